@@ -1,0 +1,344 @@
+"""Weights become groups of binary bases under a bit budget, and both ends rebuild the same float32 weights.
+
+Adaptive loss-aware quantization (Qu et al., "Adaptive Loss-aware Quantization for Multi-bit Networks", CVPR
+2020): a layer's weights are cut into G groups of n, and every group has its own number of bases I (its
+bit-width, 0 to 8):
+
+    w^ = sum_j alpha_j * b_j,    b_j in {-1, +1}^n,  alpha_j >= 0                                  (eq. 1)
+
+Here are the structured sketch (section 3.1 there: greedy binarization of the residual, all coordinates
+refitted by least squares after every basis) and the allocation of bases under a budget. Everything works on
+whole tensors of groups at once: `groups` is always (G, n), `bits` (G,), `alphas` (G, I) and `signs` (G, I,
+n).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+Weights = Mapping[str, Floats]
+
+MAX_BASES = 8
+COORDINATE_BITS = (
+    16  # an alpha travels as float16; it is rounded before reconstruction so that both ends agree
+)
+MAX_GROUP = 512  # a longer dense row is cut; an alpha then costs at most 16 bits in 256 or more
+MIN_GROUP = 8  # under it the coordinate costs more than twice the basis: such a tensor stays raw
+HALF_MAX = float(np.finfo(np.float16).max)
+# Least squares gets this ridge, relative to the Gram matrix's diagonal: a residual of exactly zero makes the
+# next basis dependent on the others, and the solution must stay finite. In float64 it moves no alpha that
+# float16 could show.
+RIDGE = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One parameter tensor of a model: its name, shape and group length n (0: raw, not grouped)."""
+
+    name: str
+    shape: tuple[int, ...]
+    group: int
+
+    @property
+    def size(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def groups(self) -> int:
+        """Number of groups G; 0 for a raw tensor."""
+        return self.size // self.group if self.group else 0
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The tensors of a model in the order of its graph's inputs: everything a packed model leaves unsaid."""
+
+    tensors: tuple[Tensor, ...]
+
+    @cached_property
+    def grouped(self) -> tuple[Tensor, ...]:
+        return tuple(t for t in self.tensors if t.group)
+
+    @cached_property
+    def raw(self) -> tuple[Tensor, ...]:
+        return tuple(t for t in self.tensors if not t.group)
+
+    @cached_property
+    def parameters(self) -> int:
+        """All weights and biases: what "bits a weight" is counted against."""
+        return sum(t.size for t in self.tensors)
+
+
+def group_length(shape: tuple[int, ...]) -> int:
+    """The group length for a tensor of this shape, 0 for raw: a rule on shapes alone, so both ends agree.
+
+    Convolutions (out, in, k...): one group a kernel. Dense (out, in), and convolutions with kernels under
+    MIN_GROUP: a row of inputs in the fewest equal parts of at most MAX_GROUP (a row without such a divisor
+    stays whole). Vectors, scalars and tensors with very short rows are raw.
+    """
+    if len(shape) < 2 or prod(shape) == 0:
+        return 0
+    kernel = prod(shape[2:])
+    if len(shape) > 2 and kernel >= MIN_GROUP:
+        return kernel
+    row = prod(shape[1:])
+    if row < MIN_GROUP:
+        return 0
+    divisors = (d for d in range(min(row, MAX_GROUP), MIN_GROUP - 1, -1) if row % d == 0)
+    return next(divisors, row)
+
+
+def layout(shapes: Mapping[str, tuple[int, ...]]) -> Layout:
+    """The layout of parameters `name -> shape`, in the mapping's order."""
+    return Layout(
+        tuple(Tensor(name, tuple(shape), group_length(tuple(shape))) for name, shape in shapes.items())
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Bases:
+    """A grouped tensor as bases: `bits` (G,) uint8, `alphas` (G, I) float32, `signs` (G, I, n) int8.
+
+    The alphas are float16 values >= 0. I is the largest bit-width in the tensor. Group g uses its first
+    bits[g] bases; alphas and signs are 0 in the rest.
+    """
+
+    bits: npt.NDArray[np.uint8]
+    alphas: Floats
+    signs: npt.NDArray[np.int8]
+
+    @property
+    def used(self) -> npt.NDArray[np.bool_]:
+        """(G, I): which bases exist."""
+        return np.arange(self.alphas.shape[1]) < self.bits[:, None]
+
+    def reconstruct(self) -> Floats:
+        """The groups (G, n), float32; one product, one sum at a time: IEEE 754 makes it the same anywhere."""
+        groups = np.zeros((len(self.bits), self.signs.shape[2]), np.float32)
+        for j in range(self.alphas.shape[1]):
+            groups += self.alphas[:, j, None] * self.signs[:, j]
+        return groups
+
+
+@dataclass(frozen=True, eq=False)
+class Raw:
+    """A tensor on a uniform grid: `codes` int8 in its shape, and the float32 `step` between neighbouring
+    values.
+    """
+
+    codes: npt.NDArray[np.int8]
+    step: np.float32
+
+    def reconstruct(self) -> Floats:
+        return self.codes.astype(np.float32) * self.step
+
+
+@dataclass(frozen=True, eq=False)
+class Quantized:
+    """A whole model as it travels: bases for the grouped tensors, a grid for the raw ones, both by name."""
+
+    layout: Layout
+    grouped: Mapping[str, Bases]
+    raw: Mapping[str, Raw]
+
+    @property
+    def budget_bits(self) -> int:
+        """Bits of bases and coordinates together: what `allocate` keeps under its budget."""
+        return sum(
+            int(self.grouped[t.name].bits.sum(dtype=np.int64)) * (t.group + COORDINATE_BITS)
+            for t in self.layout.grouped
+        )
+
+
+def _weighted(h: Floats | None, x: Floats) -> Floats:
+    return x if h is None else h * x
+
+
+def _refit(gram: npt.NDArray[np.float64], target: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Least-squares coordinates (A, j) from Gram matrices (A, j, j) and targets (A, j)."""
+    diagonal = np.einsum("aii->ai", gram)
+    eye = np.eye(gram.shape[1]) * (RIDGE * diagonal.max(axis=1) + np.finfo(np.float64).tiny)[:, None, None]
+    return np.linalg.solve(gram + eye, target[..., None])[..., 0]
+
+
+def _greedy(
+    w: Floats, h: Floats | None, depth: list[int]
+) -> tuple[npt.NDArray[np.float64], Floats, npt.NDArray[np.float64]]:
+    """Structured sketch of groups (A, n) sorted by falling bit-width; `depth[j]` groups, the first, get a
+    basis j.
+
+    Returns alphas (A, I) before rounding (of any sign), bases (A, I, n) as float32, and the weighted squared
+    error (A, I + 1) left after 0, 1 ... I bases (past a group's own width it repeats).
+    """
+    count, width = len(w), len(depth)
+    alphas = np.zeros((count, width))
+    bases = np.zeros((count, width, w.shape[1]), np.float32)
+    gram = np.zeros((count, width, width))
+    target = np.zeros((count, width))
+    error = np.zeros((count, width + 1))
+    residual = w.copy()
+    error[:, 0] = np.einsum("an,an->a", _weighted(h, w), w)
+    for j, live in enumerate(depth):
+        # A sign bit has no zero: a weight of exactly 0 takes +1 on every machine.
+        np.copysign(1.0, residual[:live] + 0.0, out=bases[:live, j])
+        weighted = _weighted(None if h is None else h[:live], bases[:live, j])
+        gram[:live, : j + 1, j] = np.matmul(bases[:live, : j + 1], weighted[..., None])[..., 0]
+        gram[:live, j, : j + 1] = gram[:live, : j + 1, j]
+        target[:live, j] = np.einsum("an,an->a", weighted, w[:live])
+        alphas[:live, : j + 1] = _refit(gram[:live, : j + 1, : j + 1], target[:live, : j + 1])
+        fitted = np.matmul(alphas[:live, None, : j + 1].astype(np.float32), bases[:live, : j + 1])[:, 0]
+        np.subtract(w[:live], fitted, out=residual[:live])
+        error[:, j + 1] = error[:, j]
+        error[:live, j + 1] = np.einsum(
+            "an,an->a", _weighted(None if h is None else h[:live], residual[:live]), residual[:live]
+        )
+    return alphas, bases, error
+
+
+def _sorted(bits: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.intp], list[int]]:
+    """Groups with a basis, widest first, and how many of them have more than j bases, for each j."""
+    order = np.argsort(-bits.astype(np.int16), kind="stable")
+    depth = [int(np.count_nonzero(bits > j)) for j in range(int(bits.max(initial=0)))]
+    return order[: depth[0] if depth else 0], depth
+
+
+def _half(alphas: npt.NDArray[np.float64]) -> Floats:
+    """|alphas| as float32 that float16 holds exactly."""
+    return np.minimum(np.abs(alphas), HALF_MAX).astype(np.float16).astype(np.float32)
+
+
+def sketch(groups: Floats, bits: npt.NDArray[np.uint8], curvature: Floats | None = None) -> Bases:
+    """Structured sketch (ALQ section 3.1) of `groups` (G, n) float32 with `bits` (G,) uint8 bases each.
+
+    `curvature` (G, n), not negative, weighs the least squares; None weighs all alike and needs no data, which
+    is what a server can do. Errors: ValueError for weights that are not finite.
+    """
+    if not np.isfinite(groups).all():
+        raise ValueError("weights are not finite: nothing to quantize")
+    order, depth = _sorted(bits)
+    alphas, bases, _ = _greedy(groups[order], None if curvature is None else curvature[order], depth)
+    out = Bases(
+        bits=bits.copy(),
+        alphas=np.zeros((len(groups), len(depth)), np.float32),
+        signs=np.zeros((len(groups), len(depth), groups.shape[1]), np.int8),
+    )
+    out.alphas[order] = _half(alphas)
+    out.signs[order] = np.where(alphas < 0, -1, 1)[..., None] * bases  # b -> -b makes every alpha positive
+    return out
+
+
+def project(groups: Floats, bits: npt.NDArray[np.uint8]) -> Floats:
+    """`sketch(groups, bits).reconstruct()` without the bases kept: the forward pass of the straight-through
+    estimator.
+    """
+    order, depth = _sorted(bits)
+    out = np.zeros_like(groups)
+    if depth:
+        alphas, bases, _ = _greedy(groups[order], None, depth)
+        values = np.copysign(_half(alphas), alphas.astype(np.float32))
+        out[order] = np.matmul(values[:, None, :], bases)[:, 0]
+    return out
+
+
+def gains(groups: Floats, max_bases: int, curvature: Floats | None = None) -> npt.NDArray[np.float64]:
+    """(G, max_bases): weighted squared error that a group's 1st, 2nd ... basis removes, made non-increasing.
+
+    A later basis can remove more than an earlier one, but cannot be had before it: the running minimum keeps
+    any ranking by gain in an order that can be built.
+    """
+    _, _, error = _greedy(groups, curvature, [len(groups)] * max_bases)
+    removed = error[:, :-1] - error[:, 1:]
+    return np.minimum.accumulate(np.maximum(removed, 0.0), axis=1)
+
+
+def allocate(
+    layout: Layout,
+    weights: Weights,
+    *,
+    bits_per_weight: float,
+    max_bases: int = MAX_BASES,
+    curvature: Weights | None = None,
+) -> dict[str, npt.NDArray[np.uint8]]:
+    """How many bases every group gets: name -> (G,) uint8.
+
+    Ranks every (group, next basis) by the weighted error it removes for a bit, (n + COORDINATE_BITS) of them,
+    and takes the best until `bits_per_weight` times all parameters are spent. `curvature` is h, the square
+    root of Adam's or AMSGrad's second moment (ALQ eq. 10 models the loss as h w^2 / 2); None ranks by plain
+    error, without data.
+    """
+    if not 0 <= max_bases <= MAX_BASES:
+        raise ValueError(f"max_bases is {max_bases}, must be 0 to {MAX_BASES}")
+    tables = [
+        gains(
+            in_groups(t, weights[t.name]),
+            max_bases,
+            None if curvature is None else in_groups(t, curvature[t.name]),
+        )
+        for t in layout.grouped
+    ]
+    costs = [
+        np.full(table.size, t.group + COORDINATE_BITS)
+        for t, table in zip(layout.grouped, tables, strict=True)
+    ]
+    if not tables:
+        return {}
+    gain, cost = np.concatenate([table.ravel() for table in tables]), np.concatenate(costs)
+    best = np.argsort(-gain / cost, kind="stable")
+    spent = np.cumsum(cost[best])
+    taken = np.zeros(len(gain), np.bool_)
+    taken[best] = (spent <= bits_per_weight * layout.parameters) & (gain[best] > 0)
+    ends = np.cumsum([table.size for table in tables])[:-1]
+    return {
+        t.name: part.reshape(table.shape).sum(axis=1, dtype=np.uint8)
+        for t, table, part in zip(layout.grouped, tables, np.split(taken, ends), strict=True)
+    }
+
+
+def in_groups(tensor: Tensor, values: Floats) -> Floats:
+    """The tensor's values as (G, n). Errors: ValueError when the shape is not the tensor's."""
+    if values.shape != tensor.shape:
+        raise ValueError(f"{tensor.name} has shape {values.shape}, the layout says {tensor.shape}")
+    return values.reshape(tensor.groups, tensor.group)
+
+
+def on_grid(values: Floats, levels: int) -> Raw:
+    """`values` rounded to the grid step * {-levels ... levels}, the largest value on its last line."""
+    if not np.isfinite(values).all():
+        raise ValueError("weights are not finite: nothing to quantize")
+    step = np.float32(np.float16(min(float(np.abs(values).max(initial=0.0)) / levels, HALF_MAX)))
+    scaled = values / step if step else np.zeros_like(values)
+    return Raw(np.clip(np.rint(scaled), -levels, levels).astype(np.int8), step)
+
+
+def quantize(
+    layout: Layout,
+    weights: Weights,
+    allocation: Mapping[str, npt.NDArray[np.uint8]],
+    *,
+    raw_levels: int = 127,
+) -> Quantized:
+    """The model with `allocation` bases a group, raw tensors on grids of 2 * raw_levels + 1 values."""
+    return Quantized(
+        layout,
+        {t.name: sketch(in_groups(t, weights[t.name]), allocation[t.name]) for t in layout.grouped},
+        {t.name: on_grid(weights[t.name], raw_levels) for t in layout.raw},
+    )
+
+
+def reconstruct(quantized: Quantized) -> dict[str, Floats]:
+    """The weights that `quantized` stands for, name -> float32 in the tensor's shape; equal bit by bit on all
+    machines.
+    """
+    return {
+        t.name: (quantized.grouped[t.name] if t.group else quantized.raw[t.name])
+        .reconstruct()
+        .reshape(t.shape)
+        for t in quantized.layout.tensors
+    }
