@@ -1,0 +1,187 @@
+"""A frame is one transmission: a 14 B header, a payload and an 8 B tag; any altered byte is noticed.
+
+Layout, big-endian:
+
+====== ===== ==============================================================================
+offset width field
+====== ===== ==============================================================================
+0      1     version (3 bits), type (5 bits)
+1      1     priority (3), POLL (1, report wanted), OVER (1, your turn), ENC (1), key id (2)
+2      1     source node
+3      1     destination node, 0xFF for broadcast
+4      2     epoch: the sender's durable boot counter
+6      4     seq: one more per transmission, never reused within an epoch
+10     2     object id
+12     2     fragment index; in REPAIR generation (8 bits) and repair number (8 bits)
+14     L     payload
+14 + L 8     tag: BLAKE2s-64, keyed, over everything before it
+====== ===== ==============================================================================
+
+The tag stands in for a CRC: at 64 bits a damaged frame passes once in 1.8e19, and a forged one no
+more often. This file knows bytes only; whose key it is and whether a seq was seen are `seal`'s.
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import IntEnum
+from functools import lru_cache
+from hashlib import blake2s
+from hmac import compare_digest
+from typing import Literal
+
+import msgspec
+
+VERSION = 1
+"""Never 0, so that a run of zero bytes is no frame."""
+HEADER_BYTES = 14
+TAG_BYTES = 8
+OVERHEAD_BYTES = HEADER_BYTES + TAG_BYTES
+BROADCAST = 0xFF
+
+_HEADER = struct.Struct(">BBBBHIHH")
+_POLL, _OVER, _ENC = 0x10, 0x08, 0x04
+
+
+class Type(IntEnum):
+    """What a frame is for; the payloads are in `messages`."""
+
+    HELLO = 0
+    OFFER = 1
+    DATA = 2
+    REPAIR = 3
+    REPORT = 4
+    POLL = 5
+    DONE = 6
+    CANCEL = 7
+    MSG = 8
+
+
+_FIRST = {VERSION << 5 | kind: kind for kind in Type}  # a look-up is six times as fast as Type(n)
+
+
+# A msgspec struct is a frozen value as a dataclass is, built in 0.2 us where a frozen dataclass of
+# this many fields takes 1.9: that would be most of the time spent on a frame of 200 B.
+class Frame(msgspec.Struct, frozen=True, gc=False):
+    """One frame's content. Widths are those of the layout above; `payload` is any number of bytes."""
+
+    type: Type
+    source: int
+    destination: int
+    epoch: int
+    seq: int
+    object_id: int = 0
+    fragment: int = 0
+    payload: bytes = b""
+    priority: int = 0
+    poll: bool = False
+    over: bool = False
+    encrypted: bool = False
+    key_id: int = 0
+
+
+class Header(msgspec.Struct, frozen=True, gc=False):
+    """What must be known of a frame to choose the key that checks it. Nothing here is proven yet."""
+
+    source: int
+    destination: int
+    key_id: int
+
+
+Reason = Literal["short", "version", "type", "tag"]
+
+
+class BadFrame(ValueError):  # noqa: N818 - "bad" says error already
+    """Bytes that are no frame; `reason` says which check they failed."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason: Reason = reason
+
+
+@lru_cache(maxsize=256)
+def _keyed(key: bytes) -> blake2s:
+    """The hash state after the key block. A copy of it costs less than hashing that block again."""
+    return blake2s(digest_size=TAG_BYTES, key=key)
+
+
+def encode(frame: Frame, key: bytes) -> bytes:
+    """The frame's bytes, tagged under `key` (1 to 32 B).
+
+    Raises ValueError for a field too large for its width.
+    """
+    if frame.key_id > 3:  # every other field too large or negative overflows the struct
+        raise ValueError(f"key id {frame.key_id} must be 0..3")
+    flags = frame.priority << 5 | frame.key_id
+    if frame.poll:
+        flags |= _POLL
+    if frame.over:
+        flags |= _OVER
+    if frame.encrypted:
+        flags |= _ENC
+    try:
+        header = _HEADER.pack(
+            VERSION << 5 | frame.type,
+            flags,
+            frame.source,
+            frame.destination,
+            frame.epoch,
+            frame.seq,
+            frame.object_id,
+            frame.fragment,
+        )
+    except struct.error as error:
+        raise ValueError(f"{frame!r:.200} does not fit its header: {error}") from None
+    body = header + frame.payload
+    tag = _keyed(key).copy()
+    tag.update(body)
+    return body + tag.digest()
+
+
+def peek(raw: bytes) -> Header:
+    """Who speaks to whom under which key id, before anything is proven.
+
+    Raises BadFrame ("short" or "version").
+    """
+    if len(raw) < OVERHEAD_BYTES or raw[0] >> 5 != VERSION:
+        raise _shapeless(raw)
+    return Header(raw[2], raw[3], raw[1] & 0x03)
+
+
+def decode(raw: bytes, key: bytes) -> Frame:
+    """The frame in `raw`, proven by `key` to be whole and from someone who holds it.
+
+    Raises BadFrame for anything else.
+    """
+    if len(raw) < OVERHEAD_BYTES or raw[0] >> 5 != VERSION:
+        raise _shapeless(raw)
+    body = raw[:-TAG_BYTES]
+    tag = _keyed(key).copy()
+    tag.update(body)
+    if not compare_digest(tag.digest(), raw[-TAG_BYTES:]):
+        raise BadFrame("tag", "altered, or made with another key")
+    first, flags, source, destination, epoch, seq, object_id, fragment = _HEADER.unpack_from(body)
+    kind = _FIRST.get(first)
+    if kind is None:
+        raise BadFrame("type", f"{first & 0x1F} is no frame type of version {VERSION}")
+    return Frame(
+        kind,
+        source,
+        destination,
+        epoch,
+        seq,
+        object_id,
+        fragment,
+        body[HEADER_BYTES:],
+        flags >> 5,
+        flags & _POLL != 0,
+        flags & _OVER != 0,
+        flags & _ENC != 0,
+        flags & 0x03,
+    )
+
+
+def _shapeless(raw: bytes) -> BadFrame:
+    if len(raw) < OVERHEAD_BYTES:
+        return BadFrame("short", f"{len(raw)} B, a frame has at least {OVERHEAD_BYTES}")
+    return BadFrame("version", f"{raw[0] >> 5}, this is version {VERSION}")

@@ -1,0 +1,175 @@
+"""Only frames made by the peer with its key, for us, and never seen before get past this file.
+
+Every node shares one 32 B key with the ground. A frame is tagged with a subkey of it that holds for
+one direction and one key id, so a frame sent back to its sender proves nothing. Within a direction
+(epoch, seq) names one transmission for ever: the epoch is the sender's durable boot counter, the seq
+counts within it, and a receiver takes each pair once.
+
+What is refused is counted and never answered. To persist the epoch, and the replay floor, is the
+caller's: both must be on disk before anything that depends on them leaves.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2s
+
+from onboard.wire import frame as framing
+from onboard.wire.frame import BadFrame, Frame, Type
+
+KEY_BYTES = 32
+WINDOW = 1024
+"""Transmissions that may arrive late. At 22 B a frame it is 19 s of 9.6 kbit/s, and far more than any
+link here reorders."""
+MAX_EPOCH = 0xFFFF
+MAX_SEQ = 0xFFFFFFFF
+
+_WINDOW_MASK = (1 << WINDOW) - 1
+
+
+class SeqExhausted(RuntimeError):  # noqa: N818 - a state of the sender, as StopIteration is
+    """All 4,294,967,295 seqs of this epoch were used: raise the epoch, durably, and go on."""
+
+
+def directional_key(node_key: bytes, source: int, destination: int, key_id: int) -> bytes:
+    """The 32 B subkey that tags frames from `source` to `destination` under `key_id`.
+
+    BLAKE2s keyed with the node's key, personalised: a pseudo-random function of the direction
+    (RFC 7693, section 2.9), so that knowing one subkey tells nothing of another.
+    """
+    if len(node_key) != KEY_BYTES:
+        raise ValueError(f"a node's key has {KEY_BYTES} B, this one {len(node_key)}")
+    return blake2s(bytes((source, destination, key_id)), key=node_key, person=b"sdml-dir").digest()
+
+
+class ReplayWindow:
+    """Takes each (epoch, seq) of one sender once, in any order within WINDOW, and no older epoch.
+
+    `floor` is what to persist. Made again from it, the window refuses all up to and including the
+    floor: frames below it that never arrived are lost, which costs a retransmission and no trust.
+    """
+
+    def __init__(self, floor: tuple[int, int] = (0, 0)) -> None:
+        self._epoch, self._highest = floor
+        self._seen = _WINDOW_MASK  # bit i: seq `highest - i` is not taken any more
+
+    @property
+    def floor(self) -> tuple[int, int]:
+        """The epoch in force and the highest seq taken in it."""
+        return self._epoch, self._highest
+
+    def accept(self, epoch: int, seq: int) -> bool:
+        """True once for each pair, and from then on False."""
+        if epoch != self._epoch:
+            if epoch < self._epoch:
+                return False
+            self._epoch, self._highest, self._seen = epoch, seq, 1
+            return True
+        ahead = seq - self._highest
+        if ahead > 0:
+            self._seen = (self._seen << ahead | 1) & _WINDOW_MASK if ahead < WINDOW else 1
+            self._highest = seq
+            return True
+        if -ahead >= WINDOW or self._seen >> -ahead & 1:
+            return False
+        self._seen |= 1 << -ahead
+        return True
+
+
+class Sealer:
+    """Makes the frames of one direction. Within its epoch no seq is used twice."""
+
+    def __init__(
+        self, node_key: bytes, *, source: int, destination: int, epoch: int, key_id: int = 0
+    ) -> None:
+        if not 1 <= epoch <= MAX_EPOCH:
+            raise ValueError(f"epoch {epoch} must be 1..{MAX_EPOCH}: 0 is before the first boot")
+        self.source, self.destination, self.epoch, self.key_id = source, destination, epoch, key_id
+        self._key = directional_key(node_key, source, destination, key_id)
+        self._seq = 0
+
+    @property
+    def seq(self) -> int:
+        """The seq of the last frame made, 0 before the first."""
+        return self._seq
+
+    def seal(
+        self,
+        kind: Type,
+        payload: bytes = b"",
+        *,
+        object_id: int = 0,
+        fragment: int = 0,
+        priority: int = 0,
+        poll: bool = False,
+        over: bool = False,
+    ) -> bytes:
+        """The bytes of one transmission under the next seq.
+
+        Raises SeqExhausted, and ValueError for a field too large; a seq that failed is not used again.
+        """
+        if self._seq == MAX_SEQ:
+            raise SeqExhausted(f"epoch {self.epoch} has used seq {MAX_SEQ}")
+        self._seq += 1
+        return framing.encode(
+            Frame(
+                kind,
+                self.source,
+                self.destination,
+                self.epoch,
+                self._seq,
+                object_id,
+                fragment,
+                payload,
+                priority,
+                poll,
+                over,
+                False,
+                self.key_id,
+            ),
+            self._key,
+        )
+
+
+class Opener:
+    """Opens the frames of one direction, and counts what it refuses.
+
+    `malformed` were no frames, `misaddressed` between other nodes, `bad_tags` altered or made with
+    another key, `replays` taken before or from an epoch that is over, `encrypted` in a form this
+    version does not read; `opened` passed.
+    """
+
+    def __init__(
+        self, node_key: bytes, *, source: int, destination: int, floor: tuple[int, int] = (0, 0)
+    ) -> None:
+        self.source, self.destination = source, destination
+        self._keys = [directional_key(node_key, source, destination, key_id) for key_id in range(4)]
+        self._window = ReplayWindow(floor)
+        self.opened = self.malformed = self.misaddressed = self.bad_tags = self.replays = self.encrypted = 0
+
+    @property
+    def floor(self) -> tuple[int, int]:
+        """See ReplayWindow.floor; it is also what a REPORT says of the frames heard."""
+        return self._window.floor
+
+    def open(self, raw: bytes) -> Frame | None:
+        """The frame in `raw`, or None and one counter more."""
+        try:
+            header = framing.peek(raw)
+            if header.source != self.source or header.destination != self.destination:
+                self.misaddressed += 1
+                return None
+            frame = framing.decode(raw, self._keys[header.key_id])
+        except BadFrame as bad:
+            if bad.reason == "tag":
+                self.bad_tags += 1
+            else:
+                self.malformed += 1
+            return None
+        if frame.encrypted:
+            self.encrypted += 1
+            return None
+        if not self._window.accept(frame.epoch, frame.seq):
+            self.replays += 1
+            return None
+        self.opened += 1
+        return frame
