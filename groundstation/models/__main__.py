@@ -1,0 +1,31 @@
+"""`python -m groundstation.models` rebuilds the shipped graphs; none is written unchecked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from groundstation.models import lenet5
+from groundstation.models.export import ExportError, write
+from onboard.learn.graph import SHIPPED
+
+
+@click.command(
+    help="Rebuild the graphs of every model. Example: python -m groundstation.models --out onboard/graphs"
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=SHIPPED, help="Folder to write into.", show_default=True
+)
+def main(out: Path) -> None:
+    """Build, check and write each model; exit 1 with one line where a gradient is not autograd's."""
+    for name in lenet5.VARIANTS:
+        try:
+            error = write(out, name, lenet5.train_graph(name), lenet5.infer_graph(name), lenet5.reference)
+        except ExportError as failure:
+            raise click.ClickException(str(failure)) from None
+        click.echo(f"{name}: largest gradient error {error:.1e} of the largest gradient")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,284 @@
+"""Runs a model's two graphs: a loss with its gradients, or logits, from parameters that stay outside.
+
+A graph is a file of a few kB (see `groundstation/models`); parameters go in with every call, so one loaded
+graph serves any number of models, and nothing here keeps weights between calls. onnxruntime is imported with
+the first graph and not before: an agent that only listens never pays its 20 MB.
+
+Parameters are a `dict` of float32 arrays, images float32 (N, C, H, W) in 0..1, labels int64 (N).
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onboard.codec import alq
+from onboard.codec.alq import Layout
+
+Floats = NDArray[np.float32]
+Labels = NDArray[np.int64]
+Parameters = Mapping[str, Floats]
+Shape = tuple[int, ...]
+
+SHIPPED = Path(__file__).resolve().parent.parent / "graphs"
+DIGEST_BYTES = 8  # BLAKE2s-64 of the train graph's file, as a task names it on the link
+CPU = "CPUExecutionProvider"
+
+
+class GraphError(ValueError):
+    """A graph cannot be loaded, or is fed something it is not made for; one line says what and why."""
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """One loaded file: what it takes, and the session that runs it."""
+
+    name: str
+    digest: bytes  # DIGEST_BYTES of the file
+    shapes: Mapping[str, Shape]  # parameters in the graph's order
+    input_shape: tuple[int, int, int]  # C, H, W
+    classes: int
+    forward_macs: int  # multiply-adds of one image's forward pass
+    session: Any = field(repr=False)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Parameters in the graph's order."""
+        return tuple(self.shapes)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The parameters as the codec groups them."""
+        return alq.layout(self.shapes)
+
+    def run(self, parameters: Parameters, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """All outputs of one pass; `GraphError` where the parameters or the images are not this graph's."""
+        if parameters.keys() != self.shapes.keys():
+            odd = sorted(parameters.keys() ^ self.shapes.keys())
+            raise GraphError(f"{self.name}: parameters do not match the graph's, first at {odd[0]!r}")
+        for name, shape in self.shapes.items():
+            got = parameters[name]
+            if got.shape != shape or got.dtype != np.float32:
+                raise GraphError(f"{self.name}: {name} is {got.dtype} {got.shape}, needs float32 {shape}")
+        x = inputs["x"]
+        if x.dtype != np.float32 or x.shape[1:] != self.input_shape or len(x) == 0:
+            need = ", ".join(map(str, self.input_shape))
+            raise GraphError(f"{self.name}: images are {x.dtype} {x.shape}, need float32 (N, {need}), N >= 1")
+        outputs: list[NDArray[Any]] = self.session.run(None, {**parameters, **inputs})
+        return outputs
+
+
+class TrainGraph(Graph):
+    """`NAME.train.onnx`: parameters, x and y in; mean loss and gradients out."""
+
+    @classmethod
+    def load(cls, name_or_path: str | Path, providers: Sequence[str] = (CPU,)) -> TrainGraph:
+        """The graph shipped under this name, or the one in this `.onnx` file.
+
+        `providers`: onnxruntime's execution providers in order of preference; those that this machine lacks
+        are passed over. Raises `GraphError`.
+        """
+        graph = cls(**_open(name_or_path, "train", providers))
+        outputs = [output.name for output in graph.session.get_outputs()]
+        if outputs != ["loss", *(f"grad.{name}" for name in graph.shapes)]:
+            raise GraphError(f"{graph.name}: outputs are {outputs}, need loss and each grad.NAME in order")
+        return graph
+
+    @property
+    def flops_per_image(self) -> int:
+        """Floating-point operations to train on one image: two a multiply-add, in three passes.
+
+        The backward pass costs two forward ones: a product for the weight's gradient, one for the input's.
+        """
+        return self.forward_macs * 2 * 3
+
+    def step(self, parameters: Parameters, x: Floats, y: Labels) -> tuple[float, dict[str, Floats]]:
+        """Mean cross-entropy (nats) of a batch and its gradient, one fresh array a parameter."""
+        if y.dtype != np.int64 or y.shape != (len(x),):
+            raise GraphError(f"{self.name}: labels are {y.dtype} {y.shape}, need int64 ({len(x)},)")
+        if y.min(initial=0) < 0 or y.max(initial=0) >= self.classes:
+            raise GraphError(f"{self.name}: labels {y.min()}..{y.max()}, need 0..{self.classes - 1}")
+        loss, *gradients = self.run(parameters, {"x": x, "y": y})
+        return float(loss), dict(zip(self.shapes, gradients, strict=True))
+
+
+class InferGraph(Graph):
+    """`NAME.infer.onnx`: parameters and x in; logits out."""
+
+    @classmethod
+    def load(cls, name_or_path: str | Path, providers: Sequence[str] = (CPU,)) -> InferGraph:
+        """As `TrainGraph.load`, for the graph that answers."""
+        graph = cls(**_open(name_or_path, "infer", providers))
+        outputs = [output.name for output in graph.session.get_outputs()]
+        if outputs != ["logits"]:
+            raise GraphError(f"{graph.name}: outputs are {outputs}, need logits alone")
+        return graph
+
+    def logits(self, parameters: Parameters, x: Floats) -> Floats:
+        """float32 (N, classes) for images float32 (N, C, H, W)."""
+        return self.run(parameters, {"x": x})[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How a model did on the images seen so far."""
+
+    seen: int
+    total: int
+    correct: int
+    loss_sum: float  # nats, over the images seen
+
+    @property
+    def accuracy(self) -> float:
+        """Fraction of the images seen whose largest logit is the label, 0..1."""
+        return self.correct / self.seen
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy, nats."""
+        return self.loss_sum / self.seen
+
+
+def evaluate(
+    graph: InferGraph, parameters: Parameters, x: NDArray[np.uint8], y: Labels, batch: int = 250
+) -> Iterator[Score]:
+    """Score a model batch by batch on x uint8 (N, C, H, W), y int64 (N); the last score covers all images.
+
+    A generator, so that a daemon can serve its links between batches. 250 LeNet-5 images are one pass of some
+    30 ms, and larger batches are no faster.
+    """
+    if len(x) == 0 or len(x) != len(y):
+        raise GraphError(f"{graph.name}: {len(x)} images, {len(y)} labels; need as many, and one or more")
+    seen, correct, loss_sum = 0, 0, 0.0
+    for start in range(0, len(x), batch):
+        labels = y[start : start + batch]
+        logits = graph.logits(parameters, prepare(x[start : start + batch])).astype(np.float64)
+        peak = logits.max(axis=1)
+        log_sum = peak + np.log(np.exp(logits - peak[:, None]).sum(axis=1))
+        loss_sum += float((log_sum - logits[np.arange(len(labels)), labels]).sum())
+        correct += int((logits.argmax(axis=1) == labels).sum())
+        seen += len(labels)
+        yield Score(seen, len(x), correct, loss_sum)
+
+
+def prepare(x: NDArray[np.uint8]) -> Floats:
+    """Pixels 0..255 as the float32 in 0..1 that both ends of a mission train and test on."""
+    scaled: Floats = x.astype(np.float32)
+    scaled *= np.float32(1 / 255)
+    return scaled
+
+
+def initial(shapes: Mapping[str, Shape], seed: int) -> dict[str, Floats]:
+    """A model's first parameters, the same bits on every platform and numpy version; they need no radio.
+
+    Weights are He-uniform (He et al. 2015): U(-b, b), b = sqrt(6 / fan_in), fan_in being all axes but the
+    first. One-dimensional tensors are 0, but a `.weight` (the gain of a normalization) is 1. Tensor i draws
+    from its own Philox stream with key (seed, i); only the generator's raw bits and IEEE-exact arithmetic are
+    used, because numpy promises the bits of a stream and not those of its distributions.
+    `seed`: 0..2^64-1, else ValueError.
+    """
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed {seed} is not in 0..2^64-1")
+    return {name: _draw(name, tuple(shape), seed, i) for i, (name, shape) in enumerate(shapes.items())}
+
+
+def _draw(name: str, shape: Shape, seed: int, index: int) -> Floats:
+    if len(shape) < 2:
+        return np.full(shape, 1.0 if name.endswith(".weight") else 0.0, dtype=np.float32)
+    stream = np.random.Philox(key=np.array([seed, index], dtype=np.uint64))
+    bits = stream.random_raw(math.prod(shape)) >> np.uint64(11)  # 53 bits: exact in a float64
+    uniform = bits.astype(np.float64) * 2.0**-52 - 1.0  # both steps exact, in [-1, 1)
+    bound = math.sqrt(6.0 / math.prod(shape[1:]))
+    weights: Floats = (uniform * bound).astype(np.float32).reshape(shape)
+    return weights
+
+
+def shipped() -> tuple[str, ...]:
+    """Names of the models that came with this package."""
+    return tuple(sorted(path.name.removesuffix(".train.onnx") for path in SHIPPED.glob("*.train.onnx")))
+
+
+def graph_path(name_or_path: str | Path, use: str) -> Path:
+    """The file of a shipped model's `train` or `infer` graph, or the path itself if it ends in `.onnx`."""
+    path = Path(name_or_path)
+    if path.suffix != ".onnx":
+        path = SHIPPED / f"{name_or_path}.{use}.onnx"
+        if path.parent != SHIPPED or not path.is_file():
+            near = difflib.get_close_matches(str(name_or_path), shipped(), n=3, cutoff=0.4) or shipped()
+            raise GraphError(f"no model {str(name_or_path)!r}; nearest: {', '.join(near)}; or an .onnx file")
+    return path
+
+
+def _open(name_or_path: str | Path, use: str, providers: Sequence[str]) -> dict[str, Any]:
+    """The fields of a `Graph`, read from a file."""
+    path = graph_path(name_or_path, use)
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise GraphError(f"{path}: {error.strerror}") from None
+    session = _session(path, raw, providers)
+    inputs = {each.name: (each.type, tuple(each.shape)) for each in session.get_inputs()}
+    image = inputs.pop("x", None)
+    label = inputs.pop("y", None)
+    if image is None or (label is None) == (use == "train"):
+        raise GraphError(f"{path}: not a {use} graph")
+    if len(image[1]) != 4 or not _fixed(image[0], image[1][1:]):
+        raise GraphError(f"{path}: x is {image[0]} {image[1]}, needs float (N, C, H, W) with C, H, W fixed")
+    for name, (kind, shape) in inputs.items():
+        if not _fixed(kind, shape):
+            raise GraphError(f"{path}: parameter {name} is {kind} {shape}, needs float of a fixed shape")
+    facts = session.get_modelmeta().custom_metadata_map
+    try:
+        classes, forward_macs = int(facts["classes"]), int(facts["forward_macs"])
+    except (KeyError, ValueError):
+        raise GraphError(f"{path}: its facts are {facts}, needs whole classes and forward_macs") from None
+    return {
+        "name": path.name.removesuffix(".onnx").removesuffix(f".{use}"),
+        "digest": hashlib.blake2s(raw, digest_size=DIGEST_BYTES).digest(),
+        "shapes": {name: shape for name, (_, shape) in inputs.items()},
+        "input_shape": image[1][1:],
+        "classes": classes,
+        "forward_macs": forward_macs,
+        "session": session,
+    }
+
+
+def _fixed(kind: str, shape: Sequence[int | str | None]) -> bool:
+    return kind == "tensor(float)" and all(isinstance(side, int) and side > 0 for side in shape)
+
+
+def _session(path: Path, raw: bytes, providers: Sequence[str]) -> Any:
+    """An onnxruntime session that stays on one thread and gives memory back.
+
+    The bytes, not the path, are handed over: what runs is what the digest was taken of.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        raise GraphError("onnxruntime is not installed: pip install 'spacedml-edge[flight]'") from None
+    available = onnxruntime.get_available_providers()
+    chosen = [provider for provider in providers if provider in available]
+    if not chosen:
+        raise GraphError(
+            f"{path}: no provider of {', '.join(providers)} is here, only {', '.join(available)}"
+        )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # An arena keeps what its largest batch ever took; without one, steps are as fast (measured: within 2 %).
+    options.enable_cpu_mem_arena = False
+    options.log_severity_level = 3  # errors; they are raised as well
+    try:
+        return onnxruntime.InferenceSession(raw, options, providers=chosen)
+    except Exception as error:  # onnxruntime has a class for each status code, and no base of its own
+        raise GraphError(f"{path}: onnxruntime refuses it: {str(error).splitlines()[0]}") from None
