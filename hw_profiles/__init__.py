@@ -1,0 +1,198 @@
+"""Boards and links as data: every value has its unit in its name and its source beside it.
+
+A profile is a TOML file, `boards/NAME.toml` or `links/NAME.toml`; the file's stem is the profile's name. Two
+keys are plain text, `kind` ("board" or "link") and `title`; every other key is one value with its source:
+
+    rate_up_bps = { value = 9600, source = "k: AMSAT and ISIS UHF transceivers, GMSK 9k6" }
+
+A source opens with a mark: `s:` found in public sources, `k:` known from data sheets and to be verified
+before relying on it, `c:` calculated or chosen (and how), `m:` measured on the board or link itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+import msgspec
+
+__all__ = ["Board", "Link", "ProfileError", "UnknownProfile", "load", "load_board", "load_link", "names"]
+
+# Chosen by name because the one that the running Python lacks is not installed either.
+_toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+
+_FOLDER = Path(__file__).parent
+_SOURCE = re.compile(r"[skcm]: \S")
+
+Kind = Literal["board", "link"]
+Text = Annotated[str, msgspec.Meta(min_length=1)]
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+NotNegative = Annotated[float, msgspec.Meta(ge=0)]
+Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Abi = Literal["x86_64", "aarch64", "armv7l", "riscv64", "sparc"]
+
+
+class ProfileError(ValueError):
+    """A profile file is not usable; the message is one line with the file, the key and the value."""
+
+
+class UnknownProfile(ValueError):  # noqa: N818 - the name that the rest of the project catches
+    """No profile has this name; the message names the nearest ones."""
+
+
+@dataclass(frozen=True)
+class Link:
+    """One radio or cable between a board and the ground. Up is board to ground, down is ground to board."""
+
+    name: str
+    title: str
+    rate_up_bps: Positive  # line rate, board to ground
+    rate_down_bps: Positive  # line rate, ground to board
+    bits_per_byte: Annotated[int, msgspec.Meta(ge=8, le=12)]  # 10 on an 8N1 UART, else 8
+    mtu_bytes: Annotated[int, msgspec.Meta(ge=32, le=65507)]  # largest frame, header and tag in, COBS out
+    delay_s: NotNegative  # one way
+    keying_s: NotNegative  # transmitter on before the first bit when a half-duplex direction turns
+    half_duplex: bool
+    frame_loss: Fraction  # probability that a whole frame is lost, beside bit errors
+    bit_error_rate: Fraction
+    availability: Fraction  # long-run share of planned contact time in which the link works
+    tx_power_w: NotNegative  # DC power the board draws in addition while transmitting
+    sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Board:
+    """One computer that may train."""
+
+    name: str
+    title: str
+    cpu: Text
+    cores: Count
+    clock_hz: Positive
+    memory_bytes: Count
+    train_flops: NotNegative  # sustained float32 FLOP/s while training; 0: the board only relays
+    active_w: Positive
+    idle_w: Positive
+    abi: Abi
+    providers: tuple[Text, ...]  # onnxruntime's provider names in order of preference, or "numpy"
+    agent_memory_bytes: Count  # limit that an agent gets by default
+    cpu_share: Share  # share of one core that an agent gets by default
+    sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+
+
+_CLASSES: dict[str, type[Board] | type[Link]] = {"board": Board, "link": Link}
+
+
+def names(kind: Kind) -> list[str]:
+    """Names of the profiles that ship with the package, sorted."""
+    return sorted(path.stem for path in (_FOLDER / f"{kind}s").glob("*.toml"))
+
+
+def load(name_or_path: str | Path) -> Board | Link:
+    """The profile of that name, or in that file if it ends in `.toml` or contains a path separator.
+
+    Raises UnknownProfile for a name that no profile has and ProfileError for a file that is not a profile.
+    """
+    text = str(name_or_path)
+    if isinstance(name_or_path, Path) or text.endswith(".toml") or "/" in text:
+        return _read(Path(name_or_path))
+    kinds: tuple[Kind, ...] = ("board", "link")
+    for kind in kinds:
+        if text in names(kind):
+            return _read(_FOLDER / f"{kind}s" / f"{text}.toml")
+    raise UnknownProfile(_unknown(text, names("board") + names("link"), "profile"))
+
+
+def load_board(name_or_path: str | Path) -> Board:
+    """As `load`, for boards only; a link's name is an unknown board."""
+    profile = _load_kind(name_or_path, "board")
+    assert isinstance(profile, Board)
+    return profile
+
+
+def load_link(name_or_path: str | Path) -> Link:
+    """As `load`, for links only; a board's name is an unknown link."""
+    profile = _load_kind(name_or_path, "link")
+    assert isinstance(profile, Link)
+    return profile
+
+
+def _load_kind(name_or_path: str | Path, kind: Kind) -> Board | Link:
+    try:
+        profile = load(name_or_path)
+    except UnknownProfile:
+        raise UnknownProfile(_unknown(str(name_or_path), names(kind), kind)) from None
+    if not isinstance(profile, _CLASSES[kind]):
+        other = "link" if kind == "board" else "board"
+        raise UnknownProfile(f"{name_or_path} is a {other}, not a {kind}; {kind}s: {', '.join(names(kind))}")
+    return profile
+
+
+def _unknown(name: str, known: list[str], what: str) -> str:
+    nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    hint = f"nearest: {', '.join(nearest)}" if nearest else f"known: {', '.join(known)}"
+    return f"no {what} is named {name!r}; {hint}"
+
+
+def _read(path: Path) -> Board | Link:
+    try:
+        table: dict[str, Any] = _toml.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ProfileError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ProfileError(f"{path}: is not UTF-8 at byte {error.start}") from None
+    except _toml.TOMLDecodeError as error:
+        raise ProfileError(f"{path}: is not TOML: {error}") from None
+
+    kind = table.pop("kind", None)
+    if not isinstance(kind, str) or kind not in _CLASSES:
+        raise ProfileError(f'{path}: kind = {kind!r}: must be "board" or "link"')
+    title = table.pop("title", None)
+    if not isinstance(title, str) or not title:
+        raise ProfileError(f"{path}: title = {title!r}: must be text")
+
+    cls = _CLASSES[kind]
+    hints = get_type_hints(cls, include_extras=True)
+    keys = [f.name for f in dataclasses.fields(cls) if f.name not in ("name", "title", "sources")]
+    for key, entry in table.items():
+        if key not in keys:
+            raise ProfileError(_unknown_key(path, key, entry, keys))
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for key in keys:
+        if key not in table:
+            raise ProfileError(f"{path}: {key} is missing")
+        values[key], sources[key] = _value(path, key, table[key], hints[key])
+    return cls(name=path.stem, title=title, **values, sources=sources)
+
+
+def _unknown_key(path: Path, key: str, entry: object, keys: list[str]) -> str:
+    """A key that says the right thing in the wrong unit is told so: `rate_up_kbps` for `rate_up_bps`."""
+    value = entry.get("value", entry) if isinstance(entry, dict) else entry
+    stem = key.rpartition("_")[0]
+    same = [known for known in keys if stem and known.rpartition("_")[0] == stem]
+    if same:
+        return f"{path}: {key} = {value!r}: unknown unit {key[len(stem) + 1 :]!r}, the key is {same[0]}"
+    nearest = difflib.get_close_matches(key, keys, n=1, cutoff=0)
+    return f"{path}: {key} = {value!r}: unknown key, nearest is {nearest[0]}"
+
+
+def _value(path: Path, key: str, entry: object, hint: Any) -> tuple[Any, str]:
+    if not isinstance(entry, dict) or set(entry) != {"value", "source"}:
+        raise ProfileError(f'{path}: {key} = {entry!r}: must be {{ value = ..., source = "..." }}')
+    value, source = entry["value"], entry["source"]
+    if not isinstance(source, str) or not _SOURCE.match(source):
+        raise ProfileError(f"{path}: {key}: source = {source!r}: must open with 's: ', 'k: ', 'c: ' or 'm: '")
+    try:
+        return msgspec.convert(value, hint), source
+    except msgspec.ValidationError as error:
+        raise ProfileError(f"{path}: {key} = {value!r}: {error}") from None
