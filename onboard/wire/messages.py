@@ -1,0 +1,344 @@
+"""The interface of board and ground, as code: what frames say (OFFER, DONE, CANCEL, HELLO; REPORT has a
+file of its own), what an object is, and the headers of the objects and messages that the two exchange.
+
+DATA carries a fragment's bytes and POLL carries nothing; both name the object by the header's object
+id. That id is the offerer's short name for an object while it is on the way; the digest is the object.
+Every payload of a frame fits the smallest frame there is (51 B at LoRa SF12: 29 B of payload).
+Integers are big-endian. Bytes that make no sense raise BadMessage and nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+from hashlib import blake2s
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+MODEL = 1
+"""Kind of object, ground to board: header Task, then the packed weights to start from."""
+UPDATE = 2
+"""Kind of object, board to ground: header Update, then the packed weights that training gave."""
+DIGEST_BYTES = 16
+MAX_FRAGMENTS = 0xFFFF
+"""The header's fragment index has 16 bits and a REPORT's base must be able to say "all of them"."""
+
+
+class BadMessage(ValueError):  # noqa: N818 - "bad" says error already
+    """A payload that breaks the rules of this interface."""
+
+
+class Reason(IntEnum):
+    """Why an object ended without being delivered. CANCEL carries it; other numbers are let through."""
+
+    WITHDRAWN = 1  # by its sender
+    EXPIRED = 2  # its deadline passed
+    TOO_LARGE = 3  # for the receiver's limit
+    TOO_MANY = 4  # objects are on their way already
+    REFUSED = 5  # by the receiver's application
+    BAD_OFFER = 6  # size, fragment length or kind make no sense
+
+
+def digest(kind: int, payload: bytes) -> bytes:
+    """The identity of an object, 16 B: BLAKE2s-128 over its kind and its payload."""
+    whole = blake2s(bytes((kind,)), digest_size=DIGEST_BYTES)
+    whole.update(payload)
+    return whole.digest()
+
+
+def fragments_of(size: int, fragment_bytes: int) -> int:
+    """How many fragments an object of `size` B has. An empty object has none."""
+    return -(-size // fragment_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """OFFER: an object is ready. 27 B.
+
+    `digest` 16 B, BLAKE2s-128 over the kind byte and the payload; `size` in bytes; `fragment_bytes` of
+    every DATA payload but the last; `deadline_s` whole seconds from now, 0 for none.
+    """
+
+    digest: bytes
+    size: int
+    fragment_bytes: int
+    kind: int
+    deadline_s: int = 0
+
+    _LAYOUT: ClassVar = struct.Struct(">16sIHBI")
+
+    @property
+    def fragments(self) -> int:
+        """How many fragments the object has."""
+        return fragments_of(self.size, self.fragment_bytes)
+
+    def encode(self) -> bytes:
+        """27 B. Raises ValueError for a field out of range."""
+        _check_length(self.digest, DIGEST_BYTES)
+        if self.fragment_bytes < 1 or self.fragments > MAX_FRAGMENTS:
+            raise ValueError(f"{self.size} B in fragments of {self.fragment_bytes} B are too many fragments")
+        return _pack(
+            self._LAYOUT, self, self.digest, self.size, self.fragment_bytes, self.kind, self.deadline_s
+        )
+
+    @classmethod
+    def decode(cls, payload: bytes) -> Offer:
+        """Raises BadMessage, also for an object of more than MAX_FRAGMENTS."""
+        offer = cls(*_unpack(cls._LAYOUT, payload, "OFFER"))
+        if offer.fragment_bytes < 1 or offer.fragments > MAX_FRAGMENTS:
+            raise BadMessage(f"OFFER of {offer.size} B in fragments of {offer.fragment_bytes} B")
+        return offer
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """DONE: the receiver holds the object with this 16 B digest durably, or did so before. 16 B."""
+
+    digest: bytes
+
+    _LAYOUT: ClassVar = struct.Struct(">16s")
+
+    def encode(self) -> bytes:
+        """16 B."""
+        _check_length(self.digest, DIGEST_BYTES)
+        return self.digest
+
+    @classmethod
+    def decode(cls, payload: bytes) -> Done:
+        """Raises BadMessage."""
+        return cls(*_unpack(cls._LAYOUT, payload, "DONE"))
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """CANCEL, from either end: the object will not be sent, or not be taken. 17 B.
+
+    `reason` is a `Reason`, or a number that a later version knows.
+    """
+
+    digest: bytes
+    reason: int
+
+    _LAYOUT: ClassVar = struct.Struct(">16sB")
+
+    def encode(self) -> bytes:
+        """17 B. Raises ValueError for a field out of range."""
+        _check_length(self.digest, DIGEST_BYTES)
+        return _pack(self._LAYOUT, self, self.digest, self.reason)
+
+    @classmethod
+    def decode(cls, payload: bytes) -> Cancel:
+        """Raises BadMessage."""
+        return cls(*_unpack(cls._LAYOUT, payload, "CANCEL"))
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """HELLO: prove that you speak now. 16 B.
+
+    `challenge` 8 fresh random bytes, zeros for none; `answer` the challenge last heard from the peer,
+    zeros for none. A receiver that lost its replay floor asks so before it trusts an epoch.
+    """
+
+    challenge: bytes = bytes(8)
+    answer: bytes = bytes(8)
+
+    _LAYOUT: ClassVar = struct.Struct(">8s8s")
+
+    def encode(self) -> bytes:
+        """16 B. Raises ValueError for a field of another length."""
+        _check_length(self.challenge, 8)
+        _check_length(self.answer, 8)
+        return self.challenge + self.answer
+
+    @classmethod
+    def decode(cls, payload: bytes) -> Hello:
+        """Raises BadMessage."""
+        return cls(*_unpack(cls._LAYOUT, payload, "HELLO"))
+
+
+class State(IntEnum):
+    """What a board is doing."""
+
+    IDLE = 0
+    TRAINING = 1
+    OFFERING = 2  # an update waits for, or is on, its way
+    FAILED = 3  # the last task could not be trained; the board waits for another
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """MSG: how a board is, for the ground's live view; the next one replaces it. 28 B.
+
+    Times are seconds and energy joules since the board's start; `temperature_c`, `progress` (of the
+    work in hand, 0..1) and `loss` (of the last training step) are None where unknown. Floats travel
+    with 32 bits, temperature and progress with 16 (IEEE 754).
+    """
+
+    state: int
+    round: int
+    uptime_s: int
+    airtime_s: float
+    energy_j: float
+    cpu_s: float
+    temperature_c: float | None = None
+    progress: float | None = None
+    loss: float | None = None
+
+
+_HEALTH = struct.Struct(">BBHIfffeef")
+_HEALTH_MSG = 1  # the first byte of a MSG says which message it is
+_STATES = frozenset(State)
+
+
+def encode_health(health: Health) -> bytes:
+    """28 B for a MSG. Raises ValueError for a field out of range."""
+    readings = (health.temperature_c, health.progress, health.loss)
+    return _pack(
+        _HEALTH,
+        health,
+        _HEALTH_MSG,
+        health.state,
+        health.round,
+        health.uptime_s,
+        health.airtime_s,
+        health.energy_j,
+        health.cpu_s,
+        *(math.nan if reading is None else reading for reading in readings),
+    )
+
+
+def decode_health(payload: bytes) -> Health:
+    """Raises BadMessage, also for a MSG that is not this one."""
+    message, state, round_, uptime_s, *floats = _unpack(_HEALTH, payload, "Health")
+    spent, readings = floats[:3], floats[3:]
+    if message != _HEALTH_MSG:
+        raise BadMessage(f"MSG {message} is not Health")
+    if state not in _STATES:
+        raise BadMessage(f"Health with state {state}")
+    if not all(math.isfinite(value) and value >= 0 for value in spent):
+        raise BadMessage(f"Health with airtime, energy, CPU time {spent}")
+    if any(math.isinf(value) for value in readings):
+        raise BadMessage(f"Health with readings {readings}")
+    known = (None if math.isnan(value) else value for value in readings)
+    return Health(State(state), round_, uptime_s, *spent, *known)
+
+
+Id8 = Annotated[bytes, Meta(min_length=8, max_length=8)]
+Count = Annotated[int, Meta(ge=0, le=0xFFFFFFFF)]
+Amount = Annotated[float, Meta(ge=0, le=1e12)]
+
+
+class Task(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
+    """Header of a MODEL: what a board is asked to do with the weights that follow.
+
+    `mission` 8 B id; `graph` 8 B digest of the training graph that `model` names; `weights` "seed" where
+    none follow and both ends draw the same from `seed`, "packed" where they do. `epochs` 0 asks for no
+    training: the weights are to be used. `bits_up`: bits a weight that the update may take; `max_bases` a
+    group; `shift_pixels` of augmentation; `deadline_s` seconds for the answer, from arrival.
+    Ranges are part of the interface: what passes here can be computed with.
+    """
+
+    mission: Id8
+    round: Annotated[int, Meta(ge=0, le=0xFFFF)]
+    model: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+    graph: Id8
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)]
+    weights: Literal["seed", "packed"]
+    epochs: Annotated[int, Meta(ge=0, le=10_000)]
+    pretrain_epochs: Annotated[int, Meta(ge=0, le=10_000)]
+    batch_size: Annotated[int, Meta(ge=1, le=65_536)]
+    learning_rate: Annotated[float, Meta(gt=0, le=100)]
+    bits_up: Annotated[float, Meta(gt=0, le=32)]
+    max_bases: Annotated[int, Meta(ge=1, le=32)]
+    shift_pixels: Annotated[int, Meta(ge=0, le=255)]
+    deadline_s: Annotated[float, Meta(gt=0, le=1e9)]
+
+
+class Update(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
+    """Header of an UPDATE: whose it is, for which round, and what it cost.
+
+    `samples` weighs it in the average; `loss` is the last epoch's mean; `cpu_s` and `train_s` are seconds
+    of CPU and of the clock, `energy_j` joules of this round.
+    """
+
+    mission: Id8
+    round: Annotated[int, Meta(ge=0, le=0xFFFF)]
+    node: Annotated[int, Meta(ge=0, le=0xFE)]
+    samples: Annotated[int, Meta(ge=1, le=0xFFFFFFFF)]
+    loss: Annotated[float, Meta(ge=-1e12, le=1e12)]
+    cpu_s: Amount
+    energy_j: Amount
+    train_s: Amount
+
+
+_MAX_HEADER_BYTES = 1024  # a Task with a model's name of 64 letters has 160; also bounds msgpack's nesting
+_LENGTH = struct.Struct(">H")
+_Header = TypeVar("_Header", Task, Update)
+
+
+def encode_object(header: Task | Update, weights: bytes) -> bytes:
+    """An object's payload: u16 length of the header, the header as a msgpack array, the packed weights.
+
+    Raises ValueError for a header that the other end would refuse.
+    """
+    packed = msgspec.msgpack.encode(header)
+    payload = _LENGTH.pack(len(packed)) + packed + weights
+    try:
+        decode_task(payload) if isinstance(header, Task) else decode_update(payload)
+    except BadMessage as error:
+        raise ValueError(str(error)) from None
+    return payload
+
+
+def decode_task(payload: bytes) -> tuple[Task, memoryview]:
+    """The header of a MODEL and a view of its packed weights. Raises BadMessage."""
+    task, weights = _decode_object(payload, _TASK)
+    if (task.weights == "packed") != bool(weights):
+        raise BadMessage(f"Task with weights {task.weights!r} and {len(weights)} B of them")
+    return task, weights
+
+
+def decode_update(payload: bytes) -> tuple[Update, memoryview]:
+    """The header of an UPDATE and a view of its packed weights. Raises BadMessage."""
+    return _decode_object(payload, _UPDATE)
+
+
+_TASK = msgspec.msgpack.Decoder(Task)
+_UPDATE = msgspec.msgpack.Decoder(Update)
+
+
+def _decode_object(payload: bytes, decoder: msgspec.msgpack.Decoder[_Header]) -> tuple[_Header, memoryview]:
+    whole = memoryview(payload)
+    if len(whole) < _LENGTH.size:
+        raise BadMessage(f"object of {len(whole)} B")
+    (length,) = _LENGTH.unpack_from(whole)
+    if length > _MAX_HEADER_BYTES or _LENGTH.size + length > len(whole):
+        raise BadMessage(f"object of {len(whole)} B with a header of {length}, at most {_MAX_HEADER_BYTES}")
+    start = _LENGTH.size + length
+    try:
+        return decoder.decode(whole[_LENGTH.size : start]), whole[start:]
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise BadMessage(f"object's header: {error}") from None
+
+
+def _check_length(value: bytes, length: int) -> None:
+    if len(value) != length:
+        raise ValueError(f"{bytes(value)!r} has {len(value)} B, not {length}")
+
+
+def _pack(layout: struct.Struct, message: object, *fields: float | bytes) -> bytes:
+    try:
+        return layout.pack(*fields)
+    except (struct.error, OverflowError) as error:
+        raise ValueError(f"{message!r:.200} does not fit its frame: {error}") from None
+
+
+def _unpack(layout: struct.Struct, payload: bytes, name: str) -> tuple[Any, ...]:
+    if len(payload) != layout.size:
+        raise BadMessage(f"{name} of {len(payload)} B, not {layout.size}")
+    return layout.unpack(payload)

@@ -1,0 +1,140 @@
+"""A REPORT tells what a receiver heard and holds, in as few bytes as say it, and never more than it knows.
+
+The sender sends again what a report shows as missing and nothing else, so what does not fit is left open
+(`covered`), not told as missing.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from itertools import groupby
+from typing import ClassVar
+
+from onboard.wire.messages import MAX_FRAGMENTS, BadMessage
+
+PREFIX_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """REPORT: what the receiver heard, and what it holds of one object. 13 B and a bitmap or runs.
+
+    `epoch`, `seq`: the highest heard from the peer. `prefix`: first 4 B of the object's digest.
+    `held`: bit i is set when fragment i is held. `covered`: nothing is said of fragments from there
+    on; MAX_FRAGMENTS when the report is complete. `unknown`: the receiver knows no object of the
+    header's object id, so the sender had better offer it again (`prefix` is then zeros). A report
+    about no object at all has object id 0, prefix zeros, and only its epoch and seq mean something.
+    """
+
+    epoch: int
+    seq: int
+    prefix: bytes = bytes(PREFIX_BYTES)
+    held: int = 0
+    covered: int = MAX_FRAGMENTS
+    unknown: bool = False
+
+    _LAYOUT: ClassVar = struct.Struct(">BHI4sH")
+    _RUNS: ClassVar = 0x01
+    _CUT: ClassVar = 0x02
+    _UNKNOWN: ClassVar = 0x04
+
+    def encode(self, max_bytes: int) -> bytes:
+        """At most `max_bytes` (13 or more): bitmap or runs, whichever says more in fewer bytes.
+
+        Where both are too long the first fragments are told and the rest left open, so decode gives a
+        smaller `covered`. Raises ValueError for a field out of range.
+        """
+        if len(self.prefix) != PREFIX_BYTES:
+            raise ValueError(f"prefix {self.prefix!r} has {len(self.prefix)} B, not {PREFIX_BYTES}")
+        room = max_bytes - self._LAYOUT.size
+        if room < 0:
+            raise ValueError(f"{max_bytes} B is no room for a REPORT, which needs {self._LAYOUT.size}")
+        if self.held < 0 or self.held.bit_length() > MAX_FRAGMENTS:
+            raise ValueError(f"held {self.held.bit_length()} fragments, at most {MAX_FRAGMENTS}")
+        base = (~self.held & (self.held + 1)).bit_length() - 1  # the lowest hole
+        above = self.held >> base
+        bitmap = above.to_bytes((above.bit_length() + 7) // 8, "little")
+        runs, told = _encode_runs(above, room)
+        whole_bitmap, whole_runs = len(bitmap) <= room, told >= above.bit_length()
+        flags = self._UNKNOWN if self.unknown else 0
+        if whole_runs and (not whole_bitmap or len(runs) < len(bitmap)):
+            body, flags = runs, flags | self._RUNS
+        elif whole_bitmap:
+            body = bitmap
+        elif told > 8 * room:
+            body, flags = runs, flags | self._RUNS | self._CUT
+        else:
+            body, flags = bitmap[:room], flags | self._CUT
+        try:
+            return self._LAYOUT.pack(flags, self.epoch, self.seq, self.prefix, base) + body
+        except struct.error as error:
+            raise ValueError(f"{self!r:.200} does not fit its frame: {error}") from None
+
+    @classmethod
+    def decode(cls, payload: bytes) -> Report:
+        """Raises BadMessage. Holds at most 8 KiB for a bitmap, whatever the bytes say."""
+        if len(payload) < cls._LAYOUT.size:
+            raise BadMessage(f"REPORT of {len(payload)} B, at least {cls._LAYOUT.size}")
+        flags, epoch, seq, prefix, base = cls._LAYOUT.unpack_from(payload)
+        if flags & ~(cls._RUNS | cls._CUT | cls._UNKNOWN):
+            raise BadMessage(f"REPORT with flags 0x{flags:02x}")
+        body = payload[cls._LAYOUT.size :]
+        if flags & cls._RUNS:
+            above, told = _decode_runs(body, MAX_FRAGMENTS - base)
+        else:
+            above, told = int.from_bytes(body, "little"), 8 * len(body)
+        if base + above.bit_length() > MAX_FRAGMENTS:
+            raise BadMessage(f"REPORT of fragment {base + above.bit_length() - 1}")
+        if above & 1:
+            raise BadMessage(f"REPORT says that its first hole, fragment {base}, is held")
+        covered = min(base + told, MAX_FRAGMENTS) if flags & cls._CUT else MAX_FRAGMENTS
+        return cls(epoch, seq, prefix, above << base | (1 << base) - 1, covered, bool(flags & cls._UNKNOWN))
+
+
+def _encode_runs(above: int, room: int) -> tuple[bytes, int]:
+    """Lengths of holes and of held runs in turn, from the first hole, as far as `room` bytes reach.
+
+    Returns the bytes and how many fragments they tell of. A length is a LEB128 number.
+    """
+    body = b""
+    told = 0
+    for _, run in groupby(reversed(f"{above:b}") if above else ""):
+        length = sum(1 for _ in run)
+        number = _encode_number(length)
+        if len(body) + len(number) > room:
+            break
+        body += number
+        told += length
+    return body, told
+
+
+def _decode_runs(body: bytes, limit: int) -> tuple[int, int]:
+    above = told = length = shift = 0
+    held = False
+    for byte in body:
+        length |= (byte & 0x7F) << shift
+        shift += 7
+        if byte & 0x80:
+            if shift > 14:  # 16 bits take three bytes of seven
+                raise BadMessage("REPORT with a run of more than three bytes")
+            continue
+        if length == 0 or told + length > limit:
+            raise BadMessage(f"REPORT with a run of {length} from fragment {told} of {limit} above its base")
+        if held:
+            above |= ((1 << length) - 1) << told
+        told += length
+        held = not held
+        length = shift = 0
+    if shift:
+        raise BadMessage("REPORT that ends within a run")
+    return above, told
+
+
+def _encode_number(number: int) -> bytes:
+    groups = bytearray()
+    while number >= 0x80:
+        groups.append(number & 0x7F | 0x80)
+        number >>= 7
+    groups.append(number)
+    return bytes(groups)
