@@ -1,0 +1,345 @@
+"""One link between two radios: what a frame meets on its way, repeatable from a seed.
+
+Nothing here waits or reads a clock; `now` is an argument in seconds and never runs backwards. The fate of
+a side's n-th frame (lost, flipped bits, doubled, overtaken) is drawn from the seed, the side and n alone, so
+it does not depend on when, or how often, anybody calls. Only collisions and windows depend on time, as they
+must.
+
+A frame takes `len * bits_per_byte / rate` seconds of air, after the side's earlier frames; then the delay.
+On a half-duplex link a side keys its transmitter for `keying_s` first when the direction turned or when it
+has been silent longer than `keying_s`, and while its transmitter is on it hears nothing.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import random
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from itertools import count, pairwise
+from typing import Literal
+
+from hw_profiles import Link
+
+Side = Literal["ground", "board"]
+SIDES: tuple[Side, Side] = ("ground", "board")
+
+# A frame that others overtake is held back by one to this many of its own air times: up to, and past, the
+# three later packets that TCP's fast retransmit takes for a loss (RFC 5681 section 3.2).
+_REORDER_AIRTIMES = 4.0
+
+
+@dataclass(frozen=True)
+class Burst:
+    """Losses in bursts: Gilbert (1960) with a good state that loses nothing and a bad one that loses all.
+
+    mean_loss: share of frames lost, 0 <= mean_loss < 1; mean_frames: mean length of a burst, >= 1 frames.
+    Raises ValueError if no such chain exists (bursts so long and losses so many that the good state
+    would have to last less than one frame).
+    """
+
+    mean_loss: float
+    mean_frames: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.mean_loss < 1:
+            raise ValueError(f"burst mean loss {self.mean_loss} is not in 0 <= loss < 1")
+        if not self.mean_frames >= 1:
+            raise ValueError(f"burst length {self.mean_frames} is below one frame")
+        if self.to_bad > 1:
+            raise ValueError(f"no chain loses {self.mean_loss} in bursts of {self.mean_frames} frames")
+
+    @property
+    def to_bad(self) -> float:
+        """Probability good -> bad a frame: stationarity of the chain, loss = to_bad / (to_bad + to_good)."""
+        return self.mean_loss / (self.mean_frames * (1 - self.mean_loss))
+
+    @property
+    def to_good(self) -> float:
+        """Probability bad -> good a frame; a burst's length is geometric with this parameter."""
+        return 1 / self.mean_frames
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """What one side sent, counted at its port, and what became of it. Frames unless the name says else."""
+
+    frames: int = 0
+    bytes: int = 0  # on the wire: framing and per-frame overhead included
+    airtime_s: float = 0.0  # transmitter on: keying included
+    delivered: int = 0  # copies handed to the other side
+    lost: int = 0  # by the seed: frame loss or burst
+    collided: int = 0  # arrived while the receiver's own transmitter was on
+    cut: int = 0  # not wholly inside a contact window
+    flipped: int = 0  # delivered with at least one wrong bit
+    duplicated: int = 0
+    reordered: int = 0
+
+
+class Channel:
+    """A seeded link between side "ground" and side "board"; pure: frames and `now` in, frames out.
+
+    link: rates, bits a byte, delay, duplex and keying; its frame loss and bit error rate where none is given.
+    frame_loss, bit_error_rate, duplicate, reorder: probabilities; `burst` replaces frame_loss.
+    windows: (open_s, close_s) on the same time axis as `now`, ascending; None: always open. Nothing passes
+        outside; a frame on the air when a window ends is lost.
+    cut_after_bytes, cut_s: once that many bytes have left the board, at that byte, the contact closes for
+        cut_s seconds: the pass that ends in mid-transfer.
+    overhead_bytes: added to every frame (IP and UDP headers).
+    Raises ValueError for a value out of range.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        *,
+        seed: int,
+        frame_loss: float | None = None,
+        bit_error_rate: float | None = None,
+        duplicate: float = 0.0,
+        reorder: float = 0.0,
+        windows: Sequence[tuple[float, float]] | None = None,
+        burst: Burst | None = None,
+        cut_after_bytes: int | None = None,
+        cut_s: float = math.inf,
+        overhead_bytes: int = 0,
+    ) -> None:
+        self.link = link
+        self._loss = link.frame_loss if frame_loss is None else frame_loss
+        self._ber = link.bit_error_rate if bit_error_rate is None else bit_error_rate
+        self._duplicate, self._reorder = duplicate, reorder
+        for name, p in (
+            ("frame_loss", self._loss),
+            ("bit_error_rate", self._ber),
+            ("duplicate", duplicate),
+            ("reorder", reorder),
+        ):
+            if not 0 <= p <= 1:
+                raise ValueError(f"{name} {p} is not a probability")
+        self._windows = None if windows is None else list(windows)
+        _check_windows(self._windows or [])
+        if cut_s < 0 or (cut_after_bytes is not None and cut_after_bytes < 0):
+            raise ValueError(f"cut after {cut_after_bytes} bytes for {cut_s} s: neither may be negative")
+        self._cut_after_bytes, self._cut_s = cut_after_bytes, cut_s
+        self._outage: tuple[float, float] | None = None
+        self._overhead_bytes = overhead_bytes
+        self._air = {
+            side: _Air(link.rate_down_bps if side == "ground" else link.rate_up_bps, f"{seed}/{side}", burst)
+            for side in SIDES
+        }
+        self._last_on_air: Side | None = None
+        self._arrivals: list[tuple[float, int, _Arrival]] = []  # heap; the count keeps ties in sending order
+        self._order = count()
+
+    def airtime_s(self, side: Side, frame_bytes: int) -> float:
+        """Seconds on the air of one frame from that side, overhead included, keying not."""
+        return (frame_bytes + self._overhead_bytes) * self.link.bits_per_byte / self._air[side].rate_bps
+
+    def send(self, side: Side, frame: bytes, now: float) -> None:
+        """Put a frame on the air as soon as that side's earlier ones have left."""
+        air = self._air[side]
+        on = max(now, air.busy_until)
+        start = on + self._keying_s(side, on)
+        end = start + self.airtime_s(side, len(frame))
+        wire_bytes = len(frame) + self._overhead_bytes
+        if side == "board":
+            self._close_at_cut(air.bytes, wire_bytes, start, end)
+        air.frames += 1
+        air.bytes += wire_bytes
+        air.airtime_s += end - on
+        air.busy_until = end
+        if self.link.half_duplex:
+            air.transmissions.append((on, end))
+        self._last_on_air = side
+
+        fate = air.fate(self._loss, self._duplicate, self._reorder)
+        arrival = _Arrival(side, frame, start, end, fate)
+        self._schedule(end + self.link.delay_s, arrival)
+
+    def due(self, now: float) -> list[tuple[Side, bytes]]:
+        """Frames that have wholly arrived by now, oldest first, each with the side that hears it."""
+        heard: list[tuple[Side, bytes]] = []
+        while self._arrivals and self._arrivals[0][0] <= now:
+            at, _, arrival = heapq.heappop(self._arrivals)
+            if self._survives(arrival, at):
+                self._air[arrival.side].delivered += 1
+                heard.append((_other(arrival.side), arrival.frame))
+        return heard
+
+    def next_due(self) -> float:
+        """When `due` could next have something to say; inf if nothing is on its way."""
+        return self._arrivals[0][0] if self._arrivals else math.inf
+
+    def busy_until(self, side: Side) -> float:
+        """When the last frame given to `send` by that side will have left its antenna; -inf before any."""
+        return self._air[side].busy_until
+
+    def is_open(self, now: float) -> bool:
+        """Whether a contact is open at that moment."""
+        return self._inside(now, now)
+
+    def counters(self, side: Side) -> Counters:
+        """What that side has sent so far, frames still queued for the air included."""
+        air = self._air[side]
+        return Counters(**{field.name: getattr(air, field.name) for field in fields(Counters)})
+
+    # -- the rules, one each -------------------------------------------------------------------------
+
+    def _keying_s(self, side: Side, on: float) -> float:
+        if not self.link.half_duplex:
+            return 0.0
+        turned = self._last_on_air is not side
+        silent_s = on - self._air[side].busy_until
+        return self.link.keying_s if turned or silent_s > self.link.keying_s else 0.0
+
+    def _close_at_cut(self, before: int, wire_bytes: int, start: float, end: float) -> None:
+        """The byte that reaches cut_after_bytes closes the contact, inside its frame, once."""
+        limit = self._cut_after_bytes
+        if limit is None or self._outage is not None or before + wire_bytes < limit or not wire_bytes:
+            return
+        at = start + (end - start) * (limit - before) / wire_bytes
+        self._outage = (at, at + self._cut_s)
+
+    def _inside(self, start: float, end: float) -> bool:
+        """Whether the whole of start..end is in contact."""
+        if self._outage and start < self._outage[1] and end >= self._outage[0]:
+            return False
+        return self._windows is None or any(o <= start and end <= c for o, c in self._windows)
+
+    def _heard_silence(self, arrival: _Arrival) -> bool:
+        """Whether the receiver's own transmitter was off all the time that the frame was arriving."""
+        if not self.link.half_duplex:
+            return True
+        first, last = arrival.start + self.link.delay_s, arrival.end + self.link.delay_s
+        transmissions = self._air[_other(arrival.side)].transmissions
+        # Frames of one side arrive in the order they left, so what ended before this one began is history.
+        while transmissions and transmissions[0][1] <= first:
+            transmissions.popleft()
+        return all(on >= last or off <= first for on, off in transmissions)
+
+    def _survives(self, arrival: _Arrival, at: float) -> bool:
+        """Whether the receiver hears it at this moment; counts why not, schedules copies and late ones."""
+        air, fate = self._air[arrival.side], arrival.fate
+        if arrival.settled:  # a copy, or one held back: it still needs the contact to be open
+            sent = at - self.link.delay_s
+            air.cut += not self._inside(sent, sent)
+            return self._inside(sent, sent)
+        if not self._inside(arrival.start, arrival.end):
+            air.cut += 1
+            return False
+        if not self._heard_silence(arrival):
+            air.collided += 1
+            return False
+        if fate.lost:
+            air.lost += 1
+            return False
+        arrival.frame = self._flip(arrival, fate)
+        arrival.settled = True
+        airtime_s = arrival.end - arrival.start
+        if fate.duplicated:
+            air.duplicated += 1
+            self._schedule(at + airtime_s, arrival)
+        if fate.held_airtimes:
+            air.reordered += 1
+            self._schedule(at + fate.held_airtimes * airtime_s, arrival)
+            return False
+        return True
+
+    def _schedule(self, at: float, arrival: _Arrival) -> None:
+        heapq.heappush(self._arrivals, (at, next(self._order), arrival))
+
+    def _flip(self, arrival: _Arrival, fate: _Fate) -> bytes:
+        """The frame with each bit wrong with probability bit_error_rate, whatever the bit means."""
+        bits = 8 * len(arrival.frame)
+        wrong = list(_bernoulli(random.Random(fate.flips), bits, self._ber))
+        if not wrong:
+            return arrival.frame
+        self._air[arrival.side].flipped += 1
+        data = bytearray(arrival.frame)
+        for bit in wrong:
+            data[bit >> 3] ^= 0x80 >> (bit & 7)
+        return bytes(data)
+
+
+@dataclass(frozen=True, slots=True)
+class _Fate:
+    """What the seed decided for one frame."""
+
+    lost: bool
+    duplicated: bool
+    held_airtimes: float  # 0: not held back
+    flips: int  # seed of the frame's own bit errors
+
+
+@dataclass(slots=True, eq=False)
+class _Arrival:
+    side: Side  # that sent it
+    frame: bytes
+    start: float  # of the first bit, at the sender
+    end: float
+    fate: _Fate
+    settled: bool = False  # has passed windows, collisions and loss: a copy or a late one
+
+
+class _Air:
+    """One side's transmitter: its queue in time, its counters, its random stream."""
+
+    def __init__(self, rate_bps: float, seed: str, burst: Burst | None) -> None:
+        self.rate_bps = rate_bps
+        self.busy_until = -math.inf
+        self.transmissions: deque[tuple[float, float]] = deque(maxlen=4096)
+        self.frames = self.bytes = self.delivered = self.lost = self.collided = self.cut = 0
+        self.flipped = self.duplicated = self.reordered = 0
+        self.airtime_s = 0.0
+        self._random = random.Random(seed)
+        self._burst = burst
+        self._bad = burst is not None and self._random.random() < burst.mean_loss
+
+    def fate(self, loss: float, duplicate: float, reorder: float) -> _Fate:
+        """Always the same number of draws, so that one probability does not shift the others' fates."""
+        draw = self._random.random
+        lost, doubled, held, how_long = draw(), draw(), draw(), draw()
+        flips = self._random.getrandbits(64)
+        return _Fate(
+            lost=lost < loss if self._burst is None else self._in_burst(lost, self._burst),
+            duplicated=doubled < duplicate,
+            held_airtimes=1 + (_REORDER_AIRTIMES - 1) * how_long if held < reorder else 0.0,
+            flips=flips,
+        )
+
+    def _in_burst(self, u: float, burst: Burst) -> bool:
+        bad = self._bad
+        self._bad = u >= burst.to_good if bad else u < burst.to_bad
+        return bad
+
+
+def _bernoulli(source: random.Random, n: int, p: float) -> list[int]:
+    """Indices of the successes of n trials of probability p, by jumping over geometric gaps."""
+    if p <= 0:
+        return []
+    if p >= 1:
+        return list(range(n))
+    hits: list[int] = []
+    scale = 1 / math.log1p(-p)
+    at = -1
+    while True:
+        # 1 - random() is in (0, 1], so the logarithm exists; min keeps a huge gap an ordinary integer.
+        at += 1 + int(min(math.log(1 - source.random()) * scale, n))
+        if at >= n:
+            return hits
+        hits.append(at)
+
+
+def _check_windows(windows: list[tuple[float, float]]) -> None:
+    for opens, closes in windows:
+        if not opens < closes:
+            raise ValueError(f"window {opens}:{closes} closes before it opens")
+    for (_, closes), (opens, _) in pairwise(windows):
+        if opens < closes:
+            raise ValueError(f"window that opens at {opens} overlaps the one that closes at {closes}")
+
+
+def _other(side: Side) -> Side:
+    return "board" if side == "ground" else "ground"
