@@ -67,8 +67,8 @@ def disagreement(
 ) -> dict[str, float]:
     """Error of the loss, the logits and every gradient on one random batch.
 
-    For a tensor the error is max |ours - autograd's| / max |autograd's|, without a unit. Half of each image is
-    blank, as around a drawn digit, so that the four places under a maximum tie.
+    For a tensor the error is max |ours - autograd's| / max |autograd's|, without a unit. Half of each
+    image is blank, as around a drawn digit, so that the four places under a maximum tie.
     """
     rng = np.random.default_rng(seed)
     x = rng.random((batch, *train.input_shape), dtype=np.float32)

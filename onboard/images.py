@@ -1,0 +1,152 @@
+"""Labelled images as one value, and what is done to them before training: fit, split, shard, save.
+
+Every random choice is an order drawn from a seed, the same on every platform and numpy version, so a shard
+can be named by (source, seed, index) and need not travel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+Pixels = NDArray[np.uint8]
+Labels = NDArray[np.int64]
+Rows = NDArray[np.int64]
+Shape = tuple[int, int, int]  # channels, height, width
+
+# Luma of ITU-R BT.601-7, section 2.5.1, as Pillow's "L" mode takes it.
+LUMA = np.array([0.299, 0.587, 0.114])
+CHUNK = 256  # images resampled at a time: a 64x64 RGB chunk is 25 MB of float64
+
+
+class DataError(ValueError):
+    """A data set is missing, damaged or of another form; one line says where, what, and what is needed."""
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """N labelled images: x uint8 (N, C, H, W), y int64 (N) in 0..len(classes)-1, the classes' names.
+
+    Raises `DataError` when N is 0, or when x, y and the classes contradict each other.
+    """
+
+    x: Pixels
+    y: Labels
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.x.dtype != np.uint8 or self.x.ndim != 4:
+            raise DataError(f"images are {self.x.dtype} {self.x.shape}, need uint8 (N, C, H, W)")
+        if self.y.dtype != np.int64 or self.y.ndim != 1:
+            raise DataError(f"labels are {self.y.dtype} {self.y.shape}, need int64 (N,)")
+        if len(self.x) != len(self.y):
+            raise DataError(f"{len(self.x)} images have {len(self.y)} labels")
+        if len(self.y) == 0:
+            raise DataError("there are no images, need at least one")
+        if self.y.min() < 0 or self.y.max() >= len(self.classes):
+            raise DataError(f"labels run {self.y.min()}..{self.y.max()}, need 0..{len(self.classes) - 1}")
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    @property
+    def shape(self) -> Shape:
+        """C, H, W of one image."""
+        channels, height, width = self.x.shape[1:]
+        return channels, height, width
+
+    def take(self, rows: Rows) -> Images:
+        """These rows, in this order."""
+        return Images(self.x[rows], self.y[rows], self.classes)
+
+
+def order(count: int, seed: int) -> Rows:
+    """A permutation of 0..count-1 drawn from a seed: int64 (count,).
+
+    It sorts raw bits of Philox (key: seed and count), because numpy keeps a generator's bits from version to
+    version, but not what `permutation` makes of them.
+    """
+    drawn = np.random.Philox(key=np.array([seed, count], dtype=np.uint64)).random_raw(count)
+    return np.argsort(drawn, kind="stable").astype(np.int64)
+
+
+def split(images: Images, fraction: float, seed: int) -> tuple[Images, Images]:
+    """(rest, part): the part takes this fraction of every class, rounded; both are in a random order."""
+    if not 0.0 < fraction < 1.0:
+        raise ValueError(f"fraction {fraction} is not between 0 and 1")
+    shuffled = order(len(images), seed)
+    labels = images.y[shuffled]
+    inside = np.zeros(len(images), dtype=bool)
+    for label in range(len(images.classes)):
+        places = np.flatnonzero(labels == label)
+        inside[places[: round(len(places) * fraction)]] = True
+    return images.take(shuffled[~inside]), images.take(shuffled[inside])
+
+
+def shards(images: Images, n: int, seed: int) -> list[Images]:
+    """An independent, identically distributed split into n shards, whose sizes differ by one at most."""
+    if not 1 <= n <= len(images):
+        raise DataError(f"{len(images)} images cannot make {n} shards")
+    return [images.take(rows) for rows in np.array_split(order(len(images), seed), n)]
+
+
+def fit(x: Pixels, shape: Shape) -> Pixels:
+    """Bring images (N, C, H, W) of any channels and size to this (C, H, W): uint8 (N, *shape).
+
+    An axis shrinks by averaging areas and grows by linear interpolation. RGB becomes grey by its luma; grey
+    becomes RGB by repetition. Raises `DataError` for other channels.
+    """
+    channels, height, width = shape
+    if x.shape[1:] == shape:
+        return np.ascontiguousarray(x)
+    if x.shape[1] != channels and {x.shape[1], channels} != {1, 3}:
+        raise DataError(f"images have {x.shape[1]} channels, need {channels}")
+    down, across = _resampling(x.shape[2], height), _resampling(x.shape[3], width).T
+    result = np.empty((len(x), *shape), dtype=np.uint8)
+    for start in range(0, len(x), CHUNK):
+        part = x[start : start + CHUNK].astype(np.float64)
+        if channels == 1 and part.shape[1] == 3:
+            part = np.tensordot(LUMA, part, axes=(0, 1))[:, None]
+        result[start : start + CHUNK] = np.rint(down @ part @ across)  # one channel repeats into three
+    return result
+
+
+def save(path: Path, images: Images) -> None:
+    """Write a shard as an npz (`x`, `y`, `classes`) that `npz:PATH` reads; all of it, or the old file stays.
+
+    Raises `OSError` (a full disk, say) with nothing changed and nothing left behind.
+    """
+    fresh = path.with_name(f".{path.name}.part")
+    try:
+        with fresh.open("wb") as file:
+            np.savez_compressed(file, x=images.x, y=images.y, classes=np.array(images.classes, dtype=np.str_))
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            fresh.unlink()
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name, too, survives a power cut
+    finally:
+        os.close(folder)
+
+
+def _resampling(size: int, needed: int) -> NDArray[np.float64]:
+    """(needed, size): each row holds the weights of one new pixel, which sum to 1."""
+    scale = size / needed
+    new, old = np.arange(needed)[:, None], np.arange(size)[None, :]
+    if needed < size:  # the share of the new pixel's area that each old one covers
+        overlap = np.minimum(old + 1, (new + 1) * scale) - np.maximum(old, new * scale)
+        weights = np.maximum(overlap, 0.0) / scale
+    else:  # linear between the old pixels' centres, constant outside them
+        centre = np.clip((new + 0.5) * scale - 0.5, 0, size - 1)
+        weights = np.maximum(1.0 - np.abs(centre - old), 0.0)
+    return np.asarray(weights, dtype=np.float64)
