@@ -1,0 +1,69 @@
+"""A port carries whole frames to the other end and never blocks; when it goes away it says so once.
+
+Two files fulfil this: `serial` for byte streams, `udp` for datagrams. `open_port` in `onboard.link` picks
+one by its URL.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class BadUrl(ValueError):  # noqa: N818 - "bad" says error already
+    """A port's URL that cannot be understood; the message is one line with the URL and what is wrong."""
+
+
+class PortLost(OSError):  # noqa: N818 - a state of the world rather than a mistake
+    """The device or interface at `url` cannot be opened, or is gone; `reason` in a few words."""
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(f"{url}: {reason}")
+        self.url = url
+        self.reason = reason
+
+
+class Port(Protocol):
+    """An open port. Every method may raise PortLost; none waits.
+
+    `rx_bytes` and `tx_bytes` count all that crossed the port: framing, headers and noise included, and on
+    UDP the IP and UDP headers. `broken` counts what arrived and was no frame by its framing alone.
+    """
+
+    url: str
+    rx_bytes: int
+    tx_bytes: int
+
+    @property
+    def broken(self) -> int: ...
+
+    def read(self) -> list[bytes]:
+        """The frames that have arrived since the last call; bounded, so call again when readable."""
+        ...
+
+    def write(self, frame: bytes) -> None:
+        """Sends one frame, or keeps what the device does not take yet for `flush`."""
+        ...
+
+    def flush(self) -> None:
+        """Hands over what `write` had to keep, as far as the device takes it."""
+        ...
+
+    def kept_bytes(self) -> int:
+        """Bytes that wait for `flush`."""
+        ...
+
+    def queued_bytes(self) -> int:
+        """Bytes written and not yet on the wire: those kept, and the kernel's where it can tell."""
+        ...
+
+    def trust(self, frame: bytes) -> None:
+        """`frame`, returned by the last `read`, proved authentic: where it came from is the peer."""
+        ...
+
+    def fileno(self) -> int:
+        """What to select() on, or -1 where the port has no file descriptor and must be polled."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of the device. Bytes not yet sent are lost, as on a radio."""
+        ...
