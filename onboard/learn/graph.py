@@ -233,7 +233,7 @@ def _open(name_or_path: str | Path, use: str, providers: Sequence[str]) -> dict[
     image = inputs.pop("x", None)
     label = inputs.pop("y", None)
     if image is None or (label is None) == (use == "train"):
-        raise GraphError(f"{path}: not a {use} graph")
+        raise GraphError(f"{path}: is no {use} graph")
     if len(image[1]) != 4 or not _fixed(image[0], image[1][1:]):
         raise GraphError(f"{path}: x is {image[0]} {image[1]}, needs float (N, C, H, W) with C, H, W fixed")
     for name, (kind, shape) in inputs.items():
@@ -278,8 +278,8 @@ def _session(path: Path, raw: bytes, providers: Sequence[str]) -> Any:
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # Both keep blocks of the largest batch seen. Without them a batch of 32 peaks 10 MB lower and a step is as
-    # fast (measured: within 2 %).
+    # Both keep blocks of the largest batch seen. Without them a batch of 32 peaks 10 MB lower, and a step is
+    # as fast (measured: within 2 %).
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
     options.log_severity_level = 4  # fatal only: an error is raised, and needs no second telling on stderr

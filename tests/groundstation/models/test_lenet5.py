@@ -1,0 +1,88 @@
+"""The shipped graphs are what the code builds, and what the code builds has autograd's gradients."""
+
+from pathlib import Path
+
+import onnx
+import pytest
+from click.testing import CliRunner
+
+from groundstation.models import lenet5
+from groundstation.models.__main__ import main
+from groundstation.models.export import ExportError, disagreement, write
+from onboard.learn.graph import SHIPPED, InferGraph, TrainGraph
+
+VARIANTS = sorted(lenet5.VARIANTS)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("batch", [1, 2, 3, 10, 13, 33])
+def test_gradients_are_autograds(name: str, batch: int) -> None:
+    train, infer = TrainGraph.load(name), InferGraph.load(name)
+    errors = disagreement(train, infer, lenet5.reference, batch, seed=1000 + batch)
+    assert errors.keys() == {"loss", "logits", *train.shapes}
+    assert max(errors.values()) <= 1e-5, errors
+
+
+def test_rebuilding_gives_the_shipped_bytes(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["--out", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    built = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert built == {path.name: path.read_bytes() for path in SHIPPED.iterdir()}
+    assert len(built) == 2 * len(VARIANTS)
+
+
+def test_the_papers_network() -> None:
+    shapes = TrainGraph.load("lenet5").shapes
+    assert shapes == lenet5.shapes(1)
+    sizes = {name: TrainGraph.load(name).layout.parameters for name in VARIANTS}
+    assert sizes == {"lenet5": 431_080, "lenet5-rgb": 431_080 + 2 * 20 * 25}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_forward_macs_are_the_graphs(name: str) -> None:
+    """Counted again from the shapes that onnx infers for every product in the graph."""
+    model = onnx.shape_inference.infer_shapes(lenet5.infer_graph(name), strict_mode=True)
+    graph = model.graph
+    dims = {
+        value.name: [side.dim_value for side in value.type.tensor_type.shape.dim][1:]
+        for value in (*graph.value_info, *graph.output)
+    }
+    macs = 0
+    for node in graph.node:
+        if node.op_type in ("Conv", "Gemm"):
+            weight = lenet5.shapes(lenet5.VARIANTS[name][0])[node.input[1]]
+            _, *places = dims[node.output[0]]
+            macs += _product(weight) * _product(tuple(places))
+    assert macs == lenet5.forward_macs(lenet5.VARIANTS[name][0])
+
+
+def _product(sides: tuple[int, ...]) -> int:
+    result = 1
+    for side in sides:
+        result *= side
+    return result
+
+
+@pytest.mark.parametrize(
+    ("result", "wrong"),
+    [("d.pool1", "Add"), ("d.logits", "Mul"), ("excess", "Add"), ("grad.fc1.bias", "ReduceMax")],
+)
+def test_a_wrong_gradient_is_not_written(tmp_path: Path, result: str, wrong: str) -> None:
+    train = lenet5.train_graph("lenet5")
+    (node,) = [node for node in train.graph.node if result in node.output]
+    node.op_type = wrong
+    if wrong == "ReduceMax":  # opset 17 takes its axes as an attribute
+        del node.input[1]
+        node.attribute.append(onnx.helper.make_attribute("axes", [0]))
+    (tmp_path / "lenet5.train.onnx").write_bytes(b"what was here before")
+    with pytest.raises(ExportError, match=r"is off by .* at batch"):
+        write(tmp_path, "lenet5", train, lenet5.infer_graph("lenet5"), lenet5.reference)
+    assert [path.name for path in tmp_path.iterdir()] == ["lenet5.train.onnx"]
+    assert (tmp_path / "lenet5.train.onnx").read_bytes() == b"what was here before"
+
+
+def test_graphs_of_two_networks_are_not_written(tmp_path: Path) -> None:
+    train, infer = lenet5.train_graph("lenet5"), lenet5.infer_graph("lenet5-rgb")
+    with pytest.raises(ExportError, match="different parameters"):
+        write(tmp_path, "lenet5", train, infer, lenet5.reference)
+    assert list(tmp_path.iterdir()) == []
