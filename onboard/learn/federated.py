@@ -1,0 +1,164 @@
+"""The server's side of a SpaceDML round: who is asked, when it is over, what it made of the answers, in
+O(model) memory.
+
+SpaceDML, Algorithm 1 (partial averaging): the server asks K of N nodes, averages the updates of those that
+answered weighted by their samples, quantizes the average by a sketch that needs no data, and sends it back.
+The rules are pure, so that a ground daemon, a satellite that acts as server and a simulated fleet run the
+same ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+from hashlib import blake2s
+
+import numpy as np
+import numpy.typing as npt
+
+from onboard.codec import alq
+from onboard.codec.alq import Floats, Layout, Quantized, Weights
+
+DOWNLINK_BASES = 4  # at most, in a group of the global model: more bought nothing in SpaceDML's setting
+
+
+def choose(nodes: Iterable[int], k: int, seed: int, round_number: int) -> tuple[int, ...]:
+    """K of the nodes, in rising order, by the rank of a hash of (seed, round, node): anyone can check the
+    choice.
+
+    A node's rank depends on no other node, so one that joins or leaves displaces at most one choice. With k
+    or fewer nodes all are chosen.
+    """
+    if k < 1:
+        raise ValueError(f"k is {k}, must be at least 1")
+
+    def rank(node: int) -> bytes:
+        return blake2s(f"{seed} {round_number} {node}".encode()).digest()
+
+    return tuple(sorted(sorted(set(nodes), key=rank)[:k]))
+
+
+class PartialAverage:
+    """The mean of updates weighted by samples, fed one at a time: O(model) memory, however many answer."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        # float64: the sum then does not depend on the order of arrival in any bit that float32 keeps (but for
+        # ties).
+        self._sums: dict[str, npt.NDArray[np.float64]] = {t.name: np.zeros(t.shape) for t in layout.tensors}
+        self.samples = 0
+        self.updates = 0
+
+    def add(self, weights: Weights, samples: int) -> None:
+        """One node's weights, name -> float32 in the tensor's shape, trained on `samples` images.
+
+        Errors: ValueError for samples under 1, missing or extra tensors, wrong shapes and values that are not
+        finite; the average then is as it was.
+        """
+        if samples < 1:
+            raise ValueError(f"an update of {samples} samples weighs nothing")
+        if weights.keys() != self._sums.keys():
+            raise ValueError(f"an update has the tensors {sorted(weights)}, not {sorted(self._sums)}")
+        for name, total in self._sums.items():
+            if weights[name].shape != total.shape:
+                raise ValueError(f"{name} has shape {weights[name].shape}, the layout says {total.shape}")
+            if not np.isfinite(weights[name]).all():
+                raise ValueError(f"{name} has values that are not finite")
+        for name, total in self._sums.items():
+            total += np.float64(samples) * weights[name]
+        self.samples += samples
+        self.updates += 1
+
+    def mean(self) -> dict[str, Floats]:
+        """The average so far, float32. Errors: ValueError without an update."""
+        if not self.samples:
+            raise ValueError("no update has been added: there is no average")
+        return {name: (total / self.samples).astype(np.float32) for name, total in self._sums.items()}
+
+
+def condense(
+    layout: Layout, weights: Weights, bits_per_weight: float, max_bases: int = DOWNLINK_BASES
+) -> Quantized:
+    """The global model for the way down: allocated and sketched by plain error, as the server has no data."""
+    allocation = alq.allocate(layout, weights, bits_per_weight=bits_per_weight, max_bases=max_bases)
+    return alq.quantize(layout, weights, allocation)
+
+
+class Verdict(Enum):
+    """Where a round stands."""
+
+    OPEN = "open"
+    QUORUM = "quorum"  # enough nodes answered
+    DEADLINE = "deadline"  # time is up, and at least one node answered
+    EXHAUSTED = "exhausted"  # nobody is left who could answer, but somebody did
+    EMPTY = "empty"  # time is up or nobody is left, and nobody answered: ask again
+
+    @property
+    def closed(self) -> bool:
+        return self is not Verdict.OPEN
+
+
+class Answer(Enum):
+    """What became of an update; only a TAKEN one goes into the average."""
+
+    TAKEN = "taken"
+    LATE = "late"  # the round was over: discarded
+    AGAIN = "again"  # this node's update is in already
+    UNASKED = "unasked"
+
+
+@dataclass(slots=True)
+class Round:
+    """One round: `asked` nodes, of whom `quorum` must answer, until `deadline_s` on the caller's clock.
+
+    A round closes once and stays closed. It closes with the answer that makes the quorum, when the deadline
+    passes, or when every node that has not answered was lost. Updates that come later are discarded and
+    counted: averaged into a later round they would pull it back to older weights.
+    """
+
+    number: int
+    asked: frozenset[int]
+    quorum: int
+    deadline_s: float
+    answered: set[int] = field(default_factory=set)
+    lost: set[int] = field(default_factory=set)
+    discarded: int = 0
+    verdict: Verdict = Verdict.OPEN
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.quorum <= len(self.asked):
+            raise ValueError(f"a quorum of {self.quorum} among {len(self.asked)} nodes cannot be met")
+
+    def answer(self, node: int, now: float) -> Answer:
+        """An update from `node` is here, whole and valid."""
+        if node not in self.asked:
+            outcome = Answer.UNASKED
+        elif node in self.answered:
+            outcome = Answer.AGAIN
+        elif self.judge(now).closed:
+            outcome = Answer.LATE
+        else:
+            self.answered.add(node)
+            self.lost.discard(node)
+            self.judge(now)
+            return Answer.TAKEN
+        self.discarded += 1
+        return outcome
+
+    def lose(self, node: int, now: float) -> Verdict:
+        """`node` refused the task or cannot do it; it may still answer while the round is open."""
+        if node in self.asked and node not in self.answered:
+            self.lost.add(node)
+        return self.judge(now)
+
+    def judge(self, now: float) -> Verdict:
+        """Where the round stands at `now`; closes it when that time has come."""
+        if not self.verdict.closed:
+            if len(self.answered) >= self.quorum:
+                self.verdict = Verdict.QUORUM
+            elif now >= self.deadline_s:
+                self.verdict = Verdict.DEADLINE if self.answered else Verdict.EMPTY
+            elif self.answered | self.lost == self.asked:
+                self.verdict = Verdict.EXHAUSTED if self.answered else Verdict.EMPTY
+        return self.verdict
