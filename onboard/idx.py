@@ -30,6 +30,11 @@ def read_rows(path: Path, rows: Rows | None, axes: int) -> Pixels:
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             shape = _header(path, file, axes)
+            row_bytes, count = math.prod(shape[1:]), shape[0] if rows is None else len(rows)
+            if not 0 < row_bytes * max(count, 1) <= MAX_BYTES:
+                raise DataError(
+                    f"{path}: header says {shape}: {count} such rows are not 1 to {MAX_BYTES} bytes"
+                )
             wanted = np.arange(shape[0]) if rows is None else rows
             if len(wanted) and not (wanted.min() >= 0 and wanted.max() < shape[0]):
                 raise DataError(f"{path}: has {shape[0]} rows, was asked for row {wanted.max()}")
@@ -50,10 +55,8 @@ def _header(path: Path, file: BufferedIOBase, axes: int) -> tuple[int, ...]:
 
 
 def _gather(path: Path, file: BufferedIOBase, shape: tuple[int, ...], rows: NDArray[np.int64]) -> Pixels:
-    """Stream through the file up to the last row asked for."""
+    """Stream through the file up to the last row asked for; behind the file's last row, check its end."""
     row_bytes = math.prod(shape[1:])
-    if not 0 < row_bytes * max(len(rows), 1) <= MAX_BYTES:
-        raise DataError(f"{path}: header says {shape}: {len(rows)} such rows are not 1 to {MAX_BYTES} bytes")
     found = np.empty((len(rows), row_bytes), dtype=np.uint8)
     by_row = np.argsort(rows, kind="stable")
     ascending = rows[by_row]
@@ -68,4 +71,6 @@ def _gather(path: Path, file: BufferedIOBase, shape: tuple[int, ...], rows: NDAr
         values = np.frombuffer(block, np.uint8).reshape(count, row_bytes)
         found[by_row[done:end]] = values[ascending[done:end] - start]
         done = end
+        if start + count == shape[0] and file.read(1):  # reading on also makes gzip compare its checksum
+            raise DataError(f"{path}: goes on after its {shape[0]} rows")
     return found.reshape(len(rows), *shape[1:])
