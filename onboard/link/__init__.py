@@ -14,10 +14,11 @@ from urllib.parse import parse_qs, urlsplit
 from hw_profiles import Link
 from onboard.link.port import BadUrl, Port, PortLost
 from onboard.link.serial import SerialPort
+from onboard.link.spool import Spool
 from onboard.link.udp import IPV4_UDP_BYTES, IPV6_UDP_BYTES, UdpPort, is_ipv6
 from onboard.wire import cobs
 
-__all__ = ["BadUrl", "Port", "PortLost", "open_port", "wire_bytes"]
+__all__ = ["BadUrl", "Port", "PortLost", "Spool", "open_port", "wire_bytes"]
 
 DEFAULT_BAUD = 115_200
 """For a radio modem's serial side, whose speed is not the radio's."""

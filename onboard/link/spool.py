@@ -1,0 +1,194 @@
+"""What was received survives a kill or a power cut at any instant, and is never taken for more than it is.
+
+A half-received object is two files: `<digest>.part`, its bytes in place, and `<digest>.map`, which says
+which fragments of those bytes count. A map is replaced whole, and only after the bytes it speaks of are
+on the disk, so a cut leaves the older map with the bytes that it promised. Bytes beyond the map do no
+harm. `finished` remembers the objects that the application took, so that none is delivered twice.
+
+A file that is damaged all the same is dropped and counted in `discarded`: the object comes again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import struct
+from hashlib import blake2s
+from pathlib import Path
+
+from onboard.wire.messages import DIGEST_BYTES, MAX_FRAGMENTS, fragments_of
+from onboard.wire.transfer import Incoming, Partial
+
+REMEMBERED = 256
+"""Digests kept of finished objects: a peer repeats an offer within a few rounds or never."""
+
+_MAP = struct.Struct(
+    ">4s16sBIH"
+)  # magic, digest, kind, size, fragment bytes; then the bitmap, then a checksum
+_MAP_MAGIC = b"sdm1"
+_DONE_MAGIC = b"sdd1"
+_CHECK_BYTES = 16
+_MAX_MAP_BYTES = _MAP.size + (MAX_FRAGMENTS + 7) // 8 + _CHECK_BYTES
+
+
+class Spool:
+    """Half-received objects of one session in `folder`, at most `limit_bytes` of them together.
+
+    Every method that writes may raise OSError (ENOSPC above the limit, too); what was stored before is
+    then still whole, and the same call may be made again later.
+    """
+
+    def __init__(self, folder: Path, limit_bytes: int) -> None:
+        """Makes the folder if need be. Raises OSError."""
+        self.folder = folder
+        self.discarded = 0
+        self._limit_bytes = limit_bytes
+        self._sizes: dict[bytes, int] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+        self._finished = self._read_finished()
+
+    def load(self) -> list[Partial]:
+        """What earlier runs received, as far as its maps vouch for it; call it before any `save`."""
+        partials = []
+        for path in sorted(self.folder.iterdir()):
+            if path.suffix == ".map":
+                partial = self._read_partial(path)
+                if partial is None or partial.digest in self._finished:
+                    self.discarded += partial is None
+                    path.unlink()
+                else:
+                    self._sizes[partial.digest] = partial.size
+                    partials.append(partial)
+        known = {partial.digest.hex() for partial in partials}
+        for path in self.folder.iterdir():  # left by a cut, between the bytes and their map or after it
+            if path.suffix == ".new" or (path.suffix == ".part" and path.stem not in known):
+                path.unlink()
+        return partials
+
+    def save(self, incoming: Incoming) -> None:
+        """Makes all of `incoming` durable that was received since the last save, and clears its `dirty`."""
+        partial = incoming.partial()
+        others = sum(size for digest, size in self._sizes.items() if digest != partial.digest)
+        if others + partial.size > self._limit_bytes:
+            raise OSError(errno.ENOSPC, f"spool limit of {self._limit_bytes} B", str(self.folder))
+        part = self._path(partial.digest, "part")
+        # Bytes may lie there already, also of another fragment length or a corrupt run. They are replaced in
+        # place under the old map: of the same object they are the same bytes, else its digest will tell.
+        handle = os.open(part, os.O_WRONLY | os.O_CREAT, 0o600)
+        try:
+            for index in sorted(incoming.dirty):
+                _write_at(handle, incoming.fragment(index), index * partial.fragment_bytes)
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        self._replace(self._path(partial.digest, "map"), _encode_map(partial))
+        self._sizes[partial.digest] = partial.size
+        incoming.dirty.clear()
+
+    def drop(self, digest: bytes) -> None:
+        """Forgets an object that was refused, cancelled or corrupt."""
+        for suffix in ("map", "part"):  # the map first: bytes without a map are nothing
+            with contextlib.suppress(FileNotFoundError):
+                self._path(digest, suffix).unlink()
+        self._sizes.pop(digest, None)
+
+    def finish(self, digest: bytes) -> None:
+        """Remembers that the application has this object, durably, then forgets its bytes."""
+        if digest not in self._finished:
+            finished = [*self._finished, digest][-REMEMBERED:]
+            body = _DONE_MAGIC + b"".join(finished)
+            self._replace(self.folder / "finished", body + _check(body))
+            self._finished = finished
+        self.drop(digest)
+
+    def finished(self) -> tuple[bytes, ...]:
+        """Digests of the last finished objects, oldest first."""
+        return tuple(self._finished)
+
+    def _path(self, digest: bytes, suffix: str) -> Path:
+        return self.folder / f"{digest.hex()}.{suffix}"
+
+    def _replace(self, path: Path, content: bytes) -> None:
+        """`path` holds the old content or the new, whole, whenever the power goes."""
+        new = path.with_name(path.name + ".new")
+        handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            _write_at(handle, content, 0)
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        new.replace(path)
+        folder = os.open(self.folder, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def _read_finished(self) -> list[bytes]:
+        try:
+            content = _read(
+                self.folder / "finished", len(_DONE_MAGIC) + DIGEST_BYTES * REMEMBERED + _CHECK_BYTES
+            )
+        except FileNotFoundError:
+            return []
+        except OSError:  # flash wears out: an unreadable list costs a second delivery, not the mission
+            content = b""
+        body, check = content[:-_CHECK_BYTES], content[-_CHECK_BYTES:]
+        digests = body[len(_DONE_MAGIC) :]
+        if not body.startswith(_DONE_MAGIC) or check != _check(body) or len(digests) % DIGEST_BYTES:
+            self.discarded += 1
+            return []
+        return [digests[at : at + DIGEST_BYTES] for at in range(0, len(digests), DIGEST_BYTES)]
+
+    def _read_partial(self, path: Path) -> Partial | None:
+        """The object whose map is at `path`, or None where map or bytes are not what they should be."""
+        try:
+            fields = _decode_map(_read(path, _MAX_MAP_BYTES))
+            if fields is None or fields.digest.hex() != path.stem or fields.size > self._limit_bytes:
+                return None
+            data = bytearray(fields.size)
+            with path.with_suffix(".part").open("rb") as part:
+                read = part.readinto(data)
+        except OSError:
+            return None
+        if read < min(fields.held.bit_length() * fields.fragment_bytes, fields.size):
+            return None
+        return Partial(fields.digest, fields.kind, fields.size, fields.fragment_bytes, fields.held, data)
+
+
+def _encode_map(partial: Partial) -> bytes:
+    count = fragments_of(partial.size, partial.fragment_bytes)
+    head = _MAP.pack(_MAP_MAGIC, partial.digest, partial.kind, partial.size, partial.fragment_bytes)
+    body = head + partial.held.to_bytes((count + 7) // 8, "little")
+    return body + _check(body)
+
+
+def _decode_map(content: bytes) -> Partial | None:
+    """The fields of a map, without data; None for anything that `_encode_map` did not write."""
+    body, check = content[:-_CHECK_BYTES], content[-_CHECK_BYTES:]
+    if len(body) < _MAP.size or check != _check(body):
+        return None
+    magic, digest, kind, size, fragment_bytes = _MAP.unpack_from(body)
+    held = int.from_bytes(body[_MAP.size :], "little")
+    if magic != _MAP_MAGIC or fragment_bytes < 1 or held >> fragments_of(size, fragment_bytes):
+        return None
+    return Partial(digest, kind, size, fragment_bytes, held, b"")
+
+
+def _check(body: bytes) -> bytes:
+    return blake2s(body, digest_size=_CHECK_BYTES).digest()
+
+
+def _read(path: Path, max_bytes: int) -> bytes:
+    """The file's content; a file too long to be right is cut, and its checksum then fails."""
+    with path.open("rb") as file:
+        return file.read(max_bytes + 1)
+
+
+def _write_at(handle: int, data: bytes | memoryview, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(handle, view, offset)
+        view = view[written:]
+        offset += written
