@@ -1,0 +1,112 @@
+"""Child processes that end with their parent: started, listened to line by line, stopped, none left over."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+STOP_WITHIN_S = 5.0
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+@dataclass
+class Member:
+    """One child: its process, where its lines are kept, and the piece of a line that is still coming."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: IO[bytes]
+    errors: Path
+    tail: bytes = b""
+    events: list[dict[str, Any]] = field(default_factory=list)
+
+    def last_words(self) -> str:
+        """The last line it wrote to standard error."""
+        lines = self.errors.read_text(errors="replace").strip().splitlines()
+        return lines[-1] if lines else f"exit code {self.process.returncode}"
+
+
+class Crew:
+    """Runs the project's own programs as `python -m MODULE ARGS`; their JSON lines are its events.
+
+    Children get a session of their own, so Ctrl-C reaches the parent alone, which then ends them in order;
+    a parent that is killed takes them along (PR_SET_PDEATHSIG).
+    """
+
+    def __init__(self, logs: Path) -> None:
+        self.members: dict[str, Member] = {}
+        self._logs = logs
+        self._selector = selectors.DefaultSelector()
+        logs.mkdir(parents=True, exist_ok=True)
+
+    def start(self, name: str, module: str, *arguments: str) -> None:
+        """Starts one child under `name`; its lines go to logs/NAME.jsonl, its errors to logs/NAME.err."""
+        errors = self._logs / f"{name}.err"
+        log = (self._logs / f"{name}.jsonl").open("wb")
+        with errors.open("wb") as stderr:
+            process = subprocess.Popen(
+                [sys.executable, "-m", module, *arguments],
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr,
+                start_new_session=True, preexec_fn=_die_with_parent,
+            )  # fmt: skip
+        member = Member(name, process, log, errors)
+        self.members[name] = member
+        assert process.stdout is not None
+        os.set_blocking(process.stdout.fileno(), False)
+        self._selector.register(process.stdout, selectors.EVENT_READ, member)
+
+    def listen(self, timeout_s: float) -> Iterator[tuple[str, dict[str, Any]]]:
+        """What the children said within `timeout_s`: (name, event), in order for each child."""
+        for key, _ in self._selector.select(timeout_s):
+            member: Member = key.data
+            chunk = member.process.stdout.read(1 << 16) if member.process.stdout else b""
+            if not chunk:
+                self._selector.unregister(key.fileobj)
+                continue
+            member.log.write(chunk)
+            *lines, member.tail = (member.tail + chunk).split(b"\n")
+            for line in lines:
+                with contextlib.suppress(ValueError):  # a warning of a library is no event; it is in the log
+                    yield member.name, json.loads(line)
+
+    def ended(self) -> list[Member]:
+        """The children that are not running any more."""
+        return [member for member in self.members.values() if member.process.poll() is not None]
+
+    def stop(self, names: Sequence[str] | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Ends the children (all of them unless named), with SIGTERM and after 5 s SIGKILL; yields what they
+        say until then."""
+        leaving = [self.members[name] for name in (self.members if names is None else names)]
+        for member in leaving:
+            if member.process.poll() is None:
+                member.process.terminate()
+        deadline = time.monotonic() + STOP_WITHIN_S
+        while time.monotonic() < deadline and any(member.process.poll() is None for member in leaving):
+            yield from self.listen(0.05)
+        for member in leaving:
+            if member.process.poll() is None:
+                member.process.kill()
+        yield from self.listen(0.0)
+        for member in leaving:
+            member.process.wait()
+            member.log.close()
+            if member.process.stdout is not None:
+                with contextlib.suppress(KeyError):
+                    self._selector.unregister(member.process.stdout)
+                member.process.stdout.close()
+            del self.members[member.name]
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

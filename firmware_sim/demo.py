@@ -1,0 +1,246 @@
+"""The demo: a ground daemon and three boards, real processes over emulated links, from nothing to a summary.
+
+A board can be a real one: `--real NAME=PORT` leaves its emulated board and cable out, and the ground daemon
+talks to PORT, where the same agent runs on hardware.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from firmware_sim.crew import Crew
+from firmware_sim.demo_view import View
+from firmware_sim.scene import Scene
+from onboard import data
+from onboard.carrier import stop_signals
+from onboard.learn.graph import TrainGraph
+
+MARK = "demo.json"  # says that a folder is a demo's and may be replaced by the next one
+REPORT_EVERY_S = "0.5"
+
+
+class DemoError(RuntimeError):
+    """The demo cannot start or cannot go on; one line."""
+
+
+@dataclass(frozen=True)
+class DemoBoard:
+    """One place at the table: a board's profile, its link's, and what the air does to it."""
+
+    name: str
+    link: str
+    udp: bool = False
+    loss: float | None = None
+    cut_after_bytes: int | None = None
+    cut_s: float = 0.0
+    cpu_share: float = 1.0
+
+    def cable_options(self, seed: int) -> list[str]:
+        """What the cable is told of the air."""
+        options = ["--link", self.link, "--seed", str(seed)]
+        if self.loss is not None:
+            options += ["--loss", str(self.loss)]
+        if self.cut_after_bytes is not None:
+            options += ["--cut-after-bytes", str(self.cut_after_bytes), "--cut-seconds", str(self.cut_s)]
+        return options
+
+
+BOARDS = (
+    DemoBoard("raspberry-pi-4", "bench-serial-115k2"),
+    DemoBoard("jetson-nano", "sband-256k", udp=True),
+    # The contact closes once when the board is in the middle of sending its first update.
+    DemoBoard("xiphos-q8s", "uhf-9k6", loss=0.05, cut_after_bytes=2_000, cut_s=12.0),
+)
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the demo was asked for."""
+
+    out: Path
+    data: str = "digits"
+    data_folder: Path | None = None
+    model: str = "lenet5"
+    rounds: int = 6
+    images: int = 600  # a board, at most
+    seed: int = 0
+    real: dict[str, str] = field(default_factory=dict)  # board -> the port that leads to it
+
+
+Ends = tuple[str, str]  # URLs of the ground's and the board's end of a link
+
+
+def prepare(wishes: Wishes) -> tuple[Path, dict[str, Ends], TrainGraph]:
+    """Makes the folder, the mission and every board's shard; returns the mission's folder, the ends of every
+    link, and the model's graph. Raises DemoError, DataError, GraphError."""
+    graph = TrainGraph.load(wishes.model)
+    images = data.load(
+        wishes.data, graph.input_shape, folder=wishes.data_folder, part="train",
+        rows=None if wishes.data == "digits" else range_of(wishes), classes=graph.classes,
+    )  # fmt: skip
+    make_folder(wishes.out)
+    mission = wishes.out / "mission"
+    ends = {board.name: ends_of(board, wishes) for board in BOARDS}
+    nodes = []
+    for board in BOARDS:
+        here, there = ends[board.name]
+        spec = (
+            f"board={board.name},link={board.link},port={here},board-port={there},cpu-share={board.cpu_share}"
+        )
+        nodes += ["--node", f"{board.name},{spec}"]
+    _groundstation(
+        "init", str(mission), "--data", _absolute(wishes.data), "--model", wishes.model, "--rounds",
+        str(wishes.rounds), "--seed", str(wishes.seed), *nodes,
+    )  # fmt: skip
+    for board, shard in zip(BOARDS, data.shards(images, len(BOARDS), wishes.seed), strict=True):
+        data.save(mission / "boards" / board.name / "data.npz", shard)
+    return mission, ends, graph
+
+
+def range_of(wishes: Wishes) -> range:
+    """The rows of the training part that the boards share."""
+    return range(wishes.images * len(BOARDS))
+
+
+def make_folder(out: Path) -> None:
+    """An empty folder for the run. An earlier demo's is replaced, anything else is left alone."""
+    if out.exists() and not (out / MARK).exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DemoError(f"{out}: exists and is no demo's folder; choose another with --out")
+    if out.exists():
+        shutil.rmtree(out)
+    (out / "ports").mkdir(parents=True)
+    (out / MARK).write_text(json.dumps({"made_by": "firmware-sim demo"}))
+
+
+def ends_of(board: DemoBoard, wishes: Wishes) -> Ends:
+    """Where the ground and the board meet their cable; a real board brings its own."""
+    if board.name in wishes.real:
+        return wishes.real[board.name], wishes.real[board.name]
+    if board.udp:
+        return f"udp://127.0.0.1:{_free_port()}", f"udp://127.0.0.1:{_free_port()}"
+    ports = wishes.out.resolve() / "ports"
+    return str(ports / f"{board.name}.ground"), str(ports / f"{board.name}.board")
+
+
+def run(wishes: Wishes, view: View) -> dict[str, Any]:
+    """The whole demo; returns the summary, which is also in OUT/summary.json.
+
+    Raises DemoError, DataError, GraphError. Ctrl-C ends it in order: KeyboardInterrupt after the cleaning up.
+    """
+    mission, ends, graph = prepare(wishes)
+    scene = Scene([board.name for board in BOARDS], graph.layout.parameters, time.monotonic())
+    crew = Crew(wishes.out / "logs")
+    with stop_signals() as stopped:
+        try:
+            start(crew, wishes, mission, ends)
+            with view.live(scene):
+                while not (scene.finished and "ground" not in crew.members) and not stopped():
+                    for name, event in crew.listen(0.25):
+                        scene.hear(name, event)
+                    view.show(scene)
+                    _check(crew, scene)
+        finally:
+            for names in ([n for n in crew.members if not n.startswith("cable:")], None):
+                for name, event in crew.stop(names):  # the cables last: they count to the end
+                    scene.hear(name, event)
+            shutil.rmtree(wishes.out / "ports", ignore_errors=True)
+    if stopped() and not scene.finished:
+        raise KeyboardInterrupt
+    summary = sum_up(wishes, scene)
+    (wishes.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def start(crew: Crew, wishes: Wishes, mission: Path, ends: dict[str, Ends]) -> None:
+    """Starts cables, ground and boards; the ports exist before anyone opens them."""
+    for board in BOARDS:
+        if board.name not in wishes.real:
+            here, there = ends[board.name]
+            crew.start(
+                f"cable:{board.name}", "firmware_sim", "cable", "--ground", here, "--board", there,
+                "--report-every", REPORT_EVERY_S, *board.cable_options(wishes.seed + 1),
+            )  # fmt: skip
+    ports = [
+        wishes.out / "ports" / f"{b.name}.board" for b in BOARDS if not b.udp and b.name not in wishes.real
+    ]
+    deadline = time.monotonic() + 20.0
+    while not all(port.exists() for port in ports):
+        for member in crew.ended():
+            raise DemoError(f"{member.name}: {member.last_words()}")
+        if time.monotonic() > deadline:
+            raise DemoError(f"the cables' ports did not appear in {wishes.out / 'ports'}")
+        list(crew.listen(0.05))
+    for board in BOARDS:
+        if board.name not in wishes.real:
+            crew.start(
+                f"board:{board.name}", "firmware_sim", "board", str(_node_toml(mission, board.name)),
+                "--log", "json", "--report-every", REPORT_EVERY_S,
+            )  # fmt: skip
+    crew.start(
+        "ground", "groundstation", "serve", str(mission), "--exit-when-finished", "--log", "json",
+        "--report-every", REPORT_EVERY_S,
+    )  # fmt: skip
+
+
+def sum_up(wishes: Wishes, scene: Scene) -> dict[str, Any]:
+    """The run in numbers. Bytes are what the ports sent, headers and retransmissions included."""
+    boards = {board: scene.sent(board) for board in scene.boards}
+    total = scene.total_bytes()
+    fp32 = scene.fp32_bytes(len(scene.rounds))
+    return {
+        "data": wishes.data,
+        "model": wishes.model,
+        "seed": wishes.seed,
+        "rounds": len(scene.rounds),
+        "accuracy": [row["accuracy"] for row in scene.rounds],
+        "final_accuracy": scene.rounds[-1]["accuracy"] if scene.rounds else None,
+        "bytes_after_round": [row["bytes"] for row in scene.rounds],
+        "boards": boards,
+        "bytes": total,
+        "fp32_fedavg_bytes": fp32,
+        "ratio": fp32 / total if total else None,
+        "seconds": round(scene.elapsed_s(), 1),
+        "happened": scene.happened,
+    }
+
+
+def _check(crew: Crew, scene: Scene) -> None:
+    """A process that ended before its time ends the demo, with its last words."""
+    for member in crew.ended():
+        if member.name == "ground" and member.process.returncode == 0:
+            for name, event in crew.stop(["ground"]):
+                scene.hear(name, event)
+        else:
+            raise DemoError(f"{member.name} ended: {member.last_words()}")
+
+
+def _groundstation(*arguments: str) -> None:
+    """A ground station is started, not imported: the two packages meet only on a cable."""
+    done = subprocess.run([sys.executable, "-m", "groundstation", *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise DemoError(f"groundstation {arguments[0]}: {done.stderr.strip()}")
+
+
+def _node_toml(mission: Path, board: str) -> Path:
+    return mission / "boards" / board / "node.toml"
+
+
+def _absolute(source: str) -> str:
+    """A source's path, seen from the mission's folder."""
+    scheme, colon, place = source.partition(":")
+    return f"{scheme}:{Path(place).resolve()}" if colon else source
+
+
+def _free_port() -> int:
+    with contextlib.closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

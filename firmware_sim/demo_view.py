@@ -1,0 +1,146 @@
+"""What a person sees of the demo: a live table on a terminal, plain lines elsewhere, and the summary."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from firmware_sim.scene import Scene
+
+PLAIN_EVERY_S = 15.0
+BAR = 12  # characters
+
+
+class View:
+    """Shows a scene: in place on a terminal, else as lines when something happened."""
+
+    def __init__(self, console: Console, *, plain: bool = False) -> None:
+        self._console = console
+        self._plain = plain or not console.is_terminal
+        self._live: Live | None = None
+        self._rounds_told = self._happened_told = 0
+        self._plain_due_s = 0.0
+
+    @contextlib.contextmanager
+    def live(self, scene: Scene) -> Iterator[None]:
+        """Inside the block `show` draws; the last picture stays on the screen."""
+        if self._plain:
+            yield
+            self._tell(scene)
+            return
+        with Live(picture(scene), console=self._console, refresh_per_second=4) as self._live:
+            yield
+            self._live.update(picture(scene))
+
+    def show(self, scene: Scene) -> None:
+        """Draws the scene as it is now."""
+        if self._live is not None:
+            self._live.update(picture(scene))
+        else:
+            self._tell(scene)
+
+    def _tell(self, scene: Scene) -> None:
+        for text in scene.happened[self._happened_told :]:
+            self._console.print(text, highlight=False, markup=False)
+        self._happened_told = len(scene.happened)
+        for row in scene.rounds[self._rounds_told :]:
+            self._console.print(
+                f"{scene.elapsed_s():5.0f} s  round {row['round']}: accuracy {100 * row['accuracy']:.2f} %, "
+                f"{row['bytes']:,} bytes on the wire so far",
+                highlight=False,
+            )
+        self._rounds_told = len(scene.rounds)
+        if scene.elapsed_s() >= self._plain_due_s:
+            self._plain_due_s = scene.elapsed_s() + PLAIN_EVERY_S
+            doing = "; ".join(f"{board}: {_doing(scene, board)}" for board in scene.boards)
+            self._console.print(f"{scene.elapsed_s():5.0f} s  {doing}", highlight=False, markup=False)
+
+
+def picture(scene: Scene) -> Group:
+    """The table of boards, the line of rounds, and what happened last."""
+    boards = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading, justify in (
+        ("board", "left"), ("contact", "left"), ("doing", "left"), ("transfer", "left"), ("up B", "right"),
+        ("air s", "right"), ("down B", "right"), ("air s", "right"), ("frames lost", "right"),
+    ):  # fmt: skip
+        boards.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    for board in scene.boards:
+        up, down = (scene.sent(board)[way] for way in ("up", "down"))
+        frames, lost = up["frames"] + down["frames"], up["lost"] + down["lost"]
+        boards.add_row(
+            board, _contact(scene, board), _doing(scene, board), _transfer(scene, board),
+            f"{up['bytes']:,.0f}", f"{up['airtime_s']:.1f}", f"{down['bytes']:,.0f}",
+            f"{down['airtime_s']:.1f}", f"{lost:.0f} of {frames:.0f}",
+        )  # fmt: skip
+    rounds = Text("rounds  ", style="bold")
+    for row in scene.rounds:
+        rounds.append(f"{row['round']}: {100 * row['accuracy']:.1f} %   ", style="green")
+    if not scene.finished:
+        waiting = f"waiting for {', '.join(scene.waiting)}" if scene.waiting else "averaging"
+        rounds.append(f"{scene.open_round}: {waiting}" if scene.open_round else "starting", style="dim")
+    clock = Text(f"{scene.elapsed_s():.0f} s, {scene.total_bytes():,} bytes on the wire", style="dim")
+    return Group(boards, Text(), rounds, clock, *(Text(line, style="yellow") for line in scene.happened[-4:]))
+
+
+def summary_table(summary: Mapping[str, Any], console: Console) -> None:
+    """Prints the summary of a run."""
+    rounds = Table("round", "accuracy", "bytes so far", title="Test accuracy of what the boards received",
+                   box=None, title_justify="left")  # fmt: skip
+    for number, (accuracy, so_far) in enumerate(
+        zip(summary["accuracy"], summary["bytes_after_round"], strict=True), start=1
+    ):
+        rounds.add_row(str(number), f"{100 * accuracy:.2f} %", f"{so_far:,}")
+    boards = Table("board", "up B", "air s", "down B", "air s", "frames", "lost",
+                   title="On the wire, counted at the ports, headers and retransmissions included",
+                   box=None, title_justify="left")  # fmt: skip
+    for board, ways in summary["boards"].items():
+        up, down = ways["up"], ways["down"]
+        boards.add_row(
+            board, f"{up['bytes']:,}", f"{up['airtime_s']:.1f}", f"{down['bytes']:,}",
+            f"{down['airtime_s']:.1f}", f"{up['frames'] + down['frames']:,}",
+            f"{up['lost'] + down['lost']:,}",
+        )  # fmt: skip
+    console.print()
+    console.print(rounds)
+    console.print()
+    console.print(boards)
+    console.print(
+        f"\n{summary['bytes']:,} bytes in all, both directions. fp32 FedAvg, same rounds, payload alone: "
+        f"{summary['fp32_fedavg_bytes']:,}. [bold]{summary['ratio']:.0f} times fewer[/], in "
+        f"{summary['seconds']:.0f} s.",
+        highlight=False,
+    )
+
+
+def _contact(scene: Scene, board: str) -> str:
+    if board in scene.cable:
+        return "in contact" if scene.cable[board]["up"] else "no contact"
+    heard_s = scene.link.get(board, {}).get("heard_s_ago")
+    return "not heard" if heard_s is None else f"heard {heard_s:.0f} s ago"
+
+
+def _doing(scene: Scene, board: str) -> str:
+    event = scene.board.get(board)
+    if event is None:
+        return "real board" if board in scene.link and board not in scene.cable else "starting"
+    if event["phase"] == "training" and "progress" in event:
+        return f"training {100 * event['progress']:.0f} %, loss {event['loss']:.2f}"
+    phase = str(event["phase"])
+    return {"offering": "sending its update", "idle": "listening"}.get(phase, phase)
+
+
+def _transfer(scene: Scene, board: str) -> str:
+    link = scene.board[board]["link"] if board in scene.board else scene.link.get(board, {})
+    objects = link.get("objects", [])
+    if not objects:
+        return ""
+    this = objects[0]
+    share = this["held"] / max(1, this["fragments"])
+    arrow = "down" if this["incoming"] else "up"
+    return f"{arrow:<4} {'━' * round(share * BAR):<{BAR}} {100 * share:3.0f} %"

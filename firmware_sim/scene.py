@@ -1,0 +1,88 @@
+"""What is known of a running demo: the last words of every process, and the bytes at every port."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+FLOAT32_BYTES = 4
+
+
+@dataclass
+class Scene:
+    """What is known of the running demo: the last words of every process."""
+
+    boards: Sequence[str]
+    parameters: int  # of the model
+    started_s: float
+    board: dict[str, dict[str, Any]] = field(default_factory=dict)  # the agent's last "doing"
+    cable: dict[str, dict[str, Any]] = field(default_factory=dict)  # the cable's last totals
+    link: dict[str, dict[str, Any]] = field(default_factory=dict)  # the ground's view of each link
+    rounds: list[dict[str, Any]] = field(default_factory=list)  # the ground's "closed", with the bytes so far
+    open_round: int = 0
+    waiting: list[str] = field(default_factory=list)
+    happened: list[str] = field(default_factory=list)  # worth a line
+    finished: bool = False
+
+    def hear(self, name: str, event: dict[str, Any]) -> None:
+        """Takes one JSON line of one process."""
+        kind, _, board = name.partition(":")
+        if kind == "cable":
+            self._note_contact(board, event)
+            self.cable[board] = event
+        elif event.get("event") == "doing":
+            self.board[board] = event
+        elif event.get("event") == "links":
+            self.open_round, self.waiting = event["round"], event["waiting"]
+            self.link |= {link["node"]: link for link in event["links"]}
+        elif event.get("event") == "closed":
+            self.rounds.append({**event, "bytes": self.total_bytes()})
+        elif event.get("event") == "finished":
+            self.finished = True
+        if event.get("level") in ("warning", "error"):
+            fields = {k: v for k, v in event.items() if k not in ("at", "level", "from", "event")}
+            told = " ".join(f"{key}={value}" for key, value in fields.items())
+            self._note(f"{board or 'ground'}: {event['event']} {told}")
+
+    def _note_contact(self, board: str, event: dict[str, Any]) -> None:
+        was_up = self.cable.get(board, {}).get("up", True)
+        if was_up and not event["up"]:
+            self._note(f"{board}: loss of signal, the contact closed in mid-transfer")
+        if event["up"] and not was_up:
+            self._note(f"{board}: in contact again")
+
+    def _note(self, text: str) -> None:
+        self.happened.append(f"{self.elapsed_s():5.0f} s  {text}")
+
+    def elapsed_s(self) -> float:
+        """Seconds since the processes were started."""
+        return time.monotonic() - self.started_s
+
+    def sent(self, board: str) -> dict[str, dict[str, float]]:
+        """Bytes, frames, airtime and losses each way, counted at the ports: {"up": ..., "down": ...}."""
+        if board in self.cable:
+            sides = self.cable[board]
+            return {"up": _counted(sides["board"]), "down": _counted(sides["ground"])}
+        link = self.link.get(board, {})
+        received = {"bytes": link.get("bytes_received", 0), "frames": link.get("frames_received", 0)}
+        transmitted = {"bytes": link.get("bytes_sent", 0), "frames": link.get("frames_sent", 0)}
+        return {
+            "up": received | {"airtime_s": 0.0, "lost": 0},
+            "down": transmitted | {"airtime_s": link.get("airtime_s", 0.0), "lost": 0},
+        }
+
+    def total_bytes(self) -> int:
+        """Everything every port has sent so far, both directions."""
+        return sum(int(way["bytes"]) for board in self.boards for way in self.sent(board).values())
+
+    def fp32_bytes(self, rounds: int) -> int:
+        """What fp32 FedAvg sends for as many rounds: every weight down and up, 4 B each, for every board that
+        is asked; no header, no retransmission."""
+        return rounds * len(self.boards) * 2 * FLOAT32_BYTES * self.parameters
+
+
+def _counted(side: dict[str, Any]) -> dict[str, float]:
+    lost = side["lost"] + side["collided"] + side["cut"] + side["flipped"]
+    return {"bytes": side["bytes"], "frames": side["frames"], "airtime_s": side["airtime_s"], "lost": lost}

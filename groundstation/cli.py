@@ -1,0 +1,135 @@
+"""`groundstation`: the aggregation daemon and its mission folder."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+from groundstation.config import load_mission
+from groundstation.setup import NodeSpec, SetupError, Wishes, found
+from groundstation.status import picture, table
+from groundstation.store import Store, StoreError
+from onboard.config import ConfigError
+from onboard.log import Format, start
+
+_FOLDER = click.Path(path_type=Path)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="spacedml-edge")
+def main() -> None:
+    """The ground station: chooses boards, averages what they learned, sends it back, and remembers.
+
+    \b
+    Example:
+      groundstation init mission --node pi,port=/dev/ttyUSB0
+      groundstation serve mission
+      groundstation status mission
+    """
+
+
+@main.command()
+@click.argument("folder", metavar="DIR", type=_FOLDER)
+@click.option("--node", "nodes", multiple=True, required=True, metavar="NAME,KEY=VALUE,...",
+              help="A board: NAME[,board=PROFILE][,link=PROFILE],port=URL[,board-port=URL][,data=SOURCE]"
+                   "[,cpu-share=SHARE]. Repeat for more.")  # fmt: skip
+@click.option("--name", default=None, help="Name of the mission; the folder's by default.")
+@click.option(
+    "--data", default="digits", show_default=True, help="Test data: digits, mnist, eurosat, npz:PATH."
+)
+@click.option("--model", default="lenet5", show_default=True, help="Model to train.")
+@click.option("--rounds", default=10, show_default=True, type=click.IntRange(min=1))
+@click.option("--target", type=click.FloatRange(0, 1, min_open=True), help="Stop at this accuracy (0 to 1).")
+@click.option("--select", type=click.IntRange(min=1), help="Boards asked in a round (K); all by default.")
+@click.option("--quorum", type=click.IntRange(min=1), help="Answers that end a round; K by default.")
+@click.option("--deadline", "deadline_s", default=900.0, show_default=True, help="Seconds a round waits.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**32 - 1))
+def init(
+    folder: Path, nodes: tuple[str, ...], name: str | None, data: str, model: str, rounds: int,
+    target: float | None, select: int | None, quorum: int | None, deadline_s: float, seed: int,
+) -> None:  # fmt: skip
+    """Makes a mission in DIR: mission.toml, a key for every board, and a folder to copy to each board.
+
+    \b
+    Examples:
+      groundstation init mission --node pi,port=/dev/ttyUSB0
+      groundstation init mission --data mnist --rounds 20 \\
+        --node pi,board=raspberry-pi-4,link=bench-serial-115k2,port=/dev/ttyUSB0,board-port=/dev/serial0 \\
+        --node nano,board=jetson-nano,link=sband-256k,port=udp://192.168.7.2:4800
+    """
+    try:
+        specs = [NodeSpec.parse(text) for text in nodes]
+        wishes = Wishes(
+            name=name or folder.resolve().name, data=data, model=model, rounds=rounds, target=target,
+            select=select or len(specs), quorum=quorum or select or len(specs), deadline_s=deadline_s,
+            seed=seed,
+        )  # fmt: skip
+        for line in found(folder, specs, wishes):
+            click.echo(line)
+    except (SetupError, ConfigError) as error:
+        fail(str(error))
+
+
+@main.command()
+@click.argument("folder", metavar="DIR", type=_FOLDER)
+@click.option("--exit-when-finished", is_flag=True, help="End with the mission; exit 0 if it was finished.")
+@click.option(
+    "--log", "log_format", type=click.Choice(["text", "json"]), default="text", help="Form of the log."
+)
+@click.option("--report-every", type=click.FloatRange(min=0.05), metavar="S",
+              help="Log the links' counters every S seconds.")  # fmt: skip
+def serve(folder: Path, exit_when_finished: bool, log_format: Format, report_every: float | None) -> None:
+    """Runs the mission in DIR until SIGTERM or Ctrl-C.
+
+    Kill it at any time: the next run goes on with the same round. Ports that are missing are waited for.
+
+    \b
+    Examples:
+      groundstation serve mission
+      groundstation serve mission --exit-when-finished --log json
+    """
+    from groundstation.daemon import serve as run
+    from onboard.data import DataError
+    from onboard.keys import BadKey
+    from onboard.learn.graph import GraphError
+
+    start(log_format)
+    try:
+        mission = load_mission(folder)
+        finished = run(mission, exit_when_finished=exit_when_finished, report_every_s=report_every)
+    except BlockingIOError:
+        fail(f"{folder}: another groundstation is serving this mission")
+    except (ConfigError, BadKey, DataError, GraphError, StoreError) as error:
+        fail(str(error))
+    sys.exit(0 if finished or not exit_when_finished else 1)
+
+
+@main.command()
+@click.argument("folder", metavar="DIR", type=_FOLDER)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of tables.")
+def status(folder: Path, as_json: bool) -> None:
+    """Shows where the mission in DIR stands; works while the daemon runs and when it does not.
+
+    \b
+    Examples:
+      groundstation status mission
+      groundstation status mission --json | jq .rounds
+    """
+    try:
+        mission = load_mission(folder)
+        if not mission.database.exists():
+            fail(f"{mission.database}: no such file; `groundstation serve {folder}` makes it")
+        view = picture(mission, Store(mission.database, read_only=True))
+    except (ConfigError, StoreError) as error:
+        fail(str(error))
+    click.echo(json.dumps(view)) if as_json else table(view)
+
+
+def fail(line: str) -> NoReturn:
+    """Ends the program over bad input: one line, exit code 2."""
+    click.echo(line, err=True)
+    sys.exit(2)

@@ -1,0 +1,98 @@
+"""The ground daemon: one thread, one loop, between the nodes' links and the mission's rounds."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections import deque
+
+from onboard.link.pump import wait
+
+from groundstation.config import Mission
+from groundstation.rounds import Rounds
+from groundstation.station import Station
+from groundstation.store import Store, StoreError
+from onboard import data
+from onboard.carrier import stop_signals
+from onboard.config import ConfigError
+from onboard.journal import sole_user
+from onboard.learn.graph import InferGraph, TrainGraph
+from onboard.log import say
+from onboard.wire.events import Event
+
+log = logging.getLogger(__name__)
+
+LONGEST_WAIT_S = 1.0
+COUNT_EVERY_S = 30.0  # running totals reach the database this often, and at the end
+RETRY_S = 5.0  # after a write that failed, such as on a full disk
+
+
+def serve(mission: Mission, *, exit_when_finished: bool = False, report_every_s: float | None = None) -> bool:
+    """Runs until SIGTERM or SIGINT, or to the mission's end if asked to; True if the mission is finished.
+
+    Raises ConfigError, BadKey, GraphError, DataError, StoreError before anything is sent, and
+    BlockingIOError where another daemon serves the same folder.
+    """
+    with sole_user(mission.folder):
+        train, infer = TrainGraph.load(mission.rules.model), InferGraph.load(mission.rules.model)
+        test = data.load(
+            mission.data_source, train.input_shape, folder=mission.data_folder, part="test"
+        )  # fmt: skip
+        store = Store(mission.database)
+        mission_id, graph = store.begin(
+            secrets.token_bytes(8), mission.rules.name, mission.rules.seed, train.digest
+        )
+        if graph != train.digest:
+            raise ConfigError(
+                f"{mission.path}: mission.model = {mission.rules.model!r}: this mission was begun with "
+                f"another graph ({graph.hex()}); use a new folder"
+            )
+        now = time.monotonic()
+        stations = {node.id: Station(node, store, mission.folder, now) for node in mission.nodes}
+        rounds = Rounds(mission, mission_id, store, stations, train, infer, test, time.time)
+        say(log, "serving", mission=mission.rules.name, nodes=len(stations), test_images=len(test.y))
+        try:
+            _loop(stations, rounds, exit_when_finished, report_every_s)
+        finally:
+            for station in stations.values():
+                station.close(time.monotonic())
+            store.close()
+    return rounds.finished
+
+
+def _loop(
+    stations: dict[int, Station], rounds: Rounds, exit_when_finished: bool, report_every_s: float | None
+) -> None:
+    untold: deque[tuple[Station, Event]] = deque()  # events whose effects could not be stored yet
+    retry_s = report_due_s = 0.0
+    count_due_s = time.monotonic() + COUNT_EVERY_S
+    pumps = [station.pump for station in stations.values()]
+    with stop_signals() as stopped:
+        while not stopped():
+            now = time.monotonic()
+            for station in stations.values():
+                untold.extend((station, event) for event in station.poll(now))
+            busy = False
+            if now >= retry_s:
+                try:
+                    while untold:
+                        rounds.hear(*untold[0], now)
+                        untold.popleft()
+                    busy = rounds.step(now)
+                    if now >= count_due_s:
+                        for station in stations.values():
+                            station.count(now)
+                        count_due_s = now + COUNT_EVERY_S
+                except StoreError as error:
+                    say(log, "store-failed", level=logging.ERROR, why=str(error), retry_s=RETRY_S)
+                    retry_s = now + RETRY_S
+            if report_every_s is not None and now >= report_due_s:
+                report_due_s = now + report_every_s
+                say(log, "links", **rounds.view(), links=[s.view(now) for s in stations.values()])
+            if exit_when_finished and rounds.finished:
+                return
+            wake_s = min([now + LONGEST_WAIT_S, *(pump.wakeup(now) for pump in pumps)])
+            if report_every_s is not None:
+                wake_s = min(wake_s, report_due_s)
+            wait(pumps, 0.0 if busy else max(0.0, wake_s - time.monotonic()))

@@ -1,0 +1,312 @@
+"""A mission's rounds, read top to bottom: ask K of N, take what arrives, average, quantize, judge, go on.
+
+`life` is a generator: it yields wherever the links may want service, and goes on when called again. All it
+decides is in the store before it acts, so a daemon that is killed goes on with the same round.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from groundstation.config import Mission
+from groundstation.station import Station
+from groundstation.store import Store, StoreError
+from onboard.codec import alq
+from onboard.codec.pack import BadPack, pack, unpack
+from onboard.data import Images
+from onboard.learn.federated import Answer, PartialAverage, Round, Verdict, choose, condense
+from onboard.learn.graph import InferGraph, TrainGraph, evaluate, initial
+from onboard.learn.local import moved
+from onboard.log import say
+from onboard.wire.events import Arrived, Cancelled, Delivered, Event, Message, Refused
+from onboard.wire.messages import (
+    MODEL,
+    UPDATE,
+    BadMessage,
+    Reason,
+    State,
+    Task,
+    decode_health,
+    decode_update,
+    encode_object,
+)
+
+log = logging.getLogger(__name__)
+
+
+class Rounds:
+    """The mission between its stations and its store. `wall` is the ground's clock in Unix seconds."""
+
+    def __init__(
+        self,
+        mission: Mission,
+        mission_id: bytes,
+        store: Store,
+        stations: Mapping[int, Station],
+        train: TrainGraph,
+        infer: InferGraph,
+        test: Images,
+        wall: Callable[[], float],
+    ) -> None:
+        self.mission = mission
+        self.number = 0
+        self.finished = False
+        self._id = mission_id
+        self._store = store
+        self._stations = stations
+        self._train = train
+        self._infer = infer
+        self._test = test
+        self._wall = wall
+        self._origin = initial(train.shapes, mission.rules.seed)
+        self._now = 0.0
+        self._round: Round | None = None
+        self._offered = b""  # digest of the object that is going out
+        self._delivered: set[int] = set()
+        self._life = self.life()
+
+    # what the links say
+
+    def hear(self, station: Station, event: Event, now: float) -> None:
+        """Takes one event of one node's link. Raises StoreError; the event may then be told again."""
+        node = station.node.id
+        if isinstance(event, Arrived):
+            self._take(station, event, now)
+        elif isinstance(event, Delivered) and event.digest == self._offered:
+            self._delivered.add(node)
+            if self._round is not None and node in self._round.asked:
+                self._store.mark(self.number, node, "delivered", self._wall())
+        elif isinstance(event, Cancelled):
+            say(log, "refused-by-board", level=logging.WARNING, node=station.node.name, why=event.reason)
+            self._give_up(station, "refused")
+        elif isinstance(event, Message):
+            self._hear_health(station, event, now)
+        elif isinstance(event, Refused):
+            say(log, "refused", level=logging.WARNING, node=station.node.name, why=event.reason)
+
+    def _take(self, station: Station, arrived: Arrived, now: float) -> None:
+        """An update: checked, stored with the replay floor in one barrier, then acknowledged."""
+        name, session = station.node.name, station.session
+        try:
+            if arrived.kind != UPDATE:
+                raise BadMessage(f"kind {arrived.kind} is not for the ground")
+            update, weights = decode_update(arrived.payload)
+            if update.mission != self._id:
+                raise BadMessage(f"mission {update.mission.hex()} is not this one")
+            if update.node != station.node.id:
+                raise BadMessage(f"node {update.node} came over the link of node {station.node.id}")
+            unpack(weights, self._train.layout)
+        except (BadMessage, BadPack) as error:
+            say(log, "update-refused", level=logging.WARNING, node=name, why=str(error))
+            station.refused_updates += 1
+            session.refuse(arrived.digest, Reason.REFUSED, now)
+            return
+        outcome = Answer.LATE
+        if self._round is not None and update.round == self.number:
+            outcome = self._round.answer(update.node, now)
+            if outcome is Answer.AGAIN and self._store.payload(self.number, update.node) is None:
+                outcome = Answer.TAKEN  # the disk was full when it was taken first
+        if outcome is not Answer.TAKEN:
+            say(log, "update-discarded", node=name, round=update.round, why=outcome.value, now_at=self.number)
+            station.late_updates += 1
+            session.accept(arrived.digest, now)
+            return
+        metrics = {key: getattr(update, key) for key in ("samples", "loss", "train_s", "cpu_s", "energy_j")}
+        self._store.take_update(
+            self.number, update.node, arrived.payload, metrics, session.floor, self._wall()
+        )
+        session.accept(arrived.digest, now)
+        say(log, "answered", node=name, round=self.number, bytes=len(arrived.payload), **metrics)
+
+    def _hear_health(self, station: Station, message: Message, now: float) -> None:
+        try:
+            health = decode_health(message.payload)
+        except BadMessage as error:
+            say(log, "bad-message", level=logging.WARNING, node=station.node.name, why=str(error))
+            return
+        view = asdict(health)
+        self._store.hear(station.node.id, self._wall(), station.session.floor, view)
+        if health.state == State.FAILED and health.round == self.number:
+            say(log, "board-failed", level=logging.WARNING, node=station.node.name, round=self.number)
+            self._give_up(station, "failed")
+
+    def _give_up(self, station: Station, why: str) -> None:
+        if self._round is not None and station.node.id in self._round.asked - self._round.answered:
+            self._store.mark(self.number, station.node.id, why, self._wall())
+            self._round.lose(station.node.id, self._now)
+
+    # the story
+
+    def step(self, now: float) -> bool:
+        """Goes on with the mission; True when it has more to do at once.
+
+        Raises StoreError where the disk refuses; the next call goes on from what is stored.
+        """
+        self._now = now
+        try:
+            return next(self._life)
+        except StoreError:
+            self._life = self.life()
+            raise
+
+    def life(self) -> Iterator[bool]:
+        """The mission from its first unfinished round to its end. Yields True in the middle of work, False
+        while there is nothing to do but to wait for the links."""
+        rules = self.mission.rules
+        rows = self._store.rounds()
+        accuracy = max((row.accuracy or 0.0 for row in rows), default=0.0)
+        done = sum(row.closed_at is not None for row in rows)
+        for number in range(done + 1, rules.rounds + 1):
+            if rules.target_accuracy is not None and accuracy >= rules.target_accuracy:
+                break
+            yield from self._open(number)
+            yield from self._wait()
+            accuracy = yield from self._close()
+        reached = rules.target_accuracy is not None and accuracy >= rules.target_accuracy
+        yield from self._deploy()
+        why = "target" if reached else "rounds"
+        if (stored := self._store.mission()) is not None and stored["finished_at"] is None:
+            self._store.finish(why, self._wall())
+        say(log, "finished", why=why, accuracy=accuracy, rounds=self.number)
+        self.finished = True
+        while True:
+            yield False
+
+    def _open(self, number: int) -> Iterator[bool]:
+        """Opens round `number`, or goes on with it after a restart, and offers its model to K nodes."""
+        rules, stored = self.mission.rules, {row.number: row for row in self._store.rounds()}
+        self.number = number
+        if number not in stored:
+            asked = choose([node.id for node in self.mission.nodes], rules.select, rules.seed, number)
+            model = encode_object(self._task(number), self._packed(number - 1))
+            opened_at = self._wall()
+            self._store.open_round(number, model, sorted(asked), opened_at, opened_at + rules.deadline_s)
+            stored = {row.number: row for row in self._store.rounds()}
+        row = stored[number]
+        answers = self._store.answers(number)
+        self._round = Round(
+            number,
+            asked=frozenset(answer["node"] for answer in answers),
+            quorum=rules.quorum,
+            deadline_s=self._now + row.deadline_at - self._wall(),
+            answered={answer["node"] for answer in answers if answer["state"] == "answered"},
+            lost={answer["node"] for answer in answers if answer["state"] in ("failed", "refused")},
+        )
+        self._offer(row.model, sorted(self._waiting()))
+        say(log, "round", number=number, of=rules.rounds, asked=self._names(self._round.asked))
+        yield True
+
+    def _wait(self) -> Iterator[bool]:
+        """Until the quorum has answered, or the deadline passes with an answer. Silence is no error: a round
+        that nobody answered is asked again, of the same nodes."""
+        assert self._round is not None
+        while not (verdict := self._round.judge(self._now)).closed:
+            yield False
+        if verdict is Verdict.EMPTY:
+            say(log, "nobody-answered", level=logging.WARNING, round=self.number)
+            while self._now < self._round.deadline_s:  # all failed at once: no haste to hear it again
+                yield False
+            self._store.ask_again(self.number, self._wall(), self._wall() + self.mission.rules.deadline_s)
+            yield from self._open(self.number)
+            yield from self._wait()
+
+    def _close(self) -> Generator[bool, None, float]:
+        """Averages those that answered, quantizes, judges what the boards will get, and stores it."""
+        assert self._round is not None
+        layout = self._train.layout
+        average = PartialAverage(layout)
+        for node in sorted(self._round.answered):
+            payload = self._store.payload(self.number, node)
+            assert payload is not None, f"round {self.number} has no payload of node {node}"
+            update, weights = decode_update(payload)
+            average.add(alq.reconstruct(unpack(weights, layout)), update.samples)
+            yield True
+        for station in self._stations.values():  # whoever is still being asked need not go on
+            self._withdraw(station)
+        quantized = condense(layout, average.mean(), self.mission.train.bits_down)
+        packed = pack(quantized)
+        yield True
+        weights_now = moved(self._origin, alq.reconstruct(quantized))
+        scores = []
+        for so_far in evaluate(self._infer, weights_now, self._test.x, self._test.y):
+            scores.append(so_far)
+            yield True
+        score = scores[-1]  # covers all images
+        bits = 8 * len(packed) / layout.parameters
+        self._store.close_round(self.number, packed, score.accuracy, score.loss, bits, self._wall())
+        say(
+            log, "closed", round=self.number, accuracy=score.accuracy, loss=score.loss,
+            answered=self._names(frozenset(self._round.answered)), bits_down=bits,
+        )  # fmt: skip
+        self._round = None
+        return score.accuracy
+
+    def _deploy(self) -> Iterator[bool]:
+        """Sends the final model to every node, to keep and to use; waits for it as long as for a round."""
+        rules = self.mission.rules
+        stored = self._store.mission()
+        if stored is not None and stored["finished_at"] is not None:
+            return
+        last = max(row.number for row in self._store.rounds())
+        self.number = last
+        task = self._task(last + 1, deploy=True)
+        deadline = self._now + rules.deadline_s
+        self._offer(encode_object(task, self._packed(last)), [node.id for node in self.mission.nodes])
+        say(log, "deploying", nodes=self._names(frozenset(self._stations)))
+        while self._now < deadline and len(self._delivered) < len(self._stations):
+            yield False
+
+    # pieces of it
+
+    def _task(self, number: int, *, deploy: bool = False) -> Task:
+        rules, train = self.mission.rules, self.mission.train
+        return Task(
+            mission=self._id,
+            round=number,
+            model=rules.model,
+            graph=self._train.digest,
+            seed=rules.seed,
+            weights="seed" if number == 1 else "packed",
+            epochs=0 if deploy else train.epochs,
+            pretrain_epochs=train.pretrain_epochs,
+            batch_size=train.batch_size,
+            learning_rate=train.learning_rate * train.learning_rate_decay ** (number - 1),
+            bits_up=train.bits_up,
+            max_bases=train.max_bases,
+            shift_pixels=train.shift_pixels,
+            deadline_s=rules.deadline_s,
+        )
+
+    def _packed(self, number: int) -> bytes:
+        """The weights that round `number` made; none before the first, which both ends draw from the seed."""
+        if number == 0:
+            return b""
+        packed = self._store.model(number)
+        assert packed is not None, f"round {number} left no model"
+        return packed
+
+    def _offer(self, payload: bytes, nodes: list[int]) -> None:
+        self._delivered.clear()
+        for node in nodes:
+            self._offered = self._stations[node].session.offer(MODEL, payload, self._now)
+
+    def _withdraw(self, station: Station) -> None:
+        for progress in station.session.snapshot(self._now).objects:
+            if not progress.incoming:
+                station.session.cancel(progress.digest, self._now)
+
+    def _waiting(self) -> frozenset[int]:
+        """Nodes that were asked and may still answer."""
+        if self._round is None:
+            return frozenset()
+        return self._round.asked - self._round.answered - self._round.lost
+
+    def _names(self, nodes: frozenset[int]) -> list[str]:
+        return [self._stations[node].node.name for node in sorted(nodes)]
+
+    def view(self) -> dict[str, Any]:
+        """Where the mission stands, for a live view."""
+        return {"round": self.number, "waiting": self._names(self._waiting())}

@@ -1,0 +1,105 @@
+"""Where a mission stands, from its store alone: the same while the daemon runs and when it does not."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from groundstation.config import Mission
+from groundstation.store import Store
+from onboard.wire.messages import State
+
+
+def picture(mission: Mission, store: Store) -> dict[str, Any]:
+    """Mission, rounds and nodes as plain values for JSON; times are Unix seconds."""
+    entry = store.mission() or {}
+    rounds = [
+        {
+            "round": row.number,
+            "state": "open" if row.closed_at is None else "closed",
+            "opened_at": row.opened_at,
+            "closed_at": row.closed_at,
+            "deadline_at": row.deadline_at,
+            "accuracy": row.accuracy,
+            "loss": row.loss,
+            "bits_down": row.bits_down,
+            "answers": store.answers(row.number),
+        }
+        for row in store.rounds()
+    ]
+    names = {node.id: node for node in mission.nodes}
+    nodes = [
+        {
+            "node": names[row["id"]].name,
+            "board": names[row["id"]].board.name,
+            "link": names[row["id"]].link.name,
+            "port": names[row["id"]].port,
+            "heard_at": row["heard_at"],
+            "health": json.loads(row["health"]) if row["health"] else None,
+            "counters": store.counters(row["id"]),
+        }
+        for row in store.nodes()
+        if row["id"] in names
+    ]
+    return {
+        "mission": mission.rules.name,
+        "id": bytes(entry["id"]).hex() if entry else None,
+        "model": mission.rules.model,
+        "rounds_wanted": mission.rules.rounds,
+        "finished_at": entry.get("finished_at"),
+        "why": entry.get("why"),
+        "rounds": rounds,
+        "nodes": nodes,
+    }
+
+
+def table(view: Mapping[str, Any], console: Console | None = None) -> None:
+    """Prints the picture for a person."""
+    console = console or Console()
+    state = f"finished ({view['why']})" if view["finished_at"] else "running or resumable"
+    console.print(
+        f"[bold]{view['mission']}[/]  {view['model']}, {view['rounds_wanted']} rounds wanted: {state}"
+    )
+    rounds = Table("round", "state", "accuracy", "loss", "bits/weight down", "answered", "seconds", box=None)
+    for row in view["rounds"]:
+        answered = [answer for answer in row["answers"] if answer["state"] == "answered"]
+        until = row["closed_at"] or time.time()
+        rounds.add_row(
+            str(row["round"]), row["state"], _percent(row["accuracy"]), _number(row["loss"], ".3f"),
+            _number(row["bits_down"], ".3f"), f"{len(answered)} of {len(row['answers'])}",
+            f"{until - row['opened_at']:.0f}",
+        )  # fmt: skip
+    console.print(rounds if view["rounds"] else "no round yet")
+    nodes = Table(
+        "node", "board", "link", "heard", "doing", "sent B", "received B", "resent", "port", box=None
+    )
+    for row in view["nodes"]:
+        health, counters = row["health"], row["counters"]
+        nodes.add_row(
+            row["node"], row["board"], row["link"], _ago(row["heard_at"]),
+            State(health["state"]).name.lower() if health else "-",
+            f"{counters.get('bytes_sent', 0):,.0f}", f"{counters.get('bytes_received', 0):,.0f}",
+            f"{counters.get('fragments_resent', 0):,.0f}", row["port"],
+        )  # fmt: skip
+    console.print(nodes if view["nodes"] else "no node heard yet")
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f} %"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _ago(at: float | None) -> str:
+    """A value's age says whether it is fresh; a bare time does not."""
+    if at is None:
+        return "never"
+    seconds = max(0.0, time.time() - at)
+    return f"{seconds:.0f} s ago" if seconds < 120 else f"{seconds / 60:.0f} min ago"

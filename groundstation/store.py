@@ -1,0 +1,245 @@
+"""The mission's memory in SQLite: what was asked, what was answered, and how far each node's keys have come.
+
+One connection, one writer (the daemon's only thread). Write-ahead log with full sync: a committed
+transaction survives a power cut, and `groundstation status` reads beside the running daemon.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+
+class StoreError(OSError):
+    """The database cannot be read or written: names the file and SQLite's reason; nothing stored is lost."""
+
+
+@dataclass(frozen=True)
+class RoundRow:
+    """One round as stored; `closed_at`, `accuracy`, `loss` and `bits_down` are None while it is open."""
+
+    number: int
+    opened_at: float
+    deadline_at: float
+    model: bytes
+    closed_at: float | None
+    accuracy: float | None
+    loss: float | None
+    bits_down: float | None
+
+
+@dataclass(frozen=True)
+class Floor:
+    """Our epoch towards a node and the replay floor of its frames."""
+
+    epoch: int
+    floor: tuple[int, int]
+
+
+class Store:
+    """Opens or makes the database at `path`. Raises StoreError from every method when SQLite fails."""
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        self.path = path
+        with self._errors():
+            if read_only:
+                self._db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+            else:
+                self._db = sqlite3.connect(path, isolation_level=None)
+                self._db.execute("PRAGMA journal_mode = WAL")
+                self._db.execute("PRAGMA synchronous = FULL")
+                self._db.execute("PRAGMA foreign_keys = ON")
+                if not self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'mission'").fetchone():
+                    schema = resources.files("groundstation").joinpath("schema.sql").read_text()
+                    self._db.executescript(f"BEGIN; {schema} COMMIT;")
+            self._db.row_factory = sqlite3.Row
+
+    def close(self) -> None:
+        """Closes the file; the write-ahead log is folded in by SQLite."""
+        self._db.close()
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All of it or nothing, on the disk when the block ends."""
+        with self._errors():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):  # a full disk may have rolled back already
+                    self._db.execute("ROLLBACK")
+                raise
+
+    # the mission and its nodes
+
+    def begin(self, mission_id: bytes, name: str, seed: int, graph: bytes) -> tuple[bytes, bytes]:
+        """Enters the mission if the file is new; returns the stored (mission id, graph digest)."""
+        with self.transaction():
+            row = self._db.execute("SELECT id, graph FROM mission").fetchone()
+            if row is None:
+                self._db.execute(
+                    "INSERT INTO mission (id, name, seed, graph) VALUES (?, ?, ?, ?)",
+                    (mission_id, name, seed, graph),
+                )
+                return mission_id, graph
+        return bytes(row["id"]), bytes(row["graph"])
+
+    def finish(self, why: str, now: float) -> None:
+        """Marks the mission as finished."""
+        with self.transaction():
+            self._db.execute("UPDATE mission SET finished_at = ?, why = ?", (now, why))
+
+    def mission(self) -> Mapping[str, Any] | None:
+        """The mission's row, or None in a new file."""
+        return self._one("SELECT * FROM mission")
+
+    def enter_node(self, node: int, name: str) -> Floor:
+        """Raises our epoch towards `node` and returns it with the stored replay floor, durable on return.
+
+        So no sequence number of an earlier run of this daemon is ever used again.
+        """
+        with self.transaction():
+            self._db.execute(
+                "INSERT INTO node (id, name, epoch, floor_epoch, floor_seq) VALUES (?, ?, 0, 0, 0) "
+                "ON CONFLICT (id) DO UPDATE SET name = excluded.name",
+                (node, name),
+            )
+            self._db.execute("UPDATE node SET epoch = epoch + 1 WHERE id = ?", (node,))
+            row = self._db.execute(
+                "SELECT epoch, floor_epoch, floor_seq FROM node WHERE id = ?", (node,)
+            ).fetchone()
+        return Floor(row["epoch"], (row["floor_epoch"], row["floor_seq"]))
+
+    def hear(self, node: int, now: float, floor: tuple[int, int], health: Mapping[str, Any] | None) -> None:
+        """Notes when and what a node was heard to say last, and its replay floor."""
+        with self.transaction():
+            self._hear(node, now, floor)
+            if health is not None:
+                self._db.execute("UPDATE node SET health = ? WHERE id = ?", (json.dumps(health), node))
+
+    def nodes(self) -> list[Mapping[str, Any]]:
+        """The nodes' rows."""
+        return self._all("SELECT * FROM node ORDER BY id")
+
+    # rounds
+
+    def open_round(
+        self, number: int, model: bytes, nodes: list[int], opened_at: float, deadline_at: float
+    ) -> None:
+        """Enters a round and whom it asks."""
+        with self.transaction():
+            self._db.execute(
+                "INSERT INTO round (number, opened_at, deadline_at, model) VALUES (?, ?, ?, ?)",
+                (number, opened_at, deadline_at, model),
+            )
+            self._db.executemany(
+                "INSERT INTO answer (round, node, state, changed_at) VALUES (?, ?, 'asked', ?)",
+                [(number, node, opened_at) for node in nodes],
+            )
+
+    def ask_again(self, number: int, now: float, deadline_at: float) -> None:
+        """Opens a round that nobody answered once more, for the same nodes."""
+        with self.transaction():
+            self._db.execute("UPDATE round SET deadline_at = ? WHERE number = ?", (deadline_at, number))
+            self._db.execute(
+                "UPDATE answer SET state = 'asked', changed_at = ? WHERE round = ?", (now, number)
+            )
+
+    def close_round(
+        self, number: int, packed: bytes, accuracy: float, loss: float, bits_down: float, now: float
+    ) -> None:
+        """Closes a round with the model that it made, whole, and forgets the models before it."""
+        with self.transaction():
+            self._db.execute(
+                "UPDATE round SET closed_at = ?, accuracy = ?, loss = ?, bits_down = ? WHERE number = ?",
+                (now, accuracy, loss, bits_down, number),
+            )
+            self._db.execute("INSERT OR REPLACE INTO model (number, payload) VALUES (?, ?)", (number, packed))
+
+    def rounds(self) -> list[RoundRow]:
+        """All rounds, oldest first."""
+        return [RoundRow(**row) for row in self._all("SELECT * FROM round ORDER BY number")]
+
+    def model(self, number: int) -> bytes | None:
+        """The packed weights that round `number` made."""
+        row = self._one("SELECT payload FROM model WHERE number = ?", number)
+        return None if row is None else bytes(row["payload"])
+
+    def answers(self, number: int) -> list[Mapping[str, Any]]:
+        """Who was asked in a round and what became of it, without the payloads."""
+        return self._all(
+            "SELECT round, node, state, changed_at, samples, loss, train_s, cpu_s, energy_j, "
+            "length(payload) AS bytes FROM answer WHERE round = ? ORDER BY node",
+            number,
+        )
+
+    def payload(self, number: int, node: int) -> bytes | None:
+        """The update object of one node in one round."""
+        row = self._one("SELECT payload FROM answer WHERE round = ? AND node = ?", number, node)
+        return None if row is None or row["payload"] is None else bytes(row["payload"])
+
+    def mark(self, number: int, node: int, state: str, now: float) -> None:
+        """Notes a change of one answer's state."""
+        with self.transaction():
+            self._db.execute(
+                "UPDATE answer SET state = ?, changed_at = ? WHERE round = ? AND node = ?",
+                (state, now, number, node),
+            )
+
+    def take_update(
+        self, number: int, node: int, payload: bytes, metrics: Mapping[str, float], floor: tuple[int, int],
+        now: float,
+    ) -> None:  # fmt: skip
+        """Stores an update and the node's replay floor in one barrier: only then may DONE leave."""
+        with self.transaction():
+            self._db.execute(
+                "UPDATE answer SET state = 'answered', changed_at = :now, payload = :payload, "
+                "samples = :samples, loss = :loss, train_s = :train_s, cpu_s = :cpu_s, energy_j = :energy_j "
+                "WHERE round = :round AND node = :node",
+                {"now": now, "payload": payload, "round": number, "node": node, **metrics},
+            )
+            self._hear(node, now, floor)
+
+    # counters
+
+    def count(self, node: int, counters: Mapping[str, float]) -> None:
+        """Replaces a node's running totals."""
+        with self.transaction():
+            self._db.executemany(
+                "INSERT INTO counter (node, name, value) VALUES (?, ?, ?) "
+                "ON CONFLICT (node, name) DO UPDATE SET value = excluded.value",
+                [(node, name, value) for name, value in counters.items()],
+            )
+
+    def counters(self, node: int) -> dict[str, float]:
+        """A node's running totals over all runs of the daemon."""
+        rows = self._all("SELECT name, value FROM counter WHERE node = ?", node)
+        return {row["name"]: row["value"] for row in rows}
+
+    def _hear(self, node: int, now: float, floor: tuple[int, int]) -> None:
+        self._db.execute(
+            "UPDATE node SET heard_at = ?, floor_epoch = ?, floor_seq = ? WHERE id = ?", (now, *floor, node)
+        )
+
+    def _one(self, query: str, *values: Any) -> Mapping[str, Any] | None:
+        with self._errors():
+            row = self._db.execute(query, values).fetchone()
+        return None if row is None else dict(row)
+
+    def _all(self, query: str, *values: Any) -> list[Any]:
+        with self._errors():
+            return [dict(row) for row in self._db.execute(query, values)]
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise StoreError(f"{self.path}: {error}") from error

@@ -1,0 +1,95 @@
+"""What training may take from the board, and what it took: compute, memory, energy and airtime.
+
+Compute is held by sleeping between steps: measured, cooperative sleep keeps a CPU share to 0.1 %
+(design page on budgets) and needs no privilege, unlike a cgroup quota. Memory is held by RLIMIT_DATA, which
+fails cleanly with MemoryError; RLIMIT_AS counts mappings and RLIMIT_RSS is ignored by Linux.
+"""
+
+from __future__ import annotations
+
+import resource
+from dataclasses import dataclass
+
+from hw_profiles import Board, Link
+
+
+class BudgetError(ValueError):
+    """A budget that cannot be kept, with the numbers that show it."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """When the next training step may begin.
+
+    `cpu_share`: share of one CPU in (0, 1]. `train_flops`: sustained FLOP/s of the board that is being
+    emulated, or None on the board itself, where a step takes as long as it takes.
+    """
+
+    cpu_share: float
+    train_flops: float | None = None
+
+    def step_cpu_s(self, cpu_s: float, flops: float) -> float:
+        """CPU seconds the step cost on the board: as measured, or as its profile says when emulated."""
+        return cpu_s if self.train_flops is None else max(flops / self.train_flops, 1e-9)
+
+    def next_step_at(self, started_s: float, board_cpu_s: float) -> float:
+        """The earliest time of the next step, given when this one began and what it cost the board."""
+        return started_s + board_cpu_s / self.cpu_share
+
+
+@dataclass
+class Ledger:
+    """Running totals of what the node used since it started.
+
+    Energy without a sensor is the model of the boards page: active_w x cpu_s + idle_w x wall_s +
+    tx_power_w x airtime_s, in joules.
+    """
+
+    board: Board
+    link: Link
+    started_s: float
+    cpu_s: float = 0.0
+
+    def charge_cpu(self, cpu_s: float) -> None:
+        """Adds CPU seconds of the board."""
+        self.cpu_s += cpu_s
+
+    def energy_j(self, now: float, airtime_s: float) -> float:
+        """Joules from the start to `now`, with `airtime_s` of transmitting in it."""
+        wall_s = now - self.started_s
+        extra_w = self.board.active_w - self.board.idle_w  # active_w is the whole board's draw when busy
+        return self.board.idle_w * wall_s + extra_w * self.cpu_s + self.link.tx_power_w * airtime_s
+
+
+def limit_memory(limit_bytes: int) -> None:
+    """Caps the heap of this process; beyond it allocations raise MemoryError and the agent lives on.
+
+    Raises BudgetError if the process already holds more than that.
+    """
+    held_bytes = data_bytes()
+    if limit_bytes <= held_bytes:
+        raise BudgetError(
+            f"memory limit {limit_bytes / 2**20:.0f} MB is below the {held_bytes / 2**20:.0f} MB "
+            "the agent holds before it trains"
+        )
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    soft = limit_bytes if hard == resource.RLIM_INFINITY else min(limit_bytes, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def data_bytes() -> int:
+    """What RLIMIT_DATA counts for this process now (VmData), in bytes."""
+    return _status_kb("VmData") * 1024
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process now (VmRSS), in bytes."""
+    return _status_kb("VmRSS") * 1024
+
+
+def _status_kb(field: str) -> int:
+    with open("/proc/self/status", encoding="ascii") as status:  # noqa: PTH123 - /proc is Linux's own API
+        for line in status:
+            if line.startswith(field + ":"):
+                return int(line.split()[1])
+    return 0

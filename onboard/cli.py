@@ -1,0 +1,107 @@
+"""`onboard`: the agent on the flight computer."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from onboard.config import ConfigError, load_node
+from onboard.log import Format, start
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="spacedml-edge")
+def main() -> None:
+    """The agent on the flight computer: trains within its budget, compresses, and talks over a thin link.
+
+    \b
+    Example:
+      onboard doctor node.toml
+      onboard run node.toml
+    """
+
+
+@main.command()
+@click.argument("node_toml", type=click.Path(path_type=Path))
+@click.option("--port", metavar="URL", help="Use this port instead of the file's, e.g. /dev/ttyUSB0.")
+@click.option("--wait", "wait_for_port", is_flag=True, help="Start even while the port does not exist yet.")
+@click.option(
+    "--log", "log_format", type=click.Choice(["text", "json"]), default="text", help="Form of the log."
+)
+@click.option("--report-every", type=click.FloatRange(min=0.05), metavar="S",
+              help="Log state and link counters every S seconds.")  # fmt: skip
+def run(
+    node_toml: Path, port: str | None, wait_for_port: bool, log_format: Format, report_every: float | None
+) -> None:
+    """Runs the agent described in NODE_TOML until SIGTERM or Ctrl-C.
+
+    Kill it at any time: what it received, trained and has yet to send is on the disk, and the next run goes
+    on from there. A port that vanishes is re-opened when it returns.
+
+    \b
+    Examples:
+      onboard run node.toml
+      onboard run node.toml --port /dev/ttyUSB0
+      onboard run node.toml --port udp://192.168.7.1:4800 --log json
+    """
+    from onboard.budget import BudgetError, Pace
+    from onboard.carrier import board_agent, carry, local_images
+    from onboard.data import DataError
+    from onboard.journal import sole_user
+    from onboard.keys import BadKey
+
+    start(log_format)
+    try:
+        config = load_node(node_toml, port=port)
+        if not wait_for_port and (missing := missing_device(config.port)):
+            raise ConfigError(
+                f"{node_toml}: link.port = {config.port!r}: {missing}; plug it in, or give --wait"
+            )
+        images = local_images(config)
+        with sole_user(config.state):
+            agent, pump = board_agent(config, images, time.monotonic())
+            carry(agent, pump, Pace(config.cpu_share), report_every_s=report_every)
+    except BlockingIOError:
+        fail(f"{node_toml}: node.state = {str(config.state)!r}: another agent is running on it")
+    except (ConfigError, BadKey, DataError, BudgetError) as error:
+        fail(str(error))
+
+
+@main.command()
+@click.argument("node_toml", type=click.Path(path_type=Path))
+def doctor(node_toml: Path) -> None:
+    """Checks everything a run of NODE_TOML needs and says what is wrong and what to do.
+
+    \b
+    Example:
+      onboard doctor node.toml
+    """
+    from onboard.doctor import examine
+
+    try:
+        config = load_node(node_toml)
+    except ConfigError as error:
+        fail(str(error))
+    findings = examine(config)
+    for finding in findings:
+        mark = click.style("ok  ", fg="green") if finding.ok else click.style("FAIL", fg="red")
+        click.echo(f"{mark}  {finding.what:<10} {finding.says}")
+    if not all(finding.ok for finding in findings):
+        sys.exit(1)
+
+
+def missing_device(port: str) -> str | None:
+    """What is wrong with a port that names a local device, or None if it is there (or is no device)."""
+    path = port.removeprefix("serial:").partition("?")[0]
+    if "://" in path or Path(path).exists():
+        return None
+    return "no such device"
+
+
+def fail(line: str) -> None:
+    """Ends the program over bad input: one line, exit code 2."""
+    click.echo(line, err=True)
+    sys.exit(2)

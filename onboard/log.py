@@ -1,0 +1,59 @@
+"""What the programs say of themselves: one line an event, as text or as JSON, the same on both sides."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from typing import Any, Literal
+
+Format = Literal["text", "json"]
+
+
+def start(form: Format, level: int = logging.INFO) -> None:
+    """Sends every event of this process to standard output, one line each, flushed line by line."""
+    output = logging.StreamHandler(sys.stdout)
+    output.setFormatter(_JsonLines() if form == "json" else _Text())
+    logging.basicConfig(level=level, handlers=[output], force=True)
+
+
+def say(logger: logging.Logger, event: str, /, *, level: int = logging.INFO, **fields: Any) -> None:
+    """Logs `event` (a short name, stable: tools read it) with its `fields`."""
+    logger.log(level, event, extra={"fields": fields})
+
+
+class _JsonLines(logging.Formatter):
+    """One JSON object a line: at (Unix seconds), level, from (module), event, then the fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "at": round(record.created, 3),
+            "level": record.levelname.lower(),
+            "from": record.name,
+            "event": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+class _Text(logging.Formatter):
+    """`12:03:11 event key=value key=value`; warnings and errors say so."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
+        loud = "" if record.levelno < logging.WARNING else f"{record.levelname} "
+        fields = " ".join(f"{key}={_short(value)}" for key, value in getattr(record, "fields", {}).items())
+        text = f"{clock} {loud}{record.getMessage()} {fields}".rstrip()
+        return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, bytes):
+        return value[:4].hex()
+    text = str(value)
+    return repr(text) if " " in text else text
