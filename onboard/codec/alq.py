@@ -273,7 +273,8 @@ def gains(groups: Floats, max_bases: int, curvature: Floats | None = None) -> np
     any ranking by gain in an order that can be built. Errors: ValueError for values whose squares are not
     finite.
     """
-    _, _, error = _greedy(groups, curvature, [len(groups)] * max_bases)
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused below
+        _, _, error = _greedy(groups, curvature, [len(groups)] * max_bases)
     if not np.isfinite(error).all():
         raise ValueError("weights or curvature are not finite, or too large to square: nothing to rank")
     removed = error[:, :-1] - error[:, 1:]

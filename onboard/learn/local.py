@@ -46,7 +46,7 @@ class Graph(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a round asks of one board. `bits_up`: bits for bases and coordinates, for each weight of the model."""
+    """What a round asks of one board. `bits_up`: bits of bases and coordinates a weight of the model."""
 
     epochs: int  # with the straight-through estimator, after the plain ones
     pretrain_epochs: int  # plain, before the allocation
