@@ -1,0 +1,139 @@
+"""What a session tells its application, and what it lets itself be asked: values, no behaviour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Union
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """An object is whole and its digest right. Make it durable, then `accept` it, or `refuse` it."""
+
+    digest: bytes
+    kind: int
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """The peer holds an object of ours durably."""
+
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """The peer ended an object: it withdrew its own, or will not take ours. `reason`: messages.Reason."""
+
+    digest: bytes
+    reason: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """This end did not take an object that the peer offered. `reason`: messages.Reason."""
+
+    digest: bytes
+    reason: int
+
+
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """An object, ours or the peer's, was not delivered by its deadline and is given up."""
+
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Evicted:
+    """A half-received object that the peer no longer offers made room for a new one."""
+
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Corrupt:
+    """All fragments of an object are there and its digest is wrong; all of them are asked for again."""
+
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """The payload of a MSG."""
+
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PeerHeard:
+    """The peer is heard for the first time, after a silence, or after its restart (a new epoch)."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerSilent:
+    """The peer owes an answer and does not give it; it is asked every 2 s and sent nothing else."""
+
+
+Event = Union[  # noqa: UP007 - an alias of classes has to work at run time on 3.10 for isinstance
+    Arrived, Delivered, Cancelled, Refused, Expired, Evicted, Corrupt, Message, PeerHeard, PeerSilent
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a session takes on at most."""
+
+    max_object_bytes: int = 64 << 20
+    max_incoming: int = 16  # objects at a time
+    max_incoming_bytes: int = 128 << 20  # of all of them together
+    max_messages: int = 16  # MSGs waiting to leave; the oldest gives way
+    remembered: int = 256  # digests of finished objects
+    reorder_slack: int = 0
+    """Frames of one direction that may overtake one another before the late one counts as lost: 0 on a
+    serial line, 3 on a datagram port (TCP's duplicate threshold, RFC 5681 section 3.2)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far one object is. `eta_s`: seconds to the end at the link's rate and measured loss."""
+
+    digest: bytes
+    kind: int
+    incoming: bool
+    size: int
+    fragments: int
+    held: int
+    eta_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LinkSnapshot:
+    """What one end of a link did and saw since its start. Bytes are on the wire, framing included."""
+
+    now: float
+    epoch: int
+    peer_epoch: int
+    frames_sent: int
+    bytes_sent: int
+    frames_received: int  # authentic ones
+    bytes_received: int
+    malformed: int  # no frame, or a payload that makes no sense
+    bad_tags: int
+    replays: int
+    misaddressed: int
+    orphans: int  # about an object that is not known here
+    duplicates: int  # fragments that were held already
+    corrupt: int  # objects with a wrong digest
+    fragments_sent: int
+    fragments_resent: int
+    fragments_received: int  # new ones
+    loss_out: float  # share of our fragments that REPORTs showed as lost
+    loss_in: float  # share of the peer's frames that were not heard, by gaps in its seq
+    airtime_s: float  # transmitter on, keying included
+    goodput_out_bps: float  # payload bits that the peer holds, over the time that it took
+    goodput_in_bps: float
+    last_heard: float  # -inf before the first frame
+    silent: bool
+    objects: tuple[Progress, ...]

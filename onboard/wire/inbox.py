@@ -1,0 +1,306 @@
+"""The objects that one end receives: what it holds, what it answers, and when.
+
+Answers are REPORT (asked for, or on a cadence while DATA comes in), DONE once the application has the
+object, CANCEL for what it will not take, and a REPORT that says "unknown" so that the peer offers again.
+Nothing is ever sent that no frame of the peer's gave rise to. A frame that makes no sense changes nothing
+but a counter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
+
+from onboard.wire.events import Arrived, Cancelled, Corrupt, Event, Evicted, Expired, Limits, Refused
+from onboard.wire.frame import OVERHEAD_BYTES, Frame, Type
+from onboard.wire.messages import Cancel, Done, Offer, Reason
+from onboard.wire.outbox import Send
+from onboard.wire.report import PREFIX_BYTES, Report
+from onboard.wire.timing import Timing
+from onboard.wire.transfer import BadFragment, Incoming, Partial
+
+_IDS = 1024  # object ids of the peer's that are remembered; one that was forgotten is "unknown"
+_MAX_REPLIES = 64
+_MAX_CORRUPT = 2  # the second wrong digest is the offer's fault, not the spool's
+_ACCEPT_S = 0.05  # the application has this long to accept before a REPORT says "whole, not yet stored"
+
+
+@dataclass(slots=True)
+class _Receipt:
+    """What is to be said of one incoming object."""
+
+    object_id: int = 0  # 0: not offered in the peer's present epoch
+    report_at: float = math.inf
+    reported_at: float = -math.inf  # end of the last REPORT
+    gap_s: float = 0.0  # after that one
+    arrived: bool = False
+    corrupt: int = 0
+
+
+class Inbox:
+    """All incoming objects of a session, by digest in `incoming`."""
+
+    def __init__(self, timing: Timing, limits: Limits, done: Iterable[bytes]) -> None:
+        self._timing, self._limits = timing, limits
+        self.incoming: dict[bytes, Incoming] = {}
+        self._receipts: dict[bytes, _Receipt] = {}
+        self._digests: OrderedDict[int, bytes] = OrderedDict()  # the peer's object ids, in its present epoch
+        self._done: OrderedDict[bytes, None] = OrderedDict.fromkeys(done)
+        self._refused: OrderedDict[int, Cancel] = OrderedDict()  # by the peer's object id
+        self._replies: OrderedDict[tuple[Type, int], Send] = OrderedDict()
+        self._unknown_at = -math.inf  # when the next "unknown" may leave
+        self.fragments = self.received_bytes = self.duplicates = self.orphans = self.malformed = 0
+        self.corrupt = 0
+
+    # -- the application's side ------------------------------------------------------------------------
+
+    def resume(self, partial: Partial) -> None:
+        """Go on with a half-received object. Raises ValueError where the partial contradicts itself."""
+        if partial.digest in self._done:
+            return
+        self.incoming[partial.digest] = Incoming.of(partial)
+        self._receipts[partial.digest] = _Receipt()
+
+    def accept(self, digest: bytes) -> None:
+        """The application has the object durably. Raises KeyError for one that has not arrived."""
+        receipt = self._arrived(digest)
+        self._drop(digest)
+        self._remember(digest)
+        if receipt.object_id:
+            self._reply_done(digest, receipt.object_id)
+
+    def refuse(self, digest: bytes, reason: int) -> None:
+        """The application does not want the object. Raises KeyError for one that is not incoming."""
+        receipt = self._receipts[digest]
+        self._drop(digest)
+        if receipt.object_id:
+            self._reply_cancel(Cancel(digest, reason), receipt.object_id)
+
+    @property
+    def done(self) -> Collection[bytes]:
+        """Digests of accepted objects, oldest first."""
+        return self._done.keys()
+
+    # -- what may leave --------------------------------------------------------------------------------
+
+    def due_at(self) -> float:
+        """When `due` has a frame next."""
+        if self._replies:
+            return -math.inf
+        return min((receipt.report_at for receipt in self._receipts.values()), default=math.inf)
+
+    def due(self, now: float, floor: tuple[int, int]) -> Send | None:
+        """The answer that is due; `floor`: epoch and seq of the highest frame heard."""
+        for send in self._replies.values():
+            if send.type is Type.REPORT:
+                return replace(send, payload=self._encode(Report(*floor, unknown=True)))
+            return send
+        for digest, receipt in self._receipts.items():
+            if receipt.report_at <= now:
+                report = Report(*floor, prefix=digest[:PREFIX_BYTES], held=self.incoming[digest].held)
+                return Send(Type.REPORT, self._encode(report), receipt.object_id)
+        return None
+
+    def sent(self, send: Send, end: float) -> None:
+        """What `due` gave leaves, its last bit at `end`."""
+        if self._replies.pop((send.type, send.object_id), None) is not None:
+            return
+        receipt = self._receipts[self._digests[send.object_id]]
+        receipt.report_at = math.inf
+        receipt.reported_at = end
+        receipt.gap_s = self._timing.report_gap_s(OVERHEAD_BYTES + len(send.payload))
+
+    # -- what was heard --------------------------------------------------------------------------------
+
+    def peer_restarted(self) -> None:
+        """The peer has a new epoch: its object ids mean other objects now."""
+        self._digests.clear()
+        self._refused.clear()
+        self._replies.clear()
+        for receipt in self._receipts.values():
+            receipt.object_id = 0
+            receipt.report_at = math.inf
+
+    def on_offer(self, offer: Offer, object_id: int, now: float) -> list[Event]:
+        """The peer has an object for this end."""
+        if object_id == 0:
+            self.malformed += 1
+            return []
+        if offer.digest in self._done:
+            self._bind(object_id, offer.digest)
+            self._done.move_to_end(offer.digest)
+            self._reply_done(offer.digest, object_id)
+            return []
+        refused = self._refused.get(object_id)
+        if refused is not None and refused.digest == offer.digest:
+            self._reply_cancel(refused, object_id)
+            return []
+        events: list[Event] = []
+        incoming = self.incoming.get(offer.digest)
+        if incoming is None:
+            reason = self._objection(offer, events)
+            if reason is not None:
+                self._reply_cancel(Cancel(offer.digest, reason), object_id)
+                return [*events, Refused(offer.digest, reason)]
+            incoming = Incoming(offer.digest, offer.kind, offer.size, offer.fragment_bytes)
+            self.incoming[offer.digest] = incoming
+            self._receipts[offer.digest] = _Receipt()
+        elif (incoming.size, incoming.kind) != (offer.size, offer.kind):
+            self.malformed += 1
+            return []
+        elif incoming.fragment_bytes != offer.fragment_bytes:
+            incoming.refragment(offer.fragment_bytes)
+        self._bind(object_id, offer.digest)
+        receipt = self._receipts[offer.digest]
+        receipt.object_id = object_id
+        receipt.report_at = now
+        incoming.deadline = now + offer.deadline_s if offer.deadline_s else math.inf
+        return events + self._check(incoming, receipt, now)
+
+    def on_data(self, frame: Frame, now: float) -> list[Event]:
+        """A fragment."""
+        digest = self._digests.get(frame.object_id)
+        incoming = None if digest is None else self.incoming.get(digest)
+        if incoming is None:
+            return self._on_question(frame.object_id, now) if frame.poll or digest is None else []
+        receipt = self._receipts[incoming.digest]
+        try:
+            new = incoming.store(frame.fragment, frame.payload)
+        except BadFragment:
+            self.malformed += 1
+            return []
+        self.fragments += new
+        self.duplicates += not new
+        self.received_bytes += len(frame.payload) if new else 0
+        wait_s = receipt.gap_s if frame.poll else self._timing.report_interval_s(incoming.count)
+        at = now if self._timing.half_duplex else max(now, receipt.reported_at + wait_s)
+        receipt.report_at = min(receipt.report_at, at)
+        return self._check(incoming, receipt, now) if new else []
+
+    def on_poll(self, frame: Frame, now: float) -> list[Event]:
+        """The peer asks how far an object is."""
+        return self._on_question(frame.object_id, now)
+
+    def on_cancel(self, cancel: Cancel, object_id: int) -> list[Event]:
+        """The peer withdraws an object; it is told that the object is not known here any more."""
+        receipt = self._receipts.get(cancel.digest)
+        self._digests.pop(object_id, None)
+        self._reply(Send(Type.REPORT, object_id=object_id))
+        if receipt is None:
+            return []
+        self._drop(cancel.digest)
+        return [Cancelled(cancel.digest, cancel.reason)]
+
+    def tick(self, now: float) -> list[Event]:
+        """Give up the objects whose deadline has passed."""
+        late = [digest for digest, incoming in self.incoming.items() if incoming.deadline <= now]
+        for digest in late:
+            self._drop(digest)
+        return [Expired(digest) for digest in late]
+
+    def tick_at(self) -> float:
+        """When `tick` next has something to do."""
+        return min((incoming.deadline for incoming in self.incoming.values()), default=math.inf)
+
+    # -- one rule each ---------------------------------------------------------------------------------
+
+    def _check(self, incoming: Incoming, receipt: _Receipt, now: float) -> list[Event]:
+        """Deliver an object that has become whole, once."""
+        if not incoming.complete:
+            return []
+        if receipt.arrived:  # and is not accepted yet: the REPORT says so
+            return []
+        payload = incoming.verified()
+        if payload is not None:
+            receipt.arrived = True
+            receipt.report_at = now + _ACCEPT_S
+            return [Arrived(incoming.digest, incoming.kind, payload)]
+        self.corrupt += 1
+        receipt.corrupt += 1
+        receipt.report_at = now
+        incoming.clear()
+        if receipt.corrupt < _MAX_CORRUPT and incoming.count:
+            return [Corrupt(incoming.digest)]
+        self.refuse(incoming.digest, Reason.BAD_OFFER)
+        return [Corrupt(incoming.digest), Refused(incoming.digest, Reason.BAD_OFFER)]
+
+    def _objection(self, offer: Offer, events: list[Event]) -> Reason | None:
+        """Why a new object is not taken, None if it is. May make room, which is then among `events`."""
+        limits = self._limits
+        if offer.fragment_bytes > self._timing.payload_bytes:
+            return Reason.BAD_OFFER
+        if offer.size > limits.max_object_bytes or offer.size > limits.max_incoming_bytes:
+            return Reason.TOO_LARGE
+
+        def full() -> bool:
+            held = sum(incoming.size for incoming in self.incoming.values())
+            return len(self.incoming) >= limits.max_incoming or held + offer.size > limits.max_incoming_bytes
+
+        # Left over from an earlier epoch of the peer's, and not offered again since: the oldest goes.
+        for digest in [d for d, receipt in self._receipts.items() if receipt.object_id == 0]:
+            if not full():
+                break
+            self._drop(digest)
+            events.append(Evicted(digest))
+        return Reason.TOO_MANY if full() else None
+
+    def _on_question(self, object_id: int, now: float) -> list[Event]:
+        if object_id == 0:
+            return []
+        digest = self._digests.get(object_id)
+        receipt = None if digest is None else self._receipts.get(digest)
+        if receipt is not None:
+            receipt.report_at = min(receipt.report_at, max(now, receipt.reported_at + receipt.gap_s))
+        elif digest is not None and digest in self._done:
+            self._reply_done(digest, object_id)
+        elif object_id in self._refused:
+            self._reply_cancel(self._refused[object_id], object_id)
+        else:
+            self.orphans += 1
+            if now >= self._unknown_at:
+                self._unknown_at = now + self._timing.answer_s(0, busy=False)
+                self._reply(Send(Type.REPORT, object_id=object_id))
+        return []
+
+    def _bind(self, object_id: int, digest: bytes) -> None:
+        self._digests[object_id] = digest
+        self._digests.move_to_end(object_id)
+        self._refused.pop(object_id, None)
+        self._replies.pop((Type.REPORT, object_id), None)  # it is not unknown any more
+        for old in list(self._digests)[: len(self._digests) - _IDS]:
+            if self._digests[old] not in self.incoming:
+                del self._digests[old]
+
+    def _reply(self, send: Send) -> None:
+        if len(self._replies) < _MAX_REPLIES:  # else the peer asks again
+            self._replies[send.type, send.object_id] = send
+
+    def _reply_done(self, digest: bytes, object_id: int) -> None:
+        self._reply(Send(Type.DONE, Done(digest).encode(), object_id))
+
+    def _reply_cancel(self, cancel: Cancel, object_id: int) -> None:
+        self._refused[object_id] = cancel
+        if len(self._refused) > self._limits.remembered:
+            self._refused.popitem(last=False)
+        self._reply(Send(Type.CANCEL, cancel.encode(), object_id))
+
+    def _remember(self, digest: bytes) -> None:
+        self._done[digest] = None
+        self._done.move_to_end(digest)
+        while len(self._done) > self._limits.remembered:
+            self._done.popitem(last=False)
+
+    def _encode(self, report: Report) -> bytes:
+        return report.encode(self._timing.payload_bytes)
+
+    def _arrived(self, digest: bytes) -> _Receipt:
+        receipt = self._receipts.get(digest)
+        if receipt is None or not receipt.arrived:
+            raise KeyError(f"object {digest.hex()} has not arrived")
+        return receipt
+
+    def _drop(self, digest: bytes) -> None:
+        del self.incoming[digest]
+        del self._receipts[digest]

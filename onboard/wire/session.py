@@ -1,0 +1,367 @@
+"""One authenticated conversation with one peer: objects cross whole, once, and at the link's pace.
+
+Pure: frames and `now` (seconds, monotonic) go in, frames and events come out. Control leaves first, then
+MSG, then the objects' DATA, the most urgent first; nothing leaves faster than the link carries it, out of
+turn, or to a peer that does not answer. Whoever owns the port calls `receive` for each frame heard, `tick`
+and `transmit` whenever `wakeup` says so, and acts on the events.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping
+from itertools import count
+
+from hw_profiles import Link
+from onboard.wire import cobs
+from onboard.wire.events import (
+    Arrived,
+    Cancelled,
+    Corrupt,
+    Delivered,
+    Event,
+    Evicted,
+    Expired,
+    Limits,
+    LinkSnapshot,
+    Message,
+    PeerHeard,
+    PeerSilent,
+    Progress,
+    Refused,
+)
+from onboard.wire.frame import OVERHEAD_BYTES, Frame, Type
+from onboard.wire.inbox import Inbox
+from onboard.wire.messages import BadMessage, Cancel, Done, Offer, Reason
+from onboard.wire.outbox import Outbox, Send
+from onboard.wire.report import Report
+from onboard.wire.seal import Opener, Sealer
+from onboard.wire.timing import Pacer, Timing
+from onboard.wire.transfer import Incoming, Partial
+from onboard.wire.turn import Turn
+
+__all__ = [
+    "Arrived",
+    "Cancelled",
+    "Corrupt",
+    "Delivered",
+    "Event",
+    "Evicted",
+    "Expired",
+    "Incoming",
+    "Limits",
+    "LinkSnapshot",
+    "Message",
+    "Partial",
+    "PeerHeard",
+    "PeerSilent",
+    "Progress",
+    "Refused",
+    "Session",
+]
+
+_EPSILON_S = 1e-6  # sums of airtimes are not exact; a microsecond is less than a bit of any link here
+_BY_SENDER = (Reason.WITHDRAWN, Reason.EXPIRED)  # CANCEL for another reason is the receiver's
+_BUSY_S = 4.0  # without DATA for so long the peer's bulk is over
+
+
+class Session:
+    """One end of a link.
+
+    node, peer: the two ends' numbers, 0..254. key: the node's 32 B key. master: the ground's end, which
+    sends at the link's `rate_down_bps` and breaks ties on half-duplex; a board's end sends at
+    `rate_up_bps`. epoch: this end's durable boot counter, 1..65535, one more than at the last start.
+    floor: the peer's highest (epoch, seq) as last persisted; nothing at or below it is taken. done: digests
+    of objects accepted before. wire_bytes: what a frame of that many bytes takes on the wire.
+    Raises ValueError for a key or an epoch out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        node: int,
+        peer: int,
+        key: bytes,
+        link: Link,
+        master: bool,
+        epoch: int,
+        floor: tuple[int, int] = (0, 0),
+        done: Iterable[bytes] = (),
+        wire_bytes: Callable[[int], int] = cobs.wire_bytes,
+        now: float = 0.0,
+        limits: Limits | None = None,
+    ) -> None:
+        limits = limits or Limits()
+        self.node, self.peer, self.epoch = node, peer, epoch
+        self._wire_bytes = wire_bytes
+        self._timing = Timing(link, master=master, wire_bytes=wire_bytes)
+        self._sealer = Sealer(key, source=node, destination=peer, epoch=epoch)
+        self._opener = Opener(key, source=peer, destination=node, floor=floor)
+        self._pacer = Pacer(self._timing, now)
+        self._turn = Turn(self._timing, now) if link.half_duplex else None
+        self._outbox = Outbox(self._timing, epoch=epoch, slack=limits.reorder_slack)
+        self._inbox = Inbox(self._timing, limits, done)
+        self._messages: list[tuple[int, int, bytes]] = []  # heap: priority, order, payload
+        self._message_order = count()
+        self._max_messages = limits.max_messages
+        self._seen_epoch = 0  # the peer's, once it was heard
+        self._first_seq = 0
+        self._heard_at = -math.inf
+        self._data_at = -math.inf
+        self._first_data_at: float | None = None
+        self._frames_in_epoch = 0
+        self._malformed = self._bytes_sent = self._bytes_received = 0
+
+    # -- the application's side ------------------------------------------------------------------------
+
+    @property
+    def incoming(self) -> Mapping[bytes, Incoming]:
+        """Objects being received, and those that arrived and are not accepted yet, by digest."""
+        return self._inbox.incoming
+
+    @property
+    def done(self) -> Collection[bytes]:
+        """Digests of the objects accepted last, oldest first: persist them beside what the objects did."""
+        return self._inbox.done
+
+    @property
+    def floor(self) -> tuple[int, int]:
+        """The peer's highest (epoch, seq) taken: persist it with what the frames brought about."""
+        return self._opener.floor
+
+    def offer(
+        self, kind: int, payload: bytes, now: float, *, priority: int = 4, deadline_s: float | None = None
+    ) -> bytes:
+        """Put an object on its way; returns its 16 B digest. Offering it again meanwhile changes nothing.
+
+        priority: 0 (first) to 7. deadline_s: seconds from now after which it is given up.
+        Raises ValueError for a value out of range or an object of too many fragments.
+        """
+        if not 0 <= priority <= 7 or not 0 <= kind <= 255:
+            raise ValueError(f"kind {kind} must be 0..255, priority {priority} 0..7")
+        if deadline_s is not None and not 0 < deadline_s < 2**32:
+            raise ValueError(f"deadline of {deadline_s} s must be more than 0 and less than 2^32")
+        deadline = math.inf if deadline_s is None else now + deadline_s
+        return self._outbox.offer(kind, payload, now, priority=priority, deadline=deadline)
+
+    def cancel(self, digest: bytes, now: float) -> None:
+        """Stop sending an object. One that is not on its way is no error."""
+        self._outbox.cancel(digest, now)
+
+    def tell(self, payload: bytes, now: float, priority: int = 1) -> None:
+        """Send one MSG, unreliably, ahead of all DATA. Of those that wait the oldest gives way to a new one
+        when there are too many. Raises ValueError if it does not fit a frame."""
+        if len(payload) > self._timing.payload_bytes or not 0 <= priority <= 7:
+            raise ValueError(
+                f"MSG of {len(payload)} B, priority {priority}: at most {self._timing.payload_bytes} B, 0..7"
+            )
+        heapq.heappush(self._messages, (priority, next(self._message_order), payload))
+        if len(self._messages) > self._max_messages:
+            self._messages.remove(min(self._messages, key=lambda message: message[1]))
+            heapq.heapify(self._messages)
+
+    def resume(self, partial: Partial) -> None:
+        """Go on with a half-received object from the spool. Raises ValueError if it contradicts itself."""
+        self._inbox.resume(partial)
+
+    def accept(self, digest: bytes, now: float) -> None:
+        """The application holds an arrived object durably: DONE leaves. Raises KeyError for another."""
+        self._inbox.accept(digest)
+
+    def refuse(self, digest: bytes, reason: int, now: float) -> None:
+        """The application does not want an incoming object: CANCEL leaves. Raises KeyError for another."""
+        self._inbox.refuse(digest, reason)
+
+    # -- the wire's side -------------------------------------------------------------------------------
+
+    def receive(self, frame: bytes, now: float) -> list[Event]:
+        """Take one frame as the port gave it. Anything that is not the peer's, whole and new only counts."""
+        opened = self._opener.open(frame)
+        if opened is None:
+            return []
+        self._bytes_received += self._wire_bytes(len(frame))
+        events: list[Event] = []
+        restarted = opened.epoch > self._seen_epoch
+        if restarted:
+            if self._seen_epoch:
+                self._inbox.peer_restarted()
+                self._outbox.peer_restarted()
+            self._seen_epoch, self._first_seq, self._frames_in_epoch = opened.epoch, opened.seq, 0
+        if restarted or self._outbox.silent:
+            events.append(PeerHeard())
+        self._frames_in_epoch += 1
+        self._heard_at = now
+        self._outbox.heard()
+        if self._turn is not None:
+            self._turn.heard(now, over=opened.over, loss=self._loss_in)
+        try:
+            return events + self._dispatch(opened, now)
+        except BadMessage:
+            self._malformed += 1
+            return events
+
+    def tick(self, now: float) -> list[Event]:
+        """What time alone brings about: deadlines, silence."""
+        silent = self._outbox.silent
+        events = self._inbox.tick(now) + self._outbox.tick(now)
+        if self._outbox.silent and not silent:
+            events.append(PeerSilent())
+        return events
+
+    def transmit(self, now: float) -> bytes | None:
+        """The next frame, if one may leave now. Call until it gives None."""
+        if self._gate(now) > now + _EPSILON_S:
+            return None
+        now += _EPSILON_S
+        send = self._choose(now)
+        if send is None:
+            if self._turn is None or not self._turn.in_turn(now):
+                return None
+            send = Send(Type.POLL)  # what was to follow was cancelled: only the turn is handed over
+        length = OVERHEAD_BYTES + len(send.payload)
+        keyed = self._turn is not None and self._turn.begins(now)
+        start = max(now, self._pacer.end)
+        end = self._pacer.sent(length, now, keyed=keyed)
+        self._note_sent(send, end)
+        over, poll = False, send.poll
+        if self._turn is not None:
+            self._turn.sent(start, end)
+            over = not self._turn.has_room(end + self._timing.frame_s) or self._ready_at() > now
+            poll = over and self._outbox.wants_answer
+            if over:
+                self._turn.hand_over()
+                self._outbox.handed_over(end)
+        self._bytes_sent += self._wire_bytes(length)
+        return self._sealer.seal(
+            send.type,
+            send.payload,
+            object_id=send.object_id,
+            fragment=send.fragment,
+            priority=send.priority,
+            poll=poll,
+            over=over,
+        )
+
+    def wakeup(self, now: float) -> float:
+        """The earliest time at which `transmit` or `tick` may have something to do, if no frame comes."""
+        ready = self._ready_at()
+        if self._turn is not None and self._turn.in_turn(now):
+            ready = now
+        leaves = math.inf if ready == math.inf else self._gate(max(now, ready))
+        return max(now, min(leaves, self._inbox.tick_at(), self._outbox.tick_at()))
+
+    def snapshot(self, now: float) -> LinkSnapshot:
+        """Counters and progress, as a value."""
+        inbox, outbox, opener = self._inbox, self._outbox, self._opener
+        receiving_s = 0.0 if self._first_data_at is None else self._data_at - self._first_data_at
+        return LinkSnapshot(
+            now=now,
+            epoch=self.epoch,
+            peer_epoch=self._seen_epoch,
+            frames_sent=self._sealer.seq,
+            bytes_sent=self._bytes_sent,
+            frames_received=opener.opened,
+            bytes_received=self._bytes_received,
+            malformed=self._malformed + opener.malformed + opener.encrypted + inbox.malformed,
+            bad_tags=opener.bad_tags,
+            replays=opener.replays,
+            misaddressed=opener.misaddressed,
+            orphans=inbox.orphans + outbox.orphans,
+            duplicates=inbox.duplicates,
+            corrupt=inbox.corrupt,
+            fragments_sent=outbox.fragments_sent,
+            fragments_resent=outbox.fragments_resent,
+            fragments_received=inbox.fragments,
+            loss_out=outbox.loss,
+            loss_in=self._loss_in,
+            airtime_s=self._pacer.airtime_s,
+            goodput_out_bps=outbox.goodput_bps(now),
+            goodput_in_bps=8 * inbox.received_bytes / receiving_s if receiving_s > 0 else 0.0,
+            last_heard=self._heard_at,
+            silent=outbox.silent,
+            objects=tuple(self._progress()),
+        )
+
+    # -- one rule each ---------------------------------------------------------------------------------
+
+    def _dispatch(self, frame: Frame, now: float) -> list[Event]:
+        inbox, outbox = self._inbox, self._outbox
+        if frame.type is Type.DATA:
+            if self._first_data_at is None:
+                self._first_data_at = now
+            self._data_at = now
+            outbox.peer_is_busy = True
+            return inbox.on_data(frame, now)
+        outbox.peer_is_busy = now - self._data_at < _BUSY_S
+        if frame.type is Type.REPORT:
+            report = Report.decode(frame.payload)
+            if frame.object_id and not (report.epoch == self.epoch and report.seq > self._sealer.seq):
+                outbox.on_report(report, frame.object_id, (frame.epoch, frame.seq), now)
+            return []
+        if frame.type is Type.OFFER:
+            return inbox.on_offer(Offer.decode(frame.payload), frame.object_id, now)
+        if frame.type is Type.POLL:
+            return inbox.on_poll(frame, now)
+        if frame.type is Type.DONE:
+            return outbox.on_done(Done.decode(frame.payload), now)
+        if frame.type is Type.CANCEL:
+            cancel = Cancel.decode(frame.payload)
+            if cancel.reason in _BY_SENDER:
+                return inbox.on_cancel(cancel, frame.object_id)
+            return outbox.on_cancel(cancel, frame.object_id, now)
+        if frame.type is Type.MSG:
+            return [Message(frame.payload)]
+        self._malformed += 1  # HELLO and REPAIR are of a later form of this protocol
+        return []
+
+    def _choose(self, now: float) -> Send | None:
+        """Answers, questions, messages, bulk; to a peer that owes an answer questions only."""
+        if self._outbox.held_back:
+            return self._outbox.control(now)
+        send = self._inbox.due(now, self._opener.floor) or self._outbox.control(now)
+        if send is None and self._messages:
+            priority, _, payload = self._messages[0]
+            send = Send(Type.MSG, payload, priority=priority)
+        return send or self._outbox.bulk()
+
+    def _ready_at(self) -> float:
+        """When `_choose` next has a frame."""
+        if self._outbox.held_back:
+            return self._outbox.control_at()
+        if self._messages or self._outbox.has_bulk():
+            return -math.inf
+        return min(self._inbox.due_at(), self._outbox.control_at())
+
+    def _note_sent(self, send: Send, end: float) -> None:
+        if send.about is not None:
+            self._outbox.sent(send, self._sealer.seq + 1, end)
+        elif send.type is Type.MSG:
+            heapq.heappop(self._messages)
+        elif send.object_id:
+            self._inbox.sent(send, end)
+
+    def _gate(self, now: float) -> float:
+        """The earliest time from `now` on at which the link lets this end transmit."""
+        at = max(now, self._pacer.opens_at)
+        return at if self._turn is None else self._turn.opens_at(at)
+
+    @property
+    def _loss_in(self) -> float:
+        epoch, highest = self._opener.floor
+        expected = highest - self._first_seq + 1
+        if epoch != self._seen_epoch or expected <= 0:
+            return 0.0
+        return max(0.0, 1 - self._frames_in_epoch / expected)
+
+    def _progress(self) -> Iterable[Progress]:
+        for outgoing in self._outbox.objects():
+            held, size = outgoing.held.bit_count(), len(outgoing.payload)
+            left_s = (outgoing.count - held) * self._timing.frame_s / max(1 - self._outbox.loss, 0.01)
+            yield Progress(outgoing.digest, outgoing.kind, False, size, outgoing.count, held, left_s)
+        for incoming in self.incoming.values():
+            left_s = (incoming.count - incoming.have) * self._timing.back_frame_s
+            left_s /= max(1 - self._loss_in, 0.01)
+            yield Progress(
+                incoming.digest, incoming.kind, True, incoming.size, incoming.count, incoming.have, left_s
+            )

@@ -1,0 +1,123 @@
+"""Every waiting time of a session follows from its link's profile, and one end sends no faster than it.
+
+Seconds throughout. "Out" is this end's transmitter, "back" the peer's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from hw_profiles import Link
+from onboard.wire.frame import OVERHEAD_BYTES
+
+RETRY_S = 2.0
+"""Between two POLLs to a silent peer: 24 B each, 0.7 kB a minute."""
+GRACE_S = 0.15
+"""From a frame's arrival to the first frame that answers it: an fsync on an SD card, a USB serial
+adapter's 16 ms, a step of training."""
+GUARD_S = 0.02  # two clocks, two schedulers
+_DEPTH_S = 0.005  # no timer of an operating system is finer than this
+_BURST_S = 10.0
+_REPORT_SHARE = 4  # an asked-for REPORT takes at most 1/4 of the way back
+_REPORT_BYTES = 13  # of a REPORT without a bitmap
+
+
+class Timing:
+    """The times of one end of `link`. `wire_bytes` maps a frame's length to what it takes on the wire."""
+
+    def __init__(self, link: Link, *, master: bool, wire_bytes: Callable[[int], int]) -> None:
+        out_bps, back_bps = link.rate_up_bps, link.rate_down_bps
+        if master:
+            out_bps, back_bps = back_bps, out_bps
+        self._wire_bytes = wire_bytes
+        self._out_s_per_byte = link.bits_per_byte / out_bps
+        self._back_s_per_byte = link.bits_per_byte / back_bps
+        self.master = master
+        self.half_duplex = link.half_duplex
+        self.delay_s = link.delay_s
+        self.keying_s = link.keying_s if link.half_duplex else 0.0
+        self.payload_bytes = link.mtu_bytes - OVERHEAD_BYTES
+        self.frame_s = self.airtime_s(link.mtu_bytes)
+        self.back_frame_s = self.back_airtime_s(link.mtu_bytes)
+
+    def airtime_s(self, frame_bytes: int) -> float:
+        """Of one frame out."""
+        return self._wire_bytes(frame_bytes) * self._out_s_per_byte
+
+    def back_airtime_s(self, frame_bytes: int) -> float:
+        """Of one frame back."""
+        return self._wire_bytes(frame_bytes) * self._back_s_per_byte
+
+    def report_frame_bytes(self, fragments: int) -> int:
+        """The longest REPORT on an object of so many fragments."""
+        return OVERHEAD_BYTES + min(self.payload_bytes, _REPORT_BYTES + (fragments + 7) // 8)
+
+    def report_interval_s(self, fragments: int) -> float:
+        """Between two REPORTs that nobody asked for (link.md, Transfer): cheap against what they tell."""
+        report_s = self.airtime_s(self.report_frame_bytes(fragments))
+        return max(4 * self.delay_s, 8 * report_s, min(16 * self.back_frame_s, 3.0))
+
+    def report_gap_s(self, frame_bytes: int) -> float:
+        """After a REPORT of `frame_bytes`, before the next one that is asked for may leave."""
+        return 0.0 if self.half_duplex else (_REPORT_SHARE - 1) * self.airtime_s(frame_bytes)
+
+    def answer_s(self, fragments: int, *, busy: bool) -> float:
+        """From the end of a question until its REPORT must be here; `busy`: the peer sends bulk as well."""
+        report_s = self.back_airtime_s(self.report_frame_bytes(fragments))
+        queue_s = 2 * self.back_frame_s if busy else 0.0
+        return 2 * self.delay_s + _REPORT_SHARE * report_s + queue_s + GUARD_S
+
+    def silence_s(self, fragments: int) -> float:
+        """Without an answer so long the peer is silent: 4 intervals of its REPORTs."""
+        report_s = self.back_airtime_s(self.report_frame_bytes(fragments))
+        interval_s = max(4 * self.delay_s, 8 * report_s, min(16 * self.frame_s, 3.0))
+        return max(4 * interval_s, RETRY_S)
+
+    def round_trip_fragments(self, fragments: int) -> int:
+        """How many fragments leave between one and the REPORT on it: the bandwidth-delay product."""
+        return 1 + int(self.answer_s(fragments, busy=False) / self.frame_s)
+
+    def waits_for_answer(self, size: int, fragments: int) -> bool:
+        """Whether an OFFER's answer costs so little of the object's airtime that it is waited for."""
+        if self.half_duplex:
+            return True
+        report_s = self.back_airtime_s(self.report_frame_bytes(0))
+        object_s = (size / max(self.payload_bytes, 1)) * self.frame_s
+        return 2 * self.delay_s + report_s < 0.05 * object_s
+
+    @property
+    def slot_s(self) -> float:
+        """On half-duplex: in this time whoever begins to speak has been heard by the other."""
+        longest_s = max(self.frame_s, self.back_frame_s)
+        return GRACE_S + self.keying_s + longest_s + 2 * self.delay_s + GUARD_S
+
+    @property
+    def burst_s(self) -> float:
+        """Airtime of one turn on half-duplex."""
+        return _BURST_S
+
+
+class Pacer:
+    """Hands out airtime as the link has it: a token bucket two frames deep, counted in time on the air.
+
+    `end` is when all that was handed out has left the antenna. So a frame never finds more than one
+    other in the port's buffer, and what is urgent waits two frame times at most.
+    """
+
+    def __init__(self, timing: Timing, now: float) -> None:
+        self._timing = timing
+        self._ahead_s = max(timing.frame_s, _DEPTH_S)
+        self.end = now
+        self.airtime_s = 0.0
+
+    @property
+    def opens_at(self) -> float:
+        """The earliest time for the next frame."""
+        return self.end - self._ahead_s
+
+    def sent(self, frame_bytes: int, now: float, *, keyed: bool) -> float:
+        """A frame leaves; returns when its last bit has. `keyed`: the transmitter has to be keyed for it."""
+        airtime_s = self._timing.airtime_s(frame_bytes) + (self._timing.keying_s if keyed else 0.0)
+        self.end = max(self.end, now) + airtime_s
+        self.airtime_s += airtime_s
+        return self.end
