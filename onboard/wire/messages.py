@@ -125,6 +125,11 @@ class Cancel:
 
     _LAYOUT: ClassVar = struct.Struct(">16sB")
 
+    @property
+    def by_sender(self) -> bool:
+        """Whether the object's sender ends it: both ends may be on the way with the same object."""
+        return self.reason in (Reason.WITHDRAWN, Reason.EXPIRED)
+
     def encode(self) -> bytes:
         """17 B. Raises ValueError for a field out of range."""
         _check_length(self.digest, DIGEST_BYTES)
