@@ -30,6 +30,7 @@ class Port(Protocol):
     """
 
     url: str
+    max_frame_bytes: int
     rx_bytes: int
     tx_bytes: int
 

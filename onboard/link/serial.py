@@ -32,6 +32,7 @@ class SerialPort:
     def __init__(self, url: str, *, baud: int, max_frame_bytes: int) -> None:
         """Opens and locks the device. Raises PortLost, and BadUrl for a URL that pyserial does not know."""
         self.url = url
+        self.max_frame_bytes = max_frame_bytes
         self.rx_bytes = self.tx_bytes = self._bad_cobs = 0
         self._splitter = cobs.Splitter(max_frame_bytes)
         # A delimiter first: a sender that was cut in mid-frame left half of one at the far end.

@@ -31,7 +31,7 @@ class UdpPort:
         """Binds the socket. Raises PortLost, and BadUrl for a URL that is not understood."""
         self.url = url
         self.rx_bytes = self.tx_bytes = self._overlong = 0
-        self._max_frame_bytes = max_frame_bytes
+        self.max_frame_bytes = max_frame_bytes
         self._kept: list[bytes] = []
         self._from: list[tuple[bytes, Address]] = []
         peer, bind = _ends(url)
@@ -69,7 +69,7 @@ class UdpPort:
         self._from = []
         for _ in range(_FRAMES_A_READ):
             try:
-                frame, source = self._socket.recvfrom(self._max_frame_bytes + 1)
+                frame, source = self._socket.recvfrom(self.max_frame_bytes + 1)
             except BlockingIOError:
                 break
             except OSError as error:
@@ -77,7 +77,7 @@ class UdpPort:
                     continue
                 raise PortLost(self.url, f"cannot read: {_why(error)}") from error
             self.rx_bytes += len(frame) + self._header_bytes
-            if len(frame) > self._max_frame_bytes:
+            if len(frame) > self.max_frame_bytes:
                 self._overlong += 1
             else:
                 self._from.append((frame, source))

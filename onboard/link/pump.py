@@ -1,0 +1,298 @@
+"""The only loop that touches a port: frames in, events out, what was received onto the disk, frames out.
+
+`poll` never waits; `wait` waits for several pumps at once. A port that vanishes is told once and tried
+again every second; a disk that is full is told, and what could not be stored is kept in memory and tried
+again. Neither stops the link for longer than it lasts.
+"""
+
+from __future__ import annotations
+
+import math
+import select
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from onboard.link.port import Port, PortLost
+from onboard.link.spool import Spool
+from onboard.wire.events import Arrived, Corrupt, Event
+from onboard.wire.session import Session
+from onboard.wire.transfer import Incoming
+
+REOPEN_S = 1.0
+SAVE_SHARE = 32  # at most this part of an object, in bytes, is lost by a kill: 3 %
+SAVE_GAP_S = 0.25  # an fsync on an SD card takes up to this long, so fast links save by time
+SAVE_WITHIN_S = 5.0  # and slow links lose at most this much of what they heard
+SAVE_AGAIN_S = 5.0  # after the disk was full
+DRAIN_S = 0.01  # how soon to look again whether the device has sent what it was given
+UNSELECTABLE_S = 0.02  # how often to look at a port that cannot be waited for
+
+
+@dataclass(frozen=True, slots=True)
+class PortDown:
+    """The port at `url` is gone, or was never there; told once until it is back."""
+
+    url: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PortUp:
+    """The port at `url` is open."""
+
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolFull:
+    """The spool at `path` cannot be written, most often because the disk is full. Nothing that was stored
+    is damaged, the link goes on, and the write is tried again; told once until one succeeds."""
+
+    path: Path
+    error: OSError
+
+
+PumpEvent = Event | PortDown | PortUp | SpoolFull
+
+
+@dataclass(slots=True)
+class _Saving:
+    """When an object was saved last, and since when there is something to save (inf: nothing)."""
+
+    saved_at: float = -math.inf
+    dirty_since: float = math.inf
+
+    def due_at(self, incoming: Incoming, now: float) -> float:
+        """When to save next. A share of the object at a time, but neither too often nor too late."""
+        if not incoming.dirty:
+            self.dirty_since = math.inf
+            return math.inf
+        self.dirty_since = min(self.dirty_since, now)
+        dirty_bytes = len(incoming.dirty) * incoming.fragment_bytes
+        if dirty_bytes >= max(incoming.fragment_bytes, incoming.size / SAVE_SHARE):
+            return self.saved_at + SAVE_GAP_S
+        return self.dirty_since + SAVE_WITHIN_S
+
+
+class Pump:
+    """Moves one session over one port, and its incoming objects through one spool.
+
+    `opener` opens the port; it is called by `poll`, for the first time too. `session` belongs to the pump
+    from here on, except for the application's side of it. What the spool holds is resumed at once.
+    """
+
+    def __init__(self, opener: Callable[[], Port], session: Session, spool: Spool) -> None:
+        self.session = session
+        self._opener = opener
+        self._spool = spool
+        self._port: Port | None = None
+        self._open_at = -math.inf
+        self._down_told = False
+        self._blocked = False
+        self._saving: dict[bytes, _Saving] = {}
+        self._save_not_before = -math.inf
+        self._full_told = False
+        self._closed_rx_bytes = self._closed_tx_bytes = self._closed_broken = 0
+        for held in spool.load():
+            session.resume(held)
+            self._saving[held.digest] = _Saving()
+
+    @property
+    def rx_bytes(self) -> int:
+        """Bytes that came in through the port since the start, however often it was opened."""
+        return self._closed_rx_bytes + (self._port.rx_bytes if self._port else 0)
+
+    @property
+    def tx_bytes(self) -> int:
+        """Bytes that went out through the port since the start."""
+        return self._closed_tx_bytes + (self._port.tx_bytes if self._port else 0)
+
+    @property
+    def broken(self) -> int:
+        """What came in and was no frame by its framing alone: noise, or a peer at another speed."""
+        return self._closed_broken + (self._port.broken if self._port else 0)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the port is there."""
+        return self._port is not None
+
+    def poll(self, now: float) -> list[PumpEvent]:
+        """Does all that can be done now, without waiting; returns what happened.
+
+        Objects that `Arrived` are on the disk by then (if it takes them). What the application accepted
+        or refused since the last call is on the disk before another byte leaves. Raises BadUrl.
+        """
+        events: list[PumpEvent] = []
+        self._settle(now, events)
+        if self._port is None:
+            self._open(now, events)
+        try:
+            self._hear(now, events)
+            events += self.session.tick(now)
+            self._save(now, events)
+            self._speak(now)
+        except PortLost as lost:
+            self._lose(lost, now, events)
+        return events
+
+    def wakeup(self, now: float) -> float:
+        """The earliest time at which `poll` may have something to do, if nothing arrives before."""
+        save_at = max(self._save_at(now), self._save_not_before)
+        if self._port is None:
+            return max(now, min(self._open_at, save_at))
+        session_at = self.session.wakeup(now)
+        if self._blocked:  # it may want to speak, but the device is not done with what it has
+            session_at = max(session_at, now + DRAIN_S)
+        return max(now, min(session_at, save_at))
+
+    def close(self, now: float) -> list[PumpEvent]:
+        """Saves what is half received and lets go of the port. The pump may be polled again later."""
+        events: list[PumpEvent] = []
+        self._save_not_before = -math.inf
+        self._settle(now, events)
+        for incoming in list(self.session.incoming.values()):
+            self._save_one(incoming, now, events)
+        if self._port is not None:
+            self._drop_port()
+        return events
+
+    def wants_write(self) -> bool:
+        """Whether bytes wait for the device to take them."""
+        return self._port is not None and self._port.kept_bytes() > 0
+
+    def fileno(self) -> int:
+        """The port's file descriptor; -1 while it is closed, or if it has none."""
+        return self._port.fileno() if self._port is not None else -1
+
+    # -- the port --------------------------------------------------------------------------------------
+
+    def _open(self, now: float, events: list[PumpEvent]) -> None:
+        if now < self._open_at:
+            return
+        self._open_at = now + REOPEN_S
+        try:
+            self._port = self._opener()
+        except PortLost as lost:
+            self._tell_down(lost, events)
+            return
+        self._down_told = self._blocked = False
+        events.append(PortUp(self._port.url))
+
+    def _lose(self, lost: PortLost, now: float, events: list[PumpEvent]) -> None:
+        self._drop_port()
+        self._open_at = now + REOPEN_S
+        self._tell_down(lost, events)
+        self._save(now, events)
+
+    def _tell_down(self, lost: PortLost, events: list[PumpEvent]) -> None:
+        if not self._down_told:
+            events.append(PortDown(lost.url, lost.reason))
+        self._down_told = True
+
+    def _drop_port(self) -> None:
+        assert self._port is not None, "no port to drop"
+        self._closed_rx_bytes += self._port.rx_bytes
+        self._closed_tx_bytes += self._port.tx_bytes
+        self._closed_broken += self._port.broken
+        self._port.close()
+        self._port = None
+
+    def _hear(self, now: float, events: list[PumpEvent]) -> None:
+        if self._port is None:
+            return
+        for frame in self._port.read():
+            floor = self.session.floor
+            heard = self.session.receive(frame, now)
+            if self.session.floor != floor:  # authentic, and newer than all before: so is its origin
+                self._port.trust(frame)
+            for event in heard:
+                self._keep(event, now, events)
+                events.append(event)
+
+    def _speak(self, now: float) -> None:
+        if self._port is None:
+            return
+        self._port.flush()
+        self._blocked = False
+        while True:
+            # One frame at most in the device, then one more: what is urgent never waits for a third.
+            if self._port.queued_bytes() > self._port.max_frame_bytes:
+                self._blocked = True
+                return
+            frame = self.session.transmit(now)
+            if frame is None:
+                return
+            self._port.write(frame)
+
+    # -- the spool -------------------------------------------------------------------------------------
+
+    def _keep(self, event: Event, now: float, events: list[PumpEvent]) -> None:
+        """What an event means for the disk, before the application hears of it."""
+        if isinstance(event, Arrived):
+            self._save_one(self.session.incoming[event.digest], now, events)
+        elif isinstance(event, Corrupt):
+            self._spool.drop(event.digest)
+
+    def _settle(self, now: float, events: list[PumpEvent]) -> None:
+        """Objects that are incoming no more: remembered if they were accepted, and their bytes dropped."""
+        ended = self._saving.keys() - self.session.incoming.keys()
+        done = frozenset(self.session.done) if ended else frozenset()
+        for digest in ended:
+            if digest not in done:
+                settled = self._try(partial(self._spool.drop, digest), now, events)
+            elif now >= self._save_not_before:
+                settled = self._try(partial(self._spool.finish, digest), now, events)
+            else:
+                settled = False
+            if settled:  # else again later; until then a restart may deliver it once more
+                del self._saving[digest]
+
+    def _save(self, now: float, events: list[PumpEvent]) -> None:
+        if now < self._save_not_before:
+            return
+        for digest, incoming in list(self.session.incoming.items()):
+            if self._saving.setdefault(digest, _Saving()).due_at(incoming, now) <= now:
+                self._save_one(incoming, now, events)
+
+    def _save_at(self, now: float) -> float:
+        return min(
+            (
+                self._saving.setdefault(digest, _Saving()).due_at(incoming, now)
+                for digest, incoming in self.session.incoming.items()
+            ),
+            default=math.inf,
+        )
+
+    def _save_one(self, incoming: Incoming, now: float, events: list[PumpEvent]) -> None:
+        saving = self._saving.setdefault(incoming.digest, _Saving())
+        if incoming.dirty and self._try(partial(self._spool.save, incoming), now, events):
+            saving.saved_at, saving.dirty_since = now, math.inf
+
+    def _try(self, write: Callable[[], None], now: float, events: list[PumpEvent]) -> bool:
+        try:
+            write()
+        except OSError as error:
+            self._save_not_before = now + SAVE_AGAIN_S
+            if not self._full_told:
+                events.append(SpoolFull(self._spool.folder, error))
+            self._full_told = True
+            return False
+        self._full_told = False
+        return True
+
+
+def wait(pumps: Iterable[Pump], timeout_s: float, also: Iterable[int] = ()) -> None:
+    """Returns when a port of `pumps` has something to read or takes what was kept for it, when one of the
+    file descriptors `also` is readable (a signal's wake-up pipe, say), or after `timeout_s`."""
+    readable, writable = list(also), []
+    for pump in pumps:
+        if pump.fileno() >= 0:
+            readable.append(pump.fileno())
+            if pump.wants_write():
+                writable.append(pump.fileno())
+        elif pump.is_open:
+            timeout_s = min(timeout_s, UNSELECTABLE_S)
+    # select() and not poll(): the latter rounds to a millisecond, in which a fast link sends ten frames.
+    select.select(readable, writable, [], None if timeout_s == math.inf else max(0.0, timeout_s))
