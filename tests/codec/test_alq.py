@@ -57,6 +57,7 @@ def test_groups_tile_their_tensors(layout: alq.Layout) -> None:
 
 def test_digest_tells_layouts_apart() -> None:
     base = alq.layout({"a": (2, 30), "b": (4,)})
+    others: list[dict[str, tuple[int, ...]]]
     others = [{"a": (2, 30), "c": (4,)}, {"a": (2, 30), "b": (5,)}, {"b": (4,), "a": (2, 30)}, {"a": (2, 30)}]
     assert len({base.digest, *(alq.layout(o).digest for o in others)}) == 5
     assert alq.layout(LENET5).digest.hex() == "c170650ffb911ee0"
@@ -100,7 +101,7 @@ def test_more_bases_leave_no_more_error(seed: int, count: int, n: int, weighted:
     before = energy
     for bits in range(1, alq.MAX_BASES + 1):
         after = error(groups, alq.sketch(groups, np.full(count, bits, np.uint8), h), h)
-        # A coordinate rounded by 1/16 costs at most 1/256 of what it carries: less than twice the group's energy.
+        # A coordinate off by 1/16 costs 1/256 of the energy it carries; bases overlap, hence twice that.
         assert (after <= before + energy * bits / 128).all()
         before = after
 

@@ -1,0 +1,177 @@
+"""Local training: what a step does, where it can stop and go on, and that rounds of it teach a model."""
+
+from __future__ import annotations
+
+import dataclasses
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pytest
+
+from onboard import data
+from onboard.codec import alq
+from onboard.codec.pack import account, pack, unpack
+from onboard.learn import local
+from onboard.learn.federated import PartialAverage, condense
+from onboard.learn.graph import InferGraph, TrainGraph, evaluate, initial
+from onboard.learn.local import LocalTraining, Plan
+
+GRAPH = TrainGraph.load("lenet5")
+LAYOUT = GRAPH.layout
+ORIGIN = initial(GRAPH.shapes, seed=5)
+PLAN = Plan(
+    epochs=1, pretrain_epochs=1, batch_size=10, learning_rate=2e-3, bits_up=0.04, max_bases=8, shift_pixels=1,
+    seed=5, round=1, node=2,
+)  # fmt: skip
+DIGITS = data.load("digits", part="train", rows=range(64))
+
+
+def training(plan: Plan = PLAN, start: alq.Weights = ORIGIN) -> LocalTraining:
+    return LocalTraining(GRAPH, ORIGIN, start, DIGITS.x, DIGITS.y, plan)
+
+
+def finished(training: LocalTraining) -> bytes:
+    for _ in training.steps():
+        pass
+    return pack(training.result())
+
+
+def test_steps_tell_where_the_training_is() -> None:
+    run = training()
+    steps = list(run.steps())
+    assert [(s.epoch, s.batch) for s in steps] == [(e, b) for e in (1, 2) for b in range(1, 8)]
+    assert all((s.epochs, s.batches) == (2, 7) for s in steps)
+    assert [s.ends_epoch for s in steps] == [False] * 6 + [True] + [False] * 6 + [True]
+    assert run.loss == pytest.approx(np.average([s.loss for s in steps[7:]], weights=[10] * 6 + [4]))
+
+
+def test_nothing_runs_before_it_is_asked_to() -> None:
+    run = training()
+    steps = run.steps()
+    before = run.state()["latent"].copy()
+    assert np.array_equal(before, local.flat(LAYOUT, ORIGIN))
+    next(steps)
+    assert not np.array_equal(run.state()["latent"], before)
+    with pytest.raises(RuntimeError, match="0 of 2 epochs"):
+        run.result()
+
+
+def test_the_same_plan_gives_the_same_bytes_and_another_does_not() -> None:
+    once = finished(training())
+    assert finished(training()) == once
+    for change in ({"seed": 6}, {"round": 2}, {"node": 3}, {"shift_pixels": 0}):
+        assert finished(training(dataclasses.replace(PLAN, **change))) != once
+
+
+@pytest.mark.parametrize("epochs_done", [0, 1, 2])
+def test_a_training_resumed_at_an_epochs_end_repeats_exactly(epochs_done: int) -> None:
+    plan = dataclasses.replace(PLAN, epochs=2)
+    whole = finished(training(plan))
+    first = training(plan)
+    steps = first.steps()
+    list(islice(steps, 7 * epochs_done))
+    state = {name: value.copy() for name, value in first.state().items()}
+    list(islice(steps, 3))  # lost with the power
+    second = training(plan)
+    second.restore(state)
+    assert second.epoch == epochs_done
+    assert finished(second) == whole
+
+
+def test_a_foreign_checkpoint_is_refused() -> None:
+    run = training()
+    list(run.steps())
+    state = run.state()
+    with pytest.raises(ValueError, match="lacks 'latent'"):
+        training().restore({k: v for k, v in state.items() if k != "latent"})
+    with pytest.raises(ValueError, match="another model: 3 weights"):
+        training().restore(state | {name: np.zeros(3) for name in ("latent", "first", "second")})
+    with pytest.raises(ValueError, match="another plan: 9 epochs"):
+        training().restore(state | {"epoch": np.array(9)})
+    with pytest.raises(ValueError, match="0 bit-widths"):
+        training().restore({k: v for k, v in state.items() if k != "widths"})
+
+
+def test_the_budget_holds_and_the_loss_is_of_what_travels() -> None:
+    run = training()
+    finished(run)
+    result = run.result()
+    assert 0.03 < result.budget_bits / LAYOUT.parameters <= PLAN.bits_up
+    assert sum(account(result).values()) == len(pack(result))
+    # With a learning rate near nothing the last epoch's loss is that of the quantized weights themselves.
+    still = dataclasses.replace(PLAN, pretrain_epochs=2, learning_rate=1e-9, shift_pixels=0, batch_size=64)
+    frozen = training(still, local.moved(ORIGIN, alq.reconstruct(result)))
+    finished(frozen)
+    weights = local.moved(ORIGIN, alq.reconstruct(frozen.result()))
+    score = list(evaluate(InferGraph.load("lenet5"), weights, DIGITS.x, DIGITS.y))[-1]
+    assert frozen.loss == pytest.approx(score.loss, rel=0.02)
+
+
+def test_no_budget_sends_nothing_but_biases() -> None:
+    run = training(dataclasses.replace(PLAN, bits_up=0.0))
+    weights = local.moved(ORIGIN, alq.reconstruct(unpack(finished(run), LAYOUT)))
+    assert all(np.array_equal(weights[t.name], ORIGIN[t.name]) for t in LAYOUT.grouped)
+    assert weights["fc2.bias"].any()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"pretrain_epochs": 0}, "pretrain_epochs is 0"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0"),
+        ({"batch_size": 0}, "cannot be run"),
+        ({"epochs": -1}, "cannot be run"),
+    ],
+)
+def test_plans_that_cannot_be_run(change: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        dataclasses.replace(PLAN, **change)
+
+
+def test_no_images_and_a_loss_beyond_numbers_are_refused() -> None:
+    with pytest.raises(ValueError, match="0 images"):
+        LocalTraining(GRAPH, ORIGIN, ORIGIN, DIGITS.x[:0], DIGITS.y[:0], PLAN)
+    huge = {name: value * np.float32(1e30) for name, value in ORIGIN.items()}
+    with pytest.raises(ValueError, match=r"loss is (nan|inf) in epoch 1"):
+        list(training(start=huge).steps())
+
+
+def test_shifts_move_whole_images_by_at_most_the_pixels_asked() -> None:
+    x = np.zeros((200, 2, 9, 9), np.uint8)
+    x[:, 0, 4, 4], x[:, 1, 4, 5] = 1, 2
+    draw = np.random.Generator(np.random.Philox(1))
+    moved = local.shifted(x, draw, 2)
+    at = np.argwhere(moved[:, 0])
+    assert np.array_equal(at[:, 0], np.arange(200))
+    assert {(r - 4, c - 4) for _, r, c in at.tolist()} == {(r, c) for r in range(-2, 3) for c in range(-2, 3)}
+    assert np.array_equal(np.argwhere(moved[:, 1]), at + np.array([0, 0, 1]))
+    assert local.shifted(x, draw, 0) is x
+
+
+def test_flat_and_views_are_a_pair() -> None:
+    vector = local.flat(LAYOUT, ORIGIN)
+    assert all(np.array_equal(view, ORIGIN[name]) for name, view in local.views(LAYOUT, vector).items())
+    with pytest.raises(ValueError, match=r"fc1\.bias has shape"):
+        local.flat(LAYOUT, ORIGIN | {"fc1.bias": np.zeros(3, np.float32)})
+
+
+def test_rounds_of_three_boards_teach_a_model_in_three_kilobytes() -> None:
+    shards = data.shards(data.load("digits", part="train", rows=range(360)), 3, seed=1)
+    test = data.load("digits", part="test")
+    plan = dataclasses.replace(PLAN, epochs=2, learning_rate=3e-3)
+    start: alq.Weights = ORIGIN
+    accuracy = []
+    for number in (1, 2, 3):
+        average = PartialAverage(LAYOUT)
+        for node, shard in enumerate(shards):
+            plan = dataclasses.replace(plan, round=number, node=node)
+            update = finished(LocalTraining(GRAPH, ORIGIN, start, shard.x, shard.y, plan))
+            assert len(update) < 3_000
+            average.add(alq.reconstruct(unpack(update, LAYOUT)), len(shard.y))
+        downlink = pack(condense(LAYOUT, average.mean(), 0.06))
+        assert len(downlink) < 4_000
+        start = local.moved(ORIGIN, alq.reconstruct(unpack(downlink, LAYOUT)))
+        accuracy.append(list(evaluate(InferGraph.load("lenet5"), start, test.x, test.y))[-1].accuracy)
+    assert accuracy[2] > accuracy[0]
+    assert accuracy[2] > 0.85
