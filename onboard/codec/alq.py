@@ -249,7 +249,8 @@ def sketch(groups: Floats, bits: npt.NDArray[np.uint8], curvature: Floats | None
         signs=np.zeros((len(groups), len(depth), groups.shape[1]), np.int8),
     )
     out.alphas[order] = rounded(alphas)
-    out.signs[order] = np.where(alphas < 0, -1, 1)[..., None] * bases  # b -> -b makes every alpha positive
+    flip = np.where(alphas < 0, np.float32(-1), np.float32(1))  # -alpha * -b: every alpha becomes positive
+    out.signs[order] = flip[..., None] * bases
     return out
 
 

@@ -66,7 +66,7 @@ class PartialAverage:
             if not np.isfinite(weights[name]).all():
                 raise ValueError(f"{name} has values that are not finite")
         for name, total in self._sums.items():
-            total += np.float64(samples) * weights[name]
+            total += samples * weights[name].astype(np.float64)
         self.samples += samples
         self.updates += 1
 

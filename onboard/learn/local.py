@@ -65,6 +65,8 @@ class Plan:
             raise ValueError(f"pretrain_epochs is {self.pretrain_epochs}, must be at least 1")
         if self.epochs < 0 or self.batch_size < 1 or self.shift_pixels < 0:
             raise ValueError(f"a plan cannot be run: {self}")
+        if not (0 <= self.bits_up < math.inf and 0 <= self.max_bases <= alq.MAX_BASES):
+            raise ValueError(f"bits_up {self.bits_up}, max_bases {self.max_bases}: not a budget")
         if not 0 < self.learning_rate < 1:
             raise ValueError(f"learning_rate is {self.learning_rate}, must be between 0 and 1")
 

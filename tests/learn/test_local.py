@@ -121,6 +121,9 @@ def test_no_budget_sends_nothing_but_biases() -> None:
         ({"pretrain_epochs": 0}, "pretrain_epochs is 0"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0"),
         ({"batch_size": 0}, "cannot be run"),
+        ({"bits_up": float("nan")}, "not a budget"),
+        ({"bits_up": -0.1}, "not a budget"),
+        ({"max_bases": 9}, "not a budget"),
         ({"epochs": -1}, "cannot be run"),
     ],
 )
