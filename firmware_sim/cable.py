@@ -71,10 +71,11 @@ def parse_end(text: str) -> Path | UdpEnd:
 
 def _address(host_port: str, text: str) -> tuple[str, int]:
     host, _, port = host_port.rpartition(":")
+    # The resolver would take a port above 65535 modulo 65536.
+    if not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
+        raise CableError(f"{text}: {host_port!r} is not HOST:PORT")
     try:
         found = socket.getaddrinfo(host, int(port), socket.AF_INET, socket.SOCK_DGRAM)
-    except (ValueError, OverflowError):
-        raise CableError(f"{text}: {host_port!r} is not HOST:PORT") from None
     except OSError as error:
         raise CableError(f"{text}: {host!r}: {error.strerror}") from None
     ip, number = found[0][4][:2]
@@ -130,7 +131,7 @@ class SerialPort:
 
     def readable(self) -> bool:
         """Whether waiting for bytes makes sense; a pty that nobody has open only reports that, endlessly."""
-        return not self._drained or self._open_now()
+        return not self._drained
 
     def wakeup(self) -> float:
         """When to look again although no byte came, on the clock of `read`; inf: never."""
@@ -138,6 +139,7 @@ class SerialPort:
 
     def read(self, now: float) -> list[bytes]:
         """Frames, each with its delimiter, and pieces that will not become one; never blocks."""
+        self._drained = False
         try:
             data = os.read(self._fd, self._piece_bytes)
         except BlockingIOError:
@@ -181,8 +183,6 @@ class SerialPort:
         is_open = not self._hangup.poll(0)
         if self._attended and not is_open:
             self._forget_unread()
-        if is_open:
-            self._drained = False
         self._attended = is_open
         return is_open
 
@@ -321,9 +321,10 @@ class Cable:
                     return
                 next_report_s += report_every_s * (1 + (now - next_report_s) // report_every_s)
             wait_for: list[int] = [stop_fd]
-            until = min(self._channel.next_due(), next_report_s)
+            until = next_report_s
             for side, port in self._ports.items():
                 until = min(until, self._take_in(side, port, now, wait_for))
+            until = min(until, self._channel.next_due())  # only now: what was just taken in is due too
             timeout_s = None if until == math.inf else max(0.0, until - self.now())
             if stop_fd in select.select(wait_for, [], [], timeout_s)[0]:
                 return
@@ -331,7 +332,7 @@ class Cable:
     def _take_in(self, side: Side, port: Port, now: float, wait_for: list[int]) -> float:
         """Read one portion if the air has room; returns when to come back if no byte wakes us before."""
         room_at = self._channel.busy_until(side) - self._lookahead_s[side]
-        if now >= room_at and port.readable():
+        if now >= room_at:
             for frame in port.read(now):
                 self._channel.send(side, frame, now)
             room_at = self._channel.busy_until(side) - self._lookahead_s[side]
