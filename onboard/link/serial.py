@@ -137,7 +137,7 @@ def _open(url: str, baud: int) -> Any:
     # URL handlers refuse the setting or ignore it.
     lock = {"exclusive": True} if "://" not in url else {}
     try:
-        return serial.serial_for_url(url, baudrate=baud, timeout=0, write_timeout=0, **lock)
+        return serial.serial_for_url(url, baudrate=baud, timeout=0, **lock)
     except (ValueError, TypeError) as error:
         raise BadUrl(f"{url}: {error}") from None
     except (OSError, serial.SerialException) as error:

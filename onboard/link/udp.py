@@ -155,7 +155,10 @@ def is_ipv6(url: str) -> bool:
 
 def _ends(url: str) -> tuple[tuple[str, int] | None, tuple[str, int] | None]:
     """`udp://HOST:PORT?bind=HOST:PORT` as (peer, bind); either may be missing, not both."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise BadUrl(f"{url}: {error}") from None
     options = parse_qs(parts.query, keep_blank_values=True)
     unknown = sorted(options.keys() - {"bind"})
     if parts.scheme != "udp" or parts.path not in ("", "/") or unknown:

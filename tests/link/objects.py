@@ -1,0 +1,28 @@
+"""Objects for the tests: random bytes, wholly or partly received."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+
+from onboard.wire.messages import UPDATE, digest
+from onboard.wire.transfer import Incoming
+
+
+def payload(size: int, seed: int = 1) -> bytes:
+    """`size` random bytes."""
+    return random.Random(seed).randbytes(size)
+
+
+def receive(incoming: Incoming, whole: bytes, fragments: Iterable[int]) -> None:
+    """Stores these fragments of `whole`."""
+    for index in fragments:
+        start = index * incoming.fragment_bytes
+        incoming.store(index, whole[start : start + incoming.fragment_bytes])
+
+
+def incoming(whole: bytes, fragment_bytes: int = 100, fragments: Iterable[int] = ()) -> Incoming:
+    """An object of which these fragments were received."""
+    result = Incoming(digest(UPDATE, whole), UPDATE, len(whole), fragment_bytes)
+    receive(result, whole, fragments)
+    return result
