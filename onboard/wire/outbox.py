@@ -14,14 +14,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from onboard.wire.events import Cancelled, Delivered, Event, Expired
-from onboard.wire.frame import Type
+from onboard.wire.frame import OVERHEAD_BYTES, Type
 from onboard.wire.messages import Cancel, Done, Offer, Reason
 from onboard.wire.report import Report
 from onboard.wire.timing import RETRY_S, Timing
 from onboard.wire.transfer import Outgoing
 
 _AT_WORK = 4  # objects on their way at a time; the others have not been offered yet
-_QUICK_ASKS = 4  # asked again as soon as an answer is late; from then on ever more slowly
+_QUICK_ASKS = 12  # 288 B; from then on ever more slowly
+_LITTLE_LOSS = 0.05
+_QUICK_TURNS = 4  # half-duplex: a question in each, and then every 2 s
 _SLOWER_FROM_S = 0.25
 _SLOWER = 1.5
 _MAX_ACCEPT_S = 30.0  # between two questions about an object that is whole and not yet accepted
@@ -134,7 +136,7 @@ class Outbox:
     def control_at(self) -> float:
         """When `control` has a frame next, inf for never as things stand."""
         if self.held_back:
-            return self._retry_at
+            return math.inf if self._spoke else self._retry_at  # one question a turn
         return min((at for at, type_, _ in self._plan() if type_ is not Type.DATA), default=math.inf)
 
     def control(self, now: float) -> Send | None:
@@ -165,7 +167,7 @@ class Outbox:
         if send.about is None:
             return
         talk = self._by_id[send.object_id]
-        self._spoke = True
+        self._spoke = self._timing.half_duplex
         if send.type is Type.DATA:
             resent = talk.object.resent
             talk.object.sent(send.fragment, seq)
@@ -174,20 +176,20 @@ class Outbox:
             talk.unpolled = 0 if send.poll else talk.unpolled + 1
             if not send.poll and not self._timing.half_duplex:
                 return
-            wait_s = self._answer_s(talk)
         else:
+            talk.asks += 1
             if send.type is Type.OFFER:
                 talk.offer_seq = seq
-            talk.asks += 1
-            wait_s = self._patience_s(talk)
-        talk.ask_at = end + wait_s
+        talk.ask_at = end + self._patience_s(talk)
         if not self._timing.half_duplex:
             self._note_question(end)
 
     @property
-    def wants_answer(self) -> bool:
-        """Half-duplex: whether something was sent in this turn that the peer has to answer."""
-        return self._spoke
+    def asked(self) -> int | None:
+        """Half-duplex: fragments of the largest object at work if this turn wants an answer, else None."""
+        if not self._spoke:
+            return None
+        return max((talk.object.count for talk in self._talks.values()), default=0)
 
     def handed_over(self, end: float) -> None:
         """Half-duplex: this end's turn is over at `end`."""
@@ -339,26 +341,30 @@ class Outbox:
         """To a peer that owes an answer: 24 B, and it says "unknown" if the OFFER never came."""
         return Send(Type.POLL, b"", talk.object.object_id, poll=True, about=talk.object)
 
-    def _answer_s(self, talk: _Talk) -> float:
-        if self._timing.half_duplex:
-            return 0.0  # whose turn it is says when
-        return self._timing.answer_s(talk.object.count, busy=self.peer_is_busy)
-
     def _patience_s(self, talk: _Talk) -> float:
-        """From one question about an object to the next."""
+        """From one question about an object to the next, should nothing else be left to send meanwhile.
+
+        On a link that loses little the answer is waited for. Otherwise the idle air is worth less than a
+        round trip: a few questions follow each other within one. Then ever more slowly.
+        """
         if talk.object.complete:
             return min(RETRY_S * 2.0 ** min(talk.asks, 8), _MAX_ACCEPT_S)
-        quick_s = self._answer_s(talk)
+        if self._timing.half_duplex:
+            return 0.0  # whose turn it is says when
+        answer_s = self._timing.answer_s(talk.object.count, busy=self.peer_is_busy)
+        if talk.asks <= 1 and self.loss < _LITTLE_LOSS:
+            return answer_s
+        quick_s = max(answer_s / 4, 8 * self._timing.airtime_s(OVERHEAD_BYTES))
         if talk.asks <= _QUICK_ASKS:
-            return quick_s
+            return min(quick_s, RETRY_S)
         slow_s = max(quick_s, _SLOWER_FROM_S) * _SLOWER ** min(talk.asks - _QUICK_ASKS, 32)
-        return max(quick_s, min(slow_s, RETRY_S))
+        return min(slow_s, RETRY_S)
 
     def _note_question(self, end: float) -> None:
         if self._asked_since is None:
             self._asked_since = end
         self._misses += 1
-        quick = self._timing.half_duplex and self._misses <= _QUICK_ASKS and not self.silent
+        quick = self._timing.half_duplex and self._misses <= _QUICK_TURNS and not self.silent
         self._retry_at = end if quick else end + RETRY_S
 
     def _silent_at(self) -> float:

@@ -228,9 +228,9 @@ class Session:
         if self._turn is not None:
             self._turn.sent(start, end)
             over = not self._turn.has_room(end + self._timing.frame_s) or self._ready_at() > now
-            poll = over and self._outbox.wants_answer
+            poll = over and self._outbox.asked is not None
             if over:
-                self._turn.hand_over()
+                self._turn.hand_over(self._outbox.asked)
                 self._outbox.handed_over(end)
         self._bytes_sent += self._wire_bytes(length)
         return self._sealer.seal(

@@ -12,7 +12,7 @@ from onboard.wire.frame import OVERHEAD_BYTES
 
 RETRY_S = 2.0
 """Between two POLLs to a silent peer: 24 B each, 0.7 kB a minute."""
-GRACE_S = 0.15
+GRACE_S = 0.1
 """From a frame's arrival to the first frame that answers it: an fsync on an SD card, a USB serial
 adapter's 16 ms, a step of training."""
 GUARD_S = 0.02  # two clocks, two schedulers
@@ -87,9 +87,20 @@ class Timing:
 
     @property
     def slot_s(self) -> float:
-        """On half-duplex: in this time whoever begins to speak has been heard by the other."""
-        longest_s = max(self.frame_s, self.back_frame_s)
-        return GRACE_S + self.keying_s + longest_s + 2 * self.delay_s + GUARD_S
+        """Half-duplex: whoever begins to speak at its start has been heard by the other at its end."""
+        return self._heard_within_s(max(self.frame_s, self.back_frame_s))
+
+    def answer_slot_s(self, fragments: int) -> float:
+        """Half-duplex: from a question's end until its answer, which begins with a REPORT, has been heard."""
+        return self._heard_within_s(self.back_airtime_s(self.report_frame_bytes(fragments)))
+
+    @property
+    def question_slot_s(self) -> float:
+        """Half-duplex: in this time a POLL is heard, so that of two that ask the other one desists."""
+        return self._heard_within_s(max(self.airtime_s(OVERHEAD_BYTES), self.back_airtime_s(OVERHEAD_BYTES)))
+
+    def _heard_within_s(self, airtime_s: float) -> float:
+        return GRACE_S + self.keying_s + airtime_s + 2 * self.delay_s + GUARD_S
 
     @property
     def burst_s(self) -> float:

@@ -1,10 +1,15 @@
 """On a half-duplex link one end speaks at a time: a turn ends with OVER, and silence ends it as well.
 
-Whoever hears OVER may answer at once. If nobody does, the channel is free, and time since the last frame
-falls into slots, each long enough for the other end to have heard whoever began in it: odd ones are the
-ground's (the master's), even ones the board's. Both ends know the end of the last frame to within the
-delay, so on an undisturbed channel they never begin together; after losses they may, once, and then the
-master's slot comes first. A channel on which nobody has anything to say carries nothing.
+Whoever hears OVER may answer at once. If nobody does, who may begin depends on what each end knows of the
+last turn, and the order in which they may is such that the first has been heard by the time of the next:
+
+- an end that asked something in it and got no answer asks again; the ground, which is master, before the board;
+- an end that knows the turn to be over begins in slots, the ground's between the board's;
+- an end that never heard its OVER waits for as long as a run of lost frames may last, and then as before
+  but later, so that the other end can ask again first.
+
+Both ends know the end of a turn to within the delay, so on an undisturbed channel they never speak at the
+same time; after losses they may, once. A channel on which nobody has anything to say carries nothing.
 """
 
 from __future__ import annotations
@@ -19,23 +24,22 @@ class Turn:
 
     def __init__(self, timing: Timing, now: float) -> None:
         self._timing = timing
-        self._first_slot = 1 if timing.master else 2
-        self._quiet_since = now - timing.slot_s  # the master may begin at once
+        self._quiet_since = now  # end of the last frame on the channel
+        self._wait_s = 0.0 if timing.master else timing.slot_s  # from there to this end's first slot
         self._mine = False  # OVER was heard, or this end is within its turn
-        self._began = -math.inf
         self._speaking = False  # this end has begun and not yet said OVER
+        self._began = -math.inf
 
     def opens_at(self, now: float) -> float:
         """The earliest time from `now` on at which this end may transmit."""
         if self._mine and now <= self._quiet_since + GRACE_S:
             return now
-        slot_s = self._timing.slot_s
-        first = self._quiet_since + self._first_slot * slot_s
+        first = self._quiet_since + self._wait_s
         if now <= first:
             return first
-        nth = math.floor((now - first) / (2 * slot_s))
-        slot = first + nth * 2 * slot_s
-        return now if now <= slot + GRACE_S else slot + 2 * slot_s
+        period_s = 2 * self._timing.slot_s
+        slot = first + math.floor((now - first) / period_s) * period_s
+        return now if now <= slot + GRACE_S else slot + period_s
 
     def in_turn(self, now: float) -> bool:
         """Whether this end has begun to speak, has not yet said OVER, and has not been still for too long."""
@@ -55,18 +59,31 @@ class Turn:
             self._began = start
         self._speaking = self._mine = True
         self._quiet_since = end
+        self._wait_s = self._slots_s(2)  # should this end fall still before it says OVER
 
-    def hand_over(self) -> None:
-        """The frame just sent says OVER."""
+    def hand_over(self, asked: int | None) -> None:
+        """The frame just sent says OVER. `asked`: fragments of the largest object that the turn asked
+        about, None if it asked nothing."""
         self._speaking = self._mine = False
+        if asked is None:
+            self._wait_s = self._slots_s(1)
+        else:
+            self._wait_s = self._timing.answer_slot_s(asked)
+            self._wait_s += 0.0 if self._timing.master else self._timing.question_slot_s
 
     def heard(self, now: float, *, over: bool, loss: float) -> None:
         """A frame of the peer's has wholly arrived. Without OVER more follow: `loss` (0..1) says how many
         frame times of nothing still mean that they were lost, not that the turn is over."""
         self._speaking = False
         self._mine = over
-        patience = 0.0 if over else _run_of_losses(loss) * self._timing.back_frame_s
-        self._quiet_since = now + patience
+        self._quiet_since = now
+        self._wait_s = self._slots_s(1)
+        if not over:
+            self._wait_s = self._slots_s(2) + _run_of_losses(loss) * self._timing.back_frame_s
+
+    def _slots_s(self, masters: int) -> float:
+        """To the master's slot of that number from the end of the turn, or the board's behind it."""
+        return (masters if self._timing.master else masters + 1) * self._timing.slot_s
 
 
 def _run_of_losses(loss: float) -> int:

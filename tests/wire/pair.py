@@ -1,0 +1,222 @@
+"""Two sessions, what they have on disk, and the seeded channel between them, on a virtual clock."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from firmware_sim.channel import Channel, Side
+from hw_profiles import Link, load_link
+from onboard.wire import frame as framing
+from onboard.wire.session import (
+    Arrived,
+    Cancelled,
+    Corrupt,
+    Delivered,
+    Event,
+    Evicted,
+    Expired,
+    Limits,
+    Message,
+    Partial,
+    Refused,
+    Session,
+)
+
+KEY = bytes(range(32))
+COBS_BYTES = 2  # what COBS adds to a frame of up to 253 B; the channel counts the same
+
+
+def link(name: str = "uhf-9k6", **changes: Any) -> Link:
+    """A shipped profile without bit errors unless a test asks for them."""
+    clean: dict[str, Any] = {"bit_error_rate": 0.0, "frame_loss": 0.0, **changes}
+    return replace(load_link(name), **clean)
+
+
+def uhf_full(payload_bytes: int = 200, **changes: Any) -> Link:
+    """9.6 kbit/s, both ways at once."""
+    return link(half_duplex=False, mtu_bytes=payload_bytes + framing.OVERHEAD_BYTES, **changes)
+
+
+@dataclass
+class Disk:
+    """What survives a kill of one end."""
+
+    epoch: int = 0
+    floor: tuple[int, int] = (0, 0)
+    done: list[bytes] = field(default_factory=list)
+    objects: dict[bytes, tuple[int, bytes]] = field(default_factory=dict)  # accepted: kind, payload
+    partials: dict[bytes, Partial] = field(default_factory=dict)
+    outgoing: dict[bytes, tuple[int, bytes]] = field(default_factory=dict)  # offered, not yet delivered
+    saved_at: float = 0.0
+
+
+class End:
+    """One end: its disk, and the session of its present life."""
+
+    def __init__(self, side: Side, link: Link, limits: Limits, *, accept_after_s: float = 0.0) -> None:
+        self.side, self.link, self.limits = side, link, limits
+        self.disk = Disk()
+        self.events: list[tuple[float, Event]] = []
+        self.session: Session | None = None
+        self.accept_after_s = accept_after_s
+        self._to_accept: list[tuple[float, Arrived]] = []
+
+    def boot(self, now: float) -> Session:
+        """Start from the disk, with a new epoch on it first."""
+        self.disk.epoch += 1
+        ground = self.side == "ground"
+        self.session = Session(
+            node=0 if ground else 7,
+            peer=7 if ground else 0,
+            key=KEY,
+            link=self.link,
+            master=ground,
+            epoch=self.disk.epoch,
+            floor=self.disk.floor,
+            done=self.disk.done,
+            wire_bytes=lambda frame_bytes: frame_bytes + COBS_BYTES,
+            now=now,
+            limits=self.limits,
+        )
+        for partial in self.disk.partials.values():
+            self.session.resume(partial)
+        for kind, payload in self.disk.outgoing.values():
+            self.session.offer(kind, payload, now)
+        return self.session
+
+    def kill(self) -> None:
+        """As kill -9: what was not saved is gone."""
+        self.session = None
+        self._to_accept.clear()
+
+    def offer(self, kind: int, payload: bytes, now: float, **options: float) -> bytes:
+        """To disk, then to the session."""
+        assert self.session is not None
+        digest = self.session.offer(kind, payload, now, **options)  # type: ignore[arg-type]
+        self.disk.outgoing[digest] = (kind, payload)
+        return digest
+
+    def save(self, now: float) -> None:
+        """As the pump's spool: every 1/32 of an object, and at the latest 5 s after the first fragment."""
+        assert self.session is not None
+        for digest, incoming in self.session.incoming.items():
+            dirty = len(incoming.dirty)
+            if dirty and (dirty >= max(1, incoming.count / 32) or now - self.disk.saved_at > 5):
+                partial = incoming.partial()
+                self.disk.partials[digest] = replace(partial, data=bytes(partial.data))
+                self.disk.floor = self.session.floor
+                self.disk.saved_at = now
+                incoming.dirty.clear()
+
+    def act(self, events: list[Event], now: float) -> None:
+        """What an agent or a daemon does with events."""
+        for event in events:
+            self.events.append((now, event))
+            if isinstance(event, Arrived):
+                self._to_accept.append((now + self.accept_after_s, event))
+            elif isinstance(event, Delivered | Expired):
+                self.disk.outgoing.pop(event.digest, None)
+            if isinstance(event, Corrupt | Cancelled | Expired | Evicted | Refused):
+                self.disk.partials.pop(event.digest, None)
+        self.accept_due(now)
+
+    def accept_due(self, now: float) -> None:
+        """Make durable what arrived, then say so."""
+        while self.session is not None and self._to_accept and self._to_accept[0][0] <= now:
+            _, arrived = self._to_accept.pop(0)
+            if arrived.digest not in self.session.incoming:
+                continue  # expired or withdrawn meanwhile
+            assert arrived.digest not in self.disk.objects, "delivered twice"
+            self.disk.objects[arrived.digest] = (arrived.kind, arrived.payload)
+            self.disk.done.append(arrived.digest)
+            self.disk.partials.pop(arrived.digest, None)
+            self.disk.floor = self.session.floor
+            self.session.accept(arrived.digest, now)
+
+    def next_accept(self) -> float:
+        """When `accept_due` next has something to do."""
+        return self._to_accept[0][0] if self._to_accept and self.session is not None else math.inf
+
+    def seen(self, kind: type[Event]) -> list[Event]:
+        """Events of one class, in all lives."""
+        return [event for _, event in self.events if isinstance(event, kind)]
+
+    def messages(self) -> list[tuple[float, bytes]]:
+        """MSG payloads heard, with their times."""
+        return [(at, event.payload) for at, event in self.events if isinstance(event, Message)]
+
+
+class Pair:
+    """Ground and board on one channel. `sent` records every frame put on the air."""
+
+    def __init__(
+        self,
+        link: Link,
+        *,
+        seed: int = 1,
+        limits: Limits | None = None,
+        accept_after_s: float = 0.0,
+        mangle: Callable[[bytes, float], list[bytes]] | None = None,
+        **channel: object,
+    ) -> None:
+        self.channel = Channel(link, seed=seed, overhead_bytes=COBS_BYTES, **channel)  # type: ignore[arg-type]
+        limits = limits or Limits()
+        self.ground = End("ground", link, limits, accept_after_s=accept_after_s)
+        self.board = End("board", link, limits, accept_after_s=accept_after_s)
+        self.now = 0.0
+        self.sent: list[tuple[float, Side, framing.Frame]] = []
+        self._mangle = mangle
+        self.ground.boot(0.0)
+        self.board.boot(0.0)
+
+    def end(self, side: Side) -> End:
+        """Of that side."""
+        return self.ground if side == "ground" else self.board
+
+    def run(self, until: float, stop: Callable[[], bool] = lambda: False) -> float:
+        """Advance the clock from one thing to do to the next; returns the time at which it stopped."""
+        idle_steps = 0
+        while self.now <= until and not stop():
+            before = self.now, len(self.sent)
+            for side, data in self.channel.due(self.now):
+                for copy in [data] if self._mangle is None else self._mangle(data, self.now):
+                    self._hear(self.end(side), copy)
+            wake = self.channel.next_due()
+            for end in (self.ground, self.board):
+                self._step(end)
+                if end.session is not None:
+                    wake = min(wake, end.session.wakeup(self.now), end.next_accept())
+            wake = min(wake, self.channel.next_due())
+            if stop():
+                break
+            if wake > until:
+                self.now = until
+                break
+            idle_steps = idle_steps + 1 if (wake, len(self.sent)) == before else 0
+            assert idle_steps < 5, f"busy at {self.now} s with nothing to do"
+            self.now = max(self.now, wake)
+        return self.now
+
+    def _hear(self, end: End, data: bytes) -> None:
+        if end.session is not None:
+            end.act(end.session.receive(data, self.now), self.now)
+            if end.session is not None:
+                end.save(self.now)
+
+    def _step(self, end: End) -> None:
+        session = end.session
+        if session is None:
+            return
+        end.act(session.tick(self.now), self.now)
+        end.accept_due(self.now)
+        while (raw := session.transmit(self.now)) is not None:
+            key = session._sealer._key
+            self.sent.append((self.now, end.side, framing.decode(raw, key)))
+            self.channel.send(end.side, raw, self.now)
+
+    def frames(self, kind: framing.Type, side: Side | None = None) -> list[framing.Frame]:
+        """Those put on the air, of one type."""
+        return [f for _, s, f in self.sent if f.type is kind and side in (None, s)]
