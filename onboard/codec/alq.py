@@ -28,13 +28,13 @@ Floats = npt.NDArray[np.float32]
 Weights = Mapping[str, Floats]
 
 MAX_BASES = 8
-# An alpha travels as a float16 without its sign and with 3 bits of mantissa. It is off by at most 1/16, which
-# adds under 0.4 % of a group's energy to its error; on digits no accuracy was lost against all 10 bits of
-# mantissa.
+# An alpha travels as a float16 without its sign and with 3 bits of mantissa. It is off by at most 1/16, which adds
+# 0.4 % of a basis's energy to the error: 97.1 % on digits against 97.2 % with all 10 bits (six rounds, two seeds),
+# and 97.9 % with the bits saved spent on more bases.
 MANTISSA_BITS = 3
 COORDINATE_BITS = 5 + MANTISSA_BITS
-# A raw tensor's values lie on 2 * 7 + 1 = 15 lines. Digits, six rounds, two seeds: no accuracy lost against
-# 255 lines, and LeNet-5's 580 biases take 215 bytes instead of 480.
+# A raw tensor's values lie on 2 * 7 + 1 = 15 lines: as accurate as 31 (digits, six rounds, two seeds: 97.95 and
+# 97.9 %), and LeNet-5's 580 biases take 215 bytes instead of 290.
 RAW_LEVELS = 7
 MAX_GROUP = 512  # a longer dense row is cut; an alpha then costs 8 bits in some 256 or more
 MIN_GROUP = 8  # under it a coordinate costs more than its basis: such a tensor stays raw
@@ -142,9 +142,7 @@ class Bases:
 
 @dataclass(frozen=True, eq=False)
 class Raw:
-    """A tensor on a uniform grid: `codes` int8 in its shape, and the float32 `step` between neighbouring
-    values.
-    """
+    """A tensor on a uniform grid: `codes` int8 in its shape, and the float32 `step` between two values."""
 
     codes: npt.NDArray[np.int8]
     step: np.float32
@@ -184,11 +182,11 @@ def _refit(gram: npt.NDArray[np.float64], target: npt.NDArray[np.float64]) -> np
 def _greedy(
     w: Floats, h: Floats | None, depth: list[int]
 ) -> tuple[npt.NDArray[np.float64], Floats, npt.NDArray[np.float64]]:
-    """Structured sketch of groups (A, n) sorted by falling bit-width; `depth[j]` groups, the first, get a
-    basis j.
+    """Structured sketch of groups (A, n), widest first; the first `depth[j]` groups get a basis j.
 
-    Returns alphas (A, I) before rounding (of any sign), bases (A, I, n) as float32, and the weighted squared
-    error (A, I + 1) left after 0, 1 ... I bases (past a group's own width it repeats).
+    `h` (A, n) weighs the squared error. Returns alphas (A, I) before rounding (of any sign), bases (A, I, n)
+    as float32, and the weighted squared error (A, I + 1) left after 0, 1 ... I bases (past a group's own width it
+    repeats).
     """
     count, width = len(w), len(depth)
     alphas = np.zeros((count, width))
@@ -223,9 +221,7 @@ def _sorted(bits: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.intp], list[int
 
 
 def rounded(alphas: npt.NDArray[np.floating[Any]]) -> Floats:
-    """|alphas| as they travel: float16 values of MANTISSA_BITS of mantissa, clipped to their range, as
-    float32.
-    """
+    """|alphas| as they travel: float16 values with MANTISSA_BITS of mantissa, none infinite, as float32."""
     drop = 10 - MANTISSA_BITS
     halves = np.minimum(np.abs(alphas), HALF_MAX).astype(np.float16).view(np.uint16).astype(np.int64)
     # A carry out of the mantissa goes on into the exponent, as it should; at infinity (exponent 31) it stops.
@@ -255,9 +251,7 @@ def sketch(groups: Floats, bits: npt.NDArray[np.uint8], curvature: Floats | None
 
 
 def project(groups: Floats, bits: npt.NDArray[np.uint8]) -> Floats:
-    """`sketch(groups, bits).reconstruct()` without the bases kept: the forward pass of the straight-through
-    estimator.
-    """
+    """What `sketch(groups, bits)` rebuilds, without the bases kept: the straight-through forward pass."""
     order, depth = _sorted(bits)
     out = np.zeros_like(groups)
     if depth:
@@ -357,9 +351,7 @@ def quantize(
 
 
 def reconstruct(quantized: Quantized) -> dict[str, Floats]:
-    """The weights that `quantized` stands for, name -> float32 in the tensor's shape; equal bit by bit on all
-    machines.
-    """
+    """The weights `quantized` stands for, name -> float32 in the tensor's shape; the same on all machines."""
     return {
         t.name: (quantized.grouped[t.name] if t.group else quantized.raw[t.name])
         .reconstruct()

@@ -1,5 +1,4 @@
-"""A quantized model becomes bytes of which every one is accounted for, and hostile bytes become `BadPack`
-alone.
+"""A quantized model becomes bytes, each accounted for; hostile bytes become `BadPack` and nothing else.
 
     offset  size
     0       1     version

@@ -1,5 +1,4 @@
-"""Bits that are not random leave in little more than their entropy, and any bytes at all can be read back as
-bits.
+"""Bits that are not random leave in little more than their entropy, and any bytes at all decode to bits.
 
 An adaptive binary range coder (G. N. N. Martin, "Range encoding", 1979): each bit narrows a 32-bit range by
 the probability its context has learned from the bits before it, so that no statistics travel. Only integers
@@ -19,9 +18,7 @@ FORGET = 512  # counts are halved here, so that a context follows statistics tha
 
 @dataclass(slots=True)
 class Context:
-    """How often a kind of bit was 0 and 1 so far, each plus one half (Krichevsky and Trofimov's estimator),
-    doubled.
-    """
+    """Twice how often a bit was 0 and 1 so far, plus one each (Krichevsky and Trofimov's estimator)."""
 
     zeros: int = 1
     ones: int = 1

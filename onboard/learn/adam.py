@@ -1,5 +1,4 @@
-"""One vector of weights takes Adam's steps, and its second moment tells how sharply the loss bends along each
-weight.
+"""One vector of weights takes Adam's steps; the second moment tells how the loss bends along each weight.
 
 Kingma and Ba, "Adam: a method for stochastic optimization", ICLR 2015, algorithm 1, on one flat float32
 vector, in place: at LeNet-5's 431,080 weights a step is memory traffic, and every array made anew would cost

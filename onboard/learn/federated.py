@@ -1,5 +1,4 @@
-"""The server's side of a SpaceDML round: who is asked, when it is over, what it made of the answers, in
-O(model) memory.
+"""The server's side of a SpaceDML round: who is asked, when it is over, and what the answers average to.
 
 SpaceDML, Algorithm 1 (partial averaging): the server asks K of N nodes, averages the updates of those that
 answered weighted by their samples, quantizes the average by a sketch that needs no data, and sends it back.
@@ -24,8 +23,7 @@ DOWNLINK_BASES = 4  # at most, in a group of the global model: more bought nothi
 
 
 def choose(nodes: Iterable[int], k: int, seed: int, round_number: int) -> tuple[int, ...]:
-    """K of the nodes, in rising order, by the rank of a hash of (seed, round, node): anyone can check the
-    choice.
+    """K of the nodes, in rising order: those whose hash of (seed, round, node) ranks first. Anyone can check.
 
     A node's rank depends on no other node, so one that joins or leaves displaces at most one choice. With k
     or fewer nodes all are chosen.
