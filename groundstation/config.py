@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from hw_profiles import Board, Link, load_board, load_link
-from onboard.config import NODE_IDS, ConfigError, profile, read, relative_source
+from onboard.codec.alq import MAX_BASES
+from onboard.config import (
+    NODE_IDS,
+    ConfigError,
+    NodeId,
+    Seconds,
+    Share,
+    Text,
+    check_name,
+    check_port,
+    profile,
+    read,
+    relative_source,
+)
 
 MISSION_FILE = "mission.toml"
 
@@ -15,74 +30,49 @@ MISSION_FILE = "mission.toml"
 class MissionSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[mission]`: the model, the test data, the rule of a round and the stop rule."""
 
-    name: str
-    model: str = "lenet5"
-    data: str = "digits"
-    data_folder: str | None = None
-    rounds: int = 10
-    target_accuracy: float | None = None
-    select: int = 3
-    quorum: int = 2
-    deadline_s: float = 900.0
-    seed: int = 0
+    name: Text
+    model: Text = "lenet5"
+    data: Text = "digits"
+    data_folder: Text | None = None
+    rounds: Annotated[int, Meta(ge=1, le=0xFFFE)] = 10  # the wire's 16 bits, less one for the last model
+    target_accuracy: Share | None = None
+    select: Annotated[int, Meta(ge=1, le=len(NODE_IDS))] = 3
+    quorum: Annotated[int, Meta(ge=1, le=len(NODE_IDS))] = 2
+    deadline_s: Seconds = 900.0
+    seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] = 0
 
     def __post_init__(self) -> None:
-        if not self.name:
-            raise ValueError("name must not be empty")
-        if self.rounds < 1:
-            raise ValueError(f"rounds must be at least 1, got {self.rounds}")
-        if not 1 <= self.quorum <= self.select:
-            raise ValueError(f"quorum must be 1 to select ({self.select}), got {self.quorum}")
-        if self.deadline_s <= 0:
-            raise ValueError(f"deadline_s must be above 0, got {self.deadline_s}")
-        if self.target_accuracy is not None and not 0.0 < self.target_accuracy <= 1.0:
-            raise ValueError(f"target_accuracy must be above 0 and at most 1, got {self.target_accuracy}")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed must be 0 to 2^32 - 1, got {self.seed}")
+        if self.quorum > self.select:
+            raise ValueError(f"quorum: must be at most select ({self.select}), got {self.quorum}")
 
 
 class TrainSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[train]`: how a board trains and how many bits a weight travel. Defaults: see docs/operate.md."""
 
-    epochs: int = 3
-    pretrain_epochs: int = 1
-    batch_size: int = 16
-    learning_rate: float = 3e-3
-    learning_rate_decay: float = 0.9
-    bits_up: float = 0.08
-    bits_down: float = 0.12
-    max_bases: int = 4
-    shift_pixels: int = 1
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "max_bases"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("pretrain_epochs", "shift_pixels"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        for name in ("learning_rate", "learning_rate_decay", "bits_up", "bits_down"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        if self.max_bases > 8:
-            raise ValueError(f"max_bases must be at most 8, got {self.max_bases}")
+    epochs: Annotated[int, Meta(ge=1, le=10_000)] = 3
+    pretrain_epochs: Annotated[int, Meta(ge=1, le=10_000)] = 1  # the bases are allotted by their gradients
+    batch_size: Annotated[int, Meta(ge=1, le=65_536)] = 16
+    learning_rate: Annotated[float, Meta(gt=0, lt=1)] = 3e-3
+    learning_rate_decay: Share = 0.9
+    bits_up: Annotated[float, Meta(gt=0, le=32)] = 0.08
+    bits_down: Annotated[float, Meta(gt=0, le=32)] = 0.12
+    max_bases: Annotated[int, Meta(ge=1, le=MAX_BASES)] = 4
+    shift_pixels: Annotated[int, Meta(ge=0, le=255)] = 1
 
 
 class NodeSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[[node]]`: one board. `port` is the ground's end; `key` is the file that both ends hold."""
 
-    id: int
+    id: NodeId
     name: str
-    board: str
-    link: str
+    board: Text
+    link: Text
     port: str
-    key: str
+    key: Text
 
     def __post_init__(self) -> None:
-        if self.id not in NODE_IDS:
-            raise ValueError(f"node id must be {NODE_IDS.start} to {NODE_IDS.stop - 1}, got {self.id}")
-        if not self.port:
-            raise ValueError("port must not be empty; give a device such as /dev/ttyUSB0 or udp://HOST:PORT")
+        check_name(self.name)
+        check_port(self.port)
 
 
 class MissionFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -90,7 +80,20 @@ class MissionFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     mission: MissionSection
     train: TrainSection = msgspec.field(default_factory=TrainSection)
-    node: list[NodeSection] = msgspec.field(default_factory=list)
+    node: Annotated[list[NodeSection], Meta(min_length=1)]
+
+    def __post_init__(self) -> None:
+        for key in ("id", "name", "port"):
+            seen: set[object] = set()
+            for index, node in enumerate(self.node):
+                value = getattr(node, key)
+                if value in seen:
+                    raise ValueError(f"node[{index}].{key}: used by another node")
+                seen.add(value)
+        if self.mission.select > len(self.node):
+            raise ValueError(
+                f"mission.select: is {self.mission.select}, and only {len(self.node)} nodes are configured"
+            )
 
 
 class Node(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,19 +134,6 @@ def load_mission(folder: Path) -> Mission:
         raise ConfigError(f"{path}: no such file; `groundstation init {folder}` makes one")
     file = read(path, MissionFile)
     rules = file.mission
-    if not file.node:
-        raise ConfigError(f"{path}: node: missing, and at least one [[node]] is required")
-    for key in ("id", "name", "port"):
-        seen: set[object] = set()
-        for index, node in enumerate(file.node):
-            value = getattr(node, key)
-            if value in seen:
-                raise ConfigError(f"{path}: node[{index}].{key} = {value!r}: used by another node")
-            seen.add(value)
-    if rules.select > len(file.node):
-        raise ConfigError(
-            f"{path}: mission.select = {rules.select}: only {len(file.node)} nodes are configured"
-        )
     base = folder.resolve()
     nodes = tuple(
         Node(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import click
 
@@ -56,18 +57,25 @@ def run(
     start(log_format)
     try:
         config = load_node(node_toml, port=port)
-        if not wait_for_port and (missing := missing_device(config.port)):
-            raise ConfigError(
-                f"{node_toml}: link.port = {config.port!r}: {missing}; plug it in, or give --wait"
-            )
+    except ConfigError as error:
+        fail(str(error))
+    if not wait_for_port and (missing := missing_device(config.port)):
+        fail(f"{node_toml}: link.port = {config.port!r}: {missing}; plug it in, or give --wait")
+    try:
         images = local_images(config)
         with sole_user(config.state):
             agent, pump = board_agent(config, images, time.monotonic())
             carry(agent, pump, Pace(config.cpu_share), report_every_s=report_every)
+    except DataError as error:
+        fail(f"{node_toml}: data.source: {error}")
+    except BadKey as error:
+        fail(f"{node_toml}: node.key: {error}")
+    except BudgetError as error:
+        fail(f"{node_toml}: budget.memory_mb: {error}")
     except BlockingIOError:
         fail(f"{node_toml}: node.state = {str(config.state)!r}: another agent is running on it")
-    except (ConfigError, BadKey, DataError, BudgetError) as error:
-        fail(str(error))
+    except OSError as error:  # the disk is full, or not ours to write: what is stored is whole
+        fail(f"{node_toml}: node.state: {error.filename or config.state}: {error.strerror or error}", code=1)
 
 
 @main.command()
@@ -101,7 +109,7 @@ def missing_device(port: str) -> str | None:
     return "no such device"
 
 
-def fail(line: str) -> None:
-    """Ends the program over bad input: one line, exit code 2."""
+def fail(line: str, code: int = 2) -> NoReturn:
+    """Ends the program with one line: exit code 2 over bad input, 1 where the machine refuses."""
     click.echo(line, err=True)
-    sys.exit(2)
+    sys.exit(code)

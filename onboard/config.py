@@ -8,11 +8,13 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
+from msgspec import Meta
 
 from hw_profiles import Board, Link, load_board, load_link
+from onboard.link import BadUrl, wire_bytes
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -23,6 +25,13 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 NODE_IDS = range(1, 255)  # 0 is the ground station, 255 is broadcast (the frame's address byte)
 
+# A range with both ends: it refuses TOML's nan and inf too.
+NodeId = Annotated[int, Meta(ge=NODE_IDS.start, le=NODE_IDS.stop - 1)]
+Share = Annotated[float, Meta(gt=0, le=1)]
+Seconds = Annotated[float, Meta(gt=0, le=1e9)]  # as far as a task's deadline goes on the wire
+Text = Annotated[str, Meta(min_length=1)]
+Shape = tuple[Annotated[int, Meta(ge=1)], Annotated[int, Meta(ge=1)], Annotated[int, Meta(ge=1)]]
+
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; the text is one line: file, key, value, what would be right."""
@@ -31,28 +40,24 @@ class ConfigError(ValueError):
 class NodeSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[node]`: who this node is. `key` and `state` are paths relative to the file."""
 
-    id: int
+    id: NodeId
     name: str
-    board: str
-    key: str = "node.key"
-    state: str = "state"
+    board: Text
+    key: Text = "node.key"
+    state: Text = "state"
 
     def __post_init__(self) -> None:
-        if self.id not in NODE_IDS:
-            raise ValueError(f"node id must be {NODE_IDS.start} to {NODE_IDS.stop - 1}, got {self.id}")
-        if not self.name:
-            raise ValueError("node name must not be empty")
+        check_name(self.name)
 
 
 class LinkSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[link]`: the way to the ground. `port` is a device, any pyserial URL, or `udp://HOST:PORT`."""
 
     port: str
-    profile: str
+    profile: Text
 
     def __post_init__(self) -> None:
-        if not self.port:
-            raise ValueError("port must not be empty; give a device such as /dev/ttyUSB0 or udp://HOST:PORT")
+        check_port(self.port)
 
 
 class DataSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -62,32 +67,22 @@ class DataSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     `shape` what a model takes (C, H, W); `rows` the first row and the one after the last, all if left out.
     """
 
-    source: str = "npz:data.npz"
-    folder: str | None = None
-    shape: tuple[int, int, int] = (1, 28, 28)
+    source: Text = "npz:data.npz"
+    folder: Text | None = None
+    shape: Shape = (1, 28, 28)
     rows: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        if min(self.shape) < 1:
-            raise ValueError(f"shape must be three sizes of at least 1, got {list(self.shape)}")
         if self.rows is not None and not 0 <= self.rows[0] < self.rows[1]:
-            raise ValueError(f"rows must be [first, end] with first below end, got {list(self.rows)}")
+            raise ValueError(f"rows: must be [first, end] with first below end, got {list(self.rows)}")
 
 
 class BudgetSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[budget]`: what training may take; a key left out comes from the board's profile."""
 
-    cpu_share: float | None = None
-    memory_mb: int | None = None
-    checkpoint_s: float = 30.0
-
-    def __post_init__(self) -> None:
-        if self.cpu_share is not None and not 0.0 < self.cpu_share <= 1.0:
-            raise ValueError(f"cpu_share must be above 0 and at most 1, got {self.cpu_share}")
-        if self.memory_mb is not None and self.memory_mb < 1:
-            raise ValueError(f"memory_mb must be at least 1, got {self.memory_mb}")
-        if self.checkpoint_s <= 0:
-            raise ValueError(f"checkpoint_s must be above 0, got {self.checkpoint_s}")
+    cpu_share: Share | None = None
+    memory_mb: Annotated[int, Meta(ge=1, le=2**24)] | None = None
+    checkpoint_s: Seconds = 30.0
 
 
 class NodeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -125,6 +120,11 @@ def load_node(path: Path, *, port: str | None = None) -> NodeConfig:
     Raises ConfigError in one line that names file, key and value.
     """
     file = read(path, NodeFile)
+    if port is not None:
+        try:
+            check_port(port)
+        except ValueError as error:
+            raise ConfigError(f"--port {port!r}: {str(error).removeprefix('port: ')}") from None
     base = path.resolve().parent
     board = profile(path, "node.board", file.node.board, load_board, base)
     link = profile(path, "link.profile", file.link.profile, load_link, base)
@@ -135,7 +135,7 @@ def load_node(path: Path, *, port: str | None = None) -> NodeConfig:
         name=file.node.name,
         board=board,
         link=link,
-        port=port or file.link.port,
+        port=file.link.port if port is None else port,
         key_path=base / file.node.key,
         state=base / file.node.state,
         data_source=relative_source(file.data.source, base),
@@ -166,31 +166,67 @@ def read(path: Path, kind: type[T]) -> T:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    return checked(path, raw, kind)
+
+
+def checked(source: object, raw: dict[str, Any], kind: type[T]) -> T:
+    """`raw` as a Struct; `source`, a file or a command, is what an error names first. Raises ConfigError."""
     try:
         return msgspec.convert(raw, kind)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{path}: {_explain(str(error), raw)}") from None
+        line = _explain(str(error), raw).replace("\n", "\\n")  # a quoted key may hold one
+        raise ConfigError(f"{source}: {line}") from None
 
 
 def _explain(message: str, raw: Any) -> str:
-    """msgspec's "Expected `int`, got `str` - at `$.node.id`" as "node.id = 'x': expected int, got str"."""
-    text, _, where = message.partition(" - at ")
-    text = text.replace("`", "")
-    steps = re.findall(r"\.([\w-]+)|\[(\d+)\]", where.strip("`").removeprefix("$"))
-    key = "".join(f".{name}" if name else f"[{index}]" for name, index in steps).lstrip(".")
-    if unknown := re.fullmatch(r"Object contains unknown field (.+)", text):
-        return f"{key + '.' if key else ''}{unknown[1]}: unknown key"
-    if missing := re.fullmatch(r"Object missing required field (.+)", text):
-        return f"{key + '.' if key else ''}{missing[1]}: missing, and it is required"
-    value = raw
-    for name, index in steps:
-        value = value[name] if name else value[int(index)]
-    shown = "" if isinstance(value, dict | list) else f" = {value!r}"
-    return f"{key}{shown}: {text[:1].lower()}{text[1:]}"
+    """msgspec's "Expected `int`, got `str` - at `$.node.id`" as "node.id = 'x': expected int, got str".
+
+    A `__post_init__` says "KEY: what is wrong", and its key goes to where the others are.
+    """
+    found = re.fullmatch(r"(.*) - at `\$(.*)`", message, re.DOTALL)
+    text, where = found.groups() if found else (message, "")
+    if not found or isinstance(_at(raw, where), dict):
+        if named := re.fullmatch(r"(\w+(?:\[\d+\])?(?:\.\w+)*): (.*)", text, re.DOTALL):
+            where, text = f"{where}.{named[1]}", named[2]
+        elif unknown := re.fullmatch(r"Object contains unknown field `(.+)`", text, re.DOTALL):
+            where, text = f"{where}.{unknown[1]}", "unknown key"
+        elif missing := re.fullmatch(r"Object missing required field `(.+)`", text):
+            where, text = f"{where}.{missing[1]}", "missing, and it is required"
+    value = _at(raw, where)
+    shown = "" if value is None or isinstance(value, dict | list) else f" = {value!r}"
+    return f"{where.lstrip('.')}{shown}: {text[:1].lower()}{text[1:].replace('`', '')}"
+
+
+def _at(raw: Any, where: str) -> Any:
+    """The value at `.node[1].port`, or None where the file says nothing."""
+    for name, index in re.findall(r"\.([^.\[]+)|\[(\d+)\]", where):
+        try:
+            raw = raw[name] if name else raw[int(index)]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return raw
+
+
+def check_name(name: str) -> None:
+    """A node's name becomes a folder's. Raises ValueError."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
+        raise ValueError("name: must be 1 to 64 letters, digits, - and _")
+
+
+def check_port(port: str) -> None:
+    """Whether `port` is a URL that `onboard.link.open_port` takes. Raises ValueError."""
+    if not port:
+        raise ValueError("port: must not be empty; give a device such as /dev/ttyUSB0 or udp://HOST:PORT")
+    try:
+        wire_bytes(port, 1)
+    except BadUrl as error:
+        raise ValueError(f"port: {error}") from None
 
 
 def profile(path: Path, key: str, name: str, load: Any, base: Path) -> Any:
