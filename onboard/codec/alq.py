@@ -28,13 +28,13 @@ Floats = npt.NDArray[np.float32]
 Weights = Mapping[str, Floats]
 
 MAX_BASES = 8
-# An alpha travels as a float16 without its sign and with 3 bits of mantissa. It is off by at most 1/16, which adds
-# 0.4 % of a basis's energy to the error: 97.1 % on digits against 97.2 % with all 10 bits (six rounds, two seeds),
-# and 97.9 % with the bits saved spent on more bases.
+# An alpha travels as a float16 without its sign and with 3 bits of mantissa. It is off by at most 1/16, which
+# adds 0.4 % of a basis's energy to the error: 97.1 % on digits against 97.2 % with all 10 bits (6 rounds, two
+# seeds), and 97.9 % with the bits saved spent on more bases.
 MANTISSA_BITS = 3
 COORDINATE_BITS = 5 + MANTISSA_BITS
-# A raw tensor's values lie on 2 * 7 + 1 = 15 lines: as accurate as 31 (digits, six rounds, two seeds: 97.95 and
-# 97.9 %), and LeNet-5's 580 biases take 215 bytes instead of 290.
+# A raw tensor's values lie on 2 * 7 + 1 = 15 lines: as accurate as 31 (97.95 and 97.9 %, same setting), and
+# LeNet-5's 580 biases take 215 bytes instead of 290.
 RAW_LEVELS = 7
 MAX_GROUP = 512  # a longer dense row is cut; an alpha then costs 8 bits in some 256 or more
 MIN_GROUP = 8  # under it a coordinate costs more than its basis: such a tensor stays raw
@@ -185,8 +185,8 @@ def _greedy(
     """Structured sketch of groups (A, n), widest first; the first `depth[j]` groups get a basis j.
 
     `h` (A, n) weighs the squared error. Returns alphas (A, I) before rounding (of any sign), bases (A, I, n)
-    as float32, and the weighted squared error (A, I + 1) left after 0, 1 ... I bases (past a group's own width it
-    repeats).
+    as float32, and the weighted squared error (A, I + 1) left after 0, 1 ... I bases (past a group's own
+    width it repeats).
     """
     count, width = len(w), len(depth)
     alphas = np.zeros((count, width))
