@@ -43,7 +43,7 @@ class Spool:
         """Makes the folder if need be. Raises OSError."""
         self.folder = folder
         self.discarded = 0
-        self._limit_bytes = limit_bytes
+        self.limit_bytes = limit_bytes
         self._sizes: dict[bytes, int] = {}
         folder.mkdir(parents=True, exist_ok=True)
         self._finished = self._read_finished()
@@ -70,8 +70,8 @@ class Spool:
         """Makes all of `incoming` durable that was received since the last save, and clears its `dirty`."""
         partial = incoming.partial()
         others = sum(size for digest, size in self._sizes.items() if digest != partial.digest)
-        if others + partial.size > self._limit_bytes:
-            raise OSError(errno.ENOSPC, f"spool limit of {self._limit_bytes} B", str(self.folder))
+        if others + partial.size > self.limit_bytes:
+            raise OSError(errno.ENOSPC, f"spool limit of {self.limit_bytes} B", str(self.folder))
         part = self._path(partial.digest, "part")
         # Bytes may lie there already, also of another fragment length or a corrupt run. They are replaced in
         # place under the old map: of the same object they are the same bytes, else its digest will tell.
@@ -145,7 +145,7 @@ class Spool:
         """The object whose map is at `path`, or None where map or bytes are not what they should be."""
         try:
             fields = _decode_map(_read(path, _MAX_MAP_BYTES))
-            if fields is None or fields.digest.hex() != path.stem or fields.size > self._limit_bytes:
+            if fields is None or fields.digest.hex() != path.stem or fields.size > self.limit_bytes:
                 return None
             data = bytearray(fields.size)
             with path.with_suffix(".part").open("rb") as part:
