@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import NoReturn
 
 import click
+import msgspec
 
 from groundstation.config import load_mission
 from groundstation.setup import NodeSpec, SetupError, Wishes, found
@@ -72,6 +72,8 @@ def init(
             click.echo(line)
     except (SetupError, ConfigError) as error:
         fail(str(error))
+    except OSError as error:
+        fail(f"{error.filename or folder}: {error.strerror or error}", code=1)
 
 
 @main.command()
@@ -100,11 +102,24 @@ def serve(folder: Path, exit_when_finished: bool, log_format: Format, report_eve
     start(log_format)
     try:
         mission = load_mission(folder)
+    except ConfigError as error:
+        fail(str(error))
+    try:
         finished = run(mission, exit_when_finished=exit_when_finished, report_every_s=report_every)
     except BlockingIOError:
         fail(f"{folder}: another groundstation is serving this mission")
-    except (ConfigError, BadKey, DataError, GraphError, StoreError) as error:
+    except ConfigError as error:
         fail(str(error))
+    except DataError as error:
+        fail(f"{mission.path}: mission.data: {error}")
+    except GraphError as error:
+        fail(f"{mission.path}: mission.model: {error}")
+    except BadKey as error:
+        fail(f"{mission.path}: node.key: {error}")
+    except StoreError as error:
+        fail(str(error), code=1)
+    except OSError as error:
+        fail(f"{error.filename or folder}: {error.strerror or error}", code=1)
     sys.exit(0 if finished or not exit_when_finished else 1)
 
 
@@ -124,12 +139,15 @@ def status(folder: Path, as_json: bool) -> None:
         if not mission.database.exists():
             fail(f"{mission.database}: no such file; `groundstation serve {folder}` makes it")
         view = picture(mission, Store(mission.database, read_only=True))
-    except (ConfigError, StoreError) as error:
+    except ConfigError as error:
         fail(str(error))
-    click.echo(json.dumps(view)) if as_json else table(view)
+    except StoreError as error:
+        fail(str(error), code=1)
+    # msgspec writes a loss that is not a number as null; json's NaN is no JSON.
+    click.echo(msgspec.json.encode(view)) if as_json else table(view)
 
 
-def fail(line: str) -> NoReturn:
-    """Ends the program over bad input: one line, exit code 2."""
+def fail(line: str, code: int = 2) -> NoReturn:
+    """Ends the program with one line: exit code 2 over bad input, 1 where the machine refuses."""
     click.echo(line, err=True)
-    sys.exit(2)
+    sys.exit(code)

@@ -91,8 +91,9 @@ class MissionFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
                     raise ValueError(f"node[{index}].{key}: used by another node")
                 seen.add(value)
         if self.mission.select > len(self.node):
+            count = len(self.node)
             raise ValueError(
-                f"mission.select: is {self.mission.select}, and only {len(self.node)} nodes are configured"
+                f"mission.select: must be at most the number of nodes ({count}), got {self.mission.select}"
             )
 
 

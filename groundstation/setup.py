@@ -1,4 +1,7 @@
-"""Founds a mission: one folder with mission.toml, a key for every board, and what to copy to each board."""
+"""Founds a mission: one folder with mission.toml, a key for every board, and what to copy to each board.
+
+All that was asked for is checked before the first file is written.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,20 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
-from groundstation.config import MISSION_FILE, MissionSection, TrainSection, load_mission
+from groundstation.config import MISSION_FILE, MissionFile, load_mission
 from hw_profiles import load_board, load_link
-from onboard.config import load_node
+from onboard.config import NodeFile, checked, load_node, relative_source
 from onboard.keys import new_key, save_key
 from onboard.learn.graph import TrainGraph
 
 NODE_KEYS = ("board", "link", "port", "board_port", "data", "cpu_share")
 BOARD, LINK = "raspberry-pi-4", "bench-serial-115k2"
+COMMAND = "groundstation init"
 
 
 class SetupError(ValueError):
@@ -26,7 +32,8 @@ class SetupError(ValueError):
 
 @dataclass(frozen=True)
 class NodeSpec:
-    """One `--node`: NAME[,board=PROFILE][,link=PROFILE],port=URL[,board-port=URL][,data=SOURCE]."""
+    """One `--node`: NAME[,board=PROFILE][,link=PROFILE],port=URL[,board-port=URL][,data=SOURCE]
+    [,cpu-share=SHARE]. A profile is a name or a .toml file, which is copied into the mission."""
 
     name: str
     port: str
@@ -47,13 +54,50 @@ class NodeSpec:
             if not equals or key not in NODE_KEYS:
                 known = ", ".join(f"{name}=".replace("_", "-") for name in NODE_KEYS)
                 raise SetupError(f"--node {text!r}: {part!r} is not one of {known}")
+            if key in fields:
+                raise SetupError(f"--node {text!r}: {part!r}: given twice")
             fields[key] = value
-        if not name or not name.replace("-", "").replace("_", "").isalnum():
-            raise SetupError(f"--node {text!r}: the name {name!r} must be letters, digits, - and _")
         if not fields.get("port"):
             raise SetupError(f"--node {text!r}: port= is missing, e.g. port=/dev/ttyUSB0")
         fields.setdefault("board", name if _is_board(name) else BOARD)
         return cls(name=name, **fields)
+
+    def node_toml(self, number: int, shape: tuple[int, int, int]) -> dict[str, Any]:
+        """The sections of the board's NODE.toml. Raises SetupError."""
+        sections: dict[str, Any] = {
+            "node": {"id": number, "name": self.name, "board": _reference(self.board, "board")},
+            "link": {"port": self._port_on_board(), "profile": _reference(self.link, "link")},
+            "data": {"source": self.data, "shape": list(shape)},
+        }
+        if self.cpu_share:
+            try:
+                sections["budget"] = {"cpu_share": float(self.cpu_share)}
+            except ValueError:
+                raise SetupError(f"--node {self.name}: cpu-share={self.cpu_share}: not a number") from None
+        return sections
+
+    def mission_toml(self, number: int) -> dict[str, Any]:
+        """The board's [[node]] in mission.toml."""
+        here = f"boards/{self.name}/"
+        return {
+            "id": number,
+            "name": self.name,
+            "board": here + _reference(self.board, "board") if _is_file(self.board) else self.board,
+            "link": here + _reference(self.link, "link") if _is_file(self.link) else self.link,
+            "port": self.port,
+            "key": f"keys/{self.name}.key",
+        }
+
+    def _port_on_board(self) -> str:
+        """The other end: the same device name until it is edited, the UDP port that the ground calls."""
+        if self.board_port or not self.port.startswith("udp:"):
+            return self.board_port or self.port
+        peer = urlsplit(self.port)
+        if not peer.hostname:
+            raise SetupError(
+                f"--node {self.name}: board-port= is missing: {self.port} does not say where the board is"
+            )
+        return f"udp://?bind={'[::]' if ':' in peer.hostname else '0.0.0.0'}:{peer.port}"
 
 
 @dataclass(frozen=True)
@@ -70,98 +114,98 @@ class Wishes:
     deadline_s: float
     seed: int
 
+    def mission_toml(self) -> dict[str, Any]:
+        """The [mission] section; a data source that is a path is meant from the current folder."""
+        section = {
+            "name": self.name,
+            "model": self.model,
+            "data": relative_source(self.data, Path.cwd()),
+            "rounds": self.rounds,
+            "target_accuracy": self.target,
+            "select": self.select,
+            "quorum": self.quorum,
+            "deadline_s": self.deadline_s,
+            "seed": self.seed,
+        }
+        return {key: value for key, value in section.items() if value is not None}
+
 
 def found(folder: Path, specs: list[NodeSpec], wishes: Wishes) -> Iterator[str]:
     """Writes the mission and yields a line about each thing written.
 
-    Raises SetupError, ConfigError. Nothing is written over: keys that boards already hold must not change.
+    Raises SetupError or ConfigError before anything is written, OSError where the disk refuses. Nothing is
+    written over: keys that boards already hold must not change.
     """
     if (folder / MISSION_FILE).exists():
         raise SetupError(f"{folder / MISSION_FILE}: there is a mission already; choose another folder")
-    names = [spec.name for spec in specs]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise SetupError(f"--node {twice}: given twice")
+    nodes = [spec.mission_toml(number) for number, spec in enumerate(specs, start=1)]
+    mission = checked(COMMAND, {"mission": wishes.mission_toml(), "node": nodes}, MissionFile)
     try:
-        graph = TrainGraph.load(wishes.model)
+        shape = TrainGraph.load(wishes.model).input_shape
         for spec in specs:
             load_board(spec.board)
             load_link(spec.link)
-        rules = MissionSection(
-            name=wishes.name, model=wishes.model, data=wishes.data, rounds=wishes.rounds,
-            target_accuracy=wishes.target, select=wishes.select, quorum=wishes.quorum,
-            deadline_s=wishes.deadline_s, seed=wishes.seed,
-        )  # fmt: skip
     except ValueError as error:
-        raise SetupError(str(error)) from None
+        raise SetupError(f"{COMMAND}: {error}") from None
+    boards = [spec.node_toml(number, shape) for number, spec in enumerate(specs, start=1)]
+    for spec, sections in zip(specs, boards, strict=True):
+        checked(f"{COMMAND}: --node {spec.name}", sections, NodeFile)
+        for key in _keys(folder, spec):
+            if key.exists():
+                raise SetupError(f"{key}: a board may hold this key; choose another folder")
     (folder / "keys").mkdir(parents=True, exist_ok=True)
-    for number, spec in enumerate(specs, start=1):
-        yield _found_node(folder, number, spec, graph.input_shape)
-    (folder / MISSION_FILE).write_text(_mission_toml(rules, specs))
+    for spec, sections in zip(specs, boards, strict=True):
+        yield _found_board(folder, spec, sections)
+    (folder / MISSION_FILE).write_text(_toml("A mission", msgspec.to_builtins(mission)), encoding="utf-8")
     load_mission(folder)
     yield f"{folder / MISSION_FILE}: {wishes.rounds} rounds of {wishes.model} on {wishes.data}"
 
 
-def _found_node(folder: Path, number: int, spec: NodeSpec, shape: tuple[int, int, int]) -> str:
-    key = folder / "keys" / f"{spec.name}.key"
-    board = folder / "boards" / spec.name
+def _found_board(folder: Path, spec: NodeSpec, sections: dict[str, Any]) -> str:
+    ground_key, board_key = _keys(folder, spec)
+    board = board_key.parent
     board.mkdir(parents=True, exist_ok=True)
-    save_key(key, new_key())
-    shutil.copy2(key, board / "node.key")
-    (board / "node.toml").write_text(_node_toml(number, spec, shape))
+    key = new_key()
+    save_key(ground_key, key)
+    save_key(board_key, key)
+    for profile, kind in ((spec.board, "board"), (spec.link, "link")):
+        if _is_file(profile):
+            copy = board / _reference(profile, kind)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(profile, copy)
+    (board / "node.toml").write_text(_toml("One board", sections), encoding="utf-8")
     load_node(board / "node.toml")
     return f"{board}: copy this folder to {spec.name} and start `onboard run node.toml` in it"
 
 
-def _node_toml(number: int, spec: NodeSpec, shape: tuple[int, int, int]) -> str:
-    budget = f"\n[budget]\ncpu_share = {spec.cpu_share}\n" if spec.cpu_share else ""
-    return f"""\
-# One board. Every key: docs/operate.md
-[node]
-id = {number}
-name = {_text(spec.name)}
-board = {_text(spec.board)}
-
-[link]
-port = {_text(spec.board_port or spec.port)}
-profile = {_text(spec.link)}
-
-[data]
-source = {_text(spec.data)}
-shape = {json.dumps(shape)}
-{budget}"""
+def _keys(folder: Path, spec: NodeSpec) -> tuple[Path, Path]:
+    """The ground's and the board's copy of a node's key."""
+    return folder / "keys" / f"{spec.name}.key", folder / "boards" / spec.name / "node.key"
 
 
-def _mission_toml(rules: MissionSection, specs: list[NodeSpec]) -> str:
-    nodes = "".join(
-        f"""
-[[node]]
-id = {number}
-name = {_text(spec.name)}
-board = {_text(spec.board)}
-link = {_text(spec.link)}
-port = {_text(spec.port)}
-key = {_text(f"keys/{spec.name}.key")}
-"""
-        for number, spec in enumerate(specs, start=1)
-    )
-    return (
-        "# A mission. Every key: docs/operate.md\n"
-        f"[mission]\n{_section(rules)}\n[train]\n{_section(TrainSection())}{nodes}"
-    )
+def _reference(profile: str, kind: str) -> str:
+    """What NODE.toml calls a profile: a shipped one's name, or where the copy of a file lies beside it."""
+    return f"{kind}-profile/{Path(profile).name}" if _is_file(profile) else profile
 
 
-def _section(section: msgspec.Struct) -> str:
-    values = msgspec.to_builtins(section)
-    return "".join(f"{key} = {_value(value)}\n" for key, value in values.items() if value is not None)
+def _is_file(profile: str) -> bool:
+    return profile.endswith(".toml")
 
 
-def _value(value: object) -> str:
-    return _text(value) if isinstance(value, str) else json.dumps(value)
-
-
-def _text(value: str) -> str:
-    """A TOML basic string; JSON's escapes are a subset of TOML's."""
-    return json.dumps(value, ensure_ascii=False)
+def _toml(what: str, sections: dict[str, Any]) -> str:
+    """TOML of sections, and of lists of sections, whose values are numbers, text and lists of them."""
+    lines = [f"# {what}. Every key: docs/operate.md"]
+    for name, section in sections.items():
+        head, tables = (f"[[{name}]]", section) if isinstance(section, list) else (f"[{name}]", [section])
+        for table in tables:
+            lines += ["", head]
+            # JSON's literals and escapes are a subset of TOML's.
+            lines += [
+                f"{key} = {json.dumps(value, ensure_ascii=False)}"
+                for key, value in table.items()
+                if value is not None
+            ]
+    return "\n".join(lines) + "\n"
 
 
 def _is_board(name: str) -> bool:

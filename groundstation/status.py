@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from groundstation.config import Mission
@@ -63,7 +64,7 @@ def table(view: Mapping[str, Any], console: Console | None = None) -> None:
     console = console or Console()
     state = f"finished ({view['why']})" if view["finished_at"] else "running or resumable"
     console.print(
-        f"[bold]{view['mission']}[/]  {view['model']}, {view['rounds_wanted']} rounds wanted: {state}"
+        f"[bold]{escape(view['mission'])}[/]  {view['model']}, {view['rounds_wanted']} rounds wanted: {state}"
     )
     rounds = Table("round", "state", "accuracy", "loss", "bits/weight down", "answered", "seconds", box=None)
     for row in view["rounds"]:
@@ -84,7 +85,7 @@ def table(view: Mapping[str, Any], console: Console | None = None) -> None:
             row["node"], row["board"], row["link"], _ago(row["heard_at"]),
             State(health["state"]).name.lower() if health else "-",
             f"{counters.get('bytes_sent', 0):,.0f}", f"{counters.get('bytes_received', 0):,.0f}",
-            f"{counters.get('fragments_resent', 0):,.0f}", row["port"],
+            f"{counters.get('fragments_resent', 0):,.0f}", escape(row["port"]),
         )  # fmt: skip
     console.print(nodes if view["nodes"] else "no node heard yet")
 

@@ -155,7 +155,7 @@ class Store:
     def close_round(
         self, number: int, packed: bytes, accuracy: float, loss: float, bits_down: float, now: float
     ) -> None:
-        """Closes a round with the model that it made, whole, and forgets the models before it."""
+        """Closes a round with the model that it made, whole."""
         with self.transaction():
             self._db.execute(
                 "UPDATE round SET closed_at = ?, accuracy = ?, loss = ?, bits_down = ? WHERE number = ?",

@@ -1,0 +1,169 @@
+"""`groundstation init` makes a mission that both programs accept, or writes nothing and says in one line why."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from groundstation.cli import main
+from groundstation.config import load_mission
+from onboard.config import load_node
+from onboard.keys import load_key
+
+PI = "pi,port=/dev/ttyUSB0"
+NANO = "nano,board=jetson-nano,link=sband-256k,port=udp://192.168.7.2:4800"
+
+
+def init(folder: Path, *options: str) -> Result:
+    return CliRunner().invoke(main, ["init", str(folder), *options])
+
+
+def test_the_two_ends_are_told_the_same(tmp_path: Path) -> None:
+    folder = tmp_path / "mission"
+    result = init(folder, "--node", PI, "--node", NANO, "--rounds", "4", "--quorum", "1", "--target", "0.9")
+    assert result.exit_code == 0, result.output
+    mission = load_mission(folder)
+    assert (mission.rules.name, mission.rules.rounds, mission.rules.target_accuracy) == ("mission", 4, 0.9)
+    assert (mission.rules.select, mission.rules.quorum) == (2, 1)
+    for node in mission.nodes:
+        board = load_node(folder / "boards" / node.name / "node.toml")
+        assert (board.id, board.name, board.board, board.link) == (node.id, node.name, node.board, node.link)
+        assert load_key(board.key_path) == load_key(node.key_path)
+        assert board.data_shape == (1, 28, 28)
+    assert load_key(mission.nodes[0].key_path) != load_key(mission.nodes[1].key_path)
+
+
+def test_keys_are_for_their_owner_alone(tmp_path: Path) -> None:
+    assert init(tmp_path, "--node", PI).exit_code == 0
+    keys = sorted(tmp_path.rglob("*.key"))
+    assert len(keys) == 2
+    assert all(key.stat().st_mode & 0o777 == 0o600 for key in keys)
+
+
+def test_a_second_init_refuses_and_the_keys_stay(tmp_path: Path) -> None:
+    init(tmp_path, "--node", PI)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    result = init(tmp_path, "--node", PI)
+    assert_refused(result, f"{tmp_path / 'mission.toml'}: there is a mission already; choose another folder")
+    (tmp_path / "mission.toml").unlink()
+    del before[tmp_path / "mission.toml"]
+    assert_refused(init(tmp_path, "--node", PI), f"{tmp_path / 'keys' / 'pi.key'}: a board may hold this key")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("given", "on_the_board"),
+    [
+        ("port=/dev/ttyUSB0", "/dev/ttyUSB0"),
+        ("port=/dev/ttyUSB0,board-port=/dev/serial0", "/dev/serial0"),
+        ("port=udp://192.168.7.2:4800", "udp://?bind=0.0.0.0:4800"),
+        ("port=udp://[fe80::2]:4800", "udp://?bind=[::]:4800"),
+        ("port=udp://?bind=0.0.0.0:4800,board-port=udp://192.168.7.1:4800", "udp://192.168.7.1:4800"),
+    ],
+)
+def test_the_boards_end_of_the_link(tmp_path: Path, given: str, on_the_board: str) -> None:
+    assert init(tmp_path, "--node", f"pi,{given}").exit_code == 0
+    assert load_node(tmp_path / "boards" / "pi" / "node.toml").port == on_the_board
+
+
+def test_a_node_named_like_a_board_is_that_board(tmp_path: Path) -> None:
+    init(tmp_path, "--node", "jetson-nano,port=/dev/a,cpu-share=0.5,data=digits", "--name", "Dawn [bold]")
+    board = load_node(tmp_path / "boards" / "jetson-nano" / "node.toml")
+    assert (board.board.name, board.cpu_share, board.data_source) == ("jetson-nano", 0.5, "digits")
+    assert load_mission(tmp_path).rules.name == "Dawn [bold]"
+
+
+def test_own_profiles_travel_with_the_board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped = Path(__file__).parents[2] / "hw_profiles"
+    (tmp_path / "node.toml").write_bytes((shipped / "boards" / "raspberry-pi-5.toml").read_bytes())
+    (tmp_path / "radio.toml").write_bytes((shipped / "links" / "uhf-9k6.toml").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    result = init(Path("mission"), "--node", "pi,board=node.toml,link=radio.toml,port=/dev/a")
+    assert result.exit_code == 0, result.output
+    (tmp_path / "radio.toml").unlink()
+    monkeypatch.chdir("/")
+    (node,) = load_mission(tmp_path / "mission").nodes
+    board = load_node(tmp_path / "mission" / "boards" / "pi" / "node.toml")
+    assert (node.board, node.link.rate_up_bps) == (board.board, 9600)
+    assert (board.board.cpu, board.link.name) == (node.board.cpu, "radio")
+
+
+def test_a_path_to_test_data_is_meant_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert init(Path("mission"), "--node", PI, "--data", "npz:test.npz").exit_code == 0
+    assert load_mission(tmp_path / "mission").data_source == f"npz:{tmp_path / 'test.npz'}"
+
+
+BAD = [
+    (["--node", "pi"], "--node 'pi': port= is missing"),
+    (["--node", "pi,port="], "--node 'pi,port=': port= is missing"),
+    (
+        ["--node", "pi,port=/dev/a,colour=red"],
+        "--node 'pi,port=/dev/a,colour=red': 'colour=red' is not one of",
+    ),
+    (
+        ["--node", "pi,port=/dev/a,port=/dev/b"],
+        "--node 'pi,port=/dev/a,port=/dev/b': 'port=/dev/b': given twice",
+    ),
+    (["--node", "../pi,port=/dev/a"], "groundstation init: node[0].name = '../pi': must be 1 to 64 letters"),
+    (["--node", ",port=/dev/a"], "groundstation init: node[0].name = '': must be 1 to 64 letters"),
+    (["--node", "pi,port=ttyUSB0"], "groundstation init: node[0].port = 'ttyUSB0': 'ttyUSB0': not a device"),
+    (["--node", "pi,port=udp://x"], "groundstation init: node[0].port = 'udp://x': "),
+    (["--node", "pi,port=/dev/a,board-port=x"], "groundstation init: --node pi: link.port = 'x': 'x': not"),
+    (
+        ["--node", "pi,port=udp://?bind=0.0.0.0:1"],
+        "--node pi: board-port= is missing: udp://?bind=0.0.0.0:1 ",
+    ),
+    (
+        ["--node", "pi,port=/dev/a,board=raspi-4"],
+        "groundstation init: no board is named 'raspi-4'; nearest: rasp",
+    ),
+    (["--node", "pi,port=/dev/a,board=pi.toml"], "groundstation init: pi.toml: cannot be read: No such file"),
+    (["--node", "pi,port=/dev/a,link=uhf"], "groundstation init: no link is named 'uhf'; nearest: uhf-9k6"),
+    (["--node", "pi,port=/dev/a,cpu-share=x"], "--node pi: cpu-share=x: not a number"),
+    (
+        ["--node", "pi,port=/dev/a,cpu-share=2"],
+        "groundstation init: --node pi: budget.cpu_share = 2.0: expected",
+    ),
+    (["--node", PI, "--node", PI], "groundstation init: node[1].name = 'pi': used by another node"),
+    (
+        ["--node", PI, "--node", "b,port=/dev/ttyUSB0"],
+        "groundstation init: node[1].port = '/dev/ttyUSB0': used",
+    ),
+    (["--node", PI, "--select", "2"], "groundstation init: mission.select = 2: must be at most the number"),
+    (["--node", PI, "--quorum", "2"], "groundstation init: mission.quorum = 2: must be at most select (1)"),
+    (
+        ["--node", PI, "--deadline", "nan"],
+        "groundstation init: mission.deadline_s = nan: expected float > 0.0",
+    ),
+    (
+        ["--node", PI, "--rounds", "65535"],
+        "groundstation init: mission.rounds = 65535: expected int <= 65534",
+    ),
+    (["--node", PI, "--model", "lenet"], "groundstation init: no model 'lenet'; nearest: lenet5"),
+]
+
+
+@pytest.mark.parametrize(("options", "says"), BAD, ids=[says[-40:] for _, says in BAD])
+def test_a_bad_wish_is_one_line_and_nothing_is_written(tmp_path: Path, options: list[str], says: str) -> None:
+    folder = tmp_path / "mission"
+    assert_refused(init(folder, *options), says)
+    assert not folder.exists()
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "mission").write_text("a file")
+    result = init(tmp_path / "mission", "--node", PI)
+    assert result.exit_code == 1
+    assert re.fullmatch(rf"{tmp_path}/mission.*: (File exists|Not a directory)\n", result.stderr)
+
+
+def assert_refused(result: Result, begins: str) -> None:
+    """Exit code 2, one line on stderr that begins so, and nothing on stdout."""
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    assert result.stderr.startswith(begins)
+    assert result.stderr.count("\n") == 1
