@@ -3,7 +3,7 @@
 Whoever hears OVER may answer at once. If nobody does, who may begin depends on what each end knows of the
 last turn, and the order in which they may is such that the first has been heard by the time of the next:
 
-- an end that asked something in it and got no answer asks again; the ground, which is master, before the board;
+- an end that asked something in it and got no answer asks again, the ground (master) before the board;
 - an end that knows the turn to be over begins in slots, the ground's between the board's;
 - an end that never heard its OVER waits for as long as a run of lost frames may last, and then as before
   but later, so that the other end can ask again first.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -62,11 +63,14 @@ class End:
         self.events: list[tuple[float, Event]] = []
         self.session: Session | None = None
         self.accept_after_s = accept_after_s
+        self._floor = (0, 0)  # on disk at the start of this life
+        self.taken: set[bytes] = set()  # frames that the session of this life took
         self._to_accept: list[tuple[float, Arrived]] = []
 
     def boot(self, now: float) -> Session:
         """Start from the disk, with a new epoch on it first."""
         self.disk.epoch += 1
+        self._floor = self.disk.floor
         ground = self.side == "ground"
         self.session = Session(
             node=0 if ground else 7,
@@ -91,6 +95,22 @@ class End:
         """As kill -9: what was not saved is gone."""
         self.session = None
         self._to_accept.clear()
+        self.taken.clear()
+
+    def hear(self, frame: bytes, now: float) -> None:
+        """What the port does with a frame; checks that none is taken twice, nor at or below the floor."""
+        session = self.session
+        if session is None:
+            return
+        before = session.snapshot(now).frames_received
+        events = session.receive(frame, now)
+        if session.snapshot(now).frames_received > before:
+            assert frame not in self.taken, "a replayed frame was taken"
+            self.taken.add(frame)
+            epoch, seq = struct.unpack_from(">HI", frame, 4)
+            assert (epoch, seq) > self._floor, "what came before the start was taken again"
+        self.act(events, now)
+        self.save(now)
 
     def offer(self, kind: int, payload: bytes, now: float, **options: float) -> bytes:
         """To disk, then to the session."""
@@ -183,7 +203,7 @@ class Pair:
             before = self.now, len(self.sent)
             for side, data in self.channel.due(self.now):
                 for copy in [data] if self._mangle is None else self._mangle(data, self.now):
-                    self._hear(self.end(side), copy)
+                    self.end(side).hear(copy, self.now)
             wake = self.channel.next_due()
             for end in (self.ground, self.board):
                 self._step(end)
@@ -199,12 +219,6 @@ class Pair:
             assert idle_steps < 5, f"busy at {self.now} s with nothing to do"
             self.now = max(self.now, wake)
         return self.now
-
-    def _hear(self, end: End, data: bytes) -> None:
-        if end.session is not None:
-            end.act(end.session.receive(data, self.now), self.now)
-            if end.session is not None:
-                end.save(self.now)
 
     def _step(self, end: End) -> None:
         session = end.session
