@@ -57,11 +57,11 @@ class Type(IntEnum):
     MSG = 8
 
 
-_FIRST = {VERSION << 5 | kind: kind for kind in Type}  # a look-up is six times as fast as Type(n)
+_FIRST = {VERSION << 5 | kind: kind for kind in Type}  # a look-up takes a fifth of the time of Type(n)
 
 
-# A msgspec struct is a frozen value as a dataclass is, built in 0.2 us where a frozen dataclass of
-# this many fields takes 1.9: that would be most of the time spent on a frame of 200 B.
+# A msgspec struct is a frozen value as a dataclass is, built in 0.05 us where a frozen dataclass of this
+# many fields takes 0.9: that would be a third of the time spent on decoding a frame of 200 B.
 class Frame(msgspec.Struct, frozen=True, gc=False):
     """One frame's content. Widths are those of the layout above; `payload` is any number of bytes."""
 
