@@ -6,9 +6,8 @@ import contextlib
 import json
 import os
 import select
-import signal
 import sys
-from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import click
@@ -16,6 +15,8 @@ import click
 from firmware_sim.cable import IP_UDP_HEADER_BYTES, Cable, UdpEnd, open_ends, parse_end
 from firmware_sim.channel import SIDES, Burst, Channel
 from hw_profiles import load_link
+from onboard.log import Format, start
+from onboard.stop import stop_signals
 
 _WINDOW_HELP = "Contact in seconds since the start; either may be empty; repeatable. Default: always open."
 
@@ -113,6 +114,94 @@ def cable(
         _run(laid, report_every)
 
 
+@main.command()
+@click.argument("node_toml", type=click.Path(path_type=Path))
+@click.option("--log", "log_format", type=click.Choice(["text", "json"]), default="text", help="Log's form.")
+@click.option("--report-every", type=click.FloatRange(min=0.05), metavar="S",
+              help="Log state and link counters every S seconds.")  # fmt: skip
+def board(node_toml: Path, log_format: Format, report_every: float | None) -> None:
+    """Run the real agent of NODE_TOML as its board would: as slow and as small as the profile says.
+
+    \b
+    Example:
+      firmware-sim board mission/boards/raspberry-pi-4/node.toml
+    """
+    from firmware_sim.board import emulate
+
+    start(log_format)
+    try:
+        emulate(node_toml, report_every_s=report_every)
+    except BlockingIOError:
+        raise click.UsageError(f"{node_toml}: node.state: another agent is running on it") from None
+    except ValueError as error:  # configuration, key, data, budget: each is one line
+        raise click.UsageError(str(error)) from None
+
+
+@main.command()
+@click.option("--data", default="digits", show_default=True,
+              help="What is learned: digits, mnist, eurosat, npz:PATH or folder:PATH.")  # fmt: skip
+@click.option("--data-dir", type=click.Path(path_type=Path), envvar="SPACEDML_DATA", show_envvar=True,
+              help="Folder of mnist and eurosat.")  # fmt: skip
+@click.option("--model", help="Model to train: lenet5, or lenet5-rgb (the default for eurosat).")
+@click.option("--rounds", default=6, show_default=True, type=click.IntRange(min=1))
+@click.option("--images", default=600, show_default=True, type=click.IntRange(min=1),
+              help="Images a board, at most.")  # fmt: skip
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31), help="Repeats a run.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("demo-out"), show_default=True,
+              help="Folder for all that the run writes; an earlier demo's is replaced.")  # fmt: skip
+@click.option("--real", multiple=True, metavar="BOARD=PORT",
+              help="A real board in place of an emulated one, on the ground's PORT; repeatable.")  # fmt: skip
+@click.option("--plain", is_flag=True, help="Lines instead of a live table.")
+def demo(
+    data: str, data_dir: Path | None, model: str | None, rounds: int, images: int, seed: int, out: Path,
+    real: tuple[str, ...], plain: bool,
+) -> None:  # fmt: skip
+    """Train a model across a ground station and three emulated boards over radio-grade links.
+
+    A Raspberry Pi 4 on a serial cable at 115,200 baud, a Jetson Nano on S-band at 256 kbit/s over UDP, and a
+    Xiphos Q8S on half-duplex UHF at 9.6 kbit/s that loses 5 % of its frames and its contact once. Real
+    processes, real ports, real rates; about three minutes.
+
+    \b
+    Examples:
+      firmware-sim demo
+      firmware-sim demo --data mnist --rounds 10 --out mnist-run
+      firmware-sim demo --real raspberry-pi-4=/dev/ttyUSB0
+    """
+    from rich.console import Console
+
+    from firmware_sim.demo import BOARDS, DemoError, Wishes, run
+    from firmware_sim.demo_view import View, summary_table
+    from onboard.data import DataError
+    from onboard.learn.graph import GraphError
+
+    console = Console()
+    wishes = Wishes(
+        out=out, data=data, data_folder=data_dir, rounds=rounds,
+        model=model or ("lenet5-rgb" if data == "eurosat" else "lenet5"),
+        images=images, seed=seed, real=_real_boards(real, [place.name for place in BOARDS]),
+    )  # fmt: skip
+    try:
+        summary = run(wishes, View(console, plain=plain))
+    except (DataError, GraphError, DemoError) as error:
+        raise click.UsageError(str(error)) from None
+    except KeyboardInterrupt:
+        console.print(f"stopped; what the run wrote is in {out}")
+        sys.exit(130)
+    summary_table(summary, console)
+    console.print(f"Everything the run wrote: {out}")
+
+
+def _real_boards(options: tuple[str, ...], known: list[str]) -> dict[str, str]:
+    found = {}
+    for text in options:
+        name, equals, port = text.partition("=")
+        if not equals or not port or name not in known:
+            raise click.UsageError(f"--real {text}: must be BOARD=PORT with BOARD one of {', '.join(known)}")
+        found[name] = port
+    return found
+
+
 def _run(laid: Cable, report_every: float | None) -> None:
     def print_totals(final: bool = False) -> bool:
         # Totals are cumulative: a reader that is slow misses a line, and does not stop the cable.
@@ -120,15 +209,15 @@ def _run(laid: Cable, report_every: float | None) -> None:
             return True
         return _print(json.dumps(laid.report() | {"final": final}))
 
-    with _stop_signals() as stop_fd:
+    with stop_signals() as stop:
         if report_every is not None:
             if print_totals():
-                laid.run(stop_fd, print_totals, report_every)
+                laid.run(stop.fd, print_totals, report_every)
             print_totals(final=True)
             return
         totals = laid.report()
         _print(f"{totals['link']}: ground {totals['ground']['port']}, board {totals['board']['port']}")
-        laid.run(stop_fd, lambda: True)
+        laid.run(stop.fd, lambda: True)
         totals = laid.report()
         for side in SIDES:
             n = totals[side]
@@ -147,23 +236,6 @@ def _print(line: str) -> bool:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return False
     return True
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[int]:
-    """A file descriptor that becomes readable at SIGINT or SIGTERM."""
-    readable, written = os.pipe()
-    os.set_blocking(written, False)
-    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
-    old_fd = signal.set_wakeup_fd(written)
-    try:
-        yield readable
-    finally:
-        signal.set_wakeup_fd(old_fd)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        os.close(readable)
-        os.close(written)
 
 
 def _pair(text: str, option: str, first_default: float | None = None) -> tuple[float, float]:

@@ -21,8 +21,8 @@ from firmware_sim.crew import Crew
 from firmware_sim.demo_view import View
 from firmware_sim.scene import Scene
 from onboard import data
-from onboard.carrier import stop_signals
 from onboard.learn.graph import TrainGraph
+from onboard.stop import stop_signals
 
 MARK = "demo.json"  # says that a folder is a demo's and may be replaced by the next one
 REPORT_EVERY_S = "0.5"
@@ -139,11 +139,11 @@ def run(wishes: Wishes, view: View) -> dict[str, Any]:
     mission, ends, graph = prepare(wishes)
     scene = Scene([board.name for board in BOARDS], graph.layout.parameters, time.monotonic())
     crew = Crew(wishes.out / "logs")
-    with stop_signals() as stopped:
+    with stop_signals() as stop:
         try:
             start(crew, wishes, mission, ends)
             with view.live(scene):
-                while not (scene.finished and "ground" not in crew.members) and not stopped():
+                while not (scene.finished and "ground" not in crew.members) and not stop.asked:
                     for name, event in crew.listen(0.25):
                         scene.hear(name, event)
                     view.show(scene)
@@ -153,7 +153,7 @@ def run(wishes: Wishes, view: View) -> dict[str, Any]:
                 for name, event in crew.stop(names):  # the cables last: they count to the end
                     scene.hear(name, event)
             shutil.rmtree(wishes.out / "ports", ignore_errors=True)
-    if stopped() and not scene.finished:
+    if stop.asked and not scene.finished:
         raise KeyboardInterrupt
     summary = sum_up(wishes, scene)
     (wishes.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")

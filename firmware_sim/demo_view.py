@@ -14,7 +14,7 @@ from rich.text import Text
 from firmware_sim.scene import Scene
 
 PLAIN_EVERY_S = 15.0
-BAR = 12  # characters
+BAR = 8  # characters
 
 
 class View:
@@ -47,36 +47,38 @@ class View:
 
     def _tell(self, scene: Scene) -> None:
         for text in scene.happened[self._happened_told :]:
-            self._console.print(text, highlight=False, markup=False)
+            self._line(text)
         self._happened_told = len(scene.happened)
         for row in scene.rounds[self._rounds_told :]:
-            self._console.print(
+            self._line(
                 f"{scene.elapsed_s():5.0f} s  round {row['round']}: accuracy {100 * row['accuracy']:.2f} %, "
-                f"{row['bytes']:,} bytes on the wire so far",
-                highlight=False,
+                f"{row['bytes']:,} bytes on the wire so far"
             )
         self._rounds_told = len(scene.rounds)
         if scene.elapsed_s() >= self._plain_due_s:
             self._plain_due_s = scene.elapsed_s() + PLAIN_EVERY_S
             doing = "; ".join(f"{board}: {_doing(scene, board)}" for board in scene.boards)
-            self._console.print(f"{scene.elapsed_s():5.0f} s  {doing}", highlight=False, markup=False)
+            self._line(f"{scene.elapsed_s():5.0f} s  {doing}")
+
+    def _line(self, text: str) -> None:
+        """One event, one line, however narrow: these go to files and pipes."""
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def picture(scene: Scene) -> Group:
-    """The table of boards, the line of rounds, and what happened last."""
+    """The table of boards, the line of rounds, and what happened last; 100 columns wide."""
     boards = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading, justify in (
-        ("board", "left"), ("contact", "left"), ("doing", "left"), ("transfer", "left"), ("up B", "right"),
-        ("air s", "right"), ("down B", "right"), ("air s", "right"), ("frames lost", "right"),
-    ):  # fmt: skip
-        boards.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    for heading in ("board", "doing", "transfer"):
+        boards.add_column(heading)
+    for heading in ("up", "on air", "down", "on air", "lost"):
+        boards.add_column(heading, justify="right", no_wrap=True)
     for board in scene.boards:
         up, down = (scene.sent(board)[way] for way in ("up", "down"))
         frames, lost = up["frames"] + down["frames"], up["lost"] + down["lost"]
         boards.add_row(
-            board, _contact(scene, board), _doing(scene, board), _transfer(scene, board),
-            f"{up['bytes']:,.0f}", f"{up['airtime_s']:.1f}", f"{down['bytes']:,.0f}",
-            f"{down['airtime_s']:.1f}", f"{lost:.0f} of {frames:.0f}",
+            board, Text(_doing(scene, board), style=_colour(scene, board)), _transfer(scene, board),
+            _kilobytes(up["bytes"]), f"{up['airtime_s']:.1f} s", _kilobytes(down["bytes"]),
+            f"{down['airtime_s']:.1f} s", f"{100 * lost / frames:.0f} %" if frames else "",
         )  # fmt: skip
     rounds = Text("rounds  ", style="bold")
     for row in scene.rounds:
@@ -118,21 +120,30 @@ def summary_table(summary: Mapping[str, Any], console: Console) -> None:
     )
 
 
-def _contact(scene: Scene, board: str) -> str:
-    if board in scene.cable:
-        return "in contact" if scene.cable[board]["up"] else "no contact"
-    heard_s = scene.link.get(board, {}).get("heard_s_ago")
-    return "not heard" if heard_s is None else f"heard {heard_s:.0f} s ago"
-
-
 def _doing(scene: Scene, board: str) -> str:
-    event = scene.board.get(board)
+    """What the board says it does, after what its link says of the contact."""
+    event, cable = scene.board.get(board), scene.cable.get(board)
+    if cable is None:  # a real board: all that is known of it came over the link
+        heard_s = scene.link.get(board, {}).get("heard_s_ago")
+        return "not heard yet" if heard_s is None else f"heard {heard_s:.0f} s ago"
     if event is None:
-        return "real board" if board in scene.link and board not in scene.cable else "starting"
-    if event["phase"] == "training" and "progress" in event:
-        return f"training {100 * event['progress']:.0f} %, loss {event['loss']:.2f}"
+        return "starting"
     phase = str(event["phase"])
-    return {"offering": "sending its update", "idle": "listening"}.get(phase, phase)
+    doing = {"offering": "sending its update", "idle": "listening"}.get(phase, phase)
+    if phase == "training" and "progress" in event:
+        loss = f", loss {event['loss']:.2f}" if event["loss"] is not None else ""
+        doing = f"training {100 * event['progress']:.0f} %{loss}"
+    return doing if cable["up"] else f"no contact; {doing}"
+
+
+def _colour(scene: Scene, board: str) -> str:
+    if not scene.cable.get(board, {}).get("up", True):
+        return "red"
+    return "cyan" if scene.board.get(board, {}).get("phase") == "training" else ""
+
+
+def _kilobytes(count: float) -> str:
+    return f"{count / 1000:.1f} kB"
 
 
 def _transfer(scene: Scene, board: str) -> str:
@@ -143,4 +154,5 @@ def _transfer(scene: Scene, board: str) -> str:
     this = objects[0]
     share = this["held"] / max(1, this["fragments"])
     arrow = "down" if this["incoming"] else "up"
-    return f"{arrow:<4} {'━' * round(share * BAR):<{BAR}} {100 * share:3.0f} %"
+    done = round(share * BAR)
+    return f"{arrow:<4} {'━' * done}{'·' * (BAR - done)} {100 * share:3.0f} %"

@@ -7,18 +7,17 @@ import secrets
 import time
 from collections import deque
 
-from onboard.link.pump import wait
-
 from groundstation.config import Mission
 from groundstation.rounds import Rounds
 from groundstation.station import Station
 from groundstation.store import Store, StoreError
 from onboard import data
-from onboard.carrier import stop_signals
 from onboard.config import ConfigError
 from onboard.journal import sole_user
 from onboard.learn.graph import InferGraph, TrainGraph
+from onboard.link.pump import wait
 from onboard.log import say
+from onboard.stop import stop_signals
 from onboard.wire.events import Event
 
 log = logging.getLogger(__name__)
@@ -68,8 +67,8 @@ def _loop(
     retry_s = report_due_s = 0.0
     count_due_s = time.monotonic() + COUNT_EVERY_S
     pumps = [station.pump for station in stations.values()]
-    with stop_signals() as stopped:
-        while not stopped():
+    with stop_signals() as stop:
+        while not stop.asked:
             now = time.monotonic()
             for station in stations.values():
                 untold.extend((station, event) for event in station.poll(now))
@@ -95,4 +94,4 @@ def _loop(
             wake_s = min([now + LONGEST_WAIT_S, *(pump.wakeup(now) for pump in pumps)])
             if report_every_s is not None:
                 wake_s = min(wake_s, report_due_s)
-            wait(pumps, 0.0 if busy else max(0.0, wake_s - time.monotonic()))
+            wait(pumps, 0.0 if busy else wake_s - time.monotonic(), also=[stop.fd])

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from onboard.link.pump import PortDown, PortUp, Pump, SpoolFull
-
 from groundstation.config import Node
 from groundstation.store import Store
-from onboard.carrier import GROUND, limits_for, link_view
+from onboard.carrier import GROUND, limits_for, link_view, tell_of_link
 from onboard.keys import load_key
 from onboard.link import Spool, open_port, wire_bytes
-from onboard.log import say
-from onboard.wire.events import Event, PeerHeard, PeerSilent
+from onboard.link.pump import PortDown, PortUp, Pump, SpoolFull
+from onboard.wire.events import Event
 from onboard.wire.session import Session
-
-log = logging.getLogger(__name__)
 
 SPOOL_BYTES = 256 * 2**20
 COUNTED = (
@@ -56,9 +51,11 @@ class Station:
 
     def poll(self, now: float) -> list[Event]:
         """Moves the link on; returns what the mission must know."""
-        events = self.pump.poll(now)
-        for event in events:
-            self._tell_of(event)
+        events: list[Event] = []
+        for event in self.pump.poll(now):
+            tell_of_link(event, node=self.node.name)
+            if not isinstance(event, PortDown | PortUp | SpoolFull):
+                events.append(event)
         return events
 
     def count(self, now: float) -> None:
@@ -78,16 +75,3 @@ class Station:
         """Saves the counters and what is half received, then closes the port."""
         self.count(now)
         self.pump.close(now)
-
-    def _tell_of(self, event: object) -> None:
-        name = self.node.name
-        if isinstance(event, PortDown):
-            say(log, "port-lost", level=logging.ERROR, node=name, port=event.url, why=event.reason)
-        elif isinstance(event, PortUp):
-            say(log, "port-open", node=name, port=event.url)
-        elif isinstance(event, SpoolFull):
-            say(log, "disk-full", level=logging.ERROR, node=name, path=str(event.path), why=str(event.error))
-        elif isinstance(event, PeerHeard):
-            say(log, "in-sight", node=name)
-        elif isinstance(event, PeerSilent):
-            say(log, "out-of-sight", node=name)

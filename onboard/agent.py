@@ -218,7 +218,7 @@ class Agent:
         elif work.last.ends_epoch:
             if now >= work.checkpoint_due_s:
                 self._checkpoint(work, now)
-            say(log, "epoch", round=work.task.round, epoch=work.last.epoch, loss=work.last.loss)
+            say(log, "epoch", round=work.task.round, epoch=work.last.epoch, loss=work.training.loss)
 
     def fail(self, error: Exception, now: float) -> None:
         """A step could not be run (no memory, a graph that breaks): says so and waits for the next task."""
@@ -329,8 +329,9 @@ class Agent:
     def doing(self) -> dict[str, Any]:
         """What the agent is at, for a live view: phase, round, and how far the training is."""
         view: dict[str, Any] = {"phase": self.known.phase.name.lower(), "round": self.known.round}
-        if self.work is not None and self.work.last is not None:
-            view |= {"progress": self.work.progress, "loss": self.work.last.loss}
+        if self.work is not None:
+            loss = None if self.work.last is None else self.work.last.loss
+            view |= {"progress": self.work.progress, "loss": loss}
         return view
 
     def _spent_j(self, now: float) -> float:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -19,9 +18,10 @@ from onboard.config import NodeConfig
 from onboard.journal import Journal
 from onboard.keys import load_key
 from onboard.link import Spool, open_port, wire_bytes
-from onboard.link.pump import PortDown, PortUp, Pump, SpoolFull, wait
+from onboard.link.pump import PortDown, PortUp, Pump, PumpEvent, SpoolFull, wait
 from onboard.log import say
-from onboard.wire.events import Limits, LinkSnapshot, PeerHeard, PeerSilent
+from onboard.stop import stop_signals
+from onboard.wire.events import Event, Limits, LinkSnapshot, PeerHeard, PeerSilent
 from onboard.wire.session import Session
 
 log = logging.getLogger(__name__)
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 GROUND = 0  # the ground station's node number in a frame
 SPOOL_BYTES = 64 * 2**20
 LONGEST_WAIT_S = 5.0
+RETRY_S = 5.0  # after a write that failed, such as on a full disk
 REORDER_SLACK = 3  # TCP's duplicate threshold (RFC 5681, section 3.2)
 
 
@@ -85,33 +86,49 @@ def carry(
     """Runs until SIGTERM or SIGINT. `report_every_s` logs the agent's and the link's state that often."""
     limit_memory(agent.config.memory_bytes)
     agent.resume(clock())
-    next_step_at = 0.0
-    report_due_s = clock()
-    with stop_signals() as stopped:
-        while not stopped():
+    untold: deque[Event] = deque()  # events whose effects the disk refused
+    next_step_at = retry_at = 0.0
+    report_due_s = clock() if report_every_s is not None else math.inf
+    with stop_signals() as stop:
+        while not stop.asked:
             now = clock()
             for event in pump.poll(now):
-                _tell_of(event)
-                agent.hear(event, now)
+                tell_of_link(event)
+                if not isinstance(event, PortDown | PortUp | SpoolFull):
+                    untold.append(event)
             agent.housekeeping(now)
-            if agent.work is not None and now >= next_step_at:
-                cpu_before_s = cpu_clock()
-                try:
-                    flops = agent.advance()
-                except Exception as error:  # whatever a step raises, the link must live on
-                    agent.fail(error, clock())
-                else:
-                    cost_s = pace.step_cpu_s(cpu_clock() - cpu_before_s, flops)
-                    next_step_at = pace.next_step_at(now, cost_s)
-                    agent.charge(cost_s, clock())
-            if report_every_s is not None and now >= report_due_s:
+            try:
+                if now >= retry_at:
+                    while untold:
+                        agent.hear(untold[0], now)
+                        untold.popleft()
+                if agent.work is not None and now >= max(next_step_at, retry_at):
+                    next_step_at = _step(agent, pace, now, clock, cpu_clock)
+            except OSError as error:
+                say(log, "disk-full", level=logging.ERROR, path=str(agent.config.state), why=str(error))
+                retry_at = now + RETRY_S
+            if now >= report_due_s and report_every_s is not None:
                 report_due_s = now + report_every_s
                 say(log, "doing", **agent.doing(), link=link_view(pump.session.snapshot(now)))
-            wake_s = next_step_at if agent.work is not None else now + LONGEST_WAIT_S
-            if report_every_s is not None:
-                wake_s = min(wake_s, report_due_s)
-            wait([pump], max(0.0, min(wake_s, pump.wakeup(now)) - clock()))
+            step_at = max(next_step_at, retry_at) if agent.work is not None else math.inf
+            wake_s = min(now + LONGEST_WAIT_S, step_at, report_due_s, pump.wakeup(now))
+            wait([pump], wake_s - clock(), also=[stop.fd])
     pump.close(clock())
+
+
+def _step(
+    agent: Agent, pace: Pace, now: float, clock: Callable[[], float], cpu_clock: Callable[[], float]
+) -> float:
+    """One training step and what it cost; returns when the next may begin. Raises OSError (disk full)."""
+    cpu_before_s = cpu_clock()
+    try:
+        flops = agent.advance()
+    except Exception as error:  # a graph or a memory limit may raise anything, and the link must live on
+        agent.fail(error, clock())
+        return now
+    cost_s = pace.step_cpu_s(cpu_clock() - cpu_before_s, flops)
+    agent.charge(cost_s, clock())
+    return pace.next_step_at(now, cost_s)
 
 
 def link_view(snapshot: LinkSnapshot) -> dict[str, Any]:
@@ -134,31 +151,15 @@ def link_view(snapshot: LinkSnapshot) -> dict[str, Any]:
     return view
 
 
-@contextlib.contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Inside the block SIGTERM and SIGINT only set the flag that the yielded function reads."""
-    caught: list[int] = []
-
-    def catch(number: int, _: Any) -> None:
-        caught.append(number)
-
-    before = {number: signal.signal(number, catch) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield lambda: bool(caught)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _tell_of(event: object) -> None:
-    """What happens to the port belongs in the log, by name."""
+def tell_of_link(event: PumpEvent, **whose: Any) -> None:
+    """Logs what befell a port or a spool, and when the peer comes and goes."""
     if isinstance(event, PortDown):
-        say(log, "port-lost", level=logging.ERROR, port=event.url, why=event.reason)
+        say(log, "port-lost", level=logging.ERROR, **whose, port=event.url, why=event.reason)
     elif isinstance(event, PortUp):
-        say(log, "port-open", port=event.url)
+        say(log, "port-open", **whose, port=event.url)
     elif isinstance(event, SpoolFull):
-        say(log, "disk-full", level=logging.ERROR, path=str(event.path), why=str(event.error))
+        say(log, "disk-full", level=logging.ERROR, **whose, path=str(event.path), why=str(event.error))
     elif isinstance(event, PeerHeard):
-        say(log, "ground-in-sight")
+        say(log, "in-sight", **whose)
     elif isinstance(event, PeerSilent):
-        say(log, "ground-out-of-sight")
+        say(log, "out-of-sight", **whose)

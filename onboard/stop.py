@@ -1,0 +1,44 @@
+"""SIGTERM and SIGINT end a program between two steps of its loop, at once and in order."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Stop:
+    """`fd` becomes readable when the program is asked to stop: a loop that waits for its ports waits for this
+    too, because Python goes back to waiting after a signal (PEP 475)."""
+
+    fd: int
+    caught: list[int] = field(default_factory=list)
+
+    @property
+    def asked(self) -> bool:
+        """Whether a signal came."""
+        return bool(self.caught)
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[Stop]:
+    """Inside the block SIGTERM and SIGINT do no more than to ask."""
+    readable, written = os.pipe()
+    os.set_blocking(written, False)
+    stop = Stop(readable)
+    before = {
+        number: signal.signal(number, lambda caught, _: stop.caught.append(caught))
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    wakeup_fd = signal.set_wakeup_fd(written)
+    try:
+        yield stop
+    finally:
+        signal.set_wakeup_fd(wakeup_fd)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(readable)
+        os.close(written)
