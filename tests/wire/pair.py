@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -39,6 +40,12 @@ def link(name: str = "uhf-9k6", **changes: Any) -> Link:
 def uhf_full(payload_bytes: int = 200, **changes: Any) -> Link:
     """9.6 kbit/s, both ways at once."""
     return link(half_duplex=False, mtu_bytes=payload_bytes + framing.OVERHEAD_BYTES, **changes)
+
+
+UPDATE = 2
+HALF = link(mtu_bytes=222)
+FULL = uhf_full()
+FAST = uhf_full(1400, rate_up_bps=16e6, rate_down_bps=16e6, delay_s=0.02)
 
 
 @dataclass
@@ -207,8 +214,7 @@ class Pair:
             wake = self.channel.next_due()
             for end in (self.ground, self.board):
                 self._step(end)
-                if end.session is not None:
-                    wake = min(wake, end.session.wakeup(self.now), end.next_accept())
+                wake = min(wake, self._wakeup(end), end.next_accept())
             wake = min(wake, self.channel.next_due())
             if stop():
                 break
@@ -219,6 +225,15 @@ class Pair:
             assert idle_steps < 5, f"busy at {self.now} s with nothing to do"
             self.now = max(self.now, wake)
         return self.now
+
+    def _wakeup(self, end: End) -> float:
+        """When that end wants to be called next; checks that it has nothing to send before that."""
+        if end.session is None:
+            return math.inf
+        wake = end.session.wakeup(self.now)
+        if self.now + 1e-3 < wake < math.inf:
+            assert end.session.transmit((self.now + wake) / 2) is None, "wakeup was too late"
+        return wake
 
     def _step(self, end: End) -> None:
         session = end.session
@@ -234,3 +249,13 @@ class Pair:
     def frames(self, kind: framing.Type, side: Side | None = None) -> list[framing.Frame]:
         """Those put on the air, of one type."""
         return [f for _, s, f in self.sent if f.type is kind and side in (None, s)]
+
+
+def data(size: int, seed: int = 1) -> bytes:
+    """Incompressible bytes."""
+    return random.Random(seed).randbytes(size)
+
+
+def finish(pair: Pair, sender: End, objects: int = 1, until: float = 10_000.0) -> float:
+    """Run until all is delivered; returns when."""
+    return pair.run(until, lambda: len(sender.seen(Delivered)) == objects)
