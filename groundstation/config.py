@@ -47,16 +47,20 @@ class MissionSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
 
 class TrainSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`[train]`: how a board trains and how many bits a weight travel. Defaults: see docs/operate.md."""
+    """`[train]`: how a board trains and how many bits a weight travel.
 
-    epochs: Annotated[int, Meta(ge=1, le=10_000)] = 3
+    The defaults were measured with three boards and LeNet-5: 96.7 to 97.2 % on digits after 6 rounds, 95.4 to
+    96.0 % on MNIST (600 images a board) after 10, for 3.0 kB up and 4.6 kB down a round.
+    """
+
+    epochs: Annotated[int, Meta(ge=1, le=10_000)] = 2
     pretrain_epochs: Annotated[int, Meta(ge=1, le=10_000)] = 1  # the bases are allotted by their gradients
-    batch_size: Annotated[int, Meta(ge=1, le=65_536)] = 16
+    batch_size: Annotated[int, Meta(ge=1, le=65_536)] = 10
     learning_rate: Annotated[float, Meta(gt=0, lt=1)] = 3e-3
     learning_rate_decay: Share = 0.9
-    bits_up: Annotated[float, Meta(gt=0, le=32)] = 0.08
-    bits_down: Annotated[float, Meta(gt=0, le=32)] = 0.12
-    max_bases: Annotated[int, Meta(ge=1, le=MAX_BASES)] = 4
+    bits_up: Annotated[float, Meta(gt=0, le=32)] = 0.05
+    bits_down: Annotated[float, Meta(gt=0, le=32)] = 0.08
+    max_bases: Annotated[int, Meta(ge=1, le=MAX_BASES)] = 8
     shift_pixels: Annotated[int, Meta(ge=0, le=255)] = 1
 
 

@@ -69,7 +69,12 @@ class Station:
 
     def view(self, now: float) -> dict[str, Any]:
         """The link's state for a live view."""
-        return {"node": self.node.name, **link_view(self.session.snapshot(now))}
+        return {
+            "node": self.node.name,
+            **link_view(self.session.snapshot(now)),
+            "updates_late": self.late_updates,
+            "updates_refused": self.refused_updates,
+        }
 
     def close(self, now: float) -> None:
         """Saves the counters and what is half received, then closes the port."""
