@@ -35,16 +35,14 @@ class Journal(Generic[S]):
     def __init__(self, folder: Path, kind: type[S]) -> None:
         self.folder = folder
         self._kind = kind
-        self._generation = 0
         folder.mkdir(parents=True, exist_ok=True)
+        newest = self._newest()
+        self._generation = 0 if newest is None else newest[0]  # so that `save` never falls behind a slot
 
     def load(self) -> S | None:
         """The newest state whose checksum holds."""
-        found = [slot for slot in map(self._read_slot, (0, 1)) if slot is not None]
-        if not found:
-            return None
-        self._generation, payload = max(found)
-        return msgspec.msgpack.decode(payload, type=self._kind)
+        newest = self._newest()
+        return None if newest is None else msgspec.msgpack.decode(newest[1], type=self._kind)
 
     def save(self, state: S) -> None:
         """Returns once `state` is on the disk; the slot of the state before it is left untouched."""
@@ -73,6 +71,9 @@ class Journal(Generic[S]):
         """Removes kept files; those that are not there are no error."""
         for name in names:
             (self.folder / name).unlink(missing_ok=True)
+
+    def _newest(self) -> tuple[int, bytes] | None:
+        return max((slot for slot in map(self._read_slot, (0, 1)) if slot is not None), default=None)
 
     def _slot_path(self, slot: int) -> Path:
         return self.folder / f"journal.{slot}"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 import time
+from numbers import Integral, Real
 from typing import Any, Literal
 
 Format = Literal["text", "json"]
@@ -36,7 +38,7 @@ class _JsonLines(logging.Formatter):
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+        return json.dumps(_plain(line), allow_nan=False)
 
 
 class _Text(logging.Formatter):
@@ -56,4 +58,21 @@ def _short(value: Any) -> str:
     if isinstance(value, bytes):
         return value[:4].hex()
     text = str(value)
-    return repr(text) if " " in text else text
+    return text if text.isprintable() and text and " " not in text else repr(text)  # one line, one word
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can say: digests as hex, and text for what it has no form for."""
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, bytes):
+        return value.hex()
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):  # numpy's too; a loss that is not a number is null, as JSON has no NaN
+        return float(value) if math.isfinite(value) else None
+    return str(value)

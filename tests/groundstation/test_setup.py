@@ -1,4 +1,4 @@
-"""`groundstation init` makes a mission that both programs accept, or writes nothing and says in one line why."""
+"""`groundstation init` makes a mission that both programs accept, or writes nothing and says why."""
 
 from __future__ import annotations
 
