@@ -83,8 +83,11 @@ def _story(lab: Lab, imports: Path, tell: Progress) -> Iterator[Row]:
     cpu_s = process.cpu_s(pids[SERIAL.name]) - before_s
     for site, whom in zip(SITES, ("in sight", "in sight", "nobody answers"), strict=True):
         watched = [(at_s, n) for at_s, n in lab.crossed[site.name] if at_s >= began_s[site.name]]
+        most_bytes = busiest(watched, MINUTE_S)
+        if not most_bytes:  # an agent reports its health every minute: this link is dead, not idle
+            raise LabError(f"{site.name}: not a byte crossed its cable in {WATCH_S:.0f} s")
         what = f"idle link, {site.link}, {whom}, both directions"
-        yield Row(what, busiest(watched, MINUTE_S), "B in the busiest minute", IDLE_BYTES_A_MINUTE)
+        yield Row(what, most_bytes, "B in the busiest minute", IDLE_BYTES_A_MINUTE)
     yield Row("idle agent, CPU", 1000 * cpu_s * MINUTE_S / (WATCH_S + SETTLE_S), "ms a minute")
 
     lab.stop(RADIO.name)
