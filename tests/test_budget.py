@@ -1,0 +1,92 @@
+"""Budgets are kept: the pace holds the share, the ledger adds up, and the kernel's limit is a MemoryError."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hw_profiles import load_board, load_link
+from onboard.budget import BudgetError, Ledger, Pace, data_bytes, limit_memory, resident_bytes
+
+SHARE = st.floats(0.01, 1.0)
+SECONDS = st.floats(0.0, 1e5)
+
+
+@given(share=SHARE, costs=st.lists(st.floats(1e-3, 10.0), min_size=1, max_size=50))
+def test_steps_that_keep_the_pace_take_their_share_of_the_clock(share: float, costs: list[float]) -> None:
+    pace, now = Pace(share), 0.0
+    for cost_s in costs:
+        now = pace.next_step_at(now, cost_s)
+    assert sum(costs) / now == pytest.approx(share)
+
+
+@given(share=SHARE, flops=st.floats(1e6, 1e12), speed=st.floats(1e6, 1e12), measured_s=SECONDS)
+def test_an_emulated_board_is_as_fast_as_its_profile(
+    share: float, flops: float, speed: float, measured_s: float
+) -> None:
+    cost_s = Pace(share, speed).step_cpu_s(measured_s, flops)
+    assert cost_s == pytest.approx(max(flops / speed, 1e-9))
+    assert Pace(share).step_cpu_s(measured_s, flops) == measured_s
+
+
+@given(cpu=st.lists(SECONDS, max_size=8), wall_s=SECONDS, airtime_s=SECONDS)
+def test_energy_is_idle_and_compute_and_radio(cpu: list[float], wall_s: float, airtime_s: float) -> None:
+    board, link = load_board("raspberry-pi-4"), load_link("uhf-9k6")
+    ledger = Ledger(board, link, started_s=100.0)
+    for cpu_s in cpu:
+        ledger.charge_cpu(cpu_s)
+    expected_j = (
+        board.idle_w * wall_s
+        + (board.active_w - board.idle_w) * sum(cpu)
+        + link.tx_power_w * airtime_s
+    )  # fmt: skip
+    assert ledger.cpu_s == pytest.approx(sum(cpu))
+    assert ledger.energy_j(100.0 + wall_s, airtime_s) == pytest.approx(expected_j)
+
+
+def test_a_busy_board_draws_its_active_power() -> None:
+    board, link = load_board("raspberry-pi-4"), load_link("bench-serial-115k2")
+    ledger = Ledger(board, link, started_s=0.0)
+    ledger.charge_cpu(60.0)
+    assert ledger.energy_j(60.0, 0.0) == pytest.approx(60.0 * board.active_w)
+
+
+def test_a_process_knows_what_it_holds() -> None:
+    before = data_bytes()
+    held = bytearray(64 * 2**20)
+    held[:: 4096] = b"x" * len(held[:: 4096])  # fmt: skip
+    assert data_bytes() - before >= 60 * 2**20
+    assert resident_bytes() >= 60 * 2**20
+
+
+def test_a_limit_below_what_is_held_is_refused() -> None:
+    with pytest.raises(BudgetError, match=r"^memory limit 1 MB is below the \d+ MB the agent holds"):
+        limit_memory(2**20)
+
+
+ALLOCATE = """
+import numpy  # before the limit, as in the agent: OpenBLAS takes its buffers at the first import
+from onboard.budget import data_bytes, limit_memory
+limit_memory(data_bytes() + 32 * 2**20)
+small = bytearray(8 * 2**20)
+for _ in range(3):
+    try:
+        large = bytearray(64 * 2**20)
+    except MemoryError:
+        print("refused")
+try:
+    numpy.ones(64 * 2**20, numpy.uint8)
+except MemoryError:
+    print("refused by numpy")
+print(len(bytearray(8 * 2**20)))
+"""
+
+
+def test_beyond_the_limit_is_a_memory_error_and_the_process_lives_on() -> None:
+    done = subprocess.run([sys.executable, "-c", ALLOCATE], capture_output=True, text=True, timeout=30)
+    assert done.stdout.split("\n") == ["refused"] * 3 + ["refused by numpy", str(8 * 2**20), ""], done.stderr
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,98 @@
+"""`onboard doctor` finds what a run would stumble over, names it, and exits 1; else 0."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from onboard import doctor, health
+from onboard.cli import main
+from onboard.config import load_node
+from onboard.keys import new_key, save_key
+
+CHECKS = ["python", "key", "port", "model", "data", "memory", "disk"]
+
+
+@pytest.fixture
+def port() -> Iterator[str]:
+    """A serial device of our own: the far end of a pseudo-terminal."""
+    near, far = os.openpty()
+    yield os.ttyname(far)
+    os.close(near)
+    os.close(far)
+
+
+@pytest.fixture
+def node_toml(tmp_path: Path, port: str) -> Path:
+    """A board with all it needs."""
+    save_key(tmp_path / "node.key", new_key())
+    np.savez(tmp_path / "data.npz", x=np.zeros((4, 28, 28), np.uint8), y=np.arange(4))
+    path = tmp_path / "node.toml"
+    path.write_text(
+        '[node]\nid = 1\nname = "pi"\nboard = "raspberry-pi-4"\n'
+        f'[link]\nport = "{port}"\nprofile = "bench-serial-115k2"\n[budget]\nmemory_mb = 64\n'
+    )
+    return path
+
+
+def failures(path: Path) -> dict[str, str]:
+    """What was found wrong, by its name."""
+    findings = doctor.examine(load_node(path))
+    assert [finding.what for finding in findings] == CHECKS
+    return {finding.what: finding.says for finding in findings if not finding.ok}
+
+
+def test_a_board_that_is_right(node_toml: Path, port: str) -> None:
+    result = CliRunner().invoke(main, ["doctor", str(node_toml)])
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert [line.split()[:2] for line in lines] == [["ok", what] for what in CHECKS]
+    assert port in lines[CHECKS.index("port")]
+    assert "lenet5" in lines[CHECKS.index("model")]
+    assert "4 images of (1, 28, 28)" in lines[CHECKS.index("data")]
+
+
+def test_a_port_that_is_not_there(node_toml: Path, port: str) -> None:
+    node_toml.write_text(node_toml.read_text().replace(port, "/dev/no-such-tty"))
+    assert list(failures(node_toml)) == ["port"]
+    assert "/dev/no-such-tty" in failures(node_toml)["port"]
+    result = CliRunner().invoke(main, ["doctor", str(node_toml)])
+    assert result.exit_code == 1
+    assert "FAIL  port" in result.stdout
+
+
+def test_a_key_that_others_may_read(node_toml: Path) -> None:
+    key = node_toml.parent / "node.key"
+    key.chmod(0o644)
+    assert failures(node_toml) == {"key": f"{key}: others may read this key; chmod 600 {key}"}
+
+
+def test_several_things_wrong_are_all_found(node_toml: Path) -> None:
+    folder = node_toml.parent
+    (folder / "node.key").unlink()
+    np.savez(folder / "data.npz", x=np.zeros((4, 8, 8), np.uint8), y=np.arange(4))
+    (folder / "state").write_text("a file where a folder should be")
+    node_toml.write_text(node_toml.read_text().replace("memory_mb = 64", "memory_mb = 16000000"))
+    found = failures(node_toml)
+    assert list(found) == ["key", "data", "memory", "disk"]
+    assert "needs uint8 (N, 1, 28, 28)" in found["data"]
+    assert found["memory"].endswith("the budget is 16000000 MB")
+
+
+def test_a_bad_file_is_bad_input(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["doctor", str(tmp_path / "absent.toml")])
+    assert (result.exit_code, result.stderr) == (2, f"{tmp_path / 'absent.toml'}: no such file\n")
+
+
+def test_readings_are_the_boards_or_none(tmp_path: Path) -> None:
+    readings = health.read(tmp_path)
+    assert readings.memory_bytes > 10 * 2**20  # a Python with numpy holds more
+    assert readings.disk_free_bytes > 0
+    assert readings.load >= 0
+    sensor = Path("/sys/class/thermal/thermal_zone0/temp")
+    assert (readings.temperature_c is None) or (sensor.exists() and -60 < readings.temperature_c < 150)
