@@ -1,0 +1,122 @@
+"""`groundstation status` says what is in the store: as JSON for a program, as a table for a person."""
+
+from __future__ import annotations
+
+import json
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+
+from groundstation import status
+from groundstation.cli import main
+from groundstation.config import Mission, load_mission
+from groundstation.store import Store
+from onboard.wire.messages import State
+
+METRICS = {"samples": 600, "loss": 0.25, "train_s": 12.0, "cpu_s": 11.0, "energy_j": 70.0}
+HEALTH = {"state": int(State.TRAINING), "round": 2, "loss": float("nan")}
+
+
+@pytest.fixture
+def mission(tmp_path: Path) -> Mission:
+    """A founded mission of two boards."""
+    result = CliRunner().invoke(
+        main,
+        ["init", str(tmp_path / "m"), "--name", "Dawn [bold]", "--rounds", "5", "--node", "pi,port=/dev/a",
+         "--node", "nano,board=jetson-nano,link=sband-256k,port=udp://[fe80::2]:4800"],
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    return load_mission(tmp_path / "m")
+
+
+def fill(mission: Mission) -> Store:
+    """One closed round, one open one, and a board that was heard."""
+    store = Store(mission.database)
+    store.begin(b"\x01" * 8, "Dawn", 0, b"\x02" * 8)
+    for node in mission.nodes:
+        store.enter_node(node.id, node.name)
+    store.open_round(1, b"model", [1, 2], 1000.0, 1900.0)
+    store.take_update(1, 1, b"x" * 640, METRICS, (1, 5), 1040.0)
+    store.mark(1, 2, "failed", 1041.0)
+    store.close_round(1, b"weights", 0.9125, 0.31, 0.118, 1050.0)
+    store.open_round(2, b"model", [1, 2], 1050.0, 1950.0)
+    store.hear(1, 1060.0, (1, 9), HEALTH)
+    store.count(1, {"bytes_sent": 12345, "bytes_received": 678, "fragments_resent": 9})
+    return store
+
+
+def printed(mission: Mission, store: Store) -> str:
+    text = StringIO()
+    status.table(status.picture(mission, store), Console(file=text, width=200))
+    return text.getvalue()
+
+
+def test_json_holds_the_rounds_and_the_nodes(mission: Mission) -> None:
+    fill(mission)  # and stays open: the daemon runs
+    result = CliRunner().invoke(main, ["status", str(mission.folder), "--json"])
+    assert result.exit_code == 0, result.output
+    assert "NaN" not in result.stdout
+    view = json.loads(result.stdout)
+    assert (view["mission"], view["id"], view["model"]) == ("Dawn [bold]", "01" * 8, "lenet5")
+    assert (view["rounds_wanted"], view["finished_at"], view["why"]) == (5, None, None)
+    first, second = view["rounds"]
+    assert (first["state"], first["accuracy"], first["bits_down"]) == ("closed", 0.9125, 0.118)
+    assert [(answer["state"], answer["bytes"]) for answer in first["answers"]] == [
+        ("answered", 640), ("failed", None),
+    ]  # fmt: skip
+    assert (second["state"], second["closed_at"], second["deadline_at"]) == ("open", None, 1950.0)
+    pi, nano = view["nodes"]
+    assert (pi["node"], pi["board"], pi["heard_at"]) == ("pi", "raspberry-pi-4", 1060.0)
+    assert pi["health"] == {"state": 1, "round": 2, "loss": None}
+    assert pi["counters"] == {"bytes_sent": 12345, "bytes_received": 678, "fragments_resent": 9}
+    assert (nano["heard_at"], nano["health"], nano["counters"]) == (None, None, {})
+
+
+def test_the_table_says_the_same_to_a_person(mission: Mission) -> None:
+    lines = printed(mission, fill(mission)).splitlines()
+    assert lines[0] == "Dawn [bold]  lenet5, 5 rounds wanted: running or resumable"
+    (closed,) = (line.split() for line in lines if " closed " in line)
+    assert closed == ["1", "closed", "91.25", "%", "0.310", "0.118", "1", "of", "2", "50"]
+    (opened,) = (line.split() for line in lines if " open " in line)
+    assert opened[:8] == ["2", "open", "-", "-", "-", "0", "of", "2"]
+    (pi,) = (line for line in lines if line.lstrip().startswith("pi "))
+    assert "training" in pi
+    assert "12,345" in pi
+    assert pi.rstrip().endswith("/dev/a")
+    (nano,) = (line for line in lines if line.lstrip().startswith("nano "))
+    assert "never" in nano
+    assert nano.rstrip().endswith("udp://[fe80::2]:4800")
+
+
+def test_a_finished_mission_says_why(mission: Mission) -> None:
+    store = fill(mission)
+    store.finish("target", 1100.0)
+    assert "finished (target)" in printed(mission, store)
+    store.close()
+    result = CliRunner().invoke(main, ["status", str(mission.folder)])
+    assert result.exit_code == 0
+    assert "finished (target)" in result.stdout
+
+
+def test_a_mission_that_has_just_begun(mission: Mission) -> None:
+    text = printed(mission, Store(mission.database))
+    assert "no round yet" in text
+    assert "no node heard yet" in text
+
+
+def test_before_the_first_run_there_is_nothing_to_show(mission: Mission) -> None:
+    result = CliRunner().invoke(main, ["status", str(mission.folder)])
+    assert result.exit_code == 2
+    assert (
+        result.stderr
+        == f"{mission.database}: no such file; `groundstation serve {mission.folder}` makes it\n"
+    )
+
+
+def test_a_damaged_database_is_one_line(mission: Mission) -> None:
+    mission.database.write_bytes(b"no database " * 50)
+    result = CliRunner().invoke(main, ["status", str(mission.folder)])
+    assert (result.exit_code, result.stderr) == (1, f"{mission.database}: file is not a database\n")
