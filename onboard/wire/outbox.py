@@ -130,7 +130,7 @@ class Outbox:
 
     @property
     def held_back(self) -> bool:
-        """Whether only questions may leave: the peer owes an answer."""
+        """Whether only what `control` gives may leave: the peer owes an answer."""
         return bool(self._talks) and (self.silent or self._handed_over)
 
     def control_at(self) -> float:
@@ -151,12 +151,10 @@ class Outbox:
 
     def has_bulk(self) -> bool:
         """Whether `bulk` has a frame."""
-        return not self.held_back and any(type_ is Type.DATA for _, type_, _ in self._plan())
+        return any(type_ is Type.DATA for _, type_, _ in self._plan())
 
     def bulk(self) -> Send | None:
         """The next DATA: of the most urgent object, the one with least to go first."""
-        if self.held_back:
-            return None
         for _, type_, talk in self._plan():
             if type_ is Type.DATA:
                 return self._data_frame(talk)
@@ -205,12 +203,6 @@ class Outbox:
         self._asked_since = None
         self._misses = 0
 
-    def peer_restarted(self) -> None:
-        """The peer has a new epoch, in which it knows none of our object ids."""
-        for talk in self._talks.values():
-            talk.object.unknown()
-            talk.offer_seq = 0
-
     def on_report(self, report: Report, object_id: int, heard: tuple[int, int], now: float) -> None:
         """What the peer holds of an object; one that makes no sense only counts."""
         talk = self._by_id.get(object_id)
@@ -226,7 +218,6 @@ class Outbox:
         if verdict is None:
             self.orphans += 1
             return
-        talk.offer_seq = talk.offer_seq or report.seq  # it knows the object: no OFFER is due
         self._weigh(verdict.lost, verdict.settled)
         self._acknowledged_bytes += max(0, before - outgoing.remaining_bytes)
         if outgoing.withdrawn is not None:

@@ -186,7 +186,6 @@ class Session:
         if restarted:
             if self._seen_epoch:
                 self._inbox.peer_restarted()
-                self._outbox.peer_restarted()
             self._seen_epoch, self._first_seq, self._frames_in_epoch = opened.epoch, opened.seq, 0
         if restarted or self._outbox.silent:
             events.append(PeerHeard())

@@ -12,6 +12,7 @@ from typing import Any
 from firmware_sim.channel import Channel, Side
 from hw_profiles import Link, load_link
 from onboard.wire import frame as framing
+from onboard.wire.seal import directional_key
 from onboard.wire.session import (
     Arrived,
     Cancelled,
@@ -28,6 +29,7 @@ from onboard.wire.session import (
 )
 
 KEY = bytes(range(32))
+_SUBKEYS = {"ground": directional_key(KEY, 0, 7, 0), "board": directional_key(KEY, 7, 0, 0)}
 COBS_BYTES = 2  # what COBS adds to a frame of up to 253 B; the channel counts the same
 
 
@@ -242,8 +244,7 @@ class Pair:
         end.act(session.tick(self.now), self.now)
         end.accept_due(self.now)
         while (raw := session.transmit(self.now)) is not None:
-            key = session._sealer._key
-            self.sent.append((self.now, end.side, framing.decode(raw, key)))
+            self.sent.append((self.now, end.side, framing.decode(raw, _SUBKEYS[end.side])))
             self.channel.send(end.side, raw, self.now)
 
     def frames(self, kind: framing.Type, side: Side | None = None) -> list[framing.Frame]:

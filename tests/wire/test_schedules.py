@@ -97,6 +97,7 @@ def settle(pair: Pair, until: float) -> float:
     loss=st.sampled_from([0.0, 0.1, 0.3]),
     reorder=st.sampled_from([0.0, 0.1]),
     slack=st.sampled_from([0, 3]),
+    accept_after_s=st.sampled_from([0.0, 0.2, 3.0]),
     schedule=st.lists(disturbances, max_size=8),
 )
 def test_every_object_ends_identical_and_once(
@@ -107,6 +108,7 @@ def test_every_object_ends_identical_and_once(
     loss: float,
     reorder: float,
     slack: int,
+    accept_after_s: float,
     schedule: list[Disturbance],
 ) -> None:
     chosen: Link = LINKS[link_name]
@@ -115,6 +117,7 @@ def test_every_object_ends_identical_and_once(
         chosen,
         seed=seed,
         limits=Limits(reorder_slack=slack),
+        accept_after_s=accept_after_s,
         mangle=weather,
         frame_loss=loss,
         reorder=reorder,

@@ -257,3 +257,14 @@ def test_values_out_of_range_are_named(call, match: str) -> None:  # type: ignor
     with pytest.raises(ValueError, match=match):
         call(session)
     assert session.wakeup(0.0) == float("inf")
+
+
+def test_an_object_arrives_once_however_often_it_is_offered_before_it_is_accepted() -> None:
+    pair = Pair(FULL, accept_after_s=30.0)
+    pair.board.offer(UPDATE, data(2000), 0.0)
+    pair.run(10.0)
+    pair.board.kill()
+    pair.board.boot(pair.now)
+    finish(pair, pair.board, until=200.0)
+    assert len(pair.ground.seen(Arrived)) == 1
+    assert len(pair.board.seen(Delivered)) == 1

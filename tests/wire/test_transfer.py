@@ -230,6 +230,16 @@ def test_after_a_report_that_was_cut_only_what_it_tells_of_is_sent() -> None:
     assert outgoing.to_send == bits({5, 6, 7, 9})
 
 
+def test_with_slack_a_fragment_may_be_overtaken_by_so_many_frames() -> None:
+    outgoing = Outgoing(2, bytes(70), FRAGMENT_BYTES)
+    for index in range(4):
+        outgoing.sent(index, seq=index + 1)
+    verdict = outgoing.report(report_on(outgoing, {3}, seq=4), heard=(1, 1), epoch=1, slack=2)
+    assert verdict is not None
+    assert verdict.lost == 2
+    assert outgoing.in_flight == 1  # fragment 2 went just before 3 and may be on its way yet
+
+
 def test_too_many_fragments_are_refused() -> None:
     with pytest.raises(ValueError, match="65536 fragments"):
         Outgoing(2, bytes(65536), 1)

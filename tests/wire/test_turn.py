@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
@@ -9,7 +10,9 @@ import pytest
 from onboard.wire.session import (
     Delivered,
 )
-from tests.wire.pair import HALF, UPDATE, Pair, data, link
+from onboard.wire.timing import GRACE_S, Timing
+from onboard.wire.turn import Turn
+from tests.wire.pair import COBS_BYTES, HALF, UPDATE, Pair, data, link
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -68,3 +71,61 @@ def test_half_duplex_finishes_under_heavy_loss_both_ways(seed: int) -> None:
     pair.run(600.0, lambda: bool(pair.ground.seen(Delivered) and pair.board.seen(Delivered)))
     assert pair.ground.disk.objects
     assert pair.board.disk.objects
+
+
+def turns() -> tuple[Turn, Turn, Timing]:
+    """The ground's and the board's view of a channel from time 0, and the ground's times."""
+    timings = [Timing(HALF, master=master, wire_bytes=lambda n: n + COBS_BYTES) for master in (True, False)]
+    return Turn(timings[0], 0.0), Turn(timings[1], 0.0), timings[0]
+
+
+def test_slots_of_an_idle_channel_never_meet() -> None:
+    ground, board, timing = turns()
+    ground.heard(10.0, over=True, loss=0.0)
+    board.sent(9.0, 10.0 - HALF.delay_s)
+    board.hand_over(None)
+    longest_s = timing.keying_s + timing.frame_s + timing.delay_s
+    steps = [10.0 + GRACE_S + 0.001 + n * 0.01 for n in range(3000)]
+    open_to = [(ground.opens_at(now) <= now, board.opens_at(now) <= now) for now in steps]
+    assert sum(mine for mine, _ in open_to) > 200
+    assert sum(theirs for _, theirs in open_to) > 200
+    for side in (0, 1):
+        last = -math.inf  # the last moment at which the other might have begun to speak
+        for now, may in zip(steps, open_to, strict=True):
+            assert not may[side] or now > last + longest_s - 1e-9
+            last = now if may[1 - side] else last
+
+
+def test_who_asked_asks_again_before_anyone_else_and_the_ground_first() -> None:
+    ground, board, timing = turns()
+    for turn in (ground, board):
+        turn.sent(0.0, 1.0)
+        turn.hand_over(328)
+    longest_report_s = timing.back_airtime_s(timing.report_frame_bytes(328))
+    first, second = ground.opens_at(1.0), board.opens_at(1.0)
+    assert first >= 1.0 + timing.keying_s + longest_report_s + 2 * timing.delay_s
+    assert second >= first + timing.keying_s + timing.airtime_s(22) + timing.delay_s
+    for loss in (0.0, 0.2, 0.5):
+        listener, _, _ = turns()
+        listener.heard(1.0, over=False, loss=loss)
+        assert listener.opens_at(1.0) >= second + timing.keying_s + timing.airtime_s(22)
+
+
+def test_silence_in_a_turn_is_borne_longer_where_more_is_lost() -> None:
+    waits = []
+    for loss in (0.0, 0.05, 0.2, 0.4, 1.0):
+        ground, _, _ = turns()
+        ground.heard(1.0, over=False, loss=loss)
+        waits.append(ground.opens_at(1.0) - 1.0)
+    assert waits == sorted(waits)
+    assert len(set(waits)) == 5
+    assert waits[-1] < 12.0
+
+
+def test_a_turn_that_fell_still_is_over() -> None:
+    ground, _, _ = turns()
+    ground.sent(0.0, 1.0)
+    assert ground.in_turn(1.0 + GRACE_S)
+    assert not ground.in_turn(1.0 + GRACE_S + 0.001)
+    assert ground.begins(1.0 + GRACE_S + 0.001)
+    assert ground.opens_at(1.0 + GRACE_S + 0.001) > 1.5
