@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hw_profiles import Link
+from hw_profiles import Link, load_link, names
 from onboard.wire import frame as framing
 from onboard.wire.frame import Type
 from onboard.wire.session import (
@@ -167,3 +167,23 @@ def test_reordered_and_doubled_frames_cost_nothing_with_slack() -> None:
     snapshot = pair.board.session.snapshot(pair.now)  # type: ignore[union-attr]
     assert snapshot.fragments_resent == 0
     assert pair.ground.session.snapshot(pair.now).replays > 0  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", names("link"))
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_every_shipped_link_carries_objects_at_its_own_losses(name: str, direction: str) -> None:
+    """At half of the bound or better, at 200 fragments, with the losses and bit errors of the profile."""
+    shipped = load_link(name)
+    pair = Pair(shipped, seed=2)
+    payload_bytes = shipped.mtu_bytes - framing.OVERHEAD_BYTES
+    sender, rate_bps = (
+        (pair.board, shipped.rate_up_bps) if direction == "up" else (pair.ground, shipped.rate_down_bps)
+    )
+    payload = data(200 * payload_bytes)
+    sender.offer(UPDATE, payload, 0.0)
+    end = finish(pair, sender, until=1e7)
+    assert sender.seen(Delivered)
+    survive = (1 - shipped.frame_loss) * (1 - shipped.bit_error_rate) ** (8 * shipped.mtu_bytes)
+    frames_s = 200 * (shipped.mtu_bytes + COBS_BYTES) * shipped.bits_per_byte / rate_bps / survive
+    # Ten round trips, or changes of direction, are a matter of distance and keying and not of the rate.
+    assert end <= frames_s / 0.5 + 10 * 2 * (shipped.delay_s + shipped.keying_s) + 1.0
