@@ -25,6 +25,10 @@ _HEADER = struct.Struct(">4sII16s")  # magic, generation, length, BLAKE2s-128 of
 _MAGIC = b"SDJ1"
 
 
+class JournalError(OSError):
+    """What was saved is whole but not what this program keeps: another version's. It is left as it is."""
+
+
 class Journal(Generic[S]):
     """Durable state of one node in one folder.
 
@@ -40,9 +44,14 @@ class Journal(Generic[S]):
         self._generation = 0 if newest is None else newest[0]  # so that `save` never falls behind a slot
 
     def load(self) -> S | None:
-        """The newest state whose checksum holds."""
+        """The newest state whose checksum holds. Raises JournalError."""
         newest = self._newest()
-        return None if newest is None else msgspec.msgpack.decode(newest[1], type=self._kind)
+        if newest is None:
+            return None
+        try:
+            return msgspec.msgpack.decode(newest[1], type=self._kind)
+        except msgspec.DecodeError as error:
+            raise JournalError(f"state of another version of this program: {error}") from None
 
     def save(self, state: S) -> None:
         """Returns once `state` is on the disk; the slot of the state before it is left untouched."""

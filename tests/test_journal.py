@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onboard.journal import Journal, replace_durably, sole_user
+from onboard.journal import Journal, JournalError, replace_durably, sole_user
 
 
 class Known(msgspec.Struct, kw_only=True):
@@ -92,6 +92,16 @@ def test_any_bytes_in_both_slots_are_nothing(one: bytes, two: bytes) -> None:
         (Path(folder) / "journal.0").write_bytes(one)
         (Path(folder) / "journal.1").write_bytes(two)
         assert Journal(Path(folder), Known).load() is None
+
+
+def test_a_state_of_another_version_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    class Later(msgspec.Struct):
+        number: str = "seven"
+
+    Journal(tmp_path, Later).save(Later())
+    with pytest.raises(JournalError, match=r"^state of another version of this program: Expected `int`"):
+        Journal(tmp_path, Known).load()
+    assert Journal(tmp_path, Later).load() == Later()
 
 
 SAVE_FOREVER = """
