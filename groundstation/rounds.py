@@ -31,6 +31,7 @@ from onboard.wire.messages import (
     Task,
     decode_health,
     decode_update,
+    digest,
     encode_object,
 )
 
@@ -64,7 +65,8 @@ class Rounds:
         self._origin = initial(train.shapes, mission.rules.seed)
         self._now = 0.0
         self._round: Round | None = None
-        self._offered = b""  # digest of the object that is going out
+        self._payload = b""  # the object that is going out, and its digest
+        self._offered = b""
         self._delivered: set[int] = set()
         self._life = self.life()
 
@@ -132,6 +134,18 @@ class Rounds:
         if health.state == State.FAILED and health.round == self.number:
             say(log, "board-failed", level=logging.WARNING, node=station.node.name, round=self.number)
             self._give_up(station, "failed")
+        elif health.state == State.IDLE and health.round < self.number:
+            self._remind(station)
+
+    def _remind(self, station: Station) -> None:
+        """Offers the round's model again to a board that took it and knows no more of it: it came back with
+        an empty disk."""
+        node = station.node.id
+        offered = any(not progress.incoming for progress in station.session.snapshot(self._now).objects)
+        if node in self._delivered and node in self._waiting() and not offered:
+            say(log, "forgotten", level=logging.WARNING, node=station.node.name, round=self.number)
+            self._delivered.discard(node)
+            station.session.offer(MODEL, self._payload, self._now)
 
     def _give_up(self, station: Station, why: str) -> None:
         if self._round is not None and station.node.id in self._round.asked - self._round.answered:
@@ -290,8 +304,9 @@ class Rounds:
 
     def _offer(self, payload: bytes, nodes: list[int]) -> None:
         self._delivered.clear()
+        self._payload, self._offered = payload, digest(MODEL, payload)
         for node in nodes:
-            self._offered = self._stations[node].session.offer(MODEL, payload, self._now)
+            self._stations[node].session.offer(MODEL, payload, self._now)
 
     def _withdraw(self, station: Station) -> None:
         for progress in station.session.snapshot(self._now).objects:

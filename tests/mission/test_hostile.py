@@ -1,0 +1,168 @@
+"""A wrong key, a replayed frame, noise and a truncated object change nothing on the ground but a counter; the
+true board is served as if nothing had been."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hw_profiles import load_link
+from onboard.agent import Known
+from onboard.codec import alq
+from onboard.codec.pack import pack
+from onboard.journal import Journal
+from onboard.keys import load_key, new_key
+from onboard.learn.graph import TrainGraph
+from onboard.wire.events import Arrived, Event
+from onboard.wire.messages import UPDATE, Health, Update, decode_task, encode_health, encode_object
+from onboard.wire.session import Session
+from tests.mission.bench import Bench, bench, change
+
+HEALTH = encode_health(Health(state=0, round=1, uptime_s=1, airtime_s=0.0, energy_j=0.0, cpu_s=0.0))
+
+
+@dataclass
+class Voice:
+    """Somebody at the board's end of the link, with a key of his own or the board's."""
+
+    socket: socket.socket
+    session: Session
+    sent: list[bytes] = field(default_factory=list)
+    heard: list[Event] = field(default_factory=list)
+
+    def speak(self, until: Callable[[], Any], timeout_s: float = 20.0) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not until():
+            now = time.monotonic()
+            assert now < deadline, self.heard
+            while (frame := self.session.transmit(now)) is not None:
+                self.socket.send(frame)
+                self.sent.append(frame)
+            try:
+                frame = self.socket.recv(2048)
+            except (TimeoutError, ConnectionRefusedError):
+                continue
+            self.heard += self.session.receive(frame, now)
+            for event in self.heard:
+                if isinstance(event, Arrived) and event.digest not in self.session.done:
+                    self.session.accept(event.digest, now)
+
+
+@contextmanager
+def ground_and_voice(on: Bench, *, stranger: bool) -> Iterator[Voice]:
+    """A ground daemon on UDP and a voice at the other end."""
+    with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as end:
+        end.bind(("127.0.0.1", 0))
+        end.settimeout(0.05)
+        with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as free:
+            free.bind(("127.0.0.1", 0))
+            ground = free.getsockname()
+        end.connect(ground)
+        here, there = end.getsockname()[1], ground[1]
+        over = f"udp://127.0.0.1:{here}?bind=127.0.0.1:{there}"
+        back = f"udp://127.0.0.1:{there}?bind=127.0.0.1:{here}"
+        change(on.mission / "mission.toml", port=f'"{over}"', link='"bench-udp"')
+        change(on.node_toml, port=f'"{back}"', profile='"bench-udp"')
+        key = new_key() if stranger else load_key(on.node_toml.parent / "node.key")
+        session = Session(
+            node=1, peer=0, key=key, link=load_link("bench-udp"), master=False, epoch=1, now=time.monotonic()
+        )
+        on.start_ground()
+        on.until(lambda: on.said("ground", "port-open"))
+        yield Voice(end, session)
+
+
+def unchanged(before: dict[str, Any], after: dict[str, Any]) -> bool:
+    """Whether two pictures of the mission tell the same story, counters aside."""
+    return all(before[key] == after[key] for key in ("id", "finished_at", "rounds")) and [
+        (node["heard_at"], node["health"]) for node in before["nodes"]
+    ] == [(node["heard_at"], node["health"]) for node in after["nodes"]]
+
+
+def then_the_true_board_is_served(on: Bench, *, epoch: int) -> None:
+    Journal(on.node_toml.parent / "state", Known).save(Known(epoch=epoch))
+    on.start_board()
+    on.finish()
+    assert [row["state"] for row in on.status()["rounds"]] == ["closed", "closed"]
+
+
+def test_a_wrong_key_and_noise(tmp_path: Path) -> None:
+    with bench(tmp_path) as on:
+        with ground_and_voice(on, stranger=True) as voice:
+            on.until(lambda: on.said("ground", "round"))
+            before = on.status()
+            for _ in range(20):
+                voice.session.tell(HEALTH, time.monotonic())
+                voice.socket.send(b"noise that is no frame at all")
+                voice.speak(lambda: not voice.session._messages)
+            on.until(lambda: on.link().get("bad_tags") == 20 and on.link()["malformed"] == 20)
+            assert on.link()["frames_received"] == 0
+            assert unchanged(before, on.status())
+        then_the_true_board_is_served(on, epoch=0)
+
+
+def test_a_replayed_frame(tmp_path: Path) -> None:
+    with bench(tmp_path) as on:
+        with ground_and_voice(on, stranger=False) as voice:
+            voice.session.tell(HEALTH, time.monotonic())
+            voice.speak(lambda: on_link(on, "frames_received") >= 1 and voice.sent)
+            frames = list(voice.sent)
+            accepted = on_link(on, "frames_received")
+            before = on.status()
+            for frame in frames * 5:
+                voice.socket.send(frame)
+            on.until(lambda: on_link(on, "replays") == 5 * len(frames))
+            assert on_link(on, "frames_received") == accepted
+            assert unchanged(before, on.status())
+        then_the_true_board_is_served(on, epoch=1)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "infinite", "another round", "another node"])
+def test_an_update_that_must_not_be_taken(damage: str, tmp_path: Path) -> None:
+    with bench(tmp_path) as on:
+        with ground_and_voice(on, stranger=False) as voice:
+            voice.session.tell(HEALTH, time.monotonic())
+            voice.speak(lambda: any(isinstance(event, Arrived) for event in voice.heard))
+            [model] = [event for event in voice.heard if isinstance(event, Arrived)]
+            payload = bad_update(model.payload, damage)
+            voice.session.offer(UPDATE, payload, time.monotonic())
+            counter = "updates_late" if damage == "another round" else "updates_refused"
+            voice.speak(lambda: on_link(on, counter) == 1)
+            assert not on.said("ground", "answered")
+            assert on.status()["rounds"][0]["state"] == "open"
+        then_the_true_board_is_served(on, epoch=1)
+
+
+def bad_update(model: bytes, damage: str) -> bytes:
+    """An update of the true board's key, right in all but one thing."""
+    task, _ = decode_task(model)
+    layout = TrainGraph.load(task.model).layout
+    weights = {t.name: np.full(t.shape, 0.01, np.float32) for t in layout.tensors}
+    packed = pack(
+        alq.quantize(layout, weights, alq.allocate(layout, weights, bits_per_weight=0.05, max_bases=1))
+    )
+    if damage == "truncated":
+        packed = packed[: len(packed) // 2]
+    if damage == "infinite":  # the first raw tensor's step is the float16 at offset 13 (codec/pack.py)
+        packed = packed[:13] + b"\x00\x7c" + packed[15:]
+    update = Update(
+        mission=task.mission,
+        round=task.round + 1 if damage == "another round" else task.round,
+        node=2 if damage == "another node" else 1,
+        samples=100, loss=0.5, cpu_s=1.0, energy_j=1.0, train_s=1.0,
+    )  # fmt: skip
+    return encode_object(update, packed)
+
+
+def on_link(on: Bench, counter: str) -> int:
+    for name, event in on.crew.listen(0.0):
+        on.seen.setdefault(name, []).append(event)
+    return int(on.link().get(counter, 0))
