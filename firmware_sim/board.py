@@ -9,33 +9,25 @@ speed in between, so three boards share a laptop.
 from __future__ import annotations
 
 import logging
-import time
 from pathlib import Path
 
 from onboard.budget import Pace
-from onboard.carrier import board_agent, carry, local_images
+from onboard.cli import run_agent
 from onboard.config import ConfigError, NodeConfig, load_node
-from onboard.journal import sole_user
 from onboard.log import say
 
 log = logging.getLogger(__name__)
 
 
 def emulate(node_toml: Path, *, report_every_s: float | None = None) -> None:
-    """Runs the agent of NODE.toml as its board would, until SIGTERM or SIGINT.
-
-    Raises ConfigError, BadKey, DataError, BudgetError, BlockingIOError.
-    """
+    """Runs the agent of NODE.toml as its board would, until SIGTERM or SIGINT. Raises ConfigError."""
     config = load_node(node_toml)
     pace = board_pace(config)
-    images = local_images(config)
-    with sole_user(config.state):
-        agent, pump = board_agent(config, images, time.monotonic())
-        say(
-            log, "emulating", board=config.board.name, train_gflops=config.board.train_flops / 1e9,
-            cpu_share=config.cpu_share, memory_mb=config.memory_bytes / 2**20, link=config.link.name,
-        )  # fmt: skip
-        carry(agent, pump, pace, report_every_s=report_every_s)
+    say(
+        log, "emulating", board=config.board.name, train_gflops=config.board.train_flops / 1e9,
+        cpu_share=config.cpu_share, memory_mb=config.memory_bytes / 2**20, link=config.link.name,
+    )  # fmt: skip
+    run_agent(config, pace, report_every_s)
 
 
 def board_pace(config: NodeConfig) -> Pace:

@@ -15,6 +15,7 @@ import click
 from firmware_sim.cable import IP_UDP_HEADER_BYTES, Cable, UdpEnd, open_ends, parse_end
 from firmware_sim.channel import SIDES, Burst, Channel
 from hw_profiles import load_link
+from onboard.config import ConfigError
 from onboard.log import Format, start
 from onboard.stop import stop_signals
 
@@ -131,9 +132,7 @@ def board(node_toml: Path, log_format: Format, report_every: float | None) -> No
     start(log_format)
     try:
         emulate(node_toml, report_every_s=report_every)
-    except BlockingIOError:
-        raise click.UsageError(f"{node_toml}: node.state: another agent is running on it") from None
-    except ValueError as error:  # configuration, key, data, budget: each is one line
+    except ConfigError as error:
         raise click.UsageError(str(error)) from None
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from firmware_sim.crew import Crew
 from firmware_sim.demo_view import View
+from firmware_sim.plot import draw
 from firmware_sim.scene import Scene
 from onboard import data
 from onboard.learn.graph import TrainGraph
@@ -157,6 +158,7 @@ def run(wishes: Wishes, view: View) -> dict[str, Any]:
         raise KeyboardInterrupt
     summary = sum_up(wishes, scene)
     (wishes.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    draw(summary, wishes.out / "summary.png")
     return summary
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from onboard.config import ConfigError, load_node
+from onboard.config import ConfigError, NodeConfig, load_node
 from onboard.log import Format, start
+
+if TYPE_CHECKING:  # numpy comes with the first command that needs it: --help and a wrong key answer at once
+    from onboard.budget import Pace
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -48,11 +51,7 @@ def run(
       onboard run node.toml --port /dev/ttyUSB0
       onboard run node.toml --port udp://192.168.7.1:4800 --log json
     """
-    from onboard.budget import BudgetError, Pace
-    from onboard.carrier import board_agent, carry, local_images
-    from onboard.data import DataError
-    from onboard.journal import sole_user
-    from onboard.keys import BadKey
+    from onboard.budget import Pace
 
     start(log_format)
     try:
@@ -61,21 +60,7 @@ def run(
         fail(str(error))
     if not wait_for_port and (missing := missing_device(config.port)):
         fail(f"{node_toml}: link.port = {config.port!r}: {missing}; plug it in, or give --wait")
-    try:
-        images = local_images(config)
-        with sole_user(config.state):
-            agent, pump = board_agent(config, images, time.monotonic())
-            carry(agent, pump, Pace(config.cpu_share), report_every_s=report_every)
-    except DataError as error:
-        fail(f"{node_toml}: data.source: {error}")
-    except BadKey as error:
-        fail(f"{node_toml}: node.key: {error}")
-    except BudgetError as error:
-        fail(f"{node_toml}: budget.memory_mb: {error}")
-    except BlockingIOError:
-        fail(f"{node_toml}: node.state = {str(config.state)!r}: another agent is running on it")
-    except OSError as error:  # the disk is full, or not ours to write: what is stored is whole
-        fail(f"{node_toml}: node.state: {error.filename or config.state}: {error.strerror or error}", code=1)
+    run_agent(config, Pace(config.cpu_share), report_every)
 
 
 @main.command()
@@ -99,6 +84,33 @@ def doctor(node_toml: Path) -> None:
         click.echo(f"{mark}  {finding.what:<10} {finding.says}")
     if not all(finding.ok for finding in findings):
         sys.exit(1)
+
+
+def run_agent(config: NodeConfig, pace: Pace, report_every_s: float | None) -> None:
+    """Runs a node's agent to its end; what keeps it from starting ends the program with one line."""
+    from onboard.budget import BudgetError
+    from onboard.carrier import board_agent, carry, local_images
+    from onboard.data import DataError
+    from onboard.journal import sole_user
+    from onboard.keys import BadKey
+
+    try:
+        images = local_images(config)
+        with sole_user(config.state):
+            agent, pump = board_agent(config, images, time.monotonic())
+            carry(agent, pump, pace, report_every_s=report_every_s)
+    except DataError as error:
+        fail(f"{config.path}: data.source: {error}")
+    except BadKey as error:
+        fail(f"{config.path}: node.key: {error}")
+    except BudgetError as error:
+        fail(f"{config.path}: budget.memory_mb: {error}")
+    except BlockingIOError:
+        fail(f"{config.path}: node.state = {str(config.state)!r}: another agent is running on it")
+    except OSError as error:  # the disk is full, or not ours to write: what is stored is whole
+        fail(
+            f"{config.path}: node.state: {error.filename or config.state}: {error.strerror or error}", code=1
+        )
 
 
 def missing_device(port: str) -> str | None:

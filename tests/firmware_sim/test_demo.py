@@ -92,6 +92,7 @@ def test_a_round_with_a_board_started_by_hand(tmp_path: Path) -> None:
     assert summary["bytes"] == sum(w["bytes"] for ways in summary["boards"].values() for w in ways.values())
     assert summary["fp32_fedavg_bytes"] == 1 * 3 * 2 * 4 * 431_080
     assert summary["ratio"] == pytest.approx(summary["fp32_fedavg_bytes"] / summary["bytes"])
+    assert (out / "summary.png").read_bytes().startswith(b"\x89PNG")
     assert "loss of signal" in text
     assert "in contact again" in text
     answers = json.loads(run("groundstation", "status", str(out / "mission"), "--json").stdout)["rounds"][0]
