@@ -31,7 +31,8 @@ def draw(summary: Mapping[str, Any], path: Path) -> None:
     shares.barh(boards, up, color=UP, label="up")
     shares.barh(boards, down, left=up, color=DOWN, label="down")
     shares.invert_yaxis()
-    shares.legend()
+    shares.margins(x=0.25)  # room for the legend
+    shares.legend(loc="upper right")
     shares.set(
         xlabel="kB, headers and retransmissions included",
         title=f"{summary['ratio']:.0f} times fewer bytes than fp32 FedAvg",
