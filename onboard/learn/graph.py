@@ -74,7 +74,12 @@ class Graph:
         if x.dtype != np.float32 or x.shape[1:] != self.input_shape or len(x) == 0:
             need = ", ".join(map(str, self.input_shape))
             raise GraphError(f"{self.name}: images are {x.dtype} {x.shape}, need float32 (N, {need}), N >= 1")
-        outputs: list[NDArray[Any]] = self.session.run(None, {**parameters, **inputs})
+        try:
+            outputs: list[NDArray[Any]] = self.session.run(None, {**parameters, **inputs})
+        except MemoryError:
+            raise
+        except Exception as error:  # as in _session; 1.23 has one for numbers that are none, 1.31 computes on
+            raise GraphError(f"{self.name}: cannot be run on these numbers: {_first_line(error)}") from None
         return outputs
 
 
@@ -290,4 +295,8 @@ def _session(path: Path, raw: bytes, providers: Sequence[str]) -> Any:
     try:
         return onnxruntime.InferenceSession(raw, options, providers=chosen)
     except Exception as error:  # onnxruntime has a class for each status code, and no base of its own
-        raise GraphError(f"{path}: onnxruntime refuses it: {str(error).splitlines()[0]}") from None
+        raise GraphError(f"{path}: onnxruntime refuses it: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

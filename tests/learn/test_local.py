@@ -136,7 +136,7 @@ def test_no_images_and_a_loss_beyond_numbers_are_refused() -> None:
     with pytest.raises(ValueError, match="0 images"):
         LocalTraining(GRAPH, ORIGIN, ORIGIN, DIGITS.x[:0], DIGITS.y[:0], PLAN)
     huge = {name: value * np.float32(1e30) for name, value in ORIGIN.items()}
-    with pytest.raises(ValueError, match=r"loss is (nan|inf) in epoch 1"):
+    with pytest.raises(ValueError, match=r"loss is (nan|inf) in epoch 1|cannot be run on these"):
         list(training(start=huge).steps())
 
 
