@@ -23,7 +23,8 @@ from onboard.codec.pack import BadPack, pack, unpack
 from onboard.config import NodeConfig
 from onboard.journal import Journal
 from onboard.learn.graph import GraphError, TrainGraph, initial
-from onboard.learn.local import LocalTraining, Plan, Step, moved
+from onboard.learn.local import LocalTraining, Step, moved
+from onboard.learn.plan import Plan
 from onboard.log import say
 from onboard.wire import messages
 from onboard.wire.events import Arrived, Cancelled, Corrupt, Delivered, Event, Refused
@@ -183,6 +184,11 @@ class Agent:
                 seed=task.seed,
                 round=task.round,
                 node=self.config.id,
+                method=task.method,
+                prune_ratio=task.prune_ratio,
+                prune_epochs=task.prune_epochs,
+                basis_epochs=task.basis_epochs,
+                coordinate_epochs=task.coordinate_epochs,
             )
             training = LocalTraining(graph, origin, start, self._images.x, self._images.y, plan)
         except (BadMessage, BadPack, GraphError, ValueError, MemoryError) as error:
@@ -269,7 +275,8 @@ class Agent:
             cpu_s=work.cpu_s,
             energy_j=self.known.energy_j + self._spent_j(now) - work.started_j,
         )
-        payload = messages.encode_object(update, pack(work.training.result()))
+        packed = pack(work.training.result(), compress=work.training.plan.compress)
+        payload = messages.encode_object(update, packed)
         self._journal.keep(UPDATE, payload)  # a full disk stops here, and the finished training is kept
         self.work = None
         self.known.update = messages.digest(messages.UPDATE, payload)

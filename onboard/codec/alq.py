@@ -16,16 +16,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from hashlib import blake2s
-from math import prod
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float32]
-Weights = Mapping[str, Floats]
+from onboard.codec.dense import Dense as Dense
+from onboard.codec.layout import MIN_GROUP as MIN_GROUP
+from onboard.codec.layout import Floats as Floats
+from onboard.codec.layout import Layout as Layout
+from onboard.codec.layout import Tensor as Tensor
+from onboard.codec.layout import Weights as Weights
+from onboard.codec.layout import from_groups as from_groups
+from onboard.codec.layout import group_length as group_length
+from onboard.codec.layout import in_groups as in_groups
+from onboard.codec.layout import layout as layout
 
 MAX_BASES = 8
 # An alpha travels as a float16 without its sign and with 3 bits of mantissa. It is off by at most 1/16, which
@@ -36,83 +41,11 @@ COORDINATE_BITS = 5 + MANTISSA_BITS
 # A raw tensor's values lie on 2 * 7 + 1 = 15 lines: as accurate as 31 (97.95 and 97.9 %, same setting), and
 # LeNet-5's 580 biases take 215 bytes instead of 290.
 RAW_LEVELS = 7
-MAX_GROUP = 512  # a longer dense row is cut; an alpha then costs 8 bits in some 256 or more
-MIN_GROUP = 8  # under it a coordinate costs more than its basis: such a tensor stays raw
 HALF_MAX = float(np.finfo(np.float16).max)
 # Least squares gets this ridge, relative to the Gram matrix's diagonal: a residual of exactly zero makes the
 # next basis dependent on the others, and the solution must stay finite. In float64 it moves no alpha that
 # float16 could show.
 RIDGE = 1e-9
-
-
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """One parameter tensor of a model: its name, shape and group length n (0: raw, not grouped)."""
-
-    name: str
-    shape: tuple[int, ...]
-    group: int
-
-    @property
-    def size(self) -> int:
-        return prod(self.shape)
-
-    @property
-    def groups(self) -> int:
-        """Number of groups G; 0 for a raw tensor."""
-        return self.size // self.group if self.group else 0
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The tensors of a model in the order of its graph's inputs: everything a packed model leaves unsaid."""
-
-    tensors: tuple[Tensor, ...]
-
-    @cached_property
-    def grouped(self) -> tuple[Tensor, ...]:
-        return tuple(t for t in self.tensors if t.group)
-
-    @cached_property
-    def raw(self) -> tuple[Tensor, ...]:
-        return tuple(t for t in self.tensors if not t.group)
-
-    @cached_property
-    def digest(self) -> bytes:
-        """8 bytes (BLAKE2s) that differ where names, shapes, order or groups do."""
-        text = "".join(f"{t.name} {t.shape} {t.group}\n" for t in self.tensors)
-        return blake2s(text.encode(), digest_size=8).digest()
-
-    @cached_property
-    def parameters(self) -> int:
-        """All weights and biases: what "bits a weight" is counted against."""
-        return sum(t.size for t in self.tensors)
-
-
-def group_length(shape: tuple[int, ...]) -> int:
-    """The group length for a tensor of this shape, 0 for raw: a rule on shapes alone, so both ends agree.
-
-    Convolutions (out, in, k...): one group a kernel. Dense (out, in), and convolutions with kernels under
-    MIN_GROUP: a row of inputs in the fewest equal parts of at most MAX_GROUP (a row without such a divisor
-    stays whole). Vectors, scalars and tensors with very short rows are raw.
-    """
-    if len(shape) < 2 or prod(shape) == 0:
-        return 0
-    kernel = prod(shape[2:])
-    if len(shape) > 2 and kernel >= MIN_GROUP:
-        return kernel
-    row = prod(shape[1:])
-    if row < MIN_GROUP:
-        return 0
-    divisors = (d for d in range(min(row, MAX_GROUP), MIN_GROUP - 1, -1) if row % d == 0)
-    return next(divisors, row)
-
-
-def layout(shapes: Mapping[str, tuple[int, ...]]) -> Layout:
-    """The layout of parameters `name -> shape`, in the mapping's order."""
-    return Layout(
-        tuple(Tensor(name, tuple(shape), group_length(tuple(shape))) for name, shape in shapes.items())
-    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,6 +99,9 @@ class Quantized:
             int(self.grouped[t.name].bits.sum(dtype=np.int64)) * (t.group + COORDINATE_BITS)
             for t in self.layout.grouped
         )
+
+
+Model = Quantized | Dense
 
 
 def _weighted(h: Floats | None, x: Floats) -> Floats:
@@ -319,13 +255,6 @@ def allocate(
     }
 
 
-def in_groups(tensor: Tensor, values: Floats) -> Floats:
-    """The tensor's values as (G, n). Errors: ValueError when the shape is not the tensor's."""
-    if values.shape != tensor.shape:
-        raise ValueError(f"{tensor.name} has shape {values.shape}, the layout says {tensor.shape}")
-    return values.reshape(tensor.groups, tensor.group)
-
-
 def on_grid(values: Floats, levels: int) -> Raw:
     """`values` rounded to the grid step * {-levels ... levels}, the largest value on its last line."""
     if not np.isfinite(values).all():
@@ -350,11 +279,13 @@ def quantize(
     )
 
 
-def reconstruct(quantized: Quantized) -> dict[str, Floats]:
-    """The weights `quantized` stands for, name -> float32 in the tensor's shape; the same on all machines."""
+def reconstruct(model: Model) -> dict[str, Floats]:
+    """The weights `model` stands for, name -> float32 in the tensor's shape; the same on all machines."""
+    if isinstance(model, Dense):
+        return dict(model.weights)
     return {
-        t.name: (quantized.grouped[t.name] if t.group else quantized.raw[t.name])
-        .reconstruct()
-        .reshape(t.shape)
-        for t in quantized.layout.tensors
+        t.name: from_groups(t, model.grouped[t.name].reconstruct())
+        if t.group
+        else model.raw[t.name].reconstruct()
+        for t in model.layout.tensors
     }

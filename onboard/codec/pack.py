@@ -1,13 +1,17 @@
-"""A quantized model becomes bytes, each accounted for; hostile bytes become `BadPack` and nothing else.
+"""A model becomes bytes, each accounted for; hostile bytes become `BadPack` and nothing else.
+
+A quantized model:
 
     offset  size
-    0       1     version
+    0       1     version: 1
     1       8     digest of the layout: names, shapes and groups of the model's tensors
     9       4     length C of the coded section; all numbers are little-endian
     13      C     adaptively coded (`rangecoder`): all bit-widths, then all coordinates, then all raw codes
     13+C    2R    step of each of the R raw tensors, float16
     ...           signs, one bit each (1: +1), highest bit first, in the order of tensors, groups, bases;
                   zeros fill the last byte
+
+A dense one has version 2, the digest, and what `codec.dense` says.
 
 Signs are random and travel as they are; the rest is far from random. Decoding asks the coder for a number of
 symbols that the layout bounds, and makes arrays for signs once the bytes for them are known to be there.
@@ -20,20 +24,24 @@ import struct
 import numpy as np
 import numpy.typing as npt
 
+from onboard.codec import dense
 from onboard.codec.alq import (
     COORDINATE_BITS,
     MANTISSA_BITS,
     MAX_BASES,
     Bases,
     Layout,
+    Model,
     Quantized,
     Raw,
     Tensor,
     rounded,
 )
+from onboard.codec.dense import Dense
 from onboard.codec.rangecoder import Context, Decoder, Encoder
 
-VERSION = 1
+VERSION, DENSE_VERSION = 1, 2
+PREFIX = struct.Struct("<B8s")  # what both versions begin with
 HEADER = struct.Struct("<B8sI")
 WIDTH_BITS = 4  # a bit-width, 0 to MAX_BASES
 DROPPED_BITS = 10 - MANTISSA_BITS
@@ -65,33 +73,48 @@ class _Tree:
         return node - (1 << self.bits)
 
 
-def pack(quantized: Quantized) -> bytes:
-    """The bytes of a quantized model; `unpack` gives an equal one back.
+def pack(model: Model, *, compress: bool = False) -> bytes:
+    """The bytes of a model; `unpack` gives an equal one back.
 
-    Errors: ValueError for coordinates that were not rounded (`alq.rounded`): the far end could not rebuild
-    them.
+    `compress`: a dense model by zstd, where that is installed and helps. Errors: ValueError for coordinates
+    that were not rounded (`alq.rounded`), which the far end could not rebuild, and for dense weights that are
+    not finite.
     """
-    return b"".join(_sections(quantized).values())
+    return b"".join(_sections(model, compress).values())
 
 
-def account(quantized: Quantized) -> dict[str, int]:
-    """Bytes of `pack(quantized)` by section: header, widths, coordinates, raw, signs; nothing is left out."""
-    return {name: len(data) for name, data in _sections(quantized).items()}
+def account(model: Model, *, compress: bool = False) -> dict[str, int]:
+    """Bytes of `pack(model)` by section, with nothing left out: header, widths, coordinates, raw and signs,
+    or header and weights.
+    """
+    return {name: len(data) for name, data in _sections(model, compress).items()}
 
 
-def unpack(data: bytes | memoryview, layout: Layout) -> Quantized:
-    """The quantized model in `data`, which must be one of this layout, whole and with nothing after it.
+def unpack(data: bytes | memoryview, layout: Layout) -> Model:
+    """The model in `data`, which must be one of this layout, whole and with nothing after it.
 
-    Takes at most 8 bytes of memory a weight, whatever the bytes say. Errors: BadPack.
+    Takes at most 12 bytes of memory a weight, whatever the bytes say. Errors: BadPack.
     """
     data = bytes(data)
-    if len(data) < HEADER.size:
-        raise BadPack(f"{len(data)} bytes, a header alone has {HEADER.size}")
-    version, digest, coded_bytes = HEADER.unpack_from(data)
-    if version != VERSION:
-        raise BadPack(f"version {version}, this is version {VERSION}")
+    if len(data) < PREFIX.size:
+        raise BadPack(f"{len(data)} bytes, a header alone has {PREFIX.size} or more")
+    version, digest = PREFIX.unpack_from(data)
+    if version not in (VERSION, DENSE_VERSION):
+        raise BadPack(f"version {version}, known are {VERSION} and {DENSE_VERSION}")
     if digest != layout.digest:
         raise BadPack(f"packed for the layout {digest.hex()}, not for {layout.digest.hex()}")
+    if version == VERSION:
+        return _unpack_quantized(data, layout)
+    try:
+        return dense.decode(data[PREFIX.size :], layout)
+    except ValueError as error:
+        raise BadPack(str(error)) from None
+
+
+def _unpack_quantized(data: bytes, layout: Layout) -> Quantized:
+    if len(data) < HEADER.size:
+        raise BadPack(f"{len(data)} bytes, a header alone has {HEADER.size}")
+    _, _, coded_bytes = HEADER.unpack_from(data)
     coded_end = HEADER.size + coded_bytes
     signs_at = coded_end + 2 * len(layout.raw)
     coder = Decoder(data[HEADER.size : coded_end])
@@ -119,7 +142,16 @@ def unpack(data: bytes | memoryview, layout: Layout) -> Quantized:
     return Quantized(layout, grouped, raw)
 
 
-def _sections(quantized: Quantized) -> dict[str, bytes]:
+def _sections(model: Model, compress: bool) -> dict[str, bytes]:
+    if isinstance(model, Dense):
+        return {
+            "header": PREFIX.pack(DENSE_VERSION, model.layout.digest),
+            "weights": dense.encode(model, compress=compress),
+        }
+    return _quantized_sections(model)
+
+
+def _quantized_sections(quantized: Quantized) -> dict[str, bytes]:
     layout = quantized.layout
     tensors = [quantized.grouped[t.name] for t in layout.grouped]
     raws = [quantized.raw[t.name] for t in layout.raw]

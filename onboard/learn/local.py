@@ -5,10 +5,10 @@ both ends draw from the mission's seed. A group without bases then stands for it
 not for zeros: at 0.05 bit a weight, where nine groups of ten have none, a network keeps its random features
 and trains the rest.
 
-The order is ALQ's with one sort in place of its pruning epochs (`codec.alq.allocate`): plain epochs, then one
-allocation of bases by loss-aware gain per bit, then epochs with the straight-through estimator (ALQ section
-3.4): full-precision latent weights take the gradient that the quantized weights of the fixed allocation
-produced.
+What the epochs do is the plan's (`learn.plan`). With "spacedml-fast" the order is ALQ's with one sort in
+place of its pruning epochs (`codec.alq.allocate`): plain epochs, then one allocation of bases by loss-aware
+gain per bit, then epochs with the straight-through estimator (ALQ section 3.4): full-precision latent weights
+take the gradient that the quantized weights of the fixed allocation produced.
 
 A training is a generator of steps: the carrier decides when the next one runs, which is where throttle,
 budget, checkpoint and virtual time live. Batch order and augmentation come from (seed, round, node, epoch)
@@ -26,9 +26,12 @@ import numpy as np
 import numpy.typing as npt
 
 from onboard.codec import alq
-from onboard.codec.alq import Floats, Layout, Quantized, Weights
+from onboard.codec.alq import Model
+from onboard.codec.dense import Dense
+from onboard.codec.layout import Floats, Layout, Weights, from_groups, in_groups
 from onboard.learn.adam import Adam
 from onboard.learn.graph import prepare
+from onboard.learn.plan import Phase, Plan
 
 State = dict[str, npt.NDArray[Any]]
 
@@ -42,33 +45,6 @@ class Graph(Protocol):
     def step(
         self, parameters: Mapping[str, Floats], x: Floats, y: npt.NDArray[np.int64], /
     ) -> tuple[float, Mapping[str, Floats]]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a round asks of one board. `bits_up`: bits of bases and coordinates a weight of the model."""
-
-    epochs: int  # with the straight-through estimator, after the plain ones
-    pretrain_epochs: int  # plain, before the allocation
-    batch_size: int
-    learning_rate: float
-    bits_up: float
-    max_bases: int
-    shift_pixels: int  # images are shifted by up to this much, each way
-    seed: int
-    round: int
-    node: int
-
-    def __post_init__(self) -> None:
-        if self.pretrain_epochs < 1:
-            # The allocation needs a curvature, which is what the first gradients tell.
-            raise ValueError(f"pretrain_epochs is {self.pretrain_epochs}, must be at least 1")
-        if self.epochs < 0 or self.batch_size < 1 or self.shift_pixels < 0:
-            raise ValueError(f"a plan cannot be run: {self}")
-        if not (0 <= self.bits_up < math.inf and 0 <= self.max_bases <= alq.MAX_BASES):
-            raise ValueError(f"bits_up {self.bits_up}, max_bases {self.max_bases}: not a budget")
-        if not 0 < self.learning_rate < 1:
-            raise ValueError(f"learning_rate is {self.learning_rate}, must be between 0 and 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +79,8 @@ class LocalTraining:
         y: npt.NDArray[np.int64],
         plan: Plan,
     ) -> None:
+        if plan.method == "spacedml":
+            raise ValueError("spacedml is not built yet")
         if len(x) == 0 or len(x) != len(y):
             raise ValueError(f"{len(x)} images with {len(y)} labels: nothing to train on")
         self.plan = plan
@@ -118,7 +96,7 @@ class LocalTraining:
 
     @property
     def epochs(self) -> int:
-        return self.plan.pretrain_epochs + self.plan.epochs
+        return len(self.plan.phases)
 
     @property
     def batches(self) -> int:
@@ -129,6 +107,8 @@ class LocalTraining:
         finite.
         """
         while self.epoch < self.epochs:
+            if self.plan.phases[self.epoch] is Phase.STRAIGHT and self._allocation is None:
+                self._allocation = self._allocate()
             draw = np.random.Generator(np.random.Philox(np.random.SeedSequence(self._key())))
             order = draw.permutation(len(self._x))
             total = 0.0
@@ -143,13 +123,17 @@ class LocalTraining:
                 else:
                     yield Step(self.epoch + 1, self.epochs, batch + 1, self.batches, loss)
 
-    def result(self) -> Quantized:
-        """The trained weights' difference from the origin, quantized. Errors: RuntimeError before the last
-        epoch.
+    def result(self) -> Model:
+        """The trained weights' difference from the origin, quantized or dense as the plan says. Errors:
+        RuntimeError before the last epoch.
         """
-        if self.epoch < self.epochs or self._allocation is None:
+        if self.epoch < self.epochs:
             raise RuntimeError(f"{self.epoch} of {self.epochs} epochs are done: no result yet")
-        return alq.quantize(self._graph.layout, self._difference(), self._allocation)
+        layout = self._graph.layout
+        if self.plan.dense:
+            return Dense(layout, views(layout, self._latent - self._origin))
+        allocation = self._allocate() if self._allocation is None else self._allocation
+        return alq.quantize(layout, self._difference(), allocation)
 
     def state(self) -> State:
         """All that a checkpoint needs, as arrays by name; meant for the end of an epoch (`Step.ends_epoch`).
@@ -181,7 +165,7 @@ class LocalTraining:
         if not 0 <= epoch <= self.epochs:
             raise ValueError(f"the checkpoint is of another plan: {epoch} epochs done of {self.epochs}")
         allocation = None
-        if epoch >= self.plan.pretrain_epochs:
+        if epoch > 0 and self.plan.phases[epoch - 1] is Phase.STRAIGHT:
             widths = np.array(state.get("widths", ()), np.uint8)
             if widths.shape != (sum(t.groups for t in layout.grouped),):
                 raise ValueError(f"the checkpoint has {widths.size} bit-widths, not one for each group")
@@ -218,22 +202,23 @@ class LocalTraining:
         difference = self._difference()
         origin = views(self._graph.layout, self._origin)
         for t in self._graph.layout.grouped:
-            projected = alq.project(alq.in_groups(t, difference[t.name]), self._allocation[t.name])
-            weights[t.name] = origin[t.name] + projected.reshape(t.shape)
+            projected = alq.project(in_groups(t, difference[t.name]), self._allocation[t.name])
+            weights[t.name] = origin[t.name] + from_groups(t, projected)
         return weights
 
     def _end_epoch(self, loss: float) -> None:
         self.epoch += 1
         self.loss = loss
-        if self.epoch == self.plan.pretrain_epochs:
-            layout = self._graph.layout
-            self._allocation = alq.allocate(
-                layout,
-                self._difference(),
-                bits_per_weight=self.plan.bits_up,
-                max_bases=self.plan.max_bases,
-                curvature=views(layout, self._adam.curvature()),
-            )
+
+    def _allocate(self) -> dict[str, npt.NDArray[np.uint8]]:
+        layout = self._graph.layout
+        return alq.allocate(
+            layout,
+            self._difference(),
+            bits_per_weight=self.plan.bits_up,
+            max_bases=self.plan.max_bases,
+            curvature=views(layout, self._adam.curvature()),
+        )
 
 
 def flat(layout: Layout, weights: Weights, out: Floats | None = None) -> Floats:

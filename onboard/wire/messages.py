@@ -244,7 +244,8 @@ class Task(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     `mission` 8 B id; `graph` 8 B digest of the training graph that `model` names; `weights` "seed" where
     none follow and both ends draw the same from `seed`, "packed" where they do. `epochs` 0 asks for no
     training: the weights are to be used. `bits_up`: bits a weight that the update may take; `max_bases` a
-    group; `shift_pixels` of augmentation; `deadline_s` seconds for the answer, from arrival.
+    group; `shift_pixels` of augmentation; `deadline_s` seconds for the answer, from arrival. `method`: what
+    the epochs do (`onboard/learn/plan.py`); `prune_ratio` and the epochs after it are for "spacedml" alone.
     Ranges are part of the interface: what passes here can be computed with.
     """
 
@@ -262,6 +263,11 @@ class Task(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     max_bases: Annotated[int, Meta(ge=1, le=32)]
     shift_pixels: Annotated[int, Meta(ge=0, le=255)]
     deadline_s: Annotated[float, Meta(gt=0, le=1e9)]
+    method: Literal["fedavg", "fedavg-zstd", "spacedml", "spacedml-fast"] = "spacedml-fast"
+    prune_ratio: Annotated[float, Meta(ge=0, le=1)] = 0.8
+    prune_epochs: Annotated[int, Meta(ge=0, le=10_000)] = 4
+    basis_epochs: Annotated[int, Meta(ge=0, le=10_000)] = 1
+    coordinate_epochs: Annotated[int, Meta(ge=0, le=10_000)] = 1
 
 
 class Update(msgspec.Struct, array_like=True, frozen=True, kw_only=True):

@@ -30,39 +30,6 @@ def test_lenet_has_the_papers_groups() -> None:
     assert [t.name for t in layout.raw] == ["conv1.bias", "conv2.bias", "fc1.bias", "fc2.bias"]
 
 
-@pytest.mark.parametrize(
-    ("shape", "group"),
-    [
-        ((), 0),
-        ((10,), 0),
-        ((10, 7), 0),  # a coordinate would cost more than the basis
-        ((10, 1021), 1021),  # prime: no equal parts
-        ((10, 1022), 511),
-        ((64, 64, 1, 1), 64),  # pointwise: as dense
-        ((64, 32, 3, 3), 9),
-        ((8, 4, 16), 16),
-        ((0, 64), 0),
-    ],
-)
-def test_group_rule(shape: tuple[int, ...], group: int) -> None:
-    assert alq.group_length(shape) == group
-
-
-@given(LAYOUTS)
-def test_groups_tile_their_tensors(layout: alq.Layout) -> None:
-    assert all(t.groups * t.group == t.size for t in layout.grouped)
-    assert all(t.group >= alq.MIN_GROUP for t in layout.grouped)
-    assert sum(t.size for t in layout.grouped + layout.raw) == layout.parameters
-
-
-def test_digest_tells_layouts_apart() -> None:
-    base = alq.layout({"a": (2, 30), "b": (4,)})
-    others: list[dict[str, tuple[int, ...]]]
-    others = [{"a": (2, 30), "c": (4,)}, {"a": (2, 30), "b": (5,)}, {"b": (4,), "a": (2, 30)}, {"a": (2, 30)}]
-    assert len({base.digest, *(alq.layout(o).digest for o in others)}) == 5
-    assert alq.layout(LENET5).digest.hex() == "c170650ffb911ee0"
-
-
 @given(SEEDS, st.integers(1, 12), st.integers(8, 60), st.integers(0, 8), st.booleans())
 def test_coordinates_are_the_weighted_least_squares_solution(
     seed: int, count: int, n: int, bits: int, weighted: bool

@@ -119,8 +119,8 @@ def test_another_models_bytes_are_named() -> None:
 
 def test_another_version_is_named() -> None:
     data = pack(quantized(SMALL, 1))
-    with pytest.raises(BadPack, match="version 2"):
-        unpack(b"\x02" + data[1:], SMALL)
+    with pytest.raises(BadPack, match="version 3"):
+        unpack(b"\x03" + data[1:], SMALL)
 
 
 def test_a_step_that_is_no_step() -> None:

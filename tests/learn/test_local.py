@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +14,8 @@ from onboard.codec.pack import account, pack, unpack
 from onboard.learn import local
 from onboard.learn.federated import PartialAverage, condense
 from onboard.learn.graph import InferGraph, TrainGraph, evaluate, initial
-from onboard.learn.local import LocalTraining, Plan
+from onboard.learn.local import LocalTraining
+from onboard.learn.plan import Method, Plan
 
 GRAPH = TrainGraph.load("lenet5")
 LAYOUT = GRAPH.layout
@@ -115,21 +115,18 @@ def test_no_budget_sends_nothing_but_biases() -> None:
     assert weights["fc2.bias"].any()
 
 
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        ({"pretrain_epochs": 0}, "pretrain_epochs is 0"),
-        ({"learning_rate": 0.0}, "learning_rate is 0.0"),
-        ({"batch_size": 0}, "cannot be run"),
-        ({"bits_up": float("nan")}, "not a budget"),
-        ({"bits_up": -0.1}, "not a budget"),
-        ({"max_bases": 9}, "not a budget"),
-        ({"epochs": -1}, "cannot be run"),
-    ],
-)
-def test_plans_that_cannot_be_run(change: dict[str, Any], says: str) -> None:
-    with pytest.raises(ValueError, match=says):
-        dataclasses.replace(PLAN, **change)
+@pytest.mark.parametrize("method", ["fedavg", "fedavg-zstd"])
+def test_fedavg_is_plain_epochs_and_every_bit_of_their_weights(method: Method) -> None:
+    plan = dataclasses.replace(PLAN, method=method, epochs=2)
+    run = training(plan)
+    packed = finished(run)
+    assert run.epochs == 2  # pretraining is the other methods'
+    rebuilt = local.moved(ORIGIN, alq.reconstruct(unpack(packed, LAYOUT)))
+    assert np.allclose(local.flat(LAYOUT, rebuilt), run.state()["latent"], rtol=0, atol=1e-7)
+    small = pack(run.result(), compress=plan.compress)
+    assert len(small) == len(packed) if method == "fedavg" else len(small) < len(packed)
+    score = list(evaluate(InferGraph.load("lenet5"), rebuilt, DIGITS.x, DIGITS.y))[-1]
+    assert score.loss < 2.0  # from 2.3, the logarithm of ten classes
 
 
 def test_no_images_and_a_loss_beyond_numbers_are_refused() -> None:

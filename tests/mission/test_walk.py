@@ -20,7 +20,8 @@ from onboard.codec import alq
 from onboard.codec.pack import pack, unpack
 from onboard.learn.federated import PartialAverage, condense
 from onboard.learn.graph import TrainGraph, initial
-from onboard.learn.local import LocalTraining, Plan, moved
+from onboard.learn.local import LocalTraining, moved
+from onboard.learn.plan import Plan
 from onboard.link import Spool, open_port
 from onboard.link.pump import Pump, wait
 from onboard.wire import cobs

@@ -78,6 +78,11 @@ tasks = st.builds(
     max_bases=st.integers(1, 32),
     shift_pixels=u8,
     deadline_s=st.floats(0, 1e9, exclude_min=True),
+    method=st.sampled_from(["fedavg", "fedavg-zstd", "spacedml", "spacedml-fast"]),
+    prune_ratio=st.floats(0, 1),
+    prune_epochs=st.integers(0, 10_000),
+    basis_epochs=st.integers(0, 10_000),
+    coordinate_epochs=st.integers(0, 10_000),
 )
 amounts = st.floats(0, 1e12)
 updates = st.builds(
