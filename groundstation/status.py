@@ -76,16 +76,14 @@ def table(view: Mapping[str, Any], console: Console | None = None) -> None:
             f"{until - row['opened_at']:.0f}",
         )  # fmt: skip
     console.print(rounds if view["rounds"] else "no round yet")
-    nodes = Table(
-        "node", "board", "link", "heard", "doing", "sent B", "received B", "resent", "port", box=None
-    )
+    nodes = Table("node", "link", "heard", "doing", "sent B", "received B", "resent", box=None)
     for row in view["nodes"]:
         health, counters = row["health"], row["counters"]
         nodes.add_row(
-            row["node"], row["board"], row["link"], _ago(row["heard_at"]),
+            row["node"], row["link"], _ago(row["heard_at"]),
             State(health["state"]).name.lower() if health else "-",
             f"{counters.get('bytes_sent', 0):,.0f}", f"{counters.get('bytes_received', 0):,.0f}",
-            f"{counters.get('fragments_resent', 0):,.0f}", escape(row["port"]),
+            f"{counters.get('fragments_resent', 0):,.0f}",
         )  # fmt: skip
     console.print(nodes if view["nodes"] else "no node heard yet")
 

@@ -42,7 +42,9 @@ class Known(msgspec.Struct, kw_only=True):
     """What the agent keeps in its journal."""
 
     epoch: int = 0
+    key: bytes = b""  # fingerprint of the key that the floor belongs to
     floor: tuple[int, int] = (0, 0)  # of the ground's frames
+    mission: bytes = b""
     phase: State = State.IDLE
     round: int = 0
     model: bytes = b""  # digest of the object in model.bin
@@ -136,7 +138,7 @@ class Agent:
             if arrived.kind != messages.MODEL:
                 raise BadMessage(f"kind {arrived.kind} is not for a board")
             task, weights = messages.decode_task(arrived.payload)
-            if task.round < self.known.round:
+            if task.mission == self.known.mission and task.round < self.known.round:
                 raise BadMessage(f"round {task.round} is over, at {self.known.round}")
         except BadMessage as error:
             say(log, "refused", level=logging.WARNING, what=str(error))
@@ -145,7 +147,7 @@ class Agent:
         self._journal.keep(MODEL if task.epochs else DEPLOYED, arrived.payload)
         self._stop_work(now)
         self.known.model = arrived.digest
-        self.known.round = task.round
+        self.known.mission, self.known.round = task.mission, task.round
         self._settle(State.TRAINING if task.epochs else State.IDLE)
         self.session.accept(arrived.digest, now)
         say(log, "heard", round=task.round, bytes=len(arrived.payload))

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
+from hashlib import blake2s
 from typing import Any
 
 from onboard import data
@@ -49,6 +50,8 @@ def board_agent(config: NodeConfig, images: data.Images, now: float) -> tuple[Ag
     journal = Journal(config.state, Known)
     known = journal.load() or Known()
     known.epoch += 1
+    if known.key != (fingerprint := blake2s(key, digest_size=8).digest()):
+        known.key, known.floor = fingerprint, (0, 0)  # nothing sealed with the key before can be replayed now
     journal.save(known)
     spool = Spool(config.state / "spool", SPOOL_BYTES)
     session = Session(

@@ -1,0 +1,174 @@
+"""The agent alone, told events on a clock of the test's: what it takes, what it refuses, what survives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from onboard import data
+from onboard.agent import Agent
+from onboard.carrier import board_agent
+from onboard.config import NodeConfig, load_node
+from onboard.keys import load_key, new_key, save_key
+from onboard.learn.graph import TrainGraph
+from onboard.wire.events import Arrived, Delivered
+from onboard.wire.messages import MODEL, UPDATE, State, Task, decode_update, digest, encode_object
+from onboard.wire.session import Session
+
+GRAPH = TrainGraph.load("lenet5")
+IMAGES = data.load("digits", part="train").take(np.arange(20))
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> NodeConfig:
+    """A node whose port is never opened: the test is its link."""
+    save_key(tmp_path / "node.key", new_key())
+    (tmp_path / "node.toml").write_text(
+        '[node]\nid = 1\nname = "pi"\nboard = "raspberry-pi-4"\n'
+        '[link]\nport = "udp://127.0.0.1:9"\nprofile = "bench-udp"\n[budget]\ncheckpoint_s = 0.001\n'
+    )
+    return load_node(tmp_path / "node.toml")
+
+
+def model(round_number: int = 1, mission: bytes = b"missionA", **changes: object) -> Arrived:
+    fields: dict[str, object] = {
+        "mission": mission, "round": round_number, "model": "lenet5", "graph": GRAPH.digest, "seed": 1,
+        "weights": "seed", "epochs": 1, "pretrain_epochs": 1, "batch_size": 10, "learning_rate": 3e-3,
+        "bits_up": 0.05, "max_bases": 8, "shift_pixels": 0, "deadline_s": 60.0,
+    }  # fmt: skip
+    payload = encode_object(Task(**(fields | changes)), b"")  # type: ignore[arg-type]
+    return Arrived(digest(MODEL, payload), MODEL, payload)
+
+
+def arrive(agent: Agent, arrived: Arrived, config: NodeConfig, now: float) -> None:
+    """Sends the object over the wire to the agent's session, and tells the agent."""
+    ground = Session(node=0, peer=1, key=load_key(config.key_path), link=config.link, master=True,
+                     epoch=agent.session.floor[0] + 1, now=now)  # fmt: skip
+    ground.offer(arrived.kind, arrived.payload, now)
+    told: list[object] = []
+    for step in range(4000):
+        at = now + step * 1e-3
+        for sender, receiver in ((ground, agent.session), (agent.session, ground)):
+            while (frame := sender.transmit(at)) is not None:
+                events = receiver.receive(frame, at)
+                if receiver is agent.session:
+                    told += [event for event in events if isinstance(event, Arrived)]
+        if told:
+            break
+    assert told == [arrived]
+    agent.hear(arrived, now)
+
+
+def train(agent: Agent, now: float = 100.0, steps: int = 10_000) -> None:
+    for step in range(steps):
+        if agent.work is None:
+            return
+        agent.advance()
+        agent.charge(0.01, now + step)
+
+
+def offered(agent: Agent) -> list[int]:
+    return [p.kind for p in agent.session.snapshot(0.0).objects if not p.incoming]
+
+
+def test_a_task_becomes_a_durable_update_and_is_dropped_only_when_delivered(config: NodeConfig) -> None:
+    agent, _ = board_agent(config, IMAGES, 0.0)
+    arrive(agent, model(), config, 0.0)
+    assert agent.known.phase is State.TRAINING
+    train(agent)
+    assert agent.known.phase is State.OFFERING
+    kept = (config.state / "update.bin").read_bytes()
+    update, weights = decode_update(kept)
+    assert (update.mission, update.round, update.node, update.samples) == (b"missionA", 1, 1, 20)
+    assert update.cpu_s == pytest.approx(0.01 * 5)  # four batches, and the step that found no more
+    assert len(weights) < 0.1 * GRAPH.layout.parameters / 8
+    agent.hear(Delivered(digest(UPDATE, kept)), 2.0)
+    assert agent.known.phase is State.IDLE
+    assert not (config.state / "update.bin").exists()
+
+
+def test_what_was_trained_survives_a_power_cut(config: NodeConfig) -> None:
+    agent, _ = board_agent(config, IMAGES, 0.0)
+    arrive(agent, model(), config, 0.0)
+    train(agent)
+    kept = (config.state / "update.bin").read_bytes()
+    after, _ = board_agent(config, IMAGES, 0.0)
+    after.resume(0.0)
+    assert offered(after) == [UPDATE]
+    assert after.known.update == digest(UPDATE, kept)
+    assert after.known.epoch == agent.known.epoch + 1
+    assert after.session.floor == agent.session.floor
+
+
+def test_a_training_that_was_cut_ends_in_the_same_update(config: NodeConfig, tmp_path: Path) -> None:
+    agent, _ = board_agent(config, IMAGES, 0.0)
+    arrive(agent, model(epochs=3), config, 0.0)
+    train(agent, steps=5)  # into the third epoch
+    after, _ = board_agent(config, IMAGES, 0.0)
+    after.resume(0.0)
+    assert after.work is not None
+    assert after.work.training.epoch == 2
+    train(after)
+    cut = decode_update((config.state / "update.bin").read_bytes())
+    (tmp_path / "whole").mkdir()
+    for name in ("node.toml", "node.key"):
+        (tmp_path / "whole" / name).write_bytes((tmp_path / name).read_bytes())
+    other = load_node(tmp_path / "whole" / "node.toml")
+    whole, _ = board_agent(other, IMAGES, 0.0)
+    arrive(whole, model(epochs=3), other, 0.0)
+    train(whole)
+    assert bytes(cut[1]) == bytes(decode_update((other.state / "update.bin").read_bytes())[1])
+
+
+def test_a_newer_round_supersedes_and_an_older_one_is_refused(config: NodeConfig) -> None:
+    agent, _ = board_agent(config, IMAGES, 0.0)
+    arrive(agent, model(2), config, 0.0)
+    arrive(agent, model(3), config, 10.0)
+    assert agent.work is not None
+    assert agent.work.task.round == 3
+    arrive(agent, model(2, seed=9), config, 20.0)
+    assert agent.work.task.round == 3
+    train(agent)
+    assert decode_update((config.state / "update.bin").read_bytes())[0].round == 3
+
+
+def test_a_new_mission_begins_at_its_first_round(config: NodeConfig) -> None:
+    agent, _ = board_agent(config, IMAGES, 0.0)
+    arrive(agent, model(7), config, 0.0)
+    arrive(agent, model(1, mission=b"missionB"), config, 10.0)
+    assert (agent.known.mission, agent.known.round) == (b"missionB", 1)
+    assert agent.work is not None
+
+
+def test_a_new_key_starts_from_a_floor_of_its_own(config: NodeConfig) -> None:
+    agent, _ = board_agent(config, IMAGES, 0.0)
+    arrive(agent, model(1), config, 0.0)
+    again, _ = board_agent(config, IMAGES, 0.0)
+    assert again.session.floor == agent.session.floor > (0, 0)
+    config.key_path.unlink()
+    save_key(config.key_path, new_key())
+    renewed, _ = board_agent(config, IMAGES, 0.0)
+    assert renewed.session.floor == (0, 0)
+
+
+@pytest.mark.parametrize("changes", [{"graph": b"otherone"}, {"model": "lenet5-rgb"}, {"learning_rate": 5.0}])
+def test_what_cannot_be_trained_fails_and_the_next_task_is_taken(
+    changes: dict[str, object], config: NodeConfig
+) -> None:
+    agent, _ = board_agent(config, IMAGES, 0.0)
+    arrive(agent, model(1, **changes), config, 0.0)
+    assert agent.known.phase is State.FAILED
+    assert agent.work is None
+    arrive(agent, model(2), config, 10.0)
+    assert agent.known.phase is State.TRAINING
+
+
+def test_a_final_model_is_kept_and_not_trained(config: NodeConfig) -> None:
+    agent, _ = board_agent(config, IMAGES, 0.0)
+    final = model(5, epochs=0)
+    arrive(agent, final, config, 0.0)
+    assert agent.known.phase is State.IDLE
+    assert agent.work is None
+    assert (config.state / "deployed.bin").read_bytes() == final.payload
