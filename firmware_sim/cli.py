@@ -14,6 +14,7 @@ import click
 
 from firmware_sim.cable import IP_UDP_HEADER_BYTES, Cable, UdpEnd, open_ends, parse_end
 from firmware_sim.channel import SIDES, Burst, Channel
+from firmware_sim.fleet_cli import fleet
 from hw_profiles import load_link
 from onboard.config import ConfigError
 from onboard.log import Format, start
@@ -189,6 +190,9 @@ def demo(
         sys.exit(130)
     summary_table(summary, console)
     console.print(f"Everything the run wrote: {out}")
+
+
+main.add_command(fleet)
 
 
 def _real_boards(options: tuple[str, ...], known: list[str]) -> dict[str, str]:

@@ -2,16 +2,18 @@
 
 SpaceDML, Algorithm 1 (partial averaging): the server asks K of N nodes, averages the updates of those that
 answered weighted by their samples, quantizes the average by a sketch that needs no data, and sends it back.
-The rules are pure, so that a ground daemon, a satellite that acts as server and a simulated fleet run the
-same ones.
+An update that comes after its round was closed is discarded, or merged into the round that is open then with
+a weight that falls with its age. The rules are pure, so that a ground daemon, a satellite that acts as server
+and a simulated fleet run the same ones (`onboard.server`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from hashlib import blake2s
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -45,17 +47,19 @@ class PartialAverage:
         # float64: the sum then does not depend on the order of arrival in any bit that float32 keeps (but for
         # ties).
         self._sums: dict[str, npt.NDArray[np.float64]] = {t.name: np.zeros(t.shape) for t in layout.tensors}
+        self._weight = 0.0
         self.samples = 0
         self.updates = 0
 
-    def add(self, weights: Weights, samples: int) -> None:
+    def add(self, weights: Weights, samples: int, scale: float = 1.0) -> None:
         """One node's weights, name -> float32 in the tensor's shape, trained on `samples` images.
 
-        Errors: ValueError for samples under 1, missing or extra tensors, wrong shapes and values that are not
-        finite; the average then is as it was.
+        It weighs `samples * scale` (see `staleness_weight`). Errors: ValueError for samples under 1, a scale
+        that is not in (0, 1], missing or extra tensors, wrong shapes and values that are not finite; the
+        average then is as it was.
         """
-        if samples < 1:
-            raise ValueError(f"an update of {samples} samples weighs nothing")
+        if samples < 1 or not 0 < scale <= 1:
+            raise ValueError(f"an update of {samples} samples, scaled by {scale}, weighs nothing")
         if weights.keys() != self._sums.keys():
             raise ValueError(f"an update has the tensors {sorted(weights)}, not {sorted(self._sums)}")
         for name, total in self._sums.items():
@@ -63,16 +67,44 @@ class PartialAverage:
                 raise ValueError(f"{name} has shape {weights[name].shape}, the layout says {total.shape}")
             if not np.isfinite(weights[name]).all():
                 raise ValueError(f"{name} has values that are not finite")
+        weight = samples * scale
         for name, total in self._sums.items():
-            total += samples * weights[name].astype(np.float64)
+            total += weight * weights[name].astype(np.float64)
+        self._weight += weight
         self.samples += samples
         self.updates += 1
 
     def mean(self) -> dict[str, Floats]:
         """The average so far, float32. Errors: ValueError without an update."""
-        if not self.samples:
+        if not self.updates:
             raise ValueError("no update has been added: there is no average")
-        return {name: (total / self.samples).astype(np.float32) for name, total in self._sums.items()}
+        return {name: (total / self._weight).astype(np.float32) for name, total in self._sums.items()}
+
+
+def staleness_weight(rounds_late: int, exponent: float | None) -> float:
+    """What an update that is `rounds_late` counts for, beside one in time: (1 + rounds_late)^-exponent.
+
+    The polynomial weight of FedAsync (Xie, Koyejo and Gupta, "Asynchronous Federated Optimization", 2019,
+    which uses exponent 0.5). Without an exponent a late update counts nothing. Errors: ValueError for an
+    update from the future or a negative exponent.
+    """
+    if rounds_late < 0 or (exponent is not None and not exponent >= 0):
+        raise ValueError(f"{rounds_late} rounds late, exponent {exponent}: neither can be below 0")
+    if exponent is None:
+        return 1.0 if rounds_late == 0 else 0.0
+    return float((1 + rounds_late) ** -exponent)
+
+
+def finished(
+    accuracies: Sequence[float], rounds: int, target: float | None
+) -> Literal["target", "rounds"] | None:
+    """Why a mission ends after rounds of these test accuracies (0..1), or None if it goes on.
+
+    SpaceDML (section IV): as soon as a round has reached the target, if there is one, and after `rounds`.
+    """
+    if target is not None and max(accuracies, default=0.0) >= target:
+        return "target"
+    return "rounds" if len(accuracies) >= rounds else None
 
 
 def condense(
@@ -98,9 +130,10 @@ class Verdict(Enum):
 
 
 class Answer(Enum):
-    """What became of an update; only a TAKEN one goes into the average."""
+    """What became of an update; only a TAKEN or a MERGED one goes into the average."""
 
     TAKEN = "taken"
+    MERGED = "merged"  # its own round is over, and this one takes it with a smaller weight
     LATE = "late"  # the round was over: discarded
     AGAIN = "again"  # this node's update is in already
     UNASKED = "unasked"
@@ -111,8 +144,9 @@ class Round:
     """One round: `asked` nodes, of whom `quorum` must answer, until `deadline_s` on the caller's clock.
 
     A round closes once and stays closed. It closes with the answer that makes the quorum, when the deadline
-    passes, or when every node that has not answered was lost. Updates that come later are discarded and
-    counted: averaged into a later round they would pull it back to older weights.
+    passes, or when every node that has not answered was lost. An update of an earlier round is discarded and
+    counted, for it would pull the average back to older weights; a round that `merges` takes it, once a node
+    and unless the node was asked again, to be averaged with its `staleness_weight`. It makes no quorum.
     """
 
     number: int
@@ -121,6 +155,8 @@ class Round:
     deadline_s: float
     answered: set[int] = field(default_factory=set)
     lost: set[int] = field(default_factory=set)
+    merges: bool = False
+    merged: set[int] = field(default_factory=set)
     discarded: int = 0
     verdict: Verdict = Verdict.OPEN
 
@@ -128,9 +164,15 @@ class Round:
         if not 1 <= self.quorum <= len(self.asked):
             raise ValueError(f"a quorum of {self.quorum} among {len(self.asked)} nodes cannot be met")
 
-    def answer(self, node: int, now: float) -> Answer:
-        """An update from `node` is here, whole and valid."""
-        if node not in self.asked:
+    def answer(self, node: int, now: float, *, of_round: int | None = None) -> Answer:
+        """An update from `node` is here, whole and valid; `of_round` asked for it, this one if left out."""
+        if of_round is not None and of_round != self.number:
+            free = node not in self.asked and node not in self.merged
+            if self.merges and free and not self.judge(now).closed:
+                self.merged.add(node)
+                return Answer.MERGED
+            outcome = Answer.LATE
+        elif node not in self.asked:
             outcome = Answer.UNASKED
         elif node in self.answered:
             outcome = Answer.AGAIN

@@ -1,0 +1,377 @@
+"""Federated rounds over hundreds of devices, in one process and on a virtual clock, repeatable from a seed.
+
+The server's rules are the ground daemon's (`onboard.server`, `onboard.learn.federated`), every device is the
+real agent (`fleet_device`), and every byte crosses an emulated link. Only the devices of a round are awake;
+the others keep what they know in their journals. The clock jumps from one thing to do to the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import blake2s
+from itertools import count
+from pathlib import Path
+from random import Random
+
+from firmware_sim.fleet_device import Device, Place, Spent
+from hw_profiles import Board, Link
+from onboard.codec.alq import Model, Quantized
+from onboard.codec.pack import unpack
+from onboard.config import NODE_IDS
+from onboard.data import Images
+from onboard.learn.federated import Answer, PartialAverage, Round, Verdict, choose, finished
+from onboard.learn.graph import InferGraph, TrainGraph, evaluate
+from onboard.server import BadUpdate, Server, Training
+from onboard.wire.events import Arrived, Cancelled, Event, Message
+from onboard.wire.messages import MODEL, BadMessage, Reason, State, decode_health
+
+TELL_EVERY = 200  # happenings between two looks at the progress
+EMPTY_TRIES = 20  # a round that nobody answers as often as this will not be answered
+
+
+class FleetError(RuntimeError):
+    """The fleet cannot start or cannot go on; one line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a fleet is told. `boards` and `links` go round among the devices; `dropout`: probability that a
+    chosen device is out of contact for the round; `staleness`: see `onboard.server.Server`.
+
+    Raises FleetError for what cannot be.
+    """
+
+    model: str = "lenet5"
+    training: Training
+    devices: int
+    select: int
+    quorum: int
+    rounds: int
+    target: float | None = None
+    deadline_s: float
+    dropout: float = 0.0
+    staleness: float | None = None
+    seed: int = 0
+    boards: tuple[Board, ...]
+    links: tuple[Link, ...]
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.devices <= len(NODE_IDS):
+            raise FleetError(f"{self.devices} devices: a frame's address byte has room for {len(NODE_IDS)}")
+        if not 1 <= self.quorum <= self.select <= self.devices:
+            raise FleetError(
+                f"quorum {self.quorum}, select {self.select}, devices {self.devices}: each at most the next"
+            )
+        if not 0 <= self.dropout < 1:
+            raise FleetError(f"dropout {self.dropout}: must be at least 0 and below 1")
+        for board in self.boards:
+            if not board.train_flops:
+                raise FleetError(f"{board.name}: {board.title} cannot train")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundResult:
+    """A round that is over.
+
+    Bits are a weight of the model: `bits_*` with every byte of the object counted (up: the mean over the
+    updates taken), `width_*` by the papers' count (`mean_width`). Bytes, seconds on the air and joules are
+    this round's, of all devices; `clock_s` is virtual time so far.
+    """
+
+    round: int
+    accuracy: float
+    loss: float
+    bits_up: float
+    bits_down: float
+    width_up: float
+    width_down: float
+    bytes_up: int
+    bytes_down: int
+    airtime_up_s: float
+    airtime_down_s: float
+    energy_j: float
+    clock_s: float
+    asked: int
+    answered: int
+    gone: int
+    merged: int
+    late: int
+    refused: int
+
+    @property
+    def bytes_both(self) -> int:
+        """On the wire, both directions."""
+        return self.bytes_up + self.bytes_down
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Where a round stands: share of its work that is done, 0 to 1."""
+
+    round: int
+    done: float
+    clock_s: float
+
+
+@dataclass
+class _Tally:
+    """What a round collects besides the average."""
+
+    bits_up: list[float] = field(default_factory=list)
+    width_up: list[float] = field(default_factory=list)
+    gone: set[int] = field(default_factory=set)
+    late: int = 0
+    refused: int = 0
+
+
+class Fleet:
+    """Devices, their links and their server. `shares`: the images of each device, in the order of their node
+    numbers, which begin at 1. `folder` holds the devices' journals.
+    """
+
+    def __init__(
+        self, settings: Settings, shares: Sequence[Images], test: Images, folder: Path,
+        train: TrainGraph, infer: InferGraph,
+    ) -> None:  # fmt: skip
+        self.settings = settings
+        self.results: list[RoundResult] = []
+        self.packed = b""  # the outcome of the last round that is over
+        self._train, self._infer, self._test = train, infer, test
+        self._server = Server(
+            mission=_digest("mission", settings.seed)[:8], model=settings.model, seed=settings.seed,
+            deadline_s=settings.deadline_s, training=settings.training, graph=train,
+            staleness=settings.staleness,
+        )  # fmt: skip
+        self._places = {
+            node: Place(
+                node=node,
+                board=settings.boards[(node - 1) % len(settings.boards)],
+                link=settings.links[(node - 1) % len(settings.links)],
+                images=images,
+                key=_digest("key", settings.seed, node),
+                folder=folder / str(node),
+            )
+            for node, images in enumerate(shares, start=1)
+        }
+        if len(self._places) != settings.devices:
+            raise FleetError(f"{settings.devices} devices, {len(self._places)} shares of images")
+        self._awake: dict[int, Device] = {}
+        self._wake_s: dict[int, float] = {}
+        self._boots: dict[int, int] = {}
+        self._now = 0.0
+        self._booked = Spent()  # of devices that sleep again
+        self._told = Spent()  # of all rounds that are over
+        self._round: Round | None = None
+        self._average = PartialAverage(self._server.layout)
+        self._tally = _Tally()
+
+    def resume(self, results: Sequence[RoundResult], packed: bytes) -> None:
+        """Goes on after rounds that an earlier run finished, with the model that they made.
+
+        Devices then wake up with empty disks: what a straggler still had to say is lost.
+        """
+        self.results, self.packed = list(results), packed
+        self._now = self.results[-1].clock_s
+        # As many boots as an uninterrupted run can have made, so that no fate of the air is drawn twice.
+        self._boots = dict.fromkeys(self._places, EMPTY_TRIES * len(self.results))
+
+    def play(self) -> Iterator[Moment | RoundResult]:
+        """Runs the rounds that are left. Raises FleetError."""
+        settings = self.settings
+        while finished([r.accuracy for r in self.results], settings.rounds, settings.target) is None:
+            yield from self._play_round(len(self.results) + 1)
+            yield self.results[-1]
+
+    # a round
+
+    def _play_round(self, number: int) -> Iterator[Moment]:
+        settings = self.settings
+        asked = choose(self._places, settings.select, settings.seed, number)
+        model = self._server.model(number, self.packed)
+        self._average, self._tally = PartialAverage(self._server.layout), _Tally()
+        merged: set[int] = set()
+        for attempt in range(EMPTY_TRIES):
+            this = self._round = Round(
+                number, frozenset(asked), settings.quorum, self._now + settings.deadline_s,
+                merges=settings.staleness is not None, merged=merged,
+            )  # fmt: skip
+            for node in asked:
+                self._ask(node, model, gone=self._is_gone(number, attempt, node))
+            for happening in count():
+                if this.judge(self._now).closed:
+                    break
+                self._advance(this.deadline_s)
+                if happening % TELL_EVERY == 0:
+                    yield Moment(number, self._done(this), self._now)
+            if this.verdict is not Verdict.EMPTY:
+                break
+        else:
+            raise FleetError(
+                f"round {number}: asked {EMPTY_TRIES} times, nobody answered within {settings.deadline_s:g} s"
+            )
+        self._close(this)
+        self._judge(this, model)
+
+    def _is_gone(self, number: int, attempt: int, node: int) -> bool:
+        draw = Random(_digest("gone", self.settings.seed, number, attempt, node))
+        return draw.random() < self.settings.dropout
+
+    def _ask(self, node: int, model: bytes, *, gone: bool) -> None:
+        """Wakes the device, unless it is still at work, and offers it the round's model."""
+        if gone:
+            self._tally.gone.add(node)
+        if node not in self._awake or gone or self._awake[node].gone:
+            self._let_go(node)
+            self._boots[node] = self._boots.get(node, 0) + 1
+            self._awake[node] = Device(
+                self._places[node], self._graph, boot=self._boots[node], seed=self.settings.seed,
+                gone=gone, now=self._now,
+            )  # fmt: skip
+        self._awake[node].ground.offer(MODEL, model, self._now)
+        self._wake_s[node] = self._now
+
+    def _close(self, this: Round) -> None:
+        """Whoever is still asked need not answer; those that answered are told so, and sleep."""
+        for node, device in self._awake.items():
+            for progress in device.ground.snapshot(self._now).objects:
+                if not progress.incoming:
+                    device.ground.cancel(progress.digest, self._now)
+            self._wake_s[node] = self._now
+        until_s = self._now + self.settings.deadline_s
+        while self._now < until_s and any(
+            node in self._awake and not self._awake[node].resting(self._now) for node in this.answered
+        ):
+            self._advance(until_s)
+        for node, device in list(self._awake.items()):
+            if device.gone or device.resting(self._now):
+                self._let_go(node)
+
+    def _judge(self, this: Round, model: bytes) -> None:
+        """Averages, quantizes, and tries on the test images what the devices will be sent."""
+        server, tally = self._server, self._tally
+        sent = unpack(self.packed, server.layout) if self.packed else None
+        self.packed = server.condense(self._average)
+        *_, score = evaluate(self._infer, server.weights(self.packed), self._test.x, self._test.y)
+        total = sum((device.spent(self._now) for device in self._awake.values()), self._booked)
+        spent, self._told = total - self._told, total
+        self.results.append(
+            RoundResult(
+                round=this.number,
+                accuracy=score.accuracy,
+                loss=score.loss,
+                bits_up=_mean(tally.bits_up),
+                bits_down=8 * len(model) / server.layout.parameters,
+                width_up=_mean(tally.width_up),
+                width_down=0.0 if sent is None else mean_width(sent),
+                bytes_up=spent.bytes_up,
+                bytes_down=spent.bytes_down,
+                airtime_up_s=spent.airtime_up_s,
+                airtime_down_s=spent.airtime_down_s,
+                energy_j=spent.energy_j,
+                clock_s=self._now,
+                asked=len(this.asked),
+                answered=len(this.answered),
+                gone=len(tally.gone),
+                merged=len(this.merged),
+                late=tally.late,
+                refused=tally.refused,
+            )
+        )
+        self._round = None
+
+    # the clock
+
+    def _advance(self, until_s: float) -> None:
+        """Goes to the next time at which a device has something to do, but not past `until_s`; it does it."""
+        node = min(self._wake_s, key=self._wake_s.__getitem__, default=None)
+        if node is None or self._wake_s[node] > until_s:
+            self._now = until_s
+            return
+        self._now = max(self._now, self._wake_s[node])
+        device = self._awake[node]
+        for event in device.hear(self._now):
+            self._hear(device, event)
+        device.speak(self._now)
+        self._wake_s[node] = device.wakeup(self._now)
+
+    def _hear(self, device: Device, event: Event) -> None:
+        """What the ground's end of a link says."""
+        if isinstance(event, Arrived):
+            self._take(device, event)
+        elif isinstance(event, Cancelled):
+            self._lose(device.place.node)
+        elif isinstance(event, Message):
+            try:
+                health = decode_health(event.payload)
+            except BadMessage:
+                return
+            if self._round is not None and (health.state, health.round) == (State.FAILED, self._round.number):
+                self._lose(device.place.node)
+
+    def _take(self, device: Device, arrived: Arrived) -> None:
+        """An update: refused and counted, too late and counted, or averaged."""
+        node, number = device.place.node, len(self.results) + 1
+        try:
+            update, model = self._server.open(arrived.kind, arrived.payload, node, number)
+        except BadUpdate:
+            self._tally.refused += 1
+            device.ground.refuse(arrived.digest, Reason.REFUSED, self._now)
+            self._lose(node)
+            return
+        device.ground.accept(arrived.digest, self._now)
+        outcome = Answer.LATE
+        if self._round is not None:
+            outcome = self._round.answer(node, self._now, of_round=update.round)
+        if outcome not in (Answer.TAKEN, Answer.MERGED):
+            self._tally.late += 1
+            return
+        self._server.fold(self._average, update, model, number)
+        self._tally.bits_up.append(8 * len(arrived.payload) / self._server.layout.parameters)
+        self._tally.width_up.append(mean_width(model))
+
+    def _lose(self, node: int) -> None:
+        if self._round is not None:
+            self._round.lose(node, self._now)
+
+    def _let_go(self, node: int) -> None:
+        """The device sleeps; what it took is booked."""
+        if (device := self._awake.pop(node, None)) is not None:
+            self._booked += device.spent(self._now)
+            del self._wake_s[node]
+
+    def _graph(self, name: str) -> TrainGraph:
+        """All devices run the one graph that is loaded."""
+        return self._train if name == self.settings.model else TrainGraph.load(name)
+
+    def _done(self, this: Round) -> float:
+        training = sum(
+            self._awake[node].progress() for node in this.asked - this.answered if node in self._awake
+        )
+        return (len(this.answered | this.lost) + training) / len(this.asked)
+
+
+def mean_width(model: Model) -> float:
+    """Bits a weight by the count of ALQ and SpaceDML: the bases of its group, averaged over the weights.
+
+    Coordinates, bit-widths and biases are not in it. A dense model has 32.
+    """
+    if not isinstance(model, Quantized):
+        return 32.0
+    grouped = model.layout.grouped
+    signs = sum(int(model.grouped[t.name].bits.sum(dtype=int)) * t.group for t in grouped)
+    return signs / sum(t.size for t in grouped)
+
+
+def without_losses(link: Link, frame_loss: float) -> Link:
+    """`link` with this share of frames lost in place of the profile's losses and bit errors."""
+    return replace(link, frame_loss=frame_loss, bit_error_rate=0.0)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _digest(*what: object) -> bytes:
+    """32 B that differ where `what` does."""
+    return blake2s(" ".join(map(str, what)).encode()).digest()

@@ -1,0 +1,155 @@
+"""`firmware-sim fleet`: federated rounds over hundreds of simulated devices, from the command line."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hw_profiles import load_board, load_link
+from onboard.log import start
+from onboard.stop import stop_signals
+
+if TYPE_CHECKING:
+    from firmware_sim.fleet_run import Run, Wishes
+
+METHODS = ("fedavg", "fedavg-zstd", "spacedml", "spacedml-fast")
+BY_METHOD = "Default: the method's."
+
+
+@click.command()
+@click.option("--method", type=click.Choice(METHODS), default="spacedml-fast", show_default=True,
+              help="What devices do and what travels.")  # fmt: skip
+@click.option("--devices", default=100, show_default=True, help="N, at most 254.")
+@click.option("--select", default=5, show_default=True, help="K, the devices that are asked in a round.")
+@click.option("--quorum", type=int, help="Answers that end a round. Default: K.")
+@click.option("--rounds", default=10, show_default=True, type=click.IntRange(min=1), help="Rounds at most.")
+@click.option("--target", type=click.FloatRange(0, 1, min_open=True), help="Stop at this test accuracy.")
+@click.option("--deadline", "deadline_s", default=900.0, show_default=True, metavar="S",
+              type=click.FloatRange(0, min_open=True), help="Virtual time that a round waits.")  # fmt: skip
+@click.option("--dropout", default=0.0, show_default=True,
+              help="Probability that a chosen device is out of contact for the round.")  # fmt: skip
+@click.option("--staleness", type=click.FloatRange(min=0), metavar="A",
+              help="Merge late updates with weight (1 + rounds late)^-A. Default: discard them.")  # fmt: skip
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31), help="Repeats a run.")
+@click.option("--data", default="mnist", show_default=True,
+              help="What is learned: digits, mnist, eurosat, npz:PATH or folder:PATH.")  # fmt: skip
+@click.option("--data-dir", type=click.Path(path_type=Path), envvar="SPACEDML_DATA", show_envvar=True,
+              help="Folder of mnist and eurosat.")  # fmt: skip
+@click.option("--model", help="Model to train: lenet5, or lenet5-rgb (the default for eurosat).")
+@click.option("--images", default=600, show_default=True, type=click.IntRange(min=1),
+              help="Images a device, at most.")  # fmt: skip
+@click.option("--split", type=click.Choice(["iid", "dirichlet"]), default="iid", show_default=True,
+              help="Shares that are alike, or unlike.")  # fmt: skip
+@click.option("--alpha", default=0.3, show_default=True, type=click.FloatRange(0, min_open=True),
+              help="Of the Dirichlet split: the smaller, the more unlike.")  # fmt: skip
+@click.option("--board", "boards", multiple=True, default=["raspberry-pi-4"], show_default=True,
+              help="Board profile; repeated ones go round among the devices.")  # fmt: skip
+@click.option("--link", "links", multiple=True, default=["sband-256k"], show_default=True,
+              help="Link profile, likewise.")  # fmt: skip
+@click.option("--loss", type=click.FloatRange(0, 1, max_open=True),
+              help="Share of frames lost, in place of the profile's losses and bit errors.")  # fmt: skip
+@click.option("--epochs", type=click.IntRange(1, 10_000),
+              help=f"Local epochs: plain for fedavg, else straight-through. {BY_METHOD}")  # fmt: skip
+@click.option("--pretrain-epochs", type=click.IntRange(1, 10_000),
+              help=f"Plain epochs before. {BY_METHOD}")  # fmt: skip
+@click.option("--prune-ratio", type=click.FloatRange(0, 1),
+              help=f"Share of the bases that spacedml drops. {BY_METHOD}")  # fmt: skip
+@click.option("--learning-rate", type=float, help=f"Of Adam, in the first round. {BY_METHOD}")
+@click.option("--learning-rate-decay", type=float, help=f"Factor a round. {BY_METHOD}")
+@click.option("--shift-pixels", type=int, help=f"Images are shifted by up to this much. {BY_METHOD}")
+@click.option("--bits-up", type=float, help=f"Bits a weight that an update may take. {BY_METHOD}")
+@click.option("--bits-down", type=float, help=f"Bits a weight of the averaged model. {BY_METHOD}")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("fleet-out"), show_default=True,
+              help="Folder for results. A run that was stopped goes on from there.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="A JSON object for each round in place of the table.")
+def fleet(as_json: bool, **options: Any) -> None:
+    """Train across many simulated devices in one process, on a virtual clock.
+
+    Every device is the real agent behind a real session; bytes are what its port would carry. It prints a
+    line for every round, and leaves them as JSON lines, with a plot, in --out. Ctrl-C stops it; the same
+    command goes on after the last whole round.
+
+    \b
+    Examples:
+      firmware-sim fleet --method spacedml --select 5 --prune-ratio 0.8
+      firmware-sim fleet --data digits --devices 6 --select 3 --images 200 --link uhf-9k6 --loss 0.05
+      firmware-sim fleet --split dirichlet --alpha 0.3 --dropout 0.2 --quorum 3 --staleness 0.5
+    """
+    from firmware_sim.fleet import FleetError
+    from firmware_sim.fleet_run import Run
+    from onboard.data import DataError
+    from onboard.learn.graph import GraphError
+
+    start("json" if as_json else "text", logging.ERROR)
+    try:
+        wishes = _wishes(**options)
+        run = Run(wishes)
+        stopped = not _show(run, wishes, as_json=as_json)
+    except (DataError, GraphError, FleetError, ValueError, OSError) as error:
+        raise click.UsageError(str(error)) from None
+    if stopped:
+        click.echo(f"stopped; the same command goes on after round {len(run.results)}", err=True)
+        sys.exit(130)
+
+
+def _wishes(
+    *, method: str, boards: tuple[str, ...], links: tuple[str, ...], loss: float | None, data: str,
+    data_dir: Path | None, model: str | None, images: int, split: Any, alpha: float, out: Path,
+    devices: int, select: int, quorum: int | None, rounds: int, target: float | None, deadline_s: float,
+    dropout: float, staleness: float | None, seed: int, **training: Any,
+) -> Wishes:  # fmt: skip
+    """The options as one value. Raises ValueError, FleetError for what cannot be."""
+    import msgspec
+
+    from firmware_sim.fleet import Settings, without_losses
+    from firmware_sim.fleet_presets import PRESETS
+    from firmware_sim.fleet_run import Wishes
+    from onboard.server import Training
+
+    preset = next(preset for name, preset in PRESETS.items() if name == method)
+    asked = {key: value for key, value in training.items() if value is not None}
+    profiles = [load_link(name) for name in links]
+    settings = Settings(
+        model=model or ("lenet5-rgb" if data == "eurosat" else "lenet5"),
+        training=msgspec.convert(msgspec.to_builtins(preset) | asked, Training),
+        boards=tuple(load_board(name) for name in boards),
+        links=tuple(profiles if loss is None else [without_losses(link, loss) for link in profiles]),
+        devices=devices, select=select, quorum=select if quorum is None else quorum, rounds=rounds,
+        target=target, deadline_s=deadline_s, dropout=dropout, staleness=staleness, seed=seed,
+    )  # fmt: skip
+    return Wishes(
+        settings=settings, data=data, data_folder=data_dir, images=images, split=split, alpha=alpha, out=out
+    )
+
+
+def _show(run: Run, wishes: Wishes, *, as_json: bool) -> bool:
+    """Plays and shows a run; False if it was stopped before its end."""
+    from rich.console import Console
+
+    from firmware_sim.fleet import RoundResult
+    from firmware_sim.fleet_view import View, draw, summary
+
+    settings = wishes.settings
+    view = View(Console(stderr=as_json), settings.rounds, lines=not as_json)
+    with stop_signals() as stop, view.live(run.results), contextlib.closing(run.play()) as played:
+        for result in run.results if as_json else ():
+            click.echo(json.dumps(asdict(result)))
+        for seen in played:
+            view.show(seen)
+            if as_json and isinstance(seen, RoundResult):
+                click.echo(json.dumps(asdict(seen)))
+            if stop.asked:
+                return False
+    if not as_json:
+        click.echo(summary(run.results, run.parameters))
+    if wishes.out is not None:
+        title = f"{settings.training.method}, {settings.select} of {settings.devices} devices, {wishes.data}"
+        draw(run.results, title, wishes.out / "rounds.png")
+    return True

@@ -1,0 +1,206 @@
+"""One device of a fleet on a virtual clock: the real agent, both ends' real sessions, and the air between.
+
+Bytes are what a serial port would carry: sealed frames in COBS, whole or not as the channel leaves them.
+Training runs for real; the time that it takes is the board profile's. Nothing here waits or reads a clock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from firmware_sim.channel import SIDES, Channel, Side
+from hw_profiles import Board, Link
+from onboard.agent import HEALTH_EVERY_S, Agent, Known
+from onboard.budget import Ledger, Pace
+from onboard.carrier import GROUND
+from onboard.config import NodeConfig
+from onboard.data import Images
+from onboard.journal import Journal
+from onboard.learn.graph import TrainGraph
+from onboard.wire import cobs
+from onboard.wire.events import Event
+from onboard.wire.messages import State
+from onboard.wire.session import Session
+
+# Far less than a bit of any link, far more than the last place of a clock that has run for years: a wake-up
+# that rounding puts at this very moment still moves the clock.
+TICK_S = 1e-6
+NEVER_S = 1e9  # a virtual board loses no power: its checkpoints would only cost real time
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A seat in the fleet: who sits there, on which board and link, with which images."""
+
+    node: int
+    board: Board
+    link: Link
+    images: Images
+    key: bytes
+    folder: Path  # the board's journal
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What a device took: bytes on the wire and seconds on the air of both transmitters (with framing,
+    repetitions, lost frames and keying), and joules of the board while it was awake."""
+
+    bytes_up: int = 0
+    bytes_down: int = 0
+    airtime_up_s: float = 0.0
+    airtime_down_s: float = 0.0
+    energy_j: float = 0.0
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Spent)))
+
+    def __sub__(self, other: Spent) -> Spent:
+        return Spent(*(getattr(self, f.name) - getattr(other, f.name) for f in fields(Spent)))
+
+
+class Device:
+    """A board that is awake, and the ground's end of its link.
+
+    It boots when it is made, and is let go of when `resting`; what it must know the next time is in its
+    journal. `boot`: one more at each boot of this node; with `seed` it names the fate of every frame. `gone`:
+    no contact opens as long as it is awake.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        graphs: Callable[[str], TrainGraph],
+        *,
+        boot: int,
+        seed: int,
+        gone: bool,
+        now: float,
+    ) -> None:
+        self.place = place
+        self.gone = gone
+        journal = Journal(place.folder, Known)
+        known = journal.load() or Known()
+        known.epoch += 1
+        journal.save(known)
+        link, key, node = place.link, place.key, place.node
+        self.ground = Session(node=GROUND, peer=node, key=key, link=link, master=True, epoch=boot, now=now)
+        self._board = Session(
+            node=node,
+            peer=GROUND,
+            key=key,
+            link=link,
+            master=False,
+            epoch=known.epoch,
+            floor=known.floor,
+            now=now,
+        )
+        ledger = Ledger(place.board, link, now)
+        self.agent = Agent(_config(place), self._board, journal, known, ledger, place.images, graphs)
+        self._pace = Pace(place.board.cpu_share, place.board.train_flops)
+        fates = (seed * 256 + node) * 65536 + boot
+        self._channel = Channel(link, seed=fates, windows=() if gone else None)
+        self._ports: dict[Side, _Port] = {side: _Port(link) for side in SIDES}
+        self._step_at = self._health_at = now
+        self.agent.resume(now)
+
+    def hear(self, now: float) -> list[Event]:
+        """All that is due now but speaking: frames that arrive, timers, a training step. Returns what the
+        ground's end learns."""
+        events: list[Event] = []
+        for side, sent in self._channel.due(now):
+            for frame in self._ports[side].frames(sent):
+                if side == "ground":
+                    events += self.ground.receive(frame, now)
+                else:
+                    self._tell(self._board.receive(frame, now), now)
+        events += self.ground.tick(now)
+        self._tell(self._board.tick(now), now)
+        if now >= self._health_at:
+            self.agent.housekeeping(now)
+            self._health_at = now + HEALTH_EVERY_S
+        if self.agent.work is not None and now >= self._step_at:
+            self._step_at = self._step(now)
+        return events
+
+    def speak(self, now: float) -> None:
+        """Puts on the air what both ends have to say now."""
+        ends: tuple[tuple[Side, Session], ...] = (("ground", self.ground), ("board", self._board))
+        for side, session in ends:
+            while (frame := session.transmit(now)) is not None:
+                self._channel.send(side, cobs.encode(frame), now)
+
+    def wakeup(self, now: float) -> float:
+        """When `hear` and `speak` next have something to do; always after `now`."""
+        step_at = self._step_at if self.agent.work is not None else math.inf
+        ends = min(self.ground.wakeup(now), self._board.wakeup(now))
+        return max(now + TICK_S, min(self._channel.next_due(), ends, step_at, self._health_at))
+
+    def resting(self, now: float) -> bool:
+        """Whether neither end has anything left to do for the other."""
+        settled = self.agent.work is None and self.agent.known.phase in (State.IDLE, State.FAILED)
+        return settled and not any(end.snapshot(now).objects for end in (self.ground, self._board))
+
+    def spent(self, now: float) -> Spent:
+        """Since its boot."""
+        up, down = self._channel.counters("board"), self._channel.counters("ground")
+        energy_j = self.agent.ledger.energy_j(now, self._board.snapshot(now).airtime_s)
+        return Spent(up.bytes, down.bytes, up.airtime_s, down.airtime_s, energy_j)
+
+    def progress(self) -> float:
+        """Share of the training that is done, 0 to 1."""
+        return 0.0 if self.agent.work is None else self.agent.work.progress
+
+    def _tell(self, events: list[Event], now: float) -> None:
+        for event in events:
+            self.agent.hear(event, now)
+
+    def _step(self, now: float) -> float:
+        """One training step, at its cost on the board; returns when the next may begin."""
+        try:
+            flops = self.agent.advance()
+        except Exception as error:  # as on a real port: a graph may raise anything, and the link lives on
+            self.agent.fail(error, now)
+            return now
+        cost_s = self._pace.step_cpu_s(0.0, flops)
+        self.agent.charge(cost_s, now)
+        return self._pace.next_step_at(now, cost_s)
+
+
+class _Port:
+    """The hearing half of a serial port: a stream of bytes becomes frames, and what is none is dropped."""
+
+    def __init__(self, link: Link) -> None:
+        self._splitter = cobs.Splitter(link.mtu_bytes)
+
+    def frames(self, stream: bytes) -> list[bytes]:
+        """The frames that these bytes complete. What bit errors broke is missed by the session."""
+        whole = []
+        for chunk in self._splitter.feed(stream):
+            with contextlib.suppress(cobs.BadCobs):
+                whole.append(cobs.decode(chunk))
+        return whole
+
+
+def _config(place: Place) -> NodeConfig:
+    """What NODE.toml would say of this device."""
+    return NodeConfig(
+        path=place.folder / "node.toml",
+        id=place.node,
+        name=f"device-{place.node}",
+        board=place.board,
+        link=place.link,
+        port="",
+        key_path=place.folder / "node.key",
+        state=place.folder,
+        data_source="",
+        data_folder=None,
+        data_shape=place.images.shape,
+        data_rows=None,
+        cpu_share=place.board.cpu_share,
+        memory_bytes=place.board.agent_memory_bytes,
+        checkpoint_s=NEVER_S,
+    )

@@ -1,0 +1,66 @@
+"""Who holds which images: shares of equal size, alike or as unlike as a Dirichlet distribution makes them.
+
+Rows are drawn from a seed alone. A split never gives a row twice.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onboard.images import DataError, Labels, Rows, order
+
+
+def iid(y: Labels, devices: int, images: int, seed: int) -> list[Rows]:
+    """`devices` shares of up to `images` rows of y (N), drawn alike. Raises DataError where there are fewer
+    rows than devices."""
+    if len(y) < devices:
+        raise DataError(f"{len(y)} images cannot make {devices} shares")
+    size = min(images, len(y) // devices)
+    return list(order(len(y), seed)[: devices * size].reshape(devices, size))
+
+
+def dirichlet(y: Labels, classes: int, devices: int, images: int, alpha: float, seed: int) -> list[Rows]:
+    """`devices` shares of up to `images` rows of y (N), each with its own mixture of the classes.
+
+    A device's mixture is drawn from Dirichlet(alpha * p), p the classes' shares of y, and its images by it:
+    Hsu, Qi and Brown, "Measuring the Effects of Non-Identical Data Distribution for Federated Visual
+    Classification", 2019, section 3. alpha to infinity is IID, alpha to 0 gives each device one class. A
+    class that is used up leaves the mixtures of the devices after it. Raises DataError as `iid`, ValueError
+    for an alpha that is not positive.
+    """
+    if not 0 < alpha < np.inf:
+        raise ValueError(f"alpha is {alpha}, must be above 0 and finite")
+    if len(y) < devices:
+        raise DataError(f"{len(y)} images cannot make {devices} shares")
+    draw = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, devices, len(y)))))
+    shuffled = order(len(y), seed)
+    pools = [shuffled[y[shuffled] == label] for label in range(classes)]
+    left = np.array([len(pool) for pool in pools])
+    prior = left / left.sum()
+    present = prior > 0
+    size = min(images, len(y) // devices)
+    shares: list[Rows] = []
+    for _ in range(devices):
+        mixture = np.zeros(classes)
+        mixture[present] = draw.dirichlet(alpha * prior[present])
+        taken = _counts(draw, mixture, left, size)
+        shares.append(
+            np.concatenate([pool[n - k : n] for pool, n, k in zip(pools, left, taken, strict=True)])
+        )
+        left -= taken
+    return shares
+
+
+def _counts(
+    draw: np.random.Generator, mixture: np.ndarray[tuple[int], np.dtype[np.float64]], left: Rows, size: int
+) -> Rows:
+    """How many of each class a share of `size` takes: drawn by the mixture, never more than is left."""
+    taken = np.zeros_like(left)
+    while (missing := size - int(taken.sum())) > 0:
+        room = left - taken
+        # A mixture whose classes are all used up falls back on what there is.
+        weights = np.where(room > 0, mixture, 0.0)
+        if not weights.sum() > 0:
+            weights = room.astype(np.float64)
+        taken += np.minimum(draw.multinomial(missing, weights / weights.sum()), room)
+    return taken

@@ -1,0 +1,103 @@
+"""What a person sees of a fleet: a line for every round, a bar under them, and at the end a picture."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from firmware_sim.fleet import Moment, RoundResult
+from firmware_sim.plot import UP
+
+HEADING = (  # of `line`
+    "round  accuracy   bits up  bits down   bytes up  bytes down   air up  air down   energy     clock  "
+    "answered"
+)
+
+
+class View:
+    """Shows rounds as they end: their `lines`, if wanted, and on a terminal a bar."""
+
+    def __init__(self, console: Console, rounds: int, *, lines: bool = True) -> None:
+        self._console = console
+        self._rounds = rounds
+        self._lines = lines
+        self._progress: Progress | None = None
+
+    @contextlib.contextmanager
+    def live(self, results: Sequence[RoundResult]) -> Iterator[None]:
+        """Inside the block `show` draws. `results`: of an earlier part of this run."""
+        self._line(HEADING)
+        for result in results:
+            self.show(result)
+        if not self._console.is_terminal:
+            yield
+            return
+        columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %")
+        with Progress(*columns, TimeElapsedColumn(), console=self._console, transient=True) as self._progress:
+            self._task = self._progress.add_task("", total=self._rounds)
+            yield
+        self._progress = None
+
+    def show(self, seen: Moment | RoundResult) -> None:
+        """A round's line when it is over, else the bar."""
+        if isinstance(seen, RoundResult):
+            self._line(line(seen))
+        elif self._progress is not None:
+            self._progress.update(
+                self._task, completed=seen.round - 1 + seen.done,
+                description=f"round {seen.round} of {self._rounds}, clock {seen.clock_s:,.0f} s",
+            )  # fmt: skip
+
+    def _line(self, text: str) -> None:
+        if self._lines:
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def line(result: RoundResult) -> str:
+    """One round under HEADING."""
+    notes = [
+        f"{count} {what}"
+        for what in ("gone", "merged", "late", "refused")
+        if (count := getattr(result, what))
+    ]
+    return (
+        f"{result.round:5}  {100 * result.accuracy:6.2f} %  {result.bits_up:8.4f}  {result.bits_down:9.4f} "
+        f"{result.bytes_up:10,} {result.bytes_down:11,}  {result.airtime_up_s:5.0f} s  "
+        f"{result.airtime_down_s:6.0f} s {result.energy_j:6.0f} J {result.clock_s:7.0f} s  "
+        f"{result.answered} of {result.asked}{', ' if notes else ''}{', '.join(notes)}"
+    )
+
+
+def summary(results: Sequence[RoundResult], parameters: int) -> str:
+    """The run in a line: where it got, and what it sent, beside fp32 weights down and up without a header."""
+    sent_bytes = sum(result.bytes_both for result in results)
+    fp32_bytes = sum(2 * result.asked * 4 * parameters for result in results)
+    return (
+        f"{100 * results[-1].accuracy:.2f} % after {len(results)} rounds and {results[-1].clock_s:,.0f} s; "
+        f"{sent_bytes:,} bytes on the wire, both directions, framing and repetitions included: "
+        f"{fp32_bytes / sent_bytes:.3g} times fewer than float32 weights down and up."
+    )
+
+
+def draw(results: Sequence[RoundResult], title: str, path: Path) -> None:
+    """Writes accuracy against bytes on the wire as a PNG."""
+    from matplotlib.figure import Figure  # half a second, and only at the end of a run
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    sent_bytes = list(accumulate(result.bytes_both for result in results))
+    accuracy = [100 * result.accuracy for result in results]
+    axes.plot([count / 1e6 for count in sent_bytes], accuracy, marker="o", color=UP)
+    for result, x, y in zip(results, sent_bytes, accuracy, strict=True):
+        axes.annotate(str(result.round), (x / 1e6, y), textcoords="offset points", xytext=(0, 6), ha="center")
+    axes.set(
+        xlabel="MB on the wire so far, all devices, both directions, framing and repetitions included",
+        ylabel="test accuracy, %", title=title,
+    )  # fmt: skip
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
