@@ -1,0 +1,244 @@
+"""A fleet of six on digits: repeatable, honest about its bytes, not stopped by who is gone, late, hostile."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import onboard.agent
+from firmware_sim.cli import main
+from firmware_sim.fleet import Fleet, FleetError, Moment, RoundResult, Settings, mean_width, without_losses
+from firmware_sim.fleet_record import Record
+from firmware_sim.fleet_split import iid
+from hw_profiles import load_board, load_link
+from onboard import data
+from onboard.codec import alq
+from onboard.codec.dense import Dense
+from onboard.codec.pack import unpack
+from onboard.learn.federated import choose
+from onboard.learn.graph import InferGraph, TrainGraph
+from onboard.server import Training
+
+TRAIN, INFER = TrainGraph.load("lenet5"), InferGraph.load("lenet5")
+IMAGES = data.load("digits", part="train")
+TEST = data.load("digits", part="test").take(np.arange(120))
+SHARES = [IMAGES.take(rows) for rows in iid(IMAGES.y, 6, 40, 0)]
+SETTINGS = Settings(
+    training=Training(epochs=1, bits_up=0.05, bits_down=0.1),
+    devices=6, select=3, quorum=3, rounds=2, deadline_s=600.0, seed=4,
+    boards=(load_board("raspberry-pi-4"), load_board("jetson-nano")), links=(load_link("sband-256k"),),
+)  # fmt: skip
+
+
+def play(folder: Path, **changes: Any) -> list[RoundResult]:
+    """The results of a fleet with other settings."""
+    fleet = Fleet(replace(SETTINGS, **changes), SHARES, TEST, folder, TRAIN, INFER)
+    return [seen for seen in fleet.play() if isinstance(seen, RoundResult)]
+
+
+def test_two_rounds_and_the_same_again(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, links=(without_losses(load_link("uhf-9k6"), 0.05),))
+    fleet = Fleet(settings, SHARES, TEST, tmp_path / "one", TRAIN, INFER)
+    seen = list(fleet.play())
+    first, second = (one for one in seen if isinstance(one, RoundResult))
+    assert (first.asked, first.answered, first.refused, first.late, first.gone) == (3, 3, 0, 0, 0)
+    assert second.loss < first.loss < 2.302  # ln 10 is chance
+    # No weights go down in the first round; then what the round before made, header and all.
+    parameters = TRAIN.layout.parameters
+    assert 8 * first.bits_down < 0.02
+    assert second.width_down < 0.1 < second.bits_down + 0.05
+    assert second.width_down == mean_width(unpack(*_last_packed(tmp_path, settings)))
+    # What crosses the air is more than the objects, and not much more.
+    for result in (first, second):
+        objects_up = 3 * result.bits_up * parameters / 8
+        assert objects_up < result.bytes_up < 1.5 * objects_up + 3000
+        assert result.bytes_down > 3 * result.bits_down * parameters / 8
+        assert result.airtime_up_s > result.bytes_up * 8 / 9600  # keying comes on top
+        assert result.width_up < 0.05 < result.bits_up
+        assert result.energy_j > 0
+    assert first.clock_s < second.clock_s
+    assert all(0 <= moment.done <= 1 for moment in seen if isinstance(moment, Moment))
+
+    again = Fleet(settings, SHARES, TEST, tmp_path / "two", TRAIN, INFER)
+    assert [one for one in again.play() if isinstance(one, RoundResult)] == [first, second]
+    assert again.packed == fleet.packed
+
+
+def _last_packed(folder: Path, settings: Settings) -> tuple[bytes, alq.Layout]:
+    """What a fleet of one round makes."""
+    fleet = Fleet(replace(settings, rounds=1), SHARES, TEST, folder / "short", TRAIN, INFER)
+    list(fleet.play())
+    return fleet.packed, TRAIN.layout
+
+
+def test_another_seed_is_another_run(tmp_path: Path) -> None:
+    one, other = (play(tmp_path / str(seed), rounds=1, seed=seed)[0] for seed in (1, 2))
+    assert (one.loss, one.bytes_up) != (other.loss, other.bytes_up)
+
+
+def test_a_fleet_resumes_after_its_last_round(tmp_path: Path) -> None:
+    whole = Fleet(SETTINGS, SHARES, TEST, tmp_path / "whole", TRAIN, INFER)
+    results = [seen for seen in whole.play() if isinstance(seen, RoundResult)]
+    begun = Fleet(replace(SETTINGS, rounds=1), SHARES, TEST, tmp_path / "begun", TRAIN, INFER)
+    list(begun.play())
+    rest = Fleet(SETTINGS, SHARES, TEST, tmp_path / "rest", TRAIN, INFER)
+    rest.resume(begun.results, begun.packed)
+    list(rest.play())
+    assert rest.results[0] == results[0]
+    # A link without losses has no luck: the second round is the same to the last bit of accuracy.
+    assert (rest.results[1].accuracy, rest.results[1].loss) == (results[1].accuracy, results[1].loss)
+    assert rest.packed == whole.packed
+
+
+def test_the_target_ends_a_run(tmp_path: Path) -> None:
+    assert len(play(tmp_path, target=0.05)) == 1
+
+
+@pytest.mark.parametrize("method", ["fedavg", "fedavg-zstd"])
+def test_fedavg_sends_float32(tmp_path: Path, method: Any) -> None:
+    training = Training(method=method, epochs=1, learning_rate=1e-3)
+    first, second = play(tmp_path, training=training, select=1, quorum=1)
+    assert first.width_up == second.width_down == 32.0
+    for bits in (first.bits_up, second.bits_up, second.bits_down):
+        assert (32 < bits < 32.01) if method == "fedavg" else (10 < bits < 32)
+    assert mean_width(Dense(TRAIN.layout, {})) == 32.0
+
+
+def test_the_gone_do_not_hold_up_a_round(tmp_path: Path) -> None:
+    results = play(tmp_path, rounds=3, dropout=0.5, deadline_s=120.0)
+    assert [result.round for result in results] == [1, 2, 3]
+    assert sum(result.gone for result in results) > 0
+    before_s = 0.0
+    for result in results:
+        assert 1 <= result.answered <= 3
+        if result.answered < 3:  # nobody knows that a device is gone: its round takes until the deadline
+            assert result.clock_s - before_s >= 120.0
+        before_s = result.clock_s
+
+
+def test_nobody_in_contact_is_said(tmp_path: Path) -> None:
+    with pytest.raises(FleetError, match=r"round 1: asked \d+ times, nobody answered within 0.5 s"):
+        play(tmp_path, deadline_s=0.5, links=(load_link("lora-sf12"),))
+
+
+FAST = load_board("raspberry-pi-4")
+SLOW, SLOWEST = (replace(FAST, train_flops=FAST.train_flops / factor) for factor in (1.6, 20))
+
+
+@pytest.mark.parametrize(("staleness", "merged", "late"), [(None, 0, 1), (0.5, 1, 0)])
+def test_a_late_update_is_discarded_or_merged(
+    tmp_path: Path, staleness: float | None, merged: int, late: int
+) -> None:
+    # Of three devices two are asked in a round and one answer closes it. Device 2 is slow enough to miss the
+    # first round, and quick enough to be heard in the second, in which it is not asked; 1 is heard in neither.
+    assert [2 in choose((1, 2, 3), 2, SETTINGS.seed, number) for number in (1, 2)] == [True, False]
+    settings = replace(
+        SETTINGS, devices=3, select=2, quorum=1, staleness=staleness, boards=(SLOWEST, SLOW, FAST)
+    )  # fmt: skip
+    fleet = Fleet(settings, SHARES[:3], TEST, tmp_path, TRAIN, INFER)
+    results = [seen for seen in fleet.play() if isinstance(seen, RoundResult)]
+    assert sum(result.merged for result in results) == merged
+    assert sum(result.late for result in results) == late
+    assert all(result.answered == 1 for result in results)
+
+
+def spoiled(packed: bytes) -> bytes:
+    return b"\xff" * len(packed)
+
+
+def claims_a_gigabyte(packed: bytes) -> bytes:
+    return packed[:9] + (2**30).to_bytes(4, "little") + packed[13:]
+
+
+def infinite_step(packed: bytes) -> bytes:
+    end = 13 + int.from_bytes(packed[9:13], "little")
+    return packed[:end] + b"\x00\x7c" + packed[end + 2 :]
+
+
+@pytest.mark.parametrize("spoil", [spoiled, claims_a_gigabyte, infinite_step], ids=lambda f: f.__name__)
+def test_a_hostile_update_is_refused_and_the_round_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[bytes], bytes]
+) -> None:
+    packs = iter([spoil])
+    honest = onboard.agent.pack
+
+    def pack(model: alq.Model, *, compress: bool = False) -> bytes:
+        return next(packs, bytes)(honest(model, compress=compress))
+
+    monkeypatch.setattr(onboard.agent, "pack", pack)
+    (result,) = play(tmp_path, rounds=1)
+    assert (result.refused, result.answered, result.asked) == (1, 2, 3)
+    assert result.clock_s < SETTINGS.deadline_s  # the refused one is not waited for
+    assert np.isfinite(result.loss)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"devices": 255}, "255 devices: a frame's address byte has room for 254"),
+        ({"devices": 0}, "0 devices"),
+        ({"select": 7}, "quorum 3, select 7, devices 6: each at most the next"),
+        ({"quorum": 0}, "quorum 0"),
+        ({"dropout": 1.0}, "dropout 1.0: must be at least 0 and below 1"),
+        ({"boards": (replace(SLOW, train_flops=0.0),)}, "raspberry-pi-4: .* cannot train"),
+    ],
+)
+def test_settings_that_cannot_be(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(FleetError, match=says):
+        replace(SETTINGS, **changes)
+
+
+def test_a_share_for_each_device(tmp_path: Path) -> None:
+    with pytest.raises(FleetError, match="6 devices, 5 shares"):
+        Fleet(SETTINGS, SHARES[:5], TEST, tmp_path, TRAIN, INFER)
+
+
+COMMAND = (
+    "fleet", "--data", "digits", "--devices", "6", "--select", "2", "--images", "40", "--epochs", "1",
+)  # fmt: skip
+
+
+def run(*options: str | Path, code: int = 0) -> str:
+    done = CliRunner().invoke(main, [*COMMAND, *map(str, options)])
+    assert done.exit_code == code, done.output
+    return done.output
+
+
+def test_the_command_leaves_its_results_and_goes_on(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    told = run("--rounds", "1", "--out", out)
+    assert "2 of 2" in told
+    (line,) = (out / "rounds.jsonl").read_text().splitlines()
+    assert (out / "rounds.png").read_bytes().startswith(b"\x89PNG")
+    more = [json.loads(line) for line in run("--rounds", "2", "--out", out, "--json").splitlines()]
+    assert more[0] == json.loads(line)
+    assert [round["round"] for round in more] == [1, 2]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "fleet.json", "model-2.bin", "rounds.jsonl", "rounds.png",
+    ]  # fmt: skip
+    assert "holds a run with seed 0, not 1" in run("--out", out, "--seed", "1", code=2)
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    assert "exists and is no fleet's folder" in run("--out", tmp_path, code=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_line_cut_short_is_played_again(tmp_path: Path) -> None:
+    result = play(tmp_path / "journals", rounds=1)[0]
+    record = Record(tmp_path / "out", {"seed": 4})
+    record.keep(result, b"weights")
+    with (tmp_path / "out" / "rounds.jsonl").open("ab") as file:
+        file.write(b'{"round": 2, "accur')
+    assert Record(tmp_path / "out", {"seed": 4}).load() == ([result], b"weights")
+    assert (tmp_path / "out" / "rounds.jsonl").read_bytes().count(b"\n") == 1
+    (tmp_path / "out" / "model-1.bin").unlink()
+    assert Record(tmp_path / "out", {"seed": 4}).load() == ([], b"")
