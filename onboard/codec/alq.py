@@ -15,7 +15,7 @@ n).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -52,13 +52,26 @@ RIDGE = 1e-9
 class Bases:
     """A grouped tensor as bases: `bits` (G,) uint8, `alphas` (G, I) float32, `signs` (G, I, n) int8.
 
-    The alphas are >= 0 and as `rounded` leaves them. I is the largest bit-width in the tensor. Group g uses
-    its first bits[g] bases; alphas and signs are 0 in the rest.
+    The alphas are >= 0, and in what travels as `rounded` leaves them. I is the largest bit-width in the
+    tensor. Group g uses its first bits[g] bases; alphas and signs are 0 in the rest.
     """
 
     bits: npt.NDArray[np.uint8]
     alphas: Floats
     signs: npt.NDArray[np.int8]
+
+    @classmethod
+    def assembled(cls, bits: npt.NDArray[np.uint8], alphas: Floats, signs: npt.NDArray[np.uint8]) -> Bases:
+        """From the bases that exist, one after the other: alphas (S,), signs (S, n) as 0 and 1."""
+        width = int(bits.max(initial=0))
+        bases = cls(
+            bits,
+            np.zeros((len(bits), width), np.float32),
+            np.zeros((len(bits), width, signs.shape[1]), np.int8),
+        )
+        bases.alphas[bases.used] = alphas
+        bases.signs[bases.used] = signs.astype(np.int8) * 2 - 1
+        return bases
 
     @property
     def used(self) -> npt.NDArray[np.bool_]:
@@ -111,8 +124,17 @@ def _weighted(h: Floats | None, x: Floats) -> Floats:
 def _refit(gram: npt.NDArray[np.float64], target: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Least-squares coordinates (A, j) from Gram matrices (A, j, j) and targets (A, j)."""
     diagonal = np.einsum("aii->ai", gram)
-    eye = np.eye(gram.shape[1]) * (RIDGE * diagonal.max(axis=1) + np.finfo(np.float64).tiny)[:, None, None]
+    eye = np.eye(gram.shape[1]) * (RIDGE * diagonal.max(axis=1, initial=0.0) + np.finfo(np.float64).tiny)[:, None, None]
     return np.linalg.solve(gram + eye, target[..., None])[..., 0]
+
+
+def refit(target: Floats, signs: Floats, h: Floats | None = None) -> npt.NDArray[np.float64]:
+    """Coordinates (G, I) of bases `signs` (G, I, n) that leave the least squared error to `target` (G, n),
+    weighted by `h` (G, n) unless None. A basis of zeros gets 0.
+    """
+    weighted = signs if h is None else signs * h[:, None]
+    gram = np.matmul(weighted, signs.transpose(0, 2, 1)).astype(np.float64)
+    return _refit(gram, np.matmul(weighted, target[..., None])[..., 0].astype(np.float64))
 
 
 def _greedy(
@@ -275,6 +297,17 @@ def quantize(
     return Quantized(
         layout,
         {t.name: sketch(in_groups(t, weights[t.name]), allocation[t.name]) for t in layout.grouped},
+        {t.name: on_grid(weights[t.name], raw_levels) for t in layout.raw},
+    )
+
+
+def finished(
+    layout: Layout, grouped: Mapping[str, Bases], weights: Weights, *, raw_levels: int = RAW_LEVELS
+) -> Quantized:
+    """The model with bases that were optimized, their coordinates rounded; raw tensors as of `weights`."""
+    return Quantized(
+        layout,
+        {t.name: replace(grouped[t.name], alphas=rounded(grouped[t.name].alphas)) for t in layout.grouped},
         {t.name: on_grid(weights[t.name], raw_levels) for t in layout.raw},
     )
 

@@ -134,7 +134,7 @@ def _unpack_quantized(data: bytes, layout: Layout) -> Quantized:
         raise BadPack("bits are set after the last sign")
     ends = np.cumsum([0, *(count * t.group for count, t in zip(counts, layout.grouped, strict=True))])
     grouped = {
-        t.name: _bases(bits, values, signs[start:end].reshape(-1, t.group))
+        t.name: Bases.assembled(bits, values, signs[start:end].reshape(-1, t.group))
         for t, bits, values, start, end in zip(
             layout.grouped, widths, alphas, ends[:-1], ends[1:], strict=True
         )
@@ -224,18 +224,3 @@ def _get_raw(coder: Decoder, tensor: Tensor, step: np.float32) -> Raw:
     tree = _Tree(CODE_BITS)
     codes = np.array([tree.get(coder) - 128 for _ in range(tensor.size)], np.int8)
     return Raw(codes.reshape(tensor.shape), step)
-
-
-def _bases(
-    bits: npt.NDArray[np.uint8], alphas: npt.NDArray[np.float32], signs: npt.NDArray[np.uint8]
-) -> Bases:
-    """A tensor from its bases one after the other: alphas (S,), signs (S, n) as 0 and 1."""
-    width = int(bits.max(initial=0))
-    bases = Bases(
-        bits,
-        np.zeros((len(bits), width), np.float32),
-        np.zeros((len(bits), width, signs.shape[1]), np.int8),
-    )
-    bases.alphas[bases.used] = alphas
-    bases.signs[bases.used] = signs.astype(np.int8) * 2 - 1
-    return bases

@@ -2,7 +2,8 @@
 
 Kingma and Ba, "Adam: a method for stochastic optimization", ICLR 2015, algorithm 1, on one flat float32
 vector, in place: at LeNet-5's 431,080 weights a step is memory traffic, and every array made anew would cost
-as much as a pass.
+as much as a pass. With a `peak` it is AMSGrad (Reddi et al., "On the convergence of Adam and beyond", ICLR
+2018, algorithm 2), whose second moment never falls, as ALQ has it (section 3.2 there).
 """
 
 from __future__ import annotations
@@ -21,15 +22,17 @@ EPSILON = 1e-8
 
 @dataclass(slots=True)
 class Adam:
-    """First and second moment (P,) float32 after `steps` steps."""
+    """First and second moment (P,) float32 after `steps` steps; `peak`: the largest second moment so far."""
 
     first: Vector
     second: Vector
     steps: int = 0
+    peak: Vector | None = None
 
     @classmethod
-    def fresh(cls, size: int) -> Adam:
-        return cls(np.zeros(size, np.float32), np.zeros(size, np.float32))
+    def fresh(cls, size: int, *, amsgrad: bool = False) -> Adam:
+        zeros = np.zeros((3, size), np.float32)
+        return cls(zeros[0], zeros[1], peak=zeros[2] if amsgrad else None)
 
     def step(self, weights: Vector, gradient: Vector, learning_rate: float) -> None:
         """Move `weights` (P,) in place. `gradient` (P,) is used up as scratch space."""
@@ -40,18 +43,26 @@ class Adam:
         gradient *= 1 - BETA2
         self.second *= BETA2
         self.second += gradient
+        if self.peak is not None:
+            np.maximum(self.peak, self.second, out=self.peak)
         # Both bias corrections folded into the step length: the end of the paper's section 2.
         correction = float(np.sqrt(1 - BETA2**self.steps))
         length = learning_rate * correction / (1 - BETA1**self.steps)
-        np.sqrt(self.second, out=gradient)
+        np.sqrt(self.second if self.peak is None else self.peak, out=gradient)
         gradient += EPSILON * correction
         np.divide(self.first, gradient, out=gradient)
         gradient *= length
         weights -= gradient
 
+    def mean(self) -> Vector:
+        """g (P,): the first moment, bias-corrected."""
+        scale = 1 - BETA1**self.steps if self.steps else 1.0
+        return np.asarray(self.first / np.float32(scale), np.float32)
+
     def curvature(self) -> Vector:
-        """h (P,): the square root of the second moment, bias-corrected; ALQ's diagonal curvature (section
-        3.2).
+        """h (P,): the square root of the (peak) second moment, bias-corrected; ALQ's diagonal curvature
+        (section 3.2).
         """
         scale = 1 - BETA2**self.steps if self.steps else 1.0
-        return np.asarray(np.sqrt(self.second / np.float32(scale)), np.float32)
+        second = self.second if self.peak is None else self.peak
+        return np.asarray(np.sqrt(second / np.float32(scale)), np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import cache
 from itertools import islice
 
 import numpy as np
@@ -16,6 +17,7 @@ from onboard.learn.federated import PartialAverage, condense
 from onboard.learn.graph import InferGraph, TrainGraph, evaluate, initial
 from onboard.learn.local import LocalTraining
 from onboard.learn.plan import Method, Plan
+from onboard.learn.vectors import flat, views
 
 GRAPH = TrainGraph.load("lenet5")
 LAYOUT = GRAPH.layout
@@ -50,7 +52,7 @@ def test_nothing_runs_before_it_is_asked_to() -> None:
     run = training()
     steps = run.steps()
     before = run.state()["latent"].copy()
-    assert np.array_equal(before, local.flat(LAYOUT, ORIGIN))
+    assert np.array_equal(before, flat(LAYOUT, ORIGIN))
     next(steps)
     assert not np.array_equal(run.state()["latent"], before)
     with pytest.raises(RuntimeError, match="0 of 2 epochs"):
@@ -122,11 +124,66 @@ def test_fedavg_is_plain_epochs_and_every_bit_of_their_weights(method: Method) -
     packed = finished(run)
     assert run.epochs == 2  # pretraining is the other methods'
     rebuilt = local.moved(ORIGIN, alq.reconstruct(unpack(packed, LAYOUT)))
-    assert np.allclose(local.flat(LAYOUT, rebuilt), run.state()["latent"], rtol=0, atol=1e-7)
+    assert np.allclose(flat(LAYOUT, rebuilt), run.state()["latent"], rtol=0, atol=1e-7)
     small = pack(run.result(), compress=plan.compress)
     assert len(small) == len(packed) if method == "fedavg" else len(small) < len(packed)
     score = list(evaluate(InferGraph.load("lenet5"), rebuilt, DIGITS.x, DIGITS.y))[-1]
     assert score.loss < 2.0  # from 2.3, the logarithm of ten classes
+
+
+SPACEDML = dataclasses.replace(
+    PLAN, method="spacedml", bits_up=0.6, max_bases=2, prune_ratio=0.75, prune_epochs=2
+)
+
+
+def test_spacedml_prunes_to_its_ratio_and_learns_on() -> None:
+    run = training(SPACEDML)
+    losses = [run.loss for step in run.steps() if step.ends_epoch]
+    packed = pack(run.result())
+    assert len(losses) == 1 + 2 + 1 + 1 + 1
+    result = unpack(packed, LAYOUT)
+    assert isinstance(result, alq.Quantized)
+    assert 0.13 < result.budget_bits / LAYOUT.parameters <= 0.15
+    assert losses[-1] < losses[1]
+    # What is trained is what travels: the last epoch's loss, at a rate near nothing, is of these weights.
+    weights = local.moved(ORIGIN, alq.reconstruct(result))
+    score = list(evaluate(InferGraph.load("lenet5"), weights, DIGITS.x, DIGITS.y))[-1]
+    assert score.loss < 2.0
+
+
+@pytest.mark.parametrize("epochs_done", range(7))
+def test_spacedml_resumed_after_any_epoch_repeats_exactly(epochs_done: int) -> None:
+    whole, first = spacedml_bytes(), training(SPACEDML)
+    list(islice(first.steps(), 7 * epochs_done))
+    second = training(SPACEDML)
+    second.restore({name: value.copy() for name, value in first.state().items()})
+    assert second.epoch == epochs_done
+    assert finished(second) == whole
+
+
+@cache
+def spacedml_bytes() -> bytes:
+    return finished(training(SPACEDML))
+
+
+@pytest.mark.parametrize("last", ["prune", "bases", "coordinates"])
+def test_spacedml_may_end_with_any_of_its_phases(last: str) -> None:
+    plan = dataclasses.replace(SPACEDML, epochs=0, pretrain_epochs=0, prune_epochs=1)
+    plan = dataclasses.replace(
+        plan, basis_epochs=int(last != "prune"), coordinate_epochs=int(last == "coordinates")
+    )
+    result = unpack(finished(training(plan)), LAYOUT)
+    assert isinstance(result, alq.Quantized)
+    assert result.budget_bits <= 0.15 * LAYOUT.parameters
+
+
+def test_a_checkpoint_without_its_bases_is_refused() -> None:
+    run = training(SPACEDML)
+    list(islice(run.steps(), 7 * 4))
+    state = run.state()
+    for missing, says in (("peak", "lacks 'peak'"), ("signs", "coordinates"), ("widths", "0 bit-widths")):
+        with pytest.raises(ValueError, match=says):
+            training(SPACEDML).restore({k: v for k, v in state.items() if k != missing})
 
 
 def test_no_images_and_a_loss_beyond_numbers_are_refused() -> None:
@@ -150,10 +207,10 @@ def test_shifts_move_whole_images_by_at_most_the_pixels_asked() -> None:
 
 
 def test_flat_and_views_are_a_pair() -> None:
-    vector = local.flat(LAYOUT, ORIGIN)
-    assert all(np.array_equal(view, ORIGIN[name]) for name, view in local.views(LAYOUT, vector).items())
+    vector = flat(LAYOUT, ORIGIN)
+    assert all(np.array_equal(view, ORIGIN[name]) for name, view in views(LAYOUT, vector).items())
     with pytest.raises(ValueError, match=r"fc1\.bias has shape"):
-        local.flat(LAYOUT, ORIGIN | {"fc1.bias": np.zeros(3, np.float32)})
+        flat(LAYOUT, ORIGIN | {"fc1.bias": np.zeros(3, np.float32)})
 
 
 def test_rounds_of_three_boards_teach_a_model_in_three_kilobytes() -> None:
