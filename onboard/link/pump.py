@@ -21,7 +21,7 @@ from onboard.wire.session import Session
 from onboard.wire.transfer import Incoming
 
 REOPEN_S = 1.0
-SAVE_SHARE = 32  # at most this part of an object, in bytes, is lost by a kill: 3 %
+SAVE_SHARE = 128  # at most this part of an object, in bytes, is lost by a kill: 1 %
 SAVE_GAP_S = 0.25  # an fsync on an SD card takes up to this long, so fast links save by time
 SAVE_WITHIN_S = 5.0  # and slow links lose at most this much of what they heard
 SAVE_AGAIN_S = 5.0  # after the disk was full

@@ -128,6 +128,7 @@ class LinkSnapshot:
     corrupt: int  # objects with a wrong digest
     fragments_sent: int
     fragments_resent: int
+    repairs_sent: int  # sums of fragments, for what was likely lost
     fragments_received: int  # new ones
     loss_out: float  # share of our fragments that REPORTs showed as lost
     loss_in: float  # share of the peer's frames that were not heard, by gaps in its seq

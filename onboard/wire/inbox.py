@@ -99,7 +99,10 @@ class Inbox:
             return send
         for digest, receipt in self._receipts.items():
             if receipt.report_at <= now:
-                report = Report(*floor, prefix=digest[:PREFIX_BYTES], held=self.incoming[digest].held)
+                incoming = self.incoming[digest]
+                report = Report(
+                    *floor, prefix=digest[:PREFIX_BYTES], held=incoming.held, equations=incoming.equations
+                )
                 return Send(Type.REPORT, self._encode(report), receipt.object_id)
         return None
 
@@ -160,18 +163,25 @@ class Inbox:
         return events + self._check(incoming, receipt, now)
 
     def on_data(self, frame: Frame, now: float) -> list[Event]:
-        """A fragment."""
+        """A fragment, or a sum of some."""
         digest = self._digests.get(frame.object_id)
         incoming = None if digest is None else self.incoming.get(digest)
         if incoming is None:
             return self._on_question(frame.object_id, now) if frame.poll or digest is None else []
         receipt = self._receipts[incoming.digest]
+        have = incoming.have
         try:
-            new = incoming.store(frame.fragment, frame.payload)
+            if frame.type is Type.REPAIR:
+                generation, reserved = divmod(frame.fragment, 256)
+                if reserved:
+                    raise BadFragment(f"repair with fragment field {frame.fragment:#06x}")
+                new = incoming.repair((frame.epoch, frame.seq), generation, frame.payload)
+            else:
+                new = incoming.store(frame.fragment, frame.payload)
         except BadFragment:
             self.malformed += 1
             return []
-        self.fragments += new
+        self.fragments += incoming.have - have
         self.duplicates += not new
         self.received_bytes += len(frame.payload) if new else 0
         wait_s = receipt.gap_s if frame.poll else self._timing.report_interval_s(incoming.count)

@@ -11,22 +11,20 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from onboard.wire.cadence import Cadence
 from onboard.wire.events import Cancelled, Delivered, Event, Expired
-from onboard.wire.frame import OVERHEAD_BYTES, Type
+from onboard.wire.frame import Type
 from onboard.wire.messages import Cancel, Done, Offer, Reason
 from onboard.wire.report import Report
 from onboard.wire.timing import RETRY_S, Timing
 from onboard.wire.transfer import Outgoing
 
+_BULK = (Type.DATA, Type.REPAIR)
 _AT_WORK = 4  # objects on their way at a time; the others have not been offered yet
-_QUICK_ASKS = 12  # 288 B; from then on ever more slowly
-_LITTLE_LOSS = 0.05
+_OFFER_EVERY = 8  # fragments that follow an OFFER without waiting for its answer are in vain if it is lost
 _QUICK_TURNS = 4  # half-duplex: a question in each, and then every 2 s
-_SLOWER_FROM_S = 0.25
-_SLOWER = 1.5
-_MAX_ACCEPT_S = 30.0  # between two questions about an object that is whole and not yet accepted
 _MAX_ID = 0xFFFF
 _ID_SPAN = 0x8000
 
@@ -41,6 +39,7 @@ class Send:
     fragment: int = 0
     priority: int = 0
     poll: bool = False
+    question: bool = False  # and it is what the frame is for
     about: Outgoing | None = None
 
 
@@ -53,6 +52,7 @@ class _Talk:
     ask_at: float = 0.0  # when to ask (again), if nothing else can be sent
     asks: int = 0  # since the receiver last spoke of this object
     unpolled: int = 0  # fragments sent since the last POLL flag
+    unoffered: int = 0  # and since the last OFFER
 
 
 class Outbox:
@@ -70,9 +70,9 @@ class Outbox:
         self._spoke = False  # half-duplex: in this turn, something that wants an answer
         self._handed_over = False  # half-duplex: the turn in which it was is over
         self.silent = False
-        self.peer_is_busy = False  # it sends bulk, so that its answers queue behind that
-        self.fragments_sent = self.fragments_resent = self.orphans = 0
-        self._lost, self._settled = 0.0, 0.0
+        self.fragments_sent = self.fragments_resent = self.repairs_sent = self.orphans = 0
+        self._cadence = Cadence(timing)
+        self._loss = self._cadence.loss
         self._acknowledged_bytes = 0
         self._active_s = 0.0
         self._active_from: float | None = None
@@ -124,7 +124,7 @@ class Outbox:
     @property
     def loss(self) -> float:
         """Share of fragments that the latest few hundred fates in REPORTs showed as lost."""
-        return self._lost / self._settled if self._settled else 0.0
+        return self._loss.measured
 
     # -- what may leave --------------------------------------------------------------------------------
 
@@ -137,27 +137,32 @@ class Outbox:
         """When `control` has a frame next, inf for never as things stand."""
         if self.held_back:
             return math.inf if self._spoke else self._retry_at  # one question a turn
-        return min((at for at, type_, _ in self._plan() if type_ is not Type.DATA), default=math.inf)
+        return min((at for at, type_, _ in self._plan() if type_ not in _BULK), default=math.inf)
 
-    def control(self, now: float) -> Send | None:
-        """The OFFER, POLL or CANCEL that is due."""
+    def control(self, now: float, seq: int) -> Send | None:
+        """The OFFER, POLL or CANCEL that is due; it will be frame `seq`."""
         plan = [] if now < self.control_at() else self._plan()
         if plan and self.held_back:
             return self._question(plan[0][2])
         for at, type_, talk in plan:
-            if at <= now and type_ is not Type.DATA:
-                return self._control_frame(type_, talk, now)
+            if at <= now and type_ not in _BULK:
+                return self._control_frame(type_, talk, now, seq)
         return None
 
     def has_bulk(self) -> bool:
         """Whether `bulk` has a frame."""
-        return any(type_ is Type.DATA for _, type_, _ in self._plan())
+        return any(type_ in _BULK for _, type_, _ in self._plan())
 
-    def bulk(self) -> Send | None:
-        """The next DATA: of the most urgent object, the one with least to go first."""
-        for _, type_, talk in self._plan():
+    def bulk(self, seq: int) -> Send | None:
+        """The next DATA: of the most urgent object, the one with least to go first. Else a REPAIR.
+        It will be frame `seq`."""
+        plan = self._plan()
+        for _, type_, talk in plan:
             if type_ is Type.DATA:
                 return self._data_frame(talk)
+        for _, type_, talk in plan:
+            if type_ is Type.REPAIR:
+                return self._repair_frame(talk, seq)
         return None
 
     def sent(self, send: Send, seq: int, end: float) -> None:
@@ -166,19 +171,17 @@ class Outbox:
             return
         talk = self._by_id[send.object_id]
         self._spoke = self._timing.half_duplex
-        if send.type is Type.DATA:
-            resent = talk.object.resent
-            talk.object.sent(send.fragment, seq)
-            self.fragments_sent += 1
-            self.fragments_resent += talk.object.resent - resent
+        talk.asks += send.question and not (send.type is Type.OFFER and talk.unoffered)
+        if send.type in _BULK:
+            self._bulk_sent(send, talk, seq)
             talk.unpolled = 0 if send.poll else talk.unpolled + 1
+            talk.unoffered += 1
             if not send.poll and not self._timing.half_duplex:
                 return
-        else:
-            talk.asks += 1
-            if send.type is Type.OFFER:
-                talk.offer_seq = seq
-        talk.ask_at = end + self._patience_s(talk)
+        elif send.type is Type.OFFER:
+            talk.offer_seq = seq
+            talk.unoffered = 0
+        talk.ask_at = end + self._cadence.patience_s(talk.object, talk.asks)
         if not self._timing.half_duplex:
             self._note_question(end)
 
@@ -194,6 +197,10 @@ class Outbox:
         self._handed_over, self._spoke = self._spoke, False
         if self._handed_over:
             self._note_question(end)
+
+    def peer_is_busy(self, busy: bool) -> None:
+        """Whether the peer sends bulk as well."""
+        self._cadence.peer_is_busy = busy
 
     # -- what was heard --------------------------------------------------------------------------------
 
@@ -218,7 +225,7 @@ class Outbox:
         if verdict is None:
             self.orphans += 1
             return
-        self._weigh(verdict.lost, verdict.settled)
+        self._loss.weigh(verdict)
         self._acknowledged_bytes += max(0, before - outgoing.remaining_bytes)
         if outgoing.withdrawn is not None:
             return  # CANCEL goes again when it is due
@@ -276,49 +283,48 @@ class Outbox:
         outgoing = talk.object
         if outgoing.withdrawn is not None:
             return talk.ask_at, Type.CANCEL
-        if talk.offer_seq == 0:
+        if talk.offer_seq == 0 or (not outgoing.answered and talk.unoffered >= _OFFER_EVERY):
             return -math.inf, Type.OFFER
-        if outgoing.to_send and outgoing.in_flight < self._window(talk):
-            return -math.inf, Type.DATA
+        if outgoing.in_flight < self._cadence.window(outgoing):
+            if outgoing.next_fragment(self._loss.expected) is not None:
+                return -math.inf, Type.DATA
+            if outgoing.to_repair(self._loss.expected, self._loss.burst) is not None:
+                return -math.inf, Type.REPAIR
         return talk.ask_at, Type.POLL if outgoing.answered else Type.OFFER
-
-    def _window(self, talk: _Talk) -> int:
-        """How many fragments may be out of the receiver's REPORTs.
-
-        1/32 of the object, so that a receiver that is killed takes no more with it, and at least twice
-        the bandwidth-delay product, so that a lost REPORT does not stall the flow. A turn on half-duplex
-        takes 1/16: each costs two changes of direction.
-        """
-        outgoing = talk.object
-        round_trip = self._timing.round_trip_fragments(outgoing.count)
-        if not outgoing.answered:
-            # The first round trip after an OFFER is filled and no more: the receiver may hold it all.
-            if self._timing.waits_for_answer(len(outgoing.payload), outgoing.count):
-                return 0
-            return max(4, round_trip + 1)
-        if self._timing.half_duplex:
-            return max(8, outgoing.count // 16)
-        return max(4, 2 * round_trip, outgoing.count // 32)
 
     def _data_frame(self, talk: _Talk) -> Send:
         outgoing = talk.object
-        index = outgoing.next_fragment()
-        assert index is not None  # _next has looked
-        window = self._window(talk)
-        last = outgoing.to_send.bit_count() == 1 or outgoing.in_flight + 1 >= window
-        poll = not self._timing.half_duplex and (last or talk.unpolled + 1 >= self._poll_every(window))
+        index = outgoing.next_fragment(self._loss.expected)
+        assert index is not None, "_next has looked"
+        poll = self._cadence.wants_report(outgoing, talk.unpolled, last=outgoing.to_send.bit_count() == 1)
         payload = outgoing.fragment(index)
-        return Send(Type.DATA, payload, outgoing.object_id, index, outgoing.priority, poll, outgoing)
+        return Send(Type.DATA, payload, outgoing.object_id, index, outgoing.priority, poll, about=outgoing)
 
-    def _poll_every(self, window: int) -> int:
-        """So many questions a window that all of them, or their answers, are lost in 1 of 100 cases."""
-        loss = min(max(self.loss, 0.01), 0.9)
-        unanswered = 1 - (1 - loss) ** 2
-        return max(1, window // max(2, math.ceil(math.log(0.01) / math.log(unanswered))))
+    def _repair_frame(self, talk: _Talk, seq: int) -> Send:
+        outgoing = talk.object
+        generation = outgoing.to_repair(self._loss.expected, self._loss.burst, least=-math.inf)
+        assert generation is not None, "something of the object is missing"
+        payload = outgoing.repair(generation, (self._epoch, seq))
+        poll = self._cadence.wants_report(outgoing, talk.unpolled, last=True)
+        return Send(
+            Type.REPAIR, payload, outgoing.object_id, generation << 8, outgoing.priority, poll, about=outgoing
+        )
 
-    def _control_frame(self, type_: Type, talk: _Talk, now: float) -> Send:
+    def _bulk_sent(self, send: Send, talk: _Talk, seq: int) -> None:
+        if send.type is Type.REPAIR:
+            talk.object.repair_sent(send.fragment >> 8, seq)
+            self.repairs_sent += 1
+        else:
+            resent = talk.object.resent
+            talk.object.sent(send.fragment, seq)
+            self.fragments_sent += 1
+            self.fragments_resent += talk.object.resent - resent
+
+    def _control_frame(self, type_: Type, talk: _Talk, now: float, seq: int) -> Send:
         outgoing = talk.object
         payload = b""
+        if type_ is Type.POLL and self._cadence.repair_asks(outgoing, talk.asks):
+            return replace(self._repair_frame(talk, seq), question=True)
         if type_ is Type.OFFER:
             left_s = 0 if math.isinf(outgoing.deadline) else max(1, math.ceil(outgoing.deadline - now))
             payload = Offer(
@@ -326,30 +332,11 @@ class Outbox:
             ).encode()
         elif type_ is Type.CANCEL and outgoing.withdrawn is not None:
             payload = Cancel(outgoing.digest, outgoing.withdrawn).encode()
-        return Send(type_, payload, outgoing.object_id, poll=True, about=outgoing)
+        return Send(type_, payload, outgoing.object_id, poll=True, question=True, about=outgoing)
 
     def _question(self, talk: _Talk) -> Send:
         """To a peer that owes an answer: 24 B, and it says "unknown" if the OFFER never came."""
-        return Send(Type.POLL, b"", talk.object.object_id, poll=True, about=talk.object)
-
-    def _patience_s(self, talk: _Talk) -> float:
-        """From one question about an object to the next, should nothing else be left to send meanwhile.
-
-        On a link that loses little the answer is waited for. Otherwise the idle air is worth less than a
-        round trip: a few questions follow each other within one. Then ever more slowly.
-        """
-        if talk.object.complete:
-            return min(RETRY_S * 2.0 ** min(talk.asks, 8), _MAX_ACCEPT_S)
-        if self._timing.half_duplex:
-            return 0.0  # whose turn it is says when
-        answer_s = self._timing.answer_s(talk.object.count, busy=self.peer_is_busy)
-        if talk.asks <= 1 and self.loss < _LITTLE_LOSS:
-            return answer_s
-        quick_s = max(answer_s / 4, 8 * self._timing.airtime_s(OVERHEAD_BYTES))
-        if talk.asks <= _QUICK_ASKS:
-            return min(quick_s, RETRY_S)
-        slow_s = max(quick_s, _SLOWER_FROM_S) * _SLOWER ** min(talk.asks - _QUICK_ASKS, 32)
-        return min(slow_s, RETRY_S)
+        return Send(Type.POLL, b"", talk.object.object_id, poll=True, question=True, about=talk.object)
 
     def _note_question(self, end: float) -> None:
         if self._asked_since is None:
@@ -370,12 +357,6 @@ class Outbox:
         elif report.epoch != self._epoch or report.seq >= talk.offer_seq:  # it knew of the last OFFER
             talk.object.unknown()
             talk.offer_seq = 0
-
-    def _weigh(self, lost: int, settled: int) -> None:
-        self._lost += lost
-        self._settled += settled
-        if self._settled > 512:
-            self._lost, self._settled = self._lost / 2, self._settled / 2
 
     def _forget(self, talk: _Talk, now: float) -> None:
         del self._talks[talk.object.digest]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import ClassVar
 
 from onboard.wire.messages import MAX_FRAGMENTS, BadMessage
@@ -18,13 +18,15 @@ PREFIX_BYTES = 4
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """REPORT: what the receiver heard, and what it holds of one object. 13 B and a bitmap or runs.
+    """REPORT: what the receiver heard, and what it holds of one object. 13 B, sums, a bitmap or runs.
 
     `epoch`, `seq`: the highest heard from the peer. `prefix`: first 4 B of the object's digest.
     `held`: bit i is set when fragment i is held. `covered`: nothing is said of fragments from there
     on; MAX_FRAGMENTS when the report is complete. `unknown`: the receiver knows no object of the
     header's object id, so the sender had better offer it again (`prefix` is then zeros). A report
     about no object at all has object id 0, prefix zeros, and only its epoch and seq mean something.
+    `equations`: (generation, number) of independent sums held from REPAIRs that do not yet give fragments;
+    those that are not told make the sender repair more than is needed, and nothing worse.
     """
 
     epoch: int
@@ -33,11 +35,13 @@ class Report:
     held: int = 0
     covered: int = MAX_FRAGMENTS
     unknown: bool = False
+    equations: tuple[tuple[int, int], ...] = ()
 
     _LAYOUT: ClassVar = struct.Struct(">BHI4sH")
     _RUNS: ClassVar = 0x01
     _CUT: ClassVar = 0x02
     _UNKNOWN: ClassVar = 0x04
+    _EQUATIONS: ClassVar = 0x08
 
     def encode(self, max_bytes: int) -> bytes:
         """At most `max_bytes` (13 or more): bitmap or runs, whichever says more in fewer bytes.
@@ -52,12 +56,14 @@ class Report:
             raise ValueError(f"{max_bytes} B is no room for a REPORT, which needs {self._LAYOUT.size}")
         if self.held < 0 or self.held.bit_length() > MAX_FRAGMENTS:
             raise ValueError(f"held {self.held.bit_length()} fragments, at most {MAX_FRAGMENTS}")
+        sums = _encode_equations(self.equations, room // 4)
+        room -= len(sums)
         base = (~self.held & (self.held + 1)).bit_length() - 1  # the lowest hole
         above = self.held >> base
         bitmap = above.to_bytes((above.bit_length() + 7) // 8, "little")
         runs, told = _encode_runs(above, room)
         whole_bitmap, whole_runs = len(bitmap) <= room, told >= above.bit_length()
-        flags = self._UNKNOWN if self.unknown else 0
+        flags = (self._UNKNOWN if self.unknown else 0) | (self._EQUATIONS if sums else 0)
         if whole_runs and (not whole_bitmap or len(runs) < len(bitmap)):
             body, flags = runs, flags | self._RUNS
         elif whole_bitmap:
@@ -67,7 +73,7 @@ class Report:
         else:
             body, flags = bitmap[:room], flags | self._CUT
         try:
-            return self._LAYOUT.pack(flags, self.epoch, self.seq, self.prefix, base) + body
+            return self._LAYOUT.pack(flags, self.epoch, self.seq, self.prefix, base) + sums + body
         except struct.error as error:
             raise ValueError(f"{self!r:.200} does not fit its frame: {error}") from None
 
@@ -77,9 +83,12 @@ class Report:
         if len(payload) < cls._LAYOUT.size:
             raise BadMessage(f"REPORT of {len(payload)} B, at least {cls._LAYOUT.size}")
         flags, epoch, seq, prefix, base = cls._LAYOUT.unpack_from(payload)
-        if flags & ~(cls._RUNS | cls._CUT | cls._UNKNOWN):
+        if flags & ~(cls._RUNS | cls._CUT | cls._UNKNOWN | cls._EQUATIONS):
             raise BadMessage(f"REPORT with flags 0x{flags:02x}")
         body = payload[cls._LAYOUT.size :]
+        equations: tuple[tuple[int, int], ...] = ()
+        if flags & cls._EQUATIONS:
+            equations, body = _decode_equations(body)
         if flags & cls._RUNS:
             above, told = _decode_runs(body, MAX_FRAGMENTS - base)
         else:
@@ -89,7 +98,26 @@ class Report:
         if above & 1:
             raise BadMessage(f"REPORT says that its first hole, fragment {base}, is held")
         covered = min(base + told, MAX_FRAGMENTS) if flags & cls._CUT else MAX_FRAGMENTS
-        return cls(epoch, seq, prefix, above << base | (1 << base) - 1, covered, bool(flags & cls._UNKNOWN))
+        held = above << base | (1 << base) - 1
+        return cls(epoch, seq, prefix, held, covered, bool(flags & cls._UNKNOWN), equations)
+
+
+def _encode_equations(equations: tuple[tuple[int, int], ...], room: int) -> bytes:
+    """A count, then that many pairs of generation and number, as far as `room` bytes reach; b"" for none."""
+    told = [bytes((generation, min(number, 0xFF))) for generation, number in equations][
+        : max(0, (room - 1) // 2)
+    ]
+    return bytes((len(told),)) + b"".join(told) if told else b""
+
+
+def _decode_equations(body: bytes) -> tuple[tuple[tuple[int, int], ...], bytes]:
+    end = 1 + 2 * body[0] if body else 1
+    if end > len(body):
+        raise BadMessage(f"REPORT that ends within its sums, {len(body)} B of {end}")
+    pairs = body[1:end]
+    if not pairs or 0 in pairs[1::2] or any(a >= b for a, b in pairwise(pairs[::2])):
+        raise BadMessage(f"REPORT with sums {pairs.hex()}: one or more a generation, in ascending order")
+    return tuple(zip(pairs[::2], pairs[1::2], strict=True)), body[end:]
 
 
 def _encode_runs(above: int, room: int) -> tuple[bytes, int]:

@@ -271,6 +271,7 @@ class Session:
             corrupt=inbox.corrupt,
             fragments_sent=outbox.fragments_sent,
             fragments_resent=outbox.fragments_resent,
+            repairs_sent=outbox.repairs_sent,
             fragments_received=inbox.fragments,
             loss_out=outbox.loss,
             loss_in=self._loss_in,
@@ -286,13 +287,13 @@ class Session:
 
     def _dispatch(self, frame: Frame, now: float) -> list[Event]:
         inbox, outbox = self._inbox, self._outbox
-        if frame.type is Type.DATA:
+        if frame.type is Type.DATA or frame.type is Type.REPAIR:
             if self._first_data_at is None:
                 self._first_data_at = now
             self._data_at = now
-            outbox.peer_is_busy = True
+            outbox.peer_is_busy(True)
             return inbox.on_data(frame, now)
-        outbox.peer_is_busy = now - self._data_at < _BUSY_S
+        outbox.peer_is_busy(now - self._data_at < _BUSY_S)
         if frame.type is Type.REPORT:
             report = Report.decode(frame.payload)
             if frame.object_id and not (report.epoch == self.epoch and report.seq > self._sealer.seq):
@@ -311,18 +312,19 @@ class Session:
             return outbox.on_cancel(cancel, frame.object_id, now)
         if frame.type is Type.MSG:
             return [Message(frame.payload)]
-        self._malformed += 1  # HELLO and REPAIR are of a later form of this protocol
+        self._malformed += 1  # HELLO is of a later form of this protocol
         return []
 
     def _choose(self, now: float) -> Send | None:
         """Answers, questions, messages, bulk; to a peer that owes an answer questions only."""
+        seq = self._sealer.seq + 1
         if self._outbox.held_back:
-            return self._outbox.control(now)
-        send = self._inbox.due(now, self._opener.floor) or self._outbox.control(now)
+            return self._outbox.control(now, seq)
+        send = self._inbox.due(now, self._opener.floor) or self._outbox.control(now, seq)
         if send is None and self._messages:
             priority, _, payload = self._messages[0]
             send = Send(Type.MSG, payload, priority=priority)
-        return send or self._outbox.bulk()
+        return send or self._outbox.bulk(seq)
 
     def _ready_at(self) -> float:
         """When `_choose` next has a frame."""

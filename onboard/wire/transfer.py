@@ -2,17 +2,21 @@
 
 The receiver owns the list of holes (`Incoming.held`), the sender learns it from REPORTs. A fragment goes
 out again only when its last transmission is at or below the highest seq that the receiver heard and the
-receiver does not hold it; there is no retry limit. Sets of fragments are Python integers, bit i for
-fragment i: the operations that a REPORT needs on 65,535 of them take a few microseconds.
+receiver does not hold it; there is no retry limit. At an object's end, where waiting for the REPORT on the
+last fragments would leave the air idle, REPAIRs go out for as many as the link is likely to have lost.
+Sets of fragments are Python integers, bit i for fragment i: the operations that a REPORT needs on 65,535 of
+them take a few microseconds.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 
+from onboard.wire import repair
 from onboard.wire.messages import MAX_FRAGMENTS, Reason, digest, fragments_of
+from onboard.wire.repair import GENERATION, Equations
 from onboard.wire.report import PREFIX_BYTES, Report
 
 
@@ -50,6 +54,7 @@ class Incoming:
         self.deadline = math.inf
         self._data = bytearray(size)
         self._all = (1 << self.count) - 1
+        self._equations: dict[int, Equations] = {}  # by generation; in memory only
 
     @classmethod
     def of(cls, partial: Partial) -> Incoming:
@@ -83,11 +88,39 @@ class Incoming:
             raise BadFragment(f"fragment {index} with {len(payload)} B, not {end - start}")
         if self.held >> index & 1:
             return False
-        self._data[start:end] = payload
-        self.held |= 1 << index
-        self.have += 1
-        self.dirty.add(index)
+        self._put(index, payload)
+        generation, nth = divmod(index, GENERATION)
+        equations = self._equations.get(generation)
+        if equations is not None:
+            self._put_all(generation, equations.know(nth, int.from_bytes(payload, "little")))
         return True
+
+    def repair(self, transmission: tuple[int, int], generation: int, payload: bytes) -> bool:
+        """Take a sum of fragments, sent as (epoch, seq); True when it told anything new.
+
+        Raises BadFragment and changes nothing.
+        """
+        size = repair.generation_size(self.count, generation)
+        if size <= 0:
+            raise BadFragment(f"repair of generation {generation} of {self.count} fragments")
+        length = repair.repair_bytes(self.size, self.fragment_bytes, generation)
+        if len(payload) != length:
+            raise BadFragment(f"repair of generation {generation} with {len(payload)} B, not {length}")
+        chosen = repair.mask(self.digest, transmission, generation, size)
+        known = self.held >> generation * GENERATION & chosen
+        if chosen == known:
+            return False
+        summed = int.from_bytes(payload, "little")
+        summed ^= repair.total(self._data, self.fragment_bytes, generation, known)
+        equations = self._equations.setdefault(generation, Equations())
+        before = self.have + equations.rank
+        self._put_all(generation, equations.add(chosen ^ known, summed))
+        return self.have + equations.rank > before
+
+    @property
+    def equations(self) -> tuple[tuple[int, int], ...]:
+        """Generations of which sums are held that do not yet give fragments, and how many each."""
+        return tuple((generation, of.rank) for generation, of in sorted(self._equations.items()) if of.rank)
 
     def fragment(self, index: int) -> memoryview:
         """The bytes of fragment `index`."""
@@ -105,6 +138,7 @@ class Incoming:
         """Forget every fragment: the digest was wrong, and nothing tells which of them is to blame."""
         self.held = self.have = 0
         self.dirty.clear()
+        self._equations.clear()
 
     def refragment(self, fragment_bytes: int) -> None:
         """Count in fragments of another length, as a sender with another MTU does.
@@ -120,10 +154,22 @@ class Incoming:
             span = (1 << last - first + 1) - 1
             if old.held >> first & span == span:
                 held |= 1 << index
+        self._equations.clear()
         self.fragment_bytes, self.count, self.held = fragment_bytes, count, held
         self._all = (1 << count) - 1
         self.have = held.bit_count()
         self.dirty = {index for index in range(count) if held >> index & 1}
+
+    def _put(self, index: int, payload: bytes) -> None:
+        start, end = self._span(index)
+        self._data[start:end] = payload[: end - start]
+        self.held |= 1 << index
+        self.have += 1
+        self.dirty.add(index)
+
+    def _put_all(self, generation: int, solved: list[tuple[int, int]]) -> None:
+        for nth, value in solved:
+            self._put(generation * GENERATION + nth, value.to_bytes(self.fragment_bytes, "little"))
 
     def _span(self, index: int) -> tuple[int, int]:
         start = index * self.fragment_bytes
@@ -132,9 +178,11 @@ class Incoming:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a REPORT settled: fragments found lost, and fragments whose fate it decided either way."""
+    """What a REPORT settled: fragments found lost, in how many bursts (one after the other, as they were
+    transmitted), and fragments whose fate it decided either way."""
 
     lost: int
+    bursts: int
     settled: int
 
 
@@ -167,10 +215,13 @@ class Outgoing:
         self._told = 0  # fragments of which some REPORT spoke
         self._sent = 0  # fragments transmitted at least once
         self._flight: deque[tuple[int, int]] = deque()  # (seq, fragment), ascending in seq
+        self._repairs: deque[tuple[int, int]] = deque()  # (seq, generation), ascending in seq
+        self._equations: dict[int, int] = {}  # sums that the receiver holds, by generation
+        self._airborne: Counter[int] = Counter()  # DATA and REPAIR in flight, by generation
         self._heard = (0, 0)  # epoch and seq of the frame that brought the newest REPORT
         self.answered = False  # a REPORT came since the last OFFER
         self.withdrawn: Reason | None = None
-        self.resent = 0
+        self.resent = self.repaired = 0
 
     @property
     def complete(self) -> bool:
@@ -179,23 +230,52 @@ class Outgoing:
 
     @property
     def in_flight(self) -> int:
-        """Fragments transmitted of which no REPORT has spoken yet."""
-        return len(self._flight)
+        """Fragments transmitted, and repairs, of which no REPORT has spoken yet."""
+        return len(self._flight) + len(self._repairs)
 
     @property
     def to_send(self) -> int:
         """Fragments that could be transmitted now, as a set."""
         return self._todo
 
+    def next_fragment(self, loss: float = 0.0) -> int | None:
+        """The first fragment to be sent, None when there is none.
+
+        `loss`: share (0..1) of what is in flight that will be lost. Of a generation whose repairs in
+        flight are likely to give what is missing nothing else is sent.
+        """
+        todo = self._todo
+        if todo and (self._repairs or self._equations):
+            for generation in {generation for _, generation in self._repairs} | self._equations.keys():
+                if self._missing(generation) <= self._airborne[generation] * (1 - loss):
+                    todo &= ~(_WHOLE << generation * GENERATION)
+        return (todo & -todo).bit_length() - 1 if todo else None
+
+    def to_repair(self, loss: float, burst: float = 1.0, *, least: float = 0.0) -> int | None:
+        """The generation that most lacks repairs, None if none lacks more than `least` of them.
+
+        loss: share (0..1) of what is in flight that will be lost; burst: how many times longer losses last
+        than if they were independent.
+        """
+        most, short = None, least
+        for generation in range(-(-self.count // GENERATION)):
+            missing = self._missing(generation)
+            if missing > 0:
+                lacks = _lacks(missing, self._airborne[generation], loss, burst)
+                if lacks > short:
+                    most, short = generation, lacks
+        return most
+
     @property
     def remaining_bytes(self) -> int:
         """Bytes that the receiver is not known to hold."""
         return max(0, len(self.payload) - self.held.bit_count() * self.fragment_bytes)
 
-    def next_fragment(self) -> int | None:
-        """The first fragment to be sent, None when there is none."""
-        todo = self._todo
-        return (todo & -todo).bit_length() - 1 if todo else None
+    def repair(self, generation: int, transmission: tuple[int, int]) -> bytes:
+        """The payload of a REPAIR of a generation that goes out as (epoch, seq)."""
+        size = repair.generation_size(self.count, generation)
+        chosen = repair.mask(self.digest, transmission, generation, size)
+        return repair.combine(self.payload, self.fragment_bytes, generation, chosen)
 
     def fragment(self, index: int) -> bytes:
         """The bytes of fragment `index`."""
@@ -207,8 +287,15 @@ class Outgoing:
         bit = 1 << index
         self._flight.append((seq, index))
         self._todo &= ~bit
+        self._airborne[index // GENERATION] += 1
         self.resent += self._sent >> index & 1
         self._sent |= bit
+
+    def repair_sent(self, generation: int, seq: int) -> None:
+        """A repair of the generation was transmitted as frame `seq`."""
+        self._repairs.append((seq, generation))
+        self._airborne[generation] += 1
+        self.repaired += 1
 
     def unknown(self) -> None:
         """The receiver knows no such object (any more): what it holds has to be learnt again."""
@@ -231,20 +318,52 @@ class Outgoing:
         self.held = self.held & ~told | report.held & told
         self._told |= told
         highest = report.seq - slack if report.epoch == epoch else -1
-        lost = settled = 0
+        lost = bursts = settled = 0
+        in_burst = False
         still: deque[tuple[int, int]] = deque()
         flying = 0
         for seq, index in self._flight:
             if self.held >> index & 1:
                 settled += 1
+                in_burst = False
             elif seq <= highest and told >> index & 1:
                 settled += 1
                 lost += 1
+                bursts += not in_burst
+                in_burst = True
             else:
                 still.append((seq, index))
                 flying |= 1 << index
         self._flight = still
+        self._equations = dict(report.equations)
+        self._repairs = deque(entry for entry in self._repairs if entry[0] > highest)
+        self._airborne = Counter(index // GENERATION for _, index in still)
+        self._airborne.update(generation for _, generation in self._repairs)
         # Of what no REPORT spoke yet (one that was cut to fit its frame) nothing is known: it may be
         # held since before a restart of ours, so it waits for the report that reaches so far.
         self._todo = (self._told | self._sent) & ~self.held & ~flying
-        return Verdict(lost, settled)
+        return Verdict(lost, bursts, settled)
+
+    def _missing(self, generation: int) -> int:
+        """Frames of a generation that the receiver yet has to hear, had none been sent since its REPORT."""
+        first = generation * GENERATION
+        holes = (self._all & ~self.held) >> first & _WHOLE
+        return max(holes.bit_count() - self._equations.get(generation, 0), 1) if holes else 0
+
+
+_WHOLE = (1 << GENERATION) - 1
+_SURE = 1.28  # standard deviations: 9 of 10
+_LITTLE = 0.1  # that something of this is lost is not worth a repair
+
+
+def _lacks(missing: int, airborne: int, loss: float, burst: float) -> float:
+    """By how many frames what is in flight falls short of giving `missing` in 9 of 10 cases.
+
+    A frame arrives with probability 1 - loss, so the number that does is about normal; in bursts its
+    variance is 2 burst - 1 times that of single losses (Gilbert 1960: the chain's correlation time). One
+    more than is missing is wanted: a repair that tells nothing new takes its place once or twice.
+    """
+    if missing == airborne and 1 - (1 - loss) ** airborne <= _LITTLE:
+        return 0.0
+    arrive = airborne * (1 - loss)
+    return missing + 1 - (arrive - _SURE * math.sqrt(arrive * loss * (2 * burst - 1)))

@@ -27,6 +27,9 @@ FRAME = Frame(
 OFFER = Offer(DIGEST, size=65_536, fragment_bytes=200, kind=MODEL, deadline_s=480)
 REPORT_BITMAP = Report(epoch=7, seq=300, prefix=DIGEST[:4], held=0b1010_0101_1101_1111_1111)
 REPORT_RUNS = Report(epoch=7, seq=300, prefix=DIGEST[:4], held=(1 << 300) - 1 & ~(3 << 20))
+REPORT_SUMS = Report(
+    epoch=7, seq=300, prefix=DIGEST[:4], held=(1 << 300) - 1 & ~(3 << 20 | 63 << 290), equations=((1, 4),)
+)
 REPORT_UNKNOWN = Report(epoch=7, seq=300, unknown=True)
 DONE = Done(DIGEST)
 CANCEL = Cancel(DIGEST, Reason.TOO_LARGE)

@@ -129,11 +129,11 @@ class End:
         return digest
 
     def save(self, now: float) -> None:
-        """As the pump's spool: every 1/32 of an object, and at the latest 5 s after the first fragment."""
+        """As the pump's spool: every 1/128 of an object, and at the latest 5 s after the first fragment."""
         assert self.session is not None
         for digest, incoming in self.session.incoming.items():
             dirty = len(incoming.dirty)
-            if dirty and (dirty >= max(1, incoming.count / 32) or now - self.disk.saved_at > 5):
+            if dirty and (dirty >= max(1, incoming.count / 128) or now - self.disk.saved_at > 5):
                 partial = incoming.partial()
                 self.disk.partials[digest] = replace(partial, data=bytes(partial.data))
                 self.disk.floor = self.session.floor

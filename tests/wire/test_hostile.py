@@ -47,7 +47,10 @@ def test_authentic_nonsense_changes_nothing_but_a_counter() -> None:
         (Type.DONE, bytes(3), {"object_id": 1}),
         (Type.CANCEL, bytes(16) + b"\5", {"object_id": 1}),
         (Type.CANCEL, b"", {"object_id": 1}),
-        (Type.REPAIR, bytes(200), {"object_id": 5}),
+        (Type.REPAIR, bytes(200), {"object_id": 5, "fragment": 1 << 8}),  # it has one generation
+        (Type.REPAIR, bytes(200), {"object_id": 5, "fragment": 1}),  # the low byte is reserved
+        (Type.REPAIR, bytes(199), {"object_id": 5}),
+        (Type.REPAIR, bytes(200), {"object_id": 6}),
         (Type.HELLO, bytes(3), {}),
     )
     for nth, frame in enumerate(nonsense):

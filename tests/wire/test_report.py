@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from onboard.wire.messages import MAX_FRAGMENTS, BadMessage
 from onboard.wire.report import Report
-from tests.wire.examples import DIGEST, REPORT_BITMAP, REPORT_RUNS, REPORT_UNKNOWN, VECTORS
+from tests.wire.examples import DIGEST, REPORT_BITMAP, REPORT_RUNS, REPORT_SUMS, REPORT_UNKNOWN, VECTORS
 
 HEAD_BYTES = 13
 
@@ -36,10 +38,14 @@ reports = st.builds(
     held=bitmaps,
     unknown=st.booleans(),
 )
+sums = st.dictionaries(st.integers(0, 255), st.integers(1, 255), max_size=20).map(
+    lambda held: tuple(sorted(held.items()))
+)
 
 
-@given(reports)
-def test_with_room_all_is_said(report: Report) -> None:
+@given(reports, sums)
+def test_with_room_all_is_said(report: Report, equations: tuple[tuple[int, int], ...]) -> None:
+    report = replace(report, equations=equations)
     assert Report.decode(report.encode(HEAD_BYTES + 8192)) == report
 
 
@@ -62,6 +68,20 @@ def test_with_little_room_what_is_said_is_true(report: Report, room: int) -> Non
         assert told.covered >= lowest_hole + 8 * (room - HEAD_BYTES)
 
 
+@given(reports, sums, st.integers(HEAD_BYTES, 80))
+def test_sums_take_a_quarter_of_the_room_at_most(
+    report: Report, equations: tuple[tuple[int, int], ...], room: int
+) -> None:
+    report = replace(report, equations=equations)
+    payload = report.encode(room)
+    assert len(payload) <= room
+    told = Report.decode(payload)
+    assert told.equations == equations[: len(told.equations)]
+    assert told.held == report.held & (1 << told.covered) - 1
+    if told.equations:
+        assert 1 + 2 * len(told.equations) <= (room - HEAD_BYTES) / 4
+
+
 def test_328_fragments_fit_54_bytes_whatever_is_missing() -> None:
     scattered = int("10" * 164, 2)
     assert len(Report(1, 1, held=scattered).encode(200)) <= HEAD_BYTES + 41
@@ -76,6 +96,7 @@ def test_one_hole_in_a_large_object_takes_runs() -> None:
     [
         ("report-bitmap", REPORT_BITMAP),
         ("report-runs", REPORT_RUNS),
+        ("report-sums", REPORT_SUMS),
         ("report-unknown", REPORT_UNKNOWN),
     ],
 )
@@ -103,7 +124,12 @@ def raw(flags: int, base: int, body: bytes) -> bytes:
     "payload",
     [
         b"",
-        raw(0x08, 0, b""),  # a flag of some other version
+        raw(0x10, 0, b""),  # a flag of some other version
+        raw(0x08, 0, b""),  # sums of which nothing is said
+        raw(0x08, 0, b"\0"),
+        raw(0x08, 0, b"\2\0\1\1"),
+        raw(0x08, 0, b"\1\0\0"),
+        raw(0x08, 0, b"\2\1\1\1\1"),
         raw(0, 0, b"\x01"),  # its first hole is held
         raw(0, 65_530, b"\0" * 8 + b"\x01"),  # beyond the last fragment there can be
         raw(0x01, 0, b"\x00"),  # a run of nothing
@@ -112,7 +138,7 @@ def raw(flags: int, base: int, body: bytes) -> bytes:
         raw(0x01, 0, b"\xff\xff\x7f"),  # a run too long
         raw(0x01, 65_535, b"\x01\x01"),
     ],
-    ids=range(9),
+    ids=range(14),
 )
 def test_contradictions_raise_bad_message(payload: bytes) -> None:
     with pytest.raises(BadMessage):
