@@ -32,6 +32,8 @@ from onboard.codec.layout import group_length as group_length
 from onboard.codec.layout import in_groups as in_groups
 from onboard.codec.layout import layout as layout
 
+Doubles = npt.NDArray[np.float64]
+
 MAX_BASES = 8
 # An alpha travels as a float16 without its sign and with 3 bits of mantissa. It is off by at most 1/16, which
 # adds 0.4 % of a basis's energy to the error: 97.1 % on digits against 97.2 % with all 10 bits (6 rounds, two
@@ -42,10 +44,9 @@ COORDINATE_BITS = 5 + MANTISSA_BITS
 # LeNet-5's 580 biases take 215 bytes instead of 290.
 RAW_LEVELS = 7
 HALF_MAX = float(np.finfo(np.float16).max)
-# Least squares gets this ridge, relative to the Gram matrix's diagonal: a residual of exactly zero makes the
-# next basis dependent on the others, and the solution must stay finite. In float64 it moves no alpha that
-# float16 could show.
-RIDGE = 1e-9
+# A basis with less than this share of its squared length outside the span of the others gets coordinate 0: a
+# residual of nothing makes the next basis dependent, and float32 products tell no finer.
+DEPENDENT = 1e-5
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +83,8 @@ class Bases:
         """The groups (G, n), float32; one product, one sum at a time: IEEE 754 makes it the same anywhere."""
         groups = np.zeros((len(self.bits), self.signs.shape[2]), np.float32)
         for j in range(self.alphas.shape[1]):
-            groups += self.alphas[:, j, None] * self.signs[:, j]
+            at = np.flatnonzero(self.bits > j)
+            groups[at] += self.alphas[at, j, None] * self.signs[at, j]
         return groups
 
 
@@ -117,58 +119,94 @@ class Quantized:
 Model = Quantized | Dense
 
 
-def _weighted(h: Floats | None, x: Floats) -> Floats:
-    return x if h is None else h * x
+def _solved(gram: Doubles, target: Doubles) -> Doubles:
+    """Least-squares coordinates (A, j) from Gram matrices (A, j, j) and targets (A, j), by Cholesky.
 
-
-def _refit(gram: npt.NDArray[np.float64], target: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Least-squares coordinates (A, j) from Gram matrices (A, j, j) and targets (A, j)."""
-    diagonal = np.einsum("aii->ai", gram)
-    eye = np.eye(gram.shape[1]) * (RIDGE * diagonal.max(axis=1, initial=0.0) + np.finfo(np.float64).tiny)[:, None, None]
-    return np.linalg.solve(gram + eye, target[..., None])[..., 0]
-
-
-def refit(target: Floats, signs: Floats, h: Floats | None = None) -> npt.NDArray[np.float64]:
-    """Coordinates (G, I) of bases `signs` (G, I, n) that leave the least squared error to `target` (G, n),
-    weighted by `h` (G, n) unless None. A basis of zeros gets 0.
+    All matrices at once, an entry at a time: j is at most MAX_BASES, A in the thousands.
     """
-    weighted = signs if h is None else signs * h[:, None]
-    gram = np.matmul(weighted, signs.transpose(0, 2, 1)).astype(np.float64)
-    return _refit(gram, np.matmul(weighted, target[..., None])[..., 0].astype(np.float64))
+    width = gram.shape[1]
+    lower = np.zeros((width, width, len(gram)))
+    x = np.zeros((width, len(gram)))
+    for i in range(width):
+        for k in range(i):
+            lower[i, k] = (gram[:, i, k] - np.einsum("ka,ka->a", lower[i, :k], lower[k, :k])) / lower[k, k]
+        outside = gram[:, i, i] - np.einsum("ka,ka->a", lower[i, :i], lower[i, :i])
+        lower[i, i] = np.sqrt(np.where(outside > DEPENDENT * gram[:, i, i], outside, np.inf))
+        x[i] = (target[:, i] - np.einsum("ka,ka->a", lower[i, :i], x[:i])) / lower[i, i]
+    for i in reversed(range(width)):
+        x[i] = (x[i] - np.einsum("ka,ka->a", lower[i + 1 :, i], x[i + 1 :])) / lower[i, i]
+    return np.asarray(x.T)
+
+
+def refit(
+    target: Floats, bits: npt.NDArray[np.uint8], signs: npt.NDArray[np.int8], h: Floats | None = None
+) -> Doubles:
+    """Coordinates (G, I) of the first bits[g] bases of `signs` (G, I, n) that leave the least squared error
+    to `target` (G, n), weighted by `h` (G, n) unless None; 0 for all other bases.
+    """
+    order, depth = _sorted(bits)
+    bases = [signs[order[:live], j].astype(np.float32) for j, live in enumerate(depth)]
+    weighted = target[order] if h is None else target[order] * h[order]
+    gram = np.zeros((len(order), len(depth), len(depth)))
+    product = np.zeros((len(order), len(depth)))
+    for j, basis in enumerate(bases):
+        live = len(basis)
+        own = basis if h is None else basis * h[order[:live]]
+        for i, other in enumerate(bases[: j + 1]):
+            gram[:live, i, j] = gram[:live, j, i] = _dots(own, other[:live])
+        product[:live, j] = _dots(basis, weighted[:live])
+    alphas = np.zeros(signs.shape[:2])
+    alphas[order, : len(depth)] = _solved(gram, product)
+    return alphas
 
 
 def _greedy(
-    w: Floats, h: Floats | None, depth: list[int]
-) -> tuple[npt.NDArray[np.float64], Floats, npt.NDArray[np.float64]]:
+    w: Floats, h: Floats | None, depth: list[int], *, errors: bool = False
+) -> tuple[Doubles, list[Floats], Doubles]:
     """Structured sketch of groups (A, n), widest first; the first `depth[j]` groups get a basis j.
 
-    `h` (A, n) weighs the squared error. Returns alphas (A, I) before rounding (of any sign), bases (A, I, n)
-    as float32, and the weighted squared error (A, I + 1) left after 0, 1 ... I bases (past a group's own
-    width it repeats).
+    `h` (A, n) weighs the squared error. Returns alphas (A, I) before rounding (of any sign), each basis j
+    (depth[j], n) as float32, and with `errors` the weighted squared error (A, I + 1) left after 0, 1 ... I
+    bases (past a group's own width it repeats).
     """
     count, width = len(w), len(depth)
     alphas = np.zeros((count, width))
-    bases = np.zeros((count, width, w.shape[1]), np.float32)
+    bases: list[Floats] = []
     gram = np.zeros((count, width, width))
     target = np.zeros((count, width))
     error = np.zeros((count, width + 1))
-    residual = w.copy()
-    error[:, 0] = np.einsum("an,an->a", _weighted(h, w), w)
+    residual = w + np.float32(0)  # a sign bit has no zero: -0 becomes +0, and takes +1 on every machine
+    if errors:
+        error[:, 0] = _dots(residual, residual, h)
     for j, live in enumerate(depth):
-        # A sign bit has no zero: a weight of exactly 0 takes +1 on every machine.
-        np.copysign(1.0, residual[:live] + 0.0, out=bases[:live, j])
-        weighted = _weighted(None if h is None else h[:live], bases[:live, j])
-        gram[:live, : j + 1, j] = np.matmul(bases[:live, : j + 1], weighted[..., None])[..., 0]
-        gram[:live, j, : j + 1] = gram[:live, : j + 1, j]
-        target[:live, j] = np.einsum("an,an->a", weighted, w[:live])
-        alphas[:live, : j + 1] = _refit(gram[:live, : j + 1, : j + 1], target[:live, : j + 1])
-        fitted = np.matmul(alphas[:live, None, : j + 1].astype(np.float32), bases[:live, : j + 1])[:, 0]
-        np.subtract(w[:live], fitted, out=residual[:live])
-        error[:, j + 1] = error[:, j]
-        error[:live, j + 1] = np.einsum(
-            "an,an->a", _weighted(None if h is None else h[:live], residual[:live]), residual[:live]
-        )
+        basis = np.copysign(np.float32(1), residual[:live])
+        bases.append(basis)
+        weighted = basis if h is None else basis * h[:live]
+        for i, other in enumerate(bases):
+            gram[:live, i, j] = gram[:live, j, i] = _dots(weighted, other[:live])
+        target[:live, j] = _dots(weighted, w[:live])
+        alphas[:live, : j + 1] = _solved(gram[:live, : j + 1, : j + 1], target[:live, : j + 1])
+        if errors or j + 1 < width:
+            np.subtract(w[:live], _sums(alphas[:live].astype(np.float32), bases), out=residual[:live])
+        if errors:
+            error[:, j + 1] = error[:, j]
+            error[:live, j + 1] = _dots(residual[:live], residual[:live], None if h is None else h[:live])
     return alphas, bases, error
+
+
+def _dots(a: Floats, b: Floats, h: Floats | None = None) -> Floats:
+    """Scalar products row by row, weighted by `h` unless None: (A, n), (A, n) -> (A,)."""
+    dots: Floats = np.einsum("an,an->a", a if h is None else a * h, b)
+    return dots
+
+
+def _sums(alphas: Floats, bases: list[Floats]) -> Floats:
+    """sum_j alphas[:, j] * bases[j] for the A groups of `alphas` (A, I): (A, n)."""
+    total = alphas[:, :1] * bases[0][: len(alphas)]
+    for j, basis in enumerate(bases[1:], 1):
+        live = min(len(basis), len(alphas))
+        total[:live] += alphas[:live, j, None] * basis[:live]
+    return total
 
 
 def _sorted(bits: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.intp], list[int]]:
@@ -203,8 +241,8 @@ def sketch(groups: Floats, bits: npt.NDArray[np.uint8], curvature: Floats | None
         signs=np.zeros((len(groups), len(depth), groups.shape[1]), np.int8),
     )
     out.alphas[order] = rounded(alphas)
-    flip = np.where(alphas < 0, np.float32(-1), np.float32(1))  # -alpha * -b: every alpha becomes positive
-    out.signs[order] = flip[..., None] * bases
+    for j, basis in enumerate(bases):  # -alpha * -b: every alpha becomes positive
+        out.signs[order[: len(basis)], j] = np.copysign(np.float32(1), alphas[: len(basis), j, None]) * basis
     return out
 
 
@@ -215,7 +253,7 @@ def project(groups: Floats, bits: npt.NDArray[np.uint8]) -> Floats:
     if depth:
         alphas, bases, _ = _greedy(groups[order], None, depth)
         values = np.copysign(rounded(alphas), alphas.astype(np.float32))
-        out[order] = np.matmul(values[:, None, :], bases)[:, 0]
+        out[order] = _sums(values, bases)
     return out
 
 
@@ -227,7 +265,7 @@ def gains(groups: Floats, max_bases: int, curvature: Floats | None = None) -> np
     finite.
     """
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused below
-        _, _, error = _greedy(groups, curvature, [len(groups)] * max_bases)
+        _, _, error = _greedy(groups, curvature, [len(groups)] * max_bases, errors=True)
     if not np.isfinite(error).all():
         raise ValueError("weights or curvature are not finite, or too large to square: nothing to rank")
     removed = error[:, :-1] - error[:, 1:]

@@ -52,7 +52,7 @@ def fitted(target: Floats, bits: npt.NDArray[np.uint8], signs: Signs, curvature:
     """Bases with these signs (G, I, n) and the coordinates that leave the least squared error to `target`,
     weighted by `curvature` (None: all alike). A basis is negated where that makes its coordinate positive.
     """
-    return _positive(bits, refit(target, signs.astype(np.float32), curvature), signs)
+    return _positive(bits, refit(target, bits, signs, curvature), signs)
 
 
 def optimized(target: Floats, bases: Bases, curvature: Floats | None) -> Bases:

@@ -6,7 +6,8 @@ with a diagonal H, the loss then grows by
 
     f = -g_alpha * alpha + h_alpha * alpha^2 / 2,    g_alpha = b^T g,    h_alpha = b^T H b.
 
-Since b is of -1 and +1, h_alpha is the sum of H's diagonal over the group, the same for all of its bases.
+H is the optimizer's curvature over its learning rate, so that a step of its own would be -g/H. Since b is of
+-1 and +1, h_alpha is the sum of H's diagonal over the group, the same for all of its bases.
 """
 
 from __future__ import annotations
@@ -26,14 +27,17 @@ def in_alpha_domain(bases: Bases, gradient: Floats, curvature: Floats) -> tuple[
     """g_alpha and h_alpha, both (G, I) float32, of the weights' gradient and curvature (G, n)."""
     g: Floats = np.zeros(bases.alphas.shape, np.float32)
     for j in range(bases.alphas.shape[-1]):
-        g[:, j] = np.einsum("gn,gn->g", bases.signs[:, j], gradient)
+        at = np.flatnonzero(bases.bits > j)
+        g[at, j] = np.einsum("gn,gn->g", bases.signs[at, j].astype(np.float32), gradient[at])
     return g, np.where(bases.used, curvature.sum(axis=1)[:, None], np.float32(0))
 
 
-def increments(bases: Bases, gradient: Floats, curvature: Floats) -> Floats:
-    """The modelled loss increment f (G, I) float32 of dropping each coordinate; 0 where there is none."""
+def increments(bases: Bases, gradient: Floats, curvature: Floats, rate: float = 1.0) -> Floats:
+    """The modelled loss increment f (G, I) float32 of dropping each coordinate, with H = curvature / rate; 0
+    where there is none.
+    """
     g, h = in_alpha_domain(bases, gradient, curvature)
-    loss: Floats = bases.alphas * (np.float32(0.5) * h * bases.alphas - g)
+    loss: Floats = bases.alphas * (np.float32(0.5 / rate) * h * bases.alphas - g)
     return loss
 
 

@@ -54,15 +54,17 @@ class Adam:
         gradient *= length
         weights -= gradient
 
-    def mean(self) -> Vector:
+    def mean(self, out: Vector | None = None) -> Vector:
         """g (P,): the first moment, bias-corrected."""
         scale = 1 - BETA1**self.steps if self.steps else 1.0
-        return np.asarray(self.first / np.float32(scale), np.float32)
+        mean: Vector = np.multiply(self.first, np.float32(1 / scale), out=out)
+        return mean
 
-    def curvature(self) -> Vector:
+    def curvature(self, out: Vector | None = None) -> Vector:
         """h (P,): the square root of the (peak) second moment, bias-corrected; ALQ's diagonal curvature
         (section 3.2).
         """
         scale = 1 - BETA2**self.steps if self.steps else 1.0
-        second = self.second if self.peak is None else self.peak
-        return np.asarray(np.sqrt(second / np.float32(scale)), np.float32)
+        h: Vector = np.sqrt(self.second if self.peak is None else self.peak, out=out)
+        h *= np.float32(scale**-0.5)
+        return h

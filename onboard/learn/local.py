@@ -101,6 +101,7 @@ class LocalTraining:
         self._widths: dict[str, npt.NDArray[np.uint8]] | None = None  # bases a group, once there are any
         self._bases: dict[str, Bases] | None = None  # while bases and coordinates are being optimized
         self._scratch = np.empty_like(self._latent)
+        self._moments = np.empty((2 if plan.method == "spacedml" else 0, layout.parameters), np.float32)
 
     @property
     def epochs(self) -> int:
@@ -214,7 +215,10 @@ class LocalTraining:
         self._adam.step(self._latent, flat(layout, gradients, out=self._scratch), rate)
         if phase in (Phase.PLAIN, Phase.STRAIGHT):
             return loss
-        mean, curvature = views(layout, self._adam.mean()), views(layout, self._adam.curvature())
+        mean, curvature = (
+            views(layout, moment(out))
+            for moment, out in zip((self._adam.mean, self._adam.curvature), self._moments, strict=True)
+        )
         if sketch is not None:
             self._prune(sketch, mean, curvature, batch)
         elif self._bases is not None and phase is Phase.BASES:
@@ -256,7 +260,8 @@ class LocalTraining:
             layout,
             sketch,
             mean,
-            {name: h / np.float32(plan.learning_rate) for name, h in curvature.items()},
+            curvature,
+            rate=plan.learning_rate,
             remove_bits=over_bits / max(1, last - before),
             top={
                 t.name: math.ceil(max(TOP_SHARE, 1 / last) * plan.max_bases * t.groups)

@@ -22,7 +22,7 @@ MultiBit = Mapping[str, Bases]
 
 
 def sketched(layout: Layout, weights: Weights, widths: Widths) -> dict[str, Bases]:
-    """The structured sketch of `weights` with `widths[name]` (G,) bases a group, coordinates not rounded."""
+    """The structured sketch of `weights` with `widths[name]` (G,) bases a group, coordinates rounded."""
     return {t.name: alq.sketch(in_groups(t, weights[t.name]), widths[t.name]) for t in layout.grouped}
 
 
@@ -42,15 +42,16 @@ def pruned(
     gradient: Weights,
     curvature: Weights,
     *,
+    rate: float,
     remove_bits: float,
     top: Mapping[str, int],
 ) -> dict[str, npt.NDArray[np.uint8]]:
-    """Bit-widths without the coordinates whose modelled loss increments a bit are the smallest; of each
-    tensor at most the `top[name]` smallest go.
+    """Bit-widths without the coordinates whose modelled loss increments a bit, with H = curvature / rate, are
+    the smallest; of each tensor at most the `top[name]` smallest go.
     """
     models = [model[t.name] for t in layout.grouped]
     loss = [
-        prune.increments(bases, in_groups(t, gradient[t.name]), in_groups(t, curvature[t.name]))
+        prune.increments(bases, in_groups(t, gradient[t.name]), in_groups(t, curvature[t.name]), rate)
         for t, bases in zip(layout.grouped, models, strict=True)
     ]
     masks = prune.smallest(
