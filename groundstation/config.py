@@ -9,7 +9,6 @@ import msgspec
 from msgspec import Meta
 
 from hw_profiles import Board, Link, load_board, load_link
-from onboard.codec.alq import MAX_BASES
 from onboard.config import (
     NODE_IDS,
     ConfigError,
@@ -23,6 +22,7 @@ from onboard.config import (
     read,
     relative_source,
 )
+from onboard.server import Training as TrainSection
 
 MISSION_FILE = "mission.toml"
 
@@ -39,29 +39,12 @@ class MissionSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     select: Annotated[int, Meta(ge=1, le=len(NODE_IDS))] = 3
     quorum: Annotated[int, Meta(ge=1, le=len(NODE_IDS))] = 2
     deadline_s: Seconds = 900.0
+    staleness: Annotated[float, Meta(ge=0, le=100)] | None = None
     seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] = 0
 
     def __post_init__(self) -> None:
         if self.quorum > self.select:
             raise ValueError(f"quorum: must be at most select ({self.select}), got {self.quorum}")
-
-
-class TrainSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`[train]`: how a board trains and how many bits a weight travel.
-
-    The defaults were measured with three boards and LeNet-5: 96.7 to 97.2 % on digits after 6 rounds, 95.4 to
-    96.0 % on MNIST (600 images a board) after 10, for 3.0 kB up and 4.6 kB down a round.
-    """
-
-    epochs: Annotated[int, Meta(ge=1, le=10_000)] = 2
-    pretrain_epochs: Annotated[int, Meta(ge=1, le=10_000)] = 1  # the bases are allotted by their gradients
-    batch_size: Annotated[int, Meta(ge=1, le=65_536)] = 10
-    learning_rate: Annotated[float, Meta(gt=0, lt=1)] = 3e-3
-    learning_rate_decay: Share = 0.9
-    bits_up: Annotated[float, Meta(gt=0, le=32)] = 0.05
-    bits_down: Annotated[float, Meta(gt=0, le=32)] = 0.08
-    max_bases: Annotated[int, Meta(ge=1, le=MAX_BASES)] = 8
-    shift_pixels: Annotated[int, Meta(ge=0, le=255)] = 1
 
 
 class NodeSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

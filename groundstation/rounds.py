@@ -14,26 +14,13 @@ from typing import Any
 from groundstation.config import Mission
 from groundstation.station import Station
 from groundstation.store import Store, StoreError
-from onboard.codec import alq
-from onboard.codec.pack import BadPack, pack, unpack
 from onboard.data import Images
-from onboard.learn.federated import Answer, PartialAverage, Round, Verdict, choose, condense
-from onboard.learn.graph import InferGraph, TrainGraph, evaluate, initial
-from onboard.learn.local import moved
+from onboard.learn.federated import Answer, PartialAverage, Round, Verdict, choose, finished
+from onboard.learn.graph import InferGraph, TrainGraph, evaluate
 from onboard.log import say
+from onboard.server import BadUpdate, Server
 from onboard.wire.events import Arrived, Cancelled, Delivered, Event, Message, Refused
-from onboard.wire.messages import (
-    MODEL,
-    UPDATE,
-    BadMessage,
-    Reason,
-    State,
-    Task,
-    decode_health,
-    decode_update,
-    digest,
-    encode_object,
-)
+from onboard.wire.messages import MODEL, UPDATE, BadMessage, Reason, State, decode_health, digest
 
 log = logging.getLogger(__name__)
 
@@ -55,14 +42,16 @@ class Rounds:
         self.mission = mission
         self.number = 0
         self.finished = False
-        self._id = mission_id
+        rules = mission.rules
+        self._server = Server(
+            mission=mission_id, model=rules.model, seed=rules.seed, deadline_s=rules.deadline_s,
+            training=mission.train, graph=train, staleness=rules.staleness,
+        )  # fmt: skip
         self._store = store
         self._stations = stations
-        self._train = train
         self._infer = infer
         self._test = test
         self._wall = wall
-        self._origin = initial(train.shapes, mission.rules.seed)
         self._now = 0.0
         self._round: Round | None = None
         self._payload = b""  # the object that is going out, and its digest
@@ -93,35 +82,32 @@ class Rounds:
         """An update: checked, stored with the replay floor in one barrier, then acknowledged."""
         name, session = station.node.name, station.session
         try:
-            if arrived.kind != UPDATE:
-                raise BadMessage(f"kind {arrived.kind} is not for the ground")
-            update, weights = decode_update(arrived.payload)
-            if update.mission != self._id:
-                raise BadMessage(f"mission {update.mission.hex()} is not this one")
-            if update.node != station.node.id:
-                raise BadMessage(f"node {update.node} came over the link of node {station.node.id}")
-            unpack(weights, self._train.layout)
-        except (BadMessage, BadPack) as error:
+            update, _ = self._server.open(arrived.kind, arrived.payload, station.node.id, self.number)
+        except BadUpdate as error:
             say(log, "update-refused", level=logging.WARNING, node=name, why=str(error))
             station.refused_updates += 1
             session.refuse(arrived.digest, Reason.REFUSED, now)
             return
         outcome = Answer.LATE
-        if self._round is not None and update.round == self.number:
-            outcome = self._round.answer(update.node, now)
+        if self._round is not None:
+            outcome = self._round.answer(update.node, now, of_round=update.round)
             if outcome is Answer.AGAIN and self._store.payload(self.number, update.node) is None:
                 outcome = Answer.TAKEN  # the disk was full when it was taken first
-        if outcome is not Answer.TAKEN:
+        if outcome not in (Answer.TAKEN, Answer.MERGED):
             say(log, "update-discarded", node=name, round=update.round, why=outcome.value, now_at=self.number)
             station.late_updates += 1
             session.accept(arrived.digest, now)
             return
         metrics = {key: getattr(update, key) for key in ("samples", "loss", "train_s", "cpu_s", "energy_j")}
         self._store.take_update(
-            self.number, update.node, arrived.payload, metrics, session.floor, self._wall()
-        )
+            self.number, update.node, arrived.payload, metrics, session.floor, self._wall(),
+            merged=outcome is Answer.MERGED,
+        )  # fmt: skip
         session.accept(arrived.digest, now)
-        say(log, "answered", node=name, round=self.number, bytes=len(arrived.payload), **metrics)
+        if outcome is Answer.MERGED:
+            say(log, "merged", node=name, round=update.round, now_at=self.number)
+        else:
+            say(log, "answered", node=name, round=self.number, bytes=len(arrived.payload), **metrics)
 
     def _hear_health(self, station: Station, message: Message, now: float) -> None:
         try:
@@ -171,20 +157,15 @@ class Rounds:
         while there is nothing to do but to wait for the links."""
         rules = self.mission.rules
         rows = self._store.rounds()
-        accuracy = max((row.accuracy or 0.0 for row in rows), default=0.0)
-        done = sum(row.closed_at is not None for row in rows)
-        for number in range(done + 1, rules.rounds + 1):
-            if rules.target_accuracy is not None and accuracy >= rules.target_accuracy:
-                break
-            yield from self._open(number)
+        accuracies = [row.accuracy or 0.0 for row in rows if row.closed_at is not None]
+        while (why := finished(accuracies, rules.rounds, rules.target_accuracy)) is None:
+            yield from self._open(len(accuracies) + 1)
             yield from self._wait()
-            accuracy = yield from self._close()
-        reached = rules.target_accuracy is not None and accuracy >= rules.target_accuracy
+            accuracies.append((yield from self._close()))
         yield from self._deploy()
-        why = "target" if reached else "rounds"
         if (stored := self._store.mission()) is not None and stored["finished_at"] is None:
             self._store.finish(why, self._wall())
-        say(log, "finished", why=why, accuracy=accuracy, rounds=self.number)
+        say(log, "finished", why=why, accuracy=accuracies[-1], rounds=self.number)
         self.finished = True
         while True:
             yield False
@@ -195,19 +176,22 @@ class Rounds:
         self.number = number
         if number not in stored:
             asked = choose([node.id for node in self.mission.nodes], rules.select, rules.seed, number)
-            model = encode_object(self._task(number), self._packed(number - 1))
+            model = self._server.model(number, self._packed(number - 1))
             opened_at = self._wall()
             self._store.open_round(number, model, sorted(asked), opened_at, opened_at + rules.deadline_s)
             stored = {row.number: row for row in self._store.rounds()}
         row = stored[number]
         answers = self._store.answers(number)
+        merged = {answer["node"] for answer in answers if answer["state"] == "merged"}
         self._round = Round(
             number,
-            asked=frozenset(answer["node"] for answer in answers),
+            asked=frozenset(answer["node"] for answer in answers) - merged,
             quorum=rules.quorum,
             deadline_s=self._now + row.deadline_at - self._wall(),
             answered={answer["node"] for answer in answers if answer["state"] == "answered"},
             lost={answer["node"] for answer in answers if answer["state"] in ("failed", "refused")},
+            merges=rules.staleness is not None,
+            merged=merged,
         )
         self._offer(row.model, sorted(self._waiting()))
         say(log, "round", number=number, of=rules.rounds, asked=self._names(self._round.asked))
@@ -230,26 +214,23 @@ class Rounds:
     def _close(self) -> Generator[bool, None, float]:
         """Averages those that answered, quantizes, judges what the boards will get, and stores it."""
         assert self._round is not None
-        layout = self._train.layout
-        average = PartialAverage(layout)
-        for node in sorted(self._round.answered):
+        server = self._server
+        average = PartialAverage(server.layout)
+        for node in sorted(self._round.answered | self._round.merged):
             payload = self._store.payload(self.number, node)
             assert payload is not None, f"round {self.number} has no payload of node {node}"
-            update, weights = decode_update(payload)
-            average.add(alq.reconstruct(unpack(weights, layout)), update.samples)
+            server.fold(average, *server.open(UPDATE, payload, node, self.number), self.number)
             yield True
         for station in self._stations.values():  # whoever is still being asked need not go on
             self._withdraw(station)
-        quantized = condense(layout, average.mean(), self.mission.train.bits_down)
-        packed = pack(quantized)
+        packed = server.condense(average)
         yield True
-        weights_now = moved(self._origin, alq.reconstruct(quantized))
         scores = []
-        for so_far in evaluate(self._infer, weights_now, self._test.x, self._test.y):
+        for so_far in evaluate(self._infer, server.weights(packed), self._test.x, self._test.y):
             scores.append(so_far)
             yield True
         score = scores[-1]  # covers all images
-        bits = 8 * len(packed) / layout.parameters
+        bits = 8 * len(packed) / server.layout.parameters
         self._store.close_round(self.number, packed, score.accuracy, score.loss, bits, self._wall())
         say(
             log, "closed", round=self.number, accuracy=score.accuracy, loss=score.loss,
@@ -266,33 +247,14 @@ class Rounds:
             return
         last = max(row.number for row in self._store.rounds())
         self.number = last
-        task = self._task(last + 1, deploy=True)
+        model = self._server.model(last + 1, self._packed(last), deploy=True)
         deadline = self._now + rules.deadline_s
-        self._offer(encode_object(task, self._packed(last)), [node.id for node in self.mission.nodes])
+        self._offer(model, [node.id for node in self.mission.nodes])
         say(log, "deploying", nodes=self._names(frozenset(self._stations)))
         while self._now < deadline and len(self._delivered) < len(self._stations):
             yield False
 
     # pieces of it
-
-    def _task(self, number: int, *, deploy: bool = False) -> Task:
-        rules, train = self.mission.rules, self.mission.train
-        return Task(
-            mission=self._id,
-            round=number,
-            model=rules.model,
-            graph=self._train.digest,
-            seed=rules.seed,
-            weights="seed" if number == 1 else "packed",
-            epochs=0 if deploy else train.epochs,
-            pretrain_epochs=train.pretrain_epochs,
-            batch_size=train.batch_size,
-            learning_rate=train.learning_rate * train.learning_rate_decay ** (number - 1),
-            bits_up=train.bits_up,
-            max_bases=train.max_bases,
-            shift_pixels=train.shift_pixels,
-            deadline_s=rules.deadline_s,
-        )
 
     def _packed(self, number: int) -> bytes:
         """The weights that round `number` made; none before the first, which both ends draw from the seed."""

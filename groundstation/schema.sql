@@ -34,7 +34,7 @@ CREATE TABLE round (
 CREATE TABLE answer (
   round INTEGER NOT NULL REFERENCES round(number),
   node INTEGER NOT NULL REFERENCES node(id),
-  state TEXT NOT NULL,           -- asked, delivered, answered, failed, refused
+  state TEXT NOT NULL,           -- asked, delivered, answered, failed, refused; merged: of an earlier round
   changed_at REAL NOT NULL,
   samples INTEGER,
   loss REAL,

@@ -68,11 +68,12 @@ def table(view: Mapping[str, Any], console: Console | None = None) -> None:
     )
     rounds = Table("round", "state", "accuracy", "loss", "bits/weight down", "answered", "seconds", box=None)
     for row in view["rounds"]:
-        answered = [answer for answer in row["answers"] if answer["state"] == "answered"]
+        asked = [answer for answer in row["answers"] if answer["state"] != "merged"]
+        answered = [answer for answer in asked if answer["state"] == "answered"]
         until = row["closed_at"] or time.time()
         rounds.add_row(
             str(row["round"]), row["state"], _percent(row["accuracy"]), _number(row["loss"], ".3f"),
-            _number(row["bits_down"], ".3f"), f"{len(answered)} of {len(row['answers'])}",
+            _number(row["bits_down"], ".3f"), f"{len(answered)} of {len(asked)}",
             f"{until - row['opened_at']:.0f}",
         )  # fmt: skip
     console.print(rounds if view["rounds"] else "no round yet")

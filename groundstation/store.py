@@ -149,7 +149,8 @@ class Store:
         with self.transaction():
             self._db.execute("UPDATE round SET deadline_at = ? WHERE number = ?", (deadline_at, number))
             self._db.execute(
-                "UPDATE answer SET state = 'asked', changed_at = ? WHERE round = ?", (now, number)
+                "UPDATE answer SET state = 'asked', changed_at = ? WHERE round = ? AND state != 'merged'",
+                (now, number),
             )
 
     def close_round(
@@ -195,15 +196,24 @@ class Store:
 
     def take_update(
         self, number: int, node: int, payload: bytes, metrics: Mapping[str, float], floor: tuple[int, int],
-        now: float,
+        now: float, *, merged: bool = False,
     ) -> None:  # fmt: skip
-        """Stores an update and the node's replay floor in one barrier: only then may DONE leave."""
+        """Stores an update and the node's replay floor in one barrier: only then may DONE leave.
+
+        `merged`: it answers an earlier round, and this one did not ask its node.
+        """
+        state = "merged" if merged else "answered"
         with self.transaction():
+            if merged:
+                self._db.execute(
+                    "INSERT OR IGNORE INTO answer (round, node, state, changed_at) VALUES (?, ?, ?, ?)",
+                    (number, node, state, now),
+                )
             self._db.execute(
-                "UPDATE answer SET state = 'answered', changed_at = :now, payload = :payload, "
+                "UPDATE answer SET state = :state, changed_at = :now, payload = :payload, "
                 "samples = :samples, loss = :loss, train_s = :train_s, cpu_s = :cpu_s, energy_j = :energy_j "
                 "WHERE round = :round AND node = :node",
-                {"now": now, "payload": payload, "round": number, "node": node, **metrics},
+                {"state": state, "now": now, "payload": payload, "round": number, "node": node, **metrics},
             )
             self._hear(node, now, floor)
 

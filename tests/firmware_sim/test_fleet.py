@@ -137,7 +137,7 @@ def test_a_late_update_is_discarded_or_merged(
     tmp_path: Path, staleness: float | None, merged: int, late: int
 ) -> None:
     # Of three devices two are asked in a round and one answer closes it. Device 2 is slow enough to miss the
-    # first round, and quick enough to be heard in the second, in which it is not asked; 1 is heard in neither.
+    # first round, and quick enough to be heard in the second, in which it is not asked. 1 is never heard.
     assert [2 in choose((1, 2, 3), 2, SETTINGS.seed, number) for number in (1, 2)] == [True, False]
     settings = replace(
         SETTINGS, devices=3, select=2, quorum=1, staleness=staleness, boards=(SLOWEST, SLOW, FAST)

@@ -89,6 +89,17 @@ def test_a_round_that_nobody_answered_is_asked_again(store: Store) -> None:
     assert [(row.opened_at, row.deadline_at) for row in store.rounds()] == [(100.0, 300.0)]
 
 
+def test_a_merged_update_stays_with_the_round_that_took_it(store: Store) -> None:
+    store.open_round(1, b"model", [1], 100.0, 200.0)
+    store.take_update(1, 2, b"of a round before", METRICS, (1, 5), 110.0, merged=True)
+    assert states(store, 1) == {1: "asked", 2: "merged"}
+    assert store.payload(1, 2) == b"of a round before"
+    store.ask_again(1, 200.0, 300.0)
+    assert states(store, 1) == {1: "asked", 2: "merged"}
+    store.take_update(1, 2, b"of a round before", METRICS, (1, 6), 210.0, merged=True)  # told twice
+    assert states(store, 1) == {1: "asked", 2: "merged"}
+
+
 def test_the_epoch_rises_with_every_entry_and_the_floor_stays(store: Store, path: Path) -> None:
     store.hear(1, 50.0, (7, 9), None)
     epochs = [store.enter_node(1, "board-1").epoch]

@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 
 from onboard.codec import alq
 from onboard.codec.alq import Floats
-from onboard.learn.federated import Answer, PartialAverage, Round, Verdict, choose, condense
+from onboard.learn.federated import (
+    Answer,
+    PartialAverage,
+    Round,
+    Verdict,
+    choose,
+    condense,
+    finished,
+    staleness_weight,
+)
 from tests.codec.examples import SMALL, weights
 
 NODES = st.frozensets(st.integers(0, 10_000), min_size=1, max_size=30)
@@ -146,6 +155,48 @@ def test_lost_nodes_close_a_round_that_cannot_go_on() -> None:
     assert r.lose(3, 4.0) is Verdict.EXHAUSTED
     none = a_round()
     assert [none.lose(n, 1.0) for n in (1, 2, 3)][-1] is Verdict.EMPTY
+
+
+def test_a_late_update_is_discarded_or_merged_once() -> None:
+    r = Round(number=5, asked=frozenset({1, 2}), quorum=2, deadline_s=100.0)
+    assert r.answer(7, 1.0, of_round=4) is Answer.LATE
+    assert r.discarded == 1
+    merging = Round(number=5, asked=frozenset({1, 2}), quorum=2, deadline_s=100.0, merges=True)
+    assert merging.answer(7, 1.0, of_round=4) is Answer.MERGED
+    assert merging.answer(7, 1.0, of_round=3) is Answer.LATE  # once a node
+    assert merging.answer(1, 1.0, of_round=4) is Answer.LATE  # it was asked again
+    assert merging.answer(1, 1.0, of_round=5) is Answer.TAKEN
+    assert (merging.answered, merging.merged, merging.verdict) == ({1}, {7}, Verdict.OPEN)
+    assert merging.answer(2, 2.0) is Answer.TAKEN
+    assert merging.answer(8, 3.0, of_round=4) is Answer.LATE  # closed
+    nobody = Round(number=5, asked=frozenset({1}), quorum=1, deadline_s=100.0, merges=True)
+    nobody.answer(7, 1.0, of_round=4)
+    assert nobody.judge(100.0) is Verdict.EMPTY  # what is late makes no round
+
+
+@given(st.integers(0, 50), st.floats(0, 5))
+def test_the_older_the_lighter(rounds_late: int, exponent: float) -> None:
+    weight = staleness_weight(rounds_late, exponent)
+    assert 0 < weight <= 1
+    assert staleness_weight(rounds_late + 1, exponent) <= weight
+    assert staleness_weight(0, exponent) == 1.0
+    assert staleness_weight(rounds_late, None) == (rounds_late == 0)
+
+
+def test_the_weight_of_age_is_the_polynomial() -> None:
+    assert staleness_weight(3, 0.5) == 0.5
+    for rounds_late, exponent in ((-1, 0.5), (1, -0.5), (1, float("nan"))):
+        with pytest.raises(ValueError, match="rounds late"):
+            staleness_weight(rounds_late, exponent)
+
+
+def test_a_mission_ends_at_its_target_or_after_its_rounds() -> None:
+    assert finished([], 10, 0.96) is None
+    assert finished([0.5, 0.97, 0.9], 10, 0.96) == "target"
+    assert finished([0.5, 0.9], 10, 0.96) is None
+    assert finished([0.5, 0.9], 2, 0.96) == "rounds"
+    assert finished([0.5, 0.97], 2, 0.96) == "target"
+    assert finished([1.0], 2, None) is None
 
 
 @pytest.mark.parametrize("quorum", [0, 4])

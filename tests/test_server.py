@@ -1,0 +1,122 @@
+"""The server's part of a mission: what a task says, which updates are taken, what the average becomes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onboard.codec import alq
+from onboard.codec.dense import Dense
+from onboard.codec.pack import pack
+from onboard.learn.federated import PartialAverage, condense
+from onboard.learn.graph import TrainGraph, initial
+from onboard.server import BadUpdate, Server, Training
+from onboard.wire.messages import MODEL, UPDATE, Update, decode_task, encode_object
+
+GRAPH = TrainGraph.load("lenet5")
+MISSION = b"mission."
+
+
+def server(staleness: float | None = None, **training: Any) -> Server:
+    return Server(
+        mission=MISSION, model="lenet5", seed=3, deadline_s=60.0, training=Training(**training), graph=GRAPH,
+        staleness=staleness,
+    )  # fmt: skip
+
+
+def difference(seed: int) -> dict[str, alq.Floats]:
+    draw = np.random.default_rng(seed)
+    return {name: draw.normal(0, 0.01, shape).astype(np.float32) for name, shape in GRAPH.shapes.items()}
+
+
+PACKED = pack(condense(GRAPH.layout, difference(1), 0.05))
+HEADER = Update(
+    mission=MISSION, round=2, node=7, samples=600, loss=0.5, cpu_s=1.0, energy_j=2.0, train_s=3.0
+)  # fmt: skip
+
+
+def test_a_task_is_the_rounds_and_the_first_sends_no_weights() -> None:
+    one, other = server(learning_rate=0.01, learning_rate_decay=0.5), server()
+    task, weights = decode_task(one.model(1, b""))
+    assert (task.round, task.weights, bytes(weights), task.learning_rate) == (1, "seed", b"", 0.01)
+    task, weights = decode_task(one.model(3, PACKED))
+    assert (task.round, task.weights, bytes(weights), task.learning_rate) == (3, "packed", PACKED, 0.0025)
+    assert decode_task(other.model(4, PACKED, deploy=True))[0].epochs == 0
+    assert task.graph == GRAPH.digest
+    for name, value in msgspec.structs.asdict(Training()).items():
+        if name not in ("bits_down", "learning_rate", "learning_rate_decay"):  # the server's own
+            assert getattr(other.task(1), name) == value, name
+
+
+def test_an_update_of_this_round_or_an_earlier_one_opens() -> None:
+    for number in (2, 3, 9):
+        update, model = server().open(UPDATE, encode_object(HEADER, PACKED), 7, number)
+        assert update == HEADER
+        assert pack(model) == PACKED
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "packed", "node", "says"),
+    [
+        (MODEL, {}, PACKED, 7, "kind 1 is not for the server"),
+        (UPDATE, {"mission": b"another."}, PACKED, 7, "mission 616e6f746865722e is not this one"),
+        (UPDATE, {"node": 8}, PACKED, 7, "node 8 came over the link of node 7"),
+        (UPDATE, {"round": 3}, PACKED, 7, "round 3 has not begun, at 2"),
+        (UPDATE, {}, PACKED[:-1], 7, "bytes"),
+        (UPDATE, {}, b"", 7, "0 bytes"),
+        (UPDATE, {}, PACKED[:1] + bytes(8) + PACKED[9:], 7, "0000000000000000"),  # another model's layout
+    ],
+)
+def test_what_is_no_update_of_this_node_is_refused(
+    kind: int, changes: dict[str, Any], packed: bytes, node: int, says: str
+) -> None:
+    header = msgspec.structs.replace(HEADER, **changes)
+    with pytest.raises(BadUpdate, match=says):
+        server().open(kind, encode_object(header, packed), node, 2)
+
+
+@given(st.binary(max_size=200), st.integers(0, 40))
+def test_any_bytes_are_refused_and_nothing_else(noise: bytes, kept: int) -> None:
+    for payload in (noise, encode_object(HEADER, PACKED)[:kept] + noise):
+        with pytest.raises(BadUpdate):
+            server().open(UPDATE, payload, 7, 2)
+
+
+def test_the_average_weighs_samples_and_age() -> None:
+    one = server(staleness=1.0)
+    average = PartialAverage(one.layout)
+    fresh, stale = (Dense(one.layout, difference(seed)) for seed in (1, 2))
+    one.fold(average, msgspec.structs.replace(HEADER, round=4, samples=100), fresh, 4)
+    one.fold(average, msgspec.structs.replace(HEADER, round=1, samples=400), stale, 4)
+    for name, mean in average.mean().items():
+        # 400 samples, three rounds late: (1 + 3)^-1 of them count.
+        expected = (100 * fresh.weights[name] + 100 * stale.weights[name]) / 200
+        assert mean == pytest.approx(expected, abs=1e-8)
+    with pytest.raises(ValueError, match=r"scaled by 0\.0"):
+        server().fold(average, HEADER, fresh, 4)  # late updates are discarded, not folded
+
+
+@pytest.mark.parametrize("method", ["fedavg", "fedavg-zstd"])
+def test_fedavgs_average_travels_as_it_is(method: Any) -> None:
+    one = server(method=method)
+    average = PartialAverage(one.layout)
+    one.fold(average, HEADER, Dense(one.layout, difference(1)), 2)
+    weights = one.weights(one.condense(average))
+    origin = initial(GRAPH.shapes, 3)
+    assert all(np.array_equal(weights[n], origin[n] + d) for n, d in difference(1).items())
+
+
+def test_a_quantized_average_is_what_the_devices_start_from() -> None:
+    one = server(bits_down=0.2)
+    average = PartialAverage(one.layout)
+    one.fold(average, HEADER, Dense(one.layout, difference(1)), 2)
+    packed = one.condense(average)
+    assert 8 * len(packed) / one.layout.parameters < 0.25
+    quantized = alq.reconstruct(condense(one.layout, difference(1), 0.2))
+    weights, origin = one.weights(packed), initial(GRAPH.shapes, 3)
+    assert all(np.array_equal(weights[n], origin[n] + quantized[n]) for n in weights)
