@@ -183,6 +183,7 @@ class Agent:
                 bits_up=task.bits_up,
                 max_bases=task.max_bases,
                 shift_pixels=task.shift_pixels,
+                distortion=task.distortion,
                 seed=task.seed,
                 round=task.round,
                 node=self.config.id,

@@ -45,6 +45,7 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     bits_down: Annotated[float, Meta(gt=0, le=32)] = 0.08
     max_bases: Annotated[int, Meta(ge=1, le=MAX_BASES)] = 8
     shift_pixels: Annotated[int, Meta(ge=0, le=255)] = 1
+    distortion: Annotated[float, Meta(ge=0, le=4)] = 0.0
     prune_ratio: Annotated[float, Meta(ge=0, le=1)] = 0.8  # this and the next are for "spacedml" alone
     prune_epochs: Annotated[int, Meta(ge=0, le=10_000)] = 4
     basis_epochs: Annotated[int, Meta(ge=0, le=10_000)] = 1
@@ -98,6 +99,7 @@ class Server:
             bits_up=training.bits_up,
             max_bases=training.max_bases,
             shift_pixels=training.shift_pixels,
+            distortion=training.distortion,
             deadline_s=self._deadline_s,
             method=training.method,
             prune_ratio=training.prune_ratio,

@@ -31,7 +31,7 @@ from onboard.codec.dense import Dense
 from onboard.codec.layout import Floats, Layout, Weights, from_groups, in_groups
 from onboard.learn import multibit
 from onboard.learn.adam import Adam
-from onboard.learn.graph import prepare
+from onboard.learn.augment import augmented
 from onboard.learn.plan import Phase, Plan
 from onboard.learn.vectors import flat, views
 
@@ -122,8 +122,8 @@ class LocalTraining:
             total = 0.0
             for batch in range(self.batches):
                 chosen = order[batch * self.plan.batch_size :][: self.plan.batch_size]
-                images = shifted(self._x[chosen], draw, self.plan.shift_pixels)
-                loss = self._learn(prepare(images), self._y[chosen], batch)
+                images = augmented(self._x[chosen], draw, self.plan.shift_pixels, self.plan.distortion)
+                loss = self._learn(images, self._y[chosen], batch)
                 total += loss * len(chosen)
                 epoch = self.epoch + 1
                 if batch + 1 == self.batches:
@@ -295,16 +295,3 @@ class LocalTraining:
 def moved(origin: Weights, difference: Weights) -> dict[str, Floats]:
     """The weights `difference` away from `origin`: what a packed model, reconstructed, means in a mission."""
     return {name: origin[name] + difference[name] for name in origin}
-
-
-def shifted(x: npt.NDArray[np.uint8], draw: np.random.Generator, pixels: int) -> npt.NDArray[np.uint8]:
-    """Images (N, C, H, W), each moved by up to `pixels` along each axis, zeros coming in."""
-    if pixels == 0:
-        return x
-    count, _, height, width = x.shape
-    down, right = draw.integers(0, 2 * pixels + 1, (2, count, 1))
-    padded = np.pad(x, ((0, 0), (0, 0), (pixels, pixels), (pixels, pixels)))
-    rows, columns = down + np.arange(height), right + np.arange(width)
-    # Indices on both sides of a slice: numpy puts their axes first, (N, H, W, C).
-    picked = padded[np.arange(count)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
-    return np.ascontiguousarray(picked.transpose(0, 3, 1, 2))

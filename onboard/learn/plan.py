@@ -22,6 +22,9 @@ from onboard.codec import alq
 Method = Literal["fedavg", "fedavg-zstd", "spacedml", "spacedml-fast"]
 
 
+MOST_DISTORTED = 4.0  # 60 degrees: beyond that a 6 is a 9
+
+
 class Phase(Enum):
     """What an epoch does."""
 
@@ -55,6 +58,7 @@ class Plan:
     prune_epochs: int = 4
     basis_epochs: int = 1
     coordinate_epochs: int = 1
+    distortion: float = 0.0  # of the images, beside their shifts (`learn/augment.py`)
 
     def __post_init__(self) -> None:
         if self.method not in get_args(Method):
@@ -69,6 +73,8 @@ class Plan:
             raise ValueError(f"bits_up {self.bits_up}, max_bases {self.max_bases}: not a budget")
         if not 0 < self.learning_rate < 1:
             raise ValueError(f"learning_rate is {self.learning_rate}, must be between 0 and 1")
+        if not 0 <= self.distortion <= MOST_DISTORTED:
+            raise ValueError(f"distortion is {self.distortion}, must be between 0 and {MOST_DISTORTED:g}")
         if not 0 <= self.prune_ratio <= 1:
             raise ValueError(f"prune_ratio is {self.prune_ratio}, must be between 0 and 1")
 

@@ -244,8 +244,9 @@ class Task(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     `mission` 8 B id; `graph` 8 B digest of the training graph that `model` names; `weights` "seed" where
     none follow and both ends draw the same from `seed`, "packed" where they do. `epochs` 0 asks for no
     training: the weights are to be used. `bits_up`: bits a weight that the update may take; `max_bases` a
-    group; `shift_pixels` of augmentation; `deadline_s` seconds for the answer, from arrival. `method`: what
-    the epochs do (`onboard/learn/plan.py`); `prune_ratio` and the epochs after it are for "spacedml" alone.
+    group; `shift_pixels` and `distortion` of augmentation; `deadline_s` seconds for the answer, from arrival.
+    `method`: what the epochs do (`onboard/learn/plan.py`); `prune_ratio` and the epochs after it are for
+    "spacedml" alone.
     Ranges are part of the interface: what passes here can be computed with.
     """
 
@@ -268,6 +269,7 @@ class Task(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     prune_epochs: Annotated[int, Meta(ge=0, le=10_000)] = 4
     basis_epochs: Annotated[int, Meta(ge=0, le=10_000)] = 1
     coordinate_epochs: Annotated[int, Meta(ge=0, le=10_000)] = 1
+    distortion: Annotated[float, Meta(ge=0, le=4)] = 0.0
 
 
 class Update(msgspec.Struct, array_like=True, frozen=True, kw_only=True):

@@ -194,18 +194,6 @@ def test_no_images_and_a_loss_beyond_numbers_are_refused() -> None:
         list(training(start=huge).steps())
 
 
-def test_shifts_move_whole_images_by_at_most_the_pixels_asked() -> None:
-    x = np.zeros((200, 2, 9, 9), np.uint8)
-    x[:, 0, 4, 4], x[:, 1, 4, 5] = 1, 2
-    draw = np.random.Generator(np.random.Philox(1))
-    moved = local.shifted(x, draw, 2)
-    at = np.argwhere(moved[:, 0])
-    assert np.array_equal(at[:, 0], np.arange(200))
-    assert {(r - 4, c - 4) for _, r, c in at.tolist()} == {(r, c) for r in range(-2, 3) for c in range(-2, 3)}
-    assert np.array_equal(np.argwhere(moved[:, 1]), at + np.array([0, 0, 1]))
-    assert local.shifted(x, draw, 0) is x
-
-
 def test_flat_and_views_are_a_pair() -> None:
     vector = flat(LAYOUT, ORIGIN)
     assert all(np.array_equal(view, ORIGIN[name]) for name, view in views(LAYOUT, vector).items())

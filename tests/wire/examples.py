@@ -42,7 +42,7 @@ TASK = Task(
     mission=b"mission1", round=3, model="lenet5", graph=b"\x01\x02\x03\x04\x05\x06\x07\x08", seed=42,
     weights="packed", epochs=5, pretrain_epochs=2, batch_size=32, learning_rate=0.001, bits_up=0.125,
     max_bases=4, shift_pixels=2, deadline_s=480.0, method="spacedml", prune_ratio=0.75, prune_epochs=4,
-    basis_epochs=1, coordinate_epochs=1,
+    basis_epochs=1, coordinate_epochs=1, distortion=0.5,
 )  # fmt: skip
 UPDATE = Update(
     mission=b"mission1", round=3, node=2, samples=600, loss=0.25, cpu_s=12.5, energy_j=30.0, train_s=25.0

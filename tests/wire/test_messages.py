@@ -83,6 +83,7 @@ tasks = st.builds(
     prune_epochs=st.integers(0, 10_000),
     basis_epochs=st.integers(0, 10_000),
     coordinate_epochs=st.integers(0, 10_000),
+    distortion=st.floats(0, 4),
 )
 amounts = st.floats(0, 1e12)
 updates = st.builds(

@@ -1,0 +1,79 @@
+"""Images a little different in every epoch: with 600 of them on a board, that is worth more than bits.
+
+Measured (LeNet-5 on MNIST, 5 of 100 boards asked, 600 images each, 5 rounds of 1 + 10 epochs, 0.08 bit a
+weight up and 0.25 down, one seed): 98.5 % with distortion 1, 97.9 % with shifts of up to 2 pixels alone.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from onboard.learn.graph import Floats, prepare
+
+ROTATION_RAD = np.deg2rad(15.0)  # at distortion 1, each way; uniform, like all draws here
+SCALE = 0.15  # of each axis, by itself
+SHEAR = 0.1
+
+
+def augmented(x: npt.NDArray[np.uint8], draw: np.random.Generator, pixels: int, distortion: float) -> Floats:
+    """Images x uint8 (N, C, H, W) as float32 in 0..1, each shifted by up to `pixels` along each axis.
+
+    With a `distortion` above 0 also rotated, stretched and sheared by so many times the ranges above; zeros
+    come in.
+
+    Whole-pixel shifts where nothing else is asked for, so that they cost no blur; bilinear otherwise.
+    """
+    if distortion:
+        moved = warped(x, draw, pixels, distortion)
+        moved *= np.float32(1 / 255)
+        return moved
+    return prepare(shifted(x, draw, pixels))
+
+
+def shifted(x: npt.NDArray[np.uint8], draw: np.random.Generator, pixels: int) -> npt.NDArray[np.uint8]:
+    """Images (N, C, H, W), each moved by up to `pixels` whole ones along each axis, zeros coming in."""
+    if pixels == 0:
+        return x
+    count, _, height, width = x.shape
+    down, right = draw.integers(0, 2 * pixels + 1, (2, count, 1))
+    padded = np.pad(x, ((0, 0), (0, 0), (pixels, pixels), (pixels, pixels)))
+    rows, columns = down + np.arange(height), right + np.arange(width)
+    # Indices on both sides of a slice: numpy puts their axes first, (N, H, W, C).
+    picked = padded[np.arange(count)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+    return np.ascontiguousarray(picked.transpose(0, 3, 1, 2))
+
+
+def warped(x: npt.NDArray[np.uint8], draw: np.random.Generator, pixels: float, distortion: float) -> Floats:
+    """Images (N, C, H, W) under a random affine map each, sampled bilinearly: float32, 0..255."""
+    count, channels, height, width = x.shape
+    rotation, shear = draw.uniform(-1, 1, (2, count)) * distortion * [[ROTATION_RAD], [SHEAR]]
+    tall, wide = 1 + draw.uniform(-1, 1, (2, count)) * distortion * SCALE
+    down, right = draw.uniform(-pixels, pixels, (2, count))
+    # Where each pixel of the outcome comes from, about the image's centre.
+    matrix = np.array(
+        [[np.cos(rotation) * tall, shear - np.sin(rotation) * tall],
+         [np.sin(rotation) * wide, np.cos(rotation) * wide]], np.float32,
+    )[..., None, None]  # fmt: skip
+    y = np.arange(height, dtype=np.float32)[:, None] - (height - 1) / 2
+    x_ = np.arange(width, dtype=np.float32)[None, :] - (width - 1) / 2
+    centre = np.array([(height - 1) / 2, (width - 1) / 2], np.float32)[:, None] + [down, right]
+    rows = matrix[0, 0] * y + matrix[0, 1] * x_ + centre[0, :, None, None]
+    columns = matrix[1, 0] * y + matrix[1, 1] * x_ + centre[1, :, None, None]
+    # A frame of zeros around the image, and all that lies beyond falls onto it.
+    padded = np.pad(x, ((0, 0), (0, 0), (1, 2), (1, 2))).astype(np.float32)
+    rows = np.clip(rows + 1, 0, height + 1).astype(np.float32)
+    columns = np.clip(columns + 1, 0, width + 1).astype(np.float32)
+    top, left = rows.astype(np.intp), columns.astype(np.intp)
+    below, beside = ((part % 1)[:, None] for part in (rows, columns))
+    flat = padded.reshape(count, channels, -1)
+    start = (top * (width + 3) + left).reshape(count, 1, -1)
+
+    def at(offset: int) -> Floats:
+        picked = np.take_along_axis(flat, start + offset, axis=2)
+        return picked.reshape(count, channels, height, width)
+
+    upper = at(0) + (at(1) - at(0)) * beside
+    lower = at(width + 3) + (at(width + 4) - at(width + 3)) * beside
+    outcome: Floats = upper + (lower - upper) * below
+    return outcome

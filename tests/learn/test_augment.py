@@ -1,0 +1,69 @@
+"""Augmentation moves and distorts images, invents no light, and repeats from its seed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onboard.learn.augment import augmented, shifted, warped
+from onboard.learn.graph import prepare
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (4, 2, 9, 11), dtype=np.uint8)
+
+
+def generator(seed: int = 1) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(seed))
+
+
+def test_nothing_asked_changes_nothing() -> None:
+    assert np.array_equal(augmented(IMAGES, generator(), 0, 0.0), prepare(IMAGES))
+    assert np.allclose(warped(IMAGES, generator(), 0, 0.0), IMAGES, atol=1e-3)
+
+
+@given(seed=st.integers(0, 1000), pixels=st.integers(0, 3), distortion=st.floats(0, 2))
+def test_values_stay_within_the_image_and_shapes_within_bounds(
+    seed: int, pixels: int, distortion: float
+) -> None:
+    out = augmented(IMAGES, generator(seed), pixels, distortion)
+    assert out.shape == IMAGES.shape
+    assert out.dtype == np.float32
+    assert out.min() >= -1e-4  # float32 between neighbours
+    assert out.max() <= IMAGES.max() / 255 + 1e-4
+    assert np.array_equal(out, augmented(IMAGES, generator(seed), pixels, distortion))
+
+
+def test_a_shift_by_warp_is_the_shift_of_the_pixels() -> None:
+    """Without distortion a warp is a translation: the mean position of the light moves as drawn."""
+    spot = np.zeros((64, 1, 15, 15), np.uint8)
+    spot[:, :, 7, 7] = 255
+    out = warped(spot, generator(), 3.0, 0.0)[:, 0]
+    grid = np.arange(15.0)
+    rows = (out.sum(axis=2) * grid).sum(axis=1) / out.sum(axis=(1, 2))
+    draw = generator()
+    draw.uniform(-1, 1, (2, 64))
+    draw.uniform(-1, 1, (2, 64))
+    down, _ = draw.uniform(-3, 3, (2, 64))
+    assert rows == pytest.approx(7 - down, abs=1e-3)
+
+
+def test_a_distortion_keeps_the_centre_and_turns_the_rest() -> None:
+    cross = np.zeros((32, 1, 21, 21), np.uint8)
+    cross[:, :, 10, :] = 200
+    out = warped(cross, generator(), 0, 1.0)[:, 0]
+    assert (out[:, 10, 10] > 150).all()
+    ends = out[:, 10, 0]
+    assert (ends < 100).mean() > 0.5  # most are turned away from the row's end
+    assert out[:, 9:12, 10].sum(axis=1) == pytest.approx(np.full(32, 200.0), rel=0.35)
+
+
+def test_shifts_move_whole_images_by_at_most_the_pixels_asked() -> None:
+    x = np.zeros((200, 2, 9, 9), np.uint8)
+    x[:, 0, 4, 4], x[:, 1, 4, 5] = 1, 2
+    moved = shifted(x, generator(), 2)
+    at = np.argwhere(moved[:, 0])
+    assert np.array_equal(at[:, 0], np.arange(200))
+    assert {(r - 4, c - 4) for _, r, c in at.tolist()} == {(r, c) for r in range(-2, 3) for c in range(-2, 3)}
+    assert np.array_equal(np.argwhere(moved[:, 1]), at + np.array([0, 0, 1]))
+    assert shifted(x, generator(), 0) is x
