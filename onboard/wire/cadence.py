@@ -31,7 +31,8 @@ class Cadence:
 
         1/64 of the object, so that a receiver that is killed takes no more with it, and at least the
         bandwidth-delay product as often as REPORTs may be lost in a row, so that this does not stall the
-        flow. A turn on half-duplex takes 1/16: each costs two changes of direction.
+        flow. A turn on half-duplex takes 1/16 and as many times more: each costs two changes of direction,
+        and an answer that is lost as much again.
         """
         round_trip = self._timing.round_trip_fragments(outgoing.count)
         if not outgoing.answered:
@@ -40,7 +41,7 @@ class Cadence:
                 return 0
             return max(4, round_trip + 1)
         if self._timing.half_duplex:
-            return max(8, outgoing.count // 16)
+            return max(8, round(outgoing.count / 16 * self._round_trips / 2))
         return max(4, round(self._round_trips * round_trip), outgoing.count // 64)
 
     def wants_report(self, outgoing: Outgoing, unasked: int, *, last: bool) -> bool:

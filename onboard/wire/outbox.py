@@ -24,7 +24,7 @@ from onboard.wire.transfer import Outgoing
 _BULK = (Type.DATA, Type.REPAIR)
 _AT_WORK = 4  # objects on their way at a time; the others have not been offered yet
 _OFFER_EVERY = 8  # fragments that follow an OFFER without waiting for its answer are in vain if it is lost
-_QUICK_TURNS = 4  # half-duplex: a question in each, and then every 2 s
+_QUICK_TURNS = 12  # half-duplex: a question in each, and then every 2 s
 _MAX_ID = 0xFFFF
 _ID_SPAN = 0x8000
 
@@ -71,6 +71,7 @@ class Outbox:
         self._handed_over = False  # half-duplex: the turn in which it was is over
         self.silent = False
         self.fragments_sent = self.fragments_resent = self.repairs_sent = self.orphans = 0
+        self._peer_epoch = 0  # of the last REPORT
         self._cadence = Cadence(timing)
         self._loss = self._cadence.loss
         self._acknowledged_bytes = 0
@@ -192,6 +193,12 @@ class Outbox:
             return None
         return max((talk.object.count for talk in self._talks.values()), default=0)
 
+    @property
+    def asks_about(self) -> int:
+        """The object id of the most urgent object that an answer is wanted about, 0 for none."""
+        plan = self._plan() if self._spoke else []
+        return plan[0][2].object.object_id if plan else 0
+
     def handed_over(self, end: float) -> None:
         """Half-duplex: this end's turn is over at `end`."""
         self._handed_over, self._spoke = self._spoke, False
@@ -225,7 +232,9 @@ class Outbox:
         if verdict is None:
             self.orphans += 1
             return
-        self._loss.weigh(verdict)
+        if heard[0] == self._peer_epoch:  # what was lost on a peer that was off says nothing of the link
+            self._loss.weigh(verdict)
+        self._peer_epoch = heard[0]
         self._acknowledged_bytes += max(0, before - outgoing.remaining_bytes)
         if outgoing.withdrawn is not None:
             return  # CANCEL goes again when it is due

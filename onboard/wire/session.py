@@ -39,7 +39,7 @@ from onboard.wire.report import Report
 from onboard.wire.seal import Opener, Sealer
 from onboard.wire.timing import Pacer, Timing
 from onboard.wire.transfer import Incoming, Partial
-from onboard.wire.turn import Turn
+from onboard.wire.turn import MAX_CLOSING, Turn
 
 __all__ = [
     "Arrived",
@@ -62,6 +62,7 @@ __all__ = [
 ]
 
 _EPSILON_S = 1e-6  # sums of airtimes are not exact; a microsecond is less than a bit of any link here
+_CLOSING = (Type.POLL, Type.REPORT, Type.DONE, Type.CANCEL)
 _BY_SENDER = (Reason.WITHDRAWN, Reason.EXPIRED)  # CANCEL for another reason is the receiver's
 _BUSY_S = 4.0  # without DATA for so long the peer's bulk is over
 
@@ -102,6 +103,7 @@ class Session:
         self._turn = Turn(self._timing, now) if link.half_duplex else None
         self._outbox = Outbox(self._timing, epoch=epoch, slack=limits.reorder_slack)
         self._inbox = Inbox(self._timing, limits, done)
+        self._answer: Send | None = None  # half-duplex: the last one of this turn
         self._messages: list[tuple[int, int, bytes]] = []  # heap: priority, order, payload
         self._message_order = count()
         self._max_messages = limits.max_messages
@@ -193,7 +195,10 @@ class Session:
         self._heard_at = now
         self._outbox.heard()
         if self._turn is not None:
-            self._turn.heard(now, over=opened.over, loss=self._loss_in)
+            left_s = 0.0
+            if opened.type in _CLOSING:
+                left_s = min(opened.fragment, MAX_CLOSING) * self._timing.back_airtime_s(len(frame))
+            self._turn.heard(now, over=opened.over, loss=self._loss_in, left_s=left_s)
         try:
             return events + self._dispatch(opened, now)
         except BadMessage:
@@ -213,7 +218,8 @@ class Session:
         if self._gate(now) > now + _EPSILON_S:
             return None
         now += _EPSILON_S
-        send = self._choose(now)
+        closing = self._turn is not None and self._turn.closing and self._turn.in_turn(now)
+        send = self._closing_frame() if closing else self._choose(now)
         if send is None:
             if self._turn is None or not self._turn.in_turn(now):
                 return None
@@ -222,21 +228,29 @@ class Session:
         keyed = self._turn is not None and self._turn.begins(now)
         start = max(now, self._pacer.end)
         end = self._pacer.sent(length, now, keyed=keyed)
-        self._note_sent(send, end)
-        over, poll = False, send.poll
+        if not closing:
+            self._note_sent(send, end)
+        over, fragment = False, send.fragment
         if self._turn is not None:
             self._turn.sent(start, end)
-            over = not self._turn.has_room(end + self._timing.frame_s) or self._ready_at() > now
-            poll = over and self._outbox.asked is not None
-            if over:
-                self._turn.hand_over(self._outbox.asked)
-                self._outbox.handed_over(end)
+            if closing:
+                fragment = self._turn.count_down()
+                over = fragment == 0
+            elif not self._turn.has_room(end + self._timing.frame_s) or self._ready_at() > now:
+                loss = 0.0 if self._outbox.silent else max(self._loss_in, self._outbox.loss)
+                over = self._turn.close(loss)
+        poll = send.poll
+        if over and self._turn is not None:
+            poll = self._outbox.asked is not None
+            self._turn.hand_over(self._outbox.asked)
+            self._outbox.handed_over(end)
+            self._answer = None
         self._bytes_sent += self._wire_bytes(length)
         return self._sealer.seal(
             send.type,
             send.payload,
             object_id=send.object_id,
-            fragment=send.fragment,
+            fragment=fragment,
             priority=send.priority,
             poll=poll,
             over=over,
@@ -326,6 +340,10 @@ class Session:
             send = Send(Type.MSG, payload, priority=priority)
         return send or self._outbox.bulk(seq)
 
+    def _closing_frame(self) -> Send:
+        """What this turn most wants heard, once more: its answer, or its question."""
+        return self._answer or Send(Type.POLL, object_id=self._outbox.asks_about)
+
     def _ready_at(self) -> float:
         """When `_choose` next has a frame."""
         if self._outbox.held_back:
@@ -340,6 +358,7 @@ class Session:
         elif send.type is Type.MSG:
             heapq.heappop(self._messages)
         elif send.object_id:
+            self._answer = send
             self._inbox.sent(send, end)
 
     def _gate(self, now: float) -> float:
@@ -351,7 +370,7 @@ class Session:
     def _loss_in(self) -> float:
         epoch, highest = self._opener.floor
         expected = highest - self._first_seq + 1
-        if epoch != self._seen_epoch or expected <= 0:
+        if not self._seen_epoch or epoch != self._seen_epoch or expected <= 0:
             return 0.0
         return max(0.0, 1 - self._frames_in_epoch / expected)
 

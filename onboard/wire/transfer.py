@@ -305,10 +305,10 @@ class Outgoing:
         """Take in what the receiver holds; None, and no change, if the report is not about this object,
         or older than one taken before.
 
-        heard: epoch and seq of the frame that brought it. epoch: ours; a report that has not heard of it
-        yet settles the fate of no transmission. slack: frames that may overtake one another.
+        heard: epoch and seq of the frame that brought it. epoch: ours; a report from before this end's
+        restart may count in fragments of another length. slack: frames that may overtake one another.
         """
-        if report.unknown or report.prefix != self.digest[:PREFIX_BYTES]:
+        if report.unknown or report.epoch != epoch or report.prefix != self.digest[:PREFIX_BYTES]:
             return None
         if heard <= self._heard or report.held & ~self._all:
             return None
@@ -317,7 +317,7 @@ class Outgoing:
         self.answered = True
         self.held = self.held & ~told | report.held & told
         self._told |= told
-        highest = report.seq - slack if report.epoch == epoch else -1
+        highest = report.seq - slack
         lost = bursts = settled = 0
         in_burst = False
         still: deque[tuple[int, int]] = deque()

@@ -8,6 +8,9 @@ last turn, and the order in which they may is such that the first has been heard
 - an end that never heard its OVER waits for as long as a run of lost frames may last, and then as before
   but later, so that the other end can ask again first.
 
+Where much is lost a turn closes with several short frames that count down to its end, the last with OVER: who
+hears any of them knows when it may begin.
+
 Both ends know the end of a turn to within the delay, so on an undisturbed channel they never speak at the
 same time; after losses they may, once. A channel on which nobody has anything to say carries nothing.
 """
@@ -16,7 +19,10 @@ from __future__ import annotations
 
 import math
 
-from onboard.wire.timing import GRACE_S, Timing
+from onboard.wire.timing import GRACE_S, GUARD_S, Timing
+
+MAX_CLOSING = 4
+_MISSED = 0.07  # that all closing frames are lost costs about a second, one of them 20 to 70 ms of 9.6 kbit/s
 
 
 class Turn:
@@ -29,17 +35,34 @@ class Turn:
         self._mine = False  # OVER was heard, or this end is within its turn
         self._speaking = False  # this end has begun and not yet said OVER
         self._began = -math.inf
+        self._closing = 0  # frames that this turn has left, once nothing but its end is to be told
 
     def opens_at(self, now: float) -> float:
         """The earliest time from `now` on at which this end may transmit."""
         if self._mine and now <= self._quiet_since + GRACE_S:
-            return now
+            return max(now, self._quiet_since)
         first = self._quiet_since + self._wait_s
         if now <= first:
             return first
         period_s = 2 * self._timing.slot_s
         slot = first + math.floor((now - first) / period_s) * period_s
         return now if now <= slot + GRACE_S else slot + period_s
+
+    @property
+    def closing(self) -> bool:
+        """Whether this end has said all that it had to say but for the turn's end."""
+        return self._closing > 0
+
+    def close(self, loss: float) -> bool:
+        """This turn ends: with the frame just sent (True), or with some more, where `loss` (0..1) is high."""
+        frames = math.ceil(math.log(_MISSED) / math.log(min(max(loss, 0.01), 0.9)))
+        self._closing = 0 if frames <= 1 else min(frames, MAX_CLOSING)
+        return self._closing == 0
+
+    def count_down(self) -> int:
+        """A closing frame was sent: how many follow it."""
+        self._closing -= 1
+        return self._closing
 
     def in_turn(self, now: float) -> bool:
         """Whether this end has begun to speak, has not yet said OVER, and has not been still for too long."""
@@ -57,6 +80,7 @@ class Turn:
         """A frame leaves at `start`; its last bit at `end`."""
         if self.begins(start):
             self._began = start
+            self._closing = 0  # of a turn that fell still
         self._speaking = self._mine = True
         self._quiet_since = end
         self._wait_s = self._slots_s(2)  # should this end fall still before it says OVER
@@ -71,10 +95,14 @@ class Turn:
             self._wait_s = self._timing.answer_slot_s(asked)
             self._wait_s += 0.0 if self._timing.master else self._timing.question_slot_s
 
-    def heard(self, now: float, *, over: bool, loss: float) -> None:
+    def heard(self, now: float, *, over: bool, loss: float, left_s: float = 0.0) -> None:
         """A frame of the peer's has wholly arrived. Without OVER more follow: `loss` (0..1) says how many
-        frame times of nothing still mean that they were lost, not that the turn is over."""
+        frame times of nothing still mean that they were lost, not that the turn is over. left_s: airtime of
+        the closing frames that follow, 0 if it was none of these."""
         self._speaking = False
+        if left_s:
+            over = True
+            now += left_s + GUARD_S
         self._mine = over
         self._quiet_since = now
         self._wait_s = self._slots_s(1)

@@ -12,7 +12,7 @@ from onboard.wire.session import (
     Delivered,
     Limits,
 )
-from tests.wire.pair import COBS_BYTES, FAST, FULL, HALF, UPDATE, End, Pair, data, finish
+from tests.wire.pair import COBS_BYTES, FAST, FULL, HALF, UPDATE, End, Pair, data, finish, link, uhf_full
 
 
 def goodput_over_bound(pair: Pair, receiver: End, link: Link, size: int, loss: float) -> float:
@@ -24,20 +24,29 @@ def goodput_over_bound(pair: Pair, receiver: End, link: Link, size: int, loss: f
     return size * 8 / arrived_s / bound_bps
 
 
-# Lower limits of goodput over its bound; the design's own model reaches .99 and .94, .98 and .93.
+FULL64K = uhf_full(1024, rate_up_bps=64e3, rate_down_bps=64e3)
+HALF64K = link(mtu_bytes=1046, rate_up_bps=64e3, rate_down_bps=64e3)
+
+
+# Lower limits of goodput over its bound for one seed; the means of many are higher (docs/benchmarks.md).
 @pytest.mark.parametrize(
     ("link", "size", "loss", "least"),
     [
         (FULL, 65536, 0.0, 0.95),
         (FULL, 65536, 0.05, 0.95),
         (FULL, 65536, 0.2, 0.95),
-        (FULL, 65536, 0.4, 0.85),
+        (FULL, 65536, 0.4, 0.95),
+        (FULL64K, 1 << 20, 0.4, 0.95),
         (HALF, 65536, 0.0, 0.85),
-        (HALF, 65536, 0.05, 0.80),
-        (HALF, 65536, 0.2, 0.65),
-        (HALF, 65536, 0.4, 0.40),
+        (HALF, 65536, 0.05, 0.85),
+        (HALF, 65536, 0.2, 0.85),
+        (HALF, 65536, 0.4, 0.85),
+        (HALF64K, 1 << 20, 0.0, 0.90),
+        (HALF64K, 1 << 20, 0.4, 0.85),
         (FAST, 1 << 20, 0.0, 0.95),
-        (FAST, 1 << 20, 0.05, 0.75),
+        (FAST, 1 << 20, 0.05, 0.90),
+        (FAST, 1 << 20, 0.2, 0.90),
+        (FAST, 1 << 20, 0.4, 0.90),
     ],
 )
 def test_goodput_is_near_its_bound(link: Link, size: int, loss: float, least: float) -> None:
@@ -47,6 +56,8 @@ def test_goodput_is_near_its_bound(link: Link, size: int, loss: float, least: fl
     assert goodput_over_bound(pair, pair.ground, link, size, loss) >= least
     lost = pair.channel.counters("board").lost
     snapshot = pair.board.session.snapshot(pair.now)  # type: ignore[union-attr]
+    sent = snapshot.fragments_sent + snapshot.repairs_sent
+    assert sent <= 1.1 * size / (link.mtu_bytes - framing.OVERHEAD_BYTES) / (1 - loss)
     assert snapshot.fragments_resent <= lost  # nothing goes again unless it was lost
     assert snapshot.loss_out == pytest.approx(loss, abs=0.06)
 

@@ -211,14 +211,13 @@ def test_a_receiver_that_lost_unsaved_fragments_is_believed() -> None:
     assert outgoing.to_send == bits({8, 9})
 
 
-def test_a_report_of_an_earlier_epoch_tells_what_is_held_and_settles_nothing() -> None:
+def test_a_report_of_an_earlier_epoch_is_not_taken() -> None:
     outgoing = Outgoing(2, bytes(70), FRAGMENT_BYTES)
     outgoing.sent(0, seq=1)
     outgoing.sent(1, seq=2)
-    verdict = outgoing.report(report_on(outgoing, {4}, seq=900, epoch=1), heard=(1, 1), epoch=2)
-    assert verdict is not None
-    assert (verdict.lost, outgoing.in_flight) == (0, 2)
-    assert outgoing.to_send == bits({2, 3, 5, 6, 7, 8, 9})
+    early = report_on(outgoing, {4}, seq=900, epoch=1)
+    assert outgoing.report(early, heard=(1, 1), epoch=2) is None
+    assert (outgoing.held, outgoing.in_flight, outgoing.answered) == (0, 2, False)
 
 
 def test_after_a_report_that_was_cut_only_what_it_tells_of_is_sent() -> None:

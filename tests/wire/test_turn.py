@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import random
+from itertools import pairwise
 
 import pytest
 
+from onboard.wire.frame import Type
 from onboard.wire.session import (
     Delivered,
 )
-from onboard.wire.timing import GRACE_S, Timing
+from onboard.wire.timing import GRACE_S, GUARD_S, Timing
 from onboard.wire.turn import Turn
 from tests.wire.pair import COBS_BYTES, HALF, UPDATE, Pair, data, link
 
@@ -129,3 +131,64 @@ def test_a_turn_that_fell_still_is_over() -> None:
     assert not ground.in_turn(1.0 + GRACE_S + 0.001)
     assert ground.begins(1.0 + GRACE_S + 0.001)
     assert ground.opens_at(1.0 + GRACE_S + 0.001) > 1.5
+
+
+def test_where_much_is_lost_a_turn_closes_with_a_countdown() -> None:
+    ground, board, timing = turns()
+    board.sent(0.0, 1.0)
+    assert board.close(0.01)
+    assert not board.close(0.4)
+    left = []
+    while board.closing:
+        left.append(board.count_down())
+    assert left == [2, 1, 0]
+    poll_s = timing.back_airtime_s(22)
+    for missed in (0, 1, 2):  # whichever it hears, the ground begins after the last of them and no later
+        ground.heard(1.0 - missed * poll_s, over=missed == 0, loss=0.4, left_s=missed * poll_s)
+        opens_at = ground.opens_at(1.0 - missed * poll_s)
+        assert 1.0 <= opens_at <= 1.0 + GUARD_S + 1e-9
+        assert not ground.in_turn(1.0)
+
+
+def test_a_countdown_of_a_turn_that_fell_still_is_not_taken_up_again() -> None:
+    ground, _, _ = turns()
+    ground.sent(0.0, 1.0)
+    ground.close(0.4)
+    assert ground.closing
+    ground.sent(9.0, 9.1)
+    assert not ground.closing
+
+
+def test_closing_frames_repeat_the_answer_and_the_question() -> None:
+    pair = Pair(HALF, seed=2, frame_loss=0.4)
+    pair.board.offer(UPDATE, data(30_000), 0.0)
+    pair.run(500.0, lambda: bool(pair.board.seen(Delivered)))
+    closing = [
+        (side, frame) for _, side, frame in pair.sent if frame.type is not Type.DATA and frame.fragment
+    ]
+    assert {(side, frame.type) for side, frame in closing if frame.type is not Type.REPAIR} >= {
+        ("board", Type.POLL),
+        ("ground", Type.REPORT),
+    }
+    by_end = [frame for _, side, frame in pair.sent if side == "ground" and frame.type is Type.REPORT]
+    copies = [b for a, b in pairwise(by_end) if a.fragment and b.fragment == a.fragment - 1]
+    assert copies
+    assert all(a.payload == b.payload for a, b in pairwise(by_end) if a.fragment and b in copies)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_closing_frames_do_not_collide_on_a_channel_without_losses(seed: int) -> None:
+    """Losses that were there make both ends count down; then the channel is clean."""
+    bad = [True]
+    rnd = random.Random(seed)
+    pair = Pair(HALF, mangle=lambda frame, now: [] if bad[0] and rnd.random() < 0.4 else [frame])
+    pair.board.offer(UPDATE, data(60_000), 0.0)
+    pair.run(40.0)
+    bad[0] = False
+    pair.run(70.0)
+    counted = [sum(pair.channel.counters(side).collided for side in ("ground", "board"))]
+    sent = len(pair.sent)
+    pair.run(90.0)
+    counted.append(sum(pair.channel.counters(side).collided for side in ("ground", "board")))
+    assert any(frame.fragment and frame.type in (Type.POLL, Type.REPORT) for *_, frame in pair.sent[sent:])
+    assert counted[0] == counted[1]
