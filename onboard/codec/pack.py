@@ -6,71 +6,43 @@ A quantized model:
     0       1     version: 1
     1       8     digest of the layout: names, shapes and groups of the model's tensors
     9       4     length C of the coded section; all numbers are little-endian
-    13      C     adaptively coded (`rangecoder`): all bit-widths, then all coordinates, then all raw codes
+    13      C     adaptively coded (`rangecoder`): all bit-widths, the coordinates' exponents, raw codes, and
+                  of each grouped tensor one bit: 1 if its signs are deflated
     13+C    2R    step of each of the R raw tensors, float16
-    ...           signs, one bit each (1: +1), highest bit first, in the order of tensors, groups, bases;
-                  zeros fill the last byte
+            M     the coordinates' mantissas, 3 bits each, highest bit first; zeros fill the last byte
+            ...   each grouped tensor's signs (`signs`): one bit each (1: +1), highest bit first, in the order
+                  of groups and bases, zeros fill the last byte; deflated or not
 
 A dense one has version 2, the digest, and what `codec.dense` says.
 
-Signs are random and travel as they are; the rest is far from random. Decoding asks the coder for a number of
-symbols that the layout bounds, and makes arrays for signs once the bytes for them are known to be there.
+A mantissa is random and travels as it is. Decoding asks the coder for a number of symbols that the layout
+bounds, and makes no array that the layout does not.
 """
 
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from onboard.codec import dense
-from onboard.codec.alq import (
-    COORDINATE_BITS,
-    MANTISSA_BITS,
-    MAX_BASES,
-    Bases,
-    Layout,
-    Model,
-    Quantized,
-    Raw,
-    Tensor,
-    rounded,
-)
+from onboard.codec import dense, signs
+from onboard.codec.alq import MANTISSA_BITS, MAX_BASES, Bases, Model, Quantized, Raw, rounded
 from onboard.codec.dense import Dense
-from onboard.codec.rangecoder import Context, Decoder, Encoder
+from onboard.codec.layout import Floats, Layout, Tensor
+from onboard.codec.rangecoder import Context, Decoder, Encoder, context, tree
 
 VERSION, DENSE_VERSION = 1, 2
 PREFIX = struct.Struct("<B8s")  # what both versions begin with
 HEADER = struct.Struct("<B8sI")
-WIDTH_BITS = 4  # a bit-width, 0 to MAX_BASES
-DROPPED_BITS = 10 - MANTISSA_BITS
-CODE_BITS = 8  # a raw tensor's int8
+DROPPED_BITS = 10 - MANTISSA_BITS  # of a float16's mantissa
+NUMBER_BITS, SPAN_BITS = 8, 4  # of the numbers in a block at most; of how many they are
+RAW_ZERO = 128  # a raw code of 0 as a number
 
 
 class BadPack(ValueError):  # noqa: N818 - "bad" says error already
     """These bytes are no packed model of this layout; says what is wrong with them."""
-
-
-class _Tree:
-    """Contexts for numbers of `bits` bits, highest first: each bit under all the bits before it."""
-
-    def __init__(self, bits: int) -> None:
-        self.bits = bits
-        self.nodes = [Context() for _ in range(1 << bits)]
-
-    def put(self, coder: Encoder, value: int) -> None:
-        node = 1
-        for shift in range(self.bits - 1, -1, -1):
-            bit = value >> shift & 1
-            coder.put(bit, self.nodes[node])
-            node = node << 1 | bit
-
-    def get(self, coder: Decoder) -> int:
-        node = 1
-        for _ in range(self.bits):
-            node = node << 1 | coder.get(self.nodes[node])
-        return node - (1 << self.bits)
 
 
 def pack(model: Model, *, compress: bool = False) -> bytes:
@@ -93,7 +65,7 @@ def account(model: Model, *, compress: bool = False) -> dict[str, int]:
 def unpack(data: bytes | memoryview, layout: Layout) -> Model:
     """The model in `data`, which must be one of this layout, whole and with nothing after it.
 
-    Takes at most 12 bytes of memory a weight, whatever the bytes say. Errors: BadPack.
+    Takes at most 32 bytes of memory a weight, whatever the bytes say. Errors: BadPack.
     """
     data = bytes(data)
     if len(data) < PREFIX.size:
@@ -115,30 +87,27 @@ def _unpack_quantized(data: bytes, layout: Layout) -> Quantized:
     if len(data) < HEADER.size:
         raise BadPack(f"{len(data)} bytes, a header alone has {HEADER.size}")
     _, _, coded_bytes = HEADER.unpack_from(data)
-    coded_end = HEADER.size + coded_bytes
-    signs_at = coded_end + 2 * len(layout.raw)
-    coder = Decoder(data[HEADER.size : coded_end])
+    at = HEADER.size + coded_bytes
+    coder = Decoder(data[HEADER.size : at])
     widths = [_get_widths(coder, tensor) for tensor in layout.grouped]
     counts = [int(bits.sum(dtype=np.int64)) for bits in widths]
-    sign_bits = sum(count * tensor.group for count, tensor in zip(counts, layout.grouped, strict=True))
-    expected = signs_at + (sign_bits + 7) // 8
-    if len(data) != expected:
-        raise BadPack(f"{len(data)} bytes, the bit-widths in them ask for {expected}")
-    alphas = [_get_coordinates(coder, count) for count in counts]
-    steps = np.frombuffer(data, "<f2", len(layout.raw), coded_end).astype(np.float32)
-    if not np.isfinite(steps).all() or np.signbit(steps).any():
-        raise BadPack(f"a raw tensor's step is {steps.tolist()}")
-    raw = {t.name: _get_raw(coder, t, step) for t, step in zip(layout.raw, steps, strict=True)}
-    signs = np.unpackbits(np.frombuffer(data, np.uint8, offset=signs_at))
-    if signs[sign_bits:].any():
-        raise BadPack("bits are set after the last sign")
-    ends = np.cumsum([0, *(count * t.group for count, t in zip(counts, layout.grouped, strict=True))])
-    grouped = {
-        t.name: Bases.assembled(bits, values, signs[start:end].reshape(-1, t.group))
-        for t, bits, values, start, end in zip(
-            layout.grouped, widths, alphas, ends[:-1], ends[1:], strict=True
-        )
-    }
+    mantissa_bytes = -(-MANTISSA_BITS * sum(counts) // 8)
+    if len(data) < at + 2 * len(layout.raw) + mantissa_bytes:
+        raise BadPack(f"{len(data)} bytes, the bit-widths in them ask for more")
+    exponents = [_get_numbers(coder, _basis_of_each(bits)) for bits in widths]
+    codes = [_get_numbers(coder, [0] * tensor.size) for tensor in layout.raw]
+    deflated = [coder.get(context()) == 1 for _ in layout.grouped]
+    raw, at = _raws(layout, codes, data, at)
+    alphas, at = _coordinates(exponents, data, at, mantissa_bytes)
+    grouped = {}
+    for tensor, bits, values, shorter in zip(layout.grouped, widths, alphas, deflated, strict=True):
+        try:
+            ones, at = signs.decode(data, at, len(values) * tensor.group, shorter)
+        except ValueError as error:
+            raise BadPack(f"{tensor.name}: {error}") from None
+        grouped[tensor.name] = Bases.assembled(bits, values, ones.reshape(-1, tensor.group))
+    if at != len(data):
+        raise BadPack(f"{len(data)} bytes, the model in them ends after {at}")
     return Quantized(layout, grouped, raw)
 
 
@@ -155,72 +124,128 @@ def _quantized_sections(quantized: Quantized) -> dict[str, bytes]:
     layout = quantized.layout
     tensors = [quantized.grouped[t.name] for t in layout.grouped]
     raws = [quantized.raw[t.name] for t in layout.raw]
+    alphas = [bases.alphas[bases.used] for bases in tensors]
+    if not all(np.array_equal(rounded(values), values) for values in alphas):
+        raise ValueError("coordinates are not rounded: both ends would rebuild different weights")
+    halves = [values.astype(np.float16).view(np.uint16) >> DROPPED_BITS for values in alphas]
+    coded_signs = [signs.encode(bases.signs[bases.used].ravel() > 0) for bases in tensors]
     coder = Encoder()
-    for bases in tensors:
-        _put_widths(coder, bases.bits)
+    for tensor, bases in zip(layout.grouped, tensors, strict=True):
+        _put_widths(coder, tensor, bases.bits)
     widths_end = coder.settled
-    for bases in tensors:
-        _put_coordinates(coder, bases.alphas[bases.used])
-    coordinates_end = coder.settled
+    for bases, half in zip(tensors, halves, strict=True):
+        _put_numbers(coder, half >> MANTISSA_BITS, _basis_of_each(bases.bits))
+    exponents_end = coder.settled
     for raw in raws:
-        _put_raw(coder, raw.codes)
+        _put_numbers(coder, raw.codes.ravel() + np.int16(RAW_ZERO), [0] * raw.codes.size)
+    for deflated, _ in coded_signs:
+        coder.put(int(deflated), context())
     coded = coder.finish()
-    steps = np.array([raw.step for raw in raws], "<f2").tobytes()
-    signs = [bases.signs[bases.used].ravel() > 0 for bases in tensors]
+    low = np.concatenate([half & ((1 << MANTISSA_BITS) - 1) for half in halves] or [np.zeros(0, np.uint16)])
+    mantissas = low[:, None] >> np.arange(MANTISSA_BITS - 1, -1, -1) & 1
     return {
         "header": HEADER.pack(VERSION, layout.digest, len(coded)),
         "widths": coded[:widths_end],
-        "coordinates": coded[widths_end:coordinates_end],
-        "raw": coded[coordinates_end:] + steps,
-        "signs": np.packbits(np.concatenate(signs)).tobytes() if signs else b"",
+        "exponents": coded[widths_end:exponents_end],
+        "raw": coded[exponents_end:] + np.array([raw.step for raw in raws], "<f2").tobytes(),
+        "mantissas": np.packbits(mantissas.astype(np.bool_)).tobytes(),
+        "signs": b"".join(data for _, data in coded_signs),
     }
 
 
-def _put_widths(coder: Encoder, bits: npt.NDArray[np.uint8]) -> None:
-    trees = [_Tree(WIDTH_BITS), _Tree(WIDTH_BITS)]
-    before = 0
-    for width in bits.tolist():
-        trees[before > 0].put(coder, width)
-        before = width
+def _neighbours(tensor: Tensor, bits: list[int], group: int) -> int:
+    """Which contexts a bit-width is coded in: groups that matter lie together, so it depends on how many
+    bases (0, 1, more) the group before has in the same output, and the same group in the output before.
+    """
+    row = tensor.groups // tensor.shape[0]
+    left = bits[group - 1] if group % row else 0
+    up = bits[group - row] if group >= row else 0
+    return 3 * min(left, 2) + min(up, 2)
+
+
+def _width_contexts() -> list[list[Context]]:
+    """For each answer of `_neighbours` the contexts of "one more basis?" after 0, 1, ... bases."""
+    return [[context() for _ in range(MAX_BASES)] for _ in range(9)]
+
+
+def _put_widths(coder: Encoder, tensor: Tensor, widths: npt.NDArray[np.uint8]) -> None:
+    contexts, bits = _width_contexts(), widths.tolist()
+    for group, width in enumerate(bits):
+        more = contexts[_neighbours(tensor, bits, group)]
+        for j in range(width):
+            coder.put(1, more[j])
+        if width < MAX_BASES:
+            coder.put(0, more[width])
 
 
 def _get_widths(coder: Decoder, tensor: Tensor) -> npt.NDArray[np.uint8]:
-    # Groups that matter lie together (a row, an output channel): whether the one before had a basis tells
-    # something.
-    trees = [_Tree(WIDTH_BITS), _Tree(WIDTH_BITS)]
-    bits = np.zeros(tensor.groups, np.uint8)
-    before = 0
+    contexts, bits = _width_contexts(), [0] * tensor.groups
     for group in range(tensor.groups):
-        before = bits[group] = trees[before > 0].get(coder)
-        if before > MAX_BASES:
-            raise BadPack(f"group {group} of {tensor.name} claims {before} bases, at most {MAX_BASES} can be")
-    return bits
+        more, width = contexts[_neighbours(tensor, bits, group)], 0
+        while width < MAX_BASES and coder.get(more[width]):
+            width += 1
+        bits[group] = width
+    return np.array(bits, np.uint8)
 
 
-def _put_coordinates(coder: Encoder, alphas: npt.NDArray[np.float32]) -> None:
-    if not np.array_equal(rounded(alphas), alphas):
-        raise ValueError("coordinates are not rounded: both ends would rebuild different weights")
-    tree = _Tree(COORDINATE_BITS)
-    for code in (alphas.astype(np.float16).view(np.uint16) >> DROPPED_BITS).tolist():
-        tree.put(coder, code)
+def _basis_of_each(bits: npt.NDArray[np.uint8]) -> list[int]:
+    """Which basis of its group each coordinate is of: later ones are smaller, and get trees of their own."""
+    return [j for width in bits.tolist() for j in range(width)]
 
 
-def _get_coordinates(coder: Decoder, count: int) -> npt.NDArray[np.float32]:
-    tree = _Tree(COORDINATE_BITS)
-    codes = np.array([tree.get(coder) for _ in range(count)], np.uint16)
-    alphas = (codes << DROPPED_BITS).view(np.float16).astype(np.float32)
-    if not np.isfinite(alphas).all():
+def _put_numbers(coder: Encoder, values: npt.NDArray[np.integer[Any]], which: list[int]) -> None:
+    """Numbers 0..255: the lowest, the bits that the highest takes above it, then each in tree which[i]."""
+    if len(values) == 0:
+        return
+    lowest = int(values.min())
+    bits = int(values.max() - lowest).bit_length()
+    coder.put_numbers([lowest], NUMBER_BITS, [tree(NUMBER_BITS)])
+    coder.put_numbers([bits], SPAN_BITS, [tree(SPAN_BITS)])
+    trees = [tree(bits) for _ in range(max(which) + 1)]
+    coder.put_numbers((values - lowest).tolist(), bits, [trees[i] for i in which])
+
+
+def _get_numbers(coder: Decoder, which: list[int]) -> npt.NDArray[np.int64]:
+    """As many numbers as `which` has trees. Errors: BadPack for more than 255."""
+    if not which:
+        return np.zeros(0, np.int64)
+    [lowest] = coder.get_numbers(NUMBER_BITS, [tree(NUMBER_BITS)])
+    [bits] = coder.get_numbers(SPAN_BITS, [tree(SPAN_BITS)])
+    if bits > NUMBER_BITS:
+        raise BadPack(f"numbers of {bits} bits, none has more than {NUMBER_BITS}")
+    trees = [tree(bits) for _ in range(max(which) + 1)]
+    values = lowest + np.array(coder.get_numbers(bits, [trees[i] for i in which]))
+    if values.max() >= 1 << NUMBER_BITS:
+        raise BadPack(f"a number of {values.max()}, none has more than {NUMBER_BITS} bits")
+    return values
+
+
+def _coordinates(
+    exponents: list[npt.NDArray[np.int64]], data: bytes, at: int, size: int
+) -> tuple[list[Floats], int]:
+    """Each grouped tensor's coordinates from their exponents and the `size` bytes of mantissas at `at`."""
+    counts = [len(values) for values in exponents]
+    bits = np.unpackbits(np.frombuffer(data, np.uint8, size, at))
+    used = MANTISSA_BITS * sum(counts)
+    if bits[used:].any():
+        raise BadPack("bits are set after the last mantissa")
+    mantissas = bits[:used].reshape(-1, MANTISSA_BITS) @ (1 << np.arange(MANTISSA_BITS - 1, -1, -1))
+    codes = np.concatenate([*exponents, np.zeros(0, np.int64)]) << MANTISSA_BITS | mantissas
+    if (codes >= 31 << MANTISSA_BITS).any():  # float16's exponent of infinities; higher ones are none
         raise BadPack("a coordinate is not finite")
-    return alphas
+    alphas = (codes.astype(np.uint16) << DROPPED_BITS).view(np.float16).astype(np.float32)
+    return np.split(alphas, np.cumsum(counts)[:-1]) if counts else [], at + size
 
 
-def _put_raw(coder: Encoder, codes: npt.NDArray[np.int8]) -> None:
-    tree = _Tree(CODE_BITS)
-    for code in codes.ravel().tolist():
-        tree.put(coder, code + 128)
-
-
-def _get_raw(coder: Decoder, tensor: Tensor, step: np.float32) -> Raw:
-    tree = _Tree(CODE_BITS)
-    codes = np.array([tree.get(coder) - 128 for _ in range(tensor.size)], np.int8)
-    return Raw(codes.reshape(tensor.shape), step)
+def _raws(
+    layout: Layout, codes: list[npt.NDArray[np.int64]], data: bytes, at: int
+) -> tuple[dict[str, Raw], int]:
+    """The raw tensors from their codes and the steps at `at`."""
+    steps = np.frombuffer(data, "<f2", len(layout.raw), at).astype(np.float32)
+    if not np.isfinite(steps).all() or np.signbit(steps).any():
+        raise BadPack(f"a raw tensor's step is {steps.tolist()}")
+    raw = {
+        t.name: Raw((values - RAW_ZERO).astype(np.int8).reshape(t.shape), step)
+        for t, values, step in zip(layout.raw, codes, steps, strict=True)
+    }
+    return raw, at + 2 * len(layout.raw)

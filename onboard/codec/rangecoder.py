@@ -5,32 +5,33 @@ the probability its context has learned from the bits before it, so that no stat
 are used: every machine decodes the same, and a board needs no compression library. A decoder that has run out
 of bytes reads zeros; its caller decides how many bits it asks for, and so bounds time and memory whatever the
 bytes are.
+
+A context is a list [zeros, ones]: twice how often a bit was 0 and 1 so far, plus one each (Krichevsky and
+Trofimov's estimator). It is a plain list, and the decoder's two loops are alike but for what they loop over,
+because a call or an attribute for every bit would double their time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 FULL = 1 << 32
 REFILL = 1 << 24  # under it a byte is settled, and leaves or enters
 FORGET = 512  # counts are halved here, so that a context follows statistics that change
 
+Context = list[int]
+Tree = list[Context]
 
-@dataclass(slots=True)
-class Context:
-    """Twice how often a bit was 0 and 1 so far, plus one each (Krichevsky and Trofimov's estimator)."""
 
-    zeros: int = 1
-    ones: int = 1
+def context() -> Context:
+    """A context that has seen nothing: either bit is as likely."""
+    return [1, 1]
 
-    def learn(self, bit: int) -> None:
-        if bit:
-            self.ones += 2
-        else:
-            self.zeros += 2
-        if self.zeros + self.ones > FORGET:
-            self.zeros = self.zeros + 1 >> 1
-            self.ones = self.ones + 1 >> 1
+
+def tree(bits: int) -> Tree:
+    """Contexts for numbers of `bits` bits, highest first: each bit under all the bits before it."""
+    return [context() for _ in range(1 << bits)]
 
 
 @dataclass(slots=True)
@@ -46,17 +47,29 @@ class Encoder:
         """Bytes that have left so far; up to 4 more hold what was put last."""
         return len(self._out)
 
-    def put(self, bit: int, context: Context) -> None:
-        zero = self._range * context.zeros // (context.zeros + context.ones)
+    def put(self, bit: int, counts: Context) -> None:
+        zeros, ones = counts
+        zero = self._range * zeros // (zeros + ones)
         if bit:
             self._low += zero
             self._range -= zero
         else:
             self._range = zero
-        context.learn(bit)
+        counts[bit] += 2
+        if zeros + ones >= FORGET - 1:
+            counts[0], counts[1] = counts[0] + 1 >> 1, counts[1] + 1 >> 1
         while self._range < REFILL:
             self._shift()
             self._range <<= 8
+
+    def put_numbers(self, values: Sequence[int], bits: int, trees: Sequence[Tree]) -> None:
+        """Each of `values` (`bits` bits) in the tree at its place in `trees`."""
+        for value, nodes in zip(values, trees, strict=True):
+            node = 1
+            for shift in range(bits - 1, -1, -1):
+                bit = value >> shift & 1
+                self.put(bit, nodes[node])
+                node = node << 1 | bit
 
     def _shift(self) -> None:
         """The highest byte of `low` is settled, except for a carry that may still come; then it runs back."""
@@ -101,8 +114,9 @@ class Decoder:
     def __post_init__(self) -> None:
         self._code = int.from_bytes(self._data[:4].ljust(4, b"\0"), "big")
 
-    def get(self, context: Context) -> int:
-        zero = self._range * context.zeros // (context.zeros + context.ones)
+    def get(self, counts: Context) -> int:
+        zeros, ones = counts
+        zero = self._range * zeros // (zeros + ones)
         if self._code < zero:
             bit = 0
             self._range = zero
@@ -110,10 +124,42 @@ class Decoder:
             bit = 1
             self._code -= zero
             self._range -= zero
-        context.learn(bit)
+        counts[bit] += 2
+        if zeros + ones >= FORGET - 1:
+            counts[0], counts[1] = counts[0] + 1 >> 1, counts[1] + 1 >> 1
         while self._range < REFILL:
             byte = self._data[self._at] if self._at < len(self._data) else 0
             self._at += 1
             self._code = self._code << 8 | byte
             self._range <<= 8
         return bit
+
+    def get_numbers(self, bits: int, trees: Sequence[Tree]) -> list[int]:
+        """As many numbers of `bits` bits as there are `trees`, each with its own."""
+        data, end = self._data, len(self._data)
+        at, code, span = self._at, self._code, self._range
+        values, leaf = [], 1 << bits
+        for nodes in trees:
+            node = 1
+            while node < leaf:
+                counts = nodes[node]
+                zeros, ones = counts
+                zero = span * zeros // (zeros + ones)
+                if code < zero:
+                    span = zero
+                    node <<= 1
+                    counts[0] = zeros + 2
+                else:
+                    code -= zero
+                    span -= zero
+                    node = node << 1 | 1
+                    counts[1] = ones + 2
+                if zeros + ones >= FORGET - 1:
+                    counts[0], counts[1] = counts[0] + 1 >> 1, counts[1] + 1 >> 1
+                while span < REFILL:
+                    code = code << 8 | (data[at] if at < end else 0)
+                    at += 1
+                    span <<= 8
+            values.append(node - leaf)
+        self._at, self._code, self._range = at, code, span
+        return values

@@ -68,7 +68,7 @@ def test_lenet_at_a_tenth_of_a_bit() -> None:
         int(b.bits.sum(dtype=np.int64)) * t.group
         for t, b in zip(layout.grouped, model.grouped.values(), strict=True)
     )
-    assert sections["signs"] == (bases + 7) // 8
+    assert sections["signs"] <= bases // 8 + len(layout.grouped)
     assert sections["header"] == HEADER.size
     assert len(pack(model)) * 8 / layout.parameters < 0.107  # with biases, widths and header
 
@@ -107,7 +107,7 @@ def test_a_part_or_more_than_all_is_bad(seed: int, data: st.DataObject) -> None:
     packed = pack(quantized(SMALL, seed))
     with pytest.raises(BadPack):
         unpack(packed[: data.draw(st.integers(0, len(packed) - 1))], SMALL)
-    with pytest.raises(BadPack, match="ask for"):
+    with pytest.raises(BadPack, match="ends after"):
         unpack(packed + data.draw(st.binary(min_size=1, max_size=9)), SMALL)
 
 

@@ -9,18 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onboard.codec.rangecoder import Context, Decoder, Encoder
+from onboard.codec.rangecoder import Decoder, Encoder, context, tree
 
 
 def coded(bits: list[int], contexts: int) -> bytes:
-    coder, contexts_ = Encoder(), [Context() for _ in range(contexts)]
+    coder, contexts_ = Encoder(), [context() for _ in range(contexts)]
     for i, bit in enumerate(bits):
         coder.put(bit, contexts_[i % contexts])
     return coder.finish()
 
 
 def decoded(data: bytes, count: int, contexts: int) -> list[int]:
-    coder, contexts_ = Decoder(data), [Context() for _ in range(contexts)]
+    coder, contexts_ = Decoder(data), [context() for _ in range(contexts)]
     return [coder.get(contexts_[i % contexts]) for i in range(count)]
 
 
@@ -55,3 +55,31 @@ def test_any_bytes_are_some_bits(data: bytes, count: int) -> None:
 
 def test_nothing_takes_no_bytes() -> None:
     assert coded([], 1) == b""
+
+
+@given(st.lists(st.tuples(st.integers(0, 31), st.integers(0, 2)), max_size=200), st.binary(max_size=60))
+def test_numbers_come_back_and_are_read_from_any_bytes(numbers: list[tuple[int, int]], noise: bytes) -> None:
+    def trees() -> list[list[list[int]]]:
+        three = [tree(5) for _ in range(3)]
+        return [three[which] for _, which in numbers]
+
+    values, coder = [value for value, _ in numbers], Encoder()
+    coder.put(1, context())
+    coder.put_numbers(values, 5, trees())
+    coder.put(0, context())
+    back = Decoder(coder.finish())
+    assert (back.get(context()), back.get_numbers(5, trees()), back.get(context())) == (1, values, 0)
+    assert all(0 <= value < 32 for value in Decoder(noise).get_numbers(5, trees()))
+
+
+def test_numbers_are_coded_as_their_bits_are() -> None:
+    rng = random.Random(2)
+    values, nodes = [min(int(rng.expovariate(0.3)), 15) for _ in range(3000)], tree(4)
+    one, other, same = Encoder(), Encoder(), tree(4)
+    one.put_numbers(values, 4, [nodes] * len(values))
+    for value in values:
+        node = 1
+        for shift in (3, 2, 1, 0):
+            other.put(value >> shift & 1, same[node])
+            node = node << 1 | value >> shift & 1
+    assert one.finish() == other.finish()

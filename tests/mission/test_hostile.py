@@ -17,7 +17,7 @@ import pytest
 from hw_profiles import load_link
 from onboard.agent import Known
 from onboard.codec import alq
-from onboard.codec.pack import pack
+from onboard.codec.pack import HEADER, pack
 from onboard.journal import Journal
 from onboard.keys import load_key, new_key
 from onboard.learn.graph import TrainGraph
@@ -150,8 +150,9 @@ def bad_update(model: bytes, damage: str) -> bytes:
     )
     if damage == "truncated":
         packed = packed[: len(packed) // 2]
-    if damage == "infinite":  # the first raw tensor's step is the float16 at offset 13 (codec/pack.py)
-        packed = packed[:13] + b"\x00\x7c" + packed[15:]
+    if damage == "infinite":  # the first raw tensor's step, a float16 (codec/pack.py)
+        at = HEADER.size + HEADER.unpack_from(packed)[2]
+        packed = packed[:at] + b"\x00\x7c" + packed[at + 2 :]
     update = Update(
         mission=task.mission,
         round=task.round + 1 if damage == "a round to come" else task.round,
