@@ -182,8 +182,9 @@ def _greedy(
         basis = np.copysign(np.float32(1), residual[:live])
         bases.append(basis)
         weighted = basis if h is None else basis * h[:live]
-        for i, other in enumerate(bases):
+        for i, other in enumerate(bases[:-1]):
             gram[:live, i, j] = gram[:live, j, i] = _dots(weighted, other[:live])
+        gram[:live, j, j] = w.shape[1] if h is None else _dots(weighted, basis)
         target[:live, j] = _dots(weighted, w[:live])
         alphas[:live, : j + 1] = _solved(gram[:live, : j + 1, : j + 1], target[:live, : j + 1])
         if errors or j + 1 < width:
@@ -242,7 +243,10 @@ def sketch(groups: Floats, bits: npt.NDArray[np.uint8], curvature: Floats | None
     )
     out.alphas[order] = rounded(alphas)
     for j, basis in enumerate(bases):  # -alpha * -b: every alpha becomes positive
-        out.signs[order[: len(basis)], j] = np.copysign(np.float32(1), alphas[: len(basis), j, None]) * basis
+        signs = basis.astype(np.int8)
+        turned = alphas[: len(basis), j] < 0
+        signs[turned] = -signs[turned]
+        out.signs[order[: len(basis)], j] = signs
     return out
 
 
