@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib
 import signal
 import sys
+from functools import partial
+from types import ModuleType
+from typing import Any
 
 import click
 
@@ -13,13 +16,38 @@ from benchmarks.progress import Progress
 from benchmarks.result import json_line, table
 from onboard.data import DataError
 
-NAMES = ("footprint",)
+NAMES = ("footprint", "table1")
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("name", required=False, type=click.Choice(NAMES))
-@click.option("--json", "as_json", is_flag=True, help="End with one JSON line, for a program.")
-def main(name: str | None, as_json: bool) -> None:
+class Claims(click.Group):
+    """A command for each benchmark, imported when it is asked for: `measure` gets a `Progress` and what the
+    module's OPTIONS, if it has any, were given."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(NAMES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in NAMES:
+            raise click.UsageError(f"no benchmark {cmd_name!r}; there are {', '.join(NAMES)}")
+        module = importlib.import_module(f"benchmarks.{cmd_name}")
+        promise, _, rest = (module.__doc__ or "").partition("\n")
+        as_json = click.Option(
+            ["--json", "as_json"], is_flag=True, help="End with one JSON line, for a program."
+        )
+        return click.Command(
+            cmd_name,
+            params=[*getattr(module, "OPTIONS", ()), as_json],
+            callback=partial(run, cmd_name, module),
+            help=f"{promise}\n{rest}",
+            short_help=promise,
+        )
+
+
+@click.group(
+    cls=Claims, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]}
+)
+@click.pass_context
+def main(context: click.Context) -> None:
     """Measures what the documents promise, one claim a NAME. Without NAME: lists them.
 
     \b
@@ -27,15 +55,18 @@ def main(name: str | None, as_json: bool) -> None:
       python -m benchmarks footprint
       python -m benchmarks footprint --json | tail -n 1 | jq .rows
     """
-    if name is None:
-        for each in NAMES:
-            promise = (importlib.import_module(f"benchmarks.{each}").__doc__ or "").partition("\n")[0]
-            click.echo(f"{each:<12}{promise}")
-        return
+    if context.invoked_subcommand is None:
+        for name in NAMES:
+            promise = (importlib.import_module(f"benchmarks.{name}").__doc__ or "").partition("\n")[0]
+            click.echo(f"{name:<12}{promise}")
+
+
+def run(name: str, module: ModuleType, as_json: bool, **options: Any) -> None:
+    """Measures, prints the table, and ends the process with the verdict."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # cleans up, as Ctrl-C does
     tell = Progress(name)
     try:
-        rows = importlib.import_module(f"benchmarks.{name}").measure(tell)
+        rows = module.measure(tell, **options)
     except (LabError, DataError) as error:
         tell.end()
         click.echo(f"{name}: {error}", err=True)

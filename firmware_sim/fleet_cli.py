@@ -64,6 +64,7 @@ BY_METHOD = "Default: the method's."
 @click.option("--learning-rate", type=float, help=f"Of Adam, in the first round. {BY_METHOD}")
 @click.option("--learning-rate-decay", type=float, help=f"Factor a round. {BY_METHOD}")
 @click.option("--shift-pixels", type=int, help=f"Images are shifted by up to this much. {BY_METHOD}")
+@click.option("--distortion", type=float, help=f"Turned, stretched and sheared by so much. {BY_METHOD}")
 @click.option("--bits-up", type=float, help=f"Bits a weight that an update may take. {BY_METHOD}")
 @click.option("--bits-down", type=float, help=f"Bits a weight of the averaged model. {BY_METHOD}")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("fleet-out"), show_default=True,

@@ -1,14 +1,19 @@
 """How each method trains unless told otherwise: what the fleet's table was measured with.
 
-The paper leaves optimizer, rate and augmentation open; Adam everywhere, images of 28x28, batches of 10.
+SpaceDML leaves optimizer, rate and augmentation open: Adam, and what is said here. Batches of 10 are its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+import msgspec
+
 from onboard.learn.plan import Method
 from onboard.server import Training
+
+# Of a budget, for bases and coordinates; header, bit-widths and biases take the rest (2 % at 0.4 bit).
+ROOM = 0.97
 
 PRESETS: Mapping[Method, Training] = {
     # One plain epoch a round (SpaceDML, section IV).
@@ -18,7 +23,31 @@ PRESETS: Mapping[Method, Training] = {
     "fedavg-zstd": Training(
         method="fedavg-zstd", epochs=1, learning_rate=1e-3, learning_rate_decay=1.0, shift_pixels=0
     ),
-    # Epochs as the paper's: one of pre-training, four of pruning, one each of bases, coordinates and STE.
-    "spacedml": Training(method="spacedml", epochs=1, pretrain_epochs=1, bits_up=2.0, bits_down=1.0),
+    # Epochs as in the paper: one of pre-training in the first round, four of pruning, one each of bases,
+    "spacedml": Training(
+        method="spacedml", epochs=1, pretrain_epochs=1, learning_rate=1e-3, bits_up=2.0, bits_down=1.0
+    ),
     "spacedml-fast": Training(epochs=8, shift_pixels=2, bits_up=0.08, bits_down=0.25),
 }
+
+
+def for_bits(prune_ratio: float, bits: float) -> Training:
+    """The paper's procedure such that pruning by `prune_ratio` leaves at most `bits` a weight, all bytes
+    counted; as many go down."""
+    return msgspec.structs.replace(
+        PRESETS["spacedml"],
+        prune_ratio=prune_ratio,
+        bits_up=ROOM * bits / (1 - prune_ratio),
+        bits_down=ROOM * bits,
+    )
+
+
+def as_fedavg(training: Training) -> Training:
+    """FedAvg with the same local training: as many epochs (but for pre-training that is the first round's
+    alone), rate and augmentation."""
+    epochs = training.epochs
+    if training.method == "spacedml":
+        epochs += training.prune_epochs + training.basis_epochs + training.coordinate_epochs
+    elif training.method == "spacedml-fast":
+        epochs += training.pretrain_epochs
+    return msgspec.structs.replace(training, method="fedavg", epochs=epochs)

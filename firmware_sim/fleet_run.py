@@ -15,6 +15,7 @@ from firmware_sim.fleet_record import Record
 from firmware_sim.fleet_split import dirichlet, iid
 from onboard import data
 from onboard.data import Images
+from onboard.learn.federated import finished
 from onboard.learn.graph import InferGraph, TrainGraph
 
 Split = Literal["iid", "dirichlet"]
@@ -59,8 +60,10 @@ class Run:
 
     def play(self) -> Generator[Moment | RoundResult, None, None]:
         """Plays the rounds that are left; each is stored before it is told."""
+        wishes, settings = self.wishes, self.wishes.settings
+        if finished([result.accuracy for result in self.results], settings.rounds, settings.target):
+            return
         shape, classes = self._train.input_shape, self._train.classes
-        wishes = self.wishes
         test = data.load(wishes.data, shape, folder=wishes.data_folder, part="test", classes=classes)
         with tempfile.TemporaryDirectory(prefix="fleet-") as folder:
             fleet = Fleet(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import click
+import pytest
 from click.testing import CliRunner
 
 from benchmarks.__main__ import NAMES, main
@@ -28,6 +30,17 @@ def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
 def test_every_benchmark_and_option_is_documented() -> None:
     text = DOCUMENT.read_text(encoding="utf-8")
     assert all(f"python -m benchmarks {name}" in text for name in NAMES)
-    options = [option for parameter in main.params for option in parameter.opts if option.startswith("--")]
-    assert options
-    assert all(f"`{option}`" in text for option in options)
+    context = click.Context(main)
+    for name in NAMES:
+        command = main.get_command(context, name)
+        assert command is not None
+        options = [option for parameter in command.params for option in parameter.opts]
+        assert "--json" in options
+        assert [option for option in options if f"`{option}`" not in text] == [], name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_benchmark_explains_itself(name: str) -> None:
+    done = CliRunner().invoke(main, [name, "--help"])
+    assert done.exit_code == 0
+    assert "--json" in done.output

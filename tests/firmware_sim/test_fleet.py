@@ -53,7 +53,7 @@ def test_two_rounds_and_the_same_again(tmp_path: Path) -> None:
     # No weights go down in the first round; then what the round before made, header and all.
     parameters = TRAIN.layout.parameters
     assert 8 * first.bits_down < 0.02
-    assert second.width_down < 0.1 < second.bits_down + 0.05
+    assert 0 < second.width_down < 0.1
     assert second.width_down == mean_width(unpack(*_last_packed(tmp_path, settings)))
     # What crosses the air is more than the objects, and not much more.
     for result in (first, second):
@@ -61,7 +61,7 @@ def test_two_rounds_and_the_same_again(tmp_path: Path) -> None:
         assert objects_up < result.bytes_up < 1.5 * objects_up + 3000
         assert result.bytes_down > 3 * result.bits_down * parameters / 8
         assert result.airtime_up_s > result.bytes_up * 8 / 9600  # keying comes on top
-        assert result.width_up < 0.05 < result.bits_up
+        assert 0 < result.width_up < 0.05  # the budget, which holds coordinates too
         assert result.energy_j > 0
     assert first.clock_s < second.clock_s
     assert all(0 <= moment.done <= 1 for moment in seen if isinstance(moment, Moment))
