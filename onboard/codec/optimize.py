@@ -24,28 +24,47 @@ TINY = np.float32(1e-12)  # keeps a group that no gradient ever reached from div
 def nearest(target: Floats, bases: Bases) -> Signs:
     """Signs (G, I, n) that bring sum_j alpha_j * sign_j nearest to `target`, weight by weight.
 
-    A group of I bases has 2^I values; each weight finds its own among them, sorted, in I halvings. Weights'
-    curvatures change nothing here: no error could be smaller.
+    Weights' curvatures change nothing here: no error could be smaller.
     """
     signs = np.zeros(bases.signs.shape, np.int8)
     for width in range(1, bases.signs.shape[1] + 1):  # all groups of one width at a time
         at = np.flatnonzero(bases.bits == width)
-        if len(at) == 0:
-            continue
-        corners = (np.arange(1 << width)[:, None] >> np.arange(width) & 1) * 2 - 1  # (2^I, I)
-        values = bases.alphas[at, :width].astype(np.float64) @ corners.T
-        order = np.argsort(values, axis=1, kind="stable")
-        ranked = np.take_along_axis(values, order, axis=1)
-        borders = ((ranked[:, 1:] + ranked[:, :-1]) / 2).astype(np.float32)
-        half = 1 << width - 1
-        wanted = target[at]
-        rank = np.where(wanted > borders[:, half - 1, None], half, 0)
-        while half := half >> 1:
-            rank += half * (wanted > np.take_along_axis(borders, rank + (half - 1), axis=1))
-        code = np.take_along_axis(order, rank, axis=1)
-        for j in range(width):
-            signs[at, j] = (code >> j & 1) * 2 - 1
+        if len(at):
+            search = _by_residual if width <= 2 else _by_halving
+            signs[at, :width] = search(target[at], bases.alphas[at, :width])
     return signs
+
+
+def _by_residual(target: Floats, alphas: Floats) -> Signs:
+    """One or two bases: the sign of the weight for the larger coordinate, of what is then left for the other.
+
+    With three, the two smaller ones can outweigh the largest, and this would not find the nearest value.
+    """
+    signs = np.empty((*alphas.shape, target.shape[1]), np.int8)
+    order = np.argsort(-alphas, axis=1, kind="stable")
+    rows, left = np.arange(len(alphas)), target
+    for j in order.T:
+        one = np.where(left > 0, np.int8(1), np.int8(-1))
+        signs[rows, j] = one
+        if alphas.shape[1] > 1:
+            left = left - alphas[rows, j, None] * one
+    return signs
+
+
+def _by_halving(target: Floats, alphas: Floats) -> Signs:
+    """I bases have 2^I values: each weight finds its own among its group's, sorted, in I halvings."""
+    width = alphas.shape[1]
+    corners = (np.arange(1 << width)[:, None] >> np.arange(width) & 1) * 2 - 1  # (2^I, I)
+    values = alphas.astype(np.float64) @ corners.T
+    order = np.argsort(values, axis=1, kind="stable")
+    ranked = np.take_along_axis(values, order, axis=1)
+    borders = ((ranked[:, 1:] + ranked[:, :-1]) / 2).astype(np.float32)
+    half = 1 << width - 1
+    rank = np.where(target > borders[:, half - 1, None], half, 0)
+    while half := half >> 1:
+        rank += half * (target > np.take_along_axis(borders, rank + (half - 1), axis=1))
+    code = np.take_along_axis(order, rank, axis=1)
+    return np.stack([(code >> j & 1) * 2 - 1 for j in range(width)], axis=1).astype(np.int8)
 
 
 def fitted(target: Floats, bits: npt.NDArray[np.uint8], signs: Signs, curvature: Floats | None) -> Bases:

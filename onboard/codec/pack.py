@@ -153,39 +153,40 @@ def _quantized_sections(quantized: Quantized) -> dict[str, bytes]:
     }
 
 
-def _neighbours(tensor: Tensor, bits: list[int], group: int) -> int:
-    """Which contexts a bit-width is coded in: groups that matter lie together, so it depends on how many
-    bases (0, 1, more) the group before has in the same output, and the same group in the output before.
+def _width_contexts() -> list[list[list[Context]]]:
+    """contexts[left][up][j] of "one more basis after j?": groups that matter lie together, so it depends on
+    how many bases the group before has in the same output, and the same group in the output before.
     """
-    row = tensor.groups // tensor.shape[0]
-    left = bits[group - 1] if group % row else 0
-    up = bits[group - row] if group >= row else 0
-    return 3 * min(left, 2) + min(up, 2)
+    kinds = [0, 1] + [2] * (MAX_BASES - 1)
+    contexts = [[[context() for _ in range(MAX_BASES)] for _ in range(3)] for _ in range(3)]
+    return [[contexts[left][up] for up in kinds] for left in kinds]
 
 
-def _width_contexts() -> list[list[Context]]:
-    """For each answer of `_neighbours` the contexts of "one more basis?" after 0, 1, ... bases."""
-    return [[context() for _ in range(MAX_BASES)] for _ in range(9)]
-
-
-def _put_widths(coder: Encoder, tensor: Tensor, widths: npt.NDArray[np.uint8]) -> None:
-    contexts, bits = _width_contexts(), widths.tolist()
-    for group, width in enumerate(bits):
-        more = contexts[_neighbours(tensor, bits, group)]
-        for j in range(width):
-            coder.put(1, more[j])
-        if width < MAX_BASES:
-            coder.put(0, more[width])
+def _put_widths(coder: Encoder, tensor: Tensor, bits: npt.NDArray[np.uint8]) -> None:
+    contexts, row = _width_contexts(), tensor.groups // tensor.shape[0]
+    above = [0] * row
+    for output in bits.reshape(-1, row).tolist():
+        for left, up, width in zip([0, *output], above, output, strict=False):
+            more = contexts[left][up]
+            for j in range(width):
+                coder.put(1, more[j])
+            if width < MAX_BASES:
+                coder.put(0, more[width])
+        above = output
 
 
 def _get_widths(coder: Decoder, tensor: Tensor) -> npt.NDArray[np.uint8]:
-    contexts, bits = _width_contexts(), [0] * tensor.groups
-    for group in range(tensor.groups):
-        more, width = contexts[_neighbours(tensor, bits, group)], 0
-        while width < MAX_BASES and coder.get(more[width]):
-            width += 1
-        bits[group] = width
-    return np.array(bits, np.uint8)
+    contexts, row = _width_contexts(), tensor.groups // tensor.shape[0]
+    outputs = [[0] * row]
+    for _ in range(tensor.shape[0]):
+        output, left = [], 0
+        for up in outputs[-1]:
+            more, width = contexts[left][up], 0
+            while width < MAX_BASES and coder.get(more[width]):
+                width += 1
+            output.append(left := width)
+        outputs.append(output)
+    return np.array(outputs[1:], np.uint8).ravel()
 
 
 def _basis_of_each(bits: npt.NDArray[np.uint8]) -> list[int]:
