@@ -1,0 +1,138 @@
+"""What a round does with an update that comes when another one is open: durable, averaged once, or let go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from groundstation.cli import main
+from groundstation.config import load_mission
+from groundstation.rounds import Rounds
+from groundstation.station import Station
+from groundstation.store import Store
+from onboard import data
+from onboard.codec import alq
+from onboard.codec.pack import pack, unpack
+from onboard.keys import load_key
+from onboard.learn.federated import PartialAverage, choose, condense
+from onboard.learn.graph import InferGraph, TrainGraph
+from onboard.wire.events import Arrived
+from onboard.wire.messages import UPDATE, Update, decode_task, encode_object
+from onboard.wire.session import Session
+
+TRAIN, INFER = TrainGraph.load("lenet5"), InferGraph.load("lenet5")
+TEST = data.load("digits", part="test").take(np.arange(50))
+NODES, SEED = (1, 2, 3), 4
+
+
+class Ground:
+    """A mission of two rounds that asks two of three boards and takes one answer, without its ports."""
+
+    def __init__(self, folder: Path, staleness: str) -> None:
+        nodes = [word for n in NODES for word in ("--node", f"board-{n},port={folder}/missing-{n}")]
+        options = ["--select", "2", "--quorum", "1", "--rounds", "2", "--seed", str(SEED), *nodes]
+        done = CliRunner().invoke(main, ["init", str(folder / "mission"), *options])
+        assert done.exit_code == 0, done.output
+        toml = folder / "mission" / "mission.toml"
+        toml.write_text(toml.read_text().replace("[mission]", f"[mission]\n{staleness}"))
+        self.mission = load_mission(folder / "mission")
+        self.now = 0.0
+        self.start()
+        self.boards = {
+            node.id: Session(
+                node=node.id, peer=0, key=load_key(node.key_path), link=node.link, master=False, epoch=1
+            )
+            for node in self.mission.nodes
+        }
+
+    def start(self) -> None:
+        """The daemon's life, or its next one on the same disk."""
+        self.store = Store(self.mission.database)
+        self.store.begin(b"mission.", "test", 0, TRAIN.digest)
+        self.stations = {
+            node.id: Station(node, self.store, self.mission.folder, self.now) for node in self.mission.nodes
+        }
+        self.rounds = Rounds(
+            self.mission, b"mission.", self.store, self.stations, TRAIN, INFER, TEST, lambda: self.now
+        )
+        self.step()
+
+    def step(self) -> None:
+        while self.rounds.step(self.now):
+            pass
+
+    def exchange(self, node: int, seconds: float = 5.0) -> Iterator[Arrived]:
+        """Lets a board and its station talk; what the board hears arrive."""
+        station, board = self.stations[node], self.boards[node]
+        until = self.now + seconds
+        while self.now < until:
+            while (frame := station.session.transmit(self.now)) is not None:
+                for event in board.receive(frame, self.now):
+                    if isinstance(event, Arrived):
+                        yield event
+            while (frame := board.transmit(self.now)) is not None:
+                for event in station.session.receive(frame, self.now):
+                    self.rounds.hear(station, event, self.now)
+            self.now += 0.05
+        self.step()
+
+    def answer(self, node: int, of_round: int, packed: bytes) -> None:
+        """The board's update of a round, until the ground has it."""
+        header = Update(
+            mission=b"mission.", round=of_round, node=node, samples=100, loss=0.5, cpu_s=1.0, energy_j=1.0,
+            train_s=1.0,
+        )  # fmt: skip
+        self.boards[node].offer(UPDATE, encode_object(header, packed), self.now)
+        list(self.exchange(node))
+
+    def states(self, number: int) -> dict[int, str]:
+        return {answer["node"]: answer["state"] for answer in self.store.answers(number)}
+
+
+def update(value: float) -> bytes:
+    weights = {name: np.full(shape, value, np.float32) for name, shape in TRAIN.shapes.items()}
+    return pack(condense(TRAIN.layout, weights, 0.02))
+
+
+@pytest.mark.parametrize("staleness", ["", "staleness = 1.0"])
+def test_a_late_update_counts_in_the_round_that_is_open_if_the_mission_says_so(
+    tmp_path: Path, staleness: str
+) -> None:
+    ground = Ground(tmp_path, staleness)
+    asked = set(choose(NODES, 2, SEED, 2))
+    (late,) = set(ground.states(1)) - asked
+    (first,) = set(ground.states(1)) & asked
+    for node in (first, late):
+        (model,) = ground.exchange(node)
+        assert decode_task(model.payload)[0].round == 1
+        ground.boards[node].accept(model.digest, ground.now)
+        assert list(ground.exchange(node)) == []
+    ground.answer(first, 1, update(0.01))
+    assert ground.states(2) == dict.fromkeys(asked, "asked")
+    ground.answer(late, 1, update(0.03))
+    if not staleness:
+        assert ground.states(2) == dict.fromkeys(asked, "asked")
+        assert ground.stations[late].late_updates == 1
+        return
+    assert ground.states(2)[late] == "merged"
+    assert ground.rounds.number == 2
+
+    ground.store.close()
+    ground.start()  # as after a kill: what was merged is on the disk
+    node = min(asked)
+    ground.boards[node] = Session(
+        node=node, peer=0, key=load_key(ground.mission.nodes[node - 1].key_path),
+        link=ground.mission.nodes[node - 1].link, master=False, epoch=2,
+    )  # fmt: skip
+    ground.answer(node, 2, update(0.01))
+    packed = ground.store.model(2)
+    assert packed is not None
+    # 100 samples in time, 100 a round late: (1 + 1)^-1 of those count.
+    expected = PartialAverage(TRAIN.layout)
+    expected.add(alq.reconstruct(unpack(update(0.01), TRAIN.layout)), 100)
+    expected.add(alq.reconstruct(unpack(update(0.03), TRAIN.layout)), 100, 0.5)
+    assert packed == pack(condense(TRAIN.layout, expected.mean(), ground.mission.train.bits_down))
