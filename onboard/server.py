@@ -14,8 +14,9 @@ import msgspec
 from msgspec import Meta
 
 from onboard.codec import alq
-from onboard.codec.alq import MAX_BASES, Floats, Model
+from onboard.codec.alq import MAX_BASES, Model
 from onboard.codec.dense import Dense
+from onboard.codec.layout import Floats
 from onboard.codec.pack import BadPack, pack, unpack
 from onboard.learn.federated import PartialAverage, condense, staleness_weight
 from onboard.learn.graph import TrainGraph, initial

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from onboard.codec import alq
 from onboard.codec.dense import Dense
+from onboard.codec.layout import Floats
 from onboard.codec.pack import pack
 from onboard.learn.federated import PartialAverage, condense
 from onboard.learn.graph import TrainGraph, initial
@@ -29,7 +30,7 @@ def server(staleness: float | None = None, **training: Any) -> Server:
     )  # fmt: skip
 
 
-def difference(seed: int) -> dict[str, alq.Floats]:
+def difference(seed: int) -> dict[str, Floats]:
     draw = np.random.default_rng(seed)
     return {name: draw.normal(0, 0.01, shape).astype(np.float32) for name, shape in GRAPH.shapes.items()}
 

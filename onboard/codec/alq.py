@@ -21,16 +21,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onboard.codec.dense import Dense as Dense
-from onboard.codec.layout import MIN_GROUP as MIN_GROUP
-from onboard.codec.layout import Floats as Floats
-from onboard.codec.layout import Layout as Layout
-from onboard.codec.layout import Tensor as Tensor
-from onboard.codec.layout import Weights as Weights
-from onboard.codec.layout import from_groups as from_groups
-from onboard.codec.layout import group_length as group_length
-from onboard.codec.layout import in_groups as in_groups
-from onboard.codec.layout import layout as layout
+from onboard.codec.dense import Dense
+from onboard.codec.layout import Floats, Layout, Weights, from_groups, in_groups
 
 Doubles = npt.NDArray[np.float64]
 

@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from onboard.codec import alq
-from onboard.codec.alq import Floats, Layout, Quantized, Weights
+from onboard.codec.alq import Quantized
+from onboard.codec.layout import Floats, Layout, Weights
 
 DOWNLINK_BASES = 4  # at most, in a group of the global model: more bought nothing in SpaceDML's setting
 

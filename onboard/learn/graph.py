@@ -22,8 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onboard.codec import alq
-from onboard.codec.alq import Layout
+from onboard.codec.layout import Layout, layout
 
 Floats = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -59,7 +58,7 @@ class Graph:
     @cached_property
     def layout(self) -> Layout:
         """The parameters as the codec groups them."""
-        return alq.layout(self.shapes)
+        return layout(self.shapes)
 
     def run(self, parameters: Parameters, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """All outputs of one pass; `GraphError` where the parameters or the images are not this graph's."""

@@ -8,7 +8,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from onboard.codec import alq
-from onboard.codec.alq import Floats, Layout, Quantized
+from onboard.codec.alq import Quantized
+from onboard.codec.layout import Floats, Layout, layout
 
 VECTORS = Path(__file__).parent.parent / "vectors"
 LENET5 = {
@@ -21,7 +22,7 @@ LENET5 = {
     "fc2.weight": (10, 500),
     "fc2.bias": (10,),
 }
-SMALL = alq.layout({"conv": (3, 2, 3, 3), "conv.bias": (3,), "dense": (4, 24), "tiny": (2, 3), "scale": ()})
+SMALL = layout({"conv": (3, 2, 3, 3), "conv.bias": (3,), "dense": (4, 24), "tiny": (2, 3), "scale": ()})
 SHAPES = st.lists(
     st.one_of(
         st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 4), st.integers(1, 4)),
@@ -32,7 +33,7 @@ SHAPES = st.lists(
     min_size=1,
     max_size=5,
 )
-LAYOUTS = SHAPES.map(lambda shapes: alq.layout({f"t{i}": shape for i, shape in enumerate(shapes)}))
+LAYOUTS = SHAPES.map(lambda shapes: layout({f"t{i}": shape for i, shape in enumerate(shapes)}))
 
 
 def weights(layout: Layout, seed: int) -> dict[str, Floats]:

@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onboard.codec import alq
+from onboard.codec.layout import Layout, in_groups
+from onboard.codec.layout import layout as layout_of
 from tests.codec.examples import LAYOUTS, LENET5, SMALL, quantized, weights
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -19,7 +21,7 @@ def error(groups: np.ndarray, bases: alq.Bases, h: np.ndarray | None = None) -> 
 
 
 def test_lenet_has_the_papers_groups() -> None:
-    layout = alq.layout(LENET5)
+    layout = layout_of(LENET5)
     assert layout.parameters == 431_080
     assert {t.name: (t.groups, t.group) for t in layout.grouped} == {
         "conv1.weight": (20, 25),
@@ -101,7 +103,7 @@ def test_rounding_is_idempotent_and_near(values: list[float]) -> None:
 
 
 def reference_allocation(
-    layout: alq.Layout,
+    layout: Layout,
     values: dict[str, np.ndarray],
     budget: float,
     max_bases: int,
@@ -110,7 +112,7 @@ def reference_allocation(
     """The rule in words: again and again the best next basis of all groups, until it does not fit."""
     gain = {
         t.name: alq.gains(
-            alq.in_groups(t, values[t.name]), max_bases, None if h is None else alq.in_groups(t, h[t.name])
+            in_groups(t, values[t.name]), max_bases, None if h is None else in_groups(t, h[t.name])
         )
         for t in layout.grouped
     }
@@ -133,7 +135,7 @@ def reference_allocation(
 @settings(max_examples=40)
 @given(LAYOUTS, SEEDS, st.floats(0, 6), st.integers(0, 8), st.booleans())
 def test_allocation_is_greedy_by_gain_per_bit(
-    layout: alq.Layout, seed: int, per_weight: float, max_bases: int, with_curvature: bool
+    layout: Layout, seed: int, per_weight: float, max_bases: int, with_curvature: bool
 ) -> None:
     values = weights(layout, seed)
     h = {name: np.abs(v) for name, v in weights(layout, seed + 1).items()} if with_curvature else None
@@ -145,7 +147,7 @@ def test_allocation_is_greedy_by_gain_per_bit(
 
 
 def test_curvature_draws_bases_to_the_weights_that_matter() -> None:
-    layout = alq.layout({"w": (2, 32)})
+    layout = layout_of({"w": (2, 32)})
     values = {"w": np.random.default_rng(0).normal(size=(2, 32)).astype(np.float32)}
     for row in (0, 1):
         h = np.full((2, 32), 0.01, np.float32)
@@ -188,7 +190,7 @@ def test_a_wrong_shape_is_refused_by_name() -> None:
 
 
 @given(LAYOUTS, SEEDS)
-def test_reconstruction_has_every_tensor_in_its_shape(layout: alq.Layout, seed: int) -> None:
+def test_reconstruction_has_every_tensor_in_its_shape(layout: Layout, seed: int) -> None:
     rebuilt = alq.reconstruct(quantized(layout, seed))
     assert {name: w.shape for name, w in rebuilt.items()} == {t.name: t.shape for t in layout.tensors}
     assert all(w.dtype == np.float32 for w in rebuilt.values())

@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onboard.codec import alq
-from onboard.codec.alq import Layout, Quantized
+from onboard.codec.alq import Quantized
+from onboard.codec.layout import Layout
+from onboard.codec.layout import layout as layout_of
 from onboard.codec.pack import HEADER, VERSION, BadPack, account, pack, unpack
 from tests.codec.examples import LAYOUTS, LENET5, SMALL, VECTORS, quantized, weights
 
@@ -60,7 +62,7 @@ def test_golden_bytes() -> None:
 
 
 def test_lenet_at_a_tenth_of_a_bit() -> None:
-    layout = alq.layout(LENET5)
+    layout = layout_of(LENET5)
     values = weights(layout, 3)
     model = alq.quantize(layout, values, alq.allocate(layout, values, bits_per_weight=0.1))
     sections = account(model)
@@ -112,7 +114,7 @@ def test_a_part_or_more_than_all_is_bad(seed: int, data: st.DataObject) -> None:
 
 
 def test_another_models_bytes_are_named() -> None:
-    other = alq.layout({"dense": (4, 24)})
+    other = layout_of({"dense": (4, 24)})
     with pytest.raises(BadPack, match=other.digest.hex()):
         unpack(pack(quantized(SMALL, 1)), other)
 
@@ -124,7 +126,7 @@ def test_another_version_is_named() -> None:
 
 
 def test_a_step_that_is_no_step() -> None:
-    layout = alq.layout({"bias": (4,)})
+    layout = layout_of({"bias": (4,)})
     data = pack(alq.quantize(layout, weights(layout, 1), {}))
     for step in (np.inf, np.nan, -1.0):
         with pytest.raises(BadPack, match="step"):
@@ -142,7 +144,7 @@ def test_coordinates_that_are_not_rounded_do_not_leave() -> None:
 @pytest.mark.parametrize("coded_bytes", [0, 80, 1 << 30, (1 << 32) - 1])
 @pytest.mark.parametrize("fill", [0x00, 0x5A, 0xFF])
 def test_a_small_lie_costs_little(coded_bytes: int, fill: int) -> None:
-    layout = alq.layout(LENET5)
+    layout = layout_of(LENET5)
     data = HEADER.pack(VERSION, layout.digest, coded_bytes) + bytes([fill]) * 87
     tracemalloc.start()
     try:

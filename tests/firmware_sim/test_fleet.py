@@ -21,6 +21,7 @@ from hw_profiles import load_board, load_link
 from onboard import data
 from onboard.codec import alq
 from onboard.codec.dense import Dense
+from onboard.codec.layout import Layout
 from onboard.codec.pack import unpack
 from onboard.learn.federated import choose
 from onboard.learn.graph import InferGraph, TrainGraph
@@ -71,7 +72,7 @@ def test_two_rounds_and_the_same_again(tmp_path: Path) -> None:
     assert again.packed == fleet.packed
 
 
-def _last_packed(folder: Path, settings: Settings) -> tuple[bytes, alq.Layout]:
+def _last_packed(folder: Path, settings: Settings) -> tuple[bytes, Layout]:
     """What a fleet of one round makes."""
     fleet = Fleet(replace(settings, rounds=1), SHARES, TEST, folder / "short", TRAIN, INFER)
     list(fleet.play())

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onboard.codec import alq
-from onboard.codec.alq import Floats
+from onboard.codec.layout import Floats
 from onboard.learn.federated import (
     Answer,
     PartialAverage,

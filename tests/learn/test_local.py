@@ -11,6 +11,7 @@ import pytest
 
 from onboard import data
 from onboard.codec import alq
+from onboard.codec.layout import Weights
 from onboard.codec.pack import account, pack, unpack
 from onboard.learn import local
 from onboard.learn.federated import PartialAverage, condense
@@ -29,7 +30,7 @@ PLAN = Plan(
 DIGITS = data.load("digits", part="train", rows=range(64))
 
 
-def training(plan: Plan = PLAN, start: alq.Weights = ORIGIN) -> LocalTraining:
+def training(plan: Plan = PLAN, start: Weights = ORIGIN) -> LocalTraining:
     return LocalTraining(GRAPH, ORIGIN, start, DIGITS.x, DIGITS.y, plan)
 
 
@@ -205,7 +206,7 @@ def test_rounds_of_three_boards_teach_a_model_in_three_kilobytes() -> None:
     shards = data.shards(data.load("digits", part="train", rows=range(360)), 3, seed=1)
     test = data.load("digits", part="test")
     plan = dataclasses.replace(PLAN, epochs=2, learning_rate=3e-3)
-    start: alq.Weights = ORIGIN
+    start: Weights = ORIGIN
     accuracy = []
     for number in (1, 2, 3):
         average = PartialAverage(LAYOUT)
