@@ -35,7 +35,7 @@ def finished(on: Bench) -> dict[str, Any]:
 
 @pytest.mark.parametrize("victim", ["ground", "board"])
 def test_an_update_goes_on_after_a_kill(victim: str, tmp_path: Path) -> None:
-    with bench(tmp_path, bits_up=0.5) as on:
+    with bench(tmp_path, bits_up=0.8) as on:
         on.start_cable()
         on.start_ground()
         on.start_board()
@@ -61,7 +61,7 @@ def test_an_update_goes_on_after_a_kill(victim: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("victim", ["ground", "board"])
 def test_a_model_goes_on_after_a_kill(victim: str, tmp_path: Path) -> None:
-    with bench(tmp_path, bits_up=0.5, bits_down=0.5) as on:
+    with bench(tmp_path, bits_up=0.8, bits_down=0.8) as on:
         on.start_cable()
         on.start_ground()
         on.start_board()
