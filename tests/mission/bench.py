@@ -18,7 +18,7 @@ from onboard import data
 Event = dict[str, Any]
 JSON = ("--log", "json")
 
-# Slow enough for a kill in mid-transfer, quick enough for a test: an update of 0.8 bit a weight takes 5 s in some 120 frames.
+# Slow enough for a kill in mid-transfer, quick enough for a test: an update of 0.8 bit a weight takes 5 s.
 LINK = """\
 kind = "link"
 title = "Bench cable for tests, 57,600 baud, short frames"
