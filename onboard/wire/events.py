@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Union
+
+from onboard.wire.frame import Frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +79,27 @@ class PeerSilent:
     """The peer owes an answer and does not give it; it is asked every 2 s and sent nothing else."""
 
 
+@dataclass(frozen=True, slots=True)
+class GroupAnswer:
+    """The peer's REPORT, DONE or CANCEL on a broadcast object: its `Broadcast` is to hear of it. `left_s`:
+    half-duplex: until the turn that it came in is over."""
+
+    frame: Frame
+    left_s: float
+
+
 Event = Union[  # noqa: UP007 - an alias of classes has to work at run time on 3.10 for isinstance
-    Arrived, Delivered, Cancelled, Refused, Expired, Evicted, Corrupt, Message, PeerHeard, PeerSilent
+    Arrived,
+    Delivered,
+    Cancelled,
+    Refused,
+    Expired,
+    Evicted,
+    Corrupt,
+    GroupAnswer,
+    Message,
+    PeerHeard,
+    PeerSilent,
 ]
 
 
@@ -138,3 +160,22 @@ class LinkSnapshot:
     last_heard: float  # -inf before the first frame
     silent: bool
     objects: tuple[Progress, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BroadcastSnapshot:
+    """What a broadcast did so far. Bytes are on the wire, framing included; `waiting`: listeners that have
+    not ended; `held` fragments and share of fragments lost, for each of them, as its last REPORT said."""
+
+    now: float
+    digest: bytes
+    waiting: frozenset[int]
+    frames_sent: int
+    bytes_sent: int
+    fragments_sent: int
+    repairs_sent: int
+    airtime_s: float
+    orphans: int  # answers of nobody who listens, or about another object
+    malformed: int
+    held: Mapping[int, int]
+    loss_out: Mapping[int, float]

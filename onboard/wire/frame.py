@@ -38,6 +38,8 @@ HEADER_BYTES = 14
 TAG_BYTES = 8
 OVERHEAD_BYTES = HEADER_BYTES + TAG_BYTES
 BROADCAST = 0xFF
+GROUP_ID = 0x8000
+"""Object ids from here on are of broadcasts; those that a session gives its objects are below."""
 
 _HEADER = struct.Struct(">BBBBHIHH")
 _POLL, _OVER, _ENC = 0x10, 0x08, 0x04
@@ -146,6 +148,11 @@ def peek(raw: bytes) -> Header:
     if len(raw) < OVERHEAD_BYTES or raw[0] >> 5 != VERSION:
         raise _shapeless(raw)
     return Header(raw[2], raw[3], raw[1] & 0x03)
+
+
+def is_broadcast(raw: bytes) -> bool:
+    """Whether the bytes, should they be a frame, are addressed to all."""
+    return len(raw) >= OVERHEAD_BYTES and raw[3] == BROADCAST
 
 
 def decode(raw: bytes, key: bytes) -> Frame:

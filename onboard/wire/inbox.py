@@ -2,7 +2,8 @@
 
 Answers are REPORT (asked for, or on a cadence while DATA comes in), DONE once the application has the
 object, CANCEL for what it will not take, and a REPORT that says "unknown" so that the peer offers again.
-Nothing is ever sent that no frame of the peer's gave rise to. A frame that makes no sense changes nothing
+Nothing is ever sent that no frame of the peer's gave rise to; about broadcast objects nothing that was not
+asked for. A frame that makes no sense changes nothing
 but a counter.
 """
 
@@ -10,11 +11,21 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from onboard.wire.events import Arrived, Cancelled, Corrupt, Event, Evicted, Expired, Limits, Refused
-from onboard.wire.frame import OVERHEAD_BYTES, Frame, Type
+from onboard.wire.events import (
+    Arrived,
+    Cancelled,
+    Corrupt,
+    Event,
+    Evicted,
+    Expired,
+    Limits,
+    Progress,
+    Refused,
+)
+from onboard.wire.frame import GROUP_ID, OVERHEAD_BYTES, Frame, Type
 from onboard.wire.messages import Cancel, Done, Offer, Reason
 from onboard.wire.outbox import Send
 from onboard.wire.report import PREFIX_BYTES, Report
@@ -69,7 +80,7 @@ class Inbox:
         self._drop(digest)
         self._remember(digest)
         if receipt.object_id:
-            self._reply_done(digest, receipt.object_id)
+            self._reply_done(digest, receipt.object_id, asked=receipt.report_at < math.inf)
 
     def refuse(self, digest: bytes, reason: int) -> None:
         """The application does not want the object. Raises KeyError for one that is not incoming."""
@@ -91,17 +102,21 @@ class Inbox:
             return -math.inf
         return min((receipt.report_at for receipt in self._receipts.values()), default=math.inf)
 
-    def due(self, now: float, floor: tuple[int, int]) -> Send | None:
-        """The answer that is due; `floor`: epoch and seq of the highest frame heard."""
+    def due(self, now: float, floor: tuple[int, int], group_floor: tuple[int, int]) -> Send | None:
+        """The answer that is due; floors: epoch and seq of the highest frame heard, and of broadcasts."""
         for send in self._replies.values():
             if send.type is Type.REPORT:
-                return replace(send, payload=self._encode(Report(*floor, unknown=True)))
+                heard = group_floor if send.object_id >= GROUP_ID else floor
+                return replace(send, payload=self._encode(Report(*heard, unknown=True)))
             return send
         for digest, receipt in self._receipts.items():
             if receipt.report_at <= now:
                 incoming = self.incoming[digest]
                 report = Report(
-                    *floor, prefix=digest[:PREFIX_BYTES], held=incoming.held, equations=incoming.equations
+                    *(group_floor if receipt.object_id >= GROUP_ID else floor),
+                    prefix=digest[:PREFIX_BYTES],
+                    held=incoming.held,
+                    equations=incoming.equations,
                 )
                 return Send(Type.REPORT, self._encode(report), receipt.object_id)
         return None
@@ -119,12 +134,11 @@ class Inbox:
 
     def peer_restarted(self) -> None:
         """The peer has a new epoch: its object ids mean other objects now."""
-        self._digests.clear()
-        self._refused.clear()
-        self._replies.clear()
-        for receipt in self._receipts.values():
-            receipt.object_id = 0
-            receipt.report_at = math.inf
+        self._forget_ids(range(GROUP_ID))
+
+    def broadcaster_restarted(self) -> None:
+        """As `peer_restarted`, for the ids of broadcasts."""
+        self._forget_ids(range(GROUP_ID, 2 * GROUP_ID))
 
     def on_offer(self, offer: Offer, object_id: int, now: float) -> list[Event]:
         """The peer has an object for this end."""
@@ -158,7 +172,7 @@ class Inbox:
         self._bind(object_id, offer.digest)
         receipt = self._receipts[offer.digest]
         receipt.object_id = object_id
-        receipt.report_at = now
+        self._report(receipt, now)
         incoming.deadline = now + offer.deadline_s if offer.deadline_s else math.inf
         return events + self._check(incoming, receipt, now)
 
@@ -166,9 +180,14 @@ class Inbox:
         """A fragment, or a sum of some."""
         digest = self._digests.get(frame.object_id)
         incoming = None if digest is None else self.incoming.get(digest)
+        if incoming is None and frame.object_id >= GROUP_ID:
+            self.orphans += digest is None
+            return []
         if incoming is None:
             return self._on_question(frame.object_id, now) if frame.poll or digest is None else []
         receipt = self._receipts[incoming.digest]
+        if frame.object_id < GROUP_ID:
+            receipt.object_id = frame.object_id  # even if it is broadcast as well
         have = incoming.have
         try:
             if frame.type is Type.REPAIR:
@@ -186,7 +205,7 @@ class Inbox:
         self.received_bytes += len(frame.payload) if new else 0
         wait_s = receipt.gap_s if frame.poll else self._timing.report_interval_s(incoming.count)
         at = now if self._timing.half_duplex else max(now, receipt.reported_at + wait_s)
-        receipt.report_at = min(receipt.report_at, at)
+        self._report(receipt, at)
         return self._check(incoming, receipt, now) if new else []
 
     def on_poll(self, frame: Frame, now: float) -> list[Event]:
@@ -214,6 +233,14 @@ class Inbox:
         """When `tick` next has something to do."""
         return min((incoming.deadline for incoming in self.incoming.values()), default=math.inf)
 
+    def progress(self, loss: float) -> Iterator[Progress]:
+        """How far each object is, at the peer's rate and the share of its frames that is lost."""
+        for incoming in self.incoming.values():
+            left_s = (incoming.count - incoming.have) * self._timing.back_frame_s / max(1 - loss, 0.01)
+            yield Progress(
+                incoming.digest, incoming.kind, True, incoming.size, incoming.count, incoming.have, left_s
+            )
+
     # -- one rule each ---------------------------------------------------------------------------------
 
     def _check(self, incoming: Incoming, receipt: _Receipt, now: float) -> list[Event]:
@@ -225,11 +252,12 @@ class Inbox:
         payload = incoming.verified()
         if payload is not None:
             receipt.arrived = True
-            receipt.report_at = now + _ACCEPT_S
+            if receipt.object_id < GROUP_ID or receipt.report_at < math.inf:
+                receipt.report_at = now + _ACCEPT_S
             return [Arrived(incoming.digest, incoming.kind, payload)]
         self.corrupt += 1
         receipt.corrupt += 1
-        receipt.report_at = now
+        self._report(receipt, now)
         incoming.clear()
         if receipt.corrupt < _MAX_CORRUPT and incoming.count:
             return [Corrupt(incoming.digest)]
@@ -248,10 +276,13 @@ class Inbox:
             held = sum(incoming.size for incoming in self.incoming.values())
             return len(self.incoming) >= limits.max_incoming or held + offer.size > limits.max_incoming_bytes
 
-        # Left over from an earlier epoch of the peer's, and not offered again since: the oldest goes.
-        for digest in [d for d, receipt in self._receipts.items() if receipt.object_id == 0]:
+        # Left over from an earlier epoch of the peer's and not offered again since, or from a broadcast that
+        # is over: the oldest goes.
+        for digest, receipt in list(self._receipts.items()):
             if not full():
                 break
+            if 0 < receipt.object_id < GROUP_ID or receipt.arrived:
+                continue
             self._drop(digest)
             events.append(Evicted(digest))
         return Reason.TOO_MANY if full() else None
@@ -262,16 +293,17 @@ class Inbox:
         digest = self._digests.get(object_id)
         receipt = None if digest is None else self._receipts.get(digest)
         if receipt is not None:
+            receipt.object_id = object_id
             receipt.report_at = min(receipt.report_at, max(now, receipt.reported_at + receipt.gap_s))
         elif digest is not None and digest in self._done:
-            self._reply_done(digest, object_id)
+            self._reply_done(digest, object_id, asked=True)
         elif object_id in self._refused:
-            self._reply_cancel(self._refused[object_id], object_id)
+            self._reply_cancel(self._refused[object_id], object_id, asked=True)
         else:
             self.orphans += 1
             if now >= self._unknown_at:
                 self._unknown_at = now + self._timing.answer_s(0, busy=False)
-                self._reply(Send(Type.REPORT, object_id=object_id))
+                self._reply(Send(Type.REPORT, object_id=object_id), asked=True)
         return []
 
     def _bind(self, object_id: int, digest: bytes) -> None:
@@ -283,18 +315,38 @@ class Inbox:
             if self._digests[old] not in self.incoming:
                 del self._digests[old]
 
-    def _reply(self, send: Send) -> None:
+    def _report(self, receipt: _Receipt, at: float) -> None:
+        """A REPORT may leave at `at`, unless it has to be asked for."""
+        if receipt.object_id < GROUP_ID:
+            receipt.report_at = min(receipt.report_at, at)
+
+    def _reply(self, send: Send, *, asked: bool = False) -> None:
+        if send.object_id >= GROUP_ID and not asked:
+            return
         if len(self._replies) < _MAX_REPLIES:  # else the peer asks again
             self._replies[send.type, send.object_id] = send
 
-    def _reply_done(self, digest: bytes, object_id: int) -> None:
-        self._reply(Send(Type.DONE, Done(digest).encode(), object_id))
+    def _reply_done(self, digest: bytes, object_id: int, *, asked: bool = False) -> None:
+        self._reply(Send(Type.DONE, Done(digest).encode(), object_id), asked=asked)
 
-    def _reply_cancel(self, cancel: Cancel, object_id: int) -> None:
+    def _reply_cancel(self, cancel: Cancel, object_id: int, *, asked: bool = False) -> None:
         self._refused[object_id] = cancel
         if len(self._refused) > self._limits.remembered:
             self._refused.popitem(last=False)
-        self._reply(Send(Type.CANCEL, cancel.encode(), object_id))
+        self._reply(Send(Type.CANCEL, cancel.encode(), object_id), asked=asked)
+
+    def _forget_ids(self, ids: range) -> None:
+        """The peer's object ids in `ids` mean nothing any more."""
+        for object_id in [each for each in self._digests if each in ids]:
+            del self._digests[object_id]
+        for object_id in [each for each in self._refused if each in ids]:
+            del self._refused[object_id]
+        for reply in [each for each in self._replies if each[1] in ids]:
+            del self._replies[reply]
+        for receipt in self._receipts.values():
+            if receipt.object_id in ids:
+                receipt.object_id = 0
+                receipt.report_at = math.inf
 
     def _remember(self, digest: bytes) -> None:
         self._done[digest] = None

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from onboard.wire.cadence import Cadence
-from onboard.wire.events import Cancelled, Delivered, Event, Expired
-from onboard.wire.frame import Type
+from onboard.wire.events import Cancelled, Delivered, Event, Expired, Progress
+from onboard.wire.frame import GROUP_ID, Type
 from onboard.wire.messages import Cancel, Done, Offer, Reason
 from onboard.wire.report import Report
 from onboard.wire.timing import RETRY_S, Timing
@@ -25,8 +25,7 @@ _BULK = (Type.DATA, Type.REPAIR)
 _AT_WORK = 4  # objects on their way at a time; the others have not been offered yet
 _OFFER_EVERY = 8  # fragments that follow an OFFER without waiting for its answer are in vain if it is lost
 _QUICK_TURNS = 12  # half-duplex: a question in each, and then every 2 s
-_MAX_ID = 0xFFFF
-_ID_SPAN = 0x8000
+_MAX_ID = GROUP_ID - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +88,7 @@ class Outbox:
             return outgoing.digest
         if known is not None:
             self._forget(known, now)
-        if len(self._talks) >= _ID_SPAN:
+        if len(self._talks) >= _MAX_ID // 2:
             raise ValueError(f"{len(self._talks)} objects are on their way already")
         self._last_id = self._last_id % _MAX_ID + 1
         while self._last_id in self._by_id:
@@ -116,6 +115,13 @@ class Outbox:
     def objects(self) -> Iterator[Outgoing]:
         """Those on their way or waiting for it, withdrawn ones left out."""
         return (talk.object for talk in self._talks.values() if talk.object.withdrawn is None)
+
+    def progress(self) -> Iterator[Progress]:
+        """How far each object is, at the link's rate and measured loss."""
+        for outgoing in self.objects():
+            held, size = outgoing.held.bit_count(), len(outgoing.payload)
+            left_s = (outgoing.count - held) * self._timing.frame_s / max(1 - self.loss, 0.01)
+            yield Progress(outgoing.digest, outgoing.kind, False, size, outgoing.count, held, left_s)
 
     def goodput_bps(self, now: float) -> float:
         """Payload bits that the peer has said to hold, over the time in which some object was on its way."""
@@ -297,7 +303,7 @@ class Outbox:
         if outgoing.in_flight < self._cadence.window(outgoing):
             if outgoing.next_fragment(self._loss.expected) is not None:
                 return -math.inf, Type.DATA
-            if outgoing.to_repair(self._loss.expected, self._loss.burst) is not None:
+            if outgoing.lacking(self._loss.expected, self._loss.burst)[0] > 0:
                 return -math.inf, Type.REPAIR
         return talk.ask_at, Type.POLL if outgoing.answered else Type.OFFER
 
@@ -311,8 +317,7 @@ class Outbox:
 
     def _repair_frame(self, talk: _Talk, seq: int) -> Send:
         outgoing = talk.object
-        generation = outgoing.to_repair(self._loss.expected, self._loss.burst, least=-math.inf)
-        assert generation is not None, "something of the object is missing"
+        _, generation = outgoing.lacking(self._loss.expected, self._loss.burst)
         payload = outgoing.repair(generation, (self._epoch, seq))
         poll = self._cadence.wants_report(outgoing, talk.unpolled, last=True)
         return Send(

@@ -15,6 +15,7 @@ from itertools import count
 
 from hw_profiles import Link
 from onboard.wire import cobs
+from onboard.wire import frame as framing
 from onboard.wire.events import (
     Arrived,
     Cancelled,
@@ -23,6 +24,7 @@ from onboard.wire.events import (
     Event,
     Evicted,
     Expired,
+    GroupAnswer,
     Limits,
     LinkSnapshot,
     Message,
@@ -31,7 +33,8 @@ from onboard.wire.events import (
     Progress,
     Refused,
 )
-from onboard.wire.frame import OVERHEAD_BYTES, Frame, Type
+from onboard.wire.frame import GROUP_ID, OVERHEAD_BYTES, Frame, Type
+from onboard.wire.group import Listener
 from onboard.wire.inbox import Inbox
 from onboard.wire.messages import BadMessage, Cancel, Done, Offer, Reason
 from onboard.wire.outbox import Outbox, Send
@@ -42,24 +45,10 @@ from onboard.wire.transfer import Incoming, Partial
 from onboard.wire.turn import MAX_CLOSING, Turn
 
 __all__ = [
-    "Arrived",
-    "Cancelled",
-    "Corrupt",
-    "Delivered",
-    "Event",
-    "Evicted",
-    "Expired",
-    "Incoming",
-    "Limits",
-    "LinkSnapshot",
-    "Message",
-    "Partial",
-    "PeerHeard",
-    "PeerSilent",
-    "Progress",
-    "Refused",
+    "Arrived", "Cancelled", "Corrupt", "Delivered", "Event", "Evicted", "Expired", "GroupAnswer", "Incoming",
+    "Limits", "LinkSnapshot", "Message", "Partial", "PeerHeard", "PeerSilent", "Progress", "Refused",
     "Session",
-]
+]  # fmt: skip
 
 _EPSILON_S = 1e-6  # sums of airtimes are not exact; a microsecond is less than a bit of any link here
 _CLOSING = (Type.POLL, Type.REPORT, Type.DONE, Type.CANCEL)
@@ -73,8 +62,9 @@ class Session:
     node, peer: the two ends' numbers, 0..254. key: the node's 32 B key. master: the ground's end, which
     sends at the link's `rate_down_bps` and breaks ties on half-duplex; a board's end sends at
     `rate_up_bps`. epoch: this end's durable boot counter, 1..65535, one more than at the last start.
-    floor: the peer's highest (epoch, seq) as last persisted; nothing at or below it is taken. done: digests
-    of objects accepted before. wire_bytes: what a frame of that many bytes takes on the wire.
+    floor: the peer's highest (epoch, seq) as last persisted; nothing at or below it is taken. group_key: 32 B
+    that the peer's `Broadcast`s are sealed with, to listen to them; group_floor: as floor, of them. done:
+    digests of objects accepted before. wire_bytes: what a frame of that many bytes takes on the wire.
     Raises ValueError for a key or an epoch out of range.
     """
 
@@ -88,6 +78,8 @@ class Session:
         master: bool,
         epoch: int,
         floor: tuple[int, int] = (0, 0),
+        group_key: bytes | None = None,
+        group_floor: tuple[int, int] = (0, 0),
         done: Iterable[bytes] = (),
         wire_bytes: Callable[[int], int] = cobs.wire_bytes,
         now: float = 0.0,
@@ -104,6 +96,9 @@ class Session:
         self._outbox = Outbox(self._timing, epoch=epoch, slack=limits.reorder_slack)
         self._inbox = Inbox(self._timing, limits, done)
         self._answer: Send | None = None  # half-duplex: the last one of this turn
+        self._listener: Listener | None = None
+        if group_key is not None:
+            self._listener = Listener(group_key, self._inbox, node=node, peer=peer, floor=group_floor)
         self._messages: list[tuple[int, int, bytes]] = []  # heap: priority, order, payload
         self._message_order = count()
         self._max_messages = limits.max_messages
@@ -131,6 +126,11 @@ class Session:
     def floor(self) -> tuple[int, int]:
         """The peer's highest (epoch, seq) taken: persist it with what the frames brought about."""
         return self._opener.floor
+
+    @property
+    def group_floor(self) -> tuple[int, int]:
+        """As `floor`, of the peer's broadcasts."""
+        return self._listener.opener.floor if self._listener else (0, 0)
 
     def offer(
         self, kind: int, payload: bytes, now: float, *, priority: int = 4, deadline_s: float | None = None
@@ -179,6 +179,8 @@ class Session:
 
     def receive(self, frame: bytes, now: float) -> list[Event]:
         """Take one frame as the port gave it. Anything that is not the peer's, whole and new only counts."""
+        if self._listener is not None and framing.is_broadcast(frame):
+            return self._overhear(self._listener, frame, now)
         opened = self._opener.open(frame)
         if opened is None:
             return []
@@ -267,6 +269,7 @@ class Session:
     def snapshot(self, now: float) -> LinkSnapshot:
         """Counters and progress, as a value."""
         inbox, outbox, opener = self._inbox, self._outbox, self._opener
+        openers = [opener] if self._listener is None else [opener, self._listener.opener]
         receiving_s = 0.0 if self._first_data_at is None else self._data_at - self._first_data_at
         return LinkSnapshot(
             now=now,
@@ -274,12 +277,12 @@ class Session:
             peer_epoch=self._seen_epoch,
             frames_sent=self._sealer.seq,
             bytes_sent=self._bytes_sent,
-            frames_received=opener.opened,
+            frames_received=sum(opener.opened for opener in openers),
             bytes_received=self._bytes_received,
-            malformed=self._malformed + opener.malformed + opener.encrypted + inbox.malformed,
-            bad_tags=opener.bad_tags,
-            replays=opener.replays,
-            misaddressed=opener.misaddressed,
+            malformed=self._malformed + inbox.malformed + sum(o.malformed + o.encrypted for o in openers),
+            bad_tags=sum(opener.bad_tags for opener in openers),
+            replays=sum(opener.replays for opener in openers),
+            misaddressed=sum(opener.misaddressed for opener in openers),
             orphans=inbox.orphans + outbox.orphans,
             duplicates=inbox.duplicates,
             corrupt=inbox.corrupt,
@@ -294,10 +297,21 @@ class Session:
             goodput_in_bps=8 * inbox.received_bytes / receiving_s if receiving_s > 0 else 0.0,
             last_heard=self._heard_at,
             silent=outbox.silent,
-            objects=tuple(self._progress()),
+            objects=(*outbox.progress(), *inbox.progress(self._loss_in)),
         )
 
     # -- one rule each ---------------------------------------------------------------------------------
+
+    def _overhear(self, listener: Listener, frame: bytes, now: float) -> list[Event]:
+        """What a frame to all listeners brings; none of them answers unless it was asked."""
+        heard = listener.hear(frame, now)
+        if heard is None:
+            return []
+        self._bytes_received += self._wire_bytes(len(frame))
+        self._heard_at = now
+        if self._turn is not None:
+            self._turn.heard(now, over=heard.over, loss=self._loss_in)
+        return heard.events
 
     def _dispatch(self, frame: Frame, now: float) -> list[Event]:
         inbox, outbox = self._inbox, self._outbox
@@ -308,6 +322,9 @@ class Session:
             outbox.peer_is_busy(True)
             return inbox.on_data(frame, now)
         outbox.peer_is_busy(now - self._data_at < _BUSY_S)
+        if frame.object_id >= GROUP_ID and frame.type in (Type.REPORT, Type.DONE, Type.CANCEL):
+            left_s = frame.fragment * self._timing.back_airtime_s(OVERHEAD_BYTES + len(frame.payload))
+            return [GroupAnswer(frame, left_s)]
         if frame.type is Type.REPORT:
             report = Report.decode(frame.payload)
             if frame.object_id and not (report.epoch == self.epoch and report.seq > self._sealer.seq):
@@ -334,7 +351,7 @@ class Session:
         seq = self._sealer.seq + 1
         if self._outbox.held_back:
             return self._outbox.control(now, seq)
-        send = self._inbox.due(now, self._opener.floor) or self._outbox.control(now, seq)
+        send = self._inbox.due(now, self._opener.floor, self.group_floor) or self._outbox.control(now, seq)
         if send is None and self._messages:
             priority, _, payload = self._messages[0]
             send = Send(Type.MSG, payload, priority=priority)
@@ -373,15 +390,3 @@ class Session:
         if not self._seen_epoch or epoch != self._seen_epoch or expected <= 0:
             return 0.0
         return max(0.0, 1 - self._frames_in_epoch / expected)
-
-    def _progress(self) -> Iterable[Progress]:
-        for outgoing in self._outbox.objects():
-            held, size = outgoing.held.bit_count(), len(outgoing.payload)
-            left_s = (outgoing.count - held) * self._timing.frame_s / max(1 - self._outbox.loss, 0.01)
-            yield Progress(outgoing.digest, outgoing.kind, False, size, outgoing.count, held, left_s)
-        for incoming in self.incoming.values():
-            left_s = (incoming.count - incoming.have) * self._timing.back_frame_s
-            left_s /= max(1 - self._loss_in, 0.01)
-            yield Progress(
-                incoming.digest, incoming.kind, True, incoming.size, incoming.count, incoming.have, left_s
-            )

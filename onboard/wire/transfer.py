@@ -251,19 +251,19 @@ class Outgoing:
                     todo &= ~(_WHOLE << generation * GENERATION)
         return (todo & -todo).bit_length() - 1 if todo else None
 
-    def to_repair(self, loss: float, burst: float = 1.0, *, least: float = 0.0) -> int | None:
-        """The generation that most lacks repairs, None if none lacks more than `least` of them.
+    def lacking(self, loss: float, burst: float = 1.0) -> tuple[float, int]:
+        """By how many frames what is in flight falls short of giving what is missing of the generation of
+        which that is most, and which one it is; (-inf, 0) if nothing is missing.
 
         loss: share (0..1) of what is in flight that will be lost; burst: how many times longer losses last
         than if they were independent.
         """
-        most, short = None, least
+        most = (-math.inf, 0)
         for generation in range(-(-self.count // GENERATION)):
             missing = self._missing(generation)
             if missing > 0:
                 lacks = _lacks(missing, self._airborne[generation], loss, burst)
-                if lacks > short:
-                    most, short = generation, lacks
+                most = max(most, (lacks, generation))
         return most
 
     @property
@@ -276,6 +276,10 @@ class Outgoing:
         size = repair.generation_size(self.count, generation)
         chosen = repair.mask(self.digest, transmission, generation, size)
         return repair.combine(self.payload, self.fragment_bytes, generation, chosen)
+
+    def generation(self, number: int) -> int:
+        """The fragments of a generation, as a set."""
+        return self._all & _WHOLE << number * GENERATION
 
     def fragment(self, index: int) -> bytes:
         """The bytes of fragment `index`."""

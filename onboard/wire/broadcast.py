@@ -1,0 +1,347 @@
+"""One object to many listeners on a shared downlink, each fragment sent once for all of them.
+
+Pure, as Session: `now` and the listeners' answers go in, frames come out. The object goes out once, in order,
+under the group's key; then each listener is asked in turn (POLL, its number in the fragment field) and
+answers on its own session; then repairs serve whatever holes there are, since a sum of fragments stands in
+for a different one at every listener; and so on until all have said DONE, or the deadline passes. How many
+repairs is decided by the listener that lacks most, with the losses that it was seen to have.
+
+Nobody is waited for before the object has gone out once, and who never answered gets no repairs: it is asked,
+ever less often, until the end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from hw_profiles import Link
+from onboard.wire import cobs
+from onboard.wire.events import BroadcastSnapshot, Cancelled, Delivered, Event, Expired, GroupAnswer
+from onboard.wire.frame import BROADCAST, OVERHEAD_BYTES, Type
+from onboard.wire.group import group_id
+from onboard.wire.loss import Loss
+from onboard.wire.messages import BadMessage, Cancel, Done, Offer, Reason
+from onboard.wire.report import PREFIX_BYTES, Report
+from onboard.wire.seal import Sealer
+from onboard.wire.timing import GUARD_S, RETRY_S, Pacer, Timing
+from onboard.wire.transfer import Outgoing
+
+_EPSILON_S = 1e-6  # as in Session
+_OFFER_AGAIN = 32  # fragments; at first sooner, because who missed it takes none of them
+_QUICK_ASKS = 6  # of one listener, before it is asked ever less often
+_SLOWER = 1.5
+_MAX_RETRY_S = 8.0
+_WITHDRAWALS = 3  # CANCELs, which nobody answers
+
+
+@dataclass(slots=True)
+class _Ear:
+    """What is known of one listener."""
+
+    object: Outgoing
+    loss: Loss = field(default_factory=Loss)
+    epoch: int = 0  # of its last REPORT
+    asks: int = 0  # since it last answered
+    ask_at: float = math.inf  # when to ask again; inf: when nothing is left to send that it needs
+    told: bool = False  # since the object has gone out once: before that, what it lacks is a guess
+
+    @property
+    def lacking(self) -> tuple[float, int]:
+        """See Outgoing.lacking; nothing as long as nothing is known."""
+        if not self.told:
+            return -math.inf, 0
+        return self.object.lacking(self.loss.expected, self.loss.burst)
+
+
+@dataclass(frozen=True, slots=True)
+class _Send:
+    type: Type
+    payload: bytes = b""
+    fragment: int = 0
+
+
+class Broadcast:
+    """One object's way to `listeners`, node numbers of sessions that were given the group's key.
+
+    sealer: of the group's key, from this node to BROADCAST, with this node's epoch; one for all broadcasts of
+    an epoch, since no seq is used twice. master: whether this end sends at the link's `rate_down_bps`.
+    priority, deadline_s: as in Session.offer. wire_bytes: what a frame of that many bytes takes on the wire.
+    Raises ValueError for an object of too many fragments, a value out of range or a sealer to one node.
+    """
+
+    def __init__(
+        self,
+        kind: int,
+        payload: bytes,
+        listeners: Iterable[int],
+        *,
+        sealer: Sealer,
+        link: Link,
+        now: float,
+        master: bool = True,
+        priority: int = 4,
+        deadline_s: float | None = None,
+        slack: int = 0,
+        wire_bytes: Callable[[int], int] = cobs.wire_bytes,
+    ) -> None:
+        if sealer.destination != BROADCAST:
+            raise ValueError(f"a broadcast's sealer is to {BROADCAST}, not to node {sealer.destination}")
+        if not 0 <= priority <= 7 or not 0 <= kind <= 255:
+            raise ValueError(f"kind {kind} must be 0..255, priority {priority} 0..7")
+        if deadline_s is not None and not 0 < deadline_s < 2**32:
+            raise ValueError(f"deadline of {deadline_s} s must be more than 0 and less than 2^32")
+        self._timing = Timing(link, master=master, wire_bytes=wire_bytes)
+        self._wire_bytes = wire_bytes
+        self._pacer = Pacer(self._timing, now)
+        self._sealer, self._slack, self._priority = sealer, slack, priority
+        self._deadline = math.inf if deadline_s is None else now + deadline_s
+        fragment_bytes = self._timing.payload_bytes
+        self._object = Outgoing(kind, payload, fragment_bytes, priority=priority)
+        self._ears = {node: _Ear(Outgoing(kind, payload, fragment_bytes)) for node in listeners}
+        if not self._timing.half_duplex:  # they can answer while the object goes out
+            for ear in self._ears.values():
+                ear.ask_at = now
+        self.digest = self._object.digest
+        self.object_id = group_id(self.digest)
+        self._next = 0  # the first fragment that has not gone out yet
+        self._last = 0  # seq of the one before it
+        self._offer_in = 0  # fragments until the next OFFER
+        self._offer_gap = 4
+        self._withdrawals, self._reason = 0, Reason.WITHDRAWN  # CANCELs to be sent
+        self._quiet_until = now  # half-duplex: who was asked speaks
+        self._ask_from = now  # so that two answers do not meet on their way back
+        self._frames = self._bytes = self._fragments = self._repairs = self._orphans = self._malformed = 0
+
+    # -- the application's side ------------------------------------------------------------------------
+
+    @property
+    def waiting(self) -> frozenset[int]:
+        """The listeners that have neither the object durably nor refused it."""
+        return frozenset(self._ears)
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing will be sent any more."""
+        return not self._ears and not self._withdrawals
+
+    def cancel(self, now: float) -> None:
+        """Stop; listeners that still wait are told."""
+        self._end(Reason.WITHDRAWN)
+
+    def hear(self, node: int, answer: GroupAnswer, now: float) -> list[Event]:
+        """What the session with `node` was answered. Gives Delivered or Cancelled once for each listener."""
+        frame = answer.frame
+        ear = self._ears.get(node)
+        if ear is None or frame.object_id != self.object_id:
+            self._orphans += 1
+            return []
+        if self._timing.half_duplex:
+            self._quiet_until = self._ask_from = now + (answer.left_s + GUARD_S if answer.left_s else 0.0)
+        try:
+            if frame.type is Type.REPORT:
+                self._on_report(ear, Report.decode(frame.payload), (frame.epoch, frame.seq), now)
+                return []
+            if frame.type is Type.DONE:
+                event: Delivered | Cancelled = Delivered(Done.decode(frame.payload).digest)
+            else:
+                cancel = Cancel.decode(frame.payload)
+                event = Cancelled(cancel.digest, cancel.reason)
+        except BadMessage:
+            self._malformed += 1
+            return []
+        if event.digest != self.digest:
+            self._orphans += 1
+            return []
+        del self._ears[node]
+        return [event]
+
+    def snapshot(self, now: float) -> BroadcastSnapshot:
+        """Counters and progress, as a value."""
+        return BroadcastSnapshot(
+            now=now,
+            digest=self.digest,
+            waiting=self.waiting,
+            frames_sent=self._frames,
+            bytes_sent=self._bytes,
+            fragments_sent=self._fragments,
+            repairs_sent=self._repairs,
+            airtime_s=self._pacer.airtime_s,
+            orphans=self._orphans,
+            malformed=self._malformed,
+            held={node: ear.object.held.bit_count() for node, ear in self._ears.items()},
+            loss_out={node: ear.loss.measured for node, ear in self._ears.items()},
+        )
+
+    # -- the wire's side -------------------------------------------------------------------------------
+
+    def tick(self, now: float) -> list[Event]:
+        """Gives Expired once, when the deadline passes with listeners still waiting."""
+        if now < self._deadline or not self._ears:
+            return []
+        self._end(Reason.EXPIRED)
+        return [Expired(self.digest)]
+
+    def transmit(self, now: float) -> bytes | None:
+        """The next frame, if one may leave now. Call until it gives None."""
+        if self._gate(now) > now + _EPSILON_S:
+            return None
+        now += _EPSILON_S
+        send = self._choose(now)
+        if send is None:
+            return None
+        length = OVERHEAD_BYTES + len(send.payload)
+        keyed = self._timing.half_duplex and (not self._frames or now > self._pacer.end + GUARD_S)
+        end = self._pacer.sent(length, now, keyed=keyed)
+        self._frames += 1
+        self._bytes += self._wire_bytes(length)
+        asks = send.type is Type.POLL
+        raw = self._sealer.seal(
+            send.type,
+            send.payload,
+            object_id=self.object_id,
+            fragment=send.fragment,
+            priority=self._priority,
+            poll=asks,
+            over=asks and self._timing.half_duplex,
+        )
+        self._note_sent(send, end)
+        return raw
+
+    def wakeup(self, now: float) -> float:
+        """The earliest time at which `transmit` or `tick` may have something to do, if no answer comes."""
+        ready = self._ready_at()
+        leaves = math.inf if ready == math.inf else self._gate(max(now, ready))
+        return max(now, min(leaves, self._deadline if self._ears else math.inf))
+
+    # -- one rule each ---------------------------------------------------------------------------------
+
+    def _gate(self, now: float) -> float:
+        return max(now, self._pacer.opens_at, self._quiet_until)
+
+    def _choose(self, now: float) -> _Send | None:
+        """OFFER, then whom to ask, then the object; on half-duplex an answer would only interrupt that."""
+        if self._withdrawals:
+            return _Send(Type.CANCEL, Cancel(self.digest, self._reason).encode())
+        if not self._ears:
+            return None
+        if self._offer_in == 0:
+            return _Send(Type.OFFER, self._offer(now))
+        bulk = self._bulk()
+        node = self._whom(now, idle=bulk is None)
+        if bulk is None or (node is not None and not self._timing.half_duplex):
+            return None if node is None else _Send(Type.POLL, fragment=node)
+        type_, number = bulk
+        if type_ is Type.DATA:
+            return _Send(type_, self._object.fragment(number), number)
+        transmission = self._sealer.epoch, self._sealer.seq + 1
+        return _Send(type_, self._object.repair(number, transmission), number << 8)
+
+    def _ready_at(self) -> float:
+        """When `_choose` next has a frame."""
+        if self._withdrawals or (self._ears and (self._offer_in == 0 or self._bulk() is not None)):
+            return -math.inf
+        return min((max(at, self._ask_from) for at, _, _ in self._asks(idle=True)), default=math.inf)
+
+    def _bulk(self) -> tuple[Type, int] | None:
+        """DATA and a fragment, or REPAIR and a generation: the next fragment of the first pass that anybody
+        may lack, and then what serves the listener that lacks most."""
+        while self._next < self._object.count:
+            if not all(ear.object.held >> self._next & 1 for ear in self._ears.values()):
+                return Type.DATA, self._next
+            self._next += 1
+        needs = [(ear.lacking, ear.object.to_send) for ear in self._ears.values()]
+        (lacks, generation), _ = max(needs, key=lambda need: need[0])
+        if lacks <= 0:
+            return None
+        holes = 0
+        for (each, _), missing in needs:
+            holes |= missing if each > 0 else 0
+        holes &= self._object.generation(generation)
+        if holes and holes.bit_count() <= lacks:  # so few for all that each of them is as good as a sum
+            return Type.DATA, (holes & -holes).bit_length() - 1
+        return Type.REPAIR, generation
+
+    def _offer(self, now: float) -> bytes:
+        left_s = 0 if math.isinf(self._deadline) else max(1, math.ceil(self._deadline - now))
+        outgoing = self._object
+        return Offer(
+            self.digest, len(outgoing.payload), outgoing.fragment_bytes, outgoing.kind, left_s
+        ).encode()
+
+    def _whom(self, now: float, *, idle: bool) -> int | None:
+        """The listener to ask now."""
+        if now < self._ask_from:
+            return None
+        at, _, node = min(self._asks(idle=idle))
+        return node if at <= now else None
+
+    def _asks(self, *, idle: bool) -> list[tuple[float, int, int]]:
+        """When to ask whom: time, questions so far, node. idle: nothing is left to send that one needs."""
+        return [
+            (-math.inf if idle and ear.ask_at == math.inf else ear.ask_at, ear.asks, node)
+            for node, ear in self._ears.items()
+        ]
+
+    def _note_sent(self, send: _Send, end: float) -> None:
+        seq = self._sealer.seq
+        if send.type is Type.CANCEL:
+            self._withdrawals -= 1
+        elif send.type is Type.OFFER:
+            self._offer_in = self._offer_gap
+            self._offer_gap = min(2 * self._offer_gap, _OFFER_AGAIN)
+        elif send.type is Type.POLL:
+            self._note_asked(self._ears[send.fragment], end)
+        else:
+            self._offer_in -= 1
+            self._fragments += send.type is Type.DATA
+            self._repairs += send.type is Type.REPAIR
+            for ear in self._ears.values():
+                if send.type is Type.REPAIR:
+                    ear.object.repair_sent(send.fragment >> 8, seq)
+                elif not ear.object.held >> send.fragment & 1:
+                    ear.object.sent(send.fragment, seq)
+            if send.type is Type.DATA and send.fragment == self._next:
+                self._next += 1
+                self._last = seq
+
+    def _note_asked(self, ear: _Ear, end: float) -> None:
+        timing, count = self._timing, self._object.count
+        ear.asks += 1
+        if timing.half_duplex:
+            self._quiet_until = self._ask_from = end + timing.answer_slot_s(count)
+            patience_s = timing.answer_slot_s(count)
+        else:
+            self._ask_from = end + timing.back_airtime_s(timing.report_frame_bytes(count)) + GUARD_S
+            # Where much is lost several questions follow each other in the time of one answer.
+            answer_s = timing.answer_s(count, busy=False)
+            patience_s = max(2 * answer_s / ear.loss.questions, 8 * timing.airtime_s(OVERHEAD_BYTES))
+        slower = min(max(0, ear.asks - _QUICK_ASKS), 32)
+        ear.ask_at = end + min(patience_s * _SLOWER**slower, max(patience_s, _MAX_RETRY_S))
+
+    def _on_report(self, ear: _Ear, report: Report, heard: tuple[int, int], now: float) -> None:
+        if report.epoch == self._sealer.epoch and report.seq > self._sealer.seq:
+            self._malformed += 1
+            return
+        unknown = report.unknown
+        if unknown:  # it missed every OFFER: all that has gone out is lost on it
+            report = Report(self._sealer.epoch, report.seq, self.digest[:PREFIX_BYTES])
+            self._offer_in = 0
+        verdict = ear.object.report(report, heard=heard, epoch=self._sealer.epoch, slack=self._slack)
+        if verdict is None:
+            self._orphans += 1
+            return
+        if not unknown and ear.epoch in (0, heard[0]):  # what it missed while it was off says nothing
+            ear.loss.weigh(verdict)
+        ear.epoch = heard[0]
+        ear.told = self._next == self._object.count and report.seq >= self._last
+        if ear.object.complete:  # its application is storing it
+            ear.ask_at = now + RETRY_S * 2.0 ** min(ear.asks, 4)
+        else:
+            ear.asks, ear.ask_at = 0, math.inf
+
+    def _end(self, reason: Reason) -> None:
+        if self._ears and self._frames:
+            self._withdrawals, self._reason = _WITHDRAWALS, reason
+        self._ears.clear()
