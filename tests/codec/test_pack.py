@@ -14,6 +14,7 @@ from onboard.codec.alq import Quantized
 from onboard.codec.layout import Layout
 from onboard.codec.layout import layout as layout_of
 from onboard.codec.pack import HEADER, VERSION, BadPack, account, pack, unpack
+from onboard.codec.rangecoder import Encoder, context, tree
 from tests.codec.examples import LAYOUTS, LENET5, SMALL, VECTORS, quantized, weights
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -151,5 +152,55 @@ def test_a_small_lie_costs_little(coded_bytes: int, fill: int) -> None:
         with pytest.raises(BadPack):
             unpack(data, layout)
         assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def one_group(exponent: int, mantissa: int = 0, bits: int = 0, signs: bytes = b"\xaa") -> bytes:
+    """A layout of one group of 8 with one basis, coded by hand as the format says."""
+    coder = Encoder()
+    coder.put(1, context())  # one basis,
+    coder.put(0, context())  # not two
+    coder.put_numbers([exponent], 8, [tree(8)])
+    coder.put_numbers([bits], 4, [tree(4)])
+    coder.put_numbers([0], bits, [tree(bits)])
+    coder.put(0, context())  # signs are plain
+    coded = coder.finish()
+    return HEADER.pack(VERSION, ONE.digest, len(coded)) + coded + bytes([mantissa << 5]) + signs
+
+
+ONE = layout_of({"w": (1, 8)})
+
+
+def test_bytes_made_by_hand() -> None:
+    model = unpack(one_group(exponent=15, mantissa=0b100), ONE)  # 2^0 * 1.5
+    assert alq.reconstruct(model)["w"].tolist() == [[1.5, -1.5] * 4]
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (one_group(exponent=31), "a coordinate is not finite"),  # float16's infinity
+        (one_group(exponent=31, mantissa=1), "a coordinate is not finite"),  # not a number
+        (one_group(exponent=200), "a coordinate is not finite"),
+        (one_group(exponent=15, bits=9), "numbers of 9 bits"),
+        (one_group(exponent=15, signs=b""), "0 bytes of signs, 8 signs take 1"),
+        (one_group(exponent=15, signs=b"\0\0"), "ends after"),
+    ],
+)
+def test_hostile_bytes_made_by_hand(data: bytes, says: str) -> None:
+    with pytest.raises(BadPack, match=says):
+        unpack(data, ONE)
+
+
+def test_the_largest_model_in_few_bytes_takes_the_memory_of_a_model() -> None:
+    layout = layout_of(LENET5)
+    bits = {t.name: np.full(t.groups, alq.MAX_BASES, np.uint8) for t in layout.grouped}
+    data = pack(alq.quantize(layout, {t.name: np.zeros(t.shape, np.float32) for t in layout.tensors}, bits))
+    assert len(data) < 0.05 * layout.parameters
+    tracemalloc.start()
+    try:
+        unpack(data, layout)
+        assert tracemalloc.get_traced_memory()[1] < 32 * layout.parameters
     finally:
         tracemalloc.stop()
