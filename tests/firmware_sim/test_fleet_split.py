@@ -63,7 +63,9 @@ def test_seeds_differ() -> None:
 
 def test_a_class_without_images_is_in_no_mixture() -> None:
     y = np.repeat(np.array([0, 2]), 50)
-    check(dirichlet(y, 4, 5, 20, 0.3, 3), y, 5, 20)
+    shares = dirichlet(y, 4, 5, 20, 0.3, 3)
+    check(shares, y, 5, 20)
+    assert {int(label) for share in shares for label in y[share]} == {0, 2}
 
 
 def test_what_cannot_be_split() -> None:
