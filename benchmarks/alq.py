@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.progress import Progress
 from benchmarks.result import Row
-from firmware_sim.fleet import mean_width
+from firmware_sim.fleet_result import mean_width
 from onboard import data
 from onboard.codec import alq
 from onboard.codec.alq import Quantized

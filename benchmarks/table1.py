@@ -21,8 +21,9 @@ import click
 from benchmarks.lab import LabError
 from benchmarks.progress import Progress
 from benchmarks.result import Row
-from firmware_sim.fleet import FleetError, RoundResult, Settings, without_losses
+from firmware_sim.fleet import FleetError, Settings, without_losses
 from firmware_sim.fleet_presets import PRESETS, as_fedavg, for_bits
+from firmware_sim.fleet_result import RoundResult
 from firmware_sim.fleet_run import Run, Split, Wishes
 from hw_profiles import Link, load_board, load_link
 from onboard.server import Training
@@ -79,18 +80,21 @@ class Bench:
     tell: Progress
 
     def runs(
-        self, name: str, select: int, training: Training, link: Link, split: Split = "iid"
-    ) -> list[list[RoundResult]]:
+        self, name: str, select: int, training: Training, link: Link, *, split: Split = "iid",
+        shared_downlink: bool = False,
+    ) -> list[list[RoundResult]]:  # fmt: skip
         """The rounds of each seed's run; played where they are not in the folder yet. Raises LabError."""
-        return [self._run(name, select, training, link, split, seed) for seed in self.seeds]
+        return [self._run(name, select, training, link, split, shared_downlink, seed) for seed in self.seeds]
 
     def _run(
-        self, name: str, select: int, training: Training, link: Link, split: Split, seed: int
-    ) -> list[RoundResult]:
+        self, name: str, select: int, training: Training, link: Link, split: Split, shared_downlink: bool,
+        seed: int,
+    ) -> list[RoundResult]:  # fmt: skip
         wishes = Wishes(
             settings=Settings(
                 training=training, devices=DEVICES, select=select, quorum=select, rounds=ROUNDS,
                 deadline_s=3600.0, seed=seed, boards=(load_board("raspberry-pi-4"),), links=(link,),
+                shared_downlink=shared_downlink,
             ),
             data="mnist", data_folder=self.data_dir, images=IMAGES, split=split, alpha=ALPHA,
             out=self.out / f"{name}-{seed}",
@@ -98,8 +102,7 @@ class Bench:
         try:
             run = Run(wishes)
             for seen in run.play():
-                stage = f"{name}, seed {seed}, round {seen.round} of {ROUNDS}"
-                self.tell(stage if isinstance(seen, RoundResult) else f"{stage}, {100 * seen.done:.0f} %")
+                self.tell(f"{name}, seed {seed}, round {seen.round} of {ROUNDS}")
         except FleetError as error:
             raise LabError(str(error)) from None
         return run.results
@@ -155,7 +158,7 @@ def _cell(bench: Bench, k: int, ratio: float) -> Iterator[Row]:
 def _fast(bench: Bench) -> Iterator[Row]:
     """Ours, over a radio that loses one frame in twenty and is heard by all devices at once."""
     link = without_losses(load_link("uhf-9k6"), 0.05)
-    runs = bench.runs(f"fast-{FAST_K}", FAST_K, PRESETS["spacedml-fast"], link)
+    runs = bench.runs(f"fast-{FAST_K}", FAST_K, PRESETS["spacedml-fast"], link, shared_downlink=True)
     what = f"spacedml-fast, K = {FAST_K}:"
     yield Row(f"{what} accuracy after {ROUNDS} rounds", _accuracy(runs), "%", FAST_ACCURACY, at_least=True)
     yield Row(f"{what} up, every byte", _mean(runs, "bits_up"), "bit/weight", FAST_BITS_UP)

@@ -7,23 +7,25 @@ the others keep what they know in their journals. The clock jumps from one thing
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2s
 from itertools import count
 from pathlib import Path
 from random import Random
 
-from firmware_sim.fleet_device import Device, Place, Spent
+from firmware_sim.fleet_device import TICK_S, Device, Place, Spent
+from firmware_sim.fleet_downlink import Downlink
+from firmware_sim.fleet_result import Moment, RoundResult, mean_width
 from hw_profiles import Board, Link
-from onboard.codec.alq import Model, Quantized
+from onboard.carrier import GROUND
 from onboard.codec.pack import unpack
 from onboard.config import NODE_IDS
 from onboard.data import Images
 from onboard.learn.federated import Answer, PartialAverage, Round, Verdict, choose, finished
 from onboard.learn.graph import InferGraph, TrainGraph, evaluate
 from onboard.server import BadUpdate, Server, Training
-from onboard.wire.events import Arrived, Cancelled, Event, Message
+from onboard.wire.events import Arrived, Cancelled, Event, GroupAnswer, Message
 from onboard.wire.messages import MODEL, BadMessage, Reason, State, decode_health
 
 TELL_EVERY = 200  # happenings between two looks at the progress
@@ -37,7 +39,8 @@ class FleetError(RuntimeError):
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """What a fleet is told. `boards` and `links` go round among the devices; `dropout`: probability that a
-    chosen device is out of contact for the round; `staleness`: see `onboard.server.Server`.
+    chosen device is out of contact for the round; `staleness`: see `onboard.server.Server`;
+    `shared_downlink`: the ground's transmitter is heard by all devices of a round (`fleet_downlink`).
 
     Raises FleetError for what cannot be.
     """
@@ -55,6 +58,7 @@ class Settings:
     seed: int = 0
     boards: tuple[Board, ...]
     links: tuple[Link, ...]
+    shared_downlink: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.devices <= len(NODE_IDS):
@@ -63,55 +67,13 @@ class Settings:
             raise FleetError(
                 f"quorum {self.quorum}, select {self.select}, devices {self.devices}: each at most the next"
             )
+        if self.shared_downlink and len(self.links) > 1:
+            raise FleetError(f"{len(self.links)} link profiles: a shared downlink is one link")
         if not 0 <= self.dropout < 1:
             raise FleetError(f"dropout {self.dropout}: must be at least 0 and below 1")
         for board in self.boards:
             if not board.train_flops:
                 raise FleetError(f"{board.name}: {board.title} cannot train")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RoundResult:
-    """A round that is over.
-
-    Bits are a weight of the model: `bits_*` with every byte of the object counted (up: the mean over the
-    updates taken), `width_*` by the papers' count (`mean_width`). Bytes, seconds on the air and joules are
-    this round's, of all devices; `clock_s` is virtual time so far.
-    """
-
-    round: int
-    accuracy: float
-    loss: float
-    bits_up: float
-    bits_down: float
-    width_up: float
-    width_down: float
-    bytes_up: int
-    bytes_down: int
-    airtime_up_s: float
-    airtime_down_s: float
-    energy_j: float
-    clock_s: float
-    asked: int
-    answered: int
-    gone: int
-    merged: int
-    late: int
-    refused: int
-
-    @property
-    def bytes_both(self) -> int:
-        """On the wire, both directions."""
-        return self.bytes_up + self.bytes_down
-
-
-@dataclass(frozen=True, slots=True)
-class Moment:
-    """Where a round stands: share of its work that is done, 0 to 1."""
-
-    round: int
-    done: float
-    clock_s: float
 
 
 @dataclass
@@ -156,8 +118,10 @@ class Fleet:
         }
         if len(self._places) != settings.devices:
             raise FleetError(f"{settings.devices} devices, {len(self._places)} shares of images")
+        self._group_key = _digest("group", settings.seed) if settings.shared_downlink else None
+        self._downlink = Downlink(settings.links[0], self._group_key) if self._group_key else None
         self._awake: dict[int, Device] = {}
-        self._wake_s: dict[int, float] = {}
+        self._wake_s: dict[int, float] = {}  # by node, and GROUND for the shared downlink
         self._boots: dict[int, int] = {}
         self._now = 0.0
         self._booked = Spent()  # of devices that sleep again
@@ -197,7 +161,8 @@ class Fleet:
                 merges=settings.staleness is not None, merged=merged,
             )  # fmt: skip
             for node in asked:
-                self._ask(node, model, gone=self._is_gone(number, attempt, node))
+                self._wake(node, gone=self._is_gone(number, attempt, node))
+            self._offer(model, asked)
             for happening in count():
                 if this.judge(self._now).closed:
                     break
@@ -217,8 +182,8 @@ class Fleet:
         draw = Random(_digest("gone", self.settings.seed, number, attempt, node))
         return draw.random() < self.settings.dropout
 
-    def _ask(self, node: int, model: bytes, *, gone: bool) -> None:
-        """Wakes the device, unless it is still at work, and offers it the round's model."""
+    def _wake(self, node: int, *, gone: bool) -> None:
+        """Boots the device, unless it is still at work."""
         if gone:
             self._tally.gone.add(node)
         if node not in self._awake or gone or self._awake[node].gone:
@@ -226,13 +191,24 @@ class Fleet:
             self._boots[node] = self._boots.get(node, 0) + 1
             self._awake[node] = Device(
                 self._places[node], self._graph, boot=self._boots[node], seed=self.settings.seed,
-                gone=gone, now=self._now,
+                gone=gone, now=self._now, group_key=self._group_key,
             )  # fmt: skip
-        self._awake[node].ground.offer(MODEL, model, self._now)
         self._wake_s[node] = self._now
+
+    def _offer(self, model: bytes, nodes: Iterable[int]) -> None:
+        """Puts the round's model on its way: to each of them, or once to all."""
+        if self._downlink is not None:
+            self._downlink.offer(model, nodes, self._now)
+            self._wake_s[GROUND] = self._now
+            return
+        for node in nodes:
+            self._awake[node].ground.offer(MODEL, model, self._now)
 
     def _close(self, this: Round) -> None:
         """Whoever is still asked need not answer; those that answered are told so, and sleep."""
+        if self._downlink is not None:
+            self._downlink.stop(self._now)
+            self._wake_s[GROUND] = self._now
         for node, device in self._awake.items():
             for progress in device.ground.snapshot(self._now).objects:
                 if not progress.incoming:
@@ -254,6 +230,8 @@ class Fleet:
         self.packed = server.condense(self._average)
         *_, score = evaluate(self._infer, server.weights(self.packed), self._test.x, self._test.y)
         total = sum((device.spent(self._now) for device in self._awake.values()), self._booked)
+        if self._downlink is not None:
+            total += Spent(bytes_down=self._downlink.bytes, airtime_down_s=self._downlink.airtime_s)
         spent, self._told = total - self._told, total
         self.results.append(
             RoundResult(
@@ -289,11 +267,23 @@ class Fleet:
             self._now = until_s
             return
         self._now = max(self._now, self._wake_s[node])
+        if node == GROUND:
+            self._broadcast()
+            return
         device = self._awake[node]
         for event in device.hear(self._now):
             self._hear(device, event)
         device.speak(self._now)
         self._wake_s[node] = device.wakeup(self._now)
+
+    def _broadcast(self) -> None:
+        """The shared downlink's turn: all that are awake hear it."""
+        assert self._downlink is not None, "no downlink is shared"
+        for sent in self._downlink.speak(self._now):
+            for node, device in self._awake.items():
+                device.overhear(sent, self._now)
+                self._wake_s[node] = min(self._wake_s[node], device.wakeup(self._now))
+        self._wake_s[GROUND] = max(self._downlink.wakeup(self._now), self._now + TICK_S)
 
     def _hear(self, device: Device, event: Event) -> None:
         """What the ground's end of a link says."""
@@ -301,6 +291,10 @@ class Fleet:
             self._take(device, event)
         elif isinstance(event, Cancelled):
             self._lose(device.place.node)
+        elif isinstance(event, GroupAnswer) and self._downlink is not None:
+            for told in self._downlink.hear(device.place.node, event, self._now):
+                self._hear(device, told)
+            self._wake_s[GROUND] = max(self._downlink.wakeup(self._now), self._now + TICK_S)
         elif isinstance(event, Message):
             try:
                 health = decode_health(event.payload)
@@ -349,18 +343,6 @@ class Fleet:
             self._awake[node].progress() for node in this.asked - this.answered if node in self._awake
         )
         return (len(this.answered | this.lost) + training) / len(this.asked)
-
-
-def mean_width(model: Model) -> float:
-    """Bits a weight by the count of ALQ and SpaceDML: the bases of its group, averaged over the weights.
-
-    Coordinates, bit-widths and biases are not in it. A dense model has 32.
-    """
-    if not isinstance(model, Quantized):
-        return 32.0
-    grouped = model.layout.grouped
-    signs = sum(int(model.grouped[t.name].bits.sum(dtype=int)) * t.group for t in grouped)
-    return signs / sum(t.size for t in grouped)
 
 
 def without_losses(link: Link, frame_loss: float) -> Link:

@@ -55,6 +55,9 @@ BY_METHOD = "Default: the method's."
               help="Link profile, likewise.")  # fmt: skip
 @click.option("--loss", type=click.FloatRange(0, 1, max_open=True),
               help="Share of frames lost, in place of the profile's losses and bit errors.")  # fmt: skip
+@click.option(
+    "--shared-downlink", is_flag=True, help="One transmission of a model is heard by all it is for."
+)
 @click.option("--epochs", type=click.IntRange(1, 10_000),
               help=f"Local epochs: plain for fedavg, else straight-through. {BY_METHOD}")  # fmt: skip
 @click.option("--pretrain-epochs", type=click.IntRange(1, 10_000),
@@ -104,7 +107,7 @@ def _wishes(
     *, method: str, boards: tuple[str, ...], links: tuple[str, ...], loss: float | None, data: str,
     data_dir: Path | None, model: str | None, images: int, split: Any, alpha: float, out: Path,
     devices: int, select: int, quorum: int | None, rounds: int, target: float | None, deadline_s: float,
-    dropout: float, staleness: float | None, seed: int, **training: Any,
+    dropout: float, staleness: float | None, seed: int, shared_downlink: bool, **training: Any,
 ) -> Wishes:  # fmt: skip
     """The options as one value. Raises ValueError, FleetError for what cannot be."""
     import msgspec
@@ -124,6 +127,7 @@ def _wishes(
         links=tuple(profiles if loss is None else [without_losses(link, loss) for link in profiles]),
         devices=devices, select=select, quorum=select if quorum is None else quorum, rounds=rounds,
         target=target, deadline_s=deadline_s, dropout=dropout, staleness=staleness, seed=seed,
+        shared_downlink=shared_downlink,
     )  # fmt: skip
     return Wishes(
         settings=settings, data=data, data_folder=data_dir, images=images, split=split, alpha=alpha, out=out
@@ -134,7 +138,7 @@ def _show(run: Run, wishes: Wishes, *, as_json: bool) -> bool:
     """Plays and shows a run; False if it was stopped before its end."""
     from rich.console import Console
 
-    from firmware_sim.fleet import RoundResult
+    from firmware_sim.fleet_result import RoundResult
     from firmware_sim.fleet_view import View, draw, summary
 
     settings = wishes.settings

@@ -67,7 +67,7 @@ class Device:
 
     It boots when it is made, and is let go of when `resting`; what it must know the next time is in its
     journal. `boot`: one more at each boot of this node; with `seed` it names the fate of every frame. `gone`:
-    no contact opens as long as it is awake.
+    no contact opens as long as it is awake. `group_key`: of the downlink that it hears with others.
     """
 
     def __init__(
@@ -79,6 +79,7 @@ class Device:
         seed: int,
         gone: bool,
         now: float,
+        group_key: bytes | None = None,
     ) -> None:
         self.place = place
         self.gone = gone
@@ -97,6 +98,7 @@ class Device:
             epoch=known.epoch,
             floor=known.floor,
             now=now,
+            group_key=group_key,
         )
         ledger = Ledger(place.board, link, now)
         self.agent = Agent(_config(place), self._board, journal, known, ledger, place.images, graphs)
@@ -104,6 +106,7 @@ class Device:
         fates = (seed * 256 + node) * 65536 + boot
         self._channel = Channel(link, seed=fates, windows=() if gone else None)
         self._ports: dict[Side, _Port] = {side: _Port(link) for side in SIDES}
+        self._overheard = Spent()
         self._step_at = self._health_at = now
         self.agent.resume(now)
 
@@ -126,6 +129,14 @@ class Device:
             self._step_at = self._step(now)
         return events
 
+    def overhear(self, sent: bytes, now: float) -> None:
+        """The ground speaks to all: it is on this device's air, and not in what the device `spent`."""
+        before = self._channel.counters("ground")
+        self._channel.send("ground", sent, now)
+        after = self._channel.counters("ground")
+        airtime_s = after.airtime_s - before.airtime_s
+        self._overheard += Spent(bytes_down=after.bytes - before.bytes, airtime_down_s=airtime_s)
+
     def speak(self, now: float) -> None:
         """Puts on the air what both ends have to say now."""
         ends: tuple[tuple[Side, Session], ...] = (("ground", self.ground), ("board", self._board))
@@ -145,10 +156,10 @@ class Device:
         return settled and not any(end.snapshot(now).objects for end in (self.ground, self._board))
 
     def spent(self, now: float) -> Spent:
-        """Since its boot."""
+        """Since its boot, on its own link."""
         up, down = self._channel.counters("board"), self._channel.counters("ground")
         energy_j = self.agent.ledger.energy_j(now, self._board.snapshot(now).airtime_s)
-        return Spent(up.bytes, down.bytes, up.airtime_s, down.airtime_s, energy_j)
+        return Spent(up.bytes, down.bytes, up.airtime_s, down.airtime_s, energy_j) - self._overheard
 
     def progress(self) -> float:
         """Share of the training that is done, 0 to 1."""

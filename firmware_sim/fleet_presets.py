@@ -1,6 +1,6 @@
 """How each method trains unless told otherwise: what the fleet's table was measured with.
 
-SpaceDML leaves optimizer, rate and augmentation open: Adam, and what is said here. Batches of 10 are its own.
+SpaceDML leaves optimizer, rate and augmentation open: Adam, and what is said here. Batches are 10 images.
 """
 
 from __future__ import annotations
@@ -18,17 +18,24 @@ ROOM = 0.97
 PRESETS: Mapping[Method, Training] = {
     # One plain epoch a round (SpaceDML, section IV).
     "fedavg": Training(
-        method="fedavg", epochs=1, learning_rate=1e-3, learning_rate_decay=1.0, shift_pixels=0
+        method="fedavg", epochs=1, learning_rate=1e-3, learning_rate_decay=1.0, shift_pixels=0, distortion=0.0
     ),
     "fedavg-zstd": Training(
-        method="fedavg-zstd", epochs=1, learning_rate=1e-3, learning_rate_decay=1.0, shift_pixels=0
+        method="fedavg-zstd", epochs=1, learning_rate=1e-3, learning_rate_decay=1.0, shift_pixels=0,
+        distortion=0.0,
     ),
     # Epochs as in the paper: one of pre-training in the first round, four of pruning, one each of bases,
+    # coordinates and STE. At a rate of 1e-3 K = 5, ratio 0.7 ends at 98.36 %, at 2e-3 at 98.73 (one seed).
     "spacedml": Training(
-        method="spacedml", epochs=1, pretrain_epochs=1, learning_rate=1e-3, bits_up=2.0, bits_down=1.0
+        method="spacedml", epochs=1, pretrain_epochs=1, learning_rate=2e-3, shift_pixels=2, distortion=1.0,
+        bits_up=2.0, bits_down=0.4,
     ),
-    "spacedml-fast": Training(epochs=8, shift_pixels=2, bits_up=0.08, bits_down=0.25),
-}
+    # docs/compression.md, row 19.
+    "spacedml-fast": Training(
+        epochs=10, pretrain_epochs=1, learning_rate=3e-3, shift_pixels=2, distortion=1.0, bits_up=0.08,
+        bits_down=0.25,
+    ),
+}  # fmt: skip
 
 
 def for_bits(prune_ratio: float, bits: float) -> Training:

@@ -15,7 +15,8 @@ from typing import Any
 
 import msgspec
 
-from firmware_sim.fleet import FleetError, RoundResult
+from firmware_sim.fleet import FleetError
+from firmware_sim.fleet_result import RoundResult
 from onboard.journal import replace_durably
 
 WISHES, ROUNDS = "fleet.json", "rounds.jsonl"

@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from firmware_sim.fleet import Fleet, FleetError, Moment, RoundResult, Settings
+from firmware_sim.fleet import Fleet, FleetError, Settings
 from firmware_sim.fleet_record import Record
+from firmware_sim.fleet_result import Moment, RoundResult
 from firmware_sim.fleet_split import dirichlet, iid
 from onboard import data
 from onboard.data import Images

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from firmware_sim.fleet import Moment, RoundResult
+from firmware_sim.fleet_result import Moment, RoundResult
 from firmware_sim.plot import UP
 
 HEADING = (  # of `line`

@@ -17,9 +17,10 @@ from benchmarks import table1
 from benchmarks.__main__ import main
 from benchmarks.progress import Progress
 from benchmarks.table1 import CELLS, bytes_until
-from firmware_sim.fleet import RoundResult, Settings
+from firmware_sim.fleet import Settings
 from firmware_sim.fleet_presets import PRESETS, as_fedavg, for_bits
 from firmware_sim.fleet_record import Record
+from firmware_sim.fleet_result import RoundResult
 from firmware_sim.fleet_run import Run, Wishes
 
 RESULT = RoundResult(

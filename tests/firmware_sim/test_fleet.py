@@ -14,8 +14,9 @@ from click.testing import CliRunner
 
 import onboard.agent
 from firmware_sim.cli import main
-from firmware_sim.fleet import Fleet, FleetError, Moment, RoundResult, Settings, mean_width, without_losses
+from firmware_sim.fleet import Fleet, FleetError, Settings, without_losses
 from firmware_sim.fleet_record import Record
+from firmware_sim.fleet_result import Moment, RoundResult, mean_width
 from firmware_sim.fleet_split import iid
 from hw_profiles import load_board, load_link
 from onboard import data
@@ -96,6 +97,27 @@ def test_a_fleet_resumes_after_its_last_round(tmp_path: Path) -> None:
     # A link without losses has no luck: the second round is the same to the last bit of accuracy.
     assert (rest.results[1].accuracy, rest.results[1].loss) == (results[1].accuracy, results[1].loss)
     assert rest.packed == whole.packed
+
+
+def test_a_shared_downlink_is_counted_once(tmp_path: Path) -> None:
+    link = without_losses(load_link("uhf-9k6"), 0.05)
+    alone, shared = (
+        play(tmp_path / str(one), links=(link,), select=5, quorum=5, shared_downlink=one)
+        for one in (False, True)
+    )
+    # The same models, whoever carried them.
+    assert [r.accuracy for r in shared] == [r.accuracy for r in alone]
+    assert [r.bits_down for r in shared] == [r.bits_down for r in alone]
+    model_bytes = shared[1].bits_down * TRAIN.layout.parameters / 8
+    assert model_bytes < shared[1].bytes_down < alone[1].bytes_down / 2
+    assert alone[1].bytes_down > 5 * model_bytes
+    assert shared[1].airtime_down_s > shared[1].bytes_down * 8 / 9600
+
+
+def test_who_does_not_hear_a_shared_downlink_holds_up_nobody(tmp_path: Path) -> None:
+    results = play(tmp_path, rounds=2, dropout=0.5, deadline_s=120.0, shared_downlink=True)
+    assert sum(result.gone for result in results) > 0
+    assert [result.answered for result in results] == [3 - result.gone for result in results]
 
 
 def test_the_target_ends_a_run(tmp_path: Path) -> None:
@@ -187,6 +209,7 @@ def test_a_hostile_update_is_refused_and_the_round_goes_on(
         ({"devices": 0}, "0 devices"),
         ({"select": 7}, "quorum 3, select 7, devices 6: each at most the next"),
         ({"quorum": 0}, "quorum 0"),
+        ({"links": (load_link("uhf-9k6"),) * 2, "shared_downlink": True}, "a shared downlink is one link"),
         ({"dropout": 1.0}, "dropout 1.0: must be at least 0 and below 1"),
         ({"boards": (replace(SLOW, train_flops=0.0),)}, "raspberry-pi-4: .* cannot train"),
     ],
