@@ -8,14 +8,13 @@ and `transmit` whenever `wakeup` says so, and acts on the events.
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
-from itertools import count
 
 from hw_profiles import Link
 from onboard.wire import cobs
 from onboard.wire import frame as framing
+from onboard.wire.air import Air
 from onboard.wire.events import (
     Arrived,
     Cancelled,
@@ -35,14 +34,16 @@ from onboard.wire.events import (
 )
 from onboard.wire.frame import GROUP_ID, OVERHEAD_BYTES, Frame, Type
 from onboard.wire.group import Listener
+from onboard.wire.hearing import Hearing
 from onboard.wire.inbox import Inbox
 from onboard.wire.messages import BadMessage, Cancel, Done, Offer, Reason
 from onboard.wire.outbox import Outbox, Send
 from onboard.wire.report import Report
 from onboard.wire.seal import Opener, Sealer
-from onboard.wire.timing import Pacer, Timing
+from onboard.wire.timing import Timing
 from onboard.wire.transfer import Incoming, Partial
-from onboard.wire.turn import MAX_CLOSING, Turn
+from onboard.wire.turn import MAX_CLOSING
+from onboard.wire.waiting import Waiting
 
 __all__ = [
     "Arrived", "Cancelled", "Corrupt", "Delivered", "Event", "Evicted", "Expired", "GroupAnswer", "Incoming",
@@ -53,7 +54,6 @@ __all__ = [
 _EPSILON_S = 1e-6  # sums of airtimes are not exact; a microsecond is less than a bit of any link here
 _CLOSING = (Type.POLL, Type.REPORT, Type.DONE, Type.CANCEL)
 _BY_SENDER = (Reason.WITHDRAWN, Reason.EXPIRED)  # CANCEL for another reason is the receiver's
-_BUSY_S = 4.0  # without DATA for so long the peer's bulk is over
 
 
 class Session:
@@ -91,24 +91,16 @@ class Session:
         self._timing = Timing(link, master=master, wire_bytes=wire_bytes)
         self._sealer = Sealer(key, source=node, destination=peer, epoch=epoch)
         self._opener = Opener(key, source=peer, destination=node, floor=floor)
-        self._pacer = Pacer(self._timing, now)
-        self._turn = Turn(self._timing, now) if link.half_duplex else None
+        self._air = Air(self._timing, now)
+        self._hearing = Hearing()
         self._outbox = Outbox(self._timing, epoch=epoch, slack=limits.reorder_slack)
         self._inbox = Inbox(self._timing, limits, done)
         self._answer: Send | None = None  # half-duplex: the last one of this turn
         self._listener: Listener | None = None
         if group_key is not None:
             self._listener = Listener(group_key, self._inbox, node=node, peer=peer, floor=group_floor)
-        self._messages: list[tuple[int, int, bytes]] = []  # heap: priority, order, payload
-        self._message_order = count()
-        self._max_messages = limits.max_messages
-        self._seen_epoch = 0  # the peer's, once it was heard
-        self._first_seq = 0
-        self._heard_at = -math.inf
-        self._data_at = -math.inf
-        self._first_data_at: float | None = None
-        self._frames_in_epoch = 0
-        self._malformed = self._bytes_sent = self._bytes_received = 0
+        self._messages = Waiting(limits.max_messages)
+        self._malformed = self._bytes_sent = 0
 
     # -- the application's side ------------------------------------------------------------------------
 
@@ -158,10 +150,7 @@ class Session:
             raise ValueError(
                 f"MSG of {len(payload)} B, priority {priority}: at most {self._timing.payload_bytes} B, 0..7"
             )
-        heapq.heappush(self._messages, (priority, next(self._message_order), payload))
-        if len(self._messages) > self._max_messages:
-            self._messages.remove(min(self._messages, key=lambda message: message[1]))
-            heapq.heapify(self._messages)
+        self._messages.add(payload, priority)
 
     def resume(self, partial: Partial) -> None:
         """Go on with a half-received object from the spool. Raises ValueError if it contradicts itself."""
@@ -184,23 +173,15 @@ class Session:
         opened = self._opener.open(frame)
         if opened is None:
             return []
-        self._bytes_received += self._wire_bytes(len(frame))
-        events: list[Event] = []
-        restarted = opened.epoch > self._seen_epoch
-        if restarted:
-            if self._seen_epoch:
-                self._inbox.peer_restarted()
-            self._seen_epoch, self._first_seq, self._frames_in_epoch = opened.epoch, opened.seq, 0
-        if restarted or self._outbox.silent:
-            events.append(PeerHeard())
-        self._frames_in_epoch += 1
-        self._heard_at = now
+        known_before, hearing = self._hearing.epoch, self._hearing
+        hearing.bytes += self._wire_bytes(len(frame))
+        restarted = hearing.heard(opened, now)
+        if restarted and known_before:
+            self._inbox.peer_restarted()
+        events: list[Event] = [PeerHeard()] if restarted or self._outbox.silent else []
         self._outbox.heard()
-        if self._turn is not None:
-            left_s = 0.0
-            if opened.type in _CLOSING:
-                left_s = min(opened.fragment, MAX_CLOSING) * self._timing.back_airtime_s(len(frame))
-            self._turn.heard(now, over=opened.over, loss=self._loss_in, left_s=left_s)
+        left = min(opened.fragment, MAX_CLOSING) if opened.type in _CLOSING else 0
+        self._air.heard(now, over=opened.over, loss=hearing.loss, left=left, frame_bytes=len(frame))
         try:
             return events + self._dispatch(opened, now)
         except BadMessage:
@@ -217,34 +198,27 @@ class Session:
 
     def transmit(self, now: float) -> bytes | None:
         """The next frame, if one may leave now. Call until it gives None."""
-        if self._gate(now) > now + _EPSILON_S:
+        if self._air.opens_at(now) > now + _EPSILON_S:
             return None
         now += _EPSILON_S
-        closing = self._turn is not None and self._turn.closing and self._turn.in_turn(now)
+        closing = self._air.closing(now)
         send = self._closing_frame() if closing else self._choose(now)
         if send is None:
-            if self._turn is None or not self._turn.in_turn(now):
+            if not self._air.in_turn(now):
                 return None
             send = Send(Type.POLL)  # what was to follow was cancelled: only the turn is handed over
         length = OVERHEAD_BYTES + len(send.payload)
-        keyed = self._turn is not None and self._turn.begins(now)
-        start = max(now, self._pacer.end)
-        end = self._pacer.sent(length, now, keyed=keyed)
-        if not closing:
+        end = self._air.sent(length, now)
+        fragment, poll = send.fragment, send.poll
+        if closing:
+            fragment = self._air.count_down()
+            over = fragment == 0
+        else:
             self._note_sent(send, end)
-        over, fragment = False, send.fragment
-        if self._turn is not None:
-            self._turn.sent(start, end)
-            if closing:
-                fragment = self._turn.count_down()
-                over = fragment == 0
-            elif not self._turn.has_room(end + self._timing.frame_s) or self._ready_at() > now:
-                loss = 0.0 if self._outbox.silent else max(self._loss_in, self._outbox.loss)
-                over = self._turn.close(loss)
-        poll = send.poll
-        if over and self._turn is not None:
+            over = self._timing.half_duplex and self._ends_turn(end, now)
+        if over:
             poll = self._outbox.asked is not None
-            self._turn.hand_over(self._outbox.asked)
+            self._air.hand_over(self._outbox.asked)
             self._outbox.handed_over(end)
             self._answer = None
         self._bytes_sent += self._wire_bytes(length)
@@ -261,24 +235,23 @@ class Session:
     def wakeup(self, now: float) -> float:
         """The earliest time at which `transmit` or `tick` may have something to do, if no frame comes."""
         ready = self._ready_at()
-        if self._turn is not None and self._turn.in_turn(now):
+        if self._air.in_turn(now):
             ready = now
-        leaves = math.inf if ready == math.inf else self._gate(max(now, ready))
+        leaves = math.inf if ready == math.inf else self._air.opens_at(max(now, ready))
         return max(now, min(leaves, self._inbox.tick_at(), self._outbox.tick_at()))
 
     def snapshot(self, now: float) -> LinkSnapshot:
         """Counters and progress, as a value."""
-        inbox, outbox, opener = self._inbox, self._outbox, self._opener
+        inbox, outbox, opener, hearing = self._inbox, self._outbox, self._opener, self._hearing
         openers = [opener] if self._listener is None else [opener, self._listener.opener]
-        receiving_s = 0.0 if self._first_data_at is None else self._data_at - self._first_data_at
         return LinkSnapshot(
             now=now,
             epoch=self.epoch,
-            peer_epoch=self._seen_epoch,
+            peer_epoch=hearing.epoch,
             frames_sent=self._sealer.seq,
             bytes_sent=self._bytes_sent,
             frames_received=sum(opener.opened for opener in openers),
-            bytes_received=self._bytes_received,
+            bytes_received=hearing.bytes,
             malformed=self._malformed + inbox.malformed + sum(o.malformed + o.encrypted for o in openers),
             bad_tags=sum(opener.bad_tags for opener in openers),
             replays=sum(opener.replays for opener in openers),
@@ -291,13 +264,13 @@ class Session:
             repairs_sent=outbox.repairs_sent,
             fragments_received=inbox.fragments,
             loss_out=outbox.loss,
-            loss_in=self._loss_in,
-            airtime_s=self._pacer.airtime_s,
+            loss_in=hearing.loss,
+            airtime_s=self._air.airtime_s,
             goodput_out_bps=outbox.goodput_bps(now),
-            goodput_in_bps=8 * inbox.received_bytes / receiving_s if receiving_s > 0 else 0.0,
-            last_heard=self._heard_at,
+            goodput_in_bps=8 * inbox.received_bytes / hearing.bulk_s if hearing.bulk_s > 0 else 0.0,
+            last_heard=hearing.at,
             silent=outbox.silent,
-            objects=(*outbox.progress(), *inbox.progress(self._loss_in)),
+            objects=(*outbox.progress(), *inbox.progress(hearing.loss)),
         )
 
     # -- one rule each ---------------------------------------------------------------------------------
@@ -307,21 +280,18 @@ class Session:
         heard = listener.hear(frame, now)
         if heard is None:
             return []
-        self._bytes_received += self._wire_bytes(len(frame))
-        self._heard_at = now
-        if self._turn is not None:
-            self._turn.heard(now, over=heard.over, loss=self._loss_in)
+        self._hearing.bytes += self._wire_bytes(len(frame))
+        self._hearing.at = now
+        self._air.heard(now, over=heard.over, loss=self._hearing.loss)
         return heard.events
 
     def _dispatch(self, frame: Frame, now: float) -> list[Event]:
         inbox, outbox = self._inbox, self._outbox
         if frame.type is Type.DATA or frame.type is Type.REPAIR:
-            if self._first_data_at is None:
-                self._first_data_at = now
-            self._data_at = now
+            self._hearing.bulk(now)
             outbox.peer_is_busy(True)
             return inbox.on_data(frame, now)
-        outbox.peer_is_busy(now - self._data_at < _BUSY_S)
+        outbox.peer_is_busy(self._hearing.is_busy(now))
         if frame.object_id >= GROUP_ID and frame.type in (Type.REPORT, Type.DONE, Type.CANCEL):
             left_s = frame.fragment * self._timing.back_airtime_s(OVERHEAD_BYTES + len(frame.payload))
             return [GroupAnswer(frame, left_s)]
@@ -352,14 +322,15 @@ class Session:
         if self._outbox.held_back:
             return self._outbox.control(now, seq)
         send = self._inbox.due(now, self._opener.floor, self.group_floor) or self._outbox.control(now, seq)
-        if send is None and self._messages:
-            priority, _, payload = self._messages[0]
-            send = Send(Type.MSG, payload, priority=priority)
-        return send or self._outbox.bulk(seq)
+        return send or self._messages.first() or self._outbox.bulk(seq)
 
     def _closing_frame(self) -> Send:
         """What this turn most wants heard, once more: its answer, or its question."""
         return self._answer or Send(Type.POLL, object_id=self._outbox.asks_about)
+
+    def _ends_turn(self, end: float, now: float) -> bool:
+        loss = 0.0 if self._outbox.silent else max(self._hearing.loss, self._outbox.loss)
+        return self._air.ends_turn(end, more=self._ready_at() <= now, loss=loss)
 
     def _ready_at(self) -> float:
         """When `_choose` next has a frame."""
@@ -373,20 +344,7 @@ class Session:
         if send.about is not None:
             self._outbox.sent(send, self._sealer.seq + 1, end)
         elif send.type is Type.MSG:
-            heapq.heappop(self._messages)
+            self._messages.sent()
         elif send.object_id:
             self._answer = send
             self._inbox.sent(send, end)
-
-    def _gate(self, now: float) -> float:
-        """The earliest time from `now` on at which the link lets this end transmit."""
-        at = max(now, self._pacer.opens_at)
-        return at if self._turn is None else self._turn.opens_at(at)
-
-    @property
-    def _loss_in(self) -> float:
-        epoch, highest = self._opener.floor
-        expected = highest - self._first_seq + 1
-        if not self._seen_epoch or epoch != self._seen_epoch or expected <= 0:
-            return 0.0
-        return max(0.0, 1 - self._frames_in_epoch / expected)

@@ -1,0 +1,64 @@
+"""When one end may transmit: at the pace of its link, and on half-duplex in its turn."""
+
+from __future__ import annotations
+
+from onboard.wire.timing import Pacer, Timing
+from onboard.wire.turn import Turn
+
+
+class Air:
+    """The link's airtime as one end has it. Full duplex knows no turns: none begins, none ends."""
+
+    def __init__(self, timing: Timing, now: float) -> None:
+        self._timing = timing
+        self._pacer = Pacer(timing, now)
+        self._turn = Turn(timing, now) if timing.half_duplex else None
+
+    @property
+    def airtime_s(self) -> float:
+        """Transmitter on so far, keying included."""
+        return self._pacer.airtime_s
+
+    def opens_at(self, now: float) -> float:
+        """The earliest time from `now` on at which this end may transmit."""
+        at = max(now, self._pacer.opens_at)
+        return at if self._turn is None else self._turn.opens_at(at)
+
+    def in_turn(self, now: float) -> bool:
+        """Whether this end is within a turn that it has to hand over."""
+        return self._turn is not None and self._turn.in_turn(now)
+
+    def closing(self, now: float) -> bool:
+        """Whether its turn has nothing left but its end to be told."""
+        return self._turn is not None and self._turn.closing and self._turn.in_turn(now)
+
+    def sent(self, frame_bytes: int, now: float) -> float:
+        """A frame leaves; returns when its last bit has."""
+        keyed = self._turn is not None and self._turn.begins(now)
+        start = max(now, self._pacer.end)
+        end = self._pacer.sent(frame_bytes, now, keyed=keyed)
+        if self._turn is not None:
+            self._turn.sent(start, end)
+        return end
+
+    def count_down(self) -> int:
+        """A closing frame was sent: how many follow it."""
+        return 0 if self._turn is None else self._turn.count_down()
+
+    def ends_turn(self, end: float, *, more: bool, loss: float) -> bool:
+        """Whether the frame just sent, whose last bit leaves at `end`, says OVER. more: something else waits
+        to be sent. Where `loss` (0..1) is high the turn closes with further frames before that."""
+        if self._turn is None or (more and self._turn.has_room(end + self._timing.frame_s)):
+            return False
+        return self._turn.close(loss)
+
+    def hand_over(self, asked: int | None) -> None:
+        """See Turn.hand_over."""
+        if self._turn is not None:
+            self._turn.hand_over(asked)
+
+    def heard(self, now: float, *, over: bool, loss: float, left: int = 0, frame_bytes: int = 0) -> None:
+        """A frame of the peer's has arrived; `left` closing frames of `frame_bytes` follow it."""
+        if self._turn is not None:
+            left_s = left * self._timing.back_airtime_s(frame_bytes)
+            self._turn.heard(now, over=over, loss=loss, left_s=left_s)

@@ -1,0 +1,39 @@
+"""Messages that wait to leave, the most urgent first; when there are too many the oldest gives way."""
+
+from __future__ import annotations
+
+import heapq
+from itertools import count
+
+from onboard.wire.frame import Type
+from onboard.wire.outbox import Send
+
+
+class Waiting:
+    """At most `limit` MSGs, by priority (0 first) and then by age."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._order = count()
+        self._heap: list[tuple[int, int, bytes]] = []  # priority, order, payload
+
+    def __bool__(self) -> bool:
+        return bool(self._heap)
+
+    def add(self, payload: bytes, priority: int) -> None:
+        """One more to be sent."""
+        heapq.heappush(self._heap, (priority, next(self._order), payload))
+        if len(self._heap) > self._limit:
+            self._heap.remove(min(self._heap, key=lambda message: message[1]))
+            heapq.heapify(self._heap)
+
+    def first(self) -> Send | None:
+        """The frame of the one that leaves next."""
+        if not self._heap:
+            return None
+        priority, _, payload = self._heap[0]
+        return Send(Type.MSG, payload, priority=priority)
+
+    def sent(self) -> None:
+        """What `first` gave has left."""
+        heapq.heappop(self._heap)
