@@ -1,0 +1,286 @@
+"""Both ends of one link as the programs build them, with what they have on disk, on a virtual clock.
+
+An end is a journal, a spool, a pump and a session; frames cross as COBS on the seeded channel. A kill takes
+all that is in memory; `boot` goes on from the disk, one epoch later. Nothing here waits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import msgspec
+
+from firmware_sim.channel import Channel, Side
+from hw_profiles import Link
+from onboard.journal import Journal
+from onboard.link.pump import Pump, PumpEvent
+from onboard.link.spool import Spool
+from onboard.wire import cobs
+from onboard.wire.events import Arrived, Cancelled, Delivered, Expired, Limits
+from onboard.wire.messages import digest as digest_of
+from onboard.wire.session import Session
+
+KEY = bytes(range(32))
+NODES: dict[Side, int] = {"ground": 0, "board": 1}
+TICK_S = 1e-6  # a wake-up that rounding puts at this very moment still moves the clock
+SPOOL_BYTES = 64 << 20
+REMEMBERED = 256  # digests that an end keeps of what it took, as its spool does
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder for the time being; in memory where the system has such, as an fsync is real time and not
+    the virtual clock's."""
+    memory = Path("/dev/shm")
+    with TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
+        yield Path(folder)
+
+
+class Offered(msgspec.Struct):
+    """An object on its way. `deadline_s`: on the clock of the pair, None for never."""
+
+    kind: int
+    priority: int
+    deadline_s: float | None
+
+
+class Known(msgspec.Struct):
+    """What an end keeps in its journal."""
+
+    epoch: int = 0
+    floor: tuple[int, int] = (0, 0)
+    taken: list[bytes] = msgspec.field(default_factory=list)  # digests of the objects that had their effect
+    offered: dict[bytes, Offered] = msgspec.field(default_factory=dict)
+
+
+class AirPort:
+    """See `onboard.link.port.Port`: a serial port whose other side is the air, `send`. It cannot tell what
+    the device still holds, as a USB adapter cannot: the session's own pace has to keep that short."""
+
+    def __init__(self, side: Side, link: Link, send: Callable[[bytes], None]) -> None:
+        self.url = f"air:{side}"
+        self.max_frame_bytes = link.mtu_bytes
+        self.rx_bytes = self.tx_bytes = self._no_cobs = 0
+        self._send = send
+        self._splitter = cobs.Splitter(link.mtu_bytes)
+        self._stream: list[bytes] = []
+
+    @property
+    def broken(self) -> int:
+        return self._no_cobs + self._splitter.overlong
+
+    def hear(self, wire: bytes) -> None:
+        """Bytes come out of the air."""
+        self.rx_bytes += len(wire)
+        self._stream.append(wire)
+
+    def read(self) -> list[bytes]:
+        frames = []
+        for chunk in self._splitter.feed(b"".join(self._stream)):
+            try:
+                frames.append(cobs.decode(chunk))
+            except cobs.BadCobs:
+                self._no_cobs += 1
+        self._stream.clear()
+        return frames
+
+    def write(self, frame: bytes) -> None:
+        wire = cobs.encode(frame)
+        self.tx_bytes += len(wire)
+        self._send(wire)
+
+    def flush(self) -> None:
+        pass
+
+    def kept_bytes(self) -> int:
+        return 0
+
+    def queued_bytes(self) -> int:
+        return 0
+
+    def trust(self, frame: bytes) -> None:
+        pass
+
+    def fileno(self) -> int:
+        return -1
+
+    def close(self) -> None:
+        pass
+
+
+class End:
+    """One program: what it has in `folder`, and the session of its present life."""
+
+    def __init__(
+        self, side: Side, link: Link, folder: Path, send: Callable[[bytes], None], limits: Limits
+    ) -> None:
+        self.side, self.link, self.folder, self.limits = side, link, folder, limits
+        self.events: list[tuple[float, PumpEvent]] = []  # of all lives
+        self.taken: dict[bytes, bytes] = {}  # payloads that had their effect here, by digest
+        self.pump: Pump | None = None
+        self.port = AirPort(side, link, send)
+        self._send = send
+        self._known = Known()
+        self._journal = Journal(folder, Known)
+
+    @property
+    def session(self) -> Session:
+        """Raises ValueError while the end is down."""
+        if self.pump is None:
+            raise ValueError(f"{self.side} is down")
+        return self.pump.session
+
+    @property
+    def floor(self) -> tuple[int, int]:
+        """The replay floor that this life began with, or that was stored since."""
+        return self._known.floor
+
+    def boot(self, now: float) -> None:
+        """Starts from the disk, the new epoch on it first."""
+        self._journal = Journal(self.folder, Known)
+        self._known = known = self._journal.load() or Known()
+        known.epoch += 1
+        self._journal.save(known)
+        spool = Spool(self.folder / "spool", SPOOL_BYTES)
+        session = Session(
+            node=NODES[self.side],
+            peer=NODES["board" if self.side == "ground" else "ground"],
+            key=KEY,
+            link=self.link,
+            master=self.side == "ground",
+            epoch=known.epoch,
+            floor=known.floor,
+            done=(*spool.finished(), *known.taken),
+            now=now,
+            limits=self.limits,
+        )
+        self.port = AirPort(self.side, self.link, self._send)
+        self.pump = Pump(lambda: self.port, session, spool)
+        for digest, offered in list(known.offered.items()):
+            payload = self._journal.fetch(digest.hex())
+            left_s = None if offered.deadline_s is None else offered.deadline_s - now
+            if payload is None or (left_s is not None and left_s <= 0):
+                self._end(digest)
+            else:
+                session.offer(offered.kind, payload, now, priority=offered.priority, deadline_s=left_s)
+
+    def kill(self) -> None:
+        """As kill -9: only the disk is left."""
+        self.pump = None
+
+    def offer(
+        self, kind: int, payload: bytes, now: float, *, priority: int = 4, deadline_s: float | None = None
+    ) -> bytes:
+        """Puts an object on its way, durably; returns its digest."""
+        digest = digest_of(kind, payload)
+        self._journal.keep(digest.hex(), payload)
+        deadline = None if deadline_s is None else now + deadline_s
+        self._known.offered[digest] = Offered(kind, priority, deadline)
+        self._save()
+        self.session.offer(kind, payload, now, priority=priority, deadline_s=deadline_s)
+        return digest
+
+    def poll(self, now: float) -> list[PumpEvent]:
+        """All that this end can do now."""
+        told: list[PumpEvent] = []
+        while self.pump is not None:
+            events = self.pump.poll(now)
+            if not events:
+                break
+            for event in events:
+                self._act(event, now)
+            told += events
+        self.events += ((now, event) for event in told)
+        return told
+
+    def wakeup(self, now: float) -> float:
+        """When `poll` next has something to do, if nothing is heard before."""
+        return math.inf if self.pump is None else self.pump.wakeup(now)
+
+    @property
+    def offers(self) -> frozenset[bytes]:
+        """Digests of the objects that this end still has to bring to an end."""
+        return frozenset(self._known.offered)
+
+    def _act(self, event: PumpEvent, now: float) -> None:
+        """What an agent or a daemon does with an event."""
+        if isinstance(event, Arrived):
+            if event.digest not in self._known.taken:
+                self._known.taken = [*self._known.taken, event.digest][-REMEMBERED:]
+                self._save()
+                if event.digest in self.taken:
+                    raise AssertionError(f"object {event.digest.hex()} was delivered twice")
+                self.taken[event.digest] = event.payload
+            self.session.accept(event.digest, now)
+        elif isinstance(event, Delivered | Expired | Cancelled):
+            self._end(event.digest)
+
+    def _end(self, digest: bytes) -> None:
+        if self._known.offered.pop(digest, None) is not None:
+            self._save()
+            self._journal.drop(digest.hex())
+
+    def _save(self) -> None:
+        if self.pump is not None:
+            self._known.floor = self.pump.session.floor
+        self._journal.save(self._known)
+
+
+class Pair:
+    """Ground and board, running, with a folder each in `folder`, on one channel.
+
+    mangle: what is heard instead of each transmission (wire bytes, time); watch: told of each that is put on
+    the air (side, frame, time).
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        folder: Path,
+        channel: Channel,
+        *,
+        limits: Limits | None = None,
+        mangle: Callable[[bytes, float], list[bytes]] | None = None,
+    ) -> None:
+        self.channel, self.now = channel, 0.0
+        self._mangle = mangle
+        self.ends: dict[Side, End] = {}
+        for side in NODES:
+            end = End(side, link, folder / side, self._sender(side), limits or Limits())
+            end.boot(0.0)
+            self.ends[side] = end
+        self.ground, self.board = self.ends["ground"], self.ends["board"]
+
+    def run(self, until: float, stop: Callable[[], bool] = lambda: False) -> float:
+        """Moves the clock from one thing to do to the next; returns the time at which it stopped."""
+        while True:
+            for side, wire in self.channel.due(self.now):
+                for heard in [wire] if self._mangle is None else self._mangle(wire, self.now):
+                    self._hear(self.ends[side], heard)
+            for end in self.ends.values():
+                end.poll(self.now)
+            if stop():
+                break
+            wake = min(self.channel.next_due(), *(end.wakeup(self.now) for end in self.ends.values()))
+            if wake > until:
+                self.now = max(self.now, until)
+                break
+            self.now = max(self.now + TICK_S, wake)
+        return self.now
+
+    def bytes_sent(self) -> int:
+        """On the wire, by both ends, framing included."""
+        return sum(self.channel.counters(side).bytes for side in NODES)
+
+    def _hear(self, end: End, wire: bytes) -> None:
+        """An end that is down hears nothing; the port of its next life begins empty."""
+        if end.pump is not None:
+            end.port.hear(wire)
+            end.poll(self.now)
+
+    def _sender(self, side: Side) -> Callable[[bytes], None]:
+        return lambda wire: self.channel.send(side, wire, self.now)
