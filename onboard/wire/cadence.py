@@ -68,7 +68,7 @@ class Cadence:
         if outgoing.complete:
             return min(RETRY_S * 2.0 ** min(asks, 8), _MAX_ACCEPT_S)
         if self._timing.half_duplex:
-            return 0.0  # whose turn it is says when
+            return self._timing.burst_s  # not again in this turn; the next one may ask at once
         if asks <= 1 and self.loss.measured < _LITTLE_LOSS:
             return self._answer_s(outgoing)
         quick_s = self._quick_s(outgoing, asks)

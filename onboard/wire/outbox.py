@@ -206,8 +206,11 @@ class Outbox:
         return plan[0][2].object.object_id if plan else 0
 
     def handed_over(self, end: float) -> None:
-        """Half-duplex: this end's turn is over at `end`."""
+        """Half-duplex: this end's turn is over at `end`. What it asked may be asked again in the next."""
         self._handed_over, self._spoke = self._spoke, False
+        for talk in self._talks.values():
+            if not talk.object.complete:
+                talk.ask_at = min(talk.ask_at, end)
         if self._handed_over:
             self._note_question(end)
 

@@ -48,6 +48,24 @@ def test_both_ends_that_begin_together_take_turns() -> None:
     assert turns < 20
 
 
+@pytest.mark.parametrize("loss", [0.0, 0.3])
+def test_what_a_turn_has_asked_it_does_not_ask_again(loss: float) -> None:
+    """Messages keep the turn open after the OFFER has left."""
+    pair = Pair(HALF, frame_loss=loss)
+    for nth in range(16):
+        pair.board.session.tell(bytes([nth]) * 28, 0.0)  # type: ignore[union-attr]
+    pair.board.offer(UPDATE, data(1000), 0.0)
+    pair.board.offer(UPDATE, data(1000, 2), 0.0)
+    pair.run(60.0, lambda: len(pair.board.seen(Delivered)) == 2)
+    assert len(pair.board.seen(Delivered)) == 2
+    asked: list[int] = []
+    for _, side, frame in pair.sent:
+        if side == "board":
+            asked += [frame.object_id] if frame.type in (Type.OFFER, Type.POLL) and not frame.fragment else []
+            assert len(asked) == len(set(asked)), "the same question twice in one turn"
+            asked = [] if frame.over else asked
+
+
 def test_a_turn_is_ten_seconds_of_airtime_at_most() -> None:
     slow = link(mtu_bytes=222, rate_up_bps=2400, rate_down_bps=2400)
     pair = Pair(slow)
