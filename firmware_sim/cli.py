@@ -8,7 +8,6 @@ import os
 import select
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -16,6 +15,7 @@ from firmware_sim.cable import IP_UDP_HEADER_BYTES, Cable, UdpEnd, open_ends, pa
 from firmware_sim.channel import SIDES, Burst, Channel
 from firmware_sim.fleet_cli import fleet
 from hw_profiles import load_link
+from onboard.complaints import OneLineErrors
 from onboard.config import ConfigError
 from onboard.log import Format, start
 from onboard.stop import stop_signals
@@ -23,24 +23,7 @@ from onboard.stop import stop_signals
 _WINDOW_HELP = "Contact in seconds since the start; either may be empty; repeatable. Default: always open."
 
 
-class OneLineErrors(click.Group):
-    """A group whose complaints are one line on stderr, without the usage text, and exit code 2."""
-
-    def main(self, *args: Any, **kwargs: Any) -> Any:
-        kwargs["standalone_mode"] = False
-        try:
-            code = super().main(*args, **kwargs)
-        except click.ClickException as error:
-            message = error.format_message()
-            # A group without a command complains with its whole help text, which needs no prefix.
-            click.echo(message if message.startswith("Usage: ") else f"firmware-sim: {message}", err=True)
-            code = error.exit_code
-        except click.Abort:
-            code = 130
-        sys.exit(code)
-
-
-@click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group("firmware-sim", cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Emulated boards and radios: all runs on one laptop, and any board can be swapped for a real one."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 import click
 import msgspec
@@ -13,13 +12,14 @@ from groundstation.config import load_mission
 from groundstation.setup import NodeSpec, SetupError, Wishes, found
 from groundstation.status import picture, table
 from groundstation.store import Store, StoreError
+from onboard.complaints import OneLineErrors, fail
 from onboard.config import ConfigError
 from onboard.log import Format, start
 
 _FOLDER = click.Path(path_type=Path)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group("groundstation", cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="spacedml-edge")
 def main() -> None:
     """The ground station: chooses boards, averages what they learned, sends it back, and remembers.
@@ -145,9 +145,3 @@ def status(folder: Path, as_json: bool) -> None:
         fail(str(error), code=1)
     # msgspec writes a loss that is not a number as null; json's NaN is no JSON.
     click.echo(msgspec.json.encode(view)) if as_json else table(view)
-
-
-def fail(line: str, code: int = 2) -> NoReturn:
-    """Ends the program with one line: exit code 2 over bad input, 1 where the machine refuses."""
-    click.echo(line, err=True)
-    sys.exit(code)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import click
 
+from onboard.complaints import OneLineErrors, fail
 from onboard.config import ConfigError, NodeConfig, load_node
 from onboard.log import Format, start
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:  # numpy comes with the first command that needs it: --help an
     from onboard.budget import Pace
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group("onboard", cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="spacedml-edge")
 def main() -> None:
     """The agent on the flight computer: trains within its budget, compresses, and talks over a thin link.
@@ -119,9 +120,3 @@ def missing_device(port: str) -> str | None:
     if "://" in path or Path(path).exists():
         return None
     return "no such device"
-
-
-def fail(line: str, code: int = 2) -> NoReturn:
-    """Ends the program with one line: exit code 2 over bad input, 1 where the machine refuses."""
-    click.echo(line, err=True)
-    sys.exit(code)

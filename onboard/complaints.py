@@ -1,0 +1,33 @@
+"""What a program cannot do it says in one line on standard error, and ends: the same for all three."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, NoReturn
+
+import click
+
+
+class OneLineErrors(click.Group):
+    """A group of commands whose complaints about options and arguments are one line, led by the program's
+    name and without the usage text, with exit code 2."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """See `click.Group.main`; always ends the program."""
+        kwargs["standalone_mode"] = False
+        try:
+            code = super().main(*args, **kwargs)
+        except click.ClickException as error:
+            message = error.format_message()
+            # A group without a command complains with its whole help text, which needs no prefix.
+            click.echo(message if message.startswith("Usage: ") else f"{self.name}: {message}", err=True)
+            code = error.exit_code
+        except click.Abort:
+            code = 130
+        sys.exit(code)
+
+
+def fail(line: str, code: int = 2) -> NoReturn:
+    """Ends the program with one line: exit code 2 over bad input, 1 where the machine refuses."""
+    click.echo(line, err=True)
+    sys.exit(code)

@@ -1,0 +1,53 @@
+"""Every program says what is wrong with its arguments in one line, and only help is longer."""
+
+from __future__ import annotations
+
+import re
+
+import click
+import pytest
+from click.testing import CliRunner
+
+import firmware_sim.cli
+import groundstation.cli
+import onboard.cli
+from onboard.complaints import OneLineErrors
+
+PROGRAMS = {
+    "onboard": onboard.cli.main,
+    "groundstation": groundstation.cli.main,
+    "firmware-sim": firmware_sim.cli.main,
+}
+COMMANDS = [(name, command) for name, group in PROGRAMS.items() for command in group.commands]
+
+
+@pytest.mark.parametrize(("program", "arguments"), [
+    *((name, (command, "--no-such-option")) for name, command in COMMANDS),
+    *((name, ("no-such-command",)) for name in PROGRAMS),
+    ("onboard", ("run",)), ("onboard", ("run", "node.toml", "--report-every", "often")),
+    ("groundstation", ("init", "mission")), ("firmware-sim", ("cable", "--link")),
+])  # fmt: skip
+def test_what_is_wrong_with_the_arguments_is_one_line(program: str, arguments: tuple[str, ...]) -> None:
+    result = CliRunner().invoke(PROGRAMS[program], list(arguments))
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert re.fullmatch(rf"{program}: [^\n]+\n", result.stderr)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_help_is_asked_for_or_what_a_program_without_a_command_says(program: str) -> None:
+    asked = CliRunner().invoke(PROGRAMS[program], ["--help"])
+    assert asked.exit_code == 0
+    assert asked.stdout.startswith(f"Usage: {program} ")
+    alone = CliRunner().invoke(PROGRAMS[program], [])
+    assert alone.exit_code == 2
+    assert alone.stderr == asked.stdout
+
+
+def test_ctrl_c_ends_with_its_exit_code() -> None:
+    @click.command()
+    def interrupted() -> None:
+        raise click.Abort
+
+    group = OneLineErrors("program", {"interrupted": interrupted})
+    assert CliRunner().invoke(group, ["interrupted"]).exit_code == 130
