@@ -1,18 +1,24 @@
-"""When one end may transmit: at the pace of its link, and on half-duplex in its turn."""
+"""When one end may transmit: at the pace of its link, in contact, and on half-duplex in its turn."""
 
 from __future__ import annotations
+
+import math
 
 from onboard.wire.timing import Pacer, Timing
 from onboard.wire.turn import Turn
 
 
 class Air:
-    """The link's airtime as one end has it. Full duplex knows no turns: none begins, none ends."""
+    """The link's airtime as one end has it, on the link's clock. `closes_at`: no frame ends after that.
+
+    Full duplex knows no turns: none begins, none ends.
+    """
 
     def __init__(self, timing: Timing, now: float) -> None:
         self._timing = timing
         self._pacer = Pacer(timing, now)
         self._turn = Turn(timing, now) if timing.half_duplex else None
+        self.closes_at = math.inf
 
     @property
     def airtime_s(self) -> float:
@@ -22,7 +28,10 @@ class Air:
     def opens_at(self, now: float) -> float:
         """The earliest time from `now` on at which this end may transmit."""
         at = max(now, self._pacer.opens_at)
-        return at if self._turn is None else self._turn.opens_at(at)
+        if self._turn is not None:
+            at = self._turn.opens_at(at)
+        end = max(at, self._pacer.end) + self._timing.keying_s + self._timing.frame_s
+        return at if end <= self.closes_at else max(at, self.closes_at)
 
     def in_turn(self, now: float) -> bool:
         """Whether this end is within a turn that it has to hand over."""
@@ -48,7 +57,11 @@ class Air:
     def ends_turn(self, end: float, *, more: bool, loss: float) -> bool:
         """Whether the frame just sent, whose last bit leaves at `end`, says OVER. more: something else waits
         to be sent. Where `loss` (0..1) is high the turn closes with further frames before that."""
-        if self._turn is None or (more and self._turn.has_room(end + self._timing.frame_s)):
+        if self._turn is None:
+            return False
+        next_end = end + self._timing.frame_s
+        answered = next_end + self._timing.slot_s  # a last answer is worth more than a last fragment
+        if more and self._turn.has_room(next_end) and answered <= self.closes_at:
             return False
         return self._turn.close(loss)
 

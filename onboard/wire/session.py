@@ -2,8 +2,8 @@
 
 Pure: frames and `now` (seconds, monotonic) go in, frames and events come out. Control leaves first, then
 MSG, then the objects' DATA, the most urgent first; nothing leaves faster than the link carries it, out of
-turn, or to a peer that does not answer. Whoever owns the port calls `receive` for each frame heard, `tick`
-and `transmit` whenever `wakeup` says so, and acts on the events.
+turn, out of contact, or to a peer that does not answer. Whoever owns the port calls `receive` for each
+frame heard, `tick` and `transmit` whenever `wakeup` says so, and acts on the events.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from hw_profiles import Link
 from onboard.wire import cobs
 from onboard.wire import frame as framing
 from onboard.wire.air import Air
+from onboard.wire.contacts import Contacts, Window
 from onboard.wire.events import (
     Arrived,
     Cancelled,
@@ -65,7 +66,9 @@ class Session:
     floor: the peer's highest (epoch, seq) as last persisted; nothing at or below it is taken. group_key: 32 B
     that the peer's `Broadcast`s are sealed with, to listen to them; group_floor: as floor, of them. done:
     digests of objects accepted before. wire_bytes: what a frame of that many bytes takes on the wire.
-    Raises ValueError for a key or an epoch out of range.
+    contacts: nothing is sent outside of these windows, and deadlines and all other times count only within
+    them; None: the link is always up. Raises ValueError for a key or an epoch out of range, or for contacts
+    that overlap.
     """
 
     def __init__(
@@ -84,11 +87,14 @@ class Session:
         wire_bytes: Callable[[int], int] = cobs.wire_bytes,
         now: float = 0.0,
         limits: Limits | None = None,
+        contacts: Iterable[Window] | None = None,
     ) -> None:
         limits = limits or Limits()
         self.node, self.peer, self.epoch = node, peer, epoch
         self._wire_bytes = wire_bytes
         self._timing = Timing(link, master=master, wire_bytes=wire_bytes)
+        self._contacts = Contacts(contacts, now, now)
+        self._window: Window | None = None
         self._sealer = Sealer(key, source=node, destination=peer, epoch=epoch)
         self._opener = Opener(key, source=peer, destination=node, floor=floor)
         self._air = Air(self._timing, now)
@@ -124,24 +130,33 @@ class Session:
         """As `floor`, of the peer's broadcasts."""
         return self._listener.opener.floor if self._listener else (0, 0)
 
+    def plan(self, contacts: Iterable[Window] | None, now: float) -> None:
+        """Other contacts hold from now on. Raises ValueError for those that overlap."""
+        self._contacts = Contacts(contacts, now, self._link_s(now))
+
+    def in_contact(self, now: float) -> bool:
+        """Whether the link may carry anything."""
+        return self._contacts.is_up(now)
+
     def offer(
         self, kind: int, payload: bytes, now: float, *, priority: int = 4, deadline_s: float | None = None
     ) -> bytes:
         """Put an object on its way; returns its 16 B digest. Offering it again meanwhile changes nothing.
 
-        priority: 0 (first) to 7. deadline_s: seconds from now after which it is given up.
+        priority: 0 (first) to 7. deadline_s: seconds of contact from now after which it is given up.
         Raises ValueError for a value out of range or an object of too many fragments.
         """
         if not 0 <= priority <= 7 or not 0 <= kind <= 255:
             raise ValueError(f"kind {kind} must be 0..255, priority {priority} 0..7")
         if deadline_s is not None and not 0 < deadline_s < 2**32:
             raise ValueError(f"deadline of {deadline_s} s must be more than 0 and less than 2^32")
+        now = self._link_s(now)
         deadline = math.inf if deadline_s is None else now + deadline_s
         return self._outbox.offer(kind, payload, now, priority=priority, deadline=deadline)
 
     def cancel(self, digest: bytes, now: float) -> None:
         """Stop sending an object. One that is not on its way is no error."""
-        self._outbox.cancel(digest, now)
+        self._outbox.cancel(digest, self._link_s(now))
 
     def tell(self, payload: bytes, now: float, priority: int = 1) -> None:
         """Send one MSG, unreliably, ahead of all DATA. Of those that wait the oldest gives way to a new one
@@ -176,6 +191,7 @@ class Session:
         known_before, hearing = self._hearing.epoch, self._hearing
         hearing.bytes += self._wire_bytes(len(frame))
         restarted = hearing.heard(opened, now)
+        now = self._link_s(now)
         if restarted and known_before:
             self._inbox.peer_restarted()
         events: list[Event] = [PeerHeard()] if restarted or self._outbox.silent else []
@@ -190,6 +206,7 @@ class Session:
 
     def tick(self, now: float) -> list[Event]:
         """What time alone brings about: deadlines, silence."""
+        now = self._link_s(now)
         silent = self._outbox.silent
         events = self._inbox.tick(now) + self._outbox.tick(now)
         if self._outbox.silent and not silent:
@@ -198,6 +215,9 @@ class Session:
 
     def transmit(self, now: float) -> bytes | None:
         """The next frame, if one may leave now. Call until it gives None."""
+        if not self._contacts.is_up(now):
+            return None
+        now = self._link_s(now)
         if self._air.opens_at(now) > now + _EPSILON_S:
             return None
         now += _EPSILON_S
@@ -234,11 +254,10 @@ class Session:
 
     def wakeup(self, now: float) -> float:
         """The earliest time at which `transmit` or `tick` may have something to do, if no frame comes."""
-        ready = self._ready_at()
-        if self._air.in_turn(now):
-            ready = now
-        leaves = math.inf if ready == math.inf else self._air.opens_at(max(now, ready))
-        return max(now, min(leaves, self._inbox.tick_at(), self._outbox.tick_at()))
+        link_now = self._link_s(now)
+        ready = link_now if self._air.in_turn(link_now) else self._ready_at()
+        leaves = math.inf if ready == math.inf else self._air.opens_at(max(link_now, ready))
+        return max(now, self._contacts.at(min(leaves, self._inbox.tick_at(), self._outbox.tick_at())))
 
     def snapshot(self, now: float) -> LinkSnapshot:
         """Counters and progress, as a value."""
@@ -266,7 +285,7 @@ class Session:
             loss_out=outbox.loss,
             loss_in=hearing.loss,
             airtime_s=self._air.airtime_s,
-            goodput_out_bps=outbox.goodput_bps(now),
+            goodput_out_bps=outbox.goodput_bps(self._link_s(now)),
             goodput_in_bps=8 * inbox.received_bytes / hearing.bulk_s if hearing.bulk_s > 0 else 0.0,
             last_heard=hearing.at,
             silent=outbox.silent,
@@ -275,14 +294,24 @@ class Session:
 
     # -- one rule each ---------------------------------------------------------------------------------
 
+    def _link_s(self, now: float) -> float:
+        """The link's clock. A window that opened meanwhile brings its rate with it."""
+        window = self._contacts.window(now)
+        if window is not None and window is not self._window:
+            self._window = window
+            self._timing.run_at(window.rate_bps)
+        self._air.closes_at = self._contacts.closes_up_s(now)
+        return self._contacts.up_s(now)
+
     def _overhear(self, listener: Listener, frame: bytes, now: float) -> list[Event]:
         """What a frame to all listeners brings; none of them answers unless it was asked."""
-        heard = listener.hear(frame, now)
+        link_now = self._link_s(now)
+        heard = listener.hear(frame, link_now)
         if heard is None:
             return []
         self._hearing.bytes += self._wire_bytes(len(frame))
         self._hearing.at = now
-        self._air.heard(now, over=heard.over, loss=self._hearing.loss)
+        self._air.heard(link_now, over=heard.over, loss=self._hearing.loss)
         return heard.events
 
     def _dispatch(self, frame: Frame, now: float) -> list[Event]:

@@ -26,19 +26,23 @@ class Timing:
     """The times of one end of `link`. `wire_bytes` maps a frame's length to what it takes on the wire."""
 
     def __init__(self, link: Link, *, master: bool, wire_bytes: Callable[[int], int]) -> None:
-        out_bps, back_bps = link.rate_up_bps, link.rate_down_bps
-        if master:
-            out_bps, back_bps = back_bps, out_bps
+        self._link = link
         self._wire_bytes = wire_bytes
-        self._out_s_per_byte = link.bits_per_byte / out_bps
-        self._back_s_per_byte = link.bits_per_byte / back_bps
         self.master = master
         self.half_duplex = link.half_duplex
         self.delay_s = link.delay_s
         self.keying_s = link.keying_s if link.half_duplex else 0.0
         self.payload_bytes = link.mtu_bytes - OVERHEAD_BYTES
-        self.frame_s = self.airtime_s(link.mtu_bytes)
-        self.back_frame_s = self.back_airtime_s(link.mtu_bytes)
+        self.run_at(None)
+
+    def run_at(self, rate_bps: float | None) -> None:
+        """From now on both directions have this line rate; None: those of the link's profile."""
+        out_bps = self._link.rate_down_bps if self.master else self._link.rate_up_bps
+        back_bps = self._link.rate_up_bps if self.master else self._link.rate_down_bps
+        self._out_s_per_byte = self._link.bits_per_byte / (rate_bps or out_bps)
+        self._back_s_per_byte = self._link.bits_per_byte / (rate_bps or back_bps)
+        self.frame_s = self.airtime_s(self._link.mtu_bytes)
+        self.back_frame_s = self.back_airtime_s(self._link.mtu_bytes)
 
     def airtime_s(self, frame_bytes: int) -> float:
         """Of one frame out."""
@@ -117,14 +121,13 @@ class Pacer:
 
     def __init__(self, timing: Timing, now: float) -> None:
         self._timing = timing
-        self._ahead_s = max(timing.frame_s, _DEPTH_S)
         self.end = now
         self.airtime_s = 0.0
 
     @property
     def opens_at(self) -> float:
         """The earliest time for the next frame."""
-        return self.end - self._ahead_s
+        return self.end - max(self._timing.frame_s, _DEPTH_S)
 
     def sent(self, frame_bytes: int, now: float, *, keyed: bool) -> float:
         """A frame leaves; returns when its last bit has. `keyed`: the transmitter has to be keyed for it."""

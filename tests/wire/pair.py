@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import random
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from firmware_sim.channel import Channel, Side
 from hw_profiles import Link, load_link
 from onboard.wire import frame as framing
+from onboard.wire.contacts import Window
 from onboard.wire.seal import directional_key
 from onboard.wire.session import (
     Arrived,
@@ -66,8 +67,16 @@ class Disk:
 class End:
     """One end: its disk, and the session of its present life."""
 
-    def __init__(self, side: Side, link: Link, limits: Limits, *, accept_after_s: float = 0.0) -> None:
-        self.side, self.link, self.limits = side, link, limits
+    def __init__(
+        self,
+        side: Side,
+        link: Link,
+        limits: Limits,
+        *,
+        accept_after_s: float = 0.0,
+        contacts: Sequence[Window] | None = None,
+    ) -> None:
+        self.side, self.link, self.limits, self.contacts = side, link, limits, contacts
         self.disk = Disk()
         self.events: list[tuple[float, Event]] = []
         self.session: Session | None = None
@@ -93,6 +102,7 @@ class End:
             wire_bytes=lambda frame_bytes: frame_bytes + COBS_BYTES,
             now=now,
             limits=self.limits,
+            contacts=self.contacts,
         )
         for partial in self.disk.partials.values():
             self.session.resume(partial)
@@ -188,13 +198,14 @@ class Pair:
         seed: int = 1,
         limits: Limits | None = None,
         accept_after_s: float = 0.0,
+        contacts: Sequence[Window] | None = None,
         mangle: Callable[[bytes, float], list[bytes]] | None = None,
         **channel: object,
     ) -> None:
         self.channel = Channel(link, seed=seed, overhead_bytes=COBS_BYTES, **channel)  # type: ignore[arg-type]
         limits = limits or Limits()
-        self.ground = End("ground", link, limits, accept_after_s=accept_after_s)
-        self.board = End("board", link, limits, accept_after_s=accept_after_s)
+        self.ground = End("ground", link, limits, accept_after_s=accept_after_s, contacts=contacts)
+        self.board = End("board", link, limits, accept_after_s=accept_after_s, contacts=contacts)
         self.now = 0.0
         self.sent: list[tuple[float, Side, framing.Frame]] = []
         self._mangle = mangle
