@@ -5,6 +5,9 @@ LeNet-5 on MNIST, 100 devices with 600 images each, K of them asked in a round, 
 optimizer, rate and augmentation open; ours are `firmware_sim.fleet_presets`, and FedAvg gets the same in rows
 of its own. Numbers are means over the seeds; accuracy is that of the quantized model after the last round.
 
+The downlink is the paper's too: a sketch that nobody prunes, of one basis on average; its bits are rows
+without a bound.
+
 Results are kept in --out, one folder a run: what was stopped goes on, what is there is not run again.
 """
 

@@ -227,7 +227,7 @@ class Fleet:
         """Averages, quantizes, and tries on the test images what the devices will be sent."""
         server, tally = self._server, self._tally
         sent = unpack(self.packed, server.layout) if self.packed else None
-        self.packed = server.condense(self._average)
+        self.packed = server.condense(self._average, self.packed)
         *_, score = evaluate(self._infer, server.weights(self.packed), self._test.x, self._test.y)
         total = sum((device.spent(self._now) for device in self._awake.values()), self._booked)
         if self._downlink is not None:

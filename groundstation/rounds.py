@@ -223,7 +223,7 @@ class Rounds:
             yield True
         for station in self._stations.values():  # whoever is still being asked need not go on
             self._withdraw(station)
-        packed = server.condense(average)
+        packed = server.condense(average, self._packed(self.number - 1))
         yield True
         scores = []
         for so_far in evaluate(self._infer, server.weights(packed), self._test.x, self._test.y):

@@ -193,7 +193,8 @@ class Agent:
                 basis_epochs=task.basis_epochs,
                 coordinate_epochs=task.coordinate_epochs,
             )
-            training = LocalTraining(graph, origin, start, self._images.x, self._images.y, plan)
+            base = origin if plan.whole else start
+            training = LocalTraining(graph, base, start, self._images.x, self._images.y, plan)
         except (BadMessage, BadPack, GraphError, ValueError, MemoryError) as error:
             self._fail(error, now)
             return

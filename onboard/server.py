@@ -3,7 +3,9 @@
 It has no link, no clock and no disk; whoever carries it brings those. The ground daemon and the simulated
 fleet do, and a satellite could (SpaceDML's server is one). When a round ends is `learn.federated.Round`'s.
 
-What travels, both ways, is the difference from first weights that both ends draw from the mission's seed.
+What travels down is the model's difference from first weights that both ends draw from the mission's seed,
+so that a board needs nothing else to begin. What travels up is what a board's round has moved, or the whole
+model in the same way (`learn.plan.sends_whole`).
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from onboard.codec.pack import BadPack, pack, unpack
 from onboard.learn.federated import PartialAverage, condense, staleness_weight
 from onboard.learn.graph import TrainGraph, initial
 from onboard.learn.local import moved
-from onboard.learn.plan import Method
+from onboard.learn.plan import Method, sends_whole
 from onboard.wire.messages import UPDATE, BadMessage, Task, Update, decode_update, encode_object
 
 
@@ -135,12 +137,15 @@ class Server:
         scale = staleness_weight(number - update.round, self.staleness)
         average.add(alq.reconstruct(model), update.samples, scale)
 
-    def condense(self, average: PartialAverage) -> bytes:
-        """The round's outcome, packed for the way down: quantized, or for FedAvg in float32."""
-        method = self._training.method
+    def condense(self, average: PartialAverage, packed: bytes) -> bytes:
+        """What a round that sent `packed` comes to, packed for the way down: quantized, or for FedAvg in
+        float32. An average of moves is added to what they moved. Raises BadPack."""
+        method, total = self._training.method, average.mean()
+        if packed and not sends_whole(method):
+            total = moved(alq.reconstruct(unpack(packed, self.layout)), total)
         if method in ("fedavg", "fedavg-zstd"):
-            return pack(Dense(self.layout, average.mean()), compress=method == "fedavg-zstd")
-        return pack(condense(self.layout, average.mean(), self._training.bits_down))
+            return pack(Dense(self.layout, total), compress=method == "fedavg-zstd")
+        return pack(condense(self.layout, total, self._training.bits_down))
 
     def weights(self, packed: bytes) -> dict[str, Floats]:
         """What boards start from, and are judged by, after a round with this outcome. Raises BadPack."""

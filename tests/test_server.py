@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from onboard.codec import alq
 from onboard.codec.dense import Dense
 from onboard.codec.layout import Floats
-from onboard.codec.pack import pack
+from onboard.codec.pack import pack, unpack
 from onboard.learn.federated import PartialAverage, condense
 from onboard.learn.graph import TrainGraph, initial
 from onboard.server import BadUpdate, Server, Training
@@ -107,7 +107,7 @@ def test_fedavgs_average_travels_as_it_is(method: Any) -> None:
     one = server(method=method)
     average = PartialAverage(one.layout)
     one.fold(average, HEADER, Dense(one.layout, difference(1)), 2)
-    weights = one.weights(one.condense(average))
+    weights = one.weights(one.condense(average, b""))
     origin = initial(GRAPH.shapes, 3)
     assert all(np.array_equal(weights[n], origin[n] + d) for n, d in difference(1).items())
 
@@ -116,8 +116,22 @@ def test_a_quantized_average_is_what_the_devices_start_from() -> None:
     one = server(bits_down=0.2)
     average = PartialAverage(one.layout)
     one.fold(average, HEADER, Dense(one.layout, difference(1)), 2)
-    packed = one.condense(average)
+    packed = one.condense(average, b"")
     assert 8 * len(packed) / one.layout.parameters < 0.25
     quantized = alq.reconstruct(condense(one.layout, difference(1), 0.2))
     weights, origin = one.weights(packed), initial(GRAPH.shapes, 3)
     assert all(np.array_equal(weights[n], origin[n] + quantized[n]) for n in weights)
+
+
+def test_moves_add_up_and_whole_models_take_the_models_place() -> None:
+    for method in ("fedavg", "spacedml"):
+        one = server(method=method)
+        before = pack(Dense(one.layout, difference(1)))
+        average = PartialAverage(one.layout)
+        one.fold(average, HEADER, Dense(one.layout, difference(2)), 2)
+        after, moves = alq.reconstruct(unpack(one.condense(average, before), one.layout)), difference(2)
+        if method == "fedavg":
+            assert all(np.array_equal(after[n], d + moves[n]) for n, d in difference(1).items())
+        else:
+            whole = alq.reconstruct(condense(one.layout, moves, Training().bits_down))
+            assert all(np.array_equal(after[n], whole[n]) for n in whole)

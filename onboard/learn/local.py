@@ -1,9 +1,10 @@
 """One board's share of a round: from global weights and local images to a quantized update, step by step.
 
-What travels, both ways, is the difference from the mission's initial weights (`learn.graph.initial`), which
-both ends draw from the mission's seed. A group without bases then stands for its random initial weights and
-not for zeros: at 0.05 bit a weight, where nine groups of ten have none, a network keeps its random features
-and trains the rest.
+What travels is a difference: of the whole model from the mission's initial weights (`learn.graph.initial`),
+which both ends draw from the mission's seed, or of this round's outcome from the global weights that it began
+with (`learn.plan.sends_whole`). A group without bases then stands for what both ends hold and not for
+zeros: at 0.05 bit a weight, where nine groups of ten have none, a network keeps its features and trains the
+rest.
 
 What the epochs do is the plan's (`learn.plan`). With "spacedml-fast" the order is ALQ's with one sort in
 place of its pruning epochs (`codec.alq.allocate`): plain epochs, then one allocation of bases by loss-aware
@@ -75,8 +76,8 @@ class Step:
 class LocalTraining:
     """Local epochs on images x uint8 (N, C, H, W) with labels y int64 (N), from the weights `start`.
 
-    `origin`: the mission's initial weights; `start`: the global weights of this round (in the first, the
-    origin). Use: `for step in training.steps(): ...`, then `training.result()`.
+    `origin`: what the result is the difference from; `start`: the global weights of this round. Use:
+    `for step in training.steps(): ...`, then `training.result()`.
     """
 
     def __init__(

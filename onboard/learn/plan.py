@@ -22,6 +22,13 @@ from onboard.codec import alq
 Method = Literal["fedavg", "fedavg-zstd", "spacedml", "spacedml-fast"]
 
 
+def sends_whole(method: Method) -> bool:
+    """Whether updates are whole models. Pruning works on what a sketch of the model holds, and a round that
+    has only begun has moved nothing to be sketched; as a whole SpaceDML sends it too (Algorithm 1).
+    """
+    return method == "spacedml"
+
+
 MOST_DISTORTED = 4.0  # 60 degrees: beyond that a 6 is a 9
 
 
@@ -94,6 +101,13 @@ class Plan:
         )
         # "The pre-training should only be operated in the first round" (SpaceDML, section III-C).
         return (pretraining if self.round == 1 else ()) + quantizing + post_training
+
+    @property
+    def whole(self) -> bool:
+        """Whether all that was ever learned travels, as its difference from the mission's initial weights;
+        else what this round has moved: its difference from the weights that it began with.
+        """
+        return sends_whole(self.method)
 
     @property
     def dense(self) -> bool:

@@ -18,7 +18,7 @@ from benchmarks.__main__ import main
 from benchmarks.progress import Progress
 from benchmarks.table1 import CELLS, bytes_until
 from firmware_sim.fleet import Settings
-from firmware_sim.fleet_presets import PRESETS, as_fedavg, for_bits
+from firmware_sim.fleet_presets import PRESETS, ROOM, SKETCH_DOWN, as_fedavg, for_bits
 from firmware_sim.fleet_record import Record
 from firmware_sim.fleet_result import RoundResult
 from firmware_sim.fleet_run import Run, Wishes
@@ -41,8 +41,9 @@ def test_the_cells_are_the_papers() -> None:
 def test_a_cells_budget_is_what_pruning_leaves(ratio: float, bits: float) -> None:
     training = for_bits(ratio, bits)
     assert (training.method, training.prune_ratio) == ("spacedml", ratio)
-    assert 0.9 * bits < training.bits_up * (1 - ratio) < bits
-    assert training.bits_down < bits
+    assert training.bits_up * (1 - ratio) == pytest.approx(ROOM * bits)
+    assert training.bits_up <= training.max_bases < training.bits_up + 1
+    assert training.bits_down == SKETCH_DOWN
 
 
 def test_fedavg_has_as_many_epochs() -> None:

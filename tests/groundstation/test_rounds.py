@@ -20,6 +20,7 @@ from onboard.codec.pack import pack, unpack
 from onboard.keys import load_key
 from onboard.learn.federated import PartialAverage, choose, condense
 from onboard.learn.graph import InferGraph, TrainGraph
+from onboard.learn.local import moved
 from onboard.wire.events import Arrived
 from onboard.wire.messages import UPDATE, Update, decode_task, encode_object
 from onboard.wire.session import Session
@@ -129,10 +130,12 @@ def test_a_late_update_counts_in_the_round_that_is_open_if_the_mission_says_so(
         link=ground.mission.nodes[node - 1].link, master=False, epoch=2,
     )  # fmt: skip
     ground.answer(node, 2, update(0.01))
-    packed = ground.store.model(2)
+    before, packed = ground.store.model(1), ground.store.model(2)
+    assert before is not None
     assert packed is not None
     # 100 samples in time, 100 a round late: (1 + 1)^-1 of those count.
     expected = PartialAverage(TRAIN.layout)
     expected.add(alq.reconstruct(unpack(update(0.01), TRAIN.layout)), 100)
     expected.add(alq.reconstruct(unpack(update(0.03), TRAIN.layout)), 100, 0.5)
-    assert packed == pack(condense(TRAIN.layout, expected.mean(), ground.mission.train.bits_down))
+    total = moved(alq.reconstruct(unpack(before, TRAIN.layout)), expected.mean())
+    assert packed == pack(condense(TRAIN.layout, total, ground.mission.train.bits_down))

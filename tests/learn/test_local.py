@@ -212,10 +212,12 @@ def test_rounds_of_three_boards_teach_a_model_in_three_kilobytes() -> None:
         average = PartialAverage(LAYOUT)
         for node, shard in enumerate(shards):
             plan = dataclasses.replace(plan, round=number, node=node)
-            update = finished(LocalTraining(GRAPH, ORIGIN, start, shard.x, shard.y, plan))
+            update = finished(LocalTraining(GRAPH, start, start, shard.x, shard.y, plan))
             assert len(update) < 3_000
             average.add(alq.reconstruct(unpack(update, LAYOUT)), len(shard.y))
-        downlink = pack(condense(LAYOUT, average.mean(), 0.06))
+        moves = average.mean()
+        total = {name: start[name] + moves[name] - first for name, first in ORIGIN.items()}
+        downlink = pack(condense(LAYOUT, total, 0.06))
         assert len(downlink) < 4_000
         start = local.moved(ORIGIN, alq.reconstruct(unpack(downlink, LAYOUT)))
         accuracy.append(list(evaluate(InferGraph.load("lenet5"), start, test.x, test.y))[-1].accuracy)
