@@ -40,6 +40,7 @@ class MissionSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     quorum: Annotated[int, Meta(ge=1, le=len(NODE_IDS))] = 2
     deadline_s: Seconds = 900.0
     staleness: Annotated[float, Meta(ge=0, le=100)] | None = None
+    contacts: Text | None = None
     seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] = 0
 
     def __post_init__(self) -> None:
@@ -93,6 +94,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     link: Link
     port: str
     key_path: Path
+    contacts_path: Path | None = None
 
 
 class Mission(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,6 +133,7 @@ def load_mission(folder: Path) -> Mission:
             link=profile(path, f"node[{index}].link", node.link, load_link, base),
             port=node.port,
             key_path=base / node.key,
+            contacts_path=base / rules.contacts if rules.contacts else None,
         )
         for index, node in enumerate(file.node)
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 from groundstation.config import Node
 from groundstation.store import Store
 from onboard.carrier import GROUND, limits_for, link_view, tell_of_link
+from onboard.contacts import ContactPlan
 from onboard.keys import load_key
 from onboard.link import Spool, open_port, wire_bytes
 from onboard.link.pump import PortDown, PortUp, Pump, SpoolFull
@@ -23,10 +26,17 @@ COUNTED = (
 
 
 class Station:
-    """Owns the pump of one node. The port is opened by the first poll; one that is missing is waited for."""
+    """Owns the pump of one node. The port is opened by the first poll; one that is missing is waited for.
 
-    def __init__(self, node: Node, store: Store, folder: Path, now: float) -> None:
+    Raises ConfigError for a contact plan that cannot be used.
+    """
+
+    def __init__(
+        self, node: Node, store: Store, folder: Path, now: float, wall: Callable[[], float] = time.time
+    ) -> None:
         self.node = node
+        self._wall = wall
+        self._contacts = ContactPlan(node.contacts_path, node.id, GROUND) if node.contacts_path else None
         key = load_key(node.key_path)
         entered = store.enter_node(node.id, node.name)
         spool = Spool(folder / "spool" / node.name, SPOOL_BYTES)
@@ -51,6 +61,8 @@ class Station:
 
     def poll(self, now: float) -> list[Event]:
         """Moves the link on; returns what the mission must know."""
+        if self._contacts is not None:
+            self._contacts.keep(self.session, now, self._wall())
         events: list[Event] = []
         for event in self.pump.poll(now):
             tell_of_link(event, node=self.node.name)

@@ -319,6 +319,9 @@ class Agent:
 
     def housekeeping(self, now: float, *, at_once: bool = False) -> None:
         """A health message every minute: an empty link stays nearly empty."""
+        if not self.session.in_contact(now):
+            self._health_due_s = min(self._health_due_s, now)  # said first in the next one, and once
+            return
         if now < self._health_due_s and not at_once:
             return
         self._health_due_s = now + HEALTH_EVERY_S

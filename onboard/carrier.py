@@ -16,6 +16,7 @@ from onboard import data
 from onboard.agent import Agent, Known
 from onboard.budget import Ledger, Pace, limit_memory
 from onboard.config import NodeConfig
+from onboard.contacts import ContactPlan
 from onboard.journal import Journal
 from onboard.keys import load_key
 from onboard.link import Spool, open_port, wire_bytes
@@ -85,9 +86,15 @@ def carry(
     report_every_s: float | None = None,
     clock: Callable[[], float] = time.monotonic,
     cpu_clock: Callable[[], float] = time.process_time,
+    wall: Callable[[], float] = time.time,
 ) -> None:
-    """Runs until SIGTERM or SIGINT. `report_every_s` logs the agent's and the link's state that often."""
+    """Runs until SIGTERM or SIGINT. `report_every_s` logs the agent's and the link's state that often.
+
+    Raises ConfigError for a contact plan that cannot be used.
+    """
     limit_memory(agent.config.memory_bytes)
+    path = agent.config.contacts_path
+    contacts = ContactPlan(path, agent.config.id, GROUND) if path else None
     agent.resume(clock())
     untold: deque[Event] = deque()  # events whose effects the disk refused
     next_step_at = retry_at = 0.0
@@ -95,6 +102,8 @@ def carry(
     with stop_signals() as stop:
         while not stop.asked:
             now = clock()
+            if contacts is not None:
+                contacts.keep(pump.session, now, wall())
             for event in pump.poll(now):
                 tell_of_link(event)
                 if not isinstance(event, PortDown | PortUp | SpoolFull):

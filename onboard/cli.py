@@ -100,6 +100,8 @@ def run_agent(config: NodeConfig, pace: Pace, report_every_s: float | None) -> N
         with sole_user(config.state):
             agent, pump = board_agent(config, images, time.monotonic())
             carry(agent, pump, pace, report_every_s=report_every_s)
+    except ConfigError as error:
+        fail(str(error))
     except DataError as error:
         fail(f"{config.path}: data.source: {error}")
     except BadKey as error:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -51,10 +52,12 @@ class NodeSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 class LinkSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`[link]`: the way to the ground. `port` is a device, any pyserial URL, or `udp://HOST:PORT`."""
+    """`[link]`: the way to the ground. `port` is a device, any pyserial URL, or `udp://HOST:PORT`; `contacts`
+    the file with the contact plan, none for a link that is always up."""
 
     port: str
     profile: Text
+    contacts: Text | None = None
 
     def __post_init__(self) -> None:
         check_port(self.port)
@@ -112,6 +115,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     cpu_share: float
     memory_bytes: int
     checkpoint_s: float
+    contacts_path: Path | None = None
 
 
 def load_node(path: Path, *, port: str | None = None) -> NodeConfig:
@@ -136,6 +140,7 @@ def load_node(path: Path, *, port: str | None = None) -> NodeConfig:
         board=board,
         link=link,
         port=file.link.port if port is None else port,
+        contacts_path=base / file.link.contacts if file.link.contacts else None,
         key_path=base / file.node.key,
         state=base / file.node.state,
         data_source=relative_source(file.data.source, base),
@@ -199,8 +204,12 @@ def _explain(message: str, raw: Any) -> str:
         elif missing := re.fullmatch(r"Object missing required field `(.+)`", text):
             where, text = f"{where}.{missing[1]}", "missing, and it is required"
     value = _at(raw, where)
-    shown = "" if value is None or isinstance(value, dict | list) else f" = {value!r}"
+    shown = "" if value is None or isinstance(value, dict | list) else f" = {_as_written(value)}"
     return f"{where.lstrip('.')}{shown}: {text[:1].lower()}{text[1:].replace('`', '')}"
+
+
+def _as_written(value: Any) -> str:
+    return value.isoformat() if isinstance(value, datetime) else repr(value)
 
 
 def _at(raw: Any, where: str) -> Any:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from onboard.carrier import local_images
-from onboard.config import NodeConfig
+from onboard.carrier import GROUND, local_images
+from onboard.config import ConfigError, NodeConfig
+from onboard.contacts import ContactPlan
 from onboard.keys import BadKey, load_key
 from onboard.learn.graph import GraphError, TrainGraph, shipped
 from onboard.link import open_port
+from onboard.wire.contacts import Contacts
 
 FREE_DISK_BYTES = 64 * 2**20  # spool, two models and a checkpoint of LeNet-5 take 12 MB; with room to grow
 
@@ -32,6 +36,7 @@ def examine(config: NodeConfig) -> list[Finding]:
         ("python", _python),
         ("key", _key),
         ("port", _port),
+        ("contacts", _contacts),
         ("model", _model),
         ("data", _data),
         ("memory", _memory),
@@ -63,6 +68,16 @@ def _port(config: NodeConfig) -> str:
     port = open_port(config.port, config.link)
     port.close()
     return f"{config.port} opens; {config.link.title}"
+
+
+def _contacts(config: NodeConfig) -> str:
+    if config.contacts_path is None:
+        return "no plan: the link is always up"
+    clock_s = time.time()
+    plan = Contacts(ContactPlan(config.contacts_path, config.id, GROUND).windows(clock_s))
+    if plan.rises_at(0.0) == math.inf:
+        raise ConfigError(f"{config.contacts_path}: contact: all are over by the clock of this computer")
+    return "in contact" if plan.is_up(0.0) else f"the next one begins in {plan.rises_at(0.0):.0f} s"
 
 
 def _model(config: NodeConfig) -> str:

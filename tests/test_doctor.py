@@ -15,7 +15,7 @@ from onboard.cli import main
 from onboard.config import load_node
 from onboard.keys import new_key, save_key
 
-CHECKS = ["python", "key", "port", "model", "data", "memory", "disk"]
+CHECKS = ["python", "key", "port", "contacts", "model", "data", "memory", "disk"]
 
 
 @pytest.fixture
@@ -64,6 +64,16 @@ def test_a_port_that_is_not_there(node_toml: Path, port: str) -> None:
     result = CliRunner().invoke(main, ["doctor", str(node_toml)])
     assert result.exit_code == 1
     assert "FAIL  port" in result.stdout
+
+
+def test_a_contact_plan(node_toml: Path, tmp_path: Path) -> None:
+    node_toml.write_text(node_toml.read_text().replace("[budget]", 'contacts = "plan.toml"\n[budget]'))
+    assert failures(node_toml) == {"contacts": f"{tmp_path / 'plan.toml'}: no such file"}
+    contact = "[[contact]]\nnode = 1\npeer = 0\nrise = 2020-01-01T00:00:00Z\nset = %s-01-01T00:00:00Z\n"
+    (tmp_path / "plan.toml").write_text(contact % 2021)
+    assert "all are over" in failures(node_toml)["contacts"]
+    (tmp_path / "plan.toml").write_text(contact % 9999)
+    assert failures(node_toml) == {}
 
 
 def test_a_key_that_others_may_read(node_toml: Path) -> None:

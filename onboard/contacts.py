@@ -1,0 +1,132 @@
+"""The contact plan: when which two nodes see each other, one file that both ends of a link load.
+
+Times in it are of the wall clock, a session's are not: `ContactPlan.keep` tells the session again when the
+wall clock was set, or when the file was replaced. What cannot be read never replaces what could.
+"""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from onboard.config import ConfigError, read
+from onboard.log import say
+from onboard.wire.contacts import Contacts, Window
+from onboard.wire.session import Session
+
+log = logging.getLogger(__name__)
+
+LOOK_AGAIN_S = 10.0  # for a plan that was replaced
+CLOCK_STEP_S = 0.5  # of the wall clock, that is followed; at 50 ppm of drift the sum of three hours
+
+Node = Annotated[int, Meta(ge=0, le=254)]
+Instant = Annotated[datetime, Meta(tz=True)]
+Rate = Annotated[float, Meta(gt=0, le=1e12)]
+
+
+class Contact(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[[contact]]`: `node` and `peer` (0 is the ground) see each other from `rise` to `set`."""
+
+    node: Node
+    peer: Node
+    rise: Instant
+    set: Instant
+    rate_bps: Rate | None = None
+
+    def __post_init__(self) -> None:
+        if self.node == self.peer:
+            raise ValueError(f"peer: is the node itself, {self.node}")
+        if self.set <= self.rise:
+            raise ValueError(f"set: must be after rise, {self.rise.isoformat()}, got {self.set.isoformat()}")
+
+
+class PlanFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The whole of a contact plan, as written."""
+
+    contact: Annotated[list[Contact], Meta(min_length=1)]
+
+    def __post_init__(self) -> None:
+        latest: dict[frozenset[int], Contact] = {}
+        for index, contact in sorted(enumerate(self.contact), key=lambda entry: entry[1].rise):
+            before = latest.get(pair := frozenset((contact.node, contact.peer)))
+            if before is not None and contact.rise < before.set:
+                raise ValueError(
+                    f"contact[{index}].rise: is before the contact from "
+                    f"{before.rise.isoformat()} ends, at {before.set.isoformat()}"
+                )
+            latest[pair] = contact
+
+
+class ContactPlan:
+    """The contacts of one link, between `node` and `peer`, from the file at `path`.
+
+    Raises ConfigError, in one line that names file, key and value; also where the file has no contact of
+    these two, which is most often a wrong number.
+    """
+
+    def __init__(self, path: Path, node: int, peer: int) -> None:
+        self.path, self.node, self.peer = path, node, peer
+        self._contacts = _load(path, node, peer)
+        self._changed_at = _changed_at(path)
+        self._look_at = 0.0
+        self._clock_s: float | None = None  # the wall clock less the session's, as last told
+
+    def windows(self, clock_s: float) -> list[Window]:
+        """On the session's clock, which is `clock_s` behind the wall clock (Unix seconds)."""
+        return [
+            Window(each.rise.timestamp() - clock_s, each.set.timestamp() - clock_s, each.rate_bps)
+            for each in self._contacts
+        ]
+
+    def keep(self, session: Session, now: float, wall_s: float) -> None:
+        """Holds the session to the plan, at `now` on its clock and `wall_s` (Unix seconds) on the wall's."""
+        new = False
+        if now >= self._look_at:
+            self._look_at = now + LOOK_AGAIN_S
+            new = self._reload()
+        clock_s = wall_s - now
+        if self._clock_s is None or new or abs(clock_s - self._clock_s) > CLOCK_STEP_S:
+            self._clock_s = clock_s
+            windows = self.windows(clock_s)
+            session.plan(windows, now)
+            rises_s = Contacts(windows).rises_at(now) - now
+            say(
+                log,
+                "contacts",
+                node=self.node,
+                peer=self.peer,
+                windows=len(windows),
+                next_s=round(rises_s, 1),
+            )
+
+    def _reload(self) -> bool:
+        changed_at = _changed_at(self.path)
+        if changed_at == self._changed_at:
+            return False
+        self._changed_at = changed_at
+        try:
+            self._contacts = _load(self.path, self.node, self.peer)
+        except ConfigError as error:
+            say(log, "contacts-refused", level=logging.ERROR, node=self.node, why=str(error))
+            return False
+        return True
+
+
+def _load(path: Path, node: int, peer: int) -> list[Contact]:
+    contacts = [each for each in read(path, PlanFile).contact if {each.node, each.peer} == {node, peer}]
+    if not contacts:
+        raise ConfigError(f"{path}: contact: none between node {node} and node {peer}")
+    return contacts
+
+
+def _changed_at(path: Path) -> int:
+    """When the file was written, 0 where it is gone."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0

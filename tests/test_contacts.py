@@ -1,0 +1,119 @@
+"""A contact plan as a file: what is wrong is told in one line, and a session follows it by the wall clock."""
+
+from __future__ import annotations
+
+import math
+import os
+from datetime import datetime, timezone
+from pathlib import Path
+
+import pytest
+
+from hw_profiles import load_link
+from onboard.config import ConfigError
+from onboard.contacts import LOOK_AGAIN_S, ContactPlan
+from onboard.wire.contacts import Window
+from onboard.wire.session import Session
+
+NOON = datetime(2026, 11, 21, 12, tzinfo=timezone.utc).timestamp()
+
+
+def contact(rise: str, end: str, node: object = 3, peer: object = 0, rate: str = "") -> str:
+    """One table; times as hh:mm of a day, UTC."""
+    day = "2026-11-21T"
+    return (
+        f"[[contact]]\nnode = {node}\npeer = {peer}\nrise = {day}{rise}:00Z\nset = {day}{end}:00Z\n{rate}\n"
+    )
+
+
+def plan_of(folder: Path, *contacts: str) -> ContactPlan:
+    """The plan of node 3 and the ground."""
+    (folder / "contacts.toml").write_text("".join(contacts), encoding="utf-8")
+    return ContactPlan(folder / "contacts.toml", 3, 0)
+
+
+def session() -> Session:
+    """Of node 3, at time 0 of its clock."""
+    return Session(node=3, peer=0, key=bytes(32), link=load_link("uhf-9k6"), master=False, epoch=1)
+
+
+def test_the_contacts_of_two_nodes_whichever_is_named_first(tmp_path: Path) -> None:
+    plan = plan_of(
+        tmp_path,
+        contact("12:10", "12:20", rate="rate_bps = 1200"),
+        contact("12:00", "12:10", node=0, peer=3),
+        contact("12:05", "12:15", node=4),
+        contact("12:00", "13:00", peer=4).replace(":00Z", ":00+01:00"),
+    )
+    assert sorted(plan.windows(NOON), key=lambda window: window.rise) == [
+        Window(0.0, 600.0),
+        Window(600.0, 1200.0, 1200.0),
+    ]
+    assert ContactPlan(plan.path, 4, 3).windows(NOON) == [Window(-3600.0, 0.0)]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "contact: missing"),
+        (contact("12:00", "12:10", node=4), "contact: none between node 3 and node 0"),
+        (contact("12:00", "12:10", node=255), "contact[0].node = 255: expected int <= 254"),
+        (contact("12:00", "12:10", peer=3), "contact[0].peer = 3: is the node itself"),
+        (contact("12:10", "12:10"), "contact[0].set = 2026-11-21T12:10:00+00:00: must be after rise"),
+        (contact("12:00", "12:10", rate="rate_bps = 0"), "contact[0].rate_bps = 0: expected float > 0"),
+        (contact("12:00", "12:10", rate="rate = 9600"), "contact[0].rate = 9600: unknown key"),
+        (contact("12:00", "12:10").replace("0Z", "0"), "contact[0].rise = 2026-11-21T12:00:00: expected"),
+        (
+            contact("12:05", "12:10") + contact("12:00", "12:06", node=0, peer=3),
+            "contact[0].rise = 2026-11-21T12:05:00+00:00: is before the contact from 2026-11-21T12:00",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line_with_file_key_and_value(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        plan_of(tmp_path, text)
+    assert str(error.value).startswith(f"{tmp_path / 'contacts.toml'}: {says}")
+    assert "\n" not in str(error.value)
+
+
+def test_a_session_follows_the_plan_by_the_wall_clock(tmp_path: Path) -> None:
+    plan, board = plan_of(tmp_path, contact("12:10", "12:20")), session()
+    board.tell(b"health", 0.0)
+    plan.keep(board, 0.0, NOON)
+    assert board.transmit(599.0) is None
+    assert board.wakeup(0.0) == pytest.approx(600.0, abs=1.0)
+    plan.keep(board, 100.0, NOON + 100.4)  # slower than it should be, which is borne
+    assert board.wakeup(100.0) == pytest.approx(600.0, abs=1.0)
+    plan.keep(board, 200.0, NOON + 650.0)  # it was set: in contact since 50 s
+    assert board.in_contact(200.0)
+    assert board.wakeup(200.0) < 201.0
+    plan.keep(board, 201.0, NOON)  # and back
+    assert not board.in_contact(201.0)
+
+
+def test_a_plan_that_is_replaced_holds_soon_and_a_broken_one_never(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    plan, board = plan_of(tmp_path, contact("12:10", "12:20")), session()
+    plan.keep(board, 0.0, NOON)
+
+    def replace(text: str, nth: int) -> None:
+        plan.path.write_text(text, encoding="utf-8")
+        os.utime(plan.path, (nth, nth))  # a file system's clock may be as coarse as 2 s
+
+    replace(contact("12:01", "12:02"), 1)
+    plan.keep(board, 1.0, NOON + 1)
+    assert not board.in_contact(61.0)
+    plan.keep(board, LOOK_AGAIN_S, NOON + LOOK_AGAIN_S)
+    assert board.in_contact(61.0)
+    replace("[[contact]]\nnode = 3", 2)
+    plan.keep(board, 2 * LOOK_AGAIN_S, NOON + 2 * LOOK_AGAIN_S)
+    assert board.in_contact(61.0)
+    plan.path.unlink()
+    plan.keep(board, 3 * LOOK_AGAIN_S, NOON + 3 * LOOK_AGAIN_S)
+    assert board.in_contact(61.0)
+    assert board.wakeup(130.0) == math.inf
+    assert [record.getMessage() for record in caplog.records] == ["contacts", "contacts"] + [
+        "contacts-refused"
+    ] * 2
