@@ -26,16 +26,14 @@ def encode(data: bytes) -> bytes:
     runs = data.split(b"\0")
     if len(data) < _RUN_BYTES:  # no run can be too long for its code: the frames of slow links
         return b"".join([_CODES[len(run)] + run for run in runs]) + b"\0"
-    blocks: list[bytes] = []
+    blocks = []
     for run in runs:
-        while len(run) > _RUN_BYTES:
-            blocks += (b"\xff", run[:_RUN_BYTES])
+        while len(run) >= _RUN_BYTES:
+            blocks.append(b"\xff" + run[:_RUN_BYTES])
             run = run[_RUN_BYTES:]
-        blocks += (_CODES[len(run)], run)
-        if len(run) == _RUN_BYTES:
-            blocks.append(b"\x01")  # a full block stands for no zero, so the zero is said here
-    if len(run) == _RUN_BYTES:
-        blocks.pop()  # unless it is the last: nothing follows
+        blocks.append(_CODES[len(run)] + run)  # a full block stands for no zero, so the zero is said here
+    if runs[-1] and not run:
+        blocks.pop()  # unless the full block is the last: nothing follows
     blocks.append(b"\0")
     return b"".join(blocks)
 
@@ -45,27 +43,26 @@ def decode(chunk: bytes) -> bytes:
     end = len(chunk)
     if end == 0 or 0 in chunk:
         raise BadCobs(f"{end} B of which {chunk.count(0)} are zero: no chunk is empty or holds a zero")
+    data = bytearray(chunk)
     at = 0
     if end <= _RUN_BYTES:  # every code stands where a zero was
-        data = bytearray(chunk)
         while at < end:
             code = data[at]
             data[at] = 0
             at += code
-        if at > end:
-            raise BadCobs(f"the last block of {code} B passes the end by {at - end} B")
-        return bytes(data[1:])
-    pieces: list[bytes] = []
-    while at < end:
-        code = chunk[at]
-        following = at + code
-        pieces.append(chunk[at + 1 : following])
-        if code <= _RUN_BYTES and following < end:
-            pieces.append(b"\0")
-        at = following
+    else:
+        full = []  # where a code follows a full block, which stands for no zero
+        while at < end:
+            code = data[at]
+            data[at] = 0
+            at += code
+            if code == 0xFF:
+                full.append(at)
+        for extra in reversed(full):
+            del data[extra : extra + 1]  # nothing where the full block is the last
     if at > end:
         raise BadCobs(f"the last block of {code} B passes the end by {at - end} B")
-    return b"".join(pieces)
+    return bytes(data[1:])
 
 
 class Splitter:
@@ -83,17 +80,15 @@ class Splitter:
 
     def feed(self, data: bytes) -> list[bytes]:
         """The chunks that `data` completes, without delimiters, empty ones left out."""
-        first, *others = data.split(b"\0")
-        parts = [self._rest + first, *others]
+        parts = data.split(b"\0")
+        parts[0] = self._rest + parts[0]
         self._rest = parts.pop()
-        chunks = []
-        for part in parts:
-            if self._skipping:
-                self._skipping = False
-            elif len(part) > self._max_chunk_bytes:
-                self.overlong += 1
-            elif part:
-                chunks.append(part)
+        if self._skipping and parts:
+            self._skipping = False
+            parts[0] = b""
+        chunks = [part for part in parts if 0 < len(part) <= self._max_chunk_bytes]
+        if len(chunks) < len(parts):
+            self.overlong += sum(len(part) > self._max_chunk_bytes for part in parts)
         if len(self._rest) > self._max_chunk_bytes:
             if not self._skipping:
                 self.overlong += 1

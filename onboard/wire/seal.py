@@ -14,7 +14,7 @@ from __future__ import annotations
 from hashlib import blake2s
 
 from onboard.wire import frame as framing
-from onboard.wire.frame import BadFrame, Frame, Type
+from onboard.wire.frame import OVER, POLL, BadFrame, Frame, Type
 
 KEY_BYTES = 32
 WINDOW = 1024
@@ -22,8 +22,6 @@ WINDOW = 1024
 link here reorders."""
 MAX_EPOCH = 0xFFFF
 MAX_SEQ = 0xFFFFFFFF
-
-_WINDOW_MASK = (1 << WINDOW) - 1
 
 
 class SeqExhausted(RuntimeError):  # noqa: N818 - a state of the sender, as StopIteration is
@@ -50,7 +48,7 @@ class ReplayWindow:
 
     def __init__(self, floor: tuple[int, int] = (0, 0)) -> None:
         self._epoch, self._highest = floor
-        self._seen = _WINDOW_MASK  # bit i: seq `highest - i` is not taken any more
+        self._taken = bytearray(b"\1" * WINDOW)  # at seq % WINDOW, of the last WINDOW seqs up to `highest`
 
     @property
     def floor(self) -> tuple[int, int]:
@@ -59,19 +57,18 @@ class ReplayWindow:
 
     def accept(self, epoch: int, seq: int) -> bool:
         """True once for each pair, and from then on False."""
-        if epoch != self._epoch:
-            if epoch < self._epoch:
-                return False
-            self._epoch, self._highest, self._seen = epoch, seq, 1
-            return True
-        ahead = seq - self._highest
-        if ahead > 0:
-            self._seen = (self._seen << ahead | 1) & _WINDOW_MASK if ahead < WINDOW else 1
+        if epoch == self._epoch and seq == self._highest + 1:  # nearly always
             self._highest = seq
-            return True
-        if -ahead >= WINDOW or self._seen >> -ahead & 1:
+        elif epoch > self._epoch or (epoch == self._epoch and seq >= self._highest + WINDOW):
+            self._taken = bytearray(WINDOW)
+            self._epoch, self._highest = epoch, seq
+        elif epoch == self._epoch and seq > self._highest:
+            for missed in range(self._highest + 1, seq):
+                self._taken[missed % WINDOW] = 0
+            self._highest = seq
+        elif epoch < self._epoch or seq <= self._highest - WINDOW or self._taken[seq % WINDOW]:
             return False
-        self._seen |= 1 << -ahead
+        self._taken[seq % WINDOW] = 1
         return True
 
 
@@ -84,7 +81,7 @@ class Sealer:
         if not 1 <= epoch <= MAX_EPOCH:
             raise ValueError(f"epoch {epoch} must be 1..{MAX_EPOCH}: 0 is before the first boot")
         self.source, self.destination, self.epoch, self.key_id = source, destination, epoch, key_id
-        self._key = directional_key(node_key, source, destination, key_id)
+        self._key = framing.keyed(directional_key(node_key, source, destination, key_id))
         self._seq = 0
 
     @property
@@ -110,24 +107,15 @@ class Sealer:
         if self._seq == MAX_SEQ:
             raise SeqExhausted(f"epoch {self.epoch} has used seq {MAX_SEQ}")
         self._seq += 1
+        flags = priority << 5 | self.key_id
+        if poll:
+            flags |= POLL
+        if over:
+            flags |= OVER
         return framing.encode(
-            Frame(
-                kind,
-                self.source,
-                self.destination,
-                self.epoch,
-                self._seq,
-                object_id,
-                fragment,
-                payload,
-                priority,
-                poll,
-                over,
-                False,
-                self.key_id,
-            ),
-            self._key,
-        )
+            self._key, kind, flags, self.source, self.destination, self.epoch, self._seq, object_id, fragment,
+            payload,
+        )  # fmt: skip
 
 
 class Opener:
@@ -141,8 +129,10 @@ class Opener:
     def __init__(
         self, node_key: bytes, *, source: int, destination: int, floor: tuple[int, int] = (0, 0)
     ) -> None:
-        self.source, self.destination = source, destination
-        self._keys = [directional_key(node_key, source, destination, key_id) for key_id in range(4)]
+        self._route = bytes((source, destination))
+        self._keys = [
+            framing.keyed(directional_key(node_key, source, destination, key_id)) for key_id in range(4)
+        ]
         self._window = ReplayWindow(floor)
         self.opened = self.malformed = self.misaddressed = self.bad_tags = self.replays = self.encrypted = 0
 
@@ -153,12 +143,14 @@ class Opener:
 
     def open(self, raw: bytes) -> Frame | None:
         """The frame in `raw`, or None and one counter more."""
-        try:
-            header = framing.peek(raw)
-            if header.source != self.source or header.destination != self.destination:
+        if raw[2:4] != self._route:
+            if framing.is_shaped(raw):
                 self.misaddressed += 1
-                return None
-            frame = framing.decode(raw, self._keys[header.key_id])
+            else:
+                self.malformed += 1
+            return None
+        try:
+            frame = framing.decode(raw, self._keys[raw[1] & 0x03])
         except BadFrame as bad:
             if bad.reason == "tag":
                 self.bad_tags += 1

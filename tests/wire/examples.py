@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from onboard.wire.frame import Frame, Type
+from onboard.wire import frame as framing
+from onboard.wire.frame import ENC, OVER, POLL, Frame, Type
 from onboard.wire.messages import MODEL, Cancel, Done, Health, Hello, Offer, Reason, State, Task, Update
 from onboard.wire.report import Report
 
@@ -48,3 +49,12 @@ UPDATE = Update(
     mission=b"mission1", round=3, node=2, samples=600, loss=0.25, cpu_s=12.5, energy_j=30.0, train_s=25.0
 )
 WEIGHTS = b"weights"
+
+
+def encoded(frame: Frame, key: bytes) -> bytes:
+    """What `framing.encode` makes of a frame that `framing.decode` gave."""
+    flags = frame.priority << 5 | frame.poll * POLL | frame.over * OVER | frame.encrypted * ENC | frame.key_id
+    return framing.encode(
+        framing.keyed(key), frame.type, flags, frame.source, frame.destination, frame.epoch, frame.seq,
+        frame.object_id, frame.fragment, frame.payload,
+    )  # fmt: skip

@@ -17,7 +17,7 @@ from tests.wire.pair import COBS_BYTES
 GROUND = 0
 GROUP_KEY = bytes(range(100, 132))
 MODEL = 1
-_GROUP_SUBKEY = directional_key(GROUP_KEY, GROUND, BROADCAST, 0)
+_GROUP_SUBKEY = framing.keyed(directional_key(GROUP_KEY, GROUND, BROADCAST, 0))
 
 
 def node_key(node: int) -> bytes:

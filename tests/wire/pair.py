@@ -30,7 +30,10 @@ from onboard.wire.session import (
 )
 
 KEY = bytes(range(32))
-_SUBKEYS = {"ground": directional_key(KEY, 0, 7, 0), "board": directional_key(KEY, 7, 0, 0)}
+_SUBKEYS = {
+    "ground": framing.keyed(directional_key(KEY, 0, 7, 0)),
+    "board": framing.keyed(directional_key(KEY, 7, 0, 0)),
+}
 COBS_BYTES = 2  # what COBS adds to a frame of up to 253 B; the channel counts the same
 
 

@@ -10,7 +10,7 @@ from onboard.wire.seal import Sealer, directional_key
 from onboard.wire.session import Session
 from tests.wire.pair import FAST, HALF, KEY, UPDATE
 
-OUR_KEY = directional_key(KEY, 0, 7, 0)
+OUR_KEY = framing.keyed(directional_key(KEY, 0, 7, 0))
 
 
 def test_a_report_that_was_due_to_a_peer_that_restarted_is_not_sent() -> None:

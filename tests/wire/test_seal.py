@@ -7,10 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from onboard.wire import frame as framing
 from onboard.wire.frame import Frame, Type
 from onboard.wire.seal import MAX_SEQ, WINDOW, Opener, ReplayWindow, Sealer, SeqExhausted, directional_key
-from tests.wire.examples import KEY
+from tests.wire.examples import KEY, encoded
 
 GROUND, BOARD = 0, 3
 
@@ -99,7 +98,7 @@ def test_what_is_refused_is_counted_and_changes_nothing() -> None:
     foreign = Sealer(bytes(32), source=BOARD, destination=GROUND, epoch=9).seal(Type.DATA)
     other_node = Sealer(KEY, source=BOARD + 1, destination=GROUND, epoch=1).seal(Type.DATA)
     reflected = Sealer(KEY, source=GROUND, destination=BOARD, epoch=1).seal(Type.DATA)
-    secret = framing.encode(
+    secret = encoded(
         Frame(Type.DATA, BOARD, GROUND, 1, 9, encrypted=True), directional_key(KEY, BOARD, GROUND, 0)
     )
     for raw in (altered, foreign, other_node, reflected, secret, good[:10], b""):
