@@ -145,3 +145,27 @@ def status(folder: Path, as_json: bool) -> None:
         fail(str(error), code=1)
     # msgspec writes a loss that is not a number as null; json's NaN is no JSON.
     click.echo(msgspec.json.encode(view)) if as_json else table(view)
+
+
+@main.command()
+@click.argument("folder", metavar="DIR", type=_FOLDER)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line instead of tables.")
+@click.option("--once", is_flag=True, help="Look once and end.")
+def links(folder: Path, as_json: bool, once: bool) -> None:
+    """Shows every link of the daemon that serves the mission in DIR, every second until Ctrl-C.
+
+    \b
+    Examples:
+      groundstation links mission
+      groundstation links mission --once --json | jq '.links[].objects'
+    """
+    from groundstation.links import links_picture
+    from onboard.lookout import NobodyThere
+    from onboard.screen import follow
+
+    try:
+        follow(load_mission(folder).folder, links_picture, as_json=as_json, once=once)
+    except ConfigError as error:
+        fail(str(error))
+    except NobodyThere as error:
+        fail(str(error), code=1)

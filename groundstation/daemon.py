@@ -6,6 +6,8 @@ import logging
 import secrets
 import time
 from collections import deque
+from contextlib import closing
+from typing import Any
 
 from groundstation.config import Mission
 from groundstation.rounds import Rounds
@@ -17,6 +19,7 @@ from onboard.journal import sole_user
 from onboard.learn.graph import InferGraph, TrainGraph
 from onboard.link.pump import wait
 from onboard.log import say
+from onboard.lookout import Lookout
 from onboard.stop import stop_signals
 from onboard.wire.events import Event
 
@@ -52,7 +55,8 @@ def serve(mission: Mission, *, exit_when_finished: bool = False, report_every_s:
         rounds = Rounds(mission, mission_id, store, stations, train, infer, test, time.time)
         say(log, "serving", mission=mission.rules.name, nodes=len(stations), test_images=len(test.y))
         try:
-            _loop(stations, rounds, exit_when_finished, report_every_s)
+            with closing(Lookout(mission.folder)) as lookout:
+                _loop(stations, rounds, lookout, exit_when_finished, report_every_s)
         finally:
             for station in stations.values():
                 station.close(time.monotonic())
@@ -61,8 +65,16 @@ def serve(mission: Mission, *, exit_when_finished: bool = False, report_every_s:
 
 
 def _loop(
-    stations: dict[int, Station], rounds: Rounds, exit_when_finished: bool, report_every_s: float | None
+    stations: dict[int, Station],
+    rounds: Rounds,
+    lookout: Lookout,
+    exit_when_finished: bool,
+    report_every_s: float | None,
 ) -> None:
+    def view() -> dict[str, Any]:
+        now = time.monotonic()
+        return rounds.view() | {"links": [station.view(now) for station in stations.values()]}
+
     untold: deque[tuple[Station, Event]] = deque()  # events whose effects could not be stored yet
     retry_s = report_due_s = 0.0
     count_due_s = time.monotonic() + COUNT_EVERY_S
@@ -88,10 +100,11 @@ def _loop(
                     retry_s = now + RETRY_S
             if report_every_s is not None and now >= report_due_s:
                 report_due_s = now + report_every_s
-                say(log, "links", **rounds.view(), links=[s.view(now) for s in stations.values()])
+                say(log, "links", **view())
+            lookout.answer(view)
             if exit_when_finished and rounds.finished:
                 return
             wake_s = min([now + LONGEST_WAIT_S, *(pump.wakeup(now) for pump in pumps)])
             if report_every_s is not None:
                 wake_s = min(wake_s, report_due_s)
-            wait(pumps, 0.0 if busy else wake_s - time.monotonic(), also=[stop.fd])
+            wait(pumps, 0.0 if busy else wake_s - time.monotonic(), also=[stop.fd, *lookout.fds])

@@ -10,18 +10,20 @@ from typing import Any
 
 from groundstation.config import Node
 from groundstation.store import Store
-from onboard.carrier import GROUND, limits_for, link_view, tell_of_link
+from onboard.carrier import GROUND, limits_for, tell_of_link
 from onboard.contacts import ContactPlan
 from onboard.keys import load_key
 from onboard.link import Spool, open_port, wire_bytes
 from onboard.link.pump import PortDown, PortUp, Pump, SpoolFull
+from onboard.views import link_view
 from onboard.wire.events import Event
 from onboard.wire.session import Session
 
 SPOOL_BYTES = 256 * 2**20
 COUNTED = (
     "frames_sent", "bytes_sent", "frames_received", "bytes_received", "fragments_sent", "fragments_resent",
-    "malformed", "bad_tags", "replays", "misaddressed", "orphans", "duplicates", "corrupt", "airtime_s",
+    "repairs_sent", "malformed", "bad_tags", "replays", "misaddressed", "orphans", "duplicates", "corrupt",
+    "airtime_s",
 )  # fmt: skip
 
 
@@ -83,7 +85,8 @@ class Station:
         """The link's state for a live view."""
         return {
             "node": self.node.name,
-            **link_view(self.session.snapshot(now)),
+            "profile": self.node.link.name,
+            **link_view(self.pump, now),
             "updates_late": self.late_updates,
             "updates_refused": self.refused_updates,
         }

@@ -7,7 +7,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict
+from contextlib import closing
 from functools import partial
 from hashlib import blake2s
 from typing import Any
@@ -22,8 +22,10 @@ from onboard.keys import load_key
 from onboard.link import Spool, open_port, wire_bytes
 from onboard.link.pump import PortDown, PortUp, Pump, PumpEvent, SpoolFull, wait
 from onboard.log import say
+from onboard.lookout import Lookout
 from onboard.stop import stop_signals
-from onboard.wire.events import Event, Limits, LinkSnapshot, PeerHeard, PeerSilent
+from onboard.views import board_view, link_view
+from onboard.wire.events import Event, Limits, PeerHeard, PeerSilent
 from onboard.wire.session import Session
 
 log = logging.getLogger(__name__)
@@ -99,7 +101,7 @@ def carry(
     untold: deque[Event] = deque()  # events whose effects the disk refused
     next_step_at = retry_at = 0.0
     report_due_s = clock() if report_every_s is not None else math.inf
-    with stop_signals() as stop:
+    with stop_signals() as stop, closing(Lookout(agent.config.state)) as lookout:
         while not stop.asked:
             now = clock()
             if contacts is not None:
@@ -121,10 +123,11 @@ def carry(
                 retry_at = now + RETRY_S
             if now >= report_due_s and report_every_s is not None:
                 report_due_s = now + report_every_s
-                say(log, "doing", **agent.doing(), link=link_view(pump.session.snapshot(now)))
+                say(log, "doing", **agent.doing(), link=link_view(pump, now))
+            lookout.answer(lambda: board_view(agent, pump, clock()))
             step_at = max(next_step_at, retry_at) if agent.work is not None else math.inf
             wake_s = min(now + LONGEST_WAIT_S, step_at, report_due_s, pump.wakeup(now))
-            wait([pump], wake_s - clock(), also=[stop.fd])
+            wait([pump], wake_s - clock(), also=[stop.fd, *lookout.fds])
     pump.close(clock())
 
 
@@ -141,26 +144,6 @@ def _step(
     cost_s = pace.step_cpu_s(cpu_clock() - cpu_before_s, flops)
     agent.charge(cost_s, clock())
     return pace.next_step_at(now, cost_s)
-
-
-def link_view(snapshot: LinkSnapshot) -> dict[str, Any]:
-    """A link's counters and progress as plain values: one JSON object, with nothing that JSON lacks."""
-    view = asdict(snapshot)
-    heard_s = snapshot.now - snapshot.last_heard
-    view["heard_s_ago"] = round(heard_s, 1) if math.isfinite(heard_s) else None
-    view["objects"] = [
-        {
-            "kind": progress.kind,
-            "incoming": progress.incoming,
-            "bytes": progress.size,
-            "fragments": progress.fragments,
-            "held": progress.held,
-            "eta_s": round(progress.eta_s, 1) if math.isfinite(progress.eta_s) else None,
-        }
-        for progress in snapshot.objects
-    ]
-    del view["now"], view["last_heard"]
-    return view
 
 
 def tell_of_link(event: PumpEvent, **whose: Any) -> None:

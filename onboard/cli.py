@@ -87,6 +87,30 @@ def doctor(node_toml: Path) -> None:
         sys.exit(1)
 
 
+@main.command()
+@click.argument("node_toml", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line instead of a picture.")
+@click.option("--once", is_flag=True, help="Look once and end.")
+def link(node_toml: Path, as_json: bool, once: bool) -> None:
+    """Shows the link of the agent that runs on NODE_TOML, every second until Ctrl-C.
+
+    \b
+    Examples:
+      onboard link node.toml
+      onboard link node.toml --once --json | jq .link.objects
+    """
+    from onboard.lookout import NobodyThere
+    from onboard.picture import board_picture
+    from onboard.screen import follow
+
+    try:
+        follow(load_node(node_toml).state, board_picture, as_json=as_json, once=once)
+    except ConfigError as error:
+        fail(str(error))
+    except NobodyThere as error:
+        fail(str(error), code=1)
+
+
 def run_agent(config: NodeConfig, pace: Pace, report_every_s: float | None) -> None:
     """Runs a node's agent to its end; what keeps it from starting ends the program with one line."""
     from onboard.budget import BudgetError

@@ -23,6 +23,7 @@ import onboard.contacts
 from groundstation.setup import NODE_KEYS
 from groundstation.station import COUNTED
 from hw_profiles import Board, Link, names
+from onboard.link.pump import PortSnapshot
 from onboard.wire.events import LinkSnapshot, Progress
 
 ROOT = Path(__file__).parent.parent
@@ -162,15 +163,16 @@ def test_every_log_event_is_on_the_operators_page_and_no_other() -> None:
 
 def test_every_counter_is_on_the_operators_page_and_no_other() -> None:
     text = section(OPERATE, "Counters")
-    shown = {field.name for field in dataclasses.fields(LinkSnapshot)} - {"now", "last_heard"} | {
-        "heard_s_ago"
-    }
+    shown = {field.name for field in dataclasses.fields(LinkSnapshot)} - {"now", "last_heard"}
+    shown |= {"heard_s_ago", "eta_out_s", "eta_in_s", "port"}
     stored = {*COUNTED, "updates_late", "updates_refused"}
     assert first_cells(text) == shown | stored
     assert {cells[0].split("`")[1] for cells in rows(text) if cells[0].endswith("*")} == stored
-    told = next(cells[-1] for cells in rows(text) if cells[0] == "`objects`")
-    fields = {field.name for field in dataclasses.fields(Progress)} - {"digest", "size"} | {"bytes"}
-    assert set(re.findall(r"`(\w+)`", told)) == fields
+    objects = {field.name for field in dataclasses.fields(Progress)} - {"size"} | {"bytes"}
+    port = {field.name for field in dataclasses.fields(PortSnapshot)}
+    for name, fields in (("objects", objects), ("port", port)):
+        told = next(cells[-1] for cells in rows(text) if cells[0] == f"`{name}`")
+        assert set(re.findall(r"`(\w+)`", told)) == fields
 
 
 def test_every_profile_field_and_every_profile_is_on_the_profiles_page() -> None:

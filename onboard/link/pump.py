@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import select
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -53,6 +53,22 @@ class SpoolFull:
     error: OSError
 
 
+@dataclass(frozen=True, slots=True)
+class PortSnapshot:
+    """A port, and all that crossed it since the start, however often it was opened.
+
+    `url` is empty before the first try to open it; `why` says what keeps it closed. Bytes are all that came
+    in and went out, noise included; `broken` counts what came in and was no frame by its framing alone.
+    """
+
+    url: str = ""
+    open: bool = False
+    why: str = ""
+    rx_bytes: int = 0
+    tx_bytes: int = 0
+    broken: int = 0
+
+
 PumpEvent = Event | PortDown | PortUp | SpoolFull
 
 
@@ -93,30 +109,28 @@ class Pump:
         self._saving: dict[bytes, _Saving] = {}
         self._save_not_before = -math.inf
         self._full_told = False
-        self._closed_rx_bytes = self._closed_tx_bytes = self._closed_broken = 0
+        self._past = PortSnapshot()  # of all ports before this one
         for held in spool.load():
             session.resume(held)
             self._saving[held.digest] = _Saving()
 
     @property
-    def rx_bytes(self) -> int:
-        """Bytes that came in through the port since the start, however often it was opened."""
-        return self._closed_rx_bytes + (self._port.rx_bytes if self._port else 0)
-
-    @property
-    def tx_bytes(self) -> int:
-        """Bytes that went out through the port since the start."""
-        return self._closed_tx_bytes + (self._port.tx_bytes if self._port else 0)
-
-    @property
-    def broken(self) -> int:
-        """What came in and was no frame by its framing alone: noise, or a peer at another speed."""
-        return self._closed_broken + (self._port.broken if self._port else 0)
-
-    @property
     def is_open(self) -> bool:
         """Whether the port is there."""
         return self._port is not None
+
+    def port_snapshot(self) -> PortSnapshot:
+        """What the port is and did so far, as a value."""
+        if self._port is None:
+            return self._past
+        return PortSnapshot(
+            url=self._port.url,
+            open=True,
+            why="",
+            rx_bytes=self._past.rx_bytes + self._port.rx_bytes,
+            tx_bytes=self._past.tx_bytes + self._port.tx_bytes,
+            broken=self._past.broken + self._port.broken,
+        )
 
     def poll(self, now: float) -> list[PumpEvent]:
         """Does all that can be done now, without waiting; returns what happened.
@@ -155,7 +169,7 @@ class Pump:
         for incoming in list(self.session.incoming.values()):
             self._save_one(incoming, now, events)
         if self._port is not None:
-            self._drop_port()
+            self._drop_port("")
         return events
 
     def wants_write(self) -> bool:
@@ -175,13 +189,14 @@ class Pump:
         try:
             self._port = self._opener()
         except PortLost as lost:
+            self._past = replace(self._past, url=lost.url, why=lost.reason)
             self._tell_down(lost, events)
             return
         self._down_told = self._blocked = False
         events.append(PortUp(self._port.url))
 
     def _lose(self, lost: PortLost, now: float, events: list[PumpEvent]) -> None:
-        self._drop_port()
+        self._drop_port(lost.reason)
         self._open_at = now + REOPEN_S
         self._tell_down(lost, events)
         self._save(now, events)
@@ -191,11 +206,9 @@ class Pump:
             events.append(PortDown(lost.url, lost.reason))
         self._down_told = True
 
-    def _drop_port(self) -> None:
+    def _drop_port(self, why: str) -> None:
         assert self._port is not None, "no port to drop"
-        self._closed_rx_bytes += self._port.rx_bytes
-        self._closed_tx_bytes += self._port.tx_bytes
-        self._closed_broken += self._port.broken
+        self._past = replace(self.port_snapshot(), open=False, why=why)
         self._port.close()
         self._port = None
 

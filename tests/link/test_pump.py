@@ -26,6 +26,7 @@ from tests.wire.examples import KEY
 SERIAL = load_link("bench-serial-115k2")
 UDP = dataclasses.replace(load_link("bench-udp"), mtu_bytes=1200)
 MIB = 1 << 20
+ENDS = {"ground": "a", "board": "b"}
 
 
 def pump(
@@ -127,10 +128,12 @@ def test_objects_cross_both_ways_and_are_stored_before_the_application_hears(
     for name in pumps:
         pumps[name].poll(clock.now)
         assert [path.name for path in (tmp_path / name).iterdir()] == ["finished"]
-        assert pumps[name].broken == 0
-        assert pumps[name].tx_bytes > 5_000
+        port = pumps[name].port_snapshot()
+        assert (port.url, port.open, port.why, port.broken) == (str(getattr(cable, ENDS[name])), True, "", 0)
+        assert port.tx_bytes > 5_000
         pumps[name].close(clock.now)
         assert not pumps[name].is_open
+        assert pumps[name].port_snapshot() == dataclasses.replace(port, open=False)
 
 
 def test_both_ends_killed_in_mid_transfer_send_little_again(
@@ -200,6 +203,8 @@ def test_a_port_that_vanishes_is_told_once_and_used_again_when_it_returns(
         assert isinstance(down, PortDown)
         assert down.url == str(path)
         assert not pumps[name].is_open
+        port = pumps[name].port_snapshot()
+        assert (port.open, port.why) == (False, "cannot open: No such file or directory")
         assert pumps[name].fileno() == -1
         assert clock.now <= pumps[name].wakeup(clock.now) <= clock.now + 1
     cable.plug()
@@ -215,7 +220,7 @@ def test_a_port_that_vanishes_is_told_once_and_used_again_when_it_returns(
     events = clock.run(pumps, told(Delivered, "board"), carry=cable.carry, act=act)
     assert told(PortUp, "ground")(events)
     assert told(PortUp, "board")(events)
-    assert pumps["board"].tx_bytes > 20_000  # counted over both of its ports
+    assert pumps["board"].port_snapshot().tx_bytes > 20_000  # counted over both of its ports
     for end in pumps.values():
         end.close(clock.now)
 

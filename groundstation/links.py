@@ -1,0 +1,90 @@
+"""What `groundstation links` shows: every board's link in a row, and every object on its way below."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console, Group
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from onboard.picture import BAR, DROPPED, KINDS, bit_rate, duration, eta, rate_bps
+
+View = Mapping[str, Any]
+
+
+def links_picture(view: View, before: View | None, gap_s: float) -> str:
+    """The view of `groundstation links` as text; `before` is the one of `gap_s` seconds ago, if any."""
+    console = Console(force_terminal=sys.stdout.isatty())
+    with console.capture() as captured:
+        console.print(group(view, before, gap_s))
+    return captured.get().rstrip()
+
+
+def group(view: View, before: View | None, gap_s: float) -> Group:
+    """The parts of the picture: links as they are now, what was counted, what is on its way. 80 columns."""
+    waiting = f"waiting for {', '.join(view['waiting'])}" if view["waiting"] else "waiting for nobody"
+    earlier = {link["node"]: link for link in before["links"]} if before else {}
+    now = _table("node", "contact", right=("on the wire", "goodput out", "in", "lost out, in", "done in"))
+    totals = _table("node", right=("sent B", "got B", "airtime", "again", "repairs", "bad tags",
+                                           "replays", "else"))  # fmt: skip
+    for link in view["links"]:
+        now.add_row(*_now(link, earlier.get(link["node"]), gap_s))
+        totals.add_row(*_totals(link))
+    top = Text(f"round {view['round']}, {waiting}")
+    return Group(top, Text(), now, Text(), totals, Text(), _objects(view["links"]))
+
+
+def _table(*left: str, right: Sequence[str] = ()) -> Table:
+    table = Table(*left, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in right:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def _now(link: View, before: View | None, gap_s: float) -> list[str]:
+    rates = [rate_bps(link, before, gap_s, counter) for counter in ("bytes_sent", "bytes_received")]
+    known = [rate for rate in rates if rate is not None]
+    left_s = [link[f"eta_{way}_s"] for way in ("out", "in")]
+    return [
+        f"[bold]{escape(link['node'])}[/]", _contact(link), bit_rate(sum(known)) if known else "",
+        bit_rate(link["goodput_out_bps"]), bit_rate(link["goodput_in_bps"]),
+        f"{100 * link['loss_out']:.1f}, {100 * link['loss_in']:.1f} %",
+        "?" if None in left_s else duration(max(left_s)) if any(left_s) else "",
+    ]  # fmt: skip
+
+
+def _totals(link: View) -> list[str]:
+    other = sum(link[name] for name in DROPPED) - link["bad_tags"] - link["replays"]
+    return [
+        escape(link["node"]),
+        f"{link['bytes_sent']:,}", f"{link['bytes_received']:,}", duration(link["airtime_s"]),
+        f"{link['fragments_resent']:,}", f"{link['repairs_sent']:,}", f"{link['bad_tags']:,}",
+        f"{link['replays']:,}", f"{other + link['port']['broken']:,}",
+    ]  # fmt: skip
+
+
+def _contact(link: View) -> str:
+    if not link["port"]["open"]:
+        return f"[red]{escape(link['port']['why'] or 'port closed')}[/]"
+    if link["heard_s_ago"] is None:
+        return "[yellow]not heard yet[/]"
+    colour = "yellow" if link["silent"] else "green"
+    return f"[{colour}]{'silent, ' if link['silent'] else ''}heard {duration(link['heard_s_ago'])} ago[/]"
+
+
+def _objects(links: list[View]) -> Table | str:
+    table = _table("node", "way", "object", right=("bytes", "", "held", ""))
+    for link in links:
+        for one in link["objects"]:
+            table.add_row(
+                escape(link["node"]), "in" if one["incoming"] else "out",
+                f"{KINDS.get(one['kind'], one['kind'])} {one['digest'][:8]}", f"{one['bytes']:,}",
+                ProgressBar(one["fragments"] or 1, one["held"], width=BAR),
+                f"{100 * one['held'] / max(1, one['fragments']):.0f} %", eta(one["eta_s"]),
+            )  # fmt: skip
+    return table if table.rows else "nothing is on its way"

@@ -1,0 +1,120 @@
+"""Whoever asks on this computer is shown the state of a running program; nothing is written for it.
+
+The program listens on a Unix socket in Linux's abstract namespace (unix(7)), named after the device and
+inode of its state folder, and answers every connection with one JSON object. So no flash is worn, however
+long somebody watches, nothing is left behind by a kill, and a folder on any file system will do. Either end
+answers only to the same user or root, by the kernel's word (SO_PEERCRED).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from onboard.log import say
+
+log = logging.getLogger(__name__)
+
+_CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
+_WAITING = 16  # viewers that may ask between two answers; a further one is told to come again
+_READ_BYTES = 1 << 16
+
+
+class NobodyThere(OSError):  # noqa: N818 - a state of the world rather than a mistake
+    """No program runs on the folder, or it does not answer; the text says which."""
+
+
+class Lookout:
+    """The running program's end. It never waits, and what it cannot do stops nothing else."""
+
+    def __init__(self, folder: Path) -> None:
+        """Where another program has taken the name, the log says so and nobody is answered."""
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.setblocking(False)
+        self._unsent: list[tuple[socket.socket, memoryview]] = []
+        self.fds: tuple[int, ...] = ()
+        """Readable when somebody asks: none or one file descriptor."""
+        try:
+            self._socket.bind(_name(folder))
+            self._socket.listen(_WAITING)
+            self.fds = (self._socket.fileno(),)
+        except OSError as error:
+            say(log, "unwatched", level=logging.WARNING, path=str(folder), why=error.strerror or str(error))
+
+    def answer(self, view: Callable[[], Any]) -> None:
+        """Gives what `view` returns to all who have asked since the last call. What a viewer's socket does
+        not take at once (some 200 kB) follows with later calls."""
+        text: memoryview | None = None
+        for _ in range(_WAITING):
+            try:
+                viewer, _ = self._socket.accept()
+            except OSError:  # nobody (any more)
+                break
+            viewer.setblocking(False)
+            if _owner(viewer) not in (0, os.geteuid()):
+                viewer.close()
+                continue
+            if text is None:  # msgspec writes a loss that is not a number as null; JSON has no NaN
+                text = memoryview(msgspec.json.encode(view()))
+            self._unsent.append((viewer, text))
+        self._unsent = [(viewer, rest) for viewer, text in self._unsent if (rest := _send(viewer, text))]
+
+    def close(self) -> None:
+        """Nobody is answered any more."""
+        for viewer, _ in self._unsent:
+            viewer.close()
+        self._socket.close()
+
+
+def look(folder: Path, timeout_s: float = 10.0) -> dict[str, Any]:
+    """What the program that runs on `folder` shows now. A board that is in a long step answers after it.
+
+    Raises NobodyThere.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asked:
+        asked.settimeout(timeout_s)
+        try:
+            asked.connect(_name(folder))
+            if _owner(asked) not in (0, os.geteuid(), folder.stat().st_uid):
+                raise NobodyThere(f"{folder}: another user's program answers for it")
+            pieces = []
+            while piece := asked.recv(_READ_BYTES):
+                pieces.append(piece)
+            return dict(msgspec.json.decode(b"".join(pieces)))
+        except (FileNotFoundError, ConnectionError):
+            raise NobodyThere(f"{folder}: no program runs on it") from None
+        except (TimeoutError, BlockingIOError):  # the latter where too many ask already
+            raise NobodyThere(f"{folder}: no answer within {timeout_s:g} s") from None
+        except msgspec.DecodeError:
+            raise NobodyThere(f"{folder}: the program ended while it answered") from None
+
+
+def _name(folder: Path) -> bytes:
+    """The leading zero byte makes it abstract: no file."""
+    stat = folder.stat()
+    return f"\0spacedml-edge/{stat.st_dev:x}:{stat.st_ino:x}".encode()
+
+
+def _owner(peer: socket.socket) -> int:
+    raw = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return int(_CREDENTIALS.unpack(raw)[1])
+
+
+def _send(viewer: socket.socket, text: memoryview) -> memoryview | None:
+    """What of `text` could not be sent yet; None when the viewer has all or is gone."""
+    try:
+        while text:
+            text = text[viewer.send(text) :]
+    except BlockingIOError:
+        return text
+    except OSError:
+        pass
+    viewer.close()
+    return None

@@ -1,0 +1,133 @@
+"""A link's state for a person at a terminal of the board, where there is nothing but text.
+
+The ground's tables are made of the same words, so both ends say the same thing the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import click
+
+from onboard.wire.messages import MODEL, UPDATE
+
+KINDS = {MODEL: "model", UPDATE: "update"}
+DROPPED = ("bad_tags", "replays", "malformed", "misaddressed", "orphans", "duplicates", "corrupt")
+BAR = 20  # characters
+
+View = Mapping[str, Any]
+
+
+def board_picture(view: View, before: View | None, gap_s: float) -> str:
+    """The view of `onboard link` for a person; `before` is the one of `gap_s` seconds ago, if there is one.
+    About 76 columns wide."""
+    link = view["link"]
+    title = f"{click.style(view['node'], bold=True)}  {view['board']}, {view['profile']}: {doing(view)}"
+    lines = [title, "", f"port    {port_state(link['port'])}", f"ground  {peer_state(link)}", ""]
+    lines += _traffic(link, before["link"] if before else None, gap_s)
+    lines += ["", dropped(link), ""]
+    lines += list(objects(link))
+    return "\n".join(lines)
+
+
+def doing(view: View) -> str:
+    """What an agent is at."""
+    text = str(view["phase"])
+    if view["round"]:
+        text += f", round {view['round']}"
+    if view.get("progress") is not None:
+        text += f", {100 * view['progress']:.0f} % trained"
+    return text + (f", loss {view['loss']:.3f}" if view.get("loss") is not None else "")
+
+
+def port_state(port: View) -> str:
+    """Where the port is, and whether it is there."""
+    if port["open"]:
+        return f"{port['url']}  {click.style('open', fg='green')}"
+    return f"{port['url']}  {click.style(port['why'] or 'closed', fg='red')}"
+
+
+def peer_state(link: View) -> str:
+    """Whether the other end is heard."""
+    if link["heard_s_ago"] is None:
+        return click.style("not heard yet", fg="yellow")
+    heard = f"heard {duration(link['heard_s_ago'])} ago"
+    if link["silent"]:
+        return click.style(f"silent, {heard}", fg="yellow")
+    return click.style(heard, fg="green")
+
+
+def dropped(link: View) -> str:
+    """What came in and was not taken, as far as it is not 0."""
+    counts = [(name.replace("_", " "), link[name]) for name in DROPPED] + [("noise", link["port"]["broken"])]
+    told = [f"{name} {count:,}" for name, count in counts if count]
+    return f"dropped   {', '.join(told) if told else 'nothing'}"
+
+
+def objects(link: View) -> Iterator[str]:
+    """A line for every object on its way, and when all will be there."""
+    for one in link["objects"]:
+        share = one["held"] / max(1, one["fragments"])
+        done = round(share * BAR)
+        bar = click.style("━" * done, fg="cyan") + click.style("━" * (BAR - done), fg="bright_black")
+        yield (
+            f"{'in' if one['incoming'] else 'out':<4}{KINDS.get(one['kind'], one['kind']):<7} "
+            f"{one['digest'][:8]}  {one['bytes']:>11,} B  {bar} {100 * share:3.0f} %  {eta(one['eta_s'])}"
+        )
+    if not link["objects"]:
+        yield "nothing is on its way"
+    for way in ("out", "in"):
+        if link[f"eta_{way}_s"] != 0:
+            yield f"all {way}: {eta(link[f'eta_{way}_s'])}"
+
+
+def eta(left_s: float | None) -> str:
+    """How long it will take."""
+    return "no end in sight" if left_s is None else f"{duration(left_s)} to go"
+
+
+def duration(value_s: float) -> str:
+    """Two digits are enough for a person: 0.4 s, 45 s, 12 min, 3.5 h, 2.1 d."""
+    if value_s < 10:
+        return f"{value_s:.1f} s"
+    for unit, size_s, up_to in (("s", 1, 120), ("min", 60, 120), ("h", 3600, 48)):
+        if value_s < up_to * size_s:
+            digits = 1 if unit == "h" and value_s < 10 * size_s else 0
+            return f"{value_s / size_s:.{digits}f} {unit}"
+    return f"{value_s / 86400:.1f} d"
+
+
+def bit_rate(rate_bps: float) -> str:
+    """With a prefix: 9.4 kbit/s."""
+    for unit, size in (("Gbit/s", 1e9), ("Mbit/s", 1e6), ("kbit/s", 1e3)):
+        if rate_bps >= 0.9995 * size:  # what three digits round up to the next unit
+            return f"{rate_bps / size:.3g} {unit}"
+    return f"{rate_bps:.0f} bit/s"
+
+
+def rate_bps(link: View, before: View | None, gap_s: float, counter: str) -> float | None:
+    """Bits a second of a byte counter between two views; None where the program was started in between."""
+    if before is None or before["epoch"] != link["epoch"] or gap_s <= 0:
+        return None
+    return float(8 * (link[counter] - before[counter]) / gap_s)
+
+
+def _traffic(link: View, before: View | None, gap_s: float) -> Iterator[str]:
+    now = [rate_bps(link, before, gap_s, counter) for counter in ("bytes_sent", "bytes_received")]
+    rows = (
+        ("", "out", "in"),
+        ("frames", f"{link['frames_sent']:,}", f"{link['frames_received']:,}"),
+        ("bytes", f"{link['bytes_sent']:,}", f"{link['bytes_received']:,}"),
+        ("fragments", f"{link['fragments_sent']:,}", f"{link['fragments_received']:,}"),
+        ("  of them again", f"{link['fragments_resent']:,}", f"{link['duplicates']:,}"),
+        ("repairs", f"{link['repairs_sent']:,}", ""),
+        ("lost", f"{100 * link['loss_out']:.1f} %", f"{100 * link['loss_in']:.1f} %"),
+        ("goodput", bit_rate(link["goodput_out_bps"]), bit_rate(link["goodput_in_bps"])),
+        ("on the wire now", *("" if rate is None else bit_rate(rate) for rate in now)),
+        ("airtime", duration(link["airtime_s"]), ""),
+        ("epoch", f"{link['epoch']}", f"{link['peer_epoch'] or ''}"),
+    )
+    for name, out, back in rows:
+        line = f"{name:<16}{out:>14}{back:>14}".rstrip()
+        yield click.style(line, bold=True) if not name else line

@@ -1,0 +1,51 @@
+"""What is shown of a link, as values: the same in a log, in JSON, and to whoever draws a picture of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from onboard.agent import Agent
+from onboard.link.pump import Pump
+from onboard.wire.events import Progress
+
+
+def board_view(agent: Agent, pump: Pump, now: float) -> dict[str, Any]:
+    """All that `onboard link` shows: who the node is, what it is at, and its link."""
+    config = agent.config
+    who = {"node": config.name, "board": config.board.name, "profile": config.link.name}
+    return who | agent.doing() | {"link": link_view(pump, now)}
+
+
+def link_view(pump: Pump, now: float) -> dict[str, Any]:
+    """A link's counters and progress as plain values: one JSON object, with nothing that JSON lacks."""
+    snapshot = pump.session.snapshot(now)
+    view = asdict(snapshot)
+    view["heard_s_ago"] = _finite(now - snapshot.last_heard)
+    view["objects"] = [
+        {
+            "digest": progress.digest.hex(),
+            "kind": progress.kind,
+            "incoming": progress.incoming,
+            "bytes": progress.size,
+            "fragments": progress.fragments,
+            "held": progress.held,
+            "eta_s": _finite(progress.eta_s),
+        }
+        for progress in snapshot.objects
+    ]
+    view["eta_out_s"], view["eta_in_s"] = (_eta_s(snapshot.objects, way) for way in (False, True))
+    view["port"] = asdict(pump.port_snapshot())
+    del view["now"], view["last_heard"]
+    return view
+
+
+def _eta_s(objects: Sequence[Progress], incoming: bool) -> float | None:
+    """Until all objects of one direction are whole: they share the air, so their times add up."""
+    return _finite(sum(progress.eta_s for progress in objects if progress.incoming == incoming))
+
+
+def _finite(value_s: float) -> float | None:
+    return round(value_s, 1) if math.isfinite(value_s) else None
