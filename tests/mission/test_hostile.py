@@ -10,14 +10,17 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
-import pytest
 
 from hw_profiles import load_link
 from onboard.agent import Known
 from onboard.codec import alq
-from onboard.codec.pack import HEADER, pack
+from onboard.codec.dense import Dense
+from onboard.codec.layout import Layout
+from onboard.codec.layout import layout as layout_of
+from onboard.codec.pack import DENSE_VERSION, HEADER, PREFIX, pack
 from onboard.journal import Journal
 from onboard.keys import load_key, new_key
 from onboard.learn.graph import TrainGraph
@@ -125,41 +128,72 @@ def test_a_replayed_frame(tmp_path: Path) -> None:
         then_the_true_board_is_served(on, epoch=1)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "infinite", "a round to come", "another node"])
-def test_an_update_that_must_not_be_taken(damage: str, tmp_path: Path) -> None:
+def test_updates_that_must_not_be_taken(tmp_path: Path) -> None:
     with bench(tmp_path) as on:
         with ground_and_voice(on, stranger=False) as voice:
             voice.session.tell(HEALTH, time.monotonic())
             voice.speak(lambda: any(isinstance(event, Arrived) for event in voice.heard))
             [model] = [event for event in voice.heard if isinstance(event, Arrived)]
-            payload = bad_update(model.payload, damage)
-            voice.session.offer(UPDATE, payload, time.monotonic())
-            voice.speak(lambda: on_link(on, "updates_refused") == 1)
+            for refused, (damage, says) in enumerate(DAMAGES.items(), start=1):
+                voice.session.offer(UPDATE, bad_update(model.payload, damage), time.monotonic())
+                voice.speak(lambda refused=refused: on_link(on, "updates_refused") == refused)
+                [why] = [event["why"] for event in on.said("ground", "update-refused")][refused - 1 :]
+                assert says in why
             assert not on.said("ground", "answered")
             assert on.status()["rounds"][0]["state"] == "open"
         then_the_true_board_is_served(on, epoch=1)
+
+
+DAMAGES = {  # and what the ground says of it
+    "truncated": "ask for more",
+    "an infinite step": "step is [inf",
+    "an infinite coordinate": "a coordinate is not finite",
+    "not a number": "not finite",
+    "wrong shapes": "packed for the layout",
+    "a gigabyte in a hundred bytes": "zstd frame of 1073741824 bytes",
+    "a round to come": "has not begun",
+    "another node": "came over the link",
+    "another mission": "is not this one",
+}
 
 
 def bad_update(model: bytes, damage: str) -> bytes:
     """An update of the true board's key, right in all but one thing."""
     task, _ = decode_task(model)
     layout = TrainGraph.load(task.model).layout
-    weights = {t.name: np.full(t.shape, 0.01, np.float32) for t in layout.tensors}
-    packed = pack(
-        alq.quantize(layout, weights, alq.allocate(layout, weights, bits_per_weight=0.05, max_bases=1))
-    )
-    if damage == "truncated":
-        packed = packed[: len(packed) // 2]
-    if damage == "infinite":  # the first raw tensor's step, a float16 (codec/pack.py)
-        at = HEADER.size + HEADER.unpack_from(packed)[2]
-        packed = packed[:at] + b"\x00\x7c" + packed[at + 2 :]
+    packed = bad_weights(layout, damage)
     update = Update(
-        mission=task.mission,
+        mission=b"another." if damage == "another mission" else task.mission,
         round=task.round + 1 if damage == "a round to come" else task.round,
         node=2 if damage == "another node" else 1,
         samples=100, loss=0.5, cpu_s=1.0, energy_j=1.0, train_s=1.0,
     )  # fmt: skip
     return encode_object(update, packed)
+
+
+def bad_weights(layout: Layout, damage: str) -> bytes:
+    if damage == "wrong shapes":
+        layout = layout_of({"dense": (4, 24)})
+    weights = {t.name: np.full(t.shape, 0.01, np.float32) for t in layout.tensors}
+    if damage == "not a number":
+        packed = pack(Dense(layout, weights))
+        return packed[:-4] + np.array([np.nan], "<f4").tobytes()
+    if damage == "a gigabyte in a hundred bytes":  # zstd: content size, then one run-length block
+        frame = b"\x28\xb5\x2f\xfd\xa0" + (1 << 30).to_bytes(4, "little") + b"\x23\0\0\0"
+        return PREFIX.pack(DENSE_VERSION, layout.digest) + b"\1" + frame
+    model = alq.quantize(layout, weights, alq.allocate(layout, weights, bits_per_weight=0.05, max_bases=1))
+    if damage == "an infinite coordinate":  # a hostile packer does not look
+        bases = next(bases for bases in model.grouped.values() if bases.used.any())
+        bases.alphas[bases.used] = np.inf
+        with patch("onboard.codec.pack.rounded", lambda alphas: alphas):
+            return pack(model)
+    packed = pack(model)
+    if damage == "truncated":
+        return packed[: len(packed) // 2]
+    if damage == "an infinite step":  # the first raw tensor's step, a float16 (codec/pack.py)
+        at = HEADER.size + HEADER.unpack_from(packed)[2]
+        return packed[:at] + b"\x00\x7c" + packed[at + 2 :]
+    return packed
 
 
 def on_link(on: Bench, counter: str) -> int:
