@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,10 +27,12 @@ def links_picture(view: View, before: View | None, gap_s: float) -> str:
 
 
 def group(view: View, before: View | None, gap_s: float) -> Group:
-    """The parts of the picture: links as they are now, what was counted, what is on its way. 80 columns."""
+    """The parts of the picture: links as they are now, what was counted, what is on its way. 100 columns."""
     waiting = f"waiting for {', '.join(view['waiting'])}" if view["waiting"] else "waiting for nobody"
     earlier = {link["node"]: link for link in before["links"]} if before else {}
-    now = _table("node", "contact", right=("on the wire", "goodput out", "in", "lost out, in", "done in"))
+    now = _table(
+        "node", "contact", right=("on the wire", "goodput out", "in", "lost out, in", "done in", "passes")
+    )
     totals = _table("node", right=("sent B", "got B", "airtime", "again", "repairs", "bad tags",
                                            "replays", "else"))  # fmt: skip
     for link in view["links"]:
@@ -49,12 +52,15 @@ def _table(*left: str, right: Sequence[str] = ()) -> Table:
 def _now(link: View, before: View | None, gap_s: float) -> list[str]:
     rates = [rate_bps(link, before, gap_s, counter) for counter in ("bytes_sent", "bytes_received")]
     known = [rate for rate in rates if rate is not None]
-    left_s = [link[f"eta_{way}_s"] for way in ("out", "in")]
+    done_s, passes = max(
+        (math.inf if link[f"eta_{way}_s"] is None else link[f"eta_{way}_s"], link[f"eta_{way}_passes"] or 0)
+        for way in ("out", "in")
+    )
     return [
         f"[bold]{escape(link['node'])}[/]", _contact(link), bit_rate(sum(known)) if known else "",
         bit_rate(link["goodput_out_bps"]), bit_rate(link["goodput_in_bps"]),
         f"{100 * link['loss_out']:.1f}, {100 * link['loss_in']:.1f} %",
-        "?" if None in left_s else duration(max(left_s)) if any(left_s) else "",
+        "?" if math.isinf(done_s) else duration(done_s) if done_s else "", f"{passes or ''}",
     ]  # fmt: skip
 
 
@@ -71,6 +77,8 @@ def _totals(link: View) -> list[str]:
 def _contact(link: View) -> str:
     if not link["port"]["open"]:
         return f"[red]{escape(link['port']['why'] or 'port closed')}[/]"
+    if not link["in_contact"]:
+        return "[yellow]out of contact[/]"
     if link["heard_s_ago"] is None:
         return "[yellow]not heard yet[/]"
     colour = "yellow" if link["silent"] else "green"
@@ -85,6 +93,6 @@ def _objects(links: list[View]) -> Table | str:
                 escape(link["node"]), "in" if one["incoming"] else "out",
                 f"{KINDS.get(one['kind'], one['kind'])} {one['digest'][:8]}", f"{one['bytes']:,}",
                 ProgressBar(one["fragments"] or 1, one["held"], width=BAR),
-                f"{100 * one['held'] / max(1, one['fragments']):.0f} %", eta(one["eta_s"]),
+                f"{100 * one['held'] / max(1, one['fragments']):.0f} %", eta(one["eta_s"], one["eta_passes"]),
             )  # fmt: skip
     return table if table.rows else "nothing is on its way"

@@ -50,6 +50,8 @@ def port_state(port: View) -> str:
 
 def peer_state(link: View) -> str:
     """Whether the other end is heard."""
+    if not link["in_contact"]:
+        return click.style("out of contact", fg="yellow")
     if link["heard_s_ago"] is None:
         return click.style("not heard yet", fg="yellow")
     heard = f"heard {duration(link['heard_s_ago'])} ago"
@@ -71,20 +73,24 @@ def objects(link: View) -> Iterator[str]:
         share = one["held"] / max(1, one["fragments"])
         done = round(share * BAR)
         bar = click.style("━" * done, fg="cyan") + click.style("━" * (BAR - done), fg="bright_black")
+        left = eta(one["eta_s"], one["eta_passes"])
         yield (
             f"{'in' if one['incoming'] else 'out':<4}{KINDS.get(one['kind'], one['kind']):<7} "
-            f"{one['digest'][:8]}  {one['bytes']:>11,} B  {bar} {100 * share:3.0f} %  {eta(one['eta_s'])}"
+            f"{one['digest'][:8]}  {one['bytes']:>11,} B  {bar} {100 * share:3.0f} %  {left}"
         )
     if not link["objects"]:
         yield "nothing is on its way"
     for way in ("out", "in"):
         if link[f"eta_{way}_s"] != 0:
-            yield f"all {way}: {eta(link[f'eta_{way}_s'])}"
+            yield f"all {way}: {eta(link[f'eta_{way}_s'], link[f'eta_{way}_passes'])}"
 
 
-def eta(left_s: float | None) -> str:
-    """How long it will take."""
-    return "no end in sight" if left_s is None else f"{duration(left_s)} to go"
+def eta(left_s: float | None, passes: int | None) -> str:
+    """How long it will take, and over how many passes where a contact plan tells."""
+    if left_s is None:
+        return "no end in sight"
+    over = "" if passes is None else f", {passes} pass{'es' if passes != 1 else ''}"
+    return f"{duration(left_s)} to go{over}"
 
 
 def duration(value_s: float) -> str:

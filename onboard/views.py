@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from onboard.agent import Agent
 from onboard.link.pump import Pump
-from onboard.wire.events import Progress
 
 
 def board_view(agent: Agent, pump: Pump, now: float) -> dict[str, Any]:
@@ -33,18 +31,14 @@ def link_view(pump: Pump, now: float) -> dict[str, Any]:
             "fragments": progress.fragments,
             "held": progress.held,
             "eta_s": _finite(progress.eta_s),
+            "eta_passes": progress.eta_passes,
         }
         for progress in snapshot.objects
     ]
-    view["eta_out_s"], view["eta_in_s"] = (_eta_s(snapshot.objects, way) for way in (False, True))
+    view["eta_out_s"], view["eta_in_s"] = _finite(snapshot.eta_out_s), _finite(snapshot.eta_in_s)
     view["port"] = asdict(pump.port_snapshot())
     del view["now"], view["last_heard"]
     return view
-
-
-def _eta_s(objects: Sequence[Progress], incoming: bool) -> float | None:
-    """Until all objects of one direction are whole: they share the air, so their times add up."""
-    return _finite(sum(progress.eta_s for progress in objects if progress.incoming == incoming))
 
 
 def _finite(value_s: float) -> float | None:

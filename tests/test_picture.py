@@ -17,10 +17,10 @@ LINK: dict[str, Any] = {
     "duplicates": 4, "corrupt": 0, "fragments_sent": 1_180, "fragments_resent": 12, "repairs_sent": 3,
     "fragments_received": 102, "loss_out": 0.012, "loss_in": 0.25, "airtime_s": 223.4,
     "goodput_out_bps": 8_512.0, "goodput_in_bps": 0.0, "silent": False, "heard_s_ago": 0.4,
-    "eta_out_s": 25.0, "eta_in_s": 0,
+    "eta_out_s": 25.0, "eta_out_passes": None, "eta_in_s": 0, "eta_in_passes": None, "in_contact": True,
     "port": {"url": "/dev/ttyUSB0", "open": True, "why": "", "rx_bytes": 1, "tx_bytes": 2, "broken": 3},
     "objects": [{"digest": "3f2a91bc" + "00" * 12, "kind": 2, "incoming": False, "bytes": 64_000,
-                 "fragments": 100, "held": 62, "eta_s": 25.0}],
+                 "fragments": 100, "held": 62, "eta_s": 25.0, "eta_passes": None}],
 }  # fmt: skip
 BOARD: dict[str, Any] = {
     "node": "pi", "board": "raspberry-pi-4", "profile": "sband-256k", "phase": "training", "round": 3,
@@ -67,6 +67,7 @@ def test_the_first_picture_has_no_rate_yet_nor_has_one_across_a_restart() -> Non
 
 def test_a_link_that_is_not_as_it_should_be() -> None:
     assert plain(peer_state(LINK | {"heard_s_ago": None})) == ["not heard yet"]
+    assert plain(peer_state(LINK | {"in_contact": False})) == ["out of contact"]
     assert plain(peer_state(LINK | {"silent": True, "heard_s_ago": 300})) == ["silent, heard 5 min ago"]
     quiet = LINK | {"objects": [], "eta_out_s": 0, "duplicates": 0, "port": LINK["port"] | {"broken": 0}}
     assert dropped(quiet) == "dropped   nothing"
@@ -101,4 +102,5 @@ def test_no_time_and_no_rate_takes_more_room_than_its_column(value: float) -> No
 
 
 def test_what_has_no_end_says_so() -> None:
-    assert (eta(None), eta(3.0)) == ("no end in sight", "3.0 s to go")
+    assert (eta(None, None), eta(3.0, None)) == ("no end in sight", "3.0 s to go")
+    assert (eta(30.0, 1), eta(9_000.0, 3)) == ("30 s to go, 1 pass", "2.5 h to go, 3 passes")

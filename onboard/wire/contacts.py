@@ -96,3 +96,11 @@ class Contacts:
         if self._always or last == len(self._up_s):
             return None
         return max(last - bisect_right(self._sets, now), 0)
+
+    def when(self, now: float, contact_s: float) -> tuple[float, int | None]:
+        """In how many seconds `contact_s` more of contact will have passed, and in how many windows; for
+        these see `at` and `passes`."""
+        if contact_s == 0:
+            return 0.0, None
+        up_s = self.up_s(now) + contact_s
+        return self.at(up_s) - now, self.passes(now, up_s)

@@ -119,7 +119,9 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far one object is. `eta_s`: seconds to the end at the link's rate and measured loss."""
+    """How far one object is. `eta_s`: seconds to the end at the link's rate and measured loss, the time
+    between contacts included, as if it had the link alone; inf where the contact plan ends before.
+    `eta_passes`: in so many contacts, an open one included; None without a plan that reaches so far."""
 
     digest: bytes
     kind: int
@@ -128,6 +130,7 @@ class Progress:
     fragments: int
     held: int
     eta_s: float
+    eta_passes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +162,11 @@ class LinkSnapshot:
     goodput_in_bps: float
     last_heard: float  # -inf before the first frame
     silent: bool
+    in_contact: bool  # always, without a contact plan
+    eta_out_s: float  # until all that goes out is there, and
+    eta_out_passes: int | None
+    eta_in_s: float  # all that comes in; as in Progress
+    eta_in_passes: int | None
     objects: tuple[Progress, ...]
 
 

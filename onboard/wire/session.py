@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
+from functools import partial
 
 from hw_profiles import Link
 from onboard.wire import cobs
@@ -263,6 +265,11 @@ class Session:
         """Counters and progress, as a value."""
         inbox, outbox, opener, hearing = self._inbox, self._outbox, self._opener, self._hearing
         openers = [opener] if self._listener is None else [opener, self._listener.opener]
+        objects = [*outbox.progress(), *inbox.progress(hearing.loss)]
+        when = partial(self._contacts.when, now)
+        (out_s, out_passes), (in_s, in_passes) = (  # objects of one way share the air: their times add up
+            when(sum(each.eta_s for each in objects if each.incoming == way)) for way in (False, True)
+        )
         return LinkSnapshot(
             now=now,
             epoch=self.epoch,
@@ -289,7 +296,16 @@ class Session:
             goodput_in_bps=8 * inbox.received_bytes / hearing.bulk_s if hearing.bulk_s > 0 else 0.0,
             last_heard=hearing.at,
             silent=outbox.silent,
-            objects=(*outbox.progress(), *inbox.progress(hearing.loss)),
+            in_contact=self._contacts.is_up(now),
+            eta_out_s=out_s,
+            eta_out_passes=out_passes,
+            eta_in_s=in_s,
+            eta_in_passes=in_passes,
+            objects=tuple(
+                replace(each, eta_s=left_s, eta_passes=passes)
+                for each in objects
+                for left_s, passes in [when(each.eta_s)]
+            ),
         )
 
     # -- one rule each ---------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""`groundstation links` fits a terminal of 80 columns and says of every link what its counters are."""
+"""`groundstation links` fits a terminal of 100 columns and says of every link what its counters are."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NANO = PI | {
 VIEW: dict[str, Any] = {"round": 4, "waiting": ["nano"], "links": [PI, NANO]}
 
 
-def printed(view: dict[str, Any], before: dict[str, Any] | None, width: int = 80) -> list[str]:
+def printed(view: dict[str, Any], before: dict[str, Any] | None, width: int = 100) -> list[str]:
     """The picture's lines, with one space between words."""
     text = StringIO()
     Console(file=text, width=width).print(group(view, before, 2.0))
@@ -37,6 +37,13 @@ def test_every_link_has_its_rows_and_every_object_its_own() -> None:
     (update,) = [line for line in lines if "3f2a91bc" in line]
     assert update.startswith("pi[0] out update 3f2a91bc 64,000 ")
     assert update.endswith(" 62 % 25 s to go")
+
+
+def test_what_takes_longest_says_when_all_is_done_and_in_how_many_passes() -> None:
+    planned = PI | {"eta_out_passes": 1, "eta_in_s": 9_000.0, "eta_in_passes": 3}
+    assert printed(VIEW | {"links": [planned]}, None)[3].endswith(" 2.5 h 3")
+    away = PI | {"in_contact": False}
+    assert printed(VIEW | {"links": [away]}, None)[3].startswith("pi[0] out of contact ")
 
 
 def test_a_port_that_is_closed_says_why() -> None:

@@ -76,6 +76,27 @@ def test_windows_that_cannot_be_are_refused(
         Contacts(Window(*each) for each in windows)
 
 
+def test_a_snapshot_says_when_all_will_be_there_and_in_how_many_passes() -> None:
+    plan = [Window(0.0, 10.0), Window(100.0, 110.0), Window(200.0, 240.0), Window(300.0, 400.0)]
+    pair = Pair(FULL, contacts=plan)
+    pair.board.offer(UPDATE, data(18_000), 0.0)  # 16.8 s of 9.6 kbit/s and 224 B for 200
+    pair.run(5.0)
+    board = pair.board.session.snapshot(5.0)  # type: ignore[union-attr]
+    (first,) = board.objects
+    assert first.eta_passes == board.eta_out_passes == 2
+    assert first.eta_s == board.eta_out_s == pytest.approx(101.8, abs=1.0)
+    assert (board.eta_in_s, board.eta_in_passes, board.in_contact) == (0.0, None, True)
+    pair.board.offer(UPDATE, data(18_000, 2), 5.0)
+    board = pair.board.session.snapshot(5.0)  # type: ignore[union-attr]
+    assert [each.eta_passes for each in board.objects] == [2, 3]  # each as if it were alone
+    assert (board.eta_out_passes, board.eta_out_s) == (3, pytest.approx(208.6, abs=1.5))
+    end = finish(pair, pair.board, objects=2)
+    assert end == pytest.approx(5.0 + board.eta_out_s, abs=2.0)
+    pair.board.offer(UPDATE, data(1_000_000, 3), end)
+    board = pair.board.session.snapshot(50.0)  # type: ignore[union-attr]
+    assert (board.eta_out_s, board.eta_out_passes, board.in_contact) == (math.inf, None, False)
+
+
 def on_air(pair: Pair, link: Link) -> list[tuple[float, float]]:
     """When each frame's first bit left its antenna and its last, by the rate of the plan or the link."""
     free = {"ground": 0.0, "board": 0.0}
