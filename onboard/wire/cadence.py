@@ -24,6 +24,7 @@ class Cadence:
     def __init__(self, timing: Timing) -> None:
         self._timing = timing
         self.loss = Loss()
+        self.by_turns = timing.half_duplex
         self.peer_is_busy = False  # it sends bulk, so that its answers queue behind that
 
     def window(self, outgoing: Outgoing) -> int:
@@ -40,14 +41,14 @@ class Cadence:
             if self._timing.waits_for_answer(len(outgoing.payload), outgoing.count):
                 return 0
             return max(4, round_trip + 1)
-        if self._timing.half_duplex:
+        if self.by_turns:
             return max(8, round(outgoing.count / 16 * self._round_trips / 2))
         return max(4, round(self._round_trips * round_trip), outgoing.count // 64)
 
     def wants_report(self, outgoing: Outgoing, unasked: int, *, last: bool) -> bool:
         """Whether the next frame of an object's bulk asks for a REPORT: the last that may leave, and one a
         round trip; `unasked` left since. On half-duplex the end of the turn asks."""
-        if self._timing.half_duplex:
+        if self.by_turns:
             return False
         window = self.window(outgoing)
         return last or outgoing.in_flight + 1 >= window or unasked + 1 >= window // self._round_trips
@@ -55,7 +56,7 @@ class Cadence:
     def repair_asks(self, outgoing: Outgoing, asks: int) -> bool:
         """Whether a REPAIR is sent in a POLL's place: it asks as well, may be what is missing, and in the
         time between two questions the air would have been idle."""
-        if outgoing.complete or self._timing.half_duplex or self.loss.expected < _LITTLE_LOSS:
+        if outgoing.complete or self.by_turns or self.loss.expected < _LITTLE_LOSS:
             return False
         return self._timing.frame_s <= self._quick_s(outgoing, asks)
 
@@ -67,7 +68,7 @@ class Cadence:
         """
         if outgoing.complete:
             return min(RETRY_S * 2.0 ** min(asks, 8), _MAX_ACCEPT_S)
-        if self._timing.half_duplex:
+        if self.by_turns:
             return self._timing.burst_s  # not again in this turn; the next one may ask at once
         if asks <= 1 and self.loss.measured < _LITTLE_LOSS:
             return self._answer_s(outgoing)

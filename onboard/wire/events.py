@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Union
@@ -112,6 +113,8 @@ class Limits:
     max_incoming_bytes: int = 128 << 20  # of all of them together
     max_messages: int = 16  # MSGs waiting to leave; the oldest gives way
     remembered: int = 256  # digests of finished objects
+    bytes_per_contact: float = math.inf  # that this end sends, on the wire; of a planned contact
+    bytes_per_day: float = math.inf  # and of any 24 hours
     reorder_slack: int = 0
     """Frames of one direction that may overtake one another before the late one counts as lost: 0 on a
     serial line, 3 on a datagram port (TCP's duplicate threshold, RFC 5681 section 3.2)."""

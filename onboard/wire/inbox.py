@@ -27,8 +27,8 @@ from onboard.wire.events import (
 )
 from onboard.wire.frame import GROUP_ID, OVERHEAD_BYTES, Frame, Type
 from onboard.wire.messages import Cancel, Done, Offer, Reason
-from onboard.wire.outbox import Send
 from onboard.wire.report import PREFIX_BYTES, Report
+from onboard.wire.send import Send
 from onboard.wire.timing import Timing
 from onboard.wire.transfer import BadFragment, Incoming, Partial
 

@@ -1,7 +1,7 @@
 """One authenticated conversation with one peer: objects cross whole, once, and at the link's pace.
 
-Pure: frames and `now` (seconds, monotonic) go in, frames and events come out. Control leaves first, then
-MSG, then the objects' DATA, the most urgent first; nothing leaves faster than the link carries it, out of
+Pure: frames and `now` (seconds, monotonic) go in, frames and events come out. MSG leaves first, then
+control, then the objects' DATA, the most urgent first; nothing leaves faster than the link carries it, out of
 turn, out of contact, or to a peer that does not answer. Whoever owns the port calls `receive` for each
 frame heard, `tick` and `transmit` whenever `wakeup` says so, and acts on the events.
 """
@@ -16,7 +16,9 @@ from functools import partial
 from hw_profiles import Link
 from onboard.wire import cobs
 from onboard.wire import frame as framing
+from onboard.wire.access import Access
 from onboard.wire.air import Air
+from onboard.wire.allowance import Allowance
 from onboard.wire.contacts import Contacts, Window
 from onboard.wire.events import (
     Arrived,
@@ -40,9 +42,10 @@ from onboard.wire.group import Listener
 from onboard.wire.hearing import Hearing
 from onboard.wire.inbox import Inbox
 from onboard.wire.messages import BadMessage, Cancel, Done, Offer, Reason
-from onboard.wire.outbox import Outbox, Send
+from onboard.wire.outbox import Outbox
 from onboard.wire.report import Report
 from onboard.wire.seal import Opener, Sealer
+from onboard.wire.send import Send
 from onboard.wire.timing import Timing
 from onboard.wire.transfer import Incoming, Partial
 from onboard.wire.turn import MAX_CLOSING
@@ -95,11 +98,11 @@ class Session:
         self.node, self.peer, self.epoch = node, peer, epoch
         self._wire_bytes = wire_bytes
         self._timing = Timing(link, master=master, wire_bytes=wire_bytes)
-        self._contacts = Contacts(contacts, now, now)
-        self._window: Window | None = None
         self._sealer = Sealer(key, source=node, destination=peer, epoch=epoch)
         self._opener = Opener(key, source=peer, destination=node, floor=floor)
         self._air = Air(self._timing, now)
+        allowance = Allowance(limits.bytes_per_contact, limits.bytes_per_day)
+        self._access = Access(self._timing, self._air, Contacts(contacts, now, now), allowance)
         self._hearing = Hearing()
         self._outbox = Outbox(self._timing, epoch=epoch, slack=limits.reorder_slack)
         self._inbox = Inbox(self._timing, limits, done)
@@ -134,11 +137,11 @@ class Session:
 
     def plan(self, contacts: Iterable[Window] | None, now: float) -> None:
         """Other contacts hold from now on. Raises ValueError for those that overlap."""
-        self._contacts = Contacts(contacts, now, self._link_s(now))
+        self._access.plan(contacts, now)
 
     def in_contact(self, now: float) -> bool:
         """Whether the link may carry anything."""
-        return self._contacts.is_up(now)
+        return self._access.is_up(now)
 
     def offer(
         self, kind: int, payload: bytes, now: float, *, priority: int = 4, deadline_s: float | None = None
@@ -152,13 +155,13 @@ class Session:
             raise ValueError(f"kind {kind} must be 0..255, priority {priority} 0..7")
         if deadline_s is not None and not 0 < deadline_s < 2**32:
             raise ValueError(f"deadline of {deadline_s} s must be more than 0 and less than 2^32")
-        now = self._link_s(now)
+        now = self._access.link_s(now)
         deadline = math.inf if deadline_s is None else now + deadline_s
         return self._outbox.offer(kind, payload, now, priority=priority, deadline=deadline)
 
     def cancel(self, digest: bytes, now: float) -> None:
         """Stop sending an object. One that is not on its way is no error."""
-        self._outbox.cancel(digest, self._link_s(now))
+        self._outbox.cancel(digest, self._access.link_s(now))
 
     def tell(self, payload: bytes, now: float, priority: int = 1) -> None:
         """Send one MSG, unreliably, ahead of all DATA. Of those that wait the oldest gives way to a new one
@@ -193,7 +196,7 @@ class Session:
         known_before, hearing = self._hearing.epoch, self._hearing
         hearing.bytes += self._wire_bytes(len(frame))
         restarted = hearing.heard(opened, now)
-        now = self._link_s(now)
+        now = self._access.link_s(now)
         if restarted and known_before:
             self._inbox.peer_restarted()
         events: list[Event] = [PeerHeard()] if restarted or self._outbox.silent else []
@@ -208,7 +211,7 @@ class Session:
 
     def tick(self, now: float) -> list[Event]:
         """What time alone brings about: deadlines, silence."""
-        now = self._link_s(now)
+        now = self._access.link_s(now)
         silent = self._outbox.silent
         events = self._inbox.tick(now) + self._outbox.tick(now)
         if self._outbox.silent and not silent:
@@ -217,9 +220,9 @@ class Session:
 
     def transmit(self, now: float) -> bytes | None:
         """The next frame, if one may leave now. Call until it gives None."""
-        if not self._contacts.is_up(now):
+        if not self._access.is_open(now):
             return None
-        now = self._link_s(now)
+        sent_at, now = now, self._access.link_s(now)
         if self._air.opens_at(now) > now + _EPSILON_S:
             return None
         now += _EPSILON_S
@@ -244,6 +247,7 @@ class Session:
             self._outbox.handed_over(end)
             self._answer = None
         self._bytes_sent += self._wire_bytes(length)
+        self._access.spend(self._wire_bytes(length), sent_at)
         return self._sealer.seal(
             send.type,
             send.payload,
@@ -256,10 +260,11 @@ class Session:
 
     def wakeup(self, now: float) -> float:
         """The earliest time at which `transmit` or `tick` may have something to do, if no frame comes."""
-        link_now = self._link_s(now)
+        link_now = self._access.link_s(now)
         ready = link_now if self._air.in_turn(link_now) else self._ready_at()
         leaves = math.inf if ready == math.inf else self._air.opens_at(max(link_now, ready))
-        return max(now, self._contacts.at(min(leaves, self._inbox.tick_at(), self._outbox.tick_at())))
+        ticks = min(self._inbox.tick_at(), self._outbox.tick_at())
+        return min(self._access.wakes_at(leaves, now), self._access.ticks_at(ticks, now))
 
     def snapshot(self, now: float) -> LinkSnapshot:
         """Counters and progress, as a value."""
@@ -292,7 +297,7 @@ class Session:
             loss_out=outbox.loss,
             loss_in=hearing.loss,
             airtime_s=self._air.airtime_s,
-            goodput_out_bps=outbox.goodput_bps(self._link_s(now)),
+            goodput_out_bps=outbox.goodput_bps(self._access.link_s(now)),
             goodput_in_bps=8 * inbox.received_bytes / hearing.bulk_s if hearing.bulk_s > 0 else 0.0,
             last_heard=hearing.at,
             silent=outbox.silent,
@@ -310,18 +315,9 @@ class Session:
 
     # -- one rule each ---------------------------------------------------------------------------------
 
-    def _link_s(self, now: float) -> float:
-        """The link's clock. A window that opened meanwhile brings its rate with it."""
-        window = self._contacts.window(now)
-        if window is not None and window is not self._window:
-            self._window = window
-            self._timing.run_at(window.rate_bps)
-        self._air.closes_at = self._contacts.closes_up_s(now)
-        return self._contacts.up_s(now)
-
     def _overhear(self, listener: Listener, frame: bytes, now: float) -> list[Event]:
         """What a frame to all listeners brings; none of them answers unless it was asked."""
-        link_now = self._link_s(now)
+        link_now = self._access.link_s(now)
         heard = listener.hear(frame, link_now)
         if heard is None:
             return []
@@ -362,12 +358,16 @@ class Session:
         return []
 
     def _choose(self, now: float) -> Send | None:
-        """Answers, questions, messages, bulk; to a peer that owes an answer questions only."""
+        """Messages, answers, questions, bulk; to a peer that owes an answer questions only."""
         seq = self._sealer.seq + 1
         if self._outbox.held_back:
             return self._outbox.control(now, seq)
-        send = self._inbox.due(now, self._opener.floor, self.group_floor) or self._outbox.control(now, seq)
-        return send or self._messages.first() or self._outbox.bulk(seq)
+        send = self._messages.first()  # at once: it waits for no more than what the port holds
+        send = send or self._inbox.due(now, self._opener.floor, self.group_floor)
+        send = send or self._outbox.control(now, seq)
+        if send is None and now >= self._access.bulk_at:
+            send = self._outbox.bulk(now, seq, self._access.left_s(now))
+        return send
 
     def _closing_frame(self) -> Send:
         """What this turn most wants heard, once more: its answer, or its question."""
@@ -381,9 +381,10 @@ class Session:
         """When `_choose` next has a frame."""
         if self._outbox.held_back:
             return self._outbox.control_at()
-        if self._messages or self._outbox.has_bulk():
+        if self._messages:
             return -math.inf
-        return min(self._inbox.due_at(), self._outbox.control_at())
+        bulk_at = self._access.bulk_at if self._outbox.has_bulk() else math.inf
+        return min(bulk_at, self._inbox.due_at(), self._outbox.control_at())
 
     def _note_sent(self, send: Send, end: float) -> None:
         if send.about is not None:

@@ -41,6 +41,7 @@ class Timing:
         back_bps = self._link.rate_up_bps if self.master else self._link.rate_down_bps
         self._out_s_per_byte = self._link.bits_per_byte / (rate_bps or out_bps)
         self._back_s_per_byte = self._link.bits_per_byte / (rate_bps or back_bps)
+        self.frame_bytes = self._wire_bytes(self._link.mtu_bytes)
         self.frame_s = self.airtime_s(self._link.mtu_bytes)
         self.back_frame_s = self.back_airtime_s(self._link.mtu_bytes)
 

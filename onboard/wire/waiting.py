@@ -6,7 +6,7 @@ import heapq
 from itertools import count
 
 from onboard.wire.frame import Type
-from onboard.wire.outbox import Send
+from onboard.wire.send import Send
 
 
 class Waiting:

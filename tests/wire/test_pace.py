@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from hw_profiles import Link, load_link, names
@@ -101,6 +103,31 @@ def test_a_message_waits_two_frame_times_at_most(link: Link) -> None:
         own_s = (framing.OVERHEAD_BYTES + 1 + COBS_BYTES) * link.bits_per_byte / link.rate_up_bps
         slack_s = 0.005 if link is FAST else 0.0  # the port is kept ahead by a timer's grain
         assert heard_at - told_at - link.delay_s - own_s <= 2 * frame_s + slack_s + 1e-3
+
+
+@pytest.mark.parametrize("link", [FULL, FAST], ids=["9k6", "16M"])
+@pytest.mark.parametrize("loss", [0.0, 0.2])
+def test_a_command_during_bulk_both_ways_waits_two_frame_times_at_most(link: Link, loss: float) -> None:
+    """99 of 100, with answers and questions about both objects going the same way."""
+    pair = Pair(link, seed=4, frame_loss=loss)
+    size = 65536 if link is FULL else 4 << 20
+    pair.board.offer(UPDATE, data(size), 0.0)
+    pair.ground.offer(1, data(size, 2), 0.0)
+    frame_s = (link.mtu_bytes + COBS_BYTES) * link.bits_per_byte / link.rate_up_bps
+    rnd = random.Random(9)
+    waits_s: list[float] = []
+    for nth in range(200):
+        pair.run(pair.now + rnd.uniform(0.5, 2.5) * frame_s)
+        told_at = pair.now
+        pair.board.session.tell(b"%d" % nth, told_at)  # type: ignore[union-attr]
+        sent = len(pair.sent)
+        pair.run(told_at + 5 * frame_s, lambda n=sent: any(f.type is Type.MSG for *_, f in pair.sent[n:]))  # type: ignore[misc]
+        own_s = pair.channel.airtime_s("board", len(pair.sent[-1][2].payload) + framing.OVERHEAD_BYTES)
+        assert pair.sent[-1][2].payload == b"%d" % nth
+        waits_s.append(pair.channel.busy_until("board") - own_s - told_at)
+    assert pair.board.session.snapshot(pair.now).objects  # type: ignore[union-attr]
+    slack_s = 0.005 if link is FAST else 1e-5  # the port is kept ahead by a timer's grain
+    assert sorted(waits_s)[197] <= 2 * frame_s + slack_s
 
 
 def test_the_pace_of_the_link_is_kept() -> None:

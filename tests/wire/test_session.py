@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 
 from hw_profiles import Link
+from onboard.wire.contacts import Window
 from onboard.wire.frame import Type
 from onboard.wire.messages import Reason, digest
 from onboard.wire.session import (
@@ -121,6 +122,37 @@ def test_urgent_objects_go_first_and_short_ones_before_long_ones() -> None:
     finish(pair, pair.board, objects=3)
     order = [event.digest for event in pair.board.seen(Delivered)]  # type: ignore[union-attr]
     assert order == [names["urgent"], names["short"], names["long"]]
+
+
+def finished(pair: Pair) -> list[bytes]:
+    """Digests in the order in which they were delivered from the board."""
+    return [event.digest for event in pair.board.seen(Delivered)]  # type: ignore[union-attr]
+
+
+def test_equals_share_the_link_and_none_waits_for_another() -> None:
+    pair = Pair(FULL)
+    names = [pair.board.offer(UPDATE, data(20_000 + nth, nth), 0.0) for nth in range(3)]
+    pair.run(30.0)
+    held = [progress.held for progress in pair.board.session.snapshot(pair.now).objects]  # type: ignore[union-attr]
+    assert max(held) - min(held) <= 8
+    assert min(held) > 30
+    finish(pair, pair.board, objects=3)
+    assert sorted(finished(pair)) == sorted(names)
+
+
+def test_what_can_be_whole_in_this_contact_goes_first() -> None:
+    """Of 30 s: 8 s of object, then 12 s; of the two others, 40 s each, nobody can be, and they share."""
+    rate = 200 * 9600 / 8 / 224 / 200  # fragments a second
+    sizes = [int(seconds * rate) * 200 for seconds in (40, 12, 41, 8)]
+    pair = Pair(FULL, contacts=[Window(0.0, 30.0), Window(100.0, 300.0)])
+    names = [pair.board.offer(UPDATE, data(size, nth), 0.0) for nth, size in enumerate(sizes)]
+    pair.run(99.0)
+    assert finished(pair) == [names[3], names[1]]
+    held = [progress.held for progress in pair.board.session.snapshot(pair.now).objects]  # type: ignore[union-attr]
+    assert min(held) > 10
+    assert max(held) - min(held) <= 8
+    finish(pair, pair.board, objects=4)
+    assert finished(pair)[2:] == [names[0], names[2]]
 
 
 def test_many_objects_at_once_all_arrive() -> None:

@@ -1,0 +1,81 @@
+"""What a contact plan and an allowance of bytes leave of a link, and the clock that runs in contact alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from onboard.wire.air import Air
+from onboard.wire.allowance import Allowance
+from onboard.wire.contacts import Contacts, Window
+from onboard.wire.timing import Timing
+
+
+class Access:
+    """One end's. Tells `timing` the rate of each contact, and `air` when it closes.
+
+    `bulk_at`: when on the link's clock the next frame of an object may leave, as far as the allowance goes;
+    -inf for whenever the link carries it.
+    """
+
+    def __init__(self, timing: Timing, air: Air, contacts: Contacts, allowance: Allowance) -> None:
+        self._timing, self._air = timing, air
+        self._contacts, self._allowance = contacts, allowance
+        self._window: Window | None = None
+        self.bulk_at = -math.inf
+
+    def plan(self, windows: Iterable[Window] | None, now: float) -> None:
+        """Other contacts hold from now on; a contact that is open before and after is the same one."""
+        up_s = self.link_s(now)
+        was_up = self.is_up(now)
+        self._contacts = Contacts(windows, now, up_s)
+        window = self._contacts.window(now)
+        if was_up and window is not None and self._window is not None:
+            self._window = window
+            self._timing.run_at(window.rate_bps)
+        elif window is None:
+            self._timing.run_at(None)
+
+    def is_up(self, now: float) -> bool:
+        """Whether the link carries anything."""
+        return self._contacts.is_up(now)
+
+    def is_open(self, now: float) -> bool:
+        """Whether this end may send a frame on it."""
+        return self.is_up(now) and self._allowance.opens_at(now, self._timing.frame_bytes) <= now
+
+    def link_s(self, now: float) -> float:
+        """What the link's clock says. A contact that has begun meanwhile brings its rate and allowance."""
+        window = self._contacts.window(now)
+        if window is not None and window is not self._window:
+            self._window = window
+            self._timing.run_at(window.rate_bps)
+            self._allowance.contact(window.set)
+        self._air.closes_at = self._contacts.closes_up_s(now)
+        bulk_at = self._allowance.opens_at(now, self._timing.frame_bytes, bulk=True)
+        self.bulk_at = -math.inf if bulk_at <= now else self._contacts.up_s(bulk_at)
+        return self._contacts.up_s(now)
+
+    def wakes_at(self, up_s: float, now: float) -> float:
+        """When, from `now` on, the link's clock gets to `up_s` and this end may send."""
+        at = max(now, self._contacts.at(up_s))
+        if math.isinf(at):
+            return at
+        return self._contacts.rises_at(self._allowance.opens_at(at, self._timing.frame_bytes))
+
+    def ticks_at(self, up_s: float, now: float) -> float:
+        """When, from `now` on, the link's clock gets to `up_s`."""
+        return max(now, self._contacts.at(up_s))
+
+    def left_s(self, up_s: float) -> float | None:
+        """How long the contact lasts from `up_s` on, None where nobody knows."""
+        return None if math.isinf(self._air.closes_at) else self._air.closes_at - up_s
+
+    def passes(self, now: float, eta_s: float) -> int | None:
+        """In how many contacts, an open one included, the link's clock gets on by `eta_s`; None where the
+        plan does not reach so far, or there is none."""
+        return self._contacts.passes(now, self._contacts.up_s(now) + eta_s)
+
+    def spend(self, count_bytes: int, now: float) -> None:
+        """A frame of so many bytes on the wire leaves."""
+        self._allowance.spend(count_bytes, now)

@@ -1,0 +1,59 @@
+"""Whether the peer owes an answer, since when, and when to ask it again.
+
+The first questions follow the rules of the object that they are about; a peer that gave no answer for too
+long is silent, and is asked every 2 s and sent nothing else. On half-duplex whoever handed over a turn with a
+question in it says nothing before the answer, but asks again when it does not come.
+"""
+
+from __future__ import annotations
+
+import math
+
+from onboard.wire.timing import RETRY_S, Timing
+
+_QUICK_TURNS = 12  # half-duplex: a question in each, and then every 2 s
+
+
+class Owing:
+    """The questions of one end, whatever they are about. `silent`: the peer gives no answer."""
+
+    def __init__(self, timing: Timing) -> None:
+        self._timing = timing
+        self._since: float | None = None  # end of the first question since the peer was heard
+        self._misses = 0  # questions since the peer was heard
+        self.silent = False
+        self.retry_at = 0.0  # when to ask again, if nothing else may leave
+        self.spoke = False  # half-duplex: in this turn, something that wants an answer
+        self.handed_over = False  # half-duplex: the turn in which it was is over
+
+    def asked(self, end: float) -> None:
+        """A question has left, its last bit at `end`."""
+        if self._since is None:
+            self._since = end
+        self._misses += 1
+        quick = self._timing.half_duplex and self._misses <= _QUICK_TURNS and not self.silent
+        self.retry_at = end if quick else end + RETRY_S
+
+    def hand_over(self, end: float) -> None:
+        """Half-duplex: this end's turn is over at `end`."""
+        self.handed_over, self.spoke = self.spoke, False
+        if self.handed_over:
+            self.asked(end)
+
+    def heard(self) -> None:
+        """Something authentic came from the peer."""
+        self.silent = self.handed_over = False
+        self._since = None
+        self._misses = 0
+
+    def silent_at(self, fragments: int) -> float:
+        """When a peer that was asked about an object of so many fragments becomes silent; inf for never."""
+        if self.silent or self._since is None:
+            return math.inf
+        return self._since + self._timing.silence_s(fragments)
+
+    def tick(self, now: float, fragments: int) -> None:
+        """Time has passed."""
+        if now >= self.silent_at(fragments):
+            self.silent = True
+            self.retry_at = now

@@ -1,0 +1,22 @@
+"""A frame that may leave, before the session gives it its place in the air."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onboard.wire.frame import Type
+from onboard.wire.transfer import Outgoing
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """What is to be sealed; `about` is the object of ours that it serves."""
+
+    type: Type
+    payload: bytes = b""
+    object_id: int = 0
+    fragment: int = 0
+    priority: int = 0
+    poll: bool = False
+    question: bool = False  # and it is what the frame is for
+    about: Outgoing | None = None

@@ -1,0 +1,122 @@
+"""The conversation about one outgoing object: which frame of it may leave next, and when.
+
+OFFER, then its fragments, then what the REPORTs show as lost, and a question whenever nothing else is left
+to send. Nothing here knows of other objects, or of whether the peer is there at all.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from onboard.wire.cadence import Cadence
+from onboard.wire.frame import Type
+from onboard.wire.messages import Cancel, Offer
+from onboard.wire.report import Report
+from onboard.wire.send import Send
+from onboard.wire.transfer import Outgoing
+
+BULK = (Type.DATA, Type.REPAIR)
+_OFFER_EVERY = 8  # fragments that follow an OFFER without waiting for its answer are in vain if it is lost
+
+
+class Talk:
+    """Of `object`, in this end's `epoch`. `ask_at`: when to ask (again), if nothing else can be sent;
+    `asks`: how often since the receiver last spoke of it."""
+
+    def __init__(self, outgoing: Outgoing, cadence: Cadence, epoch: int) -> None:
+        self.object = outgoing
+        self.ask_at = 0.0
+        self.asks = 0
+        self._cadence, self._loss, self._epoch = cadence, cadence.loss, epoch
+        self._offer_seq = 0  # of the last OFFER; 0 when one is due
+        self._unpolled = 0  # fragments sent since the last POLL flag
+        self._unoffered = 0  # and since the last OFFER
+
+    @property
+    def is_unheard_of(self) -> bool:
+        """Whether the receiver cannot have heard of it in this epoch."""
+        return self._offer_seq == 0 and not self.object.in_flight
+
+    def next(self) -> tuple[float, Type]:
+        """When which frame may leave."""
+        outgoing = self.object
+        if outgoing.withdrawn is not None:
+            return self.ask_at, Type.CANCEL
+        if self._offer_seq == 0 or (not outgoing.answered and self._unoffered >= _OFFER_EVERY):
+            return -math.inf, Type.OFFER
+        if outgoing.in_flight < self._cadence.window(outgoing):
+            if outgoing.next_fragment(self._loss.expected) is not None:
+                return -math.inf, Type.DATA
+            if outgoing.lacking(self._loss.expected, self._loss.burst)[0] > 0:
+                return -math.inf, Type.REPAIR
+        return self.ask_at, Type.POLL if outgoing.answered else Type.OFFER
+
+    def frame(self, type_: Type, now: float, seq: int) -> Send:
+        """The frame of that type; it will be frame `seq`."""
+        outgoing = self.object
+        if type_ is Type.DATA:
+            return self._data()
+        if type_ is Type.REPAIR:
+            return self._repair(seq)
+        if type_ is Type.POLL and self._cadence.repair_asks(outgoing, self.asks):
+            return replace(self._repair(seq), question=True)
+        payload = b""
+        if type_ is Type.OFFER:
+            left_s = 0 if math.isinf(outgoing.deadline) else max(1, math.ceil(outgoing.deadline - now))
+            payload = Offer(
+                outgoing.digest, len(outgoing.payload), outgoing.fragment_bytes, outgoing.kind, left_s
+            ).encode()
+        elif type_ is Type.CANCEL and outgoing.withdrawn is not None:
+            payload = Cancel(outgoing.digest, outgoing.withdrawn).encode()
+        return Send(type_, payload, outgoing.object_id, poll=True, question=True, about=outgoing)
+
+    def question(self) -> Send:
+        """To a peer that owes an answer: 24 B, and it says "unknown" if the OFFER never came."""
+        return Send(Type.POLL, b"", self.object.object_id, poll=True, question=True, about=self.object)
+
+    def data_bytes(self) -> int:
+        """Payload of the fragment that would go next."""
+        return len(self.object.fragment(self._next_fragment()))
+
+    def sent(self, send: Send, seq: int, end: float) -> None:
+        """A frame that this gave leaves as `seq`, its last bit at `end`."""
+        self.asks += send.question and not (send.type is Type.OFFER and self._unoffered)
+        if send.type is Type.REPAIR:
+            self.object.repair_sent(send.fragment >> 8, seq)
+        elif send.type is Type.DATA:
+            self.object.sent(send.fragment, seq)
+        if send.type in BULK:
+            self._unpolled = 0 if send.poll else self._unpolled + 1
+            self._unoffered += 1
+        elif send.type is Type.OFFER:
+            self._offer_seq = seq
+            self._unoffered = 0
+        if send.poll or self._cadence.by_turns:
+            self.ask_at = end + self._cadence.patience_s(self.object, self.asks)
+
+    def unknown(self, report: Report) -> None:
+        """The receiver says that it knows no such object: if it heard the last OFFER, it wants another."""
+        if report.epoch != self._epoch or report.seq >= self._offer_seq:
+            self.object.unknown()
+            self._offer_seq = 0
+
+    def _next_fragment(self) -> int:
+        index = self.object.next_fragment(self._loss.expected)
+        assert index is not None, "next has looked"
+        return index
+
+    def _data(self) -> Send:
+        outgoing, index = self.object, self._next_fragment()
+        poll = self._cadence.wants_report(outgoing, self._unpolled, last=outgoing.to_send.bit_count() == 1)
+        payload = outgoing.fragment(index)
+        return Send(Type.DATA, payload, outgoing.object_id, index, outgoing.priority, poll, about=outgoing)
+
+    def _repair(self, seq: int) -> Send:
+        outgoing = self.object
+        _, generation = outgoing.lacking(self._loss.expected, self._loss.burst)
+        payload = outgoing.repair(generation, (self._epoch, seq))
+        poll = self._cadence.wants_report(outgoing, self._unpolled, last=True)
+        return Send(
+            Type.REPAIR, payload, outgoing.object_id, generation << 8, outgoing.priority, poll, about=outgoing
+        )
