@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ from msgspec import Meta
 from hw_profiles import Board, Link, load_board, load_link
 from onboard.config import (
     NODE_IDS,
+    Bytes,
     ConfigError,
     NodeId,
     Seconds,
@@ -57,6 +59,8 @@ class NodeSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     link: Text
     port: str
     key: Text
+    bytes_per_contact: Bytes | None = None
+    bytes_per_day: Bytes | None = None
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -78,6 +82,11 @@ class MissionFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
                 if value in seen:
                     raise ValueError(f"node[{index}].{key}: used by another node")
                 seen.add(value)
+        for index, node in enumerate(self.node):
+            if node.bytes_per_contact is not None and self.mission.contacts is None:
+                raise ValueError(
+                    f"node[{index}].bytes_per_contact: needs mission.contacts, which says when one begins"
+                )
         if self.mission.select > len(self.node):
             count = len(self.node)
             raise ValueError(
@@ -95,6 +104,8 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     port: str
     key_path: Path
     contacts_path: Path | None = None
+    bytes_per_contact: float = math.inf
+    bytes_per_day: float = math.inf
 
 
 class Mission(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,6 +145,8 @@ def load_mission(folder: Path) -> Mission:
             port=node.port,
             key_path=base / node.key,
             contacts_path=base / rules.contacts if rules.contacts else None,
+            bytes_per_contact=node.bytes_per_contact or math.inf,
+            bytes_per_day=node.bytes_per_day or math.inf,
         )
         for index, node in enumerate(file.node)
     )

@@ -53,7 +53,7 @@ class Station:
             done=spool.finished(),
             wire_bytes=partial(wire_bytes, node.port),
             now=now,
-            limits=limits_for(node.port),
+            limits=limits_for(node.port, node.bytes_per_contact, node.bytes_per_day),
         )
         self.pump = Pump(lambda: open_port(node.port, node.link), self.session, spool)
         self._store = store

@@ -68,16 +68,20 @@ def board_agent(config: NodeConfig, images: data.Images, now: float) -> tuple[Ag
         done=spool.finished(),
         wire_bytes=partial(wire_bytes, config.port),
         now=now,
-        limits=limits_for(config.port),
+        limits=limits_for(config.port, config.bytes_per_contact, config.bytes_per_day),
     )
     pump = Pump(lambda: open_port(config.port, config.link), session, spool)
     agent = Agent(config, session, journal, known, Ledger(config.board, config.link, now), images)
     return agent, pump
 
 
-def limits_for(port: str) -> Limits:
+def limits_for(port: str, bytes_per_contact: float, bytes_per_day: float) -> Limits:
     """What a session takes on over this port: datagrams may overtake one another, bytes on a wire cannot."""
-    return Limits(reorder_slack=REORDER_SLACK if port.startswith("udp:") else 0)
+    return Limits(
+        bytes_per_contact=bytes_per_contact,
+        bytes_per_day=bytes_per_day,
+        reorder_slack=REORDER_SLACK if port.startswith("udp:") else 0,
+    )
 
 
 def carry(

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from datetime import datetime
@@ -30,6 +31,7 @@ NODE_IDS = range(1, 255)  # 0 is the ground station, 255 is broadcast (the frame
 NodeId = Annotated[int, Meta(ge=NODE_IDS.start, le=NODE_IDS.stop - 1)]
 Share = Annotated[float, Meta(gt=0, le=1)]
 Seconds = Annotated[float, Meta(gt=0, le=1e9)]  # as far as a task's deadline goes on the wire
+Bytes = Annotated[int, Meta(ge=4096, le=2**50)]  # of an allowance: less has no room for a frame and answers
 Text = Annotated[str, Meta(min_length=1)]
 Shape = tuple[Annotated[int, Meta(ge=1)], Annotated[int, Meta(ge=1)], Annotated[int, Meta(ge=1)]]
 
@@ -53,14 +55,18 @@ class NodeSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 class LinkSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[link]`: the way to the ground. `port` is a device, any pyserial URL, or `udp://HOST:PORT`; `contacts`
-    the file with the contact plan, none for a link that is always up."""
+    the file with the contact plan, none for a link that is always up; the others are this end's allowance."""
 
     port: str
     profile: Text
     contacts: Text | None = None
+    bytes_per_contact: Bytes | None = None
+    bytes_per_day: Bytes | None = None
 
     def __post_init__(self) -> None:
         check_port(self.port)
+        if self.bytes_per_contact is not None and self.contacts is None:
+            raise ValueError("bytes_per_contact: needs contacts, the plan that says when one begins")
 
 
 class DataSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -116,6 +122,8 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     memory_bytes: int
     checkpoint_s: float
     contacts_path: Path | None = None
+    bytes_per_contact: float = math.inf
+    bytes_per_day: float = math.inf
 
 
 def load_node(path: Path, *, port: str | None = None) -> NodeConfig:
@@ -141,6 +149,8 @@ def load_node(path: Path, *, port: str | None = None) -> NodeConfig:
         link=link,
         port=file.link.port if port is None else port,
         contacts_path=base / file.link.contacts if file.link.contacts else None,
+        bytes_per_contact=file.link.bytes_per_contact or math.inf,
+        bytes_per_day=file.link.bytes_per_day or math.inf,
         key_path=base / file.node.key,
         state=base / file.node.state,
         data_source=relative_source(file.data.source, base),

@@ -71,10 +71,9 @@ class Access:
         """How long the contact lasts from `up_s` on, None where nobody knows."""
         return None if math.isinf(self._air.closes_at) else self._air.closes_at - up_s
 
-    def passes(self, now: float, eta_s: float) -> int | None:
-        """In how many contacts, an open one included, the link's clock gets on by `eta_s`; None where the
-        plan does not reach so far, or there is none."""
-        return self._contacts.passes(now, self._contacts.up_s(now) + eta_s)
+    def when(self, now: float, contact_s: float) -> tuple[float, int | None]:
+        """See Contacts.when."""
+        return self._contacts.when(now, contact_s)
 
     def spend(self, count_bytes: int, now: float) -> None:
         """A frame of so many bytes on the wire leaves."""

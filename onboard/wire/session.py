@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import replace
-from functools import partial
 
 from hw_profiles import Link
 from onboard.wire import cobs
@@ -46,6 +44,7 @@ from onboard.wire.outbox import Outbox
 from onboard.wire.report import Report
 from onboard.wire.seal import Opener, Sealer
 from onboard.wire.send import Send
+from onboard.wire.snapshot import link_snapshot
 from onboard.wire.timing import Timing
 from onboard.wire.transfer import Incoming, Partial
 from onboard.wire.turn import MAX_CLOSING
@@ -268,50 +267,11 @@ class Session:
 
     def snapshot(self, now: float) -> LinkSnapshot:
         """Counters and progress, as a value."""
-        inbox, outbox, opener, hearing = self._inbox, self._outbox, self._opener, self._hearing
-        openers = [opener] if self._listener is None else [opener, self._listener.opener]
-        objects = [*outbox.progress(), *inbox.progress(hearing.loss)]
-        when = partial(self._contacts.when, now)
-        (out_s, out_passes), (in_s, in_passes) = (  # objects of one way share the air: their times add up
-            when(sum(each.eta_s for each in objects if each.incoming == way)) for way in (False, True)
-        )
-        return LinkSnapshot(
-            now=now,
-            epoch=self.epoch,
-            peer_epoch=hearing.epoch,
-            frames_sent=self._sealer.seq,
-            bytes_sent=self._bytes_sent,
-            frames_received=sum(opener.opened for opener in openers),
-            bytes_received=hearing.bytes,
-            malformed=self._malformed + inbox.malformed + sum(o.malformed + o.encrypted for o in openers),
-            bad_tags=sum(opener.bad_tags for opener in openers),
-            replays=sum(opener.replays for opener in openers),
-            misaddressed=sum(opener.misaddressed for opener in openers),
-            orphans=inbox.orphans + outbox.orphans,
-            duplicates=inbox.duplicates,
-            corrupt=inbox.corrupt,
-            fragments_sent=outbox.fragments_sent,
-            fragments_resent=outbox.fragments_resent,
-            repairs_sent=outbox.repairs_sent,
-            fragments_received=inbox.fragments,
-            loss_out=outbox.loss,
-            loss_in=hearing.loss,
-            airtime_s=self._air.airtime_s,
-            goodput_out_bps=outbox.goodput_bps(self._access.link_s(now)),
-            goodput_in_bps=8 * inbox.received_bytes / hearing.bulk_s if hearing.bulk_s > 0 else 0.0,
-            last_heard=hearing.at,
-            silent=outbox.silent,
-            in_contact=self._contacts.is_up(now),
-            eta_out_s=out_s,
-            eta_out_passes=out_passes,
-            eta_in_s=in_s,
-            eta_in_passes=in_passes,
-            objects=tuple(
-                replace(each, eta_s=left_s, eta_passes=passes)
-                for each in objects
-                for left_s, passes in [when(each.eta_s)]
-            ),
-        )
+        openers = [self._opener] if self._listener is None else [self._opener, self._listener.opener]
+        return link_snapshot(
+            now, self._access, self._air, self._sealer, openers, self._hearing, self._inbox, self._outbox,
+            malformed=self._malformed, bytes_sent=self._bytes_sent,
+        )  # fmt: skip
 
     # -- one rule each ---------------------------------------------------------------------------------
 

@@ -70,6 +70,16 @@ BAD = [
     ("quorum = 1", "deadline_s = inf", "mission.deadline_s = inf: expected float <= 1000000000.0"),
     ("quorum = 1", "seed = -1", "mission.seed = -1: expected int >= 0"),
     ("quorum = 1", "colour = 1", "mission.colour = 1: unknown key"),
+    (
+        'port = "/dev/a"',
+        'port = "/dev/a"\nbytes_per_day = 100',
+        "node[0].bytes_per_day = 100: expected int >= 4096",
+    ),
+    (
+        'port = "/dev/a"',
+        'port = "/dev/a"\nbytes_per_contact = 9000',
+        "node[0].bytes_per_contact = 9000: needs mission.contacts",
+    ),
     ("[train]", "[train]\nepochs = 0", "train.epochs = 0: expected int >= 1"),
     ("[train]", "[train]\npretrain_epochs = 0", "train.pretrain_epochs = 0: expected int >= 1"),
     ("[train]", "[train]\nbatch_size = 0", "train.batch_size = 0: expected int >= 1"),
