@@ -13,7 +13,7 @@ from groundstation.store import Store
 from onboard.carrier import GROUND, limits_for, tell_of_link
 from onboard.contacts import ContactPlan
 from onboard.keys import load_key
-from onboard.link import Spool, open_port, wire_bytes
+from onboard.link import Spool, opener, wire_bytes
 from onboard.link.pump import PortDown, PortUp, Pump, SpoolFull
 from onboard.views import link_view
 from onboard.wire.events import Event
@@ -55,7 +55,7 @@ class Station:
             now=now,
             limits=limits_for(node.port, node.bytes_per_contact, node.bytes_per_day),
         )
-        self.pump = Pump(lambda: open_port(node.port, node.link), self.session, spool)
+        self.pump = Pump(opener(node.port, node.link), self.session, spool)
         self._store = store
         self._earlier = store.counters(node.id)
         self.late_updates = 0

@@ -19,7 +19,7 @@ from onboard.config import NodeConfig
 from onboard.contacts import ContactPlan
 from onboard.journal import Journal
 from onboard.keys import load_key
-from onboard.link import Spool, open_port, wire_bytes
+from onboard.link import Spool, opener, wire_bytes
 from onboard.link.pump import PortDown, PortUp, Pump, PumpEvent, SpoolFull, wait
 from onboard.log import say
 from onboard.lookout import Lookout
@@ -70,7 +70,7 @@ def board_agent(config: NodeConfig, images: data.Images, now: float) -> tuple[Ag
         now=now,
         limits=limits_for(config.port, config.bytes_per_contact, config.bytes_per_day),
     )
-    pump = Pump(lambda: open_port(config.port, config.link), session, spool)
+    pump = Pump(opener(config.port, config.link), session, spool)
     agent = Agent(config, session, journal, known, Ledger(config.board, config.link, now), images)
     return agent, pump
 

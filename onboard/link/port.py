@@ -6,7 +6,12 @@ one by its URL.
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Literal, Protocol
+
+Way = Literal["in", "out"]
+Tap = Callable[[Way, bytes], None]
+"""Is told every piece that crosses a port, as it crossed: part of a stream, or one datagram."""
 
 
 class BadUrl(ValueError):  # noqa: N818 - "bad" says error already

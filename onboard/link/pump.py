@@ -21,6 +21,7 @@ from onboard.wire.session import Session
 from onboard.wire.transfer import Incoming
 
 REOPEN_S = 1.0
+OPENING_S = 0.05  # how often to look whether a port that is being opened is there
 SAVE_SHARE = 128  # at most this part of an object, in bytes, is lost by a kill: 1 %
 SAVE_GAP_S = 0.25  # an fsync on an SD card takes up to this long, so fast links save by time
 SAVE_WITHIN_S = 5.0  # and slow links lose at most this much of what they heard
@@ -94,11 +95,12 @@ class _Saving:
 class Pump:
     """Moves one session over one port, and its incoming objects through one spool.
 
-    `opener` opens the port; it is called by `poll`, for the first time too. `session` belongs to the pump
+    `opener` opens the port, or gives None while that takes its time; it is called by `poll`, for the first
+    time too. `session` belongs to the pump
     from here on, except for the application's side of it. What the spool holds is resumed at once.
     """
 
-    def __init__(self, opener: Callable[[], Port], session: Session, spool: Spool) -> None:
+    def __init__(self, opener: Callable[[], Port | None], session: Session, spool: Spool) -> None:
         self.session = session
         self._opener = opener
         self._spool = spool
@@ -191,6 +193,9 @@ class Pump:
         except PortLost as lost:
             self._past = replace(self._past, url=lost.url, why=lost.reason)
             self._tell_down(lost, events)
+            return
+        if self._port is None:
+            self._open_at = now + OPENING_S
             return
         self._down_told = self._blocked = False
         events.append(PortUp(self._port.url))

@@ -1,4 +1,4 @@
-"""A serial port carries COBS frames, byte for byte what a UART or a radio modem behind one is given.
+"""A serial port carries a byte stream, byte for byte what a UART, a radio modem or a TNC is given.
 
 Devices are opened through pyserial, for its settings on every platform and its URLs (`socket://`,
 `rfc2217://`, ...), and then read and written without pyserial: its non-blocking write spins while a
@@ -14,48 +14,56 @@ import fcntl
 import io
 import os
 import select
+import socket
 import termios
+import threading
 from typing import Any
 
 import serial
 
-from onboard.link.port import BadUrl, PortLost
-from onboard.wire import cobs
+from onboard.link.framing import Framing
+from onboard.link.port import BadUrl, PortLost, Tap
 
 _READ_BYTES = 65_536
+_GONE_S = 30  # a far end that acknowledges nothing for so long is not there any more
 _HUNG_UP = select.POLLHUP | select.POLLERR | select.POLLNVAL
 
 
 class SerialPort:
-    """See `Port`. `max_frame_bytes` bounds what is held of a stream that never delimits a frame."""
+    """See `Port`. `device` is a path or a URL of pyserial's; `framing` cuts the stream into frames."""
 
-    def __init__(self, url: str, *, baud: int, max_frame_bytes: int) -> None:
+    def __init__(
+        self, url: str, device: str, *, baud: int, framing: Framing, max_frame_bytes: int, tap: Tap | None
+    ) -> None:
         """Opens and locks the device. Raises PortLost, and BadUrl for a URL that pyserial does not know."""
         self.url = url
         self.max_frame_bytes = max_frame_bytes
-        self.rx_bytes = self.tx_bytes = self._bad_cobs = 0
-        self._splitter = cobs.Splitter(max_frame_bytes)
-        # A delimiter first: a sender that was cut in mid-frame left half of one at the far end.
-        self._kept = b"\0"
-        self._device = _open(url, baud)
-        self._fd = _descriptor(self._device)
+        self.rx_bytes = self.tx_bytes = 0
+        self._framing, self._tap = framing, tap
+        self._kept = framing.opening
+        self._device = _open(url, device, baud)
+        self._fd, self._queue_fd = _descriptors(self._device)
         if self._fd >= 0:
             os.set_blocking(self._fd, False)
 
     @property
     def broken(self) -> int:
-        """Chunks between delimiters that were no COBS, or longer than any frame."""
-        return self._bad_cobs + self._splitter.overlong
+        """See `Framing.broken`."""
+        return self._framing.broken
 
     def read(self) -> list[bytes]:
         """See `Port.read`. At most 64 KiB a call."""
         data = self._read_some()
+        if not data:
+            return []
         self.rx_bytes += len(data)
-        return [frame for chunk in self._splitter.feed(data) if (frame := self._unstuff(chunk)) is not None]
+        if self._tap is not None:
+            self._tap("in", data)
+        return self._framing.feed(data)
 
     def write(self, frame: bytes) -> None:
         """See `Port.write`."""
-        self._kept += cobs.encode(frame)
+        self._kept += self._framing.encode(frame)
         self.flush()
 
     def flush(self) -> None:
@@ -69,6 +77,8 @@ class SerialPort:
         except (OSError, serial.SerialException) as error:
             raise PortLost(self.url, f"cannot write: {_why(error)}") from error
         self.tx_bytes += taken
+        if self._tap is not None:
+            self._tap("out", self._kept[:taken])
         self._kept = self._kept[taken:]
 
     def kept_bytes(self) -> int:
@@ -76,12 +86,12 @@ class SerialPort:
         return len(self._kept)
 
     def queued_bytes(self) -> int:
-        """See `Port.queued_bytes`. A pty always answers 0 for its own part."""
-        if self._fd < 0:
-            return len(self._kept)
+        """See `Port.queued_bytes`. Over TCP it is all that the far end has not acknowledged yet; a pty
+        always answers 0 for its own part."""
         waiting = array.array("i", [0])
-        with contextlib.suppress(OSError):  # a device that cannot tell
-            fcntl.ioctl(self._fd, termios.TIOCOUTQ, waiting)
+        if self._queue_fd >= 0:
+            with contextlib.suppress(OSError):  # a device that cannot tell
+                fcntl.ioctl(self._queue_fd, termios.TIOCOUTQ, waiting)  # on a socket the same is SIOCOUTQ
         return len(self._kept) + waiting[0]
 
     def trust(self, frame: bytes) -> None:
@@ -96,28 +106,25 @@ class SerialPort:
         with contextlib.suppress(OSError, serial.SerialException):
             if self._fd >= 0 and os.isatty(self._fd):
                 termios.tcflush(self._fd, termios.TCOFLUSH)  # or closing waits until the UART is empty
-        with contextlib.suppress(OSError, serial.SerialException):
-            self._device.close()
-        self._fd = -1
-
-    def _unstuff(self, chunk: bytes) -> bytes | None:
-        try:
-            return cobs.decode(chunk)
-        except cobs.BadCobs:
-            self._bad_cobs += 1
-            return None
+        if self._fd >= 0:
+            with contextlib.suppress(OSError, serial.SerialException):
+                self._device.close()
+        else:  # pyserial's rfc2217:// waits for its own thread, and then 0.3 s more
+            threading.Thread(target=self._device.close, daemon=True).start()
+        self._fd = self._queue_fd = -1
 
     def _read_some(self) -> bytes:
         try:
             if self._fd < 0:
-                return bytes(self._device.read(self._device.in_waiting))
+                data = self._read_waiting()
+                if not data and _flags(self._queue_fd, select.POLLRDHUP):
+                    raise PortLost(self.url, "the far end closed")
+                return data
             data = os.read(self._fd, _READ_BYTES)
             if data:
                 return data
             # Nothing: is the line quiet (a terminal then reads empty, too) or the far end gone?
-            line = select.poll()
-            line.register(self._fd, select.POLLIN)
-            flags = sum(flag for _, flag in line.poll(0))
+            flags = _flags(self._fd, select.POLLIN)
             if flags & _HUNG_UP:
                 raise PortLost(self.url, "the device hung up")
             data = os.read(self._fd, _READ_BYTES) if flags & select.POLLIN else b""
@@ -131,24 +138,55 @@ class SerialPort:
             raise PortLost(self.url, f"cannot read: {_why(error)}") from error
         return data
 
+    def _read_waiting(self) -> bytes:
+        """What pyserial has read already. Its rfc2217:// gives one byte a call where it must not wait."""
+        data = bytearray()
+        while (waiting := self._device.in_waiting) and len(data) < _READ_BYTES:
+            data += self._device.read(waiting)
+        return bytes(data)
 
-def _open(url: str, baud: int) -> Any:
+
+def _flags(fd: int, wanted: int) -> int:
+    """What poll(2) says of a descriptor now; 0 where there is none."""
+    line = select.poll()
+    if fd >= 0:
+        line.register(fd, wanted)
+    return sum(flag for _, flag in line.poll(0))
+
+
+def _open(url: str, device: str, baud: int) -> Any:
     # The lock keeps a second program from taking every other byte. It is for devices: pyserial's
     # URL handlers refuse the setting or ignore it.
-    lock = {"exclusive": True} if "://" not in url else {}
+    lock = {"exclusive": True} if "://" not in device else {}
     try:
-        return serial.serial_for_url(url, baudrate=baud, timeout=0, **lock)
+        return serial.serial_for_url(device, baudrate=baud, timeout=0, **lock)
     except (ValueError, TypeError) as error:
         raise BadUrl(f"{url}: {error}") from None
     except (OSError, serial.SerialException) as error:
         raise PortLost(url, f"cannot open: {_why(error)}") from error
 
 
-def _descriptor(device: Any) -> int:
+def _descriptors(device: Any) -> tuple[int, int]:
+    """What to select() on, and what to ask how much is queued: -1 where there is none."""
+    link = getattr(device, "_socket", None)  # pyserial's socket:// and rfc2217://, which show it to nobody
+    if link is not None:
+        _tune(link)
     try:
-        return int(device.fileno())
+        return int(device.fileno()), int(device.fileno())
     except (io.UnsupportedOperation, AttributeError):
-        return -1
+        # rfc2217:// reads its socket on a thread of its own, but the queue to it is the kernel's: unasked,
+        # a stalled network would take in a hundred frames and then stop the daemon.
+        return -1, -1 if link is None else link.fileno()
+
+
+def _tune(link: socket.socket) -> None:
+    """TCP holds no small frame back until a larger one is acknowledged (RFC 896), and says when nothing has
+    been for some time: by default it would hope for 15 minutes."""
+    link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    link.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * _GONE_S)
+    link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # also when there is nothing to send
+    link.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _GONE_S)
+    link.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _GONE_S)
 
 
 def _why(error: BaseException) -> str:

@@ -12,7 +12,7 @@ import socket
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from onboard.link.port import BadUrl, PortLost
+from onboard.link.port import BadUrl, PortLost, Tap
 
 IPV4_UDP_BYTES = 20 + 8  # RFC 791 without options, RFC 768
 IPV6_UDP_BYTES = 40 + 8  # RFC 8200
@@ -27,9 +27,10 @@ class UdpPort:
     """See `Port`. With a peer in the URL only that peer is heard; without, the first that proves authentic
     is the peer, and the last if it moves (behind address translation it does)."""
 
-    def __init__(self, url: str, *, max_frame_bytes: int) -> None:
+    def __init__(self, url: str, *, max_frame_bytes: int, tap: Tap | None) -> None:
         """Binds the socket. Raises PortLost, and BadUrl for a URL that is not understood."""
         self.url = url
+        self._tap = tap
         self.rx_bytes = self.tx_bytes = self._overlong = 0
         self.max_frame_bytes = max_frame_bytes
         self._kept: list[bytes] = []
@@ -77,6 +78,8 @@ class UdpPort:
                     continue
                 raise PortLost(self.url, f"cannot read: {_why(error)}") from error
             self.rx_bytes += len(frame) + self._header_bytes
+            if self._tap is not None:
+                self._tap("in", frame)
             if len(frame) > self.max_frame_bytes:
                 self._overlong += 1
             else:
@@ -102,7 +105,10 @@ class UdpPort:
                 return
             except OSError as error:
                 raise PortLost(self.url, f"cannot write: {_why(error)}") from error
-            self.tx_bytes += len(self._kept.pop(0)) + self._header_bytes
+            frame = self._kept.pop(0)
+            self.tx_bytes += len(frame) + self._header_bytes
+            if self._tap is not None:
+                self._tap("out", frame)
 
     def _send(self, frame: bytes) -> bool:
         """False where the kernel says that a datagram was lost: this one, or an earlier one."""
@@ -151,6 +157,19 @@ def is_ipv6(url: str) -> bool:
         return ipaddress.ip_address(host.partition("%")[0]).version == 6
     except ValueError:
         return False
+
+
+def names_hosts(url: str) -> bool:
+    """Whether an end is a name, which has to be looked up. Raises BadUrl."""
+    return any(end is not None and not _is_address(end[0]) for end in _ends(url))
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return True
 
 
 def _ends(url: str) -> tuple[tuple[str, int] | None, tuple[str, int] | None]:

@@ -72,7 +72,8 @@ class Splitter:
     peer at another speed.
     """
 
-    def __init__(self, max_frame_bytes: int) -> None:
+    def __init__(self, max_frame_bytes: int, delimiter: bytes = b"\0") -> None:
+        self._delimiter = delimiter
         self._max_chunk_bytes = wire_bytes(max_frame_bytes) - 1
         self._rest = b""
         self._skipping = False
@@ -80,7 +81,7 @@ class Splitter:
 
     def feed(self, data: bytes) -> list[bytes]:
         """The chunks that `data` completes, without delimiters, empty ones left out."""
-        parts = data.split(b"\0")
+        parts = data.split(self._delimiter)
         parts[0] = self._rest + parts[0]
         self._rest = parts.pop()
         if self._skipping and parts:

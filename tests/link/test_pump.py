@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from hw_profiles import Link, load_link
-from onboard.link import BadUrl, Spool, open_port, wire_bytes
+from onboard.link import BadUrl, Spool, open_port, opener, wire_bytes
 from onboard.link.pump import PortDown, PortUp, Pump, PumpEvent, SpoolFull, wait
 from onboard.wire.messages import UPDATE, Reason
 from onboard.wire.session import Arrived, Delivered, Message, Refused, Session
@@ -52,7 +52,7 @@ def pump(
         wire_bytes=functools.partial(wire_bytes, url),
         now=now,
     )
-    return Pump(lambda: open_port(url, link), session, spool)
+    return Pump(opener(url, link), session, spool)
 
 
 @pytest.fixture
@@ -424,8 +424,10 @@ def test_wait_returns_for_a_descriptor_beside_the_ports(cable: Cable, tmp_path: 
 
 def test_wait_does_not_sleep_over_a_port_without_a_descriptor(tmp_path: Path) -> None:
     looped = pump("loop://", tmp_path / "spool", master=True)
-    looped.poll(0.0)
-    assert looped.is_open
+    deadline = time.monotonic() + 10
+    while not looped.is_open:  # a URL of pyserial's is opened in the background
+        assert time.monotonic() < deadline
+        looped.poll(time.monotonic())
     start = time.monotonic()
     wait([looped], 30.0)
     assert time.monotonic() - start < 5

@@ -1,0 +1,115 @@
+"""How frames stand in what a port carries, the same for a live port and for a recording of one.
+
+A framing turns a frame into the bytes that go out, and the bytes that come in, however they are cut, into
+frames. What is no frame is counted, never raised.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+from onboard.wire import cobs, kiss
+
+Name = Literal["cobs", "kiss", "datagram"]
+
+
+class Framing(Protocol):
+    """See the module. `opening` goes out first: a sender that was cut in mid-frame left half of one."""
+
+    opening: bytes
+
+    @property
+    def broken(self) -> int:
+        """Pieces that were no frame by their framing alone."""
+        ...
+
+    def encode(self, frame: bytes) -> bytes: ...
+
+    def feed(self, data: bytes) -> list[bytes]: ...
+
+
+class CobsStream:
+    """COBS with a zero byte behind each frame. Holds no more of a stream than one largest frame."""
+
+    opening = b"\0"
+
+    def __init__(self, max_frame_bytes: int) -> None:
+        self._splitter = cobs.Splitter(max_frame_bytes)
+        self._bad = 0
+
+    @property
+    def broken(self) -> int:
+        """Chunks between delimiters that were no COBS, or longer than any frame."""
+        return self._bad + self._splitter.overlong
+
+    def encode(self, frame: bytes) -> bytes:
+        """The bytes that go out."""
+        return cobs.encode(frame)
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The frames that `data` completes."""
+        frames = []
+        for chunk in self._splitter.feed(data):
+            try:
+                frames.append(cobs.decode(chunk))
+            except cobs.BadCobs:
+                self._bad += 1
+        return frames
+
+
+class KissStream:
+    """KISS, for a TNC whose port is `port`. Holds no more of a stream than one largest frame."""
+
+    opening = kiss.FEND
+
+    def __init__(self, max_frame_bytes: int, port: int) -> None:
+        self._splitter = cobs.Splitter(kiss.most_bytes(max_frame_bytes), kiss.FEND)
+        self._port = port
+        self._bad = 0
+
+    @property
+    def broken(self) -> int:
+        """Chunks between FENDs that were no data of this port, or longer than any frame."""
+        return self._bad + self._splitter.overlong
+
+    def encode(self, frame: bytes) -> bytes:
+        """The bytes that go out."""
+        return kiss.encode(frame, self._port)
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The frames that `data` completes."""
+        frames = []
+        for chunk in self._splitter.feed(data):
+            try:
+                frames.append(kiss.decode(chunk, self._port))
+            except kiss.BadKiss:
+                self._bad += 1
+        return frames
+
+
+class Datagrams:
+    """Each frame by itself; what is longer than any frame is none."""
+
+    opening = b""
+
+    def __init__(self, max_frame_bytes: int) -> None:
+        self._max_frame_bytes = max_frame_bytes
+        self.broken = 0
+
+    def encode(self, frame: bytes) -> bytes:
+        """The frame itself."""
+        return frame
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The frame in one datagram, if it can be one."""
+        if len(data) > self._max_frame_bytes:
+            self.broken += 1
+            return []
+        return [data]
+
+
+def make(name: Name, max_frame_bytes: int, kiss_port: int = 0) -> Framing:
+    """The framing of that name, at its beginning."""
+    if name == "kiss":
+        return KissStream(max_frame_bytes, kiss_port)
+    return CobsStream(max_frame_bytes) if name == "cobs" else Datagrams(max_frame_bytes)

@@ -1,0 +1,67 @@
+"""What a URL says of a byte stream: the device as pyserial knows it, its speed, and the framing on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from urllib.parse import parse_qs, urlsplit
+
+from onboard.link.framing import Name
+from onboard.link.port import BadUrl
+from onboard.wire import kiss
+
+_MOST_BAUD = 20_000_000
+_FORMS = "a device's path, serial:PATH?baud=N, kiss:PATH?baud=N&port=N, kiss+tcp://HOST:PORT?port=N, "
+_FORMS += "udp://HOST:PORT or a pyserial URL"
+
+
+@dataclass(frozen=True)
+class StreamUrl:
+    """`device` is a path or a URL of pyserial's; `baud` None where the URL names none."""
+
+    device: str
+    baud: int | None = None
+    framing: Name = "cobs"
+    kiss_port: int = 0
+
+    @classmethod
+    def parse(cls, url: str) -> StreamUrl:
+        """Raises BadUrl, in one line that names the URL."""
+        if url.startswith("kiss+tcp:"):
+            options = _options(url, "kiss+tcp://HOST:PORT?port=N", {"port"})
+            return cls(f"socket://{_host_port(url)}", None, "kiss", options.get("port", 0))
+        if url.startswith("kiss:"):
+            options = _options(url, "kiss:PATH?baud=N&port=N", {"baud", "port"})
+            return cls(_path(url), options.get("baud"), "kiss", options.get("port", 0))
+        if url.startswith("serial:"):
+            return cls(_path(url), _options(url, "serial:PATH?baud=N", {"baud"}).get("baud"))
+        if not url or ("://" not in url and not url.startswith("/")):
+            raise BadUrl(f"{url!r}: not {_FORMS}")
+        return cls(url)
+
+
+def _options(url: str, form: str, known: set[str]) -> dict[str, int]:
+    bounds = {"baud": range(1, _MOST_BAUD + 1), "port": kiss.PORTS}
+    options = {}
+    for key, texts in parse_qs(urlsplit(url).query, keep_blank_values=True).items():
+        text = texts[-1]
+        if key not in known or not (text.isascii() and text.isdecimal() and int(text) in bounds[key]):
+            raise BadUrl(f"{url}: {key} = {text!r}: not {form}")
+        options[key] = int(text)
+    return options
+
+
+def _path(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.netloc or not parts.path:
+        raise BadUrl(f"{url}: no path of a device; not {parts.scheme}:PATH")
+    return parts.path
+
+
+def _host_port(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        if parts.hostname and parts.port and parts.path in ("", "/"):
+            return parts.netloc
+    except ValueError:
+        pass
+    raise BadUrl(f"{url}: not kiss+tcp://HOST:PORT")
