@@ -22,11 +22,13 @@ def iid(y: Labels, devices: int, images: int, seed: int) -> list[Rows]:
 def dirichlet(y: Labels, classes: int, devices: int, images: int, alpha: float, seed: int) -> list[Rows]:
     """`devices` shares of up to `images` rows of y (N), each with its own mixture of the classes.
 
-    A device's mixture is drawn from Dirichlet(alpha * p), p the classes' shares of y, and its images by it:
-    Hsu, Qi and Brown, "Measuring the Effects of Non-Identical Data Distribution for Federated Visual
-    Classification", 2019, section 3. alpha to infinity is IID, alpha to 0 gives each device one class. A
-    class that is used up leaves the mixtures of the devices after it. Raises DataError as `iid`, ValueError
-    for an alpha that is not positive.
+    A device's mixture is drawn from a Dirichlet distribution, and its images by it (Hsu, Qi and Brown,
+    "Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification", 2019,
+    section 3). `alpha` is the concentration of each class where they are equally frequent, as in most work
+    since (Li et al., "Federated Learning on Non-IID Data Silos", 2022); else alpha * C * p, p the C classes'
+    shares of y. Hsu's own alpha * p is C times more unlike. alpha to infinity is IID, alpha to 0 gives each
+    device one class. A class that is used up leaves the mixtures of the devices after it. Raises DataError as
+    `iid`, ValueError for an alpha that is not positive.
     """
     if not 0 < alpha < np.inf:
         raise ValueError(f"alpha is {alpha}, must be above 0 and finite")
@@ -42,7 +44,7 @@ def dirichlet(y: Labels, classes: int, devices: int, images: int, alpha: float, 
     shares: list[Rows] = []
     for _ in range(devices):
         mixture = np.zeros(classes)
-        mixture[present] = draw.dirichlet(alpha * prior[present])
+        mixture[present] = draw.dirichlet(alpha * present.sum() * prior[present])
         taken = _counts(draw, mixture, left, size)
         shares.append(
             np.concatenate([pool[n - k : n] for pool, n, k in zip(pools, left, taken, strict=True)])

@@ -46,7 +46,7 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     learning_rate: Annotated[float, Meta(gt=0, lt=1)] = 3e-3
     learning_rate_decay: Annotated[float, Meta(gt=0, le=1)] = 0.9
     bits_up: Annotated[float, Meta(gt=0, le=32)] = 0.05
-    bits_down: Annotated[float, Meta(gt=0, le=32)] = 0.08
+    bits_down: Annotated[float, Meta(gt=0, le=32)] = 0.15
     max_bases: Annotated[int, Meta(ge=1, le=MAX_BASES)] = 8
     shift_pixels: Annotated[int, Meta(ge=0, le=255)] = 1
     distortion: Annotated[float, Meta(ge=0, le=4)] = 1.0
