@@ -49,6 +49,7 @@ class Known(msgspec.Struct, kw_only=True):
     round: int = 0
     model: bytes = b""  # digest of the object in model.bin
     update: bytes = b""  # digest of the object in update.bin
+    fragment_bytes: int = 0  # and how it is cut for the link
     train_s: float = 0.0  # spent on this round's training up to the last checkpoint
     cpu_s: float = 0.0
     energy_j: float = 0.0
@@ -108,7 +109,8 @@ class Agent:
         if self.known.phase == State.OFFERING:
             update = self._journal.fetch(UPDATE)
             if update is not None:
-                self.known.update = self.session.offer(messages.UPDATE, update, now)
+                cut = self.known.fragment_bytes or None
+                self.known.update = self.session.offer(messages.UPDATE, update, now, fragment_bytes=cut)
                 say(log, "resumed", phase="offering", round=self.known.round)
         elif self.known.phase == State.TRAINING:
             model = self._journal.fetch(MODEL)
@@ -285,7 +287,9 @@ class Agent:
         self.work = None
         self.known.update = messages.digest(messages.UPDATE, payload)
         self._settle(State.OFFERING)
-        self.session.offer(messages.UPDATE, payload, now)
+        digest = self.session.offer(messages.UPDATE, payload, now)
+        self.known.fragment_bytes = self.session.fragment_bytes(digest)
+        self._save()
         say(log, "trained", round=update.round, loss=update.loss, seconds=update.train_s, bytes=len(payload))
 
     def _stop_work(self, now: float) -> None:

@@ -35,7 +35,7 @@ class Cadence:
         flow. A turn on half-duplex takes 1/16 and as many times more: each costs two changes of direction,
         and an answer that is lost as much again.
         """
-        round_trip = self._timing.round_trip_fragments(outgoing.count)
+        round_trip = self._timing.round_trip_fragments(outgoing.count, outgoing.fragment_bytes)
         if not outgoing.answered:
             # The first round trip after an OFFER is filled and no more: the receiver may hold it all.
             if self._timing.waits_for_answer(len(outgoing.payload), outgoing.count):
@@ -58,7 +58,7 @@ class Cadence:
         time between two questions the air would have been idle."""
         if outgoing.complete or self.by_turns or self.loss.expected < _LITTLE_LOSS:
             return False
-        return self._timing.frame_s <= self._quick_s(outgoing, asks)
+        return self._timing.fragment_s(outgoing.fragment_bytes) <= self._quick_s(outgoing, asks)
 
     def patience_s(self, outgoing: Outgoing, asks: int) -> float:
         """From one question about an object, the `asks`-th, to the next, if nothing else is left to send.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from onboard.wire.frame import Frame
+from onboard.wire.length import Fates
 
 _BUSY_S = 4.0  # without DATA for so long the peer's bulk is over
 
@@ -17,17 +18,18 @@ class Hearing:
         self.at = -math.inf  # the last frame
         self.bytes = 0  # on the wire
         self._first_seq = self._highest_seq = 0
-        self._frames_in_epoch = 0
+        self._frames_in_epoch = self._bytes_in_epoch = 0
         self._bulk_from: float | None = None
         self._bulk_at = -math.inf
 
-    def heard(self, frame: Frame, now: float) -> bool:
-        """Takes in a frame; whether it is of a newer epoch than those before."""
+    def heard(self, frame: Frame, wire_bytes: int, now: float) -> bool:
+        """Takes in a frame of so many bytes; whether it is of a newer epoch than those before."""
         restarted = frame.epoch > self.epoch
         if restarted:
-            self.epoch, self._first_seq, self._highest_seq, self._frames_in_epoch = (
-                frame.epoch, frame.seq, 0, 0,
-            )  # fmt: skip
+            self.epoch, self._first_seq, self._highest_seq = frame.epoch, frame.seq, 0
+            self._frames_in_epoch = self._bytes_in_epoch = 0
+        self.bytes += wire_bytes
+        self._bytes_in_epoch += wire_bytes
         self._highest_seq = max(self._highest_seq, frame.seq)
         self._frames_in_epoch += 1
         self.at = now
@@ -47,6 +49,15 @@ class Hearing:
     def bulk_s(self) -> float:
         """From the first frame of an object to the last."""
         return 0.0 if self._bulk_from is None else self._bulk_at - self._bulk_from
+
+    @property
+    def fates(self) -> dict[int, Fates]:
+        """Of the peer's frames in its epoch, all taken to be as long as those that came are on average."""
+        if not self._frames_in_epoch:
+            return {}
+        lost = self._highest_seq - self._first_seq + 1 - self._frames_in_epoch
+        mean_bytes = self._bytes_in_epoch // self._frames_in_epoch
+        return {mean_bytes: Fates(max(0, lost), self._frames_in_epoch)}
 
     @property
     def loss(self) -> float:

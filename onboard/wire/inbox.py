@@ -236,7 +236,8 @@ class Inbox:
     def progress(self, loss: float) -> Iterator[Progress]:
         """How far each object is, at the peer's rate and the share of its frames that is lost."""
         for incoming in self.incoming.values():
-            left_s = (incoming.count - incoming.have) * self._timing.back_frame_s / max(1 - loss, 0.01)
+            frame_s = self._timing.back_airtime_s(OVERHEAD_BYTES + incoming.fragment_bytes)
+            left_s = (incoming.count - incoming.have) * frame_s / max(1 - loss, 0.01)
             yield Progress(
                 incoming.digest, incoming.kind, True, incoming.size, incoming.count, incoming.have, left_s
             )

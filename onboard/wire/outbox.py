@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from onboard.wire.cadence import Cadence
 from onboard.wire.events import Cancelled, Delivered, Event, Expired, Progress
 from onboard.wire.frame import GROUP_ID, OVERHEAD_BYTES, Type
-from onboard.wire.messages import Cancel, Done, Reason
+from onboard.wire.length import Fates, Lengths
+from onboard.wire.messages import MAX_FRAGMENTS, Cancel, Done, Reason
 from onboard.wire.owing import Owing
 from onboard.wire.report import Report
 from onboard.wire.roundrobin import RoundRobin
@@ -31,8 +32,8 @@ _MAX_ID = GROUP_ID - 1
 class Outbox:
     """All outgoing objects of a session, by digest in `talks`."""
 
-    def __init__(self, timing: Timing, *, epoch: int, slack: int) -> None:
-        self._timing = timing
+    def __init__(self, timing: Timing, lengths: Lengths, *, epoch: int, slack: int) -> None:
+        self._timing, self._lengths = timing, lengths
         self._epoch, self._slack = epoch, slack
         self._talks: dict[bytes, Talk] = {}
         self._by_id: dict[int, Talk] = {}
@@ -49,10 +50,24 @@ class Outbox:
 
     # -- the application's side ------------------------------------------------------------------------
 
-    def offer(self, kind: int, payload: bytes, now: float, *, priority: int, deadline: float) -> bytes:
-        """Put an object on its way, once; returns its digest. Raises ValueError if it has too many
-        fragments for this link."""
-        outgoing = Outgoing(kind, payload, self._timing.payload_bytes, priority=priority, deadline=deadline)
+    def offer(
+        self,
+        kind: int,
+        payload: bytes,
+        now: float,
+        *,
+        priority: int,
+        deadline: float,
+        fragment_bytes: int | None,
+        heard: Mapping[int, Fates],
+    ) -> bytes:
+        """Put an object on its way, once; returns its digest. fragment_bytes: None for as many as the losses
+        so far make best. heard: see Lengths.best. Raises ValueError if it has too many fragments."""
+        longest_bytes = self._timing.payload_bytes
+        if fragment_bytes is None or not 0 < fragment_bytes <= longest_bytes:
+            least_bytes = -(-len(payload) // MAX_FRAGMENTS)
+            fragment_bytes = self._lengths.best(longest_bytes, least_bytes, heard)
+        outgoing = Outgoing(kind, payload, fragment_bytes, priority=priority, deadline=deadline)
         known = self._talks.get(outgoing.digest)
         if known is not None and known.object.withdrawn is None:
             return outgoing.digest
@@ -69,6 +84,10 @@ class Outbox:
         if self._active_from is None:
             self._active_from = now
         return outgoing.digest
+
+    def fragment_bytes(self, digest: bytes) -> int:
+        """Of an object on its way. Raises KeyError for another."""
+        return self._talks[digest].object.fragment_bytes
 
     def cancel(self, digest: bytes, now: float, reason: Reason = Reason.WITHDRAWN) -> None:
         """Stop sending an object. The receiver is told until it answers; an unknown digest is no error."""
@@ -215,6 +234,8 @@ class Outbox:
             return
         if heard[0] == self._peer_epoch:  # what was lost on a peer that was off says nothing of the link
             self._loss.weigh(verdict)
+            frame_bytes = self._timing.wire_bytes(OVERHEAD_BYTES + outgoing.fragment_bytes)
+            self._lengths.weigh(frame_bytes, Fates(verdict.lost, verdict.settled - verdict.lost))
         self._peer_epoch = heard[0]
         self._acknowledged_bytes += max(0, before - outgoing.remaining_bytes)
         if outgoing.withdrawn is not None:
@@ -276,7 +297,7 @@ class Outbox:
     def _airtime_s(self, outgoing: Outgoing) -> float:
         """What the rest of an object takes at the losses so far."""
         frames = outgoing.count - outgoing.held.bit_count()
-        return frames * self._timing.frame_s / max(1 - self.loss, 0.01)
+        return frames * self._timing.fragment_s(outgoing.fragment_bytes) / max(1 - self.loss, 0.01)
 
     def _whose_turn(self, talks: list[Talk]) -> Talk:
         wants = {talk.object.object_id: OVERHEAD_BYTES + talk.data_bytes() for talk in talks}

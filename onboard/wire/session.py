@@ -39,6 +39,7 @@ from onboard.wire.frame import GROUP_ID, OVERHEAD_BYTES, Frame, Type
 from onboard.wire.group import Listener
 from onboard.wire.hearing import Hearing
 from onboard.wire.inbox import Inbox
+from onboard.wire.length import Lengths
 from onboard.wire.messages import BadMessage, Cancel, Done, Offer, Reason
 from onboard.wire.outbox import Outbox
 from onboard.wire.report import Report
@@ -103,7 +104,9 @@ class Session:
         allowance = Allowance(limits.bytes_per_contact, limits.bytes_per_day)
         self._access = Access(self._timing, self._air, Contacts(contacts, now, now), allowance)
         self._hearing = Hearing()
-        self._outbox = Outbox(self._timing, epoch=epoch, slack=limits.reorder_slack)
+        framing_bytes = wire_bytes(OVERHEAD_BYTES)
+        lengths = Lengths(link.frame_loss, link.bit_error_rate, framing_bytes, self._timing.frame_bytes)
+        self._outbox = Outbox(self._timing, lengths, epoch=epoch, slack=limits.reorder_slack)
         self._inbox = Inbox(self._timing, limits, done)
         self._answer: Send | None = None  # half-duplex: the last one of this turn
         self._listener: Listener | None = None
@@ -143,11 +146,19 @@ class Session:
         return self._access.is_up(now)
 
     def offer(
-        self, kind: int, payload: bytes, now: float, *, priority: int = 4, deadline_s: float | None = None
+        self,
+        kind: int,
+        payload: bytes,
+        now: float,
+        *,
+        priority: int = 4,
+        deadline_s: float | None = None,
+        fragment_bytes: int | None = None,
     ) -> bytes:
         """Put an object on its way; returns its 16 B digest. Offering it again meanwhile changes nothing.
 
         priority: 0 (first) to 7. deadline_s: seconds of contact from now after which it is given up.
+        fragment_bytes: as `fragment_bytes` gave it before a restart, so that nothing held is sent again.
         Raises ValueError for a value out of range or an object of too many fragments.
         """
         if not 0 <= priority <= 7 or not 0 <= kind <= 255:
@@ -156,7 +167,14 @@ class Session:
             raise ValueError(f"deadline of {deadline_s} s must be more than 0 and less than 2^32")
         now = self._access.link_s(now)
         deadline = math.inf if deadline_s is None else now + deadline_s
-        return self._outbox.offer(kind, payload, now, priority=priority, deadline=deadline)
+        return self._outbox.offer(
+            kind, payload, now, priority=priority, deadline=deadline, fragment_bytes=fragment_bytes,
+            heard=self._hearing.fates,
+        )  # fmt: skip
+
+    def fragment_bytes(self, digest: bytes) -> int:
+        """How an object on its way is cut, as the losses when it was offered made best. Raises KeyError."""
+        return self._outbox.fragment_bytes(digest)
 
     def cancel(self, digest: bytes, now: float) -> None:
         """Stop sending an object. One that is not on its way is no error."""
@@ -193,8 +211,7 @@ class Session:
         if opened is None:
             return []
         known_before, hearing = self._hearing.epoch, self._hearing
-        hearing.bytes += self._wire_bytes(len(frame))
-        restarted = hearing.heard(opened, now)
+        restarted = hearing.heard(opened, self._wire_bytes(len(frame)), now)
         now = self._access.link_s(now)
         if restarted and known_before:
             self._inbox.peer_restarted()

@@ -27,7 +27,7 @@ class Timing:
 
     def __init__(self, link: Link, *, master: bool, wire_bytes: Callable[[int], int]) -> None:
         self._link = link
-        self._wire_bytes = wire_bytes
+        self.wire_bytes = wire_bytes
         self.master = master
         self.half_duplex = link.half_duplex
         self.delay_s = link.delay_s
@@ -41,17 +41,17 @@ class Timing:
         back_bps = self._link.rate_up_bps if self.master else self._link.rate_down_bps
         self._out_s_per_byte = self._link.bits_per_byte / (rate_bps or out_bps)
         self._back_s_per_byte = self._link.bits_per_byte / (rate_bps or back_bps)
-        self.frame_bytes = self._wire_bytes(self._link.mtu_bytes)
+        self.frame_bytes = self.wire_bytes(self._link.mtu_bytes)
         self.frame_s = self.airtime_s(self._link.mtu_bytes)
         self.back_frame_s = self.back_airtime_s(self._link.mtu_bytes)
 
     def airtime_s(self, frame_bytes: int) -> float:
         """Of one frame out."""
-        return self._wire_bytes(frame_bytes) * self._out_s_per_byte
+        return self.wire_bytes(frame_bytes) * self._out_s_per_byte
 
     def back_airtime_s(self, frame_bytes: int) -> float:
         """Of one frame back."""
-        return self._wire_bytes(frame_bytes) * self._back_s_per_byte
+        return self.wire_bytes(frame_bytes) * self._back_s_per_byte
 
     def report_frame_bytes(self, fragments: int) -> int:
         """The longest REPORT on an object of so many fragments."""
@@ -78,9 +78,13 @@ class Timing:
         interval_s = max(4 * self.delay_s, 8 * report_s, min(16 * self.frame_s, 3.0))
         return max(4 * interval_s, RETRY_S)
 
-    def round_trip_fragments(self, fragments: int) -> int:
+    def fragment_s(self, fragment_bytes: int) -> float:
+        """Airtime of a fragment of so many bytes."""
+        return self.airtime_s(OVERHEAD_BYTES + fragment_bytes)
+
+    def round_trip_fragments(self, fragments: int, fragment_bytes: int) -> int:
         """How many fragments leave between one and the REPORT on it: the bandwidth-delay product."""
-        return 1 + int(self.answer_s(fragments, busy=False) / self.frame_s)
+        return 1 + int(self.answer_s(fragments, busy=False) / self.fragment_s(fragment_bytes))
 
     def waits_for_answer(self, size: int, fragments: int) -> bool:
         """Whether an OFFER's answer costs so little of the object's airtime that it is waited for."""
