@@ -84,7 +84,14 @@ def init(
 )
 @click.option("--report-every", type=click.FloatRange(min=0.05), metavar="S",
               help="Log the links' counters every S seconds.")  # fmt: skip
-def serve(folder: Path, exit_when_finished: bool, log_format: Format, report_every: float | None) -> None:
+@click.option("--record", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False),
+              help="Record what crosses all ports; see groundstation replay.")  # fmt: skip
+@click.option("--record-mb", default=64, show_default=True, type=click.IntRange(min=1),
+              help="At this size FILE becomes FILE.1, which is replaced.")  # fmt: skip
+def serve(
+    folder: Path, exit_when_finished: bool, log_format: Format, report_every: float | None,
+    record: Path | None, record_mb: int,
+) -> None:  # fmt: skip
     """Runs the mission in DIR until SIGTERM or Ctrl-C.
 
     Kill it at any time: the next run goes on with the same round. Ports that are missing are waited for.
@@ -98,6 +105,7 @@ def serve(folder: Path, exit_when_finished: bool, log_format: Format, report_eve
     from onboard.data import DataError
     from onboard.keys import BadKey
     from onboard.learn.graph import GraphError
+    from onboard.link.recorder import Recorder
 
     start(log_format)
     try:
@@ -105,7 +113,10 @@ def serve(folder: Path, exit_when_finished: bool, log_format: Format, report_eve
     except ConfigError as error:
         fail(str(error))
     try:
-        finished = run(mission, exit_when_finished=exit_when_finished, report_every_s=report_every)
+        finished = run(
+            mission, exit_when_finished=exit_when_finished, report_every_s=report_every,
+            recorder=Recorder(record, record_mb << 20) if record else None,
+        )  # fmt: skip
     except BlockingIOError:
         fail(f"{folder}: another groundstation is serving this mission")
     except ConfigError as error:
@@ -169,3 +180,33 @@ def links(folder: Path, as_json: bool, once: bool) -> None:
         fail(str(error))
     except NobodyThere as error:
         fail(str(error), code=1)
+
+
+@main.command()
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=_FOLDER)
+@click.option("--mission", metavar="DIR", type=_FOLDER, help="Check the frames with this mission's keys.")
+@click.option("--key", metavar="KEYFILE", type=_FOLDER, help="Check them with this key, whatever the board.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line instead of text.")
+def replay(files: tuple[Path, ...], mission: Path | None, key: Path | None, as_json: bool) -> None:
+    """Plays again what --record wrote: a line for each frame and what became of it, then the counters.
+
+    Without a key nothing is checked but the framing. A file that goes on in another comes first.
+
+    \b
+    Examples:
+      groundstation replay pass.sdml --mission mission
+      groundstation replay pass.sdml.1 pass.sdml --key node.key --json
+    """
+    from groundstation.replay import Replay
+    from groundstation.replay_view import lines
+    from onboard.keys import BadKey, load_key
+
+    try:
+        keys = {node.id: load_key(node.key_path) for node in load_mission(mission).nodes} if mission else {}
+        any_key = load_key(key) if key else None
+        for line in lines(Replay(files, lambda node: keys.get(node, any_key)), as_json=as_json):
+            click.echo(line)
+    except (ConfigError, BadKey) as error:
+        fail(str(error))
+    except OSError as error:
+        fail(f"{error.filename}: {error.strerror or error}")

@@ -18,6 +18,7 @@ from onboard.config import ConfigError
 from onboard.journal import sole_user
 from onboard.learn.graph import InferGraph, TrainGraph
 from onboard.link.pump import wait
+from onboard.link.recorder import Recorder
 from onboard.log import say
 from onboard.lookout import Lookout
 from onboard.stop import stop_signals
@@ -30,8 +31,15 @@ COUNT_EVERY_S = 30.0  # running totals reach the database this often, and at the
 RETRY_S = 5.0  # after a write that failed, such as on a full disk
 
 
-def serve(mission: Mission, *, exit_when_finished: bool = False, report_every_s: float | None = None) -> bool:
+def serve(
+    mission: Mission,
+    *,
+    exit_when_finished: bool = False,
+    report_every_s: float | None = None,
+    recorder: Recorder | None = None,
+) -> bool:
     """Runs until SIGTERM or SIGINT, or to the mission's end if asked to; True if the mission is finished.
+    `recorder` records what crosses the ports.
 
     Raises ConfigError, BadKey, GraphError, DataError, StoreError before anything is sent, and
     BlockingIOError where another daemon serves the same folder.
@@ -51,7 +59,9 @@ def serve(mission: Mission, *, exit_when_finished: bool = False, report_every_s:
                 f"another graph ({graph.hex()}); use a new folder"
             )
         now = time.monotonic()
-        stations = {node.id: Station(node, store, mission.folder, now) for node in mission.nodes}
+        stations = {
+            node.id: Station(node, store, mission.folder, now, recorder=recorder) for node in mission.nodes
+        }
         rounds = Rounds(mission, mission_id, store, stations, train, infer, test, time.time)
         say(log, "serving", mission=mission.rules.name, nodes=len(stations), test_images=len(test.y))
         try:

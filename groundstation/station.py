@@ -15,6 +15,7 @@ from onboard.contacts import ContactPlan
 from onboard.keys import load_key
 from onboard.link import Spool, opener, wire_bytes
 from onboard.link.pump import PortDown, PortUp, Pump, SpoolFull
+from onboard.link.recorder import Recorder
 from onboard.views import link_view
 from onboard.wire.events import Event
 from onboard.wire.session import Session
@@ -34,7 +35,13 @@ class Station:
     """
 
     def __init__(
-        self, node: Node, store: Store, folder: Path, now: float, wall: Callable[[], float] = time.time
+        self,
+        node: Node,
+        store: Store,
+        folder: Path,
+        now: float,
+        wall: Callable[[], float] = time.time,
+        recorder: Recorder | None = None,
     ) -> None:
         self.node = node
         self._wall = wall
@@ -55,7 +62,8 @@ class Station:
             now=now,
             limits=limits_for(node.port, node.bytes_per_contact, node.bytes_per_day),
         )
-        self.pump = Pump(opener(node.port, node.link), self.session, spool)
+        tap = recorder.link(node.port, node.link, local=GROUND, peer=node.id) if recorder else None
+        self.pump = Pump(opener(node.port, node.link, tap), self.session, spool)
         self._store = store
         self._earlier = store.counters(node.id)
         self.late_updates = 0

@@ -21,6 +21,7 @@ from onboard.journal import Journal
 from onboard.keys import load_key
 from onboard.link import Spool, opener, wire_bytes
 from onboard.link.pump import PortDown, PortUp, Pump, PumpEvent, SpoolFull, wait
+from onboard.link.recorder import Recorder
 from onboard.log import say
 from onboard.lookout import Lookout
 from onboard.stop import stop_signals
@@ -44,8 +45,10 @@ def local_images(config: NodeConfig) -> data.Images:
     )
 
 
-def board_agent(config: NodeConfig, images: data.Images, now: float) -> tuple[Agent, Pump]:
-    """The agent of a node with its journal, its spool and its (still closed) port.
+def board_agent(
+    config: NodeConfig, images: data.Images, now: float, recorder: Recorder | None = None
+) -> tuple[Agent, Pump]:
+    """The agent of a node with its journal, its spool and its (still closed) port, recorded if wanted.
 
     Raises BadKey, OSError. The epoch is raised and durable before anything can be sent with it.
     """
@@ -70,7 +73,8 @@ def board_agent(config: NodeConfig, images: data.Images, now: float) -> tuple[Ag
         now=now,
         limits=limits_for(config.port, config.bytes_per_contact, config.bytes_per_day),
     )
-    pump = Pump(opener(config.port, config.link), session, spool)
+    tap = recorder.link(config.port, config.link, local=config.id, peer=GROUND) if recorder else None
+    pump = Pump(opener(config.port, config.link, tap), session, spool)
     agent = Agent(config, session, journal, known, Ledger(config.board, config.link, now), images)
     return agent, pump
 

@@ -15,6 +15,7 @@ from onboard.log import Format, start
 
 if TYPE_CHECKING:  # numpy comes with the first command that needs it: --help and a wrong key answer at once
     from onboard.budget import Pace
+    from onboard.link.recorder import Recorder
 
 
 @click.group("onboard", cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
@@ -38,9 +39,14 @@ def main() -> None:
 )
 @click.option("--report-every", type=click.FloatRange(min=0.05), metavar="S",
               help="Log state and link counters every S seconds.")  # fmt: skip
+@click.option("--record", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False),
+              help="Record what crosses the port; see groundstation replay.")  # fmt: skip
+@click.option("--record-mb", default=64, show_default=True, type=click.IntRange(min=1),
+              help="At this size FILE becomes FILE.1, which is replaced.")  # fmt: skip
 def run(
-    node_toml: Path, port: str | None, wait_for_port: bool, log_format: Format, report_every: float | None
-) -> None:
+    node_toml: Path, port: str | None, wait_for_port: bool, log_format: Format, report_every: float | None,
+    record: Path | None, record_mb: int,
+) -> None:  # fmt: skip
     """Runs the agent described in NODE_TOML until SIGTERM or Ctrl-C.
 
     Kill it at any time: what it received, trained and has yet to send is on the disk, and the next run goes
@@ -51,8 +57,10 @@ def run(
       onboard run node.toml
       onboard run node.toml --port /dev/ttyUSB0
       onboard run node.toml --port udp://192.168.7.1:4800 --log json
+      onboard run node.toml --record pass.sdml --record-mb 16
     """
     from onboard.budget import Pace
+    from onboard.link.recorder import Recorder
 
     start(log_format)
     try:
@@ -61,7 +69,8 @@ def run(
         fail(str(error))
     if not wait_for_port and (missing := missing_device(config.port)):
         fail(f"{node_toml}: link.port = {config.port!r}: {missing}; plug it in, or give --wait")
-    run_agent(config, Pace(config.cpu_share), report_every)
+    recorder = Recorder(record, record_mb << 20) if record else None
+    run_agent(config, Pace(config.cpu_share), report_every, recorder)
 
 
 @main.command()
@@ -111,7 +120,9 @@ def link(node_toml: Path, as_json: bool, once: bool) -> None:
         fail(str(error), code=1)
 
 
-def run_agent(config: NodeConfig, pace: Pace, report_every_s: float | None) -> None:
+def run_agent(
+    config: NodeConfig, pace: Pace, report_every_s: float | None, recorder: Recorder | None = None
+) -> None:
     """Runs a node's agent to its end; what keeps it from starting ends the program with one line."""
     from onboard.budget import BudgetError
     from onboard.carrier import board_agent, carry, local_images
@@ -122,7 +133,7 @@ def run_agent(config: NodeConfig, pace: Pace, report_every_s: float | None) -> N
     try:
         images = local_images(config)
         with sole_user(config.state):
-            agent, pump = board_agent(config, images, time.monotonic())
+            agent, pump = board_agent(config, images, time.monotonic(), recorder)
             carry(agent, pump, pace, report_every_s=report_every_s)
     except ConfigError as error:
         fail(str(error))

@@ -138,6 +138,21 @@ def is_shaped(raw: bytes) -> bool:
     return len(raw) >= OVERHEAD_BYTES and raw[0] >> 5 == VERSION
 
 
+def unproven(raw: bytes) -> Frame:
+    """What the bytes say of themselves, for a person to read; nothing of it is proven.
+
+    Raises BadFrame for what has not the shape of a frame.
+    """
+    if not is_shaped(raw):
+        raise _shapeless(raw)
+    first, flags, *rest = _HEADER.unpack_from(raw)
+    if first not in _FIRST:
+        raise BadFrame("type", f"{first & 0x1F} is no frame type of version {VERSION}")
+    source, destination, epoch, seq, object_id, fragment = rest
+    payload = raw[HEADER_BYTES:-TAG_BYTES]
+    return Frame(_FIRST[first], source, destination, epoch, seq, object_id, fragment, payload, *_FLAGS[flags])
+
+
 def is_broadcast(raw: bytes) -> bool:
     """Whether the bytes, should they be a frame, are addressed to all."""
     return len(raw) >= OVERHEAD_BYTES and raw[3] == BROADCAST
