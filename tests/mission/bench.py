@@ -82,9 +82,13 @@ class Bench:
         """Listens until `met` or fails with what the processes said last."""
         deadline = time.monotonic() + timeout_s
         while not met():
-            for name, event in self.crew.listen(0.05):
-                self.seen.setdefault(name, []).append(event)
+            self.listen()
             assert time.monotonic() < deadline, f"not within {timeout_s} s; last: {self.last_words()}"
+
+    def listen(self) -> None:
+        """Takes what the processes have said: one whose pipe is full waits until somebody reads."""
+        for name, event in self.crew.listen(0.05):
+            self.seen.setdefault(name, []).append(event)
 
     def finish(self, timeout_s: float = 90.0) -> None:
         """Waits for the daemon's own end and its exit code 0."""

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from click.testing import CliRunner
@@ -19,7 +18,7 @@ from click.testing import CliRunner
 import groundstation.cli
 import onboard.cli
 from onboard.wire.messages import UPDATE
-from tests.mission.bench import bench, run
+from tests.mission.bench import Bench, bench, run
 
 
 def test_both_ends_show_the_same_transfer_while_it_lasts(tmp_path: Path) -> None:
@@ -32,6 +31,7 @@ def test_both_ends_show_the_same_transfer_while_it_lasts(tmp_path: Path) -> None
         it.start_board()
         it.until(lambda: it.link().get("fragments_received", 0) > 20)
 
+        it.listen()
         seen = json.loads(run("onboard", *board, "--once", "--json").stdout)
         assert (seen["node"], seen["phase"], seen["round"]) == ("pi", "offering", 1)
         assert (seen["link"]["port"]["url"], seen["link"]["port"]["open"]) == (str(it.board_port), True)
@@ -40,6 +40,7 @@ def test_both_ends_show_the_same_transfer_while_it_lasts(tmp_path: Path) -> None
         assert 0 < update["held"] < update["fragments"]
         assert seen["link"]["eta_out_s"] == update["eta_s"] > 0 == seen["link"]["eta_in_s"]
 
+        it.listen()
         seen = json.loads(run("groundstation", *ground, "--once", "--json").stdout)
         assert seen["waiting"] == ["pi"]
         (link,) = seen["links"]
@@ -47,23 +48,24 @@ def test_both_ends_show_the_same_transfer_while_it_lasts(tmp_path: Path) -> None
         assert [one["digest"] for one in link["objects"] if one["incoming"]] == [update["digest"]]
         assert update["digest"][:8] in run("groundstation", *ground, "--once").stdout
 
-        watch_until_it_has_ended(it.node_toml, lambda: it.kill("board"))
+        watch_until_it_has_ended(it)
 
 
-def watch_until_it_has_ended(node_toml: Path, kill: Callable[[], None]) -> None:
+def watch_until_it_has_ended(it: Bench) -> None:
     """A live picture on a terminal: drawn again in place, says that the agent has ended, ends by Ctrl-C."""
     master, slave = pty.openpty()
     with subprocess.Popen(
-        [sys.executable, "-m", "onboard", "link", str(node_toml)], stdout=slave, stderr=slave
+        [sys.executable, "-m", "onboard", "link", str(it.node_toml)], stdout=slave, stderr=slave
     ) as viewer:
         os.close(slave)
         text, killed, deadline = "", False, time.monotonic() + 30
         while "the program has ended" not in text:
             assert time.monotonic() < deadline, text
+            it.listen()
             if select.select([master], [], [], 0.1)[0]:
                 text += os.read(master, 4096).decode()
             if not killed and len(re.findall(r"\x1b\[H\S*pi", text)) == 2:
-                kill()
+                it.kill("board")
                 killed = True
         viewer.send_signal(signal.SIGINT)
         assert viewer.wait(10) == 0
