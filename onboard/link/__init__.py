@@ -11,7 +11,7 @@ A port's URL is one of
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 
 from hw_profiles import Link
 from onboard.link import framing
@@ -56,6 +56,7 @@ def opener(url: str, link: Link, tap: Tap | None = None) -> Callable[[], Port | 
     return InBackground(at_once) if waits else at_once
 
 
+@lru_cache(maxsize=4096)  # asked a dozen times for every frame: reading the URL took half of a sender's time
 def wire_bytes(url: str, frame_bytes: int) -> int:
     """The bytes that a frame of `frame_bytes` takes on the port at `url`, before that is open.
 
