@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from urllib.parse import parse_qs, urlsplit
+
+import serial
 
 from onboard.link.framing import Name
 from onboard.link.port import BadUrl
@@ -36,7 +39,18 @@ class StreamUrl:
             return cls(_path(url), _options(url, "serial:PATH?baud=N", {"baud"}).get("baud"))
         if not url or ("://" not in url and not url.startswith("/")):
             raise BadUrl(f"{url!r}: not {_FORMS}")
+        if "://" in url:
+            _check_scheme(url)
         return cls(url)
+
+
+def _check_scheme(url: str) -> None:
+    """That pyserial has a handler for it, or the port would be tried, and never opened, for ever."""
+    with contextlib.suppress(serial.SerialException):  # hwgrep:// looks for its device at once
+        try:
+            serial.serial_for_url(url, do_not_open=True)
+        except ValueError as error:
+            raise BadUrl(f"{url}: {error}") from None
 
 
 def _options(url: str, form: str, known: set[str]) -> dict[str, int]:

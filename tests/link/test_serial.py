@@ -192,6 +192,6 @@ def test_bytes_on_the_wire_are_known_before_the_port_is_open() -> None:
     assert wire_bytes("udp://[::1]:9000?bind=[::1]:9001", 222) == 270
     assert wire_bytes("udp://?bind=[::]:9001", 222) == 270
     assert wire_bytes("udp://ground.example:9000", 222) == 250
-    for bad in ("nonsense", "udp:nonsense"):
+    for bad in ("nonsense", "udp:nonsense", "nosuch://thing"):
         with pytest.raises(BadUrl):
             wire_bytes(bad, 222)
