@@ -44,6 +44,9 @@ class UdpPort:
         self._socket = socket.socket(self._family, socket.SOCK_DGRAM)
         try:
             self._socket.setblocking(False)
+            # Two frames (the kernel doubles it): of its 212,992 B by default a slow interface would hold a
+            # hundred frames, and what is urgent would wait behind them.
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, max_frame_bytes)
             if self._family == socket.AF_INET6:  # or a v4 peer comes in with 20 B less than are counted
                 self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             if local is not None:
@@ -128,8 +131,8 @@ class UdpPort:
         return sum(len(frame) + self._header_bytes for frame in self._kept)
 
     def queued_bytes(self) -> int:
-        """See `Port.queued_bytes`. Without the kernel's: that is emptied at the speed of the network card,
-        and is counted there with the kernel's own overhead, not in bytes of the wire."""
+        """See `Port.queued_bytes`. Without the kernel's, which is bounded by the socket's send buffer and
+        counted with the kernel's own overhead, not in bytes of the wire."""
         return self.kept_bytes()
 
     def trust(self, frame: bytes) -> None:

@@ -144,3 +144,41 @@ def test_a_port_whose_address_is_not_there_yet_opens_when_it_is(wire: Wire, tmp_
     wire.plug()
     ground.until("PortUp")
     ground.end()
+
+
+@pytest.mark.parametrize("wire", ["v4"], indirect=True)
+def test_a_slow_interface_holds_two_frames_and_the_rest_waits_here(wire: Wire) -> None:
+    space = wire.spaces["ground"]
+    slow = [
+        "tc",
+        "qdisc",
+        "add",
+        "dev",
+        "radio",
+        "root",
+        "tbf",
+        "rate",
+        "9600bit",
+        "burst",
+        "1600",
+        "latency",
+        "60s",
+    ]
+    if subprocess.run(["ip", "netns", "exec", space, *slow], capture_output=True, check=False).returncode:
+        pytest.skip("this kernel holds no interface to a rate")
+    script = (
+        "from hw_profiles import load_link; from onboard.link import open_port\n"
+        f"port = open_port('udp://{HOSTS['v4']['board'][0]}:4801', load_link('bench-udp'))\n"
+        "for number in range(50): port.write(bytes(port.max_frame_bytes))\n"
+        "print(port.tx_bytes // (port.max_frame_bytes + 28), port.kept_bytes() > 0)\n"
+    )
+    run = subprocess.run(
+        ["ip", "netns", "exec", space, sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    on_the_way, more_waits = run.stdout.split()
+    # One may have left at once: the token bucket is full.
+    assert 1 <= int(on_the_way) <= 3
+    assert more_waits == "True"
