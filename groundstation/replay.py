@@ -15,7 +15,7 @@ from onboard.link.framing import Framing, make
 from onboard.link.port import Way
 from onboard.link.recording import BadRecord, Kind, Reader, Record, Start, start_of
 from onboard.wire import frame as framing
-from onboard.wire.events import Arrived, Event, LinkSnapshot
+from onboard.wire.events import Arrived, Event, LinkSnapshot, Rekeyed
 from onboard.wire.frame import BROADCAST, BadFrame, Frame, Type
 from onboard.wire.session import Session
 
@@ -111,7 +111,7 @@ class Replay:
             if key is not None:
                 session = Session(
                     node=hears, peer=speaks, key=key, link=start.link, master=hears == 0, epoch=1,
-                    now=start.unix_s,
+                    salt=start.salt, now=start.unix_s,
                 )  # fmt: skip
             self.streams[node, way] = Stream(node, way, session, fresh)
 
@@ -126,10 +126,19 @@ class Replay:
             except BadFrame:
                 frame = None
             verdict, events = _hear(stream, raw, frame, unix_s)
+            self._rekey(stream.node, events)
             yield Line(
                 unix_s, stream.node, stream.way, len(raw), frame, verdict,
                 tuple(type(event).__name__ for event in events),
             )  # fmt: skip
+
+    def _rekey(self, node: int, events: list[Event]) -> None:
+        """A HELLO named the salt that one end has put in force: both ways go on under it."""
+        for event in events:
+            if isinstance(event, Rekeyed):
+                for (each, _), stream in self.streams.items():
+                    if each == node and stream.session is not None and stream.session.salt != event.salt:
+                        stream.session.rekey(event.salt)
 
 
 def _hear(stream: Stream, raw: bytes, frame: Frame | None, now: float) -> tuple[str, list[Event]]:

@@ -19,7 +19,7 @@ from onboard.learn.federated import Answer, PartialAverage, Round, Verdict, choo
 from onboard.learn.graph import InferGraph, TrainGraph, evaluate
 from onboard.log import say
 from onboard.server import BadUpdate, Server
-from onboard.wire.events import Arrived, Cancelled, Delivered, Event, Message, Refused
+from onboard.wire.events import Arrived, Cancelled, Delivered, Event, Message, Refused, Rekeyed
 from onboard.wire.messages import MODEL, UPDATE, BadMessage, Reason, State, decode_health, digest
 
 log = logging.getLogger(__name__)
@@ -73,6 +73,10 @@ class Rounds:
         elif isinstance(event, Cancelled):
             say(log, "refused-by-board", level=logging.WARNING, node=station.node.name, why=event.reason)
             self._give_up(station, "refused")
+        elif isinstance(event, Rekeyed):
+            self._store.rekey(node, event.salt)
+            station.session.rekey(event.salt)
+            say(log, "rekeyed", node=station.node.name)
         elif isinstance(event, Message):
             self._hear_health(station, event, now)
         elif isinstance(event, Refused):

@@ -14,7 +14,8 @@ CREATE TABLE node (
   id INTEGER PRIMARY KEY,
   name TEXT NOT NULL,
   epoch INTEGER NOT NULL,        -- our durable boot counter towards this node
-  floor_epoch INTEGER NOT NULL,  -- replay floor: nothing at or below is accepted again
+  salt BLOB NOT NULL,            -- of the link's keys; zeros until both ends have agreed on one
+  floor_epoch INTEGER NOT NULL,  -- replay floor under that salt: nothing at or below is accepted again
   floor_seq INTEGER NOT NULL,
   heard_at REAL,
   health TEXT                    -- last health message, JSON

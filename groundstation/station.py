@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from functools import partial
@@ -23,8 +24,8 @@ from onboard.wire.session import Session
 SPOOL_BYTES = 256 * 2**20
 COUNTED = (
     "frames_sent", "bytes_sent", "frames_received", "bytes_received", "fragments_sent", "fragments_resent",
-    "repairs_sent", "malformed", "bad_tags", "replays", "misaddressed", "orphans", "duplicates", "corrupt",
-    "airtime_s",
+    "repairs_sent", "malformed", "bad_tags", "replays", "unproven", "hellos_sent", "hellos_received",
+    "hellos_stale", "misaddressed", "orphans", "duplicates", "corrupt", "airtime_s",
 )  # fmt: skip
 
 
@@ -57,12 +58,18 @@ class Station:
             master=True,
             epoch=entered.epoch,
             floor=entered.floor,
+            salt=entered.salt,
+            nonce=os.urandom,
             done=spool.finished(),
             wire_bytes=partial(wire_bytes, node.port),
             now=now,
             limits=limits_for(node.port, node.bytes_per_contact, node.bytes_per_day),
         )
-        tap = recorder.link(node.port, node.link, local=GROUND, peer=node.id) if recorder else None
+        tap = (
+            recorder.link(node.port, node.link, local=GROUND, peer=node.id, salt=entered.salt)
+            if recorder
+            else None
+        )
         self.pump = Pump(opener(node.port, node.link, tap), self.session, spool)
         self._store = store
         self._earlier = store.counters(node.id)

@@ -15,6 +15,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from onboard.wire.seal import NO_SALT
+
 
 class StoreError(OSError):
     """The database cannot be read or written: names the file and SQLite's reason; nothing stored is lost."""
@@ -36,9 +38,10 @@ class RoundRow:
 
 @dataclass(frozen=True)
 class Floor:
-    """Our epoch towards a node and the replay floor of its frames."""
+    """Our epoch towards a node, the salt of the link's keys, and the replay floor of the node's frames."""
 
     epoch: int
+    salt: bytes
     floor: tuple[int, int]
 
 
@@ -107,15 +110,22 @@ class Store:
         """
         with self.transaction():
             self._db.execute(
-                "INSERT INTO node (id, name, epoch, floor_epoch, floor_seq) VALUES (?, ?, 0, 0, 0) "
+                "INSERT INTO node (id, name, epoch, salt, floor_epoch, floor_seq) VALUES (?, ?, 0, ?, 0, 0) "
                 "ON CONFLICT (id) DO UPDATE SET name = excluded.name",
-                (node, name),
+                (node, name, NO_SALT),
             )
             self._db.execute("UPDATE node SET epoch = epoch + 1 WHERE id = ?", (node,))
             row = self._db.execute(
-                "SELECT epoch, floor_epoch, floor_seq FROM node WHERE id = ?", (node,)
+                "SELECT epoch, salt, floor_epoch, floor_seq FROM node WHERE id = ?", (node,)
             ).fetchone()
-        return Floor(row["epoch"], (row["floor_epoch"], row["floor_seq"]))
+        return Floor(row["epoch"], bytes(row["salt"]), (row["floor_epoch"], row["floor_seq"]))
+
+    def rekey(self, node: int, salt: bytes) -> None:
+        """Notes the salt of a node's link, under which nothing was heard yet."""
+        with self.transaction():
+            self._db.execute(
+                "UPDATE node SET salt = ?, floor_epoch = 0, floor_seq = 0 WHERE id = ?", (salt, node)
+            )
 
     def hear(self, node: int, now: float, floor: tuple[int, int], health: Mapping[str, Any] | None) -> None:
         """Notes when and what a node was heard to say last, and its replay floor."""

@@ -27,8 +27,9 @@ from onboard.learn.local import LocalTraining, Step, moved
 from onboard.learn.plan import Plan
 from onboard.log import say
 from onboard.wire import messages
-from onboard.wire.events import Arrived, Cancelled, Corrupt, Delivered, Event, Refused
+from onboard.wire.events import Arrived, Cancelled, Corrupt, Delivered, Event, Refused, Rekeyed
 from onboard.wire.messages import BadMessage, Health, Reason, State, Task, Update
+from onboard.wire.seal import NO_SALT
 from onboard.wire.session import Session
 
 log = logging.getLogger(__name__)
@@ -42,8 +43,8 @@ class Known(msgspec.Struct, kw_only=True):
     """What the agent keeps in its journal."""
 
     epoch: int = 0
-    key: bytes = b""  # fingerprint of the key that the floor belongs to
-    floor: tuple[int, int] = (0, 0)  # of the ground's frames
+    salt: bytes = NO_SALT  # of the link's keys
+    floor: tuple[int, int] = (0, 0)  # of the ground's frames under it
     mission: bytes = b""
     phase: State = State.IDLE
     round: int = 0
@@ -131,6 +132,10 @@ class Agent:
             self._settle(State.IDLE)
             self._journal.drop(UPDATE)
             say(log, "update-cancelled", level=logging.WARNING, round=self.known.round, why=event.reason)
+        elif isinstance(event, Rekeyed):
+            self._journal.save(msgspec.structs.replace(self.known, salt=event.salt, floor=(0, 0)))
+            self.session.rekey(event.salt)
+            say(log, "rekeyed")
         elif isinstance(event, Refused | Corrupt):
             say(log, type(event).__name__.lower(), level=logging.WARNING, digest=event.digest)
 
@@ -309,7 +314,7 @@ class Agent:
         self._journal.drop(CHECKPOINT)
 
     def _save(self) -> None:
-        self.known.floor = self.session.floor
+        self.known.salt, self.known.floor = self.session.salt, self.session.floor
         self._journal.save(self.known)
 
     def _fail(self, error: Exception, now: float) -> None:

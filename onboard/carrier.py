@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
-from hashlib import blake2s
 from typing import Any
 
 from onboard import data
@@ -56,8 +56,6 @@ def board_agent(
     journal = Journal(config.state, Known)
     known = journal.load() or Known()
     known.epoch += 1
-    if known.key != (fingerprint := blake2s(key, digest_size=8).digest()):
-        known.key, known.floor = fingerprint, (0, 0)  # nothing sealed with the key before can be replayed now
     journal.save(known)
     spool = Spool(config.state / "spool", SPOOL_BYTES)
     session = Session(
@@ -68,12 +66,18 @@ def board_agent(
         master=False,
         epoch=known.epoch,
         floor=known.floor,
+        salt=known.salt,
+        nonce=os.urandom,
         done=spool.finished(),
         wire_bytes=partial(wire_bytes, config.port),
         now=now,
         limits=limits_for(config.port, config.bytes_per_contact, config.bytes_per_day),
     )
-    tap = recorder.link(config.port, config.link, local=config.id, peer=GROUND) if recorder else None
+    tap = (
+        recorder.link(config.port, config.link, local=config.id, peer=GROUND, salt=known.salt)
+        if recorder
+        else None
+    )
     pump = Pump(opener(config.port, config.link, tap), session, spool)
     agent = Agent(config, session, journal, known, Ledger(config.board, config.link, now), images)
     return agent, pump

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ from onboard.carrier import board_agent
 from onboard.config import NodeConfig, load_node
 from onboard.keys import load_key, new_key, save_key
 from onboard.learn.graph import TrainGraph
-from onboard.wire.events import Arrived, Delivered
+from onboard.wire.events import Arrived, Delivered, Rekeyed
 from onboard.wire.messages import MODEL, UPDATE, State, Task, decode_update, digest, encode_object
+from onboard.wire.seal import NO_SALT
 from onboard.wire.session import Session
 
 GRAPH = TrainGraph.load("lenet5")
@@ -45,16 +47,20 @@ def model(round_number: int = 1, mission: bytes = b"missionA", **changes: object
 def arrive(agent: Agent, arrived: Arrived, config: NodeConfig, now: float) -> None:
     """Sends the object over the wire to the agent's session, and tells the agent."""
     ground = Session(node=0, peer=1, key=load_key(config.key_path), link=config.link, master=True,
-                     epoch=agent.session.floor[0] + 1, now=now)  # fmt: skip
+                     epoch=1, nonce=os.urandom, now=now)  # fmt: skip
     ground.offer(arrived.kind, arrived.payload, now)
     told: list[object] = []
     for step in range(4000):
         at = now + step * 1e-3
         for sender, receiver in ((ground, agent.session), (agent.session, ground)):
             while (frame := sender.transmit(at)) is not None:
-                events = receiver.receive(frame, at)
-                if receiver is agent.session:
-                    told += [event for event in events if isinstance(event, Arrived)]
+                for event in receiver.receive(frame, at):
+                    if isinstance(event, Rekeyed) and receiver is ground:
+                        ground.rekey(event.salt)
+                    elif isinstance(event, Rekeyed):
+                        agent.hear(event, at)
+                    elif isinstance(event, Arrived):
+                        told.append(event)
         if told:
             break
     assert told == [arrived]
@@ -142,15 +148,19 @@ def test_a_new_mission_begins_at_its_first_round(config: NodeConfig) -> None:
     assert agent.work is not None
 
 
-def test_a_new_key_starts_from_a_floor_of_its_own(config: NodeConfig) -> None:
+def test_salt_and_floor_survive_a_restart_and_a_new_key(config: NodeConfig) -> None:
     agent, _ = board_agent(config, IMAGES, 0.0)
     arrive(agent, model(1), config, 0.0)
     again, _ = board_agent(config, IMAGES, 0.0)
     assert again.session.floor == agent.session.floor > (0, 0)
+    assert again.session.salt == agent.session.salt != NO_SALT
     config.key_path.unlink()
     save_key(config.key_path, new_key())
     renewed, _ = board_agent(config, IMAGES, 0.0)
-    assert renewed.session.floor == (0, 0)
+    assert (renewed.session.salt, renewed.session.floor) == (again.session.salt, again.session.floor)
+    arrive(renewed, model(2), config, 10.0)  # from a ground without state: a new salt, and it is durable
+    once_more, _ = board_agent(config, IMAGES, 0.0)
+    assert once_more.session.salt == renewed.session.salt not in (again.session.salt, NO_SALT)
 
 
 @pytest.mark.parametrize("changes", [{"graph": b"otherone"}, {"model": "lenet5-rgb"}, {"learning_rate": 5.0}])

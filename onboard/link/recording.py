@@ -27,6 +27,7 @@ import msgspec
 from hw_profiles import Link
 from onboard.link.framing import Name
 from onboard.wire import cobs
+from onboard.wire.seal import NO_SALT
 
 MAX_DATA_BYTES = 1 << 16  # a port gives no more at a time
 _HEAD = struct.Struct(">BBQ")
@@ -45,7 +46,7 @@ class Kind(IntEnum):
 class Start(msgspec.Struct, frozen=True, kw_only=True):
     """A link as it was when its recording began, on the clock (Unix seconds) `unix_s` after the run did.
 
-    `local` and `peer` are node numbers, `local` that of the end which recorded.
+    `local` and `peer` are node numbers, `local` that of the end which recorded; `salt` that of its keys then.
     """
 
     unix_s: float
@@ -55,6 +56,7 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     local: int
     peer: int
     link: Link
+    salt: bytes = NO_SALT
 
 
 class Record(msgspec.Struct, frozen=True):

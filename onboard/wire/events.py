@@ -81,6 +81,14 @@ class PeerSilent:
 
 
 @dataclass(frozen=True, slots=True)
+class Rekeyed:
+    """One of the ends had lost its state, and both agreed on a new salt (8 B) for their keys. Make it
+    durable, with a floor of (0, 0), then `rekey` the session; until then nothing leaves under it."""
+
+    salt: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class GroupAnswer:
     """The peer's REPORT, DONE or CANCEL on a broadcast object: its `Broadcast` is to hear of it. `left_s`:
     half-duplex: until the turn that it came in is over."""
@@ -101,6 +109,7 @@ Event = Union[  # noqa: UP007 - an alias of classes has to work at run time on 3
     Message,
     PeerHeard,
     PeerSilent,
+    Rekeyed,
 ]
 
 
@@ -150,6 +159,10 @@ class LinkSnapshot:
     malformed: int  # no frame, or a payload that makes no sense
     bad_tags: int
     replays: int
+    unproven: int  # heard while no salt was agreed upon
+    hellos_sent: int
+    hellos_received: int  # authentic ones
+    hellos_stale: int  # of them without an answer that proves when they were made
     misaddressed: int
     orphans: int  # about an object that is not known here
     duplicates: int  # fragments that were held already

@@ -153,6 +153,11 @@ def unproven(raw: bytes) -> Frame:
     return Frame(_FIRST[first], source, destination, epoch, seq, object_id, fragment, payload, *_FLAGS[flags])
 
 
+def is_hello(raw: bytes) -> bool:
+    """Whether the bytes, should they be a frame, are a HELLO."""
+    return len(raw) >= OVERHEAD_BYTES and raw[0] & 0x1F == Type.HELLO
+
+
 def is_broadcast(raw: bytes) -> bool:
     """Whether the bytes, should they be a frame, are addressed to all."""
     return len(raw) >= OVERHEAD_BYTES and raw[3] == BROADCAST

@@ -17,6 +17,7 @@ class Hearing:
         self.epoch = 0  # the peer's, once it was heard
         self.at = -math.inf  # the last frame
         self.bytes = 0  # on the wire
+        self._rekeyed = 0
         self._first_seq = self._highest_seq = 0
         self._frames_in_epoch = self._bytes_in_epoch = 0
         self._bulk_from: float | None = None
@@ -34,6 +35,15 @@ class Hearing:
         self._frames_in_epoch += 1
         self.at = now
         return restarted
+
+    def rekeyed(self) -> None:
+        """The peer's epochs count anew."""
+        self.epoch = 0
+        self._rekeyed += 1
+
+    def order(self, frame: Frame) -> tuple[int, int]:
+        """More for a frame that was sent later, over the peer's restarts and new salts."""
+        return self._rekeyed << 16 | frame.epoch, frame.seq
 
     def bulk(self, now: float) -> None:
         """The frame was of an object."""

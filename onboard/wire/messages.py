@@ -19,11 +19,15 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
+from onboard.wire.seal import NO_SALT, SALT_BYTES
+
 MODEL = 1
 """Kind of object, ground to board: header Task, then the packed weights to start from."""
 UPDATE = 2
 """Kind of object, board to ground: header Update, then the packed weights that training gave."""
 DIGEST_BYTES = 16
+NONCE_BYTES = 8
+NO_NONCE = bytes(NONCE_BYTES)
 MAX_FRAGMENTS = 0xFFFF
 """The header's fragment index has 16 bits and a REPORT's base must be able to say "all of them"."""
 
@@ -143,27 +147,32 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """HELLO: prove that you speak now. 16 B.
+    """HELLO: prove that you speak now. 24 B.
 
-    `challenge` 8 fresh random bytes, zeros for none; `answer` the challenge last heard from the peer,
-    zeros for none. A receiver that lost its replay floor asks so before it trusts an epoch.
+    `challenge` 8 random bytes, never zeros; `answer` the challenge heard from the peer, zeros for none;
+    `salt` that of the keys in force, zeros for none: the speaker lost its state, and takes HELLO only.
     """
 
-    challenge: bytes = bytes(8)
-    answer: bytes = bytes(8)
+    challenge: bytes
+    answer: bytes = NO_NONCE
+    salt: bytes = NO_SALT
 
-    _LAYOUT: ClassVar = struct.Struct(">8s8s")
+    _LAYOUT: ClassVar = struct.Struct(f">{NONCE_BYTES}s{NONCE_BYTES}s{SALT_BYTES}s")
 
     def encode(self) -> bytes:
-        """16 B. Raises ValueError for a field of another length."""
-        _check_length(self.challenge, 8)
-        _check_length(self.answer, 8)
-        return self.challenge + self.answer
+        """24 B. Raises ValueError for a field of another length."""
+        _check_length(self.challenge, NONCE_BYTES)
+        _check_length(self.answer, NONCE_BYTES)
+        _check_length(self.salt, SALT_BYTES)
+        return self.challenge + self.answer + self.salt
 
     @classmethod
     def decode(cls, payload: bytes) -> Hello:
-        """Raises BadMessage."""
-        return cls(*_unpack(cls._LAYOUT, payload, "HELLO"))
+        """Raises BadMessage, also for a challenge of zeros."""
+        hello = cls(*_unpack(cls._LAYOUT, payload, "HELLO"))
+        if hello.challenge == NO_NONCE:
+            raise BadMessage("HELLO without a challenge")
+        return hello
 
 
 class State(IntEnum):

@@ -1,12 +1,12 @@
 """Only frames made by the peer with its key, for us, and never seen before get past this file.
 
 Every node shares one 32 B key with the ground. A frame is tagged with a subkey of it that holds for
-one direction and one key id, so a frame sent back to its sender proves nothing. Within a direction
-(epoch, seq) names one transmission for ever: the epoch is the sender's durable boot counter, the seq
+one direction, one key id and one salt (`hello`), so a frame sent back to its sender proves nothing. Within
+these (epoch, seq) names one transmission for ever: the epoch is the sender's durable boot counter, the seq
 counts within it, and a receiver takes each pair once.
 
-What is refused is counted and never answered. To persist the epoch, and the replay floor, is the
-caller's: both must be on disk before anything that depends on them leaves.
+What is refused is counted and never answered. To persist the epoch, the salt and the replay floor is the
+caller's: they must be on disk before anything that depends on them leaves.
 """
 
 from __future__ import annotations
@@ -20,6 +20,10 @@ KEY_BYTES = 32
 WINDOW = 1024
 """Transmissions that may arrive late. At 22 B a frame it is 19 s of 9.6 kbit/s, and far more than any
 link here reorders."""
+SALT_BYTES = 8
+NO_SALT = bytes(SALT_BYTES)
+TRAFFIC, HELLO = b"sdml-dir", b"sdml-hi"
+"""What a subkey is for: BLAKE2s's personalisation."""
 MAX_EPOCH = 0xFFFF
 MAX_SEQ = 0xFFFFFFFF
 
@@ -28,15 +32,24 @@ class SeqExhausted(RuntimeError):  # noqa: N818 - a state of the sender, as Stop
     """All 4,294,967,295 seqs of this epoch were used: raise the epoch, durably, and go on."""
 
 
-def directional_key(node_key: bytes, source: int, destination: int, key_id: int) -> bytes:
+def directional_key(
+    node_key: bytes,
+    source: int,
+    destination: int,
+    key_id: int,
+    *,
+    salt: bytes = NO_SALT,
+    purpose: bytes = TRAFFIC,
+) -> bytes:
     """The 32 B subkey that tags frames from `source` to `destination` under `key_id`.
 
-    BLAKE2s keyed with the node's key, personalised: a pseudo-random function of the direction
-    (RFC 7693, section 2.9), so that knowing one subkey tells nothing of another.
+    BLAKE2s keyed with the node's key, salted and personalised: a pseudo-random function of all of these
+    (RFC 7693, section 2.9; BLAKE2, section 2.8), so that knowing one subkey tells nothing of another.
     """
     if len(node_key) != KEY_BYTES:
         raise ValueError(f"a node's key has {KEY_BYTES} B, this one {len(node_key)}")
-    return blake2s(bytes((source, destination, key_id)), key=node_key, person=b"sdml-dir").digest()
+    route = bytes((source, destination, key_id))
+    return blake2s(route, key=node_key, salt=salt, person=purpose).digest()
 
 
 class ReplayWindow:
@@ -76,13 +89,31 @@ class Sealer:
     """Makes the frames of one direction. Within its epoch no seq is used twice."""
 
     def __init__(
-        self, node_key: bytes, *, source: int, destination: int, epoch: int, key_id: int = 0
+        self,
+        node_key: bytes,
+        *,
+        source: int,
+        destination: int,
+        epoch: int,
+        key_id: int = 0,
+        salt: bytes = NO_SALT,
+        purpose: bytes = TRAFFIC,
     ) -> None:
         if not 1 <= epoch <= MAX_EPOCH:
             raise ValueError(f"epoch {epoch} must be 1..{MAX_EPOCH}: 0 is before the first boot")
+        if not 0 <= key_id <= 3:
+            raise ValueError(f"key id {key_id} must be 0..3")
         self.source, self.destination, self.epoch, self.key_id = source, destination, epoch, key_id
-        self._key = framing.keyed(directional_key(node_key, source, destination, key_id))
+        self._node_key, self._purpose = node_key, purpose
         self._seq = 0
+        self.use(salt)
+
+    def use(self, salt: bytes) -> None:
+        """Go on under the subkey of that salt. Seqs count on."""
+        key = directional_key(
+            self._node_key, self.source, self.destination, self.key_id, salt=salt, purpose=self._purpose
+        )
+        self._key = framing.keyed(key)
 
     @property
     def seq(self) -> int:
@@ -127,14 +158,31 @@ class Opener:
     """
 
     def __init__(
-        self, node_key: bytes, *, source: int, destination: int, floor: tuple[int, int] = (0, 0)
+        self,
+        node_key: bytes,
+        *,
+        source: int,
+        destination: int,
+        floor: tuple[int, int] = (0, 0),
+        salt: bytes = NO_SALT,
+        purpose: bytes = TRAFFIC,
     ) -> None:
+        self._node_key, self._purpose = node_key, purpose
         self._route = bytes((source, destination))
+        self.opened = self.malformed = self.misaddressed = self.bad_tags = self.replays = self.encrypted = 0
+        self.use(salt, floor)
+
+    def use(self, salt: bytes, floor: tuple[int, int] = (0, 0)) -> None:
+        """Open what is sealed under that salt from now on, above the floor, and nothing else."""
         self._keys = [
-            framing.keyed(directional_key(node_key, source, destination, key_id)) for key_id in range(4)
+            framing.keyed(
+                directional_key(
+                    self._node_key, self._route[0], self._route[1], key_id, salt=salt, purpose=self._purpose
+                )
+            )
+            for key_id in range(4)
         ]
         self._window = ReplayWindow(floor)
-        self.opened = self.malformed = self.misaddressed = self.bad_tags = self.replays = self.encrypted = 0
 
     @property
     def floor(self) -> tuple[int, int]:
@@ -142,7 +190,18 @@ class Opener:
         return self._window.floor
 
     def open(self, raw: bytes) -> Frame | None:
-        """The frame in `raw`, or None and one counter more."""
+        """The frame in `raw`, taken once, or None and one counter more."""
+        frame = self.prove(raw)
+        if frame is None:
+            return None
+        if not self._window.accept(frame.epoch, frame.seq):
+            self.replays += 1
+            return None
+        self.opened += 1
+        return frame
+
+    def prove(self, raw: bytes) -> Frame | None:
+        """The frame in `raw`, made by the peer for us at any time, or None and one counter more."""
         if raw[2:4] != self._route:
             if framing.is_shaped(raw):
                 self.misaddressed += 1
@@ -160,8 +219,4 @@ class Opener:
         if frame.encrypted:
             self.encrypted += 1
             return None
-        if not self._window.accept(frame.epoch, frame.seq):
-            self.replays += 1
-            return None
-        self.opened += 1
         return frame

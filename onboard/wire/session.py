@@ -38,12 +38,13 @@ from onboard.wire.events import (
 from onboard.wire.frame import GROUP_ID, OVERHEAD_BYTES, Frame, Type
 from onboard.wire.group import Listener
 from onboard.wire.hearing import Hearing
+from onboard.wire.hello import Greeting
 from onboard.wire.inbox import Inbox
 from onboard.wire.length import Lengths
 from onboard.wire.messages import BadMessage, Cancel, Done, Offer, Reason
 from onboard.wire.outbox import Outbox
 from onboard.wire.report import Report
-from onboard.wire.seal import Opener, Sealer
+from onboard.wire.seal import NO_SALT, Opener, Sealer
 from onboard.wire.send import Send
 from onboard.wire.snapshot import link_snapshot
 from onboard.wire.timing import Timing
@@ -68,7 +69,9 @@ class Session:
     node, peer: the two ends' numbers, 0..254. key: the node's 32 B key. master: the ground's end, which
     sends at the link's `rate_down_bps` and breaks ties on half-duplex; a board's end sends at
     `rate_up_bps`. epoch: this end's durable boot counter, 1..65535, one more than at the last start.
-    floor: the peer's highest (epoch, seq) as last persisted; nothing at or below it is taken. group_key: 32 B
+    floor: the peer's highest (epoch, seq) as last persisted; nothing at or below it is taken. salt: as last
+    persisted, NO_SALT if it was lost or there never was one: then `nonce`, which draws so many bytes that
+    nobody can foresee, lets the ends agree on one. Without `nonce` the end can only watch. group_key: 32 B
     that the peer's `Broadcast`s are sealed with, to listen to them; group_floor: as floor, of them. done:
     digests of objects accepted before. wire_bytes: what a frame of that many bytes takes on the wire.
     contacts: nothing is sent outside of these windows, and deadlines and all other times count only within
@@ -86,6 +89,8 @@ class Session:
         master: bool,
         epoch: int,
         floor: tuple[int, int] = (0, 0),
+        salt: bytes = NO_SALT,
+        nonce: Callable[[int], bytes] | None = None,
         group_key: bytes | None = None,
         group_floor: tuple[int, int] = (0, 0),
         done: Iterable[bytes] = (),
@@ -98,8 +103,9 @@ class Session:
         self.node, self.peer, self.epoch = node, peer, epoch
         self._wire_bytes = wire_bytes
         self._timing = Timing(link, master=master, wire_bytes=wire_bytes)
-        self._sealer = Sealer(key, source=node, destination=peer, epoch=epoch)
-        self._opener = Opener(key, source=peer, destination=node, floor=floor)
+        self._sealer = Sealer(key, source=node, destination=peer, epoch=epoch, salt=salt)
+        self._opener = Opener(key, source=peer, destination=node, floor=floor, salt=salt)
+        self._greeting = Greeting(key, node=node, peer=peer, epoch=epoch, salt=salt, nonce=nonce)
         self._air = Air(self._timing, now)
         allowance = Allowance(limits.bytes_per_contact, limits.bytes_per_day)
         self._access = Access(self._timing, self._air, Contacts(contacts, now, now), allowance)
@@ -133,9 +139,22 @@ class Session:
         return self._opener.floor
 
     @property
+    def salt(self) -> bytes:
+        """Of the keys in force; `floor` holds under it."""
+        return self._greeting.salt
+
+    @property
     def group_floor(self) -> tuple[int, int]:
         """As `floor`, of the peer's broadcasts."""
         return self._listener.opener.floor if self._listener else (0, 0)
+
+    def rekey(self, salt: bytes) -> None:
+        """The salt of a `Rekeyed` is durable: it is in force. Raises ValueError for any other."""
+        for each in (self._greeting, self._sealer, self._opener):
+            each.use(salt)
+        self._hearing.rekeyed()
+        self._inbox.peer_restarted()
+        self._outbox.heard()
 
     def plan(self, contacts: Iterable[Window] | None, now: float) -> None:
         """Other contacts hold from now on. Raises ValueError for those that overlap."""
@@ -207,6 +226,8 @@ class Session:
         """Take one frame as the port gave it. Anything that is not the peer's, whole and new only counts."""
         if self._listener is not None and framing.is_broadcast(frame):
             return self._overhear(self._listener, frame, now)
+        if self._greeting.takes(frame):
+            return self._greet(frame, now)
         opened = self._opener.open(frame)
         if opened is None:
             return []
@@ -247,7 +268,7 @@ class Session:
         if send is None:
             if not self._air.in_turn(now):
                 return None
-            send = Send(Type.POLL)  # what was to follow was cancelled: only the turn is handed over
+            send = self._nothing()  # what was to follow was cancelled: only the turn is handed over
         length = OVERHEAD_BYTES + len(send.payload)
         end = self._air.sent(length, now)
         fragment, poll = send.fragment, send.poll
@@ -264,15 +285,11 @@ class Session:
             self._answer = None
         self._bytes_sent += self._wire_bytes(length)
         self._access.spend(self._wire_bytes(length), sent_at)
-        return self._sealer.seal(
-            send.type,
-            send.payload,
-            object_id=send.object_id,
-            fragment=fragment,
-            priority=send.priority,
-            poll=poll,
-            over=over,
-        )
+        sealer = self._greeting.sealer if send.type is Type.HELLO else self._sealer
+        return sealer.seal(
+            send.type, send.payload, object_id=send.object_id, fragment=fragment, priority=send.priority,
+            poll=poll, over=over,
+        )  # fmt: skip
 
     def wakeup(self, now: float) -> float:
         """The earliest time at which `transmit` or `tick` may have something to do, if no frame comes."""
@@ -286,8 +303,8 @@ class Session:
         """Counters and progress, as a value."""
         openers = [self._opener] if self._listener is None else [self._opener, self._listener.opener]
         return link_snapshot(
-            now, self._access, self._air, self._sealer, openers, self._hearing, self._inbox, self._outbox,
-            malformed=self._malformed, bytes_sent=self._bytes_sent,
+            now, self._access, self._air, self._sealer, openers, self._greeting, self._hearing, self._inbox,
+            self._outbox, malformed=self._malformed, bytes_sent=self._bytes_sent,
         )  # fmt: skip
 
     # -- one rule each ---------------------------------------------------------------------------------
@@ -303,6 +320,16 @@ class Session:
         self._air.heard(link_now, over=heard.over, loss=self._hearing.loss)
         return heard.events
 
+    def _greet(self, raw: bytes, now: float) -> list[Event]:
+        """What a HELLO brings, or anything at all while there is no salt."""
+        now = self._access.link_s(now)
+        frame = self._greeting.open(raw)
+        if frame is None:
+            return []
+        self._hearing.bytes += self._wire_bytes(len(raw))
+        self._air.heard(now, over=frame.over, loss=self._hearing.loss)
+        return self._greeting.hear(frame.payload, now)
+
     def _dispatch(self, frame: Frame, now: float) -> list[Event]:
         inbox, outbox = self._inbox, self._outbox
         if frame.type is Type.DATA or frame.type is Type.REPAIR:
@@ -316,7 +343,7 @@ class Session:
         if frame.type is Type.REPORT:
             report = Report.decode(frame.payload)
             if frame.object_id and not (report.epoch == self.epoch and report.seq > self._sealer.seq):
-                outbox.on_report(report, frame.object_id, (frame.epoch, frame.seq), now)
+                outbox.on_report(report, frame.object_id, self._hearing.order(frame), now)
             return []
         if frame.type is Type.OFFER:
             return inbox.on_offer(Offer.decode(frame.payload), frame.object_id, now)
@@ -331,11 +358,15 @@ class Session:
             return outbox.on_cancel(cancel, frame.object_id, now)
         if frame.type is Type.MSG:
             return [Message(frame.payload)]
-        self._malformed += 1  # HELLO is of a later form of this protocol
+        self._malformed += 1  # a HELLO under a key of traffic: no peer does that
         return []
 
     def _choose(self, now: float) -> Send | None:
-        """Messages, answers, questions, bulk; to a peer that owes an answer questions only."""
+        """HELLO, messages, answers, questions, bulk; to a peer that owes an answer questions only."""
+        if self._greeting.due_at() <= now:
+            return self._greeting.say()
+        if self._greeting.is_unsure:
+            return None
         seq = self._sealer.seq + 1
         if self._outbox.held_back:
             return self._outbox.control(now, seq)
@@ -348,7 +379,11 @@ class Session:
 
     def _closing_frame(self) -> Send:
         """What this turn most wants heard, once more: its answer, or its question."""
-        return self._answer or Send(Type.POLL, object_id=self._outbox.asks_about)
+        return self._answer or self._nothing(self._outbox.asks_about)
+
+    def _nothing(self, asks_about: int = 0) -> Send:
+        """What is said where the turn is to be handed over, and no more."""
+        return self._greeting.say() if self._greeting.is_unsure else Send(Type.POLL, object_id=asks_about)
 
     def _ends_turn(self, end: float, now: float) -> bool:
         loss = 0.0 if self._outbox.silent else max(self._hearing.loss, self._outbox.loss)
@@ -356,6 +391,8 @@ class Session:
 
     def _ready_at(self) -> float:
         """When `_choose` next has a frame."""
+        if self._greeting.is_unsure or self._greeting.due_at() == -math.inf:
+            return self._greeting.due_at()
         if self._outbox.held_back:
             return self._outbox.control_at()
         if self._messages:
@@ -368,6 +405,8 @@ class Session:
             self._outbox.sent(send, self._sealer.seq + 1, end)
         elif send.type is Type.MSG:
             self._messages.sent()
+        elif send.type is Type.HELLO:
+            self._greeting.said(end)
         elif send.object_id:
             self._answer = send
             self._inbox.sent(send, end)

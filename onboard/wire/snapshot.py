@@ -9,6 +9,7 @@ from onboard.wire.access import Access
 from onboard.wire.air import Air
 from onboard.wire.events import LinkSnapshot
 from onboard.wire.hearing import Hearing
+from onboard.wire.hello import Greeting
 from onboard.wire.inbox import Inbox
 from onboard.wire.outbox import Outbox
 from onboard.wire.seal import Opener, Sealer
@@ -20,6 +21,7 @@ def link_snapshot(
     air: Air,
     sealer: Sealer,
     openers: list[Opener],
+    greeting: Greeting,
     hearing: Hearing,
     inbox: Inbox,
     outbox: Outbox,
@@ -28,6 +30,7 @@ def link_snapshot(
     bytes_sent: int,
 ) -> LinkSnapshot:
     """malformed, bytes_sent: what the session itself has counted."""
+    openers = [*openers, greeting.opener]
     objects = [*outbox.progress(), *inbox.progress(hearing.loss)]
     when = partial(access.when, now)
     (out_s, out_passes), (in_s, in_passes) = (  # objects of one way share the air: their times add up
@@ -44,6 +47,10 @@ def link_snapshot(
         malformed=malformed + inbox.malformed + sum(o.malformed + o.encrypted for o in openers),
         bad_tags=sum(opener.bad_tags for opener in openers),
         replays=sum(opener.replays for opener in openers),
+        unproven=greeting.unproven,
+        hellos_sent=greeting.sent,
+        hellos_received=greeting.heard,
+        hellos_stale=greeting.stale,
         misaddressed=sum(opener.misaddressed for opener in openers),
         orphans=inbox.orphans + outbox.orphans,
         duplicates=inbox.duplicates,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from onboard.keys import load_key
 from onboard.learn.federated import PartialAverage, choose, condense
 from onboard.learn.graph import InferGraph, TrainGraph
 from onboard.learn.local import moved
-from onboard.wire.events import Arrived
+from onboard.wire.events import Arrived, Rekeyed
 from onboard.wire.messages import UPDATE, Update, decode_task, encode_object
 from onboard.wire.session import Session
 
@@ -45,7 +46,13 @@ class Ground:
         self.start()
         self.boards = {
             node.id: Session(
-                node=node.id, peer=0, key=load_key(node.key_path), link=node.link, master=False, epoch=1
+                node=node.id,
+                peer=0,
+                key=load_key(node.key_path),
+                link=node.link,
+                master=False,
+                epoch=1,
+                nonce=os.urandom,
             )
             for node in self.mission.nodes
         }
@@ -73,6 +80,8 @@ class Ground:
         while self.now < until:
             while (frame := station.session.transmit(self.now)) is not None:
                 for event in board.receive(frame, self.now):
+                    if isinstance(event, Rekeyed):
+                        board.rekey(event.salt)
                     if isinstance(event, Arrived):
                         yield event
             while (frame := board.transmit(self.now)) is not None:
@@ -128,6 +137,7 @@ def test_a_late_update_counts_in_the_round_that_is_open_if_the_mission_says_so(
     ground.boards[node] = Session(
         node=node, peer=0, key=load_key(ground.mission.nodes[node - 1].key_path),
         link=ground.mission.nodes[node - 1].link, master=False, epoch=2,
+        salt=ground.boards[node].salt, nonce=os.urandom,
     )  # fmt: skip
     ground.answer(node, 2, update(0.01))
     before, packed = ground.store.model(1), ground.store.model(2)

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from groundstation.store import Floor, RoundRow, Store, StoreError
+from onboard.wire.seal import NO_SALT
 
 MISSION = bytes(range(8))
 GRAPH = bytes(range(8, 16))
@@ -101,16 +102,20 @@ def test_a_merged_update_stays_with_the_round_that_took_it(store: Store) -> None
 
 
 def test_the_epoch_rises_with_every_entry_and_the_floor_stays(store: Store, path: Path) -> None:
+    store.rekey(1, b"the salt")
     store.hear(1, 50.0, (7, 9), None)
     epochs = [store.enter_node(1, "board-1").epoch]
     for _ in range(3):
         again = Store(path)
         entered = again.enter_node(1, "renamed")
-        assert entered == Floor(epochs[-1] + 1, (7, 9))
+        assert entered == Floor(epochs[-1] + 1, b"the salt", (7, 9))
         epochs.append(entered.epoch)
         again.close()
     assert store.nodes()[0]["name"] == "renamed"
     assert store.nodes()[1]["epoch"] == 1
+    store.rekey(1, b"new salt")
+    assert store.enter_node(1, "renamed") == Floor(epochs[-1] + 1, b"new salt", (0, 0))
+    assert store.enter_node(2, "board-2").salt == NO_SALT
 
 
 def test_health_and_counters_are_replaced_not_added(store: Store) -> None:

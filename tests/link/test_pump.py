@@ -17,6 +17,7 @@ import pytest
 from hw_profiles import Link, load_link
 from onboard.link import BadUrl, Spool, open_port, opener, wire_bytes
 from onboard.link.pump import PortDown, PortUp, Pump, PumpEvent, SpoolFull, wait
+from onboard.wire.events import Rekeyed
 from onboard.wire.messages import UPDATE, Reason
 from onboard.wire.session import Arrived, Delivered, Message, Refused, Session
 from tests.link.cable import Cable, Clock
@@ -92,6 +93,8 @@ def accept_into(got: list[bytes], pumps: dict[str, Pump], clock: Clock) -> Calla
     """An application that accepts every object and collects the payloads."""
 
     def act(name: str, event: PumpEvent) -> None:
+        if isinstance(event, Rekeyed):
+            pumps[name].session.rekey(event.salt)
         if isinstance(event, Arrived):
             got.append(event.payload)
             pumps[name].session.accept(event.digest, clock.now)

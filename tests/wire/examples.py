@@ -34,7 +34,7 @@ REPORT_SUMS = Report(
 REPORT_UNKNOWN = Report(epoch=7, seq=300, unknown=True)
 DONE = Done(DIGEST)
 CANCEL = Cancel(DIGEST, Reason.TOO_LARGE)
-HELLO = Hello(challenge=b"question", answer=b"answer..")
+HELLO = Hello(challenge=b"question", answer=b"answer..", salt=b"new salt")
 HEALTH = Health(
     State.TRAINING, round=12, uptime_s=86_400, airtime_s=512.25, energy_j=1_500.5, cpu_s=777.0,
     temperature_c=-12.5, progress=0.25,

@@ -13,7 +13,8 @@ from firmware_sim.channel import Channel, Side
 from hw_profiles import Link, load_link
 from onboard.wire import frame as framing
 from onboard.wire.contacts import Window
-from onboard.wire.seal import directional_key
+from onboard.wire.events import Rekeyed
+from onboard.wire.seal import HELLO, NO_SALT, TRAFFIC, directional_key
 from onboard.wire.session import (
     Arrived,
     Cancelled,
@@ -30,10 +31,6 @@ from onboard.wire.session import (
 )
 
 KEY = bytes(range(32))
-_SUBKEYS = {
-    "ground": framing.keyed(directional_key(KEY, 0, 7, 0)),
-    "board": framing.keyed(directional_key(KEY, 7, 0, 0)),
-}
 COBS_BYTES = 2  # what COBS adds to a frame of up to 253 B; the channel counts the same
 
 
@@ -59,6 +56,7 @@ class Disk:
     """What survives a kill of one end."""
 
     epoch: int = 0
+    salt: bytes = NO_SALT
     floor: tuple[int, int] = (0, 0)
     done: list[bytes] = field(default_factory=list)
     objects: dict[bytes, tuple[int, bytes]] = field(default_factory=dict)  # accepted: kind, payload
@@ -78,8 +76,10 @@ class End:
         *,
         accept_after_s: float = 0.0,
         contacts: Sequence[Window] | None = None,
+        nonce: Callable[[int], bytes] | None = None,
     ) -> None:
-        self.side, self.link, self.limits, self.contacts = side, link, limits, contacts
+        self.side, self.link, self.limits, self.contacts, self.nonce = side, link, limits, contacts, nonce
+        self.node, self.peer = (0, 7) if side == "ground" else (7, 0)
         self.disk = Disk()
         self.events: list[tuple[float, Event]] = []
         self.session: Session | None = None
@@ -92,15 +92,16 @@ class End:
         """Start from the disk, with a new epoch on it first."""
         self.disk.epoch += 1
         self._floor = self.disk.floor
-        ground = self.side == "ground"
         self.session = Session(
-            node=0 if ground else 7,
-            peer=7 if ground else 0,
+            node=self.node,
+            peer=self.peer,
             key=KEY,
             link=self.link,
-            master=ground,
+            master=self.side == "ground",
             epoch=self.disk.epoch,
             floor=self.disk.floor,
+            salt=self.disk.salt,
+            nonce=self.nonce,
             done=self.disk.done,
             wire_bytes=lambda frame_bytes: frame_bytes + COBS_BYTES,
             now=now,
@@ -159,6 +160,10 @@ class End:
             self.events.append((now, event))
             if isinstance(event, Arrived):
                 self._to_accept.append((now + self.accept_after_s, event))
+            elif isinstance(event, Rekeyed) and self.session is not None:
+                self.disk.salt, self.disk.floor = event.salt, (0, 0)
+                self._floor = (0, 0)
+                self.session.rekey(event.salt)
             elif isinstance(event, Delivered | Expired):
                 self.disk.outgoing.pop(event.digest, None)
             if isinstance(event, Corrupt | Cancelled | Expired | Evicted | Refused):
@@ -202,13 +207,16 @@ class Pair:
         limits: Limits | None = None,
         accept_after_s: float = 0.0,
         contacts: Sequence[Window] | None = None,
+        nonce: Callable[[int], bytes] | None = None,
         mangle: Callable[[bytes, float], list[bytes]] | None = None,
         **channel: object,
     ) -> None:
         self.channel = Channel(link, seed=seed, overhead_bytes=COBS_BYTES, **channel)  # type: ignore[arg-type]
         limits = limits or Limits()
-        self.ground = End("ground", link, limits, accept_after_s=accept_after_s, contacts=contacts)
-        self.board = End("board", link, limits, accept_after_s=accept_after_s, contacts=contacts)
+        self.ground = End(
+            "ground", link, limits, accept_after_s=accept_after_s, contacts=contacts, nonce=nonce
+        )
+        self.board = End("board", link, limits, accept_after_s=accept_after_s, contacts=contacts, nonce=nonce)
         self.now = 0.0
         self.sent: list[tuple[float, Side, framing.Frame]] = []
         self._mangle = mangle
@@ -258,12 +266,22 @@ class Pair:
         end.act(session.tick(self.now), self.now)
         end.accept_due(self.now)
         while (raw := session.transmit(self.now)) is not None:
-            self.sent.append((self.now, end.side, framing.decode(raw, _SUBKEYS[end.side])))
+            self.sent.append((self.now, end.side, _read(end, raw)))
             self.channel.send(end.side, raw, self.now)
 
     def frames(self, kind: framing.Type, side: Side | None = None) -> list[framing.Frame]:
         """Those put on the air, of one type."""
         return [f for _, s, f in self.sent if f.type is kind and side in (None, s)]
+
+
+def _read(end: End, raw: bytes) -> framing.Frame:
+    """What that end has just sent."""
+    hello = framing.is_hello(raw)
+    salt = NO_SALT if hello or end.session is None else end.session.salt
+    purpose = HELLO if hello else TRAFFIC
+    return framing.decode(raw, framing.keyed(
+        directional_key(KEY, end.node, end.peer, 0, salt=salt, purpose=purpose)
+    ))  # fmt: skip
 
 
 def data(size: int, seed: int = 1) -> bytes:

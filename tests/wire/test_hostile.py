@@ -51,7 +51,6 @@ def test_authentic_nonsense_changes_nothing_but_a_counter() -> None:
         (Type.REPAIR, bytes(200), {"object_id": 5, "fragment": 1}),  # the low byte is reserved
         (Type.REPAIR, bytes(199), {"object_id": 5}),
         (Type.REPAIR, bytes(200), {"object_id": 6}),
-        (Type.HELLO, bytes(3), {}),
     )
     for nth, frame in enumerate(nonsense):
         assert session.receive(frame, 1.0) == []

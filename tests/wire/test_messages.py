@@ -113,11 +113,11 @@ def test_done_and_cancel(digest: bytes, reason: int) -> None:
     assert len(Cancel(digest, reason).encode()) == 17 <= SMALLEST_PAYLOAD
 
 
-@given(ids, ids)
-def test_hello(challenge: bytes, answer: bytes) -> None:
-    hello = Hello(challenge, answer)
+@given(ids.filter(any), ids, ids)
+def test_hello(challenge: bytes, answer: bytes, salt: bytes) -> None:
+    hello = Hello(challenge, answer, salt)
     assert Hello.decode(hello.encode()) == hello
-    assert len(hello.encode()) == 16
+    assert len(hello.encode()) == 24
 
 
 @given(healths)

@@ -1,0 +1,169 @@
+"""An end that lost its state is heard again, and nothing that was ever recorded is.
+
+Replay protection stands on what is durable at both ends: the sender's epoch and the receiver's floor. An end
+that lost them (an empty disk, a lost database) can neither speak, as it would start again at an epoch that
+is over, nor listen, as every recorded frame would be new to it. Nor has it a clock. So both ends draw a
+*salt* for the subkeys of their frames; an end without one says HELLO and nothing else until they agree.
+
+A HELLO holds the speaker's challenge (a nonce of its own), its answer (the challenge that it heard last), and
+its salt in force, zeros for none. It is sealed with a subkey of its own, that no salt changes and no replay
+window guards: what a HELLO proves, it proves by its answer. Between A, who lost its salt, and B:
+
+    A: challenge a,  answer -, salt -      (and again every 2 s)
+    B: challenge b,  answer a, salt old    (B is there; A takes note of the salt made of a and b)
+    A: challenge a,  answer b, salt -      (A is there, now; B makes that salt durable and draws a new nonce)
+    B: challenge b', answer a, salt new    (A knows it, makes it durable, and both are in force)
+
+Why no replay passes. An end puts a salt in force only when it holds a fresh answer: one to a nonce that it
+drew after it last did so. The salt is a hash of both nonces, one of them its own and fresh. So, but for one
+chance in 2^64, no frame was ever sealed under that salt before, none from before a loss opens after it, and
+among those that do (epoch, seq) is taken once, as the epoch counts on and the floor begins at zero. An end
+that loses its state loses the salt with it, and comes back to none that was.
+
+Why nobody is locked out, and nothing amplified. A HELLO without a fresh answer changes nothing: it is
+answered by one HELLO of the same length, for each challenge at most once a second, and challenges are
+answered beside one another, so that a flood of recorded ones does not crowd out the one that is real.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable
+from hashlib import blake2s
+from typing import TypeVar
+
+from onboard.wire import frame as framing
+from onboard.wire.events import Event, Rekeyed
+from onboard.wire.frame import Frame, Type
+from onboard.wire.messages import NO_NONCE, NONCE_BYTES, BadMessage, Hello
+from onboard.wire.seal import HELLO, NO_SALT, SALT_BYTES, Opener, Sealer
+from onboard.wire.send import Send
+
+T = TypeVar("T")
+
+HELLO_EVERY_S = 2.0  # as a POLL of a silent peer
+_ANSWER_AGAIN_S = 1.0
+_REMEMBERED = 64  # challenges answered, salts noted: each belongs to one boot of an end that lost its state
+
+
+class Greeting:
+    """One end's HELLOs. `salt`: the one in force. nonce: draws so many bytes that nobody can foresee. Without
+    it, for one who plays a recording again, no HELLO is said and each is believed in the salt that it names.
+
+    `heard` were authentic, `stale` of them without a fresh answer, `sent` left; `unproven` are other frames
+    that came while this end had no salt to prove them by.
+    """
+
+    def __init__(
+        self,
+        key: bytes,
+        *,
+        node: int,
+        peer: int,
+        epoch: int,
+        salt: bytes = NO_SALT,
+        nonce: Callable[[int], bytes] | None = None,
+    ) -> None:
+        self.sealer = Sealer(key, source=node, destination=peer, epoch=epoch, purpose=HELLO)
+        self.opener = Opener(key, source=peer, destination=node, purpose=HELLO)
+        self.salt = salt
+        self._is_lower = node < peer  # both ends hash the two nonces in the order of their numbers
+        self._nonce = nonce
+        self._challenge = NO_NONCE if nonce is None else nonce(NONCE_BYTES)
+        self._noted: OrderedDict[bytes, None] = OrderedDict()  # salts that the peer may put in force
+        self._owed: OrderedDict[bytes, None] = OrderedDict()  # the peer's challenges to answer
+        self._answered: OrderedDict[bytes, float] = OrderedDict()  # when, without proof of who asked
+        self._offered = NO_SALT  # agreed upon, and not yet durable here
+        self._said_at = -math.inf
+        self.heard = self.stale = self.sent = self.unproven = 0
+
+    @property
+    def is_unsure(self) -> bool:
+        """Whether this end may neither say nor take anything but HELLO."""
+        return self.salt == NO_SALT and self._nonce is not None
+
+    def takes(self, raw: bytes) -> bool:
+        """Whether what came in is to be opened here, and by nobody else."""
+        return self.is_unsure or framing.is_hello(raw)
+
+    def open(self, raw: bytes) -> Frame | None:
+        """The HELLO in `raw`, by the peer and for us, made at any time; None, and one counter more, else."""
+        if framing.is_hello(raw):
+            return self.opener.prove(raw)
+        if framing.is_shaped(raw):
+            self.unproven += 1
+        else:
+            self.opener.malformed += 1
+        return None
+
+    def hear(self, payload: bytes, now: float) -> list[Event]:
+        """Take a HELLO's payload; Rekeyed if it brought a salt to make durable, and then to `use`."""
+        try:
+            hello = Hello.decode(payload)
+        except BadMessage:
+            self.opener.malformed += 1
+            return []
+        self.heard += 1
+        if self._nonce is None:
+            return [Rekeyed(hello.salt)] if hello.salt not in (NO_SALT, self.salt) else []
+        fresh = hello.answer == self._challenge
+        self.stale += not fresh
+        if self._offered != NO_SALT:
+            return []
+        if hello.salt == self.salt != NO_SALT:
+            return []
+        if fresh and hello.salt in self._noted:
+            self._offered = hello.salt  # the peer holds it durably
+            return [Rekeyed(hello.salt)]
+        if not fresh and now < self._answered.get(hello.challenge, -math.inf) + _ANSWER_AGAIN_S:
+            return []
+        _put(self._answered, hello.challenge, now)
+        _put(self._owed, hello.challenge, None)
+        agreed = self._salt_with(hello.challenge)
+        if fresh and (hello.salt == NO_SALT or not self.is_unsure):
+            self._offered = agreed
+            self._owed.move_to_end(hello.challenge, last=False)  # once it is settled, this is said first
+            return [Rekeyed(agreed)]
+        _put(self._noted, agreed, None)  # the peer has to go first
+        return []
+
+    def use(self, salt: bytes) -> None:
+        """The salt that `hear` gave is durable, so it is in force. Raises ValueError for any other."""
+        if self._nonce is not None and (salt != self._offered or salt == NO_SALT):
+            raise ValueError(f"salt {salt.hex()} was not agreed upon, {self._offered.hex()} was")
+        self.salt, self._offered = salt, NO_SALT
+        self._noted.clear()
+        if self._nonce is not None:
+            self._challenge = self._nonce(NONCE_BYTES)
+
+    def due_at(self) -> float:
+        """When the next HELLO may leave; inf if none is wanted."""
+        if self._offered != NO_SALT:
+            return math.inf
+        if self._owed:
+            return -math.inf
+        return self._said_at + HELLO_EVERY_S if self.is_unsure else math.inf
+
+    def say(self) -> Send:
+        """The HELLO that is due, or that is to be said for want of anything else."""
+        answer = next(iter(self._owed), NO_NONCE)
+        return Send(Type.HELLO, Hello(self._challenge, answer, self.salt).encode())
+
+    def said(self, now: float) -> None:
+        """What `say` gave has left."""
+        if self._owed:
+            self._owed.popitem(last=False)
+        self._said_at = now
+        self.sent += 1
+
+    def _salt_with(self, challenge: bytes) -> bytes:
+        ours, theirs = self._challenge, challenge
+        nonces = ours + theirs if self._is_lower else theirs + ours
+        return blake2s(nonces, digest_size=SALT_BYTES, person=HELLO).digest()
+
+
+def _put(table: OrderedDict[bytes, T], key: bytes, value: T) -> None:
+    table[key] = value
+    if len(table) > _REMEMBERED:
+        table.popitem(last=False)

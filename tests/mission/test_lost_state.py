@@ -1,0 +1,32 @@
+"""An end that lost its disk and kept its keys comes back by itself, and the mission ends."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.mission.bench import bench
+
+
+@pytest.mark.parametrize("victim", ["ground", "board"])
+def test_a_lost_disk_is_no_lost_link(victim: str, tmp_path: Path) -> None:
+    with bench(tmp_path) as on:
+        on.start_cable()
+        on.start_ground()
+        on.start_board()
+        on.until(lambda: on.said("ground", "answered", round=1))
+        on.kill(victim)
+        if victim == "ground":
+            for file in on.mission.glob("mission.sqlite*"):
+                file.unlink()
+            shutil.rmtree(on.mission / "spool")
+        else:
+            shutil.rmtree(on.node_toml.parent / "state")
+        getattr(on, f"start_{victim}")()
+        other = "board" if victim == "ground" else "ground"
+        on.until(lambda: len(on.said(victim, "rekeyed")) == len(on.said(other, "rekeyed")) == 2)
+        on.finish()
+        assert [row["state"] for row in on.status()["rounds"]] == ["closed", "closed"]
+        assert all(row["answers"][0]["state"] == "answered" for row in on.status()["rounds"])
