@@ -208,5 +208,7 @@ def replay(files: tuple[Path, ...], mission: Path | None, key: Path | None, as_j
             click.echo(line)
     except (ConfigError, BadKey) as error:
         fail(str(error))
+    except BrokenPipeError:  # whoever read has seen enough
+        raise
     except OSError as error:
         fail(f"{error.filename}: {error.strerror or error}")

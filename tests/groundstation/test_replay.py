@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -152,3 +154,13 @@ def test_what_is_no_recording_is_said(tmp_path: Path) -> None:
     frames, totals = as_json(tmp_path / "text")
     assert (frames, totals) == ([], {"streams": [], "damaged": 2})
     assert replay(tmp_path / "text", "--key", tmp_path / "none").exit_code == 2
+
+
+def test_a_reader_that_has_seen_enough_ends_it_without_a_word(recorded: Path) -> None:
+    command = [sys.executable, "-m", "groundstation", "replay", *[str(recorded)] * 100]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as replayed:
+        assert replayed.stdout is not None
+        assert " node 3 " in replayed.stdout.readline()
+        replayed.stdout.close()
+        assert replayed.stderr is not None
+        assert replayed.stderr.read() == ""
