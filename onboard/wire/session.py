@@ -18,6 +18,7 @@ from onboard.wire.access import Access
 from onboard.wire.air import Air
 from onboard.wire.allowance import Allowance
 from onboard.wire.contacts import Contacts, Window
+from onboard.wire.dispatch import dispatch
 from onboard.wire.events import (
     Arrived,
     Cancelled,
@@ -35,15 +36,14 @@ from onboard.wire.events import (
     Progress,
     Refused,
 )
-from onboard.wire.frame import GROUP_ID, OVERHEAD_BYTES, Frame, Type
+from onboard.wire.frame import OVERHEAD_BYTES, Type
 from onboard.wire.group import Listener
 from onboard.wire.hearing import Hearing
 from onboard.wire.hello import Greeting
 from onboard.wire.inbox import Inbox
 from onboard.wire.length import Lengths
-from onboard.wire.messages import BadMessage, Cancel, Done, Offer, Reason
+from onboard.wire.messages import BadMessage
 from onboard.wire.outbox import Outbox
-from onboard.wire.report import Report
 from onboard.wire.seal import NO_SALT, Opener, Sealer
 from onboard.wire.send import Send
 from onboard.wire.snapshot import link_snapshot
@@ -60,7 +60,6 @@ __all__ = [
 
 _EPSILON_S = 1e-6  # sums of airtimes are not exact; a microsecond is less than a bit of any link here
 _CLOSING = (Type.POLL, Type.REPORT, Type.DONE, Type.CANCEL)
-_BY_SENDER = (Reason.WITHDRAWN, Reason.EXPIRED)  # CANCEL for another reason is the receiver's
 
 
 class Session:
@@ -241,7 +240,9 @@ class Session:
         left = min(opened.fragment, MAX_CLOSING) if opened.type in _CLOSING else 0
         self._air.heard(now, over=opened.over, loss=hearing.loss, left=left, frame_bytes=len(frame))
         try:
-            return events + self._dispatch(opened, now)
+            return events + dispatch(
+                opened, now, self._sealer, self._timing, hearing, self._inbox, self._outbox
+            )
         except BadMessage:
             self._malformed += 1
             return events
@@ -329,37 +330,6 @@ class Session:
         self._hearing.bytes += self._wire_bytes(len(raw))
         self._air.heard(now, over=frame.over, loss=self._hearing.loss)
         return self._greeting.hear(frame.payload, now)
-
-    def _dispatch(self, frame: Frame, now: float) -> list[Event]:
-        inbox, outbox = self._inbox, self._outbox
-        if frame.type is Type.DATA or frame.type is Type.REPAIR:
-            self._hearing.bulk(now)
-            outbox.peer_is_busy(True)
-            return inbox.on_data(frame, now)
-        outbox.peer_is_busy(self._hearing.is_busy(now))
-        if frame.object_id >= GROUP_ID and frame.type in (Type.REPORT, Type.DONE, Type.CANCEL):
-            left_s = frame.fragment * self._timing.back_airtime_s(OVERHEAD_BYTES + len(frame.payload))
-            return [GroupAnswer(frame, left_s)]
-        if frame.type is Type.REPORT:
-            report = Report.decode(frame.payload)
-            if frame.object_id and not (report.epoch == self.epoch and report.seq > self._sealer.seq):
-                outbox.on_report(report, frame.object_id, self._hearing.order(frame), now)
-            return []
-        if frame.type is Type.OFFER:
-            return inbox.on_offer(Offer.decode(frame.payload), frame.object_id, now)
-        if frame.type is Type.POLL:
-            return inbox.on_poll(frame, now)
-        if frame.type is Type.DONE:
-            return outbox.on_done(Done.decode(frame.payload), now)
-        if frame.type is Type.CANCEL:
-            cancel = Cancel.decode(frame.payload)
-            if cancel.reason in _BY_SENDER:
-                return inbox.on_cancel(cancel, frame.object_id)
-            return outbox.on_cancel(cancel, frame.object_id, now)
-        if frame.type is Type.MSG:
-            return [Message(frame.payload)]
-        self._malformed += 1  # a HELLO under a key of traffic: no peer does that
-        return []
 
     def _choose(self, now: float) -> Send | None:
         """HELLO, messages, answers, questions, bulk; to a peer that owes an answer questions only."""
