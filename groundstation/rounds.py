@@ -19,7 +19,7 @@ from onboard.learn.federated import Answer, PartialAverage, Round, Verdict, choo
 from onboard.learn.graph import InferGraph, TrainGraph, evaluate
 from onboard.log import say
 from onboard.server import BadUpdate, Server
-from onboard.wire.events import Arrived, Cancelled, Delivered, Event, Message, Refused, Rekeyed
+from onboard.wire.events import Arrived, Cancelled, Delivered, Event, Message, Rekeyed
 from onboard.wire.messages import MODEL, UPDATE, BadMessage, Reason, State, decode_health, digest
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,10 @@ class Rounds:
             if self._round is not None and node in self._round.asked:
                 self._store.mark(self.number, node, "delivered", self._wall())
         elif isinstance(event, Cancelled):
-            say(log, "refused-by-board", level=logging.WARNING, node=station.node.name, why=event.reason)
+            say(
+                log, "refused-by-board", level=logging.WARNING, node=station.node.name,
+                object=event.digest.hex(), why=event.reason,
+            )  # fmt: skip
             self._give_up(station, "refused")
         elif isinstance(event, Rekeyed):
             self._store.rekey(node, event.salt)
@@ -79,8 +82,6 @@ class Rounds:
             say(log, "rekeyed", node=station.node.name)
         elif isinstance(event, Message):
             self._hear_health(station, event, now)
-        elif isinstance(event, Refused):
-            say(log, "refused", level=logging.WARNING, node=station.node.name, why=event.reason)
 
     def _take(self, station: Station, arrived: Arrived, now: float) -> None:
         """An update: checked, stored with the replay floor in one barrier, then acknowledged."""

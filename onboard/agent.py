@@ -27,7 +27,7 @@ from onboard.learn.local import LocalTraining, Step, moved
 from onboard.learn.plan import Plan
 from onboard.log import say
 from onboard.wire import messages
-from onboard.wire.events import Arrived, Cancelled, Corrupt, Delivered, Event, Refused, Rekeyed
+from onboard.wire.events import Arrived, Cancelled, Corrupt, Delivered, Event, Rekeyed
 from onboard.wire.messages import BadMessage, Health, Reason, State, Task, Update
 from onboard.wire.seal import NO_SALT
 from onboard.wire.session import Session
@@ -131,13 +131,16 @@ class Agent:
         elif isinstance(event, Cancelled) and event.digest == self.known.update:
             self._settle(State.IDLE)
             self._journal.drop(UPDATE)
-            say(log, "update-cancelled", level=logging.WARNING, round=self.known.round, why=event.reason)
+            say(
+                log, "update-cancelled", level=logging.WARNING, round=self.known.round,
+                object=event.digest.hex(), why=event.reason,
+            )  # fmt: skip
         elif isinstance(event, Rekeyed):
             self._journal.save(msgspec.structs.replace(self.known, salt=event.salt, floor=(0, 0)))
             self.session.rekey(event.salt)
             say(log, "rekeyed")
-        elif isinstance(event, Refused | Corrupt):
-            say(log, type(event).__name__.lower(), level=logging.WARNING, digest=event.digest)
+        elif isinstance(event, Corrupt):
+            say(log, "corrupt", level=logging.WARNING, object=event.digest.hex())
 
     def _take(self, arrived: Arrived, now: float) -> None:
         """A whole object: checked, then durable, then acknowledged, then acted on."""

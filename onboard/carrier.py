@@ -26,7 +26,17 @@ from onboard.log import say
 from onboard.lookout import Lookout
 from onboard.stop import stop_signals
 from onboard.views import board_view, link_view
-from onboard.wire.events import Event, Limits, PeerHeard, PeerSilent
+from onboard.wire.events import (
+    Event,
+    Expired,
+    Limits,
+    PeerHeard,
+    PeerSilent,
+    Refused,
+    UnknownPeer,
+    WrongKey,
+)
+from onboard.wire.messages import Reason
 from onboard.wire.session import Session
 
 log = logging.getLogger(__name__)
@@ -119,7 +129,7 @@ def carry(
             if contacts is not None:
                 contacts.keep(pump.session, now, wall())
             for event in pump.poll(now):
-                tell_of_link(event)
+                tell_of_link(event, peer="ground")
                 if not isinstance(event, PortDown | PortUp | SpoolFull):
                     untold.append(event)
             agent.housekeeping(now)
@@ -159,13 +169,27 @@ def _step(
 
 
 def tell_of_link(event: PumpEvent, **whose: Any) -> None:
-    """Logs what befell a port or a spool, and when the peer comes and goes."""
+    """Logs what befell a port, a spool, a peer or an object; `whose` says on which link."""
     if isinstance(event, PortDown):
         say(log, "port-lost", level=logging.ERROR, **whose, port=event.url, why=event.reason)
     elif isinstance(event, PortUp):
         say(log, "port-open", **whose, port=event.url)
     elif isinstance(event, SpoolFull):
-        say(log, "disk-full", level=logging.ERROR, **whose, path=str(event.path), why=str(event.error))
+        say(
+            log, "disk-full", level=logging.ERROR, **whose, object=event.digest.hex(), path=str(event.path),
+            why=str(event.error),
+        )  # fmt: skip
+    elif isinstance(event, Refused):
+        say(
+            log, "refused", level=logging.WARNING, **whose, object=event.digest.hex(),
+            why=Reason(event.reason).name.lower(),
+        )  # fmt: skip
+    elif isinstance(event, Expired):
+        say(log, "expired", level=logging.WARNING, **whose, object=event.digest.hex())
+    elif isinstance(event, UnknownPeer):
+        say(log, "unknown-peer", level=logging.WARNING, **whose, source=event.node)
+    elif isinstance(event, WrongKey):
+        say(log, "wrong-key", level=logging.ERROR, **whose)
     elif isinstance(event, PeerHeard):
         say(log, "in-sight", **whose)
     elif isinstance(event, PeerSilent):

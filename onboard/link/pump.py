@@ -47,10 +47,12 @@ class PortUp:
 
 @dataclass(frozen=True, slots=True)
 class SpoolFull:
-    """The spool at `path` cannot be written, most often because the disk is full. Nothing that was stored
-    is damaged, the link goes on, and the write is tried again; told once until one succeeds."""
+    """The spool at `path` cannot be written, most often because the disk is full, with what is held of the
+    object. Nothing that was stored is damaged, the link goes on, and the write is tried again; told once
+    until one succeeds."""
 
     path: Path
+    digest: bytes
     error: OSError
 
 
@@ -68,6 +70,7 @@ class PortSnapshot:
     rx_bytes: int = 0
     tx_bytes: int = 0
     broken: int = 0
+    spool_full: int = 0  # writes of what was received that failed
 
 
 PumpEvent = Event | PortDown | PortUp | SpoolFull
@@ -132,6 +135,7 @@ class Pump:
             rx_bytes=self._past.rx_bytes + self._port.rx_bytes,
             tx_bytes=self._past.tx_bytes + self._port.tx_bytes,
             broken=self._past.broken + self._port.broken,
+            spool_full=self._past.spool_full,
         )
 
     def poll(self, now: float) -> list[PumpEvent]:
@@ -259,9 +263,9 @@ class Pump:
         done = frozenset(self.session.done) if ended else frozenset()
         for digest in ended:
             if digest not in done:
-                settled = self._try(partial(self._spool.drop, digest), now, events)
+                settled = self._try(digest, partial(self._spool.drop, digest), now, events)
             elif now >= self._save_not_before:
-                settled = self._try(partial(self._spool.finish, digest), now, events)
+                settled = self._try(digest, partial(self._spool.finish, digest), now, events)
             else:
                 settled = False
             if settled:  # else again later; until then a restart may deliver it once more
@@ -285,16 +289,18 @@ class Pump:
 
     def _save_one(self, incoming: Incoming, now: float, events: list[PumpEvent]) -> None:
         saving = self._saving.setdefault(incoming.digest, _Saving())
-        if incoming.dirty and self._try(partial(self._spool.save, incoming), now, events):
+        digest = incoming.digest
+        if incoming.dirty and self._try(digest, partial(self._spool.save, incoming), now, events):
             saving.saved_at, saving.dirty_since = now, math.inf
 
-    def _try(self, write: Callable[[], None], now: float, events: list[PumpEvent]) -> bool:
+    def _try(self, digest: bytes, write: Callable[[], None], now: float, events: list[PumpEvent]) -> bool:
         try:
             write()
         except OSError as error:
             self._save_not_before = now + SAVE_AGAIN_S
+            self._past = replace(self._past, spool_full=self._past.spool_full + 1)
             if not self._full_told:
-                events.append(SpoolFull(self._spool.folder, error))
+                events.append(SpoolFull(self._spool.folder, digest, error))
             self._full_told = True
             return False
         self._full_told = False

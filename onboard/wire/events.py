@@ -50,6 +50,19 @@ class Expired:
 
 
 @dataclass(frozen=True, slots=True)
+class UnknownPeer:
+    """Frames of `node`, which this link is not with, come in; told once for each such node."""
+
+    node: int
+
+
+@dataclass(frozen=True, slots=True)
+class WrongKey:
+    """Frames that say they are the peer's have wrong tags, one after the other: the two ends hold different
+    keys. Told once until one is authentic."""
+
+
+@dataclass(frozen=True, slots=True)
 class Evicted:
     """A half-received object that the peer no longer offers made room for a new one."""
 
@@ -110,6 +123,8 @@ Event = Union[  # noqa: UP007 - an alias of classes has to work at run time on 3
     PeerHeard,
     PeerSilent,
     Rekeyed,
+    UnknownPeer,
+    WrongKey,
 ]
 
 
@@ -167,6 +182,9 @@ class LinkSnapshot:
     orphans: int  # about an object that is not known here
     duplicates: int  # fragments that were held already
     corrupt: int  # objects with a wrong digest
+    refused: int  # objects of the peer's that this end did not take
+    too_large: int  # of these, for their size
+    expired: int  # objects, ours or the peer's, that were given up at their deadline
     fragments_sent: int
     fragments_resent: int
     repairs_sent: int  # sums of fragments, for what was likely lost

@@ -43,6 +43,7 @@ from onboard.wire.hello import Greeting
 from onboard.wire.inbox import Inbox
 from onboard.wire.length import Lengths
 from onboard.wire.messages import BadMessage
+from onboard.wire.mishaps import Mishaps
 from onboard.wire.outbox import Outbox
 from onboard.wire.seal import NO_SALT, Opener, Sealer
 from onboard.wire.send import Send
@@ -118,6 +119,7 @@ class Session:
         if group_key is not None:
             self._listener = Listener(group_key, self._inbox, node=node, peer=peer, floor=group_floor)
         self._messages = Waiting(limits.max_messages)
+        self._mishaps = Mishaps(node, peer, (self._opener, self._greeting.opener))
         self._malformed = self._bytes_sent = 0
 
     # -- the application's side ------------------------------------------------------------------------
@@ -229,7 +231,8 @@ class Session:
             return self._greet(frame, now)
         opened = self._opener.open(frame)
         if opened is None:
-            return []
+            return self._mishaps.dropped(frame)
+        self._mishaps.proven()
         known_before, hearing = self._hearing.epoch, self._hearing
         restarted = hearing.heard(opened, self._wire_bytes(len(frame)), now)
         now = self._access.link_s(now)
@@ -240,9 +243,8 @@ class Session:
         left = min(opened.fragment, MAX_CLOSING) if opened.type in _CLOSING else 0
         self._air.heard(now, over=opened.over, loss=hearing.loss, left=left, frame_bytes=len(frame))
         try:
-            return events + dispatch(
-                opened, now, self._sealer, self._timing, hearing, self._inbox, self._outbox
-            )
+            brought = dispatch(opened, now, self._sealer, self._timing, hearing, self._inbox, self._outbox)
+            return events + self._mishaps.count(brought)
         except BadMessage:
             self._malformed += 1
             return events
@@ -251,7 +253,7 @@ class Session:
         """What time alone brings about: deadlines, silence."""
         now = self._access.link_s(now)
         silent = self._outbox.silent
-        events = self._inbox.tick(now) + self._outbox.tick(now)
+        events = self._mishaps.count(self._inbox.tick(now) + self._outbox.tick(now))
         if self._outbox.silent and not silent:
             events.append(PeerSilent())
         return events
@@ -305,7 +307,7 @@ class Session:
         openers = [self._opener] if self._listener is None else [self._opener, self._listener.opener]
         return link_snapshot(
             now, self._access, self._air, self._sealer, openers, self._greeting, self._hearing, self._inbox,
-            self._outbox, malformed=self._malformed, bytes_sent=self._bytes_sent,
+            self._outbox, self._mishaps, malformed=self._malformed, bytes_sent=self._bytes_sent,
         )  # fmt: skip
 
     # -- one rule each ---------------------------------------------------------------------------------
@@ -326,7 +328,8 @@ class Session:
         now = self._access.link_s(now)
         frame = self._greeting.open(raw)
         if frame is None:
-            return []
+            return self._mishaps.dropped(raw)
+        self._mishaps.proven()
         self._hearing.bytes += self._wire_bytes(len(raw))
         self._air.heard(now, over=frame.over, loss=self._hearing.loss)
         return self._greeting.hear(frame.payload, now)

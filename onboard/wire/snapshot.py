@@ -11,6 +11,7 @@ from onboard.wire.events import LinkSnapshot
 from onboard.wire.hearing import Hearing
 from onboard.wire.hello import Greeting
 from onboard.wire.inbox import Inbox
+from onboard.wire.mishaps import Mishaps
 from onboard.wire.outbox import Outbox
 from onboard.wire.seal import Opener, Sealer
 
@@ -25,6 +26,7 @@ def link_snapshot(
     hearing: Hearing,
     inbox: Inbox,
     outbox: Outbox,
+    mishaps: Mishaps,
     *,
     malformed: int,
     bytes_sent: int,
@@ -55,6 +57,9 @@ def link_snapshot(
         orphans=inbox.orphans + outbox.orphans,
         duplicates=inbox.duplicates,
         corrupt=inbox.corrupt,
+        refused=mishaps.refused,
+        too_large=mishaps.too_large,
+        expired=mishaps.expired,
         fragments_sent=outbox.fragments_sent,
         fragments_resent=outbox.fragments_resent,
         repairs_sent=outbox.repairs_sent,

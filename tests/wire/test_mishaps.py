@@ -1,0 +1,82 @@
+"""Each thing that goes wrong is one event, one counter, and never the end of the link."""
+
+from __future__ import annotations
+
+import pytest
+
+from onboard.wire.events import Event, UnknownPeer, WrongKey
+from onboard.wire.frame import Type
+from onboard.wire.messages import Reason
+from onboard.wire.seal import Sealer
+from onboard.wire.session import Arrived, Cancelled, Expired, Limits, Refused, Session
+from tests.wire.pair import FULL, HALF, KEY, UPDATE, Pair, data
+
+
+def ground() -> Session:
+    """Of a pair that has just begun to talk, so that keys are agreed on."""
+    pair = Pair(FULL)
+    pair.board.offer(UPDATE, data(100), 0.0)
+    pair.run(5.0)
+    assert pair.ground.seen(Arrived)
+    assert pair.ground.session is not None
+    return pair.ground.session
+
+
+def frames(source: int, destination: int, count: int, key: bytes = KEY) -> list[bytes]:
+    """Authentic for whoever holds the key, and for nobody else."""
+    sealer = Sealer(key, source=source, destination=destination, epoch=9)
+    return [sealer.seal(Type.MSG, b"%d" % nth) for nth in range(count)]
+
+
+def heard(session: Session, raws: list[bytes]) -> list[Event]:
+    """What all of them bring."""
+    return [event for raw in raws for event in session.receive(raw, 6.0)]
+
+
+def test_a_stranger_is_told_of_once() -> None:
+    session = ground()
+    before = session.snapshot(6.0).misaddressed
+    assert heard(session, frames(9, 0, 20)) == [UnknownPeer(9)]
+    assert heard(session, frames(8, 3, 2)) == []  # of so few it may be noise
+    assert heard(session, frames(8, 3, 2)) == [UnknownPeer(8)]
+    assert heard(session, frames(7, 3, 20)) == []  # our peer, to somebody else
+    assert session.snapshot(6.0).misaddressed == before + 44
+
+
+def test_another_key_is_told_of_once_until_one_is_right() -> None:
+    session = ground()
+    before = session.snapshot(6.0).bad_tags
+    assert heard(session, frames(7, 0, 30, bytes(32))) == [WrongKey()]
+    assert session.snapshot(6.0).bad_tags == before + 30
+
+
+def test_bit_errors_are_no_wrong_key() -> None:
+    pair = Pair(FULL, bit_error_rate=2e-4)
+    pair.board.offer(UPDATE, data(30_000), 0.0)
+    pair.run(120.0)
+    assert pair.ground.session is not None
+    assert pair.ground.session.snapshot(120.0).bad_tags > 20
+    assert not pair.ground.seen(WrongKey)
+
+
+@pytest.mark.parametrize("link", [FULL, HALF], ids=["full", "half"])
+def test_an_object_too_large_is_refused_and_its_sender_told(link) -> None:  # type: ignore[no-untyped-def]
+    pair = Pair(link, limits=Limits(max_object_bytes=10_000))
+    name = pair.board.offer(UPDATE, data(10_001), 0.0)
+    pair.run(10.0)
+    assert pair.ground.seen(Refused) == [Refused(name, Reason.TOO_LARGE)]
+    assert pair.board.seen(Cancelled) == [Cancelled(name, Reason.TOO_LARGE)]
+    snapshot = pair.ground.session.snapshot(10.0)  # type: ignore[union-attr]
+    assert (snapshot.refused, snapshot.too_large, snapshot.expired) == (1, 1, 0)
+
+
+def test_a_deadline_that_passes_counts_at_both_ends() -> None:
+    pair = Pair(FULL)
+    name = pair.board.offer(UPDATE, data(65536), 0.0, deadline_s=9.0)
+    pair.run(30.0)
+    for end in (pair.board, pair.ground):
+        assert end.session is not None
+        snapshot = end.session.snapshot(30.0)
+        assert snapshot.expired == len(end.seen(Expired))
+        assert (snapshot.refused, snapshot.too_large) == (0, 0)
+    assert pair.board.seen(Expired) == [Expired(name)]
