@@ -215,7 +215,7 @@ class Inbox:
     def on_cancel(self, cancel: Cancel, object_id: int) -> list[Event]:
         """The peer withdraws an object; it is told that the object is not known here any more."""
         receipt = self._receipts.get(cancel.digest)
-        self._digests.pop(object_id, None)
+        self._unbind(object_id)
         self._reply(Send(Type.REPORT, object_id=object_id))
         if receipt is None:
             return []
@@ -307,7 +307,15 @@ class Inbox:
                 self._reply(Send(Type.REPORT, object_id=object_id), asked=True)
         return []
 
+    def _unbind(self, object_id: int) -> None:
+        """The peer's object id names nothing (more); what it named is not reported on until offered again."""
+        receipt = self._receipts.get(self._digests.pop(object_id, b""))
+        if receipt is not None and receipt.object_id == object_id:
+            receipt.object_id, receipt.report_at = 0, math.inf
+
     def _bind(self, object_id: int, digest: bytes) -> None:
+        if self._digests.get(object_id) != digest:
+            self._unbind(object_id)
         self._digests[object_id] = digest
         self._digests.move_to_end(object_id)
         self._refused.pop(object_id, None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from onboard.wire import frame as framing
 from onboard.wire.frame import Type
-from onboard.wire.messages import Offer, digest
+from onboard.wire.messages import Cancel, Offer, Reason, digest
 from onboard.wire.report import Report
 from onboard.wire.seal import Sealer
 from onboard.wire.session import (
@@ -57,6 +57,28 @@ def test_authentic_nonsense_changes_nothing_but_a_counter() -> None:
         snapshot = session.snapshot(1.0)
         assert snapshot.objects == held
         assert snapshot.malformed + snapshot.orphans == nth + 1
+
+
+def test_an_object_id_that_is_used_for_another_object_is_never_answered_for_the_first() -> None:
+    """No peer of this version does so; `python -m benchmarks fuzz` did, and the REPORT had no receipt."""
+    peer = Sealer(KEY, source=7, destination=0, epoch=1)
+    first, second = (Offer(digest(UPDATE, bytes(size)), size, 200, UPDATE) for size in (1000, 2000))
+    for then in (
+        (Type.CANCEL, Cancel(second.digest, Reason.WITHDRAWN).encode()),
+        (Type.OFFER, second.encode()),
+    ):
+        session = Session(node=0, peer=7, key=KEY, link=FULL, master=True, epoch=1)
+        for frame in frames_of(
+            peer, *((*each, {"object_id": 4}) for each in ((Type.OFFER, first.encode()), then))
+        ):
+            session.receive(frame, 0.0)
+        told = []
+        while (raw := session.transmit(0.0)) is not None:
+            told.append(framing.unproven(raw))
+        assert [frame.type for frame in told] == [Type.REPORT]
+        report = Report.decode(told[0].payload)
+        assert report.unknown or report.prefix == second.digest[:4]
+        assert first.digest in session.incoming  # and goes on when it is offered again
 
 
 def test_forged_damaged_and_replayed_frames_change_nothing_but_a_counter() -> None:
