@@ -137,7 +137,7 @@ def all_targets(seed: int) -> Iterator[Target]:
     yield Target("frame, unproven", frame.unproven, (one,), (BadFrame,))
     yield Target("COBS", cobs.decode, (golden["cobs"][:-1], cobs.encode(b"x" * 600)[:-1]), (cobs.BadCobs,))
     yield Target("COBS stream", CobsStream(222).feed, (golden["cobs"] * 2,))
-    yield Target("KISS", kiss.decode, (golden["kiss"][1:-1],), (kiss.BadKiss,))
+    yield Target("KISS", lambda data: kiss.decode(data, 1), (golden["kiss"][1:-1],), (kiss.BadKiss,))
     yield Target("KISS stream", KissStream(222, 1).feed, (golden["kiss"] * 2,))
     for name, decode in (
         ("OFFER", Offer.decode), ("DONE", Done.decode), ("CANCEL", Cancel.decode), ("HELLO", Hello.decode),
