@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from groundstation.config import load_mission
-from groundstation.setup import NodeSpec, SetupError, Wishes, found
+from groundstation.setup import NodeSpec, SetupError, Wishes, found, roll_key
 from groundstation.status import picture, table
 from groundstation.store import Store, StoreError
 from onboard.complaints import OneLineErrors, fail
@@ -136,6 +136,31 @@ def serve(
 
 @main.command()
 @click.argument("folder", metavar="DIR", type=_FOLDER)
+@click.argument("name", metavar="NODE")
+@click.option("--drop-old", is_flag=True, help="Leave only the newest key, once the board uses it.")
+def roll(folder: Path, name: str, drop_old: bool) -> None:
+    """Gives the board NODE of the mission in DIR a new key, beside the one that it has.
+
+    The daemon takes both and answers under the one that the board uses; the board uses its newest. When
+    `groundstation links` shows the new key_id, drop the old key.
+
+    \b
+    Examples:
+      groundstation roll mission pi
+      groundstation roll mission pi --drop-old
+    """
+    from onboard.keys import BadKey
+
+    try:
+        click.echo(roll_key(folder, name, drop_old=drop_old))
+    except (SetupError, ConfigError, BadKey) as error:
+        fail(str(error))
+    except OSError as error:
+        fail(f"{error.filename or folder}: {error.strerror or error}", code=1)
+
+
+@main.command()
+@click.argument("folder", metavar="DIR", type=_FOLDER)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of tables.")
 def status(folder: Path, as_json: bool) -> None:
     """Shows where the mission in DIR stands; works while the daemon runs and when it does not.
@@ -199,11 +224,11 @@ def replay(files: tuple[Path, ...], mission: Path | None, key: Path | None, as_j
     """
     from groundstation.replay import Replay
     from groundstation.replay_view import lines
-    from onboard.keys import BadKey, load_key
+    from onboard.keys import BadKey, load_keys
 
     try:
-        keys = {node.id: load_key(node.key_path) for node in load_mission(mission).nodes} if mission else {}
-        any_key = load_key(key) if key else None
+        keys = {node.id: load_keys(node.key_path) for node in load_mission(mission).nodes} if mission else {}
+        any_key = load_keys(key) if key else None
         for line in lines(Replay(files, lambda node: keys.get(node, any_key)), as_json=as_json):
             click.echo(line)
     except (ConfigError, BadKey) as error:

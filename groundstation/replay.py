@@ -17,6 +17,7 @@ from onboard.link.recording import BadRecord, Kind, Reader, Record, Start, start
 from onboard.wire import frame as framing
 from onboard.wire.events import Arrived, Event, LinkSnapshot, Rekeyed
 from onboard.wire.frame import BROADCAST, BadFrame, Frame, Type
+from onboard.wire.seal import Keys
 from onboard.wire.session import Session
 
 _REFUSED = ("bad_tags", "replays", "misaddressed", "malformed")
@@ -71,7 +72,7 @@ class Replay:
     Iterate once, then look at the `streams`.
     """
 
-    def __init__(self, paths: Sequence[Path], key_of: Callable[[int], bytes | None]) -> None:
+    def __init__(self, paths: Sequence[Path], key_of: Callable[[int], bytes | Keys | None]) -> None:
         self.streams: dict[tuple[int, Way], Stream] = {}
         self._readers = [Reader(path) for path in paths]
         self._key_of = key_of

@@ -18,7 +18,7 @@ import msgspec
 from groundstation.config import MISSION_FILE, MissionFile, load_mission
 from hw_profiles import load_board, load_link
 from onboard.config import NodeFile, checked, load_node, relative_source
-from onboard.keys import new_key, save_key
+from onboard.keys import load_keys, new_key, newest, replace_keys, roll, save_key
 from onboard.learn.graph import TrainGraph
 
 NODE_KEYS = ("board", "link", "port", "board_port", "data", "cpu_share")
@@ -176,6 +176,29 @@ def _found_board(folder: Path, spec: NodeSpec, sections: dict[str, Any]) -> str:
     (board / "node.toml").write_text(_toml("One board", sections), encoding="utf-8")
     load_node(board / "node.toml")
     return f"{board}: copy this folder to {spec.name} and start `onboard run node.toml` in it"
+
+
+def roll_key(folder: Path, name: str, *, drop_old: bool) -> str:
+    """Gives a node a new key beside those it has, or leaves it the newest alone; returns what to do next.
+
+    Raises ConfigError, SetupError, BadKey, and OSError where the disk refuses.
+    """
+    mission = load_mission(folder)
+    node = next((node for node in mission.nodes if node.name == name), None)
+    if node is None:
+        known = ", ".join(node.name for node in mission.nodes)
+        raise SetupError(f"{mission.path}: no node {name!r}; there are {known}")
+    keys = load_keys(node.key_path)
+    try:
+        keys = newest(keys) if drop_old else roll(keys, new_key())
+    except ValueError as error:
+        raise SetupError(f"{node.key_path}: {error}") from None
+    copy = mission.folder / "boards" / name / "node.key"
+    replace_keys(node.key_path, keys)  # the ground's first: it takes whichever key the board uses
+    if copy.parent.is_dir():
+        replace_keys(copy, keys)
+    ids = " and ".join(map(str, keys))
+    return f"{name} holds key {ids}: restart the daemon, then copy {copy} to the board and restart the agent"
 
 
 def _keys(folder: Path, spec: NodeSpec) -> tuple[Path, Path]:

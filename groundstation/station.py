@@ -13,7 +13,7 @@ from groundstation.config import Node
 from groundstation.store import Store
 from onboard.carrier import GROUND, limits_for, tell_of_link
 from onboard.contacts import ContactPlan
-from onboard.keys import load_key
+from onboard.keys import load_keys
 from onboard.link import Spool, opener, wire_bytes
 from onboard.link.pump import PortDown, PortUp, Pump, SpoolFull
 from onboard.link.recorder import Recorder
@@ -24,8 +24,8 @@ from onboard.wire.session import Session
 SPOOL_BYTES = 256 * 2**20
 COUNTED = (
     "frames_sent", "bytes_sent", "frames_received", "bytes_received", "fragments_sent", "fragments_resent",
-    "repairs_sent", "malformed", "bad_tags", "replays", "unproven", "hellos_sent", "hellos_received",
-    "hellos_stale", "misaddressed", "orphans", "duplicates", "corrupt", "airtime_s",
+    "repairs_sent", "malformed", "bad_tags", "unknown_keys", "replays", "unproven", "hellos_sent",
+    "hellos_received", "hellos_stale", "misaddressed", "orphans", "duplicates", "corrupt", "airtime_s",
 )  # fmt: skip
 
 
@@ -47,7 +47,7 @@ class Station:
         self.node = node
         self._wall = wall
         self._contacts = ContactPlan(node.contacts_path, node.id, GROUND) if node.contacts_path else None
-        key = load_key(node.key_path)
+        key = load_keys(node.key_path)
         entered = store.enter_node(node.id, node.name)
         spool = Spool(folder / "spool" / node.name, SPOOL_BYTES)
         self.session = Session(

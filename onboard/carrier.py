@@ -18,7 +18,7 @@ from onboard.budget import Ledger, Pace, limit_memory
 from onboard.config import NodeConfig
 from onboard.contacts import ContactPlan
 from onboard.journal import Journal
-from onboard.keys import load_key
+from onboard.keys import load_keys
 from onboard.link import Spool, opener, wire_bytes
 from onboard.link.pump import PortDown, PortUp, Pump, PumpEvent, SpoolFull, wait
 from onboard.link.recorder import Recorder
@@ -62,7 +62,7 @@ def board_agent(
 
     Raises BadKey, OSError. The epoch is raised and durable before anything can be sent with it.
     """
-    key = load_key(config.key_path)
+    key = load_keys(config.key_path)
     journal = Journal(config.state, Known)
     known = journal.load() or Known()
     known.epoch += 1

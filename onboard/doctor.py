@@ -13,7 +13,7 @@ from pathlib import Path
 from onboard.carrier import GROUND, local_images
 from onboard.config import ConfigError, NodeConfig
 from onboard.contacts import ContactPlan
-from onboard.keys import BadKey, load_key
+from onboard.keys import BadKey, load_keys
 from onboard.learn.graph import GraphError, TrainGraph, shipped
 from onboard.link import open_port
 from onboard.wire.contacts import Contacts
@@ -58,7 +58,7 @@ def _python(_: NodeConfig) -> str:
 
 
 def _key(config: NodeConfig) -> str:
-    load_key(config.key_path)
+    load_keys(config.key_path)
     if config.key_path.stat().st_mode & 0o077:
         raise BadKey(f"{config.key_path}: others may read this key; chmod 600 {config.key_path}")
     return f"{config.key_path}"

@@ -1,4 +1,4 @@
-"""A key file is 64 hexadecimal digits; anything else is refused with one line that names the file.
+"""A key file is a line of 64 hexadecimal digits, or a few; all else is refused in one line with its name.
 
 Here and not in `wire`, which touches no file. A key belongs to one node and lies at both ends of its link.
 """
@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 
-from onboard.wire.seal import KEY_BYTES
+from onboard.wire.seal import KEY_BYTES, KEY_IDS
 
 
 class BadKey(ValueError):  # noqa: N818 - "bad" says error already
@@ -21,9 +22,10 @@ def new_key() -> bytes:
     return secrets.token_bytes(KEY_BYTES)
 
 
-def load_key(path: str | Path) -> bytes:
-    """The 32 B key in the file at `path`: hex digits, white space around them allowed.
+def load_keys(path: str | Path) -> dict[int, bytes]:
+    """The keys in the file at `path`, 32 B each by their ids, the oldest first.
 
+    A key a line: 64 hexadecimal digits, in a file of several with the id (0 to 3) and a space before them.
     Raises BadKey.
     """
     try:
@@ -31,8 +33,19 @@ def load_key(path: str | Path) -> bytes:
             text = file.read(4096).strip()
     except OSError as error:
         raise BadKey(f"{path}: cannot read this key file: {error.strerror}") from None
+    keys: dict[int, bytes] = {}
+    for line in text.splitlines() or [b""]:
+        number, _, digits = line.strip().rpartition(b" ")
+        key = _key_of(path, digits)
+        if number not in (b"", b"0", b"1", b"2", b"3") or int(number or b"0") in keys:
+            raise BadKey(f"{path}: before a key stands its id, 0 to {KEY_IDS - 1}, each once, and a space")
+        keys[int(number or b"0")] = key
+    return keys
+
+
+def _key_of(path: str | Path, digits: bytes) -> bytes:
     try:
-        key = bytes.fromhex(text.decode("ascii"))
+        key = bytes.fromhex(digits.decode("ascii"))
     except ValueError:
         raise BadKey(f"{path}: a key is {2 * KEY_BYTES} hexadecimal digits, this is something else") from None
     if len(key) != KEY_BYTES:
@@ -49,8 +62,38 @@ def save_key(path: str | Path, key: bytes) -> None:
     """
     if len(key) != KEY_BYTES:
         raise ValueError(f"a key has {KEY_BYTES} B, this one {len(key)}")
+    _write(path, key.hex() + "\n")
+
+
+def roll(keys: Mapping[int, bytes], key: bytes) -> dict[int, bytes]:
+    """The keys with a new one behind them. Raises ValueError if there are as many as there are ids."""
+    if len(keys) >= KEY_IDS:
+        raise ValueError(f"{len(keys)} keys are held, and there are no more ids: drop the old ones first")
+    return {**keys, (list(keys)[-1] + 1) % KEY_IDS: key}
+
+
+def newest(keys: Mapping[int, bytes]) -> dict[int, bytes]:
+    """The last key alone, under its id."""
+    number = list(keys)[-1]
+    return {number: keys[number]}
+
+
+def replace_keys(path: str | Path, keys: Mapping[int, bytes]) -> None:
+    """Writes these keys in place of those in the file, durably: a power cut leaves the one or the other."""
+    written = Path(path).with_name(f"{Path(path).name}.new")
+    written.unlink(missing_ok=True)
+    _write(written, "".join(f"{number} {key.hex()}\n" for number, key in keys.items()))
+    written.replace(path)
+    folder = os.open(Path(path).parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _write(path: str | Path, text: str) -> None:
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(handle, "w", encoding="ascii") as file:
-        file.write(key.hex() + "\n")
+        file.write(text)
         file.flush()
         os.fsync(handle)

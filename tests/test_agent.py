@@ -12,7 +12,7 @@ from onboard import data
 from onboard.agent import Agent
 from onboard.carrier import board_agent
 from onboard.config import NodeConfig, load_node
-from onboard.keys import load_key, new_key, save_key
+from onboard.keys import load_keys, new_key, save_key
 from onboard.learn.graph import TrainGraph
 from onboard.wire.events import Arrived, Delivered, Rekeyed
 from onboard.wire.messages import MODEL, UPDATE, State, Task, decode_update, digest, encode_object
@@ -46,7 +46,7 @@ def model(round_number: int = 1, mission: bytes = b"missionA", **changes: object
 
 def arrive(agent: Agent, arrived: Arrived, config: NodeConfig, now: float) -> None:
     """Sends the object over the wire to the agent's session, and tells the agent."""
-    ground = Session(node=0, peer=1, key=load_key(config.key_path), link=config.link, master=True,
+    ground = Session(node=0, peer=1, key=load_keys(config.key_path), link=config.link, master=True,
                      epoch=1, nonce=os.urandom, now=now)  # fmt: skip
     ground.offer(arrived.kind, arrived.payload, now)
     told: list[object] = []

@@ -167,12 +167,14 @@ class LinkSnapshot:
     now: float
     epoch: int
     peer_epoch: int
+    key_id: int  # of the key that this end's frames are sealed with
     frames_sent: int
     bytes_sent: int
     frames_received: int  # authentic ones
     bytes_received: int
     malformed: int  # no frame, or a payload that makes no sense
     bad_tags: int
+    unknown_keys: int  # under the id of a key that is not held here
     replays: int
     unproven: int  # heard while no salt was agreed upon
     hellos_sent: int

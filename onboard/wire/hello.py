@@ -37,7 +37,7 @@ from onboard.wire import frame as framing
 from onboard.wire.events import Event, Rekeyed
 from onboard.wire.frame import Frame, Type
 from onboard.wire.messages import NO_NONCE, NONCE_BYTES, BadMessage, Hello
-from onboard.wire.seal import HELLO, NO_SALT, SALT_BYTES, Opener, Sealer
+from onboard.wire.seal import HELLO, NO_SALT, SALT_BYTES, Keys, Opener, Sealer
 from onboard.wire.send import Send
 
 T = TypeVar("T")
@@ -50,6 +50,7 @@ _REMEMBERED = 64  # challenges answered, salts noted: each belongs to one boot o
 class Greeting:
     """One end's HELLOs. `salt`: the one in force. nonce: draws so many bytes that nobody can foresee. Without
     it, for one who plays a recording again, no HELLO is said and each is believed in the salt that it names.
+    follows: a HELLO is answered under the key that it came by, and others try one key after the other.
 
     `heard` were authentic, `stale` of them without a fresh answer, `sent` left; `unproven` are other frames
     that came while this end had no salt to prove them by.
@@ -57,22 +58,24 @@ class Greeting:
 
     def __init__(
         self,
-        key: bytes,
+        key: bytes | Keys,
         *,
         node: int,
         peer: int,
         epoch: int,
         salt: bytes = NO_SALT,
         nonce: Callable[[int], bytes] | None = None,
+        follows: bool = False,
     ) -> None:
         self.sealer = Sealer(key, source=node, destination=peer, epoch=epoch, purpose=HELLO)
         self.opener = Opener(key, source=peer, destination=node, purpose=HELLO)
         self.salt = salt
+        self._key_ids = list(key) if follows and not isinstance(key, bytes) else [self.sealer.key_id]
         self._is_lower = node < peer  # both ends hash the two nonces in the order of their numbers
         self._nonce = nonce
         self._challenge = NO_NONCE if nonce is None else nonce(NONCE_BYTES)
         self._noted: OrderedDict[bytes, None] = OrderedDict()  # salts that the peer may put in force
-        self._owed: OrderedDict[bytes, None] = OrderedDict()  # the peer's challenges to answer
+        self._owed: OrderedDict[bytes, int] = OrderedDict()  # the peer's challenges to answer: by which key
         self._answered: OrderedDict[bytes, float] = OrderedDict()  # when, without proof of who asked
         self._offered = NO_SALT  # agreed upon, and not yet durable here
         self._said_at = -math.inf
@@ -97,8 +100,9 @@ class Greeting:
             self.opener.malformed += 1
         return None
 
-    def hear(self, payload: bytes, now: float) -> list[Event]:
-        """Take a HELLO's payload; Rekeyed if it brought a salt to make durable, and then to `use`."""
+    def hear(self, payload: bytes, key_id: int, now: float) -> list[Event]:
+        """Take a HELLO's payload that came by that key; Rekeyed if it brought a salt to make durable, then to
+        `use`."""
         try:
             hello = Hello.decode(payload)
         except BadMessage:
@@ -119,7 +123,7 @@ class Greeting:
         if not fresh and now < self._answered.get(hello.challenge, -math.inf) + _ANSWER_AGAIN_S:
             return []
         _put(self._answered, hello.challenge, now)
-        _put(self._owed, hello.challenge, None)
+        _put(self._owed, hello.challenge, key_id if key_id in self._key_ids else self.sealer.key_id)
         agreed = self._salt_with(hello.challenge)
         if fresh and (hello.salt == NO_SALT or not self.is_unsure):
             self._offered = agreed
@@ -147,7 +151,10 @@ class Greeting:
 
     def say(self) -> Send:
         """The HELLO that is due, or that is to be said for want of anything else."""
-        answer = next(iter(self._owed), NO_NONCE)
+        unasked = NO_NONCE, self._key_ids[self.sent % len(self._key_ids)]
+        answer, key_id = next(iter(self._owed.items()), unasked)
+        if key_id != self.sealer.key_id:
+            self.sealer.turn(key_id)
         return Send(Type.HELLO, Hello(self._challenge, answer, self.salt).encode())
 
     def said(self, now: float) -> None:

@@ -11,12 +11,16 @@ caller's: they must be on disk before anything that depends on them leaves.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from hashlib import blake2s
 
 from onboard.wire import frame as framing
 from onboard.wire.frame import OVER, POLL, BadFrame, Frame, Type
 
 KEY_BYTES = 32
+KEY_IDS = 4  # two bits of the header
+Keys = Mapping[int, bytes]
+"""A link's keys of 32 B by their ids, the oldest first."""
 WINDOW = 1024
 """Transmissions that may arrive late. At 22 B a frame it is 19 s of 9.6 kbit/s, and far more than any
 link here reorders."""
@@ -86,34 +90,45 @@ class ReplayWindow:
 
 
 class Sealer:
-    """Makes the frames of one direction. Within its epoch no seq is used twice."""
+    """Makes the frames of one direction. Within its epoch no seq is used twice, under whichever key.
+
+    key: 32 B, or several by their ids; `key_id` says which to begin with, else the newest.
+    """
 
     def __init__(
         self,
-        node_key: bytes,
+        key: bytes | Keys,
         *,
         source: int,
         destination: int,
         epoch: int,
-        key_id: int = 0,
+        key_id: int | None = None,
         salt: bytes = NO_SALT,
         purpose: bytes = TRAFFIC,
     ) -> None:
         if not 1 <= epoch <= MAX_EPOCH:
             raise ValueError(f"epoch {epoch} must be 1..{MAX_EPOCH}: 0 is before the first boot")
-        if not 0 <= key_id <= 3:
-            raise ValueError(f"key id {key_id} must be 0..3")
-        self.source, self.destination, self.epoch, self.key_id = source, destination, epoch, key_id
-        self._node_key, self._purpose = node_key, purpose
+        keys = {key_id or 0: key} if isinstance(key, bytes) else key
+        if not keys or not set(keys) <= set(range(KEY_IDS)):
+            raise ValueError(f"key ids {sorted(keys)} must be in 0..{KEY_IDS - 1}, and one at least")
+        self.source, self.destination, self.epoch = source, destination, epoch
+        self.key_id = list(keys)[-1] if key_id is None else key_id
+        self._keys, self._salt, self._purpose = keys, salt, purpose
         self._seq = 0
-        self.use(salt)
+        self.turn(self.key_id)
 
     def use(self, salt: bytes) -> None:
         """Go on under the subkey of that salt. Seqs count on."""
-        key = directional_key(
-            self._node_key, self.source, self.destination, self.key_id, salt=salt, purpose=self._purpose
+        self._salt = salt
+        self.turn(self.key_id)
+
+    def turn(self, key_id: int) -> None:
+        """Go on under another key. Seqs count on. Raises KeyError for one that is not held."""
+        self.key_id = key_id
+        subkey = directional_key(
+            self._keys[key_id], self.source, self.destination, key_id, salt=self._salt, purpose=self._purpose
         )
-        self._key = framing.keyed(key)
+        self._key = framing.keyed(subkey)
 
     @property
     def seq(self) -> int:
@@ -150,16 +165,17 @@ class Sealer:
 
 
 class Opener:
-    """Opens the frames of one direction, and counts what it refuses.
+    """Opens the frames of one direction under any of its keys, and counts what it refuses.
 
-    `malformed` were no frames, `misaddressed` between other nodes, `bad_tags` altered or made with
-    another key, `replays` taken before or from an epoch that is over, `encrypted` in a form this
-    version does not read; `opened` passed.
+    `malformed` were no frames, `misaddressed` between other nodes, `unknown_keys` under the id of a key that
+    is not held, `bad_tags` altered or made with another key, `replays` taken before or from an epoch that is
+    over, `encrypted` in a form this version does not read; `opened` passed. The replay window is one for all
+    keys: a sender counts on from one to the next.
     """
 
     def __init__(
         self,
-        node_key: bytes,
+        key: bytes | Keys,
         *,
         source: int,
         destination: int,
@@ -167,21 +183,22 @@ class Opener:
         salt: bytes = NO_SALT,
         purpose: bytes = TRAFFIC,
     ) -> None:
-        self._node_key, self._purpose = node_key, purpose
+        self._held = {0: key} if isinstance(key, bytes) else key
+        self._purpose = purpose
         self._route = bytes((source, destination))
         self.opened = self.malformed = self.misaddressed = self.bad_tags = self.replays = self.encrypted = 0
+        self.unknown_keys = 0
         self.use(salt, floor)
 
     def use(self, salt: bytes, floor: tuple[int, int] = (0, 0)) -> None:
         """Open what is sealed under that salt from now on, above the floor, and nothing else."""
-        self._keys = [
-            framing.keyed(
-                directional_key(
-                    self._node_key, self._route[0], self._route[1], key_id, salt=salt, purpose=self._purpose
-                )
+        source, destination = self._route
+        self._keys = {
+            key_id: framing.keyed(
+                directional_key(key, source, destination, key_id, salt=salt, purpose=self._purpose)
             )
-            for key_id in range(4)
-        ]
+            for key_id, key in self._held.items()
+        }
         self._window = ReplayWindow(floor)
 
     @property
@@ -208,8 +225,15 @@ class Opener:
             else:
                 self.malformed += 1
             return None
+        key = self._keys.get(raw[1] & 0x03)
+        if key is None:
+            if framing.is_shaped(raw):
+                self.unknown_keys += 1
+            else:
+                self.malformed += 1
+            return None
         try:
-            frame = framing.decode(raw, self._keys[raw[1] & 0x03])
+            frame = framing.decode(raw, key)
         except BadFrame as bad:
             if bad.reason == "tag":
                 self.bad_tags += 1

@@ -39,13 +39,13 @@ from onboard.wire.events import (
 from onboard.wire.frame import OVERHEAD_BYTES, Type
 from onboard.wire.group import Listener
 from onboard.wire.hearing import Hearing
-from onboard.wire.hello import Greeting
 from onboard.wire.inbox import Inbox
 from onboard.wire.length import Lengths
 from onboard.wire.messages import BadMessage
 from onboard.wire.mishaps import Mishaps
 from onboard.wire.outbox import Outbox
-from onboard.wire.seal import NO_SALT, Opener, Sealer
+from onboard.wire.seal import NO_SALT, Keys
+from onboard.wire.seals import Seals
 from onboard.wire.send import Send
 from onboard.wire.snapshot import link_snapshot
 from onboard.wire.timing import Timing
@@ -66,17 +66,13 @@ _CLOSING = (Type.POLL, Type.REPORT, Type.DONE, Type.CANCEL)
 class Session:
     """One end of a link.
 
-    node, peer: the two ends' numbers, 0..254. key: the node's 32 B key. master: the ground's end, which
-    sends at the link's `rate_down_bps` and breaks ties on half-duplex; a board's end sends at
-    `rate_up_bps`. epoch: this end's durable boot counter, 1..65535, one more than at the last start.
-    floor: the peer's highest (epoch, seq) as last persisted; nothing at or below it is taken. salt: as last
-    persisted, NO_SALT if it was lost or there never was one: then `nonce`, which draws so many bytes that
-    nobody can foresee, lets the ends agree on one. Without `nonce` the end can only watch. group_key: 32 B
-    that the peer's `Broadcast`s are sealed with, to listen to them; group_floor: as floor, of them. done:
-    digests of objects accepted before. wire_bytes: what a frame of that many bytes takes on the wire.
-    contacts: nothing is sent outside of these windows, and deadlines and all other times count only within
-    them; None: the link is always up. Raises ValueError for a key or an epoch out of range, or for contacts
-    that overlap.
+    node, peer: the two ends' numbers, 0..254. key, epoch, floor, salt, nonce: see Seals. master: the ground's
+    end, which sends at the link's `rate_down_bps` and breaks ties on half-duplex; a board's end sends at
+    `rate_up_bps`. group_key: 32 B that the peer's `Broadcast`s are sealed with, to listen to them;
+    group_floor: as floor, of them. done: digests of objects accepted before. wire_bytes: what a frame of that
+    many bytes takes on the wire. contacts: nothing is sent outside of these windows, and deadlines and all
+    other times count only within them; None: the link is always up. Raises ValueError for a key or an epoch
+    out of range, or for contacts that overlap.
     """
 
     def __init__(
@@ -84,7 +80,7 @@ class Session:
         *,
         node: int,
         peer: int,
-        key: bytes,
+        key: bytes | Keys,
         link: Link,
         master: bool,
         epoch: int,
@@ -103,9 +99,10 @@ class Session:
         self.node, self.peer, self.epoch = node, peer, epoch
         self._wire_bytes = wire_bytes
         self._timing = Timing(link, master=master, wire_bytes=wire_bytes)
-        self._sealer = Sealer(key, source=node, destination=peer, epoch=epoch, salt=salt)
-        self._opener = Opener(key, source=peer, destination=node, floor=floor, salt=salt)
-        self._greeting = Greeting(key, node=node, peer=peer, epoch=epoch, salt=salt, nonce=nonce)
+        self._seals = Seals(
+            key, node=node, peer=peer, master=master, epoch=epoch, floor=floor, salt=salt, nonce=nonce
+        )
+        self._greeting = self._seals.greeting
         self._air = Air(self._timing, now)
         allowance = Allowance(limits.bytes_per_contact, limits.bytes_per_day)
         self._access = Access(self._timing, self._air, Contacts(contacts, now, now), allowance)
@@ -137,7 +134,7 @@ class Session:
     @property
     def floor(self) -> tuple[int, int]:
         """The peer's highest (epoch, seq) taken: persist it with what the frames brought about."""
-        return self._opener.floor
+        return self._seals.opener.floor
 
     @property
     def salt(self) -> bytes:
@@ -151,8 +148,7 @@ class Session:
 
     def rekey(self, salt: bytes) -> None:
         """The salt of a `Rekeyed` is durable: it is in force. Raises ValueError for any other."""
-        for each in (self._greeting, self._sealer, self._opener):
-            each.use(salt)
+        self._seals.use(salt)
         self._hearing.rekeyed()
         self._inbox.peer_restarted()
         self._outbox.heard()
@@ -229,7 +225,7 @@ class Session:
             return self._overhear(self._listener, frame, now)
         if self._greeting.takes(frame):
             return self._greet(frame, now)
-        opened = self._opener.open(frame)
+        opened = self._seals.open(frame)
         if opened is None:
             return self._mishaps.dropped(frame)
         self._mishaps.proven()
@@ -243,7 +239,8 @@ class Session:
         left = min(opened.fragment, MAX_CLOSING) if opened.type in _CLOSING else 0
         self._air.heard(now, over=opened.over, loss=hearing.loss, left=left, frame_bytes=len(frame))
         try:
-            brought = dispatch(opened, now, self._sealer, self._timing, hearing, self._inbox, self._outbox)
+            sealer = self._seals.sealer
+            brought = dispatch(opened, now, sealer, self._timing, hearing, self._inbox, self._outbox)
             return events + self._mishaps.count(brought)
         except BadMessage:
             self._malformed += 1
@@ -271,7 +268,7 @@ class Session:
         if send is None:
             if not self._air.in_turn(now):
                 return None
-            send = self._nothing()  # what was to follow was cancelled: only the turn is handed over
+            send = self._seals.least()  # what was to follow was cancelled: only the turn is handed over
         length = OVERHEAD_BYTES + len(send.payload)
         end = self._air.sent(length, now)
         fragment, poll = send.fragment, send.poll
@@ -288,11 +285,7 @@ class Session:
             self._answer = None
         self._bytes_sent += self._wire_bytes(length)
         self._access.spend(self._wire_bytes(length), sent_at)
-        sealer = self._greeting.sealer if send.type is Type.HELLO else self._sealer
-        return sealer.seal(
-            send.type, send.payload, object_id=send.object_id, fragment=fragment, priority=send.priority,
-            poll=poll, over=over,
-        )  # fmt: skip
+        return self._seals.seal(send, fragment=fragment, poll=poll, over=over)
 
     def wakeup(self, now: float) -> float:
         """The earliest time at which `transmit` or `tick` may have something to do, if no frame comes."""
@@ -304,10 +297,10 @@ class Session:
 
     def snapshot(self, now: float) -> LinkSnapshot:
         """Counters and progress, as a value."""
-        openers = [self._opener] if self._listener is None else [self._opener, self._listener.opener]
+        group = None if self._listener is None else self._listener.opener
         return link_snapshot(
-            now, self._access, self._air, self._sealer, openers, self._greeting, self._hearing, self._inbox,
-            self._outbox, self._mishaps, malformed=self._malformed, bytes_sent=self._bytes_sent,
+            now, self._access, self._air, self._seals, group, self._hearing, self._inbox, self._outbox,
+            self._mishaps, malformed=self._malformed, bytes_sent=self._bytes_sent,
         )  # fmt: skip
 
     # -- one rule each ---------------------------------------------------------------------------------
@@ -332,7 +325,7 @@ class Session:
         self._mishaps.proven()
         self._hearing.bytes += self._wire_bytes(len(raw))
         self._air.heard(now, over=frame.over, loss=self._hearing.loss)
-        return self._greeting.hear(frame.payload, now)
+        return self._greeting.hear(frame.payload, frame.key_id, now)
 
     def _choose(self, now: float) -> Send | None:
         """HELLO, messages, answers, questions, bulk; to a peer that owes an answer questions only."""
@@ -340,11 +333,11 @@ class Session:
             return self._greeting.say()
         if self._greeting.is_unsure:
             return None
-        seq = self._sealer.seq + 1
+        seq = self._seals.next_seq
         if self._outbox.held_back:
             return self._outbox.control(now, seq)
         send = self._messages.first()  # at once: it waits for no more than what the port holds
-        send = send or self._inbox.due(now, self._opener.floor, self.group_floor)
+        send = send or self._inbox.due(now, self._seals.opener.floor, self.group_floor)
         send = send or self._outbox.control(now, seq)
         if send is None and now >= self._access.bulk_at:
             send = self._outbox.bulk(now, seq, self._access.left_s(now))
@@ -352,11 +345,7 @@ class Session:
 
     def _closing_frame(self) -> Send:
         """What this turn most wants heard, once more: its answer, or its question."""
-        return self._answer or self._nothing(self._outbox.asks_about)
-
-    def _nothing(self, asks_about: int = 0) -> Send:
-        """What is said where the turn is to be handed over, and no more."""
-        return self._greeting.say() if self._greeting.is_unsure else Send(Type.POLL, object_id=asks_about)
+        return self._answer or self._seals.least(self._outbox.asks_about)
 
     def _ends_turn(self, end: float, now: float) -> bool:
         loss = 0.0 if self._outbox.silent else max(self._hearing.loss, self._outbox.loss)
@@ -375,7 +364,7 @@ class Session:
 
     def _note_sent(self, send: Send, end: float) -> None:
         if send.about is not None:
-            self._outbox.sent(send, self._sealer.seq + 1, end)
+            self._outbox.sent(send, self._seals.next_seq, end)
         elif send.type is Type.MSG:
             self._messages.sent()
         elif send.type is Type.HELLO:

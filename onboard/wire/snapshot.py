@@ -9,20 +9,19 @@ from onboard.wire.access import Access
 from onboard.wire.air import Air
 from onboard.wire.events import LinkSnapshot
 from onboard.wire.hearing import Hearing
-from onboard.wire.hello import Greeting
 from onboard.wire.inbox import Inbox
 from onboard.wire.mishaps import Mishaps
 from onboard.wire.outbox import Outbox
-from onboard.wire.seal import Opener, Sealer
+from onboard.wire.seal import Opener
+from onboard.wire.seals import Seals
 
 
 def link_snapshot(
     now: float,
     access: Access,
     air: Air,
-    sealer: Sealer,
-    openers: list[Opener],
-    greeting: Greeting,
+    seals: Seals,
+    group: Opener | None,
     hearing: Hearing,
     inbox: Inbox,
     outbox: Outbox,
@@ -31,8 +30,9 @@ def link_snapshot(
     malformed: int,
     bytes_sent: int,
 ) -> LinkSnapshot:
-    """malformed, bytes_sent: what the session itself has counted."""
-    openers = [*openers, greeting.opener]
+    """group: of broadcasts. malformed, bytes_sent: what the session itself has counted."""
+    sealer, greeting = seals.sealer, seals.greeting
+    openers = [seals.opener, greeting.opener] + ([] if group is None else [group])
     objects = [*outbox.progress(), *inbox.progress(hearing.loss)]
     when = partial(access.when, now)
     (out_s, out_passes), (in_s, in_passes) = (  # objects of one way share the air: their times add up
@@ -42,12 +42,14 @@ def link_snapshot(
         now=now,
         epoch=sealer.epoch,
         peer_epoch=hearing.epoch,
+        key_id=sealer.key_id,
         frames_sent=sealer.seq,
         bytes_sent=bytes_sent,
         frames_received=sum(opener.opened for opener in openers),
         bytes_received=hearing.bytes,
         malformed=malformed + inbox.malformed + sum(o.malformed + o.encrypted for o in openers),
         bad_tags=sum(opener.bad_tags for opener in openers),
+        unknown_keys=sum(opener.unknown_keys for opener in openers),
         replays=sum(opener.replays for opener in openers),
         unproven=greeting.unproven,
         hellos_sent=greeting.sent,

@@ -18,7 +18,7 @@ from groundstation.store import Store
 from onboard import data
 from onboard.codec import alq
 from onboard.codec.pack import pack, unpack
-from onboard.keys import load_key
+from onboard.keys import load_keys
 from onboard.learn.federated import PartialAverage, choose, condense
 from onboard.learn.graph import InferGraph, TrainGraph
 from onboard.learn.local import moved
@@ -48,7 +48,7 @@ class Ground:
             node.id: Session(
                 node=node.id,
                 peer=0,
-                key=load_key(node.key_path),
+                key=load_keys(node.key_path),
                 link=node.link,
                 master=False,
                 epoch=1,
@@ -135,7 +135,7 @@ def test_a_late_update_counts_in_the_round_that_is_open_if_the_mission_says_so(
     ground.start()  # as after a kill: what was merged is on the disk
     node = min(asked)
     ground.boards[node] = Session(
-        node=node, peer=0, key=load_key(ground.mission.nodes[node - 1].key_path),
+        node=node, peer=0, key=load_keys(ground.mission.nodes[node - 1].key_path),
         link=ground.mission.nodes[node - 1].link, master=False, epoch=2,
         salt=ground.boards[node].salt, nonce=os.urandom,
     )  # fmt: skip

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from groundstation.cli import main
 from groundstation.config import load_mission
 from onboard.config import load_node
-from onboard.keys import load_key
+from onboard.keys import load_keys
 
 PI = "pi,port=/dev/ttyUSB0"
 NANO = "nano,board=jetson-nano,link=sband-256k,port=udp://192.168.7.2:4800"
@@ -31,9 +31,9 @@ def test_the_two_ends_are_told_the_same(tmp_path: Path) -> None:
     for node in mission.nodes:
         board = load_node(folder / "boards" / node.name / "node.toml")
         assert (board.id, board.name, board.board, board.link) == (node.id, node.name, node.board, node.link)
-        assert load_key(board.key_path) == load_key(node.key_path)
+        assert load_keys(board.key_path) == load_keys(node.key_path)
         assert board.data_shape == (1, 28, 28)
-    assert load_key(mission.nodes[0].key_path) != load_key(mission.nodes[1].key_path)
+    assert load_keys(mission.nodes[0].key_path) != load_keys(mission.nodes[1].key_path)
 
 
 def test_keys_are_for_their_owner_alone(tmp_path: Path) -> None:
@@ -167,3 +167,23 @@ def assert_refused(result: Result, begins: str) -> None:
     assert result.stdout == ""
     assert result.stderr.startswith(begins)
     assert result.stderr.count("\n") == 1
+
+
+def test_roll_gives_both_ends_a_second_key_and_drops_the_first(tmp_path: Path) -> None:
+    folder = tmp_path / "mission"
+    assert CliRunner().invoke(main, ["init", str(folder), "--node", "pi,port=/dev/ttyUSB0"]).exit_code == 0
+    files = [folder / "keys" / "pi.key", folder / "boards" / "pi" / "node.key"]
+    (first,) = load_keys(files[0]).values()
+    done = CliRunner().invoke(main, ["roll", str(folder), "pi"])
+    assert done.exit_code == 0, done.output
+    assert done.output.startswith("pi holds key 0 and 1: restart the daemon, then copy ")
+    both = load_keys(files[0])
+    assert list(both) == [0, 1]
+    assert both[0] == first != both[1]
+    assert load_keys(files[1]) == both
+    done = CliRunner().invoke(main, ["roll", str(folder), "pi", "--drop-old"])
+    assert done.exit_code == 0
+    assert [load_keys(file) for file in files] == [{1: both[1]}] * 2
+    wrong = CliRunner().invoke(main, ["roll", str(folder), "nano"])
+    assert wrong.exit_code == 2
+    assert wrong.stderr == f"{folder / 'mission.toml'}: no node 'nano'; there are pi\n"

@@ -23,7 +23,7 @@ from onboard.codec.layout import Layout
 from onboard.codec.layout import layout as layout_of
 from onboard.codec.pack import DENSE_VERSION, HEADER, PREFIX, pack
 from onboard.journal import Journal
-from onboard.keys import load_key, new_key
+from onboard.keys import load_keys, new_key
 from onboard.learn.graph import TrainGraph
 from onboard.wire.events import Arrived, Event, Rekeyed
 from onboard.wire.frame import Type
@@ -79,7 +79,7 @@ def ground_and_voice(on: Bench, *, stranger: bool) -> Iterator[Voice]:
         back = f"udp://127.0.0.1:{there}?bind=127.0.0.1:{here}"
         change(on.mission / "mission.toml", port=f'"{over}"', link='"bench-udp"')
         change(on.node_toml, port=f'"{back}"', profile='"bench-udp"')
-        key = new_key() if stranger else load_key(on.node_toml.parent / "node.key")
+        key = new_key() if stranger else load_keys(on.node_toml.parent / "node.key")
         session = Session(
             node=1, peer=0, key=key, link=load_link("bench-udp"), master=False, epoch=1, nonce=os.urandom,
             now=time.monotonic(),

@@ -256,7 +256,7 @@ def test_a_hello_that_makes_no_sense(payload: bytes) -> None:
     greeting = Greeting(KEY, node=0, peer=7, epoch=1, nonce=random.Random(3).randbytes)
     with pytest.raises(BadMessage):
         Hello.decode(payload)
-    assert greeting.hear(payload, 0.0) == []
+    assert greeting.hear(payload, 0, 0.0) == []
     assert (greeting.heard, greeting.opener.malformed) == (0, 1)
     assert greeting.say().payload[8:16] == NO_NONCE
 

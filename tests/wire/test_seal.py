@@ -125,13 +125,23 @@ def test_any_bytes_are_refused(raw: bytes) -> None:
     assert opener.malformed + opener.bad_tags + opener.misaddressed == 1
 
 
-def test_every_key_id_opens_and_directions_and_ids_have_their_own_keys() -> None:
-    opener = Opener(KEY, source=BOARD, destination=GROUND)
-    for key_id in range(4):
-        sealer = Sealer(KEY, source=BOARD, destination=GROUND, epoch=key_id + 1, key_id=key_id)
-        opened = opener.open(sealer.seal(Type.POLL))
+def test_every_key_held_opens_and_directions_and_ids_have_their_own_subkeys() -> None:
+    keys = {key_id: bytes([key_id]) * 32 for key_id in (2, 3, 0)}
+    opener = Opener(keys, source=BOARD, destination=GROUND)
+    sealer = Sealer({**keys, 1: KEY}, source=BOARD, destination=GROUND, epoch=1)
+    assert sealer.key_id == 1  # the newest
+    assert opener.open(sealer.seal(Type.POLL)) is None
+    assert opener.unknown_keys == 1
+    for key_id in keys:
+        sealer.turn(key_id)
+        raw = sealer.seal(Type.POLL)
+        opened = opener.open(raw)
         assert opened is not None
-        assert opened.key_id == key_id
+        assert (opened.key_id, opened.seq) == (key_id, sealer.seq)
+        assert opener.open(raw) is None  # one window for all keys
+    assert opener.replays == 3
+    with pytest.raises(KeyError):
+        Sealer(keys, source=BOARD, destination=GROUND, epoch=1).turn(1)
     subkeys = {
         directional_key(KEY, source, destination, key_id)
         for source in range(4)
@@ -175,3 +185,24 @@ def test_a_frame_that_cannot_be_made_uses_up_its_seq() -> None:
     opened = Opener(KEY, source=BOARD, destination=GROUND).open(sealer.seal(Type.DATA))
     assert opened is not None
     assert opened.seq == 2
+
+
+@pytest.mark.parametrize("keys", [{}, {4: KEY}, {-1: KEY, 0: KEY}])
+def test_key_ids_have_two_bits(keys: dict[int, bytes]) -> None:
+    with pytest.raises(ValueError, match="key ids"):
+        Sealer(keys, source=1, destination=0, epoch=1)
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), st.booleans()), max_size=40))
+def test_no_frame_is_taken_twice_over_changes_of_the_key(steps: list[tuple[int, bool]]) -> None:
+    keys = {0: KEY, 1: bytes(range(32, 64))}
+    sealer = Sealer(keys, source=BOARD, destination=GROUND, epoch=1)
+    opener, sent, taken = Opener(keys, source=BOARD, destination=GROUND), [], set()
+    for key_id, repeat in steps:
+        sealer.turn(key_id)
+        sent.append(sealer.seal(Type.MSG))
+        for raw in [sent[-1], *(sent if repeat else [])]:
+            if opener.open(raw) is not None:
+                assert raw not in taken
+                taken.add(raw)
+    assert taken == set(sent)
