@@ -77,6 +77,7 @@ class Greeting:
         self._noted: OrderedDict[bytes, None] = OrderedDict()  # salts that the peer may put in force
         self._owed: OrderedDict[bytes, int] = OrderedDict()  # the peer's challenges to answer: by which key
         self._answered: OrderedDict[bytes, float] = OrderedDict()  # when, without proof of who asked
+        self.key_id = self.sealer.key_id  # of the last HELLO that was fresh
         self._offered = NO_SALT  # agreed upon, and not yet durable here
         self._said_at = -math.inf
         self.heard = self.stale = self.sent = self.unproven = 0
@@ -115,6 +116,8 @@ class Greeting:
         self.stale += not fresh
         if self._offered != NO_SALT:
             return []
+        if fresh:
+            self.key_id = key_id
         if hello.salt == self.salt != NO_SALT:
             return []
         if fresh and hello.salt in self._noted:

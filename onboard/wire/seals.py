@@ -77,4 +77,6 @@ class Seals:
         """
         self.greeting.use(salt)
         self.sealer.use(salt)
+        if self._follows:
+            self.sealer.turn(self.greeting.key_id)
         self.opener.use(salt)
