@@ -116,7 +116,7 @@ class Session:
         if group_key is not None:
             self._listener = Listener(group_key, self._inbox, node=node, peer=peer, floor=group_floor)
         self._messages = Waiting(limits.max_messages)
-        self._mishaps = Mishaps(node, peer, (self._opener, self._greeting.opener))
+        self._mishaps = Mishaps(node, peer, (self._seals.opener, self._greeting.opener))
         self._malformed = self._bytes_sent = 0
 
     # -- the application's side ------------------------------------------------------------------------
