@@ -13,7 +13,9 @@ import click
 from onboard.wire.messages import MODEL, UPDATE
 
 KINDS = {MODEL: "model", UPDATE: "update"}
-DROPPED = ("bad_tags", "replays", "malformed", "misaddressed", "orphans", "duplicates", "corrupt")
+DROPPED = (
+    "bad_tags", "replays", "malformed", "misaddressed", "orphans", "duplicates", "corrupt", "refused", "expired",
+)  # fmt: skip
 BAR = 20  # characters
 
 View = Mapping[str, Any]
