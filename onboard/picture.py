@@ -14,7 +14,8 @@ from onboard.wire.messages import MODEL, UPDATE
 
 KINDS = {MODEL: "model", UPDATE: "update"}
 DROPPED = (
-    "bad_tags", "replays", "malformed", "misaddressed", "orphans", "duplicates", "corrupt", "refused", "expired",
+    "bad_tags", "replays", "malformed", "misaddressed", "orphans", "duplicates", "corrupt", "refused",
+    "expired",
 )  # fmt: skip
 BAR = 20  # characters
 
