@@ -10,7 +10,7 @@ but a counter.
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -34,6 +34,7 @@ from onboard.wire.transfer import BadFragment, Incoming, Partial
 
 _IDS = 1024  # object ids of the peer's that are remembered; one that was forgotten is "unknown"
 _MAX_REPLIES = 64
+_EARLY = 256  # pieces of objects that were not offered yet, or not since this end's restart: one turn or more
 _MAX_CORRUPT = 2  # the second wrong digest is the offer's fault, not the spool's
 _ACCEPT_S = 0.05  # the application has this long to accept before a REPORT says "whole, not yet stored"
 
@@ -61,6 +62,7 @@ class Inbox:
         self._done: OrderedDict[bytes, None] = OrderedDict.fromkeys(done)
         self._refused: OrderedDict[int, Cancel] = OrderedDict()  # by the peer's object id
         self._replies: OrderedDict[tuple[Type, int], Send] = OrderedDict()
+        self._early: deque[Frame] = deque(maxlen=_EARLY)
         self._unknown_at = -math.inf  # when the next "unknown" may leave
         self.fragments = self.received_bytes = self.duplicates = self.orphans = self.malformed = 0
         self.corrupt = 0
@@ -174,6 +176,13 @@ class Inbox:
         receipt.object_id = object_id
         self._report(receipt, now)
         incoming.deadline = now + offer.deadline_s if offer.deadline_s else math.inf
+        early = [frame for frame in self._early if frame.object_id == object_id]
+        if early:
+            self._early = deque((f for f in self._early if f.object_id != object_id), maxlen=_EARLY)
+            for frame in early:
+                events += self.on_data(frame, now)
+        if self._receipts.get(offer.digest) is not receipt:  # they made it whole, and it was wrong
+            return events
         return events + self._check(incoming, receipt, now)
 
     def on_data(self, frame: Frame, now: float) -> list[Event]:
@@ -184,6 +193,8 @@ class Inbox:
             self.orphans += digest is None
             return []
         if incoming is None:
+            if digest is None:
+                self._early.append(frame)
             return self._on_question(frame.object_id, now) if frame.poll or digest is None else []
         receipt = self._receipts[incoming.digest]
         if frame.object_id < GROUP_ID:
@@ -346,6 +357,7 @@ class Inbox:
 
     def _forget_ids(self, ids: range) -> None:
         """The peer's object ids in `ids` mean nothing any more."""
+        self._early = deque((frame for frame in self._early if frame.object_id not in ids), maxlen=_EARLY)
         for object_id in [each for each in self._digests if each in ids]:
             del self._digests[object_id]
         for object_id in [each for each in self._refused if each in ids]:

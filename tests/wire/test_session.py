@@ -63,6 +63,23 @@ def test_a_kill_of_either_end_in_mid_transfer_costs_little(link: Link, killed: s
         assert again <= 0.10 * 328 + lost_anyway
 
 
+@pytest.mark.parametrize("at_s", [12.3, 21.0, 33.7])
+def test_what_came_before_a_restarted_receiver_knew_its_object_is_not_sent_again(at_s: float) -> None:
+    """On half-duplex that is the rest of a turn: it is kept until the object is offered again."""
+    pair = Pair(HALF)
+    pair.board.offer(UPDATE, data(65536), 0.0)
+    pair.run(at_s)
+    pair.ground.kill()
+    off_s = 0.25
+    pair.run(at_s + off_s)
+    pair.ground.boot(pair.now)
+    finish(pair, pair.board)
+    assert [payload for _, payload in pair.ground.disk.objects.values()] == [data(65536)]
+    sends = Counter(frame.fragment for frame in pair.frames(Type.DATA))
+    unsaved = 328 // 128 + 1
+    assert sum(sends.values()) - 328 <= off_s * 9600 / 8 / 224 + 1 + unsaved
+
+
 def test_nothing_durable_is_sent_again_after_the_sender_restarts() -> None:
     pair = Pair(FULL)
     pair.board.offer(UPDATE, data(65536), 0.0)
