@@ -68,7 +68,7 @@ class Rounds:
             self._take(station, event, now)
         elif isinstance(event, Delivered) and event.digest == self._offered:
             self._delivered.add(node)
-            if self._round is not None and node in self._round.asked:
+            if node in self._waiting():  # a message of failure overtakes the DONE of what cannot be trained
                 self._store.mark(self.number, node, "delivered", self._wall())
         elif isinstance(event, Cancelled):
             say(
