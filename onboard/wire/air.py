@@ -54,16 +54,16 @@ class Air:
         """A closing frame was sent: how many follow it."""
         return 0 if self._turn is None else self._turn.count_down()
 
-    def ends_turn(self, end: float, *, more: bool, loss: float) -> bool:
+    def ends_turn(self, end: float, *, more: bool, loss: float, burst: float) -> bool:
         """Whether the frame just sent, whose last bit leaves at `end`, says OVER. more: something else waits
-        to be sent. Where `loss` (0..1) is high the turn closes with further frames before that."""
+        to be sent. loss, burst: see Turn.close, which may have the turn close with further frames."""
         if self._turn is None:
             return False
         next_end = end + self._timing.frame_s
         answered = next_end + self._timing.slot_s  # a last answer is worth more than a last fragment
         if more and self._turn.has_room(next_end) and answered <= self.closes_at:
             return False
-        return self._turn.close(loss)
+        return self._turn.close(loss, burst)
 
     def hand_over(self, asked: int | None) -> None:
         """See Turn.hand_over."""

@@ -7,6 +7,7 @@ import math
 from onboard.wire.frame import Frame
 from onboard.wire.length import Fates
 
+_FATES = 8  # as in Loss: the evidence that it takes
 _BUSY_S = 4.0  # without DATA for so long the peer's bulk is over
 
 
@@ -19,7 +20,7 @@ class Hearing:
         self.bytes = 0  # on the wire
         self._rekeyed = 0
         self._first_seq = self._highest_seq = 0
-        self._frames_in_epoch = self._bytes_in_epoch = 0
+        self._frames_in_epoch = self._bytes_in_epoch = self._gaps = 0
         self._bulk_from: float | None = None
         self._bulk_at = -math.inf
 
@@ -28,9 +29,10 @@ class Hearing:
         restarted = frame.epoch > self.epoch
         if restarted:
             self.epoch, self._first_seq, self._highest_seq = frame.epoch, frame.seq, 0
-            self._frames_in_epoch = self._bytes_in_epoch = 0
+            self._frames_in_epoch = self._bytes_in_epoch = self._gaps = 0
         self.bytes += wire_bytes
         self._bytes_in_epoch += wire_bytes
+        self._gaps += frame.seq > self._highest_seq + 1 and not restarted
         self._highest_seq = max(self._highest_seq, frame.seq)
         self._frames_in_epoch += 1
         self.at = now
@@ -68,6 +70,12 @@ class Hearing:
         lost = self._highest_seq - self._first_seq + 1 - self._frames_in_epoch
         mean_bytes = self._bytes_in_epoch // self._frames_in_epoch
         return {mean_bytes: Fates(max(0, lost), self._frames_in_epoch)}
+
+    @property
+    def burst(self) -> float:
+        """How many times longer these losses last than if they were independent of one another."""
+        lost = self._highest_seq - self._first_seq + 1 - self._frames_in_epoch
+        return max(1.0, (lost + _FATES) / (self._gaps + _FATES) * (1 - self.loss))
 
     @property
     def loss(self) -> float:

@@ -122,6 +122,16 @@ class Outbox:
         """Share of fragments that the latest few hundred fates in REPORTs showed as lost."""
         return self._loss.measured
 
+    @property
+    def burst(self) -> float:
+        """How many times longer these losses last than if they were independent of one another."""
+        return self._loss.burst
+
+    @property
+    def question_loss(self) -> float:
+        """The share of frames that is to be taken as lost because questions had no answer."""
+        return self._owing.loss
+
     # -- what may leave --------------------------------------------------------------------------------
 
     @property

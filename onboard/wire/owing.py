@@ -26,6 +26,11 @@ class Owing:
         self.spoke = False  # half-duplex: in this turn, something that wants an answer
         self.handed_over = False  # half-duplex: the turn in which it was is over
 
+    @property
+    def loss(self) -> float:
+        """Nothing is known of the losses of a link that gave no answer yet, but that it has some: half."""
+        return 0.5 if self._misses and not self.silent else 0.0
+
     def asked(self, end: float) -> None:
         """A question has left, its last bit at `end`."""
         if self._since is None:

@@ -348,8 +348,10 @@ class Session:
         return self._answer or self._seals.least(self._outbox.asks_about)
 
     def _ends_turn(self, end: float, now: float) -> bool:
-        loss = 0.0 if self._outbox.silent else max(self._hearing.loss, self._outbox.loss)
-        return self._air.ends_turn(end, more=self._ready_at() <= now, loss=loss)
+        loss, burst = self._outbox.question_loss, max(self._hearing.burst, self._outbox.burst)
+        if not self._outbox.silent:
+            loss = max(loss, self._hearing.loss, self._outbox.loss)
+        return self._air.ends_turn(end, more=self._ready_at() <= now, loss=loss, burst=burst)
 
     def _ready_at(self) -> float:
         """When `_choose` next has a frame."""

@@ -21,7 +21,7 @@ import math
 
 from onboard.wire.timing import GRACE_S, GUARD_S, Timing
 
-MAX_CLOSING = 4
+MAX_CLOSING = 8
 _MISSED = 0.07  # that all closing frames are lost costs about a second, one of them 20 to 70 ms of 9.6 kbit/s
 
 
@@ -35,6 +35,7 @@ class Turn:
         self._mine = False  # OVER was heard, or this end is within its turn
         self._speaking = False  # this end has begun and not yet said OVER
         self._began = -math.inf
+        self._closed_with = 0  # frames, the last time
         self._closing = 0  # frames that this turn has left, once nothing but its end is to be told
 
     def opens_at(self, now: float) -> float:
@@ -53,10 +54,14 @@ class Turn:
         """Whether this end has said all that it had to say but for the turn's end."""
         return self._closing > 0
 
-    def close(self, loss: float) -> bool:
-        """This turn ends: with the frame just sent (True), or with some more, where `loss` (0..1) is high."""
-        frames = math.ceil(math.log(_MISSED) / math.log(min(max(loss, 0.01), 0.9)))
+    def close(self, loss: float, burst: float = 1.0) -> bool:
+        """This turn ends: with the frame just sent (True), or with some more, where `loss` (0..1) is high.
+        burst: how many times longer losses last than if they were independent."""
+        loss = min(max(loss, 0.01), 0.9)
+        again = 1 - (1 - loss) / max(burst, 1.0)  # that the frame after a lost one is lost as well
+        frames = 1 + max(0, math.ceil(math.log(_MISSED / loss) / math.log(again)))
         self._closing = 0 if frames <= 1 else min(frames, MAX_CLOSING)
+        self._closed_with = self._closing
         return self._closing == 0
 
     def count_down(self) -> int:
@@ -93,6 +98,10 @@ class Turn:
             self._wait_s = self._slots_s(1)
         else:
             self._wait_s = self._timing.answer_slot_s(asked)
+            # Where this end closes with so many frames the other does, and must not be interrupted in it.
+            self._wait_s += self._closed_with * self._timing.back_airtime_s(
+                self._timing.report_frame_bytes(asked)
+            )
             self._wait_s += 0.0 if self._timing.master else self._timing.question_slot_s
 
     def heard(self, now: float, *, over: bool, loss: float, left_s: float = 0.0) -> None:
