@@ -9,7 +9,7 @@ A HELLO holds the speaker's challenge (a nonce of its own), its answer (the chal
 its salt in force, zeros for none. It is sealed with a subkey of its own, that no salt changes and no replay
 window guards: what a HELLO proves, it proves by its answer. Between A, who lost its salt, and B:
 
-    A: challenge a,  answer -, salt -      (and again every 2 s)
+    A: challenge a,  answer -, salt -      (again every 2 s; at last, where nothing is heard, every 8 s)
     B: challenge b,  answer a, salt old    (B is there; A takes note of the salt made of a and b)
     A: challenge a,  answer b, salt -      (A is there, now; B makes that salt durable and draws a new nonce)
     B: challenge b', answer a, salt new    (A knows it, makes it durable, and both are in force)
@@ -43,6 +43,7 @@ from onboard.wire.send import Send
 T = TypeVar("T")
 
 HELLO_EVERY_S = 2.0  # as a POLL of a silent peer
+HELLO_AT_LAST_S = 8.0  # to a peer that is not there: 360 B a minute, where an idle link may carry 1000
 _ANSWER_AGAIN_S = 1.0
 _REMEMBERED = 64  # challenges answered, salts noted: each belongs to one boot of an end that lost its state
 
@@ -80,6 +81,7 @@ class Greeting:
         self.key_id = self.sealer.key_id  # of the last HELLO that was fresh
         self._offered = NO_SALT  # agreed upon, and not yet durable here
         self._said_at = -math.inf
+        self._unanswered = 0  # HELLOs since anything was heard
         self.heard = self.stale = self.sent = self.unproven = 0
 
     @property
@@ -97,6 +99,7 @@ class Greeting:
             return self.opener.prove(raw)
         if framing.is_shaped(raw):
             self.unproven += 1
+            self._unanswered = 0
         else:
             self.opener.malformed += 1
         return None
@@ -110,6 +113,7 @@ class Greeting:
             self.opener.malformed += 1
             return []
         self.heard += 1
+        self._unanswered = 0
         if self._nonce is None:
             return [Rekeyed(hello.salt)] if hello.salt not in (NO_SALT, self.salt) else []
         fresh = hello.answer == self._challenge
@@ -150,7 +154,9 @@ class Greeting:
             return math.inf
         if self._owed:
             return -math.inf
-        return self._said_at + HELLO_EVERY_S if self.is_unsure else math.inf
+        if not self.is_unsure:
+            return math.inf
+        return self._said_at + min(HELLO_EVERY_S * max(1, self._unanswered), HELLO_AT_LAST_S)
 
     def say(self) -> Send:
         """The HELLO that is due, or that is to be said for want of anything else."""
@@ -164,6 +170,7 @@ class Greeting:
         """What `say` gave has left."""
         if self._owed:
             self._owed.popitem(last=False)
+        self._unanswered += 1
         self._said_at = now
         self.sent += 1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -232,6 +233,16 @@ def test_a_flood_of_recorded_hellos_is_neither_amplified_nor_locks_anybody_out()
     )  # fresh: one now, one when they first met
     assert snapshot.hellos_received >= heard
     assert (ground.rekeyed, ground.session.floor[0]) == (2, 0)
+
+
+def test_an_end_that_nobody_hears_keeps_its_link_nearly_idle() -> None:
+    board = Lives(7, 0, random.Random(6))
+    board.boot(0.0)
+    said = [(now, raw) for now in range(600) for raw in board.say(float(now))]
+    # Looked at once a second: 2, 4, 6, 8 s after the last one has left, and so on.
+    assert [at for at, _ in said][:5] == [0, 3, 8, 15, 24]
+    assert sum(len(raw) + 2 for at, raw in said if at >= 60) <= 9 * 400
+    assert max(later - at for (at, _), (later, _) in pairwise(said)) == 9
 
 
 def test_a_hello_is_for_its_direction_and_needs_the_key() -> None:
