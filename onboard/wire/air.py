@@ -70,8 +70,10 @@ class Air:
         if self._turn is not None:
             self._turn.hand_over(asked)
 
-    def heard(self, now: float, *, over: bool, loss: float, left: int = 0, frame_bytes: int = 0) -> None:
+    def heard(
+        self, now: float, *, over: bool, loss: float, burst: float, left: int = 0, frame_bytes: int = 0
+    ) -> None:
         """A frame of the peer's has arrived; `left` closing frames of `frame_bytes` follow it."""
         if self._turn is not None:
             left_s = left * self._timing.back_airtime_s(frame_bytes)
-            self._turn.heard(now, over=over, loss=loss, left_s=left_s)
+            self._turn.heard(now, over=over, loss=loss, burst=burst, left_s=left_s)

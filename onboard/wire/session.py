@@ -237,7 +237,9 @@ class Session:
         events: list[Event] = [PeerHeard()] if restarted or self._outbox.silent else []
         self._outbox.heard()
         left = min(opened.fragment, MAX_CLOSING) if opened.type in _CLOSING else 0
-        self._air.heard(now, over=opened.over, loss=hearing.loss, left=left, frame_bytes=len(frame))
+        self._air.heard(
+            now, over=opened.over, loss=hearing.loss, burst=hearing.burst, left=left, frame_bytes=len(frame)
+        )
         try:
             sealer = self._seals.sealer
             brought = dispatch(opened, now, sealer, self._timing, hearing, self._inbox, self._outbox)
@@ -313,7 +315,7 @@ class Session:
             return []
         self._hearing.bytes += self._wire_bytes(len(frame))
         self._hearing.at = now
-        self._air.heard(link_now, over=heard.over, loss=self._hearing.loss)
+        self._air.heard(link_now, over=heard.over, loss=self._hearing.loss, burst=self._hearing.burst)
         return heard.events
 
     def _greet(self, raw: bytes, now: float) -> list[Event]:
@@ -324,7 +326,7 @@ class Session:
             return self._mishaps.dropped(raw)
         self._mishaps.proven()
         self._hearing.bytes += self._wire_bytes(len(raw))
-        self._air.heard(now, over=frame.over, loss=self._hearing.loss)
+        self._air.heard(now, over=frame.over, loss=self._hearing.loss, burst=self._hearing.burst)
         return self._greeting.hear(frame.payload, frame.key_id, now)
 
     def _choose(self, now: float) -> Send | None:

@@ -58,8 +58,7 @@ class Turn:
         """This turn ends: with the frame just sent (True), or with some more, where `loss` (0..1) is high.
         burst: how many times longer losses last than if they were independent."""
         loss = min(max(loss, 0.01), 0.9)
-        again = 1 - (1 - loss) / max(burst, 1.0)  # that the frame after a lost one is lost as well
-        frames = 1 + max(0, math.ceil(math.log(_MISSED / loss) / math.log(again)))
+        frames = 1 + max(0, math.ceil(math.log(_MISSED / loss) / math.log(_after_a_loss(loss, burst))))
         self._closing = 0 if frames <= 1 else min(frames, MAX_CLOSING)
         self._closed_with = self._closing
         return self._closing == 0
@@ -104,10 +103,10 @@ class Turn:
             )
             self._wait_s += 0.0 if self._timing.master else self._timing.question_slot_s
 
-    def heard(self, now: float, *, over: bool, loss: float, left_s: float = 0.0) -> None:
-        """A frame of the peer's has wholly arrived. Without OVER more follow: `loss` (0..1) says how many
-        frame times of nothing still mean that they were lost, not that the turn is over. left_s: airtime of
-        the closing frames that follow, 0 if it was none of these."""
+    def heard(self, now: float, *, over: bool, loss: float, burst: float = 1.0, left_s: float = 0.0) -> None:
+        """A frame of the peer's has wholly arrived. Without OVER more follow: loss and burst, as in `close`,
+        say how many frame times of nothing still mean that they were lost, not that the turn is over.
+        left_s: airtime of the closing frames that follow, 0 if it was none of these."""
         self._speaking = False
         if left_s:
             over = True
@@ -116,14 +115,19 @@ class Turn:
         self._quiet_since = now
         self._wait_s = self._slots_s(1)
         if not over:
-            self._wait_s = self._slots_s(2) + _run_of_losses(loss) * self._timing.back_frame_s
+            self._wait_s = self._slots_s(2) + _run_of_losses(loss, burst) * self._timing.back_frame_s
 
     def _slots_s(self, masters: int) -> float:
         """To the master's slot of that number from the end of the turn, or the board's behind it."""
         return (masters if self._timing.master else masters + 1) * self._timing.slot_s
 
 
-def _run_of_losses(loss: float) -> int:
-    """The length that a run of independently lost frames passes in 1 of 100 cases."""
+def _run_of_losses(loss: float, burst: float) -> int:
+    """The length that a run of lost frames passes in 1 of 100 cases."""
     loss = min(max(loss, 0.01), 0.9)
-    return math.ceil(math.log(0.01) / math.log(loss))
+    return math.ceil(math.log(0.01 / loss) / math.log(_after_a_loss(loss, burst))) + 1
+
+
+def _after_a_loss(loss: float, burst: float) -> float:
+    """The probability that the frame after a lost one is lost as well, in a Gilbert channel."""
+    return 1 - (1 - loss) / max(burst, 1.0)

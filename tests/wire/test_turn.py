@@ -140,6 +140,9 @@ def test_silence_in_a_turn_is_borne_longer_where_more_is_lost() -> None:
     assert waits == sorted(waits)
     assert len(set(waits)) == 5
     assert waits[-1] < 12.0
+    in_bursts, _, _ = turns()
+    in_bursts.heard(1.0, over=False, loss=0.2, burst=4.0)
+    assert in_bursts.opens_at(1.0) - 1.0 > waits[2]
 
 
 def test_a_turn_that_fell_still_is_over() -> None:
