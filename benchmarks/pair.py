@@ -7,8 +7,9 @@ all that is in memory; `boot` goes on from the disk, one epoch later. Nothing he
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,7 +21,8 @@ from onboard.journal import Journal
 from onboard.link.pump import Pump, PumpEvent
 from onboard.link.spool import Spool
 from onboard.wire import cobs
-from onboard.wire.events import Arrived, Cancelled, Delivered, Expired, Limits
+from onboard.wire.contacts import Contacts, Window
+from onboard.wire.events import Arrived, Cancelled, Delivered, Expired, Limits, Message
 from onboard.wire.messages import digest as digest_of
 from onboard.wire.session import Session
 
@@ -40,8 +42,16 @@ def scratch() -> Iterator[Path]:
         yield Path(folder)
 
 
+class Broken(AssertionError):  # noqa: N818 - "broken" says error already
+    """A promise of the link does not hold; `rule` in a few words."""
+
+    def __init__(self, rule: str, detail: str) -> None:
+        super().__init__(f"{rule}: {detail}")
+        self.rule = rule
+
+
 class Offered(msgspec.Struct):
-    """An object on its way. `deadline_s`: on the clock of the pair, None for never."""
+    """An object on its way. `deadline_s`: on the link's clock, which runs in contact; None for never."""
 
     kind: int
     priority: int
@@ -116,16 +126,28 @@ class End:
     """One program: what it has in `folder`, and the session of its present life."""
 
     def __init__(
-        self, side: Side, link: Link, folder: Path, send: Callable[[bytes], None], limits: Limits
+        self,
+        side: Side,
+        link: Link,
+        folder: Path,
+        send: Callable[[bytes], None],
+        *,
+        limits: Limits,
+        contacts: Sequence[Window] | None,
     ) -> None:
-        self.side, self.link, self.folder, self.limits = side, link, folder, limits
+        self.side, self.link, self.folder = side, link, folder
+        self._limits, self._contacts = limits, contacts
+        self._clock = Contacts(contacts)
         self.events: list[tuple[float, PumpEvent]] = []  # of all lives
         self.taken: dict[bytes, bytes] = {}  # payloads that had their effect here, by digest
+        self.messages: list[bytes] = []  # that had theirs
         self.pump: Pump | None = None
         self.port = AirPort(side, link, send)
         self._send = send
         self._known = Known()
         self._journal = Journal(folder, Known)
+        self._tried: dict[bytes, bytes] = {}  # payloads whose effect was begun
+        self.floor = (0, 0)  # at or below it nothing may be taken in this life
 
     @property
     def session(self) -> Session:
@@ -134,15 +156,17 @@ class End:
             raise ValueError(f"{self.side} is down")
         return self.pump.session
 
-    @property
-    def floor(self) -> tuple[int, int]:
-        """The replay floor that this life began with, or that was stored since."""
-        return self._known.floor
-
     def boot(self, now: float) -> None:
-        """Starts from the disk, the new epoch on it first."""
+        """Starts from the disk, the new epoch on it first. Raises Broken if the disk lacks what it had."""
         self._journal = Journal(self.folder, Known)
-        self._known = known = self._journal.load() or Known()
+        before, self._known = self._known, self._journal.load() or Known()
+        known = self._known
+        if known.epoch < before.epoch or known.floor < self.floor:
+            raise Broken("what was saved is there", f"epoch {known.epoch} after {before.epoch}")
+        self.taken |= {digest: self._tried[digest] for digest in known.taken if digest not in self.taken}
+        if self.taken.keys() - set(known.taken):
+            raise Broken("what was saved is there", f"{len(known.taken)} objects of {len(self.taken)}")
+        self.floor = known.floor
         known.epoch += 1
         self._journal.save(known)
         spool = Spool(self.folder / "spool", SPOOL_BYTES)
@@ -156,13 +180,14 @@ class End:
             floor=known.floor,
             done=(*spool.finished(), *known.taken),
             now=now,
-            limits=self.limits,
+            limits=self._limits,
+            contacts=self._contacts,
         )
         self.port = AirPort(self.side, self.link, self._send)
         self.pump = Pump(lambda: self.port, session, spool)
         for digest, offered in list(known.offered.items()):
             payload = self._journal.fetch(digest.hex())
-            left_s = None if offered.deadline_s is None else offered.deadline_s - now
+            left_s = None if offered.deadline_s is None else offered.deadline_s - self.link_s(now)
             if payload is None or (left_s is not None and left_s <= 0):
                 self._end(digest)
             else:
@@ -175,14 +200,18 @@ class End:
     def offer(
         self, kind: int, payload: bytes, now: float, *, priority: int = 4, deadline_s: float | None = None
     ) -> bytes:
-        """Puts an object on its way, durably; returns its digest."""
+        """Puts an object on its way, durably; returns its digest. deadline_s: seconds of contact from now."""
         digest = digest_of(kind, payload)
         self._journal.keep(digest.hex(), payload)
-        deadline = None if deadline_s is None else now + deadline_s
-        self._known.offered[digest] = Offered(kind, priority, deadline)
+        until_s = None if deadline_s is None else self.link_s(now) + deadline_s
+        self._known.offered[digest] = Offered(kind, priority, until_s)
         self._save()
         self.session.offer(kind, payload, now, priority=priority, deadline_s=deadline_s)
         return digest
+
+    def link_s(self, now: float) -> float:
+        """The link's clock: seconds of contact since the beginning."""
+        return self._clock.up_s(now)
 
     def poll(self, now: float) -> list[PumpEvent]:
         """All that this end can do now."""
@@ -201,6 +230,10 @@ class End:
         """When `poll` next has something to do, if nothing is heard before."""
         return math.inf if self.pump is None else self.pump.wakeup(now)
 
+    def quiet(self, now: float) -> bool:
+        """Whether this end has nothing left to do unless it hears something. An end that is down has not."""
+        return not self.offers and (self.pump is None or self.session.wakeup(now) == math.inf)
+
     @property
     def offers(self) -> frozenset[bytes]:
         """Digests of the objects that this end still has to bring to an end."""
@@ -209,13 +242,16 @@ class End:
     def _act(self, event: PumpEvent, now: float) -> None:
         """What an agent or a daemon does with an event."""
         if isinstance(event, Arrived):
-            if event.digest not in self._known.taken:
-                self._known.taken = [*self._known.taken, event.digest][-REMEMBERED:]
-                self._save()
-                if event.digest in self.taken:
-                    raise AssertionError(f"object {event.digest.hex()} was delivered twice")
-                self.taken[event.digest] = event.payload
+            if event.digest in self.taken:
+                raise Broken("nothing is delivered twice", f"object {event.digest.hex()}")
+            self._tried[event.digest] = event.payload
+            self._known.taken = [*self._known.taken, event.digest][-REMEMBERED:]
+            self._save()
+            self.taken[event.digest] = event.payload
             self.session.accept(event.digest, now)
+        elif isinstance(event, Message):  # a command: the floor is safe before it has its effect
+            self._save()
+            self.messages.append(event.payload)
         elif isinstance(event, Delivered | Expired | Cancelled):
             self._end(event.digest)
 
@@ -233,8 +269,9 @@ class End:
 class Pair:
     """Ground and board, running, with a folder each in `folder`, on one channel.
 
-    mangle: what is heard instead of each transmission (wire bytes, time); watch: told of each that is put on
-    the air (side, frame, time).
+    contacts: the plan that both ends load, None for none. mangle: what is heard instead of each transmission
+    (wire bytes, time). sent: told of each (side, wire bytes, when the transmitter is on for it, until when).
+    took: told when an end took what it heard for a frame of its peer's.
     """
 
     def __init__(
@@ -244,13 +281,17 @@ class Pair:
         channel: Channel,
         *,
         limits: Limits | None = None,
+        contacts: Sequence[Window] | None = None,
         mangle: Callable[[bytes, float], list[bytes]] | None = None,
+        sent: Callable[[Side, bytes, float, float], None] | None = None,
+        took: Callable[[End, bytes], None] | None = None,
     ) -> None:
         self.channel, self.now = channel, 0.0
-        self._mangle = mangle
+        self._mangle, self._sent, self._took = mangle, sent, took
         self.ends: dict[Side, End] = {}
         for side in NODES:
-            end = End(side, link, folder / side, self._sender(side), limits or Limits())
+            send = partial(self._send, side)
+            end = End(side, link, folder / side, send, limits=limits or Limits(), contacts=contacts)
             end.boot(0.0)
             self.ends[side] = end
         self.ground, self.board = self.ends["ground"], self.ends["board"]
@@ -278,9 +319,16 @@ class Pair:
 
     def _hear(self, end: End, wire: bytes) -> None:
         """An end that is down hears nothing; the port of its next life begins empty."""
-        if end.pump is not None:
-            end.port.hear(wire)
-            end.poll(self.now)
+        if end.pump is None:
+            return
+        before = 0 if self._took is None else end.session.snapshot(self.now).frames_received
+        end.port.hear(wire)
+        end.poll(self.now)
+        if self._took is not None and end.session.snapshot(self.now).frames_received > before:
+            self._took(end, wire)
 
-    def _sender(self, side: Side) -> Callable[[bytes], None]:
-        return lambda wire: self.channel.send(side, wire, self.now)
+    def _send(self, side: Side, wire: bytes) -> None:
+        on_s = max(self.now, self.channel.busy_until(side))
+        self.channel.send(side, wire, self.now)
+        if self._sent is not None:
+            self._sent(side, wire, on_s, self.channel.busy_until(side))

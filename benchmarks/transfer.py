@@ -106,7 +106,7 @@ def measure(tell: Progress, *, seeds: int, only: str) -> list[Row]:
     for nth, group in enumerate(groups, start=1):
         values: list[list[float]] = []
         for seed in range(seeds):
-            tell(f"{group.name} ({nth} of {len(groups)}), seed {seed + 1} of {seeds}")
+            tell(f"{group.name} ({nth} of {len(groups)})")
             values.append(group.run(seed))
         for (what, unit, bound, at_least), of_row in zip(group.rows, zip(*values, strict=True), strict=True):
             rows.append(Row(f"{group.name}{what}", mean(of_row), unit, bound, at_least))

@@ -6,8 +6,8 @@ it does not depend on when, or how often, anybody calls. Only collisions and win
 must.
 
 A frame takes `len * bits_per_byte / rate` seconds of air, after the side's earlier frames; then the delay.
-On a half-duplex link a side keys its transmitter for `keying_s` first when the direction turned or when it
-has been silent longer than `keying_s`, and while its transmitter is on it hears nothing.
+On a half-duplex link a side keys its transmitter for `keying_s` first when the other has spoken since its
+last frame or when it has been silent longer than `keying_s`, and while it transmits it hears nothing.
 """
 
 from __future__ import annotations
@@ -129,7 +129,6 @@ class Channel:
             side: _Air(link.rate_down_bps if side == "ground" else link.rate_up_bps, f"{seed}/{side}", burst)
             for side in SIDES
         }
-        self._last_on_air: Side | None = None
         self._arrivals: list[tuple[float, int, _Arrival]] = []  # heap; the count keeps ties in sending order
         self._order = count()
 
@@ -149,10 +148,9 @@ class Channel:
         air.frames += 1
         air.bytes += wire_bytes
         air.airtime_s += end - on
-        air.busy_until = end
+        air.on_at, air.busy_until = on, end
         if self.link.half_duplex:
             air.transmissions.append((on, end))
-        self._last_on_air = side
 
         fate = air.fate(self._loss, self._duplicate, self._reorder)
         arrival = _Arrival(side, frame, start, end, fate)
@@ -190,9 +188,11 @@ class Channel:
     def _keying_s(self, side: Side, on: float) -> float:
         if not self.link.half_duplex:
             return 0.0
-        turned = self._last_on_air is not side
-        silent_s = on - self._air[side].busy_until
-        return self.link.keying_s if turned or silent_s > self.link.keying_s else 0.0
+        off_at = self._air[side].busy_until
+        if on <= off_at:
+            return 0.0  # it is still on, whatever the other does
+        turned = self._air[_other(side)].on_at >= off_at
+        return self.link.keying_s if turned or on - off_at > self.link.keying_s else 0.0
 
     def _close_at_cut(self, before: int, wire_bytes: int, start: float, end: float) -> None:
         """The byte that reaches cut_after_bytes closes the contact, inside its frame, once."""
@@ -288,7 +288,7 @@ class _Air:
 
     def __init__(self, rate_bps: float, seed: str, burst: Burst | None) -> None:
         self.rate_bps = rate_bps
-        self.busy_until = -math.inf
+        self.on_at = self.busy_until = -math.inf  # the last transmission
         self.transmissions: deque[tuple[float, float]] = deque(maxlen=4096)
         self.frames = self.bytes = self.delivered = self.lost = self.collided = self.cut = 0
         self.flipped = self.duplicated = self.reordered = 0

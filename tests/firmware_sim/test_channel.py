@@ -215,6 +215,16 @@ def test_a_side_that_was_silent_keys_again() -> None:
     assert channel.counters("board").airtime_s == pytest.approx(3 * 0.1 + 2 * HALF.keying_s)
 
 
+def test_two_that_speak_at_once_key_once_each() -> None:
+    channel = Channel(HALF, seed=1)
+    for nth in range(4):
+        for side in ("ground", "board"):
+            channel.send(side, bytes(120), 0.05 * nth)
+    for side in ("ground", "board"):
+        assert channel.counters(side).airtime_s == pytest.approx(4 * 0.1 + HALF.keying_s)
+    assert drain(channel) == []
+
+
 # -- contacts ------------------------------------------------------------------------------------------
 
 
