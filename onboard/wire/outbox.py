@@ -214,6 +214,12 @@ class Outbox:
             if not talk.object.complete:
                 talk.ask_at = min(talk.ask_at, end)
 
+    def fell_still(self, now: float) -> None:
+        """Half-duplex: this end is in no turn. One that a contact's end cut off never said OVER; what it
+        asked may not be heard, and must not wait for ever to be asked again."""
+        if self._owing.spoke:
+            self.handed_over(now)
+
     def peer_is_busy(self, busy: bool) -> None:
         """Whether the peer sends bulk as well."""
         self._cadence.peer_is_busy = busy

@@ -251,6 +251,8 @@ class Session:
     def tick(self, now: float) -> list[Event]:
         """What time alone brings about: deadlines, silence."""
         now = self._access.link_s(now)
+        if not self._air.in_turn(now):
+            self._outbox.fell_still(now)
         silent = self._outbox.silent
         events = self._mishaps.count(self._inbox.tick(now) + self._outbox.tick(now))
         if self._outbox.silent and not silent:

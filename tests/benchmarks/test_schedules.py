@@ -18,6 +18,10 @@ def test_random_schedules_break_no_rule() -> None:
         Schedule(seed).play()
 
 
+def test_a_turn_that_a_contacts_end_cuts_off_is_not_waited_for() -> None:
+    Schedule(456).play()  # a POLL without OVER was its last frame, and was never followed by another
+
+
 def test_a_schedule_is_its_seed() -> None:
     one, again, other = Schedule(5), Schedule(5), Schedule(6)
     for schedule in (one, again, other):
