@@ -58,17 +58,20 @@ def watch_until_it_has_ended(it: Bench) -> None:
         [sys.executable, "-m", "onboard", "link", str(it.node_toml)], stdout=slave, stderr=slave
     ) as viewer:
         os.close(slave)
-        text, killed, deadline = "", False, time.monotonic() + 30
-        while "the program has ended" not in text:
-            assert time.monotonic() < deadline, text
-            it.listen()
-            if select.select([master], [], [], 0.1)[0]:
-                text += os.read(master, 4096).decode()
-            if not killed and len(re.findall(r"\x1b\[H\S*pi", text)) == 2:
-                it.kill("board")
-                killed = True
-        viewer.send_signal(signal.SIGINT)
-        assert viewer.wait(10) == 0
+        try:
+            text, killed, deadline = "", False, time.monotonic() + 30
+            while "the program has ended" not in text:
+                assert time.monotonic() < deadline, text
+                it.listen()
+                if select.select([master], [], [], 0.1)[0]:
+                    text += os.read(master, 4096).decode()
+                if not killed and len(re.findall(r"\x1b\[H\S*pi", text)) == 2:
+                    it.kill("board")
+                    killed = True
+            viewer.send_signal(signal.SIGINT)
+            assert viewer.wait(10) == 0
+        finally:  # or a failure would wait for it for ever
+            viewer.kill()
     os.close(master)
     assert text.count("\x1b[2J") == 1  # cleared once, and then drawn in place
 
