@@ -87,10 +87,15 @@ class Spool:
         incoming.dirty.clear()
 
     def drop(self, digest: bytes) -> None:
-        """Forgets an object that was refused, cancelled or corrupt."""
+        """Forgets an object that was refused, cancelled or corrupt, durably: its sender will not speak of
+        it again."""
+        kept = False
         for suffix in ("map", "part"):  # the map first: bytes without a map are nothing
             with contextlib.suppress(FileNotFoundError):
                 self._path(digest, suffix).unlink()
+                kept = True
+        if kept:
+            self._sync()
         self._sizes.pop(digest, None)
 
     def finish(self, digest: bytes) -> None:
@@ -119,6 +124,10 @@ class Spool:
         finally:
             os.close(handle)
         new.replace(path)
+        self._sync()
+
+    def _sync(self) -> None:
+        """What was renamed and unlinked stays so."""
         folder = os.open(self.folder, os.O_RDONLY)
         try:
             os.fsync(folder)

@@ -237,7 +237,8 @@ class Outbox:
             self.orphans += 1
             return
         if report.unknown and talk.object.withdrawn is not None:
-            self._forget(talk, now)
+            if talk.was_cancelled(report):
+                self._forget(talk, now)
             return
         if report.unknown:
             talk.unknown(report)

@@ -30,6 +30,7 @@ class Talk:
         self.asks = 0
         self._cadence, self._loss, self._epoch = cadence, cadence.loss, epoch
         self._offer_seq = 0  # of the last OFFER; 0 when one is due
+        self._cancel_seq = 0  # of the first CANCEL
         self._unpolled = 0  # fragments sent since the last POLL flag
         self._unoffered = 0  # and since the last OFFER
 
@@ -72,7 +73,10 @@ class Talk:
         return Send(type_, payload, outgoing.object_id, poll=True, question=True, about=outgoing)
 
     def question(self) -> Send:
-        """To a peer that owes an answer: 24 B, and it says "unknown" if the OFFER never came."""
+        """To a peer that owes an answer: 24 B, and it says "unknown" if the OFFER never came. An object that
+        is withdrawn is asked about by its digest: a receiver that restarted goes by that alone."""
+        if self.object.withdrawn is not None:
+            return self.frame(Type.CANCEL, 0.0, 0)
         return Send(Type.POLL, b"", self.object.object_id, poll=True, question=True, about=self.object)
 
     def data_bytes(self) -> int:
@@ -92,8 +96,14 @@ class Talk:
         elif send.type is Type.OFFER:
             self._offer_seq = seq
             self._unoffered = 0
+        elif send.type is Type.CANCEL:
+            self._cancel_seq = self._cancel_seq or seq
         if send.poll or self._cadence.by_turns:
             self.ask_at = end + self._cadence.patience_s(self.object, self.asks)
+
+    def was_cancelled(self, report: Report) -> bool:
+        """Whether what the receiver says is an answer to a CANCEL, the only question that is asked then."""
+        return report.epoch == self._epoch and report.seq >= self._cancel_seq > 0
 
     def unknown(self, report: Report) -> None:
         """The receiver says that it knows no such object: if it heard the last OFFER, it wants another."""
