@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from click.testing import CliRunner
@@ -55,7 +56,11 @@ def watch_until_it_has_ended(it: Bench) -> None:
     """A live picture on a terminal: drawn again in place, says that the agent has ended, ends by Ctrl-C."""
     master, slave = pty.openpty()
     with subprocess.Popen(
-        [sys.executable, "-m", "onboard", "link", str(it.node_toml)], stdout=slave, stderr=slave
+        [sys.executable, "-m", "onboard", "link", str(it.node_toml)],
+        stdout=slave,
+        stderr=slave,
+        # Who starts the suite in a shell's background has it ignore Ctrl-C, and all its children.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     ) as viewer:
         os.close(slave)
         try:
