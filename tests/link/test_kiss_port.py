@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import termios
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,13 +20,6 @@ from tests.link.test_pump import accept_into, pump, told
 from tests.link.test_serial import collect
 
 LINK = load_link("uhf-9k6")
-
-
-@pytest.fixture
-def cable(tmp_path: Path) -> Iterator[Cable]:
-    cable = Cable(tmp_path)
-    yield cable
-    cable.pull()
 
 
 def test_a_tnc_on_a_device_is_handed_kiss(cable: Cable) -> None:

@@ -27,13 +27,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:set(Daemon|Name):DeprecationWarn
 
 
 @pytest.fixture
-def cable(tmp_path: Path) -> Iterator[Cable]:
-    cable = Cable(tmp_path)
-    yield cable
-    cable.pull()
-
-
-@pytest.fixture
 def terminal_server(cable: Cable) -> Iterator[TerminalServer]:
     server = TerminalServer(cable.b)
     yield server

@@ -57,13 +57,6 @@ def pump(
 
 
 @pytest.fixture
-def cable(tmp_path: Path) -> Iterator[Cable]:
-    cable = Cable(tmp_path)
-    yield cable
-    cable.pull()
-
-
-@pytest.fixture
 def clock() -> Clock:
     return Clock()
 
@@ -306,6 +299,7 @@ def test_an_object_above_the_spool_s_limit_is_told_once_and_kept_in_memory(
         spool.limit_bytes = MIB
 
     deliver_without_disk(cable, clock, ground, make_room)
+    assert len(spool.finished()) == 1
 
 
 def saved(folder: Path) -> int:

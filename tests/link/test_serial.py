@@ -6,7 +6,6 @@ import os
 import select
 import socket
 import termios
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,13 +16,6 @@ from onboard.wire import cobs
 from tests.link.cable import Cable
 
 LINK = load_link("bench-serial-115k2")
-
-
-@pytest.fixture
-def cable(tmp_path: Path) -> Iterator[Cable]:
-    cable = Cable(tmp_path)
-    yield cable
-    cable.pull()
 
 
 def collect(port: Port, count: int, cable: Cable | None = None) -> list[bytes]:
