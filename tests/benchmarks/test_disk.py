@@ -84,6 +84,8 @@ def test_files_elsewhere_are_left_alone(tmp_path: Path) -> None:
     with watched([disk]):
         disk.syncs_left = 0
         replace_durably(tmp_path / "file", NEW)
+    assert (tmp_path / "file").read_bytes() == NEW
+    assert disk.syncs_left == 0
 
 
 class State(msgspec.Struct):
