@@ -19,7 +19,7 @@ from onboard.learn.federated import Answer, PartialAverage, Round, Verdict, choo
 from onboard.learn.graph import InferGraph, TrainGraph, evaluate
 from onboard.log import say
 from onboard.server import BadUpdate, Server
-from onboard.wire.events import Arrived, Cancelled, Delivered, Event, Message, Rekeyed
+from onboard.wire.events import Arrived, Cancelled, Delivered, Event, Message, Rekeyed, Spent
 from onboard.wire.messages import MODEL, UPDATE, BadMessage, Reason, State, decode_health, digest
 
 log = logging.getLogger(__name__)
@@ -80,6 +80,8 @@ class Rounds:
             self._store.rekey(node, event.salt)
             station.session.rekey(event.salt)
             say(log, "rekeyed", node=station.node.name)
+        elif isinstance(event, Spent):
+            self._store.spend(node, event)
         elif isinstance(event, Message):
             self._hear_health(station, event, now)
 

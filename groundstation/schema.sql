@@ -17,6 +17,7 @@ CREATE TABLE node (
   salt BLOB NOT NULL,            -- of the link's keys; zeros until both ends have agreed on one
   floor_epoch INTEGER NOT NULL,  -- replay floor under that salt: nothing at or below is accepted again
   floor_seq INTEGER NOT NULL,
+  spent TEXT,                    -- of what may be sent to the node, JSON
   heard_at REAL,
   health TEXT                    -- last health message, JSON
 );

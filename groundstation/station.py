@@ -61,6 +61,7 @@ class Station:
             salt=entered.salt,
             nonce=os.urandom,
             done=spool.finished(),
+            spent=entered.spent,
             wire_bytes=partial(wire_bytes, node.port),
             now=now,
             limits=limits_for(node.port, node.bytes_per_contact, node.bytes_per_day),

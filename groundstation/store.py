@@ -15,6 +15,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from onboard.wire.events import Spent
 from onboard.wire.seal import NO_SALT
 
 
@@ -38,11 +41,13 @@ class RoundRow:
 
 @dataclass(frozen=True)
 class Floor:
-    """Our epoch towards a node, the salt of the link's keys, and the replay floor of the node's frames."""
+    """Our epoch towards a node, the salt of the link's keys, the replay floor of the node's frames, and what
+    was spent of what may be sent to it."""
 
     epoch: int
     salt: bytes
     floor: tuple[int, int]
+    spent: Spent
 
 
 class Store:
@@ -116,9 +121,10 @@ class Store:
             )
             self._db.execute("UPDATE node SET epoch = epoch + 1 WHERE id = ?", (node,))
             row = self._db.execute(
-                "SELECT epoch, salt, floor_epoch, floor_seq FROM node WHERE id = ?", (node,)
+                "SELECT epoch, salt, floor_epoch, floor_seq, spent FROM node WHERE id = ?", (node,)
             ).fetchone()
-        return Floor(row["epoch"], bytes(row["salt"]), (row["floor_epoch"], row["floor_seq"]))
+        spent = Spent() if row["spent"] is None else msgspec.json.decode(row["spent"], type=Spent)
+        return Floor(row["epoch"], bytes(row["salt"]), (row["floor_epoch"], row["floor_seq"]), spent)
 
     def rekey(self, node: int, salt: bytes) -> None:
         """Notes the salt of a node's link, under which nothing was heard yet."""
@@ -126,6 +132,12 @@ class Store:
             self._db.execute(
                 "UPDATE node SET salt = ?, floor_epoch = 0, floor_seq = 0 WHERE id = ?", (salt, node)
             )
+
+    def spend(self, node: int, spent: Spent) -> None:
+        """Notes what was spent of what may be sent to a node."""
+        with self.transaction():
+            text = msgspec.json.encode(spent).decode()
+            self._db.execute("UPDATE node SET spent = ? WHERE id = ?", (text, node))
 
     def hear(self, node: int, now: float, floor: tuple[int, int], health: Mapping[str, Any] | None) -> None:
         """Notes when and what a node was heard to say last, and its replay floor."""

@@ -27,7 +27,7 @@ from onboard.learn.local import LocalTraining, Step, moved
 from onboard.learn.plan import Plan
 from onboard.log import say
 from onboard.wire import messages
-from onboard.wire.events import Arrived, Cancelled, Corrupt, Delivered, Event, Rekeyed
+from onboard.wire.events import Arrived, Cancelled, Corrupt, Delivered, Event, Rekeyed, Spent
 from onboard.wire.messages import BadMessage, Health, Reason, State, Task, Update
 from onboard.wire.seal import NO_SALT
 from onboard.wire.session import Session
@@ -45,6 +45,7 @@ class Known(msgspec.Struct, kw_only=True):
     epoch: int = 0
     salt: bytes = NO_SALT  # of the link's keys
     floor: tuple[int, int] = (0, 0)  # of the ground's frames under it
+    spent: Spent = Spent()  # of this end's allowances
     mission: bytes = b""
     phase: State = State.IDLE
     round: int = 0
@@ -139,6 +140,9 @@ class Agent:
             self._journal.save(msgspec.structs.replace(self.known, salt=event.salt, floor=(0, 0)))
             self.session.rekey(event.salt)
             say(log, "rekeyed")
+        elif isinstance(event, Spent):
+            self.known.spent = event
+            self._save()
         elif isinstance(event, Corrupt):
             say(log, "corrupt", level=logging.WARNING, object=event.digest.hex())
 

@@ -79,6 +79,7 @@ def board_agent(
         salt=known.salt,
         nonce=os.urandom,
         done=spool.finished(),
+        spent=known.spent,
         wire_bytes=partial(wire_bytes, config.port),
         now=now,
         limits=limits_for(config.port, config.bytes_per_contact, config.bytes_per_day),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -14,7 +15,7 @@ from onboard.carrier import board_agent
 from onboard.config import NodeConfig, load_node
 from onboard.keys import load_keys, new_key, save_key
 from onboard.learn.graph import TrainGraph
-from onboard.wire.events import Arrived, Delivered, Rekeyed
+from onboard.wire.events import Arrived, Delivered, Rekeyed, Spent
 from onboard.wire.messages import MODEL, UPDATE, State, Task, decode_update, digest, encode_object
 from onboard.wire.seal import NO_SALT
 from onboard.wire.session import Session
@@ -93,6 +94,18 @@ def test_a_task_becomes_a_durable_update_and_is_dropped_only_when_delivered(conf
     agent.hear(Delivered(digest(UPDATE, kept)), 2.0)
     assert agent.known.phase is State.IDLE
     assert not (config.state / "update.bin").exists()
+
+
+def test_what_was_spent_of_an_allowance_is_durable(config: NodeConfig) -> None:
+    config = msgspec.structs.replace(config, bytes_per_day=64_000.0)
+    agent, pump = board_agent(config, IMAGES, 0.0)
+    (spent,) = [event for event in pump.session.tick(0.0) if isinstance(event, Spent)]
+    assert spent == Spent(2000, ((0.0, 2000),))
+    agent.hear(spent, 0.0)
+    after, pump = board_agent(config, IMAGES, 50.0)
+    assert after.known.spent == spent
+    (again,) = [event for event in pump.session.tick(50.0) if isinstance(event, Spent)]
+    assert again == Spent(4000, ((0.0, 4000),))  # what was counted ahead stays spent
 
 
 def test_what_was_trained_survives_a_power_cut(config: NodeConfig) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from onboard.wire.air import Air
 from onboard.wire.allowance import Allowance
 from onboard.wire.contacts import Contacts, Window
+from onboard.wire.events import Spent
 from onboard.wire.timing import Timing
 
 
@@ -33,6 +34,7 @@ class Access:
         if was_up and window is not None and self._window is not None:
             self._window = window
             self._timing.run_at(window.rate_bps)
+            self._allowance.ends(window.set)
         elif window is None:
             self._timing.run_at(None)
 
@@ -50,7 +52,9 @@ class Access:
         if window is not None and window is not self._window:
             self._window = window
             self._timing.run_at(window.rate_bps)
-            self._allowance.contact(window.set)
+            self._allowance.contact(window)
+        elif not self.is_up(now):
+            self._allowance.ends(now)
         self._air.closes_at = self._contacts.closes_up_s(now)
         bulk_at = self._allowance.opens_at(now, self._timing.frame_bytes, bulk=True)
         self.bulk_at = -math.inf if bulk_at <= now else self._contacts.up_s(bulk_at)
@@ -78,3 +82,7 @@ class Access:
     def spend(self, count_bytes: int, now: float) -> None:
         """A frame of so many bytes on the wire leaves."""
         self._allowance.spend(count_bytes, now)
+
+    def record(self, now: float) -> Spent | None:
+        """See Allowance.record."""
+        return self._allowance.record(now)

@@ -1,7 +1,12 @@
-"""How many bytes one end may put on the air: of a contact, and of any 24 hours.
+"""How many bytes one end may put on the air: of a contact, and of any 24 hours, restarts or not.
 
 Objects leave the last sixteenth to answers, questions and messages: an end that may send no more of an object
 can still take one, and be commanded.
+
+A record of what was spent counts ahead, and the next one is due before that is used up: an end that starts
+with its last record may count too much, by a thirty-second of what is allowed, and never too little. It need
+not know for how long it was off: its 24 hours stood still then, and a contact that is open at its start is
+taken for the one that it was in.
 """
 
 from __future__ import annotations
@@ -9,42 +14,59 @@ from __future__ import annotations
 import math
 from collections import deque
 
+from onboard.wire.contacts import Window
+from onboard.wire.events import Spent
+
 DAY_S = 86_400.0
 _BIN_S = DAY_S / 96  # what was sent within a quarter of an hour is forgotten together
 _KEPT = 16  # 1/16 of either allowance is not for objects
+_AHEAD = 32  # 1/32 of the smaller one is counted ahead; half of that, in 64 writes, is a day's or a contact's
 
 
 class Allowance:
     """per_contact_bytes, per_day_bytes: on the wire, framing included; inf for as many as the link carries.
+    spent: the last record of an earlier run. now: this one's start.
 
     Times are the session's, contact or not. Raises ValueError for an allowance of nothing.
     """
 
-    def __init__(self, per_contact_bytes: float, per_day_bytes: float) -> None:
+    def __init__(
+        self, per_contact_bytes: float, per_day_bytes: float, spent: Spent | None = None, now: float = 0.0
+    ) -> None:
         if not per_contact_bytes > 0 or not per_day_bytes > 0:
             raise ValueError(f"{per_contact_bytes} B a contact, {per_day_bytes} B a day: must be more than 0")
+        spent = spent or Spent()
         self._per_contact_bytes, self._per_day_bytes = per_contact_bytes, per_day_bytes
-        self._contact_bytes = 0
+        self._contact_bytes = spent.contact_bytes
         self._contact_ends = math.inf
-        self._bins: deque[tuple[float, int]] = deque()  # begin, bytes sent; of the last 24 hours
-        self._day_bytes = 0
+        self._started: float | None = now  # until a contact is known
+        self._bins = deque((now - age_s, sent) for age_s, sent in spent.day)  # begin, bytes; of 24 hours
+        self._day_bytes = sum(sent for _, sent in self._bins)
+        self._most_ahead_bytes = min(per_contact_bytes, per_day_bytes) / _AHEAD
+        self._ahead_bytes = 0.0  # that the last record counts and that have not left
+        self._recorded_at = now
+        self._over_recorded = True  # that the last contact is over
 
-    def contact(self, ends: float) -> None:
-        """A new contact begins."""
-        self._contact_bytes, self._contact_ends = 0, ends
+    def contact(self, window: Window) -> None:
+        """A contact begins, or is the first that is known."""
+        if self._started is None or window.rise > self._started:
+            self._contact_bytes = 0
+        self._started = None
+        self._over_recorded = False
+        self.ends(window.set)
+
+    def ends(self, at: float) -> None:
+        """When the contact that is open will be over, or that none is open."""
+        self._contact_ends = at
 
     def spend(self, count_bytes: int, now: float) -> None:
         """So many bytes leave."""
         self._contact_bytes += count_bytes
+        self._ahead_bytes -= count_bytes
         if self._per_day_bytes == math.inf:
             return
-        while self._bins and self._bins[0][0] + _BIN_S + DAY_S <= now:
-            self._day_bytes -= self._bins.popleft()[1]
-        if self._bins and now < self._bins[-1][0] + _BIN_S:
-            begin, sent = self._bins.pop()
-            self._bins.append((begin, sent + count_bytes))
-        else:
-            self._bins.append((now, count_bytes))
+        self._forget(now)
+        _add(self._bins, count_bytes, now)
         self._day_bytes += count_bytes
 
     def left_bytes(self, now: float) -> float:
@@ -66,6 +88,44 @@ class Allowance:
             at = max(at, begin + _BIN_S + DAY_S)
         return at if day_bytes <= left else math.inf
 
+    def record(self, now: float) -> Spent | None:
+        """What to keep for the next start, if it is due: most of what the last one counted ahead has left, a
+        contact is over, or another quarter of an hour. Nothing is due where nothing is bounded."""
+        if not self._is_due(now):
+            return None
+        self._forget(now)
+        is_over = now >= self._contact_ends
+        ahead_bytes = int(min(self._most_ahead_bytes, self.left_bytes(now)))
+        bins = deque(self._bins)
+        if self._per_day_bytes < math.inf:
+            _add(bins, ahead_bytes, now)
+        self._ahead_bytes, self._recorded_at, self._over_recorded = ahead_bytes, now, is_over
+        contact_bytes = ahead_bytes + (0 if is_over else self._contact_bytes)
+        return Spent(contact_bytes, tuple((now - begin, sent) for begin, sent in bins))
+
+    def _is_due(self, now: float) -> bool:
+        if self._most_ahead_bytes == math.inf:
+            return False
+        if now >= self._contact_ends and not self._over_recorded:
+            return True
+        if self._bins and now >= self._recorded_at + _BIN_S:
+            return True
+        least_bytes = self._most_ahead_bytes / 2
+        return self._ahead_bytes < least_bytes and self._ahead_bytes + 1 <= self.left_bytes(now)
+
+    def _forget(self, now: float) -> None:
+        """What is older than 24 hours does not count any more."""
+        while self._bins and self._bins[0][0] + _BIN_S + DAY_S <= now:
+            self._day_bytes -= self._bins.popleft()[1]
+
     @property
     def _of_contact(self) -> float:
         return self._per_contact_bytes - self._contact_bytes
+
+
+def _add(bins: deque[tuple[float, int]], count_bytes: int, now: float) -> None:
+    """So many bytes more, in the youngest bin as long as it is filled."""
+    begin, sent = now, 0
+    if bins and now < bins[-1][0] + _BIN_S:
+        begin, sent = bins.pop()
+    bins.append((begin, sent + count_bytes))

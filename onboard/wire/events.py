@@ -102,6 +102,15 @@ class Rekeyed:
 
 
 @dataclass(frozen=True, slots=True)
+class Spent:
+    """What was used of this end's allowances, and a little more: keep the last of these for the next start's
+    `Session`. `contact_bytes`: in this contact. `day`: how long ago (s) how many bytes left, oldest first."""
+
+    contact_bytes: int = 0
+    day: tuple[tuple[float, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class GroupAnswer:
     """The peer's REPORT, DONE or CANCEL on a broadcast object: its `Broadcast` is to hear of it. `left_s`:
     half-duplex: until the turn that it came in is over."""
@@ -123,6 +132,7 @@ Event = Union[  # noqa: UP007 - an alias of classes has to work at run time on 3
     PeerHeard,
     PeerSilent,
     Rekeyed,
+    Spent,
     UnknownPeer,
     WrongKey,
 ]

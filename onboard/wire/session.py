@@ -35,6 +35,7 @@ from onboard.wire.events import (
     PeerSilent,
     Progress,
     Refused,
+    Spent,
 )
 from onboard.wire.frame import OVERHEAD_BYTES, Type
 from onboard.wire.group import Listener
@@ -56,7 +57,7 @@ from onboard.wire.waiting import Waiting
 __all__ = [
     "Arrived", "Cancelled", "Corrupt", "Delivered", "Event", "Evicted", "Expired", "GroupAnswer", "Incoming",
     "Limits", "LinkSnapshot", "Message", "Partial", "PeerHeard", "PeerSilent", "Progress", "Refused",
-    "Session",
+    "Session", "Spent",
 ]  # fmt: skip
 
 _EPSILON_S = 1e-6  # sums of airtimes are not exact; a microsecond is less than a bit of any link here
@@ -69,7 +70,8 @@ class Session:
     node, peer: the two ends' numbers, 0..254. key, epoch, floor, salt, nonce: see Seals. master: the ground's
     end, which sends at the link's `rate_down_bps` and breaks ties on half-duplex; a board's end sends at
     `rate_up_bps`. group_key: 32 B that the peer's `Broadcast`s are sealed with, to listen to them;
-    group_floor: as floor, of them. done: digests of objects accepted before. wire_bytes: what a frame of that
+    group_floor: as floor, of them. done: digests of objects accepted before. spent: the last `Spent` of
+    an earlier run. wire_bytes: what a frame of that
     many bytes takes on the wire. contacts: nothing is sent outside of these windows, and deadlines and all
     other times count only within them; None: the link is always up. Raises ValueError for a key or an epoch
     out of range, or for contacts that overlap.
@@ -90,6 +92,7 @@ class Session:
         group_key: bytes | None = None,
         group_floor: tuple[int, int] = (0, 0),
         done: Iterable[bytes] = (),
+        spent: Spent | None = None,
         wire_bytes: Callable[[int], int] = cobs.wire_bytes,
         now: float = 0.0,
         limits: Limits | None = None,
@@ -104,7 +107,7 @@ class Session:
         )
         self._greeting = self._seals.greeting
         self._air = Air(self._timing, now)
-        allowance = Allowance(limits.bytes_per_contact, limits.bytes_per_day)
+        allowance = Allowance(limits.bytes_per_contact, limits.bytes_per_day, spent, now)
         self._access = Access(self._timing, self._air, Contacts(contacts, now, now), allowance)
         self._hearing = Hearing()
         framing_bytes = wire_bytes(OVERHEAD_BYTES)
@@ -249,21 +252,22 @@ class Session:
             return events
 
     def tick(self, now: float) -> list[Event]:
-        """What time alone brings about: deadlines, silence."""
-        now = self._access.link_s(now)
+        """What time alone brings about: deadlines, silence, a record of what was spent."""
+        at, now = now, self._access.link_s(now)
         if not self._air.in_turn(now):
             self._outbox.fell_still(now)
         silent = self._outbox.silent
         events = self._mishaps.count(self._inbox.tick(now) + self._outbox.tick(now))
         if self._outbox.silent and not silent:
             events.append(PeerSilent())
-        return events
+        spent = self._access.record(at)
+        return events if spent is None else [*events, spent]
 
     def transmit(self, now: float) -> bytes | None:
         """The next frame, if one may leave now. Call until it gives None."""
-        if not self._access.is_open(now):
-            return None
         sent_at, now = now, self._access.link_s(now)
+        if not self._access.is_open(sent_at):
+            return None
         if self._air.opens_at(now) > now + _EPSILON_S:
             return None
         now += _EPSILON_S

@@ -22,7 +22,7 @@ from onboard.keys import load_keys
 from onboard.learn.federated import PartialAverage, choose, condense
 from onboard.learn.graph import InferGraph, TrainGraph
 from onboard.learn.local import moved
-from onboard.wire.events import Arrived, Rekeyed
+from onboard.wire.events import Arrived, Rekeyed, Spent
 from onboard.wire.messages import UPDATE, Update, decode_task, encode_object
 from onboard.wire.session import Session
 
@@ -149,3 +149,10 @@ def test_a_late_update_counts_in_the_round_that_is_open_if_the_mission_says_so(
     expected.add(alq.reconstruct(unpack(update(0.03), TRAIN.layout)), 100, 0.5)
     total = moved(alq.reconstruct(unpack(before, TRAIN.layout)), expected.mean())
     assert packed == pack(condense(TRAIN.layout, total, ground.mission.train.bits_down))
+
+
+def test_what_was_spent_of_an_allowance_is_in_the_store(tmp_path: Path) -> None:
+    ground = Ground(tmp_path, "")
+    spent = Spent(700, ((1.5, 700),))
+    ground.rounds.hear(ground.stations[2], spent, ground.now)
+    assert [ground.store.enter_node(node, "").spent for node in NODES] == [Spent(), spent, Spent()]

@@ -28,6 +28,7 @@ from onboard.wire.session import (
     Partial,
     Refused,
     Session,
+    Spent,
 )
 
 KEY = bytes(range(32))
@@ -63,6 +64,7 @@ class Disk:
     partials: dict[bytes, Partial] = field(default_factory=dict)
     outgoing: dict[bytes, tuple[int, bytes]] = field(default_factory=dict)  # offered, not yet delivered
     saved_at: float = 0.0
+    spent: Spent = field(default_factory=Spent)
 
 
 class End:
@@ -103,6 +105,7 @@ class End:
             salt=self.disk.salt,
             nonce=self.nonce,
             done=self.disk.done,
+            spent=self.disk.spent,
             wire_bytes=lambda frame_bytes: frame_bytes + COBS_BYTES,
             now=now,
             limits=self.limits,
@@ -164,6 +167,8 @@ class End:
                 self.disk.salt, self.disk.floor = event.salt, (0, 0)
                 self._floor = (0, 0)
                 self.session.rekey(event.salt)
+            elif isinstance(event, Spent):
+                self.disk.spent = event
             elif isinstance(event, Delivered | Expired):
                 self.disk.outgoing.pop(event.digest, None)
             if isinstance(event, Corrupt | Cancelled | Expired | Evicted | Refused):

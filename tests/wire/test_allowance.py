@@ -12,7 +12,7 @@ from hw_profiles import Link
 from onboard.wire.allowance import DAY_S, Allowance
 from onboard.wire.contacts import Window
 from onboard.wire.frame import Type
-from onboard.wire.session import Delivered, Limits
+from onboard.wire.session import Delivered, Limits, Spent
 from tests.wire.pair import FULL, HALF, UPDATE, Pair, data, finish
 
 FRAME_BYTES = 224
@@ -40,15 +40,89 @@ def test_whatever_is_asked_for_a_day_never_takes_more_than_it_may(
 
 def test_objects_leave_a_sixteenth() -> None:
     allowance = Allowance(1600.0, math.inf)
-    allowance.contact(600.0)
+    allowance.contact(Window(0.0, 600.0))
     allowance.spend(1300, 10.0)
     assert allowance.opens_at(10.0, 200, bulk=True) == 10.0
     assert allowance.opens_at(10.0, 201, bulk=True) == 600.0
     assert allowance.opens_at(10.0, 300) == 10.0
     assert allowance.left_bytes(10.0) == 300
-    allowance.contact(1600.0)
+    allowance.contact(Window(1000.0, 1600.0))
     assert allowance.opens_at(1000.0, 1500, bulk=True) == 1000.0
     assert Allowance(math.inf, 100.0).opens_at(0.0, 101) == math.inf
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.tuples(st.floats(0.0, 40_000.0), st.integers(1, 40), st.booleans()), max_size=80),
+    st.integers(4000, 6000),
+)
+def test_no_restart_gives_any_byte_of_24_hours_back(
+    wishes: list[tuple[float, int, bool]], per_day_bytes: int
+) -> None:
+    now, booted, sent = 0.0, 0.0, []
+    allowance, kept = Allowance(math.inf, per_day_bytes), Spent()
+    for pause_s, count_bytes, restarts in wishes:
+        now += pause_s
+        if restarts:  # off for any part of the pause; the clock of the new life begins at 0
+            booted = now
+            allowance = Allowance(math.inf, per_day_bytes, kept)
+        kept = allowance.record(now - booted) or kept
+        now = booted + allowance.opens_at(now - booted, count_bytes)
+        kept = allowance.record(now - booted) or kept
+        allowance.spend(count_bytes, now - booted)
+        sent.append((now, count_bytes))
+        assert sum(n for when, n in sent if when > now - DAY_S) <= per_day_bytes
+
+
+def test_a_restart_costs_a_thirty_second_at_most_and_the_clock_stands_still_while_off() -> None:
+    first = Allowance(math.inf, 32_000.0)
+    kept = first.record(0.0)
+    assert kept == Spent(1000, ((0.0, 1000),))
+    first.spend(400, 10.0)
+    assert first.record(10.0) is None  # counted already
+    first.spend(200, 20.0)
+    kept = first.record(20.0)
+    assert kept is not None
+    assert kept.day == ((10.0, 1600),)
+    second = Allowance(math.inf, 32_000.0, kept, now=5.0)
+    assert second.left_bytes(5.0) == 32_000 - 1600
+    assert second.left_bytes(5.0 + DAY_S) == 32_000 - 1600  # 15 minutes are forgotten together
+    assert second.left_bytes(5.0 + DAY_S + 900.0) == 32_000
+    assert Allowance(math.inf, math.inf).record(0.0) is None
+
+
+def test_a_contact_that_is_open_at_the_start_is_the_one_before_it_and_the_next_is_whole() -> None:
+    spent = Spent(1500)
+    same, later = (Allowance(1600.0, math.inf, spent, now=100.0) for _ in range(2))
+    same.contact(Window(90.0, 600.0))
+    assert same.left_bytes(100.0) == 100
+    assert same.opens_at(100.0, 101) == 600.0
+    same.contact(Window(1000.0, 1600.0))
+    assert same.left_bytes(1000.0) == 1600
+    later.contact(Window(101.0, 600.0))
+    assert later.left_bytes(101.0) == 1600
+    over = same.record(1600.0)
+    assert over == Spent(50)  # of that contact nothing counts any more
+    assert same.record(1600.0) is None
+
+
+def test_a_contact_carries_what_it_may_however_often_the_board_is_killed() -> None:
+    plan = [Window(100.0, 500.0), Window(1000.0, 1400.0)]
+    pair = Pair(FULL, contacts=plan, limits=Limits(bytes_per_contact=20_000))
+    pair.board.offer(UPDATE, data(65536), 0.0)
+    for at in (105.0, 110.0, 114.0, 300.0, 700.0, 1010.0):
+        pair.run(at)
+        pair.board.kill()
+        pair.run(at + 1.0)
+        pair.board.boot(pair.now)
+    pair.run(2000.0)
+    for window in plan:
+        sent = [
+            len(frame.payload) + 24
+            for at, side, frame in pair.sent
+            if side == "board" and window.rise <= at < window.set
+        ]
+        assert 15_000 < sum(sent) <= 20_000
 
 
 @pytest.mark.parametrize(("contact", "day"), [(0.0, 1.0), (1.0, 0.0), (-1.0, 1.0), (1.0, math.nan)])
