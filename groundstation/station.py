@@ -24,8 +24,9 @@ from onboard.wire.session import Session
 SPOOL_BYTES = 256 * 2**20
 COUNTED = (
     "frames_sent", "bytes_sent", "frames_received", "bytes_received", "fragments_sent", "fragments_resent",
-    "repairs_sent", "malformed", "bad_tags", "unknown_keys", "replays", "unproven", "hellos_sent",
-    "hellos_received", "hellos_stale", "misaddressed", "orphans", "duplicates", "corrupt", "airtime_s",
+    "repairs_sent", "malformed", "bad_tags", "unknown_keys", "plain_dropped", "encrypted_dropped", "replays",
+    "unproven", "hellos_sent", "hellos_received", "hellos_stale", "misaddressed", "orphans", "duplicates",
+    "corrupt", "airtime_s",
 )  # fmt: skip
 
 

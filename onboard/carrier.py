@@ -30,6 +30,7 @@ from onboard.wire.events import (
     Event,
     Expired,
     Limits,
+    OtherForm,
     PeerHeard,
     PeerSilent,
     Refused,
@@ -191,6 +192,11 @@ def tell_of_link(event: PumpEvent, **whose: Any) -> None:
         say(log, "unknown-peer", level=logging.WARNING, **whose, source=event.node)
     elif isinstance(event, WrongKey):
         say(log, "wrong-key", level=logging.ERROR, **whose)
+    elif isinstance(event, OtherForm):
+        say(
+            log, "encryption-differs", level=logging.ERROR, **whose, peer_encrypts=event.encrypted,
+            why="set link.encrypt in NODE.toml and encrypt of its [[node]] in mission.toml alike",
+        )  # fmt: skip
     elif isinstance(event, PeerHeard):
         say(log, "in-sight", **whose)
     elif isinstance(event, PeerSilent):

@@ -14,8 +14,8 @@ from onboard.wire.messages import MODEL, UPDATE
 
 KINDS = {MODEL: "model", UPDATE: "update"}
 DROPPED = (
-    "bad_tags", "replays", "malformed", "misaddressed", "orphans", "duplicates", "corrupt", "refused",
-    "expired",
+    "bad_tags", "plain_dropped", "encrypted_dropped", "replays", "malformed", "misaddressed", "orphans",
+    "duplicates", "corrupt", "refused", "expired",
 )  # fmt: skip
 BAR = 20  # characters
 
@@ -65,7 +65,9 @@ def peer_state(link: View) -> str:
 
 def dropped(link: View) -> str:
     """What came in and was not taken, as far as it is not 0."""
-    counts = [(name.replace("_", " "), link[name]) for name in DROPPED] + [("noise", link["port"]["broken"])]
+    counts = [(name.removesuffix("_dropped").replace("_", " "), link[name]) for name in DROPPED] + [
+        ("noise", link["port"]["broken"])
+    ]
     told = [f"{name} {count:,}" for name, count in counts if count]
     return f"dropped   {', '.join(told) if told else 'nothing'}"
 

@@ -155,3 +155,20 @@ def test_a_file_is_short_and_says_what_it_promises(path: Path) -> None:
     assert len(source.splitlines()) <= MOST_LINES
     assert not source.strip() or ast.get_docstring(ast.parse(source)), "no docstring"
     assert path.name not in ("utils.py", "helpers.py", "common.py")
+
+
+def test_one_file_needs_the_package_that_encrypts_and_a_plain_link_does_not_load_it() -> None:
+    users = [name_of(path) for path in FILES if any(is_in(name, "cryptography") for name in imports(path))]
+    assert users == ["onboard/wire/cipher.py"]
+    script = (
+        "import sys, onboard.cli, onboard.carrier; from onboard.wire.seal import Opener, Sealer;"
+        "from onboard.wire.frame import Type; key, way = bytes(32), dict(source=1, destination=0);"
+        "raw = Sealer(key, epoch=1, **way).seal(Type.MSG); assert Opener(key, **way).open(raw);"
+        "print('cryptography' in sys.modules);"
+        "raw = Sealer(key, epoch=1, encrypted=True, **way).seal(Type.MSG);"
+        "assert Opener(key, encrypted=True, **way).open(raw); print('cryptography' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, cwd=ROOT
+    )
+    assert (done.returncode, done.stdout.split()) == (0, ["False", "True"]), done.stderr

@@ -14,6 +14,7 @@ from onboard.picture import bit_rate, board_picture, doing, dropped, duration, e
 LINK: dict[str, Any] = {
     "epoch": 7, "peer_epoch": 12, "frames_sent": 1_204, "bytes_sent": 268_112, "frames_received": 310,
     "bytes_received": 12_044, "malformed": 0, "bad_tags": 0, "replays": 0, "misaddressed": 0, "orphans": 0,
+    "plain_dropped": 0, "encrypted_dropped": 0,
     "duplicates": 4, "corrupt": 0, "refused": 0, "expired": 0,
     "fragments_sent": 1_180, "fragments_resent": 12, "repairs_sent": 3,
     "fragments_received": 102, "loss_out": 0.012, "loss_in": 0.25, "airtime_s": 223.4,

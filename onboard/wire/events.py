@@ -63,6 +63,14 @@ class WrongKey:
 
 
 @dataclass(frozen=True, slots=True)
+class OtherForm:
+    """The peer's frames are `encrypted` and this end's are not, or the other way round, so none is taken.
+    Told once until one is."""
+
+    encrypted: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Evicted:
     """A half-received object that the peer no longer offers made room for a new one."""
 
@@ -129,6 +137,7 @@ Event = Union[  # noqa: UP007 - an alias of classes has to work at run time on 3
     Corrupt,
     GroupAnswer,
     Message,
+    OtherForm,
     PeerHeard,
     PeerSilent,
     Rekeyed,
@@ -178,6 +187,7 @@ class LinkSnapshot:
     epoch: int
     peer_epoch: int
     key_id: int  # of the key that this end's frames are sealed with
+    encrypted: bool  # whether they are, all but HELLO
     frames_sent: int
     bytes_sent: int
     frames_received: int  # authentic ones
@@ -185,6 +195,8 @@ class LinkSnapshot:
     malformed: int  # no frame, or a payload that makes no sense
     bad_tags: int
     unknown_keys: int  # under the id of a key that is not held here
+    plain_dropped: int  # authentic and not encrypted, where this end's are
+    encrypted_dropped: int  # encrypted, where this end's are not
     replays: int
     unproven: int  # heard while no salt was agreed upon
     hellos_sent: int

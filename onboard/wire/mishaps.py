@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from onboard.wire.events import Event, Expired, Refused, UnknownPeer, WrongKey
+from onboard.wire.events import Event, Expired, OtherForm, Refused, UnknownPeer, WrongKey
+from onboard.wire.frame import ENC
 from onboard.wire.messages import Reason
 from onboard.wire.seal import Opener
 
 _STRANGER_FRAMES = 3  # noise that looks like a frame names another source each time
+_ENCRYPTED = 3  # that nobody here can prove, one after the other: a bit error sets ENC, but seldom twice
 _WRONG_TAGS = 8  # one after the other: bit errors that frequent would leave no link
 
 
@@ -19,19 +21,20 @@ class Mishaps:
     def __init__(self, node: int, peer: int, openers: Iterable[Opener]) -> None:
         self._known = (node, peer)
         self._openers = tuple(openers)
-        self._misaddressed = self._bad_tags = 0  # as counted so far
+        self._misaddressed = self._bad_tags = self._other_form = 0  # as counted so far
         self._strangers: Counter[int] = Counter()  # frames, by their source
-        self._wrong_in_a_row = 0
+        self._wrong_in_a_row = self._other_form_in_a_row = 0
         self.refused = self.too_large = self.expired = 0
 
     def proven(self) -> None:
         """A frame of the peer's was authentic."""
-        self._wrong_in_a_row = 0
+        self._wrong_in_a_row = self._other_form_in_a_row = 0
 
     def dropped(self, raw: bytes) -> list[Event]:
         """A frame was not: what that tells."""
         misaddressed = sum(opener.misaddressed for opener in self._openers)
         bad_tags = sum(opener.bad_tags for opener in self._openers)
+        other_form = sum(opener.plain_dropped + opener.encrypted_dropped for opener in self._openers)
         events: list[Event] = []
         if misaddressed > self._misaddressed and raw[2] not in self._known:
             self._strangers[raw[2]] += 1
@@ -41,7 +44,12 @@ class Mishaps:
             self._wrong_in_a_row += 1
             if self._wrong_in_a_row == _WRONG_TAGS:
                 events.append(WrongKey())
-        self._misaddressed, self._bad_tags = misaddressed, bad_tags
+        if other_form > self._other_form:
+            encrypted = raw[1] & ENC != 0
+            self._other_form_in_a_row += 1
+            if self._other_form_in_a_row == (_ENCRYPTED if encrypted else 1):
+                events.append(OtherForm(encrypted))
+        self._misaddressed, self._bad_tags, self._other_form = misaddressed, bad_tags, other_form
         return events
 
     def count(self, events: list[Event]) -> list[Event]:

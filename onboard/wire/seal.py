@@ -5,6 +5,9 @@ one direction, one key id and one salt (`hello`), so a frame sent back to its se
 these (epoch, seq) names one transmission for ever: the epoch is the sender's durable boot counter, the seq
 counts within it, and a receiver takes each pair once.
 
+A link is plain or it is encrypted, at both ends alike: an end opens frames of its own form and no others.
+Tags and encryption have subkeys of their own, so that the one form tells nothing about the other.
+
 What is refused is counted and never answered. To persist the epoch, the salt and the replay floor is the
 caller's: they must be on disk before anything that depends on them leaves.
 """
@@ -13,9 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from hashlib import blake2s
+from typing import TYPE_CHECKING
 
 from onboard.wire import frame as framing
-from onboard.wire.frame import OVER, POLL, BadFrame, Frame, Type
+from onboard.wire.frame import ENC, OVER, POLL, BadFrame, Frame, Type
+
+if TYPE_CHECKING:
+    from onboard.wire.cipher import Cipher
 
 KEY_BYTES = 32
 KEY_IDS = 4  # two bits of the header
@@ -26,7 +33,7 @@ WINDOW = 1024
 link here reorders."""
 SALT_BYTES = 8
 NO_SALT = bytes(SALT_BYTES)
-TRAFFIC, HELLO = b"sdml-dir", b"sdml-hi"
+TRAFFIC, HELLO, SECRET = b"sdml-dir", b"sdml-hi", b"sdml-enc"
 """What a subkey is for: BLAKE2s's personalisation."""
 MAX_EPOCH = 0xFFFF
 MAX_SEQ = 0xFFFFFFFF
@@ -45,7 +52,7 @@ def directional_key(
     salt: bytes = NO_SALT,
     purpose: bytes = TRAFFIC,
 ) -> bytes:
-    """The 32 B subkey that tags frames from `source` to `destination` under `key_id`.
+    """The 32 B subkey that tags, or encrypts, frames from `source` to `destination` under `key_id`.
 
     BLAKE2s keyed with the node's key, salted and personalised: a pseudo-random function of all of these
     (RFC 7693, section 2.9; BLAKE2, section 2.8), so that knowing one subkey tells nothing of another.
@@ -92,7 +99,8 @@ class ReplayWindow:
 class Sealer:
     """Makes the frames of one direction. Within its epoch no seq is used twice, under whichever key.
 
-    key: 32 B, or several by their ids; `key_id` says which to begin with, else the newest.
+    key: 32 B, or several by their ids; `key_id` says which to begin with, else the newest. encrypted: needs
+    the package `cryptography`; in place of `purpose` subkeys are for SECRET.
     """
 
     def __init__(
@@ -105,6 +113,7 @@ class Sealer:
         key_id: int | None = None,
         salt: bytes = NO_SALT,
         purpose: bytes = TRAFFIC,
+        encrypted: bool = False,
     ) -> None:
         if not 1 <= epoch <= MAX_EPOCH:
             raise ValueError(f"epoch {epoch} must be 1..{MAX_EPOCH}: 0 is before the first boot")
@@ -113,7 +122,9 @@ class Sealer:
             raise ValueError(f"key ids {sorted(keys)} must be in 0..{KEY_IDS - 1}, and one at least")
         self.source, self.destination, self.epoch = source, destination, epoch
         self.key_id = list(keys)[-1] if key_id is None else key_id
-        self._keys, self._salt, self._purpose = keys, salt, purpose
+        self._keys, self._salt = keys, salt
+        self._purpose = SECRET if encrypted else purpose
+        self._cipher: Cipher | None = None
         self._seq = 0
         self.turn(self.key_id)
 
@@ -128,7 +139,10 @@ class Sealer:
         subkey = directional_key(
             self._keys[key_id], self.source, self.destination, key_id, salt=self._salt, purpose=self._purpose
         )
-        self._key = framing.keyed(subkey)
+        if self._purpose == SECRET:
+            self._cipher = _cipher(subkey)
+        else:
+            self._key = framing.keyed(subkey)
 
     @property
     def seq(self) -> int:
@@ -158,6 +172,11 @@ class Sealer:
             flags |= POLL
         if over:
             flags |= OVER
+        if self._cipher is not None:
+            return self._cipher.encode(
+                kind, flags, self.source, self.destination, self.epoch, self._seq, object_id, fragment,
+                payload,
+            )  # fmt: skip
         return framing.encode(
             self._key, kind, flags, self.source, self.destination, self.epoch, self._seq, object_id, fragment,
             payload,
@@ -169,8 +188,9 @@ class Opener:
 
     `malformed` were no frames, `misaddressed` between other nodes, `unknown_keys` under the id of a key that
     is not held, `bad_tags` altered or made with another key, `replays` taken before or from an epoch that is
-    over, `encrypted` in a form this version does not read; `opened` passed. The replay window is one for all
-    keys: a sender counts on from one to the next.
+    over; `encrypted_dropped` were encrypted and this end's are not, `plain_dropped` the other way round, and
+    authentic (what is encrypted cannot be proven without the package); `opened` passed. The replay window is
+    one for all keys: a sender counts on from one to the next. encrypted: as for Sealer.
     """
 
     def __init__(
@@ -182,23 +202,23 @@ class Opener:
         floor: tuple[int, int] = (0, 0),
         salt: bytes = NO_SALT,
         purpose: bytes = TRAFFIC,
+        encrypted: bool = False,
     ) -> None:
         self._held = {0: key} if isinstance(key, bytes) else key
-        self._purpose = purpose
+        self._purpose, self._encrypted = purpose, encrypted
         self._route = bytes((source, destination))
-        self.opened = self.malformed = self.misaddressed = self.bad_tags = self.replays = self.encrypted = 0
-        self.unknown_keys = 0
+        self.opened = self.malformed = self.misaddressed = self.bad_tags = self.replays = 0
+        self.unknown_keys = self.plain_dropped = self.encrypted_dropped = 0
         self.use(salt, floor)
 
     def use(self, salt: bytes, floor: tuple[int, int] = (0, 0)) -> None:
         """Open what is sealed under that salt from now on, above the floor, and nothing else."""
-        source, destination = self._route
-        self._keys = {
-            key_id: framing.keyed(
-                directional_key(key, source, destination, key_id, salt=salt, purpose=self._purpose)
-            )
-            for key_id, key in self._held.items()
+        self._plain = {
+            key_id: framing.keyed(self._subkey(key_id, salt, self._purpose)) for key_id in self._held
         }
+        self._keys = {} if self._encrypted else self._plain
+        encrypted = self._held if self._encrypted else ()
+        self._ciphers = {key_id: _cipher(self._subkey(key_id, salt, SECRET)) for key_id in encrypted}
         self._window = ReplayWindow(floor)
 
     @property
@@ -225,22 +245,47 @@ class Opener:
             else:
                 self.malformed += 1
             return None
-        key = self._keys.get(raw[1] & 0x03)
+        key = self._keys.get(raw[1] & (ENC | 0x03))  # none for what is encrypted
         if key is None:
-            if framing.is_shaped(raw):
-                self.unknown_keys += 1
-            else:
-                self.malformed += 1
-            return None
+            return self._prove_without_tag(raw)
         try:
-            frame = framing.decode(raw, key)
+            return framing.decode(raw, key)
         except BadFrame as bad:
-            if bad.reason == "tag":
-                self.bad_tags += 1
-            else:
-                self.malformed += 1
+            self._refuse(bad)
             return None
-        if frame.encrypted:
-            self.encrypted += 1
-            return None
-        return frame
+
+    def _prove_without_tag(self, raw: bytes) -> Frame | None:
+        """Of `prove`: an encrypted frame, or one that is refused whoever made it."""
+        key_id, is_encrypted = raw[1] & 0x03, raw[1] & ENC != 0
+        if not framing.is_shaped(raw):
+            self.malformed += 1
+        elif is_encrypted and not self._encrypted:
+            self.encrypted_dropped += 1
+        elif key_id not in self._held:
+            self.unknown_keys += 1
+        else:
+            try:
+                if is_encrypted:
+                    return self._ciphers[key_id].decode(raw)
+                framing.decode(raw, self._plain[key_id])
+                self.plain_dropped += 1
+            except BadFrame as bad:
+                self._refuse(bad)
+        return None
+
+    def _refuse(self, bad: BadFrame) -> None:
+        if bad.reason == "tag":
+            self.bad_tags += 1
+        else:
+            self.malformed += 1
+
+    def _subkey(self, key_id: int, salt: bytes, purpose: bytes) -> bytes:
+        source, destination = self._route
+        return directional_key(self._held[key_id], source, destination, key_id, salt=salt, purpose=purpose)
+
+
+def _cipher(subkey: bytes) -> Cipher:
+    """Loads the package `cryptography` with the first of them, and never where nothing is encrypted."""
+    from onboard.wire.cipher import Cipher
+
+    return Cipher(subkey)

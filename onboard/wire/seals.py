@@ -22,7 +22,8 @@ class Seals:
     one more than at the last start. floor: the peer's highest (epoch, seq) as last persisted; nothing at or
     below it is taken. salt: as last persisted, NO_SALT if it was lost or there never was one: then `nonce`,
     which draws so many bytes that nobody can foresee, lets the ends agree on one. Without `nonce` an end can
-    only watch. Raises ValueError for a key or an epoch out of range.
+    only watch. encrypted: whether all frames but HELLO are, both ways. Raises ValueError for a key or an
+    epoch out of range.
     """
 
     def __init__(
@@ -36,12 +37,16 @@ class Seals:
         floor: tuple[int, int] = (0, 0),
         salt: bytes = NO_SALT,
         nonce: Callable[[int], bytes] | None = None,
+        encrypted: bool = False,
     ) -> None:
         keys = {0: key} if isinstance(key, bytes) else key
         self._follows = master and len(keys) > 1
         first = next(iter(keys)) if self._follows else None
-        self.sealer = Sealer(keys, source=node, destination=peer, epoch=epoch, key_id=first, salt=salt)
-        self.opener = Opener(keys, source=peer, destination=node, floor=floor, salt=salt)
+        self.encrypted = encrypted
+        self.sealer = Sealer(
+            keys, source=node, destination=peer, epoch=epoch, key_id=first, salt=salt, encrypted=encrypted
+        )
+        self.opener = Opener(keys, source=peer, destination=node, floor=floor, salt=salt, encrypted=encrypted)
         self.greeting = Greeting(
             keys, node=node, peer=peer, epoch=epoch, salt=salt, nonce=nonce, follows=self._follows
         )

@@ -67,14 +67,14 @@ _CLOSING = (Type.POLL, Type.REPORT, Type.DONE, Type.CANCEL)
 class Session:
     """One end of a link.
 
-    node, peer: the two ends' numbers, 0..254. key, epoch, floor, salt, nonce: see Seals. master: the ground's
-    end, which sends at the link's `rate_down_bps` and breaks ties on half-duplex; a board's end sends at
-    `rate_up_bps`. group_key: 32 B that the peer's `Broadcast`s are sealed with, to listen to them;
-    group_floor: as floor, of them. done: digests of objects accepted before. spent: the last `Spent` of
-    an earlier run. wire_bytes: what a frame of that
-    many bytes takes on the wire. contacts: nothing is sent outside of these windows, and deadlines and all
-    other times count only within them; None: the link is always up. Raises ValueError for a key or an epoch
-    out of range, or for contacts that overlap.
+    node, peer: the two ends' numbers, 0..254. key, epoch, floor, salt, nonce, encrypted: see Seals. master:
+    the ground's end, which sends at the link's `rate_down_bps` and breaks ties on half-duplex; a board's end
+    sends at `rate_up_bps`. group_key: 32 B that the peer's `Broadcast`s are sealed with, to listen to them;
+    group_floor: as floor, of them. done: digests of objects accepted before. spent: the last `Spent` of an
+    earlier run. wire_bytes: what a frame of that many bytes takes on the wire. contacts: nothing is sent
+    outside of these windows, and deadlines and all other times count only within them; None: the link is
+    always up. Raises ValueError for a key or an epoch out of range, for contacts that overlap, or for a
+    group's key where frames are encrypted.
     """
 
     def __init__(
@@ -89,6 +89,7 @@ class Session:
         floor: tuple[int, int] = (0, 0),
         salt: bytes = NO_SALT,
         nonce: Callable[[int], bytes] | None = None,
+        encrypted: bool = False,
         group_key: bytes | None = None,
         group_floor: tuple[int, int] = (0, 0),
         done: Iterable[bytes] = (),
@@ -103,8 +104,9 @@ class Session:
         self._wire_bytes = wire_bytes
         self._timing = Timing(link, master=master, wire_bytes=wire_bytes)
         self._seals = Seals(
-            key, node=node, peer=peer, master=master, epoch=epoch, floor=floor, salt=salt, nonce=nonce
-        )
+            key, node=node, peer=peer, master=master, epoch=epoch, floor=floor, salt=salt, nonce=nonce,
+            encrypted=encrypted,
+        )  # fmt: skip
         self._greeting = self._seals.greeting
         self._air = Air(self._timing, now)
         allowance = Allowance(limits.bytes_per_contact, limits.bytes_per_day, spent, now)
@@ -116,6 +118,8 @@ class Session:
         self._inbox = Inbox(self._timing, limits, done)
         self._answer: Send | None = None  # half-duplex: the last one of this turn
         self._listener: Listener | None = None
+        if group_key is not None and encrypted:
+            raise ValueError("broadcasts are never encrypted: an encrypted session does not listen to them")
         if group_key is not None:
             self._listener = Listener(group_key, self._inbox, node=node, peer=peer, floor=group_floor)
         self._messages = Waiting(limits.max_messages)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from onboard.wire import frame as framing
+from onboard.wire.cipher import Cipher
 from onboard.wire.frame import ENC, OVER, POLL, Frame, Type
 from onboard.wire.messages import MODEL, Cancel, Done, Health, Hello, Offer, Reason, State, Task, Update
 from onboard.wire.report import Report
@@ -53,8 +54,17 @@ WEIGHTS = b"weights"
 
 def encoded(frame: Frame, key: bytes) -> bytes:
     """What `framing.encode` makes of a frame that `framing.decode` gave."""
+    return framing.encode(framing.keyed(key), *_fields(frame))
+
+
+def encrypted(frame: Frame, key: bytes) -> bytes:
+    """What `Cipher.encode` makes of it."""
+    return Cipher(key).encode(*_fields(frame))
+
+
+def _fields(frame: Frame) -> tuple[Type, int, int, int, int, int, int, int, bytes]:
     flags = frame.priority << 5 | frame.poll * POLL | frame.over * OVER | frame.encrypted * ENC | frame.key_id
-    return framing.encode(
-        framing.keyed(key), frame.type, flags, frame.source, frame.destination, frame.epoch, frame.seq,
+    return (
+        frame.type, flags, frame.source, frame.destination, frame.epoch, frame.seq,
         frame.object_id, frame.fragment, frame.payload,
     )  # fmt: skip

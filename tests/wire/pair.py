@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 import random
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from firmware_sim.channel import Channel, Side
 from hw_profiles import Link, load_link
 from onboard.wire import frame as framing
+from onboard.wire.cipher import Cipher
 from onboard.wire.contacts import Window
 from onboard.wire.events import Rekeyed
-from onboard.wire.seal import HELLO, NO_SALT, TRAFFIC, directional_key
+from onboard.wire.seal import HELLO, NO_SALT, SECRET, TRAFFIC, directional_key
 from onboard.wire.session import (
     Arrived,
     Cancelled,
@@ -46,6 +47,7 @@ def uhf_full(payload_bytes: int = 200, **changes: Any) -> Link:
     return link(half_duplex=False, mtu_bytes=payload_bytes + framing.OVERHEAD_BYTES, **changes)
 
 
+SIDES: tuple[Side, Side] = ("ground", "board")
 UPDATE = 2
 HALF = link(mtu_bytes=222)
 FULL = uhf_full()
@@ -79,8 +81,10 @@ class End:
         accept_after_s: float = 0.0,
         contacts: Sequence[Window] | None = None,
         nonce: Callable[[int], bytes] | None = None,
+        encrypted: bool = False,
     ) -> None:
         self.side, self.link, self.limits, self.contacts, self.nonce = side, link, limits, contacts, nonce
+        self.encrypted = encrypted
         self.node, self.peer = (0, 7) if side == "ground" else (7, 0)
         self.disk = Disk()
         self.events: list[tuple[float, Event]] = []
@@ -104,6 +108,7 @@ class End:
             floor=self.disk.floor,
             salt=self.disk.salt,
             nonce=self.nonce,
+            encrypted=self.encrypted,
             done=self.disk.done,
             spent=self.disk.spent,
             wire_bytes=lambda frame_bytes: frame_bytes + COBS_BYTES,
@@ -202,7 +207,7 @@ class End:
 
 
 class Pair:
-    """Ground and board on one channel. `sent` records every frame put on the air."""
+    """Ground and board on one channel. `sent` records every frame put on the air; `encrypted`: which ends."""
 
     def __init__(
         self,
@@ -213,15 +218,19 @@ class Pair:
         accept_after_s: float = 0.0,
         contacts: Sequence[Window] | None = None,
         nonce: Callable[[int], bytes] | None = None,
+        encrypted: Collection[Side] = (),
         mangle: Callable[[bytes, float], list[bytes]] | None = None,
         **channel: object,
     ) -> None:
         self.channel = Channel(link, seed=seed, overhead_bytes=COBS_BYTES, **channel)  # type: ignore[arg-type]
         limits = limits or Limits()
-        self.ground = End(
-            "ground", link, limits, accept_after_s=accept_after_s, contacts=contacts, nonce=nonce
-        )
-        self.board = End("board", link, limits, accept_after_s=accept_after_s, contacts=contacts, nonce=nonce)
+        self.ground, self.board = (
+            End(
+                side, link, limits, accept_after_s=accept_after_s, contacts=contacts, nonce=nonce,
+                encrypted=side in encrypted,
+            )
+            for side in SIDES
+        )  # fmt: skip
         self.now = 0.0
         self.sent: list[tuple[float, Side, framing.Frame]] = []
         self._mangle = mangle
@@ -283,10 +292,9 @@ def _read(end: End, raw: bytes) -> framing.Frame:
     """What that end has just sent."""
     hello = framing.is_hello(raw)
     salt = NO_SALT if hello or end.session is None else end.session.salt
-    purpose = HELLO if hello else TRAFFIC
-    return framing.decode(raw, framing.keyed(
-        directional_key(KEY, end.node, end.peer, 0, salt=salt, purpose=purpose)
-    ))  # fmt: skip
+    purpose = HELLO if hello else SECRET if end.encrypted else TRAFFIC
+    subkey = directional_key(KEY, end.node, end.peer, 0, salt=salt, purpose=purpose)
+    return Cipher(subkey).decode(raw) if purpose == SECRET else framing.decode(raw, framing.keyed(subkey))
 
 
 def data(size: int, seed: int = 1) -> bytes:

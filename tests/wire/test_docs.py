@@ -94,8 +94,8 @@ def test_headers_have_their_fields_in_order(heading: str, header: type[Task] | t
 def test_every_golden_file_is_shown_and_every_example_is_a_golden_file() -> None:
     shown = dict(re.findall(r"```hex ([a-z-]+)\n([0-9a-f \n]+)```", PAGE))
     golden = [
-        "frame", "cobs", "kiss", "offer", "report-bitmap", "report-runs", "report-sums", "report-unknown",
-        "done", "cancel", "hello", "health", "task", "update", "record",
+        "frame", "frame-encrypted", "cobs", "kiss", "offer", "report-bitmap", "report-runs", "report-sums",
+        "report-unknown", "done", "cancel", "hello", "health", "task", "update", "record",
     ]  # fmt: skip
     assert sorted(shown) == sorted(golden)
     for name, text in shown.items():

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from onboard.wire.events import Message, Rekeyed
-from onboard.wire.frame import Type
+from onboard.wire.frame import ENC, Type
 from onboard.wire.hello import Greeting
 from onboard.wire.messages import NO_NONCE, BadMessage, Hello
 from onboard.wire.seal import NO_SALT, Sealer
 from onboard.wire.session import Session
-from tests.wire.pair import FULL, HALF, KEY, Pair, data, finish
+from tests.wire.pair import FULL, HALF, KEY, SIDES, Pair, data, finish
 
 STEP_S = 3.0  # more than a HELLO's interval, and than a frame takes
 
@@ -30,6 +30,7 @@ class Lives:
     node: int
     peer: int
     random: random.Random
+    encrypted: bool = False
     epoch: int = 0
     salt: bytes = NO_SALT
     floor: tuple[int, int] = (0, 0)
@@ -40,7 +41,7 @@ class Lives:
         self.epoch += 1
         self.session = Session(
             node=self.node, peer=self.peer, key=KEY, link=FULL, master=self.node == 0, epoch=self.epoch,
-            floor=self.floor, salt=self.salt, nonce=self.random.randbytes, now=now,
+            floor=self.floor, salt=self.salt, nonce=self.random.randbytes, encrypted=self.encrypted, now=now,
         )  # fmt: skip
 
     def lose(self, now: float) -> None:
@@ -69,20 +70,34 @@ class Lives:
 class AttackerMachine(RuleBasedStateMachine):
     """Frames are lost, reordered, doubled, recorded, replayed; ends restart, with their state or without."""
 
+    encrypted = False
+
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
         nonces = random.Random(1)
-        self.ends = {0: Lives(0, 7, nonces), 7: Lives(7, 0, nonces)}
+        self.ends = {node: Lives(node, 7 - node, nonces, self.encrypted) for node in (0, 7)}
         for end in self.ends.values():
             end.boot(0.0)
         self.on_air: list[tuple[int, bytes]] = []  # for whom
         self.recorded: list[tuple[int, bytes]] = []
         self.told = 0
+        self.used: set[tuple[bytes, bytes]] = set()
+
+    def look_at(self, frames: list[bytes], salt: bytes) -> None:
+        """All but HELLO are encrypted or none is, and under a salt nothing that makes a nonce comes twice."""
+        for raw in frames:
+            if raw[0] & 0x1F == Type.HELLO:
+                assert not raw[1] & ENC
+                continue
+            assert bool(raw[1] & ENC) == self.encrypted
+            assert (salt, raw[2:10]) not in self.used
+            self.used.add((salt, raw[2:10]))
 
     def speak(self, node: int) -> None:
         self.now += STEP_S
         frames = [(self.ends[node].peer, raw) for raw in self.ends[node].say(self.now)]
+        self.look_at([raw for _, raw in frames], self.ends[node].salt)
         self.on_air += frames
         self.recorded += frames
 
@@ -144,6 +159,16 @@ AttackerMachine.TestCase.settings = settings(
     max_examples=80, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 TestAttacker = AttackerMachine.TestCase
+
+
+class EncryptedMachine(AttackerMachine):
+    """The same with encryption: the same rules hold, and HELLO is the only frame that is plain."""
+
+    encrypted = True
+
+
+EncryptedMachine.TestCase.settings = settings(AttackerMachine.TestCase.settings, max_examples=40)
+TestEncrypted = EncryptedMachine.TestCase
 
 
 def talk(ends: Iterable[Lives], rounds: int, now: float) -> float:
@@ -275,8 +300,9 @@ def test_a_hello_that_makes_no_sense(payload: bytes) -> None:
 @pytest.mark.parametrize("link", [FULL, HALF], ids=["full", "half"])
 @pytest.mark.parametrize("loss", [0.0, 0.2])
 @pytest.mark.parametrize("victims", [("board",), ("ground",), ("ground", "board")], ids="-".join)
-def test_a_transfer_ends_though_state_was_lost(link, loss, victims) -> None:  # type: ignore[no-untyped-def]
-    pair = Pair(link, frame_loss=loss, nonce=random.Random(4).randbytes)
+@pytest.mark.parametrize("encrypted", [(), SIDES], ids=["plain", "encrypted"])
+def test_a_transfer_ends_though_state_was_lost(link, loss, victims, encrypted) -> None:  # type: ignore[no-untyped-def]
+    pair = Pair(link, frame_loss=loss, nonce=random.Random(4).randbytes, encrypted=encrypted)
     payload = data(20_000)
     pair.ground.offer(1, payload, 0.0)
     pair.run(8.0)

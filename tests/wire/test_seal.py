@@ -100,10 +100,16 @@ def test_what_is_refused_is_counted_and_changes_nothing() -> None:
     reflected = Sealer(KEY, source=GROUND, destination=BOARD, epoch=1).seal(Type.DATA)
     secret = encoded(
         Frame(Type.DATA, BOARD, GROUND, 1, 9, encrypted=True), directional_key(KEY, BOARD, GROUND, 0)
-    )
+    )  # ENC, and yet a tag
     for raw in (altered, foreign, other_node, reflected, secret, good[:10], b""):
         assert opener.open(raw) is None
-    counts = (opener.bad_tags, opener.misaddressed, opener.encrypted, opener.malformed, opener.replays)
+    counts = (
+        opener.bad_tags,
+        opener.misaddressed,
+        opener.encrypted_dropped,
+        opener.malformed,
+        opener.replays,
+    )
     assert counts == (2, 2, 1, 2, 0)
     assert opener.floor == (0, 0)
     assert opener.open(good) is not None

@@ -21,7 +21,8 @@ NEW = newest(BOTH)
 class Link:
     """Two ends, each on its keys, that keep epoch, salt and floor over a restart; frames cross at once."""
 
-    def __init__(self, ground: dict[int, bytes], board: dict[int, bytes]) -> None:
+    def __init__(self, ground: dict[int, bytes], board: dict[int, bytes], *, encrypted: bool = False) -> None:
+        self.encrypted = encrypted
         self.now, self.nonce = 0.0, random.Random(5).randbytes
         self.epochs = {0: 0, 3: 0}
         self.sessions: dict[int, Session] = {}
@@ -34,7 +35,7 @@ class Link:
         self.sessions[node] = Session(
             node=node, peer=3 - node, key=keys, link=FULL, master=node == 0, epoch=self.epochs[node],
             floor=before.floor if before else (0, 0), salt=before.salt if before else NO_SALT,
-            nonce=self.nonce, now=self.now,
+            nonce=self.nonce, encrypted=self.encrypted, now=self.now,
         )  # fmt: skip
 
     def cross(self, *, seconds: float = 12.0) -> set[int]:
@@ -60,8 +61,9 @@ class Link:
         return ground, board
 
 
-def test_a_roll_step_by_step_as_the_operator_does_it() -> None:
-    link = Link(OLD, OLD)
+@pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "encrypted"])
+def test_a_roll_step_by_step_as_the_operator_does_it(encrypted: bool) -> None:
+    link = Link(OLD, OLD, encrypted=encrypted)
     assert (link.cross(), link.key_ids()) == ({0, 3}, (0, 0))
     link.restart(0, BOTH)
     assert (link.cross(), link.key_ids()) == (
@@ -77,6 +79,7 @@ def test_a_roll_step_by_step_as_the_operator_does_it() -> None:
     link.restart(3, NEW)
     assert (link.cross(), link.key_ids()) == ({0, 3}, (1, 1))
     assert all(session.snapshot(link.now).bad_tags == 0 for session in link.sessions.values())
+    assert all(session.snapshot(link.now).encrypted == encrypted for session in link.sessions.values())
 
 
 def test_a_key_that_one_end_does_not_hold_is_counted_and_nothing_is_heard() -> None:
@@ -89,8 +92,9 @@ def test_a_key_that_one_end_does_not_hold_is_counted_and_nothing_is_heard() -> N
 
 @pytest.mark.parametrize("board", [OLD, BOTH, NEW], ids=["old", "both", "new"])
 @pytest.mark.parametrize("lost", [{0}, {3}, {0, 3}], ids=str)
-def test_lost_state_in_the_middle_of_a_roll(board: dict[int, bytes], lost: set[int]) -> None:
-    link = Link(OLD, OLD)
+@pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "encrypted"])
+def test_lost_state_in_the_middle_of_a_roll(board: dict[int, bytes], lost: set[int], encrypted: bool) -> None:
+    link = Link(OLD, OLD, encrypted=encrypted)
     link.cross()
     link.restart(0, BOTH, lost=0 in lost)
     link.restart(3, board, lost=3 in lost)
