@@ -106,6 +106,9 @@ class AirPort:
     def flush(self) -> None:
         pass
 
+    def discard(self) -> None:
+        pass
+
     def kept_bytes(self) -> int:
         return 0
 

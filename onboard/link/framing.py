@@ -14,7 +14,8 @@ Name = Literal["cobs", "kiss", "datagram"]
 
 
 class Framing(Protocol):
-    """See the module. `opening` goes out first: a sender that was cut in mid-frame left half of one."""
+    """See the module. `opening` goes out first, and again after a frame that was cut: the other end may hold
+    half of one."""
 
     opening: bytes
 

@@ -54,6 +54,11 @@ class Port(Protocol):
         """Hands over what `write` had to keep, as far as the device takes it."""
         ...
 
+    def discard(self) -> None:
+        """Forgets what is kept, and what the device holds where it can be made to. Of a frame that was cut so
+        the other end hears no more, and nothing of it spoils the next."""
+        ...
+
     def kept_bytes(self) -> int:
         """Bytes that wait for `flush`."""
         ...

@@ -165,7 +165,8 @@ class Pump:
         session_at = self.session.wakeup(now)
         if self._blocked:  # it may want to speak, but the device is not done with what it has
             session_at = max(session_at, now + DRAIN_S)
-        return max(now, min(session_at, save_at))
+        closes_at = self.session.closes_at(now) if self._port.queued_bytes() else math.inf
+        return max(now, min(session_at, save_at, closes_at))
 
     def close(self, now: float) -> list[PumpEvent]:
         """Saves what is half received and lets go of the port. The pump may be polled again later."""
@@ -236,8 +237,12 @@ class Pump:
     def _speak(self, now: float) -> None:
         if self._port is None:
             return
-        self._port.flush()
         self._blocked = False
+        if not self.session.in_contact(now):
+            if self._port.queued_bytes():
+                self._port.discard()  # by a device that stalled, it would be sent outside of the contact
+            return
+        self._port.flush()
         while True:
             # One frame at most in the device, then one more: what is urgent never waits for a third.
             if self._port.queued_bytes() > self._port.max_frame_bytes:

@@ -40,7 +40,8 @@ class SerialPort:
         self.max_frame_bytes = max_frame_bytes
         self.rx_bytes = self.tx_bytes = 0
         self._framing, self._tap = framing, tap
-        self._kept = framing.opening
+        self._kept = b""
+        self._before = framing.opening  # goes out before the next frame
         self._device = _open(url, device, baud)
         self._fd, self._queue_fd = _descriptors(self._device)
         if self._fd >= 0:
@@ -63,7 +64,8 @@ class SerialPort:
 
     def write(self, frame: bytes) -> None:
         """See `Port.write`."""
-        self._kept += self._framing.encode(frame)
+        self._kept += self._before + self._framing.encode(frame)
+        self._before = b""
         self.flush()
 
     def flush(self) -> None:
@@ -80,6 +82,11 @@ class SerialPort:
         if self._tap is not None:
             self._tap("out", self._kept[:taken])
         self._kept = self._kept[taken:]
+
+    def discard(self) -> None:
+        """See `Port.discard`."""
+        self._kept, self._before = b"", self._framing.opening
+        self._empty_device()
 
     def kept_bytes(self) -> int:
         """See `Port.kept_bytes`."""
@@ -103,15 +110,18 @@ class SerialPort:
 
     def close(self) -> None:
         """See `Port.close`."""
-        with contextlib.suppress(OSError, serial.SerialException):
-            if self._fd >= 0 and os.isatty(self._fd):
-                termios.tcflush(self._fd, termios.TCOFLUSH)  # or closing waits until the UART is empty
+        self._empty_device()  # or closing waits until the UART is
         if self._fd >= 0:
             with contextlib.suppress(OSError, serial.SerialException):
                 self._device.close()
         else:  # pyserial's rfc2217:// waits for its own thread, and then 0.3 s more
             threading.Thread(target=self._device.close, daemon=True).start()
         self._fd = self._queue_fd = -1
+
+    def _empty_device(self) -> None:
+        with contextlib.suppress(OSError, termios.error):
+            if self._fd >= 0 and os.isatty(self._fd):
+                termios.tcflush(self._fd, termios.TCOFLUSH)
 
     def _read_some(self) -> bytes:
         try:

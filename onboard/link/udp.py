@@ -113,6 +113,10 @@ class UdpPort:
             if self._tap is not None:
                 self._tap("out", frame)
 
+    def discard(self) -> None:
+        """See `Port.discard`."""
+        self._kept.clear()
+
     def _send(self, frame: bytes) -> bool:
         """False where the kernel says that a datagram was lost: this one, or an earlier one."""
         try:

@@ -42,6 +42,11 @@ class Access:
         """Whether the link carries anything."""
         return self._contacts.is_up(now)
 
+    def closes_at(self, now: float) -> float:
+        """When a contact that is open will be over; inf for none."""
+        window = self._contacts.window(now)
+        return math.inf if window is None else window.set
+
     def is_open(self, now: float) -> bool:
         """Whether this end may send a frame on it."""
         return self.is_up(now) and self._allowance.opens_at(now, self._timing.frame_bytes) <= now

@@ -168,6 +168,10 @@ class Session:
         """Whether the link may carry anything."""
         return self._access.is_up(now)
 
+    def closes_at(self, now: float) -> float:
+        """When the contact that is open will be over; inf if none is, or without a plan."""
+        return self._access.closes_at(now)
+
     def offer(
         self,
         kind: int,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import select
 import socket
 import subprocess
 import time
@@ -17,6 +18,7 @@ import pytest
 from hw_profiles import Link, load_link
 from onboard.link import BadUrl, Spool, open_port, opener, wire_bytes
 from onboard.link.pump import PortDown, PortUp, Pump, PumpEvent, SpoolFull, wait
+from onboard.wire.contacts import Window
 from onboard.wire.events import Rekeyed
 from onboard.wire.messages import UPDATE, Reason
 from onboard.wire.session import Arrived, Delivered, Message, Refused, Session
@@ -359,6 +361,39 @@ def test_the_device_never_has_more_than_two_frames_to_send(
             assert board.wakeup(clock.now) > clock.now  # no spinning while the device is busy
             assert board.wants_write()
     assert worst <= 2 * wire_bytes("/dev/any", SERIAL.mtu_bytes)
+
+
+def test_what_a_stalled_device_did_not_take_in_a_contact_never_leaves(
+    cable: Cable, clock: Clock, tmp_path: Path
+) -> None:
+    fast = dataclasses.replace(SERIAL, rate_up_bps=100e6, rate_down_bps=100e6)
+    board = pump(str(cable.b), tmp_path / "board", master=False, link=fast)
+    ground = pump(str(cable.a), tmp_path / "ground", master=True, link=fast)
+    for end in (board, ground):
+        end.session.plan([Window(0.0, 20.0), Window(30.0, 1e6, rate_bps=1e6)], 0.0)
+    whole = payload(60_000)
+    board.session.offer(UPDATE, whole, 0.0)
+    clock.run({"ground": ground, "board": board}, lambda _: bool(ground.session.incoming), carry=cable.carry)
+    while not board.wants_write() or select.select([], [board], [], 0.02)[1]:  # nobody reads any more
+        assert clock.now < 15.0
+        clock.now += 0.05
+        board.poll(clock.now)
+    assert board.wakeup(clock.now) <= 20.0
+    clock.now = 20.0
+    board.poll(clock.now)
+    assert not board.wants_write()  # and `wait` is not woken by a device that takes bytes again
+    left = board.port_snapshot().tx_bytes
+    while cable.carry():  # the device is there again
+        ground.poll(clock.now)
+    for _ in range(50):
+        clock.now += 0.1
+        board.poll(clock.now)
+        assert cable.carry() == 0
+    assert board.port_snapshot().tx_bytes == left
+    clock.now = 30.0
+    pumps = {"ground": ground, "board": board}
+    events = clock.run(pumps, told(Arrived, "ground"), carry=cable.carry)
+    assert [event.payload for event in events["ground"] if isinstance(event, Arrived)] == [whole]
 
 
 def test_over_udp_the_ground_learns_where_its_board_is(clock: Clock, tmp_path: Path) -> None:

@@ -96,6 +96,28 @@ def test_what_the_device_does_not_take_is_kept_and_flushed_in_order(cable: Cable
     b.close()
 
 
+def test_what_is_discarded_never_leaves_and_half_a_frame_spoils_no_other(cable: Cable) -> None:
+    a, b = open_port(str(cable.a), LINK), open_port(str(cable.b), LINK)
+    whole = 0
+    while not a.kept_bytes():
+        a.write(b"%4d" % whole * 200)
+        whole += 1
+    a.discard()
+    assert a.kept_bytes() == 0
+    assert a.tx_bytes % wire_bytes(str(cable.a), 800) != 1  # the device has taken a part of the last one
+    for _ in range(50):
+        cable.carry()
+        b.read()
+    a.flush()
+    assert cable.carry() == 0
+    broken = b.broken
+    a.write(b"after it")
+    assert collect(b, 1, cable) == [b"after it"]
+    assert b.broken - broken <= 1
+    a.close()
+    b.close()
+
+
 def test_the_url_s_speed_is_the_device_s(cable: Cable) -> None:
     for url, speed in (
         (f"serial:{cable.a}?baud=9600", termios.B9600),
