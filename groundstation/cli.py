@@ -36,7 +36,7 @@ def main() -> None:
 @click.argument("folder", metavar="DIR", type=_FOLDER)
 @click.option("--node", "nodes", multiple=True, required=True, metavar="NAME,KEY=VALUE,...",
               help="A board: NAME[,board=PROFILE][,link=PROFILE],port=URL[,board-port=URL][,data=SOURCE]"
-                   "[,cpu-share=SHARE]. Repeat for more.")  # fmt: skip
+                   "[,cpu-share=SHARE][,encrypt=true]. Repeat for more.")  # fmt: skip
 @click.option("--name", default=None, help="Name of the mission; the folder's by default.")
 @click.option(
     "--data", default="digits", show_default=True, help="Test data: digits, mnist, eurosat, npz:PATH."

@@ -18,6 +18,7 @@ from onboard.config import (
     Seconds,
     Share,
     Text,
+    check_cipher,
     check_name,
     check_port,
     profile,
@@ -51,7 +52,8 @@ class MissionSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
 
 class NodeSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`[[node]]`: one board. `port` is the ground's end; `key` is the file that both ends hold."""
+    """`[[node]]`: one board. `port` is the ground's end; `key` is the file that both ends hold; `encrypt` is
+    as in the board's NODE.toml."""
 
     id: NodeId
     name: str
@@ -61,6 +63,7 @@ class NodeSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     key: Text
     bytes_per_contact: Bytes | None = None
     bytes_per_day: Bytes | None = None
+    encrypt: bool = False
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -106,6 +109,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     contacts_path: Path | None = None
     bytes_per_contact: float = math.inf
     bytes_per_day: float = math.inf
+    encrypt: bool = False
 
 
 class Mission(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,6 +140,9 @@ def load_mission(folder: Path) -> Mission:
     file = read(path, MissionFile)
     rules = file.mission
     base = folder.resolve()
+    for index, node in enumerate(file.node):
+        if node.encrypt:
+            check_cipher(f"{path}: node[{index}].encrypt = true")
     nodes = tuple(
         Node(
             id=node.id,
@@ -147,6 +154,7 @@ def load_mission(folder: Path) -> Mission:
             contacts_path=base / rules.contacts if rules.contacts else None,
             bytes_per_contact=node.bytes_per_contact or math.inf,
             bytes_per_day=node.bytes_per_day or math.inf,
+            encrypt=node.encrypt,
         )
         for index, node in enumerate(file.node)
     )

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
+from onboard.config import check_cipher
 from onboard.link.framing import Framing, make
 from onboard.link.port import Way
 from onboard.link.recording import BadRecord, Kind, Reader, Record, Start, start_of
@@ -20,7 +21,9 @@ from onboard.wire.frame import BROADCAST, BadFrame, Frame, Type
 from onboard.wire.seal import Keys
 from onboard.wire.session import Session
 
-_REFUSED = ("bad_tags", "replays", "misaddressed", "malformed")
+_REFUSED = (
+    "bad_tags", "replays", "misaddressed", "malformed", "unknown_keys", "plain_dropped", "encrypted_dropped",
+)  # fmt: skip
 _FRAGMENTS = (Type.DATA, Type.REPAIR)
 
 
@@ -50,6 +53,7 @@ class Stream:
     way: Way
     session: Session | None
     framing: Framing
+    encrypted: bool
     bytes: int = 0
     frames: int = 0
     broken: int = 0  # of framings before this one
@@ -85,7 +89,7 @@ class Replay:
         return sum(reader.damaged for reader in self._readers) + self._unstarted + self._unread
 
     def __iter__(self) -> Iterator[Line]:
-        """Raises OSError."""
+        """Raises OSError, and ConfigError where frames are encrypted and nothing here can decrypt them."""
         for record in chain.from_iterable(self._readers):
             if record.kind is Kind.START:
                 try:
@@ -105,16 +109,23 @@ class Replay:
         way: Way
         for way, hears, speaks in (("in", start.local, start.peer), ("out", start.peer, start.local)):
             fresh = make(start.framing, start.link.mtu_bytes, start.kiss_port)
-            if (known := self.streams.get((node, way))) is not None:
+            known = self.streams.get((node, way))
+            if known is not None and known.encrypted == start.encrypted:
                 known.renew(fresh)
                 continue
             key, session = self._key_of(node), None
             if key is not None:
+                if start.encrypted:
+                    check_cipher(f"{start.url}: its frames are encrypted")
                 session = Session(
                     node=hears, peer=speaks, key=key, link=start.link, master=hears == 0, epoch=1,
-                    salt=start.salt, now=start.unix_s,
+                    salt=start.salt, encrypted=start.encrypted, now=start.unix_s,
                 )  # fmt: skip
-            self.streams[node, way] = Stream(node, way, session, fresh)
+            if known is None:
+                self.streams[node, way] = Stream(node, way, session, fresh, start.encrypted)
+            else:
+                known.renew(fresh)
+                known.session, known.encrypted = session, start.encrypted
 
     def _play(self, stream: Stream, record: Record) -> Iterator[Line]:
         unix_s = self._unix_s[record.node] + record.at_s

@@ -13,8 +13,9 @@ from groundstation.replay import Line, Replay, Stream
 from onboard.picture import bit_rate
 
 COUNTERS = (
-    "frames_received", "bad_tags", "replays", "malformed", "misaddressed", "fragments_received",
-    "duplicates", "orphans", "corrupt", "loss_in", "goodput_in_bps",
+    "frames_received", "bad_tags", "unknown_keys", "plain_dropped", "encrypted_dropped", "replays",
+    "malformed", "misaddressed", "fragments_received", "duplicates", "orphans", "corrupt", "loss_in",
+    "goodput_in_bps",
 )  # fmt: skip
 
 
@@ -50,7 +51,7 @@ def _text(line: Line) -> str:
     if (frame := line.frame) is not None:
         text += f"{frame.type.name:<6} {frame.source}>{frame.destination} {frame.epoch}:{frame.seq}"
         text += f" object {frame.object_id} fragment {frame.fragment}"
-        text += f"{' POLL' * frame.poll}{' OVER' * frame.over}"
+        text += f"{' POLL' * frame.poll}{' OVER' * frame.over}{' ENC' * frame.encrypted}"
     return f"{text}  {' '.join([line.verdict, *line.events])}"
 
 

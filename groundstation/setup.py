@@ -17,11 +17,11 @@ import msgspec
 
 from groundstation.config import MISSION_FILE, MissionFile, load_mission
 from hw_profiles import load_board, load_link
-from onboard.config import NodeFile, checked, load_node, relative_source
+from onboard.config import NodeFile, check_cipher, checked, load_node, relative_source
 from onboard.keys import load_keys, new_key, newest, replace_keys, roll, save_key
 from onboard.learn.graph import TrainGraph
 
-NODE_KEYS = ("board", "link", "port", "board_port", "data", "cpu_share")
+NODE_KEYS = ("board", "link", "port", "board_port", "data", "cpu_share", "encrypt")
 BOARD, LINK = "raspberry-pi-4", "bench-serial-115k2"
 COMMAND = "groundstation init"
 
@@ -33,7 +33,8 @@ class SetupError(ValueError):
 @dataclass(frozen=True)
 class NodeSpec:
     """One `--node`: NAME[,board=PROFILE][,link=PROFILE],port=URL[,board-port=URL][,data=SOURCE]
-    [,cpu-share=SHARE]. A profile is a name or a .toml file, which is copied into the mission."""
+    [,cpu-share=SHARE][,encrypt=true]. A profile is a name or a .toml file, which is copied into the
+    mission."""
 
     name: str
     port: str
@@ -42,6 +43,7 @@ class NodeSpec:
     board_port: str = ""
     data: str = "npz:data.npz"
     cpu_share: str = ""
+    encrypt: str = "false"
 
     @classmethod
     def parse(cls, text: str) -> NodeSpec:
@@ -59,6 +61,8 @@ class NodeSpec:
             fields[key] = value
         if not fields.get("port"):
             raise SetupError(f"--node {text!r}: port= is missing, e.g. port=/dev/ttyUSB0")
+        if fields.get("encrypt", "true") not in ("true", "false"):
+            raise SetupError(f"--node {text!r}: encrypt={fields['encrypt']}: must be true or false")
         fields.setdefault("board", name if _is_board(name) else BOARD)
         return cls(name=name, **fields)
 
@@ -66,7 +70,11 @@ class NodeSpec:
         """The sections of the board's NODE.toml. Raises SetupError."""
         sections: dict[str, Any] = {
             "node": {"id": number, "name": self.name, "board": _reference(self.board, "board")},
-            "link": {"port": self._port_on_board(), "profile": _reference(self.link, "link")},
+            "link": {
+                "port": self._port_on_board(),
+                "profile": _reference(self.link, "link"),
+                "encrypt": self.encrypts,
+            },
             "data": {"source": self.data, "shape": list(shape)},
         }
         if self.cpu_share:
@@ -86,7 +94,13 @@ class NodeSpec:
             "link": here + _reference(self.link, "link") if _is_file(self.link) else self.link,
             "port": self.port,
             "key": f"keys/{self.name}.key",
+            "encrypt": self.encrypts,
         }
+
+    @property
+    def encrypts(self) -> bool:
+        """Both ends of the link, or neither."""
+        return self.encrypt == "true"
 
     def _port_on_board(self) -> str:
         """The other end: the same device name until it is edited, the UDP port that the ground calls."""
@@ -150,6 +164,8 @@ def found(folder: Path, specs: list[NodeSpec], wishes: Wishes) -> Iterator[str]:
     boards = [spec.node_toml(number, shape) for number, spec in enumerate(specs, start=1)]
     for spec, sections in zip(specs, boards, strict=True):
         checked(f"{COMMAND}: --node {spec.name}", sections, NodeFile)
+        if spec.encrypts:
+            check_cipher(f"{COMMAND}: --node {spec.name}: encrypt=true")
         for key in _keys(folder, spec):
             if key.exists():
                 raise SetupError(f"{key}: a board may hold this key; choose another folder")

@@ -61,6 +61,7 @@ class Station:
             floor=entered.floor,
             salt=entered.salt,
             nonce=os.urandom,
+            encrypted=node.encrypt,
             done=spool.finished(),
             spent=entered.spent,
             wire_bytes=partial(wire_bytes, node.port),
@@ -68,7 +69,9 @@ class Station:
             limits=limits_for(node.port, node.bytes_per_contact, node.bytes_per_day),
         )
         tap = (
-            recorder.link(node.port, node.link, local=GROUND, peer=node.id, salt=entered.salt)
+            recorder.link(
+                node.port, node.link, local=GROUND, peer=node.id, salt=entered.salt, encrypted=node.encrypt
+            )
             if recorder
             else None
         )

@@ -79,6 +79,7 @@ def board_agent(
         floor=known.floor,
         salt=known.salt,
         nonce=os.urandom,
+        encrypted=config.encrypt,
         done=spool.finished(),
         spent=known.spent,
         wire_bytes=partial(wire_bytes, config.port),
@@ -86,7 +87,9 @@ def board_agent(
         limits=limits_for(config.port, config.bytes_per_contact, config.bytes_per_day),
     )
     tap = (
-        recorder.link(config.port, config.link, local=config.id, peer=GROUND, salt=known.salt)
+        recorder.link(
+            config.port, config.link, local=config.id, peer=GROUND, salt=known.salt, encrypted=config.encrypt
+        )
         if recorder
         else None
     )

@@ -55,13 +55,15 @@ class NodeSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 class LinkSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[link]`: the way to the ground. `port` is a device, any pyserial URL, or `udp://HOST:PORT`; `contacts`
-    the file with the contact plan, none for a link that is always up; the others are this end's allowance."""
+    the file with the contact plan, none for a link that is always up; `bytes_per_*` this end's allowance;
+    `encrypt` whether frames are encrypted, which both ends must do or neither."""
 
     port: str
     profile: Text
     contacts: Text | None = None
     bytes_per_contact: Bytes | None = None
     bytes_per_day: Bytes | None = None
+    encrypt: bool = False
 
     def __post_init__(self) -> None:
         check_port(self.port)
@@ -124,6 +126,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     contacts_path: Path | None = None
     bytes_per_contact: float = math.inf
     bytes_per_day: float = math.inf
+    encrypt: bool = False
 
 
 def load_node(path: Path, *, port: str | None = None) -> NodeConfig:
@@ -140,6 +143,8 @@ def load_node(path: Path, *, port: str | None = None) -> NodeConfig:
     base = path.resolve().parent
     board = profile(path, "node.board", file.node.board, load_board, base)
     link = profile(path, "link.profile", file.link.profile, load_link, base)
+    if file.link.encrypt:
+        check_cipher(f"{path}: link.encrypt = true")
     budget = file.budget
     return NodeConfig(
         path=path,
@@ -151,6 +156,7 @@ def load_node(path: Path, *, port: str | None = None) -> NodeConfig:
         contacts_path=base / file.link.contacts if file.link.contacts else None,
         bytes_per_contact=file.link.bytes_per_contact or math.inf,
         bytes_per_day=file.link.bytes_per_day or math.inf,
+        encrypt=file.link.encrypt,
         key_path=base / file.node.key,
         state=base / file.node.state,
         data_source=relative_source(file.data.source, base),
@@ -246,6 +252,16 @@ def check_port(port: str) -> None:
         wire_bytes(port, 1)
     except BadUrl as error:
         raise ValueError(f"port: {error}") from None
+
+
+def check_cipher(where: str) -> None:
+    """Raises ConfigError, which begins with `where`, if the package that encrypts is not installed."""
+    try:
+        import onboard.wire.cipher  # noqa: F401 - loaded only where it is needed
+    except ImportError:
+        raise ConfigError(
+            f"{where}: needs the package cryptography; pip install spacedml-edge[crypto]"
+        ) from None
 
 
 def profile(path: Path, key: str, name: str, load: Any, base: Path) -> Any:

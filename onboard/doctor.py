@@ -61,7 +61,7 @@ def _key(config: NodeConfig) -> str:
     load_keys(config.key_path)
     if config.key_path.stat().st_mode & 0o077:
         raise BadKey(f"{config.key_path}: others may read this key; chmod 600 {config.key_path}")
-    return f"{config.key_path}"
+    return f"{config.key_path}{'; frames are encrypted' if config.encrypt else ''}"
 
 
 def _port(config: NodeConfig) -> str:

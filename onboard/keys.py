@@ -12,6 +12,8 @@ from pathlib import Path
 
 from onboard.wire.seal import KEY_BYTES, KEY_IDS
 
+_PUBLISHED = (bytes(KEY_BYTES), bytes(range(KEY_BYTES)))  # zeros, and that of the examples in docs/wire.md
+
 
 class BadKey(ValueError):  # noqa: N818 - "bad" says error already
     """A key file that cannot be used; the message is one line and never holds the key."""
@@ -50,8 +52,8 @@ def _key_of(path: str | Path, digits: bytes) -> bytes:
         raise BadKey(f"{path}: a key is {2 * KEY_BYTES} hexadecimal digits, this is something else") from None
     if len(key) != KEY_BYTES:
         raise BadKey(f"{path}: a key is {2 * KEY_BYTES} hexadecimal digits, here are {2 * len(key)}")
-    if key == bytes(KEY_BYTES):
-        raise BadKey(f"{path}: a key of zeros is known to everyone; make one with `groundstation init`")
+    if key in _PUBLISHED:
+        raise BadKey(f"{path}: this key is known to everyone; make one with `groundstation init`")
     return key
 
 

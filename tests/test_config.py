@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,7 @@ BAD = [
     ("node", "id", "one", "node.id = 'one': expected int, got str"),
     ("node", "id", True, "node.id = True: expected int, got bool"),
     ("node", "id", None, "node.id: missing, and it is required"),
+    ("link", "encrypt", "yes", "link.encrypt = 'yes': expected bool, got str"),
     ("node", "name", "", "node.name = '': must be 1 to 64 letters"),
     ("node", "name", "../up", "node.name = '../up': must be 1 to 64 letters"),
     (
@@ -200,6 +202,31 @@ def test_a_bad_key_file_is_bad_input(tmp_path: Path) -> None:
     assert_one_line(
         ["run", str(path), "--wait"], f"{path}: node.key: {tmp_path / 'node.key'}: a key is 64 hex"
     )
+
+
+def test_encryption_is_off_until_it_is_asked_for(tmp_path: Path) -> None:
+    assert not load_node(write(tmp_path, toml(GOOD))).encrypt
+    assert load_node(write(tmp_path, toml(changed("link", "encrypt", True)))).encrypt
+
+
+def test_encryption_without_its_package_is_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cryptography.exceptions", None)  # as if it were not installed
+    monkeypatch.delitem(sys.modules, "onboard.wire.cipher", raising=False)
+    path = write(tmp_path, toml(changed("link", "encrypt", True)))
+    for command in ("run", "doctor"):
+        assert_one_line(
+            [command, str(path)],
+            f"{path}: link.encrypt = true: needs the package cryptography; pip install spacedml-edge[crypto]",
+        )
+    assert not load_node(write(tmp_path, toml(GOOD))).encrypt
+
+
+@pytest.mark.parametrize("digits", ["00" * 32, bytes(range(32)).hex(), ""], ids=["zeros", "examples", "none"])
+def test_encryption_under_a_key_that_everyone_knows_is_bad_input(tmp_path: Path, digits: str) -> None:
+    path = good_folder(tmp_path)
+    path.write_text(path.read_text().replace("[link]", "[link]\nencrypt = true"))
+    (tmp_path / "node.key").write_text(digits)
+    assert_one_line(["run", str(path), "--wait"], f"{path}: node.key: {tmp_path / 'node.key'}: ")
 
 
 def test_data_of_the_wrong_shape_is_bad_input(tmp_path: Path) -> None:

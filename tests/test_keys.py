@@ -33,8 +33,18 @@ def test_hand_written_keys_may_have_white_space_and_capitals(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"ab" * 31, b"ab" * 33, b"ab" * 5000, b"xy" * 32, b"\xff\xfe" * 32, b"00" * 32, b"a" * 63],
-    ids=["empty", "short", "long", "huge", "not-hex", "not-text", "zeros", "odd"],
+    [
+        b"",
+        b"ab" * 31,
+        b"ab" * 33,
+        b"ab" * 5000,
+        b"xy" * 32,
+        b"\xff\xfe" * 32,
+        b"00" * 32,
+        b"a" * 63,
+        bytes(range(32)).hex().encode(),
+    ],
+    ids=["empty", "short", "long", "huge", "not-hex", "not-text", "zeros", "odd", "of-the-examples"],
 )
 def test_a_bad_key_file_is_one_line_that_names_it_and_tells_no_key(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "node.key"

@@ -51,12 +51,14 @@ class Recorder:
         self._not_before_s = self._began_s
         self._told = False
 
-    def link(self, url: str, link: Link, *, local: int, peer: int, salt: bytes = NO_SALT) -> Tap:
+    def link(
+        self, url: str, link: Link, *, local: int, peer: int, salt: bytes = NO_SALT, encrypted: bool = False
+    ) -> Tap:
         """Begins the recording of one link; returns what its port is to be given."""
         name, kiss_port = framing_of(url)
         start = Start(
             unix_s=self._unix_s, url=url, framing=name, kiss_port=kiss_port, local=local, peer=peer,
-            link=link, salt=salt,
+            link=link, salt=salt, encrypted=encrypted,
         )  # fmt: skip
         node = max(local, peer)  # the other one is the ground, 0
         record = Record(Kind.START, node, self._at_s(), msgspec.json.encode(start))

@@ -46,7 +46,8 @@ class Kind(IntEnum):
 class Start(msgspec.Struct, frozen=True, kw_only=True):
     """A link as it was when its recording began, on the clock (Unix seconds) `unix_s` after the run did.
 
-    `local` and `peer` are node numbers, `local` that of the end which recorded; `salt` that of its keys then.
+    `local` and `peer` are node numbers, `local` that of the end which recorded; `salt` that of its keys then;
+    `encrypted` whether it encrypts.
     """
 
     unix_s: float
@@ -57,6 +58,7 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     peer: int
     link: Link
     salt: bytes = NO_SALT
+    encrypted: bool = False
 
 
 class Record(msgspec.Struct, frozen=True):

@@ -26,8 +26,8 @@ from onboard.wire.session import Session
 from tests.link.cable import Cable, Clock
 from tests.link.objects import payload
 from tests.link.test_pump import accept_into, told
-from tests.wire.examples import KEY
 
+KEY = bytes(range(1, 33))
 LINK = load_link("bench-serial-115k2")
 SIZE = 20_000
 FRAGMENTS = -(-SIZE // (LINK.mtu_bytes - 22))

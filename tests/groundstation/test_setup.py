@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,29 @@ def test_the_two_ends_are_told_the_same(tmp_path: Path) -> None:
         assert load_keys(board.key_path) == load_keys(node.key_path)
         assert board.data_shape == (1, 28, 28)
     assert load_keys(mission.nodes[0].key_path) != load_keys(mission.nodes[1].key_path)
+
+
+def test_both_ends_of_a_link_encrypt_or_neither(tmp_path: Path) -> None:
+    assert init(tmp_path, "--node", f"{PI},encrypt=true", "--node", NANO).exit_code == 0
+    boards = [load_node(tmp_path / "boards" / name / "node.toml") for name in ("pi", "nano")]
+    assert [node.encrypt for node in load_mission(tmp_path).nodes] == [True, False]
+    assert [board.encrypt for board in boards] == [True, False]
+
+
+def test_encryption_without_its_package_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert init(tmp_path / "old", "--node", f"{PI},encrypt=true").exit_code == 0
+    monkeypatch.setitem(sys.modules, "cryptography.exceptions", None)  # as if it were not installed
+    monkeypatch.delitem(sys.modules, "onboard.wire.cipher", raising=False)
+    needs = "needs the package cryptography; pip install spacedml-edge[crypto]"
+    assert_refused(
+        init(tmp_path / "new", "--node", f"{PI},encrypt=true"),
+        f"groundstation init: --node pi: encrypt=true: {needs}",
+    )
+    assert not (tmp_path / "new").exists()
+    assert_refused(
+        CliRunner().invoke(main, ["serve", str(tmp_path / "old")]),
+        f"{tmp_path / 'old' / 'mission.toml'}: node[0].encrypt = true: {needs}",
+    )
 
 
 def test_keys_are_for_their_owner_alone(tmp_path: Path) -> None:
@@ -123,6 +147,10 @@ BAD = [
     ),
     (["--node", "pi,port=/dev/a,board=pi.toml"], "groundstation init: pi.toml: cannot be read: No such file"),
     (["--node", "pi,port=/dev/a,link=uhf"], "groundstation init: no link is named 'uhf'; nearest: uhf-9k6"),
+    (
+        ["--node", "pi,port=/dev/a,encrypt=on"],
+        "--node 'pi,port=/dev/a,encrypt=on': encrypt=on: must be true or",
+    ),
     (["--node", "pi,port=/dev/a,cpu-share=x"], "--node pi: cpu-share=x: not a number"),
     (
         ["--node", "pi,port=/dev/a,cpu-share=2"],
