@@ -35,16 +35,21 @@ FRAGMENTS = -(-SIZE // (LINK.mtu_bytes - 22))
 
 @pytest.fixture
 def recorded(tmp_path: Path) -> Path:
+    return record(tmp_path)
+
+
+def record(tmp_path: Path, *, encrypted: bool = False) -> Path:
     """An object from board 3 to the ground, as the ground recorded it; some noise and a replay among it."""
     cable, clock, got = Cable(tmp_path), Clock(), list[bytes]()
     recorder = Recorder(tmp_path / "pass.sdml", clock=lambda: clock.now, wall=lambda: 1_700_000_000.0)
-    tap = recorder.link(str(cable.a), LINK, local=0, peer=3)
+    tap = recorder.link(str(cable.a), LINK, local=0, peer=3, encrypted=encrypted)
     pumps = {}
     for name, node, port, given in (("ground", 0, cable.a, tap), ("board", 3, cable.b, None)):
         nonce = random.Random(node).randbytes
         session = Session(
-            node=node, peer=3 - node, key=KEY, link=LINK, master=node == 0, epoch=1, nonce=nonce
-        )
+            node=node, peer=3 - node, key=KEY, link=LINK, master=node == 0, epoch=1, nonce=nonce,
+            encrypted=encrypted,
+        )  # fmt: skip
         pumps[name] = Pump(opener(str(port), LINK, given), session, Spool(tmp_path / name, 1 << 20))
     pumps["board"].session.offer(UPDATE, payload(SIZE), 0.0)
     clock.run(pumps, told(Delivered, "board"), carry=cable.carry, act=accept_into(got, pumps, clock))
@@ -93,6 +98,41 @@ def test_the_sessions_hear_again_what_the_programs_heard(recorded: Path, key: Pa
     assert said["frames"] == said["frames_received"] + len(hellos)
     assert hellos
     assert totals["damaged"] == 0
+
+
+def test_an_encrypted_recording_plays_as_a_plain_one_with_the_key(tmp_path: Path, key: Path) -> None:
+    recording = record(tmp_path, encrypted=True)
+    frames, totals = as_json(recording, "--key", key)
+    assert {frame["verdict"] for frame in frames} == {"taken"}
+    assert {frame["frame"]["type"] for frame in frames if not frame["frame"]["encrypted"]} == {"HELLO"}
+    assert [stream["arrived"] for stream in totals["streams"]] == [1, 0]
+    assert {frame["verdict"] for frame in as_json(recording)[0]} == {"unchecked"}
+    (arrived,) = [line for line in replay(recording, "--key", key).stdout.splitlines() if "Arrived" in line]
+    assert " ENC  taken" in arrived
+
+
+def test_a_recording_over_a_change_to_encryption(tmp_path: Path, key: Path) -> None:
+    whole = record(tmp_path).read_bytes()
+    (tmp_path / "pass.sdml").unlink()
+    record(tmp_path, encrypted=True)
+    with (tmp_path / "pass.sdml").open("ab") as file:
+        file.write(whole)
+    frames, totals = as_json(tmp_path / "pass.sdml", "--key", key)
+    assert {frame["verdict"] for frame in frames} == {"taken"}
+    assert {frame["frame"]["encrypted"] for frame in frames} == {True, False}
+    assert [stream["arrived"] for stream in totals["streams"]] == [2, 0]
+
+
+def test_an_encrypted_recording_without_the_package_is_one_line(
+    tmp_path: Path, key: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recording = record(tmp_path, encrypted=True)
+    monkeypatch.setitem(sys.modules, "cryptography.exceptions", None)  # as if it were not installed
+    monkeypatch.delitem(sys.modules, "onboard.wire.cipher", raising=False)
+    result = replay(recording, "--key", key)
+    assert result.exit_code == 2
+    assert "its frames are encrypted: needs the package cryptography" in result.stderr
+    assert replay(recording).exit_code == 0
 
 
 def test_a_frame_that_comes_twice_and_one_that_was_altered_are_told_apart(recorded: Path, key: Path) -> None:
