@@ -61,9 +61,10 @@ class Bench:
         )
         self.until(lambda: self.board_port.exists() and self.ground_port.exists())
 
-    def start_ground(self) -> None:
+    def start_ground(self, *options: str) -> None:
         """Starts the daemon; it ends with the mission."""
-        self._start("ground", "groundstation", "serve", str(self.mission), "--exit-when-finished", *JSON)
+        serve = ("serve", str(self.mission), "--exit-when-finished")
+        self._start("ground", "groundstation", *serve, *options, *JSON)
 
     def start_board(self) -> None:
         """Starts the agent, the real one and not its emulation."""
