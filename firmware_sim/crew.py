@@ -50,13 +50,13 @@ class Crew:
         self._selector = selectors.DefaultSelector()
         logs.mkdir(parents=True, exist_ok=True)
 
-    def start(self, name: str, module: str, *arguments: str) -> None:
+    def start(self, name: str, module: str, *arguments: str, interpreter: str = sys.executable) -> None:
         """Starts one child under `name`; its lines go to logs/NAME.jsonl, its errors to logs/NAME.err."""
         errors = self._logs / f"{name}.err"
         log = (self._logs / f"{name}.jsonl").open("wb")
         with errors.open("wb") as stderr:
             process = subprocess.Popen(
-                [sys.executable, "-m", module, *arguments],
+                [interpreter, "-m", module, *arguments],
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr,
                 start_new_session=True, preexec_fn=_die_with_parent,
             )  # fmt: skip
