@@ -16,7 +16,7 @@ from benchmarks.progress import Progress
 from benchmarks.result import json_line, table
 from onboard.data import DataError
 
-NAMES = ("footprint", "codec", "alq", "table1", "transfer", "frame", "ports", "fuzz", "schedules")
+NAMES = ("footprint", "codec", "alq", "table1", "transfer", "frame", "ports", "others", "fuzz", "schedules")
 
 
 class Claims(click.Group):

@@ -6,15 +6,18 @@ JSON lines with the time (`at_s`, the computer's monotonic clock) and the proces
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import sys
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
+from benchmarks import netns
 from hw_profiles import Link
 from onboard.carrier import limits_for
 from onboard.link import Spool, opener, wire_bytes
@@ -29,18 +32,22 @@ LONGEST_WAIT_S = 5.0  # as in onboard.carrier
 
 
 class Spec(msgspec.Struct, kw_only=True):
-    """What an end is told, in JSON. `offer_bytes`: size of the object that it offers, 0 for none."""
+    """What an end is told, in JSON. `offer_bytes`: size of the object that it offers, 0 for none.
+    `namespace`: a path of the network namespace that its port is in, if not this process's."""
 
     side: str
     url: str
     link: Link
     folder: str
     offer_bytes: int = 0
+    namespace: str = ""
 
 
 def main() -> None:
     """Runs until SIGTERM."""
     spec = msgspec.json.decode(sys.argv[1], type=Spec)
+    if spec.namespace:
+        netns.enter(spec.namespace)
     node, peer = NODES[spec.side], NODES["board" if spec.side == "ground" else "ground"]
     session = Session(
         node=node, peer=peer, key=bytes(range(32)), link=spec.link, master=node == 0, epoch=1,
@@ -57,6 +64,8 @@ def main() -> None:
                     session.accept(event.digest, now)
                 if isinstance(event, Arrived | Delivered | PeerHeard | PortUp):
                     tell(type(event).__name__)
+                if isinstance(event, Arrived):
+                    tell("Whole", sha256=hashlib.sha256(event.payload).hexdigest())
                 if isinstance(event, PortUp) and payload:
                     tell("Offered")
                     session.offer(UPDATE, payload, now)
@@ -64,9 +73,10 @@ def main() -> None:
     pump.close(time.monotonic())
 
 
-def tell(event: str) -> None:
+def tell(event: str, **more: Any) -> None:
     """One line of JSON."""
-    print(json.dumps({"event": event, "at_s": time.monotonic(), "cpu_s": time.process_time()}), flush=True)
+    told = {"event": event, "at_s": time.monotonic(), "cpu_s": time.process_time(), **more}
+    print(json.dumps(told), flush=True)
 
 
 if __name__ == "__main__":
