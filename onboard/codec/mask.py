@@ -1,0 +1,185 @@
+"""Both ends of an edge draw the same sparse mask from a seed, on any machine: no index travels.
+
+RD-PSGD (Meng et al., "Decentralized Distributed Deep Learning with Low-Bandwidth Consumption for Smart
+Constellations", 2021) mixes models at random coordinates, each with probability p on its own. The distance
+from one to the next is then geometric, P(g) = p (1-p)^(g-1), and drawing distances is less work than asking
+for every coordinate (its section 3.3).
+
+Draw number d has the 16 bits d mod 4 of word d div 4, lowest first. Words are SplitMix64 (Steele, Lea and
+Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014): a mixing function of a counter, so any
+block can be had alone. A table of 2^16 entries turns the bits into a distance. Where they do not decide it
+(254 of the entries at most), 48 more bits of a second stream do: distances are geometric to 2^-64. Everything
+is integer arithmetic, and the table is made of Python's integers.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import blake2s
+
+import numpy as np
+import numpy.typing as npt
+
+Indices = npt.NDArray[np.int32]
+Words = npt.NDArray[np.uint64]
+
+ALL = 1 << 16  # the share that is every coordinate: p = 1
+MAX_SIZE = 1 << 30  # coordinates: an index and a block's overshoot fit into an int32
+FAR = 255  # a step that goes on by FAR - 1 coordinates and picks none: geometric distances have no memory
+WORDS = 1 << 14  # in a block at most: its buffers stay in a cache of 1 MiB
+GAMMA = 0x9E3779B97F4A7C15  # SplitMix64's increment: 2^64 over the golden ratio, odd
+U64 = (1 << 64) - 1
+IDENTITY = struct.Struct("<QIIBII")
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """What both ends have to agree on: seed (64 bits), round (32 bits), edge, and p = share / 65536.
+
+    `edge`: two node numbers (32 bits) in any order; None draws one mask for the whole round, for all edges.
+    Errors: ValueError for what does not fit.
+    """
+
+    seed: int
+    round: int
+    edge: tuple[int, int] | None
+    share: int
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.seed <= U64 and 0 <= self.round < 1 << 32):
+            raise ValueError(f"seed {self.seed} and round {self.round} must fit into 64 and 32 bits")
+        if not 1 <= self.share <= ALL:
+            raise ValueError(f"a share of {self.share} in {ALL} is none: must be 1 to {ALL}")
+        if self.edge is not None:
+            low, high = sorted(self.edge)
+            if not 0 <= low < high < 1 << 32:
+                raise ValueError(f"{self.edge} is no edge between two nodes of 32 bits")
+
+    def keys(self, size: int) -> tuple[int, int, bytes]:
+        """The keys of both streams, and 4 bytes that differ where two ends would not draw the same mask."""
+        low, high = sorted(self.edge or (0, 0))
+        identity = IDENTITY.pack(self.seed, self.round, self.share, self.edge is not None, low, high)
+        digest = blake2s(identity + size.to_bytes(4, "little"), digest_size=20).digest()
+        return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:16], "little"), digest[16:]
+
+
+def share_of(p: float) -> int:
+    """The share nearest to a probability: p = share / 65536. Errors: ValueError unless 2^-17 < p <= 1."""
+    if not (p <= 1 and round(p * ALL) >= 1):
+        raise ValueError(f"p is {p}, must be at least 1/{ALL} and at most 1")
+    return round(p * ALL)
+
+
+@dataclass(frozen=True, eq=False)
+class Mask:
+    """Coordinates of a vector (size,): `blocks` of rising indices, one after the other; none if it is whole.
+
+    Takes 4 bytes a chosen coordinate.
+    """
+
+    draw: Draw
+    size: int
+    blocks: tuple[Indices, ...]
+    count: int
+
+    @property
+    def whole(self) -> bool:
+        """Every coordinate is in it."""
+        return self.draw.share == ALL
+
+    @property
+    def index(self) -> Indices:
+        """All of its indices in one array (count,), a copy."""
+        if self.whole:
+            return np.arange(self.size, dtype=np.int32)
+        return np.concatenate((*self.blocks, np.zeros(0, np.int32)))
+
+
+def drawn(draw: Draw, size: int) -> Mask:
+    """The mask of a vector of `size` coordinates. Beside what it returns takes 1.3 MB, whatever the size.
+
+    Errors: ValueError for more coordinates than MAX_SIZE.
+    """
+    if not 0 <= size <= MAX_SIZE:
+        raise ValueError(f"{size} coordinates, must be 0 to {MAX_SIZE}")
+    if draw.share == ALL:
+        return Mask(draw, size, (), size)
+    blocks: list[Indices] = []
+    key, further_key, _ = draw.keys(size)
+    table, _ = steps_table(draw.share)
+    # A small vector needs few words: by 1/p coordinates or FAR - 1 a draw goes on, and four draws a word.
+    block_words = min(WORDS, 64 + size * draw.share // (4 * ALL) + size // (4 * (FAR - 1)))
+    counters = np.arange(1, block_words + 1, dtype=np.uint64) * np.uint64(GAMMA)
+    words, spare = np.empty_like(counters), np.empty_like(counters)
+    steps = np.empty(4 * block_words, np.uint8)
+    reached, first = -1, 0  # the last coordinate decided on; the block's first word
+    while reached < size - 1:
+        np.add(counters, np.uint64((key + first * GAMMA) & U64), out=words)
+        _mix(words, spare)
+        cells = words.astype("<u8", copy=False).view("<u2")
+        np.take(table, cells, out=steps, mode="clip")  # no cell is outside; "raise" would copy `steps`
+        _decide(steps, cells, draw.share, further_key, 4 * first)
+        index, reached = walked(steps, reached)
+        index = index if reached < size else index[: np.searchsorted(index, size)].copy()
+        if len(index):
+            blocks.append(index)
+        first += block_words
+    return Mask(draw, size, tuple(blocks), sum(map(len, blocks)))
+
+
+@lru_cache(maxsize=16)
+def steps_table(share: int) -> tuple[npt.NDArray[np.uint8], Words]:
+    """The step for each 16 bits, 0 where they do not decide it, and the bounds that do: both for share < ALL.
+
+    bounds[g-1] is floor(2^64 P(distance <= g)) for g = 1 ... 254: a uniform 64-bit number takes the step
+    1 + how many of them it reaches, and at 255 is beyond them all.
+    """
+    left = ALL - share
+    bounds = np.array([(ALL**g - left**g << 64) // ALL**g for g in range(1, FAR)], np.uint64)
+    lowest = np.arange(ALL, dtype=np.uint64) << np.uint64(48)
+    highest = lowest + np.uint64((1 << 48) - 1)
+    step, last = (_steps(bounds, numbers) for numbers in (lowest, highest))
+    table = np.where(step == last, step, 0).astype(np.uint8)
+    table.flags.writeable = bounds.flags.writeable = False
+    return table, bounds
+
+
+def _steps(bounds: Words, numbers: Words) -> npt.NDArray[np.uint8]:
+    return (1 + np.searchsorted(bounds, numbers, side="right")).astype(np.uint8)
+
+
+def _mix(words: Words, spare: Words) -> None:
+    """SplitMix64's mixing function (variant 13 of Stafford's), in place."""
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        np.right_shift(words, np.uint64(shift), out=spare)
+        np.bitwise_xor(words, spare, out=words)
+        np.multiply(words, np.uint64(factor), out=words)
+    np.right_shift(words, np.uint64(31), out=spare)
+    np.bitwise_xor(words, spare, out=words)
+
+
+def _decide(
+    steps: npt.NDArray[np.uint8], cells: npt.NDArray[np.uint16], share: int, key: int, first: int
+) -> None:
+    """Fills in the steps that 16 bits left open, from 48 more bits of each draw; `first` is the block's."""
+    (open_,) = np.nonzero(steps == 0)
+    if len(open_):
+        words = (open_ + (first + 1)).astype(np.uint64) * np.uint64(GAMMA) + np.uint64(key)
+        _mix(words, np.empty_like(words))
+        numbers = cells[open_].astype(np.uint64) << np.uint64(48) | words >> np.uint64(16)
+        steps[open_] = _steps(steps_table(share)[1], numbers)
+
+
+def walked(steps: npt.NDArray[np.uint8], reached: int) -> tuple[Indices, int]:
+    """The coordinates that steps (1 ... FAR) pick, beginning after `reached`, and the last that they cover,
+    which must be below 2^31. Changes `steps`: FAR becomes FAR - 1.
+    """
+    far = steps == FAR if steps.max(initial=0) == FAR else None
+    if far is not None:
+        steps[far] = FAR - 1
+    index = np.cumsum(steps, dtype=np.int32)
+    index += np.int32(reached)
+    last = int(index[-1]) if len(index) else reached
+    return index if far is None else index[~far], last
