@@ -99,11 +99,13 @@ class Broadcast:
         self._deadline = math.inf if deadline_s is None else now + deadline_s
         fragment_bytes = self._timing.payload_bytes
         self._object = Outgoing(kind, payload, fragment_bytes, priority=priority)
-        self._ears = {node: _Ear(Outgoing(kind, payload, fragment_bytes)) for node in listeners}
+        self.digest = self._object.digest
+        self._ears = {
+            node: _Ear(Outgoing(kind, payload, fragment_bytes, name=self.digest)) for node in listeners
+        }
         if not self._timing.half_duplex:  # they can answer while the object goes out
             for ear in self._ears.values():
                 ear.ask_at = now
-        self.digest = self._object.digest
         self.object_id = group_id(self.digest)
         self._next = 0  # the first fragment that has not gone out yet
         self._last = 0  # seq of the one before it

@@ -16,7 +16,7 @@ from onboard.wire.cadence import Cadence
 from onboard.wire.events import Cancelled, Delivered, Event, Expired, Progress
 from onboard.wire.frame import GROUP_ID, OVERHEAD_BYTES, Type
 from onboard.wire.length import Fates, Lengths
-from onboard.wire.messages import MAX_FRAGMENTS, Cancel, Done, Reason
+from onboard.wire.messages import MAX_FRAGMENTS, Cancel, Done, Reason, digest
 from onboard.wire.owing import Owing
 from onboard.wire.report import Report
 from onboard.wire.roundrobin import RoundRobin
@@ -63,14 +63,15 @@ class Outbox:
     ) -> bytes:
         """Put an object on its way, once; returns its digest. fragment_bytes: None for as many as the losses
         so far make best. heard: see Lengths.best. Raises ValueError if it has too many fragments."""
+        name = digest(kind, payload)
+        known = self._talks.get(name)
+        if known is not None and known.object.withdrawn is None:
+            return name
         longest_bytes = self._timing.payload_bytes
         if fragment_bytes is None or not 0 < fragment_bytes <= longest_bytes:
             least_bytes = -(-len(payload) // MAX_FRAGMENTS)
             fragment_bytes = self._lengths.best(longest_bytes, least_bytes, heard)
-        outgoing = Outgoing(kind, payload, fragment_bytes, priority=priority, deadline=deadline)
-        known = self._talks.get(outgoing.digest)
-        if known is not None and known.object.withdrawn is None:
-            return outgoing.digest
+        outgoing = Outgoing(kind, payload, fragment_bytes, priority=priority, deadline=deadline, name=name)
         if known is not None:
             self._forget(known, now)
         if len(self._talks) >= _MAX_ID // 2:
@@ -80,10 +81,10 @@ class Outbox:
             self._last_id = self._last_id % _MAX_ID + 1
         outgoing.object_id = self._last_id
         talk = Talk(outgoing, self._cadence, self._epoch)
-        self._talks[outgoing.digest] = self._by_id[outgoing.object_id] = talk
+        self._talks[name] = self._by_id[outgoing.object_id] = talk
         if self._active_from is None:
             self._active_from = now
-        return outgoing.digest
+        return name
 
     def fragment_bytes(self, digest: bytes) -> int:
         """Of an object on its way. Raises KeyError for another."""
@@ -284,11 +285,11 @@ class Outbox:
     def tick(self, now: float) -> list[Event]:
         """Deadlines that have passed, and silence."""
         late = [talk.object.digest for talk in self._talks.values() if talk.object.deadline <= now]
-        for digest in late:
-            self.cancel(digest, now, Reason.EXPIRED)
+        for name in late:
+            self.cancel(name, now, Reason.EXPIRED)
         if self._talks:
             self._owing.tick(now, self._most_fragments)
-        return [Expired(digest) for digest in late]
+        return [Expired(name) for name in late]
 
     def tick_at(self) -> float:
         """When `tick` next has something to do."""

@@ -190,7 +190,8 @@ class Outgoing:
     """An object being sent in one epoch of the sender.
 
     Every fragment is in one of three states: `held` by the receiver as far as its last REPORT says, in
-    flight, or to be sent. `deadline` is a time on the session's clock; `order` breaks ties by age.
+    flight, or to be sent. `deadline` is a time on the session's clock. `name` is the digest, where somebody
+    has computed it: it takes as long as reading the whole object.
     """
 
     def __init__(
@@ -202,8 +203,9 @@ class Outgoing:
         object_id: int = 1,
         priority: int = 4,
         deadline: float = math.inf,
+        name: bytes | None = None,
     ) -> None:
-        self.digest = digest(kind, payload)
+        self.digest = digest(kind, payload) if name is None else name
         self.kind, self.payload, self.fragment_bytes = kind, payload, fragment_bytes
         self.object_id, self.priority, self.deadline = object_id, priority, deadline
         self.count = fragments_of(len(payload), fragment_bytes)
