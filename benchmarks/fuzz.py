@@ -26,6 +26,7 @@ from onboard.codec.pack import BadPack, unpack
 from onboard.link import recording
 from onboard.link.framing import CobsStream, KissStream
 from onboard.wire import cobs, frame, kiss
+from onboard.wire.cipher import Cipher
 from onboard.wire.events import Arrived, Limits
 from onboard.wire.frame import BadFrame, Type
 from onboard.wire.messages import (
@@ -134,6 +135,8 @@ def all_targets(seed: int) -> Iterator[Target]:
     one = golden["frame"]
     hashed = frame.keyed(KEY)
     yield Target("frame", lambda data: frame.decode(data, hashed), (one,), (BadFrame,))
+    sealed, cipher = golden["frame-encrypted"], Cipher(KEY)
+    yield Target("frame, encrypted", cipher.decode, (sealed,), (BadFrame,), share=5)
     yield Target("frame, unproven", frame.unproven, (one,), (BadFrame,))
     yield Target("COBS", cobs.decode, (golden["cobs"][:-1], cobs.encode(b"x" * 600)[:-1]), (cobs.BadCobs,))
     yield Target("COBS stream", CobsStream(222).feed, (golden["cobs"] * 2,))

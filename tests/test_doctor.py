@@ -57,6 +57,14 @@ def test_a_board_that_is_right(node_toml: Path, port: str) -> None:
     assert "4 images of (1, 28, 28)" in lines[CHECKS.index("data")]
 
 
+def test_it_says_whether_frames_are_encrypted(node_toml: Path) -> None:
+    (key,) = (finding for finding in doctor.examine(load_node(node_toml)) if finding.what == "key")
+    assert key.says == str(node_toml.parent / "node.key")
+    node_toml.write_text(node_toml.read_text().replace("[link]", "[link]\nencrypt = true"))
+    (key,) = (finding for finding in doctor.examine(load_node(node_toml)) if finding.what == "key")
+    assert key.says == f"{node_toml.parent / 'node.key'}; frames are encrypted"
+
+
 def test_a_port_that_is_not_there(node_toml: Path, port: str) -> None:
     node_toml.write_text(node_toml.read_text().replace(port, "/dev/no-such-tty"))
     assert list(failures(node_toml)) == ["port"]

@@ -20,7 +20,7 @@ def test_a_seed_repeats_its_mutations() -> None:
 
 def test_every_decoder_is_reached_behind_its_first_check() -> None:
     """Of 2,000 mutated examples some are still read, but for what a tag or a checksum guards."""
-    guarded = {"frame", "recording"}
+    guarded = {"frame", "frame, encrypted", "recording"}
     for target in all_targets(1):
         source, read = random.Random(1), 0
         for _ in range(2_000 if target.name != "session" else 200):
