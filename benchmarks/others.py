@@ -12,7 +12,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -67,8 +69,10 @@ def measure(tell: Progress, *, seeds: int, only: str, cfdp_python: str | None) -
     courses = [course for course in COURSES if course.name.startswith(only)]
     if not courses:
         raise click.UsageError(f"--only {only!r}: no link begins so")
-    racers = [ours(), *tcp()]
-    rows = [Row(f"TCP {name}: not in this kernel, left out", 0, "runs") for name in _missing(racers)]
+    there = _congestion_controls()
+    racers = [ours(), *(tcp(name) for name in CONGESTION if name in there)]
+    left_out = [name for name in CONGESTION if name not in there]
+    rows = [Row(f"TCP {name}: not in this kernel, left out", 0, "runs") for name in left_out]
     version = _cfdp_version(cfdp_python)
     if version is None:
         rows.append(Row("CFDP: no cfdp-py in this interpreter (--cfdp-python), left out", 0, "runs"))
@@ -85,42 +89,41 @@ def measure(tell: Progress, *, seeds: int, only: str, cfdp_python: str | None) -
 
 def ours() -> Racer:
     """A session, a pump and a spool on a UDP port."""
-
-    def spec(course: Course, side: Side) -> dict[str, Any]:
-        peer: Side = "board" if side == "ground" else "ground"
-        return {
-            "url": f"udp://{ADDRESSES[peer]}:{PORT}?bind={ADDRESSES[side]}:{PORT}",
-            "link": asdict(course.link),
-            "offer_bytes": course.size_bytes if side == "board" else 0,
-        }
-
-    return Racer(OURS, "benchmarks.port_end", sys.executable, spec)
+    return Racer(OURS, "benchmarks.port_end", sys.executable, _our_spec)
 
 
-def tcp() -> Iterator[Racer]:
-    """The kernel's TCP by each way of congestion control that it has."""
-    for congestion in CONGESTION:
-
-        def spec(course: Course, side: Side, congestion: str = congestion) -> dict[str, Any]:
-            return {
-                "address": ADDRESSES["ground"], "congestion": congestion, "size_bytes": course.size_bytes,
-            }  # fmt: skip
-
-        if congestion in _congestion_controls():
-            yield Racer(f"TCP {congestion}", "benchmarks.tcp_end", sys.executable, spec)
+def _our_spec(course: Course, side: Side) -> dict[str, Any]:
+    peer: Side = "board" if side == "ground" else "ground"
+    return {
+        "url": f"udp://{ADDRESSES[peer]}:{PORT}?bind={ADDRESSES[side]}:{PORT}",
+        "link": asdict(course.link),
+        "offer_bytes": course.size_bytes if side == "board" else 0,
+    }
 
 
-def cfdp(python: str, version: str) -> Iterator[Racer]:
+def tcp(congestion: str) -> Racer:
+    """The kernel's TCP with that congestion control."""
+    spec = partial(_tcp_spec, congestion)
+    return Racer(f"TCP {congestion}", "benchmarks.tcp_end", sys.executable, spec)
+
+
+def _tcp_spec(congestion: str, course: Course, side: Side) -> dict[str, Any]:
+    return {"address": ADDRESSES["ground"], "congestion": congestion, "size_bytes": course.size_bytes}
+
+
+def cfdp(python: str, version: str) -> list[Racer]:
     """cfdp-py class 2 as it gives up by default, and as it never does."""
-    for limit, limits in ((DEFAULT_LIMIT, "default limits"), (NO_LIMIT, "no limits")):
+    return [
+        Racer(f"cfdp-py {version}, {limits}", "benchmarks.cfdp_end", python, partial(_cfdp_spec, limit))
+        for limit, limits in ((DEFAULT_LIMIT, "default limits"), (NO_LIMIT, "no limits"))
+    ]
 
-        def spec(course: Course, side: Side, limit: int = limit) -> dict[str, Any]:
-            return {
-                "addresses": ADDRESSES, "rate_bps": course.rate_bps, "limit": limit,
-                "packet_bytes": course.mtu_bytes - IPV4_UDP_BYTES, "timer_s": cfdp_timer_s(course),
-            }  # fmt: skip
 
-        yield Racer(f"cfdp-py {version}, {limits}", "benchmarks.cfdp_end", python, spec)
+def _cfdp_spec(limit: int, course: Course, side: Side) -> dict[str, Any]:
+    return {
+        "addresses": ADDRESSES, "rate_bps": course.rate_bps, "limit": limit,
+        "packet_bytes": course.mtu_bytes - IPV4_UDP_BYTES, "timer_s": cfdp_timer_s(course),
+    }  # fmt: skip
 
 
 def cfdp_timer_s(course: Course) -> float:
@@ -131,10 +134,6 @@ def cfdp_timer_s(course: Course) -> float:
 
 def _congestion_controls() -> list[str]:
     return Path("/proc/sys/net/ipv4/tcp_available_congestion_control").read_text().split()
-
-
-def _missing(racers: list[Racer]) -> list[str]:
-    return [name for name in CONGESTION if f"TCP {name}" not in {racer.name for racer in racers}]
 
 
 def _cfdp_version(python: str | None) -> str | None:
@@ -162,10 +161,11 @@ def _run(tell: Progress, entries: list[Entry]) -> dict[Entry, Outcome]:
     began_s = time.monotonic()
     for alone in (True, False):
         chosen = [entry for entry in entries if entry[0].alone == alone]
-        for ended in run_all(chosen, 1 if alone else AT_ONCE):
-            outcomes |= {chosen[number]: outcome for number, outcome in ended}
-            left_s = _expected_s(entries, outcomes) - (time.monotonic() - began_s)
-            tell(f"{len(outcomes)} of {len(entries)} runs have ended", left_s)
+        with closing(run_all(chosen, 1 if alone else AT_ONCE)) as turns:
+            for ended in turns:
+                outcomes |= {chosen[number]: outcome for number, outcome in ended}
+                left_s = _expected_s(entries, outcomes) - (time.monotonic() - began_s)
+                tell(f"{len(outcomes)} of {len(entries)} runs have ended", left_s)
     return outcomes
 
 

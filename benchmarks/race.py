@@ -11,7 +11,7 @@ import hashlib
 import json
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -184,9 +184,9 @@ class Race:
 
 def run_all(
     entries: Sequence[tuple[Course, Racer, int]], at_once: int
-) -> Iterator[list[tuple[int, Outcome]]]:
+) -> Generator[list[tuple[int, Outcome]], None, None]:
     """Runs a race for each (course, racer, seed), the longest first. Yields again and again those that have
-    ended since, each with its entry's number. Raises LabError. Nothing is left afterwards."""
+    ended since, each with its entry's number. Raises LabError. Nothing is left when it ends or is closed."""
     waiting = sorted(range(len(entries)), key=lambda entry: entries[entry][0].limit_s)
     running: dict[str, Race] = {}
 
