@@ -103,6 +103,11 @@ def test_no_time_and_no_rate_takes_more_room_than_its_column(value: float) -> No
     assert len(bit_rate(value)) <= 11
 
 
+def test_what_was_dropped_is_named_as_its_counter() -> None:
+    link = LINK | {"plain_dropped": 3, "encrypted_dropped": 2, "bad_tags": 1_000}
+    assert dropped(link) == "dropped   bad tags 1,000, plain 3, encrypted 2, duplicates 4, noise 3"
+
+
 def test_what_has_no_end_says_so() -> None:
     assert (eta(None, None), eta(3.0, None)) == ("no end in sight", "3.0 s to go")
     assert (eta(30.0, 1), eta(9_000.0, 3)) == ("30 s to go, 1 pass", "2.5 h to go, 3 passes")

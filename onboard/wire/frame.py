@@ -120,7 +120,7 @@ def encode(
     The fields one by one, as every transmission passes here: a Frame to carry them takes as long as this
     function. Raises ValueError for a field too large for its width.
     """
-    try:  # as in `header`, and not by it: a call more costs a twentieth of this function
+    try:  # as `header` does, and not by it: a call more takes 0.2 us, this function 0.8
         body = (
             _HEADER.pack(VERSION << 5 | kind, flags, source, destination, epoch, seq, object_id, fragment)
             + payload

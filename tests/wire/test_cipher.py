@@ -140,6 +140,19 @@ def test_reordered_frames_are_each_taken_once(order: list[int], data: st.DataObj
     assert (opener.opened, opener.replays) == (59, 1)
 
 
+@given(st.binary(max_size=300), st.data())
+def test_no_flipped_bit_gets_past_the_opener(payload: bytes, data: st.DataObject) -> None:
+    sealer, opener = pair()
+    good = sealer.seal(Type.DATA, payload, object_id=5, fragment=9)
+    raw = bytearray(good)
+    bit = data.draw(st.integers(0, 8 * len(raw) - 1))
+    raw[bit // 8] ^= 1 << bit % 8
+    assert opener.open(bytes(raw)) is None
+    refused = opener.bad_tags + opener.unknown_keys + opener.misaddressed + opener.malformed
+    assert (refused, opener.plain_dropped, opener.floor) == (1, 0, (0, 0))
+    assert opener.open(good) is not None
+
+
 def test_an_end_takes_its_own_form_alone_and_counts_the_other() -> None:
     secret_sealer, secret = pair()
     plain_sealer = Sealer(KEY, source=BOARD, destination=GROUND, epoch=1)
