@@ -142,16 +142,17 @@ class Pump:
         """Does all that can be done now, without waiting; returns what happened.
 
         Objects that `Arrived` are on the disk by then (if it takes them). What the application accepted
-        or refused since the last call is on the disk before another byte leaves. Raises BadUrl.
+        or refused, what the peer withdrew, and what expired is gone from it before another byte leaves.
+        Raises BadUrl.
         """
         events: list[PumpEvent] = []
-        self._settle(now, events)
         if self._port is None:
             self._open(now, events)
         try:
             self._hear(now, events)
             events += self.session.tick(now)
             self._save(now, events)
+            self._settle(now, events)  # the answer to a CANCEL says that the object is gone for good
             self._speak(now)
         except PortLost as lost:
             self._lose(lost, now, events)

@@ -19,7 +19,7 @@ from hw_profiles import Link, load_link
 from onboard.link import BadUrl, Spool, open_port, opener, wire_bytes
 from onboard.link.pump import PortDown, PortUp, Pump, PumpEvent, SpoolFull, wait
 from onboard.wire.contacts import Window
-from onboard.wire.events import Rekeyed
+from onboard.wire.events import Cancelled, Rekeyed
 from onboard.wire.messages import UPDATE, Reason
 from onboard.wire.session import Arrived, Delivered, Message, Refused, Session
 from tests.link.cable import Cable, Clock
@@ -184,6 +184,18 @@ def test_a_refused_object_leaves_nothing_behind(cable: Cable, clock: Clock, tmp_
     clock.run(pumps, cancelled, carry=cable.carry, act=act)
     pumps["ground"].poll(clock.now)
     assert list((tmp_path / "ground").iterdir()) == []
+
+
+def test_what_its_sender_withdrew_is_off_the_disk_before_an_answer_leaves(
+    cable: Cable, clock: Clock, tmp_path: Path
+) -> None:
+    pumps, folder = ends(cable, tmp_path), tmp_path / "ground"
+    digest = pumps["board"].session.offer(UPDATE, payload(30_000), 0.0)
+    clock.run(pumps, holds(pumps["ground"], digest, 10), carry=cable.carry)
+    assert list(folder.glob("*.map")) != []
+    pumps["board"].session.cancel(digest, clock.now)
+    clock.run(pumps, told(Cancelled, "ground"), carry=cable.carry)
+    assert list(folder.iterdir()) == []
 
 
 def test_a_port_that_vanishes_is_told_once_and_used_again_when_it_returns(
