@@ -221,13 +221,9 @@ class Schedule:
                 raise Broken(RULES[0], f"{digest.hex()} did not arrive")
             self.tally["objects ended by their deadline" if payload is None else "objects identical"] += 1
         for end in pair.ends.values():
-            peer = pair.ground if end is pair.board else pair.board
-            # A sender that was off at its object's deadline does not speak of it again. What there is of it
-            # stays until its room is wanted (`Evicted`).
-            left = end.offers if peer.session.epoch > 1 else end.offers | end.session.incoming.keys()
+            left = end.offers | end.session.incoming.keys()
             if left:
                 raise Broken(RULES[0], f"{end.side} is left with {len(left)} objects")
-            self.tally["objects half received"] += len(end.session.incoming)
         sent = pair.bytes_sent()
         self._run(pair.now + IDLE_S)
         if pair.bytes_sent() > sent:

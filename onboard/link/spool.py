@@ -14,6 +14,7 @@ import contextlib
 import errno
 import os
 import struct
+from dataclasses import replace
 from hashlib import blake2s
 from pathlib import Path
 
@@ -23,10 +24,9 @@ from onboard.wire.transfer import Incoming, Partial
 REMEMBERED = 256
 """Digests kept of finished objects: a peer repeats an offer within a few rounds or never."""
 
-_MAP = struct.Struct(
-    ">4s16sBIH"
-)  # magic, digest, kind, size, fragment bytes; then the bitmap, then a checksum
-_MAP_MAGIC = b"sdm1"
+_MAP = struct.Struct(">4s16sBIHI")
+"""Magic, digest, kind, size, fragment bytes, deadline; then the bitmap, then a checksum."""
+_MAP_MAGIC = b"sdm2"
 _DONE_MAGIC = b"sdd1"
 _CHECK_BYTES = 16
 _MAX_MAP_BYTES = _MAP.size + (MAX_FRAGMENTS + 7) // 8 + _CHECK_BYTES
@@ -163,12 +163,14 @@ class Spool:
             return None
         if read < min(fields.held.bit_length() * fields.fragment_bytes, fields.size):
             return None
-        return Partial(fields.digest, fields.kind, fields.size, fields.fragment_bytes, fields.held, data)
+        return replace(fields, data=data)
 
 
 def _encode_map(partial: Partial) -> bytes:
     count = fragments_of(partial.size, partial.fragment_bytes)
-    head = _MAP.pack(_MAP_MAGIC, partial.digest, partial.kind, partial.size, partial.fragment_bytes)
+    head = _MAP.pack(
+        _MAP_MAGIC, partial.digest, partial.kind, partial.size, partial.fragment_bytes, partial.deadline_s
+    )
     body = head + partial.held.to_bytes((count + 7) // 8, "little")
     return body + _check(body)
 
@@ -178,11 +180,11 @@ def _decode_map(content: bytes) -> Partial | None:
     body, check = content[:-_CHECK_BYTES], content[-_CHECK_BYTES:]
     if len(body) < _MAP.size or check != _check(body):
         return None
-    magic, digest, kind, size, fragment_bytes = _MAP.unpack_from(body)
+    magic, digest, kind, size, fragment_bytes, deadline_s = _MAP.unpack_from(body)
     held = int.from_bytes(body[_MAP.size :], "little")
     if magic != _MAP_MAGIC or fragment_bytes < 1 or held >> fragments_of(size, fragment_bytes):
         return None
-    return Partial(digest, kind, size, fragment_bytes, held, b"")
+    return Partial(digest, kind, size, fragment_bytes, held, b"", deadline_s)
 
 
 def _check(body: bytes) -> bytes:

@@ -69,11 +69,16 @@ class Inbox:
 
     # -- the application's side ------------------------------------------------------------------------
 
-    def resume(self, partial: Partial) -> None:
-        """Go on with a half-received object. Raises ValueError where the partial contradicts itself."""
+    def resume(self, partial: Partial, now: float) -> None:
+        """Go on with a half-received object. Raises ValueError where the partial contradicts itself.
+
+        Its sender may be gone or have given it up meanwhile, and says nothing of it then: it ends after the
+        time that its last OFFER left it, counted from now, as nobody knows how long this end was off.
+        """
         if partial.digest in self._done:
             return
-        self.incoming[partial.digest] = Incoming.of(partial)
+        incoming = self.incoming[partial.digest] = Incoming.of(partial)
+        incoming.end_by(partial.deadline_s, now)
         self._receipts[partial.digest] = _Receipt()
 
     def accept(self, digest: bytes) -> None:
@@ -175,7 +180,7 @@ class Inbox:
         receipt = self._receipts[offer.digest]
         receipt.object_id = object_id
         self._report(receipt, now)
-        incoming.deadline = now + offer.deadline_s if offer.deadline_s else math.inf
+        incoming.end_by(offer.deadline_s, now)
         early = [frame for frame in self._early if frame.object_id == object_id]
         if early:
             self._early = deque((f for f in self._early if f.object_id != object_id), maxlen=_EARLY)

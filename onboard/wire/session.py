@@ -100,6 +100,7 @@ class Session:
         contacts: Iterable[Window] | None = None,
     ) -> None:
         limits = limits or Limits()
+        self._began = now
         self.node, self.peer, self.epoch = node, peer, epoch
         self._wire_bytes = wire_bytes
         self._timing = Timing(link, master=master, wire_bytes=wire_bytes)
@@ -218,7 +219,7 @@ class Session:
 
     def resume(self, partial: Partial) -> None:
         """Go on with a half-received object from the spool. Raises ValueError if it contradicts itself."""
-        self._inbox.resume(partial)
+        self._inbox.resume(partial, self._access.link_s(self._began))
 
     def accept(self, digest: bytes, now: float) -> None:
         """The application holds an arrived object durably: DONE leaves. Raises KeyError for another."""

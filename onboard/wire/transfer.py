@@ -29,7 +29,7 @@ class Partial:
     """A half-received object as a spool keeps it.
 
     `held`: bit i is set when fragment i is held. `data`: `size` bytes, of which only the held fragments
-    mean anything.
+    mean anything. `deadline_s`: seconds of contact that its last OFFER left it, 0 for no deadline.
     """
 
     digest: bytes
@@ -38,6 +38,7 @@ class Partial:
     fragment_bytes: int
     held: int
     data: bytes | bytearray
+    deadline_s: int = 0
 
 
 class Incoming:
@@ -51,7 +52,7 @@ class Incoming:
         self.held = 0
         self.have = 0
         self.dirty: set[int] = set()
-        self.deadline = math.inf
+        self.deadline_s, self.deadline = 0, math.inf
         self._data = bytearray(size)
         self._all = (1 << self.count) - 1
         self._equations: dict[int, Equations] = {}  # by generation; in memory only
@@ -68,11 +69,19 @@ class Incoming:
         incoming._data = bytearray(partial.data)
         incoming.held = partial.held
         incoming.have = partial.held.bit_count()
+        incoming.deadline_s = partial.deadline_s
         return incoming
 
     def partial(self) -> Partial:
         """What to keep so that `of` can go on from here. The data is not copied."""
-        return Partial(self.digest, self.kind, self.size, self.fragment_bytes, self.held, self._data)
+        return Partial(
+            self.digest, self.kind, self.size, self.fragment_bytes, self.held, self._data, self.deadline_s
+        )
+
+    def end_by(self, deadline_s: int, now: float) -> None:
+        """The object has so many seconds left, 0 for no deadline."""
+        self.deadline_s = deadline_s
+        self.deadline = now + deadline_s if deadline_s else math.inf
 
     @property
     def complete(self) -> bool:

@@ -219,6 +219,21 @@ def test_a_deadline_ends_an_object_at_both_ends(link: Link) -> None:
     assert pair.sent == []
 
 
+def test_what_an_earlier_life_received_of_an_object_that_was_given_up_ends_by_itself() -> None:
+    pair = Pair(FULL)
+    name = pair.board.offer(UPDATE, data(20_000), 0.0, deadline_s=9.0)
+    pair.run(7.0)
+    for end in (pair.ground, pair.board):
+        end.kill()
+    pair.run(20.0)
+    left = pair.ground.boot(pair.now).incoming
+    pair.run(28.9)
+    assert list(left) == [name]  # for all that this end knows it was off for no time
+    pair.run(29.1)
+    assert not left
+    assert pair.ground.seen(Expired) == [Expired(name)]
+
+
 def test_what_passes_the_limits_is_refused_and_said_so() -> None:
     pair = Pair(FULL, limits=Limits(max_object_bytes=10_000, max_incoming=2))
     large = pair.board.offer(UPDATE, data(10_001), 0.0)
