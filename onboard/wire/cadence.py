@@ -31,9 +31,10 @@ class Cadence:
         """How many fragments may be out of the receiver's REPORTs.
 
         1/64 of the object, so that a receiver that is killed takes no more with it, and at least the
-        bandwidth-delay product as often as REPORTs may be lost in a row, so that this does not stall the
-        flow. A turn on half-duplex takes 1/16 and as many times more: each costs two changes of direction,
-        and an answer that is lost as much again.
+        bandwidth-delay product as often as questions may be asked in vain, and once more while the last of
+        them is being answered, so that a lost REPORT does not stall the flow. A turn on half-duplex takes
+        1/16 and as many times more: each costs two changes of direction, and an answer that is lost as much
+        again.
         """
         round_trip = self._timing.round_trip_fragments(outgoing.count, outgoing.fragment_bytes)
         if not outgoing.answered:
@@ -43,7 +44,7 @@ class Cadence:
             return max(4, round_trip + 1)
         if self.by_turns:
             return max(8, round(outgoing.count / 16 * self._round_trips / 2))
-        return max(4, round(self._round_trips * round_trip), outgoing.count // 64)
+        return max(4, round((self._round_trips + 1) * round_trip), outgoing.count // 64)
 
     def wants_report(self, outgoing: Outgoing, unasked: int, *, last: bool) -> bool:
         """Whether the next frame of an object's bulk asks for a REPORT: the last that may leave, and one a
@@ -51,7 +52,7 @@ class Cadence:
         if self.by_turns:
             return False
         window = self.window(outgoing)
-        return last or outgoing.in_flight + 1 >= window or unasked + 1 >= window // self._round_trips
+        return last or outgoing.in_flight + 1 >= window or unasked + 1 >= window // (self._round_trips + 1)
 
     def repair_asks(self, outgoing: Outgoing, asks: int) -> bool:
         """Whether a REPAIR is sent in a POLL's place: it asks as well, may be what is missing, and in the

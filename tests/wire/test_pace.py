@@ -27,6 +27,7 @@ def goodput_over_bound(pair: Pair, receiver: End, link: Link, size: int, loss: f
 
 
 FULL64K = uhf_full(1024, rate_up_bps=64e3, rate_down_bps=64e3)
+FAR64K = uhf_full(1024, rate_up_bps=64e3, rate_down_bps=64e3, delay_s=0.15)
 HALF64K = link(mtu_bytes=1046, rate_up_bps=64e3, rate_down_bps=64e3)
 
 
@@ -39,6 +40,8 @@ HALF64K = link(mtu_bytes=1046, rate_up_bps=64e3, rate_down_bps=64e3)
         (FULL, 65536, 0.2, 0.95),
         (FULL, 65536, 0.4, 0.95),
         (FULL64K, 1 << 20, 0.4, 0.95),
+        (FAR64K, 1 << 18, 0.05, 0.96),  # a REPORT that is lost must not stall the flow for a round trip
+        (FAR64K, 1 << 18, 0.2, 0.93),
         (HALF, 65536, 0.0, 0.85),
         (HALF, 65536, 0.05, 0.85),
         (HALF, 65536, 0.2, 0.85),
@@ -110,7 +113,7 @@ def test_a_message_waits_two_frame_times_at_most(link: Link) -> None:
 def test_a_command_during_bulk_both_ways_waits_two_frame_times_at_most(link: Link, loss: float) -> None:
     """99 of 100, with answers and questions about both objects going the same way."""
     pair = Pair(link, seed=4, frame_loss=loss)
-    size = 65536 if link is FULL else 4 << 20
+    size = 98304 if link is FULL else 4 << 20
     pair.board.offer(UPDATE, data(size), 0.0)
     pair.ground.offer(1, data(size, 2), 0.0)
     frame_s = (link.mtu_bytes + COBS_BYTES) * link.bits_per_byte / link.rate_up_bps
