@@ -16,7 +16,10 @@ from benchmarks.progress import Progress
 from benchmarks.result import json_line, table
 from onboard.data import DataError
 
-NAMES = ("footprint", "codec", "alq", "table1", "transfer", "frame", "ports", "others", "fuzz", "schedules")
+NAMES = (
+    "footprint", "codec", "alq", "table1", "gossip", "consensus", "transfer", "frame", "ports", "others",
+    "fuzz", "schedules",
+)  # fmt: skip
 
 
 class Claims(click.Group):

@@ -98,7 +98,7 @@ def _from_gaps(packed: npt.NDArray[np.uint8], size: int) -> Indices:
         raise ValueError("gaps of 0, or that end with a step that picks none")
     if int(packed.sum(dtype=np.int64)) - np.count_nonzero(packed == FAR) > size:
         raise ValueError(f"gaps that lead past {size} coordinates")
-    return walked(packed.copy(), -1)[0]
+    return walked(packed.copy(), -1, np.empty(len(packed), np.int32))[0]
 
 
 def _bitmap(index: Indices, size: int) -> bytes:

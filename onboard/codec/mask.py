@@ -114,6 +114,8 @@ def drawn(draw: Draw, size: int) -> Mask:
     counters = np.arange(1, block_words + 1, dtype=np.uint64) * np.uint64(GAMMA)
     words, spare = np.empty_like(counters), np.empty_like(counters)
     steps = np.empty(4 * block_words, np.uint8)
+    # One array for all blocks, as large as they are on average: many small ones cost a page fault each page.
+    room = np.empty(size * draw.share // ALL + len(steps), np.int32)
     reached, first = -1, 0  # the last coordinate decided on; the block's first word
     while reached < size - 1:
         np.add(counters, np.uint64((key + first * GAMMA) & U64), out=words)
@@ -121,8 +123,10 @@ def drawn(draw: Draw, size: int) -> Mask:
         cells = words.astype("<u8", copy=False).view("<u2")
         np.take(table, cells, out=steps, mode="clip")  # no cell is outside; "raise" would copy `steps`
         _decide(steps, cells, draw.share, further_key, 4 * first)
-        index, reached = walked(steps, reached)
-        index = index if reached < size else index[: np.searchsorted(index, size)].copy()
+        room = room if len(room) >= len(steps) else np.empty_like(steps, np.int32)
+        index, reached = walked(steps, reached, room[: len(steps)])
+        index = index if reached < size else index[: np.searchsorted(index, size)]
+        room = room[len(index) :]
         if len(index):
             blocks.append(index)
         first += block_words
@@ -172,14 +176,20 @@ def _decide(
         steps[open_] = _steps(steps_table(share)[1], numbers)
 
 
-def walked(steps: npt.NDArray[np.uint8], reached: int) -> tuple[Indices, int]:
+def walked(steps: npt.NDArray[np.uint8], reached: int, out: Indices) -> tuple[Indices, int]:
     """The coordinates that steps (1 ... FAR) pick, beginning after `reached`, and the last that they cover,
-    which must be below 2^31. Changes `steps`: FAR becomes FAR - 1.
+    which must be below 2^31. They fill `out`, as long as `steps`, from its start.
+
+    Changes `steps`: FAR becomes FAR - 1.
     """
     far = steps == FAR if steps.max(initial=0) == FAR else None
     if far is not None:
         steps[far] = FAR - 1
-    index = np.cumsum(steps, dtype=np.int32)
-    index += np.int32(reached)
-    last = int(index[-1]) if len(index) else reached
-    return index if far is None else index[~far], last
+    np.cumsum(steps, dtype=np.int32, out=out)
+    out += np.int32(reached)
+    last = int(out[-1]) if len(out) else reached
+    if far is None:
+        return out, last
+    picked = out[~far]
+    out[: len(picked)] = picked
+    return out[: len(picked)], last

@@ -61,12 +61,31 @@ class Answer:
     received: Floats
 
 
-def extract(vector: Floats, mask: Mask) -> Floats:
-    """The values of float32 (size,) at the mask's coordinates: (count,). Errors: ValueError."""
+def outgoing(vector: Floats, mask: Mask, form: Form) -> tuple[bytes | memoryview, Floats]:
+    """The message with the values of float32 (size,) at the mask, and the values (count,) that it rebuilds.
+
+    In fp32 they are a view of the message, which then is the only copy of them. Errors: ValueError as of
+    `extract` and `encode`.
+    """
+    if form is not Form.FP32:
+        message = encode(extract(vector, mask), mask, form)
+        return message, decode(message, mask)
+    whole = np.empty(HEADER.size + 4 * mask.count, np.uint8)
+    whole[: HEADER.size] = np.frombuffer(_head(mask, form), np.uint8)
+    extract(vector, mask, whole[HEADER.size :].view("<f4"))
+    return whole.data, decode(whole.data, mask)
+
+
+def extract(vector: Floats, mask: Mask, out: Floats | None = None) -> Floats:
+    """The values of float32 (size,) at the mask's coordinates: (count,), into `out` if given.
+
+    Errors: ValueError for another dtype or length.
+    """
     _check_length(vector, mask.size, "vector")
+    out = np.empty(mask.count, np.float32) if out is None else out
     if mask.whole:
-        return np.array(vector)
-    out = np.empty(mask.count, np.float32)
+        out[...] = vector
+        return out
     wide, at = np.empty(SPAN, np.intp), 0
     for block in mask.blocks:
         index = wide[: len(block)]
@@ -81,9 +100,7 @@ def encode(values: Floats, mask: Mask, form: Form) -> bytes:
     and for values that the form cannot hold.
     """
     _check_length(values, mask.count, "values")
-    header = _header(mask, form)
-    head = HEADER.pack(VERSION, form, header.share - 1, header.round, header.size, header.count, header.check)
-    return head + coded.encode(values, form)
+    return _head(mask, form) + coded.encode(values, form)
 
 
 def parse(data: bytes | memoryview) -> Header:
@@ -152,6 +169,11 @@ def _pieces(answers: Sequence[Answer]) -> Iterator[tuple[int, int, int, Indices 
 def _header(mask: Mask, form: Form) -> Header:
     _, _, check = mask.draw.keys(mask.size)
     return Header(form, mask.draw.share, mask.draw.round, mask.size, mask.count, check)
+
+
+def _head(mask: Mask, form: Form) -> bytes:
+    header = _header(mask, form)
+    return HEADER.pack(VERSION, form, header.share - 1, header.round, header.size, header.count, header.check)
 
 
 def _check_length(array: Floats, length: int, what: str) -> None:

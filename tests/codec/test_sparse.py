@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from onboard.codec.layout import Floats
 from onboard.codec.mask import ALL, Draw, drawn, share_of
-from onboard.codec.sparse import HEADER, Answer, BadExchange, decode, encode, extract, mix, parse
+from onboard.codec.sparse import HEADER, Answer, BadExchange, decode, encode, extract, mix, outgoing, parse
 from onboard.codec.values import Form
 from tests.codec.examples import VECTORS
 
@@ -35,9 +35,9 @@ def gossip(x: Floats, edges: list[tuple[int, int]], share: int, form: Form, weig
     masks = {edge: drawn(Draw(9, 1, edge, share), x.shape[1]) for edge in edges}
     heard: list[list[Answer]] = [[] for _ in x]
     for edge, mask in masks.items():
-        one, other = (encode(extract(x[node], mask), mask, form) for node in edge)
-        heard[edge[0]].append(Answer(mask, weight, decode(one, mask), decode(other, mask)))
-        heard[edge[1]].append(Answer(mask, weight, decode(other, mask), decode(one, mask)))
+        (to_other, sent_one), (to_one, sent_other) = (outgoing(x[node], mask, form) for node in edge)
+        heard[edge[0]].append(Answer(mask, weight, sent_one, decode(to_one, mask)))
+        heard[edge[1]].append(Answer(mask, weight, sent_other, decode(to_other, mask)))
     for model, answers in zip(x, heard, strict=True):
         mix(model, answers)
 
@@ -114,6 +114,9 @@ def test_an_exchange_is_its_values_and_20_bytes(seed: int, share: int, form: For
     values = extract(x, mask)
     assert values.tolist() == x[mask.index].tolist()
     data = encode(values, mask, form)
+    message, sent = outgoing(x, mask, form)
+    assert bytes(message) == data
+    assert sent.tolist() == decode(data, mask).tolist()
     assert (parse(data).form, parse(data).share, parse(data).round) == (form, share, 3)
     assert decode(data, mask) == pytest.approx(values, abs={Form.FP32: 0, Form.ALQ: 4}.get(form, 0.02))
     per_value = {Form.FP32: 4, Form.FP16: 2, Form.INT8: 1}.get(form)
