@@ -1,4 +1,4 @@
-"""`consensus` measures the rates of its theory, the fewer coordinates the less exactly, and knows wrong ones."""
+"""`consensus` measures the rates of its theory, with fewer coordinates less exactly, and knows wrong ones."""
 
 from __future__ import annotations
 
