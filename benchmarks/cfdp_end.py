@@ -44,6 +44,7 @@ from spacepackets.seqcount import SeqCountProvider
 from spacepackets.util import ByteFieldU8
 
 from benchmarks import netns
+from benchmarks.tell import tell
 
 PORT = 5111
 COPY = Path("copy")
@@ -207,11 +208,6 @@ class CheckTimers(CheckTimerProvider):
 
     def provide_check_timer(self, local_entity_id: Any, remote_entity_id: Any, entity_type: Any) -> Countdown:
         raise AssertionError("class 2 has no check timer")
-
-
-def tell(event: str, **more: Any) -> None:
-    """One line of JSON."""
-    print(json.dumps({"event": event, "at_s": time.monotonic(), **more}), flush=True)
 
 
 if __name__ == "__main__":

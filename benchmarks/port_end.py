@@ -7,17 +7,16 @@ JSON lines with the time (`at_s`, the computer's monotonic clock) and the proces
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from benchmarks import netns
+from benchmarks.tell import tell
 from hw_profiles import Link
 from onboard.carrier import limits_for
 from onboard.link import Spool, opener, wire_bytes
@@ -71,12 +70,6 @@ def main() -> None:
                     session.offer(UPDATE, payload, now)
             wait([pump], min(LONGEST_WAIT_S, pump.wakeup(now) - time.monotonic()), also=[stop.fd])
     pump.close(time.monotonic())
-
-
-def tell(event: str, **more: Any) -> None:
-    """One line of JSON."""
-    told = {"event": event, "at_s": time.monotonic(), "cpu_s": time.process_time(), **more}
-    print(json.dumps(told), flush=True)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,10 @@ import json
 import signal
 import socket
 import sys
-import time
 from pathlib import Path
-from typing import Any
 
 from benchmarks import netns
+from benchmarks.tell import tell
 
 PORT = 4000
 
@@ -64,11 +63,6 @@ def _socket(congestion: str) -> socket.socket:
     made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     made.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, congestion.encode())
     return made
-
-
-def tell(event: str, **more: Any) -> None:
-    """One line of JSON."""
-    print(json.dumps({"event": event, "at_s": time.monotonic(), **more}), flush=True)
 
 
 if __name__ == "__main__":
