@@ -170,18 +170,16 @@ def _run(tell: Progress, entries: list[Entry]) -> dict[Entry, Outcome]:
 
 
 def _expected_s(entries: list[Entry], outcomes: dict[Entry, Outcome]) -> float:
-    """Of all: one that has not ended takes as many times the bound's time as most of its kind did."""
-
-    def bound_s(entry: Entry) -> float:
-        return entry[0].airtime_s + entry[0].outage_s
-
-    took_s = {entry: outcome.arrived_s or entry[0].limit_s for entry, outcome in outcomes.items()}
+    """Of all: one whose object has not arrived takes as many times the bound's time as most of its kind."""
+    took_s = {
+        entry: outcome.arrived_s for entry, outcome in outcomes.items() if outcome.arrived_s is not None
+    }
     expected_s = 0.0
     for alone, at_once in ((True, 1), (False, AT_ONCE)):
-        ratios = [took_s[entry] / bound_s(entry) for entry in took_s if entry[0].alone == alone]
-        ratio = median(ratios) if ratios else USUAL_RATIO
         kind = [entry for entry in entries if entry[0].alone == alone]
-        expected_s += sum(took_s.get(entry, ratio * bound_s(entry)) for entry in kind) / at_once
+        bound_s = {entry: entry[0].airtime_s + entry[0].outage_s for entry in kind}
+        ratio = median([took_s[entry] / bound_s[entry] for entry in kind if entry in took_s] or [USUAL_RATIO])
+        expected_s += sum(took_s.get(entry, ratio * bound_s[entry]) for entry in kind) / at_once
     return expected_s
 
 

@@ -67,3 +67,11 @@ def test_an_interpreter_without_cfdp_is_refused_with_its_reason() -> None:
 def test_timers_of_cfdp_follow_the_link() -> None:
     assert others.cfdp_timer_s(others.SLOW) == pytest.approx(0.04 + 8 * 0.48)
     assert others.cfdp_timer_s(others.FAR) == pytest.approx(0.6 + 8 * 0.1315)
+
+
+def test_time_to_go_follows_those_that_have_ended() -> None:
+    entries = [(COURSE, others.ours(), seed) for seed in range(4)]
+    bound_s = COURSE.airtime_s / others.AT_ONCE
+    assert others._expected_s(entries, {}) == pytest.approx(4 * others.USUAL_RATIO * bound_s)
+    ended = {entries[0]: Outcome(2 * COURSE.airtime_s, 0), entries[1]: Outcome(None, 0)}
+    assert others._expected_s(entries, ended) == pytest.approx(4 * 2 * bound_s)
