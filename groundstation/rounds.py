@@ -275,7 +275,10 @@ class Rounds:
         self._delivered.clear()
         self._payload, self._offered = payload, digest(MODEL, payload)
         for node in nodes:
-            self._stations[node].session.offer(MODEL, payload, self._now)
+            session, cut = self._stations[node].session, self._store.fragment_bytes(node, self._offered)
+            session.offer(MODEL, payload, self._now, fragment_bytes=cut)
+            if cut is None:  # so that after a restart nothing that the board holds is sent again
+                self._store.cut(node, self._offered, session.fragment_bytes(self._offered))
 
     def _withdraw(self, station: Station) -> None:
         for progress in station.session.snapshot(self._now).objects:

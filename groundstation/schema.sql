@@ -18,6 +18,8 @@ CREATE TABLE node (
   floor_epoch INTEGER NOT NULL,  -- replay floor under that salt: nothing at or below is accepted again
   floor_seq INTEGER NOT NULL,
   spent TEXT,                    -- of what may be sent to the node, JSON
+  offered BLOB,                  -- digest of the last model that was offered to it, and
+  fragment_bytes INTEGER,        -- how that is cut
   heard_at REAL,
   health TEXT                    -- last health message, JSON
 );

@@ -139,6 +139,18 @@ class Store:
             text = msgspec.json.encode(spent).decode()
             self._db.execute("UPDATE node SET spent = ? WHERE id = ?", (text, node))
 
+    def cut(self, node: int, digest: bytes, fragment_bytes: int) -> None:
+        """Notes how an object that is offered to a node is cut."""
+        with self.transaction():
+            self._db.execute(
+                "UPDATE node SET offered = ?, fragment_bytes = ? WHERE id = ?", (digest, fragment_bytes, node)
+            )
+
+    def fragment_bytes(self, node: int, digest: bytes) -> int | None:
+        """As `cut` noted it, if that was the last object for the node."""
+        row = self._one("SELECT fragment_bytes FROM node WHERE id = ? AND offered = ?", node, digest)
+        return None if row is None else int(row["fragment_bytes"])
+
     def hear(self, node: int, now: float, floor: tuple[int, int], health: Mapping[str, Any] | None) -> None:
         """Notes when and what a node was heard to say last, and its replay floor."""
         with self.transaction():

@@ -22,7 +22,7 @@ from onboard.keys import load_keys
 from onboard.learn.federated import PartialAverage, choose, condense
 from onboard.learn.graph import InferGraph, TrainGraph
 from onboard.learn.local import moved
-from onboard.wire.events import Arrived, Rekeyed, Spent
+from onboard.wire.events import Arrived, Progress, Rekeyed, Spent
 from onboard.wire.messages import UPDATE, Update, decode_task, encode_object
 from onboard.wire.session import Session
 
@@ -149,6 +149,22 @@ def test_a_late_update_counts_in_the_round_that_is_open_if_the_mission_says_so(
     expected.add(alq.reconstruct(unpack(update(0.03), TRAIN.layout)), 100, 0.5)
     total = moved(alq.reconstruct(unpack(before, TRAIN.layout)), expected.mean())
     assert packed == pack(condense(TRAIN.layout, total, ground.mission.train.bits_down))
+
+
+def test_a_model_is_cut_after_a_restart_as_before(tmp_path: Path) -> None:
+    ground = Ground(tmp_path, "")
+    asked = sorted(ground.states(1))
+    (offered,) = {progress.digest for progress in objects(ground, asked[0])}
+    before = ground.stations[asked[0]].session.fragment_bytes(offered)
+    ground.store.cut(asked[0], offered, before - 7)  # as if its link had lost much when it was offered
+    ground.store.close()
+    ground.start()
+    cuts = [ground.stations[node].session.fragment_bytes(offered) for node in asked]
+    assert cuts == [before - 7, before]
+
+
+def objects(ground: Ground, node: int) -> tuple[Progress, ...]:
+    return ground.stations[node].session.snapshot(ground.now).objects
 
 
 def test_what_was_spent_of_an_allowance_is_in_the_store(tmp_path: Path) -> None:

@@ -119,6 +119,15 @@ def test_the_epoch_rises_with_every_entry_and_the_floor_stays(store: Store, path
     assert store.enter_node(2, "board-2").salt == NO_SALT
 
 
+def test_how_the_last_object_is_cut_stays(store: Store, path: Path) -> None:
+    store.cut(1, b"first", 100)
+    store.cut(1, b"second", 80)
+    store.close()
+    again = Store(path)
+    assert [again.fragment_bytes(1, digest) for digest in (b"first", b"second")] == [None, 80]
+    assert again.fragment_bytes(2, b"second") is None
+
+
 def test_what_was_spent_of_an_allowance_stays(store: Store, path: Path) -> None:
     spent = Spent(1200, ((3600.5, 800), (0.0, 400)))
     store.spend(2, spent)
