@@ -18,7 +18,7 @@ from onboard.data import DataError
 
 NAMES = (
     "footprint", "codec", "alq", "table1", "gossip", "consensus", "transfer", "frame", "ports", "others",
-    "fuzz", "schedules",
+    "fuzz", "schedules", "day",
 )  # fmt: skip
 
 

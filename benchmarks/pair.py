@@ -7,6 +7,7 @@ all that is in memory; `boot` goes on from the disk, one epoch later. Nothing he
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -22,8 +23,9 @@ from onboard.link.pump import Pump, PumpEvent
 from onboard.link.spool import Spool
 from onboard.wire import cobs
 from onboard.wire.contacts import Contacts, Window
-from onboard.wire.events import Arrived, Cancelled, Delivered, Expired, Limits, Message
+from onboard.wire.events import Arrived, Cancelled, Delivered, Expired, Limits, Message, Rekeyed, Spent
 from onboard.wire.messages import digest as digest_of
+from onboard.wire.seal import NO_SALT
 from onboard.wire.session import Session
 
 KEY = bytes(range(32))
@@ -62,7 +64,9 @@ class Known(msgspec.Struct):
     """What an end keeps in its journal."""
 
     epoch: int = 0
+    salt: bytes = NO_SALT
     floor: tuple[int, int] = (0, 0)
+    spent: Spent = Spent()
     taken: list[bytes] = msgspec.field(default_factory=list)  # digests of the objects that had their effect
     offered: dict[bytes, Offered] = msgspec.field(default_factory=dict)
 
@@ -137,9 +141,10 @@ class End:
         *,
         limits: Limits,
         contacts: Sequence[Window] | None,
+        nonce: Callable[[int], bytes] | None,
     ) -> None:
         self.side, self.link, self.folder = side, link, folder
-        self._limits, self._contacts = limits, contacts
+        self._limits, self._contacts, self._nonce = limits, contacts, nonce
         self._clock = Contacts(contacts)
         self.events: list[tuple[float, PumpEvent]] = []  # of all lives
         self.taken: dict[bytes, bytes] = {}  # payloads that had their effect here, by digest
@@ -166,8 +171,8 @@ class End:
         known = self._known
         if known.epoch < before.epoch or known.floor < self.floor:
             raise Broken("what was saved is there", f"epoch {known.epoch} after {before.epoch}")
-        self.taken |= {digest: self._tried[digest] for digest in known.taken if digest not in self.taken}
-        if self.taken.keys() - set(known.taken):
+        self.taken |= {digest: self._tried.pop(digest) for digest in known.taken if digest not in self.taken}
+        if set(list(self.taken)[-REMEMBERED:]) - set(known.taken):
             raise Broken("what was saved is there", f"{len(known.taken)} objects of {len(self.taken)}")
         self.floor = known.floor
         known.epoch += 1
@@ -181,7 +186,10 @@ class End:
             master=self.side == "ground",
             epoch=known.epoch,
             floor=known.floor,
+            salt=known.salt,
+            nonce=self._nonce,
             done=(*spool.finished(), *known.taken),
+            spent=known.spent,
             now=now,
             limits=self._limits,
             contacts=self._contacts,
@@ -200,6 +208,13 @@ class End:
         """As kill -9: only the disk is left."""
         self.pump = None
 
+    def lose(self) -> None:
+        """After a `kill`: an empty disk takes the place of this one."""
+        shutil.rmtree(self.folder)
+        self._known, self.floor = Known(), (0, 0)
+        self.taken.clear()
+        self._tried.clear()
+
     def offer(
         self, kind: int, payload: bytes, now: float, *, priority: int = 4, deadline_s: float | None = None
     ) -> bytes:
@@ -211,6 +226,11 @@ class End:
         self._save()
         self.session.offer(kind, payload, now, priority=priority, deadline_s=deadline_s)
         return digest
+
+    def cancel(self, digest: bytes, now: float) -> None:
+        """Takes back an object that is on its way."""
+        self.session.cancel(digest, now)
+        self._end(digest)
 
     def link_s(self, now: float) -> float:
         """The link's clock: seconds of contact since the beginning."""
@@ -250,13 +270,21 @@ class End:
             self._tried[event.digest] = event.payload
             self._known.taken = [*self._known.taken, event.digest][-REMEMBERED:]
             self._save()
-            self.taken[event.digest] = event.payload
+            self.taken[event.digest] = self._tried.pop(event.digest)
             self.session.accept(event.digest, now)
         elif isinstance(event, Message):  # a command: the floor is safe before it has its effect
             self._save()
             self.messages.append(event.payload)
         elif isinstance(event, Delivered | Expired | Cancelled):
             self._end(event.digest)
+        elif isinstance(event, Spent):
+            self._known.spent = event
+            self._save()
+        elif isinstance(event, Rekeyed):
+            self._known.salt, self._known.floor = event.salt, (0, 0)
+            self._journal.save(self._known)
+            self.floor = (0, 0)
+            self.session.rekey(event.salt)
 
     def _end(self, digest: bytes) -> None:
         if self._known.offered.pop(digest, None) is not None:
@@ -272,9 +300,9 @@ class End:
 class Pair:
     """Ground and board, running, with a folder each in `folder`, on one channel.
 
-    contacts: the plan that both ends load, None for none. mangle: what is heard instead of each transmission
-    (wire bytes, time). sent: told of each (side, wire bytes, when the transmitter is on for it, until when).
-    took: told when an end took what it heard for a frame of its peer's.
+    contacts: the plan that both ends load, None for none. nonce: see Session. mangle: what is heard instead
+    of each transmission (wire bytes, time). sent: told of each (side, wire bytes, when the transmitter is on
+    for it, until when). took: told when an end took what it heard for a frame of its peer's.
     """
 
     def __init__(
@@ -285,6 +313,7 @@ class Pair:
         *,
         limits: Limits | None = None,
         contacts: Sequence[Window] | None = None,
+        nonce: Callable[[int], bytes] | None = None,
         mangle: Callable[[bytes, float], list[bytes]] | None = None,
         sent: Callable[[Side, bytes, float, float], None] | None = None,
         took: Callable[[End, bytes], None] | None = None,
@@ -294,7 +323,9 @@ class Pair:
         self.ends: dict[Side, End] = {}
         for side in NODES:
             send = partial(self._send, side)
-            end = End(side, link, folder / side, send, limits=limits or Limits(), contacts=contacts)
+            end = End(
+                side, link, folder / side, send, limits=limits or Limits(), contacts=contacts, nonce=nonce
+            )
             end.boot(0.0)
             self.ends[side] = end
         self.ground, self.board = self.ends["ground"], self.ends["board"]
