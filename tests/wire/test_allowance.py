@@ -106,6 +106,17 @@ def test_a_contact_that_is_open_at_the_start_is_the_one_before_it_and_the_next_i
     assert same.record(1600.0) is None
 
 
+def test_a_contact_that_lasts_longer_than_planned_carries_no_more() -> None:
+    pair = Pair(FULL, contacts=[Window(0.0, 100.0)], limits=Limits(bytes_per_contact=20_000))
+    pair.board.offer(UPDATE, data(65536), 0.0)
+    pair.run(50.0)
+    for end in (pair.ground, pair.board):
+        end.session.plan([Window(0.0, 400.0)], pair.now)  # type: ignore[union-attr]
+    pair.run(390.0)
+    sent = sum(len(frame.payload) + 24 for _, side, frame in pair.sent if side == "board")
+    assert 15_000 < sent <= 20_000
+
+
 def test_a_contact_carries_what_it_may_however_often_the_board_is_killed() -> None:
     plan = [Window(100.0, 500.0), Window(1000.0, 1400.0)]
     pair = Pair(FULL, contacts=plan, limits=Limits(bytes_per_contact=20_000))
