@@ -1,0 +1,143 @@
+"""A node's own steps between exchanges: stochastic gradient descent with momentum, batch after batch, no end.
+
+RD-PSGD trains so (its section 3.1): x <- x - lr * v, v = momentum * v + gradient + decay * x, with decay on
+weights of two or more axes alone, as gains and biases do not need it. Batches come from (seed, node, epoch):
+a descent restored at any batch draws what it would have drawn.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from onboard.codec.layout import Floats, Weights
+from onboard.learn.augment import augmented
+from onboard.learn.local import Graph
+from onboard.learn.vectors import flat, views
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How to descend: `drops` are the epochs before which the rate falls to a tenth. `shift_pixels` and
+    `distortion` as in `augment`. Raises ValueError for what is out of range."""
+
+    batch_size: int = 32
+    learning_rate: float = 0.1
+    drops: tuple[int, ...] = ()
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    shift_pixels: int = 0
+    distortion: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or not self.learning_rate > 0 or not 0 <= self.momentum < 1:
+            raise ValueError(
+                f"batches of {self.batch_size}, rate {self.learning_rate}, momentum {self.momentum}: "
+                "must be at least 1, above 0, and at least 0 and below 1"
+            )
+
+    def rate(self, epoch: int) -> float:
+        """In that epoch, counted from 0."""
+        return self.learning_rate * 0.1 ** sum(epoch >= drop for drop in self.drops)
+
+
+class Descent:
+    """One node's model, `vector` float32 (P,), on its images x uint8 (N, C, H, W), y int64 (N).
+
+    Others may change `vector` in place between steps. Raises ValueError for no images.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        start: Weights,
+        x: npt.NDArray[np.uint8],
+        y: npt.NDArray[np.int64],
+        recipe: Recipe,
+        *,
+        seed: int,
+        node: int,
+    ) -> None:
+        if len(x) == 0 or len(x) != len(y):
+            raise ValueError(f"{len(x)} images with {len(y)} labels: nothing to train on")
+        self.recipe = recipe
+        self.vector = flat(graph.layout, start)
+        self.velocity = np.zeros_like(self.vector)
+        self.batches = 0  # done
+        self._graph, self._x, self._y = graph, x, y
+        self._seed, self._node = seed, node
+        self._scratch = np.empty_like(self.vector)
+        self._epoch, self._order = -1, np.empty(0, np.int64)
+        self._decayed = [t.name for t in graph.layout.tensors if len(t.shape) > 1]
+
+    @property
+    def batches_an_epoch(self) -> int:
+        return -(-len(self._x) // self.recipe.batch_size)
+
+    @property
+    def epochs(self) -> float:
+        """Done so far."""
+        return self.batches / self.batches_an_epoch
+
+    def step(self) -> float:
+        """One batch; returns its mean loss (nats). Raises ValueError where that is not finite."""
+        recipe = self.recipe
+        epoch, batch = divmod(self.batches, self.batches_an_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, self._draw(epoch, -1).permutation(len(self._x))
+        chosen = self._order[batch * recipe.batch_size :][: recipe.batch_size]
+        draw = self._draw(epoch, batch)
+        images = augmented(self._x[chosen], draw, recipe.shift_pixels, recipe.distortion)
+        weights = views(self._graph.layout, self.vector)
+        loss, gradients = self._graph.step(weights, images, self._y[chosen])
+        rate = recipe.rate(epoch)
+        if not math.isfinite(loss):
+            raise ValueError(f"loss is {loss} after {self.batches} batches, at a learning rate of {rate}")
+        gradient = flat(self._graph.layout, gradients, out=self._scratch)
+        if recipe.weight_decay:
+            of = views(self._graph.layout, gradient)
+            for name in self._decayed:
+                of[name] += np.float32(recipe.weight_decay) * weights[name]
+        self.velocity *= np.float32(recipe.momentum)
+        self.velocity += gradient
+        np.multiply(self.velocity, np.float32(rate), out=gradient)
+        self.vector -= gradient
+        self.batches += 1
+        return loss
+
+    def state(self) -> dict[str, Floats | int]:
+        """What `restore` needs; the arrays are the descent's own."""
+        return {"vector": self.vector, "velocity": self.velocity, "batches": self.batches}
+
+    def restore(self, vector: Floats, velocity: Floats, batches: int) -> None:
+        """Goes on from `state`. Raises ValueError for another model's."""
+        if vector.shape != self.vector.shape or velocity.shape != self.vector.shape or batches < 0:
+            raise ValueError(
+                f"a state of {vector.shape} and {velocity.shape}, this model's {self.vector.shape}"
+            )
+        self.vector[...], self.velocity[...], self.batches = vector, velocity, batches
+
+    def _draw(self, epoch: int, batch: int) -> np.random.Generator:
+        """Of one batch; -1: of the epoch's order."""
+        key = np.random.SeedSequence((self._seed, self._node, epoch, batch + 1))
+        return np.random.Generator(np.random.Philox(key))
+
+
+def mean_of(vectors: list[Floats]) -> Floats:
+    """The mean model (P,)."""
+    total = np.zeros(vectors[0].shape, np.float64)
+    for vector in vectors:
+        total += vector
+    mean: Floats = (total / len(vectors)).astype(np.float32)
+    return mean
+
+
+def consensus_distance(vectors: list[Floats]) -> float:
+    """Root mean square, over nodes, of the distance of a node's model from the mean one."""
+    mean = mean_of(vectors)
+    return math.sqrt(
+        sum(float(np.square(vector - mean, dtype=np.float64).sum()) for vector in vectors) / len(vectors)
+    )

@@ -1,0 +1,199 @@
+"""One node's share of a gossip: neighbours' models flow into one another, and their mean stays what it was.
+
+D-PSGD (Lian et al., NeurIPS 2017) and RD-PSGD (Meng et al., 2021, Algorithm 2), without rounds that anybody
+would have to keep. Each edge counts its own exchanges, one after the other; the exchange's number takes the
+place of the round in drawing its mask. Both ends send their values at the mask when they come to it, and add
+weight * (received - sent) once they have the other's values and know that the other has theirs: both ends do
+or, in the end, none. What one model gains the other loses, however late, and whatever the models became since
+(`codec.sparse`). Where nobody is late this is the papers' algorithm. A neighbour that is silent leaves its
+edge's exchange open; its weight stays with the node, and nothing waits for it.
+
+An end that lost its memory begins at exchange 0; it takes over the number of a neighbour that is further on.
+An end whose values are refused (another seed, weight, share or model) does not send more of them until it
+hears values that it can use.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import blake2s
+
+import numpy as np
+
+from onboard.codec import sparse
+from onboard.codec.layout import Floats
+from onboard.codec.mask import Draw, Mask, drawn
+from onboard.codec.sparse import Answer, BadExchange
+from onboard.codec.values import Form
+
+Message = bytes | memoryview
+
+
+class Over(BadExchange):
+    """The values are of an exchange that is over: whoever sent them has forgotten how far this edge was."""
+
+
+@dataclass(slots=True)
+class _Edge:
+    """Where an edge stands. `number`: of the exchange that is open, or opens next."""
+
+    weight: float
+    seed: int
+    number: int = 0
+    mask: Mask | None = None
+    message: Message = b""
+    sent: Floats | None = None
+    there: bool = False  # the neighbour has ours, durably
+    received: Floats | None = None
+    early: Message = b""  # theirs of the next exchange: they knew before this end that this one is complete
+    shut: bool = False  # ours were refused, and nothing usable was heard since
+
+    @property
+    def complete(self) -> bool:
+        return self.sent is not None and self.there and self.received is not None
+
+    def begin(self, number: int) -> None:
+        """Nothing of exchange `number` is known yet."""
+        self.number, self.mask, self.message = number, None, b""
+        self.sent, self.there, self.received = None, False, None
+
+
+class Gossip:
+    """node, its neighbours' `weights` W_ij, and what all nodes share: `seed`, `share` (p = share / 65536) and
+    `form` of the values, for models of `size` coordinates.
+
+    `numbers`: of the exchanges at which an earlier life stood, by neighbour. Raises ValueError for weights
+    that are not positive or sum to more than 1.
+    """
+
+    def __init__(
+        self,
+        node: int,
+        weights: Mapping[int, float],
+        *,
+        size: int,
+        seed: int,
+        share: int,
+        form: Form = Form.FP32,
+        numbers: Mapping[int, int] | None = None,
+    ) -> None:
+        if min(weights.values(), default=1.0) <= 0 or sum(weights.values()) > 1 + 1e-9:
+            raise ValueError(f"weights of node {node}: {dict(weights)}, must be above 0 and sum to 1 at most")
+        self.node, self.size, self.share, self.form = node, size, share, form
+        self.exchanges = 0  # completed by this end
+        numbers = numbers or {}
+        self._edges = {
+            peer: _Edge(weight, _edge_seed(seed, weight), numbers.get(peer, 0))
+            for peer, weight in weights.items()
+        }
+
+    @property
+    def numbers(self) -> dict[int, int]:
+        """Of the exchange that is open, or opens next, by neighbour: to persist with the model."""
+        return {peer: edge.number for peer, edge in self._edges.items()}
+
+    @property
+    def waits_for(self) -> frozenset[int]:
+        """Neighbours with whom an exchange was opened and is not complete."""
+        return frozenset(
+            peer for peer, edge in self._edges.items() if edge.sent is not None and not edge.complete
+        )
+
+    @property
+    def complete(self) -> tuple[int, ...]:
+        """Neighbours with whom `mix` has something to do."""
+        return tuple(peer for peer, edge in self._edges.items() if edge.complete)
+
+    def open(self, vector: Floats) -> dict[int, Message]:
+        """Opens an exchange with every neighbour that has none open: the messages to send, by neighbour.
+
+        vector: the model, float32 (size,). A message must be durable before it leaves: an end that sends
+        other values under the same number after a restart would change the mean.
+        """
+        return {
+            peer: self._open(peer, edge, vector)
+            for peer, edge in self._edges.items()
+            if edge.sent is None and not edge.shut
+        }
+
+    def reopen(self, peer: int, message: Message) -> None:
+        """An exchange that an earlier life opened with this message. Raises BadExchange, KeyError."""
+        edge = self._edges[peer]
+        edge.begin(sparse.parse(message).round)
+        edge.sent, edge.message = sparse.decode(message, self._mask(peer, edge)), message
+
+    def message(self, peer: int) -> Message:
+        """What was sent in the open exchange; empty if none is open."""
+        return self._edges[peer].message
+
+    def take(self, peer: int, message: Message) -> None:
+        """A neighbour's values: durable before it is told so. `mix` then may have something to do.
+
+        Raises Over and BadExchange for what cannot be used; nothing changes. KeyError for no neighbour.
+        """
+        edge = self._edges[peer]
+        header = sparse.parse(message)
+        if header.round < edge.number:
+            raise Over(f"exchange {header.round} with node {peer} is over, at {edge.number}")
+        mask = self._mask(peer, edge) if header.round == edge.number else self._drawn(peer, header.round)
+        received = sparse.decode(message, mask)
+        if header.round == edge.number + 1 and edge.sent is not None and edge.received is not None:
+            edge.there, edge.early = True, message  # it would not go on without ours
+            return
+        if (
+            header.round > edge.number
+        ):  # it opens one only when the last is over: this end forgot how far it was
+            edge.begin(header.round)
+            edge.mask = mask
+        edge.received, edge.shut = received, False
+
+    def delivered(self, peer: int) -> None:
+        """The neighbour has what was sent in the open exchange, durably."""
+        edge = self._edges[peer]
+        edge.there = edge.sent is not None
+
+    def refused(self, peer: int) -> None:
+        """The neighbour does not want what was sent: the exchange does not take place, on either side."""
+        edge = self._edges[peer]
+        edge.begin(edge.number)
+        edge.shut = True
+
+    def mix(self, vector: Floats) -> tuple[int, ...]:
+        """Mixes `vector` (size,) in place with all neighbours whose exchange is complete; returns which."""
+        peers = self.complete
+        answers = []
+        for peer in peers:
+            edge = self._edges[peer]
+            if edge.sent is not None and edge.received is not None:
+                answers.append(Answer(self._mask(peer, edge), edge.weight, edge.sent, edge.received))
+        sparse.mix(vector, answers)
+        for peer in peers:
+            edge = self._edges[peer]
+            edge.begin(edge.number + 1)
+            if edge.early:
+                edge.received, edge.early = sparse.decode(edge.early, self._mask(peer, edge)), b""
+        self.exchanges += len(peers)
+        return peers
+
+    def _open(self, peer: int, edge: _Edge, vector: Floats) -> Message:
+        edge.message, edge.sent = sparse.outgoing(vector, self._mask(peer, edge), self.form)
+        return edge.message
+
+    def _mask(self, peer: int, edge: _Edge) -> Mask:
+        """Of the edge's exchange in hand."""
+        if edge.mask is None:
+            edge.mask = self._drawn(peer, edge.number)
+        return edge.mask
+
+    def _drawn(self, peer: int, number: int) -> Mask:
+        seed = self._edges[peer].seed
+        return drawn(Draw(seed, number, (self.node, peer), self.share), self.size)
+
+
+def _edge_seed(seed: int, weight: float) -> int:
+    """Two ends that weigh their edge differently would change the mean: they draw different masks instead,
+    and refuse each other."""
+    weighed = struct.pack("<Qf", seed, np.float32(weight))
+    return int.from_bytes(blake2s(weighed, digest_size=8).digest(), "little")

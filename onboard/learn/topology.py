@@ -1,0 +1,81 @@
+"""Who mixes with whom, and how much: symmetric weights whose rows sum to 1, whatever the graph.
+
+Metropolis-Hastings weights (Xiao and Boyd, "Fast linear iterations for distributed averaging", Systems and
+Control Letters 53, 2004, section 4.2): W_ij = 1 / (1 + max(d_i, d_j)) for neighbours with d_i and d_j
+neighbours each. An end needs to know no more than that of its neighbours. On a ring it is the 1/3 of RD-PSGD,
+on a complete graph 1/n.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+Edge = tuple[int, int]  # lower node number first
+Weights = Mapping[int, Mapping[int, float]]
+"""W_ij by i and its neighbours j; what a row lacks to 1 is W_ii."""
+
+
+def ring(nodes: Sequence[int]) -> frozenset[Edge]:
+    """Each with the next, the last with the first. Two nodes have one edge, one has none."""
+    return _edges(zip(nodes, [*nodes[1:], *nodes[:1]], strict=True))
+
+
+def torus(nodes: Sequence[int], columns: int) -> frozenset[Edge]:
+    """Rows of `columns` nodes, each row and each column a ring: planes of a constellation.
+
+    Raises ValueError where the rows are not all full.
+    """
+    if columns < 1 or len(nodes) % columns:
+        raise ValueError(f"{len(nodes)} nodes do not fill rows of {columns}")
+    rows = [nodes[at : at + columns] for at in range(0, len(nodes), columns)]
+    lines = [*rows, *(list(column) for column in zip(*rows, strict=True))]
+    return frozenset().union(*(ring(line) for line in lines))
+
+
+def star(nodes: Sequence[int]) -> frozenset[Edge]:
+    """The first with each of the others."""
+    return _edges((nodes[0], other) for other in nodes[1:])
+
+
+def complete(nodes: Sequence[int]) -> frozenset[Edge]:
+    """Each with each."""
+    return _edges((a, b) for a in nodes for b in nodes)
+
+
+def metropolis(edges: Iterable[Edge]) -> dict[int, dict[int, float]]:
+    """Metropolis-Hastings weights W_ij by i and j, both ways."""
+    edges = frozenset(edges)
+    ends = [end for edge in edges for end in edge]
+    degree = {node: ends.count(node) for node in ends}
+    weights: dict[int, dict[int, float]] = {node: {} for node in sorted(degree)}
+    for a, b in sorted(edges):
+        weights[a][b] = weights[b][a] = 1 / (1 + max(degree[a], degree[b]))
+    return weights
+
+
+def matrix(weights: Weights, nodes: Sequence[int]) -> npt.NDArray[np.float64]:
+    """W (n, n), in the order of `nodes`. Raises ValueError unless it is symmetric, and no row has a negative
+    weight or sums to more than 1."""
+    at = {node: index for index, node in enumerate(nodes)}
+    whole = np.zeros((len(nodes), len(nodes)))
+    for node, row in weights.items():
+        for other, weight in row.items():
+            whole[at[node], at[other]] = weight
+    rest = 1 - whole.sum(axis=1)
+    if (whole < 0).any() or (rest < -1e-9).any() or not np.array_equal(whole, whole.T):
+        raise ValueError(f"weights are not symmetric and stochastic: {weights}")
+    return whole + np.diag(rest)
+
+
+def slowest(weights: Weights, nodes: Sequence[int]) -> float:
+    """The second largest magnitude of W's eigenvalues: what a round leaves of the slowest difference between
+    models. 1 for a graph in parts, which never agree."""
+    magnitudes = np.sort(np.abs(np.linalg.eigvalsh(matrix(weights, nodes))))
+    return float(magnitudes[-2]) if len(nodes) > 1 else 0.0
+
+
+def _edges(pairs: Iterable[tuple[int, int]]) -> frozenset[Edge]:
+    return frozenset((min(pair), max(pair)) for pair in pairs if pair[0] != pair[1])
