@@ -65,7 +65,7 @@ COURSES = (
 
 
 def measure(tell: Progress, *, seeds: int, only: str, cfdp_python: str | None) -> list[Row]:
-    """Takes about twelve minutes with three seeds, nearly all of it waiting. Raises LabError."""
+    """Takes about eleven minutes with three seeds, nearly all of it waiting. Raises LabError."""
     courses = [course for course in COURSES if course.name.startswith(only)]
     if not courses:
         raise click.UsageError(f"--only {only!r}: no link begins so")
