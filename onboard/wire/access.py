@@ -13,14 +13,16 @@ from onboard.wire.timing import Timing
 
 
 class Access:
-    """One end's. Tells `timing` the rate of each contact, and `air` when it closes.
+    """One end's, which `started` then. Tells `timing` the rate of each contact, and `air` when it closes.
 
     `bulk_at`: when on the link's clock the next frame of an object may leave, as far as the allowance goes;
     -inf for whenever the link carries it.
     """
 
-    def __init__(self, timing: Timing, air: Air, contacts: Contacts, allowance: Allowance) -> None:
-        self._timing, self._air = timing, air
+    def __init__(
+        self, timing: Timing, air: Air, contacts: Contacts, allowance: Allowance, started: float
+    ) -> None:
+        self._timing, self._air, self._started = timing, air, started
         self._contacts, self._allowance = contacts, allowance
         self._window: Window | None = None
         self.bulk_at = -math.inf
@@ -58,6 +60,8 @@ class Access:
             self._window = window
             self._timing.run_at(window.rate_bps)
             self._allowance.contact(window)
+            if window.rise > self._started:
+                self._air.contact_begins()
         elif not self.is_up(now):
             self._allowance.ends(now)
         self._air.closes_at = self._contacts.closes_up_s(now)

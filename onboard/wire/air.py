@@ -30,8 +30,12 @@ class Air:
         at = max(now, self._pacer.opens_at)
         if self._turn is not None:
             at = self._turn.opens_at(at)
-        end = max(at, self._pacer.end) + self._timing.keying_s + self._timing.frame_s
+        end = max(at, self._pacer.latest) + self._timing.keying_s + self._timing.frame_s
         return at if end <= self.closes_at else max(at, self.closes_at)
+
+    def contact_begins(self) -> None:
+        """The port has nothing left of what was sent before."""
+        self._pacer.port_is_empty()
 
     def in_turn(self, now: float) -> bool:
         """Whether this end is within a turn that it has to hand over."""

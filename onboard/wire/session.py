@@ -111,7 +111,7 @@ class Session:
         self._greeting = self._seals.greeting
         self._air = Air(self._timing, now)
         allowance = Allowance(limits.bytes_per_contact, limits.bytes_per_day, spent, now)
-        self._access = Access(self._timing, self._air, Contacts(contacts, now, now), allowance)
+        self._access = Access(self._timing, self._air, Contacts(contacts, now, now), allowance, now)
         self._hearing = Hearing()
         framing_bytes = wire_bytes(OVERHEAD_BYTES)
         lengths = Lengths(link.frame_loss, link.bit_error_rate, framing_bytes, self._timing.frame_bytes)

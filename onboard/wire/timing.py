@@ -121,12 +121,14 @@ class Pacer:
     """Hands out airtime as the link has it: a token bucket two frames deep, counted in time on the air.
 
     `end` is when all that was handed out has left the antenna. So a frame never finds more than one
-    other in the port's buffer, and what is urgent waits two frame times at most.
+    other in the port's buffer, and what is urgent waits two frame times at most. `latest` is when it has
+    if a run that was killed just before this one's start had filled that buffer.
     """
 
     def __init__(self, timing: Timing, now: float) -> None:
         self._timing = timing
         self.end = now
+        self.latest = now + timing.keying_s + max(timing.frame_s, _DEPTH_S) + timing.frame_s
         self.airtime_s = 0.0
 
     @property
@@ -134,9 +136,14 @@ class Pacer:
         """The earliest time for the next frame."""
         return self.end - max(self._timing.frame_s, _DEPTH_S)
 
+    def port_is_empty(self) -> None:
+        """Of an earlier run nothing is left."""
+        self.latest = self.end
+
     def sent(self, frame_bytes: int, now: float, *, keyed: bool) -> float:
         """A frame leaves; returns when its last bit has. `keyed`: the transmitter has to be keyed for it."""
         airtime_s = self._timing.airtime_s(frame_bytes) + (self._timing.keying_s if keyed else 0.0)
         self.end = max(self.end, now) + airtime_s
+        self.latest = max(self.latest, now) + airtime_s
         self.airtime_s += airtime_s
         return self.end

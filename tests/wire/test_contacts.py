@@ -151,6 +151,16 @@ def test_a_window_is_used_from_its_rise_to_its_set() -> None:
     assert busy_s > 0.95 * 60.0
 
 
+def test_what_a_run_before_left_in_the_port_is_off_the_air_by_the_set() -> None:
+    frame_s = FULL.mtu_bytes * 8 / FULL.rate_up_bps
+    for boots, leaves in ((10.0 - 2.5 * frame_s, False), (10.0 - 4.0 * frame_s, True), (-5.0, True)):
+        plan = [Window(10.0 - 5 * frame_s if boots < 0 else 0.0, 10.0)]
+        session = Session(node=7, peer=0, key=KEY, link=FULL, master=False, epoch=2, contacts=plan, now=boots)
+        at = max(boots, 10.0 - 2.5 * frame_s)
+        session.tell(b"health", at)
+        assert (session.transmit(at) is not None) is leaves
+
+
 def test_each_window_has_its_own_rate() -> None:
     plan = [Window(0.0, 20.0, 4800.0), Window(100.0, 120.0), Window(200.0, 220.0, 9600.0)]
     pair = Pair(uhf_full(rate_up_bps=19200, rate_down_bps=19200), contacts=plan)
