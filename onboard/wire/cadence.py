@@ -6,8 +6,6 @@ no more, so that a receiver that dies takes little with it and a peer that is aw
 
 from __future__ import annotations
 
-import math
-
 from onboard.wire.frame import OVERHEAD_BYTES
 from onboard.wire.loss import Loss
 from onboard.wire.timing import RETRY_S, Timing
@@ -49,15 +47,12 @@ class Cadence:
         return max(4, round((self._round_trips + 1) * round_trip), outgoing.count // 64)
 
     def wants_report(self, outgoing: Outgoing, unasked: int, *, last: bool) -> bool:
-        """Whether the next frame of an object's bulk asks for a REPORT: the last that may leave, and so many
-        in a window that all but the last may be in vain and the flow does not stall; `unasked` left since the
-        last that did. On half-duplex the end of the turn asks."""
+        """Whether the next frame of an object's bulk asks for a REPORT: the last that may leave, and one a
+        round trip; `unasked` left since. On half-duplex the end of the turn asks."""
         if self.by_turns:
             return False
         window = self.window(outgoing)
-        round_trip = self._timing.round_trip_fragments(outgoing.count, outgoing.fragment_bytes)
-        between = math.ceil((window - round_trip) / self._round_trips)
-        return last or outgoing.in_flight + 1 >= window or unasked + 1 >= between
+        return last or outgoing.in_flight + 1 >= window or unasked + 1 >= window // (self._round_trips + 1)
 
     def repair_asks(self, outgoing: Outgoing, asks: int) -> bool:
         """Whether a REPAIR is sent in a POLL's place: it asks as well, may be what is missing, and in the
