@@ -254,17 +254,17 @@ class Leg:
             return [wire]
         chunk = wire[:-1]
         try:
-            frame = cobs.decode(chunk)
-        except cobs.BadCobs:
+            frame = framing.unproven(cobs.decode(chunk))
+        except (cobs.BadCobs, framing.BadFrame):
             return [wire]
-        side: Side = "ground" if frame[3] == 0 else "board"
-        if self.pair.ends[side].pump is None or framing.is_hello(frame) or wire[-1]:
+        side: Side = "ground" if frame.destination == 0 else "board"
+        if self.pair.ends[side].pump is None or frame.type is framing.Type.HELLO or wire[-1]:
             return [wire]
         if self._takes(side, chunk):
             if len(self._old) >= REPLAYABLE:
                 self._old.pop(self.random.randrange(REPLAYABLE))
-            transmission = int.from_bytes(frame[4:6], "big"), int.from_bytes(frame[6:10], "big")
-            self._old.append(Taken(side, self.pair.ends[side].session.epoch, transmission, chunk))
+            epoch = self.pair.ends[side].session.epoch
+            self._old.append(Taken(side, epoch, (frame.epoch, frame.seq), chunk))
         return []
 
 

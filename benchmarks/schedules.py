@@ -26,9 +26,10 @@ from benchmarks.result import Row
 from benchmarks.transfer import FOREVER_S, payload_of, radio
 from firmware_sim.channel import SIDES, Channel, Side
 from onboard.wire import cobs
+from onboard.wire import frame as framing
 from onboard.wire.contacts import Window
 from onboard.wire.events import Limits
-from onboard.wire.frame import HEADER_BYTES, OVERHEAD_BYTES, TAG_BYTES, Type
+from onboard.wire.frame import OVERHEAD_BYTES, Type
 from onboard.wire.messages import digest as digest_of
 
 COUNT = 2000
@@ -308,20 +309,21 @@ class Schedule:
         """A frame leaves; if it is a command that waited, that was its wait."""
         if not self._in_contact(on_s, until_s):
             raise Broken(RULES[4], f"{side} transmits from {on_s:.6f} to {until_s:.6f} s")
-        frame = cobs.decode(wire[:-1])
-        if frame[0] & 0x1F == Type.MSG:
-            told = self._told.pop(frame[HEADER_BYTES:-TAG_BYTES], None)
+        frame = framing.unproven(cobs.decode(wire[:-1]))
+        if frame.type is Type.MSG:
+            told = self._told.pop(frame.payload, None)
             if told is not None:
                 self.waits.append((on_s - told[1]) / self._frame_s)
 
     def _check_taken(self, end: End, wire: bytes) -> None:
         """An end took a frame: the first time in this life, and nothing from before it."""
-        frame = cobs.decode(wire[:-1])
-        transmission = int.from_bytes(frame[4:6], "big"), int.from_bytes(frame[6:10], "big")
+        raw = cobs.decode(wire[:-1])
+        frame = framing.unproven(raw)
+        transmission = frame.epoch, frame.seq
         taken = self._taken.setdefault((end.side, end.session.epoch), set())
-        if frame in taken or transmission <= end.floor:
+        if raw in taken or transmission <= end.floor:
             raise Broken(RULES[2], f"{end.side} took epoch, seq {transmission}, floor {end.floor}")
-        taken.add(frame)
+        taken.add(raw)
         self.tally["frames taken"] += 1
 
 

@@ -1,8 +1,8 @@
 """An encrypted frame says what a plain one says, and only to whoever holds the key.
 
 AES-256-CCM (NIST SP 800-38C, RFC 3610) hides the payload; the header stays readable and is authenticated with
-it, and CCM's tag of 8 B takes the place of BLAKE2s's, so a frame is as long as a plain one. The nonce is what
-the header says at offsets 2 to 9 (source, destination, epoch, seq) and five zero bytes.
+it, and CCM's tag of 8 B takes the place of BLAKE2s's, so a frame is as long as a plain one. The nonce is the
+header's bytes 2 to 9 as sent (source, destination, epoch, seq) and five zero bytes.
 
 CCM stands on a nonce that is used once under its key: two payloads under one give their exclusive or away.
 Here it is. The subkey (`seal`) is of one direction, key id and salt, and of no other purpose, so no tag of a

@@ -23,17 +23,22 @@ def wire_bytes(frame_bytes: int) -> int:
 
 def encode(data: bytes) -> bytes:
     """`data` without a zero byte, and one 0x00 behind it."""
-    runs = data.split(b"\0")
-    if len(data) < _RUN_BYTES:  # no run can be too long for its code: the frames of slow links
-        return b"".join([_CODES[len(run)] + run for run in runs]) + b"\0"
     blocks = []
-    for run in runs:
-        while len(run) >= _RUN_BYTES:
-            blocks.append(b"\xff" + run[:_RUN_BYTES])
-            run = run[_RUN_BYTES:]
-        blocks.append(_CODES[len(run)] + run)  # a full block stands for no zero, so the zero is said here
-    if runs[-1] and not run:
-        blocks.pop()  # unless the full block is the last: nothing follows
+    if len(data) < _RUN_BYTES:  # no run can be too long for its code: the frames of slow links
+        if 0 not in data:
+            return _CODES[len(data)] + data + b"\0"
+        for run in data.split(b"\0"):
+            blocks.append(_CODES[len(run)])
+            blocks.append(run)
+    else:
+        runs = data.split(b"\0")
+        for run in runs:
+            while len(run) >= _RUN_BYTES:
+                blocks.append(b"\xff" + run[:_RUN_BYTES])
+                run = run[_RUN_BYTES:]
+            blocks.append(_CODES[len(run)] + run)  # a full block stands for no zero, so the zero is said here
+        if runs[-1] and not run:
+            blocks.pop()  # unless the full block is the last: nothing follows
     blocks.append(b"\0")
     return b"".join(blocks)
 
@@ -43,26 +48,28 @@ def decode(chunk: bytes) -> bytes:
     end = len(chunk)
     if end == 0 or 0 in chunk:
         raise BadCobs(f"{end} B of which {chunk.count(0)} are zero: no chunk is empty or holds a zero")
-    data = bytearray(chunk)
-    at = 0
+    at = code = chunk[0]
+    if at == end:
+        return chunk[1:]  # a single block: of 200 random bytes nearly half
+    data = bytearray(chunk[1:])  # what is at `at` in the chunk is one before in here
     if end <= _RUN_BYTES:  # every code stands where a zero was
         while at < end:
-            code = data[at]
-            data[at] = 0
+            code = chunk[at]
+            data[at - 1] = 0
             at += code
     else:
-        full = []  # where a code follows a full block, which stands for no zero
+        full = [at] if code == 0xFF else []  # where a code follows a full block, which stands for no zero
         while at < end:
-            code = data[at]
-            data[at] = 0
+            code = chunk[at]
+            data[at - 1] = 0
             at += code
             if code == 0xFF:
                 full.append(at)
         for extra in reversed(full):
-            del data[extra : extra + 1]  # nothing where the full block is the last
+            del data[extra - 1 : extra]  # nothing where the full block is the last
     if at > end:
         raise BadCobs(f"the last block of {code} B passes the end by {at - end} B")
-    return bytes(data[1:])
+    return bytes(data)
 
 
 class Splitter:

@@ -17,6 +17,11 @@ offset width field
 14 + L 8     tag: BLAKE2s-64, keyed, over everything before it; with ENC see `cipher`
 ====== ===== ==============================================================================
 
+In the header 0x00 and 0xF8 then change places. Small numbers in wide fields are mostly zeros, and each zero
+is a run of its own to COBS: they took a quarter of the time that a frame of 200 B takes. 0xF8 is rare there
+(priority 7 with POLL and OVER, node 248), begins no frame of this version, and is not 0xFF; and in it ENC and
+the key id are zero, so that these stand in a frame as they are.
+
 The tag stands in for a CRC: at 64 bits a damaged frame passes once in 1.8e19, and a forged one no
 more often. This file knows bytes only; whose key it is and whether a seq was seen are `seal`'s.
 """
@@ -44,6 +49,10 @@ POLL, OVER, ENC = 0x10, 0x08, 0x04
 """Bits of the second byte, between the priority (above) and the key id (below)."""
 
 _HEADER = struct.Struct(">BBBBHIHH")
+_VERSION = VERSION << 5
+_SWAP = bytes.maketrans(b"\x00\xf8", b"\xf8\x00")
+# Slices made once: decoding cuts four times, which takes 0.08 us less of its 0.9.
+_HEAD, _BODY, _TAG = slice(HEADER_BYTES), slice(HEADER_BYTES, -TAG_BYTES), slice(-TAG_BYTES, None)
 
 
 class Type(IntEnum):
@@ -60,7 +69,9 @@ class Type(IntEnum):
     MSG = 8
 
 
-_FIRST = {VERSION << 5 | kind: kind for kind in Type}  # a look-up takes a fifth of the time of Type(n)
+# What a frame of this version is, by its first byte, which the swap leaves alone. A look-up takes a fifth of
+# the time of Type(n).
+_KINDS = [next((kind for kind in Type if first == _VERSION | kind), None) for first in range(256)]
 # What the second byte says: priority, poll, over, encrypted, key id. Likewise.
 _FLAGS = [
     (flags >> 5, flags & POLL != 0, flags & OVER != 0, flags & ENC != 0, flags & 0x03) for flags in range(256)
@@ -122,7 +133,9 @@ def encode(
     """
     try:  # as `header` does, and not by it: a call more takes 0.2 us, this function 0.8
         body = (
-            _HEADER.pack(VERSION << 5 | kind, flags, source, destination, epoch, seq, object_id, fragment)
+            _HEADER.pack(
+                _VERSION | kind, flags, source, destination, epoch, seq, object_id, fragment
+            ).translate(_SWAP)
             + payload
         )
     except struct.error as error:
@@ -134,34 +147,36 @@ def encode(
 
 
 def header(kind: Type, *fields: int) -> bytes:
-    """The 14 B before a payload; `fields` as those of `encode`, in its order.
+    """The 14 B before a payload, as sent; `fields` as those of `encode`, in its order.
 
     Raises ValueError for a field too large for its width.
     """
     try:
-        return _HEADER.pack(VERSION << 5 | kind, *fields)
+        return _HEADER.pack(_VERSION | kind, *fields).translate(_SWAP)
     except struct.error as error:
         raise ValueError(f"{(kind, *fields)} do not fit a header: {error}") from None
 
 
+def route(source: int, destination: int) -> bytes:
+    """Bytes 2 and 3 of every frame from one node to another, as sent."""
+    return bytes((source, destination)).translate(_SWAP)
+
+
 def is_shaped(raw: bytes) -> bool:
-    """Whether the bytes look like a frame of this version, whoever made it."""
-    return len(raw) >= OVERHEAD_BYTES and raw[0] >> 5 == VERSION
+    """Whether the bytes have the length and the first byte of a frame, whoever made it."""
+    return len(raw) >= OVERHEAD_BYTES and _KINDS[raw[0]] is not None
 
 
 def unproven(raw: bytes) -> Frame:
-    """What the bytes say of themselves, for a person to read; nothing of it is proven.
+    """What the bytes say of themselves; nothing of it is proven.
 
     Raises BadFrame for what has not the shape of a frame.
     """
-    if not is_shaped(raw):
+    if len(raw) < OVERHEAD_BYTES or (kind := _KINDS[raw[0]]) is None:
         raise _shapeless(raw)
-    first, flags, *rest = _HEADER.unpack_from(raw)
-    if first not in _FIRST:
-        raise BadFrame("type", f"{first & 0x1F} is no frame type of version {VERSION}")
+    _, flags, *rest = _HEADER.unpack(raw[_HEAD].translate(_SWAP))
     source, destination, epoch, seq, object_id, fragment = rest
-    payload = raw[HEADER_BYTES:-TAG_BYTES]
-    return Frame(_FIRST[first], source, destination, epoch, seq, object_id, fragment, payload, *_FLAGS[flags])
+    return Frame(kind, source, destination, epoch, seq, object_id, fragment, raw[_BODY], *_FLAGS[flags])
 
 
 def is_hello(raw: bytes) -> bool:
@@ -179,26 +194,25 @@ def decode(raw: bytes, key: blake2s) -> Frame:
 
     Raises BadFrame for anything else.
     """
-    if len(raw) < OVERHEAD_BYTES or raw[0] >> 5 != VERSION:
+    if len(raw) < OVERHEAD_BYTES or (kind := _KINDS[raw[0]]) is None:
         raise _shapeless(raw)
-    body = raw[:-TAG_BYTES]
+    head, payload = raw[_HEAD], raw[_BODY]
     tag = key.copy()
-    tag.update(body)
-    if not compare_digest(tag.digest(), raw[-TAG_BYTES:]):
+    tag.update(head)
+    tag.update(payload)
+    if not compare_digest(tag.digest(), raw[_TAG]):
         raise BadFrame("tag", "altered, or made with another key")
-    first, flags, source, destination, epoch, seq, object_id, fragment = _HEADER.unpack_from(raw)
-    if first not in _FIRST:
-        raise BadFrame("type", f"{first & 0x1F} is no frame type of version {VERSION}")
+    _, flags, source, destination, epoch, seq, object_id, fragment = _HEADER.unpack(head.translate(_SWAP))
     priority, poll, over, encrypted, key_id = _FLAGS[flags]
     return Frame(
-        _FIRST[first],
+        kind,
         source,
         destination,
         epoch,
         seq,
         object_id,
         fragment,
-        body[HEADER_BYTES:],
+        payload,
         priority,
         poll,
         over,
@@ -210,4 +224,6 @@ def decode(raw: bytes, key: blake2s) -> Frame:
 def _shapeless(raw: bytes) -> BadFrame:
     if len(raw) < OVERHEAD_BYTES:
         return BadFrame("short", f"{len(raw)} B, a frame has at least {OVERHEAD_BYTES}")
-    return BadFrame("version", f"{raw[0] >> 5}, this is version {VERSION}")
+    if raw[0] >> 5 != VERSION:
+        return BadFrame("version", f"{raw[0] >> 5}, this is version {VERSION}")
+    return BadFrame("type", f"{raw[0] & 0x1F} is no frame type of version {VERSION}")

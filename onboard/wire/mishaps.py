@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
+from onboard.wire import frame as framing
 from onboard.wire.events import Event, Expired, OtherForm, Refused, UnknownPeer, WrongKey
-from onboard.wire.frame import ENC
 from onboard.wire.messages import Reason
 from onboard.wire.seal import Opener
 
@@ -36,16 +36,16 @@ class Mishaps:
         bad_tags = sum(opener.bad_tags for opener in self._openers)
         other_form = sum(opener.plain_dropped + opener.encrypted_dropped for opener in self._openers)
         events: list[Event] = []
-        if misaddressed > self._misaddressed and raw[2] not in self._known:
-            self._strangers[raw[2]] += 1
-            if self._strangers[raw[2]] == _STRANGER_FRAMES:
-                events.append(UnknownPeer(raw[2]))
+        if misaddressed > self._misaddressed and (source := framing.unproven(raw).source) not in self._known:
+            self._strangers[source] += 1
+            if self._strangers[source] == _STRANGER_FRAMES:
+                events.append(UnknownPeer(source))
         if bad_tags > self._bad_tags:
             self._wrong_in_a_row += 1
             if self._wrong_in_a_row == _WRONG_TAGS:
                 events.append(WrongKey())
         if other_form > self._other_form:
-            encrypted = raw[1] & ENC != 0
+            encrypted = framing.unproven(raw).encrypted
             self._other_form_in_a_row += 1
             if self._other_form_in_a_row == (_ENCRYPTED if encrypted else 1):
                 events.append(OtherForm(encrypted))

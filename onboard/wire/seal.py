@@ -206,7 +206,8 @@ class Opener:
     ) -> None:
         self._held = {0: key} if isinstance(key, bytes) else key
         self._purpose, self._encrypted = purpose, encrypted
-        self._route = bytes((source, destination))
+        self.source, self.destination = source, destination
+        self._route = framing.route(source, destination)
         self.opened = self.malformed = self.misaddressed = self.bad_tags = self.replays = 0
         self.unknown_keys = self.plain_dropped = self.encrypted_dropped = 0
         self.use(salt, floor)
@@ -245,7 +246,7 @@ class Opener:
             else:
                 self.malformed += 1
             return None
-        key = self._keys.get(raw[1] & (ENC | 0x03))  # none for what is encrypted
+        key = self._keys.get(raw[1] & (ENC | 0x03))  # bits as they are; none for what is encrypted
         if key is None:
             return self._prove_without_tag(raw)
         try:
@@ -280,8 +281,9 @@ class Opener:
             self.malformed += 1
 
     def _subkey(self, key_id: int, salt: bytes, purpose: bytes) -> bytes:
-        source, destination = self._route
-        return directional_key(self._held[key_id], source, destination, key_id, salt=salt, purpose=purpose)
+        return directional_key(
+            self._held[key_id], self.source, self.destination, key_id, salt=salt, purpose=purpose
+        )
 
 
 def _cipher(subkey: bytes) -> Cipher:

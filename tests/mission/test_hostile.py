@@ -25,6 +25,7 @@ from onboard.codec.pack import DENSE_VERSION, HEADER, PREFIX, pack
 from onboard.journal import Journal
 from onboard.keys import load_keys, new_key
 from onboard.learn.graph import TrainGraph
+from onboard.wire import frame as framing
 from onboard.wire.events import Arrived, Event, Rekeyed
 from onboard.wire.frame import Type
 from onboard.wire.messages import UPDATE, Health, Update, decode_task, encode_health, encode_object
@@ -125,7 +126,7 @@ def test_a_replayed_frame(tmp_path: Path) -> None:
         with ground_and_voice(on, stranger=False) as voice:
             voice.session.tell(HEALTH, time.monotonic())
             voice.speak(lambda: on_link(on, "frames_received") >= 1)
-            frames = [frame for frame in voice.sent if frame[0] & 0x1F != Type.HELLO]
+            frames = [frame for frame in voice.sent if not framing.is_hello(frame)]
             accepted = on_link(on, "frames_received")
             before = on.status()
             for frame in frames * 5:

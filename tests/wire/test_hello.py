@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
+from onboard.wire import frame as framing
 from onboard.wire.events import Message, Rekeyed
-from onboard.wire.frame import ENC, Type
+from onboard.wire.frame import Type
 from onboard.wire.hello import Greeting
 from onboard.wire.messages import NO_NONCE, BadMessage, Hello
 from onboard.wire.seal import NO_SALT, Sealer
@@ -87,10 +88,11 @@ class AttackerMachine(RuleBasedStateMachine):
     def look_at(self, frames: list[bytes], salt: bytes) -> None:
         """All but HELLO are encrypted or none is, and under a salt nothing that makes a nonce comes twice."""
         for raw in frames:
-            if raw[0] & 0x1F == Type.HELLO:
-                assert not raw[1] & ENC
+            frame = framing.unproven(raw)
+            if frame.type is Type.HELLO:
+                assert not frame.encrypted
                 continue
-            assert bool(raw[1] & ENC) == self.encrypted
+            assert frame.encrypted == self.encrypted
             assert (salt, raw[2:10]) not in self.used
             self.used.add((salt, raw[2:10]))
 
@@ -212,14 +214,14 @@ def test_nothing_leaves_under_a_salt_before_it_is_durable() -> None:
     for _ in range(2):
         now += STEP_S
         for raw in board.say(now):
-            assert raw[0] & 0x1F == Type.HELLO
+            assert framing.is_hello(raw)
             agreed = next((e for e in ground.session.receive(raw, now) if isinstance(e, Rekeyed)), agreed)
         for raw in ground.say(now):
             board.hear(raw, now)
     assert agreed is not None  # and the ground's disk is full: it does not rekey
     for _ in range(5):
         now += STEP_S
-        assert all(raw[0] & 0x1F != Type.HELLO for raw in ground.say(now))
+        assert not any(framing.is_hello(raw) for raw in ground.say(now))
         board.say(now)
     assert (ground.session.salt, board.session.salt) == (old, NO_SALT)
     with pytest.raises(ValueError, match="was not agreed upon"):
