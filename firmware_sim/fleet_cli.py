@@ -42,7 +42,9 @@ BY_METHOD = "Default: the method's."
               help="What is learned: digits, mnist, eurosat, npz:PATH or folder:PATH.")  # fmt: skip
 @click.option("--data-dir", type=click.Path(path_type=Path), envvar="SPACEDML_DATA", show_envvar=True,
               help="Folder of mnist and eurosat.")  # fmt: skip
-@click.option("--model", help="Model to train: lenet5, or lenet5-rgb (the default for eurosat).")
+@click.option(
+    "--model", help="Model to train: lenet5, lenet5-rgb (the default for eurosat), resnet20 or resnet20-64."
+)
 @click.option("--images", default=600, show_default=True, type=click.IntRange(min=1),
               help="Images a device, at most.")  # fmt: skip
 @click.option("--split", type=click.Choice(["iid", "dirichlet"]), default="iid", show_default=True,

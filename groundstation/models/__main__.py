@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from groundstation.models import lenet5
+from groundstation.models import lenet5, resnet20
 from groundstation.models.export import ExportError, write
 from onboard.learn.graph import SHIPPED
 
@@ -19,12 +19,14 @@ from onboard.learn.graph import SHIPPED
 )
 def main(out: Path) -> None:
     """Build, check and write each model; exit 1 with one line where a gradient is not autograd's."""
-    for name in lenet5.VARIANTS:
-        try:
-            error = write(out, name, lenet5.train_graph(name), lenet5.infer_graph(name), lenet5.reference)
-        except ExportError as failure:
-            raise click.ClickException(str(failure)) from None
-        click.echo(f"{name}: largest gradient error {error:.1e} of the largest gradient")
+    for network in (lenet5, resnet20):
+        for name in network.VARIANTS:
+            train, infer = network.train_graph(name), network.infer_graph(name)
+            try:
+                error = write(out, name, train, infer, network.reference, network.batch_sizes(name))
+            except ExportError as failure:
+                raise click.ClickException(str(failure)) from None
+            click.echo(f"{name}: largest gradient error {error:.1e} of the largest gradient")
 
 
 if __name__ == "__main__":

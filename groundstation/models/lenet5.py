@@ -10,9 +10,7 @@ The backward pass is written by hand in standard operators, so that any onnxrunt
 - of a convolution, the weight's gradient is a convolution of x^T with dY^T (batch and channel axes swapped),
   and the input's gradient is a transposed convolution with the same weight;
 - of a 2x2 maximum, the gradient goes back to the place the maximum came from (`MaxUnpool`);
-- of the loss, `SoftmaxCrossEntropyLoss` hands out log-probabilities, so dlogits = (softmax - truth) / N.
-
-Opset 17 and IR 8 are what onnxruntime 1.12 already read; nothing here needs a newer one.
+- the rest is in `pieces`.
 """
 
 from __future__ import annotations
@@ -22,18 +20,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import onnx
-from onnx import TensorProto, helper
+from onnx import helper
 
-OPSET = 17
-IR_VERSION = 8
+from groundstation.models import pieces
+from groundstation.models.export import BATCH_SIZES
+from groundstation.models.pieces import FLOAT, backward_relu, node
+
 CLASSES = 10
 # Channels and side of the image of each published variant.
 VARIANTS: Mapping[str, tuple[int, int, int]] = {"lenet5": (1, 28, 28), "lenet5-rgb": (3, 28, 28)}
-
-_node = helper.make_node
-_value = helper.make_tensor_value_info
-_FLOAT = TensorProto.FLOAT
-_INT64 = TensorProto.INT64
 
 
 def shapes(channels: int = 1) -> dict[str, tuple[int, ...]]:
@@ -57,34 +52,49 @@ def forward_macs(channels: int = 1) -> int:
     return sum(math.prod(parameters[name]) * times for name, times in places.items())
 
 
+def batch_sizes(name: str) -> tuple[int, ...]:
+    """Whose gradients are checked, of all variants."""
+    return BATCH_SIZES
+
+
 def train_graph(name: str) -> onnx.ModelProto:
     """Parameters, x float32 (N, C, 28, 28), y int64 (N) -> mean loss, then `grad.NAME` of every parameter."""
     channels = VARIANTS[name][0]
     parameters = shapes(channels)
-    inputs = [*_parameter_inputs(parameters), _image_input(name), _value("y", _INT64, ["N"])]
-    outputs = [helper.make_tensor_value_info("loss", _FLOAT, [])]
+    outputs = [helper.make_tensor_value_info("loss", FLOAT, [])]
     outputs += [
-        helper.make_tensor_value_info(f"grad.{key}", _FLOAT, shape) for key, shape in parameters.items()
+        helper.make_tensor_value_info(f"grad.{key}", FLOAT, shape) for key, shape in parameters.items()
     ]
-    nodes = _forward(indices=True) + _loss() + _backward_dense() + _backward_convolutions()
-    constants = [
-        helper.make_tensor("classes", _INT64, [], [CLASSES]),
-        helper.make_tensor("off_on", _FLOAT, [2], [0.0, 1.0]),
-        helper.make_tensor("over_batch", _INT64, [1], [0]),
-        helper.make_tensor("over_batch_and_place", _INT64, [3], [0, 2, 3]),
-    ]
-    return _model(name, "train", nodes, inputs, outputs, constants)
+    return pieces.model(
+        f"{name}.train",
+        _forward(indices=True) + pieces.loss() + _backward_dense() + _backward_convolutions(),
+        pieces.inputs(parameters, VARIANTS[name], labels=True),
+        outputs,
+        pieces.constants(CLASSES),
+        classes=CLASSES,
+        forward_macs=forward_macs(channels),
+    )
 
 
 def infer_graph(name: str) -> onnx.ModelProto:
     """Parameters, x float32 (N, C, 28, 28) -> logits float32 (N, 10)."""
-    inputs = [*_parameter_inputs(shapes(VARIANTS[name][0])), _image_input(name)]
-    outputs = [_value("logits", _FLOAT, ["N", CLASSES])]
-    return _model(name, "infer", _forward(indices=False), inputs, outputs, [])
+    channels = VARIANTS[name][0]
+    return pieces.model(
+        f"{name}.infer",
+        _forward(indices=False),
+        pieces.inputs(shapes(channels), VARIANTS[name], labels=False),
+        [helper.make_tensor_value_info("logits", FLOAT, ["N", CLASSES])],
+        [],
+        classes=CLASSES,
+        forward_macs=forward_macs(channels),
+    )
 
 
-def reference(parameters: Mapping[str, Any], x: Any) -> Any:
-    """The same network in torch, for autograd to differentiate: tensors in, logits (N, 10) out."""
+def reference(parameters: Mapping[str, Any], x: Any, *, training: bool) -> Any:
+    """The same network in torch, for autograd to differentiate: tensors in, logits (N, 10) out.
+
+    It does the same in training as after it.
+    """
     from torch.nn.functional import conv2d, linear, max_pool2d, relu
 
     p = parameters
@@ -101,44 +111,31 @@ def _forward(*, indices: bool) -> list[onnx.NodeProto]:
     """
     pool = {"kernel_shape": [2, 2], "strides": [2, 2]}
     return [
-        _node("Conv", ["x", "conv1.weight", "conv1.bias"], ["conv1"]),
-        _node("MaxPool", ["conv1"], ["pool1", "where1"] if indices else ["pool1"], **pool),
-        _node("Relu", ["pool1"], ["act1"]),
-        _node("Conv", ["act1", "conv2.weight", "conv2.bias"], ["conv2"]),
-        _node("MaxPool", ["conv2"], ["pool2", "where2"] if indices else ["pool2"], **pool),
-        _node("Relu", ["pool2"], ["act2"]),
-        _node("Flatten", ["act2"], ["flat"]),
-        _node("Gemm", ["flat", "fc1.weight", "fc1.bias"], ["fc1"], transB=1),
-        _node("Relu", ["fc1"], ["hidden"]),
-        _node("Gemm", ["hidden", "fc2.weight", "fc2.bias"], ["logits"], transB=1),
-    ]
-
-
-def _loss() -> list[onnx.NodeProto]:
-    """logits, y -> mean loss and its gradient d.logits = (softmax(logits) - onehot(y)) / N."""
-    return [
-        _node("SoftmaxCrossEntropyLoss", ["logits", "y"], ["loss", "log_probability"], reduction="mean"),
-        _node("Exp", ["log_probability"], ["probability"]),
-        _node("OneHot", ["y", "classes", "off_on"], ["truth"]),
-        _node("Sub", ["probability", "truth"], ["excess"]),
-        _node("Shape", ["y"], ["batch_int"]),
-        _node("Cast", ["batch_int"], ["batch"], to=_FLOAT),
-        _node("Div", ["excess", "batch"], ["d.logits"]),
+        node("Conv", ["x", "conv1.weight", "conv1.bias"], ["conv1"]),
+        node("MaxPool", ["conv1"], ["pool1", "where1"] if indices else ["pool1"], **pool),
+        node("Relu", ["pool1"], ["act1"]),
+        node("Conv", ["act1", "conv2.weight", "conv2.bias"], ["conv2"]),
+        node("MaxPool", ["conv2"], ["pool2", "where2"] if indices else ["pool2"], **pool),
+        node("Relu", ["pool2"], ["act2"]),
+        node("Flatten", ["act2"], ["flat"]),
+        node("Gemm", ["flat", "fc1.weight", "fc1.bias"], ["fc1"], transB=1),
+        node("Relu", ["fc1"], ["hidden"]),
+        node("Gemm", ["hidden", "fc2.weight", "fc2.bias"], ["logits"], transB=1),
     ]
 
 
 def _backward_dense() -> list[onnx.NodeProto]:
     """d.logits -> gradients of both dense layers and d.act2, the gradient of the last pooled maps."""
     return [
-        _node("Gemm", ["d.logits", "hidden"], ["grad.fc2.weight"], transA=1),
-        _node("ReduceSum", ["d.logits", "over_batch"], ["grad.fc2.bias"], keepdims=0),
-        _node("MatMul", ["d.logits", "fc2.weight"], ["d.hidden"]),
-        *_backward_relu("hidden", "d.hidden", "d.fc1"),
-        _node("Gemm", ["d.fc1", "flat"], ["grad.fc1.weight"], transA=1),
-        _node("ReduceSum", ["d.fc1", "over_batch"], ["grad.fc1.bias"], keepdims=0),
-        _node("MatMul", ["d.fc1", "fc1.weight"], ["d.flat"]),
-        _node("Shape", ["act2"], ["shape_of_act2"]),
-        _node("Reshape", ["d.flat", "shape_of_act2"], ["d.act2"]),
+        node("Gemm", ["d.logits", "hidden"], ["grad.fc2.weight"], transA=1),
+        node("ReduceSum", ["d.logits", "over_batch"], ["grad.fc2.bias"], keepdims=0),
+        node("MatMul", ["d.logits", "fc2.weight"], ["d.hidden"]),
+        *backward_relu("hidden", "d.hidden", "d.fc1"),
+        node("Gemm", ["d.fc1", "flat"], ["grad.fc1.weight"], transA=1),
+        node("ReduceSum", ["d.fc1", "over_batch"], ["grad.fc1.bias"], keepdims=0),
+        node("MatMul", ["d.fc1", "fc1.weight"], ["d.flat"]),
+        node("Shape", ["act2"], ["shape_of_act2"]),
+        node("Reshape", ["d.flat", "shape_of_act2"], ["d.act2"]),
     ]
 
 
@@ -146,7 +143,7 @@ def _backward_convolutions() -> list[onnx.NodeProto]:
     """d.act2 -> gradients of both convolutions. The image's own gradient is needed by nobody."""
     return [
         *_backward_block(2, "act1"),
-        _node("ConvTranspose", ["d.conv2", "conv2.weight"], ["d.act1"]),
+        node("ConvTranspose", ["d.conv2", "conv2.weight"], ["d.act1"]),
         *_backward_block(1, "x"),
     ]
 
@@ -158,50 +155,11 @@ def _backward_block(n: int, x: str) -> list[onnx.NodeProto]:
     """
     swap = {"perm": [1, 0, 2, 3]}
     return [
-        *_backward_relu(f"act{n}", f"d.act{n}", f"d.pool{n}"),
-        _node("ReduceSum", [f"d.pool{n}", "over_batch_and_place"], [f"grad.conv{n}.bias"], keepdims=0),
-        _node("MaxUnpool", [f"d.pool{n}", f"where{n}"], [f"d.conv{n}"], kernel_shape=[2, 2], strides=[2, 2]),
-        _node("Transpose", [x], [f"{x}.swapped"], **swap),
-        _node("Transpose", [f"d.conv{n}"], [f"d.conv{n}.swapped"], **swap),
-        _node("Conv", [f"{x}.swapped", f"d.conv{n}.swapped"], [f"grad.conv{n}.weight.swapped"]),
-        _node("Transpose", [f"grad.conv{n}.weight.swapped"], [f"grad.conv{n}.weight"], **swap),
+        *backward_relu(f"act{n}", f"d.act{n}", f"d.pool{n}"),
+        node("ReduceSum", [f"d.pool{n}", "over_batch_and_place"], [f"grad.conv{n}.bias"], keepdims=0),
+        node("MaxUnpool", [f"d.pool{n}", f"where{n}"], [f"d.conv{n}"], kernel_shape=[2, 2], strides=[2, 2]),
+        node("Transpose", [x], [f"{x}.swapped"], **swap),
+        node("Transpose", [f"d.conv{n}"], [f"d.conv{n}.swapped"], **swap),
+        node("Conv", [f"{x}.swapped", f"d.conv{n}.swapped"], [f"grad.conv{n}.weight.swapped"]),
+        node("Transpose", [f"grad.conv{n}.weight.swapped"], [f"grad.conv{n}.weight"], **swap),
     ]
-
-
-def _backward_relu(activation: str, gradient: str, result: str) -> list[onnx.NodeProto]:
-    """The gradient where the unit was on; an activation is never negative, so its sign is 0 or 1."""
-    return [
-        _node("Sign", [activation], [f"{activation}.on"]),
-        _node("Mul", [gradient, f"{activation}.on"], [result]),
-    ]
-
-
-def _parameter_inputs(parameters: Mapping[str, tuple[int, ...]]) -> list[onnx.ValueInfoProto]:
-    return [_value(name, _FLOAT, shape) for name, shape in parameters.items()]
-
-
-def _image_input(name: str) -> onnx.ValueInfoProto:
-    return _value("x", _FLOAT, ["N", *VARIANTS[name]])
-
-
-def _model(
-    name: str,
-    use: str,
-    nodes: list[onnx.NodeProto],
-    inputs: list[onnx.ValueInfoProto],
-    outputs: list[onnx.ValueInfoProto],
-    constants: list[onnx.TensorProto],
-) -> onnx.ModelProto:
-    """One checked model with the facts that a board cannot read off a session's inputs and outputs."""
-    graph = helper.make_graph(nodes, f"{name}.{use}", inputs, outputs, constants)
-    model = helper.make_model(
-        graph,
-        ir_version=IR_VERSION,
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        producer_name="spacedml-edge",
-    )
-    helper.set_model_props(
-        model, {"classes": str(CLASSES), "forward_macs": str(forward_macs(VARIANTS[name][0]))}
-    )
-    onnx.checker.check_model(model, full_check=True)
-    return model

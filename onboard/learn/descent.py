@@ -16,7 +16,7 @@ import numpy.typing as npt
 from onboard.codec.layout import Floats, Weights
 from onboard.learn.augment import augmented
 from onboard.learn.local import Graph
-from onboard.learn.vectors import flat, views
+from onboard.learn.vectors import flat, flat_gradient, views
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,11 +92,11 @@ class Descent:
         draw = self._draw(epoch, batch)
         images = augmented(self._x[chosen], draw, recipe.shift_pixels, recipe.distortion)
         weights = views(self._graph.layout, self.vector)
-        loss, gradients = self._graph.step(weights, images, self._y[chosen])
+        loss, gradients, buffers = self._graph.step(weights, images, self._y[chosen])
         rate = recipe.rate(epoch)
         if not math.isfinite(loss):
             raise ValueError(f"loss is {loss} after {self.batches} batches, at a learning rate of {rate}")
-        gradient = flat(self._graph.layout, gradients, out=self._scratch)
+        gradient = flat_gradient(self._graph.layout, gradients, buffers, self._scratch)
         if recipe.weight_decay:
             of = views(self._graph.layout, gradient)
             for name in self._decayed:
@@ -105,6 +105,8 @@ class Descent:
         self.velocity += gradient
         np.multiply(self.velocity, np.float32(rate), out=gradient)
         self.vector -= gradient
+        for name, values in buffers.items():
+            weights[name][...] = values
         self.batches += 1
         return loss
 

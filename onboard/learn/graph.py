@@ -94,9 +94,21 @@ class TrainGraph(Graph):
         """
         graph = cls(**_open(name_or_path, "train", providers))
         outputs = [output.name for output in graph.session.get_outputs()]
-        if outputs != ["loss", *(f"grad.{name}" for name in graph.shapes)]:
-            raise GraphError(f"{graph.name}: outputs are {outputs}, need loss and each grad.NAME in order")
+        gradients = [f"grad.{name}" for name in graph.shapes if name not in graph.buffers]
+        if outputs != ["loss", *gradients, *(f"next.{name}" for name in graph.buffers)]:
+            raise GraphError(
+                f"{graph.name}: outputs are {outputs}, need loss and each grad.NAME in order, "
+                "then next.NAME of those that have no gradient"
+            )
         return graph
+
+    @cached_property
+    def buffers(self) -> tuple[str, ...]:
+        """What takes part in a layout as parameters do, and has next values instead of gradients: running
+        statistics.
+        """
+        outputs = {output.name for output in self.session.get_outputs()}
+        return tuple(name for name in self.shapes if f"next.{name}" in outputs)
 
     @property
     def flops_per_image(self) -> int:
@@ -106,14 +118,21 @@ class TrainGraph(Graph):
         """
         return self.forward_macs * 2 * 3
 
-    def step(self, parameters: Parameters, x: Floats, y: Labels) -> tuple[float, dict[str, Floats]]:
-        """Mean cross-entropy (nats) of a batch and its gradient, one fresh array a parameter."""
+    def step(
+        self, parameters: Parameters, x: Floats, y: Labels
+    ) -> tuple[float, dict[str, Floats], dict[str, Floats]]:
+        """Mean cross-entropy (nats) of a batch, its gradient by each parameter, and each buffer's next value.
+
+        All arrays are fresh.
+        """
         if y.dtype != np.int64 or y.shape != (len(x),):
             raise GraphError(f"{self.name}: labels are {y.dtype} {y.shape}, need int64 ({len(x)},)")
         if y.min(initial=0) < 0 or y.max(initial=0) >= self.classes:
             raise GraphError(f"{self.name}: labels {y.min()}..{y.max()}, need 0..{self.classes - 1}")
-        loss, *gradients = self.run(parameters, {"x": x, "y": y})
-        return float(loss), dict(zip(self.shapes, gradients, strict=True))
+        loss, *found = self.run(parameters, {"x": x, "y": y})
+        learned = [name for name in self.shapes if name not in self.buffers]
+        gradients = dict(zip(learned, found[: len(learned)], strict=True))
+        return float(loss), gradients, dict(zip(self.buffers, found[len(learned) :], strict=True))
 
 
 class InferGraph(Graph):
@@ -186,9 +205,9 @@ def initial(shapes: Mapping[str, Shape], seed: int) -> dict[str, Floats]:
     """A model's first parameters, the same bits on every platform and numpy version; they need no radio.
 
     Weights are He-uniform (He et al. 2015): U(-b, b), b = sqrt(6 / fan_in), fan_in being all axes but the
-    first. One-dimensional tensors are 0, but a `.weight` (the gain of a normalization) is 1. Tensor i draws
-    from its own Philox stream with key (seed, i); only the generator's raw bits and IEEE-exact arithmetic are
-    used, because numpy promises the bits of a stream and not those of its distributions.
+    first. One-dimensional tensors are 0, but a normalization's `.weight` (gain) and `.running_var` are 1.
+    Tensor i draws from its own Philox stream with key (seed, i); only the generator's raw bits and IEEE-exact
+    arithmetic are used, because numpy promises the bits of a stream and not those of its distributions.
     `seed`: 0..2^64-1, else ValueError.
     """
     if not 0 <= seed < 2**64:
@@ -198,7 +217,7 @@ def initial(shapes: Mapping[str, Shape], seed: int) -> dict[str, Floats]:
 
 def _draw(name: str, shape: Shape, seed: int, index: int) -> Floats:
     if len(shape) < 2:
-        return np.full(shape, 1.0 if name.endswith(".weight") else 0.0, dtype=np.float32)
+        return np.full(shape, 1.0 if name.endswith((".weight", ".running_var")) else 0.0, dtype=np.float32)
     stream = np.random.Philox(key=np.array([seed, index], dtype=np.uint64))
     bits = stream.random_raw(math.prod(shape))
     bits >>= np.uint64(11)  # 53 bits: exact in a float64

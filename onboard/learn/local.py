@@ -34,7 +34,7 @@ from onboard.learn import multibit
 from onboard.learn.adam import Adam
 from onboard.learn.augment import augmented
 from onboard.learn.plan import Phase, Plan
-from onboard.learn.vectors import flat, views
+from onboard.learn.vectors import flat, flat_gradient, views
 
 State = dict[str, npt.NDArray[Any]]
 
@@ -47,14 +47,16 @@ PRUNE_BY = 0.7
 
 
 class Graph(Protocol):
-    """What training needs of a network: its layout and its gradients (`learn.graph.TrainGraph`)."""
+    """What training needs of a network: its layout, its gradients, and the next values of what has none
+    (`learn.graph.TrainGraph`).
+    """
 
     @property
     def layout(self) -> Layout: ...
 
     def step(
         self, parameters: Mapping[str, Floats], x: Floats, y: npt.NDArray[np.int64], /
-    ) -> tuple[float, Mapping[str, Floats]]: ...
+    ) -> tuple[float, Mapping[str, Floats], Mapping[str, Floats]]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,10 +213,12 @@ class LocalTraining:
         if phase is Phase.PRUNE:
             assert self._widths is not None
             sketch = multibit.sketched(layout, self._difference(), self._widths)
-        loss, gradients = self._graph.step(self._forward(phase, sketch), x, y)
+        loss, gradients, buffers = self._graph.step(self._forward(phase, sketch), x, y)
         if not math.isfinite(loss):
             raise ValueError(f"loss is {loss} in epoch {self.epoch + 1}, at a learning rate of {rate}")
-        self._adam.step(self._latent, flat(layout, gradients, out=self._scratch), rate)
+        self._adam.step(self._latent, flat_gradient(layout, gradients, buffers, self._scratch), rate)
+        for name, values in buffers.items():
+            views(layout, self._latent)[name][...] = values
         if phase in (Phase.PLAIN, Phase.STRAIGHT):
             return loss
         mean, curvature = (

@@ -17,6 +17,12 @@ def flat(layout: Layout, weights: Weights, out: Floats | None = None) -> Floats:
     return out
 
 
+def flat_gradient(layout: Layout, gradients: Weights, buffers: Weights, out: Floats) -> Floats:
+    """As `flat`, with 0 for the tensors that have no gradient (`TrainGraph.buffers`)."""
+    still = {name: np.zeros_like(values) for name, values in buffers.items()}
+    return flat(layout, {**gradients, **still}, out)
+
+
 def views(layout: Layout, vector: Floats) -> dict[str, Floats]:
     """The tensors of a vector (P,) by name, in their shapes; writing to one writes to the vector."""
     ends = np.cumsum([t.size for t in layout.tensors])[:-1]

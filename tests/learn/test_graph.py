@@ -43,7 +43,7 @@ def test_what_a_graph_says_of_itself() -> None:
     assert TRAIN.layout == INFER.layout
     assert TRAIN.flops_per_image == 6 * 2_293_000
     assert TrainGraph.load(SHIPPED / "lenet5.train.onnx").digest == TRAIN.digest
-    assert shipped() == ("lenet5", "lenet5-rgb")
+    assert shipped() == ("lenet5", "lenet5-rgb", "resnet20", "resnet20-64")
     assert TrainGraph.load("lenet5-rgb").input_shape == (3, 28, 28)
 
 
@@ -51,11 +51,11 @@ def test_what_a_graph_says_of_itself() -> None:
 @given(st.integers(1, 9), st.integers(0, 2**32))
 def test_a_batch_is_the_mean_of_its_images(n: int, seed: int) -> None:
     x, y = batch(n, seed)
-    loss, gradients = TRAIN.step(START, prepare(x), y)
+    loss, gradients, _ = TRAIN.step(START, prepare(x), y)
     alone = [TRAIN.step(START, prepare(x[i : i + 1]), y[i : i + 1]) for i in range(n)]
-    assert loss == pytest.approx(np.mean([one for one, _ in alone]), rel=1e-5)
+    assert loss == pytest.approx(np.mean([one for one, *_ in alone]), rel=1e-5)
     for name, value in gradients.items():
-        mean = np.mean([each[name] for _, each in alone], axis=0)
+        mean = np.mean([each[name] for _, each, _ in alone], axis=0)
         assert value.shape == TRAIN.shapes[name]
         assert value.dtype == np.float32
         np.testing.assert_allclose(value, mean, rtol=0, atol=1e-5 * np.abs(mean).max() + 1e-9)
@@ -63,18 +63,18 @@ def test_a_batch_is_the_mean_of_its_images(n: int, seed: int) -> None:
 
 def test_a_small_step_downhill_lowers_the_loss_by_the_gradients_square() -> None:
     x, y = batch(16)
-    loss, gradients = TRAIN.step(START, prepare(x), y)
+    loss, gradients, _ = TRAIN.step(START, prepare(x), y)
     square = sum(float((g.astype(np.float64) ** 2).sum()) for g in gradients.values())
     rate = 1e-3 / square
     moved = {name: value - np.float32(rate) * gradients[name] for name, value in START.items()}
-    lower, _ = TRAIN.step(moved, prepare(x), y)
+    lower, *_ = TRAIN.step(moved, prepare(x), y)
     assert loss - lower == pytest.approx(1e-3, rel=0.1)
 
 
 def test_a_step_leaves_its_inputs_and_its_last_results_alone() -> None:
     x, y = batch(4)
     before = {name: value.copy() for name, value in START.items()}
-    _, first = TRAIN.step(START, prepare(x), y)
+    _, first, _ = TRAIN.step(START, prepare(x), y)
     kept = {name: value.copy() for name, value in first.items()}
     TRAIN.step(START, prepare(255 - x), y)
     assert all(np.array_equal(before[name], START[name]) for name in START)
@@ -86,7 +86,7 @@ def test_it_learns_digits() -> None:
     weights: Parameters = START
     for step in range(120):
         rows = np.arange(step * 10, step * 10 + 10) % len(images)
-        _, gradients = TRAIN.step(weights, prepare(images.x[rows]), images.y[rows])
+        _, gradients, _ = TRAIN.step(weights, prepare(images.x[rows]), images.y[rows])
         weights = {name: value - np.float32(0.1) * gradients[name] for name, value in weights.items()}
     *_, before = evaluate(INFER, START, test.x, test.y)
     *_, after = evaluate(INFER, weights, test.x, test.y)

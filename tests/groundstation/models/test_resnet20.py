@@ -1,0 +1,113 @@
+"""ResNet-20's graphs have autograd's gradients and torch's running statistics, and learn with both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from groundstation.models import resnet20
+from groundstation.models.export import ExportError, disagreement, write
+from onboard.learn.graph import InferGraph, Parameters, TrainGraph, evaluate, initial, prepare
+from onboard.learn.local import LocalTraining
+from onboard.learn.plan import Plan
+
+GRAPH, INFER = TrainGraph.load("resnet20"), InferGraph.load("resnet20")
+
+
+@pytest.mark.parametrize(
+    ("name", "batch"), [("resnet20", 1), ("resnet20", 2), ("resnet20", 3), ("resnet20-64", 1)]
+)
+def test_gradients_are_autograds_and_statistics_torchs(name: str, batch: int) -> None:
+    train, infer = TrainGraph.load(name), InferGraph.load(name)
+    errors = disagreement(train, infer, resnet20.reference, batch, seed=1000 + batch)
+    assert errors.keys() == {"loss", "logits", *train.shapes}
+    assert max(errors.values()) <= 1e-5, errors
+
+
+@pytest.mark.parametrize("name", resnet20.VARIANTS)
+def test_the_papers_network(name: str) -> None:
+    graph = TrainGraph.load(name)
+    sizes = {tensor.name: tensor.size for tensor in graph.layout.tensors}
+    assert sum(sizes.values()) == 269_722 + 1_376
+    assert sum(sizes[buffer] for buffer in graph.buffers) == 1_376
+    assert graph.buffers == resnet20.buffers()
+    assert sum(shape[2:] == (3, 3) for shape in graph.shapes.values()) == 19
+    assert graph.forward_macs == {32: 40_551_040, 64: 162_202_240}[graph.input_shape[1]]
+
+
+def test_forward_macs_are_the_graphs() -> None:
+    """Counted again from the shapes that onnx infers for every product in the graph."""
+    model = onnx.shape_inference.infer_shapes(resnet20.infer_graph("resnet20"), strict_mode=True)
+    sides = {
+        value.name: [side.dim_value for side in value.type.tensor_type.shape.dim][2:]
+        for value in (*model.graph.value_info, *model.graph.output)
+    }
+    products = [node for node in model.graph.node if node.op_type in ("Conv", "Gemm")]
+    macs = sum(int(np.prod([*resnet20.shapes()[node.input[1]], *sides[node.output[0]]])) for node in products)
+    assert macs == resnet20.forward_macs("resnet20")
+
+
+@pytest.mark.parametrize(
+    ("result", "wrong"),
+    [
+        ("d.layer2.0.bn1.across", "Add"),
+        ("bn1.unbiased", "Div"),
+        ("d.layer1.2.out.short", None),
+        ("next.layer3.2.bn2.running_mean", "Sub"),
+    ],
+)
+def test_a_wrong_gradient_or_statistic_is_not_written(tmp_path: Path, result: str, wrong: str | None) -> None:
+    train = resnet20.train_graph("resnet20")
+    if wrong is None:  # zeros before the places instead of after them
+        (pads,) = [each for each in train.graph.initializer if each.name == "zeros_between"]
+        pads.CopyFrom(onnx.numpy_helper.from_array(np.array([0, 0, 0, 1, 0, 1] + [0] * 6), "zeros_between"))
+    else:
+        (node,) = [node for node in train.graph.node if result in node.output]
+        node.op_type = wrong
+    with pytest.raises(ExportError, match=r"is off by .* at batch 2"):
+        write(tmp_path, "resnet20", train, resnet20.infer_graph("resnet20"), resnet20.reference, (2,))
+    assert list(tmp_path.iterdir()) == []
+
+
+def stripes(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 (N, 3, 32, 32) of ten classes: stripes of two directions and five widths, in noise."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 10, count)
+    places = np.arange(32) + rng.integers(0, 32, (count, 1))
+    bars = places // (2 + y[:, None] // 2) % 2 * 120
+    x = np.where((y % 2 == 0)[:, None, None], bars[:, :, None], bars[:, None, :])[:, None]
+    return (x + rng.integers(0, 100, (count, 3, 32, 32))).astype(np.uint8), y
+
+
+def test_a_board_trains_it_and_its_running_statistics_answer() -> None:
+    x, y = stripes(200, 0)
+    start = initial(GRAPH.shapes, 1)
+    nothing = {name: np.zeros_like(value) for name, value in start.items()}
+    plan = Plan(
+        epochs=3, pretrain_epochs=0, batch_size=10, learning_rate=3e-3, bits_up=0, max_bases=0,
+        shift_pixels=0, seed=0, round=1, node=1, method="fedavg",
+    )  # fmt: skip
+    training = LocalTraining(GRAPH, nothing, start, x, y, plan)
+    losses = [step.loss for step in training.steps()]
+    trained: Parameters = training.result().weights  # type: ignore[union-attr]  # fedavg is dense
+    assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:10])
+    *_, score = evaluate(INFER, trained, *stripes(100, 1))
+    assert score.accuracy > 0.6
+    *_, without = evaluate(
+        INFER, {**trained, **{name: start[name] for name in GRAPH.buffers}}, *stripes(100, 1)
+    )
+    assert without.accuracy < score.accuracy
+
+
+def test_buffers_go_a_tenth_of_the_way_and_take_no_gradient() -> None:
+    x, y = stripes(8, 2)
+    start = initial(GRAPH.shapes, 3)
+    _, gradients, buffers = GRAPH.step(start, prepare(x), y)
+    assert set(buffers) == set(GRAPH.buffers)
+    assert set(gradients) == set(GRAPH.shapes) - set(buffers)
+    convolved = {**start, "bn1.running_mean": buffers["bn1.running_mean"] * np.float32(10)}
+    _, _, again = GRAPH.step(convolved, prepare(x), y)
+    assert again["bn1.running_mean"] == pytest.approx(convolved["bn1.running_mean"], rel=1e-5)
