@@ -14,6 +14,7 @@ import click
 from firmware_sim.cable import IP_UDP_HEADER_BYTES, Cable, UdpEnd, open_ends, parse_end
 from firmware_sim.channel import SIDES, Burst, Channel
 from firmware_sim.fleet_cli import fleet
+from firmware_sim.ring_cli import ring
 from hw_profiles import load_link
 from onboard.complaints import OneLineErrors
 from onboard.config import ConfigError
@@ -178,6 +179,7 @@ def demo(
 
 
 main.add_command(fleet)
+main.add_command(ring)
 
 
 def _real_boards(options: tuple[str, ...], known: list[str]) -> dict[str, str]:

@@ -48,6 +48,7 @@ class _Edge:
     there: bool = False  # the neighbour has ours, durably
     received: Floats | None = None
     early: Message = b""  # theirs of the next exchange: they knew before this end that this one is complete
+    late: bool = False  # it was waited for in vain, and not heard since
     shut: bool = False  # ours were refused, and nothing usable was heard since
 
     @property
@@ -96,9 +97,11 @@ class Gossip:
 
     @property
     def waits_for(self) -> frozenset[int]:
-        """Neighbours with whom an exchange was opened and is not complete."""
+        """Neighbours with whom an exchange was opened and is not complete, but for those that are late."""
         return frozenset(
-            peer for peer, edge in self._edges.items() if edge.sent is not None and not edge.complete
+            peer
+            for peer, edge in self._edges.items()
+            if edge.sent is not None and not edge.complete and not edge.late
         )
 
     @property
@@ -139,6 +142,7 @@ class Gossip:
             raise Over(f"exchange {header.round} with node {peer} is over, at {edge.number}")
         mask = self._mask(peer, edge) if header.round == edge.number else self._drawn(peer, header.round)
         received = sparse.decode(message, mask)
+        edge.late = edge.shut = False
         if header.round == edge.number + 1 and edge.sent is not None and edge.received is not None:
             edge.there, edge.early = True, message  # it would not go on without ours
             return
@@ -147,7 +151,12 @@ class Gossip:
         ):  # it opens one only when the last is over: this end forgot how far it was
             edge.begin(header.round)
             edge.mask = mask
-        edge.received, edge.shut = received, False
+        edge.received = received
+
+    def out_of_patience(self) -> None:
+        """Whoever is waited for now is late, and not waited for again before it is heard."""
+        for peer in self.waits_for:
+            self._edges[peer].late = True
 
     def delivered(self, peer: int) -> None:
         """The neighbour has what was sent in the open exchange, durably."""

@@ -69,6 +69,16 @@ def test_nothing_is_mixed_before_the_neighbour_has_ours() -> None:
     assert one.numbers == {2: 1, 8: 0}
 
 
+def test_a_neighbour_that_was_waited_for_in_vain_is_not_waited_for_before_it_is_heard() -> None:
+    one, two, vectors = node(1), node(2), models()
+    one.open(vectors[1])
+    one.out_of_patience()
+    assert one.waits_for == frozenset()
+    one.take(2, two.open(vectors[2])[1])
+    assert one.waits_for == {2}  # for the news that it has ours
+    assert one.open(vectors[1]) == {}
+
+
 def test_a_neighbour_that_is_ahead_proves_that_ours_arrived() -> None:
     """Its next values overtake the news that the last ones of ours are there."""
     one, two, vectors = node(1), node(2), models()

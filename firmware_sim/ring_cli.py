@@ -1,0 +1,167 @@
+"""`firmware-sim ring`: nodes that learn and gossip without a server, from the command line."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hw_profiles import load_board, load_link
+from onboard.log import start
+from onboard.stop import stop_signals
+
+if TYPE_CHECKING:
+    from firmware_sim.ring_run import Run, Wishes
+
+METHODS = ("rd-psgd", "d-psgd", "topk", "choco")
+SHAPES = ("ring", "torus", "star", "complete")
+FORMS = ("fp32", "fp16", "int8", "alq")
+
+
+@click.command()
+@click.option("--nodes", default=8, show_default=True, help="At most 254.")
+@click.option("--method", type=click.Choice(METHODS), default="rd-psgd", show_default=True,
+              help="Random coordinates, whole models, Top-K with error feedback, or CHOCO-SGD.")  # fmt: skip
+@click.option("--sparsity", default=0.1, show_default=True, type=click.FloatRange(0, 1, min_open=True),
+              help="p, the share of the coordinates that travels.")  # fmt: skip
+@click.option("--values", type=click.Choice(FORMS), default="fp32", show_default=True,
+              help="How values travel, for rd-psgd and d-psgd.")  # fmt: skip
+@click.option("--shape", type=click.Choice(SHAPES), default="ring", show_default=True,
+              help="Who is whose neighbour. Weights are Metropolis-Hastings'.")  # fmt: skip
+@click.option("--columns", default=4, show_default=True, help="Of the torus.")
+@click.option("--every", default=1, show_default=True, type=click.IntRange(min=1),
+              help="Batches between two exchanges.")  # fmt: skip
+@click.option("--rate", default=0.4, show_default=True, type=click.FloatRange(0, 1, min_open=True),
+              help="Of the mixing, for topk and choco.")  # fmt: skip
+@click.option("--patience", "patience_s", default=60.0, show_default=True, metavar="S",
+              type=click.FloatRange(0, min_open=True), help="No node waits longer for another.")  # fmt: skip
+@click.option("--epochs", default=5, show_default=True, type=click.IntRange(min=1), help="Of every node.")
+@click.option("--batch-size", default=32, show_default=True, type=click.IntRange(min=1), help="Images.")
+@click.option("--learning-rate", default=0.05, show_default=True, type=float, help="Of SGD.")
+@click.option("--drop", "drops", multiple=True, type=int, metavar="EPOCH",
+              help="The rate falls to a tenth before this epoch, counted from 0; repeatable.")  # fmt: skip
+@click.option("--momentum", default=0.9, show_default=True, type=float, help="Of SGD.")
+@click.option(
+    "--weight-decay", default=0.0, show_default=True, type=click.FloatRange(min=0), help="Likewise."
+)
+@click.option("--shift-pixels", default=0, show_default=True, help="Images are shifted by up to this much.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31), help="Repeats a run.")
+@click.option("--data", default="mnist", show_default=True,
+              help="What is learned: digits, mnist, eurosat, npz:PATH or folder:PATH.")  # fmt: skip
+@click.option("--data-dir", type=click.Path(path_type=Path), envvar="SPACEDML_DATA", show_envvar=True,
+              help="Folder of mnist and eurosat.")  # fmt: skip
+@click.option("--model", help="Model to train: lenet5, or lenet5-rgb (the default for eurosat).")
+@click.option("--images", default=1000, show_default=True, type=click.IntRange(min=1),
+              help="Images a node, at most.")  # fmt: skip
+@click.option("--alpha", type=click.FloatRange(0, min_open=True),
+              help="Dirichlet concentration of shares that are unlike. Default: alike.")  # fmt: skip
+@click.option("--board", default="raspberry-pi-4", show_default=True, help="Board profile of all nodes.")
+@click.option("--link", default="isl-2mbyte", show_default=True, help="Link profile of all edges.")
+@click.option("--loss", type=click.FloatRange(0, 1, max_open=True), help="Share of frames lost.")
+@click.option("--dead", multiple=True, metavar="NODE@S", help="A node falls silent then; repeatable.")
+@click.option("--cut", multiple=True, metavar="A-B@FROM:UNTIL",
+              help="An edge carries nothing in that time; repeatable.")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path), default=Path("ring-out"), show_default=True,
+              help="Folder for epochs.jsonl and ring.png; what it holds of them is replaced.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="A JSON object for each epoch in place of the table.")
+def ring(as_json: bool, **options: Any) -> None:
+    """Nodes train and exchange models with their neighbours, without a server, on a virtual clock.
+
+    Messages are the real ones; links give them time. It prints a line for every epoch: training loss,
+    accuracy of the mean model and of nodes, how far models are apart, bytes, and the clock. Ctrl-C stops it.
+
+    \b
+    Examples:
+      firmware-sim ring --nodes 8 --method rd-psgd --sparsity 0.1
+      firmware-sim ring --method d-psgd --data digits --images 150 --every 4
+      firmware-sim ring --dead 3@20 --cut 5-6@10:70 --loss 0.2 --link sband-2m
+    """
+    from firmware_sim.ring import RingError
+    from firmware_sim.ring_run import Run
+    from onboard.data import DataError
+    from onboard.learn.graph import GraphError
+
+    start("json" if as_json else "text", logging.ERROR)
+    try:
+        wishes = _wishes(**options)
+        run = Run(wishes)
+        stopped = not _show(run, wishes, as_json=as_json)
+    except (DataError, GraphError, RingError, ValueError, OSError) as error:
+        raise click.UsageError(str(error)) from None
+    if stopped:
+        click.echo(f"stopped after {len(run.results)} epochs", err=True)
+        sys.exit(130)
+
+
+def _wishes(
+    *, nodes: int, method: Any, sparsity: float, values: str, shape: Any, columns: int, every: int,
+    rate: float, patience_s: float, epochs: int, seed: int, data: str, data_dir: Path | None,
+    model: str | None, images: int, alpha: float | None, board: str, link: str, loss: float | None,
+    dead: tuple[str, ...], cut: tuple[str, ...], out: Path, **recipe: Any,
+) -> Wishes:  # fmt: skip
+    """The options as one value. Raises ValueError for what cannot be."""
+    from firmware_sim.ring import Settings
+    from firmware_sim.ring_run import Wishes
+    from onboard.codec.values import Form
+    from onboard.learn.descent import Recipe
+
+    profile = load_link(link)
+    settings = Settings(
+        nodes=nodes, method=method, sparsity=sparsity, values=Form[values.upper()], shape=shape,
+        columns=columns, every=every, rate=rate, patience_s=patience_s, epochs=epochs, seed=seed,
+        model=model or ("lenet5-rgb" if data == "eurosat" else "lenet5"),
+        recipe=Recipe(**recipe), board=load_board(board),
+        link=profile if loss is None else replace(profile, frame_loss=loss),
+        dead=dict(_dead(text) for text in dead), cuts=dict(_cut(text) for text in cut),
+    )  # fmt: skip
+    return Wishes(settings=settings, data=data, data_folder=data_dir, images=images, alpha=alpha, out=out)
+
+
+def _dead(text: str) -> tuple[int, float]:
+    node, _, at_s = text.partition("@")
+    try:
+        return int(node), float(at_s)
+    except ValueError:
+        raise ValueError(f"--dead {text!r}: expected NODE@SECONDS, as 3@20") from None
+
+
+def _cut(text: str) -> tuple[tuple[int, int], tuple[float, float]]:
+    edge, _, times = text.partition("@")
+    try:
+        a, b = (int(end) for end in edge.split("-"))
+        from_s, until_s = (float(time) for time in times.split(":"))
+    except ValueError:
+        raise ValueError(f"--cut {text!r}: expected A-B@FROM:UNTIL, as 5-6@10:70") from None
+    return (min(a, b), max(a, b)), (from_s, until_s)
+
+
+def _show(run: Run, wishes: Wishes, *, as_json: bool) -> bool:
+    """Plays and shows a run; False if it was stopped before its end."""
+    from rich.console import Console
+
+    from firmware_sim.ring import EpochResult, framed_bytes
+    from firmware_sim.ring_run import PICTURE
+    from firmware_sim.ring_view import View, draw, summary
+
+    settings = wishes.settings
+    view = View(Console(stderr=as_json), settings.epochs, lines=not as_json)
+    with stop_signals() as stop, view.live(), contextlib.closing(run.play()) as played:
+        for seen in played:
+            view.show(seen)
+            if as_json and isinstance(seen, EpochResult):
+                click.echo(json.dumps(asdict(seen)))
+            if stop.asked:
+                return False
+    if not as_json:
+        dense_bytes = 2 * run.results[-1].exchanges * framed_bytes(4 * run.parameters, settings.link)
+        click.echo(summary(run.results, dense_bytes))
+    if wishes.out is not None:
+        title = f"{settings.method}, {settings.shape} of {settings.nodes}, {wishes.data}"
+        draw({settings.method: run.results}, title, wishes.out / PICTURE)
+    return True

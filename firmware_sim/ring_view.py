@@ -1,0 +1,95 @@
+"""A ring's epochs as lines, a bar and pictures."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from firmware_sim.ring import EpochResult, Moment
+
+HEADING = "epoch    loss  mean model   worst node  best node  distance        sent  exchanges     clock"
+
+
+class View:
+    """Shows epochs as they end: their `lines`, if wanted, and on a terminal a bar."""
+
+    def __init__(self, console: Console, epochs: int, *, lines: bool = True) -> None:
+        self._console, self._epochs, self._lines = console, epochs, lines
+        self._progress: Progress | None = None
+
+    @contextlib.contextmanager
+    def live(self) -> Iterator[None]:
+        """Inside the block `show` draws."""
+        self._line(HEADING)
+        if not self._console.is_terminal:
+            yield
+            return
+        columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %")
+        with Progress(*columns, TimeElapsedColumn(), console=self._console, transient=True) as self._progress:
+            self._task = self._progress.add_task("", total=self._epochs)
+            yield
+        self._progress = None
+
+    def show(self, seen: Moment | EpochResult) -> None:
+        """An epoch's line when it is over, else the bar."""
+        if isinstance(seen, EpochResult):
+            self._line(line(seen))
+        elif self._progress is not None:
+            self._progress.update(
+                self._task, completed=seen.epoch - 1 + seen.done,
+                description=f"epoch {seen.epoch} of {self._epochs}, clock {seen.clock_s:,.0f} s",
+            )  # fmt: skip
+
+    def _line(self, text: str) -> None:
+        if self._lines:
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def line(result: EpochResult) -> str:
+    """One epoch under HEADING."""
+    worst, best = min(result.node_accuracies), max(result.node_accuracies)
+    return (
+        f"{result.epoch:5}  {result.loss:6.4f}  {100 * result.accuracy:8.2f} %  {100 * worst:9.1f} %  "
+        f"{100 * best:7.1f} %  {result.distance:8.3f}  {result.bytes_sent / 1e6:7,.1f} MB  "
+        f"{result.exchanges:9,}  {result.clock_s:6,.0f} s"
+    )
+
+
+def summary(results: Sequence[EpochResult], dense_bytes: int) -> str:
+    """The run in a line. dense_bytes: what as many exchanges of the whole model would have taken."""
+    last = results[-1]
+    return (
+        f"The mean model has {100 * last.accuracy:.2f} % after {last.epoch} epochs, {last.clock_s:,.0f} s; "
+        f"{last.bytes_sent / 1e6:,.1f} MB on all links, framing included: "
+        f"{dense_bytes / last.bytes_sent:.3g} times fewer than whole models."
+    )
+
+
+def draw(runs: Mapping[str, Sequence[EpochResult]], title: str, path: Path) -> None:
+    """Writes accuracy against bytes and against epochs, and the distance between models, as a PNG."""
+    from matplotlib.figure import Figure  # half a second, and only at the end of a run
+
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    by_bytes, by_epoch, apart = figure.subplots(1, 3)
+    for name, results in runs.items():
+        sent = [result.bytes_sent / 1e6 for result in results]
+        epochs = [result.epoch for result in results]
+        accuracy = [100 * result.accuracy for result in results]
+        by_bytes.plot(sent, accuracy, marker="o", markersize=3, label=name)
+        (mean,) = by_epoch.plot(epochs, accuracy, marker="o", markersize=3, label=name)
+        lowest = [100 * min(result.node_accuracies) for result in results]
+        by_epoch.plot(epochs, lowest, linestyle=":", color=mean.get_color())
+        apart.plot(epochs, [result.distance for result in results], marker="o", markersize=3, label=name)
+    by_bytes.set(xlabel="MB on all links so far, framing included", ylabel="accuracy of the mean model, %")
+    by_bytes.set_xscale("log")
+    by_epoch.set(xlabel="epoch", ylabel="test accuracy, %", title=title)
+    by_epoch.text(0.98, 0.02, "dotted: the worst node", transform=by_epoch.transAxes, ha="right")
+    apart.set(xlabel="epoch", ylabel="distance of a model from the mean one")
+    for axes in (by_bytes, by_epoch, apart):
+        axes.grid(alpha=0.3)
+    by_bytes.legend()
+    figure.savefig(path, dpi=120)

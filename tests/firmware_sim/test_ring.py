@@ -1,0 +1,141 @@
+"""Rings learn by every method, repeat from their seed, and go on whatever becomes of nodes and edges."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from firmware_sim.fleet_split import iid
+from firmware_sim.ring import EpochResult, Ring, RingError, Settings, framed_bytes
+from hw_profiles import load_board, load_link
+from onboard import data
+from onboard.learn.descent import Recipe, mean_of
+from onboard.learn.graph import InferGraph, TrainGraph
+
+LINK = load_link("isl-2mbyte")
+BASE: dict[str, Any] = {
+    "nodes": 4, "every": 4, "epochs": 3, "recipe": Recipe(learning_rate=0.05),
+    "board": load_board("raspberry-pi-4"), "link": LINK,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[list[data.Images], data.Images, TrainGraph, InferGraph]:
+    train, infer = TrainGraph.load("lenet5"), InferGraph.load("lenet5")
+    images = data.load("digits", part="train", classes=10)
+    shares = [images.take(rows) for rows in iid(images.y, 4, 200, 0)]
+    return shares, data.load("digits", part="test", classes=10), train, infer
+
+
+def play(ring: Ring) -> list[EpochResult]:
+    return [seen for seen in ring.play() if isinstance(seen, EpochResult)]
+
+
+@pytest.mark.parametrize(
+    ("method", "least"), [("rd-psgd", 0.6), ("d-psgd", 0.8), ("choco", 0.7), ("topk", 0.5)]
+)
+def test_every_method_learns(digits: Any, method: Any, least: float) -> None:
+    ring = Ring(Settings(**BASE | {"method": method, "sparsity": 0.2, "rate": 0.3}), *digits)
+    results = play(ring)
+    assert [result.epoch for result in results] == [1, 2, 3]
+    assert results[-1].accuracy > least
+    assert results[-1].exchanges == 4 * 5  # 7 batches an epoch: five exchanges, over four edges
+    assert len(results[-1].node_accuracies) == 4
+
+
+def test_a_seed_repeats_a_run(digits: Any) -> None:
+    settings = Settings(**BASE | {"epochs": 1})
+    assert play(Ring(settings, *digits)) == play(Ring(settings, *digits))
+    assert play(Ring(settings, *digits)) != play(Ring(replace(settings, seed=1), *digits))
+
+
+def test_bytes_are_those_of_frames_and_fewer_in_the_share_of_p(digits: Any) -> None:
+    sent = {}
+    for method in ("d-psgd", "rd-psgd"):
+        ring = Ring(Settings(**BASE | {"method": method, "epochs": 1}), *digits)
+        play(ring)
+        sent[method] = ring.bytes_sent
+    parameters = sum(np.prod(shape) for shape in digits[2].shapes.values())
+    assert sent["d-psgd"] == 8 * framed_bytes(
+        4 * int(parameters) + 20, LINK
+    )  # one exchange, 4 edges both ways
+    assert sent["rd-psgd"] / sent["d-psgd"] == pytest.approx(0.1, abs=0.002)
+
+
+@pytest.mark.parametrize(
+    "faults", [{"dead": {3: 2.0}}, {"cuts": {(1, 2): (0.5, 60.5)}}, {"link": replace(LINK, frame_loss=0.2)}]
+)
+def test_training_goes_on_through_faults_and_waits_no_longer_than_its_patience(
+    digits: Any, faults: dict[str, Any]
+) -> None:
+    calm = play(Ring(Settings(**BASE), *digits))[-1]
+    ring = Ring(Settings(**BASE | {"patience_s": 20.0} | faults), *digits)
+    last = play(ring)[-1]
+    assert last.clock_s < calm.clock_s + 25.0
+    assert last.accuracy > 0.6
+    assert len(ring.models) == (3 if "dead" in faults else 4)
+
+
+def test_an_edge_that_is_cut_for_a_while_does_not_move_the_mean(digits: Any) -> None:
+    """At a learning rate that moves nothing, all that changes models is mixing."""
+    settings = Settings(
+        **BASE | {"cuts": {(1, 2): (0.0, 3.0)}, "patience_s": 1.0, "recipe": Recipe(learning_rate=1e-12)}
+    )
+    ring = Ring(settings, *digits)
+    rng = np.random.default_rng(0)
+    for vector in ring.models.values():
+        vector += rng.standard_normal(vector.shape).astype(np.float32) / 100
+    before = mean_of(list(ring.models.values()))
+    assert play(ring)[-1].clock_s > 3.0
+    # What is on its way when the run ends is mixed at one end; on all other coordinates the mean is the same.
+    moved = np.abs(mean_of(list(ring.models.values())) - before) > 1e-5
+    assert moved.mean() < 0.1
+
+
+def test_what_cannot_be_is_named() -> None:
+    with pytest.raises(RingError, match="1 nodes: must be 2 to 254"):
+        Settings(**BASE | {"nodes": 1})
+    with pytest.raises(RingError, match="4 nodes do not fill rows of 3"):
+        Settings(**BASE | {"shape": "torus", "columns": 3})
+    with pytest.raises(RingError, match=r"faults of \[9\]"):
+        Settings(**BASE | {"dead": {9: 1.0}})
+    with pytest.raises(RingError, match="topk waits for all its neighbours"):
+        Settings(**BASE | {"dead": {1: 1.0}, "method": "topk"})
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "firmware_sim", "ring", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_the_command_tells_epochs_and_draws_them(tmp_path: Path) -> None:
+    small = ("--data", "digits", "--nodes", "3", "--images", "100", "--epochs", "2", "--json")
+    told = run(*small, cwd=tmp_path)
+    assert told.returncode == 0, told.stderr
+    epochs = [json.loads(line) for line in told.stdout.splitlines()]
+    kept = (tmp_path / "ring-out" / "epochs.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in kept] == epochs
+    assert [epoch["epoch"] for epoch in epochs] == [1, 2]
+    assert (tmp_path / "ring-out" / "ring.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--dead", "three"], "--dead 'three': expected NODE@SECONDS, as 3@20"),
+        (["--cut", "5@3"], "--cut '5@3': expected A-B@FROM:UNTIL, as 5-6@10:70"),
+        (["--momentum", "1"], "batches of 32, rate 0.05, momentum 1.0: must be"),
+    ],
+)
+def test_wrong_arguments_get_one_line(tmp_path: Path, arguments: list[str], line: str) -> None:
+    told = run(*arguments, cwd=tmp_path)
+    assert told.returncode == 2
+    assert line in told.stderr
+    assert len(told.stderr.splitlines()) == 1

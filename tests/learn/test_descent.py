@@ -1,0 +1,86 @@
+"""A descent takes the steps that its recipe says, and goes on where it was restored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from onboard import data
+from onboard.learn.descent import Descent, Recipe, consensus_distance, mean_of
+from onboard.learn.graph import TrainGraph, initial
+
+
+@pytest.fixture(scope="module")
+def graph() -> TrainGraph:
+    return TrainGraph.load("lenet5")
+
+
+@pytest.fixture(scope="module")
+def images() -> data.Images:
+    return data.load("digits", part="train", rows=70, classes=10)
+
+
+def descent(graph: TrainGraph, images: data.Images, **recipe: Any) -> Descent:
+    return Descent(graph, initial(graph.shapes, 0), images.x, images.y, Recipe(**recipe), seed=1, node=2)
+
+
+def test_it_is_sgd_with_momentum_and_decay_of_weights(graph: TrainGraph, images: data.Images) -> None:
+    """On batches of all images, so that the gradient is known."""
+    ours = descent(graph, images, batch_size=70, learning_rate=0.02, momentum=0.9, weight_decay=0.1)
+    weights = {name: value.astype(np.float64) for name, value in initial(graph.shapes, 0).items()}
+    velocity = {name: np.zeros_like(value) for name, value in weights.items()}
+    x = images.x.astype(np.float32) / 255
+    for _ in range(3):
+        _, gradients = graph.step({n: w.astype(np.float32) for n, w in weights.items()}, x, images.y)
+        for name, weight in weights.items():
+            decay = 0.1 * weight if weight.ndim > 1 else 0.0
+            velocity[name] = 0.9 * velocity[name] + gradients[name] + decay
+            weight -= 0.02 * velocity[name]
+        ours.step()
+    expected = np.concatenate([weight.ravel() for weight in weights.values()])
+    np.testing.assert_allclose(ours.vector, expected, atol=2e-6)
+
+
+def test_restored_at_any_batch_it_takes_the_same_steps(graph: TrainGraph, images: data.Images) -> None:
+    whole, first = (descent(graph, images, shift_pixels=1) for _ in range(2))
+    for _ in range(7):
+        whole.step()
+    for _ in range(4):
+        first.step()
+    rest = descent(graph, images, shift_pixels=1)
+    rest.restore(**first.state())  # type: ignore[arg-type]
+    assert rest.epochs == pytest.approx(4 / 3)
+    for _ in range(3):
+        rest.step()
+    np.testing.assert_array_equal(rest.vector, whole.vector)
+
+
+def test_the_rate_falls_at_its_drops() -> None:
+    recipe = Recipe(learning_rate=0.1, drops=(80, 120))
+    assert [recipe.rate(epoch) for epoch in (0, 79, 80, 119, 120)] == pytest.approx(
+        [0.1, 0.1, 0.01, 0.01, 0.001]
+    )
+
+
+def test_what_cannot_be_is_named(graph: TrainGraph, images: data.Images) -> None:
+    with pytest.raises(ValueError, match=r"rate -1"):
+        Recipe(learning_rate=-1)
+    with pytest.raises(ValueError, match="nothing to train on"):
+        Descent(graph, initial(graph.shapes, 0), images.x[:0], images.y[:0], Recipe(), seed=1, node=2)
+    with pytest.raises(ValueError, match="this model's"):
+        descent(graph, images).restore(np.zeros(3, np.float32), np.zeros(3, np.float32), 0)
+
+
+def test_a_loss_that_is_not_finite_ends_it(graph: TrainGraph, images: data.Images) -> None:
+    ours = descent(graph, images, batch_size=70, learning_rate=1e30)
+    ours.step()
+    with pytest.raises(ValueError, match=r"at a learning rate of 1e\+30"):
+        ours.step()
+
+
+def test_the_distance_of_models_from_their_mean() -> None:
+    vectors = [np.array([1, 0], np.float32), np.array([-1, 0], np.float32)]
+    np.testing.assert_array_equal(mean_of(vectors), [0, 0])
+    assert consensus_distance(vectors) == 1.0
