@@ -64,7 +64,8 @@ def encode(index: Indices, values: Floats, size: int, index_form: IndexForm, for
 def decode(data: bytes | memoryview, size: int) -> tuple[Indices, Floats]:
     """Coordinates and values in `data`, which must be of a vector of `size` and end with its last value.
 
-    Takes at most 40 bytes of memory a byte of `data`, and for a bitmap 5 a coordinate. Errors: BadIndexed.
+    Makes no index before the values are known to be there: at most 13 bytes of memory a coordinate of the
+    vector, or 10 a byte of gaps. Errors: BadIndexed.
     """
     if len(data) < HEADER.size:
         raise BadIndexed(f"{len(data)} bytes, a header alone has {HEADER.size}")
@@ -77,13 +78,14 @@ def decode(data: bytes | memoryview, size: int) -> tuple[Indices, Floats]:
     if length > len(body) or count > size:
         raise BadIndexed(f"{count} values of {size}, and {length} bytes of index in {len(body)}")
     try:
+        values = coded.decode(body[length:], count, Form(form))
         packed = np.frombuffer(body[:length], np.uint8)
         index = _from_gaps(packed, size) if index_form == IndexForm.GAPS else _from_bitmap(packed, size)
         if len(index) != count:
             raise ValueError(f"an index of {len(index)} coordinates for {count} values")
-        return index, coded.decode(body[length:], count, Form(form))
     except ValueError as error:
         raise BadIndexed(str(error)) from None
+    return index, values
 
 
 def _gaps(distances: Indices) -> bytes:

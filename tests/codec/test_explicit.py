@@ -103,10 +103,12 @@ def test_claims_cost_nothing() -> None:
     data = HEADER.pack(1, IndexForm.GAPS, Form.FP32, 0, size, size, 1000) + b"\xff" * 999 + b"\1"
     tracemalloc.start()
     try:
-        with pytest.raises(BadIndexed, match=f"index of 1 coordinates for {size} values"):
+        with pytest.raises(BadIndexed, match=f"0 bytes of values, {size} in FP32"):
             decode(data, size)
         with pytest.raises(BadIndexed, match="bitmap of 1000 bytes"):
-            decode(HEADER.pack(1, IndexForm.BITMAP, Form.FP32, 0, size, 1, 1000) + bytes(1000), size)
+            decode(HEADER.pack(1, IndexForm.BITMAP, Form.FP32, 0, size, 0, 1000) + bytes(1000), size)
+        with pytest.raises(BadIndexed, match="index of 1 coordinates for 0 values"):
+            decode(HEADER.pack(1, IndexForm.GAPS, Form.FP32, 0, size, 0, 1000) + data[HEADER.size :], size)
         assert tracemalloc.get_traced_memory()[1] < 100_000
     finally:
         tracemalloc.stop()
