@@ -33,7 +33,7 @@ def test_it_is_sgd_with_momentum_and_decay_of_weights(graph: TrainGraph, images:
     velocity = {name: np.zeros_like(value) for name, value in weights.items()}
     x = images.x.astype(np.float32) / 255
     for _ in range(3):
-        _, gradients = graph.step({n: w.astype(np.float32) for n, w in weights.items()}, x, images.y)
+        _, gradients, _ = graph.step({n: w.astype(np.float32) for n, w in weights.items()}, x, images.y)
         for name, weight in weights.items():
             decay = 0.1 * weight if weight.ndim > 1 else 0.0
             velocity[name] = 0.9 * velocity[name] + gradients[name] + decay
