@@ -192,7 +192,9 @@ def _forward_unit(x: str, unit: Unit, *, training: bool) -> Iterator[onnx.NodePr
     conv, norm = unit.conv, unit.norm
     yield node("Conv", [x, f"{conv}.weight"], [conv], pads=[1, 1, 1, 1], strides=[unit.stride] * 2)
     if not training:
-        given = [f"{norm}.{name}" for name in ("weight", "bias", "running_mean", "running_var")]
+        # Mixed from values that were quantized or late, a variance can be below 0.
+        yield node("Relu", [f"{norm}.running_var"], [f"{norm}.variance"])
+        given = [f"{norm}.{name}" for name in ("weight", "bias", "running_mean", "variance")]
         yield node("BatchNormalization", [conv, *given], [norm], epsilon=EPSILON)
         return
     over = {"axes": [0, 2, 3]}

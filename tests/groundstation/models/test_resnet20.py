@@ -102,6 +102,12 @@ def test_a_board_trains_it_and_its_running_statistics_answer() -> None:
     assert without.accuracy < score.accuracy
 
 
+def test_a_variance_that_mixing_left_below_zero_still_answers() -> None:
+    start = initial(GRAPH.shapes, 3)
+    start["layer2.1.bn1.running_var"][:] = -0.01
+    assert np.isfinite(INFER.logits(start, prepare(stripes(4, 3)[0]))).all()
+
+
 def test_buffers_go_a_tenth_of_the_way_and_take_no_gradient() -> None:
     x, y = stripes(8, 2)
     start = initial(GRAPH.shapes, 3)
