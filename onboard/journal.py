@@ -105,7 +105,7 @@ def _digest(generation: int, payload: bytes) -> bytes:
     return hashlib.blake2s(generation.to_bytes(4, "big") + payload, digest_size=16).digest()
 
 
-def write_durably(path: Path, content: bytes) -> None:
+def write_durably(path: Path, content: bytes | memoryview) -> None:
     """Writes in place and returns once the content is on the disk."""
     with path.open("wb") as file:
         file.write(content)
@@ -113,7 +113,7 @@ def write_durably(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def replace_durably(path: Path, content: bytes) -> None:
+def replace_durably(path: Path, content: bytes | memoryview) -> None:
     """Replaces `path` by `content`: after a power cut there is the old file or the new one, never a mix."""
     new = path.with_name(path.name + ".new")
     try:

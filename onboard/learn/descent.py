@@ -74,6 +74,11 @@ class Descent:
         self._decayed = [t.name for t in graph.layout.tensors if len(t.shape) > 1]
 
     @property
+    def weights(self) -> dict[str, Floats]:
+        """The model's tensors by name, views of `vector`."""
+        return views(self._graph.layout, self.vector)
+
+    @property
     def batches_an_epoch(self) -> int:
         return -(-len(self._x) // self.recipe.batch_size)
 
@@ -91,7 +96,7 @@ class Descent:
         chosen = self._order[batch * recipe.batch_size :][: recipe.batch_size]
         draw = self._draw(epoch, batch)
         images = augmented(self._x[chosen], draw, recipe.shift_pixels, recipe.distortion)
-        weights = views(self._graph.layout, self.vector)
+        weights = self.weights
         loss, gradients, buffers = self._graph.step(weights, images, self._y[chosen])
         rate = recipe.rate(epoch)
         if not math.isfinite(loss):

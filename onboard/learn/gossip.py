@@ -16,7 +16,7 @@ hears values that it can use.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from hashlib import blake2s
 
@@ -109,8 +109,16 @@ class Gossip:
         """Neighbours with whom `mix` has something to do."""
         return tuple(peer for peer, edge in self._edges.items() if edge.complete)
 
-    def open(self, vector: Floats) -> dict[int, Message]:
-        """Opens an exchange with every neighbour that has none open: the messages to send, by neighbour.
+    @property
+    def asked(self) -> frozenset[int]:
+        """Neighbours whose values of an exchange are here, and to whom none of it were sent."""
+        return frozenset(
+            peer for peer, edge in self._edges.items() if edge.received is not None and edge.sent is None
+        )
+
+    def open(self, vector: Floats, peers: Collection[int] | None = None) -> dict[int, Message]:
+        """Opens an exchange with every neighbour (of `peers`) that has none open: the messages to send, by
+        neighbour.
 
         vector: the model, float32 (size,). A message must be durable before it leaves: an end that sends
         other values under the same number after a restart would change the mean.
@@ -118,7 +126,7 @@ class Gossip:
         return {
             peer: self._open(peer, edge, vector)
             for peer, edge in self._edges.items()
-            if edge.sent is None and not edge.shut
+            if edge.sent is None and not edge.shut and (peers is None or peer in peers)
         }
 
     def reopen(self, peer: int, message: Message) -> None:

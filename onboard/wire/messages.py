@@ -25,6 +25,8 @@ MODEL = 1
 """Kind of object, ground to board: header Task, then the packed weights to start from."""
 UPDATE = 2
 """Kind of object, board to ground: header Update, then the packed weights that training gave."""
+GOSSIP = 3
+"""Kind of object, node to node: the values of an exchange (docs/gossip.md), and nothing before them."""
 DIGEST_BYTES = 16
 NONCE_BYTES = 8
 NO_NONCE = bytes(NONCE_BYTES)
