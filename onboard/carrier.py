@@ -15,8 +15,9 @@ from typing import Any
 from onboard import data
 from onboard.agent import Agent, Known
 from onboard.budget import Ledger, Pace, limit_memory
-from onboard.config import NodeConfig
+from onboard.config import NodeConfig, OwnConfig
 from onboard.contacts import ContactPlan
+from onboard.gossip_agent import GossipAgent
 from onboard.journal import Journal
 from onboard.keys import load_keys
 from onboard.link import Spool, opener, wire_bytes
@@ -49,7 +50,7 @@ RETRY_S = 5.0  # after a write that failed, such as on a full disk
 REORDER_SLACK = 3  # TCP's duplicate threshold (RFC 5681, section 3.2)
 
 
-def local_images(config: NodeConfig) -> data.Images:
+def local_images(config: OwnConfig) -> data.Images:
     """The node's shard. Raises DataError."""
     return data.load(
         config.data_source, config.data_shape, folder=config.data_folder, part="train", rows=config.data_rows
@@ -98,7 +99,7 @@ def board_agent(
     return agent, pump
 
 
-def limits_for(port: str, bytes_per_contact: float, bytes_per_day: float) -> Limits:
+def limits_for(port: str, bytes_per_contact: float = math.inf, bytes_per_day: float = math.inf) -> Limits:
     """What a session takes on over this port: datagrams may overtake one another, bytes on a wire cannot."""
     return Limits(
         bytes_per_contact=bytes_per_contact,
@@ -144,7 +145,7 @@ def carry(
                         agent.hear(untold[0], now)
                         untold.popleft()
                 if agent.work is not None and now >= max(next_step_at, retry_at):
-                    next_step_at = _step(agent, pace, now, clock, cpu_clock)
+                    next_step_at = step(agent, pace, now, clock, cpu_clock)
             except OSError as error:
                 say(log, "disk-full", level=logging.ERROR, path=str(agent.config.state), why=str(error))
                 retry_at = now + RETRY_S
@@ -158,8 +159,12 @@ def carry(
     pump.close(clock())
 
 
-def _step(
-    agent: Agent, pace: Pace, now: float, clock: Callable[[], float], cpu_clock: Callable[[], float]
+def step(
+    agent: Agent | GossipAgent,
+    pace: Pace,
+    now: float,
+    clock: Callable[[], float],
+    cpu_clock: Callable[[], float],
 ) -> float:
     """One training step and what it cost; returns when the next may begin. Raises OSError (disk full)."""
     cpu_before_s = cpu_clock()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from onboard.complaints import OneLineErrors, fail
-from onboard.config import ConfigError, NodeConfig, load_node
+from onboard.config import ConfigError, GossipConfig, NodeConfig, load_own
 from onboard.log import Format, start
 
 if TYPE_CHECKING:  # numpy comes with the first command that needs it: --help and a wrong key answer at once
@@ -64,11 +64,12 @@ def run(
 
     start(log_format)
     try:
-        config = load_node(node_toml, port=port)
+        config = load_own(node_toml, port=port)
     except ConfigError as error:
         fail(str(error))
-    if not wait_for_port and (missing := missing_device(config.port)):
-        fail(f"{node_toml}: link.port = {config.port!r}: {missing}; plug it in, or give --wait")
+    for key, url in ports(config):
+        if not wait_for_port and (missing := missing_device(url)):
+            fail(f"{node_toml}: {key}.port = {url!r}: {missing}; plug it in, or give --wait")
     recorder = Recorder(record, record_mb << 20) if record else None
     run_agent(config, Pace(config.cpu_share), report_every, recorder)
 
@@ -85,7 +86,7 @@ def doctor(node_toml: Path) -> None:
     from onboard.doctor import examine
 
     try:
-        config = load_node(node_toml)
+        config = load_own(node_toml)
     except ConfigError as error:
         fail(str(error))
     findings = examine(config)
@@ -101,7 +102,7 @@ def doctor(node_toml: Path) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line instead of a picture.")
 @click.option("--once", is_flag=True, help="Look once and end.")
 def link(node_toml: Path, as_json: bool, once: bool) -> None:
-    """Shows the link of the agent that runs on NODE_TOML, every second until Ctrl-C.
+    """Shows the links of the agent that runs on NODE_TOML, every second until Ctrl-C.
 
     \b
     Examples:
@@ -109,11 +110,13 @@ def link(node_toml: Path, as_json: bool, once: bool) -> None:
       onboard link node.toml --once --json | jq .link.objects
     """
     from onboard.lookout import NobodyThere
-    from onboard.picture import board_picture
+    from onboard.picture import board_picture, gossip_picture
     from onboard.screen import follow
 
     try:
-        follow(load_node(node_toml).state, board_picture, as_json=as_json, once=once)
+        config = load_own(node_toml)
+        picture = gossip_picture if isinstance(config, GossipConfig) else board_picture
+        follow(config.state, picture, as_json=as_json, once=once)
     except ConfigError as error:
         fail(str(error))
     except NobodyThere as error:
@@ -121,26 +124,34 @@ def link(node_toml: Path, as_json: bool, once: bool) -> None:
 
 
 def run_agent(
-    config: NodeConfig, pace: Pace, report_every_s: float | None, recorder: Recorder | None = None
+    config: NodeConfig | GossipConfig,
+    pace: Pace,
+    report_every_s: float | None,
+    recorder: Recorder | None = None,
 ) -> None:
     """Runs a node's agent to its end; what keeps it from starting ends the program with one line."""
     from onboard.budget import BudgetError
     from onboard.carrier import board_agent, carry, local_images
     from onboard.data import DataError
+    from onboard.gossip_carrier import carry_gossip, gossip_node
     from onboard.journal import sole_user
     from onboard.keys import BadKey
 
     try:
         images = local_images(config)
         with sole_user(config.state):
-            agent, pump = board_agent(config, images, time.monotonic(), recorder)
-            carry(agent, pump, pace, report_every_s=report_every_s)
+            if isinstance(config, GossipConfig):
+                node, pumps = gossip_node(config, images, time.monotonic(), recorder)
+                carry_gossip(node, pumps, pace, report_every_s=report_every_s)
+            else:
+                agent, pump = board_agent(config, images, time.monotonic(), recorder)
+                carry(agent, pump, pace, report_every_s=report_every_s)
     except ConfigError as error:
         fail(str(error))
     except DataError as error:
         fail(f"{config.path}: data.source: {error}")
     except BadKey as error:
-        fail(f"{config.path}: node.key: {error}")
+        fail(f"{config.path}: {'' if isinstance(config, GossipConfig) else 'node.key: '}{error}")
     except BudgetError as error:
         fail(f"{config.path}: budget.memory_mb: {error}")
     except BlockingIOError:
@@ -149,6 +160,13 @@ def run_agent(
         fail(
             f"{config.path}: node.state: {error.filename or config.state}: {error.strerror or error}", code=1
         )
+
+
+def ports(config: NodeConfig | GossipConfig) -> list[tuple[str, str]]:
+    """The URLs of a node's ports, each after the table of NODE.toml that names it."""
+    if isinstance(config, NodeConfig):
+        return [("link", config.port)]
+    return [(f"neighbour[{index}]", each.port) for index, each in enumerate(config.neighbours)]
 
 
 def missing_device(port: str) -> str | None:

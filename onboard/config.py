@@ -10,7 +10,7 @@ import re
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -71,6 +71,45 @@ class LinkSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
             raise ValueError("bytes_per_contact: needs contacts, the plan that says when one begins")
 
 
+class GossipSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[gossip]`: the node trains for itself and mixes its model with its neighbours', without a ground.
+
+    The first four, and the weight of each `[[neighbour]]`, are the same at all nodes. `sparsity` is p, the
+    share of the coordinates in an exchange, one of which comes every `every` batches and is waited for
+    `patience_s`. The others are as in `learn.descent.Recipe`. `epochs` 0 is for ever.
+    """
+
+    model: Text = "lenet5"
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
+    sparsity: Annotated[float, Meta(ge=2**-16, le=1)] = 0.1  # as a mask's share counts it
+    values: Literal["fp32", "fp16", "int8", "alq"] = "fp32"
+    every: Annotated[int, Meta(ge=1, le=2**31)] = 1
+    patience_s: Seconds = 10.0
+    batch_size: Annotated[int, Meta(ge=1, le=65_536)] = 32
+    learning_rate: Annotated[float, Meta(gt=0, le=100)] = 0.1
+    momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    drops: tuple[Annotated[int, Meta(ge=1)], ...] = ()
+    shift_pixels: Annotated[int, Meta(ge=0, le=255)] = 0
+    distortion: Annotated[float, Meta(ge=0, le=4)] = 0.0
+    epochs: Annotated[int, Meta(ge=0, le=2**31)] = 0
+
+
+class NeighbourSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[[neighbour]]`: the way to one of those that this node gossips with, as in `[link]`; `key` is that of
+    the edge, the same at both ends, and so is `weight`, W_ij."""
+
+    id: NodeId
+    port: str
+    profile: Text
+    key: Text
+    weight: Share
+    contacts: Text | None = None
+
+    def __post_init__(self) -> None:
+        check_port(self.port)
+
+
 class DataSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[data]`: the local shard.
 
@@ -100,21 +139,36 @@ class NodeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """The whole of NODE.toml, as written."""
 
     node: NodeSection
-    link: LinkSection
+    link: LinkSection | None = None
+    gossip: GossipSection | None = None
+    neighbour: tuple[NeighbourSection, ...] = ()
     data: DataSection = msgspec.field(default_factory=DataSection)
     budget: BudgetSection = msgspec.field(default_factory=BudgetSection)
 
+    def __post_init__(self) -> None:
+        ids = [each.id for each in self.neighbour]
+        if self.gossip is None and self.link is None:
+            raise ValueError("link: missing, and it is required without gossip")
+        if self.gossip is None and ids:
+            raise ValueError("gossip: missing, and it is required where there is a neighbour")
+        if self.gossip is not None and self.link is not None:
+            raise ValueError("link: a node gossips or has a link to the ground, not both")
+        if self.gossip is not None and not ids:
+            raise ValueError("neighbour: missing, and gossip needs one at least")
+        for index, number in enumerate(ids):
+            if number == self.node.id or number in ids[:index]:
+                raise ValueError(f"neighbour[{index}].id: must be another node, each once")
+        if (total := sum(each.weight for each in self.neighbour)) > 1 + 1e-9:
+            raise ValueError(f"neighbour: the weights sum to {total:g}, must be 1 at most")
 
-class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """NODE.toml, checked: profiles loaded, paths resolved against the file's folder, defaults filled in."""
+
+class OwnConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What NODE.toml says of the node itself, checked, with paths resolved against the file's folder."""
 
     path: Path
     id: int
     name: str
     board: Board
-    link: Link
-    port: str
-    key_path: Path
     state: Path
     data_source: str
     data_folder: Path | None
@@ -123,34 +177,90 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     cpu_share: float
     memory_bytes: int
     checkpoint_s: float
+
+
+class NodeConfig(OwnConfig, frozen=True, kw_only=True):
+    """NODE.toml of a node with a link to the ground: profiles loaded, defaults filled in."""
+
+    link: Link
+    port: str
+    key_path: Path
     contacts_path: Path | None = None
     bytes_per_contact: float = math.inf
     bytes_per_day: float = math.inf
     encrypt: bool = False
 
 
+class Neighbour(msgspec.Struct, frozen=True, kw_only=True):
+    """One `[[neighbour]]`, checked."""
+
+    id: int
+    port: str
+    link: Link
+    key_path: Path
+    weight: float
+    contacts_path: Path | None
+
+
+class GossipConfig(OwnConfig, frozen=True, kw_only=True):
+    """NODE.toml of a node that gossips. `model`: as `TrainGraph.load` takes it."""
+
+    gossip: GossipSection
+    model: str
+    neighbours: tuple[Neighbour, ...]
+
+
+def load_own(path: Path, *, port: str | None = None) -> NodeConfig | GossipConfig:
+    """Reads NODE.toml of either sort of node; `port` as in `load_node`. Raises ConfigError."""
+    if read(path, NodeFile).gossip is None:
+        return load_node(path, port=port)
+    if port is not None:
+        raise ConfigError(f"--port {port!r}: a node that gossips has a port for each neighbour, in its file")
+    return load_gossip(path)
+
+
+def load_gossip(path: Path) -> GossipConfig:
+    """Reads NODE.toml of a node that gossips. Raises ConfigError in one line that names file, key, value."""
+    file = read(path, NodeFile)
+    if file.gossip is None:
+        raise ConfigError(f"{path}: gossip: missing, and it is required here")
+    base = path.resolve().parent
+    neighbours = tuple(
+        Neighbour(
+            id=each.id,
+            port=each.port,
+            link=profile(path, f"neighbour[{index}].profile", each.profile, load_link, base),
+            key_path=base / each.key,
+            weight=each.weight,
+            contacts_path=base / each.contacts if each.contacts else None,
+        )
+        for index, each in enumerate(file.neighbour)
+    )
+    model = file.gossip.model
+    model = str(base / model) if model.endswith(".onnx") else model
+    return GossipConfig(**_own(path, file), gossip=file.gossip, model=model, neighbours=neighbours)
+
+
 def load_node(path: Path, *, port: str | None = None) -> NodeConfig:
-    """Reads NODE.toml. `port` replaces the file's, so that a cable can be moved without an editor.
+    """Reads NODE.toml of a node with a link to the ground. `port` replaces the file's, so that a cable can be
+    moved without an editor.
 
     Raises ConfigError in one line that names file, key and value.
     """
     file = read(path, NodeFile)
+    if file.link is None:
+        raise ConfigError(f"{path}: link: missing, and it is required here")
     if port is not None:
         try:
             check_port(port)
         except ValueError as error:
             raise ConfigError(f"--port {port!r}: {str(error).removeprefix('port: ')}") from None
     base = path.resolve().parent
-    board = profile(path, "node.board", file.node.board, load_board, base)
     link = profile(path, "link.profile", file.link.profile, load_link, base)
     if file.link.encrypt:
         check_cipher(f"{path}: link.encrypt = true")
-    budget = file.budget
     return NodeConfig(
-        path=path,
-        id=file.node.id,
-        name=file.node.name,
-        board=board,
+        **_own(path, file),
         link=link,
         port=file.link.port if port is None else port,
         contacts_path=base / file.link.contacts if file.link.contacts else None,
@@ -158,15 +268,27 @@ def load_node(path: Path, *, port: str | None = None) -> NodeConfig:
         bytes_per_day=file.link.bytes_per_day or math.inf,
         encrypt=file.link.encrypt,
         key_path=base / file.node.key,
-        state=base / file.node.state,
-        data_source=relative_source(file.data.source, base),
-        data_folder=base / file.data.folder if file.data.folder else None,
-        data_shape=file.data.shape,
-        data_rows=range(*file.data.rows) if file.data.rows else None,
-        cpu_share=board.cpu_share if budget.cpu_share is None else budget.cpu_share,
-        memory_bytes=board.agent_memory_bytes if budget.memory_mb is None else budget.memory_mb * 2**20,
-        checkpoint_s=budget.checkpoint_s,
     )
+
+
+def _own(path: Path, file: NodeFile) -> dict[str, Any]:
+    """The fields of OwnConfig. Raises ConfigError."""
+    base, budget = path.resolve().parent, file.budget
+    board = profile(path, "node.board", file.node.board, load_board, base)
+    return {
+        "path": path,
+        "id": file.node.id,
+        "name": file.node.name,
+        "board": board,
+        "state": base / file.node.state,
+        "data_source": relative_source(file.data.source, base),
+        "data_folder": base / file.data.folder if file.data.folder else None,
+        "data_shape": file.data.shape,
+        "data_rows": range(*file.data.rows) if file.data.rows else None,
+        "cpu_share": board.cpu_share if budget.cpu_share is None else budget.cpu_share,
+        "memory_bytes": board.agent_memory_bytes if budget.memory_mb is None else budget.memory_mb * 2**20,
+        "checkpoint_s": budget.checkpoint_s,
+    }
 
 
 def relative_source(source: str, base: Path) -> str:

@@ -6,12 +6,14 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from hw_profiles import Link
 from onboard.carrier import GROUND, local_images
-from onboard.config import ConfigError, NodeConfig
+from onboard.config import ConfigError, GossipConfig, NodeConfig, OwnConfig
 from onboard.contacts import ContactPlan
 from onboard.keys import BadKey, load_keys
 from onboard.learn.graph import GraphError, TrainGraph, shipped
@@ -30,70 +32,98 @@ class Finding:
     says: str
 
 
-def examine(config: NodeConfig) -> list[Finding]:
-    """Looks at everything; nothing is sent and nothing is changed but the port, opened once and closed."""
-    checks: list[tuple[str, Callable[[NodeConfig], str]]] = [
-        ("python", _python),
-        ("key", _key),
-        ("port", _port),
-        ("contacts", _contacts),
-        ("model", _model),
-        ("data", _data),
-        ("memory", _memory),
-        ("disk", _disk),
+def examine(config: NodeConfig | GossipConfig) -> list[Finding]:
+    """Looks at everything; nothing is sent and nothing is changed but the ports, opened once and closed."""
+    checks: list[tuple[str, Callable[[], str]]] = [("python", _python)]
+    for name, way in _ways(config):
+        checks += [
+            (f"key{name}", partial(_key, way)),
+            (f"port{name}", partial(_port, way)),
+            (f"contacts{name}", partial(_contacts, config.id, way)),
+        ]
+    checks += [
+        ("model", partial(_model, config)),
+        ("data", partial(_data, config)),
+        ("memory", partial(_memory, config)),
+        ("disk", partial(_disk, config)),
     ]
     findings = []
     for what, look in checks:
         try:
-            findings.append(Finding(what, True, look(config)))
+            findings.append(Finding(what, True, look()))
         except (OSError, ValueError) as error:
             findings.append(Finding(what, False, str(error)))
     return findings
 
 
-def _python(_: NodeConfig) -> str:
+@dataclass(frozen=True)
+class _Way:
+    """One link of the node, to whomever."""
+
+    peer: int
+    port: str
+    link: Link
+    key_path: Path
+    contacts_path: Path | None
+    encrypt: bool = False
+
+
+def _ways(config: NodeConfig | GossipConfig) -> Iterator[tuple[str, _Way]]:
+    """The links, each after what tells it from the others."""
+    if isinstance(config, NodeConfig):
+        yield (
+            "",
+            _Way(GROUND, config.port, config.link, config.key_path, config.contacts_path, config.encrypt),
+        )
+    else:
+        for each in config.neighbours:
+            yield f" {each.id}", _Way(each.id, each.port, each.link, each.key_path, each.contacts_path)
+
+
+def _python() -> str:
     import numpy
 
     return f"Python {sys.version.split()[0]}, numpy {numpy.__version__}"
 
 
-def _key(config: NodeConfig) -> str:
-    load_keys(config.key_path)
-    if config.key_path.stat().st_mode & 0o077:
-        raise BadKey(f"{config.key_path}: others may read this key; chmod 600 {config.key_path}")
-    return f"{config.key_path}{'; frames are encrypted' if config.encrypt else ''}"
+def _key(way: _Way) -> str:
+    load_keys(way.key_path)
+    if way.key_path.stat().st_mode & 0o077:
+        raise BadKey(f"{way.key_path}: others may read this key; chmod 600 {way.key_path}")
+    return f"{way.key_path}{'; frames are encrypted' if way.encrypt else ''}"
 
 
-def _port(config: NodeConfig) -> str:
-    port = open_port(config.port, config.link)
+def _port(way: _Way) -> str:
+    port = open_port(way.port, way.link)
     port.close()
-    return f"{config.port} opens; {config.link.title}"
+    return f"{way.port} opens; {way.link.title}"
 
 
-def _contacts(config: NodeConfig) -> str:
-    if config.contacts_path is None:
+def _contacts(node: int, way: _Way) -> str:
+    if way.contacts_path is None:
         return "no plan: the link is always up"
     clock_s = time.time()
-    plan = Contacts(ContactPlan(config.contacts_path, config.id, GROUND).windows(clock_s))
+    plan = Contacts(ContactPlan(way.contacts_path, node, way.peer).windows(clock_s))
     if plan.rises_at(0.0) == math.inf:
-        raise ConfigError(f"{config.contacts_path}: contact: all are over by the clock of this computer")
+        raise ConfigError(f"{way.contacts_path}: contact: all are over by the clock of this computer")
     return "in contact" if plan.is_up(0.0) else f"the next one begins in {plan.rises_at(0.0):.0f} s"
 
 
-def _model(config: NodeConfig) -> str:
+def _model(config: NodeConfig | GossipConfig) -> str:
+    names = [config.model] if isinstance(config, GossipConfig) else shipped()
     try:
-        graphs = [TrainGraph.load(name) for name in shipped()]
+        graphs = [TrainGraph.load(name) for name in names]
     except GraphError as error:
         raise GraphError(f"{error}; the board cannot train") from None
     return f"can train {', '.join(graph.name for graph in graphs)}"
 
 
-def _data(config: NodeConfig) -> str:
+def _data(config: OwnConfig) -> str:
     images = local_images(config)
     return f"{len(images)} images of {images.shape} in {config.data_source}"
 
 
-def _memory(config: NodeConfig) -> str:
+def _memory(config: OwnConfig) -> str:
     with Path("/proc/meminfo").open(encoding="ascii") as lines:
         available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     if available < config.memory_bytes:
@@ -105,7 +135,7 @@ def _mb(count: int) -> str:
     return f"{count / 2**20:.0f} MB"
 
 
-def _disk(config: NodeConfig) -> str:
+def _disk(config: OwnConfig) -> str:
     config.state.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(config.state).free
     if free < FREE_DISK_BYTES:

@@ -10,9 +10,9 @@ from typing import Any
 
 import click
 
-from onboard.wire.messages import MODEL, UPDATE
+from onboard.wire.messages import GOSSIP, MODEL, UPDATE
 
-KINDS = {MODEL: "model", UPDATE: "update"}
+KINDS = {MODEL: "model", UPDATE: "update", GOSSIP: "gossip"}
 DROPPED = (
     "bad_tags", "plain_dropped", "encrypted_dropped", "replays", "malformed", "misaddressed", "orphans",
     "duplicates", "corrupt", "refused", "expired",
@@ -32,6 +32,29 @@ def board_picture(view: View, before: View | None, gap_s: float) -> str:
     lines += ["", dropped(link), ""]
     lines += list(objects(link))
     return "\n".join(lines)
+
+
+def gossip_picture(view: View, before: View | None, gap_s: float) -> str:
+    """The same of a node that gossips, a few lines for each neighbour."""
+    title = f"{click.style(view['node'], bold=True)}  {view['board']}: {view['phase']}"
+    loss = "" if view["loss"] is None else f", loss {view['loss']:.3f}"
+    lines = [f"{title}, {view['epochs']:.2f} epochs{loss}, {view['exchanges']:,} exchanges", ""]
+    earlier = {link["peer"]: link for link in before["links"]} if before else {}
+    for link in view["links"]:
+        rates = [
+            rate_bps(link, earlier.get(link["peer"]), gap_s, counter)
+            for counter in ("bytes_sent", "bytes_received")
+        ]
+        out, back = ("" if rate is None else f", {bit_rate(rate)}" for rate in rates)
+        lines += [
+            f"{click.style('node ' + str(link['peer']), bold=True)}  {link['profile']}  {peer_state(link)}",
+            f"port    {port_state(link['port'])}",
+            f"out {link['bytes_sent']:,} B{out}; in {link['bytes_received']:,} B{back}",
+            dropped(link),
+            *objects(link),
+            "",
+        ]
+    return "\n".join(lines).rstrip()
 
 
 def doing(view: View) -> str:

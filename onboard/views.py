@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from onboard.agent import Agent
+from onboard.gossip_agent import GossipAgent
 from onboard.link.pump import Pump
 
 
@@ -15,6 +17,16 @@ def board_view(agent: Agent, pump: Pump, now: float) -> dict[str, Any]:
     config = agent.config
     who = {"node": config.name, "board": config.board.name, "profile": config.link.name}
     return who | agent.doing() | {"link": link_view(pump, now)}
+
+
+def gossip_view(agent: GossipAgent, pumps: Mapping[int, Pump], now: float) -> dict[str, Any]:
+    """The same of a node that gossips: its links are `links`, in the order of NODE.toml."""
+    config = agent.config
+    links = [
+        {"peer": each.id, "profile": each.link.name, **link_view(pumps[each.id], now)}
+        for each in config.neighbours
+    ]
+    return {"node": config.name, "board": config.board.name} | agent.doing() | {"links": links}
 
 
 def link_view(pump: Pump, now: float) -> dict[str, Any]:

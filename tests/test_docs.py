@@ -43,6 +43,8 @@ COMMANDS = {
 SECTIONS: dict[tuple[str, str], type[msgspec.Struct]] = {
     ("NODE.toml", "[node]"): node_config.NodeSection,
     ("NODE.toml", "[link]"): node_config.LinkSection,
+    ("NODE.toml", "[gossip]"): node_config.GossipSection,
+    ("NODE.toml", "[[neighbour]]"): node_config.NeighbourSection,
     ("NODE.toml", "[data]"): node_config.DataSection,
     ("NODE.toml", "[budget]"): node_config.BudgetSection,
     ("mission.toml", "[mission]"): mission_config.MissionSection,

@@ -1,0 +1,332 @@
+"""A node's life among neighbours: train, exchange, mix. A dead neighbour costs its edge, and nothing else.
+
+As `onboard.agent`, it is told events and the time, runs one training step when the carrier says so, and never
+waits itself. Every few batches it opens an exchange on every edge that has none open. It trains on when these
+are complete or its patience is over; each is waited for once, and one that completes later is mixed at the
+next. After its last epoch it opens none, answers its neighbours', and is over when it has not heard them for
+as long as its patience.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Mapping
+from enum import IntEnum
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from onboard.codec.mask import share_of
+from onboard.codec.sparse import BadExchange
+from onboard.codec.values import Form
+from onboard.config import GossipConfig
+from onboard.exchanges import ExchangeLog, replay
+from onboard.journal import Journal
+from onboard.learn.descent import Descent
+from onboard.learn.gossip import Gossip, Message, Over
+from onboard.log import say
+from onboard.wire.events import Arrived, Cancelled, Corrupt, Delivered, Event, PeerHeard, Rekeyed
+from onboard.wire.messages import GOSSIP, Reason
+from onboard.wire.seal import NO_SALT
+from onboard.wire.session import Session
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT, MODEL, EXCHANGES = "gossip.npz", "model.npz", "exchanges"
+LOG_SHARE = 2  # a log this many times as large as a checkpoint is worth one: it bounds the disk and a replay
+
+
+class Phase(IntEnum):
+    """What a node is doing."""
+
+    TRAINING = 0
+    EXCHANGING = 1  # waits for the exchanges that it has just opened
+    LINGERING = 2  # all epochs are done: answers its neighbours
+    OVER = 3
+    FAILED = 4  # a step could not be run: it opens no exchange any more
+
+
+class Tie(msgspec.Struct, kw_only=True):
+    """What is kept of the link with one neighbour: its keys' salt, and the floor of their frames under it."""
+
+    salt: bytes = NO_SALT
+    floor: tuple[int, int] = (0, 0)
+
+
+class Known(msgspec.Struct, kw_only=True):
+    """What the agent keeps in its journal."""
+
+    epoch: int = 0  # of its frames
+    ties: dict[int, Tie] = msgspec.field(default_factory=dict)
+
+
+class GossipAgent:
+    """One node. `sessions` talk, by neighbour; `journal` and `exchanges` remember; `descent` trains, at
+    `flops_a_step` FLOP each."""
+
+    def __init__(
+        self,
+        config: GossipConfig,
+        sessions: Mapping[int, Session],
+        journal: Journal[Known],
+        known: Known,
+        exchanges: ExchangeLog,
+        descent: Descent,
+        flops_a_step: float,
+    ) -> None:
+        self.config, self.descent = config, descent
+        self.phase = Phase.TRAINING
+        self.cpu_s = 0.0
+        self.refused = 0  # values of neighbours that could not be used
+        self.gossip = self._begun({})
+        self._sessions, self._journal, self._known = sessions, journal, known
+        self._log = exchanges
+        self._flops_a_step = flops_a_step
+        self._unsent: dict[int, Message] = {}  # opened, and not on the disk yet
+        self._offered: dict[int, bytes] = {}  # digests of what was sent in the open exchanges
+        self._awaited: frozenset[int] = frozenset()
+        self._quiet_since_s = self._patient_until_s = self._checkpoint_due_s = 0.0
+        self._losses: list[float] = []  # of this epoch
+
+    # restart
+
+    def resume(self, now: float) -> None:
+        """Goes on where the last run was cut: with its checkpoint, and all that was exchanged since.
+
+        Raises OSError.
+        """
+        numbers, mixed = self._restore(), 0
+        self.gossip = self._begun(numbers)
+        for peer in self._sessions:
+            try:
+                mixed += replay(self._log, self.gossip, peer, self.descent.vector)
+            except BadExchange as error:  # the configuration is another one
+                self._refuse(peer, f"from the log: {error}")
+                self._log.drop(peer, end=2**32)
+            if self.gossip.message(peer):
+                self._offer(peer, now)
+        if self.descent.batches or mixed:
+            say(log, "resumed", phase="training", batches=self.descent.batches, mixed=mixed)
+        self._checkpoint_due_s = now + self.config.checkpoint_s
+        self._go_on(now)
+
+    def _begun(self, numbers: Mapping[int, int]) -> Gossip:
+        own = self.config.gossip
+        return Gossip(
+            self.config.id,
+            {each.id: each.weight for each in self.config.neighbours},
+            size=self.descent.vector.size,
+            seed=own.seed,
+            share=share_of(own.sparsity),
+            form=Form[own.values.upper()],
+            numbers=numbers,
+        )
+
+    def _restore(self) -> dict[int, int]:
+        """The checkpoint's model is in force; returns its numbers, by neighbour."""
+        kept = self._journal.fetch(CHECKPOINT)
+        if kept is None:
+            return {}
+        try:
+            with np.load(io.BytesIO(kept), allow_pickle=False) as state:
+                numbers = dict(zip(state["peers"].tolist(), state["numbers"].tolist(), strict=True))
+                self.descent.restore(state["vector"], state["velocity"], int(state["batches"]))
+            return numbers
+        except Exception as error:  # of another model, or damaged: numpy and zipfile raise a dozen kinds
+            say(log, "checkpoint-dropped", level=logging.WARNING, why=str(error))
+            for peer in self._sessions:
+                self._log.drop(peer, end=2**32)
+            return {}
+
+    # hear
+
+    def hear(self, peer: int, event: Event, now: float) -> None:
+        """Takes one event of the link with a neighbour.
+
+        Raises OSError (disk full): the same event is to be told again before anything else is asked for, as
+        nothing may be mixed that is not durable.
+        """
+        if isinstance(event, Arrived):
+            self._take(peer, event, now)
+        elif isinstance(event, Delivered) and event.digest == self._offered.get(peer):
+            self.gossip.delivered(peer)
+        elif isinstance(event, Cancelled) and event.digest == self._offered.get(peer):
+            self._log.drop(peer, first=self.gossip.numbers[peer], end=2**32)
+            self.gossip.refused(peer)
+            del self._offered[peer]
+            say(log, "exchange-cancelled", level=logging.WARNING, peer=peer, why=event.reason)
+        elif isinstance(event, PeerHeard) and peer in self._offered:
+            self._offer(peer, now)  # it may have lost what it had taken
+        elif isinstance(event, Rekeyed):
+            self._save({peer: Tie(salt=event.salt)})
+            self._sessions[peer].rekey(event.salt)
+            say(log, "rekeyed", peer=peer)
+        elif isinstance(event, Corrupt):
+            say(log, "corrupt", level=logging.WARNING, peer=peer, object=event.digest.hex())
+
+    def _take(self, peer: int, arrived: Arrived, now: float) -> None:
+        """A neighbour's values: checked, then durable, then acknowledged."""
+        try:
+            if arrived.kind != GOSSIP:
+                raise BadExchange(f"kind {arrived.kind} is not for a node that gossips")
+            self.gossip.take(peer, arrived.payload)
+        except BadExchange as error:
+            self._refuse(peer, str(error))
+            self._sessions[peer].refuse(arrived.digest, Reason.REFUSED, now)
+            if isinstance(error, Over) and peer in self._offered:
+                self._offer(peer, now)  # a neighbour that forgot learns the number from it
+            return
+        if not self.gossip.message(peer):  # the neighbour was further on: what was opened here is over
+            self._unsent.pop(peer, None)
+            self._offered.pop(peer, None)
+        self._log.keep(peer, "taken", arrived.payload)
+        self._save()
+        self._sessions[peer].accept(arrived.digest, now)
+
+    def _refuse(self, peer: int, why: str) -> None:
+        self.refused += 1
+        say(log, "exchange-refused", level=logging.WARNING, peer=peer, why=why)
+
+    # train
+
+    @property
+    def trains(self) -> bool:
+        """Whether a training step may be run."""
+        return self.phase is Phase.TRAINING
+
+    def advance(self) -> float:
+        """Runs one training step; returns its cost in FLOP. Raises what the graph raises."""
+        self._losses.append(self.descent.step())
+        return self._flops_a_step
+
+    def charge(self, cpu_s: float, now: float) -> None:
+        """Books what the step cost, then exchanges or goes on. Raises OSError: see `tick`."""
+        self.cpu_s += cpu_s
+        descent, every = self.descent, self.config.gossip.every
+        if descent.batches % descent.batches_an_epoch == 0:
+            if now >= self._checkpoint_due_s:
+                self._checkpoint(now)
+            loss = sum(self._losses) / len(self._losses)
+            self._losses.clear()
+            say(log, "epoch", epoch=round(descent.epochs), loss=loss, exchanges=self.gossip.exchanges)
+        if descent.batches % every == 0:
+            self._exchange(now)
+        elif self._finished:
+            self._go_on(now)
+
+    def fail(self, error: Exception, now: float) -> None:
+        """A step could not be run (no memory, a loss that is no number): the neighbours go on without."""
+        self.phase = Phase.FAILED
+        say(log, "training-failed", level=logging.ERROR, why=str(error) or type(error).__name__)
+
+    @property
+    def _finished(self) -> bool:
+        """Whether all epochs are done."""
+        epochs = self.config.gossip.epochs
+        return 0 < epochs * self.descent.batches_an_epoch <= self.descent.batches
+
+    def _go_on(self, now: float) -> None:
+        self._quiet_since_s = now
+        self.phase = Phase.LINGERING if self._finished else Phase.TRAINING
+
+    # exchange, mix
+
+    def _exchange(self, now: float) -> None:
+        self._mix()
+        try:
+            opened = self.gossip.open(self.descent.vector)
+        except ValueError as error:  # a model that is not finite any more, or too large for its form
+            self.fail(error, now)
+            return
+        self._unsent |= opened
+        self._awaited = frozenset(opened)
+        self._patient_until_s = now + self.config.gossip.patience_s
+        self.phase = Phase.EXCHANGING
+        self.tick(now)
+
+    def tick(self, now: float) -> None:
+        """What time and complete exchanges bring about. Raises OSError (disk full): call it again later."""
+        self._send(now)
+        if self.phase is Phase.EXCHANGING:
+            if now >= self._patient_until_s or not self._awaited & self.gossip.waits_for:
+                self._mix()
+                if self._log.bytes > LOG_SHARE * 8 * self.descent.vector.size:
+                    self._checkpoint(now)
+                self._go_on(now)
+        elif self.phase is Phase.LINGERING:
+            self._mix()
+            self._unsent |= self.gossip.open(self.descent.vector, self.gossip.asked)
+            self._send(now)
+            if now >= self._ends_at(now):
+                self._end(now)
+
+    def wakeup(self, now: float) -> float:
+        """When `tick` next has something to do, if nothing is heard before."""
+        if self.phase is Phase.EXCHANGING:
+            return self._patient_until_s
+        return self._ends_at(now) if self.phase is Phase.LINGERING else np.inf
+
+    def _send(self, now: float) -> None:
+        """What was opened is durable, then offered."""
+        for peer, message in list(self._unsent.items()):
+            self._log.keep(peer, "sent", message)
+            del self._unsent[peer]
+            self._offer(peer, now)
+
+    def _offer(self, peer: int, now: float) -> None:
+        message = bytes(self.gossip.message(peer))
+        self._offered[peer] = self._sessions[peer].offer(GOSSIP, message, now)
+
+    def _mix(self) -> None:
+        numbers = self.gossip.numbers
+        sizes = {peer: len(self.gossip.message(peer)) for peer in self.gossip.complete}
+        for peer in self.gossip.mix(self.descent.vector):
+            self._offered.pop(peer, None)
+            say(log, "exchanged", peer=peer, number=numbers[peer], bytes=sizes[peer])
+
+    # remember
+
+    def _checkpoint(self, now: float) -> None:
+        """The model is durable, and what it was mixed from is forgotten but for the last exchange, whose
+        digest its neighbour may still ask about. A full disk costs the checkpoint, not the training."""
+        numbers = self.gossip.numbers
+        packed = io.BytesIO()
+        np.savez(packed, **self.descent.state(), peers=list(numbers), numbers=list(numbers.values()))  # type: ignore[arg-type]
+        try:
+            self._journal.keep(CHECKPOINT, packed.getvalue())
+            for peer, number in numbers.items():
+                self._log.drop(peer, end=number - 1)
+        except OSError as error:
+            say(log, "checkpoint-failed", level=logging.ERROR, why=str(error))
+        self._checkpoint_due_s = now + self.config.checkpoint_s
+
+    def _save(self, changed: Mapping[int, Tie] | None = None) -> None:
+        ties = {peer: Tie(salt=each.salt, floor=each.floor) for peer, each in self._sessions.items()}
+        self._known.ties = ties | dict(changed or {})
+        self._journal.save(self._known)
+
+    def _ends_at(self, now: float) -> float:
+        heard = max(session.snapshot(now).last_heard for session in self._sessions.values())
+        return max(heard, self._quiet_since_s) + self.config.gossip.patience_s
+
+    def _end(self, now: float) -> None:
+        packed = io.BytesIO()
+        np.savez(packed, **self.descent.weights)  # type: ignore[arg-type]
+        self._journal.keep(MODEL, packed.getvalue())
+        self._checkpoint(now)
+        self.phase = Phase.OVER
+        say(log, "done", epochs=round(self.descent.epochs), exchanges=self.gossip.exchanges)
+
+    # say how it is
+
+    def doing(self) -> dict[str, Any]:
+        """What the agent is at, for a live view: phase, how far the training is, and the exchanges."""
+        return {
+            "phase": self.phase.name.lower(),
+            "epochs": self.descent.epochs,
+            "loss": self._losses[-1] if self._losses else None,
+            "exchanges": self.gossip.exchanges,
+            "exchanges_refused": self.refused,
+        }

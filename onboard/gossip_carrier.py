@@ -1,0 +1,193 @@
+"""Carries a node that gossips on its real ports: one loop for its links, its training and its clock."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from functools import partial
+
+from onboard import data
+from onboard.budget import Pace, limit_memory
+from onboard.carrier import LONGEST_WAIT_S, RETRY_S, SPOOL_BYTES, limits_for, step, tell_of_link
+from onboard.config import ConfigError, GossipConfig, Neighbour
+from onboard.contacts import ContactPlan
+from onboard.exchanges import ExchangeLog
+from onboard.gossip_agent import EXCHANGES, GossipAgent, Known, Phase, Tie
+from onboard.journal import Journal
+from onboard.keys import BadKey, load_keys
+from onboard.learn.descent import Descent, Recipe
+from onboard.learn.graph import GraphError, TrainGraph, initial
+from onboard.link import Spool, opener, wire_bytes
+from onboard.link.port import Port
+from onboard.link.pump import PortDown, PortUp, Pump, SpoolFull, wait
+from onboard.link.recorder import Recorder
+from onboard.log import say
+from onboard.lookout import Lookout
+from onboard.stop import stop_signals
+from onboard.views import gossip_view
+from onboard.wire.events import Event
+from onboard.wire.messages import GOSSIP, digest
+from onboard.wire.session import Session
+
+log = logging.getLogger(__name__)
+
+Opener = Callable[[Neighbour], Callable[[], Port | None]]
+
+
+def gossip_node(
+    config: GossipConfig, images: data.Images, now: float, recorder: Recorder | None = None
+) -> tuple[GossipAgent, dict[int, Pump]]:
+    """The agent of a node that gossips, and its links (still closed), recorded if wanted.
+
+    Raises ConfigError for a model that is not there or not for these images, BadKey, OSError.
+    """
+    descent, flops_a_step = descent_of(config, images)
+    return linked(config, descent, flops_a_step, now, opener=partial(_opener, config, recorder))
+
+
+def descent_of(config: GossipConfig, images: data.Images) -> tuple[Descent, float]:
+    """The node's training from the first model on, and what a step costs (FLOP). Raises ConfigError."""
+    own = config.gossip
+    try:
+        graph = TrainGraph.load(config.model)
+        if graph.input_shape != images.x.shape[1:]:
+            raise GraphError(f"takes images of {graph.input_shape}, here are {images.x.shape[1:]}")
+        recipe = Recipe(
+            batch_size=own.batch_size,
+            learning_rate=own.learning_rate,
+            drops=own.drops,
+            momentum=own.momentum,
+            weight_decay=own.weight_decay,
+            shift_pixels=own.shift_pixels,
+            distortion=own.distortion,
+        )
+        start = initial(graph.shapes, own.seed)
+        descent = Descent(graph, start, images.x, images.y, recipe, seed=own.seed, node=config.id)
+    except ValueError as error:
+        raise ConfigError(f"{config.path}: gossip.model = {own.model!r}: {error}") from None
+    return descent, float(graph.flops_per_image * own.batch_size)
+
+
+def linked(
+    config: GossipConfig,
+    descent: Descent,
+    flops_a_step: float,
+    now: float,
+    *,
+    opener: Opener,
+    nonce: Callable[[int], bytes] = os.urandom,
+) -> tuple[GossipAgent, dict[int, Pump]]:
+    """The agent with its journal, and for each neighbour a session, a spool and a pump.
+
+    opener: gives, for a neighbour, what opens its port. nonce: see Session.
+    Raises BadKey, OSError. The epoch is raised and durable before anything can be sent with it.
+    """
+    keys = {each.id: _keys(index, each) for index, each in enumerate(config.neighbours)}
+    journal = Journal(config.state, Known)
+    known = journal.load() or Known()
+    known.epoch += 1
+    journal.save(known)
+    exchanges = ExchangeLog(config.state / EXCHANGES)
+    pumps = {}
+    for each in config.neighbours:
+        tie = known.ties.get(each.id, Tie())
+        spool = Spool(config.state / "spool" / str(each.id), SPOOL_BYTES)
+        taken = [digest(GOSSIP, logged.taken) for logged in exchanges.of(each.id) if logged.taken]
+        session = Session(
+            node=config.id,
+            peer=each.id,
+            key=keys[each.id],
+            link=each.link,
+            master=config.id < each.id,
+            epoch=known.epoch,
+            floor=tie.floor,
+            salt=tie.salt,
+            nonce=nonce,
+            done=(*spool.finished(), *taken),
+            wire_bytes=partial(wire_bytes, each.port),
+            now=now,
+            limits=limits_for(each.port),
+        )
+        pumps[each.id] = Pump(opener(each), session, spool)
+    sessions = {peer: pump.session for peer, pump in pumps.items()}
+    return GossipAgent(config, sessions, journal, known, exchanges, descent, flops_a_step), pumps
+
+
+def _keys(index: int, neighbour: Neighbour) -> dict[int, bytes]:
+    try:
+        return load_keys(neighbour.key_path)
+    except BadKey as error:
+        raise BadKey(f"neighbour[{index}].key: {error}") from None
+
+
+def _opener(
+    config: GossipConfig, recorder: Recorder | None, neighbour: Neighbour
+) -> Callable[[], Port | None]:
+    port, link = neighbour.port, neighbour.link
+    return opener(
+        port, link, recorder.link(port, link, local=config.id, peer=neighbour.id) if recorder else None
+    )
+
+
+def carry_gossip(
+    agent: GossipAgent,
+    pumps: Mapping[int, Pump],
+    pace: Pace,
+    *,
+    report_every_s: float | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    cpu_clock: Callable[[], float] = time.process_time,
+    wall: Callable[[], float] = time.time,
+) -> None:
+    """Runs until the agent is over, SIGTERM or SIGINT. `report_every_s` logs its and its links' state that
+    often.
+
+    Raises ConfigError for a contact plan that cannot be used.
+    """
+    config = agent.config
+    limit_memory(config.memory_bytes)
+    plans = {
+        each.id: ContactPlan(each.contacts_path, config.id, each.id)
+        for each in config.neighbours
+        if each.contacts_path
+    }
+    agent.resume(clock())
+    untold: deque[tuple[int, Event]] = deque()  # events whose effects the disk refused
+    next_step_at = retry_at = 0.0
+    report_due_s = clock() if report_every_s is not None else math.inf
+    with stop_signals() as stop, closing(Lookout(config.state)) as lookout:
+        while not stop.asked and agent.phase is not Phase.OVER:
+            now = clock()
+            for peer, plan in plans.items():
+                plan.keep(pumps[peer].session, now, wall())
+            for peer, pump in pumps.items():
+                for event in pump.poll(now):
+                    tell_of_link(event, peer=peer)
+                    if not isinstance(event, PortDown | PortUp | SpoolFull):
+                        untold.append((peer, event))
+            try:
+                if now >= retry_at:
+                    while untold:
+                        agent.hear(*untold[0], now)
+                        untold.popleft()
+                    agent.tick(now)
+                    if agent.trains and now >= next_step_at:
+                        next_step_at = step(agent, pace, now, clock, cpu_clock)
+            except OSError as error:
+                say(log, "disk-full", level=logging.ERROR, path=str(config.state), why=str(error))
+                retry_at = now + RETRY_S
+            if now >= report_due_s and report_every_s is not None:
+                report_due_s = now + report_every_s
+                say(log, "doing", **agent.doing(), links=gossip_view(agent, pumps, now)["links"])
+            lookout.answer(lambda: gossip_view(agent, pumps, clock()))
+            act_at = min(agent.wakeup(now), next_step_at if agent.trains else math.inf)
+            wake_s = min(pump.wakeup(now) for pump in pumps.values())
+            wake_s = min(now + LONGEST_WAIT_S, max(act_at, retry_at), report_due_s, wake_s)
+            wait(pumps.values(), wake_s - clock(), also=[stop.fd, *lookout.fds])
+    for pump in pumps.values():
+        pump.close(clock())

@@ -1,0 +1,253 @@
+"""Nodes that gossip as the programs build them, with what they have on disk, on a virtual clock.
+
+A kill takes all that is in memory; `boot` goes on from the disk. Every edge is a seeded channel.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.pair import TICK_S, AirPort
+from firmware_sim.channel import Channel, Side
+from onboard.carrier import RETRY_S
+from onboard.codec.layout import Floats, Layout, layout
+from onboard.config import GossipConfig, Neighbour, load_gossip
+from onboard.gossip_agent import GossipAgent, Phase
+from onboard.gossip_carrier import linked
+from onboard.keys import save_key
+from onboard.learn import topology
+from onboard.learn.descent import Descent, Recipe
+from onboard.link.pump import PortDown, PortUp, Pump, SpoolFull
+from onboard.wire.events import Event
+
+PIXELS, CLASSES = 784, 10
+STEP_S = 0.05  # of a step of training, unless a net says else
+STILL = 1e-30  # a learning rate at which no weight moves: what the mean of the models is, is known
+
+
+class Softmax:
+    """Logistic regression, see `learn.local.Graph`."""
+
+    @cached_property
+    def layout(self) -> Layout:
+        return layout({"w": (CLASSES, PIXELS), "b": (CLASSES,)})
+
+    def step(
+        self, parameters: Mapping[str, Floats], x: Floats, y: npt.NDArray[np.int64]
+    ) -> tuple[float, Mapping[str, Floats]]:
+        flat = x.reshape(len(x), -1)
+        scores = flat @ parameters["w"].T + parameters["b"]
+        odds = np.exp(scores - scores.max(axis=1, keepdims=True))
+        odds /= odds.sum(axis=1, keepdims=True)
+        rows = np.arange(len(y))
+        loss = float(-np.log(odds[rows, y] + 1e-30).mean())
+        odds[rows, y] -= 1
+        odds /= len(y)
+        return loss, {"w": odds.T @ flat, "b": odds.sum(axis=0)}
+
+
+class Node:
+    """One program: what it has in `folder`, and the agent of its present life."""
+
+    def __init__(self, number: int, folder: Path, toml: str, start: Floats, seed: int, step_s: float) -> None:
+        self.number, self.folder = number, folder
+        self._seed, self._step_s = seed, step_s
+        folder.mkdir(parents=True)
+        self.write(toml)
+        self._start = start
+        drawn = np.random.default_rng(number)
+        self._y = drawn.integers(0, CLASSES, 40)
+        self._x = drawn.integers(0, 128, (40, 1, 28, 28)).astype(np.uint8)
+        self._x[np.arange(40), 0, self._y] = 255  # a row of the image says what it is
+        self.lives = 0
+        self.agent: GossipAgent | None = None
+        self.pumps: dict[int, Pump] = {}
+        self.ports: dict[int, AirPort] = {}
+        self.step_at = self.retry_at = 0.0
+        self._untold: deque[tuple[int, Event]] = deque()  # events whose effects the disk refused
+
+    def write(self, toml: str) -> None:
+        """Another configuration, from the next boot on."""
+        (self.folder / "node.toml").write_text(toml)
+
+    def boot(self, now: float, send: Callable[[int, int, bytes], None]) -> None:
+        """Starts from the disk; `send` (from, to, wire bytes)."""
+        config = load_gossip(self.folder / "node.toml")
+        self.lives += 1
+        self.agent, self.pumps = linked(
+            config,
+            self._descent(config),
+            1.0,
+            now,
+            opener=lambda neighbour: partial(self._port, neighbour, send),
+            nonce=random.Random(f"{self._seed}/{self.number}/{self.lives}").randbytes,
+        )
+        self.agent.resume(now)
+        self.step_at = now + self._step_s
+
+    def kill(self) -> None:
+        """As kill -9: only the disk is left."""
+        self.agent, self.pumps, self.ports = None, {}, {}
+        self._untold.clear()
+
+    def lose(self) -> None:
+        """After a `kill`: an empty disk takes the place of this one."""
+        shutil.rmtree(self.folder / "state")
+
+    def act(self, now: float) -> None:
+        """All that can be done now."""
+        again = True
+        while again and self.agent is not None:
+            again = False
+            for peer, pump in self.pumps.items():
+                for event in pump.poll(now):
+                    again = True
+                    if not isinstance(event, PortDown | PortUp | SpoolFull):
+                        self._untold.append((peer, event))
+            try:
+                if now >= self.retry_at:
+                    self._tell(self.agent, now)
+            except OSError:
+                self.retry_at = now + RETRY_S
+
+    def _tell(self, agent: GossipAgent, now: float) -> None:
+        """As the carrier does."""
+        while self._untold:
+            agent.hear(*self._untold[0], now)
+            self._untold.popleft()
+        agent.tick(now)
+        if agent.trains and now >= self.step_at:
+            self.step_at = now + self._step_s
+            agent.advance()
+            agent.charge(self._step_s, now)
+
+    def wakeup(self, now: float) -> float:
+        """When `act` next has something to do, if nothing is heard."""
+        if self.agent is None:
+            return math.inf
+        act_at = min(self.agent.wakeup(now), self.step_at if self.agent.trains else math.inf)
+        return min(max(act_at, self.retry_at), *(pump.wakeup(now) for pump in self.pumps.values()))
+
+    @property
+    def vector(self) -> Floats:
+        """The model of the present life."""
+        assert self.agent is not None, f"node {self.number} is down"
+        return self.agent.descent.vector
+
+    def _descent(self, config: GossipConfig) -> Descent:
+        own = config.gossip
+        recipe = Recipe(batch_size=own.batch_size, learning_rate=own.learning_rate, momentum=own.momentum)
+        start = {"w": self._start[: CLASSES * PIXELS].reshape(CLASSES, PIXELS)}
+        start["b"] = self._start[CLASSES * PIXELS :]
+        return Descent(Softmax(), start, self._x, self._y, recipe, seed=own.seed, node=self.number)
+
+    def _port(self, neighbour: Neighbour, send: Callable[[int, int, bytes], None]) -> AirPort:
+        side: Side = "ground" if self.number < neighbour.id else "board"
+        port = AirPort(side, neighbour.link, partial(send, self.number, neighbour.id))
+        self.ports[neighbour.id] = port
+        return port
+
+
+class GossipNet:
+    """Nodes 1 to `nodes` in a ring, each with a random model of its own. `gossip`: keys of [gossip]."""
+
+    def __init__(
+        self,
+        folder: Path,
+        nodes: int = 4,
+        *,
+        seed: int = 1,
+        cut: Mapping[tuple[int, int], tuple[float, float]] | None = None,
+        frame_loss: float = 0.0,
+        step_s: float = STEP_S,
+        **gossip: Any,
+    ) -> None:
+        self.now = 0.0
+        edges = topology.ring(range(1, nodes + 1))
+        weights = topology.metropolis(edges)
+        self._gossip = {"batch_size": 10, "learning_rate": STILL, "sparsity": 0.1, "epochs": 5} | gossip
+        models = np.random.default_rng(seed).standard_normal((nodes, CLASSES * (PIXELS + 1)), np.float32)
+        self.weights = weights
+        self.nodes = {
+            n: Node(n, folder / str(n), self.toml(n), models[n - 1] / 10, seed, step_s)
+            for n in range(1, nodes + 1)
+        }
+        self.channels: dict[tuple[int, int], Channel] = {}
+        for a, b in edges:
+            key = random.Random(f"{seed}/{a}/{b}").randbytes(32)
+            for one, other in ((a, b), (b, a)):
+                save_key(folder / str(one) / f"{other}.key", key)
+            link = load_gossip(folder / str(a) / "node.toml").neighbours[0].link
+            away = (cut or {}).get((a, b))
+            windows = None if away is None else [(0.0, away[0]), (away[1], 1e9)]
+            self.channels[a, b] = Channel(
+                link, seed=hash((seed, a, b)), frame_loss=frame_loss, windows=windows
+            )
+        self.before = self.total(models[n - 1] / 10 for n in range(1, nodes + 1))
+        for node in self.nodes.values():
+            node.boot(0.0, self._send)
+
+    def toml(self, number: int, **gossip: Any) -> str:
+        """NODE.toml of a node, with changes to [gossip]."""
+        lines = [f'[node]\nid = {number}\nname = "n{number}"\nboard = "raspberry-pi-4"', "[gossip]"]
+        lines += [f"{key} = {value!r}" for key, value in (self._gossip | gossip).items()]
+        for peer, weight in self.weights[number].items():
+            lines += ["[[neighbour]]", f"id = {peer}", 'port = "udp://127.0.0.1:9"', f'key = "{peer}.key"']
+            lines += ['profile = "isl-2mbyte"', f"weight = {weight}"]
+        return "\n".join([*lines, "[budget]\ncheckpoint_s = 0.4\n"])
+
+    def boot(self, number: int) -> None:
+        """A node that was killed starts again."""
+        self.nodes[number].boot(self.now, self._send)
+
+    def run(self, until: float, stop: Callable[[], bool] = lambda: False) -> float:
+        """Moves the clock from one thing to do to the next; returns the time at which it stopped."""
+        while True:
+            for (a, b), channel in self.channels.items():
+                for side, wire in channel.due(self.now):
+                    hearer, speaker = (a, b) if side == "ground" else (b, a)
+                    if speaker in self.nodes[hearer].ports:
+                        self.nodes[hearer].ports[speaker].hear(wire)
+            for node in self.nodes.values():
+                node.act(self.now)
+            if stop():
+                break
+            wake = min(channel.next_due() for channel in self.channels.values())
+            wake = min(wake, *(node.wakeup(self.now) for node in self.nodes.values()))
+            if wake > until:
+                self.now = max(self.now, until)
+                break
+            self.now = max(self.now + TICK_S, wake)
+        return self.now
+
+    def over(self) -> bool:
+        """Whether all nodes that live have come to their end."""
+        return all(n.agent is None or n.agent.phase is Phase.OVER for n in self.nodes.values())
+
+    def drift(self) -> float:
+        """How far the mean of all models is from what it was, at most over the coordinates."""
+        after = self.total(node.vector for node in self.nodes.values())
+        return float(np.abs(after - self.before).max() / len(self.nodes))
+
+    def spread(self) -> float:
+        """The standard deviation among the models, the mean over the coordinates."""
+        return float(np.stack([node.vector for node in self.nodes.values()]).std(axis=0).mean())
+
+    @staticmethod
+    def total(vectors: Iterable[Floats]) -> npt.NDArray[np.float64]:
+        """Their sum (P,)."""
+        return np.sum([vector.astype(np.float64) for vector in vectors], axis=0)
+
+    def _send(self, speaker: int, hearer: int, wire: bytes) -> None:
+        side: Side = "ground" if speaker < hearer else "board"
+        self.channels[min(speaker, hearer), max(speaker, hearer)].send(side, wire, self.now)
