@@ -44,7 +44,7 @@ class Softmax:
 
     def step(
         self, parameters: Mapping[str, Floats], x: Floats, y: npt.NDArray[np.int64]
-    ) -> tuple[float, Mapping[str, Floats]]:
+    ) -> tuple[float, Mapping[str, Floats], Mapping[str, Floats]]:
         flat = x.reshape(len(x), -1)
         scores = flat @ parameters["w"].T + parameters["b"]
         odds = np.exp(scores - scores.max(axis=1, keepdims=True))
@@ -53,7 +53,7 @@ class Softmax:
         loss = float(-np.log(odds[rows, y] + 1e-30).mean())
         odds[rows, y] -= 1
         odds /= len(y)
-        return loss, {"w": odds.T @ flat, "b": odds.sum(axis=0)}
+        return loss, {"w": odds.T @ flat, "b": odds.sum(axis=0)}, {}
 
 
 class Node:
