@@ -13,6 +13,7 @@ from onboard.wire.transfer import Outgoing
 
 _QUICK_ASKS = 12  # 288 B where little is lost; from then on ever more slowly
 _LITTLE_LOSS = 0.05
+_MOST_BURST = 3.0
 _SLOWER_FROM_S = 0.25
 _SLOWER = 1.5
 _MAX_ACCEPT_S = 30.0  # between two questions about an object that is whole and not yet accepted
@@ -44,7 +45,7 @@ class Cadence:
             return max(4, round_trip + 1)
         if self.by_turns:
             return max(8, round(outgoing.count / 16 * self._round_trips / 2))
-        return max(4, round((self._round_trips + 1) * round_trip), outgoing.count // 64)
+        return max(4, round(self._spare_round_trips * round_trip), outgoing.count // 64)
 
     def wants_report(self, outgoing: Outgoing, unasked: int, *, last: bool) -> bool:
         """Whether the next frame of an object's bulk asks for a REPORT: the last that may leave, and one a
@@ -52,7 +53,7 @@ class Cadence:
         if self.by_turns:
             return False
         window = self.window(outgoing)
-        return last or outgoing.in_flight + 1 >= window or unasked + 1 >= window // (self._round_trips + 1)
+        return last or outgoing.in_flight + 1 >= window or unasked + 1 >= window // self._spare_round_trips
 
     def repair_asks(self, outgoing: Outgoing, asks: int) -> bool:
         """Whether a REPAIR is sent in a POLL's place: it asks as well, may be what is missing, and in the
@@ -83,6 +84,12 @@ class Cadence:
     def _round_trips(self) -> float:
         """Of so many, with a question in each, one is answered in 99 of 100 cases."""
         return self.loss.questions * self.loss.burst
+
+    @property
+    def _spare_round_trips(self) -> float:
+        """So many a window is long: one more, in which the last question is answered, and where losses come
+        in bursts as many times more again, as the answers have bursts of their own."""
+        return self._round_trips * min(self.loss.burst, _MOST_BURST) + 1
 
     def _answer_s(self, outgoing: Outgoing) -> float:
         return self._timing.answer_s(outgoing.count, busy=self.peer_is_busy)

@@ -21,6 +21,7 @@ def dispatch(
     """What an authentic frame brings. Raises BadMessage for a payload that makes no sense."""
     if frame.type is Type.DATA or frame.type is Type.REPAIR:
         hearing.bulk(now)
+        inbox.loss = hearing.loss
         outbox.peer_is_busy(True)
         return inbox.on_data(frame, now)
     outbox.peer_is_busy(hearing.is_busy(now))

@@ -98,7 +98,8 @@ class PeerHeard:
 
 @dataclass(frozen=True, slots=True)
 class PeerSilent:
-    """The peer owes an answer and does not give it; it is asked every 2 s and sent nothing else."""
+    """The peer owes an answer and does not give it; it is asked ever more slowly, down to every 2 s, and sent
+    nothing else."""
 
 
 @dataclass(frozen=True, slots=True)

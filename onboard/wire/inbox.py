@@ -66,6 +66,7 @@ class Inbox:
         self._unknown_at = -math.inf  # when the next "unknown" may leave
         self.fragments = self.received_bytes = self.duplicates = self.orphans = self.malformed = 0
         self.corrupt = 0
+        self.loss = 0.0  # share of the peer's frames, as last measured
 
     # -- the application's side ------------------------------------------------------------------------
 
@@ -219,7 +220,7 @@ class Inbox:
         self.fragments += incoming.have - have
         self.duplicates += not new
         self.received_bytes += len(frame.payload) if new else 0
-        wait_s = receipt.gap_s if frame.poll else self._timing.report_interval_s(incoming.count)
+        wait_s = receipt.gap_s if frame.poll else self._timing.report_interval_s(incoming.count, self.loss)
         at = now if self._timing.half_duplex else max(now, receipt.reported_at + wait_s)
         self._report(receipt, at)
         return self._check(incoming, receipt, now) if new else []

@@ -3,7 +3,7 @@
 An object is offered, its fragments go out once and in order, what a REPORT shows as lost goes out again,
 and it ends by DONE, CANCEL or its deadline. No more of it than a window is ever out of the receiver's
 REPORTs, so that a receiver that dies takes little with it. Questions (POLL, or the POLL flag on DATA) keep
-the REPORTs coming. To a peer that does not answer, one POLL goes every 2 s, and nothing else.
+the REPORTs coming. To a peer that does not answer, a POLL goes now and then, and nothing else.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Whether the peer owes an answer, since when, and when to ask it again.
 
 The first questions follow the rules of the object that they are about; a peer that gave no answer for too
-long is silent, and is asked every 2 s and sent nothing else. On half-duplex whoever handed over a turn with a
-question in it says nothing before the answer, but asks again when it does not come.
+long is silent: it is asked ever more slowly, down to every 2 s, and sent nothing else. On half-duplex whoever
+handed over a turn with a question in it says nothing before the answer, but asks again when it does not come.
 """
 
 from __future__ import annotations
@@ -12,6 +12,10 @@ import math
 from onboard.wire.timing import RETRY_S, Timing
 
 _QUICK_TURNS = 12  # half-duplex: a question in each, and then every 2 s
+# Full duplex: the first questions to a peer that has fallen silent, and how much more slowly the next ones
+# follow, up to RETRY_S. A burst of losses that is counted in frames is over sooner the sooner they are sent:
+# of 9.6 kbit/s with 40 % lost in bursts of 5 it is worth 1.5 %. 22 questions more, 0.5 kB, a silence.
+_FIRST_S, _SLOWER = 0.25, 1.1
 
 
 class Owing:
@@ -21,6 +25,7 @@ class Owing:
         self._timing = timing
         self._since: float | None = None  # end of the first question since the peer was heard
         self._misses = 0  # questions since the peer was heard
+        self._in_silence = 0  # of these, to a silent peer
         self.silent = False
         self.retry_at = 0.0  # when to ask again, if nothing else may leave
         self.spoke = False  # half-duplex: in this turn, something that wants an answer
@@ -37,7 +42,11 @@ class Owing:
             self._since = end
         self._misses += 1
         quick = self._timing.half_duplex and self._misses <= _QUICK_TURNS and not self.silent
-        self.retry_at = end if quick else end + RETRY_S
+        patience_s = RETRY_S
+        if self.silent and not self._timing.half_duplex:
+            self._in_silence += 1
+            patience_s = min(_FIRST_S * _SLOWER ** min(self._in_silence, 64), RETRY_S)
+        self.retry_at = end if quick else end + patience_s
 
     def hand_over(self, end: float) -> None:
         """Half-duplex: this end's turn is over at `end`."""
@@ -49,7 +58,7 @@ class Owing:
         """Something authentic came from the peer."""
         self.silent = self.handed_over = False
         self._since = None
-        self._misses = 0
+        self._misses = self._in_silence = 0
 
     def silent_at(self, fragments: int) -> float:
         """When a peer that was asked about an object of so many fragments becomes silent; inf for never."""

@@ -57,10 +57,13 @@ class Timing:
         """The longest REPORT on an object of so many fragments."""
         return OVERHEAD_BYTES + min(self.payload_bytes, _REPORT_BYTES + (fragments + 7) // 8)
 
-    def report_interval_s(self, fragments: int) -> float:
-        """Between two REPORTs that nobody asked for (link.md, Transfer): cheap against what they tell."""
+    def report_interval_s(self, fragments: int, loss: float) -> float:
+        """Between two REPORTs that nobody asked for (link.md, Transfer): cheap against what they tell.
+
+        Less where more of the peer's frames is lost, as its questions are too.
+        """
         report_s = self.airtime_s(self.report_frame_bytes(fragments))
-        return max(4 * self.delay_s, 8 * report_s, min(16 * self.back_frame_s, 3.0))
+        return max(4 * self.delay_s, 8 * report_s, min(16 * self.back_frame_s, 3.0) / (1 + 8 * loss))
 
     def report_gap_s(self, frame_bytes: int) -> float:
         """After a REPORT of `frame_bytes`, before the next one that is asked for may leave."""
