@@ -21,7 +21,7 @@ from typing import Literal
 from firmware_sim.ring_baselines import Choco, Talker, TopK
 from hw_profiles import Board, Link
 from onboard.budget import Pace
-from onboard.codec.layout import Floats
+from onboard.codec.layout import Floats, Layout
 from onboard.codec.mask import ALL, share_of
 from onboard.codec.values import Form
 from onboard.data import Images
@@ -126,6 +126,39 @@ class Moment:
     clock_s: Seconds
 
 
+@dataclass(frozen=True)
+class Judge:
+    """Tries models on test images: the mean one on all, those of nodes on the first `node_images`."""
+
+    infer: InferGraph
+    layout: Layout
+    test: Images
+    node_images: int = 500
+
+    def result(
+        self, epoch: int, vectors: list[Floats], losses: list[float], *, bytes_sent: int, exchanges: int,
+        clock_s: Seconds,
+    ) -> EpochResult:  # fmt: skip
+        """vectors: of the nodes that live, float32 (P,); losses: of their training."""
+        few = self.test.x[: self.node_images], self.test.y[: self.node_images]
+        accuracy, test_loss = self._score(mean_of(vectors), self.test.x, self.test.y)
+        return EpochResult(
+            epoch=epoch,
+            loss=sum(losses) / len(losses),
+            accuracy=accuracy,
+            test_loss=test_loss,
+            node_accuracies=tuple(self._score(vector, *few)[0] for vector in vectors),
+            distance=consensus_distance(vectors),
+            bytes_sent=bytes_sent,
+            exchanges=exchanges,
+            clock_s=clock_s,
+        )
+
+    def _score(self, vector: Floats, x: object, y: object) -> tuple[float, float]:
+        *_, score = evaluate(self.infer, views(self.layout, vector), x, y)  # type: ignore[arg-type]
+        return score.accuracy, score.loss
+
+
 @dataclass
 class _Node:
     """One node. `waiting_since`: at an exchange; None while it trains."""
@@ -151,8 +184,7 @@ class Ring:
         infer: InferGraph, node_images: int = 500,
     ) -> None:  # fmt: skip
         self.settings = settings
-        self._infer, self._test, self._node_images = infer, test, node_images
-        self._layout = train.layout
+        self._judge = Judge(infer, train.layout, test, node_images)
         start = initial(train.shapes, settings.seed)
         weights = topology.metropolis(settings.edges())
         vector = flat(train.layout, start)
@@ -284,24 +316,14 @@ class Ring:
 
     def _result(self, epoch: int) -> EpochResult:
         living = self._living()
-        vectors = [node.descent.vector for node in living]
-        few = self._test.x[: self._node_images], self._test.y[: self._node_images]
-        whole = self._score(mean_of(vectors), self._test.x, self._test.y)
-        return EpochResult(
-            epoch=epoch,
-            loss=sum(node.epoch_losses[epoch - 1] for node in living) / len(living),
-            accuracy=whole[0],
-            test_loss=whole[1],
-            node_accuracies=tuple(self._score(vector, *few)[0] for vector in vectors),
-            distance=consensus_distance(vectors),
+        return self._judge.result(
+            epoch,
+            [node.descent.vector for node in living],
+            [node.epoch_losses[epoch - 1] for node in living],
             bytes_sent=self.bytes_sent,
             exchanges=self.exchanges // 2,
             clock_s=self._now,
         )
-
-    def _score(self, vector: Floats, x: object, y: object) -> tuple[float, float]:
-        *_, score = evaluate(self._infer, views(self._layout, vector), x, y)  # type: ignore[arg-type]
-        return score.accuracy, score.loss
 
 
 def framed_bytes(message_bytes: int, link: Link) -> int:

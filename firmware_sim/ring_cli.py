@@ -17,6 +17,7 @@ from onboard.log import start
 from onboard.stop import stop_signals
 
 if TYPE_CHECKING:
+    from firmware_sim.ring_crew import CrewRun
     from firmware_sim.ring_run import Run, Wishes
 
 METHODS = ("rd-psgd", "d-psgd", "topk", "choco")
@@ -69,8 +70,10 @@ FORMS = ("fp32", "fp16", "int8", "alq")
               help="An edge carries nothing in that time; repeatable.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), default=Path("ring-out"), show_default=True,
               help="Folder for epochs.jsonl and ring.png; what it holds of them is replaced.")  # fmt: skip
+@click.option("--processes", is_flag=True,
+              help="Real agents over UDP, a process each, in place of the virtual clock.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="A JSON object for each epoch in place of the table.")
-def ring(as_json: bool, **options: Any) -> None:
+def ring(as_json: bool, processes: bool, **options: Any) -> None:
     """Nodes train and exchange models with their neighbours, without a server, on a virtual clock.
 
     Messages are the real ones; links give them time. It prints a line for every epoch: training loss,
@@ -80,9 +83,11 @@ def ring(as_json: bool, **options: Any) -> None:
     Examples:
       firmware-sim ring --nodes 8 --method rd-psgd --sparsity 0.1
       firmware-sim ring --method d-psgd --data digits --images 150 --every 4
+      firmware-sim ring --processes --data digits --images 150 --every 4
       firmware-sim ring --dead 3@20 --cut 5-6@10:70 --loss 0.2 --link sband-2m
     """
     from firmware_sim.ring import RingError
+    from firmware_sim.ring_crew import CrewRun
     from firmware_sim.ring_run import Run
     from onboard.data import DataError
     from onboard.learn.graph import GraphError
@@ -90,7 +95,7 @@ def ring(as_json: bool, **options: Any) -> None:
     start("json" if as_json else "text", logging.ERROR)
     try:
         wishes = _wishes(**options)
-        run = Run(wishes)
+        run = CrewRun(wishes) if processes else Run(wishes)
         stopped = not _show(run, wishes, as_json=as_json)
     except (DataError, GraphError, RingError, ValueError, OSError) as error:
         raise click.UsageError(str(error)) from None
@@ -141,7 +146,7 @@ def _cut(text: str) -> tuple[tuple[int, int], tuple[float, float]]:
     return (min(a, b), max(a, b)), (from_s, until_s)
 
 
-def _show(run: Run, wishes: Wishes, *, as_json: bool) -> bool:
+def _show(run: Run | CrewRun, wishes: Wishes, *, as_json: bool) -> bool:
     """Plays and shows a run; False if it was stopped before its end."""
     from rich.console import Console
 

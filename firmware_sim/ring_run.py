@@ -50,7 +50,7 @@ class Run:
         )
         self.parameters = train.layout.parameters
         self.results: list[EpochResult] = []
-        self._ring = Ring(settings, _shares(whole, wishes), test, train, infer)
+        self._ring = Ring(settings, shares_of(whole, wishes), test, train, infer)
         self._out = wishes.out
         if self._out is not None:
             self._out.mkdir(parents=True, exist_ok=True)
@@ -67,8 +67,8 @@ class Run:
             yield seen
 
 
-def _shares(images: Images, wishes: Wishes) -> list[Images]:
-    """The images of each node."""
+def shares_of(images: Images, wishes: Wishes) -> list[Images]:
+    """The images of each node. Raises RingError."""
     nodes, seed = wishes.settings.nodes, wishes.settings.seed
     try:
         rows = (

@@ -210,7 +210,11 @@ class GossipAgent:
                 self._checkpoint(now)
             loss = sum(self._losses) / len(self._losses)
             self._losses.clear()
-            say(log, "epoch", epoch=round(descent.epochs), loss=loss, exchanges=self.gossip.exchanges)
+            sent = sum(session.snapshot(now).bytes_sent for session in self._sessions.values())
+            say(
+                log, "epoch", epoch=round(descent.epochs), loss=loss, exchanges=self.gossip.exchanges,
+                bytes_sent=sent,
+            )  # fmt: skip
         if descent.batches % every == 0:
             self._exchange(now)
         elif self._finished:

@@ -1,0 +1,85 @@
+"""Real agents gossip over UDP on this computer; one that is killed goes on where it was, and all end."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from firmware_sim.crew import Crew
+from firmware_sim.fleet_split import iid
+from firmware_sim.ring import EpochResult, RingError, Settings
+from firmware_sim.ring_crew import CrewRun, found
+from firmware_sim.ring_run import EPOCHS, Wishes
+from hw_profiles import load_board, load_link
+from onboard import data
+from onboard.learn.descent import Recipe
+
+BASE: dict[str, Any] = {
+    "nodes": 3, "every": 4, "recipe": Recipe(learning_rate=0.05), "patience_s": 3.0,
+    "board": load_board("raspberry-pi-4"), "link": load_link("isl-2mbyte"),
+}  # fmt: skip
+WITHIN_S = 60.0
+
+
+def test_a_killed_agent_goes_on_and_all_agents_end(tmp_path: Path) -> None:
+    images = data.load("digits", part="train", classes=10)
+    shares = [images.take(rows) for rows in iid(images.y, 3, 100, 0)]
+    files = found(tmp_path / "nodes", Settings(**BASE | {"epochs": 12}), shares)
+    crew, heard = Crew(tmp_path / "logs"), list[tuple[str, dict[str, Any]]]()
+    until = time.monotonic() + WITHIN_S
+
+    def start(node: int, life: int = 1) -> None:
+        crew.start(f"{node}-{life}", "onboard", "run", str(files[node - 1]), "--log", "json")
+
+    try:
+        for node in (1, 2, 3):
+            start(node)
+        while sum(name == "2-1" and event["event"] == "exchanged" for name, event in heard) < 4:
+            heard += crew.listen(0.1)
+            assert time.monotonic() < until
+        crew.members["2-1"].process.kill()
+        start(2, life=2)
+        while len(crew.ended()) < 4:
+            heard += crew.listen(0.1)
+            assert time.monotonic() < until, heard[-5:]
+        codes = {member.name: member.process.returncode for member in crew.ended()}
+    finally:
+        heard += crew.stop()
+    assert codes == {"1-1": 0, "2-1": -9, "2-2": 0, "3-1": 0}
+    told = {name: {event["event"] for who, event in heard if who == name} for name in codes}
+    assert "resumed" in told["2-2"]
+    assert "exchange-refused" not in set.union(*told.values())
+    numbers, losses = {}, {}
+    for node, file in enumerate(files, start=1):
+        with np.load(file.parent / "state" / "gossip.npz") as state:
+            numbers[node] = dict(zip(state["peers"].tolist(), state["numbers"].tolist(), strict=True))
+            assert int(state["batches"]) == 12 * 4
+        assert (file.parent / "state" / "model.npz").exists()
+    assert all(numbers[a][b] == numbers[b][a] >= 12 for a in numbers for b in numbers[a])
+    for name, event in heard:
+        if event["event"] == "epoch":
+            losses[name, event["epoch"]] = event["loss"]
+    assert losses["1-1", 12] < 0.5 * losses["1-1", 1]
+
+
+def test_a_crew_tells_its_epochs_as_a_ring_does(tmp_path: Path) -> None:
+    wishes = Wishes(settings=Settings(**BASE | {"epochs": 3}), data="digits", images=150, out=tmp_path)
+    results = [seen for seen in CrewRun(wishes).play() if isinstance(seen, EpochResult)]
+    assert [result.epoch for result in results] == [1, 2, 3]
+    assert results[-1].loss < results[0].loss
+    assert results[-1].exchanges == 3 * 3  # of three edges: 15 batches, an exchange at every fourth
+    assert results[-1].bytes_sent > 2 * 9 * 0.09 * 4 * 431_080
+    assert len((tmp_path / EPOCHS).read_text().splitlines()) == 3
+    assert json.loads((tmp_path / EPOCHS).read_text().splitlines()[-1])["distance"] > 0
+
+
+@pytest.mark.parametrize("other", [{"method": "topk"}, {"cuts": {(1, 2): (1.0, 2.0)}}])
+def test_what_processes_cannot_do_is_said_before_they_start(tmp_path: Path, other: dict[str, Any]) -> None:
+    wishes = Wishes(settings=Settings(**BASE | other), data="digits", out=tmp_path)
+    with pytest.raises(RingError, match="processes"):
+        CrewRun(wishes)
