@@ -147,10 +147,10 @@ class NodeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     def __post_init__(self) -> None:
         ids = [each.id for each in self.neighbour]
-        if self.gossip is None and self.link is None:
-            raise ValueError("link: missing, and it is required without gossip")
         if self.gossip is None and ids:
             raise ValueError("gossip: missing, and it is required where there is a neighbour")
+        if self.gossip is None and self.link is None:
+            raise ValueError("link: missing, and it is required without gossip")
         if self.gossip is not None and self.link is not None:
             raise ValueError("link: a node gossips or has a link to the ground, not both")
         if self.gossip is not None and not ids:

@@ -25,7 +25,7 @@ from onboard.config import GossipConfig
 from onboard.exchanges import ExchangeLog, replay
 from onboard.journal import Journal
 from onboard.learn.descent import Descent
-from onboard.learn.gossip import Gossip, Message, Over
+from onboard.learn.gossip import Gossip, Message
 from onboard.log import say
 from onboard.wire.events import Arrived, Cancelled, Corrupt, Delivered, Event, PeerHeard, Rekeyed
 from onboard.wire.messages import GOSSIP, Reason
@@ -158,7 +158,7 @@ class GossipAgent:
             del self._offered[peer]
             say(log, "exchange-cancelled", level=logging.WARNING, peer=peer, why=event.reason)
         elif isinstance(event, PeerHeard) and peer in self._offered:
-            self._offer(peer, now)  # it may have lost what it had taken
+            self._offer(peer, now)  # it may have lost what it took: it then learns the number from this
         elif isinstance(event, Rekeyed):
             self._save({peer: Tie(salt=event.salt)})
             self._sessions[peer].rekey(event.salt)
@@ -175,8 +175,6 @@ class GossipAgent:
         except BadExchange as error:
             self._refuse(peer, str(error))
             self._sessions[peer].refuse(arrived.digest, Reason.REFUSED, now)
-            if isinstance(error, Over) and peer in self._offered:
-                self._offer(peer, now)  # a neighbour that forgot learns the number from it
             return
         if not self.gossip.message(peer):  # the neighbour was further on: what was opened here is over
             self._unsent.pop(peer, None)

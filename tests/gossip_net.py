@@ -61,10 +61,10 @@ class Node:
 
     def __init__(self, number: int, folder: Path, toml: str, start: Floats, seed: int, step_s: float) -> None:
         self.number, self.folder = number, folder
-        self._seed, self._step_s = seed, step_s
+        self._seed, self.step_s = seed, step_s
         folder.mkdir(parents=True)
         self.write(toml)
-        self._start = start
+        self.start = start
         drawn = np.random.default_rng(number)
         self._y = drawn.integers(0, CLASSES, 40)
         self._x = drawn.integers(0, 128, (40, 1, 28, 28)).astype(np.uint8)
@@ -93,16 +93,17 @@ class Node:
             nonce=random.Random(f"{self._seed}/{self.number}/{self.lives}").randbytes,
         )
         self.agent.resume(now)
-        self.step_at = now + self._step_s
+        self.step_at = now + self.step_s
 
     def kill(self) -> None:
         """As kill -9: only the disk is left."""
         self.agent, self.pumps, self.ports = None, {}, {}
         self._untold.clear()
 
-    def lose(self) -> None:
-        """After a `kill`: an empty disk takes the place of this one."""
+    def lose(self, start: Floats | None = None) -> None:
+        """After a `kill`: an empty disk takes the place of this one, and the first model is `start`."""
         shutil.rmtree(self.folder / "state")
+        self.start = self.start if start is None else start
 
     def act(self, now: float) -> None:
         """All that can be done now."""
@@ -127,9 +128,9 @@ class Node:
             self._untold.popleft()
         agent.tick(now)
         if agent.trains and now >= self.step_at:
-            self.step_at = now + self._step_s
+            self.step_at = now + self.step_s
             agent.advance()
-            agent.charge(self._step_s, now)
+            agent.charge(self.step_s, now)
 
     def wakeup(self, now: float) -> float:
         """When `act` next has something to do, if nothing is heard."""
@@ -147,8 +148,8 @@ class Node:
     def _descent(self, config: GossipConfig) -> Descent:
         own = config.gossip
         recipe = Recipe(batch_size=own.batch_size, learning_rate=own.learning_rate, momentum=own.momentum)
-        start = {"w": self._start[: CLASSES * PIXELS].reshape(CLASSES, PIXELS)}
-        start["b"] = self._start[CLASSES * PIXELS :]
+        start = {"w": self.start[: CLASSES * PIXELS].reshape(CLASSES, PIXELS)}
+        start["b"] = self.start[CLASSES * PIXELS :]
         return Descent(Softmax(), start, self._x, self._y, recipe, seed=own.seed, node=self.number)
 
     def _port(self, neighbour: Neighbour, send: Callable[[int, int, bytes], None]) -> AirPort:

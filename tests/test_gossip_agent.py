@@ -86,9 +86,9 @@ def test_a_node_that_died_costs_its_edges_alone_and_comes_back_with_the_mean(dis
     assert net.drift() < MEAN
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(6))
 def test_killed_at_any_moment_and_started_again_the_mean_stays(disk: Path, seed: int) -> None:
-    net = GossipNet(disk, seed=seed, frame_loss=0.1 * (seed % 2), epochs=10)
+    net = GossipNet(disk, seed=seed, frame_loss=0.1 * (seed % 2), epochs=8)
     draw = random.Random(seed)
     for _ in range(6):
         net.run(net.now + draw.uniform(0.05, 1.0))
@@ -122,19 +122,26 @@ def test_a_node_of_another_seed_is_refused_named_and_left_out(
     assert net.nodes[1].agent.refused >= 1
 
 
-def test_a_node_that_lost_its_disk_takes_over_its_neighbours_numbers(disk: Path) -> None:
-    net = GossipNet(disk, epochs=20)
-    net.run(1.0)
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("same", [True, False], ids=["same model", "another model"])
+def test_a_node_that_lost_its_disk_takes_over_its_neighbours_numbers(
+    disk: Path, seed: int, same: bool
+) -> None:
+    """Killed when it holds its neighbours' values and they do not have its own. With the same first model it
+    says what they have taken before, to the bit."""
+    net = GossipNet(disk, seed=seed, epochs=8, frame_loss=0.1 * seed)
+    net.nodes[2].step_s = 0.5
+    net.run(2.75)
+    before = numbers(net)[2]
+    assert min(before.values()) > 1
     net.nodes[2].kill()
-    net.nodes[2].lose()
-    before = numbers(net)[1][2]
-    assert before > 5
-    net.run(2.0)
+    net.nodes[2].lose(None if same else np.zeros_like(net.nodes[2].start))
+    net.run(3.0)
     net.boot(2)
     net.run(600.0, net.over)
     assert net.over()
-    assert numbers(net)[2][1] == numbers(net)[1][2] > before + 20
-    assert numbers(net)[2][3] == numbers(net)[3][2] > before + 20
+    for peer in (1, 3):
+        assert numbers(net)[2][peer] == numbers(net)[peer][2] > before[peer] + 20
 
 
 def test_a_full_disk_stops_the_node_alone_and_nothing_is_lost(
@@ -145,18 +152,18 @@ def test_a_full_disk_stops_the_node_alone_and_nothing_is_lost(
             raise OSError(28, "No space left on device")
         replace_durably(path, content)
 
-    net = GossipNet(disk, epochs=40)
+    net = GossipNet(disk, epochs=30)
     net.run(0.5)
     with monkeypatch.context() as patch:
         patch.setattr("onboard.exchanges.replace_durably", refuse)
         net.run(0.6)
         stopped = numbers(net)
-        net.run(30.0)
+        net.run(14.0)
         assert numbers(net)[1] == stopped[1]
-        assert numbers(net)[3][4] > stopped[3][4] + 100
+        assert numbers(net)[2][3] > stopped[2][3] + 40
     net.run(600.0, net.over)
     assert net.over()
-    assert numbers(net)[1][2] > stopped[1][2] + 50
+    assert numbers(net)[1][2] > stopped[1][2] + 20
     assert net.drift() < MEAN
 
 

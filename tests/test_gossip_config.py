@@ -1,0 +1,172 @@
+"""NODE.toml of a node that gossips: what it says is checked, examined and shown like any other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from hw_profiles import load_board, load_link
+from onboard import data, doctor
+from onboard.cli import main
+from onboard.config import ConfigError, GossipConfig, NodeConfig, load_gossip, load_node, load_own
+from onboard.gossip_carrier import gossip_node
+from onboard.keys import BadKey, new_key, save_key
+from onboard.picture import gossip_picture
+from onboard.views import gossip_view
+from tests.test_config import toml
+
+IMAGES = data.load("digits", part="train").take(np.arange(20))
+GOOD: dict[str, dict[str, Any]] = {
+    "node": {"id": 7, "name": "pi", "board": "raspberry-pi-4"},
+    "gossip": {"sparsity": 0.2, "values": "fp16"},
+    "[neighbour]": {
+        "id": 8, "port": "udp://127.0.0.1:9", "profile": "isl-2mbyte", "key": "8.key", "weight": 0.5,
+    },
+    "budget": {"memory_mb": 64},
+    "data": {"source": "digits"},
+}  # fmt: skip
+
+
+def write(folder: Path, sections: dict[str, dict[str, Any]]) -> Path:
+    (folder / "node.toml").write_text(toml(sections))
+    return folder / "node.toml"
+
+
+def changed(section: str, key: str, value: object) -> dict[str, dict[str, Any]]:
+    """The good file with one key set."""
+    return GOOD | {section: GOOD.get(section, {}) | {key: value}}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> GossipConfig:
+    save_key(tmp_path / "8.key", new_key())
+    return load_gossip(write(tmp_path, GOOD))
+
+
+def test_a_good_file_gives_checked_values(config: GossipConfig, tmp_path: Path) -> None:
+    (neighbour,) = config.neighbours
+    assert (config.id, config.board, config.state) == (7, load_board("raspberry-pi-4"), tmp_path / "state")
+    assert (neighbour.id, neighbour.link, neighbour.weight) == (8, load_link("isl-2mbyte"), 0.5)
+    assert neighbour.key_path == tmp_path / "8.key"
+    assert (config.gossip.sparsity, config.gossip.values, config.gossip.every) == (0.2, "fp16", 1)
+    assert load_own(config.path) == config
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "says"),
+    [
+        ("gossip", "sparsity", 0, "gossip.sparsity = 0: expected float >= "),
+        ("gossip", "values", "fp8", "gossip.values = 'fp8': invalid enum value 'fp8'"),
+        ("gossip", "every", 0, "gossip.every = 0: expected int >= 1"),
+        ("gossip", "momentum", 1.0, "gossip.momentum = 1.0: expected float < 1.0"),
+        ("gossip", "drops", [0], "gossip.drops[0] = 0: expected int >= 1"),
+        ("gossip", "speed", 1, "gossip.speed = 1: unknown key"),
+        ("[neighbour]", "id", 0, "neighbour[0].id = 0: expected int >= 1"),
+        ("[neighbour]", "id", 7, "neighbour[0].id = 7: must be another node, each once"),
+        ("[neighbour]", "weight", 1.5, "neighbour[0].weight = 1.5: expected float <= 1.0"),
+        ("[neighbour]", "port", "ttyUSB0", "neighbour[0].port = 'ttyUSB0': "),
+        ("[neighbour]", "profile", "isl", "neighbour[0].profile = 'isl': no link is named 'isl'"),
+        ("[neighbour]", "way", 1, "neighbour[0].way = 1: unknown key"),
+        ("link", "port", "/dev/ttyUSB0", "link.profile: missing"),
+    ],
+)
+def test_a_mistake_is_a_line_with_file_key_and_value(
+    tmp_path: Path, section: str, key: str, value: object, says: str
+) -> None:
+    path = write(tmp_path, changed(section, key, value))
+    with pytest.raises(ConfigError) as caught:
+        load_own(path)
+    assert str(caught.value).startswith(f"{path}: {says}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("sections", "says"),
+    [
+        ({"gossip": None}, "gossip: missing, and it is required where there is a neighbour"),
+        ({"[neighbour]": None}, "neighbour: missing, and gossip needs one at least"),
+        ({"gossip": None, "[neighbour]": None}, "link: missing, and it is required without gossip"),
+        (
+            {"link": {"port": "/dev/ttyUSB0", "profile": "uhf-9k6"}},
+            "link: a node gossips or has a link to the ground, not both",
+        ),
+    ],
+)
+def test_sections_that_do_not_go_together(tmp_path: Path, sections: dict[str, Any], says: str) -> None:
+    whole = {name: keys for name, keys in (GOOD | sections).items() if keys is not None}
+    with pytest.raises(ConfigError) as caught:
+        load_own(write(tmp_path, whole))
+    assert str(caught.value).startswith(f"{tmp_path / 'node.toml'}: {says}")
+
+
+def test_neighbours_are_each_once_and_weigh_one_at_most(tmp_path: Path) -> None:
+    text = toml(GOOD)
+    for other, says in (
+        (8, "neighbour[1].id = 8: must be another"),
+        (9, "neighbour: the weights sum to 1.1"),
+    ):
+        more = GOOD["[neighbour]"] | {"id": other, "weight": 0.6}
+        (tmp_path / "node.toml").write_text(text + toml({"[neighbour]": more}))
+        with pytest.raises(ConfigError) as caught:
+            load_own(tmp_path / "node.toml")
+        assert says in str(caught.value)
+
+
+def test_each_sort_of_node_is_named_where_the_other_is_asked_for(
+    config: GossipConfig, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="link: missing, and it is required here"):
+        load_node(config.path)
+    with pytest.raises(ConfigError, match="--port '/dev/x': a node that gossips has a port for each"):
+        load_own(config.path, port="/dev/x")
+    ground = write(
+        tmp_path, {"node": GOOD["node"], "link": {"port": "udp://127.0.0.1:9", "profile": "bench-udp"}}
+    )
+    assert isinstance(load_own(ground), NodeConfig)
+    with pytest.raises(ConfigError, match="gossip: missing, and it is required here"):
+        load_gossip(ground)
+
+
+def test_the_doctor_looks_at_every_link(config: GossipConfig) -> None:
+    findings = {finding.what: finding for finding in doctor.examine(config)}
+    assert list(findings) == [
+        "python", "key 8", "port 8", "contacts 8", "model", "data", "memory", "disk"
+    ]  # fmt: skip
+    assert all(finding.ok for finding in findings.values()), findings
+    config.neighbours[0].key_path.unlink()
+    (key,) = (finding for finding in doctor.examine(config) if finding.what == "key 8")
+    assert not key.ok
+
+
+def test_what_keeps_a_node_from_starting_is_one_line(tmp_path: Path) -> None:
+    for sections, says in (
+        (GOOD, "neighbour[0].key: "),
+        (changed("gossip", "model", "lenet6"), "gossip.model = 'lenet6': "),
+        (changed("[neighbour]", "port", "/dev/none"), "neighbour[0].port = '/dev/none': no such device"),
+        (changed("gossip", "model", "lenet5-rgb"), "gossip.model = 'lenet5-rgb': takes images of (3, "),
+    ):
+        done = CliRunner().invoke(main, ["run", str(write(tmp_path, sections))])
+        assert done.exit_code == 2
+        assert done.output.startswith(f"{tmp_path / 'node.toml'}: {says}"), done.output
+        assert done.output.count("\n") == 1
+
+
+def test_the_links_are_shown_with_what_the_node_is_at(config: GossipConfig) -> None:
+    agent, pumps = gossip_node(config, IMAGES, 0.0)
+    agent.resume(0.0)
+    view = gossip_view(agent, pumps, 1.0)
+    assert [link["peer"] for link in view["links"]] == [8]
+    picture = gossip_picture(view, None, 0.0)
+    assert "raspberry-pi-4: training, 0.00 epochs, 0 exchanges" in picture
+    assert "node 8" in picture
+    assert "not heard yet" in picture
+
+
+def test_a_key_that_cannot_be_used_names_its_table(config: GossipConfig) -> None:
+    config.neighbours[0].key_path.write_text("0" * 64)
+    with pytest.raises(BadKey, match=r"^neighbour\[0\].key: .*known to everyone"):
+        gossip_node(config, IMAGES, 0.0)
