@@ -17,8 +17,8 @@ from benchmarks.result import json_line, table
 from onboard.data import DataError
 
 NAMES = (
-    "footprint", "codec", "alq", "table1", "gossip", "consensus", "transfer", "frame", "ports", "others",
-    "fuzz", "schedules", "day",
+    "footprint", "codec", "alq", "table1", "gossip", "consensus", "convergence", "epoch", "transfer", "frame",
+    "ports", "others", "fuzz", "schedules", "day",
 )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from statistics import fmean
 
 import click
 
+from benchmarks import seeds
 from benchmarks.lab import LabError
 from benchmarks.progress import Progress
 from benchmarks.result import Row
@@ -49,23 +50,12 @@ FAST_ACCURACY, FAST_BITS_UP, FAST_BITS_DOWN = 98.4, 0.11, 0.3
 # One pass of 8 minutes at 9.6 kbit/s of which 80 % can be used; and two minutes of that radio.
 REACHED, PASS_MB, MOONSHOT_MB = 0.98, 0.46, 0.115
 ALPHA, NON_IID_POINTS = 0.3, 2.0
-
-
-def _seeds(context: click.Context, option: click.Parameter, text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(seed) for seed in text.split(","))
-    except ValueError:
-        raise click.BadParameter(
-            f"{text!r}: must be whole numbers joined by commas", context, option
-        ) from None
-
-
 PARTS = ("fedavg", "cells", "fast", "non-iid")
 OPTIONS = (
     click.Option(["--select"], type=click.Choice(["3", "5", "10"]), help="Only this K."),
     click.Option(["--prune-ratio"], type=click.Choice(["0.7", "0.8", "0.9"]), help="Only its cells."),
     click.Option(["--part"], type=click.Choice(PARTS), help="Only this part of the table."),
-    click.Option(["--seeds"], callback=_seeds, default="0,1,2", show_default=True, help="Runs to average."),
+    seeds.option("0,1,2"),
     click.Option(["--out"], type=click.Path(path_type=Path), default=Path("table1-out"), show_default=True,
                  help="Folder of finished and unfinished runs."),
     click.Option(["--data-dir"], type=click.Path(path_type=Path), envvar="SPACEDML_DATA", show_envvar=True,

@@ -23,13 +23,15 @@ EPOCHS, PICTURE = "epochs.jsonl", "ring.png"
 @dataclass(frozen=True, kw_only=True)
 class Wishes:
     """What a run was asked for. `images`: of each node, at most; `alpha`: of the Dirichlet split, None for
-    shares that are alike; `out`: folder for results, None to keep none."""
+    shares that are alike; `node_images`: test images that each node's own model is tried on; `out`: folder
+    for results, None to keep none."""
 
     settings: Settings
     data: str = "mnist"
     data_folder: Path | None = None
     images: int = 1000
     alpha: float | None = None
+    node_images: int = 500
     out: Path | None = None
 
 
@@ -50,7 +52,7 @@ class Run:
         )
         self.parameters = train.layout.parameters
         self.results: list[EpochResult] = []
-        self._ring = Ring(settings, shares_of(whole, wishes), test, train, infer)
+        self._ring = Ring(settings, shares_of(whole, wishes), test, train, infer, wishes.node_images)
         self._out = wishes.out
         if self._out is not None:
             self._out.mkdir(parents=True, exist_ok=True)

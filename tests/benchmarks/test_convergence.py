@@ -1,0 +1,93 @@
+"""What `convergence` rests on: runs are played once and kept, curves add up, bounds are held."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks import convergence
+from benchmarks.__main__ import main
+from benchmarks.convergence import CENTRAL, DENSE, METHODS, SPARSE, Bench, Point, measure, points_of
+from benchmarks.progress import Progress
+from benchmarks.result import Row
+from firmware_sim.fleet_presets import PRESETS
+from tests.benchmarks.test_table1 import RESULT
+
+TRY = ("convergence", "--data", "digits", "--epochs", "1", "--json")
+ONLY = ("--method", DENSE, "--method", SPARSE, "--method", CENTRAL)
+
+
+def test_a_run_is_played_once_and_drawn_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = (*TRY, *ONLY, "--out", str(tmp_path / "out"))
+    played = CliRunner().invoke(main, options)
+    rows = {row["what"]: row["value"] for row in json.loads(played.stdout.splitlines()[-1])["rows"]}
+    assert rows[f"{DENSE}: accuracy after 1 epochs"] > 10
+    sent = [value for what, value in rows.items() if what == "  sent on all links"]
+    assert sent, played.output
+    monkeypatch.setattr("onboard.data.load", lambda *_, **__: pytest.fail("a finished run was played again"))
+    plot = tmp_path / "curves.png"
+    again = CliRunner().invoke(main, [*options, "--plot", str(plot)])
+    assert again.stdout == played.stdout
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_with_other_settings_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    options = (*TRY, "--method", SPARSE, "--out", str(tmp_path))
+    assert CliRunner().invoke(main, options).exit_code == 0
+    (path,) = tmp_path.iterdir()
+    assert path.name == "digits-1-rd-psgd-0.1-0.json"
+    kept = json.loads(path.read_bytes())
+    kept["asked"]["settings"]["recipe"]["learning_rate"] *= 2
+    path.write_text(json.dumps(kept))
+    done = CliRunner().invoke(main, options)
+    assert done.exit_code == 2
+    assert f"{path}: holds a run with other settings" in done.output
+
+
+def rows_of(monkeypatch: pytest.MonkeyPatch, below: dict[str, float]) -> list[Row]:
+    """The table of MNIST if every run ends at 98 %, but for what a method is `below` that."""
+
+    def run(self: Bench, name: str, seed: int) -> list[Point]:
+        accuracy = 0.98 - below.get(name, 0) / 100
+        return [Point(epoch, accuracy - 0.001 * (8 - epoch), 10**6 * epoch) for epoch in range(1, 9)]
+
+    monkeypatch.setattr(Bench, "ring", run)
+    monkeypatch.setattr(Bench, "central", lambda self, seed: run(self, CENTRAL, seed))
+    return measure(
+        Progress("convergence", io.StringIO()), data="mnist", epochs=None, seeds=(), methods=(),
+        out=Path("unused"), plot=None, data_dir=None,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("below", "holds"), [(0.4, True), (0.6, False)])
+def test_p_of_a_tenth_is_held_to_dense(monkeypatch: pytest.MonkeyPatch, below: float, holds: bool) -> None:
+    rows = rows_of(monkeypatch, {SPARSE: below, CENTRAL: 50.0})
+    (bound,) = (row for row in rows if row.bound is not None)
+    assert (bound.what, bound.bound, bound.holds) == ("  below D-PSGD", 0.5, holds)
+    assert bound.value == pytest.approx(below)
+    assert {row.what.partition(":")[0] for row in rows if "accuracy" in row.what} == {*METHODS, CENTRAL}
+    moved = [row.value for row in rows if "moved" in row.what]
+    assert moved == [pytest.approx(0.2)] * len(moved)
+    assert {row.value for row in rows if "sent" in row.what} == {8.0}
+
+
+def test_eurosat_may_be_further_below() -> None:
+    assert {name: task.points for name, task in convergence.TASKS.items() if name != "digits"} == {
+        "mnist": 0.5, "eurosat": 1.5
+    }  # fmt: skip
+
+
+@given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 10**6)), min_size=1, max_size=9))
+def test_a_fleets_rounds_are_points_after_their_epochs(sent: list[tuple[int, int]]) -> None:
+    training = PRESETS["spacedml-fast"]
+    rounds = [replace(RESULT, round=n, bytes_up=up, bytes_down=down) for n, (up, down) in enumerate(sent, 1)]
+    points = points_of(rounds, training)
+    assert [point.epoch for point in points] == [1 + 10 * n for n in range(1, len(sent) + 1)]
+    assert points[-1].bytes_sent == sum(up + down for up, down in sent)
