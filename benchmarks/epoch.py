@@ -205,8 +205,9 @@ def _equation_19(model: Model, found: Mapping[str, Exchange]) -> Iterator[Row]:
     dense = found["dense"]
     yield Row(f"Equation 19, {model.name}: T_s, serialize", 1e3 * dense.out_s, "ms")
     yield Row("  T_d, deserialize and mix", 1e3 * dense.in_s, "ms")
-    for link in LINKS:
-        yield Row(f"  {link}: T_c, communicate", airtime_s(dense.message_bytes, link), "s")
+    yield from (
+        Row(f"  {link}: T_c, communicate", airtime_s(dense.message_bytes, link), "s") for link in LINKS
+    )
     for name in ("seed", "gaps"):
         sides = {link: equation_19(dense, found[name], link) for link in (None, *LINKS)}
         terms_s, _ = sides[None]
