@@ -7,6 +7,10 @@ besides (offers, reports, their losses) is in `--processes` and in the tests of 
 
 The clock jumps from one thing to do to the next: nodes need not be in step, and nobody waits longer than
 `patience_s` for a neighbour.
+
+With a `Ground`, some nodes are gateways: while a pass is open they exchange with the ground station as with a
+neighbour. It is node 0 of the same gossip, holds a model and trains nothing, and so what one plane learned
+flows to the others. Nobody waits for it.
 """
 
 from __future__ import annotations
@@ -14,11 +18,13 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 from firmware_sim.ring_baselines import Choco, Talker, TopK
+from firmware_sim.ring_ways import ALWAYS, Way
 from hw_profiles import Board, Link
 from onboard.budget import Pace
 from onboard.codec.layout import Floats, Layout
@@ -30,12 +36,11 @@ from onboard.learn.descent import Descent, Recipe, consensus_distance, mean_of
 from onboard.learn.gossip import Gossip, Message
 from onboard.learn.graph import InferGraph, TrainGraph, evaluate, initial
 from onboard.learn.vectors import flat, views
-from onboard.wire import cobs
-from onboard.wire.frame import OVERHEAD_BYTES
 
 Method = Literal["rd-psgd", "d-psgd", "topk", "choco"]
-Shape = Literal["ring", "torus", "star", "complete"]
+Shape = Literal["ring", "planes", "torus", "star", "complete"]
 Seconds = float
+GROUND = 0
 TELL_EVERY = 50  # happenings between two looks at the progress
 
 
@@ -43,10 +48,19 @@ class RingError(ValueError):
     """The ring cannot be as asked for; one line."""
 
 
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """A ground station. `passes`: (rise, set) in seconds, one after the other, by gateway."""
+
+    link: Link
+    passes: Mapping[int, tuple[tuple[Seconds, Seconds], ...]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a ring is told. `every`: batches between two exchanges; `rate`: of the mixing, for topk and choco;
-    `dead`: nodes that fall silent, and when; `cuts`: edges that carry nothing from one time until another.
+    """What a ring is told. `shape` "planes": a ring of every `columns` nodes; `every`: batches between two
+    exchanges; `rate`: of the mixing, for topk and choco; `dead`: nodes that fall silent, and when; `cuts`:
+    edges that carry nothing from one time until another.
 
     Raises RingError for what cannot be.
     """
@@ -68,17 +82,20 @@ class Settings:
     link: Link
     dead: Mapping[int, Seconds] = field(default_factory=dict)
     cuts: Mapping[topology.Edge, tuple[Seconds, Seconds]] = field(default_factory=dict)
+    ground: Ground | None = None
 
     def __post_init__(self) -> None:
         if not 2 <= self.nodes <= 254:
             raise RingError(f"{self.nodes} nodes: must be 2 to 254")
         if not self.board.train_flops:
             raise RingError(f"{self.board.name}: {self.board.title} cannot train")
-        if (self.dead or self.cuts) and self.method in ("topk", "choco"):
-            raise RingError(f"{self.method} waits for all its neighbours: no faults with it")
+        if (self.dead or self.cuts or self.ground) and self.method in ("topk", "choco"):
+            raise RingError(f"{self.method} waits for all its neighbours: no faults and no ground with it")
         known, edges = set(range(1, self.nodes + 1)), self.edges()
         if not self.dead.keys() <= known or not self.cuts.keys() <= edges:
             raise RingError(f"faults of {sorted(self.dead)} and {sorted(self.cuts)}: no such nodes or edges")
+        if self.ground is not None and not self.ground.passes.keys() <= known:
+            raise RingError(f"passes of {sorted(self.ground.passes)}: no such nodes")
 
     @property
     def share(self) -> int:
@@ -86,25 +103,28 @@ class Settings:
         return ALL if self.method == "d-psgd" else share_of(self.sparsity)
 
     def edges(self) -> frozenset[topology.Edge]:
-        """Who talks to whom; nodes count from 1. Raises RingError."""
+        """Who talks to whom; nodes count from 1, the ground is 0. Raises RingError."""
         nodes = range(1, self.nodes + 1)
         try:
-            return {
+            edges = {
                 "ring": lambda: topology.ring(nodes),
+                "planes": lambda: topology.planes(nodes, self.columns),
                 "torus": lambda: topology.torus(nodes, self.columns),
                 "star": lambda: topology.star(nodes),
                 "complete": lambda: topology.complete(nodes),
             }[self.shape]()
         except ValueError as error:
             raise RingError(str(error)) from None
+        return edges | {(GROUND, gateway) for gateway in (self.ground.passes if self.ground else ())}
 
 
 @dataclass(frozen=True, kw_only=True)
 class EpochResult:
     """All nodes that live have done `epoch`. `loss`: mean over their training batches of it; `accuracy`,
     `test_loss`: of the mean model on all test images; `node_accuracies`: of each living node's model, on as
-    many as `Ring` was told; `distance`: see `consensus_distance`; `bytes_sent`: on all links so far, framing
-    included; `exchanges`: completed by both ends so far."""
+    many as `Ring` was told; `ground_accuracy`: of the ground's on all; `distance`: see `consensus_distance`;
+    `bytes_sent`: on all links so far, framing included, `ground_bytes` of them to and from the ground;
+    `exchanges`: completed by both ends so far."""
 
     epoch: int
     loss: float
@@ -115,6 +135,8 @@ class EpochResult:
     bytes_sent: int
     exchanges: int
     clock_s: Seconds
+    ground_accuracy: float | None = None
+    ground_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +159,9 @@ class Judge:
 
     def result(
         self, epoch: int, vectors: list[Floats], losses: list[float], *, bytes_sent: int, exchanges: int,
-        clock_s: Seconds,
+        clock_s: Seconds, ground: Floats | None = None, ground_bytes: int = 0,
     ) -> EpochResult:  # fmt: skip
-        """vectors: of the nodes that live, float32 (P,); losses: of their training."""
+        """vectors: of the nodes that live, float32 (P,); losses: of their training; ground: its model."""
         few = self.test.x[: self.node_images], self.test.y[: self.node_images]
         accuracy, test_loss = self._score(mean_of(vectors), self.test.x, self.test.y)
         return EpochResult(
@@ -152,6 +174,8 @@ class Judge:
             bytes_sent=bytes_sent,
             exchanges=exchanges,
             clock_s=clock_s,
+            ground_accuracy=None if ground is None else self._score(ground, self.test.x, self.test.y)[0],
+            ground_bytes=ground_bytes,
         )
 
     def _score(self, vector: Floats, x: object, y: object) -> tuple[float, float]:
@@ -161,12 +185,13 @@ class Judge:
 
 @dataclass
 class _Node:
-    """One node. `waiting_since`: at an exchange; None while it trains."""
+    """One node; the ground has no descent. `waiting_since`: at an exchange; None while it trains."""
 
     number: int
-    descent: Descent
+    vector: Floats
+    descent: Descent | None
     talker: Talker
-    dies_s: Seconds
+    dies_s: Seconds = math.inf
     waiting_since: Seconds | None = None
     losses: list[float] = field(default_factory=list)  # of the present epoch
     epoch_losses: list[float] = field(default_factory=list)
@@ -187,60 +212,67 @@ class Ring:
         self._judge = Judge(infer, train.layout, test, node_images)
         start = initial(train.shapes, settings.seed)
         weights = topology.metropolis(settings.edges())
-        vector = flat(train.layout, start)
-        self._nodes = {
-            number: _Node(
-                number,
-                Descent(train, start, images.x, images.y, settings.recipe, seed=settings.seed, node=number),
-                self._talker(number, weights[number], vector),
-                settings.dead.get(number, math.inf),
+        if len(shares) != settings.nodes:
+            raise RingError(f"{settings.nodes} nodes, {len(shares)} shares of images")
+        self._nodes: dict[int, _Node] = {}
+        for number, images in enumerate(shares, start=1):
+            descent = Descent(
+                train, start, images.x, images.y, settings.recipe, seed=settings.seed, node=number
             )
-            for number, images in enumerate(shares, start=1)
-        }
-        if len(self._nodes) != settings.nodes:
-            raise RingError(f"{settings.nodes} nodes, {len(self._nodes)} shares of images")
+            talker = self._talker(number, weights.get(number, {}), descent.vector)
+            dies_s = settings.dead.get(number, math.inf)
+            self._nodes[number] = _Node(number, descent.vector, descent, talker, dies_s)
+        if settings.ground is not None:
+            vector = flat(train.layout, start)
+            self._nodes[GROUND] = _Node(GROUND, vector, None, self._talker(GROUND, weights[GROUND], vector))
         pace = Pace(settings.board.cpu_share, settings.board.train_flops)
         flops = train.flops_per_image * settings.recipe.batch_size
         self._batch_s = pace.next_step_at(0.0, pace.step_cpu_s(0.0, flops))
-        self._free_s: dict[tuple[int, int], Seconds] = {}  # when an edge's transmitter is free again
-        self._events: list[tuple[Seconds, int, str, tuple[object, ...]]] = []
+        self._ways = {way: self._way(*way) for a, b in settings.edges() for way in ((a, b), (b, a))}
+        self._events: list[tuple[Seconds, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._now = 0.0
-        self.bytes_sent = self.exchanges = 0
+        self.exchanges = 0
+
+    @property
+    def bytes_sent(self) -> int:
+        """On all links, framing included."""
+        return sum(way.bytes_sent for way in self._ways.values())
 
     @property
     def models(self) -> dict[int, Floats]:
-        """Of each node that lives, float32 (P,)."""
-        return {node.number: node.descent.vector for node in self._living()}
+        """Of each node that lives and trains, float32 (P,)."""
+        return {node.number: node.vector for node in self._living()}
 
     def play(self) -> Iterator[Moment | EpochResult]:
         """Runs all epochs."""
-        for node in self._nodes.values():
-            self._later(self._batch_s, "train", node)
+        for node in self._living():
+            self._later(self._batch_s, partial(self._train, node))
         for epoch in range(1, self.settings.epochs + 1):
             for happening in itertools.count():
                 if min(len(node.epoch_losses) for node in self._living()) >= epoch:
                     break
                 self._advance()
                 if happening % TELL_EVERY == 0:
-                    done = min(node.descent.epochs for node in self._living())
+                    done = min(node.descent.epochs for node in self._living() if node.descent)
                     yield Moment(epoch, min(max(done - epoch + 1, 0.0), 1.0), self._now)
             yield self._result(epoch)
 
     # what happens
 
     def _advance(self) -> None:
-        self._now, _, what, about = heapq.heappop(self._events)
-        getattr(self, f"_{what}")(*about)
+        self._now, _, happens = heapq.heappop(self._events)
+        happens()
 
-    def _later(self, after_s: Seconds, what: str, *about: object) -> None:
-        heapq.heappush(self._events, (self._now + after_s, next(self._order), what, about))
+    def _later(self, after_s: Seconds, happens: Callable[[], None]) -> None:
+        heapq.heappush(self._events, (self._now + after_s, next(self._order), happens))
 
     def _train(self, node: _Node) -> None:
         """A batch is done."""
         if self._now >= node.dies_s:
             return
         descent = node.descent
+        assert descent is not None, "the ground trains nothing"
         node.losses.append(descent.step())
         if descent.batches % descent.batches_an_epoch == 0:
             node.epoch_losses.append(sum(node.losses) / len(node.losses))
@@ -249,11 +281,26 @@ class Ring:
         if descent.batches % self.settings.every:
             self._go_on(node)
             return
-        for peer, message in node.talker.open(descent.vector).items():
-            self._send(node, self._nodes[peer], message)
+        self._open(node)
         node.waiting_since = self._now
-        self._later(self.settings.patience_s, "out_of_patience", node, self._now)
+        self._later(self.settings.patience_s, partial(self._out_of_patience, node, self._now))
         self._mix(node)
+
+    def _open(self, node: _Node) -> None:
+        """Sends to neighbours; to and from the ground while there is contact, as values of the last pass are
+        stale by the next."""
+        talker = node.talker
+        if isinstance(talker, Gossip):
+            peers = [
+                peer
+                for peer in talker.numbers
+                if GROUND not in (peer, node.number) or self._ways[node.number, peer].is_open(self._now)
+            ]
+            messages: Mapping[int, Message] = talker.open(node.vector, peers)
+        else:
+            messages = talker.open(node.vector)
+        for peer, message in messages.items():
+            self._send(node, self._nodes[peer], message)
 
     def _out_of_patience(self, node: _Node, since: Seconds) -> None:
         if node.waiting_since == since:
@@ -263,19 +310,22 @@ class Ring:
     def _go_on(self, node: _Node) -> None:
         node.waiting_since = None
         if not node.done:
-            self._later(self._batch_s, "train", node)
+            self._later(self._batch_s, partial(self._train, node))
 
     def _mix(self, node: _Node) -> None:
         """Mixes what is complete; a node that waited for it trains on."""
-        self.exchanges += len(node.talker.mix(node.descent.vector))
-        if node.waiting_since is not None and not node.talker.waits_for:
+        self.exchanges += len(node.talker.mix(node.vector))
+        if node.waiting_since is not None and not node.talker.waits_for - {GROUND}:
             self._go_on(node)
 
     def _arrive(self, sender: _Node, receiver: _Node, message: Message) -> None:
         if self._now >= receiver.dies_s:
             return
         receiver.talker.take(sender.number, message)
-        self._later(self.settings.link.delay_s, "acknowledge", sender, receiver)
+        delay_s = self._ways[receiver.number, sender.number].delay_s
+        self._later(delay_s, partial(self._acknowledge, sender, receiver))
+        if receiver.number == GROUND:
+            self._open(receiver)
         self._mix(receiver)
 
     def _acknowledge(self, sender: _Node, receiver: _Node) -> None:
@@ -286,17 +336,19 @@ class Ring:
     # the links
 
     def _send(self, sender: _Node, receiver: _Node, message: Message) -> None:
-        link = self.settings.link
-        wire_bytes = math.ceil(framed_bytes(len(message), link) / (1 - link.frame_loss))
-        way = sender.number, receiver.number
-        begins_s = max(self._now, self._free_s.get(way, 0.0))
-        cut = self.settings.cuts.get((min(way), max(way)))
-        airtime_s = wire_bytes * link.bits_per_byte / link.rate_up_bps
-        if cut is not None and begins_s < cut[1] and begins_s + airtime_s > cut[0]:
-            begins_s = cut[1]  # what was sent before it is not sent again, and here not counted
-        self._free_s[way] = begins_s + airtime_s
-        self.bytes_sent += wire_bytes
-        self._later(self._free_s[way] + link.delay_s - self._now, "arrive", sender, receiver, message)
+        arrives_s = self._ways[sender.number, receiver.number].send(len(message), self._now)
+        if arrives_s < math.inf:
+            self._later(arrives_s - self._now, partial(self._arrive, sender, receiver, message))
+
+    def _way(self, sender: int, receiver: int) -> Way:
+        settings, edge = self.settings, (min(sender, receiver), max(sender, receiver))
+        if settings.ground is not None and edge[0] == GROUND:
+            link = settings.ground.link
+            rate_bps = link.rate_down_bps if sender == GROUND else link.rate_up_bps
+            return Way(link, rate_bps, settings.ground.passes[edge[1]])
+        cut = settings.cuts.get(edge)
+        contacts = ALWAYS if cut is None else ((0.0, cut[0]), (cut[1], math.inf))
+        return Way(settings.link, settings.link.rate_up_bps, contacts)
 
     # what comes of it
 
@@ -312,23 +364,18 @@ class Ring:
         )
 
     def _living(self) -> list[_Node]:
-        return [node for node in self._nodes.values() if self._now < node.dies_s]
+        """Nodes that train, and still do."""
+        return [node for node in self._nodes.values() if node.descent and self._now < node.dies_s]
 
     def _result(self, epoch: int) -> EpochResult:
         living = self._living()
         return self._judge.result(
             epoch,
-            [node.descent.vector for node in living],
+            [node.vector for node in living],
             [node.epoch_losses[epoch - 1] for node in living],
             bytes_sent=self.bytes_sent,
             exchanges=self.exchanges // 2,
             clock_s=self._now,
+            ground=self._nodes[GROUND].vector if GROUND in self._nodes else None,
+            ground_bytes=sum(way.bytes_sent for ends, way in self._ways.items() if GROUND in ends),
         )
-
-
-def framed_bytes(message_bytes: int, link: Link) -> int:
-    """What a message takes on the wire in frames of the link's MTU, once: header, tag and COBS."""
-    payload_bytes = link.mtu_bytes - OVERHEAD_BYTES
-    whole, rest = divmod(message_bytes, payload_bytes)
-    last = cobs.wire_bytes(rest + OVERHEAD_BYTES) if rest else 0
-    return whole * cobs.wire_bytes(link.mtu_bytes) + last

@@ -17,15 +17,37 @@ from onboard.log import start
 from onboard.stop import stop_signals
 
 if TYPE_CHECKING:
+    from firmware_sim.ring import Ground
     from firmware_sim.ring_crew import CrewRun
     from firmware_sim.ring_run import Run, Wishes
 
 METHODS = ("rd-psgd", "d-psgd", "topk", "choco")
-SHAPES = ("ring", "torus", "star", "complete")
+SHAPES = ("ring", "planes", "torus", "star", "complete")
 FORMS = ("fp32", "fp16", "int8", "alq")
 
 
+def _scenario(context: click.Context, _option: click.Parameter, path: Path | None) -> None:
+    """What a scenario file says is the default of each option."""
+    from firmware_sim.ring_scenario import load
+    from onboard.config import ConfigError
+
+    if path is None:
+        return
+    try:
+        options, context.obj = load(path)
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from None
+    names = {option.lstrip("-"): param.name for param in ring.params for option in param.opts}
+    for key in options:
+        if key not in names:
+            raise click.UsageError(f"{path}: ring.{key}: unknown key; keys are the options of this command")
+    context.default_map = {str(names[key]): value for key, value in options.items()}
+
+
 @click.command()
+@click.option("--scenario", type=click.Path(path_type=Path), callback=_scenario, is_eager=True,
+              expose_value=False, metavar="FILE",
+              help="TOML with options in [ring], and in [ground] a station and its passes.")  # fmt: skip
 @click.option("--nodes", default=8, show_default=True, help="At most 254.")
 @click.option("--method", type=click.Choice(METHODS), default="rd-psgd", show_default=True,
               help="Random coordinates, whole models, Top-K with error feedback, or CHOCO-SGD.")  # fmt: skip
@@ -35,7 +57,7 @@ FORMS = ("fp32", "fp16", "int8", "alq")
               help="How values travel, for rd-psgd and d-psgd.")  # fmt: skip
 @click.option("--shape", type=click.Choice(SHAPES), default="ring", show_default=True,
               help="Who is whose neighbour. Weights are Metropolis-Hastings'.")  # fmt: skip
-@click.option("--columns", default=4, show_default=True, help="Of the torus.")
+@click.option("--columns", default=4, show_default=True, help="Of the torus, or nodes of a plane.")
 @click.option("--every", default=1, show_default=True, type=click.IntRange(min=1),
               help="Batches between two exchanges.")  # fmt: skip
 @click.option("--rate", default=0.4, show_default=True, type=click.FloatRange(0, 1, min_open=True),
@@ -73,7 +95,8 @@ FORMS = ("fp32", "fp16", "int8", "alq")
 @click.option("--processes", is_flag=True,
               help="Real agents over UDP, a process each, in place of the virtual clock.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="A JSON object for each epoch in place of the table.")
-def ring(as_json: bool, processes: bool, **options: Any) -> None:
+@click.pass_obj
+def ring(ground: Ground | None, /, as_json: bool, processes: bool, **options: Any) -> None:
     """Nodes train and exchange models with their neighbours, without a server, on a virtual clock.
 
     Messages are the real ones; links give them time. It prints a line for every epoch: training loss,
@@ -85,6 +108,7 @@ def ring(as_json: bool, processes: bool, **options: Any) -> None:
       firmware-sim ring --method d-psgd --data digits --images 150 --every 4
       firmware-sim ring --processes --data digits --images 150 --every 4
       firmware-sim ring --dead 3@20 --cut 5-6@10:70 --loss 0.2 --link sband-2m
+      firmware-sim ring --scenario scenarios/hybrid.toml
     """
     from firmware_sim.ring import RingError
     from firmware_sim.ring_crew import CrewRun
@@ -94,7 +118,7 @@ def ring(as_json: bool, processes: bool, **options: Any) -> None:
 
     start("json" if as_json else "text", logging.ERROR)
     try:
-        wishes = _wishes(**options)
+        wishes = _wishes(ground=ground, **options)
         run = CrewRun(wishes) if processes else Run(wishes)
         stopped = not _show(run, wishes, as_json=as_json)
     except (DataError, GraphError, RingError, ValueError, OSError) as error:
@@ -108,7 +132,7 @@ def _wishes(
     *, nodes: int, method: Any, sparsity: float, values: str, shape: Any, columns: int, every: int,
     rate: float, patience_s: float, epochs: int, seed: int, data: str, data_dir: Path | None,
     model: str | None, images: int, alpha: float | None, board: str, link: str, loss: float | None,
-    dead: tuple[str, ...], cut: tuple[str, ...], out: Path, **recipe: Any,
+    dead: tuple[str, ...], cut: tuple[str, ...], out: Path, ground: Ground | None, **recipe: Any,
 ) -> Wishes:  # fmt: skip
     """The options as one value. Raises ValueError for what cannot be."""
     from firmware_sim.ring import Settings
@@ -124,6 +148,7 @@ def _wishes(
         recipe=Recipe(**recipe), board=load_board(board),
         link=profile if loss is None else replace(profile, frame_loss=loss),
         dead=dict(_dead(text) for text in dead), cuts=dict(_cut(text) for text in cut),
+        ground=ground,
     )  # fmt: skip
     return Wishes(settings=settings, data=data, data_folder=data_dir, images=images, alpha=alpha, out=out)
 
@@ -150,9 +175,10 @@ def _show(run: Run | CrewRun, wishes: Wishes, *, as_json: bool) -> bool:
     """Plays and shows a run; False if it was stopped before its end."""
     from rich.console import Console
 
-    from firmware_sim.ring import EpochResult, framed_bytes
+    from firmware_sim.ring import EpochResult
     from firmware_sim.ring_run import PICTURE
     from firmware_sim.ring_view import View, draw, summary
+    from firmware_sim.ring_ways import framed_bytes
 
     settings = wishes.settings
     view = View(Console(stderr=as_json), settings.epochs, lines=not as_json)

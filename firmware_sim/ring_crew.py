@@ -71,8 +71,8 @@ class CrewRun:
         settings = wishes.settings
         if settings.method not in ("rd-psgd", "d-psgd") or wishes.out is None:
             raise RingError(f"{settings.method}: processes gossip by rd-psgd or d-psgd, in a folder")
-        if settings.cuts or settings.link.frame_loss:
-            raise RingError("processes have this computer's own links: no cuts, and no losses")
+        if settings.cuts or settings.ground or settings.link.frame_loss:
+            raise RingError("processes have this computer's own links: no cuts, no losses, no ground")
         train = TrainGraph.load(settings.model)
         whole, test = (
             data.load(

@@ -51,11 +51,16 @@ class View:
 
 def line(result: EpochResult) -> str:
     """One epoch under HEADING."""
+    ground = (
+        ""
+        if result.ground_accuracy is None
+        else (f"  ground {100 * result.ground_accuracy:.2f} %, {result.ground_bytes / 1e6:,.1f} MB")
+    )
     worst, best = min(result.node_accuracies), max(result.node_accuracies)
     return (
         f"{result.epoch:5}  {result.loss:6.4f}  {100 * result.accuracy:8.2f} %  {100 * worst:9.1f} %  "
         f"{100 * best:7.1f} %  {result.distance:8.3f}  {result.bytes_sent / 1e6:7,.1f} MB  "
-        f"{result.exchanges:9,}  {result.clock_s:6,.0f} s"
+        f"{result.exchanges:9,}  {result.clock_s:6,.0f} s{ground}"
     )
 
 

@@ -23,14 +23,17 @@ def ring(nodes: Sequence[int]) -> frozenset[Edge]:
     return _edges(zip(nodes, [*nodes[1:], *nodes[:1]], strict=True))
 
 
+def planes(nodes: Sequence[int], columns: int) -> frozenset[Edge]:
+    """A ring of every `columns` nodes, and no edge between these. Raises ValueError where one is not full."""
+    return frozenset().union(*(ring(row) for row in _rows(nodes, columns)))
+
+
 def torus(nodes: Sequence[int], columns: int) -> frozenset[Edge]:
     """Rows of `columns` nodes, each row and each column a ring: planes of a constellation.
 
     Raises ValueError where the rows are not all full.
     """
-    if columns < 1 or len(nodes) % columns:
-        raise ValueError(f"{len(nodes)} nodes do not fill rows of {columns}")
-    rows = [nodes[at : at + columns] for at in range(0, len(nodes), columns)]
+    rows = _rows(nodes, columns)
     lines = [*rows, *(list(column) for column in zip(*rows, strict=True))]
     return frozenset().union(*(ring(line) for line in lines))
 
@@ -75,6 +78,12 @@ def slowest(weights: Weights, nodes: Sequence[int]) -> float:
     models. 1 for a graph in parts, which never agree."""
     magnitudes = np.sort(np.abs(np.linalg.eigvalsh(matrix(weights, nodes))))
     return float(magnitudes[-2]) if len(nodes) > 1 else 0.0
+
+
+def _rows(nodes: Sequence[int], columns: int) -> list[Sequence[int]]:
+    if columns < 1 or len(nodes) % columns:
+        raise ValueError(f"{len(nodes)} nodes do not fill rows of {columns}")
+    return [nodes[at : at + columns] for at in range(0, len(nodes), columns)]
 
 
 def _edges(pairs: Iterable[tuple[int, int]]) -> frozenset[Edge]:

@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 
 from firmware_sim.fleet_split import iid
-from firmware_sim.ring import EpochResult, Ring, RingError, Settings, framed_bytes
+from firmware_sim.ring import EpochResult, Ring, RingError, Settings
+from firmware_sim.ring_ways import Way, framed_bytes
 from hw_profiles import load_board, load_link
 from onboard import data
 from onboard.learn.descent import Recipe, mean_of
 from onboard.learn.graph import InferGraph, TrainGraph
+from onboard.wire.frame import OVERHEAD_BYTES
 
 LINK = load_link("isl-2mbyte")
 BASE: dict[str, Any] = {
@@ -108,6 +110,66 @@ def test_what_cannot_be_is_named() -> None:
         Settings(**BASE | {"dead": {9: 1.0}})
     with pytest.raises(RingError, match="topk waits for all its neighbours"):
         Settings(**BASE | {"dead": {1: 1.0}, "method": "topk"})
+
+
+SCENARIO = """
+[ring]
+nodes = 4
+shape = "planes"
+columns = 2
+data = "digits"
+images = 100
+epochs = 10
+[ground]
+link = "sband-2m"
+[[ground.gateway]]
+node = 1
+passes = [[0, 300]]
+[[ground.gateway]]
+node = 3
+passes = [[0, 1], [2, 300]]
+"""
+
+
+def test_planes_learn_from_each_other_by_way_of_the_ground(tmp_path: Path) -> None:
+    scenario = tmp_path / "hybrid.toml"
+    scenario.write_text(SCENARIO)
+    told = run("--scenario", str(scenario), "--sparsity", "1", "--json", cwd=tmp_path)
+    assert told.returncode == 0, told.stderr
+    alone = run("--scenario", str(scenario), "--sparsity", "1", "--epochs", "1", "--json", cwd=tmp_path)
+    first, *_, last = (json.loads(line) for line in told.stdout.splitlines())
+    assert json.loads(alone.stdout) == first  # what the command line says goes before the file
+    assert 0 < first["ground_bytes"] < last["ground_bytes"] < last["bytes_sent"]
+    assert last["ground_accuracy"] > 0.3  # it trains nothing itself
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (("nodes = 4", "nods = 4"), "ring.nods: unknown key"),
+        (("[0, 1], [2, 300]", "[0, 3], [2, 300]"), "passes: each is [rise, set], one after the other"),
+        (("sband-2m", "sband-3m"), "ground.link = 'sband-3m': no link is named 'sband-3m'"),
+        (("node = 3", "node = 9"), "passes of [1, 9]: no such nodes"),
+        (('shape = "planes"', 'shape = "line"'), "'line'"),
+        (("columns = 2", "columns = 3"), "4 nodes do not fill rows of 3"),
+    ],
+)
+def test_a_scenario_s_mistakes_get_one_line(tmp_path: Path, change: tuple[str, str], line: str) -> None:
+    scenario = tmp_path / "hybrid.toml"
+    scenario.write_text(SCENARIO.replace(*change))
+    told = run("--scenario", str(scenario), cwd=tmp_path)
+    assert told.returncode == 2
+    assert line in told.stderr
+    assert len(told.stderr.splitlines()) == 1
+
+
+def test_what_a_contact_s_end_cuts_goes_on_at_the_next_one() -> None:
+    link = replace(LINK, rate_up_bps=8000.0, delay_s=0.0, mtu_bytes=1000)
+    way = Way(link, 8000.0, [(1.0, 2.0), (5.0, 9.0)])
+    assert way.send(2 * (1000 - OVERHEAD_BYTES), 0.0) == pytest.approx(6.0, abs=0.02)
+    assert way.send(1000 - OVERHEAD_BYTES, 0.0) == pytest.approx(7.0, abs=0.03)
+    assert way.send(10_000, 0.0) == np.inf
+    assert [way.is_open(at) for at in (0.5, 1.5, 3.0, 9.0)] == [False, True, False, False]
 
 
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

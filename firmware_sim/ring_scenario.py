@@ -1,0 +1,56 @@
+"""A ring's scenario file: options of the command, and a ground station with its passes.
+
+Every mistake in it is one line that names the file, the key and the value.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from firmware_sim.ring import Ground
+from hw_profiles import load_link
+from onboard.config import Text, profile, read
+
+Moment = Annotated[float, Meta(ge=0, le=1e9)]
+
+
+class GatewayTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[[ground.gateway]]`: a node, and when it sees the ground, in seconds since the start."""
+
+    node: Annotated[int, Meta(ge=1, le=254)]
+    passes: list[tuple[Moment, Moment]]
+
+    def __post_init__(self) -> None:
+        edges = [0.0, *(edge for each in self.passes for edge in each), math.inf]
+        if any(before > after for before, after in pairwise(edges)):
+            raise ValueError("passes: each is [rise, set], one after the other")
+
+
+class GroundTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[ground]`: the station's link profile and its gateways."""
+
+    link: Text
+    gateway: Annotated[list[GatewayTable], Meta(min_length=1)]
+
+
+class ScenarioFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole file, as written. `ring`: options of `firmware-sim ring` by their names."""
+
+    ring: dict[str, Any] = msgspec.field(default_factory=dict)
+    ground: GroundTable | None = None
+
+
+def load(path: Path) -> tuple[dict[str, Any], Ground | None]:
+    """Options by name, and the ground. Raises ConfigError."""
+    file = read(path, ScenarioFile)
+    if file.ground is None:
+        return file.ring, None
+    link = profile(path, "ground.link", file.ground.link, load_link, path.resolve().parent)
+    passes = {gateway.node: tuple(gateway.passes) for gateway in file.ground.gateway}
+    return file.ring, Ground(link, passes)
