@@ -65,7 +65,7 @@ class Air:
             return False
         next_end = end + self._timing.frame_s
         answered = next_end + self._timing.slot_s  # a last answer is worth more than a last fragment
-        if more and self._turn.has_room(next_end) and answered <= self.closes_at:
+        if more and self._turn.has_room(next_end, loss, burst) and answered <= self.closes_at:
             return False
         return self._turn.close(loss, burst)
 

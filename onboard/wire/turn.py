@@ -22,6 +22,7 @@ import math
 from onboard.wire.timing import GRACE_S, GUARD_S, Timing
 
 MAX_CLOSING = 8
+_LONGEST = 2.0
 _MISSED = 0.07  # that all closing frames are lost costs about a second, one of them 20 to 70 ms of 9.6 kbit/s
 
 
@@ -76,9 +77,11 @@ class Turn:
         """Whether a frame sent now would be the first of a turn, so that the transmitter must be keyed."""
         return not self.in_turn(now)
 
-    def has_room(self, end: float) -> bool:
-        """Whether a turn that goes on to `end` is no longer than a turn may be."""
-        return end - self._began <= self._timing.burst_s
+    def has_room(self, end: float, loss: float = 0.0, burst: float = 1.0) -> bool:
+        """Whether a turn that goes on to `end` is no longer than a turn may be: up to twice the usual where
+        losses (see `close`) come in bursts, so that fewer changes of turn are there to be lost in them."""
+        longer = min(1 + loss * (max(burst, 1.0) - 1), _LONGEST)
+        return end - self._began <= longer * self._timing.burst_s
 
     def sent(self, start: float, end: float) -> None:
         """A frame leaves at `start`; its last bit at `end`."""

@@ -251,3 +251,15 @@ def test_closing_frames_do_not_collide_on_a_channel_without_losses(seed: int) ->
     counted.append(sum(pair.channel.counters(side).collided for side in ("ground", "board")))
     assert any(frame.fragment and frame.type in (Type.POLL, Type.REPORT) for *_, frame in pair.sent[sent:])
     assert counted[0] == counted[1]
+
+
+def test_a_turn_is_longer_where_losses_come_in_bursts() -> None:
+    timing = Timing(HALF, master=True, wire_bytes=lambda count: count + COBS_BYTES)
+    turn = Turn(timing, 0.0)
+    turn.sent(0.0, 0.2)
+    longest = timing.burst_s
+    assert turn.has_room(longest)
+    assert not turn.has_room(longest + 0.1)
+    assert not turn.has_room(longest + 0.1, loss=0.4)  # each frame by itself
+    assert turn.has_room(1.7 * longest, loss=0.4, burst=3.0)
+    assert not turn.has_room(2.1 * longest, loss=0.7, burst=9.0)
