@@ -15,7 +15,7 @@ it takes from the other, and the sum of all models is as if these steps had neve
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -48,29 +48,41 @@ class ExchangeLog:
         self.folder = folder
         for cut in folder.glob("*.new"):
             cut.unlink()
-        self.bytes = sum(path.stat().st_size for path in folder.iterdir())
+        self.new_bytes = sum(path.stat().st_size for path in folder.iterdir())  # since the checkpoint
 
     def keep(self, peer: int, way: Way, message: Message) -> None:
         """Returns once the message is on the disk, in place of another of the same exchange."""
         replace_durably(self._path(peer, sparse.parse(message).round, way), message)
-        self.bytes += len(message)
+        self.new_bytes += len(message)
 
     def of(self, peer: int) -> Iterator[Logged]:
         """All that is logged with that neighbour, the oldest exchange first."""
-        numbers = {int(path.stem.partition("-")[2]) for path in self.folder.glob(f"{peer}-*")}
+        numbers = {self._number(path) for path in self.folder.glob(f"{peer}-*")}
         for number in sorted(numbers):
             sent, taken = (self._read(peer, number, way) for way in ("sent", "taken"))
             yield Logged(number, sent, taken)
 
-    def drop(self, peer: int, *, first: int = 0, end: int) -> None:
-        """Forgets the exchanges from `first` on that are before `end`."""
+    def checkpointed(self, numbers: Mapping[int, int]) -> None:
+        """The model is durable as it is at these numbers: forgets all before, but for the last exchange of an
+        edge, whose digest the neighbour may still ask about."""
+        for peer, number in numbers.items():
+            for path in self.folder.glob(f"{peer}-*"):
+                if self._number(path) < number - 1:
+                    path.unlink()
+        self.new_bytes = 0
+
+    def forget(self, peer: int, first: int = 0) -> None:
+        """The exchanges from `first` on do not take place."""
         for path in self.folder.glob(f"{peer}-*"):
-            if first <= int(path.stem.partition("-")[2]) < end:
-                self.bytes -= path.stat().st_size
+            if self._number(path) >= first:
                 path.unlink()
 
     def _path(self, peer: int, number: int, way: str) -> Path:
         return self.folder / f"{peer}-{number}.{way}"
+
+    @staticmethod
+    def _number(path: Path) -> int:
+        return int(path.stem.partition("-")[2])
 
     def _read(self, peer: int, number: int, way: str) -> bytes:
         try:

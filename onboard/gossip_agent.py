@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from enum import IntEnum
 from typing import Any
 
@@ -35,7 +35,7 @@ from onboard.wire.session import Session
 log = logging.getLogger(__name__)
 
 CHECKPOINT, MODEL, EXCHANGES = "gossip.npz", "model.npz", "exchanges"
-LOG_SHARE = 2  # a log this many times as large as a checkpoint is worth one: it bounds the disk and a replay
+LOG_SHARE = 4  # a log that grew by so many checkpoints is worth one: it bounds the disk and a replay
 
 
 class Phase(IntEnum):
@@ -104,7 +104,7 @@ class GossipAgent:
                 mixed += replay(self._log, self.gossip, peer, self.descent.vector)
             except BadExchange as error:  # the configuration is another one
                 self._refuse(peer, f"from the log: {error}")
-                self._log.drop(peer, end=2**32)
+                self._log.forget(peer)
             if self.gossip.message(peer):
                 self._offer(peer, now)
         if self.descent.batches or mixed:
@@ -137,7 +137,7 @@ class GossipAgent:
         except Exception as error:  # of another model, or damaged: numpy and zipfile raise a dozen kinds
             say(log, "checkpoint-dropped", level=logging.WARNING, why=str(error))
             for peer in self._sessions:
-                self._log.drop(peer, end=2**32)
+                self._log.forget(peer)
             return {}
 
     # hear
@@ -153,7 +153,7 @@ class GossipAgent:
         elif isinstance(event, Delivered) and event.digest == self._offered.get(peer):
             self.gossip.delivered(peer)
         elif isinstance(event, Cancelled) and event.digest == self._offered.get(peer):
-            self._log.drop(peer, first=self.gossip.numbers[peer], end=2**32)
+            self._log.forget(peer, self.gossip.numbers[peer])
             self.gossip.refused(peer)
             del self._offered[peer]
             say(log, "exchange-cancelled", level=logging.WARNING, peer=peer, why=event.reason)
@@ -237,16 +237,20 @@ class GossipAgent:
 
     def _exchange(self, now: float) -> None:
         self._mix()
-        try:
-            opened = self.gossip.open(self.descent.vector)
-        except ValueError as error:  # a model that is not finite any more, or too large for its form
-            self.fail(error, now)
-            return
-        self._unsent |= opened
-        self._awaited = frozenset(opened)
         self._patient_until_s = now + self.config.gossip.patience_s
         self.phase = Phase.EXCHANGING
+        self._awaited = self._open(now)
         self.tick(now)
+
+    def _open(self, now: float, peers: Collection[int] | None = None) -> frozenset[int]:
+        """Opens exchanges with all neighbours, or with these alone; returns with which."""
+        try:
+            opened = self.gossip.open(self.descent.vector, peers)
+        except (ValueError, MemoryError) as error:  # a model that is not finite, or too large for its form
+            self.fail(error, now)
+            return frozenset()
+        self._unsent |= opened
+        return frozenset(opened)
 
     def tick(self, now: float) -> None:
         """What time and complete exchanges bring about. Raises OSError (disk full): call it again later."""
@@ -254,12 +258,12 @@ class GossipAgent:
         if self.phase is Phase.EXCHANGING:
             if now >= self._patient_until_s or not self._awaited & self.gossip.waits_for:
                 self._mix()
-                if self._log.bytes > LOG_SHARE * 8 * self.descent.vector.size:
+                if self._log.new_bytes > LOG_SHARE * 8 * self.descent.vector.size:
                     self._checkpoint(now)
                 self._go_on(now)
         elif self.phase is Phase.LINGERING:
             self._mix()
-            self._unsent |= self.gossip.open(self.descent.vector, self.gossip.asked)
+            self._open(now, self.gossip.asked)
             self._send(now)
             if now >= self._ends_at(now):
                 self._end(now)
@@ -291,15 +295,13 @@ class GossipAgent:
     # remember
 
     def _checkpoint(self, now: float) -> None:
-        """The model is durable, and what it was mixed from is forgotten but for the last exchange, whose
-        digest its neighbour may still ask about. A full disk costs the checkpoint, not the training."""
+        """The model is durable. A full disk costs the checkpoint, not the training."""
         numbers = self.gossip.numbers
         packed = io.BytesIO()
         np.savez(packed, **self.descent.state(), peers=list(numbers), numbers=list(numbers.values()))  # type: ignore[arg-type]
         try:
             self._journal.keep(CHECKPOINT, packed.getvalue())
-            for peer, number in numbers.items():
-                self._log.drop(peer, end=number - 1)
+            self._log.checkpointed(numbers)
         except OSError as error:
             say(log, "checkpoint-failed", level=logging.ERROR, why=str(error))
         self._checkpoint_due_s = now + self.config.checkpoint_s
@@ -329,6 +331,7 @@ class GossipAgent:
             "phase": self.phase.name.lower(),
             "epochs": self.descent.epochs,
             "loss": self._losses[-1] if self._losses else None,
+            "cpu_s": self.cpu_s,
             "exchanges": self.gossip.exchanges,
             "exchanges_refused": self.refused,
         }

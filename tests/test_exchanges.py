@@ -1,0 +1,163 @@
+"""Whenever a node is killed, its checkpoint and its log give it the model that its neighbours count with."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from tempfile import mkdtemp
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from onboard.codec.layout import Floats
+from onboard.codec.mask import share_of
+from onboard.codec.sparse import BadExchange
+from onboard.exchanges import ExchangeLog, replay
+from onboard.learn import topology
+from onboard.learn.gossip import Gossip
+
+SIZE = 50
+MEMORY = Path("/dev/shm")
+WEIGHTS = topology.metropolis(topology.ring(range(4)))
+
+
+def made(n: int, numbers: dict[int, int] | None = None, seed: int = 1) -> Gossip:
+    return Gossip(n, WEIGHTS[n], size=SIZE, seed=seed, share=share_of(0.5), numbers=numbers)
+
+
+def random(seed: int) -> Floats:
+    return np.random.default_rng(seed).standard_normal(SIZE).astype(np.float32)
+
+
+class Killed(RuleBasedStateMachine):
+    """Four nodes in a ring that train, exchange, checkpoint and are killed; what is on the way arrives in any
+    order, or is lost with its sender, who offers it again."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.folder = Path(mkdtemp(dir=MEMORY if MEMORY.is_dir() else None))
+        self.logs = [ExchangeLog(self.folder / str(n)) for n in range(4)]
+        self.vectors = [random(n) for n in range(4)]
+        self.saved = [(vector.copy(), dict.fromkeys(WEIGHTS[n], 0)) for n, vector in enumerate(self.vectors)]
+        self.total = np.sum(self.vectors, axis=0, dtype=np.float64)
+        self.unsaved = [np.zeros(SIZE) for _ in range(4)]  # steps since the checkpoint
+        self.gossips = [made(n) for n in range(4)]
+        self.took: set[tuple[int, int, bytes]] = set()  # as the spools remember it
+        self.air: list[tuple[int, int, bytes]] = []
+        self.news: list[tuple[int, int, bytes]] = []
+
+    @rule(n=st.integers(0, 3))
+    def opens(self, n: int) -> None:
+        for peer, message in self.gossips[n].open(self.vectors[n]).items():
+            self.logs[n].keep(peer, "sent", message)
+            self.air.append((n, peer, bytes(message)))
+
+    @rule(which=st.integers(0, 100))
+    def arrives(self, which: int) -> None:
+        if self.air:
+            a, b, message = self.air.pop(which % len(self.air))
+            if (a, b, message) not in self.took:
+                self.gossips[b].take(a, message)
+                self.logs[b].keep(a, "taken", message)
+                self.took.add((a, b, message))
+            self.news.append((a, b, message))
+
+    @rule(which=st.integers(0, 100))
+    def acknowledged(self, which: int) -> None:
+        if self.news:
+            a, b, message = self.news.pop(which % len(self.news))
+            if self.gossips[a].message(b) == message:
+                self.gossips[a].delivered(b)
+
+    @rule(n=st.integers(0, 3))
+    def mixes(self, n: int) -> None:
+        self.gossips[n].mix(self.vectors[n])
+
+    @rule(n=st.integers(0, 3), seed=st.integers(0, 9))
+    def learns(self, n: int, seed: int) -> None:
+        before = self.vectors[n].astype(np.float64)
+        self.vectors[n] += random(seed)
+        self.unsaved[n] += self.vectors[n] - before
+
+    @rule(n=st.integers(0, 3))
+    def saves(self, n: int) -> None:
+        numbers = self.gossips[n].numbers
+        self.saved[n] = self.vectors[n].copy(), numbers
+        self.logs[n].checkpointed(numbers)
+        self.total += self.unsaved[n]
+        self.unsaved[n][:] = 0
+
+    @rule(n=st.integers(0, 3))
+    def is_killed(self, n: int) -> None:
+        self.air = [each for each in self.air if each[0] != n]
+        self.news = [each for each in self.news if n not in each[:2]]
+        vector, numbers = self.saved[n]
+        self.vectors[n], self.unsaved[n] = vector.copy(), np.zeros(SIZE)
+        self.gossips[n], self.logs[n] = made(n, numbers), ExchangeLog(self.folder / str(n))
+        for peer in WEIGHTS[n]:
+            replay(self.logs[n], self.gossips[n], peer, self.vectors[n])
+            if self.gossips[n].message(peer):
+                self.air.append((n, peer, bytes(self.gossips[n].message(peer))))
+
+    @precondition(lambda self: hasattr(self, "gossips"))
+    @rule()
+    def all_comes_to_an_end(self) -> None:
+        """What is open is answered, and offered again to those that were killed; then the sum is that of the
+        first models and of the steps that count."""
+        for _ in range(8):
+            for n in range(4):
+                asked = self.gossips[n].asked
+                for peer, message in self.gossips[n].open(self.vectors[n], asked).items():
+                    self.logs[n].keep(peer, "sent", message)
+                    self.air.append((n, peer, bytes(message)))
+            for n, gossip in enumerate(self.gossips):
+                self.air += [(n, peer, bytes(gossip.message(peer))) for peer in gossip.waits_for]
+            while self.air:
+                self.arrives(0)
+            while self.news:
+                self.acknowledged(0)
+            for n in range(4):
+                self.mixes(n)
+        assert not any(gossip.waits_for for gossip in self.gossips)
+        after = np.sum(self.vectors, axis=0, dtype=np.float64)
+        np.testing.assert_allclose(after, self.total + sum(self.unsaved), atol=4e-5)
+
+    def teardown(self) -> None:
+        if hasattr(self, "folder"):
+            self.all_comes_to_an_end()
+            shutil.rmtree(self.folder)
+
+
+Killed.TestCase.settings = settings(max_examples=120, stateful_step_count=60, deadline=None)
+TestKilled = Killed.TestCase
+
+
+def test_what_is_logged_is_read_in_order_and_a_checkpoint_leaves_the_last_exchange(tmp_path: Path) -> None:
+    log, one = ExchangeLog(tmp_path / "log"), made(0)
+    for number in range(12):
+        one = made(0, {1: number, 3: 0})
+        log.keep(1, "sent", one.open(random(number))[1])
+    log.keep(3, "sent", one.message(3))
+    (tmp_path / "log" / "1-12.sent.new").write_bytes(b"cut by a kill")
+    log = ExchangeLog(tmp_path / "log")
+    assert [each.number for each in log.of(1)] == list(range(12))
+    assert all(each.sent and not each.taken for each in log.of(1))
+    assert log.new_bytes == sum(path.stat().st_size for path in (tmp_path / "log").iterdir())
+    log.checkpointed({1: 11, 3: 0})
+    assert [each.number for each in log.of(1)] == [10, 11]
+    assert [each.number for each in log.of(3)] == [0]
+    assert log.new_bytes == 0
+    log.forget(1, 11)
+    assert [each.number for each in log.of(1)] == [10]
+
+
+def test_the_log_of_another_gossip_is_told(tmp_path: Path) -> None:
+    log = ExchangeLog(tmp_path / "log")
+    log.keep(1, "sent", made(0, seed=2).open(random(0))[1])
+    vector = random(1)
+    with pytest.raises(BadExchange, match="another mask"):
+        replay(log, made(0), 1, vector)
+    np.testing.assert_array_equal(vector, random(1))
