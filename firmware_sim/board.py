@@ -13,7 +13,7 @@ from pathlib import Path
 
 from onboard.budget import Pace
 from onboard.cli import run_agent
-from onboard.config import ConfigError, NodeConfig, load_node
+from onboard.config import ConfigError, NodeConfig, OwnConfig, load_own
 from onboard.log import say
 
 log = logging.getLogger(__name__)
@@ -21,16 +21,18 @@ log = logging.getLogger(__name__)
 
 def emulate(node_toml: Path, *, report_every_s: float | None = None) -> None:
     """Runs the agent of NODE.toml as its board would, until SIGTERM or SIGINT. Raises ConfigError."""
-    config = load_node(node_toml)
+    config = load_own(node_toml)
     pace = board_pace(config)
+    links = [config.link] if isinstance(config, NodeConfig) else [each.link for each in config.neighbours]
     say(
         log, "emulating", board=config.board.name, train_gflops=config.board.train_flops / 1e9,
-        cpu_share=config.cpu_share, memory_mb=config.memory_bytes / 2**20, link=config.link.name,
+        cpu_share=config.cpu_share, memory_mb=config.memory_bytes / 2**20,
+        link=", ".join(dict.fromkeys(link.name for link in links)),
     )  # fmt: skip
     run_agent(config, pace, report_every_s)
 
 
-def board_pace(config: NodeConfig) -> Pace:
+def board_pace(config: OwnConfig) -> Pace:
     """How fast this board trains. Raises ConfigError for one that cannot."""
     if not config.board.train_flops:
         raise ConfigError(

@@ -83,3 +83,21 @@ def test_what_processes_cannot_do_is_said_before_they_start(tmp_path: Path, othe
     wishes = Wishes(settings=Settings(**BASE | other), data="digits", out=tmp_path)
     with pytest.raises(RingError, match="processes"):
         CrewRun(wishes)
+
+
+def test_an_emulated_board_gossips_at_its_own_pace(tmp_path: Path) -> None:
+    images = data.load("digits", part="train", classes=10).take(np.arange(64))
+    settings = Settings(**BASE | {"nodes": 2, "epochs": 1, "patience_s": 1.0})
+    crew = Crew(tmp_path / "logs")
+    heard, until = list[tuple[str, dict[str, Any]]](), time.monotonic() + WITHIN_S
+    try:
+        for node, file in enumerate(found(tmp_path / "nodes", settings, [images, images]), start=1):
+            crew.start(str(node), "firmware_sim", "board", str(file), "--log", "json")
+        while len(crew.ended()) < 2:
+            heard += crew.listen(0.1)
+            assert time.monotonic() < until, heard[-5:]
+        assert [member.process.returncode for member in crew.ended()] == [0, 0]
+    finally:
+        heard += crew.stop()
+    assert [event["link"] for _, event in heard if event["event"] == "emulating"] == ["isl-2mbyte"] * 2
+    assert sum(event["event"] == "done" for _, event in heard) == 2
