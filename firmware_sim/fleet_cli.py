@@ -145,9 +145,11 @@ def _show(run: Run, wishes: Wishes, *, as_json: bool) -> bool:
 
     settings = wishes.settings
     view = View(Console(stderr=as_json), settings.rounds, lines=not as_json)
-    with stop_signals() as stop, view.live(run.results), contextlib.closing(run.play()) as played:
-        for result in run.results if as_json else ():
-            click.echo(json.dumps(asdict(result)))
+    with stop_signals() as stop, view.shown(), contextlib.closing(run.play()) as played:
+        for result in run.results:  # of an earlier part of this run
+            view.show(result)
+            if as_json:
+                click.echo(json.dumps(asdict(result)))
         for seen in played:
             view.show(seen)
             if as_json and isinstance(seen, RoundResult):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from firmware_sim.fleet_result import Moment, RoundResult
+from firmware_sim.live import Live
 from firmware_sim.plot import UP
 
 HEADING = (  # of `line`
@@ -19,43 +18,20 @@ HEADING = (  # of `line`
 )
 
 
-class View:
-    """Shows rounds as they end: their `lines`, if wanted, and on a terminal a bar."""
+class View(Live):
+    """Shows rounds as they end: their lines, if wanted, and on a terminal a bar."""
 
     def __init__(self, console: Console, rounds: int, *, lines: bool = True) -> None:
-        self._console = console
+        super().__init__(console, rounds, HEADING, lines=lines)
         self._rounds = rounds
-        self._lines = lines
-        self._progress: Progress | None = None
-
-    @contextlib.contextmanager
-    def live(self, results: Sequence[RoundResult]) -> Iterator[None]:
-        """Inside the block `show` draws. `results`: of an earlier part of this run."""
-        self._line(HEADING)
-        for result in results:
-            self.show(result)
-        if not self._console.is_terminal:
-            yield
-            return
-        columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %")
-        with Progress(*columns, TimeElapsedColumn(), console=self._console, transient=True) as self._progress:
-            self._task = self._progress.add_task("", total=self._rounds)
-            yield
-        self._progress = None
 
     def show(self, seen: Moment | RoundResult) -> None:
         """A round's line when it is over, else the bar."""
         if isinstance(seen, RoundResult):
-            self._line(line(seen))
-        elif self._progress is not None:
-            self._progress.update(
-                self._task, completed=seen.round - 1 + seen.done,
-                description=f"round {seen.round} of {self._rounds}, clock {seen.clock_s:,.0f} s",
-            )  # fmt: skip
-
-    def _line(self, text: str) -> None:
-        if self._lines:
-            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+            self.line(line(seen))
+        else:
+            what = f"round {seen.round} of {self._rounds}, clock {seen.clock_s:,.0f} s"
+            self.bar(seen.round - 1 + seen.done, what)
 
 
 def line(result: RoundResult) -> str:

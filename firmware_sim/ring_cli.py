@@ -182,7 +182,7 @@ def _show(run: Run | CrewRun, wishes: Wishes, *, as_json: bool) -> bool:
 
     settings = wishes.settings
     view = View(Console(stderr=as_json), settings.epochs, lines=not as_json)
-    with stop_signals() as stop, view.live(), contextlib.closing(run.play()) as played:
+    with stop_signals() as stop, view.shown(), contextlib.closing(run.play()) as played:
         for seen in played:
             view.show(seen)
             if as_json and isinstance(seen, EpochResult):

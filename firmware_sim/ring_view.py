@@ -2,51 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from firmware_sim.live import Live
 from firmware_sim.ring import EpochResult, Moment
 
 HEADING = "epoch    loss  mean model   worst node  best node  distance        sent  exchanges     clock"
 
 
-class View:
-    """Shows epochs as they end: their `lines`, if wanted, and on a terminal a bar."""
+class View(Live):
+    """Shows epochs as they end: their lines, if wanted, and on a terminal a bar."""
 
     def __init__(self, console: Console, epochs: int, *, lines: bool = True) -> None:
-        self._console, self._epochs, self._lines = console, epochs, lines
-        self._progress: Progress | None = None
-
-    @contextlib.contextmanager
-    def live(self) -> Iterator[None]:
-        """Inside the block `show` draws."""
-        self._line(HEADING)
-        if not self._console.is_terminal:
-            yield
-            return
-        columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %")
-        with Progress(*columns, TimeElapsedColumn(), console=self._console, transient=True) as self._progress:
-            self._task = self._progress.add_task("", total=self._epochs)
-            yield
-        self._progress = None
+        super().__init__(console, epochs, HEADING, lines=lines)
+        self._epochs = epochs
 
     def show(self, seen: Moment | EpochResult) -> None:
         """An epoch's line when it is over, else the bar."""
         if isinstance(seen, EpochResult):
-            self._line(line(seen))
-        elif self._progress is not None:
-            self._progress.update(
-                self._task, completed=seen.epoch - 1 + seen.done,
-                description=f"epoch {seen.epoch} of {self._epochs}, clock {seen.clock_s:,.0f} s",
-            )  # fmt: skip
-
-    def _line(self, text: str) -> None:
-        if self._lines:
-            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+            self.line(line(seen))
+        else:
+            what = f"epoch {seen.epoch} of {self._epochs}, clock {seen.clock_s:,.0f} s"
+            self.bar(seen.epoch - 1 + seen.done, what)
 
 
 def line(result: EpochResult) -> str:
