@@ -21,8 +21,12 @@ from benchmarks import process
 from benchmarks.progress import Progress
 from benchmarks.result import Row
 from hw_profiles import load_link
+from onboard.codec import explicit, sparse
+from onboard.codec.explicit import BadIndexed
 from onboard.codec.layout import layout
+from onboard.codec.mask import Draw, drawn
 from onboard.codec.pack import BadPack, unpack
+from onboard.codec.sparse import BadExchange
 from onboard.link import recording
 from onboard.link.framing import CobsStream, KissStream
 from onboard.wire import cobs, frame, kiss
@@ -49,6 +53,7 @@ KEY = bytes(range(32))
 VECTORS = Path(__file__).parent.parent / "tests" / "vectors"
 # The layout that pack.bin and pack-dense.bin were packed for.
 SMALL = layout({"conv": (3, 2, 3, 3), "conv.bias": (3,), "dense": (4, 24), "tiny": (2, 3), "scale": ()})
+MASK = drawn(Draw(seed=1, round=2, edge=(3, 4), share=6554), 200)  # of sparse-*.bin
 # Ends of ranges, and the delimiters and escapes of both framings.
 _TELLING = (0x00, 0x01, 0x7F, 0x80, 0xFE, 0xFF, 0xC0, 0xDB, 0xDC, 0xDD)
 _BATCH = 1_000
@@ -151,6 +156,10 @@ def all_targets(seed: int) -> Iterator[Target]:
     yield Target("REPORT", Report.decode, reports, (BadMessage,))
     packs = (golden["pack"], golden["pack-dense"])
     yield Target("weights", lambda data: unpack(data, SMALL), packs, (BadPack,), share=2)
+    exchanges = tuple(data for name, data in golden.items() if name.startswith("sparse"))
+    yield Target("exchange", lambda data: sparse.decode(data, MASK), exchanges, (BadExchange,), share=2)
+    indexed = tuple(data for name, data in golden.items() if name.startswith("explicit"))
+    yield Target("with an index", lambda data: explicit.decode(data, 2000), indexed, (BadIndexed,), share=2)
     yield Target("recording", recording.decode, (golden["record"][:-1],), (recording.BadRecord,))
     payloads = (
         *reports,
