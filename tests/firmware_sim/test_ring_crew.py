@@ -29,7 +29,7 @@ WITHIN_S = 60.0
 def test_a_killed_agent_goes_on_and_all_agents_end(tmp_path: Path) -> None:
     images = data.load("digits", part="train", classes=10)
     shares = [images.take(rows) for rows in iid(images.y, 3, 100, 0)]
-    files = found(tmp_path / "nodes", Settings(**BASE | {"epochs": 12}), shares)
+    files = found(tmp_path / "nodes", Settings(**BASE | {"epochs": 8}), shares)
     crew, heard = Crew(tmp_path / "logs"), list[tuple[str, dict[str, Any]]]()
     until = time.monotonic() + WITHIN_S
 
@@ -58,13 +58,13 @@ def test_a_killed_agent_goes_on_and_all_agents_end(tmp_path: Path) -> None:
     for node, file in enumerate(files, start=1):
         with np.load(file.parent / "state" / "gossip.npz") as state:
             numbers[node] = dict(zip(state["peers"].tolist(), state["numbers"].tolist(), strict=True))
-            assert int(state["batches"]) == 12 * 4
+            assert int(state["batches"]) == 8 * 4
         assert (file.parent / "state" / "model.npz").exists()
-    assert all(numbers[a][b] == numbers[b][a] >= 12 for a in numbers for b in numbers[a])
+    assert all(numbers[a][b] == numbers[b][a] >= 8 for a in numbers for b in numbers[a])
     for name, event in heard:
         if event["event"] == "epoch":
             losses[name, event["epoch"]] = event["loss"]
-    assert losses["1-1", 12] < 0.5 * losses["1-1", 1]
+    assert losses["1-1", 8] < 0.5 * losses["1-1", 1]
 
 
 def test_a_crew_tells_its_epochs_as_a_ring_does(tmp_path: Path) -> None:
