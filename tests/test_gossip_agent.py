@@ -53,10 +53,10 @@ def test_a_fifth_of_the_frames_lost_costs_time_alone(disk: Path) -> None:
 
 
 def test_an_edge_that_is_cut_for_a_minute_is_waited_for_once(disk: Path) -> None:
-    net = GossipNet(disk, cut={(1, 2): (5.0, 65.0)}, epochs=100, step_s=0.5)
+    net = GossipNet(disk, cut={(1, 2): (5.0, 65.0)}, epochs=60, step_s=1.0)
     net.run(64.0)
     ahead = numbers(net)[3][4] - numbers(net)[1][2]
-    assert ahead > 0.8 * (60 - PATIENCE_S) / 0.5
+    assert ahead > 0.8 * (60 - PATIENCE_S) / 1.0
     net.run(80.0)
     assert numbers(net)[3][4] - numbers(net)[1][2] < ahead + 10  # the edge is back
     settle(net)
@@ -86,7 +86,7 @@ def test_a_node_that_died_costs_its_edges_alone_and_comes_back_with_the_mean(dis
     assert net.drift() < MEAN
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(5))
 def test_killed_at_any_moment_and_started_again_the_mean_stays(disk: Path, seed: int) -> None:
     net = GossipNet(disk, seed=seed, frame_loss=0.1 * (seed % 2), epochs=8)
     draw = random.Random(seed)
@@ -169,7 +169,7 @@ def test_a_full_disk_stops_the_node_alone_and_nothing_is_lost(
 
 def test_neighbours_learn_together(disk: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    net = GossipNet(disk, learning_rate=0.05, epochs=15)
+    net = GossipNet(disk, learning_rate=0.05, epochs=10)
     net.run(600.0, net.over)
     losses = [r.__dict__["fields"]["loss"] for r in caplog.records if r.getMessage() == "epoch"]
     assert np.mean(losses[-4:]) < 0.5 * np.mean(losses[:4])
