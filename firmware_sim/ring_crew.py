@@ -21,7 +21,7 @@ import numpy as np
 
 from firmware_sim.crew import Crew
 from firmware_sim.ring import EpochResult, Judge, Moment, RingError, Settings
-from firmware_sim.ring_run import EPOCHS, Wishes, shares_of
+from firmware_sim.ring_run import EPOCHS, Wishes, images_of
 from onboard import data
 from onboard.codec.layout import Floats
 from onboard.codec.mask import ALL
@@ -74,17 +74,12 @@ class CrewRun:
         if settings.cuts or settings.ground or settings.link.frame_loss:
             raise RingError("processes have this computer's own links: no cuts, no losses, no ground")
         train = TrainGraph.load(settings.model)
-        whole, test = (
-            data.load(
-                wishes.data, train.input_shape, folder=wishes.data_folder, part=part, classes=train.classes
-            )
-            for part in ("train", "test")
-        )
+        shares, test = images_of(wishes, train)
         self.parameters = train.layout.parameters
         self.results: list[EpochResult] = []
         self._settings, self._out = settings, wishes.out
         self._judge = Judge(InferGraph.load(settings.model), train.layout, test)
-        self._files = found(wishes.out / NODES, settings, shares_of(whole, wishes))
+        self._files = found(wishes.out / NODES, settings, shares)
         self._told: list[dict[int, dict[str, Any]]] = []  # what each node said of each epoch
         self._living = {f"node-{node}": node for node in range(1, settings.nodes + 1)}
         (wishes.out / EPOCHS).write_bytes(b"")

@@ -44,15 +44,10 @@ class Run:
     def __init__(self, wishes: Wishes) -> None:
         settings = wishes.settings
         train, infer = TrainGraph.load(settings.model), InferGraph.load(settings.model)
-        whole, test = (
-            data.load(
-                wishes.data, train.input_shape, folder=wishes.data_folder, part=part, classes=train.classes
-            )
-            for part in ("train", "test")
-        )
+        shares, test = images_of(wishes, train)
         self.parameters = train.layout.parameters
         self.results: list[EpochResult] = []
-        self._ring = Ring(settings, shares_of(whole, wishes), test, train, infer, wishes.node_images)
+        self._ring = Ring(settings, shares, test, train, infer, wishes.node_images)
         self._out = wishes.out
         if self._out is not None:
             self._out.mkdir(parents=True, exist_ok=True)
@@ -69,15 +64,19 @@ class Run:
             yield seen
 
 
-def shares_of(images: Images, wishes: Wishes) -> list[Images]:
-    """The images of each node. Raises RingError."""
+def images_of(wishes: Wishes, graph: TrainGraph) -> tuple[list[Images], Images]:
+    """The images of each node, and those to test on. Raises DataError, RingError."""
+    whole, test = (
+        data.load(wishes.data, graph.input_shape, folder=wishes.data_folder, part=part, classes=graph.classes)
+        for part in ("train", "test")
+    )
     nodes, seed = wishes.settings.nodes, wishes.settings.seed
     try:
         rows = (
-            iid(images.y, nodes, wishes.images, seed)
+            iid(whole.y, nodes, wishes.images, seed)
             if wishes.alpha is None
-            else dirichlet(images.y, len(images.classes), nodes, wishes.images, wishes.alpha, seed)
+            else dirichlet(whole.y, len(whole.classes), nodes, wishes.images, wishes.alpha, seed)
         )
     except ValueError as error:
         raise RingError(str(error)) from None
-    return [images.take(share) for share in rows]
+    return [whole.take(share) for share in rows], test
