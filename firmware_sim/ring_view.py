@@ -70,11 +70,12 @@ def draw(runs: Mapping[str, Sequence[EpochResult]], title: str, path: Path) -> N
         by_epoch.plot(epochs, lowest, linestyle=":", color=mean.get_color())
         apart.plot(epochs, [result.distance for result in results], marker="o", markersize=3, label=name)
     by_bytes.set(xlabel="MB on all links so far, framing included", ylabel="accuracy of the mean model, %")
-    by_bytes.set_xscale("log")
     by_epoch.set(xlabel="epoch", ylabel="test accuracy, %", title=title)
     by_epoch.text(0.98, 0.02, "dotted: the worst node", transform=by_epoch.transAxes, ha="right")
     apart.set(xlabel="epoch", ylabel="distance of a model from the mean one")
     for axes in (by_bytes, by_epoch, apart):
         axes.grid(alpha=0.3)
-    by_bytes.legend()
+    if len(runs) > 1:
+        by_bytes.set_xscale("log")
+        by_bytes.legend()
     figure.savefig(path, dpi=120)
