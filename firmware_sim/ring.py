@@ -102,6 +102,12 @@ class Settings:
         """p in 65536ths."""
         return ALL if self.method == "d-psgd" else share_of(self.sparsity)
 
+    @property
+    def in_parts(self) -> bool:
+        """No way leads from every node to every other: their models never agree."""
+        nodes = range(GROUND if self.ground else 1, self.nodes + 1)
+        return topology.slowest(topology.metropolis(self.edges()), nodes) > 1 - 1e-9
+
     def edges(self) -> frozenset[topology.Edge]:
         """Who talks to whom; nodes count from 1, the ground is 0. Raises RingError."""
         nodes = range(1, self.nodes + 1)

@@ -181,6 +181,8 @@ def _show(run: Run | CrewRun, wishes: Wishes, *, as_json: bool) -> bool:
     from firmware_sim.ring_ways import framed_bytes
 
     settings = wishes.settings
+    if settings.in_parts:
+        click.echo(f"{settings.shape}: these nodes are in parts, and their models never agree", err=True)
     view = View(Console(stderr=as_json), settings.epochs, lines=not as_json)
     with stop_signals() as stop, view.shown(), contextlib.closing(run.play()) as played:
         for seen in played:

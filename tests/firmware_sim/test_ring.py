@@ -143,6 +143,14 @@ def test_planes_learn_from_each_other_by_way_of_the_ground(tmp_path: Path) -> No
     assert last["ground_accuracy"] > 0.3  # it trains nothing itself
 
 
+def test_nodes_in_parts_are_told_of(tmp_path: Path) -> None:
+    small = ("--data", "digits", "--nodes", "4", "--images", "50", "--epochs", "1", "--columns", "2")
+    told = run(*small, "--shape", "planes", cwd=tmp_path)
+    assert told.returncode == 0
+    assert told.stderr == "planes: these nodes are in parts, and their models never agree\n"
+    assert run(*small, "--shape", "torus", cwd=tmp_path).stderr == ""
+
+
 @pytest.mark.parametrize(
     ("change", "line"),
     [
