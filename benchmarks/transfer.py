@@ -98,7 +98,7 @@ class Group:
 
 
 def measure(tell: Progress, *, seeds: int, only: str) -> list[Row]:
-    """Takes about three minutes on one core with 20 seeds."""
+    """Takes about six minutes on one core with 20 seeds."""
     groups = [group for group in all_groups() if group.name.startswith(only)]
     if not groups:
         raise click.UsageError(f"--only {only!r}: no row begins so")
