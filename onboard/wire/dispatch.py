@@ -6,13 +6,11 @@ from onboard.wire.events import Event, GroupAnswer, Message
 from onboard.wire.frame import GROUP_ID, OVERHEAD_BYTES, Frame, Type
 from onboard.wire.hearing import Hearing
 from onboard.wire.inbox import Inbox
-from onboard.wire.messages import BadMessage, Cancel, Done, Offer, Reason
+from onboard.wire.messages import BadMessage, Cancel, Done, Offer
 from onboard.wire.outbox import Outbox
 from onboard.wire.report import Report
 from onboard.wire.seal import Sealer
 from onboard.wire.timing import Timing
-
-_BY_SENDER = (Reason.WITHDRAWN, Reason.EXPIRED)  # CANCEL for another reason is the receiver's
 
 
 def dispatch(
@@ -41,7 +39,7 @@ def dispatch(
         return outbox.on_done(Done.decode(frame.payload), now)
     if frame.type is Type.CANCEL:
         cancel = Cancel.decode(frame.payload)
-        if cancel.reason in _BY_SENDER:
+        if cancel.by_sender:
             return inbox.on_cancel(cancel, frame.object_id)
         return outbox.on_cancel(cancel, frame.object_id, now)
     if frame.type is Type.MSG:
