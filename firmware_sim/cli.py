@@ -123,7 +123,7 @@ def board(node_toml: Path, log_format: Format, report_every: float | None) -> No
 
 @main.command()
 @click.option("--data", default="digits", show_default=True,
-              help="What is learned: digits, mnist, eurosat, npz:PATH or folder:PATH.")  # fmt: skip
+              help="What is learned: digits, mnist, eurosat[-full], npz:PATH or folder:PATH.")  # fmt: skip
 @click.option("--data-dir", type=click.Path(path_type=Path), envvar="SPACEDML_DATA", show_envvar=True,
               help="Folder of mnist and eurosat.")  # fmt: skip
 @click.option(
@@ -164,7 +164,7 @@ def demo(
     console = Console()
     wishes = Wishes(
         out=out, data=data, data_folder=data_dir, rounds=rounds,
-        model=model or ("lenet5-rgb" if data == "eurosat" else "lenet5"),
+        model=model or ("lenet5-rgb" if data.startswith("eurosat") else "lenet5"),
         images=images, seed=seed, real=_real_boards(real, [place.name for place in BOARDS]),
     )  # fmt: skip
     try:

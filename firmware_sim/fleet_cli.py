@@ -39,7 +39,7 @@ BY_METHOD = "Default: the method's."
               help="Merge late updates with weight (1 + rounds late)^-A. Default: discard them.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31), help="Repeats a run.")
 @click.option("--data", default="mnist", show_default=True,
-              help="What is learned: digits, mnist, eurosat, npz:PATH or folder:PATH.")  # fmt: skip
+              help="What is learned: digits, mnist, eurosat[-full], npz:PATH or folder:PATH.")  # fmt: skip
 @click.option("--data-dir", type=click.Path(path_type=Path), envvar="SPACEDML_DATA", show_envvar=True,
               help="Folder of mnist and eurosat.")  # fmt: skip
 @click.option(
@@ -123,7 +123,7 @@ def _wishes(
     asked = {key: value for key, value in training.items() if value is not None}
     profiles = [load_link(name) for name in links]
     settings = Settings(
-        model=model or ("lenet5-rgb" if data == "eurosat" else "lenet5"),
+        model=model or ("lenet5-rgb" if data.startswith("eurosat") else "lenet5"),
         training=msgspec.convert(msgspec.to_builtins(preset) | asked, Training),
         boards=tuple(load_board(name) for name in boards),
         links=tuple(profiles if loss is None else [without_losses(link, loss) for link in profiles]),

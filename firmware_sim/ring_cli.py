@@ -76,10 +76,12 @@ def _scenario(context: click.Context, _option: click.Parameter, path: Path | Non
 @click.option("--shift-pixels", default=0, show_default=True, help="Images are shifted by up to this much.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31), help="Repeats a run.")
 @click.option("--data", default="mnist", show_default=True,
-              help="What is learned: digits, mnist, eurosat, npz:PATH or folder:PATH.")  # fmt: skip
+              help="What is learned: digits, mnist, eurosat[-full], npz:PATH or folder:PATH.")  # fmt: skip
 @click.option("--data-dir", type=click.Path(path_type=Path), envvar="SPACEDML_DATA", show_envvar=True,
               help="Folder of mnist and eurosat.")  # fmt: skip
-@click.option("--model", help="Model to train: lenet5, or lenet5-rgb (the default for eurosat).")
+@click.option(
+    "--model", help="Model to train: lenet5, lenet5-rgb (the default for eurosat), resnet20 or resnet20-64."
+)
 @click.option("--images", default=1000, show_default=True, type=click.IntRange(min=1),
               help="Images a node, at most.")  # fmt: skip
 @click.option("--alpha", type=click.FloatRange(0, min_open=True),
@@ -144,7 +146,7 @@ def _wishes(
     settings = Settings(
         nodes=nodes, method=method, sparsity=sparsity, values=Form[values.upper()], shape=shape,
         columns=columns, every=every, rate=rate, patience_s=patience_s, epochs=epochs, seed=seed,
-        model=model or ("lenet5-rgb" if data == "eurosat" else "lenet5"),
+        model=model or ("lenet5-rgb" if data.startswith("eurosat") else "lenet5"),
         recipe=Recipe(**recipe), board=load_board(board),
         link=profile if loss is None else replace(profile, frame_loss=loss),
         dead=dict(_dead(text) for text in dead), cuts=dict(_cut(text) for text in cut),

@@ -39,7 +39,7 @@ def main() -> None:
                    "[,cpu-share=SHARE][,encrypt=true]. Repeat for more.")  # fmt: skip
 @click.option("--name", default=None, help="Name of the mission; the folder's by default.")
 @click.option(
-    "--data", default="digits", show_default=True, help="Test data: digits, mnist, eurosat, npz:PATH."
+    "--data", default="digits", show_default=True, help="Test data: digits, mnist, eurosat[-full], npz:PATH."
 )
 @click.option("--model", default="lenet5", show_default=True, help="Model to train.")
 @click.option("--rounds", default=10, show_default=True, type=click.IntRange(min=1))

@@ -3,7 +3,8 @@
 A source is a name or a place:
 
 - `digits`: scikit-learn's 1,797 digits brought to 28x28 as MNIST was: 20x20, centred (extra `sim`)
-- `mnist`, `eurosat`: files in the data folder (`--data-dir` or SPACEDML_DATA)
+- `mnist`, `eurosat`, `eurosat-full`: files in the data folder (`--data-dir` or SPACEDML_DATA); `eurosat` is
+  the subset of 2,500 images where that is there, else the full set of 27,000
 - `npz:PATH`: arrays `x` uint8 (N, C, H, W) or (N, H, W), `y` whole numbers (N), `classes` names if there are
   any; `x_test` and `y_test` for the test part
 - `folder:PATH`: one subfolder of image files a class, or `train` and `test` folders of those
@@ -28,7 +29,7 @@ from onboard.images import DataError, Images, Labels, Pixels, Rows, Shape, fit, 
 __all__ = ["DataError", "Images", "load", "save", "shards", "split"]
 
 Part = Literal["train", "test"]
-SOURCES = ("digits", "mnist", "eurosat", "npz:PATH", "folder:PATH")
+SOURCES = ("digits", "mnist", "eurosat", "eurosat-full", "npz:PATH", "folder:PATH")
 FOLDER_VARIABLE = "SPACEDML_DATA"
 SPLIT_SEED = 42  # of the digits' split; any constant does, and it must stay
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm"})
@@ -37,7 +38,10 @@ MNIST_FILES = {
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
 MNIST_HOW = "get MNIST's four files from https://storage.googleapis.com/cvdf-datasets/mnist/"
-EUROSAT_FILES = ("eurosat_rgb_2500.npz", "eurosat_rgb_full_jpeg.npz")
+EUROSAT_FILES = {
+    "eurosat": ("eurosat_rgb_2500.npz", "eurosat_rgb_full_jpeg.npz"),
+    "eurosat-full": ("eurosat_rgb_full_jpeg.npz",),
+}
 EUROSAT_HOW = "or unpack EuroSAT_RGB.zip (https://zenodo.org/records/7711810) and use folder:PATH"
 
 
@@ -64,8 +68,9 @@ def load(
         images = _digits(shape, part, chosen)
     elif source == "mnist":
         images = _mnist(_data_folder("mnist", folder), shape, part, chosen)
-    elif source == "eurosat":
-        images = _eurosat(_data_folder("eurosat", folder), shape, part, chosen)
+    elif source in EUROSAT_FILES:
+        path = _find(_data_folder(source, folder), "eurosat", EUROSAT_FILES[source], EUROSAT_HOW)
+        images = _eurosat(path, shape, part, chosen)
     elif name == "npz" and place:
         images = _npz(Path(place), shape, part, chosen)
     elif name == "folder" and place:
@@ -99,8 +104,7 @@ def _mnist(folder: Path, shape: Shape, part: Part, rows: Rows | None) -> Images:
     return _images(labels, fit(x[:, None], shape), y, tuple("0123456789"))
 
 
-def _eurosat(folder: Path, shape: Shape, part: Part, rows: Rows | None) -> Images:
-    path = _find(folder, "eurosat", EUROSAT_FILES, EUROSAT_HOW)
+def _eurosat(path: Path, shape: Shape, part: Part, rows: Rows | None) -> Images:
     arrays = _arrays(path, ["labels", "class_names", f"{part}_idx"], ["images", "jpeg", "offsets"])
     index = arrays[f"{part}_idx"].astype(np.int64)
     index = index[_checked(path, rows, len(index))]

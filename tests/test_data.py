@@ -91,7 +91,7 @@ def test_mnist_is_found(
 
 
 def eurosat(folder: Path, form: str) -> np.ndarray:
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(5)
     x = rng.integers(0, 256, (10, 8, 8, 3), dtype=np.uint8)
     x = np.repeat(np.repeat(x, 8, axis=1), 8, axis=2)  # 64x64 in flat blocks, which JPEG keeps
@@ -125,6 +125,15 @@ def test_eurosat_in_both_forms(tmp_path: Path, form: str) -> None:
     test = data.load("eurosat", (3, 8, 8), folder=tmp_path, part="test", rows=[1, 0])
     assert np.abs(test.x.astype(int) - x[[6, 0]][:, :, ::8, ::8]).max() <= (0 if form == "images" else 6)
     assert data.load("eurosat", (1, 28, 28), folder=tmp_path).shape == (1, 28, 28)
+
+
+def test_the_full_eurosat_is_asked_for_by_name(tmp_path: Path) -> None:
+    x = eurosat(tmp_path, "images").transpose(0, 3, 1, 2)
+    assert np.array_equal(data.load("eurosat", (3, 64, 64), folder=tmp_path, rows=[1]).x, x[[1]])
+    with pytest.raises(DataError, match=r"no eurosat_rgb_full_jpeg.npz in"):
+        data.load("eurosat-full", (3, 64, 64), folder=tmp_path)
+    eurosat(tmp_path, "jpeg")
+    assert np.any(data.load("eurosat-full", (3, 64, 64), folder=tmp_path, rows=[1]).x != x[1])  # a JPEG
 
 
 def pictures(folder: Path, classes: dict[str, int], size: tuple[int, int] = (20, 10)) -> None:
@@ -174,7 +183,7 @@ def test_npz_with_parts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("source", ["", "cifar", "npz", "npz:", "folder:", "digits:8", "mnist:"])
 def test_an_unknown_source_lists_the_known(source: str) -> None:
-    with pytest.raises(DataError, match=r"there are digits, mnist, eurosat, npz:PATH, folder:PATH"):
+    with pytest.raises(DataError, match=r"digits, mnist, eurosat, eurosat-full, npz:PATH, folder:PATH"):
         data.load(source)
 
 
