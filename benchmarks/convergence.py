@@ -29,7 +29,8 @@ from benchmarks.result import Row
 from firmware_sim import fleet, fleet_run, ring, ring_run
 from firmware_sim.fleet_presets import PRESETS
 from firmware_sim.fleet_result import RoundResult
-from firmware_sim.ring import EpochResult, Method
+from firmware_sim.ring import Method
+from firmware_sim.ring_result import EpochResult
 from hw_profiles import load_board, load_link
 from onboard.journal import replace_durably
 from onboard.learn.descent import Recipe

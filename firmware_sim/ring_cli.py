@@ -177,7 +177,7 @@ def _show(run: Run | CrewRun, wishes: Wishes, *, as_json: bool) -> bool:
     """Plays and shows a run; False if it was stopped before its end."""
     from rich.console import Console
 
-    from firmware_sim.ring import EpochResult
+    from firmware_sim.ring_result import EpochResult
     from firmware_sim.ring_run import PICTURE
     from firmware_sim.ring_view import View, draw, summary
     from firmware_sim.ring_ways import framed_bytes

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from firmware_sim.crew import Crew
-from firmware_sim.ring import EpochResult, Judge, Moment, RingError, Settings
+from firmware_sim.ring import RingError, Settings
+from firmware_sim.ring_result import EpochResult, Judge, Moment
 from firmware_sim.ring_run import EPOCHS, Wishes, images_of
 from onboard import data
 from onboard.codec.layout import Floats

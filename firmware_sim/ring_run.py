@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from firmware_sim.fleet_split import dirichlet, iid
-from firmware_sim.ring import EpochResult, Moment, Ring, RingError, Settings
+from firmware_sim.ring import Ring, RingError, Settings
+from firmware_sim.ring_result import EpochResult, Moment
 from onboard import data
 from onboard.data import Images
 from onboard.learn.graph import InferGraph, TrainGraph

@@ -12,8 +12,9 @@ import pytest
 
 from firmware_sim.crew import Crew
 from firmware_sim.fleet_split import iid
-from firmware_sim.ring import EpochResult, RingError, Settings
+from firmware_sim.ring import RingError, Settings
 from firmware_sim.ring_crew import CrewRun, found
+from firmware_sim.ring_result import EpochResult
 from firmware_sim.ring_run import EPOCHS, Wishes
 from hw_profiles import load_board, load_link
 from onboard import data

@@ -1,0 +1,78 @@
+"""What a ring tells: where an epoch stands, and in numbers what one was that is over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onboard.codec.layout import Floats, Layout
+from onboard.data import Images
+from onboard.learn.descent import consensus_distance, mean_of
+from onboard.learn.graph import InferGraph, evaluate
+from onboard.learn.vectors import views
+
+Seconds = float
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochResult:
+    """All nodes that live have done `epoch`. `loss`: mean over their training batches of it; `accuracy`,
+    `test_loss`: of the mean model on all test images; `node_accuracies`: of each living node's model, on as
+    many as `Ring` was told; `ground_accuracy`: of the ground's on all; `distance`: see `consensus_distance`;
+    `bytes_sent`: on all links so far, framing included, `ground_bytes` of them to and from the ground;
+    `exchanges`: completed by both ends so far."""
+
+    epoch: int
+    loss: float
+    accuracy: float
+    test_loss: float
+    node_accuracies: tuple[float, ...]
+    distance: float
+    bytes_sent: int
+    exchanges: int
+    clock_s: Seconds
+    ground_accuracy: float | None = None
+    ground_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Where a run stands: share of the epoch that is done, 0 to 1."""
+
+    epoch: int
+    done: float
+    clock_s: Seconds
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Tries models on test images: the mean one on all, those of nodes on the first `node_images`."""
+
+    infer: InferGraph
+    layout: Layout
+    test: Images
+    node_images: int = 500
+
+    def result(
+        self, epoch: int, vectors: list[Floats], losses: list[float], *, bytes_sent: int, exchanges: int,
+        clock_s: Seconds, ground: Floats | None = None, ground_bytes: int = 0,
+    ) -> EpochResult:  # fmt: skip
+        """vectors: of the nodes that live, float32 (P,); losses: of their training; ground: its model."""
+        few = self.test.x[: self.node_images], self.test.y[: self.node_images]
+        accuracy, test_loss = self._score(mean_of(vectors), self.test.x, self.test.y)
+        return EpochResult(
+            epoch=epoch,
+            loss=sum(losses) / len(losses),
+            accuracy=accuracy,
+            test_loss=test_loss,
+            node_accuracies=tuple(self._score(vector, *few)[0] for vector in vectors),
+            distance=consensus_distance(vectors),
+            bytes_sent=bytes_sent,
+            exchanges=exchanges,
+            clock_s=clock_s,
+            ground_accuracy=None if ground is None else self._score(ground, self.test.x, self.test.y)[0],
+            ground_bytes=ground_bytes,
+        )
+
+    def _score(self, vector: Floats, x: object, y: object) -> tuple[float, float]:
+        *_, score = evaluate(self.infer, views(self.layout, vector), x, y)  # type: ignore[arg-type]
+        return score.accuracy, score.loss
