@@ -74,6 +74,8 @@ def _scenario(context: click.Context, _option: click.Parameter, path: Path | Non
     "--weight-decay", default=0.0, show_default=True, type=click.FloatRange(min=0), help="Likewise."
 )
 @click.option("--shift-pixels", default=0, show_default=True, help="Images are shifted by up to this much.")
+@click.option("--distortion", default=0.0, show_default=True, type=click.FloatRange(0, 4),
+              help="Turned, stretched and sheared by so much.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31), help="Repeats a run.")
 @click.option("--data", default="mnist", show_default=True,
               help="What is learned: digits, mnist, eurosat[-full], npz:PATH or folder:PATH.")  # fmt: skip
