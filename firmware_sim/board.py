@@ -13,8 +13,9 @@ from pathlib import Path
 
 from onboard.budget import Pace
 from onboard.cli import run_agent
-from onboard.config import ConfigError, NodeConfig, OwnConfig, load_own
+from onboard.config import NodeConfig, OwnConfig, load_own
 from onboard.log import say
+from onboard.toml import ConfigError
 
 log = logging.getLogger(__name__)
 

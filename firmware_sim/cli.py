@@ -17,9 +17,9 @@ from firmware_sim.fleet_cli import fleet
 from firmware_sim.ring_cli import ring
 from hw_profiles import load_link
 from onboard.complaints import OneLineErrors
-from onboard.config import ConfigError
 from onboard.log import Format, start
 from onboard.stop import stop_signals
+from onboard.toml import ConfigError
 
 _WINDOW_HELP = "Contact in seconds since the start; either may be empty; repeatable. Default: always open."
 

@@ -29,7 +29,7 @@ FORMS = ("fp32", "fp16", "int8", "alq")
 def _scenario(context: click.Context, _option: click.Parameter, path: Path | None) -> None:
     """What a scenario file says is the default of each option."""
     from firmware_sim.ring_scenario import load
-    from onboard.config import ConfigError
+    from onboard.toml import ConfigError
 
     if path is None:
         return

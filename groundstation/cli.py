@@ -13,8 +13,8 @@ from groundstation.setup import NodeSpec, SetupError, Wishes, found, roll_key
 from groundstation.status import picture, table
 from groundstation.store import Store, StoreError
 from onboard.complaints import OneLineErrors, fail
-from onboard.config import ConfigError
 from onboard.log import Format, start
+from onboard.toml import ConfigError
 
 _FOLDER = click.Path(path_type=Path)
 

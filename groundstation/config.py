@@ -13,7 +13,6 @@ from hw_profiles import Board, Link, load_board, load_link
 from onboard.config import (
     NODE_IDS,
     Bytes,
-    ConfigError,
     NodeId,
     Seconds,
     Share,
@@ -22,10 +21,10 @@ from onboard.config import (
     check_name,
     check_port,
     profile,
-    read,
     relative_source,
 )
 from onboard.server import Training as TrainSection
+from onboard.toml import ConfigError, read
 
 MISSION_FILE = "mission.toml"
 

@@ -14,7 +14,6 @@ from groundstation.rounds import Rounds
 from groundstation.station import Station
 from groundstation.store import Store, StoreError
 from onboard import data
-from onboard.config import ConfigError
 from onboard.journal import sole_user
 from onboard.learn.graph import InferGraph, TrainGraph
 from onboard.link.pump import wait
@@ -22,6 +21,7 @@ from onboard.link.recorder import Recorder
 from onboard.log import say
 from onboard.lookout import Lookout
 from onboard.stop import stop_signals
+from onboard.toml import ConfigError
 from onboard.wire.events import Event
 
 log = logging.getLogger(__name__)

@@ -17,9 +17,10 @@ import msgspec
 
 from groundstation.config import MISSION_FILE, MissionFile, load_mission
 from hw_profiles import load_board, load_link
-from onboard.config import NodeFile, check_cipher, checked, load_node, relative_source
+from onboard.config import NodeFile, check_cipher, load_node, relative_source
 from onboard.keys import load_keys, new_key, newest, replace_keys, roll, save_key
 from onboard.learn.graph import TrainGraph
+from onboard.toml import checked
 
 NODE_KEYS = ("board", "link", "port", "board_port", "data", "cpu_share", "encrypt")
 BOARD, LINK = "raspberry-pi-4", "bench-serial-115k2"

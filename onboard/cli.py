@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import click
 
 from onboard.complaints import OneLineErrors, fail
-from onboard.config import ConfigError, GossipConfig, NodeConfig, load_own
+from onboard.config import GossipConfig, NodeConfig, load_own
 from onboard.log import Format, start
+from onboard.toml import ConfigError
 
 if TYPE_CHECKING:  # numpy comes with the first command that needs it: --help and a wrong key answer at once
     from onboard.budget import Pace

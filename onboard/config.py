@@ -1,29 +1,18 @@
-"""A node's configuration: every mistake in it is one line that names the file, the key and the value.
-
-`read` serves every TOML file that a person edits: the node's here, the mission's on the ground.
-"""
+"""A node's configuration, NODE.toml, checked: profiles are loaded, paths resolved, defaults filled in."""
 
 from __future__ import annotations
 
 import math
 import re
-import sys
-from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
 from hw_profiles import Board, Link, load_board, load_link
 from onboard.link import BadUrl, wire_bytes
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-T = TypeVar("T", bound=msgspec.Struct)
+from onboard.toml import ConfigError, read
 
 NODE_IDS = range(1, 255)  # 0 is the ground station, 255 is broadcast (the frame's address byte)
 
@@ -34,10 +23,6 @@ Seconds = Annotated[float, Meta(gt=0, le=1e9)]  # as far as a task's deadline go
 Bytes = Annotated[int, Meta(ge=4096, le=2**50)]  # of an allowance: less has no room for a frame and answers
 Text = Annotated[str, Meta(min_length=1)]
 Shape = tuple[Annotated[int, Meta(ge=1)], Annotated[int, Meta(ge=1)], Annotated[int, Meta(ge=1)]]
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the text is one line: file, key, value, what would be right."""
 
 
 class NodeSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -297,67 +282,6 @@ def relative_source(source: str, base: Path) -> str:
     if colon and scheme in ("npz", "folder"):
         return f"{scheme}:{base / where}"
     return source
-
-
-def read(path: Path, kind: type[T]) -> T:
-    """Reads a TOML file into a Struct.
-
-    Raises ConfigError: a file that is missing, not TOML, with an unknown key, a missing one, or a value of
-    the wrong type or range.
-    """
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from None
-    return checked(path, raw, kind)
-
-
-def checked(source: object, raw: dict[str, Any], kind: type[T]) -> T:
-    """`raw` as a Struct; `source`, a file or a command, is what an error names first. Raises ConfigError."""
-    try:
-        return msgspec.convert(raw, kind)
-    except msgspec.ValidationError as error:
-        line = _explain(str(error), raw).replace("\n", "\\n")  # a quoted key may hold one
-        raise ConfigError(f"{source}: {line}") from None
-
-
-def _explain(message: str, raw: Any) -> str:
-    """msgspec's "Expected `int`, got `str` - at `$.node.id`" as "node.id = 'x': expected int, got str".
-
-    A `__post_init__` says "KEY: what is wrong", and its key goes to where the others are.
-    """
-    found = re.fullmatch(r"(.*) - at `\$(.*)`", message, re.DOTALL)
-    text, where = found.groups() if found else (message, "")
-    if not found or isinstance(_at(raw, where), dict):
-        if named := re.fullmatch(r"(\w+(?:\[\d+\])?(?:\.\w+)*): (.*)", text, re.DOTALL):
-            where, text = f"{where}.{named[1]}", named[2]
-        elif unknown := re.fullmatch(r"Object contains unknown field `(.+)`", text, re.DOTALL):
-            where, text = f"{where}.{unknown[1]}", "unknown key"
-        elif missing := re.fullmatch(r"Object missing required field `(.+)`", text):
-            where, text = f"{where}.{missing[1]}", "missing, and it is required"
-    value = _at(raw, where)
-    shown = "" if value is None or isinstance(value, dict | list) else f" = {_as_written(value)}"
-    return f"{where.lstrip('.')}{shown}: {text[:1].lower()}{text[1:].replace('`', '')}"
-
-
-def _as_written(value: Any) -> str:
-    return value.isoformat() if isinstance(value, datetime) else repr(value)
-
-
-def _at(raw: Any, where: str) -> Any:
-    """The value at `.node[1].port`, or None where the file says nothing."""
-    for name, index in re.findall(r"\.([^.\[]+)|\[(\d+)\]", where):
-        try:
-            raw = raw[name] if name else raw[int(index)]
-        except (KeyError, IndexError, TypeError):
-            return None
-    return raw
 
 
 def check_name(name: str) -> None:

@@ -14,8 +14,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from onboard.config import ConfigError, read
 from onboard.log import say
+from onboard.toml import ConfigError, read
 from onboard.wire.contacts import Contacts, Window
 from onboard.wire.session import Session
 

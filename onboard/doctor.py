@@ -13,11 +13,12 @@ from pathlib import Path
 
 from hw_profiles import Link
 from onboard.carrier import GROUND, local_images
-from onboard.config import ConfigError, GossipConfig, NodeConfig, OwnConfig
+from onboard.config import GossipConfig, NodeConfig, OwnConfig
 from onboard.contacts import ContactPlan
 from onboard.keys import BadKey, load_keys
 from onboard.learn.graph import GraphError, TrainGraph, shipped
 from onboard.link import open_port
+from onboard.toml import ConfigError
 from onboard.wire.contacts import Contacts
 
 FREE_DISK_BYTES = 64 * 2**20  # spool, two models and a checkpoint of LeNet-5 take 12 MB; with room to grow

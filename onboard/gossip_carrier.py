@@ -14,7 +14,7 @@ from functools import partial
 from onboard import data
 from onboard.budget import Pace, limit_memory
 from onboard.carrier import LONGEST_WAIT_S, RETRY_S, SPOOL_BYTES, limits_for, step, tell_of_link
-from onboard.config import ConfigError, GossipConfig, Neighbour
+from onboard.config import GossipConfig, Neighbour
 from onboard.contacts import ContactPlan
 from onboard.exchanges import ExchangeLog
 from onboard.gossip_agent import EXCHANGES, GossipAgent, Known, Phase, Tie
@@ -29,6 +29,7 @@ from onboard.link.recorder import Recorder
 from onboard.log import say
 from onboard.lookout import Lookout
 from onboard.stop import stop_signals
+from onboard.toml import ConfigError
 from onboard.views import gossip_view
 from onboard.wire.events import Event
 from onboard.wire.messages import GOSSIP, digest

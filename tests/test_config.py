@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from hw_profiles import load_board
 from onboard.cli import main
-from onboard.config import ConfigError, NodeFile, checked, load_node
+from onboard.config import NodeFile, load_node
 from onboard.keys import new_key, save_key
+from onboard.toml import ConfigError, checked
 
 GOOD: dict[str, dict[str, Any]] = {
     "node": {"id": 7, "name": "pi", "board": "raspberry-pi-4"},

@@ -12,10 +12,11 @@ from click.testing import CliRunner
 from hw_profiles import load_board, load_link
 from onboard import data, doctor
 from onboard.cli import main
-from onboard.config import ConfigError, GossipConfig, NodeConfig, load_gossip, load_node, load_own
+from onboard.config import GossipConfig, NodeConfig, load_gossip, load_node, load_own
 from onboard.gossip_carrier import gossip_node
 from onboard.keys import BadKey, new_key, save_key
 from onboard.picture import gossip_picture
+from onboard.toml import ConfigError
 from onboard.views import gossip_view
 from tests.test_config import toml
 

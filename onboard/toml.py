@@ -1,0 +1,83 @@
+"""TOML files that a person edits: a mistake in one is one line that names the file, the key and the value."""
+
+from __future__ import annotations
+
+import re
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the text is one line: file, key, value, what would be right."""
+
+
+def read(path: Path, kind: type[T]) -> T:
+    """Reads a TOML file into a Struct.
+
+    Raises ConfigError: a file that is missing, not TOML, with an unknown key, a missing one, or a value of
+    the wrong type or range.
+    """
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    return checked(path, raw, kind)
+
+
+def checked(source: object, raw: dict[str, Any], kind: type[T]) -> T:
+    """`raw` as a Struct; `source`, a file or a command, is what an error names first. Raises ConfigError."""
+    try:
+        return msgspec.convert(raw, kind)
+    except msgspec.ValidationError as error:
+        line = _explain(str(error), raw).replace("\n", "\\n")  # a quoted key may hold one
+        raise ConfigError(f"{source}: {line}") from None
+
+
+def _explain(message: str, raw: Any) -> str:
+    """msgspec's "Expected `int`, got `str` - at `$.node.id`" as "node.id = 'x': expected int, got str".
+
+    A `__post_init__` says "KEY: what is wrong", and its key goes to where the others are.
+    """
+    found = re.fullmatch(r"(.*) - at `\$(.*)`", message, re.DOTALL)
+    text, where = found.groups() if found else (message, "")
+    if not found or isinstance(_at(raw, where), dict):
+        if named := re.fullmatch(r"(\w+(?:\[\d+\])?(?:\.\w+)*): (.*)", text, re.DOTALL):
+            where, text = f"{where}.{named[1]}", named[2]
+        elif unknown := re.fullmatch(r"Object contains unknown field `(.+)`", text, re.DOTALL):
+            where, text = f"{where}.{unknown[1]}", "unknown key"
+        elif missing := re.fullmatch(r"Object missing required field `(.+)`", text):
+            where, text = f"{where}.{missing[1]}", "missing, and it is required"
+    value = _at(raw, where)
+    shown = "" if value is None or isinstance(value, dict | list) else f" = {_as_written(value)}"
+    return f"{where.lstrip('.')}{shown}: {text[:1].lower()}{text[1:].replace('`', '')}"
+
+
+def _as_written(value: Any) -> str:
+    return value.isoformat() if isinstance(value, datetime) else repr(value)
+
+
+def _at(raw: Any, where: str) -> Any:
+    """The value at `.node[1].port`, or None where the file says nothing."""
+    for name, index in re.findall(r"\.([^.\[]+)|\[(\d+)\]", where):
+        try:
+            raw = raw[name] if name else raw[int(index)]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return raw
