@@ -139,12 +139,14 @@ def run_agent(
     from onboard.keys import BadKey
 
     try:
-        images = local_images(config)
-        with sole_user(config.state):
-            if isinstance(config, GossipConfig):
-                node, pumps = gossip_node(config, images, time.monotonic(), recorder)
+        if isinstance(config, GossipConfig):
+            shard = local_images(config) if config.gossip.trains else None
+            with sole_user(config.state):
+                node, pumps = gossip_node(config, shard, time.monotonic(), recorder)
                 carry_gossip(node, pumps, pace, report_every_s=report_every_s)
-            else:
+        else:
+            images = local_images(config)
+            with sole_user(config.state):
                 agent, pump = board_agent(config, images, time.monotonic(), recorder)
                 carry(agent, pump, pace, report_every_s=report_every_s)
     except ConfigError as error:

@@ -18,6 +18,7 @@ NODE_IDS = range(1, 255)  # 0 is the ground station, 255 is broadcast (the frame
 
 # A range with both ends: it refuses TOML's nan and inf too.
 NodeId = Annotated[int, Meta(ge=NODE_IDS.start, le=NODE_IDS.stop - 1)]
+EndId = Annotated[int, Meta(ge=0, le=NODE_IDS.stop - 1)]  # the ground too
 Share = Annotated[float, Meta(gt=0, le=1)]
 Seconds = Annotated[float, Meta(gt=0, le=1e9)]  # as far as a task's deadline goes on the wire
 Bytes = Annotated[int, Meta(ge=4096, le=2**50)]  # of an allowance: less has no room for a frame and answers
@@ -28,7 +29,7 @@ Shape = tuple[Annotated[int, Meta(ge=1)], Annotated[int, Meta(ge=1)], Annotated[
 class NodeSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[node]`: who this node is. `key` and `state` are paths relative to the file."""
 
-    id: NodeId
+    id: EndId
     name: str
     board: Text
     key: Text = "node.key"
@@ -57,11 +58,12 @@ class LinkSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 class GossipSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`[gossip]`: the node trains for itself and mixes its model with its neighbours', without a ground.
+    """`[gossip]`: the node trains for itself and mixes its model with its neighbours', without a server.
 
     The first four, and the weight of each `[[neighbour]]`, are the same at all nodes. `sparsity` is p, the
     share of the coordinates in an exchange, one of which comes every `every` batches and is waited for
-    `patience_s`. The others are as in `learn.descent.Recipe`. `epochs` 0 is for ever.
+    `patience_s`. A node that does not train only answers its neighbours. The others are as in
+    `learn.descent.Recipe`. `epochs` 0 is for ever.
     """
 
     model: Text = "lenet5"
@@ -70,6 +72,7 @@ class GossipSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     values: Literal["fp32", "fp16", "int8", "alq"] = "fp32"
     every: Annotated[int, Meta(ge=1, le=2**31)] = 1
     patience_s: Seconds = 10.0
+    trains: bool = True
     batch_size: Annotated[int, Meta(ge=1, le=65_536)] = 32
     learning_rate: Annotated[float, Meta(gt=0, le=100)] = 0.1
     momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.9
@@ -82,13 +85,14 @@ class GossipSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
 class NeighbourSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[[neighbour]]`: the way to one of those that this node gossips with, as in `[link]`; `key` is that of
-    the edge, the same at both ends, and so is `weight`, W_ij."""
+    the edge, the same at both ends, and so is `weight`, W_ij. `wait`: whether training waits for it."""
 
-    id: NodeId
+    id: EndId
     port: str
     profile: Text
     key: Text
     weight: Share
+    wait: bool = True
     contacts: Text | None = None
 
     def __post_init__(self) -> None:
@@ -132,6 +136,8 @@ class NodeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     def __post_init__(self) -> None:
         ids = [each.id for each in self.neighbour]
+        if self.gossip is None and self.node.id not in NODE_IDS:
+            raise ValueError("node.id: is the ground's, and a board is 1 to 254")
         if self.gossip is None and ids:
             raise ValueError("gossip: missing, and it is required where there is a neighbour")
         if self.gossip is None and self.link is None:
@@ -184,6 +190,7 @@ class Neighbour(msgspec.Struct, frozen=True, kw_only=True):
     link: Link
     key_path: Path
     weight: float
+    wait: bool
     contacts_path: Path | None
 
 
@@ -217,6 +224,7 @@ def load_gossip(path: Path) -> GossipConfig:
             link=profile(path, f"neighbour[{index}].profile", each.profile, load_link, base),
             key_path=base / each.key,
             weight=each.weight,
+            wait=each.wait,
             contacts_path=base / each.contacts if each.contacts else None,
         )
         for index, each in enumerate(file.neighbour)

@@ -14,6 +14,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from onboard.config import EndId
 from onboard.log import say
 from onboard.toml import ConfigError, read
 from onboard.wire.contacts import Contacts, Window
@@ -24,7 +25,6 @@ log = logging.getLogger(__name__)
 LOOK_AGAIN_S = 10.0  # for a plan that was replaced
 CLOCK_STEP_S = 0.5  # of the wall clock, that is followed; at 50 ppm of drift the sum of three hours
 
-Node = Annotated[int, Meta(ge=0, le=254)]
 Instant = Annotated[datetime, Meta(tz=True)]
 Rate = Annotated[float, Meta(gt=0, le=1e12)]
 
@@ -32,8 +32,8 @@ Rate = Annotated[float, Meta(gt=0, le=1e12)]
 class Contact(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[[contact]]`: `node` and `peer` (0 is the ground) see each other from `rise` to `set`."""
 
-    node: Node
-    peer: Node
+    node: EndId
+    peer: EndId
     rise: Instant
     set: Instant
     rate_bps: Rate | None = None

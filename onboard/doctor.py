@@ -119,7 +119,9 @@ def _model(config: NodeConfig | GossipConfig) -> str:
     return f"can train {', '.join(graph.name for graph in graphs)}"
 
 
-def _data(config: OwnConfig) -> str:
+def _data(config: NodeConfig | GossipConfig) -> str:
+    if isinstance(config, GossipConfig) and not config.gossip.trains:
+        return "none needed: this node trains nothing"
     images = local_images(config)
     return f"{len(images)} images of {images.shape} in {config.data_source}"
 

@@ -1,16 +1,19 @@
 """A node's life among neighbours: train, exchange, mix. A dead neighbour costs its edge, and nothing else.
 
 As `onboard.agent`, it is told events and the time, runs one training step when the carrier says so, and never
-waits itself. Every few batches it opens an exchange on every edge that has none open. It trains on when these
-are complete or its patience is over; each is waited for once, and one that completes later is mixed at the
-next. After its last epoch it opens none, answers its neighbours', and is over when it has not heard them for
-as long as its patience.
+waits itself. Every few batches it opens an exchange on every edge that is in contact and has none open. It
+trains on when these are complete or its patience is over; each is waited for once and in contact alone, and
+one that completes later is mixed at the next. After its last epoch it opens none, answers its neighbours',
+and is over when it has not heard them for as long as its patience.
+
+A node that trains nothing, such as a ground station, holds a model and answers its neighbours, for ever.
 """
 
 from __future__ import annotations
 
 import io
 import logging
+import math
 from collections.abc import Collection, Mapping
 from enum import IntEnum
 from typing import Any
@@ -46,6 +49,7 @@ class Phase(IntEnum):
     LINGERING = 2  # all epochs are done: answers its neighbours
     OVER = 3
     FAILED = 4  # a step could not be run: it opens no exchange any more
+    HOLDING = 5  # trains nothing: answers its neighbours
 
 
 class Tie(msgspec.Struct, kw_only=True):
@@ -89,6 +93,7 @@ class GossipAgent:
         self._awaited: frozenset[int] = frozenset()
         self._quiet_since_s = self._patient_until_s = self._checkpoint_due_s = 0.0
         self._losses: list[float] = []  # of this epoch
+        self._kept = -1  # exchanges that the model of the last checkpoint has
 
     # restart
 
@@ -231,21 +236,28 @@ class GossipAgent:
 
     def _go_on(self, now: float) -> None:
         self._quiet_since_s = now
-        self.phase = Phase.LINGERING if self._finished else Phase.TRAINING
+        if not self.config.gossip.trains:
+            self.phase = Phase.HOLDING
+        else:
+            self.phase = Phase.LINGERING if self._finished else Phase.TRAINING
 
     # exchange, mix
 
     def _exchange(self, now: float) -> None:
-        self._mix()
+        self._mix(now)
         self._patient_until_s = now + self.config.gossip.patience_s
         self.phase = Phase.EXCHANGING
-        self._awaited = self._open(now)
+        self._awaited = self._open(self._sessions, now) & {
+            each.id for each in self.config.neighbours if each.wait
+        }
         self.tick(now)
 
-    def _open(self, now: float, peers: Collection[int] | None = None) -> frozenset[int]:
-        """Opens exchanges with all neighbours, or with these alone; returns with which."""
+    def _open(self, peers: Collection[int], now: float) -> frozenset[int]:
+        """Opens exchanges with those that are in contact, as what is said between contacts is stale by the
+        next; returns with which."""
+        near = [peer for peer in peers if self._sessions[peer].in_contact(now)]
         try:
-            opened = self.gossip.open(self.descent.vector, peers)
+            opened = self.gossip.open(self.descent.vector, near)
         except (ValueError, MemoryError) as error:  # a model that is not finite, or too large for its form
             self.fail(error, now)
             return frozenset()
@@ -256,23 +268,33 @@ class GossipAgent:
         """What time and complete exchanges bring about. Raises OSError (disk full): call it again later."""
         self._send(now)
         if self.phase is Phase.EXCHANGING:
-            if now >= self._patient_until_s or not self._awaited & self.gossip.waits_for:
-                self._mix()
-                if self._log.new_bytes > LOG_SHARE * 8 * self.descent.vector.size:
-                    self._checkpoint(now)
+            if now >= self._patient_until_s or not self._waits_for(now):
+                self._mix(now)
                 self._go_on(now)
-        elif self.phase is Phase.LINGERING:
-            self._mix()
-            self._open(now, self.gossip.asked)
+        elif self.phase in (Phase.LINGERING, Phase.HOLDING):
+            self._mix(now)
+            self._open(self.gossip.asked, now)
             self._send(now)
-            if now >= self._ends_at(now):
+            if now < self.wakeup(now):
+                return
+            if self.phase is Phase.HOLDING:
+                self._checkpoint(now)
+            else:
                 self._end(now)
 
     def wakeup(self, now: float) -> float:
         """When `tick` next has something to do, if nothing is heard before."""
         if self.phase is Phase.EXCHANGING:
-            return self._patient_until_s
-        return self._ends_at(now) if self.phase is Phase.LINGERING else np.inf
+            closes = [self._sessions[peer].closes_at(now) for peer in self._waits_for(now)]
+            return min([self._patient_until_s, *closes])
+        if self.phase is Phase.HOLDING:
+            return self._checkpoint_due_s if self.gossip.exchanges > self._kept else math.inf
+        return self._ends_at(now) if self.phase is Phase.LINGERING else math.inf
+
+    def _waits_for(self, now: float) -> list[int]:
+        """Neighbours in contact with whom the exchange that was just opened is not complete."""
+        awaited = self._awaited & self.gossip.waits_for
+        return [peer for peer in awaited if self._sessions[peer].in_contact(now)]
 
     def _send(self, now: float) -> None:
         """What was opened is durable, then offered."""
@@ -285,23 +307,29 @@ class GossipAgent:
         message = bytes(self.gossip.message(peer))
         self._offered[peer] = self._sessions[peer].offer(GOSSIP, message, now)
 
-    def _mix(self) -> None:
+    def _mix(self, now: float) -> None:
         numbers = self.gossip.numbers
         sizes = {peer: len(self.gossip.message(peer)) for peer in self.gossip.complete}
         for peer in self.gossip.mix(self.descent.vector):
             self._offered.pop(peer, None)
             say(log, "exchanged", peer=peer, number=numbers[peer], bytes=sizes[peer])
+        if self._log.new_bytes > LOG_SHARE * 8 * self.descent.vector.size:
+            self._checkpoint(now)
 
     # remember
 
     def _checkpoint(self, now: float) -> None:
-        """The model is durable. A full disk costs the checkpoint, not the training."""
+        """The model is durable; that of a node that trains nothing can be used. A full disk costs the
+        checkpoint, not the training."""
         numbers = self.gossip.numbers
         packed = io.BytesIO()
         np.savez(packed, **self.descent.state(), peers=list(numbers), numbers=list(numbers.values()))  # type: ignore[arg-type]
         try:
+            if self.phase is Phase.HOLDING:
+                self._keep_model()
             self._journal.keep(CHECKPOINT, packed.getvalue())
             self._log.checkpointed(numbers)
+            self._kept = self.gossip.exchanges
         except OSError as error:
             say(log, "checkpoint-failed", level=logging.ERROR, why=str(error))
         self._checkpoint_due_s = now + self.config.checkpoint_s
@@ -315,10 +343,13 @@ class GossipAgent:
         heard = max(session.snapshot(now).last_heard for session in self._sessions.values())
         return max(heard, self._quiet_since_s) + self.config.gossip.patience_s
 
-    def _end(self, now: float) -> None:
+    def _keep_model(self) -> None:
         packed = io.BytesIO()
         np.savez(packed, **self.descent.weights)  # type: ignore[arg-type]
         self._journal.keep(MODEL, packed.getvalue())
+
+    def _end(self, now: float) -> None:
+        self._keep_model()
         self._checkpoint(now)
         self.phase = Phase.OVER
         say(log, "done", epochs=round(self.descent.epochs), exchanges=self.gossip.exchanges)

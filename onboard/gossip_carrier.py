@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from functools import partial
 
+import numpy as np
+
 from onboard import data
 from onboard.budget import Pace, limit_memory
 from onboard.carrier import LONGEST_WAIT_S, RETRY_S, SPOOL_BYTES, limits_for, step, tell_of_link
@@ -41,9 +43,10 @@ Opener = Callable[[Neighbour], Callable[[], Port | None]]
 
 
 def gossip_node(
-    config: GossipConfig, images: data.Images, now: float, recorder: Recorder | None = None
+    config: GossipConfig, images: data.Images | None, now: float, recorder: Recorder | None = None
 ) -> tuple[GossipAgent, dict[int, Pump]]:
-    """The agent of a node that gossips, and its links (still closed), recorded if wanted.
+    """The agent of a node that gossips, and its links (still closed), recorded if wanted. images: None for
+    one that trains nothing.
 
     Raises ConfigError for a model that is not there or not for these images, BadKey, OSError.
     """
@@ -51,13 +54,17 @@ def gossip_node(
     return linked(config, descent, flops_a_step, now, opener=partial(_opener, config, recorder))
 
 
-def descent_of(config: GossipConfig, images: data.Images) -> tuple[Descent, float]:
-    """The node's training from the first model on, and what a step costs (FLOP). Raises ConfigError."""
+def descent_of(config: GossipConfig, images: data.Images | None) -> tuple[Descent, float]:
+    """The node's training from the first model on, and what a step costs (FLOP); without images a model that
+    is held. Raises ConfigError."""
     own = config.gossip
     try:
         graph = TrainGraph.load(config.model)
-        if graph.input_shape != images.x.shape[1:]:
-            raise GraphError(f"takes images of {graph.input_shape}, here are {images.x.shape[1:]}")
+        x, y = np.empty((0, *graph.input_shape), np.uint8), np.empty(0, np.int64)
+        if images is not None:
+            x, y = images.x, images.y
+        if graph.input_shape != x.shape[1:]:
+            raise GraphError(f"takes images of {graph.input_shape}, here are {x.shape[1:]}")
         recipe = Recipe(
             batch_size=own.batch_size,
             learning_rate=own.learning_rate,
@@ -68,7 +75,7 @@ def descent_of(config: GossipConfig, images: data.Images) -> tuple[Descent, floa
             distortion=own.distortion,
         )
         start = initial(graph.shapes, own.seed)
-        descent = Descent(graph, start, images.x, images.y, recipe, seed=own.seed, node=config.id)
+        descent = Descent(graph, start, x, y, recipe, seed=own.seed, node=config.id)
     except ValueError as error:
         raise ConfigError(f"{config.path}: gossip.model = {own.model!r}: {error}") from None
     return descent, float(graph.flops_per_image * own.batch_size)

@@ -5,11 +5,12 @@ A kill takes all that is in memory; `boot` goes on from the disk. Every edge is 
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from onboard.keys import save_key
 from onboard.learn import topology
 from onboard.learn.descent import Descent, Recipe
 from onboard.link.pump import PortDown, PortUp, Pump, SpoolFull
+from onboard.wire.contacts import Window
 from onboard.wire.events import Event
 
 PIXELS, CLASSES = 784, 10
@@ -71,6 +73,7 @@ class Node:
         self._x[np.arange(40), 0, self._y] = 255  # a row of the image says what it is
         self.lives = 0
         self.agent: GossipAgent | None = None
+        self.contacts: dict[int, list[Window]] = {}  # with neighbours that are not always in sight
         self.pumps: dict[int, Pump] = {}
         self.ports: dict[int, AirPort] = {}
         self.step_at = self.retry_at = 0.0
@@ -92,6 +95,8 @@ class Node:
             opener=lambda neighbour: partial(self._port, neighbour, send),
             nonce=random.Random(f"{self._seed}/{self.number}/{self.lives}").randbytes,
         )
+        for peer, windows in self.contacts.items():
+            self.pumps[peer].session.plan(windows, now)
         self.agent.resume(now)
         self.step_at = now + self.step_s
 
@@ -150,7 +155,10 @@ class Node:
         recipe = Recipe(batch_size=own.batch_size, learning_rate=own.learning_rate, momentum=own.momentum)
         start = {"w": self.start[: CLASSES * PIXELS].reshape(CLASSES, PIXELS)}
         start["b"] = self.start[CLASSES * PIXELS :]
-        return Descent(Softmax(), start, self._x, self._y, recipe, seed=own.seed, node=self.number)
+        some = len(self._x) if own.trains else 0
+        return Descent(
+            Softmax(), start, self._x[:some], self._y[:some], recipe, seed=own.seed, node=self.number
+        )
 
     def _port(self, neighbour: Neighbour, send: Callable[[int, int, bytes], None]) -> AirPort:
         side: Side = "ground" if self.number < neighbour.id else "board"
@@ -160,7 +168,9 @@ class Node:
 
 
 class GossipNet:
-    """Nodes 1 to `nodes` in a ring, each with a random model of its own. `gossip`: keys of [gossip]."""
+    """Nodes 1 to `nodes` in a ring, or those of `edges`, each with a random model of its own; node 0 trains
+    nothing. contacts: (rise, set) of edges that have some, of which both ends know; cut: when an edge carries
+    nothing, of which neither does. `gossip`: keys of [gossip]."""
 
     def __init__(
         self,
@@ -168,20 +178,24 @@ class GossipNet:
         nodes: int = 4,
         *,
         seed: int = 1,
+        edges: Collection[topology.Edge] = (),
+        contacts: Mapping[tuple[int, int], Sequence[tuple[float, float]]] | None = None,
         cut: Mapping[tuple[int, int], tuple[float, float]] | None = None,
         frame_loss: float = 0.0,
         step_s: float = STEP_S,
         **gossip: Any,
     ) -> None:
         self.now = 0.0
-        edges = topology.ring(range(1, nodes + 1))
+        edges = edges or topology.ring(range(1, nodes + 1))
         weights = topology.metropolis(edges)
         self._gossip = {"batch_size": 10, "learning_rate": STILL, "sparsity": 0.1, "epochs": 5} | gossip
-        models = np.random.default_rng(seed).standard_normal((nodes, CLASSES * (PIXELS + 1)), np.float32)
+        drawn = np.random.default_rng(seed).standard_normal(
+            (len(weights), CLASSES * (PIXELS + 1)), np.float32
+        )
+        models = dict(zip(weights, drawn / 10, strict=True))
         self.weights = weights
         self.nodes = {
-            n: Node(n, folder / str(n), self.toml(n), models[n - 1] / 10, seed, step_s)
-            for n in range(1, nodes + 1)
+            n: Node(n, folder / str(n), self.toml(n), models[n], seed, step_s) for n in sorted(weights)
         }
         self.channels: dict[tuple[int, int], Channel] = {}
         for a, b in edges:
@@ -191,20 +205,26 @@ class GossipNet:
             link = load_gossip(folder / str(a) / "node.toml").neighbours[0].link
             away = (cut or {}).get((a, b))
             windows = None if away is None else [(0.0, away[0]), (away[1], 1e9)]
+            if contacts and (a, b) in contacts:
+                windows = list(contacts[a, b])
+                for one, other in ((a, b), (b, a)):
+                    self.nodes[one].contacts[other] = [Window(rise, set_) for rise, set_ in windows]
             self.channels[a, b] = Channel(
                 link, seed=hash((seed, a, b)), frame_loss=frame_loss, windows=windows
             )
-        self.before = self.total(models[n - 1] / 10 for n in range(1, nodes + 1))
+        self.before = self.total(models.values())
         for node in self.nodes.values():
             node.boot(0.0, self._send)
 
     def toml(self, number: int, **gossip: Any) -> str:
         """NODE.toml of a node, with changes to [gossip]."""
         lines = [f'[node]\nid = {number}\nname = "n{number}"\nboard = "raspberry-pi-4"', "[gossip]"]
-        lines += [f"{key} = {value!r}" for key, value in (self._gossip | gossip).items()]
+        keys = self._gossip | {"trains": number != 0} | gossip
+        lines += [f"{key} = {json.dumps(value)}" for key, value in keys.items()]
         for peer, weight in self.weights[number].items():
             lines += ["[[neighbour]]", f"id = {peer}", 'port = "udp://127.0.0.1:9"', f'key = "{peer}.key"']
             lines += ['profile = "isl-2mbyte"', f"weight = {weight}"]
+            lines += ["wait = false"] if peer == 0 else []
         return "\n".join([*lines, "[budget]\ncheckpoint_s = 0.4\n"])
 
     def boot(self, number: int) -> None:
@@ -232,8 +252,10 @@ class GossipNet:
         return self.now
 
     def over(self) -> bool:
-        """Whether all nodes that live have come to their end."""
-        return all(n.agent is None or n.agent.phase is Phase.OVER for n in self.nodes.values())
+        """Whether all nodes that live and train have come to their end."""
+        return all(
+            n.agent is None or n.agent.phase in (Phase.OVER, Phase.HOLDING) for n in self.nodes.values()
+        )
 
     def drift(self) -> float:
         """How far the mean of all models is from what it was, at most over the coordinates."""

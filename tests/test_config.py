@@ -106,7 +106,7 @@ def test_a_profile_may_be_a_file_beside_the_configuration(tmp_path: Path) -> Non
 
 
 BAD = [
-    ("node", "id", 0, "node.id = 0: expected int >= 1"),
+    ("node", "id", 0, "node.id = 0: is the ground's, and a board is 1 to 254"),
     ("node", "id", 255, "node.id = 255: expected int <= 254"),
     ("node", "id", "one", "node.id = 'one': expected int, got str"),
     ("node", "id", True, "node.id = True: expected int, got bool"),

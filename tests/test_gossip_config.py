@@ -13,6 +13,7 @@ from hw_profiles import load_board, load_link
 from onboard import data, doctor
 from onboard.cli import main
 from onboard.config import GossipConfig, NodeConfig, load_gossip, load_node, load_own
+from onboard.gossip_agent import MODEL, Phase
 from onboard.gossip_carrier import gossip_node
 from onboard.keys import BadKey, new_key, save_key
 from onboard.picture import gossip_picture
@@ -66,7 +67,8 @@ def test_a_good_file_gives_checked_values(config: GossipConfig, tmp_path: Path) 
         ("gossip", "momentum", 1.0, "gossip.momentum = 1.0: expected float < 1.0"),
         ("gossip", "drops", [0], "gossip.drops[0] = 0: expected int >= 1"),
         ("gossip", "speed", 1, "gossip.speed = 1: unknown key"),
-        ("[neighbour]", "id", 0, "neighbour[0].id = 0: expected int >= 1"),
+        ("[neighbour]", "id", -1, "neighbour[0].id = -1: expected int >= 0"),
+        ("[neighbour]", "id", 255, "neighbour[0].id = 255: expected int <= 254"),
         ("[neighbour]", "id", 7, "neighbour[0].id = 7: must be another node, each once"),
         ("[neighbour]", "weight", 1.5, "neighbour[0].weight = 1.5: expected float <= 1.0"),
         ("[neighbour]", "port", "ttyUSB0", "neighbour[0].port = 'ttyUSB0': "),
@@ -141,6 +143,21 @@ def test_the_doctor_looks_at_every_link(config: GossipConfig) -> None:
     config.neighbours[0].key_path.unlink()
     (key,) = (finding for finding in doctor.examine(config) if finding.what == "key 8")
     assert not key.ok
+
+
+def test_a_ground_that_holds_a_model_needs_no_data(tmp_path: Path) -> None:
+    save_key(tmp_path / "8.key", new_key())
+    ground = GOOD | {"node": GOOD["node"] | {"id": 0}, "gossip": {"model": "lenet5-rgb", "trains": False}}
+    config = load_gossip(write(tmp_path, {name: keys for name, keys in ground.items() if name != "data"}))
+    (found,) = (finding for finding in doctor.examine(config) if finding.what == "data")
+    assert found.ok
+    agent, _ = gossip_node(config, None, 0.0)
+    agent.resume(0.0)
+    assert (agent.phase, agent.trains) == (Phase.HOLDING, False)
+    agent.tick(config.checkpoint_s)
+    with np.load(config.state / MODEL) as model:
+        for name, values in agent.descent.weights.items():
+            np.testing.assert_array_equal(model[name], values)
 
 
 def test_what_keeps_a_node_from_starting_is_one_line(tmp_path: Path) -> None:

@@ -47,7 +47,8 @@ class Recipe:
 class Descent:
     """One node's model, `vector` float32 (P,), on its images x uint8 (N, C, H, W), y int64 (N).
 
-    Others may change `vector` in place between steps. Raises ValueError for no images.
+    Others may change `vector` in place between steps. With N = 0 that is all that changes it: no step can be
+    run. Raises ValueError for another number of labels.
     """
 
     def __init__(
@@ -61,8 +62,8 @@ class Descent:
         seed: int,
         node: int,
     ) -> None:
-        if len(x) == 0 or len(x) != len(y):
-            raise ValueError(f"{len(x)} images with {len(y)} labels: nothing to train on")
+        if len(x) != len(y):
+            raise ValueError(f"{len(x)} images with {len(y)} labels")
         self.recipe = recipe
         self.vector = flat(graph.layout, start)
         self.velocity = np.zeros_like(self.vector)
@@ -85,11 +86,14 @@ class Descent:
     @property
     def epochs(self) -> float:
         """Done so far."""
-        return self.batches / self.batches_an_epoch
+        return self.batches / self.batches_an_epoch if len(self._x) else 0.0
 
     def step(self) -> float:
-        """One batch; returns its mean loss (nats). Raises ValueError where that is not finite."""
+        """One batch; returns its mean loss (nats). Raises ValueError where that is not finite, and without
+        images."""
         recipe = self.recipe
+        if not len(self._x):
+            raise ValueError("no images: nothing to train on")
         epoch, batch = divmod(self.batches, self.batches_an_epoch)
         if epoch != self._epoch:
             self._epoch, self._order = epoch, self._draw(epoch, -1).permutation(len(self._x))

@@ -67,10 +67,22 @@ def test_the_rate_falls_at_its_drops() -> None:
 def test_what_cannot_be_is_named(graph: TrainGraph, images: data.Images) -> None:
     with pytest.raises(ValueError, match=r"rate -1"):
         Recipe(learning_rate=-1)
-    with pytest.raises(ValueError, match="nothing to train on"):
-        Descent(graph, initial(graph.shapes, 0), images.x[:0], images.y[:0], Recipe(), seed=1, node=2)
+    with pytest.raises(ValueError, match="70 images with 0 labels"):
+        Descent(graph, initial(graph.shapes, 0), images.x, images.y[:0], Recipe(), seed=1, node=2)
     with pytest.raises(ValueError, match="this model's"):
         descent(graph, images).restore(np.zeros(3, np.float32), np.zeros(3, np.float32), 0)
+
+
+def test_without_images_a_model_is_held_and_takes_no_step(graph: TrainGraph, images: data.Images) -> None:
+    trained = descent(graph, images)
+    trained.step()
+    held = Descent(graph, initial(graph.shapes, 0), images.x[:0], images.y[:0], Recipe(), seed=1, node=2)
+    np.testing.assert_array_equal(held.vector, descent(graph, images).vector)
+    held.restore(trained.vector, trained.velocity, trained.batches)
+    np.testing.assert_array_equal(held.vector, trained.vector)
+    assert held.epochs == 0
+    with pytest.raises(ValueError, match="nothing to train on"):
+        held.step()
 
 
 def test_a_loss_that_is_not_finite_ends_it(graph: TrainGraph, images: data.Images) -> None:
