@@ -113,6 +113,7 @@ def ring(ground: Ground | None, /, as_json: bool, processes: bool, **options: An
       firmware-sim ring --processes --data digits --images 150 --every 4
       firmware-sim ring --dead 3@20 --cut 5-6@10:70 --loss 0.2 --link sband-2m
       firmware-sim ring --scenario scenarios/hybrid.toml
+      firmware-sim ring --scenario scenarios/hybrid.toml --processes
     """
     from firmware_sim.ring import RingError
     from firmware_sim.ring_crew import CrewRun

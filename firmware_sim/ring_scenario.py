@@ -5,7 +5,6 @@ Every mistake in it is one line that names the file, the key and the value.
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,11 +24,11 @@ class GatewayTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[[ground.gateway]]`: a node, and when it sees the ground, in seconds since the start."""
 
     node: Annotated[int, Meta(ge=1, le=254)]
-    passes: list[tuple[Moment, Moment]]
+    passes: Annotated[list[tuple[Moment, Moment]], Meta(min_length=1)]
 
     def __post_init__(self) -> None:
-        edges = [0.0, *(edge for each in self.passes for edge in each), math.inf]
-        if any(before > after for before, after in pairwise(edges)):
+        overlap = any(before[1] > after[0] for before, after in pairwise(self.passes))
+        if overlap or any(rise >= set_ for rise, set_ in self.passes):
             raise ValueError("passes: each is [rise, set], one after the other")
 
 

@@ -157,6 +157,8 @@ def test_nodes_in_parts_are_told_of(tmp_path: Path) -> None:
     [
         (("nodes = 4", "nods = 4"), "ring.nods: unknown key"),
         (("[0, 1], [2, 300]", "[0, 3], [2, 300]"), "passes: each is [rise, set], one after the other"),
+        (("[0, 1], [2, 300]", "[0, 0], [2, 300]"), "passes: each is [rise, set], one after the other"),
+        (("[[0, 1], [2, 300]]", "[]"), "passes: expected array of length >= 1"),
         (("sband-2m", "sband-3m"), "ground.link = 'sband-3m': no link is named 'sband-3m'"),
         (("node = 3", "node = 9"), "passes of [1, 9]: no such nodes"),
         (('shape = "planes"', 'shape = "line"'), "'line'"),

@@ -13,7 +13,8 @@ import pytest
 from firmware_sim.crew import Crew
 from firmware_sim.fleet_split import iid
 from firmware_sim.ring import RingError, Settings
-from firmware_sim.ring_crew import CrewRun, found
+from firmware_sim.ring_crew import CrewRun
+from firmware_sim.ring_nodes import found
 from firmware_sim.ring_result import EpochResult
 from firmware_sim.ring_run import EPOCHS, Wishes
 from hw_profiles import load_board, load_link
@@ -35,7 +36,7 @@ def test_a_killed_agent_goes_on_and_all_agents_end(tmp_path: Path) -> None:
     until = time.monotonic() + WITHIN_S
 
     def start(node: int, life: int = 1) -> None:
-        crew.start(f"{node}-{life}", "onboard", "run", str(files[node - 1]), "--log", "json")
+        crew.start(f"{node}-{life}", "onboard", "run", str(files[node]), "--log", "json")
 
     try:
         for node in (1, 2, 3):
@@ -56,7 +57,7 @@ def test_a_killed_agent_goes_on_and_all_agents_end(tmp_path: Path) -> None:
     assert "resumed" in told["2-2"]
     assert "exchange-refused" not in set.union(*told.values())
     numbers, losses = {}, {}
-    for node, file in enumerate(files, start=1):
+    for node, file in files.items():
         with np.load(file.parent / "state" / "gossip.npz") as state:
             numbers[node] = dict(zip(state["peers"].tolist(), state["numbers"].tolist(), strict=True))
             assert int(state["batches"]) == 8 * 4
@@ -92,7 +93,7 @@ def test_an_emulated_board_gossips_at_its_own_pace(tmp_path: Path) -> None:
     crew = Crew(tmp_path / "logs")
     heard, until = list[tuple[str, dict[str, Any]]](), time.monotonic() + WITHIN_S
     try:
-        for node, file in enumerate(found(tmp_path / "nodes", settings, [images, images]), start=1):
+        for node, file in found(tmp_path / "nodes", settings, [images, images]).items():
             crew.start(str(node), "firmware_sim", "board", str(file), "--log", "json")
         while len(crew.ended()) < 2:
             heard += crew.listen(0.1)

@@ -1,0 +1,116 @@
+"""The folders of a ring's nodes: what would be copied to each board and to the ground station.
+
+FOLDER/N/               node.toml, data.npz, a key for each neighbour; and later the node's state
+FOLDER/contacts.toml    when gateways see the ground, if there is one
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import socket
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from firmware_sim.ring import GROUND, Ground, RingError, Settings
+from onboard import data
+from onboard.codec.mask import ALL
+from onboard.keys import new_key, save_key
+from onboard.learn import topology
+
+PLAN = "contacts.toml"
+
+
+def found(folder: Path, settings: Settings, shares: Sequence[data.Images]) -> dict[int, Path]:
+    """Writes each node's folder, the ground's too; returns the NODE.toml files. Earlier ones are replaced.
+
+    Raises RingError for a node without neighbours.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    weights = topology.metropolis(settings.edges())
+    if alone := set(range(1, settings.nodes + 1)) - weights.keys():
+        raise RingError(f"nodes {sorted(alone)} have no neighbours: nothing to gossip with")
+    ports = _free_ports([(a, b) for a in weights for b in weights[a]])
+    keys = {edge: new_key() for edge in settings.edges()}
+    files = {}
+    for node in weights:
+        own = folder / str(node)
+        own.mkdir(parents=True)
+        for peer in weights[node]:
+            save_key(own / f"{peer}.key", keys[min(node, peer), max(node, peer)])
+        name = "ground" if node == GROUND else f"node-{node}"
+        tables = [("[node]", {"id": node, "name": name, "board": settings.board.name})]
+        tables += [("[gossip]", _gossip(settings, trains=node != GROUND))]
+        if node != GROUND:
+            images = shares[node - 1]
+            data.save(own / "data.npz", images)
+            tables += [("[data]", {"shape": list(images.shape)})]
+        # A checkpoint at the end of every epoch: it is what the epoch is judged by.
+        tables += [("[budget]", {"cpu_share": 1.0, "checkpoint_s": 1e-3})]
+        for peer, weight in weights[node].items():
+            here, there = (f"127.0.0.1:{ports[way]}" for way in ((node, peer), (peer, node)))
+            way = {"id": peer, "port": f"udp://{there}?bind={here}", "key": f"{peer}.key", "weight": weight}
+            tables.append(("[[neighbour]]", way | _link(settings, node, peer)))
+        lines = [line for head, table in tables for line in _lines(head, table)]
+        files[node] = own / "node.toml"
+        files[node].write_text("\n".join(lines), encoding="utf-8")
+    return files
+
+
+def plan(folder: Path, ground: Ground, began: datetime) -> None:
+    """Writes the contact plan of a ring that began then."""
+    lines = []
+    for gateway, passes in ground.passes.items():
+        for rise_s, set_s in passes:
+            rise, set_ = (began + timedelta(seconds=at_s) for at_s in (rise_s, set_s))
+            lines += ["[[contact]]", f"node = {GROUND}", f"peer = {gateway}"]
+            lines += [f"rise = {rise.isoformat()}", f"set = {set_.isoformat()}", ""]
+    (folder / PLAN).write_text("\n".join(lines), encoding="utf-8")
+
+
+def _link(settings: Settings, node: int, peer: int) -> dict[str, Any]:
+    """What a node's file says of the link with that neighbour."""
+    if settings.ground is None or GROUND not in (node, peer):
+        return {"profile": settings.link.name}
+    return {"profile": settings.ground.link.name, "contacts": f"../{PLAN}", "wait": peer != GROUND}
+
+
+def _gossip(settings: Settings, *, trains: bool) -> dict[str, Any]:
+    recipe = settings.recipe
+    return {
+        "model": settings.model,
+        "seed": settings.seed,
+        "sparsity": settings.share / ALL,
+        "values": settings.values.name.lower(),
+        "every": settings.every,
+        "patience_s": settings.patience_s,
+        "trains": trains,
+        "batch_size": recipe.batch_size,
+        "learning_rate": recipe.learning_rate,
+        "momentum": recipe.momentum,
+        "weight_decay": recipe.weight_decay,
+        "drops": list(recipe.drops),
+        "shift_pixels": recipe.shift_pixels,
+        "distortion": recipe.distortion,
+        "epochs": settings.epochs,
+    }
+
+
+def _lines(head: str, table: Mapping[str, Any]) -> list[str]:
+    """A table as TOML, of which JSON's literals and escapes are a subset."""
+    return [head, *(f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in table.items()), ""]
+
+
+def _free_ports(ways: Sequence[tuple[int, int]]) -> dict[tuple[int, int], int]:
+    """A UDP port for each, all of them free a moment ago."""
+    with contextlib.ExitStack() as held:
+        sockets = {
+            way: held.enter_context(contextlib.closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)))
+            for way in ways
+        }
+        for each in sockets.values():
+            each.bind(("127.0.0.1", 0))
+        return {way: each.getsockname()[1] for way, each in sockets.items()}
