@@ -1,15 +1,18 @@
 """Models on a ring of 8 agree as fast as RD-PSGD's theory says: 1 - p (1 - rho) a round, and Lemma 3 holds.
 
 Rounds are the agents' own: masks drawn, values extracted and mixed (`onboard.codec`), all nodes with the mask
-of the round, as the lemma has it. W has 1/3 for a node and each of its neighbours; rho = lambda_2^2.
+of the round, as the lemma has it. W has 1/3 for a node and each of its neighbours; rho = lambda_2^2. Masks
+pick runs of coordinates, each on its own: a run is what the paper has a coordinate for.
 
-Rate: every coordinate starts on the eigenvector of lambda_2, the slowest, and is a trial of its own. After m
-rounds its squared distance from the mean is rho^tau of what it was, tau from Bin(m, p): on average
-(1 - p (1 - rho))^m of it, and at most rho^E with a probability of P(Bin(m, p) >= E).
+Rate: every coordinate starts on the eigenvector of lambda_2, the slowest, and every run is a trial of its
+own, seen by its first coordinate. After m rounds its squared distance from the mean is rho^tau of what it
+was, tau from Bin(m, p): on average (1 - p (1 - rho))^m of it, and at most rho^E with a probability of
+P(Bin(m, p) >= E).
 
 Lemma 3, rebuilt: ||X 1/n - G^m(X) e_i||^2 <= rho^E ||X||_F^2 for every node i with a probability of at least
-P(Bin(m, p) >= E)^N, N coordinates. For a minimal probability delta, E is the largest for which that is at
-least delta, and rho^(E / m) the theoretical rate of figure 2. A trial is a block of N random coordinates.
+P(Bin(m, p) >= E)^N, N coordinates. With runs N of them are enough, however many coordinates they have. For a
+minimal probability delta, E is the largest for which that is at least delta, and rho^(E / m) the theoretical
+rate of figure 2. A trial is N runs of random coordinates.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from benchmarks.progress import Progress
 from benchmarks.result import Row
 from onboard.codec import sparse
 from onboard.codec.layout import Floats
-from onboard.codec.mask import ALL, Draw, drawn, share_of
+from onboard.codec.mask import ALL, RUN, Draw, drawn, share_of
 from onboard.codec.sparse import Answer
 
 NODES, WEIGHT = 8, 1 / 3
@@ -34,11 +37,11 @@ LAMBDA_2 = (1 + sqrt(2)) / 3  # of the ring's W: 1/3 + 2/3 cos(2 pi / 8)
 RHO = LAMBDA_2**2
 SHARES = (0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)
 OFF = 1e-3
-ROUNDS, COORDINATES = 20, 100_000
+ROUNDS, RUNS = 20, 100_000
 # At most 60 rounds: rho^60 is 5e-12 of the squared distance, and float32's rounding 4e-15.
-LEMMA_ROUNDS, LEMMA_COORDINATES, TRIALS = 60, 4, 400
+LEMMA_ROUNDS, LEMMA_RUNS, TRIALS = 60, 4, 400
 DELTAS = (0.5, 0.9, 0.99)
-DELTA, SHARE_OFF = 0.5, 0.01  # of single coordinates: ten standard deviations of 100,000 trials
+DELTA, SHARE_OFF = 0.5, 0.01  # of single runs: six standard deviations of 100,000 trials
 ROUNDING = 1e-3  # of float32 over the rounds; the next power of rho is a third away
 
 OPTIONS = (
@@ -48,23 +51,21 @@ OPTIONS = (
 )
 
 
-def measure(
-    tell: Progress, *, plot: Path | None, coordinates: int = COORDINATES, trials: int = TRIALS
-) -> list[Row]:
-    """Plays the rounds; takes some seconds."""
+def measure(tell: Progress, *, plot: Path | None, runs: int = RUNS, trials: int = TRIALS) -> list[Row]:
+    """Plays the rounds; takes a quarter of a minute."""
     rates, rows = {}, []
     for p in SHARES:
         tell(f"p = {p:g}")
-        left = left_of_slowest(p, coordinates, per_edge=False)
+        left = left_of_slowest(p, runs, per_edge=False)
         rates[p] = rate(left)
         rows.append(Row(f"p = {p:g}: rate a round", rates[p], ""))
         rows.append(Row("  off 1 - p (1 - rho) by", abs(rates[p] - theory(p)), "", OFF))
-        least = least_averaged(p, ROUNDS, DELTA, coordinates=1)
+        least = least_averaged(p, ROUNDS, DELTA, runs=1)
         share = float((left <= RHO**least * (1 + ROUNDING)).mean())
         off = abs(share - at_least(p, ROUNDS, least))
         rows.append(Row(f"  share within rho^{least}, off P(Bin(m, p) >= {least}) by", off, "", SHARE_OFF))
         rows += _lemma_rows(p, trials)
-        per_edge = rate(left_of_slowest(p, coordinates, per_edge=True))
+        per_edge = rate(left_of_slowest(p, runs, per_edge=True))
         rows.append(Row("  rate with a mask for each edge, as agents have", per_edge, ""))
     if plot is not None:
         draw(rates, plot)
@@ -74,7 +75,7 @@ def measure(
 def _lemma_rows(p: float, trials: int) -> list[Row]:
     rows = []
     for delta in DELTAS:
-        probability = at_least(p, LEMMA_ROUNDS, least_averaged(p, LEMMA_ROUNDS, delta)) ** LEMMA_COORDINATES
+        probability = at_least(p, LEMMA_ROUNDS, least_averaged(p, LEMMA_ROUNDS, delta)) ** LEMMA_RUNS
         what = f"  Lemma 3, delta {delta:g}, {trials} trials: held in"
         rows.append(Row(what, lemma_held(p, delta, trials), "of them", probability, at_least=True))
     return rows
@@ -90,14 +91,14 @@ def exact(p: float) -> float:
     return share_of(p) / ALL
 
 
-def left_of_slowest(p: float, coordinates: int, *, per_edge: bool) -> npt.NDArray[np.float64]:
-    """What ROUNDS rounds leave of each coordinate's squared distance from the mean: (coordinates,)."""
+def left_of_slowest(p: float, runs: int, *, per_edge: bool) -> npt.NDArray[np.float64]:
+    """What ROUNDS rounds leave of each run's squared distance from the mean: (runs,)."""
     slowest = np.cos(2 * np.pi * np.arange(NODES) / NODES).astype(np.float32)
-    models = np.repeat(slowest[:, None], coordinates, axis=1)
-    before = distances(models).sum(axis=0)
+    models = np.repeat(slowest[:, None], RUN * runs, axis=1)
+    before = distances(models[:, :1]).sum()
     for number in range(ROUNDS):
         play(models, p, number, per_edge=per_edge)
-    return np.asarray(distances(models).sum(axis=0) / before)
+    return np.asarray(distances(models[:, ::RUN]).sum(axis=0) / before)
 
 
 def rate(left: npt.NDArray[np.float64]) -> float:
@@ -107,7 +108,7 @@ def rate(left: npt.NDArray[np.float64]) -> float:
 
 def lemma_held(p: float, delta: float, trials: int) -> float:
     """The share of trials in which every node was as near to the mean as Lemma 3 says for `delta`."""
-    models = np.random.default_rng(1).standard_normal((NODES, trials * LEMMA_COORDINATES), np.float32)
+    models = np.random.default_rng(1).standard_normal((NODES, trials * LEMMA_RUNS * RUN), np.float32)
     whole = models.astype(np.float64).reshape(NODES, trials, -1)
     limit = RHO ** least_averaged(p, LEMMA_ROUNDS, delta) * (whole**2).sum(axis=(0, 2))
     for number in range(LEMMA_ROUNDS):
@@ -147,9 +148,9 @@ def at_least(p: float, rounds: int, times: int) -> float:
     return sum(comb(rounds, k) * q**k * (1 - q) ** (rounds - k) for k in range(times, rounds + 1))
 
 
-def least_averaged(p: float, rounds: int, delta: float, coordinates: int = LEMMA_COORDINATES) -> int:
-    """E: how often all the coordinates are averaged at least, with a probability of delta or more."""
-    return max(times for times in range(rounds + 1) if at_least(p, rounds, times) ** coordinates >= delta)
+def least_averaged(p: float, rounds: int, delta: float, runs: int = LEMMA_RUNS) -> int:
+    """E: how often all the runs are averaged at least, with a probability of delta or more."""
+    return max(times for times in range(rounds + 1) if at_least(p, rounds, times) ** runs >= delta)
 
 
 def draw(rates: Mapping[float, float], path: Path) -> None:

@@ -1,13 +1,13 @@
 """Neighbours exchange the values at a mask that both draw: 20 bytes more than the values, and no index.
 
     offset  size
-    0       1     version: 1
+    0       1     version: 2 (1 had masks of single coordinates)
     1       1     form of the values (`values.Form`)
     2       2     share - 1: p = share / 65536; all numbers are little-endian
     4       4     round
     8       4     size: coordinates of the whole vector
     12      4     count of values
-    16      4     check: differs where the other end's mask does, by its seed or edge
+    16      4     check: differs where the other end's mask does, by its seed, edge or run
     20      ...   the values, in the order of the mask's coordinates
 
 Mixing (RD-PSGD, Algorithm 2; D-PSGD at p = 1) adds weight * (received - sent) at the coordinates of an
@@ -27,12 +27,12 @@ import numpy as np
 
 from onboard.codec import values as coded
 from onboard.codec.layout import Floats
-from onboard.codec.mask import WORDS, Indices, Mask
+from onboard.codec.mask import Indices, Mask
 from onboard.codec.values import Form
 
-VERSION = 1
+VERSION = 2
 HEADER = struct.Struct("<BBHIII4s")
-SPAN = 4 * WORDS  # coordinates mixed at a time where the mask is whole: as many as its blocks pick
+SPAN = 1 << 16  # coordinates mixed at a time: what they take, twice 256 KiB, stays in a cache of 1 MiB
 
 
 class BadExchange(ValueError):  # noqa: N818 - "bad" says error already
@@ -86,12 +86,13 @@ def extract(vector: Floats, mask: Mask, out: Floats | None = None) -> Floats:
     if mask.whole:
         out[...] = vector
         return out
-    wide, at = np.empty(SPAN, np.intp), 0
+    run, tail, at = mask.draw.run, mask.tail, 0
+    runs, gathered = (each[: len(each) // run * run].reshape(-1, run) for each in (vector, out))
     for block in mask.blocks:
-        index = wide[: len(block)]
-        index[...] = block
-        np.take(vector, index, out=out[at : at + len(block)], mode="clip")  # "raise" would copy `out`
+        # No run is outside; "raise" would copy `out`.
+        np.take(runs, block, axis=0, out=gathered[at : at + len(block)], mode="clip")
         at += len(block)
+    out[mask.count - tail :] = vector[mask.size - tail :]
     return out
 
 
@@ -131,39 +132,63 @@ def decode(data: bytes | memoryview, mask: Mask) -> Floats:
 
 
 def mix(vector: Floats, answers: Sequence[Answer]) -> None:
-    """Adds weight * (received - sent) of every answer to float32 (size,) at its mask, in place.
+    """Adds weight * (received - sent) of every answer to float32 (size,), contiguous, at its mask, in place.
 
-    All masks' blocks are taken in the order of their coordinates: memory is passed once, however many
-    neighbours there are. Errors: ValueError for lengths that do not fit; nothing is changed then.
+    All masks' pieces are taken in the order of their coordinates: memory is passed once, however many
+    neighbours there are. Errors: ValueError for what does not fit; nothing is changed then.
     """
+    if not vector.flags.c_contiguous:
+        raise ValueError("vector: must be contiguous")
     for answer in answers:
         _check_length(vector, answer.mask.size, "vector")
         _check_length(answer.sent, answer.mask.count, "values sent")
         _check_length(answer.received, answer.mask.count, "values received")
-    wide, scratch = np.empty(SPAN, np.intp), np.empty(SPAN, np.float32)
-    for _, number, at, block in sorted(_pieces(answers), key=lambda piece: piece[:2]):
-        answer = answers[number]
-        count = SPAN if block is None else len(block)
-        sent, received = answer.sent[at : at + count], answer.received[at : at + count]
-        moved = np.subtract(received, sent, out=scratch[: len(sent)])
+    moves, space = np.empty(SPAN, np.float32), np.empty(SPAN, np.float32)
+    for piece in sorted(_pieces(answers), key=lambda piece: (piece.first, piece.answer)):
+        answer, last = answers[piece.answer], piece.at + piece.count
+        received, sent = answer.received[piece.at : last], answer.sent[piece.at : last]
+        moved = np.subtract(received, sent, out=moves[: piece.count])
         moved *= np.float32(answer.weight)
-        if block is None:
-            vector[at : at + count] += moved
-        else:
-            index = wide[:count]
-            index[...] = block
-            np.add.at(vector, index, moved)  # one pass; `vector[index] += moved` takes two
+        if piece.runs is None:
+            vector[piece.first : piece.first + piece.count] += moved
+            continue
+        run = answer.mask.draw.run
+        if run == 1:
+            np.add.at(vector, piece.runs, moved)  # one pass over coordinates that are far apart, not two
+            continue
+        item = f"V{4 * run}"  # a run as one item of bytes: numpy puts those faster than rows of an array
+        runs, held = vector[: len(vector) // run * run].view(item), space[: piece.count]
+        np.take(runs, piece.runs, out=held.view(item), mode="clip")
+        held += moved
+        np.put(runs, piece.runs, held.view(item), mode="clip")
 
 
-def _pieces(answers: Sequence[Answer]) -> Iterator[tuple[int, int, int, Indices | None]]:
-    """First coordinate, answer, place of its values, and block: None for SPAN coordinates of a whole mask."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Piece:
+    """A part of an answer that is mixed at once: `count` of its values, from place `at` on, for coordinates
+    from `first` on: one after the other, or those of `runs`."""
+
+    first: int
+    answer: int
+    at: int
+    count: int
+    runs: Indices | None
+
+
+def _pieces(answers: Sequence[Answer]) -> Iterator[_Piece]:
     for number, answer in enumerate(answers):
-        if answer.mask.whole:
-            yield from ((at, number, at, None) for at in range(0, answer.mask.size, SPAN))
-        at = 0
-        for block in answer.mask.blocks:
-            yield int(block[0]), number, at, block
-            at += len(block)
+        mask, at = answer.mask, 0
+        run, size = mask.draw.run, mask.size
+        if mask.whole:
+            yield from (_Piece(at, number, at, min(SPAN, size - at), None) for at in range(0, size, SPAN))
+            continue
+        for block in mask.blocks:
+            for begin in range(0, len(block), SPAN // run):
+                runs = block[begin : begin + SPAN // run]
+                yield _Piece(run * int(runs[0]), number, at, run * len(runs), runs)
+                at += run * len(runs)
+        if mask.tail:
+            yield _Piece(size - mask.tail, number, at, mask.tail, None)
 
 
 def _header(mask: Mask, form: Form) -> Header:

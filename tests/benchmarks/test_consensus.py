@@ -11,8 +11,8 @@ import pytest
 
 from benchmarks import consensus
 from benchmarks.consensus import (
-    LEMMA_COORDINATES,
     LEMMA_ROUNDS,
+    LEMMA_RUNS,
     NODES,
     RHO,
     SHARES,
@@ -28,7 +28,7 @@ from benchmarks.progress import Progress
 
 def test_every_bound_of_the_issue_is_a_row_and_holds(tmp_path: Path) -> None:
     plot = tmp_path / "rates.png"
-    rows = measure(Progress("consensus", io.StringIO()), plot=plot, coordinates=30_000)
+    rows = measure(Progress("consensus", io.StringIO()), plot=plot, runs=50_000)
     rates = [row for row in rows if row.what.startswith("  off 1 - p")]
     lemma = [row for row in rows if "400 trials" in row.what]
     assert (len(rates), len(lemma)) == (7, 3 * 7)
@@ -50,8 +50,8 @@ def test_binomial_tails_and_the_most_that_keeps_them() -> None:
     assert at_least(0.5, 4, 3) == pytest.approx((comb(4, 3) + 1) / 16)
     for p in SHARES:
         least = least_averaged(p, LEMMA_ROUNDS, 0.9)
-        assert at_least(p, LEMMA_ROUNDS, least) ** LEMMA_COORDINATES >= 0.9
-        assert least == LEMMA_ROUNDS or at_least(p, LEMMA_ROUNDS, least + 1) ** LEMMA_COORDINATES < 0.9
+        assert at_least(p, LEMMA_ROUNDS, least) ** LEMMA_RUNS >= 0.9
+        assert least == LEMMA_ROUNDS or at_least(p, LEMMA_ROUNDS, least + 1) ** LEMMA_RUNS < 0.9
 
 
 def test_a_weight_that_is_not_the_rings_shows(monkeypatch: pytest.MonkeyPatch) -> None:

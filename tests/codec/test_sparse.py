@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -11,15 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onboard.codec.layout import Floats
-from onboard.codec.mask import ALL, Draw, drawn, share_of
+from onboard.codec.mask import ALL, RUN, Draw, drawn, share_of
 from onboard.codec.sparse import HEADER, Answer, BadExchange, decode, encode, extract, mix, outgoing, parse
 from onboard.codec.values import Form
 from tests.codec.examples import VECTORS
 
 NODES, SIZE = 8, 3000
-MASK = drawn(Draw(1, 2, (3, 4), share_of(0.1)), 200)
+MASK = drawn(Draw(89, 2, (3, 4), share_of(0.1)), 200)  # a run of 32, and the shorter last one
 HEAD = encode(np.zeros(MASK.count, np.float32), MASK, Form.INT8)[: HEADER.size]
 SHARES = st.sampled_from([200, 6554, ALL // 2, ALL])
+RUNS = st.sampled_from([1, RUN]) | st.integers(1, 255)
+SIZES = st.integers(0, 200) | st.integers(0, SIZE)  # shorter than a run, too, and with a shorter last run
 
 
 def models(seed: int, nodes: int = NODES, size: int = SIZE) -> Floats:
@@ -30,46 +33,51 @@ def ring_edges(nodes: int = NODES) -> list[tuple[int, int]]:
     return [(node, (node + 1) % nodes) for node in range(nodes)]
 
 
-def gossip(x: Floats, edges: list[tuple[int, int]], share: int, form: Form, weight: float = 1 / 3) -> None:
+def gossip(x: Floats, edges: list[tuple[int, int]], share: int, form: Form, run: int = RUN) -> None:
     """One round of messages over the edges, all from the models before it, in place."""
-    masks = {edge: drawn(Draw(9, 1, edge, share), x.shape[1]) for edge in edges}
+    masks = {edge: drawn(Draw(9, 1, edge, share, run), x.shape[1]) for edge in edges}
     heard: list[list[Answer]] = [[] for _ in x]
     for edge, mask in masks.items():
         (to_other, sent_one), (to_one, sent_other) = (outgoing(x[node], mask, form) for node in edge)
-        heard[edge[0]].append(Answer(mask, weight, sent_one, decode(to_one, mask)))
-        heard[edge[1]].append(Answer(mask, weight, sent_other, decode(to_other, mask)))
+        heard[edge[0]].append(Answer(mask, 1 / 3, sent_one, decode(to_one, mask)))
+        heard[edge[1]].append(Answer(mask, 1 / 3, sent_other, decode(to_other, mask)))
     for model, answers in zip(x, heard, strict=True):
         mix(model, answers)
 
 
-def by_definition(x: Floats, edges: list[tuple[int, int]], share: int) -> npt.NDArray[np.float64]:
+def by_definition(
+    x: Floats, edges: list[tuple[int, int]], share: int, run: int = RUN
+) -> npt.NDArray[np.float64]:
     """x_i + sum_j M_ij W_ij (x_j - x_i), in float64, without an index."""
     out = x.astype(np.float64)
     for one, other in edges:
         chosen = np.zeros(x.shape[1])
-        chosen[drawn(Draw(9, 1, (one, other), share), x.shape[1]).index] = 1
+        chosen[drawn(Draw(9, 1, (one, other), share, run), x.shape[1]).index] = 1
         out[one] += chosen * (x[other].astype(np.float64) - x[one]) / 3
         out[other] += chosen * (x[one].astype(np.float64) - x[other]) / 3
     return out
 
 
-@given(st.integers(0, 99), SHARES)
-def test_mixing_is_the_algorithms_from_the_models_before_it(seed: int, share: int) -> None:
-    x = models(seed)
-    expected = by_definition(x, ring_edges(), share)
-    gossip(x, ring_edges(), share, Form.FP32)
-    assert np.abs(x - expected).max() < 1e-6
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 99), SHARES, RUNS, SIZES)
+def test_mixing_is_the_algorithms_from_the_models_before_it(
+    seed: int, share: int, run: int, size: int
+) -> None:
+    x = models(seed, size=size)
+    expected = by_definition(x, ring_edges(), share, run)
+    gossip(x, ring_edges(), share, Form.FP32, run)
+    assert np.abs(x - expected).max(initial=0) < 1e-6
 
 
 @settings(deadline=None)
-@given(st.integers(0, 99), SHARES, st.sampled_from(Form), st.sets(st.sampled_from(ring_edges()), min_size=1))
+@given(st.integers(0, 99), SHARES, RUNS, SIZES, st.sampled_from(Form), st.sets(st.sampled_from(ring_edges())))
 def test_the_mean_stays_in_any_form_and_with_edges_missing(
-    seed: int, share: int, form: Form, edges: set[tuple[int, int]]
+    seed: int, share: int, run: int, size: int, form: Form, edges: set[tuple[int, int]]
 ) -> None:
-    x = models(seed, size=600)
+    x = models(seed, size=size)
     before = x.mean(axis=0, dtype=np.float64)
-    gossip(x, sorted(edges), share, form)
-    assert np.abs(x.mean(axis=0, dtype=np.float64) - before).max() < 2e-7
+    gossip(x, sorted(edges), share, form, run)
+    assert np.abs(x.mean(axis=0, dtype=np.float64) - before).max(initial=0) < 2e-7
 
 
 def test_many_rounds_agree_on_the_mean() -> None:
@@ -99,17 +107,21 @@ def test_a_model_that_went_on_meanwhile_keeps_what_it_learned() -> None:
     assert np.abs(x[0] - expected).max() < 1e-6
 
 
-def test_several_blocks_and_neighbours() -> None:
-    x = models(4, 3, 700_000)
+@pytest.mark.parametrize("run", [1, RUN])
+def test_several_blocks_and_neighbours(run: int) -> None:
+    x = models(4, 3, 700_001)
     edges = [(0, 1), (1, 2), (0, 2)]
-    expected = by_definition(x, edges, ALL // 2)
-    gossip(x, edges, ALL // 2, Form.FP32)
+    expected = by_definition(x, edges, ALL // 2, run)
+    gossip(x, edges, ALL // 2, Form.FP32, run)
     assert np.abs(x - expected).max() < 1e-6
 
 
-@given(st.integers(0, 99), SHARES, st.sampled_from(Form), st.integers(0, 700))
-def test_an_exchange_is_its_values_and_20_bytes(seed: int, share: int, form: Form, size: int) -> None:
-    mask = drawn(Draw(seed, 3, None, share), size)
+@settings(deadline=None)
+@given(st.integers(0, 99), SHARES, RUNS, st.sampled_from(Form), SIZES)
+def test_an_exchange_is_its_values_and_20_bytes(
+    seed: int, share: int, run: int, form: Form, size: int
+) -> None:
+    mask = drawn(Draw(seed, 3, None, share, run), size)
     x = models(seed, 1, size)[0]
     values = extract(x, mask)
     assert values.tolist() == x[mask.index].tolist()
@@ -131,14 +143,16 @@ def test_golden_bytes() -> None:
         golden = (VECTORS / f"sparse-{form.name.lower()}.bin").read_bytes()
         assert encode(values, MASK, form) == golden
         assert decode(golden, MASK) == pytest.approx(values, abs=0 if form is Form.FP32 else 0.3)
+    page = (Path(__file__).parents[2] / "docs" / "gossip.md").read_text(encoding="utf-8")
+    assert (VECTORS / "sparse-int8.bin").read_bytes().hex() in page.replace("\n", "")
 
 
 @pytest.mark.parametrize(
     "draw",
-    [Draw(2, 2, (3, 4), 6554), Draw(1, 3, (3, 4), 6554), Draw(1, 2, (3, 5), 6554), Draw(1, 2, None, 6554),
-     Draw(1, 2, (3, 4), 6555)],
+    [Draw(2, 2, (3, 4), 6554), Draw(89, 3, (3, 4), 6554), Draw(89, 2, (3, 5), 6554), Draw(89, 2, None, 6554),
+     Draw(89, 2, (3, 4), 6555), Draw(89, 2, (3, 4), 6554, run=1)],
 )  # fmt: skip
-def test_a_neighbour_with_another_seed_round_edge_or_share_is_refused(draw: Draw) -> None:
+def test_a_neighbour_with_another_seed_round_edge_share_or_run_is_refused(draw: Draw) -> None:
     theirs = drawn(draw, MASK.size)
     data = encode(np.zeros(theirs.count, np.float32), theirs, Form.FP32)
     with pytest.raises(BadExchange, match=f"another mask: .*round={draw.round}"):
@@ -165,7 +179,8 @@ def test_a_part_or_more_than_all_is_bad(form: Form, data: st.DataObject) -> None
 
 
 @pytest.mark.parametrize(
-    ("at", "value", "said"), [(0, 2, "version 2"), (1, 9, "form 9"), (8, 1, "another mask")]
+    ("at", "value", "said"),
+    [(0, 1, "version 1, known is 2"), (1, 9, "form 9"), (8, 1, "another mask"), (16, 1, "another mask")],
 )
 def test_a_header_that_says_otherwise_is_bad(at: int, value: int, said: str) -> None:
     data = bytearray(encode(np.zeros(MASK.count, np.float32), MASK, Form.FP32))
@@ -196,6 +211,8 @@ def test_lengths_that_do_not_fit_are_refused_and_change_nothing() -> None:
             mix(x, [good, bad])
     with pytest.raises(ValueError, match="vector: float64"):
         mix(x.astype(np.float64), [good])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="contiguous"):
+        mix(np.zeros(2 * MASK.size, np.float32)[::2], [good])
     with pytest.raises(ValueError, match="vector"):
         extract(x[1:], MASK)
     with pytest.raises(ValueError, match="values"):

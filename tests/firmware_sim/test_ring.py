@@ -78,11 +78,12 @@ def test_bytes_are_those_of_frames_and_fewer_in_the_share_of_p(digits: Any) -> N
 def test_training_goes_on_through_faults_and_waits_no_longer_than_its_patience(
     digits: Any, faults: dict[str, Any]
 ) -> None:
-    calm = play(Ring(Settings(**BASE), *digits))[-1]
-    ring = Ring(Settings(**BASE | {"patience_s": 20.0} | faults), *digits)
+    base = BASE | {"seed": 1}  # its three epochs learn more than those of seed 0
+    calm = play(Ring(Settings(**base), *digits))[-1]
+    ring = Ring(Settings(**base | {"patience_s": 20.0} | faults), *digits)
     last = play(ring)[-1]
     assert last.clock_s < calm.clock_s + 25.0
-    assert last.accuracy > 0.6
+    assert last.accuracy > 0.75
     assert len(ring.models) == (3 if "dead" in faults else 4)
 
 
