@@ -29,6 +29,7 @@ from firmware_sim.fleet import FleetError, Settings, without_losses
 from firmware_sim.fleet_presets import PRESETS, as_fedavg, for_bits
 from firmware_sim.fleet_result import RoundResult
 from firmware_sim.fleet_run import Run, Split, Wishes
+from firmware_sim.run_folder import FolderError
 from hw_profiles import Link, load_board, load_link
 from onboard.server import Training
 
@@ -96,7 +97,7 @@ class Bench:
             run = Run(wishes)
             for seen in run.play():
                 self.tell(f"{name}, seed {seed}, round {seen.round} of {ROUNDS}")
-        except FleetError as error:
+        except (FleetError, FolderError) as error:
             raise LabError(str(error)) from None
         return run.results
 

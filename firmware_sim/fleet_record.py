@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from firmware_sim.fleet import FleetError
+from firmware_sim import run_folder
 from firmware_sim.fleet_result import RoundResult
 from onboard.journal import replace_durably
 
@@ -26,22 +26,13 @@ FREE = ("rounds", "target")  # a run may go on for longer than it was first aske
 class Record:
     """The folder of one run. `wishes`: what it was asked for, as JSON has it.
 
-    Raises FleetError where the folder holds anything but an earlier part of the same run, OSError.
+    Raises FolderError where the folder holds anything but an earlier part of the same run, OSError.
     """
 
     def __init__(self, folder: Path, wishes: Mapping[str, Any]) -> None:
         self.folder = folder
-        if (
-            folder.exists()
-            and not (folder / WISHES).exists()
-            and (not folder.is_dir() or any(folder.iterdir()))
-        ):
-            raise FleetError(f"{folder}: exists and is no fleet's folder; choose another with --out")
-        folder.mkdir(parents=True, exist_ok=True)
-        asked = json.loads(json.dumps(dict(wishes)))
-        if (folder / WISHES).exists():
-            _check_same(folder, json.loads((folder / WISHES).read_text(encoding="utf-8")), asked)
-        replace_durably(folder / WISHES, json.dumps(asked, indent=2).encode() + b"\n")
+        run_folder.check(folder / WISHES, wishes, FREE)
+        run_folder.claim(folder / WISHES, wishes)
 
     def load(self) -> tuple[list[RoundResult], bytes]:
         """The rounds that are over, and the packed weights that the last of them made."""
@@ -74,12 +65,3 @@ class Record:
 
 def _line(result: RoundResult) -> bytes:
     return json.dumps(asdict(result)).encode() + b"\n"
-
-
-def _check_same(folder: Path, kept: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    for key in sorted(kept.keys() | asked.keys()):
-        if key not in FREE and kept.get(key) != asked.get(key):
-            raise FleetError(
-                f"{folder}: holds a run with {key} {kept.get(key)!r}, not {asked.get(key)!r}; "
-                "choose another folder with --out"
-            )

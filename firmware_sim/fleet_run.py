@@ -48,7 +48,7 @@ class Wishes:
 class Run:
     """A fleet with its data, and the rounds that are over.
 
-    Raises DataError, GraphError, FleetError, OSError.
+    Raises DataError, GraphError, FleetError, FolderError, OSError.
     """
 
     def __init__(self, wishes: Wishes) -> None:
