@@ -18,13 +18,13 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Literal
 
 from firmware_sim.ring_baselines import Choco, Talker, TopK
 from firmware_sim.ring_result import EpochResult, Judge, Moment, Seconds
+from firmware_sim.ring_state import Acknowledged, Arrived, Event, NodeState, OutOfPatience, RingState, Trained
 from firmware_sim.ring_ways import ALWAYS, Way
 from hw_profiles import Board, Link
 from onboard.budget import Pace
@@ -136,7 +136,20 @@ class _Node:
     waiting_since: Seconds | None = None
     losses: list[float] = field(default_factory=list)  # of the present epoch
     epoch_losses: list[float] = field(default_factory=list)
-    done: bool = False
+
+    def state(self) -> NodeState:
+        model = self.descent.state() if self.descent else {"vector": self.vector}
+        return NodeState(model, self.talker.state(), self.waiting_since, self.losses, self.epoch_losses)
+
+    def restore(self, state: NodeState) -> None:
+        if self.descent:
+            self.descent.restore(**state.model)
+        else:
+            self.vector[...] = state.model["vector"]
+        self.talker.restore(**state.talker)
+        self.waiting_since, self.losses, self.epoch_losses = (
+            state.waiting_since, state.losses, state.epoch_losses,
+        )  # fmt: skip
 
 
 class Ring:
@@ -170,10 +183,13 @@ class Ring:
         flops = train.flops_per_image * settings.recipe.batch_size
         self._batch_s = pace.next_step_at(0.0, pace.step_cpu_s(0.0, flops))
         self._ways = {way: self._way(*way) for a, b in settings.edges() for way in ((a, b), (b, a))}
-        self._events: list[tuple[Seconds, int, Callable[[], None]]] = []
-        self._order = itertools.count()
+        self._events: list[tuple[Seconds, int, Event]] = []
+        self._ordered = 0  # events so far: of two at the same time the older one comes first
         self._now = 0.0
+        self.epochs = 0  # that are over
         self.exchanges = 0
+        for node in self._living():
+            self._later(self._batch_s, Trained(node.number))
 
     @property
     def bytes_sent(self) -> int:
@@ -186,10 +202,8 @@ class Ring:
         return {node.number: node.vector for node in self._living()}
 
     def play(self) -> Iterator[Moment | EpochResult]:
-        """Runs all epochs."""
-        for node in self._living():
-            self._later(self._batch_s, partial(self._train, node))
-        for epoch in range(1, self.settings.epochs + 1):
+        """Runs the epochs that are left."""
+        for epoch in range(self.epochs + 1, self.settings.epochs + 1):
             for happening in itertools.count():
                 if min(len(node.epoch_losses) for node in self._living()) >= epoch:
                     break
@@ -197,16 +211,44 @@ class Ring:
                 if happening % TELL_EVERY == 0:
                     done = min(node.descent.epochs for node in self._living() if node.descent)
                     yield Moment(epoch, min(max(done - epoch + 1, 0.0), 1.0), self._now)
+            self.epochs = epoch
             yield self._result(epoch)
+
+    def state(self) -> RingState:
+        """What `restore` needs, of an epoch's end; its arrays and lists are the ring's own."""
+        return RingState(
+            epochs=self.epochs, now=self._now, ordered=self._ordered, exchanges=self.exchanges,
+            events=self._events, nodes={number: node.state() for number, node in self._nodes.items()},
+            ways=[(*ends, way.state()) for ends, way in self._ways.items()],
+        )  # fmt: skip
+
+    def restore(self, state: RingState) -> None:
+        """Goes on from `state`, whose arrays and lists become the ring's own. Raises ValueError for another
+        ring's."""
+        for number, node in self._nodes.items():
+            node.restore(state.nodes[number])
+        for sender, receiver, way in state.ways:
+            self._ways[sender, receiver].restore(**way)
+        self.epochs, self._now, self._ordered = state.epochs, state.now, state.ordered
+        self.exchanges, self._events = state.exchanges, state.events
 
     # what happens
 
     def _advance(self) -> None:
-        self._now, _, happens = heapq.heappop(self._events)
-        happens()
+        self._now, _, event = heapq.heappop(self._events)
+        match event:
+            case Trained(node):
+                self._train(self._nodes[node])
+            case OutOfPatience(node, since_s):
+                self._out_of_patience(self._nodes[node], since_s)
+            case Arrived(sender, receiver, message):
+                self._arrive(self._nodes[sender], self._nodes[receiver], message)
+            case Acknowledged(sender, receiver):
+                self._acknowledge(self._nodes[sender], self._nodes[receiver])
 
-    def _later(self, after_s: Seconds, happens: Callable[[], None]) -> None:
-        heapq.heappush(self._events, (self._now + after_s, next(self._order), happens))
+    def _later(self, after_s: Seconds, event: Event) -> None:
+        heapq.heappush(self._events, (self._now + after_s, self._ordered, event))
+        self._ordered += 1
 
     def _train(self, node: _Node) -> None:
         """A batch is done."""
@@ -218,13 +260,12 @@ class Ring:
         if descent.batches % descent.batches_an_epoch == 0:
             node.epoch_losses.append(sum(node.losses) / len(node.losses))
             node.losses.clear()
-            node.done = len(node.epoch_losses) == self.settings.epochs
         if descent.batches % self.settings.every:
             self._go_on(node)
             return
         self._open(node)
         node.waiting_since = self._now
-        self._later(self.settings.patience_s, partial(self._out_of_patience, node, self._now))
+        self._later(self.settings.patience_s, OutOfPatience(node.number, self._now))
         self._mix(node)
 
     def _open(self, node: _Node) -> None:
@@ -250,8 +291,8 @@ class Ring:
 
     def _go_on(self, node: _Node) -> None:
         node.waiting_since = None
-        if not node.done:
-            self._later(self._batch_s, partial(self._train, node))
+        if len(node.epoch_losses) < self.settings.epochs:
+            self._later(self._batch_s, Trained(node.number))
 
     def _mix(self, node: _Node) -> None:
         """Mixes what is complete; a node that waited for it trains on."""
@@ -264,7 +305,7 @@ class Ring:
             return
         receiver.talker.take(sender.number, message)
         delay_s = self._ways[receiver.number, sender.number].delay_s
-        self._later(delay_s, partial(self._acknowledge, sender, receiver))
+        self._later(delay_s, Acknowledged(sender.number, receiver.number))
         if receiver.number == GROUND:
             self._open(receiver)
         self._mix(receiver)
@@ -279,7 +320,7 @@ class Ring:
     def _send(self, sender: _Node, receiver: _Node, message: Message) -> None:
         arrives_s = self._ways[sender.number, receiver.number].send(len(message), self._now)
         if arrives_s < math.inf:
-            self._later(arrives_s - self._now, partial(self._arrive, sender, receiver, message))
+            self._later(arrives_s - self._now, Arrived(sender.number, receiver.number, bytes(message)))
 
     def _way(self, sender: int, receiver: int) -> Way:
         settings, edge = self.settings, (min(sender, receiver), max(sender, receiver))

@@ -13,7 +13,7 @@ befalls these, and are not flown.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -24,9 +24,14 @@ from onboard.codec.mask import Indices
 from onboard.codec.values import Form
 from onboard.learn.gossip import Message
 
+Heard = dict[int, list[Message]]  # by neighbour, the oldest first
+
 
 class Talker(Protocol):
-    """One node's side of an exchange with all its neighbours: `Gossip`, and the two below."""
+    """One node's side of an exchange with all its neighbours: `Gossip`, and the two below.
+
+    `restore` goes on from `state`, whose arrays and lists may be the talker's own, and become so.
+    """
 
     @property
     def waits_for(self) -> frozenset[int]: ...
@@ -41,6 +46,10 @@ class Talker(Protocol):
 
     def mix(self, vector: Floats) -> tuple[int, ...]: ...
 
+    def state(self) -> dict[str, Any]: ...
+
+    def restore(self, *args: Any, **state: Any) -> None: ...
+
 
 class _InStep:
     """Waits until all neighbours have answered. `rate`: of the mixing (gamma; eta in DeepSqueeze)."""
@@ -48,7 +57,7 @@ class _InStep:
     def __init__(self, weights: Mapping[int, float], *, size: int, share: float, rate: float) -> None:
         self._weights, self._size, self._rate = weights, size, rate
         self._count = max(1, round(share * size))
-        self._heard: dict[int, list[Message]] = {peer: [] for peer in weights}
+        self._heard: Heard = {peer: [] for peer in weights}
         self._open = False
 
     @property
@@ -94,6 +103,12 @@ class TopK(_InStep):
         self._error = np.zeros(size, np.float32)
         self._sent = (np.zeros(0, np.int32), np.zeros(0, np.float32))
 
+    def state(self) -> dict[str, Any]:
+        return {"is_open": self._open, "heard": self._heard, "error": self._error, "sent": self._sent}
+
+    def restore(self, is_open: bool, heard: Heard, error: Floats, sent: tuple[Indices, Floats]) -> None:
+        self._open, self._heard, self._error, self._sent = is_open, heard, error, sent
+
     def open(self, vector: Floats) -> Mapping[int, Message]:
         if self._open:
             return {}
@@ -120,6 +135,12 @@ class Choco(_InStep):
         super().__init__(weights, size=size, share=share, rate=rate)
         self._own = start.copy()
         self._copies = {peer: start.copy() for peer in weights}
+
+    def state(self) -> dict[str, Any]:
+        return {"is_open": self._open, "heard": self._heard, "own": self._own, "copies": self._copies}
+
+    def restore(self, is_open: bool, heard: Heard, own: Floats, copies: dict[int, Floats]) -> None:
+        self._open, self._heard, self._own, self._copies = is_open, heard, own, copies
 
     def open(self, vector: Floats) -> Mapping[int, Message]:
         if self._open:

@@ -95,7 +95,7 @@ def _scenario(context: click.Context, _option: click.Parameter, path: Path | Non
 @click.option("--cut", multiple=True, metavar="A-B@FROM:UNTIL",
               help="An edge carries nothing in that time; repeatable.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), default=Path("ring-out"), show_default=True,
-              help="Folder for epochs.jsonl and ring.png; what it holds of them is replaced.")  # fmt: skip
+              help="Folder for results. A run that was stopped goes on from there.")  # fmt: skip
 @click.option("--processes", is_flag=True,
               help="Real agents over UDP, a process each, in place of the virtual clock.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="A JSON object for each epoch in place of the table.")
@@ -104,17 +104,20 @@ def ring(ground: Ground | None, /, as_json: bool, processes: bool, **options: An
     """Nodes train and exchange models with their neighbours, without a server, on a virtual clock.
 
     Messages are the real ones; links give them time. It prints a line for every epoch: training loss,
-    accuracy of the mean model and of nodes, how far models are apart, bytes, and the clock. Ctrl-C stops it.
+    accuracy of the mean model and of nodes, how far models are apart, bytes, and the clock. Ctrl-C stops it;
+    the same command goes on after the last whole epoch.
 
     \b
     Examples:
       firmware-sim ring --nodes 8 --method rd-psgd --sparsity 0.1
       firmware-sim ring --method d-psgd --data digits --images 150 --every 4
-      firmware-sim ring --processes --data digits --images 150 --every 4
+      firmware-sim ring --processes --data digits --images 150 --every 4 --out ring-processes
       firmware-sim ring --dead 3@20 --cut 5-6@10:70 --loss 0.2 --link sband-2m
       firmware-sim ring --scenario scenarios/hybrid.toml
-      firmware-sim ring --scenario scenarios/hybrid.toml --processes
+      firmware-sim ring --scenario scenarios/hybrid.toml --processes --out hybrid-processes
     """
+    from rich.console import Console
+
     from firmware_sim.ring import RingError
     from firmware_sim.ring_crew import CrewRun
     from firmware_sim.ring_run import Run
@@ -124,12 +127,14 @@ def ring(ground: Ground | None, /, as_json: bool, processes: bool, **options: An
     start("json" if as_json else "text", logging.ERROR)
     try:
         wishes = _wishes(ground=ground, **options)
-        run = CrewRun(wishes) if processes else Run(wishes)
+        with Console(stderr=as_json).status(f"reading {wishes.data}"):
+            run = CrewRun(wishes) if processes else Run(wishes)
         stopped = not _show(run, wishes, as_json=as_json)
     except (DataError, GraphError, RingError, ValueError, OSError) as error:
         raise click.UsageError(str(error)) from None
     if stopped:
-        click.echo(f"stopped after {len(run.results)} epochs", err=True)
+        goes_on = "" if processes else "; the same command goes on from there"
+        click.echo(f"stopped after {len(run.results)} epochs{goes_on}", err=True)
         sys.exit(130)
 
 
@@ -181,15 +186,20 @@ def _show(run: Run | CrewRun, wishes: Wishes, *, as_json: bool) -> bool:
     from rich.console import Console
 
     from firmware_sim.ring_result import EpochResult
-    from firmware_sim.ring_run import PICTURE
     from firmware_sim.ring_view import View, draw, summary
     from firmware_sim.ring_ways import framed_bytes
 
     settings = wishes.settings
     if settings.in_parts:
         click.echo(f"{settings.shape}: these nodes are in parts, and their models never agree", err=True)
+    if run.images < wishes.images:
+        click.echo(f"{run.images} images a node: {wishes.data} has no more", err=True)
     view = View(Console(stderr=as_json), settings.epochs, lines=not as_json)
     with stop_signals() as stop, view.shown(), contextlib.closing(run.play()) as played:
+        for result in run.results:  # of an earlier part of this run
+            view.show(result)
+            if as_json:
+                click.echo(json.dumps(asdict(result)))
         for seen in played:
             view.show(seen)
             if as_json and isinstance(seen, EpochResult):
@@ -201,5 +211,5 @@ def _show(run: Run | CrewRun, wishes: Wishes, *, as_json: bool) -> bool:
         click.echo(summary(run.results, dense_bytes))
     if wishes.out is not None:
         title = f"{settings.method}, {settings.shape} of {settings.nodes}, {wishes.data}"
-        draw({settings.method: run.results}, title, wishes.out / PICTURE)
+        draw({settings.method: run.results}, title, wishes.out / "ring.png")
     return True

@@ -20,8 +20,9 @@ import numpy as np
 from firmware_sim.crew import Crew
 from firmware_sim.ring import GROUND, RingError
 from firmware_sim.ring_nodes import found, plan
+from firmware_sim.ring_record import EPOCHS, WISHES
 from firmware_sim.ring_result import EpochResult, Judge, Moment
-from firmware_sim.ring_run import EPOCHS, Wishes, images_of
+from firmware_sim.ring_run import Wishes, images_of
 from onboard.codec.layout import Floats
 from onboard.gossip_agent import CHECKPOINT
 from onboard.learn.graph import InferGraph, TrainGraph, initial
@@ -54,7 +55,7 @@ class _Station:
 
 
 class CrewRun:
-    """As `ring_run.Run`. A node that is to die is killed so long after the start.
+    """As `ring_run.Run`, but always from the start. A node that is to die is killed so long after the start.
 
     Raises DataError, GraphError, RingError, OSError.
     """
@@ -65,9 +66,11 @@ class CrewRun:
             raise RingError(f"{settings.method}: processes gossip by rd-psgd or d-psgd, in a folder")
         if settings.cuts or settings.link.frame_loss:
             raise RingError("processes have this computer's own links: no cuts, no losses")
+        if (wishes.out / WISHES).exists():
+            raise RingError(f"{wishes.out}: holds a run on the virtual clock; choose another with --out")
         train = TrainGraph.load(settings.model)
         shares, test = images_of(wishes, train)
-        self.parameters = train.layout.parameters
+        self.parameters, self.images = train.layout.parameters, len(shares[0])
         self.results: list[EpochResult] = []
         self._settings, self._out = settings, wishes.out
         self._judge = Judge(InferGraph.load(settings.model), train.layout, test)

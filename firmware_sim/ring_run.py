@@ -1,24 +1,19 @@
-"""A ring's run from its wishes to its files: data and model in, epochs one by one out.
-
-epochs.jsonl    a line for every epoch
-ring.png        accuracy against bytes and epochs, and how far the models are apart
-"""
+"""A ring's run from its wishes to its results: data and model in, epochs one by one out."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Generator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from firmware_sim.fleet_split import dirichlet, iid
 from firmware_sim.ring import Ring, RingError, Settings
+from firmware_sim.ring_record import Record
 from firmware_sim.ring_result import EpochResult, Moment
 from onboard import data
 from onboard.data import Images
 from onboard.learn.graph import InferGraph, TrainGraph
-
-EPOCHS, PICTURE = "epochs.jsonl", "ring.png"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,33 +30,46 @@ class Wishes:
     node_images: int = 500
     out: Path | None = None
 
+    def as_json(self) -> dict[str, Any]:
+        """All that changes a result, as JSON has it."""
+        settings = asdict(self.settings)
+        settings["cuts"] = {f"{a}-{b}": times for (a, b), times in self.settings.cuts.items()}
+        own = {"data": self.data, "images": self.images, "alpha": self.alpha, "node_images": self.node_images}
+        return own | settings
+
 
 class Run:
-    """A ring with its data, and the epochs that are over.
+    """A ring with its data, and the epochs that are over. `images`: that a node has, at most.
 
-    Raises DataError, GraphError, RingError, OSError.
+    Raises DataError, GraphError, RingError, FolderError, ValueError, OSError.
     """
 
     def __init__(self, wishes: Wishes) -> None:
         settings = wishes.settings
         train, infer = TrainGraph.load(settings.model), InferGraph.load(settings.model)
+        self.parameters, self.images = train.layout.parameters, wishes.images
+        self._record = None if wishes.out is None else Record(wishes.out, wishes.as_json(), settings.epochs)
+        self.results, state = ([], None) if self._record is None else self._record.load()
+        self._ring: Ring | None = None
+        if len(self.results) == settings.epochs:
+            return
         shares, test = images_of(wishes, train)
-        self.parameters = train.layout.parameters
-        self.results: list[EpochResult] = []
+        self.images = len(shares[0])
         self._ring = Ring(settings, shares, test, train, infer, wishes.node_images)
-        self._out = wishes.out
-        if self._out is not None:
-            self._out.mkdir(parents=True, exist_ok=True)
-            (self._out / EPOCHS).write_bytes(b"")
+        if state is not None:
+            self._ring.restore(state)
+        if self._record is not None:
+            self._record.claim()
 
     def play(self) -> Generator[Moment | EpochResult, None, None]:
-        """Plays all epochs; each is stored before it is told."""
+        """Plays the epochs that are left; each is stored before it is told."""
+        if self._ring is None:
+            return
         for seen in self._ring.play():
             if isinstance(seen, EpochResult):
                 self.results.append(seen)
-                if self._out is not None:
-                    with (self._out / EPOCHS).open("a", encoding="utf-8") as file:
-                        file.write(json.dumps(asdict(seen)) + "\n")
+                if self._record is not None:
+                    self._record.keep(self.results, self._ring.state())
             yield seen
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from hw_profiles import Link
 from onboard.wire import cobs
@@ -45,6 +46,14 @@ class Way:
             left_s -= max(0.0, set_ - begins_s)
             self._free_s = max(self._free_s, set_)
         return math.inf
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs."""
+        return {"free_s": self._free_s, "bytes_sent": self.bytes_sent}
+
+    def restore(self, free_s: float, bytes_sent: int) -> None:
+        """Goes on from `state`."""
+        self._free_s, self.bytes_sent = free_s, bytes_sent
 
 
 def framed_bytes(message_bytes: int, link: Link) -> int:

@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2s
+from typing import Any
 
 import numpy as np
 
@@ -59,6 +60,13 @@ class _Edge:
         """Nothing of exchange `number` is known yet."""
         self.number, self.mask, self.message = number, None, b""
         self.sent, self.there, self.received = None, False, None
+
+    def state(self) -> dict[str, Any]:
+        """All that `weight` and `seed` and the masks that they draw do not give."""
+        return {
+            "number": self.number, "message": self.message, "there": self.there, "received": self.received,
+            "early": self.early, "late": self.late, "shut": self.shut,
+        }  # fmt: skip
 
 
 class Gossip:
@@ -128,6 +136,23 @@ class Gossip:
             for peer, edge in self._edges.items()
             if edge.sent is None and not edge.shut and (peers is None or peer in peers)
         }
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs: values, messages and arrays float32, the gossip's own."""
+        return {
+            "exchanges": self.exchanges,
+            "edges": {peer: edge.state() for peer, edge in self._edges.items()},
+        }
+
+    def restore(self, exchanges: int, edges: Mapping[int, Mapping[str, Any]]) -> None:
+        """Goes on from `state`. Raises ValueError for another node's."""
+        if edges.keys() != self._edges.keys():
+            raise ValueError(f"a state of neighbours {sorted(edges)}, this node's are {sorted(self._edges)}")
+        self.exchanges = exchanges
+        for peer, kept in edges.items():
+            self._edges[peer] = edge = replace(self._edges[peer], mask=None, sent=None, **kept)
+            if edge.message:
+                edge.sent = sparse.decode(edge.message, self._mask(peer, edge))
 
     def reopen(self, peer: int, message: Message) -> None:
         """An exchange that an earlier life opened with this message. Raises BadExchange, KeyError."""

@@ -138,7 +138,8 @@ def test_planes_learn_from_each_other_by_way_of_the_ground(tmp_path: Path) -> No
     scenario.write_text(SCENARIO)
     told = run("--scenario", str(scenario), "--sparsity", "1", "--json", cwd=tmp_path)
     assert told.returncode == 0, told.stderr
-    alone = run("--scenario", str(scenario), "--sparsity", "1", "--epochs", "1", "--json", cwd=tmp_path)
+    short = ("--epochs", "1", "--out", "short")
+    alone = run("--scenario", str(scenario), "--sparsity", "1", *short, "--json", cwd=tmp_path)
     first, *_, last = (json.loads(line) for line in told.stdout.splitlines())
     assert json.loads(alone.stdout) == first  # what the command line says goes before the file
     assert 0 < first["ground_bytes"] < last["ground_bytes"] < last["bytes_sent"]
@@ -150,7 +151,7 @@ def test_nodes_in_parts_are_told_of(tmp_path: Path) -> None:
     told = run(*small, "--shape", "planes", cwd=tmp_path)
     assert told.returncode == 0
     assert told.stderr == "planes: these nodes are in parts, and their models never agree\n"
-    assert run(*small, "--shape", "torus", cwd=tmp_path).stderr == ""
+    assert run(*small, "--shape", "torus", "--out", "torus", cwd=tmp_path).stderr == ""
 
 
 @pytest.mark.parametrize(

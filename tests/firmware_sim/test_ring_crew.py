@@ -15,8 +15,9 @@ from firmware_sim.fleet_split import iid
 from firmware_sim.ring import RingError, Settings
 from firmware_sim.ring_crew import CrewRun
 from firmware_sim.ring_nodes import found
+from firmware_sim.ring_record import EPOCHS
 from firmware_sim.ring_result import EpochResult
-from firmware_sim.ring_run import EPOCHS, Wishes
+from firmware_sim.ring_run import Wishes
 from hw_profiles import load_board, load_link
 from onboard import data
 from onboard.learn.descent import Recipe

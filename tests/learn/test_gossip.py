@@ -137,7 +137,8 @@ def test_weights_that_cannot_be_are_named() -> None:
 
 class Gossiping(RuleBasedStateMachine):
     """Four nodes in a ring; messages and their acknowledgements arrive in any order between edges, late, and
-    after restarts; models take steps meanwhile whose sum is kept beside them."""
+    after restarts; models take steps meanwhile whose sum is kept beside them, and nodes go on from their
+    state as other objects."""
 
     nodes = 4
     weights = topology.metropolis(topology.ring(range(nodes)))
@@ -175,6 +176,13 @@ class Gossiping(RuleBasedStateMachine):
     @rule(n=st.integers(0, 3))
     def mixes(self, n: int) -> None:
         self.gossips[n].mix(self.vectors[n])
+
+    @rule(n=st.integers(0, 3))
+    def goes_on_from_its_state(self, n: int) -> None:
+        before, self.gossips[n] = self.gossips[n], self.made(n)
+        self.gossips[n].restore(**before.state())
+        for told in ("numbers", "waits_for", "complete", "asked", "exchanges"):
+            assert getattr(self.gossips[n], told) == getattr(before, told)
 
     @rule(n=st.integers(0, 3), seed=st.integers(0, 9))
     def learns(self, n: int, seed: int) -> None:

@@ -1,0 +1,118 @@
+"""A ring that is packed after each epoch and goes on as another object learns what it would have learned."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from firmware_sim.ring import Ground, Ring, Settings
+from firmware_sim.ring_result import EpochResult
+from firmware_sim.ring_state import Acknowledged, Arrived, OutOfPatience, RingState, Trained, pack, unpack
+from hw_profiles import load_board, load_link
+from onboard import data
+from onboard.codec.values import Form
+from onboard.learn.descent import Recipe
+from onboard.learn.graph import InferGraph, TrainGraph
+
+NODES, EPOCHS = 4, 3
+LINK = load_link("isl-2mbyte")
+Parts = tuple[list[data.Images], data.Images, TrainGraph, InferGraph]
+
+
+@pytest.fixture(scope="module")
+def digits() -> Parts:
+    images = data.load("digits", part="train", classes=10)
+    shares = [images.take(np.arange(30 * n, 30 * (n + 1))) for n in range(NODES)]
+    test = data.load("digits", part="test", rows=20, classes=10)
+    return shares, test, TrainGraph.load("lenet5"), InferGraph.load("lenet5")
+
+
+@pytest.fixture(scope="module")
+def unlike(digits: Parts) -> Parts:
+    """With shares of several sizes: nodes do not come to an epoch's end together."""
+    shares, *others = digits
+    return [share.take(np.arange(8 + 7 * n)) for n, share in enumerate(shares)], *others
+
+
+def settings(**changes: Any) -> Settings:
+    base: dict[str, Any] = {
+        "nodes": NODES, "epochs": EPOCHS, "link": LINK, "board": load_board("raspberry-pi-4"),
+        "recipe": Recipe(batch_size=8, learning_rate=0.02, drops=(2,), weight_decay=1e-4, shift_pixels=1),
+    }  # fmt: skip
+    return Settings(**base | changes)
+
+
+def at_once(asked: Settings, parts: Parts) -> list[EpochResult]:
+    return [seen for seen in Ring(asked, *parts).play() if isinstance(seen, EpochResult)]
+
+
+def in_lives(asked: Settings, parts: Parts) -> tuple[list[EpochResult], list[RingState]]:
+    """An epoch a life; also the states between them."""
+    results: list[EpochResult] = []
+    packed: list[bytes] = []
+    while len(results) < asked.epochs:
+        ring = Ring(asked, *parts)
+        if packed:
+            ring.restore(unpack(packed[-1]))
+            assert pack(ring.state()) == packed[-1]
+        results.append(next(seen for seen in ring.play() if isinstance(seen, EpochResult)))
+        packed.append(pack(ring.state()))
+    return results, [unpack(each) for each in packed[:-1]]
+
+
+@st.composite
+def asked_for(draw: st.DrawFn) -> Settings:
+    """Gossip with whatever can befall it, or a method that waits for all its neighbours."""
+    delay_s, rate_bps = draw(st.sampled_from([0.0, 0.3])), draw(st.sampled_from([2e6, 16e6]))
+    common: dict[str, Any] = {
+        "every": draw(st.integers(1, 3)),
+        "sparsity": draw(st.sampled_from([0.01, 0.2])),
+        "shape": draw(st.sampled_from(["ring", "star"])),
+        "link": replace(LINK, delay_s=delay_s, rate_up_bps=rate_bps),
+        "seed": draw(st.integers(0, 3)),
+    }
+    if draw(st.booleans()):
+        return settings(**common, method=draw(st.sampled_from(["topk", "choco"])), rate=0.1)
+    rise_s, set_s, again_s = sorted(draw(st.lists(st.floats(0, 4), min_size=3, max_size=3)))
+    passes = {1: ((rise_s, set_s), (again_s, 99.0)), 3: ((set_s, 99.0),)}
+    return settings(
+        **common,
+        method=draw(st.sampled_from(["rd-psgd", "d-psgd"])),
+        values=draw(st.sampled_from(Form)),
+        patience_s=draw(st.sampled_from([0.1, 60.0])),
+        dead=draw(st.sampled_from([{}, {3: 0.6}])),
+        cuts=draw(st.sampled_from([{}, {(1, 2): (0.1, 1.0)}])),
+        ground=draw(st.sampled_from([None, Ground(load_link("sband-2m"), passes)])),
+    )
+
+
+@hypothesis_settings(max_examples=8, deadline=None)
+@given(asked=asked_for())
+def test_it_goes_on_to_the_bit(digits: Parts, unlike: Parts, asked: Settings) -> None:
+    parts = digits if asked.method in ("topk", "choco") else unlike  # these wait for all neighbours
+    assert in_lives(asked, parts)[0] == at_once(asked, parts)
+
+
+def test_an_epoch_s_end_finds_all_that_can_be_under_way(unlike: Parts) -> None:
+    asked = settings(shape="star", patience_s=0.3, link=replace(LINK, delay_s=0.2))
+    results, states = in_lives(asked, unlike)
+    under_way = {type(event) for state in states for _, _, event in state.events}
+    assert under_way == {Trained, OutOfPatience, Arrived, Acknowledged}
+    assert any(len({len(node.epoch_losses) for node in state.nodes.values()}) > 1 for state in states)
+    assert any(node.losses for state in states for node in state.nodes.values())
+    assert results == at_once(asked, unlike)
+
+
+def test_what_is_no_state_is_refused(digits: Parts) -> None:
+    packed = pack(Ring(settings(), *digits).state())
+    for wrong in (b"", b"\x80", packed[:-1], packed + b"\0", packed[:4000] + packed[4001:]):
+        with pytest.raises(ValueError, match="not a ring's state"):
+            unpack(wrong)
+    with pytest.raises(ValueError, match="neighbours"):
+        Ring(settings(shape="star"), *digits).restore(unpack(packed))
