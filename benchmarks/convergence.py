@@ -7,12 +7,14 @@ epoch the mean model of p = 0.1 is at most 0.5 points (MNIST) or 1.5 points (Eur
 Beside them, with about as many epochs: eight devices and a ground of `firmware-sim fleet`, method
 "spacedml-fast".
 
-Results are kept in --out, a file or folder a run: what is there is not run again.
+Results are kept in --out, a file or folder a run: what is there is not run again, and a run that was stopped
+goes on after its last whole epoch or round.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
@@ -30,7 +32,6 @@ from firmware_sim import fleet, fleet_run, ring, ring_run
 from firmware_sim.fleet_presets import PRESETS
 from firmware_sim.fleet_result import RoundResult
 from firmware_sim.ring import Method
-from firmware_sim.ring_result import EpochResult
 from hw_profiles import load_board, load_link
 from onboard.journal import replace_durably
 from onboard.learn.descent import Recipe
@@ -129,24 +130,25 @@ class Bench:
         wishes = self._wishes(name, seed)
         asked = json.loads(json.dumps({**asdict(wishes), "data_folder": None}, default=str))
         method, p = METHODS[name]
-        path = self.out / f"{self.task.data}-{self.task.epochs}-{method}-{p:g}-{seed}.json"
+        called = f"{self.task.data}-{self.task.epochs}-{method}-{p:g}-{seed}"
+        path, state = self.out / f"{called}.json", self.out / called
         if path.exists():
             kept = json.loads(path.read_bytes())
             if kept["asked"] != asked:
                 raise LabError(f"{path}: holds a run with other settings; choose another folder with --out")
             return [Point(**point) for point in kept["points"]]
-        points = []
+        self.tell(f"{name}, seed {seed}: reading images")
         try:
-            for seen in ring_run.Run(wishes).play():
-                if isinstance(seen, EpochResult):
-                    points.append(Point(seen.epoch, seen.accuracy, seen.bytes_sent))
-                so_far = f", {final(points):.1f} % so far" if points else ""
+            run = ring_run.Run(replace(wishes, out=state))
+            for seen in run.play():
+                so_far = f", {100 * run.results[-1].accuracy:.1f} % so far" if run.results else ""
                 self.tell(f"{name}, seed {seed}, epoch {seen.epoch} of {self.task.epochs}{so_far}")
-        except (ring.RingError, ValueError) as error:
+        except ValueError as error:
             raise LabError(str(error)) from None
-        self.out.mkdir(parents=True, exist_ok=True)
+        points = [Point(result.epoch, result.accuracy, result.bytes_sent) for result in run.results]
         kept = {"asked": asked, "points": [asdict(point) for point in points]}
         replace_durably(path, json.dumps(kept).encode() + b"\n")
+        shutil.rmtree(state)
         return points
 
     def central(self, seed: int) -> list[Point]:

@@ -51,6 +51,26 @@ def test_a_run_with_other_settings_is_not_taken_for_this_one(tmp_path: Path) -> 
     assert f"{path}: holds a run with other settings" in done.output
 
 
+class Cut(Progress):
+    """Ends the program in the second epoch."""
+
+    def __call__(self, stage: str, left_s: float | None = None) -> None:
+        if "epoch 2" in stage:
+            raise KeyboardInterrupt
+
+
+def test_a_run_that_was_stopped_goes_on_after_its_last_epoch(tmp_path: Path) -> None:
+    task = replace(convergence.TASKS["digits"], epochs=2, images=32)
+    tell, told = Progress("convergence", io.StringIO()), io.StringIO()
+    whole = Bench(task, tmp_path / "whole", None, tell).ring(SPARSE, 0)
+    with pytest.raises(KeyboardInterrupt):
+        Bench(task, tmp_path / "cut", None, Cut("convergence", io.StringIO())).ring(SPARSE, 0)
+    assert Bench(task, tmp_path / "cut", None, Progress("convergence", told)).ring(SPARSE, 0) == whole
+    assert "epoch 2 of 2" in told.getvalue()
+    assert "epoch 1 of 2" not in told.getvalue()
+    assert [path.name for path in (tmp_path / "cut").iterdir()] == ["digits-2-rd-psgd-0.1-0.json"]
+
+
 def rows_of(monkeypatch: pytest.MonkeyPatch, below: dict[str, float]) -> list[Row]:
     """The table of MNIST if every run ends at 98 %, but for what a method is `below` that."""
 
