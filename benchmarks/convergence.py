@@ -54,10 +54,13 @@ BOARD, LINK = "raspberry-pi-4", "isl-2mbyte"
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What is learned, and how. `rates`: of the mixing, by method, where it is not 1; `drops`: where the
-    learning rate falls to a tenth, as shares of all epochs; `points`: that p = 0.1 may be below dense."""
+    """What is learned, and how. `test_data`, `test_images`: as in `ring_run.Wishes`; `rates`: of the mixing,
+    by method, where it is not 1; `drops`: where the learning rate falls to a tenth, as shares of all epochs;
+    `points`: that p = 0.1 may be below dense."""
 
     data: str
+    test_data: str | None = None
+    test_images: int | None = None
     model: str
     images: int
     epochs: int
@@ -181,8 +184,9 @@ class Bench:
             link=load_link(LINK),
         )  # fmt: skip
         return ring_run.Wishes(
-            settings=settings, data=task.data, data_folder=self.data_dir, images=task.images, node_images=1
-        )
+            settings=settings, data=task.data, data_folder=self.data_dir, images=task.images,
+            test_data=task.test_data, test_images=task.test_images, node_images=1,
+        )  # fmt: skip
 
 
 def points_of(rounds: Sequence[RoundResult], training: Training) -> list[Point]:

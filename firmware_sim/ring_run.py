@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,17 @@ from onboard.learn.graph import InferGraph, TrainGraph
 @dataclass(frozen=True, kw_only=True)
 class Wishes:
     """What a run was asked for. `images`: of each node, at most; `alpha`: of the Dirichlet split, None for
-    shares that are alike; `node_images`: test images that each node's own model is tried on; `out`: folder
-    for results, None to keep none."""
+    shares that are alike; `test_data`: whose test part the models are tried on, None for that of `data`, and
+    `test_images`: how many of it at most; `node_images`: how many of those each node's own model is tried on;
+    `out`: folder for results, None to keep none."""
 
     settings: Settings
     data: str = "mnist"
     data_folder: Path | None = None
     images: int = 1000
     alpha: float | None = None
+    test_data: str | None = None
+    test_images: int | None = None
     node_images: int = 500
     out: Path | None = None
 
@@ -75,10 +79,9 @@ class Run:
 
 def images_of(wishes: Wishes, graph: TrainGraph) -> tuple[list[Images], Images]:
     """The images of each node, and those to test on. Raises DataError, RingError."""
-    whole, test = (
-        data.load(wishes.data, graph.input_shape, folder=wishes.data_folder, part=part, classes=graph.classes)
-        for part in ("train", "test")
-    )
+    load = partial(data.load, shape=graph.input_shape, folder=wishes.data_folder, classes=graph.classes)
+    whole = load(wishes.data)
+    test = load(wishes.test_data or wishes.data, part="test", rows=wishes.test_images)
     nodes, seed = wishes.settings.nodes, wishes.settings.seed
     try:
         rows = (
