@@ -69,6 +69,8 @@ def _scenario(context: click.Context, _option: click.Parameter, path: Path | Non
 @click.option("--learning-rate", default=0.05, show_default=True, type=float, help="Of SGD.")
 @click.option("--drop", "drops", multiple=True, type=int, metavar="EPOCH",
               help="The rate falls to a tenth before this epoch, counted from 0; repeatable.")  # fmt: skip
+@click.option("--cosine-epochs", default=0, show_default=True, metavar="N", type=click.IntRange(min=0),
+              help="The rate follows half a cosine almost to 0 in so many epochs instead.")  # fmt: skip
 @click.option("--momentum", default=0.9, show_default=True, type=float, help="Of SGD.")
 @click.option(
     "--weight-decay", default=0.0, show_default=True, type=click.FloatRange(min=0), help="Likewise."

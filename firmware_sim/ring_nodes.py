@@ -93,6 +93,7 @@ def _gossip(settings: Settings, *, trains: bool) -> dict[str, Any]:
         "momentum": recipe.momentum,
         "weight_decay": recipe.weight_decay,
         "drops": list(recipe.drops),
+        "cosine_epochs": recipe.cosine_epochs,
         "shift_pixels": recipe.shift_pixels,
         "distortion": recipe.distortion,
         "epochs": settings.epochs,

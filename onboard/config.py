@@ -78,9 +78,14 @@ class GossipSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Meta(ge=0, le=1)] = 0.0
     drops: tuple[Annotated[int, Meta(ge=1)], ...] = ()
+    cosine_epochs: Annotated[int, Meta(ge=0)] = 0
     shift_pixels: Annotated[int, Meta(ge=0, le=255)] = 0
     distortion: Annotated[float, Meta(ge=0, le=4)] = 0.0
     epochs: Annotated[int, Meta(ge=0, le=2**31)] = 0
+
+    def __post_init__(self) -> None:
+        if self.cosine_epochs and self.drops:
+            raise ValueError("cosine_epochs: not together with drops")
 
 
 class NeighbourSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -69,6 +69,7 @@ def descent_of(config: GossipConfig, images: data.Images | None) -> tuple[Descen
             batch_size=own.batch_size,
             learning_rate=own.learning_rate,
             drops=own.drops,
+            cosine_epochs=own.cosine_epochs,
             momentum=own.momentum,
             weight_decay=own.weight_decay,
             shift_pixels=own.shift_pixels,

@@ -97,6 +97,10 @@ def test_a_mistake_is_a_line_with_file_key_and_value(
             {"link": {"port": "/dev/ttyUSB0", "profile": "uhf-9k6"}},
             "link: a node gossips or has a link to the ground, not both",
         ),
+        (
+            {"gossip": {"drops": [3], "cosine_epochs": 5}},
+            "gossip.cosine_epochs = 5: not together with drops",
+        ),
     ],
 )
 def test_sections_that_do_not_go_together(tmp_path: Path, sections: dict[str, Any], says: str) -> None:

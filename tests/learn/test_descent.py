@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,15 @@ def test_restored_at_any_batch_it_takes_the_same_steps(graph: TrainGraph, images
     for _ in range(3):
         rest.step()
     np.testing.assert_array_equal(rest.vector, whole.vector)
+
+
+def test_the_rate_follows_half_a_cosine_and_stays_where_it_ends() -> None:
+    recipe = Recipe(learning_rate=0.2, cosine_epochs=4)
+    half = 0.2 * (1 + math.sqrt(0.5)) / 2
+    assert [recipe.rate(epoch) for epoch in range(3)] == pytest.approx([0.2, half, 0.1])
+    assert recipe.rate(3) == recipe.rate(100) == pytest.approx(0.2 - half)
+    with pytest.raises(ValueError, match="must be one of them"):
+        Recipe(drops=(2,), cosine_epochs=4)
 
 
 def test_the_rate_falls_at_its_drops() -> None:
