@@ -24,11 +24,11 @@ def emulate(node_toml: Path, *, report_every_s: float | None = None) -> None:
     """Runs the agent of NODE.toml as its board would, until SIGTERM or SIGINT. Raises ConfigError."""
     config = load_own(node_toml)
     pace = board_pace(config)
-    links = [config.link] if isinstance(config, NodeConfig) else [each.link for each in config.neighbours]
+    ends = [config.ground] if isinstance(config, NodeConfig) else config.neighbours
     say(
         log, "emulating", board=config.board.name, train_gflops=config.board.train_flops / 1e9,
         cpu_share=config.cpu_share, memory_mb=config.memory_bytes / 2**20,
-        link=", ".join(dict.fromkeys(link.name for link in links)),
+        link=", ".join(dict.fromkeys(end.link.name for end in ends)),
     )  # fmt: skip
     run_agent(config, pace, report_every_s)
 

@@ -17,7 +17,7 @@ from hw_profiles import Board, Link
 from onboard.agent import HEALTH_EVERY_S, Agent, Known
 from onboard.budget import Ledger, Pace
 from onboard.carrier import GROUND
-from onboard.config import NodeConfig
+from onboard.config import LinkEnd, NodeConfig
 from onboard.data import Images
 from onboard.journal import Journal
 from onboard.learn.graph import TrainGraph
@@ -203,9 +203,7 @@ def _config(place: Place) -> NodeConfig:
         id=place.node,
         name=f"device-{place.node}",
         board=place.board,
-        link=place.link,
-        port="",
-        key_path=place.folder / "node.key",
+        ground=LinkEnd(link=place.link, port="", key_path=place.folder / "node.key"),
         state=place.folder,
         data_source="",
         data_folder=None,

@@ -64,7 +64,8 @@ def board_agent(
 
     Raises BadKey, OSError. The epoch is raised and durable before anything can be sent with it.
     """
-    key = load_keys(config.key_path)
+    end = config.ground
+    key = load_keys(end.key_path)
     journal = Journal(config.state, Known)
     known = journal.load() or Known()
     known.epoch += 1
@@ -74,28 +75,28 @@ def board_agent(
         node=config.id,
         peer=GROUND,
         key=key,
-        link=config.link,
+        link=end.link,
         master=False,
         epoch=known.epoch,
         floor=known.floor,
         salt=known.salt,
         nonce=os.urandom,
-        encrypted=config.encrypt,
+        encrypted=end.encrypt,
         done=spool.finished(),
         spent=known.spent,
-        wire_bytes=partial(wire_bytes, config.port),
+        wire_bytes=partial(wire_bytes, end.port),
         now=now,
-        limits=limits_for(config.port, config.bytes_per_contact, config.bytes_per_day),
+        limits=limits_for(end.port, end.bytes_per_contact, end.bytes_per_day),
     )
     tap = (
         recorder.link(
-            config.port, config.link, local=config.id, peer=GROUND, salt=known.salt, encrypted=config.encrypt
+            end.port, end.link, local=config.id, peer=GROUND, salt=known.salt, encrypted=end.encrypt
         )
         if recorder
         else None
     )
-    pump = Pump(opener(config.port, config.link, tap), session, spool)
-    agent = Agent(config, session, journal, known, Ledger(config.board, config.link, now), images)
+    pump = Pump(opener(end.port, end.link, tap), session, spool)
+    agent = Agent(config, session, journal, known, Ledger(config.board, end.link, now), images)
     return agent, pump
 
 
@@ -123,7 +124,7 @@ def carry(
     Raises ConfigError for a contact plan that cannot be used.
     """
     limit_memory(agent.config.memory_bytes)
-    path = agent.config.contacts_path
+    path = agent.config.ground.contacts_path
     contacts = ContactPlan(path, agent.config.id, GROUND) if path else None
     agent.resume(clock())
     untold: deque[Event] = deque()  # events whose effects the disk refused

@@ -168,7 +168,7 @@ def run_agent(
 def ports(config: NodeConfig | GossipConfig) -> list[tuple[str, str]]:
     """The URLs of a node's ports, each after the table of NODE.toml that names it."""
     if isinstance(config, NodeConfig):
-        return [("link", config.port)]
+        return [("link", config.ground.port)]
     return [(f"neighbour[{index}]", each.port) for index, each in enumerate(config.neighbours)]
 
 

@@ -40,9 +40,10 @@ class NodeSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 class LinkSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`[link]`: the way to the ground. `port` is a device, any pyserial URL, or `udp://HOST:PORT`; `contacts`
-    the file with the contact plan, none for a link that is always up; `bytes_per_*` this end's allowance;
-    `encrypt` whether frames are encrypted, which both ends must do or neither."""
+    """`[link]`: this end of the link with the ground. `port` is a device, any pyserial URL, or
+    `udp://HOST:PORT`; `contacts` the file with the contact plan, none for a link that is always up;
+    `bytes_per_*` this end's allowance; `encrypt` whether frames are encrypted, which both ends must do or
+    neither."""
 
     port: str
     profile: Text
@@ -88,20 +89,14 @@ class GossipSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             raise ValueError("cosine_epochs: not together with drops")
 
 
-class NeighbourSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`[[neighbour]]`: the way to one of those that this node gossips with, as in `[link]`; `key` is that of
-    the edge, the same at both ends, and so is `weight`, W_ij. `wait`: whether training waits for it."""
+class NeighbourSection(LinkSection, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[[neighbour]]`: the link with one of those that this node gossips with. `key` is that of the edge, the
+    same at both ends, and so is `weight`, W_ij. `wait`: whether training waits for it."""
 
     id: EndId
-    port: str
-    profile: Text
     key: Text
     weight: Share
     wait: bool = True
-    contacts: Text | None = None
-
-    def __post_init__(self) -> None:
-        check_port(self.port)
 
 
 class DataSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -175,8 +170,8 @@ class OwnConfig(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint_s: float
 
 
-class NodeConfig(OwnConfig, frozen=True, kw_only=True):
-    """NODE.toml of a node with a link to the ground: profiles loaded, defaults filled in."""
+class LinkEnd(msgspec.Struct, frozen=True, kw_only=True):
+    """This end of one link, checked; `link` is its profile."""
 
     link: Link
     port: str
@@ -187,16 +182,18 @@ class NodeConfig(OwnConfig, frozen=True, kw_only=True):
     encrypt: bool = False
 
 
-class Neighbour(msgspec.Struct, frozen=True, kw_only=True):
+class NodeConfig(OwnConfig, frozen=True, kw_only=True):
+    """NODE.toml of a node with a link to the ground."""
+
+    ground: LinkEnd
+
+
+class Neighbour(LinkEnd, frozen=True, kw_only=True):
     """One `[[neighbour]]`, checked."""
 
     id: int
-    port: str
-    link: Link
-    key_path: Path
     weight: float
     wait: bool
-    contacts_path: Path | None
 
 
 class GossipConfig(OwnConfig, frozen=True, kw_only=True):
@@ -221,21 +218,12 @@ def load_gossip(path: Path) -> GossipConfig:
     file = read(path, NodeFile)
     if file.gossip is None:
         raise ConfigError(f"{path}: gossip: missing, and it is required here")
-    base = path.resolve().parent
     neighbours = tuple(
-        Neighbour(
-            id=each.id,
-            port=each.port,
-            link=profile(path, f"neighbour[{index}].profile", each.profile, load_link, base),
-            key_path=base / each.key,
-            weight=each.weight,
-            wait=each.wait,
-            contacts_path=base / each.contacts if each.contacts else None,
-        )
-        for index, each in enumerate(file.neighbour)
+        Neighbour(id=each.id, weight=each.weight, wait=each.wait, **_link(path, table, each, each.key))
+        for table, each in ((f"neighbour[{index}]", each) for index, each in enumerate(file.neighbour))
     )
     model = file.gossip.model
-    model = str(base / model) if model.endswith(".onnx") else model
+    model = str(path.resolve().parent / model) if model.endswith(".onnx") else model
     return GossipConfig(**_own(path, file), gossip=file.gossip, model=model, neighbours=neighbours)
 
 
@@ -253,20 +241,26 @@ def load_node(path: Path, *, port: str | None = None) -> NodeConfig:
             check_port(port)
         except ValueError as error:
             raise ConfigError(f"--port {port!r}: {str(error).removeprefix('port: ')}") from None
+    link = _link(path, "link", file.link, file.node.key)
+    if port is not None:
+        link["port"] = port
+    return NodeConfig(**_own(path, file), ground=LinkEnd(**link))
+
+
+def _link(path: Path, table: str, link: LinkSection, key: str) -> dict[str, Any]:
+    """The fields of LinkEnd. Raises ConfigError."""
     base = path.resolve().parent
-    link = profile(path, "link.profile", file.link.profile, load_link, base)
-    if file.link.encrypt:
-        check_cipher(f"{path}: link.encrypt = true")
-    return NodeConfig(
-        **_own(path, file),
-        link=link,
-        port=file.link.port if port is None else port,
-        contacts_path=base / file.link.contacts if file.link.contacts else None,
-        bytes_per_contact=file.link.bytes_per_contact or math.inf,
-        bytes_per_day=file.link.bytes_per_day or math.inf,
-        encrypt=file.link.encrypt,
-        key_path=base / file.node.key,
-    )
+    if link.encrypt:
+        check_cipher(f"{path}: {table}.encrypt = true")
+    return {
+        "link": profile(path, f"{table}.profile", link.profile, load_link, base),
+        "port": link.port,
+        "key_path": base / key,
+        "contacts_path": base / link.contacts if link.contacts else None,
+        "bytes_per_contact": link.bytes_per_contact or math.inf,
+        "bytes_per_day": link.bytes_per_day or math.inf,
+        "encrypt": link.encrypt,
+    }
 
 
 def _own(path: Path, file: NodeFile) -> dict[str, Any]:

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from hw_profiles import Link
 from onboard.carrier import GROUND, local_images
-from onboard.config import GossipConfig, NodeConfig, OwnConfig
+from onboard.config import GossipConfig, LinkEnd, NodeConfig, OwnConfig
 from onboard.contacts import ContactPlan
 from onboard.keys import BadKey, load_keys
 from onboard.learn.graph import GraphError, TrainGraph, shipped
@@ -36,11 +35,11 @@ class Finding:
 def examine(config: NodeConfig | GossipConfig) -> list[Finding]:
     """Looks at everything; nothing is sent and nothing is changed but the ports, opened once and closed."""
     checks: list[tuple[str, Callable[[], str]]] = [("python", _python)]
-    for name, way in _ways(config):
+    for name, peer, end in _ends(config):
         checks += [
-            (f"key{name}", partial(_key, way)),
-            (f"port{name}", partial(_port, way)),
-            (f"contacts{name}", partial(_contacts, config.id, way)),
+            (f"key{name}", partial(_key, end)),
+            (f"port{name}", partial(_port, end)),
+            (f"contacts{name}", partial(_contacts, config.id, peer, end)),
         ]
     checks += [
         ("model", partial(_model, config)),
@@ -57,28 +56,12 @@ def examine(config: NodeConfig | GossipConfig) -> list[Finding]:
     return findings
 
 
-@dataclass(frozen=True)
-class _Way:
-    """One link of the node, to whomever."""
-
-    peer: int
-    port: str
-    link: Link
-    key_path: Path
-    contacts_path: Path | None
-    encrypt: bool = False
-
-
-def _ways(config: NodeConfig | GossipConfig) -> Iterator[tuple[str, _Way]]:
-    """The links, each after what tells it from the others."""
+def _ends(config: NodeConfig | GossipConfig) -> Iterator[tuple[str, int, LinkEnd]]:
+    """The links: what tells each from the others, with which node, and this end."""
     if isinstance(config, NodeConfig):
-        yield (
-            "",
-            _Way(GROUND, config.port, config.link, config.key_path, config.contacts_path, config.encrypt),
-        )
+        yield "", GROUND, config.ground
     else:
-        for each in config.neighbours:
-            yield f" {each.id}", _Way(each.id, each.port, each.link, each.key_path, each.contacts_path)
+        yield from ((f" {each.id}", each.id, each) for each in config.neighbours)
 
 
 def _python() -> str:
@@ -87,26 +70,26 @@ def _python() -> str:
     return f"Python {sys.version.split()[0]}, numpy {numpy.__version__}"
 
 
-def _key(way: _Way) -> str:
-    load_keys(way.key_path)
-    if way.key_path.stat().st_mode & 0o077:
-        raise BadKey(f"{way.key_path}: others may read this key; chmod 600 {way.key_path}")
-    return f"{way.key_path}{'; frames are encrypted' if way.encrypt else ''}"
+def _key(end: LinkEnd) -> str:
+    load_keys(end.key_path)
+    if end.key_path.stat().st_mode & 0o077:
+        raise BadKey(f"{end.key_path}: others may read this key; chmod 600 {end.key_path}")
+    return f"{end.key_path}{'; frames are encrypted' if end.encrypt else ''}"
 
 
-def _port(way: _Way) -> str:
-    port = open_port(way.port, way.link)
+def _port(end: LinkEnd) -> str:
+    port = open_port(end.port, end.link)
     port.close()
-    return f"{way.port} opens; {way.link.title}"
+    return f"{end.port} opens; {end.link.title}"
 
 
-def _contacts(node: int, way: _Way) -> str:
-    if way.contacts_path is None:
+def _contacts(node: int, peer: int, end: LinkEnd) -> str:
+    if end.contacts_path is None:
         return "no plan: the link is always up"
     clock_s = time.time()
-    plan = Contacts(ContactPlan(way.contacts_path, node, way.peer).windows(clock_s))
+    plan = Contacts(ContactPlan(end.contacts_path, node, peer).windows(clock_s))
     if plan.rises_at(0.0) == math.inf:
-        raise ConfigError(f"{way.contacts_path}: contact: all are over by the clock of this computer")
+        raise ConfigError(f"{end.contacts_path}: contact: all are over by the clock of this computer")
     return "in contact" if plan.is_up(0.0) else f"the next one begins in {plan.rises_at(0.0):.0f} s"
 
 

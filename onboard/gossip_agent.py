@@ -30,7 +30,7 @@ from onboard.journal import Journal
 from onboard.learn.descent import Descent
 from onboard.learn.gossip import Gossip, Message
 from onboard.log import say
-from onboard.wire.events import Arrived, Cancelled, Corrupt, Delivered, Event, PeerHeard, Rekeyed
+from onboard.wire.events import Arrived, Cancelled, Corrupt, Delivered, Event, PeerHeard, Rekeyed, Spent
 from onboard.wire.messages import GOSSIP, Reason
 from onboard.wire.seal import NO_SALT
 from onboard.wire.session import Session
@@ -53,10 +53,12 @@ class Phase(IntEnum):
 
 
 class Tie(msgspec.Struct, kw_only=True):
-    """What is kept of the link with one neighbour: its keys' salt, and the floor of their frames under it."""
+    """What is kept of the link with one neighbour: its keys' salt, the floor of their frames under it, and
+    what was spent of this end's allowances."""
 
     salt: bytes = NO_SALT
     floor: tuple[int, int] = (0, 0)
+    spent: Spent = Spent()
 
 
 class Known(msgspec.Struct, kw_only=True):
@@ -165,9 +167,11 @@ class GossipAgent:
         elif isinstance(event, PeerHeard) and peer in self._offered:
             self._offer(peer, now)  # it may have lost what it took: it then learns the number from this
         elif isinstance(event, Rekeyed):
-            self._save({peer: Tie(salt=event.salt)})
+            self._save(peer, salt=event.salt, floor=(0, 0))
             self._sessions[peer].rekey(event.salt)
             say(log, "rekeyed", peer=peer)
+        elif isinstance(event, Spent):
+            self._save(peer, spent=event)
         elif isinstance(event, Corrupt):
             say(log, "corrupt", level=logging.WARNING, peer=peer, object=event.digest.hex())
 
@@ -334,9 +338,12 @@ class GossipAgent:
             say(log, "checkpoint-failed", level=logging.ERROR, why=str(error))
         self._checkpoint_due_s = now + self.config.checkpoint_s
 
-    def _save(self, changed: Mapping[int, Tie] | None = None) -> None:
-        ties = {peer: Tie(salt=each.salt, floor=each.floor) for peer, each in self._sessions.items()}
-        self._known.ties = ties | dict(changed or {})
+    def _save(self, of: int | None = None, **changed: Any) -> None:
+        """All ties are durable as they are, and what has `changed` in the one with neighbour `of`."""
+        for peer, session in self._sessions.items():
+            fields = {"salt": session.salt, "floor": session.floor} | (changed if peer == of else {})
+            tie = self._known.ties.get(peer, Tie())
+            self._known.ties[peer] = msgspec.structs.replace(tie, **fields)
         self._journal.save(self._known)
 
     def _ends_at(self, now: float) -> float:

@@ -39,7 +39,7 @@ from onboard.wire.session import Session
 
 log = logging.getLogger(__name__)
 
-Opener = Callable[[Neighbour], Callable[[], Port | None]]
+Opener = Callable[[Neighbour, bytes], Callable[[], Port | None]]
 
 
 def gossip_node(
@@ -93,7 +93,7 @@ def linked(
 ) -> tuple[GossipAgent, dict[int, Pump]]:
     """The agent with its journal, and for each neighbour a session, a spool and a pump.
 
-    opener: gives, for a neighbour, what opens its port. nonce: see Session.
+    opener: gives, for a neighbour and the salt of its keys, what opens its port. nonce: see Session.
     Raises BadKey, OSError. The epoch is raised and durable before anything can be sent with it.
     """
     keys = {each.id: _keys(index, each) for index, each in enumerate(config.neighbours)}
@@ -117,12 +117,14 @@ def linked(
             floor=tie.floor,
             salt=tie.salt,
             nonce=nonce,
+            encrypted=each.encrypt,
             done=(*spool.finished(), *taken),
+            spent=tie.spent,
             wire_bytes=partial(wire_bytes, each.port),
             now=now,
-            limits=limits_for(each.port),
+            limits=limits_for(each.port, each.bytes_per_contact, each.bytes_per_day),
         )
-        pumps[each.id] = Pump(opener(each), session, spool)
+        pumps[each.id] = Pump(opener(each, tie.salt), session, spool)
     sessions = {peer: pump.session for peer, pump in pumps.items()}
     return GossipAgent(config, sessions, journal, known, exchanges, descent, flops_a_step), pumps
 
@@ -135,12 +137,14 @@ def _keys(index: int, neighbour: Neighbour) -> dict[int, bytes]:
 
 
 def _opener(
-    config: GossipConfig, recorder: Recorder | None, neighbour: Neighbour
+    config: GossipConfig, recorder: Recorder | None, end: Neighbour, salt: bytes
 ) -> Callable[[], Port | None]:
-    port, link = neighbour.port, neighbour.link
-    return opener(
-        port, link, recorder.link(port, link, local=config.id, peer=neighbour.id) if recorder else None
-    )
+    tap = None
+    if recorder:
+        tap = recorder.link(
+            end.port, end.link, local=config.id, peer=end.id, salt=salt, encrypted=end.encrypt
+        )
+    return opener(end.port, end.link, tap)
 
 
 def carry_gossip(

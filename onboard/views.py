@@ -15,7 +15,7 @@ from onboard.link.pump import Pump
 def board_view(agent: Agent, pump: Pump, now: float) -> dict[str, Any]:
     """All that `onboard link` shows: who the node is, what it is at, and its link."""
     config = agent.config
-    who = {"node": config.name, "board": config.board.name, "profile": config.link.name}
+    who = {"node": config.name, "board": config.board.name, "profile": config.ground.link.name}
     return who | agent.doing() | {"link": link_view(pump, now)}
 
 

@@ -92,7 +92,7 @@ class Node:
             self._descent(config),
             1.0,
             now,
-            opener=lambda neighbour: partial(self._port, neighbour, send),
+            opener=lambda neighbour, _salt: partial(self._port, neighbour, send),
             nonce=random.Random(f"{self._seed}/{self.number}/{self.lives}").randbytes,
         )
         for peer, windows in self.contacts.items():
@@ -170,7 +170,7 @@ class Node:
 class GossipNet:
     """Nodes 1 to `nodes` in a ring, or those of `edges`, each with a random model of its own; node 0 trains
     nothing. contacts: (rise, set) of edges that have some, of which both ends know; cut: when an edge carries
-    nothing, of which neither does. `gossip`: keys of [gossip]."""
+    nothing, of which neither does. neighbour: keys of every [[neighbour]]; `gossip`: keys of [gossip]."""
 
     def __init__(
         self,
@@ -180,6 +180,7 @@ class GossipNet:
         seed: int = 1,
         edges: Collection[topology.Edge] = (),
         contacts: Mapping[tuple[int, int], Sequence[tuple[float, float]]] | None = None,
+        neighbour: Mapping[str, Any] | None = None,
         cut: Mapping[tuple[int, int], tuple[float, float]] | None = None,
         frame_loss: float = 0.0,
         step_s: float = STEP_S,
@@ -188,6 +189,7 @@ class GossipNet:
         self.now = 0.0
         edges = edges or topology.ring(range(1, nodes + 1))
         weights = topology.metropolis(edges)
+        self._neighbour = dict(neighbour or {})
         self._gossip = {"batch_size": 10, "learning_rate": STILL, "sparsity": 0.1, "epochs": 5} | gossip
         drawn = np.random.default_rng(seed).standard_normal(
             (len(weights), CLASSES * (PIXELS + 1)), np.float32
@@ -224,7 +226,8 @@ class GossipNet:
         for peer, weight in self.weights[number].items():
             lines += ["[[neighbour]]", f"id = {peer}", 'port = "udp://127.0.0.1:9"', f'key = "{peer}.key"']
             lines += ['profile = "isl-2mbyte"', f"weight = {weight}"]
-            lines += ["wait = false"] if peer == 0 else []
+            keys = self._neighbour | ({"wait": False} if peer == 0 else {})
+            lines += [f"{key} = {json.dumps(value)}" for key, value in keys.items()]
         return "\n".join([*lines, "[budget]\ncheckpoint_s = 0.4\n"])
 
     def boot(self, number: int) -> None:

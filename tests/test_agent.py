@@ -47,8 +47,8 @@ def model(round_number: int = 1, mission: bytes = b"missionA", **changes: object
 
 def arrive(agent: Agent, arrived: Arrived, config: NodeConfig, now: float) -> None:
     """Sends the object over the wire to the agent's session, and tells the agent."""
-    ground = Session(node=0, peer=1, key=load_keys(config.key_path), link=config.link, master=True,
-                     epoch=1, nonce=os.urandom, now=now)  # fmt: skip
+    ground = Session(node=0, peer=1, key=load_keys(config.ground.key_path), link=config.ground.link,
+                     master=True, epoch=1, nonce=os.urandom, now=now)  # fmt: skip
     ground.offer(arrived.kind, arrived.payload, now)
     told: list[object] = []
     for step in range(4000):
@@ -97,7 +97,8 @@ def test_a_task_becomes_a_durable_update_and_is_dropped_only_when_delivered(conf
 
 
 def test_what_was_spent_of_an_allowance_is_durable(config: NodeConfig) -> None:
-    config = msgspec.structs.replace(config, bytes_per_day=64_000.0)
+    ground = msgspec.structs.replace(config.ground, bytes_per_day=64_000.0)
+    config = msgspec.structs.replace(config, ground=ground)
     agent, pump = board_agent(config, IMAGES, 0.0)
     (spent,) = [event for event in pump.session.tick(0.0) if isinstance(event, Spent)]
     assert spent == Spent(2000, ((0.0, 2000),))
@@ -167,8 +168,8 @@ def test_salt_and_floor_survive_a_restart_and_a_new_key(config: NodeConfig) -> N
     again, _ = board_agent(config, IMAGES, 0.0)
     assert again.session.floor == agent.session.floor > (0, 0)
     assert again.session.salt == agent.session.salt != NO_SALT
-    config.key_path.unlink()
-    save_key(config.key_path, new_key())
+    config.ground.key_path.unlink()
+    save_key(config.ground.key_path, new_key())
     renewed, _ = board_agent(config, IMAGES, 0.0)
     assert (renewed.session.salt, renewed.session.floor) == (again.session.salt, again.session.floor)
     arrive(renewed, model(2), config, 10.0)  # from a ground without state: a new salt, and it is durable

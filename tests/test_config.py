@@ -57,9 +57,9 @@ def write(folder: Path, text: str) -> Path:
 def test_the_profiles_fill_in_what_the_file_leaves_out(tmp_path: Path) -> None:
     config = load_node(write(tmp_path, toml(GOOD)))
     board = load_board("raspberry-pi-4")
-    assert (config.id, config.name, config.port) == (7, "pi", "/dev/ttyUSB0")
+    assert (config.id, config.name, config.ground.port) == (7, "pi", "/dev/ttyUSB0")
     assert config.board == board
-    assert config.link.name == "uhf-9k6"
+    assert config.ground.link.name == "uhf-9k6"
     assert (config.cpu_share, config.memory_bytes) == (board.cpu_share, board.agent_memory_bytes)
     assert (config.checkpoint_s, config.data_shape, config.data_rows) == (30.0, (1, 28, 28), None)
 
@@ -81,19 +81,19 @@ def test_paths_are_meant_from_the_files_folder(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     config = load_node(Path("../node.toml"))
-    assert config.key_path == tmp_path / "node.key"
+    assert config.ground.key_path == tmp_path / "node.key"
     assert config.state == tmp_path / "state"
     assert config.data_source == f"npz:{tmp_path / 'data.npz'}"
 
 
 def test_an_absolute_path_stays(tmp_path: Path) -> None:
     config = load_node(write(tmp_path, toml(changed("node", "key", "/etc/spacedml/node.key"))))
-    assert config.key_path == Path("/etc/spacedml/node.key")
+    assert config.ground.key_path == Path("/etc/spacedml/node.key")
 
 
 def test_the_command_line_moves_the_cable(tmp_path: Path) -> None:
     path = write(tmp_path, toml(GOOD))
-    assert load_node(path, port="udp://10.0.0.1:4800").port == "udp://10.0.0.1:4800"
+    assert load_node(path, port="udp://10.0.0.1:4800").ground.port == "udp://10.0.0.1:4800"
     with pytest.raises(ConfigError, match=r"^--port 'ttyUSB0': .*not a device's path"):
         load_node(path, port="ttyUSB0")
 
@@ -102,7 +102,7 @@ def test_a_profile_may_be_a_file_beside_the_configuration(tmp_path: Path) -> Non
     shipped = Path(__file__).parent.parent / "hw_profiles" / "links" / "uhf-9k6.toml"
     (tmp_path / "mine.toml").write_bytes(shipped.read_bytes())
     config = load_node(write(tmp_path, toml(changed("link", "profile", "mine.toml"))))
-    assert (config.link.name, config.link.rate_up_bps) == ("mine", 9600)
+    assert (config.ground.link.name, config.ground.link.rate_up_bps) == ("mine", 9600)
 
 
 BAD = [
@@ -206,8 +206,8 @@ def test_a_bad_key_file_is_bad_input(tmp_path: Path) -> None:
 
 
 def test_encryption_is_off_until_it_is_asked_for(tmp_path: Path) -> None:
-    assert not load_node(write(tmp_path, toml(GOOD))).encrypt
-    assert load_node(write(tmp_path, toml(changed("link", "encrypt", True)))).encrypt
+    assert not load_node(write(tmp_path, toml(GOOD))).ground.encrypt
+    assert load_node(write(tmp_path, toml(changed("link", "encrypt", True)))).ground.encrypt
 
 
 def test_encryption_without_its_package_is_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,7 +219,7 @@ def test_encryption_without_its_package_is_bad_input(tmp_path: Path, monkeypatch
             [command, str(path)],
             f"{path}: link.encrypt = true: needs the package cryptography; pip install spacedml-edge[crypto]",
         )
-    assert not load_node(write(tmp_path, toml(GOOD))).encrypt
+    assert not load_node(write(tmp_path, toml(GOOD))).ground.encrypt
 
 
 @pytest.mark.parametrize("digits", ["00" * 32, bytes(range(32)).hex(), ""], ids=["zeros", "examples", "none"])

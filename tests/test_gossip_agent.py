@@ -167,6 +167,31 @@ def test_a_full_disk_stops_the_node_alone_and_nothing_is_lost(
     assert net.drift() < MEAN
 
 
+def test_exchanges_can_be_encrypted(disk: Path) -> None:
+    net = GossipNet(disk, neighbour={"encrypt": True})
+    net.run(600.0, net.over)
+    assert all(set(of.values()) == {EXCHANGES} for of in numbers(net).values())
+    assert net.drift() < MEAN
+    assert all(pump.session.snapshot(net.now).encrypted for pump in net.nodes[1].pumps.values())
+
+
+def test_an_allowance_that_is_used_up_ends_exchanges_and_not_training(disk: Path) -> None:
+    most_bytes = 64_000  # of exchanges of 3.2 kB
+    net = GossipNet(disk, edges=[(1, 2)], neighbour={"bytes_per_day": most_bytes}, epochs=20)
+    sent = 0
+    for until_s in (0.6, 1.2):  # what was spent is known after a restart
+        net.run(until_s)
+        sent += net.nodes[1].pumps[2].session.snapshot(net.now).bytes_sent
+        net.nodes[1].kill()
+        net.boot(1)
+    net.run(600.0, net.over)
+    sent += net.nodes[1].pumps[2].session.snapshot(net.now).bytes_sent
+    assert net.over()
+    assert 0.7 * most_bytes < sent <= most_bytes
+    assert 10 < numbers(net)[1][2] < most_bytes / 3_200
+    assert all(node.agent is not None and node.agent.descent.epochs == 20 for node in net.nodes.values())
+
+
 def test_neighbours_learn_together(disk: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     net = GossipNet(disk, learning_rate=0.05, epochs=10)

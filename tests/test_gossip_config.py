@@ -56,6 +56,11 @@ def test_a_good_file_gives_checked_values(config: GossipConfig, tmp_path: Path) 
     assert neighbour.key_path == tmp_path / "8.key"
     assert (config.gossip.sparsity, config.gossip.values, config.gossip.every) == (0.2, "fp16", 1)
     assert load_own(config.path) == config
+    limited = changed("[neighbour]", "bytes_per_day", 64_000)
+    limited["[neighbour]"] |= {"contacts": "plan.toml", "bytes_per_contact": 9000, "encrypt": True}
+    (neighbour,) = load_gossip(write(tmp_path, limited)).neighbours
+    assert (neighbour.bytes_per_contact, neighbour.bytes_per_day, neighbour.encrypt) == (9000, 64_000, True)
+    assert neighbour.contacts_path == tmp_path / "plan.toml"
 
 
 @pytest.mark.parametrize(
@@ -73,6 +78,8 @@ def test_a_good_file_gives_checked_values(config: GossipConfig, tmp_path: Path) 
         ("[neighbour]", "weight", 1.5, "neighbour[0].weight = 1.5: expected float <= 1.0"),
         ("[neighbour]", "port", "ttyUSB0", "neighbour[0].port = 'ttyUSB0': "),
         ("[neighbour]", "profile", "isl", "neighbour[0].profile = 'isl': no link is named 'isl'"),
+        ("[neighbour]", "bytes_per_day", 9, "neighbour[0].bytes_per_day = 9: expected int >= 4096"),
+        ("[neighbour]", "bytes_per_contact", 9000, "neighbour[0].bytes_per_contact = 9000: needs contacts"),
         ("[neighbour]", "way", 1, "neighbour[0].way = 1: unknown key"),
         ("link", "port", "/dev/ttyUSB0", "link.profile: missing"),
     ],

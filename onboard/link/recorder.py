@@ -60,7 +60,7 @@ class Recorder:
             unix_s=self._unix_s, url=url, framing=name, kiss_port=kiss_port, local=local, peer=peer,
             link=link, salt=salt, encrypted=encrypted,
         )  # fmt: skip
-        node = max(local, peer)  # the other one is the ground, 0
+        node = peer or local  # the ground, 0, is not told apart by its number
         record = Record(Kind.START, node, self._at_s(), msgspec.json.encode(start))
         self._starts.append(record)
         if self._fd >= 0:  # else it is written when the file is opened

@@ -31,8 +31,13 @@ def test_the_two_ends_are_told_the_same(tmp_path: Path) -> None:
     assert (mission.rules.select, mission.rules.quorum) == (2, 1)
     for node in mission.nodes:
         board = load_node(folder / "boards" / node.name / "node.toml")
-        assert (board.id, board.name, board.board, board.link) == (node.id, node.name, node.board, node.link)
-        assert load_keys(board.key_path) == load_keys(node.key_path)
+        assert (board.id, board.name, board.board, board.ground.link) == (
+            node.id,
+            node.name,
+            node.board,
+            node.link,
+        )
+        assert load_keys(board.ground.key_path) == load_keys(node.key_path)
         assert board.data_shape == (1, 28, 28)
     assert load_keys(mission.nodes[0].key_path) != load_keys(mission.nodes[1].key_path)
 
@@ -41,7 +46,7 @@ def test_both_ends_of_a_link_encrypt_or_neither(tmp_path: Path) -> None:
     assert init(tmp_path, "--node", f"{PI},encrypt=true", "--node", NANO).exit_code == 0
     boards = [load_node(tmp_path / "boards" / name / "node.toml") for name in ("pi", "nano")]
     assert [node.encrypt for node in load_mission(tmp_path).nodes] == [True, False]
-    assert [board.encrypt for board in boards] == [True, False]
+    assert [board.ground.encrypt for board in boards] == [True, False]
 
 
 def test_encryption_without_its_package_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +95,7 @@ def test_a_second_init_refuses_and_the_keys_stay(tmp_path: Path) -> None:
 )
 def test_the_boards_end_of_the_link(tmp_path: Path, given: str, on_the_board: str) -> None:
     assert init(tmp_path, "--node", f"pi,{given}").exit_code == 0
-    assert load_node(tmp_path / "boards" / "pi" / "node.toml").port == on_the_board
+    assert load_node(tmp_path / "boards" / "pi" / "node.toml").ground.port == on_the_board
 
 
 def test_a_node_named_like_a_board_is_that_board(tmp_path: Path) -> None:
@@ -112,7 +117,7 @@ def test_own_profiles_travel_with_the_board(tmp_path: Path, monkeypatch: pytest.
     (node,) = load_mission(tmp_path / "mission").nodes
     board = load_node(tmp_path / "mission" / "boards" / "pi" / "node.toml")
     assert (node.board, node.link.rate_up_bps) == (board.board, 9600)
-    assert (board.board.cpu, board.link.name) == (node.board.cpu, "radio")
+    assert (board.board.cpu, board.ground.link.name) == (node.board.cpu, "radio")
 
 
 def test_a_path_to_test_data_is_meant_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
