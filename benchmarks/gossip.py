@@ -44,7 +44,10 @@ BESIDE_BYTES = 64  # beside the values and the link's frames
 TIMED = (0.1, 0.5)  # as in table 4
 BYTES_AT = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.79, 0.81, 0.9, 0.96, 0.98, 1.0)
 REPEATS, TOP_K_REPEATS = 31, 5
-STAGES = ("a dense copy", "index", "extract", "extract, as a new message", "expand and mix")
+COPY, INDEX, EXTRACT, MESSAGE, MIX = STAGES = (
+    "a dense copy", "index", "extract", "extract, as a new message", "expand and mix"
+)  # fmt: skip
+WHOLE = "index, extract, expand and mix"
 SINGLE = 1  # the run of the paper's masks
 EDGE, WEIGHT = (0, 1), 1 / 3
 LINK = "isl-2mbyte"
@@ -88,11 +91,12 @@ def measure(tell: Progress, *, plot: Path | None, repeats: int, parameters: int 
 
 
 def _times(vectors: list[Floats], p: float, repeats: int) -> list[Row]:
-    whole = f"p = {p:g}: index, extract, expand and mix"
-    spent, rows = _stages(whole, vectors, p, RUN, repeats, COPIES if p == 0.1 else None)
+    spent_s = stages(vectors, p, RUN, repeats)
+    rows = _stage_rows(f"p = {p:g}: {WHOLE}", spent_s, COPIES if p == 0.1 else None)
+    picked_s = median(_sums(spent_s, INDEX, EXTRACT))
+    sent_s, whole_s = median(_sums(spent_s, INDEX, MESSAGE)), median(_sums(spent_s, INDEX, MESSAGE, MIX))
     for name, select in selections(vectors[0], round(p * len(vectors[0]))).items():
         top_k_s, extracted_s = top_k(vectors[0], select)
-        picked_s, sent_s, whole_s = map(median, (spent.picked_s, spent.sent_s, spent.whole_s))
         times = top_k_s / picked_s
         rows += [
             Row(f"  Top-K's selection by {name}", 1e3 * top_k_s, "ms"),
@@ -101,35 +105,25 @@ def _times(vectors: list[Floats], p: float, repeats: int) -> list[Row]:
             Row("    is slower than index and a new message", top_k_s / sent_s, "times"),
             Row("    is slower than all of it", top_k_s / whole_s, "times"),
         ]
-    whole = f"p = {p:g}, of single coordinates, as in the paper: index, extract, expand and mix"
-    return [*rows, *_stages(whole, vectors, p, SINGLE, repeats, None)[1]]
-
-
-@dataclass(frozen=True, slots=True)
-class Spent:
-    """CPU seconds of each turn: index and extract; index and a new message; these and expand and mix."""
-
-    picked_s: list[float]
-    sent_s: list[float]
-    whole_s: list[float]
-
-
-def _stages(
-    whole: str, vectors: list[Floats], p: float, run: int, repeats: int, bound: float | None
-) -> tuple[Spent, list[Row]]:
-    times_s = stages(vectors, p, run, repeats)
-    copy_s, index_s, extract_s, message_s, mix_s = times_s.values()
-    spent = Spent(
-        [sum(turn) for turn in zip(index_s, extract_s, strict=True)],
-        [sum(turn) for turn in zip(index_s, message_s, strict=True)],
-        [sum(turn) for turn in zip(index_s, message_s, mix_s, strict=True)],
-    )
-    return spent, [
-        Row(whole, _ratio(spent.whole_s, copy_s), "dense copies", bound),
-        *(Row(f"  {name}", _ratio(times_s[name], copy_s), "dense copies") for name in STAGES[1:]),
-        Row("  all of it", 1e3 * median(spent.whole_s), "ms"),
-        Row("  a dense copy", 1e3 * median(copy_s), "ms"),
+    single_s = stages(vectors, p, SINGLE, repeats)
+    return [
+        *rows,
+        *_stage_rows(f"p = {p:g}, of single coordinates, as in the paper: {WHOLE}", single_s, None),
     ]
+
+
+def _stage_rows(what: str, spent_s: Mapping[str, list[float]], bound: float | None) -> list[Row]:
+    whole_s, copies_s = _sums(spent_s, INDEX, MESSAGE, MIX), spent_s[COPY]
+    return [
+        Row(what, _ratio(whole_s, copies_s), "dense copies", bound),
+        *(Row(f"  {name}", _ratio(spent_s[name], copies_s), "dense copies") for name in STAGES[1:]),
+        Row("  all of it", 1e3 * median(whole_s), "ms"),
+        Row("  a dense copy", 1e3 * median(copies_s), "ms"),
+    ]
+
+
+def _sums(spent_s: Mapping[str, list[float]], *names: str) -> list[float]:
+    return [sum(turn) for turn in zip(*(spent_s[name] for name in names), strict=True)]
 
 
 def stages(vectors: list[Floats], p: float, run: int, repeats: int) -> dict[str, list[float]]:

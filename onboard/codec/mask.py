@@ -136,11 +136,8 @@ def drawn(draw: Draw, size: int) -> Mask:
     steps = np.empty(4 * block_words, np.uint8)
     # One array for all blocks, as large as they are on average: many small ones cost a page fault each page.
     room = np.empty(runs * draw.share // ALL + len(steps), np.int32)
-    reached, first, tail = (
-        -1,
-        0,
-        0,
-    )  # the last run decided on; the block's first word; picked after whole runs
+    reached, first = -1, 0  # the last run decided on; the block's first word
+    tail = 0
     while reached < (runs if rest else runs - 1):
         np.add(counters, np.uint64((key + first * GAMMA) & U64), out=words)
         _mix(words, spare)
