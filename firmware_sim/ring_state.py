@@ -13,7 +13,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-Seconds = float
+from firmware_sim.ring_result import Seconds
+
 DTYPES = ("<f4", "<i4")  # of arrays, by the code of their extension
 
 
