@@ -25,7 +25,7 @@ from typing import Literal
 from firmware_sim.ring_baselines import Choco, Talker, TopK
 from firmware_sim.ring_result import EpochResult, Judge, Moment, Seconds
 from firmware_sim.ring_state import Acknowledged, Arrived, Event, NodeState, OutOfPatience, RingState, Trained
-from firmware_sim.ring_ways import ALWAYS, Way
+from firmware_sim.ring_ways import Way, contacts_around
 from hw_profiles import Board, Link
 from onboard.budget import Pace
 from onboard.codec.layout import Floats
@@ -328,9 +328,7 @@ class Ring:
             link = settings.ground.link
             rate_bps = link.rate_down_bps if sender == GROUND else link.rate_up_bps
             return Way(link, rate_bps, settings.ground.passes[edge[1]])
-        cut = settings.cuts.get(edge)
-        contacts = ALWAYS if cut is None else ((0.0, cut[0]), (cut[1], math.inf))
-        return Way(settings.link, settings.link.rate_up_bps, contacts)
+        return Way(settings.link, settings.link.rate_up_bps, contacts_around(settings.cuts.get(edge)))
 
     # what comes of it
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from firmware_sim.crew import Crew
 from firmware_sim.ring import GROUND, RingError
+from firmware_sim.ring_cables import meeting
 from firmware_sim.ring_nodes import found, plan
 from firmware_sim.ring_record import EPOCHS, WISHES
 from firmware_sim.ring_result import EpochResult, Judge, Moment
@@ -64,8 +65,6 @@ class CrewRun:
         settings = wishes.settings
         if settings.method not in ("rd-psgd", "d-psgd") or wishes.out is None:
             raise RingError(f"{settings.method}: processes gossip by rd-psgd or d-psgd, in a folder")
-        if settings.cuts or settings.link.frame_loss:
-            raise RingError("processes have this computer's own links: no cuts, no losses")
         if (wishes.out / WISHES).exists():
             raise RingError(f"{wishes.out}: holds a run on the virtual clock; choose another with --out")
         train = TrainGraph.load(settings.model)
@@ -74,8 +73,11 @@ class CrewRun:
         self.results: list[EpochResult] = []
         self._settings, self._out = settings, wishes.out
         self._judge = Judge(InferGraph.load(settings.model), train.layout, test)
-        self._files = found(wishes.out / NODES, settings, shares)
+        meets = meeting(settings)
+        self._cables = meets.cables
+        self._files = found(wishes.out / NODES, settings, shares, meets.urls)
         self._told: list[dict[int, dict[str, Any]]] = []  # what each node said of each epoch
+        self._killed = set[str]()
         self._living = {f"node-{node}": node for node in range(1, settings.nodes + 1)}
         self._station = None
         if settings.ground is not None:
@@ -89,6 +91,8 @@ class CrewRun:
         if self._settings.ground is not None:
             plan(self._out / NODES, self._settings.ground, datetime.now(timezone.utc))
         try:
+            for (a, b), told in self._cables.items():
+                crew.start(f"cable:{a}-{b}", "firmware_sim", "cable", *told, "--report-every", "1")
             for node, file in self._files.items():
                 name, often = (f"node-{node}", ()) if node != GROUND else (STATION, ("--report-every", "0.5"))
                 crew.start(name, "onboard", "run", str(file), "--log", "json", *often)
@@ -105,6 +109,8 @@ class CrewRun:
                 pass
 
     def _hear(self, name: str, event: Mapping[str, Any]) -> None:
+        if name.startswith("cable:"):
+            return
         if event["event"] == "training-failed":
             raise RingError(f"{name}: {event['why']}")
         if event["event"] == "doing" and self._station is not None:
@@ -122,10 +128,11 @@ class CrewRun:
         for name, node in list(self._living.items()):
             if clock_s >= self._settings.dead.get(node, math.inf):
                 crew.members[name].process.kill()
+                self._killed.add(name)
                 del self._living[name]
         for member in crew.ended():
-            failed = member.name in self._living and member.process.returncode != 0
-            if failed or member.name == STATION:
+            is_done = member.name in self._living and member.process.returncode == 0
+            if not is_done and member.name not in self._killed:
                 raise RingError(f"{member.name} ended: {member.last_words()}")
 
     def _share_done(self) -> float:

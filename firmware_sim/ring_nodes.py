@@ -6,16 +6,15 @@ FOLDER/contacts.toml    when gateways see the ground, if there is one
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
-import socket
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from firmware_sim.ring import GROUND, Ground, RingError, Settings
+from firmware_sim.ring_cables import link_of
 from onboard import data
 from onboard.codec.mask import ALL
 from onboard.keys import new_key, save_key
@@ -24,16 +23,17 @@ from onboard.learn import topology
 PLAN = "contacts.toml"
 
 
-def found(folder: Path, settings: Settings, shares: Sequence[data.Images]) -> dict[int, Path]:
+def found(
+    folder: Path, settings: Settings, shares: Sequence[data.Images], urls: Mapping[tuple[int, int], str]
+) -> dict[int, Path]:
     """Writes each node's folder, the ground's too; returns the NODE.toml files. Earlier ones are replaced.
 
-    Raises RingError for a node without neighbours.
+    urls: see `ring_cables.Meeting`. Raises RingError for a node without neighbours.
     """
     shutil.rmtree(folder, ignore_errors=True)
     weights = topology.metropolis(settings.edges())
     if alone := set(range(1, settings.nodes + 1)) - weights.keys():
         raise RingError(f"nodes {sorted(alone)} have no neighbours: nothing to gossip with")
-    ports = _free_ports([(a, b) for a in weights for b in weights[a]])
     keys = {edge: new_key() for edge in settings.edges()}
     files = {}
     for node in weights:
@@ -51,8 +51,7 @@ def found(folder: Path, settings: Settings, shares: Sequence[data.Images]) -> di
         # A checkpoint at the end of every epoch: it is what the epoch is judged by.
         tables += [("[budget]", {"cpu_share": 1.0, "checkpoint_s": 1e-3})]
         for peer, weight in weights[node].items():
-            here, there = (f"127.0.0.1:{ports[way]}" for way in ((node, peer), (peer, node)))
-            way = {"id": peer, "port": f"udp://{there}?bind={here}", "key": f"{peer}.key", "weight": weight}
+            way = {"id": peer, "port": urls[node, peer], "key": f"{peer}.key", "weight": weight}
             tables.append(("[[neighbour]]", way | _link(settings, node, peer)))
         lines = [line for head, table in tables for line in _lines(head, table)]
         files[node] = own / "node.toml"
@@ -73,9 +72,9 @@ def plan(folder: Path, ground: Ground, began: datetime) -> None:
 
 def _link(settings: Settings, node: int, peer: int) -> dict[str, Any]:
     """What a node's file says of the link with that neighbour."""
-    if settings.ground is None or GROUND not in (node, peer):
-        return {"profile": settings.link.name}
-    return {"profile": settings.ground.link.name, "contacts": f"../{PLAN}", "wait": peer != GROUND}
+    link = link_of(settings, (min(node, peer), max(node, peer)))
+    plan = {"contacts": f"../{PLAN}", "wait": peer != GROUND} if GROUND in (node, peer) else {}
+    return {"profile": link.name} | plan
 
 
 def _gossip(settings: Settings, *, trains: bool) -> dict[str, Any]:
@@ -103,15 +102,3 @@ def _gossip(settings: Settings, *, trains: bool) -> dict[str, Any]:
 def _lines(head: str, table: Mapping[str, Any]) -> list[str]:
     """A table as TOML, of which JSON's literals and escapes are a subset."""
     return [head, *(f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in table.items()), ""]
-
-
-def _free_ports(ways: Sequence[tuple[int, int]]) -> dict[tuple[int, int], int]:
-    """A UDP port for each, all of them free a moment ago."""
-    with contextlib.ExitStack() as held:
-        sockets = {
-            way: held.enter_context(contextlib.closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)))
-            for way in ways
-        }
-        for each in sockets.values():
-            each.bind(("127.0.0.1", 0))
-        return {way: each.getsockname()[1] for way, each in sockets.items()}

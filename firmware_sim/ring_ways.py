@@ -16,6 +16,12 @@ from onboard.wire.frame import OVERHEAD_BYTES
 ALWAYS = ((0.0, math.inf),)
 
 
+def contacts_around(cut: tuple[float, float] | None) -> Sequence[tuple[float, float]]:
+    """(rise, set) in seconds of an edge that carries nothing from one time until another."""
+    whole = ALWAYS if cut is None else ((0.0, cut[0]), (cut[1], math.inf))
+    return [(rise_s, set_s) for rise_s, set_s in whole if rise_s < set_s]
+
+
 class Way:
     """`contacts`: (rise, set) in seconds, one after the other."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from firmware_sim.crew import Crew
 from firmware_sim.fleet_split import iid
 from firmware_sim.ring import RingError, Settings
+from firmware_sim.ring_cables import meeting
 from firmware_sim.ring_crew import CrewRun
 from firmware_sim.ring_nodes import found
 from firmware_sim.ring_record import EPOCHS
@@ -32,7 +34,8 @@ WITHIN_S = 60.0
 def test_a_killed_agent_goes_on_and_all_agents_end(tmp_path: Path) -> None:
     images = data.load("digits", part="train", classes=10)
     shares = [images.take(rows) for rows in iid(images.y, 3, 100, 0)]
-    files = found(tmp_path / "nodes", Settings(**BASE | {"epochs": 8}), shares)
+    settings = Settings(**BASE | {"epochs": 8})
+    files = found(tmp_path / "nodes", settings, shares, meeting(settings).urls)
     crew, heard = Crew(tmp_path / "logs"), list[tuple[str, dict[str, Any]]]()
     until = time.monotonic() + WITHIN_S
 
@@ -81,9 +84,23 @@ def test_a_crew_tells_its_epochs_as_a_ring_does(tmp_path: Path) -> None:
     assert json.loads((tmp_path / EPOCHS).read_text().splitlines()[-1])["distance"] > 0
 
 
-@pytest.mark.parametrize("other", [{"method": "topk"}, {"cuts": {(1, 2): (1.0, 2.0)}}])
-def test_what_processes_cannot_do_is_said_before_they_start(tmp_path: Path, other: dict[str, Any]) -> None:
-    wishes = Wishes(settings=Settings(**BASE | other), data="digits", out=tmp_path)
+def test_frames_are_lost_and_an_edge_is_cut_between_real_agents(tmp_path: Path) -> None:
+    lossy = replace(BASE["link"], frame_loss=0.05)
+    settings = Settings(**BASE | {"epochs": 3, "every": 2, "link": lossy, "cuts": {(1, 2): (0.0, 3.0)}})
+    wishes = Wishes(settings=settings, data="digits", images=150, out=tmp_path)
+    results = [seen for seen in CrewRun(wishes).play() if isinstance(seen, EpochResult)]
+    assert [result.epoch for result in results] == [1, 2, 3]
+    assert results[-1].exchanges > 2
+    said = {}
+    for edge in ("1-2", "1-3", "2-3"):
+        (*_, last) = (tmp_path / "logs" / f"cable:{edge}.jsonl").read_text().splitlines()
+        said[edge] = json.loads(last)
+    assert all(said[edge]["ground"]["lost"] + said[edge]["board"]["lost"] > 0 for edge in ("1-3", "2-3"))
+    assert [one["ground"]["cut"] > 0 for one in said.values()] == [True, False, False]
+
+
+def test_what_processes_cannot_do_is_said_before_they_start(tmp_path: Path) -> None:
+    wishes = Wishes(settings=Settings(**BASE | {"method": "topk"}), data="digits", out=tmp_path)
     with pytest.raises(RingError, match="processes"):
         CrewRun(wishes)
 
@@ -94,7 +111,8 @@ def test_an_emulated_board_gossips_at_its_own_pace(tmp_path: Path) -> None:
     crew = Crew(tmp_path / "logs")
     heard, until = list[tuple[str, dict[str, Any]]](), time.monotonic() + WITHIN_S
     try:
-        for node, file in found(tmp_path / "nodes", settings, [images, images]).items():
+        files = found(tmp_path / "nodes", settings, [images, images], meeting(settings).urls)
+        for node, file in files.items():
             crew.start(str(node), "firmware_sim", "board", str(file), "--log", "json")
         while len(crew.ended()) < 2:
             heard += crew.listen(0.1)

@@ -12,6 +12,7 @@ import pytest
 
 from firmware_sim.crew import Crew
 from firmware_sim.ring import Ground, RingError, Settings
+from firmware_sim.ring_cables import meeting
 from firmware_sim.ring_crew import CrewRun
 from firmware_sim.ring_nodes import PLAN, found, plan
 from firmware_sim.ring_result import EpochResult
@@ -37,7 +38,7 @@ PARAMETERS = 431_080  # of LeNet-5
 def test_planes_come_nearer_through_the_ground_alone_and_the_mean_stays(tmp_path: Path) -> None:
     images = data.load("digits", part="train", classes=10).take(np.arange(64))
     settings = Settings(**BASE | {"epochs": 8, "recipe": STILL})
-    files = found(tmp_path / "nodes", settings, [images] * 4)
+    files = found(tmp_path / "nodes", settings, [images] * 4, meeting(settings).urls)
     drawn = np.random.default_rng(0).standard_normal((5, PARAMETERS), np.float32)
     before = dict(enumerate(drawn / 10))
     for node, file in files.items():
@@ -98,4 +99,4 @@ def test_the_plan_has_each_pass_at_its_time(tmp_path: Path) -> None:
 
 def test_a_node_alone_has_nobody_to_gossip_with(tmp_path: Path) -> None:
     with pytest.raises(RingError, match=r"nodes \[2, 4\] have no neighbours"):
-        found(tmp_path, Settings(**BASE | {"columns": 1}), [])
+        found(tmp_path, Settings(**BASE | {"columns": 1}), [], {})

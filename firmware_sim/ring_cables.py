@@ -1,0 +1,69 @@
+"""Where the agents of a ring meet on this computer: at UDP ports, with nothing between them but where frames
+are to be lost or an edge is to be cut: there an emulated link is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import socket
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from firmware_sim.ring import GROUND, Settings
+from firmware_sim.ring_ways import contacts_around
+from hw_profiles import Link
+from onboard.learn.topology import Edge
+
+HOST = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True)
+class Meeting:
+    """`urls`: of a node's port to a neighbour, by (node, neighbour). `cables`: what `firmware-sim cable` is
+    told, by edge."""
+
+    urls: Mapping[tuple[int, int], str]
+    cables: Mapping[Edge, tuple[str, ...]]
+
+
+def meeting(settings: Settings) -> Meeting:
+    """For all edges of a ring, at ports that were free a moment ago."""
+    edges = settings.edges()
+    emulated = {edge for edge in edges if edge in settings.cuts or link_of(settings, edge).frame_loss}
+    ways = [way for a, b in edges for way in ((a, b), (b, a))]
+    ends = [(*way, far) for way in ways for far in (False, True)]
+    ports = {end: f"{HOST}:{port}" for end, port in zip(ends, _free_ports(len(ends)), strict=True)}
+    urls, cables = {}, {}
+    for node, peer in ways:
+        is_emulated = (min(node, peer), max(node, peer)) in emulated
+        there = ports[node, peer, True] if is_emulated else ports[peer, node, False]
+        urls[node, peer] = f"udp://{there}?bind={ports[node, peer, False]}"
+    for a, b in emulated:
+        low, high = (f"udp://{ports[*way, True]}?peer={ports[*way, False]}" for way in ((a, b), (b, a)))
+        cables[a, b] = ("--ground", low, "--board", high, *_air(settings, (a, b)))
+    return Meeting(urls, cables)
+
+
+def link_of(settings: Settings, edge: Edge) -> Link:
+    """The profile of an edge's link."""
+    return settings.ground.link if settings.ground and edge[0] == GROUND else settings.link
+
+
+def _air(settings: Settings, edge: Edge) -> Iterable[str]:
+    link = link_of(settings, edge)
+    yield from ("--link", link.name, "--loss", str(link.frame_loss), "--seed", str(1 + settings.seed))
+    for rise_s, set_s in contacts_around(settings.cuts.get(edge)):
+        yield from ("--window", f"{rise_s}:{'' if math.isinf(set_s) else set_s}")
+
+
+def _free_ports(count: int) -> list[int]:
+    """So many UDP ports that are free."""
+    with contextlib.ExitStack() as held:
+        sockets = [
+            held.enter_context(contextlib.closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)))
+            for _ in range(count)
+        ]
+        for each in sockets:
+            each.bind((HOST, 0))
+        return [each.getsockname()[1] for each in sockets]
