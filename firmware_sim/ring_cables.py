@@ -31,17 +31,18 @@ def meeting(settings: Settings) -> Meeting:
     """For all edges of a ring, at ports that were free a moment ago."""
     edges = settings.edges()
     emulated = {edge for edge in edges if edge in settings.cuts or link_of(settings, edge).frame_loss}
-    ways = [way for a, b in edges for way in ((a, b), (b, a))]
-    ends = [(*way, far) for way in ways for far in (False, True)]
-    ports = {end: f"{HOST}:{port}" for end, port in zip(ends, _free_ports(len(ends)), strict=True)}
-    urls, cables = {}, {}
-    for node, peer in ways:
-        is_emulated = (min(node, peer), max(node, peer)) in emulated
-        there = ports[node, peer, True] if is_emulated else ports[peer, node, False]
-        urls[node, peer] = f"udp://{there}?bind={ports[node, peer, False]}"
-    for a, b in emulated:
-        low, high = (f"udp://{ports[*way, True]}?peer={ports[*way, False]}" for way in ((a, b), (b, a)))
-        cables[a, b] = ("--ground", low, "--board", high, *_air(settings, (a, b)))
+    ways = [way for edge in edges for way in (edge, edge[::-1])]
+    free = [f"{HOST}:{port}" for port in _free_ports(2 * len(ways))]
+    own = dict(zip(ways, free[::2], strict=True))  # a node's port to a neighbour
+    far = dict(zip(ways, free[1::2], strict=True))  # the cable's end at that node, if there is one
+    urls = {}
+    for way in ways:
+        there = far[way] if {way, way[::-1]} & emulated else own[way[::-1]]
+        urls[way] = f"udp://{there}?bind={own[way]}"
+    cables = {}
+    for edge in emulated:
+        low, high = (f"udp://{far[way]}?peer={own[way]}" for way in (edge, edge[::-1]))
+        cables[edge] = ("--ground", low, "--board", high, *_air(settings, edge))
     return Meeting(urls, cables)
 
 
