@@ -4,7 +4,7 @@ As `onboard.agent`, it is told events and the time, runs one training step when 
 waits itself. Every few batches it opens an exchange on every edge that is in contact and has none open. It
 trains on when these are complete or its patience is over; each is waited for once and in contact alone, and
 one that completes later is mixed at the next. After its last epoch it opens none, answers its neighbours',
-and is over when it has not heard them for as long as its patience.
+and is over when it has not heard them for as long as its patience, in contact with them.
 
 A node that trains nothing, such as a ground station, holds a model and answers its neighbours, for ever.
 """
@@ -347,8 +347,14 @@ class GossipAgent:
         self._journal.save(self._known)
 
     def _ends_at(self, now: float) -> float:
-        heard = max(session.snapshot(now).last_heard for session in self._sessions.values())
-        return max(heard, self._quiet_since_s) + self.config.gossip.patience_s
+        """When no neighbour has been heard in `patience_s` of contact with it. One that is out of contact may
+        have been cut off in an exchange that this end has mixed; for one without more contacts none waits."""
+        patience_s = self.config.gossip.patience_s
+        ends = [self._quiet_since_s + patience_s]
+        for session in self._sessions.values():
+            heard = max(session.snapshot(now).last_heard, self._quiet_since_s)
+            ends.append(session.after(heard, patience_s))
+        return max(at for at in ends if at < math.inf)
 
     def _keep_model(self) -> None:
         packed = io.BytesIO()

@@ -91,6 +91,20 @@ def test_a_neighbour_out_of_contact_is_not_waited_for(disk: Path) -> None:
     assert net.drift() < MEAN
 
 
+@pytest.mark.parametrize("set_s", [1.9, 1.93, 1.96, 1.99])
+def test_a_node_that_is_done_meets_again_whom_a_pass_s_end_has_cut_off(disk: Path, set_s: float) -> None:
+    """One end may have mixed what the other has not: it must not end before the next pass."""
+    contacts = {(0, 1): [(0.0, set_s), (9.0, 30.0)]}
+    net = GossipNet(disk, edges=[(0, 1), (1, 2)], contacts=contacts, epochs=10, patience_s=1.0, sparsity=0.3)
+    assert 10.0 < net.run(60.0, net.over) < 12.0
+    assert net.drift() < MEAN
+
+
+def test_a_contact_plan_that_is_over_keeps_no_node(disk: Path) -> None:
+    net = GossipNet(disk, edges=[(0, 1)], contacts={(0, 1): [(0.0, 0.5)]}, epochs=10, patience_s=1.0)
+    assert net.run(60.0, net.over) < 2.0 + 1.0 + 0.1
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_a_ground_that_is_killed_comes_back_with_the_mean(disk: Path, seed: int) -> None:
     net = hybrid(disk, seed=seed, frame_loss=0.1, sparsity=0.02)

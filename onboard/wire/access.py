@@ -80,6 +80,10 @@ class Access:
         """When, from `now` on, the link's clock gets to `up_s`."""
         return max(now, self._contacts.at(up_s))
 
+    def after(self, since: float, contact_s: float) -> float:
+        """When the link's clock will have run for `contact_s` since then; inf for never."""
+        return self._contacts.at(self._contacts.up_s(since) + contact_s)
+
     def left_s(self, up_s: float) -> float | None:
         """How long the contact lasts from `up_s` on, None where nobody knows."""
         return None if math.isinf(self._air.closes_at) else self._air.closes_at - up_s

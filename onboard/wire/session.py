@@ -173,6 +173,10 @@ class Session:
         """When the contact that is open will be over; inf if none is, or without a plan."""
         return self._access.closes_at(now)
 
+    def after(self, since: float, contact_s: float) -> float:
+        """When `contact_s` of contact have passed since then; inf where the plan does not reach so far."""
+        return self._access.after(since, contact_s)
+
     def offer(
         self,
         kind: int,
