@@ -123,6 +123,15 @@ def test_what_crosses_a_port_is_recorded_both_ways(kind: str, tmp_path: Path, cl
     cable.pull()
 
 
+def test_the_links_of_a_node_are_told_apart(tmp_path: Path, clocks: Clocks) -> None:
+    made = recorder(tmp_path / "record", clocks)
+    for local, peer in ((5, 3), (5, 4), (5, 0)):
+        made.link("udp://127.0.0.1:9", LINK, local=local, peer=peer)("out", bytes([peer]))
+    made.close()
+    crossed = [each for each in read(tmp_path / "record")[0] if each.kind is Kind.OUT]
+    assert [(each.node, each.data) for each in crossed] == [(3, b"\3"), (4, b"\4"), (5, b"\0")]
+
+
 def test_a_second_run_goes_on_behind_a_record_that_was_cut(tmp_path: Path, clocks: Clocks) -> None:
     path = tmp_path / "record"
     recorder(path, clocks).link("/dev/a", LINK, local=0, peer=3)("in", b"first")
