@@ -91,7 +91,8 @@ class Settings:
             raise RingError(f"{self.board.name}: {self.board.title} cannot train")
         if (self.dead or self.cuts or self.ground) and self.method in ("topk", "choco"):
             raise RingError(f"{self.method} waits for all its neighbours: no faults and no ground with it")
-        known, edges = set(range(1, self.nodes + 1)), self.edges()
+        known = set(range(1, self.nodes + 1))
+        edges = {edge for edge in self.edges() if GROUND not in edge}  # the others have their passes
         if not self.dead.keys() <= known or not self.cuts.keys() <= edges:
             raise RingError(f"faults of {sorted(self.dead)} and {sorted(self.cuts)}: no such nodes or edges")
         if self.ground is not None and not self.ground.passes.keys() <= known:

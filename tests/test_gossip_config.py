@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ from onboard.config import GossipConfig, NodeConfig, load_gossip, load_node, loa
 from onboard.gossip_agent import MODEL, Phase
 from onboard.gossip_carrier import gossip_node
 from onboard.keys import BadKey, new_key, save_key
+from onboard.learn import topology
 from onboard.picture import gossip_picture
 from onboard.toml import ConfigError
 from onboard.views import gossip_view
 from tests.test_config import toml
 
+GOSSIP_PAGE = Path(__file__).parent.parent / "docs" / "gossip.md"
 IMAGES = data.load("digits", part="train").take(np.arange(20))
 GOOD: dict[str, dict[str, Any]] = {
     "node": {"id": 7, "name": "pi", "board": "raspberry-pi-4"},
@@ -169,6 +172,15 @@ def test_a_ground_that_holds_a_model_needs_no_data(tmp_path: Path) -> None:
     with np.load(config.state / MODEL) as model:
         for name, values in agent.descent.weights.items():
             np.testing.assert_array_equal(model[name], values)
+
+
+def test_the_ground_station_on_the_gossip_page_can_be_used(tmp_path: Path) -> None:
+    (example,) = re.findall(r"^```toml\n(.*?)^```", GOSSIP_PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    (tmp_path / "node.toml").write_text(example)
+    config = load_gossip(tmp_path / "node.toml")
+    assert (config.id, config.gossip.trains) == (0, False)
+    weights = topology.metropolis(topology.planes(range(1, 9), 4) | {(0, 1), (0, 5)})
+    assert {each.id: each.weight for each in config.neighbours} == weights[0]
 
 
 def test_what_keeps_a_node_from_starting_is_one_line(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from firmware_sim.fleet_split import iid
-from firmware_sim.ring import Ring, RingError, Settings
+from firmware_sim.ring import Ground, Ring, RingError, Settings
 from firmware_sim.ring_result import EpochResult
 from firmware_sim.ring_ways import Way, framed_bytes
 from hw_profiles import load_board, load_link
@@ -110,6 +110,8 @@ def test_what_cannot_be_is_named() -> None:
         Settings(**BASE | {"shape": "torus", "columns": 3})
     with pytest.raises(RingError, match=r"faults of \[9\]"):
         Settings(**BASE | {"dead": {9: 1.0}})
+    with pytest.raises(RingError, match=r"faults of \[\] and \[\(0, 1\)\]"):
+        Settings(**BASE | {"ground": Ground(LINK, {1: ((0.0, 9.0),)}), "cuts": {(0, 1): (1.0, 2.0)}})
     with pytest.raises(RingError, match="topk waits for all its neighbours"):
         Settings(**BASE | {"dead": {1: 1.0}, "method": "topk"})
 
