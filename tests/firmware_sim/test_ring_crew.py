@@ -86,7 +86,7 @@ def test_a_crew_tells_its_epochs_as_a_ring_does(tmp_path: Path) -> None:
 
 def test_frames_are_lost_and_an_edge_is_cut_between_real_agents(tmp_path: Path) -> None:
     lossy = replace(BASE["link"], frame_loss=0.05)
-    settings = Settings(**BASE | {"epochs": 3, "every": 2, "link": lossy, "cuts": {(1, 2): (0.0, 3.0)}})
+    settings = Settings(**BASE | {"epochs": 3, "every": 2, "link": lossy, "cuts": {(1, 2): (0.0, 300.0)}})
     wishes = Wishes(settings=settings, data="digits", images=150, out=tmp_path)
     results = [seen for seen in CrewRun(wishes).play() if isinstance(seen, EpochResult)]
     assert [result.epoch for result in results] == [1, 2, 3]

@@ -26,7 +26,7 @@ from onboard.learn.descent import Recipe
 
 PASSES = {1: ((0.0, 300.0),), 3: ((0.0, 1.0), (2.0, 300.0))}
 BASE: dict[str, Any] = {
-    "nodes": 4, "shape": "planes", "columns": 2, "sparsity": 0.3, "patience_s": 2.0, "every": 2,
+    "nodes": 4, "shape": "planes", "columns": 2, "sparsity": 0.3, "patience_s": 3.0, "every": 2,
     "board": load_board("raspberry-pi-4"), "link": load_link("isl-2mbyte"),
     "ground": Ground(load_link("isl-2mbyte"), PASSES),
 }  # fmt: skip
@@ -37,7 +37,7 @@ PARAMETERS = 431_080  # of LeNet-5
 
 def test_planes_come_nearer_through_the_ground_alone_and_the_mean_stays(tmp_path: Path) -> None:
     images = data.load("digits", part="train", classes=10).take(np.arange(64))
-    settings = Settings(**BASE | {"epochs": 8, "recipe": STILL})
+    settings = Settings(**BASE | {"epochs": 5, "recipe": STILL})
     files = found(tmp_path / "nodes", settings, [images] * 4, meeting(settings).urls)
     drawn = np.random.default_rng(0).standard_normal((5, PARAMETERS), np.float32)
     before = dict(enumerate(drawn / 10))
