@@ -32,7 +32,7 @@ from onboard.codec.values import Form
 
 VERSION = 2
 HEADER = struct.Struct("<BBHIII4s")
-SPAN = 1 << 16  # coordinates mixed at a time: what they take, twice 256 KiB, stays in a cache of 1 MiB
+SPAN = 1 << 16  # coordinates taken at a time: what mixing needs, twice 256 KiB, stays in a cache of 1 MiB
 
 
 class BadExchange(ValueError):  # noqa: N818 - "bad" says error already
@@ -72,27 +72,25 @@ def outgoing(vector: Floats, mask: Mask, form: Form) -> tuple[bytes | memoryview
         return message, decode(message, mask)
     whole = np.empty(HEADER.size + 4 * mask.count, np.uint8)
     whole[: HEADER.size] = np.frombuffer(_head(mask, form), np.uint8)
-    extract(vector, mask, whole[HEADER.size :].view("<f4"))
-    return whole.data, decode(whole.data, mask)
+    return whole.data, extract(vector, mask, whole[HEADER.size :].view("<f4"))
 
 
 def extract(vector: Floats, mask: Mask, out: Floats | None = None) -> Floats:
     """The values of float32 (size,) at the mask's coordinates: (count,), into `out` if given.
 
-    Errors: ValueError for another dtype or length.
+    Errors: ValueError for another dtype or length, and for values that are not finite.
     """
     _check_length(vector, mask.size, "vector")
     out = np.empty(mask.count, np.float32) if out is None else out
-    if mask.whole:
-        out[...] = vector
-        return out
-    run, tail, at = mask.draw.run, mask.tail, 0
-    runs, gathered = (each[: len(each) // run * run].reshape(-1, run) for each in (vector, out))
-    for block in mask.blocks:
-        # No run is outside; "raise" would copy `out`.
-        np.take(runs, block, axis=0, out=gathered[at : at + len(block)], mode="clip")
-        at += len(block)
-    out[mask.count - tail :] = vector[mask.size - tail :]
+    run = mask.draw.run
+    runs = vector[: len(vector) // run * run].reshape(-1, run)
+    for piece in _pieces(mask):
+        values = out[piece.at : piece.at + piece.count]
+        if piece.runs is None:
+            values[...] = vector[piece.first : piece.first + piece.count]
+        else:  # no run is outside; "raise" would copy `values`
+            np.take(runs, piece.runs, axis=0, out=values.reshape(-1, run), mode="clip")
+        coded.check_finite(values)  # while they are in the cache
     return out
 
 
@@ -144,8 +142,9 @@ def mix(vector: Floats, answers: Sequence[Answer]) -> None:
         _check_length(answer.sent, answer.mask.count, "values sent")
         _check_length(answer.received, answer.mask.count, "values received")
     moves, space = np.empty(SPAN, np.float32), np.empty(SPAN, np.float32)
-    for piece in sorted(_pieces(answers), key=lambda piece: (piece.first, piece.answer)):
-        answer, last = answers[piece.answer], piece.at + piece.count
+    pieces = [(piece, answer) for answer in answers for piece in _pieces(answer.mask)]
+    for piece, answer in sorted(pieces, key=lambda each: each[0].first):
+        last = piece.at + piece.count
         received, sent = answer.received[piece.at : last], answer.sent[piece.at : last]
         moved = np.subtract(received, sent, out=moves[: piece.count])
         moved *= np.float32(answer.weight)
@@ -165,30 +164,27 @@ def mix(vector: Floats, answers: Sequence[Answer]) -> None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Piece:
-    """A part of an answer that is mixed at once: `count` of its values, from place `at` on, for coordinates
-    from `first` on: one after the other, or those of `runs`."""
+    """A part of a mask that is taken at once: `count` of its coordinates, from place `at` on, which is
+    coordinate `first`: one after the other, or those of `runs`."""
 
     first: int
-    answer: int
     at: int
     count: int
     runs: Indices | None
 
 
-def _pieces(answers: Sequence[Answer]) -> Iterator[_Piece]:
-    for number, answer in enumerate(answers):
-        mask, at = answer.mask, 0
-        run, size = mask.draw.run, mask.size
-        if mask.whole:
-            yield from (_Piece(at, number, at, min(SPAN, size - at), None) for at in range(0, size, SPAN))
-            continue
-        for block in mask.blocks:
-            for begin in range(0, len(block), SPAN // run):
-                runs = block[begin : begin + SPAN // run]
-                yield _Piece(run * int(runs[0]), number, at, run * len(runs), runs)
-                at += run * len(runs)
-        if mask.tail:
-            yield _Piece(size - mask.tail, number, at, mask.tail, None)
+def _pieces(mask: Mask) -> Iterator[_Piece]:
+    run, size, at = mask.draw.run, mask.size, 0
+    if mask.whole:
+        yield from (_Piece(at, at, min(SPAN, size - at), None) for at in range(0, size, SPAN))
+        return
+    for block in mask.blocks:
+        for begin in range(0, len(block), SPAN // run):
+            runs = block[begin : begin + SPAN // run]
+            yield _Piece(run * int(runs[0]), at, run * len(runs), runs)
+            at += run * len(runs)
+    if mask.tail:
+        yield _Piece(size - mask.tail, at, mask.tail, None)
 
 
 def _header(mask: Mask, form: Form) -> Header:

@@ -39,7 +39,7 @@ class Form(IntEnum):
 
 def encode(values: Floats, form: Form) -> bytes:
     """The bytes of values (n,). Errors: ValueError for values that are not finite, or too large for fp16."""
-    _check_finite(values)
+    check_finite(values)
     if form is Form.FP32:
         return values.astype("<f4", copy=False).tobytes()
     if form is Form.FP16:
@@ -82,7 +82,7 @@ def decode(data: bytes | memoryview, count: int, form: Form) -> Floats:
             )
         else:
             values = np.frombuffer(data, "<f4" if form is Form.FP32 else "<f2").astype(np.float32, copy=False)
-    _check_finite(values)
+    check_finite(values)
     return values
 
 
@@ -102,6 +102,7 @@ def _layout(count: int) -> Layout:
     return layout({"values": (-(-count // BLOCK), BLOCK)})
 
 
-def _check_finite(values: Floats) -> None:
+def check_finite(values: Floats) -> None:
+    """Errors: ValueError unless all of them are."""
     if not np.isfinite(values).all():
         raise ValueError("values are not finite")
