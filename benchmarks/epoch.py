@@ -46,7 +46,7 @@ NEIGHBOURS = 2
 LINKS = {"isl-2mbyte": 1, "cap-200m": NEIGHBOURS, "cap-200k": NEIGHBOURS}  # neighbours that share one
 NO_LINK = "CPU alone"
 REPEATS = 15
-LINEAR = 9.8  # table 1: "linearly"; 196 masks of 271,098 coordinates have p of them on average within 1 %
+LINEAR = 9.8  # table 1: "linearly"; 196 masks of 271,098 coordinates have p of them on average within 2 %
 # The paper's, seconds an epoch of ResNet-50: table 2 (one node, of which 8 have an eighth each) and table 3.
 COMPUTING_S = 6069.36 / 8
 CAPPED = 285.6 / 58.3

@@ -19,7 +19,7 @@ from onboard.exchanges import ExchangeLog, replay
 from onboard.learn import topology
 from onboard.learn.gossip import Gossip
 
-SIZE = 50
+SIZE = 700  # three runs of a mask, of which the last one is shorter
 MEMORY = Path("/dev/shm")
 WEIGHTS = topology.metropolis(topology.ring(range(4)))
 

@@ -28,7 +28,7 @@ from benchmarks.progress import Progress
 
 def test_every_bound_of_the_issue_is_a_row_and_holds(tmp_path: Path) -> None:
     plot = tmp_path / "rates.png"
-    rows = measure(Progress("consensus", io.StringIO()), plot=plot, runs=50_000)
+    rows = measure(Progress("consensus", io.StringIO()), plot=plot, runs=10_000)
     rates = [row for row in rows if row.what.startswith("  off 1 - p")]
     lemma = [row for row in rows if "400 trials" in row.what]
     assert (len(rates), len(lemma)) == (7, 3 * 7)
@@ -56,4 +56,4 @@ def test_binomial_tails_and_the_most_that_keeps_them() -> None:
 
 def test_a_weight_that_is_not_the_rings_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(consensus, "WEIGHT", 0.32)
-    assert abs(rate(left_of_slowest(0.5, 30_000, per_edge=False)) - theory(0.5)) > 2e-3
+    assert abs(rate(left_of_slowest(0.5, 10_000, per_edge=False)) - theory(0.5)) > 2e-3

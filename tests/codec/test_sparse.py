@@ -17,11 +17,11 @@ from onboard.codec.sparse import HEADER, Answer, BadExchange, decode, encode, ex
 from onboard.codec.values import Form
 from tests.codec.examples import VECTORS
 
-NODES, SIZE = 8, 3000
-MASK = drawn(Draw(89, 2, (3, 4), share_of(0.1)), 200)  # a run of 32, and the shorter last one
+NODES, SIZE = 8, 6000
+MASK = drawn(Draw(73, 2, (3, 4), share_of(0.1), run=32), 200)  # one run, and the shorter last one
 HEAD = encode(np.zeros(MASK.count, np.float32), MASK, Form.INT8)[: HEADER.size]
 SHARES = st.sampled_from([200, 6554, ALL // 2, ALL])
-RUNS = st.sampled_from([1, RUN]) | st.integers(1, 255)
+RUNS = st.sampled_from([1, RUN, 2**16 - 1]) | st.integers(1, 300)
 SIZES = st.integers(0, 200) | st.integers(0, SIZE)  # shorter than a run, too, and with a shorter last run
 
 
@@ -107,7 +107,7 @@ def test_a_model_that_went_on_meanwhile_keeps_what_it_learned() -> None:
     assert np.abs(x[0] - expected).max() < 1e-6
 
 
-@pytest.mark.parametrize("run", [1, RUN])
+@pytest.mark.parametrize("run", [1, 4, RUN])
 def test_several_blocks_and_neighbours(run: int) -> None:
     x = models(4, 3, 700_001)
     edges = [(0, 1), (1, 2), (0, 2)]
@@ -137,6 +137,22 @@ def test_an_exchange_is_its_values_and_20_bytes(
         assert len(data) == 20 + per_value * mask.count + 4 * scales
 
 
+@pytest.mark.parametrize("form", list(Form))
+def test_values_that_are_not_finite_are_refused_where_they_would_travel(form: Form) -> None:
+    x = models(6, 1)[0]
+    mask = drawn(Draw(9, 1, (0, 1), 6554), SIZE)
+    left = np.setdiff1d(np.arange(SIZE), mask.index)
+    x[left] = np.nan
+    message, sent = outgoing(x, mask, form)
+    assert sent.tolist() == decode(message, mask).tolist()
+    for at in mask.index[[0, mask.count // 2, -1]]:
+        for bad in (np.nan, np.inf, -np.inf):
+            spoilt = x.copy()
+            spoilt[at] = bad
+            with pytest.raises(ValueError, match="not finite"):
+                outgoing(spoilt, mask, form)
+
+
 def test_golden_bytes() -> None:
     values = np.linspace(-1, 1, MASK.count, dtype=np.float32)
     for form in Form:
@@ -149,8 +165,9 @@ def test_golden_bytes() -> None:
 
 @pytest.mark.parametrize(
     "draw",
-    [Draw(2, 2, (3, 4), 6554), Draw(89, 3, (3, 4), 6554), Draw(89, 2, (3, 5), 6554), Draw(89, 2, None, 6554),
-     Draw(89, 2, (3, 4), 6555), Draw(89, 2, (3, 4), 6554, run=1)],
+    [Draw(2, 2, (3, 4), 6554, 32), Draw(73, 3, (3, 4), 6554, 32), Draw(73, 2, (3, 5), 6554, 32),
+     Draw(73, 2, None, 6554, 32), Draw(73, 2, (3, 4), 6555, 32), Draw(73, 2, (3, 4), 6554, 1),
+     Draw(73, 2, (3, 4), 6554)],
 )  # fmt: skip
 def test_a_neighbour_with_another_seed_round_edge_share_or_run_is_refused(draw: Draw) -> None:
     theirs = drawn(draw, MASK.size)

@@ -100,7 +100,7 @@ def test_it_goes_on_to_the_bit(digits: Parts, unlike: Parts, asked: Settings) ->
 
 
 def test_an_epoch_s_end_finds_all_that_can_be_under_way(unlike: Parts) -> None:
-    asked = settings(shape="star", patience_s=0.3, link=replace(LINK, delay_s=0.2))
+    asked = settings(shape="star", patience_s=0.3, link=replace(LINK, delay_s=0.25))
     results, states = in_lives(asked, unlike)
     under_way = {type(event) for state in states for _, _, event in state.events}
     assert under_way == {Trained, OutOfPatience, Arrived, Acknowledged}

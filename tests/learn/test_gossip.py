@@ -15,7 +15,7 @@ from onboard.codec.values import Form
 from onboard.learn import topology
 from onboard.learn.gossip import Gossip, Over
 
-SIZE = 400
+SIZE, FEW = 3000, 700  # coordinates: a dozen runs, and three; the last one of each is shorter
 RING = topology.metropolis(topology.ring(range(1, 9)))
 
 
@@ -145,14 +145,14 @@ class Gossiping(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.vectors = {n: np.random.default_rng(n).standard_normal(50).astype(np.float32) for n in range(4)}
+        self.vectors = {n: np.random.default_rng(n).standard_normal(FEW).astype(np.float32) for n in range(4)}
         self.total = sum(v.astype(np.float64) for v in self.vectors.values())
         self.gossips = {n: self.made(n) for n in range(4)}
         self.air: list[tuple[int, int, bytes]] = []  # sent, not taken
         self.news: list[tuple[int, int, bytes]] = []  # taken, and the sender does not know it
 
     def made(self, n: int, numbers: dict[int, int] | None = None) -> Gossip:
-        return Gossip(n, self.weights[n], size=50, seed=1, share=share_of(0.5), numbers=numbers)
+        return Gossip(n, self.weights[n], size=FEW, seed=1, share=share_of(0.5), numbers=numbers)
 
     @rule(n=st.integers(0, 3))
     def opens(self, n: int) -> None:
@@ -186,7 +186,7 @@ class Gossiping(RuleBasedStateMachine):
 
     @rule(n=st.integers(0, 3), seed=st.integers(0, 9))
     def learns(self, n: int, seed: int) -> None:
-        moved = np.random.default_rng(seed).standard_normal(50).astype(np.float32)
+        moved = np.random.default_rng(seed).standard_normal(FEW).astype(np.float32)
         self.total += (self.vectors[n] + moved).astype(np.float64) - self.vectors[n]
         self.vectors[n] += moved
 
