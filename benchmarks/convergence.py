@@ -55,7 +55,7 @@ BOARD, LINK = "raspberry-pi-4", "isl-2mbyte"
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """What is learned, and how. `test_data`, `test_images`: as in `ring_run.Wishes`; `rates`: of the mixing,
-    by method, where it is not 1; `drops`: where the learning rate falls to a tenth, as shares of all epochs;
+    by method, where it is not 1; `cosine`: whether the learning rate follows half a cosine over all epochs;
     `points`: that p = 0.1 may be below dense."""
 
     data: str
@@ -67,7 +67,7 @@ class Task:
     seeds: tuple[int, ...]
     recipe: Recipe
     rates: Mapping[Method, float]
-    drops: tuple[float, ...] = ()
+    cosine: bool = False
     points: float | None = None
 
 
@@ -77,13 +77,13 @@ TASKS = {
         recipe=Recipe(batch_size=32, learning_rate=0.05), rates={"choco": 0.4, "topk": 0.1},
     ),
     "eurosat": Task(
-        data="eurosat", model="resnet20", images=250, epochs=20, seeds=(0,), points=1.5,
-        recipe=Recipe(batch_size=5, learning_rate=0.01, weight_decay=1e-4), drops=(0.7, 0.9),
-        rates={"choco": 0.4, "topk": 0.1},
+        data="eurosat", test_data="eurosat-full", test_images=2000, model="resnet20", images=250, epochs=60,
+        seeds=(0, 1, 2), points=1.5, recipe=Recipe(batch_size=5, learning_rate=0.01, weight_decay=5e-4),
+        cosine=True, rates={"choco": 0.4, "topk": 0.1},
     ),
     "eurosat-full": Task(
         data="eurosat-full", model="resnet20", images=2700, epochs=10, seeds=(0,), points=1.5,
-        recipe=Recipe(batch_size=32, learning_rate=0.05, weight_decay=1e-4), drops=(0.5, 0.8),
+        recipe=Recipe(batch_size=5, learning_rate=0.01, weight_decay=5e-4), cosine=True,
         rates={"choco": 0.4, "topk": 0.1},
     ),
     # For trying it out: scikit-learn's digits come with the package.
@@ -177,11 +177,10 @@ class Bench:
 
     def _wishes(self, name: str, seed: int) -> ring_run.Wishes:
         task, (method, p) = self.task, METHODS[name]
-        drops = tuple(round(share * task.epochs) for share in task.drops)
+        recipe = replace(task.recipe, cosine_epochs=task.epochs) if task.cosine else task.recipe
         settings = ring.Settings(
             nodes=NODES, method=method, sparsity=p, rate=task.rates.get(method, 1.0), model=task.model,
-            recipe=replace(task.recipe, drops=drops), epochs=task.epochs, seed=seed, board=load_board(BOARD),
-            link=load_link(LINK),
+            recipe=recipe, epochs=task.epochs, seed=seed, board=load_board(BOARD), link=load_link(LINK),
         )  # fmt: skip
         return ring_run.Wishes(
             settings=settings, data=task.data, data_folder=self.data_dir, images=task.images,
