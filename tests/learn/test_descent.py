@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from onboard import data
-from onboard.learn.descent import Descent, Recipe, consensus_distance, mean_of
+from onboard.learn.descent import Descent, Recipe, consensus_distance, mean_of, stratified
 from onboard.learn.graph import TrainGraph, initial
 
 
@@ -56,6 +58,24 @@ def test_restored_at_any_batch_it_takes_the_same_steps(graph: TrainGraph, images
     for _ in range(3):
         rest.step()
     np.testing.assert_array_equal(rest.vector, whole.vector)
+
+
+@given(labels=st.lists(st.integers(0, 6), min_size=1, max_size=60), seed=st.integers(0, 99))
+def test_any_start_of_the_order_has_the_classes_as_evenly_as_all(labels: list[int], seed: int) -> None:
+    y = np.array(labels)
+    order = stratified(y, np.random.default_rng(seed))
+    assert sorted(order) == list(range(len(y)))
+    classes, counts = np.unique(y, return_counts=True)
+    drawn = np.cumsum(y[order, None] == classes, axis=0)  # (N, classes): of the first 1 ... N
+    even = np.arange(1, len(y) + 1)[:, None] * counts / len(y)
+    assert (abs(drawn - even) <= 1 + len(classes) * counts / len(y)).all()
+
+
+def test_every_epoch_has_another_order() -> None:
+    y = np.repeat(np.arange(3), 20)
+    first, again, other = (stratified(y, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
 
 
 def test_the_rate_follows_half_a_cosine_and_stays_where_it_ends() -> None:
