@@ -33,6 +33,7 @@ NAME = bytes(range(16))
 def test_a_mishap_is_a_line_that_names_peer_and_object(
     event: PumpEvent, says: str, fields: dict[str, object], caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.WARNING)  # commands that other tests call set the level of the whole process
     tell_of_link(event, node="pi")
     (record,) = caplog.records
     assert record.levelno >= logging.WARNING
