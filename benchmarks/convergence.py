@@ -77,7 +77,7 @@ TASKS = {
         recipe=Recipe(batch_size=32, learning_rate=0.05), rates={"choco": 0.4, "topk": 0.1},
     ),
     "eurosat": Task(
-        data="eurosat", test_data="eurosat-full", test_images=2000, model="resnet20", images=250, epochs=40,
+        data="eurosat", test_data="eurosat-full", test_images=2000, model="resnet20", images=250, epochs=80,
         seeds=(0,), points=1.5, cosine=True, rates={"choco": 0.4, "topk": 0.1},
         recipe=Recipe(batch_size=5, learning_rate=0.01, weight_decay=5e-4, shift_pixels=2),
     ),
