@@ -33,16 +33,8 @@ from onboard.wire import cobs, frame, kiss
 from onboard.wire.cipher import Cipher
 from onboard.wire.events import Arrived, Limits
 from onboard.wire.frame import BadFrame, Type
-from onboard.wire.messages import (
-    BadMessage,
-    Cancel,
-    Done,
-    Hello,
-    Offer,
-    decode_health,
-    decode_task,
-    decode_update,
-)
+from onboard.wire.health import decode_health
+from onboard.wire.messages import BadMessage, Cancel, Done, Hello, Offer, decode_task, decode_update
 from onboard.wire.report import Report
 from onboard.wire.seal import Sealer
 from onboard.wire.session import Session

@@ -26,7 +26,8 @@ from onboard.learn.federated import Answer, PartialAverage, Round, Verdict, choo
 from onboard.learn.graph import InferGraph, TrainGraph, evaluate
 from onboard.server import BadUpdate, Server, Training
 from onboard.wire.events import Arrived, Cancelled, Event, GroupAnswer, Message
-from onboard.wire.messages import MODEL, BadMessage, Reason, State, decode_health
+from onboard.wire.health import State, decode_health
+from onboard.wire.messages import MODEL, BadMessage, Reason
 
 TELL_EVERY = 200  # happenings between two looks at the progress
 EMPTY_TRIES = 20  # a round that nobody answers as often as this will not be answered

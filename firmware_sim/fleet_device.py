@@ -23,7 +23,7 @@ from onboard.journal import Journal
 from onboard.learn.graph import TrainGraph
 from onboard.wire import cobs
 from onboard.wire.events import Event
-from onboard.wire.messages import State
+from onboard.wire.health import State
 from onboard.wire.session import Session
 
 # Far less than a bit of any link, far more than the last place of a clock that has run for years: a wake-up

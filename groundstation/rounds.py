@@ -20,7 +20,8 @@ from onboard.learn.graph import InferGraph, TrainGraph, evaluate
 from onboard.log import say
 from onboard.server import BadUpdate, Server
 from onboard.wire.events import Arrived, Cancelled, Delivered, Event, Message, Rekeyed, Spent
-from onboard.wire.messages import MODEL, UPDATE, BadMessage, Reason, State, decode_health, digest
+from onboard.wire.health import State, decode_health, failure_name
+from onboard.wire.messages import MODEL, UPDATE, BadMessage, Reason, digest
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +126,10 @@ class Rounds:
         view = asdict(health)
         self._store.hear(station.node.id, self._wall(), station.session.floor, view)
         if health.state == State.FAILED and health.round == self.number:
-            say(log, "board-failed", level=logging.WARNING, node=station.node.name, round=self.number)
+            say(
+                log, "board-failed", level=logging.WARNING, node=station.node.name, round=self.number,
+                failure=failure_name(health.failure), why=health.why,
+            )  # fmt: skip
             self._give_up(station, "failed")
         elif health.state == State.IDLE and health.round < self.number:
             self._remind(station)

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from groundstation.config import Mission
 from groundstation.store import Store
-from onboard.wire.messages import State
+from onboard.wire.health import State, failure_name
 
 
 def picture(mission: Mission, store: Store) -> dict[str, Any]:
@@ -82,11 +82,20 @@ def table(view: Mapping[str, Any], console: Console | None = None) -> None:
         health, counters = row["health"], row["counters"]
         nodes.add_row(
             row["node"], row["link"], _ago(row["heard_at"]),
-            State(health["state"]).name.lower() if health else "-",
+            _doing(health) if health else "-",
             f"{counters.get('bytes_sent', 0):,.0f}", f"{counters.get('bytes_received', 0):,.0f}",
             f"{counters.get('fragments_resent', 0):,.0f}",
         )  # fmt: skip
     console.print(nodes if view["nodes"] else "no node heard yet")
+
+
+def _doing(health: Mapping[str, Any]) -> str:
+    """The board's state, and why it failed where it did."""
+    state = State(health["state"])
+    if state is not State.FAILED:
+        return state.name.lower()
+    why = health.get("why") or failure_name(health.get("failure", 0))
+    return escape(f"failed: {why}")
 
 
 def _percent(value: float | None) -> str:

@@ -28,13 +28,14 @@ from onboard.learn.plan import Plan
 from onboard.log import say
 from onboard.wire import messages
 from onboard.wire.events import Arrived, Cancelled, Corrupt, Delivered, Event, Rekeyed, Spent
-from onboard.wire.messages import BadMessage, Health, Reason, State, Task, Update
+from onboard.wire.health import Failure, Health, State, encode_health
+from onboard.wire.messages import BadMessage, Reason, Task, Update
 from onboard.wire.seal import NO_SALT
 from onboard.wire.session import Session
 
 log = logging.getLogger(__name__)
 
-HEALTH_EVERY_S = 60.0  # one frame of about 52 B a minute: 5 % of what an idle link may carry
+HEALTH_EVERY_S = 60.0  # one frame of about 53 B a minute: 5 % of what an idle link may carry
 
 MODEL, UPDATE, CHECKPOINT, DEPLOYED = "model.bin", "update.bin", "training.npz", "deployed.bin"
 
@@ -49,6 +50,7 @@ class Known(msgspec.Struct, kw_only=True):
     mission: bytes = b""
     phase: State = State.IDLE
     round: int = 0
+    asking: int = 0  # of this round, the last
     model: bytes = b""  # digest of the object in model.bin
     update: bytes = b""  # digest of the object in update.bin
     fragment_bytes: int = 0  # and how it is cut for the link
@@ -80,6 +82,22 @@ class Work:
         return done / (self.last.epochs * self.last.batches)
 
 
+class Untrainable(ValueError):  # noqa: N818 - "un" says error already
+    """A task that this board cannot do; `failure` and the words go to the ground."""
+
+    def __init__(self, failure: Failure, why: str) -> None:
+        super().__init__(why)
+        self.failure = failure
+
+
+def failure_of(error: Exception) -> Failure:
+    """What kind of failure an exception of a training is."""
+    if isinstance(error, Untrainable):
+        return error.failure
+    kinds = {MemoryError: Failure.MEMORY, GraphError: Failure.GRAPH, BadPack: Failure.MODEL}
+    return next((failure for kind, failure in kinds.items() if isinstance(error, kind)), Failure.OTHER)
+
+
 class Agent:
     """One node. `session` talks, `journal` remembers, `ledger` counts; `graphs` opens a model by its name."""
 
@@ -103,6 +121,7 @@ class Agent:
         self._graphs = graphs
         self._health_due_s = 0.0
         self._samples = len(images.y)
+        self._failure = Failure.OTHER, ""  # while the phase is FAILED
 
     # hear
 
@@ -161,7 +180,7 @@ class Agent:
         self._journal.keep(MODEL if task.epochs else DEPLOYED, arrived.payload)
         self._stop_work(now)
         self.known.model = arrived.digest
-        self.known.mission, self.known.round = task.mission, task.round
+        self.known.mission, self.known.round, self.known.asking = task.mission, task.round, task.asking
         self._settle(State.TRAINING if task.epochs else State.IDLE)
         self.session.accept(arrived.digest, now)
         say(log, "heard", round=task.round, bytes=len(arrived.payload))
@@ -178,12 +197,14 @@ class Agent:
         try:
             graph = self._graphs(task.model)
             if graph.digest != task.graph:
-                raise BadMessage(
-                    f"model {task.model!r} is {graph.digest.hex()} here, {task.graph.hex()} there"
+                raise Untrainable(
+                    Failure.MODEL,
+                    f"model {task.model!r} is {graph.digest.hex()} here, {task.graph.hex()} there",
                 )
             if graph.input_shape != self._images.x.shape[1:]:
-                raise BadMessage(
-                    f"images are {self._images.x.shape[1:]}, model {task.model!r} takes {graph.input_shape}"
+                raise Untrainable(
+                    Failure.DATA,
+                    f"images are {self._images.x.shape[1:]}, model {task.model!r} takes {graph.input_shape}",
                 )
             origin = initial(graph.shapes, task.seed)
             start = origin
@@ -209,7 +230,7 @@ class Agent:
             )
             base = origin if plan.whole else start
             training = LocalTraining(graph, base, start, self._images.x, self._images.y, plan)
-        except (BadMessage, BadPack, GraphError, ValueError, MemoryError) as error:
+        except (BadPack, ValueError, MemoryError) as error:
             self._fail(error, now)
             return
         self._restore(training)
@@ -327,8 +348,12 @@ class Agent:
     def _fail(self, error: Exception, now: float) -> None:
         self.work = None
         self.known.phase = State.FAILED
-        why = str(error) or type(error).__name__
-        say(log, "training-failed", level=logging.ERROR, round=self.known.round, why=why)
+        self._failure = failure_of(error), str(error) or type(error).__name__
+        failure, why = self._failure
+        say(
+            log, "training-failed", level=logging.ERROR, round=self.known.round,
+            failure=failure.name.lower(), why=why,
+        )  # fmt: skip
         self.housekeeping(now, at_once=True)
 
     # say how it is
@@ -343,6 +368,8 @@ class Agent:
         self._health_due_s = now + HEALTH_EVERY_S
         readings = health.read(self._journal.folder)
         last = self.work.last if self.work is not None else None
+        failed = self.known.phase == State.FAILED
+        failure, why = self._failure if failed else (Failure.NONE, "")
         report = Health(
             state=self.known.phase,
             round=self.known.round,
@@ -353,8 +380,11 @@ class Agent:
             temperature_c=readings.temperature_c,
             progress=None if self.work is None else self.work.progress,
             loss=None if last is None else last.loss,
+            asking=self.known.asking,
+            failure=failure,
+            why=why,
         )
-        self.session.tell(messages.encode_health(report), now)
+        self.session.tell(encode_health(report, self.session.message_bytes), now)
 
     def doing(self) -> dict[str, Any]:
         """What the agent is at, for a live view: phase, round, and how far the training is."""

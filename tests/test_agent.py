@@ -16,7 +16,8 @@ from onboard.config import NodeConfig, load_node
 from onboard.keys import load_keys, new_key, save_key
 from onboard.learn.graph import TrainGraph
 from onboard.wire.events import Arrived, Delivered, Rekeyed, Spent
-from onboard.wire.messages import MODEL, UPDATE, State, Task, decode_update, digest, encode_object
+from onboard.wire.health import State
+from onboard.wire.messages import MODEL, UPDATE, Task, decode_update, digest, encode_object
 from onboard.wire.seal import NO_SALT
 from onboard.wire.session import Session
 

@@ -1,5 +1,5 @@
 """The interface of board and ground, as code: what frames say (OFFER, DONE, CANCEL, HELLO; REPORT has a
-file of its own), what an object is, and the headers of the objects and messages that the two exchange.
+file of its own, and so has the board's message, Health), what an object is, and the headers of the objects.
 
 DATA carries a fragment's bytes and POLL carries nothing; both name the object by the header's object
 id. That id is the offerer's short name for an object while it is on the way; the digest is the object.
@@ -9,7 +9,6 @@ Integers are big-endian. Bytes that make no sense raise BadMessage and nothing e
 
 from __future__ import annotations
 
-import math
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
@@ -87,14 +86,14 @@ class Offer:
         _check_length(self.digest, DIGEST_BYTES)
         if self.fragment_bytes < 1 or self.fragments > MAX_FRAGMENTS:
             raise ValueError(f"{self.size} B in fragments of {self.fragment_bytes} B are too many fragments")
-        return _pack(
+        return pack_fields(
             self._LAYOUT, self, self.digest, self.size, self.fragment_bytes, self.kind, self.deadline_s
         )
 
     @classmethod
     def decode(cls, payload: bytes) -> Offer:
         """Raises BadMessage, also for an object of more than MAX_FRAGMENTS."""
-        offer = cls(*_unpack(cls._LAYOUT, payload, "OFFER"))
+        offer = cls(*unpack_fields(cls._LAYOUT, payload, "OFFER"))
         if offer.fragment_bytes < 1 or offer.fragments > MAX_FRAGMENTS:
             raise BadMessage(f"OFFER of {offer.size} B in fragments of {offer.fragment_bytes} B")
         return offer
@@ -116,7 +115,7 @@ class Done:
     @classmethod
     def decode(cls, payload: bytes) -> Done:
         """Raises BadMessage."""
-        return cls(*_unpack(cls._LAYOUT, payload, "DONE"))
+        return cls(*unpack_fields(cls._LAYOUT, payload, "DONE"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,12 +138,12 @@ class Cancel:
     def encode(self) -> bytes:
         """17 B. Raises ValueError for a field out of range."""
         _check_length(self.digest, DIGEST_BYTES)
-        return _pack(self._LAYOUT, self, self.digest, self.reason)
+        return pack_fields(self._LAYOUT, self, self.digest, self.reason)
 
     @classmethod
     def decode(cls, payload: bytes) -> Cancel:
         """Raises BadMessage."""
-        return cls(*_unpack(cls._LAYOUT, payload, "CANCEL"))
+        return cls(*unpack_fields(cls._LAYOUT, payload, "CANCEL"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,77 +170,10 @@ class Hello:
     @classmethod
     def decode(cls, payload: bytes) -> Hello:
         """Raises BadMessage, also for a challenge of zeros."""
-        hello = cls(*_unpack(cls._LAYOUT, payload, "HELLO"))
+        hello = cls(*unpack_fields(cls._LAYOUT, payload, "HELLO"))
         if hello.challenge == NO_NONCE:
             raise BadMessage("HELLO without a challenge")
         return hello
-
-
-class State(IntEnum):
-    """What a board is doing."""
-
-    IDLE = 0
-    TRAINING = 1
-    OFFERING = 2  # an update waits for, or is on, its way
-    FAILED = 3  # the last task could not be trained; the board waits for another
-
-
-@dataclass(frozen=True, slots=True)
-class Health:
-    """MSG: how a board is, for the ground's live view; the next one replaces it. 28 B.
-
-    Times are seconds and energy joules since the board's start; `temperature_c`, `progress` (of the
-    work in hand, 0..1) and `loss` (of the last training step) are None where unknown. Floats travel
-    with 32 bits, temperature and progress with 16 (IEEE 754).
-    """
-
-    state: int
-    round: int
-    uptime_s: int
-    airtime_s: float
-    energy_j: float
-    cpu_s: float
-    temperature_c: float | None = None
-    progress: float | None = None
-    loss: float | None = None
-
-
-_HEALTH = struct.Struct(">BBHIfffeef")
-_HEALTH_MSG = 1  # the first byte of a MSG says which message it is
-_STATES = frozenset(State)
-
-
-def encode_health(health: Health) -> bytes:
-    """28 B for a MSG. Raises ValueError for a field out of range."""
-    readings = (health.temperature_c, health.progress, health.loss)
-    return _pack(
-        _HEALTH,
-        health,
-        _HEALTH_MSG,
-        health.state,
-        health.round,
-        health.uptime_s,
-        health.airtime_s,
-        health.energy_j,
-        health.cpu_s,
-        *(math.nan if reading is None else reading for reading in readings),
-    )
-
-
-def decode_health(payload: bytes) -> Health:
-    """Raises BadMessage, also for a MSG that is not this one."""
-    message, state, round_, uptime_s, *floats = _unpack(_HEALTH, payload, "Health")
-    spent, readings = floats[:3], floats[3:]
-    if message != _HEALTH_MSG:
-        raise BadMessage(f"MSG {message} is not Health")
-    if state not in _STATES:
-        raise BadMessage(f"Health with state {state}")
-    if not all(math.isfinite(value) and value >= 0 for value in spent):
-        raise BadMessage(f"Health with airtime, energy, CPU time {spent}")
-    if any(math.isinf(value) for value in readings):
-        raise BadMessage(f"Health with readings {readings}")
-    known = (None if math.isnan(value) else value for value in readings)
-    return Health(State(state), round_, uptime_s, *spent, *known)
 
 
 Id8 = Annotated[bytes, Meta(min_length=8, max_length=8)]
@@ -257,7 +189,8 @@ class Task(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     training: the weights are to be used. `bits_up`: bits a weight that the update may take; `max_bases` a
     group; `shift_pixels` and `distortion` of augmentation; `deadline_s` seconds for the answer, from arrival.
     `method`: what the epochs do (`onboard/learn/plan.py`); `prune_ratio` and the epochs after it are for
-    "spacedml" alone.
+    "spacedml" alone. `asking`: how often this board was asked for this round before. It makes a question that
+    is asked again another object than the one that the board has taken already.
     Ranges are part of the interface: what passes here can be computed with.
     """
 
@@ -281,6 +214,7 @@ class Task(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     basis_epochs: Annotated[int, Meta(ge=0, le=10_000)] = 1
     coordinate_epochs: Annotated[int, Meta(ge=0, le=10_000)] = 1
     distortion: Annotated[float, Meta(ge=0, le=4)] = 0.0
+    asking: Count = 0
 
 
 class Update(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
@@ -355,14 +289,16 @@ def _check_length(value: bytes, length: int) -> None:
         raise ValueError(f"{bytes(value)!r} has {len(value)} B, not {length}")
 
 
-def _pack(layout: struct.Struct, message: object, *fields: float | bytes) -> bytes:
+def pack_fields(layout: struct.Struct, message: object, *fields: float | bytes) -> bytes:
+    """Raises ValueError for a field that does not fit."""
     try:
         return layout.pack(*fields)
     except (struct.error, OverflowError) as error:
         raise ValueError(f"{message!r:.200} does not fit its frame: {error}") from None
 
 
-def _unpack(layout: struct.Struct, payload: bytes, name: str) -> tuple[Any, ...]:
+def unpack_fields(layout: struct.Struct, payload: bytes, name: str) -> tuple[Any, ...]:
+    """Raises BadMessage for a payload of another length."""
     if len(payload) != layout.size:
         raise BadMessage(f"{name} of {len(payload)} B, not {layout.size}")
     return layout.unpack(payload)

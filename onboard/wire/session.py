@@ -212,6 +212,11 @@ class Session:
         """Stop sending an object. One that is not on its way is no error."""
         self._outbox.cancel(digest, self._access.link_s(now))
 
+    @property
+    def message_bytes(self) -> int:
+        """The longest MSG that fits a frame of this link."""
+        return self._timing.payload_bytes
+
     def tell(self, payload: bytes, now: float, priority: int = 1) -> None:
         """Send one MSG, unreliably, ahead of all DATA. Of those that wait the oldest gives way to a new one
         when there are too many. Raises ValueError if it does not fit a frame."""
@@ -285,11 +290,13 @@ class Session:
             return None
         now += _EPSILON_S
         closing = self._air.closing(now)
-        send = self._closing_frame() if closing else self._choose(now)
+        # Closing, this turn says what it most wants heard once more: its answer, or its question.
+        least = self._seals.least
+        send = self._answer or least(self._outbox.asks_about) if closing else self._choose(now)
         if send is None:
             if not self._air.in_turn(now):
                 return None
-            send = self._seals.least()  # what was to follow was cancelled: only the turn is handed over
+            send = least()  # what was to follow was cancelled: only the turn is handed over
         length = OVERHEAD_BYTES + len(send.payload)
         end = self._air.sent(length, now)
         fragment, poll = send.fragment, send.poll
@@ -363,10 +370,6 @@ class Session:
         if send is None and now >= self._access.bulk_at:
             send = self._outbox.bulk(now, seq, self._access.left_s(now))
         return send
-
-    def _closing_frame(self) -> Send:
-        """What this turn most wants heard, once more: its answer, or its question."""
-        return self._answer or self._seals.least(self._outbox.asks_about)
 
     def _ends_turn(self, end: float, now: float) -> bool:
         loss, burst = self._outbox.question_loss, max(self._hearing.burst, self._outbox.burst)

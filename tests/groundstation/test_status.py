@@ -14,7 +14,7 @@ from groundstation import status
 from groundstation.cli import main
 from groundstation.config import Mission, load_mission
 from groundstation.store import Store
-from onboard.wire.messages import State
+from onboard.wire.health import Failure, State
 
 METRICS = {"samples": 600, "loss": 0.25, "train_s": 12.0, "cpu_s": 11.0, "energy_j": 70.0}
 HEALTH = {"state": int(State.TRAINING), "round": 2, "loss": float("nan")}
@@ -120,3 +120,17 @@ def test_a_damaged_database_is_one_line(mission: Mission) -> None:
     mission.database.write_bytes(b"no database " * 50)
     result = CliRunner().invoke(main, ["status", str(mission.folder)])
     assert (result.exit_code, result.stderr) == (1, f"{mission.database}: file is not a database\n")
+
+
+def test_a_board_that_failed_is_shown_with_its_reason(mission: Mission) -> None:
+    store = fill(mission)
+    health = {
+        "state": int(State.FAILED),
+        "round": 2,
+        "failure": int(Failure.MEMORY),
+        "why": "[bold] of 66 MB",
+    }
+    store.hear(1, 1061.0, (1, 10), health)
+    assert "failed: [bold] of 66 MB" in printed(mission, store)
+    store.hear(1, 1062.0, (1, 11), health | {"why": ""})
+    assert "failed: memory" in printed(mission, store)

@@ -28,7 +28,8 @@ from onboard.learn.graph import TrainGraph
 from onboard.wire import frame as framing
 from onboard.wire.events import Arrived, Event, Rekeyed
 from onboard.wire.frame import Type
-from onboard.wire.messages import UPDATE, Health, Update, decode_task, encode_health, encode_object
+from onboard.wire.health import Health, encode_health
+from onboard.wire.messages import UPDATE, Update, decode_task, encode_object
 from onboard.wire.seal import Sealer
 from onboard.wire.session import Session
 from tests.mission.bench import Bench, bench, change

@@ -91,8 +91,9 @@ def test_a_board_that_cannot_train_says_so_and_the_ground_does_not_wait(tmp_path
         on.start_cable()
         on.start_ground()
         on.start_board()
-        on.until(lambda: on.said("ground", "board-failed"))
+        on.until(lambda: on.said("ground", "board-failed", failure="data"))
         assert "(1, 28, 28)" in on.said("board", "training-failed")[0]["why"]
+        assert "(1, 28, 28)" in on.said("ground", "board-failed")[0]["why"]
         assert on.status()["rounds"][0]["answers"][0]["state"] == "failed"
         on.until(lambda: on.said("ground", "nobody-answered"))
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from onboard.wire import frame as framing
 from onboard.wire.cipher import Cipher
 from onboard.wire.frame import ENC, OVER, POLL, Frame, Type
-from onboard.wire.messages import MODEL, Cancel, Done, Health, Hello, Offer, Reason, State, Task, Update
+from onboard.wire.health import Failure, Health, State
+from onboard.wire.messages import MODEL, Cancel, Done, Hello, Offer, Reason, Task, Update
 from onboard.wire.report import Report
 
 VECTORS = Path(__file__).parent.parent / "vectors"
@@ -38,13 +39,17 @@ CANCEL = Cancel(DIGEST, Reason.TOO_LARGE)
 HELLO = Hello(challenge=b"question", answer=b"answer..", salt=b"new salt")
 HEALTH = Health(
     State.TRAINING, round=12, uptime_s=86_400, airtime_s=512.25, energy_j=1_500.5, cpu_s=777.0,
-    temperature_c=-12.5, progress=0.25,
+    temperature_c=-12.5, progress=0.25, asking=1,
+)  # fmt: skip
+FAILED = Health(
+    State.FAILED, round=12, uptime_s=86_400, airtime_s=512.25, energy_j=1_500.5, cpu_s=777.0,
+    failure=Failure.MEMORY, why="needs 90 MB of 66",
 )  # fmt: skip
 TASK = Task(
     mission=b"mission1", round=3, model="lenet5", graph=b"\x01\x02\x03\x04\x05\x06\x07\x08", seed=42,
     weights="packed", epochs=5, pretrain_epochs=2, batch_size=32, learning_rate=0.001, bits_up=0.125,
     max_bases=4, shift_pixels=2, deadline_s=480.0, method="spacedml", prune_ratio=0.75, prune_epochs=4,
-    basis_epochs=1, coordinate_epochs=1, distortion=0.5,
+    basis_epochs=1, coordinate_epochs=1, distortion=0.5, asking=2,
 )  # fmt: skip
 UPDATE = Update(
     mission=b"mission1", round=3, node=2, samples=600, loss=0.25, cpu_s=12.5, energy_j=30.0, train_s=25.0

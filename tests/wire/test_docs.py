@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from onboard.wire import messages
+from onboard.wire import health
 from onboard.wire.frame import _HEADER, HEADER_BYTES, TAG_BYTES, Type
-from onboard.wire.messages import Cancel, Done, Hello, Offer, Reason, State, Task, Update
+from onboard.wire.health import Failure, State
+from onboard.wire.messages import Cancel, Done, Hello, Offer, Reason, Task, Update
 from onboard.wire.report import Report
 from tests.wire.examples import VECTORS
 
@@ -54,7 +55,7 @@ LAYOUTS = {
     "### DONE": Done._LAYOUT,
     "### CANCEL": Cancel._LAYOUT,
     "### HELLO": Hello._LAYOUT,
-    "### Health": messages._HEALTH,
+    "### Health": health._HEALTH,
     "## Frame": _HEADER,
 }
 
@@ -79,7 +80,12 @@ def test_the_frame_s_tag() -> None:
 
 @pytest.mark.parametrize(
     ("heading", "column", "enum"),
-    [("## Frame", "type", Type), ("### CANCEL", "reason", Reason), ("### Health", "state", State)],
+    [
+        ("## Frame", "type", Type),
+        ("### CANCEL", "reason", Reason),
+        ("### Health", "state", State),
+        ("### Health", "failure", Failure),
+    ],
 )
 def test_numbers_have_their_names(heading: str, column: str, enum: type[IntEnum]) -> None:
     documented = [(int(row[0]), row[1]) for row in table(heading, column)]
@@ -95,7 +101,7 @@ def test_every_golden_file_is_shown_and_every_example_is_a_golden_file() -> None
     shown = dict(re.findall(r"```hex ([a-z-]+)\n([0-9a-f \n]+)```", PAGE))
     golden = [
         "frame", "frame-encrypted", "cobs", "kiss", "offer", "report-bitmap", "report-runs", "report-sums",
-        "report-unknown", "done", "cancel", "hello", "health", "task", "update", "record",
+        "report-unknown", "done", "cancel", "hello", "health", "health-failed", "task", "update", "record",
     ]  # fmt: skip
     assert sorted(shown) == sorted(golden)
     for name, text in shown.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import msgspec
 import pytest
@@ -11,27 +12,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onboard.wire import messages
+from onboard.wire.health import Failure, Health, State, decode_health, encode_health
 from onboard.wire.messages import (
     MAX_FRAGMENTS,
     BadMessage,
     Cancel,
     Done,
-    Health,
     Hello,
     Offer,
-    State,
     Task,
     Update,
-    decode_health,
     decode_task,
     decode_update,
-    encode_health,
     encode_object,
 )
 from tests.wire.examples import (
     CANCEL,
     DIGEST,
     DONE,
+    FAILED,
     HEALTH,
     HELLO,
     OFFER,
@@ -61,6 +60,9 @@ healths = st.builds(
     st.none() | st.floats(-100, 200, width=16),
     st.none() | st.floats(0, 1, width=16),
     st.none() | st.floats(-(2.0**100), 2.0**100, width=32),
+    u8,
+    st.sampled_from(Failure) | st.integers(6, 14),
+    st.text(max_size=96).filter(lambda why: why.isprintable() and len(why.encode()) <= 96),
 )
 tasks = st.builds(
     Task,
@@ -84,6 +86,7 @@ tasks = st.builds(
     basis_epochs=st.integers(0, 10_000),
     coordinate_epochs=st.integers(0, 10_000),
     distortion=st.floats(0, 4),
+    asking=u32,
 )
 amounts = st.floats(0, 1e12)
 updates = st.builds(
@@ -123,8 +126,23 @@ def test_hello(challenge: bytes, answer: bytes, salt: bytes) -> None:
 @given(healths)
 def test_health(health: Health) -> None:
     payload = encode_health(health)
-    assert len(payload) == 28 <= SMALLEST_PAYLOAD
+    assert len(payload) == SMALLEST_PAYLOAD + len(health.why.encode())
     assert decode_health(payload) == health
+    cut = encode_health(health, SMALLEST_PAYLOAD)
+    assert decode_health(cut) == replace(health, why="")
+
+
+@given(st.text().filter(str.isprintable), st.integers(29, 200))
+def test_a_health_s_words_are_cut_to_the_frame_between_two_letters(why: str, room_bytes: int) -> None:
+    payload = encode_health(replace(HEALTH, why=why), room_bytes)
+    assert len(payload) <= room_bytes
+    assert why.startswith(decode_health(payload).why)
+
+
+@pytest.mark.parametrize("words", [b"\xff", b"\x00", b"\x1b[2J", b"x" * 97])
+def test_words_that_a_terminal_must_not_see_are_no_health(words: bytes) -> None:
+    with pytest.raises(BadMessage):
+        decode_health(encode_health(HEALTH) + words)
 
 
 @given(tasks, st.binary(min_size=1, max_size=100))
@@ -147,6 +165,7 @@ GOLDEN: dict[str, tuple[bytes, Callable[[bytes], object], object]] = {
     "cancel": (CANCEL.encode(), Cancel.decode, CANCEL),
     "hello": (HELLO.encode(), Hello.decode, HELLO),
     "health": (encode_health(HEALTH), decode_health, HEALTH),
+    "health-failed": (encode_health(FAILED), decode_health, FAILED),
     "task": (encode_object(TASK, WEIGHTS), decode_task, (TASK, WEIGHTS)),
     "update": (encode_object(UPDATE, WEIGHTS), decode_update, (UPDATE, WEIGHTS)),
 }

@@ -1,0 +1,137 @@
+"""The message of a board about itself: what it is doing, what that cost, and why it failed where it did.
+
+It is a MSG, the one kind there is: unreliable, replaced by the next, and no larger than the smallest frame
+takes but for its words.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+
+from onboard.wire.messages import BadMessage, pack_fields, unpack_fields
+
+
+class State(IntEnum):
+    """What a board is doing."""
+
+    IDLE = 0
+    TRAINING = 1
+    OFFERING = 2  # an update waits for, or is on, its way
+    FAILED = 3  # the last task could not be trained; the board waits for another
+
+
+class Failure(IntEnum):
+    """Why a board could not do its last task. Other numbers, up to 15, are let through."""
+
+    NONE = 0
+    MEMORY = 1  # training needs more than there is
+    MODEL = 2  # it is not known here, differs from the ground's, or its weights cannot be unpacked
+    DATA = 3  # the images or labels do not fit the model or the mission
+    GRAPH = 4  # the model cannot be run, or its training diverges
+    DISK = 5  # what the board kept of the task is gone or damaged
+    OTHER = 15
+
+
+def failure_name(failure: int) -> str:
+    """What a log and a status call it."""
+    return Failure(failure).name.lower() if failure in _FAILURES else f"failure {failure}"
+
+
+_FAILURES = frozenset(Failure)
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """MSG: how a board is, for the ground's live view; the next one replaces it. 29 B, and `why` after them.
+
+    Times are seconds and energy joules since the board's start; `temperature_c`, `progress` (of the
+    work in hand, 0..1) and `loss` (of the last training step) are None where unknown. Floats travel
+    with 32 bits, temperature and progress with 16 (IEEE 754). `asking`: the low 8 bits of the last task's.
+    `failure` (a `Failure`) says why the state is FAILED, `why` the same in words, as far as the frame has
+    room for them.
+    """
+
+    state: int
+    round: int
+    uptime_s: int
+    airtime_s: float
+    energy_j: float
+    cpu_s: float
+    temperature_c: float | None = None
+    progress: float | None = None
+    loss: float | None = None
+    asking: int = 0
+    failure: int = Failure.NONE
+    why: str = ""
+
+
+_HEALTH = struct.Struct(">BBHIfffeefB")
+_HEALTH_MSG = 1  # the first byte of a MSG says which message it is
+_STATES = frozenset(State)
+_MOST, _MOST_HALF = 3.4028234e38, 65_504.0  # of 32 and of 16 bits (IEEE 754)
+MAX_WHY_BYTES = 96
+"""Of words in a Health: a minute's message of an idle link stays far below what it may carry."""
+
+
+def encode_health(health: Health, room_bytes: int = _HEALTH.size + MAX_WHY_BYTES) -> bytes:
+    """At least 29 B for a MSG; `why` is cut to what is left of `room_bytes`, and to MAX_WHY_BYTES. A reading
+    that no sensor gives, as it does not fit its field, is not known.
+
+    Raises ValueError for a field out of range.
+    """
+    if not 0 <= health.state <= 15 or not 0 <= health.failure <= 15:
+        raise ValueError(f"state {health.state} and failure {health.failure} must be 0..15")
+    packed = pack_fields(
+        _HEALTH,
+        health,
+        _HEALTH_MSG,
+        health.failure << 4 | health.state,
+        health.round,
+        min(health.uptime_s, 0xFFFFFFFF),
+        *(min(spent, _MOST) for spent in (health.airtime_s, health.energy_j, health.cpu_s)),
+        _reading(health.temperature_c, _MOST_HALF),
+        _reading(health.progress, _MOST_HALF),
+        _reading(health.loss, _MOST),
+        health.asking & 0xFF,
+    )
+    left_bytes = max(0, min(room_bytes - len(packed), MAX_WHY_BYTES))
+    words = "".join(letter if letter.isprintable() else " " for letter in health.why).encode()
+    return packed + words[:left_bytes].decode(errors="ignore").encode()
+
+
+def _reading(value: float | None, most: float) -> float:
+    return value if value is not None and abs(value) <= most else math.nan
+
+
+def decode_health(payload: bytes) -> Health:
+    """Raises BadMessage, also for a MSG that is not this one."""
+    if not _HEALTH.size <= len(payload) <= _HEALTH.size + MAX_WHY_BYTES:
+        raise BadMessage(f"Health of {len(payload)} B, not {_HEALTH.size} to {_HEALTH.size + MAX_WHY_BYTES}")
+    fixed, words = payload[: _HEALTH.size], payload[_HEALTH.size :]
+    message, status, round_, uptime_s, *floats, asking = unpack_fields(_HEALTH, fixed, "Health")
+    failure, state = divmod(status, 16)
+    spent, readings = floats[:3], floats[3:]
+    if message != _HEALTH_MSG:
+        raise BadMessage(f"MSG {message} is not Health")
+    if state not in _STATES:
+        raise BadMessage(f"Health with state {state}")
+    if not all(math.isfinite(value) and value >= 0 for value in spent):
+        raise BadMessage(f"Health with airtime, energy, CPU time {spent}")
+    if any(math.isinf(value) for value in readings):
+        raise BadMessage(f"Health with readings {readings}")
+    try:
+        why = words.decode()
+    except UnicodeDecodeError:
+        raise BadMessage(f"Health with words that are no UTF-8: {words.hex()}") from None
+    if not why.isprintable():
+        raise BadMessage(f"Health with words that cannot be printed: {why!r}")
+    airtime_s, energy_j, cpu_s = spent
+    temperature_c, progress, loss = (None if math.isnan(value) else value for value in readings)
+    named = Failure(failure) if failure in _FAILURES else failure
+    return Health(
+        State(state), round_, uptime_s, airtime_s, energy_j, cpu_s, temperature_c, progress, loss, asking,
+        named, why,
+    )  # fmt: skip
