@@ -18,6 +18,8 @@ What a port does at its edges:
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import math
 import os
 import select
@@ -96,7 +98,8 @@ class SerialPort:
     """One end as a pseudo-terminal in raw mode, under a symbolic link at `path`.
 
     piece_bytes: the longest piece without a delimiter that is taken for one frame.
-    Raises CableError if the link cannot be made. An older symbolic link is replaced, a file never.
+    Raises CableError if the link cannot be made. The link of a cable that has ended is replaced; one of a
+    cable that runs, any other link and any file are left alone.
     """
 
     def __init__(self, path: Path, piece_bytes: int) -> None:
@@ -114,13 +117,18 @@ class SerialPort:
         self._drained = False  # nobody has it open and nothing is left of what they wrote
         self._piece = bytearray()
         self._last_byte_s = -math.inf
+        self._name: socket.socket | None = None
         try:
-            if path.is_symlink():
+            self._name = _sole_cable(path)
+            if path.is_symlink() and path.readlink().parent == Path(self._tty).parent:
                 path.unlink()
             path.symlink_to(self._tty)
         except OSError as error:
             os.close(self._fd)
-            raise CableError(f"{path}: {error.strerror}") from None
+            if self._name is not None:
+                self._name.close()
+            says = "another cable ends here" if error.errno == errno.EADDRINUSE else error.strerror
+            raise CableError(f"{path}: {says}") from None
 
     @property
     def name(self) -> str:
@@ -173,6 +181,8 @@ class SerialPort:
             if self._path.is_symlink() and self._path.readlink() == Path(self._tty):
                 self._path.unlink()
         os.close(self._fd)
+        if self._name is not None:
+            self._name.close()
 
     def _take_piece(self) -> list[bytes]:
         piece = bytes(self._piece)
@@ -200,6 +210,24 @@ class SerialPort:
                 termios.tcflush(slave, termios.TCIFLUSH)
             finally:
                 os.close(slave)
+
+
+def _sole_cable(path: Path) -> socket.socket:
+    """A name that one cable may have, and that the kernel takes back with its process: a link that is there
+    does not say whether its cable still runs, as the next terminal gets the number of a closed one.
+
+    Raises OSError, with EADDRINUSE where a cable of this computer ends at `path`.
+    """
+    folder = path.parent.stat()
+    name = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        # At most 107 bytes (unix(7)), which a file's name alone can have.
+        digest = hashlib.blake2s(os.fsencode(path.name), digest_size=16).hexdigest()
+        name.bind(f"\0spacedml-edge/cable/{folder.st_dev:x}:{folder.st_ino:x}/{digest}")
+    except OSError:
+        name.close()
+        raise
+    return name
 
 
 class UdpPort:

@@ -16,7 +16,7 @@ from firmware_sim.channel import SIDES, Burst, Channel
 from firmware_sim.fleet_cli import fleet
 from firmware_sim.ring_cli import ring
 from hw_profiles import load_link
-from onboard.complaints import OneLineErrors
+from onboard.complaints import OneLineErrors, refused
 from onboard.log import Format, start
 from onboard.stop import stop_signals
 from onboard.toml import ConfigError
@@ -158,6 +158,7 @@ def demo(
 
     from firmware_sim.demo import BOARDS, DemoError, Wishes, run
     from firmware_sim.demo_view import View, summary_table
+    from firmware_sim.run_folder import FolderError
     from onboard.data import DataError
     from onboard.learn.graph import GraphError
 
@@ -169,8 +170,10 @@ def demo(
     )  # fmt: skip
     try:
         summary = run(wishes, View(console, plain=plain))
-    except (DataError, GraphError, DemoError) as error:
+    except (DataError, GraphError, DemoError, FolderError) as error:
         raise click.UsageError(str(error)) from None
+    except OSError as error:
+        refused(error, out)
     except KeyboardInterrupt:
         console.print(f"stopped; what the run wrote is in {out}")
         sys.exit(130)
