@@ -3,9 +3,9 @@
 A whole frame is header, tag and COBS: `frame.encode` and `cobs.encode`, and the way back. That is what is
 claimed. Beside it stands what an end pays: `Sealer.seal`, which counts the seqs, whitening and COBS; the
 stream in reads of 4 KiB, as Linux's terminals give them, cut, unstuffed, whitened back, and opened with the
-replay window. That has the same bound at 1400 B and none at 200 B. Each is divided into the time that the standard library takes to
-hash the same header and payload under the same key in one call. Payloads are random bytes, as packed weights
-nearly are. Encrypted frames (AES-256-CCM) are measured likewise and promise nothing.
+replay window. That has the same bound at 1400 B and none at 200 B. Each is divided into the time that the
+standard library takes to hash the same header and payload under the same key in one call. Payloads are random
+bytes, as packed weights nearly are. Encrypted frames (AES-256-CCM) are measured likewise and promise nothing.
 """
 
 from __future__ import annotations
