@@ -102,7 +102,7 @@ class NeighbourSection(LinkSection, frozen=True, forbid_unknown_fields=True, kw_
 class DataSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[data]`: the local shard.
 
-    `source` is one of `onboard.data`; `folder` the data folder of the named sets;
+    `source` is one of `onboard.sources`; `folder` the data folder of the named sets;
     `shape` what a model takes (C, H, W); `rows` the first row and the one after the last, all if left out.
     """
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,15 +23,21 @@ Shape = tuple[int, int, int]  # channels, height, width
 # Luma of ITU-R BT.601-7, section 2.5.1, as Pillow's "L" mode takes it.
 LUMA = np.array([0.299, 0.587, 0.114])
 CHUNK = 256  # images resampled at a time: a 64x64 RGB chunk is 25 MB of float64
+LARGE_PIXELS = 1 << 18  # an image of more is resampled in strips of as many
 
 
 class DataError(ValueError):
     """A data set is missing, damaged or of another form; one line says where, what, and what is needed."""
 
 
+class MissingDataError(DataError):
+    """The files of a set are not here (yet)."""
+
+
 @dataclass(frozen=True, eq=False)
 class Images:
-    """N labelled images: x uint8 (N, C, H, W), y int64 (N) in 0..len(classes)-1, the classes' names.
+    """N labelled images: x uint8 (N, C, H, W), y int64 (N) in 0..len(classes)-1, the classes' names. `named`:
+    whether the set gave these names; else they are the labels themselves.
 
     Raises `DataError` when N is 0, or when x, y and the classes contradict each other.
     """
@@ -38,6 +45,7 @@ class Images:
     x: Pixels
     y: Labels
     classes: tuple[str, ...]
+    named: bool = True
 
     def __post_init__(self) -> None:
         if self.x.dtype != np.uint8 or self.x.ndim != 4:
@@ -49,7 +57,11 @@ class Images:
         if len(self.y) == 0:
             raise DataError("there are no images, need at least one")
         if self.y.min() < 0 or self.y.max() >= len(self.classes):
-            raise DataError(f"labels run {self.y.min()}..{self.y.max()}, need 0..{len(self.classes) - 1}")
+            last = len(self.classes) - 1
+            wrong = int(np.flatnonzero((self.y < 0) | (self.y > last))[0])
+            raise DataError(
+                f"labels run {self.y.min()}..{self.y.max()}, need 0..{last}: y[{wrong}] is {self.y[wrong]}"
+            )
 
     def __len__(self) -> int:
         return len(self.y)
@@ -62,7 +74,7 @@ class Images:
 
     def take(self, rows: Rows) -> Images:
         """These rows, in this order."""
-        return Images(self.x[rows], self.y[rows], self.classes)
+        return replace(self, x=self.x[rows], y=self.y[rows])
 
 
 def order(count: int, seed: int) -> Rows:
@@ -77,15 +89,21 @@ def order(count: int, seed: int) -> Rows:
 
 def split(images: Images, fraction: float, seed: int) -> tuple[Images, Images]:
     """(rest, part): the part takes this fraction of every class, rounded; both are in a random order."""
+    rest, part = split_rows(images.y, fraction, seed)
+    return images.take(rest), images.take(part)
+
+
+def split_rows(y: Labels, fraction: float, seed: int) -> tuple[Rows, Rows]:
+    """The rows of both parts of `split`, by the labels y (N)."""
     if not 0.0 < fraction < 1.0:
         raise ValueError(f"fraction {fraction} is not between 0 and 1")
-    shuffled = order(len(images), seed)
-    labels = images.y[shuffled]
-    inside = np.zeros(len(images), dtype=bool)
-    for label in range(len(images.classes)):
+    shuffled = order(len(y), seed)
+    labels = y[shuffled]
+    inside = np.zeros(len(y), dtype=bool)
+    for label in range(int(labels.max(initial=-1)) + 1):
         places = np.flatnonzero(labels == label)
         inside[places[: round(len(places) * fraction)]] = True
-    return images.take(shuffled[~inside]), images.take(shuffled[inside])
+    return shuffled[~inside], shuffled[inside]
 
 
 def shards(images: Images, n: int, seed: int) -> list[Images]:
@@ -108,12 +126,30 @@ def fit(x: Pixels, shape: Shape) -> Pixels:
         raise DataError(f"images have {x.shape[1]} channels, need {channels}")
     down, across = _resampling(x.shape[2], height), _resampling(x.shape[3], width).T
     result = np.empty((len(x), *shape), dtype=np.uint8)
+    if x.shape[2] * x.shape[3] > LARGE_PIXELS:
+        for image, fitted in zip(x, result, strict=True):
+            fitted[:] = np.rint(down @ _narrowed(image, channels, across))
+        return result
     for start in range(0, len(x), CHUNK):
-        part = x[start : start + CHUNK].astype(np.float64)
-        if channels == 1 and part.shape[1] == 3:
-            part = np.tensordot(LUMA, part, axes=(0, 1))[:, None]
+        part = _channels(x[start : start + CHUNK].astype(np.float64), channels)
         result[start : start + CHUNK] = np.rint(down @ part @ across)  # one channel repeats into three
     return result
+
+
+def _narrowed(image: Pixels, channels: int, across: NDArray[np.float64]) -> NDArray[np.float64]:
+    """An image (C, H, W) in its new width, (1 or `channels`, H, width): some rows at a time, as a camera's 12
+    million pixels in float64 are more than a small board has."""
+    at_once = max(1, LARGE_PIXELS // image.shape[2])
+    strips = [
+        _channels(image[None, :, top : top + at_once].astype(np.float64), channels)[0] @ across
+        for top in range(0, image.shape[1], at_once)
+    ]
+    return np.concatenate(strips, axis=1)
+
+
+def _channels(part: NDArray[np.float64], channels: int) -> NDArray[np.float64]:
+    """(N, C, H, W) with RGB made grey where one channel is wanted."""
+    return np.tensordot(LUMA, part, axes=(0, 1))[:, None] if channels == 1 and part.shape[1] == 3 else part
 
 
 def save(path: Path, images: Images) -> None:
@@ -124,7 +160,10 @@ def save(path: Path, images: Images) -> None:
     fresh = path.with_name(f".{path.name}.part")
     try:
         with fresh.open("wb") as file:
-            np.savez_compressed(file, x=images.x, y=images.y, classes=np.array(images.classes, dtype=np.str_))
+            arrays: dict[str, Any] = {"x": images.x, "y": images.y}
+            if images.named:
+                arrays["classes"] = np.array(images.classes, dtype=np.str_)
+            np.savez_compressed(file, **arrays)
             file.flush()
             os.fsync(file.fileno())
         fresh.replace(path)

@@ -146,7 +146,7 @@ def pictures(folder: Path, classes: dict[str, int], size: tuple[int, int] = (20,
 def test_image_folders(tmp_path: Path) -> None:
     pictures(tmp_path, {"sea": 3, "land": 4})
     (tmp_path / "sea" / "notes.txt").write_text("not an image")
-    images = data.load(f"folder:{tmp_path}", (3, 10, 20))
+    images = data.load(f"folder:{tmp_path}", (3, 10, 20), part="own")
     assert images.classes == ("land", "sea")
     assert images.shape == (3, 10, 20)
     assert sorted(zip(images.y.tolist(), images.x[:, 0, 0, 0].tolist(), strict=True)) == [
@@ -155,8 +155,15 @@ def test_image_folders(tmp_path: Path) -> None:
     ]
     assert sorted(images.x[images.y == 1][:, 1, 3, 3].tolist()) == [0, 1, 2]
     assert data.load(f"folder:{tmp_path}", (1, 28, 28), rows=2).x.shape == (2, 1, 28, 28)
-    with pytest.raises(DataError, match="no test part"):
-        data.load(f"folder:{tmp_path}", part="test")
+
+
+def test_a_folder_without_parts_is_split_by_class(tmp_path: Path) -> None:
+    pictures(tmp_path, {"sea": 10, "land": 5})
+    train, test = (data.load(f"folder:{tmp_path}", (3, 10, 20), part=part) for part in ("train", "test"))
+    assert (len(train), len(test)) == (12, 3)
+    assert np.bincount(test.y).tolist() == [1, 2]
+    seen = {(each.y[i], each.x[i].tobytes()) for each in (train, test) for i in range(len(each))}
+    assert len(seen) == 15
 
 
 def test_image_folders_with_parts_number_their_classes_alike(tmp_path: Path) -> None:

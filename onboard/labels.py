@@ -1,0 +1,126 @@
+"""What a label means: the names of the classes, and how a set's own are brought to a mission's.
+
+A label is a place in a list of names, and every node has its own list: the folders that it happens to hold.
+So names, not places, are compared, and what has no place in the mission's list is refused with both lists.
+Names are the same where Unicode says so (NFC: a folder that came from macOS has its accents apart), and in
+nothing else: `Sea` is not `sea`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import unicodedata
+from collections.abc import Iterable, Sequence
+from hashlib import blake2s
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onboard.images import DataError, Labels
+
+DIGEST_BYTES = 8
+MAX_CLASSES = 4096  # an id in place of a label would otherwise take memory for as many names
+SHOWN = 40  # names in one line of complaint
+
+Names = tuple[str, ...]
+
+
+def checked(where: object, names: Iterable[Any]) -> Names:
+    """Names of classes as text in Unicode's NFC. Raises DataError for none, too many, an empty or a repeated
+    one; `where` comes first in its line."""
+    told = tuple(
+        unicodedata.normalize(
+            "NFC", name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
+        )
+        for name in names
+    )
+    if not 1 <= len(told) <= MAX_CLASSES:
+        raise DataError(f"{where}: {len(told)} classes, must be 1 to {MAX_CLASSES}")
+    for index, name in enumerate(told):
+        if not name or not name.isprintable():
+            raise DataError(f"{where}: class {index} is called {name!r}, needs a name that can be printed")
+        if name in told[:index]:
+            raise DataError(f"{where}: two classes are called {name!r}")
+    return told
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Whole numbers by their value, then the others by their letters: 2 comes before 10."""
+    return sorted(names, key=lambda name: (0, int(name), name) if _is_number(name) else (1, 0, name))
+
+
+def numbered(count: int) -> Names:
+    """The names of a set that gives none: its labels."""
+    return tuple(map(str, range(count)))
+
+
+def digest(names: Sequence[str]) -> bytes:
+    """DIGEST_BYTES (BLAKE2s) of the names in their order, by which two nodes tell whether a label means the
+    same at both."""
+    return blake2s("\0".join(names).encode("utf-8"), digest_size=DIGEST_BYTES).digest()
+
+
+def whole(where: object, name: str, y: NDArray[Any], count: int | None) -> Labels:
+    """Labels y (N) as int64 in 0..count-1, or below MAX_CLASSES where the number of classes is not known.
+
+    Raises DataError with the file, the first index that is wrong, and its value.
+    """
+    if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
+        raise DataError(f"{where}: {name} is {y.dtype} {y.shape}, needs whole numbers (N,)")
+    if not y.size:
+        return y.astype(np.int64)
+    end = MAX_CLASSES if count is None else count
+    low, high = int(y.min()), int(y.max())
+    if low < 0 or high >= end:
+        first = int(np.flatnonzero((y < 0) | (y >= end))[0])
+        needed = f"0..{end - 1}" if count is not None else f"0..{end - 1} at most"
+        hint = "; labels count from 0, not from 1" if (low, high) == (1, end) else ""
+        raise DataError(
+            f"{where}: labels run {low}..{high}, need {needed}: {name}[{first}] is {y[first]}{hint}"
+        )
+    return y.astype(np.int64)
+
+
+def places(where: object, own: Sequence[str], used: Iterable[int], mission: Sequence[str]) -> Labels:
+    """Where each of a set's own classes stands in the mission's list: int64 (len(own)), -1 for one that is
+    not there and has no images. `used`: the labels that have images.
+
+    Raises DataError with both lists for a class that has images and that the mission does not know.
+    """
+    at = {name: place for place, name in enumerate(mission)}
+    found = np.array([at.get(name, -1) for name in own], np.int64)
+    for label in sorted(used):
+        if found[label] < 0:
+            raise DataError(
+                f"{where}: class {own[label]!r} is not the mission's{_near(own[label], mission)}; "
+                f"here are {listed(own)}; the mission has {listed(mission)}"
+            )
+    return found
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in one line, cut short where they are many."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def _near(name: str, mission: Sequence[str]) -> str:
+    alike = [other for other in mission if _loosely(other) == _loosely(name)]
+    alike = alike or difflib.get_close_matches(name, mission, n=1, cutoff=0.7)
+    return f" (did you mean {alike[0]!r}?)" if alike and not _is_number(name) else _near_number(name, alike)
+
+
+def _near_number(name: str, alike: Sequence[str]) -> str:
+    same = [other for other in alike if _is_number(other) and int(other) == int(name)] if alike else []
+    return f" (did you mean {same[0]!r}?)" if same else ""
+
+
+def _loosely(name: str) -> str:
+    if _is_number(name):
+        return str(int(name))
+    return "".join(letter for letter in name.casefold() if letter.isalnum())
+
+
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdecimal()
