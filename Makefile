@@ -1,6 +1,8 @@
 # Thin on purpose: each target is the command a person would type.
 PYTHON ?= python3
-BIN := .venv/bin
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check --quiet
 # The data sets lie beside the checkout on a development machine; SPACEDML_DATA names another place.
 ifneq ($(wildcard ../shared/data),)
 export SPACEDML_DATA ?= $(abspath ../shared/data)
@@ -8,36 +10,100 @@ endif
 export OPENBLAS_NUM_THREADS = 1
 export OMP_NUM_THREADS = 1
 
-.PHONY: env demo test check bench clean
+# torch stands in no lock. Its CPU builds are on PyTorch's own index, with +cpu in the version; PyPI's torch of the
+# same number brings gigabytes of CUDA. `==2.13.0+cpu` takes the one and never the other, on x86-64 and aarch64, from
+# that index or from a folder in PIP_FIND_LINKS. What it needs besides is in the lock, so no index but this is asked.
+TORCH ?= 2.13.0+cpu
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+TORCH_MISSING = make: no torch $(TORCH) at $(TORCH_INDEX) or in PIP_FIND_LINKS; TORCH_INDEX=URL names a mirror
+INSTALL_TORCH = install --no-deps --retries 1 --index-url $(TORCH_INDEX) torch==$(TORCH)
 
-env: .venv/.all
+# uv makes the locks and nothing else needs it.
+UV := .venv-uv/bin/uv
+UPGRADE ?= --upgrade
+LOCK = UV_CUSTOM_COMPILE_COMMAND='make lock' $(UV) pip compile --quiet --universal --python-version 3.10 \
+  --generate-hashes --no-emit-index-url
 
-.venv/bin/python:
-	$(PYTHON) -m venv .venv
+.PHONY: env demo test test-newest test-lowest check bench lock wheelhouse clean
 
-.venv/.demo: pyproject.toml | .venv/bin/python
-	$(BIN)/pip install --disable-pip-version-check --quiet -e '.[flight,ground,sim]'
+env: $(VENV)/.all
+
+# Each stamp is written last, so an install that was cut off is done again, and a newer lock is installed.
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("make: Python 3.10 or newer is needed, $(PYTHON) is older")'
+	@$(PYTHON) -c 'import sys; sys.maxsize > 2**32 or sys.exit("make: $(PYTHON) is 32-bit: see docs/deploy.md, A 32-bit system")'
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	touch $@
 
-# torch is pinned: an unpinned one brings gigabytes of CUDA packages.
-.venv/.all: pyproject.toml | .venv/bin/python
-	$(BIN)/pip install --disable-pip-version-check --quiet torch==2.13.0
-	$(BIN)/pip install --disable-pip-version-check --quiet -e '.[all]' torch==2.13.0
-	touch $@ .venv/.demo
+$(VENV)/.locked: locks/all.txt pyproject.toml $(VENV)/.python
+	$(PIP) install --require-hashes -r locks/all.txt
+	$(PIP) install --no-deps --no-build-isolation -e .
+	touch $@
 
-demo: .venv/.demo
+$(VENV)/.all: $(VENV)/.locked Makefile
+	$(PIP) $(INSTALL_TORCH) || { echo '$(TORCH_MISSING)' >&2; exit 1; }
+	touch $@
+
+demo: $(VENV)/.locked
 	$(BIN)/firmware-sim demo $(ARGS)
 
-test: .venv/.all check
+test: $(VENV)/.all check
 	$(BIN)/pytest -n 2 --dist worksteal $(ARGS)
 
-check: .venv/.all
+check: $(VENV)/.all
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv/.all
+bench: $(VENV)/.all
 	$(BIN)/python -m benchmarks $(ARGS)
 
+$(UV):
+	$(PYTHON) -m venv .venv-uv
+	.venv-uv/bin/pip --disable-pip-version-check --quiet install uv
+
+# The suite against the newest versions that the registry has, in an environment of its own, begun anew each time.
+test-newest: VENV := .venv-newest
+test-newest:
+	$(PYTHON) -m venv --clear $(VENV)
+	$(PIP) install --upgrade pip
+	$(PIP) install --group locked -e '.[ground,sim,crypto,test]'
+	$(PIP) $(INSTALL_TORCH) || { echo '$(TORCH_MISSING)' >&2; exit 1; }
+	$(BIN)/pip freeze --exclude-editable
+	$(BIN)/pytest -n 2 --dist worksteal $(ARGS)
+
+# The same against the oldest that pyproject.toml admits, on a Python that all of them have wheels for.
+test-lowest: VENV := .venv-lowest
+test-lowest: $(UV)
+	$(PYTHON) -m venv --clear $(VENV)
+	$(UV) pip install --quiet --python $(BIN)/python --resolution lowest-direct --only-binary :all: \
+	  --no-binary spacedml-edge --group locked -e '.[ground,sim,crypto,test]'
+	$(PIP) $(INSTALL_TORCH) || { echo '$(TORCH_MISSING)' >&2; exit 1; }
+	$(BIN)/pip freeze --exclude-editable
+	$(BIN)/pytest -n 2 --dist worksteal $(ARGS)
+
+# One file for Python 3.10 to 3.14 on x86-64 and aarch64: uv resolves for all of them at once ("universal"), which
+# pip-tools cannot, and pip alone installs what it wrote. board.txt is the part of all.txt that goes to a board.
+lock: $(UV)
+	$(LOCK) $(UPGRADE) --group locked --extra ground --extra sim --extra crypto --extra test \
+	  -o locks/all.txt pyproject.toml
+	$(LOCK) --upgrade -c locks/all.txt --extra flight --extra crypto -o locks/board.txt pyproject.toml
+
+# What a board without internet installs from: the locked wheels for its Python and processor, and the project's own.
+# uv writes which those are, because pip download evaluates markers for the computer that it runs on.
+BOARD_PYTHON ?= 3.11
+BOARD_ARCH ?= aarch64
+wheelhouse: $(UV)
+	rm -rf wheelhouse
+	$(UV) build --quiet --wheel -o wheelhouse .
+	$(UV) pip compile --quiet --python-version $(BOARD_PYTHON) --python-platform $(BOARD_ARCH)-manylinux_2_28 \
+	  --generate-hashes --no-emit-index-url -c locks/board.txt --extra flight --extra crypto \
+	  -o wheelhouse/requirements.txt pyproject.toml
+	.venv-uv/bin/pip --disable-pip-version-check --quiet download --no-deps --only-binary :all: --require-hashes \
+	  -r wheelhouse/requirements.txt --python-version $(BOARD_PYTHON) \
+	  $(foreach tag,_2_28 _2_27 _2_26 _2_24 _2_17 2014,--platform manylinux$(tag)_$(BOARD_ARCH)) -d wheelhouse
+	du -sh wheelhouse
+
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-uv .venv-newest .venv-lowest wheelhouse build dist *.egg-info
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
