@@ -18,7 +18,7 @@ from onboard.data import DataError
 
 NAMES = (
     "footprint", "codec", "alq", "table1", "gossip", "consensus", "convergence", "epoch", "transfer", "frame",
-    "ports", "others", "fuzz", "schedules", "day",
+    "ports", "others", "hardship", "fuzz", "schedules", "day",
 )  # fmt: skip
 
 

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import click
 
-from firmware_sim.cable import IP_UDP_HEADER_BYTES, Cable, UdpEnd, open_ends, parse_end
+from firmware_sim.cable import IP_UDP_HEADER_BYTES, Cable
+from firmware_sim.cable_ports import UdpEnd, open_ends, parse_end
 from firmware_sim.channel import SIDES, Burst, Channel
+from firmware_sim.faults import FAULTS, parse_faults
 from firmware_sim.fleet_cli import fleet
 from firmware_sim.ring_cli import ring
 from hw_profiles import load_link
-from onboard.complaints import OneLineErrors
+from onboard.complaints import OneLineErrors, refused
 from onboard.log import Format, start
 from onboard.stop import stop_signals
 from onboard.toml import ConfigError
@@ -41,6 +43,8 @@ def main() -> None:
 @click.option("--window", "windows", multiple=True, metavar="OPEN:CLOSE", help=_WINDOW_HELP)
 @click.option("--cut-after-bytes", type=int, help="Close the contact once, after so many bytes of the board,")
 @click.option("--cut-seconds", type=float, help="... for so many seconds.")
+@click.option("--fault", "faults", multiple=True, metavar="NAME[=STRENGTH]",
+              help=f"What else is wrong, both ways; repeatable: {', '.join(FAULTS)}.")  # fmt: skip
 @click.option("--seed", type=int, default=1, show_default=True, help="Repeats the fate of every frame.")
 @click.option("--report-every", type=float, metavar="S", help="Print running totals as JSON lines.")
 def cable(
@@ -55,6 +59,7 @@ def cable(
     windows: tuple[str, ...],
     cut_after_bytes: int | None,
     cut_seconds: float | None,
+    faults: tuple[str, ...],
     seed: int,
     report_every: float | None,
 ) -> None:
@@ -70,6 +75,9 @@ def cable(
         --loss 0.05 --window 0:40 --window 55:
     Example: an S-band link between two programs that speak UDP:
       firmware-sim cable --link sband-256k --ground udp://127.0.0.1:7001 --board udp://127.0.0.1:7002
+    Example: a terminal that keeps XON and XOFF for itself:
+      firmware-sim cable --link bench-serial-115k2 --ground /tmp/tty-ground --board /tmp/tty-board \\
+        --fault eat-xonxoff
     """
     try:
         if loss is not None and burst is not None:
@@ -93,7 +101,8 @@ def cable(
             cut_s=cut_seconds or 0.0,
             overhead_bytes=IP_UDP_HEADER_BYTES if isinstance(ends[0], UdpEnd) else 0,
         )
-        laid = Cable(channel, open_ends(*ends, link))
+        wrong = parse_faults(faults, seed, datagrams=isinstance(ends[0], UdpEnd))
+        laid = Cable(channel, open_ends(*ends, link), wrong)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     with contextlib.closing(laid):
@@ -158,6 +167,7 @@ def demo(
 
     from firmware_sim.demo import BOARDS, DemoError, Wishes, run
     from firmware_sim.demo_view import View, summary_table
+    from firmware_sim.run_folder import FolderError
     from onboard.data import DataError
     from onboard.learn.graph import GraphError
 
@@ -169,8 +179,10 @@ def demo(
     )  # fmt: skip
     try:
         summary = run(wishes, View(console, plain=plain))
-    except (DataError, GraphError, DemoError) as error:
+    except (DataError, GraphError, DemoError, FolderError) as error:
         raise click.UsageError(str(error)) from None
+    except OSError as error:
+        refused(error, out)
     except KeyboardInterrupt:
         console.print(f"stopped; what the run wrote is in {out}")
         sys.exit(130)

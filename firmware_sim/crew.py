@@ -46,6 +46,7 @@ class Crew:
 
     def __init__(self, logs: Path) -> None:
         self.members: dict[str, Member] = {}
+        self.refused: OSError | None = None  # why the last line could not be kept; the run goes on without
         self._logs = logs
         self._selector = selectors.DefaultSelector()
         logs.mkdir(parents=True, exist_ok=True)
@@ -53,7 +54,7 @@ class Crew:
     def start(self, name: str, module: str, *arguments: str, interpreter: str = sys.executable) -> None:
         """Starts one child under `name`; its lines go to logs/NAME.jsonl, its errors to logs/NAME.err."""
         errors = self._logs / f"{name}.err"
-        log = (self._logs / f"{name}.jsonl").open("wb")
+        log = (self._logs / f"{name}.jsonl").open("wb", buffering=0)
         with errors.open("wb") as stderr:
             process = subprocess.Popen(
                 [interpreter, "-m", module, *arguments],
@@ -74,7 +75,11 @@ class Crew:
             if not chunk:
                 self._selector.unregister(key.fileobj)
                 continue
-            member.log.write(chunk)
+            try:
+                member.log.write(chunk)
+            except OSError as error:
+                error.filename = member.log.name
+                self.refused = error
             *lines, member.tail = (member.tail + chunk).split(b"\n")
             for line in lines:
                 with contextlib.suppress(ValueError):  # a warning of a library is no event; it is in the log

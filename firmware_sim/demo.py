@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from firmware_sim import run_folder
 from firmware_sim.crew import Crew
 from firmware_sim.demo_view import View
 from firmware_sim.plot import draw
@@ -80,15 +81,17 @@ class Wishes:
 Ends = tuple[str, str]  # URLs of the ground's and the board's end of a link
 
 
-def prepare(wishes: Wishes) -> tuple[Path, dict[str, Ends], TrainGraph]:
-    """Makes the folder, the mission and every board's shard; returns the mission's folder, the ends of every
-    link, and the model's graph. Raises DemoError, DataError, GraphError."""
-    graph = TrainGraph.load(wishes.model)
-    images = data.load(
+def images_of(wishes: Wishes, graph: TrainGraph) -> data.Images:
+    """The images that the boards share. Raises DataError."""
+    return data.load(
         wishes.data, graph.input_shape, folder=wishes.data_folder, part="train",
         rows=None if wishes.data == "digits" else range_of(wishes), classes=graph.classes,
     )  # fmt: skip
-    make_folder(wishes.out)
+
+
+def prepare(wishes: Wishes, images: data.Images) -> tuple[Path, dict[str, Ends]]:
+    """Makes the mission and every board's shard in a folder that is held; returns the mission's folder and
+    the ends of every link. Raises DemoError, OSError."""
     mission = wishes.out / "mission"
     ends = {board.name: ends_of(board, wishes) for board in BOARDS}
     nodes = []
@@ -104,7 +107,7 @@ def prepare(wishes: Wishes) -> tuple[Path, dict[str, Ends], TrainGraph]:
     )  # fmt: skip
     for board, shard in zip(BOARDS, data.shards(images, len(BOARDS), wishes.seed), strict=True):
         data.save(mission / "boards" / board.name / "data.npz", shard)
-    return mission, ends, graph
+    return mission, ends
 
 
 def range_of(wishes: Wishes) -> range:
@@ -112,14 +115,20 @@ def range_of(wishes: Wishes) -> range:
     return range(wishes.images * len(BOARDS))
 
 
-def make_folder(out: Path) -> None:
-    """An empty folder for the run. An earlier demo's is replaced, anything else is left alone."""
-    if out.exists() and not (out / MARK).exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DemoError(f"{out}: exists and is no demo's folder; choose another with --out")
-    if out.exists():
-        shutil.rmtree(out)
-    (out / "ports").mkdir(parents=True)
-    (out / MARK).write_text(json.dumps({"made_by": "firmware-sim demo"}))
+def hold_folder(out: Path) -> contextlib.ExitStack:
+    """An empty folder for the run, which no other may use until the stack is closed. What an earlier demo
+    left is replaced, anything else is left alone. Raises FolderError, OSError."""
+    run_folder.check_mark(out / MARK)
+    held = run_folder.hold(out)
+    try:
+        run_folder.check_mark(out / MARK)
+        run_folder.empty(out / MARK)
+        run_folder.claim(out / MARK, {"made_by": "firmware-sim demo"})
+        (out / "ports").mkdir()
+    except BaseException:
+        held.close()
+        raise
+    return held
 
 
 def ends_of(board: DemoBoard, wishes: Wishes) -> Ends:
@@ -135,9 +144,19 @@ def ends_of(board: DemoBoard, wishes: Wishes) -> Ends:
 def run(wishes: Wishes, view: View) -> dict[str, Any]:
     """The whole demo; returns the summary, which is also in OUT/summary.json.
 
-    Raises DemoError, DataError, GraphError. Ctrl-C ends it in order: KeyboardInterrupt after the cleaning up.
+    Raises DemoError, DataError, GraphError, FolderError, and OSError where the disk refuses. Ctrl-C ends it
+    in order: KeyboardInterrupt after the cleaning up.
     """
-    mission, ends, graph = prepare(wishes)
+    graph = TrainGraph.load(wishes.model)
+    images = images_of(wishes, graph)
+    with hold_folder(wishes.out):
+        mission, ends = prepare(wishes, images)
+        return _play(wishes, view, mission, ends, graph)
+
+
+def _play(
+    wishes: Wishes, view: View, mission: Path, ends: dict[str, Ends], graph: TrainGraph
+) -> dict[str, Any]:
     scene = Scene([board.name for board in BOARDS], graph.layout.parameters, time.monotonic())
     crew = Crew(wishes.out / "logs")
     with stop_signals() as stop:
@@ -216,7 +235,9 @@ def sum_up(wishes: Wishes, scene: Scene) -> dict[str, Any]:
 
 
 def _check(crew: Crew, scene: Scene) -> None:
-    """A process that ended before its time ends the demo, with its last words."""
+    """A process that ended before its time ends the demo, with its last words; so does a full disk."""
+    if crew.refused is not None:
+        raise crew.refused
     for member in crew.ended():
         if member.name == "ground" and member.process.returncode == 0:
             for name, event in crew.stop(["ground"]):

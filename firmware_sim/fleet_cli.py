@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hw_profiles import load_board, load_link
+from onboard.complaints import refused
 from onboard.log import start
 from onboard.stop import stop_signals
 
@@ -98,8 +99,10 @@ def fleet(as_json: bool, **options: Any) -> None:
         wishes = _wishes(**options)
         run = Run(wishes)
         stopped = not _show(run, wishes, as_json=as_json)
-    except (DataError, GraphError, FleetError, ValueError, OSError) as error:
+    except (DataError, GraphError, FleetError, ValueError) as error:
         raise click.UsageError(str(error)) from None
+    except OSError as error:
+        refused(error, options["out"])
     if stopped:
         click.echo(f"stopped; the same command goes on after round {len(run.results)}", err=True)
         sys.exit(130)

@@ -26,13 +26,20 @@ FREE = ("rounds", "target")  # a run may go on for longer than it was first aske
 class Record:
     """The folder of one run. `wishes`: what it was asked for, as JSON has it.
 
-    Raises FolderError where the folder holds anything but an earlier part of the same run, OSError.
+    Raises FolderError where the folder is in use or holds anything but an earlier part of the same run, and
+    OSError.
     """
 
     def __init__(self, folder: Path, wishes: Mapping[str, Any]) -> None:
         self.folder = folder
         run_folder.check(folder / WISHES, wishes, FREE)
+        self._held = run_folder.hold(folder)
+        run_folder.check(folder / WISHES, wishes, FREE)  # another run may just have begun or ended in it
         run_folder.claim(folder / WISHES, wishes)
+
+    def close(self) -> None:
+        """Lets other runs into the folder."""
+        self._held.close()
 
     def load(self) -> tuple[list[RoundResult], bytes]:
         """The rounds that are over, and the packed weights that the last of them made."""

@@ -60,7 +60,14 @@ class Run:
         self.results, self._packed = ([], b"") if self._record is None else self._record.load()
 
     def play(self) -> Generator[Moment | RoundResult, None, None]:
-        """Plays the rounds that are left; each is stored before it is told."""
+        """Plays the rounds that are left; each is stored before it is told. The folder is free afterwards."""
+        try:
+            yield from self._play()
+        finally:
+            if self._record is not None:
+                self._record.close()
+
+    def _play(self) -> Generator[Moment | RoundResult, None, None]:
         wishes, settings = self.wishes, self.wishes.settings
         if finished([result.accuracy for result in self.results], settings.rounds, settings.target):
             return

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hw_profiles import load_board, load_link
+from onboard.complaints import refused
 from onboard.log import start
 from onboard.stop import stop_signals
 
@@ -132,8 +133,10 @@ def ring(ground: Ground | None, /, as_json: bool, processes: bool, **options: An
         with Console(stderr=as_json).status(f"reading {wishes.data}"):
             run = CrewRun(wishes) if processes else Run(wishes)
         stopped = not _show(run, wishes, as_json=as_json)
-    except (DataError, GraphError, RingError, ValueError, OSError) as error:
+    except (DataError, GraphError, RingError, ValueError) as error:
         raise click.UsageError(str(error)) from None
+    except OSError as error:
+        refused(error, options["out"])
     if stopped:
         goes_on = "" if processes else "; the same command goes on from there"
         click.echo(f"stopped after {len(run.results)} epochs{goes_on}", err=True)

@@ -1,7 +1,8 @@
 """A ring whose nodes are real agents: `onboard run`, a process each, over UDP at this computer's pace.
 
-OUT/nodes/        see `ring_nodes`
-OUT/logs/         what each process said
+OUT/ring-processes.json  says that the folder is such a run's and may be replaced
+OUT/nodes/               see `ring_nodes`
+OUT/logs/                what each process said
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from firmware_sim import run_folder
 from firmware_sim.crew import Crew
 from firmware_sim.ring import GROUND, RingError
 from firmware_sim.ring_cables import meeting
@@ -29,7 +31,7 @@ from onboard.gossip_agent import CHECKPOINT
 from onboard.learn.graph import InferGraph, TrainGraph, initial
 from onboard.learn.vectors import flat
 
-NODES, LOGS, STATION = "nodes", "logs", "ground"
+MARK, NODES, LOGS, STATION = "ring-processes.json", "nodes", "logs", "ground"
 LISTEN_S = 0.25
 
 
@@ -58,7 +60,7 @@ class _Station:
 class CrewRun:
     """As `ring_run.Run`, but always from the start. A node that is to die is killed so long after the start.
 
-    Raises DataError, GraphError, RingError, OSError.
+    Raises DataError, GraphError, RingError, FolderError, OSError.
     """
 
     def __init__(self, wishes: Wishes) -> None:
@@ -67,6 +69,7 @@ class CrewRun:
             raise RingError(f"{settings.method}: processes gossip by rd-psgd or d-psgd, in a folder")
         if (wishes.out / WISHES).exists():
             raise RingError(f"{wishes.out}: holds a run on the virtual clock; choose another with --out")
+        run_folder.check_mark(wishes.out / MARK)
         train = TrainGraph.load(settings.model)
         shares, test = images_of(wishes, train)
         self.parameters, self.images = train.layout.parameters, len(shares[0])
@@ -74,6 +77,9 @@ class CrewRun:
         self._settings, self._out = settings, wishes.out
         self._judge = Judge(InferGraph.load(settings.model), train.layout, test)
         meets = meeting(settings)
+        self._held = run_folder.hold(wishes.out)
+        run_folder.check_mark(wishes.out / MARK)  # another run may just have begun or ended in it
+        run_folder.claim(wishes.out / MARK, wishes.as_json())
         self._cables = meets.cables
         self._files = found(wishes.out / NODES, settings, shares, meets.urls)
         self._told: list[dict[int, dict[str, Any]]] = []  # what each node said of each epoch
@@ -107,6 +113,7 @@ class CrewRun:
         finally:
             for _ in crew.stop():
                 pass
+            self._held.close()
 
     def _hear(self, name: str, event: Mapping[str, Any]) -> None:
         if name.startswith("cable:"):

@@ -26,12 +26,19 @@ WISHES, EPOCHS, STATE = "ring.json", "epochs.jsonl", "state.bin"
 class Record:
     """The folder of one run. `wishes`: what it was asked for, as JSON has it; `epochs`: of the whole run.
 
-    Raises FolderError where the folder holds anything but an earlier part of the same run.
+    Raises FolderError where the folder is in use or holds anything but an earlier part of the same run, and
+    OSError.
     """
 
     def __init__(self, folder: Path, wishes: Mapping[str, Any], epochs: int) -> None:
         run_folder.check(folder / WISHES, wishes)
+        self._held = run_folder.hold(folder)
+        run_folder.check(folder / WISHES, wishes)  # another run may just have begun or ended in it
         self.folder, self._wishes, self._epochs = folder, wishes, epochs
+
+    def close(self) -> None:
+        """Lets other runs into the folder."""
+        self._held.close()
 
     def load(self) -> tuple[list[EpochResult], RingState | None]:
         """The epochs that are over, and the ring after them; None before the first and after the last.

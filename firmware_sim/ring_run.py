@@ -66,15 +66,18 @@ class Run:
             self._record.claim()
 
     def play(self) -> Generator[Moment | EpochResult, None, None]:
-        """Plays the epochs that are left; each is stored before it is told."""
-        if self._ring is None:
-            return
-        for seen in self._ring.play():
-            if isinstance(seen, EpochResult):
-                self.results.append(seen)
-                if self._record is not None:
-                    self._record.keep(self.results, self._ring.state())
-            yield seen
+        """Plays the epochs that are left; each is stored before it is told. The folder is free afterwards."""
+        try:
+            for seen in self._ring.play() if self._ring is not None else ():
+                if isinstance(seen, EpochResult):
+                    self.results.append(seen)
+                    if self._record is not None:
+                        assert self._ring is not None, "it has just played"
+                        self._record.keep(self.results, self._ring.state())
+                yield seen
+        finally:
+            if self._record is not None:
+                self._record.close()
 
 
 def images_of(wishes: Wishes, graph: TrainGraph) -> tuple[list[Images], Images]:

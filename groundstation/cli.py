@@ -102,10 +102,10 @@ def serve(
       groundstation serve mission --exit-when-finished --log json
     """
     from groundstation.daemon import serve as run
+    from onboard.cli import recording_to
     from onboard.data import DataError
     from onboard.keys import BadKey
     from onboard.learn.graph import GraphError
-    from onboard.link.recorder import Recorder
 
     start(log_format)
     try:
@@ -115,7 +115,7 @@ def serve(
     try:
         finished = run(
             mission, exit_when_finished=exit_when_finished, report_every_s=report_every,
-            recorder=Recorder(record, record_mb << 20) if record else None,
+            recorder=recording_to(record, record_mb) if record else None,
         )  # fmt: skip
     except BlockingIOError:
         fail(f"{folder}: another groundstation is serving this mission")

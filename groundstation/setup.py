@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import msgspec
 from groundstation.config import MISSION_FILE, MissionFile, load_mission
 from hw_profiles import load_board, load_link
 from onboard.config import NodeFile, check_cipher, load_node, relative_source
+from onboard.journal import sole_user
 from onboard.keys import load_keys, new_key, newest, replace_keys, roll, save_key
 from onboard.learn.graph import TrainGraph
 from onboard.toml import checked
@@ -151,8 +153,7 @@ def found(folder: Path, specs: list[NodeSpec], wishes: Wishes) -> Iterator[str]:
     Raises SetupError or ConfigError before anything is written, OSError where the disk refuses. Nothing is
     written over: keys that boards already hold must not change.
     """
-    if (folder / MISSION_FILE).exists():
-        raise SetupError(f"{folder / MISSION_FILE}: there is a mission already; choose another folder")
+    _check_new(folder, specs)
     nodes = [spec.mission_toml(number) for number, spec in enumerate(specs, start=1)]
     mission = checked(COMMAND, {"mission": wishes.mission_toml(), "node": nodes}, MissionFile)
     try:
@@ -167,15 +168,35 @@ def found(folder: Path, specs: list[NodeSpec], wishes: Wishes) -> Iterator[str]:
         checked(f"{COMMAND}: --node {spec.name}", sections, NodeFile)
         if spec.encrypts:
             check_cipher(f"{COMMAND}: --node {spec.name}: encrypt=true")
+    with _alone_in(folder):
+        _check_new(folder, specs)  # another `init` may just have ended in it
+        (folder / "keys").mkdir(exist_ok=True)
+        for spec, sections in zip(specs, boards, strict=True):
+            yield _found_board(folder, spec, sections)
+        (folder / MISSION_FILE).write_text(_toml("A mission", msgspec.to_builtins(mission)), encoding="utf-8")
+        load_mission(folder)
+    yield f"{folder / MISSION_FILE}: {wishes.rounds} rounds of {wishes.model} on {wishes.data}"
+
+
+def _check_new(folder: Path, specs: list[NodeSpec]) -> None:
+    """That nothing of a mission is in the way. Raises SetupError."""
+    if (folder / MISSION_FILE).exists():
+        raise SetupError(f"{folder / MISSION_FILE}: there is a mission already; choose another folder")
+    for spec in specs:
         for key in _keys(folder, spec):
             if key.exists():
                 raise SetupError(f"{key}: a board may hold this key; choose another folder")
-    (folder / "keys").mkdir(parents=True, exist_ok=True)
-    for spec, sections in zip(specs, boards, strict=True):
-        yield _found_board(folder, spec, sections)
-    (folder / MISSION_FILE).write_text(_toml("A mission", msgspec.to_builtins(mission)), encoding="utf-8")
-    load_mission(folder)
-    yield f"{folder / MISSION_FILE}: {wishes.rounds} rounds of {wishes.model} on {wishes.data}"
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keeps every other command that writes out of the folder. Raises SetupError, OSError."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(sole_user(folder))
+        except BlockingIOError:
+            raise SetupError(f"{folder}: another groundstation is writing in it; try again later") from None
+        yield
 
 
 def _found_board(folder: Path, spec: NodeSpec, sections: dict[str, Any]) -> str:
@@ -205,15 +226,16 @@ def roll_key(folder: Path, name: str, *, drop_old: bool) -> str:
     if node is None:
         known = ", ".join(node.name for node in mission.nodes)
         raise SetupError(f"{mission.path}: no node {name!r}; there are {known}")
-    keys = load_keys(node.key_path)
-    try:
-        keys = newest(keys) if drop_old else roll(keys, new_key())
-    except ValueError as error:
-        raise SetupError(f"{node.key_path}: {error}") from None
     copy = mission.folder / "boards" / name / "node.key"
-    replace_keys(node.key_path, keys)  # the ground's first: it takes whichever key the board uses
-    if copy.parent.is_dir():
-        replace_keys(copy, keys)
+    with _alone_in(node.key_path.parent):  # and not the mission's folder: the daemon may run, and holds that
+        keys = load_keys(node.key_path)
+        try:
+            keys = newest(keys) if drop_old else roll(keys, new_key())
+        except ValueError as error:
+            raise SetupError(f"{node.key_path}: {error}") from None
+        replace_keys(node.key_path, keys)  # the ground's first: it takes whichever key the board uses
+        if copy.parent.is_dir():
+            replace_keys(copy, keys)
     ids = " and ".join(map(str, keys))
     return f"{name} holds key {ids}: restart the daemon, then copy {copy} to the board and restart the agent"
 

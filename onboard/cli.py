@@ -61,7 +61,6 @@ def run(
       onboard run node.toml --record pass.sdml --record-mb 16
     """
     from onboard.budget import Pace
-    from onboard.link.recorder import Recorder
 
     start(log_format)
     try:
@@ -71,7 +70,7 @@ def run(
     for key, url in ports(config):
         if not wait_for_port and (missing := missing_device(url)):
             fail(f"{node_toml}: {key}.port = {url!r}: {missing}; plug it in, or give --wait")
-    recorder = Recorder(record, record_mb << 20) if record else None
+    recorder = recording_to(record, record_mb) if record else None
     run_agent(config, Pace(config.cpu_share), report_every, recorder)
 
 
@@ -122,6 +121,18 @@ def link(node_toml: Path, as_json: bool, once: bool) -> None:
         fail(str(error))
     except NobodyThere as error:
         fail(str(error), code=1)
+
+
+def recording_to(path: Path, limit_mb: int) -> Recorder:
+    """A recorder that has its file for itself; ends the program if another one records into it."""
+    from onboard.link.recorder import InUse, Recorder
+
+    recorder = Recorder(path, limit_mb << 20)
+    try:
+        recorder.claim()
+    except InUse:
+        fail(f"--record {path}: another program records into it; give each its own file")
+    return recorder
 
 
 def run_agent(

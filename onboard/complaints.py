@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any, NoReturn
 
@@ -25,6 +26,12 @@ class OneLineErrors(click.Group):
         except click.Abort:
             code = 130
         sys.exit(code)
+
+
+def refused(error: OSError, where: object) -> NoReturn:
+    """Ends the program because the machine refuses; `where`: what to name if the system does not."""
+    name = error.filename if isinstance(error.filename, str | os.PathLike) else where
+    fail(f"{name}: {error.strerror or error}", code=1)
 
 
 def fail(line: str, code: int = 2) -> NoReturn:

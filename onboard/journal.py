@@ -23,6 +23,7 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 _HEADER = struct.Struct(">4sII16s")  # magic, generation, length, BLAKE2s-128 of generation + payload
 _MAGIC = b"SDJ1"
+LOCK = "lock"  # the file in a folder that its user holds
 
 
 class JournalError(OSError):
@@ -142,6 +143,6 @@ def sole_user(folder: Path) -> Iterator[None]:
     Raises BlockingIOError if another process holds it. The kernel lets go when the process dies.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
+    with (folder / LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield

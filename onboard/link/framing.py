@@ -1,7 +1,8 @@
 """How frames stand in what a port carries, the same for a live port and for a recording of one.
 
 A framing turns a frame into the bytes that go out, and the bytes that come in, however they are cut, into
-frames. What is no frame is counted, never raised.
+frames. What is no frame is counted, never raised. On a byte stream frames are whitened (`wire.whitening`),
+through a TNC too: its serial side has a line's habits, and whether its air side scrambles depends on the TNC.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from typing import Literal, Protocol
 
 from onboard.wire import cobs, kiss
+from onboard.wire.whitening import whiten
 
 Name = Literal["cobs", "kiss", "datagram"]
 
@@ -45,14 +47,14 @@ class CobsStream:
 
     def encode(self, frame: bytes) -> bytes:
         """The bytes that go out."""
-        return cobs.encode(frame)
+        return cobs.encode(whiten(frame))
 
     def feed(self, data: bytes) -> list[bytes]:
         """The frames that `data` completes."""
         frames = []
         for chunk in self._splitter.feed(data):
             try:
-                frames.append(cobs.decode(chunk))
+                frames.append(whiten(cobs.decode(chunk)))
             except cobs.BadCobs:
                 self._bad += 1
         return frames
@@ -75,14 +77,14 @@ class KissStream:
 
     def encode(self, frame: bytes) -> bytes:
         """The bytes that go out."""
-        return kiss.encode(frame, self._port)
+        return kiss.encode(whiten(frame), self._port)
 
     def feed(self, data: bytes) -> list[bytes]:
         """The frames that `data` completes."""
         frames = []
         for chunk in self._splitter.feed(data):
             try:
-                frames.append(kiss.decode(chunk, self._port))
+                frames.append(whiten(kiss.decode(chunk, self._port)))
             except kiss.BadKiss:
                 self._bad += 1
         return frames

@@ -3,10 +3,12 @@
 Every piece is handed to the kernel at once, so a kill of the program loses none; it is not fsynced, so a
 power cut may lose the last half minute. A full file becomes FILE.1, in place of the one before: all in all
 the disk holds at most twice the limit. Where the disk refuses, the log says so once, and it is tried again.
+A file has one recorder: two would each rename away what the other writes.
 """
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import time
@@ -30,8 +32,13 @@ AGAIN_S = 10.0
 _WAYS: dict[Way, Kind] = {"in": Kind.IN, "out": Kind.OUT}
 
 
+class InUse(BlockingIOError):  # noqa: N818 - a state of the world rather than a mistake
+    """Another program records into the file."""
+
+
 class Recorder:
-    """Appends to `path`; opens it with the first record. `lost` counts the pieces that it could not write."""
+    """Appends to `path`; opens it with the first record, or when it is claimed. `lost` counts the pieces that
+    it could not write."""
 
     def __init__(
         self,
@@ -50,6 +57,18 @@ class Recorder:
         self._size = 0
         self._not_before_s = self._began_s
         self._told = False
+
+    def claim(self) -> None:
+        """Takes the file for this process alone, if it can be written at all.
+
+        Raises InUse.
+        """
+        try:
+            self._open()
+        except InUse:
+            raise
+        except OSError as error:
+            self._fail(error, self._clock())
 
     def link(
         self, url: str, link: Link, *, local: int, peer: int, salt: bytes = NO_SALT, encrypted: bool = False
@@ -94,14 +113,24 @@ class Recorder:
             self._told = False
         except OSError as error:
             self.lost += 1
-            self.close()
-            self._not_before_s = now_s + AGAIN_S
-            if not self._told:
-                say(log, "record-failed", level=logging.ERROR, path=str(self.path), why=error.strerror)
-            self._told = True
+            self._fail(error, now_s)
+
+    def _fail(self, error: OSError, now_s: float) -> None:
+        self.close()
+        self._not_before_s = now_s + AGAIN_S
+        if not self._told:
+            say(log, "record-failed", level=logging.ERROR, path=str(self.path), why=error.strerror)
+        self._told = True
 
     def _open(self) -> None:
-        self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        # Non-blocking: a named pipe that nobody reads would stop the program.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK
+        self._fd = os.open(self.path, flags, 0o600)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self.close()
+            raise InUse(error.errno, "another program records into it", str(self.path)) from None
         self._size = os.fstat(self._fd).st_size
         # A delimiter first: the record before it may have been cut.
         self._append(b"\0" + b"".join(map(encode, self._starts)))

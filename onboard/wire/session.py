@@ -248,8 +248,8 @@ class Session:
             return self._greet(frame, now)
         opened = self._seals.open(frame)
         if opened is None:
-            return self._mishaps.dropped(frame)
-        self._mishaps.proven()
+            return self._mishaps.dropped(frame, self._access.link_s(now))
+        self._mishaps.proven(self._access.link_s(now))
         known_before, hearing = self._hearing.epoch, self._hearing
         restarted = hearing.heard(opened, self._wire_bytes(len(frame)), now)
         now = self._access.link_s(now)
@@ -349,8 +349,8 @@ class Session:
         now = self._access.link_s(now)
         frame = self._greeting.open(raw)
         if frame is None:
-            return self._mishaps.dropped(raw)
-        self._mishaps.proven()
+            return self._mishaps.dropped(raw, now)
+        self._mishaps.proven(now)
         self._hearing.bytes += self._wire_bytes(len(raw))
         self._air.heard(now, over=frame.over, loss=self._hearing.loss, burst=self._hearing.burst)
         return self._greeting.hear(frame.payload, frame.key_id, now)

@@ -245,7 +245,7 @@ def test_the_command_leaves_its_results_and_goes_on(tmp_path: Path) -> None:
     assert more[0] == json.loads(line)
     assert [round["round"] for round in more] == [1, 2]
     assert sorted(path.name for path in out.iterdir()) == [
-        "fleet.json", "model-2.bin", "rounds.jsonl", "rounds.png",
+        "fleet.json", "lock", "model-2.bin", "rounds.jsonl", "rounds.png",
     ]  # fmt: skip
     assert "holds a run with seed 0, not 1" in run("--out", out, "--seed", "1", code=2)
 
@@ -260,9 +260,12 @@ def test_a_line_cut_short_is_played_again(tmp_path: Path) -> None:
     result = play(tmp_path / "journals", rounds=1)[0]
     record = Record(tmp_path / "out", {"seed": 4})
     record.keep(result, b"weights")
+    record.close()
     with (tmp_path / "out" / "rounds.jsonl").open("ab") as file:
         file.write(b'{"round": 2, "accur')
-    assert Record(tmp_path / "out", {"seed": 4}).load() == ([result], b"weights")
+    again = Record(tmp_path / "out", {"seed": 4})
+    assert again.load() == ([result], b"weights")
+    again.close()
     assert (tmp_path / "out" / "rounds.jsonl").read_bytes().count(b"\n") == 1
     (tmp_path / "out" / "model-1.bin").unlink()
     assert Record(tmp_path / "out", {"seed": 4}).load() == ([], b"")

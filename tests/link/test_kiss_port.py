@@ -14,6 +14,7 @@ from onboard.link import BadUrl, framing_of, open_port, wire_bytes
 from onboard.wire import kiss
 from onboard.wire.events import Delivered
 from onboard.wire.messages import UPDATE
+from onboard.wire.whitening import whiten
 from tests.link.cable import Cable, Clock
 from tests.link.objects import payload
 from tests.link.test_pump import accept_into, pump, told
@@ -43,7 +44,7 @@ def test_a_tnc_behind_tcp(tmp_path: Path) -> None:
         with peer:
             port.write(b"frame")
             assert peer.recv(100) == b"\xc0" + kiss.encode(b"frame")
-            peer.sendall(kiss.encode(bytes(range(256))))
+            peer.sendall(kiss.encode(whiten(bytes(range(256)))))
             assert collect(port, 1) == [bytes(range(256))]
         port.close()
 

@@ -134,7 +134,9 @@ def test_the_links_of_a_node_are_told_apart(tmp_path: Path, clocks: Clocks) -> N
 
 def test_a_second_run_goes_on_behind_a_record_that_was_cut(tmp_path: Path, clocks: Clocks) -> None:
     path = tmp_path / "record"
-    recorder(path, clocks).link("/dev/a", LINK, local=0, peer=3)("in", b"first")
+    first = recorder(path, clocks)
+    first.link("/dev/a", LINK, local=0, peer=3)("in", b"first")
+    first.close()
     whole = path.read_bytes()
     length = len(recording.encode(Record(Kind.IN, 3, 0.0, b"first")))
     for cut in range(1, length + 1):

@@ -30,6 +30,7 @@ from onboard.wire.frame import Type
 from onboard.wire.messages import UPDATE, Update, decode_update, digest, encode_object
 from onboard.wire.seal import Opener
 from onboard.wire.session import Session
+from onboard.wire.whitening import whiten
 
 KEY = bytes(range(32))
 LINK = load_link("bench-serial-115k2")
@@ -92,7 +93,7 @@ def test_one_update_through_every_stage(tmp_path: Path) -> None:
             os.write(masters[target][0], line)
             if source == 0:
                 for chunk in on_the_line.feed(line):
-                    frame = listener.open(cobs.decode(chunk))
+                    frame = listener.open(whiten(cobs.decode(chunk)))
                     assert frame is not None
                     assert frame.source == 1
                     types.append(frame.type)

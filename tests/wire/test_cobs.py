@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onboard.wire import cobs
+from onboard.wire.whitening import whiten
 from tests.wire.examples import VECTORS
 
 # Zeros, and runs around the block length of 254, are where an encoder can go wrong.
@@ -56,8 +57,8 @@ def test_the_paper_s_rules(data: str, stuffed: str) -> None:
 
 def test_golden_bytes() -> None:
     frame, stuffed = (VECTORS / "frame.bin").read_bytes(), (VECTORS / "cobs.bin").read_bytes()
-    assert cobs.encode(frame) == stuffed
-    assert cobs.decode(stuffed[:-1]) == frame
+    assert cobs.encode(whiten(frame)) == stuffed
+    assert whiten(cobs.decode(stuffed[:-1])) == frame
 
 
 @given(st.binary(max_size=600) | st.binary(max_size=600).map(lambda data: data.replace(b"\0", b"\xff")))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 
-from onboard.wire.events import Event, UnknownPeer, WrongKey
+from onboard.wire.events import Event, OtherForm, UnknownPeer, WrongKey
 from onboard.wire.frame import Type
 from onboard.wire.messages import Reason
 from onboard.wire.seal import Sealer
@@ -28,9 +30,9 @@ def frames(source: int, destination: int, count: int, key: bytes = KEY) -> list[
     return [sealer.seal(Type.MSG, b"%d" % nth) for nth in range(count)]
 
 
-def heard(session: Session, raws: list[bytes]) -> list[Event]:
+def heard(session: Session, raws: list[bytes], now: float = 6.0) -> list[Event]:
     """What all of them bring."""
-    return [event for raw in raws for event in session.receive(raw, 6.0)]
+    return [event for raw in raws for event in session.receive(raw, now)]
 
 
 def test_a_stranger_is_told_of_once() -> None:
@@ -46,8 +48,62 @@ def test_a_stranger_is_told_of_once() -> None:
 def test_another_key_is_told_of_once_until_one_is_right() -> None:
     session = ground()
     before = session.snapshot(6.0).bad_tags
-    assert heard(session, frames(7, 0, 30, bytes(32))) == [WrongKey()]
-    assert session.snapshot(6.0).bad_tags == before + 30
+    wrong = frames(7, 0, 30, bytes(32))
+    assert heard(session, wrong[:15]) == []  # a moment after frames that were right
+    assert heard(session, wrong[15:], 40.0) == [WrongKey()]
+    assert session.snapshot(40.0).bad_tags == before + 30
+
+
+def test_another_key_from_the_start_is_told_of_at_once() -> None:
+    session = Session(node=0, peer=7, key=KEY, link=FULL, master=True, epoch=1)
+    assert heard(session, frames(7, 0, 30, bytes(32)), 0.0) == [WrongKey()]
+
+
+def flipped(raw: bytes, *at: int) -> bytes:
+    """The same bytes with a bit wrong in each of these."""
+    damaged = bytearray(raw)
+    for each in at:
+        damaged[each] ^= 0x04
+    return bytes(damaged)
+
+
+def test_a_line_that_damages_nine_frames_of_ten_is_no_wrong_key_and_nobody_else_s() -> None:
+    """Wrong tags by the hundred, one after the other, but what is right comes in between."""
+    session = ground()
+    right = Sealer(KEY, source=7, destination=0, epoch=9, salt=session.salt)
+    for second in range(6, 600):
+        raws = [flipped(right.seal(Type.MSG, b"%d" % second), 15) for _ in range(9)]
+        if second % 15 == 0:
+            raws.append(right.seal(Type.MSG, b"right"))
+        told = heard(session, raws, float(second))
+        assert not any(isinstance(event, WrongKey | UnknownPeer | OtherForm) for event in told)
+
+
+def test_a_line_that_damages_every_frame_is_no_wrong_key() -> None:
+    """Another speed, say: it spoils headers as well as tags."""
+    session = Session(node=0, peer=7, key=KEY, link=FULL, master=True, epoch=1)
+    sealer, told = Sealer(KEY, source=7, destination=0, epoch=1), list[Event]()
+    for second in range(600):
+        told += heard(session, [flipped(sealer.seal(Type.MSG, bytes(20)), 15 if second % 3 else 3)], second)
+    assert session.snapshot(600.0).bad_tags > 300
+    assert told == []
+
+
+def test_noise_in_the_shape_of_frames_is_no_stranger() -> None:
+    """It names one of 256 nodes each time, so that each would have its three frames in the end."""
+    session, random = ground(), Random(1)
+    raws = [bytes((0x22,)) + random.randbytes(40) for _ in range(20_000)]
+    assert heard(session, raws) == []
+    assert session.snapshot(6.0).misaddressed > 19_000
+
+
+def test_noise_that_sets_the_bit_of_encryption_is_no_encryption() -> None:
+    session = ground()
+    sealer = Sealer(KEY, source=7, destination=0, epoch=9)
+    raws = [flipped(sealer.seal(Type.MSG, b"%d" % nth), 1) for nth in range(20)]
+    assert heard(session, raws, 7.0) == []
+    assert session.snapshot(7.0).encrypted_dropped == 20
+    assert heard(session, raws, 40.0) == [OtherForm(encrypted=True)]  # nothing else for so long
 
 
 def test_bit_errors_are_no_wrong_key() -> None:

@@ -1,0 +1,320 @@
+"""The two ports at which a cable meets its programs: pseudo-terminals, or UDP sockets.
+
+What a port does at its edges:
+- A serial program that ends or is killed leaves the cable running. What it had written still goes out, as
+  from a UART's buffer; what arrives while nobody has the port open is counted and gone, and what the dead
+  program had not read is thrown away, so that its successor never hears stale bytes. A radio does not store.
+- A frame on a serial line is what ends with 0x00 (COBS). A piece without one goes out as it is when the line
+  has been quiet for 50 ms or the piece is longer than any frame of the link.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import math
+import os
+import select
+import socket
+import termios
+import tty
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
+
+from firmware_sim.channel import SIDES, Side
+from hw_profiles import Link
+
+_QUIET_S = 0.05  # a serial line this long without a byte has ended its piece
+
+
+class CableError(ValueError):
+    """The cable cannot be laid so; the message is one line."""
+
+
+@dataclass(frozen=True)
+class UdpEnd:
+    """Where a datagram end listens, and whom it answers; without a peer, whoever spoke last."""
+
+    listen: tuple[str, int]
+    peer: tuple[str, int] | None = None
+
+
+def parse_end(text: str) -> Path | UdpEnd:
+    """`udp://HOST:PORT` or `udp://HOST:PORT?peer=HOST:PORT`, anything else is the path of a serial port.
+
+    Raises CableError with the offending text.
+    """
+    if "://" not in text:
+        return Path(text)
+    url = urlsplit(text)
+    query = dict(parse_qsl(url.query, keep_blank_values=True))
+    if url.scheme != "udp" or url.path or set(query) - {"peer"}:
+        raise CableError(f"{text}: an end is a path or udp://HOST:PORT[?peer=HOST:PORT]")
+    peer = query.get("peer")
+    return UdpEnd(_address(url.netloc, text), None if peer is None else _address(peer, text))
+
+
+def _address(host_port: str, text: str) -> tuple[str, int]:
+    host, _, port = host_port.rpartition(":")
+    # The resolver would take a port above 65535 modulo 65536.
+    if not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
+        raise CableError(f"{text}: {host_port!r} is not HOST:PORT")
+    try:
+        found = socket.getaddrinfo(host, int(port), socket.AF_INET, socket.SOCK_DGRAM)
+    except OSError as error:
+        raise CableError(f"{text}: {host!r}: {error.strerror}") from None
+    ip, number = found[0][4][:2]
+    return str(ip), int(number)
+
+
+@dataclass(slots=True)
+class Losses:
+    """What was lost at one port and not on the air, in frames."""
+
+    unheard: int = 0  # arrived while no program had the port open
+    overrun: int = 0  # arrived, but the kernel's buffer to the program was full
+    oversize: int = 0  # sent, but larger than the link's mtu_bytes; the modem refuses it
+    strangers: int = 0  # sent by an address that is not the peer
+
+
+class SerialPort:
+    """One end as a pseudo-terminal in raw mode, under a symbolic link at `path`.
+
+    piece_bytes: the longest piece without a delimiter that is taken for one frame.
+    Raises CableError if the link cannot be made. The link of a cable that has ended is replaced; one of a
+    cable that runs, any other link and any file are left alone.
+    """
+
+    def __init__(self, path: Path, piece_bytes: int) -> None:
+        self.losses = Losses()
+        self._path, self._piece_bytes = path, piece_bytes
+        self._fd, slave = os.openpty()
+        self._tty = os.ttyname(slave)
+        # The settings stay with the pair while the master is open, so the slave need not be.
+        tty.setraw(slave)
+        os.close(slave)
+        os.set_blocking(self._fd, False)
+        self._hangup = select.poll()
+        self._hangup.register(self._fd, 0)
+        self._attended = False  # some program had it open when last looked at
+        self._drained = False  # nobody has it open and nothing is left of what they wrote
+        self._piece = bytearray()
+        self._last_byte_s = -math.inf
+        self._name: socket.socket | None = None
+        try:
+            self._name = _sole_cable(path)
+            if path.is_symlink() and path.readlink().parent == Path(self._tty).parent:
+                path.unlink()
+            path.symlink_to(self._tty)
+        except OSError as error:
+            os.close(self._fd)
+            if self._name is not None:
+                self._name.close()
+            says = "another cable ends here" if error.errno == errno.EADDRINUSE else error.strerror
+            raise CableError(f"{path}: {says}") from None
+
+    @property
+    def name(self) -> str:
+        return str(self._path)
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def readable(self) -> bool:
+        """Whether waiting for bytes makes sense; a pty that nobody has open only reports that, endlessly."""
+        return not self._drained
+
+    def wakeup(self) -> float:
+        """When to look again although no byte came, on the clock of `read`; inf: never."""
+        return self._last_byte_s + _QUIET_S if self._piece else math.inf
+
+    def read(self, now: float) -> list[bytes]:
+        """Frames, each with its delimiter, and pieces that will not become one; never blocks."""
+        self._drained = False
+        try:
+            data = os.read(self._fd, self._piece_bytes)
+        except BlockingIOError:
+            return self._take_piece() if now - self._last_byte_s >= _QUIET_S else []
+        except OSError:  # EIO: closed by every program, and all they wrote has been read
+            self._drained = not self._open_now()
+            return self._take_piece()
+        self._last_byte_s = now
+        *frames, rest = data.split(b"\0")
+        out: list[bytes] = []
+        for frame in frames:
+            out.append(bytes(self._piece) + frame + b"\0")
+            self._piece.clear()
+        self._piece += rest
+        if len(self._piece) >= self._piece_bytes:
+            out += self._take_piece()
+        return out
+
+    def stop(self, stopped: bool) -> None:
+        """Takes nothing from the program any more, as a device whose peer says "not now"; or takes again."""
+        with contextlib.suppress(OSError, termios.error):  # a program that wants the port alone keeps us out
+            slave = os.open(self._tty, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+            try:
+                termios.tcflow(slave, termios.TCOOFF if stopped else termios.TCOON)
+            finally:
+                os.close(slave)
+
+    def deliver(self, frame: bytes) -> None:
+        if not self._open_now():
+            self.losses.unheard += 1
+            return
+        try:
+            written = os.write(self._fd, frame)
+        except BlockingIOError:
+            written = 0
+        self.losses.overrun += written < len(frame)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            if self._path.is_symlink() and self._path.readlink() == Path(self._tty):
+                self._path.unlink()
+        os.close(self._fd)
+        if self._name is not None:
+            self._name.close()
+
+    def _take_piece(self) -> list[bytes]:
+        piece = bytes(self._piece)
+        self._piece.clear()
+        return [piece] if piece else []
+
+    def _open_now(self) -> bool:
+        is_open = not self._hangup.poll(0)
+        if self._attended and not is_open:
+            self._forget_unread()
+        self._attended = is_open
+        return is_open
+
+    def _forget_unread(self) -> None:
+        """Empty the queue of a program that is gone, and undo what it set.
+
+        Only the slave's own flush reaches that queue: flushing output at the master empties no more than
+        the buffer before it (measured on Linux 6).
+        """
+        # A successor that was quicker and wants the port alone keeps us out, and it flushes for itself.
+        with contextlib.suppress(OSError, termios.error):
+            slave = os.open(self._tty, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+            try:
+                tty.setraw(slave)
+                termios.tcflush(slave, termios.TCIFLUSH)
+            finally:
+                os.close(slave)
+
+
+def _sole_cable(path: Path) -> socket.socket:
+    """A name that one cable may have, and that the kernel takes back with its process: a link that is there
+    does not say whether its cable still runs, as the next terminal gets the number of a closed one.
+
+    Raises OSError, with EADDRINUSE where a cable of this computer ends at `path`.
+    """
+    folder = path.parent.stat()
+    name = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        # At most 107 bytes (unix(7)), which a file's name alone can have.
+        digest = hashlib.blake2s(os.fsencode(path.name), digest_size=16).hexdigest()
+        name.bind(f"\0spacedml-edge/cable/{folder.st_dev:x}:{folder.st_ino:x}/{digest}")
+    except OSError:
+        name.close()
+        raise
+    return name
+
+
+class UdpPort:
+    """One end as a UDP socket; a datagram is a frame.
+
+    frame_bytes: the largest datagram that passes; buffer_bytes: room in the kernel, as a modem's queue.
+    Raises CableError if the address cannot be bound.
+    """
+
+    def __init__(self, end: UdpEnd, frame_bytes: int, buffer_bytes: int) -> None:
+        self.losses = Losses()
+        self._frame_bytes = frame_bytes
+        self._only_peer = end.peer
+        self._peer = end.peer
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._socket.setblocking(False)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
+        try:
+            self._socket.bind(end.listen)
+        except OSError as error:
+            self._socket.close()
+            raise CableError(f"udp://{end.listen[0]}:{end.listen[1]}: {error.strerror}") from None
+
+    @property
+    def name(self) -> str:
+        host, port = self._socket.getsockname()
+        return f"udp://{host}:{port}"
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def readable(self) -> bool:
+        return True
+
+    def wakeup(self) -> float:
+        return math.inf
+
+    def read(self, now: float) -> list[bytes]:
+        """At most one datagram; never blocks."""
+        try:
+            frame, sender = self._socket.recvfrom(self._frame_bytes + 1)
+        except BlockingIOError:
+            return []
+        if self._only_peer is not None and sender != self._only_peer:
+            self.losses.strangers += 1
+            return []
+        self._peer = sender
+        if len(frame) > self._frame_bytes:
+            self.losses.oversize += 1
+            return []
+        return [frame]
+
+    def stop(self, stopped: bool) -> None:
+        """Whoever does not read lets the kernel's buffer run over: there is no more to it."""
+
+    def deliver(self, frame: bytes) -> None:
+        if self._peer is None:
+            self.losses.unheard += 1
+            return
+        try:
+            self._socket.sendto(frame, self._peer)
+        except OSError:  # the host has no buffer or no route: a datagram is allowed to vanish
+            self.losses.overrun += 1
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+Port = SerialPort | UdpPort
+
+
+def serial_piece_bytes(link: Link) -> int:
+    """The longest COBS form, delimiter included, of that link's frame (Cheshire and Baker 1999: 1 in 254)."""
+    return link.mtu_bytes + -(-link.mtu_bytes // 254) + 1
+
+
+def open_ends(ground: Path | UdpEnd, board: Path | UdpEnd, link: Link) -> dict[Side, Port]:
+    """Both ports, open. Raises CableError if one cannot be opened or the two are of different kinds."""
+    if isinstance(ground, Path) != isinstance(board, Path):
+        raise CableError(f"ends {ground} and {board}: both must be serial or both UDP")
+    if ground == board and not (isinstance(ground, UdpEnd) and ground.listen[1] == 0):
+        raise CableError(f"ends {ground} and {board}: must differ")
+    ports: dict[Side, Port] = {}
+    try:
+        for side, end in zip(SIDES, (ground, board), strict=True):
+            if isinstance(end, Path):
+                ports[side] = SerialPort(end, serial_piece_bytes(link))
+            else:
+                # A tenth of a second at the line rate, and at least the 64 KiB of a small modem's queue.
+                rate_bps = link.rate_down_bps if side == "ground" else link.rate_up_bps
+                ports[side] = UdpPort(end, link.mtu_bytes, max(65536, int(rate_bps / 80)))
+    except CableError:
+        for port in ports.values():
+            port.close()
+        raise
+    return ports
