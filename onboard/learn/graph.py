@@ -293,8 +293,10 @@ def _session(path: Path, raw: bytes, providers: Sequence[str]) -> Any:
     os.environ["ORT_DISABLE_TELEMETRY"] = os.environ["ORT_TELEMETRY_DISABLED"] = "1"
     try:
         import onnxruntime
-    except ImportError:
-        raise GraphError("onnxruntime is not installed: pip install 'spacedml-edge[flight]'") from None
+    except ImportError as error:  # it may be there and not load: another Python's, or no memory to map it
+        if isinstance(error, ModuleNotFoundError) and error.name == "onnxruntime":
+            raise GraphError("onnxruntime is not installed: pip install 'spacedml-edge[flight]'") from None
+        raise GraphError(f"onnxruntime cannot be loaded: {_first_line(error)}") from None
     available = onnxruntime.get_available_providers()
     chosen = [provider for provider in providers if provider in available]
     if not chosen:
