@@ -7,7 +7,6 @@ Training runs for real; the time that it takes is the board profile's. Nothing h
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -19,8 +18,10 @@ from onboard.budget import Ledger, Pace
 from onboard.carrier import GROUND
 from onboard.config import LinkEnd, NodeConfig
 from onboard.data import Images
+from onboard.drive import Drive
 from onboard.journal import Journal
 from onboard.learn.graph import TrainGraph
+from onboard.training import LocalTrainer
 from onboard.wire import cobs
 from onboard.wire.events import Event
 from onboard.wire.health import State
@@ -101,13 +102,14 @@ class Device:
             group_key=group_key,
         )
         ledger = Ledger(place.board, link, now)
-        self.agent = Agent(_config(place), self._board, journal, known, ledger, place.images, graphs)
-        self._pace = Pace(place.board.cpu_share, place.board.train_flops)
+        trainer = LocalTrainer(place.images, graphs)
+        self.agent = Agent(_config(place), self._board, journal, known, ledger, trainer)
+        self._drive = Drive(self.agent, Pace(place.board.cpu_share, place.board.train_flops), now)
         fates = (seed * 256 + node) * 65536 + boot
         self._channel = Channel(link, seed=fates, windows=() if gone else None)
         self._ports: dict[Side, _Port] = {side: _Port(link) for side in SIDES}
         self._overheard = Spent()
-        self._step_at = self._health_at = now
+        self._health_at = now
         self.agent.resume(now)
 
     def hear(self, now: float) -> list[Event]:
@@ -125,8 +127,7 @@ class Device:
         if now >= self._health_at:
             self.agent.housekeeping(now)
             self._health_at = now + HEALTH_EVERY_S
-        if self.agent.work is not None and now >= self._step_at:
-            self._step_at = self._step(now)
+        self._drive.turn(now, lambda: now)
         return events
 
     def overhear(self, sent: bytes, now: float) -> None:
@@ -146,9 +147,8 @@ class Device:
 
     def wakeup(self, now: float) -> float:
         """When `hear` and `speak` next have something to do; always after `now`."""
-        step_at = self._step_at if self.agent.work is not None else math.inf
-        ends = min(self.ground.wakeup(now), self._board.wakeup(now))
-        return max(now + TICK_S, min(self._channel.next_due(), ends, step_at, self._health_at))
+        ends = min(self.ground.wakeup(now), self._board.wakeup(now), self._drive.wakeup())
+        return max(now + TICK_S, min(self._channel.next_due(), ends, self._health_at))
 
     def resting(self, now: float) -> bool:
         """Whether neither end has anything left to do for the other."""
@@ -168,17 +168,6 @@ class Device:
     def _tell(self, events: list[Event], now: float) -> None:
         for event in events:
             self.agent.hear(event, now)
-
-    def _step(self, now: float) -> float:
-        """One training step, at its cost on the board; returns when the next may begin."""
-        try:
-            flops = self.agent.advance()
-        except Exception as error:  # as on a real port: a graph may raise anything, and the link lives on
-            self.agent.fail(error, now)
-            return now
-        cost_s = self._pace.step_cpu_s(0.0, flops)
-        self.agent.charge(cost_s, now)
-        return self._pace.next_step_at(now, cost_s)
 
 
 class _Port:

@@ -1,34 +1,28 @@
 """A device's life: hear, train, compress, offer. After a power cut it goes on where its journal says.
 
 The agent is the same on a real port, on an emulated one and on a virtual clock: it is told events and the
-time, it runs one training step when the carrier says so, and what must survive is in the journal before
-the first byte that depends on it leaves. It never waits.
+time, it asks its trainer for one step when the carrier says so, and what must survive is in the journal
+before the first byte that depends on it leaves. It never waits, and it outlives its training however that
+ends.
 """
 
 from __future__ import annotations
 
-import io
 import logging
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-import numpy as np
 
-from onboard import data, health
+from onboard import health
 from onboard.budget import Ledger
-from onboard.codec import alq
-from onboard.codec.pack import BadPack, pack, unpack
 from onboard.config import NodeConfig
 from onboard.journal import Journal
-from onboard.learn.graph import GraphError, TrainGraph, initial
-from onboard.learn.local import LocalTraining, Step, moved
-from onboard.learn.plan import Plan
 from onboard.log import say
+from onboard.trainer import Begun, Done, Failed, Job, Report, Stepped, Trainer
 from onboard.wire import messages
 from onboard.wire.events import Arrived, Cancelled, Corrupt, Delivered, Event, Rekeyed, Spent
-from onboard.wire.health import Failure, Health, State, encode_health
+from onboard.wire.health import Failure, Health, State, encode_health, failure_name
 from onboard.wire.messages import BadMessage, Reason, Task, Update
 from onboard.wire.seal import NO_SALT
 from onboard.wire.session import Session
@@ -64,42 +58,24 @@ class Work:
     """The training in progress."""
 
     task: Task
-    training: LocalTraining
-    steps: Iterator[Step]
-    flops_per_image: float
     started_s: float  # this leg of the training: since the task, the boot or the last checkpoint
     started_j: float
     cpu_s: float
     checkpoint_due_s: float
-    last: Step | None = None
+    waits: bool = True  # for the trainer: to be ready, then for a step
+    update: bytes = b""  # what is to be offered, once the training is over
+    flops_a_step: float = 0.0
+    epoch: int = 0  # epochs done
+    last: Stepped | None = None
 
     @property
     def progress(self) -> float:
         """Share of the training that is done, 0 to 1."""
-        if self.last is None:
-            return 0.0
-        done = (self.last.epoch - 1) * self.last.batches + self.last.batch
-        return done / (self.last.epochs * self.last.batches)
-
-
-class Untrainable(ValueError):  # noqa: N818 - "un" says error already
-    """A task that this board cannot do; `failure` and the words go to the ground."""
-
-    def __init__(self, failure: Failure, why: str) -> None:
-        super().__init__(why)
-        self.failure = failure
-
-
-def failure_of(error: Exception) -> Failure:
-    """What kind of failure an exception of a training is."""
-    if isinstance(error, Untrainable):
-        return error.failure
-    kinds = {MemoryError: Failure.MEMORY, GraphError: Failure.GRAPH, BadPack: Failure.MODEL}
-    return next((failure for kind, failure in kinds.items() if isinstance(error, kind)), Failure.OTHER)
+        return 0.0 if self.last is None else self.last.progress
 
 
 class Agent:
-    """One node. `session` talks, `journal` remembers, `ledger` counts; `graphs` opens a model by its name."""
+    """One node. `session` talks, `journal` remembers, `ledger` counts, `trainer` trains."""
 
     def __init__(
         self,
@@ -108,20 +84,17 @@ class Agent:
         journal: Journal[Known],
         known: Known,
         ledger: Ledger,
-        images: data.Images,
-        graphs: Callable[[str], TrainGraph] = TrainGraph.load,
+        trainer: Trainer,
     ) -> None:
         self.config = config
         self.session = session
         self.known = known
         self.ledger = ledger
+        self.trainer = trainer
         self.work: Work | None = None
         self._journal = journal
-        self._images = images
-        self._graphs = graphs
         self._health_due_s = 0.0
-        self._samples = len(images.y)
-        self._failure = Failure.OTHER, ""  # while the phase is FAILED
+        self._failed = Failed(failure=Failure.OTHER, why="")  # the last, while the phase is FAILED
 
     # hear
 
@@ -136,9 +109,9 @@ class Agent:
         elif self.known.phase == State.TRAINING:
             model = self._journal.fetch(MODEL)
             if model is not None and messages.digest(messages.MODEL, model) == self.known.model:
-                task, weights = messages.decode_task(model)
+                task, _ = messages.decode_task(model)
                 say(log, "resumed", phase="training", round=task.round)
-                self._begin(task, weights, now)
+                self._begin(task, model, now)
 
     def hear(self, event: Event, now: float) -> None:
         """Takes one event of the link."""
@@ -170,7 +143,7 @@ class Agent:
         try:
             if arrived.kind != messages.MODEL:
                 raise BadMessage(f"kind {arrived.kind} is not for a board")
-            task, weights = messages.decode_task(arrived.payload)
+            task, _ = messages.decode_task(arrived.payload)
             if task.mission == self.known.mission and task.round < self.known.round:
                 raise BadMessage(f"round {task.round} is over, at {self.known.round}")
         except BadMessage as error:
@@ -185,96 +158,81 @@ class Agent:
         self.session.accept(arrived.digest, now)
         say(log, "heard", round=task.round, bytes=len(arrived.payload))
         if task.epochs:
-            self._begin(task, weights, now)
+            self._begin(task, arrived.payload, now)
         else:
             say(log, "deployed", round=task.round, model=task.model)
 
     # train
 
-    def _begin(self, task: Task, weights: memoryview, now: float) -> None:
-        """Prepares a round's training; what cannot be trained is reported to the ground, which then does
-        not wait for it."""
-        try:
-            graph = self._graphs(task.model)
-            if graph.digest != task.graph:
-                raise Untrainable(
-                    Failure.MODEL,
-                    f"model {task.model!r} is {graph.digest.hex()} here, {task.graph.hex()} there",
-                )
-            if graph.input_shape != self._images.x.shape[1:]:
-                raise Untrainable(
-                    Failure.DATA,
-                    f"images are {self._images.x.shape[1:]}, model {task.model!r} takes {graph.input_shape}",
-                )
-            origin = initial(graph.shapes, task.seed)
-            start = origin
-            if task.weights == "packed":
-                start = moved(origin, alq.reconstruct(unpack(weights, graph.layout)))
-            plan = Plan(
-                epochs=task.epochs,
-                pretrain_epochs=task.pretrain_epochs,
-                batch_size=task.batch_size,
-                learning_rate=task.learning_rate,
-                bits_up=task.bits_up,
-                max_bases=task.max_bases,
-                shift_pixels=task.shift_pixels,
-                distortion=task.distortion,
-                seed=task.seed,
-                round=task.round,
-                node=self.config.id,
-                method=task.method,
-                prune_ratio=task.prune_ratio,
-                prune_epochs=task.prune_epochs,
-                basis_epochs=task.basis_epochs,
-                coordinate_epochs=task.coordinate_epochs,
-            )
-            base = origin if plan.whole else start
-            training = LocalTraining(graph, base, start, self._images.x, self._images.y, plan)
-        except (BadPack, ValueError, MemoryError) as error:
-            self._fail(error, now)
-            return
-        self._restore(training)
+    def _begin(self, task: Task, model: bytes, now: float) -> None:
+        """Gives the trainer the round's model, and the checkpoint of an earlier life if there is one."""
         self.work = Work(
             task=task,
-            training=training,
-            steps=training.steps(),
-            flops_per_image=graph.flops_per_image,
             started_s=now,
             started_j=self._spent_j(now),
             cpu_s=self.known.cpu_s,
             checkpoint_due_s=now + self.config.checkpoint_s,
         )
+        checkpoint = self._journal.fetch(CHECKPOINT)
+        self.trainer.begin(Job(model=model, node=self.config.id, checkpoint=checkpoint))
 
-    def advance(self) -> float:
-        """Runs one training step; returns its cost in FLOP. Raises StopIteration never: see `finish`."""
-        work = self.work
-        assert work is not None, "advance without work"
-        work.last = next(work.steps, None)
-        return work.flops_per_image * work.task.batch_size
+    @property
+    def ready(self) -> bool:
+        """Whether a training step may be asked for."""
+        return self.work is not None and not self.work.waits
 
-    def charge(self, cpu_s: float, now: float) -> None:
-        """Books what the step cost, then checkpoints, finishes or goes on."""
+    @property
+    def flops_a_step(self) -> float:
+        """Of the training in hand."""
+        return self.work.flops_a_step if self.work is not None else 0.0
+
+    def ask(self, now: float) -> None:
+        """Asks the trainer for one step, whose report `take` is to be told."""
         work = self.work
-        assert work is not None, "charge without work"
+        assert work is not None, "a step without work"
+        work.waits = True
+        self.trainer.step(save=now >= work.checkpoint_due_s)
+
+    def charge(self, cpu_s: float) -> None:
+        """Books what the trainer's work has cost the board, CPU seconds."""
         self.ledger.charge_cpu(cpu_s)
-        work.cpu_s += cpu_s
-        if work.last is None:
-            self._finish(work, now)
-        elif work.last.ends_epoch:
-            if now >= work.checkpoint_due_s:
-                self._checkpoint(work, now)
-            say(log, "epoch", round=work.task.round, epoch=work.last.epoch, loss=work.training.loss)
+        if self.work is not None:
+            self.work.cpu_s += cpu_s
 
-    def fail(self, error: Exception, now: float) -> None:
-        """A step could not be run (no memory, a graph that breaks): says so and waits for the next task."""
-        self._fail(error, now)
+    def take(self, report: Report, now: float) -> None:
+        """Acts on what the trainer reports: checkpoints, finishes, gives up or goes on.
 
-    def _checkpoint(self, work: Work, now: float) -> None:
+        Raises OSError (disk full): the same report is to be told again.
+        """
+        work = self.work
+        assert work is not None, "a report without work"
+        if isinstance(report, Begun):
+            self._ready(work, report)
+        elif isinstance(report, Stepped):
+            work.last = report
+            if report.ends_epoch:
+                work.epoch = report.epoch
+                if report.state is not None:
+                    self._checkpoint(work, report.state, now)
+                say(log, "epoch", round=work.task.round, epoch=report.epoch, loss=report.epoch_loss)
+        elif isinstance(report, Done):
+            self._finish(work, report, now)
+        else:
+            self._fail(report, now)
+        work.waits = False
+
+    def _ready(self, work: Work, begun: Begun) -> None:
+        work.flops_a_step, work.epoch = begun.flops_a_step, begun.epoch
+        if begun.dropped:  # of another round or damaged: the training starts from the beginning
+            say(log, "checkpoint-dropped", level=logging.WARNING, why=begun.dropped)
+            self._journal.drop(CHECKPOINT)
+        elif begun.epoch:
+            say(log, "checkpoint", epoch=begun.epoch)
+
+    def _checkpoint(self, work: Work, state: bytes, now: float) -> None:
         """Durable progress at an epoch's end. A disk that is full costs the checkpoint, not the training."""
-        packed = io.BytesIO()
-        np.savez(packed, allow_pickle=False, **work.training.state())
         try:
-            self._journal.keep(CHECKPOINT, packed.getvalue())
+            self._journal.keep(CHECKPOINT, state)
             spent_j = self._spent_j(now)
             self.known.train_s += now - work.started_s
             self.known.energy_j += spent_j - work.started_j
@@ -285,50 +243,48 @@ class Agent:
             say(log, "checkpoint-failed", level=logging.ERROR, why=str(error))
         work.checkpoint_due_s = now + self.config.checkpoint_s
 
-    def _restore(self, training: LocalTraining) -> None:
-        kept = self._journal.fetch(CHECKPOINT)
-        if kept is None:
-            return
-        try:
-            with np.load(io.BytesIO(kept), allow_pickle=False) as state:
-                training.restore(dict(state))
-            say(log, "checkpoint", epoch=training.epoch)
-        except (
-            ValueError,
-            KeyError,
-            OSError,
-        ) as error:  # of another round or cut short: train from the start
-            say(log, "checkpoint-dropped", level=logging.WARNING, why=str(error))
-            self._journal.drop(CHECKPOINT)
-
     # compress, offer
 
-    def _finish(self, work: Work, now: float) -> None:
+    def _finish(self, work: Work, done: Done, now: float) -> None:
+        """The update is durable, then offered. A full disk stops here, and the finished training is kept."""
+        try:
+            work.update = work.update or self._update(work, done, now)
+        except ValueError as error:  # a loss beyond what an update can say
+            self._fail(Failed(failure=Failure.OTHER, why=str(error)), now)
+            return
+        self._journal.keep(UPDATE, work.update)
+        seconds = self.known.train_s + now - work.started_s
+        self.known.update = messages.digest(messages.UPDATE, work.update)
+        self._settle(State.OFFERING)
+        digest = self.session.offer(messages.UPDATE, work.update, now)
+        self.known.fragment_bytes = self.session.fragment_bytes(digest)
+        self._save()
+        self.work = None
+        peak_mb = {"peak_mb": round(done.peak_bytes / 2**20)} if done.peak_bytes else {}
+        say(
+            log, "trained", round=work.task.round, loss=done.loss, seconds=seconds, bytes=len(work.update),
+            **peak_mb,
+        )  # fmt: skip
+
+    def _update(self, work: Work, done: Done, now: float) -> bytes:
+        """The update with its header. Raises ValueError for what it cannot say."""
         update = Update(
             mission=work.task.mission,
             round=work.task.round,
             node=self.config.id,
-            samples=self._samples,
-            loss=work.training.loss,
+            samples=done.samples,
+            loss=done.loss,
             train_s=self.known.train_s + now - work.started_s,
             cpu_s=work.cpu_s,
             energy_j=self.known.energy_j + self._spent_j(now) - work.started_j,
         )
-        packed = pack(work.training.result(), compress=work.training.plan.compress)
-        payload = messages.encode_object(update, packed)
-        self._journal.keep(UPDATE, payload)  # a full disk stops here, and the finished training is kept
-        self.work = None
-        self.known.update = messages.digest(messages.UPDATE, payload)
-        self._settle(State.OFFERING)
-        digest = self.session.offer(messages.UPDATE, payload, now)
-        self.known.fragment_bytes = self.session.fragment_bytes(digest)
-        self._save()
-        say(log, "trained", round=update.round, loss=update.loss, seconds=update.train_s, bytes=len(payload))
+        return messages.encode_object(update, done.packed)
 
     def _stop_work(self, now: float) -> None:
         """A new task supersedes what this node was doing."""
         if self.work is not None:
             say(log, "superseded", round=self.work.task.round)
+            self.trainer.stop()
             self.work = None
         if self.known.phase == State.OFFERING:
             self.session.cancel(self.known.update, now)
@@ -345,16 +301,25 @@ class Agent:
         self.known.salt, self.known.floor = self.session.salt, self.session.floor
         self._journal.save(self.known)
 
-    def _fail(self, error: Exception, now: float) -> None:
+    def _fail(self, failed: Failed, now: float) -> None:
+        """The round cannot be trained: the ground hears so at once and does not wait, and the agent waits for
+        the next one."""
         self.work = None
         self.known.phase = State.FAILED
-        self._failure = failure_of(error), str(error) or type(error).__name__
-        failure, why = self._failure
+        self._failed = failed
         say(
             log, "training-failed", level=logging.ERROR, round=self.known.round,
-            failure=failure.name.lower(), why=why,
+            failure=failure_name(failed.failure), why=failed.why,
         )  # fmt: skip
         self.housekeeping(now, at_once=True)
+
+    def relieve(self, now: float) -> None:
+        """No memory is left on the board for the agent itself: its training gives back what it holds."""
+        self.trainer.stop()
+        why = "no memory is left on the board for the agent itself"
+        say(log, "memory-full", level=logging.ERROR, why=why)
+        if self.work is not None:
+            self._fail(Failed(failure=Failure.MEMORY, why=why), now)
 
     # say how it is
 
@@ -368,8 +333,7 @@ class Agent:
         self._health_due_s = now + HEALTH_EVERY_S
         readings = health.read(self._journal.folder)
         last = self.work.last if self.work is not None else None
-        failed = self.known.phase == State.FAILED
-        failure, why = self._failure if failed else (Failure.NONE, "")
+        failed = self._failed if self.known.phase == State.FAILED else None
         report = Health(
             state=self.known.phase,
             round=self.known.round,
@@ -381,8 +345,8 @@ class Agent:
             progress=None if self.work is None else self.work.progress,
             loss=None if last is None else last.loss,
             asking=self.known.asking,
-            failure=failure,
-            why=why,
+            failure=failed.failure if failed else Failure.NONE,
+            why=failed.why if failed else "",
         )
         self.session.tell(encode_health(report, self.session.message_bytes), now)
 

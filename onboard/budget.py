@@ -1,8 +1,11 @@
 """What training may take from the board, and what it took: compute, memory, energy and airtime.
 
-Compute is held by sleeping between steps: measured, cooperative sleep keeps a CPU share to 0.1 %
-(design page on budgets) and needs no privilege, unlike a cgroup quota. Memory is held by RLIMIT_DATA, which
-fails cleanly with MemoryError; RLIMIT_AS counts mappings and RLIMIT_RSS is ignored by Linux.
+Compute is held by sleeping between steps: measured, cooperative sleep keeps a CPU share to 0.1 % (design page
+on budgets) and needs no privilege, unlike a cgroup quota. Memory is held by RLIMIT_DATA on the process that
+trains, which fails cleanly with MemoryError; RLIMIT_AS counts mappings and RLIMIT_RSS is ignored by Linux.
+The kernel counts for RLIMIT_DATA what is mapped, touched or not: numpy 2.5.5 on aarch64 maps 188 MiB at its
+import, and OpenBLAS elsewhere 30. So the limit is counted from there: what a process may fill is counted, and
+what it has only reserved before is not.
 """
 
 from __future__ import annotations
@@ -61,20 +64,41 @@ class Ledger:
         return self.board.idle_w * wall_s + extra_w * self.cpu_s + self.link.tx_power_w * airtime_s
 
 
-def limit_memory(limit_bytes: int) -> None:
-    """Caps the heap of this process; beyond it allocations raise MemoryError and the agent lives on.
+def cap_memory(allowed_bytes: int) -> None:
+    """Caps what this process may fill with data, what it has filled so far included; beyond it allocations
+    raise MemoryError.
 
-    Raises BudgetError if the process already holds more than that.
+    Memory that is mapped and empty when this is called is not counted, nor when it is filled later. Raises
+    BudgetError if the process has already filled as much.
     """
-    held_bytes = data_bytes()
-    if limit_bytes <= held_bytes:
+    filled_bytes = anonymous_bytes()
+    if allowed_bytes <= filled_bytes:
         raise BudgetError(
-            f"memory limit {limit_bytes / 2**20:.0f} MB is below the {held_bytes / 2**20:.0f} MB "
-            "the agent holds before it trains"
+            f"training may take {max(0, allowed_bytes) / 2**20:.0f} MB, "
+            f"and holds {filled_bytes / 2**20:.0f} MB before it has loaded an image"
         )
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    soft = limit_bytes if hard == resource.RLIM_INFINITY else min(limit_bytes, hard)
-    resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limit_bytes = allowed_bytes + max(0, data_bytes() - filled_bytes)
+    limits = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_DATA, (min([limit_bytes, *limits]), hard))
+
+
+def share_of_training(budget_bytes: int) -> int:
+    """What of a node's memory budget is left for training: all but what this process, the agent, has
+    filled."""
+    return max(0, budget_bytes - anonymous_bytes())
+
+
+def anonymous_bytes() -> int:
+    """What this process has filled with data now (RssAnon): all that is resident but pages of files, in
+    bytes."""
+    return _status_kb("RssAnon") * 1024
+
+
+def peak_bytes() -> int:
+    """The most that this process has filled with data so far, in bytes: its peak (VmHWM) but pages of
+    files."""
+    return (_status_kb("VmHWM") - _status_kb("RssFile") - _status_kb("RssShmem")) * 1024
 
 
 def data_bytes() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -12,12 +13,11 @@ from contextlib import closing
 from functools import partial
 from typing import Any
 
-from onboard import data
 from onboard.agent import Agent, Known
-from onboard.budget import Ledger, Pace, limit_memory
-from onboard.config import NodeConfig, OwnConfig
+from onboard.budget import Ledger, Pace
+from onboard.config import NodeConfig
 from onboard.contacts import ContactPlan
-from onboard.gossip_agent import GossipAgent
+from onboard.drive import Drive
 from onboard.journal import Journal
 from onboard.keys import load_keys
 from onboard.link import Spool, opener, wire_bytes
@@ -26,6 +26,7 @@ from onboard.link.recorder import Recorder
 from onboard.log import say
 from onboard.lookout import Lookout
 from onboard.stop import stop_signals
+from onboard.trainer import Trainer
 from onboard.views import board_view, link_view
 from onboard.wire.events import (
     Event,
@@ -50,15 +51,8 @@ RETRY_S = 5.0  # after a write that failed, such as on a full disk
 REORDER_SLACK = 3  # TCP's duplicate threshold (RFC 5681, section 3.2)
 
 
-def local_images(config: OwnConfig) -> data.Images:
-    """The node's shard. Raises DataError."""
-    return data.load(
-        config.data_source, config.data_shape, folder=config.data_folder, part="train", rows=config.data_rows
-    )
-
-
 def board_agent(
-    config: NodeConfig, images: data.Images, now: float, recorder: Recorder | None = None
+    config: NodeConfig, trainer: Trainer, now: float, recorder: Recorder | None = None
 ) -> tuple[Agent, Pump]:
     """The agent of a node with its journal, its spool and its (still closed) port, recorded if wanted.
 
@@ -96,7 +90,7 @@ def board_agent(
         else None
     )
     pump = Pump(opener(end.port, end.link, tap), session, spool)
-    agent = Agent(config, session, journal, known, Ledger(config.board, end.link, now), images)
+    agent = Agent(config, session, journal, known, Ledger(config.board, end.link, now), trainer)
     return agent, pump
 
 
@@ -116,67 +110,59 @@ def carry(
     *,
     report_every_s: float | None = None,
     clock: Callable[[], float] = time.monotonic,
-    cpu_clock: Callable[[], float] = time.process_time,
     wall: Callable[[], float] = time.time,
 ) -> None:
     """Runs until SIGTERM or SIGINT. `report_every_s` logs the agent's and the link's state that often.
 
     Raises ConfigError for a contact plan that cannot be used.
     """
-    limit_memory(agent.config.memory_bytes)
     path = agent.config.ground.contacts_path
     contacts = ContactPlan(path, agent.config.id, GROUND) if path else None
     agent.resume(clock())
     untold: deque[Event] = deque()  # events whose effects the disk refused
-    next_step_at = retry_at = 0.0
+    drive, retry_at = Drive(agent, pace), 0.0
     report_due_s = clock() if report_every_s is not None else math.inf
     with stop_signals() as stop, closing(Lookout(agent.config.state)) as lookout:
         while not stop.asked:
             now = clock()
             if contacts is not None:
                 contacts.keep(pump.session, now, wall())
-            for event in pump.poll(now):
-                tell_of_link(event, peer="ground")
-                if not isinstance(event, PortDown | PortUp | SpoolFull):
-                    untold.append(event)
-            agent.housekeeping(now)
             try:
+                for event in pump.poll(now):
+                    tell_of_link(event, peer="ground")
+                    if not isinstance(event, PortDown | PortUp | SpoolFull):
+                        untold.append(event)
+                agent.housekeeping(now)
                 if now >= retry_at:
-                    while untold:
-                        agent.hear(untold[0], now)
-                        untold.popleft()
-                if agent.work is not None and now >= max(next_step_at, retry_at):
-                    next_step_at = step(agent, pace, now, clock, cpu_clock)
-            except OSError as error:
-                say(log, "disk-full", level=logging.ERROR, path=str(agent.config.state), why=str(error))
+                    retry_at = _act(agent, untold, drive, now, clock)
+            except MemoryError:  # not the training's, which has a process of its own: the whole board's
                 retry_at = now + RETRY_S
+                with contextlib.suppress(MemoryError):
+                    agent.relieve(now)
             if now >= report_due_s and report_every_s is not None:
                 report_due_s = now + report_every_s
-                say(log, "doing", **agent.doing(), link=link_view(pump, now))
+                say(log, "doing", **agent.doing(), step_s=drive.running_s(now), link=link_view(pump, now))
             lookout.answer(lambda: board_view(agent, pump, clock()))
-            step_at = max(next_step_at, retry_at) if agent.work is not None else math.inf
+            step_at = max(drive.wakeup(), retry_at)
             wake_s = min(now + LONGEST_WAIT_S, step_at, report_due_s, pump.wakeup(now))
-            wait([pump], wake_s - clock(), also=[stop.fd, *lookout.fds])
+            trained = agent.trainer.fds if now >= retry_at else ()  # else what it says must wait
+            wait([pump], wake_s - clock(), also=[stop.fd, *lookout.fds, *trained])
+    agent.trainer.stop()
     pump.close(clock())
 
 
-def step(
-    agent: Agent | GossipAgent,
-    pace: Pace,
-    now: float,
-    clock: Callable[[], float],
-    cpu_clock: Callable[[], float],
-) -> float:
-    """One training step and what it cost; returns when the next may begin. Raises OSError (disk full)."""
-    cpu_before_s = cpu_clock()
+def _act(agent: Agent, untold: deque[Event], drive: Drive, now: float, clock: Callable[[], float]) -> float:
+    """The agent acts on what it was told, and trains; returns when it may next, later where the disk
+    refused."""
     try:
-        flops = agent.advance()
-    except Exception as error:  # a graph or a memory limit may raise anything, and the link must live on
-        agent.fail(error, clock())
-        return now
-    cost_s = pace.step_cpu_s(cpu_clock() - cpu_before_s, flops)
-    agent.charge(cost_s, clock())
-    return pace.next_step_at(now, cost_s)
+        while untold:
+            agent.hear(untold[0], now)
+            untold.popleft()
+        drive.turn(now, clock)
+    except OSError as error:
+        say(log, "disk-full", level=logging.ERROR, path=str(agent.config.state), why=str(error))
+        return now + RETRY_S
+    return now
 
 
 def tell_of_link(event: PumpEvent, **whose: Any) -> None:

@@ -142,38 +142,63 @@ def run_agent(
     recorder: Recorder | None = None,
 ) -> None:
     """Runs a node's agent to its end; what keeps it from starting ends the program with one line."""
-    from onboard.budget import BudgetError
-    from onboard.carrier import board_agent, carry, local_images
-    from onboard.data import DataError
-    from onboard.gossip_carrier import carry_gossip, gossip_node
-    from onboard.journal import sole_user
     from onboard.keys import BadKey
 
     try:
         if isinstance(config, GossipConfig):
-            shard = local_images(config) if config.gossip.trains else None
-            with sole_user(config.state):
-                node, pumps = gossip_node(config, shard, time.monotonic(), recorder)
-                carry_gossip(node, pumps, pace, report_every_s=report_every_s)
+            _run_gossip(config, pace, report_every_s, recorder)
         else:
-            images = local_images(config)
-            with sole_user(config.state):
-                agent, pump = board_agent(config, images, time.monotonic(), recorder)
-                carry(agent, pump, pace, report_every_s=report_every_s)
+            _run_board(config, pace, report_every_s, recorder)
     except ConfigError as error:
         fail(str(error))
-    except DataError as error:
-        fail(f"{config.path}: data.source: {error}")
     except BadKey as error:
         fail(f"{config.path}: {'' if isinstance(config, GossipConfig) else 'node.key: '}{error}")
-    except BudgetError as error:
-        fail(f"{config.path}: budget.memory_mb: {error}")
     except BlockingIOError:
         fail(f"{config.path}: node.state = {str(config.state)!r}: another agent is running on it")
     except OSError as error:  # the disk is full, or not ours to write: what is stored is whole
         fail(
             f"{config.path}: node.state: {error.filename or config.state}: {error.strerror or error}", code=1
         )
+
+
+def _run_board(
+    config: NodeConfig, pace: Pace, report_every_s: float | None, recorder: Recorder | None
+) -> None:
+    """A node with a link to the ground; it trains in a child process. Raises ConfigError, BadKey, OSError."""
+    from onboard.carrier import board_agent, carry
+    from onboard.journal import sole_user
+    from onboard.shard import shard_of
+    from onboard.training_process import BadImages, ProcessTrainer
+
+    trainer = ProcessTrainer(shard_of(config), config.memory_bytes)
+    try:
+        trainer.look()
+    except BadImages as error:
+        raise ConfigError(f"{config.path}: data.source: {error}") from None
+    with sole_user(config.state):
+        agent, pump = board_agent(config, trainer, time.monotonic(), recorder)
+        carry(agent, pump, pace, report_every_s=report_every_s)
+
+
+def _run_gossip(
+    config: GossipConfig, pace: Pace, report_every_s: float | None, recorder: Recorder | None
+) -> None:
+    """A node that gossips. Raises ConfigError, BadKey, OSError."""
+    from onboard.budget import BudgetError
+    from onboard.data import DataError
+    from onboard.gossip_carrier import carry_gossip, gossip_node
+    from onboard.journal import sole_user
+    from onboard.shard import images_of, shard_of
+
+    try:
+        images = images_of(shard_of(config)) if config.gossip.trains else None
+        with sole_user(config.state):
+            node, pumps = gossip_node(config, images, time.monotonic(), recorder)
+            carry_gossip(node, pumps, pace, report_every_s=report_every_s)
+    except DataError as error:
+        raise ConfigError(f"{config.path}: data.source: {error}") from None
+    except BudgetError as error:
+        raise ConfigError(f"{config.path}: budget.memory_mb: {error}") from None
 
 
 def ports(config: NodeConfig | GossipConfig) -> list[tuple[str, str]]:

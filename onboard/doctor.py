@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from onboard.carrier import GROUND, local_images
+from onboard.carrier import GROUND
 from onboard.config import GossipConfig, LinkEnd, NodeConfig, OwnConfig
 from onboard.contacts import ContactPlan
 from onboard.keys import BadKey, load_keys
 from onboard.learn.graph import GraphError, TrainGraph, shipped
 from onboard.link import open_port
+from onboard.shard import images_of, shard_of
 from onboard.toml import ConfigError
 from onboard.wire.contacts import Contacts
 
@@ -105,7 +106,7 @@ def _model(config: NodeConfig | GossipConfig) -> str:
 def _data(config: NodeConfig | GossipConfig) -> str:
     if isinstance(config, GossipConfig) and not config.gossip.trains:
         return "none needed: this node trains nothing"
-    images = local_images(config)
+    images = images_of(shard_of(config))
     return f"{len(images)} images of {images.shape} in {config.data_source}"
 
 

@@ -14,8 +14,8 @@ from functools import partial
 import numpy as np
 
 from onboard import data
-from onboard.budget import Pace, limit_memory
-from onboard.carrier import LONGEST_WAIT_S, RETRY_S, SPOOL_BYTES, limits_for, step, tell_of_link
+from onboard.budget import Pace, cap_memory
+from onboard.carrier import LONGEST_WAIT_S, RETRY_S, SPOOL_BYTES, limits_for, tell_of_link
 from onboard.config import GossipConfig, Neighbour
 from onboard.contacts import ContactPlan
 from onboard.exchanges import ExchangeLog
@@ -163,7 +163,7 @@ def carry_gossip(
     Raises ConfigError for a contact plan that cannot be used.
     """
     config = agent.config
-    limit_memory(config.memory_bytes)
+    cap_memory(config.memory_bytes)
     plans = {
         each.id: ContactPlan(each.contacts_path, config.id, each.id)
         for each in config.neighbours
@@ -204,3 +204,22 @@ def carry_gossip(
             wait(pumps.values(), wake_s - clock(), also=[stop.fd, *lookout.fds])
     for pump in pumps.values():
         pump.close(clock())
+
+
+def step(
+    agent: GossipAgent,
+    pace: Pace,
+    now: float,
+    clock: Callable[[], float],
+    cpu_clock: Callable[[], float],
+) -> float:
+    """One training step and what it cost; returns when the next may begin. Raises OSError (disk full)."""
+    cpu_before_s = cpu_clock()
+    try:
+        flops = agent.advance()
+    except Exception as error:  # a graph or a memory limit may raise anything, and the link must live on
+        agent.fail(error, clock())
+        return now
+    cost_s = pace.step_cpu_s(cpu_clock() - cpu_before_s, flops)
+    agent.charge(cost_s, clock())
+    return pace.next_step_at(now, cost_s)

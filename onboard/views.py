@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from onboard.agent import Agent
-from onboard.gossip_agent import GossipAgent
 from onboard.link.pump import Pump
+
+if TYPE_CHECKING:  # it needs numpy, and a board that does not gossip does not
+    from onboard.gossip_agent import GossipAgent
 
 
 def board_view(agent: Agent, pump: Pump, now: float) -> dict[str, Any]:

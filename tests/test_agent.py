@@ -15,6 +15,8 @@ from onboard.carrier import board_agent
 from onboard.config import NodeConfig, load_node
 from onboard.keys import load_keys, new_key, save_key
 from onboard.learn.graph import TrainGraph
+from onboard.trainer import Begun
+from onboard.training import LocalTrainer
 from onboard.wire.events import Arrived, Delivered, Rekeyed, Spent
 from onboard.wire.health import State
 from onboard.wire.messages import MODEL, UPDATE, Task, decode_update, digest, encode_object
@@ -69,12 +71,20 @@ def arrive(agent: Agent, arrived: Arrived, config: NodeConfig, now: float) -> No
     agent.hear(arrived, now)
 
 
+def told(agent: Agent, now: float) -> None:
+    """The agent takes what its trainer reports; a step has cost 10 ms."""
+    for report in agent.trainer.reports():
+        agent.charge(0.0 if isinstance(report, Begun) else 0.01)
+        agent.take(report, now)
+
+
 def train(agent: Agent, now: float = 100.0, steps: int = 10_000) -> None:
+    told(agent, now)
     for step in range(steps):
         if agent.work is None:
             return
-        agent.advance()
-        agent.charge(0.01, now + step)
+        agent.ask(now + step)
+        told(agent, now + step)
 
 
 def offered(agent: Agent) -> list[int]:
@@ -82,7 +92,7 @@ def offered(agent: Agent) -> list[int]:
 
 
 def test_a_task_becomes_a_durable_update_and_is_dropped_only_when_delivered(config: NodeConfig) -> None:
-    agent, _ = board_agent(config, IMAGES, 0.0)
+    agent, _ = board_agent(config, LocalTrainer(IMAGES), 0.0)
     arrive(agent, model(), config, 0.0)
     assert agent.known.phase is State.TRAINING
     train(agent)
@@ -100,22 +110,22 @@ def test_a_task_becomes_a_durable_update_and_is_dropped_only_when_delivered(conf
 def test_what_was_spent_of_an_allowance_is_durable(config: NodeConfig) -> None:
     ground = msgspec.structs.replace(config.ground, bytes_per_day=64_000.0)
     config = msgspec.structs.replace(config, ground=ground)
-    agent, pump = board_agent(config, IMAGES, 0.0)
+    agent, pump = board_agent(config, LocalTrainer(IMAGES), 0.0)
     (spent,) = [event for event in pump.session.tick(0.0) if isinstance(event, Spent)]
     assert spent == Spent(2000, ((0.0, 2000),))
     agent.hear(spent, 0.0)
-    after, pump = board_agent(config, IMAGES, 50.0)
+    after, pump = board_agent(config, LocalTrainer(IMAGES), 50.0)
     assert after.known.spent == spent
     (again,) = [event for event in pump.session.tick(50.0) if isinstance(event, Spent)]
     assert again == Spent(4000, ((0.0, 4000),))  # what was counted ahead stays spent
 
 
 def test_what_was_trained_survives_a_power_cut(config: NodeConfig) -> None:
-    agent, _ = board_agent(config, IMAGES, 0.0)
+    agent, _ = board_agent(config, LocalTrainer(IMAGES), 0.0)
     arrive(agent, model(), config, 0.0)
     train(agent)
     kept = (config.state / "update.bin").read_bytes()
-    after, _ = board_agent(config, IMAGES, 0.0)
+    after, _ = board_agent(config, LocalTrainer(IMAGES), 0.0)
     after.resume(0.0)
     assert offered(after) == [UPDATE]
     assert after.known.update == digest(UPDATE, kept)
@@ -124,27 +134,28 @@ def test_what_was_trained_survives_a_power_cut(config: NodeConfig) -> None:
 
 
 def test_a_training_that_was_cut_ends_in_the_same_update(config: NodeConfig, tmp_path: Path) -> None:
-    agent, _ = board_agent(config, IMAGES, 0.0)
+    agent, _ = board_agent(config, LocalTrainer(IMAGES), 0.0)
     arrive(agent, model(epochs=3), config, 0.0)
     train(agent, steps=5)  # into the third epoch
-    after, _ = board_agent(config, IMAGES, 0.0)
+    after, _ = board_agent(config, LocalTrainer(IMAGES), 0.0)
     after.resume(0.0)
+    told(after, 0.0)
     assert after.work is not None
-    assert after.work.training.epoch == 2
+    assert after.work.epoch == 2
     train(after)
     cut = decode_update((config.state / "update.bin").read_bytes())
     (tmp_path / "whole").mkdir()
     for name in ("node.toml", "node.key"):
         (tmp_path / "whole" / name).write_bytes((tmp_path / name).read_bytes())
     other = load_node(tmp_path / "whole" / "node.toml")
-    whole, _ = board_agent(other, IMAGES, 0.0)
+    whole, _ = board_agent(other, LocalTrainer(IMAGES), 0.0)
     arrive(whole, model(epochs=3), other, 0.0)
     train(whole)
     assert bytes(cut[1]) == bytes(decode_update((other.state / "update.bin").read_bytes())[1])
 
 
 def test_a_newer_round_supersedes_and_an_older_one_is_refused(config: NodeConfig) -> None:
-    agent, _ = board_agent(config, IMAGES, 0.0)
+    agent, _ = board_agent(config, LocalTrainer(IMAGES), 0.0)
     arrive(agent, model(2), config, 0.0)
     arrive(agent, model(3), config, 10.0)
     assert agent.work is not None
@@ -156,7 +167,7 @@ def test_a_newer_round_supersedes_and_an_older_one_is_refused(config: NodeConfig
 
 
 def test_a_new_mission_begins_at_its_first_round(config: NodeConfig) -> None:
-    agent, _ = board_agent(config, IMAGES, 0.0)
+    agent, _ = board_agent(config, LocalTrainer(IMAGES), 0.0)
     arrive(agent, model(7), config, 0.0)
     arrive(agent, model(1, mission=b"missionB"), config, 10.0)
     assert (agent.known.mission, agent.known.round) == (b"missionB", 1)
@@ -164,17 +175,17 @@ def test_a_new_mission_begins_at_its_first_round(config: NodeConfig) -> None:
 
 
 def test_salt_and_floor_survive_a_restart_and_a_new_key(config: NodeConfig) -> None:
-    agent, _ = board_agent(config, IMAGES, 0.0)
+    agent, _ = board_agent(config, LocalTrainer(IMAGES), 0.0)
     arrive(agent, model(1), config, 0.0)
-    again, _ = board_agent(config, IMAGES, 0.0)
+    again, _ = board_agent(config, LocalTrainer(IMAGES), 0.0)
     assert again.session.floor == agent.session.floor > (0, 0)
     assert again.session.salt == agent.session.salt != NO_SALT
     config.ground.key_path.unlink()
     save_key(config.ground.key_path, new_key())
-    renewed, _ = board_agent(config, IMAGES, 0.0)
+    renewed, _ = board_agent(config, LocalTrainer(IMAGES), 0.0)
     assert (renewed.session.salt, renewed.session.floor) == (again.session.salt, again.session.floor)
     arrive(renewed, model(2), config, 10.0)  # from a ground without state: a new salt, and it is durable
-    once_more, _ = board_agent(config, IMAGES, 0.0)
+    once_more, _ = board_agent(config, LocalTrainer(IMAGES), 0.0)
     assert once_more.session.salt == renewed.session.salt not in (again.session.salt, NO_SALT)
 
 
@@ -182,8 +193,9 @@ def test_salt_and_floor_survive_a_restart_and_a_new_key(config: NodeConfig) -> N
 def test_what_cannot_be_trained_fails_and_the_next_task_is_taken(
     changes: dict[str, object], config: NodeConfig
 ) -> None:
-    agent, _ = board_agent(config, IMAGES, 0.0)
+    agent, _ = board_agent(config, LocalTrainer(IMAGES), 0.0)
     arrive(agent, model(1, **changes), config, 0.0)
+    told(agent, 0.0)
     assert agent.known.phase is State.FAILED
     assert agent.work is None
     arrive(agent, model(2), config, 10.0)
@@ -191,7 +203,7 @@ def test_what_cannot_be_trained_fails_and_the_next_task_is_taken(
 
 
 def test_a_final_model_is_kept_and_not_trained(config: NodeConfig) -> None:
-    agent, _ = board_agent(config, IMAGES, 0.0)
+    agent, _ = board_agent(config, LocalTrainer(IMAGES), 0.0)
     final = model(5, epochs=0)
     arrive(agent, final, config, 0.0)
     assert agent.known.phase is State.IDLE

@@ -32,6 +32,7 @@ class Failure(IntEnum):
     DATA = 3  # the images or labels do not fit the model or the mission
     GRAPH = 4  # the model cannot be run, or its training diverges
     DISK = 5  # what the board kept of the task is gone or damaged
+    PROCESS = 6  # the process that trains was killed, or crashed
     OTHER = 15
 
 

@@ -1,0 +1,172 @@
+"""Trains a round's job in this process: in the agent's for fleets, in a child's on a board."""
+
+from __future__ import annotations
+
+import io
+import re
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from onboard.codec import alq
+from onboard.codec.pack import BadPack, pack, unpack
+from onboard.images import DataError, Images
+from onboard.learn.graph import GraphError, TrainGraph, initial
+from onboard.learn.local import LocalTraining, Step, moved
+from onboard.learn.plan import Plan
+from onboard.trainer import Begun, Done, Failed, Job, Report, Stepped
+from onboard.wire.health import Failure
+from onboard.wire.messages import BadMessage, Task, decode_task
+
+# How C++ and the kernel say it: onnxruntime wraps std::bad_alloc in a class of its own, and a library that
+# cannot be mapped is an ImportError.
+NO_MEMORY = re.compile(r"bad_alloc|[Cc]annot allocate memory|[Ff]ailed to allocate memory")
+
+
+class LocalTrainer:
+    """A `Trainer` that does what it is asked at once. `graphs` opens a model by its name; `cpu_clock` counts
+    this process's CPU seconds."""
+
+    fds: tuple[int, ...] = ()
+
+    def __init__(
+        self,
+        images: Images,
+        graphs: Callable[[str], TrainGraph] = TrainGraph.load,
+        cpu_clock: Callable[[], float] = time.process_time,
+    ) -> None:
+        self._images, self._graphs, self._cpu_clock = images, graphs, cpu_clock
+        self._training: LocalTraining | None = None
+        self._steps: Iterator[Step] = iter(())
+        self._reports: list[Report] = []
+
+    def begin(self, job: Job) -> None:
+        self.stop()
+        try:
+            task, weights = decode_task(job.model)
+            graph = self._graphs(task.model)
+            self._check(task, graph)
+            training = _training(task, weights, graph, self._images, job.node)
+            dropped = "" if job.checkpoint is None else _restored(training, job.checkpoint)
+        except Exception as error:  # a graph or a memory limit may raise anything
+            self._reports = [failed(error)]
+            return
+        self._training, self._steps = training, training.steps()
+        flops = graph.flops_per_image * task.batch_size
+        self._reports = [Begun(flops_a_step=flops, epoch=training.epoch, dropped=dropped)]
+
+    def step(self, *, save: bool = False) -> None:
+        assert self._training is not None, "a step without a job"
+        cpu_before_s = self._cpu_clock()
+        try:
+            self._reports.append(self._step(self._training, cpu_before_s, save))
+        except Exception as error:  # as above
+            self.stop()
+            self._reports = [failed(error)]
+
+    def reports(self) -> list[Report]:
+        reports, self._reports = self._reports, []
+        return reports
+
+    def stop(self) -> None:
+        self._training, self._steps, self._reports = None, iter(()), []
+
+    def _step(self, training: LocalTraining, cpu_before_s: float, save: bool) -> Report:
+        done = next(self._steps, None)
+        if done is None:
+            packed = pack(training.result(), compress=training.plan.compress)
+            cpu_s = self._cpu_clock() - cpu_before_s
+            return Done(packed=packed, loss=training.loss, samples=len(self._images), cpu_s=cpu_s)
+        state = _state(training) if save and done.ends_epoch else None
+        return Stepped(
+            epoch=done.epoch,
+            epochs=done.epochs,
+            batch=done.batch,
+            batches=done.batches,
+            loss=done.loss,
+            epoch_loss=training.loss,
+            cpu_s=self._cpu_clock() - cpu_before_s,
+            state=state,
+        )
+
+    def _check(self, task: Task, graph: TrainGraph) -> None:
+        if graph.digest != task.graph:
+            raise Untrainable(
+                Failure.MODEL, f"model {task.model!r} is {graph.digest.hex()} here, {task.graph.hex()} there"
+            )
+        if graph.input_shape != self._images.shape:
+            raise Untrainable(
+                Failure.DATA,
+                f"images are {self._images.shape}, model {task.model!r} takes {graph.input_shape}",
+            )
+
+
+class Untrainable(ValueError):  # noqa: N818 - "un" says error already
+    """A task that this board cannot do; `failure` and the words go to the ground."""
+
+    def __init__(self, failure: Failure, why: str) -> None:
+        super().__init__(why)
+        self.failure = failure
+
+
+def failed(error: BaseException) -> Failed:
+    """An exception of a training, for who has to be told."""
+    why = (str(error) or type(error).__name__).splitlines()[0]
+    if isinstance(error, Untrainable):
+        return Failed(failure=error.failure, why=why)
+    if isinstance(error, MemoryError) or NO_MEMORY.search(why):
+        return Failed(failure=Failure.MEMORY, why=f"out of memory: {why}")
+    kinds = {
+        GraphError: Failure.GRAPH,
+        BadPack: Failure.MODEL,
+        BadMessage: Failure.MODEL,
+        DataError: Failure.DATA,
+    }
+    kind = next((failure for of, failure in kinds.items() if isinstance(error, of)), Failure.OTHER)
+    return Failed(failure=kind, why=why)
+
+
+def _training(task: Task, weights: memoryview, graph: TrainGraph, images: Images, node: int) -> LocalTraining:
+    """The round's training at its beginning. Raises BadPack, ValueError."""
+    origin = initial(graph.shapes, task.seed)
+    start = origin
+    if task.weights == "packed":
+        start = moved(origin, alq.reconstruct(unpack(weights, graph.layout)))
+    plan = Plan(
+        epochs=task.epochs,
+        pretrain_epochs=task.pretrain_epochs,
+        batch_size=task.batch_size,
+        learning_rate=task.learning_rate,
+        bits_up=task.bits_up,
+        max_bases=task.max_bases,
+        shift_pixels=task.shift_pixels,
+        distortion=task.distortion,
+        seed=task.seed,
+        round=task.round,
+        node=node,
+        method=task.method,
+        prune_ratio=task.prune_ratio,
+        prune_epochs=task.prune_epochs,
+        basis_epochs=task.basis_epochs,
+        coordinate_epochs=task.coordinate_epochs,
+    )
+    return LocalTraining(graph, origin if plan.whole else start, start, images.x, images.y, plan)
+
+
+def _state(training: LocalTraining) -> bytes:
+    packed = io.BytesIO()
+    np.savez(packed, allow_pickle=False, **training.state())
+    return packed.getvalue()
+
+
+def _restored(training: LocalTraining, checkpoint: bytes) -> str:
+    """The training goes on from the checkpoint; returns why it does not, if it is of another round or cut."""
+    try:
+        with np.load(io.BytesIO(checkpoint), allow_pickle=False) as state:
+            training.restore(dict(state))
+    except MemoryError:
+        raise
+    except Exception as error:  # numpy and zipfile raise a dozen kinds on damaged bytes
+        return str(error) or type(error).__name__
+    return ""
