@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import select
 import sys
 from pathlib import Path
+from typing import IO, cast
 
 import click
 
@@ -19,11 +18,13 @@ from firmware_sim.fleet_cli import fleet
 from firmware_sim.ring_cli import ring
 from hw_profiles import load_link
 from onboard.complaints import OneLineErrors, refused
+from onboard.lines import Outlet, lines_to
 from onboard.log import Format, start
 from onboard.stop import stop_signals
 from onboard.toml import ConfigError
 
 _WINDOW_HELP = "Contact in seconds since the start; either may be empty; repeatable. Default: always open."
+_TOTALS_BYTES = 8192  # a few reports of a cable
 
 
 @click.group("firmware-sim", cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
@@ -171,23 +172,29 @@ def demo(
     from onboard.data import DataError
     from onboard.learn.graph import GraphError
 
-    console = Console()
     wishes = Wishes(
         out=out, data=data, data_folder=data_dir, rounds=rounds,
         model=model or ("lenet5-rgb" if data.startswith("eurosat") else "lenet5"),
         images=images, seed=seed, real=_real_boards(real, [place.name for place in BOARDS]),
     )  # fmt: skip
-    try:
-        summary = run(wishes, View(console, plain=plain))
-    except (DataError, GraphError, DemoError, FolderError) as error:
-        raise click.UsageError(str(error)) from None
-    except OSError as error:
-        refused(error, out)
-    except KeyboardInterrupt:
-        console.print(f"stopped; what the run wrote is in {out}")
-        sys.exit(130)
-    summary_table(summary, console)
-    console.print(f"Everything the run wrote: {out}")
+    # A terminal that is paused, or a pager, stops neither the run nor its end.
+    with lines_to(sys.stdout, _unread) as lines:
+        console = Console(file=cast(IO[str], Outlet(lines, sys.stdout)))
+        try:
+            summary = run(wishes, View(console, plain=plain))
+        except (DataError, GraphError, DemoError, FolderError) as error:
+            raise click.UsageError(str(error)) from None
+        except OSError as error:
+            refused(error, out)
+        except KeyboardInterrupt:
+            console.print(f"stopped; what the run wrote is in {out}", markup=False)
+            sys.exit(130)
+        summary_table(summary, console)
+        console.print(f"Everything the run wrote: {out}", markup=False)
+
+
+def _unread(lines: int) -> str:
+    return "" if sys.stdout.isatty() else f"{lines} texts are left out: nobody read them in time\n"
 
 
 main.add_command(fleet)
@@ -205,39 +212,29 @@ def _real_boards(options: tuple[str, ...], known: list[str]) -> dict[str, str]:
 
 
 def _run(laid: Cable, report_every: float | None) -> None:
-    def print_totals(final: bool = False) -> bool:
-        # Totals are cumulative: a reader that is slow misses a line, and does not stop the cable.
-        if not final and not select.select([], [sys.stdout], [], 0)[1]:
-            return True
-        return _print(json.dumps(laid.report() | {"final": final}))
+    # Totals are cumulative: a reader that is slow misses a line, and does not stop the cable.
+    with lines_to(sys.stdout, lambda missed: "", _TOTALS_BYTES) as out, stop_signals() as stop:
 
-    with stop_signals() as stop:
+        def totals(final: bool = False) -> bool:
+            """Whether anybody still reads."""
+            out.put(json.dumps(laid.report() | {"final": final}) + "\n")
+            return not out.unread
+
         if report_every is not None:
-            if print_totals():
-                laid.run(stop.fd, print_totals, report_every)
-            print_totals(final=True)
+            totals()
+            laid.run(stop.fd, totals, report_every)
+            totals(final=True)
             return
-        totals = laid.report()
-        _print(f"{totals['link']}: ground {totals['ground']['port']}, board {totals['board']['port']}")
+        told = laid.report()
+        out.put(f"{told['link']}: ground {told['ground']['port']}, board {told['board']['port']}\n")
         laid.run(stop.fd, lambda: True)
-        totals = laid.report()
+        told = laid.report()
         for side in SIDES:
-            n = totals[side]
-            _print(
+            n = told[side]
+            out.put(
                 f"{side}: {n['frames']} frames, {n['bytes']} bytes, {n['airtime_s']:.1f} s on the air; "
-                f"{n['lost']} lost, {n['collided']} collided, {n['cut']} outside a contact"
+                f"{n['lost']} lost, {n['collided']} collided, {n['cut']} outside a contact\n"
             )
-
-
-def _print(line: str) -> bool:
-    """Whether anybody still reads."""
-    try:
-        print(line, flush=True)
-    except BrokenPipeError:
-        # So that the interpreter's own flush at exit has somewhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return False
-    return True
 
 
 def _pair(text: str, option: str, first_default: float | None = None) -> tuple[float, float]:

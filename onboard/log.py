@@ -10,19 +10,60 @@ import time
 from numbers import Integral, Real
 from typing import Any, Literal
 
+from onboard.lines import Lines, descriptor
+
+log = logging.getLogger(__name__)
+
 Format = Literal["text", "json"]
 
 
 def start(form: Format, level: int = logging.INFO) -> None:
-    """Sends every event of this process to standard output, one line each, flushed line by line."""
-    output = logging.StreamHandler(sys.stdout)
-    output.setFormatter(_JsonLines() if form == "json" else _Text())
+    """Sends every event of this process to standard output, one line each, at once.
+
+    No event waits for who reads there: what a reader that is stuck has no room for is dropped, and
+    `log-dropped` says how many lines.
+    """
+    formatter = _JsonLines() if form == "json" else _Text()
+    output: logging.Handler
+    if sys.stdout is None:  # closed before the program began; logging would turn to standard error
+        output = logging.NullHandler()
+    elif (fd := descriptor(sys.stdout)) is None:
+        output = logging.StreamHandler(sys.stdout)
+    else:
+        output = _Output(fd, formatter)
+    output.setFormatter(formatter)
     logging.basicConfig(level=level, handlers=[output], force=True)
+
+
+class _Output(logging.Handler):
+    """Writes events through `Lines`."""
+
+    def __init__(self, fd: int, formatter: logging.Formatter) -> None:
+        super().__init__()
+
+        def dropped(lines: int) -> str:
+            record = record_of(log, "log-dropped", level=logging.WARNING, lines=lines)
+            return formatter.format(record) + "\n"
+
+        self._lines = Lines(fd, dropped)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._lines.put(self.format(record) + "\n")
+
+    def close(self) -> None:
+        self._lines.close()
+        super().close()
 
 
 def say(logger: logging.Logger, event: str, /, *, level: int = logging.INFO, **fields: Any) -> None:
     """Logs `event` (a short name, stable: tools read it) with its `fields`."""
     logger.log(level, event, extra={"fields": fields})
+
+
+def record_of(logger: logging.Logger, event: str, /, *, level: int, **fields: Any) -> logging.LogRecord:
+    """The event as `say` would log it, for a line that goes another way."""
+    made = {"name": logger.name, "msg": event, "levelno": level, "levelname": logging.getLevelName(level)}
+    return logging.makeLogRecord(made | {"fields": fields})
 
 
 class _JsonLines(logging.Formatter):

@@ -144,12 +144,14 @@ def test_every_file_of_sections_is_covered() -> None:
 
 
 def said_events() -> set[str]:
-    """The events that the programs log: the second argument of every `say`."""
+    """The events that the programs log: the second argument of every `say` and `record_of`."""
     found = set[str]()
     for package in ("onboard", "groundstation", "firmware_sim"):
         for path in (ROOT / package).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "say":
+                called = node.func if isinstance(node, ast.Call) else None
+                if isinstance(called, ast.Name) and called.id in ("say", "record_of"):
+                    assert isinstance(node, ast.Call)
                     event = node.args[1]
                     if isinstance(event, ast.Constant):
                         found.add(str(event.value))

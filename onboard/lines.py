@@ -1,0 +1,148 @@
+"""Lines for whoever reads them, without ever waiting for that reader.
+
+A paused terminal, a pager, a stalled journal and a full pipe all make write(2) wait, and a non-blocking mode
+would belong to the terminal itself, and so to the user's shell too. So a thread writes, and what does not fit
+before it is dropped and counted. A full disk and a reader that is gone cost their lines alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import TextIO
+
+MOST_BYTES = 256 * 1024
+"""Held for a reader that is slow: some thousand events, or a minute of the most talkative reports."""
+_STACK_BYTES = 256 * 1024  # of the thread; the 8 MB of the default count against a board's memory limit
+
+
+class Lines:
+    """Writes lines to a file descriptor, in order. `missed` makes the line that says how many were dropped,
+    which follows as soon as something can be written again; an empty text says nothing of it."""
+
+    def __init__(self, fd: int, missed: Callable[[int], str], most_bytes: int = MOST_BYTES) -> None:
+        self._fd, self._missed_line, self._most_bytes = fd, missed, most_bytes
+        self._queue: deque[tuple[int, bytes]] = deque()  # (how many were dropped before it, a line)
+        self._queued_bytes = 0
+        self._missed = 0  # since the last line in the queue
+        self._failed = 0  # lines before the next one to write that the descriptor refused
+        self._cut = False  # what was written last has no end
+        self._idle = True
+        self._thread: threading.Thread | None = None
+        self._renew()
+        os.register_at_fork(after_in_child=self._renew)
+        self.unread = False
+        """Whether the last write found that no reader is left."""
+
+    def _renew(self) -> None:
+        """A child of a fork has no such thread, and the lock as it was at that moment."""
+        self._changed = threading.Condition(threading.Lock())
+        self._thread = None
+
+    def put(self, text: str) -> None:
+        """Hands over a text that ends with a line's end. Returns at once."""
+        data = text.encode("utf-8", "backslashreplace")
+        with self._changed:
+            if self._queue and self._queued_bytes + len(data) > self._most_bytes:
+                self._missed += 1
+                return
+            self._queue.append((self._missed, data))
+            self._queued_bytes += len(data)
+            self._missed = 0
+            self._changed.notify_all()
+            if self._thread is None:
+                self._start()
+
+    def close(self, within_s: float = 0.3) -> None:
+        """Waits so long, at most, for what is still to be written. A reader that is stuck gets no more."""
+        end_s = time.monotonic() + within_s
+        with self._changed:
+            while self._thread is not None and not (self._idle and not self._queue and not self._missed):
+                if not self._changed.wait(max(0.0, end_s - time.monotonic())):
+                    return
+
+    def _start(self) -> None:
+        before = threading.stack_size(_STACK_BYTES)
+        try:
+            self._thread = threading.Thread(target=self._run, name="lines", daemon=True)
+            self._thread.start()
+        finally:
+            threading.stack_size(before)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._idle = True
+                self._changed.notify_all()
+                while not self._queue and not self._missed:
+                    self._changed.wait()
+                self._idle = False
+                missed, line = self._queue.popleft() if self._queue else (self._missed, b"")
+                if not line:
+                    self._missed = 0
+                self._queued_bytes -= len(line)
+            self._write(missed, line)
+
+    def _write(self, missed: int, line: bytes) -> None:
+        missed += self._failed
+        said = self._missed_line(missed).encode("utf-8", "backslashreplace") if missed else b""
+        try:
+            for piece in (b"\n" if self._cut else b"", said, line):
+                while piece:
+                    written = os.write(self._fd, piece)
+                    piece = piece[written:]
+                    self._cut = bool(piece)
+            self._failed, self.unread = 0, False
+        except OSError as error:
+            self._failed = missed + bool(line)
+            self.unread = error.errno == errno.EPIPE
+
+
+class Outlet:
+    """`Lines` in the form of a text file, for a library that writes to one; what it writes at a time is
+    dropped or written whole."""
+
+    encoding = "utf-8"
+
+    def __init__(self, lines: Lines, stream: TextIO) -> None:
+        self._lines, self._stream = lines, stream
+
+    def write(self, text: str) -> int:
+        """See `TextIO.write`. Returns at once."""
+        self._lines.put(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """What was written is under way already."""
+
+    def isatty(self) -> bool:
+        """Whether a person reads it on a terminal."""
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        """The descriptor that is written to, for its size as a terminal."""
+        return self._stream.fileno()
+
+
+def descriptor(stream: TextIO) -> int | None:
+    """None where a stream is no file of the system's: a test's."""
+    try:
+        return stream.fileno()
+    except (OSError, ValueError):
+        return None
+
+
+@contextlib.contextmanager
+def lines_to(stream: TextIO, missed: Callable[[int], str], most_bytes: int = MOST_BYTES) -> Iterator[Lines]:
+    """`Lines` to a stream inside the block; one that was closed before the program began gets nothing."""
+    fd = None if stream is None else descriptor(stream)
+    lines = Lines(os.open(os.devnull, os.O_WRONLY) if fd is None else fd, missed, most_bytes)
+    try:
+        yield lines
+    finally:
+        lines.close()
