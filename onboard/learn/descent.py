@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from onboard.codec.layout import Floats, Weights
 from onboard.learn.augment import augmented
+from onboard.learn.graph import GraphError
 from onboard.learn.local import Graph
 from onboard.learn.vectors import flat, flat_gradient, views
 
@@ -112,8 +113,11 @@ class Descent:
         draw = self._draw(epoch, batch)
         images = augmented(self._x[chosen], draw, recipe.shift_pixels, recipe.distortion)
         weights = self.weights
-        loss, gradients, buffers = self._graph.step(weights, images, self._y[chosen])
         rate = recipe.rate(epoch)
+        try:
+            loss, gradients, buffers = self._graph.step(weights, images, self._y[chosen])
+        except GraphError as error:  # some onnxruntimes refuse numbers on which others compute a loss of nan
+            raise GraphError(f"{error}; after {self.batches} batches, at a learning rate of {rate}") from None
         if not math.isfinite(loss):
             raise ValueError(f"loss is {loss} after {self.batches} batches, at a learning rate of {rate}")
         gradient = flat_gradient(self._graph.layout, gradients, buffers, self._scratch)

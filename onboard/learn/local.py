@@ -33,6 +33,7 @@ from onboard.codec.layout import Floats, Layout, Weights, from_groups, in_groups
 from onboard.learn import multibit
 from onboard.learn.adam import Adam
 from onboard.learn.augment import augmented
+from onboard.learn.graph import GraphError
 from onboard.learn.plan import Phase, Plan
 from onboard.learn.vectors import flat, flat_gradient, views
 
@@ -213,7 +214,10 @@ class LocalTraining:
         if phase is Phase.PRUNE:
             assert self._widths is not None
             sketch = multibit.sketched(layout, self._difference(), self._widths)
-        loss, gradients, buffers = self._graph.step(self._forward(phase, sketch), x, y)
+        try:
+            loss, gradients, buffers = self._graph.step(self._forward(phase, sketch), x, y)
+        except GraphError as error:  # some onnxruntimes refuse numbers on which others compute a loss of nan
+            raise GraphError(f"{error}; in epoch {self.epoch + 1}, at a learning rate of {rate}") from None
         if not math.isfinite(loss):
             raise ValueError(f"loss is {loss} in epoch {self.epoch + 1}, at a learning rate of {rate}")
         self._adam.step(self._latent, flat_gradient(layout, gradients, buffers, self._scratch), rate)

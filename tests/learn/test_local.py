@@ -49,6 +49,14 @@ def test_steps_tell_where_the_training_is() -> None:
     assert run.loss == pytest.approx(np.average([s.loss for s in steps[7:]], weights=[10] * 6 + [4]))
 
 
+@pytest.mark.parametrize("method", ["fedavg", "spacedml-fast"])
+def test_a_loss_that_is_not_finite_ends_it_whatever_the_onnxruntime_calls_it(method: Method) -> None:
+    diverged = {name: values * np.float32(1e30) for name, values in ORIGIN.items()}
+    run = training(dataclasses.replace(PLAN, method=method), diverged)
+    with pytest.raises(ValueError, match=r"in epoch 1, at a learning rate of 0\.002"):
+        finished(run)
+
+
 def test_nothing_runs_before_it_is_asked_to() -> None:
     run = training()
     steps = run.steps()
