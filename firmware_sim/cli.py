@@ -18,6 +18,7 @@ from firmware_sim.fleet_cli import fleet
 from firmware_sim.ring_cli import ring
 from hw_profiles import load_link
 from onboard.complaints import OneLineErrors, refused
+from onboard.extras import require
 from onboard.lines import Outlet, lines_to
 from onboard.log import Format, start
 from onboard.stop import stop_signals
@@ -28,6 +29,7 @@ _TOTALS_BYTES = 8192  # a few reports of a cable
 
 
 @click.group("firmware-sim", cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="spacedml-edge")
 def main() -> None:
     """Emulated boards and radios: all runs on one laptop, and any board can be swapped for a real one."""
 
@@ -164,6 +166,7 @@ def demo(
       firmware-sim demo --data mnist --rounds 10 --out mnist-run
       firmware-sim demo --real raspberry-pi-4=/dev/ttyUSB0
     """
+    require("onnxruntime", "rich", "matplotlib")
     from rich.console import Console
 
     from firmware_sim.demo import BOARDS, DemoError, Wishes, run

@@ -14,6 +14,7 @@ import click
 
 from hw_profiles import load_board, load_link
 from onboard.complaints import refused
+from onboard.extras import require
 from onboard.log import start
 from onboard.stop import stop_signals
 
@@ -89,6 +90,7 @@ def fleet(as_json: bool, **options: Any) -> None:
       firmware-sim fleet --data digits --devices 6 --select 3 --images 200 --link uhf-9k6 --loss 0.05
       firmware-sim fleet --split dirichlet --alpha 0.3 --dropout 0.2 --quorum 3 --staleness 0.5
     """
+    require("onnxruntime", "rich", "matplotlib")
     from firmware_sim.fleet import FleetError
     from firmware_sim.fleet_run import Run
     from onboard.data import DataError

@@ -14,6 +14,7 @@ import click
 
 from hw_profiles import load_board, load_link
 from onboard.complaints import refused
+from onboard.extras import require
 from onboard.log import start
 from onboard.stop import stop_signals
 
@@ -119,6 +120,7 @@ def ring(ground: Ground | None, /, as_json: bool, processes: bool, **options: An
       firmware-sim ring --scenario scenarios/hybrid.toml
       firmware-sim ring --scenario scenarios/hybrid.toml --processes --out hybrid-processes
     """
+    require("onnxruntime", "rich", "matplotlib")
     from rich.console import Console
 
     from firmware_sim.ring import RingError

@@ -10,9 +10,9 @@ import msgspec
 
 from groundstation.config import load_mission
 from groundstation.setup import NodeSpec, SetupError, Wishes, found, roll_key
-from groundstation.status import picture, table
 from groundstation.store import Store, StoreError
 from onboard.complaints import OneLineErrors, fail
+from onboard.extras import require
 from onboard.log import Format, start
 from onboard.toml import ConfigError
 
@@ -61,6 +61,7 @@ def init(
         --node pi,board=raspberry-pi-4,link=bench-serial-115k2,port=/dev/ttyUSB0,board-port=/dev/serial0 \\
         --node nano,board=jetson-nano,link=sband-256k,port=udp://192.168.7.2:4800
     """
+    require("onnxruntime")  # the model is opened
     try:
         specs = [NodeSpec.parse(text) for text in nodes]
         wishes = Wishes(
@@ -101,6 +102,7 @@ def serve(
       groundstation serve mission
       groundstation serve mission --exit-when-finished --log json
     """
+    require("onnxruntime")
     from groundstation.daemon import serve as run
     from onboard.cli import recording_to
     from onboard.data import DataError
@@ -170,6 +172,8 @@ def status(folder: Path, as_json: bool) -> None:
       groundstation status mission
       groundstation status mission --json | jq .rounds
     """
+    from groundstation.status import picture, table
+
     try:
         mission = load_mission(folder)
         if not mission.database.exists():

@@ -11,6 +11,7 @@ import click
 
 from onboard.complaints import OneLineErrors, fail
 from onboard.config import GossipConfig, NodeConfig, load_own
+from onboard.extras import require
 from onboard.log import Format, start
 from onboard.toml import ConfigError
 
@@ -142,6 +143,7 @@ def run_agent(
     recorder: Recorder | None = None,
 ) -> None:
     """Runs a node's agent to its end; what keeps it from starting ends the program with one line."""
+    require("onnxruntime")  # every node steps a model's graph, and would say so when the round has begun
     from onboard.keys import BadKey
 
     try:

@@ -8,10 +8,13 @@ from typing import Any, NoReturn
 
 import click
 
+from onboard.extras import root_cause, unusable, wanted
+
 
 class OneLineErrors(click.Group):
-    """A group of commands whose complaints about options and arguments are one line, led by the program's
-    name and without the usage text, with exit code 2."""
+    """A group of commands whose complaints about options, arguments and packages that are not installed are
+    one line, led by the program's name and without the usage text, with exit code 2; 1 over a package that
+    is installed and does not load."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """See `click.Group.main`; always ends the program."""
@@ -23,6 +26,11 @@ class OneLineErrors(click.Group):
             # A group without a command complains with its whole help text, which needs no prefix.
             click.echo(message if message.startswith("Usage: ") else f"{self.name}: {message}", err=True)
             code = error.exit_code
+        except ImportError as error:
+            package, program = wanted(error), self.name or ""
+            line = unusable(package, error, program) if package else f"cannot start: {root_cause(error)}"
+            click.echo(f"{program}: {line}", err=True)
+            code = 2 if package and error.name == package else 1
         except click.Abort:
             code = 130
         sys.exit(code)

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from hw_profiles import Board, Link, load_board, load_link
+from onboard.extras import unusable
 from onboard.link import BadUrl, wire_bytes
 from onboard.toml import ConfigError, read
 
@@ -311,10 +312,8 @@ def check_cipher(where: str) -> None:
     """Raises ConfigError, which begins with `where`, if the package that encrypts is not installed."""
     try:
         import onboard.wire.cipher  # noqa: F401 - loaded only where it is needed
-    except ImportError:
-        raise ConfigError(
-            f"{where}: needs the package cryptography; pip install spacedml-edge[crypto]"
-        ) from None
+    except ImportError as error:
+        raise ConfigError(f"{where}: {unusable('cryptography', error)}") from None
 
 
 def profile(path: Path, key: str, name: str, load: Any, base: Path) -> Any:

@@ -21,6 +21,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onboard.extras import unusable
 from onboard.images import DataError, Pixels
 
 # Of these Pillow decodes each that its build can; what it cannot is refused by name.
@@ -41,8 +42,8 @@ def decoded(called: str, file: Path | IO[bytes], channels: int) -> Pixels:
     """
     try:
         from PIL import Image
-    except ImportError:
-        raise DataError("image files need Pillow: pip install 'spacedml-edge[sim]'") from None
+    except ImportError as error:
+        raise DataError(f"image files: {unusable('PIL', error)}") from None
     try:
         # By its path Pillow maps a TIFF into memory, and then forgets to turn it (13.0); and whoever cuts the
         # file meanwhile would end this program.

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from onboard import folders, idx, labels, npz
 from onboard.decode import decoded
+from onboard.extras import unusable
 from onboard.images import (
     DataError,
     Images,
@@ -107,8 +108,8 @@ def opened(source: str, shape: Shape, folder: str | Path | None, part: Part) -> 
 def _digits(shape: Shape, part: Part) -> Opened:
     try:
         from sklearn.datasets import load_digits
-    except ImportError:
-        raise MissingDataError("digits: needs scikit-learn: pip install 'spacedml-edge[sim]'") from None
+    except ImportError as error:
+        raise MissingDataError(f"digits: {unusable('sklearn', error)}") from None
     bunch = load_digits()
     small = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[:, None]  # 8x8 with values 0..16
     x = np.pad(fit(small, (1, 20, 20)), ((0, 0), (0, 0), (4, 4), (4, 4)))

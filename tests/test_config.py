@@ -211,13 +211,15 @@ def test_encryption_is_off_until_it_is_asked_for(tmp_path: Path) -> None:
 
 
 def test_encryption_without_its_package_is_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "cryptography.exceptions", None)  # as if it were not installed
+    monkeypatch.setitem(sys.modules, "cryptography", None)  # as if it were not installed
+    monkeypatch.delitem(sys.modules, "cryptography.exceptions", raising=False)
     monkeypatch.delitem(sys.modules, "onboard.wire.cipher", raising=False)
     path = write(tmp_path, toml(changed("link", "encrypt", True)))
     for command in ("run", "doctor"):
         assert_one_line(
             [command, str(path)],
-            f"{path}: link.encrypt = true: needs the package cryptography; pip install spacedml-edge[crypto]",
+            f"{path}: link.encrypt = true: cryptography is not installed: "
+            "pip install 'spacedml-edge[crypto]'",
         )
     assert not load_node(write(tmp_path, toml(GOOD))).ground.encrypt
 

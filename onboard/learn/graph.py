@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onboard.codec.layout import Layout, layout
+from onboard.extras import unusable
 
 Floats = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -293,11 +294,12 @@ def _session(path: Path, raw: bytes, providers: Sequence[str]) -> Any:
     os.environ["ORT_DISABLE_TELEMETRY"] = os.environ["ORT_TELEMETRY_DISABLED"] = "1"
     try:
         import onnxruntime
-    except ImportError as error:  # it may be there and not load: another Python's, or no memory to map it
-        if isinstance(error, ModuleNotFoundError) and error.name == "onnxruntime":
-            raise GraphError("onnxruntime is not installed: pip install 'spacedml-edge[flight]'") from None
-        raise GraphError(f"onnxruntime cannot be loaded: {_first_line(error)}") from None
-    available = onnxruntime.get_available_providers()
+
+        available = onnxruntime.get_available_providers()
+    except MemoryError:
+        raise
+    except Exception as error:  # not there, half there (of two packages with this name one was removed), ...
+        raise GraphError(unusable("onnxruntime", error)) from None
     chosen = [provider for provider in providers if provider in available]
     if not chosen:
         raise GraphError(

@@ -51,9 +51,10 @@ def test_both_ends_of_a_link_encrypt_or_neither(tmp_path: Path) -> None:
 
 def test_encryption_without_its_package_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert init(tmp_path / "old", "--node", f"{PI},encrypt=true").exit_code == 0
-    monkeypatch.setitem(sys.modules, "cryptography.exceptions", None)  # as if it were not installed
+    monkeypatch.setitem(sys.modules, "cryptography", None)  # as if it were not installed
+    monkeypatch.delitem(sys.modules, "cryptography.exceptions", raising=False)
     monkeypatch.delitem(sys.modules, "onboard.wire.cipher", raising=False)
-    needs = "needs the package cryptography; pip install spacedml-edge[crypto]"
+    needs = "cryptography is not installed: pip install 'spacedml-edge[crypto]'"
     assert_refused(
         init(tmp_path / "new", "--node", f"{PI},encrypt=true"),
         f"groundstation init: --node pi: encrypt=true: {needs}",

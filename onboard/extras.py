@@ -1,0 +1,64 @@
+"""Says which extra brings a package that is not here, and what is wrong with one that does not load."""
+
+from __future__ import annotations
+
+import importlib.util
+
+# As pyproject.toml has them, by the name that is imported.
+BRINGS = {
+    "flight": ("onnxruntime",),
+    "ground": ("onnxruntime", "rich"),
+    "sim": ("onnxruntime", "rich", "sklearn", "PIL", "matplotlib"),
+    "crypto": ("cryptography",),
+    "author": ("torch", "onnx"),
+}
+OWN = {"onboard": "flight", "groundstation": "ground", "firmware-sim": "sim"}  # what a program is for
+CALLED = {"sklearn": "scikit-learn", "PIL": "Pillow"}  # where a package is imported by another name
+
+
+def require(*packages: str) -> None:
+    """Finds these without loading them, so that what is missing is said before a long run and not at its end.
+
+    Raises ModuleNotFoundError, whose `name` is the first that is not there.
+    """
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+
+
+def unusable(package: str, error: Exception, program: str = "") -> str:
+    """One line on why `package` could not be imported: it is missing, or here and broken (a library of the
+    system that is too old, half of another version left behind), which no installing of an extra mends.
+
+    `program` chooses the extra where several bring the package.
+    """
+    called = CALLED.get(package, package)
+    if isinstance(error, ModuleNotFoundError) and error.name == package:
+        return f"{called} is not installed: pip install 'spacedml-edge[{_extra(package, program)}]'"
+    return f"{called} is installed but does not load: {root_cause(error)}"
+
+
+def wanted(error: ImportError) -> str | None:
+    """The package of an extra that an import failed for, or None."""
+    package = top_level(error)
+    return package if any(package in packages for packages in BRINGS.values()) else None
+
+
+def top_level(error: ImportError) -> str:
+    """The package that an import failed in; empty where the error does not say."""
+    return (error.name or "").partition(".")[0]
+
+
+def root_cause(error: BaseException) -> str:
+    """The first line of the error that began it: numpy, for one, wraps the loader's in a page of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0].strip() if lines else type(error).__name__
+
+
+def _extra(package: str, program: str) -> str:
+    own = OWN.get(program, "")
+    if package in BRINGS.get(own, ()):
+        return own
+    return next(extra for extra, packages in BRINGS.items() if package in packages)
