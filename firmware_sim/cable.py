@@ -1,9 +1,9 @@
 """A cable with a radio in the middle: what enters one end leaves the other as and when the channel decides.
 
 Both ends are real ports that any program can open: two pseudo-terminals ("serial") or two UDP sockets
-(`cable_ports`). The rules of the air are `channel.Channel`'s, what else is wrong with a line is `faults`'; this
-file only carries bytes between the kernel and the channel, on the real clock. Bytes are counted where the
-program's port meets the air, framing included.
+(`cable_ports`). The rules of the air are `channel.Channel`'s, what else is wrong with a line is `faults`';
+this file only carries bytes between the kernel and the channel, on the real clock. Bytes are counted where
+the program's port meets the air, framing included.
 
 Reading stops while an end is about two frames ahead of the air (5 ms on a fast link), so a program that does
 not pace itself fills the kernel's buffer and its writes block (serial) or are dropped (UDP), as with a real
