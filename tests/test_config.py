@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from onboard.cli import main
 from onboard.config import NodeFile, load_node
 from onboard.keys import new_key, save_key
 from onboard.toml import ConfigError, checked
+from tests.hidden import hide
 
 GOOD: dict[str, dict[str, Any]] = {
     "node": {"id": 7, "name": "pi", "board": "raspberry-pi-4"},
@@ -211,9 +211,7 @@ def test_encryption_is_off_until_it_is_asked_for(tmp_path: Path) -> None:
 
 
 def test_encryption_without_its_package_is_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "cryptography", None)  # as if it were not installed
-    monkeypatch.delitem(sys.modules, "cryptography.exceptions", raising=False)
-    monkeypatch.delitem(sys.modules, "onboard.wire.cipher", raising=False)
+    hide(monkeypatch, "cryptography", "onboard.wire.cipher")
     path = write(tmp_path, toml(changed("link", "encrypt", True)))
     for command in ("run", "doctor"):
         assert_one_line(

@@ -23,6 +23,7 @@ from onboard.link.recorder import Recorder
 from onboard.wire.events import Delivered
 from onboard.wire.messages import UPDATE
 from onboard.wire.session import Session
+from tests.hidden import hide
 from tests.link.cable import Cable, Clock
 from tests.link.objects import payload
 from tests.link.test_pump import accept_into, told
@@ -127,9 +128,7 @@ def test_an_encrypted_recording_without_the_package_is_one_line(
     tmp_path: Path, key: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recording = record(tmp_path, encrypted=True)
-    monkeypatch.setitem(sys.modules, "cryptography", None)  # as if it were not installed
-    monkeypatch.delitem(sys.modules, "cryptography.exceptions", raising=False)
-    monkeypatch.delitem(sys.modules, "onboard.wire.cipher", raising=False)
+    hide(monkeypatch, "cryptography", "onboard.wire.cipher")
     result = replay(recording, "--key", key)
     assert result.exit_code == 2
     assert "its frames are encrypted: cryptography is not installed" in result.stderr

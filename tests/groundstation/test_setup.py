@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from groundstation.cli import main
 from groundstation.config import load_mission
 from onboard.config import load_node
 from onboard.keys import load_keys
+from tests.hidden import hide
 
 PI = "pi,port=/dev/ttyUSB0"
 NANO = "nano,board=jetson-nano,link=sband-256k,port=udp://192.168.7.2:4800"
@@ -51,9 +51,7 @@ def test_both_ends_of_a_link_encrypt_or_neither(tmp_path: Path) -> None:
 
 def test_encryption_without_its_package_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert init(tmp_path / "old", "--node", f"{PI},encrypt=true").exit_code == 0
-    monkeypatch.setitem(sys.modules, "cryptography", None)  # as if it were not installed
-    monkeypatch.delitem(sys.modules, "cryptography.exceptions", raising=False)
-    monkeypatch.delitem(sys.modules, "onboard.wire.cipher", raising=False)
+    hide(monkeypatch, "cryptography", "onboard.wire.cipher")
     needs = "cryptography is not installed: pip install 'spacedml-edge[crypto]'"
     assert_refused(
         init(tmp_path / "new", "--node", f"{PI},encrypt=true"),
