@@ -13,7 +13,8 @@ from pathlib import Path
 
 from firmware_sim.channel import SIDES, Channel, Side
 from hw_profiles import Board, Link
-from onboard.agent import HEALTH_EVERY_S, Agent, Known
+from onboard.agent import HEALTH_EVERY_S, Agent
+from onboard.agent_state import Known
 from onboard.budget import Ledger, Pace
 from onboard.carrier import GROUND
 from onboard.config import LinkEnd, NodeConfig

@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from groundstation.asking import Askings, pause_s
 from groundstation.config import Mission
 from groundstation.station import Station
 from groundstation.store import Store, StoreError
@@ -20,10 +21,12 @@ from onboard.learn.graph import InferGraph, TrainGraph, evaluate
 from onboard.log import say
 from onboard.server import BadUpdate, Server
 from onboard.wire.events import Arrived, Cancelled, Delivered, Event, Message, Rekeyed, Spent
-from onboard.wire.health import State, decode_health, failure_name
-from onboard.wire.messages import MODEL, UPDATE, BadMessage, Reason, digest
+from onboard.wire.health import Health, State, decode_health, failure_name
+from onboard.wire.messages import UPDATE, BadMessage, Reason, asked_again
 
 log = logging.getLogger(__name__)
+
+SAVE_TIME_S = 30.0  # of a round, at most, runs twice where the ground is killed
 
 
 class Rounds:
@@ -55,9 +58,10 @@ class Rounds:
         self._wall = wall
         self._now = 0.0
         self._round: Round | None = None
-        self._payload = b""  # the object that is going out, and its digest
-        self._offered = b""
-        self._delivered: set[int] = set()
+        self._askings = Askings(store, stations)
+        self._final = b""  # the last model, once it is on its way
+        self._deploy_until_s = 0.0
+        self._time_due_s = 0.0
         self._life = self.life()
 
     # what the links say
@@ -67,11 +71,10 @@ class Rounds:
         node = station.node.id
         if isinstance(event, Arrived):
             self._take(station, event, now)
-        elif isinstance(event, Delivered) and event.digest == self._offered:
-            self._delivered.add(node)
+        elif isinstance(event, Delivered) and self._askings.deliver(node, event.digest):
             if node in self._waiting():  # a message of failure overtakes the DONE of what cannot be trained
                 self._store.mark(self.number, node, "delivered", self._wall())
-        elif isinstance(event, Cancelled):
+        elif isinstance(event, Cancelled) and self._askings.is_asked(node, event.digest):
             say(
                 log, "refused-by-board", level=logging.WARNING, node=station.node.name,
                 object=event.digest.hex(), why=event.reason,
@@ -123,29 +126,51 @@ class Rounds:
         except BadMessage as error:
             say(log, "bad-message", level=logging.WARNING, node=station.node.name, why=str(error))
             return
-        view = asdict(health)
-        self._store.hear(station.node.id, self._wall(), station.session.floor, view)
-        if health.state == State.FAILED and health.round == self.number:
-            say(
-                log, "board-failed", level=logging.WARNING, node=station.node.name, round=self.number,
-                failure=failure_name(health.failure), why=health.why,
-            )  # fmt: skip
-            self._give_up(station, "failed")
-        elif health.state == State.IDLE and health.round < self.number:
-            self._remind(station)
-
-    def _remind(self, station: Station) -> None:
-        """Offers the round's model again to a board that took it and knows no more of it: it came back with
-        an empty disk."""
         node = station.node.id
-        offered = any(not progress.incoming for progress in station.session.snapshot(self._now).objects)
-        if node in self._delivered and node in self._waiting() and not offered:
-            say(log, "forgotten", level=logging.WARNING, node=station.node.name, round=self.number)
-            self._delivered.discard(node)
-            station.session.offer(MODEL, self._payload, self._now)
+        self._store.hear(node, self._wall(), station.session.floor, asdict(health))
+        if self._final:
+            self._remind_of_the_last(node, health)
+        if self._round is None or node not in self._round.asked - self._round.answered:
+            return
+        if self._askings.forgot(node, self.number, health):
+            if self._askings.may_ask_again(node, now, self.mission.rules.deadline_s):
+                say(
+                    log, "forgotten", level=logging.WARNING, node=station.node.name, round=self.number,
+                    why=health.why,
+                )  # fmt: skip
+                self._ask_again(node)
+        elif health.state == State.FAILED and self._askings.speaks_of(node, self.number, health):
+            if node in self._waiting():
+                say(
+                    log, "board-failed", level=logging.WARNING, node=station.node.name, round=self.number,
+                    failure=failure_name(health.failure), why=health.why,
+                )  # fmt: skip
+            self._give_up(station, "failed")
+
+    def _remind_of_the_last(self, node: int, health: Health) -> None:
+        """Offers the final model again to a board that took it and cannot read it, or came back empty."""
+        knows = self._askings.speaks_of(node, self.number + 1, health) and health.state != State.FAILED
+        if knows or not self._askings.forgot(node, self.number + 1, health):
+            return
+        if self._askings.may_ask_again(node, self._now, self.mission.rules.deadline_s):
+            name = self._stations[node].node.name
+            say(log, "forgotten", level=logging.WARNING, node=name, round=self.number, why=health.why)
+            self._askings.ask(node, self._final, 0, self._now)
+
+    def _ask_again(self, node: int) -> None:
+        """The round's question once more, as another object: durable, then on its way."""
+        assert self._round is not None
+        asking = self._store.ask_once_more(self.number, node, self._wall())
+        self._round.lost.discard(node)
+        self._askings.ask(node, asked_again(self._model(), asking), asking, self._now)
+
+    def _model(self) -> bytes:
+        """The object of the round in hand, as it is asked first."""
+        return next(row.model for row in self._store.rounds() if row.number == self.number)
 
     def _give_up(self, station: Station, why: str) -> None:
-        if self._round is not None and station.node.id in self._round.asked - self._round.answered:
+        if station.node.id in self._waiting():
+            assert self._round is not None
             self._store.mark(self.number, station.node.id, why, self._wall())
             self._round.lose(station.node.id, self._now)
 
@@ -158,6 +183,8 @@ class Rounds:
         """
         self._now = now
         try:
+            if now >= self._time_due_s:
+                self.save_time(now)
             return next(self._life)
         except StoreError:
             self._life = self.life()
@@ -186,6 +213,7 @@ class Rounds:
         rules, stored = self.mission.rules, {row.number: row for row in self._store.rounds()}
         self.number = number
         if number not in stored:
+            self._askings.clear()
             asked = choose([node.id for node in self.mission.nodes], rules.select, rules.seed, number)
             model = self._server.model(number, self._packed(number - 1))
             opened_at = self._wall()
@@ -194,33 +222,55 @@ class Rounds:
         row = stored[number]
         answers = self._store.answers(number)
         merged = {answer["node"] for answer in answers if answer["state"] == "merged"}
+        left_s = rules.deadline_s if row.left_s is None else min(max(row.left_s, 0.0), rules.deadline_s)
         self._round = Round(
             number,
             asked=frozenset(answer["node"] for answer in answers) - merged,
             quorum=rules.quorum,
-            deadline_s=self._now + row.deadline_at - self._wall(),
+            deadline_s=self._now + left_s,
             answered={answer["node"] for answer in answers if answer["state"] == "answered"},
             lost={answer["node"] for answer in answers if answer["state"] in ("failed", "refused")},
             merges=rules.staleness is not None,
             merged=merged,
         )
-        self._offer(row.model, sorted(self._waiting()))
-        say(log, "round", number=number, of=rules.rounds, asked=self._names(self._round.asked))
+        self.save_time(self._now)
+        askings = {answer["node"]: answer["asking"] for answer in answers}
+        for node in sorted(self._waiting()):
+            self._askings.ask(node, asked_again(row.model, askings[node]), askings[node], self._now)
+        say(
+            log, "round", number=number, of=rules.rounds, asked=self._names(self._round.asked),
+            left_s=round(left_s, 1),
+        )  # fmt: skip
         yield True
 
     def _wait(self) -> Iterator[bool]:
         """Until the quorum has answered, or the deadline passes with an answer. Silence is no error: a round
-        that nobody answered is asked again, of the same nodes."""
+        that nobody answered goes on, with the same nodes, and those that failed are asked again."""
         assert self._round is not None
-        while not (verdict := self._round.judge(self._now)).closed:
-            yield False
-        if verdict is Verdict.EMPTY:
-            say(log, "nobody-answered", level=logging.WARNING, round=self.number)
-            while self._now < self._round.deadline_s:  # all failed at once: no haste to hear it again
+        while (verdict := self._round.judge(self._now)) in (Verdict.OPEN, Verdict.EMPTY):
+            if verdict is Verdict.OPEN:
                 yield False
-            self._store.ask_again(self.number, self._wall(), self._wall() + self.mission.rules.deadline_s)
-            yield from self._open(self.number)
-            yield from self._wait()
+            else:
+                yield from self._go_on_without_answers()
+
+    def _go_on_without_answers(self) -> Iterator[bool]:
+        """Another deadline. Those that failed are asked again after a pause, which doubles, as the reason may
+        be a lasting one; those that hold the question still and are silent need not hear it again."""
+        assert self._round is not None
+        rules, lost = self.mission.rules, self._round.lost
+        askings = [answer["asking"] for answer in self._store.answers(self.number) if answer["node"] in lost]
+        wait_s = max((pause_s(asking, rules.deadline_s) for asking in askings), default=0.0)
+        say(
+            log, "nobody-answered", level=logging.WARNING, round=self.number,
+            failed=self._names(frozenset(lost)), asked_again_in_s=round(wait_s, 1),
+        )  # fmt: skip
+        until_s = self._now + wait_s
+        while self._now < until_s:
+            yield False
+            if self._round.judge(self._now) is not Verdict.EMPTY:
+                return
+        self._store.ask_again(self.number, self._wall(), self._wall() + rules.deadline_s)
+        yield from self._open(self.number)
 
     def _close(self) -> Generator[bool, None, float]:
         """Averages those that answered, quantizes, judges what the boards will get, and stores it."""
@@ -232,8 +282,7 @@ class Rounds:
             assert payload is not None, f"round {self.number} has no payload of node {node}"
             server.fold(average, *server.open(UPDATE, payload, node, self.number), self.number)
             yield True
-        for station in self._stations.values():  # whoever is still being asked need not go on
-            self._withdraw(station)
+        self._askings.withdraw(self._now)
         packed = server.condense(average, self._packed(self.number - 1))
         yield True
         scores = []
@@ -251,19 +300,37 @@ class Rounds:
         return score.accuracy
 
     def _deploy(self) -> Iterator[bool]:
-        """Sends the final model to every node, to keep and to use; waits for it as long as for a round."""
+        """Sends the final model to every node, to keep and to use; waits for it as long as for a round. Of a
+        mission that is finished already it is offered again, as not every node may have heard it."""
         rules = self.mission.rules
         stored = self._store.mission()
-        if stored is not None and stored["finished_at"] is not None:
-            return
         last = max(row.number for row in self._store.rounds())
         self.number = last
-        model = self._server.model(last + 1, self._packed(last), deploy=True)
-        deadline = self._now + rules.deadline_s
-        self._offer(model, [node.id for node in self.mission.nodes])
+        self._final = self._server.model(last + 1, self._packed(last), deploy=True)
+        self._deploy_until_s = self._now + rules.deadline_s
+        self._askings.clear()
+        for node in self.mission.nodes:
+            self._askings.ask(node.id, self._final, 0, self._now)
+        if stored is not None and stored["finished_at"] is not None:
+            return
         say(log, "deploying", nodes=self._names(frozenset(self._stations)))
-        while self._now < deadline and len(self._delivered) < len(self._stations):
+        while self._now < self._deploy_until_s and self._askings.delivered < len(self._stations):
             yield False
+
+    # time
+
+    def save_time(self, now: float) -> None:
+        """The time that the round has left is durable: no clock says after a restart how long it was."""
+        self._time_due_s = now + SAVE_TIME_S
+        if self._round is not None:
+            left_s = min(max(self._round.deadline_s - now, 0.0), self.mission.rules.deadline_s)
+            self._store.time_left(self.number, left_s, self._wall())
+
+    def paused(self, seconds: float) -> None:
+        """The ground stood still (it was stopped, or its disk was): that is nobody's delay."""
+        self._deploy_until_s += seconds
+        if self._round is not None:
+            self._round.deadline_s += seconds
 
     # pieces of it
 
@@ -274,20 +341,6 @@ class Rounds:
         packed = self._store.model(number)
         assert packed is not None, f"round {number} left no model"
         return packed
-
-    def _offer(self, payload: bytes, nodes: list[int]) -> None:
-        self._delivered.clear()
-        self._payload, self._offered = payload, digest(MODEL, payload)
-        for node in nodes:
-            session, cut = self._stations[node].session, self._store.fragment_bytes(node, self._offered)
-            session.offer(MODEL, payload, self._now, fragment_bytes=cut)
-            if cut is None:  # so that after a restart nothing that the board holds is sent again
-                self._store.cut(node, self._offered, session.fragment_bytes(self._offered))
-
-    def _withdraw(self, station: Station) -> None:
-        for progress in station.session.snapshot(self._now).objects:
-            if not progress.incoming:
-                station.session.cancel(progress.digest, self._now)
 
     def _waiting(self) -> frozenset[int]:
         """Nodes that were asked and may still answer."""

@@ -27,7 +27,8 @@ CREATE TABLE node (
 CREATE TABLE round (
   number INTEGER PRIMARY KEY,
   opened_at REAL NOT NULL,
-  deadline_at REAL NOT NULL,
+  deadline_at REAL NOT NULL,     -- for display: the wall's clock may be set
+  left_s REAL,                   -- what was left of its time when that was noted last
   model BLOB NOT NULL,           -- the object that was sent: task header and packed weights
   closed_at REAL,
   accuracy REAL,                 -- of the quantized global model that this round made
@@ -40,6 +41,7 @@ CREATE TABLE answer (
   node INTEGER NOT NULL REFERENCES node(id),
   state TEXT NOT NULL,           -- asked, delivered, answered, failed, refused; merged: of an earlier round
   changed_at REAL NOT NULL,
+  asking INTEGER NOT NULL DEFAULT 0,  -- how often the node was asked before
   samples INTEGER,
   loss REAL,
   train_s REAL,

@@ -19,6 +19,7 @@ from onboard.link.pump import PortDown, PortUp, Pump, SpoolFull
 from onboard.link.recorder import Recorder
 from onboard.views import link_view
 from onboard.wire.events import Event
+from onboard.wire.messages import UPDATE, digest
 from onboard.wire.session import Session
 
 SPOOL_BYTES = 256 * 2**20
@@ -51,6 +52,7 @@ class Station:
         key = load_keys(node.key_path)
         entered = store.enter_node(node.id, node.name)
         spool = Spool(folder / "spool" / node.name, SPOOL_BYTES)
+        spool.retain([digest(UPDATE, update) for update in store.updates(node.id)])  # the store is the effect
         self.session = Session(
             node=GROUND,
             peer=node.id,

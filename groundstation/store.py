@@ -20,6 +20,9 @@ import msgspec
 from onboard.wire.events import Spent
 from onboard.wire.seal import NO_SALT
 
+_LATEST = 4  # of a node's updates: one that waits for its DONE is of the last round or the one before
+_ADDED = (("round", "left_s", "REAL"), ("answer", "asking", "INTEGER NOT NULL DEFAULT 0"))
+
 
 class StoreError(OSError):
     """The database cannot be read or written: names the file and SQLite's reason; nothing stored is lost."""
@@ -27,7 +30,11 @@ class StoreError(OSError):
 
 @dataclass(frozen=True)
 class RoundRow:
-    """One round as stored; `closed_at`, `accuracy`, `loss` and `bits_down` are None while it is open."""
+    """One round as stored; `closed_at`, `accuracy`, `loss` and `bits_down` are None while it is open.
+
+    `left_s` is what was left of its time when that was last noted; `deadline_at`, on the wall's clock, is
+    only for display.
+    """
 
     number: int
     opened_at: float
@@ -37,6 +44,7 @@ class RoundRow:
     accuracy: float | None
     loss: float | None
     bits_down: float | None
+    left_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,15 @@ class Store:
                 if not self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'mission'").fetchone():
                     schema = resources.files("groundstation").joinpath("schema.sql").read_text()
                     self._db.executescript(f"BEGIN; {schema} COMMIT;")
+                self._add_columns()
             self._db.row_factory = sqlite3.Row
+
+    def _add_columns(self) -> None:
+        """What a database of an earlier version lacks."""
+        for table, column, kind in _ADDED:
+            present = {row[1] for row in self._db.execute(f"PRAGMA table_info({table})")}
+            if column not in present:
+                self._db.execute(f"ALTER TABLE {table} ADD COLUMN {column} {kind}")
 
     def close(self) -> None:
         """Closes the file; the write-ahead log is folded in by SQLite."""
@@ -170,8 +186,8 @@ class Store:
         """Enters a round and whom it asks."""
         with self.transaction():
             self._db.execute(
-                "INSERT INTO round (number, opened_at, deadline_at, model) VALUES (?, ?, ?, ?)",
-                (number, opened_at, deadline_at, model),
+                "INSERT INTO round (number, opened_at, deadline_at, model, left_s) VALUES (?, ?, ?, ?, ?)",
+                (number, opened_at, deadline_at, model, deadline_at - opened_at),
             )
             self._db.executemany(
                 "INSERT INTO answer (round, node, state, changed_at) VALUES (?, ?, 'asked', ?)",
@@ -179,12 +195,37 @@ class Store:
             )
 
     def ask_again(self, number: int, now: float, deadline_at: float) -> None:
-        """Opens a round that nobody answered once more, for the same nodes."""
+        """Gives a round that nobody answered its time once more; the nodes that failed are asked anew."""
         with self.transaction():
-            self._db.execute("UPDATE round SET deadline_at = ? WHERE number = ?", (deadline_at, number))
             self._db.execute(
-                "UPDATE answer SET state = 'asked', changed_at = ? WHERE round = ? AND state != 'merged'",
+                "UPDATE round SET deadline_at = ?, left_s = ? WHERE number = ?",
+                (deadline_at, deadline_at - now, number),
+            )
+            self._db.execute(
+                "UPDATE answer SET state = 'asked', changed_at = ?, asking = asking + 1 "
+                "WHERE round = ? AND state IN ('failed', 'refused')",
                 (now, number),
+            )
+
+    def ask_once_more(self, number: int, node: int, now: float) -> int:
+        """Asks one node of a round anew; returns which asking it is, durable on return."""
+        with self.transaction():
+            self._db.execute(
+                "UPDATE answer SET state = 'asked', changed_at = ?, asking = asking + 1 "
+                "WHERE round = ? AND node = ?",
+                (now, number, node),
+            )
+            row = self._db.execute(
+                "SELECT asking FROM answer WHERE round = ? AND node = ?", (number, node)
+            ).fetchone()
+        return int(row["asking"])
+
+    def time_left(self, number: int, left_s: float, now: float) -> None:
+        """Notes how much of a round's time is left, and when that will be over, for display."""
+        with self.transaction():
+            self._db.execute(
+                "UPDATE round SET left_s = ?, deadline_at = ? WHERE number = ?",
+                (left_s, now + left_s, number),
             )
 
     def close_round(
@@ -210,7 +251,7 @@ class Store:
     def answers(self, number: int) -> list[Mapping[str, Any]]:
         """Who was asked in a round and what became of it, without the payloads."""
         return self._all(
-            "SELECT round, node, state, changed_at, samples, loss, train_s, cpu_s, energy_j, "
+            "SELECT round, node, state, changed_at, samples, loss, train_s, cpu_s, energy_j, asking, "
             "length(payload) AS bytes FROM answer WHERE round = ? ORDER BY node",
             number,
         )
@@ -219,6 +260,14 @@ class Store:
         """The update object of one node in one round."""
         row = self._one("SELECT payload FROM answer WHERE round = ? AND node = ?", number, node)
         return None if row is None or row["payload"] is None else bytes(row["payload"])
+
+    def updates(self, node: int) -> list[bytes]:
+        """The latest update objects of one node, at most `_LATEST`, the last first."""
+        rows = self._all(
+            "SELECT payload FROM answer WHERE node = ? AND payload IS NOT NULL ORDER BY round DESC LIMIT ?",
+            node, _LATEST,
+        )  # fmt: skip
+        return [bytes(row["payload"]) for row in rows]
 
     def mark(self, number: int, node: int, state: str, now: float) -> None:
         """Notes a change of one answer's state."""

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from onboard import health
+from onboard.agent_state import CHECKPOINT, DEPLOYED, MODEL, UPDATE, Known, kept_object
 from onboard.budget import Ledger
 from onboard.config import NodeConfig
 from onboard.journal import Journal
@@ -24,33 +25,11 @@ from onboard.wire import messages
 from onboard.wire.events import Arrived, Cancelled, Corrupt, Delivered, Event, Rekeyed, Spent
 from onboard.wire.health import Failure, Health, State, encode_health, failure_name
 from onboard.wire.messages import BadMessage, Reason, Task, Update
-from onboard.wire.seal import NO_SALT
 from onboard.wire.session import Session
 
 log = logging.getLogger(__name__)
 
 HEALTH_EVERY_S = 60.0  # one frame of about 53 B a minute: 5 % of what an idle link may carry
-
-MODEL, UPDATE, CHECKPOINT, DEPLOYED = "model.bin", "update.bin", "training.npz", "deployed.bin"
-
-
-class Known(msgspec.Struct, kw_only=True):
-    """What the agent keeps in its journal."""
-
-    epoch: int = 0
-    salt: bytes = NO_SALT  # of the link's keys
-    floor: tuple[int, int] = (0, 0)  # of the ground's frames under it
-    spent: Spent = Spent()  # of this end's allowances
-    mission: bytes = b""
-    phase: State = State.IDLE
-    round: int = 0
-    asking: int = 0  # of this round, the last
-    model: bytes = b""  # digest of the object in model.bin
-    update: bytes = b""  # digest of the object in update.bin
-    fragment_bytes: int = 0  # and how it is cut for the link
-    train_s: float = 0.0  # spent on this round's training up to the last checkpoint
-    cpu_s: float = 0.0
-    energy_j: float = 0.0
 
 
 @dataclass
@@ -99,19 +78,40 @@ class Agent:
     # hear
 
     def resume(self, now: float) -> None:
-        """Goes on where the last run was cut: offers the update that waits, or trains on."""
-        if self.known.phase == State.OFFERING:
-            update = self._journal.fetch(UPDATE)
+        """Goes on where the last run was cut: offers the update that waits, or trains on. Where what it kept
+        for that is gone, it trains again if it can, and else says so: the ground asks again."""
+        known = self.known
+        if known.deployed and kept_object(self._journal, DEPLOYED, messages.MODEL, known.deployed) is None:
+            self.session.forget(known.deployed)
+            known.deployed = b""
+            if known.phase == State.IDLE:
+                known.model = b""  # of a round that is over: there is nothing to train
+                self._fail(Failed(failure=Failure.DISK, why=f"{DEPLOYED} cannot be read"), now)
+        if known.phase == State.OFFERING:
+            update = kept_object(self._journal, UPDATE, messages.UPDATE, known.update)
             if update is not None:
-                cut = self.known.fragment_bytes or None
-                self.known.update = self.session.offer(messages.UPDATE, update, now, fragment_bytes=cut)
-                say(log, "resumed", phase="offering", round=self.known.round)
-        elif self.known.phase == State.TRAINING:
-            model = self._journal.fetch(MODEL)
-            if model is not None and messages.digest(messages.MODEL, model) == self.known.model:
-                task, _ = messages.decode_task(model)
-                say(log, "resumed", phase="training", round=task.round)
-                self._begin(task, model, now)
+                cut = known.fragment_bytes or None
+                known.update = self.session.offer(messages.UPDATE, update, now, fragment_bytes=cut)
+                say(log, "resumed", phase="offering", round=known.round)
+                return
+            known.phase = State.TRAINING  # as its model may be there still
+        if known.phase in (State.TRAINING, State.FAILED) and known.model:
+            self._train_again(now)
+
+    def _train_again(self, now: float) -> None:
+        """The round's training once more, from its model and its checkpoint if they are there."""
+        model = kept_object(self._journal, MODEL, messages.MODEL, self.known.model)
+        if model is None:
+            self._fail(Failed(failure=Failure.DISK, why=f"{MODEL} cannot be read"), now)
+            return
+        try:
+            task, _ = messages.decode_task(model)
+        except BadMessage as error:  # of another version of this program
+            self._fail(Failed(failure=Failure.MODEL, why=str(error)), now)
+            return
+        self.known.phase = State.TRAINING
+        say(log, "resumed", phase="training", round=task.round)
+        self._begin(task, model, now)
 
     def hear(self, event: Event, now: float) -> None:
         """Takes one event of the link."""
@@ -151,16 +151,31 @@ class Agent:
             self.session.refuse(arrived.digest, Reason.REFUSED, now)
             return
         self._journal.keep(MODEL if task.epochs else DEPLOYED, arrived.payload)
-        self._stop_work(now)
-        self.known.model = arrived.digest
+        asked_first = messages.as_asked_first(arrived.payload)
+        goes_on = asked_first == self.known.question and self._is_at_work
+        if not goes_on:
+            self._stop_work(now)
         self.known.mission, self.known.round, self.known.asking = task.mission, task.round, task.asking
-        self._settle(State.TRAINING if task.epochs else State.IDLE)
-        self.session.accept(arrived.digest, now)
-        say(log, "heard", round=task.round, bytes=len(arrived.payload))
+        self.known.question = asked_first
         if task.epochs:
-            self._begin(task, arrived.payload, now)
+            self.known.model = arrived.digest
         else:
+            self.known.deployed = arrived.digest
+        if goes_on:
+            self._save()
+        else:
+            self._settle(State.TRAINING if task.epochs else State.IDLE)
+        self.session.accept(arrived.digest, now)
+        say(log, "heard", round=task.round, asking=task.asking, bytes=len(arrived.payload))
+        if not task.epochs:
             say(log, "deployed", round=task.round, model=task.model)
+        elif not goes_on:
+            self._begin(task, arrived.payload, now)
+
+    @property
+    def _is_at_work(self) -> bool:
+        """Whether the round in hand is being trained, or its update is on its way."""
+        return self.work is not None or self.known.phase == State.OFFERING
 
     # train
 
@@ -173,7 +188,11 @@ class Agent:
             cpu_s=self.known.cpu_s,
             checkpoint_due_s=now + self.config.checkpoint_s,
         )
-        checkpoint = self._journal.fetch(CHECKPOINT)
+        try:
+            checkpoint = self._journal.fetch(CHECKPOINT)
+        except OSError as error:  # a card that wears out costs the checkpoint, not the training
+            say(log, "checkpoint-dropped", level=logging.WARNING, why=str(error))
+            checkpoint = None
         self.trainer.begin(Job(model=model, node=self.config.id, checkpoint=checkpoint))
 
     @property
@@ -307,6 +326,7 @@ class Agent:
         self.work = None
         self.known.phase = State.FAILED
         self._failed = failed
+        self.session.forget(self.known.model)  # whoever asks again, in whatever words, is to be heard
         say(
             log, "training-failed", level=logging.ERROR, round=self.known.round,
             failure=failure_name(failed.failure), why=failed.why,

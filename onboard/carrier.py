@@ -13,7 +13,8 @@ from contextlib import closing
 from functools import partial
 from typing import Any
 
-from onboard.agent import Agent, Known
+from onboard.agent import Agent
+from onboard.agent_state import Known
 from onboard.budget import Ledger, Pace
 from onboard.config import NodeConfig
 from onboard.contacts import ContactPlan
@@ -65,6 +66,7 @@ def board_agent(
     known.epoch += 1
     journal.save(known)
     spool = Spool(config.state / "spool", SPOOL_BYTES)
+    spool.retain((known.model, known.deployed))  # all that the journal can say it has acted on
     session = Session(
         node=config.id,
         peer=GROUND,

@@ -144,10 +144,12 @@ class Answer(Enum):
 class Round:
     """One round: `asked` nodes, of whom `quorum` must answer, until `deadline_s` on the caller's clock.
 
-    A round closes once and stays closed. It closes with the answer that makes the quorum, when the deadline
-    passes, or when every node that has not answered was lost. An update of an earlier round is discarded and
-    counted, for it would pull the average back to older weights; a round that `merges` takes it, once a node
-    and unless the node was asked again, to be averaged with its `staleness_weight`. It makes no quorum.
+    A round closes once and stays closed. It closes with the answer that makes the quorum, or when `judge`
+    finds that the deadline has passed with an answer, or that every node which has not answered was lost.
+    Until then it takes what comes, however late: a caller that stood still has judged nothing meanwhile. An
+    update of an earlier round is discarded and counted, for it would pull the average back to older weights;
+    a round that `merges` takes it, once a node and unless the node was asked again, to be averaged with its
+    `staleness_weight`. It makes no quorum.
     """
 
     number: int
@@ -169,7 +171,7 @@ class Round:
         """An update from `node` is here, whole and valid; `of_round` asked for it, this one if left out."""
         if of_round is not None and of_round != self.number:
             free = node not in self.asked and node not in self.merged
-            if self.merges and free and not self.judge(now).closed:
+            if self.merges and free and not self.is_over:
                 self.merged.add(node)
                 return Answer.MERGED
             outcome = Answer.LATE
@@ -177,7 +179,7 @@ class Round:
             outcome = Answer.UNASKED
         elif node in self.answered:
             outcome = Answer.AGAIN
-        elif self.judge(now).closed:
+        elif self.is_over:
             outcome = Answer.LATE
         else:
             self.answered.add(node)
@@ -193,9 +195,15 @@ class Round:
             self.lost.add(node)
         return self.judge(now)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether it takes no answer any more. One that nobody answered takes the first that comes."""
+        return self.verdict.closed and self.verdict is not Verdict.EMPTY
+
     def judge(self, now: float) -> Verdict:
         """Where the round stands at `now`; closes it when that time has come."""
-        if not self.verdict.closed:
+        if not self.is_over:
+            self.verdict = Verdict.OPEN
             if len(self.answered) >= self.quorum:
                 self.verdict = Verdict.QUORUM
             elif now >= self.deadline_s:

@@ -14,6 +14,7 @@ import contextlib
 import errno
 import os
 import struct
+from collections.abc import Collection
 from dataclasses import replace
 from hashlib import blake2s
 from pathlib import Path
@@ -106,6 +107,15 @@ class Spool:
             self._replace(self.folder / "finished", body + _check(body))
             self._finished = finished
         self.drop(digest)
+
+    def retain(self, digests: Collection[bytes]) -> None:
+        """Forgets which objects were finished, but for these: the others came to nothing, and are to be taken
+        again. Call it before `load`. Raises OSError."""
+        left = [digest for digest in self._finished if digest in digests]
+        if len(left) < len(self._finished):
+            body = _DONE_MAGIC + b"".join(left)
+            self._replace(self.folder / "finished", body + _check(body))
+            self._finished = left
 
     def finished(self) -> tuple[bytes, ...]:
         """Digests of the last finished objects, oldest first."""

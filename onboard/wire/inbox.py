@@ -3,8 +3,7 @@
 Answers are REPORT (asked for, or on a cadence while DATA comes in), DONE once the application has the
 object, CANCEL for what it will not take, and a REPORT that says "unknown" so that the peer offers again.
 Nothing is ever sent that no frame of the peer's gave rise to; about broadcast objects nothing that was not
-asked for. A frame that makes no sense changes nothing
-but a counter.
+asked for. A frame that makes no sense changes nothing but a counter.
 """
 
 from __future__ import annotations
@@ -60,6 +59,7 @@ class Inbox:
         self._receipts: dict[bytes, _Receipt] = {}
         self._digests: OrderedDict[int, bytes] = OrderedDict()  # the peer's object ids, in its present epoch
         self._done: OrderedDict[bytes, None] = OrderedDict.fromkeys(done)
+        self._settled: set[int] = set()  # the peer's object ids of what was accepted and forgotten
         self._refused: OrderedDict[int, Cancel] = OrderedDict()  # by the peer's object id
         self._replies: OrderedDict[tuple[Type, int], Send] = OrderedDict()
         self._early: deque[Frame] = deque(maxlen=_EARLY)
@@ -84,7 +84,9 @@ class Inbox:
 
     def accept(self, digest: bytes) -> None:
         """The application has the object durably. Raises KeyError for one that has not arrived."""
-        receipt = self._arrived(digest)
+        receipt = self._receipts.get(digest)
+        if receipt is None or not receipt.arrived:
+            raise KeyError(f"object {digest.hex()} has not arrived")
         self._drop(digest)
         self._remember(digest)
         if receipt.object_id:
@@ -96,6 +98,12 @@ class Inbox:
         self._drop(digest)
         if receipt.object_id:
             self._reply_cancel(Cancel(digest, reason), receipt.object_id)
+
+    def forget(self, digest: bytes) -> None:
+        """What an accepted object did is lost: offered anew it is taken anew. That it was accepted stays true
+        for the offer that it came by, or one lost DONE would bring all of it again."""
+        if self._done.pop(digest, self) is None:
+            self._settled |= {each for each, name in self._digests.items() if name == digest}
 
     @property
     def done(self) -> Collection[bytes]:
@@ -115,7 +123,7 @@ class Inbox:
         for send in self._replies.values():
             if send.type is Type.REPORT:
                 heard = group_floor if send.object_id >= GROUP_ID else floor
-                return replace(send, payload=self._encode(Report(*heard, unknown=True)))
+                return replace(send, payload=Report(*heard, unknown=True).encode(self._timing.payload_bytes))
             return send
         for digest, receipt in self._receipts.items():
             if receipt.report_at <= now:
@@ -126,7 +134,7 @@ class Inbox:
                     held=incoming.held,
                     equations=incoming.equations,
                 )
-                return Send(Type.REPORT, self._encode(report), receipt.object_id)
+                return Send(Type.REPORT, report.encode(self._timing.payload_bytes), receipt.object_id)
         return None
 
     def sent(self, send: Send, end: float) -> None:
@@ -153,9 +161,12 @@ class Inbox:
         if object_id == 0:
             self.malformed += 1
             return []
-        if offer.digest in self._done:
+        if self._digests.get(object_id) != offer.digest:
+            self._settled.discard(object_id)
+        if offer.digest in self._done or object_id in self._settled:
             self._bind(object_id, offer.digest)
-            self._done.move_to_end(offer.digest)
+            if offer.digest in self._done:
+                self._remember(offer.digest)
             self._reply_done(offer.digest, object_id)
             return []
         refused = self._refused.get(object_id)
@@ -313,7 +324,7 @@ class Inbox:
         if receipt is not None:
             receipt.object_id = object_id
             receipt.report_at = min(receipt.report_at, max(now, receipt.reported_at + receipt.gap_s))
-        elif digest is not None and digest in self._done:
+        elif digest is not None and (digest in self._done or object_id in self._settled):
             self._reply_done(digest, object_id, asked=True)
         elif object_id in self._refused:
             self._reply_cancel(self._refused[object_id], object_id, asked=True)
@@ -364,6 +375,7 @@ class Inbox:
     def _forget_ids(self, ids: range) -> None:
         """The peer's object ids in `ids` mean nothing any more."""
         self._early = deque((frame for frame in self._early if frame.object_id not in ids), maxlen=_EARLY)
+        self._settled.difference_update(ids)
         for object_id in [each for each in self._digests if each in ids]:
             del self._digests[object_id]
         for object_id in [each for each in self._refused if each in ids]:
@@ -380,15 +392,6 @@ class Inbox:
         self._done.move_to_end(digest)
         while len(self._done) > self._limits.remembered:
             self._done.popitem(last=False)
-
-    def _encode(self, report: Report) -> bytes:
-        return report.encode(self._timing.payload_bytes)
-
-    def _arrived(self, digest: bytes) -> _Receipt:
-        receipt = self._receipts.get(digest)
-        if receipt is None or not receipt.arrived:
-            raise KeyError(f"object {digest.hex()} has not arrived")
-        return receipt
 
     def _drop(self, digest: bytes) -> None:
         del self.incoming[digest]

@@ -266,6 +266,17 @@ def decode_update(payload: bytes) -> tuple[Update, memoryview]:
     return _decode_object(payload, _UPDATE)
 
 
+def asked_again(model: bytes, asking: int) -> bytes:
+    """The MODEL's payload as it is asked the next time: the same task and weights, another object."""
+    task, weights = decode_task(model)
+    return encode_object(msgspec.structs.replace(task, asking=asking), bytes(weights))
+
+
+def as_asked_first(model: bytes) -> bytes:
+    """Digest of the MODEL whichever asking it is: two of the same have the same training."""
+    return digest(MODEL, asked_again(model, 0))
+
+
 _TASK = msgspec.msgpack.Decoder(Task)
 _UPDATE = msgspec.msgpack.Decoder(Update)
 

@@ -234,6 +234,10 @@ class Session:
         """The application holds an arrived object durably: DONE leaves. Raises KeyError for another."""
         self._inbox.accept(digest)
 
+    def forget(self, digest: bytes) -> None:
+        """What an accepted object did is lost: if the peer offers it anew, it is taken anew."""
+        self._inbox.forget(digest)
+
     def refuse(self, digest: bytes, reason: int, now: float) -> None:
         """The application does not want an incoming object: CANCEL leaves. Raises KeyError for another."""
         self._inbox.refuse(digest, reason)
@@ -246,8 +250,7 @@ class Session:
             return self._overhear(self._listener, frame, now)
         if self._greeting.takes(frame):
             return self._greet(frame, now)
-        opened = self._seals.open(frame)
-        if opened is None:
+        if (opened := self._seals.open(frame)) is None:
             return self._mishaps.dropped(frame, self._access.link_s(now))
         self._mishaps.proven(self._access.link_s(now))
         known_before, hearing = self._hearing.epoch, self._hearing
@@ -262,8 +265,8 @@ class Session:
             now, over=opened.over, loss=hearing.loss, burst=hearing.burst, left=left, frame_bytes=len(frame)
         )
         try:
-            sealer = self._seals.sealer
-            brought = dispatch(opened, now, sealer, self._timing, hearing, self._inbox, self._outbox)
+            ends = self._seals.sealer, self._timing, hearing, self._inbox, self._outbox
+            brought = dispatch(opened, now, *ends)
             return events + self._mishaps.count(brought)
         except BadMessage:
             self._malformed += 1
@@ -284,9 +287,7 @@ class Session:
     def transmit(self, now: float) -> bytes | None:
         """The next frame, if one may leave now. Call until it gives None."""
         sent_at, now = now, self._access.link_s(now)
-        if not self._access.is_open(sent_at):
-            return None
-        if self._air.opens_at(now) > now + _EPSILON_S:
+        if not self._access.is_open(sent_at) or self._air.opens_at(now) > now + _EPSILON_S:
             return None
         now += _EPSILON_S
         closing = self._air.closing(now)
@@ -372,9 +373,8 @@ class Session:
         return send
 
     def _ends_turn(self, end: float, now: float) -> bool:
-        loss, burst = self._outbox.question_loss, max(self._hearing.burst, self._outbox.burst)
-        if not self._outbox.silent:
-            loss = max(loss, self._hearing.loss, self._outbox.loss)
+        burst, loss = max(self._hearing.burst, self._outbox.burst), self._outbox.question_loss
+        loss = loss if self._outbox.silent else max(loss, self._hearing.loss, self._outbox.loss)
         return self._air.ends_turn(end, more=self._ready_at() <= now, loss=loss, burst=burst)
 
     def _ready_at(self) -> float:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -62,7 +64,9 @@ def test_a_new_file_is_empty(tmp_path: Path) -> None:
 
 def test_a_round_from_its_opening_to_its_model(store: Store, path: Path) -> None:
     store.open_round(1, b"the model that was sent", [2, 1], 100.0, 1000.0)
-    assert store.rounds() == [RoundRow(1, 100.0, 1000.0, b"the model that was sent", None, None, None, None)]
+    assert store.rounds() == [
+        RoundRow(1, 100.0, 1000.0, b"the model that was sent", None, None, None, None, 900.0)
+    ]
     assert states(store, 1) == {1: "asked", 2: "asked"}
     store.mark(1, 2, "delivered", 110.0)
     store.take_update(1, 1, b"update", METRICS, (4, 17), 120.0)
@@ -73,7 +77,7 @@ def test_a_round_from_its_opening_to_its_model(store: Store, path: Path) -> None
 
     again = Store(path)
     assert again.rounds() == [
-        RoundRow(1, 100.0, 1000.0, b"the model that was sent", 130.0, 0.9, 0.3, 0.12)
+        RoundRow(1, 100.0, 1000.0, b"the model that was sent", 130.0, 0.9, 0.3, 0.12, 900.0)
     ]  # fmt: skip
     assert (again.model(1), again.model(2)) == (b"weights", None)
     first, second = again.answers(1)
@@ -86,9 +90,30 @@ def test_a_round_from_its_opening_to_its_model(store: Store, path: Path) -> None
 def test_a_round_that_nobody_answered_is_asked_again(store: Store) -> None:
     store.open_round(1, b"model", [1, 2], 100.0, 200.0)
     store.mark(1, 1, "failed", 150.0)
+    store.mark(1, 2, "delivered", 150.0)
+    store.time_left(1, 0.0, 200.0)
     store.ask_again(1, 200.0, 300.0)
+    assert states(store, 1) == {1: "asked", 2: "delivered"}  # only the one that failed is asked anew
+    assert [answer["asking"] for answer in store.answers(1)] == [1, 0]
+    assert [(row.opened_at, row.deadline_at, row.left_s) for row in store.rounds()] == [(100.0, 300.0, 100.0)]
+    assert (store.ask_once_more(1, 2, 210.0), store.ask_once_more(1, 2, 220.0)) == (1, 2)
     assert states(store, 1) == {1: "asked", 2: "asked"}
-    assert [(row.opened_at, row.deadline_at) for row in store.rounds()] == [(100.0, 300.0)]
+
+
+def test_a_database_of_the_version_before_gets_what_it_lacks(path: Path) -> None:
+    schema = resources.files("groundstation").joinpath("schema.sql").read_text()
+    before = re.sub(r"^  (left_s|asking) .*\n", "", schema, flags=re.MULTILINE)
+    assert before.count("\n") == schema.count("\n") - 2
+    made = sqlite3.connect(path)
+    made.executescript(
+        f"{before} INSERT INTO round (number, opened_at, deadline_at, model) VALUES (1, 1.0, 2.0, x'00');"
+        "INSERT INTO node (id, name, epoch, salt, floor_epoch, floor_seq) VALUES (1, 'b', 1, x'00', 0, 0);"
+        "INSERT INTO answer (round, node, state, changed_at) VALUES (1, 1, 'asked', 1.0);"
+    )
+    made.close()
+    after = Store(path)
+    assert [row.left_s for row in after.rounds()] == [None]
+    assert [answer["asking"] for answer in after.answers(1)] == [0]
 
 
 def test_a_merged_update_stays_with_the_round_that_took_it(store: Store) -> None:
@@ -223,6 +248,7 @@ def test_what_is_no_database_is_named(tmp_path: Path) -> None:
 
 COMMIT_FOREVER = """
 import sys
+from importlib import resources
 from pathlib import Path
 from groundstation.store import Store
 store = Store(Path(sys.argv[1]))
@@ -257,6 +283,7 @@ def test_kill_9_loses_nothing_that_was_committed(path: Path) -> None:
 
 FILL = """
 import resource, signal, sys
+from importlib import resources
 from pathlib import Path
 from groundstation.store import Store, StoreError
 store = Store(Path(sys.argv[1]))

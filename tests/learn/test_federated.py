@@ -140,9 +140,30 @@ def test_a_deadline_closes_with_whoever_answered() -> None:
     r = a_round()
     assert r.answer(2, 99.9) is Answer.TAKEN
     assert r.judge(99.9) is Verdict.OPEN
+    assert r.judge(100.0) is Verdict.DEADLINE
     assert r.answer(1, 100.0) is Answer.LATE
-    assert r.verdict is Verdict.DEADLINE
     assert a_round().judge(100.0) is Verdict.EMPTY
+
+
+def test_a_caller_that_stood_still_past_the_deadline_takes_what_came_meanwhile() -> None:
+    r = a_round()
+    r.answer(2, 99.0)
+    assert r.answer(1, 5000.0) is Answer.TAKEN
+    assert r.judge(5000.0) is Verdict.QUORUM
+
+
+def test_a_round_that_nobody_answered_takes_the_first_that_does() -> None:
+    r = a_round()
+    assert r.judge(100.0) is Verdict.EMPTY
+    assert r.answer(1, 130.0) is Answer.TAKEN
+    assert r.verdict is Verdict.DEADLINE
+    assert r.answer(2, 131.0) is Answer.LATE
+    failed = a_round(quorum=3)
+    for node in (1, 2, 3):
+        failed.lose(node, 1.0)
+    assert failed.verdict is Verdict.EMPTY
+    assert failed.answer(1, 2.0) is Answer.TAKEN
+    assert failed.verdict is Verdict.EXHAUSTED
 
 
 def test_lost_nodes_close_a_round_that_cannot_go_on() -> None:
@@ -223,7 +244,7 @@ def test_a_round_closes_once_and_takes_nothing_after(moves: list[tuple[str, int,
             r.lose(node, now)
         else:
             r.judge(now)
-        if before.closed:
+        if before.closed and before is not Verdict.EMPTY:
             assert r.verdict is before
             assert r.answered == taken
         assert r.answered <= r.asked

@@ -16,7 +16,7 @@ from unittest.mock import patch
 import numpy as np
 
 from hw_profiles import load_link
-from onboard.agent import Known
+from onboard.agent_state import Known
 from onboard.codec import alq
 from onboard.codec.dense import Dense
 from onboard.codec.layout import Layout

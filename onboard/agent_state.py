@@ -1,0 +1,59 @@
+"""What a board knows after a power cut, and which of the files beside it are still what it knows of.
+
+The journal is the one authority: a file counts as far as the journal names its digest, and an object counts
+as taken as far as the board can still act on it. Nothing else (a list of finished objects, a file that is
+there) stands for an effect.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import msgspec
+
+from onboard.journal import Journal
+from onboard.log import say
+from onboard.wire import messages
+from onboard.wire.events import Spent
+from onboard.wire.health import State
+from onboard.wire.seal import NO_SALT
+
+log = logging.getLogger(__name__)
+
+MODEL, UPDATE, CHECKPOINT, DEPLOYED = "model.bin", "update.bin", "training.npz", "deployed.bin"
+
+
+class Known(msgspec.Struct, kw_only=True):
+    """What the agent keeps in its journal."""
+
+    epoch: int = 0
+    salt: bytes = NO_SALT  # of the link's keys
+    floor: tuple[int, int] = (0, 0)  # of the ground's frames under it
+    spent: Spent = Spent()  # of this end's allowances
+    mission: bytes = b""
+    phase: State = State.IDLE
+    round: int = 0
+    asking: int = 0  # of this round, the last
+    model: bytes = b""  # digest of the object in model.bin
+    question: bytes = b""  # and of the same as it was asked first: an asking that differs in it is new work
+    update: bytes = b""  # digest of the object in update.bin
+    deployed: bytes = b""  # digest of the object in deployed.bin
+    fragment_bytes: int = 0  # and how the update is cut for the link
+    train_s: float = 0.0  # spent on this round's training up to the last checkpoint
+    cpu_s: float = 0.0
+    energy_j: float = 0.0
+
+
+def kept_object(journal: Journal[Known], name: str, kind: int, digest: bytes) -> bytes | None:
+    """The object in the file `name` if it is the one with that digest; None, and a line of log, if it is not:
+    gone, cut by a power cut, or on a card that cannot be read."""
+    try:
+        content = journal.fetch(name)
+    except OSError as error:
+        content, why = None, str(error)
+    else:
+        why = "gone" if content is None else f"damaged: {len(content)} B that are not what was written"
+    if content is not None and messages.digest(kind, content) == digest:
+        return content
+    say(log, "unreadable", level=logging.ERROR, path=str(journal.folder / name), why=why)
+    return None

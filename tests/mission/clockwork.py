@@ -1,0 +1,203 @@
+"""A mission of the real agent, stations, rounds, journals, spools and database, on a clock of the test's.
+
+Only the ports are the test's: what one end writes the other end reads at once. A kill takes all that is in
+memory; `boot_*` goes on from the disk. Days pass in seconds, and nothing sleeps.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import groundstation.station
+import onboard.carrier
+from benchmarks.pair import AirPort
+from firmware_sim.channel import Side
+from groundstation.cli import main
+from groundstation.config import load_mission
+from groundstation.rounds import Rounds
+from groundstation.station import Station
+from groundstation.store import Store
+from hw_profiles import Link
+from onboard import data
+from onboard.agent import Agent
+from onboard.budget import Pace
+from onboard.carrier import board_agent
+from onboard.config import load_node
+from onboard.drive import Drive
+from onboard.learn.graph import InferGraph, TrainGraph
+from onboard.link.port import Port
+from onboard.link.pump import PortDown, PortUp, Pump, SpoolFull
+from onboard.training import LocalTrainer
+
+TRAIN, INFER = TrainGraph.load("lenet5"), InferGraph.load("lenet5")
+IMAGES = data.load("digits", part="train").take(np.arange(20))
+TEST = data.load("digits", part="test").take(np.arange(30))
+TICK_S = 0.02
+FLOPS = 1e8  # a second: a step takes some tenths of one
+
+
+class Board:
+    """One board: what it has in its folder, and the agent of its present life."""
+
+    def __init__(self, toml: Path) -> None:
+        self.toml, self.state = toml, toml.parent / "state"
+        self.agent: Agent | None = None
+        self.pump: Pump | None = None
+        self.drive: Drive | None = None
+        self.breaks: Callable[[], bool] = lambda: False  # whether a training fails
+
+    def boot(self, now: float) -> None:
+        self.agent, self.pump = board_agent(load_node(self.toml), LocalTrainer(IMAGES, self._graph), now)
+        self.drive = Drive(self.agent, Pace(1.0, FLOPS), now)
+        self.agent.resume(now)
+
+    def _graph(self, name: str) -> TrainGraph:
+        if self.breaks():
+            raise MemoryError("needs more than there is")
+        return TrainGraph.load(name)
+
+    def kill(self) -> None:
+        self.agent = self.pump = self.drive = None
+
+    def act(self, now: float) -> None:
+        if self.agent is None or self.pump is None or self.drive is None:
+            return
+        for event in self.pump.poll(now):
+            if not isinstance(event, PortDown | PortUp | SpoolFull):
+                self.agent.hear(event, now)
+        self.agent.housekeeping(now)
+        self.drive.turn(now, lambda: now)
+
+
+class Clockwork:
+    """One ground station and its boards, `board-1` and on. Made by the fixture `clockwork`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+        boards: int = 1,
+        **mission: object,
+    ) -> None:
+        self.now, self.wall_ahead_s = 1000.0, 1.8e9
+        self.folder, self._caplog = folder / "mission", caplog
+        caplog.set_level(logging.INFO)
+        self._ports: dict[str, AirPort] = {}
+        self.cut = False  # whether the air carries nothing
+        monkeypatch.setattr(groundstation.station, "opener", self._opener("ground"))
+        monkeypatch.setattr(onboard.carrier, "opener", self._opener("board"))
+        words = ["init", str(self.folder), "--rounds", "2", "--deadline", "120"]
+        for number in range(1, boards + 1):
+            words += ["--node", f"board-{number},port=/dev/air{number},board-port=/dev/air{number}"]
+        done = CliRunner().invoke(main, words)
+        assert done.exit_code == 0, done.output
+        toml = self.folder / "mission.toml"
+        text = toml.read_text()
+        for key, value in ({"epochs": 1} | mission).items():
+            head, found, rest = text.partition(f"\n{key} = ")
+            assert found, key
+            text = f"{head}{found}{value}\n{rest.partition(chr(10))[2]}"
+        toml.write_text(text)
+        self.boards = {
+            number: Board(self.folder / "boards" / f"board-{number}" / "node.toml")
+            for number in range(1, boards + 1)
+        }
+        self.rounds: Rounds | None = None
+        self.store = Store(self.folder / "mission.sqlite")
+        self.stations: dict[int, Station] = {}
+
+    def _opener(self, side: Side) -> Callable[..., Callable[[], Port]]:
+        other = "board" if side == "ground" else "ground"
+
+        def opened(url: str, link: Link, tap: object) -> Callable[[], Port]:
+            def send(wire: bytes) -> None:
+                port = self._ports.get(f"{other} {url}")
+                if port is not None and not self.cut:
+                    port.hear(wire)
+
+            def port() -> Port:
+                made = self._ports[f"{side} {url}"] = AirPort(side, link, send)
+                return made
+
+            return port
+
+        return opened
+
+    # lives
+
+    def boot_ground(self) -> None:
+        self.store.close()
+        mission = load_mission(self.folder)
+        self.store = Store(mission.database)
+        self.store.begin(b"mission.", "test", mission.rules.seed, TRAIN.digest)
+        self.stations = {
+            node.id: Station(node, self.store, self.folder, self.now, self.wall) for node in mission.nodes
+        }
+        self.rounds = Rounds(mission, b"mission.", self.store, self.stations, TRAIN, INFER, TEST, self.wall)
+
+    def kill_ground(self) -> None:
+        self.rounds, self.stations = None, {}
+
+    def boot(self) -> None:
+        """All of them."""
+        self.boot_ground()
+        for board in self.boards.values():
+            board.boot(self.now)
+
+    def wall(self) -> float:
+        """The ground's wall clock."""
+        return self.now + self.wall_ahead_s
+
+    # time
+
+    def run(self, until: Callable[[], Any], limit_s: float = 600.0) -> float:
+        """Lets time pass until that holds; returns how long it took. Fails after `limit_s`."""
+        began = self.now
+        while not until():
+            assert self.now - began < limit_s, f"not within {limit_s} s: {self.seen()[-12:]}"
+            self.now += TICK_S
+            for board in self.boards.values():
+                board.act(self.now)
+            self.act_on_the_ground()
+        return self.now - began
+
+    def pass_time(self, seconds: float) -> None:
+        end = self.now + seconds
+        self.run(lambda: self.now >= end, seconds + 1.0)
+
+    def act_on_the_ground(self) -> None:
+        if self.rounds is None:
+            return
+        for station in self.stations.values():
+            for event in station.poll(self.now):
+                self.rounds.hear(station, event, self.now)
+        while self.rounds.step(self.now):
+            pass
+
+    # what is seen
+
+    def seen(self) -> list[tuple[str, dict[str, Any]]]:
+        """The events that all have logged."""
+        return [(record.getMessage(), getattr(record, "fields", {})) for record in self._caplog.records]
+
+    def said(self, event: str, **fields: object) -> list[dict[str, Any]]:
+        return [
+            said
+            for name, said in self.seen()
+            if name == event and all(said.get(k) == v for k, v in fields.items())
+        ]
+
+    def states(self, number: int) -> dict[int, str]:
+        return {answer["node"]: answer["state"] for answer in self.store.answers(number)}
+
+    @property
+    def over(self) -> bool:
+        return self.rounds is not None and self.rounds.finished
