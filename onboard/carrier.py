@@ -21,7 +21,7 @@ from onboard.contacts import ContactPlan
 from onboard.drive import Drive
 from onboard.journal import Journal
 from onboard.keys import load_keys
-from onboard.link import Spool, opener, wire_bytes
+from onboard.link import Spool, framing_of, opener, wire_bytes
 from onboard.link.pump import PortDown, PortUp, Pump, PumpEvent, SpoolFull, wait
 from onboard.link.recorder import Recorder
 from onboard.log import say
@@ -101,7 +101,7 @@ def limits_for(port: str, bytes_per_contact: float = math.inf, bytes_per_day: fl
     return Limits(
         bytes_per_contact=bytes_per_contact,
         bytes_per_day=bytes_per_day,
-        reorder_slack=REORDER_SLACK if port.startswith("udp:") else 0,
+        reorder_slack=REORDER_SLACK if framing_of(port)[0] == "datagram" else 0,
     )
 
 
@@ -170,9 +170,10 @@ def _act(agent: Agent, untold: deque[Event], drive: Drive, now: float, clock: Ca
 def tell_of_link(event: PumpEvent, **whose: Any) -> None:
     """Logs what befell a port, a spool, a peer or an object; `whose` says on which link."""
     if isinstance(event, PortDown):
-        say(log, "port-lost", level=logging.ERROR, **whose, port=event.url, why=event.reason)
+        times = {"times": event.times} if event.times > 1 else {}
+        say(log, "port-lost", level=logging.ERROR, **whose, port=event.url, why=event.reason, **times)
     elif isinstance(event, PortUp):
-        say(log, "port-open", **whose, port=event.url)
+        say(log, "port-open", **whose, port=event.url, **({"tries": event.tries} if event.tries > 1 else {}))
     elif isinstance(event, SpoolFull):
         say(
             log, "disk-full", level=logging.ERROR, **whose, object=event.digest.hex(), path=str(event.path),

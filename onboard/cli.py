@@ -210,9 +210,18 @@ def ports(config: NodeConfig | GossipConfig) -> list[tuple[str, str]]:
     return [(f"neighbour[{index}]", each.port) for index, each in enumerate(config.neighbours)]
 
 
-def missing_device(port: str) -> str | None:
-    """What is wrong with a port that names a local device, or None if it is there (or is no device)."""
-    path = port.removeprefix("serial:").partition("?")[0]
-    if "://" in path or Path(path).exists():
-        return None
-    return "no such device"
+def missing_device(url: str) -> str | None:
+    """What is wrong with a port that is a device of this computer, or None if it is there (or is none)."""
+    from onboard.link import device_of
+    from onboard.link.device import NoDevice, check_device
+
+    try:
+        if (device := device_of(url)) is not None:
+            check_device(str(device))
+    except NoDevice as error:
+        return str(error)
+    except FileNotFoundError:
+        return "no such device"
+    except OSError:
+        pass  # it may be there; opening it says what is wrong
+    return None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import select
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,11 +18,12 @@ from onboard.config import GossipConfig, LinkEnd, NodeConfig, OwnConfig
 from onboard.contacts import ContactPlan
 from onboard.keys import BadKey, load_keys
 from onboard.learn.graph import GraphError, TrainGraph, shipped
-from onboard.link import open_port
+from onboard.link import device_of, framing_of, open_port
 from onboard.shard import images_of, shard_of
 from onboard.toml import ConfigError
 from onboard.wire.contacts import Contacts
 
+REFUSAL_WITHIN_S = 0.3  # how soon a terminal server says that its port is taken
 FREE_DISK_BYTES = 64 * 2**20  # spool, two models and a checkpoint of LeNet-5 take 12 MB; with room to grow
 
 
@@ -79,8 +82,12 @@ def _key(end: LinkEnd) -> str:
 
 
 def _port(end: LinkEnd) -> str:
-    port = open_port(end.port, end.link)
-    port.close()
+    with closing(open_port(end.port, end.link)) as port:
+        if framing_of(end.port)[0] != "datagram" and device_of(end.port) is None and port.fileno() >= 0:
+            # A terminal server whose port is taken accepts, says so, and closes.
+            for _ in range(2):
+                select.select([port.fileno()], [], [], REFUSAL_WITHIN_S)
+                port.read()
     return f"{end.port} opens; {end.link.title}"
 
 

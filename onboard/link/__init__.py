@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache, partial
+from pathlib import Path
 
 from hw_profiles import Link
 from onboard.link import framing
@@ -23,7 +24,9 @@ from onboard.link.stream import StreamUrl
 from onboard.link.udp import IPV4_UDP_BYTES, IPV6_UDP_BYTES, UdpPort, is_ipv6, names_hosts
 from onboard.wire import cobs, kiss
 
-__all__ = ["BadUrl", "Port", "PortLost", "Spool", "framing_of", "open_port", "opener", "wire_bytes"]
+__all__ = [
+    "BadUrl", "Port", "PortLost", "Spool", "device_of", "framing_of", "open_port", "opener", "wire_bytes",
+]  # fmt: skip
 
 DEFAULT_BAUD = 115_200
 """For a radio modem's serial side, whose speed is not the radio's."""
@@ -77,6 +80,15 @@ def framing_of(url: str) -> tuple[framing.Name, int]:
         return "datagram", 0
     stream = StreamUrl.parse(url)
     return stream.framing, stream.kiss_port
+
+
+def device_of(url: str) -> Path | None:
+    """The device of this computer that the port at `url` is; None for one behind a network, and for
+    pyserial's other URLs. Raises BadUrl."""
+    if _is_udp(url):
+        return None
+    device = StreamUrl.parse(url).device
+    return None if "://" in device else Path(device)
 
 
 def _is_udp(url: str) -> bool:

@@ -15,12 +15,14 @@ from functools import partial
 from pathlib import Path
 
 from onboard.link.port import Port, PortLost
+from onboard.link.reopening import PortDown, PortUp, Reopening
 from onboard.link.spool import Spool
 from onboard.wire.events import Arrived, Corrupt, Event
 from onboard.wire.session import Session
 from onboard.wire.transfer import Incoming
 
-REOPEN_S = 1.0
+__all__ = ["PortDown", "PortSnapshot", "PortUp", "Pump", "PumpEvent", "SpoolFull", "wait"]
+
 OPENING_S = 0.05  # how often to look whether a port that is being opened is there
 SAVE_SHARE = 128  # at most this part of an object, in bytes, is lost by a kill: 1 %
 SAVE_GAP_S = 0.25  # an fsync on an SD card takes up to this long, so fast links save by time
@@ -28,21 +30,6 @@ SAVE_WITHIN_S = 5.0  # and slow links lose at most this much of what they heard
 SAVE_AGAIN_S = 5.0  # after the disk was full
 DRAIN_S = 0.01  # how soon to look again whether the device has sent what it was given
 UNSELECTABLE_S = 0.02  # how often to look at a port that cannot be waited for
-
-
-@dataclass(frozen=True, slots=True)
-class PortDown:
-    """The port at `url` is gone, or was never there; told once until it is back."""
-
-    url: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class PortUp:
-    """The port at `url` is open."""
-
-    url: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +95,7 @@ class Pump:
         self._opener = opener
         self._spool = spool
         self._port: Port | None = None
-        self._open_at = -math.inf
-        self._down_told = False
+        self._again = Reopening()
         self._blocked = False
         self._saving: dict[bytes, _Saving] = {}
         self._save_not_before = -math.inf
@@ -162,7 +148,7 @@ class Pump:
         """The earliest time at which `poll` may have something to do, if nothing arrives before."""
         save_at = max(self._save_at(now), self._save_not_before)
         if self._port is None:
-            return max(now, min(self._open_at, save_at))
+            return max(now, min(self._again.at, save_at))
         session_at = self.session.wakeup(now)
         if self._blocked:  # it may want to speak, but the device is not done with what it has
             session_at = max(session_at, now + DRAIN_S)
@@ -191,31 +177,24 @@ class Pump:
     # -- the port --------------------------------------------------------------------------------------
 
     def _open(self, now: float, events: list[PumpEvent]) -> None:
-        if now < self._open_at:
+        if now < self._again.at:
             return
-        self._open_at = now + REOPEN_S
         try:
             self._port = self._opener()
         except PortLost as lost:
             self._past = replace(self._past, url=lost.url, why=lost.reason)
-            self._tell_down(lost, events)
+            events += self._again.failed(lost, now)
             return
         if self._port is None:
-            self._open_at = now + OPENING_S
+            self._again.at = now + OPENING_S
             return
-        self._down_told = self._blocked = False
-        events.append(PortUp(self._port.url))
+        self._blocked = False
+        events += self._again.opened(self._port.url, now)
 
     def _lose(self, lost: PortLost, now: float, events: list[PumpEvent]) -> None:
         self._drop_port(lost.reason)
-        self._open_at = now + REOPEN_S
-        self._tell_down(lost, events)
+        events += self._again.lost(lost, now)
         self._save(now, events)
-
-    def _tell_down(self, lost: PortLost, events: list[PumpEvent]) -> None:
-        if not self._down_told:
-            events.append(PortDown(lost.url, lost.reason))
-        self._down_told = True
 
     def _drop_port(self, why: str) -> None:
         assert self._port is not None, "no port to drop"
@@ -226,7 +205,9 @@ class Pump:
     def _hear(self, now: float, events: list[PumpEvent]) -> None:
         if self._port is None:
             return
-        for frame in self._port.read():
+        frames = self._port.read()
+        events += self._again.alive(self._port.url, now, heard=bool(frames))
+        for frame in frames:
             floor = self.session.floor
             heard = self.session.receive(frame, now)
             if self.session.floor != floor:  # authentic, and newer than all before: so is its origin

@@ -1,8 +1,11 @@
 """A serial port carries a byte stream, byte for byte what a UART, a radio modem or a TNC is given.
 
-Devices are opened through pyserial, for its settings on every platform and its URLs (`socket://`,
-`rfc2217://`, ...), and then read and written without pyserial: its non-blocking write spins while a
+Devices are opened through pyserial, for its settings on every platform and its URLs (`rfc2217://`, ...;
+`socket://` is opened here), and then read and written without pyserial: its non-blocking write spins while a
 device takes nothing, and neither call says that the far end has hung up.
+
+A device is ours alone (`flock`, and TIOCEXCL for programs that ask for no lock) and keeps the settings that
+it was given: those belong to the device, and any program that may open it can change them.
 """
 
 from __future__ import annotations
@@ -13,19 +16,26 @@ import errno
 import fcntl
 import io
 import os
+import re
 import select
 import socket
 import termios
 import threading
 from typing import Any
+from urllib.parse import urlsplit
 
 import serial
 
+from onboard.link.device import NoDevice, Terminal, check_device, who_may_open
 from onboard.link.framing import Framing
 from onboard.link.port import BadUrl, PortLost, Tap
 
 _READ_BYTES = 65_536
+CONNECT_WITHIN_S = 5.0
+WORDS_BYTES = 200  # of what the far end says in place of frames
 _GONE_S = 30  # a far end that acknowledges nothing for so long is not there any more
+_TELNET = re.compile(rb"\xff[\xfb-\xfe].")  # its negotiation of options (RFC 854)
+_WORD = re.compile(rb"[A-Za-z]{3}")
 _HUNG_UP = select.POLLHUP | select.POLLERR | select.POLLNVAL
 
 
@@ -42,10 +52,14 @@ class SerialPort:
         self._framing, self._tap = framing, tap
         self._kept = b""
         self._before = framing.opening  # goes out before the next frame
+        self._said = b""  # the last of what came in and was no frame
         self._device = _open(url, device, baud)
         self._fd, self._queue_fd = _descriptors(self._device)
+        self._terminal = None
         if self._fd >= 0:
             os.set_blocking(self._fd, False)
+            if os.isatty(self._fd):
+                self._terminal = Terminal(url, self._fd, self._device)
 
     @property
     def broken(self) -> int:
@@ -54,13 +68,17 @@ class SerialPort:
 
     def read(self) -> list[bytes]:
         """See `Port.read`. At most 64 KiB a call."""
+        if self._terminal is not None:
+            self._terminal.look_after()
         data = self._read_some()
         if not data:
             return []
         self.rx_bytes += len(data)
         if self._tap is not None:
             self._tap("in", data)
-        return self._framing.feed(data)
+        frames = self._framing.feed(data)
+        self._said = b"" if frames else (self._said + data)[-WORDS_BYTES:]
+        return frames
 
     def write(self, frame: bytes) -> None:
         """See `Port.write`."""
@@ -77,7 +95,7 @@ class SerialPort:
         except BlockingIOError:
             return
         except (OSError, serial.SerialException) as error:
-            raise PortLost(self.url, f"cannot write: {_why(error)}") from error
+            raise self._lost(f"cannot write: {_why(error)}") from error
         self.tx_bytes += taken
         if self._tap is not None:
             self._tap("out", self._kept[:taken])
@@ -111,6 +129,8 @@ class SerialPort:
     def close(self) -> None:
         """See `Port.close`."""
         self._empty_device()  # or closing waits until the UART is
+        if self._terminal is not None:
+            self._terminal.release()
         if self._fd >= 0:
             with contextlib.suppress(OSError, serial.SerialException):
                 self._device.close()
@@ -128,7 +148,7 @@ class SerialPort:
             if self._fd < 0:
                 data = self._read_waiting()
                 if not data and _flags(self._queue_fd, select.POLLRDHUP):
-                    raise PortLost(self.url, "the far end closed")
+                    raise self._lost("the far end closed")
                 return data
             data = os.read(self._fd, _READ_BYTES)
             if data:
@@ -136,17 +156,22 @@ class SerialPort:
             # Nothing: is the line quiet (a terminal then reads empty, too) or the far end gone?
             flags = _flags(self._fd, select.POLLIN)
             if flags & _HUNG_UP:
-                raise PortLost(self.url, "the device hung up")
+                raise self._lost("the device hung up")
             data = os.read(self._fd, _READ_BYTES) if flags & select.POLLIN else b""
             if flags & select.POLLIN and not data:
-                raise PortLost(self.url, "the far end closed")
+                raise self._lost("the far end closed")
         except BlockingIOError:
             return b""
         except PortLost:
             raise
         except (OSError, serial.SerialException) as error:
-            raise PortLost(self.url, f"cannot read: {_why(error)}") from error
+            raise self._lost(f"cannot read: {_why(error)}") from error
         return data
+
+    def _lost(self, reason: str) -> PortLost:
+        """With what the far end said before, if that was for people: a terminal server says why it closes."""
+        said = words(self._said)
+        return PortLost(self.url, f"{reason}; it said {said!r}" if said else reason)
 
     def _read_waiting(self) -> bytes:
         """What pyserial has read already. Its rfc2217:// gives one byte a call where it must not wait."""
@@ -154,6 +179,15 @@ class SerialPort:
         while (waiting := self._device.in_waiting) and len(data) < _READ_BYTES:
             data += self._device.read(waiting)
         return bytes(data)
+
+
+def words(said: bytes) -> str:
+    """What is text for people in bytes that were no frames; empty where they are noise."""
+    said = _TELNET.sub(b"", said)
+    text = bytes(byte for byte in said if 32 <= byte < 127 or byte in b"\t\r\n")
+    if 10 * len(text) < 9 * len(said) or not _WORD.search(text):
+        return ""
+    return " ".join(text.decode("ascii").split())
 
 
 def _flags(fd: int, wanted: int) -> int:
@@ -169,16 +203,27 @@ def _open(url: str, device: str, baud: int) -> Any:
     # URL handlers refuse the setting or ignore it.
     lock = {"exclusive": True} if "://" not in device else {}
     try:
+        if device.startswith("socket://"):
+            # pyserial would throw away what is said first, and close no sooner than 0.3 s later.
+            parts = urlsplit(device)
+            return socket.create_connection((parts.hostname, parts.port or 0), timeout=CONNECT_WITHIN_S)
+        if lock:
+            check_device(device)
         return serial.serial_for_url(device, baudrate=baud, timeout=0, **lock)
     except (ValueError, TypeError) as error:
         raise BadUrl(f"{url}: {error}") from None
+    except NoDevice as error:
+        raise PortLost(url, f"cannot open: {error}") from None
     except (OSError, serial.SerialException) as error:
-        raise PortLost(url, f"cannot open: {_why(error)}") from error
+        raise PortLost(url, f"cannot open: {_why(error, device)}") from error
 
 
 def _descriptors(device: Any) -> tuple[int, int]:
     """What to select() on, and what to ask how much is queued: -1 where there is none."""
-    link = getattr(device, "_socket", None)  # pyserial's socket:// and rfc2217://, which show it to nobody
+    if isinstance(device, socket.socket):
+        _tune(device)
+        return device.fileno(), device.fileno()
+    link = getattr(device, "_socket", None)  # pyserial's rfc2217://, which shows it to nobody
     if link is not None:
         _tune(link)
     try:
@@ -199,9 +244,13 @@ def _tune(link: socket.socket) -> None:
     link.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _GONE_S)
 
 
-def _why(error: BaseException) -> str:
+def _why(error: BaseException, device: str = "") -> str:
     """The system's own short words: pyserial wraps them in several layers of its own."""
+    if isinstance(error, socket.gaierror):  # numbers of its own
+        return str(error.strerror)
     number = getattr(error, "errno", None)
-    if number in (errno.EAGAIN, errno.EWOULDBLOCK):
+    if number in (errno.EAGAIN, errno.EWOULDBLOCK, errno.EBUSY):
         return "another program has it open"
+    if number in (errno.EACCES, errno.EPERM) and device:
+        return f"{os.strerror(number)}{who_may_open(device)}"
     return os.strerror(number) if isinstance(number, int) else str(error)

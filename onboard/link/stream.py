@@ -31,7 +31,9 @@ class StreamUrl:
         """Raises BadUrl, in one line that names the URL."""
         if url.startswith("kiss+tcp:"):
             options = _options(url, "kiss+tcp://HOST:PORT?port=N", {"port"})
-            return cls(f"socket://{_host_port(url)}", None, "kiss", options.get("port", 0))
+            return cls(
+                f"socket://{_host_port(url, 'kiss+tcp://HOST:PORT')}", None, "kiss", options.get("port", 0)
+            )
         if url.startswith("kiss:"):
             options = _options(url, "kiss:PATH?baud=N&port=N", {"baud", "port"})
             return cls(_path(url), options.get("baud"), "kiss", options.get("port", 0))
@@ -39,7 +41,9 @@ class StreamUrl:
             return cls(_path(url), _options(url, "serial:PATH?baud=N", {"baud"}).get("baud"))
         if not url or ("://" not in url and not url.startswith("/")):
             raise BadUrl(f"{url!r}: not {_FORMS}")
-        if "://" in url:
+        if url.startswith("socket://"):
+            _host_port(url, "socket://HOST:PORT")
+        elif "://" in url:
             _check_scheme(url)
         return cls(url)
 
@@ -71,11 +75,11 @@ def _path(url: str) -> str:
     return parts.path
 
 
-def _host_port(url: str) -> str:
+def _host_port(url: str, form: str) -> str:
     try:
         parts = urlsplit(url)
         if parts.hostname and parts.port and parts.path in ("", "/"):
             return parts.netloc
     except ValueError:
         pass
-    raise BadUrl(f"{url}: not kiss+tcp://HOST:PORT")
+    raise BadUrl(f"{url}: not {form}")
