@@ -107,6 +107,9 @@ class AirPort:
         self.tx_bytes += len(wire)
         self._send(wire)
 
+    def lead(self, count: int) -> None:
+        """The channel knows whole frames alone."""
+
     def flush(self) -> None:
         pass
 

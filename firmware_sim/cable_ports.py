@@ -4,8 +4,8 @@ What a port does at its edges:
 - A serial program that ends or is killed leaves the cable running. What it had written still goes out, as
   from a UART's buffer; what arrives while nobody has the port open is counted and gone, and what the dead
   program had not read is thrown away, so that its successor never hears stale bytes. A radio does not store.
-- A frame on a serial line is what ends with 0x00 (COBS). A piece without one goes out as it is when the line
-  has been quiet for 50 ms or the piece is longer than any frame of the link.
+- A frame on a serial line is what ends with 0x00 (COBS), the delimiters before it included. A piece without
+  one goes out as it is when the line has been quiet for 50 ms or it is longer than any frame of the link.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from firmware_sim.channel import SIDES, Side
 from hw_profiles import Link
+from onboard.wire.timing import LEAD_BYTES
 
 _QUIET_S = 0.05  # a serial line this long without a byte has ended its piece
 
@@ -144,10 +145,11 @@ class SerialPort:
         *frames, rest = data.split(b"\0")
         out: list[bytes] = []
         for frame in frames:
-            out.append(bytes(self._piece) + frame + b"\0")
-            self._piece.clear()
+            self._piece += frame + b"\0"
+            if self._piece.strip(b"\0"):  # delimiters alone lead the frame that they stand before
+                out += self._take_piece()
         self._piece += rest
-        if len(self._piece) >= self._piece_bytes:
+        if len(self._piece) >= self._piece_bytes + LEAD_BYTES:
             out += self._take_piece()
         return out
 

@@ -42,6 +42,7 @@ from onboard.wire.events import (
 )
 from onboard.wire.messages import Reason
 from onboard.wire.session import Session
+from onboard.wire.timing import LEAD_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -97,10 +98,12 @@ def board_agent(
 
 
 def limits_for(port: str, bytes_per_contact: float = math.inf, bytes_per_day: float = math.inf) -> Limits:
-    """What a session takes on over this port: datagrams may overtake one another, bytes on a wire cannot."""
+    """What a session takes on over this port: datagrams may overtake one another, bytes on a wire cannot, and
+    there a burst begins with delimiters."""
     return Limits(
         bytes_per_contact=bytes_per_contact,
         bytes_per_day=bytes_per_day,
+        lead_bytes=0 if framing_of(port)[0] == "datagram" else LEAD_BYTES,
         reorder_slack=REORDER_SLACK if framing_of(port)[0] == "datagram" else 0,
     )
 

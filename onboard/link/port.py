@@ -50,6 +50,10 @@ class Port(Protocol):
         """Sends one frame, or keeps what the device does not take yet for `flush`."""
         ...
 
+    def lead(self, count: int) -> None:
+        """The next frame is the first after a pause: so many delimiters go before it, where there are any."""
+        ...
+
     def flush(self) -> None:
         """Hands over what `write` had to keep, as far as the device takes it."""
         ...

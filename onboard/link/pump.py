@@ -233,6 +233,7 @@ class Pump:
             frame = self.session.transmit(now)
             if frame is None:
                 return
+            self._port.lead(self.session.lead_bytes)
             self._port.write(frame)
 
     # -- the spool -------------------------------------------------------------------------------------

@@ -86,6 +86,10 @@ class SerialPort:
         self._before = b""
         self.flush()
 
+    def lead(self, count: int) -> None:
+        """See `Port.lead`."""
+        self._before = max(self._before, count * self._framing.opening, key=len)
+
     def flush(self) -> None:
         """See `Port.flush`."""
         if not self._kept:

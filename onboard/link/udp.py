@@ -96,6 +96,9 @@ class UdpPort:
         self._kept.append(frame)
         self.flush()
 
+    def lead(self, count: int) -> None:
+        """A datagram begins where it begins."""
+
     def flush(self) -> None:
         """See `Port.flush`."""
         while self._kept:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from onboard.wire.lead import Lead
 from onboard.wire.timing import Pacer, Timing
 from onboard.wire.turn import Turn
 
@@ -11,13 +12,16 @@ from onboard.wire.turn import Turn
 class Air:
     """The link's airtime as one end has it, on the link's clock. `closes_at`: no frame ends after that.
 
-    Full duplex knows no turns: none begins, none ends.
+    Full duplex knows no turns: none begins, none ends. `lead_bytes`: delimiters that go before the frame that
+    was sent last.
     """
 
     def __init__(self, timing: Timing, now: float) -> None:
         self._timing = timing
         self._pacer = Pacer(timing, now)
         self._turn = Turn(timing, now) if timing.half_duplex else None
+        self._lead = Lead(timing)
+        self.lead_bytes = 0
         self.closes_at = math.inf
 
     @property
@@ -30,7 +34,8 @@ class Air:
         at = max(now, self._pacer.opens_at)
         if self._turn is not None:
             at = self._turn.opens_at(at)
-        end = max(at, self._pacer.latest) + self._timing.keying_s + self._timing.frame_s
+        longest_s = self._timing.keying_s + self._timing.lead_s + self._timing.frame_s
+        end = max(at, self._pacer.latest) + longest_s
         return at if end <= self.closes_at else max(at, self.closes_at)
 
     def contact_begins(self) -> None:
@@ -49,7 +54,8 @@ class Air:
         """A frame leaves; returns when its last bit has."""
         keyed = self._turn is not None and self._turn.begins(now)
         start = max(now, self._pacer.end)
-        end = self._pacer.sent(frame_bytes, now, keyed=keyed)
+        self.lead_bytes = self._lead.begins() if keyed or now > self._pacer.end else 0
+        end = self._pacer.sent(frame_bytes, now, keyed=keyed, lead_bytes=self.lead_bytes)
         if self._turn is not None:
             self._turn.sent(start, end)
         return end
@@ -75,9 +81,12 @@ class Air:
             self._turn.hand_over(asked)
 
     def heard(
-        self, now: float, *, over: bool, loss: float, burst: float, left: int = 0, frame_bytes: int = 0
-    ) -> None:
-        """A frame of the peer's has arrived; `left` closing frames of `frame_bytes` follow it."""
+        self, now: float, *, over: bool, loss: float, burst: float, left: int = 0, frame_bytes: int = 0,
+        again: bool = False,
+    ) -> None:  # fmt: skip
+        """A frame of the peer's has arrived; `left` closing frames of `frame_bytes` follow it. again: see
+        Lead.heard."""
+        self._lead.heard(again=again)
         if self._turn is not None:
             left_s = left * self._timing.back_airtime_s(frame_bytes)
             self._turn.heard(now, over=over, loss=loss, burst=burst, left_s=left_s)

@@ -159,6 +159,7 @@ class Limits:
     remembered: int = 256  # digests of finished objects
     bytes_per_contact: float = math.inf  # that this end sends, on the wire; of a planned contact
     bytes_per_day: float = math.inf  # and of any 24 hours
+    lead_bytes: int = 0  # delimiters before a burst at most (`lead`); 0 on a datagram port
     reorder_slack: int = 0
     """Frames of one direction that may overtake one another before the late one counts as lost: 0 on a
     serial line, 3 on a datagram port (TCP's duplicate threshold, RFC 5681 section 3.2)."""

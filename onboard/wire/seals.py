@@ -56,6 +56,11 @@ class Seals:
         """Of the next frame that is no HELLO."""
         return self.sealer.seq + 1
 
+    @property
+    def frames_sent(self) -> int:
+        """HELLOs too."""
+        return self.sealer.seq + self.greeting.sent
+
     def open(self, raw: bytes) -> Frame | None:
         """The frame in `raw`, taken once; None, and one counter more, for what is not the peer's and new."""
         frame = self.opener.open(raw)

@@ -61,6 +61,7 @@ __all__ = [
 ]  # fmt: skip
 
 _EPSILON_S = 1e-6  # sums of airtimes are not exact; a microsecond is less than a bit of any link here
+_QUESTIONS = (Type.HELLO, Type.OFFER, Type.POLL)
 _CLOSING = (Type.POLL, Type.REPORT, Type.DONE, Type.CANCEL)
 
 
@@ -103,7 +104,7 @@ class Session:
         self._began = now
         self.node, self.peer, self.epoch = node, peer, epoch
         self._wire_bytes = wire_bytes
-        self._timing = Timing(link, master=master, wire_bytes=wire_bytes)
+        self._timing = Timing(link, master=master, wire_bytes=wire_bytes, most_lead_bytes=limits.lead_bytes)
         self._seals = Seals(
             key, node=node, peer=peer, master=master, epoch=epoch, floor=floor, salt=salt, nonce=nonce,
             encrypted=encrypted,
@@ -126,6 +127,7 @@ class Session:
         self._messages = Waiting(limits.max_messages)
         self._mishaps = Mishaps(node, peer, (self._seals.opener, self._greeting.opener))
         self._malformed = self._bytes_sent = 0
+        self._asked = (Type.DATA, 0, 0)  # of the frame heard last: type, object, and what had left by then
 
     # -- the application's side ------------------------------------------------------------------------
 
@@ -262,8 +264,9 @@ class Session:
         self._outbox.heard()
         left = min(opened.fragment, MAX_CLOSING) if opened.type in _CLOSING else 0
         self._air.heard(
-            now, over=opened.over, loss=hearing.loss, burst=hearing.burst, left=left, frame_bytes=len(frame)
-        )
+            now, over=opened.over, loss=hearing.loss, burst=hearing.burst, left=left, frame_bytes=len(frame),
+            again=self._asks_again(opened.type, opened.object_id),
+        )  # fmt: skip
         try:
             ends = self._seals.sealer, self._timing, hearing, self._inbox, self._outbox
             brought = dispatch(opened, now, *ends)
@@ -312,9 +315,15 @@ class Session:
             self._air.hand_over(self._outbox.asked)
             self._outbox.handed_over(end)
             self._answer = None
-        self._bytes_sent += self._wire_bytes(length)
-        self._access.spend(self._wire_bytes(length), sent_at)
+        on_wire = self._air.lead_bytes + self._wire_bytes(length)
+        self._bytes_sent += on_wire
+        self._access.spend(on_wire, sent_at)
         return self._seals.seal(send, fragment=fragment, poll=poll, over=over)
+
+    @property
+    def lead_bytes(self) -> int:
+        """Delimiters that are to go before the frame that `transmit` gave last: a burst begins with it."""
+        return self._air.lead_bytes
 
     def wakeup(self, now: float) -> float:
         """The earliest time at which `transmit` or `tick` may have something to do, if no frame comes."""
@@ -353,8 +362,17 @@ class Session:
             return self._mishaps.dropped(raw, now)
         self._mishaps.proven(now)
         self._hearing.bytes += self._wire_bytes(len(raw))
-        self._air.heard(now, over=frame.over, loss=self._hearing.loss, burst=self._hearing.burst)
+        again = self._asks_again(Type.HELLO, 0)
+        self._air.heard(now, over=frame.over, loss=self._hearing.loss, burst=self._hearing.burst, again=again)
         return self._greeting.hear(frame.payload, frame.key_id, now)
+
+    def _asks_again(self, kind: Type, object_id: int) -> bool:
+        """Whether the peer asks what it asked last, although something left meanwhile."""
+        question = kind, object_id
+        asked, self._asked = self._asked, (*question, self._seals.frames_sent)
+        if kind not in _QUESTIONS or asked[:2] != question:
+            return False
+        return asked[2] < self._seals.frames_sent
 
     def _choose(self, now: float) -> Send | None:
         """HELLO, messages, answers, questions, bulk; to a peer that owes an answer questions only."""

@@ -20,12 +20,19 @@ _DEPTH_S = 0.005  # no timer of an operating system is finer than this
 _BURST_S = 10.0
 _REPORT_SHARE = 4  # an asked-for REPORT takes at most 1/4 of the way back
 _REPORT_BYTES = 13  # of a REPORT without a bitmap
+LEAD_BYTES = 17  # delimiters, so that one is left of a burst of which the first 16 B are spoiled
+_LEAST_LEAD_BYTES = 2
+_LEAD_S = 0.02  # on half-duplex the lead takes no more than this, or
+_LEAD_SHARE = 1 / 8  # than this share of keying, whichever is longer
 
 
 class Timing:
-    """The times of one end of `link`. `wire_bytes` maps a frame's length to what it takes on the wire."""
+    """The times of one end of `link`. `wire_bytes` maps a frame's length to what it takes on the wire.
+    most_lead_bytes: delimiters before the first frame after a pause, at most; 0 where frames have none."""
 
-    def __init__(self, link: Link, *, master: bool, wire_bytes: Callable[[int], int]) -> None:
+    def __init__(
+        self, link: Link, *, master: bool, wire_bytes: Callable[[int], int], most_lead_bytes: int = 0
+    ) -> None:
         self._link = link
         self.wire_bytes = wire_bytes
         self.master = master
@@ -33,6 +40,7 @@ class Timing:
         self.delay_s = link.delay_s
         self.keying_s = link.keying_s if link.half_duplex else 0.0
         self.payload_bytes = link.mtu_bytes - OVERHEAD_BYTES
+        self._most_lead_bytes = most_lead_bytes
         self.run_at(None)
 
     def run_at(self, rate_bps: float | None) -> None:
@@ -45,9 +53,29 @@ class Timing:
         self.frame_s = self.airtime_s(self._link.mtu_bytes)
         self.back_frame_s = self.back_airtime_s(self._link.mtu_bytes)
 
+    @property
+    def lead_bytes(self) -> tuple[int, int]:
+        """Delimiters before a burst, where there is no doubt that it is heard, and where there is. `lead`
+        says when; a half-duplex channel, whose slots both ends compute alike, has always as many."""
+        if not self.half_duplex:
+            return min(1, self._most_lead_bytes), self._most_lead_bytes
+        lead_s = max(_LEAD_S, self.keying_s * _LEAD_SHARE)
+        slower_s_per_byte = max(self._out_s_per_byte, self._back_s_per_byte)
+        lead_bytes = max(_LEAST_LEAD_BYTES, int(lead_s / slower_s_per_byte))
+        return (min(lead_bytes, self._most_lead_bytes),) * 2
+
+    @property
+    def lead_s(self) -> float:
+        """Of the longest lead."""
+        return self.lead_bytes[1] * max(self._out_s_per_byte, self._back_s_per_byte)
+
     def airtime_s(self, frame_bytes: int) -> float:
         """Of one frame out."""
         return self.wire_bytes(frame_bytes) * self._out_s_per_byte
+
+    def bare_s(self, count_bytes: int) -> float:
+        """Of so many bytes out that are no frame."""
+        return count_bytes * self._out_s_per_byte
 
     def back_airtime_s(self, frame_bytes: int) -> float:
         """Of one frame back."""
@@ -112,7 +140,7 @@ class Timing:
         return self._heard_within_s(max(self.airtime_s(OVERHEAD_BYTES), self.back_airtime_s(OVERHEAD_BYTES)))
 
     def _heard_within_s(self, airtime_s: float) -> float:
-        return GRACE_S + self.keying_s + airtime_s + 2 * self.delay_s + GUARD_S
+        return GRACE_S + self.keying_s + self.lead_s + airtime_s + 2 * self.delay_s + GUARD_S
 
     @property
     def burst_s(self) -> float:
@@ -143,9 +171,11 @@ class Pacer:
         """Of an earlier run nothing is left."""
         self.latest = self.end
 
-    def sent(self, frame_bytes: int, now: float, *, keyed: bool) -> float:
-        """A frame leaves; returns when its last bit has. `keyed`: the transmitter has to be keyed for it."""
-        airtime_s = self._timing.airtime_s(frame_bytes) + (self._timing.keying_s if keyed else 0.0)
+    def sent(self, frame_bytes: int, now: float, *, keyed: bool, lead_bytes: int = 0) -> float:
+        """A frame leaves, behind so many delimiters; returns when its last bit has. `keyed`: the transmitter
+        has to be keyed for it."""
+        airtime_s = self._timing.airtime_s(frame_bytes) + self._timing.bare_s(lead_bytes)
+        airtime_s += self._timing.keying_s if keyed else 0.0
         self.end = max(self.end, now) + airtime_s
         self.latest = max(self.latest, now) + airtime_s
         self.airtime_s += airtime_s
