@@ -1,8 +1,7 @@
 """One authenticated conversation with one peer: objects cross whole, once, and at the link's pace.
 
-Pure: frames and `now` (seconds, monotonic) go in, frames and events come out. MSG leaves first, then
-control, then the objects' DATA, the most urgent first; nothing leaves faster than the link carries it, out of
-turn, out of contact, or to a peer that does not answer. Whoever owns the port calls `receive` for each
+Pure: frames and `now` (seconds, monotonic) go in, frames and events come out. `choice` says in which order;
+nothing leaves faster than the link carries it, out of turn, out of contact, or to a peer that does not answer. Whoever owns the port calls `receive` for each
 frame heard, `tick` and `transmit` whenever `wakeup` says so, and acts on the events.
 """
 
@@ -17,6 +16,7 @@ from onboard.wire import frame as framing
 from onboard.wire.access import Access
 from onboard.wire.air import Air
 from onboard.wire.allowance import Allowance
+from onboard.wire.choice import Choice
 from onboard.wire.contacts import Contacts, Window
 from onboard.wire.dispatch import dispatch
 from onboard.wire.events import (
@@ -47,7 +47,6 @@ from onboard.wire.mishaps import Mishaps
 from onboard.wire.outbox import Outbox
 from onboard.wire.seal import NO_SALT, Keys
 from onboard.wire.seals import Seals
-from onboard.wire.send import Send
 from onboard.wire.snapshot import link_snapshot
 from onboard.wire.timing import Timing
 from onboard.wire.transfer import Incoming, Partial
@@ -61,7 +60,6 @@ __all__ = [
 ]  # fmt: skip
 
 _EPSILON_S = 1e-6  # sums of airtimes are not exact; a microsecond is less than a bit of any link here
-_QUESTIONS = (Type.HELLO, Type.OFFER, Type.POLL)
 _CLOSING = (Type.POLL, Type.REPORT, Type.DONE, Type.CANCEL)
 
 
@@ -118,16 +116,15 @@ class Session:
         lengths = Lengths(link.frame_loss, link.bit_error_rate, framing_bytes, self._timing.frame_bytes)
         self._outbox = Outbox(self._timing, lengths, epoch=epoch, slack=limits.reorder_slack)
         self._inbox = Inbox(self._timing, limits, done)
-        self._answer: Send | None = None  # half-duplex: the last one of this turn
         self._listener: Listener | None = None
         if group_key is not None and encrypted:
             raise ValueError("broadcasts are never encrypted: an encrypted session does not listen to them")
         if group_key is not None:
             self._listener = Listener(group_key, self._inbox, node=node, peer=peer, floor=group_floor)
         self._messages = Waiting(limits.max_messages)
+        self._choice = Choice(self._seals, self._access, self._messages, self._inbox, self._outbox)
         self._mishaps = Mishaps(node, peer, (self._seals.opener, self._greeting.opener))
         self._malformed = self._bytes_sent = 0
-        self._asked = (Type.DATA, 0, 0)  # of the frame heard last: type, object, and what had left by then
 
     # -- the application's side ------------------------------------------------------------------------
 
@@ -265,7 +262,7 @@ class Session:
         left = min(opened.fragment, MAX_CLOSING) if opened.type in _CLOSING else 0
         self._air.heard(
             now, over=opened.over, loss=hearing.loss, burst=hearing.burst, left=left, frame_bytes=len(frame),
-            again=self._asks_again(opened.type, opened.object_id),
+            again=self._choice.asks_again(opened.type, opened.object_id),
         )  # fmt: skip
         try:
             ends = self._seals.sealer, self._timing, hearing, self._inbox, self._outbox
@@ -294,13 +291,11 @@ class Session:
             return None
         now += _EPSILON_S
         closing = self._air.closing(now)
-        # Closing, this turn says what it most wants heard once more: its answer, or its question.
-        least = self._seals.least
-        send = self._answer or least(self._outbox.asks_about) if closing else self._choose(now)
+        send = self._choice.closing() if closing else self._choice.next(now, self.group_floor)
         if send is None:
             if not self._air.in_turn(now):
                 return None
-            send = least()  # what was to follow was cancelled: only the turn is handed over
+            send = self._seals.least()  # what was to follow was cancelled: only the turn is handed over
         length = OVERHEAD_BYTES + len(send.payload)
         end = self._air.sent(length, now)
         fragment, poll = send.fragment, send.poll
@@ -308,13 +303,13 @@ class Session:
             fragment = self._air.count_down()
             over = fragment == 0
         else:
-            self._note_sent(send, end)
+            self._choice.sent(send, end)
             over = self._timing.half_duplex and self._ends_turn(end, now)
         if over:
             poll = self._outbox.asked is not None
             self._air.hand_over(self._outbox.asked)
             self._outbox.handed_over(end)
-            self._answer = None
+            self._choice.answer = None
         on_wire = self._air.lead_bytes + self._wire_bytes(length)
         self._bytes_sent += on_wire
         self._access.spend(on_wire, sent_at)
@@ -328,7 +323,7 @@ class Session:
     def wakeup(self, now: float) -> float:
         """The earliest time at which `transmit` or `tick` may have something to do, if no frame comes."""
         link_now = self._access.link_s(now)
-        ready = link_now if self._air.in_turn(link_now) else self._ready_at()
+        ready = link_now if self._air.in_turn(link_now) else self._choice.ready_at()
         leaves = math.inf if ready == math.inf else self._air.opens_at(max(link_now, ready))
         ticks = min(self._inbox.tick_at(), self._outbox.tick_at())
         return min(self._access.wakes_at(leaves, now), self._access.ticks_at(ticks, now))
@@ -362,57 +357,11 @@ class Session:
             return self._mishaps.dropped(raw, now)
         self._mishaps.proven(now)
         self._hearing.bytes += self._wire_bytes(len(raw))
-        again = self._asks_again(Type.HELLO, 0)
+        again = self._choice.asks_again(Type.HELLO, 0)
         self._air.heard(now, over=frame.over, loss=self._hearing.loss, burst=self._hearing.burst, again=again)
         return self._greeting.hear(frame.payload, frame.key_id, now)
-
-    def _asks_again(self, kind: Type, object_id: int) -> bool:
-        """Whether the peer asks what it asked last, although something left meanwhile."""
-        question = kind, object_id
-        asked, self._asked = self._asked, (*question, self._seals.frames_sent)
-        if kind not in _QUESTIONS or asked[:2] != question:
-            return False
-        return asked[2] < self._seals.frames_sent
-
-    def _choose(self, now: float) -> Send | None:
-        """HELLO, messages, answers, questions, bulk; to a peer that owes an answer questions only."""
-        if self._greeting.due_at() <= now:
-            return self._greeting.say()
-        if self._greeting.is_unsure:
-            return None
-        seq = self._seals.next_seq
-        if self._outbox.held_back:
-            return self._outbox.control(now, seq)
-        send = self._messages.first()  # at once: it waits for no more than what the port holds
-        send = send or self._inbox.due(now, self._seals.opener.floor, self.group_floor)
-        send = send or self._outbox.control(now, seq)
-        if send is None and now >= self._access.bulk_at:
-            send = self._outbox.bulk(now, seq, self._access.left_s(now))
-        return send
 
     def _ends_turn(self, end: float, now: float) -> bool:
         burst, loss = max(self._hearing.burst, self._outbox.burst), self._outbox.question_loss
         loss = loss if self._outbox.silent else max(loss, self._hearing.loss, self._outbox.loss)
-        return self._air.ends_turn(end, more=self._ready_at() <= now, loss=loss, burst=burst)
-
-    def _ready_at(self) -> float:
-        """When `_choose` next has a frame."""
-        if self._greeting.is_unsure or self._greeting.due_at() == -math.inf:
-            return self._greeting.due_at()
-        if self._outbox.held_back:
-            return self._outbox.control_at()
-        if self._messages:
-            return -math.inf
-        bulk_at = self._access.bulk_at if self._outbox.has_bulk() else math.inf
-        return min(bulk_at, self._inbox.due_at(), self._outbox.control_at())
-
-    def _note_sent(self, send: Send, end: float) -> None:
-        if send.about is not None:
-            self._outbox.sent(send, self._seals.next_seq, end)
-        elif send.type is Type.MSG:
-            self._messages.sent()
-        elif send.type is Type.HELLO:
-            self._greeting.said(end)
-        elif send.object_id:
-            self._answer = send
-            self._inbox.sent(send, end)
+        return self._air.ends_turn(end, more=self._choice.ready_at() <= now, loss=loss, burst=burst)
