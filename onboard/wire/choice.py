@@ -1,7 +1,7 @@
 """Which frame leaves next, and whose it is: the order among HELLO, messages, answers, questions and bulk.
 
-MSG leaves first, then answers, then questions, then the objects' pieces, the most urgent first; to a peer that
-owes an answer go questions only. Whether anything may leave at all is `air`'s and `access`'s.
+MSG leaves first, then answers, then questions, then the objects' pieces, the most urgent first; to a peer
+that owes an answer go questions only. Whether anything may leave at all is `air`'s and `access`'s.
 """
 
 from __future__ import annotations
