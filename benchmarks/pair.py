@@ -84,6 +84,10 @@ class AirPort:
         self._stream: list[bytes] = []
 
     @property
+    def paths(self) -> None:
+        pass
+
+    @property
     def broken(self) -> int:
         return self._no_cobs + self._splitter.overlong
 
@@ -121,9 +125,6 @@ class AirPort:
 
     def queued_bytes(self) -> int:
         return 0
-
-    def trust(self, frame: bytes) -> None:
-        pass
 
     def fileno(self) -> int:
         return -1

@@ -22,6 +22,7 @@ from onboard.config import NodeFile, check_cipher, load_node, relative_source
 from onboard.journal import sole_user
 from onboard.keys import load_keys, new_key, newest, replace_keys, roll, save_key
 from onboard.learn.graph import TrainGraph
+from onboard.link.udp import learns_peer
 from onboard.toml import checked
 
 NODE_KEYS = ("board", "link", "port", "board_port", "data", "cpu_share", "encrypt")
@@ -106,7 +107,13 @@ class NodeSpec:
         return self.encrypt == "true"
 
     def _port_on_board(self) -> str:
-        """The other end: the same device name until it is edited, the UDP port that the ground calls."""
+        """The other end: the same device name until it is edited, the UDP port that the ground calls. Raises
+        SetupError where neither end would say where the other is."""
+        if self.board_port and learns_peer(self.port) and learns_peer(self.board_port):
+            raise SetupError(
+                f"--node {self.name}: board-port={self.board_port}: neither end says where the other is; one "
+                "of them must be udp://HOST:PORT"
+            )
         if self.board_port or not self.port.startswith("udp:"):
             return self.board_port or self.port
         peer = urlsplit(self.port)

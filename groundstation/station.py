@@ -15,7 +15,7 @@ from onboard.carrier import GROUND, limits_for, tell_of_link
 from onboard.contacts import ContactPlan
 from onboard.keys import load_keys
 from onboard.link import Spool, opener, wire_bytes
-from onboard.link.pump import PortDown, PortUp, Pump, SpoolFull
+from onboard.link.pump import OfPort, Pump
 from onboard.link.recorder import Recorder
 from onboard.views import link_view
 from onboard.wire.events import Event
@@ -90,7 +90,7 @@ class Station:
         events: list[Event] = []
         for event in self.pump.poll(now):
             tell_of_link(event, node=self.node.name)
-            if not isinstance(event, PortDown | PortUp | SpoolFull):
+            if not isinstance(event, OfPort):
                 events.append(event)
         return events
 

@@ -22,8 +22,9 @@ from onboard.drive import Drive
 from onboard.journal import Journal
 from onboard.keys import load_keys
 from onboard.link import Spool, framing_of, opener, wire_bytes
-from onboard.link.pump import PortDown, PortUp, Pump, PumpEvent, SpoolFull, wait
+from onboard.link.pump import OfPort, PortDown, PortUp, Pump, PumpEvent, SpoolFull, wait
 from onboard.link.recorder import Recorder
+from onboard.link.whereabouts import PeerMoved, PeerUnknown
 from onboard.log import say
 from onboard.lookout import Lookout
 from onboard.stop import stop_signals
@@ -41,6 +42,7 @@ from onboard.wire.events import (
     WrongKey,
 )
 from onboard.wire.messages import Reason
+from onboard.wire.presence import QUIET_S
 from onboard.wire.session import Session
 from onboard.wire.timing import LEAD_BYTES
 
@@ -98,13 +100,15 @@ def board_agent(
 
 
 def limits_for(port: str, bytes_per_contact: float = math.inf, bytes_per_day: float = math.inf) -> Limits:
-    """What a session takes on over this port: datagrams may overtake one another, bytes on a wire cannot, and
-    there a burst begins with delimiters."""
+    """What a session takes on over this port: datagrams may overtake one another, and their ends move; bytes
+    on a wire cannot, and there a burst begins with delimiters."""
+    is_udp = framing_of(port)[0] == "datagram"
     return Limits(
         bytes_per_contact=bytes_per_contact,
         bytes_per_day=bytes_per_day,
-        lead_bytes=0 if framing_of(port)[0] == "datagram" else LEAD_BYTES,
-        reorder_slack=REORDER_SLACK if framing_of(port)[0] == "datagram" else 0,
+        lead_bytes=0 if is_udp else LEAD_BYTES,
+        quiet_s=QUIET_S if is_udp else math.inf,
+        reorder_slack=REORDER_SLACK if is_udp else 0,
     )
 
 
@@ -135,7 +139,7 @@ def carry(
             try:
                 for event in pump.poll(now):
                     tell_of_link(event, peer="ground")
-                    if not isinstance(event, PortDown | PortUp | SpoolFull):
+                    if not isinstance(event, OfPort):
                         untold.append(event)
                 agent.housekeeping(now)
                 if now >= retry_at:
@@ -177,6 +181,13 @@ def tell_of_link(event: PumpEvent, **whose: Any) -> None:
         say(log, "port-lost", level=logging.ERROR, **whose, port=event.url, why=event.reason, **times)
     elif isinstance(event, PortUp):
         say(log, "port-open", **whose, port=event.url, **({"tries": event.tries} if event.tries > 1 else {}))
+    elif isinstance(event, PeerUnknown):
+        say(
+            log, "peer-unknown", level=logging.WARNING, **whose, port=event.url,
+            why="nothing is sent before the other end is heard; its port must say where this one is",
+        )  # fmt: skip
+    elif isinstance(event, PeerMoved):
+        say(log, "peer-at", **whose, port=event.url, peer=event.peer)
     elif isinstance(event, SpoolFull):
         say(
             log, "disk-full", level=logging.ERROR, **whose, object=event.digest.hex(), path=str(event.path),

@@ -352,7 +352,7 @@ class GossipAgent:
         patience_s = self.config.gossip.patience_s
         ends = [self._quiet_since_s + patience_s]
         for session in self._sessions.values():
-            heard = max(session.snapshot(now).last_heard, self._quiet_since_s)
+            heard = max(session.presence.active_at, self._quiet_since_s)
             ends.append(session.after(heard, patience_s))
         return max(at for at in ends if at < math.inf)
 

@@ -26,7 +26,7 @@ from onboard.learn.descent import Descent, Recipe
 from onboard.learn.graph import GraphError, TrainGraph, initial
 from onboard.link import Spool, opener, wire_bytes
 from onboard.link.port import Port
-from onboard.link.pump import PortDown, PortUp, Pump, SpoolFull, wait
+from onboard.link.pump import OfPort, Pump, wait
 from onboard.link.recorder import Recorder
 from onboard.log import say
 from onboard.lookout import Lookout
@@ -181,7 +181,7 @@ def carry_gossip(
             for peer, pump in pumps.items():
                 for event in pump.poll(now):
                     tell_of_link(event, peer=peer)
-                    if not isinstance(event, PortDown | PortUp | SpoolFull):
+                    if not isinstance(event, OfPort):
                         untold.append((peer, event))
             try:
                 if now >= retry_at:

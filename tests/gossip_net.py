@@ -28,7 +28,7 @@ from onboard.gossip_carrier import linked
 from onboard.keys import save_key
 from onboard.learn import topology
 from onboard.learn.descent import Descent, Recipe
-from onboard.link.pump import PortDown, PortUp, Pump, SpoolFull
+from onboard.link.pump import OfPort, Pump
 from onboard.wire.contacts import Window
 from onboard.wire.events import Event
 
@@ -118,7 +118,7 @@ class Node:
             for peer, pump in self.pumps.items():
                 for event in pump.poll(now):
                     again = True
-                    if not isinstance(event, PortDown | PortUp | SpoolFull):
+                    if not isinstance(event, OfPort):
                         self._untold.append((peer, event))
             try:
                 if now >= self.retry_at:

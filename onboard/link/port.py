@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, Protocol
 
+from onboard.wire.send import Origin
+
 Way = Literal["in", "out"]
 Tap = Callable[[Way, bytes], None]
 """Is told every piece that crosses a port, as it crossed: part of a stream, or one datagram."""
@@ -38,6 +40,11 @@ class Port(Protocol):
     max_frame_bytes: int
     rx_bytes: int
     tx_bytes: int
+
+    @property
+    def paths(self) -> Paths | None:
+        """Where the peer may be; None for a cable, which has one other end."""
+        ...
 
     @property
     def broken(self) -> int: ...
@@ -71,14 +78,43 @@ class Port(Protocol):
         """Bytes written and not yet on the wire: those kept, and the kernel's where it can tell."""
         ...
 
-    def trust(self, frame: bytes) -> None:
-        """`frame`, returned by the last `read`, proved authentic: where it came from is the peer."""
-        ...
-
     def fileno(self) -> int:
         """What to select() on, or -1 where the port has no file descriptor and must be polled."""
         ...
 
     def close(self) -> None:
         """Lets go of the device. Bytes not yet sent are lost, as on a radio."""
+        ...
+
+
+class Paths(Protocol):
+    """Of a port whose peer has an address, which may be unknown yet or change: where frames come from and go.
+
+    What a frame proves is for the session to say: see `Presence.proof_of_life`.
+    """
+
+    @property
+    def peer(self) -> str | None:
+        """Where `Port.write` sends, as text; None where it sends nowhere, as no peer is known yet."""
+        ...
+
+    def origin(self, frame: bytes) -> Origin:
+        """Where `frame`, returned by the last `read`, came from."""
+        ...
+
+    def trust(self, origin: Origin) -> None:
+        """The peer is there now."""
+        ...
+
+    def answer(self, frame: bytes, origin: Origin) -> None:
+        """Sends one frame there, whoever that is. As `Port.write`."""
+        ...
+
+    def recall(self, peer: str) -> None:
+        """Where the peer was when this program ran last: the text of `peer` then."""
+        ...
+
+    def seek(self) -> None:
+        """The peer gives no answer: its name is looked up again, and `write` tries the next place where it
+        may be. Does not wait."""
         ...

@@ -17,6 +17,7 @@ from pathlib import Path
 from onboard.link.port import Port, PortLost
 from onboard.link.reopening import PortDown, PortUp, Reopening
 from onboard.link.spool import Spool
+from onboard.link.whereabouts import PeerMoved, PeerUnknown, Whereabouts
 from onboard.wire.events import Arrived, Corrupt, Event
 from onboard.wire.session import Session
 from onboard.wire.transfer import Incoming
@@ -47,20 +48,24 @@ class SpoolFull:
 class PortSnapshot:
     """A port, and all that crossed it since the start, however often it was opened.
 
-    `url` is empty before the first try to open it; `why` says what keeps it closed. Bytes are all that came
+    `url` is empty before the first try to open it; `why` says what keeps it closed. `peer`: the address where
+    the other end is, or is looked for; empty on a cable, and where none is known yet. Bytes are all that came
     in and went out, noise included; `broken` counts what came in and was no frame by its framing alone.
     """
 
     url: str = ""
     open: bool = False
     why: str = ""
+    peer: str = ""
     rx_bytes: int = 0
     tx_bytes: int = 0
     broken: int = 0
     spool_full: int = 0  # writes of what was received that failed
 
 
-PumpEvent = Event | PortDown | PortUp | SpoolFull
+OfPort = PortDown | PortUp | PeerMoved | PeerUnknown | SpoolFull
+"""What concerns the port or the spool, and not the application."""
+PumpEvent = Event | OfPort
 
 
 @dataclass(slots=True)
@@ -97,6 +102,7 @@ class Pump:
         self._port: Port | None = None
         self._again = Reopening()
         self._blocked = False
+        self._whereabouts = Whereabouts(session, spool)
         self._saving: dict[bytes, _Saving] = {}
         self._save_not_before = -math.inf
         self._full_told = False
@@ -118,6 +124,7 @@ class Pump:
             url=self._port.url,
             open=True,
             why="",
+            peer=(self._port.paths.peer or "") if self._port.paths else "",
             rx_bytes=self._past.rx_bytes + self._port.rx_bytes,
             tx_bytes=self._past.tx_bytes + self._port.tx_bytes,
             broken=self._past.broken + self._port.broken,
@@ -139,6 +146,8 @@ class Pump:
             events += self.session.tick(now)
             self._save(now, events)
             self._settle(now, events)  # the answer to a CANCEL says that the object is gone for good
+            if self._port is not None:
+                events += self._whereabouts.look(self._port, now)
             self._speak(now)
         except PortLost as lost:
             self._lose(lost, now, events)
@@ -163,6 +172,7 @@ class Pump:
         for incoming in list(self.session.incoming.values()):
             self._save_one(incoming, now, events)
         if self._port is not None:
+            self._whereabouts.keep(self._port)
             self._drop_port("")
         return events
 
@@ -190,6 +200,7 @@ class Pump:
             return
         self._blocked = False
         events += self._again.opened(self._port.url, now)
+        self._whereabouts.opened(self._port, now)
 
     def _lose(self, lost: PortLost, now: float, events: list[PumpEvent]) -> None:
         self._drop_port(lost.reason)
@@ -208,10 +219,9 @@ class Pump:
         frames = self._port.read()
         events += self._again.alive(self._port.url, now, heard=bool(frames))
         for frame in frames:
-            floor = self.session.floor
-            heard = self.session.receive(frame, now)
-            if self.session.floor != floor:  # authentic, and newer than all before: so is its origin
-                self._port.trust(frame)
+            origin = self._whereabouts.origin(self._port, frame)
+            heard = self.session.receive(frame, now, origin)
+            events += self._whereabouts.heard(self._port, origin, now)
             for event in heard:
                 self._keep(event, now, events)
                 events.append(event)
@@ -234,7 +244,7 @@ class Pump:
             if frame is None:
                 return
             self._port.lead(self.session.lead_bytes)
-            self._port.write(frame)
+            self._whereabouts.write(self._port, frame)
 
     # -- the spool -------------------------------------------------------------------------------------
 

@@ -62,6 +62,10 @@ class SerialPort:
                 self._terminal = Terminal(url, self._fd, self._device)
 
     @property
+    def paths(self) -> None:
+        """See `Port.paths`: a cable has one other end."""
+
+    @property
     def broken(self) -> int:
         """See `Framing.broken`."""
         return self._framing.broken
@@ -122,9 +126,6 @@ class SerialPort:
             with contextlib.suppress(OSError):  # a device that cannot tell
                 fcntl.ioctl(self._queue_fd, termios.TIOCOUTQ, waiting)  # on a socket the same is SIOCOUTQ
         return len(self._kept) + waiting[0]
-
-    def trust(self, frame: bytes) -> None:
-        """A cable has one other end."""
 
     def fileno(self) -> int:
         """See `Port.fileno`."""

@@ -3,7 +3,8 @@
 A half-received object is two files: `<digest>.part`, its bytes in place, and `<digest>.map`, which says
 which fragments of those bytes count. A map is replaced whole, and only after the bytes it speaks of are
 on the disk, so a cut leaves the older map with the bytes that it promised. Bytes beyond the map do no
-harm. `finished` remembers the objects that the application took, so that none is delivered twice.
+harm. `finished` remembers the objects that the application took, so that none is delivered twice, and `peer`
+where the other end was heard last.
 
 A file that is damaged all the same is dropped and counted in `discarded`: the object comes again.
 """
@@ -30,6 +31,7 @@ _MAP = struct.Struct(">4s16sBIHI")
 _MAP_MAGIC = b"sdm2"
 _DONE_MAGIC = b"sdd1"
 _CHECK_BYTES = 16
+_MAX_PEER_BYTES = 4096
 _MAX_MAP_BYTES = _MAP.size + (MAX_FRAGMENTS + 7) // 8 + _CHECK_BYTES
 
 
@@ -48,6 +50,7 @@ class Spool:
         self._sizes: dict[bytes, int] = {}
         folder.mkdir(parents=True, exist_ok=True)
         self._finished = self._read_finished()
+        self._peer = self._read_peer()
 
     def load(self) -> list[Partial]:
         """What earlier runs received, as far as its maps vouch for it; call it before any `save`."""
@@ -121,6 +124,15 @@ class Spool:
         """Digests of the last finished objects, oldest first."""
         return tuple(self._finished)
 
+    def peer(self, url: str) -> str:
+        """Where the peer of the port at `url` was heard last, as `keep_peer` was told; empty for nowhere."""
+        return self._peer.get(url, "")
+
+    def keep_peer(self, url: str, peer: str) -> None:
+        """Remembers durably where the peer of that port is."""
+        self._replace(self.folder / "peer", f"{url}\n{peer}\n".encode())
+        self._peer = {url: peer}
+
     def _path(self, digest: bytes, suffix: str) -> Path:
         return self.folder / f"{digest.hex()}.{suffix}"
 
@@ -159,6 +171,13 @@ class Spool:
             self.discarded += 1
             return []
         return [digests[at : at + DIGEST_BYTES] for at in range(0, len(digests), DIGEST_BYTES)]
+
+    def _read_peer(self) -> dict[str, str]:
+        try:
+            url, peer, _ = _read(self.folder / "peer", _MAX_PEER_BYTES).decode().split("\n")
+        except (OSError, ValueError):  # nowhere yet, or damaged: it will be heard
+            return {}
+        return {url: peer}
 
     def _read_partial(self, path: Path) -> Partial | None:
         """The object whose map is at `path`, or None where map or bytes are not what they should be."""

@@ -5,42 +5,56 @@ A peer that is not up yet is no error: its host's "port unreachable" only says t
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ipaddress
 import os
 import socket
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
 from urllib.parse import parse_qs, urlsplit
 
+from onboard.link.opening import InBackground
+from onboard.link.places import Address, Places, Resolve, resolve
 from onboard.link.port import BadUrl, PortLost, Tap
+from onboard.wire.send import Origin
 
 IPV4_UDP_BYTES = 20 + 8  # RFC 791 without options, RFC 768
 IPV6_UDP_BYTES = 40 + 8  # RFC 8200
 _FRAMES_A_READ = 64  # a flood must not keep the pump from sending
 
-_LOST_ON_THE_WAY = frozenset({errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EPERM})
-
-Address = tuple[Any, ...]  # (host, port), and in IPv6 (host, port, flow, scope)
+_LOST_ON_THE_WAY = frozenset(
+    {errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.EPERM}
+)
 
 
 class UdpPort:
-    """See `Port`. With a peer in the URL only that peer is heard; without, the first that proves authentic
-    is the peer, and the last if it moves (behind address translation it does)."""
+    """See `Port` and `Paths`. The peer is where the URL says, until it is heard from elsewhere; where the URL
+    says nothing it is where it is heard from first. A name may have several addresses: they are tried in
+    turn, with the last one at which the peer was heard, while it gives no answer."""
 
-    def __init__(self, url: str, *, max_frame_bytes: int, tap: Tap | None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        max_frame_bytes: int,
+        tap: Tap | None,
+        resolve: Resolve = resolve,
+    ) -> None:
         """Binds the socket. Raises PortLost, and BadUrl for a URL that is not understood."""
         self.url = url
         self._tap = tap
         self.rx_bytes = self.tx_bytes = self._overlong = 0
         self.max_frame_bytes = max_frame_bytes
-        self._kept: list[bytes] = []
-        self._from: list[tuple[bytes, Address]] = []
+        self._kept: list[tuple[bytes, Address]] = []
+        self._from: dict[int, tuple[bytes, Address]] = {}  # the frames of the last read, by their id()
         peer, bind = _ends(url)
         self._family = socket.AF_INET6 if is_ipv6(url) else socket.AF_INET
         self._header_bytes = IPV6_UDP_BYTES if is_ipv6(url) else IPV4_UDP_BYTES
-        self._peer = None if peer is None else _resolve(url, peer, self._family)
-        self._fixed = peer is not None
-        local = _resolve(url, bind, self._family) if bind is not None else None
+        local = _first(url, bind, self._family) if bind is not None else None
+        look_up = None if peer is None else partial(resolve, *peer, self._family)
+        self._places = Places(() if look_up is None else _found(url, look_up))
+        self._look_up = InBackground(look_up) if look_up is not None and names_hosts(url) else None
         self._socket = socket.socket(self._family, socket.SOCK_DGRAM)
         try:
             self._socket.setblocking(False)
@@ -49,13 +63,17 @@ class UdpPort:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, max_frame_bytes)
             if self._family == socket.AF_INET6:  # or a v4 peer comes in with 20 B less than are counted
                 self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            if local is not None:
-                self._socket.bind(local)
-            if self._peer is not None:
-                self._socket.connect(self._peer)
+            # Never connected: a peer that moved would not be heard, nor would a change of this end's own
+            # address be followed.
+            self._socket.bind(local or ("", 0))
         except OSError as error:
             self._socket.close()
             raise PortLost(url, f"cannot open: {_why(error)}") from error
+
+    @property
+    def paths(self) -> UdpPort:
+        """See `Port.paths`."""
+        return self
 
     @property
     def broken(self) -> int:
@@ -70,7 +88,8 @@ class UdpPort:
 
     def read(self) -> list[bytes]:
         """See `Port.read`. At most 64 datagrams a call; one longer than any frame is dropped."""
-        self._from = []
+        self._from = {}
+        frames = []
         for _ in range(_FRAMES_A_READ):
             try:
                 frame, source = self._socket.recvfrom(self.max_frame_bytes + 1)
@@ -86,15 +105,14 @@ class UdpPort:
             if len(frame) > self.max_frame_bytes:
                 self._overlong += 1
             else:
-                self._from.append((frame, source))
-        return [frame for frame, _ in self._from]
+                self._from[id(frame)] = frame, source
+                frames.append(frame)
+        return frames
 
     def write(self, frame: bytes) -> None:
         """See `Port.write`. While no peer is known the frame goes nowhere, as from a radio."""
-        if self._peer is None:
-            return
-        self._kept.append(frame)
-        self.flush()
+        if self._places.peer is not None:
+            self.answer(frame, self._places.peer)
 
     def lead(self, count: int) -> None:
         """A datagram begins where it begins."""
@@ -102,16 +120,15 @@ class UdpPort:
     def flush(self) -> None:
         """See `Port.flush`."""
         while self._kept:
+            frame, to = self._kept[0]
             try:
-                # An earlier datagram's loss is told late, and then this one was not sent: once more.
-                # A second time it is this one's own, and lost it is.
-                if not self._send(self._kept[0]):
-                    self._send(self._kept[0])
+                self._socket.sendto(frame, to)
             except BlockingIOError:
                 return
             except OSError as error:
-                raise PortLost(self.url, f"cannot write: {_why(error)}") from error
-            frame = self._kept.pop(0)
+                if error.errno not in _LOST_ON_THE_WAY:
+                    raise PortLost(self.url, f"cannot write: {_why(error)}") from error
+            self._kept.pop(0)
             self.tx_bytes += len(frame) + self._header_bytes
             if self._tap is not None:
                 self._tap("out", frame)
@@ -120,32 +137,50 @@ class UdpPort:
         """See `Port.discard`."""
         self._kept.clear()
 
-    def _send(self, frame: bytes) -> bool:
-        """False where the kernel says that a datagram was lost: this one, or an earlier one."""
-        try:
-            if self._fixed:
-                self._socket.send(frame)
-            else:
-                self._socket.sendto(frame, self._peer or ())
-        except OSError as error:
-            if error.errno not in _LOST_ON_THE_WAY:
-                raise
-            return False
-        return True
-
     def kept_bytes(self) -> int:
         """See `Port.kept_bytes`."""
-        return sum(len(frame) + self._header_bytes for frame in self._kept)
+        return sum(len(frame) + self._header_bytes for frame, _ in self._kept)
 
     def queued_bytes(self) -> int:
         """See `Port.queued_bytes`. Without the kernel's, which is bounded by the socket's send buffer and
         counted with the kernel's own overhead, not in bytes of the wire."""
         return self.kept_bytes()
 
-    def trust(self, frame: bytes) -> None:
-        """See `Port.trust`."""
-        if not self._fixed:
-            self._peer = next((source for known, source in self._from if known is frame), self._peer)
+    @property
+    def peer(self) -> str | None:
+        """See `Paths.peer`."""
+        return None if self._places.peer is None else _text(self._places.peer)
+
+    def origin(self, frame: bytes) -> Origin:
+        """See `Paths.origin`."""
+        return self._from[id(frame)][1]
+
+    def trust(self, origin: Origin) -> None:
+        """See `Paths.trust`."""
+        assert isinstance(origin, tuple), f"{origin!r} is no address"
+        self._places.trust(origin)
+
+    def answer(self, frame: bytes, origin: Origin) -> None:
+        """See `Paths.answer`."""
+        assert isinstance(origin, tuple), f"{origin!r} is no address"
+        self._kept.append((frame, origin))
+        self.flush()
+
+    def recall(self, peer: str) -> None:
+        """See `Paths.recall`. An address that this port cannot send to is forgotten."""
+        with contextlib.suppress(BadUrl, OSError):
+            host, number = _end(self.url, peer)
+            if _is_address(host):
+                self._places.recall(resolve(host, number, self._family)[0])
+
+    def seek(self) -> None:
+        """See `Paths.seek`."""
+        if self._look_up is not None:
+            with contextlib.suppress(OSError):  # no answer: what was found before is as good as ever
+                found = self._look_up()
+                if found is not None:
+                    self._places.name(found)
+        self._places.next()
 
     def fileno(self) -> int:
         """See `Port.fileno`."""
@@ -172,6 +207,13 @@ def is_ipv6(url: str) -> bool:
 def names_hosts(url: str) -> bool:
     """Whether an end is a name, which has to be looked up. Raises BadUrl."""
     return any(end is not None and not _is_address(end[0]) for end in _ends(url))
+
+
+def learns_peer(url: str) -> bool:
+    """Whether this is a UDP port that does not say where the peer is; False for what is no port at all."""
+    with contextlib.suppress(BadUrl):
+        return url.startswith("udp:") and _ends(url)[0] is None
+    return False
 
 
 def _is_address(host: str) -> bool:
@@ -209,11 +251,26 @@ def _end(url: str, text: str) -> tuple[str, int]:
     raise BadUrl(f"{url}: {text!r} is not HOST:PORT, or [HOST]:PORT for IPv6")
 
 
-def _resolve(url: str, end: tuple[str, int], family: socket.AddressFamily) -> Address:
+def _found(url: str, look_up: Callable[[], Sequence[Address]]) -> Sequence[Address]:
     try:
-        return socket.getaddrinfo(*end, family, socket.SOCK_DGRAM)[0][4]
+        return look_up()
+    except OSError as error:
+        host = (_ends(url)[0] or ("",))[0]
+        raise PortLost(url, f"cannot open: {host}: {error.strerror or error}") from error
+
+
+def _first(url: str, end: tuple[str, int], family: socket.AddressFamily) -> Address:
+    try:
+        return resolve(*end, family)[0]
     except OSError as error:
         raise PortLost(url, f"cannot open: {end[0]}: {error.strerror or error}") from error
+
+
+def _text(address: Address) -> str:
+    host, number = address[:2]
+    if len(address) == 4 and address[3] and "%" not in host:
+        host += f"%{address[3]}"
+    return f"[{host}]:{number}" if ":" in host else f"{host}:{number}"
 
 
 def _why(error: OSError) -> str:

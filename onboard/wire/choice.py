@@ -12,6 +12,7 @@ from onboard.wire.access import Access
 from onboard.wire.frame import Type
 from onboard.wire.inbox import Inbox
 from onboard.wire.outbox import Outbox
+from onboard.wire.presence import Presence
 from onboard.wire.seals import Seals
 from onboard.wire.send import Send
 from onboard.wire.waiting import Waiting
@@ -22,18 +23,25 @@ _QUESTIONS = (Type.HELLO, Type.OFFER, Type.POLL)
 class Choice:
     """Of one session, whose parts these are. `answer`: half-duplex: the last one of this turn."""
 
-    def __init__(self, seals: Seals, access: Access, messages: Waiting, inbox: Inbox, outbox: Outbox) -> None:
-        self._seals, self._greeting, self._access = seals, seals.greeting, access
+    def __init__(
+        self,
+        seals: Seals,
+        presence: Presence,
+        access: Access,
+        messages: Waiting,
+        inbox: Inbox,
+        outbox: Outbox,
+    ) -> None:
+        self._seals, self._presence, self._access = seals, presence, access
         self._messages, self._inbox, self._outbox = messages, inbox, outbox
         self.answer: Send | None = None
         self._asked = (Type.DATA, 0, 0)  # of the frame heard last: type, object, and what had left by then
 
     def next(self, now: float, group_floor: tuple[int, int]) -> Send | None:
         """The frame that leaves now; group_floor: see Inbox.due."""
-        if self._greeting.due_at() <= now:
-            return self._greeting.say()
-        if self._greeting.is_unsure:
-            return None
+        send = self._presence.frame(now)
+        if send is not None or self._presence.alone:
+            return send
         seq = self._seals.next_seq
         if self._outbox.held_back:
             return self._outbox.control(now, seq)
@@ -50,23 +58,23 @@ class Choice:
 
     def ready_at(self) -> float:
         """When `next` has a frame."""
-        if self._greeting.is_unsure or self._greeting.due_at() == -math.inf:
-            return self._greeting.due_at()
+        first_at = self._presence.frame_at()
+        if self._presence.alone or first_at == -math.inf:
+            return first_at
         if self._outbox.held_back:
-            return self._outbox.control_at()
+            return min(first_at, self._outbox.control_at())
         if self._messages:
             return -math.inf
         bulk_at = self._access.bulk_at if self._outbox.has_bulk() else math.inf
-        return min(bulk_at, self._inbox.due_at(), self._outbox.control_at())
+        return min(first_at, bulk_at, self._inbox.due_at(), self._outbox.control_at())
 
     def sent(self, send: Send, end: float) -> None:
         """What `next` gave leaves, its last bit at `end`."""
+        self._presence.sent(send, end)
         if send.about is not None:
             self._outbox.sent(send, self._seals.next_seq, end)
         elif send.type is Type.MSG:
             self._messages.sent()
-        elif send.type is Type.HELLO:
-            self._greeting.said(end)
         elif send.object_id:
             self.answer = send
             self._inbox.sent(send, end)

@@ -160,6 +160,9 @@ class Limits:
     bytes_per_contact: float = math.inf  # that this end sends, on the wire; of a planned contact
     bytes_per_day: float = math.inf  # and of any 24 hours
     lead_bytes: int = 0  # delimiters before a burst at most (`lead`); 0 on a datagram port
+    quiet_s: float = math.inf
+    """Without anything heard for so long the peer is asked whether it is there: 15 s on a port where
+    addresses are learned and change, never on a cable. See `presence`."""
     reorder_slack: int = 0
     """Frames of one direction that may overtake one another before the late one counts as lost: 0 on a
     serial line, 3 on a datagram port (TCP's duplicate threshold, RFC 5681 section 3.2)."""

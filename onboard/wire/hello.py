@@ -14,6 +14,12 @@ window guards: what a HELLO proves, it proves by its answer. Between A, who lost
     A: challenge a,  answer b, salt -      (A is there, now; B makes that salt durable and draws a new nonce)
     B: challenge b', answer a, salt new    (A knows it, makes it durable, and both are in force)
 
+An end that has a salt and hears nothing says HELLO too, without an answer, to learn whether the other end is
+there, and where, as addresses change (`presence`). Who hears that answers it, and changes nothing:
+
+    A: challenge a,  answer -, salt old
+    B: challenge b,  answer a, salt old    (B is there, now; a POLL from A then proves the same of A)
+
 Why no replay passes. An end puts a salt in force only when it holds a fresh answer: one to a nonce that it
 drew after it last did so. The salt is a hash of both nonces, one of them its own and fresh. So, but for one
 chance in 2^64, no frame was ever sealed under that salt before, none from before a loss opens after it, and
@@ -21,8 +27,10 @@ among those that do (epoch, seq) is taken once, as the epoch counts on and the f
 that loses its state loses the salt with it, and comes back to none that was.
 
 Why nobody is locked out, and nothing amplified. A HELLO without a fresh answer changes nothing: it is
-answered by one HELLO of the same length, for each challenge at most once a second, and challenges are
-answered beside one another, so that a flood of recorded ones does not crowd out the one that is real.
+answered by one HELLO of the same length, to where it came from, for each challenge and place at most once a
+second, and challenges are answered beside one another, so that a flood of recorded ones does not crowd out
+the one that is real. Where it came from is not the peer until a HELLO from there is fresh, and is heard for
+the first time: a copy of a fresh one is as old as any other recording.
 """
 
 from __future__ import annotations
@@ -38,8 +46,9 @@ from onboard.wire.events import Event, Rekeyed
 from onboard.wire.frame import Frame, Type
 from onboard.wire.messages import NO_NONCE, NONCE_BYTES, BadMessage, Hello
 from onboard.wire.seal import HELLO, NO_SALT, SALT_BYTES, Keys, Opener, Sealer
-from onboard.wire.send import Send
+from onboard.wire.send import Origin, Send
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 HELLO_EVERY_S = 2.0  # as a POLL of a silent peer
@@ -54,7 +63,8 @@ class Greeting:
     follows: a HELLO is answered under the key that it came by, and others try one key after the other.
 
     `heard` were authentic, `stale` of them without a fresh answer, `sent` left; `unproven` are other frames
-    that came while this end had no salt to prove them by.
+    that came while this end had no salt to prove them by. `is_live`: the last one heard was made now, as it
+    answers this end's challenge and is no copy.
     """
 
     def __init__(
@@ -76,12 +86,15 @@ class Greeting:
         self._nonce = nonce
         self._challenge = NO_NONCE if nonce is None else nonce(NONCE_BYTES)
         self._noted: OrderedDict[bytes, None] = OrderedDict()  # salts that the peer may put in force
-        self._owed: OrderedDict[bytes, int] = OrderedDict()  # the peer's challenges to answer: by which key
-        self._answered: OrderedDict[bytes, float] = OrderedDict()  # when, without proof of who asked
+        # The peer's challenges to answer, and where they came from: by which key.
+        self._owed: OrderedDict[tuple[bytes, Origin], int] = OrderedDict()
+        self._answered: OrderedDict[tuple[bytes, Origin], float] = OrderedDict()  # when, unproven as it was
+        self._newest: OrderedDict[bytes, tuple[int, int]] = OrderedDict()  # (epoch, seq) of fresh ones
         self.key_id = self.sealer.key_id  # of the last HELLO that was fresh
         self._offered = NO_SALT  # agreed upon, and not yet durable here
         self._said_at = -math.inf
         self._unanswered = 0  # HELLOs since anything was heard
+        self.is_live = False
         self.heard = self.stale = self.sent = self.unproven = 0
 
     @property
@@ -104,37 +117,59 @@ class Greeting:
             self.opener.malformed += 1
         return None
 
-    def hear(self, payload: bytes, key_id: int, now: float) -> list[Event]:
-        """Take a HELLO's payload that came by that key; Rekeyed if it brought a salt to make durable, then to
+    @property
+    def in_doubt(self) -> bool:
+        """Whether this end is without a salt and its HELLOs have no answer."""
+        return self.is_unsure and self._unanswered > 1
+
+    @property
+    def is_settling(self) -> bool:
+        """Whether a salt was agreed upon and is not durable here yet."""
+        return self._offered != NO_SALT
+
+    @property
+    def owes(self) -> bool:
+        """Whether somebody waits for an answer."""
+        return bool(self._owed) and self._offered == NO_SALT
+
+    def hear(self, frame: Frame, now: float, origin: Origin = None) -> list[Event]:
+        """Take a HELLO that `open` gave, from there; Rekeyed if it brought a salt to make durable, then to
         `use`."""
+        self.is_live = False
         try:
-            hello = Hello.decode(payload)
+            hello = Hello.decode(frame.payload)
         except BadMessage:
             self.opener.malformed += 1
             return []
+        key_id = frame.key_id
         self.heard += 1
         self._unanswered = 0
         if self._nonce is None:
             return [Rekeyed(hello.salt)] if hello.salt not in (NO_SALT, self.salt) else []
         fresh = hello.answer == self._challenge
         self.stale += not fresh
+        self.is_live = fresh and self._is_first(hello.challenge, (frame.epoch, frame.seq))
         if self._offered != NO_SALT:
             return []
         if fresh:
             self.key_id = key_id
-        if hello.salt == self.salt != NO_SALT:
+        asker = hello.challenge, origin
+        in_force = hello.salt == self.salt != NO_SALT
+        if in_force and (fresh or hello.answer != NO_NONCE):
             return []
         if fresh and hello.salt in self._noted:
             self._offered = hello.salt  # the peer holds it durably
             return [Rekeyed(hello.salt)]
-        if not fresh and now < self._answered.get(hello.challenge, -math.inf) + _ANSWER_AGAIN_S:
+        if not fresh and now < self._answered.get(asker, -math.inf) + _ANSWER_AGAIN_S:
             return []
-        _put(self._answered, hello.challenge, now)
-        _put(self._owed, hello.challenge, key_id if key_id in self._key_ids else self.sealer.key_id)
+        _put(self._answered, asker, now)
+        _put(self._owed, asker, key_id if key_id in self._key_ids else self.sealer.key_id)
+        if in_force:
+            return []
         agreed = self._salt_with(hello.challenge)
         if fresh and (hello.salt == NO_SALT or not self.is_unsure):
             self._offered = agreed
-            self._owed.move_to_end(hello.challenge, last=False)  # once it is settled, this is said first
+            self._owed.move_to_end(asker, last=False)  # once it is settled, this is said first
             return [Rekeyed(agreed)]
         _put(self._noted, agreed, None)  # the peer has to go first
         return []
@@ -145,6 +180,7 @@ class Greeting:
             raise ValueError(f"salt {salt.hex()} was not agreed upon, {self._offered.hex()} was")
         self.salt, self._offered = salt, NO_SALT
         self._noted.clear()
+        self._newest.clear()
         if self._nonce is not None:
             self._challenge = self._nonce(NONCE_BYTES)
 
@@ -160,11 +196,11 @@ class Greeting:
 
     def say(self) -> Send:
         """The HELLO that is due, or that is to be said for want of anything else."""
-        unasked = NO_NONCE, self._key_ids[self.sent % len(self._key_ids)]
-        answer, key_id = next(iter(self._owed.items()), unasked)
+        unasked = (NO_NONCE, None), self._key_ids[self.sent % len(self._key_ids)]
+        (answer, origin), key_id = next(iter(self._owed.items()), unasked)
         if key_id != self.sealer.key_id:
             self.sealer.turn(key_id)
-        return Send(Type.HELLO, Hello(self._challenge, answer, self.salt).encode())
+        return Send(Type.HELLO, Hello(self._challenge, answer, self.salt).encode(), to=origin)
 
     def said(self, now: float) -> None:
         """What `say` gave has left."""
@@ -174,13 +210,21 @@ class Greeting:
         self._said_at = now
         self.sent += 1
 
+    def _is_first(self, challenge: bytes, transmission: tuple[int, int]) -> bool:
+        """Whether no fresh HELLO of that challenge was heard that is as new: the peer counts them, and draws
+        another challenge when it starts."""
+        if transmission <= self._newest.get(challenge, (0, 0)):
+            return False
+        _put(self._newest, challenge, transmission)
+        return True
+
     def _salt_with(self, challenge: bytes) -> bytes:
         ours, theirs = self._challenge, challenge
         nonces = ours + theirs if self._is_lower else theirs + ours
         return blake2s(nonces, digest_size=SALT_BYTES, person=HELLO).digest()
 
 
-def _put(table: OrderedDict[bytes, T], key: bytes, value: T) -> None:
+def _put(table: OrderedDict[K, T], key: K, value: T) -> None:
     table[key] = value
     if len(table) > _REMEMBERED:
         table.popitem(last=False)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 from onboard.wire.frame import Type
 from onboard.wire.transfer import Outgoing
 
+Origin = Hashable
+"""Where a frame came from, in whatever form its port knows places; None on a cable: it has one other end."""
+
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """What is to be sealed; `about` is the object of ours that it serves."""
+    """What is to be sealed; `about` is the object of ours that it serves. `to`: an origin that is answered,
+    None for the peer, wherever it is."""
 
     type: Type
     payload: bytes = b""
@@ -20,3 +25,4 @@ class Send:
     poll: bool = False
     question: bool = False  # and it is what the frame is for
     about: Outgoing | None = None
+    to: Origin = None

@@ -46,8 +46,10 @@ from onboard.wire.length import Lengths
 from onboard.wire.messages import BadMessage
 from onboard.wire.mishaps import Mishaps
 from onboard.wire.outbox import Outbox
+from onboard.wire.presence import Presence
 from onboard.wire.seal import NO_SALT, Keys
 from onboard.wire.seals import Seals
+from onboard.wire.send import Origin
 from onboard.wire.snapshot import link_snapshot
 from onboard.wire.timing import Timing
 from onboard.wire.transfer import Incoming, Partial
@@ -108,7 +110,6 @@ class Session:
             key, node=node, peer=peer, master=master, epoch=epoch, floor=floor, salt=salt, nonce=nonce,
             encrypted=encrypted,
         )  # fmt: skip
-        self._greeting = self._seals.greeting
         self._air = Air(self._timing, now)
         allowance = Allowance(limits.bytes_per_contact, limits.bytes_per_day, spent, now)
         self._access = Access(self._timing, self._air, Contacts(contacts, now, now), allowance, now)
@@ -123,8 +124,11 @@ class Session:
         if group_key is not None:
             self._listener = Listener(group_key, self._inbox, node=node, peer=peer, floor=group_floor)
         self._messages = Waiting(limits.max_messages)
-        self._choice = Choice(self._seals, self._access, self._messages, self._inbox, self._outbox)
-        self._mishaps = Mishaps(node, peer, (self._seals.opener, self._greeting.opener))
+        self.presence = Presence(self._seals.greeting, self._outbox, limits.quiet_s, self._access.link_s(now))
+        self._choice = Choice(
+            self._seals, self.presence, self._access, self._messages, self._inbox, self._outbox
+        )
+        self._mishaps = Mishaps(node, peer, (self._seals.opener, self._seals.greeting.opener))
         self._malformed = self._bytes_sent = 0
 
     # -- the application's side ------------------------------------------------------------------------
@@ -147,7 +151,7 @@ class Session:
     @property
     def salt(self) -> bytes:
         """Of the keys in force; `floor` holds under it."""
-        return self._greeting.salt
+        return self._seals.greeting.salt
 
     @property
     def group_floor(self) -> tuple[int, int]:
@@ -244,18 +248,22 @@ class Session:
 
     # -- the wire's side -------------------------------------------------------------------------------
 
-    def receive(self, frame: bytes, now: float) -> list[Event]:
-        """Take one frame as the port gave it. Anything that is not the peer's, whole and new only counts."""
+    def receive(self, frame: bytes, now: float, origin: Origin = None) -> list[Event]:
+        """Take one frame as the port gave it, and where it came from. Anything that is not the peer's, whole
+        and new only counts. What it proves is in `presence`."""
+        self.presence.proof_of_life = False
         if self._listener is not None and framing.is_broadcast(frame):
             return self._overhear(self._listener, frame, now)
-        if self._greeting.takes(frame):
-            return self._greet(frame, now)
+        if self._seals.greeting.takes(frame):
+            return self._greet(frame, now, origin)
+        newest = self._seals.opener.floor
         if (opened := self._seals.open(frame)) is None:
             return self._mishaps.dropped(frame, self._access.link_s(now))
         self._mishaps.proven(self._access.link_s(now))
         known_before, hearing = self._hearing.epoch, self._hearing
         restarted = hearing.heard(opened, self._wire_bytes(len(frame)), now)
-        now = self._access.link_s(now)
+        at, now = now, self._access.link_s(now)
+        self.presence.heard(opened, at, now, proves=self._seals.opener.floor != newest)
         if restarted and known_before:
             self._inbox.peer_restarted()
         events: list[Event] = [PeerHeard()] if restarted or self._outbox.silent else []
@@ -291,10 +299,10 @@ class Session:
         if not self._access.is_open(sent_at) or self._air.opens_at(now) > now + _EPSILON_S:
             return None
         now += _EPSILON_S
-        closing = self._air.closing(now)
+        closing = self.presence.is_reachable and self._air.closing(now)
         send = self._choice.closing() if closing else self._choice.next(now, self.group_floor)
         if send is None:
-            if not self._air.in_turn(now):
+            if not (self.presence.is_reachable and self._air.in_turn(now)):
                 return None
             send = self._seals.least()  # what was to follow was cancelled: only the turn is handed over
         length = OVERHEAD_BYTES + len(send.payload)
@@ -311,6 +319,7 @@ class Session:
             self._air.hand_over(self._outbox.asked)
             self._outbox.handed_over(end)
             self._choice.answer = None
+        self.presence.destination = send.to
         on_wire = self._air.lead_bytes + self._wire_bytes(length)
         self._bytes_sent += on_wire
         self._access.spend(on_wire, sent_at)
@@ -346,21 +355,24 @@ class Session:
         if heard is None:
             return []
         self._hearing.bytes += self._wire_bytes(len(frame))
-        self._hearing.at = now
+        self._hearing.at = self.presence.active_at = now
         self._air.heard(link_now, over=heard.over, loss=self._hearing.loss, burst=self._hearing.burst)
         return heard.events
 
-    def _greet(self, raw: bytes, now: float) -> list[Event]:
+    def _greet(self, raw: bytes, now: float, origin: Origin) -> list[Event]:
         """What a HELLO brings, or anything at all while there is no salt."""
-        now = self._access.link_s(now)
-        frame = self._greeting.open(raw)
+        at, now = now, self._access.link_s(now)
+        frame, events = self.presence.greet(raw, at, now, origin)
         if frame is None:
             return self._mishaps.dropped(raw, now)
         self._mishaps.proven(now)
         self._hearing.bytes += self._wire_bytes(len(raw))
-        again = self._choice.asks_again(Type.HELLO, 0)
-        self._air.heard(now, over=frame.over, loss=self._hearing.loss, burst=self._hearing.burst, again=again)
-        return self._greeting.hear(frame.payload, frame.key_id, now)
+        if self.presence.proof_of_life:
+            self._hearing.at = at
+        if self.presence.is_asked:  # a recording gives no turn
+            again, hearing = self._choice.asks_again(Type.HELLO, 0), self._hearing
+            self._air.heard(now, over=frame.over, loss=hearing.loss, burst=hearing.burst, again=again)
+        return events
 
     def _ends_turn(self, end: float, now: float) -> bool:
         burst, loss = max(self._hearing.burst, self._outbox.burst), self._outbox.question_loss

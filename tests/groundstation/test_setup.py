@@ -155,6 +155,14 @@ BAD = [
         ["--node", "pi,port=/dev/a,encrypt=on"],
         "--node 'pi,port=/dev/a,encrypt=on': encrypt=on: must be true or",
     ),
+    (
+        ["--node", "pi,port=udp://?bind=0.0.0.0:1,board-port=udp://?bind=0.0.0.0:2"],
+        "--node pi: board-port=udp://?bind=0.0.0.0:2: neither end says where the other is; one of them",
+    ),
+    (
+        ["--node", "pi,port=udp://?bind=0.0.0.0:1,board-port=udp://?bind=nowhere"],
+        "groundstation init: --node pi: link.port = 'udp://?bind=nowhere': ",
+    ),
     (["--node", "pi,port=/dev/a,cpu-share=x"], "--node pi: cpu-share=x: not a number"),
     (
         ["--node", "pi,port=/dev/a,cpu-share=2"],

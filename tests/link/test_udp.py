@@ -76,13 +76,19 @@ def test_a_datagram_longer_than_any_frame_is_dropped(ends: tuple[UdpPort, UdpPor
     assert b.broken == 1
 
 
-def test_a_stranger_is_not_heard_where_the_peer_is_named(ends: tuple[UdpPort, UdpPort]) -> None:
+def test_a_stranger_is_heard_and_never_spoken_to(ends: tuple[UdpPort, UdpPort]) -> None:
     a, b = ends
     host, number = b.local
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+        stranger.bind((host, 0))
         stranger.sendto(b"noise", (host, number))
         a.write(b"good")
-        assert collect(b, 1) == [b"good"]
+        assert collect(b, 2) == [b"noise", b"good"]  # the noise is counted, as no frame
+        b.write(b"answer")
+        assert collect(a, 1) == [b"answer"]
+        stranger.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            stranger.recv(100)
 
 
 def test_a_peer_that_is_not_up_yet_is_no_error() -> None:
@@ -106,7 +112,7 @@ def test_a_peer_is_learned_only_from_what_proved_authentic() -> None:
     assert ground.tx_bytes == 0
     board.write(b"hello")
     (hello,) = collect(ground, 1)
-    ground.trust(hello)
+    ground.trust(ground.origin(hello))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
         stranger.sendto(b"noise", ("127.0.0.1", number))
         assert collect(ground, 1) == [b"noise"]  # heard, so that it is counted, but not trusted
@@ -115,7 +121,7 @@ def test_a_peer_is_learned_only_from_what_proved_authentic() -> None:
     moved = udp(f"udp://127.0.0.1:{number}")  # the same board behind another address
     moved.write(b"hello")
     (hello,) = collect(ground, 1)
-    ground.trust(hello)
+    ground.trust(ground.origin(hello))
     ground.write(b"there you are")
     assert collect(moved, 1) == [b"there you are"]
     for port in (ground, board, moved):
@@ -146,3 +152,49 @@ def test_a_url_that_is_not_understood_is_one_line_that_names_it(url: str) -> Non
         udp(url)
     assert url in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_peer_is_at_the_address_of_the_url_until_it_is_heard_elsewhere() -> None:
+    ground = udp(f"udp://127.0.0.1:{free_port()}?bind=127.0.0.1:0")
+    named, number = ground.peer, ground.local[1]
+    board = udp(f"udp://127.0.0.1:{number}?bind=127.0.0.2:0")
+    board.write(b"I have another lease")
+    (frame,) = collect(ground, 1)
+    ground.trust(ground.origin(frame))
+    assert ground.peer == f"127.0.0.2:{board.local[1]}" != named
+    ground.write(b"there you are")
+    assert collect(board, 1) == [b"there you are"]
+    ground.seek()  # no answer: back to where the URL says, and so on in turn
+    assert ground.peer == named
+    ground.seek()
+    assert ground.peer == f"127.0.0.2:{board.local[1]}"
+    for port in (ground, board):
+        port.close()
+
+
+def test_an_answer_goes_to_whoever_asked_and_changes_nothing() -> None:
+    ground = udp("udp://?bind=127.0.0.1:0")
+    asker = udp(f"udp://127.0.0.1:{ground.local[1]}")
+    asker.write(b"who is there")
+    (frame,) = collect(ground, 1)
+    ground.answer(b"me", ground.origin(frame))
+    assert collect(asker, 1) == [b"me"]
+    assert ground.peer is None
+    assert ground.tx_bytes == len(b"me") + 28
+    for port in (ground, asker):
+        port.close()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+def test_a_peer_is_recalled_as_it_was_told(host: str) -> None:
+    try:
+        number = free_port(host.strip("[]"))
+    except OSError:
+        pytest.skip(f"this machine has no {host}")
+    port = udp(f"udp://?bind={host}:0")
+    for nonsense in ("", "nobody", "name.example:4800", "192.0.2.1", "[::1", "192.0.2.1:99999"):
+        port.recall(nonsense)
+        assert port.peer is None
+    port.recall(f"{host}:{number}")
+    assert port.peer == f"{host}:{number}"
+    port.close()

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from onboard.wire import frame as framing
 from onboard.wire.events import Message, Rekeyed
-from onboard.wire.frame import Type
+from onboard.wire.frame import Frame, Type
 from onboard.wire.hello import Greeting
 from onboard.wire.messages import NO_NONCE, BadMessage, Hello
 from onboard.wire.seal import NO_SALT, Sealer
@@ -294,7 +294,7 @@ def test_a_hello_that_makes_no_sense(payload: bytes) -> None:
     greeting = Greeting(KEY, node=0, peer=7, epoch=1, nonce=random.Random(3).randbytes)
     with pytest.raises(BadMessage):
         Hello.decode(payload)
-    assert greeting.hear(payload, 0, 0.0) == []
+    assert greeting.hear(Frame(Type.HELLO, 7, 0, 1, 1, payload=payload), 0.0) == []
     assert (greeting.heard, greeting.opener.malformed) == (0, 1)
     assert greeting.say().payload[8:16] == NO_NONCE
 
