@@ -17,8 +17,8 @@ from benchmarks.result import json_line, table
 from onboard.data import DataError
 
 NAMES = (
-    "footprint", "codec", "alq", "table1", "gossip", "consensus", "convergence", "epoch", "transfer", "frame",
-    "ports", "others", "hardship", "fuzz", "schedules", "day",
+    "footprint", "memory", "codec", "alq", "table1", "gossip", "consensus", "convergence", "epoch",
+    "transfer", "frame", "ports", "others", "hardship", "fuzz", "schedules", "day",
 )  # fmt: skip
 
 

@@ -34,6 +34,7 @@ class Site:
     name: str
     link: str
     board: str = "raspberry-pi-4"
+    memory_mb: int | None = None  # its budget, where it is not the board profile's
 
 
 class Lab:
@@ -46,8 +47,8 @@ class Lab:
         self._folder = folder
         self._crew = Crew(folder / "logs")
 
-    def found(self, mission: str, source: str, images: Images, sites: list[Site]) -> None:
-        """A mission of one round in which every site holds `images`; the ground judges on `source`'s."""
+    def found(self, mission: str, source: str, images: Images, sites: list[Site], *, rounds: int = 1) -> None:
+        """A mission in which every site holds `images`; the ground judges on `source`'s."""
         nodes = [
             f"{site.name},board={site.board},link={site.link},cpu-share=1,"
             f"port={self._end(site, 'ground')},board-port={self._end(site, 'board')}"
@@ -56,7 +57,8 @@ class Lab:
         done = subprocess.run(
             [
                 sys.executable, "-m", "groundstation", "init", str(self._folder / mission),
-                "--data", source, "--rounds", "1", *(word for node in nodes for word in ("--node", node)),
+                "--data", source, "--rounds", str(rounds),
+                *(word for node in nodes for word in ("--node", node)),
             ],
             capture_output=True, text=True,
         )  # fmt: skip
@@ -64,6 +66,10 @@ class Lab:
             raise LabError(f"groundstation init: {done.stderr.strip()}")
         for site in sites:
             data.save(self._board(mission, site) / "data.npz", images)
+            if site.memory_mb is not None:
+                toml = self._board(mission, site) / "node.toml"
+                budget = f"[budget]\nmemory_mb = {site.memory_mb}\n"
+                toml.write_text(toml.read_text().replace("[budget]\n", budget))
 
     def lay(self, site: Site) -> None:
         """Lays the cable of a site; both of its ports exist when this returns."""

@@ -9,6 +9,7 @@ ends.
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,7 @@ from onboard.wire.session import Session
 log = logging.getLogger(__name__)
 
 HEALTH_EVERY_S = 60.0  # one frame of about 53 B a minute: 5 % of what an idle link may carry
+FULL_EVERY_S = 60.0  # a board may stay without memory for long
 
 
 @dataclass
@@ -73,6 +75,7 @@ class Agent:
         self.work: Work | None = None
         self._journal = journal
         self._health_due_s = 0.0
+        self._full_due_s = -math.inf
         self._failed = Failed(failure=Failure.OTHER, why="")  # the last, while the phase is FAILED
 
     # hear
@@ -337,7 +340,9 @@ class Agent:
         """No memory is left on the board for the agent itself: its training gives back what it holds."""
         self.trainer.stop()
         why = "no memory is left on the board for the agent itself"
-        say(log, "memory-full", level=logging.ERROR, why=why)
+        if now >= self._full_due_s:
+            self._full_due_s = now + FULL_EVERY_S
+            say(log, "memory-full", level=logging.ERROR, why=why)
         if self.work is not None:
             self._fail(Failed(failure=Failure.MEMORY, why=why), now)
 
@@ -350,7 +355,7 @@ class Agent:
             return
         if now < self._health_due_s and not at_once:
             return
-        self._health_due_s = now + HEALTH_EVERY_S
+        self._health_due_s = now
         readings = health.read(self._journal.folder)
         last = self.work.last if self.work is not None else None
         failed = self._failed if self.known.phase == State.FAILED else None
@@ -369,6 +374,7 @@ class Agent:
             why=failed.why if failed else "",
         )
         self.session.tell(encode_health(report, self.session.message_bytes), now)
+        self._health_due_s = now + HEALTH_EVERY_S  # said: not so where memory for it was lacking
 
     def doing(self) -> dict[str, Any]:
         """What the agent is at, for a live view: phase, round, and how far the training is."""

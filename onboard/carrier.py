@@ -52,6 +52,7 @@ GROUND = 0  # the ground station's node number in a frame
 SPOOL_BYTES = 64 * 2**20
 LONGEST_WAIT_S = 5.0
 RETRY_S = 5.0  # after a write that failed, such as on a full disk
+MEMORY_AGAIN_S = 1.0  # after the board had no memory for the agent
 REORDER_SLACK = 3  # TCP's duplicate threshold (RFC 5681, section 3.2)
 
 
@@ -134,9 +135,9 @@ def carry(
     with stop_signals() as stop, closing(Lookout(agent.config.state)) as lookout:
         while not stop.asked:
             now = clock()
-            if contacts is not None:
-                contacts.keep(pump.session, now, wall())
             try:
+                if contacts is not None:
+                    contacts.keep(pump.session, now, wall())
                 for event in pump.poll(now):
                     tell_of_link(event, peer="ground")
                     if not isinstance(event, OfPort):
@@ -144,18 +145,18 @@ def carry(
                 agent.housekeeping(now)
                 if now >= retry_at:
                     retry_at = _act(agent, untold, drive, now, clock)
+                if now >= report_due_s and report_every_s is not None:
+                    report_due_s = now + report_every_s
+                    say(log, "doing", **agent.doing(), step_s=drive.running_s(now), link=link_view(pump, now))
+                lookout.answer(lambda: board_view(agent, pump, clock()))
+                step_at = max(drive.wakeup(), retry_at)
+                wake_s = min(now + LONGEST_WAIT_S, step_at, report_due_s, pump.wakeup(now))
+                trained = agent.trainer.fds if now >= retry_at else ()  # else what it says must wait
+                wait([pump], wake_s - clock(), also=[stop.fd, *lookout.fds, *trained])
             except MemoryError:  # not the training's, which has a process of its own: the whole board's
-                retry_at = now + RETRY_S
                 with contextlib.suppress(MemoryError):
                     agent.relieve(now)
-            if now >= report_due_s and report_every_s is not None:
-                report_due_s = now + report_every_s
-                say(log, "doing", **agent.doing(), step_s=drive.running_s(now), link=link_view(pump, now))
-            lookout.answer(lambda: board_view(agent, pump, clock()))
-            step_at = max(drive.wakeup(), retry_at)
-            wake_s = min(now + LONGEST_WAIT_S, step_at, report_due_s, pump.wakeup(now))
-            trained = agent.trainer.fds if now >= retry_at else ()  # else what it says must wait
-            wait([pump], wake_s - clock(), also=[stop.fd, *lookout.fds, *trained])
+                    wait([], MEMORY_AGAIN_S, also=[stop.fd])
     agent.trainer.stop()
     pump.close(clock())
 

@@ -1,0 +1,311 @@
+"""A training in a process of its own: the same bits as in this one, and whatever ends it is a reason and no
+more."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from onboard import data
+from onboard.learn.graph import TrainGraph
+from onboard.shard import Shard, images_of
+from onboard.trainer import Begun, Done, Failed, Job, Report, Stepped, Trainer
+from onboard.training import LocalTrainer
+from onboard.training_process import BadImages, ProcessTrainer
+from onboard.wire.health import Failure
+from onboard.wire.messages import Task, encode_object
+
+ROOMY = 512 * 2**20
+
+
+def job(checkpoint: bytes | None = None, **changes: object) -> Job:
+    fields: dict[str, object] = {
+        "mission": b"missionA", "round": 1, "model": "lenet5", "graph": TrainGraph.load("lenet5").digest,
+        "seed": 1, "weights": "seed", "epochs": 1, "pretrain_epochs": 1, "batch_size": 10,
+        "learning_rate": 3e-3, "bits_up": 0.05, "max_bases": 8, "shift_pixels": 2, "deadline_s": 60.0,
+    }  # fmt: skip
+    return Job(
+        model=encode_object(Task(**(fields | changes)), b""),  # type: ignore[arg-type]
+        node=1,
+        checkpoint=checkpoint,
+    )
+
+
+@pytest.fixture
+def shard(tmp_path: Path) -> Shard:
+    """Twenty digits on the disk."""
+    data.save(tmp_path / "data.npz", data.load("digits", part="train").take(np.arange(20)))
+    return Shard(source=f"npz:{tmp_path / 'data.npz'}", folder=None, shape=(1, 28, 28), rows=None)
+
+
+@pytest.fixture
+def trainers() -> Iterator[list[ProcessTrainer]]:
+    """Whatever a test puts here is stopped at its end."""
+    started: list[ProcessTrainer] = []
+    yield started
+    for each in started:
+        each.stop()
+
+
+def until(met: Callable[[], bool], what: str = "") -> None:
+    deadline = time.monotonic() + 30.0
+    while not met():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.005)
+
+
+def report(trainer: Trainer) -> Report:
+    """The next one, waited for."""
+    found: list[Report] = []
+    until(lambda: bool(found.extend(trainer.reports()) or found), "no report")
+    (one,) = found
+    return one
+
+
+def trained(trainer: Trainer, of: Job, *, save: bool = False) -> list[Report]:
+    trainer.begin(of)
+    reports = [report(trainer)]
+    while not isinstance(reports[-1], Done | Failed):
+        trainer.step(save=save)
+        reports.append(report(trainer))
+    return reports
+
+
+@pytest.mark.parametrize("method", ["spacedml-fast", "spacedml", "fedavg"])
+def test_a_process_trains_to_the_same_bits_and_ends(
+    method: str, shard: Shard, trainers: list[ProcessTrainer]
+) -> None:
+    trainers.append(trainer := ProcessTrainer(shard, ROOMY))
+    here = trained(LocalTrainer(images_of(shard)), job(method=method), save=True)
+    there = trained(trainer, job(method=method), save=True)
+    assert len(there) == len(here)
+    for ours, theirs in zip(here, there, strict=True):
+        if isinstance(ours, Stepped) and isinstance(theirs, Stepped):
+            assert (ours.loss, ours.state) == (theirs.loss, theirs.state)
+            assert (ours.state is not None) == ours.ends_epoch
+    ours, theirs = here[-1], there[-1]
+    assert isinstance(ours, Done)
+    assert isinstance(theirs, Done)
+    assert (ours.packed, ours.loss, ours.samples) == (theirs.packed, theirs.loss, theirs.samples)
+    assert theirs.peak_bytes > 20 * 2**20
+    assert trainer.pid is None
+    assert trainer.fds == ()
+
+
+def test_a_checkpoint_goes_on_in_another_process(shard: Shard, trainers: list[ProcessTrainer]) -> None:
+    whole = trained(LocalTrainer(images_of(shard)), job(epochs=2))[-1]
+    trainers.append(first := ProcessTrainer(shard, ROOMY))
+    first.begin(job(epochs=2))
+    state = None
+    while state is None:
+        step = report(first)
+        state = step.state if isinstance(step, Stepped) else None
+        first.step(save=True)
+    first.stop()
+    trainers.append(second := ProcessTrainer(shard, ROOMY))
+    begun, *_, done = trained(second, job(state, epochs=2))
+    assert isinstance(begun, Begun)
+    assert (begun.epoch, begun.dropped) == (1, "")
+    assert isinstance(whole, Done)
+    assert isinstance(done, Done)
+    assert done.packed == whole.packed
+
+
+@pytest.mark.parametrize("damaged", [b"", b"PK\x03\x04 cut", b"no archive"])
+def test_a_damaged_checkpoint_is_dropped(
+    damaged: bytes, shard: Shard, trainers: list[ProcessTrainer]
+) -> None:
+    trainers.append(trainer := ProcessTrainer(shard, ROOMY))
+    trainer.begin(job(damaged))
+    begun = report(trainer)
+    assert isinstance(begun, Begun)
+    assert begun.dropped
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
+def test_a_process_that_is_killed_is_a_failure_and_the_next_job_trains(
+    number: signal.Signals, shard: Shard, trainers: list[ProcessTrainer]
+) -> None:
+    trainers.append(trainer := ProcessTrainer(shard, ROOMY))
+    trainer.begin(job())
+    assert isinstance(report(trainer), Begun)
+    assert trainer.pid is not None
+    os.kill(trainer.pid, number)
+    trainer.step()  # it may find nobody
+    failed = report(trainer)
+    assert isinstance(failed, Failed)
+    assert failed.failure == Failure.PROCESS
+    assert number.name in failed.why
+    assert trainer.pid is None
+    assert isinstance(trained(trainer, job())[-1], Done)
+
+
+def test_signals_that_are_meant_for_the_agent_do_not_end_a_training(
+    shard: Shard, trainers: list[ProcessTrainer]
+) -> None:
+    trainers.append(trainer := ProcessTrainer(shard, ROOMY))
+    trainer.begin(job())
+    assert isinstance(report(trainer), Begun)
+    assert trainer.pid is not None
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(trainer.pid, number)
+    trainer.step()
+    assert isinstance(report(trainer), Stepped)
+
+
+def test_a_job_is_superseded_by_the_next(shard: Shard, trainers: list[ProcessTrainer]) -> None:
+    trainers.append(trainer := ProcessTrainer(shard, ROOMY))
+    trainer.begin(job(epochs=50))
+    assert isinstance(report(trainer), Begun)
+    trainer.step()
+    old = trainer.pid
+    done = trained(trainer, job())
+    assert trainer.pid != old
+    assert not Path(f"/proc/{old}").exists()
+    assert [type(each) for each in done] == [Begun, *[Stepped] * 4, Done]
+
+
+def test_a_limit_below_the_need_says_what_is_needed_and_the_next_job_is_heard_too(
+    shard: Shard, trainers: list[ProcessTrainer]
+) -> None:
+    for allowed_mb in (1, 34):  # less than is held before an image is loaded, and less than a step takes
+        trainers.append(trainer := ProcessTrainer(shard, _held() + allowed_mb * 2**20))
+        for _ in range(2):
+            *_, failed = trained(trainer, job(batch_size=20))
+            assert isinstance(failed, Failed), failed
+            assert failed.failure == Failure.MEMORY, failed
+            assert trainer.pid is None
+
+
+def _held() -> int:
+    from onboard.budget import anonymous_bytes
+
+    return anonymous_bytes()
+
+
+def test_memory_that_is_reserved_and_empty_does_not_count(
+    shard: Shard, trainers: list[ProcessTrainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """numpy 2.5.5 on aarch64 reserves 188 MiB at its import; here every Python does."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(
+        "import mmap\nkept = mmap.mmap(-1, 188 * 2**20, flags=mmap.MAP_PRIVATE)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'site'}:{os.environ.get('PYTHONPATH', '')}")
+    trainers.append(trainer := ProcessTrainer(shard, _held() + 96 * 2**20))
+    assert isinstance(trained(trainer, job())[-1], Done)
+
+
+@pytest.mark.parametrize(
+    ("changes", "failure"),
+    [
+        ({"graph": b"otherone"}, Failure.MODEL),
+        ({"model": "no-such-model"}, Failure.GRAPH),
+        ({"model": "lenet5-rgb", "graph": TrainGraph.load("lenet5-rgb").digest}, Failure.DATA),
+        ({"learning_rate": 5.0}, Failure.OTHER),
+    ],
+)
+def test_what_cannot_be_trained_is_a_failure_of_its_kind(
+    changes: dict[str, object], failure: Failure, shard: Shard, trainers: list[ProcessTrainer]
+) -> None:
+    trainers.append(trainer := ProcessTrainer(shard, ROOMY))
+    trainer.begin(job(**changes))
+    failed = report(trainer)
+    assert isinstance(failed, Failed)
+    assert failed.failure == failure
+    assert "\n" not in failed.why
+
+
+def test_images_that_went_away_are_a_failure_of_the_data(
+    shard: Shard, trainers: list[ProcessTrainer]
+) -> None:
+    trainers.append(trainer := ProcessTrainer(shard, ROOMY))
+    trainer.look()
+    path = Path(shard.source.removeprefix("npz:"))
+    path.unlink()
+    trainer.begin(job())
+    failed = report(trainer)
+    assert isinstance(failed, Failed)
+    assert (failed.failure, failed.why) == (Failure.DATA, f"{path}: no such file")
+    with pytest.raises(BadImages, match="no such file"):
+        trainer.look()
+
+
+def test_an_interpreter_that_is_gone_is_a_failure(
+    shard: Shard, trainers: list[ProcessTrainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    trainers.append(trainer := ProcessTrainer(shard, ROOMY))
+    trainer.begin(job())
+    failed = report(trainer)
+    assert isinstance(failed, Failed)
+    assert failed.failure == Failure.PROCESS
+    assert "/no/such/python" in failed.why
+    trainer.look()  # says so in the log
+
+
+def test_a_library_that_cannot_be_loaded_is_not_called_missing(
+    shard: Shard, trainers: list[ProcessTrainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "site" / "onnxruntime").mkdir(parents=True)
+    library = tmp_path / "site" / "onnxruntime" / "__init__.py"
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    says = {
+        "raise ImportError('library: wrong ELF class')": "does not load: library: wrong ELF class",
+        "import no_such_part": "does not load: No module named 'no_such_part'",
+        "raise ModuleNotFoundError(name='onnxruntime')": "onnxruntime is not installed: pip install",
+    }
+    for code, words in says.items():
+        library.write_text(code)
+        trainers.append(trainer := ProcessTrainer(shard, ROOMY))
+        trainer.begin(job())
+        failed = report(trainer)
+        assert isinstance(failed, Failed)
+        assert words in failed.why
+        assert failed.failure == Failure.GRAPH
+
+
+PARENT = """
+import sys, time
+from pathlib import Path
+from onboard.shard import Shard
+from onboard.trainer import Job
+from onboard.training_process import ProcessTrainer
+shard = Shard(source=sys.argv[1], folder=None, shape=(1, 28, 28), rows=None)
+trainer = ProcessTrainer(shard)
+trainer.begin(Job(model=Path(sys.argv[2]).read_bytes(), node=1))
+while not trainer.reports():
+    time.sleep(0.01)
+trainer.step()
+print(trainer.pid, "numpy" in sys.modules, flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_training_dies_with_its_agent_which_has_not_loaded_numpy(shard: Shard, tmp_path: Path) -> None:
+    (tmp_path / "model.bin").write_bytes(job(epochs=1000).model)
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT, shard.source, str(tmp_path / "model.bin")],
+        stdout=subprocess.PIPE, text=True,
+    ) as agent:  # fmt: skip
+        assert agent.stdout is not None
+        pid, numpy = agent.stdout.readline().split()
+        assert numpy == "False"
+        agent.kill()
+        agent.wait()
+        until(lambda: not Path(f"/proc/{pid}").exists() or "\nState:\tZ" in _status(pid), "an orphan")
+
+
+def _status(pid: str) -> str:
+    try:
+        return Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return "\nState:\tZ"
