@@ -68,13 +68,20 @@ def _story(lab: Lab, imports: Path, tell: Progress) -> Iterator[Row]:
     yield Row("idle agent, resident", max(idle) / 1e6, "MB", IDLE_MB)
 
     lab.start_ground("mission")
-    lab.until("ground", "finished", MISSION_WITHIN_S, partial(tell, f"training on {source}"))
-    trained = {site.name: process.memory(pids[site.name]) for site in (SERIAL, RADIO)}
-    for name in trained:
-        if not lab.has_said(name, "trained"):
-            raise LabError(f"{name}: the mission is finished and this board has not trained")
-    yield Row("training LeNet-5, peak resident", _most(trained, "peak_bytes"), "MB", TRAINING_MB)
-    yield Row("idle again after training, resident", _most(trained, "resident_bytes"), "MB")
+    trainers = [pids[site.name] for site in (SERIAL, RADIO)]
+    held_bytes = [0]
+
+    def look() -> None:
+        tell(f"training on {source}")
+        held_bytes.extend(_together(pid) for pid in trainers)
+
+    lab.until("ground", "finished", MISSION_WITHIN_S, look)
+    for site in (SERIAL, RADIO):
+        if not lab.has_said(site.name, "trained"):
+            raise LabError(f"{site.name}: the mission is finished and this board has not trained")
+    yield Row("training LeNet-5, peak resident", max(held_bytes) / 1e6, "MB", TRAINING_MB)
+    after = [process.memory(pid).resident_bytes for pid in trainers]
+    yield Row("idle again after training, resident", max(after) / 1e6, "MB", IDLE_MB)
 
     lab.wait(SETTLE_S, partial(tell, "idle, with everything delivered"))
     began_s = {site.name: lab.crossed[site.name][-1][0] for site in SITES}
@@ -111,9 +118,13 @@ def busiest(totals: Sequence[tuple[float, int]], span_s: float) -> int:
     return most
 
 
-def _most(memories: dict[str, process.Memory], which: str) -> float:
-    """The largest of the boards' in MB (10^6 B)."""
-    return max(float(getattr(memory, which)) for memory in memories.values()) / 1e6
+def _together(pid: int) -> int:
+    """The most that an agent and the process that trains for it have held so far, pages of the program's
+    files, which both have mapped, counted once; 0 where none trains."""
+    with contextlib.suppress(ProcessLookupError):
+        training = sum(process.memory(child).peak_bytes for child in process.children(pid))
+        return process.memory(pid).data_bytes + training if training else 0
+    return 0
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ class Memory:
 
     resident_bytes: int  # VmRSS
     peak_bytes: int  # VmHWM, since the process began
+    data_bytes: int  # RssAnon: what is resident but pages of files
 
 
 def memory(pid: int) -> Memory:
@@ -20,18 +21,24 @@ def memory(pid: int) -> Memory:
     fields = dict(line.split(":", 1) for line in _read(pid, "status").splitlines())
     if "VmRSS" not in fields:
         raise ProcessLookupError(f"process {pid} has ended")
-    resident, peak = (int(fields[key].split()[0]) for key in ("VmRSS", "VmHWM"))
-    return Memory(1024 * resident, 1024 * peak)  # the kernel's "kB" are 1024 B (proc(5))
+    resident, peak, anonymous = (int(fields[key].split()[0]) for key in ("VmRSS", "VmHWM", "RssAnon"))
+    return Memory(1024 * resident, 1024 * peak, 1024 * anonymous)  # the kernel's "kB" are 1024 B (proc(5))
+
+
+def children(pid: int) -> list[int]:
+    """The processes that it has started and that are not waited for yet. Raises ProcessLookupError."""
+    return [int(child) for child in _read(pid, f"task/{pid}/children").split()]
 
 
 def cpu_s(pid: int) -> float:
-    """CPU seconds of all threads since exec and before, user and system; steps of 1/CLK_TCK (10 ms).
+    """CPU seconds of all threads since exec and before, user and system, and of children that have ended and
+    were waited for; steps of 1/CLK_TCK (10 ms).
 
     Raises ProcessLookupError for a process that is gone.
     """
-    # Fields 14 and 15 (proc(5)), counted from behind field 2: a name that may hold spaces and brackets.
+    # Fields 14 to 17 (proc(5)), counted from behind field 2: a name that may hold spaces and brackets.
     after_name = _read(pid, "stat").rpartition(")")[2].split()
-    return (int(after_name[11]) + int(after_name[12])) / os.sysconf("SC_CLK_TCK")
+    return sum(map(int, after_name[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
 def _read(pid: int, what: str) -> str:
