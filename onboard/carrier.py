@@ -188,7 +188,7 @@ def tell_of_link(event: PumpEvent, **whose: Any) -> None:
             why="nothing is sent before the other end is heard; its port must say where this one is",
         )  # fmt: skip
     elif isinstance(event, PeerMoved):
-        say(log, "peer-at", **whose, port=event.url, peer=event.peer)
+        say(log, "peer-at", **whose, port=event.url, at=event.peer)
     elif isinstance(event, SpoolFull):
         say(
             log, "disk-full", level=logging.ERROR, **whose, object=event.digest.hex(), path=str(event.path),

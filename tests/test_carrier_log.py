@@ -10,6 +10,7 @@ import pytest
 
 from onboard.carrier import tell_of_link
 from onboard.link.pump import PumpEvent, SpoolFull
+from onboard.link.whereabouts import PeerMoved, PeerUnknown
 from onboard.wire.events import Expired, Refused, UnknownPeer, WrongKey
 from onboard.wire.messages import Reason
 
@@ -39,3 +40,16 @@ def test_a_mishap_is_a_line_that_names_peer_and_object(
     assert record.levelno >= logging.WARNING
     assert record.getMessage() == says
     assert json.loads(json.dumps(record.__dict__["fields"])) == {"node": "pi", **fields}
+
+
+@pytest.mark.parametrize("whose", [{"node": "pi"}, {"peer": "ground"}, {"peer": 4}])
+@pytest.mark.parametrize("event", [PeerUnknown("udp://?bind=h:1"), PeerMoved("udp://?bind=h:1", "a:2")])
+def test_where_the_other_end_is_is_a_line_of_every_program(
+    event: PumpEvent, whose: dict[str, object], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    tell_of_link(event, **whose)
+    (record,) = caplog.records
+    fields = record.__dict__["fields"]
+    assert fields.items() >= {**whose, "port": "udp://?bind=h:1"}.items()
+    assert fields.get("at", "a:2") == "a:2"

@@ -1,9 +1,9 @@
 """One authenticated conversation with one peer: objects cross whole, once, and at the link's pace.
 
 Pure: frames and `now` (seconds, monotonic) go in, frames and events come out. `choice` says in which order;
-nothing leaves faster than the link carries it, out of turn, out of contact, or to a peer that does not answer.
-Whoever owns the port calls `receive` for each frame heard, `tick` and `transmit` whenever `wakeup` says so,
-and acts on the events.
+nothing leaves faster than the link carries it, out of turn, out of contact, or to a peer that does not
+answer. Whoever owns the port calls `receive` for each frame heard, `tick` and `transmit` whenever `wakeup`
+says so, and acts on the events.
 """
 
 from __future__ import annotations
