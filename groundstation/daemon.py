@@ -10,6 +10,7 @@ from contextlib import closing
 from typing import Any
 
 from groundstation.config import Mission
+from groundstation.failures import StoreFailures
 from groundstation.rounds import Rounds
 from groundstation.station import Station
 from groundstation.store import Store, StoreError
@@ -28,7 +29,6 @@ log = logging.getLogger(__name__)
 
 LONGEST_WAIT_S = 1.0
 COUNT_EVERY_S = 30.0  # running totals reach the database this often, and at the end
-RETRY_S = 5.0  # after a write that failed, such as on a full disk
 
 
 def serve(
@@ -63,15 +63,27 @@ def serve(
             node.id: Station(node, store, mission.folder, now, recorder=recorder) for node in mission.nodes
         }
         rounds = Rounds(mission, mission_id, store, stations, train, infer, test, time.time)
+        store.never_wait()
         say(log, "serving", mission=mission.rules.name, nodes=len(stations), test_images=len(test.y))
         try:
             with closing(Lookout(mission.folder)) as lookout:
                 _loop(stations, rounds, lookout, exit_when_finished, report_every_s)
         finally:
-            for station in stations.values():
-                station.close(time.monotonic())
-            store.close()
+            _close(stations, store)
     return rounds.finished
+
+
+def _close(stations: dict[int, Station], store: Store) -> None:
+    """Closes every link, whatever befalls another one, and then the database."""
+    for station in stations.values():
+        try:
+            station.close(time.monotonic())
+        except Exception as error:  # each holds a port and what is half received
+            say(log, "close-failed", level=logging.ERROR, node=station.node.name, why=str(error))
+    try:
+        store.close()
+    except StoreError as error:
+        say(log, "close-failed", level=logging.ERROR, why=str(error))
 
 
 def _loop(
@@ -87,6 +99,7 @@ def _loop(
 
     untold: deque[tuple[Station, Event]] = deque()  # events whose effects could not be stored yet
     retry_s = report_due_s = 0.0
+    failures = StoreFailures()
     count_due_s = time.monotonic() + COUNT_EVERY_S
     pumps = [station.pump for station in stations.values()]
     with stop_signals() as stop:
@@ -105,9 +118,9 @@ def _loop(
                         for station in stations.values():
                             station.count(now)
                         count_due_s = now + COUNT_EVERY_S
+                    failures.over()
                 except StoreError as error:
-                    say(log, "store-failed", level=logging.ERROR, why=str(error), retry_s=RETRY_S)
-                    retry_s = now + RETRY_S
+                    retry_s = failures.failed(error, now)
             if report_every_s is not None and now >= report_due_s:
                 report_due_s = now + report_every_s
                 say(log, "links", **view())

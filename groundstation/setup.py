@@ -6,9 +6,8 @@ All that was asked for is checked before the first file is written.
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import msgspec
 from groundstation.config import MISSION_FILE, MissionFile, load_mission
 from hw_profiles import load_board, load_link
 from onboard.config import NodeFile, check_cipher, load_node, relative_source
-from onboard.journal import sole_user
+from onboard.journal import sole_user, sync_folder, write_durably
 from onboard.keys import load_keys, new_key, newest, replace_keys, roll, save_key
 from onboard.learn.graph import TrainGraph
 from onboard.link.udp import learns_peer
@@ -175,14 +174,52 @@ def found(folder: Path, specs: list[NodeSpec], wishes: Wishes) -> Iterator[str]:
         checked(f"{COMMAND}: --node {spec.name}", sections, NodeFile)
         if spec.encrypts:
             check_cipher(f"{COMMAND}: --node {spec.name}: encrypt=true")
+    files = {
+        board_folder(folder, spec) / "node.toml": _toml("One board", sections)
+        for spec, sections in zip(specs, boards, strict=True)
+    }
+    files[folder / MISSION_FILE] = _toml(
+        "A mission", msgspec.to_builtins(mission)
+    )  # last: it makes a mission
     with _alone_in(folder):
         _check_new(folder, specs)  # another `init` may just have ended in it
-        (folder / "keys").mkdir(exist_ok=True)
-        for spec, sections in zip(specs, boards, strict=True):
-            yield _found_board(folder, spec, sections)
-        (folder / MISSION_FILE).write_text(_toml("A mission", msgspec.to_builtins(mission)), encoding="utf-8")
-        load_mission(folder)
+        _write(folder, specs, files)
+    for spec in specs:
+        board = board_folder(folder, spec)
+        yield f"{board}: copy this folder to {spec.name} and start `onboard run node.toml` in it"
     yield f"{folder / MISSION_FILE}: {wishes.rounds} rounds of {wishes.model} on {wishes.data}"
+
+
+def _write(folder: Path, specs: list[NodeSpec], files: Mapping[Path, str]) -> None:
+    """Writes keys, profiles and then `files`, all of it durable on return. What cannot be finished is
+    removed: nobody holds any of its keys yet. Raises OSError, ConfigError."""
+    made: list[Path] = []
+    try:
+        for spec in specs:
+            key = new_key()
+            for path in _keys(folder, spec):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                save_key(path, key)
+                made.append(path)
+            for profile, kind in ((spec.board, "board"), (spec.link, "link")):
+                if _is_file(profile):
+                    copy = board_folder(folder, spec) / _reference(profile, kind)
+                    copy.parent.mkdir(exist_ok=True)
+                    made.append(copy)
+                    write_durably(copy, Path(profile).read_bytes())
+        for path, text in files.items():
+            made.append(path)
+            write_durably(path, text.encode())
+        for path in {parent for file in made for parent in (file.parent, file.parent.parent)}:
+            sync_folder(path)
+        for spec in specs:
+            load_node(board_folder(folder, spec) / "node.toml")
+        load_mission(folder)
+    except BaseException:
+        for path in made:
+            with suppress(OSError):
+                path.unlink()
+        raise
 
 
 def _check_new(folder: Path, specs: list[NodeSpec]) -> None:
@@ -204,23 +241,6 @@ def _alone_in(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             raise SetupError(f"{folder}: another groundstation is writing in it; try again later") from None
         yield
-
-
-def _found_board(folder: Path, spec: NodeSpec, sections: dict[str, Any]) -> str:
-    ground_key, board_key = _keys(folder, spec)
-    board = board_key.parent
-    board.mkdir(parents=True, exist_ok=True)
-    key = new_key()
-    save_key(ground_key, key)
-    save_key(board_key, key)
-    for profile, kind in ((spec.board, "board"), (spec.link, "link")):
-        if _is_file(profile):
-            copy = board / _reference(profile, kind)
-            copy.parent.mkdir(exist_ok=True)
-            shutil.copyfile(profile, copy)
-    (board / "node.toml").write_text(_toml("One board", sections), encoding="utf-8")
-    load_node(board / "node.toml")
-    return f"{board}: copy this folder to {spec.name} and start `onboard run node.toml` in it"
 
 
 def roll_key(folder: Path, name: str, *, drop_old: bool) -> str:
@@ -247,9 +267,14 @@ def roll_key(folder: Path, name: str, *, drop_old: bool) -> str:
     return f"{name} holds key {ids}: restart the daemon, then copy {copy} to the board and restart the agent"
 
 
+def board_folder(folder: Path, spec: NodeSpec) -> Path:
+    """What is copied to a board."""
+    return folder / "boards" / spec.name
+
+
 def _keys(folder: Path, spec: NodeSpec) -> tuple[Path, Path]:
     """The ground's and the board's copy of a node's key."""
-    return folder / "keys" / f"{spec.name}.key", folder / "boards" / spec.name / "node.key"
+    return folder / "keys" / f"{spec.name}.key", board_folder(folder, spec) / "node.key"
 
 
 def _reference(profile: str, kind: str) -> str:
@@ -268,9 +293,9 @@ def _toml(what: str, sections: dict[str, Any]) -> str:
         head, tables = (f"[[{name}]]", section) if isinstance(section, list) else (f"[{name}]", [section])
         for table in tables:
             lines += ["", head]
-            # JSON's literals and escapes are a subset of TOML's.
+            # JSON's literals and escapes are a subset of TOML's, but for a control that TOML forbids.
             lines += [
-                f"{key} = {json.dumps(value, ensure_ascii=False)}"
+                f"{key} = {json.dumps(value, ensure_ascii=False)}".replace("\x7f", "\\u007f")
                 for key, value in table.items()
                 if value is not None
             ]

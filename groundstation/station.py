@@ -115,5 +115,7 @@ class Station:
 
     def close(self, now: float) -> None:
         """Saves the counters and what is half received, then closes the port."""
-        self.count(now)
-        self.pump.close(now)
+        try:
+            self.count(now)
+        finally:
+            self.pump.close(now)

@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from groundstation.onlooker import open_to_read
 from onboard.wire.events import Spent
 from onboard.wire.seal import NO_SALT
 
@@ -24,8 +25,16 @@ _LATEST = 4  # of a node's updates: one that waits for its DONE is of the last r
 _ADDED = (("round", "left_s", "REAL"), ("answer", "asking", "INTEGER NOT NULL DEFAULT 0"))
 
 
+OPEN_WITHIN_S = 5.0  # at the start, while another program reads or holds the database
+BUSY_MS = 50  # later
+
+
 class StoreError(OSError):
     """The database cannot be read or written: names the file and SQLite's reason; nothing stored is lost."""
+
+
+class StoreBusy(StoreError):  # noqa: N818 - a state of the world rather than a mistake
+    """Another program holds the database. It is as it was; try again."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +72,12 @@ class Store:
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
+        self._file: tuple[int, int] | None = None  # device and inode, of a database that is written
         with self._errors():
             if read_only:
-                self._db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+                self._db = open_to_read(path)
             else:
-                self._db = sqlite3.connect(path, isolation_level=None)
+                self._db = sqlite3.connect(path, isolation_level=None, timeout=OPEN_WITHIN_S)
                 self._db.execute("PRAGMA journal_mode = WAL")
                 self._db.execute("PRAGMA synchronous = FULL")
                 self._db.execute("PRAGMA foreign_keys = ON")
@@ -75,6 +85,7 @@ class Store:
                     schema = resources.files("groundstation").joinpath("schema.sql").read_text()
                     self._db.executescript(f"BEGIN; {schema} COMMIT;")
                 self._add_columns()
+                self._file = _identity(path)
             self._db.row_factory = sqlite3.Row
 
     def _add_columns(self) -> None:
@@ -84,14 +95,24 @@ class Store:
             if column not in present:
                 self._db.execute(f"ALTER TABLE {table} ADD COLUMN {column} {kind}")
 
+    def never_wait(self) -> None:
+        """From now on a database that another program holds is StoreBusy at once: a loop tries again later,
+        and does not wait in SQLite while its links go unheard."""
+        with self._errors():
+            self._db.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
+
     def close(self) -> None:
         """Closes the file; the write-ahead log is folded in by SQLite."""
-        self._db.close()
+        with self._errors():
+            self._db.close()
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
         """All of it or nothing, on the disk when the block ends."""
         with self._errors():
+            if self._file is not None and _identity(self.path) != self._file:
+                # SQLite would go on in a file that has no name any more, and all of it would be lost.
+                raise StoreError(f"{self.path}: was removed or replaced while this program ran; restart it")
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -335,4 +356,14 @@ class Store:
         try:
             yield
         except sqlite3.Error as error:
+            if "locked" in str(error):
+                raise StoreBusy(f"{self.path}: {error}: another program holds it") from error
             raise StoreError(f"{self.path}: {error}") from error
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

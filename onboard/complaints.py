@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import sys
-from typing import Any, NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, TextIO
 
 import click
+from click.types import FloatParamType
 
 from onboard.extras import root_cause, unusable, wanted
 
@@ -20,6 +24,7 @@ class OneLineErrors(click.Group):
         """See `click.Group.main`; always ends the program."""
         kwargs["standalone_mode"] = False
         try:
+            check_text(sys.argv[1:] if not args or args[0] is None else args[0])
             code = super().main(*args, **kwargs)
         except click.ClickException as error:
             message = error.format_message()
@@ -33,7 +38,53 @@ class OneLineErrors(click.Group):
             code = 2 if package and error.name == package else 1
         except click.Abort:
             code = 130
+        except OSError as error:  # of whatever a command did not expect to fail
+            name = f"{error.filename}: " if isinstance(error.filename, str | os.PathLike) else ""
+            click.echo(f"{self.name}: {name}{error.strerror or error}", err=True)
+            code = 1
+        if code:
+            forget_unwritten(sys.stdout)
         sys.exit(code)
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        """See `click.Group.add_command`. No number that a command takes is infinite or none at all."""
+        for param in cmd.params:
+            if isinstance(param.type, FloatParamType):
+                param.callback = _finite(param.callback)
+        super().add_command(cmd, name)
+
+
+Callback = Callable[[click.Context, click.Parameter, Any], Any]
+
+
+def _finite(then: Callback | None) -> Callback:
+    """What an option does with its value, once it is known to be a number: NaN is in every range."""
+
+    def check(context: click.Context, param: click.Parameter, value: Any) -> Any:
+        if isinstance(value, float) and not math.isfinite(value):
+            raise click.BadParameter(f"{value} is not a finite number.", context, param)
+        return value if then is None else then(context, param, value)
+
+    return check
+
+
+def check_text(arguments: Sequence[str]) -> None:
+    """Raises UsageError for an argument that is no text: it can stand in no file that the programs write."""
+    for argument in arguments:
+        try:
+            argument.encode("utf-8")
+        except UnicodeEncodeError:
+            raise click.UsageError(f"argument {argument!r} is not UTF-8") from None
+
+
+def forget_unwritten(stream: TextIO | None) -> None:
+    """What a stream could not write is not tried again at the program's end, where failing is a traceback."""
+    try:
+        if stream is not None:
+            stream.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno() if stream is not None else 1)
 
 
 def refused(error: OSError, where: object) -> NoReturn:

@@ -95,7 +95,11 @@ def replace_keys(path: str | Path, keys: Mapping[int, bytes]) -> None:
 
 def _write(path: str | Path, text: str) -> None:
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "w", encoding="ascii") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(handle)
+    try:
+        with os.fdopen(handle, "w", encoding="ascii") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(handle)
+    except OSError:  # half a key is none, and would be in the way of the next try
+        Path(path).unlink()
+        raise

@@ -177,7 +177,7 @@ BAD = [
     (["--node", PI, "--quorum", "2"], "groundstation init: mission.quorum = 2: must be at most select (1)"),
     (
         ["--node", PI, "--deadline", "nan"],
-        "groundstation init: mission.deadline_s = nan: expected float > 0.0",
+        "groundstation: Invalid value for '--deadline': nan is not a finite number.",
     ),
     (
         ["--node", PI, "--rounds", "65535"],
