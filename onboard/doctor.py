@@ -21,6 +21,7 @@ from onboard.learn.graph import GraphError, TrainGraph, shipped
 from onboard.link import device_of, framing_of, open_port
 from onboard.shard import images_of, shard_of
 from onboard.toml import ConfigError
+from onboard.trial import fitting, tried
 from onboard.wire.contacts import Contacts
 
 REFUSAL_WITHIN_S = 0.3  # how soon a terminal server says that its port is taken
@@ -55,7 +56,7 @@ def examine(config: NodeConfig | GossipConfig) -> list[Finding]:
     for what, look in checks:
         try:
             findings.append(Finding(what, True, look()))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, MemoryError) as error:
             findings.append(Finding(what, False, str(error)))
     return findings
 
@@ -117,12 +118,16 @@ def _data(config: NodeConfig | GossipConfig) -> str:
     return f"{len(images)} images of {images.shape} in {config.data_source}"
 
 
-def _memory(config: OwnConfig) -> str:
+def _memory(config: NodeConfig | GossipConfig) -> str:
+    """Whether the budget is there, and whether a real training passes under it."""
     with Path("/proc/meminfo").open(encoding="ascii") as lines:
         available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     if available < config.memory_bytes:
         raise ValueError(f"{_mb(available)} are free, the budget is {_mb(config.memory_bytes)}")
-    return f"{_mb(config.memory_bytes)} of {_mb(available)} that are free"
+    trains = isinstance(config, NodeConfig) or config.gossip.trains
+    needs = [tried(config, graph) for graph in fitting(config)] if trains else []
+    needs = needs or ["no model was tried" if trains else "this node trains nothing"]
+    return f"{'; '.join(needs)}; {_mb(config.memory_bytes)} are allowed, {_mb(available)} are free"
 
 
 def _mb(count: int) -> str:

@@ -68,10 +68,11 @@ class ProcessTrainer:
         """The child's process id while there is one."""
         return None if self._child is None else self._child.process.pid
 
-    def begin(self, job: Job) -> None:
+    def begin(self, job: Job, allowed_bytes: int | None = None) -> None:
+        """As `Trainer.begin`. `allowed_bytes`: the child's alone, in place of what `memory_bytes` leaves."""
         self.stop()
         try:
-            self._child = _Child(self._order(job))
+            self._child = _Child(self._order(job, allowed_bytes))
         except OSError as error:  # no memory for a process, too many of them, or no interpreter any more
             failure = Failure.MEMORY if error.errno in (errno.ENOMEM, errno.EAGAIN) else Failure.PROCESS
             self._unstarted = [Failed(failure=failure, why=f"cannot start a process to train: {error}")]
@@ -116,8 +117,10 @@ class ProcessTrainer:
         if isinstance(answer, Failed):
             say(log, "images-unread", level=logging.WARNING, why=answer.why)
 
-    def _order(self, job: Job | None) -> Order:
-        left = None if self._memory_bytes is None else share_of_training(self._memory_bytes)
+    def _order(self, job: Job | None, allowed_bytes: int | None = None) -> Order:
+        left = allowed_bytes
+        if left is None and self._memory_bytes is not None:
+            left = share_of_training(self._memory_bytes)
         return Order(shard=self._shard, job=job, memory_bytes=left, first=self._first)
 
 
