@@ -98,7 +98,6 @@ class Device:
             link=link,
             master=False,
             epoch=known.epoch,
-            floor=known.floor,
             now=now,
             group_key=group_key,
         )

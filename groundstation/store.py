@@ -19,7 +19,7 @@ import msgspec
 
 from groundstation.onlooker import open_to_read
 from onboard.wire.events import Spent
-from onboard.wire.seal import NO_SALT, next_start
+from onboard.wire.seal import NO_SALT
 
 _LATEST = 4  # of a node's updates: one that waits for its DONE is of the last round or the one before
 _ADDED = (("round", "left_s", "REAL"), ("answer", "asking", "INTEGER NOT NULL DEFAULT 0"))
@@ -156,17 +156,12 @@ class Store:
                 "ON CONFLICT (id) DO UPDATE SET name = excluded.name",
                 (node, name, NO_SALT),
             )
+            self._db.execute("UPDATE node SET epoch = epoch + 1 WHERE id = ?", (node,))
             row = self._db.execute(
                 "SELECT epoch, salt, floor_epoch, floor_seq, spent FROM node WHERE id = ?", (node,)
             ).fetchone()
-            floor = (row["floor_epoch"], row["floor_seq"])
-            epoch, salt, floor = next_start(row["epoch"], bytes(row["salt"]), floor)
-            self._db.execute(
-                "UPDATE node SET epoch = ?, salt = ?, floor_epoch = ?, floor_seq = ? WHERE id = ?",
-                (epoch, salt, *floor, node),
-            )
         spent = Spent() if row["spent"] is None else msgspec.json.decode(row["spent"], type=Spent)
-        return Floor(epoch, salt, floor, spent)
+        return Floor(row["epoch"], bytes(row["salt"]), (row["floor_epoch"], row["floor_seq"]), spent)
 
     def rekey(self, node: int, salt: bytes) -> None:
         """Notes the salt of a node's link, under which nothing was heard yet."""

@@ -13,8 +13,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
-
 from onboard import health
 from onboard.agent_state import CHECKPOINT, DEPLOYED, MODEL, UPDATE, Known, kept_object
 from onboard.budget import Ledger
@@ -73,7 +71,7 @@ class Agent:
         self.ledger = ledger
         self.trainer = trainer
         self.work: Work | None = None
-        self.journal = journal
+        self._journal = journal
         self._health_due_s = 0.0
         self._full_due_s = -math.inf
         self._failed = Failed(failure=Failure.OTHER, why="")  # the last, while the phase is FAILED
@@ -84,32 +82,26 @@ class Agent:
         """Goes on where the last run was cut: offers the update that waits, or trains on. Where what it kept
         for that is gone, it trains again if it can, and else says so: the ground asks again."""
         known = self.known
-        if known.deployed and kept_object(self.journal, DEPLOYED, messages.MODEL, known.deployed) is None:
+        if known.deployed and kept_object(self._journal, DEPLOYED, messages.MODEL, known.deployed) is None:
             self.session.forget(known.deployed)
             known.deployed = b""
             if known.phase == State.IDLE:
                 known.model = b""  # of a round that is over: there is nothing to train
                 self._fail(Failed(failure=Failure.DISK, why=f"{DEPLOYED} cannot be read"), now)
         if known.phase == State.OFFERING:
-            if self._offer_kept(now):
+            update = kept_object(self._journal, UPDATE, messages.UPDATE, known.update)
+            if update is not None:
+                cut = known.fragment_bytes or None
+                known.update = self.session.offer(messages.UPDATE, update, now, fragment_bytes=cut)
                 say(log, "resumed", phase="offering", round=known.round)
                 return
             known.phase = State.TRAINING  # as its model may be there still
         if known.phase in (State.TRAINING, State.FAILED) and known.model:
             self._train_again(now)
 
-    def _offer_kept(self, now: float) -> bool:
-        """Offers the update that waits, cut as before; False where it cannot be read."""
-        update = kept_object(self.journal, UPDATE, messages.UPDATE, self.known.update)
-        if update is None:
-            return False
-        cut = self.known.fragment_bytes or None
-        self.session.offer(messages.UPDATE, update, now, fragment_bytes=cut)
-        return True
-
     def _train_again(self, now: float) -> None:
         """The round's training once more, from its model and its checkpoint if they are there."""
-        model = kept_object(self.journal, MODEL, messages.MODEL, self.known.model)
+        model = kept_object(self._journal, MODEL, messages.MODEL, self.known.model)
         if model is None:
             self._fail(Failed(failure=Failure.DISK, why=f"{MODEL} cannot be read"), now)
             return
@@ -122,31 +114,26 @@ class Agent:
         say(log, "resumed", phase="training", round=task.round)
         self._begin(task, model, now)
 
-    def talk_by(self, session: Session, now: float) -> None:
-        """Another session takes the place of one that has used up its numbers."""
-        self.session = session
-        if self.known.phase == State.OFFERING:
-            self._offer_kept(now)
-
     def hear(self, event: Event, now: float) -> None:
         """Takes one event of the link."""
         if isinstance(event, Arrived):
             self._take(event, now)
         elif isinstance(event, Delivered) and event.digest == self.known.update:
             self._settle(State.IDLE)
-            self.journal.drop(UPDATE)
+            self._journal.drop(UPDATE)
             say(log, "delivered", round=self.known.round)
         elif isinstance(event, Cancelled) and event.digest == self.known.update:
             self._settle(State.IDLE)
-            self.journal.drop(UPDATE)
+            self._journal.drop(UPDATE)
             say(
                 log, "update-cancelled", level=logging.WARNING, round=self.known.round,
                 object=event.digest.hex(), why=event.reason,
             )  # fmt: skip
         elif isinstance(event, Rekeyed):
-            self.journal.save(msgspec.structs.replace(self.known, salt=event.salt, floor=(0, 0)))
             self.session.rekey(event.salt)
-            say(log, "rekeyed")
+            for digest in set(self.session.done) - {self.known.model, self.known.deployed}:
+                self.session.forget(digest)  # a ground that went back may mean it when it asks once more
+            say(log, "rekeyed", again=event.again)
         elif isinstance(event, Spent):
             self.known.spent = event
             self._save()
@@ -160,18 +147,18 @@ class Agent:
                 raise BadMessage(f"kind {arrived.kind} is not for a board")
             task, _ = messages.decode_task(arrived.payload)
             if task.mission == self.known.mission and task.round < self.known.round:
-                raise BadMessage(f"round {task.round} is over, at {self.known.round}")
+                self._go_back(task.round)
         except BadMessage as error:
             say(log, "refused", level=logging.WARNING, what=str(error))
             self.session.refuse(arrived.digest, Reason.REFUSED, now)
             return
-        self.journal.keep(MODEL if task.epochs else DEPLOYED, arrived.payload)
+        self._journal.keep(MODEL if task.epochs else DEPLOYED, arrived.payload)
         asked_first = messages.as_asked_first(arrived.payload)
         goes_on = asked_first == self.known.question and self._is_at_work
         if not goes_on:
             self._stop_work(now)
         self.known.mission, self.known.round, self.known.asking = task.mission, task.round, task.asking
-        self.known.question = asked_first
+        self.known.question, self.known.asked_under = asked_first, self.session.salt
         if task.epochs:
             self.known.model = arrived.digest
         else:
@@ -186,6 +173,16 @@ class Agent:
             say(log, "deployed", round=task.round, model=task.model)
         elif not goes_on:
             self._begin(task, arrived.payload, now)
+
+    def _go_back(self, round_number: int) -> None:
+        """An earlier round: under the same salt it comes late. Under another the ground has begun again, on
+        an older copy of its database, and it is the one that decides. Raises BadMessage."""
+        if self.session.salt == self.known.asked_under:
+            raise BadMessage(f"round {round_number} is over, at {self.known.round}")
+        say(
+            log, "ground-went-back", level=logging.WARNING, round=round_number, before=self.known.round,
+            why="the ground asks an earlier round than before, as its database is an older copy",
+        )  # fmt: skip
 
     @property
     def _is_at_work(self) -> bool:
@@ -204,7 +201,7 @@ class Agent:
             checkpoint_due_s=now + self.config.checkpoint_s,
         )
         try:
-            checkpoint = self.journal.fetch(CHECKPOINT)
+            checkpoint = self._journal.fetch(CHECKPOINT)
         except OSError as error:  # a card that wears out costs the checkpoint, not the training
             say(log, "checkpoint-dropped", level=logging.WARNING, why=str(error))
             checkpoint = None
@@ -259,14 +256,14 @@ class Agent:
         work.flops_a_step, work.epoch = begun.flops_a_step, begun.epoch
         if begun.dropped:  # of another round or damaged: the training starts from the beginning
             say(log, "checkpoint-dropped", level=logging.WARNING, why=begun.dropped)
-            self.journal.drop(CHECKPOINT)
+            self._journal.drop(CHECKPOINT)
         elif begun.epoch:
             say(log, "checkpoint", epoch=begun.epoch)
 
     def _checkpoint(self, work: Work, state: bytes, now: float) -> None:
         """Durable progress at an epoch's end. A disk that is full costs the checkpoint, not the training."""
         try:
-            self.journal.keep(CHECKPOINT, state)
+            self._journal.keep(CHECKPOINT, state)
             spent_j = self._spent_j(now)
             self.known.train_s += now - work.started_s
             self.known.energy_j += spent_j - work.started_j
@@ -286,7 +283,7 @@ class Agent:
         except ValueError as error:  # a loss beyond what an update can say
             self._fail(Failed(failure=Failure.OTHER, why=str(error)), now)
             return
-        self.journal.keep(UPDATE, work.update)
+        self._journal.keep(UPDATE, work.update)
         seconds = self.known.train_s + now - work.started_s
         self.known.update = messages.digest(messages.UPDATE, work.update)
         self._settle(State.OFFERING)
@@ -322,18 +319,17 @@ class Agent:
             self.work = None
         if self.known.phase == State.OFFERING:
             self.session.cancel(self.known.update, now)
-            self.journal.drop(UPDATE)
+            self._journal.drop(UPDATE)
 
     def _settle(self, phase: State) -> None:
         """A new phase begins: durable, with the training's leftovers removed."""
         self.known.phase = phase
         self.known.train_s = self.known.cpu_s = self.known.energy_j = 0.0
         self._save()
-        self.journal.drop(CHECKPOINT)
+        self._journal.drop(CHECKPOINT)
 
     def _save(self) -> None:
-        self.known.salt, self.known.floor = self.session.salt, self.session.floor
-        self.journal.save(self.known)
+        self._journal.save(self.known)
 
     def _fail(self, failed: Failed, now: float) -> None:
         """The round cannot be trained: the ground hears so at once and does not wait, and the agent waits for
@@ -368,7 +364,7 @@ class Agent:
         if now < self._health_due_s and not at_once:
             return
         self._health_due_s = now
-        readings = health.read(self.journal.folder)
+        readings = health.read(self._journal.folder)
         last = self.work.last if self.work is not None else None
         failed = self._failed if self.known.phase == State.FAILED else None
         report = Health(

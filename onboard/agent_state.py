@@ -27,14 +27,13 @@ class Known(msgspec.Struct, kw_only=True):
     """What the agent keeps in its journal."""
 
     epoch: int = 0
-    salt: bytes = NO_SALT  # of the link's keys
-    floor: tuple[int, int] = (0, 0)  # of the ground's frames under it
     spent: Spent = Spent()  # of this end's allowances
     mission: bytes = b""
     phase: State = State.IDLE
     round: int = 0
     asking: int = 0  # of this round, the last
     model: bytes = b""  # digest of the object in model.bin
+    asked_under: bytes = NO_SALT  # the salt in force when the round was asked
     question: bytes = b""  # and of the same as it was asked first: an asking that differs in it is new work
     update: bytes = b""  # digest of the object in update.bin
     deployed: bytes = b""  # digest of the object in deployed.bin

@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from typing import Any
@@ -35,15 +35,16 @@ from onboard.wire.events import (
     Expired,
     Limits,
     OtherForm,
+    OutOfStep,
     PeerHeard,
     PeerSilent,
     Refused,
+    TwoEnds,
     UnknownPeer,
     WrongKey,
 )
 from onboard.wire.messages import Reason
 from onboard.wire.presence import QUIET_S
-from onboard.wire.seal import SeqExhausted, next_start
 from onboard.wire.session import Session
 from onboard.wire.timing import LEAD_BYTES
 
@@ -65,48 +66,36 @@ def board_agent(
     Raises BadKey, OSError. The epoch is raised and durable before anything can be sent with it.
     """
     end = config.ground
-    load_keys(end.key_path)  # before anything is written
+    key = load_keys(end.key_path)
     journal = Journal(config.state, Known)
     known = journal.load() or Known()
+    known.epoch += 1
+    journal.save(known)
     spool = Spool(config.state / "spool", SPOOL_BYTES)
     spool.retain((known.model, known.deployed))  # all that the journal can say it has acted on
-    session = _session(config, journal, known, spool.finished(), now)
+    session = Session(
+        node=config.id,
+        peer=GROUND,
+        key=key,
+        link=end.link,
+        master=False,
+        epoch=known.epoch,
+        nonce=os.urandom,
+        encrypted=end.encrypt,
+        done=spool.finished(),
+        spent=known.spent,
+        wire_bytes=partial(wire_bytes, end.port),
+        now=now,
+        limits=limits_for(end.port, end.bytes_per_contact, end.bytes_per_day),
+    )
     tap = (
-        recorder.link(
-            end.port, end.link, local=config.id, peer=GROUND, salt=known.salt, encrypted=end.encrypt
-        )
+        recorder.link(end.port, end.link, local=config.id, peer=GROUND, encrypted=end.encrypt)
         if recorder
         else None
     )
     pump = Pump(opener(end.port, end.link, tap), session, spool)
     agent = Agent(config, session, journal, known, Ledger(config.board, end.link, now), trainer)
     return agent, pump
-
-
-def _session(
-    config: NodeConfig, journal: Journal[Known], known: Known, done: Iterable[bytes], now: float
-) -> Session:
-    """The board's end of its link, under an epoch that no frame of its was sealed in. Raises OSError."""
-    end = config.ground
-    known.epoch, known.salt, known.floor = next_start(known.epoch, known.salt, known.floor)
-    journal.save(known)
-    return Session(
-        node=config.id,
-        peer=GROUND,
-        key=load_keys(end.key_path),
-        link=end.link,
-        master=False,
-        epoch=known.epoch,
-        floor=known.floor,
-        salt=known.salt,
-        nonce=os.urandom,
-        encrypted=end.encrypt,
-        done=done,
-        spent=known.spent,
-        wire_bytes=partial(wire_bytes, end.port),
-        now=now,
-        limits=limits_for(end.port, end.bytes_per_contact, end.bytes_per_day),
-    )
 
 
 def limits_for(port: str, bytes_per_contact: float = math.inf, bytes_per_day: float = math.inf) -> Limits:
@@ -140,10 +129,6 @@ def carry(
     agent.resume(clock())
     untold: deque[Event] = deque()  # events whose effects the disk refused
     drive, retry_at = Drive(agent, pace), 0.0
-
-    def view() -> dict[str, Any]:
-        return board_view(agent, pump, clock())
-
     report_due_s = clock() if report_every_s is not None else math.inf
     with stop_signals() as stop, closing(Lookout(agent.config.state)) as lookout:
         while not stop.asked:
@@ -151,11 +136,7 @@ def carry(
             try:
                 if contacts is not None:
                     contacts.keep(pump.session, now, wall())
-                before = pump
-                pump, heard = poll_link(agent, pump, now)
-                if pump is not before:
-                    untold.clear()  # what these speak of comes again
-                for event in heard:
+                for event in pump.poll(now):
                     tell_of_link(event, peer="ground")
                     if not isinstance(event, OfPort):
                         untold.append(event)
@@ -165,7 +146,7 @@ def carry(
                 if now >= report_due_s and report_every_s is not None:
                     report_due_s = now + report_every_s
                     say(log, "doing", **agent.doing(), step_s=drive.running_s(now), link=link_view(pump, now))
-                lookout.answer(view)
+                lookout.answer(lambda: board_view(agent, pump, clock()))
                 step_at = max(drive.wakeup(), retry_at)
                 wake_s = min(now + LONGEST_WAIT_S, step_at, report_due_s, pump.wakeup(now))
                 trained = agent.trainer.fds if now >= retry_at else ()  # else what it says must wait
@@ -176,21 +157,6 @@ def carry(
                     wait([], MEMORY_AGAIN_S, also=[stop.fd])
     agent.trainer.stop()
     pump.close(clock())
-
-
-def poll_link(agent: Agent, pump: Pump, now: float) -> tuple[Pump, list[PumpEvent]]:
-    """What the link brings, and its pump. A session that has used up its numbers is begun again, as by a
-    restart, while the training goes on."""
-    try:
-        return pump, pump.poll(now)
-    except SeqExhausted:
-        try:
-            session = _session(agent.config, agent.journal, agent.known, pump.session.done, now)
-        except OSError as error:
-            say(log, "disk-full", level=logging.ERROR, path=str(agent.config.state), why=str(error))
-            return pump, []
-        agent.talk_by(session, now)
-        return pump.with_session(session, now), []
 
 
 def _act(agent: Agent, untold: deque[Event], drive: Drive, now: float, clock: Callable[[], float]) -> float:
@@ -241,6 +207,19 @@ def tell_of_link(event: PumpEvent, **whose: Any) -> None:
         say(
             log, "encryption-differs", level=logging.ERROR, **whose, peer_encrypts=event.encrypted,
             why="set link.encrypt in NODE.toml and encrypt of its [[node]] in mission.toml alike",
+        )  # fmt: skip
+    elif isinstance(event, OutOfStep):
+        say(
+            log, "out-of-step", level=logging.WARNING, **whose,
+            refused="replays" if event.replays else "tags",
+            why="the two ends disagree about salt or epochs, as after one agreed with a copy of the other; "
+            "they agree anew",
+        )  # fmt: skip
+    elif isinstance(event, TwoEnds):
+        say(
+            log, "cloned-or-restored", level=logging.ERROR, **whose, take_turns=event.take_turns,
+            why="two live programs hold this link's key (a cloned card, a copied folder, a restored machine)"
+            ": stop one, or give each board a folder and a key of its own",
         )  # fmt: skip
     elif isinstance(event, PeerHeard):
         say(log, "in-sight", **whose)

@@ -32,7 +32,7 @@ from onboard.learn.gossip import Gossip, Message
 from onboard.log import say
 from onboard.wire.events import Arrived, Cancelled, Corrupt, Delivered, Event, PeerHeard, Rekeyed, Spent
 from onboard.wire.messages import GOSSIP, Reason
-from onboard.wire.seal import NO_SALT, next_start
+from onboard.wire.seal import NO_SALT
 from onboard.wire.session import Session
 
 log = logging.getLogger(__name__)
@@ -67,12 +67,6 @@ class Known(msgspec.Struct, kw_only=True):
     epoch: int = 0  # of its frames
     ties: dict[int, Tie] = msgspec.field(default_factory=dict)
 
-    def count_start(self) -> None:
-        """Another epoch for the frames of all links; see `seal.next_start`."""
-        self.epoch, _, _ = next_start(self.epoch, NO_SALT, (0, 0))
-        if self.epoch == 1:
-            self.ties = {peer: Tie(spent=tie.spent) for peer, tie in self.ties.items()}
-
 
 class GossipAgent:
     """One node. `sessions` talk, by neighbour; `journal` and `exchanges` remember; `descent` trains, at
@@ -81,7 +75,7 @@ class GossipAgent:
     def __init__(
         self,
         config: GossipConfig,
-        sessions: dict[int, Session],
+        sessions: Mapping[int, Session],
         journal: Journal[Known],
         known: Known,
         exchanges: ExchangeLog,
@@ -93,7 +87,7 @@ class GossipAgent:
         self.cpu_s = 0.0
         self.refused = 0  # values of neighbours that could not be used
         self.gossip = self._begun({})
-        self._sessions, self._journal, self.known = sessions, journal, known
+        self._sessions, self._journal, self._known = sessions, journal, known
         self._log = exchanges
         self._flops_a_step = flops_a_step
         self._unsent: dict[int, Message] = {}  # opened, and not on the disk yet
@@ -149,22 +143,9 @@ class GossipAgent:
             return numbers
         except Exception as error:  # of another model, or damaged: numpy and zipfile raise a dozen kinds
             say(log, "checkpoint-dropped", level=logging.WARNING, why=str(error))
-            for peer, session in self._sessions.items():
-                session.forget(*session.done)  # what was taken has gone with it
+            for peer in self._sessions:
                 self._log.forget(peer)
             return {}
-
-    def count_start(self) -> None:
-        """A link begins again, under an epoch of its own; it is durable on return. Raises OSError."""
-        self._save()  # with the floors and salts of the links as they are
-        self.known.count_start()
-        self._journal.save(self.known)
-
-    def talk_by(self, peer: int, session: Session, now: float) -> None:
-        """Another session takes the place of one that has used up its numbers."""
-        self._sessions[peer] = session
-        if peer in self._offered:
-            self._offer(peer, now)
 
     # hear
 
@@ -186,9 +167,8 @@ class GossipAgent:
         elif isinstance(event, PeerHeard) and peer in self._offered:
             self._offer(peer, now)  # it may have lost what it took: it then learns the number from this
         elif isinstance(event, Rekeyed):
-            self._save(peer, salt=event.salt, floor=(0, 0))
             self._sessions[peer].rekey(event.salt)
-            say(log, "rekeyed", peer=peer)
+            say(log, "rekeyed", peer=peer, again=event.again)
         elif isinstance(event, Spent):
             self._save(peer, spent=event)
         elif isinstance(event, Corrupt):
@@ -361,9 +341,9 @@ class GossipAgent:
         """All ties are durable as they are, and what has `changed` in the one with neighbour `of`."""
         for peer, session in self._sessions.items():
             fields = {"salt": session.salt, "floor": session.floor} | (changed if peer == of else {})
-            tie = self.known.ties.get(peer, Tie())
-            self.known.ties[peer] = msgspec.structs.replace(tie, **fields)
-        self._journal.save(self.known)
+            tie = self._known.ties.get(peer, Tie())
+            self._known.ties[peer] = msgspec.structs.replace(tie, **fields)
+        self._journal.save(self._known)
 
     def _ends_at(self, now: float) -> float:
         """When no neighbour has been heard in `patience_s` of contact with it. One that is out of contact may

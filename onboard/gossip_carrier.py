@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from functools import partial
 
@@ -26,7 +26,7 @@ from onboard.learn.descent import Descent, Recipe
 from onboard.learn.graph import GraphError, TrainGraph, initial
 from onboard.link import Spool, opener, wire_bytes
 from onboard.link.port import Port
-from onboard.link.pump import OfPort, Pump, PumpEvent, wait
+from onboard.link.pump import OfPort, Pump, wait
 from onboard.link.recorder import Recorder
 from onboard.log import say
 from onboard.lookout import Lookout
@@ -35,12 +35,11 @@ from onboard.toml import ConfigError
 from onboard.views import gossip_view
 from onboard.wire.events import Event
 from onboard.wire.messages import GOSSIP, digest
-from onboard.wire.seal import MAX_EPOCH, Keys, SeqExhausted
 from onboard.wire.session import Session
 
 log = logging.getLogger(__name__)
 
-Opener = Callable[[Neighbour, bytes], Callable[[], Port | None]]
+Opener = Callable[[Neighbour], Callable[[], Port | None]]
 
 
 def gossip_node(
@@ -94,13 +93,13 @@ def linked(
 ) -> tuple[GossipAgent, dict[int, Pump]]:
     """The agent with its journal, and for each neighbour a session, a spool and a pump.
 
-    opener: gives, for a neighbour and the salt of its keys, what opens its port. nonce: see Session.
+    opener: gives, for a neighbour, what opens its port. nonce: see Session.
     Raises BadKey, OSError. The epoch is raised and durable before anything can be sent with it.
     """
     keys = {each.id: _keys(index, each) for index, each in enumerate(config.neighbours)}
     journal = Journal(config.state, Known)
     known = journal.load() or Known()
-    known.count_start()
+    known.epoch += 1
     journal.save(known)
     exchanges = ExchangeLog(config.state / EXCHANGES)
     pumps = {}
@@ -108,41 +107,24 @@ def linked(
         tie = known.ties.get(each.id, Tie())
         spool = Spool(config.state / "spool" / str(each.id), SPOOL_BYTES)
         taken = [digest(GOSSIP, logged.taken) for logged in exchanges.of(each.id) if logged.taken]
-        spool.retain(taken)  # the log alone says what was taken
-        session = _session(config, each, keys[each.id], known, taken, nonce, now)
-        pumps[each.id] = Pump(opener(each, tie.salt), session, spool)
+        session = Session(
+            node=config.id,
+            peer=each.id,
+            key=keys[each.id],
+            link=each.link,
+            master=config.id < each.id,
+            epoch=known.epoch,
+            nonce=nonce,
+            encrypted=each.encrypt,
+            done=(*spool.finished(), *taken),
+            spent=tie.spent,
+            wire_bytes=partial(wire_bytes, each.port),
+            now=now,
+            limits=limits_for(each.port, each.bytes_per_contact, each.bytes_per_day),
+        )
+        pumps[each.id] = Pump(opener(each), session, spool)
     sessions = {peer: pump.session for peer, pump in pumps.items()}
     return GossipAgent(config, sessions, journal, known, exchanges, descent, flops_a_step), pumps
-
-
-def _session(
-    config: GossipConfig,
-    each: Neighbour,
-    keys: Keys,
-    known: Known,
-    done: Iterable[bytes],
-    nonce: Callable[[int], bytes],
-    now: float,
-) -> Session:
-    """This end of the link with one neighbour, in the epoch that the journal holds."""
-    tie = known.ties.get(each.id, Tie())
-    return Session(
-        node=config.id,
-        peer=each.id,
-        key=keys,
-        link=each.link,
-        master=config.id < each.id,
-        epoch=known.epoch,
-        floor=tie.floor,
-        salt=tie.salt,
-        nonce=nonce,
-        encrypted=each.encrypt,
-        done=done,
-        spent=tie.spent,
-        wire_bytes=partial(wire_bytes, each.port),
-        now=now,
-        limits=limits_for(each.port, each.bytes_per_contact, each.bytes_per_day),
-    )
 
 
 def _keys(index: int, neighbour: Neighbour) -> dict[int, bytes]:
@@ -152,14 +134,10 @@ def _keys(index: int, neighbour: Neighbour) -> dict[int, bytes]:
         raise BadKey(f"neighbour[{index}].key: {error}") from None
 
 
-def _opener(
-    config: GossipConfig, recorder: Recorder | None, end: Neighbour, salt: bytes
-) -> Callable[[], Port | None]:
+def _opener(config: GossipConfig, recorder: Recorder | None, end: Neighbour) -> Callable[[], Port | None]:
     tap = None
     if recorder:
-        tap = recorder.link(
-            end.port, end.link, local=config.id, peer=end.id, salt=salt, encrypted=end.encrypt
-        )
+        tap = recorder.link(end.port, end.link, local=config.id, peer=end.id, encrypted=end.encrypt)
     return opener(end.port, end.link, tap)
 
 
@@ -185,7 +163,6 @@ def carry_gossip(
         for each in config.neighbours
         if each.contacts_path
     }
-    links = dict(pumps)
     agent.resume(clock())
     untold: deque[tuple[int, Event]] = deque()  # events whose effects the disk refused
     next_step_at = retry_at = 0.0
@@ -194,12 +171,9 @@ def carry_gossip(
         while not stop.asked and agent.phase is not Phase.OVER:
             now = clock()
             for peer, plan in plans.items():
-                plan.keep(links[peer].session, now, wall())
-            for peer in links:
-                heard, ended = poll_link(agent, links, peer, now)
-                if ended:
-                    untold = deque(each for each in untold if each[0] not in ended)  # these come again
-                for event in heard:
+                plan.keep(pumps[peer].session, now, wall())
+            for peer, pump in pumps.items():
+                for event in pump.poll(now):
                     tell_of_link(event, peer=peer)
                     if not isinstance(event, OfPort):
                         untold.append((peer, event))
@@ -216,47 +190,14 @@ def carry_gossip(
                 retry_at = now + RETRY_S
             if now >= report_due_s and report_every_s is not None:
                 report_due_s = now + report_every_s
-                say(log, "doing", **agent.doing(), links=gossip_view(agent, links, now)["links"])
-            lookout.answer(lambda: gossip_view(agent, links, clock()))
+                say(log, "doing", **agent.doing(), links=gossip_view(agent, pumps, now)["links"])
+            lookout.answer(lambda: gossip_view(agent, pumps, clock()))
             act_at = min(agent.wakeup(now), next_step_at if agent.trains else math.inf)
-            wake_s = min(pump.wakeup(now) for pump in links.values())
+            wake_s = min(pump.wakeup(now) for pump in pumps.values())
             wake_s = min(now + LONGEST_WAIT_S, max(act_at, retry_at), report_due_s, wake_s)
-            wait(links.values(), wake_s - clock(), also=[stop.fd, *lookout.fds])
-    for pump in links.values():
+            wait(pumps.values(), wake_s - clock(), also=[stop.fd, *lookout.fds])
+    for pump in pumps.values():
         pump.close(clock())
-
-
-def poll_link(
-    agent: GossipAgent,
-    links: dict[int, Pump],
-    peer: int,
-    now: float,
-    nonce: Callable[[int], bytes] = os.urandom,
-) -> tuple[list[PumpEvent], list[int]]:
-    """What the link with one neighbour brings, and which links of `links` begin again, as after a restart:
-    one whose session has used up its numbers, and all where the epochs are used up too."""
-    try:
-        return links[peer].poll(now), []
-    except SeqExhausted:
-        return [], _begin_again(agent, links, peer, now, nonce)
-
-
-def _begin_again(
-    agent: GossipAgent, links: dict[int, Pump], peer: int, now: float, nonce: Callable[[int], bytes]
-) -> list[int]:
-    ended = [peer] if agent.known.epoch < MAX_EPOCH else list(links)
-    try:
-        agent.count_start()
-    except OSError as error:  # tried again in the next turn
-        say(log, "disk-full", level=logging.ERROR, path=str(agent.config.state), why=str(error))
-        return []
-    for index, each in enumerate(agent.config.neighbours):
-        if each.id in ended:
-            before, keys = links[each.id], _keys(index, each)
-            session = _session(agent.config, each, keys, agent.known, before.session.done, nonce, now)
-            agent.talk_by(each.id, session, now)
-            links[each.id] = before.with_session(session, now)
-    return ended
 
 
 def step(

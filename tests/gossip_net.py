@@ -24,7 +24,7 @@ from onboard.carrier import RETRY_S
 from onboard.codec.layout import Floats, Layout, layout
 from onboard.config import GossipConfig, Neighbour, load_gossip
 from onboard.gossip_agent import GossipAgent, Phase
-from onboard.gossip_carrier import linked, poll_link
+from onboard.gossip_carrier import linked
 from onboard.keys import save_key
 from onboard.learn import topology
 from onboard.learn.descent import Descent, Recipe
@@ -87,14 +87,13 @@ class Node:
         """Starts from the disk; `send` (from, to, wire bytes)."""
         config = load_gossip(self.folder / "node.toml")
         self.lives += 1
-        self._nonce = random.Random(f"{self._seed}/{self.number}/{self.lives}").randbytes
         self.agent, self.pumps = linked(
             config,
             self._descent(config),
             1.0,
             now,
-            opener=lambda neighbour, _salt: partial(self._port, neighbour, send),
-            nonce=self._nonce,
+            opener=lambda neighbour: partial(self._port, neighbour, send),
+            nonce=random.Random(f"{self._seed}/{self.number}/{self.lives}").randbytes,
         )
         for peer, windows in self.contacts.items():
             self.pumps[peer].session.plan(windows, now)
@@ -116,10 +115,8 @@ class Node:
         again = True
         while again and self.agent is not None:
             again = False
-            for peer in self.pumps:
-                heard, ended = poll_link(self.agent, self.pumps, peer, now, self._nonce)
-                self._untold = deque(each for each in self._untold if each[0] not in ended)
-                for event in heard:
+            for peer, pump in self.pumps.items():
+                for event in pump.poll(now):
                     again = True
                     if not isinstance(event, OfPort):
                         self._untold.append((peer, event))

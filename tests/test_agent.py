@@ -48,10 +48,18 @@ def model(round_number: int = 1, mission: bytes = b"missionA", **changes: object
     return Arrived(digest(MODEL, payload), MODEL, payload)
 
 
-def arrive(agent: Agent, arrived: Arrived, config: NodeConfig, now: float) -> None:
-    """Sends the object over the wire to the agent's session, and tells the agent."""
-    ground = Session(node=0, peer=1, key=load_keys(config.ground.key_path), link=config.ground.link,
-                     master=True, epoch=1, nonce=os.urandom, now=now)  # fmt: skip
+def a_ground(config: NodeConfig, now: float) -> Session:
+    """A run of the ground's program."""
+    return Session(node=0, peer=1, key=load_keys(config.ground.key_path), link=config.ground.link,
+                   master=True, epoch=1, nonce=os.urandom, now=now)  # fmt: skip
+
+
+def arrive(
+    agent: Agent, arrived: Arrived, config: NodeConfig, now: float, ground: Session | None = None
+) -> None:
+    """Sends the object over the wire to the agent's session, and tells the agent. Each time from another run
+    of the ground's program, unless one is given."""
+    ground = ground or a_ground(config, now)
     ground.offer(arrived.kind, arrived.payload, now)
     told: list[object] = []
     for step in range(4000):
@@ -63,7 +71,7 @@ def arrive(agent: Agent, arrived: Arrived, config: NodeConfig, now: float) -> No
                         ground.rekey(event.salt)
                     elif isinstance(event, Rekeyed):
                         agent.hear(event, at)
-                    elif isinstance(event, Arrived):
+                    elif isinstance(event, Arrived) and receiver is agent.session:
                         told.append(event)
         if told:
             break
@@ -130,7 +138,6 @@ def test_what_was_trained_survives_a_power_cut(config: NodeConfig) -> None:
     assert offered(after) == [UPDATE]
     assert after.known.update == digest(UPDATE, kept)
     assert after.known.epoch == agent.known.epoch + 1
-    assert after.session.floor == agent.session.floor
 
 
 def test_a_training_that_was_cut_ends_in_the_same_update(config: NodeConfig, tmp_path: Path) -> None:
@@ -154,16 +161,39 @@ def test_a_training_that_was_cut_ends_in_the_same_update(config: NodeConfig, tmp
     assert bytes(cut[1]) == bytes(decode_update((other.state / "update.bin").read_bytes())[1])
 
 
-def test_a_newer_round_supersedes_and_an_older_one_is_refused(config: NodeConfig) -> None:
+def test_a_newer_round_supersedes_and_an_older_one_that_comes_late_is_refused(config: NodeConfig) -> None:
     agent, _ = board_agent(config, LocalTrainer(IMAGES), 0.0)
-    arrive(agent, model(2), config, 0.0)
-    arrive(agent, model(3), config, 10.0)
+    ground = a_ground(config, 0.0)
+    arrive(agent, model(2), config, 0.0, ground)
+    arrive(agent, model(3), config, 10.0, ground)
     assert agent.work is not None
     assert agent.work.task.round == 3
-    arrive(agent, model(2, seed=9), config, 20.0)
+    arrive(agent, model(2, seed=9), config, 20.0, ground)
     assert agent.work.task.round == 3
     train(agent)
     assert decode_update((config.state / "update.bin").read_bytes())[0].round == 3
+
+
+@pytest.mark.parametrize("restarts", [False, True], ids=["the board runs on", "the board starts again, too"])
+@pytest.mark.parametrize("same", [False, True], ids=["another question", "the very question of then"])
+def test_a_ground_that_was_restored_asks_an_earlier_round_and_is_answered(
+    same: bool, restarts: bool, config: NodeConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    agent, pump = board_agent(config, LocalTrainer(IMAGES), 0.0)
+    ground = a_ground(config, 0.0)
+    for number in (1, 2, 3):
+        arrive(agent, model(number), config, 100.0 * number, ground)
+        train(agent, 100.0 * number + 10)
+        agent.hear(Delivered(agent.known.update), 100.0 * number + 90)
+    if restarts:
+        pump.close(400.0)
+        agent, _ = board_agent(config, LocalTrainer(IMAGES), 400.0)
+        agent.resume(400.0)
+    arrive(agent, model(1) if same else model(1, seed=5), config, 500.0)
+    train(agent, 510.0)
+    assert decode_update((config.state / "update.bin").read_bytes())[0].round == 1
+    told = [record for record in caplog.records if record.getMessage() == "ground-went-back"]
+    assert [record.__dict__["fields"]["before"] for record in told] == [3]
 
 
 def test_a_new_mission_begins_at_its_first_round(config: NodeConfig) -> None:
@@ -174,19 +204,18 @@ def test_a_new_mission_begins_at_its_first_round(config: NodeConfig) -> None:
     assert agent.work is not None
 
 
-def test_salt_and_floor_survive_a_restart_and_a_new_key(config: NodeConfig) -> None:
+def test_every_start_is_under_no_salt_until_the_ground_agrees_and_so_with_a_new_key(
+    config: NodeConfig,
+) -> None:
     agent, _ = board_agent(config, LocalTrainer(IMAGES), 0.0)
     arrive(agent, model(1), config, 0.0)
     again, _ = board_agent(config, LocalTrainer(IMAGES), 0.0)
-    assert again.session.floor == agent.session.floor > (0, 0)
-    assert again.session.salt == agent.session.salt != NO_SALT
+    assert again.session.salt == NO_SALT != agent.session.salt
     config.ground.key_path.unlink()
     save_key(config.ground.key_path, new_key())
     renewed, _ = board_agent(config, LocalTrainer(IMAGES), 0.0)
-    assert (renewed.session.salt, renewed.session.floor) == (again.session.salt, again.session.floor)
-    arrive(renewed, model(2), config, 10.0)  # from a ground without state: a new salt, and it is durable
-    once_more, _ = board_agent(config, LocalTrainer(IMAGES), 0.0)
-    assert once_more.session.salt == renewed.session.salt not in (again.session.salt, NO_SALT)
+    arrive(renewed, model(2), config, 10.0)
+    assert renewed.session.salt not in (agent.session.salt, NO_SALT)
 
 
 @pytest.mark.parametrize("changes", [{"graph": b"otherone"}, {"model": "lenet5-rgb"}, {"learning_rate": 5.0}])

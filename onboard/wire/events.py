@@ -104,10 +104,29 @@ class PeerSilent:
 
 @dataclass(frozen=True, slots=True)
 class Rekeyed:
-    """One of the ends had lost its state, and both agreed on a new salt (8 B) for their keys. Make it
-    durable, with a floor of (0, 0), then `rekey` the session; until then nothing leaves under it."""
+    """Both ends agreed on a new salt (8 B) for their keys, as one of them has started, or they disagreed.
+    `rekey` the session; until then nothing leaves under it. `again`: the peer has agreed before in this start
+    of it, or in a later one."""
 
     salt: bytes
+    again: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class OutOfStep:
+    """For some time all frames of the peer's were refused, for their tags or as `replays`, as the two ends
+    disagree about salt or epochs: they agree on a new salt. Of replays it is told too where no end answers,
+    so that they may be a recording's. Told once until a frame is taken."""
+
+    replays: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TwoEnds:
+    """Two live ends hold the peer's key and state, or this one's. `take_turns`: they agree anew without end,
+    which is slowed down from now on; else frames of one of them come beside those of the other."""
+
+    take_turns: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,10 +158,12 @@ Event = Union[  # noqa: UP007 - an alias of classes has to work at run time on 3
     GroupAnswer,
     Message,
     OtherForm,
+    OutOfStep,
     PeerHeard,
     PeerSilent,
     Rekeyed,
     Spent,
+    TwoEnds,
     UnknownPeer,
     WrongKey,
 ]

@@ -1,18 +1,21 @@
-"""An end that lost its state is heard again, and nothing that was ever recorded is.
+"""Every start of an end begins under a new salt, and nothing that was ever recorded is heard under it.
 
-Replay protection stands on what is durable at both ends: the sender's epoch and the receiver's floor. An end
-that lost them (an empty disk, a lost database) can neither speak, as it would start again at an epoch that
-is over, nor listen, as every recorded frame would be new to it. Nor has it a clock. So both ends draw a
-*salt* for the subkeys of their frames; an end without one says HELLO and nothing else until they agree.
+Replay protection stands on what the ends remember: the sender's epoch and the receiver's floor. An end that
+starts cannot know whether what it finds on its disk is the last that was there, or an older copy (a backup,
+the image of a card, a folder that ran elsewhere meanwhile), or nothing. So it can neither speak, as it might
+use numbers again that were used, nor listen, as recorded frames might be new to it. Nor has it a clock. So
+both ends draw a *salt* for the subkeys of their frames; an end without one, as after every start, says HELLO
+and nothing else until they agree.
 
 A HELLO holds the speaker's challenge (a nonce of its own), its answer (the challenge that it heard last), and
-its salt in force, zeros for none. It is sealed with a subkey of its own, that no salt changes and no replay
-window guards: what a HELLO proves, it proves by its answer. Between A, who lost its salt, and B:
+its salt in force, zeros for none. An end that has one and doubts it (see `doubt`) says none. A HELLO is
+sealed with a subkey of its own, that no salt changes and no replay window guards: what it proves, it proves
+by its answer. Between A, who has no salt, and B:
 
-    A: challenge a,  answer -, salt -      (again every 2 s; at last, where nothing is heard, every 8 s)
+    A: challenge a,  answer -, salt -      (again soon; at last, where nothing is heard, every 8 s)
     B: challenge b,  answer a, salt old    (B is there; A takes note of the salt made of a and b)
-    A: challenge a,  answer b, salt -      (A is there, now; B makes that salt durable and draws a new nonce)
-    B: challenge b', answer a, salt new    (A knows it, makes it durable, and both are in force)
+    A: challenge a,  answer b, salt -      (A is there, now; B puts that salt in force and draws a new nonce)
+    B: challenge b', answer a, salt new    (A knows it, and puts it in force, too)
 
 An end that has a salt and hears nothing says HELLO too, without an answer, to learn whether the other end is
 there, and where, as addresses change (`presence`). Who hears that answers it, and changes nothing:
@@ -23,8 +26,8 @@ there, and where, as addresses change (`presence`). Who hears that answers it, a
 Why no replay passes. An end puts a salt in force only when it holds a fresh answer: one to a nonce that it
 drew after it last did so. The salt is a hash of both nonces, one of them its own and fresh. So, but for one
 chance in 2^64, no frame was ever sealed under that salt before, none from before a loss opens after it, and
-among those that do (epoch, seq) is taken once, as the epoch counts on and the floor begins at zero. An end
-that loses its state loses the salt with it, and comes back to none that was.
+among those that do (epoch, seq) is taken once, as the floor begins at zero. No end comes back to a salt that
+was, so none uses a number twice under one, whatever became of its disk.
 
 Why nobody is locked out, and nothing amplified. A HELLO without a fresh answer changes nothing: it is
 answered by one HELLO of the same length, to where it came from, for each challenge and place at most once a
@@ -42,7 +45,8 @@ from hashlib import blake2s
 from typing import TypeVar
 
 from onboard.wire import frame as framing
-from onboard.wire.events import Event, Rekeyed
+from onboard.wire.doubt import Agreements
+from onboard.wire.events import Event, Rekeyed, TwoEnds
 from onboard.wire.frame import Frame, Type
 from onboard.wire.messages import NO_NONCE, NONCE_BYTES, BadMessage, Hello
 from onboard.wire.seal import HELLO, NO_SALT, SALT_BYTES, Keys, Opener, Sealer
@@ -51,8 +55,9 @@ from onboard.wire.send import Origin, Send
 K = TypeVar("K")
 T = TypeVar("T")
 
-HELLO_EVERY_S = 2.0  # as a POLL of a silent peer
+HELLO_FIRST_S = 0.25  # where the link's round trip is not longer; twice as long each time
 HELLO_AT_LAST_S = 8.0  # to a peer that is not there: 360 B a minute, where an idle link may carry 1000
+_UNPROVEN = 3  # what nobody can prove makes no HELLO come sooner than every 8 first ones, 2 s
 _ANSWER_AGAIN_S = 1.0
 _REMEMBERED = 64  # challenges answered, salts noted: each belongs to one boot of an end that lost its state
 
@@ -61,10 +66,11 @@ class Greeting:
     """One end's HELLOs. `salt`: the one in force. nonce: draws so many bytes that nobody can foresee. Without
     it, for one who plays a recording again, no HELLO is said and each is believed in the salt that it names.
     follows: a HELLO is answered under the key that it came by, and others try one key after the other.
+    first_s: after which the first HELLO is said again, if there was no answer.
 
     `heard` were authentic, `stale` of them without a fresh answer, `sent` left; `unproven` are other frames
     that came while this end had no salt to prove them by. `is_live`: the last one heard was made now, as it
-    answers this end's challenge and is no copy.
+    answers this end's challenge and is no copy; `is_confirmed`: and names the salt in force.
     """
 
     def __init__(
@@ -77,6 +83,7 @@ class Greeting:
         salt: bytes = NO_SALT,
         nonce: Callable[[int], bytes] | None = None,
         follows: bool = False,
+        first_s: float = HELLO_FIRST_S,
     ) -> None:
         self.sealer = Sealer(key, source=node, destination=peer, epoch=epoch, purpose=HELLO)
         self.opener = Opener(key, source=peer, destination=node, purpose=HELLO)
@@ -91,10 +98,14 @@ class Greeting:
         self._answered: OrderedDict[tuple[bytes, Origin], float] = OrderedDict()  # when, unproven as it was
         self._newest: OrderedDict[bytes, tuple[int, int]] = OrderedDict()  # (epoch, seq) of fresh ones
         self.key_id = self.sealer.key_id  # of the last HELLO that was fresh
-        self._offered = NO_SALT  # agreed upon, and not yet durable here
+        self._offered = NO_SALT  # agreed upon, and not yet in force here
+        self.agreed_at = 0.0
+        self._agreements = Agreements()
+        self._doubts = self._asks = False  # the salt in force; whether the peer has the same
+        self._first_s = first_s
         self._said_at = -math.inf
         self._unanswered = 0  # HELLOs since anything was heard
-        self.is_live = False
+        self.is_live = self.is_confirmed = False
         self.heard = self.stale = self.sent = self.unproven = 0
 
     @property
@@ -112,7 +123,7 @@ class Greeting:
             return self.opener.prove(raw)
         if framing.is_shaped(raw):
             self.unproven += 1
-            self._unanswered = 0
+            self._unanswered = min(self._unanswered, _UNPROVEN)
         else:
             self.opener.malformed += 1
         return None
@@ -124,7 +135,7 @@ class Greeting:
 
     @property
     def is_settling(self) -> bool:
-        """Whether a salt was agreed upon and is not durable here yet."""
+        """Whether a salt was agreed upon and is not in force here yet."""
         return self._offered != NO_SALT
 
     @property
@@ -132,10 +143,20 @@ class Greeting:
         """Whether somebody waits for an answer."""
         return bool(self._owed) and self._offered == NO_SALT
 
+    def ask(self, *, doubting: bool) -> None:
+        """A HELLO is to be said at once, as the peer may have another salt; `doubting`: to agree anew even if
+        it has the same."""
+        if self._offered == NO_SALT and not self.is_unsure:
+            self._asks = True
+            self._doubts |= doubting
+
+    def proven(self) -> None:
+        """A frame under the salt in force was taken."""
+        self._doubts = self._asks = False
+
     def hear(self, frame: Frame, now: float, origin: Origin = None) -> list[Event]:
-        """Take a HELLO that `open` gave, from there; Rekeyed if it brought a salt to make durable, then to
-        `use`."""
-        self.is_live = False
+        """Take a HELLO that `open` gave, from there; Rekeyed if it brought a salt to `use`."""
+        self.is_live = self.is_confirmed = False
         try:
             hello = Hello.decode(frame.payload)
         except BadMessage:
@@ -154,31 +175,35 @@ class Greeting:
         if fresh:
             self.key_id = key_id
         asker = hello.challenge, origin
-        in_force = hello.salt == self.salt != NO_SALT
+        in_force = hello.salt == self.salt != NO_SALT and not self._doubts
+        self.is_confirmed = in_force and self.is_live
         if in_force and (fresh or hello.answer != NO_NONCE):
             return []
+        if not in_force and not self._agreements.may(frame.epoch, now):
+            if hello.answer == NO_NONCE:  # it is told that this end is there, and no more
+                self._owe((NO_NONCE, origin), key_id)
+            return []
         if fresh and hello.salt in self._noted:
-            self._offered = hello.salt  # the peer holds it durably
-            return [Rekeyed(hello.salt)]
+            return self._agree(hello.salt, frame.epoch, now)  # it is in force there
         if not fresh and now < self._answered.get(asker, -math.inf) + _ANSWER_AGAIN_S:
             return []
         _put(self._answered, asker, now)
-        _put(self._owed, asker, key_id if key_id in self._key_ids else self.sealer.key_id)
+        self._owe(asker, key_id)
         if in_force:
             return []
         agreed = self._salt_with(hello.challenge)
         if fresh and (hello.salt == NO_SALT or not self.is_unsure):
-            self._offered = agreed
             self._owed.move_to_end(asker, last=False)  # once it is settled, this is said first
-            return [Rekeyed(agreed)]
+            return self._agree(agreed, frame.epoch, now)
         _put(self._noted, agreed, None)  # the peer has to go first
         return []
 
     def use(self, salt: bytes) -> None:
-        """The salt that `hear` gave is durable, so it is in force. Raises ValueError for any other."""
+        """The salt that `hear` gave is in force. Raises ValueError for any other."""
         if self._nonce is not None and (salt != self._offered or salt == NO_SALT):
             raise ValueError(f"salt {salt.hex()} was not agreed upon, {self._offered.hex()} was")
         self.salt, self._offered = salt, NO_SALT
+        self._doubts = self._asks = False
         self._noted.clear()
         self._newest.clear()
         if self._nonce is not None:
@@ -188,11 +213,12 @@ class Greeting:
         """When the next HELLO may leave; inf if none is wanted."""
         if self._offered != NO_SALT:
             return math.inf
-        if self._owed:
+        if self._owed or self._asks:
             return -math.inf
         if not self.is_unsure:
             return math.inf
-        return self._said_at + min(HELLO_EVERY_S * max(1, self._unanswered), HELLO_AT_LAST_S)
+        again_s = self._first_s * 2.0 ** min(max(0, self._unanswered - 1), 16)
+        return self._said_at + min(again_s, max(self._first_s, HELLO_AT_LAST_S))
 
     def say(self) -> Send:
         """The HELLO that is due, or that is to be said for want of anything else."""
@@ -200,15 +226,29 @@ class Greeting:
         (answer, origin), key_id = next(iter(self._owed.items()), unasked)
         if key_id != self.sealer.key_id:
             self.sealer.turn(key_id)
-        return Send(Type.HELLO, Hello(self._challenge, answer, self.salt).encode(), to=origin)
+        salt = NO_SALT if self._doubts else self.salt
+        return Send(Type.HELLO, Hello(self._challenge, answer, salt).encode(), to=origin)
 
     def said(self, now: float) -> None:
         """What `say` gave has left."""
         if self._owed:
             self._owed.popitem(last=False)
+        else:
+            self._asks = False
         self._unanswered += 1
         self._said_at = now
         self.sent += 1
+
+    def _owe(self, asker: tuple[bytes, Origin], key_id: int) -> None:
+        _put(self._owed, asker, key_id if key_id in self._key_ids else self.sealer.key_id)
+
+    def _agree(self, salt: bytes, epoch: int, now: float) -> list[Event]:
+        self._offered, self.agreed_at = salt, now
+        again = self._agreements.is_repeated(epoch)
+        events: list[Event] = [Rekeyed(salt, again)]
+        if self._agreements.agreed(epoch, now):
+            events.append(TwoEnds(take_turns=True))
+        return events
 
     def _is_first(self, challenge: bytes, transmission: tuple[int, int]) -> bool:
         """Whether no fresh HELLO of that challenge was heard that is as new: the peer counts them, and draws

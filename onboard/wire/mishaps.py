@@ -21,7 +21,7 @@ _STRANGER_FRAMES = 3  # noise that looks like a frame names another source and e
 _STRANGERS = 256  # that are remembered
 _ENCRYPTED = 3  # that nobody here can prove, one after the other: a bit error sets ENC, but seldom twice
 _WRONG_TAGS = 8  # one after the other: bit errors that frequent would leave no link
-_UNPROVEN_S = 20.0  # and for so long nothing of the peer's was authentic: ten of its questions
+_UNPROVEN_S = 20.0  # and for so long nothing of the peer's was authentic: ten of its questions, and a HELLO
 _SPOILED = 4  # of so many wrong tags one header is spoiled as well: that is noise, and no key
 
 
@@ -36,6 +36,7 @@ class Mishaps:
         self._strangers: Counter[tuple[int, int, int]] = Counter()  # frames, by source, destination, epoch
         self._told = set[int]()  # sources of these
         self._proven_at = -math.inf
+        self._wrong_since = math.inf  # of frames under a salt, which the two ends may not have agreed upon
         self._wrong_in_a_row = self._spoiled_in_a_row = self._other_form_in_a_row = 0
         self._wrong_told = self._other_form_told = False
         self.refused = self.too_large = self.expired = 0
@@ -59,6 +60,9 @@ class Mishaps:
         alone = now >= self._proven_at + _UNPROVEN_S
         if bad_tags > self._bad_tags:
             self._wrong_in_a_row += 1
+            self._wrong_since = now if self._wrong_in_a_row == 1 else self._wrong_since
+            knew_it = self._proven_at > -math.inf and not framing.is_hello(raw)
+            alone = alone and not (knew_it and now < self._wrong_since + _UNPROVEN_S)
             spoiled = _SPOILED * self._spoiled_in_a_row > self._wrong_in_a_row
             if self._wrong_in_a_row >= _WRONG_TAGS and alone and not spoiled and not self._wrong_told:
                 self._wrong_told = True

@@ -39,15 +39,6 @@ MAX_EPOCH = 0xFFFF
 MAX_SEQ = 0xFFFFFFFF
 
 
-def next_start(epoch: int, salt: bytes, floor: tuple[int, int]) -> tuple[int, bytes, tuple[int, int]]:
-    """Epoch, salt and replay floor of an end that starts once more, from those of its last start.
-
-    Epochs count up to MAX_EPOCH. Then the end gives up its salt and counts from 1 again: it says HELLO, and
-    under the salt that both ends draw no frame was sealed before.
-    """
-    return (epoch + 1, salt, floor) if epoch < MAX_EPOCH else (1, NO_SALT, (0, 0))
-
-
 class SeqExhausted(RuntimeError):  # noqa: N818 - a state of the sender, as StopIteration is
     """All 4,294,967,295 seqs of this epoch were used: raise the epoch, durably, and go on."""
 

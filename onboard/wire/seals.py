@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from onboard.wire.doubt import Doubt, Earlier
+from onboard.wire.events import Event, OutOfStep, TwoEnds
 from onboard.wire.frame import Frame, Type
-from onboard.wire.hello import Greeting
+from onboard.wire.hello import HELLO_FIRST_S, Greeting
 from onboard.wire.seal import NO_SALT, Keys, Opener, Sealer
 from onboard.wire.send import Send
 
@@ -23,7 +25,7 @@ class Seals:
     below it is taken. salt: as last persisted, NO_SALT if it was lost or there never was one: then `nonce`,
     which draws so many bytes that nobody can foresee, lets the ends agree on one. Without `nonce` an end can
     only watch. encrypted: whether all frames but HELLO are, both ways. Raises ValueError for a key or an
-    epoch out of range.
+    epoch out of range. hello_s: see Greeting's first_s.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Seals:
         salt: bytes = NO_SALT,
         nonce: Callable[[int], bytes] | None = None,
         encrypted: bool = False,
+        hello_s: float = HELLO_FIRST_S,
     ) -> None:
         keys = {0: key} if isinstance(key, bytes) else key
         self._follows = master and len(keys) > 1
@@ -48,8 +51,13 @@ class Seals:
         )
         self.opener = Opener(keys, source=peer, destination=node, floor=floor, salt=salt, encrypted=encrypted)
         self.greeting = Greeting(
-            keys, node=node, peer=peer, epoch=epoch, salt=salt, nonce=nonce, follows=self._follows
-        )
+            keys, node=node, peer=peer, epoch=epoch, salt=salt, nonce=nonce, follows=self._follows,
+            first_s=hello_s,
+        )  # fmt: skip
+        self._keys, self._can_agree = keys, nonce is not None
+        self._doubt, self._earlier = Doubt(), Earlier()
+        self._before: Opener | None = None  # under the salt that was in force before
+        self._counted = 0, 0  # replays and wrong tags before the last frame
 
     @property
     def next_seq(self) -> int:
@@ -62,11 +70,46 @@ class Seals:
         return self.sealer.seq + self.greeting.sent
 
     def open(self, raw: bytes) -> Frame | None:
-        """The frame in `raw`, taken once; None, and one counter more, for what is not the peer's and new."""
+        """The frame in `raw`, taken once; None, and one counter more, for what is not the peer's and new.
+        What that means is to be asked of `refused`."""
+        self._counted = self.opener.replays, self.opener.bad_tags
         frame = self.opener.open(raw)
-        if frame is not None and self._follows and frame.key_id != self.sealer.key_id:
+        if frame is None:
+            return None
+        self._doubt.proven()
+        self._earlier.proven()
+        self.greeting.proven()
+        if self._follows and frame.key_id != self.sealer.key_id:
             self.sealer.turn(frame.key_id)
         return frame
+
+    def refused(self, raw: bytes, now: float) -> list[Event]:
+        """`open` has just refused this: what that tells of two ends that disagree."""
+        replays, bad_tags = self._counted
+        is_replay, has_bad_tag = self.opener.replays > replays, self.opener.bad_tags > bad_tags
+        if not self._can_agree or not (is_replay or has_bad_tag):
+            return []
+        events: list[Event] = []
+        if self._doubt.refused(now, replay=is_replay):
+            self.greeting.ask(doubting=self._doubt.is_certain)
+            if self._doubt.is_certain or self._doubt.is_lasting:
+                events += self._out_of_step()
+        is_earlier = has_bad_tag and self._before is not None and self._before.open(raw) is not None
+        if is_earlier and self._earlier.heard(now) and not self._earlier.told:
+            self._earlier.told = True
+            events.append(TwoEnds(take_turns=False))
+        return events
+
+    def greeted(self) -> list[Event]:
+        """The greeting has just heard a HELLO: what that tells of a doubt."""
+        self._doubt.is_answered = True
+        if self.greeting.is_confirmed:
+            self._doubt.confirmed()
+        return self._out_of_step() if self._doubt.asked and self.greeting.is_settling else []
+
+    def _out_of_step(self) -> list[Event]:
+        told, self._doubt.told = self._doubt.told, True
+        return [] if told else [OutOfStep(self._doubt.only_replays)]
 
     def least(self, asks_about: int = 0) -> Send:
         """What is said where a turn is to be handed over, and no more."""
@@ -81,11 +124,16 @@ class Seals:
         )  # fmt: skip
 
     def use(self, salt: bytes) -> None:
-        """A salt that was agreed upon is durable, with a floor of (0, 0): it is in force.
-
-        Raises ValueError for any other.
-        """
+        """A salt that was agreed upon is in force, with a floor of (0, 0). Raises ValueError for others."""
+        before = self.greeting.salt
         self.greeting.use(salt)
+        if before != NO_SALT:
+            self._before = Opener(
+                self._keys, source=self.opener.source, destination=self.opener.destination,
+                floor=self.opener.floor, salt=before, encrypted=self.encrypted,
+            )  # fmt: skip
+        self._doubt.proven()
+        self._earlier.rekeyed(self.greeting.agreed_at)
         self.sealer.use(salt)
         if self._follows:
             self.sealer.turn(self.greeting.key_id)

@@ -108,7 +108,7 @@ class Session:
         self._timing = Timing(link, master=master, wire_bytes=wire_bytes, most_lead_bytes=limits.lead_bytes)
         self._seals = Seals(
             key, node=node, peer=peer, master=master, epoch=epoch, floor=floor, salt=salt, nonce=nonce,
-            encrypted=encrypted,
+            encrypted=encrypted, hello_s=self._timing.greeting_s,
         )  # fmt: skip
         self._air = Air(self._timing, now)
         allowance = Allowance(limits.bytes_per_contact, limits.bytes_per_day, spent, now)
@@ -159,7 +159,7 @@ class Session:
         return self._listener.opener.floor if self._listener else (0, 0)
 
     def rekey(self, salt: bytes) -> None:
-        """The salt of a `Rekeyed` is durable: it is in force. Raises ValueError for any other."""
+        """The salt of a `Rekeyed` is in force. Raises ValueError for any other."""
         self._seals.use(salt)
         self._hearing.rekeyed()
         self._inbox.peer_restarted()
@@ -238,9 +238,9 @@ class Session:
         """The application holds an arrived object durably: DONE leaves. Raises KeyError for another."""
         self._inbox.accept(digest)
 
-    def forget(self, *digests: bytes) -> None:
-        """What accepted objects did is lost: those that the peer offers anew are taken anew."""
-        self._inbox.forget(digests)
+    def forget(self, digest: bytes) -> None:
+        """What an accepted object did is lost: if the peer offers it anew, it is taken anew."""
+        self._inbox.forget(digest)
 
     def refuse(self, digest: bytes, reason: int, now: float) -> None:
         """The application does not want an incoming object: CANCEL leaves. Raises KeyError for another."""
@@ -258,7 +258,8 @@ class Session:
             return self._greet(frame, now, origin)
         newest = self._seals.opener.floor
         if (opened := self._seals.open(frame)) is None:
-            return self._mishaps.dropped(frame, self._access.link_s(now))
+            at = self._access.link_s(now)
+            return self._mishaps.dropped(frame, at) + self._seals.refused(frame, at)
         self._mishaps.proven(self._access.link_s(now))
         known_before, hearing = self._hearing.epoch, self._hearing
         restarted = hearing.heard(opened, self._wire_bytes(len(frame)), now)
@@ -372,7 +373,7 @@ class Session:
         if self.presence.is_asked:  # a recording gives no turn
             again, hearing = self._choice.asks_again(Type.HELLO, 0), self._hearing
             self._air.heard(now, over=frame.over, loss=hearing.loss, burst=hearing.burst, again=again)
-        return events
+        return events + self._seals.greeted()
 
     def _ends_turn(self, end: float, now: float) -> bool:
         burst, loss = max(self._hearing.burst, self._outbox.burst), self._outbox.question_loss

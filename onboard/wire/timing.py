@@ -15,6 +15,7 @@ RETRY_S = 2.0
 GRACE_S = 0.1
 """From a frame's arrival to the first frame that answers it: an fsync on an SD card, a USB serial
 adapter's 16 ms, a step of training."""
+_GREETING_S = 0.25  # at the least, as POLLs follow one another at first
 GUARD_S = 0.02  # two clocks, two schedulers
 _DEPTH_S = 0.005  # no timer of an operating system is finer than this
 _BURST_S = 10.0
@@ -80,6 +81,11 @@ class Timing:
     def back_airtime_s(self, frame_bytes: int) -> float:
         """Of one frame back."""
         return self.wire_bytes(frame_bytes) * self._back_s_per_byte
+
+    @property
+    def greeting_s(self) -> float:
+        """Before a HELLO without an answer is said again."""
+        return max(_GREETING_S, self.answer_s(0, busy=True) + 2 * self.keying_s + GRACE_S)
 
     def report_frame_bytes(self, fragments: int) -> int:
         """The longest REPORT on an object of so many fragments."""

@@ -26,7 +26,8 @@ STEP_S = 3.0  # more than a HELLO's interval, and than a frame takes
 
 @dataclass
 class Lives:
-    """One end through all its lives: its disk, and every message that it ever took."""
+    """One end through all its lives: its disk, and every message that it ever took. As the programs do, it
+    begins each under no salt."""
 
     node: int
     peer: int
@@ -42,12 +43,17 @@ class Lives:
         self.epoch += 1
         self.session = Session(
             node=self.node, peer=self.peer, key=KEY, link=FULL, master=self.node == 0, epoch=self.epoch,
-            floor=self.floor, salt=self.salt, nonce=self.random.randbytes, encrypted=self.encrypted, now=now,
+            nonce=self.random.randbytes, encrypted=self.encrypted, now=now,
         )  # fmt: skip
 
     def lose(self, now: float) -> None:
         """An empty disk."""
         self.epoch, self.salt, self.floor = 0, NO_SALT, (0, 0)
+        self.boot(now)
+
+    def restore(self, epoch: int, now: float) -> None:
+        """An older copy of its disk."""
+        self.epoch = min(epoch, self.epoch - 1)
         self.boot(now)
 
     def hear(self, raw: bytes, now: float) -> None:
@@ -135,6 +141,12 @@ class AttackerMachine(RuleBasedStateMachine):
         else:
             self.ends[node].boot(self.now)
 
+    @precondition(lambda self: max(end.epoch for end in self.ends.values()) > 1)
+    @rule(epoch=st.integers(1, 5))
+    def is_restored(self, epoch: int) -> None:
+        end = max(self.ends.values(), key=lambda end: end.epoch)
+        end.restore(epoch, self.now)
+
     def teardown(self) -> None:
         """Left alone, both ends agree within four exchanges, and a message crosses each way, once."""
         self.on_air.clear()
@@ -192,16 +204,22 @@ def two() -> tuple[Lives, Lives, float]:
     return ground, board, talk((ground, board), 2, 0.0)
 
 
-def test_a_restart_with_state_says_no_hello() -> None:
+def test_a_restart_begins_under_a_new_salt_and_no_copy_of_its_state_counts() -> None:
     ground, board, now = two()
-    before = ground.session.snapshot(now).hellos_sent
+    before = ground.salt
     board.boot(now)
     board.session.tell(b"awake", now)
     now = talk((ground, board), 3, now)
     assert b"awake" in ground.taken
-    assert board.session.snapshot(now).hellos_sent == 0
-    assert ground.session.snapshot(now).hellos_sent == before
-    assert (ground.rekeyed, board.rekeyed) == (1, 1)
+    assert ground.salt == board.salt not in (before, NO_SALT)
+    epoch = board.epoch
+    for _ in range(4):
+        board.boot(now)
+    now = talk((ground, board), 3, now)
+    board.restore(epoch, now)  # by four starts
+    board.session.tell(b"from a backup", now)
+    now = talk((ground, board), 3, now)
+    assert b"from a backup" in ground.taken
 
 
 def test_nothing_leaves_under_a_salt_before_it_is_durable() -> None:
@@ -266,8 +284,8 @@ def test_an_end_that_nobody_hears_keeps_its_link_nearly_idle() -> None:
     board = Lives(7, 0, random.Random(6))
     board.boot(0.0)
     said = [(now, raw) for now in range(600) for raw in board.say(float(now))]
-    # Looked at once a second: 2, 4, 6, 8 s after the last one has left, and so on.
-    assert [at for at, _ in said][:5] == [0, 3, 8, 15, 24]
+    # Looked at once a second: 0.7 s (two frames and an answer) after the last one has left, 1.3, 2.7, 5.3, 8.
+    assert [at for at, _ in said][:6] == [0, 1, 3, 6, 12, 21]
     assert sum(len(raw) + 2 for at, raw in said if at >= 60) <= 9 * 400
     assert max(later - at for (at, _), (later, _) in pairwise(said)) == 9
 
