@@ -194,6 +194,8 @@ def demo(
             sys.exit(130)
         summary_table(summary, console)
         console.print(f"Everything the run wrote: {out}", markup=False)
+    if summary["never_answered"]:
+        sys.exit(1)
 
 
 def _unread(lines: int) -> str:

@@ -215,8 +215,12 @@ def start(crew: Crew, wishes: Wishes, mission: Path, ends: dict[str, Ends]) -> N
 def sum_up(wishes: Wishes, scene: Scene) -> dict[str, Any]:
     """The run in numbers. Bytes are what the ports sent, headers and retransmissions included."""
     boards = {board: scene.sent(board) for board in scene.boards}
+    answers = {
+        board: {"answered": answered, "asked": asked, "failure": scene.failure.get(board)}
+        for board, (answered, asked) in ((board, scene.answers(board)) for board in scene.boards)
+    }
     total = scene.total_bytes()
-    fp32 = scene.fp32_bytes(len(scene.rounds))
+    fp32 = scene.fp32_bytes()
     return {
         "data": wishes.data,
         "model": wishes.model,
@@ -226,6 +230,8 @@ def sum_up(wishes: Wishes, scene: Scene) -> dict[str, Any]:
         "final_accuracy": scene.rounds[-1]["accuracy"] if scene.rounds else None,
         "bytes_after_round": [row["bytes"] for row in scene.rounds],
         "boards": boards,
+        "answers": answers,
+        "never_answered": scene.never_answered(),
         "bytes": total,
         "fp32_fedavg_bytes": fp32,
         "ratio": fp32 / total if total else None,

@@ -98,14 +98,14 @@ def summary_table(summary: Mapping[str, Any], console: Console) -> None:
         zip(summary["accuracy"], summary["bytes_after_round"], strict=True), start=1
     ):
         rounds.add_row(str(number), f"{100 * accuracy:.2f} %", f"{so_far:,}")
-    boards = Table("board", "up B", "air s", "down B", "air s", "frames", "lost",
+    boards = Table("board", "answered", "up B", "air s", "down B", "air s", "frames", "lost",
                    title="On the wire, counted at the ports, headers and retransmissions included",
                    box=None, title_justify="left")  # fmt: skip
     for board, ways in summary["boards"].items():
         up, down = ways["up"], ways["down"]
         boards.add_row(
-            board, f"{up['bytes']:,}", f"{up['airtime_s']:.1f}", f"{down['bytes']:,}",
-            f"{down['airtime_s']:.1f}", f"{up['frames'] + down['frames']:,}",
+            board, _answers(summary, board), f"{up['bytes']:,}", f"{up['airtime_s']:.1f}",
+            f"{down['bytes']:,}", f"{down['airtime_s']:.1f}", f"{up['frames'] + down['frames']:,}",
             f"{up['lost'] + down['lost']:,}",
         )  # fmt: skip
     console.print()
@@ -113,11 +113,21 @@ def summary_table(summary: Mapping[str, Any], console: Console) -> None:
     console.print()
     console.print(boards)
     console.print(
-        f"\n{summary['bytes']:,} bytes in all, both directions. fp32 FedAvg, same rounds, payload alone: "
+        f"\n{summary['bytes']:,} bytes in all, both directions. fp32 FedAvg, same answers, payload alone: "
         f"{summary['fp32_fedavg_bytes']:,}. [bold]{summary['ratio']:.0f} times fewer[/], in "
         f"{summary['seconds']:.0f} s.",
         highlight=False,
     )
+    for board, answers in summary["answers"].items():
+        if answers["answered"] < answers["asked"]:
+            why = summary["never_answered"].get(board) or answers["failure"] or "it was too late"
+            missed = f"{board} answered in {_answers(summary, board)} rounds: {why}"
+            console.print(missed, style="bold red", highlight=False, markup=False, soft_wrap=True)
+
+
+def _answers(summary: Mapping[str, Any], board: str) -> str:
+    answers = summary["answers"][board]
+    return f"{answers['answered']} of {answers['asked']}"
 
 
 def _doing(scene: Scene, board: str) -> str:

@@ -50,13 +50,17 @@ def line(result: RoundResult) -> str:
 
 
 def summary(results: Sequence[RoundResult], parameters: int) -> str:
-    """The run in a line: where it got, and what it sent, beside fp32 weights down and up without a header."""
+    """The run in a line: where it got, and what it sent, beside fp32 weights down and up without header, for
+    as many answers; and how many are missing, if any."""
     sent_bytes = sum(result.bytes_both for result in results)
-    fp32_bytes = sum(2 * result.asked * 4 * parameters for result in results)
+    asked, answered = (sum(getattr(result, key) for result in results) for key in ("asked", "answered"))
+    fp32_bytes = 2 * answered * 4 * parameters
+    missing = f" {asked - answered} of {asked} answers are missing." if answered < asked else ""
     return (
         f"{100 * results[-1].accuracy:.2f} % after {len(results)} rounds and {results[-1].clock_s:,.0f} s; "
         f"{sent_bytes:,} bytes on the wire, both directions, framing and repetitions included: "
         f"{fp32_bytes / sent_bytes:.3g} times fewer than float32 weights down and up."
+        f"{missing}"
     )
 
 

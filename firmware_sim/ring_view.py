@@ -47,10 +47,13 @@ def line(result: EpochResult) -> str:
 def summary(results: Sequence[EpochResult], dense_bytes: int) -> str:
     """The run in a line. dense_bytes: what as many exchanges of the whole model would have taken."""
     last = results[-1]
+    nodes, living = len(results[0].node_accuracies), len(last.node_accuracies)
+    ended = f" {nodes - living} of {nodes} nodes have not lived to see it." if living < nodes else ""
     return (
         f"The mean model has {100 * last.accuracy:.2f} % after {last.epoch} epochs, {last.clock_s:,.0f} s; "
         f"{last.bytes_sent / 1e6:,.1f} MB on all links, framing included: "
         f"{dense_bytes / last.bytes_sent:.3g} times fewer than whole models."
+        f"{ended}"
     )
 
 

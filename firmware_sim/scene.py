@@ -20,6 +20,9 @@ class Scene:
     board: dict[str, dict[str, Any]] = field(default_factory=dict)  # the agent's last "doing"
     cable: dict[str, dict[str, Any]] = field(default_factory=dict)  # the cable's last totals
     link: dict[str, dict[str, Any]] = field(default_factory=dict)  # the ground's view of each link
+    asked: dict[str, set[int]] = field(default_factory=dict)  # in which rounds the ground has asked a board
+    answered: dict[str, set[int]] = field(default_factory=dict)  # and in which an update of it counted
+    failure: dict[str, str] = field(default_factory=dict)  # why a board did not, in its own words, the last
     rounds: list[dict[str, Any]] = field(default_factory=list)  # the ground's "closed", with the bytes so far
     open_round: int = 0
     waiting: list[str] = field(default_factory=list)
@@ -37,6 +40,8 @@ class Scene:
         elif event.get("event") == "links":
             self.open_round, self.waiting = event["round"], event["waiting"]
             self.link |= {link["node"]: link for link in event["links"]}
+        elif event.get("event") in ("round", "answered", "merged", "board-failed", "refused-by-board"):
+            self._note_answer(event)
         elif event.get("event") == "closed":
             self.rounds.append({**event, "bytes": self.total_bytes()})
         elif event.get("event") == "finished":
@@ -45,6 +50,36 @@ class Scene:
             fields = {k: v for k, v in event.items() if k not in ("at", "level", "from", "event")}
             told = " ".join(f"{key}={value}" for key, value in fields.items())
             self._note(f"{board or 'ground'}: {event['event']} {told}")
+
+    def _note_answer(self, event: dict[str, Any]) -> None:
+        """Who was asked, who answered, and who said why not."""
+        if event["event"] == "round":
+            self.open_round = event["number"]
+            for board in event["asked"]:
+                self.asked.setdefault(board, set()).add(event["number"])
+        elif event["event"] == "answered":
+            self.answered.setdefault(event["node"], set()).add(event["round"])
+        elif event["event"] == "merged":
+            self.answered.setdefault(event["node"], set()).add(event["now_at"])
+        elif event["event"] == "board-failed":
+            self.failure[event["node"]] = f"{event['failure']}: {event['why']}".rstrip(": ")
+        else:
+            self.failure[event["node"]] = f"refused the model: {event['why']}"
+
+    def answers(self, board: str) -> tuple[int, int]:
+        """In how many rounds an update of a board counted, and in how many it was asked."""
+        return len(self.answered.get(board, ())), len(self.asked.get(board, ()))
+
+    def never_answered(self) -> dict[str, str]:
+        """The boards that were asked and have never answered, and why as far as it is known."""
+        reasons = {}
+        for board in self.boards:
+            answered, asked = self.answers(board)
+            if asked and not answered:
+                heard = self.link.get(board, {}).get("heard_s_ago") is not None
+                quiet = "it was heard and sent no update" if heard else "never heard"
+                reasons[board] = self.failure.get(board) or quiet
+        return reasons
 
     def _note_contact(self, board: str, event: dict[str, Any]) -> None:
         was_up = self.cable.get(board, {}).get("up", True)
@@ -77,10 +112,11 @@ class Scene:
         """Everything every port has sent so far, both directions."""
         return sum(int(way["bytes"]) for board in self.boards for way in self.sent(board).values())
 
-    def fp32_bytes(self, rounds: int) -> int:
-        """What fp32 FedAvg sends for as many rounds: every weight down and up, 4 B each, for every board that
-        is asked; no header, no retransmission."""
-        return rounds * len(self.boards) * 2 * FLOAT32_BYTES * self.parameters
+    def fp32_bytes(self) -> int:
+        """What fp32 FedAvg sends for as many answers: every weight down and up, 4 B each; no header, no
+        retransmission."""
+        answers = sum(self.answers(board)[0] for board in self.boards)
+        return answers * 2 * FLOAT32_BYTES * self.parameters
 
 
 def _counted(side: dict[str, Any]) -> dict[str, float]:

@@ -19,7 +19,7 @@ from onboard.wire.health import State, failure_name
 def picture(mission: Mission, store: Store) -> dict[str, Any]:
     """Mission, rounds and nodes as plain values for JSON; times are Unix seconds."""
     entry = store.mission() or {}
-    rounds = [
+    rounds: list[dict[str, Any]] = [
         {
             "round": row.number,
             "state": "open" if row.closed_at is None else "closed",
@@ -43,6 +43,8 @@ def picture(mission: Mission, store: Store) -> dict[str, Any]:
             "heard_at": row["heard_at"],
             "health": json.loads(row["health"]) if row["health"] else None,
             "counters": store.counters(row["id"]),
+            "asked": sum(_of(row["id"], one["answers"]) is not None for one in rounds),
+            "answered": sum(_of(row["id"], one["answers"]) in ("answered", "merged") for one in rounds),
         }
         for row in store.nodes()
         if row["id"] in names
@@ -57,6 +59,11 @@ def picture(mission: Mission, store: Store) -> dict[str, Any]:
         "rounds": rounds,
         "nodes": nodes,
     }
+
+
+def _of(node: int, answers: list[Mapping[str, Any]]) -> str | None:
+    """What became of one node's answer; None where it was not asked."""
+    return next((str(answer["state"]) for answer in answers if answer["node"] == node), None)
 
 
 def table(view: Mapping[str, Any], console: Console | None = None) -> None:
@@ -77,16 +84,21 @@ def table(view: Mapping[str, Any], console: Console | None = None) -> None:
             f"{until - row['opened_at']:.0f}",
         )  # fmt: skip
     console.print(rounds if view["rounds"] else "no round yet")
-    nodes = Table("node", "link", "heard", "doing", "sent B", "received B", "resent", box=None)
+    nodes = Table("node", "link", "answered", "heard", "doing", "sent B", "received B", "resent", box=None)
     for row in view["nodes"]:
         health, counters = row["health"], row["counters"]
         nodes.add_row(
-            row["node"], row["link"], _ago(row["heard_at"]),
+            row["node"], row["link"], f"{row['answered']} of {row['asked']}", _ago(row["heard_at"]),
             _doing(health) if health else "-",
             f"{counters.get('bytes_sent', 0):,.0f}", f"{counters.get('bytes_received', 0):,.0f}",
             f"{counters.get('fragments_resent', 0):,.0f}",
         )  # fmt: skip
     console.print(nodes if view["nodes"] else "no node heard yet")
+    closed = any(row["state"] == "closed" for row in view["rounds"])
+    for row in view["nodes"]:
+        if closed and row["asked"] and not row["answered"]:
+            why = _doing(row["health"]) if row["health"] else "never heard"
+            console.print(f"[bold]never answered:[/] {escape(row['node'])}, {why}", soft_wrap=True)
 
 
 def _doing(health: Mapping[str, Any]) -> str:

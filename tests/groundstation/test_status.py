@@ -88,7 +88,8 @@ def test_the_table_says_the_same_to_a_person(mission: Mission) -> None:
     assert pi.split()[-1] == "9"
     (nano,) = (line for line in lines if line.lstrip().startswith("nano "))
     assert "never" in nano
-    assert nano.split() == ["nano", "sband-256k", "never", "-", "0", "0", "0"]
+    assert nano.split() == ["nano", "sband-256k", "0", "of", "2", "never", "-", "0", "0", "0"]
+    assert "never answered: nano, never heard" in lines
 
 
 def test_a_finished_mission_says_why(mission: Mission) -> None:
