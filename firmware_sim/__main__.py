@@ -1,5 +1,10 @@
-"""`python -m firmware_sim`: the same as the installed command."""
+"""`python -m firmware_sim`, and what the program's own command begins with."""
 
-from firmware_sim.cli import main
+from onboard.stop import loading
 
-main()
+loading()
+
+from firmware_sim.cli import main  # noqa: E402 - Ctrl-C is quiet while this loads
+
+if __name__ == "__main__":
+    main()

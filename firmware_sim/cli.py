@@ -17,7 +17,7 @@ from firmware_sim.faults import FAULTS, parse_faults
 from firmware_sim.fleet_cli import fleet
 from firmware_sim.ring_cli import ring
 from hw_profiles import load_link
-from onboard.complaints import OneLineErrors, refused
+from onboard.complaints import OneLineErrors, finite, refused
 from onboard.extras import require
 from onboard.lines import Outlet, lines_to
 from onboard.log import Format, start
@@ -212,6 +212,8 @@ def _real_boards(options: tuple[str, ...], known: list[str]) -> dict[str, str]:
         name, equals, port = text.partition("=")
         if not equals or not port or name not in known:
             raise click.UsageError(f"--real {text}: must be BOARD=PORT with BOARD one of {', '.join(known)}")
+        if name in found:
+            raise click.UsageError(f"--real {text}: {name} is given twice")
         found[name] = port
     return found
 
@@ -249,8 +251,8 @@ def _pair(text: str, option: str, first_default: float | None = None) -> tuple[f
         if not colon or ((not first or not second) and first_default is None):
             raise ValueError(text)
         return (
-            float(first) if first else float(first_default or 0.0),
-            float(second) if second else float("inf"),
+            finite(first) if first else float(first_default or 0.0),
+            finite(second) if second else float("inf"),
         )
     except ValueError:
         raise ValueError(f"{option} {text}: must be two numbers joined by a colon") from None

@@ -6,14 +6,15 @@ import contextlib
 import json
 import logging
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from hw_profiles import load_board, load_link
-from onboard.complaints import refused
+from onboard.complaints import finite, refused
 from onboard.extras import require
 from onboard.log import start
 from onboard.stop import stop_signals
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from firmware_sim.ring import Ground
     from firmware_sim.ring_crew import CrewRun
     from firmware_sim.ring_run import Run, Wishes
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 METHODS = ("rd-psgd", "d-psgd", "topk", "choco")
 SHAPES = ("ring", "planes", "torus", "star", "complete")
@@ -164,16 +168,26 @@ def _wishes(
         model=model or ("lenet5-rgb" if data.startswith("eurosat") else "lenet5"),
         recipe=Recipe(**recipe), board=load_board(board),
         link=profile if loss is None else replace(profile, frame_loss=loss),
-        dead=dict(_dead(text) for text in dead), cuts=dict(_cut(text) for text in cut),
+        dead=_each_once("--dead", map(_dead, dead)), cuts=_each_once("--cut", map(_cut, cut)),
         ground=ground,
     )  # fmt: skip
     return Wishes(settings=settings, data=data, data_folder=data_dir, images=images, alpha=alpha, out=out)
 
 
+def _each_once(option: str, pairs: Iterable[tuple[K, V]]) -> dict[K, V]:
+    """Raises ValueError for a node or an edge that is named twice: only one of the two would hold."""
+    found: dict[K, V] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"{option}: {key} is given twice")
+        found[key] = value
+    return found
+
+
 def _dead(text: str) -> tuple[int, float]:
     node, _, at_s = text.partition("@")
     try:
-        return int(node), float(at_s)
+        return int(node), finite(at_s)
     except ValueError:
         raise ValueError(f"--dead {text!r}: expected NODE@SECONDS, as 3@20") from None
 
@@ -182,7 +196,7 @@ def _cut(text: str) -> tuple[tuple[int, int], tuple[float, float]]:
     edge, _, times = text.partition("@")
     try:
         a, b = (int(end) for end in edge.split("-"))
-        from_s, until_s = (float(time) for time in times.split(":"))
+        from_s, until_s = (finite(time) for time in times.split(":"))
     except ValueError:
         raise ValueError(f"--cut {text!r}: expected A-B@FROM:UNTIL, as 5-6@10:70") from None
     return (min(a, b), max(a, b)), (from_s, until_s)

@@ -1,5 +1,10 @@
-"""`python -m groundstation`: the same as the installed command."""
+"""`python -m groundstation`, and what the program's own command begins with."""
 
-from groundstation.cli import main
+from onboard.stop import loading
 
-main()
+loading()
+
+from groundstation.cli import main  # noqa: E402 - Ctrl-C is quiet while this loads
+
+if __name__ == "__main__":
+    main()

@@ -172,6 +172,7 @@ def status(folder: Path, as_json: bool) -> None:
       groundstation status mission
       groundstation status mission --json | jq .rounds
     """
+
     from groundstation.status import picture, table
 
     try:

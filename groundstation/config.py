@@ -27,6 +27,7 @@ from onboard.server import Training as TrainSection
 from onboard.toml import ConfigError, read
 
 MISSION_FILE = "mission.toml"
+SELECT, QUORUM = 3, 2  # unless the file says otherwise, and where there are so many boards
 
 
 class MissionSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -38,16 +39,24 @@ class MissionSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     data_folder: Text | None = None
     rounds: Annotated[int, Meta(ge=1, le=0xFFFE)] = 10  # the wire's 16 bits, less one for the last model
     target_accuracy: Share | None = None
-    select: Annotated[int, Meta(ge=1, le=len(NODE_IDS))] = 3
-    quorum: Annotated[int, Meta(ge=1, le=len(NODE_IDS))] = 2
+    select: Annotated[int, Meta(ge=1, le=len(NODE_IDS))] | None = None
+    quorum: Annotated[int, Meta(ge=1, le=len(NODE_IDS))] | None = None
     deadline_s: Seconds = 900.0
     staleness: Annotated[float, Meta(ge=0, le=100)] | None = None
     contacts: Text | None = None
     seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] = 0
 
     def __post_init__(self) -> None:
-        if self.quorum > self.select:
+        if self.quorum is not None and self.select is not None and self.quorum > self.select:
             raise ValueError(f"quorum: must be at most select ({self.select}), got {self.quorum}")
+
+    def select_of(self, nodes: int) -> int:
+        """How many of so many boards are asked in a round."""
+        return min(SELECT, nodes) if self.select is None else self.select
+
+    def quorum_of(self, nodes: int) -> int:
+        """How many answers end a round among so many boards."""
+        return min(QUORUM, self.select_of(nodes)) if self.quorum is None else self.quorum
 
 
 class NodeSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -89,10 +98,14 @@ class MissionFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
                 raise ValueError(
                     f"node[{index}].bytes_per_contact: needs mission.contacts, which says when one begins"
                 )
-        if self.mission.select > len(self.node):
-            count = len(self.node)
+        count, rules = len(self.node), self.mission
+        if rules.select is not None and rules.select > count:
             raise ValueError(
-                f"mission.select: must be at most the number of nodes ({count}), got {self.mission.select}"
+                f"mission.select: must be at most the number of nodes ({count}), got {rules.select}"
+            )
+        if rules.quorum_of(count) > rules.select_of(count):
+            raise ValueError(
+                f"mission.quorum: must be at most select ({rules.select_of(count)}), got {rules.quorum}"
             )
 
 
@@ -121,6 +134,16 @@ class Mission(msgspec.Struct, frozen=True, kw_only=True):
     nodes: tuple[Node, ...]
     data_source: str
     data_folder: Path | None
+
+    @property
+    def select(self) -> int:
+        """Boards asked in a round."""
+        return self.rules.select_of(len(self.nodes))
+
+    @property
+    def quorum(self) -> int:
+        """Answers that end a round."""
+        return self.rules.quorum_of(len(self.nodes))
 
     @property
     def database(self) -> Path:

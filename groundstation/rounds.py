@@ -213,7 +213,7 @@ class Rounds:
         self.number = number
         if number not in stored:
             self._askings.clear()
-            asked = choose([node.id for node in self.mission.nodes], rules.select, rules.seed, number)
+            asked = choose([node.id for node in self.mission.nodes], self.mission.select, rules.seed, number)
             model = self._server.model(number, self._packed(number - 1))
             opened_at = self._wall()
             self._store.open_round(number, model, sorted(asked), opened_at, opened_at + rules.deadline_s)
@@ -225,7 +225,7 @@ class Rounds:
         self._round = Round(
             number,
             asked=frozenset(answer["node"] for answer in answers) - merged,
-            quorum=rules.quorum,
+            quorum=self.mission.quorum,
             deadline_s=self._now + left_s,
             answered={answer["node"] for answer in answers if answer["state"] == "answered"},
             lost={answer["node"] for answer in answers if answer["state"] in ("failed", "refused")},

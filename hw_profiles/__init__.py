@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import math
 import re
 import sys
 from collections.abc import Mapping
@@ -145,7 +146,7 @@ def _unknown(name: str, known: list[str], what: str) -> str:
 
 def _read(path: Path) -> Board | Link:
     try:
-        table: dict[str, Any] = _toml.loads(path.read_text(encoding="utf-8"))
+        table: dict[str, Any] = _toml.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ProfileError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -192,7 +193,11 @@ def _value(path: Path, key: str, entry: object, hint: Any) -> tuple[Any, str]:
     value, source = entry["value"], entry["source"]
     if not isinstance(source, str) or not _SOURCE.match(source):
         raise ProfileError(f"{path}: {key}: source = {source!r}: must open with 's: ', 'k: ', 'c: ' or 'm: '")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ProfileError(f"{path}: {key} = {value!r}: must be a finite number")
     try:
         return msgspec.convert(value, hint), source
+    except OverflowError:
+        raise ProfileError(f"{path}: {key}: too large a number") from None
     except msgspec.ValidationError as error:
         raise ProfileError(f"{path}: {key} = {value!r}: {error}") from None

@@ -1,5 +1,10 @@
-"""`python -m onboard`: the same as the installed command."""
+"""`python -m onboard`, and what the program's own command begins with."""
 
-from onboard.cli import main
+from onboard.stop import loading
 
-main()
+loading()
+
+from onboard.cli import main  # noqa: E402 - Ctrl-C is quiet while this loads
+
+if __name__ == "__main__":
+    main()

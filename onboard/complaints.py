@@ -13,6 +13,7 @@ import click
 from click.types import FloatParamType
 
 from onboard.extras import root_cause, unusable, wanted
+from onboard.stop import interruptible
 
 
 class OneLineErrors(click.Group):
@@ -23,8 +24,10 @@ class OneLineErrors(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """See `click.Group.main`; always ends the program."""
         kwargs["standalone_mode"] = False
+        given = args[0] if args else kwargs.get("args")
         try:
-            check_text(sys.argv[1:] if not args or args[0] is None else args[0])
+            interruptible()
+            check_text(sys.argv[1:] if given is None else given)
             code = super().main(*args, **kwargs)
         except click.ClickException as error:
             message = error.format_message()
@@ -66,6 +69,14 @@ def _finite(then: Callback | None) -> Callback:
         return value if then is None else then(context, param, value)
 
     return check
+
+
+def finite(text: str) -> float:
+    """A number in a longer argument. Raises ValueError for what is none, NaN and the infinities too."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text!r} is not a finite number")
+    return number
 
 
 def check_text(arguments: Sequence[str]) -> None:

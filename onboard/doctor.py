@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import select
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -139,4 +141,9 @@ def _disk(config: OwnConfig) -> str:
     free = shutil.disk_usage(config.state).free
     if free < FREE_DISK_BYTES:
         raise OSError(f"{config.state}: {free / 2**20:.0f} MB free, {FREE_DISK_BYTES / 2**20:.0f} needed")
+    with tempfile.TemporaryFile(dir=config.state) as file:
+        file.write(b"?")
+    for path in config.state.rglob("*"):
+        if not os.access(path, os.W_OK):  # such as what `sudo onboard run` has left
+            raise OSError(f"{path}: this user may not write it; the user of the agent must own all of it")
     return f"{free / 2**30:.1f} GB free at {config.state}"

@@ -42,3 +42,16 @@ def stop_signals() -> Iterator[Stop]:
             signal.signal(number, handler)
         os.close(readable)
         os.close(written)
+
+
+def loading() -> None:
+    """Called first of all by a program: until `interruptible`, Ctrl-C ends it without a word. Loading takes a
+    second and more on a small computer, and a traceback through somebody's import helps nobody."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # and is not ignored, as by nohup
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def interruptible() -> None:
+    """From now on Ctrl-C is an exception, by which what was begun is put in order."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from datetime import datetime
@@ -29,7 +30,7 @@ def read(path: Path, kind: type[T]) -> T:
     the wrong type or range.
     """
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows' editors begin with a mark
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except OSError as error:
@@ -42,12 +43,31 @@ def read(path: Path, kind: type[T]) -> T:
 
 
 def checked(source: object, raw: dict[str, Any], kind: type[T]) -> T:
-    """`raw` as a Struct; `source`, a file or a command, is what an error names first. Raises ConfigError."""
+    """`raw` as a Struct; `source`, a file or a command, is what an error names first. Raises ConfigError.
+
+    No number is infinite or NaN: those pass every range that has but one end, and no key means them.
+    """
     try:
-        return msgspec.convert(raw, kind)
+        made = msgspec.convert(raw, kind)
+    except OverflowError:
+        raise ConfigError(f"{source}: a whole number is too large") from None
     except msgspec.ValidationError as error:
         line = _explain(str(error), raw).replace("\n", "\\n")  # a quoted key may hold one
         raise ConfigError(f"{source}: {line}") from None
+    if (found := _not_finite(raw)) is not None:
+        raise ConfigError(f"{source}: {found[0]} = {found[1]}: not a finite number")
+    return made
+
+
+def _not_finite(raw: Any, where: str = "") -> tuple[str, float] | None:
+    """The first number that is none, and its key."""
+    if isinstance(raw, dict):
+        inner = [(f"{where}.{key}" if where else str(key), value) for key, value in raw.items()]
+    elif isinstance(raw, list | tuple):
+        inner = [(f"{where}[{index}]", value) for index, value in enumerate(raw)]
+    else:
+        return (where, raw) if isinstance(raw, float) and not math.isfinite(raw) else None
+    return next((found for key, value in inner if (found := _not_finite(value, key))), None)
 
 
 def _explain(message: str, raw: Any) -> str:

@@ -62,6 +62,8 @@ def _options(url: str, form: str, known: set[str]) -> dict[str, int]:
     options = {}
     for key, texts in parse_qs(urlsplit(url).query, keep_blank_values=True).items():
         text = texts[-1]
+        if len(texts) > 1:
+            raise BadUrl(f"{url}: {key} is given twice")
         if key not in known or not (text.isascii() and text.isdecimal() and int(text) in bounds[key]):
             raise BadUrl(f"{url}: {key} = {text!r}: not {form}")
         options[key] = int(text)
@@ -70,7 +72,7 @@ def _options(url: str, form: str, known: set[str]) -> dict[str, int]:
 
 def _path(url: str) -> str:
     parts = urlsplit(url)
-    if parts.netloc or not parts.path:
+    if parts.netloc or not parts.path or parts.fragment:
         raise BadUrl(f"{url}: no path of a device; not {parts.scheme}:PATH")
     return parts.path
 
