@@ -47,7 +47,9 @@ def found(
         if node != GROUND:
             images = shares[node - 1]
             data.save(own / "data.npz", images)
-            tables += [("[data]", {"shape": list(images.shape)})]
+            tables += [("[data]", {"shape": list(images.shape), "classes": list(images.classes)})]
+        else:
+            tables += [("[data]", {"classes": list(shares[0].classes)})]
         # A checkpoint at the end of every epoch: it is what the epoch is judged by.
         tables += [("[budget]", {"cpu_share": 1.0, "checkpoint_s": 1e-3})]
         for peer, weight in weights[node].items():

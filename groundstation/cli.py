@@ -38,9 +38,9 @@ def main() -> None:
               help="A board: NAME[,board=PROFILE][,link=PROFILE],port=URL[,board-port=URL][,data=SOURCE]"
                    "[,cpu-share=SHARE][,encrypt=true]. Repeat for more.")  # fmt: skip
 @click.option("--name", default=None, help="Name of the mission; the folder's by default.")
-@click.option(
-    "--data", default="digits", show_default=True, help="Test data: digits, mnist, eurosat[-full], npz:PATH."
-)
+@click.option("--data", default="digits", show_default=True,
+              help="Test data: digits, mnist, eurosat[-full], npz:PATH or folder:PATH.")  # fmt: skip
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of mnist and eurosat.")
 @click.option("--model", default="lenet5", show_default=True, help="Model to train.")
 @click.option("--rounds", default=10, show_default=True, type=click.IntRange(min=1))
 @click.option("--target", type=click.FloatRange(0, 1, min_open=True), help="Stop at this accuracy (0 to 1).")
@@ -49,8 +49,8 @@ def main() -> None:
 @click.option("--deadline", "deadline_s", default=900.0, show_default=True, help="Seconds a round waits.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**32 - 1))
 def init(
-    folder: Path, nodes: tuple[str, ...], name: str | None, data: str, model: str, rounds: int,
-    target: float | None, select: int | None, quorum: int | None, deadline_s: float, seed: int,
+    folder: Path, nodes: tuple[str, ...], name: str | None, data: str, data_dir: Path | None, model: str,
+    rounds: int, target: float | None, select: int | None, quorum: int | None, deadline_s: float, seed: int,
 ) -> None:  # fmt: skip
     """Makes a mission in DIR: mission.toml, a key for every board, and a folder to copy to each board.
 
@@ -67,7 +67,7 @@ def init(
         wishes = Wishes(
             name=name or folder.resolve().name, data=data, model=model, rounds=rounds, target=target,
             select=select or len(specs), quorum=quorum or select or len(specs), deadline_s=deadline_s,
-            seed=seed,
+            seed=seed, data_dir=data_dir,
         )  # fmt: skip
         for line in found(folder, specs, wishes):
             click.echo(line)

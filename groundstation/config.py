@@ -13,11 +13,13 @@ from hw_profiles import Board, Link, load_board, load_link
 from onboard.config import (
     NODE_IDS,
     Bytes,
+    Classes,
     NodeId,
     Seconds,
     Share,
     Text,
     check_cipher,
+    check_classes,
     check_name,
     check_port,
     profile,
@@ -37,6 +39,7 @@ class MissionSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     model: Text = "lenet5"
     data: Text = "digits"
     data_folder: Text | None = None
+    classes: Classes | None = None
     rounds: Annotated[int, Meta(ge=1, le=0xFFFE)] = 10  # the wire's 16 bits, less one for the last model
     target_accuracy: Share | None = None
     select: Annotated[int, Meta(ge=1, le=len(NODE_IDS))] | None = None
@@ -47,6 +50,11 @@ class MissionSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] = 0
 
     def __post_init__(self) -> None:
+        if self.model.endswith(".onnx"):
+            raise ValueError(
+                "model: must be the name of a shipped model: a file cannot be sent to boards yet"
+            )
+        check_classes(self.classes)
         if self.quorum is not None and self.select is not None and self.quorum > self.select:
             raise ValueError(f"quorum: must be at most select ({self.select}), got {self.quorum}")
 

@@ -9,12 +9,13 @@ from collections import deque
 from contextlib import closing
 from typing import Any
 
+from groundstation import testdata
 from groundstation.config import Mission
 from groundstation.failures import StoreFailures
 from groundstation.rounds import Rounds
 from groundstation.station import Station
 from groundstation.store import Store, StoreError
-from onboard import data
+from onboard import labels
 from onboard.journal import sole_user
 from onboard.learn.graph import InferGraph, TrainGraph
 from onboard.link.pump import wait
@@ -46,18 +47,10 @@ def serve(
     """
     with sole_user(mission.folder):
         train, infer = TrainGraph.load(mission.rules.model), InferGraph.load(mission.rules.model)
-        test = data.load(
-            mission.data_source, train.input_shape, folder=mission.data_folder, part="test"
-        )  # fmt: skip
+        seen, test = testdata.load(mission.data_source, train, mission.data_folder, mission.rules.classes)
+        seen.tell()
         store = Store(mission.database)
-        mission_id, graph = store.begin(
-            secrets.token_bytes(8), mission.rules.name, mission.rules.seed, train.digest
-        )
-        if graph != train.digest:
-            raise ConfigError(
-                f"{mission.path}: mission.model = {mission.rules.model!r}: this mission was begun with "
-                f"another graph ({graph.hex()}); use a new folder"
-            )
+        mission_id = _begin(store, mission, train, test.classes)
         now = time.monotonic()
         stations = {
             node.id: Station(node, store, mission.folder, now, recorder=recorder) for node in mission.nodes
@@ -84,6 +77,24 @@ def _close(stations: dict[int, Station], store: Store) -> None:
         store.close()
     except StoreError as error:
         say(log, "close-failed", level=logging.ERROR, why=str(error))
+
+
+def _begin(store: Store, mission: Mission, train: TrainGraph, classes: tuple[str, ...]) -> bytes:
+    """Enters the mission, or finds it as it was begun; returns its id. Raises ConfigError for another one."""
+    mission_id, graph = store.begin(
+        secrets.token_bytes(8), mission.rules.name, mission.rules.seed, train.digest
+    )
+    if graph != train.digest:
+        raise ConfigError(
+            f"{mission.path}: mission.model = {mission.rules.model!r}: this mission was begun with "
+            f"another graph ({graph.hex()}); use a new folder"
+        )
+    if (begun := store.classes(classes)) != classes:
+        raise ConfigError(
+            f"{mission.path}: mission.classes: this mission was begun with {labels.listed(begun)}, "
+            f"and now has {labels.listed(classes)}; use a new folder"
+        )
+    return mission_id
 
 
 def _loop(

@@ -21,7 +21,7 @@ from onboard.learn.graph import InferGraph, TrainGraph, evaluate
 from onboard.log import say
 from onboard.server import BadUpdate, Server
 from onboard.wire.events import Arrived, Cancelled, Delivered, Event, Message, Rekeyed, Spent
-from onboard.wire.health import Health, State, decode_health, failure_name
+from onboard.wire.health import Failure, Health, State, decode_health, failure_name
 from onboard.wire.messages import UPDATE, BadMessage, Reason, asked_again
 
 log = logging.getLogger(__name__)
@@ -50,6 +50,7 @@ class Rounds:
         self._server = Server(
             mission=mission_id, model=rules.model, seed=rules.seed, deadline_s=rules.deadline_s,
             training=mission.train, graph=train, staleness=rules.staleness,
+            classes=test.classes,
         )  # fmt: skip
         self._store = store
         self._stations = stations
@@ -143,6 +144,7 @@ class Rounds:
                 say(
                     log, "board-failed", level=logging.WARNING, node=station.node.name, round=self.number,
                     failure=failure_name(health.failure), why=health.why,
+                    **({"classes": self._test.classes} if health.failure == Failure.DATA else {}),
                 )  # fmt: skip
             self._give_up(station, "failed")
 

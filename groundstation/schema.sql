@@ -6,6 +6,7 @@ CREATE TABLE mission (
   name TEXT NOT NULL,
   seed INTEGER NOT NULL,
   graph BLOB NOT NULL,           -- BLAKE2s-64 of train.onnx
+  classes TEXT,                  -- names of the classes in their order, JSON
   finished_at REAL,
   why TEXT                       -- why it finished: rounds, target
 );

@@ -15,9 +15,11 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from groundstation import testdata
 from groundstation.config import MISSION_FILE, MissionFile, load_mission
 from hw_profiles import load_board, load_link
 from onboard.config import NodeFile, check_cipher, load_node, relative_source
+from onboard.data import check_source
 from onboard.journal import sole_user, sync_folder, write_durably
 from onboard.keys import load_keys, new_key, newest, replace_keys, roll, save_key
 from onboard.learn.graph import TrainGraph
@@ -69,7 +71,9 @@ class NodeSpec:
         fields.setdefault("board", name if _is_board(name) else BOARD)
         return cls(name=name, **fields)
 
-    def node_toml(self, number: int, shape: tuple[int, int, int]) -> dict[str, Any]:
+    def node_toml(
+        self, number: int, shape: tuple[int, int, int], classes: tuple[str, ...] | None
+    ) -> dict[str, Any]:
         """The sections of the board's NODE.toml. Raises SetupError."""
         sections: dict[str, Any] = {
             "node": {"id": number, "name": self.name, "board": _reference(self.board, "board")},
@@ -80,6 +84,8 @@ class NodeSpec:
             },
             "data": {"source": self.data, "shape": list(shape)},
         }
+        if classes is not None:
+            sections["data"]["classes"] = list(classes)
         if self.cpu_share:
             try:
                 sections["budget"] = {"cpu_share": float(self.cpu_share)}
@@ -136,6 +142,7 @@ class Wishes:
     quorum: int
     deadline_s: float
     seed: int
+    data_dir: Path | None = None
 
     def mission_toml(self) -> dict[str, Any]:
         """The [mission] section; a data source that is a path is meant from the current folder."""
@@ -143,6 +150,7 @@ class Wishes:
             "name": self.name,
             "model": self.model,
             "data": relative_source(self.data, Path.cwd()),
+            "data_folder": str(self.data_dir.resolve()) if self.data_dir else None,
             "rounds": self.rounds,
             "target_accuracy": self.target,
             "select": self.select,
@@ -161,15 +169,23 @@ def found(folder: Path, specs: list[NodeSpec], wishes: Wishes) -> Iterator[str]:
     """
     _check_new(folder, specs)
     nodes = [spec.mission_toml(number) for number, spec in enumerate(specs, start=1)]
-    mission = checked(COMMAND, {"mission": wishes.mission_toml(), "node": nodes}, MissionFile)
+    rules = wishes.mission_toml()
+    checked(COMMAND, {"mission": rules, "node": nodes}, MissionFile)
     try:
-        shape = TrainGraph.load(wishes.model).input_shape
+        graph = TrainGraph.load(wishes.model)
+        check_source(wishes.data)
+        classes, told = testdata.classes(rules["data"], graph, wishes.data_dir)
         for spec in specs:
             load_board(spec.board)
             load_link(spec.link)
     except ValueError as error:
         raise SetupError(f"{COMMAND}: {error}") from None
-    boards = [spec.node_toml(number, shape) for number, spec in enumerate(specs, start=1)]
+    if classes is not None:
+        rules["classes"] = list(classes)
+    mission = checked(COMMAND, {"mission": rules, "node": nodes}, MissionFile)
+    boards = [
+        spec.node_toml(number, graph.input_shape, classes) for number, spec in enumerate(specs, start=1)
+    ]
     for spec, sections in zip(specs, boards, strict=True):
         checked(f"{COMMAND}: --node {spec.name}", sections, NodeFile)
         if spec.encrypts:
@@ -188,6 +204,7 @@ def found(folder: Path, specs: list[NodeSpec], wishes: Wishes) -> Iterator[str]:
         board = board_folder(folder, spec)
         yield f"{board}: copy this folder to {spec.name} and start `onboard run node.toml` in it"
     yield f"{folder / MISSION_FILE}: {wishes.rounds} rounds of {wishes.model} on {wishes.data}"
+    yield f"test data: {told}"
 
 
 def _write(folder: Path, specs: list[NodeSpec], files: Mapping[Path, str]) -> None:

@@ -22,7 +22,11 @@ from onboard.wire.events import Spent
 from onboard.wire.seal import NO_SALT
 
 _LATEST = 4  # of a node's updates: one that waits for its DONE is of the last round or the one before
-_ADDED = (("round", "left_s", "REAL"), ("answer", "asking", "INTEGER NOT NULL DEFAULT 0"))
+_ADDED = (
+    ("round", "left_s", "REAL"),
+    ("answer", "asking", "INTEGER NOT NULL DEFAULT 0"),
+    ("mission", "classes", "TEXT"),
+)
 
 
 OPEN_WITHIN_S = 5.0  # at the start, while another program reads or holds the database
@@ -135,6 +139,14 @@ class Store:
                 )
                 return mission_id, graph
         return bytes(row["id"]), bytes(row["graph"])
+
+    def classes(self, classes: tuple[str, ...]) -> tuple[str, ...]:
+        """Notes what the mission's labels mean, if nobody has yet; returns what is stored."""
+        told = msgspec.json.encode(classes).decode()
+        with self.transaction():
+            self._db.execute("UPDATE mission SET classes = ? WHERE classes IS NULL", (told,))
+            row = self._db.execute("SELECT classes FROM mission").fetchone()
+        return msgspec.json.decode(row["classes"], type=tuple[str, ...])
 
     def finish(self, why: str, now: float) -> None:
         """Marks the mission as finished."""

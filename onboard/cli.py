@@ -190,12 +190,17 @@ def _run_gossip(
     from onboard.data import DataError
     from onboard.gossip_carrier import carry_gossip, gossip_node
     from onboard.journal import sole_user
-    from onboard.shard import images_of, shard_of
+    from onboard.shard import images_of, inspection_of, shard_of
 
     try:
-        images = images_of(shard_of(config)) if config.gossip.trains else None
+        images = found = None
+        if config.gossip.trains:
+            found = inspection_of(shard_of(config))
+            images = images_of(shard_of(config))
         with sole_user(config.state):
             node, pumps = gossip_node(config, images, time.monotonic(), recorder)
+            if found is not None:
+                found.tell()
             carry_gossip(node, pumps, pace, report_every_s=report_every_s)
     except DataError as error:
         raise ConfigError(f"{config.path}: data.source: {error}") from None

@@ -27,6 +27,9 @@ Text = Annotated[str, Meta(min_length=1)]
 Shape = tuple[Annotated[int, Meta(ge=1)], Annotated[int, Meta(ge=1)], Annotated[int, Meta(ge=1)]]
 
 
+Classes = Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=64)], ...], Meta(min_length=1)]
+
+
 class NodeSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[node]`: who this node is. `key` and `state` are paths relative to the file."""
 
@@ -104,15 +107,18 @@ class DataSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """`[data]`: the local shard.
 
     `source` is one of `onboard.sources`; `folder` the data folder of the named sets;
-    `shape` what a model takes (C, H, W); `rows` the first row and the one after the last, all if left out.
+    `shape` what a model takes (C, H, W); `rows` the first row and the one after the last, all if left out;
+    `classes` the mission's class names in its order.
     """
 
     source: Text = "npz:data.npz"
     folder: Text | None = None
     shape: Shape = (1, 28, 28)
     rows: tuple[int, int] | None = None
+    classes: Classes | None = None
 
     def __post_init__(self) -> None:
+        check_classes(self.classes)
         if self.rows is not None and not 0 <= self.rows[0] < self.rows[1]:
             raise ValueError(f"rows: must be [first, end] with first below end, got {list(self.rows)}")
 
@@ -166,6 +172,7 @@ class OwnConfig(msgspec.Struct, frozen=True, kw_only=True):
     data_folder: Path | None
     data_shape: tuple[int, int, int]
     data_rows: range | None
+    data_classes: tuple[str, ...] | None = None
     cpu_share: float
     memory_bytes: int
     checkpoint_s: float
@@ -278,6 +285,7 @@ def _own(path: Path, file: NodeFile) -> dict[str, Any]:
         "data_folder": base / file.data.folder if file.data.folder else None,
         "data_shape": file.data.shape,
         "data_rows": range(*file.data.rows) if file.data.rows else None,
+        "data_classes": file.data.classes,
         "cpu_share": board.cpu_share if budget.cpu_share is None else budget.cpu_share,
         "memory_bytes": board.agent_memory_bytes if budget.memory_mb is None else budget.memory_mb * 2**20,
         "checkpoint_s": budget.checkpoint_s,
@@ -296,6 +304,13 @@ def check_name(name: str) -> None:
     """A node's name becomes a folder's. Raises ValueError."""
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
         raise ValueError("name: must be 1 to 64 letters, digits, - and _")
+
+
+def check_classes(names: Classes | None) -> None:
+    """Names of classes tell them apart. Raises ValueError."""
+    for index, name in enumerate(names or ()):
+        if name in (names or ())[:index]:
+            raise ValueError(f"classes: {name!r} is there twice")
 
 
 def check_port(port: str) -> None:

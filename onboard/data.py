@@ -8,19 +8,30 @@ set costs.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from onboard import labels
-from onboard.images import DataError, Images, Labels, MissingDataError, Rows, Shape, save, shards, split
+from onboard.images import (
+    DataError,
+    Images,
+    Labels,
+    MissingDataError,
+    Pixels,
+    Rows,
+    Shape,
+    save,
+    shards,
+    split,
+)
 from onboard.sources import FOLDER_VARIABLE, KNOWN_CLASSES, Opened, Part, check_source, opened
 
 __all__ = [
     "FOLDER_VARIABLE", "KNOWN_CLASSES", "DataError", "Images", "MissingDataError", "Range", "Survey",
-    "check_source", "load", "measure", "save", "shards", "split", "survey",
+    "check_source", "load", "measure", "range_of", "save", "shards", "split", "survey",
 ]  # fmt: skip
 
 JUDGED_FROM = 10  # images: fewer may well be all dark
@@ -121,14 +132,20 @@ def measure(
 ) -> Range:
     """Decodes every image that `load` would take, and keeps none. Raises `DataError`."""
     found = opened(source, shape, folder, part)
-    low, high, total, count, blank = 255, 0, 0.0, 0, 0
     chosen = _chosen(found, rows)
-    for _, pixels in found.blocks(chosen):
+    seen = range_of(pixels for _, pixels in found.blocks(chosen))
+    _check_range(found.where, seen.high, len(chosen))
+    return seen
+
+
+def range_of(blocks: Iterable[Pixels]) -> Range:
+    """Of images that come some at a time, uint8 (N, C, H, W)."""
+    low, high, total, count, blank = 255, 0, 0.0, 0, 0
+    for pixels in blocks:
         least, most = pixels.min(axis=(1, 2, 3)), pixels.max(axis=(1, 2, 3))
         low, high = min(low, int(least.min())), max(high, int(most.max()))
         total, count = total + float(pixels.sum(dtype=np.float64)), count + pixels.size
         blank += int((least == most).sum())
-    _check_range(found.where, high, len(chosen))
     return Range(low, high, total / max(count, 1), blank)
 
 

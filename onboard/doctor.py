@@ -18,10 +18,11 @@ from pathlib import Path
 from onboard.carrier import GROUND
 from onboard.config import GossipConfig, LinkEnd, NodeConfig, OwnConfig
 from onboard.contacts import ContactPlan
+from onboard.inspection import most_classes
 from onboard.keys import BadKey, load_keys
 from onboard.learn.graph import GraphError, TrainGraph, shipped
 from onboard.link import device_of, framing_of, open_port
-from onboard.shard import images_of, shard_of
+from onboard.shard import inspection_of, shard_of
 from onboard.toml import ConfigError
 from onboard.trial import fitting, tried
 from onboard.wire.contacts import Contacts
@@ -116,8 +117,17 @@ def _model(config: NodeConfig | GossipConfig) -> str:
 def _data(config: NodeConfig | GossipConfig) -> str:
     if isinstance(config, GossipConfig) and not config.gossip.trains:
         return "none needed: this node trains nothing"
-    images = images_of(shard_of(config))
-    return f"{len(images)} images of {images.shape} in {config.data_source}"
+    if isinstance(config, GossipConfig):
+        classes = TrainGraph.load(config.model).classes
+    else:
+        classes = most_classes(config.data_shape)
+    found = inspection_of(shard_of(config), classes)
+    if found.load_bytes > config.memory_bytes:
+        raise ValueError(
+            f"{config.data_source}: its {found.images} images take {_mb(found.load_bytes)}, the budget is "
+            f"{_mb(config.memory_bytes)}: take fewer by data.rows, or raise budget.memory_mb"
+        )
+    return found.line()
 
 
 def _memory(config: NodeConfig | GossipConfig) -> str:

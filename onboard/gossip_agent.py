@@ -70,7 +70,7 @@ class Known(msgspec.Struct, kw_only=True):
 
 class GossipAgent:
     """One node. `sessions` talk, by neighbour; `journal` and `exchanges` remember; `descent` trains, at
-    `flops_a_step` FLOP each."""
+    `flops_a_step` FLOP each; `classes` as `Gossip` takes it."""
 
     def __init__(
         self,
@@ -81,15 +81,14 @@ class GossipAgent:
         exchanges: ExchangeLog,
         descent: Descent,
         flops_a_step: float,
+        classes: bytes = b"",
     ) -> None:
-        self.config, self.descent = config, descent
-        self.phase = Phase.TRAINING
-        self.cpu_s = 0.0
+        self.config, self.descent, self._classes = config, descent, classes
+        self.phase, self.cpu_s = Phase.TRAINING, 0.0
         self.refused = 0  # values of neighbours that could not be used
         self.gossip = self._begun({})
         self._sessions, self._journal, self._known = sessions, journal, known
-        self._log = exchanges
-        self._flops_a_step = flops_a_step
+        self._log, self._flops_a_step = exchanges, flops_a_step
         self._unsent: dict[int, Message] = {}  # opened, and not on the disk yet
         self._offered: dict[int, bytes] = {}  # digests of what was sent in the open exchanges
         self._awaited: frozenset[int] = frozenset()
@@ -129,6 +128,7 @@ class GossipAgent:
             share=share_of(own.sparsity),
             form=Form[own.values.upper()],
             numbers=numbers,
+            classes=self._classes,
         )
 
     def _restore(self) -> dict[int, int]:

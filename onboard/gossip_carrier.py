@@ -13,7 +13,7 @@ from functools import partial
 
 import numpy as np
 
-from onboard import data
+from onboard import data, labels
 from onboard.budget import Pace, cap_memory
 from onboard.carrier import LONGEST_WAIT_S, RETRY_S, SPOOL_BYTES, limits_for, tell_of_link
 from onboard.config import GossipConfig, Neighbour
@@ -50,13 +50,15 @@ def gossip_node(
 
     Raises ConfigError for a model that is not there or not for these images, BadKey, OSError.
     """
-    descent, flops_a_step = descent_of(config, images)
-    return linked(config, descent, flops_a_step, now, opener=partial(_opener, config, recorder))
+    descent, flops_a_step, classes = descent_of(config, images)
+    return linked(
+        config, descent, flops_a_step, now, opener=partial(_opener, config, recorder), classes=classes
+    )
 
 
-def descent_of(config: GossipConfig, images: data.Images | None) -> tuple[Descent, float]:
-    """The node's training from the first model on, and what a step costs (FLOP); without images a model that
-    is held. Raises ConfigError."""
+def descent_of(config: GossipConfig, images: data.Images | None) -> tuple[Descent, float, bytes]:
+    """The node's training from the first model on, what a step costs (FLOP), and what its labels mean, as
+    `Gossip` takes it; without images a model that is held. Raises ConfigError."""
     own = config.gossip
     try:
         graph = TrainGraph.load(config.model)
@@ -65,6 +67,7 @@ def descent_of(config: GossipConfig, images: data.Images | None) -> tuple[Descen
             x, y = images.x, images.y
         if graph.input_shape != x.shape[1:]:
             raise GraphError(f"takes images of {graph.input_shape}, here are {x.shape[1:]}")
+        labels.whole("data", "y", y, graph.classes)
         recipe = Recipe(
             batch_size=own.batch_size,
             learning_rate=own.learning_rate,
@@ -79,7 +82,15 @@ def descent_of(config: GossipConfig, images: data.Images | None) -> tuple[Descen
         descent = Descent(graph, start, x, y, recipe, seed=own.seed, node=config.id)
     except ValueError as error:
         raise ConfigError(f"{config.path}: gossip.model = {own.model!r}: {error}") from None
-    return descent, float(graph.flops_per_image * own.batch_size)
+    return descent, float(graph.flops_per_image * own.batch_size), _classes(config, images, graph.classes)
+
+
+def _classes(config: GossipConfig, images: data.Images | None, count: int) -> bytes:
+    """What the node's labels mean: by its file, by its images, or else the labels themselves."""
+    names = config.data_classes
+    if names is None and images is not None and images.named:
+        names = images.classes
+    return b"" if names is None or names == labels.numbered(count) else labels.digest(names)
 
 
 def linked(
@@ -89,6 +100,7 @@ def linked(
     now: float,
     *,
     opener: Opener,
+    classes: bytes = b"",
     nonce: Callable[[int], bytes] = os.urandom,
 ) -> tuple[GossipAgent, dict[int, Pump]]:
     """The agent with its journal, and for each neighbour a session, a spool and a pump.
@@ -124,7 +136,7 @@ def linked(
         )
         pumps[each.id] = Pump(opener(each), session, spool)
     sessions = {peer: pump.session for peer, pump in pumps.items()}
-    return GossipAgent(config, sessions, journal, known, exchanges, descent, flops_a_step), pumps
+    return GossipAgent(config, sessions, journal, known, exchanges, descent, flops_a_step, classes), pumps
 
 
 def _keys(index: int, neighbour: Neighbour) -> dict[int, bytes]:

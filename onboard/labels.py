@@ -11,13 +11,14 @@ from __future__ import annotations
 import difflib
 import unicodedata
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from hashlib import blake2s
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onboard.images import DataError, Labels
+from onboard.images import DataError, Images, Labels
 
 DIGEST_BYTES = 8
 MAX_CLASSES = 4096  # an id in place of a label would otherwise take memory for as many names
@@ -97,6 +98,15 @@ def places(where: object, own: Sequence[str], used: Iterable[int], mission: Sequ
                 f"here are {listed(own)}; the mission has {listed(mission)}"
             )
     return found
+
+
+def brought(where: object, images: Images, mission: Sequence[str]) -> Images:
+    """The same images with labels in the mission's classes. Raises DataError as `whole` and `places`."""
+    if images.named:
+        y = places(where, images.classes, np.unique(images.y).tolist(), mission)[images.y]
+    else:
+        y = whole(where, "y", images.y, len(mission))
+    return replace(images, y=y, classes=tuple(mission), named=True)
 
 
 def listed(names: Sequence[str]) -> str:

@@ -10,11 +10,13 @@ model in the same way (`learn.plan.sends_whole`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
+from onboard import labels
 from onboard.codec import alq
 from onboard.codec.alq import MAX_BASES, Model
 from onboard.codec.dense import Dense
@@ -24,7 +26,15 @@ from onboard.learn.federated import PartialAverage, condense, staleness_weight
 from onboard.learn.graph import TrainGraph, initial
 from onboard.learn.local import moved
 from onboard.learn.plan import Method, sends_whole
-from onboard.wire.messages import UPDATE, BadMessage, Task, Update, decode_update, encode_object
+from onboard.wire.messages import (
+    UPDATE,
+    BadMessage,
+    Task,
+    Update,
+    decode_update,
+    encode_object,
+    names_that_fit,
+)
 
 
 class BadUpdate(ValueError):  # noqa: N818 - "bad" says error already
@@ -59,7 +69,7 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 class Server:
     """The server of one mission. `mission`: 8 B id; `model`: its name on the boards; `seed` draws the first
     weights; `deadline_s` is what a board is given; `staleness`: exponent of `staleness_weight`, None to
-    discard late updates.
+    discard late updates; `classes`: what the labels mean, none to leave that unsaid.
     """
 
     def __init__(
@@ -72,12 +82,15 @@ class Server:
         training: Training,
         graph: TrainGraph,
         staleness: float | None = None,
+        classes: Sequence[str] = (),
     ) -> None:
         self.layout = graph.layout
         self.origin = initial(graph.shapes, seed)
         self.staleness = staleness
         self._mission, self._model, self._seed, self._deadline_s = mission, model, seed, deadline_s
         self._training, self._graph = training, graph
+        self._classes = labels.digest(classes) if classes else b""
+        self._names = names_that_fit(classes)
 
     # ask
 
@@ -110,6 +123,8 @@ class Server:
             prune_epochs=training.prune_epochs,
             basis_epochs=training.basis_epochs,
             coordinate_epochs=training.coordinate_epochs,
+            classes=self._classes,
+            names=self._names,
         )
 
     # take

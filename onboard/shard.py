@@ -3,7 +3,7 @@ none."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -11,16 +11,23 @@ from onboard.config import OwnConfig
 
 if TYPE_CHECKING:
     from onboard.data import Images
+    from onboard.inspection import Inspection
 
 
 class Shard(msgspec.Struct, frozen=True, kw_only=True):
     """The images of one node, as `onboard.data.load` takes them; `rows`: the first, and the one after the
-    last."""
+    last; `classes`: the mission's, by name."""
 
     source: str
     folder: str | None
     shape: tuple[int, int, int]
     rows: tuple[int, int] | None
+    classes: tuple[str, ...] | None = None
+
+    def options(self) -> dict[str, Any]:
+        """What `onboard.data` is given beside the source and the shape."""
+        rows = None if self.rows is None else range(*self.rows)
+        return {"folder": self.folder, "part": "own", "rows": rows, "names": self.classes}
 
 
 def shard_of(config: OwnConfig) -> Shard:
@@ -31,12 +38,19 @@ def shard_of(config: OwnConfig) -> Shard:
         folder=str(config.data_folder) if config.data_folder else None,
         shape=config.data_shape,
         rows=(rows.start, rows.stop) if rows is not None else None,
+        classes=config.data_classes,
     )
 
 
+def inspection_of(shard: Shard, classes: int | None = None) -> Inspection:
+    """Looks at them; `classes`: how many the model tells apart, where that is known. Raises DataError."""
+    from onboard.inspection import inspect
+
+    return inspect(shard.source, shard.shape, classes=classes, **shard.options())
+
+
 def images_of(shard: Shard) -> Images:
-    """Reads them, the training part. Raises DataError."""
+    """Reads them, all that are not set apart for a test. Raises DataError."""
     from onboard import data
 
-    rows = None if shard.rows is None else range(*shard.rows)
-    return data.load(shard.source, shard.shape, folder=shard.folder, part="train", rows=rows)
+    return data.load(shard.source, shard.shape, **shard.options())

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from onboard import labels
 from onboard.codec import alq
 from onboard.codec.pack import BadPack, pack, unpack
 from onboard.images import DataError, Images
@@ -46,8 +47,8 @@ class LocalTrainer:
         try:
             task, weights = decode_task(job.model)
             graph = self._graphs(task.model)
-            self._check(task, graph)
-            training = _training(task, weights, graph, self._images, job.node)
+            images = self._fitting(task, graph)
+            training = _training(task, weights, graph, images, job.node)
             dropped = "" if job.checkpoint is None else _restored(training, job.checkpoint)
         except Exception as error:  # a graph or a memory limit may raise anything
             self._reports = [failed(error)]
@@ -90,7 +91,8 @@ class LocalTrainer:
             state=state,
         )
 
-    def _check(self, task: Task, graph: TrainGraph) -> None:
+    def _fitting(self, task: Task, graph: TrainGraph) -> Images:
+        """The images with labels that mean what the mission's mean. Raises Untrainable, DataError."""
         if graph.digest != task.graph:
             raise Untrainable(
                 Failure.MODEL, f"model {task.model!r} is {graph.digest.hex()} here, {task.graph.hex()} there"
@@ -100,6 +102,9 @@ class LocalTrainer:
                 Failure.DATA,
                 f"images are {self._images.shape}, model {task.model!r} takes {graph.input_shape}",
             )
+        images = _in_classes(self._images, task)
+        labels.whole("data", "y", images.y, graph.classes)
+        return images
 
 
 class Untrainable(ValueError):  # noqa: N818 - "un" says error already
@@ -125,6 +130,22 @@ def failed(error: BaseException) -> Failed:
     }
     kind = next((failure for of, failure in kinds.items() if isinstance(error, of)), Failure.OTHER)
     return Failed(failure=kind, why=why)
+
+
+def _in_classes(images: Images, task: Task) -> Images:
+    """The images' labels brought to the mission's classes by name, as far as the task says which these are.
+
+    Raises DataError."""
+    if not task.classes or (images.named and labels.digest(images.classes) == task.classes):
+        return images
+    if task.names:
+        if labels.digest(task.names) != task.classes:
+            raise Untrainable(Failure.MODEL, "the task's classes are not those of its digest")
+        return labels.brought("data", images, task.names)
+    raise DataError(
+        f"data: the mission's classes are others than {labels.listed(images.classes)}: "
+        "copy classes from its mission.toml into [data] of NODE.toml"
+    )
 
 
 def _training(task: Task, weights: memoryview, graph: TrainGraph, images: Images, node: int) -> LocalTraining:

@@ -24,7 +24,8 @@ from typing import Any
 import msgspec
 
 from onboard.budget import BudgetError, cap_memory, peak_bytes
-from onboard.shard import Shard, images_of
+from onboard.inspection import Inspection
+from onboard.shard import Shard, images_of, inspection_of
 from onboard.trainer import Begun, Done, Failed, Job, Report, Stepped
 from onboard.wire.health import Failure
 
@@ -47,10 +48,9 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Looked(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The images can be read."""
+    """The images can be read, and what they are."""
 
-    samples: int
-    classes: tuple[str, ...]
+    found: Inspection
 
 
 Answer = Begun | Stepped | Done | Failed | Looked
@@ -97,10 +97,10 @@ def _work(order: Order, asked: socket.socket) -> Iterator[Answer]:
         graphs = _graphs(order.job)
     if order.memory_bytes is not None:
         cap_memory(order.memory_bytes)
-    images = images_of(order.shard)
     if order.job is None:
-        yield Looked(samples=len(images), classes=images.classes)
+        yield Looked(found=inspection_of(order.shard))
         return
+    images = images_of(order.shard)
     if order.first is not None:
         images = images.take(np.arange(min(order.first, len(images))))
     trainer = LocalTrainer(images, graphs.__getitem__)

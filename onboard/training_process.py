@@ -96,7 +96,8 @@ class ProcessTrainer:
             child.end()
 
     def look(self) -> None:
-        """Reads the images in a process that ends with that; waits for it. Raises BadImages.
+        """Looks at the images in a process that ends with that, and logs what they are; waits for it. Raises
+        BadImages.
 
         Where there is too little memory for them, the log says so: a training may find more.
         """
@@ -116,6 +117,8 @@ class ProcessTrainer:
             raise BadImages(answer.why)
         if isinstance(answer, Failed):
             say(log, "images-unread", level=logging.WARNING, why=answer.why)
+        if isinstance(answer, Looked):
+            answer.found.tell()
 
     def _order(self, job: Job | None, allowed_bytes: int | None = None) -> Order:
         left = allowed_bytes

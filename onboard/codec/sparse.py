@@ -122,7 +122,7 @@ def decode(data: bytes | memoryview, mask: Mask) -> Floats:
     header = parse(data)
     own = _header(mask, header.form)
     if header != own:
-        raise BadExchange(f"of another mask: {header}, not {own}")
+        raise BadExchange(f"of another mask (seed, weight, share, model or classes): {header}, not {own}")
     try:
         return coded.decode(memoryview(data)[HEADER.size :], mask.count, header.form)
     except ValueError as error:

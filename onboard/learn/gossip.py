@@ -73,8 +73,9 @@ class Gossip:
     """node, its neighbours' `weights` W_ij, and what all nodes share: `seed`, `share` (p = share / 65536) and
     `form` of the values, for models of `size` coordinates.
 
-    `numbers`: of the exchanges at which an earlier life stood, by neighbour. Raises ValueError for weights
-    that are not positive or sum to more than 1.
+    `numbers`: of the exchanges at which an earlier life stood, by neighbour. `classes`: what tells whether a
+    label means the same at two nodes (`labels.digest`); empty for the labels themselves. Raises ValueError
+    for weights that are not positive or sum to more than 1.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Gossip:
         share: int,
         form: Form = Form.FP32,
         numbers: Mapping[int, int] | None = None,
+        classes: bytes = b"",
     ) -> None:
         if min(weights.values(), default=1.0) <= 0 or sum(weights.values()) > 1 + 1e-9:
             raise ValueError(f"weights of node {node}: {dict(weights)}, must be above 0 and sum to 1 at most")
@@ -94,7 +96,7 @@ class Gossip:
         self.exchanges = 0  # completed by this end
         numbers = numbers or {}
         self._edges = {
-            peer: _Edge(weight, _edge_seed(seed, weight), numbers.get(peer, 0))
+            peer: _Edge(weight, _edge_seed(seed, weight, classes), numbers.get(peer, 0))
             for peer, weight in weights.items()
         }
 
@@ -234,8 +236,9 @@ class Gossip:
         return drawn(Draw(seed, number, (self.node, peer), self.share), self.size)
 
 
-def _edge_seed(seed: int, weight: float) -> int:
-    """Two ends that weigh their edge differently would change the mean: they draw different masks instead,
-    and refuse each other."""
-    weighed = struct.pack("<Qf", seed, np.float32(weight))
+def _edge_seed(seed: int, weight: float, classes: bytes) -> int:
+    """Two ends that weigh their edge differently would change the mean, and two whose labels mean different
+    things would mix what has nothing to do with each other: they draw different masks instead, and refuse
+    each other."""
+    weighed = struct.pack("<Qf", seed, np.float32(weight)) + classes
     return int.from_bytes(blake2s(weighed, digest_size=8).digest(), "little")

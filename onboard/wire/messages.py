@@ -10,6 +10,7 @@ Integers are big-endian. Bytes that make no sense raise BadMessage and nothing e
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from hashlib import blake2s
@@ -181,6 +182,9 @@ Count = Annotated[int, Meta(ge=0, le=0xFFFFFFFF)]
 Amount = Annotated[float, Meta(ge=0, le=1e12)]
 
 
+ClassName = Annotated[str, Meta(min_length=1, max_length=64)]
+
+
 class Task(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     """Header of a MODEL: what a board is asked to do with the weights that follow.
 
@@ -190,7 +194,9 @@ class Task(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     group; `shift_pixels` and `distortion` of augmentation; `deadline_s` seconds for the answer, from arrival.
     `method`: what the epochs do (`onboard/learn/plan.py`); `prune_ratio` and the epochs after it are for
     "spacedml" alone. `asking`: how often this board was asked for this round before. It makes a question that
-    is asked again another object than the one that the board has taken already.
+    is asked again another object than the one that the board has taken already. `classes`: 8 B digest of the
+    names of the mission's classes in their order (`onboard.labels.digest`), empty where nobody says what a
+    label means; `names` themselves where they are short (`names_that_fit`).
     Ranges are part of the interface: what passes here can be computed with.
     """
 
@@ -215,6 +221,8 @@ class Task(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     coordinate_epochs: Annotated[int, Meta(ge=0, le=10_000)] = 1
     distortion: Annotated[float, Meta(ge=0, le=4)] = 0.0
     asking: Count = 0
+    classes: Annotated[bytes, Meta(max_length=8)] = b""
+    names: tuple[ClassName, ...] = ()
 
 
 class Update(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
@@ -234,9 +242,17 @@ class Update(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     train_s: Amount
 
 
+MAX_NAMES_BYTES = 64  # of a task's names: they come with every round, and ten digits take 21
+
 _MAX_HEADER_BYTES = 1024  # a Task with a model's name of 64 letters has 160; also bounds msgpack's nesting
 _LENGTH = struct.Struct(">H")
 _Header = TypeVar("_Header", Task, Update)
+
+
+def names_that_fit(names: Sequence[str]) -> tuple[str, ...]:
+    """The names of a mission's classes, or none where they would take more than MAX_NAMES_BYTES of a task."""
+    told = tuple(names)
+    return told if len(msgspec.msgpack.encode(told)) <= MAX_NAMES_BYTES else ()
 
 
 def encode_object(header: Task | Update, weights: bytes) -> bytes:

@@ -50,6 +50,7 @@ TASK = Task(
     weights="packed", epochs=5, pretrain_epochs=2, batch_size=32, learning_rate=0.001, bits_up=0.125,
     max_bases=4, shift_pixels=2, deadline_s=480.0, method="spacedml", prune_ratio=0.75, prune_epochs=4,
     basis_epochs=1, coordinate_epochs=1, distortion=0.5, asking=2,
+    classes=bytes.fromhex("e0f1a2b3c4d5e6f7"), names=("land", "sea"),
 )  # fmt: skip
 UPDATE = Update(
     mission=b"mission1", round=3, node=2, samples=600, loss=0.25, cpu_s=12.5, energy_j=30.0, train_s=25.0

@@ -87,6 +87,8 @@ tasks = st.builds(
     coordinate_epochs=st.integers(0, 10_000),
     distortion=st.floats(0, 4),
     asking=u32,
+    classes=st.just(b"") | ids,
+    names=st.lists(st.text(min_size=1, max_size=8), max_size=10).map(tuple),
 )
 amounts = st.floats(0, 1e12)
 updates = st.builds(

@@ -1,0 +1,137 @@
+"""What a node has to train or to test on, in one line: so that nobody has to find out from a bad accuracy.
+
+The value is a message between processes, and this file needs no numpy until it is asked to look.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from onboard.log import say
+
+if TYPE_CHECKING:
+    from onboard.data import Range, Survey
+    from onboard.sources import Part
+
+log = logging.getLogger(__name__)
+
+SHOWN = 40  # classes in a line
+
+
+class Inspection(msgspec.Struct, frozen=True, kw_only=True):
+    """A set, looked at from its first label to its last pixel. `classes`: images of each; `named`: whether
+    the set names them; `passed`: what was passed over, by reason; `low`, `high`, `mean` of all pixels;
+    `blank`: images of one value all over; `load_bytes`: what the images take in memory."""
+
+    source: str
+    shape: tuple[int, int, int]
+    images: int
+    classes: dict[str, int]
+    named: bool
+    passed: dict[str, int]
+    low: int
+    high: int
+    mean: float
+    blank: int
+    load_bytes: int
+
+    @property
+    def empty(self) -> tuple[str, ...]:
+        """Classes without images."""
+        return tuple(name for name, count in self.classes.items() if not count)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What may well be wrong."""
+        found = []
+        if self.low == self.high:
+            found.append(f"all pixels are {self.low}")
+        elif self.high <= 1:
+            found.append(f"pixels run {self.low}..{self.high}, of 0..255")
+        elif self.blank:
+            found.append(f"{self.blank} images are of one value all over")
+        if self.empty:
+            found.append(f"no images of {', '.join(self.empty[:SHOWN])}")
+        if self.passed:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.passed.items()))
+            found.append(f"{sum(self.passed.values())} passed over ({reasons})")
+        if not self.named and [*self.classes] != [str(label) for label in range(len(self.classes))]:
+            found.append("its labels have no names and are taken as places in the mission's list")
+        return found
+
+    def line(self) -> str:
+        """All of it for a person."""
+        counts = ", ".join(f"{name}: {count}" for name, count in [*self.classes.items()][:SHOWN])
+        more = f" and {len(self.classes) - SHOWN} more" if len(self.classes) > SHOWN else ""
+        warnings = "".join(f"; WARNING: {each}" for each in self.warnings)
+        return (
+            f"{self.images} images of {self.shape} in {self.source}, {self.load_bytes / 2**20:.0f} MB; "
+            f"pixels {self.low}..{self.high}, mean {self.mean:.1f}; classes {counts}{more}{warnings}"
+        )
+
+    def tell(self) -> None:
+        """Logs all of it."""
+        told: dict[str, Any] = {
+            "images": self.images,
+            "classes": self.classes,
+            "low": self.low,
+            "high": self.high,
+        }
+        told |= {"mean": round(self.mean, 1), "load_mb": round(self.load_bytes / 2**20, 1)}
+        level = logging.WARNING if self.warnings else logging.INFO
+        say(log, "data", level=level, **told, warnings=self.warnings)
+
+
+def inspect(
+    source: str,
+    shape: tuple[int, int, int],
+    *,
+    folder: str | Path | None = None,
+    part: Part = "own",
+    rows: range | None = None,
+    names: tuple[str, ...] | None = None,
+    classes: int | None = None,
+) -> Inspection:
+    """Looks at all that `onboard.data.load` would take, with the same arguments, and keeps none of it.
+
+    Raises DataError."""
+    from onboard import data
+
+    seen = data.survey(source, shape, folder=folder, part=part, rows=rows, names=names, classes=classes)
+    pixels = data.measure(source, shape, folder=folder, part=part, rows=rows)
+    return inspection(seen, pixels)
+
+
+def inspection(seen: Survey, pixels: Range) -> Inspection:
+    """Both in one."""
+    return Inspection(
+        source=seen.source,
+        shape=seen.shape,
+        images=len(seen),
+        classes=seen.counts,
+        named=seen.named,
+        passed=dict(seen.passed),
+        low=pixels.low,
+        high=pixels.high,
+        mean=pixels.mean,
+        blank=pixels.blank,
+        load_bytes=seen.load_bytes,
+    )
+
+
+def most_classes(shape: tuple[int, int, int]) -> int:
+    """How many classes a shipped model tells apart at most that takes images of this shape.
+
+    Raises DataError where none takes them."""
+    from onboard.images import DataError
+    from onboard.learn.graph import TrainGraph, shipped
+
+    graphs = [TrainGraph.load(name) for name in shipped()]
+    if not (fitting := [graph.classes for graph in graphs if graph.input_shape == shape]):
+        takes = ", ".join(f"{graph.name} {graph.input_shape}" for graph in graphs)
+        raise DataError(f"no model takes images of {shape}; there are {takes}")
+    return max(fitting)
