@@ -27,7 +27,8 @@ from onboard.learn.graph import InferGraph, TrainGraph, evaluate
 from onboard.server import BadUpdate, Server, Training
 from onboard.wire.events import Arrived, Cancelled, Event, GroupAnswer, Message
 from onboard.wire.health import State, decode_health
-from onboard.wire.messages import MODEL, BadMessage, Reason
+from onboard.wire.messages import MODEL, BadMessage, Reason, asked_again
+from onboard.wire.seal import MAX_EPOCH
 
 TELL_EVERY = 200  # happenings between two looks at the progress
 EMPTY_TRIES = 20  # a round that nobody answers as often as this will not be answered
@@ -124,6 +125,8 @@ class Fleet:
         self._awake: dict[int, Device] = {}
         self._wake_s: dict[int, float] = {}  # by node, and GROUND for the shared downlink
         self._boots: dict[int, int] = {}
+        self._earlier_boots = 0  # of each device, at most, in runs before this one
+        self._askings: dict[int, int] = {}  # of the round in hand, by node
         self._now = 0.0
         self._booked = Spent()  # of devices that sleep again
         self._told = Spent()  # of all rounds that are over
@@ -139,7 +142,8 @@ class Fleet:
         self.results, self.packed = list(results), packed
         self._now = self.results[-1].clock_s
         # As many boots as an uninterrupted run can have made, so that no fate of the air is drawn twice.
-        self._boots = dict.fromkeys(self._places, EMPTY_TRIES * len(self.results))
+        self._earlier_boots = EMPTY_TRIES * len(self.results)
+        self._boots = dict.fromkeys(self._places, self._earlier_boots)
 
     def play(self) -> Iterator[Moment | RoundResult]:
         """Runs the rounds that are left. Raises FleetError."""
@@ -156,6 +160,7 @@ class Fleet:
         model = self._server.model(number, self.packed)
         self._average, self._tally = PartialAverage(self._server.layout), _Tally()
         merged: set[int] = set()
+        self._askings = dict.fromkeys(asked, 0)
         for attempt in range(EMPTY_TRIES):
             this = self._round = Round(
                 number, frozenset(asked), settings.quorum, self._now + settings.deadline_s,
@@ -163,7 +168,7 @@ class Fleet:
             )  # fmt: skip
             for node in asked:
                 self._wake(node, gone=self._is_gone(number, attempt, node))
-            self._offer(model, asked)
+            self._ask(model, asked)
             for happening in count():
                 if this.judge(self._now).closed:
                     break
@@ -172,6 +177,8 @@ class Fleet:
                     yield Moment(number, self._done(this), self._now)
             if this.verdict is not Verdict.EMPTY:
                 break
+            for node in this.lost:  # what it took came to nothing: the next asking is another object
+                self._askings[node] = attempt + 1
         else:
             raise FleetError(
                 f"round {number}: asked {EMPTY_TRIES} times, nobody answered within {settings.deadline_s:g} s"
@@ -190,11 +197,24 @@ class Fleet:
         if node not in self._awake or gone or self._awake[node].gone:
             self._let_go(node)
             self._boots[node] = self._boots.get(node, 0) + 1
+            epoch = self._boots[node] - self._earlier_boots
+            if epoch > MAX_EPOCH:
+                raise FleetError(f"device {node} has booted {MAX_EPOCH} times: go on in another run")
             self._awake[node] = Device(
-                self._places[node], self._graph, boot=self._boots[node], seed=self.settings.seed,
+                self._places[node], self._graph, boot=self._boots[node], epoch=epoch, seed=self.settings.seed,
                 gone=gone, now=self._now, group_key=self._group_key,
             )  # fmt: skip
         self._wake_s[node] = self._now
+
+    def _ask(self, model: bytes, nodes: Iterable[int]) -> None:
+        """Asks each of them for the round, as often as its training came to nothing before; on a shared
+        downlink all as often as the one that is asked most often, as that is one object."""
+        if self._downlink is not None:
+            most = max(self._askings[node] for node in nodes)
+            self._askings = dict.fromkeys(nodes, most)
+        for asking in sorted({self._askings[node] for node in nodes}):
+            these = [node for node in nodes if self._askings[node] == asking]
+            self._offer(asked_again(model, asking) if asking else model, these)
 
     def _offer(self, model: bytes, nodes: Iterable[int]) -> None:
         """Puts the round's model on its way: to each of them, or once to all."""
@@ -301,8 +321,10 @@ class Fleet:
                 health = decode_health(event.payload)
             except BadMessage:
                 return
-            if self._round is not None and (health.state, health.round) == (State.FAILED, self._round.number):
-                self._lose(device.place.node)
+            node, this = device.place.node, self._round
+            asking = self._askings.get(node, 0) & 0xFF
+            if this and (health.state, health.round, health.asking) == (State.FAILED, this.number, asking):
+                self._lose(node)
 
     def _take(self, device: Device, arrived: Arrived) -> None:
         """An update: refused and counted, too late and counted, or averaged."""

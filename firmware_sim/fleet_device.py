@@ -68,8 +68,9 @@ class Device:
     """A board that is awake, and the ground's end of its link.
 
     It boots when it is made, and is let go of when `resting`; what it must know the next time is in its
-    journal. `boot`: one more at each boot of this node; with `seed` it names the fate of every frame. `gone`:
-    no contact opens as long as it is awake. `group_key`: of the downlink that it hears with others.
+    journal. `boot`: one more at each boot of this node; with `seed` it names the fate of every frame.
+    `epoch`: of the ground's frames, likewise. `gone`: no contact opens as long as it is awake. `group_key`:
+    of the downlink that it hears with others.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Device:
         graphs: Callable[[str], TrainGraph],
         *,
         boot: int,
+        epoch: int,
         seed: int,
         gone: bool,
         now: float,
@@ -90,7 +92,7 @@ class Device:
         known.epoch += 1
         journal.save(known)
         link, key, node = place.link, place.key, place.node
-        self.ground = Session(node=GROUND, peer=node, key=key, link=link, master=True, epoch=boot, now=now)
+        self.ground = Session(node=GROUND, peer=node, key=key, link=link, master=True, epoch=epoch, now=now)
         self._board = Session(
             node=node,
             peer=GROUND,

@@ -223,6 +223,7 @@ class Rounds:
         row = stored[number]
         answers = self._store.answers(number)
         merged = {answer["node"] for answer in answers if answer["state"] == "merged"}
+        # Never more than a round has, whatever is stored: by another deadline, or by a disk that rots.
         left_s = rules.deadline_s if row.left_s is None else min(max(row.left_s, 0.0), rules.deadline_s)
         self._round = Round(
             number,

@@ -81,7 +81,7 @@ def table(view: Mapping[str, Any], console: Console | None = None) -> None:
         rounds.add_row(
             str(row["round"]), row["state"], _percent(row["accuracy"]), _number(row["loss"], ".3f"),
             _number(row["bits_down"], ".3f"), f"{len(answered)} of {len(asked)}",
-            f"{until - row['opened_at']:.0f}",
+            f"{max(0.0, until - row['opened_at']):.0f}",  # the clock may have been set meanwhile
         )  # fmt: skip
     console.print(rounds if view["rounds"] else "no round yet")
     nodes = Table("node", "link", "answered", "heard", "doing", "sent B", "received B", "resent", box=None)

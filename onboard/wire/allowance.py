@@ -40,7 +40,8 @@ class Allowance:
         self._contact_bytes = spent.contact_bytes
         self._contact_ends = math.inf
         self._started: float | None = now  # until a contact is known
-        self._bins = deque((now - age_s, sent) for age_s, sent in spent.day)  # begin, bytes; of 24 hours
+        # Begin, bytes; of 24 hours, whatever age a record claims: what is in the future would never be over.
+        self._bins = deque((now - min(max(0.0, age_s), DAY_S), sent) for age_s, sent in spent.day)
         self._day_bytes = sum(sent for _, sent in self._bins)
         self._most_ahead_bytes = min(per_contact_bytes, per_day_bytes) / _AHEAD
         self._ahead_bytes = 0.0  # that the last record counts and that have not left

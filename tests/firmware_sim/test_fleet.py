@@ -269,3 +269,30 @@ def test_a_line_cut_short_is_played_again(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "rounds.jsonl").read_bytes().count(b"\n") == 1
     (tmp_path / "out" / "model-1.bin").unlink()
     assert Record(tmp_path / "out", {"seed": 4}).load() == ([], b"")
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_devices_whose_training_fails_once_are_asked_again(
+    shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = iter([True, True, True])  # of all that the first round asks
+
+    def graph(name: str) -> TrainGraph:
+        if next(failures, False):
+            raise MemoryError("needs more than there is")
+        return TRAIN
+
+    monkeypatch.setattr(Fleet, "_graph", lambda self, name: graph(name))
+    first, second = play(tmp_path, shared_downlink=shared)
+    assert (first.answered, second.answered) == (3, 3)
+    assert first.clock_s < SETTINGS.deadline_s  # and not after it, by a boot
+
+
+def test_a_fleet_that_has_run_for_very_long_resumes(tmp_path: Path) -> None:
+    first = Fleet(replace(SETTINGS, rounds=1), SHARES, TEST, tmp_path / "one", TRAIN, INFER)
+    *_, last = (seen for seen in first.play() if isinstance(seen, RoundResult))
+    fleet = Fleet(replace(SETTINGS, rounds=5001), SHARES, TEST, tmp_path / "two", TRAIN, INFER)
+    fleet.resume([replace(last, round=number) for number in range(1, 5001)], first.packed)
+    *_, result = (seen for seen in fleet.play() if isinstance(seen, RoundResult))
+    assert result.round == 5001
+    assert result.answered == 3

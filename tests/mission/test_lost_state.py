@@ -30,3 +30,19 @@ def test_a_lost_disk_is_no_lost_link(victim: str, tmp_path: Path) -> None:
         on.finish()
         assert [row["state"] for row in on.status()["rounds"]] == ["closed", "closed"]
         assert all(row["answers"][0]["state"] == "answered" for row in on.status()["rounds"])
+
+
+def test_a_file_that_a_power_cut_emptied_is_asked_for_again(tmp_path: Path) -> None:
+    with bench(tmp_path, epochs=10) as on:
+        state = on.node_toml.parent / "state"
+        on.start_cable()
+        on.start_ground()
+        on.start_board()
+        on.until(lambda: on.said("board", "epoch", round=1))
+        on.kill("board")
+        (state / "model.bin").write_bytes(b"")
+        on.start_board()
+        on.until(lambda: on.said("ground", "answered", round=1))
+        assert on.said("ground", "forgotten", why="model.bin cannot be read")
+        on.finish()
+        assert [row["state"] for row in on.status()["rounds"]] == ["closed", "closed"]
