@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import sys
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import click
 
 from hw_profiles import load_board, load_link
 from onboard.complaints import refused
 from onboard.extras import require
+from onboard.lines import ROOM_BYTES, Outlet, lines_to
 from onboard.log import start
 from onboard.stop import stop_signals
 
@@ -149,20 +152,25 @@ def _show(run: Run, wishes: Wishes, *, as_json: bool) -> bool:
     from firmware_sim.fleet_view import View, draw, summary
 
     settings = wishes.settings
-    view = View(Console(stderr=as_json), settings.rounds, lines=not as_json)
-    with stop_signals() as stop, view.shown(), contextlib.closing(run.play()) as played:
-        for result in run.results:  # of an earlier part of this run
-            view.show(result)
-            if as_json:
-                click.echo(json.dumps(asdict(result)))
-        for seen in played:
-            view.show(seen)
-            if as_json and isinstance(seen, RoundResult):
-                click.echo(json.dumps(asdict(seen)))
-            if stop.asked:
-                return False
-    if not as_json:
-        click.echo(summary(run.results, run.parameters))
+    with (
+        stop_signals() as stop,
+        # All is told in the end, but a reader that is stuck holds up neither the run nor its stop.
+        lines_to(sys.stdout, lambda _: "", ROOM_BYTES, lambda: not stop.asked) as out,
+        contextlib.closing(run.play()) as played,
+    ):
+        console = Console(stderr=True) if as_json else Console(file=cast(IO[str], Outlet(out, sys.stdout)))
+        view = View(console, settings.rounds, lines=not as_json)
+        with view.shown():
+            for seen in chain(run.results[:], played):  # first those of an earlier part of this run
+                view.show(seen)
+                if as_json and isinstance(seen, RoundResult):
+                    out.put(json.dumps(asdict(seen)) + "\n")
+                if out.unread:
+                    raise BrokenPipeError(errno.EPIPE, "nobody reads any more")
+                if stop.asked:
+                    return False
+        if not as_json:
+            out.put(summary(run.results, run.parameters) + "\n")
     if wishes.out is not None:
         title = f"{settings.training.method}, {settings.select} of {settings.devices} devices, {wishes.data}"
         draw(run.results, title, wishes.out / "rounds.png")

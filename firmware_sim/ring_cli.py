@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
 from hw_profiles import load_board, load_link
 from onboard.complaints import finite, refused
 from onboard.extras import require
+from onboard.lines import ROOM_BYTES, Outlet, lines_to
 from onboard.log import start
 from onboard.stop import stop_signals
 
@@ -215,21 +218,26 @@ def _show(run: Run | CrewRun, wishes: Wishes, *, as_json: bool) -> bool:
         click.echo(f"{settings.shape}: these nodes are in parts, and their models never agree", err=True)
     if run.images < wishes.images:
         click.echo(f"{run.images} images a node: {wishes.data} has no more", err=True)
-    view = View(Console(stderr=as_json), settings.epochs, lines=not as_json)
-    with stop_signals() as stop, view.shown(), contextlib.closing(run.play()) as played:
-        for result in run.results:  # of an earlier part of this run
-            view.show(result)
-            if as_json:
-                click.echo(json.dumps(asdict(result)))
-        for seen in played:
-            view.show(seen)
-            if as_json and isinstance(seen, EpochResult):
-                click.echo(json.dumps(asdict(seen)))
-            if stop.asked:
-                return False
-    if not as_json:
-        dense_bytes = 2 * run.results[-1].exchanges * framed_bytes(4 * run.parameters, settings.link)
-        click.echo(summary(run.results, dense_bytes))
+    with (
+        stop_signals() as stop,
+        # All is told in the end, but a reader that is stuck holds up neither the run nor its stop.
+        lines_to(sys.stdout, lambda _: "", ROOM_BYTES, lambda: not stop.asked) as out,
+        contextlib.closing(run.play()) as played,
+    ):
+        console = Console(stderr=True) if as_json else Console(file=cast(IO[str], Outlet(out, sys.stdout)))
+        view = View(console, settings.epochs, lines=not as_json)
+        with view.shown():
+            for seen in chain(run.results[:], played):  # first those of an earlier part of this run
+                view.show(seen)
+                if as_json and isinstance(seen, EpochResult):
+                    out.put(json.dumps(asdict(seen)) + "\n")
+                if out.unread:
+                    raise BrokenPipeError(errno.EPIPE, "nobody reads any more")
+                if stop.asked:
+                    return False
+        if not as_json:
+            dense_bytes = 2 * run.results[-1].exchanges * framed_bytes(4 * run.parameters, settings.link)
+            out.put(summary(run.results, dense_bytes) + "\n")
     if wishes.out is not None:
         title = f"{settings.method}, {settings.shape} of {settings.nodes}, {wishes.data}"
         draw({settings.method: run.results}, title, wishes.out / "ring.png")

@@ -11,7 +11,7 @@ import msgspec
 from groundstation.config import load_mission
 from groundstation.setup import NodeSpec, SetupError, Wishes, found, roll_key
 from groundstation.store import Store, StoreError
-from onboard.complaints import OneLineErrors, fail
+from onboard.complaints import OneLineErrors, fail, refused
 from onboard.extras import require
 from onboard.log import Format, start
 from onboard.toml import ConfigError
@@ -74,7 +74,7 @@ def init(
     except (SetupError, ConfigError) as error:
         fail(str(error))
     except OSError as error:
-        fail(f"{error.filename or folder}: {error.strerror or error}", code=1)
+        refused(error, folder)
 
 
 @main.command()
@@ -158,7 +158,7 @@ def roll(folder: Path, name: str, drop_old: bool) -> None:
     except (SetupError, ConfigError, BadKey) as error:
         fail(str(error))
     except OSError as error:
-        fail(f"{error.filename or folder}: {error.strerror or error}", code=1)
+        refused(error, folder)
 
 
 @main.command()

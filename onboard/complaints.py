@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import sys
@@ -99,7 +100,10 @@ def forget_unwritten(stream: TextIO | None) -> None:
 
 
 def refused(error: OSError, where: object) -> NoReturn:
-    """Ends the program because the machine refuses; `where`: what to name if the system does not."""
+    """Ends the program because the machine refuses; `where`: what to name if the system does not. A reader
+    that has seen enough is no refusal: that is raised again, and quiet."""
+    if error.errno == errno.EPIPE:
+        raise error
     name = error.filename if isinstance(error.filename, str | os.PathLike) else where
     fail(f"{name}: {error.strerror or error}", code=1)
 

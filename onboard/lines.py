@@ -18,6 +18,8 @@ from typing import TextIO
 
 MOST_BYTES = 256 * 1024
 """Held for a reader that is slow: some thousand events, or a minute of the most talkative reports."""
+ROOM_BYTES = 64 * 2**20  # for all results of a long run, none of which may be missing
+_LOOK_S = 0.05  # how often to look whether to wait on
 _STACK_BYTES = 256 * 1024  # of the thread; the 8 MB of the default count against a board's memory limit
 
 
@@ -58,13 +60,15 @@ class Lines:
             if self._thread is None:
                 self._start()
 
-    def close(self, within_s: float = 0.3) -> None:
-        """Waits so long, at most, for what is still to be written. A reader that is stuck gets no more."""
+    def close(self, within_s: float = 0.3, patient: Callable[[], bool] = lambda: False) -> None:
+        """Waits for what is still to be written: so long, and then as long as it is `patient`. After that a
+        reader that is stuck gets no more."""
         end_s = time.monotonic() + within_s
         with self._changed:
             while self._thread is not None and not (self._idle and not self._queue and not self._missed):
-                if not self._changed.wait(max(0.0, end_s - time.monotonic())):
+                if time.monotonic() >= end_s and not patient():
                     return
+                self._changed.wait(_LOOK_S)
 
     def _start(self) -> None:
         before = threading.stack_size(_STACK_BYTES)
@@ -109,7 +113,7 @@ class Outlet:
 
     encoding = "utf-8"
 
-    def __init__(self, lines: Lines, stream: TextIO) -> None:
+    def __init__(self, lines: Lines | Direct, stream: TextIO) -> None:
         self._lines, self._stream = lines, stream
 
     def write(self, text: str) -> int:
@@ -137,12 +141,35 @@ def descriptor(stream: TextIO) -> int | None:
         return None
 
 
+class Direct:
+    """In place of `Lines` where a stream is no file: a test's."""
+
+    unread = False
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def put(self, text: str) -> None:
+        """Writes at once."""
+        self._stream.write(text)
+
+
 @contextlib.contextmanager
-def lines_to(stream: TextIO, missed: Callable[[int], str], most_bytes: int = MOST_BYTES) -> Iterator[Lines]:
-    """`Lines` to a stream inside the block; one that was closed before the program began gets nothing."""
-    fd = None if stream is None else descriptor(stream)
-    lines = Lines(os.open(os.devnull, os.O_WRONLY) if fd is None else fd, missed, most_bytes)
+def lines_to(
+    stream: TextIO | None,
+    missed: Callable[[int], str],
+    most_bytes: int = MOST_BYTES,
+    patient: Callable[[], bool] = lambda: False,
+) -> Iterator[Lines | Direct]:
+    """`Lines` to a stream inside the block, at whose end see `Lines.close`. A stream that was closed before
+    the program began gets nothing."""
+    fd = os.open(os.devnull, os.O_WRONLY) if stream is None else descriptor(stream)
+    if fd is None:
+        assert stream is not None, "the null device has a descriptor"
+        yield Direct(stream)
+        return
+    lines = Lines(fd, missed, most_bytes)
     try:
         yield lines
     finally:
-        lines.close()
+        lines.close(patient=patient)

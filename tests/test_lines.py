@@ -254,3 +254,39 @@ def test_a_demo_that_nobody_reads_ends_when_told(tmp_path: Path) -> None:
         finally:
             process.kill()
             process.communicate()
+
+
+def test_a_simulation_that_nobody_reads_ends_when_told_and_tells_all_who_read_late(tmp_path: Path) -> None:
+    fleet = [
+        sys.executable,
+        "-m",
+        "firmware_sim",
+        "fleet",
+        "--data",
+        "digits",
+        "--images",
+        "20",
+        "--devices",
+        "2",
+    ]
+    fleet += ["--select", "1", "--json", "--out", str(tmp_path / "out")]
+    with unread("full pipe") as full:
+        process = subprocess.Popen([*fleet, "--rounds", "500"], stdout=full, stderr=subprocess.PIPE)
+        try:
+            deadline = time.monotonic() + 40
+            lines = 0
+            while lines < 3:  # and the first of them does not fit the pipe
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+                with contextlib.suppress(FileNotFoundError):
+                    lines = (tmp_path / "out" / "rounds.jsonl").read_text().count("\n")
+            process.terminate()
+            assert process.wait(timeout=5) == 130
+        finally:
+            process.kill()
+            process.communicate()
+    rounds = (tmp_path / "out" / "rounds.jsonl").read_text().count("\n")
+    with subprocess.Popen([*fleet, "--rounds", str(rounds)], stdout=subprocess.PIPE, text=True) as again:
+        time.sleep(0.5)
+        assert again.stdout is not None
+        assert len(again.stdout.readlines()) == rounds
