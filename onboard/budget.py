@@ -80,10 +80,27 @@ def cap_memory(allowed_bytes: int) -> None:
             f"training may take {max(0, allowed_bytes) / 2**20:.0f} MB, "
             f"and holds {filled_bytes / 2**20:.0f} MB before it has loaded an image"
         )
-    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    limit_bytes = allowed_bytes + max(0, data_bytes() - filled_bytes)
-    limits = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
-    resource.setrlimit(resource.RLIMIT_DATA, (min([limit_bytes, *limits]), hard))
+    MemoryCap(allowed_bytes).__enter__()
+
+
+class MemoryCap:
+    """Inside the block this process may fill `allowed_bytes` with data, as with `cap_memory`; outside of it as
+    much as before. For a process that trains and talks: a full heap is the training's alone.
+
+    What is mapped and empty when this is made is not counted.
+    """
+
+    def __init__(self, allowed_bytes: int) -> None:
+        self._soft, self._hard = resource.getrlimit(resource.RLIMIT_DATA)
+        limit_bytes = max(0, allowed_bytes) + max(0, data_bytes() - anonymous_bytes())
+        limits = [limit for limit in (self._soft, self._hard) if limit != resource.RLIM_INFINITY]
+        self._capped = min([limit_bytes, *limits])
+
+    def __enter__(self) -> None:
+        resource.setrlimit(resource.RLIMIT_DATA, (self._capped, self._hard))
+
+    def __exit__(self, *_: object) -> None:
+        resource.setrlimit(resource.RLIMIT_DATA, (self._soft, self._hard))
 
 
 def share_of_training(budget_bytes: int) -> int:

@@ -186,7 +186,6 @@ def _run_gossip(
     config: GossipConfig, pace: Pace, report_every_s: float | None, recorder: Recorder | None
 ) -> None:
     """A node that gossips. Raises ConfigError, BadKey, OSError."""
-    from onboard.budget import BudgetError
     from onboard.data import DataError
     from onboard.gossip_carrier import carry_gossip, gossip_node
     from onboard.journal import sole_user
@@ -204,8 +203,6 @@ def _run_gossip(
             carry_gossip(node, pumps, pace, report_every_s=report_every_s)
     except DataError as error:
         raise ConfigError(f"{config.path}: data.source: {error}") from None
-    except BudgetError as error:
-        raise ConfigError(f"{config.path}: budget.memory_mb: {error}") from None
 
 
 def ports(config: NodeConfig | GossipConfig) -> list[tuple[str, str]]:

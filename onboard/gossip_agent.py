@@ -38,6 +38,7 @@ from onboard.wire.session import Session
 log = logging.getLogger(__name__)
 
 CHECKPOINT, MODEL, EXCHANGES = "gossip.npz", "model.npz", "exchanges"
+FULL_EVERY_S = 60.0  # a board may stay without memory for long
 LOG_SHARE = 4  # a log that grew by so many checkpoints is worth one: it bounds the disk and a replay
 
 
@@ -93,6 +94,7 @@ class GossipAgent:
         self._offered: dict[int, bytes] = {}  # digests of what was sent in the open exchanges
         self._awaited: frozenset[int] = frozenset()
         self._quiet_since_s = self._patient_until_s = self._checkpoint_due_s = 0.0
+        self._full_due_s = -math.inf
         self._losses: list[float] = []  # of this epoch
         self._kept = -1  # exchanges that the model of the last checkpoint has
 
@@ -230,6 +232,15 @@ class GossipAgent:
         """A step could not be run (no memory, a loss that is no number): the neighbours go on without."""
         self.phase = Phase.FAILED
         say(log, "training-failed", level=logging.ERROR, why=str(error) or type(error).__name__)
+
+    def relieve(self, now: float) -> None:
+        """No memory is left on the board for the agent itself: it trains no more, and answers others."""
+        why = "no memory is left on the board for the agent itself"
+        if now >= self._full_due_s:
+            self._full_due_s = now + FULL_EVERY_S
+            say(log, "memory-full", level=logging.ERROR, why=why)
+        if self.trains:
+            self.fail(MemoryError(why), now)
 
     @property
     def _finished(self) -> bool:

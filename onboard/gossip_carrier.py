@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -14,8 +15,8 @@ from functools import partial
 import numpy as np
 
 from onboard import data, labels
-from onboard.budget import Pace, cap_memory
-from onboard.carrier import LONGEST_WAIT_S, RETRY_S, SPOOL_BYTES, limits_for, tell_of_link
+from onboard.budget import MemoryCap, Pace
+from onboard.carrier import LONGEST_WAIT_S, MEMORY_AGAIN_S, RETRY_S, SPOOL_BYTES, limits_for, tell_of_link
 from onboard.config import GossipConfig, Neighbour
 from onboard.contacts import ContactPlan
 from onboard.exchanges import ExchangeLog
@@ -169,7 +170,7 @@ def carry_gossip(
     Raises ConfigError for a contact plan that cannot be used.
     """
     config = agent.config
-    cap_memory(config.memory_bytes)
+    cap = MemoryCap(config.memory_bytes)
     plans = {
         each.id: ContactPlan(each.contacts_path, config.id, each.id)
         for each in config.neighbours
@@ -182,32 +183,37 @@ def carry_gossip(
     with stop_signals() as stop, closing(Lookout(config.state)) as lookout:
         while not stop.asked and agent.phase is not Phase.OVER:
             now = clock()
-            for peer, plan in plans.items():
-                plan.keep(pumps[peer].session, now, wall())
-            for peer, pump in pumps.items():
-                for event in pump.poll(now):
-                    tell_of_link(event, peer=peer)
-                    if not isinstance(event, OfPort):
-                        untold.append((peer, event))
             try:
-                if now >= retry_at:
-                    while untold:
-                        agent.hear(*untold[0], now)
-                        untold.popleft()
-                    agent.tick(now)
-                    if agent.trains and now >= next_step_at:
-                        next_step_at = step(agent, pace, now, clock, cpu_clock)
-            except OSError as error:
-                say(log, "disk-full", level=logging.ERROR, path=str(config.state), why=str(error))
-                retry_at = now + RETRY_S
-            if now >= report_due_s and report_every_s is not None:
-                report_due_s = now + report_every_s
-                say(log, "doing", **agent.doing(), links=gossip_view(agent, pumps, now)["links"])
-            lookout.answer(lambda: gossip_view(agent, pumps, clock()))
-            act_at = min(agent.wakeup(now), next_step_at if agent.trains else math.inf)
-            wake_s = min(pump.wakeup(now) for pump in pumps.values())
-            wake_s = min(now + LONGEST_WAIT_S, max(act_at, retry_at), report_due_s, wake_s)
-            wait(pumps.values(), wake_s - clock(), also=[stop.fd, *lookout.fds])
+                for peer, plan in plans.items():
+                    plan.keep(pumps[peer].session, now, wall())
+                for peer, pump in pumps.items():
+                    for event in pump.poll(now):
+                        tell_of_link(event, peer=peer)
+                        if not isinstance(event, OfPort):
+                            untold.append((peer, event))
+                try:
+                    if now >= retry_at:
+                        while untold:
+                            agent.hear(*untold[0], now)
+                            untold.popleft()
+                        agent.tick(now)
+                        if agent.trains and now >= next_step_at:
+                            next_step_at = step(agent, pace, cap, now, clock, cpu_clock)
+                except OSError as error:
+                    say(log, "disk-full", level=logging.ERROR, path=str(config.state), why=str(error))
+                    retry_at = now + RETRY_S
+                if now >= report_due_s and report_every_s is not None:
+                    report_due_s = now + report_every_s
+                    say(log, "doing", **agent.doing(), links=gossip_view(agent, pumps, now)["links"])
+                lookout.answer(lambda: gossip_view(agent, pumps, clock()))
+                act_at = min(agent.wakeup(now), next_step_at if agent.trains else math.inf)
+                wake_s = min(pump.wakeup(now) for pump in pumps.values())
+                wake_s = min(now + LONGEST_WAIT_S, max(act_at, retry_at), report_due_s, wake_s)
+                wait(pumps.values(), wake_s - clock(), also=[stop.fd, *lookout.fds])
+            except MemoryError:  # not of a step, which is capped: the whole board's
+                with contextlib.suppress(MemoryError):
+                    agent.relieve(now)
+                    wait([], MEMORY_AGAIN_S, also=[stop.fd])
     for pump in pumps.values():
         pump.close(clock())
 
@@ -215,14 +221,18 @@ def carry_gossip(
 def step(
     agent: GossipAgent,
     pace: Pace,
+    cap: MemoryCap,
     now: float,
     clock: Callable[[], float],
     cpu_clock: Callable[[], float],
 ) -> float:
-    """One training step and what it cost; returns when the next may begin. Raises OSError (disk full)."""
+    """One training step under the memory's cap, and what it cost; returns when the next may begin.
+
+    Raises OSError (disk full)."""
     cpu_before_s = cpu_clock()
     try:
-        flops = agent.advance()
+        with cap:
+            flops = agent.advance()
     except Exception as error:  # a graph or a memory limit may raise anything, and the link must live on
         agent.fail(error, clock())
         return now

@@ -96,3 +96,22 @@ def test_beyond_the_limit_is_a_memory_error_and_the_process_lives_on() -> None:
         ["refused"] * 3 + ["refused by numpy", str(8 * 2**20), "True True", ""]
     ), done.stderr
     assert done.returncode == 0, done.stderr
+
+
+CAPPED = """
+import numpy
+from onboard.budget import MemoryCap, anonymous_bytes
+cap = MemoryCap(anonymous_bytes() + 8 * 2**20)
+for _ in range(2):
+    try:
+        with cap:
+            numpy.ones(64 * 2**20, numpy.uint8)
+    except MemoryError:
+        print("refused")
+    print(len(numpy.ones(64 * 2**20, numpy.uint8)) >> 20)
+"""
+
+
+def test_a_cap_ends_with_its_block() -> None:
+    done = subprocess.run([sys.executable, "-c", CAPPED], capture_output=True, text=True, timeout=30)
+    assert done.stdout.split() == ["refused", "64"] * 2, done.stderr
