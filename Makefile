@@ -1,8 +1,8 @@
 # Thin on purpose: each target is the command a person would type.
 PYTHON ?= python3
 VENV ?= .venv
-BIN := $(VENV)/bin
-PIP := $(BIN)/pip --disable-pip-version-check --quiet
+BIN = $(VENV)/bin
+PIP = $(BIN)/pip --disable-pip-version-check --quiet
 # The data sets lie beside the checkout on a development machine; SPACEDML_DATA names another place.
 ifneq ($(wildcard ../shared/data),)
 export SPACEDML_DATA ?= $(abspath ../shared/data)
