@@ -82,6 +82,17 @@ def test_a_board_installs_the_versions_that_were_tested(python: str, machine: st
     assert {"rich", "scikit-learn", "pytest", "onnx"}.isdisjoint(board)
 
 
+def test_the_guide_tells_the_versions_that_were_tested() -> None:
+    text = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([a-z-]+) \| ([\d.]+) \| ([\d., ]+) \|$", text, re.MULTILINE)
+    needs = list(declared("all.txt", "3.11", "x86_64"))
+    assert {name for name, _, _ in rows} >= {need.name for need in declared("board.txt", "3.11", "x86_64")}
+    for name, least, locked in rows:
+        assert {f">={least}"} == {str(need.specifier) for need in needs if need.name == name}, name
+        versions = {next(iter(pin.specifier)).version for pin in pins("all.txt") if pin.name == name}
+        assert set(locked.split(", ")) == versions, f"{name}: docs/deploy.md says otherwise than the lock"
+
+
 @pytest.mark.parametrize("lock", LOCKED)
 def test_a_lock_names_hashes_and_no_place(lock: str) -> None:
     text = (ROOT / "locks" / lock).read_text(encoding="utf-8")
