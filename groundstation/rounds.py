@@ -20,7 +20,7 @@ from onboard.learn.federated import Answer, PartialAverage, Round, Verdict, choo
 from onboard.learn.graph import InferGraph, TrainGraph, evaluate
 from onboard.log import say
 from onboard.server import BadUpdate, Server
-from onboard.wire.events import Arrived, Cancelled, Delivered, Event, Message, Rekeyed, Spent
+from onboard.wire.events import Arrived, Cancelled, Delivered, Event, Message, Recut, Rekeyed, Spent
 from onboard.wire.health import Failure, Health, State, decode_health, failure_name
 from onboard.wire.messages import UPDATE, BadMessage, Reason, asked_again
 
@@ -86,6 +86,8 @@ class Rounds:
             say(log, "rekeyed", node=station.node.name, again=event.again)
         elif isinstance(event, Spent):
             self._store.spend(node, event)
+        elif isinstance(event, Recut) and self._askings.is_asked(node, event.digest):
+            self._store.cut(node, event.digest, event.fragment_bytes)
         elif isinstance(event, Message):
             self._hear_health(station, event, now)
 

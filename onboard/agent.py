@@ -21,7 +21,7 @@ from onboard.journal import Journal
 from onboard.log import say
 from onboard.trainer import Begun, Done, Failed, Job, Report, Stepped, Trainer
 from onboard.wire import messages
-from onboard.wire.events import Arrived, Cancelled, Corrupt, Delivered, Event, Rekeyed, Spent
+from onboard.wire.events import Arrived, Cancelled, Corrupt, Delivered, Event, Recut, Rekeyed, Spent
 from onboard.wire.health import Failure, Health, State, encode_health, failure_name
 from onboard.wire.messages import BadMessage, Reason, Task, Update
 from onboard.wire.session import Session
@@ -118,17 +118,14 @@ class Agent:
         """Takes one event of the link."""
         if isinstance(event, Arrived):
             self._take(event, now)
-        elif isinstance(event, Delivered) and event.digest == self.known.update:
+        elif isinstance(event, Delivered | Cancelled) and event.digest == self.known.update:
             self._settle(State.IDLE)
             self._journal.drop(UPDATE)
-            say(log, "delivered", round=self.known.round)
-        elif isinstance(event, Cancelled) and event.digest == self.known.update:
-            self._settle(State.IDLE)
-            self._journal.drop(UPDATE)
-            say(
-                log, "update-cancelled", level=logging.WARNING, round=self.known.round,
-                object=event.digest.hex(), why=event.reason,
-            )  # fmt: skip
+            if isinstance(event, Delivered):
+                say(log, "delivered", round=self.known.round)
+            else:
+                refused = {"round": self.known.round, "object": event.digest.hex(), "why": event.reason}
+                say(log, "update-cancelled", level=logging.WARNING, **refused)
         elif isinstance(event, Rekeyed):
             self.session.rekey(event.salt)
             for digest in set(self.session.done) - {self.known.model, self.known.deployed}:
@@ -136,6 +133,9 @@ class Agent:
             say(log, "rekeyed", again=event.again)
         elif isinstance(event, Spent):
             self.known.spent = event
+            self._save()
+        elif isinstance(event, Recut) and event.digest == self.known.update:
+            self.known.fragment_bytes = event.fragment_bytes
             self._save()
         elif isinstance(event, Corrupt):
             say(log, "corrupt", level=logging.WARNING, object=event.digest.hex())

@@ -39,6 +39,7 @@ from onboard.wire.events import (
     PeerHeard,
     PeerSilent,
     Refused,
+    Stuck,
     TwoEnds,
     UnknownPeer,
     WrongKey,
@@ -221,7 +222,18 @@ def tell_of_link(event: PumpEvent, **whose: Any) -> None:
             why="two live programs hold this link's key (a cloned card, a copied folder, a restored machine)"
             ": stop one, or give each board a folder and a key of its own",
         )  # fmt: skip
+    elif isinstance(event, Stuck):
+        say(
+            log, "stuck", level=logging.WARNING, **whose, object=event.digest.hex(),
+            frame_bytes=event.frame_bytes, shorter_bytes=event.shorter_bytes, why=_why_stuck(event),
+        )  # fmt: skip
     elif isinstance(event, PeerHeard):
         say(log, "in-sight", **whose)
     elif isinstance(event, PeerSilent):
         say(log, "out-of-sight", **whose)
+
+
+def _why_stuck(event: Stuck) -> str:
+    lost = f"frames of {event.frame_bytes} B do not arrive and short ones do"
+    causes = "the path's MTU is smaller, or the line is noisier than its profile or eats some bytes"
+    return f"{lost}: too long, as {causes}"

@@ -29,7 +29,7 @@ def dispatch(
     if frame.type is Type.REPORT:
         report = Report.decode(frame.payload)
         if frame.object_id and not (report.epoch == sealer.epoch and report.seq > sealer.seq):
-            outbox.on_report(report, frame.object_id, hearing.order(frame), now)
+            return outbox.on_report(report, frame.object_id, hearing.order(frame), hearing.fates, now)
         return []
     if frame.type is Type.OFFER:
         return inbox.on_offer(Offer.decode(frame.payload), frame.object_id, now)

@@ -139,6 +139,26 @@ class Spent:
 
 
 @dataclass(frozen=True, slots=True)
+class Recut:
+    """An object of ours is cut anew, in fragments of so many bytes: keep that for the next `offer` of it."""
+
+    digest: bytes
+    fragment_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stuck:
+    """Nothing comes through of an object of ours, although the peer answers. Told once until more is held.
+
+    `frame_bytes`: length of the frames that are lost; `shorter_bytes`: of those that are tried next, 0 where
+    there are no shorter ones."""
+
+    digest: bytes
+    frame_bytes: int
+    shorter_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class GroupAnswer:
     """The peer's REPORT, DONE or CANCEL on a broadcast object: its `Broadcast` is to hear of it. `left_s`:
     half-duplex: until the turn that it came in is over."""
@@ -161,8 +181,10 @@ Event = Union[  # noqa: UP007 - an alias of classes has to work at run time on 3
     OutOfStep,
     PeerHeard,
     PeerSilent,
+    Recut,
     Rekeyed,
     Spent,
+    Stuck,
     TwoEnds,
     UnknownPeer,
     WrongKey,

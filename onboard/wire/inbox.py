@@ -320,8 +320,7 @@ class Inbox:
         if object_id == 0:
             return []
         digest = self._digests.get(object_id)
-        receipt = None if digest is None else self._receipts.get(digest)
-        if receipt is not None:
+        if digest is not None and (receipt := self._receipts.get(digest)) is not None:
             receipt.object_id = object_id
             receipt.report_at = min(receipt.report_at, max(now, receipt.reported_at + receipt.gap_s))
         elif digest is not None and (digest in self._done or object_id in self._settled):
@@ -344,6 +343,9 @@ class Inbox:
     def _bind(self, object_id: int, digest: bytes) -> None:
         if self._digests.get(object_id) != digest:
             self._unbind(object_id)
+            # Cut anew: what still comes under an id before this one counts in fragments of another length.
+            for each in [id_ for id_, name in self._digests.items() if name == digest and id_ < GROUP_ID]:
+                del self._digests[each]
         self._digests[object_id] = digest
         self._digests.move_to_end(object_id)
         self._refused.pop(object_id, None)

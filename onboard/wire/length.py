@@ -4,17 +4,25 @@ A frame is lost with some probability whatever its length, and by any wrong bit:
 probability (1 - p) (1 - b)^(8 n). Long fragments waste less on headers, short ones less on wrong bits. Which
 of the two losses a link has shows only in frames of different lengths, so what is known of the peer's frames,
 mostly short ones, counts too: at first it is all that tells them apart.
+
+A path may also drop all that is longer than its MTU, which no such law describes: a length of which nothing
+ever passed is not tried again for a minute, then for two, at last for ten (RFC 8899, section 5.1.1).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-_SHORTEST_BYTES = 25  # below that more than half of every frame is not payload
+SHORTEST_BYTES = 25  # below that more than half of every frame is not payload
 _WORTH = 1.05  # so much more have shorter fragments to promise: REPORTs grow longer, and fates are chance
 _REMEMBERED = 512  # fates of one length; then older ones count half
+_REFUSED_S, _REFUSED_AT_MOST_S = 60.0, 600.0
+_WORTH_SHORTER = 1.2  # in the middle of an object, where another length costs an OFFER and a round trip
+_WORTH_LONGER = 1.08
+_TELLING, _TELLING_ALONE = 16, 3  # fates, and where all of them are losses
+_DOUBT = 4.0  # so much less is the profile worth with every answer that tells of losses alone
 _PRIOR = 16.0  # fates that the link's profile is worth, at its longest frame and at its shortest
 _BIT_ERRORS = (0.0, *(10 ** (nth / 8 - 6.5) for nth in range(29)))  # 3e-7 to 1e-3, in steps of a third
 _FRAME_LOSSES = (0.0, *(0.005 * 1.35**nth for nth in range(17)))  # 0.5 to 61 %, likewise
@@ -40,6 +48,10 @@ class Lengths:
     ) -> None:
         self._framing_bytes = framing_bytes
         self._fates: dict[int, Fates] = {}  # by bytes on the wire
+        self._refused_bytes: float = math.inf  # frames of so many are not sent before
+        self._refused_least_bytes: float = math.inf
+        self._refused_until = -math.inf
+        self._refused_s = _REFUSED_S
         self._prior = {}
         for wire_bytes in (framing_bytes, longest_bytes):
             survives = _survives(wire_bytes, frame_loss, bit_error_rate)
@@ -52,18 +64,44 @@ class Lengths:
             both = Fates(both.lost / 2, both.kept / 2)
         self._fates[wire_bytes] = both
 
-    def best(self, payload_bytes: int, least_bytes: int, heard: Mapping[int, Fates]) -> int:
+    def is_proven(self, wire_bytes: int) -> bool:
+        """Whether a frame of so many bytes, or a longer one, ever passed."""
+        return any(each.kept for length, each in self._fates.items() if length >= wire_bytes)
+
+    def refuse(self, wire_bytes: int, now: float) -> None:
+        """Nothing passes in frames of so many bytes: they are not sent for some time, ever longer."""
+        if self._refused_until > -math.inf and wire_bytes >= self._refused_least_bytes:
+            self._refused_s = min(2 * self._refused_s, _REFUSED_AT_MOST_S)
+        self._refused_bytes, self._refused_until = wire_bytes, now + self._refused_s
+        self._refused_least_bytes = min(wire_bytes, self._refused_least_bytes)
+        self._fates[wire_bytes] = Fates(self._fates.get(wire_bytes, Fates(0, 0)).lost, 0)
+
+    def best(
+        self,
+        payload_bytes: int,
+        least_bytes: int,
+        heard: Mapping[int, Fates],
+        now: float = 0.0,
+        *,
+        doubt: float = 0.0,
+        now_bytes: int | None = None,
+    ) -> int:
         """Bytes of payload a frame: `payload_bytes`, or a half, a quarter, ... of it, at least `least_bytes`.
 
-        heard: what became of the peer's frames, by their length. Lengths that halve fit into each other, so
-        that what is held of an object in one is held in a shorter one too.
+        heard: what became of the peer's frames, by their length. doubt: how often in a row only losses were
+        told, so that the profile is believed the less. now_bytes: the length in force, for which one is given
+        that has much more to promise, or itself. Lengths that halve fit into each other, so that what is held
+        of an object in one is held in a shorter one too.
         """
-        fates = dict(self._prior)
+        self._forget(now)
+        worth = 1 / _DOUBT ** (doubt + 2 * self._belies_profile)
+        fates = {length: Fates(each.lost * worth, each.kept * worth) for length, each in self._prior.items()}
         for known in (self._fates, heard):
             for wire_bytes, each in known.items():
                 fates[wire_bytes] = fates.get(wire_bytes, Fates(0, 0)) + each
+        lengths = list(self._allowed(payload_bytes, least_bytes, now))
         if not any(each.lost for each in self._fates.values()) and not self._prior_loses:
-            return payload_bytes
+            return lengths[0]
         loss, errors = max(
             ((loss, errors) for loss in _FRAME_LOSSES for errors in _BIT_ERRORS),
             key=lambda guess: _likelihood(fates, *guess),
@@ -73,11 +111,44 @@ class Lengths:
             wire_bytes = length + self._framing_bytes
             return _survives(wire_bytes, loss, errors) * length / wire_bytes
 
-        best = length = payload_bytes
-        while (length := length // 2) >= max(least_bytes, _SHORTEST_BYTES):
+        best = lengths[0]
+        for length in lengths:
             if goodput(length) > _WORTH * goodput(best):
                 best = length
-        return best
+        if now_bytes is None:
+            return best
+        worth = _WORTH_LONGER if best > now_bytes else _WORTH_SHORTER
+        return best if goodput(best) >= worth * goodput(now_bytes) else now_bytes
+
+    def _forget(self, now: float) -> None:
+        """What was refused long ago may pass now: of frames so long nothing is known any more."""
+        if now >= self._refused_until:
+            self._fates = {
+                length: each for length, each in self._fates.items() if length < self._refused_bytes
+            }
+            self._refused_bytes = math.inf
+
+    @property
+    def _belies_profile(self) -> bool:
+        """Whether of the longest frames far fewer passed than the profile says."""
+        longest = max(self._prior)
+        lost = sum(each.lost for length, each in self._fates.items() if 2 * length > longest)
+        kept = sum(each.kept for length, each in self._fates.items() if 2 * length > longest)
+        few = (lost + kept) * self._prior[longest].kept / _PRIOR / 4
+        return (lost + kept >= _TELLING and kept < few) or (not kept and lost >= _TELLING_ALONE)
+
+    def _allowed(self, payload_bytes: int, least_bytes: int, now: float) -> Iterator[int]:
+        """The longest first; one at least."""
+        length, none = payload_bytes, True
+        while none or length >= max(least_bytes, SHORTEST_BYTES):
+            refused = now < self._refused_until and length + self._framing_bytes >= self._refused_bytes
+            shortest = length // 2 < max(least_bytes, SHORTEST_BYTES)
+            if not refused or (none and shortest):
+                none = False
+                yield length
+            if shortest:
+                return
+            length //= 2
 
     @property
     def _prior_loses(self) -> bool:

@@ -29,6 +29,10 @@ class Loss:
         if self._settled > _REMEMBERED:
             self._lost, self._bursts, self._settled = self._lost / 2, self._bursts / 2, self._settled / 2
 
+    def forget(self) -> None:
+        """What is sent from now on is cut otherwise, and meets other losses."""
+        self._lost = self._bursts = self._settled = 0.0
+
     @property
     def measured(self) -> float:
         """Share of fragments that the latest few hundred fates showed as lost."""

@@ -13,18 +13,20 @@ import math
 from collections.abc import Iterator, Mapping
 
 from onboard.wire.cadence import Cadence
-from onboard.wire.events import Cancelled, Delivered, Event, Expired, Progress
+from onboard.wire.events import Cancelled, Delivered, Event, Expired, Progress, Recut, Stuck
+from onboard.wire.fitting import Fitting
 from onboard.wire.frame import GROUP_ID, OVERHEAD_BYTES, Type
 from onboard.wire.length import Fates, Lengths
-from onboard.wire.messages import MAX_FRAGMENTS, Cancel, Done, Reason, digest
+from onboard.wire.messages import Cancel, Done, Reason, digest
 from onboard.wire.owing import Owing
 from onboard.wire.report import Report
 from onboard.wire.roundrobin import RoundRobin
 from onboard.wire.send import Send
 from onboard.wire.talk import BULK, Talk
 from onboard.wire.timing import RETRY_S, Timing
-from onboard.wire.transfer import Outgoing
+from onboard.wire.transfer import Outgoing, Verdict
 
+_STUCK_S = 30.0  # without more of an object held, while the peer answers
 _AT_WORK = 4  # objects on their way at a time; the others have not been offered yet
 _MAX_ID = GROUP_ID - 1
 
@@ -33,7 +35,7 @@ class Outbox:
     """All outgoing objects of a session, by digest in `talks`."""
 
     def __init__(self, timing: Timing, lengths: Lengths, *, epoch: int, slack: int) -> None:
-        self._timing, self._lengths = timing, lengths
+        self._timing, self._fitting = timing, Fitting(timing, lengths)
         self._epoch, self._slack = epoch, slack
         self._talks: dict[bytes, Talk] = {}
         self._by_id: dict[int, Talk] = {}
@@ -67,20 +69,15 @@ class Outbox:
         known = self._talks.get(name)
         if known is not None and known.object.withdrawn is None:
             return name
-        longest_bytes = self._timing.payload_bytes
-        if fragment_bytes is None or not 0 < fragment_bytes <= longest_bytes:
-            least_bytes = -(-len(payload) // MAX_FRAGMENTS)
-            fragment_bytes = self._lengths.best(longest_bytes, least_bytes, heard)
+        if fragment_bytes is None or not 0 < fragment_bytes <= self._fitting.longest_bytes:
+            fragment_bytes = self._fitting.first(len(payload), heard, now)
         outgoing = Outgoing(kind, payload, fragment_bytes, priority=priority, deadline=deadline, name=name)
         if known is not None:
             self._forget(known, now)
         if len(self._talks) >= _MAX_ID // 2:
             raise ValueError(f"{len(self._talks)} objects are on their way already")
-        self._last_id = self._last_id % _MAX_ID + 1
-        while self._last_id in self._by_id:
-            self._last_id = self._last_id % _MAX_ID + 1
-        outgoing.object_id = self._last_id
-        talk = Talk(outgoing, self._cadence, self._epoch)
+        outgoing.object_id = self._free_id()
+        talk = Talk(outgoing, self._cadence, self._epoch, now)
         self._talks[name] = self._by_id[outgoing.object_id] = talk
         if self._active_from is None:
             self._active_from = now
@@ -106,11 +103,17 @@ class Outbox:
         """Those on their way or waiting for it, withdrawn ones left out."""
         return (talk.object for talk in self._talks.values() if talk.object.withdrawn is None)
 
-    def progress(self) -> Iterator[Progress]:
-        """How far each object is, at the link's rate and measured loss."""
-        for outgoing in self.objects():
+    def progress(self, now: float) -> Iterator[Progress]:
+        """How far each object is, at the link's rate and measured loss. One of which nothing comes through
+        takes as long again as it has already, and without end once it is stuck."""
+        for talk in self._talks.values():
+            outgoing = talk.object
+            if outgoing.withdrawn is not None:
+                continue
             held, size = outgoing.held.bit_count(), len(outgoing.payload)
             left_s = self._airtime_s(outgoing)
+            if talk.fruitless or talk.is_stuck:
+                left_s = math.inf if talk.is_stuck else max(left_s, now - talk.progress_at)
             yield Progress(outgoing.digest, outgoing.kind, False, size, outgoing.count, held, left_s)
 
     def goodput_bps(self, now: float) -> float:
@@ -231,37 +234,47 @@ class Outbox:
         """Something authentic came from the peer: go on at once."""
         self._owing.heard()
 
-    def on_report(self, report: Report, object_id: int, heard: tuple[int, int], now: float) -> None:
-        """What the peer holds of an object; one that makes no sense only counts."""
+    def on_report(
+        self, report: Report, object_id: int, heard: tuple[int, int], fates: Mapping[int, Fates], now: float
+    ) -> list[Event]:
+        """What the peer holds of an object; one that makes no sense only counts. fates: see Lengths.best."""
         talk = self._by_id.get(object_id)
         if talk is None:
             self.orphans += 1
-            return
+            return []
         if report.unknown and talk.object.withdrawn is not None:
             if talk.was_cancelled(report):
                 self._forget(talk, now)
-            return
+            return []
         if report.unknown:
             talk.unknown(report)
-            return
+            return []
         outgoing = talk.object
         before = outgoing.remaining_bytes
         verdict = outgoing.report(report, heard=heard, epoch=self._epoch, slack=self._slack)
         if verdict is None:
             self.orphans += 1
-            return
-        if heard[0] == self._peer_epoch:  # what was lost on a peer that was off says nothing of the link
-            self._loss.weigh(verdict)
-            frame_bytes = self._timing.wire_bytes(OVERHEAD_BYTES + outgoing.fragment_bytes)
-            self._lengths.weigh(frame_bytes, Fates(verdict.lost, verdict.settled - verdict.lost))
+            return []
+        same_run = (
+            heard[0] == self._peer_epoch
+        )  # what was lost on a peer that was off is not the link's fault
         self._peer_epoch = heard[0]
-        self._acknowledged_bytes += max(0, before - outgoing.remaining_bytes)
+        if before > outgoing.remaining_bytes:
+            self._acknowledged_bytes += before - outgoing.remaining_bytes
+            talk.progress_at, talk.is_stuck = now, False
         if outgoing.withdrawn is not None:
-            return  # CANCEL goes again when it is due
+            return []  # CANCEL goes again when it is due
+        missed = talk.missed(report.seq)
         if not outgoing.complete:
             talk.asks = 0
         else:
             talk.ask_at = max(talk.ask_at, now + RETRY_S)  # its application is storing it
+        if not same_run:
+            if verdict.lost:
+                self._fitting.doubt(talk)
+            return []
+        self._loss.weigh(verdict)
+        return self._fit(talk, verdict, missed, fates, now)
 
     def on_done(self, done: Done, now: float) -> list[Event]:
         """The peer has an object durably."""
@@ -296,7 +309,46 @@ class Outbox:
         deadline = min((talk.object.deadline for talk in self._talks.values()), default=math.inf)
         return min(deadline, self._owing.silent_at(self._most_fragments)) if self._talks else math.inf
 
+    def limit(self, payload_bytes: int, now: float) -> list[Event]:
+        """Frames of so much payload leave and longer ones do not."""
+        self._fitting.limit(payload_bytes)
+        events: list[Event] = []
+        for talk in list(self._talks.values()):
+            if talk.object.fragment_bytes > self._fitting.longest_bytes and talk.object.withdrawn is None:
+                events += self._recut(talk, self._fitting.first(len(talk.object.payload), {}, now), now)
+        return events
+
     # -- one rule each ---------------------------------------------------------------------------------
+
+    def _fit(
+        self, talk: Talk, verdict: Verdict, missed: int, fates: Mapping[int, Fates], now: float
+    ) -> list[Event]:
+        """Whether an object is to be cut anew, and whether it is stuck."""
+        fragment_bytes = self._fitting.weigh(talk, verdict, missed, fates, now)
+        events: list[Event] = []
+        barren = fragment_bytes is not None and talk.fruitless > 0
+        late = talk.fruitless > 0 and now >= talk.progress_at + _STUCK_S
+        if (barren or late) and not talk.is_stuck:
+            talk.is_stuck = True
+            lost = self._timing.wire_bytes(OVERHEAD_BYTES + talk.object.fragment_bytes)
+            tried = 0 if fragment_bytes is None else self._timing.wire_bytes(OVERHEAD_BYTES + fragment_bytes)
+            events.append(Stuck(talk.object.digest, lost, tried))
+        return events if fragment_bytes is None else events + self._recut(talk, fragment_bytes, now)
+
+    def _recut(self, talk: Talk, fragment_bytes: int, now: float) -> list[Event]:
+        del self._by_id[talk.object.object_id]
+        outgoing = talk.object.recut(fragment_bytes, self._free_id())
+        again = Talk(outgoing, self._cadence, self._epoch, now, was_recut=True)
+        again.progress_at, again.is_stuck = talk.progress_at, talk.is_stuck
+        self._talks[outgoing.digest] = self._by_id[outgoing.object_id] = again
+        self._loss.forget()
+        return [Recut(outgoing.digest, fragment_bytes)]
+
+    def _free_id(self) -> int:
+        self._last_id = self._last_id % _MAX_ID + 1
+        while self._last_id in self._by_id:
+            self._last_id = self._last_id % _MAX_ID + 1
+        return self._last_id
 
     def _plan(self) -> list[tuple[float, Type, Talk]]:
         """For each object at work, the most urgent first, when which frame of it may leave."""

@@ -10,12 +10,15 @@ Sums and masks are Python integers: an exclusive or of 1,400 B takes 0.1 us.
 
 from __future__ import annotations
 
+import math
 import struct
 from hashlib import blake2s
 
 GENERATION = 256
 """Fragments that are summed together: a mask of them is one BLAKE2s digest."""
 _DRAWN_FROM = struct.Struct(">HIB")
+_SURE = 1.28  # standard deviations: 9 of 10
+_LITTLE = 0.1  # that something of this is lost is not worth a repair
 
 
 def generation_size(count: int, generation: int) -> int:
@@ -55,6 +58,19 @@ def combine(payload: bytes, fragment_bytes: int, generation: int, chosen: int) -
 def repair_bytes(size: int, fragment_bytes: int, generation: int) -> int:
     """Length of a REPAIR's payload: of a fragment, or of the only one there is if that is shorter."""
     return min(fragment_bytes, size - generation * GENERATION * fragment_bytes)
+
+
+def lacks(missing: int, airborne: int, loss: float, burst: float) -> float:
+    """By how many frames what is in flight falls short of giving `missing` in 9 of 10 cases.
+
+    A frame arrives with probability 1 - loss, so the number that does is about normal; in bursts its
+    variance is 2 burst - 1 times that of single losses (Gilbert 1960: the chain's correlation time). One
+    more than is missing is wanted: a repair that tells nothing new takes its place once or twice.
+    """
+    if missing == airborne and 1 - (1 - loss) ** airborne <= _LITTLE:
+        return 0.0
+    arrive = airborne * (1 - loss)
+    return missing + 1 - (arrive - _SURE * math.sqrt(arrive * loss * (2 * burst - 1)))
 
 
 class Equations:

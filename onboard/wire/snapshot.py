@@ -33,7 +33,7 @@ def link_snapshot(
     """group: of broadcasts. malformed, bytes_sent: what the session itself has counted."""
     sealer, greeting = seals.sealer, seals.greeting
     openers = [seals.opener, greeting.opener] + ([] if group is None else [group])
-    objects = [*outbox.progress(), *inbox.progress(hearing.loss)]
+    objects = [*outbox.progress(access.link_s(now)), *inbox.progress(hearing.loss)]
     when = partial(access.when, now)
     (out_s, out_passes), (in_s, in_passes) = (  # objects of one way share the air: their times add up
         when(sum(each.eta_s for each in objects if each.incoming == way)) for way in (False, True)

@@ -11,26 +11,37 @@ from dataclasses import replace
 
 from onboard.wire.cadence import Cadence
 from onboard.wire.frame import Type
+from onboard.wire.loss import MOST
 from onboard.wire.messages import Cancel, Offer
 from onboard.wire.report import Report
 from onboard.wire.send import Send
 from onboard.wire.transfer import Outgoing
 
 BULK = (Type.DATA, Type.REPAIR)
+_QUESTIONS = 16
+_PROBES = 2  # fragments in flight where none of their length ever passed; one where some were lost
 _OFFER_EVERY = 8  # fragments that follow an OFFER without waiting for its answer are in vain if it is lost
 
 
 class Talk:
     """Of `object`, in this end's `epoch`. `ask_at`: when to ask (again), if nothing else can be sent;
-    `asks`: how often since the receiver last spoke of it."""
+    `asks`: how often since the receiver last spoke of it. `fruitless`: how many of its answers in a row told
+    of losses alone; `is_doubtful`: no fragment of that length is known to have passed; `was_recut`: see
+    Fitting. `progress_at`: when more of it was held last."""
 
-    def __init__(self, outgoing: Outgoing, cadence: Cadence, epoch: int) -> None:
+    def __init__(
+        self, outgoing: Outgoing, cadence: Cadence, epoch: int, now: float = 0.0, *, was_recut: bool = False
+    ) -> None:
         self.object = outgoing
+        self.was_recut, self.is_doubtful = was_recut, was_recut
+        self.fruitless = 0.0
+        self.progress_at, self.is_stuck = now, False
         self.ask_at = 0.0
         self.asks = 0
         self._cadence, self._loss, self._epoch = cadence, cadence.loss, epoch
         self._offer_seq = 0  # of the last OFFER; 0 when one is due
         self._cancel_seq = 0  # of the first CANCEL
+        self._questions: list[int] = []  # seqs of those since the last REPORT, the first ones
         self._unpolled = 0  # fragments sent since the last POLL flag
         self._unoffered = 0  # and since the last OFFER
 
@@ -46,10 +57,10 @@ class Talk:
             return self.ask_at, Type.CANCEL
         if self._offer_seq == 0 or (not outgoing.answered and self._unoffered >= _OFFER_EVERY):
             return -math.inf, Type.OFFER
-        if outgoing.in_flight < self._cadence.window(outgoing):
+        if outgoing.in_flight < self._window():
             if outgoing.next_fragment(self._loss.expected) is not None:
                 return -math.inf, Type.DATA
-            if outgoing.lacking(self._loss.expected, self._loss.burst)[0] > 0:
+            if self._repairs and outgoing.lacking(self._loss.expected, self._loss.burst)[0] > 0:
                 return -math.inf, Type.REPAIR
         return self.ask_at, Type.POLL if outgoing.answered else Type.OFFER
 
@@ -60,7 +71,7 @@ class Talk:
             return self._data()
         if type_ is Type.REPAIR:
             return self._repair(seq)
-        if type_ is Type.POLL and self._cadence.repair_asks(outgoing, self.asks):
+        if type_ is Type.POLL and self._repairs and self._cadence.repair_asks(outgoing, self.asks):
             return replace(self._repair(seq), question=True)
         payload = b""
         if type_ is Type.OFFER:
@@ -85,6 +96,8 @@ class Talk:
 
     def sent(self, send: Send, seq: int, end: float) -> None:
         """A frame that this gave leaves as `seq`, its last bit at `end`."""
+        if send.question and len(self._questions) < _QUESTIONS:
+            self._questions.append(seq)
         self.asks += send.question and not (send.type is Type.OFFER and self._unoffered)
         if send.type is Type.REPAIR:
             self.object.repair_sent(send.fragment >> 8, seq)
@@ -101,6 +114,12 @@ class Talk:
         if send.poll or self._cadence.by_turns:
             self.ask_at = end + self._cadence.patience_s(self.object, self.asks)
 
+    def missed(self, seq: int) -> int:
+        """How many questions before frame `seq`, which the receiver heard, it did not say to have heard."""
+        before = sum(asked < seq for asked in self._questions)
+        self._questions = [asked for asked in self._questions if asked > seq]
+        return before
+
     def was_cancelled(self, report: Report) -> bool:
         """Whether what the receiver says is an answer to a CANCEL, the only question that is asked then."""
         return report.epoch == self._epoch and report.seq >= self._cancel_seq > 0
@@ -111,6 +130,15 @@ class Talk:
             self.object.unknown()
             self._offer_seq = 0
 
+    @property
+    def _repairs(self) -> bool:
+        """Whether sums of fragments are worth sending: where nearly all is lost they are lost as well."""
+        return not self.is_doubtful and self._loss.measured <= MOST
+
+    def _window(self) -> int:
+        window = self._cadence.window(self.object)
+        return min(window, 1 if self.fruitless else _PROBES) if self.is_doubtful else window
+
     def _next_fragment(self) -> int:
         index = self.object.next_fragment(self._loss.expected)
         assert index is not None, "next has looked"
@@ -119,6 +147,7 @@ class Talk:
     def _data(self) -> Send:
         outgoing, index = self.object, self._next_fragment()
         poll = self._cadence.wants_report(outgoing, self._unpolled, last=outgoing.to_send.bit_count() == 1)
+        poll = poll or (self.is_doubtful and not self._cadence.by_turns)
         payload = outgoing.fragment(index)
         return Send(Type.DATA, payload, outgoing.object_id, index, outgoing.priority, poll, about=outgoing)
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from onboard.wire import repair
 from onboard.wire.messages import MAX_FRAGMENTS, Reason, digest, fragments_of
+from onboard.wire.recount import recounted
 from onboard.wire.repair import GENERATION, Equations
 from onboard.wire.report import PREFIX_BYTES, Report
 
@@ -155,14 +156,8 @@ class Incoming:
         A new fragment is held when all of its bytes were; all held ones are dirty then, because the
         spool's map counts in the old length.
         """
-        old, count = self, fragments_of(self.size, fragment_bytes)
-        held = 0
-        for index in range(count):
-            first = index * fragment_bytes // old.fragment_bytes
-            last = (min((index + 1) * fragment_bytes, self.size) - 1) // old.fragment_bytes
-            span = (1 << last - first + 1) - 1
-            if old.held >> first & span == span:
-                held |= 1 << index
+        count = fragments_of(self.size, fragment_bytes)
+        held = recounted(self.held, self.size, self.fragment_bytes, fragment_bytes)
         self._equations.clear()
         self.fragment_bytes, self.count, self.held = fragment_bytes, count, held
         self._all = (1 << count) - 1
@@ -188,11 +183,14 @@ class Incoming:
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What a REPORT settled: fragments found lost, in how many bursts (one after the other, as they were
-    transmitted), and fragments whose fate it decided either way."""
+    transmitted), and fragments whose fate it decided either way; of both how many were the object's last
+    fragment, which is shorter than the others."""
 
     lost: int
     bursts: int
     settled: int
+    last_lost: int = 0
+    last_settled: int = 0
 
 
 class Outgoing:
@@ -234,6 +232,25 @@ class Outgoing:
         self.withdrawn: Reason | None = None
         self.resent = self.repaired = 0
 
+    def recut(self, fragment_bytes: int, object_id: int) -> Outgoing:
+        """The same object in fragments of another length, under another id, by which its frames and their
+        REPORTs are told from those before. What is known to be held is not sent again."""
+        other = Outgoing(
+            self.kind, self.payload, fragment_bytes, object_id=object_id, priority=self.priority,
+            deadline=self.deadline, name=self.digest,
+        )  # fmt: skip
+        size = len(self.payload)
+        other.held, other._sent = (
+            recounted(each, size, self.fragment_bytes, fragment_bytes) for each in (self.held, self._sent)
+        )
+        other._todo = other._all & ~other.held
+        return other
+
+    @property
+    def holes(self) -> int:
+        """Fragments that are to be sent again, as a set."""
+        return self._todo & self._sent
+
     @property
     def complete(self) -> bool:
         """Whether the receiver has said that it holds every fragment."""
@@ -273,7 +290,7 @@ class Outgoing:
         for generation in range(-(-self.count // GENERATION)):
             missing = self._missing(generation)
             if missing > 0:
-                lacks = _lacks(missing, self._airborne[generation], loss, burst)
+                lacks = repair.lacks(missing, self._airborne[generation], loss, burst)
                 most = max(most, (lacks, generation))
         return most
 
@@ -291,6 +308,11 @@ class Outgoing:
     def generation(self, number: int) -> int:
         """The fragments of a generation, as a set."""
         return self._all & _WHOLE << number * GENERATION
+
+    @property
+    def last_bytes(self) -> int:
+        """Length of the last fragment."""
+        return len(self.payload) - (self.count - 1) * self.fragment_bytes
 
     def fragment(self, index: int) -> bytes:
         """The bytes of fragment `index`."""
@@ -333,17 +355,21 @@ class Outgoing:
         self.held = self.held & ~told | report.held & told
         self._told |= told
         highest = report.seq - slack
-        lost = bursts = settled = 0
+        lost = bursts = settled = last_lost = last_settled = 0
+        last = self.count - 1
         in_burst = False
         still: deque[tuple[int, int]] = deque()
         flying = 0
         for seq, index in self._flight:
             if self.held >> index & 1:
                 settled += 1
+                last_settled += index == last
                 in_burst = False
             elif seq <= highest and told >> index & 1:
                 settled += 1
                 lost += 1
+                last_settled += index == last
+                last_lost += index == last
                 bursts += not in_burst
                 in_burst = True
             else:
@@ -357,7 +383,7 @@ class Outgoing:
         # Of what no REPORT spoke yet (one that was cut to fit its frame) nothing is known: it may be
         # held since before a restart of ours, so it waits for the report that reaches so far.
         self._todo = (self._told | self._sent) & ~self.held & ~flying
-        return Verdict(lost, bursts, settled)
+        return Verdict(lost, bursts, settled, last_lost, last_settled)
 
     def _missing(self, generation: int) -> int:
         """Frames of a generation that the receiver yet has to hear, had none been sent since its REPORT."""
@@ -367,18 +393,3 @@ class Outgoing:
 
 
 _WHOLE = (1 << GENERATION) - 1
-_SURE = 1.28  # standard deviations: 9 of 10
-_LITTLE = 0.1  # that something of this is lost is not worth a repair
-
-
-def _lacks(missing: int, airborne: int, loss: float, burst: float) -> float:
-    """By how many frames what is in flight falls short of giving `missing` in 9 of 10 cases.
-
-    A frame arrives with probability 1 - loss, so the number that does is about normal; in bursts its
-    variance is 2 burst - 1 times that of single losses (Gilbert 1960: the chain's correlation time). One
-    more than is missing is wanted: a repair that tells nothing new takes its place once or twice.
-    """
-    if missing == airborne and 1 - (1 - loss) ** airborne <= _LITTLE:
-        return 0.0
-    arrive = airborne * (1 - loss)
-    return missing + 1 - (arrive - _SURE * math.sqrt(arrive * loss * (2 * burst - 1)))

@@ -68,7 +68,7 @@ def test_a_profile_that_knows_its_bit_errors_is_enough_to_begin_with() -> None:
     assert Lengths(0.0, 1e-3, FRAMING_BYTES, LONGEST + FRAMING_BYTES).best(LONGEST, 200, {}) == 256
 
 
-def test_objects_after_the_first_are_cut_for_the_link_and_keep_their_length() -> None:
+def test_the_first_object_is_cut_anew_for_the_link_and_those_after_it_at_once() -> None:
     link = uhf_full(1024)
     pair = Pair(link, bit_error_rate=1e-4)
     for nth in range(3):
@@ -77,7 +77,8 @@ def test_objects_after_the_first_are_cut_for_the_link_and_keep_their_length() ->
     offers = [Offer.decode(frame.payload) for frame in pair.frames(Type.OFFER)]
     cut = {offer.digest: {o.fragment_bytes for o in offers if o.digest == offer.digest} for offer in offers}
     first, *later = cut.values()
-    assert first == {1024}
+    assert max(first) == 1024
+    assert min(first) <= 256
     assert all(lengths <= {64, 128, 256} and len(lengths) == 1 for lengths in later)
     assert max(len(frame.payload) for frame in pair.frames(Type.DATA)[-50:]) <= 256
 
@@ -94,8 +95,8 @@ def test_a_restarted_sender_goes_on_in_the_length_that_it_was_told() -> None:
     pair.sent.clear()
     pair.board.boot(10.0).offer(UPDATE, payload, 10.0, fragment_bytes=kept)
     finish(pair, pair.board)
-    assert kept == 128
-    assert sum(len(frame.payload) for frame in pair.frames(Type.DATA)) <= 30_000 - 128 * (held - 1)
+    assert kept == 1024  # nothing was lost of 128 B, so that it went on in longer ones
+    assert sum(len(frame.payload) for frame in pair.frames(Type.DATA)) <= 30_000 - kept * (held - 1)
     assert pair.board.seen(Delivered) == [Delivered(name)]
     with pytest.raises(KeyError):
         pair.board.session.fragment_bytes(name)
