@@ -14,6 +14,7 @@ from collections.abc import Mapping
 
 from onboard.wire.frame import OVERHEAD_BYTES
 from onboard.wire.length import SHORTEST_BYTES, Fates, Lengths
+from onboard.wire.loss import Loss
 from onboard.wire.messages import MAX_FRAGMENTS
 from onboard.wire.talk import Talk
 from onboard.wire.timing import Timing
@@ -32,8 +33,8 @@ _SHORTER_FROM, _LONGER_FROM = 8, 32  # fragments that are left at least
 class Fitting:
     """Of one outgoing direction. `longest_bytes`: payload of the longest frame that may be sent."""
 
-    def __init__(self, timing: Timing, lengths: Lengths) -> None:
-        self._timing, self._lengths = timing, lengths
+    def __init__(self, timing: Timing, lengths: Lengths, loss: Loss) -> None:
+        self._timing, self._lengths, self._loss = timing, lengths, loss
         self.longest_bytes = timing.payload_bytes
         self._looked_at = -math.inf
         self._lost, self._look_after = 0, _LOOK_AFTER
@@ -66,7 +67,7 @@ class Fitting:
         if outgoing.complete:
             return None
         if talk.fruitless >= (_FRUITLESS_PROVEN if is_proven else _FRUITLESS):
-            return self._shorter(talk, heard, now, is_proven=is_proven)
+            return self._shorter(talk, heard, now)
         return self._look(talk, verdict, heard, now)
 
     def limit(self, payload_bytes: int) -> None:
@@ -78,16 +79,20 @@ class Fitting:
         wire_bytes = self._wire_bytes(min(talk.object.fragment_bytes, len(talk.object.payload)))
         talk.is_doubtful = not self._lengths.is_proven(wire_bytes)
 
-    def _shorter(self, talk: Talk, heard: Mapping[int, Fates], now: float, *, is_proven: bool) -> int | None:
+    def _shorter(self, talk: Talk, heard: Mapping[int, Fates], now: float) -> int | None:
         outgoing = talk.object
         least_bytes = max(_least(len(outgoing.payload)), SHORTEST_BYTES)
         half_bytes = outgoing.fragment_bytes // 2
         if half_bytes < least_bytes:
             return None
-        if not is_proven or talk.fruitless >= _HALVED_AFTER:
-            self._lengths.refuse(self._wire_bytes(outgoing.fragment_bytes), now)
-        best = self._lengths.best(self.longest_bytes, least_bytes, heard, now, doubt=talk.fruitless)
-        return best if best <= half_bytes else None
+        best = self._lengths.best(
+            self.longest_bytes, least_bytes, heard, now,
+            doubt=talk.fruitless, now_bytes=outgoing.fragment_bytes, burst=self._loss.burst,
+        )  # fmt: skip
+        if best > half_bytes and talk.fruitless < _HALVED_AFTER:
+            return None
+        self._lengths.refuse(self._wire_bytes(outgoing.fragment_bytes), now)
+        return min(best, half_bytes)
 
     def _look(self, talk: Talk, verdict: Verdict, heard: Mapping[int, Fates], now: float) -> int | None:
         """Whether another length promises so much more that it is worth while in the middle of an object."""
@@ -105,7 +110,9 @@ class Fitting:
         self._looked_at, self._lost = now, 0
         self._look_after = min(2 * self._look_after, _LOOK_AFTER_AT_MOST)
         least_bytes = _least(len(outgoing.payload))
-        best = self._lengths.best(self.longest_bytes, least_bytes, heard, now, now_bytes=fragment_bytes)
+        best = self._lengths.best(
+            self.longest_bytes, least_bytes, heard, now, now_bytes=fragment_bytes, burst=self._loss.burst
+        )
         if best > fragment_bytes // 2 if is_shorter_wanted else best < 2 * fragment_bytes:
             return None
         self._look_after = _LOOK_AFTER

@@ -6,7 +6,7 @@ of the two losses a link has shows only in frames of different lengths, so what 
 mostly short ones, counts too: at first it is all that tells them apart.
 
 A path may also drop all that is longer than its MTU, which no such law describes: a length of which nothing
-ever passed is not tried again for a minute, then for two, at last for ten (RFC 8899, section 5.1.1).
+ever passed is not tried again for 10 s, then for 20, at last for 600 (RFC 8899, section 5.1.1).
 """
 
 from __future__ import annotations
@@ -18,9 +18,13 @@ from dataclasses import dataclass
 SHORTEST_BYTES = 25  # below that more than half of every frame is not payload
 _WORTH = 1.05  # so much more have shorter fragments to promise: REPORTs grow longer, and fates are chance
 _REMEMBERED = 512  # fates of one length; then older ones count half
-_REFUSED_S, _REFUSED_AT_MOST_S = 60.0, 600.0
+_REFUSED_S, _REFUSED_AT_MOST_S = 10.0, 600.0
 _WORTH_SHORTER = 1.2  # in the middle of an object, where another length costs an OFFER and a round trip
 _WORTH_LONGER = 1.08
+_SURE, _SURE_BARREN = (
+    8.0,
+    3.5,
+)  # logarithms of likelihood ratios; where nothing passed at all less is at stake
 _TELLING, _TELLING_ALONE = 16, 3  # fates, and where all of them are losses
 _DOUBT = 4.0  # so much less is the profile worth with every answer that tells of losses alone
 _PRIOR = 16.0  # fates that the link's profile is worth, at its longest frame and at its shortest
@@ -85,13 +89,15 @@ class Lengths:
         *,
         doubt: float = 0.0,
         now_bytes: int | None = None,
+        burst: float = 1.0,
     ) -> int:
         """Bytes of payload a frame: `payload_bytes`, or a half, a quarter, ... of it, at least `least_bytes`.
 
         heard: what became of the peer's frames, by their length. doubt: how often in a row only losses were
         told, so that the profile is believed the less. now_bytes: the length in force, for which one is given
-        that has much more to promise, or itself. Lengths that halve fit into each other, so that what is held
-        of an object in one is held in a shorter one too.
+        that has much more to promise, or itself; a shorter one only where losses that spare no length are
+        much less likely. burst: how many times longer losses last than chance alone makes them. Lengths that
+        halve fit into each other, so that what is held of an object in one is held in a shorter one too.
         """
         self._forget(now)
         worth = 1 / _DOUBT ** (doubt + 2 * self._belies_profile)
@@ -116,6 +122,12 @@ class Lengths:
             if goodput(length) > _WORTH * goodput(best):
                 best = length
         if now_bytes is None:
+            return best
+        if best < now_bytes:
+            flat = max(_likelihood(fates, loss, 0.0) for loss in _FRAME_LOSSES)
+            if _likelihood(fates, loss, errors) - flat < (_SURE_BARREN if doubt else _SURE) * burst:
+                return now_bytes
+        if doubt:
             return best
         worth = _WORTH_LONGER if best > now_bytes else _WORTH_SHORTER
         return best if goodput(best) >= worth * goodput(now_bytes) else now_bytes

@@ -35,7 +35,7 @@ class Outbox:
     """All outgoing objects of a session, by digest in `talks`."""
 
     def __init__(self, timing: Timing, lengths: Lengths, *, epoch: int, slack: int) -> None:
-        self._timing, self._fitting = timing, Fitting(timing, lengths)
+        self._timing = timing
         self._epoch, self._slack = epoch, slack
         self._talks: dict[bytes, Talk] = {}
         self._by_id: dict[int, Talk] = {}
@@ -46,6 +46,7 @@ class Outbox:
         self._peer_epoch = 0  # of the last REPORT
         self._cadence = Cadence(timing)
         self._loss = self._cadence.loss
+        self._fitting = Fitting(timing, lengths, self._loss)
         self._acknowledged_bytes = 0
         self._active_s = 0.0
         self._active_from: float | None = None
