@@ -1,7 +1,7 @@
 """Where the peer of a datagram port may be: where it was heard, and where its name says that it is.
 
 The last place at which it was heard is the peer, whatever its name says: behind address translation, or with
-a new lease, it is elsewhere. While it gives no answer there, each place is tried in turn.
+a new lease, it is elsewhere. While it gives no answer there, all places are asked at once.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ class Places:
         self._heard = self._heard or address
         self.peer = self.peer or address
 
-    def name(self, addresses: Sequence[Address]) -> None:
-        """The name stands for these now, and for no others."""
+    def name(self, addresses: Sequence[Address]) -> bool:
+        """The name stands for these now, and for no others; whether one of them is new."""
+        new = not set(addresses) <= set(self._named)
         self._named = list(addresses)
+        if self._heard is None and self.peer not in self._named:
+            self.peer = self._named[0]
+        return new
 
-    def next(self) -> None:
-        """The peer gives no answer where it was thought to be."""
-        places = [] if self._heard is None else [self._heard]
-        places += [each for each in self._named if each != self._heard]
-        if self.peer in places:
-            self.peer = places[(places.index(self.peer) + 1) % len(places)]
-        elif places:
-            self.peer = places[-1]
+    def all(self) -> list[Address]:
+        """Where the peer may be, the most likely place first."""
+        heard = [] if self._heard is None else [self._heard]
+        return list(dict.fromkeys([*heard, *self._named]))

@@ -6,7 +6,7 @@ one by its URL.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
 from onboard.wire.send import Origin
@@ -114,7 +114,11 @@ class Paths(Protocol):
         """Where the peer was when this program ran last: the text of `peer` then."""
         ...
 
-    def seek(self) -> None:
-        """The peer gives no answer: its name is looked up again, and `write` tries the next place where it
-        may be. Does not wait."""
+    def places(self) -> Sequence[Origin]:
+        """Everywhere where the peer may be, for while it gives no answer."""
+        ...
+
+    def seek(self) -> bool:
+        """The peer gives no answer: its name is looked up again, without waiting. Whether `places` has a new
+        one by now."""
         ...

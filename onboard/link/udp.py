@@ -30,8 +30,8 @@ _LOST_ON_THE_WAY = frozenset(
 
 class UdpPort:
     """See `Port` and `Paths`. The peer is where the URL says, until it is heard from elsewhere; where the URL
-    says nothing it is where it is heard from first. A name may have several addresses: they are tried in
-    turn, with the last one at which the peer was heard, while it gives no answer."""
+    says nothing it is where it is heard from first. A name may have several addresses: all are places where
+    the peer may be, with the last one at which it was heard."""
 
     def __init__(
         self,
@@ -173,14 +173,19 @@ class UdpPort:
             if _is_address(host):
                 self._places.recall(resolve(host, number, self._family)[0])
 
-    def seek(self) -> None:
+    def places(self) -> Sequence[Address]:
+        """See `Paths.places`."""
+        return self._places.all()
+
+    def seek(self) -> bool:
         """See `Paths.seek`."""
-        if self._look_up is not None:
-            with contextlib.suppress(OSError):  # no answer: what was found before is as good as ever
-                found = self._look_up()
-                if found is not None:
-                    self._places.name(found)
-        self._places.next()
+        if self._look_up is None:
+            return False
+        try:
+            found = self._look_up()
+        except OSError:  # no answer: what was found before is as good as ever
+            return False
+        return found is not None and self._places.name(found)
 
     def fileno(self) -> int:
         """See `Port.fileno`."""

@@ -11,7 +11,9 @@ from onboard.link.spool import Spool
 from onboard.wire.send import Origin
 from onboard.wire.session import Session
 
-SEEK_S = 5.0  # at each place where the peer may be, while it gives no answer
+SEEK_S = (
+    5.0  # while the peer gives no answer its name is looked up this often, and the answer taken next time
+)
 KEEP_S = 10.0  # where the peer is reaches the disk this often: two paths in turn must wear no card out
 
 
@@ -75,7 +77,7 @@ class Whereabouts:
                 self._spool.keep_peer(port.url, self._peer)
 
     def look(self, port: Port, now: float) -> list[PeerUnknown]:
-        """Time has passed: tries where else the peer may be, while it gives no answer."""
+        """Time has passed: looks where else the peer may be, while it gives no answer."""
         if port.paths is None:
             return []
         if port.paths.peer is None:
@@ -83,13 +85,20 @@ class Whereabouts:
             return [] if told else [PeerUnknown(port.url)]
         if now >= self._seek_at and self._session.presence.in_doubt:
             self._seek_at = now + SEEK_S
-            port.paths.seek()
+            if port.paths.seek():
+                self._session.presence.ask()
         return []
 
     def write(self, port: Port, frame: bytes) -> None:
-        """Sends the frame that the session gave last, to where it is to go."""
+        """Sends the frame that the session gave last, to where it is to go: while the peer gives no answer,
+        everywhere where it may be."""
         to = self._session.presence.destination
-        if to is None or port.paths is None:
+        if port.paths is None:
             port.write(frame)
-        else:
+        elif to is not None:
             port.paths.answer(frame, to)
+        elif self._session.presence.in_doubt:
+            for place in port.paths.places():
+                port.paths.answer(frame, place)
+        else:
+            port.write(frame)

@@ -85,6 +85,10 @@ class Presence:
             self._asked = min(self._asked + 1, 16)
         self._greeting.said(end)
 
+    def ask(self) -> None:
+        """There is a reason to ask the peer now: it may be where it was not looked for yet."""
+        self._ask_at = -math.inf
+
     # -- what was heard --------------------------------------------------------------------------------
 
     def greet(

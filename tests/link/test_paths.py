@@ -3,161 +3,24 @@ state, and finds an end that moved or lost its state. Real sockets, a virtual cl
 
 from __future__ import annotations
 
-import dataclasses
-import os
-import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 
 import pytest
 
-from hw_profiles import load_link
-from onboard.carrier import limits_for
-from onboard.link import Spool, opener, wire_bytes
-from onboard.link.port import Way
-from onboard.link.pump import Pump, PumpEvent
 from onboard.link.whereabouts import PeerMoved, PeerUnknown
 from onboard.wire import frame as framing
-from onboard.wire.events import Arrived, Message, Rekeyed
+from onboard.wire.events import Arrived, Message
 from onboard.wire.frame import Type
 from onboard.wire.messages import UPDATE
 from onboard.wire.presence import QUIET_S
 from onboard.wire.seal import NO_SALT
-from onboard.wire.session import Session
-from tests.link.cable import Clock
+from tests.link.lan import End, Net, free
 from tests.link.objects import payload
-from tests.wire.examples import KEY
 
-LINK = dataclasses.replace(load_link("bench-udp"), mtu_bytes=1200)
 HEADERS = 28
-STEP_S = 0.02
-
-
-class End:
-    """One program with its disk: node 0 is the ground, node 3 the board."""
-
-    def __init__(self, name: str, url: str, folder: Path, clock: Clock) -> None:
-        self.name, self.url, self.folder, self._clock = name, url, folder / name, clock
-        self.is_ground = name == "ground"
-        self.epoch, self.salt, self.floor = 0, NO_SALT, (0, 0)
-        self.crossed: list[tuple[Way, bytes]] = []
-        self.events: list[PumpEvent] = []
-        self.boot()
-
-    def boot(self) -> None:
-        self.epoch += 1
-        spool = Spool(self.folder, 1 << 20)
-        session = Session(
-            node=0 if self.is_ground else 3, peer=3 if self.is_ground else 0, key=KEY, link=LINK,
-            master=self.is_ground, epoch=self.epoch, floor=self.floor, salt=self.salt, nonce=os.urandom,
-            done=spool.finished(), wire_bytes=partial(wire_bytes, self.url), now=self._clock.now,
-            limits=limits_for(self.url),
-        )  # fmt: skip
-        self.pump = Pump(
-            opener(self.url, LINK, lambda way, data: self.crossed.append((way, data))), session, spool
-        )
-
-    def kill(self) -> None:
-        """As kill -9: the kernel closes the socket, and nothing more is written."""
-        if self.pump._port is not None:
-            self.pump._port.close()
-        self.pump.close = self.pump.poll = lambda now: []  # type: ignore[method-assign]
-
-    def restart(self) -> None:
-        self.kill()
-        self.boot()
-
-    def lose(self) -> None:
-        """Starts again with an empty disk."""
-        self.kill()
-        shutil.rmtree(self.folder)
-        self.epoch, self.salt, self.floor = 0, NO_SALT, (0, 0)
-        self.boot()
-
-    def act(self, event: PumpEvent) -> None:
-        self.events.append(event)
-        if isinstance(event, Rekeyed):
-            self.salt, self.floor = event.salt, (0, 0)
-            self.pump.session.rekey(event.salt)
-        elif isinstance(event, Arrived):
-            self.floor = self.pump.session.floor
-            self.pump.session.accept(event.digest, self._clock.now)
-
-    def told(self, kind: type[PumpEvent]) -> list[PumpEvent]:
-        return [event for event in self.events if isinstance(event, kind)]
-
-    @property
-    def peer(self) -> str:
-        return self.pump.port_snapshot().peer
-
-    @property
-    def address(self) -> tuple[str, int]:
-        port = self.pump._port
-        assert port is not None
-        host, number = port.local  # type: ignore[attr-defined]
-        return ("127.0.0.1" if host == "0.0.0.0" else host), number
-
-    def heard(self, kind: Type | None = None) -> list[bytes]:
-        """The frames that came in, of one type."""
-        frames = [data for way, data in self.crossed if way == "in"]
-        return [raw for raw in frames if kind is None or framing.unproven(raw).type is kind]
-
-
-class Net:
-    """A ground and a board on this computer's loopback, whose addresses 127.0.0.x are as many hosts."""
-
-    def __init__(self, folder: Path, ground: str, board: str) -> None:
-        self.clock = Clock()
-        self.ground = End("ground", ground, folder, self.clock)
-        self.board = End("board", board, folder, self.clock)
-        self.told = 0
-
-    @property
-    def ends(self) -> dict[str, End]:
-        return {"ground": self.ground, "board": self.board}
-
-    def run(self, seconds: float, until: object = None, step_s: float = STEP_S) -> float:
-        """Until `until()` holds, which it must within `seconds`; without it for so long. Returns when."""
-        began = self.clock.now
-
-        def over(_: object) -> bool:
-            return until() if callable(until) else self.clock.now >= began + seconds  # type: ignore[no-any-return]
-
-        self.clock.run(
-            {name: end.pump for name, end in self.ends.items()}, over, step_s=step_s,
-            act=lambda name, event: self.ends[name].act(event), limit_s=seconds + step_s * 2,
-        )  # fmt: skip
-        return self.clock.now - began
-
-    def says(self, end: End, within_s: float, hears: End | None = None) -> float:
-        """A message from one end to the other arrives within so many seconds."""
-        self.told += 1
-        message = b"%d" % self.told
-        other = hears or (self.board if end is self.ground else self.ground)
-
-        def sure() -> bool:
-            if self.clock.now - said[-1] >= 1.0:  # a MSG is unreliable
-                end.pump.session.tell(message, self.clock.now)
-                said.append(self.clock.now)
-            return Message(message) in other.events
-
-        said = [self.clock.now - 1.0]
-        return self.run(within_s, sure)
-
-    def meet(self) -> None:
-        """Both know each other, and have agreed on a salt."""
-        self.run(10.0, lambda: self.ground.salt == self.board.salt != NO_SALT)
-        for end in self.ends.values():
-            self.says(end, 5.0)
-
-
-def free(host: str = "127.0.0.1") -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
 
 
 def as_init_writes() -> tuple[str, str]:
@@ -385,7 +248,7 @@ def test_a_flood_of_recorded_hellos_is_not_amplified(net: Net) -> None:
     learns, names = learner(net), namer(net)
     hellos = set[bytes]()
     for _ in range(12):
-        names.lose()
+        names.restart()
         net.meet()
         hellos |= set(learns.heard(Type.HELLO))
     said = 0
@@ -462,4 +325,4 @@ def test_a_damaged_note_of_the_peer_is_no_note(net: Net) -> None:
         (learns.folder / "peer").write_bytes(content)
         learns.restart()
         net.run(0.1)
-        net.says(namer(net), 3.0)
+        net.says(namer(net), 70.0)
