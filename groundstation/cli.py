@@ -79,6 +79,35 @@ def init(
 
 @main.command()
 @click.argument("folder", metavar="DIR", type=_FOLDER)
+@click.argument("name", metavar="NODE")
+@click.option("--data", metavar="SOURCE", help="Where from: as --data of init; the mission's own by default.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of mnist and eurosat.")
+@click.option("--images", default=600, show_default=True, type=click.IntRange(min=1), help="At most.")
+def sample(folder: Path, name: str, data: str | None, data_dir: Path | None, images: int) -> None:
+    """Makes first images for the board NODE of the mission in DIR: data.npz in its folder.
+
+    They are of the training part, and other ones for each board. Replace them by the board's own.
+
+    \b
+    Examples:
+      groundstation sample mission pi
+      groundstation sample mission nano --data folder:EuroSAT_RGB --images 200
+    """
+    from groundstation.sample import sample as make
+    from onboard.config import relative_source
+    from onboard.data import DataError
+
+    try:
+        source = None if data is None else relative_source(data, Path.cwd())
+        click.echo(make(folder, name, source, data_dir, images))
+    except (SetupError, ConfigError, DataError) as error:
+        fail(str(error))
+    except OSError as error:
+        fail(f"{error.filename or folder}: {error.strerror or error}", code=1)
+
+
+@main.command()
+@click.argument("folder", metavar="DIR", type=_FOLDER)
 @click.option("--exit-when-finished", is_flag=True, help="End with the mission; exit 0 if it was finished.")
 @click.option(
     "--log", "log_format", type=click.Choice(["text", "json"]), default="text", help="Form of the log."

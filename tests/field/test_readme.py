@@ -76,12 +76,14 @@ class Field:
         self.ground.run([init])
         self.mission = self.ground.home / "mission"
         change(self.mission / "mission.toml", epochs=epochs)
+        sampled = [line.split()[-1] for line in commands if line.startswith("groundstation sample")]
         for node in (self.mission / "boards").iterdir():
-            if not (node / "data.npz").exists():
+            if node.name not in sampled and not (node / "data.npz").exists():
                 data.save(node / "data.npz", data.load("digits", part="train").take(range(100)))
         for line in commands[:serve]:
             if not line.startswith("groundstation init"):
-                self.ground.run([line])
+                few = " --images 100" if line.startswith("groundstation sample") else ""
+                self.ground.run([line + few])
 
     def copy(self, line: str) -> None:
         """The `scp` of a page."""

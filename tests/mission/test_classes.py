@@ -313,3 +313,54 @@ def test_a_board_by_hand_is_mapped_or_refused_with_a_reason_that_the_ground_hear
         (why,) = {event["why"] for event in bed.said("board", "training-failed")}
         assert why.endswith("the mission has 0, 1, 2, 3, 4, 5, 6, 7, 8, 9")
         assert not bed.said("ground", "answered")
+
+
+# --- first images
+
+
+def sample(folder: Path, node: str, *options: str) -> Result:
+    return CliRunner().invoke(groundstation, ["sample", str(folder), node, *options])
+
+
+def test_boards_without_images_get_some_each_its_own(tmp_path: Path) -> None:
+    nodes = [option for name in ("a", "b", "c") for option in ("--node", f"{name},port=/dev/tty-{name}")]
+    assert CliRunner().invoke(groundstation, ["init", str(tmp_path / "m"), *nodes]).exit_code == 0
+    shares = []
+    for name in ("c", "a", "b"):
+        result = sample(tmp_path / "m", name, "--images", "400")
+        assert result.exit_code == 0, result.output
+        path = tmp_path / "m" / "boards" / name / "data.npz"
+        assert result.stdout == f"{path}: 400 of the 1438 images of digits to train on\n"
+        shares.append(data.load(f"npz:{path}"))
+        assert doctor(path.parent / "node.toml")[0]
+    assert all(len(set(share.y.tolist())) == 10 for share in shares)
+    seen = [{image.tobytes() for image in share.x} for share in shares]
+    assert sum(map(len, seen)) == len(set().union(*seen))
+    tested = {image.tobytes() for image in data.load("digits", part="test").x}
+    assert not tested & set().union(*seen)
+
+
+def test_what_sample_refuses(tmp_path: Path, port: str) -> None:
+    assert init(tmp_path / "m", port).exit_code == 0
+    here = folders(tmp_path / "here", {"1": "1", "2": "x"})
+    assert sample(tmp_path / "m", "pi", "--data", "digits", "--images", "5").exit_code == 0
+    path = tmp_path / "m" / "boards" / "pi" / "data.npz"
+    kept = path.read_bytes()
+    refusals = {
+        ("pi",): f"{path}: is there already, and is not replaced",
+        ("nano",): f"{tmp_path / 'm' / 'mission.toml'}: no node 'nano'; there are pi",
+    }
+    for arguments, says in refusals.items():
+        result = sample(tmp_path / "m", *arguments)
+        assert (result.exit_code, result.stderr) == (2, f"{says}\n")
+    assert path.read_bytes() == kept
+    path.unlink()
+    for source, says in (
+        (f"folder:{here}", "class 'x' is not the mission's"),
+        ("cifar", "no data source 'cifar'"),
+    ):
+        result = sample(tmp_path / "m", "pi", "--data", source)
+        assert result.exit_code == 2
+        assert says in result.stderr
+        assert result.stderr.count("\n") == 1
+    assert not path.exists()

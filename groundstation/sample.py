@@ -1,0 +1,47 @@
+"""Makes first images for a board that has none of its own yet, so that a mission can be tried."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from groundstation.config import load_mission
+from groundstation.setup import SetupError
+from onboard import data
+from onboard.config import load_node
+from onboard.images import order
+from onboard.learn.graph import TrainGraph
+
+SEED = (
+    7  # of the shares: any constant does, and it must stay, so that boards that are given theirs later differ
+)
+
+
+def sample(folder: Path, name: str, source: str | None, data_dir: Path | None, images: int) -> str:
+    """Writes the share of board `name` of the mission in `folder`; returns a line about it. Each board has
+    another share, of `images` at most, whichever is asked for first.
+
+    `source`: train part of it, the mission's own data if None; likewise `data_dir`. Raises ConfigError,
+    SetupError, DataError, and OSError where the disk refuses.
+    """
+    mission = load_mission(folder)
+    names = [node.name for node in mission.nodes]
+    if name not in names:
+        raise SetupError(f"{mission.path}: no node {name!r}; there are {', '.join(names)}")
+    board = load_node(mission.folder / "boards" / name / "node.toml")
+    scheme, _, place = board.data_source.partition(":")
+    if scheme != "npz":
+        raise SetupError(f"{board.path}: data.source = {board.data_source!r}: must be an npz:PATH to be made")
+    if Path(place).exists():
+        raise SetupError(f"{place}: is there already, and is not replaced")
+    source, data_dir = source or mission.data_source, data_dir or mission.data_folder
+    data.check_source(source)
+    shape = TrainGraph.load(mission.rules.model).input_shape
+    found = data.survey(source, shape, folder=data_dir, names=mission.rules.classes)
+    if len(found) < len(names):
+        raise SetupError(f"{source}: {len(found)} images are too few for {len(names)} boards")
+    rows = np.array_split(order(len(found), SEED), len(names))[names.index(name)][:images]
+    taken = data.load(source, shape, folder=data_dir, rows=rows, names=mission.rules.classes)
+    data.save(Path(place), taken)
+    return f"{place}: {len(taken)} of the {len(found)} images of {source} to train on"
