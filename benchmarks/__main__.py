@@ -17,7 +17,7 @@ from benchmarks.result import json_line, table
 from onboard.data import DataError
 
 NAMES = (
-    "footprint", "memory", "codec", "alq", "table1", "gossip", "consensus", "convergence", "epoch",
+    "footprint", "memory", "data", "codec", "alq", "table1", "gossip", "consensus", "convergence", "epoch",
     "transfer", "frame", "ports", "others", "hardship", "fuzz", "schedules", "day",
 )  # fmt: skip
 
