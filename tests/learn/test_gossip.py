@@ -12,6 +12,7 @@ from onboard.codec.layout import Floats
 from onboard.codec.mask import ALL, share_of
 from onboard.codec.sparse import BadExchange
 from onboard.codec.values import Form
+from onboard.labels import digest
 from onboard.learn import topology
 from onboard.learn.gossip import Gossip, Over
 
@@ -226,3 +227,23 @@ class Gossiping(RuleBasedStateMachine):
 
 Gossiping.TestCase.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
 TestGossiping = Gossiping.TestCase
+
+
+def test_nodes_whose_labels_mean_different_things_refuse_each_other() -> None:
+    """Folders of other names, one of them missing, another order: the models would mix what is not alike."""
+    vectors = {node: np.full(64, node, np.float32) for node in (1, 2)}
+    meanings = [b"", digest(("land", "sea")), digest(("sea", "land")), digest(("land", "sea", "sky"))]
+    for one in meanings:
+        for other in meanings:
+            nodes = {
+                1: Gossip(1, {2: 0.5}, size=64, seed=3, share=ALL // 2, classes=one),
+                2: Gossip(2, {1: 0.5}, size=64, seed=3, share=ALL // 2, classes=other),
+            }
+            message = nodes[1].open(vectors[1])[2]
+            if one == other:
+                nodes[2].take(1, message)
+            else:
+                with pytest.raises(
+                    BadExchange, match=r"of another mask \(seed, weight, share, model or classes\)"
+                ):
+                    nodes[2].take(1, message)
