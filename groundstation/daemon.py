@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 import time
@@ -15,6 +16,7 @@ from groundstation.failures import StoreFailures
 from groundstation.rounds import Rounds
 from groundstation.station import Station
 from groundstation.store import Store, StoreError
+from groundstation.upkeep import Upkeep
 from onboard import labels
 from onboard.journal import sole_user
 from onboard.learn.graph import InferGraph, TrainGraph
@@ -25,11 +27,13 @@ from onboard.lookout import Lookout
 from onboard.stop import stop_signals
 from onboard.toml import ConfigError
 from onboard.wire.events import Event
+from onboard.wire.session import Session
 
 log = logging.getLogger(__name__)
 
 LONGEST_WAIT_S = 1.0
 COUNT_EVERY_S = 30.0  # running totals reach the database this often, and at the end
+STANDSTILL_S = 10.0  # far more than a turn of the loop takes
 
 
 def serve(
@@ -62,6 +66,8 @@ def serve(
             with closing(Lookout(mission.folder)) as lookout:
                 _loop(stations, rounds, lookout, exit_when_finished, report_every_s)
         finally:
+            with contextlib.suppress(StoreError):
+                rounds.save_time(time.monotonic())
             _close(stations, store)
     return rounds.finished
 
@@ -108,26 +114,30 @@ def _loop(
         now = time.monotonic()
         return rounds.view() | {"links": [station.view(now) for station in stations.values()]}
 
-    untold: deque[tuple[Station, Event]] = deque()  # events whose effects could not be stored yet
+    untold: deque[tuple[Station, Event, Session]] = deque()  # events whose effects could not be stored yet
     retry_s = report_due_s = 0.0
     failures = StoreFailures()
     count_due_s = time.monotonic() + COUNT_EVERY_S
-    pumps = [station.pump for station in stations.values()]
+    upkeep = Upkeep(stations, rounds.renewed)
+    turned_s = time.monotonic()
     with stop_signals() as stop:
         while not stop.asked:
             now = time.monotonic()
+            if now - turned_s > STANDSTILL_S:  # SIGSTOP, a virtual machine that was paused, a disk that hung
+                say(log, "paused", level=logging.WARNING, seconds=round(now - turned_s, 1))
+                rounds.paused(now - turned_s)
+            turned_s = now
             for station in stations.values():
-                untold.extend((station, event) for event in station.poll(now))
+                untold.extend((station, event, station.session) for event in upkeep.poll(station, now))
             busy = False
             if now >= retry_s:
                 try:
                     while untold:
-                        rounds.hear(*untold[0], now)
+                        _tell(rounds, upkeep, *untold[0], now)
                         untold.popleft()
                     busy = rounds.step(now)
                     if now >= count_due_s:
-                        for station in stations.values():
-                            station.count(now)
+                        upkeep.count(now)
                         count_due_s = now + COUNT_EVERY_S
                     failures.over()
                 except StoreError as error:
@@ -138,7 +148,23 @@ def _loop(
             lookout.answer(view)
             if exit_when_finished and rounds.finished:
                 return
+            pumps = upkeep.pumps()
             wake_s = min([now + LONGEST_WAIT_S, *(pump.wakeup(now) for pump in pumps)])
             if report_every_s is not None:
                 wake_s = min(wake_s, report_due_s)
             wait(pumps, 0.0 if busy else wake_s - time.monotonic(), also=[stop.fd, *lookout.fds])
+
+
+def _tell(
+    rounds: Rounds, upkeep: Upkeep, station: Station, event: Event, session: Session, now: float
+) -> None:
+    """Tells the mission one event of a link, unless the link has begun again since: then it comes again.
+    Raises StoreError."""
+    if session is not station.session:
+        return
+    try:
+        rounds.hear(station, event, now)
+    except StoreError:
+        raise
+    except Exception as error:
+        upkeep.fail(station, error, now)

@@ -15,6 +15,7 @@ from groundstation.asking import Askings, pause_s
 from groundstation.config import Mission
 from groundstation.station import Station
 from groundstation.store import Store, StoreError
+from groundstation.upkeep import described
 from onboard.data import Images
 from onboard.learn.federated import Answer, PartialAverage, Round, Verdict, choose, finished
 from onboard.learn.graph import InferGraph, TrainGraph, evaluate
@@ -158,14 +159,14 @@ class Rounds:
         if self._askings.may_ask_again(node, self._now, self.mission.rules.deadline_s):
             name = self._stations[node].node.name
             say(log, "forgotten", level=logging.WARNING, node=name, round=self.number, why=health.why)
-            self._askings.ask(node, self._final, 0, self._now)
+            self._ask(node, self._final, 0)
 
     def _ask_again(self, node: int) -> None:
         """The round's question once more, as another object: durable, then on its way."""
         assert self._round is not None
         asking = self._store.ask_once_more(self.number, node, self._wall())
         self._round.lost.discard(node)
-        self._askings.ask(node, asked_again(self._model(), asking), asking, self._now)
+        self._ask(node, asked_again(self._model(), asking), asking)
 
     def _model(self) -> bytes:
         """The object of the round in hand, as it is asked first."""
@@ -176,6 +177,28 @@ class Rounds:
             assert self._round is not None
             self._store.mark(self.number, station.node.id, why, self._wall())
             self._round.lose(station.node.id, self._now)
+
+    def renewed(self, station: Station, now: float) -> None:
+        """A link has begun again: what was asked on it is asked once more. Raises StoreError."""
+        self._now = now
+        node = station.node.id
+        if node in self._waiting():
+            asking = {answer["node"]: answer["asking"] for answer in self._store.answers(self.number)}[node]
+            self._ask(node, asked_again(self._model(), asking), asking)
+        elif self._final:
+            self._ask(node, self._final, 0)
+
+    def _ask(self, node: int, payload: bytes, asking: int) -> None:
+        """Puts a question on its way. A link that cannot carry it (too many fragments, say) is told, and the
+        others are asked. Raises StoreError."""
+        try:
+            self._askings.ask(node, payload, asking, self._now)
+        except StoreError:
+            raise
+        except Exception as error:
+            station = self._stations[node]
+            say(log, "link-failed", level=logging.ERROR, node=station.node.name, why=described(error))
+            self._give_up(station, "failed")
 
     # the story
 
@@ -240,7 +263,7 @@ class Rounds:
         self.save_time(self._now)
         askings = {answer["node"]: answer["asking"] for answer in answers}
         for node in sorted(self._waiting()):
-            self._askings.ask(node, asked_again(row.model, askings[node]), askings[node], self._now)
+            self._ask(node, asked_again(row.model, askings[node]), askings[node])
         say(
             log, "round", number=number, of=rules.rounds, asked=self._names(self._round.asked),
             left_s=round(left_s, 1),
@@ -314,7 +337,7 @@ class Rounds:
         self._deploy_until_s = self._now + rules.deadline_s
         self._askings.clear()
         for node in self.mission.nodes:
-            self._askings.ask(node.id, self._final, 0, self._now)
+            self._ask(node.id, self._final, 0)
         if stored is not None and stored["finished_at"] is not None:
             return
         say(log, "deploying", nodes=self._names(frozenset(self._stations)))

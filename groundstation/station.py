@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -49,11 +50,20 @@ class Station:
         self.node = node
         self._wall = wall
         self._contacts = ContactPlan(node.contacts_path, node.id, GROUND) if node.contacts_path else None
+        self._store, self._folder, self._recorder = store, folder, recorder
+        self.late_updates = 0
+        self.refused_updates = 0
+        self.session, self.pump = self._link(now)
+        self._earlier = store.counters(node.id)
+
+    def _link(self, now: float) -> tuple[Session, Pump]:
+        """This end of the link, under an epoch that no frame of its was sealed in."""
+        node, store = self.node, self._store
         key = load_keys(node.key_path)
         entered = store.enter_node(node.id, node.name)
-        spool = Spool(folder / "spool" / node.name, SPOOL_BYTES)
+        spool = Spool(self._folder / "spool" / node.name, SPOOL_BYTES)
         spool.retain([digest(UPDATE, update) for update in store.updates(node.id)])  # the store is the effect
-        self.session = Session(
+        session = Session(
             node=GROUND,
             peer=node.id,
             key=key,
@@ -68,16 +78,22 @@ class Station:
             now=now,
             limits=limits_for(node.port, node.bytes_per_contact, node.bytes_per_day),
         )
-        tap = (
-            recorder.link(node.port, node.link, local=GROUND, peer=node.id, encrypted=node.encrypt)
-            if recorder
-            else None
-        )
-        self.pump = Pump(opener(node.port, node.link, tap), self.session, spool)
-        self._store = store
-        self._earlier = store.counters(node.id)
-        self.late_updates = 0
-        self.refused_updates = 0
+        tap = None
+        if self._recorder is not None:
+            tap = self._recorder.link(
+                node.port, node.link, local=GROUND, peer=node.id, encrypted=node.encrypt
+            )
+        return session, Pump(opener(node.port, node.link, tap), session, spool)
+
+    def renew(self, now: float) -> None:
+        """Begins the link again, as a restart of the daemon does. What was offered on it is to be offered
+        again. Raises StoreError, and what making a station raises."""
+        with contextlib.suppress(Exception):  # of a link that failed, nothing is sure to work
+            self.count(now)
+        with contextlib.suppress(Exception):
+            self.pump.close(now)
+        self.session, self.pump = self._link(now)
+        self._earlier = self._store.counters(self.node.id)
 
     def poll(self, now: float) -> list[Event]:
         """Moves the link on; returns what the mission must know."""

@@ -19,7 +19,7 @@ import msgspec
 
 from groundstation.onlooker import open_to_read
 from onboard.wire.events import Spent
-from onboard.wire.seal import NO_SALT
+from onboard.wire.seal import NO_SALT, next_epoch
 
 _LATEST = 4  # of a node's updates: one that waits for its DONE is of the last round or the one before
 _ADDED = (
@@ -168,12 +168,13 @@ class Store:
                 "ON CONFLICT (id) DO UPDATE SET name = excluded.name",
                 (node, name, NO_SALT),
             )
-            self._db.execute("UPDATE node SET epoch = epoch + 1 WHERE id = ?", (node,))
             row = self._db.execute(
                 "SELECT epoch, salt, floor_epoch, floor_seq, spent FROM node WHERE id = ?", (node,)
             ).fetchone()
+            epoch = next_epoch(row["epoch"])
+            self._db.execute("UPDATE node SET epoch = ? WHERE id = ?", (epoch, node))
         spent = Spent() if row["spent"] is None else msgspec.json.decode(row["spent"], type=Spent)
-        return Floor(row["epoch"], bytes(row["salt"]), (row["floor_epoch"], row["floor_seq"]), spent)
+        return Floor(epoch, bytes(row["salt"]), (row["floor_epoch"], row["floor_seq"]), spent)
 
     def rekey(self, node: int, salt: bytes) -> None:
         """Notes the salt of a node's link, under which nothing was heard yet."""

@@ -71,7 +71,7 @@ class Agent:
         self.ledger = ledger
         self.trainer = trainer
         self.work: Work | None = None
-        self._journal = journal
+        self.journal = journal
         self._health_due_s = 0.0
         self._full_due_s = -math.inf
         self._failed = Failed(failure=Failure.OTHER, why="")  # the last, while the phase is FAILED
@@ -82,26 +82,30 @@ class Agent:
         """Goes on where the last run was cut: offers the update that waits, or trains on. Where what it kept
         for that is gone, it trains again if it can, and else says so: the ground asks again."""
         known = self.known
-        if known.deployed and kept_object(self._journal, DEPLOYED, messages.MODEL, known.deployed) is None:
+        if known.deployed and kept_object(self.journal, DEPLOYED, messages.MODEL, known.deployed) is None:
             self.session.forget(known.deployed)
             known.deployed = b""
             if known.phase == State.IDLE:
                 known.model = b""  # of a round that is over: there is nothing to train
                 self._fail(Failed(failure=Failure.DISK, why=f"{DEPLOYED} cannot be read"), now)
         if known.phase == State.OFFERING:
-            update = kept_object(self._journal, UPDATE, messages.UPDATE, known.update)
-            if update is not None:
-                cut = known.fragment_bytes or None
-                known.update = self.session.offer(messages.UPDATE, update, now, fragment_bytes=cut)
+            if self.offer_kept(now):
                 say(log, "resumed", phase="offering", round=known.round)
                 return
             known.phase = State.TRAINING  # as its model may be there still
         if known.phase in (State.TRAINING, State.FAILED) and known.model:
             self._train_again(now)
 
+    def offer_kept(self, now: float) -> bool:
+        """Offers the update that waits, cut as before; False where it cannot be read."""
+        update = kept_object(self.journal, UPDATE, messages.UPDATE, self.known.update)
+        if update is not None:
+            self.session.offer(messages.UPDATE, update, now, fragment_bytes=self.known.fragment_bytes or None)
+        return update is not None
+
     def _train_again(self, now: float) -> None:
         """The round's training once more, from its model and its checkpoint if they are there."""
-        model = kept_object(self._journal, MODEL, messages.MODEL, self.known.model)
+        model = kept_object(self.journal, MODEL, messages.MODEL, self.known.model)
         if model is None:
             self._fail(Failed(failure=Failure.DISK, why=f"{MODEL} cannot be read"), now)
             return
@@ -120,7 +124,7 @@ class Agent:
             self._take(event, now)
         elif isinstance(event, Delivered | Cancelled) and event.digest == self.known.update:
             self._settle(State.IDLE)
-            self._journal.drop(UPDATE)
+            self.journal.drop(UPDATE)
             if isinstance(event, Delivered):
                 say(log, "delivered", round=self.known.round)
             else:
@@ -128,8 +132,8 @@ class Agent:
                 say(log, "update-cancelled", level=logging.WARNING, **refused)
         elif isinstance(event, Rekeyed):
             self.session.rekey(event.salt)
-            for digest in set(self.session.done) - {self.known.model, self.known.deployed}:
-                self.session.forget(digest)  # a ground that went back may mean it when it asks once more
+            # A ground that went back may mean it when it asks once more.
+            self.session.forget(*set(self.session.done) - {self.known.model, self.known.deployed})
             say(log, "rekeyed", again=event.again)
         elif isinstance(event, Spent):
             self.known.spent = event
@@ -152,7 +156,7 @@ class Agent:
             say(log, "refused", level=logging.WARNING, what=str(error))
             self.session.refuse(arrived.digest, Reason.REFUSED, now)
             return
-        self._journal.keep(MODEL if task.epochs else DEPLOYED, arrived.payload)
+        self.journal.keep(MODEL if task.epochs else DEPLOYED, arrived.payload)
         asked_first = messages.as_asked_first(arrived.payload)
         goes_on = asked_first == self.known.question and self._is_at_work
         if not goes_on:
@@ -201,7 +205,7 @@ class Agent:
             checkpoint_due_s=now + self.config.checkpoint_s,
         )
         try:
-            checkpoint = self._journal.fetch(CHECKPOINT)
+            checkpoint = self.journal.fetch(CHECKPOINT)
         except OSError as error:  # a card that wears out costs the checkpoint, not the training
             say(log, "checkpoint-dropped", level=logging.WARNING, why=str(error))
             checkpoint = None
@@ -256,14 +260,14 @@ class Agent:
         work.flops_a_step, work.epoch = begun.flops_a_step, begun.epoch
         if begun.dropped:  # of another round or damaged: the training starts from the beginning
             say(log, "checkpoint-dropped", level=logging.WARNING, why=begun.dropped)
-            self._journal.drop(CHECKPOINT)
+            self.journal.drop(CHECKPOINT)
         elif begun.epoch:
             say(log, "checkpoint", epoch=begun.epoch)
 
     def _checkpoint(self, work: Work, state: bytes, now: float) -> None:
         """Durable progress at an epoch's end. A disk that is full costs the checkpoint, not the training."""
         try:
-            self._journal.keep(CHECKPOINT, state)
+            self.journal.keep(CHECKPOINT, state)
             spent_j = self._spent_j(now)
             self.known.train_s += now - work.started_s
             self.known.energy_j += spent_j - work.started_j
@@ -283,7 +287,7 @@ class Agent:
         except ValueError as error:  # a loss beyond what an update can say
             self._fail(Failed(failure=Failure.OTHER, why=str(error)), now)
             return
-        self._journal.keep(UPDATE, work.update)
+        self.journal.keep(UPDATE, work.update)
         seconds = self.known.train_s + now - work.started_s
         self.known.update = messages.digest(messages.UPDATE, work.update)
         self._settle(State.OFFERING)
@@ -319,17 +323,17 @@ class Agent:
             self.work = None
         if self.known.phase == State.OFFERING:
             self.session.cancel(self.known.update, now)
-            self._journal.drop(UPDATE)
+            self.journal.drop(UPDATE)
 
     def _settle(self, phase: State) -> None:
         """A new phase begins: durable, with the training's leftovers removed."""
         self.known.phase = phase
         self.known.train_s = self.known.cpu_s = self.known.energy_j = 0.0
         self._save()
-        self._journal.drop(CHECKPOINT)
+        self.journal.drop(CHECKPOINT)
 
     def _save(self) -> None:
-        self._journal.save(self.known)
+        self.journal.save(self.known)
 
     def _fail(self, failed: Failed, now: float) -> None:
         """The round cannot be trained: the ground hears so at once and does not wait, and the agent waits for
@@ -364,7 +368,7 @@ class Agent:
         if now < self._health_due_s and not at_once:
             return
         self._health_due_s = now
-        readings = health.read(self._journal.folder)
+        readings = health.read(self.journal.folder)
         last = self.work.last if self.work is not None else None
         failed = self._failed if self.known.phase == State.FAILED else None
         report = Health(

@@ -84,8 +84,8 @@ def cap_memory(allowed_bytes: int) -> None:
 
 
 class MemoryCap:
-    """Inside the block this process may fill `allowed_bytes` with data, as with `cap_memory`; outside of it as
-    much as before. For a process that trains and talks: a full heap is the training's alone.
+    """Inside the block this process may fill `allowed_bytes` with data, as with `cap_memory`; outside of it
+    as much as before. For a process that trains and talks: a full heap is the training's alone.
 
     What is mapped and empty when this is made is not counted.
     """

@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from functools import partial
 from typing import Any
@@ -44,8 +44,10 @@ from onboard.wire.events import (
     UnknownPeer,
     WrongKey,
 )
+from onboard.wire.health import State
 from onboard.wire.messages import Reason
 from onboard.wire.presence import QUIET_S
+from onboard.wire.seal import SeqExhausted, next_epoch
 from onboard.wire.session import Session
 from onboard.wire.timing import LEAD_BYTES
 
@@ -67,28 +69,12 @@ def board_agent(
     Raises BadKey, OSError. The epoch is raised and durable before anything can be sent with it.
     """
     end = config.ground
-    key = load_keys(end.key_path)
+    load_keys(end.key_path)  # before anything is written
     journal = Journal(config.state, Known)
     known = journal.load() or Known()
-    known.epoch += 1
-    journal.save(known)
     spool = Spool(config.state / "spool", SPOOL_BYTES)
     spool.retain((known.model, known.deployed))  # all that the journal can say it has acted on
-    session = Session(
-        node=config.id,
-        peer=GROUND,
-        key=key,
-        link=end.link,
-        master=False,
-        epoch=known.epoch,
-        nonce=os.urandom,
-        encrypted=end.encrypt,
-        done=spool.finished(),
-        spent=known.spent,
-        wire_bytes=partial(wire_bytes, end.port),
-        now=now,
-        limits=limits_for(end.port, end.bytes_per_contact, end.bytes_per_day),
-    )
+    session = _session(config, journal, known, spool.finished(), now)
     tap = (
         recorder.link(end.port, end.link, local=config.id, peer=GROUND, encrypted=end.encrypt)
         if recorder
@@ -97,6 +83,30 @@ def board_agent(
     pump = Pump(opener(end.port, end.link, tap), session, spool)
     agent = Agent(config, session, journal, known, Ledger(config.board, end.link, now), trainer)
     return agent, pump
+
+
+def _session(
+    config: NodeConfig, journal: Journal[Known], known: Known, done: Iterable[bytes], now: float
+) -> Session:
+    """The board's end of its link, under an epoch that no frame of its was sealed in. Raises OSError."""
+    end = config.ground
+    known.epoch = next_epoch(known.epoch)
+    journal.save(known)
+    return Session(
+        node=config.id,
+        peer=GROUND,
+        key=load_keys(end.key_path),
+        link=end.link,
+        master=False,
+        epoch=known.epoch,
+        nonce=os.urandom,
+        encrypted=end.encrypt,
+        done=done,
+        spent=known.spent,
+        wire_bytes=partial(wire_bytes, end.port),
+        now=now,
+        limits=limits_for(end.port, end.bytes_per_contact, end.bytes_per_day),
+    )
 
 
 def limits_for(port: str, bytes_per_contact: float = math.inf, bytes_per_day: float = math.inf) -> Limits:
@@ -130,6 +140,10 @@ def carry(
     agent.resume(clock())
     untold: deque[Event] = deque()  # events whose effects the disk refused
     drive, retry_at = Drive(agent, pace), 0.0
+
+    def view() -> dict[str, Any]:
+        return board_view(agent, pump, clock())
+
     report_due_s = clock() if report_every_s is not None else math.inf
     with stop_signals() as stop, closing(Lookout(agent.config.state)) as lookout:
         while not stop.asked:
@@ -137,7 +151,11 @@ def carry(
             try:
                 if contacts is not None:
                     contacts.keep(pump.session, now, wall())
-                for event in pump.poll(now):
+                before = pump
+                pump, heard = poll_link(agent, pump, now)
+                if pump is not before:
+                    untold.clear()  # what these speak of comes again
+                for event in heard:
                     tell_of_link(event, peer="ground")
                     if not isinstance(event, OfPort):
                         untold.append(event)
@@ -147,7 +165,7 @@ def carry(
                 if now >= report_due_s and report_every_s is not None:
                     report_due_s = now + report_every_s
                     say(log, "doing", **agent.doing(), step_s=drive.running_s(now), link=link_view(pump, now))
-                lookout.answer(lambda: board_view(agent, pump, clock()))
+                lookout.answer(view)
                 step_at = max(drive.wakeup(), retry_at)
                 wake_s = min(now + LONGEST_WAIT_S, step_at, report_due_s, pump.wakeup(now))
                 trained = agent.trainer.fds if now >= retry_at else ()  # else what it says must wait
@@ -158,6 +176,23 @@ def carry(
                     wait([], MEMORY_AGAIN_S, also=[stop.fd])
     agent.trainer.stop()
     pump.close(clock())
+
+
+def poll_link(agent: Agent, pump: Pump, now: float) -> tuple[Pump, list[PumpEvent]]:
+    """What the link brings, and its pump. A session that has used up its numbers is begun again, as by a
+    restart, while the training goes on."""
+    try:
+        return pump, pump.poll(now)
+    except SeqExhausted:
+        try:
+            session = _session(agent.config, agent.journal, agent.known, pump.session.done, now)
+        except OSError as error:
+            say(log, "disk-full", level=logging.ERROR, path=str(agent.config.state), why=str(error))
+            return pump, []
+        agent.session = session
+        if agent.known.phase == State.OFFERING:
+            agent.offer_kept(now)
+        return pump.with_session(session, now), []
 
 
 def _act(agent: Agent, untold: deque[Event], drive: Drive, now: float, clock: Callable[[], float]) -> float:

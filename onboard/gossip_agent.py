@@ -32,7 +32,7 @@ from onboard.learn.gossip import Gossip, Message
 from onboard.log import say
 from onboard.wire.events import Arrived, Cancelled, Corrupt, Delivered, Event, PeerHeard, Rekeyed, Spent
 from onboard.wire.messages import GOSSIP, Reason
-from onboard.wire.seal import NO_SALT
+from onboard.wire.seal import NO_SALT, next_epoch
 from onboard.wire.session import Session
 
 log = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ class GossipAgent:
     def __init__(
         self,
         config: GossipConfig,
-        sessions: Mapping[int, Session],
+        sessions: dict[int, Session],
         journal: Journal[Known],
         known: Known,
         exchanges: ExchangeLog,
@@ -88,7 +88,7 @@ class GossipAgent:
         self.phase, self.cpu_s = Phase.TRAINING, 0.0
         self.refused = 0  # values of neighbours that could not be used
         self.gossip = self._begun({})
-        self._sessions, self._journal, self._known = sessions, journal, known
+        self.sessions, self._journal, self.known = sessions, journal, known
         self._log, self._flops_a_step = exchanges, flops_a_step
         self._unsent: dict[int, Message] = {}  # opened, and not on the disk yet
         self._offered: dict[int, bytes] = {}  # digests of what was sent in the open exchanges
@@ -107,7 +107,7 @@ class GossipAgent:
         """
         numbers, mixed = self._restore(), 0
         self.gossip = self._begun(numbers)
-        for peer in self._sessions:
+        for peer in self.sessions:
             try:
                 mixed += replay(self._log, self.gossip, peer, self.descent.vector)
             except BadExchange as error:  # the configuration is another one
@@ -145,9 +145,15 @@ class GossipAgent:
             return numbers
         except Exception as error:  # of another model, or damaged: numpy and zipfile raise a dozen kinds
             say(log, "checkpoint-dropped", level=logging.WARNING, why=str(error))
-            for peer in self._sessions:
+            for peer, session in self.sessions.items():
+                session.forget(*session.done)  # what was taken has gone with it
                 self._log.forget(peer)
             return {}
+
+    def count_start(self) -> None:
+        """A link begins again, under an epoch of its own; it is durable on return. Raises OSError."""
+        self.known.epoch = next_epoch(self.known.epoch)
+        self._save()
 
     # hear
 
@@ -169,7 +175,7 @@ class GossipAgent:
         elif isinstance(event, PeerHeard) and peer in self._offered:
             self._offer(peer, now)  # it may have lost what it took: it then learns the number from this
         elif isinstance(event, Rekeyed):
-            self._sessions[peer].rekey(event.salt)
+            self.sessions[peer].rekey(event.salt)
             say(log, "rekeyed", peer=peer, again=event.again)
         elif isinstance(event, Spent):
             self._save(peer, spent=event)
@@ -184,14 +190,14 @@ class GossipAgent:
             self.gossip.take(peer, arrived.payload)
         except BadExchange as error:
             self._refuse(peer, str(error))
-            self._sessions[peer].refuse(arrived.digest, Reason.REFUSED, now)
+            self.sessions[peer].refuse(arrived.digest, Reason.REFUSED, now)
             return
         if not self.gossip.message(peer):  # the neighbour was further on: what was opened here is over
             self._unsent.pop(peer, None)
             self._offered.pop(peer, None)
         self._log.keep(peer, "taken", arrived.payload)
         self._save()
-        self._sessions[peer].accept(arrived.digest, now)
+        self.sessions[peer].accept(arrived.digest, now)
 
     def _refuse(self, peer: int, why: str) -> None:
         self.refused += 1
@@ -218,7 +224,7 @@ class GossipAgent:
                 self._checkpoint(now)
             loss = sum(self._losses) / len(self._losses)
             self._losses.clear()
-            sent = sum(session.snapshot(now).bytes_sent for session in self._sessions.values())
+            sent = sum(session.snapshot(now).bytes_sent for session in self.sessions.values())
             say(
                 log, "epoch", epoch=round(descent.epochs), loss=loss, exchanges=self.gossip.exchanges,
                 bytes_sent=sent,
@@ -261,7 +267,7 @@ class GossipAgent:
         self._mix(now)
         self._patient_until_s = now + self.config.gossip.patience_s
         self.phase = Phase.EXCHANGING
-        self._awaited = self._open(self._sessions, now) & {
+        self._awaited = self._open(self.sessions, now) & {
             each.id for each in self.config.neighbours if each.wait
         }
         self.tick(now)
@@ -269,7 +275,7 @@ class GossipAgent:
     def _open(self, peers: Collection[int], now: float) -> frozenset[int]:
         """Opens exchanges with those that are in contact, as what is said between contacts is stale by the
         next; returns with which."""
-        near = [peer for peer in peers if self._sessions[peer].in_contact(now)]
+        near = [peer for peer in peers if self.sessions[peer].in_contact(now)]
         try:
             opened = self.gossip.open(self.descent.vector, near)
         except (ValueError, MemoryError) as error:  # a model that is not finite, or too large for its form
@@ -299,7 +305,7 @@ class GossipAgent:
     def wakeup(self, now: float) -> float:
         """When `tick` next has something to do, if nothing is heard before."""
         if self.phase is Phase.EXCHANGING:
-            closes = [self._sessions[peer].closes_at(now) for peer in self._waits_for(now)]
+            closes = [self.sessions[peer].closes_at(now) for peer in self._waits_for(now)]
             return min([self._patient_until_s, *closes])
         if self.phase is Phase.HOLDING:
             return self._checkpoint_due_s if self.gossip.exchanges > self._kept else math.inf
@@ -308,7 +314,7 @@ class GossipAgent:
     def _waits_for(self, now: float) -> list[int]:
         """Neighbours in contact with whom the exchange that was just opened is not complete."""
         awaited = self._awaited & self.gossip.waits_for
-        return [peer for peer in awaited if self._sessions[peer].in_contact(now)]
+        return [peer for peer in awaited if self.sessions[peer].in_contact(now)]
 
     def _send(self, now: float) -> None:
         """What was opened is durable, then offered."""
@@ -319,7 +325,7 @@ class GossipAgent:
 
     def _offer(self, peer: int, now: float) -> None:
         message = bytes(self.gossip.message(peer))
-        self._offered[peer] = self._sessions[peer].offer(GOSSIP, message, now)
+        self._offered[peer] = self.sessions[peer].offer(GOSSIP, message, now)
 
     def _mix(self, now: float) -> None:
         numbers = self.gossip.numbers
@@ -350,18 +356,18 @@ class GossipAgent:
 
     def _save(self, of: int | None = None, **changed: Any) -> None:
         """All ties are durable as they are, and what has `changed` in the one with neighbour `of`."""
-        for peer, session in self._sessions.items():
+        for peer, session in self.sessions.items():
             fields = {"salt": session.salt, "floor": session.floor} | (changed if peer == of else {})
-            tie = self._known.ties.get(peer, Tie())
-            self._known.ties[peer] = msgspec.structs.replace(tie, **fields)
-        self._journal.save(self._known)
+            tie = self.known.ties.get(peer, Tie())
+            self.known.ties[peer] = msgspec.structs.replace(tie, **fields)
+        self._journal.save(self.known)
 
     def _ends_at(self, now: float) -> float:
         """When no neighbour has been heard in `patience_s` of contact with it. One that is out of contact may
         have been cut off in an exchange that this end has mixed; for one without more contacts none waits."""
         patience_s = self.config.gossip.patience_s
         ends = [self._quiet_since_s + patience_s]
-        for session in self._sessions.values():
+        for session in self.sessions.values():
             heard = max(session.presence.active_at, self._quiet_since_s)
             ends.append(session.after(heard, patience_s))
         return max(at for at in ends if at < math.inf)

@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from functools import partial
 
@@ -27,15 +27,16 @@ from onboard.learn.descent import Descent, Recipe
 from onboard.learn.graph import GraphError, TrainGraph, initial
 from onboard.link import Spool, opener, wire_bytes
 from onboard.link.port import Port
-from onboard.link.pump import OfPort, Pump, wait
+from onboard.link.pump import OfPort, Pump, PumpEvent, wait
 from onboard.link.recorder import Recorder
 from onboard.log import say
 from onboard.lookout import Lookout
 from onboard.stop import stop_signals
 from onboard.toml import ConfigError
 from onboard.views import gossip_view
-from onboard.wire.events import Event
+from onboard.wire.events import Event, PeerHeard
 from onboard.wire.messages import GOSSIP, digest
+from onboard.wire.seal import Keys, SeqExhausted, next_epoch
 from onboard.wire.session import Session
 
 log = logging.getLogger(__name__)
@@ -112,32 +113,46 @@ def linked(
     keys = {each.id: _keys(index, each) for index, each in enumerate(config.neighbours)}
     journal = Journal(config.state, Known)
     known = journal.load() or Known()
-    known.epoch += 1
+    known.epoch = next_epoch(known.epoch)
     journal.save(known)
     exchanges = ExchangeLog(config.state / EXCHANGES)
     pumps = {}
     for each in config.neighbours:
-        tie = known.ties.get(each.id, Tie())
         spool = Spool(config.state / "spool" / str(each.id), SPOOL_BYTES)
         taken = [digest(GOSSIP, logged.taken) for logged in exchanges.of(each.id) if logged.taken]
-        session = Session(
-            node=config.id,
-            peer=each.id,
-            key=keys[each.id],
-            link=each.link,
-            master=config.id < each.id,
-            epoch=known.epoch,
-            nonce=nonce,
-            encrypted=each.encrypt,
-            done=(*spool.finished(), *taken),
-            spent=tie.spent,
-            wire_bytes=partial(wire_bytes, each.port),
-            now=now,
-            limits=limits_for(each.port, each.bytes_per_contact, each.bytes_per_day),
-        )
+        spool.retain(taken)  # the log alone says what was taken
+        session = _session(config, each, keys[each.id], known, taken, nonce, now)
         pumps[each.id] = Pump(opener(each), session, spool)
     sessions = {peer: pump.session for peer, pump in pumps.items()}
     return GossipAgent(config, sessions, journal, known, exchanges, descent, flops_a_step, classes), pumps
+
+
+def _session(
+    config: GossipConfig,
+    each: Neighbour,
+    keys: Keys,
+    known: Known,
+    done: Iterable[bytes],
+    nonce: Callable[[int], bytes],
+    now: float,
+) -> Session:
+    """This end of the link with one neighbour, in the epoch that the journal holds."""
+    tie = known.ties.get(each.id, Tie())
+    return Session(
+        node=config.id,
+        peer=each.id,
+        key=keys,
+        link=each.link,
+        master=config.id < each.id,
+        epoch=known.epoch,
+        nonce=nonce,
+        encrypted=each.encrypt,
+        done=done,
+        spent=tie.spent,
+        wire_bytes=partial(wire_bytes, each.port),
+        now=now,
+        limits=limits_for(each.port, each.bytes_per_contact, each.bytes_per_day),
+    )
 
 
 def _keys(index: int, neighbour: Neighbour) -> dict[int, bytes]:
@@ -176,6 +191,7 @@ def carry_gossip(
         for each in config.neighbours
         if each.contacts_path
     }
+    links = dict(pumps)
     agent.resume(clock())
     untold: deque[tuple[int, Event]] = deque()  # events whose effects the disk refused
     next_step_at = retry_at = 0.0
@@ -185,9 +201,12 @@ def carry_gossip(
             now = clock()
             try:
                 for peer, plan in plans.items():
-                    plan.keep(pumps[peer].session, now, wall())
-                for peer, pump in pumps.items():
-                    for event in pump.poll(now):
+                    plan.keep(links[peer].session, now, wall())
+                for peer in links:
+                    heard, ended = poll_link(agent, links, peer, now)
+                    if ended:
+                        untold = deque(each for each in untold if each[0] not in ended)  # these come again
+                    for event in heard:
                         tell_of_link(event, peer=peer)
                         if not isinstance(event, OfPort):
                             untold.append((peer, event))
@@ -204,18 +223,50 @@ def carry_gossip(
                     retry_at = now + RETRY_S
                 if now >= report_due_s and report_every_s is not None:
                     report_due_s = now + report_every_s
-                    say(log, "doing", **agent.doing(), links=gossip_view(agent, pumps, now)["links"])
-                lookout.answer(lambda: gossip_view(agent, pumps, clock()))
+                    say(log, "doing", **agent.doing(), links=gossip_view(agent, links, now)["links"])
+                lookout.answer(lambda: gossip_view(agent, links, clock()))
                 act_at = min(agent.wakeup(now), next_step_at if agent.trains else math.inf)
-                wake_s = min(pump.wakeup(now) for pump in pumps.values())
+                wake_s = min(pump.wakeup(now) for pump in links.values())
                 wake_s = min(now + LONGEST_WAIT_S, max(act_at, retry_at), report_due_s, wake_s)
-                wait(pumps.values(), wake_s - clock(), also=[stop.fd, *lookout.fds])
+                wait(links.values(), wake_s - clock(), also=[stop.fd, *lookout.fds])
             except MemoryError:  # not of a step, which is capped: the whole board's
                 with contextlib.suppress(MemoryError):
                     agent.relieve(now)
                     wait([], MEMORY_AGAIN_S, also=[stop.fd])
-    for pump in pumps.values():
+    for pump in links.values():
         pump.close(clock())
+
+
+def poll_link(
+    agent: GossipAgent,
+    links: dict[int, Pump],
+    peer: int,
+    now: float,
+    nonce: Callable[[int], bytes] = os.urandom,
+) -> tuple[list[PumpEvent], list[int]]:
+    """What the link with one neighbour brings, and which of `links` have begun again, as after a restart: one
+    whose session has used up its numbers."""
+    try:
+        return links[peer].poll(now), []
+    except SeqExhausted:
+        return [], _begin_again(agent, links, peer, now, nonce)
+
+
+def _begin_again(
+    agent: GossipAgent, links: dict[int, Pump], peer: int, now: float, nonce: Callable[[int], bytes]
+) -> list[int]:
+    try:
+        agent.count_start()
+    except OSError as error:  # tried again in the next turn
+        say(log, "disk-full", level=logging.ERROR, path=str(agent.config.state), why=str(error))
+        return []
+    index, each = next((i, each) for i, each in enumerate(agent.config.neighbours) if each.id == peer)
+    before = links[peer]
+    session = _session(agent.config, each, _keys(index, each), agent.known, before.session.done, nonce, now)
+    agent.sessions[peer] = session
+    agent.hear(peer, PeerHeard(), now)  # what it had offered, it offers again
+    links[peer] = before.with_session(session, now)
+    return [peer]
 
 
 def step(

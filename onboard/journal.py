@@ -23,6 +23,7 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 _HEADER = struct.Struct(">4sII16s")  # magic, generation, length, BLAKE2s-128 of generation + payload
 _MAGIC = b"SDJ1"
+_GENERATIONS = 2**32
 LOCK = "lock"  # the file in a folder that its user holds
 
 
@@ -57,7 +58,7 @@ class Journal(Generic[S]):
     def save(self, state: S) -> None:
         """Returns once `state` is on the disk; the slot of the state before it is left untouched."""
         payload = msgspec.msgpack.encode(state)
-        generation = self._generation + 1
+        generation = (self._generation + 1) % _GENERATIONS
         header = _HEADER.pack(_MAGIC, generation, len(payload), _digest(generation, payload))
         path = self._slot_path(generation % 2)
         new = not path.exists()
@@ -83,7 +84,11 @@ class Journal(Generic[S]):
             (self.folder / name).unlink(missing_ok=True)
 
     def _newest(self) -> tuple[int, bytes] | None:
-        return max((slot for slot in map(self._read_slot, (0, 1)) if slot is not None), default=None)
+        first, second = self._read_slot(0), self._read_slot(1)
+        if first is None or second is None:
+            return first or second
+        # As serial numbers are compared (RFC 1982): the generation after the last one is 0.
+        return second if (second[0] - first[0]) % _GENERATIONS < _GENERATIONS // 2 else first
 
     def _slot_path(self, slot: int) -> Path:
         return self.folder / f"journal.{slot}"

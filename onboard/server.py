@@ -36,6 +36,9 @@ from onboard.wire.messages import (
     names_that_fit,
 )
 
+LEAST_RATE = 1e-12
+"""No learning rate decays below this: it moves no weight, and what is 0 is no learning rate."""
+
 
 class BadUpdate(ValueError):  # noqa: N818 - "bad" says error already
     """An object that is no update of this mission from this node; says why."""
@@ -112,7 +115,10 @@ class Server:
             epochs=0 if deploy else training.epochs,
             pretrain_epochs=training.pretrain_epochs,
             batch_size=training.batch_size,
-            learning_rate=training.learning_rate * training.learning_rate_decay ** (number - 1),
+            learning_rate=max(
+                training.learning_rate * training.learning_rate_decay ** (number - 1),
+                min(training.learning_rate, LEAST_RATE),
+            ),
             bits_up=training.bits_up,
             max_bases=training.max_bases,
             shift_pixels=training.shift_pixels,

@@ -24,7 +24,7 @@ from onboard.carrier import RETRY_S
 from onboard.codec.layout import Floats, Layout, layout
 from onboard.config import GossipConfig, Neighbour, load_gossip
 from onboard.gossip_agent import GossipAgent, Phase
-from onboard.gossip_carrier import linked
+from onboard.gossip_carrier import linked, poll_link
 from onboard.keys import save_key
 from onboard.learn import topology
 from onboard.learn.descent import Descent, Recipe
@@ -87,13 +87,14 @@ class Node:
         """Starts from the disk; `send` (from, to, wire bytes)."""
         config = load_gossip(self.folder / "node.toml")
         self.lives += 1
+        self._nonce = random.Random(f"{self._seed}/{self.number}/{self.lives}").randbytes
         self.agent, self.pumps = linked(
             config,
             self._descent(config),
             1.0,
             now,
             opener=lambda neighbour: partial(self._port, neighbour, send),
-            nonce=random.Random(f"{self._seed}/{self.number}/{self.lives}").randbytes,
+            nonce=self._nonce,
         )
         for peer, windows in self.contacts.items():
             self.pumps[peer].session.plan(windows, now)
@@ -115,8 +116,10 @@ class Node:
         again = True
         while again and self.agent is not None:
             again = False
-            for peer, pump in self.pumps.items():
-                for event in pump.poll(now):
+            for peer in self.pumps:
+                heard, ended = poll_link(self.agent, self.pumps, peer, now, self._nonce)
+                self._untold = deque(each for each in self._untold if each[0] not in ended)
+                for event in heard:
                     again = True
                     if not isinstance(event, OfPort):
                         self._untold.append((peer, event))

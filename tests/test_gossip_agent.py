@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import onboard.wire.seal
 from benchmarks.pair import scratch
-from onboard.gossip_agent import Phase
-from onboard.journal import replace_durably
+from onboard.gossip_agent import Known, Phase
+from onboard.journal import Journal, replace_durably
+from onboard.wire.seal import MAX_EPOCH
 from tests.gossip_net import GossipNet
 
 EXCHANGES = 20  # of an edge: 5 epochs of 4 batches, each followed by one
@@ -199,3 +201,43 @@ def test_neighbours_learn_together(disk: Path, caplog: pytest.LogCaptureFixture)
     losses = [r.__dict__["fields"]["loss"] for r in caplog.records if r.getMessage() == "epoch"]
     assert np.mean(losses[-4:]) < 0.5 * np.mean(losses[:4])
     assert all(node.agent is not None and node.agent.phase is Phase.OVER for node in net.nodes.values())
+
+
+def test_the_last_epoch_is_followed_by_the_first_under_another_salt(disk: Path) -> None:
+    net = GossipNet(disk, nodes=3)
+    net.run(1.0)
+    net.nodes[1].kill()
+    journal = Journal(disk / "1" / "state", Known)
+    known = journal.load()
+    assert known is not None
+    known.epoch = MAX_EPOCH
+    journal.save(known)
+    net.boot(1)
+    net.run(600.0, net.over)
+    assert net.over()
+    assert net.drift() < MEAN
+    after = journal.load()
+    assert after is not None
+    assert after.epoch == 1
+
+
+def test_the_last_seq_is_followed_by_another_epoch(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onboard.wire.seal, "MAX_SEQ", 40)
+    net = GossipNet(disk, nodes=3)
+    net.run(600.0, net.over)
+    assert net.over()
+    assert all(set(of.values()) == {EXCHANGES} for of in numbers(net).values())
+    assert net.drift() < MEAN
+    assert all(node.agent is not None and node.agent.known.epoch > 2 for node in net.nodes.values())
+
+
+def test_what_was_taken_and_is_lost_with_its_checkpoint_is_taken_again(disk: Path) -> None:
+    net = GossipNet(disk, nodes=3)
+    net.run(1.0)
+    node = net.nodes[1]
+    node.kill()
+    (disk / "1" / "state" / "gossip.npz").write_bytes(b"cut")
+    net.boot(1)
+    assert not any(list(pump.session.done) for pump in node.pumps.values())
+    net.run(600.0, net.over)
+    assert net.over()

@@ -9,6 +9,7 @@ and a simulated fleet run the same ones (`onboard.server`).
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -93,7 +94,7 @@ def staleness_weight(rounds_late: int, exponent: float | None) -> float:
         raise ValueError(f"{rounds_late} rounds late, exponent {exponent}: neither can be below 0")
     if exponent is None:
         return 1.0 if rounds_late == 0 else 0.0
-    return float((1 + rounds_late) ** -exponent)
+    return max(float((1 + rounds_late) ** -exponent), sys.float_info.min)  # ever less, and never nothing
 
 
 def finished(

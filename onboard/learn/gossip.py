@@ -31,6 +31,9 @@ from onboard.codec.values import Form
 
 Message = bytes | memoryview
 
+LAST_NUMBER = 2**32 - 2
+"""Of an exchange, that is taken: the one after it can be written still, and no node opens another."""
+
 
 class Over(BadExchange):
     """The values are of an exchange that is over: whoever sent them has forgotten how far this edge was."""
@@ -173,6 +176,8 @@ class Gossip:
         """
         edge = self._edges[peer]
         header = sparse.parse(message)
+        if header.round > LAST_NUMBER:
+            raise BadExchange(f"exchange {header.round} with node {peer}: numbers end at {LAST_NUMBER}")
         if header.round < edge.number:
             raise Over(f"exchange {header.round} with node {peer} is over, at {edge.number}")
         mask = self._mask(peer, edge) if header.round == edge.number else self._drawn(peer, header.round)

@@ -111,6 +111,11 @@ class Pump:
             session.resume(held)
             self._saving[held.digest] = _Saving()
 
+    def with_session(self, session: Session, now: float) -> Pump:
+        """The pump of the same port and spool with another session, which begins; this one is closed."""
+        self.close(now)
+        return Pump(self._opener, session, self._spool)
+
     @property
     def is_open(self) -> bool:
         """Whether the port is there."""

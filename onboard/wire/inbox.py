@@ -99,11 +99,11 @@ class Inbox:
         if receipt.object_id:
             self._reply_cancel(Cancel(digest, reason), receipt.object_id)
 
-    def forget(self, digest: bytes) -> None:
-        """What an accepted object did is lost: offered anew it is taken anew. That it was accepted stays true
-        for the offer that it came by, or one lost DONE would bring all of it again."""
-        if self._done.pop(digest, self) is None:
-            self._settled |= {each for each, name in self._digests.items() if name == digest}
+    def forget(self, digests: Iterable[bytes]) -> None:
+        """What accepted objects did is lost: offered anew they are taken anew. That they were accepted stays
+        true for the offers that they came by, or one lost DONE would bring all of an object again."""
+        gone = {digest for digest in digests if self._done.pop(digest, self) is None}
+        self._settled |= {each for each, name in self._digests.items() if name in gone}
 
     @property
     def done(self) -> Collection[bytes]:

@@ -39,6 +39,12 @@ MAX_EPOCH = 0xFFFF
 MAX_SEQ = 0xFFFFFFFF
 
 
+def next_epoch(epoch: int) -> int:
+    """Of an end that starts once more. After MAX_EPOCH comes 1: every start is under a salt of its own, in
+    which no frame was sealed before."""
+    return epoch + 1 if epoch < MAX_EPOCH else 1
+
+
 class SeqExhausted(RuntimeError):  # noqa: N818 - a state of the sender, as StopIteration is
     """All 4,294,967,295 seqs of this epoch were used: raise the epoch, durably, and go on."""
 

@@ -238,9 +238,9 @@ class Session:
         """The application holds an arrived object durably: DONE leaves. Raises KeyError for another."""
         self._inbox.accept(digest)
 
-    def forget(self, digest: bytes) -> None:
-        """What an accepted object did is lost: if the peer offers it anew, it is taken anew."""
-        self._inbox.forget(digest)
+    def forget(self, *digests: bytes) -> None:
+        """What accepted objects did is lost: those that the peer offers anew are taken anew."""
+        self._inbox.forget(digests)
 
     def refuse(self, digest: bytes, reason: int, now: float) -> None:
         """The application does not want an incoming object: CANCEL leaves. Raises KeyError for another."""

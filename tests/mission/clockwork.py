@@ -24,16 +24,17 @@ from groundstation.config import load_mission
 from groundstation.rounds import Rounds
 from groundstation.station import Station
 from groundstation.store import Store
+from groundstation.upkeep import Upkeep
 from hw_profiles import Link
 from onboard import data
 from onboard.agent import Agent
 from onboard.budget import Pace
-from onboard.carrier import board_agent
+from onboard.carrier import board_agent, poll_link
 from onboard.config import load_node
 from onboard.drive import Drive
 from onboard.learn.graph import InferGraph, TrainGraph
 from onboard.link.port import Port
-from onboard.link.pump import PortDown, PortUp, Pump, SpoolFull
+from onboard.link.pump import OfPort, Pump
 from onboard.training import LocalTrainer
 
 TRAIN, INFER = TrainGraph.load("lenet5"), InferGraph.load("lenet5")
@@ -69,8 +70,9 @@ class Board:
     def act(self, now: float) -> None:
         if self.agent is None or self.pump is None or self.drive is None:
             return
-        for event in self.pump.poll(now):
-            if not isinstance(event, PortDown | PortUp | SpoolFull):
+        self.pump, heard = poll_link(self.agent, self.pump, now)
+        for event in heard:
+            if not isinstance(event, OfPort):
                 self.agent.hear(event, now)
         self.agent.housekeeping(now)
         self.drive.turn(now, lambda: now)
@@ -113,6 +115,7 @@ class Clockwork:
         self.rounds: Rounds | None = None
         self.store = Store(self.folder / "mission.sqlite")
         self.stations: dict[int, Station] = {}
+        self.upkeep: Upkeep | None = None
 
     def _opener(self, side: Side) -> Callable[..., Callable[[], Port]]:
         other = "board" if side == "ground" else "ground"
@@ -142,6 +145,7 @@ class Clockwork:
             node.id: Station(node, self.store, self.folder, self.now, self.wall) for node in mission.nodes
         }
         self.rounds = Rounds(mission, b"mission.", self.store, self.stations, TRAIN, INFER, TEST, self.wall)
+        self.upkeep = Upkeep(self.stations, self.rounds.renewed)
 
     def kill_ground(self) -> None:
         self.rounds, self.stations = None, {}
@@ -176,8 +180,9 @@ class Clockwork:
     def act_on_the_ground(self) -> None:
         if self.rounds is None:
             return
+        assert self.upkeep is not None
         for station in self.stations.values():
-            for event in station.poll(self.now):
+            for event in self.upkeep.poll(station, self.now):
                 self.rounds.hear(station, event, self.now)
         while self.rounds.step(self.now):
             pass
