@@ -126,6 +126,12 @@ class AirPort:
     def queued_bytes(self) -> int:
         return 0
 
+    def distrust(self, frame: bytes) -> None:
+        pass
+
+    def fault(self, link: Link) -> None:
+        return None
+
     def fileno(self) -> int:
         return -1
 

@@ -22,7 +22,7 @@ from onboard.drive import Drive
 from onboard.journal import Journal
 from onboard.keys import load_keys
 from onboard.link import Spool, framing_of, opener, wire_bytes
-from onboard.link.pump import OfPort, PortDown, PortUp, Pump, PumpEvent, SpoolFull, wait
+from onboard.link.pump import LineFault, OfPort, PortDown, PortUp, Pump, PumpEvent, SpoolFull, wait
 from onboard.link.recorder import Recorder
 from onboard.link.whereabouts import PeerMoved, PeerUnknown
 from onboard.log import say
@@ -31,6 +31,7 @@ from onboard.stop import stop_signals
 from onboard.trainer import Trainer
 from onboard.views import board_view, link_view
 from onboard.wire.events import (
+    Echoed,
     Event,
     Expired,
     Limits,
@@ -257,6 +258,11 @@ def tell_of_link(event: PumpEvent, **whose: Any) -> None:
             why="two live programs hold this link's key (a cloned card, a copied folder, a restored machine)"
             ": stop one, or give each board a folder and a key of its own",
         )  # fmt: skip
+    elif isinstance(event, LineFault):
+        say(log, "line-fault", level=logging.WARNING, **whose, fault=event.fault, why=event.why)
+    elif isinstance(event, Echoed):
+        why = "this end hears its own frames: an echo, as of two wires or a modem's local echo"
+        say(log, "line-fault", level=logging.WARNING, **whose, fault="echo", why=why)
     elif isinstance(event, Stuck):
         say(
             log, "stuck", level=logging.WARNING, **whose, object=event.digest.hex(),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Literal, Protocol
 
+from onboard.link.linecheck import LineCheck
 from onboard.wire import cobs, kiss
 from onboard.wire.whitening import whiten
 
@@ -20,6 +21,7 @@ class Framing(Protocol):
     half of one."""
 
     opening: bytes
+    check: LineCheck
 
     @property
     def broken(self) -> int:
@@ -38,6 +40,7 @@ class CobsStream:
 
     def __init__(self, max_frame_bytes: int) -> None:
         self._splitter = cobs.Splitter(max_frame_bytes)
+        self.check = LineCheck(self.opening[0])
         self._bad = 0
 
     @property
@@ -54,9 +57,13 @@ class CobsStream:
         frames = []
         for chunk in self._splitter.feed(data):
             try:
-                frames.append(whiten(cobs.decode(chunk)))
+                frame = whiten(cobs.decode(chunk))
             except cobs.BadCobs:
                 self._bad += 1
+                self.check.broken(chunk)
+                continue
+            frames.append(frame)
+            self.check.frame(len(frame))
         return frames
 
 
@@ -68,6 +75,7 @@ class KissStream:
     def __init__(self, max_frame_bytes: int, port: int) -> None:
         self._splitter = cobs.Splitter(kiss.most_bytes(max_frame_bytes), kiss.FEND)
         self._port = port
+        self.check = LineCheck(self.opening[0])
         self._bad = 0
 
     @property
@@ -84,9 +92,13 @@ class KissStream:
         frames = []
         for chunk in self._splitter.feed(data):
             try:
-                frames.append(whiten(kiss.decode(chunk, self._port)))
+                frame = whiten(kiss.decode(chunk, self._port))
             except kiss.BadKiss:
                 self._bad += 1
+                self.check.broken(chunk)
+                continue
+            frames.append(frame)
+            self.check.frame(len(frame))
         return frames
 
 
@@ -97,6 +109,7 @@ class Datagrams:
 
     def __init__(self, max_frame_bytes: int) -> None:
         self._max_frame_bytes = max_frame_bytes
+        self.check = LineCheck(-1)
         self.broken = 0
 
     def encode(self, frame: bytes) -> bytes:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
+from hw_profiles import Link
+from onboard.link.linecheck import Fault
 from onboard.wire.send import Origin
 
 Way = Literal["in", "out"]
@@ -76,6 +78,14 @@ class Port(Protocol):
 
     def queued_bytes(self) -> int:
         """Bytes written and not yet on the wire: those kept, and the kernel's where it can tell."""
+        ...
+
+    def distrust(self, frame: bytes) -> None:
+        """`frame`, returned by the last `read`, was none of the other end's, or damaged."""
+        ...
+
+    def fault(self, link: Link) -> Fault | None:
+        """What is wrong with the line, as far as what came in tells; what its profile says is expected."""
         ...
 
     def fileno(self) -> int:

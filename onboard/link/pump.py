@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from onboard.link.linecheck import Fault
 from onboard.link.port import Port, PortLost
 from onboard.link.reopening import PortDown, PortUp, Reopening
 from onboard.link.spool import Spool
@@ -30,6 +31,8 @@ SAVE_GAP_S = 0.25  # an fsync on an SD card takes up to this long, so fast links
 SAVE_WITHIN_S = 5.0  # and slow links lose at most this much of what they heard
 SAVE_AGAIN_S = 5.0  # after the disk was full
 DRAIN_S = 0.01  # how soon to look again whether the device has sent what it was given
+STALLED_S = 5.0  # without a byte taken
+FAULT_AGAIN_S = 600.0
 UNSELECTABLE_S = 0.02  # how often to look at a port that cannot be waited for
 
 
@@ -42,6 +45,15 @@ class SpoolFull:
     path: Path
     digest: bytes
     error: OSError
+
+
+@dataclass(frozen=True, slots=True)
+class LineFault:
+    """Something is wrong with the line: `fault` in one word, `why` for a person; told again every 10 min
+    while it lasts."""
+
+    fault: str
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +75,7 @@ class PortSnapshot:
     spool_full: int = 0  # writes of what was received that failed
 
 
-OfPort = PortDown | PortUp | PeerMoved | PeerUnknown | SpoolFull
+OfPort = LineFault | PortDown | PortUp | PeerMoved | PeerUnknown | SpoolFull
 """What concerns the port or the spool, and not the application."""
 PumpEvent = Event | OfPort
 
@@ -107,6 +119,8 @@ class Pump:
         self._save_not_before = -math.inf
         self._full_told = False
         self._past = PortSnapshot()  # of all ports before this one
+        self._taken_bytes, self._taken_at = -1, -math.inf  # when the device took something last
+        self._faults_seen, self._faults_told = 0, dict[str, float]()
         for held in spool.load():
             session.resume(held)
             self._saving[held.digest] = _Saving()
@@ -154,6 +168,7 @@ class Pump:
             if self._port is not None:
                 events += self._whereabouts.look(self._port, now)
             self._speak(now)
+            self._tell_fault(now, events)
         except PortLost as lost:
             self._lose(lost, now, events)
         return events
@@ -225,11 +240,30 @@ class Pump:
         events += self._again.alive(self._port.url, now, heard=bool(frames))
         for frame in frames:
             origin = self._whereabouts.origin(self._port, frame)
+            damaged = self.session.damaged
             heard = self.session.receive(frame, now, origin)
+            if self.session.damaged > damaged:
+                self._port.distrust(frame)
             events += self._whereabouts.heard(self._port, origin, now)
             for event in heard:
                 self._keep(event, now, events)
                 events.append(event)
+
+    def _tell_fault(self, now: float, events: list[PumpEvent]) -> None:
+        """What is wrong with the line, each kind of it once in FAULT_AGAIN_S."""
+        if self._port is None:
+            return
+        if not self._port.kept_bytes() or self._port.tx_bytes != self._taken_bytes:
+            self._taken_bytes, self._taken_at = self._port.tx_bytes, now
+        fault: Fault | None = None
+        if now - self._taken_at >= STALLED_S:
+            fault = Fault("stall", f"the device took nothing for {now - self._taken_at:.0f} s: it is stalled")
+        elif (seen := self._port.broken + self.session.damaged) != self._faults_seen:
+            self._faults_seen = seen
+            fault = self._port.fault(self.session.link)
+        if fault is not None and now >= self._faults_told.get(fault.kind, -math.inf) + FAULT_AGAIN_S:
+            self._faults_told[fault.kind] = now
+            events.append(LineFault(fault.kind, fault.why))
 
     def _speak(self, now: float) -> None:
         if self._port is None:

@@ -26,8 +26,10 @@ from urllib.parse import urlsplit
 
 import serial
 
+from hw_profiles import Link
 from onboard.link.device import NoDevice, Terminal, check_device, who_may_open
 from onboard.link.framing import Framing
+from onboard.link.linecheck import Fault
 from onboard.link.port import BadUrl, PortLost, Tap
 
 _READ_BYTES = 65_536
@@ -126,6 +128,14 @@ class SerialPort:
             with contextlib.suppress(OSError):  # a device that cannot tell
                 fcntl.ioctl(self._queue_fd, termios.TIOCOUTQ, waiting)  # on a socket the same is SIOCOUTQ
         return len(self._kept) + waiting[0]
+
+    def distrust(self, frame: bytes) -> None:
+        """See `Port.distrust`."""
+        self._framing.check.refused(len(frame), self._framing.encode(frame).strip(self._framing.opening))
+
+    def fault(self, link: Link) -> Fault | None:
+        """See `Port.fault`."""
+        return self._framing.check.fault(link)
 
     def fileno(self) -> int:
         """See `Port.fileno`."""

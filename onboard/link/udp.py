@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from urllib.parse import parse_qs, urlsplit
 
+from hw_profiles import Link
+from onboard.link.linecheck import Fault
 from onboard.link.opening import InBackground
 from onboard.link.places import Address, Places, Resolve, resolve
 from onboard.link.port import BadUrl, PortLost, Tap
@@ -186,6 +188,13 @@ class UdpPort:
         except OSError:  # no answer: what was found before is as good as ever
             return False
         return found is not None and self._places.name(found)
+
+    def distrust(self, frame: bytes) -> None:
+        """A datagram comes whole or not at all."""
+
+    def fault(self, link: Link) -> Fault | None:
+        """A datagram comes whole or not at all."""
+        return None
 
     def fileno(self) -> int:
         """See `Port.fileno`."""

@@ -50,11 +50,13 @@ class Air:
         """Whether its turn has nothing left but its end to be told."""
         return self._turn is not None and self._turn.closing and self._turn.in_turn(now)
 
-    def sent(self, frame_bytes: int, now: float) -> float:
-        """A frame leaves; returns when its last bit has."""
+    def sent(self, frame_bytes: int, now: float, *, lossy: bool = False) -> float:
+        """A frame leaves; returns when its last bit has. lossy: see Lead.within."""
         keyed = self._turn is not None and self._turn.begins(now)
         start = max(now, self._pacer.end)
-        self.lead_bytes = self._lead.begins() if keyed or now > self._pacer.end else 0
+        self.lead_bytes = (
+            self._lead.begins() if keyed or now > self._pacer.end else self._lead.within(lossy=lossy)
+        )
         end = self._pacer.sent(frame_bytes, now, keyed=keyed, lead_bytes=self.lead_bytes)
         if self._turn is not None:
             self._turn.sent(start, end)

@@ -159,6 +159,11 @@ class Stuck:
 
 
 @dataclass(frozen=True, slots=True)
+class Echoed:
+    """This end's own frames come back to it. Told once."""
+
+
+@dataclass(frozen=True, slots=True)
 class GroupAnswer:
     """The peer's REPORT, DONE or CANCEL on a broadcast object: its `Broadcast` is to hear of it. `left_s`:
     half-duplex: until the turn that it came in is over."""
@@ -171,6 +176,7 @@ Event = Union[  # noqa: UP007 - an alias of classes has to work at run time on 3
     Arrived,
     Delivered,
     Cancelled,
+    Echoed,
     Refused,
     Expired,
     Evicted,

@@ -33,6 +33,11 @@ class Lead:
         self._again = False
         return long if is_long else short
 
+    def within(self, *, lossy: bool) -> int:
+        """A frame follows another without a pause: it needs no lead, but where frames are lost noise may be
+        what comes in between."""
+        return min(1, self._timing.lead_bytes[0]) if lossy else 0
+
     def heard(self, *, again: bool) -> None:
         """A frame of the peer's came; `again`: it asks what the one before it asked, and was answered."""
         self._unheard = 0

@@ -12,12 +12,13 @@ from collections import Counter
 from collections.abc import Iterable
 
 from onboard.wire import frame as framing
-from onboard.wire.events import Event, Expired, OtherForm, Refused, UnknownPeer, WrongKey
+from onboard.wire.events import Echoed, Event, Expired, OtherForm, Refused, UnknownPeer, WrongKey
 from onboard.wire.frame import Frame
 from onboard.wire.messages import Reason
 from onboard.wire.seal import Opener
 
 _STRANGER_FRAMES = 3  # noise that looks like a frame names another source and epoch each time
+_ECHOES = 3
 _STRANGERS = 256  # that are remembered
 _ENCRYPTED = 3  # that nobody here can prove, one after the other: a bit error sets ENC, but seldom twice
 _WRONG_TAGS = 8  # one after the other: bit errors that frequent would leave no link
@@ -40,6 +41,8 @@ class Mishaps:
         self._wrong_in_a_row = self._spoiled_in_a_row = self._other_form_in_a_row = 0
         self._wrong_told = self._other_form_told = False
         self.refused = self.too_large = self.expired = 0
+        self._echoes = 0
+        self.damaged = 0  # frames: no frame's shape, or a wrong tag
 
     def proven(self, now: float) -> None:
         """A frame of the peer's was authentic."""
@@ -57,6 +60,8 @@ class Mishaps:
         if misaddressed > self._misaddressed:
             events += self._stranger(framing.unproven(raw))
         self._spoiled_in_a_row += misaddressed + malformed > self._shapeless
+        self.damaged += misaddressed == self._misaddressed and malformed + misaddressed > self._shapeless
+        self.damaged += bad_tags > self._bad_tags
         alone = now >= self._proven_at + _UNPROVEN_S
         if bad_tags > self._bad_tags:
             self._wrong_in_a_row += 1
@@ -79,7 +84,10 @@ class Mishaps:
         return events
 
     def _stranger(self, frame: Frame) -> list[Event]:
-        """Between other nodes, as the frame says."""
+        """Between other nodes, as the frame says, or this end's own."""
+        if (frame.source, frame.destination) == self._known:
+            self._echoes += 1
+            return [Echoed()] if self._echoes == _ECHOES else []
         if frame.source in self._known or frame.source in self._told:
             return []
         if len(self._strangers) >= _STRANGERS:

@@ -63,6 +63,7 @@ __all__ = [
 ]  # fmt: skip
 
 _EPSILON_S = 1e-6  # sums of airtimes are not exact; a microsecond is less than a bit of any link here
+_LOSSY = 0.05  # a share of frames lost from which a delimiter before each of them is worth its byte
 _CLOSING = (Type.POLL, Type.REPORT, Type.DONE, Type.CANCEL)
 
 
@@ -103,7 +104,7 @@ class Session:
     ) -> None:
         limits = limits or Limits()
         self._began = now
-        self.node, self.peer, self.epoch = node, peer, epoch
+        self.node, self.peer, self.epoch, self.link = node, peer, epoch, link
         self._wire_bytes = wire_bytes
         self._timing = Timing(link, master=master, wire_bytes=wire_bytes, most_lead_bytes=limits.lead_bytes)
         self._seals = Seals(
@@ -307,7 +308,8 @@ class Session:
                 return None
             send = self._seals.least()  # what was to follow was cancelled: only the turn is handed over
         length = OVERHEAD_BYTES + len(send.payload)
-        end = self._air.sent(length, now)
+        lossy = max(self._outbox.loss, self._hearing.loss) >= _LOSSY
+        end = self._air.sent(length, now, lossy=lossy)
         fragment, poll = send.fragment, send.poll
         if closing:
             fragment = self._air.count_down()
@@ -325,6 +327,11 @@ class Session:
         self._bytes_sent += on_wire
         self._access.spend(on_wire, sent_at)
         return self._seals.seal(send, fragment=fragment, poll=poll, over=over)
+
+    @property
+    def damaged(self) -> int:
+        """Frames so far that `receive` took for none of the peer's, as their shape or tag was wrong."""
+        return self._mishaps.damaged
 
     @property
     def lead_bytes(self) -> int:
