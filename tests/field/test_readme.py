@@ -97,6 +97,13 @@ class Field:
         self.boards[name] = commands
         self.board.start(name, [f"cd ~/{name}", commands[-1]])
 
+    def met(self, name: str) -> bool:
+        """Whether the ground and a board have heard each other since both were started."""
+        logs = self.ground.log("ground"), self.board.log(name)
+        said = [log.read_text(errors="replace") if log.exists() else "" for log in logs]
+        lives = said[0].split(f"port-open node={name} ")[-1], said[1].split("port-open ")[-1]
+        return f"in-sight node={name}" in lives[0] and "in-sight peer=ground" in lives[1]
+
     def kill(self, name: str) -> None:
         """The ground or a board has a power cut, and starts again."""
         self._off(name)
@@ -280,7 +287,7 @@ def test_whatever_happens_the_rounds_close(
             away = field.on.addresses["board"] != BOARD  # where only the ground's state says
             if deed == "lose" and whom == "ground" and away:
                 deed = "kill"
-            if deed == "move" and not field.board.said("nano", "in-sight"):
+            if deed == "move" and not field.met("nano"):
                 continue
             print(f"{time.strftime('%H:%M:%S')} {deed} {whom}")
             if deed != "move":
