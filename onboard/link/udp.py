@@ -25,8 +25,17 @@ IPV4_UDP_BYTES = 20 + 8  # RFC 791 without options, RFC 768
 IPV6_UDP_BYTES = 40 + 8  # RFC 8200
 _FRAMES_A_READ = 64  # a flood must not keep the pump from sending
 
+# EMSGSIZE: longer than the path's MTU, as the kernel has learned it. The object is cut shorter for it.
 _LOST_ON_THE_WAY = frozenset(
-    {errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.EPERM}
+    {
+        errno.EMSGSIZE,
+        errno.ECONNREFUSED,
+        errno.EHOSTUNREACH,
+        errno.ENETUNREACH,
+        errno.ENETDOWN,
+        errno.EHOSTDOWN,
+        errno.EPERM,
+    }
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import select
 import socket
 from collections.abc import Iterator
@@ -195,3 +196,20 @@ def test_a_peer_is_recalled_as_it_was_told(host: str) -> None:
     port.recall(f"{host}:{number}")
     assert port.peer == f"{host}:{number}"
     port.close()
+
+
+def test_a_frame_that_is_too_long_for_the_path_is_lost_and_the_port_is_not() -> None:
+    """As the kernel says where a router told it of a smaller MTU: "message too long" is no lost port."""
+    link = dataclasses.replace(LINK, mtu_bytes=65_507)
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as peer:
+        peer.bind(("::1", 0))
+        port = open_port(f"udp://[::1]:{peer.getsockname()[1]}", link)
+        with socket.socket(fileno=os.dup(port.fileno())) as same:
+            same.setsockopt(
+                socket.IPPROTO_IPV6, 62, 1
+            )  # IPV6_DONTFRAG (RFC 3542), which Python does not name
+        port.write(bytes(65_507))  # 20 B more than the loopback's 65,536 with its headers
+        port.write(b"short")
+        assert peer.recv(100) == b"short"
+        assert port.kept_bytes() == 0
+        port.close()
