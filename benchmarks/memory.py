@@ -79,11 +79,11 @@ def _story(lab: Lab, budgets_mb: range, rounds: int, tell: Progress) -> Iterator
             f"{budget} MiB: failures that the ground has not heard of", len(failed - heard), "rounds", 0
         )
         yield Row(f"{budget} MiB: rounds neither trained nor failed", neither, "rounds", 0)
-    enough = min((budget for budget in budgets_mb if trained[budget]), default=None)
+    enough = min((budget for budget in budgets_mb if len(trained[budget]) == rounds), default=None)
     if enough is not None:
-        yield Row("the smallest budget that trains", enough, "MiB")
-        lost = sum(rounds - len(trained[budget]) for budget in budgets_mb if budget >= enough)
-        yield Row("rounds that it and larger ones have not trained", lost, "rounds", 0)
+        yield Row("the smallest budget that trains every round", enough, "MiB")
+        lost = sum(rounds - len(trained[budget]) for budget in budgets_mb if budget > enough)
+        yield Row("rounds that larger ones have not trained", lost, "rounds", 0)
     yield Row("idle agent before a round, resident", max(before.values()) / 1e6, "MB")
     yield Row("idle agent after the last round, resident", max(after.values()) / 1e6, "MB")
     grown = max(100 * (after[name] / before[name] - 1) for name in pids)
