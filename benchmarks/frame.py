@@ -18,10 +18,10 @@ from statistics import median
 
 from benchmarks.progress import Progress
 from benchmarks.result import Row
+from onboard.link.whitening import whiten
 from onboard.wire import cobs, frame
 from onboard.wire.frame import HEADER_BYTES, OVERHEAD_BYTES, TAG_BYTES, Type
 from onboard.wire.seal import Opener, Sealer, directional_key
-from onboard.wire.whitening import whiten
 
 BOUNDS: dict[int, tuple[float, float | None]] = {200: (0.5, None), 1400: (0.4, 0.4)}
 """By payload bytes the least share of BLAKE2s's speed: of a whole frame, of the path of an end."""

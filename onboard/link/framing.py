@@ -1,7 +1,7 @@
 """How frames stand in what a port carries, the same for a live port and for a recording of one.
 
 A framing turns a frame into the bytes that go out, and the bytes that come in, however they are cut, into
-frames. What is no frame is counted, never raised. On a byte stream frames are whitened (`wire.whitening`),
+frames. What is no frame is counted, never raised. On a byte stream frames are whitened (`link.whitening`),
 through a TNC too: its serial side has a line's habits, and whether its air side scrambles depends on the TNC.
 """
 
@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Literal, Protocol
 
 from onboard.link.linecheck import LineCheck
+from onboard.link.whitening import whiten
 from onboard.wire import cobs, kiss
-from onboard.wire.whitening import whiten
 
 Name = Literal["cobs", "kiss", "datagram"]
 

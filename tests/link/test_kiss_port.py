@@ -11,10 +11,10 @@ import pytest
 
 from hw_profiles import load_link
 from onboard.link import BadUrl, framing_of, open_port, wire_bytes
+from onboard.link.whitening import whiten
 from onboard.wire import kiss
 from onboard.wire.events import Delivered
 from onboard.wire.messages import UPDATE
-from onboard.wire.whitening import whiten
 from tests.link.cable import Cable, Clock
 from tests.link.objects import payload
 from tests.link.test_pump import accept_into, pump, told

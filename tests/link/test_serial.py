@@ -12,8 +12,8 @@ import pytest
 
 from hw_profiles import load_link
 from onboard.link import BadUrl, Port, PortLost, open_port, wire_bytes
+from onboard.link.whitening import whiten
 from onboard.wire import cobs
-from onboard.wire.whitening import whiten
 from tests.link.cable import Cable
 
 LINK = load_link("bench-serial-115k2")

@@ -24,13 +24,13 @@ from onboard.learn.local import LocalTraining, moved
 from onboard.learn.plan import Plan
 from onboard.link import Spool, open_port
 from onboard.link.pump import Pump, wait
+from onboard.link.whitening import whiten
 from onboard.wire import cobs
 from onboard.wire.events import Arrived, Delivered, Event
 from onboard.wire.frame import Type
 from onboard.wire.messages import UPDATE, Update, decode_update, digest, encode_object
 from onboard.wire.seal import Opener
 from onboard.wire.session import Session
-from onboard.wire.whitening import whiten
 
 KEY = bytes(range(32))
 LINK = load_link("bench-serial-115k2")

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from onboard.link.whitening import whiten
 from onboard.wire import cobs
-from onboard.wire.whitening import whiten
 from tests.wire.examples import VECTORS
 
 # Zeros, and runs around the block length of 254, are where an encoder can go wrong.

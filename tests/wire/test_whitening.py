@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onboard.link.framing import CobsStream, KissStream
+from onboard.link.whitening import whiten
 from onboard.wire import cobs
 from onboard.wire.frame import TAG_BYTES, Type
 from onboard.wire.seal import Sealer
-from onboard.wire.whitening import whiten
 
 KEY = bytes(range(32))
 
