@@ -83,18 +83,18 @@ class Inbox:
         self._receipts[partial.digest] = _Receipt()
 
     def accept(self, digest: bytes) -> None:
-        """The application has the object durably. Raises KeyError for one that has not arrived."""
-        receipt = self._receipts.get(digest)
-        if receipt is None or not receipt.arrived:
-            raise KeyError(f"object {digest.hex()} has not arrived")
+        """The application has the object durably. It may be gone by then, or on its way anew."""
+        if (receipt := self._receipts.get(digest)) is None or not receipt.arrived:
+            return
         self._drop(digest)
         self._remember(digest)
         if receipt.object_id:
             self._reply_done(digest, receipt.object_id, asked=receipt.report_at < math.inf)
 
     def refuse(self, digest: bytes, reason: int) -> None:
-        """The application does not want the object. Raises KeyError for one that is not incoming."""
-        receipt = self._receipts[digest]
+        """The application does not want the object. It may be gone by then."""
+        if (receipt := self._receipts.get(digest)) is None:
+            return
         self._drop(digest)
         if receipt.object_id:
             self._reply_cancel(Cancel(digest, reason), receipt.object_id)

@@ -236,7 +236,7 @@ class Session:
         self._inbox.resume(partial, self._access.link_s(self._began))
 
     def accept(self, digest: bytes, now: float) -> None:
-        """The application holds an arrived object durably: DONE leaves. Raises KeyError for another."""
+        """The application holds an arrived object durably: DONE leaves, unless it was withdrawn meanwhile."""
         self._inbox.accept(digest)
 
     def forget(self, *digests: bytes) -> None:
@@ -244,7 +244,7 @@ class Session:
         self._inbox.forget(digests)
 
     def refuse(self, digest: bytes, reason: int, now: float) -> None:
-        """The application does not want an incoming object: CANCEL leaves. Raises KeyError for another."""
+        """The application does not want an incoming object: CANCEL leaves, unless it is gone already."""
         self._inbox.refuse(digest, reason)
 
     # -- the wire's side -------------------------------------------------------------------------------

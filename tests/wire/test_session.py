@@ -271,8 +271,35 @@ def test_the_application_may_refuse_what_arrived() -> None:
     pair.ground.session.refuse(name, Reason.REFUSED, pair.now)  # type: ignore[union-attr]
     pair.run(30.0)
     assert pair.board.seen(Cancelled) == [Cancelled(name, Reason.REFUSED)]
-    with pytest.raises(KeyError):
-        pair.ground.session.accept(name, pair.now)  # type: ignore[union-attr]
+    pair.ground.session.accept(name, pair.now)  # type: ignore[union-attr] # too late: it changes nothing
+    assert name not in pair.ground.session.done  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("verdict", ["accept", "refuse"])
+@pytest.mark.parametrize("gone", ["withdrawn", "expired", "offered anew"])
+def test_what_is_gone_may_be_accepted_or_refused_by_whoever_hears_of_it_late(gone: str, verdict: str) -> None:
+    pair = Pair(FULL, accept_after_s=1e9)
+    deadline_s = 5.0 if gone == "expired" else None
+    name = pair.board.offer(UPDATE, data(2000), 0.0, deadline_s=deadline_s)
+    pair.run(3.0)
+    board, ground = pair.board.session, pair.ground.session
+    assert board is not None
+    assert ground is not None
+    assert len(pair.ground.seen(Arrived)) == 1
+    if gone != "expired":
+        board.cancel(name, pair.now)
+    pair.run(10.0)
+    if gone == "offered anew":
+        board.offer(UPDATE, data(2000), pair.now)
+        pair.run(pair.now + 0.05)
+    if verdict == "accept":
+        ground.accept(name, pair.now)
+    else:
+        ground.refuse(name, Reason.REFUSED, pair.now)
+    pair.run(pair.now + 10.0)
+    assert name not in ground.done
+    if gone == "offered anew" and verdict == "accept":
+        assert len(pair.ground.seen(Arrived)) == 2
 
 
 def test_a_spool_that_lies_is_found_out_and_the_object_still_arrives() -> None:
