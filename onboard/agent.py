@@ -183,10 +183,10 @@ class Agent:
         an older copy of its database, and it is the one that decides. Raises BadMessage."""
         if self.session.salt == self.known.asked_under:
             raise BadMessage(f"round {round_number} is over, at {self.known.round}")
-        say(
-            log, "ground-went-back", level=logging.WARNING, round=round_number, before=self.known.round,
-            why="the ground asks an earlier round than before, as its database is an older copy",
-        )  # fmt: skip
+        self.session.forget(self.known.model)  # it will be asked once more
+        why = "the ground asks an earlier round than before, as its database is an older copy"
+        before = {"round": round_number, "before": self.known.round, "why": why}
+        say(log, "ground-went-back", level=logging.WARNING, **before)
 
     @property
     def _is_at_work(self) -> bool:
