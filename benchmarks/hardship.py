@@ -68,7 +68,7 @@ class Line:
 
 CLEAN = tuple(Line(f"clean {link}", link) for link in (SERIAL, RADIO, UDP))
 LINES = (
-    Line("eat-xonxoff", SERIAL, "eat-xonxoff", named=r"xon|xoff|flow control|0x11|eats"),
+    Line("eat-xonxoff", SERIAL, "eat-xonxoff", named=r"xon|xoff|0x11"),
     Line("double-ff", SERIAL, "double-ff", named=r"telnet|0xff|doubl"),
     Line("bit-errors", RADIO, ber=1e-4, times=8.0, named=r"bit error|noisier|noise"),
     Line("drop-long", UDP, "drop-long", named=r"mtu|longer|long frames|too long|large"),
