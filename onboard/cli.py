@@ -173,12 +173,12 @@ def _run_board(
     from onboard.training_process import BadImages, ProcessTrainer
 
     trainer = ProcessTrainer(shard_of(config), config.memory_bytes)
-    try:
-        trainer.look()
-    except BadImages as error:
-        raise ConfigError(f"{config.path}: data.source: {error}") from None
     with sole_user(config.state):
         agent, pump = board_agent(config, trainer, time.monotonic(), recorder)
+        try:
+            trainer.look()  # last, as it takes longest: a wrong key is told at once, and alone
+        except BadImages as error:
+            raise ConfigError(f"{config.path}: data.source: {error}") from None
         carry(agent, pump, pace, report_every_s=report_every_s)
 
 

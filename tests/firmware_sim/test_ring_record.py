@@ -47,7 +47,7 @@ def test_a_killed_run_goes_on_and_leaves_the_same_bytes(tmp_path: Path) -> None:
     run(*HARD, "--out", whole)
     kept = (whole / EPOCHS).read_bytes()
     assert (killed / EPOCHS).read_bytes() == kept
-    assert sorted(path.name for path in killed.iterdir()) == [EPOCHS, WISHES, "ring.png"]
+    assert sorted(path.name for path in killed.iterdir()) == [EPOCHS, "lock", WISHES, "ring.png"]
     # Killed between its two files: the line is there, and the state is still the one of an epoch before.
     (killed / STATE).write_bytes(early)
     (killed / EPOCHS).write_bytes(b"".join(kept.splitlines(keepends=True)[:2]))
