@@ -86,7 +86,9 @@ def _explain(message: str, raw: Any) -> str:
             where, text = f"{where}.{missing[1]}", "missing, and it is required"
     value = _at(raw, where)
     shown = "" if value is None or isinstance(value, dict | list) else f" = {_as_written(value)}"
-    return f"{where.lstrip('.')}{shown}: {text[:1].lower()}{text[1:].replace('`', '')}"
+    if text[1:2].islower():  # a sentence's capital, and not that of COM3
+        text = text[:1].lower() + text[1:]
+    return f"{where.lstrip('.')}{shown}: {text.replace('`', '')}"
 
 
 def _as_written(value: Any) -> str:

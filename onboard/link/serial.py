@@ -37,6 +37,7 @@ CONNECT_WITHIN_S = 5.0
 WORDS_BYTES = 200  # of what the far end says in place of frames
 _GONE_S = 30  # a far end that acknowledges nothing for so long is not there any more
 _TELNET = re.compile(rb"\xff[\xfb-\xfe].")  # its negotiation of options (RFC 854)
+_NOT_CONFIGURED = re.compile(r"^Could not configure port: \((\d+),")
 _WORD = re.compile(rb"[A-Za-z]{3}")
 _HUNG_UP = select.POLLHUP | select.POLLERR | select.POLLNVAL
 
@@ -264,6 +265,10 @@ def _why(error: BaseException, device: str = "") -> str:
     if isinstance(error, socket.gaierror):  # numbers of its own
         return str(error.strerror)
     number = getattr(error, "errno", None)
+    if found := _NOT_CONFIGURED.search(str(error)):  # pyserial keeps the number to itself
+        number = int(found[1])
+        if number in (errno.ENOTTY, errno.EINVAL):  # such as /dev/null
+            return "it is no serial device"
     if number in (errno.EAGAIN, errno.EWOULDBLOCK, errno.EBUSY):
         return "another program has it open"
     if number in (errno.EACCES, errno.EPERM) and device:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 from urllib.parse import parse_qs, urlsplit
 
 import serial
 
 from onboard.link.framing import Name
+from onboard.link.hosts import check_host
 from onboard.link.port import BadUrl
 from onboard.wire import kiss
 
@@ -43,18 +43,30 @@ class StreamUrl:
             raise BadUrl(f"{url!r}: not {_FORMS}")
         if url.startswith("socket://"):
             _host_port(url, "socket://HOST:PORT")
+            if urlsplit(url).query:
+                raise BadUrl(f"{url}: not socket://HOST:PORT, which has no options")
         elif "://" in url:
-            _check_scheme(url)
+            if url.startswith("rfc2217://"):
+                _host_port(url, "rfc2217://HOST:PORT")
+            _check_pyserial(url)
         return cls(url)
 
 
-def _check_scheme(url: str) -> None:
-    """That pyserial has a handler for it, or the port would be tried, and never opened, for ever."""
-    with contextlib.suppress(serial.SerialException):  # hwgrep:// looks for its device at once
+def _check_pyserial(url: str) -> None:
+    """That pyserial has a handler for it, and knows its options, or the port would be tried, and never
+    opened, for ever."""
+    try:
+        port = serial.serial_for_url(url, do_not_open=True)
+    except serial.SerialException:  # hwgrep:// looks for its device at once
+        return
+    except ValueError as error:
+        raise BadUrl(f"{url}: {error}") from None
+    if url.startswith(("rfc2217://", "loop://")):  # others open a file in it
         try:
-            serial.serial_for_url(url, do_not_open=True)
-        except ValueError as error:
-            raise BadUrl(f"{url}: {error}") from None
+            port.from_url(url)
+        except Exception as error:  # what is wrong comes as KeyError, TypeError and more
+            why = str(error).rpartition('": ')[2]  # without pyserial's form of the URL
+            raise BadUrl(f"{url}: options: {why}") from None
 
 
 def _options(url: str, form: str, known: set[str]) -> dict[str, int]:
@@ -80,8 +92,10 @@ def _path(url: str) -> str:
 def _host_port(url: str, form: str) -> str:
     try:
         parts = urlsplit(url)
-        if parts.hostname and parts.port and parts.path in ("", "/"):
-            return parts.netloc
+        found = bool(parts.hostname and parts.port and parts.path in ("", "/"))
     except ValueError:
-        pass
-    raise BadUrl(f"{url}: not {form}")
+        found = False
+    if not found:
+        raise BadUrl(f"{url}: not {form}")
+    check_host(url, parts.hostname or "")
+    return parts.netloc

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import ipaddress
 import os
 import socket
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from functools import partial
 from urllib.parse import parse_qs, urlsplit
 
 from hw_profiles import Link
+from onboard.link.hosts import address_of, check_host, check_peer
 from onboard.link.linecheck import Fault
 from onboard.link.opening import InBackground
 from onboard.link.places import Address, Places, Resolve, resolve
@@ -181,7 +181,7 @@ class UdpPort:
         """See `Paths.recall`. An address that this port cannot send to is forgotten."""
         with contextlib.suppress(BadUrl, OSError):
             host, number = _end(self.url, peer)
-            if _is_address(host):
+            if address_of(host) is not None:
                 self._places.recall(resolve(host, number, self._family)[0])
 
     def places(self) -> Sequence[Address]:
@@ -221,15 +221,13 @@ def is_ipv6(url: str) -> bool:
     """
     peer, bind = _ends(url)
     host = (peer or bind or ("", 0))[0]
-    try:
-        return ipaddress.ip_address(host.partition("%")[0]).version == 6
-    except ValueError:
-        return False
+    address = address_of(host)
+    return address is not None and address.version == 6
 
 
 def names_hosts(url: str) -> bool:
     """Whether an end is a name, which has to be looked up. Raises BadUrl."""
-    return any(end is not None and not _is_address(end[0]) for end in _ends(url))
+    return any(end is not None and address_of(end[0]) is None for end in _ends(url))
 
 
 def learns_peer(url: str) -> bool:
@@ -237,14 +235,6 @@ def learns_peer(url: str) -> bool:
     with contextlib.suppress(BadUrl):
         return url.startswith("udp:") and _ends(url)[0] is None
     return False
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return False
-    return True
 
 
 def _ends(url: str) -> tuple[tuple[str, int] | None, tuple[str, int] | None]:
@@ -258,6 +248,8 @@ def _ends(url: str) -> tuple[tuple[str, int] | None, tuple[str, int] | None]:
     if parts.scheme != "udp" or parts.path not in ("", "/") or unknown:
         raise BadUrl(f"{url}: {unknown or parts.path} is not part of udp://HOST:PORT?bind=HOST:PORT")
     peer = _end(url, parts.netloc) if parts.netloc else None
+    if peer is not None:
+        check_peer(url, *peer)
     bind = _end(url, options["bind"][-1]) if "bind" in options else None
     if peer is None and bind is None:
         raise BadUrl(f"{url}: neither a peer nor a port to bind to; udp://HOST:PORT?bind=HOST:PORT")
@@ -267,11 +259,13 @@ def _ends(url: str) -> tuple[tuple[str, int] | None, tuple[str, int] | None]:
 def _end(url: str, text: str) -> tuple[str, int]:
     try:
         parts = urlsplit(f"//{text}")
-        if parts.hostname and parts.port is not None:
-            return parts.hostname, parts.port
+        host, port = parts.hostname, parts.port
     except ValueError:
-        pass
-    raise BadUrl(f"{url}: {text!r} is not HOST:PORT, or [HOST]:PORT for IPv6")
+        host = port = None
+    if not host or port is None or "@" in text:
+        raise BadUrl(f"{url}: {text!r} is not HOST:PORT, or [HOST]:PORT for IPv6")
+    check_host(url, host)
+    return host, port
 
 
 def _found(url: str, look_up: Callable[[], Sequence[Address]]) -> Sequence[Address]:
