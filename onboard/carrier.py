@@ -24,7 +24,7 @@ from onboard.keys import load_keys
 from onboard.link import Spool, framing_of, opener, wire_bytes
 from onboard.link.pump import LineFault, OfPort, PortDown, PortUp, Pump, PumpEvent, SpoolFull, wait
 from onboard.link.recorder import Recorder
-from onboard.link.whereabouts import PeerMoved, PeerUnknown
+from onboard.link.whereabouts import LocalPortTaken, PeerMoved, PeerUnknown
 from onboard.log import say
 from onboard.lookout import Lookout
 from onboard.stop import stop_signals
@@ -224,6 +224,11 @@ def tell_of_link(event: PumpEvent, **whose: Any) -> None:
         )  # fmt: skip
     elif isinstance(event, PeerMoved):
         say(log, "peer-at", **whose, port=event.url, at=event.peer)
+    elif isinstance(event, LocalPortTaken):
+        say(
+            log, "local-port-taken", level=logging.WARNING, **whose, port=event.url,
+            local_port=event.local_port, why=event.why,
+        )  # fmt: skip
     elif isinstance(event, SpoolFull):
         say(
             log, "disk-full", level=logging.ERROR, **whose, object=event.digest.hex(), path=str(event.path),

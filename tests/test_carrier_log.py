@@ -10,7 +10,7 @@ import pytest
 
 from onboard.carrier import tell_of_link
 from onboard.link.pump import PumpEvent, SpoolFull
-from onboard.link.whereabouts import PeerMoved, PeerUnknown
+from onboard.link.whereabouts import LocalPortTaken, PeerMoved, PeerUnknown
 from onboard.wire.events import Expired, Refused, UnknownPeer, WrongKey
 from onboard.wire.messages import Reason
 
@@ -43,7 +43,14 @@ def test_a_mishap_is_a_line_that_names_peer_and_object(
 
 
 @pytest.mark.parametrize("whose", [{"node": "pi"}, {"peer": "ground"}, {"peer": 4}])
-@pytest.mark.parametrize("event", [PeerUnknown("udp://?bind=h:1"), PeerMoved("udp://?bind=h:1", "a:2")])
+@pytest.mark.parametrize(
+    "event",
+    [
+        PeerUnknown("udp://?bind=h:1"),
+        PeerMoved("udp://?bind=h:1", "a:2"),
+        LocalPortTaken("udp://?bind=h:1", 40_000, "Address already in use"),
+    ],
+)
 def test_where_the_other_end_is_is_a_line_of_every_program(
     event: PumpEvent, whose: dict[str, object], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -124,6 +124,16 @@ class Paths(Protocol):
         """Where the peer was when this program ran last: the text of `peer` then."""
         ...
 
+    @property
+    def local_port(self) -> int:
+        """The port that this end was given, as its URL asks for any; 0 where the URL says which."""
+        ...
+
+    def reclaim(self, local_port: int) -> str:
+        """Takes the port that this end had when this program ran last, as the peer may look for it there.
+        Returns why it cannot be had, and keeps the one it has then; empty if all is well."""
+        ...
+
     def places(self) -> Sequence[Origin]:
         """Everywhere where the peer may be, for while it gives no answer."""
         ...

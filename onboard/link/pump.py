@@ -18,7 +18,7 @@ from onboard.link.linecheck import Fault
 from onboard.link.port import Port, PortLost
 from onboard.link.reopening import PortDown, PortUp, Reopening
 from onboard.link.spool import Spool
-from onboard.link.whereabouts import PeerMoved, PeerUnknown, Whereabouts
+from onboard.link.whereabouts import LocalPortTaken, PeerMoved, PeerUnknown, Whereabouts
 from onboard.wire.events import Arrived, Corrupt, Event
 from onboard.wire.session import Session
 from onboard.wire.transfer import Incoming
@@ -75,7 +75,7 @@ class PortSnapshot:
     spool_full: int = 0  # writes of what was received that failed
 
 
-OfPort = LineFault | PortDown | PortUp | PeerMoved | PeerUnknown | SpoolFull
+OfPort = LineFault | LocalPortTaken | PortDown | PortUp | PeerMoved | PeerUnknown | SpoolFull
 """What concerns the port or the spool, and not the application."""
 PumpEvent = Event | OfPort
 
@@ -220,7 +220,7 @@ class Pump:
             return
         self._blocked = False
         events += self._again.opened(self._port.url, now)
-        self._whereabouts.opened(self._port, now)
+        events += self._whereabouts.opened(self._port, now)
 
     def _lose(self, lost: PortLost, now: float, events: list[PumpEvent]) -> None:
         self._drop_port(lost.reason)

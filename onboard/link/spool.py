@@ -4,7 +4,7 @@ A half-received object is two files: `<digest>.part`, its bytes in place, and `<
 which fragments of those bytes count. A map is replaced whole, and only after the bytes it speaks of are
 on the disk, so a cut leaves the older map with the bytes that it promised. Bytes beyond the map do no
 harm. `finished` remembers the objects that the application took, so that none is delivered twice, and `peer`
-where the other end was heard last.
+where the two ends were when they heard each other last.
 
 A file that is damaged all the same is dropped and counted in `discarded`: the object comes again.
 """
@@ -16,7 +16,7 @@ import errno
 import os
 import struct
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from hashlib import blake2s
 from pathlib import Path
 
@@ -35,6 +35,15 @@ _MAX_PEER_BYTES = 4096
 _MAX_MAP_BYTES = _MAP.size + (MAX_FRAGMENTS + 7) // 8 + _CHECK_BYTES
 
 
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Of a datagram port. `peer`: where the other end was heard last, empty for nowhere; `local_port`: the
+    one that this end was given when its URL asked for any, 0 for none."""
+
+    peer: str = ""
+    local_port: int = 0
+
+
 class Spool:
     """Half-received objects of one session in `folder`, at most `limit_bytes` of them together.
 
@@ -50,7 +59,7 @@ class Spool:
         self._sizes: dict[bytes, int] = {}
         folder.mkdir(parents=True, exist_ok=True)
         self._finished = self._read_finished()
-        self._peer = self._read_peer()
+        self._addresses = self._read_addresses()
 
     def load(self) -> list[Partial]:
         """What earlier runs received, as far as its maps vouch for it; call it before any `save`."""
@@ -124,14 +133,15 @@ class Spool:
         """Digests of the last finished objects, oldest first."""
         return tuple(self._finished)
 
-    def peer(self, url: str) -> str:
-        """Where the peer of the port at `url` was heard last, as `keep_peer` was told; empty for nowhere."""
-        return self._peer.get(url, "")
+    def addresses(self, url: str) -> Addresses:
+        """Of the port at `url`, as `keep_addresses` was told last."""
+        return self._addresses.get(url, Addresses())
 
-    def keep_peer(self, url: str, peer: str) -> None:
-        """Remembers durably where the peer of that port is."""
-        self._replace(self.folder / "peer", f"{url}\n{peer}\n".encode())
-        self._peer = {url: peer}
+    def keep_addresses(self, url: str, addresses: Addresses) -> None:
+        """Remembers durably where both ends of that port are."""
+        content = f"{url}\n{addresses.peer}\n{addresses.local_port}\n"
+        self._replace(self.folder / "peer", content.encode())
+        self._addresses = {url: addresses}
 
     def _path(self, digest: bytes, suffix: str) -> Path:
         return self.folder / f"{digest.hex()}.{suffix}"
@@ -172,12 +182,13 @@ class Spool:
             return []
         return [digests[at : at + DIGEST_BYTES] for at in range(0, len(digests), DIGEST_BYTES)]
 
-    def _read_peer(self) -> dict[str, str]:
+    def _read_addresses(self) -> dict[str, Addresses]:
         try:
-            url, peer, _ = _read(self.folder / "peer", _MAX_PEER_BYTES).decode().split("\n")
+            url, peer, *rest = _read(self.folder / "peer", _MAX_PEER_BYTES).decode().split("\n")
         except (OSError, ValueError):  # nowhere yet, or damaged: it will be heard
             return {}
-        return {url: peer}
+        number = rest[0] if rest else ""
+        return {url: Addresses(peer, int(number) if number.isdecimal() and len(number) <= 5 else 0)}
 
     def _read_partial(self, path: Path) -> Partial | None:
         """The object whose map is at `path`, or None where map or bytes are not what they should be."""

@@ -62,23 +62,14 @@ class UdpPort:
         peer, bind = _ends(url)
         self._family = socket.AF_INET6 if is_ipv6(url) else socket.AF_INET
         self._header_bytes = IPV6_UDP_BYTES if is_ipv6(url) else IPV4_UDP_BYTES
-        local = _first(url, bind, self._family) if bind is not None else None
+        local = _first(url, bind, self._family) if bind is not None else ("", 0)
         look_up = None if peer is None else partial(resolve, *peer, self._family)
         self._places = Places(() if look_up is None else _found(url, look_up))
         self._look_up = InBackground(look_up) if look_up is not None and names_hosts(url) else None
-        self._socket = socket.socket(self._family, socket.SOCK_DGRAM)
+        self._any_port_at = None if local[1] else local
         try:
-            self._socket.setblocking(False)
-            # Two frames (the kernel doubles it): of its 212,992 B by default a slow interface would hold a
-            # hundred frames, and what is urgent would wait behind them.
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, max_frame_bytes)
-            if self._family == socket.AF_INET6:  # or a v4 peer comes in with 20 B less than are counted
-                self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            # Never connected: a peer that moved would not be heard, nor would a change of this end's own
-            # address be followed.
-            self._socket.bind(local or ("", 0))
+            self._socket = self._bound(local)
         except OSError as error:
-            self._socket.close()
             raise PortLost(url, f"cannot open: {_why(error)}") from error
 
     @property
@@ -177,6 +168,24 @@ class UdpPort:
         self._kept.append((frame, origin))
         self.flush()
 
+    @property
+    def local_port(self) -> int:
+        """See `Paths.local_port`."""
+        return 0 if self._any_port_at is None else self.local[1]
+
+    def reclaim(self, local_port: int) -> str:
+        """See `Paths.reclaim`. Of the system ports (RFC 6335) none was ever given."""
+        if self._any_port_at is None or self.local[1] == local_port or not _is_dynamic(local_port):
+            return ""
+        host, _, *rest = self._any_port_at
+        try:
+            again = self._bound((host, local_port, *rest))
+        except OSError as error:
+            return _why(error)
+        self._socket.close()
+        self._socket = again
+        return ""
+
     def recall(self, peer: str) -> None:
         """See `Paths.recall`. An address that this port cannot send to is forgotten."""
         with contextlib.suppress(BadUrl, OSError):
@@ -213,6 +222,23 @@ class UdpPort:
         """See `Port.close`."""
         self._socket.close()
 
+    def _bound(self, local: Address) -> socket.socket:
+        made = socket.socket(self._family, socket.SOCK_DGRAM)
+        try:
+            made.setblocking(False)
+            # Two frames (the kernel doubles it): of its 212,992 B by default a slow interface would hold a
+            # hundred frames, and what is urgent would wait behind them.
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.max_frame_bytes)
+            if self._family == socket.AF_INET6:  # or a v4 peer comes in with 20 B less than are counted
+                made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            # Never connected: a peer that moved would not be heard, nor would a change of this end's own
+            # address be followed.
+            made.bind(local)
+        except OSError:
+            made.close()
+            raise
+        return made
+
 
 def is_ipv6(url: str) -> bool:
     """Whether frames on this URL travel in IPv6: where an end is a literal IPv6 address. Names are IPv4.
@@ -235,6 +261,10 @@ def learns_peer(url: str) -> bool:
     with contextlib.suppress(BadUrl):
         return url.startswith("udp:") and _ends(url)[0] is None
     return False
+
+
+def _is_dynamic(local_port: int) -> bool:
+    return 1024 <= local_port <= 65_535
 
 
 def _ends(url: str) -> tuple[tuple[str, int] | None, tuple[str, int] | None]:

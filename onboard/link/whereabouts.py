@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from onboard.link.port import Port
-from onboard.link.spool import Spool
+from onboard.link.spool import Addresses, Spool
 from onboard.wire.send import Origin
 from onboard.wire.session import Session
 
@@ -15,6 +15,7 @@ SEEK_S = (
     5.0  # while the peer gives no answer its name is looked up this often, and the answer taken next time
 )
 KEEP_S = 10.0  # where the peer is reaches the disk this often: two paths in turn must wear no card out
+KEEP_AT_ONCE = 4  # but so many moves in a row at once, as a kill may follow
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,16 @@ class PeerMoved:
     peer: str
 
 
+@dataclass(frozen=True, slots=True)
+class LocalPortTaken:
+    """The port at `url` was `local_port` of this computer, which cannot be had now and `why`: it is another
+    one, and a peer that has moved meanwhile does not find this end."""
+
+    url: str
+    local_port: int
+    why: str
+
+
 class Whereabouts:
     """Of the peer of `session`, over all ports that its pump opens one after the other."""
 
@@ -41,17 +52,28 @@ class Whereabouts:
         self._session, self._spool = session, spool
         self._unknown_told = False
         self._peer = ""  # as heard last, or as the port's URL says
+        self._met = False  # it was heard through this port
         self._keep_at = -math.inf
         self._seek_at = -math.inf
 
-    def opened(self, port: Port, now: float) -> None:
-        """This is the port from now on. The peer is thought to be where it was when this program ran last."""
+    def opened(self, port: Port, now: float) -> list[LocalPortTaken]:
+        """This is the port from now on. Both ends are thought to be where they were when this program ran
+        last: the peer may have moved, and then it must find this end there."""
         paths = port.paths
-        if paths is not None and (peer := self._spool.peer(port.url)):
-            paths.recall(peer)
-        self._peer = "" if paths is None else paths.peer or ""
         self._seek_at = now + SEEK_S
-        self._session.presence.is_reachable = paths is None or paths.peer is not None
+        self._met = False
+        if paths is None:
+            self._session.presence.is_reachable = True
+            return []
+        kept = self._spool.addresses(port.url)
+        why = paths.reclaim(kept.local_port)
+        if kept.peer:
+            paths.recall(kept.peer)
+        self._peer = paths.peer or ""
+        self._session.presence.is_reachable = paths.peer is not None
+        if not kept.local_port and paths.local_port:  # before the peer can hear of it
+            self._write(port, replace(kept, local_port=paths.local_port))
+        return [LocalPortTaken(port.url, kept.local_port, why)] if why else []
 
     def origin(self, port: Port, frame: bytes) -> Origin:
         """Where a frame that was just read came from."""
@@ -63,7 +85,7 @@ class Whereabouts:
             return []
         port.paths.trust(origin)
         before, self._peer = self._peer, port.paths.peer or ""
-        self._unknown_told = False
+        self._unknown_told, self._met = False, True
         self._session.presence.is_reachable = True
         self.keep(port, now)
         return [] if self._peer == before else [PeerMoved(port.url, self._peer)]
@@ -71,10 +93,12 @@ class Whereabouts:
     def keep(self, port: Port, now: float = math.inf) -> None:
         """So that this end speaks to its peer at once when it starts again. A disk that refuses loses that,
         until the next time."""
-        if self._peer and now >= self._keep_at and self._spool.peer(port.url) != self._peer:
-            self._keep_at = now + KEEP_S
-            with contextlib.suppress(OSError):
-                self._spool.keep_peer(port.url, self._peer)
+        if port.paths is None or not self._met or now < self._keep_at - (KEEP_AT_ONCE - 1) * KEEP_S:
+            return
+        found = Addresses(self._peer, port.paths.local_port)
+        if self._spool.addresses(port.url) != found:
+            self._keep_at = max(now, self._keep_at) + KEEP_S
+            self._write(port, found)
 
     def look(self, port: Port, now: float) -> list[PeerUnknown]:
         """Time has passed: looks where else the peer may be, while it gives no answer."""
@@ -102,3 +126,7 @@ class Whereabouts:
                 port.paths.answer(frame, place)
         else:
             port.write(frame)
+
+    def _write(self, port: Port, addresses: Addresses) -> None:
+        with contextlib.suppress(OSError):
+            self._spool.keep_addresses(port.url, addresses)

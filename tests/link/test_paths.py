@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from onboard.link.whereabouts import PeerMoved, PeerUnknown
+from onboard.link.whereabouts import KEEP_AT_ONCE, KEEP_S, PeerMoved, PeerUnknown
 from onboard.wire import frame as framing
 from onboard.wire.events import Arrived, Message
 from onboard.wire.frame import Type
@@ -103,7 +103,7 @@ def test_what_goes_nowhere_is_not_counted_as_sent(net: Net) -> None:
 
 @pytest.mark.parametrize("victims", [("ground",), ("board",), ("ground", "board")], ids="-".join)
 def test_a_restart_goes_on_at_once(net: Net, victims: tuple[str, ...]) -> None:
-    """A ground without `bind` has another port after it: the board hears that from it, not for the asking."""
+    """An end without `bind` has the port that it had."""
     net.meet()
     for name in victims:
         net.ends[name].restart()
@@ -143,6 +143,24 @@ def test_an_end_that_moves_is_followed(net: Net) -> None:
     net.says(moves, 5.0)
     assert learns.peer == f"127.0.0.7:{moves.address[1]}"
     net.says(learns, 1.5)
+
+
+def test_some_moves_in_a_row_are_on_the_disk_at_once_and_many_wear_no_card_out(net: Net) -> None:
+    """A kill right after the second one loses nothing; two paths that take turns are written seldom."""
+    net.meet()
+    moves, learns = namer(net), learner(net)
+    base, note = moves.url, learns.folder / "peer"
+    began, written = net.clock.now, [note.read_text()]
+    for turn in range(12):
+        moves.pump.close(net.clock.now)
+        moves.url = f"{base}?bind=127.0.0.{20 + turn}:0"
+        moves.boot()
+        net.run(4.0, lambda turn=turn: learns.peer.startswith(f"127.0.0.{20 + turn}:"))
+        if note.read_text() != written[-1]:
+            written.append(note.read_text())
+        if turn < 2:
+            assert f"\n{learns.peer}\n" in written[-1]
+    assert len(written) <= 1 + KEEP_AT_ONCE + (net.clock.now - began) / KEEP_S
 
 
 def test_an_end_that_is_named_and_moves_is_followed(net: Net) -> None:
@@ -290,7 +308,9 @@ def test_two_boards_behind_one_address_are_told_apart(tmp_path: Path) -> None:
             nat.sendto(raw, ("127.0.0.1", numbers[0]))
         one.run(0.5)
     assert one.ground.peer == before
-    one.board.restart()  # its translation has another port now
+    one.board.kill()
+    (one.board.folder / "peer").unlink()
+    one.board.boot()  # its translation has another port now
     one.says(one.board, 5.0)
     assert one.ground.peer not in (before, two.ground.peer)
     for net in nets:
