@@ -276,9 +276,14 @@ def test_a_library_that_cannot_be_loaded_is_not_called_missing(
 PARENT = """
 import sys, time
 from pathlib import Path
+import onboard.agent, onboard.carrier, onboard.cli
+from onboard import link
+from onboard.link.framing import CobsStream
 from onboard.shard import Shard
 from onboard.trainer import Job
 from onboard.training_process import ProcessTrainer
+stream = CobsStream(1400)
+assert stream.feed(stream.encode(bytes(1400))) == [bytes(1400)]
 shard = Shard(source=sys.argv[1], folder=None, shape=(1, 28, 28), rows=None)
 trainer = ProcessTrainer(shard)
 trainer.begin(Job(model=Path(sys.argv[2]).read_bytes(), node=1))

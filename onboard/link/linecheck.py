@@ -1,7 +1,8 @@
 """What is wrong with a line, from the chunks that came in and were no frames, in an operator's words.
 
-Frames are whitened, so all byte values are as frequent in them: one that never comes is eaten, one that comes
-in pairs alone is doubled. What is too short for a frame is no frame of the other end's, but noise.
+Frames are whitened, so all byte values are as frequent in many of them: one that never comes is eaten, one
+that comes in pairs alone is doubled. Where a lot of values never come the frames hold few, and that tells
+nothing. What is too short for a frame is no frame of the other end's, but noise.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ _DOUBLED = 6  # 0xFF: three pairs and nothing else have a chance of 1 in 16 mill
 _EATEN_BYTES = 1300  # of which two values are missing by chance once in 27,000 times
 _CR_BYTES = 2300  # of which one certain value is missing by chance once in 8,000 times
 _ANY_EATEN_BYTES, _MOST_EATEN = 4096, 8
-_SEVEN_BITS_BYTES = 200
+_MOST_MISSING = 12  # of 1,300 B of many values 2 are by chance
+_SEVEN_BITS_BYTES, _SEVEN_BITS_MOST_MISSING = 200, 192  # of 7 bits 154 are, 26 of them by chance
 _FLOW = {0x11, 0x13}
 _REMEMBERED = 4096  # frames; then older ones count half
 
@@ -84,11 +86,10 @@ class LineCheck:
         expected = heard * (1 - (1 - link.bit_error_rate) ** (8 * mean_bytes))
         is_more = self._damaged > max(_TIMES_PROFILE * expected, _DAMAGED_SHARE * heard)
         if self._damaged >= _DAMAGED and is_more:
-            return Fault(
-                "bit-errors",
-                f"{self._damaged} of {heard} frames came in damaged: bit errors, the line is noisier than "
-                "its profile, or set to another speed",
-            )
+            causes = "bit errors, the line is noisier than its profile, or set to another speed"
+            if not self._good:
+                causes += "; or the other end is of a version that does not whiten its frames"
+            return Fault("bit-errors", f"{self._damaged} of {heard} frames came in damaged: {causes}")
         return None
 
     def _bytes_wrong(self) -> Fault | None:
@@ -98,9 +99,10 @@ class LineCheck:
                 "every 0xFF comes doubled: a terminal server on the line speaks telnet (RFC 854); set it raw",
             )
         count, missing = len(self._sample), set(range(256)) - set(self._sample) - {self._delimiter}
-        if count >= _SEVEN_BITS_BYTES and missing >= set(range(0x80, 0x100)):
+        is_seven = missing >= set(range(0x80, 0x100)) and len(missing) <= _SEVEN_BITS_MOST_MISSING
+        if count >= _SEVEN_BITS_BYTES and is_seven:
             return Fault("seven-bits", "no byte above 0x7F comes in: the line has 7 data bits")
-        if count >= _EATEN_BYTES and missing >= _FLOW:
+        if count >= _EATEN_BYTES and missing >= _FLOW and len(missing) <= _MOST_MISSING:
             return Fault(
                 "bytes-eaten",
                 "XON and XOFF (0x11, 0x13) never come in: software flow control on the line eats them",

@@ -51,24 +51,24 @@ def decode(chunk: bytes) -> bytes:
     at = code = chunk[0]
     if at == end:
         return chunk[1:]  # a single block: of 200 random bytes nearly half
-    data = bytearray(chunk[1:])  # what is at `at` in the chunk is one before in here
+    data = bytearray(chunk)
     if end <= _RUN_BYTES:  # every code stands where a zero was
         while at < end:
-            code = chunk[at]
-            data[at - 1] = 0
-            at += code
+            data[at] = 0
+            at += chunk[at]
     else:
         full = [at] if code == 0xFF else []  # where a code follows a full block, which stands for no zero
         while at < end:
             code = chunk[at]
-            data[at - 1] = 0
+            data[at] = 0
             at += code
             if code == 0xFF:
                 full.append(at)
         for extra in reversed(full):
-            del data[extra - 1 : extra]  # nothing where the full block is the last
+            del data[extra : extra + 1]  # nothing where the full block is the last
     if at > end:
         raise BadCobs(f"the last block of {code} B passes the end by {at - end} B")
+    del data[0]  # moves nothing: a bytearray may begin later than its memory
     return bytes(data)
 
 
