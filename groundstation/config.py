@@ -165,7 +165,11 @@ def load_mission(folder: Path) -> Mission:
     Raises ConfigError in one line that names file, key and value.
     """
     path = folder / MISSION_FILE
-    if not path.exists():
+    try:
+        there = path.exists()
+    except OSError as error:  # a name that is too long, a folder that this user may not enter
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    if not there:
         raise ConfigError(f"{path}: no such file; `groundstation init {folder}` makes one")
     file = read(path, MissionFile)
     rules = file.mission

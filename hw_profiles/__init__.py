@@ -24,6 +24,8 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import msgspec
 
+from hw_profiles.text import text_of
+
 __all__ = ["Board", "Link", "ProfileError", "UnknownProfile", "load", "load_board", "load_link", "names"]
 
 # Chosen by name because the one that the running Python lacks is not installed either.
@@ -146,13 +148,15 @@ def _unknown(name: str, known: list[str], what: str) -> str:
 
 def _read(path: Path) -> Board | Link:
     try:
-        table: dict[str, Any] = _toml.loads(path.read_text(encoding="utf-8-sig"))
+        table: dict[str, Any] = _toml.loads(text_of(path))
     except OSError as error:
         raise ProfileError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise ProfileError(f"{path}: is not UTF-8 at byte {error.start}") from None
-    except _toml.TOMLDecodeError as error:
+    except ValueError as error:  # TOMLDecodeError, and what int() says of a number of 4,300 digits
         raise ProfileError(f"{path}: is not TOML: {error}") from None
+    except RecursionError:
+        raise ProfileError(f"{path}: is not TOML: nested too deeply") from None
 
     kind = table.pop("kind", None)
     if not isinstance(kind, str) or kind not in _CLASSES:

@@ -33,18 +33,19 @@ class OneLineErrors(click.Group):
         except click.ClickException as error:
             message = error.format_message()
             # A group without a command complains with its whole help text, which needs no prefix.
-            click.echo(message if message.startswith("Usage: ") else f"{self.name}: {message}", err=True)
+            told = message if message.startswith("Usage: ") else one_line(f"{self.name}: {message}")
+            click.echo(told, err=True)
             code = error.exit_code
         except ImportError as error:
             package, program = wanted(error), self.name or ""
             line = unusable(package, error, program) if package else f"cannot start: {root_cause(error)}"
-            click.echo(f"{program}: {line}", err=True)
+            click.echo(one_line(f"{program}: {line}"), err=True)
             code = 2 if package and error.name == package else 1
         except click.Abort:
             code = 130
         except OSError as error:  # of whatever a command did not expect to fail
             name = f"{error.filename}: " if isinstance(error.filename, str | os.PathLike) else ""
-            click.echo(f"{self.name}: {name}{error.strerror or error}", err=True)
+            click.echo(one_line(f"{self.name}: {name}{error.strerror or error}"), err=True)
             code = 1
         if code:
             forget_unwritten(sys.stdout)
@@ -58,6 +59,7 @@ class OneLineErrors(click.Group):
         super().add_command(cmd, name)
 
 
+_MOST_CHARACTERS = 2000
 Callback = Callable[[click.Context, click.Parameter, Any], Any]
 
 
@@ -99,6 +101,15 @@ def forget_unwritten(stream: TextIO | None) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno() if stream is not None else 1)
 
 
+def one_line(text: str) -> str:
+    """As it can be shown: what is quoted, such as a path, may hold line ends and a terminal's commands, or be
+    a megabyte long."""
+    if len(text) > _MOST_CHARACTERS:
+        half = _MOST_CHARACTERS // 2
+        text = f"{text[:half]} ... {text[-half:]}"
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
 def refused(error: OSError, where: object) -> NoReturn:
     """Ends the program because the machine refuses; `where`: what to name if the system does not. A reader
     that has seen enough is no refusal: that is raised again, and quiet."""
@@ -110,5 +121,5 @@ def refused(error: OSError, where: object) -> NoReturn:
 
 def fail(line: str, code: int = 2) -> NoReturn:
     """Ends the program with one line: exit code 2 over bad input, 1 where the machine refuses."""
-    click.echo(line, err=True)
+    click.echo(one_line(line), err=True)
     sys.exit(code)

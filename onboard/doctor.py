@@ -60,8 +60,15 @@ def examine(config: NodeConfig | GossipConfig) -> list[Finding]:
         try:
             findings.append(Finding(what, True, look()))
         except (OSError, ValueError, MemoryError) as error:
-            findings.append(Finding(what, False, str(error)))
+            findings.append(Finding(what, False, _said(error)))
     return findings
+
+
+def _said(error: Exception) -> str:
+    """As the programs say it: "PATH: Permission denied" in place of Python's "[Errno 13] ..."."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__
 
 
 def _ends(config: NodeConfig | GossipConfig) -> Iterator[tuple[str, int, LinkEnd]]:

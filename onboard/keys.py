@@ -5,6 +5,7 @@ Here and not in `wire`, which touches no file. A key belongs to one node and lie
 
 from __future__ import annotations
 
+import codecs
 import os
 import secrets
 from collections.abc import Mapping
@@ -32,7 +33,7 @@ def load_keys(path: str | Path) -> dict[int, bytes]:
     """
     try:
         with Path(path).open("rb") as file:
-            text = file.read(4096).strip()
+            text = file.read(4096).removeprefix(codecs.BOM_UTF8).strip()
     except OSError as error:
         raise BadKey(f"{path}: cannot read this key file: {error.strerror}") from None
     keys: dict[int, bytes] = {}

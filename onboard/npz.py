@@ -137,6 +137,9 @@ def _member(path: Path, name: str) -> Iterator[Member]:
 @contextmanager
 def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
+        if not path.is_file() and not path.is_dir() and path.exists():
+            # A pipe would be waited for, and zipfile looks for the end of /dev/zero until the memory is full.
+            raise DataError(f"{path}: it is a pipe or a device, and no file")
         with zipfile.ZipFile(path) as archive:
             yield archive
     except FileNotFoundError:

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from hw_profiles.text import text_of
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -30,15 +32,17 @@ def read(path: Path, kind: type[T]) -> T:
     the wrong type or range.
     """
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows' editors begin with a mark
+        raw = tomllib.loads(text_of(path))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # TOMLDecodeError, and what int() says of a number of 4,300 digits
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: not valid TOML: nested too deeply") from None
     return checked(path, raw, kind)
 
 

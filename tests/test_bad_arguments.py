@@ -248,3 +248,103 @@ def test_the_doctor_says_when_the_state_cannot_be_written(mission: Path) -> None
     assert result.exit_code == 1
     (line,) = [line for line in result.output.splitlines() if " disk " in line]
     assert line.startswith("FAIL")
+
+
+# -- what is no file, or none that a person wrote ------------------------------------------------------------
+
+
+@pytest.fixture
+def pipe(tmp_path: Path) -> Path:
+    os.mkfifo(tmp_path / "pipe.toml")
+    return tmp_path / "pipe.toml"
+
+
+@pytest.mark.parametrize("command", ["run", "doctor", "link"])
+@pytest.mark.parametrize("what", ["pipe", "/dev/zero"])
+def test_a_pipe_or_a_device_is_not_waited_for(command: str, what: str, pipe: Path) -> None:
+    path = str(pipe) if what == "pipe" else what
+    done = run("onboard", command, path, code=2)
+    assert done.stderr == f"{path}: cannot be read: it is a pipe or a device, and no file\n"
+
+
+def test_images_in_a_pipe_or_a_device_are_refused(pipe: Path, tmp_path: Path) -> None:
+    for path in (pipe, Path("/dev/zero")):
+        done = run(
+            "groundstation", "init", str(tmp_path / "m"), "--node", "pi,port=/dev/a", "--data", f"npz:{path}",
+            code=2,
+        )  # fmt: skip
+        assert f"{path}: it is a pipe or a device" in done.stderr
+    assert not (tmp_path / "m").exists()
+
+
+NO_TOML = {
+    "nested": "a = " + 9999 * "[",
+    "tables": "a = " + 9999 * "{a=",
+    "digits": "a = " + 9999 * "9",
+    "long": "# " + 17 * 2**20 * "x",
+}
+
+
+@pytest.mark.parametrize("text", NO_TOML.values(), ids=NO_TOML)
+def test_what_no_parser_takes_is_one_line(text: str, mission: Path) -> None:
+    node, radio = mission / "boards" / "pi" / "node.toml", mission / "radio.toml"
+    for path in (node, mission / "mission.toml", radio):
+        path.write_text(text)
+    for arguments in (["status", str(mission)], ["serve", str(mission)], ["roll", str(mission), "pi"]):
+        result = CliRunner().invoke(groundstation.cli.main, arguments)
+        assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+        assert str(mission / "mission.toml") in result.stderr
+    result = CliRunner().invoke(onboard.cli.main, ["run", str(node)])
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    with pytest.raises(ProfileError, match=r"radio\.toml: "):
+        load_link(radio)
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments"),
+    [
+        ("onboard", ("run", "a\nb")),
+        ("groundstation", ("status", "a\nb")),
+        ("groundstation", ("replay", "a\nb")),
+        ("firmware-sim", ("board", "a\nb")),
+        ("onboard", ("run", "\x1b[2Ja\nb", "--log", "x\ny")),
+    ],
+)
+def test_a_line_is_one_whatever_it_quotes(program: str, arguments: tuple[str, ...]) -> None:
+    result = CliRunner().invoke(PROGRAMS[program], list(arguments))
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.removesuffix("\n").isprintable()
+
+
+def test_a_value_of_a_megabyte_is_quoted_in_part(mission: Path) -> None:
+    change(mission / "mission.toml", model=f'"{10**6 * "x"}"')
+    result = CliRunner().invoke(groundstation.cli.main, ["serve", str(mission)])
+    assert result.exit_code == 2
+    assert len(result.stderr) < 2100
+
+
+@pytest.mark.parametrize("command", [("status",), ("serve",), ("links", "--once")], ids=" ".join)
+def test_a_folder_with_a_name_that_no_file_can_have_is_bad_input(command: tuple[str, ...]) -> None:
+    result = CliRunner().invoke(groundstation.cli.main, [command[0], 300 * "x", *command[1:]])
+    assert result.exit_code == 2
+    assert result.stderr.endswith("cannot be read: File name too long\n")
+
+
+def test_a_key_file_that_an_editor_of_windows_wrote_is_read(mission: Path) -> None:
+    from onboard.keys import load_keys
+
+    path = mission / "keys" / "pi.key"
+    keys = load_keys(path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert load_keys(path) == keys
+
+
+def test_the_doctor_and_run_say_the_same_of_a_state_that_is_no_folder(mission: Path) -> None:
+    node = mission / "boards" / "pi" / "node.toml"
+    change(node, port='"loop://"', source='"digits"')
+    (mission / "boards" / "pi" / "state").touch()
+    said = CliRunner().invoke(onboard.cli.main, ["doctor", str(node)])
+    assert said.exit_code == 1
+    assert f"FAIL  disk       {node.parent}/state: File exists\n" in said.stdout
+    assert run("onboard", "run", str(node), code=1).stderr.endswith(f"{node.parent}/state: File exists\n")

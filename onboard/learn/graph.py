@@ -240,7 +240,7 @@ def graph_path(name_or_path: str | Path, use: str) -> Path:
     path = Path(name_or_path)
     if path.suffix != ".onnx":
         path = SHIPPED / f"{name_or_path}.{use}.onnx"
-        if path.parent != SHIPPED or not path.is_file():
+        if path not in SHIPPED.glob(f"*.{use}.onnx"):  # without asking the disk for a name of 300 letters
             near = difflib.get_close_matches(str(name_or_path), shipped(), n=3, cutoff=0.4) or shipped()
             raise GraphError(f"no model {str(name_or_path)!r}; nearest: {', '.join(near)}; or an .onnx file")
     return path
