@@ -125,14 +125,17 @@ def link(node_toml: Path, as_json: bool, once: bool) -> None:
 
 
 def recording_to(path: Path, limit_mb: int) -> Recorder:
-    """A recorder that has its file for itself; ends the program if another one records into it."""
-    from onboard.link.recorder import InUse, Recorder
+    """A recorder that has its file for itself; ends the program if another one records into it, or
+    it holds something else."""
+    from onboard.link.recorder import InUse, NoRecording, Recorder
 
     recorder = Recorder(path, limit_mb << 20)
     try:
         recorder.claim()
     except InUse:
         fail(f"--record {path}: another program records into it; give each its own file")
+    except NoRecording as error:
+        fail(f"--record {error}; give it another name")
     return recorder
 
 

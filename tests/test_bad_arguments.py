@@ -348,3 +348,17 @@ def test_the_doctor_and_run_say_the_same_of_a_state_that_is_no_folder(mission: P
     assert said.exit_code == 1
     assert f"FAIL  disk       {node.parent}/state: File exists\n" in said.stdout
     assert run("onboard", "run", str(node), code=1).stderr.endswith(f"{node.parent}/state: File exists\n")
+
+
+@pytest.mark.parametrize("file", ["node.toml", "node.key", "rec"])
+def test_a_recording_is_written_into_no_file_that_is_something_else(file: str, mission: Path) -> None:
+    folder = mission / "boards" / "pi"
+    (folder / "rec.1").write_text("the user's own")  # in the way of the file that is full
+    change(folder / "node.toml", port='"loop://"', source='"digits"')
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    done = run("onboard", "run", str(folder / "node.toml"), "--record", str(folder / file), code=2)
+    named = folder / (file if file != "rec" else "rec.1")
+    assert done.stderr == f"--record {named}: is there, and no recording; give it another name\n"
+    done = run("groundstation", "serve", str(mission), "--record", str(folder / file), code=2)
+    assert done.stderr.endswith("is there, and no recording; give it another name\n")
+    assert before == {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}

@@ -36,6 +36,10 @@ class InUse(BlockingIOError):  # noqa: N818 - a state of the world rather than a
     """Another program records into the file."""
 
 
+class NoRecording(ValueError):  # noqa: N818 - likewise
+    """A file is in the place of the recording, and is something else."""
+
+
 class Recorder:
     """Appends to `path`; opens it with the first record, or when it is claimed. `lost` counts the pieces that
     it could not write."""
@@ -61,9 +65,12 @@ class Recorder:
     def claim(self) -> None:
         """Takes the file for this process alone, if it can be written at all.
 
-        Raises InUse.
+        Raises InUse, and NoRecording rather than write behind, or in place of, what somebody else keeps.
         """
         try:
+            for path in (self.path, self._full):
+                if not _ours(path):
+                    raise NoRecording(f"{path}: is there, and no recording")
             self._open()
         except InUse:
             raise
@@ -95,6 +102,11 @@ class Recorder:
     def _record(self, node: int, way: Way, data: bytes) -> None:
         self._write(encode(Record(_WAYS[way], node, self._at_s(), data)))
 
+    @property
+    def _full(self) -> Path:
+        """What the file becomes at its limit."""
+        return self.path.with_name(f"{self.path.name}.1")
+
     def _at_s(self) -> float:
         return self._clock() - self._began_s
 
@@ -106,7 +118,7 @@ class Recorder:
         try:
             if self._fd >= 0 and self._size + len(record) > self.limit_bytes:
                 self.close()
-                self.path.replace(self.path.with_name(f"{self.path.name}.1"))
+                self.path.replace(self._full)
             if self._fd < 0:
                 self._open()
             self._append(record)
@@ -141,3 +153,11 @@ class Recorder:
             written = os.write(self._fd, data)
             self._size += written
             data = data[written:]
+
+
+def _ours(path: Path) -> bool:
+    """Whether there is nothing at `path`, or what a recorder has begun, with a delimiter. Raises OSError."""
+    if not path.is_file():
+        return True
+    with path.open("rb") as file:
+        return file.read(1) in (b"", b"\0")
