@@ -71,10 +71,8 @@ class NodeSpec:
         fields.setdefault("board", name if _is_board(name) else BOARD)
         return cls(name=name, **fields)
 
-    def node_toml(
-        self, number: int, shape: tuple[int, int, int], classes: tuple[str, ...] | None
-    ) -> dict[str, Any]:
-        """The sections of the board's NODE.toml. Raises SetupError."""
+    def node_toml(self, number: int, shape: tuple[int, int, int], test: testdata.Founded) -> dict[str, Any]:
+        """The sections of the board's NODE.toml, with what the test data say. Raises SetupError."""
         sections: dict[str, Any] = {
             "node": {"id": number, "name": self.name, "board": _reference(self.board, "board")},
             "link": {
@@ -84,8 +82,11 @@ class NodeSpec:
             },
             "data": {"source": self.data, "shape": list(shape)},
         }
-        if classes is not None:
-            sections["data"]["classes"] = list(classes)
+        if test.classes is not None:
+            sections["data"]["classes"] = list(test.classes)
+        if test.levels is not None:
+            sections["data"]["channel_means"] = [round(mean, 1) for mean in test.levels.means]
+            sections["data"]["channel_stds"] = [round(std, 1) for std in test.levels.stds]
         if self.cpu_share:
             try:
                 sections["budget"] = {"cpu_share": float(self.cpu_share)}
@@ -174,18 +175,16 @@ def found(folder: Path, specs: list[NodeSpec], wishes: Wishes) -> Iterator[str]:
     try:
         graph = TrainGraph.load(wishes.model)
         check_source(wishes.data)
-        classes, told = testdata.classes(rules["data"], graph, wishes.data_dir)
+        test = testdata.founded(rules["data"], graph, wishes.data_dir)
         for spec in specs:
             load_board(spec.board)
             load_link(spec.link)
     except ValueError as error:
         raise SetupError(f"{COMMAND}: {error}") from None
-    if classes is not None:
-        rules["classes"] = list(classes)
+    if test.classes is not None:
+        rules["classes"] = list(test.classes)
     mission = checked(COMMAND, {"mission": rules, "node": nodes}, MissionFile)
-    boards = [
-        spec.node_toml(number, graph.input_shape, classes) for number, spec in enumerate(specs, start=1)
-    ]
+    boards = [spec.node_toml(number, graph.input_shape, test) for number, spec in enumerate(specs, start=1)]
     for spec, sections in zip(specs, boards, strict=True):
         checked(f"{COMMAND}: --node {spec.name}", sections, NodeFile)
         if spec.encrypts:
@@ -204,7 +203,7 @@ def found(folder: Path, specs: list[NodeSpec], wishes: Wishes) -> Iterator[str]:
         board = board_folder(folder, spec)
         yield f"{board}: copy this folder to {spec.name} and start `onboard run node.toml` in it"
     yield f"{folder / MISSION_FILE}: {wishes.rounds} rounds of {wishes.model} on {wishes.data}"
-    yield f"test data: {told}"
+    yield f"test data: {test.told}"
 
 
 def _write(folder: Path, specs: list[NodeSpec], files: Mapping[Path, str]) -> None:

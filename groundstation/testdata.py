@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from onboard import data, labels
 from onboard.data import DataError, Images, MissingDataError, Survey
 from onboard.inspection import Inspection, inspection
 from onboard.learn.graph import TrainGraph
+from onboard.levels import Levels
 
 
 def look(
@@ -25,9 +27,18 @@ def look(
     return found
 
 
-def classes(source: str, graph: TrainGraph, folder: Path | None) -> tuple[labels.Names | None, str]:
-    """The names of a new mission's classes, and a line about its test data. No names where the data are not
-    here yet, and are no set whose classes everybody knows.
+@dataclass(frozen=True)
+class Founded:
+    """What the test data say of a new mission: its classes' names, what pixels are like, and a line for a
+    person. Data that are not here yet say nothing; the classes of known sets are known."""
+
+    classes: labels.Names | None
+    levels: Levels | None
+    told: str
+
+
+def founded(source: str, graph: TrainGraph, folder: Path | None) -> Founded:
+    """Looks at the test data of a new mission.
 
     Raises DataError for data that no mission can be tested on.
     """
@@ -36,9 +47,9 @@ def classes(source: str, graph: TrainGraph, folder: Path | None) -> tuple[labels
     except MissingDataError as error:
         known = data.KNOWN_CLASSES.get(source)
         words = "" if known else "; its classes are not known before"
-        return known, f"not here yet{words}: {error}"
+        return Founded(known, None, f"not here yet{words}: {error}")
     pixels = data.measure(source, graph.input_shape, folder=folder, part="test")
-    return found.classes, inspection(found, pixels).line()
+    return Founded(found.classes, pixels.levels, inspection(found, pixels).line())
 
 
 def load(

@@ -12,6 +12,7 @@ from msgspec import Meta
 
 from hw_profiles import Board, Link, load_board, load_link
 from onboard.extras import unusable
+from onboard.levels import Levels
 from onboard.link import BadUrl, wire_bytes
 from onboard.toml import ConfigError, read
 
@@ -108,7 +109,8 @@ class DataSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     `source` is one of `onboard.sources`; `folder` the data folder of the named sets;
     `shape` what a model takes (C, H, W); `rows` the first row and the one after the last, all if left out;
-    `classes` the mission's class names in its order.
+    `classes` the mission's class names in its order; `channel_means` and `channel_stds` what pixels
+    of its test data are like.
     """
 
     source: Text = "npz:data.npz"
@@ -116,9 +118,18 @@ class DataSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     shape: Shape = (1, 28, 28)
     rows: tuple[int, int] | None = None
     classes: Classes | None = None
+    channel_means: tuple[Annotated[float, Meta(ge=0, le=255)], ...] | None = None
+    channel_stds: tuple[Annotated[float, Meta(ge=0, le=128)], ...] | None = None
 
     def __post_init__(self) -> None:
         check_classes(self.classes)
+        if (self.channel_means is None) != (self.channel_stds is None):
+            raise ValueError("channel_means: needs channel_stds, and the other way round; give both or none")
+        for key in ("channel_means", "channel_stds"):
+            if (given := getattr(self, key)) is not None and len(given) != self.shape[0]:
+                raise ValueError(
+                    f"{key}: must be one for each of {self.shape[0]} channels, got {list(given)}"
+                )
         if self.rows is not None and not 0 <= self.rows[0] < self.rows[1]:
             raise ValueError(f"rows: must be [first, end] with first below end, got {list(self.rows)}")
 
@@ -173,6 +184,7 @@ class OwnConfig(msgspec.Struct, frozen=True, kw_only=True):
     data_shape: tuple[int, int, int]
     data_rows: range | None
     data_classes: tuple[str, ...] | None = None
+    data_levels: Levels | None = None
     cpu_share: float
     memory_bytes: int
     checkpoint_s: float
@@ -286,10 +298,17 @@ def _own(path: Path, file: NodeFile) -> dict[str, Any]:
         "data_shape": file.data.shape,
         "data_rows": range(*file.data.rows) if file.data.rows else None,
         "data_classes": file.data.classes,
+        "data_levels": _levels(file.data),
         "cpu_share": board.cpu_share if budget.cpu_share is None else budget.cpu_share,
         "memory_bytes": board.agent_memory_bytes if budget.memory_mb is None else budget.memory_mb * 2**20,
         "checkpoint_s": budget.checkpoint_s,
     }
+
+
+def _levels(section: DataSection) -> Levels | None:
+    if section.channel_means is None or section.channel_stds is None:
+        return None
+    return Levels(means=section.channel_means, stds=section.channel_stds)
 
 
 def relative_source(source: str, base: Path) -> str:

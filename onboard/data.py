@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onboard import labels
 from onboard.images import (
+    CHUNK,
     DataError,
     Images,
     Labels,
@@ -27,6 +29,7 @@ from onboard.images import (
     shards,
     split,
 )
+from onboard.levels import Levels
 from onboard.sources import FOLDER_VARIABLE, KNOWN_CLASSES, Opened, Part, check_source, opened
 
 __all__ = [
@@ -69,12 +72,18 @@ class Survey:
 
 @dataclass(frozen=True)
 class Range:
-    """The pixels of a part: least, largest, mean, and how many images are of one value all over."""
+    """The pixels of a part: least, largest, mean and spread of each channel, and how many images are of one
+    value all over."""
 
     low: int
     high: int
-    mean: float
+    levels: Levels
     blank: int
+
+    @property
+    def mean(self) -> float:
+        """Of all pixels."""
+        return self.levels.mean
 
 
 def load(
@@ -140,13 +149,20 @@ def measure(
 
 def range_of(blocks: Iterable[Pixels]) -> Range:
     """Of images that come some at a time, uint8 (N, C, H, W)."""
-    low, high, total, count, blank = 255, 0, 0.0, 0, 0
-    for pixels in blocks:
-        least, most = pixels.min(axis=(1, 2, 3)), pixels.max(axis=(1, 2, 3))
-        low, high = min(low, int(least.min())), max(high, int(most.max()))
-        total, count = total + float(pixels.sum(dtype=np.float64)), count + pixels.size
-        blank += int((least == most).sum())
-    return Range(low, high, total / max(count, 1), blank)
+    low, high, blank = 255, 0, 0
+    counts: NDArray[np.float64] | None = None  # (C, 256): how often each channel has each value
+    for block in blocks:
+        for pixels in np.array_split(block, range(CHUNK, len(block), CHUNK)):
+            least, most = pixels.min(axis=(1, 2, 3)), pixels.max(axis=(1, 2, 3))
+            low, high = min(low, int(least.min())), max(high, int(most.max()))
+            blank += int((least == most).sum())
+            planes = [np.bincount(pixels[:, c].ravel(), minlength=256) for c in range(pixels.shape[1])]
+            counts = np.array(planes, np.float64) if counts is None else counts + planes
+    assert counts is not None, "a set without images"
+    values, shares = np.arange(256), counts / counts.sum(axis=1, keepdims=True)
+    means = shares @ values
+    stds = np.sqrt(np.maximum(shares @ values**2 - means**2, 0))
+    return Range(low, high, Levels(means=tuple(means.tolist()), stds=tuple(stds.tolist())), blank)
 
 
 def _surveyed(
@@ -161,6 +177,8 @@ def _surveyed(
     own, mission = found.classes, labels.checked(source, names) if names is not None else None
     if own is None:
         y = labels.whole(found.where, found.label, found.y, classes if mission is None else len(mission))
+        if mission is not None:
+            labels.check_ends(found.where, found.label, y, mission)
         told = mission or labels.numbered(int(y.max(initial=0)) + 1)
     else:
         y = labels.whole(found.where, found.label, found.y, len(own))

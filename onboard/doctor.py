@@ -129,11 +129,7 @@ def _data(config: NodeConfig | GossipConfig) -> str:
     else:
         classes = most_classes(config.data_shape)
     found = inspection_of(shard_of(config), classes)
-    if found.load_bytes > config.memory_bytes:
-        raise ValueError(
-            f"{config.data_source}: its {found.images} images take {_mb(found.load_bytes)}, the budget is "
-            f"{_mb(config.memory_bytes)}: take fewer by data.rows, or raise budget.memory_mb"
-        )
+    found.check_size(config.memory_bytes)
     return found.line()
 
 

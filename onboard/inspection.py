@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from onboard.levels import Levels, doubts, refusal
 from onboard.log import say
 
 if TYPE_CHECKING:
@@ -20,12 +21,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SHOWN = 40  # classes in a line
+JUDGED_FROM = 10  # images: fewer may well be unlike all others
 
 
 class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     """A set, looked at from its first label to its last pixel. `classes`: images of each; `named`: whether
     the set names them; `passed`: what was passed over, by reason; `low`, `high`, `mean` of all pixels;
-    `blank`: images of one value all over; `load_bytes`: what the images take in memory."""
+    `blank`: images of one value all over; `load_bytes`: what the images take in memory; `levels` of each
+    channel, and those `expected`; `compared`: whether the classes are the mission's, as far as is known."""
 
     source: str
     shape: tuple[int, int, int]
@@ -38,6 +41,9 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     mean: float
     blank: int
     load_bytes: int
+    levels: Levels
+    expected: Levels | None = None
+    compared: bool = True
 
     @property
     def empty(self) -> tuple[str, ...]:
@@ -53,7 +59,9 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
         elif self.high <= 1:
             found.append(f"pixels run {self.low}..{self.high}, of 0..255")
         elif self.blank:
-            found.append(f"{self.blank} images are of one value all over")
+            found.append(f"{self.blank} of the images are of one value all over")
+        elif self.expected is not None and self.images >= JUDGED_FROM:
+            found += doubts(self.levels, self.expected)
         if self.empty:
             found.append(f"no images of {', '.join(self.empty[:SHOWN])}")
         if self.passed:
@@ -61,7 +69,22 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
             found.append(f"{sum(self.passed.values())} passed over ({reasons})")
         if not self.named and [*self.classes] != [str(label) for label in range(len(self.classes))]:
             found.append("its labels have no names and are taken as places in the mission's list")
+        if not self.compared:
+            found.append(
+                "[data] has no classes, so what labels mean is compared with the first task: copy classes "
+                "from mission.toml"
+            )
         return found
+
+    def check_size(self, budget_bytes: int) -> None:
+        """Raises DataError where the images alone take more than the budget."""
+        if self.load_bytes > budget_bytes:
+            from onboard.images import DataError
+
+            raise DataError(
+                f"{self.source}: its {self.images} images take {self.load_bytes / 2**20:.0f} MB, the "
+                f"budget is {budget_bytes / 2**20:.0f} MB: take fewer by data.rows, or raise budget.memory_mb"
+            )
 
     def line(self) -> str:
         """All of it for a person."""
@@ -95,15 +118,21 @@ def inspect(
     rows: range | None = None,
     names: tuple[str, ...] | None = None,
     classes: int | None = None,
+    expected: Levels | None = None,
 ) -> Inspection:
-    """Looks at all that `onboard.data.load` would take, with the same arguments, and keeps none of it.
+    """Looks at all that `onboard.data.load` would take, with the same arguments, and keeps none of it;
+    `expected`: what pixels should be like.
 
     Raises DataError."""
     from onboard import data
 
     seen = data.survey(source, shape, folder=folder, part=part, rows=rows, names=names, classes=classes)
     pixels = data.measure(source, shape, folder=folder, part=part, rows=rows)
-    return inspection(seen, pixels)
+    if expected is not None and len(seen) >= JUDGED_FROM:
+        why = refusal(pixels.levels, expected, pixels.high)
+        if why:
+            raise data.DataError(f"{source}: {why}")
+    return msgspec.structs.replace(inspection(seen, pixels), expected=expected)
 
 
 def inspection(seen: Survey, pixels: Range) -> Inspection:
@@ -120,6 +149,7 @@ def inspection(seen: Survey, pixels: Range) -> Inspection:
         mean=pixels.mean,
         blank=pixels.blank,
         load_bytes=seen.load_bytes,
+        levels=pixels.levels,
     )
 
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from onboard.config import OwnConfig
+from onboard.config import NodeConfig, OwnConfig
+from onboard.levels import Levels
 
 if TYPE_CHECKING:
     from onboard.data import Images
@@ -16,13 +17,16 @@ if TYPE_CHECKING:
 
 class Shard(msgspec.Struct, frozen=True, kw_only=True):
     """The images of one node, as `onboard.data.load` takes them; `rows`: the first, and the one after the
-    last; `classes`: the mission's, by name."""
+    last; `classes`: the mission's, by name; `levels`: of the mission's test data; `tasked`: whether
+    tasks will say what the mission's classes are."""
 
     source: str
     folder: str | None
     shape: tuple[int, int, int]
     rows: tuple[int, int] | None
     classes: tuple[str, ...] | None = None
+    levels: Levels | None = None
+    tasked: bool = False
 
     def options(self) -> dict[str, Any]:
         """What `onboard.data` is given beside the source and the shape."""
@@ -39,6 +43,8 @@ def shard_of(config: OwnConfig) -> Shard:
         shape=config.data_shape,
         rows=(rows.start, rows.stop) if rows is not None else None,
         classes=config.data_classes,
+        levels=config.data_levels,
+        tasked=isinstance(config, NodeConfig),
     )
 
 
@@ -46,7 +52,8 @@ def inspection_of(shard: Shard, classes: int | None = None) -> Inspection:
     """Looks at them; `classes`: how many the model tells apart, where that is known. Raises DataError."""
     from onboard.inspection import inspect
 
-    return inspect(shard.source, shard.shape, classes=classes, **shard.options())
+    found = inspect(shard.source, shard.shape, classes=classes, expected=shard.levels, **shard.options())
+    return msgspec.structs.replace(found, compared=shard.classes is not None or not shard.tasked)
 
 
 def images_of(shard: Shard) -> Images:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -138,6 +140,17 @@ def test_labels_that_no_class_has_end_before_training(
         assert refused(path) == f"{path}: data.source: {path.parent / 'data.npz'}: {says}"
 
 
+def test_doctor_tells_of_a_board_whose_classes_nobody_knows(tmp_path: Path, port: str) -> None:
+    assert init(tmp_path / "m", port).exit_code == 0
+    path = board(tmp_path / "m", f"folder:{folders(tmp_path / 'here', {digit: digit for digit in DIGITS})}")
+    told = "WARNING: [data] has no classes, so what labels mean is compared with the first task: copy classes"
+    assert told not in doctor(path)[1]
+    path.write_text("".join(line for line in path.open() if not line.startswith("classes")))
+    ok, line = doctor(path)
+    assert ok
+    assert told in line
+
+
 def test_eleven_classes_are_too_many_for_every_model(tmp_path: Path, port: str) -> None:
     assert init(tmp_path / "m", port).exit_code == 0
     path = board(
@@ -170,6 +183,12 @@ def test_more_images_than_the_budget_fail_with_what_to_do(tmp_path: Path, port: 
     ok, line = doctor(path)
     assert not ok
     assert "its 90000 images take 74 MB, the budget is 64 MB: take fewer by data.rows" in line
+    command = [sys.executable, "-m", "onboard", "run", str(path)]  # whose own memory counts, and not pytest's
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    last = result.stderr.splitlines()[-1]
+    assert result.returncode == 2
+    assert last.startswith(f"{path}: data.source: npz:")
+    assert "its 90000 images take 74 MB, the budget is 64 MB: take fewer by data.rows" in last
     path.write_text(path.read_text().replace("[budget]", "").replace("memory_mb = 64", "rows = [0, 200]"))
     text = path.read_text().replace("\n\nrows = [0, 200]", "\nrows = [0, 200]")
     path.write_text(text + "\n[budget]\nmemory_mb = 64\n")
