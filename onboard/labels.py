@@ -22,6 +22,7 @@ from onboard.images import DataError, Images, Labels
 
 DIGEST_BYTES = 8
 MAX_CLASSES = 4096  # an id in place of a label would otherwise take memory for as many names
+JUDGED_FROM = 10  # images a class: of a fair sample of so many the chance to miss a class is below 1e-4
 SHOWN = 40  # names in one line of complaint
 
 Names = tuple[str, ...]
@@ -83,6 +84,23 @@ def whole(where: object, name: str, y: NDArray[Any], count: int | None) -> Label
     return y.astype(np.int64)
 
 
+def check_ends(where: object, name: str, y: Labels, mission: Sequence[str]) -> None:
+    """Labels without names: who lacks a class has often counted on past it, or from 1.
+
+    Raises DataError where the first or the last class of the mission has no images, though there are enough
+    for that to be no chance; whoever means it names the classes.
+    """
+    if len(y) < JUDGED_FROM * len(mission):
+        return
+    low, high = int(y.min()), int(y.max())
+    if (low, high) != (0, len(mission) - 1):
+        raise DataError(
+            f"{where}: labels run {low}..{high} and have no names, and the mission has {len(mission)} "
+            f"classes ({listed(mission)}): whether {name} counts as these do cannot be seen; name what "
+            "labels mean by an array `classes`"
+        )
+
+
 def places(where: object, own: Sequence[str], used: Iterable[int], mission: Sequence[str]) -> Labels:
     """Where each of a set's own classes stands in the mission's list: int64 (len(own)), -1 for one that is
     not there and has no images. `used`: the labels that have images.
@@ -106,6 +124,7 @@ def brought(where: object, images: Images, mission: Sequence[str]) -> Images:
         y = places(where, images.classes, np.unique(images.y).tolist(), mission)[images.y]
     else:
         y = whole(where, "y", images.y, len(mission))
+        check_ends(where, "y", y, mission)
     return replace(images, y=y, classes=tuple(mission), named=True)
 
 

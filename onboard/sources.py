@@ -60,6 +60,14 @@ MNIST_FILES = {
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
 MNIST_HOW = "get MNIST's four files from https://storage.googleapis.com/cvdf-datasets/mnist/"
+NPZ_ARRAYS = frozenset({"x", "y", "x_test", "y_test", "classes"})
+TITLES = frozenset(
+    {
+        "class", "classes", "classname", "classnames", "classlabels", "classlist", "labelnames", "names",
+        "labelsnames", "targetnames", "categories", "categorynames", "classtoidx", "labelmap", "idxtoclass",
+    }
+)  # fmt: skip
+"""What others call the names of classes, in small letters and without what is none."""
 EUROSAT_FILES = {
     "eurosat": ("eurosat_rgb_2500.npz", "eurosat_rgb_full_jpeg.npz"),
     "eurosat-full": ("eurosat_rgb_full_jpeg.npz",),
@@ -195,13 +203,29 @@ def _npz(path: Path, shape: Shape, part: Part) -> Opened:
     y_form, y_dtype = npz.form(path, y_name)
     if y_form != form[:1] or not np.issubdtype(y_dtype, np.integer):
         raise DataError(f"{path}: {y_name} is {y_dtype} {y_form}, needs whole numbers ({form[0]},)")
-    titles = labels.checked(path, npz.read(path, "classes").reshape(-1)) if "classes" in held else None
+    titles = _titles(path, held)
 
     def blocks(rows: Rows) -> Iterator[Block]:
         for places, x in npz.rows(path, x_name, rows):
             yield places, x.reshape(len(x), *shape)
 
-    return Opened(path, npz.read(path, y_name), y_name, titles, blocks)
+    return Opened(path, npz.read(path, y_name), y_name, titles, blocks, _unread(held))
+
+
+def _titles(path: Path, held: Sequence[str]) -> labels.Names | None:
+    """The names of an npz's classes. Raises DataError for names under another name: labels that nobody
+    compares would be taken as places in the mission's list."""
+    if "classes" in held:
+        return labels.checked(path, npz.read(path, "classes").reshape(-1))
+    for name in held:
+        if "".join(letter for letter in name.casefold() if letter.isalpha()) in TITLES:
+            raise DataError(f"{path}: holds {name}, which is not read: call the names of classes `classes`")
+    return None
+
+
+def _unread(held: Sequence[str]) -> dict[str, int]:
+    """Arrays of an npz that are for something else."""
+    return {f"array {name!r}": 1 for name in held if name not in NPZ_ARRAYS}
 
 
 def _advice(form: tuple[int, ...], dtype: np.dtype[Any], shape: Shape) -> str:

@@ -157,3 +157,41 @@ def test_mnists_images_and_labels_are_of_one_set(tmp_path: Path) -> None:
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(np.arange(40, dtype=np.uint8)))
     with pytest.raises(DataError, match=r"labels run 0\.\.39, need 0\.\.9: label\[10\] is 10"):
         data.load("mnist", folder=tmp_path)
+
+
+def one_set(path: Path, y: Any, **more: Any) -> str:
+    np.savez(path, x=np.full((len(y), 28, 28), 9, np.uint8), y=y, **more)
+    return f"npz:{path}"
+
+
+@pytest.mark.parametrize("name", ["class_names", "names", "label_names", "Classes", "target_names"])
+def test_names_of_classes_under_another_name_are_not_passed_over(tmp_path: Path, name: str) -> None:
+    source = one_set(tmp_path / "a.npz", np.arange(3), **{name: np.array(["sea", "sky", "land"])})
+    for names in (None, ("land", "sea", "sky")):
+        with pytest.raises(
+            DataError, match=rf"a\.npz: holds {name}, which is not read: call the names of cl"
+        ):
+            data.load(source, names=names)
+
+
+def test_other_arrays_that_are_not_read_are_told(tmp_path: Path) -> None:
+    source = one_set(tmp_path / "a.npz", np.arange(3), ids=np.arange(3), x_val=np.zeros(3))
+    assert data.survey(source).passed == {"array 'ids'": 1, "array 'x_val'": 1}
+
+
+@pytest.mark.parametrize("y", [np.arange(180) % 9, 1 + np.arange(180) % 9])
+def test_labels_without_names_that_lack_a_class_at_an_end_are_refused(tmp_path: Path, y: Any) -> None:
+    """Who lacks a class has counted on past it, or from 1."""
+    mission = tuple("abcdefghij")
+    source = one_set(tmp_path / "a.npz", y)
+    for look in (data.survey, data.load):
+        with pytest.raises(
+            DataError, match=rf"labels run {y.min()}\.\.{y.max()} and have no names, and the mi"
+        ):
+            look(source, names=mission)
+    one_set(tmp_path / "a.npz", y, classes=np.array(mission))
+    assert data.survey(source, names=mission).y.tolist() == y.tolist()
+    one_set(tmp_path / "a.npz", y[:50])  # so few may lack one by chance
+    assert len(data.survey(source, names=mission)) == 50
+    one_set(tmp_path / "a.npz", np.arange(180) % 10)
+    assert len(data.survey(source, names=mission)) == 180
