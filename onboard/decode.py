@@ -27,8 +27,8 @@ from onboard.images import DataError, Pixels
 # Of these Pillow decodes each that its build can; what it cannot is refused by name.
 IMAGE_SUFFIXES = frozenset(
     {
-        ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".pgm",
-        ".ppm", ".pnm", ".pbm", ".gif", ".jp2", ".j2k", ".tga",
+        ".png", ".apng", ".avif", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".tif", ".tiff", ".webp",
+        ".pgm", ".ppm", ".pnm", ".pbm", ".gif", ".jp2", ".j2k", ".tga",
     }
 )  # fmt: skip
 SIXTEEN_BIT_FORMATS = ("PNG", "PPM", "JPEG2000")  # the depth of their whole numbers is 16, others' is unknown

@@ -8,6 +8,7 @@ silence.
 from __future__ import annotations
 
 import os
+import stat
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -65,9 +66,10 @@ def find(path: Path, part: str) -> Found:
     used = {name for found in files.values() for name, images in found.items() if images}
     classes = labels.in_order(used)
     for name in sorted(files[inside].keys() - used):
-        passed[f"folder {name!r} without images"] += 1
+        if not any(reason.endswith(f"inside {name!r}") for reason in passed):  # told already
+            passed[f"folder {name!r} without images"] += 1
     if not any(files[inside].values()):
-        raise DataError(f"{inside}: {NO_IMAGES}{told(passed)}")
+        raise DataError(f"{inside}: {NO_IMAGES}{_deeper(held[inside])}{told(passed)}")
     chosen = [(file, label) for label, name in enumerate(classes) for file in files[inside].get(name, ())]
     return Found(
         tuple(file for file, _ in chosen),
@@ -76,6 +78,14 @@ def find(path: Path, part: str) -> Found:
         passed,
         bool(tops),
     )
+
+
+def _deeper(classes: Mapping[str, Path]) -> str:
+    """Where the folders of classes may be, if all of them are one folder further down."""
+    if len(classes) != 1:
+        return ""
+    (only,) = classes.values()
+    return f"; did you mean folder:{only}?" if any(_classes(only, Counter())) else ""
 
 
 def told(passed: Mapping[str, int]) -> str:
@@ -100,7 +110,7 @@ def _classes(top: Path, passed: Counter[str]) -> dict[str, Path]:
     for entry in _entries(top):
         if is_junk(entry.name):
             passed[HIDDEN] += 1
-        elif not entry.is_dir():
+        elif not _is_folder(entry):
             passed["beside the classes' folders" if _is_image(entry.name) else _no_image(entry.name)] += 1
         else:
             (name,) = labels.checked(top, [entry.name])
@@ -116,18 +126,34 @@ def _images(folder: Path, passed: Counter[str]) -> list[Path]:
     for entry in _entries(folder):
         if is_junk(entry.name):
             passed[HIDDEN] += 1
-        elif entry.is_dir():
+        elif _is_folder(entry):
             inside = sum(1 for _, _, names in os.walk(entry.path) for name in names if not is_junk(name))
             passed[f"in folders inside {folder.name!r}"] += inside
         elif not _is_image(entry.name):
             passed[_no_image(entry.name)] += 1
-        elif not Path(entry.path).exists():
-            passed["links that lead nowhere"] += 1
-        elif entry.stat().st_size == 0:
-            passed["empty files"] += 1
+        elif reason := _unusable(entry):
+            passed[reason] += 1
         else:
             found.append(Path(entry.path))
     return found
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # links that lead in a circle
+        return False
+
+
+def _unusable(entry: os.DirEntry[str]) -> str:
+    """Why a file that is called an image is none; empty if it may be one."""
+    try:
+        state = entry.stat()
+    except OSError:  # it is gone, or links lead in a circle
+        return "links that lead nowhere"
+    if not stat.S_ISREG(state.st_mode):  # nobody may ever write into a pipe
+        return "no regular files"
+    return "" if state.st_size else "empty files"
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
@@ -135,7 +161,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)
     except FileNotFoundError:
-        raise MissingDataError(f"{folder}: {NO_IMAGES}") from None
+        raise MissingDataError(f"{folder}: no such folder; {NO_IMAGES}") from None
     except OSError as error:
         raise DataError(f"{folder}: {error.strerror}") from None
 

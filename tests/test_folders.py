@@ -86,7 +86,9 @@ def test_what_is_passed_over_is_told_with_its_reason(tmp_path: Path) -> None:
 
 def test_a_set_one_folder_too_deep_says_so(tmp_path: Path) -> None:
     images(tmp_path, "EuroSAT_RGB/land/1.png", "EuroSAT_RGB/sea/1.png")
-    with pytest.raises(DataError, match=r"no images: .*; 3 passed over .*2 in folders inside 'EuroSAT_RGB'"):
+    with pytest.raises(
+        DataError, match=r"no images: .*; did you mean folder:.*/EuroSAT_RGB\?; 2 passed over \(2 in"
+    ):
         look(tmp_path)
     assert look(tmp_path / "EuroSAT_RGB").classes == ("land", "sea")
 
@@ -185,3 +187,20 @@ def test_parts_and_what_is_beside_them(tmp_path: Path) -> None:
 def test_classes_that_are_called_train_and_test_are_classes(tmp_path: Path) -> None:
     images(tmp_path, "train/1.png", "car/1.png")
     assert look(tmp_path).classes == ("car", "train")
+
+
+def test_what_would_never_end_to_be_read_is_passed_over(tmp_path: Path) -> None:
+    """A link in a circle, and a pipe into which nobody writes."""
+    images(tmp_path, "land/1.png")
+    (tmp_path / "land" / "circle.png").symlink_to("circle.png")
+    (tmp_path / "land" / "itself").symlink_to(tmp_path / "land")
+    os.mkfifo(tmp_path / "land" / "pipe.png")
+    assert len(data.load(f"folder:{tmp_path}", part="own")) == 1
+    assert look(tmp_path).passed == {
+        "links that lead nowhere": 1, "no regular files": 1, "in folders inside 'land'": 3,
+    }  # fmt: skip
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"/absent: no such folder"):
+        look(tmp_path / "absent")
