@@ -34,7 +34,9 @@ BY_METHOD = "Default: the method's."
 @click.option("--devices", default=100, show_default=True, help="N, at most 254.")
 @click.option("--select", default=5, show_default=True, help="K, the devices that are asked in a round.")
 @click.option("--quorum", type=int, help="Answers that end a round. Default: K.")
-@click.option("--rounds", default=10, show_default=True, type=click.IntRange(min=1), help="Rounds at most.")
+@click.option(
+    "--rounds", default=10, show_default=True, type=click.IntRange(1, 0xFFFE), help="Rounds at most."
+)
 @click.option("--target", type=click.FloatRange(0, 1, min_open=True), help="Stop at this test accuracy.")
 @click.option("--deadline", "deadline_s", default=900.0, show_default=True, metavar="S",
               type=click.FloatRange(0, min_open=True), help="Virtual time that a round waits.")  # fmt: skip

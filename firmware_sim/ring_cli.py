@@ -66,7 +66,13 @@ def _scenario(context: click.Context, _option: click.Parameter, path: Path | Non
               help="How values travel, for rd-psgd and d-psgd.")  # fmt: skip
 @click.option("--shape", type=click.Choice(SHAPES), default="ring", show_default=True,
               help="Who is whose neighbour. Weights are Metropolis-Hastings'.")  # fmt: skip
-@click.option("--columns", default=4, show_default=True, help="Of the torus, or nodes of a plane.")
+@click.option(
+    "--columns",
+    default=4,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Of the torus, or nodes of a plane.",
+)
 @click.option("--every", default=1, show_default=True, type=click.IntRange(min=1),
               help="Batches between two exchanges.")  # fmt: skip
 @click.option("--rate", default=0.4, show_default=True, type=click.FloatRange(0, 1, min_open=True),
@@ -76,7 +82,7 @@ def _scenario(context: click.Context, _option: click.Parameter, path: Path | Non
 @click.option("--epochs", default=5, show_default=True, type=click.IntRange(min=1), help="Of every node.")
 @click.option("--batch-size", default=32, show_default=True, type=click.IntRange(min=1), help="Images.")
 @click.option("--learning-rate", default=0.05, show_default=True, type=float, help="Of SGD.")
-@click.option("--drop", "drops", multiple=True, type=int, metavar="EPOCH",
+@click.option("--drop", "drops", multiple=True, type=click.IntRange(min=1), metavar="EPOCH",
               help="The rate falls to a tenth before this epoch, counted from 0; repeatable.")  # fmt: skip
 @click.option("--cosine-epochs", default=0, show_default=True, metavar="N", type=click.IntRange(min=0),
               help="The rate follows half a cosine almost to 0 in so many epochs instead.")  # fmt: skip
@@ -84,7 +90,13 @@ def _scenario(context: click.Context, _option: click.Parameter, path: Path | Non
 @click.option(
     "--weight-decay", default=0.0, show_default=True, type=click.FloatRange(min=0), help="Likewise."
 )
-@click.option("--shift-pixels", default=0, show_default=True, help="Images are shifted by up to this much.")
+@click.option(
+    "--shift-pixels",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0, 255),
+    help="Images are shifted by up to this much.",
+)
 @click.option("--distortion", default=0.0, show_default=True, type=click.FloatRange(0, 4),
               help="Turned, stretched and sheared by so much.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31), help="Repeats a run.")
@@ -202,6 +214,8 @@ def _cut(text: str) -> tuple[tuple[int, int], tuple[float, float]]:
         from_s, until_s = (finite(time) for time in times.split(":"))
     except ValueError:
         raise ValueError(f"--cut {text!r}: expected A-B@FROM:UNTIL, as 5-6@10:70") from None
+    if not from_s < until_s:
+        raise ValueError(f"--cut {text!r}: ends before it begins")
     return (min(a, b), max(a, b)), (from_s, until_s)
 
 

@@ -69,12 +69,13 @@ def init(
             select=select or len(specs), quorum=quorum or select or len(specs), deadline_s=deadline_s,
             seed=seed, data_dir=data_dir,
         )  # fmt: skip
-        for line in found(folder, specs, wishes):
-            click.echo(line)
+        lines = list(found(folder, specs, wishes))
     except (SetupError, ConfigError) as error:
         fail(str(error))
     except OSError as error:
         refused(error, folder)
+    for line in lines:  # whatever becomes of it, the mission is there
+        click.echo(line)
 
 
 @main.command()
@@ -99,11 +100,12 @@ def sample(folder: Path, name: str, data: str | None, data_dir: Path | None, ima
 
     try:
         source = None if data is None else relative_source(data, Path.cwd())
-        click.echo(make(folder, name, source, data_dir, images))
+        told = make(folder, name, source, data_dir, images)
     except (SetupError, ConfigError, DataError) as error:
         fail(str(error))
     except OSError as error:
         fail(f"{error.filename or folder}: {error.strerror or error}", code=1)
+    click.echo(told)
 
 
 @main.command()
@@ -183,11 +185,12 @@ def roll(folder: Path, name: str, drop_old: bool) -> None:
     from onboard.keys import BadKey
 
     try:
-        click.echo(roll_key(folder, name, drop_old=drop_old))
+        told = roll_key(folder, name, drop_old=drop_old)
     except (SetupError, ConfigError, BadKey) as error:
         fail(str(error))
     except OSError as error:
         refused(error, folder)
+    click.echo(told)
 
 
 @main.command()
@@ -267,7 +270,7 @@ def replay(files: tuple[Path, ...], mission: Path | None, key: Path | None, as_j
             click.echo(line)
     except (ConfigError, BadKey) as error:
         fail(str(error))
-    except BrokenPipeError:  # whoever read has seen enough
-        raise
     except OSError as error:
+        if error.filename is None:  # not the recording, but what is printed
+            raise
         fail(f"{error.filename}: {error.strerror or error}")

@@ -25,7 +25,7 @@ def follow(folder: Path, picture: Picture, *, as_json: bool, once: bool) -> None
 
     Raises NobodyThere if nothing answers at first; what ends later is waited for.
     """
-    in_place = sys.stdout.isatty() and not as_json and not once
+    in_place = sys.stdout is not None and sys.stdout.isatty() and not as_json and not once
     before: dict[str, Any] | None = None
     text, seen_s = "", 0.0
     if in_place:

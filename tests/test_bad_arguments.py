@@ -65,6 +65,11 @@ WRONG = [
     ("firmware-sim", ("ring", "--cut", "1-2@0:inf"), "--cut '1-2@0:inf': expected A-B@FROM:UNTIL"),
     ("firmware-sim", ("ring", "--dead", "3@1", "--dead", "3@9"), "--dead: 3 is given twice"),
     ("firmware-sim", ("ring", "--cut", "1-2@0:1", "--cut", "2-1@5:6"), "--cut: (1, 2) is given twice"),
+    ("firmware-sim", ("ring", "--cut", "1-2@9:1"), "--cut '1-2@9:1': ends before it begins"),
+    ("firmware-sim", ("ring", "--shift-pixels", "-1"), "--shift-pixels"),
+    ("firmware-sim", ("ring", "--columns", "0"), "--columns"),
+    ("firmware-sim", ("ring", "--drop", "-1"), "--drop"),
+    ("firmware-sim", ("fleet", "--rounds", "65535"), "--rounds"),
     ("firmware-sim", ("demo", "--real", "jetson-nano=/dev/a", "--real", "jetson-nano=/dev/b"), "given twice"),
     ("groundstation", ("init", "m", "--node", "pi,port=/dev/a,cpu-share=nan"), "cpu_share = nan: "),
     ("groundstation", ("init", "m", "--node", "pi,port=serial:/dev/a?baud=1&baud=2"), "baud is given twice"),
@@ -362,3 +367,39 @@ def test_a_recording_is_written_into_no_file_that_is_something_else(file: str, m
     done = run("groundstation", "serve", str(mission), "--record", str(folder / file), code=2)
     assert done.stderr.endswith("is there, and no recording; give it another name\n")
     assert before == {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("groundstation", "replay", "rec"), ("groundstation", "init", "new", "--node", "pi,port=/dev/a"),
+     ("groundstation", "roll", "m", "pi"), ("groundstation", "sample", "m", "pi")],
+    ids=lambda command: command[1],
+)  # fmt: skip
+def test_a_full_disk_under_the_answer_is_not_taken_for_the_mission_s(
+    command: tuple[str, ...], mission: Path
+) -> None:
+    (mission.parent / "rec").write_bytes(b"\0")
+    program, *arguments = command
+    with Path("/dev/full").open("wb") as out:
+        done = subprocess.run(
+            [sys.executable, "-m", program, *arguments], cwd=mission.parent, stdout=out,
+            stderr=subprocess.PIPE, text=True, timeout=20,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, "groundstation: No space left on device\n")
+
+
+def test_links_without_a_standard_output_say_what_is_wrong(mission: Path) -> None:
+    command = [
+        "sh",
+        "-c",
+        'exec "$@" >&-',
+        "sh",
+        sys.executable,
+        "-m",
+        "groundstation",
+        "links",
+        str(mission),
+    ]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=20)
+    assert done.returncode == 1
+    assert done.stderr == f"{mission}: no program runs on it\n"
