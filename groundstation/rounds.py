@@ -15,7 +15,7 @@ from groundstation.asking import Askings, pause_s
 from groundstation.config import Mission
 from groundstation.station import Station
 from groundstation.store import Store, StoreError
-from groundstation.upkeep import described
+from onboard.complaints import where
 from onboard.data import Images
 from onboard.learn.federated import Answer, PartialAverage, Round, Verdict, choose, finished
 from onboard.learn.graph import InferGraph, TrainGraph, evaluate
@@ -197,7 +197,7 @@ class Rounds:
             raise
         except Exception as error:
             station = self._stations[node]
-            say(log, "link-failed", level=logging.ERROR, node=station.node.name, why=described(error))
+            say(log, "link-failed", level=logging.ERROR, node=station.node.name, why=where(error))
             self._give_up(station, "failed")
 
     # the story

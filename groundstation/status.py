@@ -41,7 +41,7 @@ def picture(mission: Mission, store: Store) -> dict[str, Any]:
             "link": names[row["id"]].link.name,
             "port": names[row["id"]].port,
             "heard_at": row["heard_at"],
-            "health": json.loads(row["health"]) if row["health"] else None,
+            "health": _health(row["health"]),
             "counters": store.counters(row["id"]),
             "asked": sum(_of(row["id"], one["answers"]) is not None for one in rounds),
             "answered": sum(_of(row["id"], one["answers"]) in ("answered", "merged") for one in rounds),
@@ -59,6 +59,16 @@ def picture(mission: Mission, store: Store) -> dict[str, Any]:
         "rounds": rounds,
         "nodes": nodes,
     }
+
+
+def _health(stored: str | None) -> dict[str, Any] | None:
+    """A board's last health message; None where there is none, or one of another version."""
+    try:
+        health = json.loads(stored or "null")
+        State(health["state"])
+    except (ValueError, TypeError, KeyError):
+        return None
+    return dict(health)
 
 
 def _of(node: int, answers: list[Mapping[str, Any]]) -> str | None:

@@ -146,7 +146,8 @@ class Store:
         with self.transaction():
             self._db.execute("UPDATE mission SET classes = ? WHERE classes IS NULL", (told,))
             row = self._db.execute("SELECT classes FROM mission").fetchone()
-        return msgspec.json.decode(row["classes"], type=tuple[str, ...])
+        with self._errors():
+            return msgspec.json.decode(row["classes"], type=tuple[str, ...])
 
     def finish(self, why: str, now: float) -> None:
         """Marks the mission as finished."""
@@ -173,7 +174,8 @@ class Store:
             ).fetchone()
             epoch = next_epoch(row["epoch"])
             self._db.execute("UPDATE node SET epoch = ? WHERE id = ?", (epoch, node))
-        spent = Spent() if row["spent"] is None else msgspec.json.decode(row["spent"], type=Spent)
+        with self._errors():
+            spent = Spent() if row["spent"] is None else msgspec.json.decode(row["spent"], type=Spent)
         return Floor(epoch, bytes(row["salt"]), (row["floor_epoch"], row["floor_seq"]), spent)
 
     def rekey(self, node: int, salt: bytes) -> None:
@@ -372,6 +374,8 @@ class Store:
             if "locked" in str(error):
                 raise StoreBusy(f"{self.path}: {error}: another program holds it") from error
             raise StoreError(f"{self.path}: {error}") from error
+        except msgspec.MsgspecError as error:
+            raise StoreError(f"{self.path}: holds what this version does not read: {error}") from error
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -7,13 +7,12 @@ that nobody foresaw is begun again after a pause, which doubles.
 from __future__ import annotations
 
 import logging
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from groundstation.station import Station
 from groundstation.store import StoreError
+from onboard.complaints import where
 from onboard.link.pump import Pump
 from onboard.log import say
 from onboard.wire.events import Event
@@ -63,7 +62,7 @@ class Upkeep:
         pause_s = min(2 * before.pause_s, LAST_PAUSE_S) if before else FIRST_PAUSE_S
         self._failures[station.node.id] = _Failure(now + pause_s, pause_s)
         say(
-            log, "link-failed", level=logging.ERROR, node=station.node.name, why=described(error),
+            log, "link-failed", level=logging.ERROR, node=station.node.name, why=where(error),
             again_in_s=pause_s,
         )  # fmt: skip
 
@@ -90,10 +89,3 @@ class Upkeep:
     def _is_down(self, station: Station) -> bool:
         failure = self._failures.get(station.node.id)
         return failure is not None and failure.is_down
-
-
-def described(error: Exception) -> str:
-    """One line: what it is, and where in the program it came from."""
-    last = traceback.extract_tb(error.__traceback__)[-1:]
-    where = "".join(f" ({Path(frame.filename).name}:{frame.lineno})" for frame in last)
-    return f"{type(error).__name__}: {error}".replace("\n", " ") + where

@@ -7,7 +7,9 @@ import errno
 import math
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 import click
@@ -47,6 +49,12 @@ class OneLineErrors(click.Group):
             name = f"{error.filename}: " if isinstance(error.filename, str | os.PathLike) else ""
             click.echo(one_line(f"{self.name}: {name}{error.strerror or error}"), err=True)
             code = 1
+        except Exception as error:  # a fault of the program's, which a user cannot read out of a traceback
+            if os.environ.get(TRACEBACK):
+                raise
+            told = f"{self.name}: internal error: {where(error)}; {TRACEBACK}=1 shows more"
+            click.echo(one_line(told), err=True)
+            code = 1
         if code:
             forget_unwritten(sys.stdout)
         sys.exit(code)
@@ -59,6 +67,7 @@ class OneLineErrors(click.Group):
         super().add_command(cmd, name)
 
 
+TRACEBACK = "SPACEDML_TRACEBACK"
 _MOST_CHARACTERS = 2000
 Callback = Callable[[click.Context, click.Parameter, Any], Any]
 
@@ -99,6 +108,13 @@ def forget_unwritten(stream: TextIO | None) -> None:
     except (OSError, ValueError):
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno() if stream is not None else 1)
+
+
+def where(error: BaseException) -> str:
+    """An error that nobody foresaw, and the line that raised it."""
+    frames = traceback.extract_tb(error.__traceback__)[-1:]
+    place = "".join(f" ({Path(frame.filename).name}:{frame.lineno})" for frame in frames)
+    return one_line(f"{type(error).__name__}: {error}") + place
 
 
 def one_line(text: str) -> str:

@@ -51,3 +51,27 @@ def test_ctrl_c_ends_with_its_exit_code() -> None:
 
     group = OneLineErrors("program", {"interrupted": interrupted})
     assert CliRunner().invoke(group, ["interrupted"]).exit_code == 130
+
+
+class UnforeseenError(Exception):
+    """What no command expects."""
+
+
+@pytest.mark.parametrize(
+    "error", [UnforeseenError("two\nlines"), KeyError("x"), MemoryError(), RecursionError()]
+)
+def test_what_nobody_foresaw_is_one_line(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    @click.command()
+    def broken() -> None:
+        raise error
+
+    group = OneLineErrors("program", {"broken": broken})
+    result = CliRunner().invoke(group, ["broken"])
+    assert result.exit_code == 1
+    assert re.fullmatch(
+        rf"program: internal error: {type(error).__name__}: .*\(test_complaints.py:\d+\); "
+        r"SPACEDML_TRACEBACK=1 shows more\n",
+        result.stderr,
+    )
+    monkeypatch.setenv("SPACEDML_TRACEBACK", "1")
+    assert CliRunner().invoke(group, ["broken"]).exception is error

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 from io import StringIO
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from rich.console import Console
 from groundstation import status
 from groundstation.cli import main
 from groundstation.config import Mission, load_mission
-from groundstation.store import Store
+from groundstation.store import Store, StoreError
 from onboard.wire.health import Failure, State
 
 METRICS = {"samples": 600, "loss": 0.25, "train_s": 12.0, "cpu_s": 11.0, "energy_j": 70.0}
@@ -135,3 +137,25 @@ def test_a_board_that_failed_is_shown_with_its_reason(mission: Mission) -> None:
     assert "failed: [bold] of 66 MB" in printed(mission, store)
     store.hear(1, 1062.0, (1, 11), health | {"why": ""})
     assert "failed: memory" in printed(mission, store)
+
+
+@pytest.mark.parametrize("health", ["", "x", "[]", "{}", '{"state": 99}', '{"state": null}'])
+def test_a_health_of_another_version_is_none(health: str, mission: Mission) -> None:
+    with contextlib.closing(fill(mission)) as store, sqlite3.connect(mission.database) as shell:
+        shell.execute("UPDATE node SET health = ?", (health,))
+        assert store.nodes()
+    for form in ([], ["--json"]):
+        result = CliRunner().invoke(main, ["status", str(mission.folder), *form])
+        assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("change", ["UPDATE node SET spent = 'x'", "UPDATE mission SET classes = '[1]'"])
+def test_a_database_of_another_version_is_named(change: str, mission: Mission) -> None:
+    fill(mission).close()
+    with contextlib.closing(sqlite3.connect(mission.database)) as shell, shell:
+        shell.execute("UPDATE mission SET seed = 0")
+        shell.execute(change)
+    store = Store(mission.database)
+    with pytest.raises(StoreError, match=r"mission\.sqlite: holds what this version does not read: "):
+        _ = store.enter_node(1, "pi"), store.classes(("a",))
+    store.close()
