@@ -76,7 +76,8 @@ def _pixels(picture: Any, mode: str) -> Pixels:
     if frames > 1 and picture.format != "MPO":
         raise DataError(f"has {frames} frames, needs one")
     sixteen = picture.mode == "I" and picture.format in SIXTEEN_BIT_FORMATS
-    upright = ImageOps.exif_transpose(picture)
+    upright = picture
+    ImageOps.exif_transpose(upright, in_place=True)  # else a copy, turned or not: a camera's takes 96 MB
     if upright.mode.startswith("I;16") or sixteen:
         return _scaled(np.asarray(upright))
     if upright.mode in ("I", "F"):
@@ -87,7 +88,7 @@ def _pixels(picture: Any, mode: str) -> Pixels:
         upright = Image.new("RGBA", clear.size, "white")
         upright.alpha_composite(clear)
         upright = upright.convert("RGB")
-    return np.asarray(upright.convert(mode))
+    return np.asarray(upright if upright.mode == mode else upright.convert(mode))
 
 
 def _scaled(deep: NDArray[Any]) -> Pixels:

@@ -155,3 +155,21 @@ def test_a_cameras_picture_is_fitted_in_little_memory(tmp_path: Path) -> None:
     down, across = images._resampling(3000, 64), images._resampling(4000, 64).T
     assert np.abs(small[0, 0] - (down @ picture[0, 0] @ across)).max() <= 0.5 + 1e-9
     assert grey.shape == (1, 1, 28, 28)
+
+
+def test_a_cameras_picture_is_decoded_without_copies_of_it(tmp_path: Path) -> None:
+    """Of 12 million pixels Pillow holds 48 MB; each copy of them is as much again."""
+    import subprocess
+    import sys
+
+    path = tmp_path / "a.jpg"
+    Image.effect_noise((80, 60), 60).convert("RGB").resize((4000, 3000)).save(path)
+    code = (
+        "import sys; from pathlib import Path; from PIL import Image; import numpy\n"
+        "from onboard.decode import decoded\n"
+        "status = lambda: Path('/proc/self/status').read_text()\n"
+        "most = lambda: int(status().split('VmHWM:')[1].split()[0]) / 1024\n"
+        "before = most(); decoded('a', Path(sys.argv[1]), 3); print(most() - before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 150
