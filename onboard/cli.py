@@ -198,7 +198,6 @@ def _run_gossip(
         images = found = None
         if config.gossip.trains:
             found = inspection_of(shard_of(config))
-            found.check_size(config.memory_bytes)
             images = images_of(shard_of(config))
         with sole_user(config.state):
             node, pumps = gossip_node(config, images, time.monotonic(), recorder)

@@ -76,16 +76,6 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
             )
         return found
 
-    def check_size(self, budget_bytes: int) -> None:
-        """Raises DataError where the images alone take more than the budget."""
-        if self.load_bytes > budget_bytes:
-            from onboard.images import DataError
-
-            raise DataError(
-                f"{self.source}: its {self.images} images take {self.load_bytes / 2**20:.0f} MB, the "
-                f"budget is {budget_bytes / 2**20:.0f} MB: take fewer by data.rows, or raise budget.memory_mb"
-            )
-
     def line(self) -> str:
         """All of it for a person."""
         counts = ", ".join(f"{name}: {count}" for name, count in [*self.classes.items()][:SHOWN])
@@ -119,14 +109,20 @@ def inspect(
     names: tuple[str, ...] | None = None,
     classes: int | None = None,
     expected: Levels | None = None,
+    budget_bytes: int | None = None,
 ) -> Inspection:
     """Looks at all that `onboard.data.load` would take, with the same arguments, and keeps none of it;
-    `expected`: what pixels should be like.
+    `expected`: what pixels should be like; `budget_bytes`: what they may take, which is checked first.
 
     Raises DataError."""
     from onboard import data
 
     seen = data.survey(source, shape, folder=folder, part=part, rows=rows, names=names, classes=classes)
+    if budget_bytes is not None and seen.load_bytes > budget_bytes:
+        raise data.DataError(
+            f"{source}: its {len(seen)} images take {seen.load_bytes / 2**20:.0f} MB, the budget is "
+            f"{budget_bytes / 2**20:.0f} MB: take fewer by data.rows, or raise budget.memory_mb"
+        )
     pixels = data.measure(source, shape, folder=folder, part=part, rows=rows)
     if expected is not None and len(seen) >= JUDGED_FROM:
         why = refusal(pixels.levels, expected, pixels.high)

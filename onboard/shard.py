@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Shard(msgspec.Struct, frozen=True, kw_only=True):
     """The images of one node, as `onboard.data.load` takes them; `rows`: the first, and the one after the
     last; `classes`: the mission's, by name; `levels`: of the mission's test data; `tasked`: whether
-    tasks will say what the mission's classes are."""
+    tasks will say what the mission's classes are; `budget_bytes`: what the images may take at most."""
 
     source: str
     folder: str | None
@@ -27,6 +27,7 @@ class Shard(msgspec.Struct, frozen=True, kw_only=True):
     classes: tuple[str, ...] | None = None
     levels: Levels | None = None
     tasked: bool = False
+    budget_bytes: int | None = None
 
     def options(self) -> dict[str, Any]:
         """What `onboard.data` is given beside the source and the shape."""
@@ -45,6 +46,7 @@ def shard_of(config: OwnConfig) -> Shard:
         classes=config.data_classes,
         levels=config.data_levels,
         tasked=isinstance(config, NodeConfig),
+        budget_bytes=config.memory_bytes,
     )
 
 
@@ -52,7 +54,10 @@ def inspection_of(shard: Shard, classes: int | None = None) -> Inspection:
     """Looks at them; `classes`: how many the model tells apart, where that is known. Raises DataError."""
     from onboard.inspection import inspect
 
-    found = inspect(shard.source, shard.shape, classes=classes, expected=shard.levels, **shard.options())
+    found = inspect(
+        shard.source, shard.shape, classes=classes, expected=shard.levels, budget_bytes=shard.budget_bytes,
+        **shard.options(),
+    )  # fmt: skip
     return msgspec.structs.replace(found, compared=shard.classes is not None or not shard.tasked)
 
 

@@ -119,11 +119,6 @@ class ProcessTrainer:
             say(log, "images-unread", level=logging.WARNING, why=answer.why)
         if isinstance(answer, Looked):
             answer.found.tell()
-            if self._memory_bytes is not None:
-                try:
-                    answer.found.check_size(self._memory_bytes)
-                except ValueError as error:
-                    raise BadImages(str(error)) from None
 
     def _order(self, job: Job | None, allowed_bytes: int | None = None) -> Order:
         left = allowed_bytes
