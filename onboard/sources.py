@@ -15,6 +15,8 @@ Named sets and image folders are fitted to the model's shape; an npz must have i
 
 from __future__ import annotations
 
+import gzip
+import importlib.util
 import io
 import math
 import os
@@ -114,20 +116,34 @@ def opened(source: str, shape: Shape, folder: str | Path | None, part: Part) -> 
 
 
 def _digits(shape: Shape, part: Part) -> Opened:
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise MissingDataError(f"digits: {unusable('sklearn', error)}") from None
-    bunch = load_digits()
-    small = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[:, None]  # 8x8 with values 0..16
+    handwritten, answers = _handwritten()
+    small = np.rint(handwritten * (255 / 16)).astype(np.uint8)[:, None]  # 8x8 with values 0..16
     x = np.pad(fit(small, (1, 20, 20)), ((0, 0), (0, 0), (4, 4), (4, 4)))
-    train, test = split(Images(x, bunch.target.astype(np.int64), DIGITS), TEST_SHARE, SPLIT_SEED)
+    train, test = split(Images(x, answers.astype(np.int64), DIGITS), TEST_SHARE, SPLIT_SEED)
     images = test if part == "test" else train
 
     def blocks(rows: Rows) -> Iterator[Block]:
         yield np.arange(len(rows)), fit(images.x[rows], shape)
 
     return Opened("digits", images.y, "y", DIGITS, blocks)
+
+
+def _handwritten() -> tuple[NDArray[Any], NDArray[Any]]:
+    """scikit-learn's images (N, 8, 8) and their labels (N). To import it takes a second and 100 MB, to read
+    its table 10 ms: it is imported only where the table does not lie there."""
+    try:
+        package = importlib.util.find_spec("sklearn")
+        for folder in (package.submodule_search_locations or []) if package else []:
+            table = Path(folder) / "datasets" / "data" / "digits.csv.gz"
+            if table.is_file():
+                with gzip.open(table, "rt") as lines:
+                    values = np.loadtxt(lines, delimiter=",", dtype=np.uint8)
+                return values[:, :-1].reshape(-1, 8, 8), values[:, -1]
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise MissingDataError(f"digits: {unusable('sklearn', error)}") from None
+    bunch = load_digits()
+    return bunch.images, bunch.target
 
 
 def _mnist(folder: Path, shape: Shape, part: Part) -> Opened:
