@@ -210,10 +210,10 @@ def as_on_a_jetson() -> list[str]:
 def jetson(folder: Path, *, rounds: int, epochs: int) -> Iterator[Field]:
     """README's Jetson, its folder copied and examined, nothing started."""
     page = blocks("README.md", "On a Raspberry Pi")
-    (scp,) = [line.replace("/pi ", "/nano ") for line in the(page, "groundstation init") if "scp" in line]
+    _, *same = [re.sub(r"\bpi(?= |$)", "nano", line) for line in the(page, "groundstation init")]
     (init,) = the(blocks("README.md", "On a Jetson"), "groundstation init")
     with lan(folder) as on:
-        field = Field(on, [init, scp, "groundstation serve mission"], rounds=rounds, epochs=epochs)
+        field = Field(on, [init, *same], rounds=rounds, epochs=epochs)
         check(field.board, "nano", as_on_a_jetson())
         yield field
 
