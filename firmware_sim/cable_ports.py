@@ -25,6 +25,9 @@ from urllib.parse import parse_qsl, urlsplit
 
 from firmware_sim.channel import SIDES, Side
 from hw_profiles import Link
+from onboard.link import BadUrl
+from onboard.link.places import resolve
+from onboard.link.udp import host_port
 from onboard.wire.timing import LEAD_BYTES
 
 _QUIET_S = 0.05  # a serial line this long without a byte has ended its piece
@@ -57,17 +60,16 @@ def parse_end(text: str) -> Path | UdpEnd:
     return UdpEnd(_address(url.netloc, text), None if peer is None else _address(peer, text))
 
 
-def _address(host_port: str, text: str) -> tuple[str, int]:
-    host, _, port = host_port.rpartition(":")
-    # The resolver would take a port above 65535 modulo 65536.
-    if not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
-        raise CableError(f"{text}: {host_port!r} is not HOST:PORT")
+def _address(end: str, text: str) -> tuple[str, int]:
     try:
-        found = socket.getaddrinfo(host, int(port), socket.AF_INET, socket.SOCK_DGRAM)
+        host, port = host_port(text, end)
+    except BadUrl as error:
+        raise CableError(str(error)) from None
+    try:
+        ip, number = resolve(host, port, socket.AF_INET)[0][:2]
     except OSError as error:
         raise CableError(f"{text}: {host!r}: {error.strerror}") from None
-    ip, number = found[0][4][:2]
-    return str(ip), int(number)
+    return ip, number
 
 
 @dataclass(slots=True)

@@ -11,7 +11,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 
@@ -23,7 +22,8 @@ from onboard.data import check_source
 from onboard.journal import sole_user, sync_folder, write_durably
 from onboard.keys import load_keys, new_key, newest, replace_keys, roll, save_key
 from onboard.learn.graph import TrainGraph
-from onboard.link.udp import learns_peer
+from onboard.link import BadUrl
+from onboard.link.udp import ends, is_ipv6, learns_peer
 from onboard.toml import checked
 
 NODE_KEYS = ("board", "link", "port", "board_port", "data", "cpu_share", "encrypt")
@@ -122,12 +122,15 @@ class NodeSpec:
             )
         if self.board_port or not self.port.startswith("udp:"):
             return self.board_port or self.port
-        peer = urlsplit(self.port)
-        if not peer.hostname:
+        try:
+            peer, _ = ends(self.port)
+        except BadUrl as error:
+            raise SetupError(f"--node {self.name}: port={error}") from None
+        if peer is None:
             raise SetupError(
                 f"--node {self.name}: board-port= is missing: {self.port} does not say where the board is"
             )
-        return f"udp://?bind={'[::]' if ':' in peer.hostname else '0.0.0.0'}:{peer.port}"
+        return f"udp://?bind={'[::]' if is_ipv6(self.port) else '0.0.0.0'}:{peer[1]}"
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ class UdpPort:
         self.max_frame_bytes = max_frame_bytes
         self._kept: list[tuple[bytes, Address]] = []
         self._from: dict[int, tuple[bytes, Address]] = {}  # the frames of the last read, by their id()
-        peer, bind = _ends(url)
+        peer, bind = ends(url)
         self._family = socket.AF_INET6 if is_ipv6(url) else socket.AF_INET
         self._header_bytes = IPV6_UDP_BYTES if is_ipv6(url) else IPV4_UDP_BYTES
         local = _first(url, bind, self._family) if bind is not None else ("", 0)
@@ -189,7 +189,7 @@ class UdpPort:
     def recall(self, peer: str) -> None:
         """See `Paths.recall`. An address that this port cannot send to is forgotten."""
         with contextlib.suppress(BadUrl, OSError):
-            host, number = _end(self.url, peer)
+            host, number = host_port(self.url, peer)
             if address_of(host) is not None:
                 self._places.recall(resolve(host, number, self._family)[0])
 
@@ -245,7 +245,7 @@ def is_ipv6(url: str) -> bool:
 
     Raises BadUrl.
     """
-    peer, bind = _ends(url)
+    peer, bind = ends(url)
     host = (peer or bind or ("", 0))[0]
     address = address_of(host)
     return address is not None and address.version == 6
@@ -253,13 +253,13 @@ def is_ipv6(url: str) -> bool:
 
 def names_hosts(url: str) -> bool:
     """Whether an end is a name, which has to be looked up. Raises BadUrl."""
-    return any(end is not None and address_of(end[0]) is None for end in _ends(url))
+    return any(end is not None and address_of(end[0]) is None for end in ends(url))
 
 
 def learns_peer(url: str) -> bool:
     """Whether this is a UDP port that does not say where the peer is; False for what is no port at all."""
     with contextlib.suppress(BadUrl):
-        return url.startswith("udp:") and _ends(url)[0] is None
+        return url.startswith("udp:") and ends(url)[0] is None
     return False
 
 
@@ -267,8 +267,8 @@ def _is_dynamic(local_port: int) -> bool:
     return 1024 <= local_port <= 65_535
 
 
-def _ends(url: str) -> tuple[tuple[str, int] | None, tuple[str, int] | None]:
-    """`udp://HOST:PORT?bind=HOST:PORT` as (peer, bind); either may be missing, not both."""
+def ends(url: str) -> tuple[tuple[str, int] | None, tuple[str, int] | None]:
+    """`udp://HOST:PORT?bind=HOST:PORT` as (peer, bind); either may be missing, not both. Raises BadUrl."""
     try:
         parts = urlsplit(url)
     except ValueError as error:
@@ -277,16 +277,17 @@ def _ends(url: str) -> tuple[tuple[str, int] | None, tuple[str, int] | None]:
     unknown = sorted(options.keys() - {"bind"})
     if parts.scheme != "udp" or parts.path not in ("", "/") or unknown:
         raise BadUrl(f"{url}: {unknown or parts.path} is not part of udp://HOST:PORT?bind=HOST:PORT")
-    peer = _end(url, parts.netloc) if parts.netloc else None
+    peer = host_port(url, parts.netloc) if parts.netloc else None
     if peer is not None:
         check_peer(url, *peer)
-    bind = _end(url, options["bind"][-1]) if "bind" in options else None
+    bind = host_port(url, options["bind"][-1]) if "bind" in options else None
     if peer is None and bind is None:
         raise BadUrl(f"{url}: neither a peer nor a port to bind to; udp://HOST:PORT?bind=HOST:PORT")
     return peer, bind
 
 
-def _end(url: str, text: str) -> tuple[str, int]:
+def host_port(url: str, text: str) -> tuple[str, int]:
+    """`HOST:PORT`, or `[HOST]:PORT` for IPv6, as it stands in `url`. Raises BadUrl."""
     try:
         parts = urlsplit(f"//{text}")
         host, port = parts.hostname, parts.port
@@ -302,7 +303,7 @@ def _found(url: str, look_up: Callable[[], Sequence[Address]]) -> Sequence[Addre
     try:
         return look_up()
     except OSError as error:
-        host = (_ends(url)[0] or ("",))[0]
+        host = (ends(url)[0] or ("",))[0]
         raise PortLost(url, f"cannot open: {host}: {error.strerror or error}") from error
 
 

@@ -314,7 +314,16 @@ def test_docs_name_every_key_of_a_report(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["udp://", "udp://host", "udp://127.0.0.1:70000", "udp://127.0.0.1:1?to=a:1"]
+    "text",
+    [
+        "udp://",
+        "udp://host",
+        "udp://127.0.0.1:70000",
+        "udp://127.0.0.1:1?to=a:1",
+        "udp://127.0.0.1:-1",
+        "udp://[::1",
+        "udp://127.0.0.1:1?peer=h",
+    ],
 )
 def test_ends_that_are_no_ends_are_refused(text: str) -> None:
     with pytest.raises(CableError, match="udp://"):
