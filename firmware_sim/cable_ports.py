@@ -52,7 +52,10 @@ def parse_end(text: str) -> Path | UdpEnd:
     """
     if "://" not in text:
         return Path(text)
-    url = urlsplit(text)
+    try:
+        url = urlsplit(text)
+    except ValueError as error:
+        raise CableError(f"{text}: {error}") from None
     query = dict(parse_qsl(url.query, keep_blank_values=True))
     if url.scheme != "udp" or url.path or set(query) - {"peer"}:
         raise CableError(f"{text}: an end is a path or udp://HOST:PORT[?peer=HOST:PORT]")
