@@ -19,7 +19,7 @@ from firmware_sim.ring_cli import ring
 from hw_profiles import load_link
 from onboard.complaints import OneLineErrors, finite, refused
 from onboard.extras import require
-from onboard.lines import Outlet, lines_to
+from onboard.lines import Outlet, is_terminal, lines_to
 from onboard.log import Format, start
 from onboard.stop import stop_signals
 from onboard.toml import ConfigError
@@ -199,7 +199,7 @@ def demo(
 
 
 def _unread(lines: int) -> str:
-    return "" if sys.stdout.isatty() else f"{lines} texts are left out: nobody read them in time\n"
+    return "" if is_terminal(sys.stdout) else f"{lines} texts are left out: nobody read them in time\n"
 
 
 main.add_command(fleet)

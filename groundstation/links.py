@@ -13,6 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from onboard.lines import is_terminal
 from onboard.picture import BAR, DROPPED, KINDS, bit_rate, duration, eta, rate_bps
 
 View = Mapping[str, Any]
@@ -20,7 +21,7 @@ View = Mapping[str, Any]
 
 def links_picture(view: View, before: View | None, gap_s: float) -> str:
     """The view of `groundstation links` as text; `before` is the one of `gap_s` seconds ago, if any."""
-    console = Console(force_terminal=sys.stdout.isatty())
+    console = Console(force_terminal=is_terminal(sys.stdout))
     with console.capture() as captured:
         console.print(group(view, before, gap_s))
     return captured.get().rstrip()

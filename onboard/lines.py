@@ -109,11 +109,11 @@ class Lines:
 
 class Outlet:
     """`Lines` in the form of a text file, for a library that writes to one; what it writes at a time is
-    dropped or written whole."""
+    dropped or written whole. No stream is one that was closed before the program began."""
 
     encoding = "utf-8"
 
-    def __init__(self, lines: Lines | Direct, stream: TextIO) -> None:
+    def __init__(self, lines: Lines | Direct, stream: TextIO | None) -> None:
         self._lines, self._stream = lines, stream
 
     def write(self, text: str) -> int:
@@ -126,11 +126,18 @@ class Outlet:
 
     def isatty(self) -> bool:
         """Whether a person reads it on a terminal."""
-        return self._stream.isatty()
+        return is_terminal(self._stream)
 
     def fileno(self) -> int:
         """The descriptor that is written to, for its size as a terminal."""
+        if self._stream is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         return self._stream.fileno()
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """None is one that was closed before the program began."""
+    return stream is not None and stream.isatty()
 
 
 def descriptor(stream: TextIO) -> int | None:

@@ -11,6 +11,7 @@ from typing import Any
 import click
 import msgspec
 
+from onboard.lines import is_terminal
 from onboard.lookout import NobodyThere, look
 
 EVERY_S = 1.0
@@ -25,7 +26,7 @@ def follow(folder: Path, picture: Picture, *, as_json: bool, once: bool) -> None
 
     Raises NobodyThere if nothing answers at first; what ends later is waited for.
     """
-    in_place = sys.stdout is not None and sys.stdout.isatty() and not as_json and not once
+    in_place = is_terminal(sys.stdout) and not as_json and not once
     before: dict[str, Any] | None = None
     text, seen_s = "", 0.0
     if in_place:

@@ -290,3 +290,25 @@ def test_a_simulation_that_nobody_reads_ends_when_told_and_tells_all_who_read_la
         time.sleep(0.5)
         assert again.stdout is not None
         assert len(again.stdout.readlines()) == rounds
+
+
+@pytest.mark.parametrize("command", ["fleet", "ring"])
+def test_a_run_without_a_standard_output_makes_its_files(command: str, tmp_path: Path) -> None:
+    sized = {
+        "fleet": ["--devices", "2", "--select", "1", "--rounds", "1"],
+        "ring": ["--nodes", "3", "--epochs", "1"],
+    }
+    arguments = [
+        command,
+        "--data",
+        "digits",
+        "--images",
+        "20",
+        "--out",
+        str(tmp_path / "out"),
+        *sized[command],
+    ]
+    program = [sys.executable, "-m", "firmware_sim", *arguments]
+    done = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *program], stderr=subprocess.PIPE, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert (tmp_path / "out" / {"fleet": "rounds.png", "ring": "ring.png"}[command]).exists()
