@@ -219,9 +219,9 @@ def jetson(folder: Path, *, rounds: int, epochs: int) -> Iterator[Field]:
 
 
 def test_a_jetson_as_in_the_readme(tmp_path: Path) -> None:
-    """The board starts first, and is killed in training; the ground is killed, and before they meet again
-    the board is not where the mission file says; then the ground is not where the board heard it. Nobody
-    waits for a deadline."""
+    """The board starts first, and is killed in training; a power cut at both, after which the board is not
+    where the mission file says; then the ground is not where the board heard it. Nobody waits for a
+    deadline."""
     with jetson(tmp_path, rounds=3, epochs=2) as field:
         field.fly("nano", as_on_a_jetson())
         field.serve()
@@ -230,8 +230,10 @@ def test_a_jetson_as_in_the_readme(tmp_path: Path) -> None:
         field.fly("nano", as_on_a_jetson())
         field.until(lambda: field.closed() == 1)
         field.ground.kill("ground")
+        field.board.kill("nano")
         field.on.move("board", "192.168.7.3")
         field.serve()
+        field.fly("nano", as_on_a_jetson())
         field.until(lambda: field.closed() == 2)
         field.on.move("ground", "192.168.7.9")
         field.until(lambda: field.ground.said("ground", "finished"))
