@@ -32,7 +32,10 @@ def dispatch(
             return outbox.on_report(report, frame.object_id, hearing.order(frame), hearing.fates, now)
         return []
     if frame.type is Type.OFFER:
-        return inbox.on_offer(Offer.decode(frame.payload), frame.object_id, now)
+        offer = Offer.decode(frame.payload)
+        if offer.size > offer.fragment_bytes:  # of one fragment the length is chance
+            outbox.peer_cuts(offer.fragment_bytes)
+        return inbox.on_offer(offer, frame.object_id, now)
     if frame.type is Type.POLL:
         return inbox.on_poll(frame, now)
     if frame.type is Type.DONE:

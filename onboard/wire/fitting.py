@@ -36,12 +36,22 @@ class Fitting:
     def __init__(self, timing: Timing, lengths: Lengths, loss: Loss) -> None:
         self._timing, self._lengths, self._loss = timing, lengths, loss
         self.longest_bytes = timing.payload_bytes
+        self._peers_bytes = self.longest_bytes
         self._looked_at = -math.inf
         self._lost, self._look_after = 0, _LOOK_AFTER
 
     def first(self, size: int, heard: Mapping[int, Fates], now: float) -> int:
-        """Bytes of a fragment of an object of so many that is offered now."""
-        return self._lengths.best(self.longest_bytes, _least(size), heard, now)
+        """Bytes of a fragment of an object of so many that is offered now. Where nothing was sent yet that
+        could tell, the peer's experience is better than none."""
+        most_bytes = self.longest_bytes
+        if self._lengths.is_untried:
+            most_bytes = min(most_bytes, max(self._peers_bytes, _least(size)))
+        best = self._lengths.best(most_bytes, _least(size), heard, now)
+        return self._lengths.known(best, _least(size)) if self._lengths.refuses(now) else best
+
+    def peer_cuts(self, fragment_bytes: int) -> None:
+        """The peer cuts its objects into fragments of so many bytes."""
+        self._peers_bytes = max(fragment_bytes, SHORTEST_BYTES)
 
     def weigh(
         self, talk: Talk, verdict: Verdict, missed: int, heard: Mapping[int, Fates], now: float
@@ -59,7 +69,7 @@ class Fitting:
         self._lengths.weigh(wire_bytes, Fates(lost, settled - lost))
         if settled > lost:
             talk.fruitless = 0.0
-        elif lost:
+        elif lost or (verdict.lost and outgoing.count - outgoing.held.bit_count() == 1):  # the last alone
             missed = missed or self._timing.half_duplex  # there the answer comes when the turn ends
             talk.fruitless += _UNHEARD if missed and _share_lost(heard) >= _MUCH else 1.0
         is_proven = self._lengths.is_proven(wire_bytes)
@@ -92,7 +102,7 @@ class Fitting:
         if best > half_bytes and talk.fruitless < _HALVED_AFTER:
             return None
         self._lengths.refuse(self._wire_bytes(outgoing.fragment_bytes), now)
-        return min(best, half_bytes)
+        return self._lengths.known(min(best, half_bytes), least_bytes)
 
     def _look(self, talk: Talk, verdict: Verdict, heard: Mapping[int, Fates], now: float) -> int | None:
         """Whether another length promises so much more that it is worth while in the middle of an object."""

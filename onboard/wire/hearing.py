@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
-from onboard.wire.frame import Frame
+from onboard.wire.frame import Frame, Type
 from onboard.wire.length import Fates
 
 _FATES = 8  # as in Loss: the evidence that it takes
+_SHORT = 8  # frames that tell more of short ones than all frames do
 _BUSY_S = 4.0  # without DATA for so long the peer's bulk is over
 
 
@@ -23,10 +24,17 @@ class Hearing:
         self._frames_in_epoch = self._bytes_in_epoch = self._gaps = 0
         self._bulk_from: float | None = None
         self._bulk_at = -math.inf
+        self._short_bytes = self._short_lost = self._short_frames = 0  # while no object was coming
 
-    def heard(self, frame: Frame, wire_bytes: int, now: float) -> bool:
-        """Takes in a frame of so many bytes; whether it is of a newer epoch than those before."""
+    def heard(self, frame: Frame, wire_bytes: int, now: float, *, object_comes: bool = False) -> bool:
+        """Takes in a frame of so many bytes; whether it is of a newer epoch than those before. object_comes:
+        whether the peer may have sent fragments, so that nobody knows how long what was lost was."""
         restarted = frame.epoch > self.epoch
+        if not object_comes and frame.type not in (Type.DATA, Type.REPAIR):
+            self._short_frames += 1
+            self._short_bytes += wire_bytes
+            missed = frame.seq - self._highest_seq - 1  # one less where a frame comes late
+            self._short_lost = max(0, self._short_lost + (0 if restarted else max(missed, -1)))
         if restarted:
             self.epoch, self._first_seq, self._highest_seq = frame.epoch, frame.seq, 0
             self._frames_in_epoch = self._bytes_in_epoch = self._gaps = 0
@@ -64,7 +72,11 @@ class Hearing:
 
     @property
     def fates(self) -> dict[int, Fates]:
-        """Of the peer's frames in its epoch, all taken to be as long as those that came are on average."""
+        """Of the peer's frames, all taken to be as long as those that came are on average: of those while
+        none of its objects was coming, as the long ones are lost first; else of all in its epoch."""
+        if self._short_frames >= _SHORT:
+            mean_bytes = self._short_bytes // self._short_frames
+            return {mean_bytes: Fates(self._short_lost, self._short_frames)}
         if not self._frames_in_epoch:
             return {}
         lost = self._highest_seq - self._first_seq + 1 - self._frames_in_epoch

@@ -27,9 +27,12 @@ _SURE, _SURE_BARREN = (
 )  # logarithms of likelihood ratios; where nothing passed at all less is at stake
 _TELLING, _TELLING_ALONE = 16, 3  # fates, and where all of them are losses
 _DOUBT = 4.0  # so much less is the profile worth with every answer that tells of losses alone
+_PROFILE_WORTH = 40.0  # likewise: so much at most speaks for the profile
+_PROFILE_UNCONFIRMED = 2.5  # and where no frame of half its length or more is known to have passed
 _PRIOR = 16.0  # fates that the link's profile is worth, at its longest frame and at its shortest
 _BIT_ERRORS = (0.0, *(10 ** (nth / 8 - 6.5) for nth in range(29)))  # 3e-7 to 1e-3, in steps of a third
 _FRAME_LOSSES = (0.0, *(0.005 * 1.35**nth for nth in range(17)))  # 0.5 to 61 %, likewise
+_GUESSES = tuple((loss, errors) for errors in _BIT_ERRORS for loss in _FRAME_LOSSES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,9 @@ class Lengths:
         for wire_bytes in (framing_bytes, longest_bytes):
             survives = _survives(wire_bytes, frame_loss, bit_error_rate)
             self._prior[wire_bytes] = Fates(_PRIOR * (1 - survives), _PRIOR * survives)
+        profile = {guess: _likelihood(self._prior, *guess) for guess in _GUESSES}
+        most = max(profile.values())
+        self._profile = {guess: each - most for guess, each in profile.items()}
 
     def weigh(self, wire_bytes: int, fates: Fates) -> None:
         """Frames of so many bytes on the wire met these fates."""
@@ -68,9 +74,27 @@ class Lengths:
             both = Fates(both.lost / 2, both.kept / 2)
         self._fates[wire_bytes] = both
 
+    @property
+    def is_untried(self) -> bool:
+        """Whether of no frame is known what became of it."""
+        return not self._fates
+
     def is_proven(self, wire_bytes: int) -> bool:
         """Whether a frame of so many bytes, or a longer one, ever passed."""
         return any(each.kept for length, each in self._fates.items() if length >= wire_bytes)
+
+    def known(self, payload_bytes: int, least_bytes: int) -> int:
+        """The longest of `payload_bytes`, half of it, ... of which frames passed; itself if none did."""
+        length = payload_bytes
+        while length >= max(least_bytes, SHORTEST_BYTES):
+            if self._fates.get(length + self._framing_bytes, Fates(0, 0)).kept >= _TELLING_ALONE:
+                return length
+            length //= 2
+        return payload_bytes
+
+    def refuses(self, now: float) -> bool:
+        """Whether some length is not sent for some time."""
+        return now < self._refused_until
 
     def refuse(self, wire_bytes: int, now: float) -> None:
         """Nothing passes in frames of so many bytes: they are not sent for some time, ever longer."""
@@ -100,18 +124,23 @@ class Lengths:
         halve fit into each other, so that what is held of an object in one is held in a shorter one too.
         """
         self._forget(now)
-        worth = 1 / _DOUBT ** (doubt + 2 * self._belies_profile)
-        fates = {length: Fates(each.lost * worth, each.kept * worth) for length, each in self._prior.items()}
+        worth: float = 1 / _DOUBT ** (doubt + 2 * self._belies_profile)
+        most = _PROFILE_UNCONFIRMED if self._fates and not self._has_long else _PROFILE_WORTH
+        fates: dict[int, Fates] = {}
         for known in (self._fates, heard):
             for wire_bytes, each in known.items():
                 fates[wire_bytes] = fates.get(wire_bytes, Fates(0, 0)) + each
         lengths = list(self._allowed(payload_bytes, least_bytes, now))
         if not any(each.lost for each in self._fates.values()) and not self._prior_loses:
             return lengths[0]
-        loss, errors = max(
-            ((loss, errors) for loss in _FRAME_LOSSES for errors in _BIT_ERRORS),
-            key=lambda guess: _likelihood(fates, *guess),
-        )
+
+        def likelihood(guess: tuple[float, float]) -> float:
+            return _likelihood(fates, *guess) + max(worth * self._profile[guess], -most)
+
+        guess = max(_GUESSES, key=likelihood)
+        flat = max(((loss, 0.0) for loss in _FRAME_LOSSES), key=likelihood)
+        surety = likelihood(guess) - likelihood(flat)
+        loss, errors = guess
 
         def goodput(length: int) -> float:
             wire_bytes = length + self._framing_bytes
@@ -123,10 +152,8 @@ class Lengths:
                 best = length
         if now_bytes is None:
             return best
-        if best < now_bytes:
-            flat = max(_likelihood(fates, loss, 0.0) for loss in _FRAME_LOSSES)
-            if _likelihood(fates, loss, errors) - flat < (_SURE_BARREN if doubt else _SURE) * burst:
-                return now_bytes
+        if best < now_bytes and surety < (_SURE_BARREN if doubt else _SURE) * burst:
+            return now_bytes
         if doubt:
             return best
         worth = _WORTH_LONGER if best > now_bytes else _WORTH_SHORTER
@@ -139,6 +166,12 @@ class Lengths:
                 length: each for length, each in self._fates.items() if length < self._refused_bytes
             }
             self._refused_bytes = math.inf
+
+    @property
+    def _has_long(self) -> bool:
+        """Whether any frame of more than half the longest's length passed."""
+        longest = max(self._prior)
+        return any(each.kept for length, each in self._fates.items() if 2 * length > longest)
 
     @property
     def _belies_profile(self) -> bool:

@@ -225,6 +225,10 @@ class Outbox:
         if self._owing.spoke:
             self.handed_over(now)
 
+    def peer_cuts(self, fragment_bytes: int) -> None:
+        """The peer offers an object in fragments of so many bytes."""
+        self._fitting.peer_cuts(fragment_bytes)
+
     def peer_is_busy(self, busy: bool) -> None:
         """Whether the peer sends bulk as well."""
         self._cadence.peer_is_busy = busy

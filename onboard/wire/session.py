@@ -263,7 +263,8 @@ class Session:
             return self._mishaps.dropped(frame, at) + self._seals.refused(frame, at)
         self._mishaps.proven(self._access.link_s(now))
         known_before, hearing = self._hearing.epoch, self._hearing
-        restarted = hearing.heard(opened, self._wire_bytes(len(frame)), now)
+        wire_bytes, object_comes = self._wire_bytes(len(frame)), bool(self._inbox.incoming)
+        restarted = hearing.heard(opened, wire_bytes, now, object_comes=object_comes)
         at, now = now, self._access.link_s(now)
         self.presence.heard(opened, at, now, proves=self._seals.opener.floor != newest)
         if restarted and known_before:
