@@ -21,10 +21,8 @@ _REMEMBERED = 512  # fates of one length; then older ones count half
 _REFUSED_S, _REFUSED_AT_MOST_S = 10.0, 600.0
 _WORTH_SHORTER = 1.2  # in the middle of an object, where another length costs an OFFER and a round trip
 _WORTH_LONGER = 1.08
-_SURE, _SURE_BARREN = (
-    8.0,
-    3.5,
-)  # logarithms of likelihood ratios; where nothing passed at all less is at stake
+_SURE = 8.0  # the logarithm of a likelihood ratio that is believed
+_SURE_BARREN = 3.5  # and where nothing passed at all: less is at stake there
 _TELLING, _TELLING_ALONE = 16, 3  # fates, and where all of them are losses
 _DOUBT = 4.0  # so much less is the profile worth with every answer that tells of losses alone
 _PROFILE_WORTH = 40.0  # likewise: so much at most speaks for the profile
