@@ -234,7 +234,10 @@ def test_ctrl_c_is_quiet_at_any_moment(
     program: str, arguments: tuple[str, ...], after_s: float, mission: Path
 ) -> None:
     command = [sys.executable, "-m", program, *(word.format(folder=mission.parent) for word in arguments)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a shell's & ignores it
+    ) as process:  # fmt: skip
         time.sleep(after_s)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=20)

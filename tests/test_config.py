@@ -18,6 +18,7 @@ from onboard.config import NodeFile, load_node
 from onboard.keys import new_key, save_key
 from onboard.toml import ConfigError, checked
 from tests.hidden import hide
+from tests.programs import Ended, onboard
 
 GOOD: dict[str, dict[str, Any]] = {
     "node": {"id": 7, "name": "pi", "board": "raspberry-pi-4"},
@@ -214,10 +215,10 @@ def test_encryption_without_its_package_is_bad_input(tmp_path: Path, monkeypatch
     hide(monkeypatch, "cryptography", "onboard.wire.cipher")
     path = write(tmp_path, toml(changed("link", "encrypt", True)))
     for command in ("run", "doctor"):
-        assert_one_line(
-            [command, str(path)],
-            f"{path}: link.encrypt = true: cryptography is not installed: "
-            "pip install 'spacedml-edge[crypto]'",
+        result = CliRunner().invoke(main, [command, str(path)])
+        assert result.exit_code == 2
+        assert one_line(result) == (
+            f"{path}: link.encrypt = true: cryptography is not installed: pip install 'spacedml-edge[crypto]'"
         )
     assert not load_node(write(tmp_path, toml(GOOD))).ground.encrypt
 
@@ -242,7 +243,7 @@ def test_data_of_the_wrong_shape_is_bad_input(tmp_path: Path) -> None:
 def test_a_state_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     path = good_folder(tmp_path)
     (tmp_path / "state").write_text("a file where a folder should be")
-    result = CliRunner().invoke(main, ["run", str(path), "--wait"])
+    result = onboard("run", str(path), "--wait")
     assert result.exit_code == 1
     assert one_line(result) == f"{path}: node.state: {tmp_path / 'state'}: File exists"
 
@@ -275,12 +276,12 @@ def test_whatever_a_file_holds_is_a_configuration_or_one_error(raw: object) -> N
 
 def assert_one_line(arguments: list[str], begins: str) -> None:
     """The command fails with exit code 2 and one line that begins so."""
-    result = CliRunner().invoke(main, arguments)
+    result = onboard(*arguments)
     assert result.exit_code == 2, result.output
     assert one_line(result).startswith(begins)
 
 
-def one_line(result: Result) -> str:
+def one_line(result: Ended | Result) -> str:
     """What the command wrote to stderr, which must be one line; and nothing on stdout."""
     assert result.stdout == ""
     line, end = result.stderr.rstrip("\n"), result.stderr[-1:]

@@ -13,9 +13,9 @@ from click.testing import CliRunner
 
 from groundstation.cli import main as groundstation
 from onboard import data
-from onboard.cli import main as onboard
 from onboard.images import Images, fit
 from onboard.levels import Levels, doubts, refusal
+from tests.programs import onboard
 
 GREY = Levels(means=(39.7,), stds=(79.4,))
 SEEN = Levels(means=(86.4, 96.0, 103.4), stds=(52.0, 36.0, 29.0))  # as EuroSAT's test part
@@ -38,7 +38,7 @@ def mission(folder: Path, port: str, *options: str) -> Path:
 
 def told(path: Path) -> tuple[bool, str]:
     """What doctor says of the data, and whether they will do."""
-    lines = CliRunner().invoke(onboard, ["doctor", str(path)]).stdout.splitlines()
+    lines = onboard("doctor", str(path)).stdout.splitlines()
     (line,) = (line for line in lines if line.split()[1] == "data")
     return line.startswith("ok"), line
 
@@ -77,7 +77,7 @@ def test_what_can_hardly_be_meant_ends_before_training(
     ok, line = told(path)
     assert not ok
     assert says in line
-    result = CliRunner().invoke(onboard, ["run", str(path)])
+    result = onboard("run", str(path))
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1), result.output
     assert result.stderr.startswith(f"{path}: data.source: npz:{path.parent.resolve() / 'data.npz'}: {says}")
     path.write_text("".join(line for line in path.open() if not line.startswith("channel_")))
@@ -147,6 +147,6 @@ def test_levels_that_are_none(tmp_path: Path, port: str, keys: dict[str, list[fl
     path = mission(tmp_path / "m", port)
     kept = "".join(line for line in path.open() if not line.startswith("channel_"))
     path.write_text(kept + "".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items()))
-    result = CliRunner().invoke(onboard, ["doctor", str(path)])
+    result = onboard("doctor", str(path))
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
     assert says in result.stderr

@@ -19,8 +19,9 @@ from PIL import Image
 from groundstation.cli import main as groundstation
 from groundstation.store import Store
 from onboard import data
-from onboard.cli import main as onboard
+from onboard.cli import main as onboard_main
 from tests.mission.bench import bench
+from tests.programs import onboard
 
 DIGITS = [str(digit) for digit in range(10)]
 
@@ -56,14 +57,14 @@ def board(folder: Path, source: str) -> Path:
 
 def doctor(path: Path) -> tuple[bool, str]:
     """Whether the data are right, and what is said of them."""
-    lines = CliRunner().invoke(onboard, ["doctor", str(path)]).stdout.splitlines()
+    lines = onboard("doctor", str(path)).stdout.splitlines()
     (line,) = (line for line in lines if line.split()[1] == "data")
     return line.startswith("ok"), line
 
 
 def refused(path: Path) -> str:
     """The one line with which `run` ends before anything is sent."""
-    result = CliRunner().invoke(onboard, ["run", str(path)])
+    result = onboard("run", str(path))
     assert result.exit_code == 2, result.output
     assert result.stderr.count("\n") == 1
     assert "Traceback" not in result.output
@@ -298,7 +299,7 @@ def test_names_that_are_none_are_refused(tmp_path: Path, port: str, value: str) 
         path.write_text(
             "".join(f"classes = {value}\n" if "classes =" in line else line for line in path.open())
         )
-    for program, command in ((groundstation, "serve"), (onboard, "doctor")):
+    for program, command in ((groundstation, "serve"), (onboard_main, "doctor")):
         target = tmp_path / "m" if command == "serve" else tmp_path / "m" / "boards" / "pi" / "node.toml"
         result = CliRunner().invoke(program, [command, str(target)])
         assert result.exit_code == 2

@@ -1,0 +1,34 @@
+"""The board's program as its user starts it: a process of its own, which holds nothing else.
+
+What a board may fill with data counts its agent, too: in a test's process that would be all that the tests
+before have loaded.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+
+ENDS_WITHIN_S = 30.0
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a program ended, and what it said, named as click's results are."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def output(self) -> str:
+        return self.stdout + self.stderr
+
+
+def onboard(*arguments: str) -> Ended:
+    """Runs `onboard` with these arguments to its end. Raises TimeoutExpired where it has none."""
+    done = subprocess.run(
+        [sys.executable, "-m", "onboard", *arguments], capture_output=True, text=True, timeout=ENDS_WITHIN_S
+    )
+    return Ended(done.returncode, done.stdout, done.stderr)
