@@ -9,6 +9,7 @@ from benchmarks.result import Row
 from onboard.wire.allowance import Allowance
 from onboard.wire.events import Event
 from onboard.wire.seal import ReplayWindow
+from onboard.wire.send import Origin
 from onboard.wire.session import Session
 
 
@@ -33,9 +34,9 @@ def test_four_hours_keep_every_bound() -> None:
 def test_a_leak_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     receive = Session.receive
 
-    def leak(session: Session, frame: bytes, now: float) -> list[Event]:
+    def leak(session: Session, frame: bytes, now: float, origin: Origin = None) -> list[Event]:
         session.__dict__.setdefault("_kept", []).append(frame)
-        return receive(session, frame, now)
+        return receive(session, frame, now, origin)
 
     monkeypatch.setattr(Session, "receive", leak)
     monkeypatch.setattr(day, "WARM_S", 0.0)
@@ -48,7 +49,7 @@ def test_an_allowance_that_does_not_hold_is_seen(monkeypatch: pytest.MonkeyPatch
 
 
 def test_objects_that_do_not_go_on_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Session, "receive", lambda self, frame, now: [])
+    monkeypatch.setattr(Session, "receive", lambda self, frame, now, origin=None: [])
     monkeypatch.setattr(day, "DRAIN_S", 7200.0)
     found = broken(played(2.0))
     assert {"objects that never came to an end", "longest contact in which nothing went on"} <= found

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from benchmarks import footprint, process
 from benchmarks.footprint import SERIAL, UNHEARD, busiest
 from benchmarks.lab import Lab, LabError
-from onboard.images import Images
+from onboard import data
 
-IMAGES = Images(np.zeros((20, 1, 28, 28), np.uint8), np.arange(20, dtype=np.int64) % 10, tuple("0123456789"))
+IMAGES = data.load("digits", part="train").take(np.arange(20))
 
 
 @given(

@@ -79,6 +79,7 @@ def kept(monkeypatch: pytest.MonkeyPatch, accuracy: Callable[[Settings], float])
             record = Record(wishes.out, wishes.as_json())
             for number in range(1, wishes.settings.rounds + 1):
                 record.keep(replace(RESULT, round=number, accuracy=accuracy(wishes.settings)), b"weights")
+            record.close()
             super().__init__(wishes)
 
     monkeypatch.setattr(table1, "Run", Finished)
