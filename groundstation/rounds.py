@@ -61,6 +61,7 @@ class Rounds:
         self._now = 0.0
         self._round: Round | None = None
         self._askings = Askings(store, stations)
+        self._forgetful: dict[int, str] = {}  # nodes that know no more of the round, and why
         self._final = b""  # the last model, once it is on its way
         self._deploy_until_s = 0.0
         self._time_due_s = 0.0
@@ -135,13 +136,10 @@ class Rounds:
             self._remind_of_the_last(node, health)
         if self._round is None or node not in self._round.asked - self._round.answered:
             return
+        self._forgetful.pop(node, None)
         if self._askings.forgot(node, self.number, health):
-            if self._askings.may_ask_again(node, now, self.mission.rules.deadline_s):
-                say(
-                    log, "forgotten", level=logging.WARNING, node=station.node.name, round=self.number,
-                    why=health.why,
-                )  # fmt: skip
-                self._ask_again(node)
+            self._forgetful[node] = health.why
+            self._ask_the_forgetful(now)
         elif health.state == State.FAILED and self._askings.speaks_of(node, self.number, health):
             if node in self._waiting():
                 say(
@@ -160,6 +158,19 @@ class Rounds:
             name = self._stations[node].node.name
             say(log, "forgotten", level=logging.WARNING, node=name, round=self.number, why=health.why)
             self._ask(node, self._final, 0)
+
+    def _ask_the_forgetful(self, now: float) -> None:
+        """Boards that know no more of the round are asked again as soon as they may be: their next health is
+        a minute away."""
+        open_to = self._round.asked - self._round.answered if self._round else frozenset()
+        for node, why in list(self._forgetful.items()):
+            if node not in open_to:
+                del self._forgetful[node]
+            elif self._askings.may_ask_again(node, now, self.mission.rules.deadline_s):
+                del self._forgetful[node]
+                name = self._stations[node].node.name
+                say(log, "forgotten", level=logging.WARNING, node=name, round=self.number, why=why)
+                self._ask_again(node)
 
     def _ask_again(self, node: int) -> None:
         """The round's question once more, as another object: durable, then on its way."""
@@ -276,6 +287,7 @@ class Rounds:
         assert self._round is not None
         while (verdict := self._round.judge(self._now)) in (Verdict.OPEN, Verdict.EMPTY):
             if verdict is Verdict.OPEN:
+                self._ask_the_forgetful(self._now)
                 yield False
             else:
                 yield from self._go_on_without_answers()

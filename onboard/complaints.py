@@ -16,7 +16,7 @@ import click
 from click.types import FloatParamType
 
 from onboard.extras import root_cause, unusable, wanted
-from onboard.stop import interruptible
+from onboard.stop import interruptible, was_interrupted
 
 
 class OneLineErrors(click.Group):
@@ -58,6 +58,15 @@ class OneLineErrors(click.Group):
         if code:
             forget_unwritten(sys.stdout)
         sys.exit(code)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """See `click.Group.invoke`."""
+        try:
+            return super().invoke(ctx)
+        except Exception:
+            if was_interrupted():
+                raise click.Abort from None
+            raise
 
     def add_command(self, cmd: click.Command, name: str | None = None) -> None:
         """See `click.Group.add_command`. No number that a command takes is infinite or none at all."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 
 import click
 import pytest
@@ -51,6 +53,20 @@ def test_ctrl_c_ends_with_its_exit_code() -> None:
 
     group = OneLineErrors("program", {"interrupted": interrupted})
     assert CliRunner().invoke(group, ["interrupted"]).exit_code == 130
+
+
+def test_ctrl_c_that_a_library_took_for_its_own_failure_is_ctrl_c() -> None:
+    code = (
+        "import os, signal, sys\nfrom onboard.stop import loading\nloading()\n"
+        "from onboard.complaints import OneLineErrors\nimport click\n"
+        "@click.group('onboard', cls=OneLineErrors)\ndef main(): pass\n"
+        "@main.command()\ndef load():\n"
+        "    try: os.kill(os.getpid(), signal.SIGINT)\n"
+        "    except KeyboardInterrupt: pass\n"
+        "    raise ImportError('multiarray failed to import')\nmain()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "load"], capture_output=True, text=True, timeout=20)
+    assert (done.returncode, done.stderr) == (130, "")
 
 
 class UnforeseenError(Exception):
