@@ -80,10 +80,6 @@ class Fitting:
             return self._shorter(talk, heard, now)
         return self._look(talk, verdict, heard, now)
 
-    def limit(self, payload_bytes: int) -> None:
-        """The port says that no longer frame leaves."""
-        self.longest_bytes = min(self._timing.payload_bytes, max(payload_bytes, SHORTEST_BYTES))
-
     def doubt(self, talk: Talk) -> None:
         """What was sent before the peer was heard was lost, and nobody knows whether for its length."""
         wire_bytes = self._wire_bytes(min(talk.object.fragment_bytes, len(talk.object.payload)))

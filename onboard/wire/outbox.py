@@ -314,15 +314,6 @@ class Outbox:
         deadline = min((talk.object.deadline for talk in self._talks.values()), default=math.inf)
         return min(deadline, self._owing.silent_at(self._most_fragments)) if self._talks else math.inf
 
-    def limit(self, payload_bytes: int, now: float) -> list[Event]:
-        """Frames of so much payload leave and longer ones do not."""
-        self._fitting.limit(payload_bytes)
-        events: list[Event] = []
-        for talk in list(self._talks.values()):
-            if talk.object.fragment_bytes > self._fitting.longest_bytes and talk.object.withdrawn is None:
-                events += self._recut(talk, self._fitting.first(len(talk.object.payload), {}, now), now)
-        return events
-
     # -- one rule each ---------------------------------------------------------------------------------
 
     def _fit(

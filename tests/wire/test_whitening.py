@@ -80,5 +80,10 @@ def test_what_two_ends_frame_they_get_back(frames: list[bytes]) -> None:
 
 def test_any_bytes_are_some_frame_or_none() -> None:
     stream = CobsStream(222)
+    taken = 0
     for nth in range(256):
-        stream.feed(bytes((nth, 255 - nth, 1)) * 20 + b"\0")
+        frames = stream.feed(bytes((nth, 255 - nth, 1)) * 20 + b"\0")
+        assert all(len(frame) <= 222 for frame in frames)
+        taken += len(frames)
+    assert taken > 0
+    assert stream.broken > 0
