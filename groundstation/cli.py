@@ -14,6 +14,7 @@ from groundstation.store import Store, StoreError
 from onboard.complaints import OneLineErrors, fail, refused
 from onboard.extras import require
 from onboard.log import Format, start
+from onboard.private import keep_private
 from onboard.toml import ConfigError
 
 _FOLDER = click.Path(path_type=Path)
@@ -62,6 +63,7 @@ def init(
         --node nano,board=jetson-nano,link=sband-256k,port=udp://192.168.7.2:4800
     """
     require("onnxruntime")  # the model is opened
+    keep_private()
     try:
         specs = [NodeSpec.parse(text) for text in nodes]
         wishes = Wishes(
@@ -98,6 +100,7 @@ def sample(folder: Path, name: str, data: str | None, data_dir: Path | None, ima
     from onboard.config import relative_source
     from onboard.data import DataError
 
+    keep_private()  # a board's images are its own
     try:
         source = None if data is None else relative_source(data, Path.cwd())
         told = make(folder, name, source, data_dir, images)
@@ -141,6 +144,7 @@ def serve(
     from onboard.learn.graph import GraphError
 
     start(log_format)
+    keep_private()
     try:
         mission = load_mission(folder)
     except ConfigError as error:
@@ -184,6 +188,7 @@ def roll(folder: Path, name: str, drop_old: bool) -> None:
     """
     from onboard.keys import BadKey
 
+    keep_private()
     try:
         told = roll_key(folder, name, drop_old=drop_old)
     except (SetupError, ConfigError, BadKey) as error:

@@ -24,6 +24,7 @@ from onboard.link.pump import wait
 from onboard.link.recorder import Recorder
 from onboard.log import say
 from onboard.lookout import Lookout
+from onboard.private import tell_exposure
 from onboard.stop import stop_signals
 from onboard.toml import ConfigError
 from onboard.wire.events import Event
@@ -53,6 +54,10 @@ def serve(
         train, infer = TrainGraph.load(mission.rules.model), InferGraph.load(mission.rules.model)
         seen, test = testdata.load(mission.data_source, train, mission.data_folder, mission.rules.classes)
         seen.tell()
+        for node in mission.nodes:
+            tell_exposure(node.key_path, "key")
+        if any(node.encrypt for node in mission.nodes):
+            tell_exposure(mission.database, "state")
         store = Store(mission.database)
         mission_id = _begin(store, mission, train, test.classes)
         now = time.monotonic()

@@ -27,6 +27,7 @@ from onboard.link.recorder import Recorder
 from onboard.link.whereabouts import LocalPortTaken, PeerMoved, PeerUnknown
 from onboard.log import say
 from onboard.lookout import Lookout
+from onboard.private import tell_exposure
 from onboard.stop import stop_signals
 from onboard.trainer import Trainer
 from onboard.views import board_view, link_view
@@ -71,6 +72,9 @@ def board_agent(
     """
     end = config.ground
     load_keys(end.key_path)  # before anything is written
+    tell_exposure(end.key_path, "key")
+    if end.encrypt:
+        tell_exposure(config.state, "state")
     journal = Journal(config.state, Known)
     known = journal.load() or Known()
     spool = Spool(config.state / "spool", SPOOL_BYTES)

@@ -13,6 +13,7 @@ from onboard.complaints import OneLineErrors, fail
 from onboard.config import GossipConfig, NodeConfig, load_own
 from onboard.extras import require
 from onboard.log import Format, start
+from onboard.private import keep_private
 from onboard.toml import ConfigError
 
 if TYPE_CHECKING:  # numpy comes with the first command that needs it: --help and a wrong key answer at once
@@ -64,6 +65,7 @@ def run(
     from onboard.budget import Pace
 
     start(log_format)
+    keep_private()
     try:
         config = load_own(node_toml, port=port)
     except ConfigError as error:
@@ -86,6 +88,7 @@ def doctor(node_toml: Path) -> None:
     """
     from onboard.doctor import examine
 
+    keep_private()
     try:
         config = load_own(node_toml)
     except ConfigError as error:

@@ -22,6 +22,7 @@ from onboard.inspection import most_classes
 from onboard.keys import BadKey, load_keys
 from onboard.learn.graph import GraphError, TrainGraph, shipped
 from onboard.link import device_of, framing_of, open_port
+from onboard.private import exposure
 from onboard.shard import inspection_of, shard_of
 from onboard.toml import ConfigError
 from onboard.trial import fitting, tried
@@ -87,8 +88,8 @@ def _python() -> str:
 
 def _key(end: LinkEnd) -> str:
     load_keys(end.key_path)
-    if end.key_path.stat().st_mode & 0o077:
-        raise BadKey(f"{end.key_path}: others may read this key; chmod 600 {end.key_path}")
+    if why := exposure(end.key_path, "key"):
+        raise BadKey(f"{end.key_path}: {why}")
     return f"{end.key_path}{'; frames are encrypted' if end.encrypt else ''}"
 
 

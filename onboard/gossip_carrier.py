@@ -31,6 +31,7 @@ from onboard.link.pump import OfPort, Pump, PumpEvent, wait
 from onboard.link.recorder import Recorder
 from onboard.log import say
 from onboard.lookout import Lookout
+from onboard.private import tell_exposure
 from onboard.stop import stop_signals
 from onboard.toml import ConfigError
 from onboard.views import gossip_view
@@ -111,6 +112,10 @@ def linked(
     Raises BadKey, OSError. The epoch is raised and durable before anything can be sent with it.
     """
     keys = {each.id: _keys(index, each) for index, each in enumerate(config.neighbours)}
+    for each in config.neighbours:
+        tell_exposure(each.key_path, "key")
+    if any(each.encrypt for each in config.neighbours):
+        tell_exposure(config.state, "state")
     journal = Journal(config.state, Known)
     known = journal.load() or Known()
     known.epoch = next_epoch(known.epoch)

@@ -27,7 +27,8 @@ from onboard.link.pump import PortSnapshot
 from onboard.wire.events import LinkSnapshot, Progress
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CHANGELOG.md"])
+TOP_PAGES = [ROOT / name for name in ("README.md", "CHANGELOG.md", "SECURITY.md")]
+PAGES = sorted([*(ROOT / "docs").glob("*.md"), *TOP_PAGES])
 OPERATE = (ROOT / "docs" / "operate.md").read_text(encoding="utf-8")
 PROFILES = (ROOT / "docs" / "profiles.md").read_text(encoding="utf-8")
 PROGRAMS = {
@@ -221,3 +222,10 @@ def test_every_command_in_an_example_exists(page: Path) -> None:
             known = {opt for param in COMMANDS[f"{program} {name}"].params for opt in param.opts}
             options = re.findall(r"(?<!\S)--[a-z-]+", rest)
             assert set(options) <= known | {"--help"}, f"{page.name}: {program} {name}"
+
+
+def test_every_test_that_the_threat_model_names_is_there() -> None:
+    text = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    tests = re.findall(r"`(tests/[\w/]+\.py)`", text)
+    assert len(tests) >= 5
+    assert [path for path in tests if not (ROOT / path).is_file()] == []

@@ -88,7 +88,7 @@ def test_a_contact_plan(node_toml: Path, tmp_path: Path) -> None:
 def test_a_key_that_others_may_read(node_toml: Path) -> None:
     key = node_toml.parent / "node.key"
     key.chmod(0o644)
-    assert failures(node_toml) == {"key": f"{key}: others may read this key; chmod 600 {key}"}
+    assert failures(node_toml) == {"key": f"{key}: its mode is 0644: others may read it; chmod 600 {key}"}
 
 
 def test_several_things_wrong_are_all_found(node_toml: Path) -> None:

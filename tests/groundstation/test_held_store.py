@@ -159,7 +159,7 @@ def test_a_database_that_goes_away_takes_nothing_more(fate: str, tmp_path: Path)
 
 @pytest.fixture
 def public() -> Iterator[Path]:
-    """A folder that everybody may read, with a mission in it."""
+    """A mission that its user lets everybody look at."""
     folder = Path(tempfile.mkdtemp(prefix="mission-"))
     try:
         folder.chmod(0o755)
@@ -169,6 +169,8 @@ def public() -> Iterator[Path]:
         store.enter_node(1, "pi")
         store.open_round(1, b"model", [1], 0.0, 1.0)
         store.close()
+        for path, mode in (("", 0o755), ("mission.toml", 0o644), ("mission.sqlite", 0o644)):
+            (folder / "m" / path).chmod(mode)  # as docs/operate.md says, once
         yield folder / "m"
     finally:
         shutil.rmtree(folder)
