@@ -15,6 +15,7 @@ from firmware_sim.channel import SIDES, Channel, Side
 from hw_profiles import Board, Link
 from onboard.agent import HEALTH_EVERY_S, Agent
 from onboard.agent_state import Known
+from onboard.boot_counter import count_start
 from onboard.budget import Ledger, Pace
 from onboard.carrier import GROUND
 from onboard.config import LinkEnd, NodeConfig
@@ -88,9 +89,7 @@ class Device:
         self.place = place
         self.gone = gone
         journal = Journal(place.folder, Known)
-        known = journal.load() or Known()
-        known.epoch += 1
-        journal.save(known)
+        known = count_start(journal, Known())
         link, key, node = place.link, place.key, place.node
         self.ground = Session(node=GROUND, peer=node, key=key, link=link, master=True, epoch=epoch, now=now)
         self._board = Session(

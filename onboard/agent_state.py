@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import logging
 
-import msgspec
-
+from onboard.boot_counter import Counted
 from onboard.journal import Journal
 from onboard.log import say
 from onboard.wire import messages
@@ -21,12 +20,12 @@ from onboard.wire.seal import NO_SALT
 log = logging.getLogger(__name__)
 
 MODEL, UPDATE, CHECKPOINT, DEPLOYED = "model.bin", "update.bin", "training.npz", "deployed.bin"
+KEPT = (MODEL, UPDATE, CHECKPOINT, DEPLOYED)
 
 
-class Known(msgspec.Struct, kw_only=True):
+class Known(Counted, kw_only=True):
     """What the agent keeps in its journal."""
 
-    epoch: int = 0
     spent: Spent = Spent()  # of this end's allowances
     mission: bytes = b""
     phase: State = State.IDLE

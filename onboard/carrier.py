@@ -14,7 +14,8 @@ from functools import partial
 from typing import Any
 
 from onboard.agent import Agent
-from onboard.agent_state import Known
+from onboard.agent_state import KEPT, Known
+from onboard.boot_counter import count_start
 from onboard.budget import Ledger, Pace
 from onboard.config import NodeConfig
 from onboard.contacts import ContactPlan
@@ -75,11 +76,11 @@ def board_agent(
     tell_exposure(end.key_path, "key")
     if end.encrypt:
         tell_exposure(config.state, "state")
-    journal = Journal(config.state, Known)
-    known = journal.load() or Known()
+    journal = Journal(config.state, Known, KEPT)
+    known = count_start(journal, Known())
     spool = Spool(config.state / "spool", SPOOL_BYTES)
     spool.retain((known.model, known.deployed))  # all that the journal can say it has acted on
-    session = _session(config, journal, known, spool.finished(), now)
+    session = _session(config, known, spool.finished(), now)
     tap = (
         recorder.link(end.port, end.link, local=config.id, peer=GROUND, encrypted=end.encrypt)
         if recorder
@@ -90,13 +91,9 @@ def board_agent(
     return agent, pump
 
 
-def _session(
-    config: NodeConfig, journal: Journal[Known], known: Known, done: Iterable[bytes], now: float
-) -> Session:
-    """The board's end of its link, under an epoch that no frame of its was sealed in. Raises OSError."""
+def _session(config: NodeConfig, known: Known, done: Iterable[bytes], now: float) -> Session:
+    """The board's end of its link, in the epoch that the journal holds."""
     end = config.ground
-    known.epoch = next_epoch(known.epoch)
-    journal.save(known)
     return Session(
         node=config.id,
         peer=GROUND,
@@ -189,12 +186,14 @@ def poll_link(agent: Agent, pump: Pump, now: float) -> tuple[Pump, list[PumpEven
     try:
         return pump, pump.poll(now)
     except SeqExhausted:
+        agent.known.epoch = next_epoch(agent.known.epoch)
         try:
-            session = _session(agent.config, agent.journal, agent.known, pump.session.done, now)
+            agent.journal.save(agent.known)
         except OSError as error:
             say(log, "disk-full", level=logging.ERROR, path=str(agent.config.state), why=str(error))
+            pump.rest(now + RETRY_S)
             return pump, []
-        agent.session = session
+        session = agent.session = _session(agent.config, agent.known, pump.session.done, now)
         if agent.known.phase == State.OFFERING:
             agent.offer_kept(now)
         return pump.with_session(session, now), []

@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from onboard.boot_counter import Counted
 from onboard.codec.mask import share_of
 from onboard.codec.sparse import BadExchange
 from onboard.codec.values import Form
@@ -62,10 +63,9 @@ class Tie(msgspec.Struct, kw_only=True):
     spent: Spent = Spent()
 
 
-class Known(msgspec.Struct, kw_only=True):
+class Known(Counted, kw_only=True):
     """What the agent keeps in its journal."""
 
-    epoch: int = 0  # of its frames
     ties: dict[int, Tie] = msgspec.field(default_factory=dict)
 
 

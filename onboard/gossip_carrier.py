@@ -15,12 +15,13 @@ from functools import partial
 import numpy as np
 
 from onboard import data, labels
+from onboard.boot_counter import count_start
 from onboard.budget import MemoryCap, Pace
 from onboard.carrier import LONGEST_WAIT_S, MEMORY_AGAIN_S, RETRY_S, SPOOL_BYTES, limits_for, tell_of_link
 from onboard.config import GossipConfig, Neighbour
 from onboard.contacts import ContactPlan
 from onboard.exchanges import ExchangeLog
-from onboard.gossip_agent import EXCHANGES, GossipAgent, Known, Phase, Tie
+from onboard.gossip_agent import CHECKPOINT, EXCHANGES, MODEL, GossipAgent, Known, Phase, Tie
 from onboard.journal import Journal
 from onboard.keys import BadKey, load_keys
 from onboard.learn.descent import Descent, Recipe
@@ -37,7 +38,7 @@ from onboard.toml import ConfigError
 from onboard.views import gossip_view
 from onboard.wire.events import Event, PeerHeard
 from onboard.wire.messages import GOSSIP, digest
-from onboard.wire.seal import Keys, SeqExhausted, next_epoch
+from onboard.wire.seal import Keys, SeqExhausted
 from onboard.wire.session import Session
 
 log = logging.getLogger(__name__)
@@ -116,10 +117,8 @@ def linked(
         tell_exposure(each.key_path, "key")
     if any(each.encrypt for each in config.neighbours):
         tell_exposure(config.state, "state")
-    journal = Journal(config.state, Known)
-    known = journal.load() or Known()
-    known.epoch = next_epoch(known.epoch)
-    journal.save(known)
+    journal = Journal(config.state, Known, (CHECKPOINT, MODEL))
+    known = count_start(journal, Known())
     exchanges = ExchangeLog(config.state / EXCHANGES)
     pumps = {}
     for each in config.neighbours:
@@ -262,8 +261,9 @@ def _begin_again(
 ) -> list[int]:
     try:
         agent.count_start()
-    except OSError as error:  # tried again in the next turn
+    except OSError as error:
         say(log, "disk-full", level=logging.ERROR, path=str(agent.config.state), why=str(error))
+        links[peer].rest(now + RETRY_S)
         return []
     index, each = next((i, each) for i, each in enumerate(agent.config.neighbours) if each.id == peer)
     before = links[peer]

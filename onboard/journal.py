@@ -2,8 +2,11 @@
 
 Two slots are written in turn, each with a generation number and a checksum: a cut in the middle of one
 leaves the other whole. No clock, no rename, no database: it works on a FAT card and on raw flash with a
-file system that only promises fsync. Larger things (a received model, an update that waits for its
-acknowledgement, a training checkpoint) are files beside it, named in the state, replaced atomically.
+file system that only promises fsync. A slot that is not as this program left it is never passed over in
+silence: `faults` names it, as the state that is left may be one save older than the last.
+
+Larger things (a received model, an update that waits for its acknowledgement, a training checkpoint) are
+files beside it, named in the state, replaced atomically.
 """
 
 from __future__ import annotations
@@ -11,9 +14,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import os
+import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -24,6 +30,7 @@ S = TypeVar("S", bound=msgspec.Struct)
 _HEADER = struct.Struct(">4sII16s")  # magic, generation, length, BLAKE2s-128 of generation + payload
 _MAGIC = b"SDJ1"
 _GENERATIONS = 2**32
+_MAX_SLOT_BYTES = 2**24  # a state has some kilobytes; a file of more is none, and is not read into memory
 LOCK = "lock"  # the file in a folder that its user holds
 
 
@@ -31,27 +38,58 @@ class JournalError(OSError):
     """What was saved is whole but not what this program keeps: another version's. It is left as it is."""
 
 
+@dataclass(frozen=True, slots=True)
+class SlotFault:
+    """A slot that is not as `save` left it, and why: damaged, gone, unreadable, of another time."""
+
+    path: Path
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    """One slot as it is on the disk. `why` is empty if it holds a state."""
+
+    path: Path
+    generation: int = 0
+    payload: bytes = b""
+    why: str = ""
+    is_gone: bool = False
+    is_to_be_moved: bool = False  # nothing can be written into it
+
+    @property
+    def holds(self) -> bool:
+        """Whether there is a state in it."""
+        return not self.why and not self.is_gone
+
+
 class Journal(Generic[S]):
     """Durable state of one node in one folder.
 
-    `kind` is the Struct that is kept; `load` returns None where nothing valid was ever saved.
-    Raises OSError (disk full, read-only) from `save` and `keep`; what was stored before stays readable.
+    `kind` is the Struct that is kept; `load` returns None where nothing valid was ever saved. names: of the
+    files that `keep` writes here: where one is there, a state was saved once. `faults`: what the last `load`
+    found wrong. Raises PermissionError from `load`, as a folder of another user's is no damage, and OSError
+    (disk full, read-only) from `save` and `keep`; what was stored before stays readable.
     """
 
-    def __init__(self, folder: Path, kind: type[S]) -> None:
+    def __init__(self, folder: Path, kind: type[S], names: Collection[str] = ()) -> None:
         self.folder = folder
-        self._kind = kind
+        self.faults: tuple[SlotFault, ...] = ()
+        self._to_be_moved = set[Path]()
+        self._kind, self._names = kind, names
         folder.mkdir(parents=True, exist_ok=True)
-        newest = self._newest()
-        self._generation = 0 if newest is None else newest[0]  # so that `save` never falls behind a slot
+        newest = _newest(self._read())
+        self._generation = 0 if newest is None else newest.generation  # so that `save` falls behind no slot
 
     def load(self) -> S | None:
         """The newest state whose checksum holds. Raises JournalError."""
-        newest = self._newest()
+        slots = self._read()
+        self.faults = tuple(self._wrong(slots))
+        newest = _newest(slots)
         if newest is None:
             return None
         try:
-            return msgspec.msgpack.decode(newest[1], type=self._kind)
+            return msgspec.msgpack.decode(newest.payload, type=self._kind)
         except msgspec.DecodeError as error:
             raise JournalError(f"state of another version of this program: {error}") from None
 
@@ -61,6 +99,9 @@ class Journal(Generic[S]):
         generation = (self._generation + 1) % _GENERATIONS
         header = _HEADER.pack(_MAGIC, generation, len(payload), _digest(generation, payload))
         path = self._slot_path(generation % 2)
+        if path in self._to_be_moved:
+            path.rename(_free_name(path))  # with the sectors under it, which are not to be used again
+            self._to_be_moved.discard(path)
         new = not path.exists()
         write_durably(path, header + payload)
         if new:
@@ -83,28 +124,79 @@ class Journal(Generic[S]):
         for name in names:
             (self.folder / name).unlink(missing_ok=True)
 
-    def _newest(self) -> tuple[int, bytes] | None:
-        first, second = self._read_slot(0), self._read_slot(1)
-        if first is None or second is None:
-            return first or second
-        # As serial numbers are compared (RFC 1982): the generation after the last one is 0.
-        return second if (second[0] - first[0]) % _GENERATIONS < _GENERATIONS // 2 else first
+    def _read(self) -> tuple[_Slot, _Slot]:
+        """Both slots. Raises PermissionError."""
+        slots = _read_slot(self._slot_path(0)), _read_slot(self._slot_path(1))
+        self._to_be_moved = {slot.path for slot in slots if slot.is_to_be_moved}
+        return slots
+
+    def _wrong(self, slots: tuple[_Slot, _Slot]) -> Iterator[SlotFault]:
+        """What is not as `save` left it: it writes generation 1 into slot 1, 2 into slot 0, and so on."""
+        first, second = slots
+        yield from (SlotFault(slot.path, slot.why) for slot in slots if slot.why)
+        if first.holds and second.holds:
+            older, newer = (first, second) if _newest(slots) is second else (second, first)
+            ahead = (newer.generation - older.generation) % _GENERATIONS
+            if ahead != 1:
+                why = f"holds save {older.generation}, beside {newer.generation}: a copy of another time"
+                yield SlotFault(older.path, why)
+            elif first.generation % 2:
+                yield SlotFault(first.path, "has changed places with the other one")
+        elif first.is_gone and second.is_gone:
+            if left := [name for name in self._names if (self.folder / name).exists()]:
+                yield from (SlotFault(slot.path, f"gone, and {left[0]} is there") for slot in slots)
+        elif second.is_gone or (first.is_gone and second.holds and second.generation != 1):
+            gone, other = (first, second) if first.is_gone else (second, first)
+            yield SlotFault(gone.path, f"gone, and {other.path.name} is there")
 
     def _slot_path(self, slot: int) -> Path:
         return self.folder / f"journal.{slot}"
 
-    def _read_slot(self, slot: int) -> tuple[int, bytes] | None:
-        try:
-            raw = self._slot_path(slot).read_bytes()
-        except FileNotFoundError:
-            return None
-        if len(raw) < _HEADER.size:
-            return None
-        magic, generation, length, digest = _HEADER.unpack_from(raw)
-        payload = raw[_HEADER.size : _HEADER.size + length]
-        if magic != _MAGIC or len(payload) != length or _digest(generation, payload) != digest:
-            return None
-        return generation, payload
+
+def _newest(slots: tuple[_Slot, _Slot]) -> _Slot | None:
+    first, second = slots
+    if not first.holds or not second.holds:
+        return first if first.holds else second if second.holds else None
+    # As serial numbers are compared (RFC 1982): the generation after the last one is 0.
+    return second if (second.generation - first.generation) % _GENERATIONS < _GENERATIONS // 2 else first
+
+
+def _read_slot(path: Path) -> _Slot:
+    """What is there. Nothing that lies in its place (a link, a pipe, a folder, gigabytes) is followed, waited
+    for or held in memory. Raises PermissionError."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return _Slot(path, is_gone=True)
+    except PermissionError:
+        raise
+    except OSError as error:
+        return _Slot(path, why=error.strerror or str(error), is_to_be_moved=True)
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            return _Slot(path, why="no regular file", is_to_be_moved=True)
+        with os.fdopen(handle, "rb", closefd=False) as file:
+            raw = file.read(_MAX_SLOT_BYTES)
+    except OSError as error:  # the card has a sector that cannot be read
+        return _Slot(path, why=error.strerror or str(error), is_to_be_moved=True)
+    finally:
+        os.close(handle)
+    if len(raw) < _HEADER.size:
+        return _Slot(path, why=f"cut off after {len(raw)} B")
+    magic, generation, length, digest = _HEADER.unpack_from(raw)
+    payload = raw[_HEADER.size : _HEADER.size + length]
+    if magic != _MAGIC:
+        return _Slot(path, why="no journal: it begins with other bytes")
+    if len(payload) != length:
+        return _Slot(path, why=f"cut off after {len(raw)} B of {_HEADER.size + length}")
+    if _digest(generation, payload) != digest:
+        return _Slot(path, why="its checksum is wrong")
+    return _Slot(path, generation, payload)
+
+
+def _free_name(path: Path) -> Path:
+    names = (path.with_name(f"{path.name}.bad{number}") for number in itertools.count(1))
+    return next(name for name in names if not os.path.lexists(name))
 
 
 def _digest(generation: int, payload: bytes) -> bytes:

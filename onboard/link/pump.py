@@ -118,6 +118,7 @@ class Pump:
         self._saving: dict[bytes, _Saving] = {}
         self._save_not_before = -math.inf
         self._full_told = False
+        self._rests_until, self._is_resting = -math.inf, False
         self._past = PortSnapshot()  # of all ports before this one
         self._taken_bytes, self._taken_at = -1, -math.inf  # when the device took something last
         self._faults_seen, self._faults_told = 0, dict[str, float]()
@@ -129,6 +130,10 @@ class Pump:
         """The pump of the same port and spool with another session, which begins; this one is closed."""
         self.close(now)
         return Pump(self._opener, session, self._spool)
+
+    def rest(self, until: float) -> None:
+        """Neither hears nor speaks before then, as neither leads anywhere: what waits, waits in the port."""
+        self._rests_until, self._is_resting = until, True
 
     @property
     def is_open(self) -> bool:
@@ -158,6 +163,9 @@ class Pump:
         Raises BadUrl.
         """
         events: list[PumpEvent] = []
+        self._is_resting = now < self._rests_until
+        if self._is_resting:
+            return events
         if self._port is None:
             self._open(now, events)
         try:
@@ -175,6 +183,8 @@ class Pump:
 
     def wakeup(self, now: float) -> float:
         """The earliest time at which `poll` may have something to do, if nothing arrives before."""
+        if now < self._rests_until:
+            return self._rests_until
         save_at = max(self._save_at(now), self._save_not_before)
         if self._port is None:
             return max(now, min(self._again.at, save_at))
@@ -198,11 +208,11 @@ class Pump:
 
     def wants_write(self) -> bool:
         """Whether bytes wait for the device to take them."""
-        return self._port is not None and self._port.kept_bytes() > 0
+        return self._port is not None and not self._is_resting and self._port.kept_bytes() > 0
 
     def fileno(self) -> int:
-        """The port's file descriptor; -1 while it is closed, or if it has none."""
-        return self._port.fileno() if self._port is not None else -1
+        """The port's file descriptor; -1 while it is closed or nothing is read, or if it has none."""
+        return self._port.fileno() if self._port is not None and not self._is_resting else -1
 
     # -- the port --------------------------------------------------------------------------------------
 

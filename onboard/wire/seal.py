@@ -39,10 +39,11 @@ MAX_EPOCH = 0xFFFF
 MAX_SEQ = 0xFFFFFFFF
 
 
-def next_epoch(epoch: int) -> int:
-    """Of an end that starts once more. After MAX_EPOCH comes 1: every start is under a salt of its own, in
-    which no frame was sealed before."""
-    return epoch + 1 if epoch < MAX_EPOCH else 1
+def next_epoch(epoch: int, skipped: int = 0) -> int:
+    """Of an end that starts once more, and leaves out so many as it may have used them. After MAX_EPOCH comes
+    the first again: every start is under a salt of its own, in which no frame was sealed before."""
+    after = max(0, epoch) + skipped + 1
+    return after if after <= MAX_EPOCH else skipped + 1
 
 
 class SeqExhausted(RuntimeError):  # noqa: N818 - a state of the sender, as StopIteration is

@@ -91,6 +91,23 @@ def test_a_restart_costs_a_thirty_second_at_most_and_the_clock_stands_still_whil
     assert Allowance(math.inf, math.inf).record(0.0) is None
 
 
+@settings(max_examples=60)
+@given(st.lists(st.integers(1, 400), min_size=2, max_size=200))
+def test_a_record_that_is_lost_with_a_slot_of_the_journal_is_a_thirty_second(frames: list[int]) -> None:
+    """A node that starts with the record before its last one sends so much more, and no more than that."""
+    allowance = Allowance(math.inf, 32_000.0)
+    records, now = [Spent(), Spent()], 0.0
+    for count_bytes in frames:
+        now += 1.0
+        if (record := allowance.record(now)) is not None:
+            records.append(record)
+        if allowance.opens_at(now, count_bytes) > now:
+            break
+        allowance.spend(count_bytes, now)
+        earlier = Allowance(math.inf, 32_000.0, records[-2], now=now)
+        assert earlier.left_bytes(now) <= allowance.left_bytes(now) + 1000
+
+
 def test_a_contact_that_is_open_at_the_start_is_the_one_before_it_and_the_next_is_whole() -> None:
     spent = Spent(1500)
     same, later = (Allowance(1600.0, math.inf, spent, now=100.0) for _ in range(2))
