@@ -156,7 +156,7 @@ class Fleet:
 
     def _play_round(self, number: int) -> Iterator[Moment]:
         settings = self.settings
-        asked = choose(self._places, settings.select, settings.seed, number)
+        asked = self._chosen(number)
         model = self._server.model(number, self.packed)
         self._average, self._tally = PartialAverage(self._server.layout), _Tally()
         merged: set[int] = set()
@@ -185,6 +185,10 @@ class Fleet:
             )
         self._close(this)
         self._judge(this, model)
+
+    def _chosen(self, number: int) -> tuple[int, ...]:
+        """The devices that round `number` asks."""
+        return choose(self._places, self.settings.select, self.settings.seed, number)
 
     def _is_gone(self, number: int, attempt: int, node: int) -> bool:
         draw = Random(_digest("gone", self.settings.seed, number, attempt, node))
@@ -339,7 +343,8 @@ class Fleet:
         device.ground.accept(arrived.digest, self._now)
         outcome = Answer.LATE
         if self._round is not None:
-            outcome = self._round.answer(node, self._now, of_round=update.round)
+            was_asked = node in self._chosen(update.round)
+            outcome = self._round.answer(node, self._now, of_round=update.round, was_asked=was_asked)
         if outcome not in (Answer.TAKEN, Answer.MERGED):
             self._tally.late += 1
             return

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from groundstation.station import Station
 from groundstation.store import Store
 from onboard.wire.health import Failure, Health, State
-from onboard.wire.messages import MODEL, digest
+from onboard.wire.messages import MODEL, BadMessage, Task, decode_task, digest
 
 FIRST_PAUSE_S = 10.0  # before the second time, then twice as long each time, up to the round's deadline
 
@@ -53,6 +53,20 @@ class Askings:
             self._store.cut(node, name, session.fragment_bytes(name))
         before = self._questions.get(node)
         self._questions[node] = Question(asking, name, again_at=before.again_at if before else 0.0)
+
+    def task(self, number: int) -> Task | None:
+        """What round `number` asked of each board; None where no such round is stored."""
+        model = self._store.asked(number)
+        try:
+            return None if model is None else decode_task(model)[0]
+        except BadMessage:  # a disk rots
+            return None
+
+    def was_asked(self, node: int, number: int) -> bool:
+        """Whether round `number` asked the node; one that only merged what it sent did not."""
+        return any(
+            answer["node"] == node and answer["state"] != "merged" for answer in self._store.answers(number)
+        )
 
     def withdraw(self, now: float) -> None:
         """Whoever is still being asked need not go on."""

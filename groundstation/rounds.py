@@ -97,7 +97,9 @@ class Rounds:
         """An update: checked, stored with the replay floor in one barrier, then acknowledged."""
         name, session = station.node.name, station.session
         try:
-            update, _ = self._server.open(arrived.kind, arrived.payload, station.node.id, self.number)
+            update, _ = self._server.open(
+                arrived.kind, arrived.payload, station.node.id, self.number, self._askings.task
+            )
         except BadUpdate as error:
             say(log, "update-refused", level=logging.WARNING, node=name, why=str(error))
             station.refused_updates += 1
@@ -105,7 +107,8 @@ class Rounds:
             return
         outcome = Answer.LATE
         if self._round is not None:
-            outcome = self._round.answer(update.node, now, of_round=update.round)
+            was_asked = self._askings.was_asked(update.node, update.round)
+            outcome = self._round.answer(update.node, now, of_round=update.round, was_asked=was_asked)
             if outcome is Answer.AGAIN and self._store.payload(self.number, update.node) is None:
                 outcome = Answer.TAKEN  # the disk was full when it was taken first
         if outcome not in (Answer.TAKEN, Answer.MERGED):
@@ -319,7 +322,9 @@ class Rounds:
         for node in sorted(self._round.answered | self._round.merged):
             payload = self._store.payload(self.number, node)
             assert payload is not None, f"round {self.number} has no payload of node {node}"
-            server.fold(average, *server.open(UPDATE, payload, node, self.number), self.number)
+            server.fold(
+                average, *server.open(UPDATE, payload, node, self.number, self._askings.task), self.number
+            )
             yield True
         self._askings.withdraw(self._now)
         packed = server.condense(average, self._packed(self.number - 1))

@@ -279,6 +279,11 @@ class Store:
         """All rounds, oldest first."""
         return [RoundRow(**row) for row in self._all("SELECT * FROM round ORDER BY number")]
 
+    def asked(self, number: int) -> bytes | None:
+        """The object that round `number` sent."""
+        row = self._one("SELECT model FROM round WHERE number = ?", number)
+        return None if row is None else bytes(row["model"])
+
     def model(self, number: int) -> bytes | None:
         """The packed weights that round `number` made."""
         row = self._one("SELECT payload FROM model WHERE number = ?", number)

@@ -10,18 +10,18 @@ model in the same way (`learn.plan.sends_whole`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
-from onboard import labels
+from onboard import intake, labels
 from onboard.codec import alq
 from onboard.codec.alq import MAX_BASES, Model
 from onboard.codec.dense import Dense
 from onboard.codec.layout import Floats
-from onboard.codec.pack import BadPack, pack, unpack
+from onboard.codec.pack import pack, unpack
 from onboard.learn.federated import PartialAverage, condense, staleness_weight
 from onboard.learn.graph import TrainGraph, initial
 from onboard.learn.local import moved
@@ -135,8 +135,15 @@ class Server:
 
     # take
 
-    def open(self, kind: int, payload: bytes, node: int, number: int) -> tuple[Update, Model]:
-        """The update that came over the link of `node`, `number` being the latest round. Raises BadUpdate."""
+    def open(
+        self, kind: int, payload: bytes, node: int, number: int,
+        asked: Callable[[int], Task | None] = lambda number: None,
+    ) -> tuple[Update, Model]:  # fmt: skip
+        """The update that came over the link of `node`, `number` being the latest round. `asked` tells what
+        a round asked, None for what it would ask now (a mission's training may be changed between two).
+
+        Raises BadUpdate for what is none, and for what nobody made who did as asked (`onboard.intake`).
+        """
         try:
             if kind != UPDATE:
                 raise BadMessage(f"kind {kind} is not for the server")
@@ -145,10 +152,12 @@ class Server:
                 raise BadMessage(f"mission {update.mission.hex()} is not this one")
             if update.node != node:
                 raise BadMessage(f"node {update.node} came over the link of node {node}")
-            if update.round > number:
+            if not 1 <= update.round <= number:
                 raise BadMessage(f"round {update.round} has not begun, at {number}")
-            return update, unpack(weights, self.layout)
-        except (BadMessage, BadPack) as error:
+            model = unpack(weights, self.layout)
+            intake.check(model, len(weights), asked(update.round) or self.task(update.round))
+            return update, model
+        except ValueError as error:  # BadMessage, BadPack and what the intake says
             raise BadUpdate(str(error)) from None
 
     # average

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from onboard import data
 from onboard.codec import alq
 from onboard.codec.dense import Dense
 from onboard.codec.layout import Floats
@@ -17,6 +18,8 @@ from onboard.codec.pack import pack, unpack
 from onboard.learn.federated import PartialAverage, condense
 from onboard.learn.graph import TrainGraph, initial
 from onboard.server import BadUpdate, Server, Training
+from onboard.trainer import Done, Job
+from onboard.training import LocalTrainer
 from onboard.wire.messages import MODEL, UPDATE, Update, decode_task, encode_object
 
 GRAPH = TrainGraph.load("lenet5")
@@ -68,6 +71,7 @@ def test_an_update_of_this_round_or_an_earlier_one_opens() -> None:
         (UPDATE, {"mission": b"another."}, PACKED, 7, "mission 616e6f746865722e is not this one"),
         (UPDATE, {"node": 8}, PACKED, 7, "node 8 came over the link of node 7"),
         (UPDATE, {"round": 3}, PACKED, 7, "round 3 has not begun, at 2"),
+        (UPDATE, {"round": 0}, PACKED, 7, "round 0 has not begun, at 2"),
         (UPDATE, {}, PACKED[:-1], 7, "bytes"),
         (UPDATE, {}, b"", 7, "0 bytes"),
         (UPDATE, {}, PACKED[:1] + bytes(8) + PACKED[9:], 7, "0000000000000000"),  # another model's layout
@@ -79,6 +83,66 @@ def test_what_is_no_update_of_this_node_is_refused(
     header = msgspec.structs.replace(HEADER, **changes)
     with pytest.raises(BadUpdate, match=says):
         server().open(kind, encode_object(header, packed), node, 2)
+
+
+def quantized(bits: float, bases: int = 8, levels: int = alq.RAW_LEVELS) -> bytes:
+    weights, layout = difference(1), GRAPH.layout
+    widths = alq.allocate(layout, weights, bits_per_weight=bits, max_bases=bases)
+    return pack(alq.quantize(layout, weights, widths, raw_levels=levels))
+
+
+def dense(**changed: float) -> bytes:
+    weights = difference(1)
+    for name, value in changed.items():
+        weights[name].flat[0] = value
+    return pack(Dense(GRAPH.layout, weights))
+
+
+FIRST = GRAPH.layout.tensors[0].name
+
+
+@pytest.mark.parametrize(
+    ("training", "packed", "says"),
+    [
+        ({}, dense(), "dense weights, asked for was spacedml-fast"),
+        ({"method": "spacedml"}, dense(), "dense weights, asked for was spacedml"),
+        ({"method": "fedavg"}, quantized(0.05), "quantized weights, asked for was fedavg"),
+        ({"method": "fedavg-zstd"}, quantized(0.05), "quantized weights, asked for was fedavg-zstd"),
+        ({"max_bases": 2, "bits_up": 32.0}, quantized(4.0, 3), "3 bases in a group, asked for were 2"),
+        ({"bits_up": 0.05}, quantized(0.06), r"0\.0597 bits a weight, asked for were 0\.05"),
+        ({}, quantized(0.05, levels=8), "biases beside the grid of 15 values"),
+        ({"method": "fedavg"}, dense(**{FIRST: 1e30}), f"{FIRST} has a weight of 1e\\+30"),
+        ({"method": "fedavg"}, dense(**{FIRST: -7e4}), f"{FIRST} has a weight of 7e\\+04"),
+        ({"method": "fedavg-zstd"}, dense(**{FIRST: 3e38}), f"{FIRST} has a weight of 3e\\+38"),
+    ],
+)
+def test_what_nobody_made_who_did_as_asked_is_refused(
+    training: dict[str, Any], packed: bytes, says: str
+) -> None:
+    with pytest.raises(BadUpdate, match=says):
+        server(**training).open(UPDATE, encode_object(HEADER, packed), 7, 2)
+
+
+def test_a_round_is_held_to_what_it_asked_and_not_to_what_is_asked_now() -> None:
+    payload, then, now = encode_object(HEADER, quantized(0.05)), server(bits_up=0.05), server(bits_up=0.04)
+    with pytest.raises(BadUpdate, match=r"asked for were 0\.04"):
+        now.open(UPDATE, payload, 7, 3)
+    assert now.open(UPDATE, payload, 7, 3, {2: then.task(2)}.get)[0] == HEADER
+
+
+@pytest.mark.parametrize("method", ["fedavg", "fedavg-zstd", "spacedml", "spacedml-fast"])
+def test_what_every_method_makes_is_taken(method: Any) -> None:
+    """The first round of a tiny training, and the second."""
+    one = server(method=method, bits_up=1.0, prune_epochs=1, epochs=1)
+    images, packed = data.load("digits").take(np.arange(20)), b""
+    for number in (1, 2):
+        trainer = LocalTrainer(images, lambda name: GRAPH)
+        trainer.begin(Job(model=one.model(number, packed), node=7))
+        while not isinstance((report := trainer.reports()[0]), Done):
+            trainer.step()
+        average, header = PartialAverage(one.layout), msgspec.structs.replace(HEADER, round=number)
+        one.fold(average, *one.open(UPDATE, encode_object(header, report.packed), 7, number), number)
+        packed = one.condense(average, packed)
 
 
 @given(st.binary(max_size=200), st.integers(0, 40))

@@ -150,7 +150,7 @@ class Round:
     Until then it takes what comes, however late: a caller that stood still has judged nothing meanwhile. An
     update of an earlier round is discarded and counted, for it would pull the average back to older weights;
     a round that `merges` takes it, once a node and unless the node was asked again, to be averaged with its
-    `staleness_weight`. It makes no quorum.
+    `staleness_weight`, if its own round asked the node. It makes no quorum.
     """
 
     number: int
@@ -168,14 +168,15 @@ class Round:
         if not 1 <= self.quorum <= len(self.asked):
             raise ValueError(f"a quorum of {self.quorum} among {len(self.asked)} nodes cannot be met")
 
-    def answer(self, node: int, now: float, *, of_round: int | None = None) -> Answer:
-        """An update from `node` is here, whole and valid; `of_round` asked for it, this one if left out."""
+    def answer(self, node: int, now: float, *, of_round: int | None = None, was_asked: bool = True) -> Answer:
+        """An update from `node` is here, whole and valid, for the round `of_round`, this one if left out;
+        `was_asked`: whether that one, where it is earlier, asked the node."""
         if of_round is not None and of_round != self.number:
             free = node not in self.asked and node not in self.merged
-            if self.merges and free and not self.is_over:
+            if self.merges and free and not self.is_over and was_asked:
                 self.merged.add(node)
                 return Answer.MERGED
-            outcome = Answer.LATE
+            outcome = Answer.LATE if was_asked else Answer.UNASKED
         elif node not in self.asked:
             outcome = Answer.UNASKED
         elif node in self.answered:

@@ -151,6 +151,21 @@ def test_a_late_update_counts_in_the_round_that_is_open_if_the_mission_says_so(
     assert packed == pack(condense(TRAIN.layout, total, ground.mission.train.bits_down))
 
 
+def test_an_update_of_a_round_that_did_not_ask_its_node_counts_in_none(tmp_path: Path) -> None:
+    ground = Ground(tmp_path, "staleness = 1.0")
+    (intruder,) = set(NODES) - set(ground.states(1))
+    first = min(ground.states(1))
+    (model,) = ground.exchange(first)
+    ground.boards[first].accept(model.digest, ground.now)
+    assert list(ground.exchange(first)) == []
+    ground.answer(intruder, 1, update(0.03))  # while that round is open
+    ground.answer(first, 1, update(0.01))
+    assert ground.rounds.number == 2
+    ground.answer(intruder, 1, update(0.04))  # and as a late one, as a node that is asked now or not
+    assert "merged" not in ground.states(2).values()
+    assert ground.stations[intruder].late_updates == 2
+
+
 def test_a_model_is_cut_after_a_restart_as_before(tmp_path: Path) -> None:
     ground = Ground(tmp_path, "")
     asked = sorted(ground.states(1))

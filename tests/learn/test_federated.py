@@ -183,6 +183,7 @@ def test_a_late_update_is_discarded_or_merged_once() -> None:
     assert r.answer(7, 1.0, of_round=4) is Answer.LATE
     assert r.discarded == 1
     merging = Round(number=5, asked=frozenset({1, 2}), quorum=2, deadline_s=100.0, merges=True)
+    assert merging.answer(7, 1.0, of_round=4, was_asked=False) is Answer.UNASKED  # nobody wants it
     assert merging.answer(7, 1.0, of_round=4) is Answer.MERGED
     assert merging.answer(7, 1.0, of_round=3) is Answer.LATE  # once a node
     assert merging.answer(1, 1.0, of_round=4) is Answer.LATE  # it was asked again

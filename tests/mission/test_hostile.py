@@ -159,6 +159,7 @@ DAMAGES = {  # and what the ground says of it
     "an infinite step": "step is [inf",
     "an infinite coordinate": "a coordinate is not finite",
     "not a number": "not finite",
+    "weights of 1e30": "dense weights, asked for was spacedml-fast",
     "wrong shapes": "packed for the layout",
     "a gigabyte in a hundred bytes": "zstd frame of 1073741824 bytes",
     "a round to come": "has not begun",
@@ -191,6 +192,8 @@ def bad_weights(layout: Layout, damage: str) -> bytes:
     if damage == "a gigabyte in a hundred bytes":  # zstd: content size, then one run-length block
         frame = b"\x28\xb5\x2f\xfd\xa0" + (1 << 30).to_bytes(4, "little") + b"\x23\0\0\0"
         return PREFIX.pack(DENSE_VERSION, layout.digest) + b"\1" + frame
+    if damage == "weights of 1e30":
+        return pack(Dense(layout, {name: values * np.float32(1e32) for name, values in weights.items()}))
     model = alq.quantize(layout, weights, alq.allocate(layout, weights, bits_per_weight=0.05, max_bases=1))
     if damage == "an infinite coordinate":  # a hostile packer does not look
         bases = next(bases for bases in model.grouped.values() if bases.used.any())
