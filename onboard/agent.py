@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from onboard import health
-from onboard.agent_state import CHECKPOINT, DEPLOYED, MODEL, UPDATE, Known, kept_object
+from onboard.agent_state import DEPLOYED, MODEL, UPDATE, Known, kept_object
 from onboard.budget import Ledger
+from onboard.checkpoint import CHECKPOINT, fetch_checkpoint, keep_checkpoint, training_name
 from onboard.config import NodeConfig
 from onboard.journal import Journal
 from onboard.log import say
@@ -37,6 +38,7 @@ class Work:
     """The training in progress."""
 
     task: Task
+    name: bytes  # of the training, in its checkpoint
     started_s: float  # this leg of the training: since the task, the boot or the last checkpoint
     started_j: float
     cpu_s: float
@@ -89,19 +91,18 @@ class Agent:
                 known.model = b""  # of a round that is over: there is nothing to train
                 self._fail(Failed(failure=Failure.DISK, why=f"{DEPLOYED} cannot be read"), now)
         if known.phase == State.OFFERING:
-            if self.offer_kept(now):
-                say(log, "resumed", phase="offering", round=known.round)
-                return
-            known.phase = State.TRAINING  # as its model may be there still
-        if known.phase in (State.TRAINING, State.FAILED) and known.model:
+            self.offer_kept(now)
+        elif known.phase in (State.TRAINING, State.FAILED) and known.model:
             self._train_again(now)
 
-    def offer_kept(self, now: float) -> bool:
-        """Offers the update that waits, cut as before; False where it cannot be read."""
+    def offer_kept(self, now: float) -> None:
+        """Offers the update that waits, cut as before. Where it cannot be read, trains it again."""
         update = kept_object(self.journal, UPDATE, messages.UPDATE, self.known.update)
-        if update is not None:
-            self.session.offer(messages.UPDATE, update, now, fragment_bytes=self.known.fragment_bytes or None)
-        return update is not None
+        if update is None:
+            self._train_again(now)
+            return
+        self.session.offer(messages.UPDATE, update, now, fragment_bytes=self.known.fragment_bytes or None)
+        say(log, "resumed", phase="offering", round=self.known.round)
 
     def _train_again(self, now: float) -> None:
         """The round's training once more, from its model and its checkpoint if they are there."""
@@ -197,18 +198,16 @@ class Agent:
 
     def _begin(self, task: Task, model: bytes, now: float) -> None:
         """Gives the trainer the round's model, and the checkpoint of an earlier life if there is one."""
+        name = training_name(messages.as_asked_first(model), self.config.id)
         self.work = Work(
             task=task,
+            name=name,
             started_s=now,
             started_j=self._spent_j(now),
             cpu_s=self.known.cpu_s,
             checkpoint_due_s=now + self.config.checkpoint_s,
         )
-        try:
-            checkpoint = self.journal.fetch(CHECKPOINT)
-        except OSError as error:  # a card that wears out costs the checkpoint, not the training
-            say(log, "checkpoint-dropped", level=logging.WARNING, why=str(error))
-            checkpoint = None
+        checkpoint = fetch_checkpoint(self.journal, name)
         self.trainer.begin(Job(model=model, node=self.config.id, checkpoint=checkpoint))
 
     @property
@@ -258,7 +257,7 @@ class Agent:
 
     def _ready(self, work: Work, begun: Begun) -> None:
         work.flops_a_step, work.epoch = begun.flops_a_step, begun.epoch
-        if begun.dropped:  # of another round or damaged: the training starts from the beginning
+        if begun.dropped:  # the training starts from the beginning
             say(log, "checkpoint-dropped", level=logging.WARNING, why=begun.dropped)
             self.journal.drop(CHECKPOINT)
         elif begun.epoch:
@@ -267,7 +266,7 @@ class Agent:
     def _checkpoint(self, work: Work, state: bytes, now: float) -> None:
         """Durable progress at an epoch's end. A disk that is full costs the checkpoint, not the training."""
         try:
-            self.journal.keep(CHECKPOINT, state)
+            keep_checkpoint(self.journal, work.name, state)
             spent_j = self._spent_j(now)
             self.known.train_s += now - work.started_s
             self.known.energy_j += spent_j - work.started_j
@@ -321,9 +320,10 @@ class Agent:
             say(log, "superseded", round=self.work.task.round)
             self.trainer.stop()
             self.work = None
-        if self.known.phase == State.OFFERING:
+        if self.known.phase == State.OFFERING and self.known.update:
             self.session.cancel(self.known.update, now)
             self.journal.drop(UPDATE)
+            self.known.update = b""  # what is still to be heard of it is not of the new task
 
     def _settle(self, phase: State) -> None:
         """A new phase begins: durable, with the training's leftovers removed."""

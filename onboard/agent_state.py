@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 
 from onboard.boot_counter import Counted
+from onboard.checkpoint import CHECKPOINT
 from onboard.journal import Journal
 from onboard.log import say
 from onboard.wire import messages
@@ -19,7 +20,7 @@ from onboard.wire.seal import NO_SALT
 
 log = logging.getLogger(__name__)
 
-MODEL, UPDATE, CHECKPOINT, DEPLOYED = "model.bin", "update.bin", "training.npz", "deployed.bin"
+MODEL, UPDATE, DEPLOYED = "model.bin", "update.bin", "deployed.bin"
 KEPT = (MODEL, UPDATE, CHECKPOINT, DEPLOYED)
 
 
@@ -47,8 +48,8 @@ def kept_object(journal: Journal[Known], name: str, kind: int, digest: bytes) ->
     gone, cut by a power cut, or on a card that cannot be read."""
     try:
         content = journal.fetch(name)
-    except OSError as error:
-        content, why = None, str(error)
+    except (OSError, MemoryError) as error:
+        content, why = None, str(error) or type(error).__name__
     else:
         why = "gone" if content is None else f"damaged: {len(content)} B that are not what was written"
     if content is not None and messages.digest(kind, content) == digest:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import itertools
 import os
 import stat
 import struct
@@ -25,6 +24,16 @@ from typing import Generic, TypeVar
 
 import msgspec
 
+from onboard.files import (
+    NotAFile,
+    clear_the_way,
+    free_name,
+    open_to_hold,
+    open_to_write,
+    read_file,
+    remove_file,
+)
+
 S = TypeVar("S", bound=msgspec.Struct)
 
 _HEADER = struct.Struct(">4sII16s")  # magic, generation, length, BLAKE2s-128 of generation + payload
@@ -32,6 +41,7 @@ _MAGIC = b"SDJ1"
 _GENERATIONS = 2**32
 _MAX_SLOT_BYTES = 2**24  # a state has some kilobytes; a file of more is none, and is not read into memory
 LOCK = "lock"  # the file in a folder that its user holds
+MOST_KEPT_BYTES = 2**30  # of one file: a longer one was not written by this program
 
 
 class JournalError(OSError):
@@ -100,7 +110,7 @@ class Journal(Generic[S]):
         header = _HEADER.pack(_MAGIC, generation, len(payload), _digest(generation, payload))
         path = self._slot_path(generation % 2)
         if path in self._to_be_moved:
-            path.rename(_free_name(path))  # with the sectors under it, which are not to be used again
+            path.rename(free_name(path))  # with the sectors under it, which are not to be used again
             self._to_be_moved.discard(path)
         new = not path.exists()
         write_durably(path, header + payload)
@@ -113,16 +123,16 @@ class Journal(Generic[S]):
         replace_durably(self.folder / name, content)
 
     def fetch(self, name: str) -> bytes | None:
-        """The content kept as `name`, or None."""
+        """The content kept as `name`, or None. Raises OSError, as for anything but a regular file."""
         try:
-            return (self.folder / name).read_bytes()
+            return read_file(self.folder / name, MOST_KEPT_BYTES)
         except FileNotFoundError:
             return None
 
     def drop(self, *names: str) -> None:
         """Removes kept files; those that are not there are no error."""
         for name in names:
-            (self.folder / name).unlink(missing_ok=True)
+            remove_file(self.folder / name)
 
     def _read(self) -> tuple[_Slot, _Slot]:
         """Both slots. Raises PermissionError."""
@@ -194,18 +204,13 @@ def _read_slot(path: Path) -> _Slot:
     return _Slot(path, generation, payload)
 
 
-def _free_name(path: Path) -> Path:
-    names = (path.with_name(f"{path.name}.bad{number}") for number in itertools.count(1))
-    return next(name for name in names if not os.path.lexists(name))
-
-
 def _digest(generation: int, payload: bytes) -> bytes:
     return hashlib.blake2s(generation.to_bytes(4, "big") + payload, digest_size=16).digest()
 
 
 def write_durably(path: Path, content: bytes | memoryview) -> None:
     """Writes in place and returns once the content is on the disk."""
-    with path.open("wb") as file:
+    with open_to_write(path) as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
@@ -214,6 +219,7 @@ def write_durably(path: Path, content: bytes | memoryview) -> None:
 def replace_durably(path: Path, content: bytes | memoryview) -> None:
     """Replaces `path` by `content`: after a power cut there is the old file or the new one, never a mix."""
     new = path.with_name(path.name + ".new")
+    clear_the_way(path)
     try:
         write_durably(new, content)
         new.replace(path)
@@ -240,6 +246,24 @@ def sole_user(folder: Path) -> Iterator[None]:
     Raises BlockingIOError if another process holds it. The kernel lets go when the process dies.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w") as lock:
+    lock = _lock_of(folder)
+    try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
+    finally:
+        os.close(lock)
+
+
+def _lock_of(folder: Path) -> int:
+    """A descriptor of its lock file, as it is. What is in the place of one is put aside, under a lock of the
+    folder itself: two programs that start at once would else each put aside what the other has just made."""
+    path = folder / LOCK
+    with contextlib.suppress(NotAFile):
+        return open_to_hold(path)
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        clear_the_way(path)
+        return open_to_hold(path)
+    finally:
+        os.close(handle)

@@ -6,13 +6,15 @@ on the disk, so a cut leaves the older map with the bytes that it promised. Byte
 harm. `finished` remembers the objects that the application took, so that none is delivered twice, and `peer`
 where the two ends were when they heard each other last.
 
-A file that is damaged all the same is dropped and counted in `discarded`: the object comes again.
+A file that is damaged all the same is dropped, told (`unreadable`) and counted in `discarded`: the object
+comes again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import struct
 from collections.abc import Collection
@@ -20,8 +22,12 @@ from dataclasses import dataclass, replace
 from hashlib import blake2s
 from pathlib import Path
 
+from onboard.files import clear_the_way, clear_the_way_of_folder, open_to_read, read_file, remove_file
+from onboard.log import say
 from onboard.wire.messages import DIGEST_BYTES, MAX_FRAGMENTS, fragments_of
 from onboard.wire.transfer import Incoming, Partial
+
+log = logging.getLogger(__name__)
 
 REMEMBERED = 256
 """Digests kept of finished objects: a peer repeats an offer within a few rounds or never."""
@@ -57,6 +63,7 @@ class Spool:
         self.discarded = 0
         self.limit_bytes = limit_bytes
         self._sizes: dict[bytes, int] = {}
+        clear_the_way_of_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self._finished = self._read_finished()
         self._addresses = self._read_addresses()
@@ -68,15 +75,17 @@ class Spool:
             if path.suffix == ".map":
                 partial = self._read_partial(path)
                 if partial is None or partial.digest in self._finished:
-                    self.discarded += partial is None
-                    path.unlink()
+                    if partial is None:
+                        self._discard(path)
+                    else:
+                        remove_file(path)
                 else:
                     self._sizes[partial.digest] = partial.size
                     partials.append(partial)
         known = {partial.digest.hex() for partial in partials}
         for path in self.folder.iterdir():  # left by a cut, between the bytes and their map or after it
             if path.suffix == ".new" or (path.suffix == ".part" and path.stem not in known):
-                path.unlink()
+                remove_file(path)
         return partials
 
     def save(self, incoming: Incoming) -> None:
@@ -88,7 +97,8 @@ class Spool:
         part = self._path(partial.digest, "part")
         # Bytes may lie there already, also of another fragment length or a corrupt run. They are replaced in
         # place under the old map: of the same object they are the same bytes, else its digest will tell.
-        handle = os.open(part, os.O_WRONLY | os.O_CREAT, 0o600)
+        clear_the_way(part)
+        handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         try:
             for index in sorted(incoming.dirty):
                 _write_at(handle, incoming.fragment(index), index * partial.fragment_bytes)
@@ -104,9 +114,7 @@ class Spool:
         it again."""
         kept = False
         for suffix in ("map", "part"):  # the map first: bytes without a map are nothing
-            with contextlib.suppress(FileNotFoundError):
-                self._path(digest, suffix).unlink()
-                kept = True
+            kept |= remove_file(self._path(digest, suffix))
         if kept:
             self._sync()
         self._sizes.pop(digest, None)
@@ -139,8 +147,8 @@ class Spool:
 
     def keep_addresses(self, url: str, addresses: Addresses) -> None:
         """Remembers durably where both ends of that port are."""
-        content = f"{url}\n{addresses.peer}\n{addresses.local_port}\n"
-        self._replace(self.folder / "peer", content.encode())
+        body = f"{url}\n{addresses.peer}\n{addresses.local_port}\n".encode()
+        self._replace(self.folder / "peer", body + _check(body))
         self._addresses = {url: addresses}
 
     def _path(self, digest: bytes, suffix: str) -> Path:
@@ -149,7 +157,9 @@ class Spool:
     def _replace(self, path: Path, content: bytes) -> None:
         """`path` holds the old content or the new, whole, whenever the power goes."""
         new = path.with_name(path.name + ".new")
-        handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        clear_the_way(path)
+        clear_the_way(new)
+        handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
         try:
             _write_at(handle, content, 0)
             os.fsync(handle)
@@ -168,9 +178,8 @@ class Spool:
 
     def _read_finished(self) -> list[bytes]:
         try:
-            content = _read(
-                self.folder / "finished", len(_DONE_MAGIC) + DIGEST_BYTES * REMEMBERED + _CHECK_BYTES
-            )
+            longest = len(_DONE_MAGIC) + DIGEST_BYTES * REMEMBERED + _CHECK_BYTES
+            content = read_file(self.folder / "finished", longest)
         except FileNotFoundError:
             return []
         except OSError:  # flash wears out: an unreadable list costs a second delivery, not the mission
@@ -178,26 +187,41 @@ class Spool:
         body, check = content[:-_CHECK_BYTES], content[-_CHECK_BYTES:]
         digests = body[len(_DONE_MAGIC) :]
         if not body.startswith(_DONE_MAGIC) or check != _check(body) or len(digests) % DIGEST_BYTES:
-            self.discarded += 1
+            self._discard(self.folder / "finished")
             return []
         return [digests[at : at + DIGEST_BYTES] for at in range(0, len(digests), DIGEST_BYTES)]
 
     def _read_addresses(self) -> dict[str, Addresses]:
+        path = self.folder / "peer"
         try:
-            url, peer, *rest = _read(self.folder / "peer", _MAX_PEER_BYTES).decode().split("\n")
-        except (OSError, ValueError):  # nowhere yet, or damaged: it will be heard
+            content = read_file(path, _MAX_PEER_BYTES)
+            body, check = content[:-_CHECK_BYTES], content[-_CHECK_BYTES:]
+            url, peer, number, _ = body.decode().split("\n")
+            if check != _check(body):
+                raise ValueError(f"damaged: {len(content)} B")
+            return {url: Addresses(peer, int(number))}
+        except FileNotFoundError:  # nowhere yet
             return {}
-        number = rest[0] if rest else ""
-        return {url: Addresses(peer, int(number) if number.isdecimal() and len(number) <= 5 else 0)}
+        except (OSError, ValueError):  # damaged, or of another version: it will be heard
+            self._discard(path)
+            return {}
+
+    def _discard(self, path: Path) -> None:
+        """A file that is not what was written goes, so that it is told once."""
+        self.discarded += 1
+        with contextlib.suppress(OSError):
+            remove_file(path)
+        why = "not what was written: what it was for is asked for again"
+        say(log, "unreadable", level=logging.ERROR, path=str(path), why=why)
 
     def _read_partial(self, path: Path) -> Partial | None:
         """The object whose map is at `path`, or None where map or bytes are not what they should be."""
         try:
-            fields = _decode_map(_read(path, _MAX_MAP_BYTES))
+            fields = _decode_map(read_file(path, _MAX_MAP_BYTES))
             if fields is None or fields.digest.hex() != path.stem or fields.size > self.limit_bytes:
                 return None
             data = bytearray(fields.size)
-            with path.with_suffix(".part").open("rb") as part:
+            with open_to_read(path.with_suffix(".part")) as part:
                 read = part.readinto(data)
         except OSError:
             return None
@@ -229,12 +253,6 @@ def _decode_map(content: bytes) -> Partial | None:
 
 def _check(body: bytes) -> bytes:
     return blake2s(body, digest_size=_CHECK_BYTES).digest()
-
-
-def _read(path: Path, max_bytes: int) -> bytes:
-    """The file's content; a file too long to be right is cut, and its checksum then fails."""
-    with path.open("rb") as file:
-        return file.read(max_bytes + 1)
 
 
 def _write_at(handle: int, data: bytes | memoryview, offset: int) -> None:
