@@ -36,6 +36,7 @@ from onboard.wire.events import (
     Echoed,
     Event,
     Expired,
+    ForeignFrames,
     Limits,
     OtherForm,
     OutOfStep,
@@ -247,11 +248,18 @@ def tell_of_link(event: PumpEvent, **whose: Any) -> None:
     elif isinstance(event, UnknownPeer):
         say(log, "unknown-peer", level=logging.WARNING, **whose, source=event.node)
     elif isinstance(event, WrongKey):
-        say(log, "wrong-key", level=logging.ERROR, **whose)
+        say(log, "wrong-key", level=logging.ERROR, **whose, was_right=event.was_right, why=_why_wrong(event))
     elif isinstance(event, OtherForm):
         say(
             log, "encryption-differs", level=logging.ERROR, **whose, peer_encrypts=event.encrypted,
             why="set link.encrypt in NODE.toml and encrypt of its [[node]] in mission.toml alike",
+        )  # fmt: skip
+    elif isinstance(event, ForeignFrames):
+        say(
+            log, "foreign-frames", level=logging.WARNING, **whose, bad_tags=event.bad_tags,
+            unknown_keys=event.unknown_keys, other_form=event.other_form,
+            why="frames that are not the other end's came between such as are: another radio or program, or "
+            "somebody who plays them in; nothing of them is taken",
         )  # fmt: skip
     elif isinstance(event, OutOfStep):
         say(
@@ -280,6 +288,13 @@ def tell_of_link(event: PumpEvent, **whose: Any) -> None:
         say(log, "in-sight", **whose)
     elif isinstance(event, PeerSilent):
         say(log, "out-of-sight", **whose)
+
+
+def _why_wrong(event: WrongKey) -> str:
+    others = "these frames are somebody else's"
+    if event.was_right:
+        return f"the other end was heard under this key: it has started with another since, or {others}"
+    return f"the two ends hold different keys, or {others}"
 
 
 def _why_stuck(event: Stuck) -> str:

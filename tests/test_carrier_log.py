@@ -11,7 +11,7 @@ import pytest
 from onboard.carrier import tell_of_link
 from onboard.link.pump import PumpEvent, SpoolFull
 from onboard.link.whereabouts import LocalPortTaken, PeerMoved, PeerUnknown
-from onboard.wire.events import Expired, Refused, UnknownPeer, WrongKey
+from onboard.wire.events import Expired, ForeignFrames, Refused, UnknownPeer, WrongKey
 from onboard.wire.messages import Reason
 
 NAME = bytes(range(16))
@@ -21,7 +21,34 @@ NAME = bytes(range(16))
     ("event", "says", "fields"),
     [
         (UnknownPeer(9), "unknown-peer", {"source": 9}),
-        (WrongKey(), "wrong-key", {}),
+        (
+            WrongKey(),
+            "wrong-key",
+            {
+                "was_right": False,
+                "why": "the two ends hold different keys, or these frames are somebody else's",
+            },
+        ),
+        (
+            WrongKey(was_right=True),
+            "wrong-key",
+            {
+                "was_right": True,
+                "why": "the other end was heard under this key: it has started with another since, "
+                "or these frames are somebody else's",
+            },
+        ),
+        (
+            ForeignFrames(bad_tags=9, other_form=2),
+            "foreign-frames",
+            {
+                "bad_tags": 9,
+                "unknown_keys": 0,
+                "other_form": 2,
+                "why": "frames that are not the other end's came between such as are: another radio or "
+                "program, or somebody who plays them in; nothing of them is taken",
+            },
+        ),
         (Refused(NAME, Reason.TOO_LARGE), "refused", {"object": NAME.hex(), "why": "too_large"}),
         (Expired(NAME), "expired", {"object": NAME.hex()}),
         (

@@ -58,16 +58,29 @@ class UnknownPeer:
 
 @dataclass(frozen=True, slots=True)
 class WrongKey:
-    """Frames that say they are the peer's have wrong tags, one after the other: the two ends hold different
-    keys. Told once until one is authentic."""
+    """Frames that say they are the peer's have wrong tags, one after the other, and no others come in: the
+    two ends hold different keys, or the peer is away and these are somebody else's. `was_right`: the peer was
+    heard under this key since this end's start. Told once until one is authentic, and then seldom."""
+
+    was_right: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class OtherForm:
     """The peer's frames are `encrypted` and this end's are not, or the other way round, so none is taken.
-    Told once until one is."""
+    Told once until one is, and then seldom."""
 
     encrypted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignFrames:
+    """Between the peer's frames others came in that say they are the peer's and are not, and nothing of them
+    was taken: so many `bad_tags`, of `unknown_keys`, of the `other_form`. Told seldom, with all since."""
+
+    bad_tags: int = 0
+    unknown_keys: int = 0
+    other_form: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +129,7 @@ class Rekeyed:
 class OutOfStep:
     """For some time all frames of the peer's were refused, for their tags or as `replays`, as the two ends
     disagree about salt or epochs: they agree on a new salt. Of replays it is told too where no end answers,
-    so that they may be a recording's. Told once until a frame is taken."""
+    so that they may be a recording's. Told once until a frame is taken, and then seldom."""
 
     replays: bool
 
@@ -124,7 +137,8 @@ class OutOfStep:
 @dataclass(frozen=True, slots=True)
 class TwoEnds:
     """Two live ends hold the peer's key and state, or this one's. `take_turns`: they agree anew without end,
-    which is slowed down from now on; else frames of one of them come beside those of the other."""
+    which is slowed down from now on, and told seldom; else frames of one of them come beside those of the
+    other."""
 
     take_turns: bool
 
@@ -181,6 +195,7 @@ Event = Union[  # noqa: UP007 - an alias of classes has to work at run time on 3
     Expired,
     Evicted,
     Corrupt,
+    ForeignFrames,
     GroupAnswer,
     Message,
     OtherForm,

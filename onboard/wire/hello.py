@@ -50,6 +50,7 @@ from onboard.wire.events import Event, Rekeyed, TwoEnds
 from onboard.wire.frame import Frame, Type
 from onboard.wire.messages import NO_NONCE, NONCE_BYTES, BadMessage, Hello
 from onboard.wire.seal import HELLO, NO_SALT, SALT_BYTES, Keys, Opener, Sealer
+from onboard.wire.seldom import Seldom
 from onboard.wire.send import Origin, Send
 
 K = TypeVar("K")
@@ -100,7 +101,7 @@ class Greeting:
         self.key_id = self.sealer.key_id  # of the last HELLO that was fresh
         self._offered = NO_SALT  # agreed upon, and not yet in force here
         self.agreed_at = 0.0
-        self._agreements = Agreements()
+        self._agreements, self._two_ends = Agreements(), Seldom()
         self._doubts = self._asks = False  # the salt in force; whether the peer has the same
         self._first_s = first_s
         self._said_at = -math.inf
@@ -246,7 +247,7 @@ class Greeting:
         self._offered, self.agreed_at = salt, now
         again = self._agreements.is_repeated(epoch)
         events: list[Event] = [Rekeyed(salt, again)]
-        if self._agreements.agreed(epoch, now):
+        if self._agreements.agreed(epoch, now) and self._two_ends.may(now):
             events.append(TwoEnds(take_turns=True))
         return events
 

@@ -14,6 +14,7 @@ from onboard.wire.events import Event, OutOfStep, TwoEnds
 from onboard.wire.frame import Frame, Type
 from onboard.wire.hello import HELLO_FIRST_S, Greeting
 from onboard.wire.seal import NO_SALT, Keys, Opener, Sealer
+from onboard.wire.seldom import Seldom
 from onboard.wire.send import Send
 
 
@@ -55,8 +56,9 @@ class Seals:
             first_s=hello_s,
         )  # fmt: skip
         self._keys, self._can_agree = keys, nonce is not None
-        self._doubt, self._earlier = Doubt(), Earlier()
+        self._doubt, self._earlier, self._step = Doubt(), Earlier(), Seldom()
         self._before: Opener | None = None  # under the salt that was in force before
+        self.is_earlier = False  # what was refused last: the peer's, and new, under the salt before
         self._counted = 0, 0  # replays and wrong tags before the last frame
 
     @property
@@ -87,29 +89,30 @@ class Seals:
         """`open` has just refused this: what that tells of two ends that disagree."""
         replays, bad_tags = self._counted
         is_replay, has_bad_tag = self.opener.replays > replays, self.opener.bad_tags > bad_tags
+        self.is_earlier = False
         if not self._can_agree or not (is_replay or has_bad_tag):
             return []
         events: list[Event] = []
         if self._doubt.refused(now, replay=is_replay):
             self.greeting.ask(doubting=self._doubt.is_certain)
             if self._doubt.is_certain or self._doubt.is_lasting:
-                events += self._out_of_step()
-        is_earlier = has_bad_tag and self._before is not None and self._before.open(raw) is not None
-        if is_earlier and self._earlier.heard(now) and not self._earlier.told:
+                events += self._out_of_step(now)
+        self.is_earlier = has_bad_tag and self._before is not None and self._before.open(raw) is not None
+        if self.is_earlier and self._earlier.heard(now) and not self._earlier.told:
             self._earlier.told = True
             events.append(TwoEnds(take_turns=False))
         return events
 
-    def greeted(self) -> list[Event]:
+    def greeted(self, now: float) -> list[Event]:
         """The greeting has just heard a HELLO: what that tells of a doubt."""
         self._doubt.is_answered = True
         if self.greeting.is_confirmed:
             self._doubt.confirmed()
-        return self._out_of_step() if self._doubt.asked and self.greeting.is_settling else []
+        return self._out_of_step(now) if self._doubt.asked and self.greeting.is_settling else []
 
-    def _out_of_step(self) -> list[Event]:
+    def _out_of_step(self, now: float) -> list[Event]:
         told, self._doubt.told = self._doubt.told, True
-        return [] if told else [OutOfStep(self._doubt.only_replays)]
+        return [] if told or not self._step.may(now) else [OutOfStep(self._doubt.only_replays)]
 
     def least(self, asks_about: int = 0) -> Send:
         """What is said where a turn is to be handed over, and no more."""

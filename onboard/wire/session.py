@@ -162,6 +162,7 @@ class Session:
     def rekey(self, salt: bytes) -> None:
         """The salt of a `Rekeyed` is in force. Raises ValueError for any other."""
         self._seals.use(salt)
+        self._mishaps.rekeyed()
         self._hearing.rekeyed()
         self._inbox.peer_restarted()
         self._outbox.heard()
@@ -260,8 +261,8 @@ class Session:
         newest = self._seals.opener.floor
         if (opened := self._seals.open(frame)) is None:
             at = self._access.link_s(now)
-            return self._mishaps.dropped(frame, at) + self._seals.refused(frame, at)
-        self._mishaps.proven(self._access.link_s(now))
+            told = self._seals.refused(frame, at)
+            return self._mishaps.dropped(frame, at, is_earlier=self._seals.is_earlier) + told
         known_before, hearing = self._hearing.epoch, self._hearing
         wire_bytes, object_comes = self._wire_bytes(len(frame)), bool(self._inbox.incoming)
         restarted = hearing.heard(opened, wire_bytes, now, object_comes=object_comes)
@@ -269,7 +270,8 @@ class Session:
         self.presence.heard(opened, at, now, proves=self._seals.opener.floor != newest)
         if restarted and known_before:
             self._inbox.peer_restarted()
-        events: list[Event] = [PeerHeard()] if restarted or self._outbox.silent else []
+        events = self._mishaps.proven(opened, now)
+        events += [PeerHeard()] if restarted or self._outbox.silent else []
         self._outbox.heard()
         left = min(opened.fragment, MAX_CLOSING) if opened.type in _CLOSING else 0
         self._air.heard(
@@ -374,14 +376,14 @@ class Session:
         frame, events = self.presence.greet(raw, at, now, origin)
         if frame is None:
             return self._mishaps.dropped(raw, now)
-        self._mishaps.proven(now)
+        events += self._mishaps.proven(frame, now, proves=self._seals.greeting.is_confirmed)
         self._hearing.bytes += self._wire_bytes(len(raw))
         if self.presence.proof_of_life:
             self._hearing.at = at
         if self.presence.is_asked:  # a recording gives no turn
             again, hearing = self._choice.asks_again(Type.HELLO, 0), self._hearing
             self._air.heard(now, over=frame.over, loss=hearing.loss, burst=hearing.burst, again=again)
-        return events + self._seals.greeted()
+        return events + self._seals.greeted(now)
 
     def _ends_turn(self, end: float, now: float) -> bool:
         burst, loss = max(self._hearing.burst, self._outbox.burst), self._outbox.question_loss
