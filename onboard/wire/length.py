@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 SHORTEST_BYTES = 25  # below that more than half of every frame is not payload
 _WORTH = 1.05  # so much more have shorter fragments to promise: REPORTs grow longer, and fates are chance
@@ -61,9 +62,7 @@ class Lengths:
         for wire_bytes in (framing_bytes, longest_bytes):
             survives = _survives(wire_bytes, frame_loss, bit_error_rate)
             self._prior[wire_bytes] = Fates(_PRIOR * (1 - survives), _PRIOR * survives)
-        profile = {guess: _likelihood(self._prior, *guess) for guess in _GUESSES}
-        most = max(profile.values())
-        self._profile = {guess: each - most for guess, each in profile.items()}
+        self._profile = _profile(tuple(self._prior.items()))
 
     def weigh(self, wire_bytes: int, fates: Fates) -> None:
         """Frames of so many bytes on the wire met these fates."""
@@ -200,6 +199,14 @@ class Lengths:
 
 def _survives(wire_bytes: int, frame_loss: float, bit_error_rate: float) -> float:
     return (1 - frame_loss) * math.exp(8 * wire_bytes * math.log1p(-bit_error_rate))
+
+
+@lru_cache(maxsize=64)  # all sessions of one link ask the same, and the answer takes 2 ms
+def _profile(prior: tuple[tuple[int, Fates], ...]) -> Mapping[tuple[float, float], float]:
+    """The logarithms of how probable each guess is by what the link's profile says, the best one's 0."""
+    likelihoods = {guess: _likelihood(dict(prior), *guess) for guess in _GUESSES}
+    most = max(likelihoods.values())
+    return {guess: each - most for guess, each in likelihoods.items()}
 
 
 def _likelihood(fates: Mapping[int, Fates], frame_loss: float, bit_error_rate: float) -> float:
