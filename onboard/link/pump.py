@@ -115,6 +115,7 @@ class Pump:
         self._again = Reopening()
         self._blocked = False
         self._whereabouts = Whereabouts(session, spool)
+        self._events: list[PumpEvent] = []  # that `poll` has not returned yet
         self._saving: dict[bytes, _Saving] = {}
         self._save_not_before = -math.inf
         self._full_told = False
@@ -160,12 +161,12 @@ class Pump:
 
         Objects that `Arrived` are on the disk by then (if it takes them). What the application accepted
         or refused, what the peer withdrew, and what expired is gone from it before another byte leaves.
-        Raises BadUrl.
+        Raises BadUrl; what happened before anything is raised is returned by the next call.
         """
-        events: list[PumpEvent] = []
         self._is_resting = now < self._rests_until
         if self._is_resting:
-            return events
+            return []
+        events = self._events
         if self._port is None:
             self._open(now, events)
         try:
@@ -179,6 +180,7 @@ class Pump:
             self._tell_fault(now, events)
         except PortLost as lost:
             self._lose(lost, now, events)
+        self._events = []
         return events
 
     def wakeup(self, now: float) -> float:
@@ -252,12 +254,12 @@ class Pump:
             origin = self._whereabouts.origin(self._port, frame)
             damaged = self.session.damaged
             heard = self.session.receive(frame, now, origin)
+            events += heard  # before anything may fail: the session says none of it twice
+            for event in heard:
+                self._keep(event, now, events)
             if self.session.damaged > damaged:
                 self._port.distrust(frame)
             events += self._whereabouts.heard(self._port, origin, now)
-            for event in heard:
-                self._keep(event, now, events)
-                events.append(event)
 
     def _tell_fault(self, now: float, events: list[PumpEvent]) -> None:
         """What is wrong with the line, each kind of it once in FAULT_AGAIN_S."""
@@ -301,8 +303,8 @@ class Pump:
         """What an event means for the disk, before the application hears of it."""
         if isinstance(event, Arrived):
             self._save_one(self.session.incoming[event.digest], now, events)
-        elif isinstance(event, Corrupt):
-            self._spool.drop(event.digest)
+        elif isinstance(event, Corrupt):  # what a disk keeps of it all the same, its digest tells again
+            self._try(event.digest, partial(self._spool.drop, event.digest), now, events)
 
     def _settle(self, now: float, events: list[PumpEvent]) -> None:
         """Objects that are incoming no more: remembered if they were accepted, and their bytes dropped."""

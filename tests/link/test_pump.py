@@ -301,6 +301,68 @@ def test_a_full_disk_is_told_once_and_the_object_kept_in_memory(
     assert len(finished) == 1
 
 
+def test_what_happened_before_a_failure_is_told_after_it(
+    cable: Cable, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session tells of each thing once: a salt that was agreed upon, say, and never put in force, would
+    leave both ends mute."""
+    pumps = ends(cable, tmp_path)
+    session = pumps["board"].session
+    pumps["ground"].session.offer(1, payload(300), 0.0)
+    transmit, failed = session.transmit, list[bool]()
+
+    def fails_once(now: float) -> bytes | None:
+        if session.incoming and all(each.complete for each in session.incoming.values()) and not failed:
+            failed.append(True)
+            raise MemoryError
+        return transmit(now)
+
+    monkeypatch.setattr(session, "transmit", fails_once)
+    poll = pumps["board"].poll
+
+    def polled(now: float) -> list[PumpEvent]:
+        try:
+            return poll(now)
+        except MemoryError:
+            return []
+
+    monkeypatch.setattr(pumps["board"], "poll", polled)
+    got: list[bytes] = []
+    act = accept_into(got, pumps, clock)
+    clock.run(pumps, told(Delivered, "ground"), carry=cable.carry, act=act)
+    assert failed
+    assert got == [payload(300)]
+
+
+def test_a_corrupt_object_that_a_disk_does_not_let_go_of_is_told_and_comes_again(
+    cable: Cable, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pumps = ends(cable, tmp_path)
+    good = payload(60_000)
+    digest = pumps["board"].session.offer(UPDATE, good, 0.0)
+    clock.run(pumps, holds(pumps["ground"], digest, 20), carry=cable.carry)
+    pumps["ground"].close(clock.now)
+    part = tmp_path / "ground" / f"{digest.hex()}.part"
+    part.write_bytes(b"?" + part.read_bytes()[1:])
+    pumps = ends(cable, tmp_path, clock.now, epoch=2)
+    pumps["board"].session.offer(UPDATE, good, clock.now)
+    drop, refused = Spool.drop, list[bytes]()
+
+    def refuses_once(self: Spool, name: bytes) -> None:
+        if not refused:
+            refused.append(name)
+            raise OSError(30, "read-only file system")
+        drop(self, name)
+
+    monkeypatch.setattr(Spool, "drop", refuses_once)
+    got: list[bytes] = []
+    act = accept_into(got, pumps, clock)
+    events = clock.run(pumps, told(Delivered, "board"), carry=cable.carry, act=act)
+    assert refused == [digest]
+    assert got == [good]
+    assert [event.digest for event in events["ground"] if isinstance(event, SpoolFull)] == [digest]
+
+
 def test_an_object_above_the_spool_s_limit_is_told_once_and_kept_in_memory(
     cable: Cable, clock: Clock, tmp_path: Path
 ) -> None:
