@@ -27,7 +27,7 @@ from onboard.learn.graph import InferGraph, TrainGraph, evaluate
 from onboard.server import BadUpdate, Server, Training
 from onboard.wire.events import Arrived, Cancelled, Event, GroupAnswer, Message
 from onboard.wire.health import State, decode_health
-from onboard.wire.messages import MODEL, BadMessage, Reason, asked_again
+from onboard.wire.messages import MODEL, BadMessage, Reason, asked_again, digest
 from onboard.wire.seal import MAX_EPOCH
 
 TELL_EVERY = 200  # happenings between two looks at the progress
@@ -127,6 +127,7 @@ class Fleet:
         self._boots: dict[int, int] = {}
         self._earlier_boots = 0  # of each device, at most, in runs before this one
         self._askings: dict[int, int] = {}  # of the round in hand, by node
+        self._questions: dict[int, bytes] = {}  # digests of what they were asked
         self._now = 0.0
         self._booked = Spent()  # of devices that sleep again
         self._told = Spent()  # of all rounds that are over
@@ -224,10 +225,11 @@ class Fleet:
         """Puts the round's model on its way: to each of them, or once to all."""
         if self._downlink is not None:
             self._downlink.offer(model, nodes, self._now)
+            self._questions |= dict.fromkeys(nodes, digest(MODEL, model))
             self._wake_s[GROUND] = self._now
             return
         for node in nodes:
-            self._awake[node].ground.offer(MODEL, model, self._now)
+            self._questions[node] = self._awake[node].ground.offer(MODEL, model, self._now)
 
     def _close(self, this: Round) -> None:
         """Whoever is still asked need not answer; those that answered are told so, and sleep."""
@@ -314,7 +316,7 @@ class Fleet:
         """What the ground's end of a link says."""
         if isinstance(event, Arrived):
             self._take(device, event)
-        elif isinstance(event, Cancelled):
+        elif isinstance(event, Cancelled) and event.digest == self._questions.get(device.place.node):
             self._lose(device.place.node)
         elif isinstance(event, GroupAnswer) and self._downlink is not None:
             for told in self._downlink.hear(device.place.node, event, self._now):
