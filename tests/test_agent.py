@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -17,9 +20,9 @@ from onboard.keys import load_keys, new_key, save_key
 from onboard.learn.graph import TrainGraph
 from onboard.trainer import Begun
 from onboard.training import LocalTrainer
-from onboard.wire.events import Arrived, Delivered, Rekeyed, Spent
+from onboard.wire.events import Arrived, Cancelled, Delivered, Event, Rekeyed, Spent
 from onboard.wire.health import State
-from onboard.wire.messages import MODEL, UPDATE, Task, decode_update, digest, encode_object
+from onboard.wire.messages import MODEL, UPDATE, Reason, Task, decode_update, digest, encode_object
 from onboard.wire.seal import NO_SALT
 from onboard.wire.session import Session
 
@@ -194,6 +197,28 @@ def test_a_ground_that_was_restored_asks_an_earlier_round_and_is_answered(
     assert decode_update((config.state / "update.bin").read_bytes())[0].round == 1
     told = [record for record in caplog.records if record.getMessage() == "ground-went-back"]
     assert [record.__dict__["fields"]["before"] for record in told] == [3]
+
+
+@pytest.mark.parametrize(
+    "end", [Delivered, partial(Cancelled, reason=Reason.REFUSED)], ids=["delivered", "refused"]
+)
+def test_what_became_of_an_update_says_nothing_of_the_round_that_was_heard_before(
+    end: Callable[[bytes], Event], config: NodeConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    agent, _ = board_agent(config, LocalTrainer(IMAGES), 0.0)
+    caplog.set_level(logging.INFO)
+    ground = a_ground(config, 0.0)
+    arrive(agent, model(1), config, 0.0, ground)
+    train(agent)
+    late = end(agent.known.update)  # one read of the port brought the next question and then this
+    arrive(agent, model(2), config, 200.0, ground)
+    agent.hear(late, 200.0)
+    assert agent.known.phase is State.TRAINING
+    assert not {"delivered", "update-cancelled"} & {record.getMessage() for record in caplog.records}
+    again, _ = board_agent(config, LocalTrainer(IMAGES), 300.0)  # after a power cut
+    again.resume(300.0)
+    train(again, 300.0)
+    assert decode_update((config.state / "update.bin").read_bytes())[0].round == 2
 
 
 def test_a_new_mission_begins_at_its_first_round(config: NodeConfig) -> None:
