@@ -27,6 +27,7 @@ from onboard.codec.sparse import BadExchange
 from onboard.codec.values import Form
 from onboard.config import GossipConfig
 from onboard.exchanges import ExchangeLog, replay
+from onboard.gossip_checkpoint import Checkpoints
 from onboard.journal import Journal
 from onboard.learn.descent import Descent
 from onboard.learn.gossip import Gossip, Message
@@ -38,7 +39,7 @@ from onboard.wire.session import Session
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT, MODEL, EXCHANGES = "gossip.npz", "model.npz", "exchanges"
+MODEL, EXCHANGES = "model.npz", "exchanges"
 FULL_EVERY_S = 60.0  # a board may stay without memory for long
 LOG_SHARE = 4  # a log that grew by so many checkpoints is worth one: it bounds the disk and a replay
 
@@ -67,6 +68,7 @@ class Known(Counted, kw_only=True):
     """What the agent keeps in its journal."""
 
     ties: dict[int, Tie] = msgspec.field(default_factory=dict)
+    was_checkpointed: bool = False
 
 
 class GossipAgent:
@@ -90,6 +92,7 @@ class GossipAgent:
         self.gossip = self._begun({})
         self.sessions, self._journal, self.known = sessions, journal, known
         self._log, self._flops_a_step = exchanges, flops_a_step
+        self._checkpoints = Checkpoints(config.state, config.id, descent.vector.size)
         self._unsent: dict[int, Message] = {}  # opened, and not on the disk yet
         self._offered: dict[int, bytes] = {}  # digests of what was sent in the open exchanges
         self._awaited: frozenset[int] = frozenset()
@@ -135,20 +138,16 @@ class GossipAgent:
 
     def _restore(self) -> dict[int, int]:
         """The checkpoint's model is in force; returns its numbers, by neighbour."""
-        kept = self._journal.fetch(CHECKPOINT)
-        if kept is None:
-            return {}
-        try:
-            with np.load(io.BytesIO(kept), allow_pickle=False) as state:
-                numbers = dict(zip(state["peers"].tolist(), state["numbers"].tolist(), strict=True))
-                self.descent.restore(state["vector"], state["velocity"], int(state["batches"]))
-            return numbers
-        except Exception as error:  # of another model, or damaged: numpy and zipfile raise a dozen kinds
-            say(log, "checkpoint-dropped", level=logging.WARNING, why=str(error))
-            for peer, session in self.sessions.items():
-                session.forget(*session.done)  # what was taken has gone with it
-                self._log.forget(peer)
-            return {}
+        kept = self._checkpoints.load(self.known.was_checkpointed)
+        if kept is not None:
+            self.descent.restore(kept.vector, kept.velocity, kept.batches)
+            return kept.numbers
+        if not self._checkpoints.was_lost or not any(map(self._log.first, self.sessions)):
+            return {}  # the log has all that was mixed into the first model
+        for peer, session in self.sessions.items():
+            session.forget(*session.done)  # what was taken has gone with the model that it was mixed into
+            self._log.forget(peer)
+        return {}
 
     def count_start(self) -> None:
         """A link begins again, under an epoch of its own; it is durable on return. Raises OSError."""
@@ -341,14 +340,17 @@ class GossipAgent:
     def _checkpoint(self, now: float) -> None:
         """The model is durable; that of a node that trains nothing can be used. A full disk costs the
         checkpoint, not the training."""
-        numbers = self.gossip.numbers
-        packed = io.BytesIO()
-        np.savez(packed, **self.descent.state(), peers=list(numbers), numbers=list(numbers.values()))  # type: ignore[arg-type]
+        descent = self.descent
         try:
             if self.phase is Phase.HOLDING:
                 self._keep_model()
-            self._journal.keep(CHECKPOINT, packed.getvalue())
-            self._log.checkpointed(numbers)
+            reached = self._checkpoints.keep(
+                descent.vector, descent.velocity, descent.batches, self.gossip.numbers
+            )
+            if not self.known.was_checkpointed:
+                self.known.was_checkpointed = True
+                self._save()
+            self._log.checkpointed(reached)
             self._kept = self.gossip.exchanges
         except OSError as error:
             say(log, "checkpoint-failed", level=logging.ERROR, why=str(error))

@@ -21,7 +21,8 @@ from onboard.carrier import LONGEST_WAIT_S, MEMORY_AGAIN_S, RETRY_S, SPOOL_BYTES
 from onboard.config import GossipConfig, Neighbour
 from onboard.contacts import ContactPlan
 from onboard.exchanges import ExchangeLog
-from onboard.gossip_agent import CHECKPOINT, EXCHANGES, MODEL, GossipAgent, Known, Phase, Tie
+from onboard.gossip_agent import EXCHANGES, MODEL, GossipAgent, Known, Phase, Tie
+from onboard.gossip_checkpoint import BEFORE, CHECKPOINT
 from onboard.journal import Journal
 from onboard.keys import BadKey, load_keys
 from onboard.learn.descent import Descent, Recipe
@@ -117,7 +118,7 @@ def linked(
         tell_exposure(each.key_path, "key")
     if any(each.encrypt for each in config.neighbours):
         tell_exposure(config.state, "state")
-    journal = Journal(config.state, Known, (CHECKPOINT, MODEL))
+    journal = Journal(config.state, Known, (CHECKPOINT, BEFORE, MODEL))
     known = count_start(journal, Known())
     exchanges = ExchangeLog(config.state / EXCHANGES)
     pumps = {}

@@ -14,6 +14,7 @@ import pytest
 import onboard.wire.seal
 from benchmarks.pair import scratch
 from onboard.gossip_agent import Known, Phase
+from onboard.gossip_checkpoint import BEFORE, CHECKPOINT
 from onboard.journal import Journal, replace_durably
 from onboard.wire.seal import MAX_EPOCH
 from tests.gossip_net import GossipNet
@@ -232,11 +233,12 @@ def test_the_last_seq_is_followed_by_another_epoch(disk: Path, monkeypatch: pyte
 
 
 def test_what_was_taken_and_is_lost_with_its_checkpoint_is_taken_again(disk: Path) -> None:
-    net = GossipNet(disk, nodes=3)
-    net.run(1.0)
+    net = GossipNet(disk, nodes=3, epochs=9)
+    net.run(1.6)  # after two checkpoints, before which the log has nothing
     node = net.nodes[1]
     node.kill()
-    (disk / "1" / "state" / "gossip.npz").write_bytes(b"cut")
+    for name in (CHECKPOINT, BEFORE):
+        (disk / "1" / "state" / name).write_bytes(b"cut")
     net.boot(1)
     assert not any(list(pump.session.done) for pump in node.pumps.values())
     net.run(600.0, net.over)

@@ -165,6 +165,12 @@ class Gossip:
         edge.begin(sparse.parse(message).round)
         edge.sent, edge.message = sparse.decode(message, self._mask(peer, edge)), message
 
+    def stand_at(self, peer: int, number: int) -> None:
+        """The exchanges before `number` are over, though what crossed in them may be lost. KeyError."""
+        edge = self._edges[peer]
+        if edge.number < number:
+            edge.begin(number)
+
     def message(self, peer: int) -> Message:
         """What was sent in the open exchange; empty if none is open."""
         return self._edges[peer].message
