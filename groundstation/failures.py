@@ -1,10 +1,13 @@
-"""What is told of a database that cannot be written: each reason once and every hour, and when it is over."""
+"""What is told of a database that cannot be written, and of a mission that cannot go on: each reason once and
+every hour, and when it is over."""
 
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from groundstation.store import StoreBusy, StoreError
+from onboard.complaints import where
 from onboard.log import say
 
 log = logging.getLogger(__name__)
@@ -13,6 +16,8 @@ RETRY_S = 5.0  # after a write that failed, such as on a full disk
 BUSY_RETRY_S = 0.5  # while another program holds the database
 TELL_AGAIN_S = 3600.0
 MOST_REASONS = 4  # told in an hour
+FIRST_PAUSE_S, LAST_PAUSE_S = 5.0, 300.0  # of a mission that met an error which nobody foresaw
+LASTING = 3  # times in one round: it will not go away by itself
 
 
 class StoreFailures:
@@ -42,3 +47,40 @@ class StoreFailures:
             say(log, "store-works", failed=self._times)
             self._reasons.clear()
             self._times = 0
+
+
+class Setbacks:
+    """Errors that nobody foresaw, in the round that is open: each is followed by a pause, ever longer."""
+
+    def __init__(self) -> None:
+        self.again_at = 0.0  # nothing is tried before
+        self._reasons = set[str]()
+        self._pause_s, self._told_s, self._times = FIRST_PAUSE_S, 0.0, 0
+        self._lasts = 0
+
+    def happened(self, error: Exception, now: float, **fields: Any) -> None:
+        """Tells of one that is new, and puts off the next try."""
+        why, pause_s = where(error), self._pause_s
+        self.again_at, self._pause_s = now + pause_s, min(2 * pause_s, LAST_PAUSE_S)
+        self._times += 1
+        # What the machine lacks is no fault of what is stored.
+        self._lasts = 0 if isinstance(error, MemoryError | OSError) else self._lasts + 1
+        if self._reasons and now - self._told_s >= TELL_AGAIN_S:
+            self._reasons.clear()
+        if why not in self._reasons and len(self._reasons) < MOST_REASONS:
+            say(
+                log, "round-failed", level=logging.ERROR, why=why, again_in_s=pause_s, times=self._times,
+                **fields,
+            )  # fmt: skip
+            self._reasons.add(why)
+            self._told_s, self._times = now, 0
+
+    @property
+    def is_lasting(self) -> bool:
+        """Whether it happens again and again, for a reason that may be stored."""
+        return self._lasts > 0 and self._lasts % LASTING == 0
+
+    def over(self) -> None:
+        """A round was closed."""
+        self._reasons.clear()
+        self._pause_s, self._times, self._lasts = FIRST_PAUSE_S, 0, 0

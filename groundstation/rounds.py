@@ -12,18 +12,22 @@ from dataclasses import asdict
 from typing import Any
 
 from groundstation.asking import Askings, pause_s
+from groundstation.closing import Closing
 from groundstation.config import Mission
+from groundstation.deploying import Deployment
+from groundstation.failures import Setbacks
+from groundstation.opening import asks_for, restored
 from groundstation.station import Station
-from groundstation.store import Store, StoreError
+from groundstation.store import RoundRow, Store, StoreError
 from onboard.complaints import where
 from onboard.data import Images
-from onboard.learn.federated import Answer, PartialAverage, Round, Verdict, choose, finished
-from onboard.learn.graph import InferGraph, TrainGraph, evaluate
+from onboard.learn.federated import Answer, Round, Verdict, choose, finished
+from onboard.learn.graph import InferGraph, TrainGraph
 from onboard.log import say
 from onboard.server import BadUpdate, Server
 from onboard.wire.events import Arrived, Cancelled, Delivered, Event, Message, Recut, Rekeyed, Spent
-from onboard.wire.health import Failure, Health, State, decode_health, failure_name
-from onboard.wire.messages import UPDATE, BadMessage, Reason, asked_again
+from onboard.wire.health import Failure, State, decode_health, failure_name
+from onboard.wire.messages import BadMessage, Reason, asked_again
 
 log = logging.getLogger(__name__)
 
@@ -55,15 +59,16 @@ class Rounds:
         )  # fmt: skip
         self._store = store
         self._stations = stations
-        self._infer = infer
         self._test = test
+        self._askings = Askings(store, stations)
+        names = {node.id: node.name for node in mission.nodes}
+        self._closing = Closing(self._server, store, self._askings.task, names, infer, test)
+        self._setbacks = Setbacks()
         self._wall = wall
         self._now = 0.0
         self._round: Round | None = None
-        self._askings = Askings(store, stations)
         self._forgetful: dict[int, str] = {}  # nodes that know no more of the round, and why
-        self._final = b""  # the last model, once it is on its way
-        self._deploy_until_s = 0.0
+        self._deployment = Deployment(stations, self._askings, self._ask, rules.deadline_s)
         self._time_due_s = 0.0
         self._life = self.life()
 
@@ -135,8 +140,7 @@ class Rounds:
             return
         node = station.node.id
         self._store.hear(node, self._wall(), station.session.floor, asdict(health))
-        if self._final:
-            self._remind_of_the_last(node, health)
+        self._deployment.hear(node, health, now)
         if self._round is None or node not in self._round.asked - self._round.answered:
             return
         self._forgetful.pop(node, None)
@@ -151,16 +155,6 @@ class Rounds:
                     **({"classes": self._test.classes} if health.failure == Failure.DATA else {}),
                 )  # fmt: skip
             self._give_up(station, "failed")
-
-    def _remind_of_the_last(self, node: int, health: Health) -> None:
-        """Offers the final model again to a board that took it and cannot read it, or came back empty."""
-        knows = self._askings.speaks_of(node, self.number + 1, health) and health.state != State.FAILED
-        if knows or not self._askings.forgot(node, self.number + 1, health):
-            return
-        if self._askings.may_ask_again(node, self._now, self.mission.rules.deadline_s):
-            name = self._stations[node].node.name
-            say(log, "forgotten", level=logging.WARNING, node=name, round=self.number, why=health.why)
-            self._ask(node, self._final, 0)
 
     def _ask_the_forgetful(self, now: float) -> None:
         """Boards that know no more of the round are asked again as soon as they may be: their next health is
@@ -180,11 +174,7 @@ class Rounds:
         assert self._round is not None
         asking = self._store.ask_once_more(self.number, node, self._wall())
         self._round.lost.discard(node)
-        self._ask(node, asked_again(self._model(), asking), asking)
-
-    def _model(self) -> bytes:
-        """The object of the round in hand, as it is asked first."""
-        return next(row.model for row in self._store.rounds() if row.number == self.number)
+        self._ask(node, asked_again(self._row().model, asking), asking)
 
     def _give_up(self, station: Station, why: str) -> None:
         if station.node.id in self._waiting():
@@ -198,9 +188,9 @@ class Rounds:
         node = station.node.id
         if node in self._waiting():
             asking = {answer["node"]: answer["asking"] for answer in self._store.answers(self.number)}[node]
-            self._ask(node, asked_again(self._model(), asking), asking)
-        elif self._final:
-            self._ask(node, self._final, 0)
+            self._ask(node, asked_again(self._row().model, asking), asking)
+        elif self._deployment.model:
+            self._ask(node, self._deployment.model, 0)
 
     def _ask(self, node: int, payload: bytes, asking: int) -> None:
         """Puts a question on its way. A link that cannot carry it (too many fragments, say) is told, and the
@@ -219,9 +209,13 @@ class Rounds:
     def step(self, now: float) -> bool:
         """Goes on with the mission; True when it has more to do at once.
 
-        Raises StoreError where the disk refuses; the next call goes on from what is stored.
+        Raises StoreError where the disk refuses; the next call goes on from what is stored. So does one after
+        an error that nobody foresaw, and after a pause: what raised it may be stored, and a restart of the
+        daemon would find it again.
         """
         self._now = now
+        if now < self._setbacks.again_at:
+            return False
         try:
             if now >= self._time_due_s:
                 self.save_time(now)
@@ -229,6 +223,14 @@ class Rounds:
         except StoreError:
             self._life = self.life()
             raise
+        except Exception as error:
+            self._life = self.life()
+            self._setbacks.happened(error, now, round=self.number)
+            if self._setbacks.is_lasting and self._round is not None:
+                # Whatever it is that this round cannot be closed with, it is not tried for ever.
+                nodes = self._round.answered | self._round.merged
+                self._closing.lose(self.number, dict.fromkeys(nodes, where(error)), self._wall())
+            return False
 
     def life(self) -> Iterator[bool]:
         """The mission from its first unfinished round to its end. Yields True in the middle of work, False
@@ -237,9 +239,13 @@ class Rounds:
         rows = self._store.rounds()
         accuracies = [row.accuracy or 0.0 for row in rows if row.closed_at is not None]
         while (why := finished(accuracies, rules.rounds, rules.target_accuracy)) is None:
-            yield from self._open(len(accuracies) + 1)
-            yield from self._wait()
-            accuracies.append((yield from self._close()))
+            number, accuracy = len(accuracies) + 1, None
+            while accuracy is None:
+                yield from self._open(number)
+                yield from self._wait()
+                accuracy = yield from self._close()
+            accuracies.append(accuracy)
+            self._setbacks.over()
         yield from self._deploy()
         if (stored := self._store.mission()) is not None and stored["finished_at"] is None:
             self._store.finish(why, self._wall())
@@ -250,37 +256,26 @@ class Rounds:
 
     def _open(self, number: int) -> Iterator[bool]:
         """Opens round `number`, or goes on with it after a restart, and offers its model to K nodes."""
-        rules, stored = self.mission.rules, {row.number: row for row in self._store.rounds()}
+        rules = self.mission.rules
         self.number = number
-        if number not in stored:
+        if self._store.round(number) is None:
             self._askings.clear()
-            asked = choose([node.id for node in self.mission.nodes], self.mission.select, rules.seed, number)
-            model = self._server.model(number, self._packed(number - 1))
-            opened_at = self._wall()
-            self._store.open_round(number, model, sorted(asked), opened_at, opened_at + rules.deadline_s)
-            stored = {row.number: row for row in self._store.rounds()}
-        row = stored[number]
-        answers = self._store.answers(number)
-        merged = {answer["node"] for answer in answers if answer["state"] == "merged"}
-        # Never more than a round has, whatever is stored: by another deadline, or by a disk that rots.
-        left_s = rules.deadline_s if row.left_s is None else min(max(row.left_s, 0.0), rules.deadline_s)
-        self._round = Round(
-            number,
-            asked=frozenset(answer["node"] for answer in answers) - merged,
-            quorum=self.mission.quorum,
-            deadline_s=self._now + left_s,
-            answered={answer["node"] for answer in answers if answer["state"] == "answered"},
-            lost={answer["node"] for answer in answers if answer["state"] in ("failed", "refused")},
-            merges=rules.staleness is not None,
-            merged=merged,
-        )
+            model, now = self._server.model(number, self._packed(number - 1)), self._wall()
+            self._store.open_round(number, model, self._choice(number), now, now + rules.deadline_s)
+        elif not asks_for(self._row().model, number):
+            self._store.put_question(number, self._server.model(number, self._packed(number - 1)))
+        row, answers = self._row(), self._store.answers(number)
+        if not {answer["node"] for answer in answers if answer["state"] != "merged"} & self._stations.keys():
+            self._store.ask_too(number, self._choice(number), self._wall())
+            answers = self._store.answers(number)
+        self._round = restored(row, answers, self.mission, self._now)
         self.save_time(self._now)
         askings = {answer["node"]: answer["asking"] for answer in answers}
         for node in sorted(self._waiting()):
             self._ask(node, asked_again(row.model, askings[node]), askings[node])
         say(
             log, "round", number=number, of=rules.rounds, asked=self._names(self._round.asked),
-            left_s=round(left_s, 1),
+            left_s=round(self._round.deadline_s - self._now, 1),
         )  # fmt: skip
         yield True
 
@@ -314,28 +309,21 @@ class Rounds:
         self._store.ask_again(self.number, self._wall(), self._wall() + rules.deadline_s)
         yield from self._open(self.number)
 
-    def _close(self) -> Generator[bool, None, float]:
-        """Averages those that answered, quantizes, judges what the boards will get, and stores it."""
+    def _close(self) -> Generator[bool, None, float | None]:
+        """Averages those that answered, quantizes, judges what the boards will get, and stores it. None where
+        an answer cannot be used: it is lost, and the round goes on with the others."""
         assert self._round is not None
-        server = self._server
-        average = PartialAverage(server.layout)
-        for node in sorted(self._round.answered | self._round.merged):
-            payload = self._store.payload(self.number, node)
-            assert payload is not None, f"round {self.number} has no payload of node {node}"
-            server.fold(
-                average, *server.open(UPDATE, payload, node, self.number, self._askings.task), self.number
-            )
-            yield True
+        nodes = sorted(self._round.answered | self._round.merged)
+        average = yield from self._closing.average(self.number, nodes, self._packed(self.number - 1))
+        if average.unusable:
+            self._closing.lose(self.number, average.unusable, self._wall())
+            self.save_time(self._now)
+            return None
         self._askings.withdraw(self._now)
-        packed = server.condense(average, self._packed(self.number - 1))
-        yield True
-        scores = []
-        for so_far in evaluate(self._infer, server.weights(packed), self._test.x, self._test.y):
-            scores.append(so_far)
-            yield True
-        score = scores[-1]  # covers all images
-        bits = 8 * len(packed) / server.layout.parameters
-        self._store.close_round(self.number, packed, score.accuracy, score.loss, bits, self._wall())
+        score = yield from self._closing.judge(average.packed)
+        bits = 8 * len(average.packed) / self._server.layout.parameters
+        now = self._wall()
+        self._store.close_round(self.number, average.packed, score.accuracy, score.loss, bits, now)
         say(
             log, "closed", round=self.number, accuracy=score.accuracy, loss=score.loss,
             answered=self._names(frozenset(self._round.answered)), bits_down=bits,
@@ -346,19 +334,14 @@ class Rounds:
     def _deploy(self) -> Iterator[bool]:
         """Sends the final model to every node, to keep and to use; waits for it as long as for a round. Of a
         mission that is finished already it is offered again, as not every node may have heard it."""
-        rules = self.mission.rules
         stored = self._store.mission()
-        last = max(row.number for row in self._store.rounds())
-        self.number = last
-        self._final = self._server.model(last + 1, self._packed(last), deploy=True)
-        self._deploy_until_s = self._now + rules.deadline_s
-        self._askings.clear()
-        for node in self.mission.nodes:
-            self._ask(node.id, self._final, 0)
+        self.number = max(row.number for row in self._store.rounds())
+        final = self._server.model(self.number + 1, self._packed(self.number), deploy=True)
+        self._deployment.begin(final, self.number + 1, self._now)
         if stored is not None and stored["finished_at"] is not None:
             return
         say(log, "deploying", nodes=self._names(frozenset(self._stations)))
-        while self._now < self._deploy_until_s and self._askings.delivered < len(self._stations):
+        while not self._deployment.is_over(self._now):
             yield False
 
     # time
@@ -372,11 +355,22 @@ class Rounds:
 
     def paused(self, seconds: float) -> None:
         """The ground stood still (it was stopped, or its disk was): that is nobody's delay."""
-        self._deploy_until_s += seconds
+        self._deployment.until_s += seconds
         if self._round is not None:
             self._round.deadline_s += seconds
 
     # pieces of it
+
+    def _row(self) -> RoundRow:
+        """The round in hand, as it is stored."""
+        row = self._store.round(self.number)
+        assert row is not None, f"round {self.number} was never opened"
+        return row
+
+    def _choice(self, number: int) -> list[int]:
+        """Whom a round asks."""
+        nodes, rules = [node.id for node in self.mission.nodes], self.mission.rules
+        return sorted(choose(nodes, self.mission.select, rules.seed, number))
 
     def _packed(self, number: int) -> bytes:
         """The weights that round `number` made; none before the first, which both ends draw from the seed."""

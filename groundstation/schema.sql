@@ -40,7 +40,8 @@ CREATE TABLE round (
 CREATE TABLE answer (
   round INTEGER NOT NULL REFERENCES round(number),
   node INTEGER NOT NULL REFERENCES node(id),
-  state TEXT NOT NULL,           -- asked, delivered, answered, failed, refused; merged: of an earlier round
+  state TEXT NOT NULL,           -- asked, delivered, answered, failed, refused; lost: answered, and of no use;
+                                 -- merged: of an earlier round
   changed_at REAL NOT NULL,
   asking INTEGER NOT NULL DEFAULT 0,  -- how often the node was asked before
   samples INTEGER,
@@ -49,6 +50,7 @@ CREATE TABLE answer (
   cpu_s REAL,
   energy_j REAL,
   payload BLOB,                  -- the update object, whole
+  why TEXT,                      -- it is lost
   PRIMARY KEY (round, node)
 );
 

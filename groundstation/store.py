@@ -1,44 +1,23 @@
-"""The mission's memory in SQLite: what was asked, what was answered, and how far each node's keys have come.
-
-One connection, one writer (the daemon's only thread). Write-ahead log with full sync: a committed
-transaction survives a power cut, and `groundstation status` reads beside the running daemon.
-"""
+"""The mission's memory: what was asked, what was answered, and how far each node's keys have come."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from groundstation.onlooker import open_to_read
+from groundstation.database import Database, StoreBusy, StoreError
 from onboard.wire.events import Spent
 from onboard.wire.seal import NO_SALT, next_epoch
 
+__all__ = ["Floor", "RoundRow", "Store", "StoreBusy", "StoreError"]
+
 _LATEST = 4  # of a node's updates: one that waits for its DONE is of the last round or the one before
-_ADDED = (
-    ("round", "left_s", "REAL"),
-    ("answer", "asking", "INTEGER NOT NULL DEFAULT 0"),
-    ("mission", "classes", "TEXT"),
-)
-
-
-OPEN_WITHIN_S = 5.0  # at the start, while another program reads or holds the database
-BUSY_MS = 50  # later
-
-
-class StoreError(OSError):
-    """The database cannot be read or written: names the file and SQLite's reason; nothing stored is lost."""
-
-
-class StoreBusy(StoreError):  # noqa: N818 - a state of the world rather than a mistake
-    """Another program holds the database. It is as it was; try again."""
 
 
 @dataclass(frozen=True)
@@ -76,55 +55,19 @@ class Store:
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
-        self._file: tuple[int, int] | None = None  # device and inode, of a database that is written
-        with self._errors():
-            if read_only:
-                self._db = open_to_read(path)
-            else:
-                self._db = sqlite3.connect(path, isolation_level=None, timeout=OPEN_WITHIN_S)
-                self._db.execute("PRAGMA journal_mode = WAL")
-                self._db.execute("PRAGMA synchronous = FULL")
-                self._db.execute("PRAGMA foreign_keys = ON")
-                if not self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'mission'").fetchone():
-                    schema = resources.files("groundstation").joinpath("schema.sql").read_text()
-                    self._db.executescript(f"BEGIN; {schema} COMMIT;")
-                self._add_columns()
-                self._file = _identity(path)
-            self._db.row_factory = sqlite3.Row
-
-    def _add_columns(self) -> None:
-        """What a database of an earlier version lacks."""
-        for table, column, kind in _ADDED:
-            present = {row[1] for row in self._db.execute(f"PRAGMA table_info({table})")}
-            if column not in present:
-                self._db.execute(f"ALTER TABLE {table} ADD COLUMN {column} {kind}")
+        self._db = Database(path, read_only=read_only)
 
     def never_wait(self) -> None:
-        """From now on a database that another program holds is StoreBusy at once: a loop tries again later,
-        and does not wait in SQLite while its links go unheard."""
-        with self._errors():
-            self._db.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
+        """See `Database.never_wait`."""
+        self._db.never_wait()
 
     def close(self) -> None:
-        """Closes the file; the write-ahead log is folded in by SQLite."""
-        with self._errors():
-            self._db.close()
+        """See `Database.close`."""
+        self._db.close()
 
-    @contextlib.contextmanager
-    def transaction(self) -> Iterator[None]:
-        """All of it or nothing, on the disk when the block ends."""
-        with self._errors():
-            if self._file is not None and _identity(self.path) != self._file:
-                # SQLite would go on in a file that has no name any more, and all of it would be lost.
-                raise StoreError(f"{self.path}: was removed or replaced while this program ran; restart it")
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._db.execute("COMMIT")
-            except BaseException:
-                with contextlib.suppress(sqlite3.Error):  # a full disk may have rolled back already
-                    self._db.execute("ROLLBACK")
-                raise
+    def transaction(self) -> AbstractContextManager[None]:
+        """See `Database.transaction`."""
+        return self._db.transaction()
 
     # the mission and its nodes
 
@@ -146,7 +89,7 @@ class Store:
         with self.transaction():
             self._db.execute("UPDATE mission SET classes = ? WHERE classes IS NULL", (told,))
             row = self._db.execute("SELECT classes FROM mission").fetchone()
-        with self._errors():
+        with self._db.errors():
             return msgspec.json.decode(row["classes"], type=tuple[str, ...])
 
     def finish(self, why: str, now: float) -> None:
@@ -156,7 +99,7 @@ class Store:
 
     def mission(self) -> Mapping[str, Any] | None:
         """The mission's row, or None in a new file."""
-        return self._one("SELECT * FROM mission")
+        return self._db.one("SELECT * FROM mission")
 
     def enter_node(self, node: int, name: str) -> Floor:
         """Raises our epoch towards `node` and returns it with the stored replay floor, durable on return.
@@ -174,7 +117,7 @@ class Store:
             ).fetchone()
             epoch = next_epoch(row["epoch"])
             self._db.execute("UPDATE node SET epoch = ? WHERE id = ?", (epoch, node))
-        with self._errors():
+        with self._db.errors():
             spent = Spent() if row["spent"] is None else msgspec.json.decode(row["spent"], type=Spent)
         return Floor(epoch, bytes(row["salt"]), (row["floor_epoch"], row["floor_seq"]), spent)
 
@@ -200,7 +143,7 @@ class Store:
 
     def fragment_bytes(self, node: int, digest: bytes) -> int | None:
         """As `cut` noted it, if that was the last object for the node."""
-        row = self._one("SELECT fragment_bytes FROM node WHERE id = ? AND offered = ?", node, digest)
+        row = self._db.one("SELECT fragment_bytes FROM node WHERE id = ? AND offered = ?", node, digest)
         return None if row is None else int(row["fragment_bytes"])
 
     def hear(self, node: int, now: float, floor: tuple[int, int], health: Mapping[str, Any] | None) -> None:
@@ -212,7 +155,7 @@ class Store:
 
     def nodes(self) -> list[Mapping[str, Any]]:
         """The nodes' rows."""
-        return self._all("SELECT * FROM node ORDER BY id")
+        return self._db.all("SELECT * FROM node ORDER BY id")
 
     # rounds
 
@@ -230,6 +173,20 @@ class Store:
                 [(number, node, opened_at) for node in nodes],
             )
 
+    def put_question(self, number: int, model: bytes) -> None:
+        """Notes the object that a round sends, in place of the one that was noted."""
+        with self.transaction():
+            self._db.execute("UPDATE round SET model = ? WHERE number = ?", (model, number))
+
+    def ask_too(self, number: int, nodes: list[int], now: float) -> None:
+        """Asks more nodes in a round; what one of them has answered stays."""
+        with self.transaction():
+            self._db.executemany(
+                "INSERT INTO answer (round, node, state, changed_at) VALUES (?, ?, 'asked', ?) "
+                "ON CONFLICT (round, node) DO UPDATE SET state = 'asked'",
+                [(number, node, now) for node in nodes],
+            )
+
     def ask_again(self, number: int, now: float, deadline_at: float) -> None:
         """Gives a round that nobody answered its time once more; the nodes that failed are asked anew."""
         with self.transaction():
@@ -239,7 +196,7 @@ class Store:
             )
             self._db.execute(
                 "UPDATE answer SET state = 'asked', changed_at = ?, asking = asking + 1 "
-                "WHERE round = ? AND state IN ('failed', 'refused')",
+                "WHERE round = ? AND state IN ('failed', 'refused', 'lost')",
                 (now, number),
             )
 
@@ -275,36 +232,41 @@ class Store:
             )
             self._db.execute("INSERT OR REPLACE INTO model (number, payload) VALUES (?, ?)", (number, packed))
 
+    def round(self, number: int) -> RoundRow | None:
+        """One round, if it was ever opened."""
+        row = self._db.one("SELECT * FROM round WHERE number = ?", number)
+        return None if row is None else RoundRow(**row)
+
     def rounds(self) -> list[RoundRow]:
         """All rounds, oldest first."""
-        return [RoundRow(**row) for row in self._all("SELECT * FROM round ORDER BY number")]
+        return [RoundRow(**row) for row in self._db.all("SELECT * FROM round ORDER BY number")]
 
     def asked(self, number: int) -> bytes | None:
         """The object that round `number` sent."""
-        row = self._one("SELECT model FROM round WHERE number = ?", number)
+        row = self._db.one("SELECT model FROM round WHERE number = ?", number)
         return None if row is None else bytes(row["model"])
 
     def model(self, number: int) -> bytes | None:
         """The packed weights that round `number` made."""
-        row = self._one("SELECT payload FROM model WHERE number = ?", number)
+        row = self._db.one("SELECT payload FROM model WHERE number = ?", number)
         return None if row is None else bytes(row["payload"])
 
     def answers(self, number: int) -> list[Mapping[str, Any]]:
         """Who was asked in a round and what became of it, without the payloads."""
-        return self._all(
-            "SELECT round, node, state, changed_at, samples, loss, train_s, cpu_s, energy_j, asking, "
+        return self._db.all(
+            "SELECT round, node, state, changed_at, samples, loss, train_s, cpu_s, energy_j, asking, why, "
             "length(payload) AS bytes FROM answer WHERE round = ? ORDER BY node",
             number,
         )
 
     def payload(self, number: int, node: int) -> bytes | None:
         """The update object of one node in one round."""
-        row = self._one("SELECT payload FROM answer WHERE round = ? AND node = ?", number, node)
+        row = self._db.one("SELECT payload FROM answer WHERE round = ? AND node = ?", number, node)
         return None if row is None or row["payload"] is None else bytes(row["payload"])
 
     def updates(self, node: int) -> list[bytes]:
         """The latest update objects of one node, at most `_LATEST`, the last first."""
-        rows = self._all(
+        rows = self._db.all(
             "SELECT payload FROM answer WHERE node = ? AND payload IS NOT NULL ORDER BY round DESC LIMIT ?",
             node, _LATEST,
         )  # fmt: skip
@@ -316,6 +278,18 @@ class Store:
             self._db.execute(
                 "UPDATE answer SET state = ?, changed_at = ? WHERE round = ? AND node = ?",
                 (state, now, number, node),
+            )
+
+    def lose(self, number: int, node: int, why: str, now: float) -> None:
+        """What a node answered cannot be used, and why. One that this round did not ask is forgotten."""
+        with self.transaction():
+            self._db.execute(
+                "DELETE FROM answer WHERE round = ? AND node = ? AND state = 'merged'", (number, node)
+            )
+            self._db.execute(
+                "UPDATE answer SET state = 'lost', why = ?, changed_at = ?, payload = NULL "
+                "WHERE round = ? AND node = ?",
+                (why, now, number, node),
             )
 
     def take_update(
@@ -334,7 +308,7 @@ class Store:
                     (number, node, state, now),
                 )
             self._db.execute(
-                "UPDATE answer SET state = :state, changed_at = :now, payload = :payload, "
+                "UPDATE answer SET state = :state, changed_at = :now, payload = :payload, why = NULL, "
                 "samples = :samples, loss = :loss, train_s = :train_s, cpu_s = :cpu_s, energy_j = :energy_j "
                 "WHERE round = :round AND node = :node",
                 {"state": state, "now": now, "payload": payload, "round": number, "node": node, **metrics},
@@ -354,38 +328,10 @@ class Store:
 
     def counters(self, node: int) -> dict[str, float]:
         """A node's running totals over all runs of the daemon."""
-        rows = self._all("SELECT name, value FROM counter WHERE node = ?", node)
+        rows = self._db.all("SELECT name, value FROM counter WHERE node = ?", node)
         return {row["name"]: row["value"] for row in rows}
 
     def _hear(self, node: int, now: float, floor: tuple[int, int]) -> None:
         self._db.execute(
             "UPDATE node SET heard_at = ?, floor_epoch = ?, floor_seq = ? WHERE id = ?", (now, *floor, node)
         )
-
-    def _one(self, query: str, *values: Any) -> Mapping[str, Any] | None:
-        with self._errors():
-            row = self._db.execute(query, values).fetchone()
-        return None if row is None else dict(row)
-
-    def _all(self, query: str, *values: Any) -> list[Any]:
-        with self._errors():
-            return [dict(row) for row in self._db.execute(query, values)]
-
-    @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            if "locked" in str(error):
-                raise StoreBusy(f"{self.path}: {error}: another program holds it") from error
-            raise StoreError(f"{self.path}: {error}") from error
-        except msgspec.MsgspecError as error:
-            raise StoreError(f"{self.path}: holds what this version does not read: {error}") from error
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino

@@ -1,0 +1,122 @@
+"""The closing of a round: what its answers average to, of those that can be used.
+
+An answer was checked when it came in. It is checked again when it is read: by then a disk may have changed
+it, or a version before took what this one does not. One that cannot be used is named with its reason, and is
+no reason to lose the others. A lack of memory is no fault of an answer's, and is raised.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Generator, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from groundstation.store import Store, StoreError
+from onboard.codec import alq
+from onboard.complaints import one_line, where
+from onboard.data import Images
+from onboard.learn.federated import PartialAverage
+from onboard.learn.graph import InferGraph, Score, evaluate
+from onboard.log import say
+from onboard.server import Server
+from onboard.wire.messages import UPDATE, Task
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Average:
+    """What the answers of a round came to: the packed weights, none where no answer could be used or where
+    some could not; and which those are, with the reason of each."""
+
+    packed: bytes = b""
+    unusable: dict[int, str] = field(default_factory=dict)
+
+
+class Closing:
+    """Averages the stored answers of a round, and judges what the boards will get. `task` tells what a
+    round asked, `names` of the nodes are for the log."""
+
+    def __init__(
+        self,
+        server: Server,
+        store: Store,
+        task: Callable[[int], Task | None],
+        names: Mapping[int, str],
+        infer: InferGraph,
+        test: Images,
+    ) -> None:
+        self._server, self._store, self._task, self._names = server, store, task, names
+        self._infer, self._test = infer, test
+
+    def average(self, number: int, nodes: Iterable[int], base: bytes) -> Generator[bool, None, Average]:
+        """The answers of these nodes in round `number`, onto the packed weights `base` that it sent."""
+        average, outcome, usable = PartialAverage(self._server.layout), Average(), []
+        for node in nodes:
+            try:
+                self._fold(average, number, node)
+                usable.append(node)
+            except (StoreError, MemoryError):
+                raise
+            except Exception as error:
+                outcome.unusable[node] = _why(error)
+            yield True
+        if outcome.unusable:
+            return outcome
+        try:
+            outcome.packed = self._condense(average, base)
+        except MemoryError:
+            raise
+        except Exception as error:  # each of them can be used, and all of them together cannot
+            farthest = max(usable, key=lambda node: self._size(number, node))
+            outcome.unusable[farthest] = f"with it there is no average: {_why(error)}"
+        yield True
+        return outcome
+
+    def judge(self, packed: bytes) -> Generator[bool, None, Score]:
+        """Accuracy and loss of packed weights on the mission's test images."""
+        scores = []
+        for so_far in evaluate(self._infer, self._server.weights(packed), self._test.x, self._test.y):
+            scores.append(so_far)
+            yield True
+        return scores[-1]  # covers all images
+
+    def lose(self, number: int, unusable: Mapping[int, str], now: float) -> None:
+        """What these nodes answered is of no use, for these reasons: it is as if they had not. `now` in Unix
+        seconds. Raises StoreError."""
+        for node, why in sorted(unusable.items()):
+            self._store.lose(number, node, why, now)
+            name = self._names.get(node, str(node))
+            say(log, "update-lost", level=logging.WARNING, node=name, round=number, why=why)
+
+    def _fold(self, average: PartialAverage, number: int, node: int) -> None:
+        payload = self._store.payload(number, node)
+        if payload is None:
+            raise ValueError("there is nothing stored of it")
+        self._server.fold(average, *self._server.open(UPDATE, payload, node, number, self._task), number)
+
+    def _condense(self, average: PartialAverage, base: bytes) -> bytes:
+        """The average, packed, if it is one that can be sent and built on. Raises ValueError."""
+        with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is looked at
+            packed = self._server.condense(average, base)
+            for name, weights in self._server.weights(packed).items():
+                if not np.isfinite(weights).all():
+                    raise ValueError(f"{name} has values that are not finite")
+        return packed
+
+    def _size(self, number: int, node: int) -> float:
+        """How far an answer is from moving nothing."""
+        payload = self._store.payload(number, node)
+        assert payload is not None
+        _, model = self._server.open(UPDATE, payload, node, number, self._task)
+        with np.errstate(over="ignore"):
+            squares = [np.square(w, dtype=np.float64).sum() for w in alq.reconstruct(model).values()]
+        return math.sqrt(float(sum(squares)))
+
+
+def _why(error: Exception) -> str:
+    """A complaint about the answer in its own words; of what nobody foresaw also where it was raised."""
+    return one_line(str(error)) if isinstance(error, ValueError) and str(error) else where(error)
