@@ -28,7 +28,15 @@ class Delivered:
 
 @dataclass(frozen=True, slots=True)
 class Cancelled:
-    """The peer ended an object: it withdrew its own, or will not take ours. `reason`: messages.Reason."""
+    """The peer will not take an object of ours. `reason`: messages.Reason."""
+
+    digest: bytes
+    reason: int
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """The peer withdrew an object of its own, which says nothing of ours. `reason`: messages.Reason."""
 
     digest: bytes
     reason: int
@@ -208,6 +216,7 @@ Event = Union[  # noqa: UP007 - an alias of classes has to work at run time on 3
     Stuck,
     TwoEnds,
     UnknownPeer,
+    Withdrawn,
     WrongKey,
 ]
 

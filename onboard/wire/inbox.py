@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 
 from onboard.wire.events import (
     Arrived,
-    Cancelled,
     Corrupt,
     Event,
     Evicted,
@@ -23,6 +22,7 @@ from onboard.wire.events import (
     Limits,
     Progress,
     Refused,
+    Withdrawn,
 )
 from onboard.wire.frame import GROUP_ID, OVERHEAD_BYTES, Frame, Type
 from onboard.wire.messages import Cancel, Done, Offer, Reason
@@ -248,7 +248,7 @@ class Inbox:
         if receipt is None:
             return []
         self._drop(cancel.digest)
-        return [Cancelled(cancel.digest, cancel.reason)]
+        return [Withdrawn(cancel.digest, cancel.reason)]
 
     def tick(self, now: float) -> list[Event]:
         """Give up the objects whose deadline has passed."""

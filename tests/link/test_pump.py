@@ -19,7 +19,7 @@ from hw_profiles import Link, load_link
 from onboard.link import BadUrl, Spool, open_port, opener, wire_bytes
 from onboard.link.pump import PortDown, PortUp, Pump, PumpEvent, SpoolFull, wait
 from onboard.wire.contacts import Window
-from onboard.wire.events import Cancelled, Rekeyed
+from onboard.wire.events import Rekeyed, Withdrawn
 from onboard.wire.messages import UPDATE, Reason
 from onboard.wire.session import Arrived, Delivered, Message, Refused, Session
 from tests.link.cable import Cable, Clock
@@ -194,7 +194,7 @@ def test_what_its_sender_withdrew_is_off_the_disk_before_an_answer_leaves(
     clock.run(pumps, holds(pumps["ground"], digest, 10), carry=cable.carry)
     assert list(folder.glob("*.map")) != []
     pumps["board"].session.cancel(digest, clock.now)
-    clock.run(pumps, told(Cancelled, "ground"), carry=cable.carry)
+    clock.run(pumps, told(Withdrawn, "ground"), carry=cable.carry)
     assert list(folder.iterdir()) == []
 
 

@@ -14,11 +14,10 @@ from hw_profiles import Link, load_link
 from onboard.wire import frame as framing
 from onboard.wire.cipher import Cipher
 from onboard.wire.contacts import Window
-from onboard.wire.events import Rekeyed
+from onboard.wire.events import Rekeyed, Withdrawn
 from onboard.wire.seal import HELLO, NO_SALT, SECRET, TRAFFIC, directional_key
 from onboard.wire.session import (
     Arrived,
-    Cancelled,
     Corrupt,
     Delivered,
     Event,
@@ -176,7 +175,7 @@ class End:
                 self.disk.spent = event
             elif isinstance(event, Delivered | Expired):
                 self.disk.outgoing.pop(event.digest, None)
-            if isinstance(event, Corrupt | Cancelled | Expired | Evicted | Refused):
+            if isinstance(event, Corrupt | Withdrawn | Expired | Evicted | Refused):
                 self.disk.partials.pop(event.digest, None)
         self.accept_due(now)
 

@@ -36,6 +36,7 @@ from onboard.wire.events import (
     Limits,
     Recut,
     Rekeyed,
+    Withdrawn,
 )
 from onboard.wire.messages import MODEL, UPDATE, Reason, digest
 from onboard.wire.session import Session
@@ -141,7 +142,7 @@ class End:
             assert event.digest not in self.accepted, "an object that was accepted arrives as new"
             assert event.digest not in self.told, "an object arrives twice"
             self.told.add(event.digest)
-        elif isinstance(event, Cancelled | Expired | Evicted | Corrupt):
+        elif isinstance(event, Withdrawn | Expired | Evicted | Corrupt):
             self.told.discard(event.digest)
 
     def act(self, peer: End, now: float, count: int = 0, verdict: Verdict = "accept") -> None:
@@ -150,7 +151,7 @@ class End:
         decided = 0
         while self.untold:
             session, event = self.untold[0]
-            decided += isinstance(event, Arrived | Cancelled | Delivered)
+            decided += isinstance(event, Arrived | Withdrawn | Cancelled | Delivered)
             if decided > count:
                 return
             if session is not self.session:

@@ -9,6 +9,7 @@ import pytest
 
 from hw_profiles import Link
 from onboard.wire.contacts import Window
+from onboard.wire.events import Withdrawn
 from onboard.wire.frame import Type
 from onboard.wire.messages import Reason, digest
 from onboard.wire.session import (
@@ -201,7 +202,8 @@ def test_a_withdrawn_object_is_forgotten_at_both_ends(link: Link, loss: float) -
     assert name in pair.ground.session.incoming  # type: ignore[union-attr]
     pair.board.session.cancel(name, pair.now)  # type: ignore[union-attr]
     pair.run(60.0)
-    assert pair.ground.seen(Cancelled) == [Cancelled(name, Reason.WITHDRAWN)]
+    assert pair.ground.seen(Withdrawn) == [Withdrawn(name, Reason.WITHDRAWN)]
+    assert not pair.ground.seen(Cancelled)
     assert not pair.ground.session.incoming  # type: ignore[union-attr]
     pair.sent.clear()
     pair.run(600.0)
@@ -214,7 +216,7 @@ def test_a_deadline_ends_an_object_at_both_ends(link: Link) -> None:
     name = pair.board.offer(UPDATE, data(20_000), 0.0, deadline_s=9.0)
     pair.run(30.0)
     assert pair.board.seen(Expired) == [Expired(name)]
-    assert pair.ground.seen(Expired) or pair.ground.seen(Cancelled)
+    assert pair.ground.seen(Expired) or pair.ground.seen(Withdrawn)
     assert not pair.ground.session.incoming  # type: ignore[union-attr]
     pair.sent.clear()
     pair.run(600.0)
