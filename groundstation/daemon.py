@@ -62,7 +62,10 @@ def serve(
         mission_id = _begin(store, mission, train, test.classes)
         now = time.monotonic()
         stations = {
-            node.id: Station(node, store, mission.folder, now, recorder=recorder) for node in mission.nodes
+            node.id: Station(
+                node, store, mission.folder, now, recorder=recorder, model_bytes=4 * train.layout.parameters
+            )
+            for node in mission.nodes
         }
         rounds = Rounds(mission, mission_id, store, stations, train, infer, test, time.time)
         store.never_wait()

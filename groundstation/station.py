@@ -12,6 +12,7 @@ from typing import Any
 
 from groundstation.config import Node
 from groundstation.store import Store
+from onboard import admission
 from onboard.carrier import GROUND, limits_for, tell_of_link
 from onboard.contacts import ContactPlan
 from onboard.keys import load_keys
@@ -23,7 +24,6 @@ from onboard.wire.events import Event
 from onboard.wire.messages import UPDATE, digest
 from onboard.wire.session import Session
 
-SPOOL_BYTES = 256 * 2**20
 COUNTED = (
     "frames_sent", "bytes_sent", "frames_received", "bytes_received", "fragments_sent", "fragments_resent",
     "repairs_sent", "malformed", "bad_tags", "unknown_keys", "plain_dropped", "encrypted_dropped", "replays",
@@ -35,6 +35,7 @@ COUNTED = (
 class Station:
     """Owns the pump of one node. The port is opened by the first poll; one that is missing is waited for.
 
+    model_bytes: of the mission's model in float32, which bounds what is taken of its board.
     Raises ConfigError for a contact plan that cannot be used.
     """
 
@@ -46,11 +47,15 @@ class Station:
         now: float,
         wall: Callable[[], float] = time.time,
         recorder: Recorder | None = None,
+        model_bytes: int = 0,
     ) -> None:
         self.node = node
         self._wall = wall
         self._contacts = ContactPlan(node.contacts_path, node.id, GROUND) if node.contacts_path else None
         self._store, self._folder, self._recorder = store, folder, recorder
+        self._limits = admission.for_updates(
+            limits_for(node.port, node.bytes_per_contact, node.bytes_per_day), model_bytes
+        )
         self.late_updates = 0
         self.refused_updates = 0
         self.session, self.pump = self._link(now)
@@ -61,7 +66,7 @@ class Station:
         node, store = self.node, self._store
         key = load_keys(node.key_path)
         entered = store.enter_node(node.id, node.name)
-        spool = Spool(self._folder / "spool" / node.name, SPOOL_BYTES)
+        spool = Spool(self._folder / "spool" / node.name, self._limits.max_incoming_bytes)
         spool.retain([digest(UPDATE, update) for update in store.updates(node.id)])  # the store is the effect
         session = Session(
             node=GROUND,
@@ -76,7 +81,7 @@ class Station:
             spent=entered.spent,
             wire_bytes=partial(wire_bytes, node.port),
             now=now,
-            limits=limits_for(node.port, node.bytes_per_contact, node.bytes_per_day),
+            limits=self._limits,
         )
         tap = None
         if self._recorder is not None:

@@ -13,6 +13,7 @@ from contextlib import closing
 from functools import partial
 from typing import Any
 
+from onboard import admission
 from onboard.agent import Agent
 from onboard.agent_state import KEPT, Known
 from onboard.boot_counter import count_start
@@ -58,7 +59,6 @@ from onboard.wire.timing import LEAD_BYTES
 log = logging.getLogger(__name__)
 
 GROUND = 0  # the ground station's node number in a frame
-SPOOL_BYTES = 64 * 2**20
 LONGEST_WAIT_S = 5.0
 RETRY_S = 5.0  # after a write that failed, such as on a full disk
 MEMORY_AGAIN_S = 1.0  # after the board had no memory for the agent
@@ -79,7 +79,7 @@ def board_agent(
         tell_exposure(config.state, "state")
     journal = Journal(config.state, Known, KEPT)
     known = count_start(journal, Known())
-    spool = Spool(config.state / "spool", SPOOL_BYTES)
+    spool = Spool(config.state / "spool", _limits(config).max_incoming_bytes)
     spool.retain((known.model, known.deployed))  # all that the journal can say it has acted on
     session = _session(config, known, spool.finished(), now)
     tap = (
@@ -108,8 +108,14 @@ def _session(config: NodeConfig, known: Known, done: Iterable[bytes], now: float
         spent=known.spent,
         wire_bytes=partial(wire_bytes, end.port),
         now=now,
-        limits=limits_for(end.port, end.bytes_per_contact, end.bytes_per_day),
+        limits=_limits(config),
     )
+
+
+def _limits(config: NodeConfig) -> Limits:
+    end = config.ground
+    limits = limits_for(end.port, end.bytes_per_contact, end.bytes_per_day)
+    return admission.within(limits, config.memory_bytes)
 
 
 def limits_for(port: str, bytes_per_contact: float = math.inf, bytes_per_day: float = math.inf) -> Limits:
@@ -239,9 +245,10 @@ def tell_of_link(event: PumpEvent, **whose: Any) -> None:
             why=str(event.error),
         )  # fmt: skip
     elif isinstance(event, Refused):
+        numbers = {"bytes": event.size, "limit_bytes": event.most} if event.most else {}
         say(
             log, "refused", level=logging.WARNING, **whose, object=event.digest.hex(),
-            why=Reason(event.reason).name.lower(),
+            why=Reason(event.reason).name.lower(), **numbers,
         )  # fmt: skip
     elif isinstance(event, Expired):
         say(log, "expired", level=logging.WARNING, **whose, object=event.digest.hex())

@@ -14,10 +14,10 @@ from functools import partial
 
 import numpy as np
 
-from onboard import data, labels
+from onboard import admission, data, labels
 from onboard.boot_counter import count_start
 from onboard.budget import MemoryCap, Pace
-from onboard.carrier import LONGEST_WAIT_S, MEMORY_AGAIN_S, RETRY_S, SPOOL_BYTES, limits_for, tell_of_link
+from onboard.carrier import LONGEST_WAIT_S, MEMORY_AGAIN_S, RETRY_S, limits_for, tell_of_link
 from onboard.config import GossipConfig, Neighbour
 from onboard.contacts import ContactPlan
 from onboard.exchanges import ExchangeLog
@@ -37,7 +37,7 @@ from onboard.private import tell_exposure
 from onboard.stop import stop_signals
 from onboard.toml import ConfigError
 from onboard.views import gossip_view
-from onboard.wire.events import Event, PeerHeard
+from onboard.wire.events import Event, Limits, PeerHeard
 from onboard.wire.messages import GOSSIP, digest
 from onboard.wire.seal import Keys, SeqExhausted
 from onboard.wire.session import Session
@@ -123,7 +123,7 @@ def linked(
     exchanges = ExchangeLog(config.state / EXCHANGES)
     pumps = {}
     for each in config.neighbours:
-        spool = Spool(config.state / "spool" / str(each.id), SPOOL_BYTES)
+        spool = Spool(config.state / "spool" / str(each.id), _limits(config, each).max_incoming_bytes)
         taken = [digest(GOSSIP, logged.taken) for logged in exchanges.of(each.id) if logged.taken]
         spool.retain(taken)  # the log alone says what was taken
         session = _session(config, each, keys[each.id], known, taken, nonce, now)
@@ -156,8 +156,13 @@ def _session(
         spent=tie.spent,
         wire_bytes=partial(wire_bytes, each.port),
         now=now,
-        limits=limits_for(each.port, each.bytes_per_contact, each.bytes_per_day),
+        limits=_limits(config, each),
     )
+
+
+def _limits(config: GossipConfig, each: Neighbour) -> Limits:
+    limits = limits_for(each.port, each.bytes_per_contact, each.bytes_per_day)
+    return admission.within(limits, config.memory_bytes, len(config.neighbours))
 
 
 def _keys(index: int, neighbour: Neighbour) -> dict[int, bytes]:

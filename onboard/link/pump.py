@@ -20,8 +20,8 @@ from onboard.link.reopening import PortDown, PortUp, Reopening
 from onboard.link.spool import Spool
 from onboard.link.whereabouts import LocalPortTaken, PeerMoved, PeerUnknown, Whereabouts
 from onboard.wire.events import Arrived, Corrupt, Event
+from onboard.wire.incoming import Incoming
 from onboard.wire.session import Session
-from onboard.wire.transfer import Incoming
 
 __all__ = ["PortDown", "PortSnapshot", "PortUp", "Pump", "PumpEvent", "SpoolFull", "wait"]
 
@@ -302,6 +302,7 @@ class Pump:
     def _keep(self, event: Event, now: float, events: list[PumpEvent]) -> None:
         """What an event means for the disk, before the application hears of it."""
         if isinstance(event, Arrived):
+            self._settle(now, events)  # what gave way to it leaves the room for it
             self._save_one(self.session.incoming[event.digest], now, events)
         elif isinstance(event, Corrupt):  # what a disk keeps of it all the same, its digest tells again
             self._try(event.digest, partial(self._spool.drop, event.digest), now, events)

@@ -7,7 +7,7 @@ harm. `finished` remembers the objects that the application took, so that none i
 where the two ends were when they heard each other last.
 
 A file that is damaged all the same is dropped, told (`unreadable`) and counted in `discarded`: the object
-comes again.
+comes again. So does what is more than the spool may hold, as an earlier version left it (`spool-dropped`).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from pathlib import Path
 
 from onboard.files import clear_the_way, clear_the_way_of_folder, open_to_read, read_file, remove_file
 from onboard.log import say
+from onboard.wire.incoming import Incoming, Partial
 from onboard.wire.messages import DIGEST_BYTES, MAX_FRAGMENTS, fragments_of
-from onboard.wire.transfer import Incoming, Partial
 
 log = logging.getLogger(__name__)
 
@@ -69,24 +69,33 @@ class Spool:
         self._addresses = self._read_addresses()
 
     def load(self) -> list[Partial]:
-        """What earlier runs received, as far as its maps vouch for it; call it before any `save`."""
-        partials = []
-        for path in sorted(self.folder.iterdir()):
-            if path.suffix == ".map":
-                partial = self._read_partial(path)
-                if partial is None or partial.digest in self._finished:
-                    if partial is None:
-                        self._discard(path)
-                    else:
-                        remove_file(path)
-                else:
-                    self._sizes[partial.digest] = partial.size
-                    partials.append(partial)
+        """What earlier runs received, as far as its maps vouch for it, the oldest first; call it before any
+        `save`. Reads no more than the limit: of what is more the newest stays."""
+        partials: list[Partial] = []
+        left_bytes, displaced = self.limit_bytes, 0
+        for path in sorted(self.folder.glob("*.map"), key=_changed_at, reverse=True):
+            found = self._read_map(path)
+            if found is not None and found.digest in self._finished:
+                remove_file(path)
+            elif found is not None and found.size > left_bytes:
+                displaced += 1
+                remove_file(path)
+            elif found is None or (partial := _with_data(found, path)) is None:
+                self._discard(path)
+            else:
+                left_bytes -= partial.size
+                self._sizes[partial.digest] = partial.size
+                partials.append(partial)
         known = {partial.digest.hex() for partial in partials}
         for path in self.folder.iterdir():  # left by a cut, between the bytes and their map or after it
             if path.suffix == ".new" or (path.suffix == ".part" and path.stem not in known):
                 remove_file(path)
-        return partials
+        if displaced:
+            say(
+                log, "spool-dropped", level=logging.WARNING, path=str(self.folder), objects=displaced,
+                limit_bytes=self.limit_bytes,
+            )  # fmt: skip
+        return partials[::-1]
 
     def save(self, incoming: Incoming) -> None:
         """Makes all of `incoming` durable that was received since the last save, and clears its `dirty`."""
@@ -214,20 +223,33 @@ class Spool:
         why = "not what was written: what it was for is asked for again"
         say(log, "unreadable", level=logging.ERROR, path=str(path), why=why)
 
-    def _read_partial(self, path: Path) -> Partial | None:
-        """The object whose map is at `path`, or None where map or bytes are not what they should be."""
+    def _read_map(self, path: Path) -> Partial | None:
+        """What the map at `path` says, without data; None where it is not what it should be."""
         try:
-            fields = _decode_map(read_file(path, _MAX_MAP_BYTES))
-            if fields is None or fields.digest.hex() != path.stem or fields.size > self.limit_bytes:
-                return None
-            data = bytearray(fields.size)
-            with open_to_read(path.with_suffix(".part")) as part:
-                read = part.readinto(data)
+            found = _decode_map(read_file(path, _MAX_MAP_BYTES))
         except OSError:
             return None
-        if read < min(fields.held.bit_length() * fields.fragment_bytes, fields.size):
-            return None
-        return replace(fields, data=data)
+        return found if found is not None and found.digest.hex() == path.stem else None
+
+
+def _with_data(found: Partial, path: Path) -> Partial | None:
+    """The object with the bytes beside its map at `path`; None where these are fewer than the map says."""
+    data = bytearray(found.size)
+    try:
+        with open_to_read(path.with_suffix(".part")) as part:
+            read = part.readinto(data)
+    except OSError:
+        return None
+    if read < min(found.held.bit_length() * found.fragment_bytes, found.size):
+        return None
+    return replace(found, data=data)
+
+
+def _changed_at(path: Path) -> float:
+    try:
+        return path.lstat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _encode_map(partial: Partial) -> bytes:
@@ -246,7 +268,9 @@ def _decode_map(content: bytes) -> Partial | None:
         return None
     magic, digest, kind, size, fragment_bytes, deadline_s = _MAP.unpack_from(body)
     held = int.from_bytes(body[_MAP.size :], "little")
-    if magic != _MAP_MAGIC or fragment_bytes < 1 or held >> fragments_of(size, fragment_bytes):
+    if magic != _MAP_MAGIC or fragment_bytes < 1 or fragments_of(size, fragment_bytes) > MAX_FRAGMENTS:
+        return None
+    if held >> fragments_of(size, fragment_bytes):
         return None
     return Partial(digest, kind, size, fragment_bytes, held, b"", deadline_s)
 

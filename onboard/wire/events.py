@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Union
 
 from onboard.wire.frame import Frame
@@ -44,10 +44,13 @@ class Withdrawn:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """This end did not take an object that the peer offered. `reason`: messages.Reason."""
+    """This end did not take an object that the peer offered. `reason`: messages.Reason; `size` in bytes, of
+    which an object may have `most` here (0: not known)."""
 
     digest: bytes
     reason: int
+    size: int = field(default=0, compare=False)
+    most: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +242,11 @@ class Limits:
     reorder_slack: int = 0
     """Frames of one direction that may overtake one another before the late one counts as lost: 0 on a
     serial line, 3 on a datagram port (TCP's duplicate threshold, RFC 5681 section 3.2)."""
+
+    @property
+    def object_bytes(self) -> int:
+        """What an object of the peer's may have at most."""
+        return min(self.max_object_bytes, self.max_incoming_bytes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,11 @@ asked for. A frame that makes no sense changes nothing but a counter.
 from __future__ import annotations
 
 import math
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from onboard.wire.early import Early
 from onboard.wire.events import (
     Arrived,
     Corrupt,
@@ -25,29 +26,17 @@ from onboard.wire.events import (
     Withdrawn,
 )
 from onboard.wire.frame import GROUP_ID, OVERHEAD_BYTES, Frame, Type
+from onboard.wire.incoming import BadFragment, Incoming, Partial
 from onboard.wire.messages import Cancel, Done, Offer, Reason
 from onboard.wire.report import PREFIX_BYTES, Report
+from onboard.wire.room import Receipt, giving_way
 from onboard.wire.send import Send
 from onboard.wire.timing import Timing
-from onboard.wire.transfer import BadFragment, Incoming, Partial
 
 _IDS = 1024  # object ids of the peer's that are remembered; one that was forgotten is "unknown"
 _MAX_REPLIES = 64
-_EARLY = 256  # pieces of objects that were not offered yet, or not since this end's restart: one turn or more
 _MAX_CORRUPT = 2  # the second wrong digest is the offer's fault, not the spool's
 _ACCEPT_S = 0.05  # the application has this long to accept before a REPORT says "whole, not yet stored"
-
-
-@dataclass(slots=True)
-class _Receipt:
-    """What is to be said of one incoming object."""
-
-    object_id: int = 0  # 0: not offered in the peer's present epoch
-    report_at: float = math.inf
-    reported_at: float = -math.inf  # end of the last REPORT
-    gap_s: float = 0.0  # after that one
-    arrived: bool = False
-    corrupt: int = 0
 
 
 class Inbox:
@@ -56,13 +45,13 @@ class Inbox:
     def __init__(self, timing: Timing, limits: Limits, done: Iterable[bytes]) -> None:
         self._timing, self._limits = timing, limits
         self.incoming: dict[bytes, Incoming] = {}
-        self._receipts: dict[bytes, _Receipt] = {}
+        self._receipts: dict[bytes, Receipt] = {}
         self._digests: OrderedDict[int, bytes] = OrderedDict()  # the peer's object ids, in its present epoch
         self._done: OrderedDict[bytes, None] = OrderedDict.fromkeys(done)
         self._settled: set[int] = set()  # the peer's object ids of what was accepted and forgotten
         self._refused: OrderedDict[int, Cancel] = OrderedDict()  # by the peer's object id
         self._replies: OrderedDict[tuple[Type, int], Send] = OrderedDict()
-        self._early: deque[Frame] = deque(maxlen=_EARLY)
+        self._early = Early()
         self._unknown_at = -math.inf  # when the next "unknown" may leave
         self.fragments = self.received_bytes = self.duplicates = self.orphans = self.malformed = 0
         self.corrupt = 0
@@ -80,7 +69,7 @@ class Inbox:
             return
         incoming = self.incoming[partial.digest] = Incoming.of(partial)
         incoming.end_by(partial.deadline_s, now)
-        self._receipts[partial.digest] = _Receipt()
+        self._receipts[partial.digest] = Receipt()
 
     def accept(self, digest: bytes) -> None:
         """The application has the object durably. It may be gone by then, or on its way anew."""
@@ -179,10 +168,10 @@ class Inbox:
             reason = self._objection(offer, events)
             if reason is not None:
                 self._reply_cancel(Cancel(offer.digest, reason), object_id)
-                return [*events, Refused(offer.digest, reason)]
+                return [Refused(offer.digest, reason, offer.size, self._limits.object_bytes)]
             incoming = Incoming(offer.digest, offer.kind, offer.size, offer.fragment_bytes)
             self.incoming[offer.digest] = incoming
-            self._receipts[offer.digest] = _Receipt()
+            self._receipts[offer.digest] = Receipt(came_at=now)
         elif (incoming.size, incoming.kind) != (offer.size, offer.kind):
             self.malformed += 1
             return []
@@ -193,11 +182,8 @@ class Inbox:
         receipt.object_id = object_id
         self._report(receipt, now)
         incoming.end_by(offer.deadline_s, now)
-        early = [frame for frame in self._early if frame.object_id == object_id]
-        if early:
-            self._early = deque((f for f in self._early if f.object_id != object_id), maxlen=_EARLY)
-            for frame in early:
-                events += self.on_data(frame, now)
+        for frame in self._early.take(object_id):
+            events += self.on_data(frame, now)
         if self._receipts.get(offer.digest) is not receipt:  # they made it whole, and it was wrong
             return events
         return events + self._check(incoming, receipt, now)
@@ -211,7 +197,7 @@ class Inbox:
             return []
         if incoming is None:
             if digest is None:
-                self._early.append(frame)
+                self._early.keep(frame)
             return self._on_question(frame.object_id, now) if frame.poll or digest is None else []
         receipt = self._receipts[incoming.digest]
         if frame.object_id < GROUP_ID:
@@ -229,6 +215,7 @@ class Inbox:
             self.malformed += 1
             return []
         self.fragments += incoming.have - have
+        receipt.came_at = now if new else receipt.came_at
         self.duplicates += not new
         self.received_bytes += len(frame.payload) if new else 0
         wait_s = receipt.gap_s if frame.poll else self._timing.report_interval_s(incoming.count, self.loss)
@@ -272,7 +259,7 @@ class Inbox:
 
     # -- one rule each ---------------------------------------------------------------------------------
 
-    def _check(self, incoming: Incoming, receipt: _Receipt, now: float) -> list[Event]:
+    def _check(self, incoming: Incoming, receipt: Receipt, now: float) -> list[Event]:
         """Deliver an object that has become whole, once."""
         if not incoming.complete:
             return []
@@ -295,26 +282,15 @@ class Inbox:
 
     def _objection(self, offer: Offer, events: list[Event]) -> Reason | None:
         """Why a new object is not taken, None if it is. May make room, which is then among `events`."""
-        limits = self._limits
         if offer.fragment_bytes > self._timing.payload_bytes:
             return Reason.BAD_OFFER
-        if offer.size > limits.max_object_bytes or offer.size > limits.max_incoming_bytes:
+        if offer.size > self._limits.object_bytes:
             return Reason.TOO_LARGE
-
-        def full() -> bool:
-            held = sum(incoming.size for incoming in self.incoming.values())
-            return len(self.incoming) >= limits.max_incoming or held + offer.size > limits.max_incoming_bytes
-
-        # Left over from an earlier epoch of the peer's and not offered again since, or from a broadcast that
-        # is over: the oldest goes.
-        for digest, receipt in list(self._receipts.items()):
-            if not full():
-                break
-            if 0 < receipt.object_id < GROUP_ID or receipt.arrived:
-                continue
+        going = giving_way(offer.size, self.incoming, self._receipts, self._limits)
+        for digest in going or ():
             self._drop(digest)
             events.append(Evicted(digest))
-        return Reason.TOO_MANY if full() else None
+        return Reason.TOO_MANY if going is None else None
 
     def _on_question(self, object_id: int, now: float) -> list[Event]:
         if object_id == 0:
@@ -354,7 +330,7 @@ class Inbox:
             if self._digests[old] not in self.incoming:
                 del self._digests[old]
 
-    def _report(self, receipt: _Receipt, at: float) -> None:
+    def _report(self, receipt: Receipt, at: float) -> None:
         """A REPORT may leave at `at`, unless it has to be asked for."""
         if receipt.object_id < GROUP_ID:
             receipt.report_at = min(receipt.report_at, at)
@@ -376,7 +352,7 @@ class Inbox:
 
     def _forget_ids(self, ids: range) -> None:
         """The peer's object ids in `ids` mean nothing any more."""
-        self._early = deque((frame for frame in self._early if frame.object_id not in ids), maxlen=_EARLY)
+        self._early.forget(ids)
         self._settled.difference_update(ids)
         for object_id in [each for each in self._digests if each in ids]:
             del self._digests[object_id]

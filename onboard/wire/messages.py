@@ -49,7 +49,7 @@ class Reason(IntEnum):
     BAD_OFFER = 6  # size, fragment length or kind make no sense
 
 
-def digest(kind: int, payload: bytes) -> bytes:
+def digest(kind: int, payload: bytes | bytearray) -> bytes:
     """The identity of an object, 16 B: BLAKE2s-128 over its kind and its payload."""
     whole = blake2s(bytes((kind,)), digest_size=DIGEST_BYTES)
     whole.update(payload)

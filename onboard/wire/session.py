@@ -42,6 +42,7 @@ from onboard.wire.frame import OVERHEAD_BYTES, Type
 from onboard.wire.group import Listener
 from onboard.wire.hearing import Hearing
 from onboard.wire.inbox import Inbox
+from onboard.wire.incoming import Incoming, Partial
 from onboard.wire.length import Lengths
 from onboard.wire.messages import BadMessage
 from onboard.wire.mishaps import Mishaps
@@ -52,7 +53,6 @@ from onboard.wire.seals import Seals
 from onboard.wire.send import Origin
 from onboard.wire.snapshot import link_snapshot
 from onboard.wire.timing import Timing
-from onboard.wire.transfer import Incoming, Partial
 from onboard.wire.turn import MAX_CLOSING
 from onboard.wire.waiting import Waiting
 

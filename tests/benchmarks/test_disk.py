@@ -16,7 +16,7 @@ from benchmarks.disk import Disk, PowerCut, watched
 from benchmarks.pair import scratch
 from onboard.journal import Journal, replace_durably
 from onboard.link.spool import Spool
-from onboard.wire.transfer import Incoming
+from onboard.wire.incoming import Incoming
 from tests.link.objects import incoming, payload, receive
 
 SEEDS = range(40)

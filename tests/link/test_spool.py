@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onboard.link.spool import REMEMBERED, Spool
-from onboard.wire.transfer import Incoming, Partial
+from onboard.wire.incoming import Incoming, Partial
 from tests.link.objects import incoming, payload, receive
 
 MIB = 1 << 20
@@ -260,6 +260,25 @@ def test_the_limit_holds_for_all_objects_together(tmp_path: Path) -> None:
     spool.finish(first.digest)
     spool.save(second)
     assert [partial.digest for partial in Spool(tmp_path, 1000).load()] == [second.digest]
+
+
+def test_more_than_the_limit_is_never_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As an earlier version left it, which had no such limit: the newest objects stay."""
+    before = Spool(tmp_path, 100 * MIB)
+    whole = [payload(size, size) for size in (300, 400, 500, 2000)]
+    for age, content in enumerate(whole):
+        half = incoming(content, 100, [0])
+        before.save(half)
+        os.utime(tmp_path / f"{half.digest.hex()}.map", (1000 + age, 1000 + age))
+    spool = Spool(tmp_path, 1000)
+    assert [partial.size for partial in spool.load()] == [400, 500]
+    assert spool.discarded == 0
+    assert len(list(tmp_path.iterdir())) == 4
+    assert [partial.size for partial in Spool(tmp_path, 1000).load()] == [400, 500]
+    (record,) = caplog.records
+    assert record.getMessage() == "spool-dropped"
+    told = {"path": str(tmp_path), "objects": 2, "limit_bytes": 1000}
+    assert getattr(record, "fields", {}) == told
 
 
 FILL = """

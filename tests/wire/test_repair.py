@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onboard.wire import repair
+from onboard.wire.incoming import BadFragment, Incoming
 from onboard.wire.messages import digest
 from onboard.wire.repair import GENERATION, Equations, combine, generation_size, mask
 from onboard.wire.report import PREFIX_BYTES, Report
-from onboard.wire.transfer import BadFragment, Incoming, Outgoing
+from onboard.wire.transfer import Outgoing
 from tests.wire.pair import FAST, FULL, UPDATE, Pair, data, finish
 
 FRAGMENT_BYTES = 5

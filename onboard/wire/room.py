@@ -1,0 +1,58 @@
+"""Which half-received objects give way to one that is offered now, where there is no room for all.
+
+What a peer offers last is what it wants: an object that it speaks of no more, or of which nothing comes,
+would else keep every later one out. One that is whole and waits for the application never gives way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from onboard.wire.events import Limits
+from onboard.wire.frame import GROUP_ID
+from onboard.wire.incoming import Incoming
+
+
+@dataclass(slots=True)
+class Receipt:
+    """What is to be said of one incoming object, and how it comes along."""
+
+    object_id: int = 0  # 0: not offered in the peer's present epoch
+    report_at: float = math.inf
+    reported_at: float = -math.inf  # end of the last REPORT
+    gap_s: float = 0.0  # after that one
+    arrived: bool = False
+    corrupt: int = 0
+    came_at: float = -math.inf  # its first OFFER in this run, or its last new fragment
+
+    @property
+    def is_offered(self) -> bool:
+        """By the peer itself and since its restart: not left over, nor of a broadcast that may be over."""
+        return 0 < self.object_id < GROUP_ID
+
+
+def giving_way(
+    size: int, incoming: Mapping[bytes, Incoming], receipts: Mapping[bytes, Receipt], limits: Limits
+) -> list[bytes] | None:
+    """The objects that give way to one of `size` bytes, None if all that could would not be enough.
+
+    First go those that the peer does not offer any more, then those of which nothing has come, and of each
+    the one that has rested the longest; of equals the first in `receipts`.
+    """
+    count, total = len(incoming), sum(each.size for each in incoming.values())
+
+    def is_room() -> bool:
+        return count < limits.max_incoming and total + size <= limits.max_incoming_bytes
+
+    going: list[bytes] = []
+    for digest in sorted(
+        (digest for digest, receipt in receipts.items() if not receipt.arrived),
+        key=lambda name: (receipts[name].is_offered, incoming[name].have > 0, receipts[name].came_at),
+    ):
+        if is_room():
+            break
+        going.append(digest)
+        count, total = count - 1, total - incoming[digest].size
+    return going if is_room() else None
