@@ -75,7 +75,7 @@ def serve(
                 _loop(stations, rounds, lookout, exit_when_finished, report_every_s)
         finally:
             with contextlib.suppress(StoreError):
-                rounds.save_time(time.monotonic())
+                rounds.save_time(time.monotonic(), ahead_s=0.0)
             _close(stations, store)
     return rounds.finished
 

@@ -7,6 +7,7 @@ decides is in the store before it acts, so a daemon that is killed goes on with 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -31,7 +32,9 @@ from onboard.wire.messages import BadMessage, Reason, asked_again
 
 log = logging.getLogger(__name__)
 
-SAVE_TIME_S = 30.0  # of a round, at most, runs twice where the ground is killed
+SAVE_TIME_S = 30.0  # of a round, at most, runs twice where the ground is killed,
+SAVE_SHARE = 8  # and at most this part of the time that it ran,
+SAVE_FIRST_S = 1.0  # which is saved ahead: a round of a ground that is killed every second ends, too
 
 
 class Rounds:
@@ -69,7 +72,7 @@ class Rounds:
         self._round: Round | None = None
         self._forgetful: dict[int, str] = {}  # nodes that know no more of the round, and why
         self._deployment = Deployment(stations, self._askings, self._ask, rules.deadline_s)
-        self._time_due_s = 0.0
+        self._time_due_s, self._began_s = 0.0, math.inf
         self._life = self.life()
 
     # what the links say
@@ -346,11 +349,12 @@ class Rounds:
 
     # time
 
-    def save_time(self, now: float) -> None:
+    def save_time(self, now: float, *, ahead_s: float = SAVE_FIRST_S) -> None:
         """The time that the round has left is durable: no clock says after a restart how long it was."""
-        self._time_due_s = now + SAVE_TIME_S
+        self._began_s = min(self._began_s, now)
+        self._time_due_s = now + min(max((now - self._began_s) / SAVE_SHARE, SAVE_FIRST_S), SAVE_TIME_S)
         if self._round is not None:
-            left_s = min(max(self._round.deadline_s - now, 0.0), self.mission.rules.deadline_s)
+            left_s = min(max(self._round.deadline_s - now - ahead_s, 0.0), self.mission.rules.deadline_s)
             self._store.time_left(self.number, left_s, self._wall())
 
     def paused(self, seconds: float) -> None:

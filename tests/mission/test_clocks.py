@@ -58,6 +58,21 @@ def test_a_round_s_time_stands_still_while_the_ground_is_down(clockwork: Make) -
     assert took_s < 50.0
 
 
+@pytest.mark.parametrize("life_s", [0.3, 1.5, 7.0, 50.0])
+def test_a_ground_that_is_killed_ever_again_keeps_no_round_open(life_s: float, clockwork: Make) -> None:
+    on = clockwork(deadline_s=60.0)
+    served_s = 0.0
+    while not on.said("nobody-answered"):
+        assert served_s < 1.13 * 60.0 + 1.0
+        on.boot_ground()
+        began = on.now
+        on.run(lambda began=began: on.now - began >= life_s or on.said("nobody-answered"))
+        served_s += on.now - began
+        on.kill_ground()
+        on.pass_time(0.5)
+    assert served_s > 0.25 * 60.0
+
+
 @pytest.mark.parametrize("left_s", [1e18, math.inf, -5.0, None, 0.0])
 def test_a_time_left_that_makes_no_sense_is_bounded(left_s: float | None, clockwork: Make) -> None:
     on = clockwork()
