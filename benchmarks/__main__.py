@@ -18,7 +18,7 @@ from onboard.data import DataError
 
 NAMES = (
     "footprint", "memory", "data", "codec", "alq", "table1", "gossip", "consensus", "convergence", "epoch",
-    "transfer", "frame", "ports", "others", "hardship", "fuzz", "schedules", "day", "damage",
+    "transfer", "frame", "ports", "others", "hardship", "kills", "fuzz", "schedules", "day", "damage",
 )  # fmt: skip
 
 
