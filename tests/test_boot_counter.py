@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import onboard.journal
+from benchmarks.pair import scratch
 from onboard.agent_state import KEPT, Known
 from onboard.boot_counter import SKIPPED, count_start
 from onboard.gossip_agent import Known as Gossiping
@@ -51,7 +52,7 @@ def other_file(slot: Path, drawn: random.Random) -> None:
     slot.write_bytes(drawn.randbytes(drawn.randrange(3000)))
 
 
-def folder(slot: Path, drawn: random.Random) -> None:
+def a_folder(slot: Path, drawn: random.Random) -> None:
     slot.unlink()
     slot.mkdir()
 
@@ -71,7 +72,7 @@ def more(slot: Path, drawn: random.Random) -> None:
     os.truncate(slot, 2**40)  # sparse: whoever reads it whole has no memory left
 
 
-DAMAGE: list[Damage] = [flip, cut, zeros, gone, other_slot, other_file, folder, link, pipe, more]
+DAMAGE: list[Damage] = [flip, cut, zeros, gone, other_slot, other_file, a_folder, link, pipe, more]
 
 
 @pytest.fixture
@@ -245,10 +246,14 @@ def test_a_kill_between_the_two_saves_that_heal_is_no_loss(
     assert len(set(used)) == len(used)
 
 
-def test_two_hundred_starts_with_damage_in_every_third(tmp_path: Path) -> None:
-    drawn = random.Random(8)
+def test_two_hundred_starts_with_damage_in_every_third() -> None:
+    with scratch() as folder:
+        _starts(folder, random.Random(8))
+
+
+def _starts(folder: Path, drawn: random.Random) -> None:
     for life in range(12):  # each of them before the epochs go round
-        state = tmp_path / str(life)
+        state = folder / str(life)
         used = []
         for _ in range(18):
             journal, known = start(state)
