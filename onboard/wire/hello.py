@@ -60,6 +60,7 @@ HELLO_FIRST_S = 0.25  # where the link's round trip is not longer; twice as long
 HELLO_AT_LAST_S = 8.0  # to a peer that is not there: 360 B a minute, where an idle link may carry 1000
 _UNPROVEN = 3  # what nobody can prove makes no HELLO come sooner than every 8 first ones, 2 s
 _ANSWER_AGAIN_S = 1.0
+_ANSWER_SELDOM_S = 2.0  # whichever it is, where turns are taken: 46 B are 2 % of 9.6 kbit/s
 _REMEMBERED = 64  # challenges answered, salts noted: each belongs to one boot of an end that lost its state
 
 
@@ -97,6 +98,7 @@ class Greeting:
         # The peer's challenges to answer, and where they came from: by which key.
         self._owed: OrderedDict[tuple[bytes, Origin], int] = OrderedDict()
         self._answered: OrderedDict[tuple[bytes, Origin], float] = OrderedDict()  # when, unproven as it was
+        self._answered_at = -math.inf
         self._newest: OrderedDict[bytes, tuple[int, int]] = OrderedDict()  # (epoch, seq) of fresh ones
         self.key_id = self.sealer.key_id  # of the last HELLO that was fresh
         self._offered = NO_SALT  # agreed upon, and not yet in force here
@@ -155,8 +157,10 @@ class Greeting:
         """A frame under the salt in force was taken."""
         self._doubts = self._asks = False
 
-    def hear(self, frame: Frame, now: float, origin: Origin = None) -> list[Event]:
-        """Take a HELLO that `open` gave, from there; Rekeyed if it brought a salt to `use`."""
+    def hear(self, frame: Frame, now: float, origin: Origin = None, *, in_touch: bool = False) -> list[Event]:
+        """Take a HELLO that `open` gave, from there; Rekeyed if it brought a salt to `use`. in_touch: on
+        half-duplex the peer has just proved that it is there: one that proves nothing may be a recording, and
+        an answer to it takes the peer's time."""
         self.is_live = self.is_confirmed = False
         try:
             hello = Hello.decode(frame.payload)
@@ -186,9 +190,12 @@ class Greeting:
             return []
         if fresh and hello.salt in self._noted:
             return self._agree(hello.salt, frame.epoch, now)  # it is in force there
-        if not fresh and now < self._answered.get(asker, -math.inf) + _ANSWER_AGAIN_S:
+        again_at = self._answered_at + _ANSWER_SELDOM_S if in_touch else -math.inf
+        again_at = max(again_at, self._answered.get(asker, -math.inf) + _ANSWER_AGAIN_S)
+        if not fresh and now < again_at:
             return []
         _put(self._answered, asker, now)
+        self._answered_at = now
         self._owe(asker, key_id)
         if in_force:
             return []

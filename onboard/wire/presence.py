@@ -21,6 +21,7 @@ QUIET_S = 15.0
 _FIRST_S = 2.0  # after the start, when whatever there is to say has not been answered
 _AGAIN_S = 2.0  # without an answer, and twice as long each time
 _AT_LAST_S = 60.0  # 3 frames, 200 B on UDP, a minute
+_TOUCH_S = 10.0  # after a proof of the peer's; two turns at their longest are less
 _DOUBTFUL = 2  # of these in a row without an answer: a frame may be lost
 
 
@@ -29,13 +30,16 @@ class Presence:
 
     proof_of_life: whether the frame that was heard last proves that the peer is where it came from, now: it
     is authentic, and the newest so far or a fresh HELLO, which no recording of it is. is_asked: whether the
-    HELLO that was heard last is one to answer, or proved that. destination: where the frame that was sent
+    HELLO that was heard last proved that, or is one to answer of a peer that has been still: it may be a
+    recording, but nobody's turn is lost by it. destination: where the frame that was sent
     last goes; None for the peer. active_at: when the peer last said anything but that it is there.
     is_reachable: whether it is known where the peer is; until it is, nothing leaves but answers to HELLOs.
     """
 
-    def __init__(self, greeting: Greeting, outbox: Outbox, quiet_s: float, now: float) -> None:
-        self._greeting, self._outbox = greeting, outbox
+    def __init__(
+        self, greeting: Greeting, outbox: Outbox, quiet_s: float, now: float, *, half_duplex: bool = False
+    ) -> None:
+        self._greeting, self._outbox, self._half_duplex = greeting, outbox, half_duplex
         self._quiet_s = self._interval_s = quiet_s
         self._asked = 0  # without an answer
         self._owes_proof = False  # the peer answered, and cannot know yet that it is this end that asked
@@ -44,6 +48,7 @@ class Presence:
         self.proof_of_life = self.is_asked = False
         self.destination: Origin = None
         self.active_at = -math.inf
+        self._touch_s = -math.inf  # when the peer proved last that it is there
 
     @property
     def in_doubt(self) -> bool:
@@ -99,12 +104,14 @@ class Presence:
         if frame is None:
             return None, []
         owed = self._greeting.owes
-        events = self._greeting.hear(frame, link_now, origin)
+        in_touch = self._half_duplex and link_now < self._touch_s + _TOUCH_S
+        events = self._greeting.hear(frame, link_now, origin, in_touch=in_touch)
         self.heard(frame, now, link_now, proves=self._greeting.is_live)
         if self.proof_of_life:
             events += [PeerHeard()] if self._outbox.silent else []
             self._outbox.heard()
-        self.is_asked = self.proof_of_life or (self._greeting.owes and not owed)
+        is_new = self._greeting.owes and not owed
+        self.is_asked = self.proof_of_life or (is_new and not in_touch)
         return frame, events
 
     def heard(self, frame: Frame, now: float, link_now: float, *, proves: bool = True) -> None:
@@ -113,6 +120,8 @@ class Presence:
         is_hello = frame.type is Type.HELLO
         if is_hello and not proves:
             return
+        if proves:
+            self._touch_s = link_now
         is_sign = is_hello or (frame.type is Type.POLL and not frame.object_id)
         if not is_sign:
             self.active_at = now

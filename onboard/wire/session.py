@@ -125,7 +125,10 @@ class Session:
         if group_key is not None:
             self._listener = Listener(group_key, self._inbox, node=node, peer=peer, floor=group_floor)
         self._messages = Waiting(limits.max_messages)
-        self.presence = Presence(self._seals.greeting, self._outbox, limits.quiet_s, self._access.link_s(now))
+        self.presence = Presence(
+            self._seals.greeting, self._outbox, limits.quiet_s, self._access.link_s(now),
+            half_duplex=link.half_duplex,
+        )  # fmt: skip
         self._choice = Choice(
             self._seals, self.presence, self._access, self._messages, self._inbox, self._outbox
         )
