@@ -14,7 +14,7 @@ from groundstation.config import Node
 from groundstation.store import Store
 from onboard import admission
 from onboard.carrier import GROUND, limits_for, tell_of_link
-from onboard.contacts import ContactPlan
+from onboard.contacts import kept_plan
 from onboard.keys import load_keys
 from onboard.link import Spool, opener, wire_bytes
 from onboard.link.pump import OfPort, Pump
@@ -51,7 +51,7 @@ class Station:
     ) -> None:
         self.node = node
         self._wall = wall
-        self._contacts = ContactPlan(node.contacts_path, node.id, GROUND) if node.contacts_path else None
+        self._contacts = kept_plan(folder, node.contacts_path, node.id, GROUND)
         self._store, self._folder, self._recorder = store, folder, recorder
         self._limits = admission.for_updates(
             limits_for(node.port, node.bytes_per_contact, node.bytes_per_day), model_bytes

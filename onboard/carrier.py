@@ -19,7 +19,7 @@ from onboard.agent_state import KEPT, Known
 from onboard.boot_counter import count_start
 from onboard.budget import Ledger, Pace
 from onboard.config import NodeConfig
-from onboard.contacts import ContactPlan
+from onboard.contacts import kept_plan
 from onboard.drive import Drive
 from onboard.journal import Journal
 from onboard.keys import load_keys
@@ -145,7 +145,7 @@ def carry(
     Raises ConfigError for a contact plan that cannot be used.
     """
     path = agent.config.ground.contacts_path
-    contacts = ContactPlan(path, agent.config.id, GROUND) if path else None
+    contacts = kept_plan(agent.config.state, path, agent.config.id, GROUND)
     agent.resume(clock())
     untold: deque[Event] = deque()  # events whose effects the disk refused
     drive, retry_at = Drive(agent, pace), 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from pathlib import Path
@@ -12,13 +13,15 @@ import click
 from onboard.complaints import OneLineErrors, fail
 from onboard.config import GossipConfig, NodeConfig, load_own
 from onboard.extras import require
-from onboard.log import Format, start
+from onboard.log import Format, say, start
 from onboard.private import keep_private
 from onboard.toml import ConfigError
 
 if TYPE_CHECKING:  # numpy comes with the first command that needs it: --help and a wrong key answer at once
     from onboard.budget import Pace
     from onboard.link.recorder import Recorder
+
+log = logging.getLogger(__name__)
 
 
 @click.group("onboard", cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
@@ -184,7 +187,9 @@ def _run_board(
         try:
             trainer.look()  # last, as it takes longest: a wrong key is told at once, and alone
         except BadImages as error:
-            raise ConfigError(f"{config.path}: data.source: {error}") from None
+            if not agent.known.mission:  # its first start: whoever set it up is there to mend it
+                raise ConfigError(f"{config.path}: data.source: {error}") from None
+            say(log, "images-unread", level=logging.ERROR, why=str(error))
         carry(agent, pump, pace, report_every_s=report_every_s)
 
 

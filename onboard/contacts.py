@@ -1,13 +1,16 @@
 """The contact plan: when which two nodes see each other, one file that both ends of a link load.
 
 Times in it are of the wall clock, a session's are not: `ContactPlan.keep` tells the session again when the
-wall clock was set, or when the file was replaced. What cannot be read never replaces what could.
+wall clock was set, or when the file was replaced. What cannot be read never replaces what could, at a start
+neither: a copy of the last plan that could be read lies in the state folder, with a checksum.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from datetime import datetime
+from hashlib import blake2s
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +18,8 @@ import msgspec
 from msgspec import Meta
 
 from onboard.config import EndId
+from onboard.files import read_file
+from onboard.journal import replace_durably
 from onboard.log import say
 from onboard.toml import ConfigError, read
 from onboard.wire.contacts import Contacts, Window
@@ -23,6 +28,8 @@ from onboard.wire.session import Session
 log = logging.getLogger(__name__)
 
 LOOK_AGAIN_S = 10.0  # for a plan that was replaced
+_MOST_BYTES = 2**24  # of a plan: a contact has about 120
+_CHECK_BYTES = 16
 CLOCK_STEP_S = 0.5  # of the wall clock, that is followed; at 50 ppm of drift the sum of three hours
 
 Instant = Annotated[datetime, Meta(tz=True)]
@@ -63,15 +70,25 @@ class PlanFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 class ContactPlan:
-    """The contacts of one link, between `node` and `peer`, from the file at `path`.
+    """The contacts of one link, between `node` and `peer`, from the file at `path`. `kept`: where a copy of
+    the last one that could be read lies, for a start at which this one cannot; None to keep none.
 
     Raises ConfigError, in one line that names file, key and value; also where the file has no contact of
-    these two, which is most often a wrong number.
+    these two, which is most often a wrong number. With a copy of an earlier start it holds to that instead,
+    and logs `contacts-refused`.
     """
 
-    def __init__(self, path: Path, node: int, peer: int) -> None:
-        self.path, self.node, self.peer = path, node, peer
-        self._contacts = _load(path, node, peer)
+    def __init__(self, path: Path, node: int, peer: int, kept: Path | None = None) -> None:
+        self.path, self.node, self.peer, self._kept = path, node, peer, kept
+        try:
+            self._contacts = _load(path, node, peer)
+        except ConfigError as error:
+            if (before := self._before()) is None:
+                raise
+            self._contacts = before
+            self._refuse(error)
+        else:
+            self._keep_copy()
         self._changed_at = _changed_at(path)
         self._look_at = 0.0
         self._clock_s: float | None = None  # the wall clock less the session's, as last told
@@ -112,9 +129,47 @@ class ContactPlan:
         try:
             self._contacts = _load(self.path, self.node, self.peer)
         except ConfigError as error:
-            say(log, "contacts-refused", level=logging.ERROR, node=self.node, why=str(error))
+            self._refuse(error)
             return False
+        self._keep_copy()
         return True
+
+    def _refuse(self, error: ConfigError) -> None:
+        say(log, "contacts-refused", level=logging.ERROR, node=self.node, peer=self.peer, why=str(error))
+
+    def _keep_copy(self) -> None:
+        """Keeps the contacts as they are now. A disk that does not take them costs the copy, nothing else."""
+        if self._kept is None:
+            return
+        content = msgspec.json.encode(self._contacts)
+        sealed = _check(content) + content
+        with contextlib.suppress(OSError):
+            if read_file(self._kept, _MOST_BYTES) == sealed:
+                return
+        with contextlib.suppress(OSError):
+            replace_durably(self._kept, sealed)
+
+    def _before(self) -> list[Contact] | None:
+        """The contacts of the copy, None where there is none that is whole."""
+        if self._kept is None:
+            return None
+        try:
+            sealed = read_file(self._kept, _MOST_BYTES)
+            content = sealed[_CHECK_BYTES:]
+            if sealed[:_CHECK_BYTES] != _check(content):
+                return None
+            return msgspec.json.decode(content, type=list[Contact])
+        except (OSError, ValueError):  # gone, unreadable, of another version
+            return None
+
+
+def _check(content: bytes) -> bytes:
+    return blake2s(content, digest_size=_CHECK_BYTES).digest()
+
+
+def kept_plan(folder: Path, path: Path | None, node: int, peer: int) -> ContactPlan | None:
+    """The plan at `path` with its copy in a program's own `folder`, None without one. Raises ConfigError."""
+    return None if path is None else ContactPlan(path, node, peer, folder / f"contacts-{node}-{peer}.kept")
 
 
 def _load(path: Path, node: int, peer: int) -> list[Contact]:

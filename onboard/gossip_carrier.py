@@ -19,7 +19,7 @@ from onboard.boot_counter import count_start
 from onboard.budget import MemoryCap, Pace
 from onboard.carrier import LONGEST_WAIT_S, MEMORY_AGAIN_S, RETRY_S, limits_for, tell_of_link
 from onboard.config import GossipConfig, Neighbour
-from onboard.contacts import ContactPlan
+from onboard.contacts import kept_plan
 from onboard.exchanges import ExchangeLog
 from onboard.gossip_agent import EXCHANGES, MODEL, GossipAgent, Known, Phase, Tie
 from onboard.gossip_checkpoint import BEFORE, CHECKPOINT
@@ -197,9 +197,9 @@ def carry_gossip(
     config = agent.config
     cap = MemoryCap(config.memory_bytes)
     plans = {
-        each.id: ContactPlan(each.contacts_path, config.id, each.id)
+        each.id: plan
         for each in config.neighbours
-        if each.contacts_path
+        if (plan := kept_plan(config.state, each.contacts_path, config.id, each.id))
     }
     links = dict(pumps)
     agent.resume(clock())

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hw_profiles import load_link
-from onboard.contacts import LOOK_AGAIN_S, ContactPlan
+from onboard.contacts import LOOK_AGAIN_S, ContactPlan, kept_plan
 from onboard.toml import ConfigError
 from onboard.wire.contacts import Window
 from onboard.wire.session import Session
@@ -117,3 +117,56 @@ def test_a_plan_that_is_replaced_holds_soon_and_a_broken_one_never(
     assert [record.getMessage() for record in caplog.records] == ["contacts", "contacts"] + [
         "contacts-refused"
     ] * 2
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "empty", "folder", "other's"])
+def test_a_start_with_a_damaged_plan_goes_by_the_last_good_one(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, state = tmp_path / "contacts.toml", tmp_path / "state"
+    state.mkdir()
+    path.write_text(contact("12:10", "12:20"))
+    good = kept_plan(state, path, 3, 0)
+    assert good is not None
+    windows = good.windows(NOON)
+    path.write_text(contact("12:30", "12:40"))
+    os.utime(path, (1, 1))
+    good.keep(session(), 0.0, NOON)  # replaced while it runs: the newest one is what counts
+    assert good.windows(NOON) != windows
+    text = path.read_text()
+    path.unlink()
+    if damage == "folder":
+        path.mkdir()
+    elif damage != "gone":
+        path.write_text({"cut": text[:40], "empty": "", "other's": contact("12:00", "12:10", node=4)}[damage])
+    again = kept_plan(state, path, 3, 0)
+    assert again is not None
+    assert again.windows(NOON) == good.windows(NOON)
+    again.keep(session(), 0.0, NOON)
+    assert [record.getMessage() for record in caplog.records].count("contacts-refused") == 1
+    with pytest.raises(ConfigError):
+        kept_plan(state, path, 4 if damage != "other's" else 5, 0)  # of which there is no copy
+
+
+def test_a_copy_that_is_damaged_itself_counts_for_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "contacts.toml"
+    path.write_text(contact("12:10", "12:20"))
+    assert kept_plan(tmp_path, path, 3, 0)
+    path.write_text("")
+    (copy,) = tmp_path.glob("*.kept")
+    content = copy.read_bytes()
+    for at in range(0, len(content), 7):
+        copy.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        with pytest.raises(ConfigError):
+            kept_plan(tmp_path, path, 3, 0)
+    copy.write_bytes(content)
+    assert kept_plan(tmp_path, path, 3, 0)
+
+
+def test_a_disk_that_is_full_costs_the_copy_alone(tmp_path: Path) -> None:
+    path = tmp_path / "contacts.toml"
+    path.write_text(contact("12:10", "12:20"))
+    (tmp_path / "state").write_text("a file where the folder should be")
+    plan = kept_plan(tmp_path / "state", path, 3, 0)
+    assert plan is not None
+    assert len(plan.windows(NOON)) == 1

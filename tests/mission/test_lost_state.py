@@ -46,3 +46,26 @@ def test_a_file_that_a_power_cut_emptied_is_asked_for_again(tmp_path: Path) -> N
         assert on.said("ground", "forgotten", why="model.bin cannot be read")
         on.finish()
         assert [row["state"] for row in on.status()["rounds"]] == ["closed", "closed"]
+
+
+@pytest.mark.parametrize("damage", ["gone", "a bit", "cut"])
+def test_images_that_rot_in_orbit_are_told_and_end_no_board(damage: str, tmp_path: Path) -> None:
+    with bench(tmp_path, rounds=1) as on:
+        images = on.node_toml.parent / "data.npz"
+        whole = images.read_bytes()
+        on.start_cable()
+        on.start_ground()
+        on.start_board()
+        on.until(lambda: on.said("board", "heard", round=1))
+        on.kill("board")
+        if damage == "gone":
+            images.unlink()
+        else:
+            at = len(whole) // 2
+            images.write_bytes(whole[:at] + (bytes([whole[at] ^ 4]) + whole[at + 1 :]) * (damage == "a bit"))
+        on.start_board()
+        on.until(lambda: on.said("ground", "board-failed", failure="data"))
+        assert str(images) in on.said("board", "images-unread", level="error")[0]["why"]
+        images.write_bytes(whole)  # sent anew; the agent runs on, and is asked again
+        on.finish()
+        assert [row["state"] for row in on.status()["rounds"][0]["answers"]] == ["answered"]
