@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 
 import pytest
 
+from hw_profiles import Link
 from onboard.wire.doubt import FREE, WITHIN_S, Agreements
 from onboard.wire.events import Event, Message, OutOfStep, Rekeyed, TwoEnds, WrongKey
 from onboard.wire.frame import Type, unproven
@@ -21,10 +22,12 @@ nonces = random.Random(11)
 class One:
     """A live program: a ground's (node 0) or a board's (node 7), which begins as all of them do."""
 
-    def __init__(self, node: int, now: float, epoch: int = 1, **session: object) -> None:
+    def __init__(
+        self, node: int, now: float, epoch: int = 1, *, link: Link = FULL, **session: object
+    ) -> None:
         self.node = node
         self.session = Session(
-            node=node, peer=7 - node, key=KEY, link=FULL, master=node == 0, epoch=epoch,
+            node=node, peer=7 - node, key=KEY, link=link, master=node == 0, epoch=epoch,
             nonce=nonces.randbytes, now=now, **session,  # type: ignore[arg-type]
         )  # fmt: skip
         self.events: list[tuple[float, Event]] = []
