@@ -40,10 +40,17 @@ LISTEN_S = 0.02
 STALL_S = 2 * DEADLINE_S + FIRST_PAUSE_S + WORK_S
 HOUR_S, YEAR_S = 3600.0, 365.25 * 86_400.0
 STEPS_S = (1.0, -1.0, HOUR_S, -HOUR_S, 86_400.0, -86_400.0, 15 * YEAR_S, -15 * YEAR_S, -50 * YEAR_S)
-SHARP = {
-    GROUND: ("serving", "rekeyed", "round", "answered", "closed", "update-discarded", "nobody-answered"),
-    "board": ("rekeyed", "heard", "trained", "delivered", "resumed", "checkpoint", "epoch"),
+SHARP = {  # lines of a round are waited for more often than those of a start or of a trouble
+    GROUND: (
+        *("round", "answered", "closed") * 3,
+        "serving",
+        "rekeyed",
+        "update-discarded",
+        "nobody-answered",
+    ),
+    "board": (*("heard", "trained", "delivered") * 3, "rekeyed", "resumed", "epoch"),
 }
+BOTH = 0.1  # of all kills: another program's power goes at the same moment
 
 OPTIONS = (
     click.Option(["--faults"], type=click.IntRange(1), default=FAULTS, show_default=True),
@@ -107,17 +114,17 @@ class Siege:
         source = self.random
         deed = source.choices(("kill", "stop", "step"), (65, 25, 10))[0]
         plan = Plan(deed, source.choice(PROGRAMS), now + source.expovariate(1 / GAP_S))
-        if source.random() < 0.5:  # at a sharp moment, if it comes before long
+        if source.random() < 0.65:  # at a sharp moment, if it comes before long
             plan.speaker = source.choice(PROGRAMS)
             plan.event = source.choice(SHARP[GROUND if plan.speaker == GROUND else "board"])
             plan.lag_s = source.choice((0.0, source.expovariate(50.0), source.uniform(0.0, 0.3)))
-            plan.at = now + source.uniform(1.0, 3 * GAP_S)
+            plan.at = now + source.uniform(1.0, 4 * GAP_S)
             if source.random() < 0.6:
                 plan.victim = plan.speaker
         return plan
 
     def _do(self, plan: Plan, now: float) -> None:
-        source, besieged = self.random, self.besieged
+        source, besieged, victims = self.random, self.besieged, [plan.victim]
         if besieged.programs[plan.victim].state == "down":
             return
         if plan.deed == "step":
@@ -128,10 +135,15 @@ class Siege:
             besieged.stop(plan.victim, now, for_s)
             self.done["stop past the deadline"] += is_long
         else:
-            besieged.kill(plan.victim, now, source.choice((0.0, 0.0, source.uniform(0.0, 3.0))))
             plan.deed = "kill"
-        self.done[plan.deed] += 1
-        self.done[f"{plan.deed} {'ground' if plan.victim == GROUND else 'board'}"] += 1
+            if source.random() < BOTH:
+                others = [each for each in PROGRAMS if besieged.programs[each].state != "down"]
+                victims = list({plan.victim, source.choice(others)})
+            for each in victims:
+                besieged.kill(each, now, source.choice((0.0, 0.0, source.uniform(0.0, 3.0))))
+        for each in victims:
+            self.done[plan.deed] += 1
+            self.done[f"{plan.deed} {'ground' if each == GROUND else 'board'}"] += 1
         self.done["sharp"] += plan.heard
 
     @property
