@@ -138,7 +138,7 @@ class Siege:
             plan.deed = "kill"
             if source.random() < BOTH:
                 others = [each for each in PROGRAMS if besieged.programs[each].state != "down"]
-                victims = list({plan.victim, source.choice(others)})
+                victims = list(dict.fromkeys((plan.victim, source.choice(others))))
             for each in victims:
                 besieged.kill(each, now, source.choice((0.0, 0.0, source.uniform(0.0, 3.0))))
         for each in victims:
