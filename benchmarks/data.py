@@ -18,13 +18,13 @@ from PIL import Image
 from benchmarks.progress import Progress
 from benchmarks.result import Row
 from onboard import data
+from onboard.averaging import averaged
 from onboard.data import DataError, Images
-from onboard.learn.federated import PartialAverage
 from onboard.learn.graph import InferGraph, TrainGraph, evaluate
 from onboard.server import Server, Training
 from onboard.trainer import Done, Failed, Job
 from onboard.training import LocalTrainer
-from onboard.wire.messages import UPDATE, Update, encode_object
+from onboard.wire.messages import Update, encode_object
 
 ROUNDS = 5
 POINTS = 1.0  # below the clean run, at most
@@ -78,11 +78,9 @@ def _accuracy(boards: list[Images], test: Images) -> float:
     )  # fmt: skip
     packed = b""
     for number in range(1, ROUNDS + 1):
-        average = PartialAverage(server.layout)
-        for node, images in enumerate(boards, start=1):
-            update = _trained(images, server.model(number, packed), node, number)
-            server.fold(average, *server.open(UPDATE, update, node, number), number)
-        packed = server.condense(average, packed)
+        model = server.model(number, packed)
+        updates = {node: _trained(images, model, node, number) for node, images in enumerate(boards, start=1)}
+        packed = averaged(server, number, packed, updates)
     return [*evaluate(infer, server.weights(packed), test.x, test.y)][-1].accuracy
 
 

@@ -18,11 +18,12 @@ from firmware_sim.fleet_device import TICK_S, Device, Place, Spent
 from firmware_sim.fleet_downlink import Downlink
 from firmware_sim.fleet_result import Moment, RoundResult, mean_width
 from hw_profiles import Board, Link
+from onboard.averaging import averaged
 from onboard.carrier import GROUND
 from onboard.codec.pack import unpack
 from onboard.config import NODE_IDS
 from onboard.data import Images
-from onboard.learn.federated import Answer, PartialAverage, Round, Verdict, choose, finished
+from onboard.learn.federated import Answer, Round, Verdict, choose, finished
 from onboard.learn.graph import InferGraph, TrainGraph, evaluate
 from onboard.server import BadUpdate, Server, Training
 from onboard.wire.events import Arrived, Cancelled, Event, GroupAnswer, Message
@@ -80,8 +81,9 @@ class Settings:
 
 @dataclass
 class _Tally:
-    """What a round collects besides the average."""
+    """What a round collects."""
 
+    payloads: dict[int, bytes] = field(default_factory=dict)  # updates, by node
     bits_up: list[float] = field(default_factory=list)
     width_up: list[float] = field(default_factory=list)
     gone: set[int] = field(default_factory=set)
@@ -132,7 +134,6 @@ class Fleet:
         self._booked = Spent()  # of devices that sleep again
         self._told = Spent()  # of all rounds that are over
         self._round: Round | None = None
-        self._average = PartialAverage(self._server.layout)
         self._tally = _Tally()
 
     def resume(self, results: Sequence[RoundResult], packed: bytes) -> None:
@@ -159,7 +160,7 @@ class Fleet:
         settings = self.settings
         asked = self._chosen(number)
         model = self._server.model(number, self.packed)
-        self._average, self._tally = PartialAverage(self._server.layout), _Tally()
+        self._tally = _Tally()
         merged: set[int] = set()
         self._askings = dict.fromkeys(asked, 0)
         for attempt in range(EMPTY_TRIES):
@@ -254,7 +255,7 @@ class Fleet:
         """Averages, quantizes, and tries on the test images what the devices will be sent."""
         server, tally = self._server, self._tally
         sent = unpack(self.packed, server.layout) if self.packed else None
-        self.packed = server.condense(self._average, self.packed)
+        self.packed = averaged(server, this.number, self.packed, tally.payloads)
         *_, score = evaluate(self._infer, server.weights(self.packed), self._test.x, self._test.y)
         total = sum((device.spent(self._now) for device in self._awake.values()), self._booked)
         if self._downlink is not None:
@@ -350,7 +351,7 @@ class Fleet:
         if outcome not in (Answer.TAKEN, Answer.MERGED):
             self._tally.late += 1
             return
-        self._server.fold(self._average, update, model, number)
+        self._tally.payloads[node] = arrived.payload
         self._tally.bits_up.append(8 * len(arrived.payload) / self._server.layout.parameters)
         self._tally.width_up.append(mean_width(model))
 

@@ -7,22 +7,24 @@ no reason to lose the others. A lack of memory is no fault of an answer's, and i
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import math
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from groundstation.store import Store, StoreError
+from onboard.averaging import RoundAverage
 from onboard.codec import alq
+from onboard.codec.alq import Model
 from onboard.complaints import one_line, where
 from onboard.data import Images
-from onboard.learn.federated import PartialAverage
+from onboard.learn.clipping import norm
 from onboard.learn.graph import InferGraph, Score, evaluate
 from onboard.log import say
 from onboard.server import Server
-from onboard.wire.messages import UPDATE, Task
+from onboard.wire.messages import UPDATE, Task, Update
 
 log = logging.getLogger(__name__)
 
@@ -54,10 +56,10 @@ class Closing:
 
     def average(self, number: int, nodes: Iterable[int], base: bytes) -> Generator[bool, None, Average]:
         """The answers of these nodes in round `number`, onto the packed weights `base` that it sent."""
-        average, outcome, usable = PartialAverage(self._server.layout), Average(), []
+        average, outcome, usable = RoundAverage(self._server, number, base), Average(), []
         for node in nodes:
             try:
-                self._fold(average, number, node)
+                average.look(*self._open(number, node))
                 usable.append(node)
             except (StoreError, MemoryError):
                 raise
@@ -66,8 +68,12 @@ class Closing:
             yield True
         if outcome.unusable:
             return outcome
+        yield from self._weigh(average, number)
+        for node in usable:
+            average.add(*self._open(number, node))
+            yield True
         try:
-            outcome.packed = self._condense(average, base)
+            outcome.packed = self._condense(average)
         except MemoryError:
             raise
         except Exception as error:  # each of them can be used, and all of them together cannot
@@ -92,16 +98,34 @@ class Closing:
             name = self._names.get(node, str(node))
             say(log, "update-lost", level=logging.WARNING, node=name, round=number, why=why)
 
-    def _fold(self, average: PartialAverage, number: int, node: int) -> None:
+    def _weigh(self, average: RoundAverage, number: int) -> Iterator[bool]:
+        """All answers have been looked at: says who is beyond the others, or beyond the rounds before."""
+        for earlier in range(number - 1, 0, -1):
+            if not average.wants_earlier:
+                break
+            base = self._store.model(earlier - 1) or b""
+            for answer in self._store.answers(earlier):
+                with contextlib.suppress(ValueError):  # a disk may have changed it since
+                    average.look_back(*self._open(earlier, answer["node"]), base)
+                yield True
+        for outlier in average.weigh():
+            say(
+                log, "outlier", level=logging.WARNING, node=self._names.get(outlier.node, str(outlier.node)),
+                round=number, **{outlier.what: outlier.value}, median=outlier.median,
+                ratio=round(outlier.ratio, 2),
+            )  # fmt: skip
+
+    def _open(self, number: int, node: int) -> tuple[Update, Model]:
+        """One stored answer. Raises ValueError, also for one that is not stored."""
         payload = self._store.payload(number, node)
         if payload is None:
             raise ValueError("there is nothing stored of it")
-        self._server.fold(average, *self._server.open(UPDATE, payload, node, number, self._task), number)
+        return self._server.open(UPDATE, payload, node, number, self._task)
 
-    def _condense(self, average: PartialAverage, base: bytes) -> bytes:
+    def _condense(self, average: RoundAverage) -> bytes:
         """The average, packed, if it is one that can be sent and built on. Raises ValueError."""
         with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is looked at
-            packed = self._server.condense(average, base)
+            packed = average.packed()
             for name, weights in self._server.weights(packed).items():
                 if not np.isfinite(weights).all():
                     raise ValueError(f"{name} has values that are not finite")
@@ -109,12 +133,8 @@ class Closing:
 
     def _size(self, number: int, node: int) -> float:
         """How far an answer is from moving nothing."""
-        payload = self._store.payload(number, node)
-        assert payload is not None
-        _, model = self._server.open(UPDATE, payload, node, number, self._task)
-        with np.errstate(over="ignore"):
-            squares = [np.square(w, dtype=np.float64).sum() for w in alq.reconstruct(model).values()]
-        return math.sqrt(float(sum(squares)))
+        _, model = self._open(number, node)
+        return norm(alq.reconstruct(model))
 
 
 def _why(error: Exception) -> str:

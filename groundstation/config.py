@@ -25,10 +25,12 @@ from onboard.config import (
     profile,
     relative_source,
 )
+from onboard.learn.clipping import Bounds
 from onboard.server import Training as TrainSection
 from onboard.toml import ConfigError, read
 
 MISSION_FILE = "mission.toml"
+DEFAULT_BOUNDS = Bounds()
 SELECT, QUORUM = 3, 2  # unless the file says otherwise, and where there are so many boards
 
 
@@ -46,6 +48,9 @@ class MissionSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     quorum: Annotated[int, Meta(ge=1, le=len(NODE_IDS))] | None = None
     deadline_s: Seconds = 900.0
     staleness: Annotated[float, Meta(ge=0, le=100)] | None = None
+    clip: Annotated[float, Meta(ge=0, le=1e6)] = DEFAULT_BOUNDS.clip
+    clip_samples: Annotated[float, Meta(ge=0, le=1e6)] = DEFAULT_BOUNDS.clip_samples
+    max_samples: Annotated[int, Meta(ge=1, le=0xFFFFFFFF)] | None = None
     contacts: Text | None = None
     seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] = 0
 
@@ -57,6 +62,11 @@ class MissionSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         check_classes(self.classes)
         if self.quorum is not None and self.select is not None and self.quorum > self.select:
             raise ValueError(f"quorum: must be at most select ({self.select}), got {self.quorum}")
+
+    @property
+    def bounds(self) -> Bounds:
+        """What one board may count for in a round."""
+        return Bounds(clip=self.clip, clip_samples=self.clip_samples, max_samples=self.max_samples)
 
     def select_of(self, nodes: int) -> int:
         """How many of so many boards are asked in a round."""

@@ -58,7 +58,7 @@ class Rounds:
         self._server = Server(
             mission=mission_id, model=rules.model, seed=rules.seed, deadline_s=rules.deadline_s,
             training=mission.train, graph=train, staleness=rules.staleness,
-            classes=test.classes,
+            classes=test.classes, bounds=rules.bounds,
         )  # fmt: skip
         self._store = store
         self._stations = stations

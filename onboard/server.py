@@ -14,14 +14,17 @@ from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 from msgspec import Meta
 
 from onboard import intake, labels
 from onboard.codec import alq
 from onboard.codec.alq import MAX_BASES, Model
 from onboard.codec.dense import Dense
-from onboard.codec.layout import Floats
+from onboard.codec.layout import Floats, Weights
 from onboard.codec.pack import pack, unpack
+from onboard.learn.clipping import Bounds, Claim, Share, norm
 from onboard.learn.federated import PartialAverage, condense, staleness_weight
 from onboard.learn.graph import TrainGraph, initial
 from onboard.learn.local import moved
@@ -72,7 +75,8 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 class Server:
     """The server of one mission. `mission`: 8 B id; `model`: its name on the boards; `seed` draws the first
     weights; `deadline_s` is what a board is given; `staleness`: exponent of `staleness_weight`, None to
-    discard late updates; `classes`: what the labels mean, none to leave that unsaid.
+    discard late updates; `classes`: what the labels mean, none to leave that unsaid; `bounds`: what one
+    board may count for.
     """
 
     def __init__(
@@ -86,10 +90,12 @@ class Server:
         graph: TrainGraph,
         staleness: float | None = None,
         classes: Sequence[str] = (),
+        bounds: Bounds = Bounds(),  # noqa: B008 - it is frozen
     ) -> None:
         self.layout = graph.layout
         self.origin = initial(graph.shapes, seed)
         self.staleness = staleness
+        self.bounds = bounds
         self._mission, self._model, self._seed, self._deadline_s = mission, model, seed, deadline_s
         self._training, self._graph = training, graph
         self._classes = labels.digest(classes) if classes else b""
@@ -162,10 +168,41 @@ class Server:
 
     # average
 
-    def fold(self, average: PartialAverage, update: Update, model: Model, number: int) -> None:
-        """Adds an update to the average of round `number`, by its samples and its age."""
+    def claim(self, update: Update, model: Model, packed: bytes) -> Claim:
+        """What an update asks to count for in a round that sent `packed`. Raises BadPack for that."""
+        return Claim(norm(self._move(model, self._sent(packed))), update.samples)
+
+    def fold(
+        self, average: PartialAverage, update: Update, model: Model, number: int, packed: bytes = b"",
+        share: Share | None = None,
+    ) -> None:  # fmt: skip
+        """Adds an update to the average of round `number`, which sent `packed`, by its age and what it may
+        count for: all that it claims if `share` is None. Raises BadPack."""
         scale = staleness_weight(number - update.round, self.staleness)
-        average.add(alq.reconstruct(model), update.samples, scale)
+        share = share or Share(1.0, update.samples)
+        weights = alq.reconstruct(model)
+        if share.factor < 1:
+            sent = self._sent(packed)
+            weights = {
+                name: (values * share.factor).astype(np.float32)
+                for name, values in self._move(model, sent).items()
+            }
+            weights = weights if sent is None else moved(sent, weights)
+        average.add(weights, share.samples, scale)
+
+    def _sent(self, packed: bytes) -> dict[str, Floats] | None:
+        """What whole models moved from; None where they moved from what they are the difference from."""
+        if not packed or not sends_whole(self._training.method):
+            return None
+        return alq.reconstruct(unpack(packed, self.layout))
+
+    def _move(self, model: Model, sent: Weights | None) -> dict[str, npt.NDArray[np.float64]]:
+        """What a round has moved."""
+        whole = alq.reconstruct(model)
+        return {
+            name: values.astype(np.float64) - (0.0 if sent is None else sent[name])
+            for name, values in whole.items()
+        }
 
     def condense(self, average: PartialAverage, packed: bytes) -> bytes:
         """What a round that sent `packed` comes to, packed for the way down: quantized, or for FedAvg in

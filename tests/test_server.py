@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onboard import data
+from onboard.averaging import RoundAverage
 from onboard.codec import alq
 from onboard.codec.dense import Dense
 from onboard.codec.layout import Floats
@@ -199,3 +200,28 @@ def test_moves_add_up_and_whole_models_take_the_models_place() -> None:
         else:
             whole = alq.reconstruct(condense(one.layout, moves, Training().bits_down))
             assert all(np.array_equal(after[n], whole[n]) for n in whole)
+
+
+@pytest.mark.parametrize("method", ["fedavg", "spacedml"])
+def test_a_long_move_is_brought_to_the_others_whether_moves_travel_or_whole_models(method: Any) -> None:
+    """Nodes 1 to 4 move by 1 in one weight, node 5 by -1000; a whole model's move is from what was sent."""
+    one = server(method=method, bits_up=32.0, bits_down=32.0)
+    sent = {name: np.full(shape, 0.5, np.float32) for name, shape in GRAPH.shapes.items()}
+    base, before = (
+        pack(Dense(one.layout, sent)),
+        {n: v if method == "spacedml" else 0 for n, v in sent.items()},
+    )
+    average = RoundAverage(one, 2, base)
+    updates = []
+    for node in range(1, 6):
+        weights = {name: np.zeros(shape, np.float32) + before[name] for name, shape in GRAPH.shapes.items()}
+        weights[FIRST].flat[0] += -1000 if node == 5 else 1
+        samples = 2**32 - 1 if node == 5 else 600
+        header = msgspec.structs.replace(HEADER, node=node, samples=samples)
+        updates.append((header, Dense(one.layout, weights)))
+        average.look(*updates[-1])
+    assert next((o.node, o.what, round(o.ratio)) for o in average.weigh()) == (5, "norm", 1000)
+    for update in updates:
+        average.add(*update)
+    after = alq.reconstruct(unpack(average.packed(), one.layout))
+    assert after[FIRST].flat[0] == pytest.approx(0.5 + (4 - 1) / 5, abs=0.05)
