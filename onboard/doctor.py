@@ -156,6 +156,8 @@ def _disk(config: OwnConfig) -> str:
     with tempfile.TemporaryFile(dir=config.state) as file:
         file.write(b"?")
     for path in config.state.rglob("*"):
-        if not os.access(path, os.W_OK):  # such as what `sudo onboard run` has left
-            raise OSError(f"{path}: this user may not write it; the user of the agent must own all of it")
+        # A link is none of the program's, leads anywhere, and is put aside by a run that needs its name.
+        if not path.is_symlink() and not os.access(path, os.W_OK):  # such as what `sudo onboard run` has left
+            name = os.fsencode(path).decode(errors="backslashreplace")
+            raise OSError(f"{name}: this user may not write it; the user of the agent must own all of it")
     return f"{free / 2**30:.1f} GB free at {config.state}"

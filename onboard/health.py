@@ -19,7 +19,7 @@ class Readings:
     temperature_c: float | None
     load: float
     memory_bytes: int
-    disk_free_bytes: int
+    disk_free_bytes: int | None
 
 
 def read(state: Path) -> Readings:
@@ -28,8 +28,15 @@ def read(state: Path) -> Readings:
         temperature_c=_temperature_c(),
         load=os.getloadavg()[0],
         memory_bytes=resident_bytes(),
-        disk_free_bytes=shutil.disk_usage(state).free,
+        disk_free_bytes=_disk_free_bytes(state),
     )
+
+
+def _disk_free_bytes(state: Path) -> int | None:
+    try:
+        return shutil.disk_usage(state).free
+    except OSError:  # somebody removed it, or the card has gone
+        return None
 
 
 def _temperature_c() -> float | None:

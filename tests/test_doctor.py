@@ -111,7 +111,9 @@ def test_a_bad_file_is_bad_input(tmp_path: Path) -> None:
 def test_readings_are_the_boards_or_none(tmp_path: Path) -> None:
     readings = health.read(tmp_path)
     assert readings.memory_bytes > 10 * 2**20  # a Python with numpy holds more
+    assert readings.disk_free_bytes is not None
     assert readings.disk_free_bytes > 0
+    assert health.read(tmp_path / "gone").disk_free_bytes is None
     assert readings.load >= 0
     sensor = Path("/sys/class/thermal/thermal_zone0/temp")
     assert (readings.temperature_c is None) or (sensor.exists() and -60 < readings.temperature_c < 150)
