@@ -32,6 +32,8 @@ def load_keys(path: str | Path) -> dict[int, bytes]:
     Raises BadKey.
     """
     try:
+        if Path(path).is_fifo():  # nobody may ever write into it, and who opens it waits for that
+            raise BadKey(f"{path}: cannot read this key file: it is a pipe")
         with Path(path).open("rb") as file:
             text = file.read(4096).removeprefix(codecs.BOM_UTF8).strip()
     except OSError as error:

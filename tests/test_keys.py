@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -94,3 +95,9 @@ def test_a_file_of_several_keys_that_makes_no_sense(tmp_path: Path, content: str
         load_keys(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert "abab" not in str(caught.value)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "node.key")
+    with pytest.raises(BadKey, match="it is a pipe"):
+        load_keys(tmp_path / "node.key")
