@@ -1,11 +1,12 @@
 """Whatever becomes of a file of board, gossip node or ground, the program comes up and the mission ends.
 
 A case is a mission (a ground and two boards, or three nodes that gossip; encrypted or not) of the programs'
-own loops on a virtual clock. At a random moment one program is killed, one of its files is damaged (a bit, a
-cut, zeros, gone, another file's content, an older version; now and then a folder or a link in its place), and
-it is started again. Nothing damaged may be used: models, updates, checkpoints and exchanges are compared with
-what undamaged programs made, byte by byte. A damage that is read is told in exactly one line of the program's
-log, which names the file.
+own loops on a virtual clock. At a random moment one program is killed, or stopped, one of its files is
+damaged (a bit, a cut, zeros, gone, another file's content, an older version; now and then a folder or a link
+in its place), and it is started again. Nothing damaged may be used: models, updates, checkpoints and
+exchanges are compared with what undamaged programs made, byte by byte. A damage that is read is told in
+exactly one line of the program's log, which names the file. Some more missions are of real processes over
+UDP, with real kills.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ from typing import Any
 
 import click
 
+from benchmarks.damage_processes import PROCESSES, Raid, raids
 from benchmarks.harm import CANARY, KINDS, damaged
 from benchmarks.lab import LabError
 from benchmarks.missions import MISSIONS, founded_in
+from benchmarks.naming import DATABASE, names
 from benchmarks.pair import scratch
 from benchmarks.progress import Progress
 from benchmarks.result import Row
@@ -39,11 +42,11 @@ COUNT = 2000
 LIMIT_S = 1200.0  # of virtual time, for a mission to end after its damage
 STARTS = 3  # of a program that ends by itself
 AGAIN_S = 5.0
+STOPPED = 0.3  # share of the programs that are stopped in order and not killed
 UP_S = 0.1  # what ends sooner has not come up
 POINTS = (
     0.15  # that a mission's accuracy may be below the undamaged one's: a hundred images are a coarse measure
 )
-DATABASE = "mission.sqlite"
 NAMED = ("model.bin", "update.bin", "deployed.bin")  # of which the journal knows that they are to be there
 RULES = (
     "the program does not come up",
@@ -77,6 +80,10 @@ OPTIONS = (
         help="Only to this file, such as model.bin, spool/*.map or exchanges/*.sent.",
     ),
     click.Option(["--harm"], type=click.Choice(KINDS), default=None, help="Only damages of this kind."),
+    click.Option(
+        ["--processes"], type=click.IntRange(0), default=PROCESSES, show_default=True,
+        help="Missions of real processes beside; none with --only.",
+    ),
     click.Option(
         ["--out"], type=click.Path(dir_okay=False, path_type=Path), default=None,
         help="A file with a line for each case; a case that has one is not played again.",
@@ -218,7 +225,10 @@ class Case:
         rnd, mission, world = self._random, self._mission, self._mission.world
         root = mission.folder / self._victim
         self._life = world.life(self._victim)
-        world.kill(self._victim, root)
+        if rnd.random() < STOPPED and not self._wanted.startswith(f"{DATABASE}-"):  # which only a kill leaves
+            world.stop(self._victim)
+        else:
+            world.kill(self._victim, root)
         files = mission.kept(self._victim)
         chosen = [path for path in files if kind_of(path) == self._wanted] or files
         self._file = path = rnd.choice(chosen)
@@ -305,11 +315,7 @@ class Case:
         """Whether the line is a warning or worse of the damaged program, and names the file."""
         if said.program != self._victim or said.life <= self._life or said.level < 30:
             return False
-        name = DATABASE if self._file.name.startswith(DATABASE) else self._file.name
-        if self._file.suffix in (".part", ".map"):
-            name = self._file.stem
-        text = " ".join(str(value) for value in said.fields.values())
-        return re.search(rf"(?<![\w.-]){re.escape(name)}(?!\w)", text) is not None
+        return names(self._file, said.fields)
 
     def _break(self, rule: str, detail: str) -> None:
         if all(rule != broken for broken, _ in self.broken):
@@ -331,7 +337,7 @@ def _stored(root: Path) -> str:
 
 def measure(
     tell: Progress, *, seed: int, first: int, count: int, only: Sequence[int], out: Path | None,
-    victim: str | None, file: str | None, harm: str | None,
+    victim: str | None, file: str | None, harm: str | None, processes: int,
 ) -> list[Row]:  # fmt: skip
     """Takes twenty-five minutes on one core with 2,000. Raises LabError."""
     wish = Wish(victim, file, harm)
@@ -354,7 +360,11 @@ def measure(
             if only:
                 click.echo(f"case {number}: {case.what}; told: {case.told}", err=True)
             cases.append(case)
-    return list(_rows(cases))
+    real = [] if only else raids(processes, seed, tell)
+    for raid in real:
+        for rule, detail in raid.broken:
+            click.echo(f"processes {raid.number} ({raid.what}): {rule}: {detail}", err=True)
+    return [*_rows(cases), *_real_rows(real)]
 
 
 def _rows(cases: Sequence[Case]) -> Iterator[Row]:
@@ -363,6 +373,14 @@ def _rows(cases: Sequence[Case]) -> Iterator[Row]:
         broken = sum(any(rule == of for of, _ in case.broken) for case in cases)
         yield Row(f"cases in which {rule}", broken, "", 0)
     yield Row("damages that were told", sum(bool(case.told) for case in cases), "")
+
+
+def _real_rows(real: Sequence[Raid]) -> Iterator[Row]:
+    yield Row("damages in real processes", len(real), "")
+    if real:
+        broken = sum(bool(raid.broken) for raid in real)
+        yield Row("  in which a program does not come up, ends, or the mission does not", broken, "", 0)
+        yield Row("  seconds of a mission, at most", max(raid.took_s for raid in real), "s")
 
 
 def _kept(out: Path | None, seed: int, wish: Wish) -> dict[int, Case]:

@@ -106,7 +106,7 @@ class Mission:
             (onboard.cli, "time", world.time), *self._changes(),
         ]  # fmt: skip
         for carrier in (onboard.carrier, onboard.gossip_carrier, groundstation.daemon):
-            changes += [(carrier, "wait", world.wait), (carrier, "stop_signals", world.no_signals)]
+            changes += [(carrier, "wait", world.wait), (carrier, "stop_signals", world.stop_signals)]
         for opening in (onboard.carrier, onboard.gossip_carrier, groundstation.station):
             changes += [(opening, "opener", world.opener), (opening, "Session", session)]
         with contextlib.ExitStack() as stack:

@@ -12,6 +12,7 @@ import contextlib
 import logging
 import random
 import shutil
+import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -53,6 +54,7 @@ class Program(threading.Thread):
         self.life, self.ended, self.ended_at = life, "", 0.0
         self.wake_at = world.now
         self.is_killed = False
+        self.stop: Stop | None = None  # once it can be stopped in order
         self._world, self._main = world, main
         self._turn = threading.Semaphore(0)
 
@@ -134,6 +136,15 @@ class World:
         self._unplug(name)
         shutil.rmtree(folder)
         kept.rename(folder)
+
+    def stop(self, name: str) -> None:
+        """As SIGTERM, until the program has ended."""
+        program = self._programs[name]
+        if program.stop is not None:
+            program.stop.caught.append(signal.SIGTERM)
+        while not program.ended:
+            program.resume()
+        self._unplug(name)
 
     def close(self) -> None:
         """Ends all programs."""
@@ -234,11 +245,13 @@ class World:
         """In place of the module `time`."""
         return SimpleNamespace(monotonic=self.clock, time=self.wall)
 
-    @staticmethod
     @contextlib.contextmanager
-    def no_signals() -> Iterator[Stop]:
-        """In place of `stop_signals`: only a kill ends a program here."""
-        yield Stop(-1)
+    def stop_signals(self) -> Iterator[Stop]:
+        """In place of `onboard.stop.stop_signals`."""
+        program = self.current()
+        assert program is not None, "only a program is stopped"
+        program.stop = Stop(-1)
+        yield program.stop
 
     # what is said
 
