@@ -9,8 +9,9 @@ import click
 import msgspec
 
 from groundstation.config import load_mission
+from groundstation.recovery import backup_of
 from groundstation.setup import NodeSpec, SetupError, Wishes, found, roll_key
-from groundstation.store import Store, StoreError
+from groundstation.store import Store, StoreDamaged, StoreError, StoreForeign
 from onboard.complaints import OneLineErrors, fail, refused
 from onboard.extras import require
 from onboard.log import Format, start
@@ -164,6 +165,8 @@ def serve(
         fail(f"{mission.path}: mission.model: {error}")
     except BadKey as error:
         fail(f"{mission.path}: node.key: {error}")
+    except StoreForeign as error:
+        fail(str(error))
     except StoreError as error:
         fail(str(error), code=1)
     except OSError as error:
@@ -219,6 +222,9 @@ def status(folder: Path, as_json: bool) -> None:
         view = picture(mission, Store(mission.database, read_only=True))
     except ConfigError as error:
         fail(str(error))
+    except StoreDamaged as error:
+        ours = backup_of(mission.database).exists()
+        fail(f"{error}{f'; `groundstation serve {folder}` mends it' if ours else ''}", code=1)
     except StoreError as error:
         fail(str(error), code=1)
     # msgspec writes a loss that is not a number as null; json's NaN is no JSON.

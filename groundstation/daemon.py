@@ -15,7 +15,7 @@ from groundstation.config import Mission
 from groundstation.failures import StoreFailures
 from groundstation.rounds import Rounds
 from groundstation.station import Station
-from groundstation.store import Store, StoreError
+from groundstation.store import Store, StoreDamaged, StoreError
 from groundstation.upkeep import Upkeep
 from onboard import labels
 from onboard.journal import sole_user
@@ -68,6 +68,7 @@ def serve(
             for node in mission.nodes
         }
         rounds = Rounds(mission, mission_id, store, stations, train, infer, test, time.time)
+        store.back_up()
         store.never_wait()
         say(log, "serving", mission=mission.rules.name, nodes=len(stations), test_images=len(test.y))
         try:
@@ -149,7 +150,7 @@ def _loop(
                         count_due_s = now + COUNT_EVERY_S
                     failures.over()
                 except StoreError as error:
-                    retry_s = failures.failed(error, now)
+                    retry_s = _after(error, rounds, failures, now)
             if report_every_s is not None and now >= report_due_s:
                 report_due_s = now + report_every_s
                 say(log, "links", **view())
@@ -161,6 +162,18 @@ def _loop(
             if report_every_s is not None:
                 wake_s = min(wake_s, report_due_s)
             wait(pumps, 0.0 if busy else wake_s - time.monotonic(), also=[stop.fd, *lookout.fds])
+
+
+def _after(error: StoreError, rounds: Rounds, failures: StoreFailures, now: float) -> float:
+    """What follows on a failure of the database; returns when to try again."""
+    if isinstance(error, StoreDamaged):
+        try:
+            rounds.mend()
+        except StoreError as lasting:
+            error = lasting
+        else:
+            return now
+    return failures.failed(error, now)
 
 
 def _tell(

@@ -1,30 +1,50 @@
 """The mission's SQLite file: one connection, one writer (the daemon's only thread).
 
 Write-ahead log with full sync: a committed transaction survives a power cut, and `groundstation status` reads
-beside the running daemon.
+beside the running daemon. What is read is checked (`ledger`); what a disk has damaged is mended at each
+start, and while the daemon runs (`recovery`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
-from importlib import resources
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from groundstation.ledger import TABLES, Ledger, is_whole
 from groundstation.onlooker import open_to_read
+from groundstation.recovery import (
+    ForeignFile,
+    backup_of,
+    connect,
+    entering,
+    is_of_the_machine,
+    make_new,
+    make_whole,
+    publish,
+    put_aside,
+)  # fmt: skip
+from groundstation.witness import Witness
+from onboard.log import say
+
+log = logging.getLogger(__name__)
 
 _ADDED = (
     ("round", "left_s", "REAL"),
     ("answer", "asking", "INTEGER NOT NULL DEFAULT 0"),
     ("answer", "why", "TEXT"),
+    ("answer", "object", "BLOB"),
     ("mission", "classes", "TEXT"),
+    *((table, "digest", "BLOB") for table in TABLES),
 )
-OPEN_WITHIN_S = 5.0  # at the start, while another program reads or holds the database
-BUSY_MS = 50  # later
+_LEDGER = """CREATE TABLE ledger (id INTEGER PRIMARY KEY CHECK (id = 1), generation INTEGER NOT NULL,
+  sum BLOB NOT NULL, digest BLOB NOT NULL)"""
+BUSY_MS = 50  # once the daemon runs
 
 
 class StoreError(OSError):
@@ -35,37 +55,88 @@ class StoreBusy(StoreError):  # noqa: N818 - a state of the world rather than a 
     """Another program holds the database. It is as it was; try again."""
 
 
+class StoreDamaged(StoreError):  # noqa: N818 - as those above
+    """What is stored is not what was written. `Database.mend` goes on from what is whole."""
+
+
+class StoreForeign(StoreError):  # noqa: N818 - it may be right where it is
+    """The file is another program's."""
+
+
 class Database:
     """Opens or makes the file at `path`. Raises StoreError from every method when SQLite fails."""
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
-        self._file: tuple[int, int] | None = None  # device and inode, of a database that is written
+        self._read_only = read_only
+        self._busy_ms: int | None = None
+        self._files: tuple[tuple[int, int] | None, ...] = ()
+        self._witness = Witness(path)
+        self._ledger: Ledger | None = None
+        self._backup_failed = False
         with self.errors():
-            if read_only:
-                self._db = open_to_read(path)
-            else:
-                self._db = sqlite3.connect(path, isolation_level=None, timeout=OPEN_WITHIN_S)
-                self._db.execute("PRAGMA journal_mode = WAL")
-                self._db.execute("PRAGMA synchronous = FULL")
-                self._db.execute("PRAGMA foreign_keys = ON")
-                if not self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'mission'").fetchone():
-                    schema = resources.files("groundstation").joinpath("schema.sql").read_text()
-                    self._db.executescript(f"BEGIN; {schema} COMMIT;")
-                self._add_columns()
-                self._file = _identity(path)
-            self._db.row_factory = sqlite3.Row
+            self._open()
 
-    def _add_columns(self) -> None:
-        """What a database of an earlier version lacks."""
-        for table, column, kind in _ADDED:
-            present = {row[1] for row in self._db.execute(f"PRAGMA table_info({table})")}
-            if column not in present:
-                self._db.execute(f"ALTER TABLE {table} ADD COLUMN {column} {kind}")
+    def _open(self) -> None:
+        if self._read_only:
+            self._db = open_to_read(self.path)
+            self._db.row_factory = sqlite3.Row
+            return
+        try:
+            make_whole(self.path, self._witness)
+        except ForeignFile as error:
+            raise StoreForeign(str(error)) from None
+        except StoreError:
+            raise
+        except OSError as error:
+            raise StoreError(f"{self.path}: {error.strerror or error}") from None
+        self._db = db = connect(self.path)
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute("PRAGMA foreign_keys = ON")
+        if self._busy_ms is not None:
+            db.execute(f"PRAGMA busy_timeout = {self._busy_ms}")
+        if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'mission'").fetchone():
+            make_new(db)
+        self._upgrade()
+        self._ledger = Ledger(db)
+        self._witness.write(self._ledger.generation)
+        self._files = self._identity()
+        db.row_factory = sqlite3.Row
+
+    def _upgrade(self) -> None:
+        """What a database of an earlier version lacks, all or nothing."""
+        db = self._db
+        lacking = [
+            (table, column, kind)
+            for table, column, kind in _ADDED
+            if column not in {row[1] for row in db.execute(f"PRAGMA table_info({table})")}
+        ]
+        has_ledger = db.execute("SELECT 1 FROM sqlite_master WHERE name = 'ledger'").fetchone()
+        if not lacking and has_ledger:
+            return
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            for table, column, kind in lacking:
+                db.execute(f"ALTER TABLE {table} ADD COLUMN {column} {kind}")
+            if not has_ledger:
+                db.execute(_LEDGER)
+            ledger = Ledger(db)
+            ledger.begin()
+            if not has_ledger:
+                ledger.adopt()
+            ledger.enter()
+            db.execute("COMMIT")
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):
+                db.execute("ROLLBACK")
+            raise
+        ledger.leave()
 
     def never_wait(self) -> None:
         """From now on a database that another program holds is StoreBusy at once: a loop tries again later,
         and does not wait in SQLite while its links go unheard."""
+        self._busy_ms = BUSY_MS
         with self.errors():
             self._db.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
 
@@ -73,22 +144,66 @@ class Database:
         """Closes the file; the write-ahead log is folded in by SQLite."""
         with self.errors():
             self._db.close()
+        self._witness.close()
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
         """All of it or nothing, on the disk when the block ends."""
         with self.errors():
-            if self._file is not None and _identity(self.path) != self._file:
-                # SQLite would go on in a file that has no name any more, and all of it would be lost.
-                raise StoreError(f"{self.path}: was removed or replaced while this program ran; restart it")
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
+            if self._ledger is None:
+                raise StoreError(f"{self.path}: is a readonly database here: it was opened to be read")
+            if self._identity() != self._files:
+                self._write_anew()
+            with entering(self._db, self._ledger):
                 yield
-                self._db.execute("COMMIT")
-            except BaseException:
-                with contextlib.suppress(sqlite3.Error):  # a full disk may have rolled back already
-                    self._db.execute("ROLLBACK")
-                raise
+            self._witness.write(self._ledger.generation)
+
+    def back_up(self) -> None:
+        """Makes the backup anew, whole or not at all. A machine that refuses is told once, and no reason to
+        stop: the database itself is whole."""
+        backup = backup_of(self.path)
+        new = backup.with_name(f"{backup.name}.new")
+        try:
+            new.unlink(missing_ok=True)
+            self._db.execute("VACUUM INTO ?", (str(new),))
+            new.chmod(self.path.stat().st_mode & 0o777)
+            publish(new, backup)
+        except (OSError, sqlite3.Error) as error:
+            if not self._backup_failed:
+                say(log, "backup-failed", level=logging.WARNING, path=str(backup), why=str(error))
+            self._backup_failed = True
+        else:
+            self._backup_failed = False
+
+    def mend(self) -> None:
+        """Closes the file, and opens what can be made of it."""
+        with contextlib.suppress(sqlite3.Error):
+            self._db.close()
+        with self.errors():
+            self._open()
+
+    def _write_anew(self) -> None:
+        """The file, or its log, has no name any more: SQLite would go on in it, and all of that would be
+        lost. All that is in it is written to the name that it had; what has that name now is put aside."""
+        new = self.path.with_name(f"{self.path.name}.new")
+        try:
+            new.unlink(missing_ok=True)
+            self._db.execute("VACUUM INTO ?", (str(new),))
+            aside = put_aside(self.path)
+            self._db.close()
+            publish(new, self.path)
+        except OSError as error:
+            why = f"was removed or replaced, and cannot be written anew: {error.strerror or error}"
+            raise StoreError(f"{self.path}: {why}") from None
+        say(
+            log, "database-rewritten", level=logging.WARNING, path=str(self.path),
+            why="it or its log was removed or replaced while this program ran", aside=str(aside or ""),
+        )  # fmt: skip
+        self._open()
+
+    def _identity(self) -> tuple[tuple[int, int] | None, ...]:
+        """Device and inode of the file and of what SQLite has beside it."""
+        return tuple(_identity(self.path.with_name(self.path.name + side)) for side in ("", "-wal", "-shm"))
 
     def execute(self, statement: str, values: Any = ()) -> sqlite3.Cursor:
         """One statement, inside of a transaction."""
@@ -98,16 +213,21 @@ class Database:
         """One statement for each of the rows, inside of a transaction."""
         self._db.executemany(statement, rows)
 
-    def one(self, query: str, *values: Any) -> Mapping[str, Any] | None:
-        """The first row that a query finds."""
-        with self.errors():
-            row = self._db.execute(query, values).fetchone()
-        return None if row is None else dict(row)
+    def one(self, table: str, where: str = "", *values: Any) -> dict[str, Any] | None:
+        """The first row of a table that a condition finds, checked. Raises StoreDamaged."""
+        rows = self.all(table, f"{where} LIMIT 1", *values)
+        return rows[0] if rows else None
 
-    def all(self, query: str, *values: Any) -> list[Any]:
-        """All rows that a query finds."""
+    def all(self, table: str, where: str = "", *values: Any) -> list[dict[str, Any]]:
+        """All rows of a table that a condition finds, checked. Raises StoreDamaged."""
         with self.errors():
-            return [dict(row) for row in self._db.execute(query, values)]
+            rows = [dict(row) for row in self._db.execute(f"SELECT * FROM {table} {where}", values)]
+        for row in rows:
+            if not is_whole(table, row):
+                name = " ".join(str(row.get(column)) for column in TABLES[table])
+                raise StoreDamaged(f"{self.path}: {table} {name} is not as it was written")
+            row.pop("digest", None)
+        return rows
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
@@ -117,6 +237,8 @@ class Database:
         except sqlite3.Error as error:
             if "locked" in str(error):
                 raise StoreBusy(f"{self.path}: {error}: another program holds it") from error
+            if type(error) is sqlite3.DatabaseError and not is_of_the_machine(error, self.path):
+                raise StoreDamaged(f"{self.path}: {error}") from error
             raise StoreError(f"{self.path}: {error}") from error
         except msgspec.MsgspecError as error:
             raise StoreError(f"{self.path}: holds what this version does not read: {error}") from error

@@ -6,13 +6,20 @@ quorum, staleness or deadline.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from groundstation.config import Mission
-from groundstation.store import RoundRow
+from groundstation.store import RoundRow, Store
 from onboard.learn.federated import Round
+from onboard.log import say
+from onboard.server import Server
 from onboard.wire.messages import BadMessage, decode_task
+
+log = logging.getLogger(__name__)
 
 LOST = ("failed", "refused", "lost")
 """States of an answer that nobody waits for, until its board is asked again."""
@@ -45,3 +52,41 @@ def asks_for(model: bytes, number: int) -> bool:
         return decode_task(model)[0].round == number
     except BadMessage:
         return False
+
+
+def accuracies(store: Store, server: Server) -> list[float]:
+    """Of the rounds that are closed, the last of which has left a model to build on. One that has not, as its
+    model was lost, is opened again. Raises StoreError."""
+    closed = [row for row in store.rounds() if row.closed_at is not None]
+    while closed:
+        number = closed[-1].number
+        why = _unusable(server, store.model(number))
+        if not why:
+            break
+        sent = _sent(store.asked(number + 1))
+        if sent and not _unusable(server, sent):  # by the round after it, to every board
+            store.put_model(number, sent)
+            break
+        store.reopen(number)
+        say(log, "round-reopened", level=logging.WARNING, round=number, why=why)
+        closed.pop()
+    return [row.accuracy or 0.0 for row in closed]
+
+
+def _unusable(server: Server, packed: bytes | None) -> str:
+    """Why nothing can be built on these weights; nothing if something can."""
+    if packed is None:
+        return "its model is not there"
+    try:
+        weights = server.weights(packed)
+    except ValueError as error:
+        return f"its model cannot be read: {error}"
+    return "" if all(np.isfinite(each).all() for each in weights.values()) else "its model is not finite"
+
+
+def _sent(model: bytes | None) -> bytes:
+    """The weights in the object that a round sent."""
+    try:
+        return bytes(decode_task(model or b"")[1])
+    except BadMessage:
+        return b""

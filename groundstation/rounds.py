@@ -17,7 +17,7 @@ from groundstation.closing import Closing
 from groundstation.config import Mission
 from groundstation.deploying import Deployment
 from groundstation.failures import Setbacks
-from groundstation.opening import asks_for, restored
+from groundstation.opening import accuracies, asks_for, restored
 from groundstation.station import Station
 from groundstation.store import RoundRow, Store, StoreError
 from onboard.complaints import where
@@ -239,28 +239,25 @@ class Rounds:
         """The mission from its first unfinished round to its end. Yields True in the middle of work, False
         while there is nothing to do but to wait for the links."""
         rules = self.mission.rules
-        rows = self._store.rounds()
-        accuracies = [row.accuracy or 0.0 for row in rows if row.closed_at is not None]
-        while (why := finished(accuracies, rules.rounds, rules.target_accuracy)) is None:
-            number, accuracy = len(accuracies) + 1, None
+        scores = accuracies(self._store, self._server)
+        while (why := finished(scores, rules.rounds, rules.target_accuracy)) is None:
+            number, accuracy = len(scores) + 1, None
             while accuracy is None:
                 yield from self._open(number)
                 yield from self._wait()
                 accuracy = yield from self._close()
-            accuracies.append(accuracy)
+            scores.append(accuracy)
             self._setbacks.over()
         yield from self._deploy()
-        if (stored := self._store.mission()) is not None and stored["finished_at"] is None:
-            self._store.finish(why, self._wall())
-        say(log, "finished", why=why, accuracy=accuracies[-1], rounds=self.number)
+        self._store.finish(why, self._wall())
+        say(log, "finished", why=why, accuracy=scores[-1], rounds=self.number)
         self.finished = True
         while True:
             yield False
 
     def _open(self, number: int) -> Iterator[bool]:
         """Opens round `number`, or goes on with it after a restart, and offers its model to K nodes."""
-        rules = self.mission.rules
-        self.number = number
+        rules, self.number = self.mission.rules, number
         if self._store.round(number) is None:
             self._askings.clear()
             model, now = self._server.model(number, self._packed(number - 1)), self._wall()
@@ -346,6 +343,11 @@ class Rounds:
         say(log, "deploying", nodes=self._names(frozenset(self._stations)))
         while not self._deployment.is_over(self._now):
             yield False
+
+    def mend(self) -> None:
+        """Goes on from what is whole of a database that a disk has damaged. Raises StoreError."""
+        self._store.mend()
+        self._life = self.life()
 
     # time
 

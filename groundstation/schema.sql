@@ -8,7 +8,8 @@ CREATE TABLE mission (
   graph BLOB NOT NULL,           -- BLAKE2s-64 of train.onnx
   classes TEXT,                  -- names of the classes in their order, JSON
   finished_at REAL,
-  why TEXT                       -- why it finished: rounds, target
+  why TEXT,                      -- why it finished: rounds, target
+  digest BLOB                    -- of the row, here and in all tables (`groundstation/ledger.py`)
 );
 
 CREATE TABLE node (
@@ -22,7 +23,8 @@ CREATE TABLE node (
   offered BLOB,                  -- digest of the last model that was offered to it, and
   fragment_bytes INTEGER,        -- how that is cut
   heard_at REAL,
-  health TEXT                    -- last health message, JSON
+  health TEXT,                   -- last health message, JSON
+  digest BLOB
 );
 
 CREATE TABLE round (
@@ -30,11 +32,13 @@ CREATE TABLE round (
   opened_at REAL NOT NULL,
   deadline_at REAL NOT NULL,     -- for display: the wall's clock may be set
   left_s REAL,                   -- what was left of its time when that was noted last
-  model BLOB NOT NULL,           -- the object that was sent: task header and packed weights
+  model BLOB NOT NULL,           -- the object that was sent: task header and packed weights; empty once no
+                                 -- answer to it can be taken
   closed_at REAL,
   accuracy REAL,                 -- of the quantized global model that this round made
   loss REAL,
-  bits_down REAL                 -- bits a weight of that model, every byte counted
+  bits_down REAL,                -- bits a weight of that model, every byte counted
+  digest BLOB
 );
 
 CREATE TABLE answer (
@@ -49,8 +53,10 @@ CREATE TABLE answer (
   train_s REAL,
   cpu_s REAL,
   energy_j REAL,
-  payload BLOB,                  -- the update object, whole
+  payload BLOB,                  -- the update object, whole, for as long as it may be averaged again
+  object BLOB,                   -- its digest on the wire: it is not taken again
   why TEXT,                      -- it is lost
+  digest BLOB,
   PRIMARY KEY (round, node)
 );
 
@@ -58,10 +64,19 @@ CREATE TABLE counter (
   node INTEGER NOT NULL REFERENCES node(id),
   name TEXT NOT NULL,
   value REAL NOT NULL,
+  digest BLOB,
   PRIMARY KEY (node, name)
 );
 
 CREATE TABLE model (
   number INTEGER PRIMARY KEY,    -- the round that made it
-  payload BLOB NOT NULL          -- packed weights
+  payload BLOB NOT NULL,         -- packed weights
+  digest BLOB
+);
+
+CREATE TABLE ledger (
+  id INTEGER PRIMARY KEY CHECK (id = 1),
+  generation INTEGER NOT NULL,   -- transactions so far
+  sum BLOB NOT NULL,             -- of the digests of all rows
+  digest BLOB NOT NULL           -- of these two and of the tables' definitions
 );

@@ -21,7 +21,6 @@ from onboard.link.pump import OfPort, Pump
 from onboard.link.recorder import Recorder
 from onboard.views import link_view
 from onboard.wire.events import Event
-from onboard.wire.messages import UPDATE, digest
 from onboard.wire.session import Session
 
 COUNTED = (
@@ -67,7 +66,7 @@ class Station:
         key = load_keys(node.key_path)
         entered = store.enter_node(node.id, node.name)
         spool = Spool(self._folder / "spool" / node.name, self._limits.max_incoming_bytes)
-        spool.retain([digest(UPDATE, update) for update in store.updates(node.id)])  # the store is the effect
+        spool.retain(store.taken(node.id))  # the store is the effect
         session = Session(
             node=GROUND,
             peer=node.id,

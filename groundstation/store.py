@@ -11,13 +11,18 @@ from typing import Any
 
 import msgspec
 
-from groundstation.database import Database, StoreBusy, StoreError
+from groundstation.database import Database, StoreBusy, StoreDamaged, StoreError, StoreForeign
+from groundstation.pruning import LATEST, prune
 from onboard.wire.events import Spent
+from onboard.wire.messages import UPDATE, digest
 from onboard.wire.seal import NO_SALT, next_epoch
 
-__all__ = ["Floor", "RoundRow", "Store", "StoreBusy", "StoreError"]
+__all__ = ["Floor", "RoundRow", "Store", "StoreBusy", "StoreDamaged", "StoreError", "StoreForeign"]
 
-_LATEST = 4  # of a node's updates: one that waits for its DONE is of the last round or the one before
+_ANSWER = (
+    "round", "node", "state", "changed_at", "samples", "loss", "train_s", "cpu_s", "energy_j", "asking",
+    "why",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,27 @@ class Store:
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
         self._db = Database(path, read_only=read_only)
+        self._entry: tuple[bytes, str, int, bytes] | None = None
+        if not read_only:
+            self._name_objects()
+
+    def _name_objects(self) -> None:
+        """Digests of the updates that an earlier version took without one."""
+        unnamed = self._db.all("answer", "WHERE object IS NULL AND payload IS NOT NULL")
+        if unnamed:
+            named = [(digest(UPDATE, row["payload"]), row["round"], row["node"]) for row in unnamed]
+            with self.transaction():
+                self._db.executemany("UPDATE answer SET object = ? WHERE round = ? AND node = ?", named)
+
+    def back_up(self) -> None:
+        """See `Database.back_up`."""
+        self._db.back_up()
+
+    def mend(self) -> None:
+        """See `Database.mend`; a mission that nothing is left of is entered once more."""
+        self._db.mend()
+        if self._entry is not None:
+            self.begin(*self._entry)
 
     def never_wait(self) -> None:
         """See `Database.never_wait`."""
@@ -73,12 +99,12 @@ class Store:
 
     def begin(self, mission_id: bytes, name: str, seed: int, graph: bytes) -> tuple[bytes, bytes]:
         """Enters the mission if the file is new; returns the stored (mission id, graph digest)."""
+        self._entry = (mission_id, name, seed, graph)
         with self.transaction():
-            row = self._db.execute("SELECT id, graph FROM mission").fetchone()
+            row = self._db.one("mission")
             if row is None:
                 self._db.execute(
-                    "INSERT INTO mission (id, name, seed, graph) VALUES (?, ?, ?, ?)",
-                    (mission_id, name, seed, graph),
+                    "INSERT INTO mission (id, name, seed, graph) VALUES (?, ?, ?, ?)", self._entry
                 )
                 return mission_id, graph
         return bytes(row["id"]), bytes(row["graph"])
@@ -88,18 +114,21 @@ class Store:
         told = msgspec.json.encode(classes).decode()
         with self.transaction():
             self._db.execute("UPDATE mission SET classes = ? WHERE classes IS NULL", (told,))
-            row = self._db.execute("SELECT classes FROM mission").fetchone()
+            row = self._db.one("mission")
+            assert row is not None, "no mission was begun"
         with self._db.errors():
             return msgspec.json.decode(row["classes"], type=tuple[str, ...])
 
     def finish(self, why: str, now: float) -> None:
-        """Marks the mission as finished."""
+        """Marks the mission as finished, if it is not yet."""
         with self.transaction():
-            self._db.execute("UPDATE mission SET finished_at = ?, why = ?", (now, why))
+            unfinished = "WHERE finished_at IS NULL"
+            self._db.execute(f"UPDATE mission SET finished_at = ?, why = ? {unfinished}", (now, why))
+        self._db.back_up()
 
     def mission(self) -> Mapping[str, Any] | None:
         """The mission's row, or None in a new file."""
-        return self._db.one("SELECT * FROM mission")
+        return self._db.one("mission")
 
     def enter_node(self, node: int, name: str) -> Floor:
         """Raises our epoch towards `node` and returns it with the stored replay floor, durable on return.
@@ -112,9 +141,8 @@ class Store:
                 "ON CONFLICT (id) DO UPDATE SET name = excluded.name",
                 (node, name, NO_SALT),
             )
-            row = self._db.execute(
-                "SELECT epoch, salt, floor_epoch, floor_seq, spent FROM node WHERE id = ?", (node,)
-            ).fetchone()
+            row = self._db.one("node", "WHERE id = ?", node)
+            assert row is not None
             epoch = next_epoch(row["epoch"])
             self._db.execute("UPDATE node SET epoch = ? WHERE id = ?", (epoch, node))
         with self._db.errors():
@@ -143,7 +171,7 @@ class Store:
 
     def fragment_bytes(self, node: int, digest: bytes) -> int | None:
         """As `cut` noted it, if that was the last object for the node."""
-        row = self._db.one("SELECT fragment_bytes FROM node WHERE id = ? AND offered = ?", node, digest)
+        row = self._db.one("node", "WHERE id = ? AND offered = ?", node, digest)
         return None if row is None else int(row["fragment_bytes"])
 
     def hear(self, node: int, now: float, floor: tuple[int, int], health: Mapping[str, Any] | None) -> None:
@@ -155,7 +183,7 @@ class Store:
 
     def nodes(self) -> list[Mapping[str, Any]]:
         """The nodes' rows."""
-        return self._db.all("SELECT * FROM node ORDER BY id")
+        return [*self._db.all("node", "ORDER BY id")]
 
     # rounds
 
@@ -172,6 +200,8 @@ class Store:
                 "INSERT INTO answer (round, node, state, changed_at) VALUES (?, ?, 'asked', ?)",
                 [(number, node, opened_at) for node in nodes],
             )
+            prune(self._db, number)
+        self._db.back_up()
 
     def put_question(self, number: int, model: bytes) -> None:
         """Notes the object that a round sends, in place of the one that was noted."""
@@ -185,6 +215,32 @@ class Store:
                 "INSERT INTO answer (round, node, state, changed_at) VALUES (?, ?, 'asked', ?) "
                 "ON CONFLICT (round, node) DO UPDATE SET state = 'asked'",
                 [(number, node, now) for node in nodes],
+            )
+
+    def put_model(self, number: int, packed: bytes) -> None:
+        """Notes the weights that a round made, in place of those that were noted."""
+        with self.transaction():
+            self._put_model(number, packed)
+
+    def _put_model(self, number: int, packed: bytes) -> None:
+        self._db.execute(
+            "INSERT INTO model (number, payload) VALUES (?, ?) "
+            "ON CONFLICT (number) DO UPDATE SET payload = excluded.payload",
+            (number, packed),
+        )
+
+    def reopen(self, number: int) -> None:
+        """A closed round is open once more, and those after it never were."""
+        with self.transaction():
+            for table in ("answer", "model"):
+                column = "round" if table == "answer" else "number"
+                self._db.execute(f"DELETE FROM {table} WHERE {column} > ?", (number,))
+            self._db.execute("DELETE FROM model WHERE number = ?", (number,))
+            self._db.execute("DELETE FROM round WHERE number > ?", (number,))
+            self._db.execute(
+                "UPDATE round SET closed_at = NULL, accuracy = NULL, loss = NULL, bits_down = NULL, "
+                "left_s = NULL WHERE number = ?",
+                (number,),
             )
 
     def ask_again(self, number: int, now: float, deadline_at: float) -> None:
@@ -208,9 +264,8 @@ class Store:
                 "WHERE round = ? AND node = ?",
                 (now, number, node),
             )
-            row = self._db.execute(
-                "SELECT asking FROM answer WHERE round = ? AND node = ?", (number, node)
-            ).fetchone()
+            row = self._db.one("answer", "WHERE round = ? AND node = ?", number, node)
+        assert row is not None, f"round {number} did not ask node {node}"
         return int(row["asking"])
 
     def time_left(self, number: int, left_s: float, now: float) -> None:
@@ -230,47 +285,42 @@ class Store:
                 "UPDATE round SET closed_at = ?, accuracy = ?, loss = ?, bits_down = ? WHERE number = ?",
                 (now, accuracy, loss, bits_down, number),
             )
-            self._db.execute("INSERT OR REPLACE INTO model (number, payload) VALUES (?, ?)", (number, packed))
+            self._put_model(number, packed)
+        self._db.back_up()
 
     def round(self, number: int) -> RoundRow | None:
         """One round, if it was ever opened."""
-        row = self._db.one("SELECT * FROM round WHERE number = ?", number)
+        row = self._db.one("round", "WHERE number = ?", number)
         return None if row is None else RoundRow(**row)
 
     def rounds(self) -> list[RoundRow]:
         """All rounds, oldest first."""
-        return [RoundRow(**row) for row in self._db.all("SELECT * FROM round ORDER BY number")]
+        return [RoundRow(**row) for row in self._db.all("round", "ORDER BY number")]
 
     def asked(self, number: int) -> bytes | None:
         """The object that round `number` sent."""
-        row = self._db.one("SELECT model FROM round WHERE number = ?", number)
+        row = self._db.one("round", "WHERE number = ?", number)
         return None if row is None else bytes(row["model"])
 
     def model(self, number: int) -> bytes | None:
         """The packed weights that round `number` made."""
-        row = self._db.one("SELECT payload FROM model WHERE number = ?", number)
+        row = self._db.one("model", "WHERE number = ?", number)
         return None if row is None else bytes(row["payload"])
 
     def answers(self, number: int) -> list[Mapping[str, Any]]:
         """Who was asked in a round and what became of it, without the payloads."""
-        return self._db.all(
-            "SELECT round, node, state, changed_at, samples, loss, train_s, cpu_s, energy_j, asking, why, "
-            "length(payload) AS bytes FROM answer WHERE round = ? ORDER BY node",
-            number,
-        )
+        found = self._db.all("answer", "WHERE round = ? ORDER BY node", number)
+        return [{name: row[name] for name in _ANSWER} | {"bytes": _length(row["payload"])} for row in found]
 
     def payload(self, number: int, node: int) -> bytes | None:
         """The update object of one node in one round."""
-        row = self._db.one("SELECT payload FROM answer WHERE round = ? AND node = ?", number, node)
+        row = self._db.one("answer", "WHERE round = ? AND node = ?", number, node)
         return None if row is None or row["payload"] is None else bytes(row["payload"])
 
-    def updates(self, node: int) -> list[bytes]:
-        """The latest update objects of one node, at most `_LATEST`, the last first."""
-        rows = self._db.all(
-            "SELECT payload FROM answer WHERE node = ? AND payload IS NOT NULL ORDER BY round DESC LIMIT ?",
-            node, _LATEST,
-        )  # fmt: skip
-        return [bytes(row["payload"]) for row in rows]
+    def taken(self, node: int) -> list[bytes]:
+        """Digests of the latest update objects of one node, at most `LATEST`, the last first."""
+        rows = self._db.all("answer", "WHERE node = ? ORDER BY round DESC", node)
+        return [row["object"] for row in rows if row["object"]][:LATEST]
 
     def mark(self, number: int, node: int, state: str, now: float) -> None:
         """Notes a change of one answer's state."""
@@ -309,9 +359,18 @@ class Store:
                 )
             self._db.execute(
                 "UPDATE answer SET state = :state, changed_at = :now, payload = :payload, why = NULL, "
+                "object = :object, "
                 "samples = :samples, loss = :loss, train_s = :train_s, cpu_s = :cpu_s, energy_j = :energy_j "
                 "WHERE round = :round AND node = :node",
-                {"state": state, "now": now, "payload": payload, "round": number, "node": node, **metrics},
+                {
+                    "state": state,
+                    "now": now,
+                    "payload": payload,
+                    "object": digest(UPDATE, payload),
+                    "round": number,
+                    "node": node,
+                    **metrics,
+                },
             )
             self._hear(node, now, floor)
 
@@ -328,10 +387,14 @@ class Store:
 
     def counters(self, node: int) -> dict[str, float]:
         """A node's running totals over all runs of the daemon."""
-        rows = self._db.all("SELECT name, value FROM counter WHERE node = ?", node)
+        rows = self._db.all("counter", "WHERE node = ?", node)
         return {row["name"]: row["value"] for row in rows}
 
     def _hear(self, node: int, now: float, floor: tuple[int, int]) -> None:
         self._db.execute(
             "UPDATE node SET heard_at = ?, floor_epoch = ?, floor_seq = ? WHERE id = ?", (now, *floor, node)
         )
+
+
+def _length(payload: bytes | None) -> int | None:
+    return None if payload is None else len(payload)

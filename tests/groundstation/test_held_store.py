@@ -27,7 +27,7 @@ from groundstation.cli import main
 from groundstation.config import load_mission
 from groundstation.daemon import _close
 from groundstation.station import Station
-from groundstation.store import Store, StoreBusy, StoreError
+from groundstation.store import Store, StoreBusy
 from tests.firmware_sim.test_run_folder import free_port
 from tests.mission.bench import run
 from tests.mission.test_mishaps import small_disk
@@ -136,22 +136,38 @@ def test_every_link_is_closed_though_the_database_refuses(tmp_path: Path) -> Non
     assert [station.pump.is_open for station in stations.values()] == [False] * 3
 
 
-@pytest.mark.parametrize("fate", ["removed", "replaced", "moved away"])
-def test_a_database_that_goes_away_takes_nothing_more(fate: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "fate", ["removed", "replaced", "moved away", "log removed", "index removed", "all removed"]
+)
+def test_a_database_that_goes_away_is_written_anew_with_all_that_was_in_it(
+    fate: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "mission.sqlite"
     store = Store(path)
     store.begin(b"12345678", "m", 0, b"g")
     store.enter_node(1, "pi")
-    if fate == "removed":
-        path.unlink()
-    elif fate == "replaced":
-        shutil.copy(path, tmp_path / "copy")
+    store.open_round(1, b"model", [1], 0.0, 1.0)
+    if fate == "replaced":
+        (tmp_path / "copy").write_bytes(b"what an operator has put there by mistake")
         (tmp_path / "copy").replace(path)
-    else:
+    elif fate == "moved away":
         path.rename(tmp_path / "elsewhere")
-    with pytest.raises(StoreError, match=r"mission\.sqlite: was removed or replaced while this program ran"):
-        store.count(1, {"frames_sent": 5.0})
-    store.close()
+    else:
+        sides = {"removed": [""], "log removed": ["-wal"], "index removed": ["-shm"]}
+        for side in sides.get(fate, ["", "-wal", "-shm"]):
+            path.with_name(path.name + side).unlink()
+    store.count(1, {"frames_sent": 5.0})
+    store.mark(1, 1, "delivered", 3.0)
+    (told,) = [r for r in caplog.records if r.getMessage() == "database-rewritten"]
+    fields = told.__dict__["fields"]
+    store._db._db.close()  # a kill: nothing is folded in by an orderly end
+    again = Store(path)
+    assert again.counters(1) == {"frames_sent": 5.0}
+    assert [answer["state"] for answer in again.answers(1)] == ["delivered"]
+    assert len(caplog.records) == 1
+    if fate == "replaced":
+        assert Path(fields["aside"]).read_bytes() == b"what an operator has put there by mistake"
+    again.close()
 
 
 # -- another user ------------------------------------------------------------------------------------------
