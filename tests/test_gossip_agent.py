@@ -232,6 +232,33 @@ def test_the_last_seq_is_followed_by_another_epoch(disk: Path, monkeypatch: pyte
     assert all(node.agent is not None and node.agent.known.epoch > 2 for node in net.nodes.values())
 
 
+def test_numbers_that_are_used_up_on_a_full_disk_are_tried_again_every_5_s(
+    disk: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(onboard.wire.seal, "MAX_SEQ", 40)
+    net = GossipNet(disk, nodes=3)
+    save, full = Journal.save, [True]
+
+    def refuses(journal: Journal[Known], state: Known) -> None:
+        if full[0]:
+            raise OSError(28, "No space left on device")
+        save(journal, state)
+
+    monkeypatch.setattr(Journal, "save", refuses)
+
+    def tries() -> int:
+        return len([record for record in caplog.records if record.getMessage() == "disk-full"])
+
+    net.run(600.0, tries)
+    before, began = tries(), net.now
+    net.run(began + 60.0)
+    assert before <= tries() <= before + 3 * 2 * (60 / 5 + 1)
+    full[0] = False
+    net.run(600.0, net.over)
+    assert net.over()
+    assert net.drift() < MEAN
+
+
 def test_what_was_taken_and_is_lost_with_its_checkpoint_is_taken_again(disk: Path) -> None:
     net = GossipNet(disk, nodes=3, epochs=9)
     net.run(1.6)  # after two checkpoints, before which the log has nothing

@@ -24,6 +24,7 @@ from tests.wire.pair import FULL, KEY
 
 Make = Callable[..., Clockwork]
 STEP_S = 0.25
+SET_ASIDE = shutil.ignore_patterns("*.bad*")  # a pipe cannot be copied
 
 
 @pytest.fixture
@@ -110,7 +111,7 @@ class World:
         what = self.drawn.choice(["restart", "copy", "restore", "lose", "laptop", "spoil", "spoil"])
         if what == "copy":
             copy = self.folder / f"copy-{node}-{len(copies[node])}"
-            shutil.copytree(end.folder, copy, symlinks=True, ignore=shutil.ignore_patterns("*.bad*"))
+            shutil.copytree(end.folder, copy, symlinks=True, ignore=SET_ASIDE)
             copies[node].append(copy)
         elif what == "restore" and copies[node]:
             shutil.rmtree(end.folder)
@@ -126,7 +127,7 @@ class World:
     def laptop(self, end: Program) -> None:
         """The folder runs on another computer for some time, while this one is off."""
         copy = self.folder / "laptop"
-        shutil.copytree(end.folder, copy, symlinks=True)
+        shutil.copytree(end.folder, copy, symlinks=True, ignore=SET_ASIDE)
         self.ends[end.node] = Program(end.node, copy, end.nonces, encrypted=end.encrypted)
         self.ends[end.node].boot(self.now)
         self.run(self.drawn.uniform(0.5, 6.0))
