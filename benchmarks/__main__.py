@@ -19,6 +19,7 @@ from onboard.data import DataError
 NAMES = (
     "footprint", "memory", "data", "codec", "alq", "table1", "gossip", "consensus", "convergence", "epoch",
     "transfer", "frame", "ports", "others", "hardship", "kills", "fuzz", "schedules", "day", "damage",
+    "insider",
 )  # fmt: skip
 
 

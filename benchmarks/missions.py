@@ -257,7 +257,7 @@ class Ring(Mission):
         super().__init__(folder, seed)
         shutil.copytree(_ring(encrypted), folder, dirs_exist_ok=True)
         for a, b in topology.ring(range(1, NODES + 1)):
-            self.world.lay(_edge(a, b), load_link(EDGE), f"node-{a}", f"node-{b}")
+            self.world.lay(edge(a, b), load_link(EDGE), f"node-{a}", f"node-{b}")
 
     def _main(self, name: str) -> None:
         onboard.cli.run_agent(load_own(self.folder / name / "node.toml"), Pace(1.0, FLOPS), None)
@@ -293,7 +293,8 @@ class Ring(Mission):
         return path.parts[0] == "state"
 
 
-def _edge(a: int, b: int) -> str:
+def edge(a: int, b: int) -> str:
+    """The URL of the ports between two nodes."""
     return f"udp://127.0.0.1:{5000 + 100 * min(a, b) + max(a, b)}"
 
 
@@ -313,7 +314,7 @@ def _ring(encrypted: bool) -> Path:
         }
         lines += [f"{key} = {value}" for key, value in (settings | {"patience_s": PATIENCE_S}).items()]
         for peer, weight in neighbours.items():
-            lines += ["[[neighbour]]", f"id = {peer}", f"port = {json.dumps(_edge(number, peer))}"]
+            lines += ["[[neighbour]]", f"id = {peer}", f"port = {json.dumps(edge(number, peer))}"]
             lines += [f'key = "{peer}.key"', f'profile = "{EDGE}"', f"weight = {weight}"]
             lines += [f"encrypt = {str(encrypted).lower()}"]
         lines += ["[budget]\ncheckpoint_s = 0.3\nmemory_mb = 1000000\n"]

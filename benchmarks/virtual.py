@@ -213,7 +213,7 @@ class World:
                         self._programs[cable.ends[side]].wake_at = self.now
             for program in list(self._programs.values()):
                 if not program.ended and program.wake_at <= self.now:
-                    program.resume()
+                    self.turn(program.name, program.resume)
                     if program.ended:
                         self._unplug(program.name)
             wakes = [program.wake_at for program in self._programs.values() if not program.ended]
@@ -225,6 +225,10 @@ class World:
                 return until()
             self.now = max(self.now + TICK_S, wake_at)
         return True
+
+    def turn(self, name: str, resume: Callable[[], None]) -> None:
+        """A program's turn; it takes no time."""
+        resume()
 
     def wait(self, pumps: Iterable[object], timeout_s: float, also: Iterable[int] = ()) -> None:
         """In place of `onboard.link.pump.wait`: a port that brings something wakes its program."""
