@@ -199,14 +199,20 @@ def _run_gossip(
     """A node that gossips. Raises ConfigError, BadKey, OSError."""
     from onboard.data import DataError
     from onboard.gossip_carrier import carry_gossip, gossip_node
-    from onboard.journal import sole_user
+    from onboard.journal import sole_user, was_started
     from onboard.shard import images_of, inspection_of, shard_of
 
     try:
         images = found = None
         if config.gossip.trains:
-            found = inspection_of(shard_of(config))
-            images = images_of(shard_of(config))
+            try:
+                found = inspection_of(shard_of(config))
+                images = images_of(shard_of(config))
+            except DataError as error:
+                if not was_started(config.state):  # whoever set it up is there to mend it
+                    raise
+                say(log, "images-unread", level=logging.ERROR, why=str(error))
+                config = config.holding()
         with sole_user(config.state):
             node, pumps = gossip_node(config, images, time.monotonic(), recorder)
             if found is not None:

@@ -223,6 +223,10 @@ class GossipConfig(OwnConfig, frozen=True, kw_only=True):
     model: str
     neighbours: tuple[Neighbour, ...]
 
+    def holding(self) -> GossipConfig:
+        """The same node without its training: it answers its neighbours, with the model that it has."""
+        return msgspec.structs.replace(self, gossip=msgspec.structs.replace(self.gossip, trains=False))
+
 
 def load_own(path: Path, *, port: str | None = None) -> NodeConfig | GossipConfig:
     """Reads NODE.toml of either sort of node; `port` as in `load_node`. Raises ConfigError."""

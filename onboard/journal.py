@@ -239,6 +239,11 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def was_started(folder: Path) -> bool:
+    """Whether a node has kept its state in the folder before."""
+    return any((folder / f"journal.{slot}").exists() for slot in range(2))
+
+
 @contextlib.contextmanager
 def sole_user(folder: Path) -> Iterator[None]:
     """Holds `folder` for this process: two agents on one state would both count from the same epoch.

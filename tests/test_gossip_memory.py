@@ -1,4 +1,4 @@
-"""A node that gossips outlives a training that does not fit: it says so, and answers on."""
+"""A node that gossips outlives a training that does not fit, and images that rot: it says so and goes on."""
 
 from __future__ import annotations
 
@@ -45,7 +45,16 @@ class Node:
         )
         self.said: list[dict[str, Any]] = []
         self.crew = Crew(folder / "logs")
+        self.start()
+
+    def start(self) -> None:
         self.crew.start("node", "onboard", "run", str(self.toml), "--log", "json", "--report-every", "0.1")
+
+    def kill(self) -> None:
+        """kill -9, and what it said is forgotten."""
+        self.crew.members["node"].process.kill()
+        list(self.crew.stop())
+        self.said.clear()
 
     def events(self, name: str) -> list[dict[str, Any]]:
         return [event for event in self.said if event["event"] == name]
@@ -57,11 +66,11 @@ class Node:
             assert time.monotonic() < deadline, self.said[-5:]
             assert not self.crew.ended(), self.crew.ended()[0].last_words()
 
-    def lives_on(self) -> None:
+    def lives_on(self, phase: str = "failed") -> None:
         """It goes on reporting, and answers who asks."""
         seen = len(self.events("doing"))
         self.until(lambda: len(self.events("doing")) > seen + 3)
-        assert '"phase":"failed"' in run("onboard", "link", str(self.toml), "--once", "--json").stdout
+        assert f'"phase":"{phase}"' in run("onboard", "link", str(self.toml), "--once", "--json").stdout
         assert self.crew.members["node"].errors.read_text() == ""
 
 
@@ -101,3 +110,19 @@ def test_a_board_without_memory_for_the_node_itself(
     os.kill(node.crew.members["node"].process.pid, signal.SIGUSR1)
     node.until(lambda: bool(node.events("training-failed")))
     node.lives_on()
+
+
+def test_images_that_rot_end_no_node_that_was_at_work(tmp_path: Path, started: Callable[[int], Node]) -> None:
+    node, images = started(256), tmp_path / "data.npz"
+    node.until(lambda: bool(node.events("epoch")))
+    node.kill()
+    whole = images.read_bytes()
+    images.write_bytes(whole[: len(whole) // 2])
+    node.start()
+    node.until(lambda: bool(node.events("doing")))
+    assert str(images) in node.events("images-unread")[0]["why"]
+    node.lives_on("holding")
+    node.kill()
+    images.write_bytes(whole)
+    node.start()
+    node.until(lambda: bool(node.events("epoch")))
