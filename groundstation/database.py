@@ -166,7 +166,7 @@ class Database:
         try:
             new.unlink(missing_ok=True)
             self._db.execute("VACUUM INTO ?", (str(new),))
-            new.chmod(self.path.stat().st_mode & 0o777)
+            new.chmod(0o600)
             publish(new, backup)
         except (OSError, sqlite3.Error) as error:
             if not self._backup_failed:
@@ -186,12 +186,16 @@ class Database:
         """The file, or its log, has no name any more: SQLite would go on in it, and all of that would be
         lost. All that is in it is written to the name that it had; what has that name now is put aside."""
         new = self.path.with_name(f"{self.path.name}.new")
+        assert self._ledger is not None
         try:
+            self.back_up()
             new.unlink(missing_ok=True)
             self._db.execute("VACUUM INTO ?", (str(new),))
             aside = put_aside(self.path)
             self._db.close()
             publish(new, self.path)
+            self._witness.close()  # it may be gone, too
+            self._witness.write(self._ledger.generation)
         except OSError as error:
             why = f"was removed or replaced, and cannot be written anew: {error.strerror or error}"
             raise StoreError(f"{self.path}: {why}") from None

@@ -144,6 +144,8 @@ def examine(db: sqlite3.Connection) -> Findings:
 def _generation(db: sqlite3.Connection, total: int, found: Findings) -> int | None:
     """The ledger's count of transactions, if it can be believed; says what is wrong with it."""
     row = db.execute("SELECT generation, sum, digest FROM ledger").fetchone()
+    if row is None and not any(found.rows.values()):
+        return 0  # it was made, and nothing was entered yet
     if row is None:
         found.why = found.why or "its ledger is empty"
         return None

@@ -76,7 +76,7 @@ def make_whole(path: Path, witness: Witness) -> None:
             gone = witnessed - main.generation
             trouble.append(f"{path}: {gone} transactions are lost: its log is gone, or it is an older copy")
             _skip_epochs(path, witnessed)
-        elif main.generation and not trouble:
+        elif main.generation and main.rows["round"] and not trouble:
             trouble += [f"{file}: is gone" for file in (backup, witness.path) if not file.exists()]
         if trouble:
             say(log, "database-damaged", level=logging.ERROR, why="; ".join(trouble), lost=[], aside="")
@@ -163,7 +163,8 @@ def _is_older(main: Findings, spare: Findings | None) -> bool:
     """Whether the backup has come further, of the same mission."""
     if spare is None or not spare.whole or spare.generation is None or main.generation is None:
         return False
-    return spare.generation > main.generation and main.rows["mission"].keys() == spare.rows["mission"].keys()
+    missions = main.rows["mission"].keys(), spare.rows["mission"].keys()
+    return spare.generation > main.generation and (not missions[0] or missions[0] == missions[1])
 
 
 _Rows = dict[str, dict[tuple[Any, ...], dict[str, Any]]]

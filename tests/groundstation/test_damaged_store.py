@@ -202,6 +202,28 @@ def test_what_rots_while_the_daemon_runs_is_not_read(killed: tuple[Path, Path], 
     store.close()
 
 
+def test_a_new_database_is_told_of_in_no_event(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(3):  # killed before a mission was entered, and before its first round
+        Store(tmp_path / NAME).close()
+    for _ in range(3):
+        store = Store(tmp_path / NAME)
+        store.begin(MISSION, "m", 3, GRAPH)
+        store.enter_node(1, "board-1")
+        store.close()
+    assert caplog.records == []
+
+
+def test_an_empty_database_gives_way_to_its_backup(killed: tuple[Path, Path], tmp_path: Path) -> None:
+    path = copied(killed[0], tmp_path / "m")
+    for side in ("", "-wal", "-shm"):
+        path.with_name(path.name + side).unlink()
+    Store(tmp_path / "new.sqlite").close()
+    shutil.copy(tmp_path / "new.sqlite", path)
+    store = Store(path)
+    assert [row.number for row in store.rounds()] == [1, 2, 3]
+    store.close()
+
+
 # -- what is not ours --------------------------------------------------------------------------------------
 
 
