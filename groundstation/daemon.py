@@ -6,8 +6,8 @@ import contextlib
 import logging
 import secrets
 import time
-from collections import deque
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 from groundstation import testdata
@@ -16,6 +16,7 @@ from groundstation.failures import StoreFailures
 from groundstation.rounds import Rounds
 from groundstation.station import Station
 from groundstation.store import Store, StoreDamaged, StoreError
+from groundstation.untold import Untold
 from groundstation.upkeep import Upkeep
 from onboard import labels
 from onboard.journal import sole_user
@@ -77,6 +78,7 @@ def serve(
         finally:
             with contextlib.suppress(StoreError):
                 rounds.save_time(time.monotonic(), ahead_s=0.0)
+                rounds.last_words.store(time.monotonic(), at_once=True)
             _close(stations, store)
     return rounds.finished
 
@@ -123,7 +125,7 @@ def _loop(
         now = time.monotonic()
         return rounds.view() | {"links": [station.view(now) for station in stations.values()]}
 
-    untold: deque[tuple[Station, Event, Session]] = deque()  # events whose effects could not be stored yet
+    untold = Untold(time.monotonic)
     retry_s = report_due_s = 0.0
     failures = StoreFailures()
     count_due_s = time.monotonic() + COUNT_EVERY_S
@@ -136,14 +138,14 @@ def _loop(
                 say(log, "paused", level=logging.WARNING, seconds=round(now - turned_s, 1))
                 rounds.paused(now - turned_s)
             turned_s = now
+            untold.hold_back(stations.values())
             for station in stations.values():
-                untold.extend((station, event, station.session) for event in upkeep.poll(station, now))
+                untold.add(station, upkeep.poll(station, now))
             busy = False
             if now >= retry_s:
                 try:
-                    while untold:
-                        _tell(rounds, upkeep, *untold[0], now)
-                        untold.popleft()
+                    untold.tell(partial(_tell, rounds, upkeep, now))
+                    rounds.last_words.store(now)
                     busy = rounds.step(now)
                     if now >= count_due_s:
                         upkeep.count(now)
@@ -158,7 +160,8 @@ def _loop(
             if exit_when_finished and rounds.finished:
                 return
             pumps = upkeep.pumps()
-            wake_s = min([now + LONGEST_WAIT_S, *(pump.wakeup(now) for pump in pumps)])
+            wake_s = min(now + LONGEST_WAIT_S, max(untold.wakeup(), retry_s))
+            wake_s = min([wake_s, *(pump.wakeup(now) for pump in pumps)])
             if report_every_s is not None:
                 wake_s = min(wake_s, report_due_s)
             wait(pumps, 0.0 if busy else wake_s - time.monotonic(), also=[stop.fd, *lookout.fds])
@@ -177,7 +180,7 @@ def _after(error: StoreError, rounds: Rounds, failures: StoreFailures, now: floa
 
 
 def _tell(
-    rounds: Rounds, upkeep: Upkeep, station: Station, event: Event, session: Session, now: float
+    rounds: Rounds, upkeep: Upkeep, now: float, station: Station, event: Event, session: Session
 ) -> None:
     """Tells the mission one event of a link, unless the link has begun again since: then it comes again.
     Raises StoreError."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import asdict
 from typing import Any
 
 from groundstation.asking import Askings, pause_s
@@ -17,6 +16,7 @@ from groundstation.closing import Closing
 from groundstation.config import Mission
 from groundstation.deploying import Deployment
 from groundstation.failures import Setbacks
+from groundstation.last_words import LastWords
 from groundstation.opening import accuracies, asks_for, restored
 from groundstation.station import Station
 from groundstation.store import RoundRow, Store, StoreError
@@ -56,11 +56,11 @@ class Rounds:
         self.finished = False
         rules = mission.rules
         self._server = Server(
-            mission=mission_id, model=rules.model, seed=rules.seed, deadline_s=rules.deadline_s,
-            training=mission.train, graph=train, staleness=rules.staleness,
-            classes=test.classes, bounds=rules.bounds,
+            mission=mission_id, model=rules.model, seed=rules.seed, deadline_s=rules.deadline_s, graph=train,
+            training=mission.train, staleness=rules.staleness, classes=test.classes, bounds=rules.bounds,
         )  # fmt: skip
         self._store = store
+        self.last_words = LastWords(store)
         self._stations = stations
         self._test = test
         self._askings = Askings(store, stations)
@@ -142,7 +142,7 @@ class Rounds:
             say(log, "bad-message", level=logging.WARNING, node=station.node.name, why=str(error))
             return
         node = station.node.id
-        self._store.hear(node, self._wall(), station.session.floor, asdict(health))
+        self.last_words.hear(node, (self._wall(), station.session.floor, health), now)
         self._deployment.hear(node, health, now)
         if self._round is None or node not in self._round.asked - self._round.answered:
             return

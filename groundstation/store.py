@@ -174,12 +174,13 @@ class Store:
         row = self._db.one("node", "WHERE id = ? AND offered = ?", node, digest)
         return None if row is None else int(row["fragment_bytes"])
 
-    def hear(self, node: int, now: float, floor: tuple[int, int], health: Mapping[str, Any] | None) -> None:
-        """Notes when and what a node was heard to say last, and its replay floor."""
+    def hear(self, *heard: tuple[int, float, tuple[int, int], Mapping[str, Any] | None]) -> None:
+        """Notes, in one barrier, when and what nodes were heard to say last, and their replay floors."""
         with self.transaction():
-            self._hear(node, now, floor)
-            if health is not None:
-                self._db.execute("UPDATE node SET health = ? WHERE id = ?", (json.dumps(health), node))
+            for node, now, floor, health in heard:
+                self._hear(node, now, floor)
+                told = health and json.dumps(health), node
+                self._db.execute("UPDATE node SET health = COALESCE(?, health) WHERE id = ?", told)
 
     def nodes(self) -> list[Mapping[str, Any]]:
         """The nodes' rows."""
@@ -271,10 +272,8 @@ class Store:
     def time_left(self, number: int, left_s: float, now: float) -> None:
         """Notes how much of a round's time is left, and when that will be over, for display."""
         with self.transaction():
-            self._db.execute(
-                "UPDATE round SET left_s = ?, deadline_at = ? WHERE number = ?",
-                (left_s, now + left_s, number),
-            )
+            row = left_s, now + left_s, number
+            self._db.execute("UPDATE round SET left_s = ?, deadline_at = ? WHERE number = ?", row)
 
     def close_round(
         self, number: int, packed: bytes, accuracy: float, loss: float, bits_down: float, now: float

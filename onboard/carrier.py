@@ -26,6 +26,7 @@ from onboard.keys import load_keys
 from onboard.link import Spool, framing_of, opener, wire_bytes
 from onboard.link.pump import LineFault, OfPort, PortDown, PortUp, Pump, PumpEvent, SpoolFull, wait
 from onboard.link.recorder import Recorder
+from onboard.link.share import OverShare
 from onboard.link.whereabouts import LocalPortTaken, PeerMoved, PeerUnknown
 from onboard.log import say
 from onboard.lookout import Lookout
@@ -60,6 +61,7 @@ log = logging.getLogger(__name__)
 
 GROUND = 0  # the ground station's node number in a frame
 LONGEST_WAIT_S = 5.0
+MOST_UNTOLD = 256  # events that wait for the disk before the link is heard no further
 RETRY_S = 5.0  # after a write that failed, such as on a full disk
 MEMORY_AGAIN_S = 1.0  # after the board had no memory for the agent
 REORDER_SLACK = 3  # TCP's duplicate threshold (RFC 5681, section 3.2)
@@ -168,6 +170,7 @@ def carry(
                     tell_of_link(event, peer="ground")
                     if not isinstance(event, OfPort):
                         untold.append(event)
+                pump.hears = len(untold) < MOST_UNTOLD
                 agent.housekeeping(now)
                 if now >= retry_at:
                     retry_at = _act(agent, untold, drive, now, clock)
@@ -243,6 +246,11 @@ def tell_of_link(event: PumpEvent, **whose: Any) -> None:
         say(
             log, "disk-full", level=logging.ERROR, **whose, object=event.digest.hex(), path=str(event.path),
             why=str(event.error),
+        )  # fmt: skip
+    elif isinstance(event, OverShare):
+        say(
+            log, "over-its-share", level=logging.WARNING, **whose, what=event.what, rate_per_s=event.rate,
+            bound_per_s=event.bound,
         )  # fmt: skip
     elif isinstance(event, Refused):
         numbers = {"bytes": event.size, "limit_bytes": event.most} if event.most else {}

@@ -17,7 +17,7 @@ import numpy as np
 from onboard import admission, data, labels
 from onboard.boot_counter import count_start
 from onboard.budget import MemoryCap, Pace
-from onboard.carrier import LONGEST_WAIT_S, MEMORY_AGAIN_S, RETRY_S, limits_for, tell_of_link
+from onboard.carrier import LONGEST_WAIT_S, MEMORY_AGAIN_S, MOST_UNTOLD, RETRY_S, limits_for, tell_of_link
 from onboard.config import GossipConfig, Neighbour
 from onboard.contacts import kept_plan
 from onboard.exchanges import ExchangeLog
@@ -220,6 +220,7 @@ def carry_gossip(
                         tell_of_link(event, peer=peer)
                         if not isinstance(event, OfPort):
                             untold.append((peer, event))
+                    links[peer].hears = sum(whose == peer for whose, _ in untold) < MOST_UNTOLD
                 try:
                     if now >= retry_at:
                         while untold:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
@@ -11,6 +12,7 @@ from numbers import Integral, Real
 from typing import Any, Literal
 
 from onboard.lines import Lines, descriptor
+from onboard.rarely import Rarely
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +37,13 @@ def start(form: Format, level: int = logging.INFO) -> None:
     logging.basicConfig(level=level, handlers=[output], force=True)
 
 
+_CAUSED = frozenset({"in-sight", "out-of-sight", "peer-at", "rekeyed", "superseded", "update-discarded"})
+"""Events that another end can cause and that are no warnings."""
+
+
 class _Output(logging.Handler):
-    """Writes events through `Lines`."""
+    """Writes events through `Lines`; of warnings and the like of one kind about one peer not all where there
+    are many, and then `unsaid` counts those before."""
 
     def __init__(self, fd: int, formatter: logging.Formatter) -> None:
         super().__init__()
@@ -46,8 +53,18 @@ class _Output(logging.Handler):
             return formatter.format(record) + "\n"
 
         self._lines = Lines(fd, dropped)
+        self._rarely = Rarely()
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.WARNING or record.getMessage() in _CAUSED:
+            fields = getattr(record, "fields", {})
+            kind = record.getMessage(), fields.get("node"), fields.get("peer")
+            unsaid = self._rarely.may(kind, time.monotonic())
+            if unsaid is None:
+                return
+            if unsaid:
+                record = copy.copy(record)
+                record.fields = {**fields, "unsaid": unsaid}
         self._lines.put(self.format(record) + "\n")
 
     def close(self) -> None:

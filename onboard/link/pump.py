@@ -9,42 +9,29 @@ from __future__ import annotations
 
 import math
 import select
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
 
 from onboard.link.linecheck import Fault
 from onboard.link.port import Port, PortLost
 from onboard.link.reopening import PortDown, PortUp, Reopening
+from onboard.link.saving import Saving, SpoolFull
+from onboard.link.share import OverShare, Share
 from onboard.link.spool import Spool
 from onboard.link.whereabouts import LocalPortTaken, PeerMoved, PeerUnknown, Whereabouts
-from onboard.wire.events import Arrived, Corrupt, Event
-from onboard.wire.incoming import Incoming
+from onboard.wire.events import Arrived, Cancelled, Corrupt, Delivered, Event, Recut, Rekeyed, Withdrawn
 from onboard.wire.session import Session
 
 __all__ = ["PortDown", "PortSnapshot", "PortUp", "Pump", "PumpEvent", "SpoolFull", "wait"]
 
 OPENING_S = 0.05  # how often to look whether a port that is being opened is there
-SAVE_SHARE = 128  # at most this part of an object, in bytes, is lost by a kill: 1 %
-SAVE_GAP_S = 0.25  # an fsync on an SD card takes up to this long, so fast links save by time
-SAVE_WITHIN_S = 5.0  # and slow links lose at most this much of what they heard
-SAVE_AGAIN_S = 5.0  # after the disk was full
 DRAIN_S = 0.01  # how soon to look again whether the device has sent what it was given
 STALLED_S = 5.0  # without a byte taken
 FAULT_AGAIN_S = 600.0
 UNSELECTABLE_S = 0.02  # how often to look at a port that cannot be waited for
-
-
-@dataclass(frozen=True, slots=True)
-class SpoolFull:
-    """The spool at `path` cannot be written, most often because the disk is full, with what is held of the
-    object. Nothing that was stored is damaged, the link goes on, and the write is tried again; told once
-    until one succeeds."""
-
-    path: Path
-    digest: bytes
-    error: OSError
+SLICE_FRAMES = 64  # of one peer in one turn: others are heard in between, whatever one sends
+_WRITTEN = (Arrived, Cancelled, Delivered, Recut, Rekeyed, Withdrawn)  # the application writes something down
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,28 +62,9 @@ class PortSnapshot:
     spool_full: int = 0  # writes of what was received that failed
 
 
-OfPort = LineFault | LocalPortTaken | PortDown | PortUp | PeerMoved | PeerUnknown | SpoolFull
-"""What concerns the port or the spool, and not the application."""
+OfPort = LineFault | LocalPortTaken | OverShare | PortDown | PortUp | PeerMoved | PeerUnknown | SpoolFull
+"""What concerns the port, the spool or the peer's share, and not the application."""
 PumpEvent = Event | OfPort
-
-
-@dataclass(slots=True)
-class _Saving:
-    """When an object was saved last, and since when there is something to save (inf: nothing)."""
-
-    saved_at: float = -math.inf
-    dirty_since: float = math.inf
-
-    def due_at(self, incoming: Incoming, now: float) -> float:
-        """When to save next. A share of the object at a time, but neither too often nor too late."""
-        if not incoming.dirty:
-            self.dirty_since = math.inf
-            return math.inf
-        self.dirty_since = min(self.dirty_since, now)
-        dirty_bytes = len(incoming.dirty) * incoming.fragment_bytes
-        if dirty_bytes >= max(incoming.fragment_bytes, incoming.size / SAVE_SHARE):
-            return self.saved_at + SAVE_GAP_S
-        return self.dirty_since + SAVE_WITHIN_S
 
 
 class Pump:
@@ -116,16 +84,16 @@ class Pump:
         self._blocked = False
         self._whereabouts = Whereabouts(session, spool)
         self._events: list[PumpEvent] = []  # that `poll` has not returned yet
-        self._saving: dict[bytes, _Saving] = {}
-        self._save_not_before = -math.inf
-        self._full_told = False
+        self._share = Share()
+        self._frames: deque[bytes] = deque()  # read, and not dealt with yet
+        self._heard_from, self._is_deaf = -math.inf, False  # not before is the port read
+        self.hears = True
+        """Whether what comes in is taken: not while too much of it waits for the disk."""
         self._rests_until, self._is_resting = -math.inf, False
         self._past = PortSnapshot()  # of all ports before this one
         self._taken_bytes, self._taken_at = -1, -math.inf  # when the device took something last
         self._faults_seen, self._faults_told = 0, dict[str, float]()
-        for held in spool.load():
-            session.resume(held)
-            self._saving[held.digest] = _Saving()
+        self._saving = Saving(session, spool, self._share)
 
     def with_session(self, session: Session, now: float) -> Pump:
         """The pump of the same port and spool with another session, which begins; this one is closed."""
@@ -144,7 +112,7 @@ class Pump:
     def port_snapshot(self) -> PortSnapshot:
         """What the port is and did so far, as a value."""
         if self._port is None:
-            return self._past
+            return replace(self._past, spool_full=self._saving.failed)
         return PortSnapshot(
             url=self._port.url,
             open=True,
@@ -153,7 +121,7 @@ class Pump:
             rx_bytes=self._past.rx_bytes + self._port.rx_bytes,
             tx_bytes=self._past.tx_bytes + self._port.tx_bytes,
             broken=self._past.broken + self._port.broken,
-            spool_full=self._past.spool_full,
+            spool_full=self._saving.failed,
         )
 
     def poll(self, now: float) -> list[PumpEvent]:
@@ -170,10 +138,12 @@ class Pump:
         if self._port is None:
             self._open(now, events)
         try:
-            self._hear(now, events)
+            if self.hears and now >= self._heard_from:
+                self._hear(now, events)
             events += self.session.tick(now)
-            self._save(now, events)
-            self._settle(now, events)  # the answer to a CANCEL says that the object is gone for good
+            self._saving.save(now, events.append)
+            # The answer to a CANCEL says that the object is gone for good.
+            self._saving.settle(now, events.append)
             if self._port is not None:
                 events += self._whereabouts.look(self._port, now)
             self._speak(now)
@@ -187,22 +157,22 @@ class Pump:
         """The earliest time at which `poll` may have something to do, if nothing arrives before."""
         if now < self._rests_until:
             return self._rests_until
-        save_at = max(self._save_at(now), self._save_not_before)
+        save_at = self._saving.wakeup(now)
         if self._port is None:
             return max(now, min(self._again.at, save_at))
         session_at = self.session.wakeup(now)
         if self._blocked:  # it may want to speak, but the device is not done with what it has
             session_at = max(session_at, now + DRAIN_S)
         closes_at = self.session.closes_at(now) if self._port.queued_bytes() else math.inf
-        return max(now, min(session_at, save_at, closes_at))
+        hears_at = math.inf
+        if self.hears and (self._frames or self._heard_from > now):
+            hears_at = max(now, self._heard_from)
+        return max(now, min(session_at, save_at, closes_at, hears_at))
 
     def close(self, now: float) -> list[PumpEvent]:
         """Saves what is half received and lets go of the port. The pump may be polled again later."""
         events: list[PumpEvent] = []
-        self._save_not_before = -math.inf
-        self._settle(now, events)
-        for incoming in list(self.session.incoming.values()):
-            self._save_one(incoming, now, events)
+        self._saving.save_all(now, events.append)
         if self._port is not None:
             self._whereabouts.keep(self._port)
             self._drop_port("")
@@ -211,6 +181,10 @@ class Pump:
     def wants_write(self) -> bool:
         """Whether bytes wait for the device to take them."""
         return self._port is not None and not self._is_resting and self._port.kept_bytes() > 0
+
+    def wants_read(self) -> bool:
+        """Whether what comes in would be taken before `wakeup`."""
+        return self._port is not None and not self._is_resting and self.hears and not self._is_deaf
 
     def fileno(self) -> int:
         """The port's file descriptor; -1 while it is closed or nothing is read, or if it has none."""
@@ -237,29 +211,43 @@ class Pump:
     def _lose(self, lost: PortLost, now: float, events: list[PumpEvent]) -> None:
         self._drop_port(lost.reason)
         events += self._again.lost(lost, now)
-        self._save(now, events)
+        self._saving.save(now, events.append)
 
     def _drop_port(self, why: str) -> None:
         assert self._port is not None, "no port to drop"
         self._past = replace(self.port_snapshot(), open=False, why=why)
         self._port.close()
         self._port = None
+        self._frames.clear()
 
     def _hear(self, now: float, events: list[PumpEvent]) -> None:
         if self._port is None:
             return
-        frames = self._port.read()
-        events += self._again.alive(self._port.url, now, heard=bool(frames))
-        for frame in frames:
+        if not self._frames:
+            self._frames.extend(self._port.read())
+            events += self._again.alive(self._port.url, now, heard=bool(self._frames))
+        self._share.line(self.session.peer_bytes_per_s)
+        for _ in range(min(len(self._frames), SLICE_FRAMES)):
+            frame = self._frames.popleft()
             origin = self._whereabouts.origin(self._port, frame)
             damaged = self.session.damaged
             heard = self.session.receive(frame, now, origin)
             events += heard  # before anything may fail: the session says none of it twice
             for event in heard:
-                self._keep(event, now, events)
-            if self.session.damaged > damaged:
+                if isinstance(event, _WRITTEN):
+                    self._share.wrote(now)
+                if isinstance(event, Arrived):
+                    self._saving.whole(event.digest, now, events.append)
+                elif isinstance(event, Corrupt):
+                    self._saving.corrupt(event.digest, now, events.append)
+            is_bad = self.session.damaged > damaged
+            self._share.heard(len(frame), now, bad=is_bad)
+            if is_bad:
                 self._port.distrust(frame)
             events += self._whereabouts.heard(self._port, origin, now)
+        self._heard_from = self._share.free_at(now)
+        self._is_deaf = self._heard_from > now
+        events += self._share.over(now)
 
     def _tell_fault(self, now: float, events: list[PumpEvent]) -> None:
         """What is wrong with the line, each kind of it once in FAULT_AGAIN_S."""
@@ -297,65 +285,6 @@ class Pump:
             self._port.lead(self.session.lead_bytes)
             self._whereabouts.write(self._port, frame)
 
-    # -- the spool -------------------------------------------------------------------------------------
-
-    def _keep(self, event: Event, now: float, events: list[PumpEvent]) -> None:
-        """What an event means for the disk, before the application hears of it."""
-        if isinstance(event, Arrived):
-            self._settle(now, events)  # what gave way to it leaves the room for it
-            self._save_one(self.session.incoming[event.digest], now, events)
-        elif isinstance(event, Corrupt):  # what a disk keeps of it all the same, its digest tells again
-            self._try(event.digest, partial(self._spool.drop, event.digest), now, events)
-
-    def _settle(self, now: float, events: list[PumpEvent]) -> None:
-        """Objects that are incoming no more: remembered if they were accepted, and their bytes dropped."""
-        ended = self._saving.keys() - self.session.incoming.keys()
-        done = frozenset(self.session.done) if ended else frozenset()
-        for digest in ended:
-            if digest not in done:
-                settled = self._try(digest, partial(self._spool.drop, digest), now, events)
-            elif now >= self._save_not_before:
-                settled = self._try(digest, partial(self._spool.finish, digest), now, events)
-            else:
-                settled = False
-            if settled:  # else again later; until then a restart may deliver it once more
-                del self._saving[digest]
-
-    def _save(self, now: float, events: list[PumpEvent]) -> None:
-        if now < self._save_not_before:
-            return
-        for digest, incoming in list(self.session.incoming.items()):
-            if self._saving.setdefault(digest, _Saving()).due_at(incoming, now) <= now:
-                self._save_one(incoming, now, events)
-
-    def _save_at(self, now: float) -> float:
-        return min(
-            (
-                self._saving.setdefault(digest, _Saving()).due_at(incoming, now)
-                for digest, incoming in self.session.incoming.items()
-            ),
-            default=math.inf,
-        )
-
-    def _save_one(self, incoming: Incoming, now: float, events: list[PumpEvent]) -> None:
-        saving = self._saving.setdefault(incoming.digest, _Saving())
-        digest = incoming.digest
-        if incoming.dirty and self._try(digest, partial(self._spool.save, incoming), now, events):
-            saving.saved_at, saving.dirty_since = now, math.inf
-
-    def _try(self, digest: bytes, write: Callable[[], None], now: float, events: list[PumpEvent]) -> bool:
-        try:
-            write()
-        except OSError as error:
-            self._save_not_before = now + SAVE_AGAIN_S
-            self._past = replace(self._past, spool_full=self._past.spool_full + 1)
-            if not self._full_told:
-                events.append(SpoolFull(self._spool.folder, digest, error))
-            self._full_told = True
-            return False
-        self._full_told = False
-        return True
-
 
 def wait(pumps: Iterable[Pump], timeout_s: float, also: Iterable[int] = ()) -> None:
     """Returns when a port of `pumps` has something to read or takes what was kept for it, when one of the
@@ -363,7 +292,8 @@ def wait(pumps: Iterable[Pump], timeout_s: float, also: Iterable[int] = ()) -> N
     readable, writable = list(also), []
     for pump in pumps:
         if pump.fileno() >= 0:
-            readable.append(pump.fileno())
+            if pump.wants_read():
+                readable.append(pump.fileno())
             if pump.wants_write():
                 writable.append(pump.fileno())
         elif pump.is_open:

@@ -128,14 +128,19 @@ class Spool:
             self._sync()
         self._sizes.pop(digest, None)
 
-    def finish(self, digest: bytes) -> None:
-        """Remembers that the application has this object, durably, then forgets its bytes."""
-        if digest not in self._finished:
-            finished = [*self._finished, digest][-REMEMBERED:]
+    def holds(self, digest: bytes) -> bool:
+        """Whether something of this object is on the disk."""
+        return digest in self._sizes
+
+    def finish(self, *digests: bytes) -> None:
+        """Remembers that the application has these objects, durably, then forgets their bytes."""
+        if new := [digest for digest in digests if digest not in self._finished]:
+            finished = [*self._finished, *new][-REMEMBERED:]
             body = _DONE_MAGIC + b"".join(finished)
             self._replace(self.folder / "finished", body + _check(body))
             self._finished = finished
-        self.drop(digest)
+        for digest in digests:
+            self.drop(digest)
 
     def retain(self, digests: Collection[bytes]) -> None:
         """Forgets which objects were finished, but for these: the others came to nothing, and are to be taken

@@ -176,6 +176,10 @@ class Inbox:
             self.malformed += 1
             return []
         elif incoming.fragment_bytes != offer.fragment_bytes:
+            is_known = object_id < GROUP_ID and self._digests.get(object_id) == offer.digest
+            if is_known or not self._receipts[offer.digest].may_recut(now):
+                self.malformed += 1  # under the same id its fragments would be of two lengths
+                return []
             incoming.refragment(offer.fragment_bytes)
         self._bind(object_id, offer.digest)
         receipt = self._receipts[offer.digest]

@@ -14,6 +14,8 @@ from onboard.wire.events import Limits
 from onboard.wire.frame import GROUP_ID
 from onboard.wire.incoming import Incoming
 
+RECUTS, RECUT_S = 8, 5.0  # of an object at once, and then one each 5 s: each other length is tried once
+
 
 @dataclass(slots=True)
 class Receipt:
@@ -26,11 +28,24 @@ class Receipt:
     arrived: bool = False
     corrupt: int = 0
     came_at: float = -math.inf  # its first OFFER in this run, or its last new fragment
+    recuts: float = 0.0  # of late: one less after RECUT_S
+    recut_at: float = -math.inf
 
     @property
     def is_offered(self) -> bool:
         """By the peer itself and since its restart: not left over, nor of a broadcast that may be over."""
         return 0 < self.object_id < GROUP_ID
+
+    def may_recut(self, now: float) -> bool:
+        """Whether an OFFER is followed that cuts the object anew. Each time some of what came in is lost, and
+        all of it is counted anew; no honest sender does it so often, and offers it again."""
+        if self.recuts:
+            self.recuts = max(0.0, self.recuts - (now - self.recut_at) / RECUT_S)
+        self.recut_at = now
+        if self.recuts > RECUTS - 1:
+            return False
+        self.recuts += 1
+        return True
 
 
 def giving_way(

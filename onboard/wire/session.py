@@ -340,6 +340,11 @@ class Session:
         return self._mishaps.damaged
 
     @property
+    def peer_bytes_per_s(self) -> float:
+        """What the line carries of the peer's now."""
+        return self._timing.back_bytes_per_s
+
+    @property
     def lead_bytes(self) -> int:
         """Delimiters that are to go before the frame that `transmit` gave last: a burst begins with it."""
         return self._air.lead_bytes

@@ -44,6 +44,11 @@ class Timing:
         self._most_lead_bytes = most_lead_bytes
         self.run_at(None)
 
+    @property
+    def back_bytes_per_s(self) -> float:
+        """What the line carries from the peer now."""
+        return 1 / self._back_s_per_byte
+
     def run_at(self, rate_bps: float | None) -> None:
         """From now on both directions have this line rate; None: those of the link's profile."""
         out_bps = self._link.rate_down_bps if self.master else self._link.rate_up_bps

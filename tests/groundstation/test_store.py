@@ -147,7 +147,7 @@ def test_a_merged_update_stays_with_the_round_that_took_it(store: Store) -> None
 
 def test_the_epoch_rises_with_every_entry_and_the_floor_stays(store: Store, path: Path) -> None:
     store.rekey(1, b"the salt")
-    store.hear(1, 50.0, (7, 9), None)
+    store.hear((1, 50.0, (7, 9), None))
     epochs = [store.enter_node(1, "board-1").epoch]
     for _ in range(3):
         again = Store(path)
@@ -180,8 +180,8 @@ def test_what_was_spent_of_an_allowance_stays(store: Store, path: Path) -> None:
 
 
 def test_health_and_counters_are_replaced_not_added(store: Store) -> None:
-    store.hear(1, 50.0, (1, 1), {"state": 1})
-    store.hear(1, 60.0, (1, 2), None)  # an update was heard, which says nothing of its health
+    store.hear((1, 50.0, (1, 1), {"state": 1}))
+    store.hear((1, 60.0, (1, 2), None))  # an update was heard, which says nothing of its health
     assert store.nodes()[0]["health"] == '{"state": 1}'
     store.count(1, {"bytes_sent": 10, "airtime_s": 1.5})
     store.count(1, {"bytes_sent": 30})

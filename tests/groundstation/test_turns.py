@@ -1,0 +1,104 @@
+"""Each board has its turn at the ground, and what one says often is stored seldom."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from groundstation.last_words import EVERY_S, LastWords
+from groundstation.store import Store
+from groundstation.untold import MOST_WAITING, Untold
+from onboard.wire.events import Arrived, Event, Message
+from onboard.wire.health import Health
+
+LENGTHY_S = 0.3  # to unpack and check a quantized LeNet-5
+
+
+@dataclass
+class Named:
+    id: int
+
+
+@dataclass
+class Line:
+    hears: bool = True
+
+
+@dataclass
+class Desk:
+    """What `Untold` asks of a station."""
+
+    node: Named
+    session: object = "a session"
+    pump: Line = field(default_factory=Line)
+
+
+def test_a_board_that_sends_object_after_object_takes_a_fifth_of_the_time() -> None:
+    now = [0.0]
+    untold, hostile, honest = Untold(lambda: now[0]), Desk(Named(1)), Desk(Named(2))
+    spent: dict[int, float] = {1: 0.0, 2: 0.0}
+    heard: list[Event] = []
+
+    def tell(station: Any, event: Event, session: object) -> None:
+        heard.append(event)
+        if isinstance(event, Arrived):
+            now[0] += LENGTHY_S
+            spent[station.node.id] += LENGTHY_S
+
+    for nth in range(100):
+        untold.add(hostile, [Arrived(b"%d" % nth, 2, b"")])  # type: ignore[arg-type]
+    for turn in range(300):
+        untold.add(honest, [Message(b"%d" % turn)])  # type: ignore[arg-type]
+        untold.tell(tell)
+        assert Message(b"%d" % turn) in heard  # never behind the other's
+        now[0] += 0.1
+    assert spent[1] == pytest.approx(0.2 * now[0], rel=0.1)
+    order = [event.digest for event in heard if isinstance(event, Arrived)]
+    assert order == [b"%d" % nth for nth in range(len(order))]
+    assert untold.wakeup() <= now[0] + 5 * LENGTHY_S
+
+
+def test_what_cannot_be_stored_waits_in_its_order_and_the_link_is_heard_no_further() -> None:
+    untold, desk, other = Untold(lambda: 0.0), Desk(Named(1)), Desk(Named(2))
+
+    def fails(*_: object) -> None:
+        raise OSError("full")
+
+    untold.add(desk, [Message(b"%d" % nth) for nth in range(MOST_WAITING)])  # type: ignore[arg-type]
+    for _ in range(3):
+        with pytest.raises(OSError, match="full"):
+            untold.tell(fails)
+    untold.hold_back([desk, other])  # type: ignore[list-item]
+    assert (desk.pump.hears, other.pump.hears) == (False, True)
+    heard: list[Event] = []
+    untold.tell(lambda station, event, session: heard.append(event))
+    assert heard == [Message(b"%d" % nth) for nth in range(MOST_WAITING)]
+    untold.hold_back([desk, other])  # type: ignore[list-item]
+    assert desk.pump.hears
+
+
+def test_health_costs_a_barrier_every_few_seconds_and_the_last_is_stored(tmp_path: Path) -> None:
+    store = Store(tmp_path / "mission.sqlite")
+    for node in (1, 2):
+        store.enter_node(node, f"board-{node}")
+    barriers = 0
+    real = store.hear
+
+    def counted(*heard: Any) -> None:
+        nonlocal barriers
+        barriers += 1
+        real(*heard)
+
+    store.hear = counted  # type: ignore[method-assign]
+    words = LastWords(store)
+    for nth in range(2000):
+        health = Health(state=0, round=1, uptime_s=nth, airtime_s=0.0, energy_j=0.0, cpu_s=0.0)
+        words.hear(1 + nth % 2, (1e9 + nth, (1, nth), health), 0.01 * nth)
+    assert barriers <= 20 / EVERY_S + 1
+    words.store(20.0 + EVERY_S)
+    assert [node["heard_at"] for node in store.nodes()] == [1e9 + 1998, 1e9 + 1999]
+    assert ['"uptime_s": 1998' in row["health"] for row in store.nodes()] == [True, False]
+    store.close()
