@@ -157,6 +157,11 @@ class Besieged:
         self._member(program).process.send_signal(signal.SIGSTOP)
         self._done_to(program, "stopped", now, for_s)
 
+    def is_off_for(self, name: str, now: float) -> float:
+        """Seconds until what was done to it is undone; 0 while it is up."""
+        program = self.programs[name]
+        return 0.0 if program.state == "up" else program.due_at - now
+
     def step(self, name: str, ahead_s: float) -> None:
         """Its wall clock is ahead by so much."""
         stepped_clock.step(self.programs[name].clock, ahead_s)

@@ -24,7 +24,7 @@ from typing import Any
 
 import click
 
-from benchmarks.besieged import GROUND, KINDS, PROGRAMS, Besieged, Kind
+from benchmarks.besieged import BOARDS, GROUND, KINDS, PROGRAMS, Besieged, Kind
 from benchmarks.progress import Progress
 from benchmarks.result import Row
 from benchmarks.witnessed import Witness
@@ -50,6 +50,8 @@ SHARP = {  # lines of a round are waited for more often than those of a start or
     ),
     "board": (*("heard", "trained", "delivered") * 3, "rekeyed", "resumed", "epoch"),
 }
+LONG = 0.1  # of all stops: past the deadline, of the ground or of both boards
+LET_BE_S = 4.0  # whoever is stopped for longer yet is not killed meanwhile
 BOTH = 0.1  # of all kills: another program's power goes at the same moment
 
 OPTIONS = (
@@ -125,15 +127,19 @@ class Siege:
 
     def _do(self, plan: Plan, now: float) -> None:
         source, besieged, victims = self.random, self.besieged, [plan.victim]
-        if besieged.programs[plan.victim].state == "down":
+        if besieged.programs[plan.victim].state == "down" or besieged.is_off_for(plan.victim, now) > LET_BE_S:
             return
         if plan.deed == "step":
             besieged.step(plan.victim, source.choice(STEPS_S))
         elif plan.deed == "stop" and besieged.programs[plan.victim].state == "up":
-            is_long = source.random() < 0.05
-            for_s = source.uniform(1.05, 1.5) * DEADLINE_S if is_long else source.expovariate(1.0)
-            besieged.stop(plan.victim, now, for_s)
-            self.done["stop past the deadline"] += is_long
+            for_s = source.expovariate(1.0)
+            if source.random() < LONG:
+                for_s = source.uniform(1.05, 1.5) * DEADLINE_S
+                ups = [each for each in BOARDS if besieged.programs[each].state == "up"]
+                victims = victims if plan.victim == GROUND else ups  # so that nobody answers
+                self.done["stop past the deadline"] += len(victims)
+            for each in victims:
+                besieged.stop(each, now, for_s)
         else:
             plan.deed = "kill"
             if source.random() < BOTH:
