@@ -14,6 +14,7 @@ import pytest
 from hw_profiles import load_link
 from onboard.link import opener
 from onboard.link.port import Port, PortLost
+from onboard.link.spool import Addresses, Spool
 from onboard.link.udp import UdpPort
 from onboard.wire.presence import QUIET_S
 from onboard.wire.seal import NO_SALT
@@ -84,8 +85,8 @@ def test_a_board_that_is_heard_elsewhere_is_there_whatever_its_name(tmp_path: Pa
     net.meet()
     net.board.pump.close(net.clock.now)
     net.board.url = net.board.url.replace("127.0.0.5", "127.0.0.6")
-    kept = f"{net.board.url}\n127.0.0.1:{net.ground.address[1]}\n"
-    (net.board.folder / "peer").write_text(kept)
+    kept = Addresses(f"127.0.0.1:{net.ground.address[1]}")
+    Spool(net.board.folder, 0).keep_addresses(net.board.url, kept)
     net.board.boot()
     net.says(net.board, 5.0)
     net.says(net.ground, 5.0)

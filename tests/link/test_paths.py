@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from onboard.link.spool import Addresses, Spool
 from onboard.link.whereabouts import KEEP_AT_ONCE, KEEP_S, PeerMoved, PeerUnknown
 from onboard.wire import frame as framing
 from onboard.wire.events import Arrived, Message
@@ -150,16 +151,16 @@ def test_some_moves_in_a_row_are_on_the_disk_at_once_and_many_wear_no_card_out(n
     net.meet()
     moves, learns = namer(net), learner(net)
     base, note = moves.url, learns.folder / "peer"
-    began, written = net.clock.now, [note.read_text()]
+    began, written = net.clock.now, [note.read_bytes()]
     for turn in range(12):
         moves.pump.close(net.clock.now)
         moves.url = f"{base}?bind=127.0.0.{20 + turn}:0"
         moves.boot()
         net.run(4.0, lambda turn=turn: learns.peer.startswith(f"127.0.0.{20 + turn}:"))
-        if note.read_text() != written[-1]:
-            written.append(note.read_text())
+        if note.read_bytes() != written[-1]:
+            written.append(note.read_bytes())
         if turn < 2:
-            assert f"\n{learns.peer}\n" in written[-1]
+            assert f"\n{learns.peer}\n".encode() in written[-1]
     assert len(written) <= 1 + KEEP_AT_ONCE + (net.clock.now - began) / KEEP_S
 
 
@@ -169,7 +170,7 @@ def test_an_end_that_is_named_and_moves_is_followed(net: Net) -> None:
     was = names.peer
     learns.pump.close(net.clock.now)
     learns.url = "udp://?bind=127.0.0.8:0"
-    (learns.folder / "peer").write_text(f"{learns.url}\n127.0.0.1:{names.address[1]}\n")
+    Spool(learns.folder, 0).keep_addresses(learns.url, Addresses(f"127.0.0.1:{names.address[1]}"))
     learns.boot()
     net.says(learns, 5.0)
     assert names.peer == f"127.0.0.8:{learns.address[1]}" != was

@@ -21,6 +21,7 @@ from onboard.wire.events import (
     Limits,
     Message,
     Refused,
+    Withdrawn,
 )
 from onboard.wire.frame import BROADCAST, GROUP_ID, OVERHEAD_BYTES, Frame, Type
 from onboard.wire.group import group_id
@@ -193,7 +194,7 @@ def test_an_end_before_its_time_is_told(reason: Reason) -> None:
     net.run(60.0, on=True)
     assert net.broadcast.over
     for station in net.stations.values():
-        ends = [event for _, event in station.events if isinstance(event, Cancelled | Expired)]
+        ends = [event for _, event in station.events if isinstance(event, Withdrawn | Expired)]
         assert [event.digest for event in ends] == [name]
         assert not station.board.incoming
 
