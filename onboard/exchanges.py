@@ -120,10 +120,16 @@ class ExchangeLog:
                     path.unlink(missing_ok=True)
         self.new_bytes = 0
 
-    def forget(self, peer: int, first: int = 0) -> None:
-        """The exchanges from `first` on do not take place."""
-        for (number, _), path in self._found(peer).items():
-            if number >= first:
+    def forget(self, peer: int, first: int = 0, way: Way | None = None) -> None:
+        """The exchanges from `first` on do not take place, or what crossed in them in one way is lost."""
+        for (number, of), path in self._found(peer).items():
+            if number >= first and way in (None, of):
+                path.unlink(missing_ok=True)
+
+    def forget_taken(self, peer: int, numbers: range) -> None:
+        """What the neighbour sent in these exchanges is not mixed again."""
+        for (number, way), path in self._found(peer).items():
+            if number in numbers and way == "taken":
                 path.unlink(missing_ok=True)
 
     def _path(self, peer: int, number: int, way: str) -> Path:

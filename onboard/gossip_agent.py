@@ -11,64 +11,36 @@ A node that trains nothing, such as a ground station, holds a model and answers 
 
 from __future__ import annotations
 
-import io
 import logging
 import math
-from collections.abc import Collection, Mapping
-from enum import IntEnum
+from collections.abc import Collection
 from typing import Any
 
 import msgspec
-import numpy as np
 
-from onboard.boot_counter import Counted
-from onboard.codec.mask import share_of
 from onboard.codec.sparse import BadExchange
-from onboard.codec.values import Form
 from onboard.config import GossipConfig
 from onboard.exchanges import ExchangeLog, replay
 from onboard.gossip_checkpoint import Checkpoints
+from onboard.gossip_restore import Restorer
+from onboard.gossip_state import Known, Phase, Tie
+from onboard.gossip_trust import LEFT_OUT_S, Trust
 from onboard.journal import Journal
 from onboard.learn.descent import Descent
-from onboard.learn.gossip import Gossip, Message
+from onboard.learn.gossip import Message, Outlier
+from onboard.learn.loss_watch import LossWatch
 from onboard.log import say
 from onboard.wire.events import Arrived, Cancelled, Corrupt, Delivered, Event, PeerHeard, Rekeyed, Spent
 from onboard.wire.messages import GOSSIP, Reason
-from onboard.wire.seal import NO_SALT, next_epoch
+from onboard.wire.seal import next_epoch
 from onboard.wire.session import Session
 
 log = logging.getLogger(__name__)
 
-MODEL, EXCHANGES = "model.npz", "exchanges"
+EXCHANGES = "exchanges"
 FULL_EVERY_S = 60.0  # a board may stay without memory for long
+ROLLBACKS = 3  # without a checkpoint between them: then it is the training itself that fails
 LOG_SHARE = 4  # a log that grew by so many checkpoints is worth one: it bounds the disk and a replay
-
-
-class Phase(IntEnum):
-    """What a node is doing."""
-
-    TRAINING = 0
-    EXCHANGING = 1  # waits for the exchanges that it has just opened
-    LINGERING = 2  # all epochs are done: answers its neighbours
-    OVER = 3
-    FAILED = 4  # a step could not be run: it opens no exchange any more
-    HOLDING = 5  # trains nothing: answers its neighbours
-
-
-class Tie(msgspec.Struct, kw_only=True):
-    """What is kept of the link with one neighbour: its keys' salt, the floor of their frames under it, and
-    what was spent of this end's allowances."""
-
-    salt: bytes = NO_SALT
-    floor: tuple[int, int] = (0, 0)
-    spent: Spent = Spent()
-
-
-class Known(Counted, kw_only=True):
-    """What the agent keeps in its journal."""
-
-    ties: dict[int, Tie] = msgspec.field(default_factory=dict)
-    was_checkpointed: bool = False
 
 
 class GossipAgent:
@@ -86,19 +58,22 @@ class GossipAgent:
         flops_a_step: float,
         classes: bytes = b"",
     ) -> None:
-        self.config, self.descent, self._classes = config, descent, classes
+        self.config, self.descent = config, descent
         self.phase, self.cpu_s = Phase.TRAINING, 0.0
-        self.refused = 0  # values of neighbours that could not be used
-        self.gossip = self._begun({})
+        self.trust = Trust(sessions)
         self.sessions, self._journal, self.known = sessions, journal, known
         self._log, self._flops_a_step = exchanges, flops_a_step
         self._checkpoints = Checkpoints(config.state, config.id, descent.vector.size)
+        self._restorer = Restorer(config, descent, self._checkpoints, exchanges, classes)
+        self.gossip = self._restorer.begun({})
         self._unsent: dict[int, Message] = {}  # opened, and not on the disk yet
         self._offered: dict[int, bytes] = {}  # digests of what was sent in the open exchanges
         self._awaited: frozenset[int] = frozenset()
         self._quiet_since_s = self._patient_until_s = self._checkpoint_due_s = 0.0
         self._full_due_s = -math.inf
         self._losses: list[float] = []  # of this epoch
+        self._watch, self._rollbacks = LossWatch(descent.classes), 0  # since the last checkpoint
+        self._again_at_s: dict[int, float] = {}  # when those that refused what was sent are tried again
         self._kept = -1  # exchanges that the model of the last checkpoint has
 
     # restart
@@ -108,46 +83,24 @@ class GossipAgent:
 
         Raises OSError.
         """
-        numbers, mixed = self._restore(), 0
-        self.gossip = self._begun(numbers)
+        numbers, mixed = self._restorer.restore(self.known.was_checkpointed, self.sessions), 0
+        self.gossip = self._restorer.begun(numbers)
         for peer in self.sessions:
             try:
                 mixed += replay(self._log, self.gossip, peer, self.descent.vector)
             except BadExchange as error:  # the configuration is another one
-                self._refuse(peer, f"from the log: {error}")
+                self.trust.refuse(peer, f"from the log: {error}", now)
                 self._log.forget(peer)
             if self.gossip.message(peer):
                 self._offer(peer, now)
+        self.gossip.start()
+        self.gossip.clipping.look_at(self.descent.vector)
         if self.descent.batches or mixed:
             say(log, "resumed", phase="training", batches=self.descent.batches, mixed=mixed)
         self._checkpoint_due_s = now + self.config.checkpoint_s
         self._go_on(now)
-
-    def _begun(self, numbers: Mapping[int, int]) -> Gossip:
-        own = self.config.gossip
-        return Gossip(
-            self.config.id,
-            {each.id: each.weight for each in self.config.neighbours},
-            size=self.descent.vector.size,
-            seed=own.seed,
-            share=share_of(own.sparsity),
-            form=Form[own.values.upper()],
-            numbers=numbers,
-            classes=self._classes,
-        )
-
-    def _restore(self) -> dict[int, int]:
-        """The checkpoint's model is in force; returns its numbers, by neighbour."""
-        kept = self._checkpoints.load(self.known.was_checkpointed)
-        if kept is not None:
-            self.descent.restore(kept.vector, kept.velocity, kept.batches)
-            return kept.numbers
-        if not self._checkpoints.was_lost or not any(map(self._log.first, self.sessions)):
-            return {}  # the log has all that was mixed into the first model
-        for peer, session in self.sessions.items():
-            session.forget(*session.done)  # what was taken has gone with the model that it was mixed into
-            self._log.forget(peer)
-        return {}
+        if not self._checkpoints.is_there:
+            self._checkpoint(now)  # the first model: there is always one to go back to
 
     def count_start(self) -> None:
         """A link begins again, under an epoch of its own; it is durable on return. Raises OSError."""
@@ -167,9 +120,10 @@ class GossipAgent:
         elif isinstance(event, Delivered) and event.digest == self._offered.get(peer):
             self.gossip.delivered(peer)
         elif isinstance(event, Cancelled) and event.digest == self._offered.get(peer):
-            self._log.forget(peer, self.gossip.numbers[peer])
+            self._log.forget(peer, self.gossip.numbers[peer], "sent")
             self.gossip.refused(peer)
             del self._offered[peer]
+            self._again_at_s[peer] = now + LEFT_OUT_S
             say(log, "exchange-cancelled", level=logging.WARNING, peer=peer, why=event.reason)
         elif isinstance(event, PeerHeard) and peer in self._offered:
             self._offer(peer, now)  # it may have lost what it took: it then learns the number from this
@@ -184,11 +138,15 @@ class GossipAgent:
     def _take(self, peer: int, arrived: Arrived, now: float) -> None:
         """A neighbour's values: checked, then durable, then acknowledged."""
         try:
+            if peer in self.trust.left_out(now):
+                raise BadExchange("left out")
             if arrived.kind != GOSSIP:
                 raise BadExchange(f"kind {arrived.kind} is not for a node that gossips")
             self.gossip.take(peer, arrived.payload)
         except BadExchange as error:
-            self._refuse(peer, str(error))
+            self.trust.refuse(peer, str(error), now)
+            if isinstance(error, Outlier) and self.trust.strike(peer):
+                self._leave_out(peer, str(error), now)
             self.sessions[peer].refuse(arrived.digest, Reason.REFUSED, now)
             return
         if not self.gossip.message(peer):  # the neighbour was further on: what was opened here is over
@@ -198,9 +156,11 @@ class GossipAgent:
         self._save()
         self.sessions[peer].accept(arrived.digest, now)
 
-    def _refuse(self, peer: int, why: str) -> None:
-        self.refused += 1
-        say(log, "exchange-refused", level=logging.WARNING, peer=peer, why=why)
+    def _leave_out(self, peer: int, why: str, now: float) -> None:
+        """A neighbour is not listened to for a while, and what it has sent is not mixed."""
+        self.trust.leave_out(peer, why, now)
+        self.gossip.leave(peer)
+        self._log.forget(peer, self.gossip.numbers[peer], "taken")
 
     # train
 
@@ -211,12 +171,16 @@ class GossipAgent:
 
     def advance(self) -> float:
         """Runs one training step; returns its cost in FLOP. Raises what the graph raises."""
-        self._losses.append(self.descent.step())
+        loss = self.descent.step()
+        self._losses.append(loss)
+        self._watch.add(loss)
         return self._flops_a_step
 
     def charge(self, cpu_s: float, now: float) -> None:
         """Books what the step cost, then exchanges or goes on. Raises OSError: see `tick`."""
         self.cpu_s += cpu_s
+        if self._watch.has_jumped and self._roll_back(f"a loss of {self._losses[-1]:.3g}", now):
+            return
         descent, every = self.descent, self.config.gossip.every
         if descent.batches % descent.batches_an_epoch == 0:
             if now >= self._checkpoint_due_s:
@@ -234,7 +198,10 @@ class GossipAgent:
             self._go_on(now)
 
     def fail(self, error: Exception, now: float) -> None:
-        """A step could not be run (no memory, a loss that is no number): the neighbours go on without."""
+        """A step could not be run (no memory, a loss that is no number). If a neighbour may have spoiled the
+        model, it is rolled back; else the neighbours go on without this node."""
+        if isinstance(error, ValueError) and self._roll_back(str(error), now):
+            return
         self.phase = Phase.FAILED
         say(log, "training-failed", level=logging.ERROR, why=str(error) or type(error).__name__)
 
@@ -264,6 +231,9 @@ class GossipAgent:
 
     def _exchange(self, now: float) -> None:
         self._mix(now)
+        for peer in [peer for peer, at in self._again_at_s.items() if now >= at]:
+            del self._again_at_s[peer]
+            self.gossip.try_again(peer)
         self._patient_until_s = now + self.config.gossip.patience_s
         self.phase = Phase.EXCHANGING
         self._awaited = self._open(self.sessions, now) & {
@@ -274,7 +244,8 @@ class GossipAgent:
     def _open(self, peers: Collection[int], now: float) -> frozenset[int]:
         """Opens exchanges with those that are in contact, as what is said between contacts is stale by the
         next; returns with which."""
-        near = [peer for peer in peers if self.sessions[peer].in_contact(now)]
+        near = set(peers) - self.trust.left_out(now)
+        near = {peer for peer in near if self.sessions[peer].in_contact(now)}
         try:
             opened = self.gossip.open(self.descent.vector, near)
         except (ValueError, MemoryError) as error:  # a model that is not finite, or too large for its form
@@ -312,7 +283,7 @@ class GossipAgent:
 
     def _waits_for(self, now: float) -> list[int]:
         """Neighbours in contact with whom the exchange that was just opened is not complete."""
-        awaited = self._awaited & self.gossip.waits_for
+        awaited = (self._awaited & self.gossip.waits_for) - self.trust.left_out(now)
         return [peer for peer in awaited if self.sessions[peer].in_contact(now)]
 
     def _send(self, now: float) -> None:
@@ -331,19 +302,47 @@ class GossipAgent:
         sizes = {peer: len(self.gossip.message(peer)) for peer in self.gossip.complete}
         for peer in self.gossip.mix(self.descent.vector):
             self._offered.pop(peer, None)
-            say(log, "exchanged", peer=peer, number=numbers[peer], bytes=sizes[peer])
+            taken = self.gossip.clipped.get(peer, 1.0)
+            say(log, "exchanged", peer=peer, number=numbers[peer], bytes=sizes[peer], taken=round(taken, 4))
+            self._judge(peer, numbers[peer], taken, now)
         if self._log.new_bytes > LOG_SHARE * 8 * self.descent.vector.size:
             self._checkpoint(now)
 
+    def _judge(self, peer: int, number: int, taken: float, now: float) -> None:
+        """Of what a neighbour sent in an exchange the share `taken` was mixed."""
+        if taken < 1.0:  # a replay would not know the limit
+            self._log.forget_taken(peer, range(number, number + 1))
+        if self.trust.judge(peer, taken):
+            self._leave_out(peer, f"its values differ by {1 / taken:.0f} times what is taken at most", now)
+
     # remember
+
+    def _roll_back(self, why: str, now: float) -> bool:
+        """The model is that of the last checkpoint, and those that pulled far more than others are left out.
+        Returns False where no neighbour can have spoiled it, or nothing better is left."""
+        if self._rollbacks == ROLLBACKS or not (self._rollbacks or self.gossip.exchanges > self._kept):
+            return False
+        if not self._restorer.roll_back(self.gossip.numbers, before=self._rollbacks > 0):
+            return False
+        suspects = self.gossip.clipping.pullers()
+        self._rollbacks += 1
+        self._watch.clear()
+        self._losses.clear()
+        say(log, "rolled-back", level=logging.ERROR, why=why, batches=self.descent.batches, suspects=suspects)
+        for peer in suspects:
+            self._leave_out(peer, f"the model was rolled back: {why}", now)
+        self._go_on(now)
+        return True
 
     def _checkpoint(self, now: float) -> None:
         """The model is durable; that of a node that trains nothing can be used. A full disk costs the
         checkpoint, not the training."""
+        if self._rollbacks and not self._watch.is_sure:
+            return  # it may be spoiled still
         descent = self.descent
         try:
             if self.phase is Phase.HOLDING:
-                self._keep_model()
+                self._checkpoints.keep_model(descent.weights)
             reached = self._checkpoints.keep(
                 descent.vector, descent.velocity, descent.batches, self.gossip.numbers
             )
@@ -351,7 +350,8 @@ class GossipAgent:
                 self.known.was_checkpointed = True
                 self._save()
             self._log.checkpointed(reached)
-            self._kept = self.gossip.exchanges
+            self._kept, self._rollbacks = self.gossip.exchanges, 0
+            self.gossip.clipping.checkpointed()
         except OSError as error:
             say(log, "checkpoint-failed", level=logging.ERROR, why=str(error))
         self._checkpoint_due_s = now + self.config.checkpoint_s
@@ -369,18 +369,14 @@ class GossipAgent:
         have been cut off in an exchange that this end has mixed; for one without more contacts none waits."""
         patience_s = self.config.gossip.patience_s
         ends = [self._quiet_since_s + patience_s]
-        for session in self.sessions.values():
+        for peer in self.sessions.keys() - self.trust.left_out(now):
+            session = self.sessions[peer]
             heard = max(session.presence.active_at, self._quiet_since_s)
             ends.append(session.after(heard, patience_s))
         return max(at for at in ends if at < math.inf)
 
-    def _keep_model(self) -> None:
-        packed = io.BytesIO()
-        np.savez(packed, **self.descent.weights)  # type: ignore[arg-type]
-        self._journal.keep(MODEL, packed.getvalue())
-
     def _end(self, now: float) -> None:
-        self._keep_model()
+        self._checkpoints.keep_model(self.descent.weights)
         self._checkpoint(now)
         self.phase = Phase.OVER
         say(log, "done", epochs=round(self.descent.epochs), exchanges=self.gossip.exchanges)
@@ -395,5 +391,6 @@ class GossipAgent:
             "loss": self._losses[-1] if self._losses else None,
             "cpu_s": self.cpu_s,
             "exchanges": self.gossip.exchanges,
-            "exchanges_refused": self.refused,
+            "exchanges_refused": self.trust.refused,
+            "exchanges_clipped": self.trust.clipped,
         }

@@ -21,8 +21,9 @@ from onboard.carrier import LONGEST_WAIT_S, MEMORY_AGAIN_S, MOST_UNTOLD, RETRY_S
 from onboard.config import GossipConfig, Neighbour
 from onboard.contacts import kept_plan
 from onboard.exchanges import ExchangeLog
-from onboard.gossip_agent import EXCHANGES, MODEL, GossipAgent, Known, Phase, Tie
-from onboard.gossip_checkpoint import BEFORE, CHECKPOINT
+from onboard.gossip_agent import EXCHANGES, GossipAgent
+from onboard.gossip_checkpoint import BEFORE, CHECKPOINT, MODEL
+from onboard.gossip_state import Known, Phase, Tie
 from onboard.journal import Journal
 from onboard.keys import BadKey, load_keys
 from onboard.learn.descent import Descent, Recipe

@@ -23,15 +23,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from onboard.codec.layout import Floats
+from onboard.codec.layout import Floats, Weights
 from onboard.files import clear_the_way, read_file
-from onboard.journal import sync_folder, write_durably
+from onboard.journal import replace_durably, sync_folder, write_durably
 from onboard.learn.gossip import LAST_NUMBER
 from onboard.log import say
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT, BEFORE = "gossip.npz", "gossip-before.npz"
+CHECKPOINT, BEFORE, MODEL = "gossip.npz", "gossip-before.npz", "model.npz"
 _MAGIC, _CHECK_BYTES = b"SDG1", 16
 _TRAILER_BYTES = len(_MAGIC) + _CHECK_BYTES
 _ZIP_END, _ZIP_END_BYTES = b"PK\x05\x06", 22  # how an archive ends: the mark, and what follows it
@@ -77,6 +77,11 @@ class Checkpoints:
         self._newest.unlink(missing_ok=True)
         return self.load(was_kept=False)
 
+    @property
+    def is_there(self) -> bool:
+        """Whether there is one that can be used."""
+        return bool(self._numbers)
+
     def keep(
         self, vector: Floats, velocity: Floats, batches: int, numbers: Mapping[int, int]
     ) -> dict[int, int]:
@@ -104,6 +109,12 @@ class Checkpoints:
         sync_folder(self._newest.parent)
         reached, self._numbers, self._is_bad = self._numbers, dict(numbers), False
         return reached
+
+    def keep_model(self, weights: Weights) -> None:
+        """Stores the model alone, for whoever uses it; it is not read here. Raises OSError."""
+        archive = io.BytesIO()
+        np.savez(archive, **weights)  # type: ignore[arg-type]
+        replace_durably(self._newest.with_name(MODEL), archive.getbuffer())
 
     def _set_back(self) -> None:
         """The newest is the one before, too, so that who reads the folder always finds one."""

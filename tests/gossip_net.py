@@ -23,8 +23,9 @@ from firmware_sim.channel import Channel, Side
 from onboard.carrier import RETRY_S
 from onboard.codec.layout import Floats, Layout, layout
 from onboard.config import GossipConfig, Neighbour, load_gossip
-from onboard.gossip_agent import GossipAgent, Phase
+from onboard.gossip_agent import GossipAgent
 from onboard.gossip_carrier import linked, poll_link
+from onboard.gossip_state import Phase
 from onboard.keys import save_key
 from onboard.learn import topology
 from onboard.learn.descent import Descent, Recipe
@@ -137,8 +138,12 @@ class Node:
         agent.tick(now)
         if agent.trains and now >= self.step_at:
             self.step_at = now + self.step_s
-            agent.advance()
-            agent.charge(self.step_s, now)
+            try:
+                agent.advance()
+            except ValueError as error:  # a loss that is not finite
+                agent.fail(error, now)
+            else:
+                agent.charge(self.step_s, now)
 
     def wakeup(self, now: float) -> float:
         """When `act` next has something to do, if nothing is heard."""

@@ -16,8 +16,8 @@ import onboard.journal
 from benchmarks.pair import scratch
 from onboard.agent_state import KEPT, Known
 from onboard.boot_counter import SKIPPED, count_start
-from onboard.gossip_agent import Known as Gossiping
-from onboard.gossip_agent import Tie
+from onboard.gossip_state import Known as Gossiping
+from onboard.gossip_state import Tie
 from onboard.journal import Journal
 from onboard.wire.events import Spent
 from onboard.wire.seal import MAX_EPOCH

@@ -13,8 +13,8 @@ import pytest
 
 import onboard.wire.seal
 from benchmarks.pair import scratch
-from onboard.gossip_agent import Known, Phase
 from onboard.gossip_checkpoint import BEFORE, CHECKPOINT
+from onboard.gossip_state import Known, Phase
 from onboard.journal import Journal, replace_durably
 from onboard.wire.seal import MAX_EPOCH
 from tests.gossip_net import GossipNet
@@ -122,7 +122,7 @@ def test_a_node_of_another_seed_is_refused_named_and_left_out(
     assert {record.__dict__["fields"]["peer"] for record in refused} == {1, 2, 3}
     assert all("another mask" in record.__dict__["fields"]["why"] for record in refused)
     assert net.nodes[1].agent is not None
-    assert net.nodes[1].agent.refused >= 1
+    assert net.nodes[1].agent.trust.refused >= 1
 
 
 @pytest.mark.parametrize("seed", range(2))

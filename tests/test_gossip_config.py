@@ -14,8 +14,9 @@ from hw_profiles import load_board, load_link
 from onboard import data, doctor
 from onboard.cli import main
 from onboard.config import GossipConfig, NodeConfig, load_gossip, load_node, load_own
-from onboard.gossip_agent import MODEL, Phase
 from onboard.gossip_carrier import gossip_node
+from onboard.gossip_checkpoint import MODEL
+from onboard.gossip_state import Phase
 from onboard.keys import BadKey, new_key, save_key
 from onboard.learn import topology
 from onboard.picture import gossip_picture

@@ -92,6 +92,11 @@ class Descent:
         return views(self._graph.layout, self.vector)
 
     @property
+    def classes(self) -> int:
+        """Of its images, by the highest label."""
+        return int(self._y.max(initial=0)) + 1
+
+    @property
     def batches_an_epoch(self) -> int:
         return -(-len(self._x) // self.recipe.batch_size)
 

@@ -9,12 +9,16 @@ or, in the end, none. What one model gains the other loses, however late, and wh
 edge's exchange open; its weight stays with the node, and nothing waits for it.
 
 An end that lost its memory begins at exchange 0; it takes over the number of a neighbour that is further on.
+It may have lost any part of it when it starts; once an exchange was completed after that, a neighbour that
+follows the rules is never further on than by one, and a number beyond that is refused.
+What a neighbour can move a model by is bounded (`outliers`).
 An end whose values are refused (another seed, weight, share or model) does not send more of them until it
 hears values that it can use.
 """
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -25,18 +29,26 @@ import numpy as np
 
 from onboard.codec import sparse
 from onboard.codec.layout import Floats
-from onboard.codec.mask import Draw, Mask, drawn
+from onboard.codec.mask import ALL, Draw, Mask, drawn
 from onboard.codec.sparse import Answer, BadExchange
 from onboard.codec.values import Form
+from onboard.learn.outliers import Clipping, size_of
 
 Message = bytes | memoryview
 
 LAST_NUMBER = 2**32 - 2
 """Of an exchange, that is taken: the one after it can be written still, and no node opens another."""
 
+FURTHEST = 2**31
+"""The number that is taken over at most: 68 years of an exchange each second, and as many are left then."""
+
 
 class Over(BadExchange):
     """The values are of an exchange that is over: whoever sent them has forgotten how far this edge was."""
+
+
+class Outlier(BadExchange):
+    """No node that follows the rules sends that: a number far ahead, or values far beyond the model's own."""
 
 
 @dataclass(slots=True)
@@ -54,6 +66,7 @@ class _Edge:
     early: Message = b""  # theirs of the next exchange: they knew before this end that this one is complete
     late: bool = False  # it was waited for in vain, and not heard since
     shut: bool = False  # ours were refused, and nothing usable was heard since
+    settled: bool = False  # an exchange was completed since the start: both ends know where the edge stands
 
     @property
     def complete(self) -> bool:
@@ -68,7 +81,7 @@ class _Edge:
         """All that `weight` and `seed` and the masks that they draw do not give."""
         return {
             "number": self.number, "message": self.message, "there": self.there, "received": self.received,
-            "early": self.early, "late": self.late, "shut": self.shut,
+            "early": self.early, "late": self.late, "shut": self.shut, "settled": self.settled,
         }  # fmt: skip
 
 
@@ -97,6 +110,8 @@ class Gossip:
             raise ValueError(f"weights of node {node}: {dict(weights)}, must be above 0 and sum to 1 at most")
         self.node, self.size, self.share, self.form = node, size, share, form
         self.exchanges = 0  # completed by this end
+        self.clipped: dict[int, float] = {}  # in the last mix: which share was taken of whose values
+        self.clipping = Clipping(weights, share / ALL)
         numbers = numbers or {}
         self._edges = {
             peer: _Edge(weight, _edge_seed(seed, weight, classes), numbers.get(peer, 0))
@@ -136,6 +151,8 @@ class Gossip:
         vector: the model, float32 (size,). A message must be durable before it leaves: an end that sends
         other values under the same number after a restart would change the mean.
         """
+        if math.isinf(self.clipping.scale):
+            self.clipping.look_at(vector)
         return {
             peer: self._open(peer, edge, vector)
             for peer, edge in self._edges.items()
@@ -146,14 +163,18 @@ class Gossip:
         """What `restore` needs: values, messages and arrays float32, the gossip's own."""
         return {
             "exchanges": self.exchanges,
+            "clipping": self.clipping.state(),
             "edges": {peer: edge.state() for peer, edge in self._edges.items()},
         }
 
-    def restore(self, exchanges: int, edges: Mapping[int, Mapping[str, Any]]) -> None:
+    def restore(
+        self, exchanges: int, clipping: Mapping[str, Any], edges: Mapping[int, Mapping[str, Any]]
+    ) -> None:
         """Goes on from `state`. Raises ValueError for another node's."""
         if edges.keys() != self._edges.keys():
             raise ValueError(f"a state of neighbours {sorted(edges)}, this node's are {sorted(self._edges)}")
         self.exchanges = exchanges
+        self.clipping.restore(**clipping)
         for peer, kept in edges.items():
             self._edges[peer] = edge = replace(self._edges[peer], mask=None, sent=None, **kept)
             if edge.message:
@@ -178,7 +199,8 @@ class Gossip:
     def take(self, peer: int, message: Message) -> None:
         """A neighbour's values: durable before it is told so. `mix` then may have something to do.
 
-        Raises Over and BadExchange for what cannot be used; nothing changes. KeyError for no neighbour.
+        Raises Over, Outlier and BadExchange for what cannot be used; nothing changes. KeyError for no
+        neighbour.
         """
         edge = self._edges[peer]
         header = sparse.parse(message)
@@ -186,10 +208,16 @@ class Gossip:
             raise BadExchange(f"exchange {header.round} with node {peer}: numbers end at {LAST_NUMBER}")
         if header.round < edge.number:
             raise Over(f"exchange {header.round} with node {peer} is over, at {edge.number}")
+        follows = header.round == edge.number + 1 and edge.sent is not None and edge.received is not None
+        if header.round > edge.number and not follows and (edge.settled or header.round > FURTHEST):
+            raise Outlier(f"exchange {header.round} with node {peer}, which is at {edge.number}, not so far")
         mask = self._mask(peer, edge) if header.round == edge.number else self._drawn(peer, header.round)
         received = sparse.decode(message, mask)
+        if self.clipping.is_absurd(received):
+            own = self.clipping.scale
+            raise Outlier(f"values of {size_of(received):.3g} from node {peer}, the model's are {own:.3g}")
         edge.late = edge.shut = False
-        if header.round == edge.number + 1 and edge.sent is not None and edge.received is not None:
+        if follows:
             edge.there, edge.early = True, message  # it would not go on without ours
             return
         if (
@@ -210,22 +238,51 @@ class Gossip:
         edge.there = edge.sent is not None
 
     def refused(self, peer: int) -> None:
-        """The neighbour does not want what was sent: the exchange does not take place, on either side."""
+        """The neighbour does not want what was sent: the exchange does not take place, on either side, before
+        it hears other values. What it has sent itself stands, as it says that only once."""
         edge = self._edges[peer]
+        mask, received = edge.mask, edge.received
         edge.begin(edge.number)
+        edge.mask, edge.received = mask, received
         edge.shut = True
+
+    def try_again(self, peer: int) -> None:
+        """A neighbour that refused what was sent, and waits for other values, may take what is sent next."""
+        edge = self._edges[peer]
+        edge.shut = edge.shut and edge.received is None
+
+    def leave(self, peer: int) -> None:
+        """What a neighbour has sent in the exchanges that are open is not mixed."""
+        edge = self._edges[peer]
+        edge.received, edge.early, edge.late = None, b"", True
+
+    def start(self) -> None:
+        """What was mixed so far was so in an earlier life, of which any part may be lost: a neighbour may be
+        further on by any number."""
+        for edge in self._edges.values():
+            edge.settled = False
+        self.clipping = Clipping(self._edges, self.share / ALL)
 
     def mix(self, vector: Floats) -> tuple[int, ...]:
         """Mixes `vector` (size,) in place with all neighbours whose exchange is complete; returns which."""
         peers = self.complete
+        self.clipped = {}
+        if not peers:
+            return peers
         answers = []
+        self.clipping.look_at(vector)
+        self.clipping.turn()
         for peer in peers:
             edge = self._edges[peer]
             if edge.sent is not None and edge.received is not None:
-                answers.append(Answer(self._mask(peer, edge), edge.weight, edge.sent, edge.received))
+                share = self.clipping.share(peer, edge.sent, edge.received)
+                if share < 1:
+                    self.clipped[peer] = share
+                answers.append(Answer(self._mask(peer, edge), share * edge.weight, edge.sent, edge.received))
         sparse.mix(vector, answers)
         for peer in peers:
             edge = self._edges[peer]
+            edge.settled = True
             edge.begin(edge.number + 1)
             if edge.early:
                 edge.received, edge.early = sparse.decode(edge.early, self._mask(peer, edge)), b""

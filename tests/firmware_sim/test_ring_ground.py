@@ -21,8 +21,7 @@ from hw_profiles import load_board, load_link
 from onboard import data
 from onboard.codec.layout import Floats
 from onboard.contacts import ContactPlan
-from onboard.gossip_agent import MODEL
-from onboard.gossip_checkpoint import CHECKPOINT
+from onboard.gossip_checkpoint import CHECKPOINT, MODEL
 from onboard.learn.descent import Recipe
 
 PASSES = {1: ((0.0, 300.0),), 3: ((0.0, 1.0), (2.0, 300.0))}

@@ -1,0 +1,38 @@
+"""What a node that gossips keeps in its journal, and what it may be doing."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import msgspec
+
+from onboard.boot_counter import Counted
+from onboard.wire.events import Spent
+from onboard.wire.seal import NO_SALT
+
+
+class Phase(IntEnum):
+    """What a node is doing."""
+
+    TRAINING = 0
+    EXCHANGING = 1  # waits for the exchanges that it has just opened
+    LINGERING = 2  # all epochs are done: answers its neighbours
+    OVER = 3
+    FAILED = 4  # a step could not be run: it opens no exchange any more
+    HOLDING = 5  # trains nothing: answers its neighbours
+
+
+class Tie(msgspec.Struct, kw_only=True):
+    """What is kept of the link with one neighbour: its keys' salt, the floor of their frames under it, and
+    what was spent of this end's allowances."""
+
+    salt: bytes = NO_SALT
+    floor: tuple[int, int] = (0, 0)
+    spent: Spent = Spent()
+
+
+class Known(Counted, kw_only=True):
+    """What the agent keeps in its journal."""
+
+    ties: dict[int, Tie] = msgspec.field(default_factory=dict)
+    was_checkpointed: bool = False

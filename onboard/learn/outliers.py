@@ -1,0 +1,150 @@
+"""No neighbour moves a model far: what an exchange takes from it is clipped, and the absurd is refused.
+
+An exchange is as large as its values differ, the root mean square of received - sent. Models of one gossip
+differ by little, as they are trained alike and mixed again and again; so a difference that is many times what
+this node's last exchanges had was made by somebody who wants to move the model, or by one whose own was
+spoiled. It is scaled down to a limit (ClippedGossip: He, Karimireddy, Jaggi, "Byzantine-robust decentralized
+learning via ClippedGossip", 2022), here a multiple of what is usual:
+
+- With a neighbour that was not mixed with lately the limit is FAR times the model's own root mean square, as
+  it may have trained alone for long; but RARE times what the other neighbours in the middle differed by last,
+  where that is less, and TWICE the model's own at least: independent models of one size differ by the root of
+  two of it.
+- With one that is in step it is OFTEN times the largest of the last differences, of the neighbours in the
+  middle, and SOME of the model's own root mean square at least: a node may have been moved by one that was
+  away for long. It is in step when it has had the time to come near, NEAR / p exchanges without a gap.
+
+Neither is reached among nodes that follow the rules, so that the mean of their models stays. Where one does
+not, the other takes less than it gives: the sum changes, by no more than the limit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from statistics import median_low
+from typing import Any
+
+import numpy as np
+
+from onboard.codec.layout import Floats
+
+ABSURD = 100.0  # times the model's own: no values of such a size are taken at all
+FAR, TWICE, RARE = 10.0, 2.0, 20.0
+OFTEN, SOME = 3.0, 0.25
+LEAST = 0.01  # of a model's root mean square: one that begins with zeros learns from its neighbours too
+NEAR = 10.0  # over p: after so many exchanges hardly a coordinate was in no mask, by e^-10
+KNOWN = 8  # exchanges that tell what is usual; a neighbour is in step if it had one in as many turns
+_SPAN = 1 << 16  # values taken at a time
+
+
+def size_of(values: Floats) -> float:
+    """The root mean square of float32 (n,); inf where it is beyond float32, 0 for none."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = sum(float(np.dot(part, part)) for part in _parts(values))
+    return math.sqrt(total / len(values)) if len(values) else 0.0
+
+
+def difference(sent: Floats, received: Floats) -> float:
+    """The root mean square of received - sent, float32 (n,) each."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        moves = (mine - theirs for mine, theirs in zip(_parts(sent), _parts(received), strict=True))
+        total = sum(float(np.dot(move, move)) for move in moves)
+    return math.sqrt(total / len(sent)) if len(sent) else 0.0
+
+
+def _parts(values: Floats) -> Iterable[Floats]:
+    return (values[at : at + _SPAN] for at in range(0, len(values), _SPAN))
+
+
+@dataclass(slots=True)
+class _Known:
+    """Of one neighbour: its last differences, that were not clipped, in this life; the turn of the last
+    exchange; how many there were in step; the last difference; and the most that one was, since the last
+    checkpoint, in those of the others at that time."""
+
+    usual: deque[float] = field(default_factory=lambda: deque(maxlen=KNOWN))
+    turn: int = 0
+    in_step: int = 0
+    last: float = 0.0
+    pull: float = 0.0
+
+    @property
+    def tells(self) -> bool:
+        return len(self.usual) == KNOWN
+
+
+class Clipping:
+    """What is usual at one node, with each of `peers`, where the `share` p of the coordinates travels.
+    `scale`: the root mean square of its model."""
+
+    def __init__(self, peers: Iterable[int], share: float) -> None:
+        self._near = math.ceil(NEAR / share)
+        self.scale = math.inf  # not looked at yet
+        self._known = {peer: _Known() for peer in peers}
+        self._turn = 0
+
+    def look_at(self, vector: Floats) -> None:
+        """The model is as it is now."""
+        self.scale = max(size_of(vector), LEAST)
+
+    def is_absurd(self, received: Floats) -> bool:
+        """Whether no values of that size can come from a model of this gossip."""
+        return not size_of(received) <= ABSURD * self.scale
+
+    def turn(self) -> None:
+        """This node mixes."""
+        self._turn += 1
+
+    def share(self, peer: int, sent: Floats, received: Floats) -> float:
+        """How much of the difference is taken: 1, or less if it is clipped."""
+        known, moved = self._known[peer], difference(sent, received)
+        known.in_step = known.in_step + 1 if self._turn - known.turn <= KNOWN else 0
+        others = [each.last for other, each in self._known.items() if other != peer and each.last]
+        usual = max(median_low(others) if others else 0.0, SOME * self.scale / OFTEN)
+        limit = self._limit(peer, known)
+        known.turn, known.last, known.pull = self._turn, moved, max(known.pull, moved / usual)
+        if moved <= limit:
+            known.usual.append(moved)
+            return 1.0
+        return limit / moved
+
+    def checkpointed(self) -> None:
+        """Who pulled before the checkpoint does not matter any more."""
+        for known in self._known.values():
+            known.pull = 0.0
+
+    def pullers(self) -> list[int]:
+        """Who pulled far more than the others at the same time, whenever that was since the last checkpoint:
+        later the others pull as far, to bring the model back."""
+        most = max(known.pull for known in self._known.values())
+        return [peer for peer, known in self._known.items() if known.pull > max(OFTEN, most / 2)]
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs."""
+        return {
+            "scale": self.scale,
+            "turn": self._turn,
+            "known": {
+                peer: [list(known.usual), known.turn, known.in_step, known.last, known.pull]
+                for peer, known in self._known.items()
+            },
+        }
+
+    def restore(self, scale: float, turn: int, known: dict[int, Any]) -> None:
+        """Goes on from `state`."""
+        self.scale, self._turn = scale, turn
+        for peer, (usual, *others) in known.items():
+            self._known[peer] = _Known(deque(usual, maxlen=KNOWN), *others)
+
+    def _limit(self, peer: int, known: _Known) -> float:
+        others = [each.usual[-1] for other, each in self._known.items() if other != peer and each.usual]
+        far = FAR * self.scale
+        if others:
+            far = min(far, max(TWICE * self.scale, RARE * median_low(others)))
+        if not others or not known.tells or known.in_step < self._near:
+            return far
+        usual = median_low([max(each.usual) for each in self._known.values() if each.tells])
+        return min(far, max(OFTEN * usual, SOME * self.scale))
