@@ -20,7 +20,7 @@ from onboard.codec import alq
 from onboard.codec.alq import Model
 from onboard.complaints import one_line, where
 from onboard.data import Images
-from onboard.learn.clipping import norm
+from onboard.learn.clipping import Outlier, norm
 from onboard.learn.graph import InferGraph, Score, evaluate
 from onboard.log import say
 from onboard.server import Server
@@ -69,9 +69,15 @@ class Closing:
         if outcome.unusable:
             return outcome
         yield from self._weigh(average, number)
-        for node in usable:
-            average.add(*self._open(number, node))
-            yield True
+        for take in (average.add, average.compare):
+            for node in usable:
+                take(*self._open(number, node))
+                yield True
+        if (outlier := average.left_out()) is not None:
+            self._tell(outlier, number)
+            for node in usable:
+                average.add(*self._open(number, node))
+                yield True
         try:
             outcome.packed = self._condense(average)
         except MemoryError:
@@ -109,11 +115,11 @@ class Closing:
                     average.look_back(*self._open(earlier, answer["node"]), base)
                 yield True
         for outlier in average.weigh():
-            say(
-                log, "outlier", level=logging.WARNING, node=self._names.get(outlier.node, str(outlier.node)),
-                round=number, **{outlier.what: outlier.value}, median=outlier.median,
-                ratio=round(outlier.ratio, 2),
-            )  # fmt: skip
+            self._tell(outlier, number)
+
+    def _tell(self, outlier: Outlier, number: int) -> None:
+        name = self._names.get(outlier.node, str(outlier.node))
+        say(log, "outlier", level=logging.WARNING, node=name, round=number, **outlier.told())
 
     def _open(self, number: int, node: int) -> tuple[Update, Model]:
         """One stored answer. Raises ValueError, also for one that is not stored."""

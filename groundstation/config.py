@@ -51,6 +51,7 @@ class MissionSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     clip: Annotated[float, Meta(ge=0, le=1e6)] = DEFAULT_BOUNDS.clip
     clip_samples: Annotated[float, Meta(ge=0, le=1e6)] = DEFAULT_BOUNDS.clip_samples
     max_samples: Annotated[int, Meta(ge=1, le=0xFFFFFFFF)] | None = None
+    leave_out: bool = DEFAULT_BOUNDS.leave_out
     contacts: Text | None = None
     seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] = 0
 
@@ -66,7 +67,10 @@ class MissionSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     @property
     def bounds(self) -> Bounds:
         """What one board may count for in a round."""
-        return Bounds(clip=self.clip, clip_samples=self.clip_samples, max_samples=self.max_samples)
+        return Bounds(
+            clip=self.clip, clip_samples=self.clip_samples, max_samples=self.max_samples,
+            leave_out=self.leave_out,
+        )  # fmt: skip
 
     def select_of(self, nodes: int) -> int:
         """How many of so many boards are asked in a round."""

@@ -1,16 +1,17 @@
-"""A round's answers become its average, looked at twice: what each may count for is the others' to say.
+"""A round's answers become its average, and what each may count for is the others' to say.
 
-First every answer is looked at, then all are weighed (`learn.clipping`), then each is added. Nothing of an
-answer is held between the looks, so that a round of hundreds takes the memory of one; whoever carries the
-server keeps the answers.
+First every answer is looked at, then all are weighed (`learn.clipping`), then each is added, and compared
+with what came of it; where one has to be left out, they are added once more. Nothing of an answer is held
+between the looks, so that a round of hundreds takes the memory of one; whoever carries the server keeps them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from onboard.codec.alq import Model
-from onboard.learn.clipping import FEW, Claim, Outlier, Share, shares
+from onboard.codec import alq
+from onboard.codec.alq import Doubles, Model
+from onboard.learn.clipping import FEW, Claim, Outlier, Part, Share, contrary, norm, shares
 from onboard.learn.federated import PartialAverage
 from onboard.server import Server
 from onboard.wire.messages import UPDATE, Update
@@ -19,7 +20,8 @@ from onboard.wire.messages import UPDATE, Update
 class RoundAverage:
     """The average of round `number`, which sent `packed`.
 
-    Use: `look` at all, `weigh`, `add` all, `packed`.
+    Use: `look` at all, `weigh`, `add` all, `compare` all; if somebody is `left_out`, `add` all again;
+    `packed`.
     """
 
     def __init__(self, server: Server, number: int, packed: bytes) -> None:
@@ -27,6 +29,9 @@ class RoundAverage:
         self._claims: dict[int, Claim] = {}
         self._earlier: list[float] = []
         self._shares: dict[int, Share] = {}
+        self._parts: dict[int, Part] = {}
+        self._mean: tuple[dict[str, Doubles], float] | None = None  # what was moved on average, its length
+        self._out: int | None = None
         self._average = PartialAverage(server.layout)
 
     def look(self, update: Update, model: Model) -> None:
@@ -49,8 +54,29 @@ class RoundAverage:
 
     def add(self, update: Update, model: Model) -> None:
         """The second look at one node's answer."""
-        share = self._shares[update.node]
-        self._server.fold(self._average, update, model, self._number, self._sent, share)
+        if update.node != self._out:
+            share = self._shares[update.node]
+            self._server.fold(self._average, update, model, self._number, self._sent, share)
+
+    def compare(self, update: Update, model: Model) -> None:
+        """All were added. The third look at one node's answer."""
+        if self._mean is None:
+            mean = self._server.move(self._average.mean(), self._sent)
+            self._mean = mean, norm(mean)
+        share, claim = self._shares[update.node], self._claims[update.node]
+        move = self._server.move(alq.reconstruct(model), self._sent)
+        product = sum(float((values * self._mean[0][name]).sum()) for name, values in move.items())
+        weight = share.samples * self._server.age_weight(update, self._number)
+        self._parts[update.node] = Part(weight, share.factor * claim.norm, share.factor * product)
+
+    def left_out(self) -> Outlier | None:
+        """All were compared. Who counts for nothing, if somebody does: the average is empty again, and all
+        are to be added once more."""
+        if not self._server.bounds.leave_out or self._mean is None:
+            return None
+        if (outlier := contrary(self._parts, self._mean[1])) is not None:
+            self._out, self._average = outlier.node, PartialAverage(self._server.layout)
+        return outlier
 
     def packed(self) -> bytes:
         """The round's model, packed for the way down. Raises ValueError without an answer."""
@@ -67,6 +93,10 @@ def averaged(server: Server, number: int, packed: bytes, payloads: Mapping[int, 
     for node, payload in answers:
         average.look(*server.open(UPDATE, payload, node, number))
     average.weigh()
-    for node, payload in answers:
-        average.add(*server.open(UPDATE, payload, node, number))
+    for take in (average.add, average.compare):
+        for node, payload in answers:
+            take(*server.open(UPDATE, payload, node, number))
+    if average.left_out() is not None:
+        for node, payload in answers:
+            average.add(*server.open(UPDATE, payload, node, number))
     return average.packed()

@@ -170,7 +170,7 @@ class Server:
 
     def claim(self, update: Update, model: Model, packed: bytes) -> Claim:
         """What an update asks to count for in a round that sent `packed`. Raises BadPack for that."""
-        return Claim(norm(self._move(model, self._sent(packed))), update.samples)
+        return Claim(norm(self.move(alq.reconstruct(model), packed)), update.samples)
 
     def fold(
         self, average: PartialAverage, update: Update, model: Model, number: int, packed: bytes = b"",
@@ -178,14 +178,14 @@ class Server:
     ) -> None:  # fmt: skip
         """Adds an update to the average of round `number`, which sent `packed`, by its age and what it may
         count for: all that it claims if `share` is None. Raises BadPack."""
-        scale = staleness_weight(number - update.round, self.staleness)
+        scale = self.age_weight(update, number)
         share = share or Share(1.0, update.samples)
         weights = alq.reconstruct(model)
         if share.factor < 1:
             sent = self._sent(packed)
             weights = {
                 name: (values * share.factor).astype(np.float32)
-                for name, values in self._move(model, sent).items()
+                for name, values in self.move(weights, packed).items()
             }
             weights = weights if sent is None else moved(sent, weights)
         average.add(weights, share.samples, scale)
@@ -196,13 +196,17 @@ class Server:
             return None
         return alq.reconstruct(unpack(packed, self.layout))
 
-    def _move(self, model: Model, sent: Weights | None) -> dict[str, npt.NDArray[np.float64]]:
-        """What a round has moved."""
-        whole = alq.reconstruct(model)
+    def move(self, weights: Weights, packed: bytes) -> dict[str, npt.NDArray[np.float64]]:
+        """What weights of an update, or their average, have moved from what was sent. Raises BadPack."""
+        sent = self._sent(packed)
         return {
             name: values.astype(np.float64) - (0.0 if sent is None else sent[name])
-            for name, values in whole.items()
+            for name, values in weights.items()
         }
+
+    def age_weight(self, update: Update, number: int) -> float:
+        """What an update counts for in round `number` beside one of that round."""
+        return staleness_weight(number - update.round, self.staleness)
 
     def condense(self, average: PartialAverage, packed: bytes) -> bytes:
         """What a round that sent `packed` comes to, packed for the way down: quantized, or for FedAvg in

@@ -220,8 +220,18 @@ def test_a_long_move_is_brought_to_the_others_whether_moves_travel_or_whole_mode
         header = msgspec.structs.replace(HEADER, node=node, samples=samples)
         updates.append((header, Dense(one.layout, weights)))
         average.look(*updates[-1])
-    assert next((o.node, o.what, round(o.ratio)) for o in average.weigh()) == (5, "norm", 1000)
+    outlier = average.weigh()[0]
+    assert (outlier.node, outlier.what, round(outlier.value / outlier.median)) == (5, "norm", 1000)
+    for update in updates:
+        average.add(*update)
+    for update in updates:
+        average.compare(*update)
+    once = alq.reconstruct(unpack(average.packed(), one.layout))
+    assert once[FIRST].flat[0] == pytest.approx(0.5 + (4 - 1) / 5, abs=0.05)
+    out = average.left_out()
+    assert out is not None
+    assert (out.node, out.what, out.value) == (5, "cosine", pytest.approx(-1.0))
     for update in updates:
         average.add(*update)
     after = alq.reconstruct(unpack(average.packed(), one.layout))
-    assert after[FIRST].flat[0] == pytest.approx(0.5 + (4 - 1) / 5, abs=0.05)
+    assert after[FIRST].flat[0] == pytest.approx(1.5, abs=0.05)

@@ -8,6 +8,11 @@ counted, up to a bound that the other boards make:
 - `clip_samples` times the median of the round's samples, no more than the second most, and never more than
   `max_samples`.
 
+A board that turns its sign is no longer than others, and still takes from the mission what another one gives.
+So of three answers or more one that points against the sum of the others counts for nothing, if it is the
+only one that does (`contrary`): where several do, boards differ in what they learn, and nobody can say who
+is right.
+
 The median is the lower one of two: among two boards, the smaller says what is much. Boards that do as they
 are asked are hardly touched: five with ten digits each, or 0.3-Dirichlet parts of MNIST, moved 0.83 to 1.19
 times their median in each of six rounds (docs/benchmarks.md). Robust rules beyond that are another matter.
@@ -25,16 +30,21 @@ import numpy.typing as npt
 
 FEW = 3
 """Norms that a median wants. A round with fewer is judged with those of the rounds before it."""
+AGAINST = -0.1
+"""Cosine to the sum of the others below which an answer points against them. Honest ones had 0.09 to 0.66 in
+six rounds, with like parts and Dirichlet ones; a board that alone held two of the ten classes 0.03 to 0.18 in
+five. One that is turned has what it would have had, with the other sign."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
     """What one board may count for: multiples of the round's median, 0 for no bound; `max_samples` in
-    images."""
+    images; `leave_out`: whether the only answer against all others counts for nothing."""
 
     clip: float = 2.0
     clip_samples: float = 2.0
     max_samples: int | None = None
+    leave_out: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +65,19 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Outlier:
-    """A claim beyond its multiple of the median; `what` is "norm" or "samples"."""
+    """A claim that is not granted, and the median of its kind; `what` is "norm", "samples" or "cosine"."""
 
     node: int
     what: str
     value: float
     median: float
 
-    @property
-    def ratio(self) -> float:
-        """How many times the median; infinite where that is 0."""
-        return self.value / self.median if self.median else math.inf
+    def told(self) -> dict[str, float]:
+        """What a log says of it; `ratio` is how many times the median, infinite where that is 0."""
+        if self.what == "cosine":
+            return {"cosine": round(self.value, 3), "median": round(self.median, 3)}
+        ratio = self.value / self.median if self.median else math.inf
+        return {self.what: self.value, "median": self.median, "ratio": round(ratio, 2)}
 
 
 def norm(move: Mapping[str, npt.NDArray[np.floating[Any]]]) -> float:
@@ -93,6 +105,38 @@ def shares(
         if claim.samples > counts.beyond:
             outliers.append(Outlier(node, "samples", claim.samples, counts.median))
     return given, outliers
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One move in an average: its weight there, its length, and its scalar product with the average."""
+
+    weight: float
+    length: float
+    product: float
+
+
+def contrary(parts: Mapping[int, Part], average_length: float) -> Outlier | None:
+    """The only one of three parts or more that points against the sum of the others, if there is one."""
+    whole = sum(part.weight for part in parts.values())
+    cosines = {node: _cosine(part, whole, average_length) for node, part in parts.items()}
+    against = [node for node, cosine in cosines.items() if cosine < AGAINST]
+    if len(parts) < FEW or len(against) != 1:
+        return None
+    ranked = sorted(cosines.values())
+    return Outlier(against[0], "cosine", cosines[against[0]], ranked[(len(ranked) - 1) // 2])
+
+
+def _cosine(part: Part, whole: float, average_length: float) -> float:
+    """To the sum of the others, which is the whole sum less this part."""
+    along = whole * part.product - part.weight * part.length**2
+    squared = (
+        (whole * average_length) ** 2
+        - 2 * whole * part.weight * part.product
+        + (part.weight * part.length) ** 2
+    )
+    lengths = part.length * math.sqrt(max(squared, 0.0))
+    return along / lengths if lengths else 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onboard.learn.clipping import Bounds, Claim, Share, norm, shares
+from onboard.learn.clipping import Bounds, Claim, Part, Share, contrary, norm, shares
 
 HONEST = {1: Claim(1.0, 600), 2: Claim(1.1, 500), 3: Claim(0.9, 700), 4: Claim(1.05, 600)}
 
@@ -31,7 +31,7 @@ def test_an_outlier_counts_as_much_as_the_largest_of_the_others_and_is_told() ->
     assert [given_[node] for node in HONEST] == [Share(1.0, claim.samples) for claim in HONEST.values()]
     assert (first.node, first.what, first.value, first.median) == (5, "norm", 1e30, 1.05)
     assert (second.node, second.what, second.median) == (5, "samples", 600)
-    assert second.ratio == (2**32 - 1) / 600
+    assert second.told() == {"samples": 2**32 - 1, "median": 600, "ratio": round((2**32 - 1) / 600, 2)}
 
 
 def test_two_that_agree_are_held_to_the_median() -> None:
@@ -65,6 +65,27 @@ def test_bounds_can_be_turned_off_and_samples_have_one_of_their_own() -> None:
     given_, outliers = shares(big, Bounds(clip=0, clip_samples=0, max_samples=550))
     assert [share.samples for share in given_.values()] == [550, 500, 550, 550, 550]
     assert outliers == []
+
+
+def parts(*moves: list[float]) -> tuple[dict[int, Part], float]:
+    """Of these moves, each of weight 1, and the length of their average."""
+    vectors = np.array(moves)
+    mean = vectors.mean(axis=0)
+    found = {n: Part(1.0, float(np.linalg.norm(v)), float(v @ mean)) for n, v in enumerate(vectors, start=1)}
+    return found, float(np.linalg.norm(mean))
+
+
+def test_the_only_one_against_all_others_is_named_and_of_several_nobody() -> None:
+    alike = [[1.0, 0.2, 0.0], [1.0, 0.0, 0.2], [1.0, 0.1, 0.1]]
+    outlier = contrary(*parts(*alike, [-1.0, 0.0, 0.0]))
+    assert outlier is not None
+    assert (outlier.node, outlier.what) == (4, "cosine")
+    assert outlier.value == pytest.approx(-3.0 / np.linalg.norm([3.0, 0.3, 0.3]))
+    assert outlier.told()["median"] > 0
+    assert contrary(*parts(*alike, [0.0, 1.0, 0.0])) is None  # another direction is none against
+    assert contrary(*parts(*alike, [0.0, 0.0, 0.0])) is None
+    assert contrary(*parts([1.0, 0.0, 0.0], [-1.0, 0.0, 0.0])) is None  # of two nobody knows
+    assert contrary(*parts([2.0, -1, -1], [-1, 2.0, -1], [-1, -1, 2.0])) is None  # each learns something else
 
 
 CLAIMS = st.builds(Claim, st.floats(0, 1e300), st.integers(1, 2**32 - 1))
