@@ -30,6 +30,13 @@ SHORTEST_WAIT_S = 1e-4  # of a loop that has more to do at once
 UNIX_S = 1.8e9  # what the wall's clock says when the virtual one begins
 
 
+def _shut() -> threading.Lock:
+    """A lock that somebody waits for, until another thread releases it: a turn that is handed over."""
+    lock = threading.Lock()
+    lock.acquire()
+    return lock
+
+
 class Killed(BaseException):
     """Ends a program's thread where it waits."""
 
@@ -56,7 +63,7 @@ class Program(threading.Thread):
         self.is_killed = False
         self.stop: Stop | None = None  # once it can be stopped in order
         self._world, self._main = world, main
-        self._turn = threading.Semaphore(0)
+        self._turn = _shut()
 
     def run(self) -> None:
         self._turn.acquire()
@@ -114,7 +121,7 @@ class World:
     def __init__(self, seed: str) -> None:
         self.now = 1000.0
         self.said: list[Said] = []
-        self.turned = threading.Semaphore(0)  # a program's turn is over
+        self.turned = _shut()  # a program's turn is over
         self._random = random.Random(seed)
         self._programs: dict[str, Program] = {}
         self._cables: dict[str, Cable] = {}
