@@ -342,10 +342,9 @@ class Agent:
         self.known.phase = State.FAILED
         self._failed = failed
         self.session.forget(self.known.model)  # whoever asks again, in whatever words, is to be heard
-        say(
-            log, "training-failed", level=logging.ERROR, round=self.known.round,
-            failure=failure_name(failed.failure), why=failed.why,
-        )  # fmt: skip
+        if failed.failure != Failure.DISK:  # of which `unreadable` has told, in one line with the file's name
+            told = {"round": self.known.round, "failure": failure_name(failed.failure), "why": failed.why}
+            say(log, "training-failed", level=logging.ERROR, **told)
         self.housekeeping(now, at_once=True)
 
     def relieve(self, now: float) -> None:
