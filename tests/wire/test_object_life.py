@@ -75,9 +75,9 @@ class Disk(Spool):
         self._refuse()
         super().drop(digest)
 
-    def finish(self, digest: bytes) -> None:
+    def finish(self, *digests: bytes) -> None:
         self._refuse()
-        super().finish(digest)
+        super().finish(*digests)
 
 
 class End:
