@@ -54,8 +54,8 @@ def _bursts(hostile: Hostile) -> None:
 def _offer_and_cancel(hostile: Hostile) -> None:
     for _ in range(hostile.due(FLOOD / 2)):
         name = hostile.random.randbytes(16)
-        hostile.raw(Type.OFFER, Offer(name, 10_000, 900, UPDATE).encode(), object_id=1)
-        hostile.raw(Type.CANCEL, name + b"\1", object_id=1)
+        hostile.raw(Type.OFFER, Offer(name, 10_000, 900, UPDATE).encode(), object_id=200)
+        hostile.raw(Type.CANCEL, name + b"\1", object_id=200)
 
 
 def _flood(kind: Type, payload: Callable[[Hostile], bytes], per_s: float = FLOOD, **flags: Any) -> Play:

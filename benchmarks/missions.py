@@ -30,6 +30,7 @@ import onboard.carrier
 import onboard.cli
 import onboard.gossip_agent
 import onboard.gossip_carrier
+import onboard.gossip_restore
 import onboard.training_process
 from benchmarks.genuine import (
     Genuine,
@@ -271,7 +272,7 @@ class Ring(Mission):
             (onboard.gossip_carrier, "carry_gossip", carry),
             (onboard.gossip_carrier, "TrainGraph", SimpleNamespace(load=lambda name: train)),
             (onboard.gossip_carrier, "Descent", watched_descent(self.genuine)),
-            (onboard.gossip_agent, "Gossip", watched_gossip(self.genuine)),
+            (onboard.gossip_restore, "Gossip", watched_gossip(self.genuine)),
             (onboard.gossip_agent, "Checkpoints", watched_checkpoints(self.genuine)),
         ]  # fmt: skip
 
