@@ -20,6 +20,7 @@ from typing import Any
 
 from groundstation.ledger import TABLES, Findings, Ledger, examine
 from groundstation.witness import Witness
+from onboard.files import cleared
 from onboard.journal import sync_folder
 from onboard.log import say
 from onboard.wire.seal import MAX_EPOCH
@@ -54,7 +55,7 @@ def make_whole(path: Path, witness: Witness) -> None:
     """Leaves a whole database at `path`, or none where none was begun. Raises sqlite3.Error where it is held
     or the machine refuses, OSError, and ForeignFile."""
     backup = backup_of(path)
-    trouble = list[str]()
+    trouble = _cleared(path)
     try:
         witnessed = witness.read()
     except ValueError as error:
@@ -88,6 +89,17 @@ def make_whole(path: Path, witness: Witness) -> None:
         log, "database-damaged", level=logging.ERROR, why="; ".join([why, *trouble]),
         lost=_told(main.bad if main else []), aside=str(aside or ""), rounds=len(rows["round"]),
     )  # fmt: skip
+
+
+def _cleared(path: Path) -> list[str]:
+    """Puts aside what has the name of one of the files and is none, as SQLite cannot open it, and a link to a
+    log leads to another database's; says what. The database itself may be a link to where there is room."""
+    trouble = []
+    for side in _SIDES:
+        file = path.with_name(path.name + side)
+        if (side or not file.is_file()) and (told := cleared(file)):
+            trouble.append(f"{file}: {told}")
+    return trouble
 
 
 def make_new(db: sqlite3.Connection) -> None:

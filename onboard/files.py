@@ -84,15 +84,23 @@ def remove_file(path: Path) -> bool:
 
 def clear_the_way(path: Path) -> None:
     """Puts aside what is at `path`, and says so, if it is no regular file. Raises OSError where it cannot."""
+    if told := cleared(path):
+        say(log, "put-aside", level=logging.WARNING, path=str(path), why=told)
+
+
+def cleared(path: Path) -> str:
+    """As `clear_the_way`, but leaves it to the caller to say so: returns what is put aside, and where it is
+    now; nothing where nothing was in the way."""
     try:
         _check(path)
     except FileNotFoundError:
         pass
     except NotAFile as error:
         told = _put_aside(path, error)
-        say(log, "put-aside", level=logging.WARNING, path=str(path), why=told.strerror)
         if os.path.lexists(path):
             raise told from None
+        return str(told.strerror)
+    return ""
 
 
 def clear_the_way_of_folder(path: Path) -> None:

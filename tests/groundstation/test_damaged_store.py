@@ -202,6 +202,50 @@ def test_what_rots_while_the_daemon_runs_is_not_read(killed: tuple[Path, Path], 
     store.close()
 
 
+@pytest.mark.parametrize("name", FILES[:3])
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link that leads nowhere", "link"])
+def test_what_is_no_file_is_put_aside_in_one_event(
+    kind: str, name: str, killed: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = copied(killed[0], tmp_path / "m")
+    file, target = path.with_name(name), tmp_path / "target"
+    file.unlink()
+    if kind == "folder":
+        file.mkdir()
+        (file / "inside").write_bytes(b"x")
+    elif kind == "pipe":
+        os.mkfifo(file)
+    else:
+        file.symlink_to(target)
+    if kind == "link":
+        target.write_bytes(b"somebody else's")
+    store = Store(path)
+    assert [record.getMessage() for record in caplog.records] == ["database-damaged"]
+    assert str(file) in caplog.records[0].fields["why"]
+    assert store.begin(b"x" * 8, "other", 9, b"y" * 8) == (MISSION, GRAPH)
+    store.close()
+    assert target.read_bytes() == b"somebody else's" if kind == "link" else not target.exists()
+    caplog.clear()
+    Store(path).close()
+    assert not caplog.records
+
+
+def test_a_database_that_is_a_link_to_another_disk_stays_one(
+    killed: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = copied(killed[0], tmp_path / "m")
+    store = Store(path)  # folds the log in
+    store.close()
+    (tmp_path / "disk").mkdir()
+    path.rename(tmp_path / "disk" / NAME)
+    path.symlink_to(tmp_path / "disk" / NAME)
+    store = Store(path)
+    assert store.begin(b"x" * 8, "other", 9, b"y" * 8) == (MISSION, GRAPH)
+    store.close()
+    assert path.is_symlink()
+    assert not caplog.records
+
+
 def test_a_new_database_is_told_of_in_no_event(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(3):  # killed before a mission was entered, and before its first round
         Store(tmp_path / NAME).close()
