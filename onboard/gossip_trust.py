@@ -15,7 +15,7 @@ from onboard.log import say
 log = logging.getLogger(__name__)
 
 STRIKES = 3  # and a neighbour is left out
-OUTLIER = 0.5  # an exchange of which no more is taken is a strike
+OUTLIER = 0.6  # an exchange of which no more is taken is a strike
 PARDON = 0.125  # of a strike, for each exchange that is as it should be
 LEFT_OUT_S, LONGEST_S = 600.0, 86_400.0
 TELL_EVERY_S = 60.0

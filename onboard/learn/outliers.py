@@ -33,7 +33,7 @@ from onboard.codec.layout import Floats
 
 ABSURD = 100.0  # times the model's own: no values of such a size are taken at all
 FAR, TWICE, RARE = 10.0, 2.0, 20.0
-OFTEN, SOME = 3.0, 0.25
+OFTEN, SOME = 3.0, 1.0
 LEAST = 0.01  # of a model's root mean square: one that begins with zeros learns from its neighbours too
 NEAR = 10.0  # over p: after so many exchanges hardly a coordinate was in no mask, by e^-10
 KNOWN = 8  # exchanges that tell what is usual; a neighbour is in step if it had one in as many turns
