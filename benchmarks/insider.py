@@ -29,10 +29,9 @@ from onboard.wire.messages import MODEL, encode_object
 
 TIMES = 2.0
 POINTS = 2.0
-BEFORE_S = 3.0  # that a hostile ground does what it does before it asks what an honest one asks
+BEFORE_S, QUIET_S = 3.0, 60.0  # of what a hostile ground does, and until it asks what an honest one asks
 LIMIT_S = 120.0  # for an update that takes 8 s
 VICTIMS = ("ground", "board", "gossip", "accuracy")
-OBJECTS = frozenset(FROM_GROUND) | {"objects of noise", "objects of an unknown kind", "epochs that jump"}
 
 OPTIONS = (
     click.Option(["--victim"], type=click.Choice(VICTIMS), multiple=True, help="Only this; repeatable."),
@@ -117,32 +116,34 @@ def against(victim: str, kind: str, play: Play) -> Outcome:
         if victim == "gossip":
             return _gossip(Ringed(folder / "ring", kind), kind, play)
         siege = Siege(folder / "siege", kind, master=victim == "board")
-        siege.hostile.play = play if victim == "ground" else _then_asks(kind, play)
+        siege.hostile.play = play if victim == "ground" else _then_asks(play)
         with siege.on():
             siege.boot_all()
             siege.world.run(
-                lambda: siege.is_answered() or any(map(siege.world.ended, siege.programs)), LIMIT_S
+                lambda: siege.is_answered() or any(map(siege.world.ended, siege.programs)),
+                LIMIT_S + QUIET_S,
             )
             ended = _ended(siege.world, siege.programs, siege.hostile_name)
-            began_s = siege.offered_at() if victim == "ground" else siege.hostile.began_at + BEFORE_S
+            began_s = (
+                siege.offered_at() if victim == "ground" else siege.hostile.began_at + BEFORE_S + QUIET_S
+            )
             seconds = siege.world.now - began_s if siege.is_answered() else LIMIT_S
         return Outcome(victim, kind, seconds, ended)
 
 
-def _then_asks(kind: str, play: Play) -> Play:
-    """After a while the right task, as an honest ground of another mission asks it; frames that need no
-    object of the session's go on."""
+def _then_asks(play: Play) -> Play:
+    """After a while nothing, until what it cost is paid, and then the right task, as an honest ground of
+    another mission asks it: a board has no other ground to hear meanwhile."""
     asked: list[bytes] = []
 
     def both(hostile: Hostile) -> None:
         if hostile.now < hostile.began_at + BEFORE_S:
             play(hostile)
+        elif hostile.now < hostile.began_at + BEFORE_S + QUIET_S:
+            hostile.out.clear()
         elif not asked:
             asked.append(encode_object(right_task(0), b""))
-            hostile.out.clear()
             hostile.offer(MODEL, asked[0])
-        elif kind not in OBJECTS:
-            play(hostile)
 
     return both
 

@@ -27,10 +27,11 @@ import onboard.cli
 import onboard.gossip_carrier
 import onboard.training_process
 from benchmarks.missions import Mission, graphs, images
+from benchmarks.pair import AirPort
 from benchmarks.virtual import World
 from groundstation.cli import main
 from groundstation.config import load_mission
-from hw_profiles import load_link
+from hw_profiles import Link, load_link
 from onboard.budget import Pace
 from onboard.codec.dense import Dense
 from onboard.codec.pack import pack
@@ -45,6 +46,7 @@ from onboard.wire.session import Session
 
 LINK = "sband-2m"  # an update of 1.7 MB takes 7 s
 FSYNC_S = 0.01
+ROOM_BYTES = 212_992  # Linux's net.core.rmem_default; a serial port's is smaller
 TICK_S = 0.01  # of the hostile end
 MISSION_S = 300.0  # at most, for the honest update to arrive
 FLOPS = 1e12  # a second: the air is what takes time
@@ -67,6 +69,17 @@ class Charged(World):
     def committed(self) -> None:
         """The database has written a transaction."""
         self._syncs += 1
+
+    def opener(self, url: str, link: Link, tap: object = None) -> Callable[[], AirPort]:
+        """As of any world, with a kernel's buffer behind the port."""
+        opened = super().opener(url, link, tap)
+
+        def port() -> AirPort:
+            made = opened()
+            made.room_bytes = ROOM_BYTES
+            return made
+
+        return port
 
     def turn(self, name: str, resume: Callable[[], None]) -> None:
         if name not in self.charged:

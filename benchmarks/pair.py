@@ -82,6 +82,7 @@ class AirPort:
         self._send = send
         self._splitter = cobs.Splitter(link.mtu_bytes)
         self._stream: list[bytes] = []
+        self.room_bytes = math.inf  # of what nobody has read yet; more is lost
 
     @property
     def paths(self) -> None:
@@ -94,7 +95,8 @@ class AirPort:
     def hear(self, wire: bytes) -> None:
         """Bytes come out of the air."""
         self.rx_bytes += len(wire)
-        self._stream.append(wire)
+        if sum(map(len, self._stream)) + len(wire) <= self.room_bytes:
+            self._stream.append(wire)
 
     def read(self) -> list[bytes]:
         frames = []
