@@ -148,7 +148,7 @@ class Rounds(Mission):
 
     def __init__(self, folder: Path, seed: str, *, encrypted: bool) -> None:
         super().__init__(folder, seed)
-        shutil.copytree(_founded(encrypted), folder, dirs_exist_ok=True)
+        shutil.copytree(_founded(_SCRATCH[-1], encrypted), folder, dirs_exist_ok=True)
         for number in (1, 2):
             self.world.lay(f"/dev/air{number}", load_link(LINK), "ground", f"board-{number}")
 
@@ -220,9 +220,9 @@ def _accuracy(weights: Any) -> float:
 
 
 @cache
-def _founded(encrypted: bool) -> Path:
+def _founded(scratch: Path, encrypted: bool) -> Path:
     """A mission's folders, as `groundstation init` makes them; made once."""
-    folder = _scratch() / f"rounds-{encrypted}"
+    folder = scratch / f"rounds-{encrypted}"
     words = ["init", str(folder / "ground"), "--rounds", str(ROUNDS), "--deadline", str(DEADLINE_S)]
     for number in (1, 2):
         port = f"/dev/air{number}"
@@ -256,7 +256,7 @@ class Ring(Mission):
 
     def __init__(self, folder: Path, seed: str, *, encrypted: bool) -> None:
         super().__init__(folder, seed)
-        shutil.copytree(_ring(encrypted), folder, dirs_exist_ok=True)
+        shutil.copytree(_ring(_SCRATCH[-1], encrypted), folder, dirs_exist_ok=True)
         for a, b in topology.ring(range(1, NODES + 1)):
             self.world.lay(edge(a, b), load_link(EDGE), f"node-{a}", f"node-{b}")
 
@@ -300,9 +300,9 @@ def edge(a: int, b: int) -> str:
 
 
 @cache
-def _ring(encrypted: bool) -> Path:
+def _ring(scratch: Path, encrypted: bool) -> Path:
     """The nodes' folders; made once."""
-    folder = _scratch() / f"ring-{encrypted}"
+    folder = scratch / f"ring-{encrypted}"
     edges = topology.ring(range(1, NODES + 1))
     weights = topology.metropolis(edges)
     for number, neighbours in weights.items():
@@ -333,10 +333,6 @@ def _ring(encrypted: bool) -> Path:
 _SCRATCH: list[Path] = []
 
 
-def _scratch() -> Path:
-    return _SCRATCH[-1]
-
-
 @contextlib.contextmanager
 def founded_in(folder: Path) -> Iterator[None]:
     """Inside the block the first folders of all missions are made in this one, once."""
@@ -345,8 +341,6 @@ def founded_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         _SCRATCH.pop()
-        _founded.cache_clear()
-        _ring.cache_clear()
 
 
 MISSIONS: dict[str, Callable[..., Mission]] = {"rounds": Rounds, "ring": Ring}
