@@ -17,7 +17,7 @@ import errno
 import logging
 import os
 import struct
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2s
 from pathlib import Path
@@ -136,8 +136,7 @@ class Spool:
         """Remembers that the application has these objects, durably, then forgets their bytes."""
         if new := [digest for digest in digests if digest not in self._finished]:
             finished = [*self._finished, *new][-REMEMBERED:]
-            body = _DONE_MAGIC + b"".join(finished)
-            self._replace(self.folder / "finished", body + _check(body))
+            self._keep_finished(finished)
             self._finished = finished
         for digest in digests:
             self.drop(digest)
@@ -147,8 +146,7 @@ class Spool:
         again. Call it before `load`. Raises OSError."""
         left = [digest for digest in self._finished if digest in digests]
         if len(left) < len(self._finished):
-            body = _DONE_MAGIC + b"".join(left)
-            self._replace(self.folder / "finished", body + _check(body))
+            self._keep_finished(left)
             self._finished = left
 
     def finished(self) -> tuple[bytes, ...]:
@@ -190,6 +188,10 @@ class Spool:
         finally:
             os.close(folder)
 
+    def _keep_finished(self, digests: Sequence[bytes]) -> None:
+        body = _DONE_MAGIC + b"".join(digests)
+        self._replace(self.folder / "finished", body + _check(body, self.folder))
+
     def _read_finished(self) -> list[bytes]:
         try:
             longest = len(_DONE_MAGIC) + DIGEST_BYTES * REMEMBERED + _CHECK_BYTES
@@ -200,7 +202,8 @@ class Spool:
             content = b""
         body, check = content[:-_CHECK_BYTES], content[-_CHECK_BYTES:]
         digests = body[len(_DONE_MAGIC) :]
-        if not body.startswith(_DONE_MAGIC) or check != _check(body) or len(digests) % DIGEST_BYTES:
+        checks = _check(body, self.folder), _check(body)  # the latter as earlier versions wrote it
+        if not body.startswith(_DONE_MAGIC) or check not in checks or len(digests) % DIGEST_BYTES:
             self._discard(self.folder / "finished")
             return []
         return [digests[at : at + DIGEST_BYTES] for at in range(0, len(digests), DIGEST_BYTES)]
@@ -280,8 +283,10 @@ def _decode_map(content: bytes) -> Partial | None:
     return Partial(digest, kind, size, fragment_bytes, held, b"", deadline_s)
 
 
-def _check(body: bytes) -> bytes:
-    return blake2s(body, digest_size=_CHECK_BYTES).digest()
+def _check(body: bytes, folder: Path | None = None) -> bytes:
+    """`folder`: of whose spool alone the body may be, as another link's list names other objects."""
+    name = b"" if folder is None else os.fsencode(folder.name)
+    return blake2s(body + name, digest_size=_CHECK_BYTES).digest()
 
 
 def _write_at(handle: int, data: bytes | memoryview, offset: int) -> None:

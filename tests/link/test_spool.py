@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from hashlib import blake2s
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +247,25 @@ def test_a_damaged_list_of_finished_objects_starts_anew(
     assert spool.discarded == 1
     spool.finish(bytes(16))
     assert Spool(folder, MIB).finished() == (bytes(16),)
+
+
+def test_another_link_s_list_of_finished_objects_is_not_taken(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    own, other = tmp_path / "board-1", tmp_path / "board-2"
+    Spool(own, MIB).finish(bytes(16))
+    Spool(other, MIB).finish(bytes(range(16)))
+    (own / "finished").write_bytes((other / "finished").read_bytes())
+    spool = Spool(own, MIB)
+    assert spool.finished() == ()
+    assert [record.fields["path"] for record in caplog.records] == [str(own / "finished")]
+    assert Spool(other, MIB).finished() == (bytes(range(16)),)
+
+
+def test_a_list_of_finished_objects_of_an_earlier_version_is_taken(tmp_path: Path) -> None:
+    body = b"sdd1" + bytes(range(32))
+    (tmp_path / "finished").write_bytes(body + blake2s(body, digest_size=16).digest())
+    assert Spool(tmp_path, MIB).finished() == (bytes(range(16)), bytes(range(16, 32)))
 
 
 def test_the_limit_holds_for_all_objects_together(tmp_path: Path) -> None:
