@@ -72,7 +72,7 @@ class Besieged:
     def __init__(self, kind: Kind, crew: Crew, folder: Path, deadline_s: float, said: Said) -> None:
         self.kind, self.folder, self._crew, self._said = kind, folder, crew, said
         self.mission = folder / "mission"
-        self.up_s = 0.0  # in which the ground served
+        self.up_s = 0.0  # in which the ground served, and a board ran
         self.undisturbed_since = 0.0
         self.link_s: list[float] = []  # from a start to an agreed salt, where nothing else was done meanwhile
         self.ended: list[str] = []  # programs that nobody had killed, with their last words
@@ -203,7 +203,8 @@ class Besieged:
             program.state = "up"
 
     def _pass(self, now: float) -> None:
-        if self._serves and self.programs[GROUND].state == "up":
+        up = [name for name, program in self.programs.items() if program.state == "up"]
+        if self._serves and GROUND in up and len(up) > 1:
             self.up_s += now - self._turned_at
         self._turned_at = now
 

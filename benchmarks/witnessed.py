@@ -2,7 +2,8 @@
 
 A board that logs `delivered` has heard that the ground holds its update durably, and forgets it. So the
 update is in the database, or the ground has said that it came too late. A round ends at its deadline at the
-latest if anybody answered, and else is asked once more; only time in which the ground serves counts.
+latest if anybody answered, and else is asked once more; only time counts in which the ground serves and a
+board runs, so that somebody could answer.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from onboard.wire.messages import BadMessage, decode_update
 
 
 class Witness:
-    """Of one mission; `up_s` at each call: for how long its ground has served so far."""
+    """Of one mission; `up_s` at each call: for how long its ground has served a board so far."""
 
     def __init__(self) -> None:
         self.acknowledged: set[tuple[str, int]] = set()  # board and round
@@ -60,6 +61,7 @@ class Witness:
         store = Store(mission.database)
         names = {node.id: node.name for node in mission.nodes}
         found = []
+        closed = {row.number for row in store.rounds() if row.closed_at is not None}  # need no payload more
         try:
             stored = {
                 (names[answer["node"]], row.number): answer["state"]
@@ -70,7 +72,7 @@ class Witness:
             for board, number in sorted(self.acknowledged - self.discarded):
                 state = stored.get((board, number))
                 payload = store.payload(number, numbers[board])
-                if state not in ("answered", "merged") or (payload is None and number not in self.closed):
+                if state not in ("answered", "merged") or (payload is None and number not in closed):
                     found.append(f"{board}, round {number}: acknowledged, and stored as {state}")
                 elif payload is not None and not _is_of(payload, numbers[board], number):
                     found.append(f"{board}, round {number}: what is stored is another object")

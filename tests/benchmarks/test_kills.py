@@ -89,6 +89,8 @@ def test_an_acknowledged_update_that_is_nowhere_is_lost(
     store.enter_node(1, "one")
     store.open_round(1, b"model", [1], 0.0, 60.0)
     store.mark(1, 1, state, 1.0)
+    if CLOSED in events:
+        store.close_round(1, b"packed", 0.5, 1.0, 0.1, 2.0)
     store.close()
     found = heard(*events).lost(mission)
     assert len(found) == bool(lost)
