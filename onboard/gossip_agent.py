@@ -313,7 +313,10 @@ class GossipAgent:
         if taken < 1.0:  # a replay would not know the limit
             self._log.forget_taken(peer, range(number, number + 1))
         if self.trust.judge(peer, taken):
-            self._leave_out(peer, f"its values differ by {1 / taken:.0f} times what is taken at most", now)
+            far = (
+                f"differ by {1 / taken:.0f} times what is taken at most" if taken else "are of another model"
+            )
+            self._leave_out(peer, f"its values {far}", now)
 
     # remember
 

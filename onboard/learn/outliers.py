@@ -14,6 +14,12 @@ learning via ClippedGossip", 2022), here a multiple of what is usual:
   middle, and SOME of the model's own root mean square at least: a node may have been moved by one that was
   away for long. It is in step when it has had the time to come near, NEAR / p exchanges without a gap.
 
+Values may be no larger than others' and still have nothing of the model: zeros, noise, a sign that is turned.
+So it is looked at too how much of this node's own is in what it received, the coefficient of a regression
+of received on sent: 1 for the same model, 0 for zeros. All models of a gossip begin as one. So less than
+ALIKE comes of a node that was away, for some exchanges until all its coordinates were mixed, and else of
+nobody who follows the rules: from then on nothing is taken.
+
 Neither is reached among nodes that follow the rules, so that the mean of their models stays. Where one does
 not, the other takes less than it gives: the sum changes, by no more than the limit.
 """
@@ -35,6 +41,7 @@ ABSURD = 100.0  # times the model's own: no values of such a size are taken at a
 FAR, TWICE, RARE = 10.0, 2.0, 20.0
 OFTEN, SOME = 3.0, 1.0
 LEAST = 0.01  # of a model's root mean square: one that begins with zeros learns from its neighbours too
+ALIKE, SOON = 0.25, 3.0  # SOON / p: in so many exchanges a coordinate was in three masks
 NEAR = 10.0  # over p: after so many exchanges hardly a coordinate was in no mask, by e^-10
 KNOWN = 8  # exchanges that tell what is usual; a neighbour is in step if it had one in as many turns
 _SPAN = 1 << 16  # values taken at a time
@@ -55,6 +62,15 @@ def difference(sent: Floats, received: Floats) -> float:
     return math.sqrt(total / len(sent)) if len(sent) else 0.0
 
 
+def likeness(sent: Floats, received: Floats) -> float:
+    """How much of `sent` is in `received`, float32 (n,) each: their product over the square of `sent`."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        both = zip(_parts(sent), _parts(received), strict=True)
+        products = [(float(np.dot(mine, theirs)), float(np.dot(mine, mine))) for mine, theirs in both]
+    own = sum(square for _, square in products)
+    return sum(product for product, _ in products) / own if own else 1.0
+
+
 def _parts(values: Floats) -> Iterable[Floats]:
     return (values[at : at + _SPAN] for at in range(0, len(values), _SPAN))
 
@@ -62,14 +78,16 @@ def _parts(values: Floats) -> Iterable[Floats]:
 @dataclass(slots=True)
 class _Known:
     """Of one neighbour: its last differences, that were not clipped, in this life; the turn of the last
-    exchange; how many there were in step; the last difference; and the most that one was, since the last
-    checkpoint, in those of the others at that time."""
+    exchange; how many there were in step; the last difference; the most that one was, since the last
+    checkpoint, in those of the others at that time; and how many exchanges had little of this node's model,
+    less those that had."""
 
     usual: deque[float] = field(default_factory=lambda: deque(maxlen=KNOWN))
     turn: int = 0
     in_step: int = 0
     last: float = 0.0
     pull: float = 0.0
+    unlike: int = 0
 
     @property
     def tells(self) -> bool:
@@ -81,7 +99,7 @@ class Clipping:
     `scale`: the root mean square of its model."""
 
     def __init__(self, peers: Iterable[int], share: float) -> None:
-        self._near = math.ceil(NEAR / share)
+        self._near, self._soon = math.ceil(NEAR / share), math.ceil(SOON / share)
         self.scale = math.inf  # not looked at yet
         self._known = {peer: _Known() for peer in peers}
         self._turn = 0
@@ -99,13 +117,16 @@ class Clipping:
         self._turn += 1
 
     def share(self, peer: int, sent: Floats, received: Floats) -> float:
-        """How much of the difference is taken: 1, or less if it is clipped."""
+        """How much of the difference is taken: 1, less if it is clipped, 0 if it has nothing of the model."""
         known, moved = self._known[peer], difference(sent, received)
         known.in_step = known.in_step + 1 if self._turn - known.turn <= KNOWN else 0
         others = [each.last for other, each in self._known.items() if other != peer and each.last]
         usual = max(median_low(others) if others else 0.0, SOME * self.scale / OFTEN)
         limit = self._limit(peer, known)
         known.turn, known.last, known.pull = self._turn, moved, max(known.pull, moved / usual)
+        known.unlike = max(0, known.unlike + (1 if likeness(sent, received) < ALIKE else -1))
+        if known.unlike > self._soon:
+            return 0.0
         if moved <= limit:
             known.usual.append(moved)
             return 1.0
@@ -128,7 +149,14 @@ class Clipping:
             "scale": self.scale,
             "turn": self._turn,
             "known": {
-                peer: [list(known.usual), known.turn, known.in_step, known.last, known.pull]
+                peer: [
+                    list(known.usual),
+                    known.turn,
+                    known.in_step,
+                    known.last,
+                    known.pull,
+                    known.unlike,
+                ]
                 for peer, known in self._known.items()
             },
         }
