@@ -147,7 +147,10 @@ class Journal(Generic[S]):
         if first.holds and second.holds:
             older, newer = (first, second) if _newest(slots) is second else (second, first)
             ahead = (newer.generation - older.generation) % _GENERATIONS
-            if ahead != 1:
+            if ahead == 0:
+                copy, other = (first, second) if first.generation % 2 else (second, first)
+                yield SlotFault(copy.path, f"holds save {copy.generation}: a copy of {other.path.name}")
+            elif ahead != 1:
                 why = f"holds save {older.generation}, beside {newer.generation}: a copy of another time"
                 yield SlotFault(older.path, why)
             elif first.generation % 2:
