@@ -1,13 +1,15 @@
 """One object that is being received: its bytes, which of its fragments are held, and sums that may give more.
 
-What it takes of memory follows from the size that its OFFER says, which the inbox bounds before this is made:
-the bytes once, at most as much again for sums, and a few bits a fragment. Sets of fragments are Python
-integers, bit i for fragment i.
+What it takes of memory follows from the size that its OFFER says, which the inbox bounds before this is
+made: the bytes once, at most as much again for sums, and a few bits a fragment. The bytes of a large one take
+memory only where a fragment has come, as an OFFER alone is cheap and may come 20 times a second. Sets of
+fragments are Python integers, bit i for fragment i.
 """
 
 from __future__ import annotations
 
 import math
+import mmap
 from dataclasses import dataclass
 
 from onboard.wire import repair
@@ -16,6 +18,9 @@ from onboard.wire.messages import MAX_FRAGMENTS, digest, fragments_of
 from onboard.wire.recount import recounted
 from onboard.wire.repair import GENERATION, Equations
 
+Buffer = bytes | bytearray | mmap.mmap
+
+_LARGE_BYTES = 2**18
 _MOST_SUMS = 2048
 """Sums of an object that are held at a time. Each costs some 250 B beside its bytes, and an honest sender has
 no more than a generation or two of them on the way; what is not held is repaired or sent again later."""
@@ -38,7 +43,7 @@ class Partial:
     size: int
     fragment_bytes: int
     held: int
-    data: bytes | bytearray
+    data: Buffer
     deadline_s: int = 0
 
 
@@ -59,7 +64,7 @@ class Incoming:
         self.have = 0
         self.dirty = Fragments()
         self.deadline_s, self.deadline = 0, math.inf
-        self._data: bytes | bytearray = bytearray(size) if data is None else data
+        self._data: Buffer = _zeros(size) if data is None else data
         self._all = (1 << self.count) - 1
         self._equations: dict[int, Equations] = {}  # by generation; in memory only
 
@@ -177,7 +182,7 @@ class Incoming:
 
     def _put(self, index: int, payload: bytes) -> None:
         start, end = self._span(index)
-        assert isinstance(self._data, bytearray), "a fragment of an object that is whole and verified"
+        assert not isinstance(self._data, bytes), "a fragment of an object that is whole and verified"
         self._data[start:end] = payload[: end - start]
         self.held |= 1 << index
         self.have += 1
@@ -190,3 +195,13 @@ class Incoming:
     def _span(self, index: int) -> tuple[int, int]:
         start = index * self.fragment_bytes
         return start, min(start + self.fragment_bytes, self.size)
+
+
+def _zeros(size: int) -> bytearray | mmap.mmap:
+    """So many zeros, which take memory page by page as they are written. Raises MemoryError."""
+    if size < _LARGE_BYTES:
+        return bytearray(size)
+    try:
+        return mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(str(error)) from None

@@ -9,6 +9,7 @@ Integers are big-endian. Bytes that make no sense raise BadMessage and nothing e
 
 from __future__ import annotations
 
+import mmap
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ class Reason(IntEnum):
     BAD_OFFER = 6  # size, fragment length or kind make no sense
 
 
-def digest(kind: int, payload: bytes | bytearray) -> bytes:
+def digest(kind: int, payload: bytes | bytearray | mmap.mmap) -> bytes:
     """The identity of an object, 16 B: BLAKE2s-128 over its kind and its payload."""
     whole = blake2s(bytes((kind,)), digest_size=DIGEST_BYTES)
     whole.update(payload)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import mmap
 import tracemalloc
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -13,6 +15,7 @@ from onboard.wire.early import Early
 from onboard.wire.events import Arrived, Evicted, Limits, Refused
 from onboard.wire.fragments import Fragments
 from onboard.wire.frame import Frame, Type
+from onboard.wire.incoming import Incoming
 from onboard.wire.messages import MAX_FRAGMENTS, Offer, Reason, digest
 from onboard.wire.recount import recounted
 from onboard.wire.seal import Sealer
@@ -172,3 +175,18 @@ def test_a_recut_keeps_what_is_on_the_disk_there() -> None:
     assert incoming.fragment_bytes == 500
     assert incoming.have == 104
     assert incoming.dirty == {100, 101, 102, 103}
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+
+@pytest.mark.parametrize("index", [0, 31_000, 62_914])
+def test_large_objects_that_are_offered_take_memory_only_where_fragments_came(index: int) -> None:
+    before = _resident_bytes()
+    offered = [Incoming(bytes([n]) * 16, 2, 60 << 20, 1000) for n in range(20)]
+    last = (60 << 20) - 62_914 * 1000
+    assert all(each.store(index, b"x" * (last if index == 62_914 else 1000)) for each in offered)
+    assert _resident_bytes() - before < 8 << 20  # and not 1.2 GiB
+    assert offered[0].fragment(index)[:1] == b"x"
+    assert bytes(offered[0].fragment(1)) == bytes(1000)
