@@ -45,6 +45,9 @@ HEADER = Update(
 )  # fmt: skip
 
 
+SERVER = server()
+
+
 def test_a_task_is_the_rounds_and_the_first_sends_no_weights() -> None:
     one, other = server(learning_rate=0.01, learning_rate_decay=0.5), server()
     task, weights = decode_task(one.model(1, b""))
@@ -150,7 +153,7 @@ def test_what_every_method_makes_is_taken(method: Any) -> None:
 def test_any_bytes_are_refused_and_nothing_else(noise: bytes, kept: int) -> None:
     for payload in (noise, encode_object(HEADER, PACKED)[:kept] + noise):
         with pytest.raises(BadUpdate):
-            server().open(UPDATE, payload, 7, 2)
+            SERVER.open(UPDATE, payload, 7, 2)
 
 
 def test_the_average_weighs_samples_and_age() -> None:
