@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from onboard.link.spool import Addresses, Spool
 from onboard.link.whereabouts import LocalPortTaken
 from onboard.wire.seal import NO_SALT
 from tests.link.lan import End, Net, free
@@ -72,8 +73,8 @@ def lease(end: End) -> None:
     is_ipv6 = "[" in before
     number = before.rpartition(":")[2]
     end.url = "udp://?bind=[::1]:0" if is_ipv6 else f"udp://?bind=127.0.0.8:{number}"
-    note = end.folder / "peer"
-    note.write_text(note.read_text().replace(before, end.url))
+    spool = Spool(end.folder, 0)
+    spool.keep_addresses(end.url, spool.addresses(before))
 
 
 def both_met(net: Net) -> bool:
@@ -202,7 +203,8 @@ def test_a_port_that_the_url_says_is_not_another_one(net: Net) -> None:
     net.meet()
     board, number = net.board, net.board.address[1]
     board.kill()
-    (board.folder / "peer").write_text(f"{board.url}\n127.0.0.1:{net.ground.address[1]}\n{free()}\n")
+    kept = Addresses(f"127.0.0.1:{net.ground.address[1]}", free())
+    Spool(board.folder, 0).keep_addresses(board.url, kept)
     board.boot()
     net.says(board, 3.0)
     assert board.address[1] == number
