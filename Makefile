@@ -48,7 +48,7 @@ demo: $(VENV)/.locked
 	$(BIN)/firmware-sim demo $(ARGS)
 
 test: $(VENV)/.all check
-	$(BIN)/pytest -n 2 --dist worksteal $(ARGS)
+	$(BIN)/pytest -n 3 --dist worksteal $(ARGS)
 
 check: $(VENV)/.all
 	$(BIN)/ruff check .
@@ -70,7 +70,7 @@ test-newest:
 	$(PIP) install --group locked -e '.[ground,sim,crypto,test]'
 	$(PIP) $(INSTALL_TORCH) || { echo '$(TORCH_MISSING)' >&2; exit 1; }
 	$(BIN)/pip freeze --exclude-editable
-	$(BIN)/pytest -n 2 --dist worksteal $(ARGS)
+	$(BIN)/pytest -n 3 --dist worksteal $(ARGS)
 
 # The same against the oldest that pyproject.toml admits, on a Python that all of them have wheels for.
 test-lowest: VENV := .venv-lowest
@@ -80,7 +80,7 @@ test-lowest: $(UV)
 	  --no-binary spacedml-edge --group locked -e '.[ground,sim,crypto,test]'
 	$(PIP) $(INSTALL_TORCH) || { echo '$(TORCH_MISSING)' >&2; exit 1; }
 	$(BIN)/pip freeze --exclude-editable
-	$(BIN)/pytest -n 2 --dist worksteal $(ARGS)
+	$(BIN)/pytest -n 3 --dist worksteal $(ARGS)
 
 # One file for Python 3.10 to 3.14 on x86-64 and aarch64: uv resolves for all of them at once ("universal"), which
 # pip-tools cannot, and pip alone installs what it wrote. board.txt is the part of all.txt that goes to a board.

@@ -93,13 +93,21 @@ def make_whole(path: Path, witness: Witness) -> None:
 
 def _cleared(path: Path) -> list[str]:
     """Puts aside what has the name of one of the files and is none, as SQLite cannot open it, and a link to a
-    log leads to another database's; says what. The database itself may be a link to where there is room."""
+    log leads to another database's; says what. The database itself may be a link to where there is room, also
+    before it is made there."""
     trouble = []
     for side in _SIDES:
         file = path.with_name(path.name + side)
+        if not side and _is_a_place(file) and not backup_of(path).exists():
+            continue
         if (side or not file.is_file()) and (told := cleared(file)):
             trouble.append(f"{file}: {told}")
     return trouble
+
+
+def _is_a_place(file: Path) -> bool:
+    """Whether it is a link to where there is room for a file, and none yet."""
+    return file.is_symlink() and not file.exists() and file.resolve().parent.is_dir()
 
 
 def make_new(db: sqlite3.Connection) -> None:

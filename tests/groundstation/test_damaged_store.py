@@ -230,6 +230,20 @@ def test_what_is_no_file_is_put_aside_in_one_event(
     assert not caplog.records
 
 
+def test_a_database_is_made_where_a_link_leads(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "m" / NAME
+    for folder in (path.parent, tmp_path / "disk"):
+        folder.mkdir()
+    path.symlink_to(tmp_path / "disk" / NAME)
+    for _ in range(2):
+        store = Store(path)
+        assert store.begin(MISSION, "m", 9, GRAPH) == (MISSION, GRAPH)
+        store.close()
+    assert (tmp_path / "disk" / NAME).stat().st_size > 0
+    assert path.is_symlink()
+    assert not caplog.records
+
+
 def test_a_database_that_is_a_link_to_another_disk_stays_one(
     killed: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
