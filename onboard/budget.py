@@ -10,6 +10,8 @@ what it has only reserved before is not.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import resource
 from dataclasses import dataclass
 
@@ -87,20 +89,32 @@ class MemoryCap:
     """Inside the block this process may fill `allowed_bytes` with data, as with `cap_memory`; outside of it
     as much as before. For a process that trains and talks: a full heap is the training's alone.
 
-    What is mapped and empty when this is made is not counted.
+    What is mapped and empty at the block's beginning is not counted, so that a step may find room there. A
+    process that has filled more than it may raises MemoryError when it enters the block.
     """
 
     def __init__(self, allowed_bytes: int) -> None:
+        self._allowed_bytes = max(0, allowed_bytes)
         self._soft, self._hard = resource.getrlimit(resource.RLIMIT_DATA)
-        limit_bytes = max(0, allowed_bytes) + max(0, data_bytes() - anonymous_bytes())
-        limits = [limit for limit in (self._soft, self._hard) if limit != resource.RLIM_INFINITY]
-        self._capped = min([limit_bytes, *limits])
 
     def __enter__(self) -> None:
-        resource.setrlimit(resource.RLIMIT_DATA, (self._capped, self._hard))
+        if (filled_bytes := anonymous_bytes()) > self._allowed_bytes:
+            _give_back()
+            filled_bytes = anonymous_bytes()
+        if filled_bytes > self._allowed_bytes:
+            raise MemoryError(f"{filled_bytes >> 20} MB are filled, of {self._allowed_bytes >> 20} MB")
+        limit_bytes = self._allowed_bytes + max(0, data_bytes() - filled_bytes)
+        limits = [limit for limit in (self._soft, self._hard) if limit != resource.RLIM_INFINITY]
+        resource.setrlimit(resource.RLIMIT_DATA, (min([limit_bytes, *limits]), self._hard))
 
     def __exit__(self, *_: object) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (self._soft, self._hard))
+
+
+def _give_back() -> None:
+    """What was allocated and freed goes back to the kernel (malloc_trim(3), which glibc alone has)."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def share_of_training(budget_bytes: int) -> int:

@@ -87,7 +87,7 @@ def started(tmp_path: Path) -> Iterator[Callable[[int], Node]]:
         list(node.crew.stop())
 
 
-@pytest.mark.parametrize("memory_mb", [8, 24])  # below 4 its images alone are too many
+@pytest.mark.parametrize("memory_mb", [8, 40])  # below 4 its images alone are too many
 def test_a_training_that_does_not_fit_is_told_and_the_node_answers_on(
     memory_mb: int, started: Callable[[int], Node]
 ) -> None:
