@@ -42,6 +42,7 @@ from onboard.training import LocalTrainer
 from onboard.wire.events import Arrived, Delivered, Event, Rekeyed
 from onboard.wire.frame import Type
 from onboard.wire.messages import BadMessage, decode_task
+from onboard.wire.seal import SeqExhausted
 from onboard.wire.session import Session
 
 LINK = "sband-2m"  # an update of 1.7 MB takes 7 s
@@ -140,20 +141,26 @@ class Hostile:
     def main(self) -> None:
         port = self.world.opener(self.url, self.link)()
         while True:
-            for frame in port.read():
-                self._hear(self.session.receive(frame, self.now))
-            self.session.tick(self.now)
-            if self.began_at >= 0:
-                self.play(self)
-            left = LIMIT_BYTES
-            while self.out and left > 0:
-                left -= len(self.out[0])
-                port.write(self.out.pop(0))
-            self.out = self.out[:200]
-            while left > 0 and (sent := self.session.transmit(self.now)) is not None:
-                left -= len(sent)
-                port.write(sent)
+            try:
+                self._turn(port)
+            except SeqExhausted:  # as any end does then
+                self.again(self.epoch + 1)
             self.world.wait((), TICK_S)
+
+    def _turn(self, port: AirPort) -> None:
+        for frame in port.read():
+            self._hear(self.session.receive(frame, self.now))
+        self.session.tick(self.now)
+        if self.began_at >= 0:
+            self.play(self)
+        left = LIMIT_BYTES
+        while self.out and left > 0:
+            left -= len(self.out[0])
+            port.write(self.out.pop(0))
+        self.out = self.out[:200]
+        while left > 0 and (sent := self.session.transmit(self.now)) is not None:
+            left -= len(sent)
+            port.write(sent)
 
     def _hear(self, events: list[Event]) -> None:
         for event in events:
