@@ -33,7 +33,7 @@ from typing import Literal
 
 from onboard.codec import sparse
 from onboard.codec.layout import Floats
-from onboard.files import clear_the_way_of_folder, read_file
+from onboard.files import clear_the_way, clear_the_way_of_folder, read_file
 from onboard.journal import replace_durably
 from onboard.learn.gossip import Gossip, Message
 from onboard.log import say
@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 Way = Literal["sent", "taken"]
 
 _NAME = re.compile(r"(0|[1-9][0-9]{0,9})-(0|[1-9][0-9]{0,9})\.(sent|taken)")
+_PUT_ASIDE = re.compile(r"\.bad[0-9]+$")  # by `onboard.files`, which said so
 _MAGIC, _CHECK_BYTES = b"SDX1", 16
 _HEADER_BYTES = len(_MAGIC) + _CHECK_BYTES
 _NAMED = 3  # odd files that the log names; it counts the others
@@ -75,10 +76,13 @@ class ExchangeLog:
             whole, dot_new, rest = entry.name.partition(".new")
             if _NAME.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
                 self.new_bytes += entry.stat().st_size
+            elif _NAME.fullmatch(entry.name):  # a link, a folder: the name is wanted
+                with contextlib.suppress(OSError):
+                    clear_the_way(Path(entry.path))
             elif dot_new and not rest and _NAME.fullmatch(whole) and entry.is_file(follow_symlinks=False):
                 with contextlib.suppress(OSError):
                     Path(entry.path).unlink()  # cut by a kill
-            else:
+            elif not _PUT_ASIDE.search(entry.name):
                 odd.append(ascii(entry.name))
         if odd:
             names = ", ".join(odd[:_NAMED])

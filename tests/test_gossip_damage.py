@@ -159,7 +159,8 @@ def test_odd_files_among_the_exchanges_are_named_once_and_change_nothing(
     make_odd(disk / "1" / STATE / "exchanges")
     net.boot(1)
     (told,) = [record for record in caplog.records if record.getMessage() == "exchanges-odd"]
-    assert told.__dict__["fields"]["files"] == 17
+    assert told.__dict__["fields"]["files"] == 14
+    assert [record.getMessage() for record in caplog.records].count("put-aside") == 3  # have a message's name
     net.run(600.0, net.over)
     assert net.over()
     assert net.drift() < MEAN
