@@ -63,8 +63,10 @@ class OneLineErrors(click.Group):
         """See `click.Group.invoke`."""
         try:
             return super().invoke(ctx)
-        except Exception:
-            if was_interrupted():
+        except (Exception, SystemExit) as error:
+            # A library may make bad input of an interrupt, which a command then complains about.
+            is_end = isinstance(error, SystemExit) and error.code != 2
+            if was_interrupted() and not is_end:
                 raise click.Abort from None
             raise
 

@@ -55,7 +55,8 @@ def test_ctrl_c_ends_with_its_exit_code() -> None:
     assert CliRunner().invoke(group, ["interrupted"]).exit_code == 130
 
 
-def test_ctrl_c_that_a_library_took_for_its_own_failure_is_ctrl_c() -> None:
+@pytest.mark.parametrize("then", ["raise ImportError('multiarray failed to import')", "sys.exit(2)"])
+def test_ctrl_c_that_a_library_took_for_its_own_failure_is_ctrl_c(then: str) -> None:
     code = (
         "import os, signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from onboard.stop import loading\nloading()\n"
@@ -64,7 +65,7 @@ def test_ctrl_c_that_a_library_took_for_its_own_failure_is_ctrl_c() -> None:
         "@main.command()\ndef load():\n"
         "    try: os.kill(os.getpid(), signal.SIGINT)\n"
         "    except KeyboardInterrupt: pass\n"
-        "    raise ImportError('multiarray failed to import')\nmain()\n"
+        f"    {then}\nmain()\n"
     )
     done = subprocess.run([sys.executable, "-c", code, "load"], capture_output=True, text=True, timeout=20)
     assert (done.returncode, done.stderr) == (130, "")
