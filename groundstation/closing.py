@@ -73,7 +73,7 @@ class Closing:
             for node in usable:
                 take(*self._open(number, node))
                 yield True
-        if (outlier := average.left_out()) is not None:
+        if (outlier := average.odd_one()) is not None:
             self._tell(outlier, number)
             for node in usable:
                 average.add(*self._open(number, node))

@@ -1,17 +1,18 @@
 """A round's answers become its average, and what each may count for is the others' to say.
 
 First every answer is looked at, then all are weighed (`learn.clipping`), then each is added, and compared
-with what came of it; where one has to be left out, they are added once more. Nothing of an answer is held
+with what came of it; where one has to count for less, they are added once more. Nothing of an answer is held
 between the looks, so that a round of hundreds takes the memory of one; whoever carries the server keeps them.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from onboard.codec import alq
 from onboard.codec.alq import Doubles, Model
-from onboard.learn.clipping import FEW, Claim, Outlier, Part, Share, contrary, norm, shares
+from onboard.learn.clipping import FEW, Claim, Outlier, Part, Share, norm, odd_one, shares
 from onboard.learn.federated import PartialAverage
 from onboard.server import Server
 from onboard.wire.messages import UPDATE, Update
@@ -20,7 +21,7 @@ from onboard.wire.messages import UPDATE, Update
 class RoundAverage:
     """The average of round `number`, which sent `packed`.
 
-    Use: `look` at all, `weigh`, `add` all, `compare` all; if somebody is `left_out`, `add` all again;
+    Use: `look` at all, `weigh`, `add` all, `compare` all; if somebody is the `odd_one`, `add` all again;
     `packed`.
     """
 
@@ -31,7 +32,7 @@ class RoundAverage:
         self._shares: dict[int, Share] = {}
         self._parts: dict[int, Part] = {}
         self._mean: tuple[dict[str, Doubles], float] | None = None  # what was moved on average, its length
-        self._out: int | None = None
+        self._odd: Outlier | None = None
         self._average = PartialAverage(server.layout)
 
     def look(self, update: Update, model: Model) -> None:
@@ -54,8 +55,10 @@ class RoundAverage:
 
     def add(self, update: Update, model: Model) -> None:
         """The second look at one node's answer."""
-        if update.node != self._out:
-            share = self._shares[update.node]
+        share = self._shares[update.node]
+        if self._odd is not None and update.node == self._odd.node:
+            share = Share(share.factor, math.ceil(share.samples * self._odd.keeps))
+        if share.samples:
             self._server.fold(self._average, update, model, self._number, self._sent, share)
 
     def compare(self, update: Update, model: Model) -> None:
@@ -69,13 +72,13 @@ class RoundAverage:
         weight = share.samples * self._server.age_weight(update, self._number)
         self._parts[update.node] = Part(weight, share.factor * claim.norm, share.factor * product)
 
-    def left_out(self) -> Outlier | None:
-        """All were compared. Who counts for nothing, if somebody does: the average is empty again, and all
-        are to be added once more."""
+    def odd_one(self) -> Outlier | None:
+        """All were compared. Who counts for less or for nothing, if somebody does: the average is empty
+        again, and all are to be added once more."""
         if not self._server.bounds.leave_out or self._mean is None:
             return None
-        if (outlier := contrary(self._parts, self._mean[1])) is not None:
-            self._out, self._average = outlier.node, PartialAverage(self._server.layout)
+        if (outlier := odd_one(self._parts, self._mean[1])) is not None:
+            self._odd, self._average = outlier, PartialAverage(self._server.layout)
         return outlier
 
     def packed(self) -> bytes:
@@ -96,7 +99,7 @@ def averaged(server: Server, number: int, packed: bytes, payloads: Mapping[int, 
     for take in (average.add, average.compare):
         for node, payload in answers:
             take(*server.open(UPDATE, payload, node, number))
-    if average.left_out() is not None:
+    if average.odd_one() is not None:
         for node, payload in answers:
             average.add(*server.open(UPDATE, payload, node, number))
     return average.packed()

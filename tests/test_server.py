@@ -231,7 +231,7 @@ def test_a_long_move_is_brought_to_the_others_whether_moves_travel_or_whole_mode
         average.compare(*update)
     once = alq.reconstruct(unpack(average.packed(), one.layout))
     assert once[FIRST].flat[0] == pytest.approx(0.5 + (4 - 1) / 5, abs=0.05)
-    out = average.left_out()
+    out = average.odd_one()
     assert out is not None
     assert (out.node, out.what, out.value) == (5, "cosine", pytest.approx(-1.0))
     for update in updates:

@@ -10,8 +10,9 @@ counted, up to a bound that the other boards make:
 
 A board that turns its sign is no longer than others, and still takes from the mission what another one gives.
 So of three answers or more one that points against the sum of the others counts for nothing, if it is the
-only one that does (`contrary`): where several do, boards differ in what they learn, and nobody can say who
-is right.
+only one that does (`odd_one`): where several do, boards differ in what they learn, and nobody can say who
+is right. The only one that shares nothing at all with the others counts half: noise has no direction, but an
+honest board that saw what nobody else saw has little in common with them too, and must not be silenced.
 
 The median is the lower one of two: among two boards, the smaller says what is much. Boards that do as they
 are asked are hardly touched: five with ten digits each, or 0.3-Dirichlet parts of MNIST, moved 0.83 to 1.19
@@ -34,12 +35,15 @@ AGAINST = -0.1
 """Cosine to the sum of the others below which an answer points against them. Honest ones had 0.09 to 0.66 in
 six rounds, with like parts and Dirichlet ones; a board that alone held two of the ten classes 0.03 to 0.18 in
 five. One that is turned has what it would have had, with the other sign."""
+APART = 0.02
+"""Cosine to the sum of the others below which an answer shares nothing with them: noise, and zeros."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
     """What one board may count for: multiples of the round's median, 0 for no bound; `max_samples` in
-    images; `leave_out`: whether the only answer against all others counts for nothing."""
+    images; `leave_out`: whether the only answer against all others counts for nothing, and the only one that
+    shares nothing with them half."""
 
     clip: float = 2.0
     clip_samples: float = 2.0
@@ -65,17 +69,20 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Outlier:
-    """A claim that is not granted, and the median of its kind; `what` is "norm", "samples" or "cosine"."""
+    """A claim that is not granted, and the median of its kind; `what` is "norm", "samples" or "cosine".
+    `keeps`: the part of its samples that counts all the same, 0 to 1, where its cosine is what is told."""
 
     node: int
     what: str
     value: float
     median: float
+    keeps: float = 1.0
 
     def told(self) -> dict[str, float]:
         """What a log says of it; `ratio` is how many times the median, infinite where that is 0."""
         if self.what == "cosine":
-            return {"cosine": round(self.value, 3), "median": round(self.median, 3)}
+            cosines = {"cosine": round(self.value, 3), "median": round(self.median, 3)}
+            return cosines | {"counts": self.keeps}
         ratio = self.value / self.median if self.median else math.inf
         return {self.what: self.value, "median": self.median, "ratio": round(ratio, 2)}
 
@@ -116,15 +123,20 @@ class Part:
     product: float
 
 
-def contrary(parts: Mapping[int, Part], average_length: float) -> Outlier | None:
-    """The only one of three parts or more that points against the sum of the others, if there is one."""
+def odd_one(parts: Mapping[int, Part], average_length: float) -> Outlier | None:
+    """The only one of three parts or more that points against the sum of the others; else the only one that
+    shares nothing with it; None if there is neither."""
     whole = sum(part.weight for part in parts.values())
     cosines = {node: _cosine(part, whole, average_length) for node, part in parts.items()}
-    against = [node for node, cosine in cosines.items() if cosine < AGAINST]
-    if len(parts) < FEW or len(against) != 1:
+    if len(parts) < FEW:
         return None
     ranked = sorted(cosines.values())
-    return Outlier(against[0], "cosine", cosines[against[0]], ranked[(len(ranked) - 1) // 2])
+    median = ranked[(len(ranked) - 1) // 2]
+    for below, keeps in ((AGAINST, 0.0), (APART, 0.5)):
+        found = [node for node, cosine in cosines.items() if cosine < below]
+        if len(found) == 1:
+            return Outlier(found[0], "cosine", cosines[found[0]], median, keeps)
+    return None
 
 
 def _cosine(part: Part, whole: float, average_length: float) -> float:

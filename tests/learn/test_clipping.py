@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onboard.learn.clipping import Bounds, Claim, Part, Share, contrary, norm, shares
+from onboard.learn.clipping import Bounds, Claim, Part, Share, norm, odd_one, shares
 
 HONEST = {1: Claim(1.0, 600), 2: Claim(1.1, 500), 3: Claim(0.9, 700), 4: Claim(1.05, 600)}
 
@@ -77,15 +77,27 @@ def parts(*moves: list[float]) -> tuple[dict[int, Part], float]:
 
 def test_the_only_one_against_all_others_is_named_and_of_several_nobody() -> None:
     alike = [[1.0, 0.2, 0.0], [1.0, 0.0, 0.2], [1.0, 0.1, 0.1]]
-    outlier = contrary(*parts(*alike, [-1.0, 0.0, 0.0]))
+    outlier = odd_one(*parts(*alike, [-1.0, 0.0, 0.0]))
     assert outlier is not None
     assert (outlier.node, outlier.what) == (4, "cosine")
     assert outlier.value == pytest.approx(-3.0 / np.linalg.norm([3.0, 0.3, 0.3]))
     assert outlier.told()["median"] > 0
-    assert contrary(*parts(*alike, [0.0, 1.0, 0.0])) is None  # another direction is none against
-    assert contrary(*parts(*alike, [0.0, 0.0, 0.0])) is None
-    assert contrary(*parts([1.0, 0.0, 0.0], [-1.0, 0.0, 0.0])) is None  # of two nobody knows
-    assert contrary(*parts([2.0, -1, -1], [-1, 2.0, -1], [-1, -1, 2.0])) is None  # each learns something else
+    assert outlier.keeps == 0
+    assert odd_one(*parts(*alike, [0.1, 1.0, 0.0])) is None  # another direction is none against
+    assert odd_one(*parts([1.0, 0.0, 0.0], [-1.0, 0.0, 0.0])) is None  # of two nobody knows
+    assert odd_one(*parts([2.0, -1, -1], [-1, 2.0, -1], [-1, -1, 2.0])) is None  # each learns something else
+
+
+@pytest.mark.parametrize("apart", [[0.0, 0.0, 0.0, 5.0], [0.0, 0.0, 0.0, 0.0]], ids=["noise", "zeros"])
+def test_the_only_one_that_shares_nothing_counts_half_and_of_several_all_count(apart: list[float]) -> None:
+    alike = [[1.0, 0.2, 0.0, 0.0], [1.0, 0.0, 0.2, 0.0], [1.0, 0.1, 0.1, 0.0]]
+    outlier = odd_one(*parts(*alike, apart))
+    assert outlier is not None
+    assert (outlier.node, outlier.keeps, outlier.told()["counts"]) == (4, 0.5, 0.5)
+    assert odd_one(*parts([1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0])) is None  # nobody shares anything
+    turned = odd_one(*parts(*alike, apart, [-1.0, 0.0, 0.0, 0.0]))
+    assert turned is not None
+    assert (turned.node, turned.keeps) == (5, 0.0)  # who points against them comes first
 
 
 CLAIMS = st.builds(Claim, st.floats(0, 1e300), st.integers(1, 2**32 - 1))

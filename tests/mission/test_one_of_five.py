@@ -19,6 +19,7 @@ from onboard.wire.messages import decode_update
 from tests.mission.clockwork import TRAIN, Clockwork
 
 HOSTILE = 3
+DRAW = np.random.default_rng(3)
 
 
 def hostile(change: Callable[[Floats], Floats], samples: int) -> type[LocalTrainer]:
@@ -50,7 +51,8 @@ def hostile(change: Callable[[Floats], Floats], samples: int) -> type[LocalTrain
         (lambda values: np.float32(-10) * values, 2**32 - 1, {"norm", "samples", "cosine"}),
         (lambda values: -values, 0, {"cosine"}),
         (lambda values: np.float32(1000) * values, 0, {"norm"}),
-        (lambda values: 0 * values, 2**32 - 1, {"samples"}),
+        (lambda values: 0 * values, 2**32 - 1, {"samples", "cosine"}),
+        (lambda values: DRAW.standard_normal(values.shape).astype(np.float32), 0, {"norm", "cosine"}),
     ],
 )
 def test_the_model_is_the_others(
