@@ -21,6 +21,7 @@ from groundstation.onlooker import open_to_read
 from groundstation.recovery import (
     ForeignFile,
     backup_of,
+    being_made,
     connect,
     entering,
     is_of_the_machine,
@@ -83,7 +84,7 @@ class Database:
             self._db.row_factory = sqlite3.Row
             return
         try:
-            make_whole(self.path, self._witness)
+            was_wrong = make_whole(self.path, self._witness)
         except ForeignFile as error:
             raise StoreForeign(str(error)) from None
         except StoreError:
@@ -103,6 +104,8 @@ class Database:
         self._witness.write(self._ledger.generation)
         self._files = self._identity()
         db.row_factory = sqlite3.Row
+        if was_wrong and self._ledger.generation:  # or the next start tells of the same backup again
+            self.back_up()
 
     def _upgrade(self) -> None:
         """What a database of an earlier version lacks, all or nothing."""
@@ -162,7 +165,7 @@ class Database:
         """Makes the backup anew, whole or not at all. A machine that refuses is told once, and no reason to
         stop: the database itself is whole."""
         backup = backup_of(self.path)
-        new = backup.with_name(f"{backup.name}.new")
+        new = being_made(backup)
         try:
             new.unlink(missing_ok=True)
             self._db.execute("VACUUM INTO ?", (str(new),))

@@ -51,11 +51,17 @@ def backup_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.backup")
 
 
-def make_whole(path: Path, witness: Witness) -> None:
-    """Leaves a whole database at `path`, or none where none was begun. Raises sqlite3.Error where it is held
-    or the machine refuses, OSError, and ForeignFile."""
+def being_made(path: Path) -> Path:
+    """Where a database or a backup is made, before it gets its name."""
+    return path.with_name(f"{path.name}.new")
+
+
+def make_whole(path: Path, witness: Witness) -> bool:
+    """Leaves a whole database at `path`, or none where none was begun; whether anything was wrong.
+
+    Raises sqlite3.Error where it is held or the machine refuses, OSError, and ForeignFile."""
     backup = backup_of(path)
-    trouble = _cleared(path)
+    trouble = _cleared(path, witness.path)
     try:
         witnessed = witness.read()
     except ValueError as error:
@@ -64,7 +70,7 @@ def make_whole(path: Path, witness: Witness) -> None:
     main, spare = _look(path), _look(backup)
     begun = spare is not None or witnessed is not None or bool(trouble)
     if main is None and not begun:
-        return
+        return False
     if main is not None and not _is_ours(path, main):
         if not begun:
             raise ForeignFile(f"{path}: is no mission's database ({main.why or 'it has other tables'})")
@@ -81,7 +87,7 @@ def make_whole(path: Path, witness: Witness) -> None:
             trouble += [f"{file}: is gone" for file in (backup, witness.path) if not file.exists()]
         if trouble:
             say(log, "database-damaged", level=logging.ERROR, why="; ".join(trouble), lost=[], aside="")
-        return
+        return bool(trouble)
     why = f"{path}: {'is gone' if main is None else main.why or 'is older than its backup'}"
     rows = _united(main, spare)
     aside = _replace(path, rows, newest)
@@ -89,13 +95,16 @@ def make_whole(path: Path, witness: Witness) -> None:
         log, "database-damaged", level=logging.ERROR, why="; ".join([why, *trouble]),
         lost=_told(main.bad if main else []), aside=str(aside or ""), rounds=len(rows["round"]),
     )  # fmt: skip
+    return True
 
 
-def _cleared(path: Path) -> list[str]:
+def _cleared(path: Path, witness: Path) -> list[str]:
     """Puts aside what has the name of one of the files and is none, as SQLite cannot open it, and a link to a
     log leads to another database's; says what. The database itself may be a link to where there is room, also
     before it is made there."""
-    trouble = []
+    backup = backup_of(path)
+    beside = (being_made(path), backup, being_made(backup), witness)
+    trouble = [f"{file}: {told}" for file in beside if (told := cleared(file))]
     for side in _SIDES:
         file = path.with_name(path.name + side)
         if not side and _is_a_place(file) and not backup_of(path).exists():
@@ -219,7 +228,7 @@ def _united(main: Findings | None, spare: Findings | None) -> _Rows:
 
 def _replace(path: Path, rows: _Rows, generation: int) -> Path | None:
     """Makes a database of these rows and puts the one that was aside; returns where."""
-    new = path.with_name(f"{path.name}.new")
+    new = being_made(path)
     for side in (*_SIDES, "-journal"):
         new.with_name(new.name + side).unlink(missing_ok=True)
     with closing(connect(new)) as db:
