@@ -33,9 +33,9 @@ from firmware_sim.fleet_presets import PRESETS
 from firmware_sim.fleet_result import RoundResult
 from firmware_sim.ring import Method
 from hw_profiles import load_board, load_link
-from onboard.journal import replace_durably
 from onboard.learn.descent import Recipe
 from onboard.server import Training
+from onboard.storage.journal import replace_durably
 
 NODES, P = 8, 0.1
 METHODS: Mapping[str, tuple[Method, float]] = {

@@ -22,8 +22,8 @@ from benchmarks.naming import names
 from benchmarks.progress import Progress
 from firmware_sim.crew import Crew
 from onboard import data
-from onboard.keys import save_key
 from onboard.learn import topology
+from onboard.storage.keys import save_key
 
 PROCESSES = 40
 AT_ONCE = 3

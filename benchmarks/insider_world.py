@@ -36,7 +36,7 @@ from onboard.budget import Pace
 from onboard.codec.dense import Dense
 from onboard.codec.pack import pack
 from onboard.config import load_own
-from onboard.keys import load_keys
+from onboard.storage.keys import load_keys
 from onboard.trainer import Begun, Done, Job, Report
 from onboard.training import LocalTrainer
 from onboard.wire.events import Arrived, Delivered, Event, Rekeyed

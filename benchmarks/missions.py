@@ -52,10 +52,10 @@ from onboard.codec import alq
 from onboard.codec.pack import unpack
 from onboard.config import load_own
 from onboard.images import Images
-from onboard.keys import save_key
 from onboard.learn import topology
 from onboard.learn.graph import InferGraph, TrainGraph, evaluate, initial
 from onboard.learn.local import moved
+from onboard.storage.keys import save_key
 from onboard.wire.messages import decode_task
 
 IMAGES, TEST_IMAGES = 30, 100

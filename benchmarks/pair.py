@@ -18,9 +18,9 @@ import msgspec
 
 from firmware_sim.channel import Channel, Side
 from hw_profiles import Link
-from onboard.journal import Journal
 from onboard.link.pump import Pump, PumpEvent
 from onboard.link.spool import Spool
+from onboard.storage.journal import Journal
 from onboard.wire import cobs
 from onboard.wire.contacts import Contacts, Window
 from onboard.wire.events import Arrived, Cancelled, Delivered, Expired, Limits, Message, Rekeyed, Spent

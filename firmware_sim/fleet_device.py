@@ -15,14 +15,14 @@ from firmware_sim.channel import SIDES, Channel, Side
 from hw_profiles import Board, Link
 from onboard.agent import HEALTH_EVERY_S, Agent
 from onboard.agent_state import Known
-from onboard.boot_counter import count_start
 from onboard.budget import Ledger, Pace
 from onboard.carrier import GROUND
 from onboard.config import LinkEnd, NodeConfig
 from onboard.data import Images
 from onboard.drive import Drive
-from onboard.journal import Journal
 from onboard.learn.graph import TrainGraph
+from onboard.storage.boot_counter import count_start
+from onboard.storage.journal import Journal
 from onboard.training import LocalTrainer
 from onboard.wire import cobs
 from onboard.wire.events import Event

@@ -17,7 +17,7 @@ import msgspec
 
 from firmware_sim import run_folder
 from firmware_sim.fleet_result import RoundResult
-from onboard.journal import replace_durably
+from onboard.storage.journal import replace_durably
 
 WISHES, ROUNDS = "fleet.json", "rounds.jsonl"
 FREE = ("rounds", "target")  # a run may go on for longer than it was first asked to

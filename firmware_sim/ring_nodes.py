@@ -17,8 +17,8 @@ from firmware_sim.ring import GROUND, Ground, RingError, Settings
 from firmware_sim.ring_cables import link_of
 from onboard import data
 from onboard.codec.mask import ALL
-from onboard.keys import new_key, save_key
 from onboard.learn import topology
+from onboard.storage.keys import new_key, save_key
 
 PLAN = "contacts.toml"
 

@@ -18,7 +18,7 @@ import msgspec
 from firmware_sim import run_folder
 from firmware_sim.ring_result import EpochResult
 from firmware_sim.ring_state import RingState, pack, unpack
-from onboard.journal import replace_durably
+from onboard.storage.journal import replace_durably
 
 WISHES, EPOCHS, STATE = "ring.json", "epochs.jsonl", "state.bin"
 

@@ -15,7 +15,7 @@ from groundstation.store import Store, StoreDamaged, StoreError, StoreForeign
 from onboard.complaints import OneLineErrors, fail, refused
 from onboard.extras import require
 from onboard.log import Format, start
-from onboard.private import keep_private
+from onboard.storage.private import keep_private
 from onboard.toml import ConfigError
 
 _FOLDER = click.Path(path_type=Path)
@@ -141,8 +141,8 @@ def serve(
     from groundstation.daemon import serve as run
     from onboard.cli import recording_to
     from onboard.data import DataError
-    from onboard.keys import BadKey
     from onboard.learn.graph import GraphError
+    from onboard.storage.keys import BadKey
 
     start(log_format)
     keep_private()
@@ -189,7 +189,7 @@ def roll(folder: Path, name: str, drop_old: bool) -> None:
       groundstation roll mission pi
       groundstation roll mission pi --drop-old
     """
-    from onboard.keys import BadKey
+    from onboard.storage.keys import BadKey
 
     keep_private()
     try:
@@ -272,7 +272,7 @@ def replay(files: tuple[Path, ...], mission: Path | None, key: Path | None, as_j
     """
     from groundstation.replay import Replay
     from groundstation.replay_view import lines
-    from onboard.keys import BadKey, load_keys
+    from onboard.storage.keys import BadKey, load_keys
 
     try:
         keys = {node.id: load_keys(node.key_path) for node in load_mission(mission).nodes} if mission else {}

@@ -20,9 +20,9 @@ from typing import Any
 
 from groundstation.ledger import TABLES, Findings, Ledger, examine
 from groundstation.witness import Witness
-from onboard.files import cleared
-from onboard.journal import sync_folder
 from onboard.log import say
+from onboard.storage.files import cleared
+from onboard.storage.journal import sync_folder
 from onboard.wire.seal import MAX_EPOCH
 
 log = logging.getLogger(__name__)

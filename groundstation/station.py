@@ -15,10 +15,10 @@ from groundstation.store import Store
 from onboard import admission
 from onboard.carrier import GROUND, limits_for, tell_of_link
 from onboard.contacts import kept_plan
-from onboard.keys import load_keys
 from onboard.link import Spool, opener, wire_bytes
 from onboard.link.pump import OfPort, Pump
 from onboard.link.recorder import Recorder
+from onboard.storage.keys import load_keys
 from onboard.views import link_view
 from onboard.wire.events import Event
 from onboard.wire.session import Session

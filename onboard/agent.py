@@ -16,10 +16,10 @@ from typing import Any
 from onboard import health
 from onboard.agent_state import DEPLOYED, MODEL, UPDATE, Known, kept_object
 from onboard.budget import Ledger
-from onboard.checkpoint import CHECKPOINT, fetch_checkpoint, keep_checkpoint, training_name
 from onboard.config import NodeConfig
-from onboard.journal import Journal
 from onboard.log import say
+from onboard.storage.checkpoint import CHECKPOINT, fetch_checkpoint, keep_checkpoint, training_name
+from onboard.storage.journal import Journal
 from onboard.trainer import Begun, Done, Failed, Job, Report, Stepped, Trainer
 from onboard.wire import messages
 from onboard.wire.events import Arrived, Cancelled, Corrupt, Delivered, Event, Recut, Rekeyed, Spent

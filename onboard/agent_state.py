@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import logging
 
-from onboard.boot_counter import Counted
-from onboard.checkpoint import CHECKPOINT
-from onboard.journal import Journal
 from onboard.log import say
+from onboard.storage.boot_counter import Counted
+from onboard.storage.checkpoint import CHECKPOINT
+from onboard.storage.journal import Journal
 from onboard.wire import messages
 from onboard.wire.events import Spent
 from onboard.wire.health import State

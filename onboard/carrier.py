@@ -16,13 +16,10 @@ from typing import Any
 from onboard import admission
 from onboard.agent import Agent
 from onboard.agent_state import KEPT, Known
-from onboard.boot_counter import count_start
 from onboard.budget import Ledger, Pace
 from onboard.config import NodeConfig
 from onboard.contacts import kept_plan
 from onboard.drive import Drive
-from onboard.journal import Journal
-from onboard.keys import load_keys
 from onboard.link import Spool, framing_of, opener, wire_bytes
 from onboard.link.pump import LineFault, OfPort, PortDown, PortUp, Pump, PumpEvent, SpoolFull, wait
 from onboard.link.recorder import Recorder
@@ -30,8 +27,11 @@ from onboard.link.share import OverShare
 from onboard.link.whereabouts import LocalPortTaken, PeerMoved, PeerUnknown
 from onboard.log import say
 from onboard.lookout import Lookout
-from onboard.private import tell_exposure
 from onboard.stop import stop_signals
+from onboard.storage.boot_counter import count_start
+from onboard.storage.journal import Journal
+from onboard.storage.keys import load_keys
+from onboard.storage.private import tell_exposure
 from onboard.trainer import Trainer
 from onboard.views import board_view, link_view
 from onboard.wire.events import (

@@ -14,7 +14,7 @@ from onboard.complaints import OneLineErrors, fail
 from onboard.config import GossipConfig, NodeConfig, load_own
 from onboard.extras import require
 from onboard.log import Format, say, start
-from onboard.private import keep_private
+from onboard.storage.private import keep_private
 from onboard.toml import ConfigError
 
 if TYPE_CHECKING:  # numpy comes with the first command that needs it: --help and a wrong key answer at once
@@ -153,7 +153,7 @@ def run_agent(
 ) -> None:
     """Runs a node's agent to its end; what keeps it from starting ends the program with one line."""
     require("onnxruntime")  # every node steps a model's graph, and would say so when the round has begun
-    from onboard.keys import BadKey
+    from onboard.storage.keys import BadKey
 
     try:
         if isinstance(config, GossipConfig):
@@ -177,8 +177,8 @@ def _run_board(
 ) -> None:
     """A node with a link to the ground; it trains in a child process. Raises ConfigError, BadKey, OSError."""
     from onboard.carrier import board_agent, carry
-    from onboard.journal import sole_user
     from onboard.shard import shard_of
+    from onboard.storage.journal import sole_user
     from onboard.training_process import BadImages, ProcessTrainer
 
     trainer = ProcessTrainer(shard_of(config), config.memory_bytes)
@@ -199,8 +199,8 @@ def _run_gossip(
     """A node that gossips. Raises ConfigError, BadKey, OSError."""
     from onboard.data import DataError
     from onboard.gossip_carrier import carry_gossip, gossip_node
-    from onboard.journal import sole_user, was_started
     from onboard.shard import images_of, inspection_of, shard_of
+    from onboard.storage.journal import sole_user, was_started
 
     try:
         images = found = None

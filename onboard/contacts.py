@@ -18,9 +18,9 @@ import msgspec
 from msgspec import Meta
 
 from onboard.config import EndId
-from onboard.files import read_file
-from onboard.journal import replace_durably
 from onboard.log import say
+from onboard.storage.files import read_file
+from onboard.storage.journal import replace_durably
 from onboard.toml import ConfigError, read
 from onboard.wire.contacts import Contacts, Window
 from onboard.wire.session import Session

@@ -33,17 +33,17 @@ from typing import Literal
 
 from onboard.codec import sparse
 from onboard.codec.layout import Floats
-from onboard.files import clear_the_way, clear_the_way_of_folder, read_file
-from onboard.journal import replace_durably
 from onboard.learn.gossip import Gossip, Message
 from onboard.log import say
+from onboard.storage.files import clear_the_way, clear_the_way_of_folder, read_file
+from onboard.storage.journal import replace_durably
 
 log = logging.getLogger(__name__)
 
 Way = Literal["sent", "taken"]
 
 _NAME = re.compile(r"(0|[1-9][0-9]{0,9})-(0|[1-9][0-9]{0,9})\.(sent|taken)")
-_PUT_ASIDE = re.compile(r"\.bad[0-9]+$")  # by `onboard.files`, which said so
+_PUT_ASIDE = re.compile(r"\.bad[0-9]+$")  # by `onboard.storage.files`, which said so
 _MAGIC, _CHECK_BYTES = b"SDX1", 16
 _HEADER_BYTES = len(_MAGIC) + _CHECK_BYTES
 _NAMED = 3  # odd files that the log names; it counts the others

@@ -15,7 +15,6 @@ from functools import partial
 import numpy as np
 
 from onboard import admission, data, labels
-from onboard.boot_counter import count_start
 from onboard.budget import MemoryCap, Pace
 from onboard.carrier import LONGEST_WAIT_S, MEMORY_AGAIN_S, MOST_UNTOLD, RETRY_S, limits_for, tell_of_link
 from onboard.config import GossipConfig, Neighbour
@@ -24,8 +23,6 @@ from onboard.exchanges import ExchangeLog
 from onboard.gossip_agent import EXCHANGES, GossipAgent
 from onboard.gossip_checkpoint import BEFORE, CHECKPOINT, MODEL
 from onboard.gossip_state import Known, Phase, Tie
-from onboard.journal import Journal
-from onboard.keys import BadKey, load_keys
 from onboard.learn.descent import Descent, Recipe
 from onboard.learn.graph import GraphError, TrainGraph, initial
 from onboard.link import Spool, opener, wire_bytes
@@ -34,8 +31,11 @@ from onboard.link.pump import OfPort, Pump, PumpEvent, wait
 from onboard.link.recorder import Recorder
 from onboard.log import say
 from onboard.lookout import Lookout
-from onboard.private import tell_exposure
 from onboard.stop import stop_signals
+from onboard.storage.boot_counter import count_start
+from onboard.storage.journal import Journal
+from onboard.storage.keys import BadKey, load_keys
+from onboard.storage.private import tell_exposure
 from onboard.toml import ConfigError
 from onboard.views import gossip_view
 from onboard.wire.events import Event, Limits, PeerHeard

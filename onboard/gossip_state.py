@@ -6,7 +6,7 @@ from enum import IntEnum
 
 import msgspec
 
-from onboard.boot_counter import Counted
+from onboard.storage.boot_counter import Counted
 from onboard.wire.events import Spent
 from onboard.wire.seal import NO_SALT
 

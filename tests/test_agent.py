@@ -16,8 +16,8 @@ from onboard import data
 from onboard.agent import Agent
 from onboard.carrier import board_agent
 from onboard.config import NodeConfig, load_node
-from onboard.keys import load_keys, new_key, save_key
 from onboard.learn.graph import TrainGraph
+from onboard.storage.keys import load_keys, new_key, save_key
 from onboard.trainer import Begun
 from onboard.training import LocalTrainer
 from onboard.wire.events import Arrived, Cancelled, Delivered, Event, Rekeyed, Spent

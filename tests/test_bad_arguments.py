@@ -340,7 +340,7 @@ def test_a_folder_with_a_name_that_no_file_can_have_is_bad_input(command: tuple[
 
 
 def test_a_key_file_that_an_editor_of_windows_wrote_is_read(mission: Path) -> None:
-    from onboard.keys import load_keys
+    from onboard.storage.keys import load_keys
 
     path = mission / "keys" / "pi.key"
     keys = load_keys(path)

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-import onboard.journal
+import onboard.storage.journal
 from benchmarks.pair import scratch
 from onboard.agent_state import KEPT, Known
-from onboard.boot_counter import SKIPPED, count_start
 from onboard.gossip_state import Known as Gossiping
 from onboard.gossip_state import Tie
-from onboard.journal import Journal
+from onboard.storage.boot_counter import SKIPPED, count_start
+from onboard.storage.journal import Journal
 from onboard.wire.events import Spent
 from onboard.wire.seal import MAX_EPOCH
 
@@ -169,7 +169,7 @@ def test_a_sector_that_cannot_be_read_costs_one_slot(
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return real(handle, *arguments, **options)
 
-    monkeypatch.setattr(onboard.journal.os, "fdopen", fdopen)
+    monkeypatch.setattr(onboard.storage.journal.os, "fdopen", fdopen)
     used += [start(tmp_path)[1].epoch for _ in range(3)]
     (line,) = told()
     assert (line["path"], line["why"]) == (str(tmp_path / name), "Input/output error")
@@ -218,7 +218,7 @@ def test_a_folder_of_another_user_is_no_damage(tmp_path: Path, monkeypatch: pyte
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
     with monkeypatch.context() as patch:
-        patch.setattr(onboard.journal.os, "open", refused)  # as root a test may read everything
+        patch.setattr(onboard.storage.journal.os, "open", refused)  # as root a test may read everything
         with pytest.raises(PermissionError):
             start(tmp_path)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before

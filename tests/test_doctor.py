@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from onboard import doctor, health
 from onboard.cli import main
 from onboard.config import load_node
-from onboard.keys import new_key, save_key
+from onboard.storage.keys import new_key, save_key
 
 CHECKS = ["python", "key", "port", "contacts", "model", "data", "memory", "disk"]
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from onboard.files import NotAFile, clear_the_way_of_folder, read_file, remove_file
-from onboard.journal import LOCK, replace_durably, sole_user, write_durably
+from onboard.storage.files import NotAFile, clear_the_way_of_folder, read_file, remove_file
+from onboard.storage.journal import LOCK, replace_durably, sole_user, write_durably
 from tests.mission.rot import DAMAGES, PRECIOUS
 from tests.test_journal import HOLD
 

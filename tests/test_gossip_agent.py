@@ -15,7 +15,7 @@ import onboard.wire.seal
 from benchmarks.pair import scratch
 from onboard.gossip_checkpoint import BEFORE, CHECKPOINT
 from onboard.gossip_state import Known, Phase
-from onboard.journal import Journal, replace_durably
+from onboard.storage.journal import Journal, replace_durably
 from onboard.wire.seal import MAX_EPOCH
 from tests.gossip_net import GossipNet
 

@@ -17,9 +17,9 @@ from onboard.config import GossipConfig, NodeConfig, load_gossip, load_node, loa
 from onboard.gossip_carrier import gossip_node
 from onboard.gossip_checkpoint import MODEL
 from onboard.gossip_state import Phase
-from onboard.keys import BadKey, new_key, save_key
 from onboard.learn import topology
 from onboard.picture import gossip_picture
+from onboard.storage.keys import BadKey, new_key, save_key
 from onboard.toml import ConfigError
 from onboard.views import gossip_view
 from tests.programs import onboard

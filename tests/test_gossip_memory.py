@@ -14,7 +14,7 @@ import pytest
 
 from firmware_sim.crew import Crew
 from onboard import data
-from onboard.keys import new_key, save_key
+from onboard.storage.keys import new_key, save_key
 from tests.mission.bench import run
 from tests.test_config import toml
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onboard.journal import Journal, JournalError, replace_durably, sole_user
+from onboard.storage.journal import Journal, JournalError, replace_durably, sole_user
 
 
 class Known(msgspec.Struct, kw_only=True):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from onboard.keys import BadKey, load_keys, new_key, newest, replace_keys, roll, save_key
+from onboard.storage.keys import BadKey, load_keys, new_key, newest, replace_keys, roll, save_key
 
 
 def test_a_new_key_comes_back_and_only_its_owner_may_read_it(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from onboard import data
-from onboard.private import exposure
+from onboard.storage.private import exposure
 from tests.mission.bench import bench
 from tests.programs import onboard
 

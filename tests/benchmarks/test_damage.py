@@ -14,7 +14,7 @@ from benchmarks.__main__ import main
 from benchmarks.damage import RULES, VICTIMS, Case, Wish, undamaged
 from benchmarks.missions import founded_in
 from onboard.agent_state import Known
-from onboard.journal import Journal
+from onboard.storage.journal import Journal
 
 USED, NOT_TOLD = RULES[2], RULES[3]
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from benchmarks.disk import Disk, PowerCut, watched
 from benchmarks.pair import scratch
-from onboard.journal import Journal, replace_durably
 from onboard.link.spool import Spool
+from onboard.storage.journal import Journal, replace_durably
 from onboard.wire.incoming import Incoming
 from tests.link.objects import incoming, payload, receive
 

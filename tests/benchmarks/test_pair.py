@@ -10,8 +10,8 @@ import pytest
 from benchmarks.pair import KEY, NODES, AirPort, Broken, Known, Pair, scratch
 from firmware_sim.channel import Channel
 from hw_profiles import Link
-from onboard.journal import Journal
 from onboard.link.port import Port
+from onboard.storage.journal import Journal
 from onboard.wire import cobs
 from onboard.wire.events import Arrived, Delivered, Expired
 from onboard.wire.frame import Type

@@ -16,10 +16,10 @@ from click.testing import CliRunner, Result
 from groundstation.cli import main
 from groundstation.replay import Replay
 from hw_profiles import load_link
-from onboard.keys import save_key
 from onboard.link import Spool, opener
 from onboard.link.pump import Pump
 from onboard.link.recorder import Recorder
+from onboard.storage.keys import save_key
 from onboard.wire.events import Delivered
 from onboard.wire.messages import UPDATE
 from onboard.wire.session import Session

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from groundstation.cli import main
 from groundstation.config import load_mission
 from onboard.config import load_node
-from onboard.keys import load_keys
+from onboard.storage.keys import load_keys
 from tests.hidden import hide
 
 PI = "pi,port=/dev/ttyUSB0"

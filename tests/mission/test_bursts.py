@@ -16,8 +16,8 @@ import pytest
 from firmware_sim.crew import Crew
 from hw_profiles import load_link
 from onboard import data
-from onboard.keys import new_key, save_key
 from onboard.learn.graph import TrainGraph
+from onboard.storage.keys import new_key, save_key
 from onboard.wire.events import Cancelled, Delivered, Event, Rekeyed
 from onboard.wire.messages import GOSSIP, MODEL, UPDATE, Task, encode_object
 from onboard.wire.session import Session

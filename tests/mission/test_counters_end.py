@@ -14,10 +14,10 @@ import onboard.wire.seal
 from onboard.agent_state import Known
 from onboard.codec import sparse
 from onboard.codec.values import Form
-from onboard.journal import Journal
 from onboard.learn.federated import PartialAverage, staleness_weight
 from onboard.learn.gossip import LAST_NUMBER, Gossip
 from onboard.server import LEAST_RATE, Server, Training
+from onboard.storage.journal import Journal
 from onboard.wire.health import Health, decode_health, encode_health
 from onboard.wire.messages import decode_task
 from onboard.wire.seal import MAX_EPOCH, NO_SALT

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import onboard.wire.seal
-from onboard.boot_counter import SKIPPED
 from onboard.carrier import RETRY_S
-from onboard.journal import Journal
+from onboard.storage.boot_counter import SKIPPED
+from onboard.storage.journal import Journal
 from onboard.wire.health import State
 from tests.mission.bench import bench, change
 from tests.mission.clockwork import Clockwork

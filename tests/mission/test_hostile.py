@@ -23,9 +23,9 @@ from onboard.codec.dense import Dense
 from onboard.codec.layout import Layout
 from onboard.codec.layout import layout as layout_of
 from onboard.codec.pack import DENSE_VERSION, HEADER, PREFIX, pack
-from onboard.journal import Journal
-from onboard.keys import load_keys, new_key
 from onboard.learn.graph import TrainGraph
+from onboard.storage.journal import Journal
+from onboard.storage.keys import load_keys, new_key
 from onboard.wire import frame as framing
 from onboard.wire.events import Arrived, Event, Rekeyed
 from onboard.wire.frame import Type

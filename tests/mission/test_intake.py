@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hw_profiles import load_link
-from onboard.keys import load_keys
 from onboard.link import Spool, opener, wire_bytes
 from onboard.link.pump import Pump, PumpEvent, wait
+from onboard.storage.keys import load_keys
 from onboard.wire.events import Cancelled, Rekeyed
 from onboard.wire.incoming import Incoming
 from onboard.wire.messages import MODEL, Reason

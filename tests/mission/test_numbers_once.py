@@ -12,8 +12,8 @@ import pytest
 from benchmarks.pair import scratch
 from groundstation.store import Store
 from onboard.agent_state import KEPT, Known
-from onboard.boot_counter import count_start
-from onboard.journal import Journal
+from onboard.storage.boot_counter import count_start
+from onboard.storage.journal import Journal
 from onboard.wire.events import Message, Rekeyed
 from onboard.wire.seal import NO_SALT
 from onboard.wire.session import Session

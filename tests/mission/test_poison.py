@@ -16,7 +16,7 @@ from groundstation.rounds import Rounds
 from onboard.codec import alq
 from onboard.codec.dense import Dense
 from onboard.codec.pack import pack, unpack
-from onboard.keys import load_keys
+from onboard.storage.keys import load_keys
 from onboard.wire.messages import Update, encode_object
 from onboard.wire.session import Session
 from tests.groundstation.test_rounds import Ground, update

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from onboard.keys import newest, roll
+from onboard.storage.keys import newest, roll
 from onboard.wire.events import Message, Rekeyed
 from onboard.wire.seal import NO_SALT
 from onboard.wire.session import Session

@@ -16,8 +16,8 @@ from typing import TypeVar
 
 import msgspec
 
-from onboard.journal import Journal
 from onboard.log import say
+from onboard.storage.journal import Journal
 
 log = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from onboard.files import (
+from onboard.storage.files import (
     NotAFile,
     clear_the_way,
     free_name,

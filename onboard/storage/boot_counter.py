@@ -18,8 +18,8 @@ from typing import TypeVar
 
 import msgspec
 
-from onboard.journal import Journal
 from onboard.log import say
+from onboard.storage.journal import Journal
 from onboard.wire.seal import next_epoch
 
 log = logging.getLogger(__name__)
