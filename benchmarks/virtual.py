@@ -23,7 +23,7 @@ from typing import Any
 from benchmarks.pair import TICK_S, AirPort
 from firmware_sim.channel import Channel, Side
 from hw_profiles import Link
-from onboard.complaints import where
+from onboard.console.errors import where
 from onboard.stop import Stop
 
 SHORTEST_WAIT_S = 1e-4  # of a loop that has more to do at once

@@ -14,8 +14,8 @@ from pathlib import Path
 from onboard.budget import Pace
 from onboard.cli import run_agent
 from onboard.config import NodeConfig, OwnConfig, load_own
-from onboard.log import say
-from onboard.toml import ConfigError
+from onboard.console.log import say
+from onboard.console.toml import ConfigError
 
 log = logging.getLogger(__name__)
 

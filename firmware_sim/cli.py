@@ -17,12 +17,12 @@ from firmware_sim.faults import FAULTS, parse_faults
 from firmware_sim.fleet_cli import fleet
 from firmware_sim.ring_cli import ring
 from hw_profiles import load_link
-from onboard.complaints import OneLineErrors, finite, refused
-from onboard.extras import require
-from onboard.lines import Outlet, is_terminal, lines_to
-from onboard.log import Format, start
+from onboard.console.errors import OneLineErrors, finite, refused
+from onboard.console.extras import require
+from onboard.console.lines import Outlet, is_terminal, lines_to
+from onboard.console.log import Format, start
+from onboard.console.toml import ConfigError
 from onboard.stop import stop_signals
-from onboard.toml import ConfigError
 
 _WINDOW_HELP = "Contact in seconds since the start; either may be empty; repeatable. Default: always open."
 _TOTALS_BYTES = 8192  # a few reports of a cable

@@ -15,10 +15,10 @@ from typing import IO, TYPE_CHECKING, Any, cast
 import click
 
 from hw_profiles import load_board, load_link
-from onboard.complaints import refused
-from onboard.extras import require
-from onboard.lines import ROOM_BYTES, Outlet, lines_to
-from onboard.log import start
+from onboard.console.errors import refused
+from onboard.console.extras import require
+from onboard.console.lines import ROOM_BYTES, Outlet, lines_to
+from onboard.console.log import start
 from onboard.stop import stop_signals
 
 if TYPE_CHECKING:

@@ -16,10 +16,10 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 from hw_profiles import load_board, load_link
-from onboard.complaints import finite, refused
-from onboard.extras import require
-from onboard.lines import ROOM_BYTES, Outlet, lines_to
-from onboard.log import start
+from onboard.console.errors import finite, refused
+from onboard.console.extras import require
+from onboard.console.lines import ROOM_BYTES, Outlet, lines_to
+from onboard.console.log import start
 from onboard.stop import stop_signals
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ FORMS = ("fp32", "fp16", "int8", "alq")
 def _scenario(context: click.Context, _option: click.Parameter, path: Path | None) -> None:
     """What a scenario file says is the default of each option."""
     from firmware_sim.ring_scenario import load
-    from onboard.toml import ConfigError
+    from onboard.console.toml import ConfigError
 
     if path is None:
         return

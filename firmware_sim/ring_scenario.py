@@ -15,7 +15,7 @@ from msgspec import Meta
 from firmware_sim.ring import Ground
 from hw_profiles import load_link
 from onboard.config import Text, profile
-from onboard.toml import read
+from onboard.console.toml import read
 
 Moment = Annotated[float, Meta(ge=0, le=1e9)]
 

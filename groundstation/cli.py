@@ -12,11 +12,11 @@ from groundstation.config import load_mission
 from groundstation.recovery import backup_of
 from groundstation.setup import NodeSpec, SetupError, Wishes, found, roll_key
 from groundstation.store import Store, StoreDamaged, StoreError, StoreForeign
-from onboard.complaints import OneLineErrors, fail, refused
-from onboard.extras import require
-from onboard.log import Format, start
+from onboard.console.errors import OneLineErrors, fail, refused
+from onboard.console.extras import require
+from onboard.console.log import Format, start
+from onboard.console.toml import ConfigError
 from onboard.storage.private import keep_private
-from onboard.toml import ConfigError
 
 _FOLDER = click.Path(path_type=Path)
 

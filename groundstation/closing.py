@@ -18,11 +18,11 @@ from groundstation.store import Store, StoreError
 from onboard.averaging import RoundAverage
 from onboard.codec import alq
 from onboard.codec.alq import Model
-from onboard.complaints import one_line, where
+from onboard.console.errors import one_line, where
+from onboard.console.log import say
 from onboard.data import Images
 from onboard.learn.clipping import Outlier, norm
 from onboard.learn.graph import InferGraph, Score, evaluate
-from onboard.log import say
 from onboard.server import Server
 from onboard.wire.messages import UPDATE, Task, Update
 

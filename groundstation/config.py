@@ -25,9 +25,9 @@ from onboard.config import (
     profile,
     relative_source,
 )
+from onboard.console.toml import ConfigError, read
 from onboard.learn.clipping import Bounds
 from onboard.server import Training as TrainSection
-from onboard.toml import ConfigError, read
 
 MISSION_FILE = "mission.toml"
 DEFAULT_BOUNDS = Bounds()

@@ -19,15 +19,15 @@ from groundstation.store import Store, StoreDamaged, StoreError
 from groundstation.untold import Untold
 from groundstation.upkeep import Upkeep
 from onboard import labels
+from onboard.console.log import say
+from onboard.console.toml import ConfigError
 from onboard.learn.graph import InferGraph, TrainGraph
 from onboard.link.pump import wait
 from onboard.link.recorder import Recorder
-from onboard.log import say
 from onboard.lookout import Lookout
 from onboard.stop import stop_signals
 from onboard.storage.journal import sole_user
 from onboard.storage.private import tell_exposure
-from onboard.toml import ConfigError
 from onboard.wire.events import Event
 from onboard.wire.session import Session
 

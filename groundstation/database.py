@@ -31,7 +31,7 @@ from groundstation.recovery import (
     put_aside,
 )  # fmt: skip
 from groundstation.witness import Witness
-from onboard.log import say
+from onboard.console.log import say
 
 log = logging.getLogger(__name__)
 

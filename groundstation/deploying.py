@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from groundstation.asking import Askings
 from groundstation.station import Station
-from onboard.log import say
+from onboard.console.log import say
 from onboard.wire.health import Health, State
 
 log = logging.getLogger(__name__)

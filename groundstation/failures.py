@@ -7,8 +7,8 @@ import logging
 from typing import Any
 
 from groundstation.store import StoreBusy, StoreError
-from onboard.complaints import where
-from onboard.log import say
+from onboard.console.errors import where
+from onboard.console.log import say
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from onboard.lines import is_terminal
+from onboard.console.lines import is_terminal
 from onboard.picture import BAR, DROPPED, KINDS, bit_rate, duration, eta, rate_bps
 
 View = Mapping[str, Any]

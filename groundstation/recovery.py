@@ -20,7 +20,7 @@ from typing import Any
 
 from groundstation.ledger import TABLES, Findings, Ledger, examine
 from groundstation.witness import Witness
-from onboard.log import say
+from onboard.console.log import say
 from onboard.storage.files import cleared
 from onboard.storage.journal import sync_folder
 from onboard.wire.seal import MAX_EPOCH

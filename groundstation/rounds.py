@@ -20,11 +20,11 @@ from groundstation.last_words import LastWords
 from groundstation.opening import accuracies, asks_for, restored
 from groundstation.station import Station
 from groundstation.store import RoundRow, Store, StoreError
-from onboard.complaints import where
+from onboard.console.errors import where
+from onboard.console.log import say
 from onboard.data import Images
 from onboard.learn.federated import Answer, Round, Verdict, choose, finished
 from onboard.learn.graph import InferGraph, TrainGraph
-from onboard.log import say
 from onboard.server import BadUpdate, Server
 from onboard.wire.events import Arrived, Cancelled, Delivered, Event, Message, Recut, Rekeyed, Spent
 from onboard.wire.health import Failure, State, decode_health, failure_name

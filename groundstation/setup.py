@@ -18,13 +18,13 @@ from groundstation import testdata
 from groundstation.config import MISSION_FILE, MissionFile, load_mission
 from hw_profiles import load_board, load_link
 from onboard.config import NodeFile, check_cipher, load_node, relative_source
+from onboard.console.toml import checked
 from onboard.data import check_source
 from onboard.learn.graph import TrainGraph
 from onboard.link import BadUrl
 from onboard.link.udp import ends, is_ipv6, learns_peer
 from onboard.storage.journal import sole_user, sync_folder, write_durably
 from onboard.storage.keys import load_keys, new_key, newest, replace_keys, roll, save_key
-from onboard.toml import checked
 
 NODE_KEYS = ("board", "link", "port", "board_port", "data", "cpu_share", "encrypt")
 BOARD, LINK = "raspberry-pi-4", "bench-serial-115k2"

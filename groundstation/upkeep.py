@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from groundstation.station import Station
 from groundstation.store import StoreError
-from onboard.complaints import where
+from onboard.console.errors import where
+from onboard.console.log import say
 from onboard.link.pump import Pump
-from onboard.log import say
 from onboard.wire.events import Event
 from onboard.wire.seal import SeqExhausted
 

@@ -17,7 +17,7 @@ from onboard import health
 from onboard.agent_state import DEPLOYED, MODEL, UPDATE, Known, kept_object
 from onboard.budget import Ledger
 from onboard.config import NodeConfig
-from onboard.log import say
+from onboard.console.log import say
 from onboard.storage.checkpoint import CHECKPOINT, fetch_checkpoint, keep_checkpoint, training_name
 from onboard.storage.journal import Journal
 from onboard.trainer import Begun, Done, Failed, Job, Report, Stepped, Trainer

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 
-from onboard.log import say
+from onboard.console.log import say
 from onboard.storage.boot_counter import Counted
 from onboard.storage.checkpoint import CHECKPOINT
 from onboard.storage.journal import Journal

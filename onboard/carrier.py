@@ -18,6 +18,7 @@ from onboard.agent import Agent
 from onboard.agent_state import KEPT, Known
 from onboard.budget import Ledger, Pace
 from onboard.config import NodeConfig
+from onboard.console.log import say
 from onboard.contacts import kept_plan
 from onboard.drive import Drive
 from onboard.link import Spool, framing_of, opener, wire_bytes
@@ -25,7 +26,6 @@ from onboard.link.pump import LineFault, OfPort, PortDown, PortUp, Pump, PumpEve
 from onboard.link.recorder import Recorder
 from onboard.link.share import OverShare
 from onboard.link.whereabouts import LocalPortTaken, PeerMoved, PeerUnknown
-from onboard.log import say
 from onboard.lookout import Lookout
 from onboard.stop import stop_signals
 from onboard.storage.boot_counter import count_start

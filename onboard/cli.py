@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from onboard.complaints import OneLineErrors, fail
 from onboard.config import GossipConfig, NodeConfig, load_own
-from onboard.extras import require
-from onboard.log import Format, say, start
+from onboard.console.errors import OneLineErrors, fail
+from onboard.console.extras import require
+from onboard.console.log import Format, say, start
+from onboard.console.toml import ConfigError
 from onboard.storage.private import keep_private
-from onboard.toml import ConfigError
 
 if TYPE_CHECKING:  # numpy comes with the first command that needs it: --help and a wrong key answer at once
     from onboard.budget import Pace

@@ -11,10 +11,10 @@ import msgspec
 from msgspec import Meta
 
 from hw_profiles import Board, Link, load_board, load_link
-from onboard.extras import unusable
+from onboard.console.extras import unusable
+from onboard.console.toml import ConfigError, read
 from onboard.levels import Levels
 from onboard.link import BadUrl, wire_bytes
-from onboard.toml import ConfigError, read
 
 NODE_IDS = range(1, 255)  # 0 is the ground station, 255 is broadcast (the frame's address byte)
 

@@ -18,10 +18,10 @@ import msgspec
 from msgspec import Meta
 
 from onboard.config import EndId
-from onboard.log import say
+from onboard.console.log import say
+from onboard.console.toml import ConfigError, read
 from onboard.storage.files import read_file
 from onboard.storage.journal import replace_durably
-from onboard.toml import ConfigError, read
 from onboard.wire.contacts import Contacts, Window
 from onboard.wire.session import Session
 

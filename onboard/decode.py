@@ -21,7 +21,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onboard.extras import unusable
+from onboard.console.extras import unusable
 from onboard.images import DataError, Pixels
 
 # Of these Pillow decodes each that its build can; what it cannot is refused by name.

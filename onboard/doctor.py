@@ -17,6 +17,7 @@ from pathlib import Path
 
 from onboard.carrier import GROUND
 from onboard.config import GossipConfig, LinkEnd, NodeConfig, OwnConfig
+from onboard.console.toml import ConfigError
 from onboard.contacts import ContactPlan
 from onboard.inspection import most_classes
 from onboard.learn.graph import GraphError, TrainGraph, shipped
@@ -24,7 +25,6 @@ from onboard.link import device_of, framing_of, open_port
 from onboard.shard import inspection_of, shard_of
 from onboard.storage.keys import BadKey, load_keys
 from onboard.storage.private import exposure
-from onboard.toml import ConfigError
 from onboard.trial import fitting, tried
 from onboard.wire.contacts import Contacts
 

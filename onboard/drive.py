@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from onboard.budget import Pace
-from onboard.log import say
+from onboard.console.log import say
 from onboard.trainer import Begun, Done, Failed, Report, Stepped, Trainer
 
 log = logging.getLogger(__name__)

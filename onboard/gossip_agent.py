@@ -20,6 +20,7 @@ import msgspec
 
 from onboard.codec.sparse import BadExchange
 from onboard.config import GossipConfig
+from onboard.console.log import say
 from onboard.exchanges import ExchangeLog, replay
 from onboard.gossip_checkpoint import Checkpoints
 from onboard.gossip_restore import Restorer
@@ -28,7 +29,6 @@ from onboard.gossip_trust import LEFT_OUT_S, Trust
 from onboard.learn.descent import Descent
 from onboard.learn.gossip import Message, Outlier
 from onboard.learn.loss_watch import LossWatch
-from onboard.log import say
 from onboard.storage.journal import Journal
 from onboard.wire.events import Arrived, Cancelled, Corrupt, Delivered, Event, PeerHeard, Rekeyed, Spent
 from onboard.wire.messages import GOSSIP, Reason

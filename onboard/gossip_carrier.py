@@ -18,6 +18,8 @@ from onboard import admission, data, labels
 from onboard.budget import MemoryCap, Pace
 from onboard.carrier import LONGEST_WAIT_S, MEMORY_AGAIN_S, MOST_UNTOLD, RETRY_S, limits_for, tell_of_link
 from onboard.config import GossipConfig, Neighbour
+from onboard.console.log import say
+from onboard.console.toml import ConfigError
 from onboard.contacts import kept_plan
 from onboard.exchanges import ExchangeLog
 from onboard.gossip_agent import EXCHANGES, GossipAgent
@@ -29,14 +31,12 @@ from onboard.link import Spool, opener, wire_bytes
 from onboard.link.port import Port
 from onboard.link.pump import OfPort, Pump, PumpEvent, wait
 from onboard.link.recorder import Recorder
-from onboard.log import say
 from onboard.lookout import Lookout
 from onboard.stop import stop_signals
 from onboard.storage.boot_counter import count_start
 from onboard.storage.journal import Journal
 from onboard.storage.keys import BadKey, load_keys
 from onboard.storage.private import tell_exposure
-from onboard.toml import ConfigError
 from onboard.views import gossip_view
 from onboard.wire.events import Event, Limits, PeerHeard
 from onboard.wire.messages import GOSSIP, digest

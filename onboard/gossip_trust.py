@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from onboard.log import say
+from onboard.console.log import say
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from onboard.console.log import say
 from onboard.levels import Levels, doubts, refusal
-from onboard.log import say
 
 if TYPE_CHECKING:
     from onboard.data import Range, Survey

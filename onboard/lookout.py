@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from onboard.log import say
+from onboard.console.log import say
 
 log = logging.getLogger(__name__)
 

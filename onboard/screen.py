@@ -11,7 +11,7 @@ from typing import Any
 import click
 import msgspec
 
-from onboard.lines import is_terminal
+from onboard.console.lines import is_terminal
 from onboard.lookout import NobodyThere, look
 
 EVERY_S = 1.0

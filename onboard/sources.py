@@ -30,8 +30,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onboard import folders, idx, labels, npz
+from onboard.console.extras import unusable
 from onboard.decode import decoded
-from onboard.extras import unusable
 from onboard.images import (
     DataError,
     Images,

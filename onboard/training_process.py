@@ -19,7 +19,7 @@ import sys
 import msgspec
 
 from onboard.budget import share_of_training
-from onboard.log import say
+from onboard.console.log import say
 from onboard.shard import Shard
 from onboard.trainer import Done, Failed, Job, Report
 from onboard.training_child import (

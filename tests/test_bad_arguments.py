@@ -20,7 +20,7 @@ import onboard.cli
 from groundstation.config import load_mission
 from hw_profiles import ProfileError, load_link
 from onboard.config import load_node
-from onboard.toml import ConfigError
+from onboard.console.toml import ConfigError
 from tests.mission.bench import change, run
 from tests.mission.test_mishaps import small_disk
 

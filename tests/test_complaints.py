@@ -13,7 +13,7 @@ from click.testing import CliRunner
 import firmware_sim.cli
 import groundstation.cli
 import onboard.cli
-from onboard.complaints import OneLineErrors
+from onboard.console.errors import OneLineErrors
 
 PROGRAMS = {
     "onboard": onboard.cli.main,
@@ -60,7 +60,7 @@ def test_ctrl_c_that_a_library_took_for_its_own_failure_is_ctrl_c(then: str) -> 
     code = (
         "import os, signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from onboard.stop import loading\nloading()\n"
-        "from onboard.complaints import OneLineErrors\nimport click\n"
+        "from onboard.console.errors import OneLineErrors\nimport click\n"
         "@click.group('onboard', cls=OneLineErrors)\ndef main(): pass\n"
         "@main.command()\ndef load():\n"
         "    try: os.kill(os.getpid(), signal.SIGINT)\n"

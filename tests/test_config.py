@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from hw_profiles import load_board
 from onboard.cli import main
 from onboard.config import NodeFile, load_node
+from onboard.console.toml import ConfigError, checked
 from onboard.storage.keys import new_key, save_key
-from onboard.toml import ConfigError, checked
 from tests.hidden import hide
 from tests.programs import Ended, onboard
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from hw_profiles import load_link
+from onboard.console.toml import ConfigError
 from onboard.contacts import LOOK_AGAIN_S, ContactPlan, kept_plan
-from onboard.toml import ConfigError
 from onboard.wire.contacts import Window
 from onboard.wire.session import Session
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from onboard.extras import BRINGS, CALLED
+from onboard.console.extras import BRINGS, CALLED
 from tests.test_packaging import EXTRAS
 
 ROOT = Path(__file__).parent.parent

@@ -14,13 +14,13 @@ from hw_profiles import load_board, load_link
 from onboard import data, doctor
 from onboard.cli import main
 from onboard.config import GossipConfig, NodeConfig, load_gossip, load_node, load_own
+from onboard.console.toml import ConfigError
 from onboard.gossip_carrier import gossip_node
 from onboard.gossip_checkpoint import MODEL
 from onboard.gossip_state import Phase
 from onboard.learn import topology
 from onboard.picture import gossip_picture
 from onboard.storage.keys import BadKey, new_key, save_key
-from onboard.toml import ConfigError
 from onboard.views import gossip_view
 from tests.programs import onboard
 from tests.test_config import toml

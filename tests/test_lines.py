@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from onboard import data
-from onboard.lines import Lines
+from onboard.console.lines import Lines
 from tests.firmware_sim.test_run_folder import free_port
 from tests.mission.bench import run
 from tests.mission.test_mishaps import small_disk

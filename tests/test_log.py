@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from onboard.log import Format, say, start
+from onboard.console.log import Format, say, start
 from onboard.wire.health import State
 
 log = logging.getLogger("onboard.test")
@@ -108,7 +108,7 @@ def test_quieter_events_are_left_out(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_a_reader_of_a_pipe_gets_every_line_at_once() -> None:
     script = (
-        "import logging, sys; from onboard.log import say, start; start('json');"
+        "import logging, sys; from onboard.console.log import say, start; start('json');"
         "say(logging.getLogger('x'), 'first'); sys.stdin.readline()"
     )
     with subprocess.Popen(

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onboard.codec.layout import Layout, layout
-from onboard.extras import unusable
+from onboard.console.extras import unusable
 
 Floats = NDArray[np.float32]
 Labels = NDArray[np.int64]

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from onboard.log import say
+from onboard.console.log import say
 
 log = logging.getLogger(__name__)
 

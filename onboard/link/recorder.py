@@ -19,10 +19,10 @@ from pathlib import Path
 import msgspec
 
 from hw_profiles import Link
+from onboard.console.log import say
 from onboard.link import framing_of
 from onboard.link.port import Tap, Way
 from onboard.link.recording import Kind, Record, Start, encode
-from onboard.log import say
 from onboard.wire.seal import NO_SALT
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 import msgspec
 
-from onboard.log import say
+from onboard.console.log import say
 from onboard.storage.journal import Journal
 from onboard.wire.seal import next_epoch
 

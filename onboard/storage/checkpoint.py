@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import msgspec
 
-from onboard.log import say
+from onboard.console.log import say
 from onboard.storage.journal import Journal
 
 log = logging.getLogger(__name__)

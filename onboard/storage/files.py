@@ -18,7 +18,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
-from onboard.log import say
+from onboard.console.log import say
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import stat
 from pathlib import Path
 from typing import Literal
 
-from onboard.log import say
+from onboard.console.log import say
 
 log = logging.getLogger(__name__)
 

@@ -16,11 +16,11 @@ import pytest
 
 from benchmarks.pair import AirPort
 from hw_profiles import load_link
+from onboard.console.log import record_of
+from onboard.console.rarely import BURST, EVERY_S, Rarely
 from onboard.link.pump import SLICE_FRAMES, Pump, PumpEvent
 from onboard.link.share import BURST_WRITES, OverShare, Share
 from onboard.link.spool import Spool
-from onboard.log import record_of
-from onboard.rarely import BURST, EVERY_S, Rarely
 from onboard.wire import cobs
 from onboard.wire.events import Arrived, Message
 from onboard.wire.frame import Type

@@ -10,8 +10,8 @@ from click.testing import CliRunner
 import groundstation.cli
 from hw_profiles import load_link
 from onboard.config import load_node
+from onboard.console.toml import ConfigError
 from onboard.link import PortLost, open_port
-from onboard.toml import ConfigError
 from tests.mission.bench import run
 
 LONG = 64 * "a"

@@ -11,8 +11,8 @@ import time
 from numbers import Integral, Real
 from typing import Any, Literal
 
-from onboard.lines import Lines, descriptor
-from onboard.rarely import Rarely
+from onboard.console.lines import Lines, descriptor
+from onboard.console.rarely import Rarely
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from typing import Any, NoReturn, TextIO
 import click
 from click.types import FloatParamType
 
-from onboard.extras import root_cause, unusable, wanted
+from onboard.console.extras import root_cause, unusable, wanted
 from onboard.stop import interruptible, was_interrupted
 
 
