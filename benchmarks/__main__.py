@@ -14,7 +14,7 @@ import click
 from benchmarks.lab import LabError
 from benchmarks.progress import Progress
 from benchmarks.result import json_line, table
-from onboard.data import DataError
+from onboard.data.loading import DataError
 
 NAMES = (
     "footprint", "memory", "data", "codec", "alq", "table1", "gossip", "consensus", "convergence", "epoch",

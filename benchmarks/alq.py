@@ -17,11 +17,11 @@ import numpy as np
 from benchmarks.progress import Progress
 from benchmarks.result import Row
 from firmware_sim.fleet_result import mean_width
-from onboard import data
 from onboard.codec import alq
 from onboard.codec.alq import Quantized
 from onboard.codec.layout import Weights
 from onboard.codec.pack import pack, unpack
+from onboard.data import loading
 from onboard.learn.graph import InferGraph, TrainGraph, evaluate, initial
 from onboard.learn.local import LocalTraining
 from onboard.learn.plan import Plan
@@ -43,8 +43,8 @@ OPTIONS = (
 def measure(tell: Progress, *, quick: bool) -> list[Row]:
     """Trains and judges; takes some minutes, or half a minute with `quick`. Raises DataError."""
     shape = (1, 28, 28)
-    images = data.load("mnist", shape, part="train", rows=QUICK_IMAGES if quick else None)
-    test = data.load("mnist", shape, part="test")
+    images = loading.load("mnist", shape, part="train", rows=QUICK_IMAGES if quick else None)
+    test = loading.load("mnist", shape, part="test")
     graph = TrainGraph.load("lenet5")
     start = initial(graph.shapes, PLAN.seed)
     nothing = {name: np.zeros_like(values) for name, values in start.items()}
@@ -76,6 +76,6 @@ def _epochs(training: LocalTraining, tell: Progress) -> Iterator[tuple[int, str,
             yield step.epoch, phase, training.loss
 
 
-def _accuracy(weights: Weights, test: data.Images) -> float:
+def _accuracy(weights: Weights, test: loading.Images) -> float:
     *_, score = evaluate(InferGraph.load("lenet5"), weights, test.x, test.y)  # the last covers all images
     return score.accuracy

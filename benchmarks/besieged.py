@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks import stepped_clock
 from benchmarks.lab import LabError
 from firmware_sim.crew import Crew
-from onboard import data
+from onboard.data import loading
 
 BOARDS = ("one", "two")
 GROUND = "ground"
@@ -103,9 +103,9 @@ class Besieged:
         )  # fmt: skip
         if done.returncode:
             raise LabError(f"groundstation init: {done.stderr.strip()}")
-        images = data.load("digits", part="train").take(np.arange(IMAGES * len(BOARDS)))
-        for board, shard in zip(BOARDS, data.shards(images, len(BOARDS), 0), strict=True):
-            data.save(self.mission / "boards" / board / "data.npz", shard)
+        images = loading.load("digits", part="train").take(np.arange(IMAGES * len(BOARDS)))
+        for board, shard in zip(BOARDS, loading.shards(images, len(BOARDS), 0), strict=True):
+            loading.save(self.mission / "boards" / board / "data.npz", shard)
 
     def _ends(self, board: str, link: str) -> tuple[str, str]:
         """The ground's port and the board's; a serial one is an emulated cable's, which is laid here."""

@@ -17,9 +17,9 @@ import numpy as np
 
 from benchmarks.progress import Progress
 from benchmarks.result import Row
-from onboard import data
 from onboard.codec import alq
 from onboard.codec.pack import account, pack, unpack
+from onboard.data import loading
 from onboard.learn.federated import PartialAverage
 from onboard.learn.graph import TrainGraph, initial
 from onboard.learn.local import LocalTraining
@@ -37,8 +37,8 @@ PAPERS_BITS, FAST_BITS, SKETCH_BITS = 0.4, 0.1, 1.65  # Table I at best; ours; b
 
 def measure(tell: Progress) -> list[Row]:
     """Trains, then packs and averages; takes about a minute. Raises DataError."""
-    source = "mnist" if os.environ.get(data.FOLDER_VARIABLE) else "digits"
-    images = data.load(source, (1, 28, 28), rows=range(IMAGES))
+    source = "mnist" if os.environ.get(loading.FOLDER_VARIABLE) else "digits"
+    images = loading.load(source, (1, 28, 28), rows=range(IMAGES))
     graph = TrainGraph.load("lenet5")
     rows = []
     trainings = {}
@@ -79,7 +79,7 @@ def plan(method: Method, bits: float, bases: int) -> Plan:
 
 
 def trained(
-    graph: TrainGraph, images: data.Images, plan: Plan
+    graph: TrainGraph, images: loading.Images, plan: Plan
 ) -> tuple[dict[Phase, list[float]], LocalTraining]:
     """CPU seconds of the steps of each phase, and the training at its end."""
     origin = initial(graph.shapes, plan.seed)

@@ -21,7 +21,7 @@ from benchmarks.lab import LabError
 from benchmarks.naming import names
 from benchmarks.progress import Progress
 from firmware_sim.crew import Crew
-from onboard import data
+from onboard.data import loading
 from onboard.learn import topology
 from onboard.storage.keys import save_key
 
@@ -137,7 +137,7 @@ class Raid:
         programs = {"ground": (mission, ["groundstation", "serve", str(mission), "--exit-when-finished"])}
         for number in (1, 2):
             board = mission / "boards" / f"board-{number}"
-            data.save(board / "data.npz", _images(number))
+            loading.save(board / "data.npz", _images(number))
             programs[board.name] = board, ["onboard", "run", str(board / "node.toml")]
         return programs
 
@@ -158,7 +158,7 @@ def _ring(folder: Path, encrypted: bool) -> dict[str, tuple[Path, list[str]]]:
             lines += [f'[[neighbour]]\nid = {peer}\nport = "{url}"\nkey = "{peer}.key"']
             lines += [f'profile = "bench-udp"\nweight = {weight}\nencrypt = {str(encrypted).lower()}']
         (node / "node.toml").write_text("\n".join([*lines, "[budget]\ncheckpoint_s = 0.3\n"]))
-        data.save(node / "data.npz", _images(number))
+        loading.save(node / "data.npz", _images(number))
         programs[node.name] = node, ["onboard", "run", str(node / "node.toml")]
     for a, b in edges:
         key = random.Random(f"{a}/{b}").randbytes(32)
@@ -167,8 +167,8 @@ def _ring(folder: Path, encrypted: bool) -> dict[str, tuple[Path, list[str]]]:
     return programs
 
 
-def _images(nth: int) -> data.Images:
-    return data.load("digits", part="train").take(np.arange(nth * IMAGES, (nth + 1) * IMAGES))
+def _images(nth: int) -> loading.Images:
+    return loading.load("digits", part="train").take(np.arange(nth * IMAGES, (nth + 1) * IMAGES))
 
 
 def _free_port() -> int:

@@ -17,9 +17,9 @@ from PIL import Image
 
 from benchmarks.progress import Progress
 from benchmarks.result import Row
-from onboard import data
 from onboard.averaging import averaged
-from onboard.data import DataError, Images
+from onboard.data import loading
+from onboard.data.loading import DataError, Images
 from onboard.learn.graph import InferGraph, TrainGraph, evaluate
 from onboard.server import Server, Training
 from onboard.trainer import Done, Failed, Job
@@ -36,7 +36,7 @@ Write = Callable[[Path, Images], str]
 
 def measure(tell: Progress) -> list[Row]:
     """Trains some rounds for the clean run and for what differs from it; takes about a minute."""
-    whole, test = data.load("digits"), data.load("digits", part="test")
+    whole, test = loading.load("digits"), loading.load("digits", part="test")
     first, second = (whole.take(np.arange(start, len(whole), 2)) for start in (0, 1))
     rows: list[Row] = []
     done: dict[bytes, float] = {}
@@ -60,7 +60,7 @@ def measure(tell: Progress) -> list[Row]:
 
 def read(write: Write, folder: Path, images: Images) -> Images:
     """What a board takes of what `write` makes of the images. Raises DataError."""
-    return data.load(write(folder, images), part="own", names=images.classes)
+    return loading.load(write(folder, images), part="own", names=images.classes)
 
 
 def prints(images: Images) -> bytes:

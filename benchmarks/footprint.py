@@ -18,7 +18,7 @@ from benchmarks import process
 from benchmarks.lab import Lab, LabError, Site
 from benchmarks.progress import Progress
 from benchmarks.result import Row
-from onboard import data
+from onboard.data import loading
 
 IDLE_MB, TRAINING_MB = 64, 128
 IDLE_BYTES_A_MINUTE = 1000
@@ -48,8 +48,8 @@ def measure(tell: Progress) -> list[Row]:
 
 def _story(lab: Lab, imports: Path, tell: Progress) -> Iterator[Row]:
     tell("making a mission")
-    source = "mnist" if os.environ.get(data.FOLDER_VARIABLE) else "digits"
-    images = data.load(source, (1, 28, 28), rows=IMAGES)
+    source = "mnist" if os.environ.get(loading.FOLDER_VARIABLE) else "digits"
+    images = loading.load(source, (1, 28, 28), rows=IMAGES)
     lab.found("mission", source, images, [SERIAL, RADIO])
     lab.found("nobody", source, images, [UNHEARD])
 

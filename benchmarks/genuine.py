@@ -13,8 +13,8 @@ from typing import Any
 
 from onboard.codec.alq import Model
 from onboard.codec.layout import Floats
+from onboard.data.images import Images
 from onboard.gossip_checkpoint import Checkpoints
-from onboard.images import Images
 from onboard.learn.descent import Descent
 from onboard.learn.federated import PartialAverage
 from onboard.learn.gossip import Gossip, Message

@@ -29,7 +29,7 @@ from benchmarks.result import Row
 from firmware_sim.channel import SIDES
 from firmware_sim.crew import Crew
 from firmware_sim.faults import FAULTS
-from onboard import data
+from onboard.data import loading
 
 ROUNDS, BOARDS = 2, ("one", "two")
 IMAGES = 60  # a board
@@ -176,9 +176,9 @@ class Mission:
         )  # fmt: skip
         if done.returncode:
             raise LabError(f"groundstation init: {done.stderr.strip()}")
-        images = data.load("digits", part="train").take(np.arange(IMAGES * len(BOARDS)))
-        for board, shard in zip(BOARDS, data.shards(images, len(BOARDS), 0), strict=True):
-            data.save(mission / "boards" / board / "data.npz", shard)
+        images = loading.load("digits", part="train").take(np.arange(IMAGES * len(BOARDS)))
+        for board, shard in zip(BOARDS, loading.shards(images, len(BOARDS), 0), strict=True):
+            loading.save(mission / "boards" / board / "data.npz", shard)
         for nth, (board, ends) in enumerate(self._ends.items()):
             self._crew.start(
                 f"{self.name}:cable:{board}", "firmware_sim", "cable", "--link", self.line.link, "--seed",

@@ -14,12 +14,12 @@ import numpy as np
 
 from benchmarks.missions import graphs
 from firmware_sim.fleet_split import iid
-from onboard import data
 from onboard.averaging import averaged
 from onboard.codec import alq
 from onboard.codec.dense import Dense
 from onboard.codec.layout import Floats, Layout
 from onboard.codec.pack import pack, unpack
+from onboard.data import loading
 from onboard.learn.graph import evaluate
 from onboard.server import BadUpdate, Server, Training
 from onboard.trainer import Done, Failed, Job
@@ -70,11 +70,11 @@ KINDS: Mapping[
 def accuracy(kind: str, seed: int, *, rounds: int = ROUNDS, images: int | None = None) -> float:
     """Of the last model, 0 to 1; `kind` "" for a mission of honest boards. `images` a board, at most."""
     train, infer = graphs()
-    whole, test = data.load("digits", part="train"), data.load("digits", part="test")
+    whole, test = loading.load("digits", part="train"), loading.load("digits", part="test")
     shares = [whole.take(rows) for rows in iid(whole.y, BOARDS, images or len(whole), seed)]
     evil, samples, shifted = KINDS.get(kind, (None, 0, False))
     if shifted:
-        shares[0] = data.Images(shares[0].x, (shares[0].y + 1) % 10, shares[0].classes, shares[0].named)
+        shares[0] = loading.Images(shares[0].x, (shares[0].y + 1) % 10, shares[0].classes, shares[0].named)
     server = Server(
         mission=MISSION, model="lenet5", seed=seed, deadline_s=900.0, graph=train, classes=test.classes,
         training=Training(bits_up=0.1 if images else 0.05),
@@ -113,7 +113,7 @@ def _packed(evil: Evil, own: bytes, other: bytes, layout: Layout, draw: np.rando
     return pack(alq.quantize(layout, sent, widths))
 
 
-def _trained(images: data.Images, model: bytes, node: int) -> bytes:
+def _trained(images: loading.Images, model: bytes, node: int) -> bytes:
     trainer = LocalTrainer(images, lambda name: graphs()[0])
     trainer.begin(Job(model=model, node=node))
     while True:

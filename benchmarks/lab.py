@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from firmware_sim.crew import Crew
-from onboard import data
-from onboard.images import Images
+from onboard.data import loading
+from onboard.data.images import Images
 
 LISTEN_S = 0.05
 PORTS_WITHIN_S = 20.0
@@ -65,7 +65,7 @@ class Lab:
         if done.returncode:
             raise LabError(f"groundstation init: {done.stderr.strip()}")
         for site in sites:
-            data.save(self._board(mission, site) / "data.npz", images)
+            loading.save(self._board(mission, site) / "data.npz", images)
             if site.memory_mb is not None:
                 toml = self._board(mission, site) / "node.toml"
                 budget = f"[budget]\nmemory_mb = {site.memory_mb}\n"

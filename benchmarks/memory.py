@@ -22,7 +22,7 @@ from benchmarks.footprint import environment_of_a_user
 from benchmarks.lab import Lab, Site
 from benchmarks.progress import Progress
 from benchmarks.result import Row
-from onboard import data
+from onboard.data import loading
 
 OPTIONS = (
     click.Option(["--first", "first_mb"], default=48, show_default=True, help="The smallest budget, MiB."),
@@ -51,9 +51,9 @@ def measure(
 
 def _story(lab: Lab, budgets_mb: range, rounds: int, tell: Progress) -> Iterator[Row]:
     sites = {budget: Site(f"mb{budget}", "bench-serial-115k2", memory_mb=budget) for budget in budgets_mb}
-    source = "mnist" if os.environ.get(data.FOLDER_VARIABLE) else "digits"
+    source = "mnist" if os.environ.get(loading.FOLDER_VARIABLE) else "digits"
     lab.found(
-        "mission", source, data.load(source, (1, 28, 28), rows=IMAGES), list(sites.values()), rounds=rounds
+        "mission", source, loading.load(source, (1, 28, 28), rows=IMAGES), list(sites.values()), rounds=rounds
     )
     pids = {}
     for site in sites.values():

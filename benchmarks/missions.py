@@ -46,12 +46,12 @@ from groundstation import testdata
 from groundstation.cli import main
 from groundstation.config import load_mission
 from hw_profiles import load_link
-from onboard import data
 from onboard.budget import Pace
 from onboard.codec import alq
 from onboard.codec.pack import unpack
 from onboard.config import load_own
-from onboard.images import Images
+from onboard.data import loading
+from onboard.data.images import Images
 from onboard.learn import topology
 from onboard.learn.graph import InferGraph, TrainGraph, evaluate, initial
 from onboard.learn.local import moved
@@ -75,8 +75,8 @@ def graphs() -> tuple[TrainGraph, InferGraph]:
 def images(part: Literal["train", "test"], nth: int = 0) -> Images:
     """Of the digits; `nth`: of which node."""
     if part == "test":
-        return data.load("digits", part=part).take(np.arange(TEST_IMAGES))
-    return data.load("digits", part=part).take(np.arange(nth * IMAGES, (nth + 1) * IMAGES))
+        return loading.load("digits", part=part).take(np.arange(TEST_IMAGES))
+    return loading.load("digits", part=part).take(np.arange(nth * IMAGES, (nth + 1) * IMAGES))
 
 
 class Mission:
@@ -322,7 +322,7 @@ def _ring(scratch: Path, encrypted: bool) -> Path:
         node = folder / f"node-{number}"
         node.mkdir(parents=True)
         (node / "node.toml").write_text("\n".join(lines))
-        data.save(node / "data.npz", images("train", number))
+        loading.save(node / "data.npz", images("train", number))
     for a, b in edges:
         key = random.Random(f"{a}/{b}").randbytes(32)
         for one, other in ((a, b), (b, a)):

@@ -172,7 +172,7 @@ def demo(
     from firmware_sim.demo import BOARDS, DemoError, Wishes, run
     from firmware_sim.demo_view import View, summary_table
     from firmware_sim.run_folder import FolderError
-    from onboard.data import DataError
+    from onboard.data.loading import DataError
     from onboard.learn.graph import GraphError
 
     wishes = Wishes(

@@ -22,7 +22,7 @@ from firmware_sim.crew import Crew
 from firmware_sim.demo_view import View
 from firmware_sim.plot import draw
 from firmware_sim.scene import Scene
-from onboard import data
+from onboard.data import loading
 from onboard.learn.graph import TrainGraph
 from onboard.stop import stop_signals
 
@@ -81,15 +81,15 @@ class Wishes:
 Ends = tuple[str, str]  # URLs of the ground's and the board's end of a link
 
 
-def images_of(wishes: Wishes, graph: TrainGraph) -> data.Images:
+def images_of(wishes: Wishes, graph: TrainGraph) -> loading.Images:
     """The images that the boards share. Raises DataError."""
-    return data.load(
+    return loading.load(
         wishes.data, graph.input_shape, folder=wishes.data_folder, part="train",
         rows=None if wishes.data == "digits" else range_of(wishes), classes=graph.classes,
     )  # fmt: skip
 
 
-def prepare(wishes: Wishes, images: data.Images) -> tuple[Path, dict[str, Ends]]:
+def prepare(wishes: Wishes, images: loading.Images) -> tuple[Path, dict[str, Ends]]:
     """Makes the mission and every board's shard in a folder that is held; returns the mission's folder and
     the ends of every link. Raises DemoError, OSError."""
     mission = wishes.out / "mission"
@@ -105,8 +105,8 @@ def prepare(wishes: Wishes, images: data.Images) -> tuple[Path, dict[str, Ends]]
         "init", str(mission), "--data", _absolute(wishes.data), "--model", wishes.model, "--rounds",
         str(wishes.rounds), "--seed", str(wishes.seed), *nodes,
     )  # fmt: skip
-    for board, shard in zip(BOARDS, data.shards(images, len(BOARDS), wishes.seed), strict=True):
-        data.save(mission / "boards" / board.name / "data.npz", shard)
+    for board, shard in zip(BOARDS, loading.shards(images, len(BOARDS), wishes.seed), strict=True):
+        loading.save(mission / "boards" / board.name / "data.npz", shard)
     return mission, ends
 
 

@@ -22,7 +22,7 @@ from onboard.averaging import averaged
 from onboard.carrier import GROUND
 from onboard.codec.pack import unpack
 from onboard.config import NODE_IDS
-from onboard.data import Images
+from onboard.data.loading import Images
 from onboard.learn.federated import Answer, Round, Verdict, choose, finished
 from onboard.learn.graph import InferGraph, TrainGraph, evaluate
 from onboard.server import BadUpdate, Server, Training

@@ -98,7 +98,7 @@ def fleet(as_json: bool, **options: Any) -> None:
     require("onnxruntime", "rich", "matplotlib")
     from firmware_sim.fleet import FleetError
     from firmware_sim.fleet_run import Run
-    from onboard.data import DataError
+    from onboard.data.loading import DataError
     from onboard.learn.graph import GraphError
 
     start("json" if as_json else "text", logging.ERROR)

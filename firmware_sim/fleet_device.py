@@ -18,7 +18,7 @@ from onboard.agent_state import Known
 from onboard.budget import Ledger, Pace
 from onboard.carrier import GROUND
 from onboard.config import LinkEnd, NodeConfig
-from onboard.data import Images
+from onboard.data.loading import Images
 from onboard.drive import Drive
 from onboard.learn.graph import TrainGraph
 from onboard.storage.boot_counter import count_start

@@ -14,8 +14,8 @@ from firmware_sim.fleet import Fleet, FleetError, Settings
 from firmware_sim.fleet_record import Record
 from firmware_sim.fleet_result import Moment, RoundResult
 from firmware_sim.fleet_split import dirichlet, iid
-from onboard import data
-from onboard.data import Images
+from onboard.data import loading
+from onboard.data.loading import Images
 from onboard.learn.federated import finished
 from onboard.learn.graph import InferGraph, TrainGraph
 
@@ -72,7 +72,7 @@ class Run:
         if finished([result.accuracy for result in self.results], settings.rounds, settings.target):
             return
         shape, classes = self._train.input_shape, self._train.classes
-        test = data.load(wishes.data, shape, folder=wishes.data_folder, part="test", classes=classes)
+        test = loading.load(wishes.data, shape, folder=wishes.data_folder, part="test", classes=classes)
         with tempfile.TemporaryDirectory(prefix="fleet-") as folder:
             fleet = Fleet(
                 wishes.settings, self._shares(), test, Path(folder), self._train, self._infer
@@ -89,7 +89,7 @@ class Run:
     def _shares(self) -> list[Images]:
         """The images of each device."""
         wishes, settings = self.wishes, self.wishes.settings
-        images = data.load(
+        images = loading.load(
             wishes.data, self._train.input_shape, folder=wishes.data_folder, part="train",
             classes=self._train.classes,
         )  # fmt: skip

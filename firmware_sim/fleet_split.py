@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onboard.images import DataError, Labels, Rows, order
+from onboard.data.images import DataError, Labels, Rows, order
 
 
 def iid(y: Labels, devices: int, images: int, seed: int) -> list[Rows]:

@@ -31,7 +31,7 @@ from onboard.budget import Pace
 from onboard.codec.layout import Floats
 from onboard.codec.mask import ALL, share_of
 from onboard.codec.values import Form
-from onboard.data import Images
+from onboard.data.loading import Images
 from onboard.learn import topology
 from onboard.learn.descent import Descent, Recipe
 from onboard.learn.gossip import Gossip, Message

@@ -145,7 +145,7 @@ def ring(ground: Ground | None, /, as_json: bool, processes: bool, **options: An
     from firmware_sim.ring import RingError
     from firmware_sim.ring_crew import CrewRun
     from firmware_sim.ring_run import Run
-    from onboard.data import DataError
+    from onboard.data.loading import DataError
     from onboard.learn.graph import GraphError
 
     start("json" if as_json else "text", logging.ERROR)

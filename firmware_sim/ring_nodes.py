@@ -15,8 +15,8 @@ from typing import Any
 
 from firmware_sim.ring import GROUND, Ground, RingError, Settings
 from firmware_sim.ring_cables import link_of
-from onboard import data
 from onboard.codec.mask import ALL
+from onboard.data import loading
 from onboard.learn import topology
 from onboard.storage.keys import new_key, save_key
 
@@ -24,7 +24,7 @@ PLAN = "contacts.toml"
 
 
 def found(
-    folder: Path, settings: Settings, shares: Sequence[data.Images], urls: Mapping[tuple[int, int], str]
+    folder: Path, settings: Settings, shares: Sequence[loading.Images], urls: Mapping[tuple[int, int], str]
 ) -> dict[int, Path]:
     """Writes each node's folder, the ground's too; returns the NODE.toml files. Earlier ones are replaced.
 
@@ -46,7 +46,7 @@ def found(
         tables += [("[gossip]", _gossip(settings, trains=node != GROUND))]
         if node != GROUND:
             images = shares[node - 1]
-            data.save(own / "data.npz", images)
+            loading.save(own / "data.npz", images)
             tables += [("[data]", {"shape": list(images.shape), "classes": list(images.classes)})]
         else:
             tables += [("[data]", {"classes": list(shares[0].classes)})]

@@ -12,8 +12,8 @@ from firmware_sim.fleet_split import dirichlet, iid
 from firmware_sim.ring import Ring, RingError, Settings
 from firmware_sim.ring_record import Record
 from firmware_sim.ring_result import EpochResult, Moment
-from onboard import data
-from onboard.data import Images
+from onboard.data import loading
+from onboard.data.loading import Images
 from onboard.learn.graph import InferGraph, TrainGraph
 
 
@@ -82,7 +82,7 @@ class Run:
 
 def images_of(wishes: Wishes, graph: TrainGraph) -> tuple[list[Images], Images]:
     """The images of each node, and those to test on. Raises DataError, RingError."""
-    load = partial(data.load, shape=graph.input_shape, folder=wishes.data_folder, classes=graph.classes)
+    load = partial(loading.load, shape=graph.input_shape, folder=wishes.data_folder, classes=graph.classes)
     whole = load(wishes.data)
     test = load(wishes.test_data or wishes.data, part="test", rows=wishes.test_images)
     nodes, seed = wishes.settings.nodes, wishes.settings.seed

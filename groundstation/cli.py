@@ -99,7 +99,7 @@ def sample(folder: Path, name: str, data: str | None, data_dir: Path | None, ima
     """
     from groundstation.sample import sample as make
     from onboard.config import relative_source
-    from onboard.data import DataError
+    from onboard.data.loading import DataError
 
     keep_private()  # a board's images are its own
     try:
@@ -140,7 +140,7 @@ def serve(
     require("onnxruntime")
     from groundstation.daemon import serve as run
     from onboard.cli import recording_to
-    from onboard.data import DataError
+    from onboard.data.loading import DataError
     from onboard.learn.graph import GraphError
     from onboard.storage.keys import BadKey
 

@@ -18,9 +18,9 @@ from groundstation.station import Station
 from groundstation.store import Store, StoreDamaged, StoreError
 from groundstation.untold import Untold
 from groundstation.upkeep import Upkeep
-from onboard import labels
 from onboard.console.log import say
 from onboard.console.toml import ConfigError
+from onboard.data import labels
 from onboard.learn.graph import InferGraph, TrainGraph
 from onboard.link.pump import wait
 from onboard.link.recorder import Recorder

@@ -22,7 +22,7 @@ from groundstation.station import Station
 from groundstation.store import RoundRow, Store, StoreError
 from onboard.console.errors import where
 from onboard.console.log import say
-from onboard.data import Images
+from onboard.data.loading import Images
 from onboard.learn.federated import Answer, Round, Verdict, choose, finished
 from onboard.learn.graph import InferGraph, TrainGraph
 from onboard.server import BadUpdate, Server

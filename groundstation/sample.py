@@ -8,9 +8,9 @@ import numpy as np
 
 from groundstation.config import load_mission
 from groundstation.setup import SetupError
-from onboard import data
 from onboard.config import load_node
-from onboard.images import order
+from onboard.data import loading
+from onboard.data.images import order
 from onboard.learn.graph import TrainGraph
 
 SEED = (
@@ -36,12 +36,12 @@ def sample(folder: Path, name: str, source: str | None, data_dir: Path | None, i
     if Path(place).exists():
         raise SetupError(f"{place}: is there already, and is not replaced")
     source, data_dir = source or mission.data_source, data_dir or mission.data_folder
-    data.check_source(source)
+    loading.check_source(source)
     shape = TrainGraph.load(mission.rules.model).input_shape
-    found = data.survey(source, shape, folder=data_dir, names=mission.rules.classes)
+    found = loading.survey(source, shape, folder=data_dir, names=mission.rules.classes)
     if len(found) < len(names):
         raise SetupError(f"{source}: {len(found)} images are too few for {len(names)} boards")
     rows = np.array_split(order(len(found), SEED), len(names))[names.index(name)][:images]
-    taken = data.load(source, shape, folder=data_dir, rows=rows, names=mission.rules.classes)
-    data.save(Path(place), taken)
+    taken = loading.load(source, shape, folder=data_dir, rows=rows, names=mission.rules.classes)
+    loading.save(Path(place), taken)
     return f"{place}: {len(taken)} of the {len(found)} images of {source} to train on"

@@ -19,7 +19,7 @@ from groundstation.config import MISSION_FILE, MissionFile, load_mission
 from hw_profiles import load_board, load_link
 from onboard.config import NodeFile, check_cipher, load_node, relative_source
 from onboard.console.toml import checked
-from onboard.data import check_source
+from onboard.data.loading import check_source
 from onboard.learn.graph import TrainGraph
 from onboard.link import BadUrl
 from onboard.link.udp import ends, is_ipv6, learns_peer

@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from onboard import data, labels
-from onboard.data import DataError, Images, MissingDataError, Survey
-from onboard.inspection import Inspection, inspection
+from onboard.data import labels, loading
+from onboard.data.inspection import Inspection, inspection
+from onboard.data.levels import Levels
+from onboard.data.loading import DataError, Images, MissingDataError, Survey
 from onboard.learn.graph import TrainGraph
-from onboard.levels import Levels
 
 
 def look(
     source: str, graph: TrainGraph, folder: str | Path | None = None, classes: labels.Names | None = None
 ) -> Survey:
     """The test part by its labels, in the mission's `classes` where they are known. Raises DataError."""
-    found = data.survey(
+    found = loading.survey(
         source, graph.input_shape, folder=folder, part="test", classes=graph.classes, names=classes
     )
     if not found.named and classes is None and found.empty[:1] == ("0",):
@@ -45,10 +45,10 @@ def founded(source: str, graph: TrainGraph, folder: Path | None) -> Founded:
     try:
         found = look(source, graph, folder)
     except MissingDataError as error:
-        known = data.KNOWN_CLASSES.get(source)
+        known = loading.KNOWN_CLASSES.get(source)
         words = "" if known else "; its classes are not known before"
         return Founded(known, None, f"not here yet{words}: {error}")
-    pixels = data.measure(source, graph.input_shape, folder=folder, part="test")
+    pixels = loading.measure(source, graph.input_shape, folder=folder, part="test")
     return Founded(found.classes, pixels.levels, inspection(found, pixels).line())
 
 
@@ -57,7 +57,7 @@ def load(
 ) -> tuple[Inspection, Images]:
     """The test images, and what they are. Raises DataError."""
     seen = look(source, graph, folder, classes)
-    images = data.load(
+    images = loading.load(
         source, graph.input_shape, folder=folder, part="test", classes=graph.classes, names=classes
     )
-    return inspection(seen, data.range_of([images.x])), images
+    return inspection(seen, loading.range_of([images.x])), images

@@ -177,7 +177,7 @@ def _run_board(
 ) -> None:
     """A node with a link to the ground; it trains in a child process. Raises ConfigError, BadKey, OSError."""
     from onboard.carrier import board_agent, carry
-    from onboard.shard import shard_of
+    from onboard.data.shard import shard_of
     from onboard.storage.journal import sole_user
     from onboard.training_process import BadImages, ProcessTrainer
 
@@ -197,9 +197,9 @@ def _run_gossip(
     config: GossipConfig, pace: Pace, report_every_s: float | None, recorder: Recorder | None
 ) -> None:
     """A node that gossips. Raises ConfigError, BadKey, OSError."""
-    from onboard.data import DataError
+    from onboard.data.loading import DataError
+    from onboard.data.shard import images_of, inspection_of, shard_of
     from onboard.gossip_carrier import carry_gossip, gossip_node
-    from onboard.shard import images_of, inspection_of, shard_of
     from onboard.storage.journal import sole_user, was_started
 
     try:

@@ -13,7 +13,7 @@ from msgspec import Meta
 from hw_profiles import Board, Link, load_board, load_link
 from onboard.console.extras import unusable
 from onboard.console.toml import ConfigError, read
-from onboard.levels import Levels
+from onboard.data.levels import Levels
 from onboard.link import BadUrl, wire_bytes
 
 NODE_IDS = range(1, 255)  # 0 is the ground station, 255 is broadcast (the frame's address byte)
@@ -107,7 +107,7 @@ class NeighbourSection(LinkSection, frozen=True, forbid_unknown_fields=True, kw_
 class DataSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[data]`: the local shard.
 
-    `source` is one of `onboard.sources`; `folder` the data folder of the named sets;
+    `source` is one of `onboard.data.sources`; `folder` the data folder of the named sets;
     `shape` what a model takes (C, H, W); `rows` the first row and the one after the last, all if left out;
     `classes` the mission's class names in its order; `channel_means` and `channel_stds` what pixels
     of its test data are like.

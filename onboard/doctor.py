@@ -19,10 +19,10 @@ from onboard.carrier import GROUND
 from onboard.config import GossipConfig, LinkEnd, NodeConfig, OwnConfig
 from onboard.console.toml import ConfigError
 from onboard.contacts import ContactPlan
-from onboard.inspection import most_classes
+from onboard.data.inspection import most_classes
+from onboard.data.shard import inspection_of, shard_of
 from onboard.learn.graph import GraphError, TrainGraph, shipped
 from onboard.link import device_of, framing_of, open_port
-from onboard.shard import inspection_of, shard_of
 from onboard.storage.keys import BadKey, load_keys
 from onboard.storage.private import exposure
 from onboard.trial import fitting, tried

@@ -14,13 +14,14 @@ from functools import partial
 
 import numpy as np
 
-from onboard import admission, data, labels
+from onboard import admission
 from onboard.budget import MemoryCap, Pace
 from onboard.carrier import LONGEST_WAIT_S, MEMORY_AGAIN_S, MOST_UNTOLD, RETRY_S, limits_for, tell_of_link
 from onboard.config import GossipConfig, Neighbour
 from onboard.console.log import say
 from onboard.console.toml import ConfigError
 from onboard.contacts import kept_plan
+from onboard.data import labels, loading
 from onboard.exchanges import ExchangeLog
 from onboard.gossip_agent import EXCHANGES, GossipAgent
 from onboard.gossip_checkpoint import BEFORE, CHECKPOINT, MODEL
@@ -49,7 +50,7 @@ Opener = Callable[[Neighbour], Callable[[], Port | None]]
 
 
 def gossip_node(
-    config: GossipConfig, images: data.Images | None, now: float, recorder: Recorder | None = None
+    config: GossipConfig, images: loading.Images | None, now: float, recorder: Recorder | None = None
 ) -> tuple[GossipAgent, dict[int, Pump]]:
     """The agent of a node that gossips, and its links (still closed), recorded if wanted. images: None for
     one that trains nothing.
@@ -62,7 +63,7 @@ def gossip_node(
     )
 
 
-def descent_of(config: GossipConfig, images: data.Images | None) -> tuple[Descent, float, bytes]:
+def descent_of(config: GossipConfig, images: loading.Images | None) -> tuple[Descent, float, bytes]:
     """The node's training from the first model on, what a step costs (FLOP), and what its labels mean, as
     `Gossip` takes it; without images a model that is held. Raises ConfigError."""
     own = config.gossip
@@ -91,7 +92,7 @@ def descent_of(config: GossipConfig, images: data.Images | None) -> tuple[Descen
     return descent, float(graph.flops_per_image * own.batch_size), _classes(config, images, graph.classes)
 
 
-def _classes(config: GossipConfig, images: data.Images | None, count: int) -> bytes:
+def _classes(config: GossipConfig, images: loading.Images | None, count: int) -> bytes:
     """What the node's labels mean: by its file, by its images, or else the labels themselves."""
     names = config.data_classes
     if names is None and images is not None and images.named:

@@ -18,12 +18,13 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Meta
 
-from onboard import intake, labels
+from onboard import intake
 from onboard.codec import alq
 from onboard.codec.alq import MAX_BASES, Model
 from onboard.codec.dense import Dense
 from onboard.codec.layout import Floats, Weights
 from onboard.codec.pack import pack, unpack
+from onboard.data import labels
 from onboard.learn.clipping import Bounds, Claim, Share, norm
 from onboard.learn.federated import PartialAverage, condense, staleness_weight
 from onboard.learn.graph import TrainGraph, initial

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from onboard import labels
 from onboard.codec import alq
 from onboard.codec.pack import BadPack, pack, unpack
-from onboard.images import DataError, Images
+from onboard.data import labels
+from onboard.data.images import DataError, Images
 from onboard.learn.graph import GraphError, TrainGraph, initial
 from onboard.learn.local import LocalTraining, Step, moved
 from onboard.learn.plan import Plan

@@ -24,8 +24,8 @@ from typing import Any
 import msgspec
 
 from onboard.budget import BudgetError, cap_memory, peak_bytes
-from onboard.inspection import Inspection
-from onboard.shard import Shard, images_of, inspection_of
+from onboard.data.inspection import Inspection
+from onboard.data.shard import Shard, images_of, inspection_of
 from onboard.trainer import Begun, Done, Failed, Job, Report, Stepped
 from onboard.wire.health import Failure
 

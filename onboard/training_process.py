@@ -20,7 +20,7 @@ import msgspec
 
 from onboard.budget import share_of_training
 from onboard.console.log import say
-from onboard.shard import Shard
+from onboard.data.shard import Shard
 from onboard.trainer import Done, Failed, Job, Report
 from onboard.training_child import (
     ANSWERS,

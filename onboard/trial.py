@@ -7,9 +7,9 @@ import select
 
 from onboard.budget import AGENT_BYTES
 from onboard.config import GossipConfig, OwnConfig
+from onboard.data.shard import shard_of
 from onboard.learn.graph import GraphError, TrainGraph, shipped
 from onboard.server import Training
-from onboard.shard import shard_of
 from onboard.trainer import Done, Failed, Job, Report
 from onboard.training_process import ProcessTrainer
 from onboard.wire.health import Failure

@@ -12,10 +12,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from onboard import data
 from onboard.agent import Agent
 from onboard.carrier import board_agent
 from onboard.config import NodeConfig, load_node
+from onboard.data import loading
 from onboard.learn.graph import TrainGraph
 from onboard.storage.keys import load_keys, new_key, save_key
 from onboard.trainer import Begun
@@ -27,7 +27,7 @@ from onboard.wire.seal import NO_SALT
 from onboard.wire.session import Session
 
 GRAPH = TrainGraph.load("lenet5")
-IMAGES = data.load("digits", part="train").take(np.arange(20))
+IMAGES = loading.load("digits", part="train").take(np.arange(20))
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from onboard import data
-from onboard.data import DataError
-from onboard.idx import read_rows
+from onboard.data import loading
+from onboard.data.idx import read_rows
+from onboard.data.loading import DataError
 
 BESIDE = Path(__file__).resolve().parents[2] / "shared" / "data"
 REAL = Path(os.environ.get("SPACEDML_DATA") or BESIDE)
@@ -48,7 +48,7 @@ def mnist(folder: Path, n: int = 40, *, packed: bool = True) -> tuple[np.ndarray
 
 
 def test_digits() -> None:
-    train, test = data.load("digits"), data.load("digits", part="test")
+    train, test = loading.load("digits"), loading.load("digits", part="test")
     assert train.shape == test.shape == (1, 28, 28)
     assert len(train) + len(test) == 1797
     assert len(test) / 1797 == pytest.approx(0.2, abs=0.001)
@@ -60,23 +60,23 @@ def test_digits() -> None:
         assert part.x.max() == 255
     seen = {image.tobytes() for image in train.x}
     assert sum(image.tobytes() in seen for image in test.x) == 0
-    assert data.load("digits", (3, 32, 32), rows=5).x.shape == (5, 3, 32, 32)
+    assert loading.load("digits", (3, 32, 32), rows=5).x.shape == (5, 3, 32, 32)
 
 
 def test_rows_are_taken_in_the_order_asked_for(tmp_path: Path) -> None:
     x, y = mnist(tmp_path / "mnist")
     for source in ("digits", "mnist"):
-        whole = data.load(source, folder=tmp_path)
-        some = data.load(source, folder=tmp_path, rows=[7, 3, 3, 0])
+        whole = loading.load(source, folder=tmp_path)
+        some = loading.load(source, folder=tmp_path, rows=[7, 3, 3, 0])
         assert np.array_equal(some.x, whole.x[[7, 3, 3, 0]])
         assert np.array_equal(some.y, whole.y[[7, 3, 3, 0]])
-        assert np.array_equal(data.load(source, folder=tmp_path, rows=6).x, whole.x[:6])
+        assert np.array_equal(loading.load(source, folder=tmp_path, rows=6).x, whole.x[:6])
         with pytest.raises(DataError, match="was asked for row 99999"):
-            data.load(source, folder=tmp_path, rows=[1, 99999])
+            loading.load(source, folder=tmp_path, rows=[1, 99999])
         with pytest.raises(DataError, match="no images"):
-            data.load(source, folder=tmp_path, rows=[])
-    assert np.array_equal(data.load("mnist", folder=tmp_path).x[:, 0], x)
-    assert np.array_equal(data.load("mnist", folder=tmp_path, part="test").y, y)
+            loading.load(source, folder=tmp_path, rows=[])
+    assert np.array_equal(loading.load("mnist", folder=tmp_path).x[:, 0], x)
+    assert np.array_equal(loading.load("mnist", folder=tmp_path, part="test").y, y)
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -86,8 +86,8 @@ def test_mnist_is_found(
 ) -> None:
     x, _ = mnist(tmp_path / inside, packed=packed)
     monkeypatch.setenv("SPACEDML_DATA", str(tmp_path))
-    assert np.array_equal(data.load("mnist").x[:, 0], x)
-    assert data.load("mnist", (1, 14, 14)).shape == (1, 14, 14)
+    assert np.array_equal(loading.load("mnist").x[:, 0], x)
+    assert loading.load("mnist", (1, 14, 14)).shape == (1, 14, 14)
 
 
 def eurosat(folder: Path, form: str) -> np.ndarray:
@@ -118,22 +118,22 @@ def eurosat(folder: Path, form: str) -> np.ndarray:
 @pytest.mark.parametrize("form", ["images", "jpeg"])
 def test_eurosat_in_both_forms(tmp_path: Path, form: str) -> None:
     x = eurosat(tmp_path / "eurosat", form).transpose(0, 3, 1, 2)
-    train = data.load("eurosat", (3, 64, 64), folder=tmp_path)
+    train = loading.load("eurosat", (3, 64, 64), folder=tmp_path)
     assert train.classes == ("Forest", "River")
     assert train.y.tolist() == [1, 1, 0, 1, 0, 1]
     assert np.abs(train.x.astype(int) - x[[9, 1, 2, 3, 4, 5]]).max() <= (0 if form == "images" else 6)
-    test = data.load("eurosat", (3, 8, 8), folder=tmp_path, part="test", rows=[1, 0])
+    test = loading.load("eurosat", (3, 8, 8), folder=tmp_path, part="test", rows=[1, 0])
     assert np.abs(test.x.astype(int) - x[[6, 0]][:, :, ::8, ::8]).max() <= (0 if form == "images" else 6)
-    assert data.load("eurosat", (1, 28, 28), folder=tmp_path).shape == (1, 28, 28)
+    assert loading.load("eurosat", (1, 28, 28), folder=tmp_path).shape == (1, 28, 28)
 
 
 def test_the_full_eurosat_is_asked_for_by_name(tmp_path: Path) -> None:
     x = eurosat(tmp_path, "images").transpose(0, 3, 1, 2)
-    assert np.array_equal(data.load("eurosat", (3, 64, 64), folder=tmp_path, rows=[1]).x, x[[1]])
+    assert np.array_equal(loading.load("eurosat", (3, 64, 64), folder=tmp_path, rows=[1]).x, x[[1]])
     with pytest.raises(DataError, match=r"no eurosat_rgb_full_jpeg.npz in"):
-        data.load("eurosat-full", (3, 64, 64), folder=tmp_path)
+        loading.load("eurosat-full", (3, 64, 64), folder=tmp_path)
     eurosat(tmp_path, "jpeg")
-    assert np.any(data.load("eurosat-full", (3, 64, 64), folder=tmp_path, rows=[1]).x != x[1])  # a JPEG
+    assert np.any(loading.load("eurosat-full", (3, 64, 64), folder=tmp_path, rows=[1]).x != x[1])  # a JPEG
 
 
 def pictures(folder: Path, classes: dict[str, int], size: tuple[int, int] = (20, 10)) -> None:
@@ -146,7 +146,7 @@ def pictures(folder: Path, classes: dict[str, int], size: tuple[int, int] = (20,
 def test_image_folders(tmp_path: Path) -> None:
     pictures(tmp_path, {"sea": 3, "land": 4})
     (tmp_path / "sea" / "notes.txt").write_text("not an image")
-    images = data.load(f"folder:{tmp_path}", (3, 10, 20), part="own")
+    images = loading.load(f"folder:{tmp_path}", (3, 10, 20), part="own")
     assert images.classes == ("land", "sea")
     assert images.shape == (3, 10, 20)
     assert sorted(zip(images.y.tolist(), images.x[:, 0, 0, 0].tolist(), strict=True)) == [
@@ -154,12 +154,12 @@ def test_image_folders(tmp_path: Path) -> None:
         *[(1, 0)] * 3,
     ]
     assert sorted(images.x[images.y == 1][:, 1, 3, 3].tolist()) == [0, 1, 2]
-    assert data.load(f"folder:{tmp_path}", (1, 28, 28), rows=2).x.shape == (2, 1, 28, 28)
+    assert loading.load(f"folder:{tmp_path}", (1, 28, 28), rows=2).x.shape == (2, 1, 28, 28)
 
 
 def test_a_folder_without_parts_is_split_by_class(tmp_path: Path) -> None:
     pictures(tmp_path, {"sea": 10, "land": 5})
-    train, test = (data.load(f"folder:{tmp_path}", (3, 10, 20), part=part) for part in ("train", "test"))
+    train, test = (loading.load(f"folder:{tmp_path}", (3, 10, 20), part=part) for part in ("train", "test"))
     assert (len(train), len(test)) == (12, 3)
     assert np.bincount(test.y).tolist() == [1, 2]
     seen = {(each.y[i], each.x[i].tobytes()) for each in (train, test) for i in range(len(each))}
@@ -169,20 +169,20 @@ def test_a_folder_without_parts_is_split_by_class(tmp_path: Path) -> None:
 def test_image_folders_with_parts_number_their_classes_alike(tmp_path: Path) -> None:
     pictures(tmp_path / "train", {"a": 1, "b": 2, "c": 1})
     pictures(tmp_path / "test", {"c": 2})
-    test = data.load(f"folder:{tmp_path}", (3, 4, 4), part="test")
+    test = loading.load(f"folder:{tmp_path}", (3, 4, 4), part="test")
     assert test.classes == ("a", "b", "c")
     assert test.y.tolist() == [2, 2]
-    assert len(data.load(f"folder:{tmp_path}", (3, 4, 4))) == 4
+    assert len(loading.load(f"folder:{tmp_path}", (3, 4, 4))) == 4
 
 
 def test_npz_with_parts(tmp_path: Path) -> None:
     x = np.arange(6 * 4, dtype=np.uint8).reshape(6, 2, 2)
     path = tmp_path / "set.npz"
     np.savez(path, x=x[:4], y=np.array([0, 1, 2, 0], np.uint8), x_test=x[4:], y_test=np.array([1, 1]))
-    train = data.load(f"npz:{path}", (1, 2, 2), rows=[3, 1])
+    train = loading.load(f"npz:{path}", (1, 2, 2), rows=[3, 1])
     assert np.array_equal(train.x[:, 0], x[[3, 1]])
     assert (train.y.tolist(), train.classes) == ([0, 1], ("0", "1", "2"))
-    assert data.load(f"npz:{path}", (1, 2, 2), part="test").y.tolist() == [1, 1]
+    assert loading.load(f"npz:{path}", (1, 2, 2), part="test").y.tolist() == [1, 1]
 
 
 # --- what is wrong
@@ -191,19 +191,19 @@ def test_npz_with_parts(tmp_path: Path) -> None:
 @pytest.mark.parametrize("source", ["", "cifar", "npz", "npz:", "folder:", "digits:8", "mnist:"])
 def test_an_unknown_source_lists_the_known(source: str) -> None:
     with pytest.raises(DataError, match=r"digits, mnist, eurosat, eurosat-full, npz:PATH, folder:PATH"):
-        data.load(source)
+        loading.load(source)
 
 
 def test_a_missing_set_says_where_what_and_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SPACEDML_DATA", raising=False)
     with pytest.raises(DataError, match=r"mnist: no data folder: give --data-dir or set SPACEDML_DATA"):
-        data.load("mnist")
+        loading.load("mnist")
     for source, file, how in (
         ("mnist", "train-images-idx3-ubyte.gz", "https://storage.googleapis.com/cvdf-datasets/mnist/"),
         ("eurosat", "eurosat_rgb_2500.npz", "zenodo.org"),
     ):
         with pytest.raises(DataError) as caught:
-            data.load(source, folder=tmp_path)
+            loading.load(source, folder=tmp_path)
         told = str(caught.value)
         assert str(tmp_path) in told
         assert file in told
@@ -212,9 +212,9 @@ def test_a_missing_set_says_where_what_and_how(tmp_path: Path, monkeypatch: pyte
 
 
 def test_too_many_classes_for_the_model() -> None:
-    assert len(data.load("digits", classes=10).classes) == 10
+    assert len(loading.load("digits", classes=10).classes) == 10
     with pytest.raises(DataError, match="digits: has 10 classes, the model tells 8 apart"):
-        data.load("digits", classes=8)
+        loading.load("digits", classes=8)
 
 
 @pytest.mark.parametrize(
@@ -246,16 +246,16 @@ def test_an_npz_of_another_form_is_refused(tmp_path: Path, arrays: dict[str, Any
     path = tmp_path / "shard.npz"
     np.savez(path, **arrays)
     with pytest.raises(DataError, match=says) as caught:
-        data.load(f"npz:{path}")
+        loading.load(f"npz:{path}")
     assert str(path) in str(caught.value)
 
 
 def test_an_npz_without_a_test_part_says_so(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=np.zeros((1, 28, 28), np.uint8), y=np.zeros(1, int))
     with pytest.raises(DataError, match="holds x, y; needs x_test, y_test too"):
-        data.load(f"npz:{tmp_path / 'a.npz'}", part="test")
+        loading.load(f"npz:{tmp_path / 'a.npz'}", part="test")
     with pytest.raises(DataError, match="no such file"):
-        data.load(f"npz:{tmp_path / 'b.npz'}")
+        loading.load(f"npz:{tmp_path / 'b.npz'}")
 
 
 def npz_bytes() -> bytes:
@@ -276,7 +276,7 @@ def test_damaged_npz_never_crashes(tmp_path: Path, draw: st.DataObject) -> None:
     path = tmp_path / "damaged.npz"
     path.write_bytes(damaged[: draw.draw(st.integers(0, len(NPZ)))])
     try:
-        images = data.load(f"npz:{path}")
+        images = loading.load(f"npz:{path}")
     except DataError as error:
         told = str(error)
     else:
@@ -290,11 +290,11 @@ def test_damaged_npz_never_crashes(tmp_path: Path, draw: st.DataObject) -> None:
 def test_any_bytes_are_no_set(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "any.npz").write_bytes(content)
     with pytest.raises(DataError):
-        data.load(f"npz:{tmp_path / 'any.npz'}")
+        loading.load(f"npz:{tmp_path / 'any.npz'}")
     for name in ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"):
         (tmp_path / f"{name}.gz").write_bytes(content)
     with pytest.raises(DataError):
-        data.load("mnist", folder=tmp_path)
+        loading.load("mnist", folder=tmp_path)
 
 
 def test_eurosat_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
@@ -307,7 +307,7 @@ def test_eurosat_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
         "test_idx": np.arange(4),
     }
     np.savez(path, **good)
-    assert len(data.load("eurosat", (3, 8, 8), folder=tmp_path)) == 4
+    assert len(loading.load("eurosat", (3, 8, 8), folder=tmp_path)) == 4
     for wrong, says in (
         ({"labels": np.zeros(3, np.uint8)}, "train_idx runs to 3"),
         ({"images": np.zeros((4, 8, 8), np.uint8)}, "holds neither"),
@@ -316,18 +316,18 @@ def test_eurosat_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
     ):
         np.savez(path, **{**good, **wrong})
         with pytest.raises(DataError, match=says):
-            data.load("eurosat", (3, 8, 8), folder=tmp_path)
+            loading.load("eurosat", (3, 8, 8), folder=tmp_path)
 
 
 def test_files_that_are_no_images_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no images: needs one subfolder a class"):
-        data.load(f"folder:{tmp_path / 'absent'}")
+        loading.load(f"folder:{tmp_path / 'absent'}")
     (tmp_path / "a").mkdir()
     with pytest.raises(DataError, match=r"no images: needs one subfolder a class"):
-        data.load(f"folder:{tmp_path}")
+        loading.load(f"folder:{tmp_path}")
     (tmp_path / "a" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
     with pytest.raises(DataError, match=r"broken\.png: not a readable image"):
-        data.load(f"folder:{tmp_path}")
+        loading.load(f"folder:{tmp_path}")
 
 
 # --- IDX
@@ -391,15 +391,15 @@ def test_a_few_rows_of_many_take_little_memory(tmp_path: Path) -> None:
 
 @needs_mnist
 def test_real_mnist() -> None:
-    test = data.load("mnist", folder=REAL, part="test")
+    test = loading.load("mnist", folder=REAL, part="test")
     assert np.bincount(test.y).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
-    few = data.load("mnist", folder=REAL, rows=[59_999, 0])
+    few = loading.load("mnist", folder=REAL, rows=[59_999, 0])
     assert few.y.tolist() == [8, 5]  # the training set ends with an 8 and starts with a 5
 
 
 @needs_eurosat
 def test_real_eurosat() -> None:
-    test = data.load("eurosat", (3, 28, 28), folder=REAL, part="test")
+    test = loading.load("eurosat", (3, 28, 28), folder=REAL, part="test")
     assert np.bincount(test.y).tolist() == [50] * 10
     assert test.classes[0] == "AnnualCrop"
     brightness = test.x.mean(axis=(1, 2, 3))

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from onboard import data
-from onboard.data import DataError
-from onboard.folders import is_junk
+from onboard.data import loading
+from onboard.data.folders import is_junk
+from onboard.data.loading import DataError
 
 
 def images(folder: Path, *names: str) -> None:
@@ -25,8 +25,8 @@ def images(folder: Path, *names: str) -> None:
         Image.fromarray(np.full((8, 8), 40 * (len(name) % 5), np.uint8)).save(path, kind)
 
 
-def look(folder: Path, **options: object) -> data.Survey:
-    return data.survey(f"folder:{folder}", part="own", **options)  # type: ignore[arg-type]
+def look(folder: Path, **options: object) -> loading.Survey:
+    return loading.survey(f"folder:{folder}", part="own", **options)  # type: ignore[arg-type]
 
 
 LEFT = [
@@ -42,7 +42,7 @@ def test_what_systems_and_tools_leave_is_no_class(tmp_path: Path, left: str) -> 
     seen = look(tmp_path)
     assert seen.classes == ("land", "sea")
     assert seen.passed == {"hidden or a system's": 1}
-    assert data.load(f"folder:{tmp_path}", part="own").y.tolist().count(0) == 1
+    assert loading.load(f"folder:{tmp_path}", part="own").y.tolist().count(0) == 1
 
 
 def test_what_they_leave_among_the_images_is_no_image(tmp_path: Path) -> None:
@@ -50,14 +50,14 @@ def test_what_they_leave_among_the_images_is_no_image(tmp_path: Path) -> None:
     for name in ("._1.png", ".DS_Store", "Thumbs.db", "desktop.ini"):
         (tmp_path / "land" / name).write_bytes(b"\0\5\x16\7")
         assert is_junk(name)
-    assert data.load(f"folder:{tmp_path}", part="own").classes == ("land",)
+    assert loading.load(f"folder:{tmp_path}", part="own").classes == ("land",)
     assert look(tmp_path).passed == {"hidden or a system's": 4}
 
 
 def test_every_image_that_is_called_one_is_taken(tmp_path: Path) -> None:
     names = ["a.PNG", "b.gif", "c.jfif", "d.jpe", "e.jp2", "f.JPG", "g.tga"]
     images(tmp_path, *(f"land/{name}" for name in names))
-    assert len(data.load(f"folder:{tmp_path}", part="own")) == len(names)
+    assert len(loading.load(f"folder:{tmp_path}", part="own")) == len(names)
     assert look(tmp_path).passed == {}
 
 
@@ -106,7 +106,7 @@ def test_folders_go_to_the_missions_classes_by_name(tmp_path: Path) -> None:
     seen = look(tmp_path, names=MISSION)
     assert seen.counts == {"land": 0, "sea": 2, "sky": 1}
     assert seen.empty == ("land",)
-    assert sorted(data.load(f"folder:{tmp_path}", part="own", names=MISSION).y.tolist()) == [1, 1, 2]
+    assert sorted(loading.load(f"folder:{tmp_path}", part="own", names=MISSION).y.tolist()) == [1, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_a_class_that_the_mission_does_not_know_is_refused_with_both_lists(
     tmp_path: Path, folder: str, hint: str
 ) -> None:
     images(tmp_path, "land/1.png", f"{folder}/1.png")
-    for of in (look, lambda path, **names: data.load(f"folder:{path}", part="own", **names)):
+    for of in (look, lambda path, **names: loading.load(f"folder:{path}", part="own", **names)):
         with pytest.raises(DataError) as caught:
             of(tmp_path, names=MISSION)  # type: ignore[operator]
         told = str(caught.value)
@@ -174,14 +174,14 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path) -> None:
 def test_parts_and_what_is_beside_them(tmp_path: Path) -> None:
     images(tmp_path, "train/a/1.png", "train/b/1.png", "test/b/1.png", "val/a/1.png", ".git/x.png")
     for part in ("train", "own", "test"):
-        seen = data.survey(f"folder:{tmp_path}", part=part)  # type: ignore[arg-type]
+        seen = loading.survey(f"folder:{tmp_path}", part=part)  # type: ignore[arg-type]
         assert seen.classes == ("a", "b")
         assert seen.passed == {"beside train and test": 1, "hidden or a system's": 1}
     only = tmp_path / "only"
     images(only, "train/a/1.png", "train/b/1.png")
-    assert data.survey(f"folder:{only}", part="own").classes == ("a", "b")
+    assert loading.survey(f"folder:{only}", part="own").classes == ("a", "b")
     with pytest.raises(DataError, match=r"no test part: there is train, and no folder test beside it"):
-        data.survey(f"folder:{only}", part="test")
+        loading.survey(f"folder:{only}", part="test")
 
 
 def test_classes_that_are_called_train_and_test_are_classes(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_what_would_never_end_to_be_read_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "land" / "circle.png").symlink_to("circle.png")
     (tmp_path / "land" / "itself").symlink_to(tmp_path / "land")
     os.mkfifo(tmp_path / "land" / "pipe.png")
-    assert len(data.load(f"folder:{tmp_path}", part="own")) == 1
+    assert len(loading.load(f"folder:{tmp_path}", part="own")) == 1
     assert look(tmp_path).passed == {
         "links that lead nowhere": 1, "no regular files": 1, "in folders inside 'land'": 3,
     }  # fmt: skip

@@ -11,10 +11,11 @@ import pytest
 from click.testing import CliRunner
 
 from hw_profiles import load_board, load_link
-from onboard import data, doctor
+from onboard import doctor
 from onboard.cli import main
 from onboard.config import GossipConfig, NodeConfig, load_gossip, load_node, load_own
 from onboard.console.toml import ConfigError
+from onboard.data import loading
 from onboard.gossip_carrier import gossip_node
 from onboard.gossip_checkpoint import MODEL
 from onboard.gossip_state import Phase
@@ -26,7 +27,7 @@ from tests.programs import onboard
 from tests.test_config import toml
 
 GOSSIP_PAGE = Path(__file__).parent.parent / "docs" / "gossip.md"
-IMAGES = data.load("digits", part="train").take(np.arange(20))
+IMAGES = loading.load("digits", part="train").take(np.arange(20))
 GOOD: dict[str, dict[str, Any]] = {
     "node": {"id": 7, "name": "pi", "board": "raspberry-pi-4"},
     "gossip": {"sparsity": 0.2, "values": "fp16"},

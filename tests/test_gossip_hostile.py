@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from benchmarks.pair import scratch
-from onboard import data
 from onboard.codec import sparse
 from onboard.codec.layout import Floats
 from onboard.codec.mask import Draw, Mask, drawn, share_of
 from onboard.codec.values import Form
+from onboard.data import loading
 from onboard.gossip_state import Phase
 from onboard.learn.gossip import Gossip, _edge_seed
 from onboard.learn.outliers import Clipping
@@ -137,7 +137,7 @@ LIES: dict[str, Callable[[Floats], Floats]] = {
 
 def digits_net(folder: Path) -> GossipNet:
     """Five nodes in a ring that learn digits, each from its own, all from the same small model."""
-    images = data.load("digits", part="train")
+    images = loading.load("digits", part="train")
     net = GossipNet(folder, nodes=5, learning_rate=0.05, epochs=6, sparsity=0.3)
     start = np.random.default_rng(0).standard_normal(SIZE, np.float32) / np.float32(100)
     for n, node in net.nodes.items():
@@ -150,7 +150,7 @@ def digits_net(folder: Path) -> GossipNet:
 
 def honest_accuracy(net: GossipNet) -> float:
     """Percent, of the models of all nodes but 2."""
-    test = data.load("digits", part="test")
+    test = loading.load("digits", part="test")
     x, right = test.x.reshape(len(test.x), -1).astype(np.float32), []
     for n in net.nodes.keys() - {2}:
         w, b = net.nodes[n].vector[: CLASSES * PIXELS], net.nodes[n].vector[CLASSES * PIXELS :]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from firmware_sim.crew import Crew
-from onboard import data
+from onboard.data import loading
 from onboard.storage.keys import new_key, save_key
 from tests.mission.bench import run
 from tests.test_config import toml
@@ -24,7 +24,7 @@ class Node:
 
     def __init__(self, folder: Path, memory_mb: int) -> None:
         save_key(folder / "8.key", new_key())
-        data.save(folder / "data.npz", data.load("digits", part="train").take(np.arange(100)))
+        loading.save(folder / "data.npz", loading.load("digits", part="train").take(np.arange(100)))
         neighbour = {
             "id": 8,
             "port": "udp://127.0.0.1:9",

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onboard import data
-from onboard.images import DataError, Images, fit, order, save, shards, split
+from onboard.data import loading
+from onboard.data.images import DataError, Images, fit, order, save, shards, split
 
 
 def some(n: int, classes: int = 3, seed: int = 0, shape: tuple[int, int, int] = (1, 4, 4)) -> Images:
@@ -132,7 +132,7 @@ def test_many_images_fit_as_one_does() -> None:
 def test_saved_is_loaded(tmp_path: Path) -> None:
     images = some(12, shape=(3, 5, 6))
     save(tmp_path / "shard.npz", images)
-    again = data.load(f"npz:{tmp_path / 'shard.npz'}", (3, 5, 6))
+    again = loading.load(f"npz:{tmp_path / 'shard.npz'}", (3, 5, 6))
     assert np.array_equal(again.x, images.x)
     assert np.array_equal(again.y, images.y)
     assert again.classes == images.classes

@@ -12,9 +12,9 @@ import pytest
 from click.testing import CliRunner
 
 from groundstation.cli import main as groundstation
-from onboard import data
-from onboard.images import Images, fit
-from onboard.levels import Levels, doubts, refusal
+from onboard.data import loading
+from onboard.data.images import Images, fit
+from onboard.data.levels import Levels, doubts, refusal
 from tests.programs import onboard
 
 GREY = Levels(means=(39.7,), stds=(79.4,))
@@ -49,12 +49,12 @@ def put(path: Path, x: np.ndarray, images: Images) -> None:
 
 @pytest.fixture(scope="module")
 def digits() -> Images:
-    return data.load("digits", part="train").take(np.arange(120))
+    return loading.load("digits", part="train").take(np.arange(120))
 
 
 def test_init_writes_what_the_pixels_of_the_test_data_are_like(tmp_path: Path, port: str) -> None:
     text = mission(tmp_path / "m", port).read_text()
-    test = data.load("digits", part="test").x
+    test = loading.load("digits", part="test").x
     assert f"channel_means = [{test.mean():.1f}]\nchannel_stds = [{test.std():.1f}]\n" in text
 
 

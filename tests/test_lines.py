@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onboard import data
 from onboard.console.lines import Lines
+from onboard.data import loading
 from tests.firmware_sim.test_run_folder import free_port
 from tests.mission.bench import run
 from tests.mission.test_mishaps import small_disk
@@ -201,14 +201,14 @@ def frames_of(node: Path) -> int:
 @pytest.mark.parametrize("kind", ["full pipe", "gone reader"])
 def test_a_link_lives_on_while_nobody_reads_either_log(kind: str, tmp_path: Path) -> None:
     mission = tmp_path / "mission"
-    images = data.load("digits", part="train").take(range(40))
+    images = loading.load("digits", part="train").take(range(40))
     x, y = images.x, images.y
     np.savez(tmp_path / "test.npz", x=x, y=y, x_test=x, y_test=y, classes=np.array(images.classes))
     here, there = (f"127.0.0.1:{free_port()}" for _ in range(2))
     node = f"pi,port=udp://{there}?bind={here},board-port=udp://{here}?bind={there}"
     run("groundstation", "init", str(mission), "--node", node, "--data", f"npz:{tmp_path / 'test.npz'}")
     board = mission / "boards" / "pi"
-    data.save(board / "data.npz", images)
+    loading.save(board / "data.npz", images)
     with (
         unread(kind) as out,
         begun(out, "groundstation", "serve", mission) as ground,

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onboard import data, npz
-from onboard.data import DataError
+from onboard.data import loading, npz
+from onboard.data.loading import DataError
 
 RNG = np.random.default_rng(3)
 
@@ -36,18 +36,18 @@ def test_a_set_larger_than_memory_takes_what_its_rows_take(tmp_path: Path, save:
     x = np.zeros((60_000, 28, 28), np.uint8)  # 47 MB
     x[:, 0, 0] = np.arange(60_000) % 251
     save(tmp_path / "a.npz", x=x, y=np.arange(60_000) % 10)
-    for look, most in ((data.survey, 4e6), (data.load, 4e6), (data.measure, 4e6)):
+    for look, most in ((loading.survey, 4e6), (loading.load, 4e6), (loading.measure, 4e6)):
         tracemalloc.start()
         look(f"npz:{tmp_path / 'a.npz'}", rows=range(30_000, 30_200))
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < most
     tracemalloc.start()
-    data.measure(f"npz:{tmp_path / 'a.npz'}")
+    loading.measure(f"npz:{tmp_path / 'a.npz'}")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 8e6
-    taken = data.load(f"npz:{tmp_path / 'a.npz'}", rows=range(30_000, 30_200))
+    taken = loading.load(f"npz:{tmp_path / 'a.npz'}", rows=range(30_000, 30_200))
     assert np.array_equal(taken.x[:, 0], x[30_000:30_200])
 
 
@@ -55,12 +55,12 @@ def test_a_set_larger_than_memory_takes_what_its_rows_take(tmp_path: Path, save:
 def test_what_a_set_will_take_is_said_before(tmp_path: Path, rows: Any) -> None:
     np.savez(tmp_path / "a.npz", x=np.zeros((20_000, 28, 28), np.uint8), y=np.arange(20_000) % 10)
     source = f"npz:{tmp_path / 'a.npz'}"
-    said = data.survey(source, rows=rows).load_bytes
+    said = loading.survey(source, rows=rows).load_bytes
     tracemalloc.start()
-    data.load(source, rows=rows)
+    loading.load(source, rows=rows)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert 0.7 * (said - data.WORKING_BYTES) < peak < said
+    assert 0.7 * (said - loading.WORKING_BYTES) < peak < said
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_labels_are_checked_before_anything_is_taken(tmp_path: Path, y: list[Any
     kind = np.uint64 if max(y) >= 2**63 else None
     np.savez(path, x=np.zeros((len(y), 28, 28), np.uint8), y=np.array(y, kind))
     tracemalloc.start()
-    for look in (data.survey, data.load):
+    for look in (loading.survey, loading.load):
         for known in ({"classes": 10}, {"names": tuple("0123456789")}):
             with pytest.raises(DataError, match=says) as caught:
                 look(f"npz:{path}", **known)  # type: ignore[arg-type]
@@ -90,20 +90,20 @@ def test_labels_are_checked_before_anything_is_taken(tmp_path: Path, y: list[Any
 def test_an_id_in_place_of_a_label_takes_no_memory_where_no_model_is_known(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=np.zeros((2, 28, 28), np.uint8), y=np.array([0, 90_210]))
     with pytest.raises(DataError, match=r"need 0\.\.4095 at most: y\[1\] is 90210"):
-        data.load(f"npz:{tmp_path / 'a.npz'}")
+        loading.load(f"npz:{tmp_path / 'a.npz'}")
 
 
 def test_names_of_classes_are_brought_to_the_missions_order(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     for names in (np.array(["sky", "sea", "air"]), np.array([b"sky", b"sea", b"air"])):
         np.savez(path, x=np.zeros((3, 28, 28), np.uint8), y=np.array([0, 1, 0]), classes=names)
-        taken = data.load(f"npz:{path}", names=("land", "sea", "sky"))
+        taken = loading.load(f"npz:{path}", names=("land", "sea", "sky"))
         assert (taken.y.tolist(), taken.classes) == ([2, 1, 2], ("land", "sea", "sky"))  # air has no images
     np.savez(path, x=np.zeros((3, 28, 28), np.uint8), y=np.array([0, 2, 0]), classes=names)
     with pytest.raises(
         DataError, match=r"class 'air' is not the mission's; here are sky, sea, air; the mission"
     ):
-        data.load(f"npz:{path}", names=("land", "sea", "sky"))
+        loading.load(f"npz:{path}", names=("land", "sea", "sky"))
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_names_that_are_none_are_refused(tmp_path: Path, names: list[str], says:
     path = tmp_path / "a.npz"
     np.savez(path, x=np.zeros((2, 28, 28), np.uint8), y=np.array([0, 1]), classes=np.array(names))
     with pytest.raises(DataError, match=says):
-        data.load(f"npz:{path}")
+        loading.load(f"npz:{path}")
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_names_that_are_none_are_refused(tmp_path: Path, names: list[str], says:
 def test_another_form_is_refused_with_what_to_do(tmp_path: Path, x: np.ndarray, says: str) -> None:
     np.savez(tmp_path / "a.npz", x=x, y=np.array([0, 1]))
     with pytest.raises(DataError, match=says):
-        data.survey(f"npz:{tmp_path / 'a.npz'}", (3, 32, 32))
+        loading.survey(f"npz:{tmp_path / 'a.npz'}", (3, 32, 32))
 
 
 def test_a_header_that_promises_more_than_there_is_takes_no_memory(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_a_header_that_promises_more_than_there_is_takes_no_memory(tmp_path: Pat
         archive.writestr("x.npy", header.getvalue() + bytes(784))
         archive.writestr("y.npy", header.getvalue())
     with pytest.raises(DataError, match=r"\(10000000, 28, 28\) by its header, and has"):
-        data.load(f"npz:{tmp_path / 'a.npz'}")
+        loading.load(f"npz:{tmp_path / 'a.npz'}")
 
 
 def test_mnists_images_and_labels_are_of_one_set(tmp_path: Path) -> None:
@@ -153,10 +153,10 @@ def test_mnists_images_and_labels_are_of_one_set(tmp_path: Path) -> None:
         with pytest.raises(
             DataError, match=r"train-images-idx3-ubyte: has 40 images, and train-labels.* has 39"
         ):
-            data.load("mnist", folder=tmp_path, rows=rows)
+            loading.load("mnist", folder=tmp_path, rows=rows)
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(np.arange(40, dtype=np.uint8)))
     with pytest.raises(DataError, match=r"labels run 0\.\.39, need 0\.\.9: label\[10\] is 10"):
-        data.load("mnist", folder=tmp_path)
+        loading.load("mnist", folder=tmp_path)
 
 
 def one_set(path: Path, y: Any, **more: Any) -> str:
@@ -171,12 +171,12 @@ def test_names_of_classes_under_another_name_are_not_passed_over(tmp_path: Path,
         with pytest.raises(
             DataError, match=rf"a\.npz: holds {name}, which is not read: call the names of cl"
         ):
-            data.load(source, names=names)
+            loading.load(source, names=names)
 
 
 def test_other_arrays_that_are_not_read_are_told(tmp_path: Path) -> None:
     source = one_set(tmp_path / "a.npz", np.arange(3), ids=np.arange(3), x_val=np.zeros(3))
-    assert data.survey(source).passed == {"array 'ids'": 1, "array 'x_val'": 1}
+    assert loading.survey(source).passed == {"array 'ids'": 1, "array 'x_val'": 1}
 
 
 @pytest.mark.parametrize("y", [np.arange(180) % 9, 1 + np.arange(180) % 9])
@@ -184,14 +184,14 @@ def test_labels_without_names_that_lack_a_class_at_an_end_are_refused(tmp_path: 
     """Who lacks a class has counted on past it, or from 1."""
     mission = tuple("abcdefghij")
     source = one_set(tmp_path / "a.npz", y)
-    for look in (data.survey, data.load):
+    for look in (loading.survey, loading.load):
         with pytest.raises(
             DataError, match=rf"labels run {y.min()}\.\.{y.max()} and have no names, and the mi"
         ):
             look(source, names=mission)
     one_set(tmp_path / "a.npz", y, classes=np.array(mission))
-    assert data.survey(source, names=mission).y.tolist() == y.tolist()
+    assert loading.survey(source, names=mission).y.tolist() == y.tolist()
     one_set(tmp_path / "a.npz", y[:50])  # so few may lack one by chance
-    assert len(data.survey(source, names=mission)) == 50
+    assert len(loading.survey(source, names=mission)) == 50
     one_set(tmp_path / "a.npz", np.arange(180) % 10)
-    assert len(data.survey(source, names=mission)) == 180
+    assert len(loading.survey(source, names=mission)) == 180

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from onboard import data
+from onboard.data import loading
 from onboard.storage.private import exposure
 from tests.mission.bench import bench
 from tests.programs import onboard
@@ -69,7 +69,7 @@ def test_a_whole_mission_under_umask_0_leaves_nothing_to_read(tmp_path: Path) ->
 def test_a_key_that_others_may_touch_is_told_by_all_three(tmp_path: Path, mode: int, told: str) -> None:
     groundstation("init", str(tmp_path), "--node", NODE, umask=0o022)
     board = tmp_path / "boards" / "pi"
-    data.save(board / "data.npz", data.load("digits", part="train").take(range(20)))
+    loading.save(board / "data.npz", loading.load("digits", part="train").take(range(20)))
     for key in (board / "node.key", tmp_path / "keys" / "pi.key"):
         key.chmod(mode)
     for key, command in (

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onboard import data
 from onboard.averaging import RoundAverage
 from onboard.codec import alq
 from onboard.codec.dense import Dense
 from onboard.codec.layout import Floats
 from onboard.codec.pack import pack, unpack
+from onboard.data import loading
 from onboard.learn.federated import PartialAverage, condense
 from onboard.learn.graph import TrainGraph, initial
 from onboard.server import BadUpdate, Server, Training
@@ -138,7 +138,7 @@ def test_a_round_is_held_to_what_it_asked_and_not_to_what_is_asked_now() -> None
 def test_what_every_method_makes_is_taken(method: Any) -> None:
     """The first round of a tiny training, and the second."""
     one = server(method=method, bits_up=1.0, prune_epochs=1, epochs=1)
-    images, packed = data.load("digits").take(np.arange(20)), b""
+    images, packed = loading.load("digits").take(np.arange(20)), b""
     for number in (1, 2):
         trainer = LocalTrainer(images, lambda name: GRAPH)
         trainer.begin(Job(model=one.model(number, packed), node=7))

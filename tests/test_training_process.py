@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onboard import data
+from onboard.data import loading
+from onboard.data.shard import Shard, images_of
 from onboard.learn.graph import TrainGraph
-from onboard.shard import Shard, images_of
 from onboard.trainer import Begun, Done, Failed, Job, Report, Stepped, Trainer
 from onboard.training import LocalTrainer
 from onboard.training_process import BadImages, ProcessTrainer
@@ -42,7 +42,7 @@ def job(checkpoint: bytes | None = None, **changes: object) -> Job:
 @pytest.fixture
 def shard(tmp_path: Path) -> Shard:
     """Twenty digits on the disk."""
-    data.save(tmp_path / "data.npz", data.load("digits", part="train").take(np.arange(20)))
+    loading.save(tmp_path / "data.npz", loading.load("digits", part="train").take(np.arange(20)))
     return Shard(source=f"npz:{tmp_path / 'data.npz'}", folder=None, shape=(1, 28, 28), rows=None)
 
 

@@ -196,7 +196,7 @@ class Task(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     `method`: what the epochs do (`onboard/learn/plan.py`); `prune_ratio` and the epochs after it are for
     "spacedml" alone. `asking`: how often this board was asked for this round before. It makes a question that
     is asked again another object than the one that the board has taken already. `classes`: 8 B digest of the
-    names of the mission's classes in their order (`onboard.labels.digest`), empty where nobody says what a
+    names of the mission's classes in their order (`labels.digest`), empty where nobody says what a
     label means; `names` themselves where they are short (`names_that_fit`).
     Ranges are part of the interface: what passes here can be computed with.
     """

@@ -31,7 +31,9 @@ def test_a_run_is_played_once_and_drawn_again(tmp_path: Path, monkeypatch: pytes
     assert rows[f"{DENSE}: accuracy after 1 epochs"] > 10
     sent = [value for what, value in rows.items() if what == "  sent on all links"]
     assert sent, played.output
-    monkeypatch.setattr("onboard.data.load", lambda *_, **__: pytest.fail("a finished run was played again"))
+    monkeypatch.setattr(
+        "onboard.data.loading.load", lambda *_, **__: pytest.fail("a finished run was played again")
+    )
     plot = tmp_path / "curves.png"
     again = CliRunner().invoke(main, [*options, "--plot", str(plot)])
     assert again.stdout == played.stdout

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from benchmarks.data import SITUATIONS, Write, prints, read
-from onboard import data
-from onboard.data import DataError
+from onboard.data import loading
+from onboard.data.loading import DataError
 
-DIGITS = data.load("digits").take(np.arange(1, 240, 2))
+DIGITS = loading.load("digits").take(np.arange(1, 240, 2))
 
 
 @pytest.mark.parametrize(("name", "write", "maps"), SITUATIONS, ids=[name for name, _, _ in SITUATIONS])

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from benchmarks import footprint, process
 from benchmarks.footprint import SERIAL, UNHEARD, busiest
 from benchmarks.lab import Lab, LabError
-from onboard import data
+from onboard.data import loading
 
-IMAGES = data.load("digits", part="train").take(np.arange(20))
+IMAGES = loading.load("digits", part="train").take(np.arange(20))
 
 
 @given(

@@ -83,7 +83,9 @@ def kept(monkeypatch: pytest.MonkeyPatch, accuracy: Callable[[Settings], float])
             super().__init__(wishes)
 
     monkeypatch.setattr(table1, "Run", Finished)
-    monkeypatch.setattr("onboard.data.load", lambda *_, **__: pytest.fail("a finished run was played again"))
+    monkeypatch.setattr(
+        "onboard.data.loading.load", lambda *_, **__: pytest.fail("a finished run was played again")
+    )
     return names
 
 

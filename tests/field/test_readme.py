@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from firmware_sim.crew import Crew
-from onboard import data
+from onboard.data import loading
 from tests.field.commands import blocks, the
 from tests.field.machines import Lan, Machine, why_not
 from tests.mission.bench import change
@@ -81,7 +81,7 @@ class Field:
         sampled = [line.split()[-1] for line in commands if line.startswith("groundstation sample")]
         for node in (self.mission / "boards").iterdir():
             if node.name not in sampled and not (node / "data.npz").exists():
-                data.save(node / "data.npz", data.load("digits", part="train").take(range(IMAGES)))
+                loading.save(node / "data.npz", loading.load("digits", part="train").take(range(IMAGES)))
         for line in commands[:serve]:
             if not line.startswith("groundstation init"):
                 few = f" --images {IMAGES}" if line.startswith("groundstation sample") else ""

@@ -19,18 +19,18 @@ from firmware_sim.fleet_record import Record
 from firmware_sim.fleet_result import Moment, RoundResult, mean_width
 from firmware_sim.fleet_split import iid
 from hw_profiles import load_board, load_link
-from onboard import data
 from onboard.codec import alq
 from onboard.codec.dense import Dense
 from onboard.codec.layout import Layout
 from onboard.codec.pack import unpack
+from onboard.data import loading
 from onboard.learn.federated import choose
 from onboard.learn.graph import InferGraph, TrainGraph
 from onboard.server import Training
 
 TRAIN, INFER = TrainGraph.load("lenet5"), InferGraph.load("lenet5")
-IMAGES = data.load("digits", part="train")
-TEST = data.load("digits", part="test").take(np.arange(120))
+IMAGES = loading.load("digits", part="train")
+TEST = loading.load("digits", part="test").take(np.arange(120))
 SHARES = [IMAGES.take(rows) for rows in iid(IMAGES.y, 6, 40, 0)]
 SETTINGS = Settings(
     training=Training(epochs=1, bits_up=0.05, bits_down=0.1),

@@ -17,8 +17,8 @@ from firmware_sim.ring import Ground, Ring, RingError, Settings
 from firmware_sim.ring_result import EpochResult
 from firmware_sim.ring_ways import Way, framed_bytes
 from hw_profiles import load_board, load_link
-from onboard import data
 from onboard.codec.mask import Draw, drawn, share_of
+from onboard.data import loading
 from onboard.learn import topology
 from onboard.learn.descent import Recipe, mean_of
 from onboard.learn.gossip import Gossip
@@ -33,11 +33,11 @@ BASE: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def digits() -> tuple[list[data.Images], data.Images, TrainGraph, InferGraph]:
+def digits() -> tuple[list[loading.Images], loading.Images, TrainGraph, InferGraph]:
     train, infer = TrainGraph.load("lenet5"), InferGraph.load("lenet5")
-    images = data.load("digits", part="train", classes=10)
+    images = loading.load("digits", part="train", classes=10)
     shares = [images.take(rows) for rows in iid(images.y, 4, 200, 0)]
-    return shares, data.load("digits", part="test", classes=10), train, infer
+    return shares, loading.load("digits", part="test", classes=10), train, infer
 
 
 def play(ring: Ring) -> list[EpochResult]:

@@ -21,7 +21,7 @@ from firmware_sim.ring_record import EPOCHS
 from firmware_sim.ring_result import EpochResult
 from firmware_sim.ring_run import Wishes
 from hw_profiles import load_board, load_link
-from onboard import data
+from onboard.data import loading
 from onboard.learn.descent import Recipe
 
 BASE: dict[str, Any] = {
@@ -32,7 +32,7 @@ WITHIN_S = 60.0
 
 
 def test_a_killed_agent_goes_on_and_all_agents_end(tmp_path: Path) -> None:
-    images = data.load("digits", part="train", classes=10)
+    images = loading.load("digits", part="train", classes=10)
     shares = [images.take(rows) for rows in iid(images.y, 3, 100, 0)]
     settings = Settings(**BASE | {"epochs": 8})
     files = found(tmp_path / "nodes", settings, shares, meeting(settings).urls)
@@ -106,7 +106,7 @@ def test_what_processes_cannot_do_is_said_before_they_start(tmp_path: Path) -> N
 
 
 def test_an_emulated_board_gossips_at_its_own_pace(tmp_path: Path) -> None:
-    images = data.load("digits", part="train", classes=10).take(np.arange(64))
+    images = loading.load("digits", part="train", classes=10).take(np.arange(64))
     settings = Settings(**BASE | {"nodes": 2, "epochs": 1, "patience_s": 1.0})
     crew = Crew(tmp_path / "logs")
     heard, until = list[tuple[str, dict[str, Any]]](), time.monotonic() + WITHIN_S

@@ -18,9 +18,9 @@ from firmware_sim.ring_nodes import PLAN, found, plan
 from firmware_sim.ring_result import EpochResult
 from firmware_sim.ring_run import Wishes
 from hw_profiles import load_board, load_link
-from onboard import data
 from onboard.codec.layout import Floats
 from onboard.contacts import ContactPlan
+from onboard.data import loading
 from onboard.gossip_checkpoint import CHECKPOINT, MODEL
 from onboard.learn.descent import Recipe
 
@@ -36,7 +36,7 @@ PARAMETERS = 431_080  # of LeNet-5
 
 
 def test_planes_come_nearer_through_the_ground_alone_and_the_mean_stays(tmp_path: Path) -> None:
-    images = data.load("digits", part="train", classes=10).take(np.arange(64))
+    images = loading.load("digits", part="train", classes=10).take(np.arange(64))
     settings = Settings(**BASE | {"epochs": 5, "recipe": STILL})
     files = found(tmp_path / "nodes", settings, [images] * 4, meeting(settings).urls)
     drawn = np.random.default_rng(0).standard_normal((5, PARAMETERS), np.float32)

@@ -56,7 +56,9 @@ def test_a_killed_run_goes_on_and_leaves_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_over_is_told_and_not_played_again(over: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onboard.data.load", lambda *_, **__: pytest.fail("a finished run was played again"))
+    monkeypatch.setattr(
+        "onboard.data.loading.load", lambda *_, **__: pytest.fail("a finished run was played again")
+    )
     assert run("--epochs", "1", "--json", "--out", over) == (over / EPOCHS).read_text()
 
 

@@ -15,21 +15,21 @@ from firmware_sim.ring import Ground, Ring, Settings
 from firmware_sim.ring_result import EpochResult
 from firmware_sim.ring_state import Acknowledged, Arrived, OutOfPatience, RingState, Trained, pack, unpack
 from hw_profiles import load_board, load_link
-from onboard import data
 from onboard.codec.values import Form
+from onboard.data import loading
 from onboard.learn.descent import Recipe
 from onboard.learn.graph import InferGraph, TrainGraph
 
 NODES, EPOCHS = 4, 3
 LINK = load_link("isl-2mbyte")
-Parts = tuple[list[data.Images], data.Images, TrainGraph, InferGraph]
+Parts = tuple[list[loading.Images], loading.Images, TrainGraph, InferGraph]
 
 
 @pytest.fixture(scope="module")
 def digits() -> Parts:
-    images = data.load("digits", part="train", classes=10)
+    images = loading.load("digits", part="train", classes=10)
     shares = [images.take(np.arange(30 * n, 30 * (n + 1))) for n in range(NODES)]
-    test = data.load("digits", part="test", rows=20, classes=10)
+    test = loading.load("digits", part="test", rows=20, classes=10)
     return shares, test, TrainGraph.load("lenet5"), InferGraph.load("lenet5")
 
 

@@ -15,9 +15,9 @@ from groundstation.config import load_mission
 from groundstation.rounds import Rounds
 from groundstation.station import Station
 from groundstation.store import Store
-from onboard import data
 from onboard.codec import alq
 from onboard.codec.pack import pack, unpack
+from onboard.data import loading
 from onboard.learn.federated import PartialAverage, choose, condense
 from onboard.learn.graph import InferGraph, TrainGraph
 from onboard.learn.local import moved
@@ -27,7 +27,7 @@ from onboard.wire.messages import UPDATE, Update, decode_task, encode_object
 from onboard.wire.session import Session
 
 TRAIN, INFER = TrainGraph.load("lenet5"), InferGraph.load("lenet5")
-TEST = data.load("digits", part="test").take(np.arange(50))
+TEST = loading.load("digits", part="test").take(np.arange(50))
 NODES, SEED = (1, 2, 3), 4
 
 

@@ -12,7 +12,7 @@ from onboard.codec.layout import Floats
 from onboard.codec.mask import ALL, share_of
 from onboard.codec.sparse import BadExchange
 from onboard.codec.values import Form
-from onboard.labels import digest
+from onboard.data.labels import digest
 from onboard.learn import topology
 from onboard.learn.gossip import Gossip, Over
 

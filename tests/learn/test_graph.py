@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onboard import data
+from onboard.data import loading
 from onboard.learn.graph import (
     SHIPPED,
     GraphError,
@@ -82,7 +82,7 @@ def test_a_step_leaves_its_inputs_and_its_last_results_alone() -> None:
 
 
 def test_it_learns_digits() -> None:
-    images, test = data.load("digits"), data.load("digits", part="test")
+    images, test = loading.load("digits"), loading.load("digits", part="test")
     weights: Parameters = START
     for step in range(120):
         rows = np.arange(step * 10, step * 10 + 10) % len(images)
@@ -250,7 +250,7 @@ def test_a_graph_without_what_a_board_needs_is_refused(tmp_path: Path, lack: str
 def test_an_idle_agent_imports_no_engine() -> None:
     """Resident memory counts: onnxruntime, Pillow, scikit-learn and torch wait until they are needed."""
     code = (
-        "import sys, onboard.data, onboard.learn.graph as g; g.initial({'w': (4, 4)}, 1);"
+        "import sys, onboard.data.loading, onboard.learn.graph as g; g.initial({'w': (4, 4)}, 1);"
         "print([n for n in ('onnxruntime', 'PIL', 'sklearn', 'scipy', 'torch', 'onnx') if n in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -9,10 +9,10 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from onboard import data
 from onboard.codec import alq
 from onboard.codec.layout import Weights
 from onboard.codec.pack import account, pack, unpack
+from onboard.data import loading
 from onboard.learn import local
 from onboard.learn.federated import PartialAverage, condense
 from onboard.learn.graph import InferGraph, TrainGraph, evaluate, initial
@@ -27,7 +27,7 @@ PLAN = Plan(
     epochs=1, pretrain_epochs=1, batch_size=10, learning_rate=2e-3, bits_up=0.04, max_bases=8, shift_pixels=1,
     seed=5, round=1, node=2,
 )  # fmt: skip
-DIGITS = data.load("digits", part="train", rows=range(64))
+DIGITS = loading.load("digits", part="train", rows=range(64))
 
 
 def training(plan: Plan = PLAN, start: Weights = ORIGIN) -> LocalTraining:
@@ -211,8 +211,8 @@ def test_flat_and_views_are_a_pair() -> None:
 
 
 def test_rounds_of_three_boards_teach_a_model_in_three_kilobytes() -> None:
-    shards = data.shards(data.load("digits", part="train", rows=range(360)), 3, seed=1)
-    test = data.load("digits", part="test")
+    shards = loading.shards(loading.load("digits", part="train", rows=range(360)), 3, seed=1)
+    test = loading.load("digits", part="test")
     plan = dataclasses.replace(PLAN, epochs=2, learning_rate=3e-3)
     start: Weights = ORIGIN
     accuracy = []

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from firmware_sim.crew import Crew
-from onboard import data
+from onboard.data import loading
 
 Event = dict[str, Any]
 JSON = ("--log", "json")
@@ -50,8 +50,8 @@ class Bench:
         node = f"pi,link={folder / 'link.toml'},port={self.ground_port},board-port={self.board_port}"
         run("groundstation", "init", str(self.mission), "--rounds", "2", "--deadline", "120", "--node", node)
         change(self.mission / "mission.toml", **train)
-        images = data.load("digits", part="train").take(range(120))
-        data.save(self.node_toml.parent / "data.npz", images)
+        images = loading.load("digits", part="train").take(range(120))
+        loading.save(self.node_toml.parent / "data.npz", images)
 
     def start_cable(self, *options: str) -> None:
         """Lays the cable and waits for its ports."""

@@ -26,11 +26,11 @@ from groundstation.station import Station
 from groundstation.store import Store
 from groundstation.upkeep import Upkeep
 from hw_profiles import Link
-from onboard import data
 from onboard.agent import Agent
 from onboard.budget import Pace
 from onboard.carrier import board_agent, poll_link
 from onboard.config import load_node
+from onboard.data import loading
 from onboard.drive import Drive
 from onboard.learn.graph import InferGraph, TrainGraph
 from onboard.link.port import Port
@@ -38,8 +38,8 @@ from onboard.link.pump import OfPort, Pump
 from onboard.training import LocalTrainer
 
 TRAIN, INFER = TrainGraph.load("lenet5"), InferGraph.load("lenet5")
-IMAGES = data.load("digits", part="train").take(np.arange(20))
-TEST = data.load("digits", part="test").take(np.arange(30))
+IMAGES = loading.load("digits", part="train").take(np.arange(20))
+TEST = loading.load("digits", part="test").take(np.arange(30))
 TICK_S = 0.02
 FLOPS = 1e8  # a second: a step takes some tenths of one
 

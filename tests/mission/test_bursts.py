@@ -15,7 +15,7 @@ import pytest
 
 from firmware_sim.crew import Crew
 from hw_profiles import load_link
-from onboard import data
+from onboard.data import loading
 from onboard.learn.graph import TrainGraph
 from onboard.storage.keys import new_key, save_key
 from onboard.wire.events import Cancelled, Delivered, Event, Rekeyed
@@ -96,7 +96,7 @@ def ground(folder: Path, crew: Crew) -> tuple[Neighbour, int, bytes, bytes]:
 def board(folder: Path, crew: Crew) -> tuple[Neighbour, int, bytes, bytes]:
     there = Neighbour(0, 1)
     save_key(folder / "node.key", KEY)
-    data.save(folder / "data.npz", data.load("digits", part="train").take(range(20)))
+    loading.save(folder / "data.npz", loading.load("digits", part="train").take(range(20)))
     (folder / "node.toml").write_text(
         '[node]\nid = 1\nname = "pi"\nboard = "raspberry-pi-4"\n[data]\nsource = "npz:data.npz"\n'
         f'[link]\nport = "{there.url}"\nprofile = "bench-udp"\n'
@@ -113,7 +113,7 @@ def board(folder: Path, crew: Crew) -> tuple[Neighbour, int, bytes, bytes]:
 def gossip(folder: Path, crew: Crew) -> tuple[Neighbour, int, bytes, bytes]:
     there = Neighbour(2, 1)
     save_key(folder / "2.key", KEY)
-    data.save(folder / "data.npz", data.load("digits", part="train").take(range(20)))
+    loading.save(folder / "data.npz", loading.load("digits", part="train").take(range(20)))
     (folder / "node.toml").write_text(
         '[node]\nid = 1\nname = "one"\nboard = "raspberry-pi-4"\n[data]\nsource = "npz:data.npz"\n'
         "[gossip]\nepochs = 1000\npatience_s = 1.0\n"

@@ -18,8 +18,8 @@ from PIL import Image
 
 from groundstation.cli import main as groundstation
 from groundstation.store import Store
-from onboard import data
 from onboard.cli import main as onboard_main
+from onboard.data import loading
 from tests.mission.bench import bench
 from tests.programs import onboard
 
@@ -28,7 +28,7 @@ DIGITS = [str(digit) for digit in range(10)]
 
 def folders(root: Path, names: dict[str, str], per_class: int = 3) -> Path:
     """Digits as PNG files: `names` maps each digit that is there to the folder that it lies in."""
-    images = data.load("digits", part="train")
+    images = loading.load("digits", part="train")
     for digit, name in names.items():
         (root / name).mkdir(parents=True, exist_ok=True)
         for row in np.flatnonzero(images.y == int(digit))[:per_class]:
@@ -315,7 +315,7 @@ def test_a_board_by_hand_is_mapped_or_refused_with_a_reason_that_the_ground_hear
     with bench(tmp_path, epochs=1) as bed:
         toml = bed.node_toml
         toml.write_text("".join(line for line in toml.open() if not line.startswith("classes")))
-        images = data.load("digits", part="train").take(np.arange(40))
+        images = loading.load("digits", part="train").take(np.arange(40))
         moved = np.roll(np.arange(10), 3)
         names = np.array(DIGITS)[np.argsort(moved)]
         np.savez(
@@ -352,12 +352,12 @@ def test_boards_without_images_get_some_each_its_own(tmp_path: Path) -> None:
         assert result.exit_code == 0, result.output
         path = tmp_path / "m" / "boards" / name / "data.npz"
         assert result.stdout == f"{path}: 400 of the 1438 images of digits to train on\n"
-        shares.append(data.load(f"npz:{path}"))
+        shares.append(loading.load(f"npz:{path}"))
         assert doctor(path.parent / "node.toml")[0]
     assert all(len(set(share.y.tolist())) == 10 for share in shares)
     seen = [{image.tobytes() for image in share.x} for share in shares]
     assert sum(map(len, seen)) == len(set().union(*seen))
-    tested = {image.tobytes() for image in data.load("digits", part="test").x}
+    tested = {image.tobytes() for image in loading.load("digits", part="test").x}
     assert not tested & set().union(*seen)
 
 

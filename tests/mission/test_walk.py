@@ -15,9 +15,9 @@ import numpy as np
 
 from groundstation.store import Store
 from hw_profiles import load_link
-from onboard import data
 from onboard.codec import alq
 from onboard.codec.pack import pack, unpack
+from onboard.data import loading
 from onboard.learn.federated import PartialAverage, condense
 from onboard.learn.graph import TrainGraph, initial
 from onboard.learn.local import LocalTraining, moved
@@ -38,7 +38,7 @@ LINK = load_link("bench-serial-115k2")
 
 def trained() -> tuple[TrainGraph, alq.Quantized, int]:
     """A board's share of a first round, small."""
-    graph, images = TrainGraph.load("lenet5"), data.load("digits", part="train").take(np.arange(40))
+    graph, images = TrainGraph.load("lenet5"), loading.load("digits", part="train").take(np.arange(40))
     origin = initial(graph.shapes, seed=7)
     plan = Plan(epochs=1, pretrain_epochs=1, batch_size=10, learning_rate=3e-3, bits_up=0.05, max_bases=8,
                 shift_pixels=0, seed=7, round=1, node=1)  # fmt: skip

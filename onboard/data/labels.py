@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onboard.images import DataError, Images, Labels
+from onboard.data.images import DataError, Images, Labels
 
 DIGEST_BYTES = 8
 MAX_CLASSES = 4096  # an id in place of a label would otherwise take memory for as many names

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onboard.console.extras import unusable
-from onboard.images import DataError, Pixels
+from onboard.data.images import DataError, Pixels
 
 # Of these Pillow decodes each that its build can; what it cannot is refused by name.
 IMAGE_SUFFIXES = frozenset(

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from onboard.console.log import say
-from onboard.levels import Levels, doubts, refusal
+from onboard.data.levels import Levels, doubts, refusal
 
 if TYPE_CHECKING:
-    from onboard.data import Range, Survey
-    from onboard.sources import Part
+    from onboard.data.loading import Range, Survey
+    from onboard.data.sources import Part
 
 log = logging.getLogger(__name__)
 
@@ -111,23 +111,23 @@ def inspect(
     expected: Levels | None = None,
     budget_bytes: int | None = None,
 ) -> Inspection:
-    """Looks at all that `onboard.data.load` would take, with the same arguments, and keeps none of it;
+    """Looks at all that `loading.load` would take, with the same arguments, and keeps none of it;
     `expected`: what pixels should be like; `budget_bytes`: what they may take, which is checked first.
 
     Raises DataError."""
-    from onboard import data
+    from onboard.data import loading
 
-    seen = data.survey(source, shape, folder=folder, part=part, rows=rows, names=names, classes=classes)
+    seen = loading.survey(source, shape, folder=folder, part=part, rows=rows, names=names, classes=classes)
     if budget_bytes is not None and seen.load_bytes > budget_bytes:
-        raise data.DataError(
+        raise loading.DataError(
             f"{source}: its {len(seen)} images take {seen.load_bytes / 2**20:.0f} MB, the budget is "
             f"{budget_bytes / 2**20:.0f} MB: take fewer by data.rows, or raise budget.memory_mb"
         )
-    pixels = data.measure(source, shape, folder=folder, part=part, rows=rows)
+    pixels = loading.measure(source, shape, folder=folder, part=part, rows=rows)
     if expected is not None and len(seen) >= JUDGED_FROM:
         why = refusal(pixels.levels, expected, pixels.high)
         if why:
-            raise data.DataError(f"{source}: {why}")
+            raise loading.DataError(f"{source}: {why}")
     return msgspec.structs.replace(inspection(seen, pixels), expected=expected)
 
 
@@ -153,7 +153,7 @@ def most_classes(shape: tuple[int, int, int]) -> int:
     """How many classes a shipped model tells apart at most that takes images of this shape.
 
     Raises DataError where none takes them."""
-    from onboard.images import DataError
+    from onboard.data.images import DataError
     from onboard.learn.graph import TrainGraph, shipped
 
     graphs = [TrainGraph.load(name) for name in shipped()]

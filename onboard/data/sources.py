@@ -29,10 +29,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from onboard import folders, idx, labels, npz
 from onboard.console.extras import unusable
-from onboard.decode import decoded
-from onboard.images import (
+from onboard.data import folders, idx, labels, npz
+from onboard.data.decode import decoded
+from onboard.data.images import (
     DataError,
     Images,
     MissingDataError,

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from onboard.images import DataError, Pixels, Rows
+from onboard.data.images import DataError, Pixels, Rows
 
 UINT8 = 8
 BUFFER_BYTES = 1 << 18

@@ -16,7 +16,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onboard.images import DataError, MissingDataError, Rows
+from onboard.data.images import DataError, MissingDataError, Rows
 
 BLOCK_BYTES = 1 << 18
 MAX_WHOLE_BYTES = 1 << 28  # of an array that is read as one: labels, names, offsets

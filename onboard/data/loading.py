@@ -1,5 +1,5 @@
 """Loads labelled images in the shape a model takes, with labels that mean what the mission's mean, or says in
-one line what is wrong. `onboard.sources` lists the sources.
+one line what is wrong. `onboard.data.sources` lists the sources.
 
 Labels are checked before any pixel is read, and pixels come a block at a time: what is taken is all that a
 set costs.
@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from onboard import labels
-from onboard.images import (
+from onboard.data import labels
+from onboard.data.images import (
     CHUNK,
     DataError,
     Images,
@@ -29,8 +29,8 @@ from onboard.images import (
     shards,
     split,
 )
-from onboard.levels import Levels
-from onboard.sources import FOLDER_VARIABLE, KNOWN_CLASSES, Opened, Part, check_source, opened
+from onboard.data.levels import Levels
+from onboard.data.sources import FOLDER_VARIABLE, KNOWN_CLASSES, Opened, Part, check_source, opened
 
 __all__ = [
     "FOLDER_VARIABLE", "KNOWN_CLASSES", "DataError", "Images", "MissingDataError", "Range", "Survey",

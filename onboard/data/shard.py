@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from onboard.config import NodeConfig, OwnConfig
-from onboard.levels import Levels
+from onboard.data.levels import Levels
 
 if TYPE_CHECKING:
-    from onboard.data import Images
-    from onboard.inspection import Inspection
+    from onboard.data.inspection import Inspection
+    from onboard.data.loading import Images
 
 
 class Shard(msgspec.Struct, frozen=True, kw_only=True):
-    """The images of one node, as `onboard.data.load` takes them; `rows`: the first, and the one after the
+    """The images of one node, as `loading.load` takes them; `rows`: the first, and the one after the
     last; `classes`: the mission's, by name; `levels`: of the mission's test data; `tasked`: whether
     tasks will say what the mission's classes are; `budget_bytes`: what the images may take at most."""
 
@@ -30,7 +30,7 @@ class Shard(msgspec.Struct, frozen=True, kw_only=True):
     budget_bytes: int | None = None
 
     def options(self) -> dict[str, Any]:
-        """What `onboard.data` is given beside the source and the shape."""
+        """What `onboard.data.loading` is given beside the source and the shape."""
         rows = None if self.rows is None else range(*self.rows)
         return {"folder": self.folder, "part": "own", "rows": rows, "names": self.classes}
 
@@ -52,7 +52,7 @@ def shard_of(config: OwnConfig) -> Shard:
 
 def inspection_of(shard: Shard, classes: int | None = None) -> Inspection:
     """Looks at them; `classes`: how many the model tells apart, where that is known. Raises DataError."""
-    from onboard.inspection import inspect
+    from onboard.data.inspection import inspect
 
     found = inspect(
         shard.source, shard.shape, classes=classes, expected=shard.levels, budget_bytes=shard.budget_bytes,
@@ -63,6 +63,6 @@ def inspection_of(shard: Shard, classes: int | None = None) -> Inspection:
 
 def images_of(shard: Shard) -> Images:
     """Reads them, all that are not set apart for a test. Raises DataError."""
-    from onboard import data
+    from onboard.data import loading
 
-    return data.load(shard.source, shard.shape, **shard.options())
+    return loading.load(shard.source, shard.shape, **shard.options())

@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from onboard import labels
-from onboard.decode import IMAGE_SUFFIXES
-from onboard.images import DataError, MissingDataError
+from onboard.data import labels
+from onboard.data.decode import IMAGE_SUFFIXES
+from onboard.data.images import DataError, MissingDataError
 
 NO_IMAGES = "no images: needs one subfolder a class, with files such as CLASS/1.png in it"
 JUNK = frozenset(
