@@ -244,8 +244,8 @@ def links(folder: Path, as_json: bool, once: bool) -> None:
       groundstation links mission --once --json | jq '.links[].objects'
     """
     from groundstation.links import links_picture
-    from onboard.lookout import NobodyThere
-    from onboard.screen import follow
+    from onboard.monitor.screen import follow
+    from onboard.monitor.status_socket import NobodyThere
 
     try:
         follow(load_mission(folder).folder, links_picture, as_json=as_json, once=once)

@@ -24,7 +24,7 @@ from onboard.data import labels
 from onboard.learn.graph import InferGraph, TrainGraph
 from onboard.link.pump import wait
 from onboard.link.recorder import Recorder
-from onboard.lookout import Lookout
+from onboard.monitor.status_socket import Lookout
 from onboard.stop import stop_signals
 from onboard.storage.journal import sole_user
 from onboard.storage.private import tell_exposure

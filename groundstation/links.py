@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onboard.console.lines import is_terminal
-from onboard.picture import BAR, DROPPED, KINDS, bit_rate, duration, eta, rate_bps
+from onboard.monitor.render import BAR, DROPPED, KINDS, bit_rate, duration, eta, rate_bps
 
 View = Mapping[str, Any]
 

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from groundstation.replay import Line, Replay, Stream
-from onboard.picture import bit_rate
+from onboard.monitor.render import bit_rate
 
 COUNTERS = (
     "frames_received", "bad_tags", "unknown_keys", "plain_dropped", "encrypted_dropped", "replays",

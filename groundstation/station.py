@@ -18,8 +18,8 @@ from onboard.contacts import kept_plan
 from onboard.link import Spool, opener, wire_bytes
 from onboard.link.pump import OfPort, Pump
 from onboard.link.recorder import Recorder
+from onboard.monitor.views import link_view
 from onboard.storage.keys import load_keys
-from onboard.views import link_view
 from onboard.wire.events import Event
 from onboard.wire.session import Session
 

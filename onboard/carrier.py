@@ -26,14 +26,14 @@ from onboard.link.pump import LineFault, OfPort, PortDown, PortUp, Pump, PumpEve
 from onboard.link.recorder import Recorder
 from onboard.link.share import OverShare
 from onboard.link.whereabouts import LocalPortTaken, PeerMoved, PeerUnknown
-from onboard.lookout import Lookout
+from onboard.monitor.status_socket import Lookout
+from onboard.monitor.views import board_view, link_view
 from onboard.stop import stop_signals
 from onboard.storage.boot_counter import count_start
 from onboard.storage.journal import Journal
 from onboard.storage.keys import load_keys
 from onboard.storage.private import tell_exposure
 from onboard.trainer import Trainer
-from onboard.views import board_view, link_view
 from onboard.wire.events import (
     Echoed,
     Event,

@@ -116,9 +116,9 @@ def link(node_toml: Path, as_json: bool, once: bool) -> None:
       onboard link node.toml
       onboard link node.toml --once --json | jq .link.objects
     """
-    from onboard.lookout import NobodyThere
-    from onboard.picture import board_picture, gossip_picture
-    from onboard.screen import follow
+    from onboard.monitor.render import board_picture, gossip_picture
+    from onboard.monitor.screen import follow
+    from onboard.monitor.status_socket import NobodyThere
 
     try:
         config = load_own(node_toml)

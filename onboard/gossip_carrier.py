@@ -32,13 +32,13 @@ from onboard.link import Spool, opener, wire_bytes
 from onboard.link.port import Port
 from onboard.link.pump import OfPort, Pump, PumpEvent, wait
 from onboard.link.recorder import Recorder
-from onboard.lookout import Lookout
+from onboard.monitor.status_socket import Lookout
+from onboard.monitor.views import gossip_view
 from onboard.stop import stop_signals
 from onboard.storage.boot_counter import count_start
 from onboard.storage.journal import Journal
 from onboard.storage.keys import BadKey, load_keys
 from onboard.storage.private import tell_exposure
-from onboard.views import gossip_view
 from onboard.wire.events import Event, Limits, PeerHeard
 from onboard.wire.messages import GOSSIP, digest
 from onboard.wire.seal import Keys, SeqExhausted

@@ -20,9 +20,9 @@ from onboard.gossip_carrier import gossip_node
 from onboard.gossip_checkpoint import MODEL
 from onboard.gossip_state import Phase
 from onboard.learn import topology
-from onboard.picture import gossip_picture
+from onboard.monitor.render import gossip_picture
+from onboard.monitor.views import gossip_view
 from onboard.storage.keys import BadKey, new_key, save_key
-from onboard.views import gossip_view
 from tests.programs import onboard
 from tests.test_config import toml
 

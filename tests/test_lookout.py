@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from onboard.lookout import Lookout, NobodyThere, look
+from onboard.monitor.status_socket import Lookout, NobodyThere, look
 
 
 @pytest.fixture
@@ -106,7 +106,9 @@ def test_a_program_that_is_busy_is_not_waited_for_for_ever(lookout: Lookout, tmp
 def test_a_program_that_ends_while_it_answers(
     lookout: Lookout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("onboard.lookout._READ_BYTES", 1)  # a quick viewer could have all before the end
+    monkeypatch.setattr(
+        "onboard.monitor.status_socket._READ_BYTES", 1
+    )  # a quick viewer could have all before the end
     thread, seen = looks(tmp_path)
     while not seen and thread.is_alive():
         lookout.answer(lambda: {"text": "x" * 1_000_000})

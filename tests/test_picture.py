@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onboard.picture import bit_rate, board_picture, doing, dropped, duration, eta, peer_state, rate_bps
+from onboard.monitor.render import (
+    bit_rate,
+    board_picture,
+    doing,
+    dropped,
+    duration,
+    eta,
+    peer_state,
+    rate_bps,
+)
 
 LINK: dict[str, Any] = {
     "epoch": 7, "peer_epoch": 12, "frames_sent": 1_204, "bytes_sent": 268_112, "frames_received": 310,

@@ -12,7 +12,7 @@ import click
 import msgspec
 
 from onboard.console.lines import is_terminal
-from onboard.lookout import NobodyThere, look
+from onboard.monitor.status_socket import NobodyThere, look
 
 EVERY_S = 1.0
 _HOME, _CLEAR, _CLEAR_LINE, _CLEAR_BELOW = "\033[H", "\033[2J", "\033[K", "\033[J"  # ECMA-48
