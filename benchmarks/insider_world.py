@@ -32,7 +32,7 @@ from benchmarks.virtual import World
 from groundstation.cli import main
 from groundstation.config import load_mission
 from hw_profiles import Link, load_link
-from onboard.budget import Pace
+from onboard.board.budget import Pace
 from onboard.codec.dense import Dense
 from onboard.codec.pack import pack
 from onboard.config import load_own

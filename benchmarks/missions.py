@@ -46,7 +46,7 @@ from groundstation import testdata
 from groundstation.cli import main
 from groundstation.config import load_mission
 from hw_profiles import load_link
-from onboard.budget import Pace
+from onboard.board.budget import Pace
 from onboard.codec import alq
 from onboard.codec.pack import unpack
 from onboard.config import load_own

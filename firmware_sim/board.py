@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from onboard.budget import Pace
+from onboard.board.budget import Pace
 from onboard.cli import run_agent
 from onboard.config import NodeConfig, OwnConfig, load_own
 from onboard.console.log import say

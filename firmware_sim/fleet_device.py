@@ -15,7 +15,7 @@ from firmware_sim.channel import SIDES, Channel, Side
 from hw_profiles import Board, Link
 from onboard.agent import HEALTH_EVERY_S, Agent
 from onboard.agent_state import Known
-from onboard.budget import Ledger, Pace
+from onboard.board.budget import Ledger, Pace
 from onboard.carrier import GROUND
 from onboard.config import LinkEnd, NodeConfig
 from onboard.data.loading import Images

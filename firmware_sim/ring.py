@@ -27,7 +27,7 @@ from firmware_sim.ring_result import EpochResult, Judge, Moment, Seconds
 from firmware_sim.ring_state import Acknowledged, Arrived, Event, NodeState, OutOfPatience, RingState, Trained
 from firmware_sim.ring_ways import Way, contacts_around
 from hw_profiles import Board, Link
-from onboard.budget import Pace
+from onboard.board.budget import Pace
 from onboard.codec.layout import Floats
 from onboard.codec.mask import ALL, share_of
 from onboard.codec.values import Form

@@ -12,7 +12,7 @@ from typing import Any
 
 from groundstation.config import Node
 from groundstation.store import Store
-from onboard import admission
+from onboard.board import admission
 from onboard.carrier import GROUND, limits_for, tell_of_link
 from onboard.contacts import kept_plan
 from onboard.link import Spool, opener, wire_bytes

@@ -13,9 +13,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from onboard import health
 from onboard.agent_state import DEPLOYED, MODEL, UPDATE, Known, kept_object
-from onboard.budget import Ledger
+from onboard.board import health
+from onboard.board.budget import Ledger
 from onboard.config import NodeConfig
 from onboard.console.log import say
 from onboard.storage.checkpoint import CHECKPOINT, fetch_checkpoint, keep_checkpoint, training_name

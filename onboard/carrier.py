@@ -13,10 +13,10 @@ from contextlib import closing
 from functools import partial
 from typing import Any
 
-from onboard import admission
 from onboard.agent import Agent
 from onboard.agent_state import KEPT, Known
-from onboard.budget import Ledger, Pace
+from onboard.board import admission
+from onboard.board.budget import Ledger, Pace
 from onboard.config import NodeConfig
 from onboard.console.log import say
 from onboard.contacts import kept_plan

@@ -18,7 +18,7 @@ from onboard.console.toml import ConfigError
 from onboard.storage.private import keep_private
 
 if TYPE_CHECKING:  # numpy comes with the first command that needs it: --help and a wrong key answer at once
-    from onboard.budget import Pace
+    from onboard.board.budget import Pace
     from onboard.link.recorder import Recorder
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def run(
       onboard run node.toml --port udp://192.168.7.1:4800 --log json
       onboard run node.toml --record pass.sdml --record-mb 16
     """
-    from onboard.budget import Pace
+    from onboard.board.budget import Pace
 
     start(log_format)
     keep_private()

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from onboard.budget import Pace
+from onboard.board.budget import Pace
 from onboard.console.log import say
 from onboard.trainer import Begun, Done, Failed, Report, Stepped, Trainer
 

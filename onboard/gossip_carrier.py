@@ -14,8 +14,8 @@ from functools import partial
 
 import numpy as np
 
-from onboard import admission
-from onboard.budget import MemoryCap, Pace
+from onboard.board import admission
+from onboard.board.budget import MemoryCap, Pace
 from onboard.carrier import LONGEST_WAIT_S, MEMORY_AGAIN_S, MOST_UNTOLD, RETRY_S, limits_for, tell_of_link
 from onboard.config import GossipConfig, Neighbour
 from onboard.console.log import say

@@ -23,7 +23,7 @@ from typing import Any
 
 import msgspec
 
-from onboard.budget import BudgetError, cap_memory, peak_bytes
+from onboard.board.budget import BudgetError, cap_memory, peak_bytes
 from onboard.data.inspection import Inspection
 from onboard.data.shard import Shard, images_of, inspection_of
 from onboard.trainer import Begun, Done, Failed, Job, Report, Stepped

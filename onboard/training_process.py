@@ -18,7 +18,7 @@ import sys
 
 import msgspec
 
-from onboard.budget import share_of_training
+from onboard.board.budget import share_of_training
 from onboard.console.log import say
 from onboard.data.shard import Shard
 from onboard.trainer import Done, Failed, Job, Report

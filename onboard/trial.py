@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import select
 
-from onboard.budget import AGENT_BYTES
+from onboard.board.budget import AGENT_BYTES
 from onboard.config import GossipConfig, OwnConfig
 from onboard.data.shard import shard_of
 from onboard.learn.graph import GraphError, TrainGraph, shipped

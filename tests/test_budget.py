@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hw_profiles import load_board, load_link
-from onboard.budget import BudgetError, Ledger, Pace, cap_memory, data_bytes, resident_bytes
+from onboard.board.budget import BudgetError, Ledger, Pace, cap_memory, data_bytes, resident_bytes
 
 SHARE = st.floats(0.01, 1.0)
 SECONDS = st.floats(0.0, 1e5)

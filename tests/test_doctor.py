@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from onboard import doctor, health
+from onboard import doctor
+from onboard.board import health
 from onboard.cli import main
 from onboard.config import load_node
 from onboard.storage.keys import new_key, save_key

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from onboard.budget import Pace
+from onboard.board.budget import Pace
 from onboard.drive import STALLED_S, Drive
 from onboard.trainer import Begun, Done, Failed, Job, Report, Stepped
 from onboard.wire.health import Failure

@@ -186,7 +186,7 @@ def test_a_limit_below_the_need_says_what_is_needed_and_the_next_job_is_heard_to
 
 
 def _held() -> int:
-    from onboard.budget import anonymous_bytes
+    from onboard.board.budget import anonymous_bytes
 
     return anonymous_bytes()
 

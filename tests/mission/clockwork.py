@@ -27,7 +27,7 @@ from groundstation.store import Store
 from groundstation.upkeep import Upkeep
 from hw_profiles import Link
 from onboard.agent import Agent
-from onboard.budget import Pace
+from onboard.board.budget import Pace
 from onboard.carrier import board_agent, poll_link
 from onboard.config import load_node
 from onboard.data import loading

@@ -7,7 +7,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from onboard.budget import resident_bytes
+from onboard.board.budget import resident_bytes
 
 _THERMAL = Path("/sys/class/thermal/thermal_zone0/temp")  # millidegrees Celsius (kernel thermal ABI)
 
