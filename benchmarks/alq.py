@@ -22,9 +22,9 @@ from onboard.codec.alq import Quantized
 from onboard.codec.layout import Weights
 from onboard.codec.pack import pack, unpack
 from onboard.data import loading
+from onboard.learn.federated.local import LocalTraining
+from onboard.learn.federated.plan import Plan
 from onboard.learn.graph import InferGraph, TrainGraph, evaluate, initial
-from onboard.learn.local import LocalTraining
-from onboard.learn.plan import Plan
 
 ACCURACY, BITS = 99.1, 0.40
 

@@ -20,10 +20,10 @@ from benchmarks.result import Row
 from onboard.codec import alq
 from onboard.codec.pack import account, pack, unpack
 from onboard.data import loading
-from onboard.learn.federated import PartialAverage
+from onboard.learn.federated.local import LocalTraining
+from onboard.learn.federated.plan import Method, Phase, Plan
+from onboard.learn.federated.rounds import PartialAverage
 from onboard.learn.graph import TrainGraph, initial
-from onboard.learn.local import LocalTraining
-from onboard.learn.plan import Method, Phase, Plan
 
 STEP_RATIO = 2.0
 ENCODE_MS, DECODE_MS = 20.0, 10.0

@@ -16,7 +16,7 @@ from onboard.codec.layout import Floats
 from onboard.data.images import Images
 from onboard.gossip_checkpoint import Checkpoints
 from onboard.learn.descent import Descent
-from onboard.learn.federated import PartialAverage
+from onboard.learn.federated.rounds import PartialAverage
 from onboard.learn.gossip import Gossip, Message
 from onboard.learn.graph import TrainGraph
 from onboard.server import Server

@@ -53,8 +53,8 @@ from onboard.config import load_own
 from onboard.data import loading
 from onboard.data.images import Images
 from onboard.learn import topology
+from onboard.learn.federated.local import moved
 from onboard.learn.graph import InferGraph, TrainGraph, evaluate, initial
-from onboard.learn.local import moved
 from onboard.storage.keys import save_key
 from onboard.wire.messages import decode_task
 

@@ -1,6 +1,6 @@
 """Federated rounds over hundreds of devices, in one process and on a virtual clock, repeatable from a seed.
 
-The server's rules are the ground daemon's (`onboard.server`, `onboard.learn.federated`), every device is the
+The server's rules are the ground daemon's (`onboard.server`, `onboard.learn.federated.rounds`), every device is the
 real agent (`fleet_device`), and every byte crosses an emulated link. Only the devices of a round are awake;
 the others keep what they know in their journals. The clock jumps from one thing to do to the next.
 """
@@ -23,7 +23,7 @@ from onboard.carrier import GROUND
 from onboard.codec.pack import unpack
 from onboard.config import NODE_IDS
 from onboard.data.loading import Images
-from onboard.learn.federated import Answer, Round, Verdict, choose, finished
+from onboard.learn.federated.rounds import Answer, Round, Verdict, choose, finished
 from onboard.learn.graph import InferGraph, TrainGraph, evaluate
 from onboard.server import BadUpdate, Server, Training
 from onboard.wire.events import Arrived, Cancelled, Event, GroupAnswer, Message

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from onboard.learn.plan import Method
+from onboard.learn.federated.plan import Method
 from onboard.server import Training
 
 # Bases and coordinates are budgeted before they are coded. Header, bit-widths and biases add 2 % at 0.4 bit,

@@ -16,7 +16,7 @@ from firmware_sim.fleet_result import Moment, RoundResult
 from firmware_sim.fleet_split import dirichlet, iid
 from onboard.data import loading
 from onboard.data.loading import Images
-from onboard.learn.federated import finished
+from onboard.learn.federated.rounds import finished
 from onboard.learn.graph import InferGraph, TrainGraph
 
 Split = Literal["iid", "dirichlet"]

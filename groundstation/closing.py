@@ -21,7 +21,7 @@ from onboard.codec.alq import Model
 from onboard.console.errors import one_line, where
 from onboard.console.log import say
 from onboard.data.loading import Images
-from onboard.learn.clipping import Outlier, norm
+from onboard.learn.federated.clipping import Outlier, norm
 from onboard.learn.graph import InferGraph, Score, evaluate
 from onboard.server import Server
 from onboard.wire.messages import UPDATE, Task, Update

@@ -26,7 +26,7 @@ from onboard.config import (
     relative_source,
 )
 from onboard.console.toml import ConfigError, read
-from onboard.learn.clipping import Bounds
+from onboard.learn.federated.clipping import Bounds
 from onboard.server import Training as TrainSection
 
 MISSION_FILE = "mission.toml"

@@ -15,7 +15,7 @@ import numpy as np
 from groundstation.config import Mission
 from groundstation.store import RoundRow, Store
 from onboard.console.log import say
-from onboard.learn.federated import Round
+from onboard.learn.federated.rounds import Round
 from onboard.server import Server
 from onboard.wire.messages import BadMessage, decode_task
 

@@ -23,7 +23,7 @@ from groundstation.store import RoundRow, Store, StoreError
 from onboard.console.errors import where
 from onboard.console.log import say
 from onboard.data.loading import Images
-from onboard.learn.federated import Answer, Round, Verdict, choose, finished
+from onboard.learn.federated.rounds import Answer, Round, Verdict, choose, finished
 from onboard.learn.graph import InferGraph, TrainGraph
 from onboard.server import BadUpdate, Server
 from onboard.wire.events import Arrived, Cancelled, Delivered, Event, Message, Recut, Rekeyed, Spent

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 
 from onboard.codec import alq
 from onboard.codec.alq import Doubles, Model
-from onboard.learn.clipping import FEW, Claim, Outlier, Part, Share, norm, odd_one, shares
-from onboard.learn.federated import PartialAverage
+from onboard.learn.federated.clipping import FEW, Claim, Outlier, Part, Share, norm, odd_one, shares
+from onboard.learn.federated.rounds import PartialAverage
 from onboard.server import Server
 from onboard.wire.messages import UPDATE, Update
 

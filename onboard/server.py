@@ -25,11 +25,11 @@ from onboard.codec.dense import Dense
 from onboard.codec.layout import Floats, Weights
 from onboard.codec.pack import pack, unpack
 from onboard.data import labels
-from onboard.learn.clipping import Bounds, Claim, Share, norm
-from onboard.learn.federated import PartialAverage, condense, staleness_weight
+from onboard.learn.federated.clipping import Bounds, Claim, Share, norm
+from onboard.learn.federated.local import moved
+from onboard.learn.federated.plan import Method, sends_whole
+from onboard.learn.federated.rounds import PartialAverage, condense, staleness_weight
 from onboard.learn.graph import TrainGraph, initial
-from onboard.learn.local import moved
-from onboard.learn.plan import Method, sends_whole
 from onboard.wire.messages import (
     UPDATE,
     BadMessage,

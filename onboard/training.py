@@ -13,9 +13,9 @@ from onboard.codec import alq
 from onboard.codec.pack import BadPack, pack, unpack
 from onboard.data import labels
 from onboard.data.images import DataError, Images
+from onboard.learn.federated.local import LocalTraining, Step, moved
+from onboard.learn.federated.plan import Plan
 from onboard.learn.graph import GraphError, TrainGraph, initial
-from onboard.learn.local import LocalTraining, Step, moved
-from onboard.learn.plan import Plan
 from onboard.trainer import Begun, Done, Failed, Job, Report, Stepped
 from onboard.wire.health import Failure
 from onboard.wire.messages import BadMessage, Task, decode_task

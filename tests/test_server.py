@@ -16,7 +16,7 @@ from onboard.codec.dense import Dense
 from onboard.codec.layout import Floats
 from onboard.codec.pack import pack, unpack
 from onboard.data import loading
-from onboard.learn.federated import PartialAverage, condense
+from onboard.learn.federated.rounds import PartialAverage, condense
 from onboard.learn.graph import TrainGraph, initial
 from onboard.server import BadUpdate, Server, Training
 from onboard.trainer import Done, Job

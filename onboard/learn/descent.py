@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from onboard.codec.layout import Floats, Weights
 from onboard.learn.augment import augmented
+from onboard.learn.federated.local import Graph
 from onboard.learn.graph import GraphError
-from onboard.learn.local import Graph
 from onboard.learn.vectors import flat, flat_gradient, views
 
 

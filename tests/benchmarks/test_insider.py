@@ -12,7 +12,7 @@ from benchmarks.insider_learning import KINDS, accuracy
 from benchmarks.insider_world import Hostile, Siege
 from benchmarks.pair import scratch
 from groundstation.rounds import Rounds
-from onboard.learn.clipping import Claim, Share
+from onboard.learn.federated.clipping import Claim, Share
 from onboard.wire.frame import Type
 
 

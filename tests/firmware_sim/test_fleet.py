@@ -24,7 +24,7 @@ from onboard.codec.dense import Dense
 from onboard.codec.layout import Layout
 from onboard.codec.pack import unpack
 from onboard.data import loading
-from onboard.learn.federated import choose
+from onboard.learn.federated.rounds import choose
 from onboard.learn.graph import InferGraph, TrainGraph
 from onboard.server import Training
 

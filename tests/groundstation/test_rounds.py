@@ -18,9 +18,9 @@ from groundstation.store import Store
 from onboard.codec import alq
 from onboard.codec.pack import pack, unpack
 from onboard.data import loading
-from onboard.learn.federated import PartialAverage, choose, condense
+from onboard.learn.federated.local import moved
+from onboard.learn.federated.rounds import PartialAverage, choose, condense
 from onboard.learn.graph import InferGraph, TrainGraph
-from onboard.learn.local import moved
 from onboard.storage.keys import load_keys
 from onboard.wire.events import Arrived, Progress, Rekeyed, Spent
 from onboard.wire.messages import UPDATE, Update, decode_task, encode_object

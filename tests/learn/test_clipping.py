@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onboard.learn.clipping import Bounds, Claim, Part, Share, norm, odd_one, shares
+from onboard.learn.federated.clipping import Bounds, Claim, Part, Share, norm, odd_one, shares
 
 HONEST = {1: Claim(1.0, 600), 2: Claim(1.1, 500), 3: Claim(0.9, 700), 4: Claim(1.05, 600)}
 

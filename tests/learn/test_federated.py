@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from onboard.codec import alq
 from onboard.codec.layout import Floats
-from onboard.learn.federated import (
+from onboard.learn.federated.rounds import (
     Answer,
     PartialAverage,
     Round,

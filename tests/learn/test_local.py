@@ -13,11 +13,11 @@ from onboard.codec import alq
 from onboard.codec.layout import Weights
 from onboard.codec.pack import account, pack, unpack
 from onboard.data import loading
-from onboard.learn import local
-from onboard.learn.federated import PartialAverage, condense
+from onboard.learn.federated import local
+from onboard.learn.federated.local import LocalTraining
+from onboard.learn.federated.plan import Method, Plan
+from onboard.learn.federated.rounds import PartialAverage, condense
 from onboard.learn.graph import InferGraph, TrainGraph, evaluate, initial
-from onboard.learn.local import LocalTraining
-from onboard.learn.plan import Method, Plan
 from onboard.learn.vectors import flat, views
 
 GRAPH = TrainGraph.load("lenet5")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from onboard.learn.plan import Method, Plan
+from onboard.learn.federated.plan import Method, Plan
 
 PLAN = Plan(
     epochs=2, pretrain_epochs=1, batch_size=10, learning_rate=2e-3, bits_up=0.04, max_bases=8, shift_pixels=1,

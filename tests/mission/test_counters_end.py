@@ -14,7 +14,7 @@ import onboard.wire.seal
 from onboard.agent_state import Known
 from onboard.codec import sparse
 from onboard.codec.values import Form
-from onboard.learn.federated import PartialAverage, staleness_weight
+from onboard.learn.federated.rounds import PartialAverage, staleness_weight
 from onboard.learn.gossip import LAST_NUMBER, Gossip
 from onboard.server import LEAST_RATE, Server, Training
 from onboard.storage.journal import Journal

@@ -12,7 +12,7 @@ import tests.mission.clockwork
 from onboard.codec import alq
 from onboard.codec.layout import Floats
 from onboard.codec.pack import pack, unpack
-from onboard.learn.clipping import norm
+from onboard.learn.federated.clipping import norm
 from onboard.trainer import Done, Job, Report
 from onboard.training import LocalTrainer
 from onboard.wire.messages import decode_update

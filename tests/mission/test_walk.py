@@ -18,10 +18,10 @@ from hw_profiles import load_link
 from onboard.codec import alq
 from onboard.codec.pack import pack, unpack
 from onboard.data import loading
-from onboard.learn.federated import PartialAverage, condense
+from onboard.learn.federated.local import LocalTraining, moved
+from onboard.learn.federated.plan import Plan
+from onboard.learn.federated.rounds import PartialAverage, condense
 from onboard.learn.graph import TrainGraph, initial
-from onboard.learn.local import LocalTraining, moved
-from onboard.learn.plan import Plan
 from onboard.link import Spool, open_port
 from onboard.link.pump import Pump, wait
 from onboard.link.whitening import whiten

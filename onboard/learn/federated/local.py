@@ -30,11 +30,11 @@ from onboard.codec import alq
 from onboard.codec.alq import Bases, Model
 from onboard.codec.dense import Dense
 from onboard.codec.layout import Floats, Layout, Weights, from_groups, in_groups
-from onboard.learn import multibit
-from onboard.learn.adam import Adam
 from onboard.learn.augment import augmented
+from onboard.learn.federated import multibit
+from onboard.learn.federated.adam import Adam
+from onboard.learn.federated.plan import Phase, Plan
 from onboard.learn.graph import GraphError
-from onboard.learn.plan import Phase, Plan
 from onboard.learn.vectors import flat, flat_gradient, views
 
 State = dict[str, npt.NDArray[Any]]
