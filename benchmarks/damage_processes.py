@@ -22,7 +22,7 @@ from benchmarks.naming import names
 from benchmarks.progress import Progress
 from firmware_sim.crew import Crew
 from onboard.data import loading
-from onboard.learn import topology
+from onboard.learn.gossip import topology
 from onboard.storage.keys import save_key
 
 PROCESSES = 40

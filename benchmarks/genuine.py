@@ -15,9 +15,9 @@ from onboard.codec.alq import Model
 from onboard.codec.layout import Floats
 from onboard.data.images import Images
 from onboard.gossip_checkpoint import Checkpoints
-from onboard.learn.descent import Descent
 from onboard.learn.federated.rounds import PartialAverage
-from onboard.learn.gossip import Gossip, Message
+from onboard.learn.gossip.descent import Descent
+from onboard.learn.gossip.exchange import Gossip, Message
 from onboard.learn.graph import TrainGraph
 from onboard.server import Server
 from onboard.trainer import Begun, Done, Job, Report, Stepped

@@ -13,8 +13,8 @@ from benchmarks.missions import EDGE, Ring, edge, graphs
 from hw_profiles import load_link
 from onboard.codec import sparse
 from onboard.codec.mask import ALL
-from onboard.learn import topology
-from onboard.learn.gossip import Gossip
+from onboard.learn.gossip import topology
+from onboard.learn.gossip.exchange import Gossip
 from onboard.wire.events import Arrived
 from onboard.wire.messages import GOSSIP as KIND
 

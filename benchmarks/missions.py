@@ -52,8 +52,8 @@ from onboard.codec.pack import unpack
 from onboard.config import load_own
 from onboard.data import loading
 from onboard.data.images import Images
-from onboard.learn import topology
 from onboard.learn.federated.local import moved
+from onboard.learn.gossip import topology
 from onboard.learn.graph import InferGraph, TrainGraph, evaluate, initial
 from onboard.storage.keys import save_key
 from onboard.wire.messages import decode_task

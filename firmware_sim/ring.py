@@ -32,9 +32,9 @@ from onboard.codec.layout import Floats
 from onboard.codec.mask import ALL, share_of
 from onboard.codec.values import Form
 from onboard.data.loading import Images
-from onboard.learn import topology
-from onboard.learn.descent import Descent, Recipe
-from onboard.learn.gossip import Gossip, Message
+from onboard.learn.gossip import topology
+from onboard.learn.gossip.descent import Descent, Recipe
+from onboard.learn.gossip.exchange import Gossip, Message
 from onboard.learn.graph import InferGraph, TrainGraph, initial
 from onboard.learn.vectors import flat
 

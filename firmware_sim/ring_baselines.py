@@ -22,7 +22,7 @@ from onboard.codec.explicit import IndexForm
 from onboard.codec.layout import Floats
 from onboard.codec.mask import Indices
 from onboard.codec.values import Form
-from onboard.learn.gossip import Message
+from onboard.learn.gossip.exchange import Message
 
 Heard = dict[int, list[Message]]  # by neighbour, the oldest first
 

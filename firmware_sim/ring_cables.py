@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from firmware_sim.ring import GROUND, Settings
 from firmware_sim.ring_ways import contacts_around
 from hw_profiles import Link
-from onboard.learn.topology import Edge
+from onboard.learn.gossip.topology import Edge
 
 HOST = "127.0.0.1"
 

@@ -174,7 +174,7 @@ def _wishes(
     from firmware_sim.ring import Settings
     from firmware_sim.ring_run import Wishes
     from onboard.codec.values import Form
-    from onboard.learn.descent import Recipe
+    from onboard.learn.gossip.descent import Recipe
 
     profile = load_link(link)
     settings = Settings(

@@ -17,7 +17,7 @@ from firmware_sim.ring import GROUND, Ground, RingError, Settings
 from firmware_sim.ring_cables import link_of
 from onboard.codec.mask import ALL
 from onboard.data import loading
-from onboard.learn import topology
+from onboard.learn.gossip import topology
 from onboard.storage.keys import new_key, save_key
 
 PLAN = "contacts.toml"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from onboard.codec.layout import Floats, Layout
 from onboard.data.loading import Images
-from onboard.learn.descent import consensus_distance, mean_of
+from onboard.learn.gossip.descent import consensus_distance, mean_of
 from onboard.learn.graph import InferGraph, evaluate
 from onboard.learn.vectors import views
 

@@ -34,7 +34,7 @@ from typing import Literal
 from onboard.codec import sparse
 from onboard.codec.layout import Floats
 from onboard.console.log import say
-from onboard.learn.gossip import Gossip, Message
+from onboard.learn.gossip.exchange import Gossip, Message
 from onboard.storage.files import clear_the_way, clear_the_way_of_folder, read_file
 from onboard.storage.journal import replace_durably
 

@@ -26,9 +26,9 @@ from onboard.gossip_checkpoint import Checkpoints
 from onboard.gossip_restore import Restorer
 from onboard.gossip_state import Known, Phase, Tie
 from onboard.gossip_trust import LEFT_OUT_S, Trust
-from onboard.learn.descent import Descent
-from onboard.learn.gossip import Message, Outlier
-from onboard.learn.loss_watch import LossWatch
+from onboard.learn.gossip.descent import Descent
+from onboard.learn.gossip.exchange import Message, Outlier
+from onboard.learn.gossip.loss_watch import LossWatch
 from onboard.storage.journal import Journal
 from onboard.wire.events import Arrived, Cancelled, Corrupt, Delivered, Event, PeerHeard, Rekeyed, Spent
 from onboard.wire.messages import GOSSIP, Reason

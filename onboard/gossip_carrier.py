@@ -26,7 +26,7 @@ from onboard.exchanges import ExchangeLog
 from onboard.gossip_agent import EXCHANGES, GossipAgent
 from onboard.gossip_checkpoint import BEFORE, CHECKPOINT, MODEL
 from onboard.gossip_state import Known, Phase, Tie
-from onboard.learn.descent import Descent, Recipe
+from onboard.learn.gossip.descent import Descent, Recipe
 from onboard.learn.graph import GraphError, TrainGraph, initial
 from onboard.link import Spool, opener, wire_bytes
 from onboard.link.port import Port

@@ -9,8 +9,8 @@ from onboard.codec.values import Form
 from onboard.config import GossipConfig
 from onboard.exchanges import ExchangeLog
 from onboard.gossip_checkpoint import Checkpoints
-from onboard.learn.descent import Descent
-from onboard.learn.gossip import Gossip
+from onboard.learn.gossip.descent import Descent
+from onboard.learn.gossip.exchange import Gossip
 from onboard.wire.session import Session
 
 

@@ -26,8 +26,8 @@ from onboard.config import GossipConfig, Neighbour, load_gossip
 from onboard.gossip_agent import GossipAgent
 from onboard.gossip_carrier import linked, poll_link
 from onboard.gossip_state import Phase
-from onboard.learn import topology
-from onboard.learn.descent import Descent, Recipe
+from onboard.learn.gossip import topology
+from onboard.learn.gossip.descent import Descent, Recipe
 from onboard.link.pump import OfPort, Pump
 from onboard.storage.keys import save_key
 from onboard.wire.contacts import Window

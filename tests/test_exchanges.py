@@ -16,8 +16,8 @@ from onboard.codec.layout import Floats
 from onboard.codec.mask import share_of
 from onboard.codec.sparse import BadExchange
 from onboard.exchanges import ExchangeLog, replay
-from onboard.learn import topology
-from onboard.learn.gossip import Gossip
+from onboard.learn.gossip import topology
+from onboard.learn.gossip.exchange import Gossip
 
 SIZE = 700  # three runs of a mask, of which the last one is shorter
 MEMORY = Path("/dev/shm")

@@ -19,7 +19,7 @@ from onboard.data import loading
 from onboard.gossip_carrier import gossip_node
 from onboard.gossip_checkpoint import MODEL
 from onboard.gossip_state import Phase
-from onboard.learn import topology
+from onboard.learn.gossip import topology
 from onboard.monitor.render import gossip_picture
 from onboard.monitor.views import gossip_view
 from onboard.storage.keys import BadKey, new_key, save_key

@@ -17,8 +17,8 @@ from onboard.codec.mask import Draw, Mask, drawn, share_of
 from onboard.codec.values import Form
 from onboard.data import loading
 from onboard.gossip_state import Phase
-from onboard.learn.gossip import Gossip, _edge_seed
-from onboard.learn.outliers import Clipping
+from onboard.learn.gossip.exchange import Gossip, _edge_seed
+from onboard.learn.gossip.outliers import Clipping
 from onboard.wire.messages import GOSSIP
 from tests.gossip_net import CLASSES, PIXELS, GossipNet, Node
 

@@ -19,9 +19,9 @@ from firmware_sim.ring_ways import Way, framed_bytes
 from hw_profiles import load_board, load_link
 from onboard.codec.mask import Draw, drawn, share_of
 from onboard.data import loading
-from onboard.learn import topology
-from onboard.learn.descent import Recipe, mean_of
-from onboard.learn.gossip import Gossip
+from onboard.learn.gossip import topology
+from onboard.learn.gossip.descent import Recipe, mean_of
+from onboard.learn.gossip.exchange import Gossip
 from onboard.learn.graph import InferGraph, TrainGraph
 from onboard.wire.frame import OVERHEAD_BYTES
 

@@ -22,7 +22,7 @@ from firmware_sim.ring_result import EpochResult
 from firmware_sim.ring_run import Wishes
 from hw_profiles import load_board, load_link
 from onboard.data import loading
-from onboard.learn.descent import Recipe
+from onboard.learn.gossip.descent import Recipe
 
 BASE: dict[str, Any] = {
     "nodes": 3, "every": 4, "recipe": Recipe(learning_rate=0.05), "patience_s": 3.0,

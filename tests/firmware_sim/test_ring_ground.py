@@ -22,7 +22,7 @@ from onboard.codec.layout import Floats
 from onboard.contacts import ContactPlan
 from onboard.data import loading
 from onboard.gossip_checkpoint import CHECKPOINT, MODEL
-from onboard.learn.descent import Recipe
+from onboard.learn.gossip.descent import Recipe
 
 PASSES = {1: ((0.0, 300.0),), 3: ((0.0, 1.0), (2.0, 300.0))}
 BASE: dict[str, Any] = {

@@ -17,7 +17,7 @@ from firmware_sim.ring_state import Acknowledged, Arrived, OutOfPatience, RingSt
 from hw_profiles import load_board, load_link
 from onboard.codec.values import Form
 from onboard.data import loading
-from onboard.learn.descent import Recipe
+from onboard.learn.gossip.descent import Recipe
 from onboard.learn.graph import InferGraph, TrainGraph
 
 NODES, EPOCHS = 4, 3

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onboard.data import loading
-from onboard.learn.descent import Descent, Recipe, consensus_distance, mean_of, stratified
+from onboard.learn.gossip.descent import Descent, Recipe, consensus_distance, mean_of, stratified
 from onboard.learn.graph import TrainGraph, initial
 
 

@@ -13,8 +13,8 @@ from onboard.codec.mask import ALL, share_of
 from onboard.codec.sparse import BadExchange
 from onboard.codec.values import Form
 from onboard.data.labels import digest
-from onboard.learn import topology
-from onboard.learn.gossip import Gossip, Over
+from onboard.learn.gossip import topology
+from onboard.learn.gossip.exchange import Gossip, Over
 
 SIZE, FEW = 3000, 700  # coordinates: a dozen runs, and three; the last one of each is shorter
 RING = topology.metropolis(topology.ring(range(1, 9)))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onboard.learn import topology
+from onboard.learn.gossip import topology
 
 NODES = range(1, 9)
 

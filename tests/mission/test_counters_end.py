@@ -15,7 +15,7 @@ from onboard.agent_state import Known
 from onboard.codec import sparse
 from onboard.codec.values import Form
 from onboard.learn.federated.rounds import PartialAverage, staleness_weight
-from onboard.learn.gossip import LAST_NUMBER, Gossip
+from onboard.learn.gossip.exchange import LAST_NUMBER, Gossip
 from onboard.server import LEAST_RATE, Server, Training
 from onboard.storage.journal import Journal
 from onboard.wire.health import Health, decode_health, encode_health

@@ -32,7 +32,7 @@ from onboard.codec.layout import Floats
 from onboard.codec.mask import ALL, Draw, Mask, drawn
 from onboard.codec.sparse import Answer, BadExchange
 from onboard.codec.values import Form
-from onboard.learn.outliers import Clipping, size_of
+from onboard.learn.gossip.outliers import Clipping, size_of
 
 Message = bytes | memoryview
 
