@@ -34,7 +34,7 @@ from firmware_sim.fleet_result import RoundResult
 from firmware_sim.ring import Method
 from hw_profiles import load_board, load_link
 from onboard.learn.gossip.descent import Recipe
-from onboard.server import Training
+from onboard.mission.server import Training
 from onboard.storage.journal import replace_durably
 
 NODES, P = 8, 0.1

@@ -17,11 +17,11 @@ from PIL import Image
 
 from benchmarks.progress import Progress
 from benchmarks.result import Row
-from onboard.averaging import averaged
 from onboard.data import loading
 from onboard.data.loading import DataError, Images
 from onboard.learn.graph import InferGraph, TrainGraph, evaluate
-from onboard.server import Server, Training
+from onboard.mission.averaging import averaged
+from onboard.mission.server import Server, Training
 from onboard.trainer import Done, Failed, Job
 from onboard.training import LocalTrainer
 from onboard.wire.messages import Update, encode_object

@@ -19,7 +19,7 @@ from onboard.learn.federated.rounds import PartialAverage
 from onboard.learn.gossip.descent import Descent
 from onboard.learn.gossip.exchange import Gossip, Message
 from onboard.learn.graph import TrainGraph
-from onboard.server import Server
+from onboard.mission.server import Server
 from onboard.trainer import Begun, Done, Job, Report, Stepped
 from onboard.training import LocalTrainer
 from onboard.wire import frame as framing

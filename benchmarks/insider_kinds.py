@@ -16,8 +16,8 @@ import numpy as np
 from benchmarks.insider_world import Hostile, honest, task_of
 from benchmarks.missions import graphs
 from onboard.codec.pack import DENSE_VERSION, HEADER, PREFIX, VERSION
+from onboard.mission.health import Health, State, encode_health
 from onboard.wire.frame import Type
-from onboard.wire.health import Health, State, encode_health
 from onboard.wire.messages import MODEL, UPDATE, Offer, Task, Update, digest, encode_object
 from onboard.wire.report import Report
 

@@ -1,7 +1,7 @@
 """What a mission of five boards learns where one of them sends what its training did not make.
 
 Rounds without links (LeNet-5 on the digits, in five equal parts): what a board sends is opened, checked and
-averaged by the ground's own code (`onboard.server`, `onboard.averaging`). All five answer each round, the
+averaged by the ground's own code (`onboard.mission.server`, `onboard.mission.averaging`). All five answer each round, the
 hostile one too; a refused update counts for nothing.
 """
 
@@ -14,14 +14,14 @@ import numpy as np
 
 from benchmarks.missions import graphs
 from firmware_sim.fleet_split import iid
-from onboard.averaging import averaged
 from onboard.codec import alq
 from onboard.codec.dense import Dense
 from onboard.codec.layout import Floats, Layout
 from onboard.codec.pack import pack, unpack
 from onboard.data import loading
 from onboard.learn.graph import evaluate
-from onboard.server import BadUpdate, Server, Training
+from onboard.mission.averaging import averaged
+from onboard.mission.server import BadUpdate, Server, Training
 from onboard.trainer import Done, Failed, Job
 from onboard.training import LocalTrainer
 from onboard.wire.messages import UPDATE, Update, encode_object

@@ -31,7 +31,7 @@ from firmware_sim.fleet_result import RoundResult
 from firmware_sim.fleet_run import Run, Split, Wishes
 from firmware_sim.run_folder import FolderError
 from hw_profiles import Link, load_board, load_link
-from onboard.server import Training
+from onboard.mission.server import Training
 
 ROUNDS, DEVICES, IMAGES = 10, 100, 600  # SpaceDML, section IV
 FEDAVG = {3: 95.43, 5: 95.88, 10: 96.10}  # Table I: K -> accuracy, %

@@ -1,6 +1,6 @@
 """Federated rounds over hundreds of devices, in one process and on a virtual clock, repeatable from a seed.
 
-The server's rules are the ground daemon's (`onboard.server`, `onboard.learn.federated.rounds`), every device is the
+The server's rules are the ground daemon's (`onboard.mission.server`, `onboard.learn.federated.rounds`), every device is the
 real agent (`fleet_device`), and every byte crosses an emulated link. Only the devices of a round are awake;
 the others keep what they know in their journals. The clock jumps from one thing to do to the next.
 """
@@ -18,16 +18,16 @@ from firmware_sim.fleet_device import TICK_S, Device, Place, Spent
 from firmware_sim.fleet_downlink import Downlink
 from firmware_sim.fleet_result import Moment, RoundResult, mean_width
 from hw_profiles import Board, Link
-from onboard.averaging import averaged
 from onboard.carrier import GROUND
 from onboard.codec.pack import unpack
 from onboard.config import NODE_IDS
 from onboard.data.loading import Images
 from onboard.learn.federated.rounds import Answer, Round, Verdict, choose, finished
 from onboard.learn.graph import InferGraph, TrainGraph, evaluate
-from onboard.server import BadUpdate, Server, Training
+from onboard.mission.averaging import averaged
+from onboard.mission.health import State, decode_health
+from onboard.mission.server import BadUpdate, Server, Training
 from onboard.wire.events import Arrived, Cancelled, Event, GroupAnswer, Message
-from onboard.wire.health import State, decode_health
 from onboard.wire.messages import MODEL, BadMessage, Reason, asked_again, digest
 from onboard.wire.seal import MAX_EPOCH
 
@@ -42,7 +42,7 @@ class FleetError(RuntimeError):
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """What a fleet is told. `boards` and `links` go round among the devices; `dropout`: probability that a
-    chosen device is out of contact for the round; `staleness`: see `onboard.server.Server`;
+    chosen device is out of contact for the round; `staleness`: see `onboard.mission.server.Server`;
     `shared_downlink`: the ground's transmitter is heard by all devices of a round (`fleet_downlink`).
 
     Raises FleetError for what cannot be.

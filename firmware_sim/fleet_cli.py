@@ -127,7 +127,7 @@ def _wishes(
     from firmware_sim.fleet import Settings, without_losses
     from firmware_sim.fleet_presets import PRESETS
     from firmware_sim.fleet_run import Wishes
-    from onboard.server import Training
+    from onboard.mission.server import Training
 
     preset = next(preset for name, preset in PRESETS.items() if name == method)
     asked = {key: value for key, value in training.items() if value is not None}

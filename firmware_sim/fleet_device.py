@@ -21,12 +21,12 @@ from onboard.config import LinkEnd, NodeConfig
 from onboard.data.loading import Images
 from onboard.drive import Drive
 from onboard.learn.graph import TrainGraph
+from onboard.mission.health import State
 from onboard.storage.boot_counter import count_start
 from onboard.storage.journal import Journal
 from onboard.training import LocalTrainer
 from onboard.wire import cobs
 from onboard.wire.events import Event
-from onboard.wire.health import State
 from onboard.wire.session import Session
 
 # Far less than a bit of any link, far more than the last place of a clock that has run for years: a wake-up

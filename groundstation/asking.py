@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from groundstation.station import Station
 from groundstation.store import Store
-from onboard.wire.health import Failure, Health, State
+from onboard.mission.health import Failure, Health, State
 from onboard.wire.messages import MODEL, BadMessage, Task, decode_task, digest
 
 FIRST_PAUSE_S = 10.0  # before the second time, then twice as long each time, up to the round's deadline

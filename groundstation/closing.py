@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from groundstation.store import Store, StoreError
-from onboard.averaging import RoundAverage
 from onboard.codec import alq
 from onboard.codec.alq import Model
 from onboard.console.errors import one_line, where
@@ -23,7 +22,8 @@ from onboard.console.log import say
 from onboard.data.loading import Images
 from onboard.learn.federated.clipping import Outlier, norm
 from onboard.learn.graph import InferGraph, Score, evaluate
-from onboard.server import Server
+from onboard.mission.averaging import RoundAverage
+from onboard.mission.server import Server
 from onboard.wire.messages import UPDATE, Task, Update
 
 log = logging.getLogger(__name__)

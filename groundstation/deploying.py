@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from groundstation.asking import Askings
 from groundstation.station import Station
 from onboard.console.log import say
-from onboard.wire.health import Health, State
+from onboard.mission.health import Health, State
 
 log = logging.getLogger(__name__)
 

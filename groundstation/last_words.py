@@ -10,7 +10,7 @@ import math
 from dataclasses import asdict
 
 from groundstation.store import Store
-from onboard.wire.health import Health
+from onboard.mission.health import Health
 
 EVERY_S = 5.0
 Words = tuple[float, tuple[int, int], Health]

@@ -16,7 +16,7 @@ from groundstation.config import Mission
 from groundstation.store import RoundRow, Store
 from onboard.console.log import say
 from onboard.learn.federated.rounds import Round
-from onboard.server import Server
+from onboard.mission.server import Server
 from onboard.wire.messages import BadMessage, decode_task
 
 log = logging.getLogger(__name__)

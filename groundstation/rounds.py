@@ -25,9 +25,9 @@ from onboard.console.log import say
 from onboard.data.loading import Images
 from onboard.learn.federated.rounds import Answer, Round, Verdict, choose, finished
 from onboard.learn.graph import InferGraph, TrainGraph
-from onboard.server import BadUpdate, Server
+from onboard.mission.health import Failure, State, decode_health, failure_name
+from onboard.mission.server import BadUpdate, Server
 from onboard.wire.events import Arrived, Cancelled, Delivered, Event, Message, Recut, Rekeyed, Spent
-from onboard.wire.health import Failure, State, decode_health, failure_name
 from onboard.wire.messages import BadMessage, Reason, asked_again
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from groundstation.config import Mission
 from groundstation.store import Store
-from onboard.wire.health import State, failure_name
+from onboard.mission.health import State, failure_name
 
 
 def picture(mission: Mission, store: Store) -> dict[str, Any]:

@@ -18,12 +18,12 @@ from onboard.board import health
 from onboard.board.budget import Ledger
 from onboard.config import NodeConfig
 from onboard.console.log import say
+from onboard.mission.health import Failure, Health, State, encode_health, failure_name
 from onboard.storage.checkpoint import CHECKPOINT, fetch_checkpoint, keep_checkpoint, training_name
 from onboard.storage.journal import Journal
 from onboard.trainer import Begun, Done, Failed, Job, Report, Stepped, Trainer
 from onboard.wire import messages
 from onboard.wire.events import Arrived, Cancelled, Corrupt, Delivered, Event, Recut, Rekeyed, Spent
-from onboard.wire.health import Failure, Health, State, encode_health, failure_name
 from onboard.wire.messages import BadMessage, Reason, Task, Update
 from onboard.wire.session import Session
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 import logging
 
 from onboard.console.log import say
+from onboard.mission.health import State
 from onboard.storage.boot_counter import Counted
 from onboard.storage.checkpoint import CHECKPOINT
 from onboard.storage.journal import Journal
 from onboard.wire import messages
 from onboard.wire.events import Spent
-from onboard.wire.health import State
 from onboard.wire.seal import NO_SALT
 
 log = logging.getLogger(__name__)

@@ -26,6 +26,7 @@ from onboard.link.pump import LineFault, OfPort, PortDown, PortUp, Pump, PumpEve
 from onboard.link.recorder import Recorder
 from onboard.link.share import OverShare
 from onboard.link.whereabouts import LocalPortTaken, PeerMoved, PeerUnknown
+from onboard.mission.health import State
 from onboard.monitor.status_socket import Lookout
 from onboard.monitor.views import board_view, link_view
 from onboard.stop import stop_signals
@@ -50,7 +51,6 @@ from onboard.wire.events import (
     UnknownPeer,
     WrongKey,
 )
-from onboard.wire.health import State
 from onboard.wire.messages import Reason
 from onboard.wire.presence import QUIET_S
 from onboard.wire.seal import SeqExhausted, next_epoch

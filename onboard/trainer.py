@@ -12,7 +12,7 @@ from typing import Protocol
 
 import msgspec
 
-from onboard.wire.health import Failure
+from onboard.mission.health import Failure
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):

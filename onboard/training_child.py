@@ -26,8 +26,8 @@ import msgspec
 from onboard.board.budget import BudgetError, cap_memory, peak_bytes
 from onboard.data.inspection import Inspection
 from onboard.data.shard import Shard, images_of, inspection_of
+from onboard.mission.health import Failure
 from onboard.trainer import Begun, Done, Failed, Job, Report, Stepped
-from onboard.wire.health import Failure
 
 STEP, SAVE = b"s", b"S"
 LENGTH = struct.Struct(">I")

@@ -21,6 +21,7 @@ import msgspec
 from onboard.board.budget import share_of_training
 from onboard.console.log import say
 from onboard.data.shard import Shard
+from onboard.mission.health import Failure
 from onboard.trainer import Done, Failed, Job, Report
 from onboard.training_child import (
     ANSWERS,
@@ -32,7 +33,6 @@ from onboard.training_child import (
     Looked,
     Order,
 )
-from onboard.wire.health import Failure
 
 log = logging.getLogger(__name__)
 

@@ -9,10 +9,10 @@ from onboard.board.budget import AGENT_BYTES
 from onboard.config import GossipConfig, OwnConfig
 from onboard.data.shard import shard_of
 from onboard.learn.graph import GraphError, TrainGraph, shipped
-from onboard.server import Training
+from onboard.mission.health import Failure
+from onboard.mission.server import Training
 from onboard.trainer import Done, Failed, Job, Report
 from onboard.training_process import ProcessTrainer
-from onboard.wire.health import Failure
 from onboard.wire.messages import Task, encode_object
 
 BATCHES = 2  # an epoch of the trial

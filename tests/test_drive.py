@@ -8,8 +8,8 @@ import pytest
 
 from onboard.board.budget import Pace
 from onboard.drive import STALLED_S, Drive
+from onboard.mission.health import Failure
 from onboard.trainer import Begun, Done, Failed, Job, Report, Stepped
-from onboard.wire.health import Failure
 
 
 class Hand:

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from onboard.console.log import Format, say, start
-from onboard.wire.health import State
+from onboard.mission.health import State
 
 log = logging.getLogger("onboard.test")
 

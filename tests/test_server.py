@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onboard.averaging import RoundAverage
 from onboard.codec import alq
 from onboard.codec.dense import Dense
 from onboard.codec.layout import Floats
@@ -18,7 +17,8 @@ from onboard.codec.pack import pack, unpack
 from onboard.data import loading
 from onboard.learn.federated.rounds import PartialAverage, condense
 from onboard.learn.graph import TrainGraph, initial
-from onboard.server import BadUpdate, Server, Training
+from onboard.mission.averaging import RoundAverage
+from onboard.mission.server import BadUpdate, Server, Training
 from onboard.trainer import Done, Job
 from onboard.training import LocalTrainer
 from onboard.wire.messages import MODEL, UPDATE, Update, decode_task, encode_object

@@ -17,10 +17,10 @@ import pytest
 from onboard.data import loading
 from onboard.data.shard import Shard, images_of
 from onboard.learn.graph import TrainGraph
+from onboard.mission.health import Failure
 from onboard.trainer import Begun, Done, Failed, Job, Report, Stepped, Trainer
 from onboard.training import LocalTrainer
 from onboard.training_process import BadImages, ProcessTrainer
-from onboard.wire.health import Failure
 from onboard.wire.messages import Task, encode_object
 
 ROOMY = 512 * 2**20

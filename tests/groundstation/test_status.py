@@ -15,7 +15,7 @@ from groundstation import status
 from groundstation.cli import main
 from groundstation.config import Mission, load_mission
 from groundstation.store import Store, StoreError
-from onboard.wire.health import Failure, State
+from onboard.mission.health import Failure, State
 
 METRICS = {"samples": 600, "loss": 0.25, "train_s": 12.0, "cpu_s": 11.0, "energy_j": 70.0}
 HEALTH = {"state": int(State.TRAINING), "round": 2, "loss": float("nan")}

@@ -11,8 +11,8 @@ import pytest
 from groundstation.last_words import EVERY_S, LastWords
 from groundstation.store import Store
 from groundstation.untold import MOST_WAITING, Untold
+from onboard.mission.health import Health
 from onboard.wire.events import Arrived, Event, Message
-from onboard.wire.health import Health
 
 LENGTHY_S = 0.3  # to unpack and check a quantized LeNet-5
 

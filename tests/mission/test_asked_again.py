@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from onboard.wire.health import State
+from onboard.mission.health import State
 from tests.mission.clockwork import Clockwork
 
 Make = Callable[..., Clockwork]

@@ -16,9 +16,9 @@ from onboard.codec import sparse
 from onboard.codec.values import Form
 from onboard.learn.federated.rounds import PartialAverage, staleness_weight
 from onboard.learn.gossip.exchange import LAST_NUMBER, Gossip
-from onboard.server import LEAST_RATE, Server, Training
+from onboard.mission.health import Health, decode_health, encode_health
+from onboard.mission.server import LEAST_RATE, Server, Training
 from onboard.storage.journal import Journal
-from onboard.wire.health import Health, decode_health, encode_health
 from onboard.wire.messages import decode_task
 from onboard.wire.seal import MAX_EPOCH, NO_SALT
 from tests.mission.clockwork import TRAIN, Clockwork

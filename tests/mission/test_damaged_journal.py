@@ -9,9 +9,9 @@ import pytest
 
 import onboard.wire.seal
 from onboard.carrier import RETRY_S
+from onboard.mission.health import State
 from onboard.storage.boot_counter import SKIPPED
 from onboard.storage.journal import Journal
-from onboard.wire.health import State
 from tests.mission.bench import bench, change
 from tests.mission.clockwork import Clockwork
 

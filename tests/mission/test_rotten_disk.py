@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import onboard.wire.seal
-from onboard.wire.health import State
+from onboard.mission.health import State
 from tests.mission.clockwork import Board, Clockwork
 from tests.mission.rot import DAMAGES, PRECIOUS, litter
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from onboard.wire.health import State
+from onboard.mission.health import State
 from onboard.wire.messages import MODEL, UPDATE, digest
 from onboard.wire.session import Session
 from tests.mission.clockwork import Clockwork

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from onboard.wire import health
+from onboard.mission import health
+from onboard.mission.health import Failure, State
 from onboard.wire.frame import _HEADER, HEADER_BYTES, TAG_BYTES, Type
-from onboard.wire.health import Failure, State
 from onboard.wire.messages import Cancel, Done, Hello, Offer, Reason, Task, Update
 from onboard.wire.report import Report
 from tests.wire.examples import VECTORS

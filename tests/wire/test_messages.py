@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from onboard.mission.health import Failure, Health, State, decode_health, encode_health
 from onboard.wire import messages
-from onboard.wire.health import Failure, Health, State, decode_health, encode_health
 from onboard.wire.messages import (
     MAX_FRAGMENTS,
     BadMessage,

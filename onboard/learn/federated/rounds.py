@@ -4,7 +4,7 @@ SpaceDML, Algorithm 1 (partial averaging): the server asks K of N nodes, average
 answered weighted by their samples, quantizes the average by a sketch that needs no data, and sends it back.
 An update that comes after its round was closed is discarded, or merged into the round that is open then with
 a weight that falls with its age. The rules are pure, so that a ground daemon, a satellite that acts as server
-and a simulated fleet run the same ones (`onboard.server`).
+and a simulated fleet run the same ones (`onboard.mission.server`).
 """
 
 from __future__ import annotations

@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Meta
 
-from onboard import intake
 from onboard.codec import alq
 from onboard.codec.alq import MAX_BASES, Model
 from onboard.codec.dense import Dense
@@ -30,6 +29,7 @@ from onboard.learn.federated.local import moved
 from onboard.learn.federated.plan import Method, sends_whole
 from onboard.learn.federated.rounds import PartialAverage, condense, staleness_weight
 from onboard.learn.graph import TrainGraph, initial
+from onboard.mission import intake
 from onboard.wire.messages import (
     UPDATE,
     BadMessage,
@@ -149,7 +149,7 @@ class Server:
         """The update that came over the link of `node`, `number` being the latest round. `asked` tells what
         a round asked, None for what it would ask now (a mission's training may be changed between two).
 
-        Raises BadUpdate for what is none, and for what nobody made who did as asked (`onboard.intake`).
+        Raises BadUpdate for what is none, and for what nobody made who did as asked (`onboard.mission.intake`).
         """
         try:
             if kind != UPDATE:
