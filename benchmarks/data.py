@@ -22,8 +22,8 @@ from onboard.data.loading import DataError, Images
 from onboard.learn.graph import InferGraph, TrainGraph, evaluate
 from onboard.mission.averaging import averaged
 from onboard.mission.server import Server, Training
-from onboard.trainer import Done, Failed, Job
-from onboard.training import LocalTrainer
+from onboard.trainer.in_process import LocalTrainer
+from onboard.trainer.job import Done, Failed, Job
 from onboard.wire.messages import Update, encode_object
 
 ROUNDS = 5

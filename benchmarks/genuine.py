@@ -20,8 +20,8 @@ from onboard.learn.gossip.descent import Descent
 from onboard.learn.gossip.exchange import Gossip, Message
 from onboard.learn.graph import TrainGraph
 from onboard.mission.server import Server
-from onboard.trainer import Begun, Done, Job, Report, Stepped
-from onboard.training import LocalTrainer
+from onboard.trainer.in_process import LocalTrainer
+from onboard.trainer.job import Begun, Done, Job, Report, Stepped
 from onboard.wire import frame as framing
 from onboard.wire.frame import Type
 from onboard.wire.messages import BadMessage, Update, as_asked_first, decode_update
@@ -122,7 +122,7 @@ def watched_server(genuine: Genuine, samples: int) -> type[Server]:
 
 
 class WatchedTrainer(LocalTrainer):
-    """Trains in the agent's thread; see `onboard.training_process.ProcessTrainer`, whose place it takes."""
+    """Trains in the agent's thread; see `onboard.trainer.process.ProcessTrainer`, whose place it takes."""
 
     def __init__(self, images: Images, graph: TrainGraph, genuine: Genuine) -> None:
         super().__init__(images, lambda name: graph, cpu_clock=lambda: 0.0)

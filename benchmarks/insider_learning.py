@@ -22,8 +22,8 @@ from onboard.data import loading
 from onboard.learn.graph import evaluate
 from onboard.mission.averaging import averaged
 from onboard.mission.server import BadUpdate, Server, Training
-from onboard.trainer import Done, Failed, Job
-from onboard.training import LocalTrainer
+from onboard.trainer.in_process import LocalTrainer
+from onboard.trainer.job import Done, Failed, Job
 from onboard.wire.messages import UPDATE, Update, encode_object
 
 BOARDS, ROUNDS = 5, 8

@@ -25,7 +25,7 @@ import groundstation.database
 import onboard.carrier
 import onboard.cli
 import onboard.gossip_carrier
-import onboard.training_process
+import onboard.trainer.process
 from benchmarks.missions import Mission, graphs, images
 from benchmarks.pair import AirPort
 from benchmarks.virtual import World
@@ -37,8 +37,8 @@ from onboard.codec.dense import Dense
 from onboard.codec.pack import pack
 from onboard.config import load_own
 from onboard.storage.keys import load_keys
-from onboard.trainer import Begun, Done, Job, Report
-from onboard.training import LocalTrainer
+from onboard.trainer.in_process import LocalTrainer
+from onboard.trainer.job import Begun, Done, Job, Report
 from onboard.wire.events import Arrived, Delivered, Event, Rekeyed
 from onboard.wire.frame import Type
 from onboard.wire.messages import BadMessage, decode_task
@@ -286,7 +286,7 @@ class Siege(Mission):
             (groundstation.daemon, "time", world.time),
             (groundstation.daemon, "TrainGraph", SimpleNamespace(load=lambda name: train)),
             (groundstation.daemon, "InferGraph", SimpleNamespace(load=lambda name: infer)),
-            (onboard.training_process, "ProcessTrainer", lambda *_: Ready()),
+            (onboard.trainer.process, "ProcessTrainer", lambda *_: Ready()),
             (onboard.carrier, "carry", carry),
         ]  # fmt: skip
 

@@ -31,7 +31,7 @@ import onboard.cli
 import onboard.gossip_agent
 import onboard.gossip_carrier
 import onboard.gossip_restore
-import onboard.training_process
+import onboard.trainer.process
 from benchmarks.genuine import (
     Genuine,
     WatchedTrainer,
@@ -173,7 +173,7 @@ class Rounds(Mission):
             (groundstation.daemon, "TrainGraph", loaded[0]), (groundstation.daemon, "InferGraph", loaded[1]),
             (groundstation.daemon, "testdata", SimpleNamespace(load=lambda *_: _tested())),
             (groundstation.rounds, "Server", watched_server(self.genuine, IMAGES)),
-            (onboard.training_process, "ProcessTrainer", trainer), (onboard.carrier, "carry", carry),
+            (onboard.trainer.process, "ProcessTrainer", trainer), (onboard.carrier, "carry", carry),
         ]  # fmt: skip
 
     def over(self) -> bool:

@@ -24,7 +24,7 @@ from onboard.learn.graph import TrainGraph
 from onboard.mission.health import State
 from onboard.storage.boot_counter import count_start
 from onboard.storage.journal import Journal
-from onboard.training import LocalTrainer
+from onboard.trainer.in_process import LocalTrainer
 from onboard.wire import cobs
 from onboard.wire.events import Event
 from onboard.wire.session import Session

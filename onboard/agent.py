@@ -21,7 +21,7 @@ from onboard.console.log import say
 from onboard.mission.health import Failure, Health, State, encode_health, failure_name
 from onboard.storage.checkpoint import CHECKPOINT, fetch_checkpoint, keep_checkpoint, training_name
 from onboard.storage.journal import Journal
-from onboard.trainer import Begun, Done, Failed, Job, Report, Stepped, Trainer
+from onboard.trainer.job import Begun, Done, Failed, Job, Report, Stepped, Trainer
 from onboard.wire import messages
 from onboard.wire.events import Arrived, Cancelled, Corrupt, Delivered, Event, Recut, Rekeyed, Spent
 from onboard.wire.messages import BadMessage, Reason, Task, Update

@@ -34,7 +34,7 @@ from onboard.storage.boot_counter import count_start
 from onboard.storage.journal import Journal
 from onboard.storage.keys import load_keys
 from onboard.storage.private import tell_exposure
-from onboard.trainer import Trainer
+from onboard.trainer.job import Trainer
 from onboard.wire.events import (
     Echoed,
     Event,

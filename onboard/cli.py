@@ -179,7 +179,7 @@ def _run_board(
     from onboard.carrier import board_agent, carry
     from onboard.data.shard import shard_of
     from onboard.storage.journal import sole_user
-    from onboard.training_process import BadImages, ProcessTrainer
+    from onboard.trainer.process import BadImages, ProcessTrainer
 
     trainer = ProcessTrainer(shard_of(config), config.memory_bytes)
     with sole_user(config.state):

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from onboard.board.budget import Pace
 from onboard.console.log import say
-from onboard.trainer import Begun, Done, Failed, Report, Stepped, Trainer
+from onboard.trainer.job import Begun, Done, Failed, Report, Stepped, Trainer
 
 log = logging.getLogger(__name__)
 

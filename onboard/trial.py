@@ -11,8 +11,8 @@ from onboard.data.shard import shard_of
 from onboard.learn.graph import GraphError, TrainGraph, shipped
 from onboard.mission.health import Failure
 from onboard.mission.server import Training
-from onboard.trainer import Done, Failed, Job, Report
-from onboard.training_process import ProcessTrainer
+from onboard.trainer.job import Done, Failed, Job, Report
+from onboard.trainer.process import ProcessTrainer
 from onboard.wire.messages import Task, encode_object
 
 BATCHES = 2  # an epoch of the trial

@@ -19,8 +19,8 @@ from onboard.data import loading
 from onboard.learn.graph import TrainGraph
 from onboard.mission.health import State
 from onboard.storage.keys import load_keys, new_key, save_key
-from onboard.trainer import Begun
-from onboard.training import LocalTrainer
+from onboard.trainer.in_process import LocalTrainer
+from onboard.trainer.job import Begun
 from onboard.wire.events import Arrived, Cancelled, Delivered, Event, Rekeyed, Spent
 from onboard.wire.messages import MODEL, UPDATE, Reason, Task, decode_update, digest, encode_object
 from onboard.wire.seal import NO_SALT

@@ -9,7 +9,7 @@ import pytest
 from onboard.board.budget import Pace
 from onboard.drive import STALLED_S, Drive
 from onboard.mission.health import Failure
-from onboard.trainer import Begun, Done, Failed, Job, Report, Stepped
+from onboard.trainer.job import Begun, Done, Failed, Job, Report, Stepped
 
 
 class Hand:

@@ -19,8 +19,8 @@ from onboard.learn.federated.rounds import PartialAverage, condense
 from onboard.learn.graph import TrainGraph, initial
 from onboard.mission.averaging import RoundAverage
 from onboard.mission.server import BadUpdate, Server, Training
-from onboard.trainer import Done, Job
-from onboard.training import LocalTrainer
+from onboard.trainer.in_process import LocalTrainer
+from onboard.trainer.job import Done, Job
 from onboard.wire.messages import MODEL, UPDATE, Update, decode_task, encode_object
 
 GRAPH = TrainGraph.load("lenet5")

@@ -18,9 +18,9 @@ from onboard.data import loading
 from onboard.data.shard import Shard, images_of
 from onboard.learn.graph import TrainGraph
 from onboard.mission.health import Failure
-from onboard.trainer import Begun, Done, Failed, Job, Report, Stepped, Trainer
-from onboard.training import LocalTrainer
-from onboard.training_process import BadImages, ProcessTrainer
+from onboard.trainer.in_process import LocalTrainer
+from onboard.trainer.job import Begun, Done, Failed, Job, Report, Stepped, Trainer
+from onboard.trainer.process import BadImages, ProcessTrainer
 from onboard.wire.messages import Task, encode_object
 
 ROOMY = 512 * 2**20

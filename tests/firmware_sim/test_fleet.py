@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-import onboard.training
+import onboard.trainer.in_process
 from firmware_sim.cli import main
 from firmware_sim.fleet import Fleet, FleetError, Settings, without_losses
 from firmware_sim.fleet_record import Record
@@ -190,12 +190,12 @@ def test_a_hostile_update_is_refused_and_the_round_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[bytes], bytes]
 ) -> None:
     packs = iter([spoil])
-    honest = onboard.training.pack
+    honest = onboard.trainer.in_process.pack
 
     def pack(model: alq.Model, *, compress: bool = False) -> bytes:
         return next(packs, bytes)(honest(model, compress=compress))
 
-    monkeypatch.setattr(onboard.training, "pack", pack)
+    monkeypatch.setattr(onboard.trainer.in_process, "pack", pack)
     (result,) = play(tmp_path, rounds=1)
     assert (result.refused, result.answered, result.asked) == (1, 2, 3)
     assert result.clock_s < SETTINGS.deadline_s  # the refused one is not waited for

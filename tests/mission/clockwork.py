@@ -35,7 +35,7 @@ from onboard.drive import Drive
 from onboard.learn.graph import InferGraph, TrainGraph
 from onboard.link.port import Port
 from onboard.link.pump import OfPort, Pump
-from onboard.training import LocalTrainer
+from onboard.trainer.in_process import LocalTrainer
 
 TRAIN, INFER = TrainGraph.load("lenet5"), InferGraph.load("lenet5")
 IMAGES = loading.load("digits", part="train").take(np.arange(20))

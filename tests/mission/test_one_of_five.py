@@ -13,8 +13,8 @@ from onboard.codec import alq
 from onboard.codec.layout import Floats
 from onboard.codec.pack import pack, unpack
 from onboard.learn.federated.clipping import norm
-from onboard.trainer import Done, Job, Report
-from onboard.training import LocalTrainer
+from onboard.trainer.in_process import LocalTrainer
+from onboard.trainer.job import Done, Job, Report
 from onboard.wire.messages import decode_update
 from tests.mission.clockwork import TRAIN, Clockwork
 

@@ -1,7 +1,7 @@
 """The program that trains a round for an agent: a process of its own, so that all it held is given back at
 its end, and nothing that befalls it ends the agent.
 
-It is started by `onboard.training_process`, reads one `Order` from standard input, and answers over a socket
+It is started by `onboard.trainer.process`, reads one `Order` from standard input, and answers over a socket
 in frames of a length and a msgpack message. Each byte that it is sent asks for one step. It ends with its
 job, with its parent (prctl(2), PR_SET_PDEATHSIG), and when the socket is closed.
 """
@@ -27,7 +27,7 @@ from onboard.board.budget import BudgetError, cap_memory, peak_bytes
 from onboard.data.inspection import Inspection
 from onboard.data.shard import Shard, images_of, inspection_of
 from onboard.mission.health import Failure
-from onboard.trainer import Begun, Done, Failed, Job, Report, Stepped
+from onboard.trainer.job import Begun, Done, Failed, Job, Report, Stepped
 
 STEP, SAVE = b"s", b"S"
 LENGTH = struct.Struct(">I")
@@ -90,7 +90,7 @@ def work(order: Order, asked: socket.socket) -> Iterator[Answer]:
 def _work(order: Order, asked: socket.socket) -> Iterator[Answer]:
     import numpy as np
 
-    from onboard.training import LocalTrainer
+    from onboard.trainer.in_process import LocalTrainer
 
     graphs: dict[str, Any] = {}
     if order.job is not None:
@@ -145,6 +145,6 @@ def _uncap_memory() -> None:
 def _failed(error: BaseException) -> Failed:
     if isinstance(error, BudgetError):
         return Failed(failure=Failure.MEMORY, why=str(error))
-    from onboard.training import failed
+    from onboard.trainer.in_process import failed
 
     return failed(error)

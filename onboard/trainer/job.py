@@ -1,8 +1,8 @@
 """A round's training as the agent sees it: it gives a job, asks for a step at a time, and is told what came
 of it.
 
-Two things train: `onboard.training` in the agent's own process, for fleets on a virtual clock, and
-`onboard.training_process` in a child process, on a board. This file needs neither numpy nor onnxruntime, and
+Two things train: `onboard.trainer.in_process` in the agent's own process, for fleets on a virtual clock, and
+`onboard.trainer.process` in a child process, on a board. This file needs neither numpy nor onnxruntime, and
 so neither does an agent that only talks.
 """
 

@@ -17,7 +17,7 @@ from onboard.learn.federated.local import LocalTraining, Step, moved
 from onboard.learn.federated.plan import Plan
 from onboard.learn.graph import GraphError, TrainGraph, initial
 from onboard.mission.health import Failure
-from onboard.trainer import Begun, Done, Failed, Job, Report, Stepped
+from onboard.trainer.job import Begun, Done, Failed, Job, Report, Stepped
 from onboard.wire.messages import BadMessage, Task, decode_task
 
 # How C++ and the kernel say it: onnxruntime wraps std::bad_alloc in a class of its own, and a library that

@@ -1,4 +1,4 @@
-"""Trains a round in a child process (`onboard.training_child`): a `Trainer` that never waits and cannot harm.
+"""Trains a round in a child process (`onboard.trainer.child`): a `Trainer` that never waits and cannot harm.
 
 What the child held is given back by its end. Whatever ends it (no memory, a signal, a crash in a library, the
 kernel's OOM killer) is a `Failed` with the reason. It ends when its job does, and dies with this process.
@@ -22,17 +22,8 @@ from onboard.board.budget import share_of_training
 from onboard.console.log import say
 from onboard.data.shard import Shard
 from onboard.mission.health import Failure
-from onboard.trainer import Done, Failed, Job, Report
-from onboard.training_child import (
-    ANSWERS,
-    LENGTH,
-    MOST_BYTES,
-    SAVE,
-    STEP,
-    Answer,
-    Looked,
-    Order,
-)
+from onboard.trainer.child import ANSWERS, LENGTH, MOST_BYTES, SAVE, STEP, Answer, Looked, Order
+from onboard.trainer.job import Done, Failed, Job, Report
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +33,7 @@ _WORDS_BYTES = 4096  # of what the child wrote to standard error last
 
 # The child finds what this process finds, wherever it was started: `-m` would look in the working folder
 # first.
-_START = "import sys; sys.path[:] = {path!r}; from onboard.training_child import main; main({fd}, {parent})"
+_START = "import sys; sys.path[:] = {path!r}; from onboard.trainer.child import main; main({fd}, {parent})"
 _ONE_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
