@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any
 
+from onboard.agents.gossip_checkpoint import Checkpoints
 from onboard.codec.alq import Model
 from onboard.codec.layout import Floats
 from onboard.data.images import Images
-from onboard.gossip_checkpoint import Checkpoints
 from onboard.learn.federated.rounds import PartialAverage
 from onboard.learn.gossip.descent import Descent
 from onboard.learn.gossip.exchange import Gossip, Message

@@ -26,11 +26,11 @@ from click.testing import CliRunner
 import groundstation.daemon
 import groundstation.rounds
 import groundstation.station
+import onboard.agents.gossip
+import onboard.agents.gossip_restore
 import onboard.carrier
 import onboard.cli
-import onboard.gossip_agent
 import onboard.gossip_carrier
-import onboard.gossip_restore
 import onboard.trainer.process
 from benchmarks.genuine import (
     Genuine,
@@ -272,8 +272,8 @@ class Ring(Mission):
             (onboard.gossip_carrier, "carry_gossip", carry),
             (onboard.gossip_carrier, "TrainGraph", SimpleNamespace(load=lambda name: train)),
             (onboard.gossip_carrier, "Descent", watched_descent(self.genuine)),
-            (onboard.gossip_restore, "Gossip", watched_gossip(self.genuine)),
-            (onboard.gossip_agent, "Checkpoints", watched_checkpoints(self.genuine)),
+            (onboard.agents.gossip_restore, "Gossip", watched_gossip(self.genuine)),
+            (onboard.agents.gossip, "Checkpoints", watched_checkpoints(self.genuine)),
         ]  # fmt: skip
 
     def over(self) -> bool:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from firmware_sim.channel import SIDES, Channel, Side
 from hw_profiles import Board, Link
-from onboard.agent import HEALTH_EVERY_S, Agent
-from onboard.agent_state import Known
+from onboard.agents.federated import HEALTH_EVERY_S, Agent
+from onboard.agents.federated_state import Known
 from onboard.board.budget import Ledger, Pace
 from onboard.carrier import GROUND
 from onboard.config import LinkEnd, NodeConfig

@@ -26,8 +26,8 @@ from firmware_sim.ring_nodes import found, plan
 from firmware_sim.ring_record import EPOCHS, WISHES
 from firmware_sim.ring_result import EpochResult, Judge, Moment
 from firmware_sim.ring_run import Wishes, images_of
+from onboard.agents.gossip_checkpoint import CHECKPOINT
 from onboard.codec.layout import Floats
-from onboard.gossip_checkpoint import CHECKPOINT
 from onboard.learn.graph import InferGraph, TrainGraph, initial
 from onboard.learn.vectors import flat
 

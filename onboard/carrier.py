@@ -13,8 +13,8 @@ from contextlib import closing
 from functools import partial
 from typing import Any
 
-from onboard.agent import Agent
-from onboard.agent_state import KEPT, Known
+from onboard.agents.federated import Agent
+from onboard.agents.federated_state import KEPT, Known
 from onboard.board import admission
 from onboard.board.budget import Ledger, Pace
 from onboard.config import NodeConfig

@@ -14,6 +14,10 @@ from functools import partial
 
 import numpy as np
 
+from onboard.agents.exchange_log import ExchangeLog
+from onboard.agents.gossip import EXCHANGES, GossipAgent
+from onboard.agents.gossip_checkpoint import BEFORE, CHECKPOINT, MODEL
+from onboard.agents.gossip_state import Known, Phase, Tie
 from onboard.board import admission
 from onboard.board.budget import MemoryCap, Pace
 from onboard.carrier import LONGEST_WAIT_S, MEMORY_AGAIN_S, MOST_UNTOLD, RETRY_S, limits_for, tell_of_link
@@ -22,10 +26,6 @@ from onboard.console.log import say
 from onboard.console.toml import ConfigError
 from onboard.contacts import kept_plan
 from onboard.data import labels, loading
-from onboard.exchanges import ExchangeLog
-from onboard.gossip_agent import EXCHANGES, GossipAgent
-from onboard.gossip_checkpoint import BEFORE, CHECKPOINT, MODEL
-from onboard.gossip_state import Known, Phase, Tie
 from onboard.learn.gossip.descent import Descent, Recipe
 from onboard.learn.graph import GraphError, TrainGraph, initial
 from onboard.link import Spool, opener, wire_bytes

@@ -20,12 +20,12 @@ import numpy.typing as npt
 
 from benchmarks.pair import TICK_S, AirPort
 from firmware_sim.channel import Channel, Side
+from onboard.agents.gossip import GossipAgent
+from onboard.agents.gossip_state import Phase
 from onboard.carrier import RETRY_S
 from onboard.codec.layout import Floats, Layout, layout
 from onboard.config import GossipConfig, Neighbour, load_gossip
-from onboard.gossip_agent import GossipAgent
 from onboard.gossip_carrier import linked, poll_link
-from onboard.gossip_state import Phase
 from onboard.learn.gossip import topology
 from onboard.learn.gossip.descent import Descent, Recipe
 from onboard.link.pump import OfPort, Pump

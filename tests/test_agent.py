@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from onboard.agent import Agent
+from onboard.agents.federated import Agent
 from onboard.carrier import board_agent
 from onboard.config import NodeConfig, load_node
 from onboard.data import loading

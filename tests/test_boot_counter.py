@@ -14,9 +14,9 @@ import pytest
 
 import onboard.storage.journal
 from benchmarks.pair import scratch
-from onboard.agent_state import KEPT, Known
-from onboard.gossip_state import Known as Gossiping
-from onboard.gossip_state import Tie
+from onboard.agents.federated_state import KEPT, Known
+from onboard.agents.gossip_state import Known as Gossiping
+from onboard.agents.gossip_state import Tie
 from onboard.storage.boot_counter import SKIPPED, count_start
 from onboard.storage.journal import Journal
 from onboard.wire.events import Spent

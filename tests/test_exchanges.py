@@ -12,10 +12,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
+from onboard.agents.exchange_log import ExchangeLog, replay
 from onboard.codec.layout import Floats
 from onboard.codec.mask import share_of
 from onboard.codec.sparse import BadExchange
-from onboard.exchanges import ExchangeLog, replay
 from onboard.learn.gossip import topology
 from onboard.learn.gossip.exchange import Gossip
 

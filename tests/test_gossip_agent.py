@@ -13,8 +13,8 @@ import pytest
 
 import onboard.wire.seal
 from benchmarks.pair import scratch
-from onboard.gossip_checkpoint import BEFORE, CHECKPOINT
-from onboard.gossip_state import Known, Phase
+from onboard.agents.gossip_checkpoint import BEFORE, CHECKPOINT
+from onboard.agents.gossip_state import Known, Phase
 from onboard.storage.journal import Journal, replace_durably
 from onboard.wire.seal import MAX_EPOCH
 from tests.gossip_net import GossipNet
@@ -158,7 +158,7 @@ def test_a_full_disk_stops_the_node_alone_and_nothing_is_lost(
     net = GossipNet(disk, epochs=30)
     net.run(0.5)
     with monkeypatch.context() as patch:
-        patch.setattr("onboard.exchanges.replace_durably", refuse)
+        patch.setattr("onboard.agents.exchange_log.replace_durably", refuse)
         net.run(0.6)
         stopped = numbers(net)
         net.run(14.0)

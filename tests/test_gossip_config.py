@@ -12,13 +12,13 @@ from click.testing import CliRunner
 
 from hw_profiles import load_board, load_link
 from onboard import doctor
+from onboard.agents.gossip_checkpoint import MODEL
+from onboard.agents.gossip_state import Phase
 from onboard.cli import main
 from onboard.config import GossipConfig, NodeConfig, load_gossip, load_node, load_own
 from onboard.console.toml import ConfigError
 from onboard.data import loading
 from onboard.gossip_carrier import gossip_node
-from onboard.gossip_checkpoint import MODEL
-from onboard.gossip_state import Phase
 from onboard.learn.gossip import topology
 from onboard.monitor.render import gossip_picture
 from onboard.monitor.views import gossip_view

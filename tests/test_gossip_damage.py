@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks.pair import scratch
-from onboard.gossip_checkpoint import BEFORE, CHECKPOINT
+from onboard.agents.gossip_checkpoint import BEFORE, CHECKPOINT
 from tests.gossip_net import GossipNet
 
 MEAN = 1e-5

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from benchmarks.pair import scratch
-from onboard.gossip_checkpoint import MODEL
-from onboard.gossip_state import Phase
+from onboard.agents.gossip_checkpoint import MODEL
+from onboard.agents.gossip_state import Phase
 from tests.gossip_net import STEP_S, GossipNet
 
 PATIENCE_S = 3.0

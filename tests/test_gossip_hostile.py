@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from benchmarks.pair import scratch
+from onboard.agents.gossip_state import Phase
 from onboard.codec import sparse
 from onboard.codec.layout import Floats
 from onboard.codec.mask import Draw, Mask, drawn, share_of
 from onboard.codec.values import Form
 from onboard.data import loading
-from onboard.gossip_state import Phase
 from onboard.learn.gossip.exchange import Gossip, _edge_seed
 from onboard.learn.gossip.outliers import Clipping
 from onboard.wire.messages import GOSSIP
@@ -212,7 +212,7 @@ def test_what_a_node_refused_is_told_once_a_minute(disk: Path, caplog: pytest.Lo
 def test_a_neighbour_that_is_left_out_costs_its_edge_alone_and_comes_back(
     disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("onboard.gossip_trust.LEFT_OUT_S", 2.0)
+    monkeypatch.setattr("onboard.agents.gossip_trust.LEFT_OUT_S", 2.0)
     net = GossipNet(disk, nodes=3, epochs=30)
     net.run(1.0)
     agent = net.nodes[1].agent

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from onboard.agent import Agent
+from onboard.agents.federated import Agent
 from onboard.link.pump import Pump
 
 if TYPE_CHECKING:  # it needs numpy, and a board that does not gossip does not
-    from onboard.gossip_agent import GossipAgent
+    from onboard.agents.gossip import GossipAgent
 
 
 def board_view(agent: Agent, pump: Pump, now: float) -> dict[str, Any]:

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-import onboard.agent
+import onboard.agents.federated
 from benchmarks.__main__ import main
 from benchmarks.damage import RULES, VICTIMS, Case, Wish, undamaged
 from benchmarks.missions import founded_in
-from onboard.agent_state import Known
+from onboard.agents.federated_state import Known
 from onboard.storage.journal import Journal
 
 USED, NOT_TOLD = RULES[2], RULES[3]
@@ -60,7 +60,7 @@ def test_an_object_that_is_used_unchecked_is_found(monkeypatch: pytest.MonkeyPat
     def unchecked(journal: Journal[Known], name: str, kind: int, digest: bytes) -> bytes | None:
         return journal.fetch(name)
 
-    monkeypatch.setattr(onboard.agent, "kept_object", unchecked)
+    monkeypatch.setattr(onboard.agents.federated, "kept_object", unchecked)
     # Not in each: the ground may have the update already, or the bit may be one of those that it checks.
     broken = (dict(played(number, "board-1", "update.bin", "bit").broken).keys() for number in range(6))
     assert any(rules >= {USED, NOT_TOLD} for rules in broken)

@@ -64,7 +64,7 @@ def test_a_real_agent_that_nobody_answers_is_small_and_loads_no_torch(
     finally:
         lab.close()
     loaded = imports.read_text().split()
-    assert "onboard.agent" in loaded
+    assert "onboard.agents.federated" in loaded
     assert not [name for name in loaded if name.partition(".")[0] == "torch"]
     assert not Path(f"/proc/{pid}").exists()
     assert not list((tmp_path / "ports").iterdir()), "the cable takes its ports with it"

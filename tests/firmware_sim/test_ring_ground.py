@@ -18,10 +18,10 @@ from firmware_sim.ring_nodes import PLAN, found, plan
 from firmware_sim.ring_result import EpochResult
 from firmware_sim.ring_run import Wishes
 from hw_profiles import load_board, load_link
+from onboard.agents.gossip_checkpoint import CHECKPOINT, MODEL
 from onboard.codec.layout import Floats
 from onboard.contacts import ContactPlan
 from onboard.data import loading
-from onboard.gossip_checkpoint import CHECKPOINT, MODEL
 from onboard.learn.gossip.descent import Recipe
 
 PASSES = {1: ((0.0, 300.0),), 3: ((0.0, 1.0), (2.0, 300.0))}

@@ -26,7 +26,7 @@ from groundstation.station import Station
 from groundstation.store import Store
 from groundstation.upkeep import Upkeep
 from hw_profiles import Link
-from onboard.agent import Agent
+from onboard.agents.federated import Agent
 from onboard.board.budget import Pace
 from onboard.carrier import board_agent, poll_link
 from onboard.config import load_node

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import onboard.wire.seal
-from onboard.agent_state import Known
+from onboard.agents.federated_state import Known
 from onboard.codec import sparse
 from onboard.codec.values import Form
 from onboard.learn.federated.rounds import PartialAverage, staleness_weight

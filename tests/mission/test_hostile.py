@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from hw_profiles import load_link
-from onboard.agent_state import Known
+from onboard.agents.federated_state import Known
 from onboard.codec import alq
 from onboard.codec.dense import Dense
 from onboard.codec.layout import Layout

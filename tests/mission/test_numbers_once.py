@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.pair import scratch
 from groundstation.store import Store
-from onboard.agent_state import KEPT, Known
+from onboard.agents.federated_state import KEPT, Known
 from onboard.storage.boot_counter import count_start
 from onboard.storage.journal import Journal
 from onboard.wire.events import Message, Rekeyed

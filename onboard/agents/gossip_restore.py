@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from onboard.agents.exchange_log import ExchangeLog
+from onboard.agents.gossip_checkpoint import Checkpoints
 from onboard.codec.mask import share_of
 from onboard.codec.values import Form
 from onboard.config import GossipConfig
-from onboard.exchanges import ExchangeLog
-from onboard.gossip_checkpoint import Checkpoints
 from onboard.learn.gossip.descent import Descent
 from onboard.learn.gossip.exchange import Gossip
 from onboard.wire.session import Session

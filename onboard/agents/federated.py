@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from onboard.agent_state import DEPLOYED, MODEL, UPDATE, Known, kept_object
+from onboard.agents.federated_state import DEPLOYED, MODEL, UPDATE, Known, kept_object
 from onboard.board import health
 from onboard.board.budget import Ledger
 from onboard.config import NodeConfig

@@ -1,6 +1,6 @@
 """A node's life among neighbours: train, exchange, mix. A dead neighbour costs its edge, and nothing else.
 
-As `onboard.agent`, it is told events and the time, runs one training step when the carrier says so, and never
+As `onboard.agents.federated`, it is told events and the time, runs one training step when the carrier says so, and never
 waits itself. Every few batches it opens an exchange on every edge that is in contact and has none open. It
 trains on when these are complete or its patience is over; each is waited for once and in contact alone, and
 one that completes later is mixed at the next. After its last epoch it opens none, answers its neighbours',
@@ -18,14 +18,14 @@ from typing import Any
 
 import msgspec
 
+from onboard.agents.exchange_log import ExchangeLog, replay
+from onboard.agents.gossip_checkpoint import Checkpoints
+from onboard.agents.gossip_restore import Restorer
+from onboard.agents.gossip_state import Known, Phase, Tie
+from onboard.agents.gossip_trust import LEFT_OUT_S, Trust
 from onboard.codec.sparse import BadExchange
 from onboard.config import GossipConfig
 from onboard.console.log import say
-from onboard.exchanges import ExchangeLog, replay
-from onboard.gossip_checkpoint import Checkpoints
-from onboard.gossip_restore import Restorer
-from onboard.gossip_state import Known, Phase, Tie
-from onboard.gossip_trust import LEFT_OUT_S, Trust
 from onboard.learn.gossip.descent import Descent
 from onboard.learn.gossip.exchange import Message, Outlier
 from onboard.learn.gossip.loss_watch import LossWatch
