@@ -22,9 +22,9 @@ from click.testing import CliRunner
 
 import groundstation.daemon
 import groundstation.database
-import onboard.carrier
 import onboard.cli
-import onboard.gossip_carrier
+import onboard.runtime.federated
+import onboard.runtime.gossip
 import onboard.trainer.process
 from benchmarks.missions import Mission, graphs, images
 from benchmarks.pair import AirPort
@@ -274,7 +274,7 @@ class Siege(Mission):
 
     def _changes(self) -> list[tuple[Any, str, Any]]:
         world, (train, infer) = self.world, graphs()
-        carry = partial(onboard.carrier.carry, clock=world.clock, wall=world.wall)
+        carry = partial(onboard.runtime.federated.carry, clock=world.clock, wall=world.wall)
         transaction = groundstation.database.Database.transaction
 
         def counted(database: Any) -> Any:
@@ -287,7 +287,7 @@ class Siege(Mission):
             (groundstation.daemon, "TrainGraph", SimpleNamespace(load=lambda name: train)),
             (groundstation.daemon, "InferGraph", SimpleNamespace(load=lambda name: infer)),
             (onboard.trainer.process, "ProcessTrainer", lambda *_: Ready()),
-            (onboard.carrier, "carry", carry),
+            (onboard.runtime.federated, "carry", carry),
         ]  # fmt: skip
 
     def is_answered(self) -> bool:

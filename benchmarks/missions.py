@@ -28,9 +28,9 @@ import groundstation.rounds
 import groundstation.station
 import onboard.agents.gossip
 import onboard.agents.gossip_restore
-import onboard.carrier
 import onboard.cli
-import onboard.gossip_carrier
+import onboard.runtime.federated
+import onboard.runtime.gossip
 import onboard.trainer.process
 from benchmarks.genuine import (
     Genuine,
@@ -106,9 +106,9 @@ class Mission:
             (os, "urandom", self._random.randbytes), (secrets, "token_bytes", self._random.randbytes),
             (onboard.cli, "time", world.time), *self._changes(),
         ]  # fmt: skip
-        for carrier in (onboard.carrier, onboard.gossip_carrier, groundstation.daemon):
+        for carrier in (onboard.runtime.federated, onboard.runtime.gossip, groundstation.daemon):
             changes += [(carrier, "wait", world.wait), (carrier, "stop_signals", world.stop_signals)]
-        for opening in (onboard.carrier, onboard.gossip_carrier, groundstation.station):
+        for opening in (onboard.runtime.federated, onboard.runtime.gossip, groundstation.station):
             changes += [(opening, "opener", world.opener), (opening, "Session", session)]
         with contextlib.ExitStack() as stack:
             for module, name, value in changes:
@@ -167,13 +167,13 @@ class Rounds(Mission):
             assert program is not None
             return WatchedTrainer(images("train", int(program.name[-1])), train, self.genuine)
 
-        carry = partial(onboard.carrier.carry, clock=world.clock, wall=world.wall)
+        carry = partial(onboard.runtime.federated.carry, clock=world.clock, wall=world.wall)
         return [
             (groundstation.daemon, "time", world.time),
             (groundstation.daemon, "TrainGraph", loaded[0]), (groundstation.daemon, "InferGraph", loaded[1]),
             (groundstation.daemon, "testdata", SimpleNamespace(load=lambda *_: _tested())),
             (groundstation.rounds, "Server", watched_server(self.genuine, IMAGES)),
-            (onboard.trainer.process, "ProcessTrainer", trainer), (onboard.carrier, "carry", carry),
+            (onboard.trainer.process, "ProcessTrainer", trainer), (onboard.runtime.federated, "carry", carry),
         ]  # fmt: skip
 
     def over(self) -> bool:
@@ -266,12 +266,12 @@ class Ring(Mission):
     def _changes(self) -> list[tuple[Any, str, Any]]:
         world, train = self.world, graphs()[0]
         carry = partial(
-            onboard.gossip_carrier.carry_gossip, clock=world.clock, wall=world.wall, cpu_clock=lambda: 0.0
+            onboard.runtime.gossip.carry_gossip, clock=world.clock, wall=world.wall, cpu_clock=lambda: 0.0
         )
         return [
-            (onboard.gossip_carrier, "carry_gossip", carry),
-            (onboard.gossip_carrier, "TrainGraph", SimpleNamespace(load=lambda name: train)),
-            (onboard.gossip_carrier, "Descent", watched_descent(self.genuine)),
+            (onboard.runtime.gossip, "carry_gossip", carry),
+            (onboard.runtime.gossip, "TrainGraph", SimpleNamespace(load=lambda name: train)),
+            (onboard.runtime.gossip, "Descent", watched_descent(self.genuine)),
             (onboard.agents.gossip_restore, "Gossip", watched_gossip(self.genuine)),
             (onboard.agents.gossip, "Checkpoints", watched_checkpoints(self.genuine)),
         ]  # fmt: skip

@@ -18,16 +18,16 @@ import msgspec
 from benchmarks import netns
 from benchmarks.tell import tell
 from hw_profiles import Link
-from onboard.carrier import limits_for
 from onboard.link import Spool, opener, wire_bytes
 from onboard.link.pump import PortUp, Pump, wait
-from onboard.stop import stop_signals
+from onboard.runtime.federated import limits_for
+from onboard.runtime.signals import stop_signals
 from onboard.wire.events import Arrived, Delivered, PeerHeard
 from onboard.wire.messages import UPDATE
 from onboard.wire.session import Session
 
 NODES = {"ground": 0, "board": 1}
-LONGEST_WAIT_S = 5.0  # as in onboard.carrier
+LONGEST_WAIT_S = 5.0  # as in onboard.runtime.federated
 
 
 class Spec(msgspec.Struct, kw_only=True):

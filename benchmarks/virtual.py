@@ -24,7 +24,7 @@ from benchmarks.pair import TICK_S, AirPort
 from firmware_sim.channel import Channel, Side
 from hw_profiles import Link
 from onboard.console.errors import where
-from onboard.stop import Stop
+from onboard.runtime.signals import Stop
 
 SHORTEST_WAIT_S = 1e-4  # of a loop that has more to do at once
 UNIX_S = 1.8e9  # what the wall's clock says when the virtual one begins
@@ -258,7 +258,7 @@ class World:
 
     @contextlib.contextmanager
     def stop_signals(self) -> Iterator[Stop]:
-        """In place of `onboard.stop.stop_signals`."""
+        """In place of `onboard.runtime.signals.stop_signals`."""
         program = self.current()
         assert program is not None, "only a program is stopped"
         program.stop = Stop(-1)

@@ -22,7 +22,7 @@ from onboard.console.extras import require
 from onboard.console.lines import Outlet, is_terminal, lines_to
 from onboard.console.log import Format, start
 from onboard.console.toml import ConfigError
-from onboard.stop import stop_signals
+from onboard.runtime.signals import stop_signals
 
 _WINDOW_HELP = "Contact in seconds since the start; either may be empty; repeatable. Default: always open."
 _TOTALS_BYTES = 8192  # a few reports of a cable

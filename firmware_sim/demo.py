@@ -24,7 +24,7 @@ from firmware_sim.plot import draw
 from firmware_sim.scene import Scene
 from onboard.data import loading
 from onboard.learn.graph import TrainGraph
-from onboard.stop import stop_signals
+from onboard.runtime.signals import stop_signals
 
 MARK = "demo.json"  # says that a folder is a demo's and may be replaced by the next one
 REPORT_EVERY_S = "0.5"

@@ -18,7 +18,6 @@ from firmware_sim.fleet_device import TICK_S, Device, Place, Spent
 from firmware_sim.fleet_downlink import Downlink
 from firmware_sim.fleet_result import Moment, RoundResult, mean_width
 from hw_profiles import Board, Link
-from onboard.carrier import GROUND
 from onboard.codec.pack import unpack
 from onboard.config import NODE_IDS
 from onboard.data.loading import Images
@@ -27,6 +26,7 @@ from onboard.learn.graph import InferGraph, TrainGraph, evaluate
 from onboard.mission.averaging import averaged
 from onboard.mission.health import State, decode_health
 from onboard.mission.server import BadUpdate, Server, Training
+from onboard.runtime.federated import GROUND
 from onboard.wire.events import Arrived, Cancelled, Event, GroupAnswer, Message
 from onboard.wire.messages import MODEL, BadMessage, Reason, asked_again, digest
 from onboard.wire.seal import MAX_EPOCH

@@ -19,7 +19,7 @@ from onboard.console.errors import refused
 from onboard.console.extras import require
 from onboard.console.lines import ROOM_BYTES, Outlet, lines_to
 from onboard.console.log import start
-from onboard.stop import stop_signals
+from onboard.runtime.signals import stop_signals
 
 if TYPE_CHECKING:
     from firmware_sim.fleet_run import Run, Wishes

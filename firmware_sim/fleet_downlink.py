@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable
 
 from hw_profiles import Link
-from onboard.carrier import GROUND
+from onboard.runtime.federated import GROUND
 from onboard.wire import cobs
 from onboard.wire.broadcast import Broadcast
 from onboard.wire.events import Event, GroupAnswer

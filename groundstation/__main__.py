@@ -1,6 +1,6 @@
 """`python -m groundstation`, and what the program's own command begins with."""
 
-from onboard.stop import loading
+from onboard.runtime.signals import loading
 
 loading()
 

@@ -25,7 +25,7 @@ from onboard.learn.graph import InferGraph, TrainGraph
 from onboard.link.pump import wait
 from onboard.link.recorder import Recorder
 from onboard.monitor.status_socket import Lookout
-from onboard.stop import stop_signals
+from onboard.runtime.signals import stop_signals
 from onboard.storage.journal import sole_user
 from onboard.storage.private import tell_exposure
 from onboard.wire.events import Event

@@ -13,12 +13,12 @@ from typing import Any
 from groundstation.config import Node
 from groundstation.store import Store
 from onboard.board import admission
-from onboard.carrier import GROUND, limits_for, tell_of_link
-from onboard.contacts import kept_plan
 from onboard.link import Spool, opener, wire_bytes
 from onboard.link.pump import OfPort, Pump
 from onboard.link.recorder import Recorder
 from onboard.monitor.views import link_view
+from onboard.runtime.contact_plan import kept_plan
+from onboard.runtime.federated import GROUND, limits_for, tell_of_link
 from onboard.storage.keys import load_keys
 from onboard.wire.events import Event
 from onboard.wire.session import Session

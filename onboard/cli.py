@@ -176,8 +176,8 @@ def _run_board(
     config: NodeConfig, pace: Pace, report_every_s: float | None, recorder: Recorder | None
 ) -> None:
     """A node with a link to the ground; it trains in a child process. Raises ConfigError, BadKey, OSError."""
-    from onboard.carrier import board_agent, carry
     from onboard.data.shard import shard_of
+    from onboard.runtime.federated import board_agent, carry
     from onboard.storage.journal import sole_user
     from onboard.trainer.process import BadImages, ProcessTrainer
 
@@ -199,7 +199,7 @@ def _run_gossip(
     """A node that gossips. Raises ConfigError, BadKey, OSError."""
     from onboard.data.loading import DataError
     from onboard.data.shard import images_of, inspection_of, shard_of
-    from onboard.gossip_carrier import carry_gossip, gossip_node
+    from onboard.runtime.gossip import carry_gossip, gossip_node
     from onboard.storage.journal import sole_user, was_started
 
     try:

@@ -22,13 +22,13 @@ from benchmarks.pair import TICK_S, AirPort
 from firmware_sim.channel import Channel, Side
 from onboard.agents.gossip import GossipAgent
 from onboard.agents.gossip_state import Phase
-from onboard.carrier import RETRY_S
 from onboard.codec.layout import Floats, Layout, layout
 from onboard.config import GossipConfig, Neighbour, load_gossip
-from onboard.gossip_carrier import linked, poll_link
 from onboard.learn.gossip import topology
 from onboard.learn.gossip.descent import Descent, Recipe
 from onboard.link.pump import OfPort, Pump
+from onboard.runtime.federated import RETRY_S
+from onboard.runtime.gossip import linked, poll_link
 from onboard.storage.keys import save_key
 from onboard.wire.contacts import Window
 from onboard.wire.events import Event

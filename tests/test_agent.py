@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from onboard.agents.federated import Agent
-from onboard.carrier import board_agent
 from onboard.config import NodeConfig, load_node
 from onboard.data import loading
 from onboard.learn.graph import TrainGraph
 from onboard.mission.health import State
+from onboard.runtime.federated import board_agent
 from onboard.storage.keys import load_keys, new_key, save_key
 from onboard.trainer.in_process import LocalTrainer
 from onboard.trainer.job import Begun

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from onboard.carrier import tell_of_link
 from onboard.link.pump import PumpEvent, SpoolFull
 from onboard.link.whereabouts import LocalPortTaken, PeerMoved, PeerUnknown
+from onboard.runtime.federated import tell_of_link
 from onboard.wire.events import Expired, ForeignFrames, Refused, UnknownPeer, WrongKey
 from onboard.wire.messages import Reason
 

@@ -11,7 +11,7 @@ import pytest
 
 from hw_profiles import load_link
 from onboard.console.toml import ConfigError
-from onboard.contacts import LOOK_AGAIN_S, ContactPlan, kept_plan
+from onboard.runtime.contact_plan import LOOK_AGAIN_S, ContactPlan, kept_plan
 from onboard.wire.contacts import Window
 from onboard.wire.session import Session
 

@@ -19,7 +19,7 @@ import groundstation.cli
 import groundstation.config as mission_config
 import onboard.cli
 import onboard.config as node_config
-import onboard.contacts
+import onboard.runtime.contact_plan
 from groundstation.setup import NODE_KEYS
 from groundstation.station import COUNTED
 from hw_profiles import Board, Link, names
@@ -51,7 +51,7 @@ SECTIONS: dict[tuple[str, str], type[msgspec.Struct]] = {
     ("mission.toml", "[mission]"): mission_config.MissionSection,
     ("mission.toml", "[train]"): mission_config.TrainSection,
     ("mission.toml", "[[node]]"): mission_config.NodeSection,
-    ("Contact plan", "[[contact]]"): onboard.contacts.Contact,
+    ("Contact plan", "[[contact]]"): onboard.runtime.contact_plan.Contact,
 }
 
 

@@ -7,8 +7,8 @@ import logging
 import pytest
 
 from onboard.board.budget import Pace
-from onboard.drive import STALLED_S, Drive
 from onboard.mission.health import Failure
+from onboard.runtime.drive import STALLED_S, Drive
 from onboard.trainer.job import Begun, Done, Failed, Job, Report, Stepped
 
 

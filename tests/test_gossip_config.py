@@ -18,10 +18,10 @@ from onboard.cli import main
 from onboard.config import GossipConfig, NodeConfig, load_gossip, load_node, load_own
 from onboard.console.toml import ConfigError
 from onboard.data import loading
-from onboard.gossip_carrier import gossip_node
 from onboard.learn.gossip import topology
 from onboard.monitor.render import gossip_picture
 from onboard.monitor.views import gossip_view
+from onboard.runtime.gossip import gossip_node
 from onboard.storage.keys import BadKey, new_key, save_key
 from tests.programs import onboard
 from tests.test_config import toml

@@ -126,7 +126,7 @@ def _imported(node: ast.Import | ast.ImportFrom) -> set[str]:
 
 def test_the_agent_starts_without_anything_of_the_ground() -> None:
     script = (
-        "import sys, onboard.cli, onboard.carrier, onboard.agents.federated, onboard.doctor;"
+        "import sys, onboard.cli, onboard.runtime.federated, onboard.agents.federated, onboard.doctor;"
         f"print(*[name for name in {GROUND_ONLY!r} if name in sys.modules])"
     )
     done = subprocess.run(
@@ -161,7 +161,7 @@ def test_one_file_needs_the_package_that_encrypts_and_a_plain_link_does_not_load
     users = [name_of(path) for path in FILES if any(is_in(name, "cryptography") for name in imports(path))]
     assert users == ["onboard/wire/cipher.py"]
     script = (
-        "import sys, onboard.cli, onboard.carrier; from onboard.wire.seal import Opener, Sealer;"
+        "import sys, onboard.cli, onboard.runtime.federated; from onboard.wire.seal import Opener, Sealer;"
         "from onboard.wire.frame import Type; key, way = bytes(32), dict(source=1, destination=0);"
         "raw = Sealer(key, epoch=1, **way).seal(Type.MSG); assert Opener(key, **way).open(raw);"
         "print('cryptography' in sys.modules);"

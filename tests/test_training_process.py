@@ -276,7 +276,7 @@ def test_a_library_that_cannot_be_loaded_is_not_called_missing(
 PARENT = """
 import sys, time
 from pathlib import Path
-import onboard.agents.federated, onboard.carrier, onboard.cli
+import onboard.agents.federated, onboard.runtime.federated, onboard.cli
 from onboard import link
 from onboard.link.framing import CobsStream
 from onboard.shard import Shard

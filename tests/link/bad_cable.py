@@ -10,9 +10,9 @@ from pathlib import Path
 from random import Random
 
 from hw_profiles import Link
-from onboard.carrier import limits_for
 from onboard.link import Spool, opener, wire_bytes
 from onboard.link.pump import Pump
+from onboard.runtime.federated import limits_for
 from onboard.wire.session import Session
 from tests.link.cable import Cable, Clock
 from tests.wire.examples import KEY

@@ -10,10 +10,10 @@ from functools import partial
 from pathlib import Path
 
 from hw_profiles import load_link
-from onboard.carrier import limits_for
 from onboard.link import Spool, opener, wire_bytes
 from onboard.link.port import Way
 from onboard.link.pump import Pump, PumpEvent
+from onboard.runtime.federated import limits_for
 from onboard.wire import frame as framing
 from onboard.wire.events import Arrived, Message, Rekeyed
 from onboard.wire.frame import Type

@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 import groundstation.station
-import onboard.carrier
+import onboard.runtime.federated
 from benchmarks.pair import AirPort
 from firmware_sim.channel import Side
 from groundstation.cli import main
@@ -28,13 +28,13 @@ from groundstation.upkeep import Upkeep
 from hw_profiles import Link
 from onboard.agents.federated import Agent
 from onboard.board.budget import Pace
-from onboard.carrier import board_agent, poll_link
 from onboard.config import load_node
 from onboard.data import loading
-from onboard.drive import Drive
 from onboard.learn.graph import InferGraph, TrainGraph
 from onboard.link.port import Port
 from onboard.link.pump import OfPort, Pump
+from onboard.runtime.drive import Drive
+from onboard.runtime.federated import board_agent, poll_link
 from onboard.trainer.in_process import LocalTrainer
 
 TRAIN, INFER = TrainGraph.load("lenet5"), InferGraph.load("lenet5")
@@ -95,7 +95,7 @@ class Clockwork:
         self._ports: dict[str, AirPort] = {}
         self.cut = False  # whether the air carries nothing
         monkeypatch.setattr(groundstation.station, "opener", self._opener("ground"))
-        monkeypatch.setattr(onboard.carrier, "opener", self._opener("board"))
+        monkeypatch.setattr(onboard.runtime.federated, "opener", self._opener("board"))
         words = ["init", str(self.folder), "--rounds", "2", "--deadline", "120"]
         for number in range(1, boards + 1):
             words += ["--node", f"board-{number},port=/dev/air{number},board-port=/dev/air{number}"]

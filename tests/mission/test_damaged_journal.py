@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import onboard.wire.seal
-from onboard.carrier import RETRY_S
 from onboard.mission.health import State
+from onboard.runtime.federated import RETRY_S
 from onboard.storage.boot_counter import SKIPPED
 from onboard.storage.journal import Journal
 from tests.mission.bench import bench, change

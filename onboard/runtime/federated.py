@@ -19,8 +19,6 @@ from onboard.board import admission
 from onboard.board.budget import Ledger, Pace
 from onboard.config import NodeConfig
 from onboard.console.log import say
-from onboard.contacts import kept_plan
-from onboard.drive import Drive
 from onboard.link import Spool, framing_of, opener, wire_bytes
 from onboard.link.pump import LineFault, OfPort, PortDown, PortUp, Pump, PumpEvent, SpoolFull, wait
 from onboard.link.recorder import Recorder
@@ -29,7 +27,9 @@ from onboard.link.whereabouts import LocalPortTaken, PeerMoved, PeerUnknown
 from onboard.mission.health import State
 from onboard.monitor.status_socket import Lookout
 from onboard.monitor.views import board_view, link_view
-from onboard.stop import stop_signals
+from onboard.runtime.contact_plan import kept_plan
+from onboard.runtime.drive import Drive
+from onboard.runtime.signals import stop_signals
 from onboard.storage.boot_counter import count_start
 from onboard.storage.journal import Journal
 from onboard.storage.keys import load_keys

@@ -20,11 +20,9 @@ from onboard.agents.gossip_checkpoint import BEFORE, CHECKPOINT, MODEL
 from onboard.agents.gossip_state import Known, Phase, Tie
 from onboard.board import admission
 from onboard.board.budget import MemoryCap, Pace
-from onboard.carrier import LONGEST_WAIT_S, MEMORY_AGAIN_S, MOST_UNTOLD, RETRY_S, limits_for, tell_of_link
 from onboard.config import GossipConfig, Neighbour
 from onboard.console.log import say
 from onboard.console.toml import ConfigError
-from onboard.contacts import kept_plan
 from onboard.data import labels, loading
 from onboard.learn.gossip.descent import Descent, Recipe
 from onboard.learn.graph import GraphError, TrainGraph, initial
@@ -34,7 +32,16 @@ from onboard.link.pump import OfPort, Pump, PumpEvent, wait
 from onboard.link.recorder import Recorder
 from onboard.monitor.status_socket import Lookout
 from onboard.monitor.views import gossip_view
-from onboard.stop import stop_signals
+from onboard.runtime.contact_plan import kept_plan
+from onboard.runtime.federated import (
+    LONGEST_WAIT_S,
+    MEMORY_AGAIN_S,
+    MOST_UNTOLD,
+    RETRY_S,
+    limits_for,
+    tell_of_link,
+)
+from onboard.runtime.signals import stop_signals
 from onboard.storage.boot_counter import count_start
 from onboard.storage.journal import Journal
 from onboard.storage.keys import BadKey, load_keys
