@@ -18,7 +18,7 @@ from statistics import median
 
 from benchmarks.progress import Progress
 from benchmarks.result import Row
-from onboard.link.whitening import whiten
+from onboard.link.ports.whitening import whiten
 from onboard.wire import cobs, frame
 from onboard.wire.frame import HEADER_BYTES, OVERHEAD_BYTES, TAG_BYTES, Type
 from onboard.wire.seal import Opener, Sealer, directional_key

@@ -28,7 +28,7 @@ from onboard.codec.mask import Draw, drawn
 from onboard.codec.pack import BadPack, unpack
 from onboard.codec.sparse import BadExchange
 from onboard.link import recording
-from onboard.link.framing import CobsStream, KissStream
+from onboard.link.ports.framing import CobsStream, KissStream
 from onboard.mission.health import decode_health
 from onboard.wire import cobs, frame, kiss
 from onboard.wire.cipher import Cipher

@@ -27,7 +27,7 @@ from benchmarks.progress import Progress
 from benchmarks.race import Course, Outcome, Racer, run_all
 from benchmarks.result import Row
 from firmware_sim.channel import Side
-from onboard.link.udp import IPV4_UDP_BYTES
+from onboard.link.ports.udp import IPV4_UDP_BYTES
 
 SEEDS = 3
 AT_ONCE = 16

@@ -26,8 +26,8 @@ from urllib.parse import parse_qsl, urlsplit
 from firmware_sim.channel import SIDES, Side
 from hw_profiles import Link
 from onboard.link import BadUrl
-from onboard.link.places import resolve
-from onboard.link.udp import host_port
+from onboard.link.ports.places import resolve
+from onboard.link.ports.udp import host_port
 from onboard.wire.timing import LEAD_BYTES
 
 _QUIET_S = 0.05  # a serial line this long without a byte has ended its piece

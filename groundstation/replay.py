@@ -12,8 +12,8 @@ from itertools import chain
 from pathlib import Path
 
 from onboard.config import check_cipher
-from onboard.link.framing import Framing, make
-from onboard.link.port import Way
+from onboard.link.ports.framing import Framing, make
+from onboard.link.ports.port import Way
 from onboard.link.recording import BadRecord, Kind, Reader, Record, Start, start_of
 from onboard.wire import frame as framing
 from onboard.wire.events import Arrived, Event, LinkSnapshot, Rekeyed

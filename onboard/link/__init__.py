@@ -15,13 +15,13 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 from hw_profiles import Link
-from onboard.link import framing
-from onboard.link.opening import InBackground
-from onboard.link.port import BadUrl, Port, PortLost, Tap
-from onboard.link.serial import SerialPort
+from onboard.link.ports import framing
+from onboard.link.ports.opening import InBackground
+from onboard.link.ports.port import BadUrl, Port, PortLost, Tap
+from onboard.link.ports.serial import SerialPort
+from onboard.link.ports.stream import StreamUrl
+from onboard.link.ports.udp import IPV4_UDP_BYTES, IPV6_UDP_BYTES, UdpPort, is_ipv6, names_hosts
 from onboard.link.spool import Spool
-from onboard.link.stream import StreamUrl
-from onboard.link.udp import IPV4_UDP_BYTES, IPV6_UDP_BYTES, UdpPort, is_ipv6, names_hosts
 from onboard.wire import cobs, kiss
 
 __all__ = [

@@ -13,9 +13,9 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from onboard.link.linecheck import Fault
-from onboard.link.port import Port, PortLost
-from onboard.link.reopening import PortDown, PortUp, Reopening
+from onboard.link.ports.linecheck import Fault
+from onboard.link.ports.port import Port, PortLost
+from onboard.link.ports.reopening import PortDown, PortUp, Reopening
 from onboard.link.saving import Saving, SpoolFull
 from onboard.link.share import OverShare, Share
 from onboard.link.spool import Spool

@@ -21,7 +21,7 @@ import msgspec
 from hw_profiles import Link
 from onboard.console.log import say
 from onboard.link import framing_of
-from onboard.link.port import Tap, Way
+from onboard.link.ports.port import Tap, Way
 from onboard.link.recording import Kind, Record, Start, encode
 from onboard.wire.seal import NO_SALT
 

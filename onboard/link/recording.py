@@ -25,7 +25,7 @@ from pathlib import Path
 import msgspec
 
 from hw_profiles import Link
-from onboard.link.framing import Name
+from onboard.link.ports.framing import Name
 from onboard.wire import cobs
 from onboard.wire.seal import NO_SALT
 

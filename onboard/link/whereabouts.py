@@ -6,7 +6,7 @@ import contextlib
 import math
 from dataclasses import dataclass, replace
 
-from onboard.link.port import Port
+from onboard.link.ports.port import Port
 from onboard.link.spool import Addresses, Spool
 from onboard.wire.send import Origin
 from onboard.wire.session import Session

@@ -27,7 +27,7 @@ from onboard.data import labels, loading
 from onboard.learn.gossip.descent import Descent, Recipe
 from onboard.learn.graph import GraphError, TrainGraph, initial
 from onboard.link import Spool, opener, wire_bytes
-from onboard.link.port import Port
+from onboard.link.ports.port import Port
 from onboard.link.pump import OfPort, Pump, PumpEvent, wait
 from onboard.link.recorder import Recorder
 from onboard.monitor.status_socket import Lookout

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.pair import KEY, NODES, AirPort, Broken, Known, Pair, scratch
 from firmware_sim.channel import Channel
 from hw_profiles import Link
-from onboard.link.port import Port
+from onboard.link.ports.port import Port
 from onboard.storage.journal import Journal
 from onboard.wire import cobs
 from onboard.wire.events import Arrived, Delivered, Expired

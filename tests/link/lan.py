@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hw_profiles import load_link
 from onboard.link import Spool, opener, wire_bytes
-from onboard.link.port import Way
+from onboard.link.ports.port import Way
 from onboard.link.pump import Pump, PumpEvent
 from onboard.runtime.federated import limits_for
 from onboard.wire import frame as framing

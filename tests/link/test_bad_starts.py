@@ -8,7 +8,7 @@ from random import Random
 import pytest
 
 from hw_profiles import Link, load_link
-from onboard.link.framing import CobsStream, KissStream
+from onboard.link.ports.framing import CobsStream, KissStream
 from onboard.wire.messages import MODEL, UPDATE
 from tests.link.bad_cable import BadCable, Damage, ends
 from tests.link.cable import Clock

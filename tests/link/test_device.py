@@ -26,9 +26,10 @@ import numpy as np
 import pytest
 
 from hw_profiles import load_link
-from onboard.link import PortLost, device, device_of, open_port
+from onboard.link import PortLost, device_of, open_port
+from onboard.link.ports import device
+from onboard.link.ports.reopening import Reopening
 from onboard.link.pump import PortDown, PortUp, Pump, PumpEvent
-from onboard.link.reopening import Reopening
 from tests.link.cable import Cable
 from tests.link.test_pump import pump
 from tests.link.test_serial import collect

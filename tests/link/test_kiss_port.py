@@ -11,7 +11,7 @@ import pytest
 
 from hw_profiles import load_link
 from onboard.link import BadUrl, framing_of, open_port, wire_bytes
-from onboard.link.whitening import whiten
+from onboard.link.ports.whitening import whiten
 from onboard.wire import kiss
 from onboard.wire.events import Delivered
 from onboard.wire.messages import UPDATE

@@ -7,8 +7,8 @@ from random import Random
 import pytest
 
 from hw_profiles import load_link
-from onboard.link.framing import CobsStream
-from onboard.link.linecheck import Fault
+from onboard.link.ports.framing import CobsStream
+from onboard.link.ports.linecheck import Fault
 from onboard.wire import cobs
 from onboard.wire.frame import Type
 from onboard.wire.seal import Opener, Sealer

@@ -13,9 +13,9 @@ import pytest
 
 from hw_profiles import load_link
 from onboard.link import opener
-from onboard.link.port import Port, PortLost
+from onboard.link.ports.port import Port, PortLost
+from onboard.link.ports.udp import UdpPort
 from onboard.link.spool import Addresses, Spool
-from onboard.link.udp import UdpPort
 from onboard.wire.presence import QUIET_S
 from onboard.wire.seal import NO_SALT
 from tests.link.lan import LINK, Net, free

@@ -12,7 +12,7 @@ import pytest
 
 from hw_profiles import load_link
 from onboard.link import BadUrl, PortLost, open_port
-from onboard.link.udp import UdpPort
+from onboard.link.ports.udp import UdpPort
 
 LINK = dataclasses.replace(load_link("bench-udp"), mtu_bytes=1200)
 

@@ -31,7 +31,7 @@ from onboard.board.budget import Pace
 from onboard.config import load_node
 from onboard.data import loading
 from onboard.learn.graph import InferGraph, TrainGraph
-from onboard.link.port import Port
+from onboard.link.ports.port import Port
 from onboard.link.pump import OfPort, Pump
 from onboard.runtime.drive import Drive
 from onboard.runtime.federated import board_agent, poll_link

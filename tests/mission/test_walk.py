@@ -23,8 +23,8 @@ from onboard.learn.federated.plan import Plan
 from onboard.learn.federated.rounds import PartialAverage, condense
 from onboard.learn.graph import TrainGraph, initial
 from onboard.link import Spool, open_port
+from onboard.link.ports.whitening import whiten
 from onboard.link.pump import Pump, wait
-from onboard.link.whitening import whiten
 from onboard.wire import cobs
 from onboard.wire.events import Arrived, Delivered, Event
 from onboard.wire.frame import Type

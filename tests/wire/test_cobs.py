@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onboard.link.whitening import whiten
+from onboard.link.ports.whitening import whiten
 from onboard.wire import cobs
 from tests.wire.examples import VECTORS
 

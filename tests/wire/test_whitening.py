@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onboard.link.framing import CobsStream, KissStream
-from onboard.link.whitening import whiten
+from onboard.link.ports.framing import CobsStream, KissStream
+from onboard.link.ports.whitening import whiten
 from onboard.wire import cobs
 from onboard.wire.frame import Type
 from onboard.wire.seal import Sealer

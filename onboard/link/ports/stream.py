@@ -7,9 +7,9 @@ from urllib.parse import parse_qs, urlsplit
 
 import serial
 
-from onboard.link.framing import Name
-from onboard.link.hosts import check_host
-from onboard.link.port import BadUrl
+from onboard.link.ports.framing import Name
+from onboard.link.ports.hosts import check_host
+from onboard.link.ports.port import BadUrl
 from onboard.wire import kiss
 
 _MOST_BAUD = 20_000_000

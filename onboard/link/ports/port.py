@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
 from hw_profiles import Link
-from onboard.link.linecheck import Fault
+from onboard.link.ports.linecheck import Fault
 from onboard.wire.send import Origin
 
 Way = Literal["in", "out"]

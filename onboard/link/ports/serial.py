@@ -27,10 +27,10 @@ from urllib.parse import urlsplit
 import serial
 
 from hw_profiles import Link
-from onboard.link.device import NoDevice, Terminal, check_device, who_may_open
-from onboard.link.framing import Framing
-from onboard.link.linecheck import Fault
-from onboard.link.port import BadUrl, PortLost, Tap
+from onboard.link.ports.device import NoDevice, Terminal, check_device, who_may_open
+from onboard.link.ports.framing import Framing
+from onboard.link.ports.linecheck import Fault
+from onboard.link.ports.port import BadUrl, PortLost, Tap
 
 _READ_BYTES = 65_536
 CONNECT_WITHIN_S = 5.0

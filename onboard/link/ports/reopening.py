@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from onboard.link.port import PortLost
+from onboard.link.ports.port import PortLost
 
 REOPEN_S = 1.0  # between two tries to open a port that is gone
 LONGEST_S = 60.0  # between two tries to open one that never lasts

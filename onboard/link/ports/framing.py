@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Literal, Protocol
 
-from onboard.link.linecheck import LineCheck
-from onboard.link.whitening import whiten
+from onboard.link.ports.linecheck import LineCheck
+from onboard.link.ports.whitening import whiten
 from onboard.wire import cobs, kiss
 
 Name = Literal["cobs", "kiss", "datagram"]

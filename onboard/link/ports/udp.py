@@ -14,11 +14,11 @@ from functools import partial
 from urllib.parse import parse_qs, urlsplit
 
 from hw_profiles import Link
-from onboard.link.hosts import address_of, check_host, check_peer
-from onboard.link.linecheck import Fault
-from onboard.link.opening import InBackground
-from onboard.link.places import Address, Places, Resolve, resolve
-from onboard.link.port import BadUrl, PortLost, Tap
+from onboard.link.ports.hosts import address_of, check_host, check_peer
+from onboard.link.ports.linecheck import Fault
+from onboard.link.ports.opening import InBackground
+from onboard.link.ports.places import Address, Places, Resolve, resolve
+from onboard.link.ports.port import BadUrl, PortLost, Tap
 from onboard.wire.send import Origin
 
 IPV4_UDP_BYTES = 20 + 8  # RFC 791 without options, RFC 768

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import ipaddress
 
-from onboard.link.port import BadUrl
+from onboard.link.ports.port import BadUrl
 
 
 def check_host(url: str, host: str) -> None:
