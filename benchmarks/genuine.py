@@ -22,8 +22,8 @@ from onboard.learn.graph import TrainGraph
 from onboard.mission.server import Server
 from onboard.trainer.in_process import LocalTrainer
 from onboard.trainer.job import Begun, Done, Job, Report, Stepped
-from onboard.wire import frame as framing
-from onboard.wire.frame import Type
+from onboard.wire.framing import frame as framing
+from onboard.wire.framing.frame import Type
 from onboard.wire.messages import BadMessage, Update, as_asked_first, decode_update
 from onboard.wire.session import Session
 

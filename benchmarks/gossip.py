@@ -35,7 +35,7 @@ from onboard.codec.layout import Floats
 from onboard.codec.mask import RUN, Draw, drawn, share_of
 from onboard.codec.sparse import Answer
 from onboard.codec.values import Form
-from onboard.wire.frame import OVERHEAD_BYTES
+from onboard.wire.framing.frame import OVERHEAD_BYTES
 
 PARAMETERS = 25_557_032  # ResNet-50 with 1000 classes
 COPIES, TOP_K_TIMES = 4.0, 10.0

@@ -17,7 +17,7 @@ from benchmarks.insider_world import Hostile, honest, task_of
 from benchmarks.missions import graphs
 from onboard.codec.pack import DENSE_VERSION, HEADER, PREFIX, VERSION
 from onboard.mission.health import Health, State, encode_health
-from onboard.wire.frame import Type
+from onboard.wire.framing.frame import Type
 from onboard.wire.messages import MODEL, UPDATE, Offer, Task, Update, digest, encode_object
 from onboard.wire.report import Report
 

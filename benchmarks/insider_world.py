@@ -40,7 +40,7 @@ from onboard.storage.keys import load_keys
 from onboard.trainer.in_process import LocalTrainer
 from onboard.trainer.job import Begun, Done, Job, Report
 from onboard.wire.events import Arrived, Delivered, Event, Rekeyed
-from onboard.wire.frame import Type
+from onboard.wire.framing.frame import Type
 from onboard.wire.messages import BadMessage, decode_task
 from onboard.wire.seal import SeqExhausted
 from onboard.wire.session import Session

@@ -19,9 +19,9 @@ from benchmarks.passes import heard, passes
 from benchmarks.transfer import payload_of
 from firmware_sim.channel import SIDES, Burst, Channel, Side
 from hw_profiles import load_link
-from onboard.wire import cobs
-from onboard.wire import frame as framing
 from onboard.wire.events import Arrived, Delivered, Expired, Limits
+from onboard.wire.framing import cobs
+from onboard.wire.framing import frame as framing
 
 LINK = load_link("uhf-9k6")
 LOSS = Burst(0.05, 5.0)

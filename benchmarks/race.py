@@ -24,7 +24,7 @@ from firmware_sim.channel import SIDES, Side
 from firmware_sim.crew import Crew
 from hw_profiles import Link, load_link
 from onboard.link.ports.udp import IPV4_UDP_BYTES
-from onboard.wire.frame import OVERHEAD_BYTES
+from onboard.wire.framing.frame import OVERHEAD_BYTES
 
 LIMIT = 6.0  # times what the bound takes: then it did not end
 LEAST_LIMIT_S = 20.0

@@ -23,7 +23,7 @@ from benchmarks.result import Row
 from firmware_sim.channel import Burst, Channel, Side
 from hw_profiles import Link, load_link
 from onboard.wire.events import Arrived
-from onboard.wire.frame import OVERHEAD_BYTES
+from onboard.wire.framing.frame import OVERHEAD_BYTES
 
 KIND = 2  # an update: what the session does with an object does not depend on it
 LOSSES = (0.0, 0.05, 0.2, 0.4)

@@ -25,8 +25,8 @@ from onboard.runtime.federated import GROUND
 from onboard.storage.boot_counter import count_start
 from onboard.storage.journal import Journal
 from onboard.trainer.in_process import LocalTrainer
-from onboard.wire import cobs
 from onboard.wire.events import Event
+from onboard.wire.framing import cobs
 from onboard.wire.session import Session
 
 # Far less than a bit of any link, far more than the last place of a clock that has run for years: a wake-up

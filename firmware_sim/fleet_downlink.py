@@ -11,10 +11,10 @@ from collections.abc import Iterable
 
 from hw_profiles import Link
 from onboard.runtime.federated import GROUND
-from onboard.wire import cobs
 from onboard.wire.broadcast import Broadcast
 from onboard.wire.events import Event, GroupAnswer
-from onboard.wire.frame import BROADCAST
+from onboard.wire.framing import cobs
+from onboard.wire.framing.frame import BROADCAST
 from onboard.wire.messages import MODEL
 from onboard.wire.seal import Sealer
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from hw_profiles import Link
-from onboard.wire import cobs
-from onboard.wire.frame import OVERHEAD_BYTES
+from onboard.wire.framing import cobs
+from onboard.wire.framing.frame import OVERHEAD_BYTES
 
 ALWAYS = ((0.0, math.inf),)
 

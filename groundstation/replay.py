@@ -15,9 +15,9 @@ from onboard.config import check_cipher
 from onboard.link.ports.framing import Framing, make
 from onboard.link.ports.port import Way
 from onboard.link.recording import BadRecord, Kind, Reader, Record, Start, start_of
-from onboard.wire import frame as framing
 from onboard.wire.events import Arrived, Event, LinkSnapshot, Rekeyed
-from onboard.wire.frame import BROADCAST, BadFrame, Frame, Type
+from onboard.wire.framing import frame as framing
+from onboard.wire.framing.frame import BROADCAST, BadFrame, Frame, Type
 from onboard.wire.seal import Keys
 from onboard.wire.session import Session
 

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from onboard.wire import frame as framing
-from onboard.wire.frame import Type
+from onboard.wire.framing import frame as framing
+from onboard.wire.framing.frame import Type
 from onboard.wire.seal import NO_SALT
 from onboard.wire.session import Session
 from tests.test_boot_counter import DAMAGE

@@ -162,7 +162,7 @@ def test_one_file_needs_the_package_that_encrypts_and_a_plain_link_does_not_load
     assert users == ["onboard/wire/cipher.py"]
     script = (
         "import sys, onboard.cli, onboard.runtime.federated; from onboard.wire.seal import Opener, Sealer;"
-        "from onboard.wire.frame import Type; key, way = bytes(32), dict(source=1, destination=0);"
+        "from onboard.wire.framing.frame import Type; key, way = bytes(32), dict(source=1, destination=0);"
         "raw = Sealer(key, epoch=1, **way).seal(Type.MSG); assert Opener(key, **way).open(raw);"
         "print('cryptography' in sys.modules);"
         "raw = Sealer(key, epoch=1, encrypted=True, **way).seal(Type.MSG);"

@@ -22,7 +22,7 @@ from onboard.link.ports.serial import SerialPort
 from onboard.link.ports.stream import StreamUrl
 from onboard.link.ports.udp import IPV4_UDP_BYTES, IPV6_UDP_BYTES, UdpPort, is_ipv6, names_hosts
 from onboard.link.spool import Spool
-from onboard.wire import cobs, kiss
+from onboard.wire.framing import cobs, kiss
 
 __all__ = [
     "BadUrl", "Port", "PortLost", "Spool", "device_of", "framing_of", "open_port", "opener", "wire_bytes",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from onboard.wire.lead import Lead
+from onboard.wire.framing.lead import Lead
 from onboard.wire.timing import Pacer, Timing
 from onboard.wire.turn import Turn
 

@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from hw_profiles import Link
-from onboard.wire import cobs
 from onboard.wire.events import BroadcastSnapshot, Cancelled, Delivered, Event, Expired, GroupAnswer
-from onboard.wire.frame import BROADCAST, OVERHEAD_BYTES, Type
+from onboard.wire.framing import cobs
+from onboard.wire.framing.frame import BROADCAST, OVERHEAD_BYTES, Type
 from onboard.wire.group import group_id
 from onboard.wire.loss import Loss
 from onboard.wire.messages import BadMessage, Cancel, Done, Offer, Reason

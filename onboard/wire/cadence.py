@@ -6,7 +6,7 @@ no more, so that a receiver that dies takes little with it and a peer that is aw
 
 from __future__ import annotations
 
-from onboard.wire.frame import OVERHEAD_BYTES
+from onboard.wire.framing.frame import OVERHEAD_BYTES
 from onboard.wire.loss import Loss
 from onboard.wire.timing import RETRY_S, Timing
 from onboard.wire.transfer import Outgoing

@@ -25,8 +25,8 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESCCM
 from msgspec.structs import replace
 
-from onboard.wire import frame as framing
-from onboard.wire.frame import ENC, HEADER_BYTES, OVERHEAD_BYTES, TAG_BYTES, BadFrame, Frame, Type
+from onboard.wire.framing import frame as framing
+from onboard.wire.framing.frame import ENC, HEADER_BYTES, OVERHEAD_BYTES, TAG_BYTES, BadFrame, Frame, Type
 
 MAX_PAYLOAD_BYTES = 0xFFFF
 """A nonce of 13 B leaves 2 B for the length (SP 800-38C, appendix A.2)."""

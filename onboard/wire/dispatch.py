@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from onboard.wire.events import Event, GroupAnswer, Message
-from onboard.wire.frame import GROUP_ID, OVERHEAD_BYTES, Frame, Type
+from onboard.wire.framing.frame import GROUP_ID, OVERHEAD_BYTES, Frame, Type
 from onboard.wire.hearing import Hearing
 from onboard.wire.inbox import Inbox
 from onboard.wire.messages import BadMessage, Cancel, Done, Offer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from onboard.wire.frame import Frame
+from onboard.wire.framing.frame import Frame
 
 _FRAMES = 256  # one turn or more
 _BYTES = 512 * 1024  # of their payloads, where frames are long

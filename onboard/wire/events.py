@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Union
 
-from onboard.wire.frame import Frame
+from onboard.wire.framing.frame import Frame
 
 
 @dataclass(frozen=True, slots=True)

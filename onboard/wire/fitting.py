@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from onboard.wire.frame import OVERHEAD_BYTES
+from onboard.wire.framing.frame import OVERHEAD_BYTES
 from onboard.wire.length import SHORTEST_BYTES, Fates, Lengths
 from onboard.wire.loss import Loss
 from onboard.wire.messages import MAX_FRAGMENTS

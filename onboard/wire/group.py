@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from onboard.wire.events import Event
-from onboard.wire.frame import BROADCAST, GROUP_ID, Frame, Type
+from onboard.wire.framing.frame import BROADCAST, GROUP_ID, Frame, Type
 from onboard.wire.inbox import Inbox
 from onboard.wire.messages import BadMessage, Cancel, Offer
 from onboard.wire.seal import Opener

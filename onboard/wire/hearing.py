@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from onboard.wire.frame import Frame, Type
+from onboard.wire.framing.frame import Frame, Type
 from onboard.wire.length import Fates
 
 _FATES = 8  # as in Loss: the evidence that it takes

@@ -44,10 +44,10 @@ from collections.abc import Callable
 from hashlib import blake2s
 from typing import TypeVar
 
-from onboard.wire import frame as framing
 from onboard.wire.doubt import Agreements
 from onboard.wire.events import Event, Rekeyed, TwoEnds
-from onboard.wire.frame import Frame, Type
+from onboard.wire.framing import frame as framing
+from onboard.wire.framing.frame import Frame, Type
 from onboard.wire.messages import NO_NONCE, NONCE_BYTES, BadMessage, Hello
 from onboard.wire.seal import HELLO, NO_SALT, SALT_BYTES, Keys, Opener, Sealer
 from onboard.wire.seldom import Seldom

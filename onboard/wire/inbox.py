@@ -25,7 +25,7 @@ from onboard.wire.events import (
     Refused,
     Withdrawn,
 )
-from onboard.wire.frame import GROUP_ID, OVERHEAD_BYTES, Frame, Type
+from onboard.wire.framing.frame import GROUP_ID, OVERHEAD_BYTES, Frame, Type
 from onboard.wire.incoming import BadFragment, Incoming, Partial
 from onboard.wire.messages import Cancel, Done, Offer, Reason
 from onboard.wire.report import PREFIX_BYTES, Report

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 
-from onboard.wire import frame as framing
 from onboard.wire.events import (
     Echoed,
     Event,
@@ -25,7 +24,8 @@ from onboard.wire.events import (
     UnknownPeer,
     WrongKey,
 )
-from onboard.wire.frame import Frame, Type
+from onboard.wire.framing import frame as framing
+from onboard.wire.framing.frame import Frame, Type
 from onboard.wire.messages import Reason
 from onboard.wire.seal import WINDOW, Opener
 from onboard.wire.seldom import Seldom

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from onboard.wire.cadence import Cadence
 from onboard.wire.events import Cancelled, Delivered, Event, Expired, Progress, Recut, Stuck
 from onboard.wire.fitting import Fitting
-from onboard.wire.frame import GROUP_ID, OVERHEAD_BYTES, Type
+from onboard.wire.framing.frame import GROUP_ID, OVERHEAD_BYTES, Type
 from onboard.wire.length import Fates, Lengths
 from onboard.wire.messages import Cancel, Done, Reason, digest
 from onboard.wire.owing import Owing

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 
 from onboard.wire.events import Event, PeerHeard
-from onboard.wire.frame import Frame, Type
+from onboard.wire.framing.frame import Frame, Type
 from onboard.wire.hello import Greeting
 from onboard.wire.outbox import Outbox
 from onboard.wire.send import Origin, Send

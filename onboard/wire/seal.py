@@ -18,8 +18,8 @@ from collections.abc import Mapping
 from hashlib import blake2s
 from typing import TYPE_CHECKING
 
-from onboard.wire import frame as framing
-from onboard.wire.frame import ENC, OVER, POLL, BadFrame, Frame, Type
+from onboard.wire.framing import frame as framing
+from onboard.wire.framing.frame import ENC, OVER, POLL, BadFrame, Frame, Type
 
 if TYPE_CHECKING:
     from onboard.wire.cipher import Cipher

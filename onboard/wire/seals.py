@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from onboard.wire.doubt import Doubt, Earlier
 from onboard.wire.events import Event, OutOfStep, TwoEnds
-from onboard.wire.frame import Frame, Type
+from onboard.wire.framing.frame import Frame, Type
 from onboard.wire.hello import HELLO_FIRST_S, Greeting
 from onboard.wire.seal import NO_SALT, Keys, Opener, Sealer
 from onboard.wire.seldom import Seldom

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass
 
-from onboard.wire.frame import Type
+from onboard.wire.framing.frame import Type
 from onboard.wire.transfer import Outgoing
 
 Origin = Hashable

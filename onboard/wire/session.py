@@ -12,8 +12,6 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 from hw_profiles import Link
-from onboard.wire import cobs
-from onboard.wire import frame as framing
 from onboard.wire.access import Access
 from onboard.wire.air import Air
 from onboard.wire.allowance import Allowance
@@ -38,7 +36,9 @@ from onboard.wire.events import (
     Refused,
     Spent,
 )
-from onboard.wire.frame import OVERHEAD_BYTES, Type
+from onboard.wire.framing import cobs
+from onboard.wire.framing import frame as framing
+from onboard.wire.framing.frame import OVERHEAD_BYTES, Type
 from onboard.wire.group import Listener
 from onboard.wire.hearing import Hearing
 from onboard.wire.inbox import Inbox

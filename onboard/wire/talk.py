@@ -10,7 +10,7 @@ import math
 from dataclasses import replace
 
 from onboard.wire.cadence import Cadence
-from onboard.wire.frame import Type
+from onboard.wire.framing.frame import Type
 from onboard.wire.loss import MOST
 from onboard.wire.messages import Cancel, Offer
 from onboard.wire.report import Report

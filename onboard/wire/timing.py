@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from hw_profiles import Link
-from onboard.wire.frame import OVERHEAD_BYTES
+from onboard.wire.framing.frame import OVERHEAD_BYTES
 
 RETRY_S = 2.0
 """Between two POLLs to a silent peer: 24 B each, 0.7 kB a minute."""

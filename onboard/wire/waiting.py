@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from itertools import count
 
-from onboard.wire.frame import Type
+from onboard.wire.framing.frame import Type
 from onboard.wire.send import Send
 
 

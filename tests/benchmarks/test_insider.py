@@ -13,7 +13,7 @@ from benchmarks.insider_world import Hostile, Siege
 from benchmarks.pair import scratch
 from groundstation.rounds import Rounds
 from onboard.learn.federated.clipping import Claim, Share
-from onboard.wire.frame import Type
+from onboard.wire.framing.frame import Type
 
 
 def test_forty_kinds_and_more_are_played() -> None:

@@ -12,9 +12,9 @@ from firmware_sim.channel import Channel
 from hw_profiles import Link
 from onboard.link.ports.port import Port
 from onboard.storage.journal import Journal
-from onboard.wire import cobs
 from onboard.wire.events import Arrived, Delivered, Expired
-from onboard.wire.frame import Type
+from onboard.wire.framing import cobs
+from onboard.wire.framing.frame import Type
 from onboard.wire.seal import Sealer
 from tests.wire.pair import FULL, HALF
 

@@ -23,7 +23,7 @@ from onboard.learn.gossip import topology
 from onboard.learn.gossip.descent import Recipe, mean_of
 from onboard.learn.gossip.exchange import Gossip
 from onboard.learn.graph import InferGraph, TrainGraph
-from onboard.wire.frame import OVERHEAD_BYTES
+from onboard.wire.framing.frame import OVERHEAD_BYTES
 
 LINK = load_link("isl-2mbyte")
 BASE: dict[str, Any] = {

@@ -14,9 +14,9 @@ from onboard.link import Spool, opener, wire_bytes
 from onboard.link.ports.port import Way
 from onboard.link.pump import Pump, PumpEvent
 from onboard.runtime.federated import limits_for
-from onboard.wire import frame as framing
 from onboard.wire.events import Arrived, Message, Rekeyed
-from onboard.wire.frame import Type
+from onboard.wire.framing import frame as framing
+from onboard.wire.framing.frame import Type
 from onboard.wire.seal import NO_SALT
 from onboard.wire.session import Session
 from tests.link.cable import Clock

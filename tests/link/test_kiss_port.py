@@ -12,8 +12,8 @@ import pytest
 from hw_profiles import load_link
 from onboard.link import BadUrl, framing_of, open_port, wire_bytes
 from onboard.link.ports.whitening import whiten
-from onboard.wire import kiss
 from onboard.wire.events import Delivered
+from onboard.wire.framing import kiss
 from onboard.wire.messages import UPDATE
 from tests.link.cable import Cable, Clock
 from tests.link.objects import payload

@@ -9,8 +9,8 @@ import pytest
 from hw_profiles import load_link
 from onboard.link.ports.framing import CobsStream
 from onboard.link.ports.linecheck import Fault
-from onboard.wire import cobs
-from onboard.wire.frame import Type
+from onboard.wire.framing import cobs
+from onboard.wire.framing.frame import Type
 from onboard.wire.seal import Opener, Sealer
 
 LINK = load_link("bench-serial-115k2")

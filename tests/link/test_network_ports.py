@@ -14,8 +14,8 @@ import pytest
 from hw_profiles import load_link
 from onboard.link import BadUrl, Port, PortLost, open_port, opener
 from onboard.link.pump import PortDown, PortUp, Pump, PumpEvent
-from onboard.wire import cobs
 from onboard.wire.events import Arrived
+from onboard.wire.framing import cobs
 from onboard.wire.messages import UPDATE
 from tests.link.cable import Cable
 from tests.link.objects import payload

@@ -12,9 +12,9 @@ import pytest
 
 from onboard.link.spool import Addresses, Spool
 from onboard.link.whereabouts import KEEP_AT_ONCE, KEEP_S, PeerMoved, PeerUnknown
-from onboard.wire import frame as framing
 from onboard.wire.events import Arrived, Message
-from onboard.wire.frame import Type
+from onboard.wire.framing import frame as framing
+from onboard.wire.framing.frame import Type
 from onboard.wire.messages import UPDATE
 from onboard.wire.presence import QUIET_S
 from onboard.wire.seal import NO_SALT

@@ -17,7 +17,7 @@ from hw_profiles import load_link
 from onboard.link import open_port, recording
 from onboard.link.recorder import Recorder
 from onboard.link.recording import BadRecord, Kind, Reader, Record, Start
-from onboard.wire import cobs
+from onboard.wire.framing import cobs
 from tests.link.cable import Cable
 from tests.link.test_serial import collect
 from tests.wire.examples import VECTORS

@@ -13,7 +13,7 @@ import pytest
 from hw_profiles import load_link
 from onboard.link import BadUrl, Port, PortLost, open_port, wire_bytes
 from onboard.link.ports.whitening import whiten
-from onboard.wire import cobs
+from onboard.wire.framing import cobs
 from tests.link.cable import Cable
 
 LINK = load_link("bench-serial-115k2")

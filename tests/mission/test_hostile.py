@@ -27,9 +27,9 @@ from onboard.learn.graph import TrainGraph
 from onboard.mission.health import Health, encode_health
 from onboard.storage.journal import Journal
 from onboard.storage.keys import load_keys, new_key
-from onboard.wire import frame as framing
 from onboard.wire.events import Arrived, Event, Rekeyed
-from onboard.wire.frame import Type
+from onboard.wire.framing import frame as framing
+from onboard.wire.framing.frame import Type
 from onboard.wire.messages import UPDATE, Update, decode_task, encode_object
 from onboard.wire.seal import Sealer
 from onboard.wire.session import Session

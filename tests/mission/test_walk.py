@@ -25,9 +25,9 @@ from onboard.learn.graph import TrainGraph, initial
 from onboard.link import Spool, open_port
 from onboard.link.ports.whitening import whiten
 from onboard.link.pump import Pump, wait
-from onboard.wire import cobs
 from onboard.wire.events import Arrived, Delivered, Event
-from onboard.wire.frame import Type
+from onboard.wire.framing import cobs
+from onboard.wire.framing.frame import Type
 from onboard.wire.messages import UPDATE, Update, decode_update, digest, encode_object
 from onboard.wire.seal import Opener
 from onboard.wire.session import Session

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from onboard.mission.health import Failure, Health, State
-from onboard.wire import frame as framing
 from onboard.wire.cipher import Cipher
-from onboard.wire.frame import ENC, OVER, POLL, Frame, Type
+from onboard.wire.framing import frame as framing
+from onboard.wire.framing.frame import ENC, OVER, POLL, Frame, Type
 from onboard.wire.messages import MODEL, Cancel, Done, Hello, Offer, Reason, Task, Update
 from onboard.wire.report import Report
 

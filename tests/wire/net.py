@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 from firmware_sim.channel import Channel
 from hw_profiles import Link
-from onboard.wire import frame as framing
 from onboard.wire.broadcast import Broadcast
 from onboard.wire.events import Arrived, Event, GroupAnswer, Limits
-from onboard.wire.frame import BROADCAST
+from onboard.wire.framing import frame as framing
+from onboard.wire.framing.frame import BROADCAST
 from onboard.wire.seal import Sealer, directional_key
 from onboard.wire.session import Session
 from tests.wire.pair import COBS_BYTES

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hw_profiles import Link
 from onboard.wire.allowance import DAY_S, Allowance
 from onboard.wire.contacts import Window
-from onboard.wire.frame import Type
+from onboard.wire.framing.frame import Type
 from onboard.wire.session import Delivered, Limits, Spent
 from tests.wire.pair import FULL, HALF, UPDATE, Pair, data, finish
 

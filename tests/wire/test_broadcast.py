@@ -9,7 +9,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from onboard.wire import frame as framing
 from onboard.wire.broadcast import Broadcast
 from onboard.wire.events import (
     Arrived,
@@ -23,7 +22,8 @@ from onboard.wire.events import (
     Refused,
     Withdrawn,
 )
-from onboard.wire.frame import BROADCAST, GROUP_ID, OVERHEAD_BYTES, Frame, Type
+from onboard.wire.framing import frame as framing
+from onboard.wire.framing.frame import BROADCAST, GROUP_ID, OVERHEAD_BYTES, Frame, Type
 from onboard.wire.group import group_id
 from onboard.wire.messages import Cancel, Done, Offer, Reason, digest
 from onboard.wire.report import Report

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from onboard.wire import frame as framing
 from onboard.wire.cipher import MAX_PAYLOAD_BYTES, Cipher
 from onboard.wire.events import Delivered, OtherForm
-from onboard.wire.frame import HEADER_BYTES, OVERHEAD_BYTES, BadFrame, Frame, Type
+from onboard.wire.framing import frame as framing
+from onboard.wire.framing.frame import HEADER_BYTES, OVERHEAD_BYTES, BadFrame, Frame, Type
 from onboard.wire.seal import HELLO, SECRET, TRAFFIC, Opener, Sealer, directional_key
 from onboard.wire.session import Session
 from tests.wire.examples import FRAME, KEY, VECTORS, encrypted

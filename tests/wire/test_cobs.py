@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onboard.link.ports.whitening import whiten
-from onboard.wire import cobs
+from onboard.wire.framing import cobs
 from tests.wire.examples import VECTORS
 
 # Zeros, and runs around the block length of 254, are where an encoder can go wrong.

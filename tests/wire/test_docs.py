@@ -11,7 +11,7 @@ import pytest
 
 from onboard.mission import health
 from onboard.mission.health import Failure, State
-from onboard.wire.frame import _HEADER, HEADER_BYTES, TAG_BYTES, Type
+from onboard.wire.framing.frame import _HEADER, HEADER_BYTES, TAG_BYTES, Type
 from onboard.wire.messages import Cancel, Done, Hello, Offer, Reason, Task, Update
 from onboard.wire.report import Report
 from tests.wire.examples import VECTORS

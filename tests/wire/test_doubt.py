@@ -10,7 +10,7 @@ import pytest
 from hw_profiles import Link
 from onboard.wire.doubt import FREE, WITHIN_S, Agreements
 from onboard.wire.events import Event, Message, OutOfStep, Rekeyed, TwoEnds, WrongKey
-from onboard.wire.frame import Type, unproven
+from onboard.wire.framing.frame import Type, unproven
 from onboard.wire.seal import NO_SALT, Sealer
 from onboard.wire.session import Session
 from tests.wire.pair import FULL, KEY

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onboard.wire import frame as framing
-from onboard.wire.frame import OVERHEAD_BYTES, TAG_BYTES, BadFrame, Frame, Type
+from onboard.wire.framing import frame as framing
+from onboard.wire.framing.frame import OVERHEAD_BYTES, TAG_BYTES, BadFrame, Frame, Type
 from tests.wire.examples import FRAME, KEY, VECTORS, encoded
 
 bytes8 = st.integers(0, 0xFF) | st.sampled_from([0x00, 0xF8, 0xFF])

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
-from onboard.wire import frame as framing
 from onboard.wire.events import Message, Rekeyed
-from onboard.wire.frame import Frame, Type
+from onboard.wire.framing import frame as framing
+from onboard.wire.framing.frame import Frame, Type
 from onboard.wire.hello import Greeting
 from onboard.wire.messages import NO_NONCE, BadMessage, Hello
 from onboard.wire.seal import NO_SALT, Sealer

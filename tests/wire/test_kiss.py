@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onboard.wire import cobs, kiss
+from onboard.wire.framing import cobs, kiss
 from tests.wire.examples import VECTORS
 
 # FEND, FESC and their substitutes are where an encoder can go wrong.

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onboard.wire.frame import Type
+from onboard.wire.framing.frame import Type
 from onboard.wire.length import Fates, Lengths
 from onboard.wire.messages import Offer
 from onboard.wire.session import Delivered

@@ -8,7 +8,7 @@ from random import Random
 import pytest
 
 from onboard.wire.events import Event, ForeignFrames, OtherForm, Rekeyed, UnknownPeer, WrongKey
-from onboard.wire.frame import Type
+from onboard.wire.framing.frame import Type
 from onboard.wire.messages import Reason
 from onboard.wire.seal import Sealer
 from onboard.wire.session import Arrived, Cancelled, Expired, Limits, Refused, Session

@@ -7,8 +7,8 @@ import random
 import pytest
 
 from hw_profiles import Link, load_link, names
-from onboard.wire import frame as framing
-from onboard.wire.frame import Type
+from onboard.wire.framing import frame as framing
+from onboard.wire.framing.frame import Type
 from onboard.wire.session import (
     Arrived,
     Delivered,

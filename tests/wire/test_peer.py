@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from onboard.wire import frame as framing
-from onboard.wire.frame import Type
+from onboard.wire.framing import frame as framing
+from onboard.wire.framing.frame import Type
 from onboard.wire.messages import Offer, digest
 from onboard.wire.report import Report
 from onboard.wire.seal import Sealer, directional_key

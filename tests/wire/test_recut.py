@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from firmware_sim.channel import Burst
 from hw_profiles import Link
 from onboard.wire.events import Arrived, Delivered, Limits, Recut, Stuck
-from onboard.wire.frame import Frame, Type
+from onboard.wire.framing.frame import Frame, Type
 from onboard.wire.inbox import Inbox
 from onboard.wire.messages import Offer, digest
 from onboard.wire.timing import Timing

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from onboard.wire.early import Early
 from onboard.wire.events import Arrived, Evicted, Limits, Refused
 from onboard.wire.fragments import Fragments
-from onboard.wire.frame import Frame, Type
+from onboard.wire.framing.frame import Frame, Type
 from onboard.wire.incoming import Incoming
 from onboard.wire.messages import MAX_FRAGMENTS, Offer, Reason, digest
 from onboard.wire.recount import recounted

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from onboard.wire.frame import Frame, Type
+from onboard.wire.framing.frame import Frame, Type
 from onboard.wire.seal import MAX_SEQ, WINDOW, Opener, ReplayWindow, Sealer, SeqExhausted, directional_key
 from tests.wire.examples import KEY, encoded
 

@@ -10,7 +10,7 @@ import pytest
 from hw_profiles import Link
 from onboard.wire.contacts import Window
 from onboard.wire.events import Withdrawn
-from onboard.wire.frame import Type
+from onboard.wire.framing.frame import Type
 from onboard.wire.messages import Reason, digest
 from onboard.wire.session import (
     Arrived,

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from onboard.wire.frame import Type
+from onboard.wire.framing.frame import Type
 from onboard.wire.session import (
     Delivered,
 )

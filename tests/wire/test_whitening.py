@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from onboard.link.ports.framing import CobsStream, KissStream
 from onboard.link.ports.whitening import whiten
-from onboard.wire import cobs
-from onboard.wire.frame import Type
+from onboard.wire.framing import cobs
+from onboard.wire.framing.frame import Type
 from onboard.wire.seal import Sealer
 
 KEY = bytes(range(32))

@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 
 from onboard.link.ports.linecheck import LineCheck
 from onboard.link.ports.whitening import whiten
-from onboard.wire import cobs, kiss
+from onboard.wire.framing import cobs, kiss
 
 Name = Literal["cobs", "kiss", "datagram"]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hw_profiles import Link
-from onboard.wire.frame import OVERHEAD_BYTES
+from onboard.wire.framing.frame import OVERHEAD_BYTES
 
 _SAMPLE_BYTES = 8192
 _SHORT_BYTES = OVERHEAD_BYTES + 1  # of a chunk that can hold a frame

@@ -10,7 +10,7 @@ import serial
 from onboard.link.ports.framing import Name
 from onboard.link.ports.hosts import check_host
 from onboard.link.ports.port import BadUrl
-from onboard.wire import kiss
+from onboard.wire.framing import kiss
 
 _MOST_BAUD = 20_000_000
 _FORMS = "a device's path, serial:PATH?baud=N, kiss:PATH?baud=N&port=N, kiss+tcp://HOST:PORT?port=N, "

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from hashlib import shake_128
 
-from onboard.wire.frame import TAG_BYTES
+from onboard.wire.framing.frame import TAG_BYTES
 
 _LONGEST_STRETCHED_BYTES = 255
 _STRETCHES = 4
