@@ -21,9 +21,9 @@ from hw_profiles import Link
 from onboard.link.pump import Pump, PumpEvent
 from onboard.link.spool import Spool
 from onboard.storage.journal import Journal
-from onboard.wire.contacts import Contacts, Window
 from onboard.wire.events import Arrived, Cancelled, Delivered, Expired, Limits, Message, Rekeyed, Spent
 from onboard.wire.framing import cobs
+from onboard.wire.medium.contacts import Contacts, Window
 from onboard.wire.messages import digest as digest_of
 from onboard.wire.seal import NO_SALT
 from onboard.wire.session import Session

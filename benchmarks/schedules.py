@@ -25,11 +25,11 @@ from benchmarks.progress import Progress
 from benchmarks.result import Row
 from benchmarks.transfer import FOREVER_S, payload_of, radio
 from firmware_sim.channel import SIDES, Channel, Side
-from onboard.wire.contacts import Window
 from onboard.wire.events import Limits
 from onboard.wire.framing import cobs
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import OVERHEAD_BYTES, Type
+from onboard.wire.medium.contacts import Window
 from onboard.wire.messages import digest as digest_of
 
 COUNT = 2000

@@ -26,7 +26,7 @@ from onboard.runtime.federated import GROUND
 from onboard.storage.keys import BadKey, load_keys
 from onboard.storage.private import exposure
 from onboard.trial import fitting, tried
-from onboard.wire.contacts import Contacts
+from onboard.wire.medium.contacts import Contacts
 
 REFUSAL_WITHIN_S = 0.3  # how soon a terminal server says that its port is taken
 FREE_DISK_BYTES = 64 * 2**20  # spool, two models and a checkpoint of LeNet-5 take 12 MB; with room to grow

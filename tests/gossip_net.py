@@ -30,8 +30,8 @@ from onboard.link.pump import OfPort, Pump
 from onboard.runtime.federated import RETRY_S
 from onboard.runtime.gossip import linked, poll_link
 from onboard.storage.keys import save_key
-from onboard.wire.contacts import Window
 from onboard.wire.events import Event
+from onboard.wire.medium.contacts import Window
 
 PIXELS, CLASSES = 784, 10
 STEP_S = 0.05  # of a step of training, unless a net says else

@@ -12,7 +12,7 @@ import pytest
 from hw_profiles import load_link
 from onboard.console.toml import ConfigError
 from onboard.runtime.contact_plan import LOOK_AGAIN_S, ContactPlan, kept_plan
-from onboard.wire.contacts import Window
+from onboard.wire.medium.contacts import Window
 from onboard.wire.session import Session
 
 NOON = datetime(2026, 11, 21, 12, tzinfo=timezone.utc).timestamp()

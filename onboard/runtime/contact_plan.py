@@ -22,7 +22,7 @@ from onboard.console.log import say
 from onboard.console.toml import ConfigError, read
 from onboard.storage.files import read_file
 from onboard.storage.journal import replace_durably
-from onboard.wire.contacts import Contacts, Window
+from onboard.wire.medium.contacts import Contacts, Window
 from onboard.wire.session import Session
 
 log = logging.getLogger(__name__)

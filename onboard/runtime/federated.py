@@ -51,11 +51,11 @@ from onboard.wire.events import (
     UnknownPeer,
     WrongKey,
 )
+from onboard.wire.medium.timing import LEAD_BYTES
 from onboard.wire.messages import Reason
 from onboard.wire.presence import QUIET_S
 from onboard.wire.seal import SeqExhausted, next_epoch
 from onboard.wire.session import Session
-from onboard.wire.timing import LEAD_BYTES
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from onboard.wire.framing.frame import OVERHEAD_BYTES
 from onboard.wire.loss import Loss
-from onboard.wire.timing import RETRY_S, Timing
+from onboard.wire.medium.timing import RETRY_S, Timing
 from onboard.wire.transfer import Outgoing
 
 _QUICK_ASKS = 12  # 288 B where little is lost; from then on ever more slowly

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 
-from onboard.wire.access import Access
 from onboard.wire.framing.frame import Type
 from onboard.wire.inbox import Inbox
+from onboard.wire.medium.access import Access
 from onboard.wire.outbox import Outbox
 from onboard.wire.presence import Presence
 from onboard.wire.seals import Seals

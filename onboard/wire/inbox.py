@@ -27,11 +27,11 @@ from onboard.wire.events import (
 )
 from onboard.wire.framing.frame import GROUP_ID, OVERHEAD_BYTES, Frame, Type
 from onboard.wire.incoming import BadFragment, Incoming, Partial
+from onboard.wire.medium.timing import Timing
 from onboard.wire.messages import Cancel, Done, Offer, Reason
 from onboard.wire.report import PREFIX_BYTES, Report
 from onboard.wire.room import Receipt, giving_way
 from onboard.wire.send import Send
-from onboard.wire.timing import Timing
 
 _IDS = 1024  # object ids of the peer's that are remembered; one that was forgotten is "unknown"
 _MAX_REPLIES = 64

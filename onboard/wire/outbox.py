@@ -17,13 +17,13 @@ from onboard.wire.events import Cancelled, Delivered, Event, Expired, Progress, 
 from onboard.wire.fitting import Fitting
 from onboard.wire.framing.frame import GROUP_ID, OVERHEAD_BYTES, Type
 from onboard.wire.length import Fates, Lengths
+from onboard.wire.medium.timing import RETRY_S, Timing
 from onboard.wire.messages import Cancel, Done, Reason, digest
 from onboard.wire.owing import Owing
 from onboard.wire.report import Report
 from onboard.wire.roundrobin import RoundRobin
 from onboard.wire.send import Send
 from onboard.wire.talk import BULK, Talk
-from onboard.wire.timing import RETRY_S, Timing
 from onboard.wire.transfer import Outgoing, Verdict
 
 _STUCK_S = 30.0  # without more of an object held, while the peer answers

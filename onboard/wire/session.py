@@ -12,11 +12,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 from hw_profiles import Link
-from onboard.wire.access import Access
-from onboard.wire.air import Air
-from onboard.wire.allowance import Allowance
 from onboard.wire.choice import Choice
-from onboard.wire.contacts import Contacts, Window
 from onboard.wire.dispatch import dispatch
 from onboard.wire.events import (
     Arrived,
@@ -44,6 +40,12 @@ from onboard.wire.hearing import Hearing
 from onboard.wire.inbox import Inbox
 from onboard.wire.incoming import Incoming, Partial
 from onboard.wire.length import Lengths
+from onboard.wire.medium.access import Access
+from onboard.wire.medium.air import Air
+from onboard.wire.medium.allowance import Allowance
+from onboard.wire.medium.contacts import Contacts, Window
+from onboard.wire.medium.timing import Timing
+from onboard.wire.medium.turn import MAX_CLOSING
 from onboard.wire.messages import BadMessage
 from onboard.wire.mishaps import Mishaps
 from onboard.wire.outbox import Outbox
@@ -52,8 +54,6 @@ from onboard.wire.seal import NO_SALT, Keys
 from onboard.wire.seals import Seals
 from onboard.wire.send import Origin
 from onboard.wire.snapshot import link_snapshot
-from onboard.wire.timing import Timing
-from onboard.wire.turn import MAX_CLOSING
 from onboard.wire.waiting import Waiting
 
 __all__ = [

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from onboard.wire.access import Access
-from onboard.wire.air import Air
 from onboard.wire.events import LinkSnapshot
 from onboard.wire.hearing import Hearing
 from onboard.wire.inbox import Inbox
+from onboard.wire.medium.access import Access
+from onboard.wire.medium.air import Air
 from onboard.wire.mishaps import Mishaps
 from onboard.wire.outbox import Outbox
 from onboard.wire.seal import Opener

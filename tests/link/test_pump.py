@@ -18,8 +18,8 @@ import pytest
 from hw_profiles import Link, load_link
 from onboard.link import BadUrl, Spool, open_port, opener, wire_bytes
 from onboard.link.pump import PortDown, PortUp, Pump, PumpEvent, SpoolFull, wait
-from onboard.wire.contacts import Window
 from onboard.wire.events import Rekeyed, Withdrawn
+from onboard.wire.medium.contacts import Window
 from onboard.wire.messages import UPDATE, Reason
 from onboard.wire.session import Arrived, Delivered, Message, Refused, Session
 from tests.link.cable import Cable, Clock

@@ -13,8 +13,8 @@ from click.testing import CliRunner
 
 from groundstation.cli import main
 from onboard.mission.health import State
-from onboard.wire.allowance import DAY_S, Allowance
 from onboard.wire.events import Spent
+from onboard.wire.medium.allowance import DAY_S, Allowance
 from tests.mission.bench import bench, change
 from tests.mission.clockwork import Clockwork
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hw_profiles import Link
-from onboard.wire.allowance import DAY_S, Allowance
-from onboard.wire.contacts import Window
 from onboard.wire.framing.frame import Type
+from onboard.wire.medium.allowance import DAY_S, Allowance
+from onboard.wire.medium.contacts import Window
 from onboard.wire.session import Delivered, Limits, Spent
 from tests.wire.pair import FULL, HALF, UPDATE, Pair, data, finish
 

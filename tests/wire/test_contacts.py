@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hw_profiles import Link
-from onboard.wire.contacts import Contacts, Window
 from onboard.wire.framing.frame import OVERHEAD_BYTES, Type
+from onboard.wire.medium.contacts import Contacts, Window
 from onboard.wire.session import Delivered, Expired, PeerSilent, Session
 from tests.wire.pair import COBS_BYTES, FAST, FULL, HALF, KEY, UPDATE, Pair, data, finish, uhf_full
 

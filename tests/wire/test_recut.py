@@ -15,8 +15,8 @@ from hw_profiles import Link
 from onboard.wire.events import Arrived, Delivered, Limits, Recut, Stuck
 from onboard.wire.framing.frame import Frame, Type
 from onboard.wire.inbox import Inbox
+from onboard.wire.medium.timing import Timing
 from onboard.wire.messages import Offer, digest
-from onboard.wire.timing import Timing
 from onboard.wire.transfer import Outgoing
 from tests.wire.pair import FULL, HALF, UPDATE, Pair, data, finish, link, uhf_full
 

@@ -8,9 +8,9 @@ from itertools import pairwise
 import pytest
 
 from hw_profiles import Link
-from onboard.wire.contacts import Window
 from onboard.wire.events import Withdrawn
 from onboard.wire.framing.frame import Type
+from onboard.wire.medium.contacts import Window
 from onboard.wire.messages import Reason, digest
 from onboard.wire.session import (
     Arrived,

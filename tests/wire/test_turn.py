@@ -9,11 +9,11 @@ from itertools import pairwise
 import pytest
 
 from onboard.wire.framing.frame import Type
+from onboard.wire.medium.timing import GRACE_S, GUARD_S, Timing
+from onboard.wire.medium.turn import Turn
 from onboard.wire.session import (
     Delivered,
 )
-from onboard.wire.timing import GRACE_S, GUARD_S, Timing
-from onboard.wire.turn import Turn
 from tests.wire.pair import COBS_BYTES, HALF, UPDATE, Pair, data, link
 
 

@@ -8,7 +8,7 @@ is always on one will do, unless nothing comes back or the same question comes t
 
 from __future__ import annotations
 
-from onboard.wire.timing import Timing
+from onboard.wire.medium.timing import Timing
 
 _EAGER = 8  # bursts in a row without an answer that have a long lead; of later ones every fourth
 _DOUBTFUL = 3.0

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from onboard.wire.framing.lead import Lead
-from onboard.wire.timing import Pacer, Timing
-from onboard.wire.turn import Turn
+from onboard.wire.medium.timing import Pacer, Timing
+from onboard.wire.medium.turn import Turn
 
 
 class Air:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 
-from onboard.wire.timing import GRACE_S, GUARD_S, Timing
+from onboard.wire.medium.timing import GRACE_S, GUARD_S, Timing
 
 MAX_CLOSING = 8
 _LONGEST = 2.0

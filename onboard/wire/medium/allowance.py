@@ -14,8 +14,8 @@ from __future__ import annotations
 import math
 from collections import deque
 
-from onboard.wire.contacts import Window
 from onboard.wire.events import Spent
+from onboard.wire.medium.contacts import Window
 
 DAY_S = 86_400.0
 _BIN_S = DAY_S / 96  # what was sent within a quarter of an hour is forgotten together

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from onboard.wire.air import Air
-from onboard.wire.allowance import Allowance
-from onboard.wire.contacts import Contacts, Window
 from onboard.wire.events import Spent
-from onboard.wire.timing import Timing
+from onboard.wire.medium.air import Air
+from onboard.wire.medium.allowance import Allowance
+from onboard.wire.medium.contacts import Contacts, Window
+from onboard.wire.medium.timing import Timing
 
 
 class Access:
