@@ -21,7 +21,7 @@ from benchmarks.result import Row
 from onboard.link.ports.whitening import whiten
 from onboard.wire.framing import cobs, frame
 from onboard.wire.framing.frame import HEADER_BYTES, OVERHEAD_BYTES, TAG_BYTES, Type
-from onboard.wire.seal import Opener, Sealer, directional_key
+from onboard.wire.security.seal import Opener, Sealer, directional_key
 
 BOUNDS: dict[int, tuple[float, float | None]] = {200: (0.5, None), 1400: (0.4, 0.4)}
 """By payload bytes the least share of BLAKE2s's speed: of a whole frame, of the path of an end."""

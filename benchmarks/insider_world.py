@@ -42,7 +42,7 @@ from onboard.trainer.job import Begun, Done, Job, Report
 from onboard.wire.events import Arrived, Delivered, Event, Rekeyed
 from onboard.wire.framing.frame import Type
 from onboard.wire.messages import BadMessage, decode_task
-from onboard.wire.seal import SeqExhausted
+from onboard.wire.security.seal import SeqExhausted
 from onboard.wire.session import Session
 
 LINK = "sband-2m"  # an update of 1.7 MB takes 7 s

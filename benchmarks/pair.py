@@ -25,7 +25,7 @@ from onboard.wire.events import Arrived, Cancelled, Delivered, Expired, Limits, 
 from onboard.wire.framing import cobs
 from onboard.wire.medium.contacts import Contacts, Window
 from onboard.wire.messages import digest as digest_of
-from onboard.wire.seal import NO_SALT
+from onboard.wire.security.seal import NO_SALT
 from onboard.wire.session import Session
 
 KEY = bytes(range(32))

@@ -29,7 +29,7 @@ from onboard.mission.server import BadUpdate, Server, Training
 from onboard.runtime.federated import GROUND
 from onboard.wire.events import Arrived, Cancelled, Event, GroupAnswer, Message
 from onboard.wire.messages import MODEL, BadMessage, Reason, asked_again, digest
-from onboard.wire.seal import MAX_EPOCH
+from onboard.wire.security.seal import MAX_EPOCH
 
 TELL_EVERY = 200  # happenings between two looks at the progress
 EMPTY_TRIES = 20  # a round that nobody answers as often as this will not be answered

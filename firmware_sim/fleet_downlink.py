@@ -16,7 +16,7 @@ from onboard.wire.events import Event, GroupAnswer
 from onboard.wire.framing import cobs
 from onboard.wire.framing.frame import BROADCAST
 from onboard.wire.messages import MODEL
-from onboard.wire.seal import Sealer
+from onboard.wire.security.seal import Sealer
 
 
 class Downlink:

@@ -23,7 +23,7 @@ from groundstation.witness import Witness
 from onboard.console.log import say
 from onboard.storage.files import cleared
 from onboard.storage.journal import sync_folder
-from onboard.wire.seal import MAX_EPOCH
+from onboard.wire.security.seal import MAX_EPOCH
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from onboard.link.recording import BadRecord, Kind, Reader, Record, Start, start
 from onboard.wire.events import Arrived, Event, LinkSnapshot, Rekeyed
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import BROADCAST, BadFrame, Frame, Type
-from onboard.wire.seal import Keys
+from onboard.wire.security.seal import Keys
 from onboard.wire.session import Session
 
 _REFUSED = (

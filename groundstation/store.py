@@ -15,7 +15,7 @@ from groundstation.database import Database, StoreBusy, StoreDamaged, StoreError
 from groundstation.pruning import LATEST, prune
 from onboard.wire.events import Spent
 from onboard.wire.messages import UPDATE, digest
-from onboard.wire.seal import NO_SALT, next_epoch
+from onboard.wire.security.seal import NO_SALT, next_epoch
 
 __all__ = ["Floor", "RoundRow", "Store", "StoreBusy", "StoreDamaged", "StoreError", "StoreForeign"]
 

@@ -16,7 +16,7 @@ from onboard.console.errors import where
 from onboard.console.log import say
 from onboard.link.pump import Pump
 from onboard.wire.events import Event
-from onboard.wire.seal import SeqExhausted
+from onboard.wire.security.seal import SeqExhausted
 
 log = logging.getLogger(__name__)
 

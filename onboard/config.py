@@ -349,7 +349,7 @@ def check_port(port: str) -> None:
 def check_cipher(where: str) -> None:
     """Raises ConfigError, which begins with `where`, if the package that encrypts is not installed."""
     try:
-        import onboard.wire.cipher  # noqa: F401 - loaded only where it is needed
+        import onboard.wire.security.cipher  # noqa: F401 - loaded only where it is needed
     except ImportError as error:
         raise ConfigError(f"{where}: {unusable('cryptography', error)}") from None
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import Type
-from onboard.wire.seal import NO_SALT
+from onboard.wire.security.seal import NO_SALT
 from onboard.wire.session import Session
 from tests.test_boot_counter import DAMAGE
 

@@ -23,7 +23,7 @@ from onboard.trainer.in_process import LocalTrainer
 from onboard.trainer.job import Begun
 from onboard.wire.events import Arrived, Cancelled, Delivered, Event, Rekeyed, Spent
 from onboard.wire.messages import MODEL, UPDATE, Reason, Task, decode_update, digest, encode_object
-from onboard.wire.seal import NO_SALT
+from onboard.wire.security.seal import NO_SALT
 from onboard.wire.session import Session
 
 GRAPH = TrainGraph.load("lenet5")

@@ -20,7 +20,7 @@ from onboard.agents.gossip_state import Tie
 from onboard.storage.boot_counter import SKIPPED, count_start
 from onboard.storage.journal import Journal
 from onboard.wire.events import Spent
-from onboard.wire.seal import MAX_EPOCH
+from onboard.wire.security.seal import MAX_EPOCH
 
 Damage = Callable[[Path, random.Random], None]
 

@@ -212,7 +212,7 @@ def test_encryption_is_off_until_it_is_asked_for(tmp_path: Path) -> None:
 
 
 def test_encryption_without_its_package_is_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hide(monkeypatch, "cryptography", "onboard.wire.cipher")
+    hide(monkeypatch, "cryptography", "onboard.wire.security.cipher")
     path = write(tmp_path, toml(changed("link", "encrypt", True)))
     for command in ("run", "doctor"):
         result = CliRunner().invoke(main, [command, str(path)])

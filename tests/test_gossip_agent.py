@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import onboard.wire.seal
+import onboard.wire.security.seal
 from benchmarks.pair import scratch
 from onboard.agents.gossip_checkpoint import BEFORE, CHECKPOINT
 from onboard.agents.gossip_state import Known, Phase
 from onboard.storage.journal import Journal, replace_durably
-from onboard.wire.seal import MAX_EPOCH
+from onboard.wire.security.seal import MAX_EPOCH
 from tests.gossip_net import GossipNet
 
 EXCHANGES = 20  # of an edge: 5 epochs of 4 batches, each followed by one
@@ -223,7 +223,7 @@ def test_the_last_epoch_is_followed_by_the_first_under_another_salt(disk: Path) 
 
 
 def test_the_last_seq_is_followed_by_another_epoch(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onboard.wire.seal, "MAX_SEQ", 40)
+    monkeypatch.setattr(onboard.wire.security.seal, "MAX_SEQ", 40)
     net = GossipNet(disk, nodes=3)
     net.run(600.0, net.over)
     assert net.over()
@@ -235,7 +235,7 @@ def test_the_last_seq_is_followed_by_another_epoch(disk: Path, monkeypatch: pyte
 def test_numbers_that_are_used_up_on_a_full_disk_are_tried_again_every_5_s(
     disk: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(onboard.wire.seal, "MAX_SEQ", 40)
+    monkeypatch.setattr(onboard.wire.security.seal, "MAX_SEQ", 40)
     net = GossipNet(disk, nodes=3)
     save, full = Journal.save, [True]
 

@@ -16,7 +16,7 @@ from onboard.storage.checkpoint import CHECKPOINT
 from onboard.storage.journal import Journal
 from onboard.wire import messages
 from onboard.wire.events import Spent
-from onboard.wire.seal import NO_SALT
+from onboard.wire.security.seal import NO_SALT
 
 log = logging.getLogger(__name__)
 

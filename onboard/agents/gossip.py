@@ -32,7 +32,7 @@ from onboard.learn.gossip.loss_watch import LossWatch
 from onboard.storage.journal import Journal
 from onboard.wire.events import Arrived, Cancelled, Corrupt, Delivered, Event, PeerHeard, Rekeyed, Spent
 from onboard.wire.messages import GOSSIP, Reason
-from onboard.wire.seal import next_epoch
+from onboard.wire.security.seal import next_epoch
 from onboard.wire.session import Session
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ import msgspec
 
 from onboard.storage.boot_counter import Counted
 from onboard.wire.events import Spent
-from onboard.wire.seal import NO_SALT
+from onboard.wire.security.seal import NO_SALT
 
 
 class Phase(IntEnum):

@@ -23,7 +23,7 @@ from onboard.console.log import say
 from onboard.link import framing_of
 from onboard.link.ports.port import Tap, Way
 from onboard.link.recording import Kind, Record, Start, encode
-from onboard.wire.seal import NO_SALT
+from onboard.wire.security.seal import NO_SALT
 
 log = logging.getLogger(__name__)
 

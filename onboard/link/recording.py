@@ -27,7 +27,7 @@ import msgspec
 from hw_profiles import Link
 from onboard.link.ports.framing import Name
 from onboard.wire.framing import cobs
-from onboard.wire.seal import NO_SALT
+from onboard.wire.security.seal import NO_SALT
 
 MAX_DATA_BYTES = 1 << 16  # a port gives no more at a time
 _HEAD = struct.Struct(">BBQ")

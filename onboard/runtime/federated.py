@@ -54,7 +54,7 @@ from onboard.wire.events import (
 from onboard.wire.medium.timing import LEAD_BYTES
 from onboard.wire.messages import Reason
 from onboard.wire.presence import QUIET_S
-from onboard.wire.seal import SeqExhausted, next_epoch
+from onboard.wire.security.seal import SeqExhausted, next_epoch
 from onboard.wire.session import Session
 
 log = logging.getLogger(__name__)

@@ -48,7 +48,7 @@ from onboard.storage.keys import BadKey, load_keys
 from onboard.storage.private import tell_exposure
 from onboard.wire.events import Event, Limits, PeerHeard
 from onboard.wire.messages import GOSSIP, digest
-from onboard.wire.seal import Keys, SeqExhausted
+from onboard.wire.security.seal import Keys, SeqExhausted
 from onboard.wire.session import Session
 
 log = logging.getLogger(__name__)

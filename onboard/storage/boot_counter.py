@@ -6,7 +6,7 @@ left may be an older copy itself, and its age is not known: these are three year
 is then saved twice, which heals both slots: if it were in one of them alone, and that were lost too, the next
 start would skip to the same number again.
 
-The salt that both ends draw at every start (`onboard.wire.hello`) keeps numbers from coming twice under one
+The salt that both ends draw at every start (`onboard.wire.security.hello`) keeps numbers from coming twice under one
 key whatever this file does. The count has to be right for the other end's sake: it tells a start from a copy
 of an earlier one by it.
 """
@@ -20,7 +20,7 @@ import msgspec
 
 from onboard.console.log import say
 from onboard.storage.journal import Journal
-from onboard.wire.seal import next_epoch
+from onboard.wire.security.seal import next_epoch
 
 log = logging.getLogger(__name__)
 

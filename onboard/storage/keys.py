@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
-from onboard.wire.seal import KEY_BYTES, KEY_IDS
+from onboard.wire.security.seal import KEY_BYTES, KEY_IDS
 
 _PUBLISHED = (bytes(KEY_BYTES), bytes(range(KEY_BYTES)))  # zeros, and that of the examples in docs/wire.md
 

@@ -25,7 +25,7 @@ from onboard.wire.loss import Loss
 from onboard.wire.medium.timing import GUARD_S, RETRY_S, Pacer, Timing
 from onboard.wire.messages import BadMessage, Cancel, Done, Offer, Reason
 from onboard.wire.report import PREFIX_BYTES, Report
-from onboard.wire.seal import Sealer
+from onboard.wire.security.seal import Sealer
 from onboard.wire.transfer import Outgoing
 
 _EPSILON_S = 1e-6  # as in Session

@@ -13,7 +13,7 @@ from onboard.wire.inbox import Inbox
 from onboard.wire.medium.access import Access
 from onboard.wire.outbox import Outbox
 from onboard.wire.presence import Presence
-from onboard.wire.seals import Seals
+from onboard.wire.security.seals import Seals
 from onboard.wire.send import Send
 from onboard.wire.waiting import Waiting
 

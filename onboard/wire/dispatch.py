@@ -10,7 +10,7 @@ from onboard.wire.medium.timing import Timing
 from onboard.wire.messages import BadMessage, Cancel, Done, Offer
 from onboard.wire.outbox import Outbox
 from onboard.wire.report import Report
-from onboard.wire.seal import Sealer
+from onboard.wire.security.seal import Sealer
 
 
 def dispatch(

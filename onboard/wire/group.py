@@ -14,7 +14,7 @@ from onboard.wire.events import Event
 from onboard.wire.framing.frame import BROADCAST, GROUP_ID, Frame, Type
 from onboard.wire.inbox import Inbox
 from onboard.wire.messages import BadMessage, Cancel, Offer
-from onboard.wire.seal import Opener
+from onboard.wire.security.seal import Opener
 
 
 def group_id(digest: bytes) -> int:

@@ -20,7 +20,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
-from onboard.wire.seal import NO_SALT, SALT_BYTES
+from onboard.wire.security.seal import NO_SALT, SALT_BYTES
 
 MODEL = 1
 """Kind of object, ground to board: header Task, then the packed weights to start from."""

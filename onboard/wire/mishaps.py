@@ -27,7 +27,7 @@ from onboard.wire.events import (
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import Frame, Type
 from onboard.wire.messages import Reason
-from onboard.wire.seal import WINDOW, Opener
+from onboard.wire.security.seal import WINDOW, Opener
 from onboard.wire.seldom import Seldom
 
 _STRANGER_FRAMES = 3  # noise that looks like a frame names another source and epoch each time

@@ -13,8 +13,8 @@ import math
 
 from onboard.wire.events import Event, PeerHeard
 from onboard.wire.framing.frame import Frame, Type
-from onboard.wire.hello import Greeting
 from onboard.wire.outbox import Outbox
+from onboard.wire.security.hello import Greeting
 from onboard.wire.send import Origin, Send
 
 QUIET_S = 15.0

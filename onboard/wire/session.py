@@ -50,8 +50,8 @@ from onboard.wire.messages import BadMessage
 from onboard.wire.mishaps import Mishaps
 from onboard.wire.outbox import Outbox
 from onboard.wire.presence import Presence
-from onboard.wire.seal import NO_SALT, Keys
-from onboard.wire.seals import Seals
+from onboard.wire.security.seal import NO_SALT, Keys
+from onboard.wire.security.seals import Seals
 from onboard.wire.send import Origin
 from onboard.wire.snapshot import link_snapshot
 from onboard.wire.waiting import Waiting

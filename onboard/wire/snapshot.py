@@ -12,8 +12,8 @@ from onboard.wire.medium.access import Access
 from onboard.wire.medium.air import Air
 from onboard.wire.mishaps import Mishaps
 from onboard.wire.outbox import Outbox
-from onboard.wire.seal import Opener
-from onboard.wire.seals import Seals
+from onboard.wire.security.seal import Opener
+from onboard.wire.security.seals import Seals
 
 
 def link_snapshot(

@@ -8,7 +8,7 @@ from benchmarks import day, leg
 from benchmarks.result import Row
 from onboard.wire.events import Event
 from onboard.wire.medium.allowance import Allowance
-from onboard.wire.seal import ReplayWindow
+from onboard.wire.security.seal import ReplayWindow
 from onboard.wire.send import Origin
 from onboard.wire.session import Session
 

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from groundstation.cli import main
 from groundstation.ledger import TABLES
 from groundstation.store import Store, StoreDamaged, StoreForeign
-from onboard.wire.seal import NO_SALT
+from onboard.wire.security.seal import NO_SALT
 
 MISSION, GRAPH = bytes(range(8)), bytes(range(8, 16))
 METRICS = {"samples": 600, "loss": 0.25, "train_s": 12.0, "cpu_s": 11.0, "energy_j": 70.0}

@@ -128,7 +128,7 @@ def test_an_encrypted_recording_without_the_package_is_one_line(
     tmp_path: Path, key: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recording = record(tmp_path, encrypted=True)
-    hide(monkeypatch, "cryptography", "onboard.wire.cipher")
+    hide(monkeypatch, "cryptography", "onboard.wire.security.cipher")
     result = replay(recording, "--key", key)
     assert result.exit_code == 2
     assert "its frames are encrypted: cryptography is not installed" in result.stderr

@@ -51,7 +51,7 @@ def test_both_ends_of_a_link_encrypt_or_neither(tmp_path: Path) -> None:
 
 def test_encryption_without_its_package_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert init(tmp_path / "old", "--node", f"{PI},encrypt=true").exit_code == 0
-    hide(monkeypatch, "cryptography", "onboard.wire.cipher")
+    hide(monkeypatch, "cryptography", "onboard.wire.security.cipher")
     needs = "cryptography is not installed: pip install 'spacedml-edge[crypto]'"
     assert_refused(
         init(tmp_path / "new", "--node", f"{PI},encrypt=true"),

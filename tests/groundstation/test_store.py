@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from groundstation.store import Floor, RoundRow, Store, StoreError, StoreForeign
 from onboard.wire.events import Spent
 from onboard.wire.messages import UPDATE, digest
-from onboard.wire.seal import NO_SALT
+from onboard.wire.security.seal import NO_SALT
 
 MISSION = bytes(range(8))
 GRAPH = bytes(range(8, 16))

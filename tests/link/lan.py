@@ -17,7 +17,7 @@ from onboard.runtime.federated import limits_for
 from onboard.wire.events import Arrived, Message, Rekeyed
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import Type
-from onboard.wire.seal import NO_SALT
+from onboard.wire.security.seal import NO_SALT
 from onboard.wire.session import Session
 from tests.link.cable import Clock
 from tests.wire.examples import KEY

@@ -11,7 +11,7 @@ import pytest
 from onboard.link.whereabouts import PeerMoved
 from onboard.wire.events import ForeignFrames, OtherForm, OutOfStep, TwoEnds, UnknownPeer, WrongKey
 from onboard.wire.framing.frame import Type
-from onboard.wire.seal import Sealer
+from onboard.wire.security.seal import Sealer
 from tests.link.lan import End, Net, free
 
 LIES = (WrongKey, OtherForm, OutOfStep, TwoEnds, UnknownPeer)

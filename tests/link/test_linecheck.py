@@ -11,7 +11,7 @@ from onboard.link.ports.framing import CobsStream
 from onboard.link.ports.linecheck import Fault
 from onboard.wire.framing import cobs
 from onboard.wire.framing.frame import Type
-from onboard.wire.seal import Opener, Sealer
+from onboard.wire.security.seal import Opener, Sealer
 
 LINK = load_link("bench-serial-115k2")
 SEVEN_BITS = bytes(value & 0x7F for value in range(256))

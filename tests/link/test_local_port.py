@@ -12,7 +12,7 @@ import pytest
 
 from onboard.link.spool import Addresses, Spool
 from onboard.link.whereabouts import LocalPortTaken
-from onboard.wire.seal import NO_SALT
+from onboard.wire.security.seal import NO_SALT
 from tests.link.lan import End, Net, free
 
 ANSWER_S = 8.0  # a HELLO at once or 2 s after the start, again 2 and 4 s later

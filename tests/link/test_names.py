@@ -17,7 +17,7 @@ from onboard.link.ports.port import Port, PortLost
 from onboard.link.ports.udp import UdpPort
 from onboard.link.spool import Addresses, Spool
 from onboard.wire.presence import QUIET_S
-from onboard.wire.seal import NO_SALT
+from onboard.wire.security.seal import NO_SALT
 from tests.link.lan import LINK, Net, free
 
 NAME = "nano.test"

@@ -17,7 +17,7 @@ from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import Type
 from onboard.wire.messages import UPDATE
 from onboard.wire.presence import QUIET_S
-from onboard.wire.seal import NO_SALT
+from onboard.wire.security.seal import NO_SALT
 from tests.link.lan import End, Net, free
 from tests.link.objects import payload
 

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
-import onboard.wire.seal
+import onboard.wire.security.seal
 from onboard.agents.federated_state import Known
 from onboard.codec import sparse
 from onboard.codec.values import Form
@@ -20,7 +20,7 @@ from onboard.mission.health import Health, decode_health, encode_health
 from onboard.mission.server import LEAST_RATE, Server, Training
 from onboard.storage.journal import Journal
 from onboard.wire.messages import decode_task
-from onboard.wire.seal import MAX_EPOCH, NO_SALT
+from onboard.wire.security.seal import MAX_EPOCH, NO_SALT
 from tests.mission.clockwork import TRAIN, Clockwork
 
 Make = Callable[..., Clockwork]
@@ -70,7 +70,7 @@ def test_an_epoch_beyond_its_field_in_a_journal_is_the_last_one_too(clockwork: M
 
 
 def test_the_last_seq_is_followed_by_another_epoch(clockwork: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onboard.wire.seal, "MAX_SEQ", 25)
+    monkeypatch.setattr(onboard.wire.security.seal, "MAX_SEQ", 25)
     on = clockwork(bits_up=0.4, bits_down=0.4)
     on.boot()
     work = []

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-import onboard.wire.seal
+import onboard.wire.security.seal
 from onboard.mission.health import State
 from onboard.runtime.federated import RETRY_S
 from onboard.storage.boot_counter import SKIPPED
@@ -95,7 +95,7 @@ def test_a_board_whose_journal_rots_goes_on_with_its_ground(tmp_path: Path) -> N
 def test_numbers_that_are_used_up_on_a_full_disk_are_no_busy_loop(
     clockwork: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onboard.wire.seal, "MAX_SEQ", 25)
+    monkeypatch.setattr(onboard.wire.security.seal, "MAX_SEQ", 25)
     on = clockwork(bits_up=0.4, bits_down=0.4)
     on.boot()
     board = on.boards[1]

@@ -31,7 +31,7 @@ from onboard.wire.events import Arrived, Event, Rekeyed
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import Type
 from onboard.wire.messages import UPDATE, Update, decode_task, encode_object
-from onboard.wire.seal import Sealer
+from onboard.wire.security.seal import Sealer
 from onboard.wire.session import Session
 from tests.mission.bench import Bench, bench, change
 

@@ -15,7 +15,7 @@ from onboard.agents.federated_state import KEPT, Known
 from onboard.storage.boot_counter import count_start
 from onboard.storage.journal import Journal
 from onboard.wire.events import Message, Rekeyed
-from onboard.wire.seal import NO_SALT
+from onboard.wire.security.seal import NO_SALT
 from onboard.wire.session import Session
 from tests.gossip_net import GossipNet
 from tests.mission.clockwork import Clockwork

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-import onboard.wire.seal
+import onboard.wire.security.seal
 from onboard.mission.health import State
 from tests.mission.clockwork import Board, Clockwork
 from tests.mission.rot import DAMAGES, PRECIOUS, litter
@@ -160,7 +160,9 @@ def test_an_update_that_is_damaged_as_the_link_begins_again_is_made_again(
     DAMAGES[kind](board.state / "update.bin", random.Random(kind))
     assert board.agent is not None
     before = board.agent.session
-    monkeypatch.setattr(onboard.wire.seal, "MAX_SEQ", board.agent.session.snapshot(on.now).frames_sent + 3)
+    monkeypatch.setattr(
+        onboard.wire.security.seal, "MAX_SEQ", board.agent.session.snapshot(on.now).frames_sent + 3
+    )
     on.cut = False
     on.run(lambda: board.agent and board.agent.session is not before)
     monkeypatch.undo()

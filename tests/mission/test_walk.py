@@ -29,7 +29,7 @@ from onboard.wire.events import Arrived, Delivered, Event
 from onboard.wire.framing import cobs
 from onboard.wire.framing.frame import Type
 from onboard.wire.messages import UPDATE, Update, decode_update, digest, encode_object
-from onboard.wire.seal import Opener
+from onboard.wire.security.seal import Opener
 from onboard.wire.session import Session
 
 KEY = bytes(range(32))

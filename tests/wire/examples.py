@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from onboard.mission.health import Failure, Health, State
-from onboard.wire.cipher import Cipher
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import ENC, OVER, POLL, Frame, Type
 from onboard.wire.messages import MODEL, Cancel, Done, Hello, Offer, Reason, Task, Update
 from onboard.wire.report import Report
+from onboard.wire.security.cipher import Cipher
 
 VECTORS = Path(__file__).parent.parent / "vectors"
 KEY = bytes(range(32))

@@ -10,7 +10,7 @@ from onboard.wire.broadcast import Broadcast
 from onboard.wire.events import Arrived, Event, GroupAnswer, Limits
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import BROADCAST
-from onboard.wire.seal import Sealer, directional_key
+from onboard.wire.security.seal import Sealer, directional_key
 from onboard.wire.session import Session
 from tests.wire.pair import COBS_BYTES
 

@@ -11,11 +11,11 @@ from typing import Any
 
 from firmware_sim.channel import Channel, Side
 from hw_profiles import Link, load_link
-from onboard.wire.cipher import Cipher
 from onboard.wire.events import Rekeyed, Withdrawn
 from onboard.wire.framing import frame as framing
 from onboard.wire.medium.contacts import Window
-from onboard.wire.seal import HELLO, NO_SALT, SECRET, TRAFFIC, directional_key
+from onboard.wire.security.cipher import Cipher
+from onboard.wire.security.seal import HELLO, NO_SALT, SECRET, TRAFFIC, directional_key
 from onboard.wire.session import (
     Arrived,
     Corrupt,

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from onboard.wire.cipher import MAX_PAYLOAD_BYTES, Cipher
 from onboard.wire.events import Delivered, OtherForm
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import HEADER_BYTES, OVERHEAD_BYTES, BadFrame, Frame, Type
-from onboard.wire.seal import HELLO, SECRET, TRAFFIC, Opener, Sealer, directional_key
+from onboard.wire.security.cipher import MAX_PAYLOAD_BYTES, Cipher
+from onboard.wire.security.seal import HELLO, SECRET, TRAFFIC, Opener, Sealer, directional_key
 from onboard.wire.session import Session
 from tests.wire.examples import FRAME, KEY, VECTORS, encrypted
 from tests.wire.pair import FULL, HALF, SIDES, UPDATE, Pair, data, finish

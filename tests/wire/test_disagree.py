@@ -18,7 +18,7 @@ from onboard.wire.events import (
     TwoEnds,
     WrongKey,
 )
-from onboard.wire.seal import NO_SALT
+from onboard.wire.security.seal import NO_SALT
 from tests.numbers import Numbers, recorded
 from tests.wire.pair import FULL, HALF
 from tests.wire.test_doubt import One, run

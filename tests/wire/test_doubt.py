@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable
 import pytest
 
 from hw_profiles import Link
-from onboard.wire.doubt import FREE, WITHIN_S, Agreements
 from onboard.wire.events import Event, Message, OutOfStep, Rekeyed, TwoEnds, WrongKey
 from onboard.wire.framing.frame import Type, unproven
-from onboard.wire.seal import NO_SALT, Sealer
+from onboard.wire.security.doubt import FREE, WITHIN_S, Agreements
+from onboard.wire.security.seal import NO_SALT, Sealer
 from onboard.wire.session import Session
 from tests.wire.pair import FULL, KEY
 

@@ -15,9 +15,9 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 from onboard.wire.events import Message, Rekeyed
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import Frame, Type
-from onboard.wire.hello import Greeting
 from onboard.wire.messages import NO_NONCE, BadMessage, Hello
-from onboard.wire.seal import NO_SALT, Sealer
+from onboard.wire.security.hello import Greeting
+from onboard.wire.security.seal import NO_SALT, Sealer
 from onboard.wire.session import Session
 from tests.wire.pair import FULL, HALF, KEY, SIDES, Pair, data, finish
 

@@ -6,7 +6,7 @@ from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import Type
 from onboard.wire.messages import Cancel, Offer, Reason, digest
 from onboard.wire.report import Report
-from onboard.wire.seal import Sealer
+from onboard.wire.security.seal import Sealer
 from onboard.wire.session import (
     Message,
     PeerHeard,

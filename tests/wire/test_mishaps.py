@@ -10,7 +10,7 @@ import pytest
 from onboard.wire.events import Event, ForeignFrames, OtherForm, Rekeyed, UnknownPeer, WrongKey
 from onboard.wire.framing.frame import Type
 from onboard.wire.messages import Reason
-from onboard.wire.seal import Sealer
+from onboard.wire.security.seal import Sealer
 from onboard.wire.session import Arrived, Cancelled, Expired, Limits, Refused, Session
 from tests.wire.pair import FULL, HALF, KEY, UPDATE, Pair, data
 

@@ -6,7 +6,7 @@ from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import Type
 from onboard.wire.messages import Offer, digest
 from onboard.wire.report import Report
-from onboard.wire.seal import Sealer, directional_key
+from onboard.wire.security.seal import Sealer, directional_key
 from onboard.wire.session import Session
 from tests.wire.pair import FAST, HALF, KEY, UPDATE
 

@@ -9,7 +9,7 @@ import pytest
 
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import Type
-from onboard.wire.seal import NO_SALT, Sealer
+from onboard.wire.security.seal import NO_SALT, Sealer
 from onboard.wire.session import Delivered
 from tests.wire.pair import FULL, HALF, SIDES, UPDATE, Pair, data
 

@@ -18,7 +18,7 @@ from onboard.wire.framing.frame import Frame, Type
 from onboard.wire.incoming import Incoming
 from onboard.wire.messages import MAX_FRAGMENTS, Offer, Reason, digest
 from onboard.wire.recount import recounted
-from onboard.wire.seal import Sealer
+from onboard.wire.security.seal import Sealer
 from onboard.wire.session import Session
 from tests.wire.pair import FAST, KEY, UPDATE, data
 

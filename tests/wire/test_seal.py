@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from onboard.wire.framing.frame import Frame, Type
-from onboard.wire.seal import MAX_SEQ, WINDOW, Opener, ReplayWindow, Sealer, SeqExhausted, directional_key
+from onboard.wire.security.seal import (
+    MAX_SEQ,
+    WINDOW,
+    Opener,
+    ReplayWindow,
+    Sealer,
+    SeqExhausted,
+    directional_key,
+)
 from tests.wire.examples import KEY, encoded
 
 GROUND, BOARD = 0, 3

@@ -8,7 +8,7 @@ import pytest
 
 from onboard.storage.keys import newest, roll
 from onboard.wire.events import Message, Rekeyed
-from onboard.wire.seal import NO_SALT
+from onboard.wire.security.seal import NO_SALT
 from onboard.wire.session import Session
 from tests.wire.pair import FULL, KEY
 

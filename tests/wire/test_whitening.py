@@ -12,7 +12,7 @@ from onboard.link.ports.framing import CobsStream, KissStream
 from onboard.link.ports.whitening import whiten
 from onboard.wire.framing import cobs
 from onboard.wire.framing.frame import Type
-from onboard.wire.seal import Sealer
+from onboard.wire.security.seal import Sealer
 
 KEY = bytes(range(32))
 

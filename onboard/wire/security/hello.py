@@ -44,12 +44,12 @@ from collections.abc import Callable
 from hashlib import blake2s
 from typing import TypeVar
 
-from onboard.wire.doubt import Agreements
 from onboard.wire.events import Event, Rekeyed, TwoEnds
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import Frame, Type
 from onboard.wire.messages import NO_NONCE, NONCE_BYTES, BadMessage, Hello
-from onboard.wire.seal import HELLO, NO_SALT, SALT_BYTES, Keys, Opener, Sealer
+from onboard.wire.security.doubt import Agreements
+from onboard.wire.security.seal import HELLO, NO_SALT, SALT_BYTES, Keys, Opener, Sealer
 from onboard.wire.seldom import Seldom
 from onboard.wire.send import Origin, Send
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from onboard.wire.doubt import Doubt, Earlier
 from onboard.wire.events import Event, OutOfStep, TwoEnds
 from onboard.wire.framing.frame import Frame, Type
-from onboard.wire.hello import HELLO_FIRST_S, Greeting
-from onboard.wire.seal import NO_SALT, Keys, Opener, Sealer
+from onboard.wire.security.doubt import Doubt, Earlier
+from onboard.wire.security.hello import HELLO_FIRST_S, Greeting
+from onboard.wire.security.seal import NO_SALT, Keys, Opener, Sealer
 from onboard.wire.seldom import Seldom
 from onboard.wire.send import Send
 

@@ -22,7 +22,7 @@ from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import ENC, OVER, POLL, BadFrame, Frame, Type
 
 if TYPE_CHECKING:
-    from onboard.wire.cipher import Cipher
+    from onboard.wire.security.cipher import Cipher
 
 KEY_BYTES = 32
 KEY_IDS = 4  # two bits of the header
@@ -295,6 +295,6 @@ class Opener:
 
 def _cipher(subkey: bytes) -> Cipher:
     """Loads the package `cryptography` with the first of them, and never where nothing is encrypted."""
-    from onboard.wire.cipher import Cipher
+    from onboard.wire.security.cipher import Cipher
 
     return Cipher(subkey)
