@@ -34,10 +34,10 @@ from onboard.wire.events import Arrived, Limits
 from onboard.wire.framing import cobs, frame, kiss
 from onboard.wire.framing.frame import BadFrame, Type
 from onboard.wire.messages import BadMessage, Cancel, Done, Hello, Offer, decode_task, decode_update
-from onboard.wire.report import Report
 from onboard.wire.security.cipher import Cipher
 from onboard.wire.security.seal import Sealer
 from onboard.wire.session import Session
+from onboard.wire.transfer.report import Report
 
 INPUTS = 10_000_000
 GROWN_MB = 1.0  # 1 B for each of ten million inputs would be 10 MB

@@ -19,7 +19,7 @@ from onboard.codec.pack import DENSE_VERSION, HEADER, PREFIX, VERSION
 from onboard.mission.health import Health, State, encode_health
 from onboard.wire.framing.frame import Type
 from onboard.wire.messages import MODEL, UPDATE, Offer, Task, Update, digest, encode_object
-from onboard.wire.report import Report
+from onboard.wire.transfer.report import Report
 
 Play = Callable[[Hostile], None]
 OFTEN, FLOOD = 20.0, 1000.0  # a second: recut OFFERs as they were found, and what 2 Mbit/s carry of frames

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from onboard.link.share import Share
 from onboard.link.spool import Spool
-from onboard.wire.incoming import Incoming
 from onboard.wire.session import Session
+from onboard.wire.transfer.incoming import Incoming
 
 SAVE_SHARE = 128  # at most this part of an object, in bytes, is lost by a kill: 1 %
 SAVE_GAP_S = 0.25  # an fsync on an SD card takes up to this long, so fast links save by time

@@ -24,8 +24,8 @@ from pathlib import Path
 
 from onboard.console.log import say
 from onboard.storage.files import clear_the_way, clear_the_way_of_folder, open_to_read, read_file, remove_file
-from onboard.wire.incoming import Incoming, Partial
 from onboard.wire.messages import DIGEST_BYTES, MAX_FRAGMENTS, fragments_of
+from onboard.wire.transfer.incoming import Incoming, Partial
 
 log = logging.getLogger(__name__)
 

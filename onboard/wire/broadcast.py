@@ -21,12 +21,12 @@ from onboard.wire.events import BroadcastSnapshot, Cancelled, Delivered, Event, 
 from onboard.wire.framing import cobs
 from onboard.wire.framing.frame import BROADCAST, OVERHEAD_BYTES, Type
 from onboard.wire.group import group_id
-from onboard.wire.loss import Loss
 from onboard.wire.medium.timing import GUARD_S, RETRY_S, Pacer, Timing
 from onboard.wire.messages import BadMessage, Cancel, Done, Offer, Reason
-from onboard.wire.report import PREFIX_BYTES, Report
 from onboard.wire.security.seal import Sealer
-from onboard.wire.transfer import Outgoing
+from onboard.wire.transfer.loss import Loss
+from onboard.wire.transfer.report import PREFIX_BYTES, Report
+from onboard.wire.transfer.transfer import Outgoing
 
 _EPSILON_S = 1e-6  # as in Session
 _OFFER_AGAIN = 32  # fragments; at first sooner, because who missed it takes none of them

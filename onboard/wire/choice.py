@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 
 from onboard.wire.framing.frame import Type
-from onboard.wire.inbox import Inbox
 from onboard.wire.medium.access import Access
-from onboard.wire.outbox import Outbox
 from onboard.wire.presence import Presence
 from onboard.wire.security.seals import Seals
-from onboard.wire.send import Send
+from onboard.wire.transfer.inbox import Inbox
+from onboard.wire.transfer.outbox import Outbox
+from onboard.wire.transfer.send import Send
 from onboard.wire.waiting import Waiting
 
 _QUESTIONS = (Type.HELLO, Type.OFFER, Type.POLL)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from onboard.wire.events import Event, GroupAnswer, Message
 from onboard.wire.framing.frame import GROUP_ID, OVERHEAD_BYTES, Frame, Type
 from onboard.wire.hearing import Hearing
-from onboard.wire.inbox import Inbox
 from onboard.wire.medium.timing import Timing
 from onboard.wire.messages import BadMessage, Cancel, Done, Offer
-from onboard.wire.outbox import Outbox
-from onboard.wire.report import Report
 from onboard.wire.security.seal import Sealer
+from onboard.wire.transfer.inbox import Inbox
+from onboard.wire.transfer.outbox import Outbox
+from onboard.wire.transfer.report import Report
 
 
 def dispatch(

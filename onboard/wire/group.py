@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from onboard.wire.events import Event
 from onboard.wire.framing.frame import BROADCAST, GROUP_ID, Frame, Type
-from onboard.wire.inbox import Inbox
 from onboard.wire.messages import BadMessage, Cancel, Offer
 from onboard.wire.security.seal import Opener
+from onboard.wire.transfer.inbox import Inbox
 
 
 def group_id(digest: bytes) -> int:

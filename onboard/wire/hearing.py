@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from onboard.wire.framing.frame import Frame, Type
-from onboard.wire.length import Fates
+from onboard.wire.transfer.length import Fates
 
 _FATES = 8  # as in Loss: the evidence that it takes
 _SHORT = 8  # frames that tell more of short ones than all frames do

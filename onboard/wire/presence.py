@@ -13,9 +13,9 @@ import math
 
 from onboard.wire.events import Event, PeerHeard
 from onboard.wire.framing.frame import Frame, Type
-from onboard.wire.outbox import Outbox
 from onboard.wire.security.hello import Greeting
-from onboard.wire.send import Origin, Send
+from onboard.wire.transfer.outbox import Outbox
+from onboard.wire.transfer.send import Origin, Send
 
 QUIET_S = 15.0
 _FIRST_S = 2.0  # after the start, when whatever there is to say has not been answered

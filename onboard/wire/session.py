@@ -37,9 +37,6 @@ from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import OVERHEAD_BYTES, Type
 from onboard.wire.group import Listener
 from onboard.wire.hearing import Hearing
-from onboard.wire.inbox import Inbox
-from onboard.wire.incoming import Incoming, Partial
-from onboard.wire.length import Lengths
 from onboard.wire.medium.access import Access
 from onboard.wire.medium.air import Air
 from onboard.wire.medium.allowance import Allowance
@@ -48,12 +45,15 @@ from onboard.wire.medium.timing import Timing
 from onboard.wire.medium.turn import MAX_CLOSING
 from onboard.wire.messages import BadMessage
 from onboard.wire.mishaps import Mishaps
-from onboard.wire.outbox import Outbox
 from onboard.wire.presence import Presence
 from onboard.wire.security.seal import NO_SALT, Keys
 from onboard.wire.security.seals import Seals
-from onboard.wire.send import Origin
 from onboard.wire.snapshot import link_snapshot
+from onboard.wire.transfer.inbox import Inbox
+from onboard.wire.transfer.incoming import Incoming, Partial
+from onboard.wire.transfer.length import Lengths
+from onboard.wire.transfer.outbox import Outbox
+from onboard.wire.transfer.send import Origin
 from onboard.wire.waiting import Waiting
 
 __all__ = [

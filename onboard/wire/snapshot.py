@@ -7,13 +7,13 @@ from functools import partial
 
 from onboard.wire.events import LinkSnapshot
 from onboard.wire.hearing import Hearing
-from onboard.wire.inbox import Inbox
 from onboard.wire.medium.access import Access
 from onboard.wire.medium.air import Air
 from onboard.wire.mishaps import Mishaps
-from onboard.wire.outbox import Outbox
 from onboard.wire.security.seal import Opener
 from onboard.wire.security.seals import Seals
+from onboard.wire.transfer.inbox import Inbox
+from onboard.wire.transfer.outbox import Outbox
 
 
 def link_snapshot(

@@ -6,7 +6,7 @@ import heapq
 from itertools import count
 
 from onboard.wire.framing.frame import Type
-from onboard.wire.send import Send
+from onboard.wire.transfer.send import Send
 
 
 class Waiting:

@@ -9,8 +9,8 @@ from benchmarks.result import Row
 from onboard.wire.events import Event
 from onboard.wire.medium.allowance import Allowance
 from onboard.wire.security.seal import ReplayWindow
-from onboard.wire.send import Origin
 from onboard.wire.session import Session
+from onboard.wire.transfer.send import Origin
 
 
 def played(hours: float) -> dict[str, Row]:

@@ -16,7 +16,7 @@ from benchmarks.disk import Disk, PowerCut, watched
 from benchmarks.pair import scratch
 from onboard.link.spool import Spool
 from onboard.storage.journal import Journal, replace_durably
-from onboard.wire.incoming import Incoming
+from onboard.wire.transfer.incoming import Incoming
 from tests.link.objects import incoming, payload, receive
 
 SEEDS = range(40)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 
-from onboard.wire.incoming import Incoming
 from onboard.wire.messages import UPDATE, digest
+from onboard.wire.transfer.incoming import Incoming
 
 
 def payload(size: int, seed: int = 1) -> bytes:

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onboard.link.spool import REMEMBERED, Spool
-from onboard.wire.incoming import Incoming, Partial
+from onboard.wire.transfer.incoming import Incoming, Partial
 from tests.link.objects import incoming, payload, receive
 
 MIB = 1 << 20

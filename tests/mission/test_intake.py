@@ -12,9 +12,9 @@ from onboard.link import Spool, opener, wire_bytes
 from onboard.link.pump import Pump, PumpEvent, wait
 from onboard.storage.keys import load_keys
 from onboard.wire.events import Cancelled, Rekeyed
-from onboard.wire.incoming import Incoming
 from onboard.wire.messages import MODEL, Reason
 from onboard.wire.session import Session
+from onboard.wire.transfer.incoming import Incoming
 from tests.mission.bench import Bench, bench, change
 from tests.mission.test_memory import budget, resident_kb
 

@@ -8,8 +8,8 @@ from onboard.mission.health import Failure, Health, State
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import ENC, OVER, POLL, Frame, Type
 from onboard.wire.messages import MODEL, Cancel, Done, Hello, Offer, Reason, Task, Update
-from onboard.wire.report import Report
 from onboard.wire.security.cipher import Cipher
+from onboard.wire.transfer.report import Report
 
 VECTORS = Path(__file__).parent.parent / "vectors"
 KEY = bytes(range(32))

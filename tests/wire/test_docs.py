@@ -13,7 +13,7 @@ from onboard.mission import health
 from onboard.mission.health import Failure, State
 from onboard.wire.framing.frame import _HEADER, HEADER_BYTES, TAG_BYTES, Type
 from onboard.wire.messages import Cancel, Done, Hello, Offer, Reason, Task, Update
-from onboard.wire.report import Report
+from onboard.wire.transfer.report import Report
 from tests.wire.examples import VECTORS
 
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "wire.md").read_text(encoding="utf-8")

@@ -5,13 +5,13 @@ from __future__ import annotations
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import Type
 from onboard.wire.messages import Cancel, Offer, Reason, digest
-from onboard.wire.report import Report
 from onboard.wire.security.seal import Sealer
 from onboard.wire.session import (
     Message,
     PeerHeard,
     Session,
 )
+from onboard.wire.transfer.report import Report
 from tests.wire.pair import FULL, KEY, UPDATE
 
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onboard.wire.framing.frame import Type
-from onboard.wire.length import Fates, Lengths
 from onboard.wire.messages import Offer
 from onboard.wire.session import Delivered
+from onboard.wire.transfer.length import Fates, Lengths
 from tests.wire.pair import COBS_BYTES, UPDATE, Pair, data, finish, uhf_full
 
 FRAMING_BYTES = 24

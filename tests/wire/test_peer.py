@@ -5,9 +5,9 @@ from __future__ import annotations
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import Type
 from onboard.wire.messages import Offer, digest
-from onboard.wire.report import Report
 from onboard.wire.security.seal import Sealer, directional_key
 from onboard.wire.session import Session
+from onboard.wire.transfer.report import Report
 from tests.wire.pair import FAST, HALF, KEY, UPDATE
 
 OUR_KEY = framing.keyed(directional_key(KEY, 0, 7, 0))

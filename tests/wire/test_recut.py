@@ -14,10 +14,10 @@ from firmware_sim.channel import Burst
 from hw_profiles import Link
 from onboard.wire.events import Arrived, Delivered, Limits, Recut, Stuck
 from onboard.wire.framing.frame import Frame, Type
-from onboard.wire.inbox import Inbox
 from onboard.wire.medium.timing import Timing
 from onboard.wire.messages import Offer, digest
-from onboard.wire.transfer import Outgoing
+from onboard.wire.transfer.inbox import Inbox
+from onboard.wire.transfer.transfer import Outgoing
 from tests.wire.pair import FULL, HALF, UPDATE, Pair, data, finish, link, uhf_full
 
 UART = uhf_full(1002, rate_up_bps=92_160.0, rate_down_bps=92_160.0)

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onboard.wire import repair
-from onboard.wire.incoming import BadFragment, Incoming
 from onboard.wire.messages import digest
-from onboard.wire.repair import GENERATION, Equations, combine, generation_size, mask
-from onboard.wire.report import PREFIX_BYTES, Report
-from onboard.wire.transfer import Outgoing
+from onboard.wire.transfer import repair
+from onboard.wire.transfer.incoming import BadFragment, Incoming
+from onboard.wire.transfer.repair import GENERATION, Equations, combine, generation_size, mask
+from onboard.wire.transfer.report import PREFIX_BYTES, Report
+from onboard.wire.transfer.transfer import Outgoing
 from tests.wire.pair import FAST, FULL, UPDATE, Pair, data, finish
 
 FRAGMENT_BYTES = 5

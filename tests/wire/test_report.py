@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onboard.wire.messages import MAX_FRAGMENTS, BadMessage
-from onboard.wire.report import Report
+from onboard.wire.transfer.report import Report
 from tests.wire.examples import DIGEST, REPORT_BITMAP, REPORT_RUNS, REPORT_SUMS, REPORT_UNKNOWN, VECTORS
 
 HEAD_BYTES = 13

@@ -11,15 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onboard.wire.early import Early
 from onboard.wire.events import Arrived, Evicted, Limits, Refused
-from onboard.wire.fragments import Fragments
 from onboard.wire.framing.frame import Frame, Type
-from onboard.wire.incoming import Incoming
 from onboard.wire.messages import MAX_FRAGMENTS, Offer, Reason, digest
-from onboard.wire.recount import recounted
 from onboard.wire.security.seal import Sealer
 from onboard.wire.session import Session
+from onboard.wire.transfer.early import Early
+from onboard.wire.transfer.fragments import Fragments
+from onboard.wire.transfer.incoming import Incoming
+from onboard.wire.transfer.recount import recounted
 from tests.wire.pair import FAST, KEY, UPDATE, data
 
 MIB = 1 << 20

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onboard.wire.incoming import BadFragment, Incoming, Partial
 from onboard.wire.messages import MAX_FRAGMENTS, digest
-from onboard.wire.report import PREFIX_BYTES, Report
-from onboard.wire.transfer import Outgoing
+from onboard.wire.transfer.incoming import BadFragment, Incoming, Partial
+from onboard.wire.transfer.report import PREFIX_BYTES, Report
+from onboard.wire.transfer.transfer import Outgoing
 
 FRAGMENT_BYTES = 7
 payloads = st.binary(min_size=1, max_size=40 * FRAGMENT_BYTES)

@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 
 from hw_profiles import Link
 from onboard.link.ports.linecheck import Fault
-from onboard.wire.send import Origin
+from onboard.wire.transfer.send import Origin
 
 Way = Literal["in", "out"]
 Tap = Callable[[Way, bytes], None]

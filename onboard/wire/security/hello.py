@@ -51,7 +51,7 @@ from onboard.wire.messages import NO_NONCE, NONCE_BYTES, BadMessage, Hello
 from onboard.wire.security.doubt import Agreements
 from onboard.wire.security.seal import HELLO, NO_SALT, SALT_BYTES, Keys, Opener, Sealer
 from onboard.wire.seldom import Seldom
-from onboard.wire.send import Origin, Send
+from onboard.wire.transfer.send import Origin, Send
 
 K = TypeVar("K")
 T = TypeVar("T")

@@ -15,7 +15,7 @@ from onboard.wire.security.doubt import Doubt, Earlier
 from onboard.wire.security.hello import HELLO_FIRST_S, Greeting
 from onboard.wire.security.seal import NO_SALT, Keys, Opener, Sealer
 from onboard.wire.seldom import Seldom
-from onboard.wire.send import Send
+from onboard.wire.transfer.send import Send
 
 
 class Seals:

@@ -7,9 +7,9 @@ no more, so that a receiver that dies takes little with it and a peer that is aw
 from __future__ import annotations
 
 from onboard.wire.framing.frame import OVERHEAD_BYTES
-from onboard.wire.loss import Loss
 from onboard.wire.medium.timing import RETRY_S, Timing
-from onboard.wire.transfer import Outgoing
+from onboard.wire.transfer.loss import Loss
+from onboard.wire.transfer.transfer import Outgoing
 
 _QUICK_ASKS = 12  # 288 B where little is lost; from then on ever more slowly
 _LITTLE_LOSS = 0.05

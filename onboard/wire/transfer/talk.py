@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from onboard.wire.cadence import Cadence
 from onboard.wire.framing.frame import Type
-from onboard.wire.loss import MOST
 from onboard.wire.messages import Cancel, Offer
-from onboard.wire.report import Report
-from onboard.wire.send import Send
-from onboard.wire.transfer import Outgoing
+from onboard.wire.transfer.cadence import Cadence
+from onboard.wire.transfer.loss import MOST
+from onboard.wire.transfer.report import Report
+from onboard.wire.transfer.send import Send
+from onboard.wire.transfer.transfer import Outgoing
 
 BULK = (Type.DATA, Type.REPAIR)
 _QUESTIONS = 16

@@ -14,11 +14,11 @@ import math
 from collections import Counter, deque
 from dataclasses import dataclass
 
-from onboard.wire import repair
 from onboard.wire.messages import MAX_FRAGMENTS, Reason, digest, fragments_of
-from onboard.wire.recount import recounted
-from onboard.wire.repair import GENERATION
-from onboard.wire.report import PREFIX_BYTES, Report
+from onboard.wire.transfer import repair
+from onboard.wire.transfer.recount import recounted
+from onboard.wire.transfer.repair import GENERATION
+from onboard.wire.transfer.report import PREFIX_BYTES, Report
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,11 +12,11 @@ import math
 import mmap
 from dataclasses import dataclass
 
-from onboard.wire import repair
-from onboard.wire.fragments import Fragments
 from onboard.wire.messages import MAX_FRAGMENTS, digest, fragments_of
-from onboard.wire.recount import recounted
-from onboard.wire.repair import GENERATION, Equations
+from onboard.wire.transfer import repair
+from onboard.wire.transfer.fragments import Fragments
+from onboard.wire.transfer.recount import recounted
+from onboard.wire.transfer.repair import GENERATION, Equations
 
 Buffer = bytes | bytearray | mmap.mmap
 

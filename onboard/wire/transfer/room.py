@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from onboard.wire.events import Limits
 from onboard.wire.framing.frame import GROUP_ID
-from onboard.wire.incoming import Incoming
+from onboard.wire.transfer.incoming import Incoming
 
 RECUTS, RECUT_S = 8, 5.0  # of an object at once, and then one each 5 s: each other length is tried once
 

@@ -13,7 +13,6 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 
-from onboard.wire.early import Early
 from onboard.wire.events import (
     Arrived,
     Corrupt,
@@ -26,12 +25,13 @@ from onboard.wire.events import (
     Withdrawn,
 )
 from onboard.wire.framing.frame import GROUP_ID, OVERHEAD_BYTES, Frame, Type
-from onboard.wire.incoming import BadFragment, Incoming, Partial
 from onboard.wire.medium.timing import Timing
 from onboard.wire.messages import Cancel, Done, Offer, Reason
-from onboard.wire.report import PREFIX_BYTES, Report
-from onboard.wire.room import Receipt, giving_way
-from onboard.wire.send import Send
+from onboard.wire.transfer.early import Early
+from onboard.wire.transfer.incoming import BadFragment, Incoming, Partial
+from onboard.wire.transfer.report import PREFIX_BYTES, Report
+from onboard.wire.transfer.room import Receipt, giving_way
+from onboard.wire.transfer.send import Send
 
 _IDS = 1024  # object ids of the peer's that are remembered; one that was forgotten is "unknown"
 _MAX_REPLIES = 64

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from onboard.wire.transfer import Verdict
+from onboard.wire.transfer.transfer import Verdict
 
 MOST = 0.7  # a link that loses more than this is as good as down, and no margin makes up for it
 _FATES = 8  # what is known of so many fragments weighs as much as taking losses to be few and single

@@ -13,12 +13,12 @@ import math
 from collections.abc import Mapping
 
 from onboard.wire.framing.frame import OVERHEAD_BYTES
-from onboard.wire.length import SHORTEST_BYTES, Fates, Lengths
-from onboard.wire.loss import Loss
 from onboard.wire.medium.timing import Timing
 from onboard.wire.messages import MAX_FRAGMENTS
-from onboard.wire.talk import Talk
-from onboard.wire.transfer import Verdict
+from onboard.wire.transfer.length import SHORTEST_BYTES, Fates, Lengths
+from onboard.wire.transfer.loss import Loss
+from onboard.wire.transfer.talk import Talk
+from onboard.wire.transfer.transfer import Verdict
 
 _FRUITLESS = 2.0  # answers in a row that tell of lost fragments alone, where none of that length ever passed
 _FRUITLESS_PROVEN = 4.0  # and where some did: it may be a burst

@@ -12,19 +12,19 @@ import heapq
 import math
 from collections.abc import Iterator, Mapping
 
-from onboard.wire.cadence import Cadence
 from onboard.wire.events import Cancelled, Delivered, Event, Expired, Progress, Recut, Stuck
-from onboard.wire.fitting import Fitting
 from onboard.wire.framing.frame import GROUP_ID, OVERHEAD_BYTES, Type
-from onboard.wire.length import Fates, Lengths
 from onboard.wire.medium.timing import RETRY_S, Timing
 from onboard.wire.messages import Cancel, Done, Reason, digest
-from onboard.wire.owing import Owing
-from onboard.wire.report import Report
-from onboard.wire.roundrobin import RoundRobin
-from onboard.wire.send import Send
-from onboard.wire.talk import BULK, Talk
-from onboard.wire.transfer import Outgoing, Verdict
+from onboard.wire.transfer.cadence import Cadence
+from onboard.wire.transfer.fitting import Fitting
+from onboard.wire.transfer.length import Fates, Lengths
+from onboard.wire.transfer.owing import Owing
+from onboard.wire.transfer.report import Report
+from onboard.wire.transfer.roundrobin import RoundRobin
+from onboard.wire.transfer.send import Send
+from onboard.wire.transfer.talk import BULK, Talk
+from onboard.wire.transfer.transfer import Outgoing, Verdict
 
 _STUCK_S = 30.0  # without more of an object held, while the peer answers
 _AT_WORK = 4  # objects on their way at a time; the others have not been offered yet

@@ -6,7 +6,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 
 from onboard.wire.framing.frame import Type
-from onboard.wire.transfer import Outgoing
+from onboard.wire.transfer.transfer import Outgoing
 
 Origin = Hashable
 """Where a frame came from, in whatever form its port knows places; None on a cable: it has one other end."""
