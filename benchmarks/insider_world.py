@@ -21,7 +21,7 @@ import numpy as np
 from click.testing import CliRunner
 
 import groundstation.daemon
-import groundstation.database
+import groundstation.store.database
 import onboard.cli
 import onboard.runtime.federated
 import onboard.runtime.gossip
@@ -275,14 +275,14 @@ class Siege(Mission):
     def _changes(self) -> list[tuple[Any, str, Any]]:
         world, (train, infer) = self.world, graphs()
         carry = partial(onboard.runtime.federated.carry, clock=world.clock, wall=world.wall)
-        transaction = groundstation.database.Database.transaction
+        transaction = groundstation.store.database.Database.transaction
 
         def counted(database: Any) -> Any:
             world.committed()
             return transaction(database)
 
         return [
-            (os, "fsync", world.fsync), (groundstation.database.Database, "transaction", counted),
+            (os, "fsync", world.fsync), (groundstation.store.database.Database, "transaction", counted),
             (groundstation.daemon, "time", world.time),
             (groundstation.daemon, "TrainGraph", SimpleNamespace(load=lambda name: train)),
             (groundstation.daemon, "InferGraph", SimpleNamespace(load=lambda name: infer)),

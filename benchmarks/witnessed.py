@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.besieged import BOARDS, GROUND
 from groundstation.config import load_mission
-from groundstation.store import Store
+from groundstation.store.store import Store
 from onboard.wire.messages import BadMessage, decode_update
 
 

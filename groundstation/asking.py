@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from groundstation.station import Station
-from groundstation.store import Store
+from groundstation.store.store import Store
 from onboard.mission.health import Failure, Health, State
 from onboard.wire.messages import MODEL, BadMessage, Task, decode_task, digest
 

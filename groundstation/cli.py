@@ -9,9 +9,9 @@ import click
 import msgspec
 
 from groundstation.config import load_mission
-from groundstation.recovery import backup_of
 from groundstation.setup import NodeSpec, SetupError, Wishes, found, roll_key
-from groundstation.store import Store, StoreDamaged, StoreError, StoreForeign
+from groundstation.store.recovery import backup_of
+from groundstation.store.store import Store, StoreDamaged, StoreError, StoreForeign
 from onboard.console.errors import OneLineErrors, fail, refused
 from onboard.console.extras import require
 from onboard.console.log import Format, start

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from groundstation.store import Store, StoreError
+from groundstation.store.store import Store, StoreError
 from onboard.codec import alq
 from onboard.codec.alq import Model
 from onboard.console.errors import one_line, where

@@ -15,7 +15,7 @@ from groundstation.config import Mission
 from groundstation.failures import StoreFailures
 from groundstation.rounds import Rounds
 from groundstation.station import Station
-from groundstation.store import Store, StoreDamaged, StoreError
+from groundstation.store.store import Store, StoreDamaged, StoreError
 from groundstation.untold import Untold
 from groundstation.upkeep import Upkeep
 from onboard.console.log import say

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from groundstation.store import StoreBusy, StoreError
+from groundstation.store.store import StoreBusy, StoreError
 from onboard.console.errors import where
 from onboard.console.log import say
 

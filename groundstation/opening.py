@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from groundstation.config import Mission
-from groundstation.store import RoundRow, Store
+from groundstation.store.store import RoundRow, Store
 from onboard.console.log import say
 from onboard.learn.federated.rounds import Round
 from onboard.mission.server import Server

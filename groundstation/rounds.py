@@ -16,10 +16,10 @@ from groundstation.closing import Closing
 from groundstation.config import Mission
 from groundstation.deploying import Deployment
 from groundstation.failures import Setbacks
-from groundstation.last_words import LastWords
 from groundstation.opening import accuracies, asks_for, restored
 from groundstation.station import Station
-from groundstation.store import RoundRow, Store, StoreError
+from groundstation.store.last_words import LastWords
+from groundstation.store.store import RoundRow, Store, StoreError
 from onboard.console.errors import where
 from onboard.console.log import say
 from onboard.data.loading import Images

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from groundstation.config import Node
-from groundstation.store import Store
+from groundstation.store.store import Store
 from onboard.board import admission
 from onboard.link import Spool, opener, wire_bytes
 from onboard.link.pump import OfPort, Pump

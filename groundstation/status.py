@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from groundstation.config import Mission
-from groundstation.store import Store
+from groundstation.store.store import Store
 from onboard.mission.health import State, failure_name
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from groundstation.station import Station
-from groundstation.store import StoreError
+from groundstation.store.store import StoreError
 from onboard.console.errors import where
 from onboard.console.log import say
 from onboard.link.pump import Pump

@@ -201,7 +201,7 @@ def test_a_full_disk_ends_a_simulation_with_one_line(command: str, tmp_path: Pat
 def test_a_listing_that_cannot_be_written_is_no_traceback(
     program: str, arguments: tuple[str, ...], reader: str, mission: Path
 ) -> None:
-    from groundstation.store import Store
+    from groundstation.store.store import Store
 
     store = Store(mission / "mission.sqlite")
     store.begin(b"12345678", "m", 0, b"g")

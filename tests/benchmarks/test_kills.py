@@ -17,7 +17,7 @@ from benchmarks.progress import Progress
 from benchmarks.witnessed import Witness
 from firmware_sim.crew import Crew
 from groundstation.cli import main
-from groundstation.store import Store
+from groundstation.store.store import Store
 
 TELL = Progress("kills")
 

@@ -15,8 +15,8 @@ import pytest
 from click.testing import CliRunner
 
 from groundstation.cli import main
-from groundstation.ledger import TABLES
-from groundstation.store import Store, StoreDamaged, StoreForeign
+from groundstation.store.ledger import TABLES
+from groundstation.store.store import Store, StoreDamaged, StoreForeign
 from onboard.wire.security.seal import NO_SALT
 
 MISSION, GRAPH = bytes(range(8)), bytes(range(8, 16))

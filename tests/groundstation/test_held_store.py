@@ -27,7 +27,7 @@ from groundstation.cli import main
 from groundstation.config import load_mission
 from groundstation.daemon import _close
 from groundstation.station import Station
-from groundstation.store import Store, StoreBusy
+from groundstation.store.store import Store, StoreBusy
 from tests.firmware_sim.test_run_folder import free_port
 from tests.mission.bench import run
 from tests.mission.test_mishaps import small_disk

@@ -14,7 +14,7 @@ from groundstation.cli import main
 from groundstation.config import load_mission
 from groundstation.rounds import Rounds
 from groundstation.station import Station
-from groundstation.store import Store
+from groundstation.store.store import Store
 from onboard.codec import alq
 from onboard.codec.pack import pack, unpack
 from onboard.data import loading

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from groundstation.store import Floor, RoundRow, Store, StoreError, StoreForeign
+from groundstation.store.store import Floor, RoundRow, Store, StoreError, StoreForeign
 from onboard.wire.events import Spent
 from onboard.wire.messages import UPDATE, digest
 from onboard.wire.security.seal import NO_SALT

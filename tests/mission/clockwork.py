@@ -23,7 +23,7 @@ from groundstation.cli import main
 from groundstation.config import load_mission
 from groundstation.rounds import Rounds
 from groundstation.station import Station
-from groundstation.store import Store
+from groundstation.store.store import Store
 from groundstation.upkeep import Upkeep
 from hw_profiles import Link
 from onboard.agents.federated import Agent

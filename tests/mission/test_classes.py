@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from groundstation.cli import main as groundstation
-from groundstation.store import Store
+from groundstation.store.store import Store
 from onboard.cli import main as onboard_main
 from onboard.data import loading
 from tests.mission.bench import bench

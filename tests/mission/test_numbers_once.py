@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.pair import scratch
-from groundstation.store import Store
+from groundstation.store.store import Store
 from onboard.agents.federated_state import KEPT, Known
 from onboard.storage.boot_counter import count_start
 from onboard.storage.journal import Journal

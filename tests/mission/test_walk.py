@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from groundstation.store import Store
+from groundstation.store.store import Store
 from hw_profiles import load_link
 from onboard.codec import alq
 from onboard.codec.pack import pack, unpack

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict
 
-from groundstation.store import Store
+from groundstation.store.store import Store
 from onboard.mission.health import Health
 
 EVERY_S = 5.0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from groundstation.database import Database
+from groundstation.store.database import Database
 
 LATEST = 4
 """Updates of a node, and rounds: one that waits for its DONE is of the last round or the one before."""

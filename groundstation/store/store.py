@@ -11,8 +11,8 @@ from typing import Any
 
 import msgspec
 
-from groundstation.database import Database, StoreBusy, StoreDamaged, StoreError, StoreForeign
-from groundstation.pruning import LATEST, prune
+from groundstation.store.database import Database, StoreBusy, StoreDamaged, StoreError, StoreForeign
+from groundstation.store.pruning import LATEST, prune
 from onboard.wire.events import Spent
 from onboard.wire.messages import UPDATE, digest
 from onboard.wire.security.seal import NO_SALT, next_epoch

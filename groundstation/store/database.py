@@ -16,9 +16,9 @@ from typing import Any
 
 import msgspec
 
-from groundstation.ledger import TABLES, Ledger, is_whole
-from groundstation.onlooker import open_to_read
-from groundstation.recovery import (
+from groundstation.store.ledger import TABLES, Ledger, is_whole
+from groundstation.store.onlooker import open_to_read
+from groundstation.store.recovery import (  # fmt: skip
     ForeignFile,
     backup_of,
     being_made,
@@ -29,8 +29,8 @@ from groundstation.recovery import (
     make_whole,
     publish,
     put_aside,
-)  # fmt: skip
-from groundstation.witness import Witness
+)
+from groundstation.store.witness import Witness
 from onboard.console.log import say
 
 log = logging.getLogger(__name__)

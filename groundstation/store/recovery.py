@@ -18,8 +18,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from groundstation.ledger import TABLES, Findings, Ledger, examine
-from groundstation.witness import Witness
+from groundstation.store.ledger import TABLES, Findings, Ledger, examine
+from groundstation.store.witness import Witness
 from onboard.console.log import say
 from onboard.storage.files import cleared
 from onboard.storage.journal import sync_folder
@@ -121,7 +121,7 @@ def _is_a_place(file: Path) -> bool:
 
 def make_new(db: sqlite3.Connection) -> None:
     """The tables, in an empty database."""
-    schema = resources.files("groundstation").joinpath("schema.sql").read_text()
+    schema = resources.files("groundstation.store").joinpath("schema.sql").read_text()
     db.executescript(f"PRAGMA application_id = {APPLICATION_ID}; BEGIN; {schema} COMMIT;")
 
 
