@@ -29,7 +29,7 @@ from benchmarks.progress import Progress
 from benchmarks.result import Row
 from benchmarks.witnessed import Witness
 from firmware_sim.crew import Crew
-from groundstation.asking import FIRST_PAUSE_S
+from groundstation.rounds.asking import FIRST_PAUSE_S
 
 FAULTS = 1000
 DEADLINE_S = 15.0

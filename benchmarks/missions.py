@@ -24,7 +24,7 @@ import numpy as np
 from click.testing import CliRunner
 
 import groundstation.daemon
-import groundstation.rounds
+import groundstation.rounds.rounds
 import groundstation.station
 import onboard.agents.gossip
 import onboard.agents.gossip_restore
@@ -172,7 +172,7 @@ class Rounds(Mission):
             (groundstation.daemon, "time", world.time),
             (groundstation.daemon, "TrainGraph", loaded[0]), (groundstation.daemon, "InferGraph", loaded[1]),
             (groundstation.daemon, "testdata", SimpleNamespace(load=lambda *_: _tested())),
-            (groundstation.rounds, "Server", watched_server(self.genuine, IMAGES)),
+            (groundstation.rounds.rounds, "Server", watched_server(self.genuine, IMAGES)),
             (onboard.trainer.process, "ProcessTrainer", trainer), (onboard.runtime.federated, "carry", carry),
         ]  # fmt: skip
 

@@ -13,10 +13,10 @@ from typing import Any
 from groundstation import testdata
 from groundstation.config import Mission
 from groundstation.failures import StoreFailures
-from groundstation.rounds import Rounds
+from groundstation.rounds.rounds import Rounds
+from groundstation.rounds.untold import Untold
 from groundstation.station import Station
 from groundstation.store.store import Store, StoreDamaged, StoreError
-from groundstation.untold import Untold
 from groundstation.upkeep import Upkeep
 from onboard.console.log import say
 from onboard.console.toml import ConfigError

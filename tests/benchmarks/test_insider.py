@@ -11,7 +11,7 @@ from benchmarks.insider import KINDS_OF, against
 from benchmarks.insider_learning import KINDS, accuracy
 from benchmarks.insider_world import Hostile, Siege
 from benchmarks.pair import scratch
-from groundstation.rounds import Rounds
+from groundstation.rounds.rounds import Rounds
 from onboard.learn.federated.clipping import Claim, Share
 from onboard.wire.framing.frame import Type
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from groundstation.cli import main
 from groundstation.config import load_mission
-from groundstation.rounds import Rounds
+from groundstation.rounds.rounds import Rounds
 from groundstation.station import Station
 from groundstation.store.store import Store
 from onboard.codec import alq

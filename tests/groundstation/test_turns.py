@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from groundstation.rounds.untold import MOST_WAITING, Untold
 from groundstation.store.last_words import EVERY_S, LastWords
 from groundstation.store.store import Store
-from groundstation.untold import MOST_WAITING, Untold
 from onboard.mission.health import Health
 from onboard.wire.events import Arrived, Event, Message
 

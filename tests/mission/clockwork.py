@@ -21,7 +21,7 @@ from benchmarks.pair import AirPort
 from firmware_sim.channel import Side
 from groundstation.cli import main
 from groundstation.config import load_mission
-from groundstation.rounds import Rounds
+from groundstation.rounds.rounds import Rounds
 from groundstation.station import Station
 from groundstation.store.store import Store
 from groundstation.upkeep import Upkeep

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from groundstation.closing import Closing
-from groundstation.rounds import Rounds
+from groundstation.rounds.closing import Closing
+from groundstation.rounds.rounds import Rounds
 from onboard.codec import alq
 from onboard.codec.dense import Dense
 from onboard.codec.pack import pack, unpack

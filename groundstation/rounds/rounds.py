@@ -11,12 +11,12 @@ import math
 from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
-from groundstation.asking import Askings, pause_s
-from groundstation.closing import Closing
 from groundstation.config import Mission
-from groundstation.deploying import Deployment
 from groundstation.failures import Setbacks
-from groundstation.opening import accuracies, asks_for, restored
+from groundstation.rounds.asking import Askings, pause_s
+from groundstation.rounds.closing import Closing
+from groundstation.rounds.deploying import Deployment
+from groundstation.rounds.opening import accuracies, asks_for, restored
 from groundstation.station import Station
 from groundstation.store.last_words import LastWords
 from groundstation.store.store import RoundRow, Store, StoreError

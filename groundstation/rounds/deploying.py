@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 
-from groundstation.asking import Askings
+from groundstation.rounds.asking import Askings
 from groundstation.station import Station
 from onboard.console.log import say
 from onboard.mission.health import Health, State
