@@ -213,7 +213,7 @@ def status(folder: Path, as_json: bool) -> None:
       groundstation status mission --json | jq .rounds
     """
 
-    from groundstation.status import picture, table
+    from groundstation.views.status import picture, table
 
     try:
         mission = load_mission(folder)
@@ -243,7 +243,7 @@ def links(folder: Path, as_json: bool, once: bool) -> None:
       groundstation links mission
       groundstation links mission --once --json | jq '.links[].objects'
     """
-    from groundstation.links import links_picture
+    from groundstation.views.links import links_picture
     from onboard.monitor.screen import follow
     from onboard.monitor.status_socket import NobodyThere
 
@@ -270,8 +270,8 @@ def replay(files: tuple[Path, ...], mission: Path | None, key: Path | None, as_j
       groundstation replay pass.sdml --mission mission
       groundstation replay pass.sdml.1 pass.sdml --key node.key --json
     """
-    from groundstation.replay import Replay
-    from groundstation.replay_view import lines
+    from groundstation.views.replay import Replay
+    from groundstation.views.replay_view import lines
     from onboard.storage.keys import BadKey, load_keys
 
     try:

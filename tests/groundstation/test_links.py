@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from groundstation.links import group
+from groundstation.views.links import group
 from tests.test_picture import LINK
 
 PI = LINK | {"node": "pi[0]", "profile": "uhf-9k6", "updates_late": 0, "updates_refused": 0}

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from groundstation.cli import main
-from groundstation.replay import Replay
+from groundstation.views.replay import Replay
 from hw_profiles import load_link
 from onboard.link import Spool, opener
 from onboard.link.pump import Pump

@@ -11,10 +11,10 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from groundstation import status
 from groundstation.cli import main
 from groundstation.config import Mission, load_mission
 from groundstation.store.store import Store, StoreError
+from groundstation.views import status
 from onboard.mission.health import Failure, State
 
 METRICS = {"samples": 600, "loss": 0.25, "train_s": 12.0, "cpu_s": 11.0, "energy_j": 70.0}

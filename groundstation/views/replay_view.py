@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from groundstation.replay import Line, Replay, Stream
+from groundstation.views.replay import Line, Replay, Stream
 from onboard.monitor.render import bit_rate
 
 COUNTERS = (
