@@ -26,9 +26,9 @@ import numpy as np
 from benchmarks.lab import LabError
 from benchmarks.progress import Progress
 from benchmarks.result import Row
+from firmware_sim.bench.faults import FAULTS
 from firmware_sim.channel import SIDES
 from firmware_sim.crew import Crew
-from firmware_sim.faults import FAULTS
 from onboard.data import loading
 
 ROUNDS, BOARDS = 2, ("one", "two")

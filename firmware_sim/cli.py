@@ -10,10 +10,10 @@ from typing import IO, cast
 
 import click
 
-from firmware_sim.cable import IP_UDP_HEADER_BYTES, Cable
-from firmware_sim.cable_ports import UdpEnd, open_ends, parse_end
+from firmware_sim.bench.cable import IP_UDP_HEADER_BYTES, Cable
+from firmware_sim.bench.cable_ports import UdpEnd, open_ends, parse_end
+from firmware_sim.bench.faults import FAULTS, parse_faults
 from firmware_sim.channel import SIDES, Burst, Channel
-from firmware_sim.faults import FAULTS, parse_faults
 from firmware_sim.fleet_cli import fleet
 from firmware_sim.ring_cli import ring
 from hw_profiles import load_link
@@ -124,7 +124,7 @@ def board(node_toml: Path, log_format: Format, report_every: float | None) -> No
     Example:
       firmware-sim board mission/boards/raspberry-pi-4/node.toml
     """
-    from firmware_sim.board import emulate
+    from firmware_sim.bench.board import emulate
 
     start(log_format)
     try:

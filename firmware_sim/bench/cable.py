@@ -19,9 +19,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from firmware_sim.cable_ports import Port, serial_piece_bytes
+from firmware_sim.bench.cable_ports import Port, serial_piece_bytes
+from firmware_sim.bench.faults import NOISE_EVERY_S, PAUSE_S, Faults
 from firmware_sim.channel import SIDES, Channel, Side
-from firmware_sim.faults import NOISE_EVERY_S, PAUSE_S, Faults
 
 IP_UDP_HEADER_BYTES = 28  # IPv4 20 (RFC 791) and UDP 8 (RFC 768)
 
