@@ -169,8 +169,8 @@ def demo(
     require("onnxruntime", "rich", "matplotlib")
     from rich.console import Console
 
-    from firmware_sim.demo import BOARDS, DemoError, Wishes, run
-    from firmware_sim.demo_view import View, summary_table
+    from firmware_sim.demo.run import BOARDS, DemoError, Wishes, run
+    from firmware_sim.demo.view import View, summary_table
     from firmware_sim.run_folder import FolderError
     from onboard.data.loading import DataError
     from onboard.learn.graph import GraphError

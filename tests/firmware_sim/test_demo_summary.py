@@ -10,11 +10,11 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-import firmware_sim.demo
+import firmware_sim.demo.run
 from firmware_sim.cli import main
-from firmware_sim.demo import Wishes, sum_up
-from firmware_sim.demo_view import View, summary_table
-from firmware_sim.scene import Scene
+from firmware_sim.demo.run import Wishes, sum_up
+from firmware_sim.demo.scene import Scene
+from firmware_sim.demo.view import View, summary_table
 
 BOARDS = ["pi", "nano", "q8s", "q7s"]
 
@@ -74,5 +74,5 @@ def test_the_exit_code_says_it_too(
     def run(wishes: Wishes, view: View) -> dict[str, Any]:
         return summary | ({"never_answered": {}} if answered else {})
 
-    monkeypatch.setattr(firmware_sim.demo, "run", run)
+    monkeypatch.setattr(firmware_sim.demo.run, "run", run)
     assert CliRunner().invoke(main, ["demo", "--out", str(tmp_path / "out")]).exit_code == code

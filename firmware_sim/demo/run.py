@@ -19,9 +19,9 @@ from typing import Any
 
 from firmware_sim import run_folder
 from firmware_sim.crew import Crew
-from firmware_sim.demo_view import View
+from firmware_sim.demo.scene import Scene
+from firmware_sim.demo.view import View
 from firmware_sim.plot import draw
-from firmware_sim.scene import Scene
 from onboard.data import loading
 from onboard.learn.graph import TrainGraph
 from onboard.runtime.signals import stop_signals

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from firmware_sim.scene import Scene
+from firmware_sim.demo.scene import Scene
 
 PLAIN_EVERY_S = 15.0
 BAR = 8  # characters
