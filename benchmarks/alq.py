@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.progress import Progress
 from benchmarks.result import Row
-from firmware_sim.fleet_result import mean_width
+from firmware_sim.fleet.result import mean_width
 from onboard.codec import alq
 from onboard.codec.alq import Quantized
 from onboard.codec.layout import Weights

@@ -28,9 +28,11 @@ from benchmarks import seeds as seeds_option
 from benchmarks.lab import LabError
 from benchmarks.progress import Progress
 from benchmarks.result import Row
-from firmware_sim import fleet, fleet_run, ring, ring_run
-from firmware_sim.fleet_presets import PRESETS
-from firmware_sim.fleet_result import RoundResult
+from firmware_sim import ring, ring_run
+from firmware_sim.fleet import run as fleet_run
+from firmware_sim.fleet import simulation
+from firmware_sim.fleet.presets import PRESETS
+from firmware_sim.fleet.result import RoundResult
 from firmware_sim.ring import Method
 from hw_profiles import load_board, load_link
 from onboard.learn.gossip.descent import Recipe
@@ -159,7 +161,7 @@ class Bench:
         rounds = -(-self.task.epochs // CENTRAL_EPOCHS)
         training = msgspec.structs.replace(PRESETS["spacedml-fast"], epochs=CENTRAL_EPOCHS)
         wishes = fleet_run.Wishes(
-            settings=fleet.Settings(
+            settings=simulation.Settings(
                 training=training, devices=NODES, select=NODES, quorum=NODES, rounds=rounds,
                 model=self.task.model, deadline_s=1e6, seed=seed,
                 boards=(load_board(BOARD),), links=(load_link(LINK),),
@@ -171,7 +173,7 @@ class Bench:
             run = fleet_run.Run(wishes)
             for seen in run.play():
                 self.tell(f"{CENTRAL}, seed {seed}, round {seen.round} of {rounds}")
-        except (fleet.FleetError, ValueError) as error:
+        except (simulation.FleetError, ValueError) as error:
             raise LabError(str(error)) from None
         return points_of(run.results, training)
 

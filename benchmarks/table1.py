@@ -1,8 +1,8 @@
 """SpaceDML's Table I on the wire: FedAvg and nine cells, at or above its accuracy in at most its bits.
 
 LeNet-5 on MNIST, 100 devices with 600 images each, K of them asked in a round, ten rounds, batches of 10
-(SpaceDML, section IV). Every cell is a `firmware_sim.fleet`: real agents, real frames. The paper leaves
-optimizer, rate and augmentation open; ours are `firmware_sim.fleet_presets`, and FedAvg gets the same in rows
+(SpaceDML, section IV). Every cell is a `firmware_sim.fleet.simulation`: real agents, real frames. The paper leaves
+optimizer, rate and augmentation open; ours are `firmware_sim.fleet.presets`, and FedAvg gets the same in rows
 of its own. Numbers are means over the seeds; accuracy is that of the quantized model after the last round.
 
 The downlink is the paper's too: a sketch that nobody prunes, of one basis on average; its bits are rows
@@ -25,10 +25,10 @@ from benchmarks import seeds
 from benchmarks.lab import LabError
 from benchmarks.progress import Progress
 from benchmarks.result import Row
-from firmware_sim.fleet import FleetError, Settings, without_losses
-from firmware_sim.fleet_presets import PRESETS, as_fedavg, for_bits
-from firmware_sim.fleet_result import RoundResult
-from firmware_sim.fleet_run import Run, Split, Wishes
+from firmware_sim.fleet.presets import PRESETS, as_fedavg, for_bits
+from firmware_sim.fleet.result import RoundResult
+from firmware_sim.fleet.run import Run, Split, Wishes
+from firmware_sim.fleet.simulation import FleetError, Settings, without_losses
 from firmware_sim.run_folder import FolderError
 from hw_profiles import Link, load_board, load_link
 from onboard.mission.server import Training

@@ -17,7 +17,7 @@ from benchmarks.__main__ import main
 from benchmarks.convergence import CENTRAL, DENSE, METHODS, SPARSE, Bench, Point, measure, points_of
 from benchmarks.progress import Progress
 from benchmarks.result import Row
-from firmware_sim.fleet_presets import PRESETS
+from firmware_sim.fleet.presets import PRESETS
 from tests.benchmarks.test_table1 import RESULT
 
 TRY = ("convergence", "--data", "digits", "--epochs", "1", "--json")

@@ -17,11 +17,11 @@ from benchmarks import table1
 from benchmarks.__main__ import main
 from benchmarks.progress import Progress
 from benchmarks.table1 import CELLS, bytes_until
-from firmware_sim.fleet import Settings
-from firmware_sim.fleet_presets import PRESETS, ROOM, SKETCH_DOWN, as_fedavg, for_bits
-from firmware_sim.fleet_record import Record
-from firmware_sim.fleet_result import RoundResult
-from firmware_sim.fleet_run import Run, Wishes
+from firmware_sim.fleet.presets import PRESETS, ROOM, SKETCH_DOWN, as_fedavg, for_bits
+from firmware_sim.fleet.record import Record
+from firmware_sim.fleet.result import RoundResult
+from firmware_sim.fleet.run import Run, Wishes
+from firmware_sim.fleet.simulation import Settings
 
 RESULT = RoundResult(
     round=1, accuracy=0.9, loss=0.5, bits_up=0.1, bits_down=0.2, width_up=0.08, width_down=0.15,

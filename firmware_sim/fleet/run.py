@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from firmware_sim.fleet import Fleet, FleetError, Settings
-from firmware_sim.fleet_record import Record
-from firmware_sim.fleet_result import Moment, RoundResult
+from firmware_sim.fleet.record import Record
+from firmware_sim.fleet.result import Moment, RoundResult
+from firmware_sim.fleet.simulation import Fleet, FleetError, Settings
 from firmware_sim.fleet_split import dirichlet, iid
 from onboard.data import loading
 from onboard.data.loading import Images

@@ -22,7 +22,7 @@ from onboard.console.log import start
 from onboard.runtime.signals import stop_signals
 
 if TYPE_CHECKING:
-    from firmware_sim.fleet_run import Run, Wishes
+    from firmware_sim.fleet.run import Run, Wishes
 
 METHODS = ("fedavg", "fedavg-zstd", "spacedml", "spacedml-fast")
 BY_METHOD = "Default: the method's."
@@ -96,8 +96,8 @@ def fleet(as_json: bool, **options: Any) -> None:
       firmware-sim fleet --split dirichlet --alpha 0.3 --dropout 0.2 --quorum 3 --staleness 0.5
     """
     require("onnxruntime", "rich", "matplotlib")
-    from firmware_sim.fleet import FleetError
-    from firmware_sim.fleet_run import Run
+    from firmware_sim.fleet.run import Run
+    from firmware_sim.fleet.simulation import FleetError
     from onboard.data.loading import DataError
     from onboard.learn.graph import GraphError
 
@@ -124,9 +124,9 @@ def _wishes(
     """The options as one value. Raises ValueError, FleetError for what cannot be."""
     import msgspec
 
-    from firmware_sim.fleet import Settings, without_losses
-    from firmware_sim.fleet_presets import PRESETS
-    from firmware_sim.fleet_run import Wishes
+    from firmware_sim.fleet.presets import PRESETS
+    from firmware_sim.fleet.run import Wishes
+    from firmware_sim.fleet.simulation import Settings, without_losses
     from onboard.mission.server import Training
 
     preset = next(preset for name, preset in PRESETS.items() if name == method)
@@ -150,8 +150,8 @@ def _show(run: Run, wishes: Wishes, *, as_json: bool) -> bool:
     """Plays and shows a run; False if it was stopped before its end."""
     from rich.console import Console
 
-    from firmware_sim.fleet_result import RoundResult
-    from firmware_sim.fleet_view import View, draw, summary
+    from firmware_sim.fleet.result import RoundResult
+    from firmware_sim.fleet.view import View, draw, summary
 
     settings = wishes.settings
     with (

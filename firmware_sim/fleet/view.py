@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from firmware_sim.fleet_result import Moment, RoundResult
+from firmware_sim.fleet.result import Moment, RoundResult
 from firmware_sim.live import Live
 from firmware_sim.plot import UP
 

@@ -14,9 +14,9 @@ from itertools import count
 from pathlib import Path
 from random import Random
 
-from firmware_sim.fleet_device import TICK_S, Device, Place, Spent
-from firmware_sim.fleet_downlink import Downlink
-from firmware_sim.fleet_result import Moment, RoundResult, mean_width
+from firmware_sim.fleet.device import TICK_S, Device, Place, Spent
+from firmware_sim.fleet.downlink import Downlink
+from firmware_sim.fleet.result import Moment, RoundResult, mean_width
 from hw_profiles import Board, Link
 from onboard.codec.pack import unpack
 from onboard.config import NODE_IDS

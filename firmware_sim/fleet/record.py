@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from firmware_sim import run_folder
-from firmware_sim.fleet_result import RoundResult
+from firmware_sim.fleet.result import RoundResult
 from onboard.storage.journal import replace_durably
 
 WISHES, ROUNDS = "fleet.json", "rounds.jsonl"
