@@ -28,12 +28,13 @@ from benchmarks import seeds as seeds_option
 from benchmarks.lab import LabError
 from benchmarks.progress import Progress
 from benchmarks.result import Row
-from firmware_sim import ring, ring_run
 from firmware_sim.fleet import run as fleet_run
 from firmware_sim.fleet import simulation
 from firmware_sim.fleet.presets import PRESETS
 from firmware_sim.fleet.result import RoundResult
-from firmware_sim.ring import Method
+from firmware_sim.ring import run as ring_run
+from firmware_sim.ring import simulation as ring
+from firmware_sim.ring.simulation import Method
 from hw_profiles import load_board, load_link
 from onboard.learn.gossip.descent import Recipe
 from onboard.mission.server import Training

@@ -13,13 +13,13 @@ import pytest
 
 from firmware_sim.crew import Crew
 from firmware_sim.fleet_split import iid
-from firmware_sim.ring import RingError, Settings
-from firmware_sim.ring_cables import meeting
-from firmware_sim.ring_crew import CrewRun
-from firmware_sim.ring_nodes import found
-from firmware_sim.ring_record import EPOCHS
-from firmware_sim.ring_result import EpochResult
-from firmware_sim.ring_run import Wishes
+from firmware_sim.ring.processes.folders import found
+from firmware_sim.ring.processes.links import meeting
+from firmware_sim.ring.processes.run import CrewRun
+from firmware_sim.ring.record import EPOCHS
+from firmware_sim.ring.result import EpochResult
+from firmware_sim.ring.run import Wishes
+from firmware_sim.ring.simulation import RingError, Settings
 from hw_profiles import load_board, load_link
 from onboard.data import loading
 from onboard.learn.gossip.descent import Recipe

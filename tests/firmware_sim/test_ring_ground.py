@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from firmware_sim.crew import Crew
-from firmware_sim.ring import Ground, RingError, Settings
-from firmware_sim.ring_cables import meeting
-from firmware_sim.ring_crew import CrewRun
-from firmware_sim.ring_nodes import PLAN, found, plan
-from firmware_sim.ring_result import EpochResult
-from firmware_sim.ring_run import Wishes
+from firmware_sim.ring.processes.folders import PLAN, found, plan
+from firmware_sim.ring.processes.links import meeting
+from firmware_sim.ring.processes.run import CrewRun
+from firmware_sim.ring.result import EpochResult
+from firmware_sim.ring.run import Wishes
+from firmware_sim.ring.simulation import Ground, RingError, Settings
 from hw_profiles import load_board, load_link
 from onboard.agents.gossip_checkpoint import CHECKPOINT, MODEL
 from onboard.codec.layout import Floats

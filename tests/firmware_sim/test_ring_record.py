@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from firmware_sim.cli import main
-from firmware_sim.ring_record import EPOCHS, STATE, WISHES
+from firmware_sim.ring.record import EPOCHS, STATE, WISHES
 
 SMALL = ("ring", "--data", "digits", "--nodes", "4", "--images", "40", "--batch-size", "8", "--epochs", "3")
 HARD = ("--dead", "3@0.9", "--cut", "1-2@0.2:1.5", "--patience", "0.3", "--loss", "0.2", "--values", "int8")

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from firmware_sim.ring import Ground, Ring, Settings
-from firmware_sim.ring_result import EpochResult
-from firmware_sim.ring_state import Acknowledged, Arrived, OutOfPatience, RingState, Trained, pack, unpack
+from firmware_sim.ring.result import EpochResult
+from firmware_sim.ring.simulation import Ground, Ring, Settings
+from firmware_sim.ring.state import Acknowledged, Arrived, OutOfPatience, RingState, Trained, pack, unpack
 from hw_profiles import load_board, load_link
 from onboard.codec.values import Form
 from onboard.data import loading

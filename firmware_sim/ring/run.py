@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from firmware_sim.fleet_split import dirichlet, iid
-from firmware_sim.ring import Ring, RingError, Settings
-from firmware_sim.ring_record import Record
-from firmware_sim.ring_result import EpochResult, Moment
+from firmware_sim.ring.record import Record
+from firmware_sim.ring.result import EpochResult, Moment
+from firmware_sim.ring.simulation import Ring, RingError, Settings
 from onboard.data import loading
 from onboard.data.loading import Images
 from onboard.learn.graph import InferGraph, TrainGraph

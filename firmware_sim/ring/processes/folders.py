@@ -13,8 +13,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from firmware_sim.ring import GROUND, Ground, RingError, Settings
-from firmware_sim.ring_cables import link_of
+from firmware_sim.ring.processes.links import link_of
+from firmware_sim.ring.simulation import GROUND, Ground, RingError, Settings
 from onboard.codec.mask import ALL
 from onboard.data import loading
 from onboard.learn.gossip import topology

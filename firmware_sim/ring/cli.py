@@ -23,9 +23,9 @@ from onboard.console.log import start
 from onboard.runtime.signals import stop_signals
 
 if TYPE_CHECKING:
-    from firmware_sim.ring import Ground
-    from firmware_sim.ring_crew import CrewRun
-    from firmware_sim.ring_run import Run, Wishes
+    from firmware_sim.ring.processes.run import CrewRun
+    from firmware_sim.ring.run import Run, Wishes
+    from firmware_sim.ring.simulation import Ground
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -37,7 +37,7 @@ FORMS = ("fp32", "fp16", "int8", "alq")
 
 def _scenario(context: click.Context, _option: click.Parameter, path: Path | None) -> None:
     """What a scenario file says is the default of each option."""
-    from firmware_sim.ring_scenario import load
+    from firmware_sim.ring.scenario import load
     from onboard.console.toml import ConfigError
 
     if path is None:
@@ -142,9 +142,9 @@ def ring(ground: Ground | None, /, as_json: bool, processes: bool, **options: An
     require("onnxruntime", "rich", "matplotlib")
     from rich.console import Console
 
-    from firmware_sim.ring import RingError
-    from firmware_sim.ring_crew import CrewRun
-    from firmware_sim.ring_run import Run
+    from firmware_sim.ring.processes.run import CrewRun
+    from firmware_sim.ring.run import Run
+    from firmware_sim.ring.simulation import RingError
     from onboard.data.loading import DataError
     from onboard.learn.graph import GraphError
 
@@ -171,8 +171,8 @@ def _wishes(
     dead: tuple[str, ...], cut: tuple[str, ...], out: Path, ground: Ground | None, **recipe: Any,
 ) -> Wishes:  # fmt: skip
     """The options as one value. Raises ValueError for what cannot be."""
-    from firmware_sim.ring import Settings
-    from firmware_sim.ring_run import Wishes
+    from firmware_sim.ring.run import Wishes
+    from firmware_sim.ring.simulation import Settings
     from onboard.codec.values import Form
     from onboard.learn.gossip.descent import Recipe
 
@@ -223,8 +223,8 @@ def _show(run: Run | CrewRun, wishes: Wishes, *, as_json: bool) -> bool:
     """Plays and shows a run; False if it was stopped before its end."""
     from rich.console import Console
 
-    from firmware_sim.ring_result import EpochResult
-    from firmware_sim.ring_view import View, draw, summary
+    from firmware_sim.ring.result import EpochResult
+    from firmware_sim.ring.view import View, draw, summary
     from firmware_sim.ring_ways import framed_bytes
 
     settings = wishes.settings

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from firmware_sim.ring_result import Seconds
+from firmware_sim.ring.result import Seconds
 
 DTYPES = ("<f4", "<i4")  # of arrays, by the code of their extension
 

@@ -22,9 +22,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from firmware_sim.ring_baselines import Choco, Talker, TopK
-from firmware_sim.ring_result import EpochResult, Judge, Moment, Seconds
-from firmware_sim.ring_state import Acknowledged, Arrived, Event, NodeState, OutOfPatience, RingState, Trained
+from firmware_sim.ring.baselines import Choco, Talker, TopK
+from firmware_sim.ring.result import EpochResult, Judge, Moment, Seconds
+from firmware_sim.ring.state import Acknowledged, Arrived, Event, NodeState, OutOfPatience, RingState, Trained
 from firmware_sim.ring_ways import Way, contacts_around
 from hw_profiles import Board, Link
 from onboard.board.budget import Pace

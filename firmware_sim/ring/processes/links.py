@@ -10,7 +10,7 @@ import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from firmware_sim.ring import GROUND, Settings
+from firmware_sim.ring.simulation import GROUND, Settings
 from firmware_sim.ring_ways import contacts_around
 from hw_profiles import Link
 from onboard.learn.gossip.topology import Edge

@@ -20,12 +20,12 @@ import numpy as np
 
 from firmware_sim import run_folder
 from firmware_sim.crew import Crew
-from firmware_sim.ring import GROUND, RingError
-from firmware_sim.ring_cables import meeting
-from firmware_sim.ring_nodes import found, plan
-from firmware_sim.ring_record import EPOCHS, WISHES
-from firmware_sim.ring_result import EpochResult, Judge, Moment
-from firmware_sim.ring_run import Wishes, images_of
+from firmware_sim.ring.processes.folders import found, plan
+from firmware_sim.ring.processes.links import meeting
+from firmware_sim.ring.record import EPOCHS, WISHES
+from firmware_sim.ring.result import EpochResult, Judge, Moment
+from firmware_sim.ring.run import Wishes, images_of
+from firmware_sim.ring.simulation import GROUND, RingError
 from onboard.agents.gossip_checkpoint import CHECKPOINT
 from onboard.codec.layout import Floats
 from onboard.learn.graph import InferGraph, TrainGraph, initial
