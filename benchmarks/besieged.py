@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks import stepped_clock
 from benchmarks.lab import LabError
-from firmware_sim.crew import Crew
+from firmware_sim.runs.processes import Crew
 from onboard.data import loading
 
 BOARDS = ("one", "two")

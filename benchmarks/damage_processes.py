@@ -20,7 +20,7 @@ from benchmarks.harm import damaged
 from benchmarks.lab import LabError
 from benchmarks.naming import names
 from benchmarks.progress import Progress
-from firmware_sim.crew import Crew
+from firmware_sim.runs.processes import Crew
 from onboard.data import loading
 from onboard.learn.gossip import topology
 from onboard.storage.keys import save_key

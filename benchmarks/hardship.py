@@ -28,7 +28,7 @@ from benchmarks.progress import Progress
 from benchmarks.result import Row
 from firmware_sim.bench.faults import FAULTS
 from firmware_sim.channel import SIDES
-from firmware_sim.crew import Crew
+from firmware_sim.runs.processes import Crew
 from onboard.data import loading
 
 ROUNDS, BOARDS = 2, ("one", "two")

@@ -28,7 +28,7 @@ from benchmarks.besieged import BOARDS, GROUND, KINDS, PROGRAMS, Besieged, Kind
 from benchmarks.progress import Progress
 from benchmarks.result import Row
 from benchmarks.witnessed import Witness
-from firmware_sim.crew import Crew
+from firmware_sim.runs.processes import Crew
 from groundstation.rounds.asking import FIRST_PAUSE_S
 
 FAULTS = 1000

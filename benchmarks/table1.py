@@ -29,7 +29,7 @@ from firmware_sim.fleet.presets import PRESETS, as_fedavg, for_bits
 from firmware_sim.fleet.result import RoundResult
 from firmware_sim.fleet.run import Run, Split, Wishes
 from firmware_sim.fleet.simulation import FleetError, Settings, without_losses
-from firmware_sim.run_folder import FolderError
+from firmware_sim.runs.folder import FolderError
 from hw_profiles import Link, load_board, load_link
 from onboard.mission.server import Training
 

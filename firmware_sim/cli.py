@@ -171,7 +171,7 @@ def demo(
 
     from firmware_sim.demo.run import BOARDS, DemoError, Wishes, run
     from firmware_sim.demo.view import View, summary_table
-    from firmware_sim.run_folder import FolderError
+    from firmware_sim.runs.folder import FolderError
     from onboard.data.loading import DataError
     from onboard.learn.graph import GraphError
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from firmware_sim.crew import Crew
+from firmware_sim.runs.processes import Crew
 from onboard.data import loading
 from onboard.storage.keys import new_key, save_key
 from tests.mission.bench import run

@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from firmware_sim import run_folder
-from firmware_sim.crew import Crew
 from firmware_sim.demo.scene import Scene
 from firmware_sim.demo.view import View
-from firmware_sim.plot import draw
+from firmware_sim.runs import folder
+from firmware_sim.runs.plot import draw
+from firmware_sim.runs.processes import Crew
 from onboard.data import loading
 from onboard.learn.graph import TrainGraph
 from onboard.runtime.signals import stop_signals
@@ -118,12 +118,12 @@ def range_of(wishes: Wishes) -> range:
 def hold_folder(out: Path) -> contextlib.ExitStack:
     """An empty folder for the run, which no other may use until the stack is closed. What an earlier demo
     left is replaced, anything else is left alone. Raises FolderError, OSError."""
-    run_folder.check_mark(out / MARK)
-    held = run_folder.hold(out)
+    folder.check_mark(out / MARK)
+    held = folder.hold(out)
     try:
-        run_folder.check_mark(out / MARK)
-        run_folder.empty(out / MARK)
-        run_folder.claim(out / MARK, {"made_by": "firmware-sim demo"})
+        folder.check_mark(out / MARK)
+        folder.empty(out / MARK)
+        folder.claim(out / MARK, {"made_by": "firmware-sim demo"})
         (out / "ports").mkdir()
     except BaseException:
         held.close()

@@ -15,8 +15,8 @@ from typing import Any
 
 import msgspec
 
-from firmware_sim import run_folder
 from firmware_sim.fleet.result import RoundResult
+from firmware_sim.runs import folder as run_folder
 from onboard.storage.journal import replace_durably
 
 WISHES, ROUNDS = "fleet.json", "rounds.jsonl"

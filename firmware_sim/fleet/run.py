@@ -13,7 +13,7 @@ import msgspec
 from firmware_sim.fleet.record import Record
 from firmware_sim.fleet.result import Moment, RoundResult
 from firmware_sim.fleet.simulation import Fleet, FleetError, Settings
-from firmware_sim.fleet_split import dirichlet, iid
+from firmware_sim.runs.split import dirichlet, iid
 from onboard.data import loading
 from onboard.data.loading import Images
 from onboard.learn.federated.rounds import finished

@@ -9,8 +9,8 @@ from pathlib import Path
 from rich.console import Console
 
 from firmware_sim.fleet.result import Moment, RoundResult
-from firmware_sim.live import Live
-from firmware_sim.plot import UP
+from firmware_sim.runs.live import Live
+from firmware_sim.runs.plot import UP
 
 HEADING = (  # of `line`
     "round  accuracy   bits up  bits down   bytes up  bytes down   air up  air down   energy     clock  "

@@ -15,9 +15,9 @@ from typing import Any
 
 import msgspec
 
-from firmware_sim import run_folder
 from firmware_sim.ring.result import EpochResult
 from firmware_sim.ring.state import RingState, pack, unpack
+from firmware_sim.runs import folder as run_folder
 from onboard.storage.journal import replace_durably
 
 WISHES, EPOCHS, STATE = "ring.json", "epochs.jsonl", "state.bin"

@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from firmware_sim.fleet_split import dirichlet, iid
 from firmware_sim.ring.record import Record
 from firmware_sim.ring.result import EpochResult, Moment
 from firmware_sim.ring.simulation import Ring, RingError, Settings
+from firmware_sim.runs.split import dirichlet, iid
 from onboard.data import loading
 from onboard.data.loading import Images
 from onboard.learn.graph import InferGraph, TrainGraph

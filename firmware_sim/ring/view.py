@@ -7,8 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from firmware_sim.live import Live
 from firmware_sim.ring.result import EpochResult, Moment
+from firmware_sim.runs.live import Live
 
 HEADING = "epoch    loss  mean model   worst node  best node  distance        sent  exchanges     clock"
 

@@ -15,7 +15,7 @@ from benchmarks.besieged import KINDS
 from benchmarks.kills import Findings, Siege
 from benchmarks.progress import Progress
 from benchmarks.witnessed import Witness
-from firmware_sim.crew import Crew
+from firmware_sim.runs.processes import Crew
 from groundstation.cli import main
 from groundstation.store.store import Store
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from firmware_sim.crew import Crew
+from firmware_sim.runs.processes import Crew
 from onboard.data import loading
 from tests.field.commands import blocks, the
 from tests.field.machines import Lan, Machine, why_not

@@ -17,7 +17,7 @@ from firmware_sim.cli import main
 from firmware_sim.fleet.record import Record
 from firmware_sim.fleet.result import Moment, RoundResult, mean_width
 from firmware_sim.fleet.simulation import Fleet, FleetError, Settings, without_losses
-from firmware_sim.fleet_split import iid
+from firmware_sim.runs.split import iid
 from hw_profiles import load_board, load_link
 from onboard.codec import alq
 from onboard.codec.dense import Dense

@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from firmware_sim.crew import Crew
-from firmware_sim.fleet_split import iid
 from firmware_sim.ring.processes.folders import found
 from firmware_sim.ring.processes.links import meeting
 from firmware_sim.ring.processes.run import CrewRun
@@ -20,6 +18,8 @@ from firmware_sim.ring.record import EPOCHS
 from firmware_sim.ring.result import EpochResult
 from firmware_sim.ring.run import Wishes
 from firmware_sim.ring.simulation import RingError, Settings
+from firmware_sim.runs.processes import Crew
+from firmware_sim.runs.split import iid
 from hw_profiles import load_board, load_link
 from onboard.data import loading
 from onboard.learn.gossip.descent import Recipe

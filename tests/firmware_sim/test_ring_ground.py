@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from firmware_sim.crew import Crew
 from firmware_sim.ring.processes.folders import PLAN, found, plan
 from firmware_sim.ring.processes.links import meeting
 from firmware_sim.ring.processes.run import CrewRun
 from firmware_sim.ring.result import EpochResult
 from firmware_sim.ring.run import Wishes
 from firmware_sim.ring.simulation import Ground, RingError, Settings
+from firmware_sim.runs.processes import Crew
 from hw_profiles import load_board, load_link
 from onboard.agents.gossip_checkpoint import CHECKPOINT, MODEL
 from onboard.codec.layout import Floats

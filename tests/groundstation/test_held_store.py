@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from firmware_sim.crew import Crew
+from firmware_sim.runs.processes import Crew
 from groundstation.cli import main
 from groundstation.config import load_mission
 from groundstation.daemon import _close

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from firmware_sim.crew import Crew
+from firmware_sim.runs.processes import Crew
 from onboard.data import loading
 
 Event = dict[str, Any]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from firmware_sim.crew import Crew
+from firmware_sim.runs.processes import Crew
 from hw_profiles import load_link
 from onboard.data import loading
 from onboard.learn.graph import TrainGraph

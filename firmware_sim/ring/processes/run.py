@@ -18,14 +18,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from firmware_sim import run_folder
-from firmware_sim.crew import Crew
 from firmware_sim.ring.processes.folders import found, plan
 from firmware_sim.ring.processes.links import meeting
 from firmware_sim.ring.record import EPOCHS, WISHES
 from firmware_sim.ring.result import EpochResult, Judge, Moment
 from firmware_sim.ring.run import Wishes, images_of
 from firmware_sim.ring.simulation import GROUND, RingError
+from firmware_sim.runs import folder
+from firmware_sim.runs.processes import Crew
 from onboard.agents.gossip_checkpoint import CHECKPOINT
 from onboard.codec.layout import Floats
 from onboard.learn.graph import InferGraph, TrainGraph, initial
@@ -69,7 +69,7 @@ class CrewRun:
             raise RingError(f"{settings.method}: processes gossip by rd-psgd or d-psgd, in a folder")
         if (wishes.out / WISHES).exists():
             raise RingError(f"{wishes.out}: holds a run on the virtual clock; choose another with --out")
-        run_folder.check_mark(wishes.out / MARK)
+        folder.check_mark(wishes.out / MARK)
         train = TrainGraph.load(settings.model)
         shares, test = images_of(wishes, train)
         self.parameters, self.images = train.layout.parameters, len(shares[0])
@@ -77,9 +77,9 @@ class CrewRun:
         self._settings, self._out = settings, wishes.out
         self._judge = Judge(InferGraph.load(settings.model), train.layout, test)
         meets = meeting(settings)
-        self._held = run_folder.hold(wishes.out)
-        run_folder.check_mark(wishes.out / MARK)  # another run may just have begun or ended in it
-        run_folder.claim(wishes.out / MARK, wishes.as_json())
+        self._held = folder.hold(wishes.out)
+        folder.check_mark(wishes.out / MARK)  # another run may just have begun or ended in it
+        folder.claim(wishes.out / MARK, wishes.as_json())
         self._cables = meets.cables
         self._files = found(wishes.out / NODES, settings, shares, meets.urls)
         self._told: list[dict[int, dict[str, Any]]] = []  # what each node said of each epoch
