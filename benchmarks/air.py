@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 
 from benchmarks import netns
-from firmware_sim.channel import SIDES, Channel, Side
+from firmware_sim.world.channel import SIDES, Channel, Side
 from hw_profiles import Link
 from onboard.runtime.signals import Stop, stop_signals
 

@@ -27,7 +27,7 @@ from benchmarks.pair import Broken, scratch
 from benchmarks.passes import ORBIT_S, gaps
 from benchmarks.progress import Progress
 from benchmarks.result import Row
-from firmware_sim.channel import SIDES, Side
+from firmware_sim.world.channel import SIDES, Side
 
 HOURS, BOARDS = 24.0, 3
 DRAIN_S = 36 * 3600.0  # until the allowance of another day is there, and was used

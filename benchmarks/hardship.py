@@ -27,8 +27,8 @@ from benchmarks.lab import LabError
 from benchmarks.progress import Progress
 from benchmarks.result import Row
 from firmware_sim.bench.faults import FAULTS
-from firmware_sim.channel import SIDES
 from firmware_sim.runs.processes import Crew
+from firmware_sim.world.channel import SIDES
 from onboard.data import loading
 
 ROUNDS, BOARDS = 2, ("one", "two")

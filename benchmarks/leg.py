@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks.pair import Broken, End, Pair
 from benchmarks.passes import heard, passes
 from benchmarks.transfer import payload_of
-from firmware_sim.channel import SIDES, Burst, Channel, Side
+from firmware_sim.world.channel import SIDES, Burst, Channel, Side
 from hw_profiles import load_link
 from onboard.wire.events import Arrived, Delivered, Expired, Limits
 from onboard.wire.framing import cobs

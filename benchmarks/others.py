@@ -26,7 +26,7 @@ from benchmarks.lab import LabError
 from benchmarks.progress import Progress
 from benchmarks.race import Course, Outcome, Racer, run_all
 from benchmarks.result import Row
-from firmware_sim.channel import Side
+from firmware_sim.world.channel import Side
 from onboard.link.ports.udp import IPV4_UDP_BYTES
 
 SEEDS = 3

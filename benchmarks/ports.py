@@ -25,8 +25,8 @@ from benchmarks.pair import Pair, scratch
 from benchmarks.progress import Progress
 from benchmarks.result import Row
 from benchmarks.transfer import payload_of
-from firmware_sim.channel import Channel
 from firmware_sim.runs.processes import Crew
+from firmware_sim.world.channel import Channel
 from hw_profiles import Link, load_link
 from onboard.wire.events import Arrived
 from onboard.wire.messages import UPDATE

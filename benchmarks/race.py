@@ -20,8 +20,8 @@ from typing import Any
 
 from benchmarks.lab import LabError
 from benchmarks.transfer import payload_of
-from firmware_sim.channel import SIDES, Side
 from firmware_sim.runs.processes import Crew
+from firmware_sim.world.channel import SIDES, Side
 from hw_profiles import Link, load_link
 from onboard.link.ports.udp import IPV4_UDP_BYTES
 from onboard.wire.framing.frame import OVERHEAD_BYTES

@@ -24,7 +24,7 @@ from benchmarks.pair import Broken, End, Pair, scratch
 from benchmarks.progress import Progress
 from benchmarks.result import Row
 from benchmarks.transfer import FOREVER_S, payload_of, radio
-from firmware_sim.channel import SIDES, Channel, Side
+from firmware_sim.world.channel import SIDES, Channel, Side
 from onboard.wire.events import Limits
 from onboard.wire.framing import cobs
 from onboard.wire.framing import frame as framing

@@ -20,7 +20,7 @@ import click
 from benchmarks.pair import Pair, scratch
 from benchmarks.progress import Progress
 from benchmarks.result import Row
-from firmware_sim.channel import Burst, Channel, Side
+from firmware_sim.world.channel import Burst, Channel, Side
 from hw_profiles import Link, load_link
 from onboard.wire.events import Arrived
 from onboard.wire.framing.frame import OVERHEAD_BYTES

@@ -21,7 +21,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from benchmarks.pair import TICK_S, AirPort
-from firmware_sim.channel import Channel, Side
+from firmware_sim.world.channel import Channel, Side
 from hw_profiles import Link
 from onboard.console.errors import where
 from onboard.runtime.signals import Stop

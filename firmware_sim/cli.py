@@ -13,9 +13,9 @@ import click
 from firmware_sim.bench.cable import IP_UDP_HEADER_BYTES, Cable
 from firmware_sim.bench.cable_ports import UdpEnd, open_ends, parse_end
 from firmware_sim.bench.faults import FAULTS, parse_faults
-from firmware_sim.channel import SIDES, Burst, Channel
 from firmware_sim.fleet.cli import fleet
 from firmware_sim.ring.cli import ring
+from firmware_sim.world.channel import SIDES, Burst, Channel
 from hw_profiles import load_link
 from onboard.console.errors import OneLineErrors, finite, refused
 from onboard.console.extras import require

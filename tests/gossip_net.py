@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.pair import TICK_S, AirPort
-from firmware_sim.channel import Channel, Side
+from firmware_sim.world.channel import Channel, Side
 from onboard.agents.gossip import GossipAgent
 from onboard.agents.gossip_state import Phase
 from onboard.codec.layout import Floats, Layout, layout

@@ -21,7 +21,7 @@ from typing import Any
 
 from firmware_sim.bench.cable_ports import Port, serial_piece_bytes
 from firmware_sim.bench.faults import NOISE_EVERY_S, PAUSE_S, Faults
-from firmware_sim.channel import SIDES, Channel, Side
+from firmware_sim.world.channel import SIDES, Channel, Side
 
 IP_UDP_HEADER_BYTES = 28  # IPv4 20 (RFC 791) and UDP 8 (RFC 768)
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
-from firmware_sim.channel import SIDES, Side
+from firmware_sim.world.channel import SIDES, Side
 from hw_profiles import Link
 from onboard.link import BadUrl
 from onboard.link.ports.places import resolve

@@ -12,7 +12,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable
 
-from firmware_sim.channel import SIDES, Side
+from firmware_sim.world.channel import SIDES, Side
 
 XON, XOFF = 0x11, 0x13
 IAC = 0xFF  # telnet's "interpret as command" (RFC 854), doubled where it is data

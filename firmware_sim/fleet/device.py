@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from firmware_sim.channel import SIDES, Channel, Side
+from firmware_sim.world.channel import SIDES, Channel, Side
 from hw_profiles import Board, Link
 from onboard.agents.federated import HEALTH_EVERY_S, Agent
 from onboard.agents.federated_state import Known

@@ -225,7 +225,7 @@ def _show(run: Run | CrewRun, wishes: Wishes, *, as_json: bool) -> bool:
 
     from firmware_sim.ring.result import EpochResult
     from firmware_sim.ring.view import View, draw, summary
-    from firmware_sim.ring_ways import framed_bytes
+    from firmware_sim.world.edge import framed_bytes
 
     settings = wishes.settings
     if settings.in_parts:

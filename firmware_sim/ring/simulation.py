@@ -25,7 +25,7 @@ from typing import Literal
 from firmware_sim.ring.baselines import Choco, Talker, TopK
 from firmware_sim.ring.result import EpochResult, Judge, Moment, Seconds
 from firmware_sim.ring.state import Acknowledged, Arrived, Event, NodeState, OutOfPatience, RingState, Trained
-from firmware_sim.ring_ways import Way, contacts_around
+from firmware_sim.world.edge import Way, contacts_around
 from hw_profiles import Board, Link
 from onboard.board.budget import Pace
 from onboard.codec.layout import Floats

@@ -15,8 +15,8 @@ import pytest
 
 from benchmarks import netns
 from benchmarks.air import ADDRESSES, Spec
-from firmware_sim.channel import Side
 from firmware_sim.runs.processes import Crew
+from firmware_sim.world.channel import Side
 from hw_profiles import load_link
 
 LINK = replace(load_link("bench-udp"), rate_up_bps=80_000.0, rate_down_bps=40_000.0, delay_s=0.5)

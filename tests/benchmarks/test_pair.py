@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.pair import KEY, NODES, AirPort, Broken, Known, Pair, scratch
-from firmware_sim.channel import Channel
+from firmware_sim.world.channel import Channel
 from hw_profiles import Link
 from onboard.link.ports.port import Port
 from onboard.storage.journal import Journal

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firmware_sim.channel import Burst, Channel, Side
+from firmware_sim.world.channel import Burst, Channel, Side
 from hw_profiles import Link, load_link
 
 FULL = dataclasses.replace(load_link("sband-256k"), bit_error_rate=0.0)

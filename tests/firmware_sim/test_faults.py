@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from firmware_sim.bench.faults import FAULTS, Faults, parse_faults
-from firmware_sim.channel import SIDES, Side
 from firmware_sim.cli import main
+from firmware_sim.world.channel import SIDES, Side
 from tests.firmware_sim.test_cable import FRAME, laid
 
 ALL_BYTES = bytes(range(256))

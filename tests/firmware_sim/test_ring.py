@@ -14,8 +14,8 @@ import pytest
 
 from firmware_sim.ring.result import EpochResult
 from firmware_sim.ring.simulation import Ground, Ring, RingError, Settings
-from firmware_sim.ring_ways import Way, framed_bytes
 from firmware_sim.runs.split import iid
+from firmware_sim.world.edge import Way, framed_bytes
 from hw_profiles import load_board, load_link
 from onboard.codec.mask import Draw, drawn, share_of
 from onboard.data import loading

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 import groundstation.station
 import onboard.runtime.federated
 from benchmarks.pair import AirPort
-from firmware_sim.channel import Side
+from firmware_sim.world.channel import Side
 from groundstation.cli import main
 from groundstation.config import load_mission
 from groundstation.rounds.rounds import Rounds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from firmware_sim.channel import Channel
+from firmware_sim.world.channel import Channel
 from hw_profiles import Link
 from onboard.wire.broadcast import Broadcast
 from onboard.wire.events import Arrived, Event, GroupAnswer, Limits

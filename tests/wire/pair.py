@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from firmware_sim.channel import Channel, Side
+from firmware_sim.world.channel import Channel, Side
 from hw_profiles import Link, load_link
 from onboard.wire.events import Rekeyed, Withdrawn
 from onboard.wire.framing import frame as framing

@@ -22,7 +22,7 @@ from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
 from benchmarks.pair import AirPort
-from firmware_sim.channel import Side
+from firmware_sim.world.channel import Side
 from onboard.link.pump import OfPort, Pump
 from onboard.link.spool import Spool
 from onboard.wire.events import (

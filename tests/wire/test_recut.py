@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from firmware_sim.channel import Burst
+from firmware_sim.world.channel import Burst
 from hw_profiles import Link
 from onboard.wire.events import Arrived, Delivered, Limits, Recut, Stuck
 from onboard.wire.framing.frame import Frame, Type

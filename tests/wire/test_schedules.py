@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from firmware_sim.channel import Side
+from firmware_sim.world.channel import Side
 from hw_profiles import Link
 from onboard.wire.messages import digest
 from onboard.wire.session import Arrived, Limits

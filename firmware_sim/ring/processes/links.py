@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from firmware_sim.ring.simulation import GROUND, Settings
-from firmware_sim.ring_ways import contacts_around
+from firmware_sim.world.edge import contacts_around
 from hw_profiles import Link
 from onboard.learn.gossip.topology import Edge
 
