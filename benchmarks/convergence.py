@@ -57,7 +57,7 @@ BOARD, LINK = "raspberry-pi-4", "isl-2mbyte"
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What is learned, and how. `test_data`, `test_images`: as in `ring_run.Wishes`; `rates`: of the mixing,
+    """What is learned, and how. `test_data`, `test_images`: as in `ring.run`; `rates`: of the mixing,
     by method, where it is not 1; `cosine`: whether the learning rate follows half a cosine over all epochs;
     `points`: that p = 0.1 may be below dense."""
 

@@ -1,8 +1,8 @@
 """What a mission of five boards learns where one of them sends what its training did not make.
 
 Rounds without links (LeNet-5 on the digits, in five equal parts): what a board sends is opened, checked and
-averaged by the ground's own code (`onboard.mission.server`, `onboard.mission.averaging`). All five answer each round, the
-hostile one too; a refused update counts for nothing.
+averaged by the ground's own code (`onboard.mission`: `server` and `averaging`). All five answer each round,
+the hostile one too; a refused update counts for nothing.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ class Known(msgspec.Struct):
 
 
 class AirPort:
-    """See `onboard.link.ports.port.Port`: a serial port whose other side is the air, `send`. It cannot tell what
+    """See `onboard.link.ports.port`: a serial port whose other side is the air, `send`. It cannot tell what
     the device still holds, as a USB adapter cannot: the session's own pace has to keep that short."""
 
     def __init__(self, side: Side, link: Link, send: Callable[[bytes], None]) -> None:

@@ -1,7 +1,7 @@
 """SpaceDML's Table I on the wire: FedAvg and nine cells, at or above its accuracy in at most its bits.
 
 LeNet-5 on MNIST, 100 devices with 600 images each, K of them asked in a round, ten rounds, batches of 10
-(SpaceDML, section IV). Every cell is a `firmware_sim.fleet.simulation`: real agents, real frames. The paper leaves
+(SpaceDML, section IV). Every cell is a `firmware_sim.fleet`: real agents, real frames. The paper leaves
 optimizer, rate and augmentation open; ours are `firmware_sim.fleet.presets`, and FedAvg gets the same in rows
 of its own. Numbers are means over the seeds; accuracy is that of the quantized model after the last round.
 

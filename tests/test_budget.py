@@ -71,7 +71,7 @@ def test_a_limit_below_what_is_held_is_refused() -> None:
 ALLOCATE = """
 import mmap
 import numpy
-from onboard.budget import anonymous_bytes, cap_memory, data_bytes, peak_bytes
+from onboard.board.budget import anonymous_bytes, cap_memory, data_bytes, peak_bytes
 # Mapped and empty, as numpy 2.5.5 does on aarch64.
 reserved = mmap.mmap(-1, 300 * 2**20, flags=mmap.MAP_PRIVATE)
 cap_memory(anonymous_bytes() + 32 * 2**20)
@@ -100,7 +100,7 @@ def test_beyond_the_limit_is_a_memory_error_and_the_process_lives_on() -> None:
 
 CAPPED = """
 import numpy
-from onboard.budget import MemoryCap, anonymous_bytes
+from onboard.board.budget import MemoryCap, anonymous_bytes
 cap = MemoryCap(anonymous_bytes() + 8 * 2**20)
 for _ in range(2):
     try:

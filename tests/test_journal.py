@@ -107,7 +107,7 @@ def test_a_state_of_another_version_is_refused_and_left_as_it_is(tmp_path: Path)
 SAVE_FOREVER = """
 import sys
 from pathlib import Path
-from onboard.journal import Journal
+from onboard.storage.journal import Journal
 from tests.test_journal import Known
 journal = Journal(Path(sys.argv[1]), Known)
 state = journal.load() or Known()
@@ -144,7 +144,7 @@ def test_kill_9_at_any_moment_leaves_the_last_state_or_the_one_being_saved(tmp_p
 FILL = """
 import resource, signal, sys
 from pathlib import Path
-from onboard.journal import Journal
+from onboard.storage.journal import Journal
 from tests.test_journal import Known
 journal = Journal(Path(sys.argv[1]), Known)
 journal.save(Known(number=1))
@@ -198,7 +198,7 @@ def test_a_cut_before_the_rename_leaves_the_old_file(tmp_path: Path) -> None:
 HOLD = """
 import sys
 from pathlib import Path
-from onboard.journal import sole_user
+from onboard.storage.journal import sole_user
 with sole_user(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.readline()

@@ -161,7 +161,8 @@ def test_one_file_needs_the_package_that_encrypts_and_a_plain_link_does_not_load
     users = [name_of(path) for path in FILES if any(is_in(name, "cryptography") for name in imports(path))]
     assert users == ["onboard/wire/security/cipher.py"]
     script = (
-        "import sys, onboard.cli, onboard.runtime.federated; from onboard.wire.security.seal import Opener, Sealer;"
+        "import sys, onboard.cli, onboard.runtime.federated;"
+        "from onboard.wire.security.seal import Opener, Sealer;"
         "from onboard.wire.framing.frame import Type; key, way = bytes(32), dict(source=1, destination=0);"
         "raw = Sealer(key, epoch=1, **way).seal(Type.MSG); assert Opener(key, **way).open(raw);"
         "print('cryptography' in sys.modules);"

@@ -27,7 +27,7 @@ from tests.mission.test_mishaps import small_disk
 
 EVENTS = """
 import logging, sys
-from onboard.log import say, start
+from onboard.console.log import say, start
 start("json")
 log = logging.getLogger("x")
 for number in range(int(sys.argv[1])):

@@ -278,10 +278,10 @@ import sys, time
 from pathlib import Path
 import onboard.agents.federated, onboard.runtime.federated, onboard.cli
 from onboard import link
-from onboard.link.framing import CobsStream
-from onboard.shard import Shard
+from onboard.link.ports.framing import CobsStream
+from onboard.data.shard import Shard
 from onboard.trainer import Job
-from onboard.training_process import ProcessTrainer
+from onboard.trainer.process import ProcessTrainer
 stream = CobsStream(1400)
 assert stream.feed(stream.encode(bytes(1400))) == [bytes(1400)]
 shard = Shard(source=sys.argv[1], folder=None, shape=(1, 28, 28), rows=None)

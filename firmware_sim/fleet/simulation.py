@@ -1,8 +1,8 @@
 """Federated rounds over hundreds of devices, in one process and on a virtual clock, repeatable from a seed.
 
-The server's rules are the ground daemon's (`onboard.mission.server`, `onboard.learn.federated.rounds`), every device is the
-real agent (`fleet_device`), and every byte crosses an emulated link. Only the devices of a round are awake;
-the others keep what they know in their journals. The clock jumps from one thing to do to the next.
+The server's rules are the ground daemon's (`onboard.mission.server`, `onboard.learn.federated.rounds`), every
+device is the real agent (`device`), and every byte crosses an emulated link. Only the devices of a round are
+awake; the others keep what they know in their journals. The clock jumps from one thing to do to the next.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class FleetError(RuntimeError):
 class Settings:
     """What a fleet is told. `boards` and `links` go round among the devices; `dropout`: probability that a
     chosen device is out of contact for the round; `staleness`: see `onboard.mission.server.Server`;
-    `shared_downlink`: the ground's transmitter is heard by all devices of a round (`fleet_downlink`).
+    `shared_downlink`: the ground's transmitter is heard by all devices of a round (`downlink`).
 
     Raises FleetError for what cannot be.
     """

@@ -1,10 +1,10 @@
 """A node's life among neighbours: train, exchange, mix. A dead neighbour costs its edge, and nothing else.
 
-As `onboard.agents.federated`, it is told events and the time, runs one training step when the carrier says so, and never
-waits itself. Every few batches it opens an exchange on every edge that is in contact and has none open. It
-trains on when these are complete or its patience is over; each is waited for once and in contact alone, and
-one that completes later is mixed at the next. After its last epoch it opens none, answers its neighbours',
-and is over when it has not heard them for as long as its patience, in contact with them.
+Like the federated agent, it is told events and the time, runs one training step when the runtime says so, and
+never waits itself. Every few batches it opens an exchange on every edge that is in contact and has none open.
+It trains on when these are complete or its patience is over; each is waited for once and in contact alone,
+and one that completes later is mixed at the next. After its last epoch it opens none, answers its
+neighbours', and is over when it has not heard them for as long as its patience, in contact with them.
 
 A node that trains nothing, such as a ground station, holds a model and answers its neighbours, for ever.
 """

@@ -149,7 +149,7 @@ class Server:
         """The update that came over the link of `node`, `number` being the latest round. `asked` tells what
         a round asked, None for what it would ask now (a mission's training may be changed between two).
 
-        Raises BadUpdate for what is none, and for what nobody made who did as asked (`onboard.mission.intake`).
+        Raises BadUpdate for what is none, and for what nobody made who did as asked (see `intake`).
         """
         try:
             if kind != UPDATE:

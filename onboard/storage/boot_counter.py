@@ -6,9 +6,9 @@ left may be an older copy itself, and its age is not known: these are three year
 is then saved twice, which heals both slots: if it were in one of them alone, and that were lost too, the next
 start would skip to the same number again.
 
-The salt that both ends draw at every start (`onboard.wire.security.hello`) keeps numbers from coming twice under one
-key whatever this file does. The count has to be right for the other end's sake: it tells a start from a copy
-of an earlier one by it.
+The salt that both ends draw at every start (`onboard.wire.security.hello`) keeps numbers from coming twice
+under one key whatever this file does. The count has to be right for the other end's sake: it tells a start
+from a copy of an earlier one by it.
 """
 
 from __future__ import annotations

@@ -193,7 +193,7 @@ class Task(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     none follow and both ends draw the same from `seed`, "packed" where they do. `epochs` 0 asks for no
     training: the weights are to be used. `bits_up`: bits a weight that the update may take; `max_bases` a
     group; `shift_pixels` and `distortion` of augmentation; `deadline_s` seconds for the answer, from arrival.
-    `method`: what the epochs do (`onboard/learn/federated/plan.py`); `prune_ratio` and the epochs after it are for
+    `method`: what the epochs do (`learn/federated/plan.py`); `prune_ratio` and the epochs after it are for
     "spacedml" alone. `asking`: how often this board was asked for this round before. It makes a question that
     is asked again another object than the one that the board has taken already. `classes`: 8 B digest of the
     names of the mission's classes in their order (`labels.digest`), empty where nobody says what a

@@ -28,7 +28,7 @@ def found(
 ) -> dict[int, Path]:
     """Writes each node's folder, the ground's too; returns the NODE.toml files. Earlier ones are replaced.
 
-    urls: see `ring_cables.Meeting`. Raises RingError for a node without neighbours.
+    urls: see `links.Meeting`. Raises RingError for a node without neighbours.
     """
     shutil.rmtree(folder, ignore_errors=True)
     weights = topology.metropolis(settings.edges())

@@ -1,7 +1,7 @@
 """A ring whose nodes are real agents: `onboard run`, a process each, over UDP at this computer's pace.
 
 OUT/ring-processes.json  says that the folder is such a run's and may be replaced
-OUT/nodes/               see `ring_nodes`
+OUT/nodes/               see `folders`
 OUT/logs/                what each process said
 """
 
@@ -58,7 +58,7 @@ class _Station:
 
 
 class CrewRun:
-    """As `ring_run.Run`, but always from the start. A node that is to die is killed so long after the start.
+    """As `ring.run.Run`, but always from the start. A node that is to die is killed so long after the start.
 
     Raises DataError, GraphError, RingError, FolderError, OSError.
     """
