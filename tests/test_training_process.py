@@ -280,7 +280,7 @@ import onboard.agents.federated, onboard.runtime.federated, onboard.cli
 from onboard import link
 from onboard.link.ports.framing import CobsStream
 from onboard.data.shard import Shard
-from onboard.trainer import Job
+from onboard.trainer.job import Job
 from onboard.trainer.process import ProcessTrainer
 stream = CobsStream(1400)
 assert stream.feed(stream.encode(bytes(1400))) == [bytes(1400)]
