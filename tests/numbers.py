@@ -12,7 +12,7 @@ from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import Type
 from onboard.wire.security.seal import NO_SALT
 from onboard.wire.session import Session
-from tests.test_boot_counter import DAMAGE
+from tests.onboard.storage.test_boot_counter import DAMAGE
 
 
 class Number(NamedTuple):

@@ -21,8 +21,8 @@ from groundstation.config import load_mission
 from hw_profiles import ProfileError, load_link
 from onboard.config import load_node
 from onboard.console.toml import ConfigError
-from tests.mission.bench import change, run
-from tests.mission.test_mishaps import small_disk
+from tests.missions.bench import change, run
+from tests.missions.test_mishaps import small_disk
 
 PROGRAMS = {
     "onboard": onboard.cli.main,

@@ -17,7 +17,7 @@ from benchmarks.pair import scratch
 from onboard.link.spool import Spool
 from onboard.storage.journal import Journal, replace_durably
 from onboard.wire.transfer.incoming import Incoming
-from tests.link.objects import incoming, payload, receive
+from tests.onboard.link.objects import incoming, payload, receive
 
 SEEDS = range(40)
 OLD, NEW = b"o" * 2000, b"n" * 3000

@@ -16,7 +16,7 @@ from onboard.wire.events import Arrived, Delivered, Expired
 from onboard.wire.framing import cobs
 from onboard.wire.framing.frame import Type
 from onboard.wire.security.seal import Sealer
-from tests.wire.pair import FULL, HALF
+from tests.onboard.wire.pair import FULL, HALF
 
 WHOLE = random.Random(1).randbytes(20_000)
 

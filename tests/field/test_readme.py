@@ -22,7 +22,7 @@ from firmware_sim.runs.processes import Crew
 from onboard.data import loading
 from tests.field.commands import blocks, the
 from tests.field.machines import Lan, Machine, why_not
-from tests.mission.bench import change
+from tests.missions.bench import change
 
 GROUND, BOARD = "192.168.7.1", "192.168.7.2"
 IMAGES = 40  # of each board: what a round teaches is not the matter here

@@ -1,0 +1,59 @@
+"""A backup of the ground's database or of a board's state is put back: the mission goes on by itself."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.missions.bench import Bench, bench, change
+
+
+def set_aside(on: Bench, what: str) -> Path:
+    """A copy of the ground's database or of the board's state, whose program has ended."""
+    copy = on.folder / "backup"
+    if what == "board":
+        shutil.copytree(on.node_toml.parent / "state", copy)
+    else:
+        copy.mkdir()
+        for file in on.mission.glob("mission.sqlite*"):
+            shutil.copy(file, copy)
+    return copy
+
+
+def put_back(on: Bench, what: str, copy: Path) -> None:
+    """The copy takes the place of what is there now, as an operator does it."""
+    if what == "board":
+        shutil.rmtree(on.node_toml.parent / "state")
+        shutil.copytree(copy, on.node_toml.parent / "state")
+    else:
+        for file in on.mission.glob("mission.sqlite*"):
+            file.unlink()
+        for file in copy.iterdir():
+            shutil.copy(file, on.mission)
+
+
+@pytest.mark.parametrize(("what", "encrypt"), [("ground", "true"), ("board", "false")])
+def test_a_backup_that_is_put_back_is_no_dead_link(what: str, encrypt: str, tmp_path: Path) -> None:
+    with bench(tmp_path, epochs=1) as on:
+        change(on.mission / "mission.toml", encrypt=encrypt)
+        change(on.node_toml, encrypt=encrypt)
+        on.start_cable()
+        on.start_ground()
+        on.start_board()
+        on.until(lambda: on.said("board", "heard", round=1))
+        on.kill(what)
+        copy = set_aside(on, what)
+        getattr(on, f"start_{what}")()
+        on.until(lambda: on.said("board", "heard", round=2))
+        on.kill(what)
+        put_back(on, what, copy)
+        getattr(on, f"start_{what}")()
+        on.finish()
+        assert [row["state"] for row in on.status()["rounds"]] == ["closed", "closed"]
+        assert all(row["answers"][0]["state"] == "answered" for row in on.status()["rounds"])
+        assert not on.said("ground", "forgotten") + on.said("ground", "nobody-answered")
+        on.hear_out()
+        assert bool(on.said("board", "ground-went-back")) == (what == "ground")
+        assert not on.said("ground", "cloned-or-restored") + on.said("ground", "wrong-key")

@@ -1,0 +1,196 @@
+"""Groups, bases and coordinates: against least squares, brute force and their own promises."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onboard.codec import alq
+from onboard.codec.layout import Layout, in_groups
+from onboard.codec.layout import layout as layout_of
+from tests.onboard.codec.examples import LAYOUTS, LENET5, SMALL, quantized, weights
+
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+def error(groups: np.ndarray, bases: alq.Bases, h: np.ndarray | None = None) -> np.ndarray:
+    squares = (groups.astype(np.float64) - bases.reconstruct()) ** 2
+    return np.asarray((squares if h is None else h * squares).sum(axis=1))
+
+
+def test_lenet_has_the_papers_groups() -> None:
+    layout = layout_of(LENET5)
+    assert layout.parameters == 431_080
+    assert {t.name: (t.groups, t.group) for t in layout.grouped} == {
+        "conv1.weight": (20, 25),
+        "conv2.weight": (1000, 25),
+        "fc1.weight": (1000, 400),
+        "fc2.weight": (10, 500),
+    }
+    assert [t.name for t in layout.raw] == ["conv1.bias", "conv2.bias", "fc1.bias", "fc2.bias"]
+
+
+@given(SEEDS, st.integers(1, 12), st.integers(8, 60), st.integers(0, 8), st.booleans())
+def test_coordinates_are_the_weighted_least_squares_solution(
+    seed: int, count: int, n: int, bits: int, weighted: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    groups = rng.normal(size=(count, n)).astype(np.float32)
+    h = rng.random((count, n)).astype(np.float32) + np.float32(0.01) if weighted else None
+    bases = alq.sketch(groups, np.full(count, bits, np.uint8), h)
+    root = np.sqrt(np.ones((count, n)) if h is None else h)
+    for g in range(count):
+        B = bases.signs[g].T.astype(np.float64)
+        solution = np.linalg.lstsq(root[g, :, None] * B, root[g] * groups[g], rcond=None)[0]
+        assert bases.alphas[g] == pytest.approx(solution, rel=1 / 15, abs=1e-4)
+
+
+@given(SEEDS, st.integers(1, 8), st.integers(8, 60))
+def test_one_basis_is_sign_and_mean(seed: int, count: int, n: int) -> None:
+    groups = np.random.default_rng(seed).normal(size=(count, n)).astype(np.float32)
+    bases = alq.sketch(groups, np.ones(count, np.uint8))
+    assert np.array_equal(bases.signs[:, 0], np.where(groups < 0, -1, 1))
+    mean = np.abs(groups.astype(np.float64)).mean(axis=1)
+    assert np.array_equal(bases.alphas[:, 0], alq.rounded(mean)) or bases.alphas[:, 0] == pytest.approx(
+        mean, 1 / 15
+    )
+
+
+@given(SEEDS, st.integers(1, 8), st.integers(8, 60), st.booleans())
+def test_more_bases_leave_no_more_error(seed: int, count: int, n: int, weighted: bool) -> None:
+    rng = np.random.default_rng(seed)
+    groups = rng.normal(size=(count, n)).astype(np.float32)
+    h = rng.random((count, n)).astype(np.float32) if weighted else None
+    gains = alq.gains(groups, alq.MAX_BASES, h)
+    assert (gains >= 0).all()
+    assert (np.diff(gains, axis=1) <= 0).all()
+    energy = (groups.astype(np.float64) ** 2 * (1 if h is None else h)).sum(axis=1)
+    before = energy
+    for bits in range(1, alq.MAX_BASES + 1):
+        after = error(groups, alq.sketch(groups, np.full(count, bits, np.uint8), h), h)
+        # A coordinate off by 1/16 costs 1/256 of the energy it carries; bases overlap, hence twice that.
+        assert (after <= before + energy * bits / 128).all()
+        before = after
+
+
+@pytest.mark.parametrize("value", [0.0, 0.25, -3.0, 1e-30])
+def test_a_constant_group_leaves_no_residual_and_no_trouble(value: float) -> None:
+    groups = np.full((3, 16), value, np.float32)
+    bases = alq.sketch(groups, np.array([0, 1, 8], np.uint8))
+    assert not bases.reconstruct()[0].any()
+    assert bases.reconstruct()[1:] == pytest.approx(groups[1:], rel=1 / 15, abs=1e-7)
+
+
+@given(SEEDS, st.integers(1, 12), st.integers(8, 40))
+def test_the_forward_pass_is_what_the_far_end_rebuilds(seed: int, count: int, n: int) -> None:
+    rng = np.random.default_rng(seed)
+    groups, bits = rng.normal(size=(count, n)).astype(np.float32), rng.integers(0, 9, count).astype(np.uint8)
+    far = alq.sketch(groups, bits).reconstruct()
+    assert alq.project(groups, bits) == pytest.approx(far, abs=1e-5)
+    assert not far[bits == 0].any()
+
+
+@given(st.lists(st.floats(-1e6, 1e6), max_size=20))
+def test_rounding_is_idempotent_and_near(values: list[float]) -> None:
+    exact = np.array(values)
+    once = alq.rounded(exact)
+    assert np.array_equal(alq.rounded(once), once)
+    assert np.isfinite(once).all()
+    normal = (np.abs(exact) >= 2.0**-14) & (np.abs(exact) <= 61_440)  # float16's, with 3 bits of mantissa
+    assert once[normal] == pytest.approx(np.abs(exact[normal]), rel=1 / 15.5)
+
+
+def reference_allocation(
+    layout: Layout,
+    values: dict[str, np.ndarray],
+    budget: float,
+    max_bases: int,
+    h: dict[str, np.ndarray] | None,
+) -> dict[str, list[int]]:
+    """The rule in words: again and again the best next basis of all groups, until it does not fit."""
+    gain = {
+        t.name: alq.gains(
+            in_groups(t, values[t.name]), max_bases, None if h is None else in_groups(t, h[t.name])
+        )
+        for t in layout.grouped
+    }
+    bits = {t.name: [0] * t.groups for t in layout.grouped}
+    left = budget
+    while True:
+        best, best_rate, cost = None, 0.0, 0
+        for t in layout.grouped:
+            for g in range(t.groups):
+                if bits[t.name][g] < max_bases:
+                    rate = gain[t.name][g, bits[t.name][g]] / (t.group + alq.COORDINATE_BITS)
+                    if rate > best_rate:
+                        best, best_rate, cost = (t.name, g), rate, t.group + alq.COORDINATE_BITS
+        if best is None or cost > left:
+            return bits
+        left -= cost
+        bits[best[0]][best[1]] += 1
+
+
+@settings(max_examples=40)
+@given(LAYOUTS, SEEDS, st.floats(0, 6), st.integers(0, 8), st.booleans())
+def test_allocation_is_greedy_by_gain_per_bit(
+    layout: Layout, seed: int, per_weight: float, max_bases: int, with_curvature: bool
+) -> None:
+    values = weights(layout, seed)
+    h = {name: np.abs(v) for name, v in weights(layout, seed + 1).items()} if with_curvature else None
+    got = alq.allocate(layout, values, bits_per_weight=per_weight, max_bases=max_bases, curvature=h)
+    expected = reference_allocation(layout, values, per_weight * layout.parameters, max_bases, h)
+    assert {name: bits.tolist() for name, bits in got.items()} == expected
+    spent = alq.quantize(layout, values, got).budget_bits
+    assert spent <= per_weight * layout.parameters
+
+
+def test_curvature_draws_bases_to_the_weights_that_matter() -> None:
+    layout = layout_of({"w": (2, 32)})
+    values = {"w": np.random.default_rng(0).normal(size=(2, 32)).astype(np.float32)}
+    for row in (0, 1):
+        h = np.full((2, 32), 0.01, np.float32)
+        h[row] = 1.0
+        bits = alq.allocate(layout, values, bits_per_weight=40 / 64, curvature={"w": h})["w"]
+        assert bits.tolist() == [int(row == 0), int(row == 1)]
+
+
+@given(SEEDS, st.integers(1, 127))
+def test_a_grid_is_off_by_half_a_step_and_keeps_zero(seed: int, levels: int) -> None:
+    values = np.random.default_rng(seed).normal(size=30).astype(np.float32)
+    values[3] = 0.0
+    raw = alq.on_grid(values, levels)
+    # The step is a float16: the outermost value may lie up to 1/2048 of itself beyond the last line.
+    slack = np.abs(values).max() / 1024
+    assert (np.abs(raw.reconstruct() - values) <= raw.step / 2 + slack).all()
+    assert raw.reconstruct()[3] == 0.0
+    assert np.abs(raw.codes).max() <= levels
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite_are_refused(value: float) -> None:
+    values = weights(SMALL, 0)
+    values["dense"][1, 2] = value
+    bits = {t.name: np.ones(t.groups, np.uint8) for t in SMALL.grouped}
+    with pytest.raises(ValueError, match="not finite"):
+        alq.quantize(SMALL, values, bits)
+    with pytest.raises(ValueError, match="not finite"):
+        alq.allocate(SMALL, values, bits_per_weight=1.0)
+    with pytest.raises(ValueError, match="not finite"):
+        alq.on_grid(np.array([value], np.float32), 7)
+
+
+def test_a_wrong_shape_is_refused_by_name() -> None:
+    values = weights(SMALL, 0) | {"dense": np.zeros((24, 4), np.float32)}
+    with pytest.raises(ValueError, match=r"dense has shape \(24, 4\), the layout says \(4, 24\)"):
+        alq.allocate(SMALL, values, bits_per_weight=1.0)
+    with pytest.raises(ValueError, match="max_bases is 9"):
+        alq.allocate(SMALL, values, bits_per_weight=1.0, max_bases=9)
+
+
+@given(LAYOUTS, SEEDS)
+def test_reconstruction_has_every_tensor_in_its_shape(layout: Layout, seed: int) -> None:
+    rebuilt = alq.reconstruct(quantized(layout, seed))
+    assert {name: w.shape for name, w in rebuilt.items()} == {t.name: t.shape for t in layout.tensors}
+    assert all(w.dtype == np.float32 for w in rebuilt.values())

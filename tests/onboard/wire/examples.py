@@ -1,0 +1,76 @@
+"""One example of everything that has a byte format, with the golden file that holds its bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from onboard.mission.health import Failure, Health, State
+from onboard.wire.framing import frame as framing
+from onboard.wire.framing.frame import ENC, OVER, POLL, Frame, Type
+from onboard.wire.messages import MODEL, Cancel, Done, Hello, Offer, Reason, Task, Update
+from onboard.wire.security.cipher import Cipher
+from onboard.wire.transfer.report import Report
+
+VECTORS = Path(__file__).parent.parent.parent / "vectors"
+KEY = bytes(range(32))
+
+DIGEST = bytes.fromhex("00112233445566778899aabbccddeeff")
+FRAME = Frame(
+    Type.DATA,
+    source=3,
+    destination=0,
+    epoch=7,
+    seq=258,
+    object_id=5,
+    fragment=9,
+    payload=b"space\0edge",
+    priority=4,
+    poll=True,
+)
+OFFER = Offer(DIGEST, size=65_536, fragment_bytes=200, kind=MODEL, deadline_s=480)
+REPORT_BITMAP = Report(epoch=7, seq=300, prefix=DIGEST[:4], held=0b1010_0101_1101_1111_1111)
+REPORT_RUNS = Report(epoch=7, seq=300, prefix=DIGEST[:4], held=(1 << 300) - 1 & ~(3 << 20))
+REPORT_SUMS = Report(
+    epoch=7, seq=300, prefix=DIGEST[:4], held=(1 << 300) - 1 & ~(3 << 20 | 63 << 290), equations=((1, 4),)
+)
+REPORT_UNKNOWN = Report(epoch=7, seq=300, unknown=True)
+DONE = Done(DIGEST)
+CANCEL = Cancel(DIGEST, Reason.TOO_LARGE)
+HELLO = Hello(challenge=b"question", answer=b"answer..", salt=b"new salt")
+HEALTH = Health(
+    State.TRAINING, round=12, uptime_s=86_400, airtime_s=512.25, energy_j=1_500.5, cpu_s=777.0,
+    temperature_c=-12.5, progress=0.25, asking=1,
+)  # fmt: skip
+FAILED = Health(
+    State.FAILED, round=12, uptime_s=86_400, airtime_s=512.25, energy_j=1_500.5, cpu_s=777.0,
+    failure=Failure.MEMORY, why="needs 90 MB of 66",
+)  # fmt: skip
+TASK = Task(
+    mission=b"mission1", round=3, model="lenet5", graph=b"\x01\x02\x03\x04\x05\x06\x07\x08", seed=42,
+    weights="packed", epochs=5, pretrain_epochs=2, batch_size=32, learning_rate=0.001, bits_up=0.125,
+    max_bases=4, shift_pixels=2, deadline_s=480.0, method="spacedml", prune_ratio=0.75, prune_epochs=4,
+    basis_epochs=1, coordinate_epochs=1, distortion=0.5, asking=2,
+    classes=bytes.fromhex("e0f1a2b3c4d5e6f7"), names=("land", "sea"),
+)  # fmt: skip
+UPDATE = Update(
+    mission=b"mission1", round=3, node=2, samples=600, loss=0.25, cpu_s=12.5, energy_j=30.0, train_s=25.0
+)
+WEIGHTS = b"weights"
+
+
+def encoded(frame: Frame, key: bytes) -> bytes:
+    """What `framing.encode` makes of a frame that `framing.decode` gave."""
+    return framing.encode(framing.keyed(key), *_fields(frame))
+
+
+def encrypted(frame: Frame, key: bytes) -> bytes:
+    """What `Cipher.encode` makes of it."""
+    return Cipher(key).encode(*_fields(frame))
+
+
+def _fields(frame: Frame) -> tuple[Type, int, int, int, int, int, int, int, bytes]:
+    flags = frame.priority << 5 | frame.poll * POLL | frame.over * OVER | frame.encrypted * ENC | frame.key_id
+    return (
+        frame.type, flags, frame.source, frame.destination, frame.epoch, frame.seq,
+        frame.object_id, frame.fragment, frame.payload,
+    )  # fmt: skip

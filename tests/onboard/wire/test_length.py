@@ -1,0 +1,103 @@
+"""Fragments are as long as the losses make best, and losses that have nothing to do with length leave it."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onboard.wire.framing.frame import Type
+from onboard.wire.messages import Offer
+from onboard.wire.session import Delivered
+from onboard.wire.transfer.length import Fates, Lengths
+from tests.onboard.wire.pair import COBS_BYTES, UPDATE, Pair, data, finish, uhf_full
+
+FRAMING_BYTES = 24
+LONGEST = 1024
+
+
+def goodput(length: int, loss: float, errors: float) -> float:
+    """As a share of the line rate (link.md, Bounds)."""
+    wire_bytes = length + FRAMING_BYTES
+    return float((1 - loss) * (1 - errors) ** (8 * wire_bytes) * length / wire_bytes)
+
+
+def learnt(loss: float, errors: float, seed: int, rounds: int = 6, fates: int = 300) -> int:
+    """The length that is taken after so many objects, and the short frames of the peer that answered them."""
+    rnd = random.Random(seed)
+
+    def drawn(wire_bytes: int, count: int) -> Fates:
+        survives = (1 - loss) * (1 - errors) ** (8 * wire_bytes)
+        kept = sum(rnd.random() < survives for _ in range(count))
+        return Fates(count - kept, kept)
+
+    lengths = Lengths(0.0, 0.0, FRAMING_BYTES, LONGEST + FRAMING_BYTES)
+    length, heard = lengths.best(LONGEST, 1, {}), Fates(0, 0)
+    assert length == LONGEST
+    for _ in range(rounds):
+        lengths.weigh(length + FRAMING_BYTES, drawn(length + FRAMING_BYTES, fates))
+        heard += drawn(40, fates // 6)
+        length = lengths.best(LONGEST, 1, {40: heard})
+    return length
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from([0.0, 0.05, 0.2, 0.4]),
+    st.sampled_from([0.0, 1e-6, 1e-5, 3e-5, 1e-4, 3e-4]),
+    st.integers(0, 2**32),
+)
+def test_what_is_learnt_carries_nearly_the_best(loss: float, errors: float, seed: int) -> None:
+    best = max(goodput(length, loss, errors) for length in range(1, LONGEST + 1))
+    assert goodput(learnt(loss, errors, seed), loss, errors) >= 0.85 * best  # the mean is 0.98
+
+
+@pytest.mark.parametrize("loss", [0.05, 0.2, 0.4])
+def test_losses_that_take_any_frame_leave_the_length(loss: float) -> None:
+    assert [learnt(loss, 0.0, seed) for seed in range(10)] == [LONGEST] * 10
+
+
+def test_a_profile_that_knows_its_bit_errors_is_enough_to_begin_with() -> None:
+    chosen = [
+        Lengths(0.0, errors, FRAMING_BYTES, LONGEST + FRAMING_BYTES).best(LONGEST, 1, {})
+        for errors in (0.0, 1e-6, 1e-5, 1e-4, 1e-3)
+    ]
+    assert chosen == [1024, 1024, 1024, 256, 64]  # halves within 5 % of what 512, 128 and 32 promise
+    assert Lengths(0.0, 1e-3, FRAMING_BYTES, LONGEST + FRAMING_BYTES).best(LONGEST, 200, {}) == 256
+
+
+def test_the_first_object_is_cut_anew_for_the_link_and_those_after_it_at_once() -> None:
+    link = uhf_full(1024)
+    pair = Pair(link, bit_error_rate=1e-4)
+    for nth in range(3):
+        pair.board.offer(UPDATE, data(30_000, nth), pair.now)
+        finish(pair, pair.board, objects=nth + 1)
+    offers = [Offer.decode(frame.payload) for frame in pair.frames(Type.OFFER)]
+    cut = {offer.digest: {o.fragment_bytes for o in offers if o.digest == offer.digest} for offer in offers}
+    first, *later = cut.values()
+    assert max(first) == 1024
+    assert min(first) <= 256
+    assert all(lengths <= {64, 128, 256} and len(lengths) == 1 for lengths in later)
+    assert max(len(frame.payload) for frame in pair.frames(Type.DATA)[-50:]) <= 256
+
+
+def test_a_restarted_sender_goes_on_in_the_length_that_it_was_told() -> None:
+    pair = Pair(uhf_full(1024))
+    assert pair.board.session is not None
+    payload = data(30_000)
+    name = pair.board.session.offer(UPDATE, payload, 0.0, fragment_bytes=128)
+    pair.run(10.0)
+    kept = pair.board.session.fragment_bytes(name)
+    held = next(iter(pair.ground.session.incoming.values())).held.bit_count()  # type: ignore[union-attr]
+    pair.board.kill()
+    pair.sent.clear()
+    pair.board.boot(10.0).offer(UPDATE, payload, 10.0, fragment_bytes=kept)
+    finish(pair, pair.board)
+    assert kept == 1024  # nothing was lost of 128 B, so that it went on in longer ones
+    assert sum(len(frame.payload) for frame in pair.frames(Type.DATA)) <= 30_000 - kept * (held - 1)
+    assert pair.board.seen(Delivered) == [Delivered(name)]
+    with pytest.raises(KeyError):
+        pair.board.session.fragment_bytes(name)
+    assert COBS_BYTES + 22 == FRAMING_BYTES

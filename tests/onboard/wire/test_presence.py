@@ -1,0 +1,88 @@
+"""Signs of life keep a link known and nothing else; what was recorded is no sign."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from hw_profiles import Link
+from onboard.wire.events import Limits, Message, Rekeyed
+from onboard.wire.presence import QUIET_S
+from onboard.wire.session import Session
+from tests.onboard.wire.pair import FULL, HALF, KEY
+
+
+def two(link: Link, quiet_s: float) -> tuple[Session, Session]:
+    """Ground and board, which have not met."""
+    draw = random.Random(1)
+    ground, board = (
+        Session(
+            node=node, peer=7 - node, key=KEY, link=link, master=node == 0, epoch=1, nonce=draw.randbytes,
+            limits=replace(Limits(), quiet_s=quiet_s),
+        )
+        for node in (0, 7)
+    )  # fmt: skip
+    return ground, board
+
+
+def talk(ends: tuple[Session, Session], since: float, until: float) -> list[bytes]:
+    """Both run, on a channel without loss; returns what crossed it."""
+    frames = []
+    now = since
+    while now < until:
+        for speaker, hearer in (ends, ends[::-1]):
+            speaker.tick(now)
+            while (raw := speaker.transmit(now)) is not None:
+                frames.append(raw)
+                for event in hearer.receive(raw, now):
+                    if isinstance(event, Rekeyed):
+                        hearer.rekey(event.salt)
+        now += 0.05
+    return frames
+
+
+def test_signs_of_life_are_heard_and_are_no_activity() -> None:
+    """A node that gossips is over when its neighbour has nothing more to say, though it lives."""
+    ends = two(FULL, QUIET_S)
+    talk(ends, 0.0, 10.0)
+    ends[0].tell(b"the last", 10.0)
+    talk(ends, 10.0, 11.0)
+    assert talk(ends, 11.0, 200.0)
+    for end in ends:
+        assert end.snapshot(200.0).last_heard > 130.0
+        assert not end.presence.in_doubt
+    assert 10.0 <= ends[1].presence.active_at <= 11.0
+
+
+def test_on_a_cable_nobody_asks() -> None:
+    ends = two(FULL, float("inf"))
+    talk(ends, 0.0, 10.0)
+    assert talk(ends, 10.0, 500.0) == []
+
+
+@pytest.mark.parametrize("delay_s", [0.2, 0.9])
+def test_a_recording_hands_no_turn_over(delay_s: float) -> None:
+    """On half-duplex a HELLO ends with OVER: a copy of it must not have this end speak out of turn."""
+    ends = two(HALF, float("inf"))
+    hellos = [raw for raw in talk(ends, 0.0, 20.0) if raw[0] & 0x1F == 0 and raw[3] == 0xF8]
+    ground = ends[0]
+    now = 60.0
+    ground.receive(hellos[0], now)  # nobody knows when it was made: it is answered, once
+    now += 0.01
+    assert ground.transmit(now) is not None
+    ground.tell(b"in its turn", now)
+    opens_at = ground.wakeup(now)
+    assert opens_at > now + 0.1
+    at = now + delay_s
+    if at < opens_at:
+        ground.receive(hellos[0], at)
+        assert ground.transmit(at + 0.001) is None
+    assert ground.wakeup(at) >= min(opens_at, at)
+    frame = None
+    while frame is None:
+        frame = ground.transmit(at)
+        at += 0.05
+        assert at < now + 30.0
+    assert Message(b"in its turn") in ends[1].receive(frame, at)
