@@ -11,16 +11,21 @@ from typing import Any
 
 import click
 
-from benchmarks.lab import LabError
-from benchmarks.progress import Progress
-from benchmarks.result import json_line, table
+from benchmarks.harness.lab import LabError
+from benchmarks.harness.progress import Progress
+from benchmarks.harness.result import json_line, table
 from onboard.data.loading import DataError
 
-NAMES = (
-    "footprint", "memory", "data", "codec", "alq", "table1", "gossip", "consensus", "convergence", "epoch",
-    "transfer", "frame", "ports", "others", "hardship", "kills", "fuzz", "schedules", "day", "damage",
-    "insider",
-)  # fmt: skip
+NAMES = {
+    name: f"benchmarks.claims.{folder}.{name}"
+    for folder, names in {
+        "learning": ("data", "codec", "alq", "table1", "gossip", "consensus", "convergence", "epoch"),
+        "link": ("transfer", "frame", "ports", "others", "hardship", "schedules", "day"),
+        "resilience": ("footprint", "memory", "kills", "fuzz", "damage", "insider"),
+    }.items()
+    for name in names
+}
+"""The module that measures each claim."""
 
 
 class Claims(click.Group):
@@ -33,7 +38,7 @@ class Claims(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in NAMES:
             raise click.UsageError(f"no benchmark {cmd_name!r}; there are {', '.join(NAMES)}")
-        module = importlib.import_module(f"benchmarks.{cmd_name}")
+        module = importlib.import_module(NAMES[cmd_name])
         promise, _, rest = (module.__doc__ or "").partition("\n")
         as_json = click.Option(
             ["--json", "as_json"], is_flag=True, help="End with one JSON line, for a program."
@@ -60,8 +65,8 @@ def main(context: click.Context) -> None:
       python -m benchmarks footprint --json | tail -n 1 | jq .rows
     """
     if context.invoked_subcommand is None:
-        for name in NAMES:
-            promise = (importlib.import_module(f"benchmarks.{name}").__doc__ or "").partition("\n")[0]
+        for name, module in NAMES.items():
+            promise = (importlib.import_module(module).__doc__ or "").partition("\n")[0]
             click.echo(f"{name:<12}{promise}")
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import netns
-from benchmarks.air import ADDRESSES, Spec
+from benchmarks.harness import netns
+from benchmarks.harness.air import ADDRESSES, Spec
 from firmware_sim.runs.processes import Crew
 from firmware_sim.world.channel import Side
 from hw_profiles import load_link
@@ -72,7 +72,7 @@ def test_nothing_passes_in_an_outage_counted_from_the_board_s_first_packet() -> 
 def test_datagrams_cross_between_namespaces_that_are_gone_afterwards(tmp_path: Path) -> None:
     crew = Crew(tmp_path)
     spec = {"link": asdict(LINK), "mtu_bytes": 1000, "queue_bytes": 10_000, "loss": 0.0, "seed": 1}
-    crew.start("air", "benchmarks.air", json.dumps(spec))
+    crew.start("air", "benchmarks.harness.air", json.dumps(spec))
     up = next(event for _ in range(200) for _, event in crew.listen(0.1))
     before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
     try:
@@ -102,7 +102,7 @@ def test_without_the_right_to_namespaces_it_says_so_in_a_line() -> None:
         ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"] if not os.getuid() else []
     )
     done = subprocess.run(
-        [*unprivileged, sys.executable, "-m", "benchmarks.air", json.dumps(spec)],
+        [*unprivileged, sys.executable, "-m", "benchmarks.harness.air", json.dumps(spec)],
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == 1

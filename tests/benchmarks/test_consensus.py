@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import consensus
-from benchmarks.consensus import (
+from benchmarks.claims.learning import consensus
+from benchmarks.claims.learning.consensus import (
     LEMMA_ROUNDS,
     LEMMA_RUNS,
     NODES,
@@ -23,7 +23,7 @@ from benchmarks.consensus import (
     rate,
     theory,
 )
-from benchmarks.progress import Progress
+from benchmarks.harness.progress import Progress
 
 
 def test_every_bound_of_the_issue_is_a_row_and_holds(tmp_path: Path) -> None:

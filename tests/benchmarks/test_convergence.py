@@ -12,11 +12,20 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import convergence
 from benchmarks.__main__ import main
-from benchmarks.convergence import CENTRAL, DENSE, METHODS, SPARSE, Bench, Point, measure, points_of
-from benchmarks.progress import Progress
-from benchmarks.result import Row
+from benchmarks.claims.learning import convergence
+from benchmarks.claims.learning.convergence import (
+    CENTRAL,
+    DENSE,
+    METHODS,
+    SPARSE,
+    Bench,
+    Point,
+    measure,
+    points_of,
+)
+from benchmarks.harness.progress import Progress
+from benchmarks.harness.result import Row
 from firmware_sim.fleet.presets import PRESETS
 from tests.benchmarks.test_table1 import RESULT
 

@@ -11,8 +11,8 @@ from click.testing import CliRunner
 
 import onboard.agents.federated
 from benchmarks.__main__ import main
-from benchmarks.damage import RULES, VICTIMS, Case, Wish, undamaged
-from benchmarks.missions import founded_in
+from benchmarks.claims.resilience.damage import RULES, VICTIMS, Case, Wish, undamaged
+from benchmarks.harness.missions import founded_in
 from onboard.agents.federated_state import Known
 from onboard.storage.journal import Journal
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.data import SITUATIONS, Write, prints, read
+from benchmarks.claims.learning.data import SITUATIONS, Write, prints, read
 from onboard.data import loading
 from onboard.data.loading import DataError
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import day, leg
-from benchmarks.result import Row
+from benchmarks.claims.link import day
+from benchmarks.harness import leg
+from benchmarks.harness.result import Row
 from onboard.wire.events import Event
 from onboard.wire.medium.allowance import Allowance
 from onboard.wire.security.seal import ReplayWindow

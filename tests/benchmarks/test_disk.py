@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.disk import Disk, PowerCut, watched
-from benchmarks.pair import scratch
+from benchmarks.harness.disk import Disk, PowerCut, watched
+from benchmarks.harness.pair import scratch
 from onboard.link.spool import Spool
 from onboard.storage.journal import Journal, replace_durably
 from onboard.wire.transfer.incoming import Incoming

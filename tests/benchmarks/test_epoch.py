@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.epoch import (
+from benchmarks.claims.learning.epoch import (  # fmt: skip
     LINKS,
     NEIGHBOURS,
     RESNET_20,
@@ -20,10 +20,10 @@ from benchmarks.epoch import (
     equation_19,
     measure,
     synchronized_s,
-)  # fmt: skip
-from benchmarks.gossip import on_link
-from benchmarks.progress import Progress
-from benchmarks.result import Row
+)
+from benchmarks.claims.learning.gossip import on_link
+from benchmarks.harness.progress import Progress
+from benchmarks.harness.result import Row
 
 SMALL = Model("small", 200_000, 25)
 

@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import footprint, process
-from benchmarks.footprint import SERIAL, UNHEARD, busiest
-from benchmarks.lab import Lab, LabError
+from benchmarks.claims.resilience import footprint
+from benchmarks.claims.resilience.footprint import SERIAL, UNHEARD, busiest
+from benchmarks.harness import process
+from benchmarks.harness.lab import Lab, LabError
 from onboard.data import loading
 
 IMAGES = loading.load("digits", part="train").take(np.arange(20))
@@ -104,7 +105,7 @@ def test_the_witness_names_what_a_program_imported_in_mid_run(tmp_path: Path) ->
     program = tmp_path / "late.py"
     program.write_text("import sys\nprint(sys.argv)\nimport colorsys\nsys.exit(3)\n")
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.witness", str(tmp_path / "names"), "late", "a", "b"],
+        [sys.executable, "-m", "benchmarks.ends.witness", str(tmp_path / "names"), "late", "a", "b"],
         env={**os.environ, "PYTHONPATH": f"{tmp_path}:{Path.cwd()}"}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 3, done.stderr

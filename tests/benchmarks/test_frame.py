@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 
-from benchmarks.frame import measure
-from benchmarks.progress import Progress
+from benchmarks.claims.link.frame import measure
+from benchmarks.harness.progress import Progress
 
 
 def test_every_bound_is_a_row_and_each_costs_more_than_its_hash() -> None:

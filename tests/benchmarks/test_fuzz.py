@@ -6,9 +6,9 @@ import random
 
 import pytest
 
-from benchmarks import fuzz
-from benchmarks.fuzz import Sealed, Target, all_targets, mutated
-from benchmarks.progress import Progress
+from benchmarks.claims.resilience import fuzz
+from benchmarks.claims.resilience.fuzz import Sealed, Target, all_targets, mutated
+from benchmarks.harness.progress import Progress
 
 
 def test_a_seed_repeats_its_mutations() -> None:

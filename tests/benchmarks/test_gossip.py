@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gossip import BYTES_AT, OVERHEAD_BYTES, TIMED, crossover, measure, on_link
-from benchmarks.progress import Progress
-from benchmarks.result import Row
+from benchmarks.claims.learning.gossip import BYTES_AT, OVERHEAD_BYTES, TIMED, crossover, measure, on_link
+from benchmarks.harness.progress import Progress
+from benchmarks.harness.result import Row
 from onboard.codec.mask import RUN
 
 PARAMETERS = 200_000

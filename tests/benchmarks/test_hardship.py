@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import hardship
-from benchmarks.hardship import CLEAN, LINES, Line, Outcome
-from benchmarks.lab import LabError
-from benchmarks.progress import Progress
+from benchmarks.claims.link import hardship
+from benchmarks.claims.link.hardship import CLEAN, LINES, Line, Outcome
+from benchmarks.harness.lab import LabError
+from benchmarks.harness.progress import Progress
 from hw_profiles import load_link
 
 TELL = Progress("hardship")

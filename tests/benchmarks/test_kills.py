@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import kills, stepped_clock
-from benchmarks.besieged import KINDS
-from benchmarks.kills import Findings, Siege
-from benchmarks.progress import Progress
-from benchmarks.witnessed import Witness
+from benchmarks.claims.resilience import kills
+from benchmarks.claims.resilience.besieged import KINDS
+from benchmarks.claims.resilience.kills import Findings, Siege
+from benchmarks.claims.resilience.witnessed import Witness
+from benchmarks.ends import stepped_clock
+from benchmarks.harness.progress import Progress
 from firmware_sim.runs.processes import Crew
 from groundstation.cli import main
 from groundstation.store.store import Store
@@ -117,7 +118,7 @@ def test_a_stepped_clock_moves_while_the_program_runs_and_the_monotonic_one_does
         "    input()\n"
     )
     program = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.stepped_clock", str(clock), "told"],
+        [sys.executable, "-m", "benchmarks.ends.stepped_clock", str(clock), "told"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         env={"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}"},
     )  # fmt: skip

@@ -7,9 +7,9 @@ import sys
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import others
 from benchmarks.__main__ import main
-from benchmarks.race import Course, Outcome
+from benchmarks.claims.link import others
+from benchmarks.harness.race import Course, Outcome
 
 COURSE = Course("a link", 8000.0, 0.0, 1052, 1000)
 

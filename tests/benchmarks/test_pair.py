@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.pair import KEY, NODES, AirPort, Broken, Known, Pair, scratch
+from benchmarks.harness.pair import KEY, NODES, AirPort, Broken, Known, Pair, scratch
 from firmware_sim.world.channel import Channel
 from hw_profiles import Link
 from onboard.link.ports.port import Port

@@ -8,7 +8,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.passes import LONGEST_S, ORBIT_S, SHORTEST_S, gaps, heard, passes
+from benchmarks.harness.passes import LONGEST_S, ORBIT_S, SHORTEST_S, gaps, heard, passes
 
 DAY_S = 86_400.0
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import ports
-from benchmarks.lab import LabError
-from benchmarks.ports import Case, link_at
-from benchmarks.progress import Progress
+from benchmarks.claims.link import ports
+from benchmarks.claims.link.ports import Case, link_at
+from benchmarks.harness.lab import LabError
+from benchmarks.harness.progress import Progress
 from hw_profiles import load_link
 
 SMALL = Case("a test's", link_at(500e3), 40_000)

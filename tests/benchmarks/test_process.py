@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from benchmarks import process
+from benchmarks.harness import process
 
 MIB = 2**20
 # Fills and frees 64 MiB, burns 0.2 s of CPU, and then waits to be ended.

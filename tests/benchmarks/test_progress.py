@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-from benchmarks.progress import LINE_EVERY_S, Progress
+from benchmarks.harness.progress import LINE_EVERY_S, Progress
 
 
 class Terminal(io.StringIO):

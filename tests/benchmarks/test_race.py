@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import others, race
-from benchmarks.lab import LabError
-from benchmarks.race import Course, Outcome, Racer, run_all
+from benchmarks.claims.link import others
+from benchmarks.harness import race
+from benchmarks.harness.lab import LabError
+from benchmarks.harness.race import Course, Outcome, Racer, run_all
 
 TCP = "reno"  # no kernel is without
 SMALL = Course("a test's", 500e3, 0.01, 1052, 30_000)
@@ -56,7 +57,7 @@ def test_what_cannot_arrive_did_not_end(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.usefixtures("namespaces")
 def test_an_end_that_fails_ends_the_benchmark_with_its_last_words() -> None:
     broken = Racer(
-        "broken", "benchmarks.tcp_end", sys.executable,
+        "broken", "benchmarks.ends.tcp_end", sys.executable,
         lambda course, side: {"address": "10.0.0.1", "congestion": "nosuch", "size_bytes": 1},
     )  # fmt: skip
     with pytest.raises(LabError, match=r"a test's, broken: 0:ground ended: FileNotFoundError"):

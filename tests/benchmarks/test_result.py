@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.result import Row, json_line, machine, table
+from benchmarks.harness.result import Row, json_line, machine, table
 
 NUMBERS = st.floats(-1e9, 1e9)
 

@@ -6,8 +6,8 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks.__main__ import main
-from benchmarks.pair import End
-from benchmarks.schedules import RULES, Schedule
+from benchmarks.claims.link.schedules import RULES, Schedule
+from benchmarks.harness.pair import End
 
 
 @pytest.mark.parametrize("seed", range(20))  # `python -m benchmarks schedules` plays as many as one likes

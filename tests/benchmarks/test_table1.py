@@ -13,10 +13,10 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import table1
 from benchmarks.__main__ import main
-from benchmarks.progress import Progress
-from benchmarks.table1 import CELLS, bytes_until
+from benchmarks.claims.learning import table1
+from benchmarks.claims.learning.table1 import CELLS, bytes_until
+from benchmarks.harness.progress import Progress
 from firmware_sim.fleet.presets import PRESETS, ROOM, SKETCH_DOWN, as_fedavg, for_bits
 from firmware_sim.fleet.record import Record
 from firmware_sim.fleet.result import RoundResult

@@ -7,9 +7,9 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import transfer
 from benchmarks.__main__ import main
-from benchmarks.transfer import (
+from benchmarks.claims.link import transfer
+from benchmarks.claims.link.transfer import (
     CASES,
     FAST,
     LONG_FRAMES,

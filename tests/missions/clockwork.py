@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 import groundstation.station
 import onboard.runtime.federated
-from benchmarks.pair import AirPort
+from benchmarks.harness.pair import AirPort
 from firmware_sim.world.channel import Side
 from groundstation.cli import main
 from groundstation.config import load_mission

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.pair import scratch
+from benchmarks.harness.pair import scratch
 from groundstation.store.store import Store
 from onboard.agents.federated_state import KEPT, Known
 from onboard.storage.boot_counter import count_start

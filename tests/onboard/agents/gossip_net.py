@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.pair import TICK_S, AirPort
+from benchmarks.harness.pair import TICK_S, AirPort
 from firmware_sim.world.channel import Channel, Side
 from onboard.agents.gossip import GossipAgent
 from onboard.agents.gossip_state import Phase

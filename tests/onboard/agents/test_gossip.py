@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import onboard.wire.security.seal
-from benchmarks.pair import scratch
+from benchmarks.harness.pair import scratch
 from onboard.agents.gossip_checkpoint import BEFORE, CHECKPOINT
 from onboard.agents.gossip_state import Known, Phase
 from onboard.storage.journal import Journal, replace_durably

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.pair import scratch
+from benchmarks.harness.pair import scratch
 from onboard.agents.gossip_state import Phase
 from onboard.codec import sparse
 from onboard.codec.layout import Floats

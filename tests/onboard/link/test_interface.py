@@ -84,13 +84,13 @@ def wire(request: pytest.FixtureRequest) -> Iterator[Wire]:
 
 
 class Program:
-    """One end as a process in its namespace; see benchmarks.port_end."""
+    """One end as a process in its namespace; see benchmarks.ends.port_end."""
 
     def __init__(self, wire: Wire, side: str, folder: Path) -> None:
         spec = {"side": side, "url": wire.url(side), "link": LINK, "folder": str(folder / side),
                 "offer_bytes": SIZE if side == "board" else 0}  # fmt: skip
         self.process = subprocess.Popen(
-            ["ip", "netns", "exec", wire.spaces[side], sys.executable, "-m", "benchmarks.port_end",
+            ["ip", "netns", "exec", wire.spaces[side], sys.executable, "-m", "benchmarks.ends.port_end",
              msgspec.json.encode(spec).decode()],
             stdout=subprocess.PIPE, text=True,
         )  # fmt: skip

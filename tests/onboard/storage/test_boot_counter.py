@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import onboard.storage.journal
-from benchmarks.pair import scratch
+from benchmarks.harness.pair import scratch
 from onboard.agents.federated_state import KEPT, Known
 from onboard.agents.gossip_state import Known as Gossiping
 from onboard.agents.gossip_state import Tie

@@ -1,0 +1,76 @@
+"""`python -m benchmarks.ends.port_end SPEC` is one end of a real link: a pump on a port, and nothing else.
+
+The board's end offers an object as soon as its port is open, the ground's accepts what arrives. Events are
+JSON lines with the time (`at_s`, the computer's monotonic clock) and the process's CPU time so far.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import msgspec
+
+from benchmarks.ends.tell import tell
+from benchmarks.harness import netns
+from hw_profiles import Link
+from onboard.link import Spool, opener, wire_bytes
+from onboard.link.pump import PortUp, Pump, wait
+from onboard.runtime.federated import limits_for
+from onboard.runtime.signals import stop_signals
+from onboard.wire.events import Arrived, Delivered, PeerHeard
+from onboard.wire.messages import UPDATE
+from onboard.wire.session import Session
+
+NODES = {"ground": 0, "board": 1}
+LONGEST_WAIT_S = 5.0  # as in onboard.runtime.federated
+
+
+class Spec(msgspec.Struct, kw_only=True):
+    """What an end is told, in JSON. `offer_bytes`: size of the object that it offers, 0 for none.
+    `namespace`: a path of the network namespace that its port is in, if not this process's."""
+
+    side: str
+    url: str
+    link: Link
+    folder: str
+    offer_bytes: int = 0
+    namespace: str = ""
+
+
+def main() -> None:
+    """Runs until SIGTERM."""
+    spec = msgspec.json.decode(sys.argv[1], type=Spec)
+    if spec.namespace:
+        netns.enter(spec.namespace)
+    node, peer = NODES[spec.side], NODES["board" if spec.side == "ground" else "ground"]
+    session = Session(
+        node=node, peer=peer, key=bytes(range(32)), link=spec.link, master=node == 0, epoch=1,
+        wire_bytes=partial(wire_bytes, spec.url), now=time.monotonic(),
+        limits=limits_for(spec.url, float("inf"), float("inf")),
+    )  # fmt: skip
+    pump = Pump(opener(spec.url, spec.link), session, Spool(Path(spec.folder), 1 << 30))
+    payload = random.Random(1).randbytes(spec.offer_bytes)
+    with stop_signals() as stop:
+        while not stop.asked:
+            now = time.monotonic()
+            for event in pump.poll(now):
+                if isinstance(event, Arrived):
+                    session.accept(event.digest, now)
+                if isinstance(event, Arrived | Delivered | PeerHeard | PortUp):
+                    tell(type(event).__name__)
+                if isinstance(event, Arrived):
+                    tell("Whole", sha256=hashlib.sha256(event.payload).hexdigest())
+                if isinstance(event, PortUp) and payload:
+                    tell("Offered")
+                    session.offer(UPDATE, payload, now)
+            wait([pump], min(LONGEST_WAIT_S, pump.wakeup(now) - time.monotonic()), also=[stop.fd])
+    pump.close(time.monotonic())
+
+
+if __name__ == "__main__":
+    main()
