@@ -120,7 +120,7 @@ def test_a_stepped_clock_moves_while_the_program_runs_and_the_monotonic_one_does
     program = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.ends.stepped_clock", str(clock), "told"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env={"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}"},
+        env={"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[4]}"},
     )  # fmt: skip
     assert program.stdout is not None
     assert program.stdin is not None
