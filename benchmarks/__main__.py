@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from benchmarks.harness.lab import LabError
-from benchmarks.harness.progress import Progress
+from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import json_line, table
 from onboard.data.loading import DataError
 
@@ -29,8 +29,8 @@ NAMES = {
 
 
 class Claims(click.Group):
-    """A command for each benchmark, imported when it is asked for: `measure` gets a `Progress` and what the
-    module's OPTIONS, if it has any, were given."""
+    """A command for each benchmark, imported when it is asked for: `measure` gets a `ProgressLine` and what
+    the module's OPTIONS, if it has any, were given."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(NAMES)
@@ -73,7 +73,7 @@ def main(context: click.Context) -> None:
 def run(name: str, module: ModuleType, as_json: bool, **options: Any) -> None:
     """Measures, prints the table, and ends the process with the verdict."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # cleans up, as Ctrl-C does
-    tell = Progress(name)
+    tell = ProgressLine(name)
     try:
         rows = module.measure(tell, **options)
     except (LabError, DataError) as error:

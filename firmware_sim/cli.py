@@ -169,13 +169,13 @@ def demo(
     require("onnxruntime", "rich", "matplotlib")
     from rich.console import Console
 
-    from firmware_sim.demo.run import BOARDS, DemoError, Wishes, run
-    from firmware_sim.demo.view import View, summary_table
+    from firmware_sim.demo.run import BOARDS, DemoConfig, DemoError, run
+    from firmware_sim.demo.view import DemoView, summary_table
     from firmware_sim.runs.folder import FolderError
     from onboard.data.loading import DataError
     from onboard.learn.graph import GraphError
 
-    wishes = Wishes(
+    wishes = DemoConfig(
         out=out, data=data, data_folder=data_dir, rounds=rounds,
         model=model or ("lenet5-rgb" if data.startswith("eurosat") else "lenet5"),
         images=images, seed=seed, real=_real_boards(real, [place.name for place in BOARDS]),
@@ -184,7 +184,7 @@ def demo(
     with lines_to(sys.stdout, _unread) as lines:
         console = Console(file=cast(IO[str], Outlet(lines, sys.stdout)))
         try:
-            summary = run(wishes, View(console, plain=plain))
+            summary = run(wishes, DemoView(console, plain=plain))
         except (DataError, GraphError, DemoError, FolderError) as error:
             raise click.UsageError(str(error)) from None
         except OSError as error:

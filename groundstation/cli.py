@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from groundstation.config import load_mission
-from groundstation.setup import NodeSpec, SetupError, Wishes, found, roll_key
+from groundstation.setup import MissionRequest, NodeSpec, SetupError, found, roll_key
 from groundstation.store.recovery import backup_of
 from groundstation.store.store import Store, StoreDamaged, StoreError, StoreForeign
 from onboard.console.errors import OneLineErrors, fail, refused
@@ -67,7 +67,7 @@ def init(
     keep_private()
     try:
         specs = [NodeSpec.parse(text) for text in nodes]
-        wishes = Wishes(
+        wishes = MissionRequest(
             name=name or folder.resolve().name, data=data, model=model, rounds=rounds, target=target,
             select=select or len(specs), quorum=quorum or select or len(specs), deadline_s=deadline_s,
             seed=seed, data_dir=data_dir,

@@ -81,7 +81,7 @@ class MissionSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         return min(QUORUM, self.select_of(nodes)) if self.quorum is None else self.quorum
 
 
-class NodeSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class BoardSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[[node]]`: one board. `port` is the ground's end; `key` is the file that both ends hold; `encrypt` is
     as in the board's NODE.toml."""
 
@@ -105,7 +105,7 @@ class MissionFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     mission: MissionSection
     train: TrainSection = msgspec.field(default_factory=TrainSection)
-    node: Annotated[list[NodeSection], Meta(min_length=1)]
+    node: Annotated[list[BoardSection], Meta(min_length=1)]
 
     def __post_init__(self) -> None:
         for key in ("id", "name", "port"):

@@ -134,7 +134,7 @@ class NodeSpec:
 
 
 @dataclass(frozen=True)
-class Wishes:
+class MissionRequest:
     """What `init` was asked for, beyond the nodes."""
 
     name: str
@@ -165,7 +165,7 @@ class Wishes:
         return {key: value for key, value in section.items() if value is not None}
 
 
-def found(folder: Path, specs: list[NodeSpec], wishes: Wishes) -> Iterator[str]:
+def found(folder: Path, specs: list[NodeSpec], wishes: MissionRequest) -> Iterator[str]:
     """Writes the mission and yields a line about each thing written.
 
     Raises SetupError or ConfigError before anything is written, OSError where the disk refuses. Nothing is

@@ -11,7 +11,7 @@ from onboard.data.shard import shard_of
 from onboard.learn.graph import GraphError, TrainGraph, shipped
 from onboard.mission.health import Failure
 from onboard.mission.server import Training
-from onboard.trainer.job import Done, Failed, Job, Report
+from onboard.trainer.job import Failed, Job, Report, TrainingDone
 from onboard.trainer.process import ProcessTrainer
 from onboard.wire.messages import Task, encode_object
 
@@ -41,7 +41,7 @@ def tried(config: OwnConfig, graph: TrainGraph) -> str:
     )  # fmt: skip
     trainer = ProcessTrainer(shard_of(config), first=BATCHES * batch)
     report = _run(trainer, Job(model=encode_object(task, b""), node=config.id), config.memory_bytes)
-    if isinstance(report, Done):
+    if isinstance(report, TrainingDone):
         took = AGENT_BYTES + report.peak_bytes + MARGIN_BYTES
         return f"{graph.name} takes {_mb(took)} with batches of {batch}"
     if report.failure == Failure.MEMORY:
@@ -51,7 +51,7 @@ def tried(config: OwnConfig, graph: TrainGraph) -> str:
     raise GraphError(f"{graph.name} cannot be trained: {report.why}")
 
 
-def _run(trainer: ProcessTrainer, job: Job, budget_bytes: int) -> Done | Failed:
+def _run(trainer: ProcessTrainer, job: Job, budget_bytes: int) -> TrainingDone | Failed:
     """Trains to the end, with what the budget leaves beside an agent."""
     trainer.begin(job, max(0, budget_bytes - AGENT_BYTES - MARGIN_BYTES))
     try:
@@ -59,7 +59,7 @@ def _run(trainer: ProcessTrainer, job: Job, budget_bytes: int) -> Done | Failed:
             select.select(trainer.fds, [], [])
             last: Report
             for last in trainer.reports():
-                if isinstance(last, Done | Failed):
+                if isinstance(last, TrainingDone | Failed):
                     return last
                 trainer.step()
     finally:

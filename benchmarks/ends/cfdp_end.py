@@ -62,7 +62,7 @@ def main() -> None:
     source = Path(spec["path"])
     os.chdir(source.parent)  # a metadata PDU carries the names of both files
     user = User(side)
-    local = LocalEntityConfig(ENTITIES[side], IndicationConfig(), Faults())
+    local = LocalEntityConfig(ENTITIES[side], IndicationConfig(), CfdpFaults())
     table = RemoteEntityConfigTable([_remote(spec, peer)])
     handler: SourceHandler | DestHandler
     if side == "board":
@@ -188,7 +188,7 @@ class User(CfdpUserBase):
     def abandoned_indication(self, transaction_id: Any, cond_code: Any, progress: int) -> None: ...
 
 
-class Faults(DefaultFaultHandlerBase):
+class CfdpFaults(DefaultFaultHandlerBase):
     """A transaction that is given up is told of."""
 
     def notice_of_cancellation_cb(self, transaction_id: Any, cond: ConditionCode, progress: int) -> None:

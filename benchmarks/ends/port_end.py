@@ -30,7 +30,7 @@ NODES = {"ground": 0, "board": 1}
 LONGEST_WAIT_S = 5.0  # as in onboard.runtime.federated
 
 
-class Spec(msgspec.Struct, kw_only=True):
+class EndSpec(msgspec.Struct, kw_only=True):
     """What an end is told, in JSON. `offer_bytes`: size of the object that it offers, 0 for none.
     `namespace`: a path of the network namespace that its port is in, if not this process's."""
 
@@ -44,7 +44,7 @@ class Spec(msgspec.Struct, kw_only=True):
 
 def main() -> None:
     """Runs until SIGTERM."""
-    spec = msgspec.json.decode(sys.argv[1], type=Spec)
+    spec = msgspec.json.decode(sys.argv[1], type=EndSpec)
     if spec.namespace:
         netns.enter(spec.namespace)
     node, peer = NODES[spec.side], NODES["board" if spec.side == "ground" else "ground"]

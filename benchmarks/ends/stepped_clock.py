@@ -1,8 +1,8 @@
 """Runs one of the programs under a wall clock that is set from outside, as an operator or NTP sets one.
 
 `python -m benchmarks.ends.stepped_clock FILE MODULE ARGS` is `python -m MODULE ARGS` where `time.time()` is
-ahead by the seconds that FILE holds, now and whenever that changes; `time.monotonic()` is not, as it is not on
-a computer either. The clock of the kernel belongs to the whole computer and takes root to set, and a time
+ahead by the seconds that FILE holds, now and whenever that changes; `time.monotonic()` is not, as it is not
+on a computer either. The clock of the kernel belongs to the whole computer and takes root to set, and a time
 namespace has no wall clock of its own, so what asks the kernel in another way (file times) is not stepped.
 """
 

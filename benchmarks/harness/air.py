@@ -32,7 +32,7 @@ _IFF_TUN, _IFF_NO_PI = 0x0001, 0x1000
 _LONGEST_PACKET = 1 << 16
 
 
-class Spec(msgspec.Struct, kw_only=True):
+class LinkSpec(msgspec.Struct, kw_only=True):
     """A link and what befalls its packets. `outage_s`: (begin, end), from the board's first packet."""
 
     link: Link
@@ -42,16 +42,16 @@ class Spec(msgspec.Struct, kw_only=True):
     seed: int
     outage_s: tuple[float, float] | None = None
 
-    def air(self) -> Air:
+    def air(self) -> LinkNamespaces:
         """The link as it is before the first packet."""
         windows = None
         if self.outage_s is not None:
             windows = [(0.0, self.outage_s[0]), (self.outage_s[1], math.inf)]
         channel = Channel(self.link, seed=self.seed, frame_loss=self.loss, windows=windows)
-        return Air(channel, self.queue_bytes)
+        return LinkNamespaces(channel, self.queue_bytes)
 
 
-class Air:
+class LinkNamespaces:
     """A channel behind a drop-tail queue at either end. Its time begins with the board's first packet: what
     the ground said before that reached nobody."""
 
@@ -91,7 +91,7 @@ class Air:
 
 def main() -> None:
     """Tells where the namespaces are, carries until SIGTERM, and tells what it carried."""
-    spec = msgspec.json.decode(sys.argv[1], type=Spec)
+    spec = msgspec.json.decode(sys.argv[1], type=LinkSpec)
     namespaces, tuns = {}, {}
     try:
         for side in SIDES:
@@ -116,7 +116,7 @@ def open_tun(address: str, mtu_bytes: int) -> int:
     return tun
 
 
-def _carry(air: Air, tuns: dict[Side, int], stop: Stop) -> None:
+def _carry(air: LinkNamespaces, tuns: dict[Side, int], stop: Stop) -> None:
     sides = {tun: side for side, tun in tuns.items()}
     while not stop.asked:
         due_s = air.next_due() - time.monotonic()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from firmware_sim.runs.processes import Crew
+from firmware_sim.runs.processes import ProcessGroup
 from onboard.data import loading
 from onboard.data.images import Images
 
@@ -45,7 +45,7 @@ class Lab:
         self.crossed: dict[str, list[tuple[float, int]]] = defaultdict(list)
         """By site: (seconds on the cable's clock, bytes so far in both directions), about once a second."""
         self._folder = folder
-        self._crew = Crew(folder / "logs")
+        self._crew = ProcessGroup(folder / "logs")
 
     def found(self, mission: str, source: str, images: Images, sites: list[Site], *, rounds: int = 1) -> None:
         """A mission in which every site holds `images`; the ground judges on `source`'s."""

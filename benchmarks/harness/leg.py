@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.claims.link.transfer import payload_of
-from benchmarks.harness.pair import Broken, End, Pair
+from benchmarks.harness.pair import Broken, LinkEnd, LinkPair
 from benchmarks.harness.passes import heard, passes
 from firmware_sim.world.channel import SIDES, Burst, Channel, Side
 from hw_profiles import load_link
@@ -74,7 +74,7 @@ class Leg:
         self._down_from: dict[Side, float] = {}
         self._unknown_s = dict.fromkeys(SIDES, 0.0)  # time that an end cannot know to have passed
         windows = heard(self.random, rough) + calm
-        self.pair = Pair(
+        self.pair = LinkPair(
             LINK, folder, Channel(LINK, seed=seed * 256 + nth, burst=LOSS, windows=windows),
             limits=LIMITS, contacts=self.plan, nonce=self.random.randbytes,
             mangle=self._hear, sent=self._send,
@@ -185,7 +185,7 @@ class Leg:
 
     # -- one rule each ---------------------------------------------------------------------------------
 
-    def _settle(self, end: End) -> None:
+    def _settle(self, end: LinkEnd) -> None:
         """What has come to an end at its sender, and how."""
         peer = self.pair.ground if end is self.pair.board else self.pair.board
         for _, event in end.events:
@@ -207,7 +207,7 @@ class Leg:
                 del self.wanted[digest]
                 self.tally["objects ended by their deadline"] += 1
 
-    def _progress(self, end: End) -> tuple[int, ...] | None:
+    def _progress(self, end: LinkEnd) -> tuple[int, ...] | None:
         """What changes when an object of this end goes on; None where none can."""
         now, pair = self.pair.now, self.pair
         nth = self._contact(now)

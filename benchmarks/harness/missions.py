@@ -41,7 +41,7 @@ from benchmarks.claims.resilience.genuine import (
     watched_server,
     watched_session,
 )
-from benchmarks.harness.virtual import World
+from benchmarks.harness.virtual import VirtualWorld
 from groundstation import testdata
 from groundstation.cli import main
 from groundstation.config import load_mission
@@ -79,7 +79,7 @@ def images(part: Literal["train", "test"], nth: int = 0) -> Images:
     return loading.load("digits", part=part).take(np.arange(nth * IMAGES, (nth + 1) * IMAGES))
 
 
-class Mission:
+class VirtualMission:
     """What both have in common. `folder` has a folder for each program, by its name; `programs` are these."""
 
     programs: tuple[str, ...] = ()
@@ -87,7 +87,7 @@ class Mission:
 
     def __init__(self, folder: Path, seed: str) -> None:
         self.folder, self.genuine = folder, Genuine()
-        self.world = World(seed)
+        self.world = VirtualWorld(seed)
         self.errors = io.StringIO()  # what the programs wrote to standard error
         self._random = random.Random(f"{seed}/nonces")
 
@@ -141,7 +141,7 @@ class Mission:
         raise NotImplementedError
 
 
-class Rounds(Mission):
+class VirtualRounds(VirtualMission):
     """A ground station and two boards."""
 
     programs = ("ground", "board-1", "board-2")
@@ -248,7 +248,7 @@ def _founded(scratch: Path, encrypted: bool) -> Path:
     return folder
 
 
-class Ring(Mission):
+class VirtualRing(VirtualMission):
     """Nodes that gossip, each with both others."""
 
     programs = tuple(f"node-{number}" for number in range(1, NODES + 1))
@@ -343,4 +343,4 @@ def founded_in(folder: Path) -> Iterator[None]:
         _SCRATCH.pop()
 
 
-MISSIONS: dict[str, Callable[..., Mission]] = {"rounds": Rounds, "ring": Ring}
+MISSIONS: dict[str, Callable[..., VirtualMission]] = {"rounds": VirtualRounds, "ring": VirtualRing}

@@ -21,7 +21,7 @@ from hw_profiles import Link
 from onboard.link.pump import Pump, PumpEvent
 from onboard.link.spool import Spool
 from onboard.storage.journal import Journal
-from onboard.wire.events import Arrived, Cancelled, Delivered, Expired, Limits, Message, Rekeyed, Spent
+from onboard.wire.events import Arrived, Cancelled, Delivered, Expired, Limits, Message, QuotaUsage, Rekeyed
 from onboard.wire.framing import cobs
 from onboard.wire.medium.contacts import Contacts, Window
 from onboard.wire.messages import digest as digest_of
@@ -60,13 +60,13 @@ class Offered(msgspec.Struct):
     deadline_s: float | None
 
 
-class Known(msgspec.Struct):
+class EndState(msgspec.Struct):
     """What an end keeps in its journal."""
 
     epoch: int = 0
     salt: bytes = NO_SALT
     floor: tuple[int, int] = (0, 0)
-    spent: Spent = Spent()
+    spent: QuotaUsage = QuotaUsage()
     taken: list[bytes] = msgspec.field(default_factory=list)  # digests of the objects that had their effect
     offered: dict[bytes, Offered] = msgspec.field(default_factory=dict)
 
@@ -141,7 +141,7 @@ class AirPort:
         pass
 
 
-class End:
+class LinkEnd:
     """One program: what it has in `folder`, and the session of its present life."""
 
     def __init__(
@@ -164,8 +164,8 @@ class End:
         self.pump: Pump | None = None
         self.port = AirPort(side, link, send)
         self._send = send
-        self._known = Known()
-        self._journal = Journal(folder, Known)
+        self._known = EndState()
+        self._journal = Journal(folder, EndState)
         self._tried: dict[bytes, bytes] = {}  # payloads whose effect was begun
         self.floor = (0, 0)  # at or below it nothing may be taken in this life
 
@@ -178,8 +178,8 @@ class End:
 
     def boot(self, now: float) -> None:
         """Starts from the disk, the new epoch on it first. Raises Broken if the disk lacks what it had."""
-        self._journal = Journal(self.folder, Known)
-        before, self._known = self._known, self._journal.load() or Known()
+        self._journal = Journal(self.folder, EndState)
+        before, self._known = self._known, self._journal.load() or EndState()
         known = self._known
         if known.epoch < before.epoch or known.floor < self.floor:
             raise Broken("what was saved is there", f"epoch {known.epoch} after {before.epoch}")
@@ -223,7 +223,7 @@ class End:
     def lose(self) -> None:
         """After a `kill`: an empty disk takes the place of this one."""
         shutil.rmtree(self.folder)
-        self._known, self.floor = Known(), (0, 0)
+        self._known, self.floor = EndState(), (0, 0)
         self.taken.clear()
         self._tried.clear()
 
@@ -289,7 +289,7 @@ class End:
             self.messages.append(event.payload)
         elif isinstance(event, Delivered | Expired | Cancelled):
             self._end(event.digest)
-        elif isinstance(event, Spent):
+        elif isinstance(event, QuotaUsage):
             self._known.spent = event
             self._save()
         elif isinstance(event, Rekeyed):
@@ -309,7 +309,7 @@ class End:
         self._journal.save(self._known)
 
 
-class Pair:
+class LinkPair:
     """Ground and board, running, with a folder each in `folder`, on one channel.
 
     contacts: the plan that both ends load, None for none. nonce: see Session. mangle: what is heard instead
@@ -328,14 +328,14 @@ class Pair:
         nonce: Callable[[int], bytes] | None = None,
         mangle: Callable[[bytes, float], list[bytes]] | None = None,
         sent: Callable[[Side, bytes, float, float], None] | None = None,
-        took: Callable[[End, bytes], None] | None = None,
+        took: Callable[[LinkEnd, bytes], None] | None = None,
     ) -> None:
         self.channel, self.now = channel, 0.0
         self._mangle, self._sent, self._took = mangle, sent, took
-        self.ends: dict[Side, End] = {}
+        self.ends: dict[Side, LinkEnd] = {}
         for side in NODES:
             send = partial(self._send, side)
-            end = End(
+            end = LinkEnd(
                 side, link, folder / side, send, limits=limits or Limits(), contacts=contacts, nonce=nonce
             )
             end.boot(0.0)
@@ -363,7 +363,7 @@ class Pair:
         """On the wire, by both ends, framing included."""
         return sum(self.channel.counters(side).bytes for side in NODES)
 
-    def _hear(self, end: End, wire: bytes) -> None:
+    def _hear(self, end: LinkEnd, wire: bytes) -> None:
         """An end that is down hears nothing; the port of its next life begins empty."""
         if end.pump is None:
             return

@@ -10,7 +10,7 @@ from typing import TextIO
 LINE_EVERY_S = 10.0  # where lines cannot be rewritten, such as in a log
 
 
-class Progress:
+class ProgressLine:
     """Says what is going on: one line that is rewritten on a terminal, a line now and then elsewhere."""
 
     def __init__(

@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.claims.link.transfer import payload_of
 from benchmarks.harness.lab import LabError
-from firmware_sim.runs.processes import Crew
+from firmware_sim.runs.processes import ProcessGroup
 from firmware_sim.world.channel import SIDES, Side
 from hw_profiles import Link, load_link
 from onboard.link.ports.udp import IPV4_UDP_BYTES
@@ -93,7 +93,7 @@ class Racer:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RaceOutcome:
     """`arrived_s`: from the start until the last byte was there, None if it was not in time, or wrong.
     `wire_bytes`: of all IP packets on the air, both ways, until the sender knew, or all was over."""
 
@@ -104,7 +104,9 @@ class Outcome:
 class Race:
     """The three processes of one transfer, and what they said."""
 
-    def __init__(self, crew: Crew, folder: Path, name: str, course: Course, racer: Racer, seed: int) -> None:
+    def __init__(
+        self, crew: ProcessGroup, folder: Path, name: str, course: Course, racer: Racer, seed: int
+    ) -> None:
         self.name, self.course, self.racer, self.seed = name, course, racer, seed
         self._crew, self._folder = crew, folder
         self._said: dict[tuple[str, str], dict[str, Any]] = {}
@@ -157,7 +159,7 @@ class Race:
         names = (self._member(role) for role in ("air", *SIDES))
         return self._crew.stop([name for name in names if name in self._crew.members])
 
-    def outcome(self) -> Outcome:
+    def outcome(self) -> RaceOutcome:
         """Once all three have ended."""
         carried = self._said["air", "Carried"]
         arrived = self._said.get(("ground", "Arrived"))
@@ -166,7 +168,7 @@ class Race:
         arrived_s = None
         if arrived is not None and right:
             arrived_s = arrived["at_s"] - self._said["board", "Offered"]["at_s"]
-        return Outcome(arrived_s, sum(carried[side]["bytes"] for side in SIDES))
+        return RaceOutcome(arrived_s, sum(carried[side]["bytes"] for side in SIDES))
 
     def _start_end(self, side: Side) -> None:
         spec = {
@@ -184,7 +186,7 @@ class Race:
 
 def run_all(
     entries: Sequence[tuple[Course, Racer, int]], at_once: int
-) -> Generator[list[tuple[int, Outcome]], None, None]:
+) -> Generator[list[tuple[int, RaceOutcome]], None, None]:
     """Runs a race for each (course, racer, seed), the longest first. Yields again and again those that have
     ended since, each with its entry's number. Raises LabError. Nothing is left when it ends or is closed."""
     waiting = sorted(range(len(entries)), key=lambda entry: entries[entry][0].limit_s)
@@ -196,7 +198,7 @@ def run_all(
             running[name].hear(role, event)
 
     with TemporaryDirectory(prefix="spacedml-race-") as folder:
-        crew = Crew(Path(folder) / "logs")
+        crew = ProcessGroup(Path(folder) / "logs")
         try:
             while waiting or running:
                 while waiting and len(running) < at_once:

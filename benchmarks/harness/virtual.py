@@ -37,7 +37,7 @@ def _shut() -> threading.Lock:
     return lock
 
 
-class Killed(BaseException):
+class ProgramKilled(BaseException):
     """Ends a program's thread where it waits."""
 
 
@@ -53,10 +53,10 @@ class Said:
     fields: Mapping[str, Any]
 
 
-class Program(threading.Thread):
+class VirtualProgram(threading.Thread):
     """One life of a program. `ended`: how it came to its end, empty while it runs."""
 
-    def __init__(self, world: World, name: str, life: int, main: Callable[[], None]) -> None:
+    def __init__(self, world: VirtualWorld, name: str, life: int, main: Callable[[], None]) -> None:
         super().__init__(name=name, daemon=True)
         self.life, self.ended, self.ended_at = life, "", 0.0
         self.wake_at = world.now
@@ -71,7 +71,7 @@ class Program(threading.Thread):
             if not self.is_killed:
                 self._main()
             self.ended = "by itself"
-        except Killed:
+        except ProgramKilled:
             self.ended = "killed"
         except SystemExit as error:
             self.ended = f"exit {error.code}"
@@ -93,7 +93,7 @@ class Program(threading.Thread):
             self._world.turned.release()
             self._turn.acquire()
         if self.is_killed:
-            raise Killed
+            raise ProgramKilled
 
     def kill(self) -> None:
         """Ends its thread."""
@@ -103,7 +103,7 @@ class Program(threading.Thread):
 
 
 @dataclass
-class Cable:
+class VirtualCable:
     """Between two programs; the one of `ground` sends at the link's downlink rate."""
 
     channel: Channel
@@ -115,7 +115,7 @@ class Cable:
         return {name: side for side, name in self.ends.items()}[program]
 
 
-class World:
+class VirtualWorld:
     """Programs, the cables between them by the URL of both their ports, and one clock."""
 
     def __init__(self, seed: str) -> None:
@@ -123,15 +123,15 @@ class World:
         self.said: list[Said] = []
         self.turned = _shut()  # a program's turn is over
         self._random = random.Random(seed)
-        self._programs: dict[str, Program] = {}
-        self._cables: dict[str, Cable] = {}
+        self._programs: dict[str, VirtualProgram] = {}
+        self._cables: dict[str, VirtualCable] = {}
 
     # programs
 
     def start(self, name: str, main: Callable[[], None]) -> None:
         """Begins a life of the program: it runs when the clock moves next."""
         before = self._programs.get(name)
-        program = Program(self, name, 1 if before is None else before.life + 1, main)
+        program = VirtualProgram(self, name, 1 if before is None else before.life + 1, main)
         self._programs[name] = program
         program.start()
 
@@ -171,16 +171,16 @@ class World:
         """When it did."""
         return self._programs[name].ended_at
 
-    def current(self) -> Program | None:
+    def current(self) -> VirtualProgram | None:
         """The program in whose thread this is called."""
         thread = threading.current_thread()
-        return thread if isinstance(thread, Program) and thread._world is self else None
+        return thread if isinstance(thread, VirtualProgram) and thread._world is self else None
 
     # ports
 
     def lay(self, url: str, link: Link, ground: str, board: str) -> None:
         """A cable between two programs, whose ports both are at `url`."""
-        self._cables[url] = Cable(
+        self._cables[url] = VirtualCable(
             Channel(link, seed=self._random.getrandbits(32)), {"ground": ground, "board": board}
         )
 
@@ -271,7 +271,7 @@ class World:
         """Inside the block what the programs log is in `said`."""
         world = self
 
-        class Listener(logging.Handler):
+        class VirtualListener(logging.Handler):
             def emit(self, record: logging.LogRecord) -> None:
                 program = world.current()
                 if program is not None and not program.is_killed:
@@ -282,7 +282,7 @@ class World:
                         )
                     )
 
-        root, listener = logging.getLogger(), Listener()
+        root, listener = logging.getLogger(), VirtualListener()
         level = root.level
         root.addHandler(listener)
         root.setLevel(logging.INFO)

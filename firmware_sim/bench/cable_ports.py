@@ -85,7 +85,7 @@ class Losses:
     strangers: int = 0  # sent by an address that is not the peer
 
 
-class SerialPort:
+class CableTerminal:
     """One end as a pseudo-terminal in raw mode, under a symbolic link at `path`.
 
     piece_bytes: the longest piece without a delimiter that is taken for one frame.
@@ -231,7 +231,7 @@ def _sole_cable(path: Path) -> socket.socket:
     return name
 
 
-class UdpPort:
+class CableSocket:
     """One end as a UDP socket; a datagram is a frame.
 
     frame_bytes: the largest datagram that passes; buffer_bytes: room in the kernel, as a modem's queue.
@@ -297,7 +297,7 @@ class UdpPort:
         self._socket.close()
 
 
-Port = SerialPort | UdpPort
+Port = CableTerminal | CableSocket
 
 
 def serial_piece_bytes(link: Link) -> int:
@@ -315,11 +315,11 @@ def open_ends(ground: Path | UdpEnd, board: Path | UdpEnd, link: Link) -> dict[S
     try:
         for side, end in zip(SIDES, (ground, board), strict=True):
             if isinstance(end, Path):
-                ports[side] = SerialPort(end, serial_piece_bytes(link))
+                ports[side] = CableTerminal(end, serial_piece_bytes(link))
             else:
                 # A tenth of a second at the line rate, and at least the 64 KiB of a small modem's queue.
                 rate_bps = link.rate_down_bps if side == "ground" else link.rate_up_bps
-                ports[side] = UdpPort(end, link.mtu_bytes, max(65536, int(rate_bps / 80)))
+                ports[side] = CableSocket(end, link.mtu_bytes, max(65536, int(rate_bps / 80)))
     except CableError:
         for port in ports.values():
             port.close()

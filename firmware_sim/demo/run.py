@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from firmware_sim.demo.scene import Scene
-from firmware_sim.demo.view import View
+from firmware_sim.demo.view import DemoView
 from firmware_sim.runs import folder
 from firmware_sim.runs.plot import draw
-from firmware_sim.runs.processes import Crew
+from firmware_sim.runs.processes import ProcessGroup
 from onboard.data import loading
 from onboard.learn.graph import TrainGraph
 from onboard.runtime.signals import stop_signals
@@ -65,7 +65,7 @@ BOARDS = (
 
 
 @dataclass(frozen=True)
-class Wishes:
+class DemoConfig:
     """What the demo was asked for."""
 
     out: Path
@@ -81,7 +81,7 @@ class Wishes:
 Ends = tuple[str, str]  # URLs of the ground's and the board's end of a link
 
 
-def images_of(wishes: Wishes, graph: TrainGraph) -> loading.Images:
+def images_of(wishes: DemoConfig, graph: TrainGraph) -> loading.Images:
     """The images that the boards share. Raises DataError."""
     return loading.load(
         wishes.data, graph.input_shape, folder=wishes.data_folder, part="train",
@@ -89,7 +89,7 @@ def images_of(wishes: Wishes, graph: TrainGraph) -> loading.Images:
     )  # fmt: skip
 
 
-def prepare(wishes: Wishes, images: loading.Images) -> tuple[Path, dict[str, Ends]]:
+def prepare(wishes: DemoConfig, images: loading.Images) -> tuple[Path, dict[str, Ends]]:
     """Makes the mission and every board's shard in a folder that is held; returns the mission's folder and
     the ends of every link. Raises DemoError, OSError."""
     mission = wishes.out / "mission"
@@ -110,7 +110,7 @@ def prepare(wishes: Wishes, images: loading.Images) -> tuple[Path, dict[str, End
     return mission, ends
 
 
-def range_of(wishes: Wishes) -> range:
+def range_of(wishes: DemoConfig) -> range:
     """The rows of the training part that the boards share."""
     return range(wishes.images * len(BOARDS))
 
@@ -131,7 +131,7 @@ def hold_folder(out: Path) -> contextlib.ExitStack:
     return held
 
 
-def ends_of(board: DemoBoard, wishes: Wishes) -> Ends:
+def ends_of(board: DemoBoard, wishes: DemoConfig) -> Ends:
     """Where the ground and the board meet their cable; a real board brings its own."""
     if board.name in wishes.real:
         return wishes.real[board.name], wishes.real[board.name]
@@ -141,7 +141,7 @@ def ends_of(board: DemoBoard, wishes: Wishes) -> Ends:
     return str(ports / f"{board.name}.ground"), str(ports / f"{board.name}.board")
 
 
-def run(wishes: Wishes, view: View) -> dict[str, Any]:
+def run(wishes: DemoConfig, view: DemoView) -> dict[str, Any]:
     """The whole demo; returns the summary, which is also in OUT/summary.json.
 
     Raises DemoError, DataError, GraphError, FolderError, and OSError where the disk refuses. Ctrl-C ends it
@@ -155,10 +155,10 @@ def run(wishes: Wishes, view: View) -> dict[str, Any]:
 
 
 def _play(
-    wishes: Wishes, view: View, mission: Path, ends: dict[str, Ends], graph: TrainGraph
+    wishes: DemoConfig, view: DemoView, mission: Path, ends: dict[str, Ends], graph: TrainGraph
 ) -> dict[str, Any]:
     scene = Scene([board.name for board in BOARDS], graph.layout.parameters, time.monotonic())
-    crew = Crew(wishes.out / "logs")
+    crew = ProcessGroup(wishes.out / "logs")
     with stop_signals() as stop:
         try:
             start(crew, wishes, mission, ends)
@@ -181,7 +181,7 @@ def _play(
     return summary
 
 
-def start(crew: Crew, wishes: Wishes, mission: Path, ends: dict[str, Ends]) -> None:
+def start(crew: ProcessGroup, wishes: DemoConfig, mission: Path, ends: dict[str, Ends]) -> None:
     """Starts cables, ground and boards; the ports exist before anyone opens them."""
     for board in BOARDS:
         if board.name not in wishes.real:
@@ -212,7 +212,7 @@ def start(crew: Crew, wishes: Wishes, mission: Path, ends: dict[str, Ends]) -> N
     )  # fmt: skip
 
 
-def sum_up(wishes: Wishes, scene: Scene) -> dict[str, Any]:
+def sum_up(wishes: DemoConfig, scene: Scene) -> dict[str, Any]:
     """The run in numbers. Bytes are what the ports sent, headers and retransmissions included."""
     boards = {board: scene.sent(board) for board in scene.boards}
     answers = {
@@ -240,7 +240,7 @@ def sum_up(wishes: Wishes, scene: Scene) -> dict[str, Any]:
     }
 
 
-def _check(crew: Crew, scene: Scene) -> None:
+def _check(crew: ProcessGroup, scene: Scene) -> None:
     """A process that ended before its time ends the demo, with its last words; so does a full disk."""
     if crew.refused is not None:
         raise crew.refused

@@ -17,7 +17,7 @@ PLAIN_EVERY_S = 15.0
 BAR = 8  # characters
 
 
-class View:
+class DemoView:
     """Shows a scene: in place on a terminal, else as lines when something happened."""
 
     def __init__(self, console: Console, *, plain: bool = False) -> None:

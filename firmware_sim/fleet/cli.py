@@ -22,7 +22,7 @@ from onboard.console.log import start
 from onboard.runtime.signals import stop_signals
 
 if TYPE_CHECKING:
-    from firmware_sim.fleet.run import Run, Wishes
+    from firmware_sim.fleet.run import FleetConfig, FleetRun
 
 METHODS = ("fedavg", "fedavg-zstd", "spacedml", "spacedml-fast")
 BY_METHOD = "Default: the method's."
@@ -96,7 +96,7 @@ def fleet(as_json: bool, **options: Any) -> None:
       firmware-sim fleet --split dirichlet --alpha 0.3 --dropout 0.2 --quorum 3 --staleness 0.5
     """
     require("onnxruntime", "rich", "matplotlib")
-    from firmware_sim.fleet.run import Run
+    from firmware_sim.fleet.run import FleetRun
     from firmware_sim.fleet.simulation import FleetError
     from onboard.data.loading import DataError
     from onboard.learn.graph import GraphError
@@ -104,7 +104,7 @@ def fleet(as_json: bool, **options: Any) -> None:
     start("json" if as_json else "text", logging.ERROR)
     try:
         wishes = _wishes(**options)
-        run = Run(wishes)
+        run = FleetRun(wishes)
         stopped = not _show(run, wishes, as_json=as_json)
     except (DataError, GraphError, FleetError, ValueError) as error:
         raise click.UsageError(str(error)) from None
@@ -120,19 +120,19 @@ def _wishes(
     data_dir: Path | None, model: str | None, images: int, split: Any, alpha: float, out: Path,
     devices: int, select: int, quorum: int | None, rounds: int, target: float | None, deadline_s: float,
     dropout: float, staleness: float | None, seed: int, shared_downlink: bool, **training: Any,
-) -> Wishes:  # fmt: skip
+) -> FleetConfig:  # fmt: skip
     """The options as one value. Raises ValueError, FleetError for what cannot be."""
     import msgspec
 
     from firmware_sim.fleet.presets import PRESETS
-    from firmware_sim.fleet.run import Wishes
-    from firmware_sim.fleet.simulation import Settings, without_losses
+    from firmware_sim.fleet.run import FleetConfig
+    from firmware_sim.fleet.simulation import FleetSettings, without_losses
     from onboard.mission.server import Training
 
     preset = next(preset for name, preset in PRESETS.items() if name == method)
     asked = {key: value for key, value in training.items() if value is not None}
     profiles = [load_link(name) for name in links]
-    settings = Settings(
+    settings = FleetSettings(
         model=model or ("lenet5-rgb" if data.startswith("eurosat") else "lenet5"),
         training=msgspec.convert(msgspec.to_builtins(preset) | asked, Training),
         boards=tuple(load_board(name) for name in boards),
@@ -141,17 +141,17 @@ def _wishes(
         target=target, deadline_s=deadline_s, dropout=dropout, staleness=staleness, seed=seed,
         shared_downlink=shared_downlink,
     )  # fmt: skip
-    return Wishes(
+    return FleetConfig(
         settings=settings, data=data, data_folder=data_dir, images=images, split=split, alpha=alpha, out=out
     )
 
 
-def _show(run: Run, wishes: Wishes, *, as_json: bool) -> bool:
+def _show(run: FleetRun, wishes: FleetConfig, *, as_json: bool) -> bool:
     """Plays and shows a run; False if it was stopped before its end."""
     from rich.console import Console
 
     from firmware_sim.fleet.result import RoundResult
-    from firmware_sim.fleet.view import View, draw, summary
+    from firmware_sim.fleet.view import FleetView, draw, summary
 
     settings = wishes.settings
     with (
@@ -161,7 +161,7 @@ def _show(run: Run, wishes: Wishes, *, as_json: bool) -> bool:
         contextlib.closing(run.play()) as played,
     ):
         console = Console(stderr=True) if as_json else Console(file=cast(IO[str], Outlet(out, sys.stdout)))
-        view = View(console, settings.rounds, lines=not as_json)
+        view = FleetView(console, settings.rounds, lines=not as_json)
         with view.shown():
             for seen in chain(run.results[:], played):  # first those of an earlier part of this run
                 view.show(seen)

@@ -14,8 +14,8 @@ from pathlib import Path
 from firmware_sim.world.channel import SIDES, Channel, Side
 from hw_profiles import Board, Link
 from onboard.agents.federated import HEALTH_EVERY_S, Agent
-from onboard.agents.federated_state import Known
-from onboard.board.budget import Ledger, Pace
+from onboard.agents.federated_state import FederatedState
+from onboard.board.budget import Pace, ResourceUsage
 from onboard.config import LinkEnd, NodeConfig
 from onboard.data.loading import Images
 from onboard.learn.graph import TrainGraph
@@ -48,7 +48,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Spent:
+class DeviceUsage:
     """What a device took: bytes on the wire and seconds on the air of both transmitters (with framing,
     repetitions, lost frames and keying), and joules of the board while it was awake."""
 
@@ -58,11 +58,11 @@ class Spent:
     airtime_down_s: float = 0.0
     energy_j: float = 0.0
 
-    def __add__(self, other: Spent) -> Spent:
-        return Spent(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Spent)))
+    def __add__(self, other: DeviceUsage) -> DeviceUsage:
+        return DeviceUsage(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(DeviceUsage)))
 
-    def __sub__(self, other: Spent) -> Spent:
-        return Spent(*(getattr(self, f.name) - getattr(other, f.name) for f in fields(Spent)))
+    def __sub__(self, other: DeviceUsage) -> DeviceUsage:
+        return DeviceUsage(*(getattr(self, f.name) - getattr(other, f.name) for f in fields(DeviceUsage)))
 
 
 class Device:
@@ -88,8 +88,8 @@ class Device:
     ) -> None:
         self.place = place
         self.gone = gone
-        journal = Journal(place.folder, Known)
-        known = count_start(journal, Known())
+        journal = Journal(place.folder, FederatedState)
+        known = count_start(journal, FederatedState())
         link, key, node = place.link, place.key, place.node
         self.ground = Session(node=GROUND, peer=node, key=key, link=link, master=True, epoch=epoch, now=now)
         self._board = Session(
@@ -102,14 +102,14 @@ class Device:
             now=now,
             group_key=group_key,
         )
-        ledger = Ledger(place.board, link, now)
+        ledger = ResourceUsage(place.board, link, now)
         trainer = LocalTrainer(place.images, graphs)
         self.agent = Agent(_config(place), self._board, journal, known, ledger, trainer)
         self._drive = Drive(self.agent, Pace(place.board.cpu_share, place.board.train_flops), now)
         fates = (seed * 256 + node) * 65536 + boot
         self._channel = Channel(link, seed=fates, windows=() if gone else None)
         self._ports: dict[Side, _Port] = {side: _Port(link) for side in SIDES}
-        self._overheard = Spent()
+        self._overheard = DeviceUsage()
         self._health_at = now
         self.agent.resume(now)
 
@@ -137,7 +137,7 @@ class Device:
         self._channel.send("ground", sent, now)
         after = self._channel.counters("ground")
         airtime_s = after.airtime_s - before.airtime_s
-        self._overheard += Spent(bytes_down=after.bytes - before.bytes, airtime_down_s=airtime_s)
+        self._overheard += DeviceUsage(bytes_down=after.bytes - before.bytes, airtime_down_s=airtime_s)
 
     def speak(self, now: float) -> None:
         """Puts on the air what both ends have to say now."""
@@ -156,11 +156,11 @@ class Device:
         settled = self.agent.work is None and self.agent.known.phase in (State.IDLE, State.FAILED)
         return settled and not any(end.snapshot(now).objects for end in (self.ground, self._board))
 
-    def spent(self, now: float) -> Spent:
+    def spent(self, now: float) -> DeviceUsage:
         """Since its boot, on its own link."""
         up, down = self._channel.counters("board"), self._channel.counters("ground")
         energy_j = self.agent.ledger.energy_j(now, self._board.snapshot(now).airtime_s)
-        return Spent(up.bytes, down.bytes, up.airtime_s, down.airtime_s, energy_j) - self._overheard
+        return DeviceUsage(up.bytes, down.bytes, up.airtime_s, down.airtime_s, energy_j) - self._overheard
 
     def progress(self) -> float:
         """Share of the training that is done, 0 to 1."""

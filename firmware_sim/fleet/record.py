@@ -23,7 +23,7 @@ WISHES, ROUNDS = "fleet.json", "rounds.jsonl"
 FREE = ("rounds", "target")  # a run may go on for longer than it was first asked to
 
 
-class Record:
+class FleetRecord:
     """The folder of one run. `wishes`: what it was asked for, as JSON has it.
 
     Raises FolderError where the folder is in use or holds anything but an earlier part of the same run, and

@@ -43,7 +43,7 @@ class RoundResult:
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
+class FleetProgress:
     """Where a round stands: share of its work that is done, 0 to 1."""
 
     round: int

@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from firmware_sim.fleet.record import Record
-from firmware_sim.fleet.result import Moment, RoundResult
-from firmware_sim.fleet.simulation import Fleet, FleetError, Settings
+from firmware_sim.fleet.record import FleetRecord
+from firmware_sim.fleet.result import FleetProgress, RoundResult
+from firmware_sim.fleet.simulation import Fleet, FleetError, FleetSettings
 from firmware_sim.runs.split import dirichlet, iid
 from onboard.data import loading
 from onboard.data.loading import Images
@@ -23,11 +23,11 @@ Split = Literal["iid", "dirichlet"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wishes:
+class FleetConfig:
     """What a run was asked for. `images`: of each device, at most; `alpha`: of the Dirichlet split; `out`:
     folder for results, None to keep none."""
 
-    settings: Settings
+    settings: FleetSettings
     data: str = "mnist"
     data_folder: Path | None = None
     images: int = 600
@@ -45,21 +45,21 @@ class Wishes:
         return {"data": self.data, "images": self.images} | split | settings
 
 
-class Run:
+class FleetRun:
     """A fleet with its data, and the rounds that are over.
 
     Raises DataError, GraphError, FleetError, FolderError, OSError.
     """
 
-    def __init__(self, wishes: Wishes) -> None:
+    def __init__(self, wishes: FleetConfig) -> None:
         self.wishes = wishes
         settings = wishes.settings
         self._train, self._infer = TrainGraph.load(settings.model), InferGraph.load(settings.model)
         self.parameters = self._train.layout.parameters
-        self._record = None if wishes.out is None else Record(wishes.out, wishes.as_json())
+        self._record = None if wishes.out is None else FleetRecord(wishes.out, wishes.as_json())
         self.results, self._packed = ([], b"") if self._record is None else self._record.load()
 
-    def play(self) -> Generator[Moment | RoundResult, None, None]:
+    def play(self) -> Generator[FleetProgress | RoundResult, None, None]:
         """Plays the rounds that are left; each is stored before it is told. The folder is free afterwards."""
         try:
             yield from self._play()
@@ -67,7 +67,7 @@ class Run:
             if self._record is not None:
                 self._record.close()
 
-    def _play(self) -> Generator[Moment | RoundResult, None, None]:
+    def _play(self) -> Generator[FleetProgress | RoundResult, None, None]:
         wishes, settings = self.wishes, self.wishes.settings
         if finished([result.accuracy for result in self.results], settings.rounds, settings.target):
             return

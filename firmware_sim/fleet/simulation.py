@@ -14,14 +14,14 @@ from itertools import count
 from pathlib import Path
 from random import Random
 
-from firmware_sim.fleet.device import TICK_S, Device, Place, Spent
+from firmware_sim.fleet.device import TICK_S, Device, DeviceUsage, Place
 from firmware_sim.fleet.downlink import Downlink
-from firmware_sim.fleet.result import Moment, RoundResult, mean_width
+from firmware_sim.fleet.result import FleetProgress, RoundResult, mean_width
 from hw_profiles import Board, Link
 from onboard.codec.pack import unpack
 from onboard.config import NODE_IDS
 from onboard.data.loading import Images
-from onboard.learn.federated.rounds import Answer, Round, Verdict, choose, finished
+from onboard.learn.federated.rounds import Round, RoundState, UpdateFate, choose, finished
 from onboard.learn.graph import InferGraph, TrainGraph, evaluate
 from onboard.mission.averaging import averaged
 from onboard.mission.health import State, decode_health
@@ -40,7 +40,7 @@ class FleetError(RuntimeError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class FleetSettings:
     """What a fleet is told. `boards` and `links` go round among the devices; `dropout`: probability that a
     chosen device is out of contact for the round; `staleness`: see `onboard.mission.server.Server`;
     `shared_downlink`: the ground's transmitter is heard by all devices of a round (`downlink`).
@@ -97,7 +97,7 @@ class Fleet:
     """
 
     def __init__(
-        self, settings: Settings, shares: Sequence[Images], test: Images, folder: Path,
+        self, settings: FleetSettings, shares: Sequence[Images], test: Images, folder: Path,
         train: TrainGraph, infer: InferGraph,
     ) -> None:  # fmt: skip
         self.settings = settings
@@ -131,8 +131,8 @@ class Fleet:
         self._askings: dict[int, int] = {}  # of the round in hand, by node
         self._questions: dict[int, bytes] = {}  # digests of what they were asked
         self._now = 0.0
-        self._booked = Spent()  # of devices that sleep again
-        self._told = Spent()  # of all rounds that are over
+        self._booked = DeviceUsage()  # of devices that sleep again
+        self._told = DeviceUsage()  # of all rounds that are over
         self._round: Round | None = None
         self._tally = _Tally()
 
@@ -147,7 +147,7 @@ class Fleet:
         self._earlier_boots = EMPTY_TRIES * len(self.results)
         self._boots = dict.fromkeys(self._places, self._earlier_boots)
 
-    def play(self) -> Iterator[Moment | RoundResult]:
+    def play(self) -> Iterator[FleetProgress | RoundResult]:
         """Runs the rounds that are left. Raises FleetError."""
         settings = self.settings
         while finished([r.accuracy for r in self.results], settings.rounds, settings.target) is None:
@@ -156,7 +156,7 @@ class Fleet:
 
     # a round
 
-    def _play_round(self, number: int) -> Iterator[Moment]:
+    def _play_round(self, number: int) -> Iterator[FleetProgress]:
         settings = self.settings
         asked = self._chosen(number)
         model = self._server.model(number, self.packed)
@@ -176,8 +176,8 @@ class Fleet:
                     break
                 self._advance(this.deadline_s)
                 if happening % TELL_EVERY == 0:
-                    yield Moment(number, self._done(this), self._now)
-            if this.verdict is not Verdict.EMPTY:
+                    yield FleetProgress(number, self._done(this), self._now)
+            if this.verdict is not RoundState.EMPTY:
                 break
             for node in this.lost:  # what it took came to nothing: the next asking is another object
                 self._askings[node] = attempt + 1
@@ -259,7 +259,7 @@ class Fleet:
         *_, score = evaluate(self._infer, server.weights(self.packed), self._test.x, self._test.y)
         total = sum((device.spent(self._now) for device in self._awake.values()), self._booked)
         if self._downlink is not None:
-            total += Spent(bytes_down=self._downlink.bytes, airtime_down_s=self._downlink.airtime_s)
+            total += DeviceUsage(bytes_down=self._downlink.bytes, airtime_down_s=self._downlink.airtime_s)
         spent, self._told = total - self._told, total
         self.results.append(
             RoundResult(
@@ -344,11 +344,11 @@ class Fleet:
             self._lose(node)
             return
         device.ground.accept(arrived.digest, self._now)
-        outcome = Answer.LATE
+        outcome = UpdateFate.LATE
         if self._round is not None:
             was_asked = node in self._chosen(update.round)
             outcome = self._round.answer(node, self._now, of_round=update.round, was_asked=was_asked)
-        if outcome not in (Answer.TAKEN, Answer.MERGED):
+        if outcome not in (UpdateFate.TAKEN, UpdateFate.MERGED):
             self._tally.late += 1
             return
         self._tally.payloads[node] = arrived.payload

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from firmware_sim.fleet.result import Moment, RoundResult
+from firmware_sim.fleet.result import FleetProgress, RoundResult
 from firmware_sim.runs.live import Live
 from firmware_sim.runs.plot import UP
 
@@ -18,14 +18,14 @@ HEADING = (  # of `line`
 )
 
 
-class View(Live):
+class FleetView(Live):
     """Shows rounds as they end: their lines, if wanted, and on a terminal a bar."""
 
     def __init__(self, console: Console, rounds: int, *, lines: bool = True) -> None:
         super().__init__(console, rounds, HEADING, lines=lines)
         self._rounds = rounds
 
-    def show(self, seen: Moment | RoundResult) -> None:
+    def show(self, seen: FleetProgress | RoundResult) -> None:
         """A round's line when it is over, else the bar."""
         if isinstance(seen, RoundResult):
             self.line(line(seen))

@@ -27,7 +27,7 @@ from onboard.learn.gossip.exchange import Message
 Heard = dict[int, list[Message]]  # by neighbour, the oldest first
 
 
-class Talker(Protocol):
+class GossipAlgorithm(Protocol):
     """One node's side of an exchange with all its neighbours: `Gossip`, and the two below.
 
     `restore` goes on from `state`, whose arrays and lists may be the talker's own, and become so.

@@ -23,9 +23,9 @@ from onboard.console.log import start
 from onboard.runtime.signals import stop_signals
 
 if TYPE_CHECKING:
-    from firmware_sim.ring.processes.run import CrewRun
-    from firmware_sim.ring.run import Run, Wishes
-    from firmware_sim.ring.simulation import Ground
+    from firmware_sim.ring.processes.run import ProcessRun
+    from firmware_sim.ring.run import RingConfig, RingRun
+    from firmware_sim.ring.simulation import GroundNode
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -123,7 +123,7 @@ def _scenario(context: click.Context, _option: click.Parameter, path: Path | Non
               help="Real agents over UDP, a process each, in place of the virtual clock.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="A JSON object for each epoch in place of the table.")
 @click.pass_obj
-def ring(ground: Ground | None, /, as_json: bool, processes: bool, **options: Any) -> None:
+def ring(ground: GroundNode | None, /, as_json: bool, processes: bool, **options: Any) -> None:
     """Nodes train and exchange models with their neighbours, without a server, on a virtual clock.
 
     Messages are the real ones; links give them time. It prints a line for every epoch: training loss,
@@ -142,8 +142,8 @@ def ring(ground: Ground | None, /, as_json: bool, processes: bool, **options: An
     require("onnxruntime", "rich", "matplotlib")
     from rich.console import Console
 
-    from firmware_sim.ring.processes.run import CrewRun
-    from firmware_sim.ring.run import Run
+    from firmware_sim.ring.processes.run import ProcessRun
+    from firmware_sim.ring.run import RingRun
     from firmware_sim.ring.simulation import RingError
     from onboard.data.loading import DataError
     from onboard.learn.graph import GraphError
@@ -152,7 +152,7 @@ def ring(ground: Ground | None, /, as_json: bool, processes: bool, **options: An
     try:
         wishes = _wishes(ground=ground, **options)
         with Console(stderr=as_json).status(f"reading {wishes.data}"):
-            run = CrewRun(wishes) if processes else Run(wishes)
+            run = ProcessRun(wishes) if processes else RingRun(wishes)
         stopped = not _show(run, wishes, as_json=as_json)
     except (DataError, GraphError, RingError, ValueError) as error:
         raise click.UsageError(str(error)) from None
@@ -168,16 +168,16 @@ def _wishes(
     *, nodes: int, method: Any, sparsity: float, values: str, shape: Any, columns: int, every: int,
     rate: float, patience_s: float, epochs: int, seed: int, data: str, data_dir: Path | None,
     model: str | None, images: int, alpha: float | None, board: str, link: str, loss: float | None,
-    dead: tuple[str, ...], cut: tuple[str, ...], out: Path, ground: Ground | None, **recipe: Any,
-) -> Wishes:  # fmt: skip
+    dead: tuple[str, ...], cut: tuple[str, ...], out: Path, ground: GroundNode | None, **recipe: Any,
+) -> RingConfig:  # fmt: skip
     """The options as one value. Raises ValueError for what cannot be."""
-    from firmware_sim.ring.run import Wishes
-    from firmware_sim.ring.simulation import Settings
+    from firmware_sim.ring.run import RingConfig
+    from firmware_sim.ring.simulation import RingSettings
     from onboard.codec.values import Form
     from onboard.learn.gossip.descent import Recipe
 
     profile = load_link(link)
-    settings = Settings(
+    settings = RingSettings(
         nodes=nodes, method=method, sparsity=sparsity, values=Form[values.upper()], shape=shape,
         columns=columns, every=every, rate=rate, patience_s=patience_s, epochs=epochs, seed=seed,
         model=model or ("lenet5-rgb" if data.startswith("eurosat") else "lenet5"),
@@ -186,7 +186,7 @@ def _wishes(
         dead=_each_once("--dead", map(_dead, dead)), cuts=_each_once("--cut", map(_cut, cut)),
         ground=ground,
     )  # fmt: skip
-    return Wishes(settings=settings, data=data, data_folder=data_dir, images=images, alpha=alpha, out=out)
+    return RingConfig(settings=settings, data=data, data_folder=data_dir, images=images, alpha=alpha, out=out)
 
 
 def _each_once(option: str, pairs: Iterable[tuple[K, V]]) -> dict[K, V]:
@@ -219,12 +219,12 @@ def _cut(text: str) -> tuple[tuple[int, int], tuple[float, float]]:
     return (min(a, b), max(a, b)), (from_s, until_s)
 
 
-def _show(run: Run | CrewRun, wishes: Wishes, *, as_json: bool) -> bool:
+def _show(run: RingRun | ProcessRun, wishes: RingConfig, *, as_json: bool) -> bool:
     """Plays and shows a run; False if it was stopped before its end."""
     from rich.console import Console
 
     from firmware_sim.ring.result import EpochResult
-    from firmware_sim.ring.view import View, draw, summary
+    from firmware_sim.ring.view import RingView, draw, summary
     from firmware_sim.world.edge import framed_bytes
 
     settings = wishes.settings
@@ -239,7 +239,7 @@ def _show(run: Run | CrewRun, wishes: Wishes, *, as_json: bool) -> bool:
         contextlib.closing(run.play()) as played,
     ):
         console = Console(stderr=True) if as_json else Console(file=cast(IO[str], Outlet(out, sys.stdout)))
-        view = View(console, settings.epochs, lines=not as_json)
+        view = RingView(console, settings.epochs, lines=not as_json)
         with view.shown():
             for seen in chain(run.results[:], played):  # first those of an earlier part of this run
                 view.show(seen)

@@ -23,7 +23,7 @@ from onboard.storage.journal import replace_durably
 WISHES, EPOCHS, STATE = "ring.json", "epochs.jsonl", "state.bin"
 
 
-class Record:
+class RingRecord:
     """The folder of one run. `wishes`: what it was asked for, as JSON has it; `epochs`: of the whole run.
 
     Raises FolderError where the folder is in use or holds anything but an earlier part of the same run, and

@@ -35,7 +35,7 @@ class EpochResult:
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
+class RingProgress:
     """Where a run stands: share of the epoch that is done, 0 to 1."""
 
     epoch: int
@@ -44,7 +44,7 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class Judge:
+class Evaluator:
     """Tries models on test images: the mean one on all, those of nodes on the first `node_images`."""
 
     infer: InferGraph

@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from firmware_sim.ring.record import Record
-from firmware_sim.ring.result import EpochResult, Moment
-from firmware_sim.ring.simulation import Ring, RingError, Settings
+from firmware_sim.ring.record import RingRecord
+from firmware_sim.ring.result import EpochResult, RingProgress
+from firmware_sim.ring.simulation import Ring, RingError, RingSettings
 from firmware_sim.runs.split import dirichlet, iid
 from onboard.data import loading
 from onboard.data.loading import Images
@@ -18,13 +18,13 @@ from onboard.learn.graph import InferGraph, TrainGraph
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wishes:
+class RingConfig:
     """What a run was asked for. `images`: of each node, at most; `alpha`: of the Dirichlet split, None for
     shares that are alike; `test_data`: whose test part the models are tried on, None for that of `data`, and
     `test_images`: how many of it at most; `node_images`: how many of those each node's own model is tried on;
     `out`: folder for results, None to keep none."""
 
-    settings: Settings
+    settings: RingSettings
     data: str = "mnist"
     data_folder: Path | None = None
     images: int = 1000
@@ -42,17 +42,19 @@ class Wishes:
         return own | settings
 
 
-class Run:
+class RingRun:
     """A ring with its data, and the epochs that are over. `images`: that a node has, at most.
 
     Raises DataError, GraphError, RingError, FolderError, ValueError, OSError.
     """
 
-    def __init__(self, wishes: Wishes) -> None:
+    def __init__(self, wishes: RingConfig) -> None:
         settings = wishes.settings
         train, infer = TrainGraph.load(settings.model), InferGraph.load(settings.model)
         self.parameters, self.images = train.layout.parameters, wishes.images
-        self._record = None if wishes.out is None else Record(wishes.out, wishes.as_json(), settings.epochs)
+        self._record = (
+            None if wishes.out is None else RingRecord(wishes.out, wishes.as_json(), settings.epochs)
+        )
         self.results, state = ([], None) if self._record is None else self._record.load()
         self._ring: Ring | None = None
         if len(self.results) == settings.epochs:
@@ -65,7 +67,7 @@ class Run:
         if self._record is not None:
             self._record.claim()
 
-    def play(self) -> Generator[Moment | EpochResult, None, None]:
+    def play(self) -> Generator[RingProgress | EpochResult, None, None]:
         """Plays the epochs that are left; each is stored before it is told. The folder is free afterwards."""
         try:
             for seen in self._ring.play() if self._ring is not None else ():
@@ -80,7 +82,7 @@ class Run:
                 self._record.close()
 
 
-def images_of(wishes: Wishes, graph: TrainGraph) -> tuple[list[Images], Images]:
+def images_of(wishes: RingConfig, graph: TrainGraph) -> tuple[list[Images], Images]:
     """The images of each node, and those to test on. Raises DataError, RingError."""
     load = partial(loading.load, shape=graph.input_shape, folder=wishes.data_folder, classes=graph.classes)
     whole = load(wishes.data)

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from firmware_sim.ring.simulation import Ground
+from firmware_sim.ring.simulation import GroundNode
 from hw_profiles import load_link
 from onboard.config import Text, profile
 from onboard.console.toml import read
@@ -46,11 +46,11 @@ class ScenarioFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ground: GroundTable | None = None
 
 
-def load(path: Path) -> tuple[dict[str, Any], Ground | None]:
+def load(path: Path) -> tuple[dict[str, Any], GroundNode | None]:
     """Options by name, and the ground. Raises ConfigError."""
     file = read(path, ScenarioFile)
     if file.ground is None:
         return file.ring, None
     link = profile(path, "ground.link", file.ground.link, load_link, path.resolve().parent)
     passes = {gateway.node: tuple(gateway.passes) for gateway in file.ground.gateway}
-    return file.ring, Ground(link, passes)
+    return file.ring, GroundNode(link, passes)

@@ -8,9 +8,9 @@ besides (offers, reports, their losses) is in `--processes` and in the tests of 
 The clock jumps from one thing to do to the next: nodes need not be in step, and nobody waits longer than
 `patience_s` for a neighbour.
 
-With a `Ground`, some nodes are gateways: while a pass is open they exchange with the ground station as with a
-neighbour. It is node 0 of the same gossip, holds a model and trains nothing, and so what one plane learned
-flows to the others. Nobody waits for it.
+With a `GroundNode`, some nodes are gateways: while a pass is open they exchange with the ground station as
+with a neighbour. It is node 0 of the same gossip, holds a model and trains nothing, and so what one plane
+learned flows to the others. Nobody waits for it.
 """
 
 from __future__ import annotations
@@ -22,10 +22,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from firmware_sim.ring.baselines import Choco, Talker, TopK
-from firmware_sim.ring.result import EpochResult, Judge, Moment, Seconds
-from firmware_sim.ring.state import Acknowledged, Arrived, Event, NodeState, OutOfPatience, RingState, Trained
-from firmware_sim.world.edge import Way, contacts_around
+from firmware_sim.ring.baselines import Choco, GossipAlgorithm, TopK
+from firmware_sim.ring.result import EpochResult, Evaluator, RingProgress, Seconds
+from firmware_sim.ring.state import (
+    Acknowledged,
+    Event,
+    MessageArrival,
+    NodeState,
+    OutOfPatience,
+    RingState,
+    TrainingStep,
+)
+from firmware_sim.world.edge import DirectedLink, contacts_around
 from hw_profiles import Board, Link
 from onboard.board.budget import Pace
 from onboard.codec.layout import Floats
@@ -49,7 +57,7 @@ class RingError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Ground:
+class GroundNode:
     """A ground station. `passes`: (rise, set) in seconds, one after the other, by gateway."""
 
     link: Link
@@ -57,7 +65,7 @@ class Ground:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class RingSettings:
     """What a ring is told. `shape` "planes": a ring of every `columns` nodes; `every`: batches between two
     exchanges; `rate`: of the mixing, for topk and choco; `dead`: nodes that fall silent, and when; `cuts`:
     edges that carry nothing from one time until another.
@@ -82,7 +90,7 @@ class Settings:
     link: Link
     dead: Mapping[int, Seconds] = field(default_factory=dict)
     cuts: Mapping[topology.Edge, tuple[Seconds, Seconds]] = field(default_factory=dict)
-    ground: Ground | None = None
+    ground: GroundNode | None = None
 
     def __post_init__(self) -> None:
         if not 2 <= self.nodes <= 254:
@@ -132,7 +140,7 @@ class _Node:
     number: int
     vector: Floats
     descent: Descent | None
-    talker: Talker
+    talker: GossipAlgorithm
     dies_s: Seconds = math.inf
     waiting_since: Seconds | None = None
     losses: list[float] = field(default_factory=list)  # of the present epoch
@@ -160,11 +168,11 @@ class Ring:
     """
 
     def __init__(
-        self, settings: Settings, shares: Sequence[Images], test: Images, train: TrainGraph,
+        self, settings: RingSettings, shares: Sequence[Images], test: Images, train: TrainGraph,
         infer: InferGraph, node_images: int = 500,
     ) -> None:  # fmt: skip
         self.settings = settings
-        self._judge = Judge(infer, train.layout, test, node_images)
+        self._judge = Evaluator(infer, train.layout, test, node_images)
         start = initial(train.shapes, settings.seed)
         weights = topology.metropolis(settings.edges())
         if len(shares) != settings.nodes:
@@ -190,7 +198,7 @@ class Ring:
         self.epochs = 0  # that are over
         self.exchanges = 0
         for node in self._living():
-            self._later(self._batch_s, Trained(node.number))
+            self._later(self._batch_s, TrainingStep(node.number))
 
     @property
     def bytes_sent(self) -> int:
@@ -202,7 +210,7 @@ class Ring:
         """Of each node that lives and trains, float32 (P,)."""
         return {node.number: node.vector for node in self._living()}
 
-    def play(self) -> Iterator[Moment | EpochResult]:
+    def play(self) -> Iterator[RingProgress | EpochResult]:
         """Runs the epochs that are left."""
         for epoch in range(self.epochs + 1, self.settings.epochs + 1):
             for happening in itertools.count():
@@ -211,7 +219,7 @@ class Ring:
                 self._advance()
                 if happening % TELL_EVERY == 0:
                     done = min(node.descent.epochs for node in self._living() if node.descent)
-                    yield Moment(epoch, min(max(done - epoch + 1, 0.0), 1.0), self._now)
+                    yield RingProgress(epoch, min(max(done - epoch + 1, 0.0), 1.0), self._now)
             self.epochs = epoch
             yield self._result(epoch)
 
@@ -238,11 +246,11 @@ class Ring:
     def _advance(self) -> None:
         self._now, _, event = heapq.heappop(self._events)
         match event:
-            case Trained(node):
+            case TrainingStep(node):
                 self._train(self._nodes[node])
             case OutOfPatience(node, since_s):
                 self._out_of_patience(self._nodes[node], since_s)
-            case Arrived(sender, receiver, message):
+            case MessageArrival(sender, receiver, message):
                 self._arrive(self._nodes[sender], self._nodes[receiver], message)
             case Acknowledged(sender, receiver):
                 self._acknowledge(self._nodes[sender], self._nodes[receiver])
@@ -293,7 +301,7 @@ class Ring:
     def _go_on(self, node: _Node) -> None:
         node.waiting_since = None
         if len(node.epoch_losses) < self.settings.epochs:
-            self._later(self._batch_s, Trained(node.number))
+            self._later(self._batch_s, TrainingStep(node.number))
 
     def _mix(self, node: _Node) -> None:
         """Mixes what is complete; a node that waited for it trains on."""
@@ -321,19 +329,21 @@ class Ring:
     def _send(self, sender: _Node, receiver: _Node, message: Message) -> None:
         arrives_s = self._ways[sender.number, receiver.number].send(len(message), self._now)
         if arrives_s < math.inf:
-            self._later(arrives_s - self._now, Arrived(sender.number, receiver.number, bytes(message)))
+            self._later(arrives_s - self._now, MessageArrival(sender.number, receiver.number, bytes(message)))
 
-    def _way(self, sender: int, receiver: int) -> Way:
+    def _way(self, sender: int, receiver: int) -> DirectedLink:
         settings, edge = self.settings, (min(sender, receiver), max(sender, receiver))
         if settings.ground is not None and edge[0] == GROUND:
             link = settings.ground.link
             rate_bps = link.rate_down_bps if sender == GROUND else link.rate_up_bps
-            return Way(link, rate_bps, settings.ground.passes[edge[1]])
-        return Way(settings.link, settings.link.rate_up_bps, contacts_around(settings.cuts.get(edge)))
+            return DirectedLink(link, rate_bps, settings.ground.passes[edge[1]])
+        return DirectedLink(
+            settings.link, settings.link.rate_up_bps, contacts_around(settings.cuts.get(edge))
+        )
 
     # what comes of it
 
-    def _talker(self, number: int, weights: Mapping[int, float], start: Floats) -> Talker:
+    def _talker(self, number: int, weights: Mapping[int, float], start: Floats) -> GossipAlgorithm:
         settings, size = self.settings, len(start)
         share = settings.share / ALL
         if settings.method == "topk":

@@ -18,7 +18,7 @@ from firmware_sim.ring.result import Seconds
 DTYPES = ("<f4", "<i4")  # of arrays, by the code of their extension
 
 
-class Trained(msgspec.Struct, frozen=True, tag=True):
+class TrainingStep(msgspec.Struct, frozen=True, tag=True):
     """A node's batch is done."""
 
     node: int
@@ -31,7 +31,7 @@ class OutOfPatience(msgspec.Struct, frozen=True, tag=True):
     since_s: Seconds
 
 
-class Arrived(msgspec.Struct, frozen=True, tag=True):
+class MessageArrival(msgspec.Struct, frozen=True, tag=True):
     """A message is there."""
 
     sender: int
@@ -46,7 +46,7 @@ class Acknowledged(msgspec.Struct, frozen=True, tag=True):
     receiver: int
 
 
-Event = Trained | OutOfPatience | Arrived | Acknowledged
+Event = TrainingStep | OutOfPatience | MessageArrival | Acknowledged
 
 
 class NodeState(msgspec.Struct, frozen=True):

@@ -7,20 +7,20 @@ from pathlib import Path
 
 from rich.console import Console
 
-from firmware_sim.ring.result import EpochResult, Moment
+from firmware_sim.ring.result import EpochResult, RingProgress
 from firmware_sim.runs.live import Live
 
 HEADING = "epoch    loss  mean model   worst node  best node  distance        sent  exchanges     clock"
 
 
-class View(Live):
+class RingView(Live):
     """Shows epochs as they end: their lines, if wanted, and on a terminal a bar."""
 
     def __init__(self, console: Console, epochs: int, *, lines: bool = True) -> None:
         super().__init__(console, epochs, HEADING, lines=lines)
         self._epochs = epochs
 
-    def show(self, seen: Moment | EpochResult) -> None:
+    def show(self, seen: RingProgress | EpochResult) -> None:
         """An epoch's line when it is over, else the bar."""
         if isinstance(seen, EpochResult):
             self.line(line(seen))

@@ -21,7 +21,7 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 @dataclass
-class Member:
+class ChildProcess:
     """One child: its process, where its lines are kept, and the piece of a line that is still coming."""
 
     name: str
@@ -37,7 +37,7 @@ class Member:
         return lines[-1] if lines else f"exit code {self.process.returncode}"
 
 
-class Crew:
+class ProcessGroup:
     """Runs the project's own programs as `python -m MODULE ARGS`; their JSON lines are its events.
 
     Children get a session of their own, so Ctrl-C reaches the parent alone, which then ends them in order;
@@ -45,7 +45,7 @@ class Crew:
     """
 
     def __init__(self, logs: Path) -> None:
-        self.members: dict[str, Member] = {}
+        self.members: dict[str, ChildProcess] = {}
         self.refused: OSError | None = None  # why the last line could not be kept; the run goes on without
         self._logs = logs
         self._selector = selectors.DefaultSelector()
@@ -61,7 +61,7 @@ class Crew:
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr,
                 start_new_session=True, preexec_fn=_die_with_parent,
             )  # fmt: skip
-        member = Member(name, process, log, errors)
+        member = ChildProcess(name, process, log, errors)
         self.members[name] = member
         assert process.stdout is not None
         os.set_blocking(process.stdout.fileno(), False)
@@ -70,7 +70,7 @@ class Crew:
     def listen(self, timeout_s: float) -> Iterator[tuple[str, dict[str, Any]]]:
         """What the children said within `timeout_s`: (name, event), in order for each child."""
         for key, _ in self._selector.select(timeout_s):
-            member: Member = key.data
+            member: ChildProcess = key.data
             chunk = member.process.stdout.read(1 << 16) if member.process.stdout else b""
             if not chunk:
                 self._selector.unregister(key.fileobj)
@@ -85,7 +85,7 @@ class Crew:
                 with contextlib.suppress(ValueError):  # a warning of a library is no event; it is in the log
                     yield member.name, json.loads(line)
 
-    def ended(self) -> list[Member]:
+    def ended(self) -> list[ChildProcess]:
         """The children that are not running any more."""
         return [member for member in self.members.values() if member.process.poll() is not None]
 

@@ -22,7 +22,7 @@ def contacts_around(cut: tuple[float, float] | None) -> Sequence[tuple[float, fl
     return [(rise_s, set_s) for rise_s, set_s in whole if rise_s < set_s]
 
 
-class Way:
+class DirectedLink:
     """`contacts`: (rise, set) in seconds, one after the other."""
 
     def __init__(self, link: Link, rate_bps: float, contacts: Sequence[tuple[float, float]] = ALWAYS) -> None:

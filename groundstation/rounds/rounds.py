@@ -23,11 +23,11 @@ from groundstation.store.store import RoundRow, Store, StoreError
 from onboard.console.errors import where
 from onboard.console.log import say
 from onboard.data.loading import Images
-from onboard.learn.federated.rounds import Answer, Round, Verdict, choose, finished
+from onboard.learn.federated.rounds import Round, RoundState, UpdateFate, choose, finished
 from onboard.learn.graph import InferGraph, TrainGraph
 from onboard.mission.health import Failure, State, decode_health, failure_name
 from onboard.mission.server import BadUpdate, Server
-from onboard.wire.events import Arrived, Cancelled, Delivered, Event, Message, Recut, Rekeyed, Spent
+from onboard.wire.events import Arrived, Cancelled, Delivered, Event, Message, QuotaUsage, Recut, Rekeyed
 from onboard.wire.messages import BadMessage, Reason, asked_again
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ class Rounds:
         elif isinstance(event, Rekeyed):
             station.session.rekey(event.salt)
             say(log, "rekeyed", node=station.node.name, again=event.again)
-        elif isinstance(event, Spent):
+        elif isinstance(event, QuotaUsage):
             self._store.spend(node, event)
         elif isinstance(event, Recut) and self._askings.is_asked(node, event.digest):
             self._store.cut(node, event.digest, event.fragment_bytes)
@@ -113,13 +113,13 @@ class Rounds:
             station.refused_updates += 1
             session.refuse(arrived.digest, Reason.REFUSED, now)
             return
-        outcome = Answer.LATE
+        outcome = UpdateFate.LATE
         if self._round is not None:
             was_asked = self._askings.was_asked(update.node, update.round)
             outcome = self._round.answer(update.node, now, of_round=update.round, was_asked=was_asked)
-            if outcome is Answer.AGAIN and self._store.payload(self.number, update.node) is None:
-                outcome = Answer.TAKEN  # the disk was full when it was taken first
-        if outcome not in (Answer.TAKEN, Answer.MERGED):
+            if outcome is UpdateFate.AGAIN and self._store.payload(self.number, update.node) is None:
+                outcome = UpdateFate.TAKEN  # the disk was full when it was taken first
+        if outcome not in (UpdateFate.TAKEN, UpdateFate.MERGED):
             say(log, "update-discarded", node=name, round=update.round, why=outcome.value, now_at=self.number)
             station.late_updates += 1
             session.accept(arrived.digest, now)
@@ -127,10 +127,10 @@ class Rounds:
         metrics = {key: getattr(update, key) for key in ("samples", "loss", "train_s", "cpu_s", "energy_j")}
         self._store.take_update(
             self.number, update.node, arrived.payload, metrics, session.floor, self._wall(),
-            merged=outcome is Answer.MERGED,
+            merged=outcome is UpdateFate.MERGED,
         )  # fmt: skip
         session.accept(arrived.digest, now)
-        if outcome is Answer.MERGED:
+        if outcome is UpdateFate.MERGED:
             say(log, "merged", node=name, round=update.round, now_at=self.number)
         else:
             say(log, "answered", node=name, round=self.number, bytes=len(arrived.payload), **metrics)
@@ -283,8 +283,8 @@ class Rounds:
         """Until the quorum has answered, or the deadline passes with an answer. Silence is no error: a round
         that nobody answered goes on, with the same nodes, and those that failed are asked again."""
         assert self._round is not None
-        while (verdict := self._round.judge(self._now)) in (Verdict.OPEN, Verdict.EMPTY):
-            if verdict is Verdict.OPEN:
+        while (verdict := self._round.judge(self._now)) in (RoundState.OPEN, RoundState.EMPTY):
+            if verdict is RoundState.OPEN:
                 self._ask_the_forgetful(self._now)
                 yield False
             else:
@@ -304,7 +304,7 @@ class Rounds:
         until_s = self._now + wait_s
         while self._now < until_s:
             yield False
-            if self._round.judge(self._now) is not Verdict.EMPTY:
+            if self._round.judge(self._now) is not RoundState.EMPTY:
                 return
         self._store.ask_again(self.number, self._wall(), self._wall() + rules.deadline_s)
         yield from self._open(self.number)

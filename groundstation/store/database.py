@@ -30,7 +30,7 @@ from groundstation.store.recovery import (  # fmt: skip
     publish,
     put_aside,
 )
-from groundstation.store.witness import Witness
+from groundstation.store.witness import ProgressWitness
 from onboard.console.log import say
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class Database:
         self._read_only = read_only
         self._busy_ms: int | None = None
         self._files: tuple[tuple[int, int] | None, ...] = ()
-        self._witness = Witness(path)
+        self._witness = ProgressWitness(path)
         self._ledger: Ledger | None = None
         self._backup_failed = False
         with self.errors():

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from groundstation.store.ledger import TABLES, Findings, Ledger, examine
-from groundstation.store.witness import Witness
+from groundstation.store.witness import ProgressWitness
 from onboard.console.log import say
 from onboard.storage.files import cleared
 from onboard.storage.journal import sync_folder
@@ -56,7 +56,7 @@ def being_made(path: Path) -> Path:
     return path.with_name(f"{path.name}.new")
 
 
-def make_whole(path: Path, witness: Witness) -> bool:
+def make_whole(path: Path, witness: ProgressWitness) -> bool:
     """Leaves a whole database at `path`, or none where none was begun; whether anything was wrong.
 
     Raises sqlite3.Error where it is held or the machine refuses, OSError, and ForeignFile."""

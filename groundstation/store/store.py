@@ -13,7 +13,7 @@ import msgspec
 
 from groundstation.store.database import Database, StoreBusy, StoreDamaged, StoreError, StoreForeign
 from groundstation.store.pruning import LATEST, prune
-from onboard.wire.events import Spent
+from onboard.wire.events import QuotaUsage
 from onboard.wire.messages import UPDATE, digest
 from onboard.wire.security.seal import NO_SALT, next_epoch
 
@@ -52,7 +52,7 @@ class Floor:
     epoch: int
     salt: bytes
     floor: tuple[int, int]
-    spent: Spent
+    spent: QuotaUsage
 
 
 class Store:
@@ -146,7 +146,9 @@ class Store:
             epoch = next_epoch(row["epoch"])
             self._db.execute("UPDATE node SET epoch = ? WHERE id = ?", (epoch, node))
         with self._db.errors():
-            spent = Spent() if row["spent"] is None else msgspec.json.decode(row["spent"], type=Spent)
+            spent = (
+                QuotaUsage() if row["spent"] is None else msgspec.json.decode(row["spent"], type=QuotaUsage)
+            )
         return Floor(epoch, bytes(row["salt"]), (row["floor_epoch"], row["floor_seq"]), spent)
 
     def rekey(self, node: int, salt: bytes) -> None:
@@ -156,7 +158,7 @@ class Store:
                 "UPDATE node SET salt = ?, floor_epoch = 0, floor_seq = 0 WHERE id = ?", (salt, node)
             )
 
-    def spend(self, node: int, spent: Spent) -> None:
+    def spend(self, node: int, spent: QuotaUsage) -> None:
         """Notes what was spent of what may be sent to a node."""
         with self.transaction():
             text = msgspec.json.encode(spent).decode()

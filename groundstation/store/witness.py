@@ -17,7 +17,7 @@ _FORM = struct.Struct(">4sQ16s")  # magic, generation, digest of both
 _MAGIC = b"SDW1"
 
 
-class Witness:
+class ProgressWitness:
     """Of the database at `path`; nothing is opened before it is written."""
 
     def __init__(self, path: Path) -> None:

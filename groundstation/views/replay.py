@@ -28,7 +28,7 @@ _FRAGMENTS = (Type.DATA, Type.REPAIR)
 
 
 @dataclass(frozen=True)
-class Line:
+class ReplayedFrame:
     """One frame: when (Unix seconds), over which board's link, which way, and what a session made of it.
 
     `frame`: what it says of itself, None where it has not the shape of one. `verdict`: taken, duplicate,
@@ -88,7 +88,7 @@ class Replay:
         """Records that are no records, or of another version, or of a link whose start is missing."""
         return sum(reader.damaged for reader in self._readers) + self._unstarted + self._unread
 
-    def __iter__(self) -> Iterator[Line]:
+    def __iter__(self) -> Iterator[ReplayedFrame]:
         """Raises OSError, and ConfigError where frames are encrypted and nothing here can decrypt them."""
         for record in chain.from_iterable(self._readers):
             if record.kind is Kind.START:
@@ -127,7 +127,7 @@ class Replay:
                 known.renew(fresh)
                 known.session, known.encrypted = session, start.encrypted
 
-    def _play(self, stream: Stream, record: Record) -> Iterator[Line]:
+    def _play(self, stream: Stream, record: Record) -> Iterator[ReplayedFrame]:
         unix_s = self._unix_s[record.node] + record.at_s
         stream.unix_s = [*stream.unix_s[:1], unix_s]
         stream.bytes += len(record.data)
@@ -139,7 +139,7 @@ class Replay:
                 frame = None
             verdict, events = _hear(stream, raw, frame, unix_s)
             self._rekey(stream.node, events)
-            yield Line(
+            yield ReplayedFrame(
                 unix_s, stream.node, stream.way, len(raw), frame, verdict,
                 tuple(type(event).__name__ for event in events),
             )  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from groundstation.views.replay import Line, Replay, Stream
+from groundstation.views.replay import Replay, ReplayedFrame, Stream
 from onboard.monitor.render import bit_rate
 
 COUNTERS = (
@@ -37,7 +37,7 @@ def lines(replay: Replay, *, as_json: bool) -> Iterator[str]:
     yield f"records damaged: {replay.damaged}"
 
 
-def _values(line: Line) -> dict[str, Any]:
+def _values(line: ReplayedFrame) -> dict[str, Any]:
     values = asdict(line) | {"frame": None}
     if line.frame is not None:
         values["frame"] = msgspec.structs.asdict(line.frame) | {"type": line.frame.type.name}
@@ -45,7 +45,7 @@ def _values(line: Line) -> dict[str, Any]:
     return values
 
 
-def _text(line: Line) -> str:
+def _text(line: ReplayedFrame) -> str:
     at = datetime.fromtimestamp(line.unix_s, timezone.utc).strftime("%H:%M:%S.%f")
     text = f"{at} node {line.node} {line.way:<3} {line.size:4} B  "
     if (frame := line.frame) is not None:

@@ -13,17 +13,17 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from onboard.agents.federated_state import DEPLOYED, MODEL, UPDATE, Known, kept_object
+from onboard.agents.federated_state import DEPLOYED, MODEL, UPDATE, FederatedState, kept_object
 from onboard.board import health
-from onboard.board.budget import Ledger
+from onboard.board.budget import ResourceUsage
 from onboard.config import NodeConfig
 from onboard.console.log import say
 from onboard.mission.health import Failure, Health, State, encode_health, failure_name
 from onboard.storage.checkpoint import CHECKPOINT, fetch_checkpoint, keep_checkpoint, training_name
 from onboard.storage.journal import Journal
-from onboard.trainer.job import Begun, Done, Failed, Job, Report, Stepped, Trainer
+from onboard.trainer.job import Begun, Failed, Job, Report, Stepped, Trainer, TrainingDone
 from onboard.wire import messages
-from onboard.wire.events import Arrived, Cancelled, Corrupt, Delivered, Event, Recut, Rekeyed, Spent
+from onboard.wire.events import Arrived, Cancelled, Corrupt, Delivered, Event, QuotaUsage, Recut, Rekeyed
 from onboard.wire.messages import BadMessage, Reason, Task, Update
 from onboard.wire.session import Session
 
@@ -62,9 +62,9 @@ class Agent:
         self,
         config: NodeConfig,
         session: Session,
-        journal: Journal[Known],
-        known: Known,
-        ledger: Ledger,
+        journal: Journal[FederatedState],
+        known: FederatedState,
+        ledger: ResourceUsage,
         trainer: Trainer,
     ) -> None:
         self.config = config
@@ -136,7 +136,7 @@ class Agent:
             # A ground that went back may mean it when it asks once more.
             self.session.forget(*set(self.session.done) - {self.known.model, self.known.deployed})
             say(log, "rekeyed", again=event.again)
-        elif isinstance(event, Spent):
+        elif isinstance(event, QuotaUsage):
             self.known.spent = event
             self._save()
         elif isinstance(event, Recut) and event.digest == self.known.update:
@@ -249,7 +249,7 @@ class Agent:
                 if report.state is not None:
                     self._checkpoint(work, report.state, now)
                 say(log, "epoch", round=work.task.round, epoch=report.epoch, loss=report.epoch_loss)
-        elif isinstance(report, Done):
+        elif isinstance(report, TrainingDone):
             self._finish(work, report, now)
         else:
             self._fail(report, now)
@@ -279,7 +279,7 @@ class Agent:
 
     # compress, offer
 
-    def _finish(self, work: Work, done: Done, now: float) -> None:
+    def _finish(self, work: Work, done: TrainingDone, now: float) -> None:
         """The update is durable, then offered. A full disk stops here, and the finished training is kept."""
         try:
             work.update = work.update or self._update(work, done, now)
@@ -300,7 +300,7 @@ class Agent:
             **peak_mb,
         )  # fmt: skip
 
-    def _update(self, work: Work, done: Done, now: float) -> bytes:
+    def _update(self, work: Work, done: TrainingDone, now: float) -> bytes:
         """The update with its header. Raises ValueError for what it cannot say."""
         update = Update(
             mission=work.task.mission,

@@ -15,7 +15,7 @@ from onboard.storage.boot_counter import Counted
 from onboard.storage.checkpoint import CHECKPOINT
 from onboard.storage.journal import Journal
 from onboard.wire import messages
-from onboard.wire.events import Spent
+from onboard.wire.events import QuotaUsage
 from onboard.wire.security.seal import NO_SALT
 
 log = logging.getLogger(__name__)
@@ -24,10 +24,10 @@ MODEL, UPDATE, DEPLOYED = "model.bin", "update.bin", "deployed.bin"
 KEPT = (MODEL, UPDATE, CHECKPOINT, DEPLOYED)
 
 
-class Known(Counted, kw_only=True):
+class FederatedState(Counted, kw_only=True):
     """What the agent keeps in its journal."""
 
-    spent: Spent = Spent()  # of this end's allowances
+    spent: QuotaUsage = QuotaUsage()  # of this end's allowances
     mission: bytes = b""
     phase: State = State.IDLE
     round: int = 0
@@ -43,7 +43,7 @@ class Known(Counted, kw_only=True):
     energy_j: float = 0.0
 
 
-def kept_object(journal: Journal[Known], name: str, kind: int, digest: bytes) -> bytes | None:
+def kept_object(journal: Journal[FederatedState], name: str, kind: int, digest: bytes) -> bytes | None:
     """The object in the file `name` if it is the one with that digest; None, and a line of log, if it is not:
     gone, cut by a power cut, or on a card that cannot be read."""
     try:

@@ -21,16 +21,16 @@ import msgspec
 from onboard.agents.exchange_log import ExchangeLog, replay
 from onboard.agents.gossip_checkpoint import Checkpoints
 from onboard.agents.gossip_restore import Restorer
-from onboard.agents.gossip_state import Known, Phase, Tie
+from onboard.agents.gossip_state import GossipPhase, GossipState, LinkState
 from onboard.agents.gossip_trust import LEFT_OUT_S, Trust
 from onboard.codec.sparse import BadExchange
 from onboard.config import GossipConfig
 from onboard.console.log import say
 from onboard.learn.gossip.descent import Descent
-from onboard.learn.gossip.exchange import Message, Outlier
+from onboard.learn.gossip.exchange import ImplausibleExchange, Message
 from onboard.learn.gossip.loss_watch import LossWatch
 from onboard.storage.journal import Journal
-from onboard.wire.events import Arrived, Cancelled, Corrupt, Delivered, Event, PeerHeard, Rekeyed, Spent
+from onboard.wire.events import Arrived, Cancelled, Corrupt, Delivered, Event, PeerHeard, QuotaUsage, Rekeyed
 from onboard.wire.messages import GOSSIP, Reason
 from onboard.wire.security.seal import next_epoch
 from onboard.wire.session import Session
@@ -51,15 +51,15 @@ class GossipAgent:
         self,
         config: GossipConfig,
         sessions: dict[int, Session],
-        journal: Journal[Known],
-        known: Known,
+        journal: Journal[GossipState],
+        known: GossipState,
         exchanges: ExchangeLog,
         descent: Descent,
         flops_a_step: float,
         classes: bytes = b"",
     ) -> None:
         self.config, self.descent = config, descent
-        self.phase, self.cpu_s = Phase.TRAINING, 0.0
+        self.phase, self.cpu_s = GossipPhase.TRAINING, 0.0
         self.trust = Trust(sessions)
         self.sessions, self._journal, self.known = sessions, journal, known
         self._log, self._flops_a_step = exchanges, flops_a_step
@@ -130,7 +130,7 @@ class GossipAgent:
         elif isinstance(event, Rekeyed):
             self.sessions[peer].rekey(event.salt)
             say(log, "rekeyed", peer=peer, again=event.again)
-        elif isinstance(event, Spent):
+        elif isinstance(event, QuotaUsage):
             self._save(peer, spent=event)
         elif isinstance(event, Corrupt):
             say(log, "corrupt", level=logging.WARNING, peer=peer, object=event.digest.hex())
@@ -145,7 +145,7 @@ class GossipAgent:
             self.gossip.take(peer, arrived.payload)
         except BadExchange as error:
             self.trust.refuse(peer, str(error), now)
-            if isinstance(error, Outlier) and self.trust.strike(peer):
+            if isinstance(error, ImplausibleExchange) and self.trust.strike(peer):
                 self._leave_out(peer, str(error), now)
             self.sessions[peer].refuse(arrived.digest, Reason.REFUSED, now)
             return
@@ -167,7 +167,7 @@ class GossipAgent:
     @property
     def trains(self) -> bool:
         """Whether a training step may be run."""
-        return self.phase is Phase.TRAINING
+        return self.phase is GossipPhase.TRAINING
 
     def advance(self) -> float:
         """Runs one training step; returns its cost in FLOP. Raises what the graph raises."""
@@ -202,7 +202,7 @@ class GossipAgent:
         model, it is rolled back; else the neighbours go on without this node."""
         if isinstance(error, ValueError) and self._roll_back(str(error), now):
             return
-        self.phase = Phase.FAILED
+        self.phase = GossipPhase.FAILED
         say(log, "training-failed", level=logging.ERROR, why=str(error) or type(error).__name__)
 
     def relieve(self, now: float) -> None:
@@ -223,9 +223,9 @@ class GossipAgent:
     def _go_on(self, now: float) -> None:
         self._quiet_since_s = now
         if not self.config.gossip.trains:
-            self.phase = Phase.HOLDING
+            self.phase = GossipPhase.HOLDING
         else:
-            self.phase = Phase.LINGERING if self._finished else Phase.TRAINING
+            self.phase = GossipPhase.LINGERING if self._finished else GossipPhase.TRAINING
 
     # exchange, mix
 
@@ -235,7 +235,7 @@ class GossipAgent:
             del self._again_at_s[peer]
             self.gossip.try_again(peer)
         self._patient_until_s = now + self.config.gossip.patience_s
-        self.phase = Phase.EXCHANGING
+        self.phase = GossipPhase.EXCHANGING
         self._awaited = self._open(self.sessions, now) & {
             each.id for each in self.config.neighbours if each.wait
         }
@@ -257,29 +257,29 @@ class GossipAgent:
     def tick(self, now: float) -> None:
         """What time and complete exchanges bring about. Raises OSError (disk full): call it again later."""
         self._send(now)
-        if self.phase is Phase.EXCHANGING:
+        if self.phase is GossipPhase.EXCHANGING:
             if now >= self._patient_until_s or not self._waits_for(now):
                 self._mix(now)
                 self._go_on(now)
-        elif self.phase in (Phase.LINGERING, Phase.HOLDING):
+        elif self.phase in (GossipPhase.LINGERING, GossipPhase.HOLDING):
             self._mix(now)
             self._open(self.gossip.asked, now)
             self._send(now)
             if now < self.wakeup(now):
                 return
-            if self.phase is Phase.HOLDING:
+            if self.phase is GossipPhase.HOLDING:
                 self._checkpoint(now)
             else:
                 self._end(now)
 
     def wakeup(self, now: float) -> float:
         """When `tick` next has something to do, if nothing is heard before."""
-        if self.phase is Phase.EXCHANGING:
+        if self.phase is GossipPhase.EXCHANGING:
             closes = [self.sessions[peer].closes_at(now) for peer in self._waits_for(now)]
             return min([self._patient_until_s, *closes])
-        if self.phase is Phase.HOLDING:
+        if self.phase is GossipPhase.HOLDING:
             return self._checkpoint_due_s if self.gossip.exchanges > self._kept else math.inf
-        return self._ends_at(now) if self.phase is Phase.LINGERING else math.inf
+        return self._ends_at(now) if self.phase is GossipPhase.LINGERING else math.inf
 
     def _waits_for(self, now: float) -> list[int]:
         """Neighbours in contact with whom the exchange that was just opened is not complete."""
@@ -344,7 +344,7 @@ class GossipAgent:
             return  # it may be spoiled still
         descent = self.descent
         try:
-            if self.phase is Phase.HOLDING:
+            if self.phase is GossipPhase.HOLDING:
                 self._checkpoints.keep_model(descent.weights)
             reached = self._checkpoints.keep(
                 descent.vector, descent.velocity, descent.batches, self.gossip.numbers
@@ -363,7 +363,7 @@ class GossipAgent:
         """All ties are durable as they are, and what has `changed` in the one with neighbour `of`."""
         for peer, session in self.sessions.items():
             fields = {"salt": session.salt, "floor": session.floor} | (changed if peer == of else {})
-            tie = self.known.ties.get(peer, Tie())
+            tie = self.known.ties.get(peer, LinkState())
             self.known.ties[peer] = msgspec.structs.replace(tie, **fields)
         self._journal.save(self.known)
 
@@ -381,7 +381,7 @@ class GossipAgent:
     def _end(self, now: float) -> None:
         self._checkpoints.keep_model(self.descent.weights)
         self._checkpoint(now)
-        self.phase = Phase.OVER
+        self.phase = GossipPhase.OVER
         say(log, "done", epochs=round(self.descent.epochs), exchanges=self.gossip.exchanges)
 
     # say how it is

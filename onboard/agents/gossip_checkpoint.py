@@ -37,7 +37,7 @@ _TRAILER_BYTES = len(_MAGIC) + _CHECK_BYTES
 _ZIP_END, _ZIP_END_BYTES = b"PK\x05\x06", 22  # how an archive ends: the mark, and what follows it
 
 
-class BadCheckpoint(ValueError):  # noqa: N818 - "bad" says error already
+class BadGossipCheckpoint(ValueError):  # noqa: N818 - "bad" says error already
     """It is damaged, or of another node or model; one line says which."""
 
 
@@ -147,9 +147,11 @@ class Checkpoints:
         sealed, check = content[-_TRAILER_BYTES:-_CHECK_BYTES], content[-_CHECK_BYTES:]
         if sealed == _MAGIC:
             if check != self._check(memoryview(content)[:-_TRAILER_BYTES]):
-                raise BadCheckpoint(f"damaged, or of another node: {len(content)} B that were not written so")
+                raise BadGossipCheckpoint(
+                    f"damaged, or of another node: {len(content)} B that were not written so"
+                )
         elif content[-_ZIP_END_BYTES:][: len(_ZIP_END)] != _ZIP_END:
-            raise BadCheckpoint(f"damaged: {len(content)} B that are no checkpoint")
+            raise BadGossipCheckpoint(f"damaged: {len(content)} B that are no checkpoint")
         with np.load(io.BytesIO(content), allow_pickle=False) as state:
             peers, numbers = state["peers"].tolist(), state["numbers"].tolist()
             found = Checkpoint(
@@ -159,14 +161,16 @@ class Checkpoints:
                 dict(zip(peers, numbers, strict=True)),
             )
         if found.batches < 0 or not all(0 <= number <= LAST_NUMBER + 1 for number in numbers):
-            raise BadCheckpoint(f"{found.batches} batches and exchanges {numbers} cannot be")
+            raise BadGossipCheckpoint(f"{found.batches} batches and exchanges {numbers} cannot be")
         return found
 
     def _model(self, values: npt.NDArray[np.generic]) -> Floats:
         if values.dtype != np.float32 or values.shape != (self._size,):
-            raise BadCheckpoint(f"of another model: {values.dtype} {values.shape}, this one has {self._size}")
+            raise BadGossipCheckpoint(
+                f"of another model: {values.dtype} {values.shape}, this one has {self._size}"
+            )
         if not np.isfinite(values).all():
-            raise BadCheckpoint("its values are not finite")
+            raise BadGossipCheckpoint("its values are not finite")
         model: Floats = values.astype(np.float32, copy=False)
         return model
 

@@ -7,11 +7,11 @@ from enum import IntEnum
 import msgspec
 
 from onboard.storage.boot_counter import Counted
-from onboard.wire.events import Spent
+from onboard.wire.events import QuotaUsage
 from onboard.wire.security.seal import NO_SALT
 
 
-class Phase(IntEnum):
+class GossipPhase(IntEnum):
     """What a node is doing."""
 
     TRAINING = 0
@@ -22,17 +22,17 @@ class Phase(IntEnum):
     HOLDING = 5  # trains nothing: answers its neighbours
 
 
-class Tie(msgspec.Struct, kw_only=True):
+class LinkState(msgspec.Struct, kw_only=True):
     """What is kept of the link with one neighbour: its keys' salt, the floor of their frames under it, and
     what was spent of this end's allowances."""
 
     salt: bytes = NO_SALT
     floor: tuple[int, int] = (0, 0)
-    spent: Spent = Spent()
+    spent: QuotaUsage = QuotaUsage()
 
 
-class Known(Counted, kw_only=True):
+class GossipState(Counted, kw_only=True):
     """What the agent keeps in its journal."""
 
-    ties: dict[int, Tie] = msgspec.field(default_factory=dict)
+    ties: dict[int, LinkState] = msgspec.field(default_factory=dict)
     was_checkpointed: bool = False

@@ -43,7 +43,7 @@ class Pace:
 
 
 @dataclass
-class Ledger:
+class ResourceUsage:
     """Running totals of what the node used since it started.
 
     Energy without a sensor is the model of the boards page: active_w x cpu_s + idle_w x wall_s +

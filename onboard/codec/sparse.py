@@ -52,7 +52,7 @@ class Header:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Answer:
+class NeighbourValues:
     """A neighbour's values and our own, both as their bytes rebuild them (`decode`), and its weight W_ij."""
 
     mask: Mask
@@ -129,7 +129,7 @@ def decode(data: bytes | memoryview, mask: Mask) -> Floats:
         raise BadExchange(str(error)) from None
 
 
-def mix(vector: Floats, answers: Sequence[Answer]) -> None:
+def mix(vector: Floats, answers: Sequence[NeighbourValues]) -> None:
     """Adds weight * (received - sent) of every answer to float32 (size,), contiguous, at its mask, in place.
 
     All masks' pieces are taken in the order of their coordinates: memory is passed once, however many

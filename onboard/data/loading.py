@@ -30,7 +30,7 @@ from onboard.data.images import (
     split,
 )
 from onboard.data.levels import Levels
-from onboard.data.sources import FOLDER_VARIABLE, KNOWN_CLASSES, Opened, Part, check_source, opened
+from onboard.data.sources import FOLDER_VARIABLE, KNOWN_CLASSES, OpenedSource, Part, check_source, opened
 
 __all__ = [
     "FOLDER_VARIABLE", "KNOWN_CLASSES", "DataError", "Images", "MissingDataError", "Range", "Survey",
@@ -166,7 +166,7 @@ def range_of(blocks: Iterable[Pixels]) -> Range:
 
 
 def _surveyed(
-    found: Opened,
+    found: OpenedSource,
     source: str,
     shape: Shape,
     rows: int | Sequence[int] | Rows | None,
@@ -196,7 +196,7 @@ def _surveyed(
     return Survey(source, shape, y[chosen], told, own is not None, found.passed, size), chosen
 
 
-def _chosen(found: Opened, rows: int | Sequence[int] | Rows | None) -> Rows:
+def _chosen(found: OpenedSource, rows: int | Sequence[int] | Rows | None) -> Rows:
     """The rows asked for, or all."""
     count = len(found.y)
     if rows is None:

@@ -24,7 +24,7 @@ MAX_WHOLE_BYTES = 1 << 28  # of an array that is read as one: labels, names, off
 Block = tuple[Rows, NDArray[Any]]  # places among the rows asked for, and their values
 
 
-class Member:
+class NpzMember:
     """One array of the archive, read forward. `shape`, `dtype` as stored; `fortran`: columns come first."""
 
     def __init__(self, file: IO[bytes], name: str, size: int) -> None:
@@ -94,13 +94,13 @@ def rows(path: Path, name: str, wanted: Rows) -> Iterator[Block]:
 
 
 @contextmanager
-def forward(path: Path, name: str) -> Iterator[Member]:
+def forward(path: Path, name: str) -> Iterator[NpzMember]:
     """An array to read on from its start. Raises DataError, also for what the block raises in reading it."""
     with _member(path, name) as member:
         yield member
 
 
-def _forward(member: Member, wanted: Rows) -> Iterator[Block]:
+def _forward(member: NpzMember, wanted: Rows) -> Iterator[Block]:
     by_row = np.argsort(wanted, kind="stable")
     ascending = wanted[by_row]
     size, at, done = member.row_bytes, 0, 0
@@ -117,7 +117,7 @@ def _forward(member: Member, wanted: Rows) -> Iterator[Block]:
         member.end()
 
 
-def _columns(member: Member, wanted: Rows) -> Iterator[Block]:
+def _columns(member: NpzMember, wanted: Rows) -> Iterator[Block]:
     """An array in Fortran's order has a place of all rows, then the next: one block, at the end."""
     inner, count = member.shape[1:], member.shape[0]
     found = np.empty((math.prod(inner), len(wanted)), member.dtype)
@@ -129,9 +129,9 @@ def _columns(member: Member, wanted: Rows) -> Iterator[Block]:
 
 
 @contextmanager
-def _member(path: Path, name: str) -> Iterator[Member]:
+def _member(path: Path, name: str) -> Iterator[NpzMember]:
     with _opened(path) as archive, archive.open(f"{name}.npy") as file:
-        yield Member(file, name, archive.getinfo(f"{name}.npy").file_size)
+        yield NpzMember(file, name, archive.getinfo(f"{name}.npy").file_size)
 
 
 @contextmanager

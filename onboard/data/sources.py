@@ -80,7 +80,7 @@ Block = tuple[Rows, Pixels]
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedSource:
     """One part of a source, with nothing but its labels read. `y` as the file has it; `label` what to call
     that array in `where`; `blocks`: the images of these rows, fitted, some at a time with their places."""
 
@@ -99,7 +99,7 @@ def check_source(source: str) -> None:
         raise DataError(f"no data source {source!r}; there are {', '.join(SOURCES)}")
 
 
-def opened(source: str, shape: Shape, folder: str | Path | None, part: Part) -> Opened:
+def opened(source: str, shape: Shape, folder: str | Path | None, part: Part) -> OpenedSource:
     """The source's part, of which the labels are read. Raises `DataError`."""
     check_source(source)
     name, _, place = source.partition(":")
@@ -115,7 +115,7 @@ def opened(source: str, shape: Shape, folder: str | Path | None, part: Part) -> 
     return _eurosat(path, shape, part)
 
 
-def _digits(shape: Shape, part: Part) -> Opened:
+def _digits(shape: Shape, part: Part) -> OpenedSource:
     handwritten, answers = _handwritten()
     small = np.rint(handwritten * (255 / 16)).astype(np.uint8)[:, None]  # 8x8 with values 0..16
     x = np.pad(fit(small, (1, 20, 20)), ((0, 0), (0, 0), (4, 4), (4, 4)))
@@ -125,7 +125,7 @@ def _digits(shape: Shape, part: Part) -> Opened:
     def blocks(rows: Rows) -> Iterator[Block]:
         yield np.arange(len(rows)), fit(images.x[rows], shape)
 
-    return Opened("digits", images.y, "y", DIGITS, blocks)
+    return OpenedSource("digits", images.y, "y", DIGITS, blocks)
 
 
 def _handwritten() -> tuple[NDArray[Any], NDArray[Any]]:
@@ -146,7 +146,7 @@ def _handwritten() -> tuple[NDArray[Any], NDArray[Any]]:
     return bunch.images, bunch.target
 
 
-def _mnist(folder: Path, shape: Shape, part: Part) -> Opened:
+def _mnist(folder: Path, shape: Shape, part: Part) -> OpenedSource:
     files = MNIST_FILES["test" if part == "test" else "train"]
     pictures, answers = (_find(folder, "mnist", (f"{name}.gz", name), MNIST_HOW) for name in files)
     (count, *size), (held,) = idx.form(pictures, axes=3), idx.form(answers, axes=1)
@@ -161,10 +161,10 @@ def _mnist(folder: Path, shape: Shape, part: Part) -> Opened:
         for places, x in idx.blocks(pictures, rows, axes=3):
             yield places, fit(x[:, None], shape)
 
-    return Opened(answers, idx.read_rows(answers, None, axes=1), "label", DIGITS, blocks)
+    return OpenedSource(answers, idx.read_rows(answers, None, axes=1), "label", DIGITS, blocks)
 
 
-def _eurosat(path: Path, shape: Shape, part: Part) -> Opened:
+def _eurosat(path: Path, shape: Shape, part: Part) -> OpenedSource:
     name = "test_idx" if part == "test" else "train_idx"
     y, titles, index = (_needed(path, each) for each in ("labels", "class_names", name))
     index = index.astype(np.int64)
@@ -180,7 +180,7 @@ def _eurosat(path: Path, shape: Shape, part: Part) -> Opened:
         raise DataError(
             f"{path}: holds neither images (N, H, W, 3) nor jpeg with offsets (N + 1,), N = labels"
         )
-    return Opened(path, y[index], "labels", labels.checked(path, titles), blocks)
+    return OpenedSource(path, y[index], "labels", labels.checked(path, titles), blocks)
 
 
 def _planes(path: Path, name: str, shape: Shape, index: Rows, rows: Rows) -> Iterator[Block]:
@@ -205,7 +205,7 @@ def _jpegs(path: Path, offsets: Rows, shape: Shape, index: Rows, rows: Rows) -> 
             yield np.array([place]), picture
 
 
-def _npz(path: Path, shape: Shape, part: Part) -> Opened:
+def _npz(path: Path, shape: Shape, part: Part) -> OpenedSource:
     x_name, y_name = ("x_test", "y_test") if part == "test" else ("x", "y")
     held = npz.names(path)
     if missing := [name for name in (x_name, y_name) if name not in held]:
@@ -225,7 +225,7 @@ def _npz(path: Path, shape: Shape, part: Part) -> Opened:
         for places, x in npz.rows(path, x_name, rows):
             yield places, x.reshape(len(x), *shape)
 
-    return Opened(path, npz.read(path, y_name), y_name, titles, blocks, _unread(held))
+    return OpenedSource(path, npz.read(path, y_name), y_name, titles, blocks, _unread(held))
 
 
 def _titles(path: Path, held: Sequence[str]) -> labels.Names | None:
@@ -262,7 +262,7 @@ def _needed(path: Path, name: str) -> NDArray[Any]:
     return npz.read(path, name)
 
 
-def _image_folder(path: Path, shape: Shape, part: Part) -> Opened:
+def _image_folder(path: Path, shape: Shape, part: Part) -> OpenedSource:
     found = folders.find(path, "test" if part == "test" else "train")
     y = np.array(found.labels, np.int64)
     places = order(len(y), SPLIT_SEED)
@@ -274,7 +274,7 @@ def _image_folder(path: Path, shape: Shape, part: Part) -> Opened:
             file = found.files[row]
             yield np.array([place]), fit(decoded(str(file), file, shape[0])[None], shape)
 
-    return Opened(path, y[places], "label", found.classes, blocks, found.passed)
+    return OpenedSource(path, y[places], "label", found.classes, blocks, found.passed)
 
 
 def _data_folder(source: str, folder: str | Path | None) -> Path:

@@ -13,11 +13,11 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from onboard.link.ports.linecheck import Fault
+from onboard.link.ports.linecheck import LineDiagnosis
 from onboard.link.ports.port import Port, PortLost
 from onboard.link.ports.reopening import PortDown, PortUp, Reopening
 from onboard.link.saving import Saving, SpoolFull
-from onboard.link.share import OverShare, Share
+from onboard.link.share import OverShare, PeerShare
 from onboard.link.spool import Spool
 from onboard.link.whereabouts import LocalPortTaken, PeerMoved, PeerUnknown, Whereabouts
 from onboard.wire.events import Arrived, Cancelled, Corrupt, Delivered, Event, Recut, Rekeyed, Withdrawn
@@ -84,7 +84,7 @@ class Pump:
         self._blocked = False
         self._whereabouts = Whereabouts(session, spool)
         self._events: list[PumpEvent] = []  # that `poll` has not returned yet
-        self._share = Share()
+        self._share = PeerShare()
         self._frames: deque[bytes] = deque()  # read, and not dealt with yet
         self._heard_from, self._is_deaf = -math.inf, False  # not before is the port read
         self.hears = True
@@ -255,9 +255,11 @@ class Pump:
             return
         if not self._port.kept_bytes() or self._port.tx_bytes != self._taken_bytes:
             self._taken_bytes, self._taken_at = self._port.tx_bytes, now
-        fault: Fault | None = None
+        fault: LineDiagnosis | None = None
         if now - self._taken_at >= STALLED_S:
-            fault = Fault("stall", f"the device took nothing for {now - self._taken_at:.0f} s: it is stalled")
+            fault = LineDiagnosis(
+                "stall", f"the device took nothing for {now - self._taken_at:.0f} s: it is stalled"
+            )
         elif (seen := self._port.broken + self.session.damaged) != self._faults_seen:
             self._faults_seen = seen
             fault = self._port.fault(self.session.link)

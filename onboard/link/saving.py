@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from onboard.link.share import Share
+from onboard.link.share import PeerShare
 from onboard.link.spool import Spool
 from onboard.wire.session import Session
 from onboard.wire.transfer.incoming import Incoming
@@ -37,7 +37,7 @@ class Saving:
     """The incoming objects of one session, and where they lie in its spool. What the spool holds is resumed
     at once. `share` is charged with what is written."""
 
-    def __init__(self, session: Session, spool: Spool, share: Share) -> None:
+    def __init__(self, session: Session, spool: Spool, share: PeerShare) -> None:
         self._session, self._spool, self._share = session, spool, share
         self._dirty_since: dict[bytes, float] = {}  # of each object; inf where there is nothing to save
         self._saved_at = -math.inf  # any of them

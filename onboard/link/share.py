@@ -57,7 +57,7 @@ class _Bucket:
         return now + max(0.0, self.left(now) - self.burst) / self.per_s
 
 
-class Share:
+class PeerShare:
     """The costs of one peer. Times in seconds on the caller's clock."""
 
     def __init__(self) -> None:

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from onboard.board.budget import Pace
 from onboard.console.log import say
-from onboard.trainer.job import Begun, Done, Failed, Report, Stepped, Trainer
+from onboard.trainer.job import Begun, Failed, Report, Stepped, Trainer, TrainingDone
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class Drive:
                 self._agent.take(report, clock())
             self._untold.popleft()
 
-    def _book(self, report: Begun | Stepped | Done) -> None:
+    def _book(self, report: Begun | Stepped | TrainingDone) -> None:
         if isinstance(report, Begun):  # what an emulated board's start would take, its profile does not say
             cost_s = report.cpu_s if self._pace.train_flops is None else 0.0
             self._next_at = max(self._next_at, self._pace.next_step_at(self._asked_at, cost_s))

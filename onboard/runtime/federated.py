@@ -14,9 +14,9 @@ from functools import partial
 from typing import Any
 
 from onboard.agents.federated import Agent
-from onboard.agents.federated_state import KEPT, Known
+from onboard.agents.federated_state import KEPT, FederatedState
 from onboard.board import admission
-from onboard.board.budget import Ledger, Pace
+from onboard.board.budget import Pace, ResourceUsage
 from onboard.config import NodeConfig
 from onboard.console.log import say
 from onboard.link import Spool, framing_of, opener, wire_bytes
@@ -37,14 +37,14 @@ from onboard.storage.private import tell_exposure
 from onboard.trainer.job import Trainer
 from onboard.wire.events import (
     Echoed,
+    EncryptionMismatch,
     Event,
     Expired,
     ForeignFrames,
     Limits,
-    OtherForm,
     OutOfStep,
     PeerHeard,
-    PeerSilent,
+    PeerUnreachable,
     Refused,
     Stuck,
     TwoEnds,
@@ -79,8 +79,8 @@ def board_agent(
     tell_exposure(end.key_path, "key")
     if end.encrypt:
         tell_exposure(config.state, "state")
-    journal = Journal(config.state, Known, KEPT)
-    known = count_start(journal, Known())
+    journal = Journal(config.state, FederatedState, KEPT)
+    known = count_start(journal, FederatedState())
     spool = Spool(config.state / "spool", _limits(config).max_incoming_bytes)
     spool.retain((known.model, known.deployed))  # all that the journal can say it has acted on
     session = _session(config, known, spool.finished(), now)
@@ -90,11 +90,11 @@ def board_agent(
         else None
     )
     pump = Pump(opener(end.port, end.link, tap), session, spool)
-    agent = Agent(config, session, journal, known, Ledger(config.board, end.link, now), trainer)
+    agent = Agent(config, session, journal, known, ResourceUsage(config.board, end.link, now), trainer)
     return agent, pump
 
 
-def _session(config: NodeConfig, known: Known, done: Iterable[bytes], now: float) -> Session:
+def _session(config: NodeConfig, known: FederatedState, done: Iterable[bytes], now: float) -> Session:
     """The board's end of its link, in the epoch that the journal holds."""
     end = config.ground
     return Session(
@@ -264,7 +264,7 @@ def tell_of_link(event: PumpEvent, **whose: Any) -> None:
         say(log, "unknown-peer", level=logging.WARNING, **whose, source=event.node)
     elif isinstance(event, WrongKey):
         say(log, "wrong-key", level=logging.ERROR, **whose, was_right=event.was_right, why=_why_wrong(event))
-    elif isinstance(event, OtherForm):
+    elif isinstance(event, EncryptionMismatch):
         say(
             log, "encryption-differs", level=logging.ERROR, **whose, peer_encrypts=event.encrypted,
             why="set link.encrypt in NODE.toml and encrypt of its [[node]] in mission.toml alike",
@@ -301,7 +301,7 @@ def tell_of_link(event: PumpEvent, **whose: Any) -> None:
         )  # fmt: skip
     elif isinstance(event, PeerHeard):
         say(log, "in-sight", **whose)
-    elif isinstance(event, PeerSilent):
+    elif isinstance(event, PeerUnreachable):
         say(log, "out-of-sight", **whose)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from onboard.agents.exchange_log import ExchangeLog
 from onboard.agents.gossip import EXCHANGES, GossipAgent
 from onboard.agents.gossip_checkpoint import BEFORE, CHECKPOINT, MODEL
-from onboard.agents.gossip_state import Known, Phase, Tie
+from onboard.agents.gossip_state import GossipPhase, GossipState, LinkState
 from onboard.board import admission
 from onboard.board.budget import MemoryCap, Pace
 from onboard.config import GossipConfig, Neighbour
@@ -127,8 +127,8 @@ def linked(
         tell_exposure(each.key_path, "key")
     if any(each.encrypt for each in config.neighbours):
         tell_exposure(config.state, "state")
-    journal = Journal(config.state, Known, (CHECKPOINT, BEFORE, MODEL))
-    known = count_start(journal, Known())
+    journal = Journal(config.state, GossipState, (CHECKPOINT, BEFORE, MODEL))
+    known = count_start(journal, GossipState())
     exchanges = ExchangeLog(config.state / EXCHANGES)
     pumps = {}
     for each in config.neighbours:
@@ -145,13 +145,13 @@ def _session(
     config: GossipConfig,
     each: Neighbour,
     keys: Keys,
-    known: Known,
+    known: GossipState,
     done: Iterable[bytes],
     nonce: Callable[[int], bytes],
     now: float,
 ) -> Session:
     """This end of the link with one neighbour, in the epoch that the journal holds."""
-    tie = known.ties.get(each.id, Tie())
+    tie = known.ties.get(each.id, LinkState())
     return Session(
         node=config.id,
         peer=each.id,
@@ -216,7 +216,7 @@ def carry_gossip(
     next_step_at = retry_at = 0.0
     report_due_s = clock() if report_every_s is not None else math.inf
     with stop_signals() as stop, closing(Lookout(config.state)) as lookout:
-        while not stop.asked and agent.phase is not Phase.OVER:
+        while not stop.asked and agent.phase is not GossipPhase.OVER:
             now = clock()
             try:
                 for peer, plan in plans.items():

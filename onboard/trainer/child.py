@@ -27,7 +27,7 @@ from onboard.board.budget import BudgetError, cap_memory, peak_bytes
 from onboard.data.inspection import Inspection
 from onboard.data.shard import Shard, images_of, inspection_of
 from onboard.mission.health import Failure
-from onboard.trainer.job import Begun, Done, Failed, Job, Report, Stepped
+from onboard.trainer.job import Begun, Failed, Job, Report, Stepped, TrainingDone
 
 STEP, SAVE = b"s", b"S"
 LENGTH = struct.Struct(">I")
@@ -53,7 +53,7 @@ class Looked(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     found: Inspection
 
 
-Answer = Begun | Stepped | Done | Failed | Looked
+Answer = Begun | Stepped | TrainingDone | Failed | Looked
 ANSWERS = msgspec.msgpack.Decoder(Answer)
 
 
@@ -110,7 +110,7 @@ def _work(order: Order, asked: socket.socket) -> Iterator[Answer]:
         if isinstance(report, Failed):
             _uncap_memory()
         yield _counted(report)
-        if isinstance(report, Done | Failed):
+        if isinstance(report, TrainingDone | Failed):
             return
         if not (wish := asked.recv(1)):
             return
@@ -131,7 +131,7 @@ def _counted(report: Report) -> Report:
     """With what only a process of its own can say."""
     if isinstance(report, Begun):
         return msgspec.structs.replace(report, cpu_s=time.process_time())
-    if isinstance(report, Done):
+    if isinstance(report, TrainingDone):
         return msgspec.structs.replace(report, peak_bytes=peak_bytes())
     return report
 

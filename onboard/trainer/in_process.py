@@ -17,7 +17,7 @@ from onboard.learn.federated.local import LocalTraining, Step, moved
 from onboard.learn.federated.plan import Plan
 from onboard.learn.graph import GraphError, TrainGraph, initial
 from onboard.mission.health import Failure
-from onboard.trainer.job import Begun, Done, Failed, Job, Report, Stepped
+from onboard.trainer.job import Begun, Failed, Job, Report, Stepped, TrainingDone
 from onboard.wire.messages import BadMessage, Task, decode_task
 
 # How C++ and the kernel say it: onnxruntime wraps std::bad_alloc in a class of its own, and a library that
@@ -78,7 +78,7 @@ class LocalTrainer:
         if done is None:
             packed = pack(training.result(), compress=training.plan.compress)
             cpu_s = self._cpu_clock() - cpu_before_s
-            return Done(packed=packed, loss=training.loss, samples=len(self._images), cpu_s=cpu_s)
+            return TrainingDone(packed=packed, loss=training.loss, samples=len(self._images), cpu_s=cpu_s)
         state = _state(training) if save and done.ends_epoch else None
         return Stepped(
             epoch=done.epoch,

@@ -62,7 +62,7 @@ class Stepped(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         return ((self.epoch - 1) * self.batches + self.batch) / (self.epochs * self.batches)
 
 
-class Done(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class TrainingDone(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The training is over: `packed` is the update's payload behind its header; `loss` the last epoch's mean;
     `peak_bytes` the most memory that a training process of its own held, 0 in the agent's."""
 
@@ -80,12 +80,12 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     why: str
 
 
-Report = Begun | Stepped | Done | Failed
+Report = Begun | Stepped | TrainingDone | Failed
 
 
 class Trainer(Protocol):
-    """Trains one job at a time and never waits. After `begin` and after each `step` comes one report; `Done`
-    and `Failed` are the job's last. A process may also fail between two steps."""
+    """Trains one job at a time and never waits. After `begin` and after each `step` comes one report;
+    `TrainingDone` and `Failed` are the job's last. A process may also fail between two steps."""
 
     def begin(self, job: Job) -> None:
         """Lets go of the job in hand, if there is one, and gets ready for this one."""

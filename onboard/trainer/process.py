@@ -23,7 +23,7 @@ from onboard.console.log import say
 from onboard.data.shard import Shard
 from onboard.mission.health import Failure
 from onboard.trainer.child import ANSWERS, LENGTH, MOST_BYTES, SAVE, STEP, Answer, Looked, Order
-from onboard.trainer.job import Done, Failed, Job, Report
+from onboard.trainer.job import Failed, Job, Report, TrainingDone
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class ProcessTrainer:
         reports, self._unstarted = self._unstarted, []
         if self._child is not None:
             reports += [answer for answer in self._child.hear() if not isinstance(answer, Looked)]
-            if reports and isinstance(reports[-1], Done | Failed):
+            if reports and isinstance(reports[-1], TrainingDone | Failed):
                 self.stop()
         return reports
 
@@ -164,7 +164,7 @@ class _Child:
                 answers.append(
                     Failed(failure=Failure.PROCESS, why=f"the training process makes no sense: {error}")
                 )
-            self._over = self._over or any(isinstance(each, Done | Failed) for each in answers)
+            self._over = self._over or any(isinstance(each, TrainingDone | Failed) for each in answers)
             if answers:
                 break
         return answers

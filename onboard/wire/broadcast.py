@@ -24,7 +24,7 @@ from onboard.wire.group import group_id
 from onboard.wire.medium.timing import GUARD_S, RETRY_S, Pacer, Timing
 from onboard.wire.messages import BadMessage, Cancel, Done, Offer, Reason
 from onboard.wire.security.seal import Sealer
-from onboard.wire.transfer.loss import Loss
+from onboard.wire.transfer.loss import LossEstimator
 from onboard.wire.transfer.report import PREFIX_BYTES, Report
 from onboard.wire.transfer.transfer import Outgoing
 
@@ -37,11 +37,11 @@ _WITHDRAWALS = 3  # CANCELs, which nobody answers
 
 
 @dataclass(slots=True)
-class _Ear:
+class _ReceiverState:
     """What is known of one listener."""
 
     object: Outgoing
-    loss: Loss = field(default_factory=Loss)
+    loss: LossEstimator = field(default_factory=LossEstimator)
     epoch: int = 0  # of its last REPORT
     asks: int = 0  # since it last answered
     ask_at: float = math.inf  # when to ask again; inf: when nothing is left to send that it needs
@@ -101,7 +101,8 @@ class Broadcast:
         self._object = Outgoing(kind, payload, fragment_bytes, priority=priority)
         self.digest = self._object.digest
         self._ears = {
-            node: _Ear(Outgoing(kind, payload, fragment_bytes, name=self.digest)) for node in listeners
+            node: _ReceiverState(Outgoing(kind, payload, fragment_bytes, name=self.digest))
+            for node in listeners
         }
         if not self._timing.half_duplex:  # they can answer while the object goes out
             for ear in self._ears.values():
@@ -308,7 +309,7 @@ class Broadcast:
                 self._next += 1
                 self._last = seq
 
-    def _note_asked(self, ear: _Ear, end: float) -> None:
+    def _note_asked(self, ear: _ReceiverState, end: float) -> None:
         timing, count = self._timing, self._object.count
         ear.asks += 1
         if timing.half_duplex:
@@ -322,7 +323,7 @@ class Broadcast:
         slower = min(max(0, ear.asks - _QUICK_ASKS), 32)
         ear.ask_at = end + min(patience_s * _SLOWER**slower, max(patience_s, _MAX_RETRY_S))
 
-    def _on_report(self, ear: _Ear, report: Report, heard: tuple[int, int], now: float) -> None:
+    def _on_report(self, ear: _ReceiverState, report: Report, heard: tuple[int, int], now: float) -> None:
         if report.epoch == self._sealer.epoch and report.seq > self._sealer.seq:
             self._malformed += 1
             return

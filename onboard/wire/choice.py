@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 
 from onboard.wire.framing.frame import Type
-from onboard.wire.medium.access import Access
+from onboard.wire.medium.access import ContactGate
 from onboard.wire.presence import Presence
-from onboard.wire.security.seals import Seals
+from onboard.wire.security.seals import SecurityContext
 from onboard.wire.transfer.inbox import Inbox
 from onboard.wire.transfer.outbox import Outbox
-from onboard.wire.transfer.send import Send
-from onboard.wire.waiting import Waiting
+from onboard.wire.transfer.send import PendingFrame
+from onboard.wire.waiting import MessageQueue
 
 _QUESTIONS = (Type.HELLO, Type.OFFER, Type.POLL)
 
@@ -25,19 +25,19 @@ class Choice:
 
     def __init__(
         self,
-        seals: Seals,
+        seals: SecurityContext,
         presence: Presence,
-        access: Access,
-        messages: Waiting,
+        access: ContactGate,
+        messages: MessageQueue,
         inbox: Inbox,
         outbox: Outbox,
     ) -> None:
         self._seals, self._presence, self._access = seals, presence, access
         self._messages, self._inbox, self._outbox = messages, inbox, outbox
-        self.answer: Send | None = None
+        self.answer: PendingFrame | None = None
         self._asked = (Type.DATA, 0, 0)  # of the frame heard last: type, object, and what had left by then
 
-    def next(self, now: float, group_floor: tuple[int, int]) -> Send | None:
+    def next(self, now: float, group_floor: tuple[int, int]) -> PendingFrame | None:
         """The frame that leaves now; group_floor: see Inbox.due."""
         send = self._presence.frame(now)
         if send is not None or self._presence.alone:
@@ -52,7 +52,7 @@ class Choice:
             send = self._outbox.bulk(now, seq, self._access.left_s(now))
         return send
 
-    def closing(self) -> Send:
+    def closing(self) -> PendingFrame:
         """What a turn that closes most wants heard, once more: its answer, or its question."""
         return self.answer or self._seals.least(self._outbox.asks_about)
 
@@ -68,7 +68,7 @@ class Choice:
         bulk_at = self._access.bulk_at if self._outbox.has_bulk() else math.inf
         return min(first_at, bulk_at, self._inbox.due_at(), self._outbox.control_at())
 
-    def sent(self, send: Send, end: float) -> None:
+    def sent(self, send: PendingFrame, end: float) -> None:
         """What `next` gave leaves, its last bit at `end`."""
         self._presence.sent(send, end)
         if send.about is not None:

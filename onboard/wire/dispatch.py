@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from onboard.wire.events import Event, GroupAnswer, Message
 from onboard.wire.framing.frame import GROUP_ID, OVERHEAD_BYTES, Frame, Type
-from onboard.wire.hearing import Hearing
+from onboard.wire.hearing import ReceiveStats
 from onboard.wire.medium.timing import Timing
 from onboard.wire.messages import BadMessage, Cancel, Done, Offer
 from onboard.wire.security.seal import Sealer
@@ -14,7 +14,13 @@ from onboard.wire.transfer.report import Report
 
 
 def dispatch(
-    frame: Frame, now: float, sealer: Sealer, timing: Timing, hearing: Hearing, inbox: Inbox, outbox: Outbox
+    frame: Frame,
+    now: float,
+    sealer: Sealer,
+    timing: Timing,
+    hearing: ReceiveStats,
+    inbox: Inbox,
+    outbox: Outbox,
 ) -> list[Event]:
     """What an authentic frame brings. Raises BadMessage for a payload that makes no sense."""
     if frame.type is Type.DATA or frame.type is Type.REPAIR:

@@ -77,7 +77,7 @@ class WrongKey:
 
 
 @dataclass(frozen=True, slots=True)
-class OtherForm:
+class EncryptionMismatch:
     """The peer's frames are `encrypted` and this end's are not, or the other way round, so none is taken.
     Told once until one is, and then seldom."""
 
@@ -121,7 +121,7 @@ class PeerHeard:
 
 
 @dataclass(frozen=True, slots=True)
-class PeerSilent:
+class PeerUnreachable:
     """The peer owes an answer and does not give it; it is asked ever more slowly, down to every 2 s, and sent
     nothing else."""
 
@@ -155,7 +155,7 @@ class TwoEnds:
 
 
 @dataclass(frozen=True, slots=True)
-class Spent:
+class QuotaUsage:
     """What was used of this end's allowances, and a little more: keep the last of these for the next start's
     `Session`. `contact_bytes`: in this contact. `day`: how long ago (s) how many bytes left, oldest first."""
 
@@ -209,13 +209,13 @@ Event = Union[  # noqa: UP007 - an alias of classes has to work at run time on 3
     ForeignFrames,
     GroupAnswer,
     Message,
-    OtherForm,
+    EncryptionMismatch,
     OutOfStep,
     PeerHeard,
-    PeerSilent,
+    PeerUnreachable,
     Recut,
     Rekeyed,
-    Spent,
+    QuotaUsage,
     Stuck,
     TwoEnds,
     UnknownPeer,

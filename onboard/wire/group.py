@@ -31,7 +31,7 @@ class Overheard:
     over: bool
 
 
-class Listener:
+class BroadcastListener:
     """Hears the broadcasts of `peer` for `node`. `floor`: highest (epoch, seq) of them as last persisted."""
 
     def __init__(self, key: bytes, inbox: Inbox, *, node: int, peer: int, floor: tuple[int, int]) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 
 from onboard.wire.framing.frame import Frame, Type
-from onboard.wire.transfer.length import Fates
+from onboard.wire.transfer.length import DeliveryStats
 
 _FATES = 8  # as in Loss: the evidence that it takes
 _SHORT = 8  # frames that tell more of short ones than all frames do
 _BUSY_S = 4.0  # without DATA for so long the peer's bulk is over
 
 
-class Hearing:
+class ReceiveStats:
     """Told of every authentic frame. Losses show as gaps in the seqs of the peer's present epoch."""
 
     def __init__(self) -> None:
@@ -71,17 +71,17 @@ class Hearing:
         return 0.0 if self._bulk_from is None else self._bulk_at - self._bulk_from
 
     @property
-    def fates(self) -> dict[int, Fates]:
+    def fates(self) -> dict[int, DeliveryStats]:
         """Of the peer's frames, all taken to be as long as those that came are on average: of those while
         none of its objects was coming, as the long ones are lost first; else of all in its epoch."""
         if self._short_frames >= _SHORT:
             mean_bytes = self._short_bytes // self._short_frames
-            return {mean_bytes: Fates(self._short_lost, self._short_frames)}
+            return {mean_bytes: DeliveryStats(self._short_lost, self._short_frames)}
         if not self._frames_in_epoch:
             return {}
         lost = self._highest_seq - self._first_seq + 1 - self._frames_in_epoch
         mean_bytes = self._bytes_in_epoch // self._frames_in_epoch
-        return {mean_bytes: Fates(max(0, lost), self._frames_in_epoch)}
+        return {mean_bytes: DeliveryStats(max(0, lost), self._frames_in_epoch)}
 
     @property
     def burst(self) -> float:

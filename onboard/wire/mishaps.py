@@ -16,10 +16,10 @@ from collections import Counter
 
 from onboard.wire.events import (
     Echoed,
+    EncryptionMismatch,
     Event,
     Expired,
     ForeignFrames,
-    OtherForm,
     Refused,
     UnknownPeer,
     WrongKey,
@@ -43,7 +43,7 @@ _SPOILED_BITS = 2
 _FOREIGN = 8  # frames that cannot be the peer's, damaged or not
 
 
-class Mishaps:
+class LinkDiagnostics:
     """Of the link between `node` and `peer`, whose frames `openers` open: all but HELLO, and HELLO."""
 
     def __init__(self, node: int, peer: int, openers: tuple[Opener, Opener]) -> None:
@@ -134,7 +134,7 @@ class Mishaps:
         if self._other_form_told or (encrypted and not alone):
             return []
         self._other_form_told = True
-        return [OtherForm(encrypted)] if self._form.may(now) else []
+        return [EncryptionMismatch(encrypted)] if self._form.may(now) else []
 
     # -- frames of others ------------------------------------------------------------------------------
 

@@ -13,9 +13,9 @@ import math
 
 from onboard.wire.events import Event, PeerHeard
 from onboard.wire.framing.frame import Frame, Type
-from onboard.wire.security.hello import Greeting
+from onboard.wire.security.hello import RekeyHandshake
 from onboard.wire.transfer.outbox import Outbox
-from onboard.wire.transfer.send import Origin, Send
+from onboard.wire.transfer.send import Origin, PendingFrame
 
 QUIET_S = 15.0
 _FIRST_S = 2.0  # after the start, when whatever there is to say has not been answered
@@ -37,7 +37,13 @@ class Presence:
     """
 
     def __init__(
-        self, greeting: Greeting, outbox: Outbox, quiet_s: float, now: float, *, half_duplex: bool = False
+        self,
+        greeting: RekeyHandshake,
+        outbox: Outbox,
+        quiet_s: float,
+        now: float,
+        *,
+        half_duplex: bool = False,
     ) -> None:
         self._greeting, self._outbox, self._half_duplex = greeting, outbox, half_duplex
         self._quiet_s = self._interval_s = quiet_s
@@ -73,14 +79,14 @@ class Presence:
             return -math.inf
         return math.inf if self._greeting.is_settling else self._ask_at
 
-    def frame(self, now: float) -> Send | None:
+    def frame(self, now: float) -> PendingFrame | None:
         """The frame that is due, ahead of all others."""
         if self.frame_at() > now:
             return None
         is_hello = self._greeting.owes or self.alone or not self._owes_proof
-        return self._greeting.say() if is_hello else Send(Type.POLL)
+        return self._greeting.say() if is_hello else PendingFrame(Type.POLL)
 
-    def sent(self, send: Send, end: float) -> None:
+    def sent(self, send: PendingFrame, end: float) -> None:
         """A frame leaves, its last bit at `end`."""
         if send.type is not Type.HELLO:
             self._owes_proof = False

@@ -27,39 +27,55 @@ from onboard.wire.events import (
     LinkSnapshot,
     Message,
     PeerHeard,
-    PeerSilent,
+    PeerUnreachable,
     Progress,
+    QuotaUsage,
     Refused,
-    Spent,
 )
 from onboard.wire.framing import cobs
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import OVERHEAD_BYTES, Type
-from onboard.wire.group import Listener
-from onboard.wire.hearing import Hearing
-from onboard.wire.medium.access import Access
-from onboard.wire.medium.air import Air
-from onboard.wire.medium.allowance import Allowance
+from onboard.wire.group import BroadcastListener
+from onboard.wire.hearing import ReceiveStats
+from onboard.wire.medium.access import ContactGate
+from onboard.wire.medium.air import MediumAccess
+from onboard.wire.medium.allowance import ByteQuota
 from onboard.wire.medium.contacts import Contacts, Window
 from onboard.wire.medium.timing import Timing
 from onboard.wire.medium.turn import MAX_CLOSING
 from onboard.wire.messages import BadMessage
-from onboard.wire.mishaps import Mishaps
+from onboard.wire.mishaps import LinkDiagnostics
 from onboard.wire.presence import Presence
 from onboard.wire.security.seal import NO_SALT, Keys
-from onboard.wire.security.seals import Seals
+from onboard.wire.security.seals import SecurityContext
 from onboard.wire.snapshot import link_snapshot
 from onboard.wire.transfer.inbox import Inbox
 from onboard.wire.transfer.incoming import Incoming, Partial
-from onboard.wire.transfer.length import Lengths
+from onboard.wire.transfer.length import FragmentSizer
 from onboard.wire.transfer.outbox import Outbox
 from onboard.wire.transfer.send import Origin
-from onboard.wire.waiting import Waiting
+from onboard.wire.waiting import MessageQueue
 
 __all__ = [
-    "Arrived", "Cancelled", "Corrupt", "Delivered", "Event", "Evicted", "Expired", "GroupAnswer", "Incoming",
-    "Limits", "LinkSnapshot", "Message", "Partial", "PeerHeard", "PeerSilent", "Progress", "Refused",
-    "Session", "Spent",
+    "Arrived",
+    "Cancelled",
+    "Corrupt",
+    "Delivered",
+    "Event",
+    "Evicted",
+    "Expired",
+    "GroupAnswer",
+    "Incoming",
+    "Limits",
+    "LinkSnapshot",
+    "Message",
+    "Partial",
+    "PeerHeard",
+    "PeerUnreachable",
+    "Progress",
+    "QuotaUsage",
+    "Refused",
+    "Session",
 ]  # fmt: skip
 
 _EPSILON_S = 1e-6  # sums of airtimes are not exact; a microsecond is less than a bit of any link here
@@ -73,8 +89,8 @@ class Session:
     node, peer: the two ends' numbers, 0..254. key, epoch, floor, salt, nonce, encrypted: see Seals. master:
     the ground's end, which sends at the link's `rate_down_bps` and breaks ties on half-duplex; a board's end
     sends at `rate_up_bps`. group_key: 32 B that the peer's `Broadcast`s are sealed with, to listen to them;
-    group_floor: as floor, of them. done: digests of objects accepted before. spent: the last `Spent` of an
-    earlier run. wire_bytes: what a frame of that many bytes takes on the wire. contacts: nothing is sent
+    group_floor: as floor, of them. done: digests of objects accepted before. spent: the last `QuotaUsage` of
+    an earlier run. wire_bytes: what a frame of that many bytes takes on the wire. contacts: nothing is sent
     outside of these windows, and deadlines and all other times count only within them; None: the link is
     always up. Raises ValueError for a key or an epoch out of range, for contacts that overlap, or for a
     group's key where frames are encrypted.
@@ -96,7 +112,7 @@ class Session:
         group_key: bytes | None = None,
         group_floor: tuple[int, int] = (0, 0),
         done: Iterable[bytes] = (),
-        spent: Spent | None = None,
+        spent: QuotaUsage | None = None,
         wire_bytes: Callable[[int], int] = cobs.wire_bytes,
         now: float = 0.0,
         limits: Limits | None = None,
@@ -107,24 +123,26 @@ class Session:
         self.node, self.peer, self.epoch, self.link = node, peer, epoch, link
         self._wire_bytes = wire_bytes
         self._timing = Timing(link, master=master, wire_bytes=wire_bytes, most_lead_bytes=limits.lead_bytes)
-        self._seals = Seals(
+        self._seals = SecurityContext(
             key, node=node, peer=peer, master=master, epoch=epoch, floor=floor, salt=salt, nonce=nonce,
             encrypted=encrypted, hello_s=self._timing.greeting_s,
         )  # fmt: skip
-        self._air = Air(self._timing, now)
-        allowance = Allowance(limits.bytes_per_contact, limits.bytes_per_day, spent, now)
-        self._access = Access(self._timing, self._air, Contacts(contacts, now, now), allowance, now)
-        self._hearing = Hearing()
+        self._air = MediumAccess(self._timing, now)
+        allowance = ByteQuota(limits.bytes_per_contact, limits.bytes_per_day, spent, now)
+        self._access = ContactGate(self._timing, self._air, Contacts(contacts, now, now), allowance, now)
+        self._hearing = ReceiveStats()
         framing_bytes = wire_bytes(OVERHEAD_BYTES)
-        lengths = Lengths(link.frame_loss, link.bit_error_rate, framing_bytes, self._timing.frame_bytes)
+        lengths = FragmentSizer(link.frame_loss, link.bit_error_rate, framing_bytes, self._timing.frame_bytes)
         self._outbox = Outbox(self._timing, lengths, epoch=epoch, slack=limits.reorder_slack)
         self._inbox = Inbox(self._timing, limits, done)
-        self._listener: Listener | None = None
+        self._listener: BroadcastListener | None = None
         if group_key is not None and encrypted:
             raise ValueError("broadcasts are never encrypted: an encrypted session does not listen to them")
         if group_key is not None:
-            self._listener = Listener(group_key, self._inbox, node=node, peer=peer, floor=group_floor)
-        self._messages = Waiting(limits.max_messages)
+            self._listener = BroadcastListener(
+                group_key, self._inbox, node=node, peer=peer, floor=group_floor
+            )
+        self._messages = MessageQueue(limits.max_messages)
         self.presence = Presence(
             self._seals.greeting, self._outbox, limits.quiet_s, self._access.link_s(now),
             half_duplex=link.half_duplex,
@@ -132,7 +150,7 @@ class Session:
         self._choice = Choice(
             self._seals, self.presence, self._access, self._messages, self._inbox, self._outbox
         )
-        self._mishaps = Mishaps(node, peer, (self._seals.opener, self._seals.greeting.opener))
+        self._mishaps = LinkDiagnostics(node, peer, (self._seals.opener, self._seals.greeting.opener))
         self._malformed = self._bytes_sent = 0
 
     # -- the application's side ------------------------------------------------------------------------
@@ -297,7 +315,7 @@ class Session:
         silent = self._outbox.silent
         events = self._mishaps.count(self._inbox.tick(now) + self._outbox.tick(now))
         if self._outbox.silent and not silent:
-            events.append(PeerSilent())
+            events.append(PeerUnreachable())
         spent = self._access.record(at)
         return events if spent is None else [*events, spent]
 
@@ -367,7 +385,7 @@ class Session:
 
     # -- one rule each ---------------------------------------------------------------------------------
 
-    def _overhear(self, listener: Listener, frame: bytes, now: float) -> list[Event]:
+    def _overhear(self, listener: BroadcastListener, frame: bytes, now: float) -> list[Event]:
         """What a frame to all listeners brings; none of them answers unless it was asked."""
         link_now = self._access.link_s(now)
         heard = listener.hear(frame, link_now)

@@ -6,26 +6,26 @@ from dataclasses import replace
 from functools import partial
 
 from onboard.wire.events import LinkSnapshot
-from onboard.wire.hearing import Hearing
-from onboard.wire.medium.access import Access
-from onboard.wire.medium.air import Air
-from onboard.wire.mishaps import Mishaps
+from onboard.wire.hearing import ReceiveStats
+from onboard.wire.medium.access import ContactGate
+from onboard.wire.medium.air import MediumAccess
+from onboard.wire.mishaps import LinkDiagnostics
 from onboard.wire.security.seal import Opener
-from onboard.wire.security.seals import Seals
+from onboard.wire.security.seals import SecurityContext
 from onboard.wire.transfer.inbox import Inbox
 from onboard.wire.transfer.outbox import Outbox
 
 
 def link_snapshot(
     now: float,
-    access: Access,
-    air: Air,
-    seals: Seals,
+    access: ContactGate,
+    air: MediumAccess,
+    seals: SecurityContext,
     group: Opener | None,
-    hearing: Hearing,
+    hearing: ReceiveStats,
     inbox: Inbox,
     outbox: Outbox,
-    mishaps: Mishaps,
+    mishaps: LinkDiagnostics,
     *,
     malformed: int,
     bytes_sent: int,

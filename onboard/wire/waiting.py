@@ -6,10 +6,10 @@ import heapq
 from itertools import count
 
 from onboard.wire.framing.frame import Type
-from onboard.wire.transfer.send import Send
+from onboard.wire.transfer.send import PendingFrame
 
 
-class Waiting:
+class MessageQueue:
     """At most `limit` MSGs, by priority (0 first) and then by age."""
 
     def __init__(self, limit: int) -> None:
@@ -27,12 +27,12 @@ class Waiting:
             self._heap.remove(min(self._heap, key=lambda message: message[1]))
             heapq.heapify(self._heap)
 
-    def first(self) -> Send | None:
+    def first(self) -> PendingFrame | None:
         """The frame of the one that leaves next."""
         if not self._heap:
             return None
         priority, _, payload = self._heap[0]
-        return Send(Type.MSG, payload, priority=priority)
+        return PendingFrame(Type.MSG, payload, priority=priority)
 
     def sent(self) -> None:
         """What `first` gave has left."""

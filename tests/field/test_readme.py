@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from firmware_sim.runs.processes import Crew
+from firmware_sim.runs.processes import ProcessGroup
 from onboard.data import loading
 from tests.field.commands import blocks, the
 from tests.field.machines import Lan, Machine, why_not
@@ -47,7 +47,7 @@ def lan(folder: Path, cable: dict[str, dict[str, Path]] | None = None) -> Iterat
 def wire(tmp_path: Path) -> Iterator[dict[str, dict[str, Path]]]:
     """A cable from the ground's /dev/ttyUSB0 to the board's /dev/serial0."""
     ends = {"ground": tmp_path / "ground-end", "board": tmp_path / "board-end"}
-    crew = Crew(tmp_path / "cable")
+    crew = ProcessGroup(tmp_path / "cable")
     paths = [argument for side, path in ends.items() for argument in (f"--{side}", str(path))]
     crew.start("cable", "firmware_sim", "cable", "--link", "bench-serial-115k2", *paths)
     until(lambda: all(path.exists() for path in ends.values()))
@@ -148,7 +148,7 @@ def _size(file: Path) -> int:
     return file.stat().st_size if file.exists() else 0
 
 
-class Known:
+class ReadmeState:
     """Over UDP, who knows where the other one is, at the ground and at the board. As long as one of them
     does, they find each other."""
 
@@ -312,7 +312,7 @@ def test_whatever_happens_the_rounds_close(
         chance.shuffle(starts)
         for start in starts:
             start()
-        known = Known(field)
+        known = ReadmeState(field)
         free = [f"192.168.7.{host}" for host in range(3, 250)]
         for _ in range(8):
             time.sleep(chance.uniform(0.0, 6.0))

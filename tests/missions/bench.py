@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from firmware_sim.runs.processes import Crew
+from firmware_sim.runs.processes import ProcessGroup
 from onboard.data import loading
 
 Event = dict[str, Any]
@@ -36,7 +36,7 @@ tx_power_w = { value = 0.0, source = "c: a wire" }
 """
 
 
-class Bench:
+class MissionBench:
     """One ground station and one board, `pi`, on a serial cable at FOLDER/ground and FOLDER/board."""
 
     def __init__(self, folder: Path, **train: object) -> None:
@@ -45,7 +45,7 @@ class Bench:
         self.node_toml = self.mission / "boards" / "pi" / "node.toml"
         self.ground_port, self.board_port = folder / "ground", folder / "board"
         (folder / "link.toml").write_text(LINK)
-        self.crew = Crew(folder / "logs")
+        self.crew = ProcessGroup(folder / "logs")
         self.seen: dict[str, list[Event]] = {}
         node = f"pi,link={folder / 'link.toml'},port={self.ground_port},board-port={self.board_port}"
         run("groundstation", "init", str(self.mission), "--rounds", "2", "--deadline", "120", "--node", node)
@@ -132,9 +132,9 @@ class Bench:
 
 
 @contextmanager
-def bench(folder: Path, **train: object) -> Iterator[Bench]:
+def bench(folder: Path, **train: object) -> Iterator[MissionBench]:
     """A bench whose processes all end with the block. `train` changes [train] of mission.toml."""
-    made = Bench(folder, **train)
+    made = MissionBench(folder, **train)
     try:
         yield made
     finally:

@@ -44,7 +44,7 @@ TICK_S = 0.02
 FLOPS = 1e8  # a second: a step takes some tenths of one
 
 
-class Board:
+class VirtualBoard:
     """One board: what it has in its folder, and the agent of its present life."""
 
     def __init__(self, toml: Path) -> None:
@@ -109,7 +109,7 @@ class Clockwork:
             text = f"{head}{found}{value}\n{rest.partition(chr(10))[2]}"
         toml.write_text(text)
         self.boards = {
-            number: Board(self.folder / "boards" / f"board-{number}" / "node.toml")
+            number: VirtualBoard(self.folder / "boards" / f"board-{number}" / "node.toml")
             for number in range(1, boards + 1)
         }
         self.rounds: Rounds | None = None

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from firmware_sim.runs.processes import Crew
+from firmware_sim.runs.processes import ProcessGroup
 from hw_profiles import load_link
 from onboard.data import loading
 from onboard.learn.graph import TrainGraph
@@ -27,7 +27,7 @@ KEY = new_key()
 LINK = load_link("bench-udp")
 
 
-class Neighbour:
+class BurstNeighbour:
     """A session on a socket of the test's, at the other end of one program's link."""
 
     def __init__(self, node: int, peer: int) -> None:
@@ -78,14 +78,14 @@ class Neighbour:
 
 
 @pytest.fixture
-def crew(tmp_path: Path) -> Iterator[Crew]:
-    made = Crew(tmp_path / "logs")
+def crew(tmp_path: Path) -> Iterator[ProcessGroup]:
+    made = ProcessGroup(tmp_path / "logs")
     yield made
     list(made.stop())
 
 
-def ground(folder: Path, crew: Crew) -> tuple[Neighbour, int, bytes, bytes]:
-    there = Neighbour(1, 0)
+def ground(folder: Path, crew: ProcessGroup) -> tuple[BurstNeighbour, int, bytes, bytes]:
+    there = BurstNeighbour(1, 0)
     run("groundstation", "init", str(folder / "mission"), "--node", f"pi,link=bench-udp,port={there.url}")
     (folder / "mission" / "keys" / "pi.key").unlink()
     save_key(folder / "mission" / "keys" / "pi.key", KEY)
@@ -93,8 +93,8 @@ def ground(folder: Path, crew: Crew) -> tuple[Neighbour, int, bytes, bytes]:
     return there, UPDATE, b"no update at all", b"nor is this"
 
 
-def board(folder: Path, crew: Crew) -> tuple[Neighbour, int, bytes, bytes]:
-    there = Neighbour(0, 1)
+def board(folder: Path, crew: ProcessGroup) -> tuple[BurstNeighbour, int, bytes, bytes]:
+    there = BurstNeighbour(0, 1)
     save_key(folder / "node.key", KEY)
     loading.save(folder / "data.npz", loading.load("digits", part="train").take(range(20)))
     (folder / "node.toml").write_text(
@@ -110,8 +110,8 @@ def board(folder: Path, crew: Crew) -> tuple[Neighbour, int, bytes, bytes]:
     return there, MODEL, encode_object(task, b""), b"no task"
 
 
-def gossip(folder: Path, crew: Crew) -> tuple[Neighbour, int, bytes, bytes]:
-    there = Neighbour(2, 1)
+def gossip(folder: Path, crew: ProcessGroup) -> tuple[BurstNeighbour, int, bytes, bytes]:
+    there = BurstNeighbour(2, 1)
     save_key(folder / "2.key", KEY)
     loading.save(folder / "data.npz", loading.load("digits", part="train").take(range(20)))
     (folder / "node.toml").write_text(
@@ -125,7 +125,9 @@ def gossip(folder: Path, crew: Crew) -> tuple[Neighbour, int, bytes, bytes]:
 
 @pytest.mark.parametrize("program", [ground, board, gossip])
 def test_an_object_that_is_whole_and_withdrawn_in_one_read_ends_no_program(
-    program: Callable[[Path, Crew], tuple[Neighbour, int, bytes, bytes]], tmp_path: Path, crew: Crew
+    program: Callable[[Path, ProcessGroup], tuple[BurstNeighbour, int, bytes, bytes]],
+    tmp_path: Path,
+    crew: ProcessGroup,
 ) -> None:
     there, kind, withdrawn, after = program(tmp_path, crew)
     process = crew.members["program"].process

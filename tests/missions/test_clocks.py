@@ -13,8 +13,8 @@ from click.testing import CliRunner
 
 from groundstation.cli import main
 from onboard.mission.health import State
-from onboard.wire.events import Spent
-from onboard.wire.medium.allowance import DAY_S, Allowance
+from onboard.wire.events import QuotaUsage
+from onboard.wire.medium.allowance import DAY_S, ByteQuota
 from tests.missions.bench import bench, change
 from tests.missions.clockwork import Clockwork
 
@@ -148,6 +148,6 @@ def test_a_daemon_that_is_stopped_past_its_deadline_takes_what_was_on_its_way(tm
 
 @pytest.mark.parametrize("age_s", [-1e9, -1.0, 1e12, math.inf])
 def test_what_was_spent_in_the_future_is_over_within_a_day(age_s: float) -> None:
-    allowance = Allowance(math.inf, 64_000.0, Spent(0, ((age_s, 64_000),)), now=100.0)
+    allowance = ByteQuota(math.inf, 64_000.0, QuotaUsage(0, ((age_s, 64_000),)), now=100.0)
     assert allowance.opens_at(100.0, 500) <= 100.0 + DAY_S + 900.0
     assert allowance.left_bytes(100.0 + DAY_S + 900.0) == 64_000.0

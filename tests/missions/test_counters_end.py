@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import onboard.wire.security.seal
-from onboard.agents.federated_state import Known
+from onboard.agents.federated_state import FederatedState
 from onboard.codec import sparse
 from onboard.codec.values import Form
 from onboard.learn.federated.rounds import PartialAverage, staleness_weight
@@ -36,7 +36,7 @@ def test_the_last_epoch_is_followed_by_the_first_under_another_salt(ends: str, c
     salt = board.agent.session.salt
     board.kill()
     on.kill_ground()
-    journal = Journal(board.state, Known)
+    journal = Journal(board.state, FederatedState)
     before = journal.load()
     assert before is not None
     if ends != "ground":
@@ -61,7 +61,7 @@ def test_an_epoch_beyond_its_field_in_a_journal_is_the_last_one_too(clockwork: M
     on.run(lambda: on.states(1) == {1: "answered"})
     board = on.boards[1]
     board.kill()
-    journal = Journal(board.state, Known)
+    journal = Journal(board.state, FederatedState)
     known = journal.load()
     assert known is not None
     journal.save(msgspec.structs.replace(known, epoch=MAX_EPOCH + 7))

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from hw_profiles import load_link
-from onboard.agents.federated_state import Known
+from onboard.agents.federated_state import FederatedState
 from onboard.codec import alq
 from onboard.codec.dense import Dense
 from onboard.codec.layout import Layout
@@ -33,7 +33,7 @@ from onboard.wire.framing.frame import Type
 from onboard.wire.messages import UPDATE, Update, decode_task, encode_object
 from onboard.wire.security.seal import Sealer
 from onboard.wire.session import Session
-from tests.missions.bench import Bench, bench, change
+from tests.missions.bench import MissionBench, bench, change
 
 HEALTH = encode_health(Health(state=0, round=1, uptime_s=1, airtime_s=0.0, energy_j=0.0, cpu_s=0.0))
 
@@ -68,7 +68,7 @@ class Voice:
 
 
 @contextmanager
-def ground_and_voice(on: Bench, *, stranger: bool) -> Iterator[Voice]:
+def ground_and_voice(on: MissionBench, *, stranger: bool) -> Iterator[Voice]:
     """A ground daemon on UDP and a voice at the other end."""
     with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as end:
         end.bind(("127.0.0.1", 0))
@@ -102,8 +102,8 @@ def unchanged(before: dict[str, Any], after: dict[str, Any]) -> bool:
     ] == [(node["heard_at"], node["health"]) for node in after["nodes"]]
 
 
-def then_the_true_board_is_served(on: Bench, *, epoch: int) -> None:
-    Journal(on.node_toml.parent / "state", Known).save(Known(epoch=epoch))
+def then_the_true_board_is_served(on: MissionBench, *, epoch: int) -> None:
+    Journal(on.node_toml.parent / "state", FederatedState).save(FederatedState(epoch=epoch))
     on.start_board()
     on.finish()
     assert [row["state"] for row in on.status()["rounds"]] == ["closed", "closed"]
@@ -214,7 +214,7 @@ def bad_weights(layout: Layout, damage: str) -> bytes:
     return packed
 
 
-def on_link(on: Bench, counter: str) -> int:
+def on_link(on: MissionBench, counter: str) -> int:
     for name, event in on.crew.listen(0.0):
         on.seen.setdefault(name, []).append(event)
     return int(on.link().get(counter, 0))

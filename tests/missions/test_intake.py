@@ -15,17 +15,17 @@ from onboard.wire.events import Cancelled, Rekeyed
 from onboard.wire.messages import MODEL, Reason
 from onboard.wire.session import Session
 from onboard.wire.transfer.incoming import Incoming
-from tests.missions.bench import Bench, bench, change
+from tests.missions.bench import MissionBench, bench, change
 from tests.missions.test_memory import budget, resident_kb
 
 MIB = 1 << 20
 MTU_BYTES = 1400  # of shorter frames 60 MiB would be more than an OFFER can say
 
 
-class Ground:
+class IntakeGround:
     """One that has the board's key and no scruples: the real session and pump on the real port."""
 
-    def __init__(self, on: Bench, folder: Path) -> None:
+    def __init__(self, on: MissionBench, folder: Path) -> None:
         self.link = dataclasses.replace(load_link("bench-serial-115k2"), mtu_bytes=MTU_BYTES)
         url = str(on.ground_port)
         self.session = Session(
@@ -37,7 +37,7 @@ class Ground:
         self.pump = Pump(opener(url, self.link), self.session, Spool(folder, MIB))
         self.events: list[PumpEvent] = []
 
-    def until(self, met: Callable[[], object], on: Bench) -> None:
+    def until(self, met: Callable[[], object], on: MissionBench) -> None:
         deadline = time.monotonic() + 30
         while not met():
             assert time.monotonic() < deadline, f"{self.events[-5:]} {on.last_words()}"
@@ -62,7 +62,7 @@ def test_an_offer_of_60_mib_is_refused_by_a_budget_of_64_and_the_agent_serves_on
         on.start_cable()
         on.start_board()
         on.until(lambda: on.said("board", "port-open"))
-        ground = Ground(on, tmp_path / "spool")
+        ground = IntakeGround(on, tmp_path / "spool")
         ground.until(lambda: ground.seen(Rekeyed), on)
         pid = on.crew.members["board"].process.pid
         before_kb = resident_kb(pid)

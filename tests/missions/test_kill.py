@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.missions.bench import Bench, bench
+from tests.missions.bench import MissionBench, bench
 
 
 def transfer(view: dict[str, Any], *, incoming: bool) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def in_the_middle(view: dict[str, Any], *, incoming: bool) -> bool:
     return bool(part) and 0.4 <= part["held"] / part["fragments"] <= 0.8
 
 
-def finished(on: Bench, rounds: int = 2) -> dict[str, Any]:
+def finished(on: MissionBench, rounds: int = 2) -> dict[str, Any]:
     """Every round was closed once, with the board's answer."""
     on.finish()
     status = on.status()

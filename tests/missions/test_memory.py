@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.missions.bench import Bench, bench, run
+from tests.missions.bench import MissionBench, bench, run
 
 
-def budget(on: Bench, **keys: object) -> None:
+def budget(on: MissionBench, **keys: object) -> None:
     with on.node_toml.open("a") as toml:
         toml.write("\n[budget]\n" + "".join(f"{key} = {value}\n" for key, value in keys.items()))
 
 
-def start(on: Bench) -> int:
+def start(on: MissionBench) -> int:
     """All programs; returns the agent's process id."""
     on.start_cable()
     on.start_board()

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.harness.pair import scratch
 from groundstation.store.store import Store
-from onboard.agents.federated_state import KEPT, Known
+from onboard.agents.federated_state import KEPT, FederatedState
 from onboard.storage.boot_counter import count_start
 from onboard.storage.journal import Journal
 from onboard.wire.events import Message, Rekeyed
@@ -40,7 +40,7 @@ def disk() -> Iterator[Path]:
         yield folder
 
 
-class Program:
+class WatchedProgram:
     """A ground (node 0) with a database, or a board (node 7) with a journal, in a folder of its own."""
 
     def __init__(self, node: int, folder: Path, nonces: random.Random, *, encrypted: bool) -> None:
@@ -52,7 +52,7 @@ class Program:
         """As `board_agent` and `Station` do."""
         self.folder.mkdir(exist_ok=True)
         if self.node:
-            epoch = count_start(Journal(self.folder, Known, KEPT), Known()).epoch
+            epoch = count_start(Journal(self.folder, FederatedState, KEPT), FederatedState()).epoch
         else:
             store = Store(self.folder / "mission.sqlite")
             epoch = store.enter_node(7, "pi").epoch
@@ -79,13 +79,13 @@ class Program:
         return frames
 
 
-class World:
+class WatchedWorld:
     """Both, on a link that loses frames; all that ever crossed it is recorded, and played in again."""
 
     def __init__(self, folder: Path, seed: int, *, encrypted: bool) -> None:
         self.drawn, self.folder, self.now = random.Random(seed), folder, 0.0
         nonces = random.Random(seed + 100)
-        self.ends = {n: Program(n, folder / f"end-{n}", nonces, encrypted=encrypted) for n in (0, 7)}
+        self.ends = {n: WatchedProgram(n, folder / f"end-{n}", nonces, encrypted=encrypted) for n in (0, 7)}
         self.crossed: dict[int, list[bytes]] = {0: [], 7: []}  # by who heard it
         for end in self.ends.values():
             end.boot(0.0)
@@ -124,11 +124,11 @@ class World:
             spoil(end.folder, self.drawn)
         end.boot(self.now)
 
-    def laptop(self, end: Program) -> None:
+    def laptop(self, end: WatchedProgram) -> None:
         """The folder runs on another computer for some time, while this one is off."""
         copy = self.folder / "laptop"
         shutil.copytree(end.folder, copy, symlinks=True, ignore=SET_ASIDE)
-        self.ends[end.node] = Program(end.node, copy, end.nonces, encrypted=end.encrypted)
+        self.ends[end.node] = WatchedProgram(end.node, copy, end.nonces, encrypted=end.encrypted)
         self.ends[end.node].boot(self.now)
         self.run(self.drawn.uniform(0.5, 6.0))
         self.ends[end.node] = end
@@ -140,7 +140,7 @@ class World:
 def test_no_number_comes_twice_whatever_became_of_the_disks(
     seed: int, encrypted: bool, disk: Path, numbers: Numbers
 ) -> None:
-    world = World(disk, seed, encrypted=encrypted)
+    world = WatchedWorld(disk, seed, encrypted=encrypted)
     copies: dict[int, list[Path]] = {0: [], 7: []}
     for _ in range(25):
         world.run(world.drawn.choice((0.3, 1.0, 4.0)))
@@ -159,7 +159,7 @@ def test_no_number_comes_twice_whatever_became_of_the_disks(
 
 def test_a_reused_number_would_be_seen(disk: Path, numbers: Numbers) -> None:
     """What the salt is there for: without it a copy that is put back uses its numbers again."""
-    world = World(disk, 9, encrypted=False)
+    world = WatchedWorld(disk, 9, encrypted=False)
     world.run(2.0, loss=0.0)
     board = world.ends[7].session
     assert board is not None

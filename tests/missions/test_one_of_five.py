@@ -14,7 +14,7 @@ from onboard.codec.layout import Floats
 from onboard.codec.pack import pack, unpack
 from onboard.learn.federated.clipping import norm
 from onboard.trainer.in_process import LocalTrainer
-from onboard.trainer.job import Done, Job, Report
+from onboard.trainer.job import Job, Report, TrainingDone
 from onboard.wire.messages import decode_update
 from tests.missions.clockwork import TRAIN, Clockwork
 
@@ -25,7 +25,7 @@ DRAW = np.random.default_rng(3)
 def hostile(change: Callable[[Floats], Floats], samples: int) -> type[LocalTrainer]:
     """Trainers of which the hostile board's lies about what came of it."""
 
-    class Trainer(LocalTrainer):
+    class HostileTrainer(LocalTrainer):
         def begin(self, job: Job) -> None:
             self.node = job.node
             super().begin(job)
@@ -34,7 +34,7 @@ def hostile(change: Callable[[Floats], Floats], samples: int) -> type[LocalTrain
             return [self._told(report) for report in super().reports()]
 
         def _told(self, report: Report) -> Report:
-            if not isinstance(report, Done) or self.node != HOSTILE:
+            if not isinstance(report, TrainingDone) or self.node != HOSTILE:
                 return report
             move = alq.reconstruct(unpack(report.packed, TRAIN.layout))
             move = {name: change(values) for name, values in move.items()}
@@ -42,7 +42,7 @@ def hostile(change: Callable[[Floats], Floats], samples: int) -> type[LocalTrain
             packed = pack(alq.quantize(TRAIN.layout, move, widths))
             return msgspec.structs.replace(report, packed=packed, samples=samples or report.samples)
 
-    return Trainer
+    return HostileTrainer
 
 
 @pytest.mark.parametrize(

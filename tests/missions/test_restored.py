@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.missions.bench import Bench, bench, change
+from tests.missions.bench import MissionBench, bench, change
 
 
-def set_aside(on: Bench, what: str) -> Path:
+def set_aside(on: MissionBench, what: str) -> Path:
     """A copy of the ground's database or of the board's state, whose program has ended."""
     copy = on.folder / "backup"
     if what == "board":
@@ -22,7 +22,7 @@ def set_aside(on: Bench, what: str) -> Path:
     return copy
 
 
-def put_back(on: Bench, what: str, copy: Path) -> None:
+def put_back(on: MissionBench, what: str, copy: Path) -> None:
     """The copy takes the place of what is there now, as an operator does it."""
     if what == "board":
         shutil.rmtree(on.node_toml.parent / "state")

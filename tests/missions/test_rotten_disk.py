@@ -14,25 +14,25 @@ import pytest
 
 import onboard.wire.security.seal
 from onboard.mission.health import State
-from tests.missions.clockwork import Board, Clockwork
+from tests.missions.clockwork import Clockwork, VirtualBoard
 from tests.missions.rot import DAMAGES, PRECIOUS, litter
 
 Make = Callable[..., Clockwork]
 
 
-def half_received(board: Board) -> bool:
+def half_received(board: VirtualBoard) -> bool:
     return any((board.state / "spool").glob("*.map"))
 
 
-def checkpointed(board: Board) -> bool:
+def checkpointed(board: VirtualBoard) -> bool:
     return (board.state / "training.npz").is_file() and training(board)
 
 
-def training(board: Board) -> bool:
+def training(board: VirtualBoard) -> bool:
     return board.agent is not None and board.agent.work is not None
 
 
-def offering(board: Board) -> bool:
+def offering(board: VirtualBoard) -> bool:
     return board.agent is not None and board.agent.known.phase is State.OFFERING
 
 
@@ -53,7 +53,7 @@ def made(clockwork: Make, **mission: object) -> Clockwork:
     return on
 
 
-def path_of(board: Board, name: str) -> Path:
+def path_of(board: VirtualBoard, name: str) -> Path:
     found = sorted(board.state.glob(name))
     assert len(found) == 1, found
     return found[0]
@@ -86,7 +86,7 @@ def test_a_board_outlives_the_damage_of_any_file(kind: str, clockwork: Make) -> 
         assert link.read_bytes() == PRECIOUS
 
 
-def checkpoint_after(on: Clockwork, board: Board, round_number: int, epoch: int) -> bytes:
+def checkpoint_after(on: Clockwork, board: VirtualBoard, round_number: int, epoch: int) -> bytes:
     """The board's checkpoint at the end of that epoch."""
     on.run(lambda: on.said("epoch", round=round_number, epoch=epoch))
     return (board.state / "training.npz").read_bytes()

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 import groundstation.cli
 import onboard.cli
 from onboard.wire.messages import UPDATE
-from tests.missions.bench import Bench, bench, run
+from tests.missions.bench import MissionBench, bench, run
 
 
 def test_both_ends_show_the_same_transfer_while_it_lasts(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_both_ends_show_the_same_transfer_while_it_lasts(tmp_path: Path) -> None
         watch_until_it_has_ended(it)
 
 
-def watch_until_it_has_ended(it: Bench) -> None:
+def watch_until_it_has_ended(it: MissionBench) -> None:
     """A live picture on a terminal: drawn again in place, says that the agent has ended, ends by Ctrl-C."""
     master, slave = pty.openpty()
     with subprocess.Popen(

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from hw_profiles import load_board, load_link
 from onboard import doctor
 from onboard.agents.gossip_checkpoint import MODEL
-from onboard.agents.gossip_state import Phase
+from onboard.agents.gossip_state import GossipPhase
 from onboard.cli import main
 from onboard.config import GossipConfig, NodeConfig, load_gossip, load_node, load_own
 from onboard.console.toml import ConfigError
@@ -169,7 +169,7 @@ def test_a_ground_that_holds_a_model_needs_no_data(tmp_path: Path) -> None:
     assert found.ok
     agent, _ = gossip_node(config, None, 0.0)
     agent.resume(0.0)
-    assert (agent.phase, agent.trains) == (Phase.HOLDING, False)
+    assert (agent.phase, agent.trains) == (GossipPhase.HOLDING, False)
     agent.tick(config.checkpoint_s)
     with np.load(config.state / MODEL) as model:
         for name, values in agent.descent.weights.items():

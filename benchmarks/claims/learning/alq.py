@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import click
 import numpy as np
 
-from benchmarks.harness.progress import Progress
+from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
 from firmware_sim.fleet.result import mean_width
 from onboard.codec import alq
@@ -40,7 +40,7 @@ OPTIONS = (
 )
 
 
-def measure(tell: Progress, *, quick: bool) -> list[Row]:
+def measure(tell: ProgressLine, *, quick: bool) -> list[Row]:
     """Trains and judges; takes some minutes, or half a minute with `quick`. Raises DataError."""
     shape = (1, 28, 28)
     images = loading.load("mnist", shape, part="train", rows=QUICK_IMAGES if quick else None)
@@ -64,7 +64,7 @@ def measure(tell: Progress, *, quick: bool) -> list[Row]:
     ]
 
 
-def _epochs(training: LocalTraining, tell: Progress) -> Iterator[tuple[int, str, float]]:
+def _epochs(training: LocalTraining, tell: ProgressLine) -> Iterator[tuple[int, str, float]]:
     """Runs the training; each epoch's number, phase and mean loss."""
     started_s = time.monotonic()
     for step in training.steps():

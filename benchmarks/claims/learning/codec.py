@@ -15,13 +15,13 @@ from statistics import median
 
 import numpy as np
 
-from benchmarks.harness.progress import Progress
+from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
 from onboard.codec import alq
 from onboard.codec.pack import account, pack, unpack
 from onboard.data import loading
 from onboard.learn.federated.local import LocalTraining
-from onboard.learn.federated.plan import Method, Phase, Plan
+from onboard.learn.federated.plan import Method, Plan, TrainingPhase
 from onboard.learn.federated.rounds import PartialAverage
 from onboard.learn.graph import TrainGraph, initial
 
@@ -35,7 +35,7 @@ REPEATS = 30
 PAPERS_BITS, FAST_BITS, SKETCH_BITS = 0.4, 0.1, 1.65  # Table I at best; ours; before pruning to 0.33
 
 
-def measure(tell: Progress) -> list[Row]:
+def measure(tell: ProgressLine) -> list[Row]:
     """Trains, then packs and averages; takes about a minute. Raises DataError."""
     source = "mnist" if os.environ.get(loading.FOLDER_VARIABLE) else "digits"
     images = loading.load(source, (1, 28, 28), rows=range(IMAGES))
@@ -51,18 +51,18 @@ def measure(tell: Progress) -> list[Row]:
         name = f"{method}, {bits:g} bit"
         tell(f"training by {name}")
         step_s, trainings[name] = trained(graph, images, plan(method, bits, bases))
-        quantized = [seconds for phase, seconds in step_s.items() if phase is not Phase.PLAIN]
-        ratio = float(np.mean(np.concatenate(quantized))) / float(np.mean(step_s[Phase.PLAIN]))
+        quantized = [seconds for phase, seconds in step_s.items() if phase is not TrainingPhase.PLAIN]
+        ratio = float(np.mean(np.concatenate(quantized))) / float(np.mean(step_s[TrainingPhase.PLAIN]))
         rows.append(Row(f"a quantized step of {name}", ratio, "plain steps", STEP_RATIO))
         if method == "spacedml":
             rows += [
                 Row(
                     f"  of its {phase.value} epochs",
-                    median(step_s[phase]) / median(step_s[Phase.PLAIN]),
+                    median(step_s[phase]) / median(step_s[TrainingPhase.PLAIN]),
                     "plain steps",
                 )
                 for phase in step_s
-                if phase is not Phase.PLAIN
+                if phase is not TrainingPhase.PLAIN
             ]
     for name, training in trainings.items():
         tell(f"packing what {name} sends")
@@ -80,11 +80,11 @@ def plan(method: Method, bits: float, bases: int) -> Plan:
 
 def trained(
     graph: TrainGraph, images: loading.Images, plan: Plan
-) -> tuple[dict[Phase, list[float]], LocalTraining]:
+) -> tuple[dict[TrainingPhase, list[float]], LocalTraining]:
     """CPU seconds of the steps of each phase, and the training at its end."""
     origin = initial(graph.shapes, plan.seed)
     training = LocalTraining(graph, origin, origin, images.x, images.y, plan)
-    spent_s: dict[Phase, list[float]] = {}
+    spent_s: dict[TrainingPhase, list[float]] = {}
     before_s = time.process_time()
     for step in training.steps():
         now_s = time.process_time()

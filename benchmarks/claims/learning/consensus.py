@@ -25,12 +25,12 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.harness.progress import Progress
+from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
 from onboard.codec import sparse
 from onboard.codec.layout import Floats
 from onboard.codec.mask import ALL, RUN, Draw, drawn, share_of
-from onboard.codec.sparse import Answer
+from onboard.codec.sparse import NeighbourValues
 
 NODES, WEIGHT = 8, 1 / 3
 LAMBDA_2 = (1 + sqrt(2)) / 3  # of the ring's W: 1/3 + 2/3 cos(2 pi / 8)
@@ -53,7 +53,7 @@ OPTIONS = (
 )
 
 
-def measure(tell: Progress, *, plot: Path | None, runs: int = RUNS, trials: int = TRIALS) -> list[Row]:
+def measure(tell: ProgressLine, *, plot: Path | None, runs: int = RUNS, trials: int = TRIALS) -> list[Row]:
     """Plays the rounds; takes half a minute."""
     rates, rows = {}, []
     for p in SHARES:
@@ -136,7 +136,7 @@ def play(models: Floats, p: float, number: int, *, seed: int = 0, per_edge: bool
         sparse.mix(
             model,
             [
-                Answer(masks[edge], WEIGHT, values[node, edge], values[sum(edge) - node, edge])
+                NeighbourValues(masks[edge], WEIGHT, values[node, edge], values[sum(edge) - node, edge])
                 for edge in own
             ],
         )  # fmt: skip

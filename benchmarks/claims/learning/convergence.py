@@ -26,7 +26,7 @@ import msgspec
 
 from benchmarks.harness import seeds as seeds_option
 from benchmarks.harness.lab import LabError
-from benchmarks.harness.progress import Progress
+from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
 from firmware_sim.fleet import run as fleet_run
 from firmware_sim.fleet import simulation
@@ -56,7 +56,7 @@ BOARD, LINK = "raspberry-pi-4", "isl-2mbyte"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class LearningTask:
     """What is learned, and how. `test_data`, `test_images`: as in `ring.run`; `rates`: of the mixing,
     by method, where it is not 1; `cosine`: whether the learning rate follows half a cosine over all epochs;
     `points`: that p = 0.1 may be below dense."""
@@ -75,22 +75,22 @@ class Task:
 
 
 TASKS = {
-    "mnist": Task(
+    "mnist": LearningTask(
         data="mnist", model="lenet5", images=1000, epochs=8, seeds=(0, 1), points=0.5,
         recipe=Recipe(batch_size=32, learning_rate=0.05), rates={"choco": 0.4, "topk": 0.1},
     ),
-    "eurosat": Task(
+    "eurosat": LearningTask(
         data="eurosat", test_data="eurosat-full", test_images=2000, model="resnet20", images=250, epochs=80,
         seeds=(0,), points=1.5, cosine=True, rates={"choco": 0.4, "topk": 0.1},
         recipe=Recipe(batch_size=5, learning_rate=0.01, weight_decay=5e-4, shift_pixels=2),
     ),
-    "eurosat-full": Task(
+    "eurosat-full": LearningTask(
         data="eurosat-full", model="resnet20", images=2700, epochs=10, seeds=(0,), points=1.5,
         recipe=Recipe(batch_size=5, learning_rate=0.01, weight_decay=5e-4), cosine=True,
         rates={"choco": 0.4, "topk": 0.1},
     ),
     # For trying it out: scikit-learn's digits come with the package.
-    "digits": Task(
+    "digits": LearningTask(
         data="digits", model="lenet5", images=100, epochs=3, seeds=(0,),
         recipe=Recipe(batch_size=16, learning_rate=0.05), rates={"choco": 0.4, "topk": 0.1},
     ),
@@ -123,13 +123,13 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Bench:
+class ConvergenceBench:
     """What all runs share."""
 
-    task: Task
+    task: LearningTask
     out: Path
     data_dir: Path | None
-    tell: Progress
+    tell: ProgressLine
 
     def ring(self, name: str, seed: int) -> list[Point]:
         """A ring's run, an epoch a point; played where it is not in the folder. Raises LabError."""
@@ -145,7 +145,7 @@ class Bench:
             return [Point(**point) for point in kept["points"]]
         self.tell(f"{name}, seed {seed}: reading images")
         try:
-            run = ring_run.Run(replace(wishes, out=state))
+            run = ring_run.RingRun(replace(wishes, out=state))
             for seen in run.play():
                 so_far = f", {100 * run.results[-1].accuracy:.1f} % so far" if run.results else ""
                 self.tell(f"{name}, seed {seed}, epoch {seen.epoch} of {self.task.epochs}{so_far}")
@@ -161,8 +161,8 @@ class Bench:
         """A fleet's run of as many epochs, a round a point; kept by the fleet itself. Raises LabError."""
         rounds = -(-self.task.epochs // CENTRAL_EPOCHS)
         training = msgspec.structs.replace(PRESETS["spacedml-fast"], epochs=CENTRAL_EPOCHS)
-        wishes = fleet_run.Wishes(
-            settings=simulation.Settings(
+        wishes = fleet_run.FleetConfig(
+            settings=simulation.FleetSettings(
                 training=training, devices=NODES, select=NODES, quorum=NODES, rounds=rounds,
                 model=self.task.model, deadline_s=1e6, seed=seed,
                 boards=(load_board(BOARD),), links=(load_link(LINK),),
@@ -171,21 +171,21 @@ class Bench:
             out=self.out / f"{self.task.data}-{rounds}-central-{seed}",
         )  # fmt: skip
         try:
-            run = fleet_run.Run(wishes)
+            run = fleet_run.FleetRun(wishes)
             for seen in run.play():
                 self.tell(f"{CENTRAL}, seed {seed}, round {seen.round} of {rounds}")
         except (simulation.FleetError, ValueError) as error:
             raise LabError(str(error)) from None
         return points_of(run.results, training)
 
-    def _wishes(self, name: str, seed: int) -> ring_run.Wishes:
+    def _wishes(self, name: str, seed: int) -> ring_run.RingConfig:
         task, (method, p) = self.task, METHODS[name]
         recipe = replace(task.recipe, cosine_epochs=task.epochs) if task.cosine else task.recipe
-        settings = ring.Settings(
+        settings = ring.RingSettings(
             nodes=NODES, method=method, sparsity=p, rate=task.rates.get(method, 1.0), model=task.model,
             recipe=recipe, epochs=task.epochs, seed=seed, board=load_board(BOARD), link=load_link(LINK),
         )  # fmt: skip
-        return ring_run.Wishes(
+        return ring_run.RingConfig(
             settings=settings, data=task.data, data_folder=self.data_dir, images=task.images,
             test_data=task.test_data, test_images=task.test_images, node_images=1,
         )  # fmt: skip
@@ -201,13 +201,13 @@ def points_of(rounds: Sequence[RoundResult], training: Training) -> list[Point]:
 
 
 def measure(
-    tell: Progress, *, data: str, epochs: int | None, seeds: tuple[int, ...], methods: tuple[str, ...],
+    tell: ProgressLine, *, data: str, epochs: int | None, seeds: tuple[int, ...], methods: tuple[str, ...],
     out: Path, plot: Path | None, data_dir: Path | None,
 ) -> list[Row]:  # fmt: skip
     """Plays what is not in the folder: minutes a run. Raises LabError, DataError."""
     task = TASKS[data]
     task = replace(task, epochs=epochs or task.epochs, seeds=seeds or task.seeds)
-    bench = Bench(task, out, data_dir, tell)
+    bench = ConvergenceBench(task, out, data_dir, tell)
     runs = {
         name: [bench.central(seed) if name == CENTRAL else bench.ring(name, seed) for seed in task.seeds]
         for name in (*METHODS, CENTRAL)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.harness.progress import Progress
+from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
 from onboard.data import loading
 from onboard.data.loading import DataError, Images
@@ -23,7 +23,7 @@ from onboard.learn.graph import InferGraph, TrainGraph, evaluate
 from onboard.mission.averaging import averaged
 from onboard.mission.server import Server, Training
 from onboard.trainer.in_process import LocalTrainer
-from onboard.trainer.job import Done, Failed, Job
+from onboard.trainer.job import Failed, Job, TrainingDone
 from onboard.wire.messages import Update, encode_object
 
 ROUNDS = 5
@@ -34,7 +34,7 @@ Write = Callable[[Path, Images], str]
 """Writes images into a folder in some way; returns the source to read them from."""
 
 
-def measure(tell: Progress) -> list[Row]:
+def measure(tell: ProgressLine) -> list[Row]:
     """Trains some rounds for the clean run and for what differs from it; takes about a minute."""
     whole, test = loading.load("digits"), loading.load("digits", part="test")
     first, second = (whole.take(np.arange(start, len(whole), 2)) for start in (0, 1))
@@ -92,7 +92,7 @@ def _trained(images: Images, model: bytes, node: int, number: int) -> bytes:
         (report,) = trainer.reports()
         if isinstance(report, Failed):
             raise DataError(report.why)
-        if isinstance(report, Done):
+        if isinstance(report, TrainingDone):
             update = Update(
                 mission=MISSION, round=number, node=node, samples=report.samples, loss=report.loss, cpu_s=0.0,
                 energy_j=0.0, train_s=0.0,

@@ -31,14 +31,14 @@ import click
 import numpy as np
 
 from benchmarks.claims.learning.gossip import EDGE, SINGLE, WEIGHT, on_link
-from benchmarks.harness.progress import Progress
+from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
 from hw_profiles import load_link
 from onboard.codec import explicit, sparse
 from onboard.codec.explicit import IndexForm
 from onboard.codec.layout import Floats
 from onboard.codec.mask import ALL, Draw, drawn, share_of
-from onboard.codec.sparse import Answer
+from onboard.codec.sparse import NeighbourValues
 from onboard.codec.values import Form
 
 P = 0.1
@@ -83,7 +83,9 @@ class Exchange:
         return self.index_s + self.out_s + self.in_s
 
 
-def measure(tell: Progress, *, repeats: int, models: tuple[Model, ...] = (RESNET_20, RESNET_50)) -> list[Row]:
+def measure(
+    tell: ProgressLine, *, repeats: int, models: tuple[Model, ...] = (RESNET_20, RESNET_50)
+) -> list[Row]:
     """Times exchanges of each model, the largest last; takes half a minute."""
     rows: list[Row] = []
     for model in models:
@@ -137,7 +139,7 @@ def _by_seed(vectors: list[Floats], share: int, an_epoch: int) -> Turn:
         at_s.append(time.process_time())
         _, sent = sparse.outgoing(own, mask, Form.FP32)
         at_s.append(time.process_time())
-        sparse.mix(model, [Answer(mask, WEIGHT, sent, sparse.decode(incoming, mask))])
+        sparse.mix(model, [NeighbourValues(mask, WEIGHT, sent, sparse.decode(incoming, mask))])
         return [*at_s, time.process_time()]
 
     counts = [drawn(replace(draw, round=number), len(own)).count for number in range(an_epoch)]

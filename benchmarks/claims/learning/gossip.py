@@ -26,14 +26,14 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.harness.progress import Progress
+from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
 from hw_profiles import load_link
 from onboard.codec import explicit, sparse
 from onboard.codec.explicit import IndexForm
 from onboard.codec.layout import Floats
 from onboard.codec.mask import RUN, Draw, drawn, share_of
-from onboard.codec.sparse import Answer
+from onboard.codec.sparse import NeighbourValues
 from onboard.codec.values import Form
 from onboard.wire.framing.frame import OVERHEAD_BYTES
 
@@ -69,7 +69,9 @@ class Bytes:
     beside_values: int
 
 
-def measure(tell: Progress, *, plot: Path | None, repeats: int, parameters: int = PARAMETERS) -> list[Row]:
+def measure(
+    tell: ProgressLine, *, plot: Path | None, repeats: int, parameters: int = PARAMETERS
+) -> list[Row]:
     """Times, then counts bytes; takes a minute and a half."""
     vectors = [np.random.default_rng(seed).standard_normal(parameters, np.float32) for seed in (0, 1)]
     rows = []
@@ -136,7 +138,7 @@ def stages(vectors: list[Floats], p: float, run: int, repeats: int) -> dict[str,
         at_s.append(time.process_time())
         _, sent = sparse.outgoing(own, mask, Form.FP32)
         at_s.append(time.process_time())
-        sparse.mix(model, [Answer(mask, WEIGHT, sent, sparse.decode(message, mask))])
+        sparse.mix(model, [NeighbourValues(mask, WEIGHT, sent, sparse.decode(message, mask))])
         at_s.append(time.process_time())
         turns.append([after_s - before_s for before_s, after_s in pairwise(at_s)])
     return dict(zip(STAGES, map(list, zip(*turns[1:], strict=True)), strict=True))

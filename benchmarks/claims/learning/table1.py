@@ -23,12 +23,12 @@ import click
 
 from benchmarks.harness import seeds
 from benchmarks.harness.lab import LabError
-from benchmarks.harness.progress import Progress
+from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
 from firmware_sim.fleet.presets import PRESETS, as_fedavg, for_bits
 from firmware_sim.fleet.result import RoundResult
-from firmware_sim.fleet.run import Run, Split, Wishes
-from firmware_sim.fleet.simulation import FleetError, Settings, without_losses
+from firmware_sim.fleet.run import FleetConfig, FleetRun, Split
+from firmware_sim.fleet.simulation import FleetError, FleetSettings, without_losses
 from firmware_sim.runs.folder import FolderError
 from hw_profiles import Link, load_board, load_link
 from onboard.mission.server import Training
@@ -65,13 +65,13 @@ OPTIONS = (
 
 
 @dataclass(frozen=True)
-class Bench:
+class TableBench:
     """What all runs share. `seeds` of the runs that are averaged."""
 
     seeds: tuple[int, ...]
     out: Path
     data_dir: Path | None
-    tell: Progress
+    tell: ProgressLine
 
     def runs(
         self, name: str, select: int, training: Training, link: Link, *, split: Split = "iid",
@@ -84,8 +84,8 @@ class Bench:
         self, name: str, select: int, training: Training, link: Link, split: Split, shared_downlink: bool,
         seed: int,
     ) -> list[RoundResult]:  # fmt: skip
-        wishes = Wishes(
-            settings=Settings(
+        wishes = FleetConfig(
+            settings=FleetSettings(
                 training=training, devices=DEVICES, select=select, quorum=select, rounds=ROUNDS,
                 deadline_s=3600.0, seed=seed, boards=(load_board("raspberry-pi-4"),), links=(link,),
                 shared_downlink=shared_downlink,
@@ -94,7 +94,7 @@ class Bench:
             out=self.out / f"{name}-{seed}",
         )  # fmt: skip
         try:
-            run = Run(wishes)
+            run = FleetRun(wishes)
             for seen in run.play():
                 self.tell(f"{name}, seed {seed}, round {seen.round} of {ROUNDS}")
         except (FleetError, FolderError) as error:
@@ -103,11 +103,17 @@ class Bench:
 
 
 def measure(
-    tell: Progress, *, select: str | None, prune_ratio: str | None, part: str | None, seeds: tuple[int, ...],
-    out: Path, data_dir: Path | None,
-) -> list[Row]:  # fmt: skip
+    tell: ProgressLine,
+    *,
+    select: str | None,
+    prune_ratio: str | None,
+    part: str | None,
+    seeds: tuple[int, ...],
+    out: Path,
+    data_dir: Path | None,
+) -> list[Row]:
     """The rows that were asked for; all of them take some hours. Raises LabError, DataError."""
-    bench = Bench(seeds, out, data_dir, tell)
+    bench = TableBench(seeds, out, data_dir, tell)
     k = None if select is None else int(select)
     ratio = None if prune_ratio is None else float(prune_ratio)
     parts = PARTS if part is None else (part,)
@@ -128,7 +134,7 @@ def measure(
     return rows
 
 
-def _fedavg(bench: Bench, k: int) -> Iterator[Row]:
+def _fedavg(bench: TableBench, k: int) -> Iterator[Row]:
     """FedAvg as in the paper, an epoch a round, and with the training that the cells have."""
     link = load_link("sband-2m")
     accuracy = _accuracy(bench.runs(f"fedavg-{k}", k, PRESETS["fedavg"], link))
@@ -137,7 +143,7 @@ def _fedavg(bench: Bench, k: int) -> Iterator[Row]:
     yield Row(f"FedAvg, the cells' training, K = {k}: accuracy", accuracy, "%", FEDAVG[k], at_least=True)
 
 
-def _cell(bench: Bench, k: int, ratio: float) -> Iterator[Row]:
+def _cell(bench: TableBench, k: int, ratio: float) -> Iterator[Row]:
     """A cell: the paper's numbers are the bounds."""
     bits, accuracy = CELLS[k, ratio]
     runs = bench.runs(f"spacedml-{k}-{ratio}", k, for_bits(ratio, bits), load_link("sband-2m"))
@@ -149,7 +155,7 @@ def _cell(bench: Bench, k: int, ratio: float) -> Iterator[Row]:
     yield Row(f"{what} down, every byte", _mean(runs, "bits_down", after=1), "bit/weight")
 
 
-def _fast(bench: Bench) -> Iterator[Row]:
+def _fast(bench: TableBench) -> Iterator[Row]:
     """Ours, over a radio that loses one frame in twenty and is heard by all devices at once."""
     link = without_losses(load_link("uhf-9k6"), 0.05)
     runs = bench.runs(f"fast-{FAST_K}", FAST_K, PRESETS["spacedml-fast"], link, shared_downlink=True)
@@ -166,7 +172,7 @@ def _fast(bench: Bench) -> Iterator[Row]:
         yield Row(f"{what} the same, of the moonshot's {MOONSHOT_MB} MB", sent_mb / MOONSHOT_MB, "times")
 
 
-def _non_iid(bench: Bench) -> Iterator[Row]:
+def _non_iid(bench: TableBench) -> Iterator[Row]:
     """Shares by Dirichlet(0.3), ours beside FedAvg with the same training."""
     link, training = load_link("sband-2m"), PRESETS["spacedml-fast"]
     ours = _accuracy(bench.runs("non-iid-fast", FAST_K, training, link, split="dirichlet"))

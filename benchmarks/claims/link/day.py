@@ -25,7 +25,7 @@ from benchmarks.harness.held import Held, held
 from benchmarks.harness.leg import LOOK_S, Leg
 from benchmarks.harness.pair import Broken, scratch
 from benchmarks.harness.passes import ORBIT_S, gaps
-from benchmarks.harness.progress import Progress
+from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
 from firmware_sim.world.channel import SIDES, Side
 
@@ -200,7 +200,7 @@ class Day:
         self._measure()
 
 
-def measure(tell: Progress, *, seeds: int, hours: float, boards: int) -> list[Row]:
+def measure(tell: ProgressLine, *, seeds: int, hours: float, boards: int) -> list[Row]:
     """Takes about a minute on one core for 24 hours with three boards."""
     days: list[Day] = []
     broken: Counter[str] = Counter()

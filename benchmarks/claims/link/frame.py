@@ -16,7 +16,7 @@ from collections.abc import Callable
 from hashlib import blake2s
 from statistics import median
 
-from benchmarks.harness.progress import Progress
+from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
 from onboard.link.ports.whitening import whiten
 from onboard.wire.framing import cobs, frame
@@ -36,7 +36,7 @@ Work = dict[str, Callable[[], None]]
 """What is timed, by its name; each goes through all frames, and lets go of each at once as a port does."""
 
 
-def measure(tell: Progress, repeats: int = REPEATS) -> list[Row]:
+def measure(tell: ProgressLine, repeats: int = REPEATS) -> list[Row]:
     """Ratios are medians over repeats that do one after the other what is compared; takes six seconds."""
     rows = []
     for payload_bytes, (bound, end_bound) in BOUNDS.items():

@@ -24,10 +24,10 @@ import click
 import numpy as np
 
 from benchmarks.harness.lab import LabError
-from benchmarks.harness.progress import Progress
+from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
 from firmware_sim.bench.faults import FAULTS
-from firmware_sim.runs.processes import Crew
+from firmware_sim.runs.processes import ProcessGroup
 from firmware_sim.world.channel import SIDES
 from onboard.data import loading
 
@@ -42,7 +42,7 @@ SERIAL, RADIO, UDP = "bench-serial-115k2", "uhf-9k6", "bench-udp"
 
 
 @dataclass(frozen=True)
-class Line:
+class BadLine:
     """A link with something wrong. fault: of `firmware-sim cable`, or none; ber: in place of the profile's.
     times: so many times the bytes of the clean link are allowed. named: what an event that tells the cause
     says, as a pattern over its name and text."""
@@ -66,16 +66,18 @@ class Line:
         return FAULTS[self.fault][2] if self.fault else "frames with wrong bits"
 
 
-CLEAN = tuple(Line(f"clean {link}", link) for link in (SERIAL, RADIO, UDP))
+CLEAN = tuple(BadLine(f"clean {link}", link) for link in (SERIAL, RADIO, UDP))
 LINES = (
-    Line("eat-xonxoff", SERIAL, "eat-xonxoff", named=r"xon|xoff|0x11"),
-    Line("double-ff", SERIAL, "double-ff", named=r"telnet|0xff|doubl"),
-    Line("bit-errors", RADIO, ber=1e-4, times=8.0, named=r"bit error|noisier|noise"),
-    Line("drop-long", UDP, "drop-long", named=r"mtu|longer|long frames|too long|large"),
-    Line("spoil-bursts", RADIO, "spoil-bursts", named=r"burst|keying|keys late|first bytes|preamble"),
-    Line("noise", SERIAL, "noise", named=r"noise|squelch"),
-    Line("echo", SERIAL, "echo", named=r"echo"),
-    Line("stall", SERIAL, "stall", named=r"stall|takes nothing|took nothing|flow control|not taken|blocked"),
+    BadLine("eat-xonxoff", SERIAL, "eat-xonxoff", named=r"xon|xoff|0x11"),
+    BadLine("double-ff", SERIAL, "double-ff", named=r"telnet|0xff|doubl"),
+    BadLine("bit-errors", RADIO, ber=1e-4, times=8.0, named=r"bit error|noisier|noise"),
+    BadLine("drop-long", UDP, "drop-long", named=r"mtu|longer|long frames|too long|large"),
+    BadLine("spoil-bursts", RADIO, "spoil-bursts", named=r"burst|keying|keys late|first bytes|preamble"),
+    BadLine("noise", SERIAL, "noise", named=r"noise|squelch"),
+    BadLine("echo", SERIAL, "echo", named=r"echo"),
+    BadLine(
+        "stall", SERIAL, "stall", named=r"stall|takes nothing|took nothing|flow control|not taken|blocked"
+    ),
 )
 
 OPTIONS = (
@@ -100,7 +102,7 @@ OPTIONS = (
 
 
 @dataclass
-class Outcome:
+class HardshipOutcome:
     """What one mission came to. `hits`: by board and side, what the line did to the bytes that it sent."""
 
     closed: int = 0
@@ -121,7 +123,7 @@ class Outcome:
 
 
 def measure(
-    tell: Progress, *, names: Sequence[str], within: float, at_once: int, seed: int, keep: Path | None
+    tell: ProgressLine, *, names: Sequence[str], within: float, at_once: int, seed: int, keep: Path | None
 ) -> list[Row]:
     """Runs the missions; returns the rows. Takes about five minutes, nearly all waiting. Raises LabError."""
     lines = [line for line in LINES if not names or line.name in names]
@@ -131,7 +133,7 @@ def measure(
     return [row for line in [*clean, *lines] for row in _rows(line, outcomes)]
 
 
-def _rows(line: Line, outcomes: dict[str, Outcome]) -> Iterator[Row]:
+def _rows(line: BadLine, outcomes: dict[str, HardshipOutcome]) -> Iterator[Row]:
     outcome, clean = outcomes[line.name], outcomes[f"clean {line.link}"]
     yield Row(f"{line.name}: rounds closed", outcome.closed, "", ROUNDS, at_least=True)
     yield Row("  seconds", outcome.took_s, "s")
@@ -149,11 +151,13 @@ def _rows(line: Line, outcomes: dict[str, Outcome]) -> Iterator[Row]:
         yield Row(f"    {name}, of all warnings and errors", count, "")
 
 
-class Mission:
+class HardshipMission:
     """One line's mission: its folder and programs, and what they said so far."""
 
-    def __init__(self, crew: Crew, folder: Path, number: int, line: Line, seed: int, within_s: float) -> None:
-        self.line, self.outcome = line, Outcome()
+    def __init__(
+        self, crew: ProcessGroup, folder: Path, number: int, line: BadLine, seed: int, within_s: float
+    ) -> None:
+        self.line, self.outcome = line, HardshipOutcome()
         self.name = str(number)
         self._crew, self._folder, self._seed, self._within_s = crew, folder, seed, within_s
         self._cables: dict[str, dict[str, Any]] = {}
@@ -219,7 +223,7 @@ class Mission:
         yield from self._crew.stop([name for name in mine if name not in cables])
         yield from self._crew.stop(cables)
 
-    def count(self) -> Outcome:
+    def count(self) -> HardshipOutcome:
         """Once all has ended."""
         for cable in self._cables.values():
             for side in SIDES:
@@ -242,13 +246,13 @@ class Mission:
 
 
 def run_all(
-    lines: Sequence[Line], folder: Path, within_s: float, at_once: int, seed: int, tell: Progress
-) -> dict[str, Outcome]:
+    lines: Sequence[BadLine], folder: Path, within_s: float, at_once: int, seed: int, tell: ProgressLine
+) -> dict[str, HardshipOutcome]:
     """A mission for each line; their outcomes by the lines' names. Raises LabError. Nothing is left of it."""
     waiting = list(enumerate(lines))
-    running: dict[str, Mission] = {}
-    outcomes: dict[str, Outcome] = {}
-    crew = Crew(folder / "logs")
+    running: dict[str, HardshipMission] = {}
+    outcomes: dict[str, HardshipOutcome] = {}
+    crew = ProcessGroup(folder / "logs")
 
     def hear(said: Iterator[tuple[str, dict[str, Any]]]) -> None:
         for who, event in said:
@@ -259,7 +263,9 @@ def run_all(
         while waiting or running:
             if waiting and len(running) < at_once:
                 number, line = waiting.pop(0)
-                mission = Mission(crew, folder / line.name.replace(" ", "-"), number, line, seed, within_s)
+                mission = HardshipMission(
+                    crew, folder / line.name.replace(" ", "-"), number, line, seed, within_s
+                )
                 running[mission.name] = mission
                 mission.start()
             hear(crew.listen(LISTEN_S))

@@ -23,8 +23,8 @@ import click
 
 from benchmarks.harness.air import ADDRESSES
 from benchmarks.harness.lab import LabError
-from benchmarks.harness.progress import Progress
-from benchmarks.harness.race import Course, Outcome, Racer, run_all
+from benchmarks.harness.progress import ProgressLine
+from benchmarks.harness.race import Course, RaceOutcome, Racer, run_all
 from benchmarks.harness.result import Row
 from firmware_sim.world.channel import Side
 from onboard.link.ports.udp import IPV4_UDP_BYTES
@@ -64,7 +64,7 @@ COURSES = (
 )
 
 
-def measure(tell: Progress, *, seeds: int, only: str, cfdp_python: str | None) -> list[Row]:
+def measure(tell: ProgressLine, *, seeds: int, only: str, cfdp_python: str | None) -> list[Row]:
     """Takes about eleven minutes with three seeds, nearly all of it waiting. Raises LabError."""
     courses = [course for course in COURSES if course.name.startswith(only)]
     if not courses:
@@ -155,9 +155,9 @@ def _cfdp_version(python: str | None) -> str | None:
 Entry = tuple[Course, Racer, int]
 
 
-def _run(tell: Progress, entries: list[Entry]) -> dict[Entry, Outcome]:
+def _run(tell: ProgressLine, entries: list[Entry]) -> dict[Entry, RaceOutcome]:
     """The fast ones first, one at a time, then the slow ones side by side."""
-    outcomes: dict[Entry, Outcome] = {}
+    outcomes: dict[Entry, RaceOutcome] = {}
     began_s = time.monotonic()
     for alone in (True, False):
         chosen = [entry for entry in entries if entry[0].alone == alone]
@@ -169,7 +169,7 @@ def _run(tell: Progress, entries: list[Entry]) -> dict[Entry, Outcome]:
     return outcomes
 
 
-def _expected_s(entries: list[Entry], outcomes: dict[Entry, Outcome]) -> float:
+def _expected_s(entries: list[Entry], outcomes: dict[Entry, RaceOutcome]) -> float:
     """Of all: one whose object has not arrived takes as many times the bound's time as most of its kind."""
     took_s = {
         entry: outcome.arrived_s for entry, outcome in outcomes.items() if outcome.arrived_s is not None
@@ -183,7 +183,7 @@ def _expected_s(entries: list[Entry], outcomes: dict[Entry, Outcome]) -> float:
     return expected_s
 
 
-def _rows(course: Course, name: str, found: dict[str, list[Outcome]]) -> Iterator[Row]:
+def _rows(course: Course, name: str, found: dict[str, list[RaceOutcome]]) -> Iterator[Row]:
     """Of one racer on one link. Means are over the runs that ended, so they flatter whoever ends few."""
     outcomes = found[name]
     arrived_s = [outcome.arrived_s for outcome in outcomes if outcome.arrived_s is not None]
@@ -199,7 +199,7 @@ def _rows(course: Course, name: str, found: dict[str, list[Outcome]]) -> Iterato
         yield Row("  ours over it", _goodput(course, found[OURS]) / _goodput(course, outcomes), "")
 
 
-def _goodput(course: Course, outcomes: list[Outcome]) -> float:
+def _goodput(course: Course, outcomes: list[RaceOutcome]) -> float:
     """Mean share of the link's rate; time without contact does not count against it."""
     return mean(
         8 * course.size_bytes / (outcome.arrived_s - course.outage_s) / course.rate_bps

@@ -22,10 +22,10 @@ import click
 from benchmarks.claims.link.transfer import payload_of
 from benchmarks.harness import process
 from benchmarks.harness.lab import LabError
-from benchmarks.harness.pair import Pair, scratch
-from benchmarks.harness.progress import Progress
+from benchmarks.harness.pair import LinkPair, scratch
+from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
-from firmware_sim.runs.processes import Crew
+from firmware_sim.runs.processes import ProcessGroup
 from firmware_sim.world.channel import Channel
 from hw_profiles import Link, load_link
 from onboard.wire.events import Arrived
@@ -46,7 +46,7 @@ OPTIONS = (
 
 
 @dataclass(frozen=True)
-class Case:
+class PortCase:
     """A link and an object that keeps it busy for some seconds."""
 
     name: str
@@ -55,7 +55,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Run:
+class PortRun:
     """What one transfer over real ports took. Busy shares of one core, by process."""
 
     goodput_bps: float
@@ -71,20 +71,20 @@ def link_at(rate_bps: float, profile: str = "bench-udp", bits_per_byte: int = 8)
 
 
 CASES = (
-    Case("115,200 baud", link_at(115_200, "bench-serial-115k2", 10), 48 << 10),
-    Case("2 Mbit/s", link_at(2e6), 1 << 20),
-    Case("16 Mbit/s", link_at(16e6), 8 << 20),
+    PortCase("115,200 baud", link_at(115_200, "bench-serial-115k2", 10), 48 << 10),
+    PortCase("2 Mbit/s", link_at(2e6), 1 << 20),
+    PortCase("16 Mbit/s", link_at(16e6), 8 << 20),
 )
 
 
-def measure(tell: Progress, *, only: str, repeats: int) -> list[Row]:
+def measure(tell: ProgressLine, *, only: str, repeats: int) -> list[Row]:
     """Takes about a minute and a half, most of it waiting. Raises LabError."""
     return [
         row for case in CASES for port in ("pty", "udp") for row in _rows(case, port, only, repeats, tell)
     ]
 
 
-def _rows(case: Case, port: str, only: str, repeats: int, tell: Progress) -> Iterator[Row]:
+def _rows(case: PortCase, port: str, only: str, repeats: int, tell: ProgressLine) -> Iterator[Row]:
     name = f"{port}, {case.name}"
     if not name.startswith(only):
         return
@@ -105,16 +105,16 @@ def _rows(case: Case, port: str, only: str, repeats: int, tell: Progress) -> Ite
         yield Row(f"    {who}", busy, "")
 
 
-def virtual_goodput_bps(case: Case) -> float:
+def virtual_goodput_bps(case: PortCase) -> float:
     """What the same sessions reach over the same link where the clock waits for them."""
     with scratch() as folder:
-        pair = Pair(case.link, folder, Channel(case.link, seed=1))
+        pair = LinkPair(case.link, folder, Channel(case.link, seed=1))
         pair.board.offer(UPDATE, payload_of(case.size_bytes, 1), 0.0)
         end_s = pair.run(1e6, lambda: any(isinstance(event, Arrived) for _, event in pair.ground.events))
     return 8 * case.size_bytes / end_s
 
 
-def transfer(case: Case, port: str) -> Run:
+def transfer(case: PortCase, port: str) -> PortRun:
     """One object over real ports, with processes that are started for it. Raises LabError."""
     with TemporaryDirectory(prefix="spacedml-ports-") as folder:
         lab = _Lab(Path(folder), case, port)
@@ -127,10 +127,10 @@ def transfer(case: Case, port: str) -> Run:
 class _Lab:
     """The cable and its two ends, and what they said."""
 
-    def __init__(self, folder: Path, case: Case, port: str) -> None:
+    def __init__(self, folder: Path, case: PortCase, port: str) -> None:
         self._folder, self._case = folder, case
         self._said: dict[tuple[str, str], dict[str, Any]] = {}
-        self._crew = Crew(folder / "logs")
+        self._crew = ProcessGroup(folder / "logs")
         (folder / "link.toml").write_text(_toml(case.link))
         if port == "pty":
             self._cable = {side: str(folder / side) for side in SIDES}
@@ -143,7 +143,7 @@ class _Lab:
             self._cable = {side: f"udp://{near[side]}?peer={far[side]}" for side in SIDES}
             self._urls = {side: f"udp://{near[side]}?bind={far[side]}" for side in SIDES}
 
-    def run(self) -> Run:
+    def run(self) -> PortRun:
         self._crew.start(
             "cable", "firmware_sim", "cable", "--link", str(self._folder / "link.toml"),
             "--ground", self._cable["ground"], "--board", self._cable["board"], "--report-every", "0.5",
@@ -168,7 +168,7 @@ class _Lab:
             "board": (delivered["cpu_s"] - offered["cpu_s"]) / took_s,
             "cable": cable_s / took_s,
         }
-        return Run(8 * self._case.size_bytes / took_s, busy)
+        return PortRun(8 * self._case.size_bytes / took_s, busy)
 
     def close(self) -> None:
         for _ in self._crew.stop():

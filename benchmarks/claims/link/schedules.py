@@ -21,8 +21,8 @@ import click
 
 from benchmarks.claims.link.transfer import FOREVER_S, payload_of, radio
 from benchmarks.harness.disk import Disk, PowerCut, watched
-from benchmarks.harness.pair import Broken, End, Pair, scratch
-from benchmarks.harness.progress import Progress
+from benchmarks.harness.pair import Broken, LinkEnd, LinkPair, scratch
+from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
 from firmware_sim.world.channel import SIDES, Channel, Side
 from onboard.wire.events import Limits
@@ -94,7 +94,7 @@ def troubles(source: random.Random, unit_s: float) -> Iterator[Trouble]:
         )
 
 
-class Weather:
+class LinkWeather:
     """What the air makes of each frame under the present trouble; remembers frames to replay."""
 
     def __init__(self, source: random.Random, tally: Counter[str]) -> None:
@@ -126,7 +126,7 @@ class Weather:
 
 
 @dataclass
-class Wanted:
+class ScheduledObject:
     """An object that was offered; `deadline_s` on the link's clock, inf for never."""
 
     receiver: Side
@@ -151,10 +151,10 @@ class Schedule:
         rate_bps = min(link.rate_up_bps, link.rate_down_bps)
         self._frame_s = max(cobs.wire_bytes(link.mtu_bytes) * 8 / rate_bps, TIMER_S)
         self._unit_s = 10 * cobs.wire_bytes(link.mtu_bytes) * 8 / rate_bps
-        self._weather = Weather(source, self.tally)
+        self._weather = LinkWeather(source, self.tally)
         self._taken: dict[tuple[Side, int], set[bytes]] = {}
         self._told: dict[bytes, tuple[Side, float]] = {}  # commands whose wait counts: who, since when
-        self._wanted: dict[bytes, Wanted] = {}
+        self._wanted: dict[bytes, ScheduledObject] = {}
         windows = self._windows()
         self._plan = None
         if windows and source.random() < 0.5:
@@ -170,7 +170,7 @@ class Schedule:
             windows=windows,
         )
         with scratch() as folder:
-            self._pair = Pair(
+            self._pair = LinkPair(
                 link, folder, channel, limits=Limits(reorder_slack=source.choice((0, 3))),
                 contacts=self._plan, mangle=self._weather, sent=self._note_sent, took=self._check_taken,
             )  # fmt: skip
@@ -230,7 +230,7 @@ class Schedule:
         if pair.bytes_sent() > sent:
             raise Broken(RULES[5], f"{pair.bytes_sent() - sent} B in {IDLE_S:.0f} s")
 
-    def _offer(self, end: End) -> None:
+    def _offer(self, end: LinkEnd) -> None:
         rnd, now = self._random, self._pair.now
         if end.pump is None:
             return
@@ -244,9 +244,9 @@ class Schedule:
         digest = end.offer(kind, payload, now, priority=rnd.randrange(2, 8), deadline_s=deadline_s)
         receiver: Side = "ground" if end.side == "board" else "board"
         until_s = math.inf if deadline_s is None else end.link_s(now) + deadline_s
-        self._wanted[digest] = Wanted(receiver, payload, until_s)
+        self._wanted[digest] = ScheduledObject(receiver, payload, until_s)
 
-    def _command(self, end: End) -> None:
+    def _command(self, end: LinkEnd) -> None:
         if end.pump is None:
             return
         now, number = self._pair.now, b"command %d" % self.tally["commands"]
@@ -276,7 +276,7 @@ class Schedule:
             if end.session.snapshot(pair.now).silent:  # a peer that does not answer is not told anything
                 self._told = {number: who for number, who in self._told.items() if who[0] != end.side}
 
-    def _kill(self, end: End, *, power_cut: bool) -> None:
+    def _kill(self, end: LinkEnd, *, power_cut: bool) -> None:
         if end.pump is None:
             return
         end.kill()
@@ -315,7 +315,7 @@ class Schedule:
             if told is not None:
                 self.waits.append((on_s - told[1]) / self._frame_s)
 
-    def _check_taken(self, end: End, wire: bytes) -> None:
+    def _check_taken(self, end: LinkEnd, wire: bytes) -> None:
         """An end took a frame: the first time in this life, and nothing from before it."""
         raw = cobs.decode(wire[:-1])
         frame = framing.unproven(raw)
@@ -327,7 +327,7 @@ class Schedule:
         self.tally["frames taken"] += 1
 
 
-def measure(tell: Progress, *, first: int, count: int) -> list[Row]:
+def measure(tell: ProgressLine, *, first: int, count: int) -> list[Row]:
     """Takes about six minutes on one core with 2,000."""
     broken: Counter[str] = Counter()
     tally: Counter[str] = Counter()

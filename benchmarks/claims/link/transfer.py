@@ -17,8 +17,8 @@ from typing import Any
 
 import click
 
-from benchmarks.harness.pair import Pair, scratch
-from benchmarks.harness.progress import Progress
+from benchmarks.harness.pair import LinkPair, scratch
+from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
 from firmware_sim.world.channel import Burst, Channel, Side
 from hw_profiles import Link, load_link
@@ -48,7 +48,7 @@ OPTIONS = (
 
 
 @dataclass(frozen=True)
-class Case:
+class TransferCase:
     """A link, an object, and the share of the bound that it reaches at least."""
 
     name: str
@@ -68,17 +68,17 @@ def radio(rate_bps: float, payload_bytes: int, *, half: bool = False, delay_s: f
 
 
 KIB, MIB = 1 << 10, 1 << 20
-SLOW = Case("9.6 kbit/s", radio(9600, 200), 64 * KIB, 0.95)
-MIDDLE = Case("64 kbit/s", radio(64e3, 1024), MIB, 0.90)
-FAST = Case("16 Mbit/s", radio(16e6, 1400, delay_s=0.02), MIB, 0.90)
-SLOW_HALF = Case("9.6 kbit/s half-duplex", radio(9600, 200, half=True), 64 * KIB, 0.85)
-MIDDLE_HALF = Case("64 kbit/s half-duplex", radio(64e3, 1024, half=True), MIB, 0.85)
+SLOW = TransferCase("9.6 kbit/s", radio(9600, 200), 64 * KIB, 0.95)
+MIDDLE = TransferCase("64 kbit/s", radio(64e3, 1024), MIB, 0.90)
+FAST = TransferCase("16 Mbit/s", radio(16e6, 1400, delay_s=0.02), MIB, 0.90)
+SLOW_HALF = TransferCase("9.6 kbit/s half-duplex", radio(9600, 200, half=True), 64 * KIB, 0.85)
+MIDDLE_HALF = TransferCase("64 kbit/s half-duplex", radio(64e3, 1024, half=True), MIB, 0.85)
 CASES = (SLOW, MIDDLE, FAST, SLOW_HALF, MIDDLE_HALF)
-LONG_FRAMES = Case("9.6 kbit/s, L 1024", radio(9600, 1024), 64 * KIB, 0.0)
+LONG_FRAMES = TransferCase("9.6 kbit/s, L 1024", radio(9600, 1024), 64 * KIB, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class TransferOutcome:
     """When an object was whole at the ground, and the wire bytes of both ends until its sender knew."""
 
     arrived_s: float
@@ -97,7 +97,7 @@ class Group:
     rows: tuple[tuple[str, str, float | None, bool], ...]  # what, unit, bound, at least
 
 
-def measure(tell: Progress, *, seeds: int, only: str) -> list[Row]:
+def measure(tell: ProgressLine, *, seeds: int, only: str) -> list[Row]:
     """Takes about six minutes on one core with 20 seeds."""
     groups = [group for group in all_groups() if group.name.startswith(only)]
     if not groups:
@@ -151,7 +151,7 @@ def payload_of(size_bytes: int, seed: int) -> bytes:
     return random.Random(seed).randbytes(size_bytes)
 
 
-def _goodput(case: Case, loss: float, burst_frames: float | None) -> Group:
+def _goodput(case: TransferCase, loss: float, burst_frames: float | None) -> Group:
     burst = None if burst_frames is None else Burst(loss, burst_frames)
 
     def run(seed: int) -> list[float]:
@@ -169,7 +169,7 @@ def _adaptive(ber: float) -> Group:
     def run(seed: int) -> list[float]:
         arrived_s: list[float] = []
         with scratch() as folder:
-            pair = Pair(link, folder, Channel(link, seed=seed, bit_error_rate=ber))
+            pair = LinkPair(link, folder, Channel(link, seed=seed, bit_error_rate=ber))
             for nth in range(ADAPTIVE_OBJECTS):
                 pair.board.offer(KIND, payload_of(size_bytes, ADAPTIVE_OBJECTS * seed + nth), pair.now)
                 finish(pair)
@@ -210,7 +210,7 @@ def _outage() -> Group:
     )
 
 
-def _restart(case: Case, loss: float, side: Side) -> Group:
+def _restart(case: TransferCase, loss: float, side: Side) -> Group:
     def run(seed: int) -> list[float]:
         calm = send(case, seed, frame_loss=loss)
         at_s = random.Random(seed).uniform(0.1, 0.9) * calm.arrived_s
@@ -228,10 +228,12 @@ def _restart(case: Case, loss: float, side: Side) -> Group:
     )
 
 
-def send(case: Case, seed: int, *, restart: tuple[Side, float] | None = None, **channel: Any) -> Outcome:
+def send(
+    case: TransferCase, seed: int, *, restart: tuple[Side, float] | None = None, **channel: Any
+) -> TransferOutcome:
     """One object from the board to the ground. restart: which end is killed when, for RESTART_S."""
     with scratch() as folder:
-        pair = Pair(case.link, folder, Channel(case.link, seed=seed, **channel))
+        pair = LinkPair(case.link, folder, Channel(case.link, seed=seed, **channel))
         pair.board.offer(KIND, payload_of(case.size_bytes, seed), 0.0)
         if restart is not None:
             side, at_s = restart
@@ -240,16 +242,16 @@ def send(case: Case, seed: int, *, restart: tuple[Side, float] | None = None, **
             pair.run(at_s + RESTART_S)
             pair.ends[side].boot(pair.now)
         finish(pair)
-        return Outcome(arrival_s(pair), pair.bytes_sent())
+        return TransferOutcome(arrival_s(pair), pair.bytes_sent())
 
 
-def finish(pair: Pair) -> None:
+def finish(pair: LinkPair) -> None:
     """Runs until the board knows that its object is at the ground. Raises RuntimeError if it never does."""
     pair.run(FOREVER_S, lambda: not pair.board.offers)
     if pair.board.offers:
         raise RuntimeError(f"an object was not delivered in {FOREVER_S:.0f} s")
 
 
-def arrival_s(pair: Pair) -> float:
+def arrival_s(pair: LinkPair) -> float:
     """When the last object was whole at the ground."""
     return max((at for at, event in pair.ground.events if isinstance(event, Arrived)), default=math.inf)

@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks.ends import stepped_clock
 from benchmarks.harness.lab import LabError
-from firmware_sim.runs.processes import Crew
+from firmware_sim.runs.processes import ProcessGroup
 from onboard.data import loading
 
 BOARDS = ("one", "two")
@@ -36,7 +36,7 @@ Said = Callable[[str, dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
-class Kind:
+class FaultKind:
     """A mission by its links, a profile for each board."""
 
     name: str
@@ -45,14 +45,14 @@ class Kind:
 
 
 KINDS = (
-    Kind("udp", (UDP, UDP)),
-    Kind("serial", (SERIAL, SERIAL)),
-    Kind("encrypted", (UDP, SERIAL), encrypted=True),
+    FaultKind("udp", (UDP, UDP)),
+    FaultKind("serial", (SERIAL, SERIAL)),
+    FaultKind("encrypted", (UDP, SERIAL), encrypted=True),
 )
 
 
 @dataclass
-class Program:
+class BesiegedProgram:
     """One of the three, over all its lives. `due_at`: when what was done to it is undone."""
 
     name: str
@@ -69,7 +69,9 @@ class Besieged:
     """The mission in `folder`, which is made. Its programs belong to `crew`; `said` is told what its members
     say while one of them ends."""
 
-    def __init__(self, kind: Kind, crew: Crew, folder: Path, deadline_s: float, said: Said) -> None:
+    def __init__(
+        self, kind: FaultKind, crew: ProcessGroup, folder: Path, deadline_s: float, said: Said
+    ) -> None:
         self.kind, self.folder, self._crew, self._said = kind, folder, crew, said
         self.mission = folder / "mission"
         self.up_s = 0.0  # in which the ground served, and a board ran
@@ -120,7 +122,7 @@ class Besieged:
         self._cables += ends
         return str(ends[0]), str(ends[1])
 
-    def _program(self, name: str) -> Program:
+    def _program(self, name: str) -> BesiegedProgram:
         clock = self.folder / f"{name}.clock"
         stepped_clock.make(clock)
         if name == GROUND:
@@ -128,7 +130,7 @@ class Besieged:
         else:
             toml = self.mission / "boards" / name / "node.toml"
             command = ("onboard", "run", str(toml), "--wait", "--log", "json")
-        return Program(name, command, clock)
+        return BesiegedProgram(name, command, clock)
 
     def start(self) -> None:
         """Starts all three. Raises LabError where a cable is not there in time."""
@@ -166,7 +168,7 @@ class Besieged:
         """Its wall clock is ahead by so much."""
         stepped_clock.step(self.programs[name].clock, ahead_s)
 
-    def _done_to(self, program: Program, state: str, now: float, for_s: float) -> None:
+    def _done_to(self, program: BesiegedProgram, state: str, now: float, for_s: float) -> None:
         self._pass(now)
         program.state, program.due_at = state, now + for_s
         self.undisturbed_since = now + for_s
@@ -187,14 +189,14 @@ class Besieged:
             if program.state != "up" and (undo or now >= program.due_at):
                 self._undo(program, now)
 
-    def _death(self, program: Program) -> str:
+    def _death(self, program: BesiegedProgram) -> str:
         member = self._member(program)
         if member.process.poll() is None:
             return ""
         code = member.process.returncode
         return f"{member.name} ended with {code}: {member.last_words()} ({member.errors})"
 
-    def _undo(self, program: Program, now: float) -> None:
+    def _undo(self, program: BesiegedProgram, now: float) -> None:
         self.undisturbed_since = now
         if program.state == "down":
             self._start(program, now)
@@ -208,7 +210,7 @@ class Besieged:
             self.up_s += now - self._turned_at
         self._turned_at = now
 
-    def _start(self, program: Program, now: float) -> None:
+    def _start(self, program: BesiegedProgram, now: float) -> None:
         program.life += 1
         program.state, program.started_at = "up", now
         program.unlinked = set(BOARDS) if program.name == GROUND else {GROUND}
@@ -256,10 +258,10 @@ class Besieged:
         found = sorted(logs.glob(f"{self.kind.name}:*.err"))
         return [str(path) for path in found if "Traceback" in path.read_text(errors="replace")]
 
-    def _member_name(self, program: Program) -> str:
+    def _member_name(self, program: BesiegedProgram) -> str:
         return f"{self.kind.name}:{program.name}:{program.life}"
 
-    def _member(self, program: Program) -> Any:
+    def _member(self, program: BesiegedProgram) -> Any:
         return self._crew.members[self._member_name(program)]
 
 

@@ -34,7 +34,7 @@ from benchmarks.claims.resilience.naming import DATABASE, names
 from benchmarks.harness.lab import LabError
 from benchmarks.harness.missions import MISSIONS, founded_in
 from benchmarks.harness.pair import scratch
-from benchmarks.harness.progress import Progress
+from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
 from benchmarks.harness.virtual import Said
 
@@ -91,7 +91,7 @@ OPTIONS = (
 )  # fmt: skip
 
 
-class Opened:
+class DamageRun:
     """Whether the damaged file was read as it is, before the program wrote another in its place."""
 
     def __init__(self) -> None:
@@ -114,9 +114,9 @@ class Opened:
 
 
 @cache
-def _opened() -> Opened:
+def _opened() -> DamageRun:
     """One for the process, as a hook cannot be taken away."""
-    return Opened()
+    return DamageRun()
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ class Wish:
 
 
 @dataclass
-class Case:
+class DamageCase:
     """One damage. `broken`: rules and how; `what` was done to which file; `told` of it by the program."""
 
     seed: int
@@ -336,21 +336,21 @@ def _stored(root: Path) -> str:
 
 
 def measure(
-    tell: Progress, *, seed: int, first: int, count: int, only: Sequence[int], out: Path | None,
+    tell: ProgressLine, *, seed: int, first: int, count: int, only: Sequence[int], out: Path | None,
     victim: str | None, file: str | None, harm: str | None, processes: int,
 ) -> list[Row]:  # fmt: skip
     """Takes twenty-five minutes on one core with 2,000. Raises LabError."""
     wish = Wish(victim, file, harm)
     numbers = list(only) or list(range(first, first + count))
     kept = _kept(out, seed, wish)
-    cases: list[Case] = []
+    cases: list[DamageCase] = []
     started_s, played = time.monotonic(), 0
     with scratch() as folder, founded_in(folder):
         for nth, number in enumerate(numbers):
             broken = sum(bool(case.broken) for case in cases)
             left_s = (time.monotonic() - started_s) * (len(numbers) - nth) / max(played, 1)
             tell(f"case {number}, {nth} of {len(numbers)}, {broken} broken so far", left_s)
-            case = kept.get(number) or Case(seed, number, wish)
+            case = kept.get(number) or DamageCase(seed, number, wish)
             if number not in kept:
                 case.play()
                 played += 1
@@ -367,7 +367,7 @@ def measure(
     return [*_rows(cases), *_real_rows(real)]
 
 
-def _rows(cases: Sequence[Case]) -> Iterator[Row]:
+def _rows(cases: Sequence[DamageCase]) -> Iterator[Row]:
     yield Row("damages", len(cases), "")
     for rule in RULES:
         broken = sum(any(rule == of for of, _ in case.broken) for case in cases)
@@ -383,19 +383,21 @@ def _real_rows(real: Sequence[Raid]) -> Iterator[Row]:
         yield Row("  seconds of a mission, at most", max(raid.took_s for raid in real), "s")
 
 
-def _kept(out: Path | None, seed: int, wish: Wish) -> dict[int, Case]:
+def _kept(out: Path | None, seed: int, wish: Wish) -> dict[int, DamageCase]:
     """The cases that were played before with these options, by number."""
     if out is None or not out.exists():
         return {}
     lines = (json.loads(line) for line in out.read_text().splitlines())
     cases = [
-        Case(**line | {"wish": Wish(**line["wish"]), "broken": [tuple(each) for each in line["broken"]]})
+        DamageCase(
+            **line | {"wish": Wish(**line["wish"]), "broken": [tuple(each) for each in line["broken"]]}
+        )
         for line in lines
     ]
     return {case.number: case for case in cases if (case.seed, case.wish) == (seed, wish)}
 
 
-def _keep(out: Path | None, case: Case) -> None:
+def _keep(out: Path | None, case: DamageCase) -> None:
     if out is not None:
         line = {"seed": case.seed, "number": case.number, "wish": asdict(case.wish), "what": case.what}
         line |= {"broken": case.broken, "told": case.told}

@@ -19,8 +19,8 @@ import numpy as np
 from benchmarks.claims.resilience.harm import damaged
 from benchmarks.claims.resilience.naming import names
 from benchmarks.harness.lab import LabError
-from benchmarks.harness.progress import Progress
-from firmware_sim.runs.processes import Crew
+from benchmarks.harness.progress import ProgressLine
+from firmware_sim.runs.processes import ProcessGroup
 from onboard.data import loading
 from onboard.learn.gossip import topology
 from onboard.storage.keys import save_key
@@ -42,7 +42,7 @@ class Raid:
     number: int
     seed: int
     folder: Path
-    crew: Crew
+    crew: ProcessGroup
     what: str = ""
     broken: list[tuple[str, str]] = field(default_factory=list)
     took_s: float = 0.0
@@ -177,12 +177,12 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def raids(count: int, seed: int, tell: Progress) -> list[Raid]:
+def raids(count: int, seed: int, tell: ProgressLine) -> list[Raid]:
     """Plays so many, some side by side. Raises LabError. Nothing is left of them."""
     played: list[Raid] = []
     running: dict[str, Raid] = {}
     with TemporaryDirectory(prefix="spacedml-damage-") as scratch:
-        crew = Crew(Path(scratch) / "logs")
+        crew = ProcessGroup(Path(scratch) / "logs")
 
         def hear(said: Iterator[tuple[str, dict[str, Any]]]) -> None:
             for who, event in said:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks.harness import process
 from benchmarks.harness.lab import Lab, LabError, Site
-from benchmarks.harness.progress import Progress
+from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
 from onboard.data import loading
 
@@ -36,7 +36,7 @@ WATCH_S = 2 * MINUTE_S  # two of the reports that an agent sends every minute li
 THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
-def measure(tell: Progress) -> list[Row]:
+def measure(tell: ProgressLine) -> list[Row]:
     """Runs the mission; returns the rows. Raises LabError, DataError. Takes about three minutes."""
     with tempfile.TemporaryDirectory(prefix="spacedml-footprint-") as folder, environment_of_a_user():
         lab = Lab(Path(folder))
@@ -46,7 +46,7 @@ def measure(tell: Progress) -> list[Row]:
             lab.close()
 
 
-def _story(lab: Lab, imports: Path, tell: Progress) -> Iterator[Row]:
+def _story(lab: Lab, imports: Path, tell: ProgressLine) -> Iterator[Row]:
     tell("making a mission")
     source = "mnist" if os.environ.get(loading.FOLDER_VARIABLE) else "digits"
     images = loading.load(source, (1, 28, 28), rows=IMAGES)

@@ -18,7 +18,7 @@ from pathlib import Path
 import click
 
 from benchmarks.harness import process
-from benchmarks.harness.progress import Progress
+from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
 from hw_profiles import load_link
 from onboard.codec import explicit, sparse
@@ -69,7 +69,7 @@ class Target:
     share: int = 10
 
 
-def measure(tell: Progress, *, inputs: int, seed: int) -> list[Row]:
+def measure(tell: ProgressLine, *, inputs: int, seed: int) -> list[Row]:
     """Ten million inputs take six minutes on one core."""
     rows: list[Row] = []
     targets = list(all_targets(seed))
@@ -79,7 +79,7 @@ def measure(tell: Progress, *, inputs: int, seed: int) -> list[Row]:
     return rows
 
 
-def _rows(target: Target, inputs: int, seed: int, tell: Progress) -> Iterator[Row]:
+def _rows(target: Target, inputs: int, seed: int, tell: ProgressLine) -> Iterator[Row]:
     source = random.Random(f"{seed}/{target.name}")
     unforeseen: list[str] = []
     settled_bytes = 0

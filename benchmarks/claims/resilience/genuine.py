@@ -21,7 +21,7 @@ from onboard.learn.gossip.exchange import Gossip, Message
 from onboard.learn.graph import TrainGraph
 from onboard.mission.server import Server
 from onboard.trainer.in_process import LocalTrainer
-from onboard.trainer.job import Begun, Done, Job, Report, Stepped
+from onboard.trainer.job import Begun, Job, Report, Stepped, TrainingDone
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import Type
 from onboard.wire.messages import BadMessage, Update, as_asked_first, decode_update
@@ -146,7 +146,7 @@ class WatchedTrainer(LocalTrainer):
                 self._genuine.used("checkpoint", self._checkpoint)
             elif isinstance(report, Stepped) and report.state is not None:
                 self._genuine.made("checkpoint", report.state)
-            elif isinstance(report, Done):
+            elif isinstance(report, TrainingDone):
                 self._genuine.made("update", report.packed)
         return reports
 

@@ -22,9 +22,9 @@ from benchmarks.claims.resilience.insider_world import Hostile, Siege
 from benchmarks.harness.lab import LabError
 from benchmarks.harness.missions import founded_in
 from benchmarks.harness.pair import scratch
-from benchmarks.harness.progress import Progress
+from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
-from benchmarks.harness.virtual import World
+from benchmarks.harness.virtual import VirtualWorld
 from onboard.wire.messages import MODEL, encode_object
 
 TIMES = 2.0
@@ -42,7 +42,7 @@ OPTIONS = (
 
 
 @dataclass(frozen=True)
-class Outcome:
+class InsiderOutcome:
     """What became of one kind: how long the honest update took, inf if it never came, and how many programs
     ended."""
 
@@ -57,7 +57,7 @@ def _silent(hostile: Hostile) -> None:
 
 
 def measure(
-    tell: Progress,
+    tell: ProgressLine,
     victim: tuple[str, ...] = (),
     only: tuple[str, ...] = (),
     seeds: int = 1,
@@ -95,7 +95,7 @@ def measure(
 
 
 def _accuracies(
-    tell: Progress, only: tuple[str, ...], seeds: int, says: Callable[[str], None]
+    tell: ProgressLine, only: tuple[str, ...], seeds: int, says: Callable[[str], None]
 ) -> Iterator[Row]:
     lowest, which = 0.0, "none"
     honest = [100 * accuracy("", seed) for seed in range(seeds)]
@@ -110,7 +110,7 @@ def _accuracies(
     yield Row(f"accuracy lost to one of five ({which})", lowest, "points", POINTS)
 
 
-def against(victim: str, kind: str, play: Play) -> Outcome:
+def against(victim: str, kind: str, play: Play) -> InsiderOutcome:
     """Plays one kind."""
     with scratch() as folder, founded_in(folder / "first"):
         if victim == "gossip":
@@ -128,7 +128,7 @@ def against(victim: str, kind: str, play: Play) -> Outcome:
                 siege.offered_at() if victim == "ground" else siege.hostile.began_at + BEFORE_S + QUIET_S
             )
             seconds = siege.world.now - began_s if siege.is_answered() else LIMIT_S
-        return Outcome(victim, kind, seconds, ended)
+        return InsiderOutcome(victim, kind, seconds, ended)
 
 
 def _then_asks(play: Play) -> Play:
@@ -148,16 +148,16 @@ def _then_asks(play: Play) -> Play:
     return both
 
 
-def _gossip(ring: Ringed, kind: str, play: Play) -> Outcome:
+def _gossip(ring: Ringed, kind: str, play: Play) -> InsiderOutcome:
     ring.hostile.play = play
     with ring.on():
         ring.boot_all()
         ring.world.run(lambda: ring.has_exchanged() or any(map(ring.world.ended, ring.programs)), LIMIT_S)
         ended = _ended(ring.world, ring.programs, "node-3")
-        return Outcome("gossip", kind, ring.seconds() if ring.has_exchanged() else LIMIT_S, ended)
+        return InsiderOutcome("gossip", kind, ring.seconds() if ring.has_exchanged() else LIMIT_S, ended)
 
 
-def _ended(world: World, programs: Sequence[str], hostile: str) -> tuple[str, ...]:
+def _ended(world: VirtualWorld, programs: Sequence[str], hostile: str) -> tuple[str, ...]:
     """Which programs have ended, and how. Raises LabError where the hostile one has: it did nothing."""
     if how := world.ended(hostile):
         raise LabError(f"the hostile end has ended: {how}")

@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.claims.resilience.insider_kinds import Play
 from benchmarks.claims.resilience.insider_world import Charged, Hostile
-from benchmarks.harness.missions import EDGE, Ring, edge, graphs
+from benchmarks.harness.missions import EDGE, VirtualRing, edge, graphs
 from hw_profiles import load_link
 from onboard.codec import sparse
 from onboard.codec.mask import ALL
@@ -22,7 +22,7 @@ EXCHANGES = 5  # with the honest neighbour: then it is over
 LAST = 2**32 - 1
 
 
-class Ringed(Ring):
+class Ringed(VirtualRing):
     """Nodes 1 and 2 are honest, and node 3 is not; node 1 is charged for what it does."""
 
     programs = ("node-1", "node-2")

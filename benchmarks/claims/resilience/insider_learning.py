@@ -23,7 +23,7 @@ from onboard.learn.graph import evaluate
 from onboard.mission.averaging import averaged
 from onboard.mission.server import BadUpdate, Server, Training
 from onboard.trainer.in_process import LocalTrainer
-from onboard.trainer.job import Done, Failed, Job
+from onboard.trainer.job import Failed, Job, TrainingDone
 from onboard.wire.messages import UPDATE, Update, encode_object
 
 BOARDS, ROUNDS = 5, 8
@@ -119,6 +119,6 @@ def _trained(images: loading.Images, model: bytes, node: int) -> bytes:
     while True:
         (report,) = trainer.reports()
         assert not isinstance(report, Failed), report
-        if isinstance(report, Done):
+        if isinstance(report, TrainingDone):
             return report.packed
         trainer.step()

@@ -26,9 +26,9 @@ import onboard.cli
 import onboard.runtime.federated
 import onboard.runtime.gossip
 import onboard.trainer.process
-from benchmarks.harness.missions import Mission, graphs, images
+from benchmarks.harness.missions import VirtualMission, graphs, images
 from benchmarks.harness.pair import AirPort
-from benchmarks.harness.virtual import World
+from benchmarks.harness.virtual import VirtualWorld
 from groundstation.cli import main
 from groundstation.config import load_mission
 from hw_profiles import Link, load_link
@@ -38,7 +38,7 @@ from onboard.codec.pack import pack
 from onboard.config import load_own
 from onboard.storage.keys import load_keys
 from onboard.trainer.in_process import LocalTrainer
-from onboard.trainer.job import Begun, Done, Job, Report
+from onboard.trainer.job import Begun, Job, Report, TrainingDone
 from onboard.wire.events import Arrived, Delivered, Event, Rekeyed
 from onboard.wire.framing.frame import Type
 from onboard.wire.messages import BadMessage, decode_task
@@ -54,7 +54,7 @@ FLOPS = 1e12  # a second: the air is what takes time
 LIMIT_BYTES = 2_500  # on the air in a tick: what a link of 2 Mbit/s carries
 
 
-class Charged(World):
+class Charged(VirtualWorld):
     """A world in which turns of the programs in `charged` take time."""
 
     def __init__(self, seed: str) -> None:
@@ -95,7 +95,15 @@ class Hostile:
     """The program at one end of a link, which has the link's key. `play` is called every TICK_S."""
 
     def __init__(
-        self, world: World, url: str, key: Path, *, node: int, peer: int, master: bool, link: str = LINK
+        self,
+        world: VirtualWorld,
+        url: str,
+        key: Path,
+        *,
+        node: int,
+        peer: int,
+        master: bool,
+        link: str = LINK,
     ) -> None:
         self.world, self.url, self.key, self.link = world, url, key, load_link(link)
         self.answered = 0  # of what arrived, for who answers
@@ -214,7 +222,7 @@ class Ready(LocalTrainer):
 
     def step(self, *, save: bool = False) -> None:
         if self._is_ready:
-            self._reports = [Done(packed=honest(), loss=1.0, samples=600, cpu_s=0.0)]
+            self._reports = [TrainingDone(packed=honest(), loss=1.0, samples=600, cpu_s=0.0)]
         else:
             super().step(save=save)
 
@@ -227,7 +235,7 @@ def honest(length: float = 1e-3) -> bytes:
     return pack(Dense(layout, weights))
 
 
-class Siege(Mission):
+class Siege(VirtualMission):
     """A ground, the honest board-1 and a hostile board-2; or with `master` the honest board-1 and a hostile
     ground."""
 

@@ -24,11 +24,11 @@ from typing import Any
 
 import click
 
-from benchmarks.claims.resilience.besieged import BOARDS, GROUND, KINDS, PROGRAMS, Besieged, Kind
-from benchmarks.claims.resilience.witnessed import Witness
-from benchmarks.harness.progress import Progress
+from benchmarks.claims.resilience.besieged import BOARDS, GROUND, KINDS, PROGRAMS, Besieged, FaultKind
+from benchmarks.claims.resilience.witnessed import MissionWitness
+from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
-from firmware_sim.runs.processes import Crew
+from firmware_sim.runs.processes import ProcessGroup
 from groundstation.rounds.asking import FIRST_PAUSE_S
 
 FAULTS = 1000
@@ -69,7 +69,7 @@ OPTIONS = (
 
 
 @dataclass
-class Plan:
+class FaultPlan:
     """The next fault of a mission: at a time, or `lag_s` after `speaker` has logged `event`."""
 
     deed: str  # kill, stop, step
@@ -81,15 +81,15 @@ class Plan:
     heard: bool = False
 
 
-class Siege:
+class FaultSchedule:
     """One mission and what befalls it."""
 
-    def __init__(self, kind: Kind, crew: Crew, folder: Path, seed: int, said: Any) -> None:
+    def __init__(self, kind: FaultKind, crew: ProcessGroup, folder: Path, seed: int, said: Any) -> None:
         self.kind, self.random = kind, random.Random(f"{seed} {kind.name}")
         self.besieged = Besieged(kind, crew, folder, DEADLINE_S, said)
-        self.witness = Witness()
+        self.witness = MissionWitness()
         self.done: Counter[str] = Counter()
-        self._plan: Plan | None = None
+        self._plan: FaultPlan | None = None
 
     def hear(self, program: str, event: dict[str, Any], now: float) -> None:
         """One of the programs said something."""
@@ -112,10 +112,10 @@ class Siege:
             self._do(self._plan, now)
             self._plan = None
 
-    def _next(self, now: float) -> Plan:
+    def _next(self, now: float) -> FaultPlan:
         source = self.random
         deed = source.choices(("kill", "stop", "step"), (65, 25, 10))[0]
-        plan = Plan(deed, source.choice(PROGRAMS), now + source.expovariate(1 / GAP_S))
+        plan = FaultPlan(deed, source.choice(PROGRAMS), now + source.expovariate(1 / GAP_S))
         if source.random() < 0.65:  # at a sharp moment, if it comes before long
             plan.speaker = source.choice(PROGRAMS)
             plan.event = source.choice(SHARP[GROUND if plan.speaker == GROUND else "board"])
@@ -125,7 +125,7 @@ class Siege:
                 plan.victim = plan.speaker
         return plan
 
-    def _do(self, plan: Plan, now: float) -> None:
+    def _do(self, plan: FaultPlan, now: float) -> None:
         source, besieged, victims = self.random, self.besieged, [plan.victim]
         if besieged.programs[plan.victim].state == "down" or besieged.is_off_for(plan.victim, now) > LET_BE_S:
             return
@@ -158,7 +158,9 @@ class Siege:
         return self.done["kill"] + self.done["stop"] + self.done["step"]
 
 
-def measure(tell: Progress, *, faults: int, seed: int, names: Sequence[str], keep: Path | None) -> list[Row]:
+def measure(
+    tell: ProgressLine, *, faults: int, seed: int, names: Sequence[str], keep: Path | None
+) -> list[Row]:
     """Runs the missions until so many faults are done, then in peace until each has closed another round;
     returns the rows. Raises LabError. What the programs wrote is kept where a bound is broken."""
     kinds = [kind for kind in KINDS if not names or kind.name in names]
@@ -176,7 +178,7 @@ def measure(tell: Progress, *, faults: int, seed: int, names: Sequence[str], kee
 
 
 @dataclass
-class Findings:
+class KillFindings:
     """What broke a rule, a line each."""
 
     ended: list[str]
@@ -186,11 +188,11 @@ class Findings:
 
 
 def run(
-    kinds: Sequence[Kind], folder: Path, faults: int, seed: int, tell: Progress
-) -> tuple[list[Siege], Findings]:
+    kinds: Sequence[FaultKind], folder: Path, faults: int, seed: int, tell: ProgressLine
+) -> tuple[list[FaultSchedule], KillFindings]:
     """All missions side by side. Nothing that was started is left. Raises LabError."""
-    crew = Crew(folder / "logs")
-    sieges: dict[str, Siege] = {}
+    crew = ProcessGroup(folder / "logs")
+    sieges: dict[str, FaultSchedule] = {}
 
     def said(member: str, event: dict[str, Any]) -> None:
         name, program, _ = member.split(":")
@@ -205,7 +207,7 @@ def run(
 
     try:
         for kind in kinds:
-            sieges[kind.name] = Siege(kind, crew, folder / kind.name, seed, said)
+            sieges[kind.name] = FaultSchedule(kind, crew, folder / kind.name, seed, said)
             sieges[kind.name].besieged.start()
         while (done := sum(siege.faults for siege in sieges.values())) < faults:
             listen(more=True)
@@ -216,7 +218,7 @@ def run(
     finally:
         for _ in crew.stop():
             pass
-    findings = Findings(
+    findings = KillFindings(
         ended=[f"{s.kind.name}: {why}" for s in sieges.values() for why in s.besieged.ended],
         lost=[
             f"{s.kind.name}: {what}" for s in sieges.values() for what in s.witness.lost(s.besieged.mission)
@@ -227,7 +229,7 @@ def run(
     return list(sieges.values()), findings
 
 
-def _peace(sieges: list[Siege], listen: Any, tell: Progress) -> list[str]:
+def _peace(sieges: list[FaultSchedule], listen: Any, tell: ProgressLine) -> list[str]:
     """Nothing more befalls anybody; returns the missions that close no further round in time."""
     before = {siege.kind.name: siege.witness.closed.copy() for siege in sieges}
     until = time.monotonic() + SETTLE_S
@@ -242,7 +244,7 @@ def _peace(sieges: list[Siege], listen: Any, tell: Progress) -> list[str]:
     return [f"{siege.kind.name}: no further round closed in {SETTLE_S:.0f} s of peace" for siege in waits]
 
 
-def _rows(sieges: Sequence[Siege], findings: Findings) -> Iterator[Row]:
+def _rows(sieges: Sequence[FaultSchedule], findings: KillFindings) -> Iterator[Row]:
     done = sum((siege.done for siege in sieges), Counter[str]())
     yield Row("faults", sum(siege.faults for siege in sieges), "")
     for deed in ("kill", "stop", "step"):

@@ -20,7 +20,7 @@ import click
 from benchmarks.claims.resilience.footprint import environment_of_a_user
 from benchmarks.harness import process
 from benchmarks.harness.lab import Lab, Site
-from benchmarks.harness.progress import Progress
+from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
 from onboard.data import loading
 
@@ -37,7 +37,7 @@ GROWN_PERCENT = 10.0
 
 
 def measure(
-    tell: Progress, first_mb: int = 48, last_mb: int = 128, step_mb: int = 4, rounds: int = 3
+    tell: ProgressLine, first_mb: int = 48, last_mb: int = 128, step_mb: int = 4, rounds: int = 3
 ) -> list[Row]:
     """Runs the mission; returns the rows. Raises LabError, DataError."""
     budgets_mb = range(first_mb, last_mb + 1, step_mb)
@@ -49,7 +49,7 @@ def measure(
             lab.close()
 
 
-def _story(lab: Lab, budgets_mb: range, rounds: int, tell: Progress) -> Iterator[Row]:
+def _story(lab: Lab, budgets_mb: range, rounds: int, tell: ProgressLine) -> Iterator[Row]:
     sites = {budget: Site(f"mb{budget}", "bench-serial-115k2", memory_mb=budget) for budget in budgets_mb}
     source = "mnist" if os.environ.get(loading.FOLDER_VARIABLE) else "digits"
     lab.found(

@@ -18,7 +18,7 @@ from groundstation.store.store import Store
 from onboard.wire.messages import BadMessage, decode_update
 
 
-class Witness:
+class MissionWitness:
     """Of one mission; `up_s` at each call: for how long its ground has served a board so far."""
 
     def __init__(self) -> None:

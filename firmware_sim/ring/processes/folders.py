@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from firmware_sim.ring.processes.links import link_of
-from firmware_sim.ring.simulation import GROUND, Ground, RingError, Settings
+from firmware_sim.ring.simulation import GROUND, GroundNode, RingError, RingSettings
 from onboard.codec.mask import ALL
 from onboard.data import loading
 from onboard.learn.gossip import topology
@@ -24,7 +24,10 @@ PLAN = "contacts.toml"
 
 
 def found(
-    folder: Path, settings: Settings, shares: Sequence[loading.Images], urls: Mapping[tuple[int, int], str]
+    folder: Path,
+    settings: RingSettings,
+    shares: Sequence[loading.Images],
+    urls: Mapping[tuple[int, int], str],
 ) -> dict[int, Path]:
     """Writes each node's folder, the ground's too; returns the NODE.toml files. Earlier ones are replaced.
 
@@ -61,7 +64,7 @@ def found(
     return files
 
 
-def plan(folder: Path, ground: Ground, began: datetime) -> None:
+def plan(folder: Path, ground: GroundNode, began: datetime) -> None:
     """Writes the contact plan of a ring that began then."""
     lines = []
     for gateway, passes in ground.passes.items():
@@ -72,14 +75,14 @@ def plan(folder: Path, ground: Ground, began: datetime) -> None:
     (folder / PLAN).write_text("\n".join(lines), encoding="utf-8")
 
 
-def _link(settings: Settings, node: int, peer: int) -> dict[str, Any]:
+def _link(settings: RingSettings, node: int, peer: int) -> dict[str, Any]:
     """What a node's file says of the link with that neighbour."""
     link = link_of(settings, (min(node, peer), max(node, peer)))
     plan = {"contacts": f"../{PLAN}", "wait": peer != GROUND} if GROUND in (node, peer) else {}
     return {"profile": link.name} | plan
 
 
-def _gossip(settings: Settings, *, trains: bool) -> dict[str, Any]:
+def _gossip(settings: RingSettings, *, trains: bool) -> dict[str, Any]:
     recipe = settings.recipe
     return {
         "model": settings.model,

@@ -10,7 +10,7 @@ import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from firmware_sim.ring.simulation import GROUND, Settings
+from firmware_sim.ring.simulation import GROUND, RingSettings
 from firmware_sim.world.edge import contacts_around
 from hw_profiles import Link
 from onboard.learn.gossip.topology import Edge
@@ -27,7 +27,7 @@ class Meeting:
     cables: Mapping[Edge, tuple[str, ...]]
 
 
-def meeting(settings: Settings) -> Meeting:
+def meeting(settings: RingSettings) -> Meeting:
     """For all edges of a ring, at ports that were free a moment ago."""
     edges = settings.edges()
     emulated = {edge for edge in edges if edge in settings.cuts or link_of(settings, edge).frame_loss}
@@ -46,12 +46,12 @@ def meeting(settings: Settings) -> Meeting:
     return Meeting(urls, cables)
 
 
-def link_of(settings: Settings, edge: Edge) -> Link:
+def link_of(settings: RingSettings, edge: Edge) -> Link:
     """The profile of an edge's link."""
     return settings.ground.link if settings.ground and edge[0] == GROUND else settings.link
 
 
-def _air(settings: Settings, edge: Edge) -> Iterable[str]:
+def _air(settings: RingSettings, edge: Edge) -> Iterable[str]:
     link = link_of(settings, edge)
     yield from ("--link", link.name, "--loss", str(link.frame_loss), "--seed", str(1 + settings.seed))
     for rise_s, set_s in contacts_around(settings.cuts.get(edge)):

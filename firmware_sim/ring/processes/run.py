@@ -21,11 +21,11 @@ import numpy as np
 from firmware_sim.ring.processes.folders import found, plan
 from firmware_sim.ring.processes.links import meeting
 from firmware_sim.ring.record import EPOCHS, WISHES
-from firmware_sim.ring.result import EpochResult, Judge, Moment
-from firmware_sim.ring.run import Wishes, images_of
+from firmware_sim.ring.result import EpochResult, Evaluator, RingProgress
+from firmware_sim.ring.run import RingConfig, images_of
 from firmware_sim.ring.simulation import GROUND, RingError
 from firmware_sim.runs import folder
-from firmware_sim.runs.processes import Crew
+from firmware_sim.runs.processes import ProcessGroup
 from onboard.agents.gossip_checkpoint import CHECKPOINT
 from onboard.codec.layout import Floats
 from onboard.learn.graph import InferGraph, TrainGraph, initial
@@ -57,13 +57,13 @@ class _Station:
         return _model(self.checkpoint) if self.checkpoint.exists() else self.first
 
 
-class CrewRun:
+class ProcessRun:
     """As `ring.run.Run`, but always from the start. A node that is to die is killed so long after the start.
 
     Raises DataError, GraphError, RingError, FolderError, OSError.
     """
 
-    def __init__(self, wishes: Wishes) -> None:
+    def __init__(self, wishes: RingConfig) -> None:
         settings = wishes.settings
         if settings.method not in ("rd-psgd", "d-psgd") or wishes.out is None:
             raise RingError(f"{settings.method}: processes gossip by rd-psgd or d-psgd, in a folder")
@@ -75,7 +75,7 @@ class CrewRun:
         self.parameters, self.images = train.layout.parameters, len(shares[0])
         self.results: list[EpochResult] = []
         self._settings, self._out = settings, wishes.out
-        self._judge = Judge(InferGraph.load(settings.model), train.layout, test)
+        self._judge = Evaluator(InferGraph.load(settings.model), train.layout, test)
         meets = meeting(settings)
         self._held = folder.hold(wishes.out)
         folder.check_mark(wishes.out / MARK)  # another run may just have begun or ended in it
@@ -91,9 +91,9 @@ class CrewRun:
             self._station = _Station(_checkpoint(self._files[GROUND]), start)
         (wishes.out / EPOCHS).write_bytes(b"")
 
-    def play(self) -> Generator[Moment | EpochResult, None, None]:
+    def play(self) -> Generator[RingProgress | EpochResult, None, None]:
         """Runs all epochs; the processes are ended after the last, or when this is closed."""
-        crew, began_s = Crew(self._out / LOGS), time.monotonic()
+        crew, began_s = ProcessGroup(self._out / LOGS), time.monotonic()
         if self._settings.ground is not None:
             plan(self._out / NODES, self._settings.ground, datetime.now(timezone.utc))
         try:
@@ -107,7 +107,7 @@ class CrewRun:
                     self._hear(name, event)
                 clock_s = time.monotonic() - began_s
                 self._look_after(crew, clock_s)
-                yield Moment(len(self.results) + 1, self._share_done(), clock_s)
+                yield RingProgress(len(self.results) + 1, self._share_done(), clock_s)
                 if len(self.results) < len(self._told) and self._share_done() == 1.0:
                     yield self._result(clock_s)
         finally:
@@ -130,7 +130,7 @@ class CrewRun:
         vector = _model(_checkpoint(self._files[node]))
         self._told[event["epoch"] - 1][node] = {**event, "vector": vector}
 
-    def _look_after(self, crew: Crew, clock_s: float) -> None:
+    def _look_after(self, crew: ProcessGroup, clock_s: float) -> None:
         """Kills who is to die. Raises RingError for a process that ended before its time."""
         for name, node in list(self._living.items()):
             if clock_s >= self._settings.dead.get(node, math.inf):

@@ -33,7 +33,7 @@ from onboard.codec.layout import Floats, Layout, Weights, from_groups, in_groups
 from onboard.learn.augment import augmented
 from onboard.learn.federated import multibit
 from onboard.learn.federated.adam import Adam
-from onboard.learn.federated.plan import Phase, Plan
+from onboard.learn.federated.plan import Plan, TrainingPhase
 from onboard.learn.graph import GraphError
 from onboard.learn.vectors import flat, flat_gradient, views
 
@@ -47,7 +47,7 @@ TOP_SHARE = 0.005
 PRUNE_BY = 0.7
 
 
-class Graph(Protocol):
+class GradientGraph(Protocol):
     """What training needs of a network: its layout, its gradients, and the next values of what has none
     (`learn.graph.TrainGraph`).
     """
@@ -85,7 +85,7 @@ class LocalTraining:
 
     def __init__(
         self,
-        graph: Graph,
+        graph: GradientGraph,
         origin: Weights,
         start: Weights,
         x: npt.NDArray[np.uint8],
@@ -183,10 +183,12 @@ class LocalTraining:
             raise ValueError(f"the checkpoint is of another model: {vectors[0].size} weights")
         if not 0 <= epoch <= self.epochs:
             raise ValueError(f"the checkpoint is of another plan: {epoch} epochs done of {self.epochs}")
-        phase = self.plan.phases[epoch - 1] if epoch else Phase.PLAIN
-        widths = None if phase is Phase.PLAIN else multibit.split_widths(layout, state.get("widths", ()))
+        phase = self.plan.phases[epoch - 1] if epoch else TrainingPhase.PLAIN
+        widths = (
+            None if phase is TrainingPhase.PLAIN else multibit.split_widths(layout, state.get("widths", ()))
+        )
         bases = None
-        if widths is not None and phase in (Phase.BASES, Phase.COORDINATES):
+        if widths is not None and phase in (TrainingPhase.BASES, TrainingPhase.COORDINATES):
             bases = multibit.from_arrays(layout, widths, state)
         self._latent = vectors[0]
         self._adam = Adam(vectors[1], vectors[2], steps, vectors[3] if len(vectors) > 3 else None)
@@ -195,15 +197,15 @@ class LocalTraining:
     def _key(self) -> tuple[int, ...]:
         return (self.plan.seed, self.plan.round, self.plan.node, self.epoch)
 
-    def _enter(self, phase: Phase) -> None:
+    def _enter(self, phase: TrainingPhase) -> None:
         """Makes what an epoch of this phase trains, where the one before it has left something else."""
         layout = self._graph.layout
-        if phase is not Phase.PLAIN and self._widths is None:
+        if phase is not TrainingPhase.PLAIN and self._widths is None:
             self._widths = self._allocated()
-        if phase in (Phase.BASES, Phase.COORDINATES) and self._bases is None:
+        if phase in (TrainingPhase.BASES, TrainingPhase.COORDINATES) and self._bases is None:
             assert self._widths is not None
             self._bases = multibit.sketched(layout, self._difference(), self._widths)
-        if phase is Phase.STRAIGHT and self._bases is not None:
+        if phase is TrainingPhase.STRAIGHT and self._bases is not None:
             self._add_to_origin(multibit.rebuilt(layout, self._bases), views(layout, self._latent))
             self._bases = None
 
@@ -211,7 +213,7 @@ class LocalTraining:
         """One step on one batch; the latent weights take Adam's whatever the phase."""
         phase, layout, rate = self.plan.phases[self.epoch], self._graph.layout, self.plan.learning_rate
         sketch = None
-        if phase is Phase.PRUNE:
+        if phase is TrainingPhase.PRUNE:
             assert self._widths is not None
             sketch = multibit.sketched(layout, self._difference(), self._widths)
         try:
@@ -223,7 +225,7 @@ class LocalTraining:
         self._adam.step(self._latent, flat_gradient(layout, gradients, buffers, self._scratch), rate)
         for name, values in buffers.items():
             views(layout, self._latent)[name][...] = values
-        if phase in (Phase.PLAIN, Phase.STRAIGHT):
+        if phase in (TrainingPhase.PLAIN, TrainingPhase.STRAIGHT):
             return loss
         mean, curvature = (
             views(layout, moment(out))
@@ -231,20 +233,20 @@ class LocalTraining:
         )
         if sketch is not None:
             self._prune(sketch, mean, curvature, batch)
-        elif self._bases is not None and phase is Phase.BASES:
+        elif self._bases is not None and phase is TrainingPhase.BASES:
             self._bases = multibit.optimized(layout, self._bases, self._difference(), curvature)
         elif self._bases is not None:
             self._bases = multibit.stepped(layout, self._bases, mean, curvature, rate)
         return loss
 
-    def _forward(self, phase: Phase, sketch: Mapping[str, Bases] | None) -> dict[str, Floats]:
+    def _forward(self, phase: TrainingPhase, sketch: Mapping[str, Bases] | None) -> dict[str, Floats]:
         """The weights a gradient is taken at: the latent ones, or what bases make of them."""
         layout = self._graph.layout
         weights = views(layout, self._latent)
         bases = self._bases if sketch is None else sketch
         if bases is not None:
             return weights | self._add_to_origin(multibit.rebuilt(layout, bases))
-        if phase is Phase.PLAIN or self._widths is None:
+        if phase is TrainingPhase.PLAIN or self._widths is None:
             return weights
         difference, widths = self._difference(), self._widths
         return weights | self._add_to_origin(
@@ -263,7 +265,7 @@ class LocalTraining:
         goal_bits = (1 - plan.prune_ratio) * plan.bits_up * layout.parameters
         over_bits = multibit.bits(layout, self._widths) - goal_bits
         last = max(1, int(PRUNE_BY * plan.prune_epochs * self.batches))
-        before = (self.epoch - plan.phases.index(Phase.PRUNE)) * self.batches + batch
+        before = (self.epoch - plan.phases.index(TrainingPhase.PRUNE)) * self.batches + batch
         if over_bits <= 0:
             return
         self._widths = multibit.pruned(

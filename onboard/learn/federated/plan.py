@@ -32,7 +32,7 @@ def sends_whole(method: Method) -> bool:
 MOST_DISTORTED = 4.0  # 60 degrees: beyond that a 6 is a 9
 
 
-class Phase(Enum):
+class TrainingPhase(Enum):
     """What an epoch does."""
 
     PLAIN = "plain"  # the weights themselves take Adam's steps
@@ -86,18 +86,18 @@ class Plan:
             raise ValueError(f"prune_ratio is {self.prune_ratio}, must be between 0 and 1")
 
     @property
-    def phases(self) -> tuple[Phase, ...]:
+    def phases(self) -> tuple[TrainingPhase, ...]:
         """What each epoch does, in order."""
         if self.method in ("fedavg", "fedavg-zstd"):
-            return (Phase.PLAIN,) * self.epochs
-        pretraining = (Phase.PLAIN,) * self.pretrain_epochs
-        post_training = (Phase.STRAIGHT,) * self.epochs
+            return (TrainingPhase.PLAIN,) * self.epochs
+        pretraining = (TrainingPhase.PLAIN,) * self.pretrain_epochs
+        post_training = (TrainingPhase.STRAIGHT,) * self.epochs
         if self.method == "spacedml-fast":
             return pretraining + post_training
         quantizing = (
-            (Phase.PRUNE,) * self.prune_epochs
-            + (Phase.BASES,) * self.basis_epochs
-            + (Phase.COORDINATES,) * self.coordinate_epochs
+            (TrainingPhase.PRUNE,) * self.prune_epochs
+            + (TrainingPhase.BASES,) * self.basis_epochs
+            + (TrainingPhase.COORDINATES,) * self.coordinate_epochs
         )
         # "The pre-training should only be operated in the first round" (SpaceDML, section III-C).
         return (pretraining if self.round == 1 else ()) + quantizing + post_training

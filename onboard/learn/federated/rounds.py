@@ -117,7 +117,7 @@ def condense(
     return alq.quantize(layout, weights, allocation)
 
 
-class Verdict(Enum):
+class RoundState(Enum):
     """Where a round stands."""
 
     OPEN = "open"
@@ -128,10 +128,10 @@ class Verdict(Enum):
 
     @property
     def closed(self) -> bool:
-        return self is not Verdict.OPEN
+        return self is not RoundState.OPEN
 
 
-class Answer(Enum):
+class UpdateFate(Enum):
     """What became of an update; only a TAKEN or a MERGED one goes into the average."""
 
     TAKEN = "taken"
@@ -162,36 +162,38 @@ class Round:
     merges: bool = False
     merged: set[int] = field(default_factory=set)
     discarded: int = 0
-    verdict: Verdict = Verdict.OPEN
+    verdict: RoundState = RoundState.OPEN
 
     def __post_init__(self) -> None:
         if not 1 <= self.quorum <= len(self.asked):
             raise ValueError(f"a quorum of {self.quorum} among {len(self.asked)} nodes cannot be met")
 
-    def answer(self, node: int, now: float, *, of_round: int | None = None, was_asked: bool = True) -> Answer:
+    def answer(
+        self, node: int, now: float, *, of_round: int | None = None, was_asked: bool = True
+    ) -> UpdateFate:
         """An update from `node` is here, whole and valid, for the round `of_round`, this one if left out;
         `was_asked`: whether that one, where it is earlier, asked the node."""
         if of_round is not None and of_round != self.number:
             free = node not in self.asked and node not in self.merged
             if self.merges and free and not self.is_over and was_asked:
                 self.merged.add(node)
-                return Answer.MERGED
-            outcome = Answer.LATE if was_asked else Answer.UNASKED
+                return UpdateFate.MERGED
+            outcome = UpdateFate.LATE if was_asked else UpdateFate.UNASKED
         elif node not in self.asked:
-            outcome = Answer.UNASKED
+            outcome = UpdateFate.UNASKED
         elif node in self.answered:
-            outcome = Answer.AGAIN
+            outcome = UpdateFate.AGAIN
         elif self.is_over:
-            outcome = Answer.LATE
+            outcome = UpdateFate.LATE
         else:
             self.answered.add(node)
             self.lost.discard(node)
             self.judge(now)
-            return Answer.TAKEN
+            return UpdateFate.TAKEN
         self.discarded += 1
         return outcome
 
-    def lose(self, node: int, now: float) -> Verdict:
+    def lose(self, node: int, now: float) -> RoundState:
         """`node` refused the task or cannot do it; it may still answer while the round is open."""
         if node in self.asked and node not in self.answered:
             self.lost.add(node)
@@ -200,16 +202,16 @@ class Round:
     @property
     def is_over(self) -> bool:
         """Whether it takes no answer any more. One that nobody answered takes the first that comes."""
-        return self.verdict.closed and self.verdict is not Verdict.EMPTY
+        return self.verdict.closed and self.verdict is not RoundState.EMPTY
 
-    def judge(self, now: float) -> Verdict:
+    def judge(self, now: float) -> RoundState:
         """Where the round stands at `now`; closes it when that time has come."""
         if not self.is_over:
-            self.verdict = Verdict.OPEN
+            self.verdict = RoundState.OPEN
             if len(self.answered) >= self.quorum:
-                self.verdict = Verdict.QUORUM
+                self.verdict = RoundState.QUORUM
             elif now >= self.deadline_s:
-                self.verdict = Verdict.DEADLINE if self.answered else Verdict.EMPTY
+                self.verdict = RoundState.DEADLINE if self.answered else RoundState.EMPTY
             elif self.answered | self.lost == self.asked:
-                self.verdict = Verdict.EXHAUSTED if self.answered else Verdict.EMPTY
+                self.verdict = RoundState.EXHAUSTED if self.answered else RoundState.EMPTY
         return self.verdict

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from onboard.codec.layout import Floats, Weights
 from onboard.learn.augment import augmented
-from onboard.learn.federated.local import Graph
+from onboard.learn.federated.local import GradientGraph
 from onboard.learn.graph import GraphError
 from onboard.learn.vectors import flat, flat_gradient, views
 
@@ -65,7 +65,7 @@ class Descent:
 
     def __init__(
         self,
-        graph: Graph,
+        graph: GradientGraph,
         start: Weights,
         x: npt.NDArray[np.uint8],
         y: npt.NDArray[np.int64],

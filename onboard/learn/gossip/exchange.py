@@ -30,7 +30,7 @@ import numpy as np
 from onboard.codec import sparse
 from onboard.codec.layout import Floats
 from onboard.codec.mask import ALL, Draw, Mask, drawn
-from onboard.codec.sparse import Answer, BadExchange
+from onboard.codec.sparse import BadExchange, NeighbourValues
 from onboard.codec.values import Form
 from onboard.learn.gossip.outliers import Clipping, size_of
 
@@ -47,7 +47,7 @@ class Over(BadExchange):
     """The values are of an exchange that is over: whoever sent them has forgotten how far this edge was."""
 
 
-class Outlier(BadExchange):
+class ImplausibleExchange(BadExchange):
     """No node that follows the rules sends that: a number far ahead, or values far beyond the model's own."""
 
 
@@ -210,12 +210,16 @@ class Gossip:
             raise Over(f"exchange {header.round} with node {peer} is over, at {edge.number}")
         follows = header.round == edge.number + 1 and edge.sent is not None and edge.received is not None
         if header.round > edge.number and not follows and (edge.settled or header.round > FURTHEST):
-            raise Outlier(f"exchange {header.round} with node {peer}, which is at {edge.number}, not so far")
+            raise ImplausibleExchange(
+                f"exchange {header.round} with node {peer}, which is at {edge.number}, not so far"
+            )
         mask = self._mask(peer, edge) if header.round == edge.number else self._drawn(peer, header.round)
         received = sparse.decode(message, mask)
         if self.clipping.is_absurd(received):
             own = self.clipping.scale
-            raise Outlier(f"values of {size_of(received):.3g} from node {peer}, the model's are {own:.3g}")
+            raise ImplausibleExchange(
+                f"values of {size_of(received):.3g} from node {peer}, the model's are {own:.3g}"
+            )
         edge.late = edge.shut = False
         if follows:
             edge.there, edge.early = True, message  # it would not go on without ours
@@ -278,7 +282,9 @@ class Gossip:
                 share = self.clipping.share(peer, edge.sent, edge.received)
                 if share < 1:
                     self.clipped[peer] = share
-                answers.append(Answer(self._mask(peer, edge), share * edge.weight, edge.sent, edge.received))
+                answers.append(
+                    NeighbourValues(self._mask(peer, edge), share * edge.weight, edge.sent, edge.received)
+                )
         sparse.mix(vector, answers)
         for peer in peers:
             edge = self._edges[peer]

@@ -28,7 +28,7 @@ _REMEMBERED = 4096  # frames; then older ones count half
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class LineDiagnosis:
     """`kind` in one word for programs, `why` for a person."""
 
     kind: str
@@ -69,14 +69,14 @@ class LineCheck:
         if len(self._sample) > _SAMPLE_BYTES:
             del self._sample[: _SAMPLE_BYTES // 2]
 
-    def fault(self, link: Link) -> Fault | None:
+    def fault(self, link: Link) -> LineDiagnosis | None:
         """What is wrong; None for nothing, or nothing that could be told from chance."""
         if self._damaged >= _DAMAGED:
             named = self._bytes_wrong()
             if named is not None:
                 return named
         if self._noise >= _NOISE and self._noise >= self._damaged:
-            return Fault(
+            return LineDiagnosis(
                 "noise",
                 f"{self._noise} pieces of noise came in between frames: a receiver without a squelch, or a "
                 "transmitter that keys late and spoils the first bytes of its bursts",
@@ -89,29 +89,29 @@ class LineCheck:
             causes = "bit errors, the line is noisier than its profile, or set to another speed"
             if not self._good:
                 causes += "; or the other end is of a version that does not whiten its frames"
-            return Fault("bit-errors", f"{self._damaged} of {heard} frames came in damaged: {causes}")
+            return LineDiagnosis("bit-errors", f"{self._damaged} of {heard} frames came in damaged: {causes}")
         return None
 
-    def _bytes_wrong(self) -> Fault | None:
+    def _bytes_wrong(self) -> LineDiagnosis | None:
         if self._ff >= _DOUBLED and self._ff == 2 * self._ff_pairs:
-            return Fault(
+            return LineDiagnosis(
                 "bytes-doubled",
                 "every 0xFF comes doubled: a terminal server on the line speaks telnet (RFC 854); set it raw",
             )
         count, missing = len(self._sample), set(range(256)) - set(self._sample) - {self._delimiter}
         is_seven = missing >= set(range(0x80, 0x100)) and len(missing) <= _SEVEN_BITS_MOST_MISSING
         if count >= _SEVEN_BITS_BYTES and is_seven:
-            return Fault("seven-bits", "no byte above 0x7F comes in: the line has 7 data bits")
+            return LineDiagnosis("seven-bits", "no byte above 0x7F comes in: the line has 7 data bits")
         if count >= _EATEN_BYTES and missing >= _FLOW and len(missing) <= _MOST_MISSING:
-            return Fault(
+            return LineDiagnosis(
                 "bytes-eaten",
                 "XON and XOFF (0x11, 0x13) never come in: software flow control on the line eats them",
             )
         if count >= _CR_BYTES and missing == {0x0D}:
-            return Fault(
+            return LineDiagnosis(
                 "bytes-eaten", "CR (0x0D) never comes in: a terminal on the line turns it into LF; set it raw"
             )
         if count >= _ANY_EATEN_BYTES and 0 < len(missing) <= _MOST_EATEN:
             names = ", ".join(f"0x{value:02X}" for value in sorted(missing))
-            return Fault("bytes-eaten", f"{names} never come in: the line eats or translates them")
+            return LineDiagnosis("bytes-eaten", f"{names} never come in: the line eats or translates them")
         return None

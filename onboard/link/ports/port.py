@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
 from hw_profiles import Link
-from onboard.link.ports.linecheck import Fault
+from onboard.link.ports.linecheck import LineDiagnosis
 from onboard.wire.transfer.send import Origin
 
 Way = Literal["in", "out"]
@@ -84,7 +84,7 @@ class Port(Protocol):
         """`frame`, returned by the last `read`, was none of the other end's, or damaged."""
         ...
 
-    def fault(self, link: Link) -> Fault | None:
+    def fault(self, link: Link) -> LineDiagnosis | None:
         """What is wrong with the line, as far as what came in tells; what its profile says is expected."""
         ...
 

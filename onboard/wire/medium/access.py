@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from onboard.wire.events import Spent
-from onboard.wire.medium.air import Air
-from onboard.wire.medium.allowance import Allowance
+from onboard.wire.events import QuotaUsage
+from onboard.wire.medium.air import MediumAccess
+from onboard.wire.medium.allowance import ByteQuota
 from onboard.wire.medium.contacts import Contacts, Window
 from onboard.wire.medium.timing import Timing
 
 
-class Access:
+class ContactGate:
     """One end's, which `started` then. Tells `timing` the rate of each contact, and `air` when it closes.
 
     `bulk_at`: when on the link's clock the next frame of an object may leave, as far as the allowance goes;
@@ -20,7 +20,7 @@ class Access:
     """
 
     def __init__(
-        self, timing: Timing, air: Air, contacts: Contacts, allowance: Allowance, started: float
+        self, timing: Timing, air: MediumAccess, contacts: Contacts, allowance: ByteQuota, started: float
     ) -> None:
         self._timing, self._air, self._started = timing, air, started
         self._contacts, self._allowance = contacts, allowance
@@ -96,6 +96,6 @@ class Access:
         """A frame of so many bytes on the wire leaves."""
         self._allowance.spend(count_bytes, now)
 
-    def record(self, now: float) -> Spent | None:
+    def record(self, now: float) -> QuotaUsage | None:
         """See Allowance.record."""
         return self._allowance.record(now)

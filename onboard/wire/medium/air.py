@@ -6,10 +6,10 @@ import math
 
 from onboard.wire.framing.lead import Lead
 from onboard.wire.medium.timing import Pacer, Timing
-from onboard.wire.medium.turn import Turn
+from onboard.wire.medium.turn import HalfDuplexTurn
 
 
-class Air:
+class MediumAccess:
     """The link's airtime as one end has it, on the link's clock. `closes_at`: no frame ends after that.
 
     Full duplex knows no turns: none begins, none ends. `lead_bytes`: delimiters that go before the frame that
@@ -19,7 +19,7 @@ class Air:
     def __init__(self, timing: Timing, now: float) -> None:
         self._timing = timing
         self._pacer = Pacer(timing, now)
-        self._turn = Turn(timing, now) if timing.half_duplex else None
+        self._turn = HalfDuplexTurn(timing, now) if timing.half_duplex else None
         self._lead = Lead(timing)
         self.lead_bytes = 0
         self.closes_at = math.inf

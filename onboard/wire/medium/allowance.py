@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections import deque
 
-from onboard.wire.events import Spent
+from onboard.wire.events import QuotaUsage
 from onboard.wire.medium.contacts import Window
 
 DAY_S = 86_400.0
@@ -23,7 +23,7 @@ _KEPT = 16  # 1/16 of either allowance is not for objects
 _AHEAD = 32  # 1/32 of the smaller one is counted ahead; half of that, in 64 writes, is a day's or a contact's
 
 
-class Allowance:
+class ByteQuota:
     """per_contact_bytes, per_day_bytes: on the wire, framing included; inf for as many as the link carries.
     spent: the last record of an earlier run. now: this one's start.
 
@@ -31,11 +31,15 @@ class Allowance:
     """
 
     def __init__(
-        self, per_contact_bytes: float, per_day_bytes: float, spent: Spent | None = None, now: float = 0.0
+        self,
+        per_contact_bytes: float,
+        per_day_bytes: float,
+        spent: QuotaUsage | None = None,
+        now: float = 0.0,
     ) -> None:
         if not per_contact_bytes > 0 or not per_day_bytes > 0:
             raise ValueError(f"{per_contact_bytes} B a contact, {per_day_bytes} B a day: must be more than 0")
-        spent = spent or Spent()
+        spent = spent or QuotaUsage()
         self._per_contact_bytes, self._per_day_bytes = per_contact_bytes, per_day_bytes
         self._contact_bytes = spent.contact_bytes
         self._contact_ends = math.inf
@@ -89,7 +93,7 @@ class Allowance:
             at = max(at, begin + _BIN_S + DAY_S)
         return at if day_bytes <= left else math.inf
 
-    def record(self, now: float) -> Spent | None:
+    def record(self, now: float) -> QuotaUsage | None:
         """What to keep for the next start, if it is due: most of what the last one counted ahead has left, a
         contact is over, or another quarter of an hour. Nothing is due where nothing is bounded."""
         if not self._is_due(now):
@@ -102,7 +106,7 @@ class Allowance:
             _add(bins, ahead_bytes, now)
         self._ahead_bytes, self._recorded_at, self._over_recorded = ahead_bytes, now, is_over
         contact_bytes = ahead_bytes + (0 if is_over else self._contact_bytes)
-        return Spent(contact_bytes, tuple((now - begin, sent) for begin, sent in bins))
+        return QuotaUsage(contact_bytes, tuple((now - begin, sent) for begin, sent in bins))
 
     def _is_due(self, now: float) -> bool:
         if self._most_ahead_bytes == math.inf:

@@ -26,7 +26,7 @@ _LONGEST = 2.0
 _MISSED = 0.07  # that all closing frames are lost costs about a second, one of them 20 to 70 ms of 9.6 kbit/s
 
 
-class Turn:
+class HalfDuplexTurn:
     """Whose turn it is, as one end sees it."""
 
     def __init__(self, timing: Timing, now: float) -> None:

@@ -51,7 +51,7 @@ from onboard.wire.messages import NO_NONCE, NONCE_BYTES, BadMessage, Hello
 from onboard.wire.security.doubt import Agreements
 from onboard.wire.security.seal import HELLO, NO_SALT, SALT_BYTES, Keys, Opener, Sealer
 from onboard.wire.seldom import Seldom
-from onboard.wire.transfer.send import Origin, Send
+from onboard.wire.transfer.send import Origin, PendingFrame
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -64,7 +64,7 @@ _ANSWER_SELDOM_S = 2.0  # whichever it is, where turns are taken: 46 B are 2 % o
 _REMEMBERED = 64  # challenges answered, salts noted: each belongs to one boot of an end that lost its state
 
 
-class Greeting:
+class RekeyHandshake:
     """One end's HELLOs. `salt`: the one in force. nonce: draws so many bytes that nobody can foresee. Without
     it, for one who plays a recording again, no HELLO is said and each is believed in the salt that it names.
     follows: a HELLO is answered under the key that it came by, and others try one key after the other.
@@ -228,14 +228,14 @@ class Greeting:
         again_s = self._first_s * 2.0 ** min(max(0, self._unanswered - 1), 16)
         return self._said_at + min(again_s, max(self._first_s, HELLO_AT_LAST_S))
 
-    def say(self) -> Send:
+    def say(self) -> PendingFrame:
         """The HELLO that is due, or that is to be said for want of anything else."""
         unasked = (NO_NONCE, None), self._key_ids[self.sent % len(self._key_ids)]
         (answer, origin), key_id = next(iter(self._owed.items()), unasked)
         if key_id != self.sealer.key_id:
             self.sealer.turn(key_id)
         salt = NO_SALT if self._doubts else self.salt
-        return Send(Type.HELLO, Hello(self._challenge, answer, salt).encode(), to=origin)
+        return PendingFrame(Type.HELLO, Hello(self._challenge, answer, salt).encode(), to=origin)
 
     def said(self, now: float) -> None:
         """What `say` gave has left."""

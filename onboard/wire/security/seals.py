@@ -12,13 +12,13 @@ from collections.abc import Callable
 from onboard.wire.events import Event, OutOfStep, TwoEnds
 from onboard.wire.framing.frame import Frame, Type
 from onboard.wire.security.doubt import Doubt, Earlier
-from onboard.wire.security.hello import HELLO_FIRST_S, Greeting
+from onboard.wire.security.hello import HELLO_FIRST_S, RekeyHandshake
 from onboard.wire.security.seal import NO_SALT, Keys, Opener, Sealer
 from onboard.wire.seldom import Seldom
-from onboard.wire.transfer.send import Send
+from onboard.wire.transfer.send import PendingFrame
 
 
-class Seals:
+class SecurityContext:
     """One end's security.
 
     key: 32 B, or several by their ids, the oldest first. epoch: this end's durable boot counter, 1..65535,
@@ -51,7 +51,7 @@ class Seals:
             keys, source=node, destination=peer, epoch=epoch, key_id=first, salt=salt, encrypted=encrypted
         )
         self.opener = Opener(keys, source=peer, destination=node, floor=floor, salt=salt, encrypted=encrypted)
-        self.greeting = Greeting(
+        self.greeting = RekeyHandshake(
             keys, node=node, peer=peer, epoch=epoch, salt=salt, nonce=nonce, follows=self._follows,
             first_s=hello_s,
         )  # fmt: skip
@@ -114,11 +114,13 @@ class Seals:
         told, self._doubt.told = self._doubt.told, True
         return [] if told or not self._step.may(now) else [OutOfStep(self._doubt.only_replays)]
 
-    def least(self, asks_about: int = 0) -> Send:
+    def least(self, asks_about: int = 0) -> PendingFrame:
         """What is said where a turn is to be handed over, and no more."""
-        return self.greeting.say() if self.greeting.is_unsure else Send(Type.POLL, object_id=asks_about)
+        return (
+            self.greeting.say() if self.greeting.is_unsure else PendingFrame(Type.POLL, object_id=asks_about)
+        )
 
-    def seal(self, send: Send, *, fragment: int, poll: bool, over: bool) -> bytes:
+    def seal(self, send: PendingFrame, *, fragment: int, poll: bool, over: bool) -> bytes:
         """The bytes of one transmission."""
         sealer = self.greeting.sealer if send.type is Type.HELLO else self.sealer
         return sealer.seal(

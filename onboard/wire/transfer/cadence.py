@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from onboard.wire.framing.frame import OVERHEAD_BYTES
 from onboard.wire.medium.timing import RETRY_S, Timing
-from onboard.wire.transfer.loss import Loss
+from onboard.wire.transfer.loss import LossEstimator
 from onboard.wire.transfer.transfer import Outgoing
 
 _QUICK_ASKS = 12  # 288 B where little is lost; from then on ever more slowly
@@ -19,12 +19,12 @@ _SLOWER = 1.5
 _MAX_ACCEPT_S = 30.0  # between two questions about an object that is whole and not yet accepted
 
 
-class Cadence:
+class SendWindow:
     """The rules of one outgoing direction; `loss` is what they learn from."""
 
     def __init__(self, timing: Timing) -> None:
         self._timing = timing
-        self.loss = Loss()
+        self.loss = LossEstimator()
         self.by_turns = timing.half_duplex
         self.peer_is_busy = False  # it sends bulk, so that its answers queue behind that
 

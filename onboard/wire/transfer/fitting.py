@@ -15,10 +15,10 @@ from collections.abc import Mapping
 from onboard.wire.framing.frame import OVERHEAD_BYTES
 from onboard.wire.medium.timing import Timing
 from onboard.wire.messages import MAX_FRAGMENTS
-from onboard.wire.transfer.length import SHORTEST_BYTES, Fates, Lengths
-from onboard.wire.transfer.loss import Loss
-from onboard.wire.transfer.talk import Talk
-from onboard.wire.transfer.transfer import Verdict
+from onboard.wire.transfer.length import SHORTEST_BYTES, DeliveryStats, FragmentSizer
+from onboard.wire.transfer.loss import LossEstimator
+from onboard.wire.transfer.talk import ObjectSender
+from onboard.wire.transfer.transfer import ReportOutcome
 
 _FRUITLESS = 2.0  # answers in a row that tell of lost fragments alone, where none of that length ever passed
 _FRUITLESS_PROVEN = 4.0  # and where some did: it may be a burst
@@ -33,14 +33,14 @@ _SHORTER_FROM, _LONGER_FROM = 8, 32  # fragments that are left at least
 class Fitting:
     """Of one outgoing direction. `longest_bytes`: payload of the longest frame that may be sent."""
 
-    def __init__(self, timing: Timing, lengths: Lengths, loss: Loss) -> None:
+    def __init__(self, timing: Timing, lengths: FragmentSizer, loss: LossEstimator) -> None:
         self._timing, self._lengths, self._loss = timing, lengths, loss
         self.longest_bytes = timing.payload_bytes
         self._peers_bytes = self.longest_bytes
         self._looked_at = -math.inf
         self._lost, self._look_after = 0, _LOOK_AFTER
 
-    def first(self, size: int, heard: Mapping[int, Fates], now: float) -> int:
+    def first(self, size: int, heard: Mapping[int, DeliveryStats], now: float) -> int:
         """Bytes of a fragment of an object of so many that is offered now. Where nothing was sent yet that
         could tell, the peer's experience is better than none."""
         most_bytes = self.longest_bytes
@@ -54,7 +54,12 @@ class Fitting:
         self._peers_bytes = max(fragment_bytes, SHORTEST_BYTES)
 
     def weigh(
-        self, talk: Talk, verdict: Verdict, missed: int, heard: Mapping[int, Fates], now: float
+        self,
+        talk: ObjectSender,
+        verdict: ReportOutcome,
+        missed: int,
+        heard: Mapping[int, DeliveryStats],
+        now: float,
     ) -> int | None:
         """Takes in what a REPORT settled, which came after so many questions were lost; another length for
         the object if it should be cut anew, else None."""
@@ -63,10 +68,10 @@ class Fitting:
         wire_bytes, last_bytes = self._wire_bytes(fragment_bytes), outgoing.last_bytes
         lost, settled = verdict.lost, verdict.settled
         if last_bytes < fragment_bytes:
-            last = Fates(verdict.last_lost, verdict.last_settled - verdict.last_lost)
+            last = DeliveryStats(verdict.last_lost, verdict.last_settled - verdict.last_lost)
             self._lengths.weigh(self._wire_bytes(last_bytes), last)
             lost, settled = lost - verdict.last_lost, settled - verdict.last_settled
-        self._lengths.weigh(wire_bytes, Fates(lost, settled - lost))
+        self._lengths.weigh(wire_bytes, DeliveryStats(lost, settled - lost))
         if settled > lost:
             talk.fruitless = 0.0
         elif lost or (verdict.lost and outgoing.count - outgoing.held.bit_count() == 1):  # the last alone
@@ -80,12 +85,12 @@ class Fitting:
             return self._shorter(talk, heard, now)
         return self._look(talk, verdict, heard, now)
 
-    def doubt(self, talk: Talk) -> None:
+    def doubt(self, talk: ObjectSender) -> None:
         """What was sent before the peer was heard was lost, and nobody knows whether for its length."""
         wire_bytes = self._wire_bytes(min(talk.object.fragment_bytes, len(talk.object.payload)))
         talk.is_doubtful = not self._lengths.is_proven(wire_bytes)
 
-    def _shorter(self, talk: Talk, heard: Mapping[int, Fates], now: float) -> int | None:
+    def _shorter(self, talk: ObjectSender, heard: Mapping[int, DeliveryStats], now: float) -> int | None:
         outgoing = talk.object
         least_bytes = max(_least(len(outgoing.payload)), SHORTEST_BYTES)
         half_bytes = outgoing.fragment_bytes // 2
@@ -100,7 +105,9 @@ class Fitting:
         self._lengths.refuse(self._wire_bytes(outgoing.fragment_bytes), now)
         return self._lengths.known(min(best, half_bytes), least_bytes)
 
-    def _look(self, talk: Talk, verdict: Verdict, heard: Mapping[int, Fates], now: float) -> int | None:
+    def _look(
+        self, talk: ObjectSender, verdict: ReportOutcome, heard: Mapping[int, DeliveryStats], now: float
+    ) -> int | None:
         """Whether another length promises so much more that it is worth while in the middle of an object."""
         outgoing = talk.object
         fragment_bytes = outgoing.fragment_bytes
@@ -128,7 +135,7 @@ class Fitting:
         return self._timing.wire_bytes(OVERHEAD_BYTES + fragment_bytes)
 
 
-def _share_lost(heard: Mapping[int, Fates]) -> float:
+def _share_lost(heard: Mapping[int, DeliveryStats]) -> float:
     lost = sum(each.lost for each in heard.values())
     return lost / max(1.0, lost + sum(each.kept for each in heard.values()))
 

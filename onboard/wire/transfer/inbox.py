@@ -31,7 +31,7 @@ from onboard.wire.transfer.early import Early
 from onboard.wire.transfer.incoming import BadFragment, Incoming, Partial
 from onboard.wire.transfer.report import PREFIX_BYTES, Report
 from onboard.wire.transfer.room import Receipt, giving_way
-from onboard.wire.transfer.send import Send
+from onboard.wire.transfer.send import PendingFrame
 
 _IDS = 1024  # object ids of the peer's that are remembered; one that was forgotten is "unknown"
 _MAX_REPLIES = 64
@@ -50,7 +50,7 @@ class Inbox:
         self._done: OrderedDict[bytes, None] = OrderedDict.fromkeys(done)
         self._settled: set[int] = set()  # the peer's object ids of what was accepted and forgotten
         self._refused: OrderedDict[int, Cancel] = OrderedDict()  # by the peer's object id
-        self._replies: OrderedDict[tuple[Type, int], Send] = OrderedDict()
+        self._replies: OrderedDict[tuple[Type, int], PendingFrame] = OrderedDict()
         self._early = Early()
         self._unknown_at = -math.inf  # when the next "unknown" may leave
         self.fragments = self.received_bytes = self.duplicates = self.orphans = self.malformed = 0
@@ -107,7 +107,7 @@ class Inbox:
             return -math.inf
         return min((receipt.report_at for receipt in self._receipts.values()), default=math.inf)
 
-    def due(self, now: float, floor: tuple[int, int], group_floor: tuple[int, int]) -> Send | None:
+    def due(self, now: float, floor: tuple[int, int], group_floor: tuple[int, int]) -> PendingFrame | None:
         """The answer that is due; floors: epoch and seq of the highest frame heard, and of broadcasts."""
         for send in self._replies.values():
             if send.type is Type.REPORT:
@@ -123,10 +123,10 @@ class Inbox:
                     held=incoming.held,
                     equations=incoming.equations,
                 )
-                return Send(Type.REPORT, report.encode(self._timing.payload_bytes), receipt.object_id)
+                return PendingFrame(Type.REPORT, report.encode(self._timing.payload_bytes), receipt.object_id)
         return None
 
-    def sent(self, send: Send, end: float) -> None:
+    def sent(self, send: PendingFrame, end: float) -> None:
         """What `due` gave leaves, its last bit at `end`."""
         if self._replies.pop((send.type, send.object_id), None) is not None:
             return
@@ -235,7 +235,7 @@ class Inbox:
         """The peer withdraws an object; it is told that the object is not known here any more."""
         receipt = self._receipts.get(cancel.digest)
         self._unbind(object_id)
-        self._reply(Send(Type.REPORT, object_id=object_id))
+        self._reply(PendingFrame(Type.REPORT, object_id=object_id))
         if receipt is None:
             return []
         self._drop(cancel.digest)
@@ -311,7 +311,7 @@ class Inbox:
             self.orphans += 1
             if now >= self._unknown_at:
                 self._unknown_at = now + self._timing.answer_s(0, busy=False)
-                self._reply(Send(Type.REPORT, object_id=object_id), asked=True)
+                self._reply(PendingFrame(Type.REPORT, object_id=object_id), asked=True)
         return []
 
     def _unbind(self, object_id: int) -> None:
@@ -339,20 +339,20 @@ class Inbox:
         if receipt.object_id < GROUP_ID:
             receipt.report_at = min(receipt.report_at, at)
 
-    def _reply(self, send: Send, *, asked: bool = False) -> None:
+    def _reply(self, send: PendingFrame, *, asked: bool = False) -> None:
         if send.object_id >= GROUP_ID and not asked:
             return
         if len(self._replies) < _MAX_REPLIES:  # else the peer asks again
             self._replies[send.type, send.object_id] = send
 
     def _reply_done(self, digest: bytes, object_id: int, *, asked: bool = False) -> None:
-        self._reply(Send(Type.DONE, Done(digest).encode(), object_id), asked=asked)
+        self._reply(PendingFrame(Type.DONE, Done(digest).encode(), object_id), asked=asked)
 
     def _reply_cancel(self, cancel: Cancel, object_id: int, *, asked: bool = False) -> None:
         self._refused[object_id] = cancel
         if len(self._refused) > self._limits.remembered:
             self._refused.popitem(last=False)
-        self._reply(Send(Type.CANCEL, cancel.encode(), object_id), asked=asked)
+        self._reply(PendingFrame(Type.CANCEL, cancel.encode(), object_id), asked=asked)
 
     def _forget_ids(self, ids: range) -> None:
         """The peer's object ids in `ids` mean nothing any more."""

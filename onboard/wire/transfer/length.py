@@ -35,17 +35,17 @@ _GUESSES = tuple((loss, errors) for errors in _BIT_ERRORS for loss in _FRAME_LOS
 
 
 @dataclass(frozen=True, slots=True)
-class Fates:
+class DeliveryStats:
     """Of frames of one length: how many were lost and how many were not."""
 
     lost: float
     kept: float
 
-    def __add__(self, other: Fates) -> Fates:
-        return Fates(self.lost + other.lost, self.kept + other.kept)
+    def __add__(self, other: DeliveryStats) -> DeliveryStats:
+        return DeliveryStats(self.lost + other.lost, self.kept + other.kept)
 
 
-class Lengths:
+class FragmentSizer:
     """frame_loss, bit_error_rate: of the link's profile, to begin with. framing_bytes, longest_bytes: of a
     frame on the wire without payload, and with the longest."""
 
@@ -53,7 +53,7 @@ class Lengths:
         self, frame_loss: float, bit_error_rate: float, framing_bytes: int, longest_bytes: int
     ) -> None:
         self._framing_bytes = framing_bytes
-        self._fates: dict[int, Fates] = {}  # by bytes on the wire
+        self._fates: dict[int, DeliveryStats] = {}  # by bytes on the wire
         self._refused_bytes: float = math.inf  # frames of so many are not sent before
         self._refused_least_bytes: float = math.inf
         self._refused_until = -math.inf
@@ -61,14 +61,14 @@ class Lengths:
         self._prior = {}
         for wire_bytes in (framing_bytes, longest_bytes):
             survives = _survives(wire_bytes, frame_loss, bit_error_rate)
-            self._prior[wire_bytes] = Fates(_PRIOR * (1 - survives), _PRIOR * survives)
+            self._prior[wire_bytes] = DeliveryStats(_PRIOR * (1 - survives), _PRIOR * survives)
         self._profile = _profile(tuple(self._prior.items()))
 
-    def weigh(self, wire_bytes: int, fates: Fates) -> None:
+    def weigh(self, wire_bytes: int, fates: DeliveryStats) -> None:
         """Frames of so many bytes on the wire met these fates."""
-        both = self._fates.get(wire_bytes, Fates(0, 0)) + fates
+        both = self._fates.get(wire_bytes, DeliveryStats(0, 0)) + fates
         if both.lost + both.kept > _REMEMBERED:
-            both = Fates(both.lost / 2, both.kept / 2)
+            both = DeliveryStats(both.lost / 2, both.kept / 2)
         self._fates[wire_bytes] = both
 
     @property
@@ -84,7 +84,7 @@ class Lengths:
         """The longest of `payload_bytes`, half of it, ... of which frames passed; itself if none did."""
         length = payload_bytes
         while length >= max(least_bytes, SHORTEST_BYTES):
-            if self._fates.get(length + self._framing_bytes, Fates(0, 0)).kept >= _TELLING_ALONE:
+            if self._fates.get(length + self._framing_bytes, DeliveryStats(0, 0)).kept >= _TELLING_ALONE:
                 return length
             length //= 2
         return payload_bytes
@@ -99,13 +99,13 @@ class Lengths:
             self._refused_s = min(2 * self._refused_s, _REFUSED_AT_MOST_S)
         self._refused_bytes, self._refused_until = wire_bytes, now + self._refused_s
         self._refused_least_bytes = min(wire_bytes, self._refused_least_bytes)
-        self._fates[wire_bytes] = Fates(self._fates.get(wire_bytes, Fates(0, 0)).lost, 0)
+        self._fates[wire_bytes] = DeliveryStats(self._fates.get(wire_bytes, DeliveryStats(0, 0)).lost, 0)
 
     def best(
         self,
         payload_bytes: int,
         least_bytes: int,
-        heard: Mapping[int, Fates],
+        heard: Mapping[int, DeliveryStats],
         now: float = 0.0,
         *,
         doubt: float = 0.0,
@@ -123,10 +123,10 @@ class Lengths:
         self._forget(now)
         worth: float = 1 / _DOUBT ** (doubt + 2 * self._belies_profile)
         most = _PROFILE_UNCONFIRMED if self._fates and not self._has_long else _PROFILE_WORTH
-        fates: dict[int, Fates] = {}
+        fates: dict[int, DeliveryStats] = {}
         for known in (self._fates, heard):
             for wire_bytes, each in known.items():
-                fates[wire_bytes] = fates.get(wire_bytes, Fates(0, 0)) + each
+                fates[wire_bytes] = fates.get(wire_bytes, DeliveryStats(0, 0)) + each
         lengths = list(self._allowed(payload_bytes, least_bytes, now))
         if not any(each.lost for each in self._fates.values()) and not self._prior_loses:
             return lengths[0]
@@ -202,14 +202,14 @@ def _survives(wire_bytes: int, frame_loss: float, bit_error_rate: float) -> floa
 
 
 @lru_cache(maxsize=64)  # all sessions of one link ask the same, and the answer takes 2 ms
-def _profile(prior: tuple[tuple[int, Fates], ...]) -> Mapping[tuple[float, float], float]:
+def _profile(prior: tuple[tuple[int, DeliveryStats], ...]) -> Mapping[tuple[float, float], float]:
     """The logarithms of how probable each guess is by what the link's profile says, the best one's 0."""
     likelihoods = {guess: _likelihood(dict(prior), *guess) for guess in _GUESSES}
     most = max(likelihoods.values())
     return {guess: each - most for guess, each in likelihoods.items()}
 
 
-def _likelihood(fates: Mapping[int, Fates], frame_loss: float, bit_error_rate: float) -> float:
+def _likelihood(fates: Mapping[int, DeliveryStats], frame_loss: float, bit_error_rate: float) -> float:
     """The logarithm of the probability of these fates on such a link."""
     total = 0.0
     for wire_bytes, each in fates.items():

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import math
 
-from onboard.wire.transfer.transfer import Verdict
+from onboard.wire.transfer.transfer import ReportOutcome
 
 MOST = 0.7  # a link that loses more than this is as good as down, and no margin makes up for it
 _FATES = 8  # what is known of so many fragments weighs as much as taking losses to be few and single
 _REMEMBERED = 512  # fates; then older ones count half
 
 
-class Loss:
+class LossEstimator:
     """The losses of one direction, from the fates of its fragments."""
 
     def __init__(self) -> None:
         self._lost = self._bursts = self._settled = 0.0
 
-    def weigh(self, verdict: Verdict) -> None:
+    def weigh(self, verdict: ReportOutcome) -> None:
         """Take in what one REPORT settled."""
         self._lost += verdict.lost
         self._bursts += verdict.bursts

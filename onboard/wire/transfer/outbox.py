@@ -16,15 +16,15 @@ from onboard.wire.events import Cancelled, Delivered, Event, Expired, Progress, 
 from onboard.wire.framing.frame import GROUP_ID, OVERHEAD_BYTES, Type
 from onboard.wire.medium.timing import RETRY_S, Timing
 from onboard.wire.messages import Cancel, Done, Reason, digest
-from onboard.wire.transfer.cadence import Cadence
+from onboard.wire.transfer.cadence import SendWindow
 from onboard.wire.transfer.fitting import Fitting
-from onboard.wire.transfer.length import Fates, Lengths
-from onboard.wire.transfer.owing import Owing
+from onboard.wire.transfer.length import DeliveryStats, FragmentSizer
+from onboard.wire.transfer.owing import PeerLiveness
 from onboard.wire.transfer.report import Report
 from onboard.wire.transfer.roundrobin import RoundRobin
-from onboard.wire.transfer.send import Send
-from onboard.wire.transfer.talk import BULK, Talk
-from onboard.wire.transfer.transfer import Outgoing, Verdict
+from onboard.wire.transfer.send import PendingFrame
+from onboard.wire.transfer.talk import BULK, ObjectSender
+from onboard.wire.transfer.transfer import Outgoing, ReportOutcome
 
 _STUCK_S = 30.0  # without more of an object held, while the peer answers
 _AT_WORK = 4  # objects on their way at a time; the others have not been offered yet
@@ -34,17 +34,17 @@ _MAX_ID = GROUP_ID - 1
 class Outbox:
     """All outgoing objects of a session, by digest in `talks`."""
 
-    def __init__(self, timing: Timing, lengths: Lengths, *, epoch: int, slack: int) -> None:
+    def __init__(self, timing: Timing, lengths: FragmentSizer, *, epoch: int, slack: int) -> None:
         self._timing = timing
         self._epoch, self._slack = epoch, slack
-        self._talks: dict[bytes, Talk] = {}
-        self._by_id: dict[int, Talk] = {}
+        self._talks: dict[bytes, ObjectSender] = {}
+        self._by_id: dict[int, ObjectSender] = {}
         self._last_id = 0
-        self._owing = Owing(timing)
+        self._owing = PeerLiveness(timing)
         self._shares = RoundRobin(timing.payload_bytes + OVERHEAD_BYTES)
         self.fragments_sent = self.fragments_resent = self.repairs_sent = self.orphans = 0
         self._peer_epoch = 0  # of the last REPORT
-        self._cadence = Cadence(timing)
+        self._cadence = SendWindow(timing)
         self._loss = self._cadence.loss
         self._fitting = Fitting(timing, lengths, self._loss)
         self._acknowledged_bytes = 0
@@ -62,7 +62,7 @@ class Outbox:
         priority: int,
         deadline: float,
         fragment_bytes: int | None,
-        heard: Mapping[int, Fates],
+        heard: Mapping[int, DeliveryStats],
     ) -> bytes:
         """Put an object on its way, once; returns its digest. fragment_bytes: None for as many as the losses
         so far make best. heard: see Lengths.best. Raises ValueError if it has too many fragments."""
@@ -78,7 +78,7 @@ class Outbox:
         if len(self._talks) >= _MAX_ID // 2:
             raise ValueError(f"{len(self._talks)} objects are on their way already")
         outgoing.object_id = self._free_id()
-        talk = Talk(outgoing, self._cadence, self._epoch, now)
+        talk = ObjectSender(outgoing, self._cadence, self._epoch, now)
         self._talks[name] = self._by_id[outgoing.object_id] = talk
         if self._active_from is None:
             self._active_from = now
@@ -155,7 +155,7 @@ class Outbox:
             return math.inf if self._owing.spoke else self._owing.retry_at  # one question a turn
         return min((at for at, type_, _ in self._plan() if type_ not in BULK), default=math.inf)
 
-    def control(self, now: float, seq: int) -> Send | None:
+    def control(self, now: float, seq: int) -> PendingFrame | None:
         """The OFFER, POLL or CANCEL that is due; it will be frame `seq`."""
         plan = [] if now < self.control_at() else self._plan()
         if plan and self.held_back:
@@ -169,7 +169,7 @@ class Outbox:
         """Whether `bulk` has a frame."""
         return any(type_ in BULK for _, type_, _ in self._plan())
 
-    def bulk(self, now: float, seq: int, left_s: float | None) -> Send | None:
+    def bulk(self, now: float, seq: int, left_s: float | None) -> PendingFrame | None:
         """The next DATA, else a REPAIR; it will be frame `seq`.
 
         Of the most urgent objects the one with least to go comes first, if it can be whole in the `left_s`
@@ -187,7 +187,7 @@ class Outbox:
                 return talk.frame(type_, now, seq)
         return None
 
-    def sent(self, send: Send, seq: int, end: float) -> None:
+    def sent(self, send: PendingFrame, seq: int, end: float) -> None:
         """A frame that `control` or `bulk` gave leaves as `seq`, its last bit at `end`."""
         if send.about is None:
             return
@@ -240,7 +240,12 @@ class Outbox:
         self._owing.heard()
 
     def on_report(
-        self, report: Report, object_id: int, heard: tuple[int, int], fates: Mapping[int, Fates], now: float
+        self,
+        report: Report,
+        object_id: int,
+        heard: tuple[int, int],
+        fates: Mapping[int, DeliveryStats],
+        now: float,
     ) -> list[Event]:
         """What the peer holds of an object; one that makes no sense only counts. fates: see Lengths.best."""
         talk = self._by_id.get(object_id)
@@ -317,7 +322,12 @@ class Outbox:
     # -- one rule each ---------------------------------------------------------------------------------
 
     def _fit(
-        self, talk: Talk, verdict: Verdict, missed: int, fates: Mapping[int, Fates], now: float
+        self,
+        talk: ObjectSender,
+        verdict: ReportOutcome,
+        missed: int,
+        fates: Mapping[int, DeliveryStats],
+        now: float,
     ) -> list[Event]:
         """Whether an object is to be cut anew, and whether it is stuck."""
         fragment_bytes = self._fitting.weigh(talk, verdict, missed, fates, now)
@@ -331,10 +341,10 @@ class Outbox:
             events.append(Stuck(talk.object.digest, lost, tried))
         return events if fragment_bytes is None else events + self._recut(talk, fragment_bytes, now)
 
-    def _recut(self, talk: Talk, fragment_bytes: int, now: float) -> list[Event]:
+    def _recut(self, talk: ObjectSender, fragment_bytes: int, now: float) -> list[Event]:
         del self._by_id[talk.object.object_id]
         outgoing = talk.object.recut(fragment_bytes, self._free_id())
-        again = Talk(outgoing, self._cadence, self._epoch, now, was_recut=True)
+        again = ObjectSender(outgoing, self._cadence, self._epoch, now, was_recut=True)
         again.progress_at, again.is_stuck = talk.progress_at, talk.is_stuck
         self._talks[outgoing.digest] = self._by_id[outgoing.object_id] = again
         self._loss.forget()
@@ -346,7 +356,7 @@ class Outbox:
             self._last_id = self._last_id % _MAX_ID + 1
         return self._last_id
 
-    def _plan(self) -> list[tuple[float, Type, Talk]]:
+    def _plan(self) -> list[tuple[float, Type, ObjectSender]]:
         """For each object at work, the most urgent first, when which frame of it may leave."""
         talks = list(self._talks.values())
         if len(talks) > 1:
@@ -365,11 +375,11 @@ class Outbox:
         frames = outgoing.count - outgoing.held.bit_count()
         return frames * self._timing.fragment_s(outgoing.fragment_bytes) / max(1 - self.loss, 0.01)
 
-    def _whose_turn(self, talks: list[Talk]) -> Talk:
+    def _whose_turn(self, talks: list[ObjectSender]) -> ObjectSender:
         wants = {talk.object.object_id: OVERHEAD_BYTES + talk.data_bytes() for talk in talks}
         return self._by_id[self._shares.choose(wants)]
 
-    def _forget(self, talk: Talk, now: float) -> None:
+    def _forget(self, talk: ObjectSender, now: float) -> None:
         del self._talks[talk.object.digest]
         del self._by_id[talk.object.object_id]
         if not self._talks and self._active_from is not None:
@@ -377,5 +387,5 @@ class Outbox:
             self._active_from = None
 
 
-def _urgency(talk: Talk) -> tuple[int, int, int]:
+def _urgency(talk: ObjectSender) -> tuple[int, int, int]:
     return talk.object.priority, talk.object.remaining_bytes, talk.object.object_id

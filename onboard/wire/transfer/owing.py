@@ -18,7 +18,7 @@ _QUICK_TURNS = 12  # half-duplex: a question in each, and then every 2 s
 _FIRST_S, _SLOWER = 0.25, 1.1
 
 
-class Owing:
+class PeerLiveness:
     """The questions of one end, whatever they are about. `silent`: the peer gives no answer."""
 
     def __init__(self, timing: Timing) -> None:

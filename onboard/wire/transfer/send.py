@@ -13,7 +13,7 @@ Origin = Hashable
 
 
 @dataclass(frozen=True, slots=True)
-class Send:
+class PendingFrame:
     """What is to be sealed; `about` is the object of ours that it serves. `to`: an origin that is answered,
     None for the peer, wherever it is."""
 

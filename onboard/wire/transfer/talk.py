@@ -11,10 +11,10 @@ from dataclasses import replace
 
 from onboard.wire.framing.frame import Type
 from onboard.wire.messages import Cancel, Offer
-from onboard.wire.transfer.cadence import Cadence
+from onboard.wire.transfer.cadence import SendWindow
 from onboard.wire.transfer.loss import MOST
 from onboard.wire.transfer.report import Report
-from onboard.wire.transfer.send import Send
+from onboard.wire.transfer.send import PendingFrame
 from onboard.wire.transfer.transfer import Outgoing
 
 BULK = (Type.DATA, Type.REPAIR)
@@ -23,14 +23,20 @@ _PROBES = 2  # fragments in flight where none of their length ever passed; one w
 _OFFER_EVERY = 8  # fragments that follow an OFFER without waiting for its answer are in vain if it is lost
 
 
-class Talk:
+class ObjectSender:
     """Of `object`, in this end's `epoch`. `ask_at`: when to ask (again), if nothing else can be sent;
     `asks`: how often since the receiver last spoke of it. `fruitless`: how many of its answers in a row told
     of losses alone; `is_doubtful`: no fragment of that length is known to have passed; `was_recut`: see
     Fitting. `progress_at`: when more of it was held last."""
 
     def __init__(
-        self, outgoing: Outgoing, cadence: Cadence, epoch: int, now: float = 0.0, *, was_recut: bool = False
+        self,
+        outgoing: Outgoing,
+        cadence: SendWindow,
+        epoch: int,
+        now: float = 0.0,
+        *,
+        was_recut: bool = False,
     ) -> None:
         self.object = outgoing
         self.was_recut, self.is_doubtful = was_recut, was_recut
@@ -64,7 +70,7 @@ class Talk:
                 return -math.inf, Type.REPAIR
         return self.ask_at, Type.POLL if outgoing.answered else Type.OFFER
 
-    def frame(self, type_: Type, now: float, seq: int) -> Send:
+    def frame(self, type_: Type, now: float, seq: int) -> PendingFrame:
         """The frame of that type; it will be frame `seq`."""
         outgoing = self.object
         if type_ is Type.DATA:
@@ -81,20 +87,22 @@ class Talk:
             ).encode()
         elif type_ is Type.CANCEL and outgoing.withdrawn is not None:
             payload = Cancel(outgoing.digest, outgoing.withdrawn).encode()
-        return Send(type_, payload, outgoing.object_id, poll=True, question=True, about=outgoing)
+        return PendingFrame(type_, payload, outgoing.object_id, poll=True, question=True, about=outgoing)
 
-    def question(self) -> Send:
+    def question(self) -> PendingFrame:
         """To a peer that owes an answer: 24 B, and it says "unknown" if the OFFER never came. An object that
         is withdrawn is asked about by its digest: a receiver that restarted goes by that alone."""
         if self.object.withdrawn is not None:
             return self.frame(Type.CANCEL, 0.0, 0)
-        return Send(Type.POLL, b"", self.object.object_id, poll=True, question=True, about=self.object)
+        return PendingFrame(
+            Type.POLL, b"", self.object.object_id, poll=True, question=True, about=self.object
+        )
 
     def data_bytes(self) -> int:
         """Payload of the fragment that would go next."""
         return len(self.object.fragment(self._next_fragment()))
 
-    def sent(self, send: Send, seq: int, end: float) -> None:
+    def sent(self, send: PendingFrame, seq: int, end: float) -> None:
         """A frame that this gave leaves as `seq`, its last bit at `end`."""
         if send.question and len(self._questions) < _QUESTIONS:
             self._questions.append(seq)
@@ -144,18 +152,20 @@ class Talk:
         assert index is not None, "next has looked"
         return index
 
-    def _data(self) -> Send:
+    def _data(self) -> PendingFrame:
         outgoing, index = self.object, self._next_fragment()
         poll = self._cadence.wants_report(outgoing, self._unpolled, last=outgoing.to_send.bit_count() == 1)
         poll = poll or (self.is_doubtful and not self._cadence.by_turns)
         payload = outgoing.fragment(index)
-        return Send(Type.DATA, payload, outgoing.object_id, index, outgoing.priority, poll, about=outgoing)
+        return PendingFrame(
+            Type.DATA, payload, outgoing.object_id, index, outgoing.priority, poll, about=outgoing
+        )
 
-    def _repair(self, seq: int) -> Send:
+    def _repair(self, seq: int) -> PendingFrame:
         outgoing = self.object
         _, generation = outgoing.lacking(self._loss.expected, self._loss.burst)
         payload = outgoing.repair(generation, (self._epoch, seq))
         poll = self._cadence.wants_report(outgoing, self._unpolled, last=True)
-        return Send(
+        return PendingFrame(
             Type.REPAIR, payload, outgoing.object_id, generation << 8, outgoing.priority, poll, about=outgoing
         )

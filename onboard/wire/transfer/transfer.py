@@ -22,7 +22,7 @@ from onboard.wire.transfer.report import PREFIX_BYTES, Report
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ReportOutcome:
     """What a REPORT settled: fragments found lost, in how many bursts (one after the other, as they were
     transmitted), and fragments whose fate it decided either way; of both how many were the object's last
     fragment, which is shorter than the others."""
@@ -179,7 +179,9 @@ class Outgoing:
         """The receiver knows no such object (any more): what it holds has to be learnt again."""
         self.answered = False
 
-    def report(self, report: Report, *, heard: tuple[int, int], epoch: int, slack: int = 0) -> Verdict | None:
+    def report(
+        self, report: Report, *, heard: tuple[int, int], epoch: int, slack: int = 0
+    ) -> ReportOutcome | None:
         """Take in what the receiver holds; None, and no change, if the report is not about this object,
         or older than one taken before.
 
@@ -224,7 +226,7 @@ class Outgoing:
         # Of what no REPORT spoke yet (one that was cut to fit its frame) nothing is known: it may be
         # held since before a restart of ours, so it waits for the report that reaches so far.
         self._todo = (self._told | self._sent) & ~self.held & ~flying
-        return Verdict(lost, bursts, settled, last_lost, last_settled)
+        return ReportOutcome(lost, bursts, settled, last_lost, last_settled)
 
     def _missing(self, generation: int) -> int:
         """Frames of a generation that the receiver yet has to hear, had none been sent since its REPORT."""

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks.harness import netns
-from benchmarks.harness.air import ADDRESSES, Spec
-from firmware_sim.runs.processes import Crew
+from benchmarks.harness.air import ADDRESSES, LinkSpec
+from firmware_sim.runs.processes import ProcessGroup
 from firmware_sim.world.channel import Side
 from hw_profiles import load_link
 
 LINK = replace(load_link("bench-udp"), rate_up_bps=80_000.0, rate_down_bps=40_000.0, delay_s=0.5)
-SPEC = Spec(link=LINK, mtu_bytes=1000, queue_bytes=10_000, loss=0.0, seed=1)
+SPEC = LinkSpec(link=LINK, mtu_bytes=1000, queue_bytes=10_000, loss=0.0, seed=1)
 
 
 def test_packets_arrive_in_order_at_the_rate_after_the_delay() -> None:
@@ -49,7 +49,7 @@ def test_what_finds_the_queue_full_is_dropped_and_the_rest_arrives() -> None:
 
 def test_as_many_are_lost_as_asked_and_a_seed_repeats_them() -> None:
     def survivors(seed: int) -> list[int]:
-        air = Spec(link=LINK, mtu_bytes=1000, queue_bytes=10_000, loss=0.2, seed=seed).air()
+        air = LinkSpec(link=LINK, mtu_bytes=1000, queue_bytes=10_000, loss=0.2, seed=seed).air()
         for n in range(2000):
             air.send("board", n.to_bytes(2, "big"), float(n))
         return [int.from_bytes(packet, "big") for _, packet in air.due(1e6)]
@@ -60,7 +60,7 @@ def test_as_many_are_lost_as_asked_and_a_seed_repeats_them() -> None:
 
 
 def test_nothing_passes_in_an_outage_counted_from_the_board_s_first_packet() -> None:
-    air = Spec(link=LINK, mtu_bytes=1000, queue_bytes=10_000, loss=0.0, seed=1, outage_s=(2.0, 4.0)).air()
+    air = LinkSpec(link=LINK, mtu_bytes=1000, queue_bytes=10_000, loss=0.0, seed=1, outage_s=(2.0, 4.0)).air()
     air.send("ground", b"nobody is there yet", 5.0)
     for n in range(6):
         air.send("board", bytes((n,)), 10.0 + n)
@@ -70,7 +70,7 @@ def test_nothing_passes_in_an_outage_counted_from_the_board_s_first_packet() -> 
 
 @pytest.mark.usefixtures("namespaces")
 def test_datagrams_cross_between_namespaces_that_are_gone_afterwards(tmp_path: Path) -> None:
-    crew = Crew(tmp_path)
+    crew = ProcessGroup(tmp_path)
     spec = {"link": asdict(LINK), "mtu_bytes": 1000, "queue_bytes": 10_000, "loss": 0.0, "seed": 1}
     crew.start("air", "benchmarks.harness.air", json.dumps(spec))
     up = next(event for _ in range(200) for _, event in crew.listen(0.1))

@@ -88,7 +88,7 @@ def test_files_elsewhere_are_left_alone(tmp_path: Path) -> None:
     assert disk.syncs_left == 0
 
 
-class State(msgspec.Struct):
+class DiskState(msgspec.Struct):
     """What a journal keeps here."""
 
     number: int = 0
@@ -101,14 +101,14 @@ def test_a_journal_and_a_spool_keep_their_promise_on_it(seed: int, cuts: list[in
     """Whatever is lost, a start finds the state and the fragments last saved, or those being saved then."""
     source, whole = random.Random(seed), payload(20_000)
     with scratch() as home:
-        Journal(home, State)
+        Journal(home, DiskState)
         Spool(home / "spool", 1 << 20)
         disk = Disk(home)
         with watched([disk]):
             saved = held = 0
             for cut in cuts:
-                journal, spool = Journal(home, State), Spool(home / "spool", 1 << 20)
-                state = journal.load() or State()
+                journal, spool = Journal(home, DiskState), Spool(home / "spool", 1 << 20)
+                state = journal.load() or DiskState()
                 assert state.number in (saved, saved + 1)
                 half = incoming(whole, 100)
                 for partial in spool.load():
@@ -121,7 +121,7 @@ def test_a_journal_and_a_spool_keep_their_promise_on_it(seed: int, cuts: list[in
                 disk.syncs_left = cut
                 try:
                     while True:
-                        journal.save(State(saved + 1, source.randbytes(source.randrange(2000))))
+                        journal.save(DiskState(saved + 1, source.randbytes(source.randrange(2000))))
                         saved += 1
                         receive(half, whole, [source.randrange(200)])
                         spool.save(half)

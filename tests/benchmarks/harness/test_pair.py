@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.harness.pair import KEY, NODES, AirPort, Broken, Known, Pair, scratch
+from benchmarks.harness.pair import KEY, NODES, AirPort, Broken, EndState, LinkPair, scratch
 from firmware_sim.world.channel import Channel
 from hw_profiles import Link
 from onboard.link.ports.port import Port
@@ -21,8 +21,8 @@ from tests.onboard.wire.pair import FULL, HALF
 WHOLE = random.Random(1).randbytes(20_000)
 
 
-def pair(folder: Path, link: Link = FULL, **channel: object) -> Pair:
-    return Pair(link, folder, Channel(link, seed=1, **channel))  # type: ignore[arg-type]
+def pair(folder: Path, link: Link = FULL, **channel: object) -> LinkPair:
+    return LinkPair(link, folder, Channel(link, seed=1, **channel))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("link", [FULL, HALF], ids=["full", "half"])
@@ -75,7 +75,7 @@ def test_an_object_with_a_second_effect_is_told(tmp_path: Path) -> None:
     both.board.offer(2, b"once", 0.0)
     both.run(100.0, lambda: not both.board.offers)
     both.ground.kill()
-    journal = Journal(tmp_path / "ground", Known)
+    journal = Journal(tmp_path / "ground", EndState)
     known = journal.load()
     assert known is not None
     known.taken.clear()  # a disk that forgets what it promised

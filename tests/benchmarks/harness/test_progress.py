@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 
-from benchmarks.harness.progress import LINE_EVERY_S, Progress
+from benchmarks.harness.progress import LINE_EVERY_S, ProgressLine
 
 
-class Terminal(io.StringIO):
+class FakeTerminal(io.StringIO):
     """Text that says it is a terminal."""
 
     def isatty(self) -> bool:
@@ -16,7 +16,7 @@ class Terminal(io.StringIO):
 
 def test_a_log_gets_a_line_for_every_stage_and_every_ten_seconds() -> None:
     now, out = [0.0], io.StringIO()
-    tell = Progress("footprint", out, lambda: now[0])
+    tell = ProgressLine("footprint", out, lambda: now[0])
     for now[0] in (0.0, 1.0, 2.0, 5.0, 11.9, 12.0, 13.0):
         tell("start" if now[0] < 2.0 else "wait", None if now[0] < 2.0 else 20.0 - now[0])
     tell.end()
@@ -28,8 +28,8 @@ def test_a_log_gets_a_line_for_every_stage_and_every_ten_seconds() -> None:
 
 
 def test_a_terminal_sees_one_line_that_is_cleared_at_the_end() -> None:
-    now, out = [0.0], Terminal()
-    tell = Progress("footprint", out, lambda: now[0])
+    now, out = [0.0], FakeTerminal()
+    tell = ProgressLine("footprint", out, lambda: now[0])
     for now[0] in (0.0, 1.0, 2.0):
         tell("start", 1.0 - now[0])
     tell.end()

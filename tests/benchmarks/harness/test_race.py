@@ -11,7 +11,7 @@ import pytest
 from benchmarks.claims.link import others
 from benchmarks.harness import race
 from benchmarks.harness.lab import LabError
-from benchmarks.harness.race import Course, Outcome, Racer, run_all
+from benchmarks.harness.race import Course, RaceOutcome, Racer, run_all
 
 TCP = "reno"  # no kernel is without
 SMALL = Course("a test's", 500e3, 0.01, 1052, 30_000)
@@ -22,7 +22,7 @@ def children() -> set[str]:
     return set(Path("/proc/thread-self/children").read_text().split())
 
 
-def outcomes(entries: list[tuple[Course, Racer, int]]) -> list[Outcome]:
+def outcomes(entries: list[tuple[Course, Racer, int]]) -> list[RaceOutcome]:
     """Of each, all run at once."""
     found = dict(ended for some in run_all(entries, len(entries)) for ended in some)
     return [found[number] for number in range(len(entries))]

@@ -12,9 +12,9 @@ from rich.console import Console
 
 import firmware_sim.demo.run
 from firmware_sim.cli import main
-from firmware_sim.demo.run import Wishes, sum_up
+from firmware_sim.demo.run import DemoConfig, sum_up
 from firmware_sim.demo.scene import Scene
-from firmware_sim.demo.view import View, summary_table
+from firmware_sim.demo.view import DemoView, summary_table
 
 BOARDS = ["pi", "nano", "q8s", "q7s"]
 
@@ -47,7 +47,7 @@ def summary(tmp_path: Path) -> dict[str, Any]:
     ground.insert(1, {"event": "answered", "node": "q7s", "round": 1})
     for event in ground:
         scene.hear("ground", event)
-    return sum_up(Wishes(out=tmp_path), scene)
+    return sum_up(DemoConfig(out=tmp_path), scene)
 
 
 def test_who_never_answered_is_named_with_the_reason(summary: dict[str, Any]) -> None:
@@ -71,7 +71,7 @@ def test_bytes_are_compared_for_answers_alone(summary: dict[str, Any]) -> None:
 def test_the_exit_code_says_it_too(
     answered: bool, code: int, summary: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def run(wishes: Wishes, view: View) -> dict[str, Any]:
+    def run(wishes: DemoConfig, view: DemoView) -> dict[str, Any]:
         return summary | ({"never_answered": {}} if answered else {})
 
     monkeypatch.setattr(firmware_sim.demo.run, "run", run)

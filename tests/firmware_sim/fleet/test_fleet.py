@@ -14,9 +14,9 @@ from click.testing import CliRunner
 
 import onboard.trainer.in_process
 from firmware_sim.cli import main
-from firmware_sim.fleet.record import Record
-from firmware_sim.fleet.result import Moment, RoundResult, mean_width
-from firmware_sim.fleet.simulation import Fleet, FleetError, Settings, without_losses
+from firmware_sim.fleet.record import FleetRecord
+from firmware_sim.fleet.result import FleetProgress, RoundResult, mean_width
+from firmware_sim.fleet.simulation import Fleet, FleetError, FleetSettings, without_losses
 from firmware_sim.runs.split import iid
 from hw_profiles import load_board, load_link
 from onboard.codec import alq
@@ -32,7 +32,7 @@ TRAIN, INFER = TrainGraph.load("lenet5"), InferGraph.load("lenet5")
 IMAGES = loading.load("digits", part="train")
 TEST = loading.load("digits", part="test").take(np.arange(120))
 SHARES = [IMAGES.take(rows) for rows in iid(IMAGES.y, 6, 40, 0)]
-SETTINGS = Settings(
+SETTINGS = FleetSettings(
     training=Training(epochs=1, bits_up=0.05, bits_down=0.1),
     devices=6, select=3, quorum=3, rounds=2, deadline_s=600.0, seed=4,
     boards=(load_board("raspberry-pi-4"), load_board("jetson-nano")), links=(load_link("sband-256k"),),
@@ -66,14 +66,14 @@ def test_two_rounds_and_the_same_again(tmp_path: Path) -> None:
         assert 0 < result.width_up < 0.05  # the budget, which holds coordinates too
         assert result.energy_j > 0
     assert first.clock_s < second.clock_s
-    assert all(0 <= moment.done <= 1 for moment in seen if isinstance(moment, Moment))
+    assert all(0 <= moment.done <= 1 for moment in seen if isinstance(moment, FleetProgress))
 
     again = Fleet(settings, SHARES, TEST, tmp_path / "two", TRAIN, INFER)
     assert [one for one in again.play() if isinstance(one, RoundResult)] == [first, second]
     assert again.packed == fleet.packed
 
 
-def _last_packed(folder: Path, settings: Settings) -> tuple[bytes, Layout]:
+def _last_packed(folder: Path, settings: FleetSettings) -> tuple[bytes, Layout]:
     """What a fleet of one round makes."""
     fleet = Fleet(replace(settings, rounds=1), SHARES, TEST, folder / "short", TRAIN, INFER)
     list(fleet.play())
@@ -258,17 +258,17 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_line_cut_short_is_played_again(tmp_path: Path) -> None:
     result = play(tmp_path / "journals", rounds=1)[0]
-    record = Record(tmp_path / "out", {"seed": 4})
+    record = FleetRecord(tmp_path / "out", {"seed": 4})
     record.keep(result, b"weights")
     record.close()
     with (tmp_path / "out" / "rounds.jsonl").open("ab") as file:
         file.write(b'{"round": 2, "accur')
-    again = Record(tmp_path / "out", {"seed": 4})
+    again = FleetRecord(tmp_path / "out", {"seed": 4})
     assert again.load() == ([result], b"weights")
     again.close()
     assert (tmp_path / "out" / "rounds.jsonl").read_bytes().count(b"\n") == 1
     (tmp_path / "out" / "model-1.bin").unlink()
-    assert Record(tmp_path / "out", {"seed": 4}).load() == ([], b"")
+    assert FleetRecord(tmp_path / "out", {"seed": 4}).load() == ([], b"")
 
 
 @pytest.mark.parametrize("shared", [False, True])

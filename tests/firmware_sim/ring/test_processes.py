@@ -13,12 +13,12 @@ import pytest
 
 from firmware_sim.ring.processes.folders import found
 from firmware_sim.ring.processes.links import meeting
-from firmware_sim.ring.processes.run import CrewRun
+from firmware_sim.ring.processes.run import ProcessRun
 from firmware_sim.ring.record import EPOCHS
 from firmware_sim.ring.result import EpochResult
-from firmware_sim.ring.run import Wishes
-from firmware_sim.ring.simulation import RingError, Settings
-from firmware_sim.runs.processes import Crew
+from firmware_sim.ring.run import RingConfig
+from firmware_sim.ring.simulation import RingError, RingSettings
+from firmware_sim.runs.processes import ProcessGroup
 from firmware_sim.runs.split import iid
 from hw_profiles import load_board, load_link
 from onboard.data import loading
@@ -34,9 +34,9 @@ WITHIN_S = 60.0
 def test_a_killed_agent_goes_on_and_all_agents_end(tmp_path: Path) -> None:
     images = loading.load("digits", part="train", classes=10)
     shares = [images.take(rows) for rows in iid(images.y, 3, 100, 0)]
-    settings = Settings(**BASE | {"epochs": 8})
+    settings = RingSettings(**BASE | {"epochs": 8})
     files = found(tmp_path / "nodes", settings, shares, meeting(settings).urls)
-    crew, heard = Crew(tmp_path / "logs"), list[tuple[str, dict[str, Any]]]()
+    crew, heard = ProcessGroup(tmp_path / "logs"), list[tuple[str, dict[str, Any]]]()
     until = time.monotonic() + WITHIN_S
 
     def start(node: int, life: int = 1) -> None:
@@ -74,8 +74,10 @@ def test_a_killed_agent_goes_on_and_all_agents_end(tmp_path: Path) -> None:
 
 
 def test_a_crew_tells_its_epochs_as_a_ring_does(tmp_path: Path) -> None:
-    wishes = Wishes(settings=Settings(**BASE | {"epochs": 3}), data="digits", images=150, out=tmp_path)
-    results = [seen for seen in CrewRun(wishes).play() if isinstance(seen, EpochResult)]
+    wishes = RingConfig(
+        settings=RingSettings(**BASE | {"epochs": 3}), data="digits", images=150, out=tmp_path
+    )
+    results = [seen for seen in ProcessRun(wishes).play() if isinstance(seen, EpochResult)]
     assert [result.epoch for result in results] == [1, 2, 3]
     assert results[-1].loss < results[0].loss
     assert results[-1].exchanges == 3 * 3  # of three edges: 15 batches, an exchange at every fourth
@@ -86,9 +88,9 @@ def test_a_crew_tells_its_epochs_as_a_ring_does(tmp_path: Path) -> None:
 
 def test_frames_are_lost_and_an_edge_is_cut_between_real_agents(tmp_path: Path) -> None:
     lossy = replace(BASE["link"], frame_loss=0.05)
-    settings = Settings(**BASE | {"epochs": 3, "every": 2, "link": lossy, "cuts": {(1, 2): (0.0, 300.0)}})
-    wishes = Wishes(settings=settings, data="digits", images=150, out=tmp_path)
-    results = [seen for seen in CrewRun(wishes).play() if isinstance(seen, EpochResult)]
+    settings = RingSettings(**BASE | {"epochs": 3, "every": 2, "link": lossy, "cuts": {(1, 2): (0.0, 300.0)}})
+    wishes = RingConfig(settings=settings, data="digits", images=150, out=tmp_path)
+    results = [seen for seen in ProcessRun(wishes).play() if isinstance(seen, EpochResult)]
     assert [result.epoch for result in results] == [1, 2, 3]
     assert results[-1].exchanges > 2
     said = {}
@@ -100,15 +102,15 @@ def test_frames_are_lost_and_an_edge_is_cut_between_real_agents(tmp_path: Path) 
 
 
 def test_what_processes_cannot_do_is_said_before_they_start(tmp_path: Path) -> None:
-    wishes = Wishes(settings=Settings(**BASE | {"method": "topk"}), data="digits", out=tmp_path)
+    wishes = RingConfig(settings=RingSettings(**BASE | {"method": "topk"}), data="digits", out=tmp_path)
     with pytest.raises(RingError, match="processes"):
-        CrewRun(wishes)
+        ProcessRun(wishes)
 
 
 def test_an_emulated_board_gossips_at_its_own_pace(tmp_path: Path) -> None:
     images = loading.load("digits", part="train", classes=10).take(np.arange(64))
-    settings = Settings(**BASE | {"nodes": 2, "epochs": 1, "patience_s": 1.0})
-    crew = Crew(tmp_path / "logs")
+    settings = RingSettings(**BASE | {"nodes": 2, "epochs": 1, "patience_s": 1.0})
+    crew = ProcessGroup(tmp_path / "logs")
     heard, until = list[tuple[str, dict[str, Any]]](), time.monotonic() + WITHIN_S
     try:
         files = found(tmp_path / "nodes", settings, [images, images], meeting(settings).urls)

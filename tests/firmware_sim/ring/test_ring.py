@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from firmware_sim.ring.result import EpochResult
-from firmware_sim.ring.simulation import Ground, Ring, RingError, Settings
+from firmware_sim.ring.simulation import GroundNode, Ring, RingError, RingSettings
 from firmware_sim.runs.split import iid
-from firmware_sim.world.edge import Way, framed_bytes
+from firmware_sim.world.edge import DirectedLink, framed_bytes
 from hw_profiles import load_board, load_link
 from onboard.codec.mask import Draw, drawn, share_of
 from onboard.data import loading
@@ -48,7 +48,7 @@ def play(ring: Ring) -> list[EpochResult]:
     ("method", "least"), [("rd-psgd", 0.6), ("d-psgd", 0.8), ("choco", 0.7), ("topk", 0.5)]
 )
 def test_every_method_learns(digits: Any, method: Any, least: float) -> None:
-    ring = Ring(Settings(**BASE | {"method": method, "sparsity": 0.2, "rate": 0.3}), *digits)
+    ring = Ring(RingSettings(**BASE | {"method": method, "sparsity": 0.2, "rate": 0.3}), *digits)
     results = play(ring)
     assert [result.epoch for result in results] == [1, 2, 3]
     assert results[-1].accuracy > least
@@ -57,7 +57,7 @@ def test_every_method_learns(digits: Any, method: Any, least: float) -> None:
 
 
 def test_a_seed_repeats_a_run(digits: Any) -> None:
-    settings = Settings(**BASE | {"epochs": 1})
+    settings = RingSettings(**BASE | {"epochs": 1})
     assert play(Ring(settings, *digits)) == play(Ring(settings, *digits))
     assert play(Ring(settings, *digits)) != play(Ring(replace(settings, seed=1), *digits))
 
@@ -65,7 +65,7 @@ def test_a_seed_repeats_a_run(digits: Any) -> None:
 def test_bytes_are_those_of_frames_and_fewer_in_the_share_of_p(digits: Any) -> None:
     sent = {}
     for method in ("d-psgd", "rd-psgd"):
-        ring = Ring(Settings(**BASE | {"method": method, "epochs": 1}), *digits)
+        ring = Ring(RingSettings(**BASE | {"method": method, "epochs": 1}), *digits)
         play(ring)
         sent[method] = ring.bytes_sent
     parameters = sum(int(np.prod(shape)) for shape in digits[2].shapes.values())
@@ -92,8 +92,8 @@ def test_training_goes_on_through_faults_and_waits_no_longer_than_its_patience(
     digits: Any, faults: dict[str, Any]
 ) -> None:
     base = BASE | {"seed": 1}  # its three epochs learn more than those of seed 0
-    calm = play(Ring(Settings(**base), *digits))[-1]
-    ring = Ring(Settings(**base | {"patience_s": 20.0} | faults), *digits)
+    calm = play(Ring(RingSettings(**base), *digits))[-1]
+    ring = Ring(RingSettings(**base | {"patience_s": 20.0} | faults), *digits)
     last = play(ring)[-1]
     assert last.clock_s < calm.clock_s + 25.0
     assert last.accuracy > 0.75
@@ -102,7 +102,7 @@ def test_training_goes_on_through_faults_and_waits_no_longer_than_its_patience(
 
 def test_an_edge_that_is_cut_for_a_while_does_not_move_the_mean(digits: Any) -> None:
     """At a learning rate that moves nothing, all that changes models is mixing."""
-    settings = Settings(
+    settings = RingSettings(
         **BASE | {"cuts": {(1, 2): (0.0, 3.0)}, "patience_s": 1.0, "recipe": Recipe(learning_rate=1e-12)}
     )
     ring = Ring(settings, *digits)
@@ -118,15 +118,15 @@ def test_an_edge_that_is_cut_for_a_while_does_not_move_the_mean(digits: Any) -> 
 
 def test_what_cannot_be_is_named() -> None:
     with pytest.raises(RingError, match="1 nodes: must be 2 to 254"):
-        Settings(**BASE | {"nodes": 1})
+        RingSettings(**BASE | {"nodes": 1})
     with pytest.raises(RingError, match="4 nodes do not fill rows of 3"):
-        Settings(**BASE | {"shape": "torus", "columns": 3})
+        RingSettings(**BASE | {"shape": "torus", "columns": 3})
     with pytest.raises(RingError, match=r"faults of \[9\]"):
-        Settings(**BASE | {"dead": {9: 1.0}})
+        RingSettings(**BASE | {"dead": {9: 1.0}})
     with pytest.raises(RingError, match=r"faults of \[\] and \[\(0, 1\)\]"):
-        Settings(**BASE | {"ground": Ground(LINK, {1: ((0.0, 9.0),)}), "cuts": {(0, 1): (1.0, 2.0)}})
+        RingSettings(**BASE | {"ground": GroundNode(LINK, {1: ((0.0, 9.0),)}), "cuts": {(0, 1): (1.0, 2.0)}})
     with pytest.raises(RingError, match="topk waits for all its neighbours"):
-        Settings(**BASE | {"dead": {1: 1.0}, "method": "topk"})
+        RingSettings(**BASE | {"dead": {1: 1.0}, "method": "topk"})
 
 
 SCENARIO = """
@@ -193,7 +193,7 @@ def test_a_scenario_s_mistakes_get_one_line(tmp_path: Path, change: tuple[str, s
 
 def test_what_a_contact_s_end_cuts_goes_on_at_the_next_one() -> None:
     link = replace(LINK, rate_up_bps=8000.0, delay_s=0.0, mtu_bytes=1000)
-    way = Way(link, 8000.0, [(1.0, 2.0), (5.0, 9.0)])
+    way = DirectedLink(link, 8000.0, [(1.0, 2.0), (5.0, 9.0)])
     assert way.send(2 * (1000 - OVERHEAD_BYTES), 0.0) == pytest.approx(6.0, abs=0.02)
     assert way.send(1000 - OVERHEAD_BYTES, 0.0) == pytest.approx(7.0, abs=0.03)
     assert way.send(10_000, 0.0) == np.inf

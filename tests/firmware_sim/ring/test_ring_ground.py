@@ -12,11 +12,11 @@ import pytest
 
 from firmware_sim.ring.processes.folders import PLAN, found, plan
 from firmware_sim.ring.processes.links import meeting
-from firmware_sim.ring.processes.run import CrewRun
+from firmware_sim.ring.processes.run import ProcessRun
 from firmware_sim.ring.result import EpochResult
-from firmware_sim.ring.run import Wishes
-from firmware_sim.ring.simulation import Ground, RingError, Settings
-from firmware_sim.runs.processes import Crew
+from firmware_sim.ring.run import RingConfig
+from firmware_sim.ring.simulation import GroundNode, RingError, RingSettings
+from firmware_sim.runs.processes import ProcessGroup
 from hw_profiles import load_board, load_link
 from onboard.agents.gossip_checkpoint import CHECKPOINT, MODEL
 from onboard.codec.layout import Floats
@@ -28,7 +28,7 @@ PASSES = {1: ((0.0, 300.0),), 3: ((0.0, 1.0), (2.0, 300.0))}
 BASE: dict[str, Any] = {
     "nodes": 4, "shape": "planes", "columns": 2, "sparsity": 0.3, "patience_s": 3.0, "every": 2,
     "board": load_board("raspberry-pi-4"), "link": load_link("isl-2mbyte"),
-    "ground": Ground(load_link("isl-2mbyte"), PASSES),
+    "ground": GroundNode(load_link("isl-2mbyte"), PASSES),
 }  # fmt: skip
 STILL = Recipe(learning_rate=1e-30)  # all that changes a model is mixing
 WITHIN_S = 60.0
@@ -37,7 +37,7 @@ PARAMETERS = 431_080  # of LeNet-5
 
 def test_planes_come_nearer_through_the_ground_alone_and_the_mean_stays(tmp_path: Path) -> None:
     images = loading.load("digits", part="train", classes=10).take(np.arange(64))
-    settings = Settings(**BASE | {"epochs": 5, "recipe": STILL})
+    settings = RingSettings(**BASE | {"epochs": 5, "recipe": STILL})
     files = found(tmp_path / "nodes", settings, [images] * 4, meeting(settings).urls)
     drawn = np.random.default_rng(0).standard_normal((5, PARAMETERS), np.float32)
     before = dict(enumerate(drawn / 10))
@@ -45,7 +45,7 @@ def test_planes_come_nearer_through_the_ground_alone_and_the_mean_stays(tmp_path
         (file.parent / "state").mkdir()
         still = {"velocity": np.zeros(PARAMETERS, np.float32), "batches": 0, "peers": [], "numbers": []}
         np.savez(file.parent / "state" / CHECKPOINT, vector=before[node], **still)  # type: ignore[arg-type]
-    crew, until = Crew(tmp_path / "logs"), time.monotonic() + WITHIN_S
+    crew, until = ProcessGroup(tmp_path / "logs"), time.monotonic() + WITHIN_S
     plan(tmp_path / "nodes", settings.ground, datetime.now(timezone.utc))  # type: ignore[arg-type]
     try:
         for node, file in files.items():
@@ -79,9 +79,9 @@ def apart(models: dict[int, Floats]) -> float:
 
 
 def test_a_crew_tells_of_its_ground_as_a_ring_does(tmp_path: Path) -> None:
-    settings = Settings(**BASE | {"epochs": 5, "recipe": Recipe(learning_rate=0.05)})
-    wishes = Wishes(settings=settings, data="digits", images=100, out=tmp_path)
-    results = [seen for seen in CrewRun(wishes).play() if isinstance(seen, EpochResult)]
+    settings = RingSettings(**BASE | {"epochs": 5, "recipe": Recipe(learning_rate=0.05)})
+    wishes = RingConfig(settings=settings, data="digits", images=100, out=tmp_path)
+    results = [seen for seen in ProcessRun(wishes).play() if isinstance(seen, EpochResult)]
     assert [result.epoch for result in results] == [1, 2, 3, 4, 5]
     last = results[-1]
     assert last.ground_accuracy is not None
@@ -99,4 +99,4 @@ def test_the_plan_has_each_pass_at_its_time(tmp_path: Path) -> None:
 
 def test_a_node_alone_has_nobody_to_gossip_with(tmp_path: Path) -> None:
     with pytest.raises(RingError, match=r"nodes \[2, 4\] have no neighbours"):
-        found(tmp_path, Settings(**BASE | {"columns": 1}), [], {})
+        found(tmp_path, RingSettings(**BASE | {"columns": 1}), [], {})

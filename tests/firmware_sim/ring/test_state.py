@@ -12,8 +12,16 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from firmware_sim.ring.result import EpochResult
-from firmware_sim.ring.simulation import Ground, Ring, Settings
-from firmware_sim.ring.state import Acknowledged, Arrived, OutOfPatience, RingState, Trained, pack, unpack
+from firmware_sim.ring.simulation import GroundNode, Ring, RingSettings
+from firmware_sim.ring.state import (
+    Acknowledged,
+    MessageArrival,
+    OutOfPatience,
+    RingState,
+    TrainingStep,
+    pack,
+    unpack,
+)
 from hw_profiles import load_board, load_link
 from onboard.codec.values import Form
 from onboard.data import loading
@@ -40,19 +48,19 @@ def unlike(digits: Parts) -> Parts:
     return [share.take(np.arange(8 + 7 * n)) for n, share in enumerate(shares)], *others
 
 
-def settings(**changes: Any) -> Settings:
+def settings(**changes: Any) -> RingSettings:
     base: dict[str, Any] = {
         "nodes": NODES, "epochs": EPOCHS, "link": LINK, "board": load_board("raspberry-pi-4"),
         "recipe": Recipe(batch_size=8, learning_rate=0.02, drops=(2,), weight_decay=1e-4, shift_pixels=1),
     }  # fmt: skip
-    return Settings(**base | changes)
+    return RingSettings(**base | changes)
 
 
-def at_once(asked: Settings, parts: Parts) -> list[EpochResult]:
+def at_once(asked: RingSettings, parts: Parts) -> list[EpochResult]:
     return [seen for seen in Ring(asked, *parts).play() if isinstance(seen, EpochResult)]
 
 
-def in_lives(asked: Settings, parts: Parts) -> tuple[list[EpochResult], list[RingState]]:
+def in_lives(asked: RingSettings, parts: Parts) -> tuple[list[EpochResult], list[RingState]]:
     """An epoch a life; also the states between them."""
     results: list[EpochResult] = []
     packed: list[bytes] = []
@@ -67,7 +75,7 @@ def in_lives(asked: Settings, parts: Parts) -> tuple[list[EpochResult], list[Rin
 
 
 @st.composite
-def asked_for(draw: st.DrawFn) -> Settings:
+def asked_for(draw: st.DrawFn) -> RingSettings:
     """Gossip with whatever can befall it, or a method that waits for all its neighbours."""
     delay_s, rate_bps = draw(st.sampled_from([0.0, 0.3])), draw(st.sampled_from([2e6, 16e6]))
     common: dict[str, Any] = {
@@ -88,13 +96,13 @@ def asked_for(draw: st.DrawFn) -> Settings:
         patience_s=draw(st.sampled_from([0.1, 60.0])),
         dead=draw(st.sampled_from([{}, {3: 0.6}])),
         cuts=draw(st.sampled_from([{}, {(1, 2): (0.1, 1.0)}])),
-        ground=draw(st.sampled_from([None, Ground(load_link("sband-2m"), passes)])),
+        ground=draw(st.sampled_from([None, GroundNode(load_link("sband-2m"), passes)])),
     )
 
 
 @hypothesis_settings(max_examples=8, deadline=None)
 @given(asked=asked_for())
-def test_it_goes_on_to_the_bit(digits: Parts, unlike: Parts, asked: Settings) -> None:
+def test_it_goes_on_to_the_bit(digits: Parts, unlike: Parts, asked: RingSettings) -> None:
     parts = digits if asked.method in ("topk", "choco") else unlike  # these wait for all neighbours
     assert in_lives(asked, parts)[0] == at_once(asked, parts)
 
@@ -103,7 +111,7 @@ def test_an_epoch_s_end_finds_all_that_can_be_under_way(unlike: Parts) -> None:
     asked = settings(shape="star", patience_s=0.3, link=replace(LINK, delay_s=0.25))
     results, states = in_lives(asked, unlike)
     under_way = {type(event) for state in states for _, _, event in state.events}
-    assert under_way == {Trained, OutOfPatience, Arrived, Acknowledged}
+    assert under_way == {TrainingStep, OutOfPatience, MessageArrival, Acknowledged}
     assert any(len({len(node.epoch_losses) for node in state.nodes.values()}) > 1 for state in states)
     assert any(node.losses for state in states for node in state.nodes.values())
     assert results == at_once(asked, unlike)

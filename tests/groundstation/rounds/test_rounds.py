@@ -22,7 +22,7 @@ from onboard.learn.federated.local import moved
 from onboard.learn.federated.rounds import PartialAverage, choose, condense
 from onboard.learn.graph import InferGraph, TrainGraph
 from onboard.storage.keys import load_keys
-from onboard.wire.events import Arrived, Progress, Rekeyed, Spent
+from onboard.wire.events import Arrived, Progress, QuotaUsage, Rekeyed
 from onboard.wire.messages import UPDATE, Update, decode_task, encode_object
 from onboard.wire.session import Session
 
@@ -185,6 +185,6 @@ def objects(ground: Ground, node: int) -> tuple[Progress, ...]:
 
 def test_what_was_spent_of_an_allowance_is_in_the_store(tmp_path: Path) -> None:
     ground = Ground(tmp_path, "")
-    spent = Spent(700, ((1.5, 700),))
+    spent = QuotaUsage(700, ((1.5, 700),))
     ground.rounds.hear(ground.stations[2], spent, ground.now)
-    assert [ground.store.enter_node(node, "").spent for node in NODES] == [Spent(), spent, Spent()]
+    assert [ground.store.enter_node(node, "").spent for node in NODES] == [QuotaUsage(), spent, QuotaUsage()]

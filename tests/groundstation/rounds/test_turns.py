@@ -23,7 +23,7 @@ class Named:
 
 
 @dataclass
-class Line:
+class WaitingLine:
     hears: bool = True
 
 
@@ -33,7 +33,7 @@ class Desk:
 
     node: Named
     session: object = "a session"
-    pump: Line = field(default_factory=Line)
+    pump: WaitingLine = field(default_factory=WaitingLine)
 
 
 def test_a_board_that_sends_object_after_object_takes_a_fifth_of_the_time() -> None:

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from firmware_sim.runs.processes import Crew
+from firmware_sim.runs.processes import ProcessGroup
 from groundstation.cli import main
 from groundstation.config import load_mission
 from groundstation.daemon import _close
@@ -52,7 +52,7 @@ def held(path: Path) -> Iterator[None]:
         shell.close()
 
 
-def ends_within(crew: Crew, name: str, within_s: float) -> int:
+def ends_within(crew: ProcessGroup, name: str, within_s: float) -> int:
     process = crew.members[name].process
     process.send_signal(signal.SIGTERM)
     return process.wait(timeout=within_s)
@@ -65,7 +65,7 @@ def test_a_shell_that_holds_the_database_stops_no_link_and_no_end(tmp_path: Path
     node = f"pi,port=udp://{there}?bind={here},board-port=udp://{here}?bind={there}"
     run("groundstation", "init", str(mission), "--node", node, "--data", f"npz:{tmp_path / 'test.npz'}")
     images(mission / "boards" / "pi" / "data.npz")
-    crew, said = Crew(tmp_path / "logs"), list[dict[str, Any]]()
+    crew, said = ProcessGroup(tmp_path / "logs"), list[dict[str, Any]]()
 
     def until(event: str, timeout_s: float = 30.0) -> dict[str, Any]:
         deadline = time.monotonic() + timeout_s

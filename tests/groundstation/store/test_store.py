@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from groundstation.store.store import Floor, RoundRow, Store, StoreError, StoreForeign
-from onboard.wire.events import Spent
+from onboard.wire.events import QuotaUsage
 from onboard.wire.messages import UPDATE, digest
 from onboard.wire.security.seal import NO_SALT
 
@@ -152,13 +152,13 @@ def test_the_epoch_rises_with_every_entry_and_the_floor_stays(store: Store, path
     for _ in range(3):
         again = Store(path)
         entered = again.enter_node(1, "renamed")
-        assert entered == Floor(epochs[-1] + 1, b"the salt", (7, 9), Spent())
+        assert entered == Floor(epochs[-1] + 1, b"the salt", (7, 9), QuotaUsage())
         epochs.append(entered.epoch)
         again.close()
     assert store.nodes()[0]["name"] == "renamed"
     assert store.nodes()[1]["epoch"] == 1
     store.rekey(1, b"new salt")
-    assert store.enter_node(1, "renamed") == Floor(epochs[-1] + 1, b"new salt", (0, 0), Spent())
+    assert store.enter_node(1, "renamed") == Floor(epochs[-1] + 1, b"new salt", (0, 0), QuotaUsage())
     assert store.enter_node(2, "board-2").salt == NO_SALT
 
 
@@ -172,11 +172,11 @@ def test_how_the_last_object_is_cut_stays(store: Store, path: Path) -> None:
 
 
 def test_what_was_spent_of_an_allowance_stays(store: Store, path: Path) -> None:
-    spent = Spent(1200, ((3600.5, 800), (0.0, 400)))
+    spent = QuotaUsage(1200, ((3600.5, 800), (0.0, 400)))
     store.spend(2, spent)
     store.close()
     again = Store(path)
-    assert (again.enter_node(1, "a").spent, again.enter_node(2, "b").spent) == (Spent(), spent)
+    assert (again.enter_node(1, "a").spent, again.enter_node(2, "b").spent) == (QuotaUsage(), spent)
 
 
 def test_health_and_counters_are_replaced_not_added(store: Store) -> None:

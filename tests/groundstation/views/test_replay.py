@@ -24,7 +24,7 @@ from onboard.wire.events import Delivered
 from onboard.wire.messages import UPDATE
 from onboard.wire.session import Session
 from tests.hidden import hide
-from tests.onboard.link.cable import Cable, Clock
+from tests.onboard.link.cable import Clock, PtyCable
 from tests.onboard.link.objects import payload
 from tests.onboard.link.test_pump import accept_into, told
 
@@ -41,7 +41,7 @@ def recorded(tmp_path: Path) -> Path:
 
 def record(tmp_path: Path, *, encrypted: bool = False) -> Path:
     """An object from board 3 to the ground, as the ground recorded it; some noise and a replay among it."""
-    cable, clock, got = Cable(tmp_path), Clock(), list[bytes]()
+    cable, clock, got = PtyCable(tmp_path), Clock(), list[bytes]()
     recorder = Recorder(tmp_path / "pass.sdml", clock=lambda: clock.now, wall=lambda: 1_700_000_000.0)
     tap = recorder.link(str(cable.a), LINK, local=0, peer=3, encrypted=encrypted)
     pumps = {}

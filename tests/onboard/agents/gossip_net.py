@@ -21,7 +21,7 @@ import numpy.typing as npt
 from benchmarks.harness.pair import TICK_S, AirPort
 from firmware_sim.world.channel import Channel, Side
 from onboard.agents.gossip import GossipAgent
-from onboard.agents.gossip_state import Phase
+from onboard.agents.gossip_state import GossipPhase
 from onboard.codec.layout import Floats, Layout, layout
 from onboard.config import GossipConfig, Neighbour, load_gossip
 from onboard.learn.gossip import topology
@@ -59,7 +59,7 @@ class Softmax:
         return loss, {"w": odds.T @ flat, "b": odds.sum(axis=0)}, {}
 
 
-class Node:
+class NetNode:
     """One program: what it has in `folder`, and the agent of its present life."""
 
     def __init__(self, number: int, folder: Path, toml: str, start: Floats, seed: int, step_s: float) -> None:
@@ -205,7 +205,7 @@ class GossipNet:
         models = dict(zip(weights, drawn / 10, strict=True))
         self.weights = weights
         self.nodes = {
-            n: Node(n, folder / str(n), self.toml(n), models[n], seed, step_s) for n in sorted(weights)
+            n: NetNode(n, folder / str(n), self.toml(n), models[n], seed, step_s) for n in sorted(weights)
         }
         self.channels: dict[tuple[int, int], Channel] = {}
         for a, b in edges:
@@ -265,7 +265,8 @@ class GossipNet:
     def over(self) -> bool:
         """Whether all nodes that live and train have come to their end."""
         return all(
-            n.agent is None or n.agent.phase in (Phase.OVER, Phase.HOLDING) for n in self.nodes.values()
+            n.agent is None or n.agent.phase in (GossipPhase.OVER, GossipPhase.HOLDING)
+            for n in self.nodes.values()
         )
 
     def drift(self) -> float:

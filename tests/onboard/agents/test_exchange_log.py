@@ -32,7 +32,7 @@ def random(seed: int) -> Floats:
     return np.random.default_rng(seed).standard_normal(SIZE).astype(np.float32)
 
 
-class Killed(RuleBasedStateMachine):
+class KilledHere(RuleBasedStateMachine):
     """Four nodes in a ring that train, exchange, checkpoint and are killed; what is on the way arrives in any
     order, or is lost with its sender, who offers it again."""
 
@@ -131,8 +131,8 @@ class Killed(RuleBasedStateMachine):
             shutil.rmtree(self.folder)
 
 
-Killed.TestCase.settings = settings(max_examples=120, stateful_step_count=60, deadline=None)
-TestKilled = Killed.TestCase
+KilledHere.TestCase.settings = settings(max_examples=120, stateful_step_count=60, deadline=None)
+TestKilled = KilledHere.TestCase
 
 
 def test_what_is_logged_is_read_in_order_and_a_checkpoint_leaves_the_last_exchange(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from onboard.runtime.federated import board_agent
 from onboard.storage.keys import load_keys, new_key, save_key
 from onboard.trainer.in_process import LocalTrainer
 from onboard.trainer.job import Begun
-from onboard.wire.events import Arrived, Cancelled, Delivered, Event, Rekeyed, Spent
+from onboard.wire.events import Arrived, Cancelled, Delivered, Event, QuotaUsage, Rekeyed
 from onboard.wire.messages import MODEL, UPDATE, Reason, Task, decode_update, digest, encode_object
 from onboard.wire.security.seal import NO_SALT
 from onboard.wire.session import Session
@@ -122,13 +122,13 @@ def test_what_was_spent_of_an_allowance_is_durable(config: NodeConfig) -> None:
     ground = msgspec.structs.replace(config.ground, bytes_per_day=64_000.0)
     config = msgspec.structs.replace(config, ground=ground)
     agent, pump = board_agent(config, LocalTrainer(IMAGES), 0.0)
-    (spent,) = [event for event in pump.session.tick(0.0) if isinstance(event, Spent)]
-    assert spent == Spent(2000, ((0.0, 2000),))
+    (spent,) = [event for event in pump.session.tick(0.0) if isinstance(event, QuotaUsage)]
+    assert spent == QuotaUsage(2000, ((0.0, 2000),))
     agent.hear(spent, 0.0)
     after, pump = board_agent(config, LocalTrainer(IMAGES), 50.0)
     assert after.known.spent == spent
-    (again,) = [event for event in pump.session.tick(50.0) if isinstance(event, Spent)]
-    assert again == Spent(4000, ((0.0, 4000),))  # what was counted ahead stays spent
+    (again,) = [event for event in pump.session.tick(50.0) if isinstance(event, QuotaUsage)]
+    assert again == QuotaUsage(4000, ((0.0, 4000),))  # what was counted ahead stays spent
 
 
 def test_what_was_trained_survives_a_power_cut(config: NodeConfig) -> None:

@@ -14,7 +14,7 @@ import pytest
 import onboard.wire.security.seal
 from benchmarks.harness.pair import scratch
 from onboard.agents.gossip_checkpoint import BEFORE, CHECKPOINT
-from onboard.agents.gossip_state import Known, Phase
+from onboard.agents.gossip_state import GossipPhase, GossipState
 from onboard.storage.journal import Journal, replace_durably
 from onboard.wire.security.seal import MAX_EPOCH
 from tests.onboard.agents.gossip_net import GossipNet
@@ -201,14 +201,14 @@ def test_neighbours_learn_together(disk: Path, caplog: pytest.LogCaptureFixture)
     net.run(600.0, net.over)
     losses = [r.__dict__["fields"]["loss"] for r in caplog.records if r.getMessage() == "epoch"]
     assert np.mean(losses[-4:]) < 0.5 * np.mean(losses[:4])
-    assert all(node.agent is not None and node.agent.phase is Phase.OVER for node in net.nodes.values())
+    assert all(node.agent is not None and node.agent.phase is GossipPhase.OVER for node in net.nodes.values())
 
 
 def test_the_last_epoch_is_followed_by_the_first_under_another_salt(disk: Path) -> None:
     net = GossipNet(disk, nodes=3)
     net.run(1.0)
     net.nodes[1].kill()
-    journal = Journal(disk / "1" / "state", Known)
+    journal = Journal(disk / "1" / "state", GossipState)
     known = journal.load()
     assert known is not None
     known.epoch = MAX_EPOCH
@@ -239,7 +239,7 @@ def test_numbers_that_are_used_up_on_a_full_disk_are_tried_again_every_5_s(
     net = GossipNet(disk, nodes=3)
     save, full = Journal.save, [True]
 
-    def refuses(journal: Journal[Known], state: Known) -> None:
+    def refuses(journal: Journal[GossipState], state: GossipState) -> None:
         if full[0]:
             raise OSError(28, "No space left on device")
         save(journal, state)

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.harness.pair import scratch
 from onboard.agents.gossip_checkpoint import MODEL
-from onboard.agents.gossip_state import Phase
+from onboard.agents.gossip_state import GossipPhase
 from tests.onboard.agents.gossip_net import STEP_S, GossipNet
 
 PATIENCE_S = 3.0
@@ -64,7 +64,7 @@ def test_planes_agree_by_way_of_the_ground_and_wait_for_it_never(disk: Path) -> 
     assert net.drift() < MEAN
     ground = net.nodes[0].agent
     assert ground is not None
-    assert (ground.phase, ground.descent.batches) == (Phase.HOLDING, 0)
+    assert (ground.phase, ground.descent.batches) == (GossipPhase.HOLDING, 0)
 
 
 def test_between_passes_no_exchange_is_opened_with_the_ground(disk: Path) -> None:

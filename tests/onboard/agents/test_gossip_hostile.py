@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks.harness.pair import scratch
-from onboard.agents.gossip_state import Phase
+from onboard.agents.gossip_state import GossipPhase
 from onboard.codec import sparse
 from onboard.codec.layout import Floats
 from onboard.codec.mask import Draw, Mask, drawn, share_of
@@ -20,7 +20,7 @@ from onboard.data import loading
 from onboard.learn.gossip.exchange import Gossip, _edge_seed
 from onboard.learn.gossip.outliers import Clipping
 from onboard.wire.messages import GOSSIP
-from tests.onboard.agents.gossip_net import CLASSES, PIXELS, GossipNet, Node
+from tests.onboard.agents.gossip_net import CLASSES, PIXELS, GossipNet, NetNode
 
 MEAN = 1e-5
 SIZE = CLASSES * (PIXELS + 1)
@@ -91,7 +91,7 @@ def test_values_beyond_the_model_move_it_little_and_travel_to_nobody(disk: Path,
     assert net.over()
     for node in net.nodes.values():
         assert node.agent is not None
-        assert node.agent.phase is Phase.OVER
+        assert node.agent.phase is GossipPhase.OVER
         assert np.abs(node.vector).max() < 5
 
 
@@ -114,7 +114,7 @@ class Credulous(Clipping):
         return 1.0
 
 
-def turn(node: Node, lie: Callable[[Floats], Floats]) -> None:
+def turn(node: NetNode, lie: Callable[[Floats], Floats]) -> None:
     """From now on the node sends what `lie` makes of its values."""
     assert node.agent is not None
     node.agent.gossip.__class__ = Liar
@@ -176,8 +176,8 @@ def test_one_hostile_node_of_five_costs_the_others_two_points_at_most(
     net = digits_net(disk)
     turn(net.nodes[2], LIES[name])
     honest = [net.nodes[n].agent for n in (1, 3, 4, 5)]
-    net.run(600.0, lambda: all(agent is not None and agent.phase >= Phase.OVER for agent in honest))
-    assert all(agent is not None and agent.phase is Phase.OVER for agent in honest)
+    net.run(600.0, lambda: all(agent is not None and agent.phase >= GossipPhase.OVER for agent in honest))
+    assert all(agent is not None and agent.phase is GossipPhase.OVER for agent in honest)
     assert honest_accuracy(net) > accuracy_without() - 2.0
     left_out = [event["peer"] for event in events(caplog, "neighbour-left-out")]
     assert left_out.count(2) >= (2 if "sign" in name or name == "zeros" else 0)

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from firmware_sim.runs.processes import Crew
+from firmware_sim.runs.processes import ProcessGroup
 from onboard.data import loading
 from onboard.storage.keys import new_key, save_key
 from tests.missions.bench import run
 from tests.onboard.test_config import toml
 
 
-class Node:
+class MemoryNode:
     """`onboard run` of a node whose neighbour is never there."""
 
     def __init__(self, folder: Path, memory_mb: int) -> None:
@@ -44,7 +44,7 @@ class Node:
             )
         )
         self.said: list[dict[str, Any]] = []
-        self.crew = Crew(folder / "logs")
+        self.crew = ProcessGroup(folder / "logs")
         self.start()
 
     def start(self) -> None:
@@ -75,11 +75,11 @@ class Node:
 
 
 @pytest.fixture
-def started(tmp_path: Path) -> Iterator[Callable[[int], Node]]:
-    nodes: list[Node] = []
+def started(tmp_path: Path) -> Iterator[Callable[[int], MemoryNode]]:
+    nodes: list[MemoryNode] = []
 
-    def start(memory_mb: int) -> Node:
-        nodes.append(Node(tmp_path, memory_mb))
+    def start(memory_mb: int) -> MemoryNode:
+        nodes.append(MemoryNode(tmp_path, memory_mb))
         return nodes[-1]
 
     yield start
@@ -89,7 +89,7 @@ def started(tmp_path: Path) -> Iterator[Callable[[int], Node]]:
 
 @pytest.mark.parametrize("memory_mb", [8, 40])  # below 4 its images alone are too many
 def test_a_training_that_does_not_fit_is_told_and_the_node_answers_on(
-    memory_mb: int, started: Callable[[int], Node]
+    memory_mb: int, started: Callable[[int], MemoryNode]
 ) -> None:
     node = started(memory_mb)
     node.until(lambda: bool(node.events("training-failed")))
@@ -97,7 +97,7 @@ def test_a_training_that_does_not_fit_is_told_and_the_node_answers_on(
 
 
 def test_a_board_without_memory_for_the_node_itself(
-    tmp_path: Path, started: Callable[[int], Node], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, started: Callable[[int], MemoryNode], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         "import signal\n"
@@ -112,7 +112,9 @@ def test_a_board_without_memory_for_the_node_itself(
     node.lives_on()
 
 
-def test_images_that_rot_end_no_node_that_was_at_work(tmp_path: Path, started: Callable[[int], Node]) -> None:
+def test_images_that_rot_end_no_node_that_was_at_work(
+    tmp_path: Path, started: Callable[[int], MemoryNode]
+) -> None:
     node, images = started(256), tmp_path / "data.npz"
     node.until(lambda: bool(node.events("epoch")))
     node.kill()

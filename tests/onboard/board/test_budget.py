@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hw_profiles import load_board, load_link
-from onboard.board.budget import BudgetError, Ledger, Pace, cap_memory, data_bytes, resident_bytes
+from onboard.board.budget import BudgetError, Pace, ResourceUsage, cap_memory, data_bytes, resident_bytes
 
 SHARE = st.floats(0.01, 1.0)
 SECONDS = st.floats(0.0, 1e5)
@@ -36,7 +36,7 @@ def test_an_emulated_board_is_as_fast_as_its_profile(
 @given(cpu=st.lists(SECONDS, max_size=8), wall_s=SECONDS, airtime_s=SECONDS)
 def test_energy_is_idle_and_compute_and_radio(cpu: list[float], wall_s: float, airtime_s: float) -> None:
     board, link = load_board("raspberry-pi-4"), load_link("uhf-9k6")
-    ledger = Ledger(board, link, started_s=100.0)
+    ledger = ResourceUsage(board, link, started_s=100.0)
     for cpu_s in cpu:
         ledger.charge_cpu(cpu_s)
     expected_j = (
@@ -50,7 +50,7 @@ def test_energy_is_idle_and_compute_and_radio(cpu: list[float], wall_s: float, a
 
 def test_a_busy_board_draws_its_active_power() -> None:
     board, link = load_board("raspberry-pi-4"), load_link("bench-serial-115k2")
-    ledger = Ledger(board, link, started_s=0.0)
+    ledger = ResourceUsage(board, link, started_s=0.0)
     ledger.charge_cpu(60.0)
     assert ledger.energy_j(60.0, 0.0) == pytest.approx(60.0 * board.active_w)
 

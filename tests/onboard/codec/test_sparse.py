@@ -13,7 +13,17 @@ from hypothesis import strategies as st
 
 from onboard.codec.layout import Floats
 from onboard.codec.mask import ALL, RUN, Draw, drawn, share_of
-from onboard.codec.sparse import HEADER, Answer, BadExchange, decode, encode, extract, mix, outgoing, parse
+from onboard.codec.sparse import (
+    HEADER,
+    BadExchange,
+    NeighbourValues,
+    decode,
+    encode,
+    extract,
+    mix,
+    outgoing,
+    parse,
+)
 from onboard.codec.values import Form
 from tests.onboard.codec.examples import VECTORS
 
@@ -36,11 +46,11 @@ def ring_edges(nodes: int = NODES) -> list[tuple[int, int]]:
 def gossip(x: Floats, edges: list[tuple[int, int]], share: int, form: Form, run: int = RUN) -> None:
     """One round of messages over the edges, all from the models before it, in place."""
     masks = {edge: drawn(Draw(9, 1, edge, share, run), x.shape[1]) for edge in edges}
-    heard: list[list[Answer]] = [[] for _ in x]
+    heard: list[list[NeighbourValues]] = [[] for _ in x]
     for edge, mask in masks.items():
         (to_other, sent_one), (to_one, sent_other) = (outgoing(x[node], mask, form) for node in edge)
-        heard[edge[0]].append(Answer(mask, 1 / 3, sent_one, decode(to_one, mask)))
-        heard[edge[1]].append(Answer(mask, 1 / 3, sent_other, decode(to_other, mask)))
+        heard[edge[0]].append(NeighbourValues(mask, 1 / 3, sent_one, decode(to_one, mask)))
+        heard[edge[1]].append(NeighbourValues(mask, 1 / 3, sent_other, decode(to_other, mask)))
     for model, answers in zip(x, heard, strict=True):
         mix(model, answers)
 
@@ -90,7 +100,7 @@ def test_many_rounds_agree_on_the_mean() -> None:
             mix(
                 x[node],
                 [
-                    Answer(mask, 1 / 3, values[node, edge], values[sum(edge) - node, edge])
+                    NeighbourValues(mask, 1 / 3, values[node, edge], values[sum(edge) - node, edge])
                     for edge, mask in masks.items()
                     if node in edge
                 ],
@@ -103,7 +113,7 @@ def test_a_model_that_went_on_meanwhile_keeps_what_it_learned() -> None:
     sent = [extract(model, mask) for model in x for mask in [drawn(Draw(9, 1, (0, 1), 6554), SIZE)]]
     expected = by_definition(x, [(0, 1)], 6554)[0] + step
     x[0] += step
-    mix(x[0], [Answer(drawn(Draw(9, 1, (0, 1), 6554), SIZE), 1 / 3, sent[0], sent[1])])
+    mix(x[0], [NeighbourValues(drawn(Draw(9, 1, (0, 1), 6554), SIZE), 1 / 3, sent[0], sent[1])])
     assert np.abs(x[0] - expected).max() < 1e-6
 
 
@@ -222,8 +232,8 @@ def test_lengths_that_do_not_fit_are_refused_and_change_nothing() -> None:
     x = models(5, 1, MASK.size)[0]
     before = x.copy()
     right, wrong = np.zeros(MASK.count, np.float32), np.zeros(MASK.count + 1, np.float32)
-    good = Answer(MASK, 0.5, right, right + 1)
-    for bad in (Answer(MASK, 0.5, right, wrong), Answer(MASK, 0.5, wrong, right)):
+    good = NeighbourValues(MASK, 0.5, right, right + 1)
+    for bad in (NeighbourValues(MASK, 0.5, right, wrong), NeighbourValues(MASK, 0.5, wrong, right)):
         with pytest.raises(ValueError, match=r"values (sent|received): float32"):
             mix(x, [good, bad])
     with pytest.raises(ValueError, match="vector: float64"):

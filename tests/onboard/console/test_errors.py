@@ -87,7 +87,7 @@ def test_what_nobody_foresaw_is_one_line(error: Exception, monkeypatch: pytest.M
     result = CliRunner().invoke(group, ["broken"])
     assert result.exit_code == 1
     assert re.fullmatch(
-        rf"program: internal error: {type(error).__name__}: .*\(test_complaints.py:\d+\); "
+        rf"program: internal error: {type(error).__name__}: .*\(test_errors.py:\d+\); "
         r"SPACEDML_TRACEBACK=1 shows more\n",
         result.stderr,
     )

@@ -14,14 +14,14 @@ from onboard.link import Spool, opener, wire_bytes
 from onboard.link.pump import Pump
 from onboard.runtime.federated import limits_for
 from onboard.wire.session import Session
-from tests.onboard.link.cable import Cable, Clock
+from tests.onboard.link.cable import Clock, PtyCable
 from tests.onboard.wire.examples import KEY
 
 Damage = Callable[[bytes, bool], bytes]
 """What becomes of some bytes; whether they are the first after a pause."""
 
 
-class BadCable(Cable):
+class BadCable(PtyCable):
     """`damage` is what happens to all bytes; `back`: what comes back to whoever sent them. `carried` counts
     what entered at each end."""
 
@@ -61,7 +61,7 @@ class BadCable(Cable):
             data = data[os.write(sink, data) :]
 
 
-def ends(cable: Cable, folder: Path, link: Link, *, encrypted: bool = False) -> dict[str, Pump]:
+def ends(cable: PtyCable, folder: Path, link: Link, *, encrypted: bool = False) -> dict[str, Pump]:
     """Ground and board as the programs build them, at their first start; `clock.run` moves them."""
     pumps = {}
     for name, path in (("ground", cable.a), ("board", cable.b)):

@@ -12,7 +12,7 @@ from pathlib import Path
 from onboard.link.pump import Pump, PumpEvent
 
 
-class Cable:
+class PtyCable:
     """Two ends, `a` and `b`, as paths that stay the same when the cable comes back (as udev's do)."""
 
     def __init__(self, folder: Path) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.onboard.link.cable import Cable
+from tests.onboard.link.cable import PtyCable
 
 
 @pytest.fixture
-def cable(tmp_path: Path) -> Iterator[Cable]:
-    cable = Cable(tmp_path)
+def cable(tmp_path: Path) -> Iterator[PtyCable]:
+    cable = PtyCable(tmp_path)
     yield cable
     cable.pull()

@@ -26,7 +26,7 @@ LINK = dataclasses.replace(load_link("bench-udp"), mtu_bytes=1200)
 STEP_S = 0.02
 
 
-class End:
+class LanEnd:
     """One program with its disk: node 0 is the ground, node 3 the board."""
 
     def __init__(self, name: str, url: str, folder: Path, clock: Clock) -> None:
@@ -95,17 +95,17 @@ class End:
         return [raw for raw in frames if kind is None or framing.unproven(raw).type is kind]
 
 
-class Net:
+class Lan:
     """A ground and a board on this computer's loopback, whose addresses 127.0.0.x are as many hosts."""
 
     def __init__(self, folder: Path, ground: str, board: str) -> None:
         self.clock = Clock()
-        self.ground = End("ground", ground, folder, self.clock)
-        self.board = End("board", board, folder, self.clock)
+        self.ground = LanEnd("ground", ground, folder, self.clock)
+        self.board = LanEnd("board", board, folder, self.clock)
         self.told = 0
 
     @property
-    def ends(self) -> dict[str, End]:
+    def ends(self) -> dict[str, LanEnd]:
         return {"ground": self.ground, "board": self.board}
 
     def run(self, seconds: float, until: object = None, step_s: float = STEP_S) -> float:
@@ -121,7 +121,7 @@ class Net:
         )  # fmt: skip
         return self.clock.now - began
 
-    def says(self, end: End, within_s: float, hears: End | None = None) -> float:
+    def says(self, end: LanEnd, within_s: float, hears: LanEnd | None = None) -> float:
         """A message from one end to the other arrives within so many seconds."""
         self.told += 1
         message = b"%d" % self.told

@@ -31,7 +31,7 @@ from onboard.link.ports import device
 from onboard.link.ports.reopening import Reopening
 from onboard.link.pump import PortDown, PortUp, Pump, PumpEvent
 from tests.missions.bench import run
-from tests.onboard.link.cable import Cable
+from tests.onboard.link.cable import PtyCable
 from tests.onboard.link.test_pump import pump
 from tests.onboard.link.test_serial import collect
 
@@ -62,7 +62,7 @@ def test_a_port_behind_a_network_is_no_device_here(url: str) -> None:
 
 
 @pytest.mark.parametrize("form", ["kiss:{}?baud=9600&port=1", "serial:{}?baud=9600"])
-def test_a_board_runs_on_the_port_that_the_doctor_opens(form: str, tmp_path: Path, cable: Cable) -> None:
+def test_a_board_runs_on_the_port_that_the_doctor_opens(form: str, tmp_path: Path, cable: PtyCable) -> None:
     node = board_with(tmp_path / "mission", form.format(cable.a))
     with subprocess.Popen(
         [sys.executable, "-m", "onboard", "run", str(node), "--log", "json"],
@@ -140,7 +140,7 @@ def as_nobody(path: Path) -> int:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_a_port_in_use_is_closed_to_programs_that_ask_for_no_lock(cable: Cable) -> None:
+def test_a_port_in_use_is_closed_to_programs_that_ask_for_no_lock(cable: PtyCable) -> None:
     real = Path(os.path.realpath(cable.a))
     real.chmod(stat.S_IMODE(real.stat().st_mode) | 0o666)
     assert as_nobody(real) == 0
@@ -159,7 +159,10 @@ def stty(*settings: str, on: Path) -> None:
 
 @pytest.mark.parametrize("settings", [("sane",), ("9600",), ("icanon", "echo"), ("istrip", "ixon", "opost")])
 def test_settings_that_another_program_changed_are_set_back(
-    settings: tuple[str, ...], cable: Cable, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    settings: tuple[str, ...],
+    cable: PtyCable,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     caplog.set_level(logging.WARNING)
     monkeypatch.setattr(device, "CHECK_S", 0.05)

@@ -19,7 +19,7 @@ from hw_profiles import load_link
 from onboard.console.log import record_of
 from onboard.console.rarely import BURST, EVERY_S, Rarely
 from onboard.link.pump import SLICE_FRAMES, Pump, PumpEvent
-from onboard.link.share import BURST_WRITES, OverShare, Share
+from onboard.link.share import BURST_WRITES, OverShare, PeerShare
 from onboard.link.spool import Spool
 from onboard.wire.events import Arrived, Message
 from onboard.wire.framing import cobs
@@ -36,7 +36,7 @@ KEY = bytes(range(32))
 MIB = 1 << 20
 
 
-class Board:
+class FairBoard:
     """A board and the ground's end of its link, which takes an object of 1.7 MB and refuses all others. `say`
     says things beside what the session says, under the same numbers: whoever holds the key can."""
 
@@ -109,7 +109,7 @@ class Sky:
 
         monkeypatch.setattr(os, "fsync", slow)
 
-    def crosses(self, honest: Board, others: list[Board], nonsense: Callable[[int], None]) -> float:
+    def crosses(self, honest: FairBoard, others: list[FairBoard], nonsense: Callable[[int], None]) -> float:
         """How long an honest update takes; `nonsense` is said 20 times a second."""
         turns, began = 0, self.now
         name = honest.board.session.offer(UPDATE, payload(UPDATE_BYTES), self.now)
@@ -129,7 +129,7 @@ def sky(monkeypatch: pytest.MonkeyPatch) -> Sky:
     return Sky(monkeypatch)
 
 
-def begins_and_withdraws(board: Board, nth: int) -> None:
+def begins_and_withdraws(board: FairBoard, nth: int) -> None:
     """Every time something for the spool to write, and to delete."""
     whole = payload(60_000, nth)
     name = digest(UPDATE, whole)
@@ -139,7 +139,7 @@ def begins_and_withdraws(board: Board, nth: int) -> None:
     board.say(Type.CANCEL, Cancel(name, Reason.WITHDRAWN).encode(), object_id=number)
 
 
-def small_and_whole(board: Board, nth: int) -> None:
+def small_and_whole(board: FairBoard, nth: int) -> None:
     """Every time an object that has to be on the disk before the application hears of it."""
     for part in range(3):
         whole = b"%d %d" % (nth, part)
@@ -147,21 +147,21 @@ def small_and_whole(board: Board, nth: int) -> None:
         board.say(Type.DATA, whole, object_id=number)
 
 
-def wrong_digests(board: Board, nth: int) -> None:
+def wrong_digests(board: FairBoard, nth: int) -> None:
     """Whole objects that are none."""
     for part in range(3):
         number = board.offers(digest(UPDATE, b"%d %d" % (nth, part)), 100)
         board.say(Type.DATA, bytes(100), object_id=number)
 
 
-def cuts_anew(board: Board, nth: int) -> None:
+def cuts_anew(board: FairBoard, nth: int) -> None:
     """Another object in 65,000 fragments, of which each counts anew each time."""
     number = board.offers(digest(UPDATE, b"recut"), 65_000, 1 + nth % 2)
     for index in range(0, 64, 2):
         board.say(Type.DATA, bytes(1 + nth % 2), object_id=number, fragment=index)
 
 
-def talks(board: Board, nth: int) -> None:
+def talks(board: FairBoard, nth: int) -> None:
     """Messages, each of which the ground would store."""
     for _ in range(20):
         board.say(Type.MSG, b"%d" % nth)
@@ -173,10 +173,10 @@ NONSENSE = [begins_and_withdraws, small_and_whole, wrong_digests, cuts_anew, tal
 @pytest.mark.parametrize("nonsense", NONSENSE)
 @pytest.mark.parametrize("whose", ["another's", "its own"])
 def test_an_honest_update_takes_at_most_twice_its_time(
-    sky: Sky, tmp_path: Path, nonsense: Callable[[Board, int], None], whose: str
+    sky: Sky, tmp_path: Path, nonsense: Callable[[FairBoard, int], None], whose: str
 ) -> None:
-    alone = sky.crosses(Board(tmp_path / "alone", 1, sky.now), [], lambda nth: None)
-    honest, other = Board(tmp_path / "honest", 1, sky.now), Board(tmp_path / "other", 2, sky.now)
+    alone = sky.crosses(FairBoard(tmp_path / "alone", 1, sky.now), [], lambda nth: None)
+    honest, other = FairBoard(tmp_path / "honest", 1, sky.now), FairBoard(tmp_path / "other", 2, sky.now)
     for board in (honest, other):
         board.act(sky.now)
     hostile = other if whose == "another's" else honest
@@ -185,7 +185,7 @@ def test_an_honest_update_takes_at_most_twice_its_time(
 
 
 def test_an_object_is_cut_anew_a_few_times_and_no_more(sky: Sky, tmp_path: Path) -> None:
-    board = Board(tmp_path, 1, sky.now)
+    board = FairBoard(tmp_path, 1, sky.now)
     board.act(sky.now)
     whole = payload(60_000)
     name = digest(UPDATE, whole)
@@ -204,7 +204,7 @@ def test_an_object_is_cut_anew_a_few_times_and_no_more(sky: Sky, tmp_path: Path)
 
 
 def test_a_flood_is_dealt_with_in_slices_and_another_is_heard_in_between(sky: Sky, tmp_path: Path) -> None:
-    flooding, honest = Board(tmp_path / "f", 1, sky.now), Board(tmp_path / "h", 2, sky.now)
+    flooding, honest = FairBoard(tmp_path / "f", 1, sky.now), FairBoard(tmp_path / "h", 2, sky.now)
     for board in (flooding, honest):
         board.act(sky.now)
     for _ in range(10 * SLICE_FRAMES):
@@ -221,7 +221,7 @@ def test_a_flood_is_dealt_with_in_slices_and_another_is_heard_in_between(sky: Sk
 
 
 def test_a_peer_over_its_share_is_told_once_heard_less_and_then_again(sky: Sky, tmp_path: Path) -> None:
-    board = Board(tmp_path, 1, sky.now)
+    board = FairBoard(tmp_path, 1, sky.now)
     board.takes_all = True
     board.act(sky.now)
     began = sky.now
@@ -246,7 +246,7 @@ def test_a_peer_over_its_share_is_told_once_heard_less_and_then_again(sky: Sky, 
 
 
 def test_what_waits_for_a_full_disk_is_bounded_and_heard_later(sky: Sky, tmp_path: Path) -> None:
-    board = Board(tmp_path, 1, sky.now)
+    board = FairBoard(tmp_path, 1, sky.now)
     board.act(sky.now)
     board.ground.hears = False
     for _ in range(100):
@@ -263,7 +263,7 @@ def test_what_waits_for_a_full_disk_is_bounded_and_heard_later(sky: Sky, tmp_pat
 def test_an_honest_peer_is_never_over_its_share() -> None:
     """At twice its line's rate on any profile, saved four times a second, after a pause of a second."""
     for name in ("lora-sf12", "uhf-9k6", "bench-serial-115k2", "isl-2mbyte", "bench-udp"):
-        share, link = Share(), load_link(name)
+        share, link = PeerShare(), load_link(name)
         share.line(link.rate_up_bps / link.bits_per_byte)
         now, left = 0.0, 0.0
         for tick in range(600):
@@ -282,7 +282,7 @@ def test_an_honest_peer_is_never_over_its_share() -> None:
 
 
 def test_bad_frames_of_others_are_not_a_peer_s_bytes() -> None:
-    share = Share()
+    share = PeerShare()
     share.line(1200.0)
     for nth in range(10_000):
         share.heard(256, nth / 10_000, bad=True)

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from onboard.link.whereabouts import PeerMoved
-from onboard.wire.events import ForeignFrames, OtherForm, OutOfStep, TwoEnds, UnknownPeer, WrongKey
+from onboard.wire.events import EncryptionMismatch, ForeignFrames, OutOfStep, TwoEnds, UnknownPeer, WrongKey
 from onboard.wire.framing.frame import Type
 from onboard.wire.security.seal import Sealer
-from tests.onboard.link.lan import End, Net, free
+from tests.onboard.link.lan import Lan, LanEnd, free
 
-LIES = (WrongKey, OtherForm, OutOfStep, TwoEnds, UnknownPeer)
+LIES = (WrongKey, EncryptionMismatch, OutOfStep, TwoEnds, UnknownPeer)
 
 
 def made_up(node: int, drawn: random.Random) -> bytes:
@@ -29,12 +29,12 @@ def made_up(node: int, drawn: random.Random) -> bytes:
 @pytest.mark.parametrize("at", ["ground", "board"])
 def test_frames_of_nobody_on_a_udp_port(at: str, tmp_path: Path) -> None:
     ground, board = free(), free()
-    net = Net(
+    net = Lan(
         tmp_path, f"udp://127.0.0.1:{board}?bind=127.0.0.1:{ground}",
         f"udp://127.0.0.1:{ground}?bind=127.0.0.1:{board}",
     )  # fmt: skip
     net.meet()
-    victim: End = net.ends[at]
+    victim: LanEnd = net.ends[at]
     other = net.board if victim is net.ground else net.ground
     node = 0 if victim.is_ground else 3
     drawn = random.Random(1)

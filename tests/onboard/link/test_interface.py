@@ -83,7 +83,7 @@ def wire(request: pytest.FixtureRequest) -> Iterator[Wire]:
     wire.close()
 
 
-class Program:
+class EndProgram:
     """One end as a process in its namespace; see benchmarks.ends.port_end."""
 
     def __init__(self, wire: Wire, side: str, folder: Path) -> None:
@@ -110,9 +110,9 @@ class Program:
 
 @pytest.mark.parametrize(("wire", "how"), [("v4", "gone"), ("v6", "down")], indirect=["wire"])
 def test_a_transfer_goes_on_when_the_interface_is_back(wire: Wire, how: str, tmp_path: Path) -> None:
-    ground = Program(wire, "ground", tmp_path)
+    ground = EndProgram(wire, "ground", tmp_path)
     ground.until("PortUp")
-    board = Program(wire, "board", tmp_path)
+    board = EndProgram(wire, "board", tmp_path)
     ground.until("PeerHeard")
     cut_s = time.monotonic()
     if how == "down":
@@ -138,7 +138,7 @@ def test_a_transfer_goes_on_when_the_interface_is_back(wire: Wire, how: str, tmp
 @pytest.mark.parametrize("wire", ["v4"], indirect=True)
 def test_a_port_whose_address_is_not_there_yet_opens_when_it_is(wire: Wire, tmp_path: Path) -> None:
     wire.pull()
-    ground = Program(wire, "ground", tmp_path)
+    ground = EndProgram(wire, "ground", tmp_path)
     time.sleep(OUTAGE_S)
     assert ground.process.poll() is None
     wire.plug()

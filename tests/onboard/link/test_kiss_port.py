@@ -15,7 +15,7 @@ from onboard.link.ports.whitening import whiten
 from onboard.wire.events import Delivered
 from onboard.wire.framing import kiss
 from onboard.wire.messages import UPDATE
-from tests.onboard.link.cable import Cable, Clock
+from tests.onboard.link.cable import Clock, PtyCable
 from tests.onboard.link.objects import payload
 from tests.onboard.link.test_pump import accept_into, pump, told
 from tests.onboard.link.test_serial import collect
@@ -23,7 +23,7 @@ from tests.onboard.link.test_serial import collect
 LINK = load_link("uhf-9k6")
 
 
-def test_a_tnc_on_a_device_is_handed_kiss(cable: Cable) -> None:
+def test_a_tnc_on_a_device_is_handed_kiss(cable: PtyCable) -> None:
     port = open_port(f"kiss:{cable.a}?baud=9600&port=3", LINK)
     assert termios.tcgetattr(port.fileno())[5] == termios.B9600
     port.write(b"\xc0frame\xdb")
@@ -49,7 +49,7 @@ def test_a_tnc_behind_tcp(tmp_path: Path) -> None:
         port.close()
 
 
-def test_an_object_crosses_two_tncs(cable: Cable, tmp_path: Path) -> None:
+def test_an_object_crosses_two_tncs(cable: PtyCable, tmp_path: Path) -> None:
     clock, got, whole = Clock(), list[bytes](), payload(5_000)
     pumps = {
         "ground": pump(f"kiss:{cable.a}", tmp_path / "g", master=True, link=LINK),

@@ -8,7 +8,7 @@ import pytest
 
 from hw_profiles import load_link
 from onboard.link.ports.framing import CobsStream
-from onboard.link.ports.linecheck import Fault
+from onboard.link.ports.linecheck import LineDiagnosis
 from onboard.wire.framing import cobs
 from onboard.wire.framing.frame import Type
 from onboard.wire.security.seal import Opener, Sealer
@@ -18,7 +18,7 @@ SEVEN_BITS = bytes(value & 0x7F for value in range(256))
 XON_OFF, CR = b"\x11\x13", b"\x0d"
 
 
-def fault(content: bytes, table: bytes | None, eaten: bytes, frames: int = 400) -> Fault | None:
+def fault(content: bytes, table: bytes | None, eaten: bytes, frames: int = 400) -> LineDiagnosis | None:
     """After so many frames with that content through a line that maps and eats bytes, and flips some."""
     random, stream = Random(1), CobsStream(222)
     for _ in range(frames):

@@ -17,7 +17,7 @@ from onboard.link.pump import PortDown, PortUp, Pump, PumpEvent
 from onboard.wire.events import Arrived
 from onboard.wire.framing import cobs
 from onboard.wire.messages import UPDATE
-from tests.onboard.link.cable import Cable
+from tests.onboard.link.cable import PtyCable
 from tests.onboard.link.objects import payload
 from tests.onboard.link.terminal_server import TerminalServer
 from tests.onboard.link.test_pump import pump
@@ -27,13 +27,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:set(Daemon|Name):DeprecationWarn
 
 
 @pytest.fixture
-def terminal_server(cable: Cable) -> Iterator[TerminalServer]:
+def terminal_server(cable: PtyCable) -> Iterator[TerminalServer]:
     server = TerminalServer(cable.b)
     yield server
     server.close()
 
 
-def until(port: Port, count: int, cable: Cable) -> list[bytes]:
+def until(port: Port, count: int, cable: PtyCable) -> list[bytes]:
     frames: list[bytes] = []
     deadline = time.monotonic() + 10
     while len(frames) < count:
@@ -44,7 +44,7 @@ def until(port: Port, count: int, cable: Cable) -> list[bytes]:
     return frames
 
 
-def test_frames_cross_a_terminal_server_both_ways(cable: Cable, terminal_server: TerminalServer) -> None:
+def test_frames_cross_a_terminal_server_both_ways(cable: PtyCable, terminal_server: TerminalServer) -> None:
     here = open_port(str(cable.a), LINK)
     there = open_port(terminal_server.url, LINK)
     sent = [b"\xff\xff\x00telnet's own byte", bytes(range(256)), bytes(500)]
@@ -62,7 +62,7 @@ def test_frames_cross_a_terminal_server_both_ways(cable: Cable, terminal_server:
 
 
 def test_a_terminal_server_that_goes_away_is_lost_though_nothing_is_sent(
-    cable: Cable, terminal_server: TerminalServer
+    cable: PtyCable, terminal_server: TerminalServer
 ) -> None:
     port = open_port(terminal_server.url, LINK)
     assert port.read() == []
@@ -80,7 +80,7 @@ def read_until_lost(port: Port) -> None:
 
 
 def test_a_transfer_goes_on_when_the_terminal_server_is_back(
-    cable: Cable, terminal_server: TerminalServer, tmp_path: Path
+    cable: PtyCable, terminal_server: TerminalServer, tmp_path: Path
 ) -> None:
     start = time.monotonic()
     ground = pump(terminal_server.url, tmp_path / "g", start, master=True)

@@ -22,7 +22,7 @@ from onboard.wire.events import Rekeyed, Withdrawn
 from onboard.wire.medium.contacts import Window
 from onboard.wire.messages import UPDATE, Reason
 from onboard.wire.session import Arrived, Delivered, Message, Refused, Session
-from tests.onboard.link.cable import Cable, Clock
+from tests.onboard.link.cable import Clock, PtyCable
 from tests.onboard.link.objects import payload
 from tests.onboard.wire.examples import KEY
 
@@ -63,7 +63,7 @@ def clock() -> Clock:
     return Clock()
 
 
-def ends(cable: Cable, folder: Path, now: float = 0.0, epoch: int = 1) -> dict[str, Pump]:
+def ends(cable: PtyCable, folder: Path, now: float = 0.0, epoch: int = 1) -> dict[str, Pump]:
     """Ground and board on the two ends of the cable."""
     return {
         "ground": pump(str(cable.a), folder / "ground", now, master=True, epoch=epoch),
@@ -98,7 +98,7 @@ def accept_into(got: list[bytes], pumps: dict[str, Pump], clock: Clock) -> Calla
 
 
 def test_objects_cross_both_ways_and_are_stored_before_the_application_hears(
-    cable: Cable, clock: Clock, tmp_path: Path
+    cable: PtyCable, clock: Clock, tmp_path: Path
 ) -> None:
     pumps = ends(cable, tmp_path)
     up, down = payload(9_000, 1), payload(5_000, 2)
@@ -135,7 +135,7 @@ def test_objects_cross_both_ways_and_are_stored_before_the_application_hears(
 
 
 def test_both_ends_killed_in_mid_transfer_send_little_again(
-    cable: Cable, clock: Clock, tmp_path: Path
+    cable: PtyCable, clock: Clock, tmp_path: Path
 ) -> None:
     whole = payload(60_000)
     pumps = ends(cable, tmp_path)
@@ -157,7 +157,7 @@ def test_both_ends_killed_in_mid_transfer_send_little_again(
 
 
 def test_an_accepted_object_is_not_delivered_again_after_a_restart(
-    cable: Cable, clock: Clock, tmp_path: Path
+    cable: PtyCable, clock: Clock, tmp_path: Path
 ) -> None:
     whole = payload(3_000)
     got: list[bytes] = []
@@ -170,7 +170,7 @@ def test_an_accepted_object_is_not_delivered_again_after_a_restart(
             end.close(clock.now)
 
 
-def test_a_refused_object_leaves_nothing_behind(cable: Cable, clock: Clock, tmp_path: Path) -> None:
+def test_a_refused_object_leaves_nothing_behind(cable: PtyCable, clock: Clock, tmp_path: Path) -> None:
     pumps = ends(cable, tmp_path)
     pumps["board"].session.offer(UPDATE, payload(3_000), 0.0)
 
@@ -187,7 +187,7 @@ def test_a_refused_object_leaves_nothing_behind(cable: Cable, clock: Clock, tmp_
 
 
 def test_what_its_sender_withdrew_is_off_the_disk_before_an_answer_leaves(
-    cable: Cable, clock: Clock, tmp_path: Path
+    cable: PtyCable, clock: Clock, tmp_path: Path
 ) -> None:
     pumps, folder = ends(cable, tmp_path), tmp_path / "ground"
     digest = pumps["board"].session.offer(UPDATE, payload(30_000), 0.0)
@@ -199,7 +199,7 @@ def test_what_its_sender_withdrew_is_off_the_disk_before_an_answer_leaves(
 
 
 def test_a_port_that_vanishes_is_told_once_and_used_again_when_it_returns(
-    cable: Cable, clock: Clock, tmp_path: Path
+    cable: PtyCable, clock: Clock, tmp_path: Path
 ) -> None:
     whole = payload(20_000)
     pumps = ends(cable, tmp_path)
@@ -260,7 +260,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(disk)], check=True)
 
 
-def deliver_without_disk(cable: Cable, clock: Clock, ground: Pump, make_room: Callable[[], None]) -> None:
+def deliver_without_disk(cable: PtyCable, clock: Clock, ground: Pump, make_room: Callable[[], None]) -> None:
     """An object larger than what the disk takes crosses, is stored once there is room, and is delivered."""
     whole = payload(60_000)
     pumps = {"ground": ground, "board": pump(str(cable.b), Path(cable.b.parent) / "board", master=False)}
@@ -289,7 +289,7 @@ def deliver_without_disk(cable: Cable, clock: Clock, ground: Pump, make_room: Ca
 
 
 def test_a_full_disk_is_told_once_and_the_object_kept_in_memory(
-    cable: Cable, clock: Clock, tmp_path: Path, small_disk: Path
+    cable: PtyCable, clock: Clock, tmp_path: Path, small_disk: Path
 ) -> None:
     ground = pump(str(cable.a), small_disk / "spool", master=True)
 
@@ -302,7 +302,7 @@ def test_a_full_disk_is_told_once_and_the_object_kept_in_memory(
 
 
 def test_what_happened_before_a_failure_is_told_after_it(
-    cable: Cable, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cable: PtyCable, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A session tells of each thing once: a salt that was agreed upon, say, and never put in force, would
     leave both ends mute."""
@@ -335,7 +335,7 @@ def test_what_happened_before_a_failure_is_told_after_it(
 
 
 def test_a_corrupt_object_that_a_disk_does_not_let_go_of_is_told_and_comes_again(
-    cable: Cable, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cable: PtyCable, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pumps = ends(cable, tmp_path)
     good = payload(60_000)
@@ -364,7 +364,7 @@ def test_a_corrupt_object_that_a_disk_does_not_let_go_of_is_told_and_comes_again
 
 
 def test_an_object_above_the_spool_s_limit_is_told_once_and_kept_in_memory(
-    cable: Cable, clock: Clock, tmp_path: Path
+    cable: PtyCable, clock: Clock, tmp_path: Path
 ) -> None:
     spool = Spool(tmp_path / "ground", 50_000)
     url = str(cable.a)
@@ -384,7 +384,7 @@ def saved(folder: Path) -> int:
 
 
 def test_a_slow_object_is_saved_5_s_after_its_first_fragment_at_the_latest(
-    cable: Cable, clock: Clock, tmp_path: Path
+    cable: PtyCable, clock: Clock, tmp_path: Path
 ) -> None:
     """One fragment of a large object is less than the share that is saved at once."""
     pumps = ends(cable, tmp_path)
@@ -402,7 +402,7 @@ def test_a_slow_object_is_saved_5_s_after_its_first_fragment_at_the_latest(
     )
 
 
-def test_a_fast_object_is_saved_by_shares(cable: Cable, clock: Clock, tmp_path: Path) -> None:
+def test_a_fast_object_is_saved_by_shares(cable: PtyCable, clock: Clock, tmp_path: Path) -> None:
     pumps = ends(cable, tmp_path)
     size = 60_000
     digest = pumps["board"].session.offer(UPDATE, payload(size), 0.0)
@@ -416,7 +416,7 @@ def test_a_fast_object_is_saved_by_shares(cable: Cable, clock: Clock, tmp_path: 
 
 
 def test_the_device_never_has_more_than_two_frames_to_send(
-    cable: Cable, clock: Clock, tmp_path: Path
+    cable: PtyCable, clock: Clock, tmp_path: Path
 ) -> None:
     fast = dataclasses.replace(SERIAL, rate_up_bps=100e6, rate_down_bps=100e6)  # faster than anyone reads
     board = pump(str(cable.b), tmp_path / "board", master=False, link=fast)
@@ -438,7 +438,7 @@ def test_the_device_never_has_more_than_two_frames_to_send(
 
 
 def test_what_a_stalled_device_did_not_take_in_a_contact_never_leaves(
-    cable: Cable, clock: Clock, tmp_path: Path
+    cable: PtyCable, clock: Clock, tmp_path: Path
 ) -> None:
     fast = dataclasses.replace(SERIAL, rate_up_bps=100e6, rate_down_bps=100e6)
     board = pump(str(cable.b), tmp_path / "board", master=False, link=fast)
@@ -500,7 +500,7 @@ def test_over_udp_the_ground_learns_where_its_board_is(clock: Clock, tmp_path: P
         end.close(clock.now)
 
 
-def test_wait_returns_when_something_arrives_and_not_before(cable: Cable, tmp_path: Path) -> None:
+def test_wait_returns_when_something_arrives_and_not_before(cable: PtyCable, tmp_path: Path) -> None:
     pumps = ends(cable, tmp_path)
     for end in pumps.values():
         end.poll(0.0)
@@ -518,7 +518,7 @@ def test_wait_returns_when_something_arrives_and_not_before(cable: Cable, tmp_pa
     assert time.monotonic() - start < 10
 
 
-def test_wait_returns_for_a_descriptor_beside_the_ports(cable: Cable, tmp_path: Path) -> None:
+def test_wait_returns_for_a_descriptor_beside_the_ports(cable: PtyCable, tmp_path: Path) -> None:
     pumps = ends(cable, tmp_path)
     reader, writer = os.pipe()
     os.write(writer, b"\0")

@@ -18,7 +18,7 @@ from onboard.link import open_port, recording
 from onboard.link.recorder import Recorder
 from onboard.link.recording import BadRecord, Kind, Reader, Record, Start
 from onboard.wire.framing import cobs
-from tests.onboard.link.cable import Cable
+from tests.onboard.link.cable import PtyCable
 from tests.onboard.link.test_serial import collect
 from tests.onboard.wire.examples import VECTORS
 
@@ -95,7 +95,7 @@ def test_a_record_longer_than_a_port_gives() -> None:
 
 @pytest.mark.parametrize("kind", ["serial", "udp"])
 def test_what_crosses_a_port_is_recorded_both_ways(kind: str, tmp_path: Path, clocks: Clocks) -> None:
-    cable = Cable(tmp_path)
+    cable = PtyCable(tmp_path)
     url = str(cable.a) if kind == "serial" else "udp://127.0.0.1:9?bind=127.0.0.1:0"
     made = recorder(tmp_path / "record", clocks)
     port = open_port(url, LINK, made.link(url, LINK, local=0, peer=3))

@@ -14,12 +14,12 @@ from hw_profiles import load_link
 from onboard.link import BadUrl, Port, PortLost, open_port, wire_bytes
 from onboard.link.ports.whitening import whiten
 from onboard.wire.framing import cobs
-from tests.onboard.link.cable import Cable
+from tests.onboard.link.cable import PtyCable
 
 LINK = load_link("bench-serial-115k2")
 
 
-def collect(port: Port, count: int, cable: Cable | None = None) -> list[bytes]:
+def collect(port: Port, count: int, cable: PtyCable | None = None) -> list[bytes]:
     """The next `count` frames; fails when they do not come."""
     frames: list[bytes] = []
     for _ in range(2000):
@@ -33,7 +33,7 @@ def collect(port: Port, count: int, cable: Cable | None = None) -> list[bytes]:
     raise AssertionError(f"{len(frames)} frames of {count}")
 
 
-def test_frames_cross_both_ways_and_every_byte_is_counted(cable: Cable) -> None:
+def test_frames_cross_both_ways_and_every_byte_is_counted(cable: PtyCable) -> None:
     a, b = open_port(str(cable.a), LINK), open_port(f"serial:{cable.b}?baud=9600", LINK)
     sent = [b"first", bytes(range(256)), bytes(500)]
     for frame in sent:
@@ -51,7 +51,7 @@ def test_frames_cross_both_ways_and_every_byte_is_counted(cable: Cable) -> None:
     b.close()
 
 
-def test_noise_is_counted_and_costs_no_later_frame(cable: Cable) -> None:
+def test_noise_is_counted_and_costs_no_later_frame(cable: PtyCable) -> None:
     a = open_port(str(cable.a), LINK)
     os.write(cable.master_of_a(), b"\x05ab\0" + b"\xff" * 1200 + b"\0" + cobs.encode(b"good"))
     assert collect(a, 1) == [b"good"]
@@ -59,7 +59,7 @@ def test_noise_is_counted_and_costs_no_later_frame(cable: Cable) -> None:
     a.close()
 
 
-def test_a_sender_that_was_killed_in_mid_frame_spoils_nothing_of_its_successor(cable: Cable) -> None:
+def test_a_sender_that_was_killed_in_mid_frame_spoils_nothing_of_its_successor(cable: PtyCable) -> None:
     b = open_port(str(cable.b), LINK)
     half = cobs.encode(b"x" * 100)[:50]
     slave = os.open(cable.a, os.O_WRONLY | os.O_NOCTTY)
@@ -73,7 +73,7 @@ def test_a_sender_that_was_killed_in_mid_frame_spoils_nothing_of_its_successor(c
     successor.close()
 
 
-def test_what_the_device_does_not_take_is_kept_and_flushed_in_order(cable: Cable) -> None:
+def test_what_the_device_does_not_take_is_kept_and_flushed_in_order(cable: PtyCable) -> None:
     a, b = open_port(str(cable.a), LINK), open_port(str(cable.b), LINK)
     sent: list[bytes] = []
     while not a.kept_bytes():
@@ -97,7 +97,7 @@ def test_what_the_device_does_not_take_is_kept_and_flushed_in_order(cable: Cable
     b.close()
 
 
-def test_what_is_discarded_never_leaves_and_half_a_frame_spoils_no_other(cable: Cable) -> None:
+def test_what_is_discarded_never_leaves_and_half_a_frame_spoils_no_other(cable: PtyCable) -> None:
     a, b = open_port(str(cable.a), LINK), open_port(str(cable.b), LINK)
     whole = 0
     while not a.kept_bytes():
@@ -119,7 +119,7 @@ def test_what_is_discarded_never_leaves_and_half_a_frame_spoils_no_other(cable: 
     b.close()
 
 
-def test_the_url_s_speed_is_the_device_s(cable: Cable) -> None:
+def test_the_url_s_speed_is_the_device_s(cable: PtyCable) -> None:
     for url, speed in (
         (f"serial:{cable.a}?baud=9600", termios.B9600),
         (str(cable.a), termios.B115200),
@@ -130,7 +130,7 @@ def test_the_url_s_speed_is_the_device_s(cable: Cable) -> None:
         port.close()
 
 
-def test_a_device_that_vanishes_is_lost_on_reading_and_on_writing(cable: Cable) -> None:
+def test_a_device_that_vanishes_is_lost_on_reading_and_on_writing(cable: PtyCable) -> None:
     a, b = open_port(str(cable.a), LINK), open_port(str(cable.b), LINK)
     assert a.read() == []
     cable.pull()
@@ -155,7 +155,7 @@ def test_a_file_is_no_device(tmp_path: Path) -> None:
         open_port(str(tmp_path / "notes.txt"), LINK)
 
 
-def test_a_device_in_use_is_not_shared(cable: Cable) -> None:
+def test_a_device_in_use_is_not_shared(cable: PtyCable) -> None:
     a = open_port(str(cable.a), LINK)
     with pytest.raises(PortLost, match="another program has it open"):
         open_port(str(cable.a), LINK)

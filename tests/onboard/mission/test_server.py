@@ -20,7 +20,7 @@ from onboard.learn.graph import TrainGraph, initial
 from onboard.mission.averaging import RoundAverage
 from onboard.mission.server import BadUpdate, Server, Training
 from onboard.trainer.in_process import LocalTrainer
-from onboard.trainer.job import Done, Job
+from onboard.trainer.job import Job, TrainingDone
 from onboard.wire.messages import MODEL, UPDATE, Update, decode_task, encode_object
 
 GRAPH = TrainGraph.load("lenet5")
@@ -142,7 +142,7 @@ def test_what_every_method_makes_is_taken(method: Any) -> None:
     for number in (1, 2):
         trainer = LocalTrainer(images, lambda name: GRAPH)
         trainer.begin(Job(model=one.model(number, packed), node=7))
-        while not isinstance((report := trainer.reports()[0]), Done):
+        while not isinstance((report := trainer.reports()[0]), TrainingDone):
             trainer.step()
         average, header = PartialAverage(one.layout), msgspec.structs.replace(HEADER, round=number)
         one.fold(average, *one.open(UPDATE, encode_object(header, report.packed), 7, number), number)

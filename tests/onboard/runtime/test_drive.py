@@ -9,7 +9,7 @@ import pytest
 from onboard.board.budget import Pace
 from onboard.mission.health import Failure
 from onboard.runtime.drive import STALLED_S, Drive
-from onboard.trainer.job import Begun, Done, Failed, Job, Report, Stepped
+from onboard.trainer.job import Begun, Failed, Job, Report, Stepped, TrainingDone
 
 
 class Hand:
@@ -33,7 +33,7 @@ class Hand:
     def stop(self) -> None: ...
 
 
-class Board:
+class DrivenBoard:
     """An agent with a training, on a disk that is full while `full`."""
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class Board:
             raise OSError(28, "No space left on device")
         self.taken.append(report)
         self.ready = True
-        if isinstance(report, Done | Failed):
+        if isinstance(report, TrainingDone | Failed):
             self.work, self.ready = None, False
 
 
@@ -69,12 +69,12 @@ def turn(drive: Drive, now: float) -> None:
 
 
 @pytest.fixture
-def board() -> Board:
-    return Board()
+def board() -> DrivenBoard:
+    return DrivenBoard()
 
 
 @pytest.fixture
-def driven(board: Board) -> Drive:
+def driven(board: DrivenBoard) -> Drive:
     """At half of a CPU, one step asked for at 10 s."""
     drive = Drive(board, Pace(0.5))
     board.trainer.told = [Begun(flops_a_step=1e9)]
@@ -83,7 +83,7 @@ def driven(board: Board) -> Drive:
     return drive
 
 
-def test_the_next_step_begins_when_the_share_allows(board: Board, driven: Drive) -> None:
+def test_the_next_step_begins_when_the_share_allows(board: DrivenBoard, driven: Drive) -> None:
     turn(driven, 10.1)
     assert (board.trainer.asked, driven.running_s(10.1)) == (1, pytest.approx(0.1))
     board.trainer.told = [STEPPED]
@@ -94,7 +94,7 @@ def test_the_next_step_begins_when_the_share_allows(board: Board, driven: Drive)
     assert board.trainer.asked == 2
 
 
-def test_a_start_that_took_cpu_counts(board: Board) -> None:
+def test_a_start_that_took_cpu_counts(board: DrivenBoard) -> None:
     drive = Drive(board, Pace(0.1))
     turn(drive, 5.0)
     board.trainer.told = [Begun(flops_a_step=1e9, cpu_s=1.0)]
@@ -102,7 +102,7 @@ def test_a_start_that_took_cpu_counts(board: Board) -> None:
     assert (board.trainer.asked, board.cpu_s, drive.wakeup()) == (0, 1.0, 15.0)
 
 
-def test_an_emulated_board_is_as_fast_as_its_profile_and_starts_at_no_cost(board: Board) -> None:
+def test_an_emulated_board_is_as_fast_as_its_profile_and_starts_at_no_cost(board: DrivenBoard) -> None:
     drive = Drive(board, Pace(1.0, train_flops=1e8))
     board.trainer.told = [Begun(flops_a_step=1e9, cpu_s=1.0)]
     turn(drive, 1.0)
@@ -111,7 +111,7 @@ def test_an_emulated_board_is_as_fast_as_its_profile_and_starts_at_no_cost(board
     assert (board.cpu_s, drive.wakeup()) == (10.0, 11.0)
 
 
-def test_what_the_disk_refuses_is_told_again_and_costs_once(board: Board, driven: Drive) -> None:
+def test_what_the_disk_refuses_is_told_again_and_costs_once(board: DrivenBoard, driven: Drive) -> None:
     board.full = True
     board.trainer.told = [STEPPED]
     for now in (10.3, 15.3):
@@ -124,7 +124,7 @@ def test_what_the_disk_refuses_is_told_again_and_costs_once(board: Board, driven
 
 
 def test_what_the_disk_refused_of_a_training_that_was_superseded_is_forgotten(
-    board: Board, driven: Drive
+    board: DrivenBoard, driven: Drive
 ) -> None:
     board.full = True
     board.trainer.told = [STEPPED]
@@ -136,7 +136,7 @@ def test_what_the_disk_refused_of_a_training_that_was_superseded_is_forgotten(
 
 
 def test_a_step_that_does_not_end_is_told_once(
-    board: Board, driven: Drive, caplog: pytest.LogCaptureFixture
+    board: DrivenBoard, driven: Drive, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
     for now in (11.0, 10.0 + STALLED_S, 10.5 + STALLED_S, 20.0 + STALLED_S):

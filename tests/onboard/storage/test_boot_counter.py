@@ -14,12 +14,12 @@ import pytest
 
 import onboard.storage.journal
 from benchmarks.harness.pair import scratch
-from onboard.agents.federated_state import KEPT, Known
-from onboard.agents.gossip_state import Known as Gossiping
-from onboard.agents.gossip_state import Tie
+from onboard.agents.federated_state import KEPT, FederatedState
+from onboard.agents.gossip_state import FederatedState as Gossiping
+from onboard.agents.gossip_state import LinkState
 from onboard.storage.boot_counter import SKIPPED, count_start
 from onboard.storage.journal import Journal
-from onboard.wire.events import Spent
+from onboard.wire.events import QuotaUsage
 from onboard.wire.security.seal import MAX_EPOCH
 
 Damage = Callable[[Path, random.Random], None]
@@ -96,9 +96,9 @@ def newest(state: Path) -> Path:
     return max(state.glob("journal.?"), key=lambda slot: slot.read_bytes()[4:8])
 
 
-def start(state: Path) -> tuple[Journal[Known], Known]:
-    journal = Journal(state, Known, KEPT)
-    return journal, count_start(journal, Known())
+def start(state: Path) -> tuple[Journal[FederatedState], FederatedState]:
+    journal = Journal(state, FederatedState, KEPT)
+    return journal, count_start(journal, FederatedState())
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -231,7 +231,7 @@ def test_a_kill_between_the_two_saves_that_heal_is_no_loss(
     flip(newest(tmp_path), drawn)
     saves, save = iter(range(9)), Journal.save
 
-    def killed(journal: Journal[Known], state: Known) -> None:
+    def killed(journal: Journal[FederatedState], state: FederatedState) -> None:
         if next(saves) == 1:
             raise KeyboardInterrupt
         save(journal, state)
@@ -277,7 +277,10 @@ def test_epochs_that_go_round_skip_as_well(tmp_path: Path) -> None:
 
 
 def test_what_a_node_that_gossips_may_send_its_neighbours_outlives_a_slot(tmp_path: Path, told: Told) -> None:
-    ties = {2: Tie(spent=Spent(contact_bytes=700)), 5: Tie(spent=Spent(contact_bytes=90))}
+    ties = {
+        2: LinkState(spent=QuotaUsage(contact_bytes=700)),
+        5: LinkState(spent=QuotaUsage(contact_bytes=90)),
+    }
     journal = Journal(tmp_path, Gossiping)
     used = [count_start(journal, Gossiping()).epoch]
     for _ in range(3):

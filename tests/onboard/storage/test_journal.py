@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 from onboard.storage.journal import Journal, JournalError, replace_durably, sole_user
 
 
-class Known(msgspec.Struct, kw_only=True):
+class Saved(msgspec.Struct, kw_only=True):
     number: int = 0
     name: str = ""
     digest: bytes = b""
 
 
 STATES = st.builds(
-    Known, number=st.integers(0, 2**60), name=st.text(max_size=40), digest=st.binary(max_size=99)
+    Saved, number=st.integers(0, 2**60), name=st.text(max_size=40), digest=st.binary(max_size=99)
 )
 
 
@@ -36,36 +36,36 @@ def slots(folder: Path) -> list[Path]:
 
 
 def test_a_new_folder_holds_nothing(tmp_path: Path) -> None:
-    assert Journal(tmp_path / "a" / "b", Known).load() is None
+    assert Journal(tmp_path / "a" / "b", Saved).load() is None
 
 
 @given(st.lists(STATES, min_size=1, max_size=6))
-def test_the_last_of_any_number_of_saves_comes_back(states: list[Known]) -> None:
+def test_the_last_of_any_number_of_saves_comes_back(states: list[Saved]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        journal = Journal(Path(folder), Known)
+        journal = Journal(Path(folder), Saved)
         for state in states:
             journal.save(state)
             assert journal.load() == state
-            assert Journal(Path(folder), Known).load() == state
+            assert Journal(Path(folder), Saved).load() == state
 
 
 @given(STATES, STATES, STATES)
-def test_a_process_that_saves_before_it_loads_is_not_behind(one: Known, two: Known, three: Known) -> None:
+def test_a_process_that_saves_before_it_loads_is_not_behind(one: Saved, two: Saved, three: Saved) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        first = Journal(Path(folder), Known)
+        first = Journal(Path(folder), Saved)
         first.save(one)
         first.save(two)
-        Journal(Path(folder), Known).save(three)
-        assert Journal(Path(folder), Known).load() == three
+        Journal(Path(folder), Saved).save(three)
+        assert Journal(Path(folder), Saved).load() == three
 
 
 @given(st.data(), STATES, STATES)
 def test_any_damage_to_one_slot_leaves_a_state_that_was_saved(
-    data: st.DataObject, old: Known, new: Known
+    data: st.DataObject, old: Saved, new: Saved
 ) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        journal = Journal(folder, Known)
+        journal = Journal(folder, Saved)
         journal.save(old)
         os.utime(folder / "journal.1", ns=(1, 1))
         journal.save(new)
@@ -80,10 +80,10 @@ def test_any_damage_to_one_slot_leaves_a_state_that_was_saved(
             for bit in bits:
                 flipped ^= 1 << bit
             damaged.write_bytes(flipped.to_bytes(len(content), "big"))
-        left = Journal(folder, Known)
+        left = Journal(folder, Saved)
         assert left.load() == (new if damaged == older else old)
-        left.save(Known(number=7))  # and the damage is written over, not the state that is left
-        assert Journal(folder, Known).load() == Known(number=7)
+        left.save(Saved(number=7))  # and the damage is written over, not the state that is left
+        assert Journal(folder, Saved).load() == Saved(number=7)
 
 
 @given(st.binary(max_size=200), st.binary(max_size=200))
@@ -91,7 +91,7 @@ def test_any_bytes_in_both_slots_are_nothing(one: bytes, two: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "journal.0").write_bytes(one)
         (Path(folder) / "journal.1").write_bytes(two)
-        assert Journal(Path(folder), Known).load() is None
+        assert Journal(Path(folder), Saved).load() is None
 
 
 def test_a_state_of_another_version_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_a_state_of_another_version_is_refused_and_left_as_it_is(tmp_path: Path)
 
     Journal(tmp_path, Later).save(Later())
     with pytest.raises(JournalError, match=r"^state of another version of this program: Expected `int`"):
-        Journal(tmp_path, Known).load()
+        Journal(tmp_path, Saved).load()
     assert Journal(tmp_path, Later).load() == Later()
 
 
@@ -133,7 +133,7 @@ def test_kill_9_at_any_moment_leaves_the_last_state_or_the_one_being_saved(tmp_p
             lines += child.stdout.read().splitlines(keepends=True)
         told = [int(line) for line in lines if line.endswith("\n")]
         begun, saved = max(told), -min(told)
-        state = Journal(tmp_path, Known).load()
+        state = Journal(tmp_path, Saved).load()
         assert state is not None
         assert max(at_least, saved) <= state.number <= begun
         assert state.digest == bytes([state.number % 256]) * (state.number % 5000)
@@ -170,14 +170,14 @@ def test_a_full_disk_refuses_and_damages_nothing(tmp_path: Path) -> None:
     )
     assert done.stdout == "refused\nrefused\n", done.stderr
     assert done.returncode == 0, done.stderr
-    journal = Journal(tmp_path, Known)
-    assert journal.load() == Known(number=4, digest=bytes(9000))
+    journal = Journal(tmp_path, Saved)
+    assert journal.load() == Saved(number=4, digest=bytes(9000))
     assert journal.fetch("model.bin") == b"old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["journal.0", "journal.1", "model.bin"]
 
 
 def test_kept_files_come_back_whole_or_not_at_all(tmp_path: Path) -> None:
-    journal = Journal(tmp_path, Known)
+    journal = Journal(tmp_path, Saved)
     assert journal.fetch("update.bin") is None
     journal.keep("update.bin", b"one")
     journal.keep("update.bin", b"two")
@@ -189,7 +189,7 @@ def test_kept_files_come_back_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_a_cut_before_the_rename_leaves_the_old_file(tmp_path: Path) -> None:
     replace_durably(tmp_path / "model.bin", b"old")
     (tmp_path / "model.bin.new").write_bytes(b"ne")  # what a power cut in the middle leaves
-    assert Journal(tmp_path, Known).fetch("model.bin") == b"old"
+    assert Journal(tmp_path, Saved).fetch("model.bin") == b"old"
     replace_durably(tmp_path / "model.bin", b"new")
     assert [path.name for path in tmp_path.iterdir()] == ["model.bin"]
     assert (tmp_path / "model.bin").read_bytes() == b"new"

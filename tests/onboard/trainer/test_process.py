@@ -19,7 +19,7 @@ from onboard.data.shard import Shard, images_of
 from onboard.learn.graph import TrainGraph
 from onboard.mission.health import Failure
 from onboard.trainer.in_process import LocalTrainer
-from onboard.trainer.job import Begun, Done, Failed, Job, Report, Stepped, Trainer
+from onboard.trainer.job import Begun, Failed, Job, Report, Stepped, Trainer, TrainingDone
 from onboard.trainer.process import BadImages, ProcessTrainer
 from onboard.wire.messages import Task, encode_object
 
@@ -73,7 +73,7 @@ def report(trainer: Trainer) -> Report:
 def trained(trainer: Trainer, of: Job, *, save: bool = False) -> list[Report]:
     trainer.begin(of)
     reports = [report(trainer)]
-    while not isinstance(reports[-1], Done | Failed):
+    while not isinstance(reports[-1], TrainingDone | Failed):
         trainer.step(save=save)
         reports.append(report(trainer))
     return reports
@@ -92,8 +92,8 @@ def test_a_process_trains_to_the_same_bits_and_ends(
             assert (ours.loss, ours.state) == (theirs.loss, theirs.state)
             assert (ours.state is not None) == ours.ends_epoch
     ours, theirs = here[-1], there[-1]
-    assert isinstance(ours, Done)
-    assert isinstance(theirs, Done)
+    assert isinstance(ours, TrainingDone)
+    assert isinstance(theirs, TrainingDone)
     assert (ours.packed, ours.loss, ours.samples) == (theirs.packed, theirs.loss, theirs.samples)
     assert theirs.peak_bytes > 20 * 2**20
     assert trainer.pid is None
@@ -114,8 +114,8 @@ def test_a_checkpoint_goes_on_in_another_process(shard: Shard, trainers: list[Pr
     begun, *_, done = trained(second, job(state, epochs=2))
     assert isinstance(begun, Begun)
     assert (begun.epoch, begun.dropped) == (1, "")
-    assert isinstance(whole, Done)
-    assert isinstance(done, Done)
+    assert isinstance(whole, TrainingDone)
+    assert isinstance(done, TrainingDone)
     assert done.packed == whole.packed
 
 
@@ -145,7 +145,7 @@ def test_a_process_that_is_killed_is_a_failure_and_the_next_job_trains(
     assert failed.failure == Failure.PROCESS
     assert number.name in failed.why
     assert trainer.pid is None
-    assert isinstance(trained(trainer, job())[-1], Done)
+    assert isinstance(trained(trainer, job())[-1], TrainingDone)
 
 
 def test_signals_that_are_meant_for_the_agent_do_not_end_a_training(
@@ -170,7 +170,7 @@ def test_a_job_is_superseded_by_the_next(shard: Shard, trainers: list[ProcessTra
     done = trained(trainer, job())
     assert trainer.pid != old
     assert not Path(f"/proc/{old}").exists()
-    assert [type(each) for each in done] == [Begun, *[Stepped] * 4, Done]
+    assert [type(each) for each in done] == [Begun, *[Stepped] * 4, TrainingDone]
 
 
 def test_a_limit_below_the_need_says_what_is_needed_and_the_next_job_is_heard_too(
@@ -201,7 +201,7 @@ def test_memory_that_is_reserved_and_empty_does_not_count(
     )
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'site'}:{os.environ.get('PYTHONPATH', '')}")
     trainers.append(trainer := ProcessTrainer(shard, _held() + 96 * 2**20))
-    assert isinstance(trained(trainer, job())[-1], Done)
+    assert isinstance(trained(trainer, job())[-1], TrainingDone)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def wire_bytes(frame_bytes: int) -> int:
     return frame_bytes + COBS_BYTES
 
 
-class Station:
+class NetStation:
     """One listener: its session, the ground's session with it, and the air between."""
 
     def __init__(self, node: int, link: Link, *, seed: int, limits: Limits, **channel: object) -> None:
@@ -85,7 +85,7 @@ class Net:
         self.link, self.now = link, 0.0
         losses = losses or {}
         self.stations = {
-            node: Station(
+            node: NetStation(
                 node, link, seed=seed, limits=limits or Limits(),
                 **channel | ({"frame_loss": losses[node]} if node in losses else {}),
             )
@@ -124,7 +124,7 @@ class Net:
             self.now = max(self.now, wake)
         return self.now
 
-    def _step(self, station: Station) -> float:
+    def _step(self, station: NetStation) -> float:
         now = self.now
         for side, frame in station.channel.due(now):
             if side == "board":

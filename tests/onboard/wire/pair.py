@@ -54,7 +54,7 @@ FAST = uhf_full(1400, rate_up_bps=16e6, rate_down_bps=16e6, delay_s=0.02)
 
 
 @dataclass
-class Disk:
+class PairDisk:
     """What survives a kill of one end."""
 
     epoch: int = 0
@@ -68,7 +68,7 @@ class Disk:
     spent: Spent = field(default_factory=Spent)
 
 
-class End:
+class PairEnd:
     """One end: its disk, and the session of its present life."""
 
     def __init__(
@@ -85,7 +85,7 @@ class End:
         self.side, self.link, self.limits, self.contacts, self.nonce = side, link, limits, contacts, nonce
         self.encrypted = encrypted
         self.node, self.peer = (0, 7) if side == "ground" else (7, 0)
-        self.disk = Disk()
+        self.disk = PairDisk()
         self.events: list[tuple[float, Event]] = []
         self.session: Session | None = None
         self.accept_after_s = accept_after_s
@@ -224,7 +224,7 @@ class Pair:
         self.channel = Channel(link, seed=seed, overhead_bytes=COBS_BYTES, **channel)  # type: ignore[arg-type]
         limits = limits or Limits()
         self.ground, self.board = (
-            End(
+            PairEnd(
                 side, link, limits, accept_after_s=accept_after_s, contacts=contacts, nonce=nonce,
                 encrypted=side in encrypted,
             )
@@ -236,7 +236,7 @@ class Pair:
         self.ground.boot(0.0)
         self.board.boot(0.0)
 
-    def end(self, side: Side) -> End:
+    def end(self, side: Side) -> PairEnd:
         """Of that side."""
         return self.ground if side == "ground" else self.board
 
@@ -263,7 +263,7 @@ class Pair:
             self.now = max(self.now, wake)
         return self.now
 
-    def _wakeup(self, end: End) -> float:
+    def _wakeup(self, end: PairEnd) -> float:
         """When that end wants to be called next; checks that it has nothing to send before that."""
         if end.session is None:
             return math.inf
@@ -272,7 +272,7 @@ class Pair:
             assert end.session.transmit((self.now + wake) / 2) is None, "wakeup was too late"
         return wake
 
-    def _step(self, end: End) -> None:
+    def _step(self, end: PairEnd) -> None:
         session = end.session
         if session is None:
             return
@@ -287,7 +287,7 @@ class Pair:
         return [f for _, s, f in self.sent if f.type is kind and side in (None, s)]
 
 
-def _read(end: End, raw: bytes) -> framing.Frame:
+def _read(end: PairEnd, raw: bytes) -> framing.Frame:
     """What that end has just sent."""
     hello = framing.is_hello(raw)
     salt = NO_SALT if hello or end.session is None else end.session.salt
@@ -301,6 +301,6 @@ def data(size: int, seed: int = 1) -> bytes:
     return random.Random(seed).randbytes(size)
 
 
-def finish(pair: Pair, sender: End, objects: int = 1, until: float = 10_000.0) -> float:
+def finish(pair: Pair, sender: PairEnd, objects: int = 1, until: float = 10_000.0) -> float:
     """Run until all is delivered; returns when."""
     return pair.run(until, lambda: len(sender.seen(Delivered)) == objects)

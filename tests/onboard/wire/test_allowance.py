@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hw_profiles import Link
 from onboard.wire.framing.frame import Type
-from onboard.wire.medium.allowance import DAY_S, Allowance
+from onboard.wire.medium.allowance import DAY_S, ByteQuota
 from onboard.wire.medium.contacts import Window
 from onboard.wire.session import Delivered, Limits, Spent
 from tests.onboard.wire.pair import FULL, HALF, UPDATE, Pair, data, finish
@@ -26,7 +26,7 @@ FRAME_BYTES = 224
 def test_whatever_is_asked_for_a_day_never_takes_more_than_it_may(
     wishes: list[tuple[float, int]], per_day_bytes: int
 ) -> None:
-    allowance, now, sent = Allowance(math.inf, per_day_bytes), 0.0, []
+    allowance, now, sent = ByteQuota(math.inf, per_day_bytes), 0.0, []
     for pause_s, count_bytes in wishes:
         now += pause_s
         at = allowance.opens_at(now, count_bytes)
@@ -39,7 +39,7 @@ def test_whatever_is_asked_for_a_day_never_takes_more_than_it_may(
 
 
 def test_objects_leave_a_sixteenth() -> None:
-    allowance = Allowance(1600.0, math.inf)
+    allowance = ByteQuota(1600.0, math.inf)
     allowance.contact(Window(0.0, 600.0))
     allowance.spend(1300, 10.0)
     assert allowance.opens_at(10.0, 200, bulk=True) == 10.0
@@ -48,7 +48,7 @@ def test_objects_leave_a_sixteenth() -> None:
     assert allowance.left_bytes(10.0) == 300
     allowance.contact(Window(1000.0, 1600.0))
     assert allowance.opens_at(1000.0, 1500, bulk=True) == 1000.0
-    assert Allowance(math.inf, 100.0).opens_at(0.0, 101) == math.inf
+    assert ByteQuota(math.inf, 100.0).opens_at(0.0, 101) == math.inf
 
 
 @settings(max_examples=60)
@@ -60,12 +60,12 @@ def test_no_restart_gives_any_byte_of_24_hours_back(
     wishes: list[tuple[float, int, bool]], per_day_bytes: int
 ) -> None:
     now, booted, sent = 0.0, 0.0, []
-    allowance, kept = Allowance(math.inf, per_day_bytes), Spent()
+    allowance, kept = ByteQuota(math.inf, per_day_bytes), Spent()
     for pause_s, count_bytes, restarts in wishes:
         now += pause_s
         if restarts:  # off for any part of the pause; the clock of the new life begins at 0
             booted = now
-            allowance = Allowance(math.inf, per_day_bytes, kept)
+            allowance = ByteQuota(math.inf, per_day_bytes, kept)
         kept = allowance.record(now - booted) or kept
         now = booted + allowance.opens_at(now - booted, count_bytes)
         kept = allowance.record(now - booted) or kept
@@ -75,7 +75,7 @@ def test_no_restart_gives_any_byte_of_24_hours_back(
 
 
 def test_a_restart_costs_a_thirty_second_at_most_and_the_clock_stands_still_while_off() -> None:
-    first = Allowance(math.inf, 32_000.0)
+    first = ByteQuota(math.inf, 32_000.0)
     kept = first.record(0.0)
     assert kept == Spent(1000, ((0.0, 1000),))
     first.spend(400, 10.0)
@@ -84,18 +84,18 @@ def test_a_restart_costs_a_thirty_second_at_most_and_the_clock_stands_still_whil
     kept = first.record(20.0)
     assert kept is not None
     assert kept.day == ((10.0, 1600),)
-    second = Allowance(math.inf, 32_000.0, kept, now=5.0)
+    second = ByteQuota(math.inf, 32_000.0, kept, now=5.0)
     assert second.left_bytes(5.0) == 32_000 - 1600
     assert second.left_bytes(5.0 + DAY_S) == 32_000 - 1600  # 15 minutes are forgotten together
     assert second.left_bytes(5.0 + DAY_S + 900.0) == 32_000
-    assert Allowance(math.inf, math.inf).record(0.0) is None
+    assert ByteQuota(math.inf, math.inf).record(0.0) is None
 
 
 @settings(max_examples=60)
 @given(st.lists(st.integers(1, 400), min_size=2, max_size=200))
 def test_a_record_that_is_lost_with_a_slot_of_the_journal_is_a_thirty_second(frames: list[int]) -> None:
     """A node that starts with the record before its last one sends so much more, and no more than that."""
-    allowance = Allowance(math.inf, 32_000.0)
+    allowance = ByteQuota(math.inf, 32_000.0)
     records, now = [Spent(), Spent()], 0.0
     for count_bytes in frames:
         now += 1.0
@@ -104,13 +104,13 @@ def test_a_record_that_is_lost_with_a_slot_of_the_journal_is_a_thirty_second(fra
         if allowance.opens_at(now, count_bytes) > now:
             break
         allowance.spend(count_bytes, now)
-        earlier = Allowance(math.inf, 32_000.0, records[-2], now=now)
+        earlier = ByteQuota(math.inf, 32_000.0, records[-2], now=now)
         assert earlier.left_bytes(now) <= allowance.left_bytes(now) + 1000
 
 
 def test_a_contact_that_is_open_at_the_start_is_the_one_before_it_and_the_next_is_whole() -> None:
     spent = Spent(1500)
-    same, later = (Allowance(1600.0, math.inf, spent, now=100.0) for _ in range(2))
+    same, later = (ByteQuota(1600.0, math.inf, spent, now=100.0) for _ in range(2))
     same.contact(Window(90.0, 600.0))
     assert same.left_bytes(100.0) == 100
     assert same.opens_at(100.0, 101) == 600.0
@@ -156,7 +156,7 @@ def test_a_contact_carries_what_it_may_however_often_the_board_is_killed() -> No
 @pytest.mark.parametrize(("contact", "day"), [(0.0, 1.0), (1.0, 0.0), (-1.0, 1.0), (1.0, math.nan)])
 def test_an_allowance_of_nothing_is_refused(contact: float, day: float) -> None:
     with pytest.raises(ValueError, match="must be more than 0"):
-        Allowance(contact, day)
+        ByteQuota(contact, day)
 
 
 @pytest.mark.parametrize("link", [FULL, HALF], ids=["full", "half"])

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from onboard.wire.events import Delivered, OtherForm
+from onboard.wire.events import Delivered, EncryptionMismatch
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import HEADER_BYTES, OVERHEAD_BYTES, BadFrame, Frame, Type
 from onboard.wire.security.cipher import MAX_PAYLOAD_BYTES, Cipher
@@ -190,7 +190,7 @@ def test_ends_that_differ_take_nothing_and_each_says_so_once(secret) -> None:  #
     made.board.offer(UPDATE, data(3_000), 0.0)
     made.run(120.0)
     for end in (made.ground, made.board):
-        assert end.seen(OtherForm) == [OtherForm(encrypted=end.side != secret)]
+        assert end.seen(EncryptionMismatch) == [EncryptionMismatch(encrypted=end.side != secret)]
         assert end.session is not None
         snapshot = end.session.snapshot(120.0)
         assert snapshot.frames_received == snapshot.bad_tags == snapshot.malformed == 0
@@ -212,7 +212,7 @@ def test_bit_errors_are_no_other_form() -> None:
         made.run(120.0)
         assert made.ground.session is not None
         assert made.ground.session.snapshot(120.0).bad_tags > 20
-        assert not made.ground.seen(OtherForm)
+        assert not made.ground.seen(EncryptionMismatch)
 
 
 def test_broadcasts_are_plain_so_nobody_listens_to_them_on_an_encrypted_link() -> None:

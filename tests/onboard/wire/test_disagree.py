@@ -9,10 +9,10 @@ import pytest
 
 from hw_profiles import Link
 from onboard.wire.events import (
+    EncryptionMismatch,
     Event,
     ForeignFrames,
     Message,
-    OtherForm,
     OutOfStep,
     Rekeyed,
     TwoEnds,
@@ -24,7 +24,7 @@ from tests.onboard.wire.pair import FULL, HALF
 from tests.onboard.wire.test_doubt import One, run
 
 HEALED_S = 45.0
-LIES = (WrongKey, OtherForm, ForeignFrames)
+LIES = (WrongKey, EncryptionMismatch, ForeignFrames)
 Case = Callable[[int, float, One, One, dict[str, object]], tuple[One, One, float, set[type[Event]]]]
 
 
@@ -121,6 +121,6 @@ def test_two_live_copies_share_no_number(encrypted: bool, numbers: Numbers) -> N
     second = One(7, now, epoch=6, encrypted=encrypted)
     now = run((ground, first, second), now, now + 700.0)
     assert ground.times(TwoEnds)
-    assert not ground.times(WrongKey, OtherForm)
+    assert not ground.times(WrongKey, EncryptionMismatch)
     assert numbers.salts >= 4
     assert len(numbers.used) > 1000

@@ -16,7 +16,7 @@ from onboard.wire.events import Message, Rekeyed
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import Frame, Type
 from onboard.wire.messages import NO_NONCE, BadMessage, Hello
-from onboard.wire.security.hello import Greeting
+from onboard.wire.security.hello import RekeyHandshake
 from onboard.wire.security.seal import NO_SALT, Sealer
 from onboard.wire.session import Session
 from tests.onboard.wire.pair import FULL, HALF, KEY, SIDES, Pair, data, finish
@@ -309,7 +309,7 @@ def test_a_hello_is_for_its_direction_and_needs_the_key() -> None:
 
 @pytest.mark.parametrize("payload", [b"", bytes(23), bytes(24), bytes(25)])
 def test_a_hello_that_makes_no_sense(payload: bytes) -> None:
-    greeting = Greeting(KEY, node=0, peer=7, epoch=1, nonce=random.Random(3).randbytes)
+    greeting = RekeyHandshake(KEY, node=0, peer=7, epoch=1, nonce=random.Random(3).randbytes)
     with pytest.raises(BadMessage):
         Hello.decode(payload)
     assert greeting.hear(Frame(Type.HELLO, 7, 0, 1, 1, payload=payload), 0.0) == []

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from onboard.wire.framing.frame import Type
 from onboard.wire.messages import Offer
 from onboard.wire.session import Delivered
-from onboard.wire.transfer.length import Fates, Lengths
+from onboard.wire.transfer.length import DeliveryStats, FragmentSizer
 from tests.onboard.wire.pair import COBS_BYTES, UPDATE, Pair, data, finish, uhf_full
 
 FRAMING_BYTES = 24
@@ -28,13 +28,13 @@ def learnt(loss: float, errors: float, seed: int, rounds: int = 6, fates: int = 
     """The length that is taken after so many objects, and the short frames of the peer that answered them."""
     rnd = random.Random(seed)
 
-    def drawn(wire_bytes: int, count: int) -> Fates:
+    def drawn(wire_bytes: int, count: int) -> DeliveryStats:
         survives = (1 - loss) * (1 - errors) ** (8 * wire_bytes)
         kept = sum(rnd.random() < survives for _ in range(count))
-        return Fates(count - kept, kept)
+        return DeliveryStats(count - kept, kept)
 
-    lengths = Lengths(0.0, 0.0, FRAMING_BYTES, LONGEST + FRAMING_BYTES)
-    length, heard = lengths.best(LONGEST, 1, {}), Fates(0, 0)
+    lengths = FragmentSizer(0.0, 0.0, FRAMING_BYTES, LONGEST + FRAMING_BYTES)
+    length, heard = lengths.best(LONGEST, 1, {}), DeliveryStats(0, 0)
     assert length == LONGEST
     for _ in range(rounds):
         lengths.weigh(length + FRAMING_BYTES, drawn(length + FRAMING_BYTES, fates))
@@ -61,11 +61,11 @@ def test_losses_that_take_any_frame_leave_the_length(loss: float) -> None:
 
 def test_a_profile_that_knows_its_bit_errors_is_enough_to_begin_with() -> None:
     chosen = [
-        Lengths(0.0, errors, FRAMING_BYTES, LONGEST + FRAMING_BYTES).best(LONGEST, 1, {})
+        FragmentSizer(0.0, errors, FRAMING_BYTES, LONGEST + FRAMING_BYTES).best(LONGEST, 1, {})
         for errors in (0.0, 1e-6, 1e-5, 1e-4, 1e-3)
     ]
     assert chosen == [1024, 1024, 1024, 256, 64]  # halves within 5 % of what 512, 128 and 32 promise
-    assert Lengths(0.0, 1e-3, FRAMING_BYTES, LONGEST + FRAMING_BYTES).best(LONGEST, 200, {}) == 256
+    assert FragmentSizer(0.0, 1e-3, FRAMING_BYTES, LONGEST + FRAMING_BYTES).best(LONGEST, 200, {}) == 256
 
 
 def test_the_first_object_is_cut_anew_for_the_link_and_those_after_it_at_once() -> None:

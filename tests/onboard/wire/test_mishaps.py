@@ -7,14 +7,14 @@ from random import Random
 
 import pytest
 
-from onboard.wire.events import Event, ForeignFrames, OtherForm, Rekeyed, UnknownPeer, WrongKey
+from onboard.wire.events import EncryptionMismatch, Event, ForeignFrames, Rekeyed, UnknownPeer, WrongKey
 from onboard.wire.framing.frame import Type
 from onboard.wire.messages import Reason
 from onboard.wire.security.seal import Sealer
 from onboard.wire.session import Arrived, Cancelled, Expired, Limits, Refused, Session
 from tests.onboard.wire.pair import FULL, HALF, KEY, UPDATE, Pair, data
 
-ADVICE = (WrongKey, OtherForm, UnknownPeer, ForeignFrames)
+ADVICE = (WrongKey, EncryptionMismatch, UnknownPeer, ForeignFrames)
 
 
 def ground() -> Session:
@@ -108,7 +108,7 @@ def test_noise_that_sets_the_bit_of_encryption_is_no_encryption() -> None:
     assert heard(session, raws, 7.0) == []
     assert session.snapshot(7.0).encrypted_dropped == 20
     assert heard(session, raws, 40.0) == []
-    assert heard(session, raws, 160.0) == [OtherForm(encrypted=True)]  # nothing else for so long
+    assert heard(session, raws, 160.0) == [EncryptionMismatch(encrypted=True)]  # nothing else for so long
 
 
 def test_bit_errors_are_no_wrong_key() -> None:
@@ -157,7 +157,9 @@ def test_frames_of_somebody_without_a_key_are_foreign_and_told_seldom(kind: str,
         assert others == []
     else:  # the peer is away for minutes: it might have started with another key or form
         assert len(others) <= 8
-        assert all(event in (WrongKey(was_right=True), OtherForm(encrypted=True)) for event in others)
+        assert all(
+            event in (WrongKey(was_right=True), EncryptionMismatch(encrypted=True)) for event in others
+        )
 
 
 @pytest.mark.parametrize("kind", ["forged", "encrypted", "hello"])

@@ -58,7 +58,7 @@ def other(side: Side) -> Side:
     return "board" if side == "ground" else "ground"
 
 
-class Disk(Spool):
+class LifeDisk(Spool):
     """A spool whose writes fail while the disk is `full`."""
 
     full = False
@@ -80,7 +80,7 @@ class Disk(Spool):
         super().finish(*digests)
 
 
-class End:
+class LifeEnd:
     """One end: its folder, its session and pump, and a consumer that has yet to act on `untold`."""
 
     def __init__(self, side: Side, folder: Path, air: deque[bytes], seed: int) -> None:
@@ -100,7 +100,7 @@ class End:
         return self.pump.session
 
     def boot(self, now: float) -> None:
-        self.spool = Disk(self.folder, 10_000)
+        self.spool = LifeDisk(self.folder, 10_000)
         self.spool.retain(self.effects)
         self.accepted = set(self.spool.finished())
         self.port = AirPort(self.side, FAST, self.air.append)
@@ -145,7 +145,7 @@ class End:
         elif isinstance(event, Withdrawn | Expired | Evicted | Corrupt):
             self.told.discard(event.digest)
 
-    def act(self, peer: End, now: float, count: int = 0, verdict: Verdict = "accept") -> None:
+    def act(self, peer: LifeEnd, now: float, count: int = 0, verdict: Verdict = "accept") -> None:
         """The consumer comes to the first `count` of what waits, and to what needs no decision up to the next
         that does; a full disk stops it there."""
         decided = 0
@@ -194,7 +194,7 @@ class End:
         return list(self.session.incoming), list(self.session.done)
 
 
-class Lives:
+class ObjectLives:
     """Both ends, and what may happen next: each step is one thing, of a kind that `how` (0..255) chooses."""
 
     def __init__(self, seed: int) -> None:
@@ -202,8 +202,8 @@ class Lives:
         self.folder, self.now = Path(mkdtemp(dir=root)), 1.0
         self.air: dict[Side, deque[bytes]] = {side: deque() for side in SIDES}
         self.longest = 1000
-        self.ends: dict[Side, End] = {
-            side: End(side, self.folder / side, self.air[side], seed) for side in SIDES
+        self.ends: dict[Side, LifeEnd] = {
+            side: LifeEnd(side, self.folder / side, self.air[side], seed) for side in SIDES
         }
         self.let_pass(1.0)
 
@@ -333,20 +333,36 @@ class Lives:
             assert len(end.session.snapshot(self.now).objects) <= LIMITS.max_incoming + len(SIZES)
 
 
-STEPS: tuple[Callable[[Lives, Side, int], None], ...] = (
-    Lives.offer, Lives.offer, Lives.offer, Lives.act_late, Lives.act_late, Lives.time_passes,
-    Lives.all_is_acted_on_and_time_passes, Lives.all_is_acted_on_and_time_passes, Lives.both_stand_still,
-    Lives.frames_cross, Lives.one_end_reads, Lives.the_line_eats_long_frames, Lives.withdraw, Lives.withdraw,
-    Lives.offer_and_withdraw_in_one_read, Lives.refuse_at_any_time, Lives.accept_what_has_not_arrived,
-    Lives.what_it_did_is_lost, Lives.disk_fills, Lives.restart, Lives.link_begins_again,
-)  # fmt: skip
+STEPS: tuple[Callable[[ObjectLives, Side, int], None], ...] = (
+    ObjectLives.offer,
+    ObjectLives.offer,
+    ObjectLives.offer,
+    ObjectLives.act_late,
+    ObjectLives.act_late,
+    ObjectLives.time_passes,
+    ObjectLives.all_is_acted_on_and_time_passes,
+    ObjectLives.all_is_acted_on_and_time_passes,
+    ObjectLives.both_stand_still,
+    ObjectLives.frames_cross,
+    ObjectLives.one_end_reads,
+    ObjectLives.the_line_eats_long_frames,
+    ObjectLives.withdraw,
+    ObjectLives.withdraw,
+    ObjectLives.offer_and_withdraw_in_one_read,
+    ObjectLives.refuse_at_any_time,
+    ObjectLives.accept_what_has_not_arrived,
+    ObjectLives.what_it_did_is_lost,
+    ObjectLives.disk_fills,
+    ObjectLives.restart,
+    ObjectLives.link_begins_again,
+)
 
 
 @settings(max_examples=1000, deadline=None)
 @given(chosen=st.binary(min_size=8, max_size=50))
 def test_no_order_of_events_ends_a_program_or_takes_an_object_twice(chosen: bytes) -> None:
     """Two bytes choose a step: what and at which end, and how."""
-    lives = Lives(seed=len(chosen))
+    lives = ObjectLives(seed=len(chosen))
     try:
         for what, how in zip(chosen[::2], chosen[1::2], strict=False):
             side, step = SIDES[what % 2], STEPS[what // 2 % len(STEPS)]
@@ -358,7 +374,7 @@ def test_no_order_of_events_ends_a_program_or_takes_an_object_twice(chosen: byte
 
 
 def test_of_objects_that_ended_nothing_is_held() -> None:
-    lives, chance, offered = Lives(seed=1), random.Random(1), list[bytes]()
+    lives, chance, offered = ObjectLives(seed=1), random.Random(1), list[bytes]()
     try:
         for number in range(60):
             side = SIDES[number % 2]
@@ -390,7 +406,7 @@ def _bytes_behind(pumps: list[Pump]) -> list[bytes | bytearray]:
     seen, todo = dict[int, object](), list[object](pumps)
     while todo:
         each = todo.pop()
-        if id(each) not in seen and not isinstance(each, type | ModuleType | FunctionType | End):
+        if id(each) not in seen and not isinstance(each, type | ModuleType | FunctionType | LifeEnd):
             seen[id(each)] = each
             todo += gc.get_referents(each)
     return [each for each in seen.values() if isinstance(each, bytes | bytearray)]

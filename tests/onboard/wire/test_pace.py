@@ -20,8 +20,8 @@ from tests.onboard.wire.pair import (
     FULL,
     HALF,
     UPDATE,
-    End,
     Pair,
+    PairEnd,
     data,
     finish,
     link,
@@ -29,7 +29,7 @@ from tests.onboard.wire.pair import (
 )
 
 
-def goodput_over_bound(pair: Pair, receiver: End, link: Link, size: int, loss: float) -> float:
+def goodput_over_bound(pair: Pair, receiver: PairEnd, link: Link, size: int, loss: float) -> float:
     """Goodput g / (rate (1 - p) L / (L + 24)), up to the arrival of the object."""
     arrived_s = next(at for at, event in receiver.events if isinstance(event, Arrived))
     payload_bytes = link.mtu_bytes - framing.OVERHEAD_BYTES

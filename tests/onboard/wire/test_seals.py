@@ -18,7 +18,7 @@ BOTH = roll(OLD, OTHER)
 NEW = newest(BOTH)
 
 
-class Link:
+class SealedLink:
     """Two ends, each on its keys, that keep epoch, salt and floor over a restart; frames cross at once."""
 
     def __init__(self, ground: dict[int, bytes], board: dict[int, bytes], *, encrypted: bool = False) -> None:
@@ -63,7 +63,7 @@ class Link:
 
 @pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "encrypted"])
 def test_a_roll_step_by_step_as_the_operator_does_it(encrypted: bool) -> None:
-    link = Link(OLD, OLD, encrypted=encrypted)
+    link = SealedLink(OLD, OLD, encrypted=encrypted)
     assert (link.cross(), link.key_ids()) == ({0, 3}, (0, 0))
     link.restart(0, BOTH)
     assert (link.cross(), link.key_ids()) == (
@@ -83,7 +83,7 @@ def test_a_roll_step_by_step_as_the_operator_does_it(encrypted: bool) -> None:
 
 
 def test_a_key_that_one_end_does_not_hold_is_counted_and_nothing_is_heard() -> None:
-    link = Link(OLD, OLD)
+    link = SealedLink(OLD, OLD)
     link.cross()
     link.restart(3, NEW)
     assert link.cross() == set()
@@ -94,7 +94,7 @@ def test_a_key_that_one_end_does_not_hold_is_counted_and_nothing_is_heard() -> N
 @pytest.mark.parametrize("lost", [{0}, {3}, {0, 3}], ids=str)
 @pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "encrypted"])
 def test_lost_state_in_the_middle_of_a_roll(board: dict[int, bytes], lost: set[int], encrypted: bool) -> None:
-    link = Link(OLD, OLD, encrypted=encrypted)
+    link = SealedLink(OLD, OLD, encrypted=encrypted)
     link.cross()
     link.restart(0, BOTH, lost=0 in lost)
     link.restart(3, board, lost=3 in lost)

@@ -19,12 +19,12 @@ from benchmarks.claims.learning.convergence import (
     DENSE,
     METHODS,
     SPARSE,
-    Bench,
+    ConvergenceBench,
     Point,
     measure,
     points_of,
 )
-from benchmarks.harness.progress import Progress
+from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
 from firmware_sim.fleet.presets import PRESETS
 from tests.benchmarks.claims.learning.test_table1 import RESULT
@@ -62,7 +62,7 @@ def test_a_run_with_other_settings_is_not_taken_for_this_one(tmp_path: Path) -> 
     assert f"{path}: holds a run with other settings" in done.output
 
 
-class Cut(Progress):
+class Cut(ProgressLine):
     """Ends the program in the second epoch."""
 
     def __call__(self, stage: str, left_s: float | None = None) -> None:
@@ -72,11 +72,14 @@ class Cut(Progress):
 
 def test_a_run_that_was_stopped_goes_on_after_its_last_epoch(tmp_path: Path) -> None:
     task = replace(convergence.TASKS["digits"], epochs=2, images=32)
-    tell, told = Progress("convergence", io.StringIO()), io.StringIO()
-    whole = Bench(task, tmp_path / "whole", None, tell).ring(SPARSE, 0)
+    tell, told = ProgressLine("convergence", io.StringIO()), io.StringIO()
+    whole = ConvergenceBench(task, tmp_path / "whole", None, tell).ring(SPARSE, 0)
     with pytest.raises(KeyboardInterrupt):
-        Bench(task, tmp_path / "cut", None, Cut("convergence", io.StringIO())).ring(SPARSE, 0)
-    assert Bench(task, tmp_path / "cut", None, Progress("convergence", told)).ring(SPARSE, 0) == whole
+        ConvergenceBench(task, tmp_path / "cut", None, Cut("convergence", io.StringIO())).ring(SPARSE, 0)
+    assert (
+        ConvergenceBench(task, tmp_path / "cut", None, ProgressLine("convergence", told)).ring(SPARSE, 0)
+        == whole
+    )
     assert "epoch 2 of 2" in told.getvalue()
     assert "epoch 1 of 2" not in told.getvalue()
     assert [path.name for path in (tmp_path / "cut").iterdir()] == ["digits-2-rd-psgd-0.1-0.json"]
@@ -85,14 +88,14 @@ def test_a_run_that_was_stopped_goes_on_after_its_last_epoch(tmp_path: Path) -> 
 def rows_of(monkeypatch: pytest.MonkeyPatch, below: dict[str, float]) -> list[Row]:
     """The table of MNIST if every run ends at 98 %, but for what a method is `below` that."""
 
-    def run(self: Bench, name: str, seed: int) -> list[Point]:
+    def run(self: ConvergenceBench, name: str, seed: int) -> list[Point]:
         accuracy = 0.98 - below.get(name, 0) / 100
         return [Point(epoch, accuracy - 0.001 * (8 - epoch), 10**6 * epoch) for epoch in range(1, 9)]
 
-    monkeypatch.setattr(Bench, "ring", run)
-    monkeypatch.setattr(Bench, "central", lambda self, seed: run(self, CENTRAL, seed))
+    monkeypatch.setattr(ConvergenceBench, "ring", run)
+    monkeypatch.setattr(ConvergenceBench, "central", lambda self, seed: run(self, CENTRAL, seed))
     return measure(
-        Progress("convergence", io.StringIO()), data="mnist", epochs=None, seeds=(), methods=(),
+        ProgressLine("convergence", io.StringIO()), data="mnist", epochs=None, seeds=(), methods=(),
         out=Path("unused"), plot=None, data_dir=None,
     )  # fmt: skip
 

@@ -22,7 +22,7 @@ from benchmarks.claims.learning.epoch import (  # fmt: skip
     synchronized_s,
 )
 from benchmarks.claims.learning.gossip import on_link
-from benchmarks.harness.progress import Progress
+from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
 
 SMALL = Model("small", 200_000, 25)
@@ -30,7 +30,7 @@ SMALL = Model("small", 200_000, 25)
 
 @pytest.fixture(scope="module")
 def rows() -> list[Row]:
-    return measure(Progress("epoch", io.StringIO()), repeats=3, models=(SMALL,))
+    return measure(ProgressLine("epoch", io.StringIO()), repeats=3, models=(SMALL,))
 
 
 def test_bytes_and_seconds_are_those_of_forms_and_links(rows: list[Row]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.claims.learning.gossip import BYTES_AT, OVERHEAD_BYTES, TIMED, crossover, measure, on_link
-from benchmarks.harness.progress import Progress
+from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
 from onboard.codec.mask import RUN
 
@@ -22,7 +22,7 @@ def plot(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def rows(plot: Path) -> list[Row]:
-    return measure(Progress("gossip", io.StringIO()), plot=plot, repeats=3, parameters=PARAMETERS)
+    return measure(ProgressLine("gossip", io.StringIO()), plot=plot, repeats=3, parameters=PARAMETERS)
 
 
 def test_times_are_bounded_by_copies_at_a_tenth_and_by_top_k(rows: list[Row]) -> None:

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from benchmarks.__main__ import main
 from benchmarks.claims.learning import table1
 from benchmarks.claims.learning.table1 import CELLS, bytes_until
-from benchmarks.harness.progress import Progress
+from benchmarks.harness.progress import ProgressLine
 from firmware_sim.fleet.presets import PRESETS, ROOM, SKETCH_DOWN, as_fedavg, for_bits
-from firmware_sim.fleet.record import Record
+from firmware_sim.fleet.record import FleetRecord
 from firmware_sim.fleet.result import RoundResult
-from firmware_sim.fleet.run import Run, Wishes
-from firmware_sim.fleet.simulation import Settings
+from firmware_sim.fleet.run import FleetConfig, FleetRun
+from firmware_sim.fleet.simulation import FleetSettings
 
 RESULT = RoundResult(
     round=1, accuracy=0.9, loss=0.5, bits_up=0.1, bits_down=0.2, width_up=0.08, width_down=0.15,
@@ -68,15 +68,15 @@ def test_bytes_are_counted_until_the_devices_have_the_model(accuracies: list[flo
     assert found == 1000 * (first + 1) + sum(downs[: first + 2])
 
 
-def kept(monkeypatch: pytest.MonkeyPatch, accuracy: Callable[[Settings], float]) -> list[str]:
+def kept(monkeypatch: pytest.MonkeyPatch, accuracy: Callable[[FleetSettings], float]) -> list[str]:
     """Puts finished rounds into every run's folder before it is played; returns the names of the runs."""
     names: list[str] = []
 
-    class Finished(Run):
-        def __init__(self, wishes: Wishes) -> None:
+    class Finished(FleetRun):
+        def __init__(self, wishes: FleetConfig) -> None:
             assert wishes.out is not None
             names.append(wishes.out.name)
-            record = Record(wishes.out, wishes.as_json())
+            record = FleetRecord(wishes.out, wishes.as_json())
             for number in range(1, wishes.settings.rounds + 1):
                 record.keep(replace(RESULT, round=number, accuracy=accuracy(wishes.settings)), b"weights")
             record.close()
@@ -94,9 +94,14 @@ def test_one_cell_runs_alone_and_is_held_to_the_paper(
 ) -> None:
     names = kept(monkeypatch, lambda settings: 0.98 + 0.002 * settings.seed)
     rows = table1.measure(
-        Progress("table1", StringIO()), select="5", prune_ratio="0.8", part=None, seeds=(1, 2), out=tmp_path,
+        ProgressLine("table1", StringIO()),
+        select="5",
+        prune_ratio="0.8",
+        part=None,
+        seeds=(1, 2),
+        out=tmp_path,
         data_dir=None,
-    )  # fmt: skip
+    )
     assert names == ["spacedml-5-0.8-1", "spacedml-5-0.8-2"]
     accuracy, width, bits, *_ = rows
     assert (accuracy.value, accuracy.bound, accuracy.holds) == (pytest.approx(98.3), 98.26, True)

@@ -8,7 +8,7 @@ from benchmarks.claims.link import day
 from benchmarks.harness import leg
 from benchmarks.harness.result import Row
 from onboard.wire.events import Event
-from onboard.wire.medium.allowance import Allowance
+from onboard.wire.medium.allowance import ByteQuota
 from onboard.wire.security.seal import ReplayWindow
 from onboard.wire.session import Session
 from onboard.wire.transfer.send import Origin
@@ -45,7 +45,7 @@ def test_a_leak_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_allowance_that_does_not_hold_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Allowance, "opens_at", lambda self, now, count_bytes, bulk=False: now)
+    monkeypatch.setattr(ByteQuota, "opens_at", lambda self, now, count_bytes, bulk=False: now)
     assert "most that a board used of a contact's allowance" in broken(played(2.0))
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import io
 
 from benchmarks.claims.link.frame import measure
-from benchmarks.harness.progress import Progress
+from benchmarks.harness.progress import ProgressLine
 
 
 def test_every_bound_is_a_row_and_each_costs_more_than_its_hash() -> None:
-    rows = [row for row in measure(Progress("frame", io.StringIO()), repeats=3) if row.at_least]
+    rows = [row for row in measure(ProgressLine("frame", io.StringIO()), repeats=3) if row.at_least]
     assert [(row.what, row.bound) for row in rows if row.bound is not None] == [
         ("a frame of 200 B, encoded", 0.5),
         ("a frame of 200 B, decoded", 0.5),

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 
 from benchmarks.claims.link import hardship
-from benchmarks.claims.link.hardship import CLEAN, LINES, Line, Outcome
+from benchmarks.claims.link.hardship import CLEAN, LINES, BadLine, HardshipOutcome
 from benchmarks.harness.lab import LabError
-from benchmarks.harness.progress import Progress
+from benchmarks.harness.progress import ProgressLine
 from hw_profiles import load_link
 
-TELL = Progress("hardship")
+TELL = ProgressLine("hardship")
 
 
 def test_two_boards_close_two_rounds_on_an_echoing_line(tmp_path: Path) -> None:
-    line = Line("echo", hardship.SERIAL, "echo", named="echo")
+    line = BadLine("echo", hardship.SERIAL, "echo", named="echo")
     outcome = hardship.run_all([line], tmp_path, 60.0, 1, 1, TELL)["echo"]
     assert outcome.closed == 2
     assert 2 * 2 * 2_000 < outcome.sent_bytes < 100_000
@@ -26,7 +26,7 @@ def test_two_boards_close_two_rounds_on_an_echoing_line(tmp_path: Path) -> None:
 
 
 def test_a_line_that_carries_nothing_has_no_more_than_its_time(tmp_path: Path) -> None:
-    dead = Line("dead", hardship.SERIAL, "drop-long=1", named="mtu")
+    dead = BadLine("dead", hardship.SERIAL, "drop-long=1", named="mtu")
     began_s = time.monotonic()
     outcome = hardship.run_all([dead], tmp_path, 3.0, 1, 1, TELL)["dead"]
     assert outcome.closed == 0
@@ -36,7 +36,7 @@ def test_a_line_that_carries_nothing_has_no_more_than_its_time(tmp_path: Path) -
 
 def test_a_program_that_fails_ends_the_benchmark_with_its_last_words(tmp_path: Path) -> None:
     with pytest.raises(LabError, match=r"nosuch.*must be one of"):
-        hardship.run_all([Line("x", hardship.SERIAL, "nosuch")], tmp_path, 3.0, 1, 1, TELL)
+        hardship.run_all([BadLine("x", hardship.SERIAL, "nosuch")], tmp_path, 3.0, 1, 1, TELL)
 
 
 def test_every_line_of_the_promise_is_there_with_its_bound() -> None:
@@ -54,9 +54,9 @@ def test_every_line_of_the_promise_is_there_with_its_bound() -> None:
 def test_rows_break_where_nothing_was_done_to_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
     said = ("ground", {"event": "stuck", "level": "warning", "at": 1.0, "why": "the line eats XON"})
     found = {
-        "eat-xonxoff": Outcome(2, 900, 3.0, [5, 5, 5, 5], [said, said]),
-        "echo": Outcome(2, 401, 3.0, [5, 0, 5, 5], []),
-        "clean bench-serial-115k2": Outcome(2, 100, 3.0),
+        "eat-xonxoff": HardshipOutcome(2, 900, 3.0, [5, 5, 5, 5], [said, said]),
+        "echo": HardshipOutcome(2, 401, 3.0, [5, 0, 5, 5], []),
+        "clean bench-serial-115k2": HardshipOutcome(2, 100, 3.0),
     }
     monkeypatch.setattr(hardship, "run_all", lambda *_: found)
     rows = hardship.measure(TELL, names=("eat-xonxoff", "echo"), within=3.0, at_once=1, seed=1, keep=None)

@@ -9,16 +9,16 @@ from click.testing import CliRunner
 
 from benchmarks.__main__ import main
 from benchmarks.claims.link import others
-from benchmarks.harness.race import Course, Outcome
+from benchmarks.harness.race import Course, RaceOutcome
 
 COURSE = Course("a link", 8000.0, 0.0, 1052, 1000)
 
 
 def test_rows_are_means_of_what_ended_and_ours_beside_it() -> None:
     found = {
-        "ours": [Outcome(2.0, 1500), Outcome(2.0, 2500)],
-        "another": [Outcome(4.0, 2000), Outcome(None, 4000)],
-        "a third": [Outcome(None, 3000), Outcome(None, 3000)],
+        "ours": [RaceOutcome(2.0, 1500), RaceOutcome(2.0, 2500)],
+        "another": [RaceOutcome(4.0, 2000), RaceOutcome(None, 4000)],
+        "a third": [RaceOutcome(None, 3000), RaceOutcome(None, 3000)],
     }
     rows = {name: list(others._rows(COURSE, name, found)) for name in found}
     told = {name: [(row.what.strip(), row.value, row.bound) for row in rows[name]] for name in found}
@@ -31,13 +31,13 @@ def test_rows_are_means_of_what_ended_and_ours_beside_it() -> None:
         ("goodput", 0.25, None), ("ours over it", 2.0, None),
     ]  # fmt: skip
     assert told["a third"] == [("a link: a third", 0, None), ("bytes on the air", 3.0, None)]
-    found["ours"][0] = Outcome(None, 1500)
+    found["ours"][0] = RaceOutcome(None, 1500)
     assert not next(others._rows(COURSE, "ours", found)).holds
 
 
 def test_time_without_contact_does_not_count_against_goodput() -> None:
     course = Course("a link", 8000.0, 0.0, 1052, 1000, outage_s=60.0)
-    assert others._goodput(course, [Outcome(64.0, 0)]) == 0.25
+    assert others._goodput(course, [RaceOutcome(64.0, 0)]) == 0.25
 
 
 def test_every_link_is_named_once_with_each_loss() -> None:
@@ -73,5 +73,5 @@ def test_time_to_go_follows_those_that_have_ended() -> None:
     entries = [(COURSE, others.ours(), seed) for seed in range(4)]
     bound_s = COURSE.airtime_s / others.AT_ONCE
     assert others._expected_s(entries, {}) == pytest.approx(4 * others.USUAL_RATIO * bound_s)
-    ended = {entries[0]: Outcome(2 * COURSE.airtime_s, 0), entries[1]: Outcome(None, 0)}
+    ended = {entries[0]: RaceOutcome(2 * COURSE.airtime_s, 0), entries[1]: RaceOutcome(None, 0)}
     assert others._expected_s(entries, ended) == pytest.approx(4 * 2 * bound_s)

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks.claims.link import ports
-from benchmarks.claims.link.ports import Case, link_at
+from benchmarks.claims.link.ports import PortCase, link_at
 from benchmarks.harness.lab import LabError
-from benchmarks.harness.progress import Progress
+from benchmarks.harness.progress import ProgressLine
 from hw_profiles import load_link
 
-SMALL = Case("a test's", link_at(500e3), 40_000)
+SMALL = PortCase("a test's", link_at(500e3), 40_000)
 
 
 @pytest.mark.parametrize("port", ["pty", "udp"])
@@ -27,7 +27,7 @@ def test_an_object_crosses_at_the_link_s_rate(port: str) -> None:
 
 def test_a_program_that_fails_ends_the_measurement_with_its_last_words() -> None:
     with pytest.raises(LabError, match=r"cable ended: .*rate_up_bps"):
-        ports.transfer(Case("no link", link_at(-1.0), 1_000), "pty")
+        ports.transfer(PortCase("no link", link_at(-1.0), 1_000), "pty")
 
 
 def test_the_cable_is_given_the_same_link(tmp_path: Path) -> None:
@@ -39,7 +39,7 @@ def test_the_cable_is_given_the_same_link(tmp_path: Path) -> None:
 
 def test_only_some_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ports, "CASES", (SMALL,))
-    rows = ports.measure(Progress("ports"), only="udp", repeats=1)
+    rows = ports.measure(ProgressLine("ports"), only="udp", repeats=1)
     assert [row.what.strip() for row in rows] == [
         "udp, a test's: goodput of the virtual clock's", "goodput", "busiest end's share of a core", "ground",
         "board", "cable",

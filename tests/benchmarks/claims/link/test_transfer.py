@@ -16,7 +16,7 @@ from benchmarks.claims.link.transfer import (
     LOSSES,
     MIDDLE,
     SLOW,
-    Case,
+    TransferCase,
     all_groups,
     best_bound_bps,
     bound_bps,
@@ -34,7 +34,9 @@ from benchmarks.claims.link.transfer import (
     ],
     ids=lambda value: getattr(value, "name", None),
 )
-def test_bounds_are_what_frames_leave_for_their_payload(case: Case, shares: tuple[float, ...]) -> None:
+def test_bounds_are_what_frames_leave_for_their_payload(
+    case: TransferCase, shares: tuple[float, ...]
+) -> None:
     for loss, share in zip(LOSSES, shares, strict=True):
         assert bound_bps(case.link, loss) / case.link.rate_up_bps == pytest.approx(share, abs=6e-4)
 
@@ -75,7 +77,7 @@ def test_a_name_that_no_row_has_is_refused() -> None:
 
 
 def test_a_run_is_its_seeds_and_nothing_else() -> None:
-    case = Case("short", radio(9600, 200), 8192, 0.0)
+    case = TransferCase("short", radio(9600, 200), 8192, 0.0)
     assert send(case, 3, frame_loss=0.2) == send(case, 3, frame_loss=0.2) != send(case, 4, frame_loss=0.2)
     calm, cut = send(case, 3), send(case, 3, restart=("ground", 3.0))
     assert calm.wire_bytes < cut.wire_bytes

@@ -11,9 +11,9 @@ from click.testing import CliRunner
 
 import onboard.agents.federated
 from benchmarks.__main__ import main
-from benchmarks.claims.resilience.damage import RULES, VICTIMS, Case, Wish, undamaged
+from benchmarks.claims.resilience.damage import RULES, VICTIMS, DamageCase, Wish, undamaged
 from benchmarks.harness.missions import founded_in
-from onboard.agents.federated_state import Known
+from onboard.agents.federated_state import FederatedState
 from onboard.storage.journal import Journal
 
 USED, NOT_TOLD = RULES[2], RULES[3]
@@ -25,8 +25,8 @@ def _founded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-def played(number: int, victim: str, file: str, harm: str) -> Case:
-    case = Case(0, number, Wish(victim, file, harm))
+def played(number: int, victim: str, file: str, harm: str) -> DamageCase:
+    case = DamageCase(0, number, Wish(victim, file, harm))
     case.play()
     return case
 
@@ -57,7 +57,7 @@ def test_a_case_is_its_number() -> None:
 
 
 def test_an_object_that_is_used_unchecked_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unchecked(journal: Journal[Known], name: str, kind: int, digest: bytes) -> bytes | None:
+    def unchecked(journal: Journal[FederatedState], name: str, kind: int, digest: bytes) -> bytes | None:
         return journal.fetch(name)
 
     monkeypatch.setattr(onboard.agents.federated, "kept_object", unchecked)
@@ -69,11 +69,11 @@ def test_an_object_that_is_used_unchecked_is_found(monkeypatch: pytest.MonkeyPat
 def test_a_program_that_does_not_come_up_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     lives = []
 
-    def load(journal: Journal[Known]) -> Known:
+    def load(journal: Journal[FederatedState]) -> FederatedState:
         lives.append(journal)
         if len(lives) > 2:  # of two boards
             raise ValueError("a state that nobody foresaw")
-        return Known()
+        return FederatedState()
 
     monkeypatch.setattr(Journal, "load", load)
     done = CliRunner().invoke(

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.claims.resilience import fuzz
 from benchmarks.claims.resilience.fuzz import Sealed, Target, all_targets, mutated
-from benchmarks.harness.progress import Progress
+from benchmarks.harness.progress import ProgressLine
 
 
 def test_a_seed_repeats_its_mutations() -> None:
@@ -51,7 +51,7 @@ def test_an_exception_that_is_not_foreseen_breaks_its_row(
             raise LookupError
 
     monkeypatch.setattr(fuzz, "all_targets", lambda seed: [Target("fragile", fragile, (b"example",))])
-    exceptions, memory, speed = fuzz.measure(Progress("fuzz"), inputs=500, seed=1)
+    exceptions, memory, speed = fuzz.measure(ProgressLine("fuzz"), inputs=500, seed=1)
     assert exceptions.value > 100
     assert not exceptions.holds
     assert memory.holds

@@ -12,20 +12,20 @@ from click.testing import CliRunner
 
 from benchmarks.claims.resilience import kills
 from benchmarks.claims.resilience.besieged import KINDS
-from benchmarks.claims.resilience.kills import Findings, Siege
-from benchmarks.claims.resilience.witnessed import Witness
+from benchmarks.claims.resilience.kills import FaultSchedule, KillFindings
+from benchmarks.claims.resilience.witnessed import MissionWitness
 from benchmarks.ends import stepped_clock
-from benchmarks.harness.progress import Progress
-from firmware_sim.runs.processes import Crew
+from benchmarks.harness.progress import ProgressLine
+from firmware_sim.runs.processes import ProcessGroup
 from groundstation.cli import main
 from groundstation.store.store import Store
 
-TELL = Progress("kills")
+TELL = ProgressLine("kills")
 
 
 def test_a_short_siege_of_one_mission_breaks_nothing(tmp_path: Path) -> None:
     sieges, found = kills.run([KINDS[0]], tmp_path, 5, 3, TELL)
-    assert found == Findings([], [], [], [])
+    assert found == KillFindings([], [], [], [])
     assert sieges[0].faults == 5
     assert len(sieges[0].witness.closed) >= 2
     assert sieges[0].witness.acknowledged
@@ -34,9 +34,9 @@ def test_a_short_siege_of_one_mission_breaks_nothing(tmp_path: Path) -> None:
 
 def test_a_program_that_ends_by_itself_is_named_with_its_last_words(tmp_path: Path) -> None:
     """A board that loses its key cannot start again."""
-    crew = Crew(tmp_path / "logs")
+    crew = ProcessGroup(tmp_path / "logs")
     try:
-        siege = Siege(KINDS[0], crew, tmp_path / "udp", 1, lambda *_: None)
+        siege = FaultSchedule(KINDS[0], crew, tmp_path / "udp", 1, lambda *_: None)
         besieged = siege.besieged
         besieged.start()
         (besieged.mission / "boards" / "one" / "node.key").unlink()
@@ -52,8 +52,8 @@ def test_a_program_that_ends_by_itself_is_named_with_its_last_words(tmp_path: Pa
         list(crew.stop())
 
 
-def heard(*events: tuple[str, dict[str, Any]]) -> Witness:
-    witness = Witness()
+def heard(*events: tuple[str, dict[str, Any]]) -> MissionWitness:
+    witness = MissionWitness()
     for program, event in events:
         witness.hear(program, event, event.get("up_s", 0.0))
     return witness

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from onboard.codec import alq
 from onboard.codec.layout import Floats
 from onboard.learn.federated.rounds import (
-    Answer,
     PartialAverage,
     Round,
-    Verdict,
+    RoundState,
+    UpdateFate,
     choose,
     condense,
     finished,
@@ -125,75 +125,75 @@ def a_round(quorum: int = 2) -> Round:
 
 def test_a_quorum_closes_and_what_comes_later_is_counted() -> None:
     r = a_round()
-    assert r.answer(2, 10.0) is Answer.TAKEN
-    assert r.judge(10.0) is Verdict.OPEN
-    assert r.answer(2, 11.0) is Answer.AGAIN
-    assert r.answer(9, 11.0) is Answer.UNASKED
-    assert r.answer(1, 12.0) is Answer.TAKEN
-    assert r.judge(12.0) is Verdict.QUORUM
-    assert r.answer(3, 13.0) is Answer.LATE
+    assert r.answer(2, 10.0) is UpdateFate.TAKEN
+    assert r.judge(10.0) is RoundState.OPEN
+    assert r.answer(2, 11.0) is UpdateFate.AGAIN
+    assert r.answer(9, 11.0) is UpdateFate.UNASKED
+    assert r.answer(1, 12.0) is UpdateFate.TAKEN
+    assert r.judge(12.0) is RoundState.QUORUM
+    assert r.answer(3, 13.0) is UpdateFate.LATE
     assert r.discarded == 3
     assert r.answered == {1, 2}
 
 
 def test_a_deadline_closes_with_whoever_answered() -> None:
     r = a_round()
-    assert r.answer(2, 99.9) is Answer.TAKEN
-    assert r.judge(99.9) is Verdict.OPEN
-    assert r.judge(100.0) is Verdict.DEADLINE
-    assert r.answer(1, 100.0) is Answer.LATE
-    assert a_round().judge(100.0) is Verdict.EMPTY
+    assert r.answer(2, 99.9) is UpdateFate.TAKEN
+    assert r.judge(99.9) is RoundState.OPEN
+    assert r.judge(100.0) is RoundState.DEADLINE
+    assert r.answer(1, 100.0) is UpdateFate.LATE
+    assert a_round().judge(100.0) is RoundState.EMPTY
 
 
 def test_a_caller_that_stood_still_past_the_deadline_takes_what_came_meanwhile() -> None:
     r = a_round()
     r.answer(2, 99.0)
-    assert r.answer(1, 5000.0) is Answer.TAKEN
-    assert r.judge(5000.0) is Verdict.QUORUM
+    assert r.answer(1, 5000.0) is UpdateFate.TAKEN
+    assert r.judge(5000.0) is RoundState.QUORUM
 
 
 def test_a_round_that_nobody_answered_takes_the_first_that_does() -> None:
     r = a_round()
-    assert r.judge(100.0) is Verdict.EMPTY
-    assert r.answer(1, 130.0) is Answer.TAKEN
-    assert r.verdict is Verdict.DEADLINE
-    assert r.answer(2, 131.0) is Answer.LATE
+    assert r.judge(100.0) is RoundState.EMPTY
+    assert r.answer(1, 130.0) is UpdateFate.TAKEN
+    assert r.verdict is RoundState.DEADLINE
+    assert r.answer(2, 131.0) is UpdateFate.LATE
     failed = a_round(quorum=3)
     for node in (1, 2, 3):
         failed.lose(node, 1.0)
-    assert failed.verdict is Verdict.EMPTY
-    assert failed.answer(1, 2.0) is Answer.TAKEN
-    assert failed.verdict is Verdict.EXHAUSTED
+    assert failed.verdict is RoundState.EMPTY
+    assert failed.answer(1, 2.0) is UpdateFate.TAKEN
+    assert failed.verdict is RoundState.EXHAUSTED
 
 
 def test_lost_nodes_close_a_round_that_cannot_go_on() -> None:
     r = a_round(quorum=3)
     r.answer(1, 1.0)
-    assert r.lose(2, 2.0) is Verdict.OPEN
-    assert r.lose(1, 2.0) is Verdict.OPEN  # it has answered already
-    assert r.lose(8, 2.0) is Verdict.OPEN  # nobody asked it
-    assert r.answer(2, 3.0) is Answer.TAKEN  # it came back
-    assert r.lose(3, 4.0) is Verdict.EXHAUSTED
+    assert r.lose(2, 2.0) is RoundState.OPEN
+    assert r.lose(1, 2.0) is RoundState.OPEN  # it has answered already
+    assert r.lose(8, 2.0) is RoundState.OPEN  # nobody asked it
+    assert r.answer(2, 3.0) is UpdateFate.TAKEN  # it came back
+    assert r.lose(3, 4.0) is RoundState.EXHAUSTED
     none = a_round()
-    assert [none.lose(n, 1.0) for n in (1, 2, 3)][-1] is Verdict.EMPTY
+    assert [none.lose(n, 1.0) for n in (1, 2, 3)][-1] is RoundState.EMPTY
 
 
 def test_a_late_update_is_discarded_or_merged_once() -> None:
     r = Round(number=5, asked=frozenset({1, 2}), quorum=2, deadline_s=100.0)
-    assert r.answer(7, 1.0, of_round=4) is Answer.LATE
+    assert r.answer(7, 1.0, of_round=4) is UpdateFate.LATE
     assert r.discarded == 1
     merging = Round(number=5, asked=frozenset({1, 2}), quorum=2, deadline_s=100.0, merges=True)
-    assert merging.answer(7, 1.0, of_round=4, was_asked=False) is Answer.UNASKED  # nobody wants it
-    assert merging.answer(7, 1.0, of_round=4) is Answer.MERGED
-    assert merging.answer(7, 1.0, of_round=3) is Answer.LATE  # once a node
-    assert merging.answer(1, 1.0, of_round=4) is Answer.LATE  # it was asked again
-    assert merging.answer(1, 1.0, of_round=5) is Answer.TAKEN
-    assert (merging.answered, merging.merged, merging.verdict) == ({1}, {7}, Verdict.OPEN)
-    assert merging.answer(2, 2.0) is Answer.TAKEN
-    assert merging.answer(8, 3.0, of_round=4) is Answer.LATE  # closed
+    assert merging.answer(7, 1.0, of_round=4, was_asked=False) is UpdateFate.UNASKED  # nobody wants it
+    assert merging.answer(7, 1.0, of_round=4) is UpdateFate.MERGED
+    assert merging.answer(7, 1.0, of_round=3) is UpdateFate.LATE  # once a node
+    assert merging.answer(1, 1.0, of_round=4) is UpdateFate.LATE  # it was asked again
+    assert merging.answer(1, 1.0, of_round=5) is UpdateFate.TAKEN
+    assert (merging.answered, merging.merged, merging.verdict) == ({1}, {7}, RoundState.OPEN)
+    assert merging.answer(2, 2.0) is UpdateFate.TAKEN
+    assert merging.answer(8, 3.0, of_round=4) is UpdateFate.LATE  # closed
     nobody = Round(number=5, asked=frozenset({1}), quorum=1, deadline_s=100.0, merges=True)
     nobody.answer(7, 1.0, of_round=4)
-    assert nobody.judge(100.0) is Verdict.EMPTY  # what is late makes no round
+    assert nobody.judge(100.0) is RoundState.EMPTY  # what is late makes no round
 
 
 @given(st.integers(0, 50), st.floats(0, 5))
@@ -240,14 +240,14 @@ def test_a_round_closes_once_and_takes_nothing_after(moves: list[tuple[str, int,
         before, taken = r.verdict, set(r.answered)
         if kind == "answer":
             outcome = r.answer(node, now)
-            assert (outcome is Answer.TAKEN) == (r.answered != taken)
+            assert (outcome is UpdateFate.TAKEN) == (r.answered != taken)
         elif kind == "lose":
             r.lose(node, now)
         else:
             r.judge(now)
-        if before.closed and before is not Verdict.EMPTY:
+        if before.closed and before is not RoundState.EMPTY:
             assert r.verdict is before
             assert r.answered == taken
         assert r.answered <= r.asked
-        assert r.verdict is not Verdict.EMPTY or not r.answered
+        assert r.verdict is not RoundState.EMPTY or not r.answered
         assert now < r.deadline_s or r.judge(now).closed
