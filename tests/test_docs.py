@@ -50,7 +50,7 @@ SECTIONS: dict[tuple[str, str], type[msgspec.Struct]] = {
     ("NODE.toml", "[budget]"): node_config.BudgetSection,
     ("mission.toml", "[mission]"): mission_config.MissionSection,
     ("mission.toml", "[train]"): mission_config.TrainSection,
-    ("mission.toml", "[[node]]"): mission_config.NodeSection,
+    ("mission.toml", "[[node]]"): mission_config.BoardSection,
     ("Contact plan", "[[contact]]"): onboard.runtime.contact_plan.Contact,
 }
 

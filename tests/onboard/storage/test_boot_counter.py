@@ -15,7 +15,7 @@ import pytest
 import onboard.storage.journal
 from benchmarks.harness.pair import scratch
 from onboard.agents.federated_state import KEPT, FederatedState
-from onboard.agents.gossip_state import FederatedState as Gossiping
+from onboard.agents.gossip_state import GossipState as Gossiping
 from onboard.agents.gossip_state import LinkState
 from onboard.storage.boot_counter import SKIPPED, count_start
 from onboard.storage.journal import Journal

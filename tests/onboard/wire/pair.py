@@ -26,9 +26,9 @@ from onboard.wire.session import (
     Limits,
     Message,
     Partial,
+    QuotaUsage,
     Refused,
     Session,
-    Spent,
 )
 
 KEY = bytes(range(32))
@@ -65,7 +65,7 @@ class PairDisk:
     partials: dict[bytes, Partial] = field(default_factory=dict)
     outgoing: dict[bytes, tuple[int, bytes]] = field(default_factory=dict)  # offered, not yet delivered
     saved_at: float = 0.0
-    spent: Spent = field(default_factory=Spent)
+    spent: QuotaUsage = field(default_factory=QuotaUsage)
 
 
 class PairEnd:
@@ -171,7 +171,7 @@ class PairEnd:
                 self.disk.salt, self.disk.floor = event.salt, (0, 0)
                 self._floor = (0, 0)
                 self.session.rekey(event.salt)
-            elif isinstance(event, Spent):
+            elif isinstance(event, QuotaUsage):
                 self.disk.spent = event
             elif isinstance(event, Delivered | Expired):
                 self.disk.outgoing.pop(event.digest, None)

@@ -12,7 +12,7 @@ from hw_profiles import Link
 from onboard.wire.framing.frame import Type
 from onboard.wire.medium.allowance import DAY_S, ByteQuota
 from onboard.wire.medium.contacts import Window
-from onboard.wire.session import Delivered, Limits, Spent
+from onboard.wire.session import Delivered, Limits, QuotaUsage
 from tests.onboard.wire.pair import FULL, HALF, UPDATE, Pair, data, finish
 
 FRAME_BYTES = 224
@@ -60,7 +60,7 @@ def test_no_restart_gives_any_byte_of_24_hours_back(
     wishes: list[tuple[float, int, bool]], per_day_bytes: int
 ) -> None:
     now, booted, sent = 0.0, 0.0, []
-    allowance, kept = ByteQuota(math.inf, per_day_bytes), Spent()
+    allowance, kept = ByteQuota(math.inf, per_day_bytes), QuotaUsage()
     for pause_s, count_bytes, restarts in wishes:
         now += pause_s
         if restarts:  # off for any part of the pause; the clock of the new life begins at 0
@@ -77,7 +77,7 @@ def test_no_restart_gives_any_byte_of_24_hours_back(
 def test_a_restart_costs_a_thirty_second_at_most_and_the_clock_stands_still_while_off() -> None:
     first = ByteQuota(math.inf, 32_000.0)
     kept = first.record(0.0)
-    assert kept == Spent(1000, ((0.0, 1000),))
+    assert kept == QuotaUsage(1000, ((0.0, 1000),))
     first.spend(400, 10.0)
     assert first.record(10.0) is None  # counted already
     first.spend(200, 20.0)
@@ -96,7 +96,7 @@ def test_a_restart_costs_a_thirty_second_at_most_and_the_clock_stands_still_whil
 def test_a_record_that_is_lost_with_a_slot_of_the_journal_is_a_thirty_second(frames: list[int]) -> None:
     """A node that starts with the record before its last one sends so much more, and no more than that."""
     allowance = ByteQuota(math.inf, 32_000.0)
-    records, now = [Spent(), Spent()], 0.0
+    records, now = [QuotaUsage(), QuotaUsage()], 0.0
     for count_bytes in frames:
         now += 1.0
         if (record := allowance.record(now)) is not None:
@@ -109,7 +109,7 @@ def test_a_record_that_is_lost_with_a_slot_of_the_journal_is_a_thirty_second(fra
 
 
 def test_a_contact_that_is_open_at_the_start_is_the_one_before_it_and_the_next_is_whole() -> None:
-    spent = Spent(1500)
+    spent = QuotaUsage(1500)
     same, later = (ByteQuota(1600.0, math.inf, spent, now=100.0) for _ in range(2))
     same.contact(Window(90.0, 600.0))
     assert same.left_bytes(100.0) == 100
@@ -119,7 +119,7 @@ def test_a_contact_that_is_open_at_the_start_is_the_one_before_it_and_the_next_i
     later.contact(Window(101.0, 600.0))
     assert later.left_bytes(101.0) == 1600
     over = same.record(1600.0)
-    assert over == Spent(50)  # of that contact nothing counts any more
+    assert over == QuotaUsage(50)  # of that contact nothing counts any more
     assert same.record(1600.0) is None
 
 

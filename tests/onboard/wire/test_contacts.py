@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hw_profiles import Link
 from onboard.wire.framing.frame import OVERHEAD_BYTES, Type
 from onboard.wire.medium.contacts import Contacts, Window
-from onboard.wire.session import Delivered, Expired, PeerSilent, Session
+from onboard.wire.session import Delivered, Expired, PeerUnreachable, Session
 from tests.onboard.wire.pair import COBS_BYTES, FAST, FULL, HALF, KEY, UPDATE, Pair, data, finish, uhf_full
 
 LINKS = {"full": FULL, "half": HALF, "fast": FAST}
@@ -130,7 +130,7 @@ def test_a_transfer_goes_on_in_the_next_window(name: str, loss: float) -> None:
     sent = sum(pair.channel.counters(side).bytes for side in ("board", "ground"))
     before = sum(in_contact.channel.counters(side).bytes for side in ("board", "ground"))
     assert sent <= 1.06 * before + 500  # of another course of losses, and an answer or two a window
-    assert not pair.board.seen(PeerSilent)
+    assert not pair.board.seen(PeerUnreachable)
     pair.run(9000.0)
     for start, last in on_air(pair, link):
         assert any(w.rise <= start and last <= w.set for w in plan)
@@ -183,10 +183,10 @@ def test_deadlines_and_silence_count_in_contact_alone(link: Link) -> None:
     name = pair.board.offer(UPDATE, data(65536), 0.0, deadline_s=30.0)
     pair.run(999.0)
     assert not pair.board.seen(Expired)
-    assert not pair.board.seen(PeerSilent)
+    assert not pair.board.seen(PeerUnreachable)
     pair.run(2000.0)
     assert [at for at, event in pair.board.events if event == Expired(name)] == [pytest.approx(1020.0, abs=1)]
-    assert [1000.0 < at < 1060.0 for at, event in pair.board.events if event == PeerSilent()] == [True]
+    assert [1000.0 < at < 1060.0 for at, event in pair.board.events if event == PeerUnreachable()] == [True]
 
 
 def test_what_is_said_between_contacts_leaves_at_the_rise() -> None:

@@ -21,7 +21,7 @@ from onboard.wire.session import (
     Expired,
     Limits,
     PeerHeard,
-    PeerSilent,
+    PeerUnreachable,
     Refused,
     Session,
 )
@@ -114,7 +114,7 @@ def test_an_outage_is_waited_out_with_ever_fewer_questions_at_last_one_every_two
     pair = Pair(link, windows=[(0.0, 20.0), (80.0, 10_000.0)])
     pair.board.offer(UPDATE, data(65536), 0.0)
     pair.run(40.0)
-    assert pair.board.seen(PeerSilent) == [PeerSilent()]
+    assert pair.board.seen(PeerUnreachable) == [PeerUnreachable()]
     pair.sent.clear()
     pair.run(79.0)
     assert {frame.type for _, _, frame in pair.sent} == {Type.POLL}
