@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.claims.link.transfer import payload_of
-from benchmarks.harness.pair import Broken, LinkEnd, LinkPair
+from benchmarks.harness.pair import Broken, LinkPair, PairedEnd
 from benchmarks.harness.passes import heard, passes
 from firmware_sim.world.channel import SIDES, Burst, Channel, Side
 from hw_profiles import load_link
@@ -185,7 +185,7 @@ class Leg:
 
     # -- one rule each ---------------------------------------------------------------------------------
 
-    def _settle(self, end: LinkEnd) -> None:
+    def _settle(self, end: PairedEnd) -> None:
         """What has come to an end at its sender, and how."""
         peer = self.pair.ground if end is self.pair.board else self.pair.board
         for _, event in end.events:
@@ -207,7 +207,7 @@ class Leg:
                 del self.wanted[digest]
                 self.tally["objects ended by their deadline"] += 1
 
-    def _progress(self, end: LinkEnd) -> tuple[int, ...] | None:
+    def _progress(self, end: PairedEnd) -> tuple[int, ...] | None:
         """What changes when an object of this end goes on; None where none can."""
         now, pair = self.pair.now, self.pair
         nth = self._contact(now)

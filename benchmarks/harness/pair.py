@@ -141,7 +141,7 @@ class AirPort:
         pass
 
 
-class LinkEnd:
+class PairedEnd:
     """One program: what it has in `folder`, and the session of its present life."""
 
     def __init__(
@@ -328,14 +328,14 @@ class LinkPair:
         nonce: Callable[[int], bytes] | None = None,
         mangle: Callable[[bytes, float], list[bytes]] | None = None,
         sent: Callable[[Side, bytes, float, float], None] | None = None,
-        took: Callable[[LinkEnd, bytes], None] | None = None,
+        took: Callable[[PairedEnd, bytes], None] | None = None,
     ) -> None:
         self.channel, self.now = channel, 0.0
         self._mangle, self._sent, self._took = mangle, sent, took
-        self.ends: dict[Side, LinkEnd] = {}
+        self.ends: dict[Side, PairedEnd] = {}
         for side in NODES:
             send = partial(self._send, side)
-            end = LinkEnd(
+            end = PairedEnd(
                 side, link, folder / side, send, limits=limits or Limits(), contacts=contacts, nonce=nonce
             )
             end.boot(0.0)
@@ -363,7 +363,7 @@ class LinkPair:
         """On the wire, by both ends, framing included."""
         return sum(self.channel.counters(side).bytes for side in NODES)
 
-    def _hear(self, end: LinkEnd, wire: bytes) -> None:
+    def _hear(self, end: PairedEnd, wire: bytes) -> None:
         """An end that is down hears nothing; the port of its next life begins empty."""
         if end.pump is None:
             return

@@ -21,7 +21,7 @@ import click
 
 from benchmarks.claims.link.transfer import FOREVER_S, payload_of, radio
 from benchmarks.harness.disk import Disk, PowerCut, watched
-from benchmarks.harness.pair import Broken, LinkEnd, LinkPair, scratch
+from benchmarks.harness.pair import Broken, LinkPair, PairedEnd, scratch
 from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
 from firmware_sim.world.channel import SIDES, Channel, Side
@@ -230,7 +230,7 @@ class Schedule:
         if pair.bytes_sent() > sent:
             raise Broken(RULES[5], f"{pair.bytes_sent() - sent} B in {IDLE_S:.0f} s")
 
-    def _offer(self, end: LinkEnd) -> None:
+    def _offer(self, end: PairedEnd) -> None:
         rnd, now = self._random, self._pair.now
         if end.pump is None:
             return
@@ -246,7 +246,7 @@ class Schedule:
         until_s = math.inf if deadline_s is None else end.link_s(now) + deadline_s
         self._wanted[digest] = ScheduledObject(receiver, payload, until_s)
 
-    def _command(self, end: LinkEnd) -> None:
+    def _command(self, end: PairedEnd) -> None:
         if end.pump is None:
             return
         now, number = self._pair.now, b"command %d" % self.tally["commands"]
@@ -276,7 +276,7 @@ class Schedule:
             if end.session.snapshot(pair.now).silent:  # a peer that does not answer is not told anything
                 self._told = {number: who for number, who in self._told.items() if who[0] != end.side}
 
-    def _kill(self, end: LinkEnd, *, power_cut: bool) -> None:
+    def _kill(self, end: PairedEnd, *, power_cut: bool) -> None:
         if end.pump is None:
             return
         end.kill()
@@ -315,7 +315,7 @@ class Schedule:
             if told is not None:
                 self.waits.append((on_s - told[1]) / self._frame_s)
 
-    def _check_taken(self, end: LinkEnd, wire: bytes) -> None:
+    def _check_taken(self, end: PairedEnd, wire: bytes) -> None:
         """An end took a frame: the first time in this life, and nothing from before it."""
         raw = cobs.decode(wire[:-1])
         frame = framing.unproven(raw)

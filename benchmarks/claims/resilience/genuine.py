@@ -72,20 +72,20 @@ def _digest(what: str, content: bytes) -> bytes:
 def watched_session(genuine: Genuine) -> type[Session]:
     """Sessions whose frames are counted."""
 
-    class Watched(Session):
+    class WatchedSession(Session):
         def transmit(self, now: float) -> bytes | None:
             raw = super().transmit(now)
             if raw is not None:
                 genuine.sealed(self.node, self.peer, self.salt, raw)
             return raw
 
-    return Watched
+    return WatchedSession
 
 
 def watched_server(genuine: Genuine, samples: int) -> type[Server]:
     """Servers that average only updates of these boards, of `samples` images each, and make models."""
 
-    class Watched(Server):
+    class WatchedServer(Server):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self._opened: list[tuple[Model, bytes]] = []
@@ -118,7 +118,7 @@ def watched_server(genuine: Genuine, samples: int) -> type[Server]:
             self._opened.clear()
             return condensed
 
-    return Watched
+    return WatchedServer
 
 
 class WatchedTrainer(LocalTrainer):
@@ -154,7 +154,7 @@ class WatchedTrainer(LocalTrainer):
 def watched_gossip(genuine: Genuine) -> type[Gossip]:
     """Gossips that mix only what their neighbours, and they themselves, have opened."""
 
-    class Watched(Gossip):
+    class WatchedGossip(Gossip):
         def open(self, *args: Any, **kw: Any) -> dict[int, Message]:
             opened = super().open(*args, **kw)
             for peer, message in opened.items():
@@ -169,31 +169,31 @@ def watched_gossip(genuine: Genuine) -> type[Gossip]:
             super().reopen(peer, message, *args, **kw)
             genuine.used(f"message {self.node} to {peer}", bytes(message))
 
-    return Watched
+    return WatchedGossip
 
 
 def watched_descent(genuine: Genuine) -> type[Descent]:
     """Descents that go on only from what they were."""
 
-    class Watched(Descent):
+    class WatchedDescent(Descent):
         def restore(self, vector: Floats, velocity: Floats, batches: int) -> None:
             super().restore(vector, velocity, batches)
             genuine.used("descent", _joined(vector, velocity, batches))
 
-    return Watched
+    return WatchedDescent
 
 
 def watched_checkpoints(genuine: Genuine) -> type[Checkpoints]:
     """What a gossiping node keeps of its model."""
 
-    class Watched(Checkpoints):
+    class WatchedCheckpoints(Checkpoints):
         def keep(
             self, vector: Floats, velocity: Floats, batches: int, numbers: Mapping[int, int]
         ) -> dict[int, int]:
             genuine.made("descent", _joined(vector, velocity, batches))
             return super().keep(vector, velocity, batches, numbers)
 
-    return Watched
+    return WatchedCheckpoints
 
 
 def _joined(vector: Floats, velocity: Floats, batches: int) -> bytes:

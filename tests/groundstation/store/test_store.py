@@ -267,7 +267,7 @@ COMMIT_FOREVER = """
 import sys
 from importlib import resources
 from pathlib import Path
-from groundstation.store import Store
+from groundstation.store.store import Store
 store = Store(Path(sys.argv[1]))
 store.enter_node(1, "a")
 metrics = {"samples": 1, "loss": 0, "train_s": 0, "cpu_s": 0, "energy_j": 0}
@@ -304,7 +304,7 @@ FILL = """
 import resource, signal, sys
 from importlib import resources
 from pathlib import Path
-from groundstation.store import Store, StoreError
+from groundstation.store.store import Store, StoreError
 store = Store(Path(sys.argv[1]))
 store.enter_node(1, "a")
 store.open_round(1, b"model", [1], 0.0, 1.0)

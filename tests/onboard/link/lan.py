@@ -95,7 +95,7 @@ class LanEnd:
         return [raw for raw in frames if kind is None or framing.unproven(raw).type is kind]
 
 
-class Lan:
+class PortLan:
     """A ground and a board on this computer's loopback, whose addresses 127.0.0.x are as many hosts."""
 
     def __init__(self, folder: Path, ground: str, board: str) -> None:

@@ -12,7 +12,7 @@ from onboard.link.whereabouts import PeerMoved
 from onboard.wire.events import EncryptionMismatch, ForeignFrames, OutOfStep, TwoEnds, UnknownPeer, WrongKey
 from onboard.wire.framing.frame import Type
 from onboard.wire.security.seal import Sealer
-from tests.onboard.link.lan import Lan, LanEnd, free
+from tests.onboard.link.lan import LanEnd, PortLan, free
 
 LIES = (WrongKey, EncryptionMismatch, OutOfStep, TwoEnds, UnknownPeer)
 
@@ -29,7 +29,7 @@ def made_up(node: int, drawn: random.Random) -> bytes:
 @pytest.mark.parametrize("at", ["ground", "board"])
 def test_frames_of_nobody_on_a_udp_port(at: str, tmp_path: Path) -> None:
     ground, board = free(), free()
-    net = Lan(
+    net = PortLan(
         tmp_path, f"udp://127.0.0.1:{board}?bind=127.0.0.1:{ground}",
         f"udp://127.0.0.1:{ground}?bind=127.0.0.1:{board}",
     )  # fmt: skip

@@ -13,7 +13,7 @@ import pytest
 from onboard.link.spool import Addresses, Spool
 from onboard.link.whereabouts import LocalPortTaken
 from onboard.wire.security.seal import NO_SALT
-from tests.onboard.link.lan import Lan, LanEnd, free
+from tests.onboard.link.lan import LanEnd, PortLan, free
 
 ANSWER_S = 8.0  # a HELLO at once or 2 s after the start, again 2 and 4 s later
 
@@ -46,23 +46,23 @@ def over_ipv6() -> tuple[str, str]:
 
 
 @pytest.fixture
-def net(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Lan]:
+def net(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[PortLan]:
     urls: Callable[[], tuple[str, str]] = getattr(request, "param", ground_names)
-    made = Lan(tmp_path, *urls())
+    made = PortLan(tmp_path, *urls())
     yield made
     close(made)
 
 
-def close(net: Lan) -> None:
+def close(net: PortLan) -> None:
     for end in net.ends.values():
         end.pump.close(net.clock.now)
 
 
-def namer(net: Lan) -> LanEnd:
+def namer(net: PortLan) -> LanEnd:
     return net.board if net.ground.url.startswith("udp://?") else net.ground
 
 
-def learner(net: Lan) -> LanEnd:
+def learner(net: PortLan) -> LanEnd:
     return net.ground if namer(net) is net.board else net.board
 
 
@@ -77,13 +77,13 @@ def lease(end: LanEnd) -> None:
     spool.keep_addresses(end.url, spool.addresses(before))
 
 
-def both_met(net: Lan) -> bool:
+def both_met(net: PortLan) -> bool:
     return net.ground.salt == net.board.salt != NO_SALT
 
 
 @pytest.mark.parametrize("net", [ground_names, board_names, ground_binds_a_host, over_ipv6], indirect=True)
 @pytest.mark.parametrize("first", ["namer", "learner"])
-def test_a_power_cut_at_both_and_a_new_lease_at_the_end_that_is_named(net: Lan, first: str) -> None:
+def test_a_power_cut_at_both_and_a_new_lease_at_the_end_that_is_named(net: PortLan, first: str) -> None:
     """The one looks for the other where that is no more: it is the other that finds it."""
     net.meet()
     names, learns = namer(net), learner(net)
@@ -100,7 +100,7 @@ def test_a_power_cut_at_both_and_a_new_lease_at_the_end_that_is_named(net: Lan, 
         net.says(end, 3.0)
 
 
-def test_the_first_port_is_kept_before_anybody_can_hear_of_it(net: Lan) -> None:
+def test_the_first_port_is_kept_before_anybody_can_hear_of_it(net: PortLan) -> None:
     net.ground.pump.poll(net.clock.now)
     number = net.ground.address[1]
     net.ground.restart()
@@ -109,7 +109,7 @@ def test_the_first_port_is_kept_before_anybody_can_hear_of_it(net: Lan) -> None:
     net.meet()
 
 
-def test_killed_again_and_again_before_they_meet(net: Lan) -> None:
+def test_killed_again_and_again_before_they_meet(net: PortLan) -> None:
     net.meet()
     number = net.ground.address[1]
     net.board.kill()
@@ -123,7 +123,7 @@ def test_killed_again_and_again_before_they_meet(net: Lan) -> None:
 
 
 def test_two_links_of_one_ground_keep_their_own(tmp_path: Path) -> None:
-    nets = [Lan(tmp_path / name, *ground_names()) for name in ("pi", "nano")]
+    nets = [PortLan(tmp_path / name, *ground_names()) for name in ("pi", "nano")]
     for net in nets:
         net.meet()
     numbers = [net.ground.address[1] for net in nets]
@@ -149,7 +149,7 @@ def holds(number: int) -> closing[socket.socket]:
     return closing(made)
 
 
-def test_a_port_that_another_program_has_is_told_and_costs_no_link(net: Lan) -> None:
+def test_a_port_that_another_program_has_is_told_and_costs_no_link(net: PortLan) -> None:
     net.meet()
     ground, number = net.ground, net.ground.address[1]
     ground.kill()
@@ -166,7 +166,7 @@ def test_a_port_that_another_program_has_is_told_and_costs_no_link(net: Lan) -> 
     assert len(ground.told(LocalPortTaken)) == 1
 
 
-def test_until_they_meet_at_another_port_the_first_is_tried_again(net: Lan) -> None:
+def test_until_they_meet_at_another_port_the_first_is_tried_again(net: PortLan) -> None:
     net.meet()
     ground, number = net.ground, net.ground.address[1]
     net.board.kill()
@@ -185,7 +185,7 @@ def test_until_they_meet_at_another_port_the_first_is_tried_again(net: Lan) -> N
 @pytest.mark.parametrize(
     "line", ["", "\n", "0\n", "80\n", "65536\n", "-5\n", "99999999999\n", "x\n\n\n", "٣\n"]
 )
-def test_a_note_that_is_damaged_is_no_note(net: Lan, line: str) -> None:
+def test_a_note_that_is_damaged_is_no_note(net: PortLan, line: str) -> None:
     """The peer's address before it is as good as ever; of the system ports none was ever given."""
     net.meet()
     net.ground.kill()
@@ -198,7 +198,7 @@ def test_a_note_that_is_damaged_is_no_note(net: Lan, line: str) -> None:
     net.says(net.board, 3.0)
 
 
-def test_a_port_that_the_url_says_is_not_another_one(net: Lan) -> None:
+def test_a_port_that_the_url_says_is_not_another_one(net: PortLan) -> None:
     """Whatever the disk says: the other end may name this one."""
     net.meet()
     board, number = net.board, net.board.address[1]
@@ -211,7 +211,7 @@ def test_a_port_that_the_url_says_is_not_another_one(net: Lan) -> None:
     assert not board.told(LocalPortTaken)
 
 
-def test_a_disk_that_refuses_costs_the_note_and_not_the_link(net: Lan) -> None:
+def test_a_disk_that_refuses_costs_the_note_and_not_the_link(net: PortLan) -> None:
     net.ground.kill()
     (net.ground.folder / "peer").mkdir()
     net.ground.boot()

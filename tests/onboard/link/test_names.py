@@ -18,7 +18,7 @@ from onboard.link.ports.udp import UdpPort
 from onboard.link.spool import Addresses, Spool
 from onboard.wire.presence import QUIET_S
 from onboard.wire.security.seal import NO_SALT
-from tests.onboard.link.lan import LINK, Lan, free
+from tests.onboard.link.lan import LINK, PortLan, free
 
 NAME = "nano.test"
 Names = dict[str, list[str]]
@@ -41,21 +41,21 @@ def names(monkeypatch: pytest.MonkeyPatch) -> Names:
     return known
 
 
-def named(folder: Path, names: Names, *addresses: str) -> Lan:
+def named(folder: Path, names: Names, *addresses: str) -> PortLan:
     """The ground knows the board by its name, and the board is at the last of these addresses."""
     number = free(addresses[-1])
     names[NAME] = list(addresses)
-    return Lan(folder, f"udp://{NAME}:{number}", f"udp://?bind={addresses[-1]}:{number}")
+    return PortLan(folder, f"udp://{NAME}:{number}", f"udp://?bind={addresses[-1]}:{number}")
 
 
-def move(net: Lan, to: str) -> None:
+def move(net: PortLan, to: str) -> None:
     """The board starts again at another address, and remembers nothing: it waits to be found."""
     number = net.board.url.rpartition(":")[2]
     net.board.url = f"udp://?bind={to}:{number}"
     net.board.lose()
 
 
-def end(net: Lan) -> None:
+def end(net: PortLan) -> None:
     for each in net.ends.values():
         each.pump.close(net.clock.now)
 
@@ -187,7 +187,7 @@ def six() -> int:
 @pytest.mark.parametrize("learns", ["ground", "board"])
 def test_over_ipv6_one_end_learns_as_well(tmp_path: Path, six: int, learns: str) -> None:
     urls = {"ground": f"udp://[::1]:{six}", "board": f"udp://[::1]:{six}", learns: f"udp://?bind=[::]:{six}"}
-    net = Lan(tmp_path, urls["ground"], urls["board"])
+    net = PortLan(tmp_path, urls["ground"], urls["board"])
     net.meet()
     learner = net.ends[learns]
     assert learner.peer.startswith("[::1]:")

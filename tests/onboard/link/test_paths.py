@@ -18,7 +18,7 @@ from onboard.wire.framing.frame import Type
 from onboard.wire.messages import UPDATE
 from onboard.wire.presence import QUIET_S
 from onboard.wire.security.seal import NO_SALT
-from tests.onboard.link.lan import Lan, LanEnd, free
+from tests.onboard.link.lan import LanEnd, PortLan, free
 from tests.onboard.link.objects import payload
 
 HEADERS = 28
@@ -37,18 +37,18 @@ def the_other_way() -> tuple[str, str]:
 
 
 @pytest.fixture(params=[as_init_writes, the_other_way], ids=["board-learns", "ground-learns"])
-def net(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Lan]:
-    made = Lan(tmp_path, *request.param())
+def net(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[PortLan]:
+    made = PortLan(tmp_path, *request.param())
     yield made
     for end in made.ends.values():
         end.pump.close(made.clock.now)
 
 
-def learner(net: Lan) -> LanEnd:
+def learner(net: PortLan) -> LanEnd:
     return net.board if "?bind" in net.board.url else net.ground
 
 
-def namer(net: Lan) -> LanEnd:
+def namer(net: PortLan) -> LanEnd:
     return net.ground if learner(net) is net.board else net.board
 
 
@@ -68,7 +68,7 @@ def got(foe: socket.socket) -> list[bytes]:
             return frames
 
 
-def test_two_ends_of_which_one_learns_meet_and_an_object_crosses_each_way(net: Lan) -> None:
+def test_two_ends_of_which_one_learns_meet_and_an_object_crosses_each_way(net: PortLan) -> None:
     learns = learner(net)
     net.run(0.1)
     assert len(learns.told(PeerUnknown)) == 1
@@ -84,7 +84,7 @@ def test_two_ends_of_which_one_learns_meet_and_an_object_crosses_each_way(net: L
         assert sent == end.pump.port_snapshot().tx_bytes  # none of it went nowhere
 
 
-def test_what_goes_nowhere_is_not_counted_as_sent(net: Lan) -> None:
+def test_what_goes_nowhere_is_not_counted_as_sent(net: PortLan) -> None:
     net.meet()
     learns = learner(net)
     learns.lose()
@@ -103,7 +103,7 @@ def test_what_goes_nowhere_is_not_counted_as_sent(net: Lan) -> None:
 
 
 @pytest.mark.parametrize("victims", [("ground",), ("board",), ("ground", "board")], ids="-".join)
-def test_a_restart_goes_on_at_once(net: Lan, victims: tuple[str, ...]) -> None:
+def test_a_restart_goes_on_at_once(net: PortLan, victims: tuple[str, ...]) -> None:
     """An end without `bind` has the port that it had."""
     net.meet()
     for name in victims:
@@ -116,14 +116,14 @@ def test_a_restart_goes_on_at_once(net: Lan, victims: tuple[str, ...]) -> None:
     net.says(namer(net), 1.5)
 
 
-def test_a_learner_that_is_killed_speaks_at_once_to_where_the_other_end_was(net: Lan) -> None:
+def test_a_learner_that_is_killed_speaks_at_once_to_where_the_other_end_was(net: PortLan) -> None:
     net.meet()
     learner(net).restart()
     assert net.says(learner(net), 1.0) < 0.2
 
 
 @pytest.mark.parametrize("victims", [("ground",), ("board",), ("ground", "board")], ids="-".join)
-def test_a_lost_disk_is_found_again(net: Lan, victims: tuple[str, ...]) -> None:
+def test_a_lost_disk_is_found_again(net: PortLan, victims: tuple[str, ...]) -> None:
     """Where the learner lost its disk, the other end has nothing to say and does not know that it should."""
     net.meet()
     for name in victims:
@@ -134,7 +134,7 @@ def test_a_lost_disk_is_found_again(net: Lan, victims: tuple[str, ...]) -> None:
         net.says(end, 3.0)
 
 
-def test_an_end_that_moves_is_followed(net: Lan) -> None:
+def test_an_end_that_moves_is_followed(net: PortLan) -> None:
     """The end that names the other has another address: nothing but its next frame says so."""
     net.meet()
     moves, learns = namer(net), learner(net)
@@ -146,7 +146,7 @@ def test_an_end_that_moves_is_followed(net: Lan) -> None:
     net.says(learns, 1.5)
 
 
-def test_some_moves_in_a_row_are_on_the_disk_at_once_and_many_wear_no_card_out(net: Lan) -> None:
+def test_some_moves_in_a_row_are_on_the_disk_at_once_and_many_wear_no_card_out(net: PortLan) -> None:
     """A kill right after the second one loses nothing; two paths that take turns are written seldom."""
     net.meet()
     moves, learns = namer(net), learner(net)
@@ -164,7 +164,7 @@ def test_some_moves_in_a_row_are_on_the_disk_at_once_and_many_wear_no_card_out(n
     assert len(written) <= 1 + KEEP_AT_ONCE + (net.clock.now - began) / KEEP_S
 
 
-def test_an_end_that_is_named_and_moves_is_followed(net: Lan) -> None:
+def test_an_end_that_is_named_and_moves_is_followed(net: PortLan) -> None:
     net.meet()
     learns, names = learner(net), namer(net)
     was = names.peer
@@ -178,7 +178,7 @@ def test_an_end_that_is_named_and_moves_is_followed(net: Lan) -> None:
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_a_hello_that_was_recorded_teaches_nobody(net: Lan, known: bool) -> None:
+def test_a_hello_that_was_recorded_teaches_nobody(net: PortLan, known: bool) -> None:
     """Before the peer is known, and after: it is answered to where it came from, and that is all."""
     net.meet()
     learns, names = learner(net), namer(net)
@@ -207,7 +207,7 @@ def test_a_hello_that_was_recorded_teaches_nobody(net: Lan, known: bool) -> None
         assert got(foe) == []
 
 
-def test_a_fresh_hello_that_is_copied_is_no_fresh_hello(net: Lan) -> None:
+def test_a_fresh_hello_that_is_copied_is_no_fresh_hello(net: PortLan) -> None:
     """The one that answered our challenge proved its sender; from elsewhere it is a recording."""
     net.meet()
     net.run(QUIET_S + 2.0)  # each asks whether the other is there, and is answered
@@ -225,7 +225,7 @@ def test_a_fresh_hello_that_is_copied_is_no_fresh_hello(net: Lan) -> None:
         assert {name: end.peer for name, end in net.ends.items()} == before
 
 
-def test_data_that_was_recorded_moves_nobody(net: Lan) -> None:
+def test_data_that_was_recorded_moves_nobody(net: PortLan) -> None:
     net.meet()
     learns, names = learner(net), namer(net)
     names.pump.session.offer(UPDATE, payload(9_000), net.clock.now)
@@ -245,7 +245,7 @@ def test_data_that_was_recorded_moves_nobody(net: Lan) -> None:
         assert not [raw for raw in got(foe) if not framing.is_hello(raw)]
 
 
-def test_an_old_frame_that_comes_late_from_elsewhere_moves_nobody(net: Lan) -> None:
+def test_an_old_frame_that_comes_late_from_elsewhere_moves_nobody(net: PortLan) -> None:
     """It was never taken before, so it is no replay: but what came meanwhile is newer, and says where."""
     net.meet()
     learns, names = learner(net), namer(net)
@@ -261,7 +261,7 @@ def test_an_old_frame_that_comes_late_from_elsewhere_moves_nobody(net: Lan) -> N
         assert learns.peer == before
 
 
-def test_a_flood_of_recorded_hellos_is_not_amplified(net: Lan) -> None:
+def test_a_flood_of_recorded_hellos_is_not_amplified(net: PortLan) -> None:
     """Never more bytes to an address that proved nothing than came from it."""
     net.meet()
     learns, names = learner(net), namer(net)
@@ -296,7 +296,7 @@ def test_two_boards_behind_one_address_are_told_apart(tmp_path: Path) -> None:
     """Behind address translation they differ by their port; a frame of one at the other's does no harm."""
     numbers = [free(), free()]
     nets = [
-        Lan(tmp_path / str(number), f"udp://?bind=127.0.0.1:{number}", f"udp://127.0.0.1:{number}")
+        PortLan(tmp_path / str(number), f"udp://?bind=127.0.0.1:{number}", f"udp://127.0.0.1:{number}")
         for number in numbers
     ]
     for net in nets:
@@ -319,7 +319,7 @@ def test_two_boards_behind_one_address_are_told_apart(tmp_path: Path) -> None:
             end.pump.close(net.clock.now)
 
 
-def test_an_idle_link_asks_seldom(net: Lan) -> None:
+def test_an_idle_link_asks_seldom(net: PortLan) -> None:
     net.meet()
     net.run(120.0, step_s=0.25)
     before = sum(end.pump.port_snapshot().tx_bytes for end in net.ends.values())
@@ -328,7 +328,7 @@ def test_an_idle_link_asks_seldom(net: Lan) -> None:
     assert 0 < (after - before) / 5 <= 500  # bytes a minute, of both ends
 
 
-def test_a_peer_that_is_off_is_asked_seldom(net: Lan) -> None:
+def test_a_peer_that_is_off_is_asked_seldom(net: PortLan) -> None:
     net.meet()
     names = namer(net)
     learner(net).kill()
@@ -339,7 +339,7 @@ def test_a_peer_that_is_off_is_asked_seldom(net: Lan) -> None:
     assert (names.pump.port_snapshot().tx_bytes - before) / 10 <= 150  # bytes a minute
 
 
-def test_a_damaged_note_of_the_peer_is_no_note(net: Lan) -> None:
+def test_a_damaged_note_of_the_peer_is_no_note(net: PortLan) -> None:
     net.meet()
     learns = learner(net)
     for content in (b"", b"\xff\xfe", b"udp://other\n1.2.3.4:5\n", f"{learns.url}\nnonsense\n".encode()):

@@ -171,7 +171,7 @@ WRITER = """
 import sys
 from pathlib import Path
 from onboard.link.spool import Spool
-from tests.link.objects import incoming, payload, receive
+from tests.onboard.link.objects import incoming, payload, receive
 whole = payload(200_000)
 spool, half = Spool(Path(sys.argv[1]), 1 << 20), incoming(whole, 100)
 for start in range(0, half.count, 7):
@@ -305,7 +305,7 @@ FILL = """
 import sys
 from pathlib import Path
 from onboard.link.spool import Spool
-from tests.link.objects import incoming, payload, receive
+from tests.onboard.link.objects import incoming, payload, receive
 limit = int(sys.argv[2])
 if limit:
     import resource

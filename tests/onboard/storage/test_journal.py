@@ -108,9 +108,9 @@ SAVE_FOREVER = """
 import sys
 from pathlib import Path
 from onboard.storage.journal import Journal
-from tests.test_journal import Known
-journal = Journal(Path(sys.argv[1]), Known)
-state = journal.load() or Known()
+from tests.onboard.storage.test_journal import Saved
+journal = Journal(Path(sys.argv[1]), Saved)
+state = journal.load() or Saved()
 while True:
     state.number += 1
     print(state.number, flush=True)      # told before it is saved: never less than what the disk can hold
@@ -145,22 +145,22 @@ FILL = """
 import resource, signal, sys
 from pathlib import Path
 from onboard.storage.journal import Journal
-from tests.test_journal import Known
-journal = Journal(Path(sys.argv[1]), Known)
-journal.save(Known(number=1))
-journal.save(Known(number=2))
+from tests.onboard.storage.test_journal import Saved
+journal = Journal(Path(sys.argv[1]), Saved)
+journal.save(Saved(number=1))
+journal.save(Saved(number=2))
 journal.keep("model.bin", b"old")
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))  # EFBIG where ENOSPC would be
 big = bytes(9000)
-for write in (lambda: journal.save(Known(number=3, digest=big)), lambda: journal.keep("model.bin", big)):
+for write in (lambda: journal.save(Saved(number=3, digest=big)), lambda: journal.keep("model.bin", big)):
     try:
         write()
     except OSError:
         print("refused")
-assert journal.load() == Known(number=2), journal.load()
+assert journal.load() == Saved(number=2), journal.load()
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-journal.save(Known(number=4, digest=bytes(9000)))
+journal.save(Saved(number=4, digest=bytes(9000)))
 """
 
 

@@ -82,7 +82,7 @@ def kept(monkeypatch: pytest.MonkeyPatch, accuracy: Callable[[FleetSettings], fl
             record.close()
             super().__init__(wishes)
 
-    monkeypatch.setattr(table1, "Run", Finished)
+    monkeypatch.setattr(table1, "FleetRun", Finished)
     monkeypatch.setattr(
         "onboard.data.loading.load", lambda *_, **__: pytest.fail("a finished run was played again")
     )

@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from benchmarks.__main__ import main
 from benchmarks.claims.link.schedules import RULES, Schedule
-from benchmarks.harness.pair import LinkEnd
+from benchmarks.harness.pair import PairedEnd
 
 
 @pytest.mark.parametrize("seed", range(20))  # `python -m benchmarks schedules` plays as many as one likes
@@ -32,7 +32,7 @@ def test_a_schedule_is_its_seed() -> None:
 
 
 def test_a_broken_rule_is_counted_and_told_with_its_seed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LinkEnd, "_save", lambda end: None)  # an end that keeps nothing loses its objects
+    monkeypatch.setattr(PairedEnd, "_save", lambda end: None)  # an end that keeps nothing loses its objects
     done = CliRunner().invoke(main, ["schedules", "--first", "0", "--count", "10"])
     assert done.exit_code == 1
     assert "seed " in done.output
