@@ -217,7 +217,7 @@ def test_whatever_the_order_a_restart_reads_back_what_was_committed(steps: list[
             store.enter_node(node, str(node))
         number, expected, models = 0, dict[tuple[int, int], str](), dict[int, bytes]()
         for at, (step, node) in enumerate(steps):
-            if step == "open":
+            if step == "open" and number in {0, *models}:  # a round opens when the one before it is over
                 number += 1
                 store.open_round(number, b"m", [1, 2], at, at + 1)
                 expected |= {(number, 1): "asked", (number, 2): "asked"}
@@ -230,11 +230,12 @@ def test_whatever_the_order_a_restart_reads_back_what_was_committed(steps: list[
             elif number and step == "fail":
                 store.mark(number, node, "failed", at)
                 expected[number, node] = "failed"
-            elif number:
+            elif number and step == "close":
                 store.close_round(number, bytes([at]), 0.5, 1.0, 0.1, at)
                 models[number] = bytes([at])
             assert {(n, k): v for n in range(1, number + 1) for k, v in states(store, n).items()} == expected
-            assert {n: store.model(n) for n in models} == models
+            kept = [n for n in models if n == 1 or n >= number - 2]  # the best, and what may be asked for
+            assert {n: store.model(n) for n in kept} == {n: models[n] for n in kept}
             assert [row.number for row in store.rounds()] == list(range(1, number + 1))
         store.close()
 
