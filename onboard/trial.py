@@ -10,10 +10,10 @@ from onboard.config import GossipConfig, OwnConfig
 from onboard.data.shard import shard_of
 from onboard.learn.graph import GraphError, TrainGraph, shipped
 from onboard.mission.health import Failure
+from onboard.mission.objects import Task, encode_object
 from onboard.mission.server import Training
 from onboard.trainer.job import Failed, Job, Report, TrainingDone
 from onboard.trainer.process import ProcessTrainer
-from onboard.wire.messages import Task, encode_object
 
 BATCHES = 2  # an epoch of the trial
 MARGIN_BYTES = 4 * 2**20  # rounds differ: with 80 MiB one of two has trained

@@ -55,8 +55,8 @@ from onboard.data.images import Images
 from onboard.learn.federated.local import moved
 from onboard.learn.gossip import topology
 from onboard.learn.graph import InferGraph, TrainGraph, evaluate, initial
+from onboard.mission.objects import decode_task
 from onboard.storage.keys import save_key
-from onboard.wire.messages import decode_task
 
 IMAGES, TEST_IMAGES = 30, 100
 FLOPS = 1.5e8  # a second: a step takes some tenths of one

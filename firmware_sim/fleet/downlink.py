@@ -10,12 +10,12 @@ import math
 from collections.abc import Iterable
 
 from hw_profiles import Link
+from onboard.mission.objects import MODEL
 from onboard.runtime.federated import GROUND
 from onboard.wire.broadcast import Broadcast
 from onboard.wire.events import Event, GroupAnswer
 from onboard.wire.framing import cobs
 from onboard.wire.framing.frame import BROADCAST
-from onboard.wire.messages import MODEL
 from onboard.wire.security.seal import Sealer
 
 

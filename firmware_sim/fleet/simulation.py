@@ -25,10 +25,11 @@ from onboard.learn.federated.rounds import Round, RoundState, UpdateFate, choose
 from onboard.learn.graph import InferGraph, TrainGraph, evaluate
 from onboard.mission.averaging import averaged
 from onboard.mission.health import State, decode_health
+from onboard.mission.objects import MODEL, asked_again
 from onboard.mission.server import BadUpdate, Server, Training
 from onboard.runtime.federated import GROUND
 from onboard.wire.events import Arrived, Cancelled, Event, GroupAnswer, Message
-from onboard.wire.messages import MODEL, BadMessage, Reason, asked_again, digest
+from onboard.wire.messages import BadMessage, Reason, digest
 from onboard.wire.security.seal import MAX_EPOCH
 
 TELL_EVERY = 200  # happenings between two looks at the progress

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from groundstation.station import Station
 from groundstation.store.store import Store
 from onboard.mission.health import Failure, Health, State
-from onboard.wire.messages import MODEL, BadMessage, Task, decode_task, digest
+from onboard.mission.objects import MODEL, Task, decode_task
+from onboard.wire.messages import BadMessage, digest
 
 FIRST_PAUSE_S = 10.0  # before the second time, then twice as long each time, up to the round's deadline
 

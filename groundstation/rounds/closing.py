@@ -23,8 +23,8 @@ from onboard.data.loading import Images
 from onboard.learn.federated.clipping import Outlier, norm
 from onboard.learn.graph import InferGraph, Score, evaluate
 from onboard.mission.averaging import RoundAverage
+from onboard.mission.objects import UPDATE, Task, Update
 from onboard.mission.server import Server
-from onboard.wire.messages import UPDATE, Task, Update
 
 log = logging.getLogger(__name__)
 

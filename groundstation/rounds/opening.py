@@ -16,8 +16,9 @@ from groundstation.config import Mission
 from groundstation.store.store import RoundRow, Store
 from onboard.console.log import say
 from onboard.learn.federated.rounds import Round
+from onboard.mission.objects import decode_task
 from onboard.mission.server import Server
-from onboard.wire.messages import BadMessage, decode_task
+from onboard.wire.messages import BadMessage
 
 log = logging.getLogger(__name__)
 

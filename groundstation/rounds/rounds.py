@@ -26,9 +26,10 @@ from onboard.data.loading import Images
 from onboard.learn.federated.rounds import Round, RoundState, UpdateFate, choose, finished
 from onboard.learn.graph import InferGraph, TrainGraph
 from onboard.mission.health import Failure, State, decode_health, failure_name
+from onboard.mission.objects import asked_again
 from onboard.mission.server import BadUpdate, Server
 from onboard.wire.events import Arrived, Cancelled, Delivered, Event, Message, QuotaUsage, Recut, Rekeyed
-from onboard.wire.messages import BadMessage, Reason, asked_again
+from onboard.wire.messages import BadMessage, Reason
 
 log = logging.getLogger(__name__)
 

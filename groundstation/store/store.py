@@ -13,8 +13,9 @@ import msgspec
 
 from groundstation.store.database import Database, StoreBusy, StoreDamaged, StoreError, StoreForeign
 from groundstation.store.pruning import LATEST, prune
+from onboard.mission.objects import UPDATE
 from onboard.wire.events import QuotaUsage
-from onboard.wire.messages import UPDATE, digest
+from onboard.wire.messages import digest
 from onboard.wire.security.seal import NO_SALT, next_epoch
 
 __all__ = ["Floor", "RoundRow", "Store", "StoreBusy", "StoreDamaged", "StoreError", "StoreForeign"]

@@ -18,13 +18,15 @@ from onboard.board import health
 from onboard.board.budget import ResourceUsage
 from onboard.config import NodeConfig
 from onboard.console.log import say
+from onboard.mission import objects
 from onboard.mission.health import Failure, Health, State, encode_health, failure_name
+from onboard.mission.objects import Task, Update
 from onboard.storage.checkpoint import CHECKPOINT, fetch_checkpoint, keep_checkpoint, training_name
 from onboard.storage.journal import Journal
 from onboard.trainer.job import Begun, Failed, Job, Report, Stepped, Trainer, TrainingDone
 from onboard.wire import messages
 from onboard.wire.events import Arrived, Cancelled, Corrupt, Delivered, Event, QuotaUsage, Recut, Rekeyed
-from onboard.wire.messages import BadMessage, Reason, Task, Update
+from onboard.wire.messages import BadMessage, Reason
 from onboard.wire.session import Session
 
 log = logging.getLogger(__name__)
@@ -84,7 +86,7 @@ class Agent:
         """Goes on where the last run was cut: offers the update that waits, or trains on. Where what it kept
         for that is gone, it trains again if it can, and else says so: the ground asks again."""
         known = self.known
-        if known.deployed and kept_object(self.journal, DEPLOYED, messages.MODEL, known.deployed) is None:
+        if known.deployed and kept_object(self.journal, DEPLOYED, objects.MODEL, known.deployed) is None:
             self.session.forget(known.deployed)
             known.deployed = b""
             if known.phase == State.IDLE:
@@ -97,21 +99,21 @@ class Agent:
 
     def offer_kept(self, now: float) -> None:
         """Offers the update that waits, cut as before. Where it cannot be read, trains it again."""
-        update = kept_object(self.journal, UPDATE, messages.UPDATE, self.known.update)
+        update = kept_object(self.journal, UPDATE, objects.UPDATE, self.known.update)
         if update is None:
             self._train_again(now)
             return
-        self.session.offer(messages.UPDATE, update, now, fragment_bytes=self.known.fragment_bytes or None)
+        self.session.offer(objects.UPDATE, update, now, fragment_bytes=self.known.fragment_bytes or None)
         say(log, "resumed", phase="offering", round=self.known.round)
 
     def _train_again(self, now: float) -> None:
         """The round's training once more, from its model and its checkpoint if they are there."""
-        model = kept_object(self.journal, MODEL, messages.MODEL, self.known.model)
+        model = kept_object(self.journal, MODEL, objects.MODEL, self.known.model)
         if model is None:
             self._fail(Failed(failure=Failure.DISK, why=f"{MODEL} cannot be read"), now)
             return
         try:
-            task, _ = messages.decode_task(model)
+            task, _ = objects.decode_task(model)
         except BadMessage as error:  # of another version of this program
             self._fail(Failed(failure=Failure.MODEL, why=str(error)), now)
             return
@@ -148,9 +150,9 @@ class Agent:
     def _take(self, arrived: Arrived, now: float) -> None:
         """A whole object: checked, then durable, then acknowledged, then acted on."""
         try:
-            if arrived.kind != messages.MODEL:
+            if arrived.kind != objects.MODEL:
                 raise BadMessage(f"kind {arrived.kind} is not for a board")
-            task, _ = messages.decode_task(arrived.payload)
+            task, _ = objects.decode_task(arrived.payload)
             if task.mission == self.known.mission and task.round < self.known.round:
                 self._go_back(task.round)
         except BadMessage as error:
@@ -158,7 +160,7 @@ class Agent:
             self.session.refuse(arrived.digest, Reason.REFUSED, now)
             return
         self.journal.keep(MODEL if task.epochs else DEPLOYED, arrived.payload)
-        asked_first = messages.as_asked_first(arrived.payload)
+        asked_first = objects.as_asked_first(arrived.payload)
         goes_on = asked_first == self.known.question and self._is_at_work
         if not goes_on:
             self._stop_work(now)
@@ -198,7 +200,7 @@ class Agent:
 
     def _begin(self, task: Task, model: bytes, now: float) -> None:
         """Gives the trainer the round's model, and the checkpoint of an earlier life if there is one."""
-        name = training_name(messages.as_asked_first(model), self.config.id)
+        name = training_name(objects.as_asked_first(model), self.config.id)
         self.work = Work(
             task=task,
             name=name,
@@ -288,9 +290,9 @@ class Agent:
             return
         self.journal.keep(UPDATE, work.update)
         seconds = self.known.train_s + now - work.started_s
-        self.known.update = messages.digest(messages.UPDATE, work.update)
+        self.known.update = messages.digest(objects.UPDATE, work.update)
         self._settle(State.OFFERING)
-        digest = self.session.offer(messages.UPDATE, work.update, now)
+        digest = self.session.offer(objects.UPDATE, work.update, now)
         self.known.fragment_bytes = self.session.fragment_bytes(digest)
         self._save()
         self.work = None
@@ -312,7 +314,7 @@ class Agent:
             cpu_s=work.cpu_s,
             energy_j=self.known.energy_j + self._spent_j(now) - work.started_j,
         )
-        return messages.encode_object(update, done.packed)
+        return objects.encode_object(update, done.packed)
 
     def _stop_work(self, now: float) -> None:
         """A new task supersedes what this node was doing."""

@@ -29,9 +29,10 @@ from onboard.console.log import say
 from onboard.learn.gossip.descent import Descent
 from onboard.learn.gossip.exchange import ImplausibleExchange, Message
 from onboard.learn.gossip.loss_watch import LossWatch
+from onboard.mission.objects import GOSSIP
 from onboard.storage.journal import Journal
 from onboard.wire.events import Arrived, Cancelled, Corrupt, Delivered, Event, PeerHeard, QuotaUsage, Rekeyed
-from onboard.wire.messages import GOSSIP, Reason
+from onboard.wire.messages import Reason
 from onboard.wire.security.seal import next_epoch
 from onboard.wire.session import Session
 

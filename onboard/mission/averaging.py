@@ -14,8 +14,8 @@ from onboard.codec import alq
 from onboard.codec.alq import Doubles, Model
 from onboard.learn.federated.clipping import FEW, Claim, Outlier, Part, Share, norm, odd_one, shares
 from onboard.learn.federated.rounds import PartialAverage
+from onboard.mission.objects import UPDATE, Update
 from onboard.mission.server import Server
-from onboard.wire.messages import UPDATE, Update
 
 
 class RoundAverage:

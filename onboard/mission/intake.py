@@ -12,7 +12,7 @@ import numpy as np
 from onboard.codec import alq
 from onboard.codec.alq import HALF_MAX, RAW_LEVELS, Model
 from onboard.codec.dense import Dense
-from onboard.wire.messages import Task
+from onboard.mission.objects import Task
 
 MAX_WEIGHT = HALF_MAX
 """No weight moves by more, and none that is sent whole is larger: a coordinate on the way down holds no more

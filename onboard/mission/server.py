@@ -30,15 +30,8 @@ from onboard.learn.federated.plan import Method, sends_whole
 from onboard.learn.federated.rounds import PartialAverage, condense, staleness_weight
 from onboard.learn.graph import TrainGraph, initial
 from onboard.mission import intake
-from onboard.wire.messages import (
-    UPDATE,
-    BadMessage,
-    Task,
-    Update,
-    decode_update,
-    encode_object,
-    names_that_fit,
-)
+from onboard.mission.objects import UPDATE, Task, Update, decode_update, encode_object, names_that_fit
+from onboard.wire.messages import BadMessage
 
 LEAST_RATE = 1e-12
 """No learning rate decays below this: it moves no weight, and what is 0 is no learning rate."""

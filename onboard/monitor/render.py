@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from onboard.wire.messages import GOSSIP, MODEL, UPDATE
+from onboard.mission.objects import GOSSIP, MODEL, UPDATE
 
 KINDS = {MODEL: "model", UPDATE: "update", GOSSIP: "gossip"}
 DROPPED = (

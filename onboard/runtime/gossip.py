@@ -30,6 +30,7 @@ from onboard.link import Spool, opener, wire_bytes
 from onboard.link.ports.port import Port
 from onboard.link.pump import OfPort, Pump, PumpEvent, wait
 from onboard.link.recorder import Recorder
+from onboard.mission.objects import GOSSIP
 from onboard.monitor.status_socket import Lookout
 from onboard.monitor.views import gossip_view
 from onboard.runtime.contact_plan import kept_plan
@@ -47,7 +48,7 @@ from onboard.storage.journal import Journal
 from onboard.storage.keys import BadKey, load_keys
 from onboard.storage.private import tell_exposure
 from onboard.wire.events import Event, Limits, PeerHeard
-from onboard.wire.messages import GOSSIP, digest
+from onboard.wire.messages import digest
 from onboard.wire.security.seal import Keys, SeqExhausted
 from onboard.wire.session import Session
 

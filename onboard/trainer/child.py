@@ -121,7 +121,7 @@ def _graphs(job: Job) -> dict[str, Any]:
     """The job's graph, opened before the limit: what its library reserves at its import is not the
     training's."""
     from onboard.learn.graph import TrainGraph
-    from onboard.wire.messages import decode_task
+    from onboard.mission.objects import decode_task
 
     task, _ = decode_task(job.model)
     return {task.model: TrainGraph.load(task.model)}

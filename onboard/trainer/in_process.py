@@ -17,8 +17,9 @@ from onboard.learn.federated.local import LocalTraining, Step, moved
 from onboard.learn.federated.plan import Plan
 from onboard.learn.graph import GraphError, TrainGraph, initial
 from onboard.mission.health import Failure
+from onboard.mission.objects import Task, decode_task
 from onboard.trainer.job import Begun, Failed, Job, Report, Stepped, TrainingDone
-from onboard.wire.messages import BadMessage, Task, decode_task
+from onboard.wire.messages import BadMessage
 
 # How C++ and the kernel say it: onnxruntime wraps std::bad_alloc in a class of its own, and a library that
 # cannot be mapped is an ImportError.

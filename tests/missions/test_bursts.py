@@ -17,9 +17,9 @@ from firmware_sim.runs.processes import ProcessGroup
 from hw_profiles import load_link
 from onboard.data import loading
 from onboard.learn.graph import TrainGraph
+from onboard.mission.objects import GOSSIP, MODEL, UPDATE, Task, encode_object
 from onboard.storage.keys import new_key, save_key
 from onboard.wire.events import Cancelled, Delivered, Event, Rekeyed
-from onboard.wire.messages import GOSSIP, MODEL, UPDATE, Task, encode_object
 from onboard.wire.session import Session
 from tests.missions.bench import JSON, run
 

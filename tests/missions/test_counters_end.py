@@ -17,9 +17,9 @@ from onboard.codec.values import Form
 from onboard.learn.federated.rounds import PartialAverage, staleness_weight
 from onboard.learn.gossip.exchange import LAST_NUMBER, Gossip
 from onboard.mission.health import Health, decode_health, encode_health
+from onboard.mission.objects import decode_task
 from onboard.mission.server import LEAST_RATE, Server, Training
 from onboard.storage.journal import Journal
-from onboard.wire.messages import decode_task
 from onboard.wire.security.seal import MAX_EPOCH, NO_SALT
 from tests.missions.clockwork import TRAIN, Clockwork
 

@@ -25,12 +25,12 @@ from onboard.codec.layout import layout as layout_of
 from onboard.codec.pack import DENSE_VERSION, HEADER, PREFIX, pack
 from onboard.learn.graph import TrainGraph
 from onboard.mission.health import Health, encode_health
+from onboard.mission.objects import UPDATE, Update, decode_task, encode_object
 from onboard.storage.journal import Journal
 from onboard.storage.keys import load_keys, new_key
 from onboard.wire.events import Arrived, Event, Rekeyed
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import Type
-from onboard.wire.messages import UPDATE, Update, decode_task, encode_object
 from onboard.wire.security.seal import Sealer
 from onboard.wire.session import Session
 from tests.missions.bench import MissionBench, bench, change

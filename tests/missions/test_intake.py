@@ -10,9 +10,10 @@ from pathlib import Path
 from hw_profiles import load_link
 from onboard.link import Spool, opener, wire_bytes
 from onboard.link.pump import Pump, PumpEvent, wait
+from onboard.mission.objects import MODEL
 from onboard.storage.keys import load_keys
 from onboard.wire.events import Cancelled, Rekeyed
-from onboard.wire.messages import MODEL, Reason
+from onboard.wire.messages import Reason
 from onboard.wire.session import Session
 from onboard.wire.transfer.incoming import Incoming
 from tests.missions.bench import MissionBench, bench, change

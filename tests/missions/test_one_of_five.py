@@ -13,9 +13,9 @@ from onboard.codec import alq
 from onboard.codec.layout import Floats
 from onboard.codec.pack import pack, unpack
 from onboard.learn.federated.clipping import norm
+from onboard.mission.objects import decode_update
 from onboard.trainer.in_process import LocalTrainer
 from onboard.trainer.job import Job, Report, TrainingDone
-from onboard.wire.messages import decode_update
 from tests.missions.clockwork import TRAIN, Clockwork
 
 HOSTILE = 3

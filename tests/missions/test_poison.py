@@ -16,8 +16,8 @@ from groundstation.rounds.rounds import Rounds
 from onboard.codec import alq
 from onboard.codec.dense import Dense
 from onboard.codec.pack import pack, unpack
+from onboard.mission.objects import Update, encode_object
 from onboard.storage.keys import load_keys
-from onboard.wire.messages import Update, encode_object
 from onboard.wire.session import Session
 from tests.groundstation.rounds.test_rounds import Ground, update
 from tests.missions.clockwork import TRAIN, Clockwork

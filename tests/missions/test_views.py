@@ -18,7 +18,7 @@ from click.testing import CliRunner
 
 import groundstation.cli
 import onboard.cli
-from onboard.wire.messages import UPDATE
+from onboard.mission.objects import UPDATE
 from tests.missions.bench import MissionBench, bench, run
 
 

@@ -25,10 +25,11 @@ from onboard.learn.graph import TrainGraph, initial
 from onboard.link import Spool, open_port
 from onboard.link.ports.whitening import whiten
 from onboard.link.pump import Pump, wait
+from onboard.mission.objects import UPDATE, Update, decode_update, encode_object
 from onboard.wire.events import Arrived, Delivered, Event
 from onboard.wire.framing import cobs
 from onboard.wire.framing.frame import Type
-from onboard.wire.messages import UPDATE, Update, decode_update, digest, encode_object
+from onboard.wire.messages import digest
 from onboard.wire.security.seal import Opener
 from onboard.wire.session import Session
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from onboard.mission.health import State
-from onboard.wire.messages import MODEL, UPDATE, digest
+from onboard.mission.objects import MODEL, UPDATE
+from onboard.wire.messages import digest
 from onboard.wire.session import Session
 from tests.missions.clockwork import Clockwork
 

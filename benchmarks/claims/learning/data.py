@@ -21,10 +21,10 @@ from onboard.data import loading
 from onboard.data.loading import DataError, Images
 from onboard.learn.graph import InferGraph, TrainGraph, evaluate
 from onboard.mission.averaging import averaged
+from onboard.mission.objects import Update, encode_object
 from onboard.mission.server import Server, Training
 from onboard.trainer.in_process import LocalTrainer
 from onboard.trainer.job import Failed, Job, TrainingDone
-from onboard.wire.messages import Update, encode_object
 
 ROUNDS = 5
 POINTS = 1.0  # below the clean run, at most

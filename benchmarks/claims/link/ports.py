@@ -28,8 +28,8 @@ from benchmarks.harness.result import Row
 from firmware_sim.runs.processes import ProcessGroup
 from firmware_sim.world.channel import Channel
 from hw_profiles import Link, load_link
+from onboard.mission.objects import UPDATE
 from onboard.wire.events import Arrived
-from onboard.wire.messages import UPDATE
 
 GOODPUT, BUSY = 0.9, 0.6
 REPEATS = 3

@@ -30,11 +30,13 @@ from onboard.codec.sparse import BadExchange
 from onboard.link import recording
 from onboard.link.ports.framing import CobsStream, KissStream
 from onboard.mission.health import decode_health
+from onboard.mission.objects import decode_task, decode_update
 from onboard.wire.events import Arrived, Limits
 from onboard.wire.framing import cobs, frame, kiss
 from onboard.wire.framing.frame import BadFrame, Type
-from onboard.wire.messages import BadMessage, Cancel, Done, Hello, Offer, decode_task, decode_update
+from onboard.wire.messages import BadMessage, Cancel, Done, Offer
 from onboard.wire.security.cipher import Cipher
+from onboard.wire.security.hello import Hello
 from onboard.wire.security.seal import Sealer
 from onboard.wire.session import Session
 from onboard.wire.transfer.report import Report

@@ -19,12 +19,13 @@ from onboard.learn.federated.rounds import PartialAverage
 from onboard.learn.gossip.descent import Descent
 from onboard.learn.gossip.exchange import Gossip, Message
 from onboard.learn.graph import TrainGraph
+from onboard.mission.objects import Update, as_asked_first, decode_update
 from onboard.mission.server import Server
 from onboard.trainer.in_process import LocalTrainer
 from onboard.trainer.job import Begun, Job, Report, Stepped, TrainingDone
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import Type
-from onboard.wire.messages import BadMessage, Update, as_asked_first, decode_update
+from onboard.wire.messages import BadMessage
 from onboard.wire.session import Session
 
 

@@ -25,7 +25,7 @@ from benchmarks.harness.pair import scratch
 from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
 from benchmarks.harness.virtual import VirtualWorld
-from onboard.wire.messages import MODEL, encode_object
+from onboard.mission.objects import MODEL, encode_object
 
 TIMES = 2.0
 POINTS = 2.0

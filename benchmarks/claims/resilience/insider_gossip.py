@@ -15,8 +15,8 @@ from onboard.codec import sparse
 from onboard.codec.mask import ALL
 from onboard.learn.gossip import topology
 from onboard.learn.gossip.exchange import Gossip
+from onboard.mission.objects import GOSSIP as KIND
 from onboard.wire.events import Arrived
-from onboard.wire.messages import GOSSIP as KIND
 
 EXCHANGES = 5  # with the honest neighbour: then it is over
 LAST = 2**32 - 1

@@ -17,8 +17,9 @@ from benchmarks.claims.resilience.insider_world import Hostile, honest, task_of
 from benchmarks.harness.missions import graphs
 from onboard.codec.pack import DENSE_VERSION, HEADER, PREFIX, VERSION
 from onboard.mission.health import Health, State, encode_health
+from onboard.mission.objects import MODEL, UPDATE, Task, Update, encode_object
 from onboard.wire.framing.frame import Type
-from onboard.wire.messages import MODEL, UPDATE, Offer, Task, Update, digest, encode_object
+from onboard.wire.messages import Offer, digest
 from onboard.wire.transfer.report import Report
 
 Play = Callable[[Hostile], None]

@@ -21,10 +21,10 @@ from onboard.codec.pack import pack, unpack
 from onboard.data import loading
 from onboard.learn.graph import evaluate
 from onboard.mission.averaging import averaged
+from onboard.mission.objects import UPDATE, Update, encode_object
 from onboard.mission.server import BadUpdate, Server, Training
 from onboard.trainer.in_process import LocalTrainer
 from onboard.trainer.job import Failed, Job, TrainingDone
-from onboard.wire.messages import UPDATE, Update, encode_object
 
 BOARDS, ROUNDS = 5, 8
 MOST = 2**32 - 1

@@ -36,12 +36,13 @@ from onboard.board.budget import Pace
 from onboard.codec.dense import Dense
 from onboard.codec.pack import pack
 from onboard.config import load_own
+from onboard.mission.objects import decode_task
 from onboard.storage.keys import load_keys
 from onboard.trainer.in_process import LocalTrainer
 from onboard.trainer.job import Begun, Job, Report, TrainingDone
 from onboard.wire.events import Arrived, Delivered, Event, Rekeyed
 from onboard.wire.framing.frame import Type
-from onboard.wire.messages import BadMessage, decode_task
+from onboard.wire.messages import BadMessage
 from onboard.wire.security.seal import SeqExhausted
 from onboard.wire.session import Session
 

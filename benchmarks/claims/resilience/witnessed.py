@@ -15,7 +15,8 @@ from typing import Any
 from benchmarks.claims.resilience.besieged import BOARDS, GROUND
 from groundstation.config import load_mission
 from groundstation.store.store import Store
-from onboard.wire.messages import BadMessage, decode_update
+from onboard.mission.objects import decode_update
+from onboard.wire.messages import BadMessage
 
 
 class MissionWitness:

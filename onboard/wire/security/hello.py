@@ -39,15 +39,17 @@ the first time: a copy of a fresh one is as old as any other recording.
 from __future__ import annotations
 
 import math
+import struct
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from hashlib import blake2s
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from onboard.wire.events import Event, Rekeyed, TwoEnds
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import Frame, Type
-from onboard.wire.messages import NO_NONCE, NONCE_BYTES, BadMessage, Hello
+from onboard.wire.messages import BadMessage, check_length, unpack_fields
 from onboard.wire.security.doubt import Agreements
 from onboard.wire.security.seal import HELLO, NO_SALT, SALT_BYTES, Keys, Opener, Sealer
 from onboard.wire.seldom import Seldom
@@ -56,12 +58,44 @@ from onboard.wire.transfer.send import Origin, PendingFrame
 K = TypeVar("K")
 T = TypeVar("T")
 
+NONCE_BYTES = 8
+NO_NONCE = bytes(NONCE_BYTES)
 HELLO_FIRST_S = 0.25  # where the link's round trip is not longer; twice as long each time
 HELLO_AT_LAST_S = 8.0  # to a peer that is not there: 360 B a minute, where an idle link may carry 1000
 _UNPROVEN = 3  # what nobody can prove makes no HELLO come sooner than every 8 first ones, 2 s
 _ANSWER_AGAIN_S = 1.0
 _ANSWER_SELDOM_S = 2.0  # whichever it is, where turns are taken: 46 B are 2 % of 9.6 kbit/s
 _REMEMBERED = 64  # challenges answered, salts noted: each belongs to one boot of an end that lost its state
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """HELLO: prove that you speak now. 24 B.
+
+    `challenge` 8 random bytes, never zeros; `answer` the challenge heard from the peer, zeros for none;
+    `salt` that of the keys in force, zeros for none: the speaker lost its state, and takes HELLO only.
+    """
+
+    challenge: bytes
+    answer: bytes = NO_NONCE
+    salt: bytes = NO_SALT
+
+    _LAYOUT: ClassVar = struct.Struct(f">{NONCE_BYTES}s{NONCE_BYTES}s{SALT_BYTES}s")
+
+    def encode(self) -> bytes:
+        """24 B. Raises ValueError for a field of another length."""
+        check_length(self.challenge, NONCE_BYTES)
+        check_length(self.answer, NONCE_BYTES)
+        check_length(self.salt, SALT_BYTES)
+        return self.challenge + self.answer + self.salt
+
+    @classmethod
+    def decode(cls, payload: bytes) -> Hello:
+        """Raises BadMessage, also for a challenge of zeros."""
+        hello = cls(*unpack_fields(cls._LAYOUT, payload, "HELLO"))
+        if hello.challenge == NO_NONCE:
+            raise BadMessage("HELLO without a challenge")
+        return hello
 
 
 class RekeyHandshake:

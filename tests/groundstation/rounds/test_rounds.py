@@ -21,9 +21,9 @@ from onboard.data import loading
 from onboard.learn.federated.local import moved
 from onboard.learn.federated.rounds import PartialAverage, choose, condense
 from onboard.learn.graph import InferGraph, TrainGraph
+from onboard.mission.objects import UPDATE, Update, decode_task, encode_object
 from onboard.storage.keys import load_keys
 from onboard.wire.events import Arrived, Progress, QuotaUsage, Rekeyed
-from onboard.wire.messages import UPDATE, Update, decode_task, encode_object
 from onboard.wire.session import Session
 
 TRAIN, INFER = TrainGraph.load("lenet5"), InferGraph.load("lenet5")

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from groundstation.store.store import Floor, RoundRow, Store, StoreError, StoreForeign
+from onboard.mission.objects import UPDATE
 from onboard.wire.events import QuotaUsage
-from onboard.wire.messages import UPDATE, digest
+from onboard.wire.messages import digest
 from onboard.wire.security.seal import NO_SALT
 
 MISSION = bytes(range(8))

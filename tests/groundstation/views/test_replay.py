@@ -19,9 +19,9 @@ from hw_profiles import load_link
 from onboard.link import Spool, opener
 from onboard.link.pump import Pump
 from onboard.link.recorder import Recorder
+from onboard.mission.objects import UPDATE
 from onboard.storage.keys import save_key
 from onboard.wire.events import Delivered
-from onboard.wire.messages import UPDATE
 from onboard.wire.session import Session
 from tests.hidden import hide
 from tests.onboard.link.cable import Clock, PtyCable

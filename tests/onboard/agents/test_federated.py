@@ -17,12 +17,13 @@ from onboard.config import NodeConfig, load_node
 from onboard.data import loading
 from onboard.learn.graph import TrainGraph
 from onboard.mission.health import State
+from onboard.mission.objects import MODEL, UPDATE, Task, decode_update, encode_object
 from onboard.runtime.federated import board_agent
 from onboard.storage.keys import load_keys, new_key, save_key
 from onboard.trainer.in_process import LocalTrainer
 from onboard.trainer.job import Begun
 from onboard.wire.events import Arrived, Cancelled, Delivered, Event, QuotaUsage, Rekeyed
-from onboard.wire.messages import MODEL, UPDATE, Reason, Task, decode_update, digest, encode_object
+from onboard.wire.messages import Reason, digest
 from onboard.wire.security.seal import NO_SALT
 from onboard.wire.session import Session
 

@@ -19,7 +19,7 @@ from onboard.codec.values import Form
 from onboard.data import loading
 from onboard.learn.gossip.exchange import Gossip, _edge_seed
 from onboard.learn.gossip.outliers import Clipping
-from onboard.wire.messages import GOSSIP
+from onboard.mission.objects import GOSSIP
 from tests.onboard.agents.gossip_net import CLASSES, PIXELS, GossipNet, NetNode
 
 MEAN = 1e-5

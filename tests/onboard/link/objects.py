@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 
-from onboard.wire.messages import UPDATE, digest
+from onboard.mission.objects import UPDATE
+from onboard.wire.messages import digest
 from onboard.wire.transfer.incoming import Incoming
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from hw_profiles import Link, load_link
 from onboard.link.pump import LineFault, PumpEvent
+from onboard.mission.objects import MODEL, UPDATE
 from onboard.wire.events import Echoed, Stuck
-from onboard.wire.messages import MODEL, UPDATE
 from tests.onboard.link.bad_cable import BadCable, Damage, ends
 from tests.onboard.link.cable import Clock
 from tests.onboard.link.objects import payload

@@ -9,7 +9,7 @@ import pytest
 
 from hw_profiles import Link, load_link
 from onboard.link.ports.framing import CobsStream, KissStream
-from onboard.wire.messages import MODEL, UPDATE
+from onboard.mission.objects import MODEL, UPDATE
 from tests.onboard.link.bad_cable import BadCable, Damage, ends
 from tests.onboard.link.cable import Clock
 from tests.onboard.link.objects import payload

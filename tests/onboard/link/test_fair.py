@@ -21,10 +21,11 @@ from onboard.console.rarely import BURST, EVERY_S, Rarely
 from onboard.link.pump import SLICE_FRAMES, Pump, PumpEvent
 from onboard.link.share import BURST_WRITES, OverShare, PeerShare
 from onboard.link.spool import Spool
+from onboard.mission.objects import UPDATE
 from onboard.wire.events import Arrived, Message
 from onboard.wire.framing import cobs
 from onboard.wire.framing.frame import Type
-from onboard.wire.messages import UPDATE, Cancel, Offer, Reason, digest
+from onboard.wire.messages import Cancel, Offer, Reason, digest
 from onboard.wire.session import Session
 from tests.onboard.link.objects import payload
 

@@ -12,9 +12,9 @@ import pytest
 from hw_profiles import load_link
 from onboard.link import BadUrl, framing_of, open_port, wire_bytes
 from onboard.link.ports.whitening import whiten
+from onboard.mission.objects import UPDATE
 from onboard.wire.events import Delivered
 from onboard.wire.framing import kiss
-from onboard.wire.messages import UPDATE
 from tests.onboard.link.cable import Clock, PtyCable
 from tests.onboard.link.objects import payload
 from tests.onboard.link.test_pump import accept_into, pump, told

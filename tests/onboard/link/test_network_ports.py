@@ -14,9 +14,9 @@ import pytest
 from hw_profiles import load_link
 from onboard.link import BadUrl, Port, PortLost, open_port, opener
 from onboard.link.pump import PortDown, PortUp, Pump, PumpEvent
+from onboard.mission.objects import UPDATE
 from onboard.wire.events import Arrived
 from onboard.wire.framing import cobs
-from onboard.wire.messages import UPDATE
 from tests.onboard.link.cable import PtyCable
 from tests.onboard.link.objects import payload
 from tests.onboard.link.terminal_server import TerminalServer

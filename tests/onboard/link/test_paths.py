@@ -12,10 +12,10 @@ import pytest
 
 from onboard.link.spool import Addresses, Spool
 from onboard.link.whereabouts import KEEP_AT_ONCE, KEEP_S, PeerMoved, PeerUnknown
+from onboard.mission.objects import UPDATE
 from onboard.wire.events import Arrived, Message
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import Type
-from onboard.wire.messages import UPDATE
 from onboard.wire.presence import QUIET_S
 from onboard.wire.security.seal import NO_SALT
 from tests.onboard.link.lan import LanEnd, PortLan, free

@@ -18,9 +18,10 @@ import pytest
 from hw_profiles import Link, load_link
 from onboard.link import BadUrl, Spool, open_port, opener, wire_bytes
 from onboard.link.pump import PortDown, PortUp, Pump, PumpEvent, SpoolFull, wait
+from onboard.mission.objects import UPDATE
 from onboard.wire.events import Rekeyed, Withdrawn
 from onboard.wire.medium.contacts import Window
-from onboard.wire.messages import UPDATE, Reason
+from onboard.wire.messages import Reason
 from onboard.wire.session import Arrived, Delivered, Message, Refused, Session
 from tests.onboard.link.cable import Clock, PtyCable
 from tests.onboard.link.objects import payload

@@ -18,10 +18,10 @@ from onboard.data import loading
 from onboard.learn.federated.rounds import PartialAverage, condense
 from onboard.learn.graph import TrainGraph, initial
 from onboard.mission.averaging import RoundAverage
+from onboard.mission.objects import MODEL, UPDATE, Update, decode_task, encode_object
 from onboard.mission.server import BadUpdate, Server, Training
 from onboard.trainer.in_process import LocalTrainer
 from onboard.trainer.job import Job, TrainingDone
-from onboard.wire.messages import MODEL, UPDATE, Update, decode_task, encode_object
 
 GRAPH = TrainGraph.load("lenet5")
 MISSION = b"mission."

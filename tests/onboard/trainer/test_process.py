@@ -18,10 +18,10 @@ from onboard.data import loading
 from onboard.data.shard import Shard, images_of
 from onboard.learn.graph import TrainGraph
 from onboard.mission.health import Failure
+from onboard.mission.objects import Task, encode_object
 from onboard.trainer.in_process import LocalTrainer
 from onboard.trainer.job import Begun, Failed, Job, Report, Stepped, Trainer, TrainingDone
 from onboard.trainer.process import BadImages, ProcessTrainer
-from onboard.wire.messages import Task, encode_object
 
 ROOMY = 512 * 2**20
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from onboard.mission.health import Failure, Health, State
+from onboard.mission.objects import MODEL, Task, Update
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import ENC, OVER, POLL, Frame, Type
-from onboard.wire.messages import MODEL, Cancel, Done, Hello, Offer, Reason, Task, Update
+from onboard.wire.messages import Cancel, Done, Offer, Reason
 from onboard.wire.security.cipher import Cipher
+from onboard.wire.security.hello import Hello
 from onboard.wire.transfer.report import Report
 
 VECTORS = Path(__file__).parent.parent.parent / "vectors"

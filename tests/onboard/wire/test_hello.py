@@ -15,8 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 from onboard.wire.events import Message, Rekeyed
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import Frame, Type
-from onboard.wire.messages import NO_NONCE, BadMessage, Hello
-from onboard.wire.security.hello import RekeyHandshake
+from onboard.wire.messages import BadMessage
+from onboard.wire.security.hello import NO_NONCE, Hello, RekeyHandshake
 from onboard.wire.security.seal import NO_SALT, Sealer
 from onboard.wire.session import Session
 from tests.onboard.wire.pair import FULL, HALF, KEY, SIDES, Pair, data, finish

@@ -12,20 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onboard.mission.health import Failure, Health, State, decode_health, encode_health
+from onboard.mission.objects import Task, Update, decode_task, decode_update, encode_object
 from onboard.wire import messages
-from onboard.wire.messages import (
-    MAX_FRAGMENTS,
-    BadMessage,
-    Cancel,
-    Done,
-    Hello,
-    Offer,
-    Task,
-    Update,
-    decode_task,
-    decode_update,
-    encode_object,
-)
+from onboard.wire.messages import MAX_FRAGMENTS, BadMessage, Cancel, Done, Offer
+from onboard.wire.security.hello import Hello
 from tests.onboard.wire.examples import (
     CANCEL,
     DIGEST,
@@ -291,11 +281,7 @@ def test_an_offer_that_would_divide_by_zero() -> None:
 
 
 def test_digest_depends_on_kind_and_payload() -> None:
-    digests_of = {
-        messages.digest(kind, payload)
-        for kind in (messages.MODEL, messages.UPDATE)
-        for payload in (b"", b"a")
-    }
+    digests_of = {messages.digest(kind, payload) for kind in (1, 2) for payload in (b"", b"a")}
     assert len(digests_of) == 4
     assert all(len(digest) == messages.DIGEST_BYTES for digest in digests_of)
 

@@ -25,6 +25,7 @@ from benchmarks.harness.pair import AirPort
 from firmware_sim.world.channel import Side
 from onboard.link.pump import OfPort, Pump
 from onboard.link.spool import Spool
+from onboard.mission.objects import MODEL, UPDATE
 from onboard.wire.events import (
     Arrived,
     Cancelled,
@@ -38,7 +39,7 @@ from onboard.wire.events import (
     Rekeyed,
     Withdrawn,
 )
-from onboard.wire.messages import MODEL, UPDATE, Reason, digest
+from onboard.wire.messages import Reason, digest
 from onboard.wire.session import Session
 from tests.onboard.wire.pair import KEY, link
 
