@@ -13,12 +13,14 @@ from typing import Any
 from groundstation.config import Node
 from groundstation.store.store import Store
 from onboard.board import admission
+from onboard.config import GROUND
 from onboard.link import Spool, opener, wire_bytes
+from onboard.link.event_log import log_link_event
+from onboard.link.limits import limits_for
 from onboard.link.pump import OfPort, Pump
 from onboard.link.recorder import Recorder
 from onboard.monitor.views import link_view
 from onboard.runtime.contact_plan import kept_plan
-from onboard.runtime.federated import GROUND, limits_for, tell_of_link
 from onboard.storage.keys import load_keys
 from onboard.wire.events import Event
 from onboard.wire.session import Session
@@ -105,7 +107,7 @@ class Station:
             self._contacts.keep(self.session, now, self._wall())
         events: list[Event] = []
         for event in self.pump.poll(now):
-            tell_of_link(event, node=self.node.name)
+            log_link_event(event, node=self.node.name)
             if not isinstance(event, OfPort):
                 events.append(event)
         return events

@@ -16,7 +16,8 @@ from onboard.console.toml import ConfigError, read
 from onboard.data.levels import Levels
 from onboard.link import BadUrl, wire_bytes
 
-NODE_IDS = range(1, 255)  # 0 is the ground station, 255 is broadcast (the frame's address byte)
+GROUND = 0  # the ground station's node number, in the frame's address byte
+NODE_IDS = range(1, 255)  # of boards; 255 is broadcast
 
 # A range with both ends: it refuses TOML's nan and inf too.
 NodeId = Annotated[int, Meta(ge=NODE_IDS.start, le=NODE_IDS.stop - 1)]

@@ -15,14 +15,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from onboard.config import GossipConfig, LinkEnd, NodeConfig, OwnConfig
+from onboard.config import GROUND, GossipConfig, LinkEnd, NodeConfig, OwnConfig
 from onboard.console.toml import ConfigError
 from onboard.data.inspection import most_classes
 from onboard.data.shard import inspection_of, shard_of
 from onboard.learn.graph import GraphError, TrainGraph, shipped
 from onboard.link import device_of, framing_of, open_port
 from onboard.runtime.contact_plan import ContactPlan
-from onboard.runtime.federated import GROUND
 from onboard.storage.keys import BadKey, load_keys
 from onboard.storage.private import exposure
 from onboard.trial import fitting, tried

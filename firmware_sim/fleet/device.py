@@ -16,12 +16,11 @@ from hw_profiles import Board, Link
 from onboard.agents.federated import HEALTH_EVERY_S, Agent
 from onboard.agents.federated_state import FederatedState
 from onboard.board.budget import Pace, ResourceUsage
-from onboard.config import LinkEnd, NodeConfig
+from onboard.config import GROUND, LinkEnd, NodeConfig
 from onboard.data.loading import Images
 from onboard.learn.graph import TrainGraph
 from onboard.mission.health import State
 from onboard.runtime.drive import Drive
-from onboard.runtime.federated import GROUND
 from onboard.storage.boot_counter import count_start
 from onboard.storage.journal import Journal
 from onboard.trainer.in_process import LocalTrainer

@@ -10,8 +10,8 @@ import math
 from collections.abc import Iterable
 
 from hw_profiles import Link
+from onboard.config import GROUND
 from onboard.mission.objects import MODEL
-from onboard.runtime.federated import GROUND
 from onboard.wire.broadcast import Broadcast
 from onboard.wire.events import Event, GroupAnswer
 from onboard.wire.framing import cobs

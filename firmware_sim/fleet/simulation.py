@@ -19,7 +19,7 @@ from firmware_sim.fleet.downlink import Downlink
 from firmware_sim.fleet.result import FleetProgress, RoundResult, mean_width
 from hw_profiles import Board, Link
 from onboard.codec.pack import unpack
-from onboard.config import NODE_IDS
+from onboard.config import GROUND, NODE_IDS
 from onboard.data.loading import Images
 from onboard.learn.federated.rounds import Round, RoundState, UpdateFate, choose, finished
 from onboard.learn.graph import InferGraph, TrainGraph, evaluate
@@ -27,7 +27,6 @@ from onboard.mission.averaging import averaged
 from onboard.mission.health import State, decode_health
 from onboard.mission.objects import MODEL, asked_again
 from onboard.mission.server import BadUpdate, Server, Training
-from onboard.runtime.federated import GROUND
 from onboard.wire.events import Arrived, Cancelled, Event, GroupAnswer, Message
 from onboard.wire.messages import BadMessage, Reason, digest
 from onboard.wire.security.seal import MAX_EPOCH

@@ -27,6 +27,8 @@ from onboard.data import labels, loading
 from onboard.learn.gossip.descent import Descent, Recipe
 from onboard.learn.graph import GraphError, TrainGraph, initial
 from onboard.link import Spool, opener, wire_bytes
+from onboard.link.event_log import log_link_event
+from onboard.link.limits import limits_for
 from onboard.link.ports.port import Port
 from onboard.link.pump import OfPort, Pump, PumpEvent, wait
 from onboard.link.recorder import Recorder
@@ -39,8 +41,6 @@ from onboard.runtime.federated import (
     MEMORY_AGAIN_S,
     MOST_UNTOLD,
     RETRY_S,
-    limits_for,
-    tell_of_link,
 )
 from onboard.runtime.signals import stop_signals
 from onboard.storage.boot_counter import count_start
@@ -227,7 +227,7 @@ def carry_gossip(
                     if ended:
                         untold = deque(each for each in untold if each[0] not in ended)  # these come again
                     for event in heard:
-                        tell_of_link(event, peer=peer)
+                        log_link_event(event, peer=peer)
                         if not isinstance(event, OfPort):
                             untold.append((peer, event))
                     links[peer].hears = sum(whose == peer for whose, _ in untold) < MOST_UNTOLD

@@ -11,8 +11,8 @@ from random import Random
 
 from hw_profiles import Link
 from onboard.link import Spool, opener, wire_bytes
+from onboard.link.limits import limits_for
 from onboard.link.pump import Pump
-from onboard.runtime.federated import limits_for
 from onboard.wire.session import Session
 from tests.onboard.link.cable import Clock, PtyCable
 from tests.onboard.wire.examples import KEY

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from hw_profiles import load_link
 from onboard.link import Spool, opener, wire_bytes
+from onboard.link.limits import limits_for
 from onboard.link.ports.port import Way
 from onboard.link.pump import Pump, PumpEvent
-from onboard.runtime.federated import limits_for
 from onboard.wire.events import Arrived, Message, Rekeyed
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import Type

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from onboard.link.event_log import log_link_event
 from onboard.link.pump import PumpEvent, SpoolFull
 from onboard.link.whereabouts import LocalPortTaken, PeerMoved, PeerUnknown
-from onboard.runtime.federated import tell_of_link
 from onboard.wire.events import Expired, ForeignFrames, Refused, UnknownPeer, WrongKey
 from onboard.wire.messages import Reason
 
@@ -62,7 +62,7 @@ def test_a_mishap_is_a_line_that_names_peer_and_object(
     event: PumpEvent, says: str, fields: dict[str, object], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)  # commands that other tests call set the level of the whole process
-    tell_of_link(event, node="pi")
+    log_link_event(event, node="pi")
     (record,) = caplog.records
     assert record.levelno >= logging.WARNING
     assert record.getMessage() == says
@@ -82,7 +82,7 @@ def test_where_the_other_end_is_is_a_line_of_every_program(
     event: PumpEvent, whose: dict[str, object], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    tell_of_link(event, **whose)
+    log_link_event(event, **whose)
     (record,) = caplog.records
     fields = record.__dict__["fields"]
     assert fields.items() >= {**whose, "port": "udp://?bind=h:1"}.items()
