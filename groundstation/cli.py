@@ -222,6 +222,8 @@ def status(folder: Path, as_json: bool) -> None:
         view = picture(mission, Store(mission.database, read_only=True))
     except ConfigError as error:
         fail(str(error))
+    except StoreForeign as error:
+        fail(str(error))
     except StoreDamaged as error:
         ours = backup_of(mission.database).exists()
         fail(f"{error}{f'; `groundstation serve {folder}` mends it' if ours else ''}", code=1)

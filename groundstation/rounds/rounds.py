@@ -127,7 +127,7 @@ class Rounds:
             return
         metrics = {key: getattr(update, key) for key in ("samples", "loss", "train_s", "cpu_s", "energy_j")}
         self._store.take_update(
-            self.number, update.node, arrived.payload, metrics, session.floor, self._wall(),
+            self.number, update.node, arrived.payload, metrics, self._wall(),
             merged=outcome is UpdateFate.MERGED,
         )  # fmt: skip
         session.accept(arrived.digest, now)
@@ -143,7 +143,7 @@ class Rounds:
             say(log, "bad-message", level=logging.WARNING, node=station.node.name, why=str(error))
             return
         node = station.node.id
-        self.last_words.hear(node, (self._wall(), station.session.floor, health), now)
+        self.last_words.hear(node, (self._wall(), health), now)
         self._deployment.hear(node, health, now)
         if self._round is None or node not in self._round.asked - self._round.answered:
             return

@@ -25,26 +25,16 @@ from groundstation.store.recovery import (  # fmt: skip
     connect,
     entering,
     is_of_the_machine,
-    make_new,
     make_whole,
     publish,
     put_aside,
 )
+from groundstation.store.schema import NewerFile, make_new, migrate, refuse_newer
 from groundstation.store.witness import ProgressWitness
 from onboard.console.log import say
 
 log = logging.getLogger(__name__)
 
-_ADDED = (
-    ("round", "left_s", "REAL"),
-    ("answer", "asking", "INTEGER NOT NULL DEFAULT 0"),
-    ("answer", "why", "TEXT"),
-    ("answer", "object", "BLOB"),
-    ("mission", "classes", "TEXT"),
-    *((table, "digest", "BLOB") for table in TABLES),
-)
-_LEDGER = """CREATE TABLE ledger (id INTEGER PRIMARY KEY CHECK (id = 1), generation INTEGER NOT NULL,
-  sum BLOB NOT NULL, digest BLOB NOT NULL)"""
 BUSY_MS = 50  # once the daemon runs
 
 
@@ -61,7 +51,7 @@ class StoreDamaged(StoreError):  # noqa: N818 - as those above
 
 
 class StoreForeign(StoreError):  # noqa: N818 - it may be right where it is
-    """The file is another program's."""
+    """The file is another program's, or a newer version's of this one. It is as it was."""
 
 
 class Database:
@@ -79,13 +69,15 @@ class Database:
             self._open()
 
     def _open(self) -> None:
-        if self._read_only:
-            self._db = open_to_read(self.path)
-            self._db.row_factory = sqlite3.Row
-            return
         try:
+            refuse_newer(self.path)
+            if self._read_only:
+                self._db = open_to_read(self.path)
+                self._db.row_factory = sqlite3.Row
+                return
+            refuse_newer(backup_of(self.path))
             was_wrong = make_whole(self.path, self._witness)
-        except ForeignFile as error:
+        except (ForeignFile, NewerFile) as error:
             raise StoreForeign(str(error)) from None
         except StoreError:
             raise
@@ -99,42 +91,13 @@ class Database:
             db.execute(f"PRAGMA busy_timeout = {self._busy_ms}")
         if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'mission'").fetchone():
             make_new(db)
-        self._upgrade()
+        migrate(db)
         self._ledger = Ledger(db)
         self._witness.write(self._ledger.generation)
         self._files = self._identity()
         db.row_factory = sqlite3.Row
         if was_wrong and self._ledger.generation:  # or the next start tells of the same backup again
             self.back_up()
-
-    def _upgrade(self) -> None:
-        """What a database of an earlier version lacks, all or nothing."""
-        db = self._db
-        lacking = [
-            (table, column, kind)
-            for table, column, kind in _ADDED
-            if column not in {row[1] for row in db.execute(f"PRAGMA table_info({table})")}
-        ]
-        has_ledger = db.execute("SELECT 1 FROM sqlite_master WHERE name = 'ledger'").fetchone()
-        if not lacking and has_ledger:
-            return
-        db.execute("BEGIN IMMEDIATE")
-        try:
-            for table, column, kind in lacking:
-                db.execute(f"ALTER TABLE {table} ADD COLUMN {column} {kind}")
-            if not has_ledger:
-                db.execute(_LEDGER)
-            ledger = Ledger(db)
-            ledger.begin()
-            if not has_ledger:
-                ledger.adopt()
-            ledger.enter()
-            db.execute("COMMIT")
-        except BaseException:
-            with contextlib.suppress(sqlite3.Error):
-                db.execute("ROLLBACK")
-            raise
-        ledger.leave()
 
     def never_wait(self) -> None:
         """From now on a database that another program holds is StoreBusy at once: a loop tries again later,

@@ -13,8 +13,8 @@ from groundstation.store.store import Store
 from onboard.mission.health import Health
 
 EVERY_S = 5.0
-Words = tuple[float, tuple[int, int], Health]
-"""The time of day, the replay floor of the node's frames then, and its health."""
+Words = tuple[float, Health]
+"""The time of day, and the node's health then."""
 
 
 class LastWords:
@@ -35,5 +35,5 @@ class LastWords:
         if self._heard and (at_once or now >= self._stored_at + EVERY_S):
             self._stored_at = now
             heard = self._heard.items()
-            self._store.hear(*((node, at, floor, asdict(health)) for node, (at, floor, health) in heard))
+            self._store.hear(*((node, at, asdict(health)) for node, (at, health) in heard))
             self._heard.clear()

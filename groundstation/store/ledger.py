@@ -65,7 +65,7 @@ class Findings:
 
 
 class Ledger:
-    """Of a connection that writes. Of a database without digests, an earlier version's, it makes them."""
+    """Of a connection that writes."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
@@ -80,7 +80,7 @@ class Ledger:
         self._sum = 0 if found is None else int.from_bytes(found[1], "big")
 
     def adopt(self) -> None:
-        """Makes the digests of all rows, inside of a transaction."""
+        """Makes the digests of all rows anew, inside of the transaction that has changed their columns."""
         for table in TABLES:
             self._db.execute(f"UPDATE {table} SET digest = {_call(self._db, table)}")
 
@@ -141,19 +141,25 @@ def examine(db: sqlite3.Connection) -> Findings:
     return found
 
 
+def is_believable(db: sqlite3.Connection) -> bool:
+    """Whether the ledger's row is as it was written, and with it the tables' definitions and their number;
+    one without a row, where nothing was entered yet, is believed."""
+    row = db.execute("SELECT generation, sum, digest FROM ledger").fetchone()
+    try:
+        return row is None or bool(_ledger_digest(row[0], row[1], _schema(db)) == row[2])
+    except (TypeError, ValueError):
+        return False
+
+
 def _generation(db: sqlite3.Connection, total: int, found: Findings) -> int | None:
     """The ledger's count of transactions, if it can be believed; says what is wrong with it."""
-    row = db.execute("SELECT generation, sum, digest FROM ledger").fetchone()
+    row = db.execute("SELECT generation, sum FROM ledger").fetchone()
     if row is None and not any(found.rows.values()):
         return 0  # it was made, and nothing was entered yet
     if row is None:
         found.why = found.why or "its ledger is empty"
         return None
-    try:
-        right = _ledger_digest(row[0], row[1], _schema(db)) == row[2]
-    except (TypeError, ValueError):
-        right = False
-    if not right:
+    if not is_believable(db):
         found.why = found.why or "its ledger or its tables are not as they were written"
         return None
     if int.from_bytes(row[1], "big") != total:
@@ -200,8 +206,10 @@ def _columns(db: sqlite3.Connection, table: str) -> list[str]:
 
 
 def _schema(db: sqlite3.Connection) -> str:
+    """The tables' definitions and their number, where they have one."""
     found = db.execute("SELECT name, sql FROM main.sqlite_master WHERE sql IS NOT NULL ORDER BY name")
-    return "\n".join(f"{row[0]}: {row[1]}" for row in found)
+    number = db.execute("PRAGMA main.user_version").fetchone()[0]
+    return "\n".join([f"{row[0]}: {row[1]}" for row in found] + [f"user_version: {number}"] * (number > 0))
 
 
 def _ledger_digest(generation: int, total: bytes, schema: str) -> bytes:

@@ -14,11 +14,11 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from groundstation.store.ledger import TABLES, Findings, Ledger, examine
+from groundstation.store.schema import APPLICATION_ID, make_new
 from groundstation.store.witness import ProgressWitness
 from onboard.console.log import say
 from onboard.storage.files import cleared
@@ -28,7 +28,6 @@ from onboard.wire.security.seal import MAX_EPOCH
 log = logging.getLogger(__name__)
 
 OPEN_WITHIN_S = 5.0  # at the start, while another program reads or holds the database
-APPLICATION_ID = 0x53444D4C  # "SDML", at byte 68 of the file
 SKIPPED_EPOCHS = 1000  # more than an older database can be behind
 KEPT_ASIDE = 3
 _SIDES = ("", "-wal", "-shm")
@@ -117,12 +116,6 @@ def _cleared(path: Path, witness: Path) -> list[str]:
 def _is_a_place(file: Path) -> bool:
     """Whether it is a link to where there is room for a file, and none yet."""
     return file.is_symlink() and not file.exists() and file.resolve().parent.is_dir()
-
-
-def make_new(db: sqlite3.Connection) -> None:
-    """The tables, in an empty database."""
-    schema = resources.files("groundstation.store").joinpath("schema.sql").read_text()
-    db.executescript(f"PRAGMA application_id = {APPLICATION_ID}; BEGIN; {schema} COMMIT;")
 
 
 def put_aside(path: Path) -> Path | None:

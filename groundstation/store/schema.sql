@@ -9,16 +9,13 @@ CREATE TABLE mission (
   classes TEXT,                  -- names of the classes in their order, JSON
   finished_at REAL,
   why TEXT,                      -- why it finished: rounds, target
-  digest BLOB                    -- of the row, here and in all tables (`groundstation/ledger.py`)
+  digest BLOB                    -- of the row, here and in all tables (`groundstation/store/ledger.py`)
 );
 
 CREATE TABLE node (
   id INTEGER PRIMARY KEY,
   name TEXT NOT NULL,
   epoch INTEGER NOT NULL,        -- our durable boot counter towards this node
-  salt BLOB NOT NULL,            -- of the link's keys; zeros until both ends have agreed on one
-  floor_epoch INTEGER NOT NULL,  -- replay floor under that salt: nothing at or below is accepted again
-  floor_seq INTEGER NOT NULL,
   spent TEXT,                    -- of what may be sent to the node, JSON
   offered BLOB,                  -- digest of the last model that was offered to it, and
   fragment_bytes INTEGER,        -- how that is cut

@@ -16,9 +16,9 @@ from groundstation.store.pruning import LATEST, prune
 from onboard.mission.objects import UPDATE
 from onboard.wire.events import QuotaUsage
 from onboard.wire.messages import digest
-from onboard.wire.security.seal import NO_SALT, next_epoch
+from onboard.wire.security.seal import next_epoch
 
-__all__ = ["Floor", "RoundRow", "Store", "StoreBusy", "StoreDamaged", "StoreError", "StoreForeign"]
+__all__ = ["NodeEntry", "RoundRow", "Store", "StoreBusy", "StoreDamaged", "StoreError", "StoreForeign"]
 
 _ANSWER = (
     "round", "node", "state", "changed_at", "samples", "loss", "train_s", "cpu_s", "energy_j", "asking",
@@ -46,13 +46,10 @@ class RoundRow:
 
 
 @dataclass(frozen=True)
-class Floor:
-    """Our epoch towards a node, the salt of the link's keys, the replay floor of the node's frames, and what
-    was spent of what may be sent to it."""
+class NodeEntry:
+    """Our epoch towards a node, and what was spent of what may be sent to it."""
 
     epoch: int
-    salt: bytes
-    floor: tuple[int, int]
     spent: QuotaUsage
 
 
@@ -131,16 +128,16 @@ class Store:
         """The mission's row, or None in a new file."""
         return self._db.one("mission")
 
-    def enter_node(self, node: int, name: str) -> Floor:
-        """Raises our epoch towards `node` and returns it with the stored replay floor, durable on return.
+    def enter_node(self, node: int, name: str) -> NodeEntry:
+        """Raises our epoch towards `node`, durable on return.
 
         So no sequence number of an earlier run of this daemon is ever used again.
         """
         with self.transaction():
             self._db.execute(
-                "INSERT INTO node (id, name, epoch, salt, floor_epoch, floor_seq) VALUES (?, ?, 0, ?, 0, 0) "
+                "INSERT INTO node (id, name, epoch) VALUES (?, ?, 0) "
                 "ON CONFLICT (id) DO UPDATE SET name = excluded.name",
-                (node, name, NO_SALT),
+                (node, name),
             )
             row = self._db.one("node", "WHERE id = ?", node)
             assert row is not None
@@ -150,14 +147,7 @@ class Store:
             spent = (
                 QuotaUsage() if row["spent"] is None else msgspec.json.decode(row["spent"], type=QuotaUsage)
             )
-        return Floor(epoch, bytes(row["salt"]), (row["floor_epoch"], row["floor_seq"]), spent)
-
-    def rekey(self, node: int, salt: bytes) -> None:
-        """Notes the salt of a node's link, under which nothing was heard yet."""
-        with self.transaction():
-            self._db.execute(
-                "UPDATE node SET salt = ?, floor_epoch = 0, floor_seq = 0 WHERE id = ?", (salt, node)
-            )
+        return NodeEntry(epoch, spent)
 
     def spend(self, node: int, spent: QuotaUsage) -> None:
         """Notes what was spent of what may be sent to a node."""
@@ -177,11 +167,11 @@ class Store:
         row = self._db.one("node", "WHERE id = ? AND offered = ?", node, digest)
         return None if row is None else int(row["fragment_bytes"])
 
-    def hear(self, *heard: tuple[int, float, tuple[int, int], Mapping[str, Any] | None]) -> None:
-        """Notes, in one barrier, when and what nodes were heard to say last, and their replay floors."""
+    def hear(self, *heard: tuple[int, float, Mapping[str, Any] | None]) -> None:
+        """Notes, in one barrier, when and what nodes were heard to say last."""
         with self.transaction():
-            for node, now, floor, health in heard:
-                self._hear(node, now, floor)
+            for node, now, health in heard:
+                self._hear(node, now)
                 told = health and json.dumps(health), node
                 self._db.execute("UPDATE node SET health = COALESCE(?, health) WHERE id = ?", told)
 
@@ -312,7 +302,9 @@ class Store:
     def answers(self, number: int) -> list[Mapping[str, Any]]:
         """Who was asked in a round and what became of it, without the payloads."""
         found = self._db.all("answer", "WHERE round = ? ORDER BY node", number)
-        return [{name: row[name] for name in _ANSWER} | {"bytes": _length(row["payload"])} for row in found]
+        return [
+            {name: row.get(name) for name in _ANSWER} | {"bytes": _length(row["payload"])} for row in found
+        ]
 
     def payload(self, number: int, node: int) -> bytes | None:
         """The update object of one node in one round."""
@@ -345,10 +337,10 @@ class Store:
             )
 
     def take_update(
-        self, number: int, node: int, payload: bytes, metrics: Mapping[str, float], floor: tuple[int, int],
-        now: float, *, merged: bool = False,
+        self, number: int, node: int, payload: bytes, metrics: Mapping[str, float], now: float,
+        *, merged: bool = False,
     ) -> None:  # fmt: skip
-        """Stores an update and the node's replay floor in one barrier: only then may DONE leave.
+        """Stores an update in one barrier: only then may DONE leave.
 
         `merged`: it answers an earlier round, and this one did not ask its node.
         """
@@ -374,7 +366,7 @@ class Store:
                     **metrics,
                 },
             )
-            self._hear(node, now, floor)
+            self._hear(node, now)
 
     # counters
 
@@ -392,10 +384,8 @@ class Store:
         rows = self._db.all("counter", "WHERE node = ?", node)
         return {row["name"]: row["value"] for row in rows}
 
-    def _hear(self, node: int, now: float, floor: tuple[int, int]) -> None:
-        self._db.execute(
-            "UPDATE node SET heard_at = ?, floor_epoch = ?, floor_seq = ? WHERE id = ?", (now, *floor, node)
-        )
+    def _hear(self, node: int, now: float) -> None:
+        self._db.execute("UPDATE node SET heard_at = ? WHERE id = ?", (now, node))
 
 
 def _length(payload: bytes | None) -> int | None:

@@ -59,7 +59,7 @@ METRICS = {"samples": 20, "loss": 0.5, "train_s": 1.0, "cpu_s": 1.0, "energy_j":
 
 def poison(on: Clockwork, payload: bytes, node: int = 1, number: int = 1) -> None:
     """What a version before took, or a disk has made of it."""
-    on.store.take_update(number, node, payload, METRICS, (0, 0), on.wall())
+    on.store.take_update(number, node, payload, METRICS, on.wall())
 
 
 @pytest.mark.parametrize("kind", POISON)
@@ -104,8 +104,8 @@ def test_a_merged_answer_that_cannot_be_used_is_forgotten(tmp_path: Path) -> Non
     ground = Ground(tmp_path, "staleness = 1.0")
     (other,) = {1, 2, 3} - ground.states(1).keys()
     asked = min(ground.states(1))
-    ground.store.take_update(1, other, b"", METRICS, (0, 0), 0.0, merged=True)
-    ground.store.take_update(1, asked, of(asked, update(0.01)), METRICS, (0, 0), 0.0)
+    ground.store.take_update(1, other, b"", METRICS, 0.0, merged=True)
+    ground.store.take_update(1, asked, of(asked, update(0.01)), METRICS, 0.0)
     ground.store.close()
     ground.start()
     assert ground.rounds.number == 2

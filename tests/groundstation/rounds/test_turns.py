@@ -96,7 +96,7 @@ def test_health_costs_a_barrier_every_few_seconds_and_the_last_is_stored(tmp_pat
     words = LastWords(store)
     for nth in range(2000):
         health = Health(state=0, round=1, uptime_s=nth, airtime_s=0.0, energy_j=0.0, cpu_s=0.0)
-        words.hear(1 + nth % 2, (1e9 + nth, (1, nth), health), 0.01 * nth)
+        words.hear(1 + nth % 2, (1e9 + nth, health), 0.01 * nth)
     assert barriers <= 20 / EVERY_S + 1
     words.store(20.0 + EVERY_S)
     assert [node["heard_at"] for node in store.nodes()] == [1e9 + 1998, 1e9 + 1999]

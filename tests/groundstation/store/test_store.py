@@ -13,11 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from groundstation.store.store import Floor, RoundRow, Store, StoreError, StoreForeign
-from onboard.mission.objects import UPDATE
+from groundstation.store.store import NodeEntry, RoundRow, Store, StoreError, StoreForeign
 from onboard.wire.events import QuotaUsage
-from onboard.wire.messages import digest
-from onboard.wire.security.seal import NO_SALT
 
 MISSION = bytes(range(8))
 GRAPH = bytes(range(8, 16))
@@ -69,7 +66,7 @@ def test_a_round_from_its_opening_to_its_model(store: Store, path: Path) -> None
     ]
     assert states(store, 1) == {1: "asked", 2: "asked"}
     store.mark(1, 2, "delivered", 110.0)
-    store.take_update(1, 1, b"update", METRICS, (4, 17), 120.0)
+    store.take_update(1, 1, b"update", METRICS, 120.0)
     assert states(store, 1) == {1: "answered", 2: "delivered"}
     assert (store.payload(1, 1), store.payload(1, 2), store.payload(2, 1)) == (b"update", None, None)
     store.close_round(1, b"weights", 0.9, 0.3, 0.12, 130.0)
@@ -84,7 +81,7 @@ def test_a_round_from_its_opening_to_its_model(store: Store, path: Path) -> None
     assert {key: first[key] for key in METRICS} == METRICS
     assert (first["changed_at"], first["bytes"], second["bytes"]) == (120.0, 6, None)
     heard = again.nodes()[0]
-    assert (heard["heard_at"], heard["floor_epoch"], heard["floor_seq"]) == (120.0, 4, 17)
+    assert heard["heard_at"] == 120.0
 
 
 def test_a_round_that_nobody_answered_is_asked_again(store: Store) -> None:
@@ -100,67 +97,28 @@ def test_a_round_that_nobody_answered_is_asked_again(store: Store) -> None:
     assert states(store, 1) == {1: "asked", 2: "asked"}
 
 
-BEFORE = """
-CREATE TABLE mission (id BLOB NOT NULL, name TEXT NOT NULL, seed INTEGER NOT NULL, graph BLOB NOT NULL,
-  classes TEXT, finished_at REAL, why TEXT);
-CREATE TABLE node (id INTEGER PRIMARY KEY, name TEXT NOT NULL, epoch INTEGER NOT NULL, salt BLOB NOT NULL,
-  floor_epoch INTEGER NOT NULL, floor_seq INTEGER NOT NULL, spent TEXT, offered BLOB, fragment_bytes INTEGER,
-  heard_at REAL, health TEXT);
-CREATE TABLE round (number INTEGER PRIMARY KEY, opened_at REAL NOT NULL, deadline_at REAL NOT NULL,
-  model BLOB NOT NULL, closed_at REAL, accuracy REAL, loss REAL, bits_down REAL);
-CREATE TABLE answer (round INTEGER NOT NULL REFERENCES round(number),
-  node INTEGER NOT NULL REFERENCES node(id), state TEXT NOT NULL, changed_at REAL NOT NULL,
-  samples INTEGER, loss REAL, train_s REAL, cpu_s REAL, energy_j REAL, payload BLOB,
-  PRIMARY KEY (round, node));
-CREATE TABLE counter (node INTEGER NOT NULL REFERENCES node(id), name TEXT NOT NULL, value REAL NOT NULL,
-  PRIMARY KEY (node, name));
-CREATE TABLE model (number INTEGER PRIMARY KEY, payload BLOB NOT NULL);
-INSERT INTO mission (id, name, seed, graph) VALUES (x'0001020304050607', 'm', 3, x'08090a0b0c0d0e0f');
-INSERT INTO round (number, opened_at, deadline_at, model) VALUES (1, 1.0, 2.0, x'00');
-INSERT INTO node (id, name, epoch, salt, floor_epoch, floor_seq) VALUES (1, 'b', 1, x'00', 0, 0);
-INSERT INTO answer (round, node, state, changed_at, payload) VALUES (1, 1, 'answered', 1.0, x'abcd');
-"""
-
-
-def test_a_database_of_the_version_before_gets_what_it_lacks(path: Path) -> None:
-    made = sqlite3.connect(path)
-    made.executescript(BEFORE)
-    made.close()
-    for _ in range(2):
-        after = Store(path)
-        assert [row.left_s for row in after.rounds()] == [None]
-        assert [answer["asking"] for answer in after.answers(1)] == [0]
-        assert after.taken(1) == [digest(UPDATE, b"\xab\xcd")]
-        assert after.enter_node(1, "b").epoch > 1
-        after.close()
-
-
 def test_a_merged_update_stays_with_the_round_that_took_it(store: Store) -> None:
     store.open_round(1, b"model", [1], 100.0, 200.0)
-    store.take_update(1, 2, b"of a round before", METRICS, (1, 5), 110.0, merged=True)
+    store.take_update(1, 2, b"of a round before", METRICS, 110.0, merged=True)
     assert states(store, 1) == {1: "asked", 2: "merged"}
     assert store.payload(1, 2) == b"of a round before"
     store.ask_again(1, 200.0, 300.0)
     assert states(store, 1) == {1: "asked", 2: "merged"}
-    store.take_update(1, 2, b"of a round before", METRICS, (1, 6), 210.0, merged=True)  # told twice
+    store.take_update(1, 2, b"of a round before", METRICS, 210.0, merged=True)  # told twice
     assert states(store, 1) == {1: "asked", 2: "merged"}
 
 
-def test_the_epoch_rises_with_every_entry_and_the_floor_stays(store: Store, path: Path) -> None:
-    store.rekey(1, b"the salt")
-    store.hear((1, 50.0, (7, 9), None))
+def test_the_epoch_rises_with_every_entry(store: Store, path: Path) -> None:
+    store.hear((1, 50.0, None))
     epochs = [store.enter_node(1, "board-1").epoch]
     for _ in range(3):
         again = Store(path)
         entered = again.enter_node(1, "renamed")
-        assert entered == Floor(epochs[-1] + 1, b"the salt", (7, 9), QuotaUsage())
+        assert entered == NodeEntry(epochs[-1] + 1, QuotaUsage())
         epochs.append(entered.epoch)
         again.close()
     assert store.nodes()[0]["name"] == "renamed"
     assert store.nodes()[1]["epoch"] == 1
-    store.rekey(1, b"new salt")
-    assert store.enter_node(1, "renamed") == Floor(epochs[-1] + 1, b"new salt", (0, 0), QuotaUsage())
-    assert store.enter_node(2, "board-2").salt == NO_SALT
 
 
 def test_how_the_last_object_is_cut_stays(store: Store, path: Path) -> None:
@@ -181,8 +139,8 @@ def test_what_was_spent_of_an_allowance_stays(store: Store, path: Path) -> None:
 
 
 def test_health_and_counters_are_replaced_not_added(store: Store) -> None:
-    store.hear((1, 50.0, (1, 1), {"state": 1}))
-    store.hear((1, 60.0, (1, 2), None))  # an update was heard, which says nothing of its health
+    store.hear((1, 50.0, {"state": 1}))
+    store.hear((1, 60.0, None))  # an update was heard, which says nothing of its health
     assert store.nodes()[0]["health"] == '{"state": 1}'
     store.count(1, {"bytes_sent": 10, "airtime_s": 1.5})
     store.count(1, {"bytes_sent": 30})
@@ -226,7 +184,7 @@ def test_whatever_the_order_a_restart_reads_back_what_was_committed(steps: list[
                 store.close()
                 store = Store(path)
             elif number and step == "answer":
-                store.take_update(number, node, bytes([at]), METRICS, (1, at), at)
+                store.take_update(number, node, bytes([at]), METRICS, at)
                 expected[number, node] = "answered"
             elif number and step == "fail":
                 store.mark(number, node, "failed", at)
@@ -277,7 +235,7 @@ number = len(store.rounds())
 while True:
     number += 1
     store.open_round(number, b"m" * 3000, [1], 0.0, 1.0)
-    store.take_update(number, 1, b"u" * 3000, metrics, (1, number), 0.0)
+    store.take_update(number, 1, b"u" * 3000, metrics, 0.0)
     print(number, flush=True)  # DONE may leave now
 """
 
@@ -314,14 +272,14 @@ metrics = {"samples": 1, "loss": 0, "train_s": 0, "cpu_s": 0, "energy_j": 0}
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))  # EFBIG where ENOSPC would be
 try:
-    store.take_update(1, 1, bytes(1_000_000), metrics, (5, 5), 3.0)
+    store.take_update(1, 1, bytes(1_000_000), metrics, 3.0)
 except StoreError as error:
     print(error)
 assert store.answers(1)[0]["state"] == "asked"
-assert store.nodes()[0]["floor_epoch"] == 0
+assert store.nodes()[0]["heard_at"] is None
 store.mark(1, 1, "delivered", 2.0)  # what still fits is written
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-store.take_update(1, 1, bytes(1_000_000), metrics, (5, 5), 3.0)  # and the same again once there is room
+store.take_update(1, 1, bytes(1_000_000), metrics, 3.0)  # and the same again once there is room
 """
 
 
@@ -333,4 +291,4 @@ def test_a_full_disk_is_an_error_and_nothing_stored_is_lost(path: Path) -> None:
     store = Store(path)
     assert states(store, 1) == {1: "answered"}
     assert store.payload(1, 1) == bytes(1_000_000)
-    assert store.nodes()[0]["floor_epoch"] == 5
+    assert store.nodes()[0]["heard_at"] == 3.0

@@ -40,11 +40,11 @@ def fill(mission: Mission) -> Store:
     for node in mission.nodes:
         store.enter_node(node.id, node.name)
     store.open_round(1, b"model", [1, 2], 1000.0, 1900.0)
-    store.take_update(1, 1, b"x" * 640, METRICS, (1, 5), 1040.0)
+    store.take_update(1, 1, b"x" * 640, METRICS, 1040.0)
     store.mark(1, 2, "failed", 1041.0)
     store.close_round(1, b"weights", 0.9125, 0.31, 0.118, 1050.0)
     store.open_round(2, b"model", [1, 2], 1050.0, 1950.0)
-    store.hear((1, 1060.0, (1, 9), HEALTH))
+    store.hear((1, 1060.0, HEALTH))
     store.count(1, {"bytes_sent": 12345, "bytes_received": 678, "fragments_resent": 9})
     return store
 
@@ -132,9 +132,9 @@ def test_a_board_that_failed_is_shown_with_its_reason(mission: Mission) -> None:
         "failure": int(Failure.MEMORY),
         "why": "[bold] of 66 MB",
     }
-    store.hear((1, 1061.0, (1, 10), health))
+    store.hear((1, 1061.0, health))
     assert "failed: [bold] of 66 MB" in printed(mission, store)
-    store.hear((1, 1062.0, (1, 11), health | {"why": ""}))
+    store.hear((1, 1062.0, health | {"why": ""}))
     assert "failed: memory" in printed(mission, store)
 
 

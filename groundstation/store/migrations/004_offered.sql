@@ -1,0 +1,2 @@
+ALTER TABLE node ADD COLUMN offered BLOB;
+ALTER TABLE node ADD COLUMN fragment_bytes INTEGER;
