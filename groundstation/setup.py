@@ -21,8 +21,7 @@ from onboard.config import NodeFile, check_cipher, load_node, relative_source
 from onboard.console.toml import checked
 from onboard.data.loading import check_source
 from onboard.learn.graph import TrainGraph
-from onboard.link import BadUrl
-from onboard.link.ports.udp import ends, is_ipv6, learns_peer
+from onboard.link import BadUrl, facts_of
 from onboard.storage.journal import sole_user, sync_folder, write_durably
 from onboard.storage.keys import load_keys, new_key, newest, replace_keys, roll, save_key
 
@@ -115,22 +114,23 @@ class NodeSpec:
     def _port_on_board(self) -> str:
         """The other end: the same device name until it is edited, the UDP port that the ground calls. Raises
         SetupError where neither end would say where the other is."""
-        if self.board_port and learns_peer(self.port) and learns_peer(self.board_port):
-            raise SetupError(
-                f"--node {self.name}: board-port={self.board_port}: neither end says where the other is; one "
-                "of them must be udp://HOST:PORT"
-            )
-        if self.board_port or not self.port.startswith("udp:"):
-            return self.board_port or self.port
         try:
-            peer, _ = ends(self.port)
+            far_url = facts_of(self.port).far_url
         except BadUrl as error:
             raise SetupError(f"--node {self.name}: port={error}") from None
-        if peer is None:
-            raise SetupError(
-                f"--node {self.name}: board-port= is missing: {self.port} does not say where the board is"
-            )
-        return f"udp://?bind={'[::]' if is_ipv6(self.port) else '0.0.0.0'}:{peer[1]}"
+        if not self.board_port:
+            if far_url is None:
+                raise SetupError(
+                    f"--node {self.name}: board-port= is missing: {self.port} does not say where the board is"
+                )
+            return far_url
+        with suppress(BadUrl):  # the check of NODE.toml says what is wrong with it
+            if far_url is None and facts_of(self.board_port).far_url is None:
+                raise SetupError(
+                    f"--node {self.name}: board-port={self.board_port}: neither end says where the other is; "
+                    "one of them must be udp://HOST:PORT"
+                )
+        return self.board_port
 
 
 @dataclass(frozen=True)

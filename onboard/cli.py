@@ -231,11 +231,11 @@ def ports(config: NodeConfig | GossipConfig) -> list[tuple[str, str]]:
 
 def missing_device(url: str) -> str | None:
     """What is wrong with a port that is a device of this computer, or None if it is there (or is none)."""
-    from onboard.link import device_of
+    from onboard.link import facts_of
     from onboard.link.ports.device import NoDevice, check_device
 
     try:
-        if (device := device_of(url)) is not None:
+        if (device := facts_of(url).device) is not None:
             check_device(str(device))
     except NoDevice as error:
         return str(error)

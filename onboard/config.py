@@ -14,7 +14,7 @@ from hw_profiles import Board, Link, load_board, load_link
 from onboard.console.extras import unusable
 from onboard.console.toml import ConfigError, read
 from onboard.data.levels import Levels
-from onboard.link import BadUrl, wire_bytes
+from onboard.link import BadUrl, facts_of
 
 GROUND = 0  # the ground station's node number, in the frame's address byte
 NODE_IDS = range(1, 255)  # of boards; 255 is broadcast
@@ -342,7 +342,7 @@ def check_port(port: str) -> None:
     if not port:
         raise ValueError("port: must not be empty; give a device such as /dev/ttyUSB0 or udp://HOST:PORT")
     try:
-        wire_bytes(port, 1)
+        facts_of(port)
     except BadUrl as error:
         raise ValueError(f"port: {error}") from None
 

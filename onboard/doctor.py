@@ -20,7 +20,7 @@ from onboard.console.toml import ConfigError
 from onboard.data.inspection import most_classes
 from onboard.data.shard import inspection_of, shard_of
 from onboard.learn.graph import GraphError, TrainGraph, shipped
-from onboard.link import device_of, framing_of, open_port
+from onboard.link import facts_of, open_port
 from onboard.runtime.contact_plan import ContactPlan
 from onboard.storage.keys import BadKey, load_keys
 from onboard.storage.private import exposure
@@ -94,7 +94,8 @@ def _key(end: LinkEnd) -> str:
 
 def _port(end: LinkEnd) -> str:
     with closing(open_port(end.port, end.link)) as port:
-        if framing_of(end.port)[0] != "datagram" and device_of(end.port) is None and port.fileno() >= 0:
+        facts = facts_of(end.port)
+        if facts.framing != "datagram" and facts.device is None and port.fileno() >= 0:
             # A terminal server whose port is taken accepts, says so, and closes.
             for _ in range(2):
                 select.select([port.fileno()], [], [], REFUSAL_WITHIN_S)

@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 
 from onboard.config import check_cipher
-from onboard.link.ports.framing import Framing, make
+from onboard.link.ports.framing import FRAMINGS, Framing
 from onboard.link.ports.port import Way
 from onboard.link.recording import BadRecord, Kind, Reader, Record, Start, start_of
 from onboard.wire.events import Arrived, Event, LinkSnapshot, Rekeyed
@@ -108,7 +108,7 @@ class Replay:
         self._unix_s[node] = start.unix_s
         way: Way
         for way, hears, speaks in (("in", start.local, start.peer), ("out", start.peer, start.local)):
-            fresh = make(start.framing, start.link.mtu_bytes, start.kiss_port)
+            fresh = FRAMINGS[start.framing].make(start.link.mtu_bytes, start.kiss_port)
             known = self.streams.get((node, way))
             if known is not None and known.encrypted == start.encrypted:
                 known.renew(fresh)

@@ -20,7 +20,7 @@ import msgspec
 
 from hw_profiles import Link
 from onboard.console.log import say
-from onboard.link import framing_of
+from onboard.link import facts_of
 from onboard.link.ports.port import Tap, Way
 from onboard.link.recording import Kind, Record, Start, encode
 from onboard.wire.security.seal import NO_SALT
@@ -81,10 +81,10 @@ class Recorder:
         self, url: str, link: Link, *, local: int, peer: int, salt: bytes = NO_SALT, encrypted: bool = False
     ) -> Tap:
         """Begins the recording of one link; returns what its port is to be given."""
-        name, kiss_port = framing_of(url)
+        facts = facts_of(url)
         start = Start(
-            unix_s=self._unix_s, url=url, framing=name, kiss_port=kiss_port, local=local, peer=peer,
-            link=link, salt=salt, encrypted=encrypted,
+            unix_s=self._unix_s, url=url, framing=facts.framing, kiss_port=facts.kiss_port, local=local,
+            peer=peer, link=link, salt=salt, encrypted=encrypted,
         )  # fmt: skip
         node = peer or local  # the ground, 0, is not told apart by its number
         record = Record(Kind.START, node, self._at_s(), msgspec.json.encode(start))

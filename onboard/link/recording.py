@@ -25,7 +25,7 @@ from pathlib import Path
 import msgspec
 
 from hw_profiles import Link
-from onboard.link.ports.framing import Name
+from onboard.link.ports.framing import FRAMINGS
 from onboard.wire.framing import cobs
 from onboard.wire.security.seal import NO_SALT
 
@@ -46,13 +46,13 @@ class Kind(IntEnum):
 class Start(msgspec.Struct, frozen=True, kw_only=True):
     """A link as it was when its recording began, on the clock (Unix seconds) `unix_s` after the run did.
 
-    `local` and `peer` are node numbers, `local` that of the end which recorded; `salt` that of its keys then;
-    `encrypted` whether it encrypts.
+    `framing` is a name in `FRAMINGS`. `local` and `peer` are node numbers, and `local` is the end that
+    recorded. `salt` is that of its keys then, and `encrypted` says whether it encrypts.
     """
 
     unix_s: float
     url: str
-    framing: Name
+    framing: str
     kiss_port: int
     local: int
     peer: int
@@ -98,9 +98,12 @@ def decode(chunk: bytes) -> Record:
 def start_of(record: Record) -> Start:
     """What a START says. Raises BadRecord for another version's."""
     try:
-        return msgspec.json.decode(record.data, type=Start)
+        start = msgspec.json.decode(record.data, type=Start)
     except msgspec.DecodeError as error:
         raise BadRecord(f"start of another version: {error}") from None
+    if start.framing not in FRAMINGS:
+        raise BadRecord(f"start of another version: framing {start.framing!r}")
+    return start
 
 
 class Reader:

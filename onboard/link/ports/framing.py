@@ -7,13 +7,13 @@ through a TNC too: its serial side has a line's habits, and whether its air side
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
 
 from onboard.link.ports.linecheck import LineCheck
 from onboard.link.ports.whitening import whiten
 from onboard.wire.framing import cobs, kiss
-
-Name = Literal["cobs", "kiss", "datagram"]
 
 
 class Framing(Protocol):
@@ -124,8 +124,19 @@ class Datagrams:
         return [data]
 
 
-def make(name: Name, max_frame_bytes: int, kiss_port: int = 0) -> Framing:
-    """The framing of that name, at its beginning."""
-    if name == "kiss":
-        return KissStream(max_frame_bytes, kiss_port)
-    return CobsStream(max_frame_bytes) if name == "cobs" else Datagrams(max_frame_bytes)
+@dataclass(frozen=True, slots=True)
+class FramingKind:
+    """How to begin a framing, and what it adds."""
+
+    make: Callable[[int, int], Framing]
+    """The framing at its beginning, for the largest frame's bytes and the port of a TNC."""
+    wire_bytes: Callable[[int], int]
+    """What a frame of that many bytes takes in this framing; see `PortFacts.wire_bytes`."""
+
+
+FRAMINGS: dict[str, FramingKind] = {
+    "cobs": FramingKind(lambda max_frame_bytes, _: CobsStream(max_frame_bytes), cobs.wire_bytes),
+    "kiss": FramingKind(KissStream, kiss.wire_bytes),
+    "datagram": FramingKind(lambda max_frame_bytes, _: Datagrams(max_frame_bytes), lambda size: size),
+}
+"""Every framing by the name that a recording knows it by."""

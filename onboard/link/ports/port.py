@@ -1,12 +1,15 @@
 """A port carries whole frames to the other end and never blocks; when it goes away it says so once.
 
-Two files fulfil this: `serial` for byte streams, `udp` for datagrams. `open_port` in `onboard.link` picks
-one by its URL.
+Two classes fulfil this: `SerialPort` for byte streams, `UdpPort` for datagrams. The scheme of a port's URL
+says which (`schemes.SCHEMES`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol
 
 from hw_profiles import Link
@@ -29,6 +32,53 @@ class PortLost(OSError):  # noqa: N818 - a state of the world rather than a mist
         super().__init__(f"{url}: {reason}")
         self.url = url
         self.reason = reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PortFacts:
+    """What a port's URL tells before the port is open."""
+
+    wire_bytes: Callable[[int], int]
+    """What a frame of that many bytes takes on the port. On serial this is COBS's worst case, one byte in 254
+    above what most frames take. Through KISS it is what a frame of random bytes takes, as its worst case is
+    twice that and does not occur."""
+    framing: str
+    """How frames stand in what crosses the port: a name in `framing.FRAMINGS`."""
+    kiss_port: int = 0
+    """The port of the TNC, where the framing is KISS."""
+    device: Path | None = None
+    """The device of this computer that the port is; None for one behind a network, and for a pyserial URL."""
+    needs_network: bool = False
+    """A network has to answer before the port is open, so it is opened in the background."""
+    far_url: str | None
+    """The URL with which the other end most likely meets this one; None where neither this URL nor that one
+    would say where the other end is."""
+    lead_bytes: int = 0
+    """The most delimiters that go before a burst; see `Limits.lead_bytes`."""
+    quiet_s: float = math.inf
+    """See `Limits.quiet_s`."""
+    reorder_slack: int = 0
+    """See `Limits.reorder_slack`."""
+
+
+class PortScheme(Protocol):
+    """The ports whose URLs begin alike."""
+
+    @property
+    def form(self) -> str:
+        """A URL of this scheme as an operator is told to write it."""
+        ...
+
+    def facts(self, url: str) -> PortFacts:
+        """What `url` tells. Raises BadUrl where it cannot be understood."""
+        ...
+
+    def open(self, url: str, link: Link, tap: Tap | None) -> Port:
+        """The open port, for frames of at most `link.mtu_bytes`. May take seconds over a network.
+
+        Raises BadUrl, and PortLost for a port that is not there.
+        """
+        ...
 
 
 class Port(Protocol):

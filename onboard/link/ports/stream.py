@@ -1,55 +1,107 @@
-"""What a URL says of a byte stream: the device as pyserial knows it, its speed, and the framing on it."""
+"""Ports that carry a byte stream: what their URLs say of the device, its speed and the framing on it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import serial
 
-from onboard.link.ports.framing import Name
+from hw_profiles import Link
+from onboard.link.ports.framing import FRAMINGS
 from onboard.link.ports.hosts import check_host
-from onboard.link.ports.port import BadUrl
+from onboard.link.ports.port import BadUrl, PortFacts, Tap
+from onboard.link.ports.serial import SerialPort
 from onboard.wire.framing import kiss
+from onboard.wire.medium.timing import LEAD_BYTES
 
+DEFAULT_BAUD = 115_200
+"""For a radio modem's serial side, whose speed is not the radio's."""
 _MOST_BAUD = 20_000_000
-_FORMS = "a device's path, serial:PATH?baud=N, kiss:PATH?baud=N&port=N, kiss+tcp://HOST:PORT?port=N, "
-_FORMS += "udp://HOST:PORT or a pyserial URL"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StreamUrl:
     """`device` is a path or a URL of pyserial's; `baud` None where the URL names none."""
 
     device: str
     baud: int | None = None
-    framing: Name = "cobs"
+    framing: str = "cobs"
     kiss_port: int = 0
 
-    @classmethod
-    def parse(cls, url: str) -> StreamUrl:
-        """Raises BadUrl, in one line that names the URL."""
-        if url.startswith("kiss+tcp:"):
-            options = _options(url, "kiss+tcp://HOST:PORT?port=N", {"port"})
-            return cls(
-                f"socket://{_host_port(url, 'kiss+tcp://HOST:PORT')}", None, "kiss", options.get("port", 0)
-            )
-        if url.startswith("kiss:"):
-            options = _options(url, "kiss:PATH?baud=N&port=N", {"baud", "port"})
-            return cls(_path(url), options.get("baud"), "kiss", options.get("port", 0))
-        if url.startswith("serial:"):
-            return cls(_path(url), _options(url, "serial:PATH?baud=N", {"baud"}).get("baud"))
-        if not url or ("://" not in url and not url.startswith("/")):
-            raise BadUrl(f"{url!r}: not {_FORMS}")
-        if url.startswith("socket://"):
-            _host_port(url, "socket://HOST:PORT")
-            if urlsplit(url).query:
-                raise BadUrl(f"{url}: not socket://HOST:PORT, which has no options")
-        elif "://" in url:
-            if url.startswith("rfc2217://"):
-                _host_port(url, "rfc2217://HOST:PORT")
-            _check_pyserial(url)
-        return cls(url)
+
+@dataclass(frozen=True, slots=True)
+class StreamScheme:
+    """See `PortScheme`. `parse` reads a URL of this form; its BadUrl is one line that names the URL."""
+
+    form: str
+    parse: Callable[[str], StreamUrl]
+
+    def facts(self, url: str) -> PortFacts:
+        """See `PortScheme.facts`."""
+        stream = self.parse(url)
+        is_remote = "://" in stream.device
+        return PortFacts(
+            wire_bytes=FRAMINGS[stream.framing].wire_bytes,
+            framing=stream.framing,
+            kiss_port=stream.kiss_port,
+            device=None if is_remote else Path(stream.device),
+            needs_network=is_remote,
+            far_url=url,
+            lead_bytes=LEAD_BYTES,
+        )
+
+    def open(self, url: str, link: Link, tap: Tap | None) -> SerialPort:
+        """See `PortScheme.open`. A URL without `baud` runs at the link's rate where the link is a UART (10
+        bits a byte) and else at 115,200."""
+        stream = self.parse(url)
+        uart_baud = round(link.rate_up_bps) if link.bits_per_byte > 8 else DEFAULT_BAUD
+        return SerialPort(
+            url,
+            stream.device,
+            baud=stream.baud or uart_baud,
+            framing=FRAMINGS[stream.framing].make(link.mtu_bytes, stream.kiss_port),
+            max_frame_bytes=link.mtu_bytes,
+            tap=tap,
+        )
+
+
+def of_path(url: str) -> StreamUrl:
+    """`/dev/ttyUSB0`."""
+    return StreamUrl(url)
+
+
+def of_serial(url: str) -> StreamUrl:
+    """`serial:/dev/ttyUSB0?baud=115200`."""
+    return StreamUrl(_path(url), _options(url, "serial:PATH?baud=N", {"baud"}).get("baud"))
+
+
+def of_kiss(url: str) -> StreamUrl:
+    """`kiss:/dev/ttyUSB0?baud=9600&port=0`: a TNC on a serial device."""
+    options = _options(url, "kiss:PATH?baud=N&port=N", {"baud", "port"})
+    return StreamUrl(_path(url), options.get("baud"), "kiss", options.get("port", 0))
+
+
+def of_kiss_tcp(url: str) -> StreamUrl:
+    """`kiss+tcp://HOST:PORT?port=0`: a TNC behind TCP."""
+    options = _options(url, "kiss+tcp://HOST:PORT?port=N", {"port"})
+    device = f"socket://{_host_port(url, 'kiss+tcp://HOST:PORT')}"
+    return StreamUrl(device, None, "kiss", options.get("port", 0))
+
+
+def of_pyserial(url: str) -> StreamUrl:
+    """`socket://HOST:PORT`, `rfc2217://HOST:PORT` and whatever else pyserial has a handler for."""
+    if url.startswith("socket://"):
+        _host_port(url, "socket://HOST:PORT")
+        if urlsplit(url).query:
+            raise BadUrl(f"{url}: not socket://HOST:PORT, which has no options")
+        return StreamUrl(url)
+    if url.startswith("rfc2217://"):
+        _host_port(url, "rfc2217://HOST:PORT")
+    _check_pyserial(url)
+    return StreamUrl(url)
 
 
 def _check_pyserial(url: str) -> None:

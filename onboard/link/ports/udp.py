@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import operator
 import os
 import socket
 from collections.abc import Callable, Sequence
@@ -18,11 +19,13 @@ from onboard.link.ports.hosts import address_of, check_host, check_peer
 from onboard.link.ports.linecheck import LineDiagnosis
 from onboard.link.ports.opening import InBackground
 from onboard.link.ports.places import Address, Places, Resolve, resolve
-from onboard.link.ports.port import BadUrl, PortLost, Tap
+from onboard.link.ports.port import BadUrl, PortFacts, PortLost, Tap
+from onboard.wire.presence import QUIET_S
 from onboard.wire.transfer.send import Origin
 
 IPV4_UDP_BYTES = 20 + 8  # RFC 791 without options, RFC 768
 IPV6_UDP_BYTES = 40 + 8  # RFC 8200
+REORDER_SLACK = 3  # TCP's duplicate threshold (RFC 5681, section 3.2)
 _FRAMES_A_READ = 64  # a flood must not keep the pump from sending
 
 # EMSGSIZE: longer than the path's MTU, as the kernel has learned it. The object is cut shorter for it.
@@ -256,11 +259,27 @@ def names_hosts(url: str) -> bool:
     return any(end is not None and address_of(end[0]) is None for end in ends(url))
 
 
-def learns_peer(url: str) -> bool:
-    """Whether this is a UDP port that does not say where the peer is; False for what is no port at all."""
-    with contextlib.suppress(BadUrl):
-        return url.startswith("udp:") and ends(url)[0] is None
-    return False
+class UdpScheme:
+    """See `PortScheme`."""
+
+    form = "udp://HOST:PORT"
+
+    def facts(self, url: str) -> PortFacts:
+        """See `PortScheme.facts`. The other end listens at the port that this one calls."""
+        peer, _ = ends(url)
+        everywhere, header_bytes = ("[::]", IPV6_UDP_BYTES) if is_ipv6(url) else ("0.0.0.0", IPV4_UDP_BYTES)
+        return PortFacts(
+            wire_bytes=partial(operator.add, header_bytes),
+            framing="datagram",
+            needs_network=names_hosts(url),
+            far_url=None if peer is None else f"udp://?bind={everywhere}:{peer[1]}",
+            quiet_s=QUIET_S,
+            reorder_slack=REORDER_SLACK,
+        )
+
+    def open(self, url: str, link: Link, tap: Tap | None) -> UdpPort:
+        """See `PortScheme.open`."""
+        return UdpPort(url, max_frame_bytes=link.mtu_bytes, tap=tap)
 
 
 def _is_dynamic(local_port: int) -> bool:

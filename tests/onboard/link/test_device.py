@@ -26,7 +26,7 @@ import numpy as np
 import pytest
 
 from hw_profiles import load_link
-from onboard.link import PortLost, device_of, open_port
+from onboard.link import PortLost, facts_of, open_port
 from onboard.link.ports import device
 from onboard.link.ports.reopening import Reopening
 from onboard.link.pump import PortDown, PortUp, Pump, PumpEvent
@@ -53,12 +53,12 @@ def board_with(folder: Path, port: str) -> Path:
 
 @pytest.mark.parametrize("form", ["{}", "serial:{}", "serial:{}?baud=9600", "kiss:{}?baud=9600", "kiss:{}"])
 def test_every_form_of_a_devices_url_names_it(form: str, tmp_path: Path) -> None:
-    assert device_of(form.format("/dev/ttyUSB0")) == Path("/dev/ttyUSB0")
+    assert facts_of(form.format("/dev/ttyUSB0")).device == Path("/dev/ttyUSB0")
 
 
 @pytest.mark.parametrize("url", ["udp://h:1", "socket://h:1", "kiss+tcp://h:1", "rfc2217://h:1", "loop://"])
 def test_a_port_behind_a_network_is_no_device_here(url: str) -> None:
-    assert device_of(url) is None
+    assert facts_of(url).device is None
 
 
 @pytest.mark.parametrize("form", ["kiss:{}?baud=9600&port=1", "serial:{}?baud=9600"])

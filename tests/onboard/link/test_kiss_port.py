@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hw_profiles import load_link
-from onboard.link import BadUrl, framing_of, open_port, wire_bytes
+from onboard.link import BadUrl, facts_of, open_port, wire_bytes
 from onboard.link.ports.whitening import whiten
 from onboard.mission.objects import UPDATE
 from onboard.wire.events import Delivered
@@ -65,6 +65,11 @@ def test_an_object_crosses_two_tncs(cable: PtyCable, tmp_path: Path) -> None:
     for end in pumps.values():
         assert end.port_snapshot().broken == 0
         end.close(clock.now)
+
+
+def framing_of(url: str) -> tuple[str, int]:
+    facts = facts_of(url)
+    return facts.framing, facts.kiss_port
 
 
 def test_what_a_url_says_of_the_bytes_on_the_port() -> None:
