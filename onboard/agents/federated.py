@@ -18,14 +18,24 @@ from onboard.board import health
 from onboard.board.budget import ResourceUsage
 from onboard.config import NodeConfig
 from onboard.console.log import say
-from onboard.mission import objects
+from onboard.mission import commands, objects
 from onboard.mission.health import Failure, Health, State, encode_health, failure_name
 from onboard.mission.objects import Task, Update
 from onboard.storage.checkpoint import CHECKPOINT, fetch_checkpoint, keep_checkpoint, training_name
 from onboard.storage.journal import Journal
 from onboard.trainer.job import Begun, Failed, Job, Report, Stepped, Trainer, TrainingDone
 from onboard.wire import messages
-from onboard.wire.events import Arrived, Cancelled, Corrupt, Delivered, Event, QuotaUsage, Recut, Rekeyed
+from onboard.wire.events import (
+    Arrived,
+    Cancelled,
+    Corrupt,
+    Delivered,
+    Event,
+    Message,
+    QuotaUsage,
+    Recut,
+    Rekeyed,
+)
 from onboard.wire.messages import BadMessage, Reason
 from onboard.wire.session import Session
 
@@ -96,6 +106,7 @@ class Agent:
             self.offer_kept(now)
         elif known.phase in (State.TRAINING, State.FAILED) and known.model:
             self._train_again(now)
+        self.offer_result(now)
 
     def offer_kept(self, now: float) -> None:
         """Offers the update that waits, cut as before. Where it cannot be read, trains it again."""
@@ -133,6 +144,12 @@ class Agent:
             else:
                 refused = {"round": self.known.round, "object": event.digest.hex(), "why": event.reason}
                 say(log, "update-cancelled", level=logging.WARNING, **refused)
+        elif isinstance(event, Delivered | Cancelled) and self.known.commands.is_about(event.digest):
+            if isinstance(event, Cancelled):
+                say(log, "result-cancelled", level=logging.WARNING, why=event.reason)
+            self.known.commands = self.known.commands.deliver()
+            self._save()
+            self.offer_result(now)
         elif isinstance(event, Rekeyed):
             self.session.rekey(event.salt)
             # A ground that went back may mean it when it asks once more.
@@ -146,19 +163,41 @@ class Agent:
             self._save()
         elif isinstance(event, Corrupt):
             say(log, "corrupt", level=logging.WARNING, object=event.digest.hex())
+        elif isinstance(event, Message):
+            say(log, "bad-message", level=logging.WARNING, why="a board takes no messages, only objects")
 
     def _take(self, arrived: Arrived, now: float) -> None:
         """A whole object: checked, then durable, then acknowledged, then acted on."""
         try:
-            if arrived.kind != objects.MODEL:
+            if arrived.kind == objects.MODEL:
+                self._take_model(arrived, now)
+            elif arrived.kind == objects.COMMAND:
+                self._take_command(arrived, now)
+            else:
                 raise BadMessage(f"kind {arrived.kind} is not for a board")
-            task, _ = objects.decode_task(arrived.payload)
-            if task.mission == self.known.mission and task.round < self.known.round:
-                self._go_back(task.round)
         except BadMessage as error:
             say(log, "refused", level=logging.WARNING, what=str(error))
             self.session.refuse(arrived.digest, Reason.REFUSED, now)
-            return
+
+    def _take_command(self, arrived: Arrived, now: float) -> None:
+        """A command: run if it never was, and its effect, its id and its result durable in one save."""
+        command = commands.decode_command(arrived.payload)
+        self.known.commands = self.known.commands.run(command, self, now)
+        self._save()
+        self.session.accept(arrived.digest, now)
+        self.offer_result(now)
+
+    def offer_result(self, now: float) -> None:
+        """Offers the oldest result of a command that the ground does not have: one at a time."""
+        if (result := self.known.commands.waiting) is not None:
+            payload = commands.encode_result(result)
+            self.session.offer(objects.RESULT, payload, now, priority=commands.PRIORITY)
+
+    def _take_model(self, arrived: Arrived, now: float) -> None:
+        """A round's question, or the final model. Raises BadMessage."""
+        task, _ = objects.decode_task(arrived.payload)
+        if task.mission == self.known.mission and task.round < self.known.round:
+            self._go_back(task.round)
         self.journal.keep(MODEL if task.epochs else DEPLOYED, arrived.payload)
         asked_first = objects.as_asked_first(arrived.payload)
         goes_on = asked_first == self.known.question and self._is_at_work
@@ -369,13 +408,22 @@ class Agent:
         if now < self._health_due_s and not at_once:
             return
         self._health_due_s = now
+        self.session.tell(encode_health(self.health(now), self.session.message_bytes), now)
+        self._health_due_s = now + HEALTH_EVERY_S  # said: not so where memory for it was lacking
+
+    def uptime_s(self, now: float) -> int:
+        """Seconds since the agent's start."""
+        return int(now - self.ledger.started_s)
+
+    def health(self, now: float) -> Health:
+        """How the board is now."""
         readings = health.read(self.journal.folder)
         last = self.work.last if self.work is not None else None
         failed = self._failed if self.known.phase == State.FAILED else None
-        report = Health(
+        return Health(
             state=self.known.phase,
             round=self.known.round,
-            uptime_s=int(now - self.ledger.started_s),
+            uptime_s=self.uptime_s(now),
             airtime_s=self.session.snapshot(now).airtime_s,
             energy_j=self._spent_j(now),
             cpu_s=self.ledger.cpu_s,
@@ -386,8 +434,6 @@ class Agent:
             failure=failed.failure if failed else Failure.NONE,
             why=failed.why if failed else "",
         )
-        self.session.tell(encode_health(report, self.session.message_bytes), now)
-        self._health_due_s = now + HEALTH_EVERY_S  # said: not so where memory for it was lacking
 
     def doing(self) -> dict[str, Any]:
         """What the agent is at, for a live view: phase, round, and how far the training is."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 
+from onboard.agents.command_log import CommandLog
 from onboard.console.log import say
 from onboard.mission.health import State
 from onboard.storage.boot_counter import Counted
@@ -41,6 +42,7 @@ class FederatedState(Counted, kw_only=True):
     train_s: float = 0.0  # spent on this round's training up to the last checkpoint
     cpu_s: float = 0.0
     energy_j: float = 0.0
+    commands: CommandLog = CommandLog()
 
 
 def kept_object(journal: Journal[FederatedState], name: str, kind: int, digest: bytes) -> bytes | None:

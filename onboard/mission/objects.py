@@ -20,6 +20,10 @@ UPDATE = 2
 """Kind of object, board to ground: header Update, then the packed weights that training gave."""
 GOSSIP = 3
 """Kind of object, node to node: the values of an exchange (docs/gossip.md), and nothing before them."""
+COMMAND = 4
+"""Kind of object, ground to board: a Command (`onboard/mission/commands.py`), and nothing after it."""
+RESULT = 5
+"""Kind of object, board to ground: the CommandResult of a command, and nothing after it."""
 
 Id8 = Annotated[bytes, Meta(min_length=8, max_length=8)]
 Count = Annotated[int, Meta(ge=0, le=0xFFFFFFFF)]

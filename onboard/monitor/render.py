@@ -10,9 +10,9 @@ from typing import Any
 
 import click
 
-from onboard.mission.objects import GOSSIP, MODEL, UPDATE
+from onboard.mission.objects import COMMAND, GOSSIP, MODEL, RESULT, UPDATE
 
-KINDS = {MODEL: "model", UPDATE: "update", GOSSIP: "gossip"}
+KINDS = {MODEL: "model", UPDATE: "update", GOSSIP: "gossip", COMMAND: "command", RESULT: "result"}
 DROPPED = (
     "bad_tags", "plain_dropped", "encrypted_dropped", "replays", "malformed", "misaddressed", "orphans",
     "duplicates", "corrupt", "refused", "expired",

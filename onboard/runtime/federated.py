@@ -176,6 +176,7 @@ def poll_link(agent: Agent, pump: Pump, now: float) -> tuple[Pump, list[PumpEven
         session = agent.session = _session(agent.config, agent.known, pump.session.done, now)
         if agent.known.phase == State.OFFERING:
             agent.offer_kept(now)
+        agent.offer_result(now)
         return pump.with_session(session, now), []
 
 

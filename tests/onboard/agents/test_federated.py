@@ -31,17 +31,6 @@ GRAPH = TrainGraph.load("lenet5")
 IMAGES = loading.load("digits", part="train").take(np.arange(20))
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> NodeConfig:
-    """A node whose port is never opened: the test is its link."""
-    save_key(tmp_path / "node.key", new_key())
-    (tmp_path / "node.toml").write_text(
-        '[node]\nid = 1\nname = "pi"\nboard = "raspberry-pi-4"\n'
-        '[link]\nport = "udp://127.0.0.1:9"\nprofile = "bench-udp"\n[budget]\ncheckpoint_s = 0.001\n'
-    )
-    return load_node(tmp_path / "node.toml")
-
-
 def model(round_number: int = 1, mission: bytes = b"missionA", **changes: object) -> Arrived:
     fields: dict[str, object] = {
         "mission": mission, "round": round_number, "model": "lenet5", "graph": GRAPH.digest, "seed": 1,

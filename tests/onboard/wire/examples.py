@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from onboard.mission.commands import Command, CommandResult
 from onboard.mission.health import Failure, Health, State
 from onboard.mission.objects import MODEL, Task, Update
 from onboard.wire.framing import frame as framing
@@ -58,6 +59,10 @@ UPDATE = Update(
     mission=b"mission1", round=3, node=2, samples=600, loss=0.25, cpu_s=12.5, energy_j=30.0, train_s=25.0
 )
 WEIGHTS = b"weights"
+COMMAND = Command(id=b"command1", name="ping")
+RESULT = CommandResult(
+    command=b"command1", outcome="done", values={"time": 1_800_000_000.5, "uptime_s": 86_400}
+)
 
 
 def encoded(frame: Frame, key: bytes) -> bytes:

@@ -7,9 +7,11 @@ import struct
 from enum import IntEnum
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from onboard.mission import health
+from onboard.mission.commands import Command, CommandResult
 from onboard.mission.health import Failure, State
 from onboard.mission.objects import Task, Update
 from onboard.wire.framing.frame import _HEADER, HEADER_BYTES, TAG_BYTES, Type
@@ -94,8 +96,16 @@ def test_numbers_have_their_names(heading: str, column: str, enum: type[IntEnum]
     assert documented == [(member.value, member.name) for member in enum]
 
 
-@pytest.mark.parametrize(("heading", "header"), [("### Task", Task), ("### Update", Update)])
-def test_headers_have_their_fields_in_order(heading: str, header: type[Task] | type[Update]) -> None:
+HEADERS: dict[str, type[msgspec.Struct]] = {
+    "### Task": Task,
+    "### Update": Update,
+    "### Command": Command,
+    "### Result": CommandResult,
+}
+
+
+@pytest.mark.parametrize(("heading", "header"), HEADERS.items())
+def test_headers_have_their_fields_in_order(heading: str, header: type[msgspec.Struct]) -> None:
     assert tuple(row[0] for row in table(heading, "field")) == header.__struct_fields__
 
 
@@ -104,6 +114,7 @@ def test_every_golden_file_is_shown_and_every_example_is_a_golden_file() -> None
     golden = [
         "frame", "frame-encrypted", "cobs", "kiss", "offer", "report-bitmap", "report-runs", "report-sums",
         "report-unknown", "done", "cancel", "hello", "health", "health-failed", "task", "update", "record",
+        "command", "result",
     ]  # fmt: skip
     assert sorted(shown) == sorted(golden)
     for name, text in shown.items():

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from onboard.mission.commands import decode_command, decode_result, encode_command, encode_result
 from onboard.mission.health import Failure, Health, State, decode_health, encode_health
 from onboard.mission.objects import Task, Update, decode_task, decode_update, encode_object
 from onboard.wire import messages
@@ -18,12 +19,14 @@ from onboard.wire.messages import MAX_FRAGMENTS, BadMessage, Cancel, Done, Offer
 from onboard.wire.security.hello import Hello
 from tests.onboard.wire.examples import (
     CANCEL,
+    COMMAND,
     DIGEST,
     DONE,
     FAILED,
     HEALTH,
     HELLO,
     OFFER,
+    RESULT,
     TASK,
     UPDATE,
     VECTORS,
@@ -160,6 +163,8 @@ GOLDEN: dict[str, tuple[bytes, Callable[[bytes], object], object]] = {
     "health-failed": (encode_health(FAILED), decode_health, FAILED),
     "task": (encode_object(TASK, WEIGHTS), decode_task, (TASK, WEIGHTS)),
     "update": (encode_object(UPDATE, WEIGHTS), decode_update, (UPDATE, WEIGHTS)),
+    "command": (encode_command(COMMAND), decode_command, COMMAND),
+    "result": (encode_result(RESULT), decode_result, RESULT),
 }
 
 
@@ -171,7 +176,17 @@ def test_golden_bytes(name: str) -> None:
     assert decode(golden) == value
 
 
-DECODERS = [Offer.decode, Done.decode, Cancel.decode, Hello.decode, decode_health, decode_task, decode_update]
+DECODERS = [
+    Offer.decode,
+    Done.decode,
+    Cancel.decode,
+    Hello.decode,
+    decode_health,
+    decode_task,
+    decode_update,
+    decode_command,
+    decode_result,
+]
 
 
 @pytest.mark.parametrize("decode", DECODERS, ids=lambda decode: decode.__qualname__)
