@@ -54,6 +54,7 @@ check: $(VENV)/.all
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy examples
 
 bench: $(VENV)/.all
 	$(BIN)/python -m benchmarks $(ARGS)

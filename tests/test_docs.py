@@ -27,7 +27,7 @@ from onboard.link.pump import PortSnapshot
 from onboard.wire.events import LinkSnapshot, Progress
 
 ROOT = Path(__file__).parent.parent
-TOP_PAGES = [ROOT / name for name in ("README.md", "CHANGELOG.md", "SECURITY.md")]
+TOP_PAGES = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")]
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), *TOP_PAGES])
 OPERATE = (ROOT / "docs" / "operate.md").read_text(encoding="utf-8")
 PROFILES = (ROOT / "docs" / "profiles.md").read_text(encoding="utf-8")

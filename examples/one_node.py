@@ -1,0 +1,36 @@
+"""One node without a link: it trains on its images and packs what it has learned for the radio.
+
+    python examples/one_node.py
+
+This is a board's share of one round. The rest of an agent decides when a step may run, and sends the bytes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onboard.codec.pack import pack
+from onboard.data.loading import load
+from onboard.learn.federated.local import LocalTraining
+from onboard.learn.federated.plan import Plan
+from onboard.learn.graph import TrainGraph, initial
+
+
+def main() -> None:
+    """Prints the loss of every epoch, and how small the update is."""
+    graph = TrainGraph.load("lenet5")
+    images = load("digits", part="train").take(np.arange(200))
+    weights = initial(graph.shapes, seed=7)  # every node draws the same from the mission's seed
+    plan = Plan(epochs=2, pretrain_epochs=2, batch_size=20, learning_rate=3e-3, bits_up=0.1, max_bases=8,
+                shift_pixels=1, seed=7, round=1, node=1)  # fmt: skip
+    training = LocalTraining(graph, weights, weights, images.x, images.y, plan)
+    for step in training.steps():  # a generator: whoever calls it decides when the next step runs
+        if step.ends_epoch:
+            print(f"epoch {step.epoch}: loss {step.loss:.2f}")
+    update = pack(training.result())
+    plain_bytes = 4 * sum(array.size for array in weights.values())
+    print(f"{len(update)} bytes in place of {plain_bytes}")
+
+
+if __name__ == "__main__":
+    main()
