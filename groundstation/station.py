@@ -22,6 +22,7 @@ from onboard.link.recorder import Recorder
 from onboard.monitor.views import link_view
 from onboard.runtime.contact_plan import kept_plan
 from onboard.storage.keys import load_keys
+from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.events import Event
 from onboard.wire.session import Session
 
@@ -70,19 +71,12 @@ class Station:
         spool = Spool(self._folder / "spool" / node.name, self._limits.max_incoming_bytes)
         spool.retain(store.taken(node.id))  # the store is the effect
         session = Session(
-            node=GROUND,
-            peer=node.id,
-            key=key,
-            link=node.link,
-            master=True,
-            epoch=entered.epoch,
-            nonce=os.urandom,
-            encrypted=node.encrypt,
-            done=spool.finished(),
-            spent=entered.spent,
-            wire_bytes=partial(wire_bytes, node.port),
-            now=now,
+            Identity(GROUND, node.id, primary=True),
+            Medium(node.link, wire_bytes=partial(wire_bytes, node.port)),
+            Security(key, nonce=os.urandom, encrypted=node.encrypt),
+            SessionState(epoch=entered.epoch, done=spool.finished(), spent=entered.spent),
             limits=self._limits,
+            now=now,
         )
         tap = None
         if self._recorder is not None:

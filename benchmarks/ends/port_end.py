@@ -23,6 +23,7 @@ from onboard.link.limits import limits_for
 from onboard.link.pump import PortUp, Pump, wait
 from onboard.mission.objects import UPDATE
 from onboard.runtime.signals import stop_signals
+from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.events import Arrived, Delivered, PeerHeard
 from onboard.wire.session import Session
 
@@ -49,10 +50,13 @@ def main() -> None:
         netns.enter(spec.namespace)
     node, peer = NODES[spec.side], NODES["board" if spec.side == "ground" else "ground"]
     session = Session(
-        node=node, peer=peer, key=bytes(range(32)), link=spec.link, master=node == 0, epoch=1,
-        wire_bytes=partial(wire_bytes, spec.url), now=time.monotonic(),
+        Identity(node, peer, primary=node == 0),
+        Medium(spec.link, wire_bytes=partial(wire_bytes, spec.url)),
+        Security(bytes(range(32))),
+        SessionState(epoch=1),
         limits=limits_for(spec.url, float("inf"), float("inf")),
-    )  # fmt: skip
+        now=time.monotonic(),
+    )
     pump = Pump(opener(spec.url, spec.link), session, Spool(Path(spec.folder), 1 << 30))
     payload = random.Random(1).randbytes(spec.offer_bytes)
     with stop_signals() as stop:

@@ -19,7 +19,8 @@ from benchmarks.harness.pair import Broken, LinkPair, PairedEnd
 from benchmarks.harness.passes import heard, passes
 from firmware_sim.world.channel import SIDES, Burst, Channel, Side
 from hw_profiles import load_link
-from onboard.wire.events import Arrived, Delivered, Expired, Limits
+from onboard.wire.config import Limits
+from onboard.wire.events import Arrived, Delivered, Expired
 from onboard.wire.framing import cobs
 from onboard.wire.framing import frame as framing
 

@@ -21,7 +21,8 @@ from hw_profiles import Link
 from onboard.link.pump import Pump, PumpEvent
 from onboard.link.spool import Spool
 from onboard.storage.journal import Journal
-from onboard.wire.events import Arrived, Cancelled, Delivered, Expired, Limits, Message, QuotaUsage, Rekeyed
+from onboard.wire.config import Identity, Limits, Medium, Security, SessionState
+from onboard.wire.events import Arrived, Cancelled, Delivered, Expired, Message, QuotaUsage, Rekeyed
 from onboard.wire.framing import cobs
 from onboard.wire.medium.contacts import Contacts, Window
 from onboard.wire.messages import digest as digest_of
@@ -191,20 +192,22 @@ class PairedEnd:
         self._journal.save(known)
         spool = Spool(self.folder / "spool", SPOOL_BYTES)
         session = Session(
-            node=NODES[self.side],
-            peer=NODES["board" if self.side == "ground" else "ground"],
-            key=KEY,
-            link=self.link,
-            master=self.side == "ground",
-            epoch=known.epoch,
-            floor=known.floor,
-            salt=known.salt,
-            nonce=self._nonce,
-            done=(*spool.finished(), *known.taken),
-            spent=known.spent,
-            now=now,
+            Identity(
+                NODES[self.side],
+                NODES["board" if self.side == "ground" else "ground"],
+                primary=self.side == "ground",
+            ),
+            Medium(self.link, contacts=self._contacts),
+            Security(KEY, nonce=self._nonce),
+            SessionState(
+                epoch=known.epoch,
+                replay_floor=known.floor,
+                salt=known.salt,
+                done=(*spool.finished(), *known.taken),
+                spent=known.spent,
+            ),
             limits=self._limits,
-            contacts=self._contacts,
+            now=now,
         )
         self.port = AirPort(self.side, self.link, self._send)
         self.pump = Pump(lambda: self.port, session, spool)

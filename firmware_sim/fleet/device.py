@@ -24,6 +24,7 @@ from onboard.runtime.drive import Drive
 from onboard.storage.boot_counter import count_start
 from onboard.storage.journal import Journal
 from onboard.trainer.in_process import LocalTrainer
+from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.events import Event
 from onboard.wire.framing import cobs
 from onboard.wire.session import Session
@@ -90,16 +91,19 @@ class Device:
         journal = Journal(place.folder, FederatedState)
         known = count_start(journal, FederatedState())
         link, key, node = place.link, place.key, place.node
-        self.ground = Session(node=GROUND, peer=node, key=key, link=link, master=True, epoch=epoch, now=now)
-        self._board = Session(
-            node=node,
-            peer=GROUND,
-            key=key,
-            link=link,
-            master=False,
-            epoch=known.epoch,
+        self.ground = Session(
+            Identity(GROUND, node, primary=True),
+            Medium(link),
+            Security(key),
+            SessionState(epoch=epoch),
             now=now,
-            group_key=group_key,
+        )
+        self._board = Session(
+            Identity(node, GROUND, primary=False),
+            Medium(link),
+            Security(key, group_key=group_key),
+            SessionState(epoch=known.epoch),
+            now=now,
         )
         ledger = ResourceUsage(place.board, link, now)
         trainer = LocalTrainer(place.images, graphs)

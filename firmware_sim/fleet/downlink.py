@@ -13,6 +13,7 @@ from hw_profiles import Link
 from onboard.config import GROUND
 from onboard.mission.objects import MODEL
 from onboard.wire.broadcast import Broadcast
+from onboard.wire.config import Medium
 from onboard.wire.events import Event, GroupAnswer
 from onboard.wire.framing import cobs
 from onboard.wire.framing.frame import BROADCAST
@@ -32,8 +33,8 @@ class Downlink:
     def offer(self, model: bytes, listeners: Iterable[int], now: float) -> None:
         """Puts a round's model on its way to these nodes, in place of what was on its way before."""
         self._broadcast = Broadcast(
-            MODEL, model, listeners, sealer=self._sealer, link=self.link, now=now
-        )  # fmt: skip
+            MODEL, model, listeners, sealer=self._sealer, medium=Medium(self.link), now=now
+        )
 
     def hear(self, node: int, answer: GroupAnswer, now: float) -> list[Event]:
         """A device's answer, which came over its own link."""

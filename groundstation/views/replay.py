@@ -15,6 +15,7 @@ from onboard.config import check_cipher
 from onboard.link.ports.framing import FRAMINGS, Framing
 from onboard.link.ports.port import Way
 from onboard.link.recording import BadRecord, Kind, Reader, Record, Start, start_of
+from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.events import Arrived, Event, LinkSnapshot, Rekeyed
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import BROADCAST, BadFrame, Frame, Type
@@ -118,9 +119,12 @@ class Replay:
                 if start.encrypted:
                     check_cipher(f"{start.url}: its frames are encrypted")
                 session = Session(
-                    node=hears, peer=speaks, key=key, link=start.link, master=hears == 0, epoch=1,
-                    salt=start.salt, encrypted=start.encrypted, now=start.unix_s,
-                )  # fmt: skip
+                    Identity(hears, speaks, primary=hears == 0),
+                    Medium(start.link),
+                    Security(key, encrypted=start.encrypted),
+                    SessionState(epoch=1, salt=start.salt),
+                    now=start.unix_s,
+                )
             if known is None:
                 self.streams[node, way] = Stream(node, way, session, fresh, start.encrypted)
             else:

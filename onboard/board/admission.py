@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from onboard.wire.events import Limits
+from onboard.wire.config import Limits
 
 OBJECT_SHARE = 16
 """A board takes objects of a 16th of its memory budget: it holds one up to five times for a moment, as it

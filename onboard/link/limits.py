@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from onboard.link import facts_of
-from onboard.wire.events import Limits
+from onboard.wire.config import Limits
 
 
 def limits_for(port: str, bytes_per_contact: float = math.inf, bytes_per_day: float = math.inf) -> Limits:

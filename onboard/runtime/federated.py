@@ -35,9 +35,9 @@ from onboard.storage.journal import Journal
 from onboard.storage.keys import load_keys
 from onboard.storage.private import tell_exposure
 from onboard.trainer.job import Trainer
+from onboard.wire.config import Identity, Limits, Medium, Security, SessionState
 from onboard.wire.events import (
     Event,
-    Limits,
 )
 from onboard.wire.security.seal import SeqExhausted, next_epoch
 from onboard.wire.session import Session
@@ -81,19 +81,12 @@ def _session(config: NodeConfig, known: FederatedState, done: Iterable[bytes], n
     """The board's end of its link, in the epoch that the journal holds."""
     end = config.ground
     return Session(
-        node=config.id,
-        peer=GROUND,
-        key=load_keys(end.key_path),
-        link=end.link,
-        master=False,
-        epoch=known.epoch,
-        nonce=os.urandom,
-        encrypted=end.encrypt,
-        done=done,
-        spent=known.spent,
-        wire_bytes=partial(wire_bytes, end.port),
-        now=now,
+        Identity(config.id, GROUND, primary=False),
+        Medium(end.link, wire_bytes=partial(wire_bytes, end.port)),
+        Security(load_keys(end.key_path), nonce=os.urandom, encrypted=end.encrypt),
+        SessionState(epoch=known.epoch, done=done, spent=known.spent),
         limits=_limits(config),
+        now=now,
     )
 
 

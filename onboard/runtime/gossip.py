@@ -47,7 +47,8 @@ from onboard.storage.boot_counter import count_start
 from onboard.storage.journal import Journal
 from onboard.storage.keys import BadKey, load_keys
 from onboard.storage.private import tell_exposure
-from onboard.wire.events import Event, Limits, PeerHeard
+from onboard.wire.config import Identity, Limits, Medium, Security, SessionState
+from onboard.wire.events import Event, PeerHeard
 from onboard.wire.messages import digest
 from onboard.wire.security.seal import Keys, SeqExhausted
 from onboard.wire.session import Session
@@ -154,19 +155,12 @@ def _session(
     """This end of the link with one neighbour, in the epoch that the journal holds."""
     tie = known.ties.get(each.id, LinkState())
     return Session(
-        node=config.id,
-        peer=each.id,
-        key=keys,
-        link=each.link,
-        master=config.id < each.id,
-        epoch=known.epoch,
-        nonce=nonce,
-        encrypted=each.encrypt,
-        done=done,
-        spent=tie.spent,
-        wire_bytes=partial(wire_bytes, each.port),
-        now=now,
+        Identity(config.id, each.id, primary=config.id < each.id),
+        Medium(each.link, wire_bytes=partial(wire_bytes, each.port)),
+        Security(keys, nonce=nonce, encrypted=each.encrypt),
+        SessionState(epoch=known.epoch, done=done, spent=tie.spent),
         limits=_limits(config, each),
+        now=now,
     )
 
 

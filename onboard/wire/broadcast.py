@@ -13,12 +13,11 @@ ever less often, until the end.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from hw_profiles import Link
+from onboard.wire.config import BroadcastOptions, Medium
 from onboard.wire.events import BroadcastSnapshot, Cancelled, Delivered, Event, Expired, GroupAnswer
-from onboard.wire.framing import cobs
 from onboard.wire.framing.frame import BROADCAST, OVERHEAD_BYTES, Type
 from onboard.wire.group import group_id
 from onboard.wire.medium.timing import GUARD_S, RETRY_S, Pacer, Timing
@@ -65,9 +64,8 @@ class _Send:
 class Broadcast:
     """One object's way to `listeners`, node numbers of sessions that were given the group's key.
 
-    sealer: of the group's key, from this node to BROADCAST, with this node's epoch; one for all broadcasts of
-    an epoch, since no seq is used twice. master: whether this end sends at the link's `rate_down_bps`.
-    priority, deadline_s: as in Session.offer. wire_bytes: what a frame of that many bytes takes on the wire.
+    sealer: seals with the group's key, from this node to BROADCAST, in this node's epoch; there is one for
+    all broadcasts of an epoch, since no seq is used twice. The medium's contacts do not hold it back.
     Raises ValueError for an object of too many fragments, a value out of range or a sealer to one node.
     """
 
@@ -78,24 +76,22 @@ class Broadcast:
         listeners: Iterable[int],
         *,
         sealer: Sealer,
-        link: Link,
+        medium: Medium,
         now: float,
-        master: bool = True,
-        priority: int = 4,
-        deadline_s: float | None = None,
-        slack: int = 0,
-        wire_bytes: Callable[[int], int] = cobs.wire_bytes,
+        options: BroadcastOptions | None = None,
     ) -> None:
+        options = options or BroadcastOptions()
+        priority, deadline_s = options.priority, options.deadline_s
         if sealer.destination != BROADCAST:
             raise ValueError(f"a broadcast's sealer is to {BROADCAST}, not to node {sealer.destination}")
         if not 0 <= priority <= 7 or not 0 <= kind <= 255:
             raise ValueError(f"kind {kind} must be 0..255, priority {priority} 0..7")
         if deadline_s is not None and not 0 < deadline_s < 2**32:
             raise ValueError(f"deadline of {deadline_s} s must be more than 0 and less than 2^32")
-        self._timing = Timing(link, master=master, wire_bytes=wire_bytes)
-        self._wire_bytes = wire_bytes
+        self._timing = Timing(medium, primary=options.primary)
+        self._wire_bytes = medium.wire_bytes
         self._pacer = Pacer(self._timing, now)
-        self._sealer, self._slack, self._priority = sealer, slack, priority
+        self._sealer, self._slack, self._priority = sealer, options.reorder_slack, priority
         self._deadline = math.inf if deadline_s is None else now + deadline_s
         fragment_bytes = self._timing.payload_bytes
         self._object = Outgoing(kind, payload, fragment_bytes, priority=priority)

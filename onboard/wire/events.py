@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Union
@@ -222,31 +221,6 @@ Event = Union[  # noqa: UP007 - an alias of classes has to work at run time on 3
     Withdrawn,
     WrongKey,
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a session takes on at most."""
-
-    max_object_bytes: int = 64 << 20
-    max_incoming: int = 16  # objects at a time
-    max_incoming_bytes: int = 128 << 20  # of all of them together
-    max_messages: int = 16  # MSGs waiting to leave; the oldest gives way
-    remembered: int = 256  # digests of finished objects
-    bytes_per_contact: float = math.inf  # that this end sends, on the wire; of a planned contact
-    bytes_per_day: float = math.inf  # and of any 24 hours
-    lead_bytes: int = 0  # delimiters before a burst at most (`lead`); 0 on a datagram port
-    quiet_s: float = math.inf
-    """Without anything heard for so long the peer is asked whether it is there: 15 s on a port where
-    addresses are learned and change, never on a cable. See `presence`."""
-    reorder_slack: int = 0
-    """Frames of one direction that may overtake one another before the late one counts as lost: 0 on a
-    serial line, 3 on a datagram port (TCP's duplicate threshold, RFC 5681 section 3.2)."""
-
-    @property
-    def object_bytes(self) -> int:
-        """What an object of the peer's may have at most."""
-        return min(self.max_object_bytes, self.max_incoming_bytes)
 
 
 @dataclass(frozen=True, slots=True)

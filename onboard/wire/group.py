@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from onboard.wire.config import Identity
 from onboard.wire.events import Event
 from onboard.wire.framing.frame import BROADCAST, GROUP_ID, Frame, Type
 from onboard.wire.messages import BadMessage, Cancel, Offer
@@ -32,11 +33,11 @@ class Overheard:
 
 
 class BroadcastListener:
-    """Hears the broadcasts of `peer` for `node`. `floor`: highest (epoch, seq) of them as last persisted."""
+    """Hears the broadcasts of the peer. floor: the highest (epoch, seq) of them, as last persisted."""
 
-    def __init__(self, key: bytes, inbox: Inbox, *, node: int, peer: int, floor: tuple[int, int]) -> None:
-        self._opener = Opener(key, source=peer, destination=BROADCAST, floor=floor)
-        self._inbox, self._node = inbox, node
+    def __init__(self, identity: Identity, key: bytes, inbox: Inbox, floor: tuple[int, int]) -> None:
+        self._opener = Opener(key, source=identity.peer, destination=BROADCAST, floor=floor)
+        self._inbox, self._node = inbox, identity.node
         self._epoch = floor[0]
 
     @property

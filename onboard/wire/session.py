@@ -9,10 +9,10 @@ says so, and acts on the events.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
-from hw_profiles import Link
 from onboard.wire.choice import Choice
+from onboard.wire.config import Identity, Limits, Medium, Security, SessionState
 from onboard.wire.dispatch import dispatch
 from onboard.wire.events import (
     Arrived,
@@ -23,7 +23,6 @@ from onboard.wire.events import (
     Evicted,
     Expired,
     GroupAnswer,
-    Limits,
     LinkSnapshot,
     Message,
     PeerHeard,
@@ -32,7 +31,6 @@ from onboard.wire.events import (
     QuotaUsage,
     Refused,
 )
-from onboard.wire.framing import cobs
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import OVERHEAD_BYTES, Type
 from onboard.wire.group import BroadcastListener
@@ -46,7 +44,6 @@ from onboard.wire.medium.turn import MAX_CLOSING
 from onboard.wire.messages import BadMessage
 from onboard.wire.mishaps import LinkDiagnostics
 from onboard.wire.presence import Presence
-from onboard.wire.security.seal import NO_SALT, Keys
 from onboard.wire.security.seals import SecurityContext
 from onboard.wire.snapshot import link_snapshot
 from onboard.wire.transfer.inbox import Inbox
@@ -66,7 +63,6 @@ __all__ = [
     "Expired",
     "GroupAnswer",
     "Incoming",
-    "Limits",
     "LinkSnapshot",
     "Message",
     "Partial",
@@ -86,61 +82,43 @@ _CLOSING = (Type.POLL, Type.REPORT, Type.DONE, Type.CANCEL)
 class Session:
     """One end of a link.
 
-    node, peer: the two ends' numbers, 0..254. key, epoch, floor, salt, nonce, encrypted: see Seals. master:
-    the ground's end, which sends at the link's `rate_down_bps` and breaks ties on half-duplex; a board's end
-    sends at `rate_up_bps`. group_key: 32 B that the peer's `Broadcast`s are sealed with, to listen to them;
-    group_floor: as floor, of them. done: digests of objects accepted before. spent: the last `QuotaUsage` of
-    an earlier run. wire_bytes: what a frame of that many bytes takes on the wire. contacts: nothing is sent
-    outside of these windows, and deadlines and all other times count only within them; None: the link is
-    always up. Raises ValueError for a key or an epoch out of range, for contacts that overlap, or for a
-    group's key where frames are encrypted.
+    limits: None for `Limits()`. Raises ValueError for a key or an epoch out of range, for contacts that
+    overlap, or for a group's key where frames are encrypted.
     """
 
     def __init__(
         self,
+        identity: Identity,
+        medium: Medium,
+        security: Security,
+        state: SessionState,
         *,
-        node: int,
-        peer: int,
-        key: bytes | Keys,
-        link: Link,
-        master: bool,
-        epoch: int,
-        floor: tuple[int, int] = (0, 0),
-        salt: bytes = NO_SALT,
-        nonce: Callable[[int], bytes] | None = None,
-        encrypted: bool = False,
-        group_key: bytes | None = None,
-        group_floor: tuple[int, int] = (0, 0),
-        done: Iterable[bytes] = (),
-        spent: QuotaUsage | None = None,
-        wire_bytes: Callable[[int], int] = cobs.wire_bytes,
-        now: float = 0.0,
         limits: Limits | None = None,
-        contacts: Iterable[Window] | None = None,
+        now: float = 0.0,
     ) -> None:
         limits = limits or Limits()
+        link = medium.link
         self._began = now
-        self.node, self.peer, self.epoch, self.link = node, peer, epoch, link
-        self._wire_bytes = wire_bytes
-        self._timing = Timing(link, master=master, wire_bytes=wire_bytes, most_lead_bytes=limits.lead_bytes)
-        self._seals = SecurityContext(
-            key, node=node, peer=peer, master=master, epoch=epoch, floor=floor, salt=salt, nonce=nonce,
-            encrypted=encrypted, hello_s=self._timing.greeting_s,
-        )  # fmt: skip
+        self.node, self.peer, self.epoch, self.link = identity.node, identity.peer, state.epoch, link
+        self._wire_bytes = medium.wire_bytes
+        self._timing = Timing(medium, primary=identity.primary, most_lead_bytes=limits.lead_bytes)
+        self._seals = SecurityContext(identity, security, state, hello_s=self._timing.greeting_s)
         self._air = MediumAccess(self._timing, now)
-        allowance = ByteQuota(limits.bytes_per_contact, limits.bytes_per_day, spent, now)
-        self._access = ContactGate(self._timing, self._air, Contacts(contacts, now, now), allowance, now)
+        allowance = ByteQuota(limits.bytes_per_contact, limits.bytes_per_day, state.spent, now)
+        self._access = ContactGate(
+            self._timing, self._air, Contacts(medium.contacts, now, now), allowance, now
+        )
         self._hearing = ReceiveStats()
-        framing_bytes = wire_bytes(OVERHEAD_BYTES)
+        framing_bytes = medium.wire_bytes(OVERHEAD_BYTES)
         lengths = FragmentSizer(link.frame_loss, link.bit_error_rate, framing_bytes, self._timing.frame_bytes)
-        self._outbox = Outbox(self._timing, lengths, epoch=epoch, slack=limits.reorder_slack)
-        self._inbox = Inbox(self._timing, limits, done)
+        self._outbox = Outbox(self._timing, lengths, epoch=state.epoch, slack=limits.reorder_slack)
+        self._inbox = Inbox(self._timing, limits, state.done)
         self._listener: BroadcastListener | None = None
-        if group_key is not None and encrypted:
+        if security.group_key is not None and security.encrypted:
             raise ValueError("broadcasts are never encrypted: an encrypted session does not listen to them")
-        if group_key is not None:
+        if security.group_key is not None:
             self._listener = BroadcastListener(
-                group_key, self._inbox, node=node, peer=peer, floor=group_floor
+                identity, security.group_key, self._inbox, state.group_replay_floor
             )
         self._messages = MessageQueue(limits.max_messages)
         self.presence = Presence(
@@ -150,7 +128,8 @@ class Session:
         self._choice = Choice(
             self._seals, self.presence, self._access, self._messages, self._inbox, self._outbox
         )
-        self._mishaps = LinkDiagnostics(node, peer, (self._seals.opener, self._seals.greeting.opener))
+        openers = self._seals.opener, self._seals.greeting.opener
+        self._mishaps = LinkDiagnostics(identity.node, identity.peer, openers)
         self._malformed = self._bytes_sent = 0
 
     # -- the application's side ------------------------------------------------------------------------

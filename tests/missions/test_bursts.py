@@ -19,6 +19,7 @@ from onboard.data import loading
 from onboard.learn.graph import TrainGraph
 from onboard.mission.objects import GOSSIP, MODEL, UPDATE, Task, encode_object
 from onboard.storage.keys import new_key, save_key
+from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.events import Cancelled, Delivered, Event, Rekeyed
 from onboard.wire.session import Session
 from tests.missions.bench import JSON, run
@@ -38,9 +39,12 @@ class BurstNeighbour:
             free.bind(("127.0.0.1", 0))
             self.to = free.getsockname()
         self.session = Session(
-            node=node, peer=peer, key=KEY, link=LINK, master=node < peer, epoch=1, nonce=os.urandom,
+            Identity(node, peer, primary=node < peer),
+            Medium(LINK),
+            Security(KEY, nonce=os.urandom),
+            SessionState(epoch=1),
             now=time.monotonic(),
-        )  # fmt: skip
+        )
         self.heard: list[Event] = []
 
     @property

@@ -28,6 +28,7 @@ from onboard.mission.health import Health, encode_health
 from onboard.mission.objects import UPDATE, Update, decode_task, encode_object
 from onboard.storage.journal import Journal
 from onboard.storage.keys import load_keys, new_key
+from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.events import Arrived, Event, Rekeyed
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import Type
@@ -84,9 +85,12 @@ def ground_and_voice(on: MissionBench, *, stranger: bool) -> Iterator[Voice]:
         change(on.node_toml, port=f'"{back}"', profile='"bench-udp"')
         key = new_key() if stranger else load_keys(on.node_toml.parent / "node.key")
         session = Session(
-            node=1, peer=0, key=key, link=load_link("bench-udp"), master=False, epoch=1, nonce=os.urandom,
+            Identity(1, 0, primary=False),
+            Medium(load_link("bench-udp")),
+            Security(key, nonce=os.urandom),
+            SessionState(epoch=1),
             now=time.monotonic(),
-        )  # fmt: skip
+        )
         on.start_ground()
         on.until(lambda: on.said("ground", "port-open"))
         yield Voice(end, session)

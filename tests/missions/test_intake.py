@@ -12,6 +12,7 @@ from onboard.link import Spool, opener, wire_bytes
 from onboard.link.pump import Pump, PumpEvent, wait
 from onboard.mission.objects import MODEL
 from onboard.storage.keys import load_keys
+from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.events import Cancelled, Rekeyed
 from onboard.wire.messages import Reason
 from onboard.wire.session import Session
@@ -30,11 +31,15 @@ class IntakeGround:
         self.link = dataclasses.replace(load_link("bench-serial-115k2"), mtu_bytes=MTU_BYTES)
         url = str(on.ground_port)
         self.session = Session(
-            node=0, peer=1, key=load_keys(next(on.mission.glob("keys/*"))), link=self.link, master=True,
-            epoch=1, nonce=lambda count: time.time_ns().to_bytes(count, "big"),
-            wire_bytes=lambda frame_bytes: wire_bytes(url, frame_bytes),
+            Identity(0, 1, primary=True),
+            Medium(self.link, wire_bytes=lambda frame_bytes: wire_bytes(url, frame_bytes)),
+            Security(
+                load_keys(next(on.mission.glob("keys/*"))),
+                nonce=lambda count: time.time_ns().to_bytes(count, "big"),
+            ),
+            SessionState(epoch=1),
             now=time.monotonic(),
-        )  # fmt: skip
+        )
         self.pump = Pump(opener(url, self.link), self.session, Spool(folder, MIB))
         self.events: list[PumpEvent] = []
 

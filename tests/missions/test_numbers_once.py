@@ -14,6 +14,7 @@ from groundstation.store.store import Store
 from onboard.agents.federated_state import KEPT, FederatedState
 from onboard.storage.boot_counter import count_start
 from onboard.storage.journal import Journal
+from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.events import Message, Rekeyed
 from onboard.wire.security.seal import NO_SALT
 from onboard.wire.session import Session
@@ -58,9 +59,12 @@ class WatchedProgram:
             epoch = store.enter_node(7, "pi").epoch
             store.close()
         self.session = Session(
-            node=self.node, peer=7 - self.node, key=KEY, link=FULL, master=not self.node, epoch=epoch,
-            nonce=self.nonces.randbytes, encrypted=self.encrypted, now=now,
-        )  # fmt: skip
+            Identity(self.node, 7 - self.node, primary=not self.node),
+            Medium(FULL),
+            Security(KEY, nonce=self.nonces.randbytes, encrypted=self.encrypted),
+            SessionState(epoch=epoch),
+            now=now,
+        )
 
     def hear(self, raw: bytes, now: float) -> None:
         for event in self.session.receive(raw, now) if self.session else ():
@@ -164,7 +168,11 @@ def test_a_reused_number_would_be_seen(disk: Path, numbers: Numbers) -> None:
     board = world.ends[7].session
     assert board is not None
     again = Session(
-        node=7, peer=0, key=KEY, link=FULL, master=False, epoch=board.epoch, salt=board.salt, now=world.now
+        Identity(7, 0, primary=False),
+        Medium(FULL),
+        Security(KEY),
+        SessionState(epoch=board.epoch, salt=board.salt),
+        now=world.now,
     )
     again.tell(b"again", world.now)
     with pytest.raises(AssertionError, match="was used twice"):

@@ -18,6 +18,7 @@ from onboard.codec.dense import Dense
 from onboard.codec.pack import pack, unpack
 from onboard.mission.objects import Update, encode_object
 from onboard.storage.keys import load_keys
+from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.session import Session
 from tests.groundstation.rounds.test_rounds import Ground, update
 from tests.missions.clockwork import TRAIN, Clockwork
@@ -128,9 +129,11 @@ def test_a_board_with_a_key_and_weights_beyond_all_measure_ends_no_ground(
     ground.store.close()
     ground.start()  # and is stopped by nothing that is stored
     ground.boards[honest] = Session(
-        node=honest, peer=0, key=load_keys(ground.mission.nodes[honest - 1].key_path),
-        link=ground.mission.nodes[honest - 1].link, master=False, epoch=2, nonce=os.urandom,
-    )  # fmt: skip
+        Identity(honest, 0, primary=False),
+        Medium(ground.mission.nodes[honest - 1].link),
+        Security(load_keys(ground.mission.nodes[honest - 1].key_path), nonce=os.urandom),
+        SessionState(epoch=2),
+    )
     ground.answer(honest, 1, update(0.01))
     assert ground.states(1)[honest] == "answered"
     assert ground.states(1)[hostile] != "answered"

@@ -26,6 +26,7 @@ from onboard.link import Spool, open_port
 from onboard.link.ports.whitening import whiten
 from onboard.link.pump import Pump, wait
 from onboard.mission.objects import UPDATE, Update, decode_update, encode_object
+from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.events import Arrived, Delivered, Event
 from onboard.wire.framing import cobs
 from onboard.wire.framing.frame import Type
@@ -51,7 +52,11 @@ def trained() -> tuple[TrainGraph, alq.Quantized, int]:
 def end(node: int, peer: int, port: str, spool: Path) -> tuple[Session, Pump]:
     """One end of the link on its port."""
     session = Session(
-        node=node, peer=peer, key=KEY, link=LINK, master=node == 0, epoch=1, now=time.monotonic()
+        Identity(node, peer, primary=node == 0),
+        Medium(LINK),
+        Security(KEY),
+        SessionState(epoch=1),
+        now=time.monotonic(),
     )
     return session, Pump(lambda: open_port(port, LINK), session, Spool(spool, 1 << 20))
 

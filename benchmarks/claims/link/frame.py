@@ -21,7 +21,7 @@ from benchmarks.harness.result import Row
 from onboard.link.ports.whitening import whiten
 from onboard.wire.framing import cobs, frame
 from onboard.wire.framing.frame import HEADER_BYTES, OVERHEAD_BYTES, TAG_BYTES, Type
-from onboard.wire.security.seal import Opener, Sealer, directional_key
+from onboard.wire.security.seal import SECRET, TRAFFIC, Opener, Sealer, directional_key
 
 BOUNDS: dict[int, tuple[float, float | None]] = {200: (0.5, None), 1400: (0.4, 0.4)}
 """By payload bytes the least share of BLAKE2s's speed: of a whole frame, of the path of an end."""
@@ -80,21 +80,19 @@ def _rows(
 def _frame_alone(payloads: list[bytes], epoch: int) -> Work:
     """Header, tag and COBS of one frame after another."""
     key = frame.keyed(directional_key(KEY, BOARD, GROUND, 0))
+    sender = frame.tagging(key, BOARD, GROUND, epoch)
 
     def encode(fragment: int, payload: bytes) -> bytes:
-        fields = Type.DATA, PRIORITY << 5, BOARD, GROUND, epoch, fragment + 1, OBJECT_ID, fragment
-        return cobs.encode(frame.encode(key, *fields, payload))
+        raw = frame.encode(sender, Type.DATA, PRIORITY << 5, fragment + 1, OBJECT_ID, fragment, payload)
+        return cobs.encode(raw)
 
     chunks = [encode(fragment, payload)[:-1] for fragment, payload in enumerate(payloads)]
 
     def encode_all() -> None:
         for fragment, payload in enumerate(payloads):
             cobs.encode(
-                frame.encode(
-                    key, Type.DATA, PRIORITY << 5, BOARD, GROUND, epoch, fragment + 1, OBJECT_ID, fragment,
-                    payload,
-                )
-            )  # fmt: skip
+                frame.encode(sender, Type.DATA, PRIORITY << 5, fragment + 1, OBJECT_ID, fragment, payload)
+            )
 
     def decode_all() -> None:
         for chunk in chunks:
@@ -105,10 +103,11 @@ def _frame_alone(payloads: list[bytes], epoch: int) -> Work:
 
 def _end(payloads: list[bytes], epoch: int, *, encrypted: bool = False) -> Work:
     """What a session and a serial port do with every frame."""
+    purpose = SECRET if encrypted else TRAFFIC
     sealer, heard_sealer = (
-        Sealer(KEY, source=BOARD, destination=GROUND, epoch=epoch, encrypted=encrypted) for _ in range(2)
+        Sealer(KEY, source=BOARD, destination=GROUND, epoch=epoch, purpose=purpose) for _ in range(2)
     )
-    opener = Opener(KEY, source=BOARD, destination=GROUND, encrypted=encrypted)
+    opener = Opener(KEY, source=BOARD, destination=GROUND, purpose=purpose)
     splitter = cobs.Splitter(OVERHEAD_BYTES + len(payloads[0]))
 
     def encoded(sealer: Sealer, fragment: int, payload: bytes) -> bytes:

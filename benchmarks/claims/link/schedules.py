@@ -25,7 +25,7 @@ from benchmarks.harness.pair import Broken, LinkPair, PairedEnd, scratch
 from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
 from firmware_sim.world.channel import SIDES, Channel, Side
-from onboard.wire.events import Limits
+from onboard.wire.config import Limits
 from onboard.wire.framing import cobs
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import OVERHEAD_BYTES, Type

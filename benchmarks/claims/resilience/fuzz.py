@@ -31,7 +31,8 @@ from onboard.link import recording
 from onboard.link.ports.framing import CobsStream, KissStream
 from onboard.mission.health import decode_health
 from onboard.mission.objects import decode_task, decode_update
-from onboard.wire.events import Arrived, Limits
+from onboard.wire.config import Identity, Limits, Medium, Security, SessionState
+from onboard.wire.events import Arrived
 from onboard.wire.framing import cobs, frame, kiss
 from onboard.wire.framing.frame import BadFrame, Type
 from onboard.wire.messages import BadMessage, Cancel, Done, Offer
@@ -170,7 +171,13 @@ class Sealed:
         link = load_link("uhf-9k6")
         limits = Limits(max_object_bytes=1 << 16, max_incoming_bytes=1 << 18)
         self._source = random.Random(seed)
-        self._session = Session(node=0, peer=3, key=KEY, link=link, master=True, epoch=1, limits=limits)
+        self._session = Session(
+            Identity(0, 3, primary=True),
+            Medium(link),
+            Security(KEY),
+            SessionState(epoch=1),
+            limits=limits,
+        )
         self._session.offer(1, bytes(2_000), 0.0)
         self._sealer = Sealer(KEY, source=3, destination=0, epoch=1)
         self._now = 0.0

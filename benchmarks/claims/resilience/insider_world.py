@@ -40,6 +40,7 @@ from onboard.mission.objects import decode_task
 from onboard.storage.keys import load_keys
 from onboard.trainer.in_process import LocalTrainer
 from onboard.trainer.job import Begun, Job, Report, TrainingDone
+from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.events import Arrived, Delivered, Event, Rekeyed
 from onboard.wire.framing.frame import Type
 from onboard.wire.messages import BadMessage
@@ -122,9 +123,12 @@ class Hostile:
 
     def _begin(self) -> Session:
         return Session(
-            node=self.node, peer=self.peer, key=load_keys(self.key), link=self.link, master=self.master,
-            epoch=self.epoch, nonce=self.random.randbytes, now=self.world.now,
-        )  # fmt: skip
+            Identity(self.node, self.peer, primary=self.master),
+            Medium(self.link),
+            Security(load_keys(self.key), nonce=self.random.randbytes),
+            SessionState(epoch=self.epoch),
+            now=self.world.now,
+        )
 
     def again(self, epoch: int) -> None:
         """Another life, in this epoch."""

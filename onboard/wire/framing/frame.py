@@ -32,7 +32,7 @@ import struct
 from enum import IntEnum
 from hashlib import blake2s
 from hmac import compare_digest
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -49,6 +49,8 @@ POLL, OVER, ENC = 0x10, 0x08, 0x04
 """Bits of the second byte, between the priority (above) and the key id (below)."""
 
 _HEADER = struct.Struct(">BBBBHIHH")
+_HEADER_OF = struct.Struct(">BB4sIHH")  # of a sender whose fields are packed
+_ENDS = struct.Struct(">BBH")
 _VERSION = VERSION << 5
 _SWAP = bytes.maketrans(b"\x00\xf8", b"\xf8\x00")
 # Slices made once: decoding cuts four times, which takes 0.08 us less of its 0.9.
@@ -114,32 +116,37 @@ def keyed(key: bytes) -> blake2s:
     return blake2s(digest_size=TAG_BYTES, key=key)
 
 
-def encode(
-    key: blake2s,
-    kind: Type,
-    flags: int,
-    source: int,
-    destination: int,
-    epoch: int,
-    seq: int,
-    object_id: int,
-    fragment: int,
-    payload: bytes,
-) -> bytes:
-    """A frame's bytes, tagged under `key`. `flags` is the whole second byte.
+class Tagging(NamedTuple):
+    """What one frame of a sender has in common with the next."""
 
-    The fields one by one, as every transmission passes here: a Frame to carry them takes as long as this
+    key: blake2s
+    ends: bytes
+    """Source, destination and epoch, before the swap."""
+
+
+def tagging(key: blake2s, source: int, destination: int, epoch: int) -> Tagging:
+    """The sender of frames under `key`. Raises ValueError for a field too large for its width."""
+    try:
+        return Tagging(key, _ENDS.pack(source, destination, epoch))
+    except struct.error as error:
+        raise ValueError(f"{(source, destination, epoch)} do not fit a header: {error}") from None
+
+
+def encode(
+    sender: Tagging, kind: Type, flags: int, seq: int, object_id: int, fragment: int, payload: bytes
+) -> bytes:
+    """A frame's bytes, tagged under the sender's key. `flags` is the whole second byte.
+
+    The fields come one by one, as every transmission passes here: a Frame to carry them takes as long as this
     function. Raises ValueError for a field too large for its width.
     """
+    key, ends = sender
     try:  # as `header` does, and not by it: a call more takes 0.2 us, this function 0.8
         body = (
-            _HEADER.pack(
-                _VERSION | kind, flags, source, destination, epoch, seq, object_id, fragment
-            ).translate(_SWAP)
-            + payload
+            _HEADER_OF.pack(_VERSION | kind, flags, ends, seq, object_id, fragment).translate(_SWAP) + payload
         )
     except struct.error as error:
-        fields = (kind, flags, source, destination, epoch, seq, object_id, fragment)
+        fields = (kind, flags, *_ENDS.unpack(ends), seq, object_id, fragment)
         raise ValueError(f"{fields} do not fit a header: {error}") from None
     tag = key.copy()
     tag.update(body)

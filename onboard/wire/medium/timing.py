@@ -5,9 +5,7 @@ Seconds throughout. "Out" is this end's transmitter, "back" the peer's.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from hw_profiles import Link
+from onboard.wire.config import Medium
 from onboard.wire.framing.frame import OVERHEAD_BYTES
 
 RETRY_S = 2.0
@@ -28,15 +26,14 @@ _LEAD_SHARE = 1 / 8  # than this share of keying, whichever is longer
 
 
 class Timing:
-    """The times of one end of `link`. `wire_bytes` maps a frame's length to what it takes on the wire.
-    most_lead_bytes: delimiters before the first frame after a pause, at most; 0 where frames have none."""
+    """The times of one end of a link. primary: see Identity. most_lead_bytes: the most delimiters before the
+    first frame after a pause; 0 where frames have none."""
 
-    def __init__(
-        self, link: Link, *, master: bool, wire_bytes: Callable[[int], int], most_lead_bytes: int = 0
-    ) -> None:
+    def __init__(self, medium: Medium, *, primary: bool, most_lead_bytes: int = 0) -> None:
+        link = medium.link
         self._link = link
-        self.wire_bytes = wire_bytes
-        self.master = master
+        self.wire_bytes = medium.wire_bytes
+        self.primary = primary
         self.half_duplex = link.half_duplex
         self.delay_s = link.delay_s
         self.keying_s = link.keying_s if link.half_duplex else 0.0
@@ -51,8 +48,8 @@ class Timing:
 
     def run_at(self, rate_bps: float | None) -> None:
         """From now on both directions have this line rate; None: those of the link's profile."""
-        out_bps = self._link.rate_down_bps if self.master else self._link.rate_up_bps
-        back_bps = self._link.rate_up_bps if self.master else self._link.rate_down_bps
+        out_bps = self._link.rate_down_bps if self.primary else self._link.rate_up_bps
+        back_bps = self._link.rate_up_bps if self.primary else self._link.rate_down_bps
         self._out_s_per_byte = self._link.bits_per_byte / (rate_bps or out_bps)
         self._back_s_per_byte = self._link.bits_per_byte / (rate_bps or back_bps)
         self.frame_bytes = self.wire_bytes(self._link.mtu_bytes)

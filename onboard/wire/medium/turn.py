@@ -3,7 +3,7 @@
 Whoever hears OVER may answer at once. If nobody does, who may begin depends on what each end knows of the
 last turn, and the order in which they may is such that the first has been heard by the time of the next:
 
-- an end that asked something in it and got no answer asks again, the ground (master) before the board;
+- an end that asked something in it and got no answer asks again, the ground (the primary) before the board;
 - an end that knows the turn to be over begins in slots, the ground's between the board's;
 - an end that never heard its OVER waits for as long as a run of lost frames may last, and then as before
   but later, so that the other end can ask again first.
@@ -32,7 +32,7 @@ class HalfDuplexTurn:
     def __init__(self, timing: Timing, now: float) -> None:
         self._timing = timing
         self._quiet_since = now  # end of the last frame on the channel
-        self._wait_s = 0.0 if timing.master else timing.slot_s  # from there to this end's first slot
+        self._wait_s = 0.0 if timing.primary else timing.slot_s  # from there to this end's first slot
         self._mine = False  # OVER was heard, or this end is within its turn
         self._speaking = False  # this end has begun and not yet said OVER
         self._began = -math.inf
@@ -104,7 +104,7 @@ class HalfDuplexTurn:
             self._wait_s += self._closed_with * self._timing.back_airtime_s(
                 self._timing.report_frame_bytes(asked)
             )
-            self._wait_s += 0.0 if self._timing.master else self._timing.question_slot_s
+            self._wait_s += 0.0 if self._timing.primary else self._timing.question_slot_s
 
     def heard(self, now: float, *, over: bool, loss: float, burst: float = 1.0, left_s: float = 0.0) -> None:
         """A frame of the peer's has wholly arrived. Without OVER more follow: loss and burst, as in `close`,
@@ -120,9 +120,10 @@ class HalfDuplexTurn:
         if not over:
             self._wait_s = self._slots_s(2) + _run_of_losses(loss, burst) * self._timing.back_frame_s
 
-    def _slots_s(self, masters: int) -> float:
-        """To the master's slot of that number from the end of the turn, or the board's behind it."""
-        return (masters if self._timing.master else masters + 1) * self._timing.slot_s
+    def _slots_s(self, primaries: int) -> float:
+        """The time from the end of the turn to the primary's slot of that number, or to the other end's
+        behind it."""
+        return (primaries if self._timing.primary else primaries + 1) * self._timing.slot_s
 
 
 def _run_of_losses(loss: float, burst: float) -> int:

@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESCCM
 from msgspec.structs import replace
 
 from onboard.wire.framing import frame as framing
-from onboard.wire.framing.frame import ENC, HEADER_BYTES, OVERHEAD_BYTES, TAG_BYTES, BadFrame, Frame, Type
+from onboard.wire.framing.frame import HEADER_BYTES, OVERHEAD_BYTES, TAG_BYTES, BadFrame, Frame
 
 MAX_PAYLOAD_BYTES = 0xFFFF
 """A nonce of 13 B leaves 2 B for the length (SP 800-38C, appendix A.2)."""
@@ -39,23 +39,11 @@ class Cipher:
     def __init__(self, subkey: bytes) -> None:
         self._ccm = AESCCM(subkey, tag_length=TAG_BYTES)
 
-    def encode(
-        self,
-        kind: Type,
-        flags: int,
-        source: int,
-        destination: int,
-        epoch: int,
-        seq: int,
-        object_id: int,
-        fragment: int,
-        payload: bytes,
-    ) -> bytes:
-        """As `frame.encode`, with ENC set and the payload encrypted; also raises ValueError for a payload of
-        more than 65,535 B."""
+    def encode(self, header: bytes, payload: bytes) -> bytes:
+        """A frame's bytes, the payload encrypted; `header` is what `frame.header` makes, with ENC set. Raises
+        ValueError for a payload of more than 65,535 B."""
         if len(payload) > MAX_PAYLOAD_BYTES:
             raise ValueError(f"payload of {len(payload)} B to encrypt, at most {MAX_PAYLOAD_BYTES}")
-        header = framing.header(kind, flags | ENC, source, destination, epoch, seq, object_id, fragment)
         return header + self._ccm.encrypt(_nonce(header), payload, header)
 
     def decode(self, raw: bytes) -> Frame:

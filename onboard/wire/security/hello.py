@@ -41,17 +41,17 @@ from __future__ import annotations
 import math
 import struct
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2s
 from typing import ClassVar, TypeVar
 
+from onboard.wire.config import Identity, Security, SessionState
 from onboard.wire.events import Event, Rekeyed, TwoEnds
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import Frame, Type
 from onboard.wire.messages import BadMessage, check_length, unpack_fields
 from onboard.wire.security.doubt import Agreements
-from onboard.wire.security.seal import HELLO, NO_SALT, SALT_BYTES, Keys, Opener, Sealer
+from onboard.wire.security.seal import HELLO, NO_SALT, SALT_BYTES, Opener, Sealer
 from onboard.wire.seldom import Seldom
 from onboard.wire.transfer.send import Origin, PendingFrame
 
@@ -99,10 +99,10 @@ class Hello:
 
 
 class RekeyHandshake:
-    """One end's HELLOs. `salt`: the one in force. nonce: draws so many bytes that nobody can foresee. Without
-    it, for one who plays a recording again, no HELLO is said and each is believed in the salt that it names.
-    follows: a HELLO is answered under the key that it came by, and others try one key after the other.
-    first_s: after which the first HELLO is said again, if there was no answer.
+    """One end's HELLOs. `salt` is the one in force. Without a nonce, as where a recording is played again, no
+    HELLO is said and each one is believed in the salt that it names. follows: a HELLO is answered under the
+    key that it came by, and others try one key after the other. first_s: the time after which the first HELLO
+    is said again if there was no answer.
 
     `heard` were authentic, `stale` of them without a fresh answer, `sent` left; `unproven` are other frames
     that came while this end had no salt to prove them by. `is_live`: the last one heard was made now, as it
@@ -111,19 +111,17 @@ class RekeyHandshake:
 
     def __init__(
         self,
-        key: bytes | Keys,
+        identity: Identity,
+        security: Security,
+        state: SessionState,
         *,
-        node: int,
-        peer: int,
-        epoch: int,
-        salt: bytes = NO_SALT,
-        nonce: Callable[[int], bytes] | None = None,
         follows: bool = False,
         first_s: float = HELLO_FIRST_S,
     ) -> None:
-        self.sealer = Sealer(key, source=node, destination=peer, epoch=epoch, purpose=HELLO)
+        key, nonce, node, peer = security.key, security.nonce, identity.node, identity.peer
+        self.sealer = Sealer(key, source=node, destination=peer, epoch=state.epoch, purpose=HELLO)
         self.opener = Opener(key, source=peer, destination=node, purpose=HELLO)
-        self.salt = salt
+        self.salt = state.salt
         self._key_ids = list(key) if follows and not isinstance(key, bytes) else [self.sealer.key_id]
         self._is_lower = node < peer  # both ends hash the two nonces in the order of their numbers
         self._nonce = nonce

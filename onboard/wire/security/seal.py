@@ -106,8 +106,8 @@ class ReplayWindow:
 class Sealer:
     """Makes the frames of one direction. Within its epoch no seq is used twice, under whichever key.
 
-    key: 32 B, or several by their ids; `key_id` says which to begin with, else the newest. encrypted: needs
-    the package `cryptography`; in place of `purpose` subkeys are for SECRET.
+    key: 32 B, or several by their ids; `key_id` says which one to begin with, or else the newest. purpose:
+    SECRET encrypts the frames, which needs the package `cryptography`.
     """
 
     def __init__(
@@ -120,7 +120,6 @@ class Sealer:
         key_id: int | None = None,
         salt: bytes = NO_SALT,
         purpose: bytes = TRAFFIC,
-        encrypted: bool = False,
     ) -> None:
         if not 1 <= epoch <= MAX_EPOCH:
             raise ValueError(f"epoch {epoch} must be 1..{MAX_EPOCH}: 0 is before the first boot")
@@ -130,7 +129,7 @@ class Sealer:
         self.source, self.destination, self.epoch = source, destination, epoch
         self.key_id = list(keys)[-1] if key_id is None else key_id
         self._keys, self._salt = keys, salt
-        self._purpose = SECRET if encrypted else purpose
+        self._purpose = purpose
         self._cipher: Cipher | None = None
         self._seq = 0
         self.turn(self.key_id)
@@ -149,7 +148,8 @@ class Sealer:
         if self._purpose == SECRET:
             self._cipher = _cipher(subkey)
         else:
-            self._key = framing.keyed(subkey)
+            key = framing.keyed(subkey)
+            self._tagging = framing.tagging(key, self.source, self.destination, self.epoch)
 
     @property
     def seq(self) -> int:
@@ -179,15 +179,12 @@ class Sealer:
             flags |= POLL
         if over:
             flags |= OVER
-        if self._cipher is not None:
-            return self._cipher.encode(
-                kind, flags, self.source, self.destination, self.epoch, self._seq, object_id, fragment,
-                payload,
-            )  # fmt: skip
-        return framing.encode(
-            self._key, kind, flags, self.source, self.destination, self.epoch, self._seq, object_id, fragment,
-            payload,
-        )  # fmt: skip
+        if self._cipher is None:
+            return framing.encode(self._tagging, kind, flags, self._seq, object_id, fragment, payload)
+        header = framing.header(
+            kind, flags | ENC, self.source, self.destination, self.epoch, self._seq, object_id, fragment
+        )
+        return self._cipher.encode(header, payload)
 
 
 class Opener:
@@ -197,7 +194,7 @@ class Opener:
     is not held, `bad_tags` altered or made with another key, `replays` taken before or from an epoch that is
     over; `encrypted_dropped` were encrypted and this end's are not, `plain_dropped` the other way round, and
     authentic (what is encrypted cannot be proven without the package); `opened` passed. The replay window is
-    one for all keys: a sender counts on from one to the next. encrypted: as for Sealer.
+    one for all keys: a sender counts on from one to the next. purpose: as for Sealer.
     """
 
     def __init__(
@@ -209,10 +206,10 @@ class Opener:
         floor: tuple[int, int] = (0, 0),
         salt: bytes = NO_SALT,
         purpose: bytes = TRAFFIC,
-        encrypted: bool = False,
     ) -> None:
         self._held = {0: key} if isinstance(key, bytes) else key
-        self._purpose, self._encrypted = purpose, encrypted
+        self._encrypted = purpose == SECRET
+        self._plain_purpose = TRAFFIC if self._encrypted else purpose
         self.source, self.destination = source, destination
         self._route = framing.route(source, destination)
         self.opened = self.malformed = self.misaddressed = self.bad_tags = self.replays = 0
@@ -222,7 +219,7 @@ class Opener:
     def use(self, salt: bytes, floor: tuple[int, int] = (0, 0)) -> None:
         """Open what is sealed under that salt from now on, above the floor, and nothing else."""
         self._plain = {
-            key_id: framing.keyed(self._subkey(key_id, salt, self._purpose)) for key_id in self._held
+            key_id: framing.keyed(self._subkey(key_id, salt, self._plain_purpose)) for key_id in self._held
         }
         self._keys = {} if self._encrypted else self._plain
         encrypted = self._held if self._encrypted else ()

@@ -7,55 +7,37 @@ which it heard the board last, at first with its oldest.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
+from onboard.wire.config import Identity, Security, SessionState
 from onboard.wire.events import Event, OutOfStep, TwoEnds
 from onboard.wire.framing.frame import Frame, Type
 from onboard.wire.security.doubt import Doubt, Earlier
 from onboard.wire.security.hello import HELLO_FIRST_S, RekeyHandshake
-from onboard.wire.security.seal import NO_SALT, Keys, Opener, Sealer
+from onboard.wire.security.seal import NO_SALT, SECRET, TRAFFIC, Opener, Sealer
 from onboard.wire.seldom import Seldom
 from onboard.wire.transfer.send import PendingFrame
 
 
 class SecurityContext:
-    """One end's security.
-
-    key: 32 B, or several by their ids, the oldest first. epoch: this end's durable boot counter, 1..65535,
-    one more than at the last start. floor: the peer's highest (epoch, seq) as last persisted; nothing at or
-    below it is taken. salt: as last persisted, NO_SALT if it was lost or there never was one: then `nonce`,
-    which draws so many bytes that nobody can foresee, lets the ends agree on one. Without `nonce` an end can
-    only watch. encrypted: whether all frames but HELLO are, both ways. Raises ValueError for a key or an
-    epoch out of range. hello_s: see Greeting's first_s.
-    """
+    """One end's security. hello_s: see RekeyHandshake's first_s. Raises ValueError for a key or an epoch out
+    of range."""
 
     def __init__(
-        self,
-        key: bytes | Keys,
-        *,
-        node: int,
-        peer: int,
-        master: bool,
-        epoch: int,
-        floor: tuple[int, int] = (0, 0),
-        salt: bytes = NO_SALT,
-        nonce: Callable[[int], bytes] | None = None,
-        encrypted: bool = False,
-        hello_s: float = HELLO_FIRST_S,
+        self, identity: Identity, security: Security, state: SessionState, *, hello_s: float = HELLO_FIRST_S
     ) -> None:
-        keys = {0: key} if isinstance(key, bytes) else key
-        self._follows = master and len(keys) > 1
+        node, peer, purpose = identity.node, identity.peer, SECRET if security.encrypted else TRAFFIC
+        keys = {0: security.key} if isinstance(security.key, bytes) else security.key
+        self._follows = identity.primary and len(keys) > 1
         first = next(iter(keys)) if self._follows else None
-        self.encrypted = encrypted
+        self.encrypted = security.encrypted
         self.sealer = Sealer(
-            keys, source=node, destination=peer, epoch=epoch, key_id=first, salt=salt, encrypted=encrypted
-        )
-        self.opener = Opener(keys, source=peer, destination=node, floor=floor, salt=salt, encrypted=encrypted)
-        self.greeting = RekeyHandshake(
-            keys, node=node, peer=peer, epoch=epoch, salt=salt, nonce=nonce, follows=self._follows,
-            first_s=hello_s,
+            keys, source=node, destination=peer, epoch=state.epoch, key_id=first, salt=state.salt,
+            purpose=purpose,
         )  # fmt: skip
-        self._keys, self._can_agree = keys, nonce is not None
+        self.opener = Opener(
+            keys, source=peer, destination=node, floor=state.replay_floor, salt=state.salt, purpose=purpose
+        )
+        self.greeting = RekeyHandshake(identity, security, state, follows=self._follows, first_s=hello_s)
+        self._keys, self._can_agree, self._purpose = keys, security.nonce is not None, purpose
         self._doubt, self._earlier, self._step = Doubt(), Earlier(), Seldom()
         self._before: Opener | None = None  # under the salt that was in force before
         self.is_earlier = False  # what was refused last: the peer's, and new, under the salt before
@@ -135,7 +117,7 @@ class SecurityContext:
         if before != NO_SALT:
             self._before = Opener(
                 self._keys, source=self.opener.source, destination=self.opener.destination,
-                floor=self.opener.floor, salt=before, encrypted=self.encrypted,
+                floor=self.opener.floor, salt=before, purpose=self._purpose,
             )  # fmt: skip
         self._doubt.proven()
         self._earlier.rekeyed(self.greeting.agreed_at)

@@ -13,13 +13,13 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 
+from onboard.wire.config import Limits
 from onboard.wire.events import (
     Arrived,
     Corrupt,
     Event,
     Evicted,
     Expired,
-    Limits,
     Progress,
     Refused,
     Withdrawn,

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from onboard.wire.events import Limits
+from onboard.wire.config import Limits
 from onboard.wire.framing.frame import GROUP_ID
 from onboard.wire.transfer.incoming import Incoming
 

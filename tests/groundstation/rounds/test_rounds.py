@@ -23,6 +23,7 @@ from onboard.learn.federated.rounds import PartialAverage, choose, condense
 from onboard.learn.graph import InferGraph, TrainGraph
 from onboard.mission.objects import UPDATE, Update, decode_task, encode_object
 from onboard.storage.keys import load_keys
+from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.events import Arrived, Progress, QuotaUsage, Rekeyed
 from onboard.wire.session import Session
 
@@ -47,13 +48,10 @@ class Ground:
         self.start()
         self.boards = {
             node.id: Session(
-                node=node.id,
-                peer=0,
-                key=load_keys(node.key_path),
-                link=node.link,
-                master=False,
-                epoch=1,
-                nonce=os.urandom,
+                Identity(node.id, 0, primary=False),
+                Medium(node.link),
+                Security(load_keys(node.key_path), nonce=os.urandom),
+                SessionState(epoch=1),
             )
             for node in self.mission.nodes
         }
@@ -136,10 +134,11 @@ def test_a_late_update_counts_in_the_round_that_is_open_if_the_mission_says_so(
     ground.start()  # as after a kill: what was merged is on the disk
     node = min(asked)
     ground.boards[node] = Session(
-        node=node, peer=0, key=load_keys(ground.mission.nodes[node - 1].key_path),
-        link=ground.mission.nodes[node - 1].link, master=False, epoch=2,
-        salt=ground.boards[node].salt, nonce=os.urandom,
-    )  # fmt: skip
+        Identity(node, 0, primary=False),
+        Medium(ground.mission.nodes[node - 1].link),
+        Security(load_keys(ground.mission.nodes[node - 1].key_path), nonce=os.urandom),
+        SessionState(epoch=2, salt=ground.boards[node].salt),
+    )
     ground.answer(node, 2, update(0.01))
     before, packed = ground.store.model(1), ground.store.model(2)
     assert before is not None

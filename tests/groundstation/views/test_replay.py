@@ -21,6 +21,7 @@ from onboard.link.pump import Pump
 from onboard.link.recorder import Recorder
 from onboard.mission.objects import UPDATE
 from onboard.storage.keys import save_key
+from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.events import Delivered
 from onboard.wire.session import Session
 from tests.hidden import hide
@@ -48,9 +49,11 @@ def record(tmp_path: Path, *, encrypted: bool = False) -> Path:
     for name, node, port, given in (("ground", 0, cable.a, tap), ("board", 3, cable.b, None)):
         nonce = random.Random(node).randbytes
         session = Session(
-            node=node, peer=3 - node, key=KEY, link=LINK, master=node == 0, epoch=1, nonce=nonce,
-            encrypted=encrypted,
-        )  # fmt: skip
+            Identity(node, 3 - node, primary=node == 0),
+            Medium(LINK),
+            Security(KEY, nonce=nonce, encrypted=encrypted),
+            SessionState(epoch=1),
+        )
         pumps[name] = Pump(opener(str(port), LINK, given), session, Spool(tmp_path / name, 1 << 20))
     pumps["board"].session.offer(UPDATE, payload(SIZE), 0.0)
     clock.run(pumps, told(Delivered, "board"), carry=cable.carry, act=accept_into(got, pumps, clock))

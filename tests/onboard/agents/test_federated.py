@@ -22,6 +22,7 @@ from onboard.runtime.federated import board_agent
 from onboard.storage.keys import load_keys, new_key, save_key
 from onboard.trainer.in_process import LocalTrainer
 from onboard.trainer.job import Begun
+from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.events import Arrived, Cancelled, Delivered, Event, QuotaUsage, Rekeyed
 from onboard.wire.messages import Reason, digest
 from onboard.wire.security.seal import NO_SALT
@@ -43,8 +44,13 @@ def model(round_number: int = 1, mission: bytes = b"missionA", **changes: object
 
 def a_ground(config: NodeConfig, now: float) -> Session:
     """A run of the ground's program."""
-    return Session(node=0, peer=1, key=load_keys(config.ground.key_path), link=config.ground.link,
-                   master=True, epoch=1, nonce=os.urandom, now=now)  # fmt: skip
+    return Session(
+        Identity(0, 1, primary=True),
+        Medium(config.ground.link),
+        Security(load_keys(config.ground.key_path), nonce=os.urandom),
+        SessionState(epoch=1),
+        now=now,
+    )
 
 
 def arrive(

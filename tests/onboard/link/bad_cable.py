@@ -13,6 +13,7 @@ from hw_profiles import Link
 from onboard.link import Spool, opener, wire_bytes
 from onboard.link.limits import limits_for
 from onboard.link.pump import Pump
+from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.session import Session
 from tests.onboard.link.cable import Clock, PtyCable
 from tests.onboard.wire.examples import KEY
@@ -67,9 +68,11 @@ def ends(cable: PtyCable, folder: Path, link: Link, *, encrypted: bool = False) 
     for name, path in (("ground", cable.a), ("board", cable.b)):
         url, master, seeded = str(path), name == "ground", Random(name)
         session = Session(
-            node=0 if master else 3, peer=3 if master else 0, key=KEY, link=link, master=master, epoch=1,
-            nonce=seeded.randbytes, encrypted=encrypted, wire_bytes=partial(wire_bytes, url),
+            Identity(0 if master else 3, 3 if master else 0, primary=master),
+            Medium(link, wire_bytes=partial(wire_bytes, url)),
+            Security(KEY, nonce=seeded.randbytes, encrypted=encrypted),
+            SessionState(epoch=1),
             limits=limits_for(url),
-        )  # fmt: skip
+        )
         pumps[name] = Pump(opener(url, link), session, Spool(folder / name, 1 << 20))
     return pumps

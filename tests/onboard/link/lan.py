@@ -14,6 +14,7 @@ from onboard.link import Spool, opener, wire_bytes
 from onboard.link.limits import limits_for
 from onboard.link.ports.port import Way
 from onboard.link.pump import Pump, PumpEvent
+from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.events import Arrived, Message, Rekeyed
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import Type
@@ -41,11 +42,13 @@ class LanEnd:
         self.epoch, self.salt = self.epoch + 1, NO_SALT
         spool = Spool(self.folder, 1 << 20)
         session = Session(
-            node=0 if self.is_ground else 3, peer=3 if self.is_ground else 0, key=KEY, link=LINK,
-            master=self.is_ground, epoch=self.epoch, nonce=os.urandom,
-            done=spool.finished(), wire_bytes=partial(wire_bytes, self.url), now=self._clock.now,
+            Identity(0 if self.is_ground else 3, 3 if self.is_ground else 0, primary=self.is_ground),
+            Medium(LINK, wire_bytes=partial(wire_bytes, self.url)),
+            Security(KEY, nonce=os.urandom),
+            SessionState(epoch=self.epoch, done=spool.finished()),
             limits=limits_for(self.url),
-        )  # fmt: skip
+            now=self._clock.now,
+        )
         self.pump = Pump(
             opener(self.url, LINK, lambda way, data: self.crossed.append((way, data))), session, spool
         )

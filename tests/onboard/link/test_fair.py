@@ -22,6 +22,7 @@ from onboard.link.pump import SLICE_FRAMES, Pump, PumpEvent
 from onboard.link.share import BURST_WRITES, OverShare, PeerShare
 from onboard.link.spool import Spool
 from onboard.mission.objects import UPDATE
+from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.events import Arrived, Message
 from onboard.wire.framing import cobs
 from onboard.wire.framing.frame import Type
@@ -45,7 +46,13 @@ class FairBoard:
         def session(*, master: bool) -> Session:
             ends = {"node": 0, "peer": node} if master else {"node": node, "peer": 0}
             wire_bytes = cobs.wire_bytes
-            return Session(**ends, key=KEY, link=LINK, master=master, epoch=1, wire_bytes=wire_bytes, now=now)
+            return Session(
+                Identity(**ends, primary=master),
+                Medium(LINK, wire_bytes),
+                Security(KEY),
+                SessionState(epoch=1),
+                now=now,
+            )
 
         self._at_ground: list[AirPort] = []
         self._at_board: list[AirPort] = []

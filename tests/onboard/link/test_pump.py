@@ -19,6 +19,7 @@ from hw_profiles import Link, load_link
 from onboard.link import BadUrl, Spool, open_port, opener, wire_bytes
 from onboard.link.pump import PortDown, PortUp, Pump, PumpEvent, SpoolFull, wait
 from onboard.mission.objects import UPDATE
+from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.events import Rekeyed, Withdrawn
 from onboard.wire.medium.contacts import Window
 from onboard.wire.messages import Reason
@@ -46,14 +47,10 @@ def pump(
     """One end: node 0 is the ground and master, node 3 the board."""
     spool = Spool(folder, limit)
     session = Session(
-        node=0 if master else 3,
-        peer=3 if master else 0,
-        key=KEY,
-        link=link,
-        master=master,
-        epoch=epoch,
-        done=spool.finished(),
-        wire_bytes=functools.partial(wire_bytes, url),
+        Identity(0 if master else 3, 3 if master else 0, primary=master),
+        Medium(link, wire_bytes=functools.partial(wire_bytes, url)),
+        Security(KEY),
+        SessionState(epoch=epoch, done=spool.finished()),
         now=now,
     )
     return Pump(opener(url, link), session, spool)
@@ -369,7 +366,12 @@ def test_an_object_above_the_spool_s_limit_is_told_once_and_kept_in_memory(
 ) -> None:
     spool = Spool(tmp_path / "ground", 50_000)
     url = str(cable.a)
-    session = Session(node=0, peer=3, key=KEY, link=SERIAL, master=True, epoch=1)
+    session = Session(
+        Identity(0, 3, primary=True),
+        Medium(SERIAL),
+        Security(KEY),
+        SessionState(epoch=1),
+    )
     ground = Pump(lambda: open_port(url, SERIAL), session, spool)
 
     def make_room() -> None:

@@ -12,6 +12,7 @@ import pytest
 from hw_profiles import load_link
 from onboard.console.toml import ConfigError
 from onboard.runtime.contact_plan import LOOK_AGAIN_S, ContactPlan, kept_plan
+from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.medium.contacts import Window
 from onboard.wire.session import Session
 
@@ -34,7 +35,12 @@ def plan_of(folder: Path, *contacts: str) -> ContactPlan:
 
 def session() -> Session:
     """Of node 3, at time 0 of its clock."""
-    return Session(node=3, peer=0, key=bytes(32), link=load_link("uhf-9k6"), master=False, epoch=1)
+    return Session(
+        Identity(3, 0, primary=False),
+        Medium(load_link("uhf-9k6")),
+        Security(bytes(32)),
+        SessionState(epoch=1),
+    )
 
 
 def test_the_contacts_of_two_nodes_whichever_is_named_first(tmp_path: Path) -> None:

@@ -67,17 +67,16 @@ RESULT = CommandResult(
 
 def encoded(frame: Frame, key: bytes) -> bytes:
     """What `framing.encode` makes of a frame that `framing.decode` gave."""
-    return framing.encode(framing.keyed(key), *_fields(frame))
+    sender = framing.tagging(framing.keyed(key), frame.source, frame.destination, frame.epoch)
+    flags, rest = _flags(frame), (frame.seq, frame.object_id, frame.fragment, frame.payload)
+    return framing.encode(sender, frame.type, flags, *rest)
 
 
 def encrypted(frame: Frame, key: bytes) -> bytes:
     """What `Cipher.encode` makes of it."""
-    return Cipher(key).encode(*_fields(frame))
+    numbers = frame.source, frame.destination, frame.epoch, frame.seq, frame.object_id, frame.fragment
+    return Cipher(key).encode(framing.header(frame.type, _flags(frame) | ENC, *numbers), frame.payload)
 
 
-def _fields(frame: Frame) -> tuple[Type, int, int, int, int, int, int, int, bytes]:
-    flags = frame.priority << 5 | frame.poll * POLL | frame.over * OVER | frame.encrypted * ENC | frame.key_id
-    return (
-        frame.type, flags, frame.source, frame.destination, frame.epoch, frame.seq,
-        frame.object_id, frame.fragment, frame.payload,
-    )  # fmt: skip
+def _flags(frame: Frame) -> int:
+    return frame.priority << 5 | frame.poll * POLL | frame.over * OVER | frame.encrypted * ENC | frame.key_id

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from firmware_sim.world.channel import Channel
 from hw_profiles import Link
 from onboard.wire.broadcast import Broadcast
-from onboard.wire.events import Arrived, Event, GroupAnswer, Limits
+from onboard.wire.config import BroadcastOptions, Identity, Limits, Medium, Security, SessionState
+from onboard.wire.events import Arrived, Event, GroupAnswer
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import BROADCAST
 from onboard.wire.security.seal import Sealer, directional_key
@@ -42,17 +43,23 @@ class NetStation:
         self.accepts = True
         self.board = self.boot(0.0)
         self.ground = Session(
-            node=GROUND, peer=node, key=node_key(node), link=link, master=True, epoch=1, wire_bytes=wire_bytes
+            Identity(GROUND, node, primary=True),
+            Medium(link, wire_bytes=wire_bytes),
+            Security(node_key(node)),
+            SessionState(epoch=1),
         )
 
     def boot(self, now: float) -> Session:
         """A session of a new epoch, with nothing left of what was half received."""
         self.epoch += 1
         self.board = Session(
-            node=self.node, peer=GROUND, key=node_key(self.node), link=self.link, master=False,
-            epoch=self.epoch, group_key=GROUP_KEY, done=self.objects, wire_bytes=wire_bytes, now=now,
+            Identity(self.node, GROUND, primary=False),
+            Medium(self.link, wire_bytes=wire_bytes),
+            Security(node_key(self.node), group_key=GROUP_KEY),
+            SessionState(epoch=self.epoch, done=self.objects),
             limits=self.limits,
-        )  # fmt: skip
+            now=now,
+        )
         return self.board
 
     def hear(self, frame: bytes, now: float) -> None:
@@ -102,8 +109,9 @@ class Net:
     ) -> bytes:
         """Begin a broadcast; returns the object's digest."""
         self.broadcast = Broadcast(
-            MODEL, payload, self.stations if to is None else to, sealer=self.sealer, link=self.link,
-            now=self.now, deadline_s=deadline_s, wire_bytes=wire_bytes,
+            MODEL, payload, self.stations if to is None else to, sealer=self.sealer,
+            medium=Medium(self.link, wire_bytes), now=self.now,
+            options=BroadcastOptions(deadline_s=deadline_s),
         )  # fmt: skip
         return self.broadcast.digest
 

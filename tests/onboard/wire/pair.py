@@ -11,6 +11,7 @@ from typing import Any
 
 from firmware_sim.world.channel import Channel, Side
 from hw_profiles import Link, load_link
+from onboard.wire.config import Identity, Limits, Medium, Security, SessionState
 from onboard.wire.events import Rekeyed, Withdrawn
 from onboard.wire.framing import frame as framing
 from onboard.wire.medium.contacts import Window
@@ -23,7 +24,6 @@ from onboard.wire.session import (
     Event,
     Evicted,
     Expired,
-    Limits,
     Message,
     Partial,
     QuotaUsage,
@@ -98,22 +98,20 @@ class PairEnd:
         self.disk.epoch += 1
         self._floor = self.disk.floor
         self.session = Session(
-            node=self.node,
-            peer=self.peer,
-            key=KEY,
-            link=self.link,
-            master=self.side == "ground",
-            epoch=self.disk.epoch,
-            floor=self.disk.floor,
-            salt=self.disk.salt,
-            nonce=self.nonce,
-            encrypted=self.encrypted,
-            done=self.disk.done,
-            spent=self.disk.spent,
-            wire_bytes=lambda frame_bytes: frame_bytes + COBS_BYTES,
-            now=now,
+            Identity(self.node, self.peer, primary=self.side == "ground"),
+            Medium(
+                self.link, wire_bytes=lambda frame_bytes: frame_bytes + COBS_BYTES, contacts=self.contacts
+            ),
+            Security(KEY, nonce=self.nonce, encrypted=self.encrypted),
+            SessionState(
+                epoch=self.disk.epoch,
+                replay_floor=self.disk.floor,
+                salt=self.disk.salt,
+                done=self.disk.done,
+                spent=self.disk.spent,
+            ),
             limits=self.limits,
-            contacts=self.contacts,
+            now=now,
         )
         for partial in self.disk.partials.values():
             self.session.resume(partial)
@@ -294,6 +292,11 @@ def _read(end: PairEnd, raw: bytes) -> framing.Frame:
     purpose = HELLO if hello else SECRET if end.encrypted else TRAFFIC
     subkey = directional_key(KEY, end.node, end.peer, 0, salt=salt, purpose=purpose)
     return Cipher(subkey).decode(raw) if purpose == SECRET else framing.decode(raw, framing.keyed(subkey))
+
+
+def ground_session(link: Link = FULL) -> Session:
+    """A ground's end by itself, of the first epoch; its peer is node 7."""
+    return Session(Identity(0, 7, primary=True), Medium(link), Security(KEY), SessionState(epoch=1))
 
 
 def data(size: int, seed: int = 1) -> bytes:

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from onboard.wire.broadcast import Broadcast
+from onboard.wire.config import BroadcastOptions, Identity, Limits, Medium, Security, SessionState
 from onboard.wire.events import (
     Arrived,
     Cancelled,
@@ -17,7 +18,6 @@ from onboard.wire.events import (
     Evicted,
     Expired,
     GroupAnswer,
-    Limits,
     Message,
     Refused,
     Withdrawn,
@@ -256,12 +256,14 @@ def test_a_session_goes_on_beside_a_broadcast() -> None:
     assert any(isinstance(event, Arrived) and event.payload == data(3000, 7) for event in told)
 
 
-def listener(**options: object) -> Session:
+def listener(state: SessionState | None = None) -> Session:
     """Node 1, which listens to the ground."""
     return Session(
-        node=1, peer=GROUND, key=node_key(1), link=FULL, master=False, epoch=1, group_key=GROUP_KEY,
-        **options,  # type: ignore[arg-type]
-    )  # fmt: skip
+        Identity(1, GROUND, primary=False),
+        Medium(FULL),
+        Security(node_key(1), group_key=GROUP_KEY),
+        state or SessionState(epoch=1),
+    )
 
 
 def group_sealer(epoch: int = 1) -> Sealer:
@@ -309,7 +311,12 @@ def test_hostile_broadcasts_change_nothing_but_a_counter() -> None:
 
 
 def test_a_session_without_the_group_s_key_hears_no_broadcast() -> None:
-    session = Session(node=1, peer=GROUND, key=node_key(1), link=FULL, master=False, epoch=1)
+    session = Session(
+        Identity(1, GROUND, primary=False),
+        Medium(FULL),
+        Security(node_key(1)),
+        SessionState(epoch=1),
+    )
     name = digest(MODEL, bytes(1000))
     offer = Offer(name, 1000, 200, MODEL).encode()
     assert session.receive(group_sealer().seal(Type.OFFER, offer, object_id=group_id(name)), 0.0) == []
@@ -319,7 +326,7 @@ def test_a_session_without_the_group_s_key_hears_no_broadcast() -> None:
 
 
 def test_the_floor_of_broadcasts_is_their_own() -> None:
-    session = listener(group_floor=(1, 2), floor=(7, 7))
+    session = listener(SessionState(epoch=1, replay_floor=(7, 7), group_replay_floor=(1, 2)))
     ground = group_sealer()
     name = digest(MODEL, bytes(1000))
     offer = Offer(name, 1000, 200, MODEL).encode()
@@ -333,7 +340,7 @@ def test_the_floor_of_broadcasts_is_their_own() -> None:
 
 def test_answers_that_make_no_sense_only_count() -> None:
     ground = group_sealer()
-    broadcast = Broadcast(MODEL, data(2000), [1, 2], sealer=ground, link=FULL, now=0.0)
+    broadcast = Broadcast(MODEL, data(2000), [1, 2], sealer=ground, medium=Medium(FULL), now=0.0)
     while broadcast.transmit(0.0):
         pass
     before = broadcast.snapshot(0.0)
@@ -365,8 +372,8 @@ def test_answers_that_make_no_sense_only_count() -> None:
     ("options", "match"),
     [
         ({"kind": 256}, "kind 256"),
-        ({"priority": 8}, "priority 8"),
-        ({"deadline_s": 0}, "deadline of 0"),
+        ({"options": BroadcastOptions(priority=8)}, "priority 8"),
+        ({"options": BroadcastOptions(deadline_s=0)}, "deadline of 0"),
         ({"payload": bytes(200 * 65536)}, "65536 fragments"),
         ({"sealer": Sealer(GROUP_KEY, source=0, destination=3, epoch=1)}, "to node 3"),
     ],
@@ -374,11 +381,11 @@ def test_answers_that_make_no_sense_only_count() -> None:
 def test_values_out_of_range_are_named(options: dict[str, object], match: str) -> None:
     wanted: dict[str, object] = {"kind": MODEL, "payload": b"", "sealer": group_sealer(), **options}
     with pytest.raises(ValueError, match=match):
-        Broadcast(listeners=[1], link=FULL, now=0.0, **wanted)  # type: ignore[arg-type]
+        Broadcast(listeners=[1], medium=Medium(FULL), now=0.0, **wanted)  # type: ignore[arg-type]
 
 
 def test_without_listeners_nothing_is_sent() -> None:
-    broadcast = Broadcast(MODEL, data(2000), [], sealer=group_sealer(), link=FULL, now=0.0)
+    broadcast = Broadcast(MODEL, data(2000), [], sealer=group_sealer(), medium=Medium(FULL), now=0.0)
     assert broadcast.over
     assert broadcast.transmit(0.0) is None
     assert broadcast.wakeup(0.0) == math.inf

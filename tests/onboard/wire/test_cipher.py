@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.events import Delivered, EncryptionMismatch
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import HEADER_BYTES, OVERHEAD_BYTES, BadFrame, Frame, Type
@@ -107,8 +108,8 @@ def test_ccm_s_length_has_two_bytes() -> None:
 
 def pair(epoch: int = 1) -> tuple[Sealer, Opener]:
     return (
-        Sealer(KEY, source=BOARD, destination=GROUND, epoch=epoch, encrypted=True),
-        Opener(KEY, source=BOARD, destination=GROUND, encrypted=True),
+        Sealer(KEY, source=BOARD, destination=GROUND, epoch=epoch, purpose=SECRET),
+        Opener(KEY, source=BOARD, destination=GROUND, purpose=SECRET),
     )
 
 
@@ -159,7 +160,7 @@ def test_an_end_takes_its_own_form_alone_and_counts_the_other() -> None:
     forged = Sealer(bytes(32), source=BOARD, destination=GROUND, epoch=1)
     assert secret.open(forged.seal(Type.DATA)) is None  # plain, but not the peer's
     assert (secret.plain_dropped, secret.bad_tags, secret.floor) == (1, 1, (0, 0))
-    unknown = Sealer({1: KEY}, source=BOARD, destination=GROUND, epoch=1, encrypted=True)
+    unknown = Sealer({1: KEY}, source=BOARD, destination=GROUND, epoch=1, purpose=SECRET)
     assert secret.open(unknown.seal(Type.DATA)) is None
     assert secret.unknown_keys == 1
 
@@ -218,5 +219,8 @@ def test_bit_errors_are_no_other_form() -> None:
 def test_broadcasts_are_plain_so_nobody_listens_to_them_on_an_encrypted_link() -> None:
     with pytest.raises(ValueError, match="broadcasts are never encrypted"):
         Session(
-            node=7, peer=0, key=KEY, link=FULL, master=False, epoch=1, encrypted=True, group_key=bytes(32)
+            Identity(7, 0, primary=False),
+            Medium(FULL),
+            Security(KEY, encrypted=True, group_key=bytes(32)),
+            SessionState(epoch=1),
         )

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hw_profiles import Link
+from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.framing.frame import OVERHEAD_BYTES, Type
 from onboard.wire.medium.contacts import Contacts, Window
 from onboard.wire.session import Delivered, Expired, PeerUnreachable, Session
@@ -155,7 +156,13 @@ def test_what_a_run_before_left_in_the_port_is_off_the_air_by_the_set() -> None:
     frame_s = FULL.mtu_bytes * 8 / FULL.rate_up_bps
     for boots, leaves in ((10.0 - 2.5 * frame_s, False), (10.0 - 4.0 * frame_s, True), (-5.0, True)):
         plan = [Window(10.0 - 5 * frame_s if boots < 0 else 0.0, 10.0)]
-        session = Session(node=7, peer=0, key=KEY, link=FULL, master=False, epoch=2, contacts=plan, now=boots)
+        session = Session(
+            Identity(7, 0, primary=False),
+            Medium(FULL, contacts=plan),
+            Security(KEY),
+            SessionState(epoch=2),
+            now=boots,
+        )
         at = max(boots, 10.0 - 2.5 * frame_s)
         session.tell(b"health", at)
         assert (session.transmit(at) is not None) is leaves
@@ -212,7 +219,12 @@ def test_seconds_of_contact_are_counted_across_windows() -> None:
 
 
 def test_after_the_last_contact_nothing_wakes_a_session() -> None:
-    session = Session(node=0, peer=7, key=KEY, link=FULL, master=True, epoch=1, contacts=[Window(5.0, 6.0)])
+    session = Session(
+        Identity(0, 7, primary=True),
+        Medium(FULL, contacts=[Window(5.0, 6.0)]),
+        Security(KEY),
+        SessionState(epoch=1),
+    )
     session.offer(UPDATE, data(1000), 0.0)
     assert session.wakeup(0.0) == pytest.approx(5.0, abs=1e-3)
     assert session.transmit(4.9) is None

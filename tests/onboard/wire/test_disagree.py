@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from hw_profiles import Link
+from onboard.wire.config import SessionState
 from onboard.wire.events import (
     EncryptionMismatch,
     Event,
@@ -69,7 +70,7 @@ def copied_and_off(node: int, now: float, own: One, peer: One, how: dict[str, ob
 
 def memory_back(node: int, now: float, own: One, peer: One, how: dict[str, object]):  # type: ignore[no-untyped-def]
     """A virtual machine went back to a snapshot: the same salt, and numbers once more."""
-    back = One(node, now, epoch=1, salt=own.session.salt, floor=(1, 1), **how)  # type: ignore[arg-type]
+    back = One(node, now, state=SessionState(1, (1, 1), own.session.salt), **how)  # type: ignore[arg-type]
     return back, peer, now, {OutOfStep}
 
 

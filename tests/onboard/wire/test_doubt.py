@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 import pytest
 
 from hw_profiles import Link
+from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.events import Event, Message, OutOfStep, Rekeyed, TwoEnds, WrongKey
 from onboard.wire.framing.frame import Type, unproven
 from onboard.wire.security.doubt import FREE, WITHIN_S, Agreements
@@ -23,13 +24,23 @@ class One:
     """A live program: a ground's (node 0) or a board's (node 7), which begins as all of them do."""
 
     def __init__(
-        self, node: int, now: float, epoch: int = 1, *, link: Link = FULL, **session: object
+        self,
+        node: int,
+        now: float,
+        epoch: int = 1,
+        *,
+        link: Link = FULL,
+        encrypted: bool = False,
+        state: SessionState | None = None,
     ) -> None:
         self.node = node
         self.session = Session(
-            node=node, peer=7 - node, key=KEY, link=link, master=node == 0, epoch=epoch,
-            nonce=nonces.randbytes, now=now, **session,  # type: ignore[arg-type]
-        )  # fmt: skip
+            Identity(node, 7 - node, primary=node == 0),
+            Medium(link),
+            Security(KEY, nonces.randbytes, encrypted),
+            state or SessionState(epoch),
+            now=now,
+        )
         self.events: list[tuple[float, Event]] = []
         self.said: list[tuple[float, bytes]] = []
         self.every_s, self.due_s = 1.0, now  # it says something so often
@@ -110,7 +121,7 @@ def test_memory_that_went_back_is_replays_alone_and_is_agreed_upon_anew() -> Non
     """A virtual machine was put back to a snapshot in which the program ran: same salt, numbers once more."""
     ground, board = One(0, 0.0), One(7, 0.0)
     now = run((ground, board), 0.0, 60.0)
-    back = One(7, now, epoch=1, salt=board.session.salt, floor=(1, 1))
+    back = One(7, now, state=SessionState(1, replay_floor=(1, 1), salt=board.session.salt))
     back_at = now
     now = run((ground, back), now, now + 60.0)
     assert ground.session.salt == back.session.salt != board.session.salt

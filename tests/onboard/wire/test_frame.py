@@ -134,5 +134,12 @@ def test_a_field_out_of_range_is_refused(change: dict[str, int]) -> None:
     fields = {
         "flags": 0, "source": 3, "destination": 0, "epoch": 7, "seq": 258, "object_id": 5, "fragment": 9
     }  # fmt: skip
+    wrong = fields | change
+    ends = [wrong.pop(name) for name in ("source", "destination", "epoch")]
+
+    def encode() -> bytes:
+        sender = framing.tagging(framing.keyed(KEY), *ends)
+        return framing.encode(sender, Type.DATA, payload=b"", **wrong)
+
     with pytest.raises(ValueError, match=str(next(iter(change.values())))):
-        framing.encode(framing.keyed(KEY), Type.DATA, payload=b"", **(fields | change))
+        encode()

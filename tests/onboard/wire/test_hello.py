@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
+from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.events import Message, Rekeyed
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import Frame, Type
@@ -42,9 +43,12 @@ class Lives:
     def boot(self, now: float) -> None:
         self.epoch += 1
         self.session = Session(
-            node=self.node, peer=self.peer, key=KEY, link=FULL, master=self.node == 0, epoch=self.epoch,
-            nonce=self.random.randbytes, encrypted=self.encrypted, now=now,
-        )  # fmt: skip
+            Identity(self.node, self.peer, primary=self.node == 0),
+            Medium(FULL),
+            Security(KEY, nonce=self.random.randbytes, encrypted=self.encrypted),
+            SessionState(epoch=self.epoch),
+            now=now,
+        )
 
     def lose(self, now: float) -> None:
         """An empty disk."""
@@ -309,7 +313,9 @@ def test_a_hello_is_for_its_direction_and_needs_the_key() -> None:
 
 @pytest.mark.parametrize("payload", [b"", bytes(23), bytes(24), bytes(25)])
 def test_a_hello_that_makes_no_sense(payload: bytes) -> None:
-    greeting = RekeyHandshake(KEY, node=0, peer=7, epoch=1, nonce=random.Random(3).randbytes)
+    greeting = RekeyHandshake(
+        Identity(0, 7, primary=True), Security(KEY, random.Random(3).randbytes), SessionState(epoch=1)
+    )
     with pytest.raises(BadMessage):
         Hello.decode(payload)
     assert greeting.hear(Frame(Type.HELLO, 7, 0, 1, 1, payload=payload), 0.0) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import Type
 from onboard.wire.messages import Cancel, Offer, Reason, digest
@@ -12,7 +13,7 @@ from onboard.wire.session import (
     Session,
 )
 from onboard.wire.transfer.report import Report
-from tests.onboard.wire.pair import FULL, KEY, UPDATE
+from tests.onboard.wire.pair import FULL, KEY, UPDATE, ground_session
 
 
 def frames_of(sender: Sealer, *made: tuple[Type, bytes, dict[str, int]]) -> list[bytes]:
@@ -21,7 +22,7 @@ def frames_of(sender: Sealer, *made: tuple[Type, bytes, dict[str, int]]) -> list
 
 
 def test_authentic_nonsense_changes_nothing_but_a_counter() -> None:
-    session = Session(node=0, peer=7, key=KEY, link=FULL, master=True, epoch=1)
+    session = ground_session()
     peer = Sealer(KEY, source=7, destination=0, epoch=1)
     name = digest(UPDATE, bytes(1000))
     offer = Offer(name, 1000, 200, UPDATE).encode()
@@ -67,7 +68,7 @@ def test_an_object_id_that_is_used_for_another_object_is_never_answered_for_the_
         (Type.CANCEL, Cancel(second.digest, Reason.WITHDRAWN).encode()),
         (Type.OFFER, second.encode()),
     ):
-        session = Session(node=0, peer=7, key=KEY, link=FULL, master=True, epoch=1)
+        session = ground_session()
         for frame in frames_of(
             peer, *((*each, {"object_id": 4}) for each in ((Type.OFFER, first.encode()), then))
         ):
@@ -82,7 +83,7 @@ def test_an_object_id_that_is_used_for_another_object_is_never_answered_for_the_
 
 
 def test_forged_damaged_and_replayed_frames_change_nothing_but_a_counter() -> None:
-    session = Session(node=0, peer=7, key=KEY, link=FULL, master=True, epoch=1)
+    session = ground_session()
     peer = Sealer(KEY, source=7, destination=0, epoch=1)
     forger = Sealer(bytes(32), source=7, destination=0, epoch=9)
     message = peer.seal(Type.MSG, b"once")
@@ -102,7 +103,12 @@ def test_forged_damaged_and_replayed_frames_change_nothing_but_a_counter() -> No
 def test_a_floor_from_disk_keeps_old_frames_out() -> None:
     peer = Sealer(KEY, source=7, destination=0, epoch=3)
     frames = [peer.seal(Type.MSG, b"%d" % nth) for nth in range(5)]
-    session = Session(node=0, peer=7, key=KEY, link=FULL, master=True, epoch=2, floor=(3, 4))
+    session = Session(
+        Identity(0, 7, primary=True),
+        Medium(FULL),
+        Security(KEY),
+        SessionState(epoch=2, replay_floor=(3, 4)),
+    )
     assert [event for frame in frames for event in session.receive(frame, 0.0)] == [
         PeerHeard(),
         Message(b"4"),
@@ -110,7 +116,7 @@ def test_a_floor_from_disk_keeps_old_frames_out() -> None:
 
 
 def test_a_flood_of_unknown_data_is_answered_seldom_and_remembered_nowhere() -> None:
-    session = Session(node=0, peer=7, key=KEY, link=FULL, master=True, epoch=1)
+    session = ground_session()
     peer = Sealer(KEY, source=7, destination=0, epoch=1)
     answers = 0
     for nth in range(3000):
@@ -125,8 +131,13 @@ def test_a_flood_of_unknown_data_is_answered_seldom_and_remembered_nowhere() -> 
 
 
 def test_messages_that_wait_are_bounded_and_the_newest_stay() -> None:
-    session = Session(node=0, peer=7, key=KEY, link=FULL, master=True, epoch=1)
-    ground = Session(node=7, peer=0, key=KEY, link=FULL, master=False, epoch=1)
+    session = ground_session()
+    ground = Session(
+        Identity(7, 0, primary=False),
+        Medium(FULL),
+        Security(KEY),
+        SessionState(epoch=1),
+    )
     for nth in range(40):
         session.tell(b"%d" % nth, 0.0, priority=1)
     heard = []

@@ -7,12 +7,13 @@ from random import Random
 
 import pytest
 
+from onboard.wire.config import Identity, Limits, Medium, Security, SessionState
 from onboard.wire.events import EncryptionMismatch, Event, ForeignFrames, Rekeyed, UnknownPeer, WrongKey
 from onboard.wire.framing.frame import Type
 from onboard.wire.messages import Reason
 from onboard.wire.security.seal import Sealer
-from onboard.wire.session import Arrived, Cancelled, Expired, Limits, Refused, Session
-from tests.onboard.wire.pair import FULL, HALF, KEY, UPDATE, Pair, data
+from onboard.wire.session import Arrived, Cancelled, Expired, Refused, Session
+from tests.onboard.wire.pair import FULL, HALF, KEY, UPDATE, Pair, data, ground_session
 
 ADVICE = (WrongKey, EncryptionMismatch, UnknownPeer, ForeignFrames)
 
@@ -59,7 +60,7 @@ def test_another_key_is_told_of_once_until_one_is_right() -> None:
 
 
 def test_another_key_from_the_start_is_told_of_at_once() -> None:
-    session = Session(node=0, peer=7, key=KEY, link=FULL, master=True, epoch=1)
+    session = ground_session()
     assert heard(session, frames(7, 0, 30, bytes(32)), 0.0) == [WrongKey()]
 
 
@@ -85,7 +86,7 @@ def test_a_line_that_damages_nine_frames_of_ten_is_no_wrong_key_and_nobody_else_
 
 def test_a_line_that_damages_every_frame_is_no_wrong_key() -> None:
     """Another speed, say: it spoils headers as well as tags."""
-    session = Session(node=0, peer=7, key=KEY, link=FULL, master=True, epoch=1)
+    session = ground_session()
     sealer, told = Sealer(KEY, source=7, destination=0, epoch=1), list[Event]()
     for second in range(600):
         told += heard(session, [flipped(sealer.seal(Type.MSG, bytes(20)), 15 if second % 3 else 3)], second)
@@ -183,7 +184,10 @@ def test_frames_from_before_an_agreement_are_not_foreign() -> None:
     nonces = Random(5)
     ends = [
         Session(
-            node=node, peer=7 - node, key=KEY, link=FULL, master=node == 0, epoch=3, nonce=nonces.randbytes
+            Identity(node, 7 - node, primary=node == 0),
+            Medium(FULL),
+            Security(KEY, nonce=nonces.randbytes),
+            SessionState(epoch=3),
         )
         for node in (0, 7)
     ]

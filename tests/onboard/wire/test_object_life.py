@@ -26,6 +26,7 @@ from firmware_sim.world.channel import Side
 from onboard.link.pump import OfPort, Pump
 from onboard.link.spool import Spool
 from onboard.mission.objects import MODEL, UPDATE
+from onboard.wire.config import Identity, Limits, Medium, Security, SessionState
 from onboard.wire.events import (
     Arrived,
     Cancelled,
@@ -34,7 +35,6 @@ from onboard.wire.events import (
     Event,
     Evicted,
     Expired,
-    Limits,
     Recut,
     Rekeyed,
     Withdrawn,
@@ -127,10 +127,13 @@ class LifeEnd:
     def _session(self, now: float, done: Any = None) -> Session:
         self.epoch += 1
         return Session(
-            node=SIDES.index(self.side), peer=SIDES.index(other(self.side)), key=KEY, link=FAST,
-            master=self.side == "ground", epoch=self.epoch, nonce=self.seed.randbytes,
-            done=self.spool.finished() if done is None else done, now=now, limits=LIMITS,
-        )  # fmt: skip
+            Identity(SIDES.index(self.side), SIDES.index(other(self.side)), primary=self.side == "ground"),
+            Medium(FAST),
+            Security(KEY, nonce=self.seed.randbytes),
+            SessionState(epoch=self.epoch, done=self.spool.finished() if done is None else done),
+            limits=LIMITS,
+            now=now,
+        )
 
     def poll(self, now: float) -> None:
         for event in self.pump.poll(now):

@@ -7,12 +7,12 @@ import random
 import pytest
 
 from hw_profiles import Link, load_link, names
+from onboard.wire.config import Limits
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import Type
 from onboard.wire.session import (
     Arrived,
     Delivered,
-    Limits,
 )
 from tests.onboard.wire.pair import (
     COBS_BYTES,

@@ -6,15 +6,14 @@ from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import Type
 from onboard.wire.messages import Offer, digest
 from onboard.wire.security.seal import Sealer, directional_key
-from onboard.wire.session import Session
 from onboard.wire.transfer.report import Report
-from tests.onboard.wire.pair import FAST, HALF, KEY, UPDATE
+from tests.onboard.wire.pair import FAST, HALF, KEY, UPDATE, ground_session
 
 OUR_KEY = framing.keyed(directional_key(KEY, 0, 7, 0))
 
 
 def test_a_report_that_was_due_to_a_peer_that_restarted_is_not_sent() -> None:
-    session = Session(node=0, peer=7, key=KEY, link=HALF, master=True, epoch=1)
+    session = ground_session(HALF)
     first, second = (Sealer(KEY, source=7, destination=0, epoch=epoch) for epoch in (1, 2))
     offer = Offer(digest(UPDATE, bytes(1000)), 1000, 200, UPDATE).encode()
     session.receive(first.seal(Type.OFFER, offer, object_id=5), 0.0)
@@ -24,7 +23,7 @@ def test_a_report_that_was_due_to_a_peer_that_restarted_is_not_sent() -> None:
 
 
 def test_an_unknown_that_crossed_the_offer_is_no_reason_to_offer_again() -> None:
-    session = Session(node=0, peer=7, key=KEY, link=FAST, master=True, epoch=1)
+    session = ground_session(FAST)
     peer = Sealer(KEY, source=7, destination=0, epoch=1)
     session.offer(1, bytes(100_000), 0.0)
 

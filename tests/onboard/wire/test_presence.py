@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from hw_profiles import Link
-from onboard.wire.events import Limits, Message, Rekeyed
+from onboard.wire.config import Identity, Limits, Medium, Security, SessionState
+from onboard.wire.events import Message, Rekeyed
 from onboard.wire.presence import QUIET_S
 from onboard.wire.session import Session
 from tests.onboard.wire.pair import FULL, HALF, KEY
@@ -19,9 +20,12 @@ def two(link: Link, quiet_s: float) -> tuple[Session, Session]:
     draw = random.Random(1)
     ground, board = (
         Session(
-            node=node, peer=7 - node, key=KEY, link=link, master=node == 0, epoch=1, nonce=draw.randbytes,
-            limits=replace(Limits(), quiet_s=quiet_s),
-        )
+Identity(node, 7 - node, primary=node == 0),
+Medium(link),
+Security(KEY, nonce=draw.randbytes),
+SessionState(epoch=1),
+limits=replace(Limits(), quiet_s=quiet_s),
+)
         for node in (0, 7)
     )  # fmt: skip
     return ground, board

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from firmware_sim.world.channel import Burst
 from hw_profiles import Link
-from onboard.wire.events import Arrived, Delivered, Limits, Recut, Stuck
+from onboard.wire.config import Limits, Medium
+from onboard.wire.events import Arrived, Delivered, Recut, Stuck
 from onboard.wire.framing.frame import Frame, Type
 from onboard.wire.medium.timing import Timing
 from onboard.wire.messages import Offer, digest
@@ -175,7 +176,7 @@ def frame(object_id: int, fragment: int, payload: bytes) -> Frame:
 def test_what_still_comes_in_the_old_length_spoils_nothing() -> None:
     """The last fragment of the old cut is as long as all of the new one, and has an index of it, too."""
     payload = data(250)
-    inbox = Inbox(Timing(FULL, master=True, wire_bytes=len_and_two), Limits(), ())
+    inbox = Inbox(Timing(Medium(FULL, len_and_two), primary=True), Limits(), ())
     name = digest(UPDATE, payload)
     inbox.on_offer(Offer(name, 250, 100, UPDATE, 0), 1, 0.0)
     inbox.on_data(frame(1, 0, payload[:100]), 0.1)

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onboard.wire.events import Arrived, Evicted, Limits, Refused
+from onboard.wire.config import Identity, Limits, Medium, Security, SessionState
+from onboard.wire.events import Arrived, Evicted, Refused
 from onboard.wire.framing.frame import Frame, Type
 from onboard.wire.messages import MAX_FRAGMENTS, Offer, Reason, digest
 from onboard.wire.security.seal import Sealer
@@ -29,7 +30,13 @@ class Peer:
     """A board that holds the key and says what it likes, to a ground that listens."""
 
     def __init__(self, limits: Limits) -> None:
-        self.ground = Session(node=0, peer=7, key=KEY, link=FAST, master=True, epoch=1, limits=limits)
+        self.ground = Session(
+            Identity(0, 7, primary=True),
+            Medium(FAST),
+            Security(KEY),
+            SessionState(epoch=1),
+            limits=limits,
+        )
         self._sealer = Sealer(KEY, source=7, destination=0, epoch=1)
         self.events: list[object] = []
         self.now = 0.0

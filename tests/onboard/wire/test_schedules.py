@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from firmware_sim.world.channel import Side
 from hw_profiles import Link
+from onboard.wire.config import Limits
 from onboard.wire.messages import digest
-from onboard.wire.session import Arrived, Limits
+from onboard.wire.session import Arrived
 from tests.onboard.wire.pair import Pair, link, uhf_full
 
 LINKS = {

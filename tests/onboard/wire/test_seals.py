@@ -7,6 +7,7 @@ import random
 import pytest
 
 from onboard.storage.keys import newest, roll
+from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.events import Message, Rekeyed
 from onboard.wire.security.seal import NO_SALT
 from onboard.wire.session import Session
@@ -33,10 +34,16 @@ class SealedLink:
         before = None if lost else self.sessions.get(node)
         self.epochs[node] = 1 if lost else self.epochs[node] + 1
         self.sessions[node] = Session(
-            node=node, peer=3 - node, key=keys, link=FULL, master=node == 0, epoch=self.epochs[node],
-            floor=before.floor if before else (0, 0), salt=before.salt if before else NO_SALT,
-            nonce=self.nonce, encrypted=self.encrypted, now=self.now,
-        )  # fmt: skip
+            Identity(node, 3 - node, primary=node == 0),
+            Medium(FULL),
+            Security(keys, nonce=self.nonce, encrypted=self.encrypted),
+            SessionState(
+                epoch=self.epochs[node],
+                replay_floor=before.floor if before else (0, 0),
+                salt=before.salt if before else NO_SALT,
+            ),
+            now=self.now,
+        )
 
     def cross(self, *, seconds: float = 12.0) -> set[int]:
         """Each end tells the other something; returns who heard it."""

@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 
 from hw_profiles import Link
+from onboard.wire.config import Limits
 from onboard.wire.events import Withdrawn
 from onboard.wire.framing.frame import Type
 from onboard.wire.medium.contacts import Window
@@ -19,13 +20,11 @@ from onboard.wire.session import (
     Delivered,
     Evicted,
     Expired,
-    Limits,
     PeerHeard,
     PeerUnreachable,
     Refused,
-    Session,
 )
-from tests.onboard.wire.pair import FAST, FULL, HALF, KEY, UPDATE, Pair, data, finish, uhf_full
+from tests.onboard.wire.pair import FAST, FULL, HALF, UPDATE, Pair, data, finish, ground_session, uhf_full
 
 
 @pytest.mark.parametrize("link", [FULL, HALF, FAST], ids=["full", "half", "fast"])
@@ -349,7 +348,7 @@ def test_fragments_of_another_length_are_not_sent_again_where_they_are_held() ->
     ],
 )
 def test_values_out_of_range_are_named(call, match: str) -> None:  # type: ignore[no-untyped-def]
-    session = Session(node=0, peer=7, key=KEY, link=FULL, master=True, epoch=1)
+    session = ground_session()
     with pytest.raises(ValueError, match=match):
         call(session)
     assert session.wakeup(0.0) == float("inf")

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import pytest
 
+from onboard.wire.config import Medium
 from onboard.wire.framing.frame import Type
 from onboard.wire.medium.timing import GRACE_S, GUARD_S, Timing
 from onboard.wire.medium.turn import HalfDuplexTurn
@@ -95,7 +96,7 @@ def test_half_duplex_finishes_under_heavy_loss_both_ways(seed: int) -> None:
 
 def turns() -> tuple[HalfDuplexTurn, HalfDuplexTurn, Timing]:
     """The ground's and the board's view of a channel from time 0, and the ground's times."""
-    timings = [Timing(HALF, master=master, wire_bytes=lambda n: n + COBS_BYTES) for master in (True, False)]
+    timings = [Timing(Medium(HALF, lambda n: n + COBS_BYTES), primary=primary) for primary in (True, False)]
     return HalfDuplexTurn(timings[0], 0.0), HalfDuplexTurn(timings[1], 0.0), timings[0]
 
 
@@ -254,7 +255,7 @@ def test_closing_frames_do_not_collide_on_a_channel_without_losses(seed: int) ->
 
 
 def test_a_turn_is_longer_where_losses_come_in_bursts() -> None:
-    timing = Timing(HALF, master=True, wire_bytes=lambda count: count + COBS_BYTES)
+    timing = Timing(Medium(HALF, lambda count: count + COBS_BYTES), primary=True)
     turn = HalfDuplexTurn(timing, 0.0)
     turn.sent(0.0, 0.2)
     longest = timing.burst_s
