@@ -24,7 +24,6 @@ from onboard.console.log import Format, start
 from onboard.console.toml import ConfigError
 from onboard.runtime.signals import stop_signals
 
-_WINDOW_HELP = "Contact in seconds since the start; either may be empty; repeatable. Default: always open."
 _TOTALS_BYTES = 8192  # a few reports of a cable
 
 
@@ -38,18 +37,31 @@ def main() -> None:
 @click.option("--link", "link_name", required=True, help="Profile of the link: a name or a TOML file.")
 @click.option("--ground", required=True, metavar="END", help="The ground's end: a path, or udp://HOST:PORT.")
 @click.option("--board", required=True, metavar="END", help="The board's end, of the same kind.")
-@click.option("--loss", type=float, help="Probability that a frame is lost, instead of the profile's.")
-@click.option("--burst", metavar="LOSS:FRAMES", help="Losses in bursts: their mean share, their mean length.")
-@click.option("--ber", type=float, help="Probability that a bit is wrong, instead of the profile's.")
-@click.option("--duplicate", type=float, default=0.0, help="Probability that a frame arrives twice.")
-@click.option("--reorder", type=float, default=0.0, help="Probability that later frames overtake a frame.")
-@click.option("--window", "windows", multiple=True, metavar="OPEN:CLOSE", help=_WINDOW_HELP)
-@click.option("--cut-after-bytes", type=int, help="Close the contact once, after so many bytes of the board,")
-@click.option("--cut-seconds", type=float, help="... for so many seconds.")
-@click.option("--fault", "faults", multiple=True, metavar="NAME[=STRENGTH]",
-              help=f"What else is wrong, both ways; repeatable: {', '.join(FAULTS)}.")  # fmt: skip
-@click.option("--seed", type=int, default=1, show_default=True, help="Repeats the fate of every frame.")
-@click.option("--report-every", type=float, metavar="S", help="Print running totals as JSON lines.")
+@click.option("--loss", type=float, show_default="the profile's",
+              help="Probability that a frame is lost, instead of the profile's frame_loss.")  # fmt: skip
+@click.option("--burst", metavar="LOSS:FRAMES", show_default="none",
+              help="Losses in bursts (Gilbert's model): mean share lost, mean length in frames.")  # fmt: skip
+@click.option("--ber", type=float, show_default="the profile's",
+              help="Probability that a bit is wrong, instead of the profile's bit_error_rate.")  # fmt: skip
+@click.option("--duplicate", type=float, default=0.0, show_default=True,
+              help="Probability that a frame arrives twice.")  # fmt: skip
+@click.option("--reorder", type=float, default=0.0, show_default=True,
+              help="Probability that a frame is held back for one to four of its air times.")  # fmt: skip
+@click.option("--window", "windows", multiple=True, metavar="OPEN:CLOSE", show_default="always open",
+              help="Contact in seconds since the start; either may be empty. Nothing passes outside. "
+                   "Repeatable.")  # fmt: skip
+@click.option("--cut-after-bytes", type=int, show_default="never",
+              help="Close the contact once, after so many bytes of the board.")  # fmt: skip
+@click.option("--cut-seconds", type=float, show_default="never",
+              help="Close it for so many seconds.")  # fmt: skip
+@click.option("--fault", "faults", multiple=True, metavar="NAME[=STRENGTH]", show_default="none",
+              help=f"Something else that is wrong, both ways; repeatable: {', '.join(FAULTS)}.")  # fmt: skip
+@click.option("--seed", type=int, default=1, show_default=True,
+              help="The n-th frame of a side meets the same fate in every run with the same "
+                   "seed.")  # fmt: skip
+@click.option("--report-every", type=float, metavar="S", show_default="at the end",
+              help="Print running totals as JSON lines every S seconds, and a last one at the "
+                   "end.")  # fmt: skip
 def cable(
     link_name: str,
     ground: str,
@@ -66,7 +78,7 @@ def cable(
     seed: int,
     report_every: float | None,
 ) -> None:
-    """Join two programs by an emulated radio link, with its rate, delay, losses and contact windows.
+    """Joins two programs by an emulated radio link, with its rate, delay, losses and contact windows.
 
     An end is the path of a serial port to be made (a link to a pseudo-terminal), or udp://HOST:PORT to listen
     on; with ?peer=HOST:PORT only that address is heard and answered, without it whoever spoke last. Runs
@@ -114,11 +126,12 @@ def cable(
 
 @main.command()
 @click.argument("node_toml", type=click.Path(path_type=Path))
-@click.option("--log", "log_format", type=click.Choice(["text", "json"]), default="text", help="Log's form.")
-@click.option("--report-every", type=click.FloatRange(min=0.05), metavar="S",
+@click.option("--log", "log_format", type=click.Choice(["text", "json"]), default="text",
+              show_default=True, help="Form of the log; json is one object a line.")  # fmt: skip
+@click.option("--report-every", type=click.FloatRange(min=0.05), metavar="S", show_default="never",
               help="Log state and link counters every S seconds.")  # fmt: skip
 def board(node_toml: Path, log_format: Format, report_every: float | None) -> None:
-    """Run the real agent of NODE_TOML as its board would: as slow and as small as the profile says.
+    """Runs the real agent of NODE_TOML as its board would: as slow and as small as the profile says.
 
     \b
     Example:
@@ -135,26 +148,30 @@ def board(node_toml: Path, log_format: Format, report_every: float | None) -> No
 
 @main.command()
 @click.option("--data", default="digits", show_default=True,
-              help="What is learned: digits, mnist, eurosat[-full], npz:PATH or folder:PATH.")  # fmt: skip
+              help="What is learned: digits, mnist, eurosat (the subset of 2,500 images where the folder has "
+                   "it), eurosat-full, npz:PATH or folder:PATH.")  # fmt: skip
 @click.option("--data-dir", type=click.Path(path_type=Path), envvar="SPACEDML_DATA", show_envvar=True,
               help="Folder of mnist and eurosat.")  # fmt: skip
-@click.option(
-    "--model", help="Model to train: lenet5, lenet5-rgb (the default for eurosat), resnet20 or resnet20-64."
-)
-@click.option("--rounds", default=6, show_default=True, type=click.IntRange(min=1))
+@click.option("--model", show_default="by the data",
+              help="Model to train: lenet5, lenet5-rgb (the default for eurosat), resnet20 or resnet20-64 "
+                   "(three channels).")  # fmt: skip
+@click.option("--rounds", default=6, show_default=True, type=click.IntRange(min=1), help="Rounds.")
 @click.option("--images", default=600, show_default=True, type=click.IntRange(min=1),
               help="Images a board, at most.")  # fmt: skip
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31), help="Repeats a run.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31),
+              help="Seed of the shares, the first weights and the air.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), default=Path("demo-out"), show_default=True,
-              help="Folder for all that the run writes; an earlier demo's is replaced.")  # fmt: skip
-@click.option("--real", multiple=True, metavar="BOARD=PORT",
+              help="Folder for everything that the run writes. An earlier demo's is replaced; anything else "
+                   "is left alone, and so is the folder of a demo that runs.")  # fmt: skip
+@click.option("--real", multiple=True, metavar="BOARD=PORT", show_default="none",
               help="A real board in place of an emulated one, on the ground's PORT; repeatable.")  # fmt: skip
-@click.option("--plain", is_flag=True, help="Lines instead of a live table.")
+@click.option("--plain", is_flag=True,
+              help="Lines instead of a live table; without a terminal it is always lines.")  # fmt: skip
 def demo(
     data: str, data_dir: Path | None, model: str | None, rounds: int, images: int, seed: int, out: Path,
     real: tuple[str, ...], plain: bool,
 ) -> None:  # fmt: skip
-    """Train a model across a ground station and three emulated boards over radio-grade links.
+    """Trains a model across a ground station and three emulated boards over radio-grade links.
 
     A Raspberry Pi 4 on a serial cable at 115,200 baud, a Jetson Nano on S-band at 256 kbit/s over UDP, and a
     Xiphos Q8S on half-duplex UHF at 9.6 kbit/s that loses 5 % of its frames and its contact once. Real

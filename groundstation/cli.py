@@ -39,22 +39,32 @@ def main() -> None:
 @click.option("--node", "nodes", multiple=True, required=True, metavar="NAME,KEY=VALUE,...",
               help="A board: NAME[,board=PROFILE][,link=PROFILE],port=URL[,board-port=URL][,data=SOURCE]"
                    "[,cpu-share=SHARE][,encrypt=true]. Repeat for more.")  # fmt: skip
-@click.option("--name", default=None, help="Name of the mission; the folder's by default.")
+@click.option("--name", show_default="the folder's name", help="Name of the mission.")
 @click.option("--data", default="digits", show_default=True,
-              help="Test data: digits, mnist, eurosat[-full], npz:PATH or folder:PATH.")  # fmt: skip
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of mnist and eurosat.")
-@click.option("--model", default="lenet5", show_default=True, help="Model to train.")
-@click.option("--rounds", default=10, show_default=True, type=click.IntRange(min=1))
-@click.option("--target", type=click.FloatRange(0, 1, min_open=True), help="Stop at this accuracy (0 to 1).")
-@click.option("--select", type=click.IntRange(min=1), help="Boards asked in a round (K); all by default.")
-@click.option("--quorum", type=click.IntRange(min=1), help="Answers that end a round; K by default.")
-@click.option("--deadline", "deadline_s", default=900.0, show_default=True, help="Seconds a round waits.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**32 - 1))
+              help="Test data: digits, mnist, eurosat (the subset of 2,500 images where the folder has it), "
+                   "eurosat-full, npz:PATH or folder:PATH.")  # fmt: skip
+@click.option("--data-dir", type=click.Path(path_type=Path), show_default="SPACEDML_DATA",
+              help="Folder of mnist and eurosat, written into mission.toml.")  # fmt: skip
+@click.option("--model", default="lenet5", show_default=True,
+              help="Model to train: lenet5 (1 channel), lenet5-rgb, resnet20 or resnet20-64 (3 "
+                   "channels).")  # fmt: skip
+@click.option("--rounds", default=10, show_default=True, type=click.IntRange(min=1), help="Rounds at most.")
+@click.option("--target", type=click.FloatRange(0, 1, min_open=True), show_default="none",
+              help="Stop at this test accuracy.")  # fmt: skip
+@click.option("--select", type=click.IntRange(min=1), show_default="all boards",
+              help="Number K of boards that are asked in a round.")  # fmt: skip
+@click.option("--quorum", type=click.IntRange(min=1), show_default="K", help="Answers that end a round.")
+@click.option("--deadline", "deadline_s", default=900.0, show_default=True,
+              help="Seconds that a round waits for its quorum.")  # fmt: skip
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**32 - 1),
+              help="Seed of the first weights, the choice of boards, and the order of images.")  # fmt: skip
 def init(
     folder: Path, nodes: tuple[str, ...], name: str | None, data: str, data_dir: Path | None, model: str,
     rounds: int, target: float | None, select: int | None, quorum: int | None, deadline_s: float, seed: int,
 ) -> None:  # fmt: skip
     """Makes a mission in DIR: mission.toml, a key for every board, and a folder to copy to each board.
+
+    Everything is checked before the first file is written, and nothing is ever written over.
 
     \b
     Examples:
@@ -84,13 +94,17 @@ def init(
 @main.command()
 @click.argument("folder", metavar="DIR", type=_FOLDER)
 @click.argument("name", metavar="NODE")
-@click.option("--data", metavar="SOURCE", help="Where from: as --data of init; the mission's own by default.")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of mnist and eurosat.")
-@click.option("--images", default=600, show_default=True, type=click.IntRange(min=1), help="At most.")
+@click.option("--data", metavar="SOURCE", show_default="the mission's",
+              help="Where the images come from, as --data of init.")  # fmt: skip
+@click.option("--data-dir", type=click.Path(path_type=Path), show_default="the mission's",
+              help="Folder of mnist and eurosat.")  # fmt: skip
+@click.option("--images", default=600, show_default=True, type=click.IntRange(min=1),
+              help="Images at most.")  # fmt: skip
 def sample(folder: Path, name: str, data: str | None, data_dir: Path | None, images: int) -> None:
-    """Makes first images for the board NODE of the mission in DIR: data.npz in its folder.
+    """Makes first images for the board NODE of the mission in DIR: the data.npz that its NODE.toml names.
 
-    They are of the training part, and other ones for each board. Replace them by the board's own.
+    They are of the training part of the data, in random order, with the mission's class names, and other ones
+    for each board. A file that is there is not replaced. Replace them by the board's own.
 
     \b
     Examples:
@@ -114,16 +128,19 @@ def sample(folder: Path, name: str, data: str | None, data_dir: Path | None, ima
 
 @main.command()
 @click.argument("folder", metavar="DIR", type=_FOLDER)
-@click.option("--exit-when-finished", is_flag=True, help="End with the mission; exit 0 if it was finished.")
-@click.option(
-    "--log", "log_format", type=click.Choice(["text", "json"]), default="text", help="Form of the log."
-)
-@click.option("--report-every", type=click.FloatRange(min=0.05), metavar="S",
-              help="Log the links' counters every S seconds.")  # fmt: skip
+@click.option("--exit-when-finished", is_flag=True,
+              help="End with the mission, with exit code 0 if it was finished; otherwise the daemon stays, "
+                   "so that late boards still get the model.")  # fmt: skip
+@click.option("--log", "log_format", type=click.Choice(["text", "json"]), default="text",
+              show_default=True, help="Form of the log; json is one object a line.")  # fmt: skip
+@click.option("--report-every", type=click.FloatRange(min=0.05), metavar="S", show_default="never",
+              help="Log the links' counters (the event links) every S seconds.")  # fmt: skip
 @click.option("--record", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False),
-              help="Record what crosses all ports; see groundstation replay.")  # fmt: skip
+              show_default="off",
+              help="Record what crosses all ports, both ways, for groundstation replay.")  # fmt: skip
 @click.option("--record-mb", default=64, show_default=True, type=click.IntRange(min=1),
-              help="At this size FILE becomes FILE.1, which is replaced.")  # fmt: skip
+              help="Size in MiB at which FILE becomes FILE.1, in place of the one before. A FILE or FILE.1 "
+                   "that is no recording is left alone.")  # fmt: skip
 def serve(
     folder: Path, exit_when_finished: bool, log_format: Format, report_every: float | None,
     record: Path | None, record_mb: int,
@@ -181,8 +198,10 @@ def serve(
 def roll(folder: Path, name: str, drop_old: bool) -> None:
     """Gives the board NODE of the mission in DIR a new key, beside the one that it has.
 
-    The daemon takes both and answers under the one that the board uses; the board uses its newest. When
-    `groundstation links` shows the new key_id, drop the old key.
+    The new key goes into keys/ and into the board's folder. Restart the daemon first, then copy node.key to
+    the board and restart its agent. The board uses the newest key that it holds; the daemon takes any, and
+    answers under the one that it heard last. When the board's frames come under the new key (key_id in
+    `groundstation links`), drop the old one in the same order.
 
     \b
     Examples:
@@ -203,9 +222,13 @@ def roll(folder: Path, name: str, drop_old: bool) -> None:
 
 @main.command()
 @click.argument("folder", metavar="DIR", type=_FOLDER)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of tables.")
+@click.option("--json", "as_json", is_flag=True,
+              help="One JSON object instead of tables; times are Unix seconds.")  # fmt: skip
 def status(folder: Path, as_json: bool) -> None:
-    """Shows where the mission in DIR stands; works while the daemon runs and when it does not.
+    """Shows where the mission in DIR stands: rounds, boards and counters, from the database alone.
+
+    It works while the daemon runs and when it does not. Boards that have never answered are named, with the
+    reason that they gave.
 
     \b
     Examples:
@@ -235,10 +258,14 @@ def status(folder: Path, as_json: bool) -> None:
 
 @main.command()
 @click.argument("folder", metavar="DIR", type=_FOLDER)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line instead of tables.")
+@click.option("--json", "as_json", is_flag=True,
+              help="One JSON object a line instead of tables, with the fields of the event "
+                   "links.")  # fmt: skip
 @click.option("--once", is_flag=True, help="Look once and end.")
 def links(folder: Path, as_json: bool, once: bool) -> None:
     """Shows every link of the daemon that serves the mission in DIR, every second until Ctrl-C.
+
+    It asks the running daemon as `onboard link` asks an agent.
 
     \b
     Examples:
@@ -259,13 +286,28 @@ def links(folder: Path, as_json: bool, once: bool) -> None:
 
 @main.command()
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=_FOLDER)
-@click.option("--mission", metavar="DIR", type=_FOLDER, help="Check the frames with this mission's keys.")
-@click.option("--key", metavar="KEYFILE", type=_FOLDER, help="Check them with this key, whatever the board.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line instead of text.")
+@click.option("--mission", metavar="DIR", type=_FOLDER, show_default="none",
+              help="Check the frames with this mission's keys.")  # fmt: skip
+@click.option("--key", metavar="KEYFILE", type=_FOLDER, show_default="none",
+              help="Check them with this key, whatever the board.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True,
+              help="One JSON object a line instead of text: the frames, then streams (the counters) and "
+                   "damaged.")  # fmt: skip
 def replay(files: tuple[Path, ...], mission: Path | None, key: Path | None, as_json: bool) -> None:
     """Plays again what --record wrote: a line for each frame and what became of it, then the counters.
 
-    Without a key nothing is checked but the framing. A file that goes on in another comes first.
+    Frames pass through the framing and the sessions that the programs run. A line says when, board, way,
+    size, type, nodes, epoch and sequence number, object, fragment, and what became of the frame: taken, a
+    duplicate fragment, an orphan (its OFFER was before the recording), a broadcast, unchecked (without a
+    key), or refused under the name of a counter, such as bad_tags.
+
+    What came in is heard by a session of the end that recorded, what went out by one of the other end, as if
+    nothing had been lost; neither knows what was before. Without a key nothing is checked but the framing.
+    Give FILE.1 before FILE where there is one.
+
+    A recording holds no key, only what could be heard on the air; with the key an encrypted one plays like
+    any other, though payloads are shown as they were sent. It survives a kill, and goes on behind a record
+    that was cut. It costs flash: leave it off on a board that does not need it.
 
     \b
     Examples:

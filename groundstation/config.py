@@ -35,25 +35,50 @@ SELECT, QUORUM = 3, 2  # unless the file says otherwise, and where there are so 
 
 
 class MissionSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`[mission]`: the model, the test data, the rule of a round and the stop rule."""
+    """The model, the test data, the rule of a round and the rule to stop."""
 
     name: Text
+    """Name of the mission, free text."""
     model: Text = "lenet5"
+    """Name of a shipped model."""
     data: Text = "digits"
+    """Test data, on which every round's model is judged."""
     data_folder: Text | None = None
+    """Data folder of `mnist` and `eurosat`. Left out: SPACEDML_DATA."""
     classes: Classes | None = None
+    """Names of the classes in the order of their labels; `groundstation init` writes them here and into each
+    NODE.toml. Left out: the test data's."""
     rounds: Annotated[int, Meta(ge=1, le=0xFFFE)] = 10  # the wire's 16 bits, less one for the last model
+    """Rounds at most."""
     target_accuracy: Share | None = None
+    """Test accuracy at which the mission stops. Left out: none."""
     select: Annotated[int, Meta(ge=1, le=len(NODE_IDS))] | None = None
+    """Number K of boards that are asked in a round, at most the number of nodes. Left out: 3, or all where
+    there are fewer."""
     quorum: Annotated[int, Meta(ge=1, le=len(NODE_IDS))] | None = None
+    """Answers that end a round, at most `select`. Left out: 2, or all that are asked where these are
+    fewer."""
     deadline_s: Seconds = 900.0
+    """Time after which a round ends with the answers that it has. A round without an answer is asked
+    again."""
     staleness: Annotated[float, Meta(ge=0, le=100)] | None = None
+    """Exponent of the weight (1 + rounds late)^-staleness with which an update that comes in a later round is
+    merged. Left out: a late update is discarded."""
     clip: Annotated[float, Meta(ge=0, le=1e6)] = DEFAULT_BOUNDS.clip
+    """Distance that a board's update may move the model, in multiples of the round's median. What is longer
+    is scaled down; 0 leaves it."""
     clip_samples: Annotated[float, Meta(ge=0, le=1e6)] = DEFAULT_BOUNDS.clip_samples
+    """Samples that a board may count for in the average, in multiples of the round's median. 0 takes as many
+    as it says."""
     max_samples: Annotated[int, Meta(ge=1, le=0xFFFFFFFF)] | None = None
+    """Samples (images) that a board counts for at most, whatever the others say. Left out: no limit."""
     leave_out: bool = DEFAULT_BOUNDS.leave_out
+    """Of three answers or more, whether the only one that points against the sum of the others counts for
+    nothing, and the only one that shares nothing with it counts half."""
     contacts: Text | None = None
+    """Contact plan of all nodes, a .toml file. Left out: all links are always up."""
     seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] = 0
+    """Seed of the first weights (both ends draw them), the choice of boards, and the order of images."""
 
     def __post_init__(self) -> None:
         if self.model.endswith(".onnx"):
@@ -82,18 +107,27 @@ class MissionSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
 
 class BoardSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`[[node]]`: one board. `port` is the ground's end; `key` is the file that both ends hold; `encrypt` is
-    as in the board's NODE.toml."""
+    """One board of the mission."""
 
     id: NodeId
+    """Number of the node, as in the board's NODE.toml."""
     name: str
+    """Name of the node, as in the board's NODE.toml."""
     board: Text
+    """Board profile: a name, or the path of a .toml file."""
     link: Text
+    """Link profile; it must be the board's."""
     port: str
+    """The ground's end of the link, in the same forms as a board's `link.port`."""
     key: Text
+    """The ground's copy of the board's key."""
     bytes_per_contact: Bytes | None = None
+    """Quota of bytes that the ground may send to this board in one contact, framing included. Left out: no
+    limit."""
     bytes_per_day: Bytes | None = None
+    """Quota of bytes that the ground may send to this board in any 24 hours. Left out: no limit."""
     encrypt: bool = False
+    """Whether frames are encrypted, as in the board's NODE.toml."""
 
     def __post_init__(self) -> None:
         check_name(self.name)

@@ -36,18 +36,25 @@ class SetupError(ValueError):
 
 @dataclass(frozen=True)
 class NodeSpec:
-    """One `--node`: NAME[,board=PROFILE][,link=PROFILE],port=URL[,board-port=URL][,data=SOURCE]
-    [,cpu-share=SHARE][,encrypt=true]. A profile is a name or a .toml file, which is copied into the
-    mission."""
+    """One `--node`: its name, and then its keys."""
 
     name: str
     port: str
+    """The ground's end of the link: a device, any pyserial URL, or `udp://HOST:PORT`."""
     board: str = BOARD
+    """Board profile: a name, or a .toml file, which is copied into the mission. Left out: the profile called
+    NAME, else `raspberry-pi-4`."""
     link: str = LINK
+    """Link profile, likewise."""
     board_port: str = ""
+    """The board's end of the link. Left out: the same device; for `udp://HOST:PORT` it is
+    `udp://?bind=0.0.0.0:PORT`."""
     data: str = "npz:data.npz"
+    """The board's images, seen from its folder."""
     cpu_share: str = ""
+    """Share of one CPU for training. Left out: the board profile's."""
     encrypt: str = "false"
+    """With `true` the link is encrypted, which is written into the files of both ends."""
 
     @classmethod
     def parse(cls, text: str) -> NodeSpec:
@@ -307,7 +314,7 @@ def _is_file(profile: str) -> bool:
 
 def _toml(what: str, sections: dict[str, Any]) -> str:
     """TOML of sections, and of lists of sections, whose values are numbers, text and lists of them."""
-    lines = [f"# {what}. Every key: docs/operate.md"]
+    lines = [f"# {what}. Every key: docs/reference/"]
     for name, section in sections.items():
         head, tables = (f"[[{name}]]", section) if isinstance(section, list) else (f"[{name}]", [section])
         for table in tables:

@@ -54,21 +54,38 @@ class UnknownProfile(ValueError):  # noqa: N818 - the name that the rest of the 
 
 @dataclass(frozen=True)
 class Link:
-    """One radio or cable between a board and the ground. Up is board to ground, down is ground to board."""
+    """One radio or cable between a board and the ground.
+
+    Up is from the board to the ground, down is from the ground to the board, as in federated learning. It is
+    the reverse of a radio operator's uplink and downlink.
+    """
 
     name: str
     title: str
-    rate_up_bps: Positive  # line rate, board to ground
-    rate_down_bps: Positive  # line rate, ground to board
-    bits_per_byte: Annotated[int, msgspec.Meta(ge=8, le=12)]  # 10 on an 8N1 UART, else 8
-    mtu_bytes: Annotated[int, msgspec.Meta(ge=32, le=65507)]  # largest frame, header and tag in, COBS out
-    delay_s: NotNegative  # one way
-    keying_s: NotNegative  # transmitter on before the first bit when a half-duplex direction turns
+    rate_up_bps: Positive
+    """Line rate from the board to the ground."""
+    rate_down_bps: Positive
+    """Line rate from the ground to the board."""
+    bits_per_byte: Annotated[int, msgspec.Meta(ge=8, le=12)]
+    """Line bits that carry one byte: 10 on a UART with 8N1, else 8."""
+    mtu_bytes: Annotated[int, msgspec.Meta(ge=32, le=65507)]
+    """Largest frame, header and tag included, before COBS."""
+    delay_s: NotNegative
+    """Delay of one way, antenna to antenna."""
+    keying_s: NotNegative
+    """Time that the transmitter is on before the first bit when a half-duplex direction turns; 0 on a
+    full-duplex link."""
     half_duplex: bool
-    frame_loss: Fraction  # probability that a whole frame is lost, beside bit errors
+    """Whether a side that transmits hears nothing."""
+    frame_loss: Fraction
+    """Probability that a whole frame is lost, beside bit errors."""
     bit_error_rate: Fraction
-    availability: Fraction  # long-run share of planned contact time in which the link works
-    tx_power_w: NotNegative  # DC power the board draws in addition while transmitting
+    """Probability that a bit is wrong."""
+    availability: Fraction
+    """Long-run share of planned contact time in which the link works. It is for planning: the cable does not
+    apply it."""
+    tx_power_w: NotNegative
+    """Power that the board draws in addition while it transmits."""
     sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
 
@@ -79,16 +96,27 @@ class Board:
     name: str
     title: str
     cpu: Text
+    """Processor and core."""
     cores: Count
+    """Number of cores."""
     clock_hz: Positive
+    """Highest sustained clock."""
     memory_bytes: Count
-    train_flops: NotNegative  # sustained float32 FLOP/s while training; 0: the board only relays
+    """Memory of the smallest variant that is sold."""
+    train_flops: NotNegative
+    """Float32 operations a second, sustained in training on CPU or GPU. 0 is a board that only relays."""
     active_w: Positive
+    """Power of the whole board while it computes."""
     idle_w: Positive
+    """Power of the whole board while it waits."""
     abi: Abi
-    providers: tuple[Text, ...]  # onnxruntime's provider names in order of preference, or "numpy"
-    agent_memory_bytes: Count  # limit that an agent gets by default
-    cpu_share: Share  # share of one core that an agent gets by default
+    """Instruction set."""
+    providers: tuple[Text, ...]
+    """onnxruntime's provider names in order of preference; `numpy` where it has no wheel; none on a relay."""
+    agent_memory_bytes: Count
+    """Memory limit that an agent gets by default."""
+    cpu_share: Share
+    """Share of one core that an agent gets by default."""
     sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
 

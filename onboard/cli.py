@@ -38,22 +38,28 @@ def main() -> None:
 
 @main.command()
 @click.argument("node_toml", type=click.Path(path_type=Path))
-@click.option("--port", metavar="URL", help="Use this port instead of the file's, e.g. /dev/ttyUSB0.")
-@click.option("--wait", "wait_for_port", is_flag=True, help="Start even while the port does not exist yet.")
-@click.option(
-    "--log", "log_format", type=click.Choice(["text", "json"]), default="text", help="Form of the log."
-)
-@click.option("--report-every", type=click.FloatRange(min=0.05), metavar="S",
-              help="Log state and link counters every S seconds.")  # fmt: skip
+@click.option("--port", metavar="URL", show_default="the file's link.port",
+              help="Use this port instead of the file's, so that a cable can be moved without an editor, "
+                   "e.g. /dev/ttyUSB0. Not for a node that gossips.")  # fmt: skip
+@click.option("--wait", "wait_for_port", is_flag=True,
+              help="Start even while the port does not exist yet; without it, that is bad "
+                   "input.")  # fmt: skip
+@click.option("--log", "log_format", type=click.Choice(["text", "json"]), default="text",
+              show_default=True, help="Form of the log; json is one object a line.")  # fmt: skip
+@click.option("--report-every", type=click.FloatRange(min=0.05), metavar="S", show_default="never",
+              help="Log state and link counters (the event doing) every S seconds.")  # fmt: skip
 @click.option("--record", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False),
-              help="Record what crosses the port; see groundstation replay.")  # fmt: skip
+              show_default="off",
+              help="Record what crosses the port, both ways, for groundstation replay.")  # fmt: skip
 @click.option("--record-mb", default=64, show_default=True, type=click.IntRange(min=1),
-              help="At this size FILE becomes FILE.1, which is replaced.")  # fmt: skip
+              help="Size in MiB at which FILE becomes FILE.1, in place of the one before. A FILE or FILE.1 "
+                   "that is no recording is left alone.")  # fmt: skip
 def run(
     node_toml: Path, port: str | None, wait_for_port: bool, log_format: Format, report_every: float | None,
     record: Path | None, record_mb: int,
 ) -> None:  # fmt: skip
-    """Runs the agent described in NODE_TOML until SIGTERM or Ctrl-C.
+    """Runs the agent described in NODE_TOML until SIGTERM or Ctrl-C. A node that gossips and trains also ends
+    after its last epoch, when no neighbour needs it any more.
 
     Kill it at any time: what it received, trained and has yet to send is on the disk, and the next run goes
     on from there. A port that vanishes is re-opened when it returns.
@@ -85,6 +91,14 @@ def run(
 def doctor(node_toml: Path) -> None:
     """Checks everything a run of NODE_TOML needs and says what is wrong and what to do.
 
+    It checks Python, key, port, contact plan, model, data, memory and disk, and prints one line each. It
+    opens the port once and sends nothing. It decodes every image, and says how many there are, what memory
+    they take, the least, largest and mean pixel, the images of each class, and after WARNING what may be
+    wrong: classes without images, files that were passed over and why, images of one value all over. Images
+    that take more than the budget fail, here and in a run. For memory it trains a few real batches, with each
+    shipped model that takes the board's images, in a process of its own under the budget; it says what that
+    takes, what is allowed and what is free, and fails where it does not fit.
+
     \b
     Example:
       onboard doctor node.toml
@@ -106,10 +120,18 @@ def doctor(node_toml: Path) -> None:
 
 @main.command()
 @click.argument("node_toml", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line instead of a picture.")
+@click.option("--json", "as_json", is_flag=True,
+              help="One JSON object a line instead of a picture: the fields of the event doing, with node, "
+                   "board and profile.")  # fmt: skip
 @click.option("--once", is_flag=True, help="Look once and end.")
 def link(node_toml: Path, as_json: bool, once: bool) -> None:
     """Shows the links of the agent that runs on NODE_TOML, every second until Ctrl-C.
+
+    It shows port, contact, counters, what is on its way and how long that will take.
+
+    It asks the running agent over a Unix socket in Linux's abstract namespace, which is no file: watching
+    wears no flash, and a kill leaves nothing behind. Only the agent's own user and root are answered. Viewer
+    and agent must share a network namespace, so look from inside a container that has its own.
 
     \b
     Examples:

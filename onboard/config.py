@@ -33,30 +33,42 @@ Classes = Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=64)], ...
 
 
 class NodeSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`[node]`: who this node is. `key` and `state` are paths relative to the file."""
+    """Who this node is."""
 
     id: EndId
+    """Number of the node, unique in the mission. 0 is the ground station, which may gossip too."""
     name: str
+    """Name of the node: 1 to 64 letters, digits, `-` and `_`."""
     board: Text
+    """Board profile: a name, or the path of a .toml file."""
     key: Text = "node.key"
+    """Key file, the same at both ends, with mode 0600: 64 hexadecimal digits, or a few lines of them with an
+    id (0 to 3) before each, the oldest first."""
     state: Text = "state"
+    """Folder for everything that must survive a power cut."""
 
     def __post_init__(self) -> None:
         check_name(self.name)
 
 
 class LinkSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`[link]`: this end of the link with the ground. `port` is a device, any pyserial URL, or
-    `udp://HOST:PORT`; `contacts` the file with the contact plan, none for a link that is always up;
-    `bytes_per_*` this end's allowance; `encrypt` whether frames are encrypted, which both ends must do or
-    neither."""
+    """This end of the link with the ground station."""
 
     port: str
+    """This end's port: `/dev/ttyUSB0`, `serial:/dev/ttyUSB0?baud=115200`, any pyserial URL,
+    `kiss:/dev/ttyUSB0?port=0` or `kiss+tcp://HOST:PORT` (a TNC), `udp://HOST:PORT` (the other end), or
+    `udp://?bind=HOST:PORT` (learns where the other end is; at one end only)."""
     profile: Text
+    """Link profile: a name, or the path of a .toml file. Both ends of a link must have the same."""
     contacts: Text | None = None
+    """Contact plan, a .toml file. Left out: the link is always up."""
     bytes_per_contact: Bytes | None = None
+    """Quota of bytes that this end may send in one contact of the plan, framing included. Left out: no
+    limit."""
     bytes_per_day: Bytes | None = None
+    """Quota of bytes that this end may send in any 24 hours, framing included. Left out: no limit."""
     encrypt: bool = False
+    """Whether frames are encrypted. Both ends must say the same."""
 
     def __post_init__(self) -> None:
         check_port(self.port)
@@ -65,30 +77,48 @@ class LinkSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 class GossipSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`[gossip]`: the node trains for itself and mixes its model with its neighbours', without a server.
+    """A node with this table trains for itself and mixes its model with its neighbours', without a server.
 
-    The first four, and the weight of each `[[neighbour]]`, are the same at all nodes. `sparsity` is p, the
-    share of the coordinates in an exchange, one of which comes every `every` batches and is waited for
-    `patience_s`. A node that does not train only answers its neighbours. The others are as in
-    `learn.descent.Recipe`. `epochs` 0 is for ever.
+    `model`, `seed`, `sparsity`, `values` and the classes are the same at all nodes. A node whose classes,
+    `model`, `seed` or `sparsity` differ is refused by its neighbours (`exchange-refused`).
     """
 
     model: Text = "lenet5"
+    """Name of a shipped model, or the path of an .onnx training graph."""
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
-    sparsity: Annotated[float, Meta(ge=2**-16, le=1)] = 0.1  # as a mask's share counts it
+    """Seed of the first weights, of the masks, and of the order of images."""
+    sparsity: Annotated[float, Meta(ge=2**-16, le=1)] = 0.1
+    """Share p of the model that an exchange carries. 1 is D-PSGD."""
     values: Literal["fp32", "fp16", "int8", "alq"] = "fp32"
+    """Form in which this node's values travel. A neighbour may send another form."""
     every: Annotated[int, Meta(ge=1, le=2**31)] = 1
+    """Batches of training between two exchanges."""
     patience_s: Seconds = 10.0
+    """Time that training waits for an exchange. A node whose epochs are done ends after this much contact
+    with each neighbour in which it has not heard it."""
     trains: bool = True
+    """With `false` the node needs no `[data]`: it holds the first model, answers the exchanges that its
+    neighbours open, and mixes until it is stopped, as a ground station does."""
     batch_size: Annotated[int, Meta(ge=1, le=65_536)] = 32
+    """Images a step. Each batch has the classes as evenly as the node has them."""
     learning_rate: Annotated[float, Meta(gt=0, le=100)] = 0.1
+    """Learning rate of stochastic gradient descent."""
     momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.9
+    """Momentum of stochastic gradient descent."""
     weight_decay: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    """Weight decay, of parameters with two or more axes."""
     drops: tuple[Annotated[int, Meta(ge=1)], ...] = ()
+    """Epochs, counted from 0, before each of which the learning rate falls to a tenth."""
     cosine_epochs: Annotated[int, Meta(ge=0)] = 0
+    """Epochs in which the learning rate follows half a cosine from `learning_rate` almost to 0, where it
+    then stays; not together with `drops`. With 0 it does not."""
     shift_pixels: Annotated[int, Meta(ge=0, le=255)] = 0
+    """Most pixels by which images are shifted in training."""
     distortion: Annotated[float, Meta(ge=0, le=4)] = 0.0
+    """Strength of the affine distortion of images in training. 1 is a rotation of up to 15 degrees, a stretch
+    of 15 % and a shear of 0.1; other values scale that."""
     epochs: Annotated[int, Meta(ge=0, le=2**31)] = 0
+    """Passes over the node's images. 0 is for ever."""
 
     def __post_init__(self) -> None:
         if self.cosine_epochs and self.drops:
@@ -96,31 +126,45 @@ class GossipSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
 
 class NeighbourSection(LinkSection, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`[[neighbour]]`: the link with one of those that this node gossips with. `key` is that of the edge, the
-    same at both ends, and so is `weight`, W_ij. `wait`: whether training waits for it."""
+    """The link with one neighbour that this node gossips with: one table for each, at both ends of the link.
+
+    The end with the lower id sends at the profile's downlink rate.
+    """
 
     id: EndId
+    """Number of the neighbour."""
     key: Text
+    """Key file of this link, the same at both ends and of no other link."""
     weight: Share
+    """Weight W_ij of the mixing, the same at both ends; all weights of a node sum to 1 at most. 1 / (1 + the
+    larger of the two nodes' numbers of neighbours) suits any network: a third on a ring."""
     wait: bool = True
+    """Whether training waits for exchanges with this neighbour, `patience_s` at most. `false` is for a ground
+    station. A neighbour out of contact is not waited for."""
 
 
 class DataSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`[data]`: the local shard.
-
-    `source` is one of `onboard.data.sources`; `folder` the data folder of the named sets;
-    `shape` what a model takes (C, H, W); `rows` the first row and the one after the last, all if left out;
-    `classes` the mission's class names in its order; `channel_means` and `channel_stds` what pixels
-    of its test data are like.
-    """
+    """The images that this node trains on."""
 
     source: Text = "npz:data.npz"
+    """Where the images are: `npz:PATH` (arrays `x` uint8, `y` whole numbers, and `classes`, the names, if it
+    has any), `folder:PATH` (one subfolder of images a class), `digits`, `mnist`, `eurosat` (the subset of
+    2,500 images where it is in the folder) or `eurosat-full`."""
     folder: Text | None = None
+    """Data folder of `mnist` and `eurosat`. Left out: SPACEDML_DATA."""
     shape: Shape = (1, 28, 28)
+    """Channels, height and width that the model takes."""
     rows: tuple[int, int] | None = None
+    """First row of the set that this node has, and the one after its last. No others are read into memory.
+    Left out: all."""
     classes: Classes | None = None
+    """Names of the mission's classes in its order, as in mission.toml; the set's own are brought to them by
+    name. Of a node that gossips: the same at all nodes. Left out: the set's own."""
     channel_means: tuple[Annotated[float, Meta(ge=0, le=255)], ...] | None = None
+    """Mean of each channel in the mission's test data, which `groundstation init` measures; the node's pixels
+    are compared with it. Left out: none."""
     channel_stds: tuple[Annotated[float, Meta(ge=0, le=128)], ...] | None = None
+    """Standard deviation of each channel, likewise; give both or none. Left out: none."""
 
     def __post_init__(self) -> None:
         check_classes(self.classes)
@@ -136,11 +180,17 @@ class DataSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 class BudgetSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`[budget]`: what training may take; a key left out comes from the board's profile."""
+    """What training may take of the board."""
 
     cpu_share: Share | None = None
+    """Share of one CPU that training takes, held by sleeping between steps. Left out: the board profile's."""
     memory_mb: Annotated[int, Meta(ge=1, le=2**24)] | None = None
+    """Memory that the agent and the process that trains for it may fill with data together; beyond it the
+    training fails and the agent lives on. Left out: the board profile's."""
     checkpoint_s: Seconds = 30.0
+    """Least time between two checkpoints. They are taken at the end of an epoch, and after an exchange by a
+    node that does not train. A node that gossips also takes one when the log of its exchanges has grown by
+    four times the checkpoint's size."""
 
 
 class NodeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

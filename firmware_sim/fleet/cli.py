@@ -25,65 +25,81 @@ if TYPE_CHECKING:
     from firmware_sim.fleet.run import FleetConfig, FleetRun
 
 METHODS = ("fedavg", "fedavg-zstd", "spacedml", "spacedml-fast")
-BY_METHOD = "Default: the method's."
+BY_METHOD = "the method's"
 
 
 @click.command()
 @click.option("--method", type=click.Choice(METHODS), default="spacedml-fast", show_default=True,
               help="What devices do and what travels.")  # fmt: skip
-@click.option("--devices", default=100, show_default=True, help="N, at most 254.")
-@click.option("--select", default=5, show_default=True, help="K, the devices that are asked in a round.")
-@click.option("--quorum", type=int, help="Answers that end a round. Default: K.")
+@click.option("--devices", default=100, show_default=True, help="Number N of devices, at most 254.")
+@click.option("--select", default=5, show_default=True, help="Number K of devices that are asked in a round.")
+@click.option("--quorum", type=int, show_default="K", help="Answers that end a round.")
 @click.option(
     "--rounds", default=10, show_default=True, type=click.IntRange(1, 0xFFFE), help="Rounds at most."
 )
-@click.option("--target", type=click.FloatRange(0, 1, min_open=True), help="Stop at this test accuracy.")
+@click.option("--target", type=click.FloatRange(0, 1, min_open=True), show_default="none",
+              help="Stop at this test accuracy.")  # fmt: skip
 @click.option("--deadline", "deadline_s", default=900.0, show_default=True, metavar="S",
-              type=click.FloatRange(0, min_open=True), help="Virtual time that a round waits.")  # fmt: skip
+              type=click.FloatRange(0, min_open=True),
+              help="Virtual seconds that a round waits for its quorum.")  # fmt: skip
 @click.option("--dropout", default=0.0, show_default=True,
               help="Probability that a chosen device is out of contact for the round.")  # fmt: skip
 @click.option("--staleness", type=click.FloatRange(min=0), metavar="A",
-              help="Merge late updates with weight (1 + rounds late)^-A. Default: discard them.")  # fmt: skip
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31), help="Repeats a run.")
+              show_default="discard",
+              help="Merge an update that comes in a later round, with weight (1 + rounds "
+                   "late)^-A.")  # fmt: skip
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31),
+              help="Seed of the first weights, choice and shares of devices, order of images, and the "
+                   "air.")  # fmt: skip
 @click.option("--data", default="mnist", show_default=True,
-              help="What is learned: digits, mnist, eurosat[-full], npz:PATH or folder:PATH.")  # fmt: skip
+              help="What is learned: digits, mnist, eurosat (the subset of 2,500 images where the folder has "
+                   "it), eurosat-full, npz:PATH or folder:PATH.")  # fmt: skip
 @click.option("--data-dir", type=click.Path(path_type=Path), envvar="SPACEDML_DATA", show_envvar=True,
               help="Folder of mnist and eurosat.")  # fmt: skip
-@click.option(
-    "--model", help="Model to train: lenet5, lenet5-rgb (the default for eurosat), resnet20 or resnet20-64."
-)
+@click.option("--model", show_default="by the data",
+              help="Model to train: lenet5, lenet5-rgb (the default for eurosat), resnet20 or resnet20-64 "
+                   "(three channels).")  # fmt: skip
 @click.option("--images", default=600, show_default=True, type=click.IntRange(min=1),
               help="Images a device, at most.")  # fmt: skip
 @click.option("--split", type=click.Choice(["iid", "dirichlet"]), default="iid", show_default=True,
-              help="Shares that are alike, or unlike.")  # fmt: skip
+              help="Shares that are alike, or for each device its own mixture of the classes.")  # fmt: skip
 @click.option("--alpha", default=0.3, show_default=True, type=click.FloatRange(0, min_open=True),
-              help="Of the Dirichlet split: the smaller, the more unlike.")  # fmt: skip
+              help="Concentration of the Dirichlet split: the smaller, the more unlike.")  # fmt: skip
 @click.option("--board", "boards", multiple=True, default=["raspberry-pi-4"], show_default=True,
               help="Board profile; repeated ones go round among the devices.")  # fmt: skip
 @click.option("--link", "links", multiple=True, default=["sband-256k"], show_default=True,
               help="Link profile, likewise.")  # fmt: skip
-@click.option("--loss", type=click.FloatRange(0, 1, max_open=True),
+@click.option("--loss", type=click.FloatRange(0, 1, max_open=True), show_default="the profile's",
               help="Share of frames lost, in place of the profile's losses and bit errors.")  # fmt: skip
 @click.option(
-    "--shared-downlink", is_flag=True, help="One transmission of a model is heard by all it is for."
+    "--shared-downlink",
+    is_flag=True,
+    help="Send a model once, heard by all that are asked; needs a single --link.",
 )
-@click.option("--epochs", type=click.IntRange(1, 10_000),
-              help=f"Local epochs: plain for fedavg, else straight-through. {BY_METHOD}")  # fmt: skip
-@click.option("--pretrain-epochs", type=click.IntRange(1, 10_000),
-              help=f"Plain epochs before. {BY_METHOD}")  # fmt: skip
-@click.option("--prune-ratio", type=click.FloatRange(0, 1),
-              help=f"Share of the bases that spacedml drops. {BY_METHOD}")  # fmt: skip
-@click.option("--learning-rate", type=float, help=f"Of Adam, in the first round. {BY_METHOD}")
-@click.option("--learning-rate-decay", type=float, help=f"Factor a round. {BY_METHOD}")
-@click.option("--shift-pixels", type=int, help=f"Images are shifted by up to this much. {BY_METHOD}")
-@click.option("--distortion", type=float, help=f"Turned, stretched and sheared by so much. {BY_METHOD}")
-@click.option("--bits-up", type=float, help=f"Bits a weight that an update may take. {BY_METHOD}")
-@click.option("--bits-down", type=float, help=f"Bits a weight of the averaged model. {BY_METHOD}")
+@click.option("--epochs", type=click.IntRange(1, 10_000), show_default=BY_METHOD,
+              help="Local epochs: plain for fedavg, else straight-through.")  # fmt: skip
+@click.option("--pretrain-epochs", type=click.IntRange(1, 10_000), show_default=BY_METHOD,
+              help="Plain epochs before.")  # fmt: skip
+@click.option("--prune-ratio", type=click.FloatRange(0, 1), show_default=BY_METHOD,
+              help="Share of the bases that spacedml drops.")  # fmt: skip
+@click.option("--learning-rate", type=float, show_default=BY_METHOD,
+              help="Learning rate of Adam in the first round.")  # fmt: skip
+@click.option("--learning-rate-decay", type=float, show_default=BY_METHOD,
+              help="Factor of the learning rate a round.")  # fmt: skip
+@click.option("--shift-pixels", type=int, show_default=BY_METHOD,
+              help="Most pixels by which images are shifted in training.")  # fmt: skip
+@click.option("--distortion", type=float, show_default=BY_METHOD,
+              help="Images are turned, stretched and sheared by up to this much (1: 15 degrees, 15 %, "
+                   "0.1).")  # fmt: skip
+@click.option("--bits-up", type=float, show_default=BY_METHOD,
+              help="Bits a weight that an update may take.")  # fmt: skip
+@click.option("--bits-down", type=float, show_default=BY_METHOD,
+              help="Bits a weight that the averaged model may take.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), default=Path("fleet-out"), show_default=True,
               help="Folder for results. A run that was stopped goes on from there.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="A JSON object for each round in place of the table.")
 def fleet(as_json: bool, **options: Any) -> None:
-    """Train across many simulated devices in one process, on a virtual clock.
+    """Trains across many simulated devices in one process, on a virtual clock.
 
     Every device is the real agent behind a real session; bytes are what its port would carry. It prints a
     line for every round, and leaves them as JSON lines, with a plot, in --out. Ctrl-C stops it; the same

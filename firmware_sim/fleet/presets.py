@@ -35,7 +35,7 @@ PRESETS: Mapping[Method, Training] = {
         method="spacedml", epochs=1, pretrain_epochs=1, learning_rate=2e-3, shift_pixels=2, distortion=1.0,
         bits_up=2.0, bits_down=SKETCH_DOWN, max_bases=3,
     ),
-    # docs/compression.md.
+    # docs/results/compression.md.
     "spacedml-fast": Training(
         epochs=10, pretrain_epochs=1, learning_rate=3e-3, shift_pixels=2, distortion=1.0, bits_up=0.05,
         bits_down=0.15,

@@ -56,71 +56,89 @@ def _scenario(context: click.Context, _option: click.Parameter, path: Path | Non
 @click.command()
 @click.option("--scenario", type=click.Path(path_type=Path), callback=_scenario, is_eager=True,
               expose_value=False, metavar="FILE",
-              help="TOML with options in [ring], and in [ground] a station and its passes.")  # fmt: skip
-@click.option("--nodes", default=8, show_default=True, help="At most 254.")
+              show_default="none",
+              help="TOML: these options by their names in [ring], for what the command line does not say; in "
+                   "[ground] a station's link profile, and for each [[ground.gateway]] its node and passes, "
+                   "[rise, set] in seconds.")  # fmt: skip
+@click.option("--nodes", default=8, show_default=True, help="Number of nodes, at most 254.")
 @click.option("--method", type=click.Choice(METHODS), default="rd-psgd", show_default=True,
-              help="Random coordinates, whole models, Top-K with error feedback, or CHOCO-SGD.")  # fmt: skip
+              help="Random runs of coordinates, whole models, Top-K with error feedback, or "
+                   "CHOCO-SGD.")  # fmt: skip
 @click.option("--sparsity", default=0.1, show_default=True, type=click.FloatRange(0, 1, min_open=True),
-              help="p, the share of the coordinates that travels.")  # fmt: skip
+              help="Share p of the coordinates that travels.")  # fmt: skip
 @click.option("--values", type=click.Choice(FORMS), default="fp32", show_default=True,
               help="How values travel, for rd-psgd and d-psgd.")  # fmt: skip
 @click.option("--shape", type=click.Choice(SHAPES), default="ring", show_default=True,
-              help="Who is whose neighbour. Weights are Metropolis-Hastings'.")  # fmt: skip
+              help="Who is whose neighbour: planes is a ring of every --columns nodes, star has node 1 in "
+                   "the middle. Weights are Metropolis-Hastings'.")  # fmt: skip
 @click.option(
     "--columns",
     default=4,
     show_default=True,
     type=click.IntRange(min=1),
-    help="Of the torus, or nodes of a plane.",
+    help="Columns of the torus, or nodes of a plane.",
 )
 @click.option("--every", default=1, show_default=True, type=click.IntRange(min=1),
               help="Batches between two exchanges.")  # fmt: skip
 @click.option("--rate", default=0.4, show_default=True, type=click.FloatRange(0, 1, min_open=True),
-              help="Of the mixing, for topk and choco.")  # fmt: skip
+              help="Rate of the mixing, for topk and choco.")  # fmt: skip
 @click.option("--patience", "patience_s", default=60.0, show_default=True, metavar="S",
-              type=click.FloatRange(0, min_open=True), help="No node waits longer for another.")  # fmt: skip
-@click.option("--epochs", default=5, show_default=True, type=click.IntRange(min=1), help="Of every node.")
-@click.option("--batch-size", default=32, show_default=True, type=click.IntRange(min=1), help="Images.")
-@click.option("--learning-rate", default=0.05, show_default=True, type=float, help="Of SGD.")
+              type=click.FloatRange(0, min_open=True),
+              help="Seconds that a node waits for a neighbour; after that it does not wait before it hears "
+                   "it again.")  # fmt: skip
+@click.option(
+    "--epochs", default=5, show_default=True, type=click.IntRange(min=1), help="Epochs of every node."
+)
+@click.option(
+    "--batch-size", default=32, show_default=True, type=click.IntRange(min=1), help="Images a step."
+)
+@click.option("--learning-rate", default=0.05, show_default=True, type=float, help="Learning rate of SGD.")
 @click.option("--drop", "drops", multiple=True, type=click.IntRange(min=1), metavar="EPOCH",
+              show_default="none",
               help="The rate falls to a tenth before this epoch, counted from 0; repeatable.")  # fmt: skip
 @click.option("--cosine-epochs", default=0, show_default=True, metavar="N", type=click.IntRange(min=0),
-              help="The rate follows half a cosine almost to 0 in so many epochs instead.")  # fmt: skip
-@click.option("--momentum", default=0.9, show_default=True, type=float, help="Of SGD.")
-@click.option(
-    "--weight-decay", default=0.0, show_default=True, type=click.FloatRange(min=0), help="Likewise."
-)
+              help="The rate follows half a cosine almost to 0 in so many epochs instead; with 0 it does "
+                   "not.")  # fmt: skip
+@click.option("--momentum", default=0.9, show_default=True, type=float, help="Momentum of SGD.")
+@click.option("--weight-decay", default=0.0, show_default=True, type=click.FloatRange(min=0),
+              help="Weight decay of SGD, of weights and not of biases.")  # fmt: skip
 @click.option(
     "--shift-pixels",
     default=0,
     show_default=True,
     type=click.IntRange(0, 255),
-    help="Images are shifted by up to this much.",
+    help="Most pixels by which images are shifted in training.",
 )
 @click.option("--distortion", default=0.0, show_default=True, type=click.FloatRange(0, 4),
-              help="Turned, stretched and sheared by so much.")  # fmt: skip
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31), help="Repeats a run.")
+              help="Images are turned, stretched and sheared by up to this much (1: 15 degrees, 15 %, "
+                   "0.1).")  # fmt: skip
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31),
+              help="Seed of the first weights, shares, order of images, and masks.")  # fmt: skip
 @click.option("--data", default="mnist", show_default=True,
-              help="What is learned: digits, mnist, eurosat[-full], npz:PATH or folder:PATH.")  # fmt: skip
+              help="What is learned: digits, mnist, eurosat (the subset of 2,500 images where the folder has "
+                   "it), eurosat-full, npz:PATH or folder:PATH.")  # fmt: skip
 @click.option("--data-dir", type=click.Path(path_type=Path), envvar="SPACEDML_DATA", show_envvar=True,
               help="Folder of mnist and eurosat.")  # fmt: skip
-@click.option(
-    "--model", help="Model to train: lenet5, lenet5-rgb (the default for eurosat), resnet20 or resnet20-64."
-)
+@click.option("--model", show_default="by the data",
+              help="Model to train: lenet5, lenet5-rgb (the default for eurosat), resnet20 or resnet20-64 "
+                   "(three channels).")  # fmt: skip
 @click.option("--images", default=1000, show_default=True, type=click.IntRange(min=1),
               help="Images a node, at most.")  # fmt: skip
-@click.option("--alpha", type=click.FloatRange(0, min_open=True),
-              help="Dirichlet concentration of shares that are unlike. Default: alike.")  # fmt: skip
+@click.option("--alpha", type=click.FloatRange(0, min_open=True), show_default="alike",
+              help="Concentration of a Dirichlet split: the smaller, the more unlike.")  # fmt: skip
 @click.option("--board", default="raspberry-pi-4", show_default=True, help="Board profile of all nodes.")
 @click.option("--link", default="isl-2mbyte", show_default=True, help="Link profile of all edges.")
-@click.option("--loss", type=click.FloatRange(0, 1, max_open=True), help="Share of frames lost.")
-@click.option("--dead", multiple=True, metavar="NODE@S", help="A node falls silent then; repeatable.")
-@click.option("--cut", multiple=True, metavar="A-B@FROM:UNTIL",
-              help="An edge carries nothing in that time; repeatable.")  # fmt: skip
+@click.option("--loss", type=click.FloatRange(0, 1, max_open=True), show_default="the profile's",
+              help="Share of frames that is lost, and sent again.")  # fmt: skip
+@click.option("--dead", multiple=True, metavar="NODE@S", show_default="none",
+              help="A node falls silent then; repeatable; not with topk and choco.")  # fmt: skip
+@click.option("--cut", multiple=True, metavar="A-B@FROM:UNTIL", show_default="none",
+              help="An edge carries nothing in that time; repeatable; not with topk and choco.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), default=Path("ring-out"), show_default=True,
               help="Folder for results. A run that was stopped goes on from there.")  # fmt: skip
 @click.option("--processes", is_flag=True,
-              help="Real agents over UDP, a process each, in place of the virtual clock.")  # fmt: skip
+              help="Real agents over UDP, a process each, in place of the virtual clock; see "
+                   "above.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="A JSON object for each epoch in place of the table.")
 @click.pass_obj
 def ring(ground: GroundNode | None, /, as_json: bool, processes: bool, **options: Any) -> None:
@@ -128,7 +146,17 @@ def ring(ground: GroundNode | None, /, as_json: bool, processes: bool, **options
 
     Messages are the real ones; links give them time. It prints a line for every epoch: training loss,
     accuracy of the mean model and of nodes, how far models are apart, bytes, and the clock. Ctrl-C stops it;
-    the same command goes on after the last whole epoch.
+    the same command goes on after the last whole epoch, with the same results to the bit as a run that was
+    not stopped. A folder that holds a run with other settings, other --epochs included, is left alone: choose
+    another with --out. Where there are fewer images than --images for every node, a line says how many each
+    has.
+
+    With --processes every node is a real `onboard run`, over UDP on this computer and at its pace. Each
+    node's folder is in nodes/ of --out, its log in logs/; an epoch is judged by the checkpoints that the
+    nodes write at its end. A scenario's ground station is a process too (nodes/0), and its passes count from
+    the start. It takes rd-psgd and d-psgd. --dead kills the process; with --loss and --cut a `firmware-sim
+    cable` joins the two agents of an edge, with the link's rate and delay too. Such a run always begins anew,
+    and replaces what --out holds of an earlier one, which ring-processes.json marks.
 
     \b
     Examples:

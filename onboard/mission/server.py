@@ -50,20 +50,37 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """
 
     method: Method = "spacedml-fast"
+    """What boards do and what travels: `fedavg` (float32 weights), `fedavg-zstd` (these, compressed),
+    `spacedml` (the paper's procedure) or `spacedml-fast`."""
     epochs: Annotated[int, Meta(ge=1, le=10_000)] = 2
-    pretrain_epochs: Annotated[int, Meta(ge=1, le=10_000)] = 1  # the bases are allotted by their gradients
+    """Epochs of training with quantized weights (straight-through); with `fedavg` plain ones."""
+    pretrain_epochs: Annotated[int, Meta(ge=1, le=10_000)] = 1
+    """Epochs of plain training before that. Their gradients tell which weights deserve bits."""
     batch_size: Annotated[int, Meta(ge=1, le=65_536)] = 10
+    """Images a step."""
     learning_rate: Annotated[float, Meta(gt=0, lt=1)] = 3e-3
+    """Learning rate of Adam in the first round."""
     learning_rate_decay: Annotated[float, Meta(gt=0, le=1)] = 0.9
+    """Factor of the learning rate from one round to the next, down to a rate of 1e-12."""
     bits_up: Annotated[float, Meta(gt=0, le=32)] = 0.05
+    """Bits a weight that an update may take on its way to the ground."""
     bits_down: Annotated[float, Meta(gt=0, le=32)] = 0.15
+    """Bits a weight that the averaged model may take on its way to the boards."""
     max_bases: Annotated[int, Meta(ge=1, le=MAX_BASES)] = 8
+    """Binary bases that a group of weights may have."""
     shift_pixels: Annotated[int, Meta(ge=0, le=255)] = 1
+    """Most pixels by which images are shifted in training."""
     distortion: Annotated[float, Meta(ge=0, le=4)] = 1.0
-    prune_ratio: Annotated[float, Meta(ge=0, le=1)] = 0.8  # this and the next are for "spacedml" alone
+    """Strength of the affine distortion of images in training. 1 is a rotation of up to 15 degrees, a stretch
+    of 15 % and a shear of 0.1; other values scale that."""
+    prune_ratio: Annotated[float, Meta(ge=0, le=1)] = 0.8
+    """Share of the bases that `spacedml` drops; it alone."""
     prune_epochs: Annotated[int, Meta(ge=0, le=10_000)] = 4
+    """Epochs in which bases are dropped; `spacedml` alone."""
     basis_epochs: Annotated[int, Meta(ge=0, le=10_000)] = 1
+    """Epochs of optimizing bases; `spacedml` alone."""
     coordinate_epochs: Annotated[int, Meta(ge=0, le=10_000)] = 1
+    """Epochs of optimizing coordinates; `spacedml` alone."""
 
 
 class Server:

@@ -37,13 +37,18 @@ Rate = Annotated[float, Meta(gt=0, le=1e12)]
 
 
 class Contact(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`[[contact]]`: `node` and `peer` (0 is the ground) see each other from `rise` to `set`."""
+    """One contact between two nodes; tables may come in any order."""
 
     node: EndId
+    """One of the two nodes. The ground station is 0."""
     peer: EndId
+    """The other node."""
     rise: Instant
+    """When the contact begins: a date and time with its zone, such as `Z`."""
     set: Instant
+    """When the contact ends. The contacts of a link do not overlap."""
     rate_bps: Rate | None = None
+    """Line rate of both directions in this contact. Left out: the link profile's."""
 
     def __post_init__(self) -> None:
         if self.node == self.peer:

@@ -16,7 +16,8 @@ honest board that saw what nobody else saw has little in common with them too, a
 
 The median is the lower one of two: among two boards, the smaller says what is much. Boards that do as they
 are asked are hardly touched: five with ten digits each, or 0.3-Dirichlet parts of MNIST, moved 0.83 to 1.19
-times their median in each of six rounds (docs/benchmarks.md). Robust rules beyond that are another matter.
+times their median in each of six rounds (docs/results/benchmarks.md). Robust rules beyond that are
+another matter.
 """
 
 from __future__ import annotations

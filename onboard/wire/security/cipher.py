@@ -10,7 +10,8 @@ plain frame and no HELLO uses it. Under it (epoch, seq) names one transmission f
 raised before the first frame of every start, and seqs count up within it. An end that lost its epoch lost its
 salt with it, says nothing but HELLO, which is plain, until both ends agree on a new salt (`hello`), and then
 seals under a new subkey. What breaks this is an old copy of an end's state put back: the salt is in force
-still and the epochs come a second time. So docs/operate.md says to delete state, never to go back to a copy.
+still and the epochs come a second time. docs/reference/files.md therefore says to delete state, and never to
+go back to a copy.
 
 A broadcast is never encrypted: nobody agrees on a salt with its sender, so after lost state its nonces would
 come again.
