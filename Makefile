@@ -24,14 +24,14 @@ UPGRADE ?= --upgrade
 LOCK = UV_CUSTOM_COMPILE_COMMAND='make lock' $(UV) pip compile --quiet --universal --python-version 3.10 \
   --generate-hashes --no-emit-index-url
 
-.PHONY: env demo test test-newest test-lowest check bench lock wheelhouse clean
+.PHONY: env demo test test-newest test-lowest check bench docs lock wheelhouse clean
 
 env: $(VENV)/.all
 
 # Each stamp is written last, so an install that was cut off is done again, and a newer lock is installed.
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("make: Python 3.10 or newer is needed, $(PYTHON) is older")'
-	@$(PYTHON) -c 'import sys; sys.maxsize > 2**32 or sys.exit("make: $(PYTHON) is 32-bit: see docs/deploy.md, A 32-bit system")'
+	@$(PYTHON) -c 'import sys; sys.maxsize > 2**32 or sys.exit("make: $(PYTHON) is 32-bit: see docs/howto/offline.md")'
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	touch $@
 
@@ -58,6 +58,10 @@ check: $(VENV)/.all
 
 bench: $(VENV)/.all
 	$(BIN)/python -m benchmarks $(ARGS)
+
+# The pages of docs/reference/ that the code writes; a test fails when one is stale.
+docs: $(VENV)/.locked
+	$(BIN)/python docs/generate.py
 
 $(UV):
 	$(PYTHON) -m venv .venv-uv

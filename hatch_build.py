@@ -8,7 +8,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 REFUSAL = (
     "This Python is 32-bit, for which numpy, msgspec, zstandard and onnxruntime have no wheels. Use a 64-bit "
-    "system, or Debian's packages as docs/deploy.md says under 'A 32-bit system'."
+    "system, or Debian's packages as docs/howto/offline.md says."
 )
 
 

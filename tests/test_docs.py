@@ -4,54 +4,30 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import click
 import msgspec
 import pytest
 
-import firmware_sim.cli
-import groundstation.cli
-import groundstation.config as mission_config
-import onboard.cli
-import onboard.config as node_config
-import onboard.runtime.contact_plan
-from groundstation.setup import NODE_KEYS
+from docs import generate
+from groundstation.setup import NODE_KEYS, NodeSpec
 from groundstation.station import COUNTED
-from hw_profiles import Board, Link, names
 from onboard.link.pump import PortSnapshot
 from onboard.wire.events import LinkSnapshot, Progress
 
 ROOT = Path(__file__).parent.parent
 TOP_PAGES = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")]
-PAGES = sorted([*(ROOT / "docs").glob("*.md"), *TOP_PAGES])
-OPERATE = (ROOT / "docs" / "operate.md").read_text(encoding="utf-8")
-PROFILES = (ROOT / "docs" / "profiles.md").read_text(encoding="utf-8")
-PROGRAMS = {
-    "onboard": onboard.cli.main,
-    "groundstation": groundstation.cli.main,
-    "firmware-sim": firmware_sim.cli.main,
-}
+DOCS = ROOT / "docs"
+REFERENCE = DOCS / "reference"
+PAGES = sorted([*DOCS.rglob("*.md"), *TOP_PAGES])
+GENERATED = generate.pages()
 COMMANDS = {
     f"{program} {name}": command
-    for program, group in PROGRAMS.items()
+    for program, group in generate.PROGRAMS.items()
     for name, command in group.commands.items()
-}
-SECTIONS: dict[tuple[str, str], type[msgspec.Struct]] = {
-    ("NODE.toml", "[node]"): node_config.NodeSection,
-    ("NODE.toml", "[link]"): node_config.LinkSection,
-    ("NODE.toml", "[gossip]"): node_config.GossipSection,
-    ("NODE.toml", "[[neighbour]]"): node_config.NeighbourSection,
-    ("NODE.toml", "[data]"): node_config.DataSection,
-    ("NODE.toml", "[budget]"): node_config.BudgetSection,
-    ("mission.toml", "[mission]"): mission_config.MissionSection,
-    ("mission.toml", "[train]"): mission_config.TrainSection,
-    ("mission.toml", "[[node]]"): mission_config.BoardSection,
-    ("Contact plan", "[[contact]]"): onboard.runtime.contact_plan.Contact,
 }
 
 
@@ -76,72 +52,44 @@ def first_cells(text: str) -> set[str]:
     return {name for cells in rows(text) for name in re.findall(r"`([^`]+)`", cells[0])}
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_option_is_on_the_operators_page(name: str) -> None:
-    text = section(OPERATE, name)
-    told = {
-        option.split()[0]: cells for cells in rows(text) for option in re.findall(r"`(--[^`]+)`", cells[0])
-    }
-    options = {
-        option.opts[0]: option
-        for option in COMMANDS[name].params
-        if isinstance(option, click.Option) and option.opts[0] != "--help"
-    }
-    assert set(told) == set(options)
-    for option, cells in told.items():
-        param = options[option]
-        default = param.to_info_dict()["default"]
-        if param.required:
-            assert cells[1] == "required", option
-        elif param.is_flag:
-            assert cells[1] == "off", option
-        elif isinstance(default, str | int | float | Path):
-            assert cells[1] == f"`{default}`", option
+@pytest.mark.parametrize("path", GENERATED, ids=lambda path: path.name)
+def test_every_generated_page_is_fresh(path: Path) -> None:
+    """It has every command, option, key and profile, with its default and its sentence."""
+    assert path.read_text(encoding="utf-8") == GENERATED[path], "stale: run make docs"
 
 
-def test_every_command_and_program_has_its_heading_and_example() -> None:
-    headings = set(
-        re.findall(r"^#### `((?:onboard|groundstation|firmware-sim) [a-z]+)", OPERATE, re.MULTILINE)
-    )
-    assert headings == set(COMMANDS)
+def test_a_key_or_an_option_without_a_sentence_is_refused() -> None:
+    class Silent(msgspec.Struct):
+        told: int = 0
+        """What it is."""
+        untold: int = 0
+
+    class Open(msgspec.Struct):
+        limit: int | None = None
+        """A limit, and not a word on what holds without it."""
+
+    for kind, why in ((Silent, "untold: no docstring"), (Open, "limit: its docstring does not end")):
+        with pytest.raises(generate.Undocumented, match=why):
+            generate.keys(kind)
+    mute, open_ = click.Option(["--quiet"]), click.Option(["--quiet"], help="Says little.")
+    for option, why in ((mute, "no help"), (open_, "show_default")):
+        with pytest.raises(generate.Undocumented, match=why):
+            generate.option_row("onboard run", option)
+
+
+def test_every_command_has_its_example() -> None:
     for name, command in COMMANDS.items():
         assert command.help, name
         assert re.search(rf"Examples?.*:\n(.*\n)* +{name} ", command.help), f"{name}: no example"
 
 
-def test_every_key_of_a_node_option_is_on_the_operators_page() -> None:
-    told = {name for name in first_cells(section(OPERATE, "groundstation init")) if not name.startswith("--")}
-    assert told == {key.replace("_", "-") for key in NODE_KEYS}
-
-
-@pytest.mark.parametrize(("page", "heading"), SECTIONS, ids=str)
-def test_every_key_has_its_row_with_its_default(page: str, heading: str) -> None:
-    told = {
-        cells[0].strip("`"): cells
-        for cells in rows(section(section(OPERATE, page), heading))
-        if cells[0] != "key"
-    }
-    fields = {field.name: field for field in msgspec.structs.fields(SECTIONS[page, heading])}
-    assert list(told) == list(fields)
-    for key, (_, _, default, meaning) in told.items():
-        field = fields[key]
-        assert meaning
-        if field.required:
-            assert default == "required", key
-        elif field.default is None:
-            assert "`" not in default, key
-        else:
-            assert default == f"`{_literal(field.default)}`", key
-
-
-def _literal(value: Any) -> str:
-    return json.dumps(value)
-
-
-def test_every_file_of_sections_is_covered() -> None:
-    for page, kind in (("NODE.toml", node_config.NodeFile), ("mission.toml", mission_config.MissionFile)):
-        named = {heading.strip("[]") for name, heading in SECTIONS if name == page}
-        assert named == {field.name for field in msgspec.structs.fields(kind)}
+def test_every_key_of_a_node_option_is_a_field_with_a_sentence() -> None:
+    fields = [field.name for field in dataclasses.fields(NodeSpec)]
+    assert {"name", *NODE_KEYS} == set(fields)
+    told = first_cells(
+        section((REFERENCE / "groundstation.md").read_text(encoding="utf-8"), "groundstation init")
+    )
+    assert told >= {key.replace("_", "-") for key in NODE_KEYS}
 
 
 def said_events() -> set[str]:
@@ -162,12 +110,12 @@ def said_events() -> set[str]:
     return found
 
 
-def test_every_log_event_is_on_the_operators_page_and_no_other() -> None:
-    assert first_cells(section(OPERATE, "Log events")) == said_events()
+def test_every_log_event_is_in_the_reference_and_no_other() -> None:
+    assert first_cells((REFERENCE / "events.md").read_text(encoding="utf-8")) == said_events()
 
 
-def test_every_counter_is_on_the_operators_page_and_no_other() -> None:
-    text = section(OPERATE, "Counters")
+def test_every_counter_is_in_the_reference_and_no_other() -> None:
+    text = (REFERENCE / "counters.md").read_text(encoding="utf-8")
     shown = {field.name for field in dataclasses.fields(LinkSnapshot)} - {"now", "last_heard"}
     shown |= {"heard_s_ago", "port"}
     stored = {*COUNTED, "updates_late", "updates_refused"}
@@ -180,25 +128,22 @@ def test_every_counter_is_on_the_operators_page_and_no_other() -> None:
         assert set(re.findall(r"`(\w+)`", told)) == fields
 
 
-def test_every_profile_field_and_every_profile_is_on_the_profiles_page() -> None:
-    for heading, kind in (("Links", Link), ("Boards", Board)):
-        text = section(PROFILES, heading)
-        fields = {field.name for field in dataclasses.fields(kind)} - {"name", "title", "sources"}
-        assert first_cells(text) - {"key"} == fields
-    for name in [*names("link"), *names("board")]:
-        assert f"`{name}`" in PROFILES
+def test_every_page_is_in_the_index() -> None:
+    text = (DOCS / "README.md").read_text(encoding="utf-8")
+    listed = {(DOCS / target.partition("#")[0]).resolve() for target in re.findall(r"\]\(([^)\s]+)\)", text)}
+    assert {page for page in DOCS.rglob("*.md") if page.resolve() not in listed} == {DOCS / "README.md"}
 
 
 def anchors(page: Path) -> set[str]:
     """The anchors of a page's headings, as GitHub makes them."""
-    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"^ *```.*?^ *```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_link_leads_somewhere(page: Path) -> None:
-    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"^ *```.*?^ *```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if target.startswith(("https://", "http://")):
             continue

@@ -83,14 +83,16 @@ def test_a_board_installs_the_versions_that_were_tested(python: str, machine: st
 
 
 def test_the_guide_tells_the_versions_that_were_tested() -> None:
-    text = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "reference" / "versions.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| ([a-z-]+) \| ([\d.]+) \| ([\d., ]+) \|$", text, re.MULTILINE)
     needs = list(declared("all.txt", "3.11", "x86_64"))
     assert {name for name, _, _ in rows} >= {need.name for need in declared("board.txt", "3.11", "x86_64")}
     for name, least, locked in rows:
         assert {f">={least}"} == {str(need.specifier) for need in needs if need.name == name}, name
         versions = {next(iter(pin.specifier)).version for pin in pins("all.txt") if pin.name == name}
-        assert set(locked.split(", ")) == versions, f"{name}: docs/deploy.md says otherwise than the lock"
+        assert set(locked.split(", ")) == versions, (
+            f"{name}: docs/reference/versions.md says otherwise than the lock"
+        )
 
 
 @pytest.mark.parametrize("lock", LOCKED)
@@ -145,5 +147,5 @@ def test_a_32_bit_python_is_told_in_one_line_before_anything_is_compiled(
     if not admitted:
         assert len(done.stderr.splitlines()) == 1
         assert "32-bit" in done.stderr
-        assert "docs/deploy.md" in done.stderr
+        assert "docs/howto/offline.md" in done.stderr
         assert list(tmp_path.iterdir()) == []

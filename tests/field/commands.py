@@ -1,4 +1,4 @@
-"""The commands of README.md and docs/deploy.md, as they are printed there."""
+"""The commands of README.md and docs/howto/, as they are printed there."""
 
 from __future__ import annotations
 

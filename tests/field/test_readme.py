@@ -1,4 +1,4 @@
-"""The commands of README.md and docs/deploy.md, as printed, on two computers with the addresses of the text:
+"""The commands of README.md and docs/howto/, as printed, on two computers with the addresses of the text:
 the rounds close, through kills, a lost disk, and addresses that change.
 
 Of the commands only the numbers of rounds and images are others; of what `init` writes, a round's epochs.
@@ -242,7 +242,7 @@ def test_a_jetson_as_in_the_readme(tmp_path: Path) -> None:
 
 
 def test_both_boards_as_in_the_guide(tmp_path: Path, wire: dict[str, dict[str, Path]]) -> None:
-    """docs/deploy.md's mission with both boards; the ground loses its disk, and begins its mission again."""
+    """docs/howto/'s mission with both boards; the ground loses its disk, and begins its mission again."""
     with guide(tmp_path, wire, rounds=2, epochs=1) as field:
         field.serve()
         for name in field.boards:
@@ -255,10 +255,10 @@ def test_both_boards_as_in_the_guide(tmp_path: Path, wire: dict[str, dict[str, P
 
 @contextmanager
 def guide(folder: Path, wire: dict[str, dict[str, Path]], *, rounds: int, epochs: int) -> Iterator[Field]:
-    """docs/deploy.md's mission, its boards' folders copied, nothing started."""
-    (scp,) = the(blocks("docs/deploy.md", "A Raspberry Pi"), "scp")
-    run = the(blocks("docs/deploy.md", "A Raspberry Pi"), "~/spacedml/bin/onboard")
-    commands = the(blocks("docs/deploy.md", "The ground station"), "groundstation init")
+    """docs/howto/'s mission, its boards' folders copied, nothing started."""
+    (scp,) = the(blocks("docs/howto/raspberry-pi.md", "A Raspberry Pi"), "scp")
+    run = the(blocks("docs/howto/raspberry-pi.md", "A Raspberry Pi"), "~/spacedml/bin/onboard")
+    commands = the(blocks("docs/howto/ground-station.md", "The ground station"), "groundstation init")
     with lan(folder, wire) as on:
         field = Field(on, commands, rounds=rounds, epochs=epochs)
         for name in ("pi", "nano"):

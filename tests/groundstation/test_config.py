@@ -32,7 +32,7 @@ def write(folder: Path, text: str) -> Path:
 def test_defaults_and_resolved_paths(tmp_path: Path) -> None:
     mission = load_mission(write(tmp_path, GOOD))
     assert (mission.rules.model, mission.rules.rounds, mission.rules.deadline_s) == ("lenet5", 10, 900.0)
-    assert mission.train == TrainSection()  # docs/operate.md has the values, and a test compares
+    assert mission.train == TrainSection()  # docs/reference/mission.toml.md has the values
     assert [(node.id, node.name, node.link.name) for node in mission.nodes] == [
         (1, "a", "uhf-9k6"), (2, "b", "uhf-9k6"),
     ]  # fmt: skip

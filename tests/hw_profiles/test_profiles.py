@@ -20,7 +20,7 @@ LINKS = [
     "uhf-9k6", "lora-sf7", "lora-sf12", "sband-256k", "sband-2m", "xband-50m", "isl-2mbyte", "cap-200k",
     "cap-200m", "optical-isl", "geo-relay", "bench-serial-115k2", "bench-udp"
 ]  # fmt: skip
-DOCS = (Path(__file__).parents[2] / "docs" / "profiles.md").read_text(encoding="utf-8")
+DOCS = (Path(__file__).parents[2] / "docs" / "reference" / "profiles.md").read_text(encoding="utf-8")
 
 
 def test_every_board_and_link_of_the_design_is_there() -> None:

@@ -34,7 +34,7 @@ FOREVER_S = 1e6
 
 OUTAGE_S = 60.0
 OUTAGE_BYTES = 1.3
-RESTART_S = 0.25  # an agent's start takes 0.23 s of CPU (docs/benchmarks.md)
+RESTART_S = 0.25  # an agent's start takes 0.23 s of CPU (docs/results/benchmarks.md)
 RESTART_BYTES, RESTART_LATER_S = 0.03, 2.0
 ADAPTIVE = 0.93
 ADAPTIVE_OBJECTS = 8

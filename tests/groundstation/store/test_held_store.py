@@ -186,7 +186,7 @@ def public() -> Iterator[Path]:
         store.open_round(1, b"model", [1], 0.0, 1.0)
         store.close()
         for path, mode in (("", 0o755), ("mission.toml", 0o644), ("mission.sqlite", 0o644)):
-            (folder / "m" / path).chmod(mode)  # as docs/operate.md says, once
+            (folder / "m" / path).chmod(mode)  # as docs/reference/files.md says, once
         yield folder / "m"
     finally:
         shutil.rmtree(folder)

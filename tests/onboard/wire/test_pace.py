@@ -43,7 +43,7 @@ FAR64K = uhf_full(1024, rate_up_bps=64e3, rate_down_bps=64e3, delay_s=0.15)
 HALF64K = link(mtu_bytes=1046, rate_up_bps=64e3, rate_down_bps=64e3)
 
 
-# Lower limits of goodput over its bound for one seed; the means of many are higher (docs/benchmarks.md).
+# Lower limits of goodput over its bound for one seed; means of many are higher (docs/results/benchmarks.md).
 @pytest.mark.parametrize(
     ("link", "size", "loss", "least"),
     [

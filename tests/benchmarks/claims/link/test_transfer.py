@@ -26,7 +26,7 @@ from benchmarks.claims.link.transfer import (
 
 
 @pytest.mark.parametrize(
-    ("case", "shares"),  # of the rate: goodput's bound in docs/link-benchmarks.md
+    ("case", "shares"),  # of the rate: goodput's bound in docs/results/link-benchmarks.md
     [
         (SLOW, (0.893, 0.848, 0.714, 0.536)),
         (MIDDLE, (0.977, 0.928, 0.782, 0.586)),
