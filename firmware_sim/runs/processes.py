@@ -52,9 +52,11 @@ class ProcessGroup:
         logs.mkdir(parents=True, exist_ok=True)
 
     def start(self, name: str, module: str, *arguments: str, interpreter: str = sys.executable) -> None:
-        """Starts one child under `name`; its lines go to logs/NAME.jsonl, its errors to logs/NAME.err."""
-        errors = self._logs / f"{name}.err"
-        log = (self._logs / f"{name}.jsonl").open("wb", buffering=0)
+        """Starts one child under `name`; its lines go to logs/NAME.jsonl, its errors to logs/NAME.err, with a
+        dash for a colon in NAME: scp would take what stands before a colon for a host."""
+        file = name.replace(":", "-")
+        errors = self._logs / f"{file}.err"
+        log = (self._logs / f"{file}.jsonl").open("wb", buffering=0)
         with errors.open("wb") as stderr:
             process = subprocess.Popen(
                 [interpreter, "-m", module, *arguments],

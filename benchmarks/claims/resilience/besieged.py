@@ -255,7 +255,7 @@ class Besieged:
 
     def tracebacks(self, logs: Path) -> list[str]:
         """Files in which a program that was started here wrote one."""
-        found = sorted(logs.glob(f"{self.kind.name}:*.err"))
+        found = sorted(logs.glob(f"{self.kind.name}-*.err"))
         return [str(path) for path in found if "Traceback" in path.read_text(errors="replace")]
 
     def _member_name(self, program: BesiegedProgram) -> str:

@@ -95,7 +95,7 @@ def test_frames_are_lost_and_an_edge_is_cut_between_real_agents(tmp_path: Path) 
     assert results[-1].exchanges > 2
     said = {}
     for edge in ("1-2", "1-3", "2-3"):
-        (*_, last) = (tmp_path / "logs" / f"cable:{edge}.jsonl").read_text().splitlines()
+        (*_, last) = (tmp_path / "logs" / f"cable-{edge}.jsonl").read_text().splitlines()
         said[edge] = json.loads(last)
     assert all(said[edge]["ground"]["lost"] + said[edge]["board"]["lost"] > 0 for edge in ("1-3", "2-3"))
     assert [one["ground"]["cut"] > 0 for one in said.values()] == [True, False, False]
