@@ -55,7 +55,9 @@ def first_cells(text: str) -> set[str]:
 @pytest.mark.parametrize("path", GENERATED, ids=lambda path: path.name)
 def test_every_generated_page_is_fresh(path: Path) -> None:
     """It has every command, option, key and profile, with its default and its sentence."""
-    assert path.read_text(encoding="utf-8") == GENERATED[path], "stale: run make docs"
+    assert path.read_text(encoding="utf-8") == GENERATED[path], (
+        "stale: run make docs, which is python docs/generate.py"
+    )
 
 
 def test_a_key_or_an_option_without_a_sentence_is_refused() -> None:

@@ -15,7 +15,7 @@ from onboard.link.recorder import Recorder
 from onboard.wire.session import Session
 
 ROOT = Path(__file__).parents[1]
-EXAMPLES = {"two_sessions.py": 60, "one_node.py": 40, "decode_recording.py": 45}
+EXAMPLES = {"two_sessions.py": 60, "one_node.py": 40, "decode_recording.py": 45, "use_the_model.py": 40}
 """How many lines each may have."""
 
 

@@ -51,9 +51,9 @@ class Machine:
     def __post_init__(self) -> None:
         (self.home / "bin").mkdir(parents=True)
         (self.home / "spacedml" / "bin").mkdir(parents=True)
-        for module in ("onboard", "groundstation"):
+        for module in ("onboard", "groundstation", "firmware_sim"):
             for folder in (self.home / "bin", self.home / "spacedml" / "bin"):
-                program = folder / module
+                program = folder / module.replace("_", "-")
                 program.write_text(_PROGRAM.format(python=sys.executable, module=module))
                 program.chmod(0o755)
         self.hosts({})
