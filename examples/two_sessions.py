@@ -15,6 +15,7 @@ import socket
 import time
 
 from hw_profiles import load_link
+from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.events import Arrived, Delivered, Rekeyed
 from onboard.wire.session import Session
 
@@ -25,10 +26,8 @@ PHOTO = 7  # the application's number for a kind of object
 
 def end(node: int, peer: int) -> Session:
     """One end of the link; the ground, node 0, is its primary. Count epochs on a disk: each is used once."""
-    now = time.monotonic()
-    return Session(
-        node=node, peer=peer, key=KEY, link=LINK, master=node == 0, epoch=1, nonce=os.urandom, now=now
-    )
+    return Session(Identity(node, peer, primary=node == 0), Medium(LINK), Security(KEY, nonce=os.urandom),
+                   SessionState(epoch=1), now=time.monotonic())  # fmt: skip
 
 
 def main() -> None:

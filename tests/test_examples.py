@@ -12,6 +12,7 @@ import pytest
 from hw_profiles import load_link
 from onboard.link.ports.framing import FRAMINGS
 from onboard.link.recorder import Recorder
+from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.session import Session
 
 ROOT = Path(__file__).parents[1]
@@ -55,7 +56,8 @@ def test_a_recording_is_decoded_frame_by_frame(url: str, tmp_path: Path) -> None
     recorder = Recorder(tmp_path / "pass.sdml", clock=lambda: now)
     record = recorder.link(url, link, local=1, peer=0)
     stream = FRAMINGS["cobs" if url.startswith("/") else "datagram"].make(link.mtu_bytes, 0)
-    session = Session(node=1, peer=0, key=bytes(range(32)), link=link, master=False, epoch=3)
+    identity = Identity(node=1, peer=0, primary=False)
+    session = Session(identity, Medium(link), Security(bytes(range(32))), SessionState(epoch=3))
     session.tell(b"hello", now)
     while (frame := session.transmit(now)) is None:
         now = session.wakeup(now)
