@@ -11,7 +11,7 @@ from onboard.data.shard import shard_of
 from onboard.learn.graph import GraphError, TrainGraph, shipped
 from onboard.mission.health import Failure
 from onboard.mission.objects import Task, encode_object
-from onboard.mission.server import Training
+from onboard.mission.training import BoardTraining
 from onboard.trainer.job import Failed, Job, Report, TrainingDone
 from onboard.trainer.process import ProcessTrainer
 
@@ -31,13 +31,10 @@ def fitting(config: OwnConfig) -> list[TrainGraph]:
 def tried(config: OwnConfig, graph: TrainGraph) -> str:
     """What a round of a mission's defaults takes with this model. Raises MemoryError where the budget is too
     small, and GraphError where it fails for another reason but the images."""
-    defaults = Training()
-    batch = config.gossip.batch_size if isinstance(config, GossipConfig) else defaults.batch_size
+    batch = config.gossip.batch_size if isinstance(config, GossipConfig) else BoardTraining().batch_size
     task = Task(
-        mission=bytes(8), round=1, model=graph.name, graph=graph.digest, seed=0, weights="seed", epochs=1,
-        pretrain_epochs=1, batch_size=batch, learning_rate=defaults.learning_rate, bits_up=defaults.bits_up,
-        max_bases=defaults.max_bases, shift_pixels=defaults.shift_pixels, distortion=defaults.distortion,
-        deadline_s=1.0,
+        mission=bytes(8), round=1, model=graph.name, graph=graph.digest, seed=0, weights="seed",
+        training=BoardTraining(epochs=1, pretrain_epochs=1, batch_size=batch), deadline_s=1.0,
     )  # fmt: skip
     trainer = ProcessTrainer(shard_of(config), first=BATCHES * batch)
     report = _run(trainer, Job(model=encode_object(task, b""), node=config.id), config.memory_bytes)

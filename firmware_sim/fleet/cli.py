@@ -143,7 +143,7 @@ def _wishes(
     from firmware_sim.fleet.presets import PRESETS
     from firmware_sim.fleet.run import FleetConfig
     from firmware_sim.fleet.simulation import FleetSettings, without_losses
-    from onboard.mission.server import Training
+    from onboard.mission.training import Training
 
     preset = next(preset for name, preset in PRESETS.items() if name == method)
     asked = {key: value for key, value in training.items() if value is not None}

@@ -26,7 +26,8 @@ from onboard.learn.graph import InferGraph, TrainGraph, evaluate
 from onboard.mission.averaging import averaged
 from onboard.mission.health import State, decode_health
 from onboard.mission.objects import MODEL, asked_again
-from onboard.mission.server import BadUpdate, Server, Training
+from onboard.mission.server import BadUpdate, Server
+from onboard.mission.training import Training
 from onboard.wire.events import Arrived, Cancelled, Event, GroupAnswer, Message
 from onboard.wire.messages import BadMessage, Reason, digest
 from onboard.wire.security.seal import MAX_EPOCH

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from groundstation.station import Station
 from groundstation.store.store import Store
 from onboard.mission.health import Failure, Health, State
-from onboard.mission.objects import MODEL, Task, decode_task
+from onboard.mission.objects import MODEL, decode_task
+from onboard.mission.training import BoardTraining
 from onboard.wire.messages import BadMessage, digest
 
 FIRST_PAUSE_S = 10.0  # before the second time, then twice as long each time, up to the round's deadline
@@ -55,11 +56,11 @@ class Askings:
         before = self._questions.get(node)
         self._questions[node] = Question(asking, name, again_at=before.again_at if before else 0.0)
 
-    def task(self, number: int) -> Task | None:
-        """What round `number` asked of each board; None where no such round is stored."""
+    def training(self, number: int) -> BoardTraining | None:
+        """How round `number` asked each board to train; None where no such round is stored."""
         model = self._store.asked(number)
         try:
-            return None if model is None else decode_task(model)[0]
+            return None if model is None else decode_task(model)[0].training
         except BadMessage:  # a disk rots
             return None
 

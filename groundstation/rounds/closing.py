@@ -23,8 +23,9 @@ from onboard.data.loading import Images
 from onboard.learn.federated.clipping import Outlier, norm
 from onboard.learn.graph import InferGraph, Score, evaluate
 from onboard.mission.averaging import RoundAverage
-from onboard.mission.objects import UPDATE, Task, Update
+from onboard.mission.objects import UPDATE, Update
 from onboard.mission.server import Server
+from onboard.mission.training import BoardTraining
 
 log = logging.getLogger(__name__)
 
@@ -39,19 +40,19 @@ class Average:
 
 
 class Closing:
-    """Averages the stored answers of a round, and judges what the boards will get. `task` tells what a
-    round asked, `names` of the nodes are for the log."""
+    """Averages the stored answers of a round, and judges what the boards will get. `training` tells how
+    a round asked to train, `names` of the nodes are for the log."""
 
     def __init__(
         self,
         server: Server,
         store: Store,
-        task: Callable[[int], Task | None],
+        training: Callable[[int], BoardTraining | None],
         names: Mapping[int, str],
         infer: InferGraph,
         test: Images,
     ) -> None:
-        self._server, self._store, self._task, self._names = server, store, task, names
+        self._server, self._store, self._training, self._names = server, store, training, names
         self._infer, self._test = infer, test
 
     def average(self, number: int, nodes: Iterable[int], base: bytes) -> Generator[bool, None, Average]:
@@ -126,7 +127,7 @@ class Closing:
         payload = self._store.payload(number, node)
         if payload is None:
             raise ValueError("there is nothing stored of it")
-        return self._server.open(UPDATE, payload, node, number, self._task)
+        return self._server.open(UPDATE, payload, node, number, self._training)
 
     def _condense(self, average: RoundAverage) -> bytes:
         """The average, packed, if it is one that can be sent and built on. Raises ValueError."""

@@ -66,7 +66,7 @@ class Rounds:
         self._test = test
         self._askings = Askings(store, stations)
         names = {node.id: node.name for node in mission.nodes}
-        self._closing = Closing(self._server, store, self._askings.task, names, infer, test)
+        self._closing = Closing(self._server, store, self._askings.training, names, infer, test)
         self._setbacks = Setbacks()
         self._wall = wall
         self._now = 0.0
@@ -107,7 +107,7 @@ class Rounds:
         name, session = station.node.name, station.session
         try:
             update, _ = self._server.open(
-                arrived.kind, arrived.payload, station.node.id, self.number, self._askings.task
+                arrived.kind, arrived.payload, station.node.id, self.number, self._askings.training
             )
         except BadUpdate as error:
             say(log, "update-refused", level=logging.WARNING, node=name, why=str(error))

@@ -198,24 +198,24 @@ class Agent:
         task, _ = objects.decode_task(arrived.payload)
         if task.mission == self.known.mission and task.round < self.known.round:
             self._go_back(task.round)
-        self.journal.keep(MODEL if task.epochs else DEPLOYED, arrived.payload)
+        self.journal.keep(MODEL if task.training else DEPLOYED, arrived.payload)
         asked_first = objects.as_asked_first(arrived.payload)
         goes_on = asked_first == self.known.question and self._is_at_work
         if not goes_on:
             self._stop_work(now)
         self.known.mission, self.known.round, self.known.asking = task.mission, task.round, task.asking
         self.known.question, self.known.asked_under = asked_first, self.session.salt
-        if task.epochs:
+        if task.training:
             self.known.model = arrived.digest
         else:
             self.known.deployed = arrived.digest
         if goes_on:
             self._save()
         else:
-            self._settle(State.TRAINING if task.epochs else State.IDLE)
+            self._settle(State.TRAINING if task.training else State.IDLE)
         self.session.accept(arrived.digest, now)
         say(log, "heard", round=task.round, asking=task.asking, bytes=len(arrived.payload))
-        if not task.epochs:
+        if not task.training:
             say(log, "deployed", round=task.round, model=task.model)
         elif not goes_on:
             self._begin(task, arrived.payload, now)
@@ -239,7 +239,7 @@ class Agent:
 
     def _begin(self, task: Task, model: bytes, now: float) -> None:
         """Gives the trainer the round's model, and the checkpoint of an earlier life if there is one."""
-        name = training_name(objects.as_asked_first(model), self.config.id)
+        name = training_name(self.known.question, self.config.id)
         self.work = Work(
             task=task,
             name=name,

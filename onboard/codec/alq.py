@@ -15,7 +15,7 @@ n).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -331,17 +331,6 @@ def quantize(
     return Quantized(
         layout,
         {t.name: sketch(in_groups(t, weights[t.name]), allocation[t.name]) for t in layout.grouped},
-        {t.name: on_grid(weights[t.name], raw_levels) for t in layout.raw},
-    )
-
-
-def finished(
-    layout: Layout, grouped: Mapping[str, Bases], weights: Weights, *, raw_levels: int = RAW_LEVELS
-) -> Quantized:
-    """The model with bases that were optimized, their coordinates rounded; raw tensors as of `weights`."""
-    return Quantized(
-        layout,
-        {t.name: replace(grouped[t.name], alphas=rounded(grouped[t.name].alphas)) for t in layout.grouped},
         {t.name: on_grid(weights[t.name], raw_levels) for t in layout.raw},
     )
 

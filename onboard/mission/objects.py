@@ -12,6 +12,7 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
+from onboard.mission.training import BoardTraining
 from onboard.wire.messages import BadMessage, digest
 
 MODEL = 1
@@ -33,41 +34,32 @@ Amount = Annotated[float, Meta(ge=0, le=1e12)]
 ClassName = Annotated[str, Meta(min_length=1, max_length=64)]
 
 
+TASK_VERSION: Literal[2] = 2
+"""Stands first in a Task's header. Before there were versions, the mission's id stood there: version 1."""
+
+
 class Task(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     """Header of a MODEL: what a board is asked to do with the weights that follow.
 
-    `mission` 8 B id; `graph` 8 B digest of the training graph that `model` names; `weights` "seed" where
-    none follow and both ends draw the same from `seed`, "packed" where they do. `epochs` 0 asks for no
-    training: the weights are to be used. `bits_up`: bits a weight that the update may take; `max_bases` a
-    group; `shift_pixels` and `distortion` of augmentation; `deadline_s` seconds for the answer, from arrival.
-    `method`: what the epochs do (`learn/federated/plan.py`); `prune_ratio` and the epochs after it are for
-    "spacedml" alone. `asking`: how often this board was asked for this round before. It makes a question that
-    is asked again another object than the one that the board has taken already. `classes`: 8 B digest of the
-    names of the mission's classes in their order (`labels.digest`), empty where nobody says what a
-    label means; `names` themselves where they are short (`names_that_fit`).
+    `mission`: 8 B id; `graph`: 8 B digest of the training graph that `model` names; `weights`: "seed" where
+    none follow and both ends draw the same from `seed`, "packed" where they do. `training`: how to train;
+    None asks for no training, as the weights are to be used. `deadline_s`: seconds for the answer, from
+    arrival. `asking`: how often this board was asked for this round before. It makes a question that is asked
+    again another object than the one that the board has taken already. `classes`: 8 B digest of the names of
+    the mission's classes in their order (`labels.digest`), empty where nobody says what a label means;
+    `names`: these themselves where they are short (`names_that_fit`).
     Ranges are part of the interface: what passes here can be computed with.
     """
 
+    version: Literal[2] = TASK_VERSION
     mission: Id8
     round: Annotated[int, Meta(ge=0, le=0xFFFF)]
     model: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
     graph: Id8
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)]
     weights: Literal["seed", "packed"]
-    epochs: Annotated[int, Meta(ge=0, le=10_000)]
-    pretrain_epochs: Annotated[int, Meta(ge=0, le=10_000)]
-    batch_size: Annotated[int, Meta(ge=1, le=65_536)]
-    learning_rate: Annotated[float, Meta(gt=0, le=100)]
-    bits_up: Annotated[float, Meta(gt=0, le=32)]
-    max_bases: Annotated[int, Meta(ge=1, le=32)]
-    shift_pixels: Annotated[int, Meta(ge=0, le=255)]
+    training: BoardTraining | None
     deadline_s: Annotated[float, Meta(gt=0, le=1e9)]
-    method: Literal["fedavg", "fedavg-zstd", "spacedml", "spacedml-fast"] = "spacedml-fast"
-    prune_ratio: Annotated[float, Meta(ge=0, le=1)] = 0.8
-    prune_epochs: Annotated[int, Meta(ge=0, le=10_000)] = 4
-    basis_epochs: Annotated[int, Meta(ge=0, le=10_000)] = 1
-    coordinate_epochs: Annotated[int, Meta(ge=0, le=10_000)] = 1
-    distortion: Annotated[float, Meta(ge=0, le=4)] = 0.0
     asking: Count = 0
     classes: Annotated[bytes, Meta(max_length=8)] = b""
     names: tuple[ClassName, ...] = ()
@@ -94,7 +86,18 @@ MAX_NAMES_BYTES = 64  # of a task's names: they come with every round, and ten d
 
 _MAX_HEADER_BYTES = 1024  # a Task with a model's name of 64 letters has 160; also bounds msgpack's nesting
 _LENGTH = struct.Struct(">H")
-_Header = TypeVar("_Header", Task, Update)
+T = TypeVar("T")
+
+
+class _AnyTask(msgspec.Struct, array_like=True, frozen=True):
+    """What every version of a Task begins with."""
+
+    version: int | bytes
+
+
+_ANY_TASK = msgspec.msgpack.Decoder(_AnyTask)
+_TASK = msgspec.msgpack.Decoder(Task)
+_UPDATE = msgspec.msgpack.Decoder(Update)
 
 
 def names_that_fit(names: Sequence[str]) -> tuple[str, ...]:
@@ -109,25 +112,32 @@ def encode_object(header: Task | Update, weights: bytes) -> bytes:
     Raises ValueError for a header that the other end would refuse.
     """
     packed = msgspec.msgpack.encode(header)
-    payload = _LENGTH.pack(len(packed)) + packed + weights
-    try:
-        decode_task(payload) if isinstance(header, Task) else decode_update(payload)
+    try:  # a struct does not check its own fields, and its decoder does
+        if isinstance(header, Task):
+            _check_weights(_decoded(packed, _TASK), weights)
+        else:
+            _decoded(packed, _UPDATE)
     except BadMessage as error:
         raise ValueError(str(error)) from None
-    return payload
+    return _LENGTH.pack(len(packed)) + packed + weights
 
 
 def decode_task(payload: bytes) -> tuple[Task, memoryview]:
     """The header of a MODEL and a view of its packed weights. Raises BadMessage."""
-    task, weights = _decode_object(payload, _TASK)
-    if (task.weights == "packed") != bool(weights):
-        raise BadMessage(f"Task with weights {task.weights!r} and {len(weights)} B of them")
+    header, weights = _header_and_weights(payload)
+    first = _decoded(header, _ANY_TASK).version
+    version = first if isinstance(first, int) else 1
+    if version != TASK_VERSION:
+        raise BadMessage(f"task of version {version}, this program speaks {TASK_VERSION}")
+    task = _decoded(header, _TASK)
+    _check_weights(task, weights)
     return task, weights
 
 
 def decode_update(payload: bytes) -> tuple[Update, memoryview]:
     """The header of an UPDATE and a view of its packed weights. Raises BadMessage."""
-    return _decode_object(payload, _UPDATE)
+    header, weights = _header_and_weights(payload)
+    return _decoded(header, _UPDATE), weights
 
 
 def asked_again(model: bytes, asking: int) -> bytes:
@@ -141,11 +151,7 @@ def as_asked_first(model: bytes) -> bytes:
     return digest(MODEL, asked_again(model, 0))
 
 
-_TASK = msgspec.msgpack.Decoder(Task)
-_UPDATE = msgspec.msgpack.Decoder(Update)
-
-
-def _decode_object(payload: bytes, decoder: msgspec.msgpack.Decoder[_Header]) -> tuple[_Header, memoryview]:
+def _header_and_weights(payload: bytes) -> tuple[memoryview, memoryview]:
     whole = memoryview(payload)
     if len(whole) < _LENGTH.size:
         raise BadMessage(f"object of {len(whole)} B")
@@ -153,7 +159,16 @@ def _decode_object(payload: bytes, decoder: msgspec.msgpack.Decoder[_Header]) ->
     if length > _MAX_HEADER_BYTES or _LENGTH.size + length > len(whole):
         raise BadMessage(f"object of {len(whole)} B with a header of {length}, at most {_MAX_HEADER_BYTES}")
     start = _LENGTH.size + length
+    return whole[_LENGTH.size : start], whole[start:]
+
+
+def _decoded(header: bytes | memoryview, decoder: msgspec.msgpack.Decoder[T]) -> T:
     try:
-        return decoder.decode(whole[_LENGTH.size : start]), whole[start:]
+        return decoder.decode(header)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BadMessage(f"object's header: {error}") from None
+
+
+def _check_weights(task: Task, weights: bytes | memoryview) -> None:
+    if (task.weights == "packed") != bool(weights):
+        raise BadMessage(f"Task with weights {task.weights!r} and {len(weights)} B of them")

@@ -5,82 +5,34 @@ fleet do, and a satellite could (SpaceDML's server is one). When a round ends is
 
 What travels down is the model's difference from first weights that both ends draw from the mission's seed,
 so that a board needs nothing else to begin. What travels up is what a board's round has moved, or the whole
-model in the same way (`learn.plan.sends_whole`).
+model in the same way (`BoardTraining.sends_whole`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Annotated
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
-from msgspec import Meta
 
 from onboard.codec import alq
-from onboard.codec.alq import MAX_BASES, Model
+from onboard.codec.alq import Model
 from onboard.codec.dense import Dense
 from onboard.codec.layout import Floats, Weights
 from onboard.codec.pack import pack, unpack
 from onboard.data import labels
 from onboard.learn.federated.clipping import Bounds, Claim, Share, norm
 from onboard.learn.federated.local import moved
-from onboard.learn.federated.plan import Method, sends_whole
 from onboard.learn.federated.rounds import PartialAverage, condense, staleness_weight
 from onboard.learn.graph import TrainGraph, initial
 from onboard.mission import intake
 from onboard.mission.objects import UPDATE, Task, Update, decode_update, encode_object, names_that_fit
+from onboard.mission.training import BoardTraining, Training
 from onboard.wire.messages import BadMessage
-
-LEAST_RATE = 1e-12
-"""No learning rate decays below this: it moves no weight, and what is 0 is no learning rate."""
 
 
 class BadUpdate(ValueError):  # noqa: N818 - "bad" says error already
     """An object that is no update of this mission from this node; says why."""
-
-
-class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How a board trains and how many bits a weight travel.
-
-    The defaults were measured with three boards and LeNet-5, in the fleet over three seeds: 98.05 % on digits
-    after 6 rounds (0.08 bit down: 96.66 %), 96.7 % on MNIST (600 images a board) after 10, for 2.9 kB up and
-    7 kB down a round.
-    """
-
-    method: Method = "spacedml-fast"
-    """What boards do and what travels: `fedavg` (float32 weights), `fedavg-zstd` (these, compressed),
-    `spacedml` (the paper's procedure) or `spacedml-fast`."""
-    epochs: Annotated[int, Meta(ge=1, le=10_000)] = 2
-    """Epochs of training with quantized weights (straight-through); with `fedavg` plain ones."""
-    pretrain_epochs: Annotated[int, Meta(ge=1, le=10_000)] = 1
-    """Epochs of plain training before that. Their gradients tell which weights deserve bits."""
-    batch_size: Annotated[int, Meta(ge=1, le=65_536)] = 10
-    """Images a step."""
-    learning_rate: Annotated[float, Meta(gt=0, lt=1)] = 3e-3
-    """Learning rate of Adam in the first round."""
-    learning_rate_decay: Annotated[float, Meta(gt=0, le=1)] = 0.9
-    """Factor of the learning rate from one round to the next, down to a rate of 1e-12."""
-    bits_up: Annotated[float, Meta(gt=0, le=32)] = 0.05
-    """Bits a weight that an update may take on its way to the ground."""
-    bits_down: Annotated[float, Meta(gt=0, le=32)] = 0.15
-    """Bits a weight that the averaged model may take on its way to the boards."""
-    max_bases: Annotated[int, Meta(ge=1, le=MAX_BASES)] = 8
-    """Binary bases that a group of weights may have."""
-    shift_pixels: Annotated[int, Meta(ge=0, le=255)] = 1
-    """Most pixels by which images are shifted in training."""
-    distortion: Annotated[float, Meta(ge=0, le=4)] = 1.0
-    """Strength of the affine distortion of images in training. 1 is a rotation of up to 15 degrees, a stretch
-    of 15 % and a shear of 0.1; other values scale that."""
-    prune_ratio: Annotated[float, Meta(ge=0, le=1)] = 0.8
-    """Share of the bases that `spacedml` drops; it alone."""
-    prune_epochs: Annotated[int, Meta(ge=0, le=10_000)] = 4
-    """Epochs in which bases are dropped; `spacedml` alone."""
-    basis_epochs: Annotated[int, Meta(ge=0, le=10_000)] = 1
-    """Epochs of optimizing bases; `spacedml` alone."""
-    coordinate_epochs: Annotated[int, Meta(ge=0, le=10_000)] = 1
-    """Epochs of optimizing coordinates; `spacedml` alone."""
 
 
 class Server:
@@ -121,7 +73,6 @@ class Server:
 
     def task(self, number: int, *, deploy: bool = False) -> Task:
         """What round `number` asks of each board."""
-        training = self._training
         return Task(
             mission=self._mission,
             round=number,
@@ -129,23 +80,8 @@ class Server:
             graph=self._graph.digest,
             seed=self._seed,
             weights="seed" if number == 1 else "packed",
-            epochs=0 if deploy else training.epochs,
-            pretrain_epochs=training.pretrain_epochs,
-            batch_size=training.batch_size,
-            learning_rate=max(
-                training.learning_rate * training.learning_rate_decay ** (number - 1),
-                min(training.learning_rate, LEAST_RATE),
-            ),
-            bits_up=training.bits_up,
-            max_bases=training.max_bases,
-            shift_pixels=training.shift_pixels,
-            distortion=training.distortion,
+            training=None if deploy else self._training.of_round(number),
             deadline_s=self._deadline_s,
-            method=training.method,
-            prune_ratio=training.prune_ratio,
-            prune_epochs=training.prune_epochs,
-            basis_epochs=training.basis_epochs,
-            coordinate_epochs=training.coordinate_epochs,
             classes=self._classes,
             names=self._names,
         )
@@ -154,7 +90,7 @@ class Server:
 
     def open(
         self, kind: int, payload: bytes, node: int, number: int,
-        asked: Callable[[int], Task | None] = lambda number: None,
+        asked: Callable[[int], BoardTraining | None] = lambda number: None,
     ) -> tuple[Update, Model]:  # fmt: skip
         """The update that came over the link of `node`, `number` being the latest round. `asked` tells what
         a round asked, None for what it would ask now (a mission's training may be changed between two).
@@ -172,7 +108,7 @@ class Server:
             if not 1 <= update.round <= number:
                 raise BadMessage(f"round {update.round} has not begun, at {number}")
             model = unpack(weights, self.layout)
-            intake.check(model, len(weights), asked(update.round) or self.task(update.round))
+            intake.check(model, len(weights), asked(update.round) or self._training.of_round(update.round))
             return update, model
         except ValueError as error:  # BadMessage, BadPack and what the intake says
             raise BadUpdate(str(error)) from None
@@ -203,7 +139,7 @@ class Server:
 
     def _sent(self, packed: bytes) -> dict[str, Floats] | None:
         """What whole models moved from; None where they moved from what they are the difference from."""
-        if not packed or not sends_whole(self._training.method):
+        if not packed or not self._training.sends_whole:
             return None
         return alq.reconstruct(unpack(packed, self.layout))
 
@@ -222,12 +158,12 @@ class Server:
     def condense(self, average: PartialAverage, packed: bytes) -> bytes:
         """What a round that sent `packed` comes to, packed for the way down: quantized, or for FedAvg in
         float32. An average of moves is added to what they moved. Raises BadPack."""
-        method, total = self._training.method, average.mean()
-        if packed and not sends_whole(method):
+        training, total = self._training, average.mean()
+        if packed and not training.sends_whole:
             total = moved(alq.reconstruct(unpack(packed, self.layout)), total)
-        if method in ("fedavg", "fedavg-zstd"):
-            return pack(Dense(self.layout, total), compress=method == "fedavg-zstd")
-        return pack(condense(self.layout, total, self._training.bits_down))
+        if training.is_dense:
+            return pack(Dense(self.layout, total), compress=training.compresses)
+        return pack(condense(self.layout, total, training.bits_down))
 
     def weights(self, packed: bytes) -> dict[str, Floats]:
         """What boards start from, and are judged by, after a round with this outcome. Raises BadPack."""

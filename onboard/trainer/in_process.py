@@ -55,7 +55,7 @@ class LocalTrainer:
             self._reports = [failed(error)]
             return
         self._training, self._steps = training, training.steps()
-        flops = graph.flops_per_image * task.batch_size
+        flops = graph.flops_per_image * training.knobs.batch_size
         self._reports = [Begun(flops_a_step=flops, epoch=training.epoch, dropped=dropped)]
 
     def step(self, *, save: bool = False) -> None:
@@ -77,7 +77,7 @@ class LocalTrainer:
     def _step(self, training: LocalTraining, cpu_before_s: float, save: bool) -> Report:
         done = next(self._steps, None)
         if done is None:
-            packed = pack(training.result(), compress=training.plan.compress)
+            packed = pack(training.result(), compress=training.knobs.compresses)
             cpu_s = self._cpu_clock() - cpu_before_s
             return TrainingDone(packed=packed, loss=training.loss, samples=len(self._images), cpu_s=cpu_s)
         state = _state(training) if save and done.ends_epoch else None
@@ -155,25 +155,11 @@ def _training(task: Task, weights: memoryview, graph: TrainGraph, images: Images
     start = origin
     if task.weights == "packed":
         start = moved(origin, alq.reconstruct(unpack(weights, graph.layout)))
-    plan = Plan(
-        epochs=task.epochs,
-        pretrain_epochs=task.pretrain_epochs,
-        batch_size=task.batch_size,
-        learning_rate=task.learning_rate,
-        bits_up=task.bits_up,
-        max_bases=task.max_bases,
-        shift_pixels=task.shift_pixels,
-        distortion=task.distortion,
-        seed=task.seed,
-        round=task.round,
-        node=node,
-        method=task.method,
-        prune_ratio=task.prune_ratio,
-        prune_epochs=task.prune_epochs,
-        basis_epochs=task.basis_epochs,
-        coordinate_epochs=task.coordinate_epochs,
-    )
-    return LocalTraining(graph, origin if plan.whole else start, start, images.x, images.y, plan)
+    knobs = task.training
+    if knobs is None:
+        raise ValueError("the task asks for no training")
+    plan = Plan(training=knobs, seed=task.seed, round=task.round, node=node)
+    return LocalTraining(graph, origin if knobs.sends_whole else start, start, images.x, images.y, plan)
 
 
 def _state(training: LocalTraining) -> bytes:

@@ -18,6 +18,7 @@ from hw_profiles import load_link
 from onboard.data import loading
 from onboard.learn.graph import TrainGraph
 from onboard.mission.objects import GOSSIP, MODEL, UPDATE, Task, encode_object
+from onboard.mission.training import BoardTraining
 from onboard.storage.keys import new_key, save_key
 from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.events import Cancelled, Delivered, Event, Rekeyed
@@ -108,8 +109,7 @@ def board(folder: Path, crew: ProcessGroup) -> tuple[BurstNeighbour, int, bytes,
     crew.start("program", "onboard", "run", str(folder / "node.toml"), *JSON)
     task = Task(
         mission=b"missionA", round=1, model="lenet5", graph=TrainGraph.load("lenet5").digest, seed=1,
-        weights="seed", epochs=1, pretrain_epochs=1, batch_size=10, learning_rate=3e-3, bits_up=0.05,
-        max_bases=8, shift_pixels=0, deadline_s=60.0,
+        weights="seed", training=BoardTraining(epochs=1, shift_pixels=0, distortion=0.0), deadline_s=60.0,
     )  # fmt: skip
     return there, MODEL, encode_object(task, b""), b"no task"
 

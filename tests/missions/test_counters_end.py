@@ -18,7 +18,8 @@ from onboard.learn.federated.rounds import PartialAverage, staleness_weight
 from onboard.learn.gossip.exchange import LAST_NUMBER, Gossip
 from onboard.mission.health import Health, decode_health, encode_health
 from onboard.mission.objects import decode_task
-from onboard.mission.server import LEAST_RATE, Server, Training
+from onboard.mission.server import Server
+from onboard.mission.training import LEAST_RATE, Training
 from onboard.storage.journal import Journal
 from onboard.wire.security.seal import MAX_EPOCH, NO_SALT
 from tests.missions.clockwork import TRAIN, Clockwork
@@ -143,8 +144,9 @@ def test_a_learning_rate_decays_to_a_bound_and_not_to_nothing(decay: float, numb
         training=Training(learning_rate_decay=decay), graph=TRAIN,
     )  # fmt: skip
     task, _ = decode_task(server.model(number, b"packed"))
-    assert task.learning_rate >= LEAST_RATE
-    assert task.learning_rate == max(3e-3 * decay ** (number - 1), LEAST_RATE)
+    assert task.training is not None
+    assert task.training.learning_rate >= LEAST_RATE
+    assert task.training.learning_rate == max(3e-3 * decay ** (number - 1), LEAST_RATE)
 
 
 def test_a_learning_rate_below_the_bound_stays_what_it_is() -> None:
@@ -152,7 +154,9 @@ def test_a_learning_rate_below_the_bound_stays_what_it_is() -> None:
         mission=b"mission.", model="lenet5", seed=1, deadline_s=60.0,
         training=Training(learning_rate=1e-15), graph=TRAIN,
     )  # fmt: skip
-    assert server.task(9_000).learning_rate == 1e-15
+    task = server.task(9_000)
+    assert task.training is not None
+    assert task.training.learning_rate == 1e-15
 
 
 def test_an_update_of_any_age_weighs_something() -> None:

@@ -26,6 +26,7 @@ from onboard.link import Spool, open_port
 from onboard.link.ports.whitening import whiten
 from onboard.link.pump import Pump, wait
 from onboard.mission.objects import UPDATE, Update, decode_update, encode_object
+from onboard.mission.training import BoardTraining
 from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.events import Arrived, Delivered, Event
 from onboard.wire.framing import cobs
@@ -42,8 +43,8 @@ def trained() -> tuple[TrainGraph, alq.Quantized, int]:
     """A board's share of a first round, small."""
     graph, images = TrainGraph.load("lenet5"), loading.load("digits", part="train").take(np.arange(40))
     origin = initial(graph.shapes, seed=7)
-    plan = Plan(epochs=1, pretrain_epochs=1, batch_size=10, learning_rate=3e-3, bits_up=0.05, max_bases=8,
-                shift_pixels=0, seed=7, round=1, node=1)  # fmt: skip
+    knobs = BoardTraining(epochs=1, shift_pixels=0, distortion=0.0)
+    plan = Plan(training=knobs, seed=7, round=1, node=1)
     training = LocalTraining(graph, origin, origin, images.x, images.y, plan)
     assert [step.epoch for step in training.steps()] == [1] * 4 + [2] * 4
     return graph, training.result(), len(images)

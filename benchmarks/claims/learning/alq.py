@@ -25,13 +25,17 @@ from onboard.data import loading
 from onboard.learn.federated.local import LocalTraining
 from onboard.learn.federated.plan import Plan
 from onboard.learn.graph import InferGraph, TrainGraph, evaluate, initial
+from onboard.mission.training import BoardTraining
 
 ACCURACY, BITS = 99.1, 0.40
 
 PLAN = Plan(
-    pretrain_epochs=4, prune_epochs=4, basis_epochs=1, coordinate_epochs=1, epochs=4, batch_size=50,
-    learning_rate=1e-3, bits_up=2.0, max_bases=2, prune_ratio=0.81, shift_pixels=0, seed=0, round=1, node=0,
-    method="spacedml",
+    training=BoardTraining(
+        method="spacedml", pretrain_epochs=4, prune_epochs=4, basis_epochs=1, coordinate_epochs=1, epochs=4,
+        batch_size=50, learning_rate=1e-3, bits_up=2.0, max_bases=2, prune_ratio=0.81, shift_pixels=0,
+        distortion=0.0,
+    ),
+    seed=0, round=1, node=0,
 )  # fmt: skip
 QUICK_IMAGES = 6000  # a tenth
 

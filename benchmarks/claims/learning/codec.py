@@ -21,9 +21,10 @@ from onboard.codec import alq
 from onboard.codec.pack import account, pack, unpack
 from onboard.data import loading
 from onboard.learn.federated.local import LocalTraining
-from onboard.learn.federated.plan import Method, Plan, TrainingPhase
+from onboard.learn.federated.plan import Plan, TrainingPhase
 from onboard.learn.federated.rounds import PartialAverage
 from onboard.learn.graph import TrainGraph, initial
+from onboard.mission.training import BoardTraining, Method
 
 STEP_RATIO = 2.0
 ENCODE_MS, DECODE_MS = 20.0, 10.0
@@ -72,10 +73,10 @@ def measure(tell: ProgressLine) -> list[Row]:
 
 def plan(method: Method, bits: float, bases: int) -> Plan:
     """A first round, without shifts and distortions: they would flatter the ratios."""
-    return Plan(
-        epochs=2, pretrain_epochs=1, batch_size=10, learning_rate=2e-3, bits_up=bits, max_bases=bases,
-        shift_pixels=0, seed=0, round=1, node=1, method=method,
-    )  # fmt: skip
+    knobs = BoardTraining(
+        method=method, learning_rate=2e-3, bits_up=bits, max_bases=bases, shift_pixels=0, distortion=0.0
+    )
+    return Plan(training=knobs, seed=0, round=1, node=1)
 
 
 def trained(

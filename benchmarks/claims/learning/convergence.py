@@ -37,7 +37,7 @@ from firmware_sim.ring import simulation as ring
 from firmware_sim.ring.simulation import Method
 from hw_profiles import load_board, load_link
 from onboard.learn.gossip.descent import Recipe
-from onboard.mission.server import Training
+from onboard.mission.training import Training
 from onboard.storage.journal import replace_durably
 
 NODES, P = 8, 0.1

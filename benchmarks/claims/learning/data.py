@@ -22,7 +22,8 @@ from onboard.data.loading import DataError, Images
 from onboard.learn.graph import InferGraph, TrainGraph, evaluate
 from onboard.mission.averaging import averaged
 from onboard.mission.objects import Update, encode_object
-from onboard.mission.server import Server, Training
+from onboard.mission.server import Server
+from onboard.mission.training import Training
 from onboard.trainer.in_process import LocalTrainer
 from onboard.trainer.job import Failed, Job, TrainingDone
 

@@ -31,7 +31,7 @@ from firmware_sim.fleet.run import FleetConfig, FleetRun, Split
 from firmware_sim.fleet.simulation import FleetError, FleetSettings, without_losses
 from firmware_sim.runs.folder import FolderError
 from hw_profiles import Link, load_board, load_link
-from onboard.mission.server import Training
+from onboard.mission.training import Training
 
 ROUNDS, DEVICES, IMAGES = 10, 100, 600  # SpaceDML, section IV
 FEDAVG = {3: 95.43, 5: 95.88, 10: 96.10}  # Table I: K -> accuracy, %

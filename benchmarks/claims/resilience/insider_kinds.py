@@ -18,6 +18,7 @@ from benchmarks.harness.missions import graphs
 from onboard.codec.pack import DENSE_VERSION, HEADER, PREFIX, VERSION
 from onboard.mission.health import Health, State, encode_health
 from onboard.mission.objects import MODEL, UPDATE, Task, Update, encode_object
+from onboard.mission.training import BoardTraining
 from onboard.wire.framing.frame import Type
 from onboard.wire.messages import Offer, digest
 from onboard.wire.transfer.report import Report
@@ -223,6 +224,11 @@ FROM_BOARD: Mapping[str, Play] = {
 # from a ground
 
 
+def _trained(**knobs: Any) -> Play:
+    """A task that asks for another training than the right one."""
+    return _task(training=msgspec.structs.replace(RIGHT_TRAINING, **knobs))
+
+
 def _task(weights: Callable[[Hostile], bytes] = lambda h: b"", **changes: Any) -> Play:
     """Tasks that no ground sends, each another object; see `right_task`."""
 
@@ -235,12 +241,16 @@ def _task(weights: Callable[[Hostile], bytes] = lambda h: b"", **changes: Any) -
     return _objects(make)
 
 
+RIGHT_TRAINING = BoardTraining(
+    method="fedavg", epochs=1, learning_rate=1e-3, bits_up=1.0, max_bases=1, shift_pixels=0, distortion=0.0
+)
+
+
 def right_task(asking: int, number: int = 1) -> Task:
     """What an honest ground asks in its first round: dense weights, and one epoch."""
     return Task(
         mission=b"mission.", round=number, model="lenet5", graph=graphs()[0].digest, seed=0, weights="seed",
-        epochs=1, pretrain_epochs=1, batch_size=10, learning_rate=1e-3, bits_up=1.0, max_bases=1,
-        shift_pixels=0, deadline_s=900.0, method="fedavg", asking=asking,
+        training=RIGHT_TRAINING, deadline_s=900.0, asking=asking,
     )  # fmt: skip
 
 
@@ -253,11 +263,15 @@ def _withdrawn(hostile: Hostile) -> None:
 
 
 FROM_GROUND: Mapping[str, Play] = {
-    "tasks of 10,000 epochs in batches of 65,536": _task(epochs=10_000, batch_size=65_536),
-    "tasks at a learning rate of 100": _task(epochs=2, learning_rate=100.0, method="spacedml-fast"),
+    "tasks of 10,000 epochs in batches of 65,536": _trained(epochs=10_000, batch_size=65_536),
+    "tasks at a learning rate of 0.999": _trained(epochs=2, learning_rate=0.999, method="spacedml-fast"),
+    "tasks at a learning rate of 100": _trained(epochs=2, learning_rate=100.0, method="spacedml-fast"),
+    "tasks of another version": _task(version=1),
     "tasks with a deadline of a nanosecond": _task(deadline_s=1e-9),
     "tasks of round 65,535": _task(round=65_535),
-    "tasks of the 4,294,967,295th asking": _task(asking=2**32 - 1, epochs=3),
+    "tasks of the 4,294,967,295th asking": _task(
+        asking=2**32 - 1, training=msgspec.structs.replace(RIGHT_TRAINING, epochs=3)
+    ),
     "tasks for another graph": _task(graph=b"\xff" * 8),
     "tasks for a model of no name": _task(model="../../etc/passwd"),
     "tasks whose classes are nobody's": _task(classes=b"\xff" * 8),

@@ -22,7 +22,8 @@ from onboard.data import loading
 from onboard.learn.graph import evaluate
 from onboard.mission.averaging import averaged
 from onboard.mission.objects import UPDATE, Update, encode_object
-from onboard.mission.server import BadUpdate, Server, Training
+from onboard.mission.server import BadUpdate, Server
+from onboard.mission.training import Training
 from onboard.trainer.in_process import LocalTrainer
 from onboard.trainer.job import Failed, Job, TrainingDone
 

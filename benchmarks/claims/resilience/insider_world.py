@@ -217,7 +217,9 @@ class Ready(LocalTrainer):
     def begin(self, job: Job) -> None:
         try:
             task, _ = decode_task(job.model)
-            self._is_ready = (task.method, task.epochs) == ("fedavg", 1)
+            self._is_ready = (
+                task.training is not None and task.training.is_dense and task.training.epochs == 1
+            )
         except BadMessage:
             self._is_ready = False
         if self._is_ready:

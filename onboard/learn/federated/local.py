@@ -2,14 +2,14 @@
 
 What travels is a difference: of the whole model from the mission's initial weights (`learn.graph.initial`),
 which both ends draw from the mission's seed, or of this round's outcome from the global weights that it began
-with (`learn.plan.sends_whole`). A group without bases then stands for what both ends hold and not for
+with (`BoardTraining.sends_whole`). A group without bases then stands for what both ends hold and not for
 zeros: at 0.05 bit a weight, where nine groups of ten have none, a network keeps its features and trains the
 rest.
 
-What the epochs do is the plan's (`learn.plan`). With "spacedml-fast" the order is ALQ's with one sort in
-place of its pruning epochs (`codec.alq.allocate`): plain epochs, then one allocation of bases by loss-aware
-gain per bit, then epochs with the straight-through estimator (ALQ section 3.4): full-precision latent weights
-take the gradient that the quantized weights of the fixed allocation produced.
+What each epoch does is in the plan (`learn.federated.plan`). With "spacedml-fast" the order is ALQ's with one
+sort in place of its pruning epochs (`codec.alq.allocate`): plain epochs, then one allocation of bases by
+loss-aware gain per bit, then epochs with the straight-through estimator (ALQ section 3.4). In these,
+full-precision latent weights take the gradient that the quantized weights of the fixed allocation produced.
 
 A training is a generator of steps: the carrier decides when the next one runs, which is where throttle,
 budget, checkpoint and virtual time live. Batch order and augmentation come from (seed, round, node, epoch)
@@ -95,18 +95,19 @@ class LocalTraining:
         if len(x) == 0 or len(x) != len(y):
             raise ValueError(f"{len(x)} images with {len(y)} labels: nothing to train on")
         self.plan = plan
+        self.knobs = plan.training
         self.epoch = 0  # epochs done
         self.loss = math.nan  # mean over the last epoch done
         self._graph, self._x, self._y = graph, x, y
         layout = graph.layout
         self._origin = flat(layout, origin)
         self._latent = flat(layout, start)
-        self._adam = Adam.fresh(layout.parameters, amsgrad=plan.method == "spacedml")
+        self._adam = Adam.fresh(layout.parameters, amsgrad=self.knobs.method == "spacedml")
         self._widths: dict[str, npt.NDArray[np.uint8]] | None = None  # bases a group, once there are any
         self._bases: dict[str, Bases] | None = None  # while bases and coordinates are being optimized
         self._scratch = np.empty_like(self._latent)
         _keep_blocks(8 * layout.parameters)
-        self._moments = np.empty((2 if plan.method == "spacedml" else 0, layout.parameters), np.float32)
+        self._moments = np.empty((2 if self.knobs.method == "spacedml" else 0, layout.parameters), np.float32)
 
     @property
     def epochs(self) -> int:
@@ -114,7 +115,7 @@ class LocalTraining:
 
     @property
     def batches(self) -> int:
-        return -(-len(self._x) // self.plan.batch_size)
+        return -(-len(self._x) // self.knobs.batch_size)
 
     def steps(self) -> Iterator[Step]:
         """Runs what is left of the training, one batch a step. Errors: ValueError when the loss is not
@@ -126,8 +127,8 @@ class LocalTraining:
             order = draw.permutation(len(self._x))
             total = 0.0
             for batch in range(self.batches):
-                chosen = order[batch * self.plan.batch_size :][: self.plan.batch_size]
-                images = augmented(self._x[chosen], draw, self.plan.shift_pixels, self.plan.distortion)
+                chosen = order[batch * self.knobs.batch_size :][: self.knobs.batch_size]
+                images = augmented(self._x[chosen], draw, self.knobs.shift_pixels, self.knobs.distortion)
                 loss = self._learn(images, self._y[chosen], batch)
                 total += loss * len(chosen)
                 epoch = self.epoch + 1
@@ -142,12 +143,10 @@ class LocalTraining:
         if self.epoch < self.epochs:
             raise RuntimeError(f"{self.epoch} of {self.epochs} epochs are done: no result yet")
         layout = self._graph.layout
-        if self.plan.dense:
+        if self.knobs.is_dense:
             return Dense(layout, views(layout, self._latent - self._origin))
-        difference = self._difference()
-        if self._bases is not None:
-            return alq.finished(layout, self._bases, difference)
-        return alq.quantize(layout, difference, self._allocated() if self._widths is None else self._widths)
+        assert self._widths is not None  # every quantized method ends with epochs that have them
+        return alq.quantize(layout, self._difference(), self._widths)
 
     def state(self) -> State:
         """All that a checkpoint needs, as arrays by name; meant for the end of an epoch (`Step.ends_epoch`).
@@ -211,7 +210,7 @@ class LocalTraining:
 
     def _learn(self, x: Floats, y: npt.NDArray[np.int64], batch: int) -> float:
         """One step on one batch; the latent weights take Adam's whatever the phase."""
-        phase, layout, rate = self.plan.phases[self.epoch], self._graph.layout, self.plan.learning_rate
+        phase, layout, rate = self.plan.phases[self.epoch], self._graph.layout, self.knobs.learning_rate
         sketch = None
         if phase is TrainingPhase.PRUNE:
             assert self._widths is not None
@@ -260,11 +259,11 @@ class LocalTraining:
         """Drops coordinates so that those left reach the plan's share in equal steps by PRUNE_BY of the
         pruning epochs; what is left of these heals.
         """
-        layout, plan = self._graph.layout, self.plan
+        layout, plan, knobs = self._graph.layout, self.plan, self.knobs
         assert self._widths is not None
-        goal_bits = (1 - plan.prune_ratio) * plan.bits_up * layout.parameters
+        goal_bits = (1 - knobs.prune_ratio) * knobs.bits_up * layout.parameters
         over_bits = multibit.bits(layout, self._widths) - goal_bits
-        last = max(1, int(PRUNE_BY * plan.prune_epochs * self.batches))
+        last = max(1, int(PRUNE_BY * knobs.prune_epochs * self.batches))
         before = (self.epoch - plan.phases.index(TrainingPhase.PRUNE)) * self.batches + batch
         if over_bits <= 0:
             return
@@ -273,10 +272,10 @@ class LocalTraining:
             sketch,
             mean,
             curvature,
-            rate=plan.learning_rate,
+            rate=knobs.learning_rate,
             remove_bits=over_bits / max(1, last - before),
             top={
-                t.name: math.ceil(max(TOP_SHARE, 1 / last) * plan.max_bases * t.groups)
+                t.name: math.ceil(max(TOP_SHARE, 1 / last) * knobs.max_bases * t.groups)
                 for t in layout.grouped
             },
         )
@@ -294,12 +293,12 @@ class LocalTraining:
 
     def _allocated(self) -> dict[str, npt.NDArray[np.uint8]]:
         """The bit-widths to begin with. A sketch that pruning follows is by plain error (ALQ section 3.1)."""
-        layout, fast = self._graph.layout, self.plan.method == "spacedml-fast"
+        layout, fast = self._graph.layout, self.knobs.method == "spacedml-fast"
         return alq.allocate(
             layout,
             self._difference(),
-            bits_per_weight=self.plan.bits_up,
-            max_bases=self.plan.max_bases,
+            bits_per_weight=self.knobs.bits_up,
+            max_bases=self.knobs.max_bases,
             curvature=views(layout, self._adam.curvature()) if fast else None,
         )
 

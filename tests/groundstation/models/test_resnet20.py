@@ -13,6 +13,7 @@ from groundstation.models.export import ExportError, disagreement, write
 from onboard.learn.federated.local import LocalTraining
 from onboard.learn.federated.plan import Plan
 from onboard.learn.graph import InferGraph, Parameters, TrainGraph, evaluate, initial, prepare
+from onboard.mission.training import BoardTraining
 
 GRAPH, INFER = TrainGraph.load("resnet20"), InferGraph.load("resnet20")
 
@@ -87,8 +88,8 @@ def test_a_board_trains_it_and_its_running_statistics_answer() -> None:
     start = initial(GRAPH.shapes, 1)
     nothing = {name: np.zeros_like(value) for name, value in start.items()}
     plan = Plan(
-        epochs=3, pretrain_epochs=0, batch_size=10, learning_rate=3e-3, bits_up=0, max_bases=0,
-        shift_pixels=0, seed=0, round=1, node=1, method="fedavg",
+        training=BoardTraining(method="fedavg", epochs=3, shift_pixels=0, distortion=0.0),
+        seed=0, round=1, node=1,
     )  # fmt: skip
     training = LocalTraining(GRAPH, nothing, start, x, y, plan)
     losses = [step.loss for step in training.steps()]

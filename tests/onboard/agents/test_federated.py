@@ -18,6 +18,7 @@ from onboard.data import loading
 from onboard.learn.graph import TrainGraph
 from onboard.mission.health import State
 from onboard.mission.objects import MODEL, UPDATE, Task, decode_update, encode_object
+from onboard.mission.training import BoardTraining
 from onboard.runtime.federated import board_agent
 from onboard.storage.keys import load_keys, new_key, save_key
 from onboard.trainer.in_process import LocalTrainer
@@ -35,8 +36,8 @@ IMAGES = loading.load("digits", part="train").take(np.arange(20))
 def model(round_number: int = 1, mission: bytes = b"missionA", **changes: object) -> Arrived:
     fields: dict[str, object] = {
         "mission": mission, "round": round_number, "model": "lenet5", "graph": GRAPH.digest, "seed": 1,
-        "weights": "seed", "epochs": 1, "pretrain_epochs": 1, "batch_size": 10, "learning_rate": 3e-3,
-        "bits_up": 0.05, "max_bases": 8, "shift_pixels": 0, "deadline_s": 60.0,
+        "weights": "seed", "deadline_s": 60.0,
+        "training": BoardTraining(epochs=1, shift_pixels=0, distortion=0.0),
     }  # fmt: skip
     payload = encode_object(Task(**(fields | changes)), b"")  # type: ignore[arg-type]
     return Arrived(digest(MODEL, payload), MODEL, payload)
@@ -141,7 +142,7 @@ def test_what_was_trained_survives_a_power_cut(config: NodeConfig) -> None:
 
 def test_a_training_that_was_cut_ends_in_the_same_update(config: NodeConfig, tmp_path: Path) -> None:
     agent, _ = board_agent(config, LocalTrainer(IMAGES), 0.0)
-    arrive(agent, model(epochs=3), config, 0.0)
+    arrive(agent, model(training=BoardTraining(epochs=3, shift_pixels=0, distortion=0.0)), config, 0.0)
     train(agent, steps=5)  # into the third epoch
     after, _ = board_agent(config, LocalTrainer(IMAGES), 0.0)
     after.resume(0.0)
@@ -155,7 +156,7 @@ def test_a_training_that_was_cut_ends_in_the_same_update(config: NodeConfig, tmp
         (tmp_path / "whole" / name).write_bytes((tmp_path / name).read_bytes())
     other = load_node(tmp_path / "whole" / "node.toml")
     whole, _ = board_agent(other, LocalTrainer(IMAGES), 0.0)
-    arrive(whole, model(epochs=3), other, 0.0)
+    arrive(whole, model(training=BoardTraining(epochs=3, shift_pixels=0, distortion=0.0)), other, 0.0)
     train(whole)
     assert bytes(cut[1]) == bytes(decode_update((other.state / "update.bin").read_bytes())[1])
 
@@ -239,7 +240,7 @@ def test_every_start_is_under_no_salt_until_the_ground_agrees_and_so_with_a_new_
     assert renewed.session.salt not in (agent.session.salt, NO_SALT)
 
 
-@pytest.mark.parametrize("changes", [{"graph": b"otherone"}, {"model": "lenet5-rgb"}, {"learning_rate": 5.0}])
+@pytest.mark.parametrize("changes", [{"graph": b"otherone"}, {"model": "lenet5-rgb"}, {"model": "none"}])
 def test_what_cannot_be_trained_fails_and_the_next_task_is_taken(
     changes: dict[str, object], config: NodeConfig
 ) -> None:
@@ -254,7 +255,7 @@ def test_what_cannot_be_trained_fails_and_the_next_task_is_taken(
 
 def test_a_final_model_is_kept_and_not_trained(config: NodeConfig) -> None:
     agent, _ = board_agent(config, LocalTrainer(IMAGES), 0.0)
-    final = model(5, epochs=0)
+    final = model(5, training=None)
     arrive(agent, final, config, 0.0)
     assert agent.known.phase is State.IDLE
     assert agent.work is None

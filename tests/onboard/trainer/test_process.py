@@ -8,8 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from onboard.data.shard import Shard, images_of
 from onboard.learn.graph import TrainGraph
 from onboard.mission.health import Failure
 from onboard.mission.objects import Task, encode_object
+from onboard.mission.training import BoardTraining
 from onboard.trainer.in_process import LocalTrainer
 from onboard.trainer.job import Begun, Failed, Job, Report, Stepped, Trainer, TrainingDone
 from onboard.trainer.process import BadImages, ProcessTrainer
@@ -26,14 +28,14 @@ from onboard.trainer.process import BadImages, ProcessTrainer
 ROOMY = 512 * 2**20
 
 
-def job(checkpoint: bytes | None = None, **changes: object) -> Job:
-    fields: dict[str, object] = {
+def job(checkpoint: bytes | None = None, *, fields: Mapping[str, Any] | None = None, **knobs: Any) -> Job:
+    told: dict[str, Any] = {
         "mission": b"missionA", "round": 1, "model": "lenet5", "graph": TrainGraph.load("lenet5").digest,
-        "seed": 1, "weights": "seed", "epochs": 1, "pretrain_epochs": 1, "batch_size": 10,
-        "learning_rate": 3e-3, "bits_up": 0.05, "max_bases": 8, "shift_pixels": 2, "deadline_s": 60.0,
-    }  # fmt: skip
+        "seed": 1, "weights": "seed", "deadline_s": 60.0,
+        "training": BoardTraining(**{"epochs": 1, "shift_pixels": 2, "distortion": 0.0} | knobs),
+    } | dict(fields or {})  # fmt: skip
     return Job(
-        model=encode_object(Task(**(fields | changes)), b""),  # type: ignore[arg-type]
+        model=encode_object(Task(**told), b""),
         node=1,
         checkpoint=checkpoint,
     )
@@ -210,14 +212,14 @@ def test_memory_that_is_reserved_and_empty_does_not_count(
         ({"graph": b"otherone"}, Failure.MODEL),
         ({"model": "no-such-model"}, Failure.GRAPH),
         ({"model": "lenet5-rgb", "graph": TrainGraph.load("lenet5-rgb").digest}, Failure.DATA),
-        ({"learning_rate": 5.0}, Failure.OTHER),
+        ({"training": None}, Failure.OTHER),
     ],
 )
 def test_what_cannot_be_trained_is_a_failure_of_its_kind(
     changes: dict[str, object], failure: Failure, shard: Shard, trainers: list[ProcessTrainer]
 ) -> None:
     trainers.append(trainer := ProcessTrainer(shard, ROOMY))
-    trainer.begin(job(**changes))
+    trainer.begin(job(fields=changes))
     failed = report(trainer)
     assert isinstance(failed, Failed)
     assert failed.failure == failure
@@ -276,6 +278,7 @@ def test_a_library_that_cannot_be_loaded_is_not_called_missing(
 PARENT = """
 import sys, time
 from pathlib import Path
+from typing import Any
 import onboard.agents.federated, onboard.runtime.federated, onboard.cli
 from onboard import link
 from onboard.link.ports.framing import CobsStream

@@ -7,6 +7,7 @@ from pathlib import Path
 from onboard.mission.commands import Command, CommandResult
 from onboard.mission.health import Failure, Health, State
 from onboard.mission.objects import MODEL, Task, Update
+from onboard.mission.training import BoardTraining
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import ENC, OVER, POLL, Frame, Type
 from onboard.wire.messages import Cancel, Done, Offer, Reason
@@ -50,9 +51,13 @@ FAILED = Health(
 )  # fmt: skip
 TASK = Task(
     mission=b"mission1", round=3, model="lenet5", graph=b"\x01\x02\x03\x04\x05\x06\x07\x08", seed=42,
-    weights="packed", epochs=5, pretrain_epochs=2, batch_size=32, learning_rate=0.001, bits_up=0.125,
-    max_bases=4, shift_pixels=2, deadline_s=480.0, method="spacedml", prune_ratio=0.75, prune_epochs=4,
-    basis_epochs=1, coordinate_epochs=1, distortion=0.5, asking=2,
+    weights="packed",
+    training=BoardTraining(
+        method="spacedml", epochs=5, pretrain_epochs=2, batch_size=32, learning_rate=0.001, bits_up=0.125,
+        max_bases=4, shift_pixels=2, distortion=0.5, prune_ratio=0.75, prune_epochs=4, basis_epochs=1,
+        coordinate_epochs=1,
+    ),
+    deadline_s=480.0, asking=2,
     classes=bytes.fromhex("e0f1a2b3c4d5e6f7"), names=("land", "sea"),
 )  # fmt: skip
 UPDATE = Update(

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from onboard.mission.commands import decode_command, decode_result, encode_command, encode_result
 from onboard.mission.health import Failure, Health, State, decode_health, encode_health
 from onboard.mission.objects import Task, Update, decode_task, decode_update, encode_object
+from onboard.mission.training import BoardTraining
 from onboard.wire import messages
 from onboard.wire.messages import MAX_FRAGMENTS, BadMessage, Cancel, Done, Offer
 from onboard.wire.security.hello import Hello
@@ -57,6 +58,22 @@ healths = st.builds(
     st.sampled_from(Failure) | st.integers(6, 14),
     st.text(max_size=96).filter(lambda why: why.isprintable() and len(why.encode()) <= 96),
 )
+trainings = st.builds(
+    BoardTraining,
+    method=st.sampled_from(["fedavg", "fedavg-zstd", "spacedml", "spacedml-fast"]),
+    epochs=st.integers(1, 10_000),
+    pretrain_epochs=st.integers(1, 10_000),
+    batch_size=st.integers(1, 65_536),
+    learning_rate=st.floats(0, 1, exclude_min=True, exclude_max=True),
+    bits_up=st.floats(0, 32, exclude_min=True),
+    max_bases=st.integers(1, 8),
+    shift_pixels=u8,
+    distortion=st.floats(0, 4),
+    prune_ratio=st.floats(0, 1),
+    prune_epochs=st.integers(0, 10_000),
+    basis_epochs=st.integers(0, 10_000),
+    coordinate_epochs=st.integers(0, 10_000),
+)
 tasks = st.builds(
     Task,
     mission=ids,
@@ -65,20 +82,8 @@ tasks = st.builds(
     graph=ids,
     seed=st.integers(0, 2**63 - 1),
     weights=st.just("packed"),
-    epochs=st.integers(0, 10_000),
-    pretrain_epochs=st.integers(0, 10_000),
-    batch_size=st.integers(1, 65_536),
-    learning_rate=st.floats(0, 100, exclude_min=True),
-    bits_up=st.floats(0, 32, exclude_min=True),
-    max_bases=st.integers(1, 32),
-    shift_pixels=u8,
+    training=st.none() | trainings,
     deadline_s=st.floats(0, 1e9, exclude_min=True),
-    method=st.sampled_from(["fedavg", "fedavg-zstd", "spacedml", "spacedml-fast"]),
-    prune_ratio=st.floats(0, 1),
-    prune_epochs=st.integers(0, 10_000),
-    basis_epochs=st.integers(0, 10_000),
-    coordinate_epochs=st.integers(0, 10_000),
-    distortion=st.floats(0, 4),
     asking=u32,
     classes=st.just(b"") | ids,
     names=st.lists(st.text(min_size=1, max_size=8), max_size=10).map(tuple),
@@ -255,8 +260,10 @@ def test_a_loss_that_cannot_be_averaged(value: float) -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 0.0, -1.0])
 def test_a_learning_rate_that_cannot_learn(value: float) -> None:
+    assert TASK.training is not None
+    knobs = msgspec.structs.replace(TASK.training, learning_rate=value)
     with pytest.raises(ValueError, match="float"):
-        encode_object(msgspec.structs.replace(TASK, learning_rate=value), b"w")
+        encode_object(msgspec.structs.replace(TASK, training=knobs), b"w")
 
 
 @pytest.mark.parametrize("model", ["", "../../etc/passwd", "a/b", ".hidden", "x" * 65, "a\nb"])
@@ -305,3 +312,10 @@ def test_digest_depends_on_kind_and_payload() -> None:
 def test_fragments_of(size: int, fragment_bytes: int) -> None:
     count = messages.fragments_of(size, fragment_bytes)
     assert (count - 1) * fragment_bytes < size <= count * fragment_bytes or size == count == 0
+
+
+def test_a_task_of_another_version_is_refused_by_name() -> None:
+    fields = msgspec.structs.astuple(TASK)
+    for version, header_of_it in ((1, fields[1:]), (3, (3, "others", "than", "these")), (0, (0,))):
+        with pytest.raises(BadMessage, match=f"task of version {version}, this program speaks 2"):
+            decode_task(header(msgspec.msgpack.encode(header_of_it)) + WEIGHTS)

@@ -1,0 +1,138 @@
+"""A knob of training is one field: whatever reads it takes the same values and has the same default."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from groundstation.config import load_mission
+from onboard.codec.alq import MAX_BASES
+from onboard.console.toml import ConfigError
+from onboard.learn.federated.plan import Plan
+from onboard.mission import training
+from onboard.mission.objects import decode_task, encode_object
+from onboard.mission.training import LEAST_RATE, BoardTraining, Training
+from tests.onboard.wire.examples import TASK
+
+FIELDS = {field.name: field for field in msgspec.inspect.type_info(Training).fields}  # type: ignore[attr-defined]
+ON_BOARD = BoardTraining.__struct_fields__
+
+
+def limits(name: str) -> tuple[float, bool, float, bool]:
+    """The range of a knob: its lowest value, whether that is out of it, and the same of its highest."""
+    kind = FIELDS[name].type
+    low, high = (kind.ge, kind.le)
+    return (
+        kind.gt if low is None else low, low is None,
+        kind.lt if high is None else high, high is None,
+    )  # fmt: skip
+
+
+NUMBERS = [name for name, field in FIELDS.items() if name != "method"]
+
+
+def at_and_beyond(name: str) -> list[tuple[Any, bool]]:
+    """Values at each end of the range and beyond it, and whether they are in it."""
+    low, low_out, high, high_out = limits(name)
+    if isinstance(FIELDS[name].default, int):
+        low, high = int(low), int(high)
+        return [(low - 1, False), (low, True), (high, True), (high + 1, False)]
+    below, above = math.nextafter(low, -math.inf), math.nextafter(high, math.inf)
+    inside = math.nextafter(low, math.inf), math.nextafter(high, -math.inf)
+    return [
+        (below, False), (low, not low_out), (inside[0], True),
+        (inside[1], True), (high, not high_out), (above, False), (math.nan, False),
+    ]  # fmt: skip
+
+
+CASES = [(name, value, is_in) for name in NUMBERS for value, is_in in at_and_beyond(name)]
+CASES += [("method", method, True) for method in ("fedavg", "fedavg-zstd", "spacedml", "spacedml-fast")]
+CASES += [("method", "sgd", False)]
+
+
+def passes_the_wire(knobs: BoardTraining) -> bool:
+    try:
+        payload = encode_object(msgspec.structs.replace(TASK, training=knobs), b"w")
+    except ValueError:
+        return False
+    assert decode_task(payload)[0].training == knobs
+    return True
+
+
+def passes_the_plan(knobs: BoardTraining) -> bool:
+    try:
+        Plan(training=knobs, seed=0, round=1, node=1)
+    except ValueError:
+        return False
+    return True
+
+
+def passes_the_server(knobs: Training) -> bool:
+    try:
+        knobs.of_round(1)
+    except ValueError:
+        return False
+    return True
+
+
+def passes_the_file(folder: Path, name: str, value: Any) -> bool:
+    written = f'"{value}"' if isinstance(value, str) else repr(value)
+    (folder / "mission.toml").write_text(
+        f'[mission]\nname = "a"\n[train]\n{name} = {written}\n'
+        '[[node]]\nid = 1\nname = "a"\nboard = "raspberry-pi-4"\nlink = "bench-udp"\nport = "udp://[::1]:9"\n'
+        'key = "a.key"\n'
+    )
+    try:
+        return bool(getattr(load_mission(folder).train, name) == value)
+    except ConfigError:
+        return False
+
+
+def everywhere(folder: Path, name: str, value: Any) -> dict[str, bool]:
+    whole = Training(**{name: value})
+    told = {"file": passes_the_file(folder, name, value)}
+    if name in ON_BOARD:
+        knobs = BoardTraining(**{name: value})
+        told |= {"wire": passes_the_wire(knobs), "plan": passes_the_plan(knobs)}
+        told |= {"server": passes_the_server(whole)}
+    return told
+
+
+@pytest.mark.parametrize(("name", "value", "is_in"), CASES)
+def test_a_value_at_a_bound_or_beyond_it_is_treated_alike(
+    name: str, value: Any, is_in: bool, tmp_path: Path
+) -> None:
+    assert set(everywhere(tmp_path, name, value).values()) == {is_in}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30, deadline=None)
+@given(data=st.data())
+def test_any_value_is_treated_alike(name: str, data: st.DataObject, tmp_path: Path) -> None:
+    is_whole = isinstance(FIELDS[name].default, int)
+    value = data.draw(st.integers(-2, 2**31) if is_whole else st.floats())
+    assert len(set(everywhere(tmp_path, name, value).values())) == 1
+
+
+def test_every_knob_has_a_default_in_its_range() -> None:
+    for name, field in FIELDS.items():
+        assert not field.required, name
+        if name != "method":
+            low, _, high, _ = limits(name)
+            assert low <= field.default <= high, name
+    assert passes_the_plan(Training())
+    assert training.MOST_BASES == MAX_BASES
+
+
+def test_a_task_s_training_is_the_mission_s_but_for_what_is_the_server_s_own() -> None:
+    whole = Training(learning_rate=0.01, learning_rate_decay=0.5, bits_down=1.0)
+    assert whole.of_round(1) == BoardTraining(learning_rate=0.01)
+    assert whole.of_round(3) == BoardTraining(learning_rate=0.0025)
+    assert whole.of_round(10_000) == BoardTraining(learning_rate=LEAST_RATE)
+    assert set(Training.__struct_fields__) - set(ON_BOARD) == {"learning_rate_decay", "bits_down"}
