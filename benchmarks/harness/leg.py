@@ -244,10 +244,10 @@ class Leg:
     def _takes(self, side: Side, chunk: bytes) -> bool:
         """Whether an end that is up takes the frame that it hears now."""
         end, now = self.pair.ends[side], self.pair.now
-        before = end.session.snapshot(now).frames_received
+        before = end.session.frames_received
         end.port.hear(chunk + b"\0")
         end.poll(now)
-        return end.session.snapshot(now).frames_received > before
+        return end.session.frames_received > before
 
     def _hear(self, wire: bytes, now: float) -> list[bytes]:
         """Of what an end takes, some may be played to it again, hours later."""

@@ -370,10 +370,10 @@ class LinkPair:
         """An end that is down hears nothing; the port of its next life begins empty."""
         if end.pump is None:
             return
-        before = 0 if self._took is None else end.session.snapshot(self.now).frames_received
+        before = 0 if self._took is None else end.session.frames_received
         end.port.hear(wire)
         end.poll(self.now)
-        if self._took is not None and end.session.snapshot(self.now).frames_received > before:
+        if self._took is not None and end.session.frames_received > before:
             self._took(end, wire)
 
     def _send(self, side: Side, wire: bytes) -> None:

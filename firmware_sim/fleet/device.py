@@ -157,12 +157,12 @@ class Device:
     def resting(self, now: float) -> bool:
         """Whether neither end has anything left to do for the other."""
         settled = self.agent.work is None and self.agent.known.phase in (State.IDLE, State.FAILED)
-        return settled and not any(end.snapshot(now).objects for end in (self.ground, self._board))
+        return settled and not any(end.outgoing or end.incoming for end in (self.ground, self._board))
 
     def spent(self, now: float) -> DeviceUsage:
         """Since its boot, on its own link."""
         up, down = self._channel.counters("board"), self._channel.counters("ground")
-        energy_j = self.agent.ledger.energy_j(now, self._board.snapshot(now).airtime_s)
+        energy_j = self.agent.ledger.energy_j(now, self._board.airtime_s)
         return DeviceUsage(up.bytes, down.bytes, up.airtime_s, down.airtime_s, energy_j) - self._overheard
 
     def progress(self) -> float:

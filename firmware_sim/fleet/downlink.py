@@ -50,12 +50,12 @@ class Downlink:
         sent: list[bytes] = []
         if self._broadcast is None:
             return sent
-        before_s = self._broadcast.snapshot(now).airtime_s
+        before_s = self._broadcast.airtime_s
         self._broadcast.tick(now)
         while (frame := self._broadcast.transmit(now)) is not None:
             sent.append(cobs.encode(frame))
         self.bytes += sum(map(len, sent))
-        self.airtime_s += self._broadcast.snapshot(now).airtime_s - before_s
+        self.airtime_s += self._broadcast.airtime_s - before_s
         if self._broadcast.over:
             self._broadcast = None
         return sent

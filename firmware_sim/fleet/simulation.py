@@ -239,9 +239,8 @@ class Fleet:
             self._downlink.stop(self._now)
             self._wake_s[GROUND] = self._now
         for node, device in self._awake.items():
-            for progress in device.ground.snapshot(self._now).objects:
-                if not progress.incoming:
-                    device.ground.cancel(progress.digest, self._now)
+            for name in device.ground.outgoing:
+                device.ground.cancel(name, self._now)
             self._wake_s[node] = self._now
         until_s = self._now + self.settings.deadline_s
         while self._now < until_s and any(

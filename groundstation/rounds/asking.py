@@ -46,9 +46,9 @@ class Askings:
     def ask(self, node: int, payload: bytes, asking: int, now: float) -> None:
         """Puts a question on its way, in place of what the node was asked before."""
         session, name = self._stations[node].session, digest(MODEL, payload)
-        for progress in session.snapshot(now).objects:
-            if not progress.incoming and progress.digest != name:
-                session.cancel(progress.digest, now)
+        for other in session.outgoing:
+            if other != name:
+                session.cancel(other, now)
         cut = self._store.fragment_bytes(node, name)
         session.offer(MODEL, payload, now, fragment_bytes=cut)
         if cut is None:  # so that after a restart nothing that the board holds is sent again
@@ -73,9 +73,8 @@ class Askings:
     def withdraw(self, now: float) -> None:
         """Whoever is still being asked need not go on."""
         for station in self._stations.values():
-            for progress in station.session.snapshot(now).objects:
-                if not progress.incoming:
-                    station.session.cancel(progress.digest, now)
+            for name in station.session.outgoing:
+                station.session.cancel(name, now)
 
     def deliver(self, node: int, name: bytes) -> bool:
         """The node says that it holds an object; returns whether that is what it is asked."""

@@ -424,7 +424,7 @@ class Agent:
             state=self.known.phase,
             round=self.known.round,
             uptime_s=self.uptime_s(now),
-            airtime_s=self.session.snapshot(now).airtime_s,
+            airtime_s=self.session.airtime_s,
             energy_j=self._spent_j(now),
             cpu_s=self.ledger.cpu_s,
             temperature_c=readings.temperature_c,
@@ -444,4 +444,4 @@ class Agent:
         return view
 
     def _spent_j(self, now: float) -> float:
-        return self.ledger.energy_j(now, self.session.snapshot(now).airtime_s)
+        return self.ledger.energy_j(now, self.session.airtime_s)

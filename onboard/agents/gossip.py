@@ -188,7 +188,7 @@ class GossipAgent:
                 self._checkpoint(now)
             loss = sum(self._losses) / len(self._losses)
             self._losses.clear()
-            sent = sum(session.snapshot(now).bytes_sent for session in self.sessions.values())
+            sent = sum(session.bytes_sent for session in self.sessions.values())
             say(
                 log, "epoch", epoch=round(descent.epochs), loss=loss, exchanges=self.gossip.exchanges,
                 bytes_sent=sent,

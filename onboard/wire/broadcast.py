@@ -25,7 +25,7 @@ from onboard.wire.messages import BadMessage, Cancel, Done, Offer, Reason
 from onboard.wire.security.seal import Sealer
 from onboard.wire.transfer.loss import LossEstimator
 from onboard.wire.transfer.report import PREFIX_BYTES, Report
-from onboard.wire.transfer.transfer import Outgoing
+from onboard.wire.transfer.transfer import Outgoing, deadline_of
 
 _EPSILON_S = 1e-6  # as in Session
 _OFFER_AGAIN = 32  # fragments; at first sooner, because who missed it takes none of them
@@ -81,20 +81,15 @@ class Broadcast:
         options: BroadcastOptions | None = None,
     ) -> None:
         options = options or BroadcastOptions()
-        priority, deadline_s = options.priority, options.deadline_s
         if sealer.destination != BROADCAST:
             raise ValueError(f"a broadcast's sealer is to {BROADCAST}, not to node {sealer.destination}")
-        if not 0 <= priority <= 7 or not 0 <= kind <= 255:
-            raise ValueError(f"kind {kind} must be 0..255, priority {priority} 0..7")
-        if deadline_s is not None and not 0 < deadline_s < 2**32:
-            raise ValueError(f"deadline of {deadline_s} s must be more than 0 and less than 2^32")
+        self._deadline = deadline_of(kind, options.priority, options.deadline_s, now)
         self._timing = Timing(medium, primary=options.primary)
         self._wire_bytes = medium.wire_bytes
         self._pacer = Pacer(self._timing, now)
-        self._sealer, self._slack, self._priority = sealer, options.reorder_slack, priority
-        self._deadline = math.inf if deadline_s is None else now + deadline_s
+        self._sealer, self._slack, self._priority = sealer, options.reorder_slack, options.priority
         fragment_bytes = self._timing.payload_bytes
-        self._object = Outgoing(kind, payload, fragment_bytes, priority=priority)
+        self._object = Outgoing(kind, payload, fragment_bytes, priority=options.priority)
         self.digest = self._object.digest
         self._ears = {
             node: _ReceiverState(Outgoing(kind, payload, fragment_bytes, name=self.digest))
@@ -124,6 +119,11 @@ class Broadcast:
     def over(self) -> bool:
         """Whether nothing will be sent any more."""
         return not self._ears and not self._withdrawals
+
+    @property
+    def airtime_s(self) -> float:
+        """The time for which the transmitter was on, keying included."""
+        return self._pacer.airtime_s
 
     def cancel(self, now: float) -> None:
         """Stop; listeners that still wait are told."""
@@ -166,7 +166,7 @@ class Broadcast:
             bytes_sent=self._bytes,
             fragments_sent=self._fragments,
             repairs_sent=self._repairs,
-            airtime_s=self._pacer.airtime_s,
+            airtime_s=self.airtime_s,
             orphans=self._orphans,
             malformed=self._malformed,
             held={node: ear.object.held.bit_count() for node, ear in self._ears.items()},

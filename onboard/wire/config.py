@@ -54,6 +54,10 @@ class Security:
     group_key: bytes | None = None
     """The 32 B that the peer's broadcasts are sealed with; with None this end does not listen to them."""
 
+    def __post_init__(self) -> None:
+        if self.group_key is not None and self.encrypted:
+            raise ValueError("broadcasts are never encrypted: an encrypted session does not listen to them")
+
 
 @dataclass(frozen=True, slots=True)
 class SessionState:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onboard.wire.config import Identity
+from onboard.wire.config import Identity, Security, SessionState
 from onboard.wire.events import Event
 from onboard.wire.framing.frame import BROADCAST, GROUP_ID, Frame, Type
 from onboard.wire.messages import BadMessage, Cancel, Offer
@@ -39,6 +39,14 @@ class BroadcastListener:
         self._opener = Opener(key, source=identity.peer, destination=BROADCAST, floor=floor)
         self._inbox, self._node = inbox, identity.node
         self._epoch = floor[0]
+
+    @classmethod
+    def of(
+        cls, identity: Identity, security: Security, state: SessionState, inbox: Inbox
+    ) -> BroadcastListener | None:
+        """The listener of a session, None where it has no key for broadcasts."""
+        key = security.group_key
+        return None if key is None else cls(identity, key, inbox, state.group_replay_floor)
 
     @property
     def opener(self) -> Opener:

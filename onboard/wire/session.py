@@ -10,29 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+from functools import partial
 
 from onboard.wire.choice import Choice
 from onboard.wire.config import Identity, Limits, Medium, Security, SessionState
-from onboard.wire.dispatch import dispatch
-from onboard.wire.events import (
-    Arrived,
-    Cancelled,
-    Corrupt,
-    Delivered,
-    Event,
-    Evicted,
-    Expired,
-    GroupAnswer,
-    LinkSnapshot,
-    Message,
-    PeerHeard,
-    PeerUnreachable,
-    Progress,
-    QuotaUsage,
-    Refused,
-)
+from onboard.wire.events import Event, GroupAnswer, LinkSnapshot, Message, PeerHeard, PeerUnreachable
 from onboard.wire.framing import frame as framing
-from onboard.wire.framing.frame import OVERHEAD_BYTES, Type
+from onboard.wire.framing.frame import GROUP_ID, OVERHEAD_BYTES, Frame, Type
 from onboard.wire.group import BroadcastListener
 from onboard.wire.hearing import ReceiveStats
 from onboard.wire.medium.access import ContactGate
@@ -41,38 +26,17 @@ from onboard.wire.medium.allowance import ByteQuota
 from onboard.wire.medium.contacts import Contacts, Window
 from onboard.wire.medium.timing import Timing
 from onboard.wire.medium.turn import MAX_CLOSING
-from onboard.wire.messages import BadMessage
+from onboard.wire.messages import BadMessage, Cancel, Done, Offer
 from onboard.wire.mishaps import LinkDiagnostics
 from onboard.wire.presence import Presence
 from onboard.wire.security.seals import SecurityContext
-from onboard.wire.snapshot import link_snapshot
 from onboard.wire.transfer.inbox import Inbox
 from onboard.wire.transfer.incoming import Incoming, Partial
-from onboard.wire.transfer.length import FragmentSizer
 from onboard.wire.transfer.outbox import Outbox
+from onboard.wire.transfer.report import Report
 from onboard.wire.transfer.send import Origin
+from onboard.wire.transfer.transfer import deadline_of
 from onboard.wire.waiting import MessageQueue
-
-__all__ = [
-    "Arrived",
-    "Cancelled",
-    "Corrupt",
-    "Delivered",
-    "Event",
-    "Evicted",
-    "Expired",
-    "GroupAnswer",
-    "Incoming",
-    "LinkSnapshot",
-    "Message",
-    "Partial",
-    "PeerHeard",
-    "PeerUnreachable",
-    "Progress",
-    "QuotaUsage",
-    "Refused",
-    "Session",
-]  # fmt: skip
 
 _EPSILON_S = 1e-6  # sums of airtimes are not exact; a microsecond is less than a bit of any link here
 _LOSSY = 0.05  # a share of frames lost from which a delimiter before each of them is worth its byte
@@ -82,8 +46,8 @@ _CLOSING = (Type.POLL, Type.REPORT, Type.DONE, Type.CANCEL)
 class Session:
     """One end of a link.
 
-    limits: None for `Limits()`. Raises ValueError for a key or an epoch out of range, for contacts that
-    overlap, or for a group's key where frames are encrypted.
+    limits: None for `Limits()`. `bytes_sent` are on the wire. Raises ValueError for a key or an epoch out of
+    range, and for contacts that overlap.
     """
 
     def __init__(
@@ -97,40 +61,31 @@ class Session:
         now: float = 0.0,
     ) -> None:
         limits = limits or Limits()
-        link = medium.link
         self._began = now
-        self.node, self.peer, self.epoch, self.link = identity.node, identity.peer, state.epoch, link
+        self.node, self.peer, self.epoch, self.link = identity.node, identity.peer, state.epoch, medium.link
         self._wire_bytes = medium.wire_bytes
         self._timing = Timing(medium, primary=identity.primary, most_lead_bytes=limits.lead_bytes)
         self._seals = SecurityContext(identity, security, state, hello_s=self._timing.greeting_s)
         self._air = MediumAccess(self._timing, now)
         allowance = ByteQuota(limits.bytes_per_contact, limits.bytes_per_day, state.spent, now)
-        self._access = ContactGate(
-            self._timing, self._air, Contacts(medium.contacts, now, now), allowance, now
-        )
+        contacts = Contacts(medium.contacts, now, now)
+        self._access = ContactGate(self._timing, self._air, contacts, allowance, now)
         self._hearing = ReceiveStats()
-        framing_bytes = medium.wire_bytes(OVERHEAD_BYTES)
-        lengths = FragmentSizer(link.frame_loss, link.bit_error_rate, framing_bytes, self._timing.frame_bytes)
-        self._outbox = Outbox(self._timing, lengths, epoch=state.epoch, slack=limits.reorder_slack)
+        self._outbox = Outbox(self._timing, medium.link, epoch=state.epoch, slack=limits.reorder_slack)
         self._inbox = Inbox(self._timing, limits, state.done)
-        self._listener: BroadcastListener | None = None
-        if security.group_key is not None and security.encrypted:
-            raise ValueError("broadcasts are never encrypted: an encrypted session does not listen to them")
-        if security.group_key is not None:
-            self._listener = BroadcastListener(
-                identity, security.group_key, self._inbox, state.group_replay_floor
-            )
-        self._messages = MessageQueue(limits.max_messages)
+        self._listener = BroadcastListener.of(identity, security, state, self._inbox)
+        self._messages = MessageQueue(limits.max_messages, self._timing.payload_bytes)
         self.presence = Presence(
             self._seals.greeting, self._outbox, limits.quiet_s, self._access.link_s(now),
-            half_duplex=link.half_duplex,
+            half_duplex=self._timing.half_duplex,
         )  # fmt: skip
         self._choice = Choice(
             self._seals, self.presence, self._access, self._messages, self._inbox, self._outbox
         )
         openers = self._seals.opener, self._seals.greeting.opener
+        self._openers = [*openers, *([] if self._listener is None else [self._listener.opener])]
         self._mishaps = LinkDiagnostics(identity.node, identity.peer, openers)
-        self._malformed = self._bytes_sent = 0
+        self._malformed = self.bytes_sent = 0
 
     # -- the application's side ------------------------------------------------------------------------
 
@@ -199,12 +154,8 @@ class Session:
         fragment_bytes: as `fragment_bytes` gave it before a restart, so that nothing held is sent again.
         Raises ValueError for a value out of range or an object of too many fragments.
         """
-        if not 0 <= priority <= 7 or not 0 <= kind <= 255:
-            raise ValueError(f"kind {kind} must be 0..255, priority {priority} 0..7")
-        if deadline_s is not None and not 0 < deadline_s < 2**32:
-            raise ValueError(f"deadline of {deadline_s} s must be more than 0 and less than 2^32")
         now = self._access.link_s(now)
-        deadline = math.inf if deadline_s is None else now + deadline_s
+        deadline = deadline_of(kind, priority, deadline_s, now)
         return self._outbox.offer(
             kind, payload, now, priority=priority, deadline=deadline, fragment_bytes=fragment_bytes,
             heard=self._hearing.fates,
@@ -226,10 +177,6 @@ class Session:
     def tell(self, payload: bytes, now: float, priority: int = 1) -> None:
         """Send one MSG, unreliably, ahead of all DATA. Of those that wait the oldest gives way to a new one
         when there are too many. Raises ValueError if it does not fit a frame."""
-        if len(payload) > self._timing.payload_bytes or not 0 <= priority <= 7:
-            raise ValueError(
-                f"MSG of {len(payload)} B, priority {priority}: at most {self._timing.payload_bytes} B, 0..7"
-            )
         self._messages.add(payload, priority)
 
     def resume(self, partial: Partial) -> None:
@@ -279,9 +226,7 @@ class Session:
             again=self._choice.asks_again(opened.type, opened.object_id),
         )  # fmt: skip
         try:
-            ends = self._seals.sealer, self._timing, hearing, self._inbox, self._outbox
-            brought = dispatch(opened, now, *ends)
-            return events + self._mishaps.count(brought)
+            return events + self._mishaps.count(self._dispatch(opened, now))
         except BadMessage:
             self._malformed += 1
             return events
@@ -327,7 +272,7 @@ class Session:
             self._choice.answer = None
         self.presence.destination = send.to
         on_wire = self._air.lead_bytes + self._wire_bytes(length)
-        self._bytes_sent += on_wire
+        self.bytes_sent += on_wire
         self._access.spend(on_wire, sent_at)
         return self._seals.seal(send, fragment=fragment, poll=poll, over=over)
 
@@ -354,15 +299,124 @@ class Session:
         ticks = min(self._inbox.tick_at(), self._outbox.tick_at())
         return min(self._access.wakes_at(leaves, now), self._access.ticks_at(ticks, now))
 
+    # -- what it counts --------------------------------------------------------------------------------
+
+    @property
+    def outgoing(self) -> list[bytes]:
+        """Digests of the objects on their way or waiting for it; withdrawn ones are left out."""
+        return [each.digest for each in self._outbox.objects()]
+
+    @property
+    def airtime_s(self) -> float:
+        """The time for which the transmitter was on, keying included."""
+        return self._air.airtime_s
+
+    @property
+    def frames_received(self) -> int:
+        """Authentic frames so far."""
+        return sum(opener.opened for opener in self._openers)
+
+    @property
+    def silent(self) -> bool:
+        """Whether the peer owes an answer and gives none."""
+        return self._outbox.silent
+
     def snapshot(self, now: float) -> LinkSnapshot:
         """Counters and progress, as a value."""
-        group = None if self._listener is None else self._listener.opener
-        return link_snapshot(
-            now, self._access, self._air, self._seals, group, self._hearing, self._inbox, self._outbox,
-            self._mishaps, malformed=self._malformed, bytes_sent=self._bytes_sent,
-        )  # fmt: skip
+        inbox, outbox, hearing, seals = self._inbox, self._outbox, self._hearing, self._seals
+        openers, greeting, link_now = self._openers, seals.greeting, self._access.link_s(now)
+        objects = [*outbox.progress(link_now), *inbox.progress(hearing.loss)]
+        when = partial(self._access.when, now)
+        (out_s, out_passes), (in_s, in_passes) = (  # objects of one way share the air: their times add up
+            when(sum(each.eta_s for each in objects if each.incoming == way)) for way in (False, True)
+        )
+        return LinkSnapshot(
+            now=now,
+            epoch=self.epoch,
+            peer_epoch=hearing.epoch,
+            key_id=seals.sealer.key_id,
+            encrypted=seals.encrypted,
+            frames_sent=seals.sealer.seq,
+            bytes_sent=self.bytes_sent,
+            frames_received=self.frames_received,
+            bytes_received=hearing.bytes,
+            malformed=self._malformed + inbox.malformed + sum(each.malformed for each in openers),
+            bad_tags=sum(each.bad_tags for each in openers),
+            unknown_keys=sum(each.unknown_keys for each in openers),
+            plain_dropped=sum(each.plain_dropped for each in openers),
+            encrypted_dropped=sum(each.encrypted_dropped for each in openers),
+            replays=sum(each.replays for each in openers),
+            unproven=greeting.unproven,
+            hellos_sent=greeting.sent,
+            hellos_received=greeting.heard,
+            hellos_stale=greeting.stale,
+            misaddressed=sum(each.misaddressed for each in openers),
+            orphans=inbox.orphans + outbox.orphans,
+            duplicates=inbox.duplicates,
+            corrupt=inbox.corrupt,
+            refused=self._mishaps.refused,
+            too_large=self._mishaps.too_large,
+            expired=self._mishaps.expired,
+            fragments_sent=outbox.fragments_sent,
+            fragments_resent=outbox.fragments_resent,
+            repairs_sent=outbox.repairs_sent,
+            fragments_received=inbox.fragments,
+            loss_out=outbox.loss,
+            loss_in=hearing.loss,
+            airtime_s=self.airtime_s,
+            goodput_out_bps=outbox.goodput_bps(link_now),
+            goodput_in_bps=8 * inbox.received_bytes / hearing.bulk_s if hearing.bulk_s > 0 else 0.0,
+            last_heard=hearing.at,
+            silent=outbox.silent,
+            in_contact=self.in_contact(now),
+            eta_out_s=out_s,
+            eta_out_passes=out_passes,
+            eta_in_s=in_s,
+            eta_in_passes=in_passes,
+            objects=tuple(
+                replace(each, eta_s=eta_s, eta_passes=passes)
+                for each in objects
+                for eta_s, passes in [when(each.eta_s)]
+            ),
+        )
 
     # -- one rule each ---------------------------------------------------------------------------------
+
+    def _dispatch(self, frame: Frame, now: float) -> list[Event]:
+        """What an authentic frame brings: answers are the outbox's, questions and pieces of objects the
+        inbox's. Raises BadMessage for a payload that makes no sense."""
+        inbox, outbox, hearing, kind = self._inbox, self._outbox, self._hearing, frame.type
+        if kind is Type.DATA or kind is Type.REPAIR:
+            hearing.bulk(now)
+            inbox.loss = hearing.loss
+            outbox.peer_is_busy(True)
+            return inbox.on_data(frame, now)
+        outbox.peer_is_busy(hearing.is_busy(now))
+        if frame.object_id >= GROUP_ID and kind in (Type.REPORT, Type.DONE, Type.CANCEL):
+            left_s = frame.fragment * self._timing.back_airtime_s(OVERHEAD_BYTES + len(frame.payload))
+            return [GroupAnswer(frame, left_s)]
+        if kind is Type.REPORT:
+            report, sealer = Report.decode(frame.payload), self._seals.sealer
+            if frame.object_id and not (report.epoch == sealer.epoch and report.seq > sealer.seq):
+                return outbox.on_report(report, frame.object_id, hearing.order(frame), hearing.fates, now)
+            return []
+        if kind is Type.OFFER:
+            offer = Offer.decode(frame.payload)
+            if offer.size > offer.fragment_bytes:  # of one fragment the length is chance
+                outbox.peer_cuts(offer.fragment_bytes)
+            return inbox.on_offer(offer, frame.object_id, now)
+        if kind is Type.POLL:
+            return inbox.on_poll(frame, now)
+        if kind is Type.DONE:
+            return outbox.on_done(Done.decode(frame.payload), now)
+        if kind is Type.CANCEL:
+            cancel = Cancel.decode(frame.payload)
+            if cancel.by_sender:
+                return inbox.on_cancel(cancel, frame.object_id)
+            return outbox.on_cancel(cancel, frame.object_id, now)
+        if kind is Type.MSG:
+            return [Message(frame.payload)]
+        raise BadMessage(f"{kind.name} under a key of traffic: no peer does that")
 
     def _overhear(self, listener: BroadcastListener, frame: bytes, now: float) -> list[Event]:
         """What a frame to all listeners brings; none of them answers unless it was asked."""

@@ -10,10 +10,10 @@ from onboard.wire.transfer.send import PendingFrame
 
 
 class MessageQueue:
-    """At most `limit` MSGs, by priority (0 first) and then by age."""
+    """At most `limit` MSGs of at most `longest_bytes`, by priority (0 first) and then by age."""
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    def __init__(self, limit: int, longest_bytes: int) -> None:
+        self._limit, self._longest_bytes = limit, longest_bytes
         self._order = count()
         self._heap: list[tuple[int, int, bytes]] = []  # priority, order, payload
 
@@ -21,7 +21,11 @@ class MessageQueue:
         return bool(self._heap)
 
     def add(self, payload: bytes, priority: int) -> None:
-        """One more to be sent."""
+        """Take one more to be sent. Raises ValueError where it does not fit a frame."""
+        if len(payload) > self._longest_bytes or not 0 <= priority <= 7:
+            raise ValueError(
+                f"MSG of {len(payload)} B, priority {priority}: at most {self._longest_bytes} B, 0..7"
+            )
         heapq.heappush(self._heap, (priority, next(self._order), payload))
         if len(self._heap) > self._limit:
             self._heap.remove(min(self._heap, key=lambda message: message[1]))

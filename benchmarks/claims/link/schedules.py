@@ -251,10 +251,9 @@ class Schedule:
             return
         now, number = self._pair.now, b"command %d" % self.tally["commands"]
         self.tally["commands"] += 1
-        snapshot = end.session.snapshot(now)
-        busy = any(not progress.incoming for progress in snapshot.objects)
+        busy, silent = bool(end.session.outgoing), end.session.silent
         end.session.tell(number, now)
-        if busy and not snapshot.silent and self._in_contact(now, now) and not self._link.half_duplex:
+        if busy and not silent and self._in_contact(now, now) and not self._link.half_duplex:
             self._told[number] = (end.side, now)
 
     def _run(self, until: float, *, settled: bool = False) -> None:
@@ -273,7 +272,7 @@ class Schedule:
             late_s = end.link_s(pair.now) - 1e-3
             if any(self._wanted[digest].deadline_s < late_s for digest in end.offers):
                 raise Broken(RULES[0], f"{end.side} goes on with an object whose deadline is over")
-            if end.session.snapshot(pair.now).silent:  # a peer that does not answer is not told anything
+            if end.session.silent:  # a peer that does not answer is not told anything
                 self._told = {number: who for number, who in self._told.items() if who[0] != end.side}
 
     def _kill(self, end: PairedEnd, *, power_cut: bool) -> None:

@@ -187,15 +187,14 @@ class Hostile:
 
     def offer(self, kind: int, payload: bytes) -> None:
         """Another object on its way, in place of the one before."""
-        for progress in self.session.snapshot(self.now).objects:
-            if not progress.incoming:
-                self.session.cancel(progress.digest, self.now)
+        for name in self.session.outgoing:
+            self.session.cancel(name, self.now)
         self.session.offer(kind, payload, self.now)
 
     @property
     def is_free(self) -> bool:
         """Whether nothing of its own is on its way."""
-        return all(progress.incoming for progress in self.session.snapshot(self.now).objects)
+        return not self.session.outgoing
 
     def delivered(self) -> int:
         """How many objects were taken."""

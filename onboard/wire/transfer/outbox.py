@@ -12,6 +12,7 @@ import heapq
 import math
 from collections.abc import Iterator, Mapping
 
+from hw_profiles import Link
 from onboard.wire.events import Cancelled, Delivered, Event, Expired, Progress, Recut, Stuck
 from onboard.wire.framing.frame import GROUP_ID, OVERHEAD_BYTES, Type
 from onboard.wire.medium.timing import RETRY_S, Timing
@@ -34,7 +35,7 @@ _MAX_ID = GROUP_ID - 1
 class Outbox:
     """All outgoing objects of a session, by digest in `talks`."""
 
-    def __init__(self, timing: Timing, lengths: FragmentSizer, *, epoch: int, slack: int) -> None:
+    def __init__(self, timing: Timing, link: Link, *, epoch: int, slack: int) -> None:
         self._timing = timing
         self._epoch, self._slack = epoch, slack
         self._talks: dict[bytes, ObjectSender] = {}
@@ -46,6 +47,8 @@ class Outbox:
         self._peer_epoch = 0  # of the last REPORT
         self._cadence = SendWindow(timing)
         self._loss = self._cadence.loss
+        framing_bytes = timing.wire_bytes(OVERHEAD_BYTES)
+        lengths = FragmentSizer(link.frame_loss, link.bit_error_rate, framing_bytes, timing.frame_bytes)
         self._fitting = Fitting(timing, lengths, self._loss)
         self._acknowledged_bytes = 0
         self._active_s = 0.0

@@ -21,6 +21,16 @@ from onboard.wire.transfer.repair import GENERATION
 from onboard.wire.transfer.report import PREFIX_BYTES, Report
 
 
+def deadline_of(kind: int, priority: int, deadline_s: float | None, now: float) -> float:
+    """When an object that is offered now is given up; inf without a deadline. Raises ValueError for a value
+    out of range."""
+    if not 0 <= priority <= 7 or not 0 <= kind <= 255:
+        raise ValueError(f"kind {kind} must be 0..255, priority {priority} 0..7")
+    if deadline_s is not None and not 0 < deadline_s < 2**32:
+        raise ValueError(f"deadline of {deadline_s} s must be more than 0 and less than 2^32")
+    return math.inf if deadline_s is None else now + deadline_s
+
+
 @dataclass(frozen=True, slots=True)
 class ReportOutcome:
     """What a REPORT settled: fragments found lost, in how many bursts (one after the other, as they were

@@ -20,10 +20,10 @@ from onboard.link import BadUrl, Spool, open_port, opener, wire_bytes
 from onboard.link.pump import PortDown, PortUp, Pump, PumpEvent, SpoolFull, wait
 from onboard.mission.objects import UPDATE
 from onboard.wire.config import Identity, Medium, Security, SessionState
-from onboard.wire.events import Rekeyed, Withdrawn
+from onboard.wire.events import Arrived, Delivered, Message, Refused, Rekeyed, Withdrawn
 from onboard.wire.medium.contacts import Window
 from onboard.wire.messages import Reason
-from onboard.wire.session import Arrived, Delivered, Message, Refused, Session
+from onboard.wire.session import Session
 from tests.onboard.link.cable import Clock, PtyCable
 from tests.onboard.link.objects import payload
 from tests.onboard.wire.examples import KEY

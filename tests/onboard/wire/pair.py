@@ -12,12 +12,7 @@ from typing import Any
 from firmware_sim.world.channel import Channel, Side
 from hw_profiles import Link, load_link
 from onboard.wire.config import Identity, Limits, Medium, Security, SessionState
-from onboard.wire.events import Rekeyed, Withdrawn
-from onboard.wire.framing import frame as framing
-from onboard.wire.medium.contacts import Window
-from onboard.wire.security.cipher import Cipher
-from onboard.wire.security.seal import HELLO, NO_SALT, SECRET, TRAFFIC, directional_key
-from onboard.wire.session import (
+from onboard.wire.events import (
     Arrived,
     Corrupt,
     Delivered,
@@ -25,11 +20,17 @@ from onboard.wire.session import (
     Evicted,
     Expired,
     Message,
-    Partial,
     QuotaUsage,
     Refused,
-    Session,
+    Rekeyed,
+    Withdrawn,
 )
+from onboard.wire.framing import frame as framing
+from onboard.wire.medium.contacts import Window
+from onboard.wire.security.cipher import Cipher
+from onboard.wire.security.seal import HELLO, NO_SALT, SECRET, TRAFFIC, directional_key
+from onboard.wire.session import Session
+from onboard.wire.transfer.incoming import Partial
 
 KEY = bytes(range(32))
 COBS_BYTES = 2  # what COBS adds to a frame of up to 253 B; the channel counts the same

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onboard.wire.events import Delivered
 from onboard.wire.framing.frame import Type
 from onboard.wire.messages import Offer
-from onboard.wire.session import Delivered
 from onboard.wire.transfer.length import DeliveryStats, FragmentSizer
 from tests.onboard.wire.pair import COBS_BYTES, UPDATE, Pair, data, finish, uhf_full
 

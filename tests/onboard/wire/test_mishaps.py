@@ -8,11 +8,22 @@ from random import Random
 import pytest
 
 from onboard.wire.config import Identity, Limits, Medium, Security, SessionState
-from onboard.wire.events import EncryptionMismatch, Event, ForeignFrames, Rekeyed, UnknownPeer, WrongKey
+from onboard.wire.events import (
+    Arrived,
+    Cancelled,
+    EncryptionMismatch,
+    Event,
+    Expired,
+    ForeignFrames,
+    Refused,
+    Rekeyed,
+    UnknownPeer,
+    WrongKey,
+)
 from onboard.wire.framing.frame import Type
 from onboard.wire.messages import Reason
 from onboard.wire.security.seal import Sealer
-from onboard.wire.session import Arrived, Cancelled, Expired, Refused, Session
+from onboard.wire.session import Session
 from tests.onboard.wire.pair import FULL, HALF, KEY, UPDATE, Pair, data, ground_session
 
 ADVICE = (WrongKey, EncryptionMismatch, UnknownPeer, ForeignFrames)

@@ -8,12 +8,9 @@ import pytest
 
 from hw_profiles import Link, load_link, names
 from onboard.wire.config import Limits
+from onboard.wire.events import Arrived, Delivered
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import Type
-from onboard.wire.session import (
-    Arrived,
-    Delivered,
-)
 from tests.onboard.wire.pair import (
     COBS_BYTES,
     FAST,

@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import pytest
 
+from onboard.wire.events import Delivered
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import Type
 from onboard.wire.security.seal import NO_SALT, Sealer
-from onboard.wire.session import Delivered
 from tests.onboard.wire.pair import FULL, HALF, SIDES, UPDATE, Pair, data
 
 Choose = Callable[[bytes], bool]

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from firmware_sim.world.channel import Side
 from hw_profiles import Link
 from onboard.wire.config import Limits
+from onboard.wire.events import Arrived
 from onboard.wire.messages import digest
-from onboard.wire.session import Arrived
 from tests.onboard.wire.pair import Pair, link, uhf_full
 
 LINKS = {

@@ -9,11 +9,7 @@ import pytest
 
 from hw_profiles import Link
 from onboard.wire.config import Limits
-from onboard.wire.events import Withdrawn
-from onboard.wire.framing.frame import Type
-from onboard.wire.medium.contacts import Window
-from onboard.wire.messages import Reason, digest
-from onboard.wire.session import (
+from onboard.wire.events import (
     Arrived,
     Cancelled,
     Corrupt,
@@ -23,7 +19,11 @@ from onboard.wire.session import (
     PeerHeard,
     PeerUnreachable,
     Refused,
+    Withdrawn,
 )
+from onboard.wire.framing.frame import Type
+from onboard.wire.medium.contacts import Window
+from onboard.wire.messages import Reason, digest
 from tests.onboard.wire.pair import FAST, FULL, HALF, UPDATE, Pair, data, finish, ground_session, uhf_full
 
 

@@ -9,12 +9,10 @@ from itertools import pairwise
 import pytest
 
 from onboard.wire.config import Medium
+from onboard.wire.events import Delivered
 from onboard.wire.framing.frame import Type
 from onboard.wire.medium.timing import GRACE_S, GUARD_S, Timing
 from onboard.wire.medium.turn import HalfDuplexTurn
-from onboard.wire.session import (
-    Delivered,
-)
 from tests.onboard.wire.pair import COBS_BYTES, HALF, UPDATE, Pair, data, link
 
 
