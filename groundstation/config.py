@@ -9,11 +9,12 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from hw_profiles import Board, Link, load_board, load_link
+from hw_profiles import Board, load_board, load_link
 from onboard.config import (
     NODE_IDS,
     Bytes,
     Classes,
+    LinkEnd,
     NodeId,
     Seconds,
     Share,
@@ -165,19 +166,12 @@ class MissionFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
             )
 
 
-class Node(msgspec.Struct, frozen=True, kw_only=True):
-    """One board of the mission, with its profiles loaded."""
+class Node(LinkEnd, frozen=True, kw_only=True):
+    """One board of the mission, with its profiles loaded, and the ground's end of its link."""
 
     id: int
     name: str
     board: Board
-    link: Link
-    port: str
-    key_path: Path
-    contacts_path: Path | None = None
-    bytes_per_contact: float = math.inf
-    bytes_per_day: float = math.inf
-    encrypt: bool = False
 
 
 class Mission(msgspec.Struct, frozen=True, kw_only=True):

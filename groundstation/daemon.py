@@ -25,9 +25,9 @@ from onboard.learn.graph import InferGraph, TrainGraph
 from onboard.link.pump import wait
 from onboard.link.recorder import Recorder
 from onboard.monitor.status_socket import Lookout
+from onboard.runtime.endpoint import tell_exposures
 from onboard.runtime.signals import stop_signals
 from onboard.storage.journal import sole_user
-from onboard.storage.private import tell_exposure
 from onboard.wire.events import Event
 from onboard.wire.session import Session
 
@@ -55,10 +55,7 @@ def serve(
         train, infer = TrainGraph.load(mission.rules.model), InferGraph.load(mission.rules.model)
         seen, test = testdata.load(mission.data_source, train, mission.data_folder, mission.rules.classes)
         seen.tell()
-        for node in mission.nodes:
-            tell_exposure(node.key_path, "key")
-        if any(node.encrypt for node in mission.nodes):
-            tell_exposure(mission.database, "state")
+        tell_exposures(mission.nodes, mission.database)
         store = Store(mission.database)
         mission_id = _begin(store, mission, train, test.classes)
         now = time.monotonic()

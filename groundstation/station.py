@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +12,11 @@ from groundstation.config import Node
 from groundstation.store.store import Store
 from onboard.board import admission
 from onboard.config import GROUND
-from onboard.link import Spool, opener, wire_bytes
-from onboard.link.event_log import log_link_event
 from onboard.link.limits import limits_for
-from onboard.link.pump import OfPort, Pump
+from onboard.link.pump import Pump
 from onboard.link.recorder import Recorder
 from onboard.monitor.views import link_view
-from onboard.runtime.contact_plan import kept_plan
-from onboard.storage.keys import load_keys
-from onboard.wire.config import Identity, Medium, Security, SessionState
+from onboard.runtime.endpoint import Endpoint, EndpointConfig
 from onboard.wire.events import Event
 from onboard.wire.session import Session
 
@@ -35,10 +29,10 @@ COUNTED = (
 
 
 class Station:
-    """Owns the pump of one node. The port is opened by the first poll; one that is missing is waited for.
+    """Owns the link with one node. model_bytes: of the mission's model in float32, which bounds what is taken
+    from its board.
 
-    model_bytes: of the mission's model in float32, which bounds what is taken of its board.
-    Raises ConfigError for a contact plan that cannot be used.
+    Raises ConfigError for a contact plan that cannot be used, BadKey, StoreError, OSError.
     """
 
     def __init__(
@@ -52,59 +46,45 @@ class Station:
         model_bytes: int = 0,
     ) -> None:
         self.node = node
-        self._wall = wall
-        self._contacts = kept_plan(folder, node.contacts_path, node.id, GROUND)
-        self._store, self._folder, self._recorder = store, folder, recorder
-        self._limits = admission.for_updates(
-            limits_for(node.port, node.bytes_per_contact, node.bytes_per_day), model_bytes
+        self._store, self._wall = store, wall
+        limits = limits_for(node.port, node.bytes_per_contact, node.bytes_per_day)
+        config = EndpointConfig(
+            node=GROUND,
+            peer=node.id,
+            end=node,
+            folder=folder,
+            spool=folder / "spool" / node.name,
+            limits=admission.for_updates(limits, model_bytes),
+            label={"node": node.name},
+            recorder=recorder,
         )
         self.late_updates = 0
         self.refused_updates = 0
-        self.session, self.pump = self._link(now)
+        self._endpoint = Endpoint(config, store.enter_node(node.id, node.name), store.taken(node.id), now)
         self._earlier = store.counters(node.id)
 
-    def _link(self, now: float) -> tuple[Session, Pump]:
-        """This end of the link, under an epoch that no frame of its was sealed in."""
-        node, store = self.node, self._store
-        key = load_keys(node.key_path)
-        entered = store.enter_node(node.id, node.name)
-        spool = Spool(self._folder / "spool" / node.name, self._limits.max_incoming_bytes)
-        spool.retain(store.taken(node.id))  # the store is the effect
-        session = Session(
-            Identity(GROUND, node.id, primary=True),
-            Medium(node.link, wire_bytes=partial(wire_bytes, node.port)),
-            Security(key, nonce=os.urandom, encrypted=node.encrypt),
-            SessionState(epoch=entered.epoch, done=spool.finished(), spent=entered.spent),
-            limits=self._limits,
-            now=now,
-        )
-        tap = None
-        if self._recorder is not None:
-            tap = self._recorder.link(
-                node.port, node.link, local=GROUND, peer=node.id, encrypted=node.encrypt
-            )
-        return session, Pump(opener(node.port, node.link, tap), session, spool)
+    @property
+    def session(self) -> Session:
+        """The session of the present epoch."""
+        return self._endpoint.session
+
+    @property
+    def pump(self) -> Pump:
+        """The pump of the present epoch."""
+        return self._endpoint.pump
 
     def renew(self, now: float) -> None:
         """Begins the link again, as a restart of the daemon does. What was offered on it is to be offered
         again. Raises StoreError, and what making a station raises."""
         with contextlib.suppress(Exception):  # of a link that failed, nothing is sure to work
             self.count(now)
-        with contextlib.suppress(Exception):
-            self.pump.close(now)
-        self.session, self.pump = self._link(now)
+        entered = self._store.enter_node(self.node.id, self.node.name)
+        self._endpoint.renew(entered, self._store.taken(self.node.id), now)
         self._earlier = self._store.counters(self.node.id)
 
     def poll(self, now: float) -> list[Event]:
         """Moves the link on; returns what the mission must know."""
-        if self._contacts is not None:
-            self._contacts.keep(self.session, now, self._wall())
-        events: list[Event] = []
-        for event in self.pump.poll(now):
-            log_link_event(event, node=self.node.name)
-            if not isinstance(event, OfPort):
-                events.append(event)
-        return events
+        return self._endpoint.poll(now, self._wall())
 
     def count(self, now: float) -> None:
         """Adds this run's counters to those of earlier runs, in the database."""

@@ -25,10 +25,10 @@ from click.testing import CliRunner
 
 import groundstation.daemon
 import groundstation.rounds.rounds
-import groundstation.station
 import onboard.agents.gossip
 import onboard.agents.gossip_restore
 import onboard.cli
+import onboard.runtime.endpoint
 import onboard.runtime.federated
 import onboard.runtime.gossip
 import onboard.trainer.process
@@ -108,8 +108,8 @@ class VirtualMission:
         ]  # fmt: skip
         for carrier in (onboard.runtime.federated, onboard.runtime.gossip, groundstation.daemon):
             changes += [(carrier, "wait", world.wait), (carrier, "stop_signals", world.stop_signals)]
-        for opening in (onboard.runtime.federated, onboard.runtime.gossip, groundstation.station):
-            changes += [(opening, "opener", world.opener), (opening, "Session", session)]
+        endpoint = onboard.runtime.endpoint
+        changes += [(endpoint, "opener", world.opener), (endpoint, "Session", session)]
         with contextlib.ExitStack() as stack:
             for module, name, value in changes:
                 stack.enter_context(patch.object(module, name, value))

@@ -89,7 +89,7 @@ class Device:
         self.place = place
         self.gone = gone
         journal = Journal(place.folder, FederatedState)
-        known = count_start(journal, FederatedState())
+        known = count_start(journal, [GROUND])
         link, key, node = place.link, place.key, place.node
         self.ground = Session(
             Identity(GROUND, node, primary=True),
@@ -102,7 +102,7 @@ class Device:
             Identity(node, GROUND, primary=False),
             Medium(link),
             Security(key, group_key=group_key),
-            SessionState(epoch=known.epoch),
+            SessionState(epoch=known.links[GROUND].epoch),
             now=now,
         )
         ledger = ResourceUsage(place.board, link, now)

@@ -14,11 +14,12 @@ import msgspec
 from groundstation.store.database import Database, StoreBusy, StoreDamaged, StoreError, StoreForeign
 from groundstation.store.pruning import LATEST, prune
 from onboard.mission.objects import UPDATE
+from onboard.storage.boot_counter import LinkState
 from onboard.wire.events import QuotaUsage
 from onboard.wire.messages import digest
 from onboard.wire.security.seal import next_epoch
 
-__all__ = ["NodeEntry", "RoundRow", "Store", "StoreBusy", "StoreDamaged", "StoreError", "StoreForeign"]
+__all__ = ["RoundRow", "Store", "StoreBusy", "StoreDamaged", "StoreError", "StoreForeign"]
 
 _ANSWER = (
     "round", "node", "state", "changed_at", "samples", "loss", "train_s", "cpu_s", "energy_j", "asking",
@@ -43,14 +44,6 @@ class RoundRow:
     loss: float | None
     bits_down: float | None
     left_s: float | None = None
-
-
-@dataclass(frozen=True)
-class NodeEntry:
-    """Our epoch towards a node, and what was spent of what may be sent to it."""
-
-    epoch: int
-    spent: QuotaUsage
 
 
 class Store:
@@ -128,8 +121,8 @@ class Store:
         """The mission's row, or None in a new file."""
         return self._db.one("mission")
 
-    def enter_node(self, node: int, name: str) -> NodeEntry:
-        """Raises our epoch towards `node`, durable on return.
+    def enter_node(self, node: int, name: str) -> LinkState:
+        """Raises our epoch towards `node` and returns the state of our end of its link, durable on return.
 
         So no sequence number of an earlier run of this daemon is ever used again.
         """
@@ -147,7 +140,7 @@ class Store:
             spent = (
                 QuotaUsage() if row["spent"] is None else msgspec.json.decode(row["spent"], type=QuotaUsage)
             )
-        return NodeEntry(epoch, spent)
+        return LinkState(epoch=epoch, spent=spent)
 
     def spend(self, node: int, spent: QuotaUsage) -> None:
         """Notes what was spent of what may be sent to a node."""

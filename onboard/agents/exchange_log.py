@@ -35,8 +35,10 @@ from onboard.codec import sparse
 from onboard.codec.layout import Floats
 from onboard.console.log import say
 from onboard.learn.gossip.exchange import Gossip, Message
+from onboard.mission.objects import GOSSIP
 from onboard.storage.files import clear_the_way, clear_the_way_of_folder, read_file
 from onboard.storage.journal import replace_durably
+from onboard.wire.messages import digest
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +107,11 @@ class ExchangeLog:
         for number in sorted({number for number, _ in found if number >= first}):
             sent, taken = (self._read(found.get((number, way))) for way in ("sent", "taken"))
             yield Logged(number, sent, taken)
+
+    def taken(self, peer: int) -> list[bytes]:
+        """Digests of the objects that were taken from that neighbour, the oldest first: nothing but this log
+        says so."""
+        return [digest(GOSSIP, logged.taken) for logged in self.of(peer) if logged.taken]
 
     def first(self, peer: int) -> int:
         """The number of the oldest exchange with that neighbour that is logged; 0 for none."""

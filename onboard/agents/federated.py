@@ -156,7 +156,7 @@ class Agent:
             self.session.forget(*set(self.session.done) - {self.known.model, self.known.deployed})
             say(log, "rekeyed", again=event.again)
         elif isinstance(event, QuotaUsage):
-            self.known.spent = event
+            self.known.links[self.session.peer].spent = event
             self._save()
         elif isinstance(event, Recut) and event.digest == self.known.update:
             self.known.fragment_bytes = event.fragment_bytes

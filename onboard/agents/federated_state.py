@@ -12,11 +12,10 @@ import logging
 from onboard.agents.command_log import CommandLog
 from onboard.console.log import say
 from onboard.mission.health import State
-from onboard.storage.boot_counter import Counted
+from onboard.storage.boot_counter import JournalState
 from onboard.storage.checkpoint import CHECKPOINT
 from onboard.storage.journal import Journal
 from onboard.wire import messages
-from onboard.wire.events import QuotaUsage
 from onboard.wire.security.seal import NO_SALT
 
 log = logging.getLogger(__name__)
@@ -25,10 +24,9 @@ MODEL, UPDATE, DEPLOYED = "model.bin", "update.bin", "deployed.bin"
 KEPT = (MODEL, UPDATE, CHECKPOINT, DEPLOYED)
 
 
-class FederatedState(Counted, kw_only=True):
+class FederatedState(JournalState, kw_only=True):
     """What the agent keeps in its journal."""
 
-    spent: QuotaUsage = QuotaUsage()  # of this end's allowances
     mission: bytes = b""
     phase: State = State.IDLE
     round: int = 0
@@ -43,6 +41,11 @@ class FederatedState(Counted, kw_only=True):
     cpu_s: float = 0.0
     energy_j: float = 0.0
     commands: CommandLog = CommandLog()
+
+    @property
+    def taken(self) -> tuple[bytes, ...]:
+        """Digests of the objects that the board can still act on; any other that comes again is new."""
+        return tuple(digest for digest in (self.model, self.deployed) if digest)
 
 
 def kept_object(journal: Journal[FederatedState], name: str, kind: int, digest: bytes) -> bytes | None:

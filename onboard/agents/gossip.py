@@ -14,14 +14,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any
-
-import msgspec
 
 from onboard.agents.exchange_log import ExchangeLog, replay
 from onboard.agents.gossip_checkpoint import Checkpoints
 from onboard.agents.gossip_restore import Restorer
-from onboard.agents.gossip_state import GossipPhase, GossipState, LinkState
+from onboard.agents.gossip_state import GossipPhase, GossipState
 from onboard.agents.gossip_trust import LEFT_OUT_S, Trust
 from onboard.codec.sparse import BadExchange
 from onboard.config import GossipConfig
@@ -33,7 +32,6 @@ from onboard.mission.objects import GOSSIP
 from onboard.storage.journal import Journal
 from onboard.wire.events import Arrived, Cancelled, Corrupt, Delivered, Event, PeerHeard, QuotaUsage, Rekeyed
 from onboard.wire.messages import Reason
-from onboard.wire.security.seal import next_epoch
 from onboard.wire.session import Session
 
 log = logging.getLogger(__name__)
@@ -44,9 +42,20 @@ ROLLBACKS = 3  # without a checkpoint between them: then it is the training itse
 LOG_SHARE = 4  # a log that grew by so many checkpoints is worth one: it bounds the disk and a replay
 
 
+@dataclass(frozen=True)
+class GossipTraining:
+    """What a node trains by itself, between exchanges."""
+
+    descent: Descent
+    """The model, its images and its optimizer; without images, the model is only held."""
+    flops_a_step: float
+    """What one step costs, in FLOP."""
+    classes: bytes = b""
+    """What the labels mean, as `Gossip` takes it."""
+
+
 class GossipAgent:
-    """One node. `sessions` talk, by neighbour; `journal` and `exchanges` remember; `descent` trains, at
-    `flops_a_step` FLOP each; `classes` as `Gossip` takes it."""
+    """One node. `sessions` talk, by neighbour; `journal` and `exchanges` remember; `training` trains."""
 
     def __init__(
         self,
@@ -55,17 +64,15 @@ class GossipAgent:
         journal: Journal[GossipState],
         known: GossipState,
         exchanges: ExchangeLog,
-        descent: Descent,
-        flops_a_step: float,
-        classes: bytes = b"",
+        training: GossipTraining,
     ) -> None:
-        self.config, self.descent = config, descent
+        self.config, self.descent = config, (descent := training.descent)
         self.phase, self.cpu_s = GossipPhase.TRAINING, 0.0
         self.trust = Trust(sessions)
-        self.sessions, self._journal, self.known = sessions, journal, known
-        self._log, self._flops_a_step = exchanges, flops_a_step
+        self.sessions, self.journal, self.known = sessions, journal, known
+        self._log, self._flops_a_step = exchanges, training.flops_a_step
         self._checkpoints = Checkpoints(config.state, config.id, descent.vector.size)
-        self._restorer = Restorer(config, descent, self._checkpoints, exchanges, classes)
+        self._restorer = Restorer(config, descent, self._checkpoints, exchanges, training.classes)
         self.gossip = self._restorer.begun({})
         self._unsent: dict[int, Message] = {}  # opened, and not on the disk yet
         self._offered: dict[int, bytes] = {}  # digests of what was sent in the open exchanges
@@ -103,10 +110,9 @@ class GossipAgent:
         if not self._checkpoints.is_there:
             self._checkpoint(now)  # the first model: there is always one to go back to
 
-    def count_start(self) -> None:
-        """A link begins again, under an epoch of its own; it is durable on return. Raises OSError."""
-        self.known.epoch = next_epoch(self.known.epoch)
-        self._save()
+    def taken(self, peer: int) -> list[bytes]:
+        """Digests of the objects that were taken from a neighbour, the oldest first."""
+        return self._log.taken(peer)
 
     # hear
 
@@ -132,7 +138,8 @@ class GossipAgent:
             self.sessions[peer].rekey(event.salt)
             say(log, "rekeyed", peer=peer, again=event.again)
         elif isinstance(event, QuotaUsage):
-            self._save(peer, spent=event)
+            self.known.links[peer].spent = event
+            self.journal.save(self.known)
         elif isinstance(event, Corrupt):
             say(log, "corrupt", level=logging.WARNING, peer=peer, object=event.digest.hex())
 
@@ -154,7 +161,6 @@ class GossipAgent:
             self._unsent.pop(peer, None)
             self._offered.pop(peer, None)
         self._log.keep(peer, "taken", arrived.payload)
-        self._save()
         self.sessions[peer].accept(arrived.digest, now)
 
     def _leave_out(self, peer: int, why: str, now: float) -> None:
@@ -352,21 +358,13 @@ class GossipAgent:
             )
             if not self.known.was_checkpointed:
                 self.known.was_checkpointed = True
-                self._save()
+                self.journal.save(self.known)
             self._log.checkpointed(reached)
             self._kept, self._rollbacks = self.gossip.exchanges, 0
             self.gossip.clipping.checkpointed()
         except OSError as error:
             say(log, "checkpoint-failed", level=logging.ERROR, why=str(error))
         self._checkpoint_due_s = now + self.config.checkpoint_s
-
-    def _save(self, of: int | None = None, **changed: Any) -> None:
-        """All ties are durable as they are, and what has `changed` in the one with neighbour `of`."""
-        for peer, session in self.sessions.items():
-            fields = {"salt": session.salt, "floor": session.floor} | (changed if peer == of else {})
-            tie = self.known.ties.get(peer, LinkState())
-            self.known.ties[peer] = msgspec.structs.replace(tie, **fields)
-        self._journal.save(self.known)
 
     def _ends_at(self, now: float) -> float:
         """When no neighbour has been heard in `patience_s` of contact with it. One that is out of contact may

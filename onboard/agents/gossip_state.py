@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-import msgspec
-
-from onboard.storage.boot_counter import Counted
-from onboard.wire.events import QuotaUsage
-from onboard.wire.security.seal import NO_SALT
+from onboard.storage.boot_counter import JournalState
 
 
 class GossipPhase(IntEnum):
@@ -22,17 +18,7 @@ class GossipPhase(IntEnum):
     HOLDING = 5  # trains nothing: answers its neighbours
 
 
-class LinkState(msgspec.Struct, kw_only=True):
-    """What is kept of the link with one neighbour: its keys' salt, the floor of their frames under it, and
-    what was spent of this end's allowances."""
-
-    salt: bytes = NO_SALT
-    floor: tuple[int, int] = (0, 0)
-    spent: QuotaUsage = QuotaUsage()
-
-
-class GossipState(Counted, kw_only=True):
+class GossipState(JournalState, kw_only=True):
     """What the agent keeps in its journal."""
 
-    ties: dict[int, LinkState] = msgspec.field(default_factory=dict)
     was_checkpointed: bool = False

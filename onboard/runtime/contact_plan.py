@@ -96,7 +96,8 @@ class ContactPlan:
             self._keep_copy()
         self._changed_at = _changed_at(path)
         self._look_at = 0.0
-        self._clock_s: float | None = None  # the wall clock less the session's, as last told
+        self._told: Session | None = None  # which session keeps to the plan
+        self._clock_s = 0.0  # the wall clock less the session's, as last told
 
     def windows(self, clock_s: float) -> list[Window]:
         """On the session's clock, which is `clock_s` behind the wall clock (Unix seconds)."""
@@ -112,8 +113,8 @@ class ContactPlan:
             self._look_at = now + LOOK_AGAIN_S
             new = self._reload()
         clock_s = wall_s - now
-        if self._clock_s is None or new or abs(clock_s - self._clock_s) > CLOCK_STEP_S:
-            self._clock_s = clock_s
+        if session is not self._told or new or abs(clock_s - self._clock_s) > CLOCK_STEP_S:
+            self._told, self._clock_s = session, clock_s
             windows = self.windows(clock_s)
             session.plan(windows, now)
             rises_s = Contacts(windows).rises_at(now) - now

@@ -86,7 +86,7 @@ class Journal(Generic[S]):
         self.folder = folder
         self.faults: tuple[SlotFault, ...] = ()
         self._to_be_moved = set[Path]()
-        self._kind, self._names = kind, names
+        self.kind, self._names = kind, names
         folder.mkdir(parents=True, exist_ok=True)
         newest = _newest(self._read())
         self._generation = 0 if newest is None else newest.generation  # so that `save` falls behind no slot
@@ -99,7 +99,7 @@ class Journal(Generic[S]):
         if newest is None:
             return None
         try:
-            return msgspec.msgpack.decode(newest.payload, type=self._kind)
+            return msgspec.msgpack.decode(newest.payload, type=self.kind)
         except msgspec.DecodeError as error:
             raise JournalError(f"state of another version of this program: {error}") from None
 

@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-import groundstation.station
-import onboard.runtime.federated
+import onboard.runtime.endpoint
 from benchmarks.harness.pair import AirPort
 from firmware_sim.world.channel import Side
 from groundstation.cli import main
@@ -32,8 +31,9 @@ from onboard.config import load_node
 from onboard.data import loading
 from onboard.learn.graph import InferGraph, TrainGraph
 from onboard.link.ports.port import Port
-from onboard.link.pump import OfPort, Pump
+from onboard.link.pump import Pump
 from onboard.runtime.drive import Drive
+from onboard.runtime.endpoint import Endpoint
 from onboard.runtime.federated import board_agent, poll_link
 from onboard.trainer.in_process import LocalTrainer
 
@@ -50,12 +50,12 @@ class VirtualBoard:
     def __init__(self, toml: Path) -> None:
         self.toml, self.state = toml, toml.parent / "state"
         self.agent: Agent | None = None
-        self.pump: Pump | None = None
+        self.endpoint: Endpoint | None = None
         self.drive: Drive | None = None
         self.breaks: Callable[[], bool] = lambda: False  # whether a training fails
 
     def boot(self, now: float) -> None:
-        self.agent, self.pump = board_agent(load_node(self.toml), LocalTrainer(IMAGES, self._graph), now)
+        self.agent, self.endpoint = board_agent(load_node(self.toml), LocalTrainer(IMAGES, self._graph), now)
         self.drive = Drive(self.agent, Pace(1.0, FLOPS), now)
         self.agent.resume(now)
 
@@ -65,15 +65,18 @@ class VirtualBoard:
         return TrainGraph.load(name)
 
     def kill(self) -> None:
-        self.agent = self.pump = self.drive = None
+        self.agent = self.endpoint = self.drive = None
+
+    @property
+    def pump(self) -> Pump | None:
+        return self.endpoint and self.endpoint.pump
 
     def act(self, now: float) -> None:
-        if self.agent is None or self.pump is None or self.drive is None:
+        if self.agent is None or self.endpoint is None or self.drive is None:
             return
-        self.pump, heard = poll_link(self.agent, self.pump, now)
+        heard, _ = poll_link(self.agent, self.endpoint, now, now)
         for event in heard:
-            if not isinstance(event, OfPort):
-                self.agent.hear(event, now)
+            self.agent.hear(event, now)
         self.agent.housekeeping(now)
         self.drive.turn(now, lambda: now)
 
@@ -94,11 +97,10 @@ class Clockwork:
         caplog.set_level(logging.INFO)
         self._ports: dict[str, AirPort] = {}
         self.cut = False  # whether the air carries nothing
-        monkeypatch.setattr(groundstation.station, "opener", self._opener("ground"))
-        monkeypatch.setattr(onboard.runtime.federated, "opener", self._opener("board"))
+        monkeypatch.setattr(onboard.runtime.endpoint, "opener", self._opener)
         words = ["init", str(self.folder), "--rounds", "2", "--deadline", "120"]
         for number in range(1, boards + 1):
-            words += ["--node", f"board-{number},port=/dev/air{number},board-port=/dev/air{number}"]
+            words += ["--node", f"board-{number},port=/dev/air{number},board-port=/dev/air{number}-board"]
         done = CliRunner().invoke(main, words)
         assert done.exit_code == 0, done.output
         toml = self.folder / "mission.toml"
@@ -117,22 +119,21 @@ class Clockwork:
         self.stations: dict[int, Station] = {}
         self.upkeep: Upkeep | None = None
 
-    def _opener(self, side: Side) -> Callable[..., Callable[[], Port]]:
-        other = "board" if side == "ground" else "ground"
+    def _opener(self, url: str, link: Link, tap: object) -> Callable[[], Port]:
+        ground = url.removesuffix("-board")
+        side: Side = "ground" if url == ground else "board"
+        other = f"{url}-board" if side == "ground" else ground
 
-        def opened(url: str, link: Link, tap: object) -> Callable[[], Port]:
-            def send(wire: bytes) -> None:
-                port = self._ports.get(f"{other} {url}")
-                if port is not None and not self.cut:
-                    port.hear(wire)
+        def send(wire: bytes) -> None:
+            port = self._ports.get(other)
+            if port is not None and not self.cut:
+                port.hear(wire)
 
-            def port() -> Port:
-                made = self._ports[f"{side} {url}"] = AirPort(side, link, send)
-                return made
+        def port() -> Port:
+            made = self._ports[url] = AirPort(side, link, send)
+            return made
 
-            return port
-
-        return opened
+        return port
 
     # lives
 

@@ -41,7 +41,7 @@ def test_the_last_epoch_is_followed_by_the_first_under_another_salt(ends: str, c
     before = journal.load()
     assert before is not None
     if ends != "ground":
-        before.epoch = MAX_EPOCH
+        before.links[0].epoch = MAX_EPOCH
         journal.save(before)
     if ends != "board":
         with on.store.transaction():
@@ -65,7 +65,8 @@ def test_an_epoch_beyond_its_field_in_a_journal_is_the_last_one_too(clockwork: M
     journal = Journal(board.state, FederatedState)
     known = journal.load()
     assert known is not None
-    journal.save(msgspec.structs.replace(known, epoch=MAX_EPOCH + 7))
+    known.links[0].epoch = MAX_EPOCH + 7
+    journal.save(known)
     board.boot(on.now)
     on.run(lambda: on.over)
 
@@ -81,7 +82,7 @@ def test_the_last_seq_is_followed_by_another_epoch(clockwork: Make, monkeypatch:
     work.append(agent.work)
     on.run(lambda: on.over)
     assert on.boards[1].agent is agent  # it was not begun again, its link was
-    assert agent.known.epoch > 2
+    assert agent.known.links[0].epoch > 2
     assert on.stations[1].session.epoch > 2
     assert not on.said("link-failed")
     assert len(on.said("trained")) == 2

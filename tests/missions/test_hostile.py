@@ -26,6 +26,7 @@ from onboard.codec.pack import DENSE_VERSION, HEADER, PREFIX, pack
 from onboard.learn.graph import TrainGraph
 from onboard.mission.health import Health, encode_health
 from onboard.mission.objects import UPDATE, Update, decode_task, encode_object
+from onboard.storage.boot_counter import LinkState
 from onboard.storage.journal import Journal
 from onboard.storage.keys import load_keys, new_key
 from onboard.wire.config import Identity, Medium, Security, SessionState
@@ -107,7 +108,9 @@ def unchanged(before: dict[str, Any], after: dict[str, Any]) -> bool:
 
 
 def then_the_true_board_is_served(on: MissionBench, *, epoch: int) -> None:
-    Journal(on.node_toml.parent / "state", FederatedState).save(FederatedState(epoch=epoch))
+    Journal(on.node_toml.parent / "state", FederatedState).save(
+        FederatedState(links={0: LinkState(epoch=epoch)})
+    )
     on.start_board()
     on.finish()
     assert [row["state"] for row in on.status()["rounds"]] == ["closed", "closed"]

@@ -53,7 +53,7 @@ class WatchedProgram:
         """As `board_agent` and `Station` do."""
         self.folder.mkdir(exist_ok=True)
         if self.node:
-            epoch = count_start(Journal(self.folder, FederatedState, KEPT), FederatedState()).epoch
+            epoch = count_start(Journal(self.folder, FederatedState, KEPT), [0]).links[0].epoch
         else:
             store = Store(self.folder / "mission.sqlite")
             epoch = store.enter_node(7, "pi").epoch

@@ -199,9 +199,9 @@ def test_what_keeps_a_node_from_starting_is_one_line(tmp_path: Path) -> None:
 
 
 def test_the_links_are_shown_with_what_the_node_is_at(config: GossipConfig) -> None:
-    agent, pumps = gossip_node(config, IMAGES, 0.0)
+    agent, links = gossip_node(config, IMAGES, 0.0)
     agent.resume(0.0)
-    view = gossip_view(agent, pumps, 1.0)
+    view = gossip_view(agent, {peer: link.pump for peer, link in links.items()}, 1.0)
     assert [link["peer"] for link in view["links"]] == [8]
     picture = gossip_picture(view, None, 0.0)
     assert "raspberry-pi-4: training, 0.00 epochs, 0 exchanges" in picture

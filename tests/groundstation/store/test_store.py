@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from groundstation.store.store import NodeEntry, RoundRow, Store, StoreError, StoreForeign
+from groundstation.store.store import RoundRow, Store, StoreError, StoreForeign
+from onboard.storage.boot_counter import LinkState
 from onboard.wire.events import QuotaUsage
 
 MISSION = bytes(range(8))
@@ -114,7 +115,7 @@ def test_the_epoch_rises_with_every_entry(store: Store, path: Path) -> None:
     for _ in range(3):
         again = Store(path)
         entered = again.enter_node(1, "renamed")
-        assert entered == NodeEntry(epochs[-1] + 1, QuotaUsage())
+        assert entered == LinkState(epoch=epochs[-1] + 1)
         epochs.append(entered.epoch)
         again.close()
     assert store.nodes()[0]["name"] == "renamed"

@@ -11,6 +11,7 @@ import random
 import shutil
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,13 @@ import numpy.typing as npt
 
 from benchmarks.harness.pair import TICK_S, AirPort
 from firmware_sim.world.channel import Channel, Side
-from onboard.agents.gossip import GossipAgent
+from onboard.agents.gossip import GossipAgent, GossipTraining
 from onboard.agents.gossip_state import GossipPhase
 from onboard.codec.layout import Floats, Layout, layout
-from onboard.config import GossipConfig, Neighbour, load_gossip
+from onboard.config import GossipConfig, load_gossip
 from onboard.learn.gossip import topology
 from onboard.learn.gossip.descent import Descent, Recipe
-from onboard.link.pump import OfPort, Pump
+from onboard.runtime.endpoint import Endpoint, EndpointConfig
 from onboard.runtime.federated import RETRY_S
 from onboard.runtime.gossip import linked, poll_link
 from onboard.storage.keys import save_key
@@ -75,7 +76,7 @@ class NetNode:
         self.lives = 0
         self.agent: GossipAgent | None = None
         self.contacts: dict[int, list[Window]] = {}  # with neighbours that are not always in sight
-        self.pumps: dict[int, Pump] = {}
+        self.links: dict[int, Endpoint] = {}
         self.ports: dict[int, AirPort] = {}
         self.step_at = self.retry_at = 0.0
         self._untold: deque[tuple[int, Event]] = deque()  # events whose effects the disk refused
@@ -89,22 +90,20 @@ class NetNode:
         config = load_gossip(self.folder / "node.toml")
         self.lives += 1
         self._nonce = random.Random(f"{self._seed}/{self.number}/{self.lives}").randbytes
-        self.agent, self.pumps = linked(
+        self.agent, self.links = linked(
             config,
-            self._descent(config),
-            1.0,
+            GossipTraining(self._descent(config), 1.0),
             now,
-            opener=lambda neighbour: partial(self._port, neighbour, send),
-            nonce=self._nonce,
+            lambda link: replace(link, opener=partial(self._port, link, send), nonce=self._nonce),
         )
         for peer, windows in self.contacts.items():
-            self.pumps[peer].session.plan(windows, now)
+            self.links[peer].session.plan(windows, now)
         self.agent.resume(now)
         self.step_at = now + self.step_s
 
     def kill(self) -> None:
         """As kill -9: only the disk is left."""
-        self.agent, self.pumps, self.ports = None, {}, {}
+        self.agent, self.links, self.ports = None, {}, {}
         self._untold.clear()
 
     def lose(self, start: Floats | None = None) -> None:
@@ -117,13 +116,12 @@ class NetNode:
         again = True
         while again and self.agent is not None:
             again = False
-            for peer in self.pumps:
-                heard, ended = poll_link(self.agent, self.pumps, peer, now, self._nonce)
-                self._untold = deque(each for each in self._untold if each[0] not in ended)
-                for event in heard:
-                    again = True
-                    if not isinstance(event, OfPort):
-                        self._untold.append((peer, event))
+            for peer, link in self.links.items():
+                heard, began_again = poll_link(self.agent, link, now, now)
+                if began_again:
+                    self._untold = deque(each for each in self._untold if each[0] != peer)
+                again |= bool(heard)
+                self._untold += ((peer, event) for event in heard)
             try:
                 if now >= self.retry_at:
                     self._tell(self.agent, now)
@@ -150,7 +148,7 @@ class NetNode:
         if self.agent is None:
             return math.inf
         act_at = min(self.agent.wakeup(now), self.step_at if self.agent.trains else math.inf)
-        return min(max(act_at, self.retry_at), *(pump.wakeup(now) for pump in self.pumps.values()))
+        return min(max(act_at, self.retry_at), *(link.pump.wakeup(now) for link in self.links.values()))
 
     @property
     def vector(self) -> Floats:
@@ -168,10 +166,10 @@ class NetNode:
             Softmax(), start, self._x[:some], self._y[:some], recipe, seed=own.seed, node=self.number
         )
 
-    def _port(self, neighbour: Neighbour, send: Callable[[int, int, bytes], None]) -> AirPort:
-        side: Side = "ground" if self.number < neighbour.id else "board"
-        port = AirPort(side, neighbour.link, partial(send, self.number, neighbour.id))
-        self.ports[neighbour.id] = port
+    def _port(self, link: EndpointConfig, send: Callable[[int, int, bytes], None]) -> AirPort:
+        side: Side = "ground" if self.number < link.peer else "board"
+        port = AirPort(side, link.end.link, partial(send, self.number, link.peer))
+        self.ports[link.peer] = port
         return port
 
 

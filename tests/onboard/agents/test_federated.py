@@ -118,13 +118,13 @@ def test_a_task_becomes_a_durable_update_and_is_dropped_only_when_delivered(conf
 def test_what_was_spent_of_an_allowance_is_durable(config: NodeConfig) -> None:
     ground = msgspec.structs.replace(config.ground, bytes_per_day=64_000.0)
     config = msgspec.structs.replace(config, ground=ground)
-    agent, pump = board_agent(config, LocalTrainer(IMAGES), 0.0)
-    (spent,) = [event for event in pump.session.tick(0.0) if isinstance(event, QuotaUsage)]
+    agent, link = board_agent(config, LocalTrainer(IMAGES), 0.0)
+    (spent,) = [event for event in link.session.tick(0.0) if isinstance(event, QuotaUsage)]
     assert spent == QuotaUsage(2000, ((0.0, 2000),))
     agent.hear(spent, 0.0)
-    after, pump = board_agent(config, LocalTrainer(IMAGES), 50.0)
-    assert after.known.spent == spent
-    (again,) = [event for event in pump.session.tick(50.0) if isinstance(event, QuotaUsage)]
+    after, link = board_agent(config, LocalTrainer(IMAGES), 50.0)
+    assert after.known.links[0].spent == spent
+    (again,) = [event for event in link.session.tick(50.0) if isinstance(event, QuotaUsage)]
     assert again == QuotaUsage(4000, ((0.0, 4000),))  # what was counted ahead stays spent
 
 
@@ -137,7 +137,7 @@ def test_what_was_trained_survives_a_power_cut(config: NodeConfig) -> None:
     after.resume(0.0)
     assert offered(after) == [UPDATE]
     assert after.known.update == digest(UPDATE, kept)
-    assert after.known.epoch == agent.known.epoch + 1
+    assert after.known.links[0].epoch == agent.known.links[0].epoch + 1
 
 
 def test_a_training_that_was_cut_ends_in_the_same_update(config: NodeConfig, tmp_path: Path) -> None:
@@ -179,14 +179,14 @@ def test_a_newer_round_supersedes_and_an_older_one_that_comes_late_is_refused(co
 def test_a_ground_that_was_restored_asks_an_earlier_round_and_is_answered(
     same: bool, restarts: bool, config: NodeConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
-    agent, pump = board_agent(config, LocalTrainer(IMAGES), 0.0)
+    agent, link = board_agent(config, LocalTrainer(IMAGES), 0.0)
     ground = a_ground(config, 0.0)
     for number in (1, 2, 3):
         arrive(agent, model(number), config, 100.0 * number, ground)
         train(agent, 100.0 * number + 10)
         agent.hear(Delivered(agent.known.update), 100.0 * number + 90)
     if restarts:
-        pump.close(400.0)
+        link.pump.close(400.0)
         agent, _ = board_agent(config, LocalTrainer(IMAGES), 400.0)
         agent.resume(400.0)
     arrive(agent, model(1) if same else model(1, seed=5), config, 500.0)

@@ -175,7 +175,7 @@ def test_exchanges_can_be_encrypted(disk: Path) -> None:
     net.run(600.0, net.over)
     assert all(set(of.values()) == {EXCHANGES} for of in numbers(net).values())
     assert net.drift() < MEAN
-    assert all(pump.session.snapshot(net.now).encrypted for pump in net.nodes[1].pumps.values())
+    assert all(link.session.snapshot(net.now).encrypted for link in net.nodes[1].links.values())
 
 
 def test_an_allowance_that_is_used_up_ends_exchanges_and_not_training(disk: Path) -> None:
@@ -184,11 +184,11 @@ def test_an_allowance_that_is_used_up_ends_exchanges_and_not_training(disk: Path
     sent = 0
     for until_s in (0.6, 1.2):  # what was spent is known after a restart
         net.run(until_s)
-        sent += net.nodes[1].pumps[2].session.snapshot(net.now).bytes_sent
+        sent += net.nodes[1].links[2].session.snapshot(net.now).bytes_sent
         net.nodes[1].kill()
         net.boot(1)
     net.run(600.0, net.over)
-    sent += net.nodes[1].pumps[2].session.snapshot(net.now).bytes_sent
+    sent += net.nodes[1].links[2].session.snapshot(net.now).bytes_sent
     assert net.over()
     assert 0.7 * most_bytes < sent <= most_bytes
     assert 10 < numbers(net)[1][2] < most_bytes / 3_200
@@ -211,7 +211,8 @@ def test_the_last_epoch_is_followed_by_the_first_under_another_salt(disk: Path) 
     journal = Journal(disk / "1" / "state", GossipState)
     known = journal.load()
     assert known is not None
-    known.epoch = MAX_EPOCH
+    for link in known.links.values():
+        link.epoch = MAX_EPOCH
     journal.save(known)
     net.boot(1)
     net.run(600.0, net.over)
@@ -219,7 +220,7 @@ def test_the_last_epoch_is_followed_by_the_first_under_another_salt(disk: Path) 
     assert net.drift() < MEAN
     after = journal.load()
     assert after is not None
-    assert after.epoch == 1
+    assert {link.epoch for link in after.links.values()} == {1}
 
 
 def test_the_last_seq_is_followed_by_another_epoch(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,7 +230,7 @@ def test_the_last_seq_is_followed_by_another_epoch(disk: Path, monkeypatch: pyte
     assert net.over()
     assert all(set(of.values()) == {EXCHANGES} for of in numbers(net).values())
     assert net.drift() < MEAN
-    assert all(node.agent is not None and node.agent.known.epoch > 2 for node in net.nodes.values())
+    assert all(link.session.epoch > 2 for node in net.nodes.values() for link in node.links.values())
 
 
 def test_numbers_that_are_used_up_on_a_full_disk_are_tried_again_every_5_s(
@@ -267,6 +268,6 @@ def test_what_was_taken_and_is_lost_with_its_checkpoint_is_taken_again(disk: Pat
     for name in (CHECKPOINT, BEFORE):
         (disk / "1" / "state" / name).write_bytes(b"cut")
     net.boot(1)
-    assert not any(list(pump.session.done) for pump in node.pumps.values())
+    assert not any(list(link.session.done) for link in node.links.values())
     net.run(600.0, net.over)
     assert net.over()

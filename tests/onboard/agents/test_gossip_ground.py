@@ -71,9 +71,9 @@ def test_between_passes_no_exchange_is_opened_with_the_ground(disk: Path) -> Non
     net = hybrid(disk)
     net.run(2.1)
     stands = numbers(net, 1)[0]
-    said = net.nodes[1].pumps[0].session.snapshot(net.now).bytes_sent
+    said = net.nodes[1].links[0].session.snapshot(net.now).bytes_sent
     net.run(3.95)
-    assert net.nodes[1].pumps[0].session.snapshot(net.now).bytes_sent == said
+    assert net.nodes[1].links[0].session.snapshot(net.now).bytes_sent == said
     assert numbers(net, 1)[0] - stands <= 1  # one that was complete is mixed
     assert numbers(net, 1)[2] > 30  # and training went on
 

@@ -47,7 +47,7 @@ def say(net: GossipNet, hostile: int, victim: int, number: int, value: float) ->
     """The hostile node offers an exchange of its own making, over its session."""
     of = mask(net, hostile, victim, number)
     message = sparse.encode(np.full(of.count, value, np.float32), of, Form.FP32)
-    net.nodes[hostile].pumps[victim].session.offer(GOSSIP, message, net.now)
+    net.nodes[hostile].links[victim].session.offer(GOSSIP, message, net.now)
 
 
 def number(net: GossipNet, one: int, other: int) -> int:
@@ -199,7 +199,7 @@ def test_what_a_node_refused_is_told_once_a_minute(disk: Path, caplog: pytest.Lo
     net = GossipNet(disk, nodes=3, epochs=20)
     for turn_ in range(40):
         net.run(0.1 * (turn_ + 1))
-        net.nodes[2].pumps[1].session.offer(GOSSIP, bytes([2, 0, turn_]), net.now)
+        net.nodes[2].links[1].session.offer(GOSSIP, bytes([2, 0, turn_]), net.now)
     net.run(600.0, net.over)
     assert net.over()
     assert net.drift() < MEAN

@@ -43,6 +43,14 @@ def session() -> Session:
     )
 
 
+def test_a_session_that_takes_the_place_of_another_keeps_to_the_plan_too(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, contact("12:10", "12:20"))
+    for life in (session(), session()):
+        assert life.in_contact(0.0)
+        plan.keep(life, 0.0, NOON)
+        assert not life.in_contact(0.0)
+
+
 def test_the_contacts_of_two_nodes_whichever_is_named_first(tmp_path: Path) -> None:
     plan = plan_of(
         tmp_path,

@@ -15,9 +15,8 @@ import pytest
 import onboard.storage.journal
 from benchmarks.harness.pair import scratch
 from onboard.agents.federated_state import KEPT, FederatedState
-from onboard.agents.gossip_state import GossipState as Gossiping
-from onboard.agents.gossip_state import LinkState
-from onboard.storage.boot_counter import SKIPPED, count_start
+from onboard.agents.gossip_state import GossipState
+from onboard.storage.boot_counter import SKIPPED, LinkState, count_start
 from onboard.storage.journal import Journal
 from onboard.wire.events import QuotaUsage
 from onboard.wire.security.seal import MAX_EPOCH
@@ -98,7 +97,7 @@ def newest(state: Path) -> Path:
 
 def start(state: Path) -> tuple[Journal[FederatedState], FederatedState]:
     journal = Journal(state, FederatedState, KEPT)
-    return journal, count_start(journal, FederatedState())
+    return journal, count_start(journal, [0])
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -107,11 +106,11 @@ def test_a_damaged_slot_is_named_once_and_no_epoch_comes_twice(
     damage: Damage, which: str, tmp_path: Path, told: Told
 ) -> None:
     drawn = random.Random(5)
-    used = [start(tmp_path)[1].epoch for _ in range(5)]
+    used = [start(tmp_path)[1].links[0].epoch for _ in range(5)]
     assert told() == []
     for saves in (0, 1, 2):
         journal, known = start(tmp_path)
-        used.append(known.epoch)
+        used.append(known.links[0].epoch)
         for number in range(saves):
             known.round = number
             journal.save(known)
@@ -119,12 +118,12 @@ def test_a_damaged_slot_is_named_once_and_no_epoch_comes_twice(
         if which == "older":
             slot = slot.with_name("journal.1" if slot.name == "journal.0" else "journal.0")
         damage(slot, drawn)
-        used.append(start(tmp_path)[1].epoch)
+        used.append(start(tmp_path)[1].links[0].epoch)
         (line,) = told()
         assert line["left"] == "the other slot"
         assert line["path"] == str(slot)
         assert line["why"]
-        used.append(start(tmp_path)[1].epoch)
+        used.append(start(tmp_path)[1].links[0].epoch)
         assert told() == []  # it is healed
     assert len(set(used)) == len(used)
     assert used == sorted(used)
@@ -133,12 +132,12 @@ def test_a_damaged_slot_is_named_once_and_no_epoch_comes_twice(
 def test_an_older_version_of_one_slot_is_noticed(tmp_path: Path, told: Told) -> None:
     """Where the newest is exchanged, the epoch that was used in it may not come again."""
     for name in ("journal.0", "journal.1"):
-        used = [start(tmp_path)[1].epoch for _ in range(4)]
+        used = [start(tmp_path)[1].links[0].epoch for _ in range(4)]
         old = (tmp_path / name).read_bytes()
-        used += [start(tmp_path)[1].epoch for _ in range(12 + (newest(tmp_path).name != name))]
+        used += [start(tmp_path)[1].links[0].epoch for _ in range(12 + (newest(tmp_path).name != name))]
         assert newest(tmp_path).name == name
         (tmp_path / name).write_bytes(old)
-        used.append(start(tmp_path)[1].epoch)
+        used.append(start(tmp_path)[1].links[0].epoch)
         (line,) = told()
         assert line["path"] == str(tmp_path / name)
         assert "a copy of another time" in line["why"]
@@ -146,11 +145,11 @@ def test_an_older_version_of_one_slot_is_noticed(tmp_path: Path, told: Told) -> 
 
 
 def test_slots_that_changed_places_are_noticed_and_set_right(tmp_path: Path, told: Told) -> None:
-    used = [start(tmp_path)[1].epoch for _ in range(4)]
+    used = [start(tmp_path)[1].links[0].epoch for _ in range(4)]
     (tmp_path / "journal.0").rename(tmp_path / "other")
     (tmp_path / "journal.1").rename(tmp_path / "journal.0")
     (tmp_path / "other").rename(tmp_path / "journal.1")
-    used += [start(tmp_path)[1].epoch for _ in range(2)]
+    used += [start(tmp_path)[1].links[0].epoch for _ in range(2)]
     assert [line["why"] for line in told()] == ["has changed places with the other one"]
     assert len(set(used)) == len(used)
 
@@ -160,7 +159,7 @@ def test_a_sector_that_cannot_be_read_costs_one_slot(
     name: str, tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No device here fails on demand, so read(2) is made to."""
-    used = [start(tmp_path)[1].epoch for _ in range(4)]
+    used = [start(tmp_path)[1].links[0].epoch for _ in range(4)]
     real = os.fdopen
     bad = (tmp_path / name).stat().st_ino
 
@@ -170,7 +169,7 @@ def test_a_sector_that_cannot_be_read_costs_one_slot(
         return real(handle, *arguments, **options)
 
     monkeypatch.setattr(onboard.storage.journal.os, "fdopen", fdopen)
-    used += [start(tmp_path)[1].epoch for _ in range(3)]
+    used += [start(tmp_path)[1].links[0].epoch for _ in range(3)]
     (line,) = told()
     assert (line["path"], line["why"]) == (str(tmp_path / name), "Input/output error")
     assert (tmp_path / f"{name}.bad1").stat().st_ino == bad  # its sectors are not written to again
@@ -182,7 +181,7 @@ def test_a_node_whose_slots_are_both_damaged_starts_as_a_new_one_and_says_so(
     damage: Damage, tmp_path: Path, told: Told
 ) -> None:
     drawn = random.Random(6)
-    used = [start(tmp_path)[1].epoch for _ in range(4)]
+    used = [start(tmp_path)[1].links[0].epoch for _ in range(4)]
     (tmp_path / KEPT[0]).write_bytes(b"a model")
     damage(tmp_path / "journal.0", drawn)
     if damage is other_slot:
@@ -193,19 +192,19 @@ def test_a_node_whose_slots_are_both_damaged_starts_as_a_new_one_and_says_so(
     _, known = start(tmp_path)
     assert [line["left"] for line in told()] == ["nothing: it starts as a new one"] * 2
     assert (known.round, known.model) == (0, b"")
-    assert known.epoch not in used
-    assert start(tmp_path)[1].epoch == known.epoch + 1
+    assert known.links[0].epoch not in used
+    assert start(tmp_path)[1].links[0].epoch == known.links[0].epoch + 1
     assert told() == []
 
 
 def test_a_new_node_and_one_that_started_once_are_no_damage(tmp_path: Path, told: Told) -> None:
-    assert [start(tmp_path)[1].epoch for _ in range(4)] == [1, 2, 3, 4]
+    assert [start(tmp_path)[1].links[0].epoch for _ in range(4)] == [1, 2, 3, 4]
     assert told() == []
 
 
 def test_the_power_goes_in_the_first_write_of_all(tmp_path: Path, told: Told) -> None:
     (tmp_path / "journal.1").write_bytes(b"SDJ")
-    assert start(tmp_path)[1].epoch == SKIPPED + 1
+    assert start(tmp_path)[1].links[0].epoch == SKIPPED + 1
     (line,) = told()
     assert line["path"].endswith("journal.1")
 
@@ -227,7 +226,7 @@ def test_a_folder_of_another_user_is_no_damage(tmp_path: Path, monkeypatch: pyte
 def test_a_kill_between_the_two_saves_that_heal_is_no_loss(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawn, used = random.Random(7), [start(tmp_path)[1].epoch for _ in range(4)]
+    drawn, used = random.Random(7), [start(tmp_path)[1].links[0].epoch for _ in range(4)]
     flip(newest(tmp_path), drawn)
     saves, save = iter(range(9)), Journal.save
 
@@ -241,7 +240,7 @@ def test_a_kill_between_the_two_saves_that_heal_is_no_loss(
         with pytest.raises(KeyboardInterrupt):
             start(tmp_path)
     flip(newest(tmp_path), drawn)
-    used.append(start(tmp_path)[1].epoch)
+    used.append(start(tmp_path)[1].links[0].epoch)
     assert len(set(used)) == len(used)
 
 
@@ -256,7 +255,7 @@ def _starts(folder: Path, drawn: random.Random) -> None:
         used = []
         for _ in range(18):
             journal, known = start(state)
-            used.append(known.epoch)
+            used.append(known.links[0].epoch)
             for _ in range(drawn.randrange(4)):
                 journal.save(known)
             if drawn.random() < 0.33:
@@ -269,24 +268,26 @@ def _starts(folder: Path, drawn: random.Random) -> None:
 
 def test_epochs_that_go_round_skip_as_well(tmp_path: Path) -> None:
     journal, known = start(tmp_path)
-    known.epoch = MAX_EPOCH
+    known.links[0].epoch = MAX_EPOCH
     journal.save(known)
-    assert start(tmp_path)[1].epoch == 1  # and the slot of it is lost, so that 65,535 seems the last
+    assert start(tmp_path)[1].links[0].epoch == 1  # and the slot of it is lost, so that 65,535 seems the last
     flip(newest(tmp_path), random.Random(9))
-    assert start(tmp_path)[1].epoch == SKIPPED + 1
+    assert start(tmp_path)[1].links[0].epoch == SKIPPED + 1
 
 
 def test_what_a_node_that_gossips_may_send_its_neighbours_outlives_a_slot(tmp_path: Path, told: Told) -> None:
-    ties = {
-        2: LinkState(spent=QuotaUsage(contact_bytes=700)),
-        5: LinkState(spent=QuotaUsage(contact_bytes=90)),
+    links = {
+        2: LinkState(epoch=1, spent=QuotaUsage(contact_bytes=700)),
+        5: LinkState(epoch=1, spent=QuotaUsage(contact_bytes=90)),
     }
-    journal = Journal(tmp_path, Gossiping)
-    used = [count_start(journal, Gossiping()).epoch]
+    journal = Journal(tmp_path, GossipState)
+    used = [count_start(journal, [2, 5]).links[2].epoch]
     for _ in range(3):
-        journal.save(Gossiping(epoch=1, ties=ties))
+        journal.save(GossipState(links=links))
     flip(newest(tmp_path), random.Random(3))
-    known = count_start(Journal(tmp_path, Gossiping), Gossiping())
-    assert known.epoch not in used
-    assert known.ties == ties
+    known = count_start(Journal(tmp_path, GossipState), [2, 5])
+    assert known.links[2].epoch not in used
+    assert {peer: link.spent for peer, link in known.links.items()} == {
+        peer: link.spent for peer, link in links.items()
+    }
     assert len(told()) == 1

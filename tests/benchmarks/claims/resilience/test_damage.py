@@ -73,7 +73,7 @@ def test_a_program_that_does_not_come_up_is_found(monkeypatch: pytest.MonkeyPatc
         lives.append(journal)
         if len(lives) > 2:  # of two boards
             raise ValueError("a state that nobody foresaw")
-        return FederatedState()
+        return FederatedState(links={})
 
     monkeypatch.setattr(Journal, "load", load)
     done = CliRunner().invoke(

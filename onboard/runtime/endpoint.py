@@ -1,0 +1,131 @@
+"""One end of one link in real time: its keys, spool, session and port, made from its durable `LinkState`.
+
+Every program builds its links here, and begins a link again here when it has to: a session that has used up
+its sequence numbers goes on as after a restart, in another epoch and from what is on the disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from onboard.config import LinkEnd
+from onboard.link import Spool, opener, wire_bytes
+from onboard.link.event_log import log_link_event
+from onboard.link.ports.port import Port
+from onboard.link.pump import OfPort, Pump
+from onboard.link.recorder import Recorder
+from onboard.runtime.contact_plan import kept_plan
+from onboard.storage.boot_counter import LinkState
+from onboard.storage.keys import load_keys
+from onboard.storage.private import tell_exposure
+from onboard.wire.config import Identity, Limits, Medium, Security, SessionState
+from onboard.wire.events import Event
+from onboard.wire.session import Session
+
+PortOpener = Callable[[], Port | None]
+
+
+@dataclass(frozen=True)
+class EndpointConfig:
+    """What an endpoint is made from that does not change while its program runs."""
+
+    node: int
+    """This end's node number."""
+    peer: int
+    """The other end's node number."""
+    end: LinkEnd
+    """The configuration of this end, from NODE.toml or mission.toml."""
+    folder: Path
+    """The program's own folder, which keeps a copy of the last contact plan that could be read."""
+    spool: Path
+    """The folder of what is half received."""
+    limits: Limits
+    """What the session takes on."""
+    label: Mapping[str, Any]
+    """The fields that name this link in a line of the log."""
+    taken_is_all: bool = False
+    """Whether the program itself knows every object that it has taken; else the spool's list of finished
+    objects says so, as far as the program still knows of them."""
+    recorder: Recorder | None = None
+    """Records what crosses the port."""
+    opener: PortOpener | None = None
+    """Opens the port; by default the one at the URL of `end`."""
+    nonce: Callable[[int], bytes] | None = None
+    """As in `Session`; by default the operating system's generator."""
+
+
+class Endpoint:
+    """Owns the pump of one link. The port is opened by the first `poll`; one that is missing is waited for.
+
+    state: with the epoch of this start, durable already. taken: digests of the objects that the program has
+    acted on for good, the oldest first; the spool forgets any other that it holds for finished. Raises
+    ConfigError for a contact plan that cannot be used, BadKey, OSError.
+    """
+
+    def __init__(
+        self, config: EndpointConfig, state: LinkState, taken: Collection[bytes], now: float
+    ) -> None:
+        self.config = config
+        end = config.end
+        self._contacts = kept_plan(config.folder, end.contacts_path, config.node, config.peer)
+        self.pump = self._pump(state, taken, now)
+
+    @property
+    def session(self) -> Session:
+        """The session of the present epoch."""
+        return self.pump.session
+
+    def renew(self, state: LinkState, taken: Collection[bytes], now: float) -> None:
+        """Begins the link again as a restart does; what was offered on it has to be offered again. Raises
+        BadKey, OSError."""
+        with contextlib.suppress(Exception):  # of a link that failed, nothing is sure to work
+            self.pump.close(now)
+        self.pump = self._pump(state, taken, now)
+
+    def poll(self, now: float, wall_s: float) -> list[Event]:
+        """Moves the link on and logs what befell it; returns the events that the program has to act on.
+        wall_s: Unix seconds, for the contact plan. Raises SeqExhausted, after which `renew` is due."""
+        if self._contacts is not None:
+            self._contacts.keep(self.session, now, wall_s)
+        events: list[Event] = []
+        for event in self.pump.poll(now):
+            log_link_event(event, **self.config.label)
+            if not isinstance(event, OfPort):
+                events.append(event)
+        return events
+
+    def _pump(self, state: LinkState, taken: Collection[bytes], now: float) -> Pump:
+        config, end = self.config, self.config.end
+        keys = load_keys(end.key_path)
+        spool = Spool(config.spool, config.limits.max_incoming_bytes)
+        spool.retain(taken)
+        done = taken if config.taken_is_all else spool.finished()
+        session = Session(
+            Identity(config.node, config.peer, primary=config.node < config.peer),
+            Medium(end.link, wire_bytes=partial(wire_bytes, end.port)),
+            Security(keys, nonce=config.nonce or os.urandom, encrypted=end.encrypt),
+            SessionState(epoch=state.epoch, done=done, spent=state.spent),
+            limits=config.limits,
+            now=now,
+        )
+        tap = None
+        if config.recorder is not None:
+            tap = config.recorder.link(
+                end.port, end.link, local=config.node, peer=config.peer, encrypted=end.encrypt
+            )
+        return Pump(config.opener or opener(end.port, end.link, tap), session, spool)
+
+
+def tell_exposures(ends: Iterable[LinkEnd], state: Path) -> None:
+    """Logs which key files, and where a link is encrypted which state, others on this computer may read."""
+    ends = list(ends)
+    for end in ends:
+        tell_exposure(end.key_path, "key")
+    if any(end.encrypt for end in ends):
+        tell_exposure(state, "state")
