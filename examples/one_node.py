@@ -14,6 +14,7 @@ from onboard.data.loading import load
 from onboard.learn.federated.local import LocalTraining
 from onboard.learn.federated.plan import Plan
 from onboard.learn.graph import TrainGraph, initial
+from onboard.mission.training import BoardTraining
 
 
 def main() -> None:
@@ -21,8 +22,8 @@ def main() -> None:
     graph = TrainGraph.load("lenet5")
     images = load("digits", part="train").take(np.arange(200))
     weights = initial(graph.shapes, seed=7)  # every node draws the same from the mission's seed
-    plan = Plan(epochs=2, pretrain_epochs=2, batch_size=20, learning_rate=3e-3, bits_up=0.1, max_bases=8,
-                shift_pixels=1, seed=7, round=1, node=1)  # fmt: skip
+    knobs = BoardTraining(epochs=2, pretrain_epochs=2, batch_size=20, bits_up=0.1, distortion=0.0)
+    plan = Plan(training=knobs, seed=7, round=1, node=1)
     training = LocalTraining(graph, weights, weights, images.x, images.y, plan)
     for step in training.steps():  # a generator: whoever calls it decides when the next step runs
         if step.ends_epoch:
