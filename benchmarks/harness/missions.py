@@ -47,7 +47,6 @@ from groundstation.cli import main
 from groundstation.config import load_mission
 from hw_profiles import load_link
 from onboard.board.budget import Pace
-from onboard.codec import alq
 from onboard.codec.pack import unpack
 from onboard.config import load_own
 from onboard.data import loading
@@ -210,7 +209,7 @@ def _judged(train: TrainGraph, deployed: bytes) -> float:
         return 0.0
     task, weights = decode_task(deployed)
     start = initial(train.shapes, task.seed)
-    return _accuracy(moved(start, alq.reconstruct(unpack(weights, train.layout))))
+    return _accuracy(moved(start, unpack(weights, train.layout).reconstruct()))
 
 
 def _accuracy(weights: Any) -> float:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onboard.codec.alq import Model, Quantized
-
 
 @dataclass(frozen=True, kw_only=True)
 class RoundResult:
     """A round that is over.
 
     Bits are a weight of the model: `bits_*` with every byte of the object counted (up: the mean over the
-    updates taken), `width_*` by the papers' count (`mean_width`). Bytes, seconds on the air and joules are
-    this round's, of all devices; `clock_s` is virtual time so far.
+    updates taken), `width_*` by the papers' count (`Model.mean_width`). Bytes, seconds on the air and
+    joules are this round's, of all devices; `clock_s` is virtual time so far.
     """
 
     round: int
@@ -49,15 +47,3 @@ class FleetProgress:
     round: int
     done: float
     clock_s: float
-
-
-def mean_width(model: Model) -> float:
-    """Bits a weight by the count of ALQ and SpaceDML: the bases of its group, averaged over the weights.
-
-    Coordinates, bit-widths and biases are not in it. A dense model has 32.
-    """
-    if not isinstance(model, Quantized):
-        return 32.0
-    grouped = model.layout.grouped
-    signs = sum(int(model.grouped[t.name].bits.sum(dtype=int)) * t.group for t in grouped)
-    return signs / sum(t.size for t in grouped)

@@ -16,7 +16,7 @@ from random import Random
 
 from firmware_sim.fleet.device import TICK_S, Device, DeviceUsage, Place
 from firmware_sim.fleet.downlink import Downlink
-from firmware_sim.fleet.result import FleetProgress, RoundResult, mean_width
+from firmware_sim.fleet.result import FleetProgress, RoundResult
 from hw_profiles import Board, Link
 from onboard.codec.pack import unpack
 from onboard.config import GROUND, NODE_IDS
@@ -269,7 +269,7 @@ class Fleet:
                 bits_up=_mean(tally.bits_up),
                 bits_down=8 * len(model) / server.layout.parameters,
                 width_up=_mean(tally.width_up),
-                width_down=0.0 if sent is None else mean_width(sent),
+                width_down=0.0 if sent is None else sent.mean_width,
                 bytes_up=spent.bytes_up,
                 bytes_down=spent.bytes_down,
                 airtime_up_s=spent.airtime_up_s,
@@ -353,7 +353,7 @@ class Fleet:
             return
         self._tally.payloads[node] = arrived.payload
         self._tally.bits_up.append(8 * len(arrived.payload) / self._server.layout.parameters)
-        self._tally.width_up.append(mean_width(model))
+        self._tally.width_up.append(model.mean_width)
 
     def _lose(self, node: int) -> None:
         if self._round is not None:

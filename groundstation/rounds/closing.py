@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from groundstation.store.store import Store, StoreError
-from onboard.codec import alq
-from onboard.codec.alq import Model
+from onboard.codec.model import Model
 from onboard.console.errors import one_line, where
 from onboard.console.log import say
 from onboard.data.loading import Images
@@ -141,7 +140,7 @@ class Closing:
     def _size(self, number: int, node: int) -> float:
         """How far an answer is from moving nothing."""
         _, model = self._open(number, node)
-        return norm(alq.reconstruct(model))
+        return norm(model.reconstruct())
 
 
 def _why(error: Exception) -> str:

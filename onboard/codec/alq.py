@@ -16,12 +16,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from onboard.codec.dense import Dense
 from onboard.codec.layout import Floats, Layout, Weights, from_groups, in_groups
 
 Doubles = npt.NDArray[np.float64]
@@ -95,9 +94,27 @@ class Raw:
 class Quantized:
     """A whole model as it travels: bases for the grouped tensors, a grid for the raw ones, both by name."""
 
+    format: ClassVar[int] = 1
+
     layout: Layout
     grouped: Mapping[str, Bases]
     raw: Mapping[str, Raw]
+
+    def reconstruct(self) -> dict[str, Floats]:
+        """See `Model.reconstruct`."""
+        return {
+            t.name: from_groups(t, self.grouped[t.name].reconstruct())
+            if t.group
+            else self.raw[t.name].reconstruct()
+            for t in self.layout.tensors
+        }
+
+    @property
+    def mean_width(self) -> float:
+        """See `Model.mean_width`: the bases of a weight's group, averaged over the weights."""
+        grouped = self.layout.grouped
+        signs = sum(int(self.grouped[t.name].bits.sum(dtype=np.int64)) * t.group for t in grouped)
+        return signs / sum(t.size for t in grouped)
 
     @property
     def budget_bits(self) -> int:
@@ -106,9 +123,6 @@ class Quantized:
             int(self.grouped[t.name].bits.sum(dtype=np.int64)) * (t.group + COORDINATE_BITS)
             for t in self.layout.grouped
         )
-
-
-Model = Quantized | Dense
 
 
 def _solved(gram: Doubles, target: Doubles) -> Doubles:
@@ -333,15 +347,3 @@ def quantize(
         {t.name: sketch(in_groups(t, weights[t.name]), allocation[t.name]) for t in layout.grouped},
         {t.name: on_grid(weights[t.name], raw_levels) for t in layout.raw},
     )
-
-
-def reconstruct(model: Model) -> dict[str, Floats]:
-    """The weights `model` stands for, name -> float32 in the tensor's shape; the same on all machines."""
-    if isinstance(model, Dense):
-        return dict(model.weights)
-    return {
-        t.name: from_groups(t, model.grouped[t.name].reconstruct())
-        if t.group
-        else model.raw[t.name].reconstruct()
-        for t in model.layout.tensors
-    }

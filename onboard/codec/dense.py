@@ -1,23 +1,27 @@
-"""A model in float32 becomes bytes and comes back bit for bit: what FedAvg sends, four bytes a weight.
+"""The dense codec: a model in float32 becomes bytes and comes back bit for bit, four bytes a weight.
 
     offset  size
-    0       1     coding: 0 plain, 1 zstd
-    1       ...   float32 little-endian, all tensors in the layout's order; with zstd in four planes, all
+    0       1     format: 2
+    1       8     digest of the layout
+    9       1     coding: 0 plain, 1 zstd
+    10      ...   float32 little-endian, all tensors in the layout's order; with zstd in four planes, all
                   lowest bytes first: signs and exponents repeat, mantissas are noise, and apart from one
                   another they compress better
 
-zstandard is optional: a machine without it sends plain bytes, and refuses compressed ones with a line.
+It is what FedAvg sends. zstandard is optional: a machine without it sends plain bytes, and refuses compressed
+ones with a line.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from onboard.codec.layout import Floats, Layout, Weights
+from onboard.codec.model import PREFIX, Budget
 
 try:
     import zstandard
@@ -36,13 +40,45 @@ class Coding(IntEnum):
 
 @dataclass(frozen=True, eq=False)
 class Dense:
-    """A whole model in float32: name -> tensor in the layout's shape."""
+    """A whole model in float32: name -> tensor in the layout's shape. `compress`: by zstd, where that is
+    installed and helps."""
+
+    format: ClassVar[int] = 2
+    mean_width: ClassVar[float] = 32.0
 
     layout: Layout
     weights: Weights
+    compress: bool = False
+
+    def reconstruct(self) -> dict[str, Floats]:
+        """See `Model.reconstruct`."""
+        return dict(self.weights)
 
 
-def encode(dense: Dense, *, compress: bool) -> bytes:
+@dataclass(frozen=True, slots=True)
+class DenseCodec:
+    """See `Codec`. Its size is given, so that no budget bounds it. `compress`: see `Dense`."""
+
+    compress: bool = False
+    name: ClassVar[str] = "dense"
+
+    def quantize(self, layout: Layout, weights: Weights, budget: Budget) -> Dense:
+        """See `Codec.quantize`. The weights stay what they are."""
+        return Dense(layout, weights, self.compress)
+
+    def check(self, model: Dense, budget: Budget) -> None:
+        """See `Codec.check`. Every model of the layout passes."""
+
+    def sections(self, model: Dense) -> dict[str, bytes]:
+        """See `Codec.sections`."""
+        return {"header": PREFIX.pack(model.format, model.layout.digest), "weights": _encode(model)}
+
+    def unpack(self, data: bytes, layout: Layout) -> Dense:
+        """See `Codec.unpack`."""
+        return _decode(data[PREFIX.size :], layout)
+
+
+def _encode(dense: Dense) -> bytes:
     """The model's bytes; compressed if asked for, possible and smaller. Errors: ValueError for weights that
     are not finite: no far end takes them.
     """
@@ -50,7 +86,7 @@ def encode(dense: Dense, *, compress: bool) -> bytes:
     vector = np.concatenate(values) if values else np.zeros(0, "<f4")
     _check_finite(vector)
     plain = vector.tobytes()
-    if compress and zstandard is not None:
+    if dense.compress and zstandard is not None:
         planes = vector.view(np.uint8).reshape(-1, 4).T.tobytes()
         packed = zstandard.ZstdCompressor(level=LEVEL).compress(planes)
         if len(packed) < len(plain):
@@ -58,7 +94,7 @@ def encode(dense: Dense, *, compress: bool) -> bytes:
     return bytes((Coding.PLAIN,)) + plain
 
 
-def decode(data: bytes, layout: Layout) -> Dense:
+def _decode(data: bytes, layout: Layout) -> Dense:
     """The model of `layout` in `data`. Makes no array before the size is known to be the layout's.
 
     Errors: ValueError for anything but such a model.

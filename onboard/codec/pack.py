@@ -1,65 +1,35 @@
-"""A model becomes bytes, each accounted for; hostile bytes become `BadPack` and nothing else.
+"""The table of codecs, and what they do for any model: it becomes bytes, each accounted for, and comes back.
 
-A quantized model:
-
-    offset  size
-    0       1     version: 1
-    1       8     digest of the layout: names, shapes and groups of the model's tensors
-    9       4     length C of the coded section; all numbers are little-endian
-    13      C     adaptively coded (`rangecoder`): all bit-widths, the coordinates' exponents, raw codes, and
-                  of each grouped tensor one bit: 1 if its signs are deflated
-    13+C    2R    step of each of the R raw tensors, float16
-            M     the coordinates' mantissas, 3 bits each, highest bit first; zeros fill the last byte
-            ...   each grouped tensor's signs (`signs`): one bit each (1: +1), highest bit first, in the order
-                  of groups and bases, zeros fill the last byte; deflated or not
-
-A dense one has version 2, the digest, and what `codec.dense` says.
-
-A mantissa is random and travels as it is. Decoding asks the coder for a number of symbols that the layout
-bounds, and makes no array that the layout does not.
+The first byte of a packed model says which codec made it; hostile bytes become `BadPack` and nothing else.
 """
 
 from __future__ import annotations
 
-import struct
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
+from onboard.codec.alq import Quantized
+from onboard.codec.alq_codec import AlqCodec
+from onboard.codec.dense import Dense, DenseCodec
+from onboard.codec.layout import Layout
+from onboard.codec.model import PREFIX, BadPack, Codec, Model
 
-from onboard.codec import dense, signs
-from onboard.codec.alq import MANTISSA_BITS, MAX_BASES, Bases, Model, Quantized, Raw, rounded
-from onboard.codec.dense import Dense
-from onboard.codec.layout import Floats, Layout, Tensor
-from onboard.codec.rangecoder import Context, Decoder, Encoder, context, tree
-
-VERSION, DENSE_VERSION = 1, 2
-PREFIX = struct.Struct("<B8s")  # what both versions begin with
-HEADER = struct.Struct("<B8sI")
-DROPPED_BITS = 10 - MANTISSA_BITS  # of a float16's mantissa
-NUMBER_BITS, SPAN_BITS = 8, 4  # of the numbers in a block at most; of how many they are
-RAW_ZERO = 128  # a raw code of 0 as a number
+CODECS: dict[int, Codec[Any]] = {
+    Quantized.format: AlqCodec(),
+    Dense.format: DenseCodec(),
+}
+"""Every codec by its format byte. docs/extending.md says how to add one."""
 
 
-class BadPack(ValueError):  # noqa: N818 - "bad" says error already
-    """These bytes are no packed model of this layout; says what is wrong with them."""
+def pack(model: Model) -> bytes:
+    """The bytes of a model; `unpack` gives an equal one back. Errors: as of `Codec.sections`."""
+    return b"".join(CODECS[model.format].sections(model).values())
 
 
-def pack(model: Model, *, compress: bool = False) -> bytes:
-    """The bytes of a model; `unpack` gives an equal one back.
-
-    `compress`: a dense model by zstd, where that is installed and helps. Errors: ValueError for coordinates
-    that were not rounded (`alq.rounded`), which the far end could not rebuild, and for dense weights that are
-    not finite.
-    """
-    return b"".join(_sections(model, compress).values())
-
-
-def account(model: Model, *, compress: bool = False) -> dict[str, int]:
+def account(model: Model) -> dict[str, int]:
     """Bytes of `pack(model)` by section, with nothing left out: header, widths, coordinates, raw and signs,
     or header and weights.
     """
-    return {name: len(data) for name, data in _sections(model, compress).items()}
+    return {name: len(data) for name, data in CODECS[model.format].sections(model).items()}
 
 
 def unpack(data: bytes | memoryview, layout: Layout) -> Model:
@@ -70,183 +40,13 @@ def unpack(data: bytes | memoryview, layout: Layout) -> Model:
     data = bytes(data)
     if len(data) < PREFIX.size:
         raise BadPack(f"{len(data)} bytes, a header alone has {PREFIX.size} or more")
-    version, digest = PREFIX.unpack_from(data)
-    if version not in (VERSION, DENSE_VERSION):
-        raise BadPack(f"version {version}, known are {VERSION} and {DENSE_VERSION}")
+    found, digest = PREFIX.unpack_from(data)
+    if found not in CODECS:
+        raise BadPack(f"format {found}, known are {', '.join(map(str, CODECS))}")
     if digest != layout.digest:
         raise BadPack(f"packed for the layout {digest.hex()}, not for {layout.digest.hex()}")
-    if version == VERSION:
-        return _unpack_quantized(data, layout)
     try:
-        return dense.decode(data[PREFIX.size :], layout)
+        model: Model = CODECS[found].unpack(data, layout)
     except ValueError as error:
         raise BadPack(str(error)) from None
-
-
-def _unpack_quantized(data: bytes, layout: Layout) -> Quantized:
-    if len(data) < HEADER.size:
-        raise BadPack(f"{len(data)} bytes, a header alone has {HEADER.size}")
-    _, _, coded_bytes = HEADER.unpack_from(data)
-    at = HEADER.size + coded_bytes
-    coder = Decoder(data[HEADER.size : at])
-    widths = [_get_widths(coder, tensor) for tensor in layout.grouped]
-    counts = [int(bits.sum(dtype=np.int64)) for bits in widths]
-    mantissa_bytes = -(-MANTISSA_BITS * sum(counts) // 8)
-    if len(data) < at + 2 * len(layout.raw) + mantissa_bytes:
-        raise BadPack(f"{len(data)} bytes, the bit-widths in them ask for more")
-    exponents = [_get_numbers(coder, _basis_of_each(bits)) for bits in widths]
-    codes = [_get_numbers(coder, [0] * tensor.size) for tensor in layout.raw]
-    deflated = [coder.get(context()) == 1 for _ in layout.grouped]
-    raw, at = _raws(layout, codes, data, at)
-    alphas, at = _coordinates(exponents, data, at, mantissa_bytes)
-    grouped = {}
-    for tensor, bits, values, shorter in zip(layout.grouped, widths, alphas, deflated, strict=True):
-        try:
-            ones, at = signs.decode(data, at, len(values) * tensor.group, shorter)
-        except ValueError as error:
-            raise BadPack(f"{tensor.name}: {error}") from None
-        grouped[tensor.name] = Bases.assembled(bits, values, ones.reshape(-1, tensor.group))
-    if at != len(data):
-        raise BadPack(f"{len(data)} bytes, the model in them ends after {at}")
-    return Quantized(layout, grouped, raw)
-
-
-def _sections(model: Model, compress: bool) -> dict[str, bytes]:
-    if isinstance(model, Dense):
-        return {
-            "header": PREFIX.pack(DENSE_VERSION, model.layout.digest),
-            "weights": dense.encode(model, compress=compress),
-        }
-    return _quantized_sections(model)
-
-
-def _quantized_sections(quantized: Quantized) -> dict[str, bytes]:
-    layout = quantized.layout
-    tensors = [quantized.grouped[t.name] for t in layout.grouped]
-    raws = [quantized.raw[t.name] for t in layout.raw]
-    alphas = [bases.alphas[bases.used] for bases in tensors]
-    if not all(np.array_equal(rounded(values), values) for values in alphas):
-        raise ValueError("coordinates are not rounded: both ends would rebuild different weights")
-    halves = [values.astype(np.float16).view(np.uint16) >> DROPPED_BITS for values in alphas]
-    coded_signs = [signs.encode(bases.signs[bases.used].ravel() > 0) for bases in tensors]
-    coder = Encoder()
-    for tensor, bases in zip(layout.grouped, tensors, strict=True):
-        _put_widths(coder, tensor, bases.bits)
-    widths_end = coder.settled
-    for bases, half in zip(tensors, halves, strict=True):
-        _put_numbers(coder, half >> MANTISSA_BITS, _basis_of_each(bases.bits))
-    exponents_end = coder.settled
-    for raw in raws:
-        _put_numbers(coder, raw.codes.ravel() + np.int16(RAW_ZERO), [0] * raw.codes.size)
-    for deflated, _ in coded_signs:
-        coder.put(int(deflated), context())
-    coded = coder.finish()
-    low = np.concatenate([half & ((1 << MANTISSA_BITS) - 1) for half in halves] or [np.zeros(0, np.uint16)])
-    mantissas = low[:, None] >> np.arange(MANTISSA_BITS - 1, -1, -1) & 1
-    return {
-        "header": HEADER.pack(VERSION, layout.digest, len(coded)),
-        "widths": coded[:widths_end],
-        "exponents": coded[widths_end:exponents_end],
-        "raw": coded[exponents_end:] + np.array([raw.step for raw in raws], "<f2").tobytes(),
-        "mantissas": np.packbits(mantissas.astype(np.bool_)).tobytes(),
-        "signs": b"".join(data for _, data in coded_signs),
-    }
-
-
-def _width_contexts() -> list[list[list[Context]]]:
-    """contexts[left][up][j] of "one more basis after j?": groups that matter lie together, so it depends on
-    how many bases the group before has in the same output, and the same group in the output before.
-    """
-    kinds = [0, 1] + [2] * (MAX_BASES - 1)
-    contexts = [[[context() for _ in range(MAX_BASES)] for _ in range(3)] for _ in range(3)]
-    return [[contexts[left][up] for up in kinds] for left in kinds]
-
-
-def _put_widths(coder: Encoder, tensor: Tensor, bits: npt.NDArray[np.uint8]) -> None:
-    contexts, row = _width_contexts(), tensor.groups // tensor.shape[0]
-    above = [0] * row
-    for output in bits.reshape(-1, row).tolist():
-        for left, up, width in zip([0, *output], above, output, strict=False):
-            more = contexts[left][up]
-            for j in range(width):
-                coder.put(1, more[j])
-            if width < MAX_BASES:
-                coder.put(0, more[width])
-        above = output
-
-
-def _get_widths(coder: Decoder, tensor: Tensor) -> npt.NDArray[np.uint8]:
-    contexts, row = _width_contexts(), tensor.groups // tensor.shape[0]
-    outputs = [[0] * row]
-    for _ in range(tensor.shape[0]):
-        output, left = [], 0
-        for up in outputs[-1]:
-            more, width = contexts[left][up], 0
-            while width < MAX_BASES and coder.get(more[width]):
-                width += 1
-            output.append(left := width)
-        outputs.append(output)
-    return np.array(outputs[1:], np.uint8).ravel()
-
-
-def _basis_of_each(bits: npt.NDArray[np.uint8]) -> list[int]:
-    """Which basis of its group each coordinate is of: later ones are smaller, and get trees of their own."""
-    return [j for width in bits.tolist() for j in range(width)]
-
-
-def _put_numbers(coder: Encoder, values: npt.NDArray[np.integer[Any]], which: list[int]) -> None:
-    """Numbers 0..255: the lowest, the bits that the highest takes above it, then each in tree which[i]."""
-    if len(values) == 0:
-        return
-    lowest = int(values.min())
-    bits = int(values.max() - lowest).bit_length()
-    coder.put_numbers([lowest], NUMBER_BITS, [tree(NUMBER_BITS)])
-    coder.put_numbers([bits], SPAN_BITS, [tree(SPAN_BITS)])
-    trees = [tree(bits) for _ in range(max(which) + 1)]
-    coder.put_numbers((values - lowest).tolist(), bits, [trees[i] for i in which])
-
-
-def _get_numbers(coder: Decoder, which: list[int]) -> npt.NDArray[np.int64]:
-    """As many numbers as `which` has trees. Errors: BadPack for more than 255."""
-    if not which:
-        return np.zeros(0, np.int64)
-    [lowest] = coder.get_numbers(NUMBER_BITS, [tree(NUMBER_BITS)])
-    [bits] = coder.get_numbers(SPAN_BITS, [tree(SPAN_BITS)])
-    if bits > NUMBER_BITS:
-        raise BadPack(f"numbers of {bits} bits, none has more than {NUMBER_BITS}")
-    trees = [tree(bits) for _ in range(max(which) + 1)]
-    values = lowest + np.array(coder.get_numbers(bits, [trees[i] for i in which]))
-    if values.max() >= 1 << NUMBER_BITS:
-        raise BadPack(f"a number of {values.max()}, none has more than {NUMBER_BITS} bits")
-    return values
-
-
-def _coordinates(
-    exponents: list[npt.NDArray[np.int64]], data: bytes, at: int, size: int
-) -> tuple[list[Floats], int]:
-    """Each grouped tensor's coordinates from their exponents and the `size` bytes of mantissas at `at`."""
-    counts = [len(values) for values in exponents]
-    bits = np.unpackbits(np.frombuffer(data, np.uint8, size, at))
-    used = MANTISSA_BITS * sum(counts)
-    if bits[used:].any():
-        raise BadPack("bits are set after the last mantissa")
-    mantissas = bits[:used].reshape(-1, MANTISSA_BITS) @ (1 << np.arange(MANTISSA_BITS - 1, -1, -1))
-    codes = np.concatenate([*exponents, np.zeros(0, np.int64)]) << MANTISSA_BITS | mantissas
-    if (codes >= 31 << MANTISSA_BITS).any():  # float16's exponent of infinities; higher ones are none
-        raise BadPack("a coordinate is not finite")
-    alphas = (codes.astype(np.uint16) << DROPPED_BITS).view(np.float16).astype(np.float32)
-    return np.split(alphas, np.cumsum(counts)[:-1]) if counts else [], at + size
-
-
-def _raws(
-    layout: Layout, codes: list[npt.NDArray[np.int64]], data: bytes, at: int
-) -> tuple[dict[str, Raw], int]:
-    """The raw tensors from their codes and the steps at `at`."""
-    steps = np.frombuffer(data, "<f2", len(layout.raw), at).astype(np.float32)
-    if not np.isfinite(steps).all() or np.signbit(steps).any():
-        raise BadPack(f"a raw tensor's step is {steps.tolist()}")
-    raw = {
-        t.name: Raw((values - RAW_ZERO).astype(np.int8).reshape(t.shape), step)
-        for t, values, step in zip(layout.raw, codes, steps, strict=True)
-    }
-    return raw, at + 2 * len(layout.raw)
+    return model

@@ -70,7 +70,7 @@ def decode(data: bytes | memoryview, count: int, form: Form) -> Floats:
         model = unpack(data, _layout(count))
         if not isinstance(model, Quantized):
             raise ValueError("a dense model where ALQ's bases should be")
-        values = alq.reconstruct(model)["values"].ravel()[:count]
+        values = model.reconstruct()["values"].ravel()[:count]
     else:
         scales = -(-count // BLOCK) if form is Form.INT8 else 0
         size = 4 * scales + count * {Form.FP32: 4, Form.FP16: 2, Form.INT8: 1}[form]

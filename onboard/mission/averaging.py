@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from onboard.codec import alq
-from onboard.codec.alq import Doubles, Model
+from onboard.codec.alq import Doubles
+from onboard.codec.model import Model
 from onboard.learn.federated.clipping import FEW, Claim, Outlier, Part, Share, norm, odd_one, shares
 from onboard.learn.federated.rounds import PartialAverage
 from onboard.mission.objects import UPDATE, Update
@@ -67,7 +67,7 @@ class RoundAverage:
             mean = self._server.move(self._average.mean(), self._sent)
             self._mean = mean, norm(mean)
         share, claim = self._shares[update.node], self._claims[update.node]
-        move = self._server.move(alq.reconstruct(model), self._sent)
+        move = self._server.move(model.reconstruct(), self._sent)
         product = sum(float((values * self._mean[0][name]).sum()) for name, values in move.items())
         weight = share.samples * self._server.age_weight(update, self._number)
         self._parts[update.node] = Part(weight, share.factor * claim.norm, share.factor * product)

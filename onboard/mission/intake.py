@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from onboard.codec import alq
-from onboard.codec.alq import HALF_MAX, RAW_LEVELS, Model
+from onboard.codec.alq import HALF_MAX
 from onboard.codec.dense import Dense
+from onboard.codec.model import Budget, Model
+from onboard.codec.pack import CODECS
 from onboard.mission.training import BoardTraining
 
 MAX_WEIGHT = HALF_MAX
@@ -31,19 +32,11 @@ def check(model: Model, size: int, asked: BoardTraining) -> None:
     layout = model.layout
     if size > MAX_DENSE_BYTES * layout.parameters + _HEADERS_BYTES:
         raise ValueError(f"{size} bytes for {layout.parameters} weights")
-    is_dense = isinstance(model, Dense)
-    if is_dense != asked.is_dense:
-        raise ValueError(f"{'dense' if is_dense else 'quantized'} weights, asked for was {asked.method}")
-    if not isinstance(model, Dense):
-        most = max((int(bases.bits.max(initial=0)) for bases in model.grouped.values()), default=0)
-        if most > asked.max_bases:
-            raise ValueError(f"{most} bases in a group, asked for were {asked.max_bases} at most")
-        if model.budget_bits > asked.bits_up * layout.parameters:  # as `alq.allocate` keeps it, to the bit
-            bits = model.budget_bits / layout.parameters
-            raise ValueError(f"{bits:.3g} bits a weight, asked for were {asked.bits_up:g} at most")
-        if any(np.abs(raw.codes.astype(np.int16)).max(initial=0) > RAW_LEVELS for raw in model.raw.values()):
-            raise ValueError(f"biases beside the grid of {2 * RAW_LEVELS + 1} values")
-    for name, values in alq.reconstruct(model).items():
+    codec = CODECS[model.format]
+    if (model.format == Dense.format) != asked.is_dense:
+        raise ValueError(f"{codec.name} weights, asked for was {asked.method}")
+    codec.check(model, Budget(asked.bits_up, asked.max_bases))
+    for name, values in model.reconstruct().items():
         largest = float(np.abs(values).max(initial=0.0))
         if not largest <= MAX_WEIGHT:
             raise ValueError(f"{name} has a weight of {largest:.3g}, none is beyond {MAX_WEIGHT:g}")

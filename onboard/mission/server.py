@@ -15,10 +15,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from onboard.codec import alq
-from onboard.codec.alq import Model
 from onboard.codec.dense import Dense
 from onboard.codec.layout import Floats, Weights
+from onboard.codec.model import Model
 from onboard.codec.pack import pack, unpack
 from onboard.data import labels
 from onboard.learn.federated.clipping import Bounds, Claim, Share, norm
@@ -117,7 +116,7 @@ class Server:
 
     def claim(self, update: Update, model: Model, packed: bytes) -> Claim:
         """What an update asks to count for in a round that sent `packed`. Raises BadPack for that."""
-        return Claim(norm(self.move(alq.reconstruct(model), packed)), update.samples)
+        return Claim(norm(self.move(model.reconstruct(), packed)), update.samples)
 
     def fold(
         self, average: PartialAverage, update: Update, model: Model, number: int, packed: bytes = b"",
@@ -127,7 +126,7 @@ class Server:
         count for: all that it claims if `share` is None. Raises BadPack."""
         scale = self.age_weight(update, number)
         share = share or Share(1.0, update.samples)
-        weights = alq.reconstruct(model)
+        weights = model.reconstruct()
         if share.factor < 1:
             sent = self._sent(packed)
             weights = {
@@ -141,7 +140,7 @@ class Server:
         """What whole models moved from; None where they moved from what they are the difference from."""
         if not packed or not self._training.sends_whole:
             return None
-        return alq.reconstruct(unpack(packed, self.layout))
+        return unpack(packed, self.layout).reconstruct()
 
     def move(self, weights: Weights, packed: bytes) -> dict[str, npt.NDArray[np.float64]]:
         """What weights of an update, or their average, have moved from what was sent. Raises BadPack."""
@@ -160,11 +159,11 @@ class Server:
         float32. An average of moves is added to what they moved. Raises BadPack."""
         training, total = self._training, average.mean()
         if packed and not training.sends_whole:
-            total = moved(alq.reconstruct(unpack(packed, self.layout)), total)
+            total = moved(unpack(packed, self.layout).reconstruct(), total)
         if training.is_dense:
-            return pack(Dense(self.layout, total), compress=training.compresses)
+            return pack(Dense(self.layout, total, training.compresses))
         return pack(condense(self.layout, total, training.bits_down))
 
     def weights(self, packed: bytes) -> dict[str, Floats]:
         """What boards start from, and are judged by, after a round with this outcome. Raises BadPack."""
-        return moved(self.origin, alq.reconstruct(unpack(packed, self.layout)))
+        return moved(self.origin, unpack(packed, self.layout).reconstruct())

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from onboard.codec import alq
-from onboard.codec.pack import BadPack, pack, unpack
+from onboard.codec.model import BadPack
+from onboard.codec.pack import pack, unpack
 from onboard.data import labels
 from onboard.data.images import DataError, Images
 from onboard.learn.federated.local import LocalTraining, Step, moved
@@ -77,7 +77,7 @@ class LocalTrainer:
     def _step(self, training: LocalTraining, cpu_before_s: float, save: bool) -> Report:
         done = next(self._steps, None)
         if done is None:
-            packed = pack(training.result(), compress=training.knobs.compresses)
+            packed = pack(training.result())
             cpu_s = self._cpu_clock() - cpu_before_s
             return TrainingDone(packed=packed, loss=training.loss, samples=len(self._images), cpu_s=cpu_s)
         state = _state(training) if save and done.ends_epoch else None
@@ -154,7 +154,7 @@ def _training(task: Task, weights: memoryview, graph: TrainGraph, images: Images
     origin = initial(graph.shapes, task.seed)
     start = origin
     if task.weights == "packed":
-        start = moved(origin, alq.reconstruct(unpack(weights, graph.layout)))
+        start = moved(origin, unpack(weights, graph.layout).reconstruct())
     knobs = task.training
     if knobs is None:
         raise ValueError("the task asks for no training")

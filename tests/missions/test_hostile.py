@@ -19,10 +19,12 @@ import pytest
 from hw_profiles import load_link
 from onboard.agents.federated_state import FederatedState
 from onboard.codec import alq
+from onboard.codec.alq_codec import HEADER
 from onboard.codec.dense import Dense
 from onboard.codec.layout import Layout
 from onboard.codec.layout import layout as layout_of
-from onboard.codec.pack import DENSE_VERSION, HEADER, PREFIX, pack
+from onboard.codec.model import PREFIX
+from onboard.codec.pack import pack
 from onboard.learn.graph import TrainGraph
 from onboard.mission.health import Health, encode_health
 from onboard.mission.objects import UPDATE, Update, decode_task, encode_object
@@ -203,19 +205,19 @@ def bad_weights(layout: Layout, damage: str) -> bytes:
         return packed[:-4] + np.array([np.nan], "<f4").tobytes()
     if damage == "a gigabyte in a hundred bytes":  # zstd: content size, then one run-length block
         frame = b"\x28\xb5\x2f\xfd\xa0" + (1 << 30).to_bytes(4, "little") + b"\x23\0\0\0"
-        return PREFIX.pack(DENSE_VERSION, layout.digest) + b"\1" + frame
+        return PREFIX.pack(Dense.format, layout.digest) + b"\1" + frame
     if damage == "weights of 1e30":
         return pack(Dense(layout, {name: values * np.float32(1e32) for name, values in weights.items()}))
     model = alq.quantize(layout, weights, alq.allocate(layout, weights, bits_per_weight=0.05, max_bases=1))
     if damage == "an infinite coordinate":  # a hostile packer does not look
         bases = next(bases for bases in model.grouped.values() if bases.used.any())
         bases.alphas[bases.used] = np.inf
-        with patch("onboard.codec.pack.rounded", lambda alphas: alphas):
+        with patch("onboard.codec.alq_codec.rounded", lambda alphas: alphas):
             return pack(model)
     packed = pack(model)
     if damage == "truncated":
         return packed[: len(packed) // 2]
-    if damage == "an infinite step":  # the first raw tensor's step, a float16 (codec/pack.py)
+    if damage == "an infinite step":  # the first raw tensor's step, a float16 (codec/alq_codec.py)
         at = HEADER.size + HEADER.unpack_from(packed)[2]
         return packed[:at] + b"\x00\x7c" + packed[at + 2 :]
     return packed

@@ -36,7 +36,7 @@ def hostile(change: Callable[[Floats], Floats], samples: int) -> type[LocalTrain
         def _told(self, report: Report) -> Report:
             if not isinstance(report, TrainingDone) or self.node != HOSTILE:
                 return report
-            move = alq.reconstruct(unpack(report.packed, TRAIN.layout))
+            move = unpack(report.packed, TRAIN.layout).reconstruct()
             move = {name: change(values) for name, values in move.items()}
             widths = alq.allocate(TRAIN.layout, move, bits_per_weight=0.05, max_bases=8)
             packed = pack(alq.quantize(TRAIN.layout, move, widths))
@@ -65,12 +65,12 @@ def test_the_model_is_the_others(
     mission.run(lambda: mission.over)
     packed = mission.store.model(1)
     assert packed is not None
-    model = alq.reconstruct(unpack(packed, TRAIN.layout))
+    model = unpack(packed, TRAIN.layout).reconstruct()
     updates = {}
     for node in mission.boards:
         payload = mission.store.payload(1, node)
         assert payload is not None
-        updates[node] = alq.reconstruct(unpack(decode_update(payload)[1], TRAIN.layout))
+        updates[node] = unpack(decode_update(payload)[1], TRAIN.layout).reconstruct()
     others = [updates[node] for node in updates if node != HOSTILE]
     mean = {name: sum(move[name] for move in others) / len(others) for name in model}
     along = sum(float((model[name] * mean[name]).sum()) for name in model) / (norm(model) * norm(mean))

@@ -13,7 +13,6 @@ import pytest
 
 from groundstation.rounds.closing import Closing
 from groundstation.rounds.rounds import Rounds
-from onboard.codec import alq
 from onboard.codec.dense import Dense
 from onboard.codec.pack import pack, unpack
 from onboard.mission.objects import Update, encode_object
@@ -140,7 +139,7 @@ def test_a_board_with_a_key_and_weights_beyond_all_measure_ends_no_ground(
     assert ground.rounds.number == 2
     packed = ground.store.model(1)
     assert packed is not None
-    assert max(np.abs(w).max() for w in alq.reconstruct(unpack(packed, TRAIN.layout)).values()) < 1.0
+    assert max(np.abs(w).max() for w in unpack(packed, TRAIN.layout).reconstruct().values()) < 1.0
 
 
 def test_an_error_that_nobody_foresaw_is_followed_by_ever_longer_pauses(

@@ -129,11 +129,11 @@ def test_one_update_through_every_stage(tmp_path: Path) -> None:
     # codec -> learn: the same weights, averaged, condensed, and packed for the way down
     back, weights = decode_update(stored)
     assert back == header
-    there, here = alq.reconstruct(unpack(weights, graph.layout)), alq.reconstruct(quantized)
+    there, here = unpack(weights, graph.layout).reconstruct(), quantized.reconstruct()
     assert all(np.array_equal(there[tensor], here[tensor]) for tensor in here)
     average = PartialAverage(graph.layout)
     average.add(there, back.samples)
     model = pack(condense(graph.layout, average.mean(), bits_per_weight=0.08))
-    start = moved(initial(graph.shapes, seed=7), alq.reconstruct(unpack(model, graph.layout)))
+    start = moved(initial(graph.shapes, seed=7), unpack(model, graph.layout).reconstruct())
     assert {tensor: weights.shape for tensor, weights in start.items()} == dict(graph.shapes)
     assert len(model) < 8_000  # 431,080 weights

@@ -16,8 +16,6 @@ import numpy as np
 
 from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
-from firmware_sim.fleet.result import mean_width
-from onboard.codec import alq
 from onboard.codec.alq import Quantized
 from onboard.codec.layout import Weights
 from onboard.codec.pack import pack, unpack
@@ -58,10 +56,10 @@ def measure(tell: ProgressLine, *, quick: bool) -> list[Row]:
     model = unpack(packed, graph.layout)
     assert isinstance(model, Quantized)
     tell("judging what the bytes rebuild")
-    accuracy = 100 * _accuracy(alq.reconstruct(model), test)
+    accuracy = 100 * _accuracy(model.reconstruct(), test)
     return [
         *(Row(f"loss after epoch {epoch}, {phase}", loss, "nats") for epoch, phase, loss in log),
-        Row("bits a weight by the paper's count", mean_width(model), "bits", BITS),
+        Row("bits a weight by the paper's count", model.mean_width, "bits", BITS),
         Row("bits a weight, every byte counted", 8 * len(packed) / graph.layout.parameters, "bits", BITS),
         Row("all of the model", len(packed), "bytes"),
         Row("accuracy", accuracy, "%", None if quick else ACCURACY, at_least=True),

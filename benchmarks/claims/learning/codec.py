@@ -17,7 +17,6 @@ import numpy as np
 
 from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
-from onboard.codec import alq
 from onboard.codec.pack import account, pack, unpack
 from onboard.data import loading
 from onboard.learn.federated.local import LocalTraining
@@ -100,13 +99,13 @@ def _costs_of(name: str, training: LocalTraining) -> list[Row]:
     average = PartialAverage(layout)
 
     def arrive() -> None:
-        average.add(alq.reconstruct(unpack(packed, layout)), IMAGES)
+        average.add(unpack(packed, layout).reconstruct(), IMAGES)
 
     encode_s, decode_s, arrive_s = (
         cpu_s(what)
         for what in (
             lambda: pack(training.result()),
-            lambda: alq.reconstruct(unpack(packed, layout)),
+            lambda: unpack(packed, layout).reconstruct(),
             arrive,
         )
     )

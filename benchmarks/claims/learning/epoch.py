@@ -56,7 +56,7 @@ OPTIONS = (click.Option(["--repeats"], type=click.IntRange(1, 1000), default=REP
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class ModelSize:
     """A vector and how often its nodes exchange it in an epoch."""
 
     name: str
@@ -64,8 +64,9 @@ class Model:
     exchanges: int
 
 
-RESNET_20 = Model("ResNet-20", 269_722 + 1_376, 196)  # with running statistics; 50,000 images, batches of 32
-RESNET_50 = Model("ResNet-50", 25_557_032, 25)
+# with running statistics; 50,000 images, batches of 32
+RESNET_20 = ModelSize("ResNet-20", 269_722 + 1_376, 196)
+RESNET_50 = ModelSize("ResNet-50", 25_557_032, 25)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ class Exchange:
 
 
 def measure(
-    tell: ProgressLine, *, repeats: int, models: tuple[Model, ...] = (RESNET_20, RESNET_50)
+    tell: ProgressLine, *, repeats: int, models: tuple[ModelSize, ...] = (RESNET_20, RESNET_50)
 ) -> list[Row]:
     """Times exchanges of each model, the largest last; takes half a minute."""
     rows: list[Row] = []
@@ -174,7 +175,7 @@ def airtime_s(message_bytes: float, link: str) -> float:
     return bits / profile.rate_up_bps + profile.delay_s
 
 
-def _table_1(model: Model, found: Mapping[str, Exchange]) -> Iterator[Row]:
+def _table_1(model: ModelSize, found: Mapping[str, Exchange]) -> Iterator[Row]:
     """Bytes and seconds of one exchange with a neighbour at 2 MB/s."""
     dense = found["dense"]
     for name, exchange in found.items():
@@ -187,7 +188,7 @@ def _table_1(model: Model, found: Mapping[str, Exchange]) -> Iterator[Row]:
             yield Row("  dense takes", fewer, "times as many bytes", bound, at_least=True)
 
 
-def _table_3(model: Model, found: Mapping[str, Exchange]) -> Iterator[Row]:
+def _table_3(model: ModelSize, found: Mapping[str, Exchange]) -> Iterator[Row]:
     """Seconds of synchronization an epoch: CPU and link."""
     for link in (None, *LINKS):
         epoch_s = {name: synchronized_s(model, exchange, link) for name, exchange in found.items()}
@@ -200,13 +201,13 @@ def _table_3(model: Model, found: Mapping[str, Exchange]) -> Iterator[Row]:
             yield Row(f"  dense over {name}", ratio, "times", bound, at_least=True)
 
 
-def synchronized_s(model: Model, exchange: Exchange, link: str | None) -> float:
+def synchronized_s(model: ModelSize, exchange: Exchange, link: str | None) -> float:
     """An epoch's, of all that a node does for it. Without a link: CPU alone."""
     way_s = 0.0 if link is None else airtime_s(exchange.message_bytes, link)
     return model.exchanges * (exchange.cpu_s + way_s)
 
 
-def _equation_19(model: Model, found: Mapping[str, Exchange]) -> Iterator[Row]:
+def _equation_19(model: ModelSize, found: Mapping[str, Exchange]) -> Iterator[Row]:
     """Its terms for a node's exchange with all neighbours, and the sides of it."""
     dense = found["dense"]
     yield Row(f"Equation 19, {model.name}: T_s, serialize", 1e3 * dense.out_s, "ms")
@@ -241,7 +242,7 @@ def equation_19(dense: Exchange, its: Exchange, link: str | None) -> tuple[dict[
     return terms_s, (1 - P) * (dense.out_s + all_s + dense.in_s)
 
 
-def _table_2(model: Model, found: Mapping[str, Exchange], vectors: list[Floats]) -> Iterator[Row]:
+def _table_2(model: ModelSize, found: Mapping[str, Exchange], vectors: list[Floats]) -> Iterator[Row]:
     """An epoch of the paper's computing with our synchronization; and what its own optimization brought."""
     for name, exchange in found.items():
         epoch_s = COMPUTING_S + synchronized_s(model, exchange, "cap-200m")

@@ -25,7 +25,8 @@ from onboard.codec import explicit, sparse
 from onboard.codec.explicit import BadIndexed
 from onboard.codec.layout import layout
 from onboard.codec.mask import Draw, drawn
-from onboard.codec.pack import BadPack, unpack
+from onboard.codec.model import BadPack
+from onboard.codec.pack import unpack
 from onboard.codec.sparse import BadExchange
 from onboard.link import recording
 from onboard.link.ports.framing import CobsStream, KissStream

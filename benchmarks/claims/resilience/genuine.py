@@ -12,8 +12,8 @@ from hashlib import sha256
 from typing import Any
 
 from onboard.agents.gossip_checkpoint import Checkpoints
-from onboard.codec.alq import Model
 from onboard.codec.layout import Floats
+from onboard.codec.model import Model
 from onboard.data.images import Images
 from onboard.learn.federated.rounds import PartialAverage
 from onboard.learn.gossip.descent import Descent

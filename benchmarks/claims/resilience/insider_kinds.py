@@ -15,7 +15,10 @@ import numpy as np
 
 from benchmarks.claims.resilience.insider_world import Hostile, honest, task_of
 from benchmarks.harness.missions import graphs
-from onboard.codec.pack import DENSE_VERSION, HEADER, PREFIX, VERSION
+from onboard.codec.alq import Quantized
+from onboard.codec.alq_codec import HEADER
+from onboard.codec.dense import Dense
+from onboard.codec.model import PREFIX
 from onboard.mission.health import Health, State, encode_health
 from onboard.mission.objects import MODEL, UPDATE, Task, Update, encode_object
 from onboard.mission.training import BoardTraining
@@ -170,17 +173,18 @@ def _update(weights: Callable[[Hostile], bytes], **changes: Any) -> Play:
 def _dense(value: float) -> bytes:
     layout = graphs()[0].layout
     body = np.full(layout.parameters, value, "<f4").tobytes()
-    return PREFIX.pack(DENSE_VERSION, layout.digest) + b"\0" + body
+    return PREFIX.pack(Dense.format, layout.digest) + b"\0" + body
 
 
 def _bomb(hostile: Hostile) -> bytes:
     frame = b"\x28\xb5\x2f\xfd\xa0" + (1 << 30).to_bytes(4, "little") + b"\x23\0\0\0"
-    return PREFIX.pack(DENSE_VERSION, graphs()[0].layout.digest) + b"\1" + frame
+    return PREFIX.pack(Dense.format, graphs()[0].layout.digest) + b"\1" + frame
 
 
 def _widths(hostile: Hostile) -> bytes:
     """As many bases as noise makes the coder say, and a length beyond the end."""
-    return HEADER.pack(VERSION, graphs()[0].layout.digest, 2**32 - 1) + hostile.random.randbytes(20_000)
+    head = HEADER.pack(Quantized.format, graphs()[0].layout.digest, 2**32 - 1)
+    return head + hostile.random.randbytes(20_000)
 
 
 def _nested(hostile: Hostile) -> tuple[int, bytes]:
@@ -276,6 +280,6 @@ FROM_GROUND: Mapping[str, Play] = {
     "tasks for a model of no name": _task(model="../../etc/passwd"),
     "tasks whose classes are nobody's": _task(classes=b"\xff" * 8),
     "models of 1e30": _task(lambda h: _dense(1e30)),
-    "models of noise": _task(lambda h: PREFIX.pack(VERSION, graphs()[0].layout.digest) + small(h)),
+    "models of noise": _task(lambda h: PREFIX.pack(Quantized.format, graphs()[0].layout.digest) + small(h)),
     "tasks that are withdrawn": _withdrawn,
 }

@@ -104,7 +104,7 @@ def accuracy(kind: str, seed: int, *, rounds: int = ROUNDS, images: int | None =
 
 def _packed(evil: Evil, own: bytes, other: bytes, layout: Layout, draw: np.random.Generator) -> bytes:
     """In the form that is asked for, as long as that holds it."""
-    move, others = (alq.reconstruct(unpack(sent, layout)) for sent in (own, other))
+    move, others = (unpack(sent, layout).reconstruct() for sent in (own, other))
     if (sent := evil(move, draw, others)) is others:
         return other
     with np.errstate(over="ignore"):

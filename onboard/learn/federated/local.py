@@ -27,9 +27,10 @@ import numpy as np
 import numpy.typing as npt
 
 from onboard.codec import alq
-from onboard.codec.alq import Bases, Model
+from onboard.codec.alq import Bases
 from onboard.codec.dense import Dense
 from onboard.codec.layout import Floats, Layout, Weights, from_groups, in_groups
+from onboard.codec.model import Model
 from onboard.learn.augment import augmented
 from onboard.learn.federated import multibit
 from onboard.learn.federated.adam import Adam
@@ -144,7 +145,7 @@ class LocalTraining:
             raise RuntimeError(f"{self.epoch} of {self.epochs} epochs are done: no result yet")
         layout = self._graph.layout
         if self.knobs.is_dense:
-            return Dense(layout, views(layout, self._latent - self._origin))
+            return Dense(layout, views(layout, self._latent - self._origin), self.knobs.compresses)
         assert self._widths is not None  # every quantized method ends with epochs that have them
         return alq.quantize(layout, self._difference(), self._widths)
 

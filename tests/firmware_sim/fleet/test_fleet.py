@@ -15,13 +15,13 @@ from click.testing import CliRunner
 import onboard.trainer.in_process
 from firmware_sim.cli import main
 from firmware_sim.fleet.record import FleetRecord
-from firmware_sim.fleet.result import FleetProgress, RoundResult, mean_width
+from firmware_sim.fleet.result import FleetProgress, RoundResult
 from firmware_sim.fleet.simulation import Fleet, FleetError, FleetSettings, without_losses
 from firmware_sim.runs.split import iid
 from hw_profiles import load_board, load_link
-from onboard.codec import alq
 from onboard.codec.dense import Dense
 from onboard.codec.layout import Layout
+from onboard.codec.model import Model
 from onboard.codec.pack import unpack
 from onboard.data import loading
 from onboard.learn.federated.rounds import choose
@@ -56,7 +56,7 @@ def test_two_rounds_and_the_same_again(tmp_path: Path) -> None:
     parameters = TRAIN.layout.parameters
     assert 8 * first.bits_down < 0.02
     assert 0 < second.width_down < 0.1
-    assert second.width_down == mean_width(unpack(*_last_packed(tmp_path, settings)))
+    assert second.width_down == unpack(*_last_packed(tmp_path, settings)).mean_width
     # What crosses the air is more than the objects, and not much more.
     for result in (first, second):
         objects_up = 3 * result.bits_up * parameters / 8
@@ -131,7 +131,7 @@ def test_fedavg_sends_float32(tmp_path: Path, method: Any) -> None:
     assert first.width_up == second.width_down == 32.0
     for bits in (first.bits_up, second.bits_up, second.bits_down):
         assert (32 < bits < 32.01) if method == "fedavg" else (10 < bits < 32)
-    assert mean_width(Dense(TRAIN.layout, {})) == 32.0
+    assert Dense(TRAIN.layout, {}).mean_width == 32.0
 
 
 def test_the_gone_do_not_hold_up_a_round(tmp_path: Path) -> None:
@@ -192,8 +192,8 @@ def test_a_hostile_update_is_refused_and_the_round_goes_on(
     packs = iter([spoil])
     honest = onboard.trainer.in_process.pack
 
-    def pack(model: alq.Model, *, compress: bool = False) -> bytes:
-        return next(packs, bytes)(honest(model, compress=compress))
+    def pack(model: Model) -> bytes:
+        return next(packs, bytes)(honest(model))
 
     monkeypatch.setattr(onboard.trainer.in_process, "pack", pack)
     (result,) = play(tmp_path, rounds=1)

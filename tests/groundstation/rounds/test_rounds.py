@@ -15,7 +15,6 @@ from groundstation.config import load_mission
 from groundstation.rounds.rounds import Rounds
 from groundstation.station import Station
 from groundstation.store.store import Store
-from onboard.codec import alq
 from onboard.codec.pack import pack, unpack
 from onboard.data import loading
 from onboard.learn.federated.local import moved
@@ -145,9 +144,9 @@ def test_a_late_update_counts_in_the_round_that_is_open_if_the_mission_says_so(
     assert packed is not None
     # 100 samples in time, 100 a round late: (1 + 1)^-1 of those count.
     expected = PartialAverage(TRAIN.layout)
-    expected.add(alq.reconstruct(unpack(update(0.01), TRAIN.layout)), 100)
-    expected.add(alq.reconstruct(unpack(update(0.03), TRAIN.layout)), 100, 0.5)
-    total = moved(alq.reconstruct(unpack(before, TRAIN.layout)), expected.mean())
+    expected.add(unpack(update(0.01), TRAIN.layout).reconstruct(), 100)
+    expected.add(unpack(update(0.03), TRAIN.layout).reconstruct(), 100, 0.5)
+    total = moved(unpack(before, TRAIN.layout).reconstruct(), expected.mean())
     assert packed == pack(condense(TRAIN.layout, total, ground.mission.train.bits_down))
 
 

@@ -191,6 +191,6 @@ def test_a_wrong_shape_is_refused_by_name() -> None:
 
 @given(LAYOUTS, SEEDS)
 def test_reconstruction_has_every_tensor_in_its_shape(layout: Layout, seed: int) -> None:
-    rebuilt = alq.reconstruct(quantized(layout, seed))
+    rebuilt = quantized(layout, seed).reconstruct()
     assert {name: w.shape for name, w in rebuilt.items()} == {t.name: t.shape for t in layout.tensors}
     assert all(w.dtype == np.float32 for w in rebuilt.values())

@@ -10,24 +10,25 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onboard.codec import alq, dense
+from onboard.codec import dense
 from onboard.codec.dense import Dense
 from onboard.codec.layout import Layout, layout
-from onboard.codec.pack import DENSE_VERSION, PREFIX, BadPack, account, pack, unpack
+from onboard.codec.model import PREFIX, BadPack
+from onboard.codec.pack import account, pack, unpack
 from tests.onboard.codec.examples import LAYOUTS, LENET5, SMALL, VECTORS, weights
 
-HEAD = PREFIX.pack(DENSE_VERSION, SMALL.digest)
+HEAD = PREFIX.pack(Dense.format, SMALL.digest)
 
 
 @given(LAYOUTS, st.integers(0, 2**32 - 1), st.booleans())
 def test_round_trip(layout: Layout, seed: int, compress: bool) -> None:
-    model = Dense(layout, weights(layout, seed))
-    data = pack(model, compress=compress)
-    back = alq.reconstruct(unpack(data, layout))
+    model = Dense(layout, weights(layout, seed), compress)
+    data = pack(model)
+    back = unpack(data, layout).reconstruct()
     assert back.keys() == model.weights.keys()
     assert all(np.array_equal(back[name], model.weights[name]) for name in back)
     assert all(back[name].dtype == np.float32 for name in back)
-    assert sum(account(model, compress=compress).values()) == len(data)
+    assert sum(account(model).values()) == len(data)
     assert len(data) <= PREFIX.size + 1 + 4 * layout.parameters
 
 
@@ -41,13 +42,12 @@ def test_golden_bytes() -> None:
 
 def test_trained_like_weights_compress_and_random_bits_do_not_grow() -> None:
     big = layout(LENET5)
-    model = Dense(big, weights(big, 1))
-    assert len(pack(model, compress=True)) < 0.95 * len(pack(model))
+    plain, compressed = (Dense(big, weights(big, 1), compress) for compress in (False, True))
+    assert len(pack(compressed)) < 0.95 * len(pack(plain))
     noise = np.random.default_rng(0).integers(0, 2**31 - 2**24, 40, np.uint32).view(np.float32)
     vector = layout({"noise": (40,)})
-    assert len(pack(Dense(vector, {"noise": noise}), compress=True)) == len(
-        pack(Dense(vector, {"noise": noise}))
-    )
+    plain, compressed = (Dense(vector, {"noise": noise}, compress) for compress in (False, True))
+    assert len(pack(compressed)) == len(pack(plain))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -60,7 +60,7 @@ def test_weights_that_are_not_finite_neither_leave_nor_arrive(value: float) -> N
     bad["scale"] = np.array(value, np.float32)
     for compress in (False, True):
         with pytest.raises(ValueError, match="not finite"):
-            pack(Dense(SMALL, bad), compress=compress)
+            pack(Dense(SMALL, bad, compress))
 
 
 @settings(max_examples=300)
@@ -73,14 +73,14 @@ def test_any_bytes_are_a_model_or_bad(data: bytes, head: bytes) -> None:
         model = unpack(head + data, SMALL)
     except BadPack:
         return
-    assert all(np.isfinite(values).all() for values in alq.reconstruct(model).values())
+    assert all(np.isfinite(values).all() for values in model.reconstruct().values())
 
 
 @pytest.mark.parametrize("compress", [False, True])
 @given(data=st.data())
 def test_a_part_or_more_than_all_is_bad(compress: bool, data: st.DataObject) -> None:
     zeros = {t.name: np.zeros(t.shape, np.float32) for t in SMALL.tensors}
-    packed = pack(Dense(SMALL, zeros), compress=compress)
+    packed = pack(Dense(SMALL, zeros, compress))
     with pytest.raises(BadPack):
         unpack(packed[: data.draw(st.integers(0, len(packed) - 1))], SMALL)
     with pytest.raises(BadPack):
@@ -103,7 +103,7 @@ def test_a_claim_of_another_size_costs_little(claimed: int) -> None:
         with pytest.raises(
             BadPack, match=f"zstd frame of {claimed} bytes of weights, the layout has 1724320"
         ):
-            unpack(PREFIX.pack(DENSE_VERSION, big.digest) + b"\1" + frame, big)
+            unpack(PREFIX.pack(Dense.format, big.digest) + b"\1" + frame, big)
         assert tracemalloc.get_traced_memory()[1] < 100_000
     finally:
         tracemalloc.stop()
@@ -118,10 +118,11 @@ def test_another_models_bytes_are_named() -> None:
 def test_without_zstandard_bytes_leave_plain_and_compressed_ones_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model = Dense(SMALL, {t.name: np.zeros(t.shape, np.float32) for t in SMALL.tensors})
-    compressed, plain = pack(model, compress=True), pack(model)
+    zeros = {t.name: np.zeros(t.shape, np.float32) for t in SMALL.tensors}
+    model = Dense(SMALL, zeros, compress=True)
+    compressed, plain = pack(model), pack(Dense(SMALL, zeros))
     assert len(compressed) < len(plain)
     monkeypatch.setattr(dense, "zstandard", None)
-    assert pack(model, compress=True) == plain
+    assert pack(model) == plain
     with pytest.raises(BadPack, match="zstandard is not installed"):
         unpack(compressed, SMALL)

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from onboard.codec import alq
 from onboard.codec.alq import Quantized
+from onboard.codec.alq_codec import HEADER
 from onboard.codec.layout import Layout
 from onboard.codec.layout import layout as layout_of
-from onboard.codec.pack import HEADER, VERSION, BadPack, account, pack, unpack
+from onboard.codec.model import BadPack
+from onboard.codec.pack import account, pack, unpack
 from onboard.codec.rangecoder import Encoder, context, tree
 from tests.onboard.codec.examples import LAYOUTS, LENET5, SMALL, VECTORS, quantized, weights
 
@@ -37,12 +39,12 @@ def test_round_trip(layout: Layout, seed: int, max_bits: int) -> None:
     data = pack(model)
     assert_same(unpack(data, layout), model)
     assert sum(account(model).values()) == len(data)
-    rebuilt, expected = alq.reconstruct(unpack(memoryview(data), layout)), alq.reconstruct(model)
+    rebuilt, expected = unpack(memoryview(data), layout).reconstruct(), model.reconstruct()
     assert all(np.array_equal(rebuilt[name], expected[name]) for name in expected)
 
 
 def test_golden_bytes() -> None:
-    # The file was written by pack(quantized(SMALL, 7)); it must be readable as long as VERSION is 1.
+    # The file was written by pack(quantized(SMALL, 7)); it must be readable as long as Quantized.format is 1.
     golden = (VECTORS / "pack.bin").read_bytes()
     model = unpack(golden, SMALL)
     assert pack(model) == golden
@@ -80,12 +82,12 @@ def test_lenet_at_a_tenth_of_a_bit() -> None:
 @given(st.binary(max_size=200), st.booleans())
 def test_any_bytes_are_a_model_or_bad(data: bytes, with_header: bool) -> None:
     if with_header:
-        data = HEADER.pack(VERSION, SMALL.digest, len(data) // 3) + data
+        data = HEADER.pack(Quantized.format, SMALL.digest, len(data) // 3) + data
     try:
         model = unpack(data, SMALL)
     except BadPack:
         return
-    assert all(np.isfinite(w).all() for w in alq.reconstruct(model).values())
+    assert all(np.isfinite(w).all() for w in model.reconstruct().values())
 
 
 @settings(max_examples=300)
@@ -101,7 +103,7 @@ def test_altered_bytes_are_a_model_or_bad(seed: int, changes: list[tuple[int, in
         model = unpack(bytes(data), SMALL)
     except BadPack:
         return
-    assert all(np.isfinite(w).all() for w in alq.reconstruct(model).values())
+    assert all(np.isfinite(w).all() for w in model.reconstruct().values())
     pack(model)
 
 
@@ -120,9 +122,9 @@ def test_another_models_bytes_are_named() -> None:
         unpack(pack(quantized(SMALL, 1)), other)
 
 
-def test_another_version_is_named() -> None:
+def test_another_format_is_named() -> None:
     data = pack(quantized(SMALL, 1))
-    with pytest.raises(BadPack, match="version 3"):
+    with pytest.raises(BadPack, match="format 3"):
         unpack(b"\x03" + data[1:], SMALL)
 
 
@@ -146,7 +148,7 @@ def test_coordinates_that_are_not_rounded_do_not_leave() -> None:
 @pytest.mark.parametrize("fill", [0x00, 0x5A, 0xFF])
 def test_a_small_lie_costs_little(coded_bytes: int, fill: int) -> None:
     layout = layout_of(LENET5)
-    data = HEADER.pack(VERSION, layout.digest, coded_bytes) + bytes([fill]) * 87
+    data = HEADER.pack(Quantized.format, layout.digest, coded_bytes) + bytes([fill]) * 87
     tracemalloc.start()
     try:
         with pytest.raises(BadPack):
@@ -166,7 +168,7 @@ def one_group(exponent: int, mantissa: int = 0, bits: int = 0, signs: bytes = b"
     coder.put_numbers([0], bits, [tree(bits)])
     coder.put(0, context())  # signs are plain
     coded = coder.finish()
-    return HEADER.pack(VERSION, ONE.digest, len(coded)) + coded + bytes([mantissa << 5]) + signs
+    return HEADER.pack(Quantized.format, ONE.digest, len(coded)) + coded + bytes([mantissa << 5]) + signs
 
 
 ONE = layout_of({"w": (1, 8)})
@@ -174,7 +176,7 @@ ONE = layout_of({"w": (1, 8)})
 
 def test_bytes_made_by_hand() -> None:
     model = unpack(one_group(exponent=15, mantissa=0b100), ONE)  # 2^0 * 1.5
-    assert alq.reconstruct(model)["w"].tolist() == [[1.5, -1.5] * 4]
+    assert model.reconstruct()["w"].tolist() == [[1.5, -1.5] * 4]
 
 
 @pytest.mark.parametrize(

@@ -190,7 +190,7 @@ def test_a_quantized_average_is_what_the_devices_start_from() -> None:
     one.fold(average, HEADER, Dense(one.layout, difference(1)), 2)
     packed = one.condense(average, b"")
     assert 8 * len(packed) / one.layout.parameters < 0.25
-    quantized = alq.reconstruct(condense(one.layout, difference(1), 0.2))
+    quantized = condense(one.layout, difference(1), 0.2).reconstruct()
     weights, origin = one.weights(packed), initial(GRAPH.shapes, 3)
     assert all(np.array_equal(weights[n], origin[n] + quantized[n]) for n in weights)
 
@@ -201,11 +201,11 @@ def test_moves_add_up_and_whole_models_take_the_models_place() -> None:
         before = pack(Dense(one.layout, difference(1)))
         average = PartialAverage(one.layout)
         one.fold(average, HEADER, Dense(one.layout, difference(2)), 2)
-        after, moves = alq.reconstruct(unpack(one.condense(average, before), one.layout)), difference(2)
+        after, moves = unpack(one.condense(average, before), one.layout).reconstruct(), difference(2)
         if method == "fedavg":
             assert all(np.array_equal(after[n], d + moves[n]) for n, d in difference(1).items())
         else:
-            whole = alq.reconstruct(condense(one.layout, moves, Training().bits_down))
+            whole = condense(one.layout, moves, Training().bits_down).reconstruct()
             assert all(np.array_equal(after[n], whole[n]) for n in whole)
 
 
@@ -233,12 +233,12 @@ def test_a_long_move_is_brought_to_the_others_whether_moves_travel_or_whole_mode
         average.add(*update)
     for update in updates:
         average.compare(*update)
-    once = alq.reconstruct(unpack(average.packed(), one.layout))
+    once = unpack(average.packed(), one.layout).reconstruct()
     assert once[FIRST].flat[0] == pytest.approx(0.5 + (4 - 1) / 5, abs=0.05)
     out = average.odd_one()
     assert out is not None
     assert (out.node, out.what, out.value) == (5, "cosine", pytest.approx(-1.0))
     for update in updates:
         average.add(*update)
-    after = alq.reconstruct(unpack(average.packed(), one.layout))
+    after = unpack(average.packed(), one.layout).reconstruct()
     assert after[FIRST].flat[0] == pytest.approx(1.5, abs=0.05)

@@ -14,7 +14,7 @@ from benchmarks.claims.learning.epoch import (  # fmt: skip
     RESNET_20,
     RESNET_50,
     Exchange,
-    Model,
+    ModelSize,
     P,
     airtime_s,
     equation_19,
@@ -25,7 +25,7 @@ from benchmarks.claims.learning.gossip import on_link
 from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
 
-SMALL = Model("small", 200_000, 25)
+SMALL = ModelSize("small", 200_000, 25)
 
 
 @pytest.fixture(scope="module")

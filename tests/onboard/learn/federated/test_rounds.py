@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onboard.codec import alq
 from onboard.codec.layout import Floats
 from onboard.learn.federated.rounds import (
     PartialAverage,
@@ -113,7 +112,7 @@ def test_the_downlink_keeps_its_budget() -> None:
         model = condense(SMALL, values, budget)
         assert model.budget_bits <= budget * SMALL.parameters
         assert all(bases.bits.max(initial=0) <= 4 for bases in model.grouped.values())
-        rebuilt = alq.reconstruct(model)
+        rebuilt = model.reconstruct()
         errors.append(sum(float(((rebuilt[t.name] - values[t.name]) ** 2).sum()) for t in SMALL.grouped))
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < errors[0] / 10
