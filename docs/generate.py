@@ -6,13 +6,10 @@ tests/test_docs.py fails when a page that is committed differs from what this fi
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import functools
 import inspect
 import json
 import re
-import textwrap
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +22,7 @@ import firmware_sim.cli
 import groundstation.cli
 import hw_profiles
 import onboard.cli
+from firmware_sim.runs.options import sentences
 from groundstation.config import MissionFile
 from groundstation.setup import NodeSpec
 from onboard.config import NodeFile
@@ -54,26 +52,6 @@ class Undocumented(ValueError):  # noqa: N818 - "un" says error already
 
 
 # Structs
-
-
-@functools.cache
-def sentences(kind: type) -> dict[str, str]:
-    """What the docstrings below a class's fields say, the fields of its bases included."""
-    found: dict[str, str] = {}
-    for each in reversed(kind.__mro__):
-        if each.__module__.partition(".")[0] in ("builtins", "msgspec"):
-            continue
-        (body,) = ast.parse(textwrap.dedent(inspect.getsource(each))).body
-        assert isinstance(body, ast.ClassDef)
-        for field, doc in zip(body.body, body.body[1:]):  # noqa: B905 - the last field may have none
-            if (
-                isinstance(field, ast.AnnAssign)
-                and isinstance(field.target, ast.Name)
-                and isinstance(doc, ast.Expr)
-                and isinstance(doc.value, ast.Constant)
-            ):
-                found[field.target.id] = " ".join(str(doc.value.value).split())
-    return found
 
 
 def number(value: float) -> str:

@@ -14,23 +14,20 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 import click
 
+from firmware_sim.runs.options import options_of
 from hw_profiles import load_board, load_link
 from onboard.console.errors import refused
 from onboard.console.extras import require
 from onboard.console.lines import ROOM_BYTES, Outlet, lines_to
 from onboard.console.log import start
+from onboard.mission.training import Method, Training
 from onboard.runtime.signals import stop_signals
 
 if TYPE_CHECKING:
     from firmware_sim.fleet.run import FleetConfig, FleetRun
 
-METHODS = ("fedavg", "fedavg-zstd", "spacedml", "spacedml-fast")
-BY_METHOD = "the method's"
-
 
 @click.command()
-@click.option("--method", type=click.Choice(METHODS), default="spacedml-fast", show_default=True,
-              help="What devices do and what travels.")  # fmt: skip
 @click.option("--devices", default=100, show_default=True, help="Number N of devices, at most 254.")
 @click.option("--select", default=5, show_default=True, help="Number K of devices that are asked in a round.")
 @click.option("--quorum", type=int, show_default="K", help="Answers that end a round.")
@@ -76,25 +73,7 @@ BY_METHOD = "the method's"
     is_flag=True,
     help="Send a model once, heard by all that are asked; needs a single --link.",
 )
-@click.option("--epochs", type=click.IntRange(1, 10_000), show_default=BY_METHOD,
-              help="Local epochs: plain for fedavg, else straight-through.")  # fmt: skip
-@click.option("--pretrain-epochs", type=click.IntRange(1, 10_000), show_default=BY_METHOD,
-              help="Plain epochs before.")  # fmt: skip
-@click.option("--prune-ratio", type=click.FloatRange(0, 1), show_default=BY_METHOD,
-              help="Share of the bases that spacedml drops.")  # fmt: skip
-@click.option("--learning-rate", type=float, show_default=BY_METHOD,
-              help="Learning rate of Adam in the first round.")  # fmt: skip
-@click.option("--learning-rate-decay", type=float, show_default=BY_METHOD,
-              help="Factor of the learning rate a round.")  # fmt: skip
-@click.option("--shift-pixels", type=int, show_default=BY_METHOD,
-              help="Most pixels by which images are shifted in training.")  # fmt: skip
-@click.option("--distortion", type=float, show_default=BY_METHOD,
-              help="Images are turned, stretched and sheared by up to this much (1: 15 degrees, 15 %, "
-                   "0.1).")  # fmt: skip
-@click.option("--bits-up", type=float, show_default=BY_METHOD,
-              help="Bits a weight that an update may take.")  # fmt: skip
-@click.option("--bits-down", type=float, show_default=BY_METHOD,
-              help="Bits a weight that the averaged model may take.")  # fmt: skip
+@options_of(Training, {"method": "spacedml-fast"}, left_out="the method's")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("fleet-out"), show_default=True,
               help="Folder for results. A run that was stopped goes on from there.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="A JSON object for each round in place of the table.")
@@ -132,7 +111,7 @@ def fleet(as_json: bool, **options: Any) -> None:
 
 
 def _wishes(
-    *, method: str, boards: tuple[str, ...], links: tuple[str, ...], loss: float | None, data: str,
+    *, method: Method, boards: tuple[str, ...], links: tuple[str, ...], loss: float | None, data: str,
     data_dir: Path | None, model: str | None, images: int, split: Any, alpha: float, out: Path,
     devices: int, select: int, quorum: int | None, rounds: int, target: float | None, deadline_s: float,
     dropout: float, staleness: float | None, seed: int, shared_downlink: bool, **training: Any,
@@ -143,14 +122,12 @@ def _wishes(
     from firmware_sim.fleet.presets import PRESETS
     from firmware_sim.fleet.run import FleetConfig
     from firmware_sim.fleet.simulation import FleetSettings, without_losses
-    from onboard.mission.training import Training
 
-    preset = next(preset for name, preset in PRESETS.items() if name == method)
     asked = {key: value for key, value in training.items() if value is not None}
     profiles = [load_link(name) for name in links]
     settings = FleetSettings(
         model=model or ("lenet5-rgb" if data.startswith("eurosat") else "lenet5"),
-        training=msgspec.convert(msgspec.to_builtins(preset) | asked, Training),
+        training=msgspec.convert(msgspec.to_builtins(PRESETS[method]) | asked, Training),
         boards=tuple(load_board(name) for name in boards),
         links=tuple(profiles if loss is None else [without_losses(link, loss) for link in profiles]),
         devices=devices, select=select, quorum=select if quorum is None else quorum, rounds=rounds,

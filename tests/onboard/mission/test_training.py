@@ -6,11 +6,13 @@ import math
 from pathlib import Path
 from typing import Any
 
+import click
 import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from firmware_sim.fleet.cli import fleet
 from groundstation.config import load_mission
 from onboard.codec.alq import MAX_BASES
 from onboard.console.toml import ConfigError
@@ -94,9 +96,21 @@ def passes_the_file(folder: Path, name: str, value: Any) -> bool:
         return False
 
 
+def passes_the_option(name: str, value: Any) -> bool:
+    """Whether `firmware-sim fleet` takes it: click's range, then the struct's."""
+    asked = ["--" + name.replace("_", "-"), str(value)]
+    try:
+        given = fleet.make_context("fleet", asked).params[name]
+        msgspec.convert({name: given}, Training)
+    except (click.BadParameter, ValueError):
+        return False
+    assert given == value
+    return True
+
+
 def everywhere(folder: Path, name: str, value: Any) -> dict[str, bool]:
     whole = Training(**{name: value})
-    told = {"file": passes_the_file(folder, name, value)}
+    told = {"file": passes_the_file(folder, name, value), "option": passes_the_option(name, value)}
     if name in ON_BOARD:
         knobs = BoardTraining(**{name: value})
         told |= {"wire": passes_the_wire(knobs), "plan": passes_the_plan(knobs)}
