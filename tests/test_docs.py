@@ -17,6 +17,7 @@ from groundstation.setup import NODE_KEYS, NodeSpec
 from groundstation.station import COUNTED
 from onboard.link.pump import PortSnapshot
 from onboard.wire.events import LinkSnapshot, Progress
+from tests.test_layering import ARROWS, imports
 
 ROOT = Path(__file__).parent.parent
 TOP_PAGES = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")]
@@ -176,3 +177,67 @@ def test_every_test_that_the_threat_model_names_is_there() -> None:
     tests = re.findall(r"`(tests/[\w/]+\.py)`", text)
     assert len(tests) >= 5
     assert [path for path in tests if not (ROOT / path).is_file()] == []
+
+
+def mermaid(page: Path) -> list[str]:
+    """The diagrams of a page."""
+    return re.findall(r"^```mermaid\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def arrows(diagram: str) -> set[tuple[str, str]]:
+    """What points at what, by the nodes' ids."""
+    bare = re.sub(r'\["[^"]*"\]', "", diagram)  # ids without their labels
+    return set(re.findall(r"^ *(\w+) +(?:-->|-\..*\.->) +(\w+)", bare, re.MULTILINE))
+
+
+def test_the_picture_of_the_layers_shows_the_imports() -> None:
+    """Between packages all that are allowed; in `onboard` no arrow without an import, and none goes back."""
+    drawn = arrows(mermaid(DOCS / "design.md")[0])
+    packages = {(package, other) for package, others in ARROWS.items() for other in others}
+    assert {arrow for arrow in drawn if set(arrow) <= set(ARROWS)} == packages
+    there = {
+        (path.relative_to(ROOT).parts[1], name.split(".")[1])
+        for path in (ROOT / "onboard").rglob("*.py")
+        for name in imports(path)
+        if name.startswith("onboard.")
+    }
+    inside = drawn - packages
+    assert len(inside) >= 8
+    assert inside - there == set(), "drawn, and not imported"
+    assert {(b, a) for a, b in inside} & there == set(), "an import goes back up"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_that_a_page_names_is_there(page: Path) -> None:
+    """A path from the root, or the bare name of a file of the project; a folder ends with a slash."""
+    text = page.read_text(encoding="utf-8")
+    if page.name in ("CHANGELOG.md", "CONTRIBUTING.md"):  # earlier names, and names that nobody may give
+        return
+    bare = {
+        path.name
+        for package in [*ARROWS, "tests", "benchmarks", "docs", "examples"]
+        for path in (ROOT / package).rglob("*.py")
+    }
+    named = set(re.findall(r"(?<![\w/.~<>-])((?:[a-z_]+/)*[a-z_0-9]+\.py)\b", text))
+    folders = set(
+        re.findall(
+            r"`((?:onboard|groundstation|firmware_sim|hw_profiles|tests|benchmarks|docs)/[\w/]*/)`", text
+        )
+    )
+    gone = {name for name in named if not ((ROOT / name).is_file() if "/" in name else name in bare)}
+    assert gone | {name for name in folders if not (ROOT / name).is_dir()} == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_diagram_is_whole(page: Path) -> None:
+    """A kind that forges draw, every arrow between nodes that are there, quotes and blocks in pairs."""
+    for diagram in mermaid(page):
+        first, *lines = diagram.splitlines()
+        assert first.split()[0] in ("flowchart", "stateDiagram-v2", "sequenceDiagram")
+        assert diagram.count('"') % 2 == 0
+        assert sum(line.split()[0] == "subgraph" for line in lines if line.strip()) == len(
+            re.findall(r"^ *end$", diagram, re.MULTILINE)
+        )
+        if first.startswith("flowchart"):
+            defined = set(re.findall(r"(\w+)\[", diagram)) | set(re.findall(r"subgraph (\w+)", diagram))
+            assert {end for arrow in arrows(diagram) for end in arrow} <= defined
