@@ -185,6 +185,7 @@ def command_page(program: str) -> str:
         arguments = [metavar(param) for param in command.params if isinstance(param, click.Argument)]
         usage = " ".join([program, name, *arguments, "[OPTION]..."])
         lines += [f"## `{program} {name}`", "", "```text", usage, "```", "", *prose(command), ""]
+        lines += [command.epilog, ""] if command.epilog else []
         options = [param for param in command.params if isinstance(param, click.Option)]
         if options:
             lines += row(["option", "value", "default", "meaning"]) + row(["---"] * 4)

@@ -16,6 +16,7 @@ from onboard.console.errors import OneLineErrors, fail, refused
 from onboard.console.extras import require
 from onboard.console.log import Format, start
 from onboard.console.toml import ConfigError
+from onboard.mission.commands import COMMANDS
 from onboard.storage.private import keep_private
 
 _FOLDER = click.Path(path_type=Path)
@@ -254,6 +255,61 @@ def status(folder: Path, as_json: bool) -> None:
         fail(str(error), code=1)
     # msgspec writes a loss that is not a number as null; json's NaN is no JSON.
     click.echo(msgspec.json.encode(view)) if as_json else table(view)
+
+
+@main.command(
+    epilog="Commands: " + "; ".join(f"{name} {known.summary}" for name, known in COMMANDS.items()) + "."
+)
+@click.argument("folder", metavar="DIR", type=_FOLDER)
+@click.argument("board", metavar="[NODE", required=False)
+@click.argument("name", metavar="[COMMAND", required=False)
+@click.argument("words", metavar="[KEY=VALUE]...]]", nargs=-1)
+@click.option("--expires", "expires_s", default=604_800.0, show_default=True, metavar="S",
+              type=click.FloatRange(min=0, min_open=True), help="Give it up after S seconds.")  # fmt: skip
+@click.option("--id", "command_id", metavar="HEX", show_default="drawn",
+              help="Its id, 16 hex digits: queued again under it, it is run once.")  # fmt: skip
+@click.option("--wait", "wait_s", type=click.FloatRange(min=0), metavar="S", show_default="off",
+              help="Wait up to S seconds for the outcome; exit 0 if it is done, else 1.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="JSON instead of text; times are Unix seconds.")
+def command(
+    folder: Path, board: str | None, name: str | None, words: tuple[str, ...], expires_s: float,
+    command_id: str | None, wait_s: float | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Queues a COMMAND for the board NODE of the mission in DIR, or shows those that were queued.
+
+    It is durable at once, leaves when the daemon runs and the board is in contact, and is run once.
+
+    \b
+    Examples:
+      groundstation command mission pi ping --wait 30
+      groundstation command mission pi report --expires 3600
+      groundstation command mission
+    """
+    from groundstation.commands import queue
+    from groundstation.views.commands import commands_table, plain, sentence
+
+    keep_private()
+    try:
+        mission = load_mission(folder)
+        if board is None or name is None:
+            node = queue.find_node(mission, board) if board else None
+            rows = [row for row in queue.all_commands(mission) if node is None or row.node == node.id]
+            if as_json:
+                click.echo(msgspec.json.encode([plain(mission, row) for row in rows]))
+            else:
+                commands_table(mission, rows)
+            return
+        asked = queue.command_of(name, words, command_id)
+        row = queue.enqueue(mission, board, asked, expires_s)
+        row = queue.wait_for(mission, row, wait_s or 0.0)
+    except (ConfigError, queue.BadCommand, StoreForeign) as error:
+        fail(str(error))
+    except StoreError as error:
+        fail(str(error), code=1)
+    except OSError as error:
+        refused(error, folder)
+    click.echo(msgspec.json.encode(plain(mission, row)) if as_json else sentence(mission, row))
+    sys.exit(0 if wait_s is None or row.state.value == "done" else 1)
 
 
 @main.command()

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from groundstation import testdata
+from groundstation.commands.dispatcher import CommandDispatcher
 from groundstation.config import Mission
 from groundstation.failures import StoreFailures
 from groundstation.rounds.rounds import Rounds
@@ -66,12 +67,13 @@ def serve(
             for node in mission.nodes
         }
         rounds = Rounds(mission, mission_id, store, stations, train, infer, test, time.time)
+        commands = CommandDispatcher(mission.folder, store, stations, time.time)
         store.back_up()
         store.never_wait()
         say(log, "serving", mission=mission.rules.name, nodes=len(stations), test_images=len(test.y))
         try:
             with closing(Lookout(mission.folder)) as lookout:
-                _loop(stations, rounds, lookout, exit_when_finished, report_every_s)
+                _loop(stations, rounds, commands, lookout, exit_when_finished, report_every_s)
         finally:
             with contextlib.suppress(StoreError):
                 rounds.save_time(time.monotonic(), ahead_s=0.0)
@@ -114,6 +116,7 @@ def _begin(store: Store, mission: Mission, train: TrainGraph, classes: tuple[str
 def _loop(
     stations: dict[int, Station],
     rounds: Rounds,
+    commands: CommandDispatcher,
     lookout: Lookout,
     exit_when_finished: bool,
     report_every_s: float | None,
@@ -141,8 +144,9 @@ def _loop(
             busy = False
             if now >= retry_s:
                 try:
-                    untold.tell(partial(_tell, rounds, upkeep, now))
+                    untold.tell(partial(_tell, rounds, commands, upkeep, now))
                     rounds.last_words.store(now)
+                    commands.step(now)
                     busy = rounds.step(now)
                     if now >= count_due_s:
                         upkeep.count(now)
@@ -177,14 +181,16 @@ def _after(error: StoreError, rounds: Rounds, failures: StoreFailures, now: floa
 
 
 def _tell(
-    rounds: Rounds, upkeep: Upkeep, now: float, station: Station, event: Event, session: Session
-) -> None:
+    rounds: Rounds, commands: CommandDispatcher, upkeep: Upkeep, now: float, station: Station, event: Event,
+    session: Session
+) -> None:  # fmt: skip
     """Tells the mission one event of a link, unless the link has begun again since: then it comes again.
     Raises StoreError."""
     if session is not station.session:
         return
     try:
-        rounds.hear(station, event, now)
+        if not commands.handle(station, event, now):
+            rounds.hear(station, event, now)
     except StoreError:
         raise
     except Exception as error:

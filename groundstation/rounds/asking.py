@@ -46,8 +46,8 @@ class Askings:
     def ask(self, node: int, payload: bytes, asking: int, now: float) -> None:
         """Puts a question on its way, in place of what the node was asked before."""
         session, name = self._stations[node].session, digest(MODEL, payload)
-        for other in session.outgoing:
-            if other != name:
+        for other, kind in session.outgoing.items():
+            if kind == MODEL and other != name:
                 session.cancel(other, now)
         cut = self._store.fragment_bytes(node, name)
         session.offer(MODEL, payload, now, fragment_bytes=cut)
@@ -73,8 +73,9 @@ class Askings:
     def withdraw(self, now: float) -> None:
         """Whoever is still being asked need not go on."""
         for station in self._stations.values():
-            for name in station.session.outgoing:
-                station.session.cancel(name, now)
+            for name, kind in station.session.outgoing.items():
+                if kind == MODEL:
+                    station.session.cancel(name, now)
 
     def deliver(self, node: int, name: bytes) -> bool:
         """The node says that it holds an object; returns whether that is what it is asked."""

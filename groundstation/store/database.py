@@ -183,6 +183,12 @@ class Database:
         """One statement for each of the rows, inside of a transaction."""
         self._db.executemany(statement, rows)
 
+    def has(self, table: str) -> bool:
+        """Whether there is such a table."""
+        with self.errors():
+            found = self._db.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone()
+        return found is not None
+
     def one(self, table: str, where: str = "", *values: Any) -> dict[str, Any] | None:
         """The first row of a table that a condition finds, checked. Raises StoreDamaged."""
         rows = self.all(table, f"{where} LIMIT 1", *values)

@@ -23,8 +23,11 @@ TABLES: Mapping[str, tuple[str, ...]] = {
     "answer": ("round", "node"),
     "counter": ("node", "name"),
     "model": ("number",),
+    "command": ("id",),
 }
 """What is kept, in an order in which rows may be entered, and which columns name a row."""
+_LATER = frozenset({"command"})
+"""Of these, what an earlier form of the database is without."""
 DIGEST_BYTES = 16
 _TRIGGERS = ("new", "set", "sum", "gone")
 _SUMS = 2 ** (8 * DIGEST_BYTES)
@@ -72,7 +75,9 @@ class Ledger:
         self._change = self._next = 0
         db.create_function("row_digest", -1, row_digest, deterministic=True)
         db.create_function("account", 2, self._account)
-        for table in TABLES:
+        there = {row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        self._tables = [table for table in TABLES if table in there]
+        for table in self._tables:
             _watch(db, table)
         self._schema = _schema(db)
         found = db.execute("SELECT generation, sum FROM ledger").fetchone()
@@ -81,7 +86,7 @@ class Ledger:
 
     def adopt(self) -> None:
         """Makes the digests of all rows anew, inside of the transaction that has changed their columns."""
-        for table in TABLES:
+        for table in self._tables:
             self._db.execute(f"UPDATE {table} SET digest = {_call(self._db, table)}")
 
     def begin(self) -> None:
@@ -105,7 +110,7 @@ class Ledger:
 
     def leave(self) -> None:
         """Watches the connection no more."""
-        for table in TABLES:
+        for table in self._tables:
             for name in _TRIGGERS:
                 self._db.execute(f"DROP TRIGGER temp.{table}_{name}")
 
@@ -129,7 +134,7 @@ def examine(db: sqlite3.Connection) -> Findings:
                 found.rows[table][tuple(row[name] for name in key)] = row
             else:
                 found.bad.append(" ".join([table, *(str(row[name])[:20] for name in key)]))
-    missing = sorted(TABLES.keys() - tables)
+    missing = sorted(TABLES.keys() - tables - _LATER)  # the ledger vouches for what there is
     if missing:
         found.why = f"it has no table {missing[0]}"
     if found.bad:

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from groundstation.store.command_table import CommandTable
 from groundstation.store.database import Database, StoreBusy, StoreDamaged, StoreError, StoreForeign
 from groundstation.store.pruning import LATEST, prune
 from onboard.mission.objects import UPDATE
@@ -52,6 +53,7 @@ class Store:
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
         self._db = Database(path, read_only=read_only)
+        self.commands = CommandTable(self._db)
         self._entry: tuple[bytes, str, int, bytes] | None = None
         if not read_only:
             self._name_objects()

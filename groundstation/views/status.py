@@ -98,7 +98,7 @@ def table(view: Mapping[str, Any], console: Console | None = None) -> None:
     for row in view["nodes"]:
         health, counters = row["health"], row["counters"]
         nodes.add_row(
-            row["node"], row["link"], f"{row['answered']} of {row['asked']}", _ago(row["heard_at"]),
+            row["node"], row["link"], f"{row['answered']} of {row['asked']}", ago(row["heard_at"]),
             _doing(health) if health else "-",
             f"{counters.get('bytes_sent', 0):,.0f}", f"{counters.get('bytes_received', 0):,.0f}",
             f"{counters.get('fragments_resent', 0):,.0f}",
@@ -128,7 +128,7 @@ def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def _ago(at: float | None) -> str:
+def ago(at: float | None) -> str:
     """A value's age says whether it is fresh; a bare time does not."""
     if at is None:
         return "never"

@@ -80,7 +80,8 @@ class NoArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 @dataclass(frozen=True, slots=True)
 class CommandHandler:
     """A command as the board knows it. `arguments` declares what it takes, with types and ranges, which both
-    ends check; `run` gets them, and returns the values of the result or raises CommandRefused."""
+    ends check; `run` gets them, and returns the values of the result or raises CommandRefused. `summary`
+    follows the name in the ground's help."""
 
     run: Callable[[CommandTarget, Any, float], Mapping[str, Value]]
     summary: str

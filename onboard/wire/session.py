@@ -302,9 +302,9 @@ class Session:
     # -- what it counts --------------------------------------------------------------------------------
 
     @property
-    def outgoing(self) -> list[bytes]:
-        """Digests of the objects on their way or waiting for it; withdrawn ones are left out."""
-        return [each.digest for each in self._outbox.objects()]
+    def outgoing(self) -> dict[bytes, int]:
+        """Digests and kinds of the objects on their way or waiting for it; withdrawn ones are left out."""
+        return {each.digest: each.kind for each in self._outbox.objects()}
 
     @property
     def airtime_s(self) -> float:

@@ -19,6 +19,7 @@ import onboard.runtime.endpoint
 from benchmarks.harness.pair import AirPort
 from firmware_sim.world.channel import Side
 from groundstation.cli import main
+from groundstation.commands.dispatcher import CommandDispatcher
 from groundstation.config import load_mission
 from groundstation.rounds.rounds import Rounds
 from groundstation.station import Station
@@ -118,6 +119,7 @@ class Clockwork:
         self.store = Store(self.folder / "mission.sqlite")
         self.stations: dict[int, Station] = {}
         self.upkeep: Upkeep | None = None
+        self.commands: CommandDispatcher | None = None
 
     def _opener(self, url: str, link: Link, tap: object) -> Callable[[], Port]:
         ground = url.removesuffix("-board")
@@ -147,6 +149,7 @@ class Clockwork:
         }
         self.rounds = Rounds(mission, b"mission.", self.store, self.stations, TRAIN, INFER, TEST, self.wall)
         self.upkeep = Upkeep(self.stations, self.rounds.renewed)
+        self.commands = CommandDispatcher(self.folder, self.store, self.stations, self.wall)
 
     def kill_ground(self) -> None:
         self.rounds, self.stations = None, {}
@@ -182,9 +185,12 @@ class Clockwork:
         if self.rounds is None:
             return
         assert self.upkeep is not None
+        assert self.commands is not None
         for station in self.stations.values():
             for event in self.upkeep.poll(station, self.now):
-                self.rounds.hear(station, event, self.now)
+                if not self.commands.handle(station, event, self.now):
+                    self.rounds.hear(station, event, self.now)
+        self.commands.step(self.now)
         while self.rounds.step(self.now):
             pass
 

@@ -15,6 +15,8 @@ import pytest
 from click.testing import CliRunner
 
 from groundstation.cli import main
+from groundstation.commands.inbox import CommandRequest
+from groundstation.commands.states import CommandState
 from groundstation.store.ledger import TABLES
 from groundstation.store.store import Store, StoreDamaged, StoreForeign
 
@@ -44,6 +46,9 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         store.enter_node(node, f"board-{node}")
     store.back_up()
     for number in (1, 2, 3):
+        queued = {"node": number, "name": "ping", "queued_at": 100.0 * number, "expires_at": 9e9}
+        (row,) = store.commands.queue([CommandRequest(id=f"{number:016x}", **queued)])
+        store.commands.move(row, CommandState.SENT, 100.0 * number + 1)
         store.open_round(number, noise.randbytes(3000), [1, 2, 3], 100.0 * number, 100.0 * number + 90)
         for node in (1, 2):
             store.mark(number, node, "delivered", 100.0 * number + 5)

@@ -45,6 +45,10 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     ],
     "counter": [{"node": 1, "name": "frames_sent", "value": 30.0}],
     "model": [{"number": 1, "payload": b"weights"}],
+    "command": [
+        {"id": b"command1", "node": 1, "name": "ping", "arguments": "{}", "state": "done", "queued_at": 5.0,
+         "expires_at": 9.0, "ended_at": 6.0, "result": '{"uptime_s":60}'},
+    ],
 }  # fmt: skip
 
 
@@ -57,6 +61,7 @@ def make_old(path: Path, schema: Path) -> dict[str, list[dict[str, Any]]]:
         made = {
             table: [{name: row[name] for name in row if name in columns(db, table)} for row in rows]
             for table, rows in ROWS.items()
+            if columns(db, table)
         }
         statements = [
             (f"INSERT INTO {table} ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})", [*row.values()])

@@ -1,0 +1,146 @@
+"""Commands on their way from the queue to the boards, and their results back into the store.
+
+What is stored is all that is known: a state is durable before anything follows from it, so a daemon that is
+killed goes on where it was. A command is on the link at most once at a time and keeps its id, so whatever is
+repeated the board runs it once. A board gets one command after the other: the next leaves when the one before
+is on its disk.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from groundstation.commands.inbox import CommandInbox
+from groundstation.commands.states import CommandState
+from groundstation.station import Station
+from groundstation.store.command_table import CommandRow
+from groundstation.store.store import Store
+from onboard.console.log import say
+from onboard.mission.commands import PRIORITY, decode_result, encode_command
+from onboard.mission.objects import COMMAND, RESULT
+from onboard.wire.events import Arrived, Cancelled, Delivered, Event
+from onboard.wire.messages import BadMessage, Reason, digest
+from onboard.wire.session import Session
+
+log = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 0.5  # for what was queued, what expired, and who is in contact
+WAITS_FOR = {
+    CommandState.QUEUED: "it was not sent",
+    CommandState.SENT: "the board did not acknowledge it",
+    CommandState.ACKNOWLEDGED: "the board has it, and its result did not come",
+}
+
+
+class CommandDispatcher:
+    """The commands of the mission in `folder`. `wall` is the ground's clock in Unix seconds."""
+
+    def __init__(
+        self, folder: Path, store: Store, stations: Mapping[int, Station], wall: Callable[[], float]
+    ) -> None:
+        self._inbox, self._store, self._stations, self._wall = CommandInbox(folder), store, stations, wall
+        self._due_s = 0.0
+
+    def step(self, now: float) -> None:
+        """Takes in what was queued, gives up what has expired, and sends what may be sent. Raises StoreError;
+        the next call goes on from what is stored."""
+        if now < self._due_s:
+            return
+        self._due_s = now + LOOK_EVERY_S
+        self._take_in()
+        nodes = set[int]()
+        for row in self._store.commands.unfinished():
+            station = self._stations.get(row.node)
+            if self._wall() >= row.expires_at:
+                self._expire(row, now)
+            elif station is not None and row.node not in nodes and row.state is not CommandState.ACKNOWLEDGED:
+                nodes.add(row.node)
+                self._send(row, station, now)
+
+    def _take_in(self) -> None:
+        requests = self._inbox.requests()
+        for row in self._store.commands.queue(requests):
+            say(log, "command-queued", **self._told(row))
+        for request in requests:
+            self._inbox.remove(request)
+
+    def _expire(self, row: CommandRow, now: float) -> None:
+        why = WAITS_FOR[row.state]
+        self._store.commands.move(row, CommandState.EXPIRED, self._wall(), why=why)
+        if row.node in self._stations:
+            self._stations[row.node].session.cancel(_digest(row), now)
+        say(log, "command-expired", level=logging.WARNING, **self._told(row), why=why)
+
+    def _send(self, row: CommandRow, station: Station, now: float) -> None:
+        """Offers a command; one that is on its way already stays so."""
+        if row.state is CommandState.QUEUED:
+            if not _is_in_contact(station.session, now):
+                return
+            self._store.commands.move(row, CommandState.SENT, self._wall())
+            say(log, "command-sent", **self._told(row))
+        station.session.offer(COMMAND, encode_command(row.command), now, priority=PRIORITY)
+
+    def handle(self, station: Station, event: Event, now: float) -> bool:
+        """Takes an event of a board's link if it is about a command; returns whether it was. Raises
+        StoreError; the event may then be told again."""
+        if isinstance(event, Arrived) and event.kind == RESULT:
+            self._take_result(station, event, now)
+            return True
+        if not isinstance(event, Delivered | Cancelled):
+            return False
+        sent = [row for row in self._store.commands.unfinished() if row.state is CommandState.SENT]
+        row = next((row for row in sent if _digest(row) == event.digest), None)
+        if row is None:
+            return False
+        if isinstance(event, Delivered):
+            self._store.commands.move(row, CommandState.ACKNOWLEDGED, self._wall())
+            say(log, "command-acknowledged", **self._told(row))
+        else:
+            known = [reason.name.lower() for reason in Reason if reason == event.reason]
+            self._refuse(row, f"the board did not take it: {', '.join(known) or event.reason}")
+        self._due_s = now  # for the next one
+        return True
+
+    def _refuse(self, row: CommandRow, why: str) -> None:
+        self._store.commands.move(row, CommandState.REFUSED, self._wall(), why=why)
+        say(log, "command-refused", level=logging.WARNING, **self._told(row), why=why)
+
+    def _take_result(self, station: Station, arrived: Arrived, now: float) -> None:
+        """What became of a command: checked, then durable, then acknowledged."""
+        try:
+            result = decode_result(arrived.payload)
+        except BadMessage as error:
+            say(log, "bad-message", level=logging.WARNING, node=station.node.name, why=str(error))
+            station.session.refuse(arrived.digest, Reason.REFUSED, now)
+            return
+        row = self._store.commands.find(result.command)
+        if row is None or row.node != station.node.id:
+            say(log, "result-discarded", node=station.node.name, id=result.command.hex())
+        elif row.state not in (CommandState.DONE, CommandState.REFUSED):
+            if result.outcome == "done":
+                self._store.commands.move(
+                    row, CommandState.DONE, self._wall(), why=result.why, result=result.values
+                )
+                say(log, "command-done", **self._told(row), result=result.values)
+            else:
+                self._refuse(row, result.why)
+        station.session.accept(arrived.digest, now)
+        self._due_s = now
+
+    def _told(self, row: CommandRow) -> dict[str, Any]:
+        """Which command a line of the log is about."""
+        station = self._stations.get(row.node)
+        name = station.node.name if station is not None else f"node {row.node}"
+        return {"node": name, "id": row.id.hex(), "name": row.name}
+
+
+def _digest(row: CommandRow) -> bytes:
+    return digest(COMMAND, encode_command(row.command))
+
+
+def _is_in_contact(session: Session, now: float) -> bool:
+    """Whether a frame would leave now, to a board that is there as far as anybody knows."""
+    return session.in_contact(now) and not (session.presence.alone or session.presence.in_doubt)
