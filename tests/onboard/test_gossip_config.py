@@ -26,7 +26,7 @@ from onboard.storage.keys import BadKey, new_key, save_key
 from tests.onboard.test_config import toml
 from tests.programs import onboard
 
-GOSSIP_PAGE = Path(__file__).parent.parent.parent / "docs" / "gossip.md"
+GOSSIP_PAGE = Path(__file__).parent.parent.parent / "docs" / "howto" / "gossip.md"
 IMAGES = loading.load("digits", part="train").take(np.arange(20))
 GOOD: dict[str, dict[str, Any]] = {
     "node": {"id": 7, "name": "pi", "board": "raspberry-pi-4"},
