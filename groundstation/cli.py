@@ -286,7 +286,7 @@ def command(
       groundstation command mission
     """
     from groundstation.commands import queue
-    from groundstation.views.commands import commands_table, plain, sentence
+    from groundstation.views.commands import command_line, command_values
 
     keep_private()
     try:
@@ -294,10 +294,9 @@ def command(
         if board is None or name is None:
             node = queue.find_node(mission, board) if board else None
             rows = [row for row in queue.all_commands(mission) if node is None or row.node == node.id]
-            if as_json:
-                click.echo(msgspec.json.encode([plain(mission, row) for row in rows]))
-            else:
-                commands_table(mission, rows)
+            lines = "\n".join(command_line(mission, row) for row in rows) or "no commands"
+            as_values = [command_values(mission, row) for row in rows]
+            click.echo(msgspec.json.encode(as_values) if as_json else lines)
             return
         asked = queue.command_of(name, words, command_id)
         row = queue.enqueue(mission, board, asked, expires_s)
@@ -308,7 +307,8 @@ def command(
         fail(str(error), code=1)
     except OSError as error:
         refused(error, folder)
-    click.echo(msgspec.json.encode(plain(mission, row)) if as_json else sentence(mission, row))
+    told = msgspec.json.encode(command_values(mission, row)) if as_json else command_line(mission, row)
+    click.echo(told)
     sys.exit(0 if wait_s is None or row.state.value == "done" else 1)
 
 

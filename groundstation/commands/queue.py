@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Sequence
+from contextlib import closing
 
 import msgspec
 
@@ -77,7 +78,10 @@ def enqueue(mission: Mission, board: str, command: Command, expires_s: float) ->
 def all_commands(mission: Mission) -> list[CommandRow]:
     """All that are kept, oldest first, whether the daemon has taken them in or not. Raises StoreError."""
     waiting = CommandInbox(mission.folder).requests()  # before the store: a command that moves is in both
-    stored = Store(mission.database, read_only=True).commands.all() if mission.database.exists() else []
+    stored = list[CommandRow]()
+    if mission.database.exists():
+        with closing(Store(mission.database, read_only=True)) as store:
+            stored = store.commands.all()
     known = {row.id for row in stored}
     return stored + [_row(request) for request in waiting if request.command.id not in known]
 

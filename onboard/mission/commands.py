@@ -2,7 +2,7 @@
 
 A command is an object, so it survives passes and restarts; a board runs it once, however often it arrives
 (`onboard/agents/command_log.py`), and always answers. To add one, write a function and add its row to
-COMMANDS (docs/extending/command.md).
+COMMANDS (docs/extending.md).
 """
 
 from __future__ import annotations

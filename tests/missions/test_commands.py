@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -243,7 +244,7 @@ def test_a_board_that_is_killed_over_a_command_goes_on(
     assert row_of(on, 1).result == {"run": len(runs)}
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_whatever_happens_each_command_is_run_at_most_once_and_told_as_it_was(
     seed: int, clockwork: Make, runs: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -310,7 +311,7 @@ def test_a_command_is_seen_before_the_daemon_ever_ran_and_queued_once(clockwork:
     folder, number = str(on.folder), f"{7:016x}"
     assert command(folder).stdout == "no commands\n"
     told = command(folder, "board-1", "ping", "--id", number)
-    assert (told.exit_code, told.stdout) == (0, f"queued: ping for board-1, id {number}\n")
+    assert (told.exit_code, told.stdout) == (0, f"{number} queued: ping for board-1, 0 s ago\n")
     assert command(folder, "board-1", "ping", "--id", number).stdout == told.stdout
     assert "is that of another command" in command(folder, "board-1", "report", "--id", number).stderr
     told = command(folder, "board-1", "ping", "--id", number, "--wait", "0.1", "--json")
@@ -366,8 +367,9 @@ def test_a_user_commands_a_board_while_the_daemon_runs_and_both_are_killed(tmp_p
         on.start_board()
         on.until(lambda: on.said("ground", "command-done", id=f"{1:016x}"))
         told = run("groundstation", "command", mission, "pi", "report", "--wait", "30").stdout
-        assert told.startswith("done: report for pi, id ")
-        assert "uptime_s" in told
+        assert re.fullmatch(
+            r"[0-9a-f]{16} done: report for pi, \d+ s ago: state [a-z]+, .*uptime_s .*\n", told
+        )
         on.finish()
         assert [(row["name"], row["state"]) for row in listed()] == [("ping", "done"), ("report", "done")]
         assert len([said for said in on.said("board", "command") if said["name"] == "ping"]) == 1
