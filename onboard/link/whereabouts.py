@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 from onboard.link.ports.port import Port
 from onboard.link.spool import Addresses, Spool
+from onboard.wire.framing.frame import Origin
 from onboard.wire.session import Session
-from onboard.wire.transfer.send import Origin
 
 SEEK_S = (
     5.0  # while the peer gives no answer its name is looked up this often, and the answer taken next time

@@ -12,10 +12,9 @@ from __future__ import annotations
 import math
 
 from onboard.wire.events import Event, PeerHeard
-from onboard.wire.framing.frame import Frame, Type
+from onboard.wire.framing.frame import Frame, Origin, PendingFrame, Type
 from onboard.wire.security.hello import RekeyHandshake
 from onboard.wire.transfer.outbox import Outbox
-from onboard.wire.transfer.send import Origin, PendingFrame
 
 QUIET_S = 15.0
 _FIRST_S = 2.0  # after the start, when whatever there is to say has not been answered
@@ -79,10 +78,8 @@ class Presence:
             return -math.inf
         return math.inf if self._greeting.is_settling else self._ask_at
 
-    def frame(self, now: float) -> PendingFrame | None:
+    def frame(self) -> PendingFrame:
         """The frame that is due, ahead of all others."""
-        if self.frame_at() > now:
-            return None
         is_hello = self._greeting.owes or self.alone or not self._owes_proof
         return self._greeting.say() if is_hello else PendingFrame(Type.POLL)
 

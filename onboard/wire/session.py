@@ -13,11 +13,11 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 
-from onboard.wire.choice import Choice
+from onboard.wire.choice import Choice, MessageQueue
 from onboard.wire.config import Identity, Limits, Medium, Security, SessionState
 from onboard.wire.events import Event, GroupAnswer, LinkSnapshot, Message, PeerHeard, PeerUnreachable
 from onboard.wire.framing import frame as framing
-from onboard.wire.framing.frame import GROUP_ID, OVERHEAD_BYTES, Frame, Type
+from onboard.wire.framing.frame import GROUP_ID, OVERHEAD_BYTES, Frame, Origin, Type
 from onboard.wire.group import BroadcastListener
 from onboard.wire.hearing import ReceiveStats
 from onboard.wire.medium.access import ContactGate
@@ -34,9 +34,7 @@ from onboard.wire.transfer.inbox import Inbox
 from onboard.wire.transfer.incoming import Incoming, Partial
 from onboard.wire.transfer.outbox import Outbox
 from onboard.wire.transfer.report import Report
-from onboard.wire.transfer.send import Origin
 from onboard.wire.transfer.transfer import deadline_of
-from onboard.wire.waiting import MessageQueue
 
 _EPSILON_S = 1e-6  # sums of airtimes are not exact; a microsecond is less than a bit of any link here
 _LOSSY = 0.05  # a share of frames lost from which a delimiter before each of them is worth its byte
@@ -79,9 +77,8 @@ class Session:
             self._seals.greeting, self._outbox, limits.quiet_s, self._access.link_s(now),
             half_duplex=self._timing.half_duplex,
         )  # fmt: skip
-        self._choice = Choice(
-            self._seals, self.presence, self._access, self._messages, self._inbox, self._outbox
-        )
+        ends = self._inbox, self._outbox
+        self._choice = Choice(self._seals, self.presence, self._access, self._messages, *ends)
         openers = self._seals.opener, self._seals.greeting.opener
         self._openers = [*openers, *([] if self._listener is None else [self._listener.opener])]
         self._mishaps = LinkDiagnostics(identity.node, identity.peer, openers)
@@ -250,11 +247,12 @@ class Session:
             return None
         now += _EPSILON_S
         closing = self.presence.is_reachable and self._air.closing(now)
-        send = self._choice.closing() if closing else self._choice.next(now, self.group_floor)
-        if send is None:
+        make = self._choice.closing if closing else self._choice.next_frame(now, self.group_floor)[1]
+        if make is None:
             if not (self.presence.is_reachable and self._air.in_turn(now)):
                 return None
-            send = self._seals.least()  # what was to follow was cancelled: only the turn is handed over
+            make = self._seals.least  # what was to follow was cancelled: only the turn is handed over
+        send = make()
         length = OVERHEAD_BYTES + len(send.payload)
         lossy = max(self._outbox.loss, self._hearing.loss) >= _LOSSY
         end = self._air.sent(length, now, lossy=lossy)
@@ -294,7 +292,8 @@ class Session:
     def wakeup(self, now: float) -> float:
         """The earliest time at which `transmit` or `tick` may have something to do, if no frame comes."""
         link_now = self._access.link_s(now)
-        ready = link_now if self._air.in_turn(link_now) else self._choice.ready_at()
+        in_turn = self._air.in_turn(link_now)
+        ready = link_now if in_turn else self._choice.next_frame(link_now, self.group_floor)[0]
         leaves = math.inf if ready == math.inf else self._air.opens_at(max(link_now, ready))
         ticks = min(self._inbox.tick_at(), self._outbox.tick_at())
         return min(self._access.wakes_at(leaves, now), self._access.ticks_at(ticks, now))
@@ -447,4 +446,5 @@ class Session:
     def _ends_turn(self, end: float, now: float) -> bool:
         burst, loss = max(self._hearing.burst, self._outbox.burst), self._outbox.question_loss
         loss = loss if self._outbox.silent else max(loss, self._hearing.loss, self._outbox.loss)
-        return self._air.ends_turn(end, more=self._choice.ready_at() <= now, loss=loss, burst=burst)
+        more = self._choice.next_frame(now, self.group_floor)[1] is not None
+        return self._air.ends_turn(end, more=more, loss=loss, burst=burst)

@@ -7,15 +7,19 @@ wire/cobs -> a real pty -> the same back -> the ground's store -> learn/federate
 from __future__ import annotations
 
 import os
+import sys
 import time
 import tty
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 
 import numpy as np
 
 from groundstation.store.store import Store
 from hw_profiles import load_link
-from onboard.codec import alq
 from onboard.codec.pack import pack, unpack
 from onboard.data import loading
 from onboard.learn.federated.local import LocalTraining, moved
@@ -24,7 +28,7 @@ from onboard.learn.federated.rounds import PartialAverage, condense
 from onboard.learn.graph import TrainGraph, initial
 from onboard.link import Spool, open_port
 from onboard.link.ports.whitening import whiten
-from onboard.link.pump import Pump, wait
+from onboard.link.pump import PortUp, Pump, wait
 from onboard.mission.objects import UPDATE, Update, decode_update, encode_object
 from onboard.mission.training import BoardTraining
 from onboard.wire.config import Identity, Medium, Security, SessionState
@@ -34,20 +38,48 @@ from onboard.wire.framing.frame import Type
 from onboard.wire.messages import digest
 from onboard.wire.security.seal import Opener
 from onboard.wire.session import Session
+from onboard.wire.transfer.outbox import Outbox
 
 KEY = bytes(range(32))
 LINK = load_link("bench-serial-115k2")
+MOST_FILES = {"board": 53, "ground": 56}  # only ever fewer: 30 at either end are wanted
+MOST_PLANS = 2  # for each frame that crosses
+ROOT = Path(__file__).parent.parent.parent
+PRODUCT = tuple(f"{ROOT}/{package}/" for package in ("onboard", "groundstation", "hw_profiles"))
 
 
-def trained() -> tuple[TrainGraph, alq.Quantized, int]:
-    """A board's share of a first round, small."""
+def trained() -> tuple[TrainGraph, LocalTraining, int]:
+    """A board's share of a first round, small, when its last step is done."""
     graph, images = TrainGraph.load("lenet5"), loading.load("digits", part="train").take(np.arange(40))
     origin = initial(graph.shapes, seed=7)
     knobs = BoardTraining(epochs=1, shift_pixels=0, distortion=0.0)
     plan = Plan(training=knobs, seed=7, round=1, node=1)
     training = LocalTraining(graph, origin, origin, images.x, images.y, plan)
     assert [step.epoch for step in training.steps()] == [1] * 4 + [2] * 4
-    return graph, training.result(), len(images)
+    return graph, training, len(images)
+
+
+@dataclass
+class Walk:
+    """What one end of the link ran: which files of the product, and how often it planned its next frames."""
+
+    files: set[str] = field(default_factory=set)
+    plans: int = 0
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        """Runs what this end does."""
+        sys.setprofile(self._enter)
+        try:
+            yield
+        finally:
+            sys.setprofile(None)
+
+    def _enter(self, frame: FrameType, event: str, _: object) -> None:
+        code = frame.f_code
+        if event == "call" and code.co_filename.startswith(PRODUCT) and code.co_name != "<module>":
+            self.files.add(code.co_filename.removeprefix(f"{ROOT}/"))
+            self.plans += code is Outbox._plan_anew.__code__
 
 
 def end(node: int, peer: int, port: str, spool: Path) -> tuple[Session, Pump]:
@@ -64,11 +96,13 @@ def end(node: int, peer: int, port: str, spool: Path) -> tuple[Session, Pump]:
 
 def test_one_update_through_every_stage(tmp_path: Path) -> None:
     # learn -> codec: the trained difference in groups, bases and coordinates, and in bytes
-    graph, quantized, samples = trained()
-    packed = pack(quantized)
+    on_board, on_ground = Walk(), Walk()
+    graph, training, samples = trained()
     header = Update(mission=b"missiona", round=1, node=1, samples=samples, loss=0.5, cpu_s=1.0, energy_j=2.0,
                     train_s=3.0)  # fmt: skip
-    payload = encode_object(header, packed)
+    with on_board.on():
+        quantized = training.result()
+        payload = encode_object(header, pack(quantized))
 
     # wire: offered, fragmented, sealed; taken from the line by a third hand, which can check but not change
     masters = [os.openpty() for _ in range(2)]
@@ -78,7 +112,10 @@ def test_one_update_through_every_stage(tmp_path: Path) -> None:
     ports = [os.ttyname(slave) for _, slave in masters]
     board, board_pump = end(1, 0, ports[0], tmp_path / "board")
     ground, ground_pump = end(0, 1, ports[1], tmp_path / "ground")
-    name = board.offer(UPDATE, payload, time.monotonic())
+    opened = [event for each in (board_pump, ground_pump) for event in each.poll(time.monotonic())]
+    assert [type(event) for event in opened] == [PortUp, PortUp]
+    with on_board.on():
+        name = board.offer(UPDATE, payload, time.monotonic())
     assert name == digest(UPDATE, payload)
     listener, on_the_line, types = Opener(KEY, source=1, destination=0), cobs.Splitter(LINK.mtu_bytes), []
     arrived: list[Arrived] = []
@@ -87,11 +124,13 @@ def test_one_update_through_every_stage(tmp_path: Path) -> None:
     while not any(isinstance(event, Delivered) for event in board_heard):
         now = time.monotonic()
         assert now < deadline, (board.snapshot(now), ground.snapshot(now))
-        board_heard += [event for event in board_pump.poll(now) if isinstance(event, Delivered)]
-        for event in ground_pump.poll(now):
-            if isinstance(event, Arrived):
-                arrived.append(event)
-                ground.accept(event.digest, now)  # this test's ground is content with its memory
+        with on_board.on():
+            board_heard += board_pump.poll(now)
+        with on_ground.on():
+            for event in ground_pump.poll(now):
+                if isinstance(event, Arrived):
+                    arrived.append(event)
+                    ground.accept(event.digest, now)  # this test's ground is content with its memory
         for source, target in ((0, 1), (1, 0)):
             try:
                 line = os.read(masters[source][0], 4096)
@@ -104,6 +143,10 @@ def test_one_update_through_every_stage(tmp_path: Path) -> None:
                     assert frame is not None
                     assert frame.source == 1
                     types.append(frame.type)
+        with on_board.on():
+            board_pump.wakeup(now)
+        with on_ground.on():
+            ground_pump.wakeup(now)
         wait([board_pump, ground_pump], 0.005)
     assert types[0] is Type.OFFER
     assert types.count(Type.DATA) == -(-len(payload) // (LINK.mtu_bytes - 22))  # each fragment once
@@ -121,19 +164,29 @@ def test_one_update_through_every_stage(tmp_path: Path) -> None:
     store.enter_node(1, "board")
     store.open_round(1, b"model", [1], 0.0, 60.0)
     metrics = {key: getattr(header, key) for key in ("samples", "loss", "train_s", "cpu_s", "energy_j")}
-    store.take_update(1, 1, update.payload, metrics, 1.0)
+    with on_ground.on():
+        store.take_update(1, 1, update.payload, metrics, 1.0)
     stored = store.payload(1, 1)
     assert stored == payload
     assert ground.floor[1] > 0
 
     # codec -> learn: the same weights, averaged, condensed, and packed for the way down
-    back, weights = decode_update(stored)
+    with on_ground.on():
+        back, weights = decode_update(stored)
+        there = unpack(weights, graph.layout).reconstruct()
     assert back == header
-    there, here = unpack(weights, graph.layout).reconstruct(), quantized.reconstruct()
+    here = quantized.reconstruct()
     assert all(np.array_equal(there[tensor], here[tensor]) for tensor in here)
     average = PartialAverage(graph.layout)
-    average.add(there, back.samples)
+    with on_ground.on():
+        average.add(there, back.samples)
     model = pack(condense(graph.layout, average.mean(), bits_per_weight=0.08))
     start = moved(initial(graph.shapes, seed=7), unpack(model, graph.layout).reconstruct())
     assert {tensor: weights.shape for tensor, weights in start.items()} == dict(graph.shapes)
     assert len(model) < 8_000  # 431,080 weights
+
+    # the way: each file is passed once, and no end plans more than twice for a frame that crosses
+    frames = sum(end.snapshot(time.monotonic()).frames_sent for end in (board, ground))
+    assert on_board.plans + on_ground.plans <= MOST_PLANS * frames
+    assert len(on_board.files) <= MOST_FILES["board"], sorted(on_board.files)
+    assert len(on_ground.files) <= MOST_FILES["ground"], sorted(on_ground.files)

@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 
 from hw_profiles import Link
 from onboard.link.ports.linecheck import LineDiagnosis
-from onboard.wire.transfer.send import Origin
+from onboard.wire.framing.frame import Origin
 
 Way = Literal["in", "out"]
 Tap = Callable[[Way, bytes], None]

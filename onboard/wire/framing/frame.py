@@ -29,6 +29,8 @@ more often. This file knows bytes only; whose key it is and whether a seq was se
 from __future__ import annotations
 
 import struct
+from collections.abc import Hashable
+from dataclasses import dataclass
 from enum import IntEnum
 from hashlib import blake2s
 from hmac import compare_digest
@@ -98,6 +100,28 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
     over: bool = False
     encrypted: bool = False
     key_id: int = 0
+
+
+Origin = Hashable
+"""Where a frame came from, in whatever form its port knows places; None on a cable: it has one other end."""
+
+
+@dataclass(frozen=True, slots=True)
+class PendingFrame:
+    """A frame that may leave, before the session gives it its place in the air and seals it."""
+
+    type: Type
+    payload: bytes = b""
+    object_id: int = 0
+    fragment: int = 0
+    priority: int = 0
+    poll: bool = False
+    question: bool = False
+    """Whether an answer is what the frame is for."""
+    is_outgoing: bool = False
+    """Whether it serves an object that this end sends."""
+    to: Origin = None
+    """The origin that it answers; None for the peer, wherever that is."""
 
 
 Reason = Literal["short", "version", "type", "tag"]

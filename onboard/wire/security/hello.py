@@ -48,12 +48,11 @@ from typing import ClassVar, TypeVar
 from onboard.wire.config import Identity, Security, SessionState
 from onboard.wire.events import Event, Rekeyed, TwoEnds
 from onboard.wire.framing import frame as framing
-from onboard.wire.framing.frame import Frame, Type
+from onboard.wire.framing.frame import Frame, Origin, PendingFrame, Type
 from onboard.wire.messages import BadMessage, check_length, unpack_fields
 from onboard.wire.security.doubt import Agreements
 from onboard.wire.security.seal import HELLO, NO_SALT, SALT_BYTES, Opener, Sealer
 from onboard.wire.seldom import Seldom
-from onboard.wire.transfer.send import Origin, PendingFrame
 
 K = TypeVar("K")
 T = TypeVar("T")

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from onboard.wire.config import Identity, Security, SessionState
 from onboard.wire.events import Event, OutOfStep, TwoEnds
-from onboard.wire.framing.frame import Frame, Type
+from onboard.wire.framing.frame import Frame, PendingFrame, Type
 from onboard.wire.security.doubt import Doubt, Earlier
 from onboard.wire.security.hello import HELLO_FIRST_S, RekeyHandshake
 from onboard.wire.security.seal import NO_SALT, SECRET, TRAFFIC, Opener, Sealer
 from onboard.wire.seldom import Seldom
-from onboard.wire.transfer.send import PendingFrame
 
 
 class SecurityContext:

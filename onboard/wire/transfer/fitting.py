@@ -17,7 +17,7 @@ from onboard.wire.medium.timing import Timing
 from onboard.wire.messages import MAX_FRAGMENTS
 from onboard.wire.transfer.length import SHORTEST_BYTES, DeliveryStats, FragmentSizer
 from onboard.wire.transfer.loss import LossEstimator
-from onboard.wire.transfer.talk import ObjectSender
+from onboard.wire.transfer.sender import ObjectSender
 from onboard.wire.transfer.transfer import ReportOutcome
 
 _FRUITLESS = 2.0  # answers in a row that tell of lost fragments alone, where none of that length ever passed
@@ -55,7 +55,7 @@ class Fitting:
 
     def weigh(
         self,
-        talk: ObjectSender,
+        sender: ObjectSender,
         verdict: ReportOutcome,
         missed: int,
         heard: Mapping[int, DeliveryStats],
@@ -63,7 +63,7 @@ class Fitting:
     ) -> int | None:
         """Takes in what a REPORT settled, which came after so many questions were lost; another length for
         the object if it should be cut anew, else None."""
-        outgoing = talk.object
+        outgoing = sender.object
         fragment_bytes = min(outgoing.fragment_bytes, len(outgoing.payload))
         wire_bytes, last_bytes = self._wire_bytes(fragment_bytes), outgoing.last_bytes
         lost, settled = verdict.lost, verdict.settled
@@ -73,43 +73,43 @@ class Fitting:
             lost, settled = lost - verdict.last_lost, settled - verdict.last_settled
         self._lengths.weigh(wire_bytes, DeliveryStats(lost, settled - lost))
         if settled > lost:
-            talk.fruitless = 0.0
+            sender.fruitless = 0.0
         elif lost or (verdict.lost and outgoing.count - outgoing.held.bit_count() == 1):  # the last alone
             missed = missed or self._timing.half_duplex  # there the answer comes when the turn ends
-            talk.fruitless += _UNHEARD if missed and _share_lost(heard) >= _MUCH else 1.0
+            sender.fruitless += _UNHEARD if missed and _share_lost(heard) >= _MUCH else 1.0
         is_proven = self._lengths.is_proven(wire_bytes)
-        talk.is_doubtful = not is_proven and (talk.fruitless > 0 or talk.was_recut)
+        sender.is_doubtful = not is_proven and (sender.fruitless > 0 or sender.was_recut)
         if outgoing.complete:
             return None
-        if talk.fruitless >= (_FRUITLESS_PROVEN if is_proven else _FRUITLESS):
-            return self._shorter(talk, heard, now)
-        return self._look(talk, verdict, heard, now)
+        if sender.fruitless >= (_FRUITLESS_PROVEN if is_proven else _FRUITLESS):
+            return self._shorter(sender, heard, now)
+        return self._look(sender, verdict, heard, now)
 
-    def doubt(self, talk: ObjectSender) -> None:
+    def doubt(self, sender: ObjectSender) -> None:
         """What was sent before the peer was heard was lost, and nobody knows whether for its length."""
-        wire_bytes = self._wire_bytes(min(talk.object.fragment_bytes, len(talk.object.payload)))
-        talk.is_doubtful = not self._lengths.is_proven(wire_bytes)
+        wire_bytes = self._wire_bytes(min(sender.object.fragment_bytes, len(sender.object.payload)))
+        sender.is_doubtful = not self._lengths.is_proven(wire_bytes)
 
-    def _shorter(self, talk: ObjectSender, heard: Mapping[int, DeliveryStats], now: float) -> int | None:
-        outgoing = talk.object
+    def _shorter(self, sender: ObjectSender, heard: Mapping[int, DeliveryStats], now: float) -> int | None:
+        outgoing = sender.object
         least_bytes = max(_least(len(outgoing.payload)), SHORTEST_BYTES)
         half_bytes = outgoing.fragment_bytes // 2
         if half_bytes < least_bytes:
             return None
         best = self._lengths.best(
             self.longest_bytes, least_bytes, heard, now,
-            doubt=talk.fruitless, now_bytes=outgoing.fragment_bytes, burst=self._loss.burst,
+            doubt=sender.fruitless, now_bytes=outgoing.fragment_bytes, burst=self._loss.burst,
         )  # fmt: skip
-        if best > half_bytes and talk.fruitless < _HALVED_AFTER:
+        if best > half_bytes and sender.fruitless < _HALVED_AFTER:
             return None
         self._lengths.refuse(self._wire_bytes(outgoing.fragment_bytes), now)
         return self._lengths.known(min(best, half_bytes), least_bytes)
 
     def _look(
-        self, talk: ObjectSender, verdict: ReportOutcome, heard: Mapping[int, DeliveryStats], now: float
+        self, sender: ObjectSender, verdict: ReportOutcome, heard: Mapping[int, DeliveryStats], now: float
     ) -> int | None:
         """Whether another length promises so much more that it is worth while in the middle of an object."""
-        outgoing = talk.object
+        outgoing = sender.object
         fragment_bytes = outgoing.fragment_bytes
         is_shorter_wanted = verdict.lost > 0
         is_longer_possible = not outgoing.holes and 2 * fragment_bytes <= self.longest_bytes

@@ -1,8 +1,13 @@
-"""A set of an object's fragments in one bit each, as there may be 65,535 of them."""
+"""Sets of an object's fragments in one bit each, as there may be 65,535 of them."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, MutableSet
+
+from onboard.wire.messages import fragments_of
+
+_RUN = re.compile("1+")
 
 
 class Fragments(MutableSet[int]):
@@ -39,3 +44,18 @@ class Fragments(MutableSet[int]):
     def clear(self) -> None:
         """All of them at once."""
         self.bits = self._count = 0
+
+
+def recounted(held: int, size: int, fragment_bytes: int, other_bytes: int) -> int:
+    """The set `held` of fragments of `fragment_bytes`, counted in fragments of `other_bytes`: one of these is
+    held where all of its bytes are. The object has `size` bytes. It goes by runs of fragments, as a peer may
+    ask for it with 65,535 of them."""
+    count = fragments_of(size, other_bytes)
+    bits = bytearray(b"0" * count)
+    for run in _RUN.finditer(f"{held:b}"[::-1]):
+        end = min(run.end() * fragment_bytes, size)
+        first = -(-run.start() * fragment_bytes // other_bytes)
+        last = count if end == size else end // other_bytes
+        if first < last:
+            bits[first:last] = b"1" * (last - first)
+    return int(bits[::-1] or b"0", 2)

@@ -1,6 +1,6 @@
 """The objects that one end receives: what it holds, what it answers, and when.
 
-Answers are REPORT (asked for, or on a cadence while DATA comes in), DONE once the application has the
+Answers are REPORT (asked for, or on a pace while DATA comes in), DONE once the application has the
 object, CANCEL for what it will not take, and a REPORT that says "unknown" so that the peer offers again.
 Nothing is ever sent that no frame of the peer's gave rise to; about broadcast objects nothing that was not
 asked for. A frame that makes no sense changes nothing but a counter.
@@ -9,7 +9,7 @@ asked for. A frame that makes no sense changes nothing but a counter.
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 
@@ -24,19 +24,51 @@ from onboard.wire.events import (
     Refused,
     Withdrawn,
 )
-from onboard.wire.framing.frame import GROUP_ID, OVERHEAD_BYTES, Frame, Type
+from onboard.wire.framing.frame import GROUP_ID, OVERHEAD_BYTES, Frame, PendingFrame, Type
 from onboard.wire.medium.timing import Timing
 from onboard.wire.messages import Cancel, Done, Offer, Reason
-from onboard.wire.transfer.early import Early
 from onboard.wire.transfer.incoming import BadFragment, Incoming, Partial
+from onboard.wire.transfer.receipt import Receipt, giving_way
 from onboard.wire.transfer.report import PREFIX_BYTES, Report
-from onboard.wire.transfer.room import Receipt, giving_way
-from onboard.wire.transfer.send import PendingFrame
+from onboard.wire.transfer.states import IncomingEvent
 
 _IDS = 1024  # object ids of the peer's that are remembered; one that was forgotten is "unknown"
 _MAX_REPLIES = 64
 _MAX_CORRUPT = 2  # the second wrong digest is the offer's fault, not the spool's
+_EARLY_FRAMES = 256  # one turn or more
+_EARLY_BYTES = 512 * 1024  # of their payloads, where frames are long
 _ACCEPT_S = 0.05  # the application has this long to accept before a REPORT says "whole, not yet stored"
+
+
+class Early:
+    """The last pieces of objects that were not offered yet, or not since this end's restart, in the order in
+    which they came: OFFERs are lost, or late."""
+
+    def __init__(self) -> None:
+        self._frames: deque[Frame] = deque()
+        self._bytes = 0
+
+    def keep(self, frame: Frame) -> None:
+        """Until its object is offered; the oldest give way."""
+        self._frames.append(frame)
+        self._bytes += len(frame.payload)
+        while len(self._frames) > _EARLY_FRAMES or self._bytes > _EARLY_BYTES:
+            self._bytes -= len(self._frames.popleft().payload)
+
+    def take(self, object_id: int) -> list[Frame]:
+        """Those of an object that is offered now; they are kept no longer."""
+        return self._remove(range(object_id, object_id + 1))
+
+    def forget(self, object_ids: range) -> None:
+        """These ids mean other objects from now on."""
+        self._remove(object_ids)
+
+    def _remove(self, object_ids: range) -> list[Frame]:
+        taken = [frame for frame in self._frames if frame.object_id in object_ids]
+        if taken:
+            self._frames = deque(frame for frame in self._frames if frame.object_id not in object_ids)
+            self._bytes -= sum(len(frame.payload) for frame in taken)
+        return taken
 
 
 class Inbox:
@@ -78,7 +110,7 @@ class Inbox:
         self._drop(digest)
         self._remember(digest)
         if receipt.object_id:
-            self._reply_done(digest, receipt.object_id, asked=receipt.report_at < math.inf)
+            self._reply_done(digest, receipt.object_id, asked=receipt.owes_report)
 
     def refuse(self, digest: bytes, reason: int) -> None:
         """The application does not want the object. It may be gone by then."""
@@ -107,8 +139,9 @@ class Inbox:
             return -math.inf
         return min((receipt.report_at for receipt in self._receipts.values()), default=math.inf)
 
-    def due(self, now: float, floor: tuple[int, int], group_floor: tuple[int, int]) -> PendingFrame | None:
-        """The answer that is due; floors: epoch and seq of the highest frame heard, and of broadcasts."""
+    def due(self, now: float, floor: tuple[int, int], group_floor: tuple[int, int]) -> PendingFrame:
+        """The answer that is due, as `due_at` said. floor, group_floor: epoch and seq of the highest frame
+        that was heard, and of the highest broadcast."""
         for send in self._replies.values():
             if send.type is Type.REPORT:
                 heard = group_floor if send.object_id >= GROUP_ID else floor
@@ -124,16 +157,14 @@ class Inbox:
                     equations=incoming.equations,
                 )
                 return PendingFrame(Type.REPORT, report.encode(self._timing.payload_bytes), receipt.object_id)
-        return None
+        raise AssertionError(f"no answer is due at {now}")
 
     def sent(self, send: PendingFrame, end: float) -> None:
         """What `due` gave leaves, its last bit at `end`."""
         if self._replies.pop((send.type, send.object_id), None) is not None:
             return
         receipt = self._receipts[self._digests[send.object_id]]
-        receipt.report_at = math.inf
-        receipt.reported_at = end
-        receipt.gap_s = self._timing.report_gap_s(OVERHEAD_BYTES + len(send.payload))
+        receipt.reported(end, self._timing.report_gap_s(OVERHEAD_BYTES + len(send.payload)))
 
     # -- what was heard --------------------------------------------------------------------------------
 
@@ -183,7 +214,7 @@ class Inbox:
             incoming.refragment(offer.fragment_bytes)
         self._bind(object_id, offer.digest)
         receipt = self._receipts[offer.digest]
-        receipt.object_id = object_id
+        receipt.bind(object_id)
         self._report(receipt, now)
         incoming.end_by(offer.deadline_s, now)
         for frame in self._early.take(object_id):
@@ -205,7 +236,7 @@ class Inbox:
             return self._on_question(frame.object_id, now) if frame.poll or digest is None else []
         receipt = self._receipts[incoming.digest]
         if frame.object_id < GROUP_ID:
-            receipt.object_id = frame.object_id  # even if it is broadcast as well
+            receipt.bind(frame.object_id)  # even if it is broadcast as well
         have = incoming.have
         try:
             if frame.type is Type.REPAIR:
@@ -271,12 +302,13 @@ class Inbox:
             return []
         payload = incoming.verified()
         if payload is not None:
-            receipt.arrived = True
-            if receipt.object_id < GROUP_ID or receipt.report_at < math.inf:
+            receipt.meet(IncomingEvent.VERIFIED)
+            if receipt.object_id < GROUP_ID or receipt.owes_report:
                 receipt.report_at = now + _ACCEPT_S
             return [Arrived(incoming.digest, incoming.kind, payload)]
         self.corrupt += 1
         receipt.corrupt += 1
+        receipt.meet(IncomingEvent.CORRUPT)
         self._report(receipt, now)
         incoming.clear()
         if receipt.corrupt < _MAX_CORRUPT and incoming.count:
@@ -301,8 +333,8 @@ class Inbox:
             return []
         digest = self._digests.get(object_id)
         if digest is not None and (receipt := self._receipts.get(digest)) is not None:
-            receipt.object_id = object_id
-            receipt.report_at = min(receipt.report_at, max(now, receipt.reported_at + receipt.gap_s))
+            receipt.bind(object_id)
+            receipt.report_by(max(now, receipt.reported_at + receipt.gap_s))
         elif digest is not None and (digest in self._done or object_id in self._settled):
             self._reply_done(digest, object_id, asked=True)
         elif object_id in self._refused:
@@ -318,7 +350,7 @@ class Inbox:
         """The peer's object id names nothing (more); what it named is not reported on until offered again."""
         receipt = self._receipts.get(self._digests.pop(object_id, b""))
         if receipt is not None and receipt.object_id == object_id:
-            receipt.object_id, receipt.report_at = 0, math.inf
+            receipt.unbind()
 
     def _bind(self, object_id: int, digest: bytes) -> None:
         if self._digests.get(object_id) != digest:
@@ -337,7 +369,7 @@ class Inbox:
     def _report(self, receipt: Receipt, at: float) -> None:
         """A REPORT may leave at `at`, unless it has to be asked for."""
         if receipt.object_id < GROUP_ID:
-            receipt.report_at = min(receipt.report_at, at)
+            receipt.report_by(at)
 
     def _reply(self, send: PendingFrame, *, asked: bool = False) -> None:
         if send.object_id >= GROUP_ID and not asked:
@@ -366,8 +398,7 @@ class Inbox:
             del self._replies[reply]
         for receipt in self._receipts.values():
             if receipt.object_id in ids:
-                receipt.object_id = 0
-                receipt.report_at = math.inf
+                receipt.unbind()
 
     def _remember(self, digest: bytes) -> None:
         self._done[digest] = None
@@ -377,4 +408,4 @@ class Inbox:
 
     def _drop(self, digest: bytes) -> None:
         del self.incoming[digest]
-        del self._receipts[digest]
+        self._receipts.pop(digest).meet(IncomingEvent.END)

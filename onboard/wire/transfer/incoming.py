@@ -14,8 +14,7 @@ from dataclasses import dataclass
 
 from onboard.wire.messages import MAX_FRAGMENTS, digest, fragments_of
 from onboard.wire.transfer import repair
-from onboard.wire.transfer.fragments import Fragments
-from onboard.wire.transfer.recount import recounted
+from onboard.wire.transfer.fragments import Fragments, recounted
 from onboard.wire.transfer.repair import GENERATION, Equations
 
 Buffer = bytes | bytearray | mmap.mmap

@@ -10,43 +10,58 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import NamedTuple
 
 from hw_profiles import Link
 from onboard.wire.events import Cancelled, Delivered, Event, Expired, Progress, Recut, Stuck
-from onboard.wire.framing.frame import GROUP_ID, OVERHEAD_BYTES, Type
+from onboard.wire.framing.frame import GROUP_ID, OVERHEAD_BYTES, PendingFrame, Type
 from onboard.wire.medium.timing import RETRY_S, Timing
 from onboard.wire.messages import Cancel, Done, Reason, digest
-from onboard.wire.transfer.cadence import SendWindow
 from onboard.wire.transfer.fitting import Fitting
 from onboard.wire.transfer.length import DeliveryStats, FragmentSizer
-from onboard.wire.transfer.owing import PeerLiveness
+from onboard.wire.transfer.liveness import PeerLiveness, PeerState
 from onboard.wire.transfer.report import Report
 from onboard.wire.transfer.roundrobin import RoundRobin
-from onboard.wire.transfer.send import PendingFrame
-from onboard.wire.transfer.talk import BULK, ObjectSender
+from onboard.wire.transfer.sender import BULK, ObjectSender
+from onboard.wire.transfer.states import OutgoingEvent
 from onboard.wire.transfer.transfer import Outgoing, ReportOutcome
+from onboard.wire.transfer.window import SendWindow
 
 _STUCK_S = 30.0  # without more of an object held, while the peer answers
 _AT_WORK = 4  # objects on their way at a time; the others have not been offered yet
 _MAX_ID = GROUP_ID - 1
 
 
+MakeFrame = Callable[[], PendingFrame]
+
+
+class PlannedFrame(NamedTuple):
+    """The next frame of one object."""
+
+    at: float
+    """When it may leave; -inf for at once."""
+    type: Type
+    sender: ObjectSender
+
+
 class Outbox:
-    """All outgoing objects of a session, by digest in `talks`."""
+    """All outgoing objects of a session, by digest in `senders`."""
 
     def __init__(self, timing: Timing, link: Link, *, epoch: int, slack: int) -> None:
         self._timing = timing
         self._epoch, self._slack = epoch, slack
-        self._talks: dict[bytes, ObjectSender] = {}
+        self._senders: dict[bytes, ObjectSender] = {}
         self._by_id: dict[int, ObjectSender] = {}
+        self._planned: tuple[tuple[float, float], list[PlannedFrame]] | None = None
         self._last_id = 0
-        self._owing = PeerLiveness(timing)
+        self._liveness = PeerLiveness(timing)
         self._shares = RoundRobin(timing.payload_bytes + OVERHEAD_BYTES)
         self.fragments_sent = self.fragments_resent = self.repairs_sent = self.orphans = 0
         self._peer_epoch = 0  # of the last REPORT
-        self._cadence = SendWindow(timing)
-        self._loss = self._cadence.loss
+        self._pace = SendWindow(timing)
+        self._loss = self._pace.loss
         framing_bytes = timing.wire_bytes(OVERHEAD_BYTES)
         lengths = FragmentSizer(link.frame_loss, link.bit_error_rate, framing_bytes, timing.frame_bytes)
         self._fitting = Fitting(timing, lengths, self._loss)
@@ -70,7 +85,7 @@ class Outbox:
         """Put an object on its way, once; returns its digest. fragment_bytes: None for as many as the losses
         so far make best. heard: see Lengths.best. Raises ValueError if it has too many fragments."""
         name = digest(kind, payload)
-        known = self._talks.get(name)
+        known = self._senders.get(name)
         if known is not None and known.object.withdrawn is None:
             return name
         if fragment_bytes is None or not 0 < fragment_bytes <= self._fitting.longest_bytes:
@@ -78,46 +93,47 @@ class Outbox:
         outgoing = Outgoing(kind, payload, fragment_bytes, priority=priority, deadline=deadline, name=name)
         if known is not None:
             self._forget(known, now)
-        if len(self._talks) >= _MAX_ID // 2:
-            raise ValueError(f"{len(self._talks)} objects are on their way already")
+        if len(self._senders) >= _MAX_ID // 2:
+            raise ValueError(f"{len(self._senders)} objects are on their way already")
         outgoing.object_id = self._free_id()
-        talk = ObjectSender(outgoing, self._cadence, self._epoch, now)
-        self._talks[name] = self._by_id[outgoing.object_id] = talk
+        sender = ObjectSender(outgoing, self._pace, self._epoch, now)
+        self._senders[name] = self._by_id[outgoing.object_id] = sender
+        self._planned = None
         if self._active_from is None:
             self._active_from = now
         return name
 
     def fragment_bytes(self, digest: bytes) -> int:
         """Of an object on its way. Raises KeyError for another."""
-        return self._talks[digest].object.fragment_bytes
+        return self._senders[digest].object.fragment_bytes
 
     def cancel(self, digest: bytes, now: float, reason: Reason = Reason.WITHDRAWN) -> None:
         """Stop sending an object. The receiver is told until it answers; an unknown digest is no error."""
-        talk = self._talks.get(digest)
-        if talk is None or talk.object.withdrawn is not None:
+        sender = self._senders.get(digest)
+        if sender is None or sender.object.withdrawn is not None:
             return
-        if talk.is_unheard_of:
-            self._forget(talk, now)
+        if sender.is_unheard_of:
+            self._forget(sender, now)
             return
-        talk.object.withdrawn = reason
-        talk.object.deadline = math.inf
-        talk.ask_at, talk.asks = now, 0
+        self._planned = None
+        sender.object.withdraw(reason)
+        sender.ask_at, sender.asks = now, 0
 
     def objects(self) -> Iterator[Outgoing]:
         """Those on their way or waiting for it, withdrawn ones left out."""
-        return (talk.object for talk in self._talks.values() if talk.object.withdrawn is None)
+        return (sender.object for sender in self._senders.values() if sender.object.withdrawn is None)
 
     def progress(self, now: float) -> Iterator[Progress]:
         """How far each object is, at the link's rate and measured loss. One of which nothing comes through
         takes as long again as it has already, and without end once it is stuck."""
-        for talk in self._talks.values():
-            outgoing = talk.object
+        for sender in self._senders.values():
+            outgoing = sender.object
             if outgoing.withdrawn is not None:
                 continue
             held, size = outgoing.held.bit_count(), len(outgoing.payload)
             left_s = self._airtime_s(outgoing)
-            if talk.fruitless or talk.is_stuck:
-                left_s = math.inf if talk.is_stuck else max(left_s, now - talk.progress_at)
+            if sender.fruitless or sender.is_stuck:
+                left_s = math.inf if sender.is_stuck else max(left_s, now - sender.progress_at)
             yield Progress(outgoing.digest, outgoing.kind, False, size, outgoing.count, held, left_s)
 
     def goodput_bps(self, now: float) -> float:
@@ -138,94 +154,80 @@ class Outbox:
     @property
     def question_loss(self) -> float:
         """The share of frames that is to be taken as lost because questions had no answer."""
-        return self._owing.loss
+        return self._liveness.loss
 
     # -- what may leave --------------------------------------------------------------------------------
 
     @property
     def held_back(self) -> bool:
-        """Whether only what `control` gives may leave: the peer owes an answer."""
-        return bool(self._talks) and (self._owing.silent or self._owing.handed_over)
+        """Whether nothing but questions may leave: the peer owes an answer."""
+        return bool(self._senders) and self._liveness.state is not PeerState.ANSWERING
 
     @property
     def silent(self) -> bool:
         """Whether the peer owes an answer and gives none."""
-        return self._owing.silent
+        return self._liveness.silent
 
-    def control_at(self) -> float:
-        """When `control` has a frame next, inf for never as things stand."""
-        if self.held_back:
-            return math.inf if self._owing.spoke else self._owing.retry_at  # one question a turn
-        return min((at for at, type_, _ in self._plan() if type_ not in BULK), default=math.inf)
+    def next_frame(
+        self, now: float, seq: int, bulk_at: float, left_s: float | None
+    ) -> tuple[float, MakeFrame | None]:
+        """When a frame may leave next, inf for never as things stand, and what makes it, if that is now.
 
-    def control(self, now: float, seq: int) -> PendingFrame | None:
-        """The OFFER, POLL or CANCEL that is due; it will be frame `seq`."""
-        plan = [] if now < self.control_at() else self._plan()
-        if plan and self.held_back:
-            return plan[0][2].question()
-        for at, type_, talk in plan:
-            if at <= now and type_ not in BULK:
-                return talk.frame(type_, now, seq)
-        return None
-
-    def has_bulk(self) -> bool:
-        """Whether `bulk` has a frame."""
-        return any(type_ in BULK for _, type_, _ in self._plan())
-
-    def bulk(self, now: float, seq: int, left_s: float | None) -> PendingFrame | None:
-        """The next DATA, else a REPAIR; it will be frame `seq`.
-
-        Of the most urgent objects the one with least to go comes first, if it can be whole in the `left_s`
-        seconds that the contact lasts. If it cannot, or nobody knows how long that is, they take turns.
+        It will be frame `seq`: an OFFER, POLL or CANCEL that is due, else bulk, which is DATA or a REPAIR and
+        leaves from `bulk_at` on. Of the most urgent objects the one with least to go comes first, if it can
+        be whole in the `left_s` seconds that the contact lasts. If it cannot, or nobody knows how long that
+        is, they take turns. A peer that owes an answer is asked and sent nothing else.
         """
         plan = self._plan()
-        data = [talk for _, type_, talk in plan if type_ is Type.DATA]
-        if data:
-            equals = [talk for talk in data if talk.object.priority == data[0].object.priority]
-            fits = left_s is not None and self._airtime_s(equals[0].object) <= left_s
-            talk = equals[0] if fits or len(equals) == 1 else self._whose_turn(equals)
-            return talk.frame(Type.DATA, now, seq)
-        for _, type_, talk in plan:
-            if type_ is Type.REPAIR:
-                return talk.frame(type_, now, seq)
-        return None
+        if self.held_back:
+            at = math.inf if self._liveness.spoke else self._liveness.retry_at  # one question a turn
+            return at, plan[0].sender.question if at <= now else None
+        when = math.inf
+        for each in plan:
+            at = bulk_at if each.type in BULK else each.at
+            if at <= now and each.type not in BULK:
+                return at, partial(each.sender.frame, each.type, now, seq)
+            when = min(when, at)
+        if when > now:
+            return when, None
+        return when, partial(self._bulk, plan, now, seq, left_s)
 
     def sent(self, send: PendingFrame, seq: int, end: float) -> None:
-        """A frame that `control` or `bulk` gave leaves as `seq`, its last bit at `end`."""
-        if send.about is None:
-            return
-        talk = self._by_id[send.object_id]
-        self._owing.spoke = self._timing.half_duplex
-        resent = talk.object.resent
-        talk.sent(send, seq, end)
+        """A frame that `next_frame` gave leaves as `seq`, its last bit at `end`."""
+        self._planned = None
+        sender = self._by_id[send.object_id]
+        self._liveness.spoke = self._timing.half_duplex
+        resent = sender.object.resent
+        sender.sent(send, seq, end)
         self.fragments_sent += send.type is Type.DATA
-        self.fragments_resent += talk.object.resent - resent
+        self.fragments_resent += sender.object.resent - resent
         self.repairs_sent += send.type is Type.REPAIR
         if send.poll and not self._timing.half_duplex:
-            self._owing.asked(end)
+            self._liveness.asked(end)
 
     @property
     def asked(self) -> int | None:
         """Half-duplex: fragments of the largest object at work if this turn wants an answer, else None."""
-        return self._most_fragments if self._owing.spoke else None
+        return self._most_fragments if self._liveness.spoke else None
 
     @property
     def asks_about(self) -> int:
         """The object id of the most urgent object that an answer is wanted about, 0 for none."""
-        plan = self._plan() if self._owing.spoke else []
-        return plan[0][2].object.object_id if plan else 0
+        plan = self._plan() if self._liveness.spoke else []
+        return plan[0].sender.object.object_id if plan else 0
 
     def handed_over(self, end: float) -> None:
         """Half-duplex: this end's turn is over at `end`. What it asked may be asked again in the next."""
-        self._owing.hand_over(end)
-        for talk in self._talks.values():
-            if not talk.object.complete:
-                talk.ask_at = min(talk.ask_at, end)
+        self._planned = None
+        self._liveness.hand_over(end)
+        for sender in self._senders.values():
+            if not sender.object.complete:
+                sender.ask_at = min(sender.ask_at, end)
 
     def fell_still(self, now: float) -> None:
         """Half-duplex: this end is in no turn. One that a contact's end cut off never said OVER; what it
         asked may not be heard, and must not wait for ever to be asked again."""
-        if self._owing.spoke:
+        if self._liveness.spoke:
             self.handed_over(now)
 
     def peer_cuts(self, fragment_bytes: int) -> None:
@@ -234,13 +236,13 @@ class Outbox:
 
     def peer_is_busy(self, busy: bool) -> None:
         """Whether the peer sends bulk as well."""
-        self._cadence.peer_is_busy = busy
+        self._pace.peer_is_busy = busy
 
     # -- what was heard --------------------------------------------------------------------------------
 
     def heard(self) -> None:
         """Something authentic came from the peer: go on at once."""
-        self._owing.heard()
+        self._liveness.heard()
 
     def on_report(
         self,
@@ -251,18 +253,19 @@ class Outbox:
         now: float,
     ) -> list[Event]:
         """What the peer holds of an object; one that makes no sense only counts. fates: see Lengths.best."""
-        talk = self._by_id.get(object_id)
-        if talk is None:
+        sender = self._by_id.get(object_id)
+        if sender is None:
             self.orphans += 1
             return []
-        if report.unknown and talk.object.withdrawn is not None:
-            if talk.was_cancelled(report):
-                self._forget(talk, now)
+        self._planned = None
+        if report.unknown and sender.object.withdrawn is not None:
+            if sender.was_cancelled(report):
+                self._forget(sender, now)
             return []
         if report.unknown:
-            talk.unknown(report)
+            sender.unknown(report)
             return []
-        outgoing = talk.object
+        outgoing = sender.object
         before = outgoing.remaining_bytes
         verdict = outgoing.report(report, heard=heard, epoch=self._epoch, slack=self._slack)
         if verdict is None:
@@ -274,82 +277,84 @@ class Outbox:
         self._peer_epoch = heard[0]
         if before > outgoing.remaining_bytes:
             self._acknowledged_bytes += before - outgoing.remaining_bytes
-            talk.progress_at, talk.is_stuck = now, False
+            sender.progress_at, sender.is_stuck = now, False
         if outgoing.withdrawn is not None:
             return []  # CANCEL goes again when it is due
-        missed = talk.missed(report.seq)
+        missed = sender.missed(report.seq)
         if not outgoing.complete:
-            talk.asks = 0
+            sender.asks = 0
         else:
-            talk.ask_at = max(talk.ask_at, now + RETRY_S)  # its application is storing it
+            sender.ask_at = max(sender.ask_at, now + RETRY_S)  # its application is storing it
         if not same_run:
             if verdict.lost:
-                self._fitting.doubt(talk)
+                self._fitting.doubt(sender)
             return []
         self._loss.weigh(verdict)
-        return self._fit(talk, verdict, missed, fates, now)
+        return self._fit(sender, verdict, missed, fates, now)
 
     def on_done(self, done: Done, now: float) -> list[Event]:
         """The peer has an object durably."""
-        talk = self._talks.get(done.digest)
-        if talk is None:
+        sender = self._senders.get(done.digest)
+        if sender is None:
             self.orphans += 1
             return []
-        self._acknowledged_bytes += talk.object.remaining_bytes
-        self._forget(talk, now)
-        return [] if talk.object.withdrawn is not None else [Delivered(done.digest)]
+        self._acknowledged_bytes += sender.object.remaining_bytes
+        self._forget(sender, now)
+        return [] if sender.object.withdrawn is not None else [Delivered(done.digest)]
 
     def on_cancel(self, cancel: Cancel, object_id: int, now: float) -> list[Event]:
         """The peer will not take an object."""
-        talk = self._talks.get(cancel.digest)
-        if talk is None or talk.object.object_id != object_id:
+        sender = self._senders.get(cancel.digest)
+        if sender is None or sender.object.object_id != object_id:
             self.orphans += 1
             return []
-        self._forget(talk, now)
-        return [] if talk.object.withdrawn is not None else [Cancelled(cancel.digest, cancel.reason)]
+        self._forget(sender, now)
+        return [] if sender.object.withdrawn is not None else [Cancelled(cancel.digest, cancel.reason)]
 
     def tick(self, now: float) -> list[Event]:
         """Deadlines that have passed, and silence."""
-        late = [talk.object.digest for talk in self._talks.values() if talk.object.deadline <= now]
+        late = [sender.object.digest for sender in self._senders.values() if sender.object.deadline <= now]
         for name in late:
             self.cancel(name, now, Reason.EXPIRED)
-        if self._talks:
-            self._owing.tick(now, self._most_fragments)
+        if self._senders:
+            self._liveness.tick(now, self._most_fragments)
         return [Expired(name) for name in late]
 
     def tick_at(self) -> float:
         """When `tick` next has something to do."""
-        deadline = min((talk.object.deadline for talk in self._talks.values()), default=math.inf)
-        return min(deadline, self._owing.silent_at(self._most_fragments)) if self._talks else math.inf
+        deadline = min((sender.object.deadline for sender in self._senders.values()), default=math.inf)
+        return min(deadline, self._liveness.silent_at(self._most_fragments)) if self._senders else math.inf
 
     # -- one rule each ---------------------------------------------------------------------------------
 
     def _fit(
         self,
-        talk: ObjectSender,
+        sender: ObjectSender,
         verdict: ReportOutcome,
         missed: int,
         fates: Mapping[int, DeliveryStats],
         now: float,
     ) -> list[Event]:
         """Whether an object is to be cut anew, and whether it is stuck."""
-        fragment_bytes = self._fitting.weigh(talk, verdict, missed, fates, now)
+        fragment_bytes = self._fitting.weigh(sender, verdict, missed, fates, now)
         events: list[Event] = []
-        barren = fragment_bytes is not None and talk.fruitless > 0
-        late = talk.fruitless > 0 and now >= talk.progress_at + _STUCK_S
-        if (barren or late) and not talk.is_stuck:
-            talk.is_stuck = True
-            lost = self._timing.wire_bytes(OVERHEAD_BYTES + talk.object.fragment_bytes)
+        barren = fragment_bytes is not None and sender.fruitless > 0
+        late = sender.fruitless > 0 and now >= sender.progress_at + _STUCK_S
+        if (barren or late) and not sender.is_stuck:
+            sender.is_stuck = True
+            lost = self._timing.wire_bytes(OVERHEAD_BYTES + sender.object.fragment_bytes)
             tried = 0 if fragment_bytes is None else self._timing.wire_bytes(OVERHEAD_BYTES + fragment_bytes)
-            events.append(Stuck(talk.object.digest, lost, tried))
-        return events if fragment_bytes is None else events + self._recut(talk, fragment_bytes, now)
+            events.append(Stuck(sender.object.digest, lost, tried))
+        return events if fragment_bytes is None else events + self._recut(sender, fragment_bytes, now)
 
-    def _recut(self, talk: ObjectSender, fragment_bytes: int, now: float) -> list[Event]:
-        del self._by_id[talk.object.object_id]
-        outgoing = talk.object.recut(fragment_bytes, self._free_id())
-        again = ObjectSender(outgoing, self._cadence, self._epoch, now, was_recut=True)
-        again.progress_at, again.is_stuck = talk.progress_at, talk.is_stuck
-        self._talks[outgoing.digest] = self._by_id[outgoing.object_id] = again
+    def _recut(self, sender: ObjectSender, fragment_bytes: int, now: float) -> list[Event]:
+        self._planned = None
+        del self._by_id[sender.object.object_id]
+        sender.object.meet(OutgoingEvent.END)
+        outgoing = sender.object.recut(fragment_bytes, self._free_id())
+        again = ObjectSender(outgoing, self._pace, self._epoch, now, was_recut=True)
+        again.progress_at, again.is_stuck = sender.progress_at, sender.is_stuck
+        self._senders[outgoing.digest] = self._by_id[outgoing.object_id] = again
         self._loss.forget()
         return [Recut(outgoing.digest, fragment_bytes)]
 
@@ -359,36 +364,56 @@ class Outbox:
             self._last_id = self._last_id % _MAX_ID + 1
         return self._last_id
 
-    def _plan(self) -> list[tuple[float, Type, ObjectSender]]:
-        """For each object at work, the most urgent first, when which frame of it may leave."""
-        talks = list(self._talks.values())
-        if len(talks) > 1:
-            whole = [talk for talk in talks if talk.object.complete]  # they only wait for DONE
-            talks = heapq.nsmallest(_AT_WORK, (t for t in talks if not t.object.complete), key=_urgency)
-            talks += whole
-        return [(*talk.next(), talk) for talk in talks]
+    def _plan(self) -> list[PlannedFrame]:
+        """For each object at work, the most urgent first, when which frame of it may leave. It holds until
+        something changes here, or the rate of the link."""
+        rate = self._timing.frame_s, self._timing.back_frame_s
+        if self._planned is None or self._planned[0] != rate:
+            self._planned = rate, self._plan_anew()
+        return self._planned[1]
+
+    def _plan_anew(self) -> list[PlannedFrame]:
+        senders = list(self._senders.values())
+        if len(senders) > 1:
+            whole = [sender for sender in senders if sender.object.complete]  # they only wait for DONE
+            senders = heapq.nsmallest(_AT_WORK, (t for t in senders if not t.object.complete), key=_urgency)
+            senders += whole
+        return [PlannedFrame(*sender.next(), sender) for sender in senders]
+
+    def _bulk(self, plan: list[PlannedFrame], now: float, seq: int, left_s: float | None) -> PendingFrame:
+        """The next DATA, else a REPAIR."""
+        data = [each.sender for each in plan if each.type is Type.DATA]
+        if not data:
+            [repair, *_] = [each.sender for each in plan if each.type is Type.REPAIR]
+            return repair.frame(Type.REPAIR, now, seq)
+        equals = [sender for sender in data if sender.object.priority == data[0].object.priority]
+        fits = left_s is not None and self._airtime_s(equals[0].object) <= left_s
+        sender = equals[0] if fits or len(equals) == 1 else self._whose_turn(equals)
+        return sender.frame(Type.DATA, now, seq)
 
     @property
     def _most_fragments(self) -> int:
         """Of the largest object, 0 without any."""
-        return max((talk.object.count for talk in self._talks.values()), default=0)
+        return max((sender.object.count for sender in self._senders.values()), default=0)
 
     def _airtime_s(self, outgoing: Outgoing) -> float:
         """What the rest of an object takes at the losses so far."""
         frames = outgoing.count - outgoing.held.bit_count()
         return frames * self._timing.fragment_s(outgoing.fragment_bytes) / max(1 - self.loss, 0.01)
 
-    def _whose_turn(self, talks: list[ObjectSender]) -> ObjectSender:
-        wants = {talk.object.object_id: OVERHEAD_BYTES + talk.data_bytes() for talk in talks}
+    def _whose_turn(self, senders: list[ObjectSender]) -> ObjectSender:
+        wants = {sender.object.object_id: OVERHEAD_BYTES + sender.data_bytes() for sender in senders}
         return self._by_id[self._shares.choose(wants)]
 
-    def _forget(self, talk: ObjectSender, now: float) -> None:
-        del self._talks[talk.object.digest]
-        del self._by_id[talk.object.object_id]
-        if not self._talks and self._active_from is not None:
+    def _forget(self, sender: ObjectSender, now: float) -> None:
+        self._planned = None
+        sender.object.meet(OutgoingEvent.END)
+        del self._senders[sender.object.digest]
+        del self._by_id[sender.object.object_id]
+        if not self._senders and self._active_from is not None:
             self._active_s += now - self._active_from
             self._active_from = None
 
 
-def _urgency(talk: ObjectSender) -> tuple[int, int, int]:
-    return talk.object.priority, talk.object.remaining_bytes, talk.object.object_id
+def _urgency(sender: ObjectSender) -> tuple[int, int, int]:
+    return sender.object.priority, sender.object.remaining_bytes, sender.object.object_id

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 
 from onboard.wire.messages import MAX_FRAGMENTS, Reason, digest, fragments_of
 from onboard.wire.transfer import repair
-from onboard.wire.transfer.recount import recounted
+from onboard.wire.transfer.fragments import recounted
 from onboard.wire.transfer.repair import GENERATION
 from onboard.wire.transfer.report import PREFIX_BYTES, Report
+from onboard.wire.transfer.states import OUTGOING, OutgoingEvent, OutgoingState, follow
 
 
 def deadline_of(kind: int, priority: int, deadline_s: float | None, now: float) -> float:
@@ -79,8 +80,8 @@ class Outgoing:
         self._equations: dict[int, int] = {}  # sums that the receiver holds, by generation
         self._airborne: Counter[int] = Counter()  # DATA and REPAIR in flight, by generation
         self._heard = (0, 0)  # epoch and seq of the frame that brought the newest REPORT
-        self.answered = False  # a REPORT came since the last OFFER
-        self.withdrawn: Reason | None = None
+        self.state = OutgoingState.QUEUED
+        self.withdrawn: Reason | None = None  # why, as the CANCEL says
         self.resent = self.repaired = 0
 
     def recut(self, fragment_bytes: int, object_id: int) -> Outgoing:
@@ -103,9 +104,14 @@ class Outgoing:
         return self._todo & self._sent
 
     @property
+    def answered(self) -> bool:
+        """Whether a REPORT came since the receiver last knew nothing of the object."""
+        return self.state is OutgoingState.SENDING or self.state is OutgoingState.WHOLE
+
+    @property
     def complete(self) -> bool:
         """Whether the receiver has said that it holds every fragment."""
-        return self.answered and self.held == self._all
+        return self.state is OutgoingState.WHOLE or self.state is OutgoingState.WITHDRAWN_WHOLE
 
     @property
     def in_flight(self) -> int:
@@ -185,9 +191,14 @@ class Outgoing:
         self._airborne[generation] += 1
         self.repaired += 1
 
-    def unknown(self) -> None:
-        """The receiver knows no such object (any more): what it holds has to be learnt again."""
-        self.answered = False
+    def meet(self, event: OutgoingEvent) -> None:
+        """Something that the object's state follows from has happened, see `states`."""
+        self.state = follow(OUTGOING, self.state, event)
+
+    def withdraw(self, reason: Reason) -> None:
+        """This end gives the object up, and has to say so."""
+        self.meet(OutgoingEvent.WITHDRAW)
+        self.withdrawn, self.deadline = reason, math.inf
 
     def report(
         self, report: Report, *, heard: tuple[int, int], epoch: int, slack: int = 0
@@ -204,8 +215,9 @@ class Outgoing:
             return None
         told = self._all & ((1 << report.covered) - 1)
         self._heard = heard
-        self.answered = True
         self.held = self.held & ~told | report.held & told
+        is_whole = self.held == self._all
+        self.meet(OutgoingEvent.WHOLE_REPORTED if is_whole else OutgoingEvent.HOLES_REPORTED)
         self._told |= told
         highest = report.seq - slack
         lost = bursts = settled = last_lost = last_settled = 0

@@ -17,10 +17,9 @@ from onboard.wire.framing.frame import Frame, Type
 from onboard.wire.messages import MAX_FRAGMENTS, Offer, Reason, digest
 from onboard.wire.security.seal import Sealer
 from onboard.wire.session import Session
-from onboard.wire.transfer.early import Early
-from onboard.wire.transfer.fragments import Fragments
+from onboard.wire.transfer.fragments import Fragments, recounted
+from onboard.wire.transfer.inbox import Early
 from onboard.wire.transfer.incoming import Incoming
-from onboard.wire.transfer.recount import recounted
 from tests.onboard.wire.pair import FAST, KEY, UPDATE, data
 
 MIB = 1 << 20

@@ -8,10 +8,10 @@ from benchmarks.claims.link import day
 from benchmarks.harness import leg
 from benchmarks.harness.result import Row
 from onboard.wire.events import Event
+from onboard.wire.framing.frame import Origin
 from onboard.wire.medium.allowance import ByteQuota
 from onboard.wire.security.seal import ReplayWindow
 from onboard.wire.session import Session
-from onboard.wire.transfer.send import Origin
 
 
 def played(hours: float) -> dict[str, Row]:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from onboard.wire.framing.frame import Type
+from onboard.wire.framing.frame import PendingFrame, Type
 from onboard.wire.messages import Cancel, Offer
-from onboard.wire.transfer.cadence import SendWindow
 from onboard.wire.transfer.loss import MOST
 from onboard.wire.transfer.report import Report
-from onboard.wire.transfer.send import PendingFrame
+from onboard.wire.transfer.states import OutgoingEvent
 from onboard.wire.transfer.transfer import Outgoing
+from onboard.wire.transfer.window import SendWindow
 
 BULK = (Type.DATA, Type.REPAIR)
 _QUESTIONS = 16
@@ -32,7 +32,7 @@ class ObjectSender:
     def __init__(
         self,
         outgoing: Outgoing,
-        cadence: SendWindow,
+        pace: SendWindow,
         epoch: int,
         now: float = 0.0,
         *,
@@ -44,7 +44,7 @@ class ObjectSender:
         self.progress_at, self.is_stuck = now, False
         self.ask_at = 0.0
         self.asks = 0
-        self._cadence, self._loss, self._epoch = cadence, cadence.loss, epoch
+        self._pace, self._loss, self._epoch = pace, pace.loss, epoch
         self._offer_seq = 0  # of the last OFFER; 0 when one is due
         self._cancel_seq = 0  # of the first CANCEL
         self._questions: list[int] = []  # seqs of those since the last REPORT, the first ones
@@ -53,15 +53,19 @@ class ObjectSender:
 
     @property
     def is_unheard_of(self) -> bool:
-        """Whether the receiver cannot have heard of it in this epoch."""
-        return self._offer_seq == 0 and not self.object.in_flight
+        """Whether the receiver cannot have heard of the object in this epoch, or has forgotten it."""
+        return self._offer_is_due and not self.object.in_flight
+
+    @property
+    def _offer_is_due(self) -> bool:
+        return self._offer_seq == 0
 
     def next(self) -> tuple[float, Type]:
         """When which frame may leave."""
         outgoing = self.object
         if outgoing.withdrawn is not None:
             return self.ask_at, Type.CANCEL
-        if self._offer_seq == 0 or (not outgoing.answered and self._unoffered >= _OFFER_EVERY):
+        if self._offer_is_due or (not outgoing.answered and self._unoffered >= _OFFER_EVERY):
             return -math.inf, Type.OFFER
         if outgoing.in_flight < self._window():
             if outgoing.next_fragment(self._loss.expected) is not None:
@@ -77,7 +81,7 @@ class ObjectSender:
             return self._data()
         if type_ is Type.REPAIR:
             return self._repair(seq)
-        if type_ is Type.POLL and self._repairs and self._cadence.repair_asks(outgoing, self.asks):
+        if type_ is Type.POLL and self._repairs and self._pace.repair_asks(outgoing, self.asks):
             return replace(self._repair(seq), question=True)
         payload = b""
         if type_ is Type.OFFER:
@@ -87,16 +91,14 @@ class ObjectSender:
             ).encode()
         elif type_ is Type.CANCEL and outgoing.withdrawn is not None:
             payload = Cancel(outgoing.digest, outgoing.withdrawn).encode()
-        return PendingFrame(type_, payload, outgoing.object_id, poll=True, question=True, about=outgoing)
+        return PendingFrame(type_, payload, outgoing.object_id, poll=True, question=True, is_outgoing=True)
 
     def question(self) -> PendingFrame:
         """To a peer that owes an answer: 24 B, and it says "unknown" if the OFFER never came. An object that
         is withdrawn is asked about by its digest: a receiver that restarted goes by that alone."""
         if self.object.withdrawn is not None:
             return self.frame(Type.CANCEL, 0.0, 0)
-        return PendingFrame(
-            Type.POLL, b"", self.object.object_id, poll=True, question=True, about=self.object
-        )
+        return PendingFrame(Type.POLL, b"", self.object.object_id, poll=True, question=True, is_outgoing=True)
 
     def data_bytes(self) -> int:
         """Payload of the fragment that would go next."""
@@ -115,12 +117,13 @@ class ObjectSender:
             self._unpolled = 0 if send.poll else self._unpolled + 1
             self._unoffered += 1
         elif send.type is Type.OFFER:
+            self.object.meet(OutgoingEvent.OFFER_SENT)
             self._offer_seq = seq
             self._unoffered = 0
         elif send.type is Type.CANCEL:
             self._cancel_seq = self._cancel_seq or seq
-        if send.poll or self._cadence.by_turns:
-            self.ask_at = end + self._cadence.patience_s(self.object, self.asks)
+        if send.poll or self._pace.by_turns:
+            self.ask_at = end + self._pace.patience_s(self.object, self.asks)
 
     def missed(self, seq: int) -> int:
         """How many questions before frame `seq`, which the receiver heard, it did not say to have heard."""
@@ -135,7 +138,7 @@ class ObjectSender:
     def unknown(self, report: Report) -> None:
         """The receiver says that it knows no such object: if it heard the last OFFER, it wants another."""
         if report.epoch != self._epoch or report.seq >= self._offer_seq:
-            self.object.unknown()
+            self.object.meet(OutgoingEvent.UNKNOWN_REPORTED)
             self._offer_seq = 0
 
     @property
@@ -144,7 +147,7 @@ class ObjectSender:
         return not self.is_doubtful and self._loss.measured <= MOST
 
     def _window(self) -> int:
-        window = self._cadence.window(self.object)
+        window = self._pace.window(self.object)
         return min(window, 1 if self.fruitless else _PROBES) if self.is_doubtful else window
 
     def _next_fragment(self) -> int:
@@ -154,18 +157,18 @@ class ObjectSender:
 
     def _data(self) -> PendingFrame:
         outgoing, index = self.object, self._next_fragment()
-        poll = self._cadence.wants_report(outgoing, self._unpolled, last=outgoing.to_send.bit_count() == 1)
-        poll = poll or (self.is_doubtful and not self._cadence.by_turns)
+        poll = self._pace.wants_report(outgoing, self._unpolled, last=outgoing.to_send.bit_count() == 1)
+        poll = poll or (self.is_doubtful and not self._pace.by_turns)
         payload = outgoing.fragment(index)
-        return PendingFrame(
-            Type.DATA, payload, outgoing.object_id, index, outgoing.priority, poll, about=outgoing
-        )
+        return self._bulk(Type.DATA, payload, index, poll)
 
     def _repair(self, seq: int) -> PendingFrame:
         outgoing = self.object
         _, generation = outgoing.lacking(self._loss.expected, self._loss.burst)
         payload = outgoing.repair(generation, (self._epoch, seq))
-        poll = self._cadence.wants_report(outgoing, self._unpolled, last=True)
-        return PendingFrame(
-            Type.REPAIR, payload, outgoing.object_id, generation << 8, outgoing.priority, poll, about=outgoing
-        )
+        poll = self._pace.wants_report(outgoing, self._unpolled, last=True)
+        return self._bulk(Type.REPAIR, payload, generation << 8, poll)
+
+    def _bulk(self, type_: Type, payload: bytes, fragment: int, poll: bool) -> PendingFrame:
+        object_id, priority = self.object.object_id, self.object.priority
+        return PendingFrame(type_, payload, object_id, fragment, priority, poll, is_outgoing=True)

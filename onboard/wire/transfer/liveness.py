@@ -8,6 +8,7 @@ handed over a turn with a question in it says nothing before the answer, but ask
 from __future__ import annotations
 
 import math
+from enum import Enum
 
 from onboard.wire.medium.timing import RETRY_S, Timing
 
@@ -18,18 +19,33 @@ _QUICK_TURNS = 12  # half-duplex: a question in each, and then every 2 s
 _FIRST_S, _SLOWER = 0.25, 1.1
 
 
+class PeerState(Enum):
+    """Whether the peer may be sent more than questions."""
+
+    ANSWERING = "answering"
+    """The peer owes nothing, or not for too long yet."""
+    ANSWER_DUE = "answer-due"
+    """On half-duplex, this end asked something in its turn and handed the turn over."""
+    SILENT = "silent"
+    """The peer gives no answer."""
+
+
 class PeerLiveness:
-    """The questions of one end, whatever they are about. `silent`: the peer gives no answer."""
+    """The questions of one end, whatever they are about."""
 
     def __init__(self, timing: Timing) -> None:
         self._timing = timing
         self._since: float | None = None  # end of the first question since the peer was heard
         self._misses = 0  # questions since the peer was heard
         self._in_silence = 0  # of these, to a silent peer
-        self.silent = False
+        self.state = PeerState.ANSWERING
         self.retry_at = 0.0  # when to ask again, if nothing else may leave
         self.spoke = False  # half-duplex: in this turn, something that wants an answer
-        self.handed_over = False  # half-duplex: the turn in which it was is over
+
+    @property
+    def silent(self) -> bool:
+        """Whether the peer owes an answer and gives none."""
+        return self.state is PeerState.SILENT
 
     @property
     def loss(self) -> float:
@@ -50,13 +66,15 @@ class PeerLiveness:
 
     def hand_over(self, end: float) -> None:
         """Half-duplex: this end's turn is over at `end`."""
-        self.handed_over, self.spoke = self.spoke, False
-        if self.handed_over:
+        has_asked, self.spoke = self.spoke, False
+        if not self.silent:
+            self.state = PeerState.ANSWER_DUE if has_asked else PeerState.ANSWERING
+        if has_asked:
             self.asked(end)
 
     def heard(self) -> None:
         """Something authentic came from the peer."""
-        self.silent = self.handed_over = False
+        self.state = PeerState.ANSWERING
         self._since = None
         self._misses = self._in_silence = 0
 
@@ -69,5 +87,5 @@ class PeerLiveness:
     def tick(self, now: float, fragments: int) -> None:
         """Time has passed."""
         if now >= self.silent_at(fragments):
-            self.silent = True
+            self.state = PeerState.SILENT
             self.retry_at = now

@@ -1,0 +1,91 @@
+"""An object's life has one table at either end, which is complete and ends, and docs/wire.md shows it."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Mapping
+from enum import Enum
+from pathlib import Path
+
+import pytest
+
+from onboard.wire.transfer import states
+from onboard.wire.transfer.states import (
+    INCOMING,
+    OUTGOING,
+    IncomingEvent,
+    IncomingState,
+    OutgoingEvent,
+    OutgoingState,
+    follow,
+)
+
+PAGE = (Path(__file__).parent.parent.parent.parent / "docs" / "wire.md").read_text(encoding="utf-8")
+Table = Mapping[tuple[Enum, Enum], Enum]
+BOTH = pytest.mark.parametrize(
+    ("table", "kind"), [(OUTGOING, OutgoingState), (INCOMING, IncomingState)], ids=["outgoing", "incoming"]
+)
+
+
+def diagram(table: Table) -> str:
+    """The table as Mermaid draws it, without the changes that lead back to the same state."""
+    causes: dict[tuple[Enum, Enum], list[str]] = {}
+    for (before, event), after in table.items():
+        if before is not after:
+            causes.setdefault((before, after), []).append(event.value)
+    lines = ["stateDiagram-v2", f"    [*] --> {next(iter(table))[0].name}"]
+    lines += [
+        f"    {before.name} --> {after.name} : {' / '.join(events)}"
+        for (before, after), events in causes.items()
+    ]
+    return "\n".join([*lines, "    ENDED --> [*]"])
+
+
+@BOTH
+def test_the_page_shows_the_table(table: Table, kind: type[Enum]) -> None:
+    shown = re.findall(r"```mermaid\n(stateDiagram-v2\n.*?)\n```", PAGE, flags=re.DOTALL)
+    assert diagram(table) in shown, f"docs/wire.md is to have\n```mermaid\n{diagram(table)}\n```"
+
+
+@BOTH
+def test_every_state_can_be_entered_and_every_life_can_end(table: Table, kind: type[Enum]) -> None:
+    first, ended = next(iter(kind)), list(kind)[-1]
+    assert {first, *table.values()} == set(kind)
+    assert {before for before, _ in table} == set(kind) - {ended}
+    for state in set(kind) - {ended}:
+        reached, left = {state}, [state]
+        while left:
+            here = left.pop()
+            new = {after for (before, _), after in table.items() if before is here} - reached
+            reached |= new
+            left += new
+        assert ended in reached, state
+
+
+def test_whatever_a_peer_may_send_has_a_row_in_every_state() -> None:
+    reports = {OutgoingEvent.HOLES_REPORTED, OutgoingEvent.WHOLE_REPORTED, OutgoingEvent.END}
+    for sent in set(OutgoingState) - {OutgoingState.ENDED}:
+        assert reports <= {event for state, event in OUTGOING if state is sent}, sent
+    for got in set(IncomingState) - {IncomingState.ENDED}:
+        rows = {event for state, event in INCOMING if state is got}
+        assert {IncomingEvent.BOUND, IncomingEvent.UNBOUND, IncomingEvent.END} <= rows, got
+
+
+def test_any_other_event_is_an_error_of_this_program() -> None:
+    with pytest.raises(AssertionError, match="OFFER_SENT in state WITHDRAWN"):
+        follow(OUTGOING, OutgoingState.WITHDRAWN, OutgoingEvent.OFFER_SENT)
+    with pytest.raises(AssertionError, match="BOUND in state ENDED"):
+        follow(INCOMING, IncomingState.ENDED, IncomingEvent.BOUND)
+
+
+def test_every_state_and_event_says_what_it_is() -> None:
+    for node in ast.parse(inspect.getsource(states)).body:
+        if isinstance(node, ast.ClassDef):
+            members = [index for index, each in enumerate(node.body) if isinstance(each, ast.Assign)]
+            assert members
+            for index in members:
+                said = node.body[index + 1]
+                assert isinstance(said, ast.Expr), ast.unparse(node.body[index])
+                assert isinstance(said.value, ast.Constant), ast.unparse(node.body[index])
