@@ -10,7 +10,7 @@ from pathlib import Path
 
 from onboard.codec.pack import unpack
 from onboard.data.loading import load
-from onboard.learn.federated.local import moved
+from onboard.learn.federated.local import apply_delta
 from onboard.learn.graph import InferGraph, evaluate, initial, prepare
 from onboard.mission.objects import decode_task
 
@@ -20,7 +20,7 @@ def main(path: Path) -> None:
     task, packed = decode_task(path.read_bytes())
     graph = InferGraph.load(task.model)
     weights = initial(graph.shapes, task.seed)  # what travels is the difference from these
-    weights = moved(weights, unpack(packed, graph.layout).reconstruct())
+    weights = apply_delta(weights, unpack(packed, graph.layout).reconstruct())
     images = load("digits", part="test")
     for row in images.x[0, 0, ::2]:
         print("".join(" .:*#"[pixel // 52] for pixel in row))

@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from groundstation.config import load_mission
-from groundstation.setup import MissionRequest, NodeSpec, SetupError, found, roll_key
+from groundstation.setup import MissionRequest, NodeSpec, SetupError, create_mission, roll_key
 from groundstation.store.recovery import backup_of
 from groundstation.store.store import Store, StoreDamaged, StoreError, StoreForeign
 from onboard.console.errors import OneLineErrors, fail, refused
@@ -83,7 +83,7 @@ def init(
             select=select or len(specs), quorum=quorum or select or len(specs), deadline_s=deadline_s,
             seed=seed, data_dir=data_dir,
         )  # fmt: skip
-        lines = list(found(folder, specs, wishes))
+        lines = list(create_mission(folder, specs, wishes))
     except (SetupError, ConfigError) as error:
         fail(str(error))
     except OSError as error:

@@ -172,7 +172,7 @@ class MissionRequest:
         return {key: value for key, value in section.items() if value is not None}
 
 
-def found(folder: Path, specs: list[NodeSpec], wishes: MissionRequest) -> Iterator[str]:
+def create_mission(folder: Path, specs: list[NodeSpec], wishes: MissionRequest) -> Iterator[str]:
     """Writes the mission and yields a line about each thing written.
 
     Raises SetupError or ConfigError before anything is written, OSError where the disk refuses. Nothing is

@@ -47,7 +47,9 @@ class Lab:
         self._folder = folder
         self._crew = ProcessGroup(folder / "logs")
 
-    def found(self, mission: str, source: str, images: Images, sites: list[Site], *, rounds: int = 1) -> None:
+    def create_mission(
+        self, mission: str, source: str, images: Images, sites: list[Site], *, rounds: int = 1
+    ) -> None:
         """A mission in which every site holds `images`; the ground judges on `source`'s."""
         nodes = [
             f"{site.name},board={site.board},link={site.link},cpu-share=1,"

@@ -51,7 +51,7 @@ from onboard.codec.pack import unpack
 from onboard.config import load_own
 from onboard.data import loading
 from onboard.data.images import Images
-from onboard.learn.federated.local import moved
+from onboard.learn.federated.local import apply_delta
 from onboard.learn.gossip import topology
 from onboard.learn.graph import InferGraph, TrainGraph, evaluate, initial
 from onboard.mission.objects import decode_task
@@ -209,7 +209,7 @@ def _judged(train: TrainGraph, deployed: bytes) -> float:
         return 0.0
     task, weights = decode_task(deployed)
     start = initial(train.shapes, task.seed)
-    return _accuracy(moved(start, unpack(weights, train.layout).reconstruct()))
+    return _accuracy(apply_delta(start, unpack(weights, train.layout).reconstruct()))
 
 
 def _accuracy(weights: Any) -> float:

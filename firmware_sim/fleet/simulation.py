@@ -26,7 +26,7 @@ from onboard.learn.graph import InferGraph, TrainGraph, evaluate
 from onboard.mission.averaging import averaged
 from onboard.mission.health import State, decode_health
 from onboard.mission.objects import MODEL, asked_again
-from onboard.mission.server import BadUpdate, Server
+from onboard.mission.server import BadUpdate, MissionTerms, Server
 from onboard.mission.training import Training
 from onboard.wire.events import Arrived, Cancelled, Event, GroupAnswer, Message
 from onboard.wire.messages import BadMessage, Reason, digest
@@ -105,11 +105,11 @@ class Fleet:
         self.results: list[RoundResult] = []
         self.packed = b""  # the outcome of the last round that is over
         self._train, self._infer, self._test = train, infer, test
-        self._server = Server(
-            mission=_digest("mission", settings.seed)[:8], model=settings.model, seed=settings.seed,
-            deadline_s=settings.deadline_s, training=settings.training, graph=train,
-            staleness=settings.staleness,
+        terms = MissionTerms(
+            id=_digest("mission", settings.seed)[:8], model=settings.model, seed=settings.seed,
+            deadline_s=settings.deadline_s, training=settings.training,
         )  # fmt: skip
+        self._server = Server(terms, train, staleness=settings.staleness)
         self._places = {
             node: Place(
                 node=node,

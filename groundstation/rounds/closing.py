@@ -79,7 +79,7 @@ class Closing:
                 average.add(*self._open(number, node))
                 yield True
         try:
-            outcome.packed = self._condense(average)
+            outcome.packed = self._quantize(average)
         except MemoryError:
             raise
         except Exception as error:  # each of them can be used, and all of them together cannot
@@ -128,7 +128,7 @@ class Closing:
             raise ValueError("there is nothing stored of it")
         return self._server.open(UPDATE, payload, node, number, self._training)
 
-    def _condense(self, average: RoundAverage) -> bytes:
+    def _quantize(self, average: RoundAverage) -> bytes:
         """The average, packed, if it is one that can be sent and built on. Raises ValueError."""
         with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is looked at
             packed = average.packed()

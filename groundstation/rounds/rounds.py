@@ -27,7 +27,7 @@ from onboard.learn.federated.rounds import Round, RoundState, UpdateFate, choose
 from onboard.learn.graph import InferGraph, TrainGraph
 from onboard.mission.health import Failure, State, decode_health, failure_name
 from onboard.mission.objects import asked_again
-from onboard.mission.server import BadUpdate, Server
+from onboard.mission.server import BadUpdate, MissionTerms, Server
 from onboard.wire.events import Arrived, Cancelled, Delivered, Event, Message, QuotaUsage, Recut, Rekeyed
 from onboard.wire.messages import BadMessage, Reason
 
@@ -56,10 +56,11 @@ class Rounds:
         self.number = 0
         self.finished = False
         rules = mission.rules
-        self._server = Server(
-            mission=mission_id, model=rules.model, seed=rules.seed, deadline_s=rules.deadline_s, graph=train,
-            training=mission.train, staleness=rules.staleness, classes=test.classes, bounds=rules.bounds,
+        terms = MissionTerms(
+            id=mission_id, model=rules.model, seed=rules.seed, deadline_s=rules.deadline_s,
+            training=mission.train, classes=test.classes,
         )  # fmt: skip
+        self._server = Server(terms, train, staleness=rules.staleness, bounds=rules.bounds)
         self._store = store
         self.last_words = LastWords(store)
         self._stations = stations

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import cached_property
 
 from onboard.codec.alq import Doubles
+from onboard.codec.layout import Floats
 from onboard.codec.model import Model
 from onboard.learn.federated.clipping import FEW, Claim, Outlier, Part, Share, norm, odd_one, shares
 from onboard.learn.federated.rounds import PartialAverage
@@ -35,9 +37,14 @@ class RoundAverage:
         self._odd: Outlier | None = None
         self._average = PartialAverage(server.layout)
 
+    @cached_property
+    def _base(self) -> dict[str, Floats] | None:
+        """What the answers moved from. Raises BadPack."""
+        return self._server.base(self._sent)
+
     def look(self, update: Update, model: Model) -> None:
         """The first look at one node's answer."""
-        self._claims[update.node] = self._server.claim(update, model, self._sent)
+        self._claims[update.node] = self._server.claim(update, model, self._base)
 
     @property
     def wants_earlier(self) -> bool:
@@ -46,7 +53,7 @@ class RoundAverage:
 
     def look_back(self, update: Update, model: Model, packed: bytes) -> None:
         """A look at an answer of an earlier round, which sent `packed`."""
-        self._earlier.append(self._server.claim(update, model, packed).norm)
+        self._earlier.append(self._server.claim(update, model, self._server.base(packed)).norm)
 
     def weigh(self) -> list[Outlier]:
         """All have been looked at; returns who asked to count for far more than the others."""
@@ -59,15 +66,15 @@ class RoundAverage:
         if self._odd is not None and update.node == self._odd.node:
             share = Share(share.factor, math.ceil(share.samples * self._odd.keeps))
         if share.samples:
-            self._server.fold(self._average, update, model, self._number, self._sent, share)
+            self._server.accumulate(self._average, update, model, self._number, self._base, share)
 
     def compare(self, update: Update, model: Model) -> None:
         """All were added. The third look at one node's answer."""
         if self._mean is None:
-            mean = self._server.move(self._average.mean(), self._sent)
+            mean = self._server.move(self._average.mean(), self._base)
             self._mean = mean, norm(mean)
         share, claim = self._shares[update.node], self._claims[update.node]
-        move = self._server.move(model.reconstruct(), self._sent)
+        move = self._server.move(model.reconstruct(), self._base)
         product = sum(float((values * self._mean[0][name]).sum()) for name, values in move.items())
         weight = share.samples * self._server.age_weight(update, self._number)
         self._parts[update.node] = Part(weight, share.factor * claim.norm, share.factor * product)
@@ -83,7 +90,7 @@ class RoundAverage:
 
     def packed(self) -> bytes:
         """The round's model, packed for the way down. Raises ValueError without an answer."""
-        return self._server.condense(self._average, self._sent)
+        return self._server.quantize_average(self._average, self._sent)
 
 
 def averaged(server: Server, number: int, packed: bytes, payloads: Mapping[int, bytes]) -> bytes:

@@ -13,7 +13,7 @@ from onboard.codec.model import BadPack
 from onboard.codec.pack import pack, unpack
 from onboard.data import labels
 from onboard.data.images import DataError, Images
-from onboard.learn.federated.local import LocalTraining, Step, moved
+from onboard.learn.federated.local import LocalTraining, Step, apply_delta
 from onboard.learn.federated.plan import Plan
 from onboard.learn.graph import GraphError, TrainGraph, initial
 from onboard.mission.health import Failure
@@ -154,7 +154,7 @@ def _training(task: Task, weights: memoryview, graph: TrainGraph, images: Images
     origin = initial(graph.shapes, task.seed)
     start = origin
     if task.weights == "packed":
-        start = moved(origin, unpack(weights, graph.layout).reconstruct())
+        start = apply_delta(origin, unpack(weights, graph.layout).reconstruct())
     knobs = task.training
     if knobs is None:
         raise ValueError("the task asks for no training")

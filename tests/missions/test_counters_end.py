@@ -18,7 +18,7 @@ from onboard.learn.federated.rounds import PartialAverage, staleness_weight
 from onboard.learn.gossip.exchange import LAST_NUMBER, Gossip
 from onboard.mission.health import Health, decode_health, encode_health
 from onboard.mission.objects import decode_task
-from onboard.mission.server import Server
+from onboard.mission.server import MissionTerms, Server
 from onboard.mission.training import LEAST_RATE, Training
 from onboard.storage.journal import Journal
 from onboard.wire.security.seal import MAX_EPOCH, NO_SALT
@@ -141,9 +141,15 @@ def test_a_link_that_fails_for_ever_is_begun_again_ever_less_often(clockwork: Ma
 @pytest.mark.parametrize("number", [2, 7_018, 7_019, 7_020, 0xFFFF])
 def test_a_learning_rate_decays_to_a_bound_and_not_to_nothing(decay: float, number: int) -> None:
     server = Server(
-        mission=b"mission.", model="lenet5", seed=1, deadline_s=60.0,
-        training=Training(learning_rate_decay=decay), graph=TRAIN,
-    )  # fmt: skip
+        MissionTerms(
+            id=b"mission.",
+            model="lenet5",
+            seed=1,
+            deadline_s=60.0,
+            training=Training(learning_rate_decay=decay),
+        ),
+        TRAIN,
+    )
     task, _ = decode_task(server.model(number, b"packed"))
     assert task.training is not None
     assert task.training.learning_rate >= LEAST_RATE
@@ -152,9 +158,15 @@ def test_a_learning_rate_decays_to_a_bound_and_not_to_nothing(decay: float, numb
 
 def test_a_learning_rate_below_the_bound_stays_what_it_is() -> None:
     server = Server(
-        mission=b"mission.", model="lenet5", seed=1, deadline_s=60.0,
-        training=Training(learning_rate=1e-15), graph=TRAIN,
-    )  # fmt: skip
+        MissionTerms(
+            id=b"mission.",
+            model="lenet5",
+            seed=1,
+            deadline_s=60.0,
+            training=Training(learning_rate=1e-15),
+        ),
+        TRAIN,
+    )
     task = server.task(9_000)
     assert task.training is not None
     assert task.training.learning_rate == 1e-15

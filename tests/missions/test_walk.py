@@ -22,9 +22,9 @@ from groundstation.store.store import Store
 from hw_profiles import load_link
 from onboard.codec.pack import pack, unpack
 from onboard.data import loading
-from onboard.learn.federated.local import LocalTraining, moved
+from onboard.learn.federated.local import LocalTraining, apply_delta
 from onboard.learn.federated.plan import Plan
-from onboard.learn.federated.rounds import PartialAverage, condense
+from onboard.learn.federated.rounds import PartialAverage, quantize_average
 from onboard.learn.graph import TrainGraph, initial
 from onboard.link import Spool, open_port
 from onboard.link.ports.whitening import whiten
@@ -180,8 +180,8 @@ def test_one_update_through_every_stage(tmp_path: Path) -> None:
     average = PartialAverage(graph.layout)
     with on_ground.on():
         average.add(there, back.samples)
-    model = pack(condense(graph.layout, average.mean(), bits_per_weight=0.08))
-    start = moved(initial(graph.shapes, seed=7), unpack(model, graph.layout).reconstruct())
+    model = pack(quantize_average(graph.layout, average.mean(), bits_per_weight=0.08))
+    start = apply_delta(initial(graph.shapes, seed=7), unpack(model, graph.layout).reconstruct())
     assert {tensor: weights.shape for tensor, weights in start.items()} == dict(graph.shapes)
     assert len(model) < 8_000  # 431,080 weights
 

@@ -22,7 +22,7 @@ from onboard.data.loading import DataError, Images
 from onboard.learn.graph import InferGraph, TrainGraph, evaluate
 from onboard.mission.averaging import averaged
 from onboard.mission.objects import Update, encode_object
-from onboard.mission.server import Server
+from onboard.mission.server import MissionTerms, Server
 from onboard.mission.training import Training
 from onboard.trainer.in_process import LocalTrainer
 from onboard.trainer.job import Failed, Job, TrainingDone
@@ -74,9 +74,16 @@ def _accuracy(boards: list[Images], test: Images) -> float:
     """Of the model after ROUNDS rounds."""
     graph, infer = TrainGraph.load("lenet5"), InferGraph.load("lenet5")
     server = Server(
-        mission=MISSION, model="lenet5", seed=1, deadline_s=900.0, training=Training(), graph=graph,
-        classes=test.classes,
-    )  # fmt: skip
+        MissionTerms(
+            id=MISSION,
+            model="lenet5",
+            seed=1,
+            deadline_s=900.0,
+            training=Training(),
+            classes=test.classes,
+        ),
+        graph,
+    )
     packed = b""
     for number in range(1, ROUNDS + 1):
         model = server.model(number, packed)

@@ -50,8 +50,8 @@ def _story(lab: Lab, imports: Path, tell: ProgressLine) -> Iterator[Row]:
     tell("making a mission")
     source = "mnist" if os.environ.get(loading.FOLDER_VARIABLE) else "digits"
     images = loading.load(source, (1, 28, 28), rows=IMAGES)
-    lab.found("mission", source, images, [SERIAL, RADIO])
-    lab.found("nobody", source, images, [UNHEARD])
+    lab.create_mission("mission", source, images, [SERIAL, RADIO])
+    lab.create_mission("nobody", source, images, [UNHEARD])
 
     pids, cpus_s = {}, []
     for site in SITES:

@@ -105,16 +105,18 @@ def watched_server(genuine: Genuine, samples: int) -> type[Server]:
             self._opened.append((model, bytes(payload)))
             return update, model
 
-        def fold(self, average: PartialAverage, update: Update, model: Model, *args: Any, **kw: Any) -> None:
+        def accumulate(
+            self, average: PartialAverage, update: Update, model: Model, *args: Any, **kw: Any
+        ) -> None:
             (payload,) = (payload for opened, payload in self._opened if opened is model)
             genuine.used("update", bytes(decode_update(payload)[1]))
             if update.samples != samples:
                 genuine.false.append(f"update of {update.samples} samples")
-            super().fold(average, update, model, *args, **kw)
+            super().accumulate(average, update, model, *args, **kw)
 
-        def condense(self, average: PartialAverage, packed: bytes) -> bytes:
+        def quantize_average(self, average: PartialAverage, packed: bytes) -> bytes:
             genuine.used("weights", packed)
-            condensed = super().condense(average, packed)
+            condensed = super().quantize_average(average, packed)
             genuine.made("weights", condensed)
             self._opened.clear()
             return condensed

@@ -22,7 +22,7 @@ from onboard.data import loading
 from onboard.learn.graph import evaluate
 from onboard.mission.averaging import averaged
 from onboard.mission.objects import UPDATE, Update, encode_object
-from onboard.mission.server import BadUpdate, Server
+from onboard.mission.server import BadUpdate, MissionTerms, Server
 from onboard.mission.training import Training
 from onboard.trainer.in_process import LocalTrainer
 from onboard.trainer.job import Failed, Job, TrainingDone
@@ -77,9 +77,16 @@ def accuracy(kind: str, seed: int, *, rounds: int = ROUNDS, images: int | None =
     if shifted:
         shares[0] = loading.Images(shares[0].x, (shares[0].y + 1) % 10, shares[0].classes, shares[0].named)
     server = Server(
-        mission=MISSION, model="lenet5", seed=seed, deadline_s=900.0, graph=train, classes=test.classes,
-        training=Training(bits_up=0.1 if images else 0.05),
-    )  # fmt: skip
+        MissionTerms(
+            id=MISSION,
+            model="lenet5",
+            seed=seed,
+            deadline_s=900.0,
+            classes=test.classes,
+            training=Training(bits_up=0.1 if images else 0.05),
+        ),
+        train,
+    )
     draw, packed = np.random.default_rng(seed), b""
     for number in range(1, rounds + 1):
         model, updates = server.model(number, packed), {}

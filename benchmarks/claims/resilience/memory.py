@@ -52,7 +52,7 @@ def measure(
 def _story(lab: Lab, budgets_mb: range, rounds: int, tell: ProgressLine) -> Iterator[Row]:
     sites = {budget: Site(f"mb{budget}", "bench-serial-115k2", memory_mb=budget) for budget in budgets_mb}
     source = "mnist" if os.environ.get(loading.FOLDER_VARIABLE) else "digits"
-    lab.found(
+    lab.create_mission(
         "mission", source, loading.load(source, (1, 28, 28), rows=IMAGES), list(sites.values()), rounds=rounds
     )
     pids = {}

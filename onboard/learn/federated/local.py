@@ -315,6 +315,6 @@ def _keep_blocks(size: int) -> None:
     del block
 
 
-def moved(origin: Weights, difference: Weights) -> dict[str, Floats]:
+def apply_delta(origin: Weights, difference: Weights) -> dict[str, Floats]:
     """The weights `difference` away from `origin`: what a packed model, reconstructed, means in a mission."""
     return {name: origin[name] + difference[name] for name in origin}

@@ -109,7 +109,7 @@ def finished(
     return "rounds" if len(accuracies) >= rounds else None
 
 
-def condense(
+def quantize_average(
     layout: Layout, weights: Weights, bits_per_weight: float, max_bases: int = DOWNLINK_BASES
 ) -> Quantized:
     """The global model for the way down: allocated and sketched by plain error, as the server has no data."""

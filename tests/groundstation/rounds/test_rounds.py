@@ -17,8 +17,8 @@ from groundstation.station import Station
 from groundstation.store.store import Store
 from onboard.codec.pack import pack, unpack
 from onboard.data import loading
-from onboard.learn.federated.local import moved
-from onboard.learn.federated.rounds import PartialAverage, choose, condense
+from onboard.learn.federated.local import apply_delta
+from onboard.learn.federated.rounds import PartialAverage, choose, quantize_average
 from onboard.learn.graph import InferGraph, TrainGraph
 from onboard.mission.objects import UPDATE, Update, decode_task, encode_object
 from onboard.storage.keys import load_keys
@@ -103,7 +103,7 @@ class Ground:
 
 def update(value: float) -> bytes:
     weights = {name: np.full(shape, value, np.float32) for name, shape in TRAIN.shapes.items()}
-    return pack(condense(TRAIN.layout, weights, 0.02))
+    return pack(quantize_average(TRAIN.layout, weights, 0.02))
 
 
 @pytest.mark.parametrize("staleness", ["", "staleness = 1.0"])
@@ -146,8 +146,8 @@ def test_a_late_update_counts_in_the_round_that_is_open_if_the_mission_says_so(
     expected = PartialAverage(TRAIN.layout)
     expected.add(unpack(update(0.01), TRAIN.layout).reconstruct(), 100)
     expected.add(unpack(update(0.03), TRAIN.layout).reconstruct(), 100, 0.5)
-    total = moved(unpack(before, TRAIN.layout).reconstruct(), expected.mean())
-    assert packed == pack(condense(TRAIN.layout, total, ground.mission.train.bits_down))
+    total = apply_delta(unpack(before, TRAIN.layout).reconstruct(), expected.mean())
+    assert packed == pack(quantize_average(TRAIN.layout, total, ground.mission.train.bits_down))
 
 
 def test_an_update_of_a_round_that_did_not_ask_its_node_counts_in_none(tmp_path: Path) -> None:

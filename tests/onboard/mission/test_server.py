@@ -15,11 +15,11 @@ from onboard.codec.dense import Dense
 from onboard.codec.layout import Floats
 from onboard.codec.pack import pack, unpack
 from onboard.data import loading
-from onboard.learn.federated.rounds import PartialAverage, condense
+from onboard.learn.federated.rounds import PartialAverage, quantize_average
 from onboard.learn.graph import TrainGraph, initial
 from onboard.mission.averaging import RoundAverage
 from onboard.mission.objects import MODEL, UPDATE, Task, Update, decode_task, encode_object
-from onboard.mission.server import BadUpdate, Server
+from onboard.mission.server import BadUpdate, MissionTerms, Server
 from onboard.mission.training import BoardTraining, Training
 from onboard.trainer.in_process import LocalTrainer
 from onboard.trainer.job import Job, TrainingDone
@@ -30,9 +30,16 @@ MISSION = b"mission."
 
 def server(staleness: float | None = None, **training: Any) -> Server:
     return Server(
-        mission=MISSION, model="lenet5", seed=3, deadline_s=60.0, training=Training(**training), graph=GRAPH,
+        MissionTerms(
+            id=MISSION,
+            model="lenet5",
+            seed=3,
+            deadline_s=60.0,
+            training=Training(**training),
+        ),
+        GRAPH,
         staleness=staleness,
-    )  # fmt: skip
+    )
 
 
 def difference(seed: int) -> dict[str, Floats]:
@@ -40,7 +47,7 @@ def difference(seed: int) -> dict[str, Floats]:
     return {name: draw.normal(0, 0.01, shape).astype(np.float32) for name, shape in GRAPH.shapes.items()}
 
 
-PACKED = pack(condense(GRAPH.layout, difference(1), 0.05))
+PACKED = pack(quantize_average(GRAPH.layout, difference(1), 0.05))
 HEADER = Update(
     mission=MISSION, round=2, node=7, samples=600, loss=0.5, cpu_s=1.0, energy_j=2.0, train_s=3.0
 )  # fmt: skip
@@ -149,8 +156,8 @@ def test_what_every_method_makes_is_taken(method: Any) -> None:
         while not isinstance((report := trainer.reports()[0]), TrainingDone):
             trainer.step()
         average, header = PartialAverage(one.layout), msgspec.structs.replace(HEADER, round=number)
-        one.fold(average, *one.open(UPDATE, encode_object(header, report.packed), 7, number), number)
-        packed = one.condense(average, packed)
+        one.accumulate(average, *one.open(UPDATE, encode_object(header, report.packed), 7, number), number)
+        packed = one.quantize_average(average, packed)
 
 
 @given(st.binary(max_size=200), st.integers(0, 40))
@@ -164,22 +171,22 @@ def test_the_average_weighs_samples_and_age() -> None:
     one = server(staleness=1.0)
     average = PartialAverage(one.layout)
     fresh, stale = (Dense(one.layout, difference(seed)) for seed in (1, 2))
-    one.fold(average, msgspec.structs.replace(HEADER, round=4, samples=100), fresh, 4)
-    one.fold(average, msgspec.structs.replace(HEADER, round=1, samples=400), stale, 4)
+    one.accumulate(average, msgspec.structs.replace(HEADER, round=4, samples=100), fresh, 4)
+    one.accumulate(average, msgspec.structs.replace(HEADER, round=1, samples=400), stale, 4)
     for name, mean in average.mean().items():
         # 400 samples, three rounds late: (1 + 3)^-1 of them count.
         expected = (100 * fresh.weights[name] + 100 * stale.weights[name]) / 200
         assert mean == pytest.approx(expected, abs=1e-8)
     with pytest.raises(ValueError, match=r"scaled by 0\.0"):
-        server().fold(average, HEADER, fresh, 4)  # late updates are discarded, not folded
+        server().accumulate(average, HEADER, fresh, 4)  # late updates are discarded, not folded
 
 
 @pytest.mark.parametrize("method", ["fedavg", "fedavg-zstd"])
 def test_fedavgs_average_travels_as_it_is(method: Any) -> None:
     one = server(method=method)
     average = PartialAverage(one.layout)
-    one.fold(average, HEADER, Dense(one.layout, difference(1)), 2)
-    weights = one.weights(one.condense(average, b""))
+    one.accumulate(average, HEADER, Dense(one.layout, difference(1)), 2)
+    weights = one.weights(one.quantize_average(average, b""))
     origin = initial(GRAPH.shapes, 3)
     assert all(np.array_equal(weights[n], origin[n] + d) for n, d in difference(1).items())
 
@@ -187,10 +194,10 @@ def test_fedavgs_average_travels_as_it_is(method: Any) -> None:
 def test_a_quantized_average_is_what_the_devices_start_from() -> None:
     one = server(bits_down=0.2)
     average = PartialAverage(one.layout)
-    one.fold(average, HEADER, Dense(one.layout, difference(1)), 2)
-    packed = one.condense(average, b"")
+    one.accumulate(average, HEADER, Dense(one.layout, difference(1)), 2)
+    packed = one.quantize_average(average, b"")
     assert 8 * len(packed) / one.layout.parameters < 0.25
-    quantized = condense(one.layout, difference(1), 0.2).reconstruct()
+    quantized = quantize_average(one.layout, difference(1), 0.2).reconstruct()
     weights, origin = one.weights(packed), initial(GRAPH.shapes, 3)
     assert all(np.array_equal(weights[n], origin[n] + quantized[n]) for n in weights)
 
@@ -200,12 +207,12 @@ def test_moves_add_up_and_whole_models_take_the_models_place() -> None:
         one = server(method=method)
         before = pack(Dense(one.layout, difference(1)))
         average = PartialAverage(one.layout)
-        one.fold(average, HEADER, Dense(one.layout, difference(2)), 2)
-        after, moves = unpack(one.condense(average, before), one.layout).reconstruct(), difference(2)
+        one.accumulate(average, HEADER, Dense(one.layout, difference(2)), 2)
+        after, moves = unpack(one.quantize_average(average, before), one.layout).reconstruct(), difference(2)
         if method == "fedavg":
             assert all(np.array_equal(after[n], d + moves[n]) for n, d in difference(1).items())
         else:
-            whole = condense(one.layout, moves, Training().bits_down).reconstruct()
+            whole = quantize_average(one.layout, moves, Training().bits_down).reconstruct()
             assert all(np.array_equal(after[n], whole[n]) for n in whole)
 
 

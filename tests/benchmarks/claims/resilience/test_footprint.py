@@ -55,7 +55,7 @@ def test_a_real_agent_that_nobody_answers_is_small_and_loads_no_torch(
 ) -> None:
     lab, imports = Lab(tmp_path), tmp_path / "imports"
     try:
-        lab.found("nobody", "digits", IMAGES, [UNHEARD])
+        lab.create_mission("nobody", "digits", IMAGES, [UNHEARD])
         lab.lay(UNHEARD)
         pid = lab.start_agent("nobody", UNHEARD, imports=imports)
         lab.until(UNHEARD.name, "port-open", 30.0, lambda: None)
@@ -74,7 +74,7 @@ def test_a_real_agent_that_nobody_answers_is_small_and_loads_no_torch(
 def test_an_agent_that_ends_before_its_time_ends_the_experiment_with_its_last_words(tmp_path: Path) -> None:
     lab = Lab(tmp_path)
     try:
-        lab.found("mission", "digits", IMAGES, [SERIAL])
+        lab.create_mission("mission", "digits", IMAGES, [SERIAL])
         lab.start_agent("mission", SERIAL)  # without a cable: its port does not exist
         with pytest.raises(LabError, match=r"^serial ended: .*no such device"):
             lab.until(SERIAL.name, "port-open", 30.0, lambda: None)
@@ -85,9 +85,9 @@ def test_an_agent_that_ends_before_its_time_ends_the_experiment_with_its_last_wo
 def test_a_mission_that_cannot_be_founded_is_one_line(tmp_path: Path) -> None:
     lab = Lab(tmp_path)
     try:
-        lab.found("mission", "digits", IMAGES, [SERIAL])
+        lab.create_mission("mission", "digits", IMAGES, [SERIAL])
         with pytest.raises(LabError, match=r"groundstation init: .*there is a mission already"):
-            lab.found("mission", "digits", IMAGES, [SERIAL])
+            lab.create_mission("mission", "digits", IMAGES, [SERIAL])
     finally:
         lab.close()
 

@@ -18,7 +18,7 @@ from onboard.data import loading
 from onboard.learn.federated import local
 from onboard.learn.federated.local import LocalTraining
 from onboard.learn.federated.plan import Plan
-from onboard.learn.federated.rounds import PartialAverage, condense
+from onboard.learn.federated.rounds import PartialAverage, quantize_average
 from onboard.learn.graph import InferGraph, TrainGraph, evaluate, initial
 from onboard.learn.vectors import flat, views
 from onboard.mission.training import Method
@@ -112,16 +112,16 @@ def test_the_budget_holds_and_the_loss_is_of_what_travels() -> None:
     assert sum(account(result).values()) == len(pack(result))
     # With a learning rate near nothing the last epoch's loss is that of the quantized weights themselves.
     still = changed(PLAN, pretrain_epochs=2, learning_rate=1e-9, shift_pixels=0, batch_size=64)
-    frozen = training(still, local.moved(ORIGIN, result.reconstruct()))
+    frozen = training(still, local.apply_delta(ORIGIN, result.reconstruct()))
     finished(frozen)
-    weights = local.moved(ORIGIN, frozen.result().reconstruct())
+    weights = local.apply_delta(ORIGIN, frozen.result().reconstruct())
     score = list(evaluate(InferGraph.load("lenet5"), weights, DIGITS.x, DIGITS.y))[-1]
     assert frozen.loss == pytest.approx(score.loss, rel=0.02)
 
 
 def test_no_budget_sends_nothing_but_biases() -> None:
     run = training(changed(PLAN, bits_up=1e-9))
-    weights = local.moved(ORIGIN, unpack(finished(run), LAYOUT).reconstruct())
+    weights = local.apply_delta(ORIGIN, unpack(finished(run), LAYOUT).reconstruct())
     assert all(np.array_equal(weights[t.name], ORIGIN[t.name]) for t in LAYOUT.grouped)
     assert weights["fc2.bias"].any()
 
@@ -132,7 +132,7 @@ def test_fedavg_is_plain_epochs_and_every_bit_of_their_weights(method: Method) -
     run = training(plan)
     packed = finished(run)
     assert run.epochs == 2  # pretraining is the other methods'
-    rebuilt = local.moved(ORIGIN, unpack(packed, LAYOUT).reconstruct())
+    rebuilt = local.apply_delta(ORIGIN, unpack(packed, LAYOUT).reconstruct())
     assert np.allclose(flat(LAYOUT, rebuilt), run.state()["latent"], rtol=0, atol=1e-7)
     plain = pack(dataclasses.replace(cast(Dense, run.result()), compress=False))
     assert len(packed) == len(plain) if method == "fedavg" else len(packed) < len(plain)
@@ -153,7 +153,7 @@ def test_spacedml_prunes_to_its_ratio_and_learns_on() -> None:
     assert 0.13 < result.budget_bits / LAYOUT.parameters <= 0.15
     assert losses[-1] < losses[1]
     # What is trained is what travels: the last epoch's loss, at a rate near nothing, is of these weights.
-    weights = local.moved(ORIGIN, result.reconstruct())
+    weights = local.apply_delta(ORIGIN, result.reconstruct())
     score = list(evaluate(InferGraph.load("lenet5"), weights, DIGITS.x, DIGITS.y))[-1]
     assert score.loss < 2.0
 
@@ -221,9 +221,9 @@ def test_rounds_of_three_boards_teach_a_model_in_three_kilobytes() -> None:
             average.add(unpack(update, LAYOUT).reconstruct(), len(shard.y))
         moves = average.mean()
         total = {name: start[name] + moves[name] - first for name, first in ORIGIN.items()}
-        downlink = pack(condense(LAYOUT, total, 0.06))
+        downlink = pack(quantize_average(LAYOUT, total, 0.06))
         assert len(downlink) < 4_000
-        start = local.moved(ORIGIN, unpack(downlink, LAYOUT).reconstruct())
+        start = local.apply_delta(ORIGIN, unpack(downlink, LAYOUT).reconstruct())
         accuracy.append(list(evaluate(InferGraph.load("lenet5"), start, test.x, test.y))[-1].accuracy)
     assert accuracy[2] > accuracy[0]
     assert accuracy[2] > 0.85

@@ -14,8 +14,8 @@ from onboard.learn.federated.rounds import (
     RoundState,
     UpdateFate,
     choose,
-    condense,
     finished,
+    quantize_average,
     staleness_weight,
 )
 from tests.onboard.codec.examples import SMALL, weights
@@ -109,7 +109,7 @@ def test_the_downlink_keeps_its_budget() -> None:
     values = weights(SMALL, 2)
     errors = []
     for budget in (0.0, 1.0, 3.0, 6.0):
-        model = condense(SMALL, values, budget)
+        model = quantize_average(SMALL, values, budget)
         assert model.budget_bits <= budget * SMALL.parameters
         assert all(bases.bits.max(initial=0) <= 4 for bases in model.grouped.values())
         rebuilt = model.reconstruct()
