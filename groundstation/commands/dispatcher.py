@@ -42,6 +42,7 @@ class CommandDispatcher:
         self, folder: Path, store: Store, stations: Mapping[int, Station], wall: Callable[[], float]
     ) -> None:
         self._inbox, self._store, self._stations, self._wall = CommandInbox(folder), store, stations, wall
+        self._offered: dict[bytes, bytes] = {}  # digest of an object on its way: the command's id
         self._due_s = 0.0
 
     def step(self, now: float) -> None:
@@ -71,7 +72,7 @@ class CommandDispatcher:
         why = WAITS_FOR[row.state]
         self._store.commands.move(row, CommandState.EXPIRED, self._wall(), why=why)
         if row.node in self._stations:
-            self._stations[row.node].session.cancel(_digest(row), now)
+            self._stations[row.node].session.cancel(digest(COMMAND, encode_command(row.command)), now)
         say(log, "command-expired", level=logging.WARNING, **self._told(row), why=why)
 
     def _send(self, row: CommandRow, station: Station, now: float) -> None:
@@ -81,7 +82,8 @@ class CommandDispatcher:
                 return
             self._store.commands.move(row, CommandState.SENT, self._wall())
             say(log, "command-sent", **self._told(row))
-        station.session.offer(COMMAND, encode_command(row.command), now, priority=PRIORITY)
+        name = station.session.offer(COMMAND, encode_command(row.command), now, priority=PRIORITY)
+        self._offered[name] = row.id
 
     def handle(self, station: Station, event: Event, now: float) -> bool:
         """Takes an event of a board's link if it is about a command; returns whether it was. Raises
@@ -89,18 +91,18 @@ class CommandDispatcher:
         if isinstance(event, Arrived) and event.kind == RESULT:
             self._take_result(station, event, now)
             return True
-        if not isinstance(event, Delivered | Cancelled):
+        if not isinstance(event, Delivered | Cancelled) or event.digest not in self._offered:
             return False
-        sent = [row for row in self._store.commands.unfinished() if row.state is CommandState.SENT]
-        row = next((row for row in sent if _digest(row) == event.digest), None)
-        if row is None:
-            return False
-        if isinstance(event, Delivered):
+        row = self._store.commands.find(self._offered[event.digest])
+        if row is None or row.state is not CommandState.SENT:
+            pass  # it has expired, or its result came first
+        elif isinstance(event, Delivered):
             self._store.commands.move(row, CommandState.ACKNOWLEDGED, self._wall())
             say(log, "command-acknowledged", **self._told(row))
         else:
             known = [reason.name.lower() for reason in Reason if reason == event.reason]
             self._refuse(row, f"the board did not take it: {', '.join(known) or event.reason}")
+        del self._offered[event.digest]
         self._due_s = now  # for the next one
         return True
 
@@ -135,10 +137,6 @@ class CommandDispatcher:
         station = self._stations.get(row.node)
         name = station.node.name if station is not None else f"node {row.node}"
         return {"node": name, "id": row.id.hex(), "name": row.name}
-
-
-def _digest(row: CommandRow) -> bytes:
-    return digest(COMMAND, encode_command(row.command))
 
 
 def _is_in_contact(session: Session, now: float) -> bool:

@@ -22,15 +22,15 @@ class CommandState(Enum):
         return self in (CommandState.DONE, CommandState.REFUSED, CommandState.EXPIRED)
 
 
+_TOLD = frozenset({CommandState.DONE, CommandState.REFUSED})  # by the board's result, which is the truth
 TRANSITIONS: Mapping[CommandState, frozenset[CommandState]] = {
-    CommandState.QUEUED: frozenset({CommandState.SENT, CommandState.EXPIRED}),
-    # A result overtakes an acknowledgement that is lost.
-    CommandState.SENT: frozenset(
-        {CommandState.ACKNOWLEDGED, CommandState.DONE, CommandState.REFUSED, CommandState.EXPIRED}
-    ),
-    CommandState.ACKNOWLEDGED: frozenset({CommandState.DONE, CommandState.REFUSED, CommandState.EXPIRED}),
+    # A result comes before the command is sent where the database is an older copy,
+    CommandState.QUEUED: _TOLD | {CommandState.SENT, CommandState.EXPIRED},
+    # before the acknowledgement where that is lost,
+    CommandState.SENT: _TOLD | {CommandState.ACKNOWLEDGED, CommandState.EXPIRED},
+    CommandState.ACKNOWLEDGED: _TOLD | {CommandState.EXPIRED},
     CommandState.DONE: frozenset(),
     CommandState.REFUSED: frozenset(),
-    # The board had it before it was withdrawn: what became of it is known, late.
-    CommandState.EXPIRED: frozenset({CommandState.DONE, CommandState.REFUSED}),
+    # and late where the board had the command before it was withdrawn.
+    CommandState.EXPIRED: _TOLD,
 }

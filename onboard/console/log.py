@@ -37,7 +37,9 @@ def start(form: Format, level: int = logging.INFO) -> None:
     logging.basicConfig(level=level, handlers=[output], force=True)
 
 
-_CAUSED = frozenset({"in-sight", "out-of-sight", "peer-at", "rekeyed", "superseded", "update-discarded"})
+_CAUSED = frozenset({
+    "in-sight", "out-of-sight", "peer-at", "rekeyed", "result-discarded", "superseded", "update-discarded",
+})  # fmt: skip
 """Events that another end can cause and that are no warnings."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from groundstation.cli import main
 from groundstation.commands.inbox import CommandInbox, CommandRequest
 from groundstation.commands.states import CommandState
 from groundstation.store.command_table import CommandRow, CommandTable
-from onboard.mission.commands import COMMANDS, CommandHandler, CommandTarget
+from onboard.mission.commands import COMMANDS, CommandHandler, CommandResult, CommandTarget, encode_result
+from onboard.mission.objects import RESULT
 from tests.missions.bench import bench, run
 from tests.missions.clockwork import Clockwork
 
@@ -168,6 +170,58 @@ def test_a_refusal_is_told_with_its_reason(clockwork: Make) -> None:
     on.run(lambda: is_at(on, 1, CommandState.REFUSED))
     assert row_of(on, 1).why == "unknown command reboot; this board knows ping, report"
     assert on.said("command-refused", id=f"{1:016x}")[0]["why"] == row_of(on, 1).why
+
+
+def test_a_board_answers_for_itself_alone(clockwork: Make, runs: list[float]) -> None:
+    """Results of another board's command, of none that is known, and such as are none."""
+    on = clockwork(boards=2)
+    on.boot_ground()
+    on.boards[2].boot(on.now)
+    ask(on, 1, "toy", node=1)
+    on.run(lambda: is_at(on, 1, CommandState.QUEUED) and on.said("in-sight", node="board-2"))
+    liar = on.boards[2].agent
+    assert liar is not None
+    for command_id in (row_of(on, 1).id, b"nobody's"):
+        liar.session.offer(RESULT, encode_result(CommandResult(command=command_id, outcome="done")), on.now)
+    liar.session.offer(RESULT, b"\x93", on.now)
+    on.run(lambda: len(on.said("result-discarded", node="board-2")) == 2 and on.said("bad-message"))
+    assert row_of(on, 1).state is CommandState.QUEUED
+    on.boards[1].boot(on.now)
+    on.run(lambda: is_at(on, 1, DONE))
+    assert len(runs) == 1
+
+
+@pytest.mark.parametrize("state", [CommandState.QUEUED, SENT, None], ids=str)
+def test_a_ground_on_an_older_database_believes_the_board(
+    state: CommandState | None, clockwork: Make, runs: list[float], tmp_path: Path
+) -> None:
+    on = clockwork()
+    on.cut = state is CommandState.QUEUED
+    on.boot()
+    if state is not None:
+        ask(on, 1, "toy")
+        on.run(lambda: is_at(on, 1, state))
+    on.kill_ground()
+    on.store.close()
+    older = tmp_path / "older"
+    shutil.copy(on.folder / "mission.sqlite", older)
+    on.cut = False
+    on.boot_ground()
+    if state is None:
+        ask(on, 1, "toy")
+    on.run(lambda: runs)
+    on.kill_ground()  # before the result is here
+    on.store.close()
+    for file in on.folder.glob("mission.sqlite*"):
+        file.unlink()
+    shutil.copy(older, on.folder / "mission.sqlite")
+    on.boot_ground()
+    on.run(lambda: on.said("result-discarded") if state is None else is_at(on, 1, DONE))
+    on.pass_time(30.0)
+    assert len(runs) == 1
+    assert not on.said("link-failed")
+    assert on.boards[1].agent is not None
+    assert on.boards[1].agent.known.commands.waiting is None
 
 
 class KillHere(BaseException):
