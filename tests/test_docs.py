@@ -241,3 +241,15 @@ def test_every_diagram_is_whole(page: Path) -> None:
         if first.startswith("flowchart"):
             defined = set(re.findall(r"(\w+)\[", diagram)) | set(re.findall(r"subgraph (\w+)", diagram))
             assert {end for arrow in arrows(diagram) for end in arrow} <= defined
+
+
+def test_every_page_that_the_code_names_is_there() -> None:
+    gone = set()
+    for package in (*ARROWS, "benchmarks", "tests", "examples"):
+        for path in (ROOT / package).rglob("*.py"):
+            for name in re.findall(
+                r"(?<![\w/.-])((?:docs/)?[a-z/-]+\.md)\b", path.read_text(encoding="utf-8")
+            ):
+                if not any((folder / name).is_file() for folder in (ROOT, DOCS, REFERENCE, DOCS / "results")):
+                    gone.add(f"{path.relative_to(ROOT)}: {name}")
+    assert gone == set()

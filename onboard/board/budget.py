@@ -1,7 +1,7 @@
 """What training may take from the board, and what it took: compute, memory, energy and airtime.
 
-Compute is held by sleeping between steps: measured, cooperative sleep keeps a CPU share to 0.1 % (design page
-on budgets) and needs no privilege, unlike a cgroup quota. Memory is held by RLIMIT_DATA on the process that
+Compute is held by sleeping between steps: measured, cooperative sleep keeps a CPU share to 0.1 %, and
+needs no privilege, unlike a cgroup quota. Memory is held by RLIMIT_DATA on the process that
 trains, which fails cleanly with MemoryError; RLIMIT_AS counts mappings and RLIMIT_RSS is ignored by Linux.
 The kernel counts for RLIMIT_DATA what is mapped, touched or not: numpy 2.5.5 on aarch64 maps 188 MiB at its
 import, and OpenBLAS elsewhere 30. So the limit is counted from there: what a process may fill is counted, and
@@ -46,7 +46,7 @@ class Pace:
 class ResourceUsage:
     """Running totals of what the node used since it started.
 
-    Energy without a sensor is the model of the boards page: active_w x cpu_s + idle_w x wall_s +
+    Energy without a sensor is modelled from the board's profile: active_w x cpu_s + idle_w x wall_s +
     tx_power_w x airtime_s, in joules.
     """
 

@@ -29,7 +29,7 @@ KIND = 2  # an update: what the session does with an object does not depend on i
 LOSSES = (0.0, 0.05, 0.2, 0.4)
 BURST_FRAMES = 5.0
 SEEDS = 20
-FRAMING_BYTES = 24  # header, tag and COBS of the bound (link.md)
+FRAMING_BYTES = 24  # header, tag and COBS of the bound (docs/results/link-benchmarks.md)
 FOREVER_S = 1e6
 
 OUTAGE_S = 60.0

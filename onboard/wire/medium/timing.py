@@ -94,7 +94,7 @@ class Timing:
         return OVERHEAD_BYTES + min(self.payload_bytes, _REPORT_BYTES + (fragments + 7) // 8)
 
     def report_interval_s(self, fragments: int, loss: float) -> float:
-        """Between two REPORTs that nobody asked for (link.md, Transfer): cheap against what they tell.
+        """Between two REPORTs that nobody asked for (docs/wire.md, REPORT): cheap against what they tell.
 
         Less where more of the peer's frames is lost, as its questions are too.
         """

@@ -19,7 +19,7 @@ LONGEST = 1024
 
 
 def goodput(length: int, loss: float, errors: float) -> float:
-    """As a share of the line rate (link.md, Bounds)."""
+    """As a share of the line rate (docs/results/link-benchmarks.md)."""
     wire_bytes = length + FRAMING_BYTES
     return float((1 - loss) * (1 - errors) ** (8 * wire_bytes) * length / wire_bytes)
 
