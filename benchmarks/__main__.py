@@ -30,7 +30,7 @@ NAMES = {
 
 class Claims(click.Group):
     """A command for each benchmark, imported when it is asked for: `measure` gets a `ProgressLine` and what
-    the module's OPTIONS, if it has any, were given."""
+    the module's OPTIONS, if it has any, were given, in one struct where the module has SETTINGS."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(NAMES)
@@ -75,7 +75,8 @@ def run(name: str, module: ModuleType, as_json: bool, **options: Any) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # cleans up, as Ctrl-C does
     tell = ProgressLine(name)
     try:
-        rows = module.measure(tell, **options)
+        settings = getattr(module, "SETTINGS", None)
+        rows = module.measure(tell, settings(**options)) if settings else module.measure(tell, **options)
     except (LabError, DataError) as error:
         tell.end()
         click.echo(f"{name}: {error}", err=True)

@@ -58,7 +58,7 @@ def serve(
         seen.tell()
         tell_exposures(mission.nodes, mission.database)
         store = Store(mission.database)
-        mission_id = _begin(store, mission, train, test.classes)
+        _begin(store, mission, train, test.classes)
         now = time.monotonic()
         stations = {
             node.id: Station(
@@ -66,7 +66,7 @@ def serve(
             )
             for node in mission.nodes
         }
-        rounds = Rounds(mission, mission_id, store, stations, train, infer, test, time.time)
+        rounds = Rounds(mission, store, stations, train, infer, test, time.time)
         commands = CommandDispatcher(mission.folder, store, stations, time.time)
         store.back_up()
         store.never_wait()
@@ -95,11 +95,9 @@ def _close(stations: dict[int, Station], store: Store) -> None:
         say(log, "close-failed", level=logging.ERROR, why=str(error))
 
 
-def _begin(store: Store, mission: Mission, train: TrainGraph, classes: tuple[str, ...]) -> bytes:
-    """Enters the mission, or finds it as it was begun; returns its id. Raises ConfigError for another one."""
-    mission_id, graph = store.begin(
-        secrets.token_bytes(8), mission.rules.name, mission.rules.seed, train.digest
-    )
+def _begin(store: Store, mission: Mission, train: TrainGraph, classes: tuple[str, ...]) -> None:
+    """Enters the mission, or finds it as it was begun. Raises ConfigError for another one."""
+    _, graph = store.begin(secrets.token_bytes(8), mission.rules.name, mission.rules.seed, train.digest)
     if graph != train.digest:
         raise ConfigError(
             f"{mission.path}: mission.model = {mission.rules.model!r}: this mission was begun with "
@@ -110,7 +108,6 @@ def _begin(store: Store, mission: Mission, train: TrainGraph, classes: tuple[str
             f"{mission.path}: mission.classes: this mission was begun with {labels.listed(begun)}, "
             f"and now has {labels.listed(classes)}; use a new folder"
         )
-    return mission_id
 
 
 def _loop(

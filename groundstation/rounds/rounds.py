@@ -44,7 +44,6 @@ class Rounds:
     def __init__(
         self,
         mission: Mission,
-        mission_id: bytes,
         store: Store,
         stations: Mapping[int, Station],
         train: TrainGraph,
@@ -57,7 +56,7 @@ class Rounds:
         self.finished = False
         rules = mission.rules
         terms = MissionTerms(
-            id=mission_id, model=rules.model, seed=rules.seed, deadline_s=rules.deadline_s,
+            id=_begun(store), model=rules.model, seed=rules.seed, deadline_s=rules.deadline_s,
             training=mission.train, classes=test.classes,
         )  # fmt: skip
         self._server = Server(terms, train, staleness=rules.staleness, bounds=rules.bounds)
@@ -400,3 +399,10 @@ class Rounds:
     def view(self) -> dict[str, Any]:
         """Where the mission stands, for a live view."""
         return {"round": self.number, "waiting": self._names(self._waiting())}
+
+
+def _begun(store: Store) -> bytes:
+    """The stored number of the mission that was begun."""
+    mission = store.mission()
+    assert mission is not None, "no mission was begun"
+    return bytes(mission["id"])

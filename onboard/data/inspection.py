@@ -6,7 +6,6 @@ The value is a message between processes, and this file needs no numpy until it 
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -16,7 +15,7 @@ from onboard.data.levels import Levels, doubts, refusal
 
 if TYPE_CHECKING:
     from onboard.data.loading import Range, Survey
-    from onboard.data.sources import Part
+    from onboard.data.shard import Shard
 
 log = logging.getLogger(__name__)
 
@@ -99,36 +98,25 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
         say(log, "data", level=level, **told, warnings=self.warnings)
 
 
-def inspect(
-    source: str,
-    shape: tuple[int, int, int],
-    *,
-    folder: str | Path | None = None,
-    part: Part = "own",
-    rows: range | None = None,
-    names: tuple[str, ...] | None = None,
-    classes: int | None = None,
-    expected: Levels | None = None,
-    budget_bytes: int | None = None,
-) -> Inspection:
-    """Looks at all that `loading.load` would take, with the same arguments, and keeps none of it;
-    `expected`: what pixels should be like; `budget_bytes`: what they may take, which is checked first.
-
-    Raises DataError."""
+def inspect(shard: Shard, classes: int | None = None) -> Inspection:
+    """Looks at every image of a node and keeps none; the budget is checked first. `classes`: how many the
+    model tells apart, where that is known. Raises DataError."""
     from onboard.data import loading
 
-    seen = loading.survey(source, shape, folder=folder, part=part, rows=rows, names=names, classes=classes)
+    source, expected, budget_bytes = shard.source, shard.levels, shard.budget_bytes
+    seen = loading.survey(source, shard.shape, classes=classes, names=shard.classes, **shard.place())
     if budget_bytes is not None and seen.load_bytes > budget_bytes:
         raise loading.DataError(
             f"{source}: its {len(seen)} images take {seen.load_bytes / 2**20:.0f} MB, the budget is "
             f"{budget_bytes / 2**20:.0f} MB: take fewer by data.rows, or raise budget.memory_mb"
         )
-    pixels = loading.measure(source, shape, folder=folder, part=part, rows=rows)
+    pixels = loading.measure(source, shard.shape, **shard.place())
     if expected is not None and len(seen) >= JUDGED_FROM:
         why = refusal(pixels.levels, expected, pixels.high)
         if why:
             raise loading.DataError(f"{source}: {why}")
-    return msgspec.structs.replace(inspection(seen, pixels), expected=expected)
+    compared = shard.classes is not None or not shard.tasked
+    return msgspec.structs.replace(inspection(seen, pixels), expected=expected, compared=compared)
 
 
 def inspection(seen: Survey, pixels: Range) -> Inspection:

@@ -3,7 +3,7 @@ none."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 import msgspec
 
@@ -13,6 +13,14 @@ from onboard.data.levels import Levels
 if TYPE_CHECKING:
     from onboard.data.inspection import Inspection
     from onboard.data.loading import Images
+
+
+class ShardPart(TypedDict):
+    """Where in its source a node's images are."""
+
+    folder: str | None
+    part: Literal["own"]
+    rows: range | None
 
 
 class Shard(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,10 +37,10 @@ class Shard(msgspec.Struct, frozen=True, kw_only=True):
     tasked: bool = False
     budget_bytes: int | None = None
 
-    def options(self) -> dict[str, Any]:
-        """What `onboard.data.loading` is given beside the source and the shape."""
+    def place(self) -> ShardPart:
+        """Which part of the source they are, as `onboard.data.loading` takes it."""
         rows = None if self.rows is None else range(*self.rows)
-        return {"folder": self.folder, "part": "own", "rows": rows, "names": self.classes}
+        return {"folder": self.folder, "part": "own", "rows": rows}
 
 
 def shard_of(config: OwnConfig) -> Shard:
@@ -54,15 +62,11 @@ def inspection_of(shard: Shard, classes: int | None = None) -> Inspection:
     """Looks at them; `classes`: how many the model tells apart, where that is known. Raises DataError."""
     from onboard.data.inspection import inspect
 
-    found = inspect(
-        shard.source, shard.shape, classes=classes, expected=shard.levels, budget_bytes=shard.budget_bytes,
-        **shard.options(),
-    )  # fmt: skip
-    return msgspec.structs.replace(found, compared=shard.classes is not None or not shard.tasked)
+    return inspect(shard, classes)
 
 
 def images_of(shard: Shard) -> Images:
     """Reads them, all that are not set apart for a test. Raises DataError."""
     from onboard.data import loading
 
-    return loading.load(shard.source, shard.shape, **shard.options())
+    return loading.load(shard.source, shard.shape, names=shard.classes, **shard.place())

@@ -147,7 +147,7 @@ class Clockwork:
         self.stations = {
             node.id: Station(node, self.store, self.folder, self.now, self.wall) for node in mission.nodes
         }
-        self.rounds = Rounds(mission, b"mission.", self.store, self.stations, TRAIN, INFER, TEST, self.wall)
+        self.rounds = Rounds(mission, self.store, self.stations, TRAIN, INFER, TEST, self.wall)
         self.upkeep = Upkeep(self.stations, self.rounds.renewed)
         self.commands = CommandDispatcher(self.folder, self.store, self.stations, self.wall)
 

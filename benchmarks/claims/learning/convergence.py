@@ -200,22 +200,36 @@ def points_of(rounds: Sequence[RoundResult], training: Training) -> list[Point]:
     ]
 
 
-def measure(
-    tell: ProgressLine, *, data: str, epochs: int | None, seeds: tuple[int, ...], methods: tuple[str, ...],
-    out: Path, plot: Path | None, data_dir: Path | None,
-) -> list[Row]:  # fmt: skip
+@dataclass(frozen=True, kw_only=True)
+class ConvergenceSettings:
+    """What OPTIONS give: the data set, for how many epochs, from which seeds, by which methods (none: all),
+    and where results, plot and data are."""
+
+    data: str
+    epochs: int | None = None
+    seeds: tuple[int, ...] = ()
+    methods: tuple[str, ...] = ()
+    out: Path
+    plot: Path | None = None
+    data_dir: Path | None = None
+
+
+SETTINGS = ConvergenceSettings
+
+
+def measure(tell: ProgressLine, asked: ConvergenceSettings) -> list[Row]:
     """Plays what is not in the folder: minutes a run. Raises LabError, DataError."""
-    task = TASKS[data]
-    task = replace(task, epochs=epochs or task.epochs, seeds=seeds or task.seeds)
-    bench = ConvergenceBench(task, out, data_dir, tell)
+    task = TASKS[asked.data]
+    task = replace(task, epochs=asked.epochs or task.epochs, seeds=asked.seeds or task.seeds)
+    bench = ConvergenceBench(task, asked.out, asked.data_dir, tell)
     runs = {
         name: [bench.central(seed) if name == CENTRAL else bench.ring(name, seed) for seed in task.seeds]
         for name in (*METHODS, CENTRAL)
-        if not methods or name in methods
+        if not asked.methods or name in asked.methods
     }
     rows = [row for name in runs for row in _rows(name, runs, task.points)]
-    if plot is not None:
-        draw(runs, f"ring of {NODES}, {task.model} on {task.data}", plot)
+    if asked.plot is not None:
+        draw(runs, f"ring of {NODES}, {task.model} on {task.data}", asked.plot)
     return rows
 
 

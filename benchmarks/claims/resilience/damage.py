@@ -335,13 +335,30 @@ def _stored(root: Path) -> str:
             return f"{type(error).__name__}: {error}"
 
 
-def measure(
-    tell: ProgressLine, *, seed: int, first: int, count: int, only: Sequence[int], out: Path | None,
-    victim: str | None, file: str | None, harm: str | None, processes: int,
-) -> list[Row]:  # fmt: skip
+@dataclass(frozen=True, kw_only=True)
+class DamageSettings:
+    """What OPTIONS give: the cases' seed, which of them, `only` some, and the file that keeps them; which
+    damages are wanted, as `Wish`; and how many missions of real `processes` are played beside."""
+
+    seed: int
+    first: int
+    count: int
+    only: tuple[int, ...]
+    out: Path | None
+    victim: str | None
+    file: str | None
+    harm: str | None
+    processes: int
+
+
+SETTINGS = DamageSettings
+
+
+def measure(tell: ProgressLine, asked: DamageSettings) -> list[Row]:
     """Takes twenty-five minutes on one core with 2,000. Raises LabError."""
-    wish = Wish(victim, file, harm)
-    numbers = list(only) or list(range(first, first + count))
+    seed, only, out = asked.seed, asked.only, asked.out
+    wish = Wish(asked.victim, asked.file, asked.harm)
+    numbers = list(only) or list(range(asked.first, asked.first + asked.count))
     kept = _kept(out, seed, wish)
     cases: list[DamageCase] = []
     started_s, played = time.monotonic(), 0
@@ -360,7 +377,7 @@ def measure(
             if only:
                 click.echo(f"case {number}: {case.what}; told: {case.told}", err=True)
             cases.append(case)
-    real = [] if only else raids(processes, seed, tell)
+    real = [] if only else raids(asked.processes, seed, tell)
     for raid in real:
         for rule, detail in raid.broken:
             click.echo(f"processes {raid.number} ({raid.what}): {rule}: {detail}", err=True)

@@ -62,9 +62,7 @@ class Ground:
         self.stations = {
             node.id: Station(node, self.store, self.mission.folder, self.now) for node in self.mission.nodes
         }
-        self.rounds = Rounds(
-            self.mission, b"mission.", self.store, self.stations, TRAIN, INFER, TEST, lambda: self.now
-        )
+        self.rounds = Rounds(self.mission, self.store, self.stations, TRAIN, INFER, TEST, lambda: self.now)
         self.step()
 
     def step(self) -> None:

@@ -20,6 +20,7 @@ from benchmarks.claims.learning.convergence import (
     METHODS,
     SPARSE,
     ConvergenceBench,
+    ConvergenceSettings,
     Point,
     measure,
     points_of,
@@ -95,9 +96,8 @@ def rows_of(monkeypatch: pytest.MonkeyPatch, below: dict[str, float]) -> list[Ro
     monkeypatch.setattr(ConvergenceBench, "ring", run)
     monkeypatch.setattr(ConvergenceBench, "central", lambda self, seed: run(self, CENTRAL, seed))
     return measure(
-        ProgressLine("convergence", io.StringIO()), data="mnist", epochs=None, seeds=(), methods=(),
-        out=Path("unused"), plot=None, data_dir=None,
-    )  # fmt: skip
+        ProgressLine("convergence", io.StringIO()), ConvergenceSettings(data="mnist", out=Path("unused"))
+    )
 
 
 @pytest.mark.parametrize(("below", "holds"), [(0.4, True), (0.6, False)])
