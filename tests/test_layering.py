@@ -38,8 +38,6 @@ LONG_ARGUMENT_LISTS = {  # still to be shortened; only ever takes fewer
     "firmware_sim/ring/cli.py": {"_wishes"},
     "firmware_sim/ring/result.py": {"result"},
     "firmware_sim/world/channel.py": {"__init__"},
-    "groundstation/rounds/rounds.py": {"__init__"},
-    "onboard/data/inspection.py": {"inspect"},
     "onboard/learn/gossip/exchange.py": {"__init__"},
 }
 
