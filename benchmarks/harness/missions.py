@@ -26,8 +26,8 @@ from click.testing import CliRunner
 import groundstation.daemon
 import groundstation.rounds.rounds
 import onboard.agents.gossip
-import onboard.agents.gossip_restore
 import onboard.cli
+import onboard.learn.gossip.algorithms
 import onboard.runtime.endpoint
 import onboard.runtime.federated
 import onboard.runtime.gossip
@@ -271,7 +271,7 @@ class VirtualRing(VirtualMission):
             (onboard.runtime.gossip, "carry_gossip", carry),
             (onboard.runtime.gossip, "TrainGraph", SimpleNamespace(load=lambda name: train)),
             (onboard.runtime.gossip, "Descent", watched_descent(self.genuine)),
-            (onboard.agents.gossip_restore, "Gossip", watched_gossip(self.genuine)),
+            (onboard.learn.gossip.algorithms, "Gossip", watched_gossip(self.genuine)),
             (onboard.agents.gossip, "Checkpoints", watched_checkpoints(self.genuine)),
         ]  # fmt: skip
 

@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import msgspec
 
+from firmware_sim.world.air import AirPort
 from firmware_sim.world.channel import Channel, Side
+from firmware_sim.world.world import TICK_S
 from hw_profiles import Link
 from onboard.link.pump import Pump, PumpEvent
 from onboard.link.spool import Spool
 from onboard.storage.journal import Journal
 from onboard.wire.config import Identity, Limits, Medium, Security, SessionState
 from onboard.wire.events import Arrived, Cancelled, Delivered, Expired, Message, QuotaUsage, Rekeyed
-from onboard.wire.framing import cobs
 from onboard.wire.medium.contacts import Contacts, Window
 from onboard.wire.messages import digest as digest_of
 from onboard.wire.security.seal import NO_SALT
@@ -31,18 +30,8 @@ from onboard.wire.session import Session
 
 KEY = bytes(range(32))
 NODES: dict[Side, int] = {"ground": 0, "board": 1}
-TICK_S = 1e-6  # a wake-up that rounding puts at this very moment still moves the clock
 SPOOL_BYTES = 64 << 20
 REMEMBERED = 256  # digests that an end keeps of what it took, as its spool does
-
-
-@contextmanager
-def scratch() -> Iterator[Path]:
-    """A folder for the time being; in memory where the system has such, as an fsync is real time and not
-    the virtual clock's."""
-    memory = Path("/dev/shm")
-    with TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
-        yield Path(folder)
 
 
 class Broken(AssertionError):  # noqa: N818 - "broken" says error already
@@ -70,76 +59,6 @@ class EndState(msgspec.Struct):
     spent: QuotaUsage = QuotaUsage()
     taken: list[bytes] = msgspec.field(default_factory=list)  # digests of the objects that had their effect
     offered: dict[bytes, Offered] = msgspec.field(default_factory=dict)
-
-
-class AirPort:
-    """See `onboard.link.ports.port`: a serial port whose other side is the air, `send`. It cannot tell what
-    the device still holds, as a USB adapter cannot: the session's own pace has to keep that short."""
-
-    def __init__(self, side: Side, link: Link, send: Callable[[bytes], None]) -> None:
-        self.url = f"air:{side}"
-        self.max_frame_bytes = link.mtu_bytes
-        self.rx_bytes = self.tx_bytes = self._no_cobs = 0
-        self._send = send
-        self._splitter = cobs.Splitter(link.mtu_bytes)
-        self._stream: list[bytes] = []
-        self.room_bytes = math.inf  # of what nobody has read yet; more is lost
-
-    @property
-    def paths(self) -> None:
-        pass
-
-    @property
-    def broken(self) -> int:
-        return self._no_cobs + self._splitter.overlong
-
-    def hear(self, wire: bytes) -> None:
-        """Bytes come out of the air."""
-        self.rx_bytes += len(wire)
-        if sum(map(len, self._stream)) + len(wire) <= self.room_bytes:
-            self._stream.append(wire)
-
-    def read(self) -> list[bytes]:
-        frames = []
-        for chunk in self._splitter.feed(b"".join(self._stream)):
-            try:
-                frames.append(cobs.decode(chunk))
-            except cobs.BadCobs:
-                self._no_cobs += 1
-        self._stream.clear()
-        return frames
-
-    def write(self, frame: bytes) -> None:
-        wire = cobs.encode(frame)
-        self.tx_bytes += len(wire)
-        self._send(wire)
-
-    def lead(self, count: int) -> None:
-        """The channel knows whole frames alone."""
-
-    def flush(self) -> None:
-        pass
-
-    def discard(self) -> None:
-        pass
-
-    def kept_bytes(self) -> int:
-        return 0
-
-    def queued_bytes(self) -> int:
-        return 0
-
-    def distrust(self, frame: bytes) -> None:
-        pass
-
-    def fault(self, link: Link) -> None:
-        return None
-
-    def fileno(self) -> int:
-        return -1
-
-    def close(self) -> None:
-        pass
 
 
 class PairedEnd:

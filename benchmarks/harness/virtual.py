@@ -20,8 +20,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from benchmarks.harness.pair import TICK_S, AirPort
+from firmware_sim.world.air import AirPort
 from firmware_sim.world.channel import Channel, Side
+from firmware_sim.world.world import TICK_S
 from hw_profiles import Link
 from onboard.console.errors import where
 from onboard.runtime.signals import Stop

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from firmware_sim.world.channel import SIDES, Channel, Side
+from firmware_sim.world.world import TICK_S
 from hw_profiles import Board, Link
 from onboard.agents.federated import HEALTH_EVERY_S, Agent
 from onboard.agents.federated_state import FederatedState
@@ -29,9 +30,6 @@ from onboard.wire.events import Event
 from onboard.wire.framing import cobs
 from onboard.wire.session import Session
 
-# Far less than a bit of any link, far more than the last place of a clock that has run for years: a wake-up
-# that rounding puts at this very moment still moves the clock.
-TICK_S = 1e-6
 NEVER_S = 1e9  # a virtual board loses no power: its checkpoints would only cost real time
 
 

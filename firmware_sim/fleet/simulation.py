@@ -14,9 +14,10 @@ from itertools import count
 from pathlib import Path
 from random import Random
 
-from firmware_sim.fleet.device import TICK_S, Device, DeviceUsage, Place
+from firmware_sim.fleet.device import Device, DeviceUsage, Place
 from firmware_sim.fleet.downlink import Downlink
 from firmware_sim.fleet.result import FleetProgress, RoundResult
+from firmware_sim.world.world import TICK_S
 from hw_profiles import Board, Link
 from onboard.codec.pack import unpack
 from onboard.config import GROUND, NODE_IDS

@@ -25,7 +25,7 @@ from onboard.runtime.signals import stop_signals
 if TYPE_CHECKING:
     from firmware_sim.ring.processes.run import ProcessRun
     from firmware_sim.ring.run import RingConfig, RingRun
-    from firmware_sim.ring.simulation import GroundNode
+    from firmware_sim.ring.settings import GroundNode
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -33,6 +33,7 @@ V = TypeVar("V")
 METHODS = ("rd-psgd", "d-psgd", "topk", "choco")
 SHAPES = ("ring", "planes", "torus", "star", "complete")
 FORMS = ("fp32", "fp16", "int8", "alq")
+MOST_FRAME_BYTES = 65_507  # as a link profile may say
 
 
 def _scenario(context: click.Context, _option: click.Parameter, path: Path | None) -> None:
@@ -130,6 +131,10 @@ def _scenario(context: click.Context, _option: click.Parameter, path: Path | Non
 @click.option("--link", default="isl-2mbyte", show_default=True, help="Link profile of all edges.")
 @click.option("--loss", type=click.FloatRange(0, 1, max_open=True), show_default="the profile's",
               help="Share of frames that is lost, and sent again.")  # fmt: skip
+@click.option("--frame-bytes", type=click.IntRange(64, MOST_FRAME_BYTES), show_default="the profile's",
+              metavar="B",
+              help="Largest frame on an edge, on the virtual clock: of larger ones there are fewer to "
+                   "play.")  # fmt: skip
 @click.option("--dead", multiple=True, metavar="NODE@S", show_default="none",
               help="A node falls silent then; repeatable; not with topk and choco.")  # fmt: skip
 @click.option("--cut", multiple=True, metavar="A-B@FROM:UNTIL", show_default="none",
@@ -144,12 +149,13 @@ def _scenario(context: click.Context, _option: click.Parameter, path: Path | Non
 def ring(ground: GroundNode | None, /, as_json: bool, processes: bool, **options: Any) -> None:
     """Nodes train and exchange models with their neighbours, without a server, on a virtual clock.
 
-    Messages are the real ones; links give them time. It prints a line for every epoch: training loss,
-    accuracy of the mean model and of nodes, how far models are apart, bytes, and the clock. Ctrl-C stops it;
-    the same command goes on after the last whole epoch, with the same results to the bit as a run that was
-    not stopped. A folder that holds a run with other settings, other --epochs included, is left alone: choose
-    another with --out. Where there are fewer images than --images for every node, a line says how many each
-    has.
+    Every node is the real agent behind real sessions; bytes are what its ports would carry. It prints a line
+    for every epoch: training loss, accuracy of the mean model and of nodes, how far models are apart, bytes,
+    and the clock. Nodes wait for one another at an epoch's end, and boot from their disks at the next. Ctrl-C
+    stops it; the same command goes on after the last whole epoch, with the same results to the bit as a run
+    that was not stopped. A folder that holds a run with other settings, other --epochs included, is left
+    alone: choose another with --out. Where there are fewer images than --images for every node, a line says
+    how many each has.
 
     With --processes every node is a real `onboard run`, over UDP on this computer and at its pace. Each
     node's folder is in nodes/ of --out, its log in logs/; an epoch is judged by the checkpoints that the
@@ -172,7 +178,7 @@ def ring(ground: GroundNode | None, /, as_json: bool, processes: bool, **options
 
     from firmware_sim.ring.processes.run import ProcessRun
     from firmware_sim.ring.run import RingRun
-    from firmware_sim.ring.simulation import RingError
+    from firmware_sim.ring.settings import RingError
     from onboard.data.loading import DataError
     from onboard.learn.graph import GraphError
 
@@ -196,21 +202,26 @@ def _wishes(
     *, nodes: int, method: Any, sparsity: float, values: str, shape: Any, columns: int, every: int,
     rate: float, patience_s: float, epochs: int, seed: int, data: str, data_dir: Path | None,
     model: str | None, images: int, alpha: float | None, board: str, link: str, loss: float | None,
+    frame_bytes: int | None,
     dead: tuple[str, ...], cut: tuple[str, ...], out: Path, ground: GroundNode | None, **recipe: Any,
 ) -> RingConfig:  # fmt: skip
     """The options as one value. Raises ValueError for what cannot be."""
     from firmware_sim.ring.run import RingConfig
-    from firmware_sim.ring.simulation import RingSettings
+    from firmware_sim.ring.settings import RingSettings
     from onboard.codec.values import Form
     from onboard.learn.gossip.descent import Recipe
 
     profile = load_link(link)
+    if loss is not None:
+        profile = replace(profile, frame_loss=loss)
+    if frame_bytes is not None:
+        profile = replace(profile, mtu_bytes=frame_bytes)
     settings = RingSettings(
         nodes=nodes, method=method, sparsity=sparsity, values=Form[values.upper()], shape=shape,
         columns=columns, every=every, rate=rate, patience_s=patience_s, epochs=epochs, seed=seed,
         model=model or ("lenet5-rgb" if data.startswith("eurosat") else "lenet5"),
         recipe=Recipe(**recipe), board=load_board(board),
-        link=profile if loss is None else replace(profile, frame_loss=loss),
+        link=profile,
         dead=_each_once("--dead", map(_dead, dead)), cuts=_each_once("--cut", map(_cut, cut)),
         ground=ground,
     )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any
 
 from firmware_sim.ring.record import RingRecord
 from firmware_sim.ring.result import EpochResult, RingProgress
-from firmware_sim.ring.simulation import Ring, RingError, RingSettings
+from firmware_sim.ring.settings import RingError, RingSettings
+from firmware_sim.ring.simulation import BadTotals, Ring
 from firmware_sim.runs.split import dirichlet, iid
+from firmware_sim.world.disk import scratch
 from onboard.data import loading
 from onboard.data.loading import Images
 from onboard.learn.graph import InferGraph, TrainGraph
@@ -55,15 +58,19 @@ class RingRun:
         self._record = (
             None if wishes.out is None else RingRecord(wishes.out, wishes.as_json(), settings.epochs)
         )
-        self.results, state = ([], None) if self._record is None else self._record.load()
+        self._scratch = ExitStack()
+        self._disks = self._scratch.enter_context(scratch()) / "nodes"
+        self.results = [] if self._record is None else self._record.load(self._disks)
         self._ring: Ring | None = None
         if len(self.results) == settings.epochs:
             return
         shares, test = images_of(wishes, train)
         self.images = len(shares[0])
-        self._ring = Ring(settings, shares, test, train, infer, wishes.node_images)
-        if state is not None:
-            self._ring.restore(state)
+        self._disks.mkdir(exist_ok=True)
+        try:
+            self._ring = Ring(settings, shares, test, train, infer, self._disks, wishes.node_images)
+        except BadTotals as error:
+            raise BadTotals(f"{wishes.out}: {error}; choose another folder with --out") from None
         if self._record is not None:
             self._record.claim()
 
@@ -74,10 +81,10 @@ class RingRun:
                 if isinstance(seen, EpochResult):
                     self.results.append(seen)
                     if self._record is not None:
-                        assert self._ring is not None, "it has just played"
-                        self._record.keep(self.results, self._ring.state())
+                        self._record.keep(self.results, self._disks)
                 yield seen
         finally:
+            self._scratch.close()
             if self._record is not None:
                 self._record.close()
 

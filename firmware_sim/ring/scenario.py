@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from firmware_sim.ring.simulation import GroundNode
+from firmware_sim.ring.settings import GroundNode
 from hw_profiles import load_link
 from onboard.config import Text, profile
 from onboard.console.toml import read

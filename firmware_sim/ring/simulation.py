@@ -1,12 +1,11 @@
 """Nodes that learn and gossip without a server: one process, a virtual clock, repeatable from a seed.
 
-Every node is the programs' own gossip and descent (`onboard.learn`). A message's bytes are the real ones; of
-its way only the time is emulated: each edge is a link of its own in each direction, and a message takes what
-its frames take at the link's rate, with as many sent again as the link loses, and the delay. What sessions do
-besides (offers, reports, their losses) is in `--processes` and in the tests of the agent.
+Every node is the real gossip agent on its real sessions (`node`), and every byte crosses an emulated channel,
+one an edge. The clock jumps from one thing to do to the next.
 
-The clock jumps from one thing to do to the next: nodes need not be in step, and nobody waits longer than
-`patience_s` for a neighbour.
+An epoch is over when all nodes that live have trained it and wait for no exchange any more; they wait for one
+another there. Then the ring is switched off, and at the next epoch every node boots from its disk. So the
+disks are all that a ring that was stopped needs, and it goes on to the bit.
 
 With a `GroundNode`, some nodes are gateways: while a pass is open they exchange with the ground station as
 with a neighbour. It is node 0 of the same gossip, holds a model and trains nothing, and so what one plane
@@ -15,358 +14,164 @@ learned flows to the others. Nobody waits for it.
 
 from __future__ import annotations
 
-import heapq
 import itertools
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from hashlib import blake2s
+from pathlib import Path
+from random import Random
 
-from firmware_sim.ring.baselines import Choco, GossipAlgorithm, TopK
+import msgspec
+
+from firmware_sim.ring.node import RingNode
 from firmware_sim.ring.result import EpochResult, Evaluator, RingProgress, Seconds
-from firmware_sim.ring.state import (
-    Acknowledged,
-    Event,
-    MessageArrival,
-    NodeState,
-    OutOfPatience,
-    RingState,
-    TrainingStep,
-)
-from firmware_sim.world.edge import DirectedLink, contacts_around
-from hw_profiles import Board, Link
-from onboard.board.budget import Pace
+from firmware_sim.ring.seats import seats
+from firmware_sim.ring.settings import RingError, RingSettings, link_of
+from firmware_sim.world.air import AirLink
+from firmware_sim.world.channel import Channel
+from firmware_sim.world.edge import contacts_around
+from firmware_sim.world.world import World
 from onboard.codec.layout import Floats
-from onboard.codec.mask import ALL, share_of
-from onboard.codec.values import Form
+from onboard.config import GROUND
 from onboard.data.loading import Images
 from onboard.learn.gossip import topology
-from onboard.learn.gossip.descent import Descent, Recipe
-from onboard.learn.gossip.exchange import Gossip, Message
-from onboard.learn.graph import InferGraph, TrainGraph, initial
-from onboard.learn.vectors import flat
+from onboard.learn.graph import InferGraph, TrainGraph
 
-Method = Literal["rd-psgd", "d-psgd", "topk", "choco"]
-Shape = Literal["ring", "planes", "torus", "star", "complete"]
-GROUND = 0
-TELL_EVERY = 50  # happenings between two looks at the progress
+TELL_EVERY = 2000  # happenings between two looks at the progress
+TOTALS = "totals.json"
 
 
-class RingError(ValueError):
-    """The ring cannot be as asked for; one line."""
+class RingTotals(msgspec.Struct, frozen=True, kw_only=True):
+    """What a ring keeps beside its nodes' disks after an epoch: counts since the first one. `exchange_ends`:
+    each end of an exchange counts once."""
+
+    epochs: int = 0
+    clock_s: Seconds = 0.0
+    bytes_sent: int = 0
+    ground_bytes: int = 0
+    exchange_ends: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class GroundNode:
-    """A ground station. `passes`: (rise, set) in seconds, one after the other, by gateway."""
-
-    link: Link
-    passes: Mapping[int, tuple[tuple[Seconds, Seconds], ...]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RingSettings:
-    """What a ring is told. `shape` "planes": a ring of every `columns` nodes; `every`: batches between two
-    exchanges; `rate`: of the mixing, for topk and choco; `dead`: nodes that fall silent, and when; `cuts`:
-    edges that carry nothing from one time until another.
-
-    Raises RingError for what cannot be.
-    """
-
-    nodes: int = 8
-    method: Method = "rd-psgd"
-    sparsity: float = 0.1
-    values: Form = Form.FP32
-    shape: Shape = "ring"
-    columns: int = 4
-    every: int = 1
-    patience_s: Seconds = 60.0
-    rate: float = 0.4
-    model: str = "lenet5"
-    recipe: Recipe = field(default_factory=Recipe)
-    epochs: int = 5
-    seed: int = 0
-    board: Board
-    link: Link
-    dead: Mapping[int, Seconds] = field(default_factory=dict)
-    cuts: Mapping[topology.Edge, tuple[Seconds, Seconds]] = field(default_factory=dict)
-    ground: GroundNode | None = None
-
-    def __post_init__(self) -> None:
-        if not 2 <= self.nodes <= 254:
-            raise RingError(f"{self.nodes} nodes: must be 2 to 254")
-        if not self.board.train_flops:
-            raise RingError(f"{self.board.name}: {self.board.title} cannot train")
-        if (self.dead or self.cuts or self.ground) and self.method in ("topk", "choco"):
-            raise RingError(f"{self.method} waits for all its neighbours: no faults and no ground with it")
-        known = set(range(1, self.nodes + 1))
-        edges = {edge for edge in self.edges() if GROUND not in edge}  # the others have their passes
-        if not self.dead.keys() <= known or not self.cuts.keys() <= edges:
-            raise RingError(f"faults of {sorted(self.dead)} and {sorted(self.cuts)}: no such nodes or edges")
-        if self.ground is not None and not self.ground.passes.keys() <= known:
-            raise RingError(f"passes of {sorted(self.ground.passes)}: no such nodes")
-
-    @property
-    def share(self) -> int:
-        """p in 65536ths."""
-        return ALL if self.method == "d-psgd" else share_of(self.sparsity)
-
-    @property
-    def in_parts(self) -> bool:
-        """No way leads from every node to every other: their models never agree."""
-        nodes = range(GROUND if self.ground else 1, self.nodes + 1)
-        return topology.slowest(topology.metropolis(self.edges()), nodes) > 1 - 1e-9
-
-    def edges(self) -> frozenset[topology.Edge]:
-        """Who talks to whom; nodes count from 1, the ground is 0. Raises RingError."""
-        nodes = range(1, self.nodes + 1)
-        try:
-            edges = {
-                "ring": lambda: topology.ring(nodes),
-                "planes": lambda: topology.planes(nodes, self.columns),
-                "torus": lambda: topology.torus(nodes, self.columns),
-                "star": lambda: topology.star(nodes),
-                "complete": lambda: topology.complete(nodes),
-            }[self.shape]()
-        except ValueError as error:
-            raise RingError(str(error)) from None
-        return edges | {(GROUND, gateway) for gateway in (self.ground.passes if self.ground else ())}
-
-
-@dataclass
-class _Node:
-    """One node; the ground has no descent. `waiting_since`: at an exchange; None while it trains."""
-
-    number: int
-    vector: Floats
-    descent: Descent | None
-    talker: GossipAlgorithm
-    dies_s: Seconds = math.inf
-    waiting_since: Seconds | None = None
-    losses: list[float] = field(default_factory=list)  # of the present epoch
-    epoch_losses: list[float] = field(default_factory=list)
-
-    def state(self) -> NodeState:
-        model = self.descent.state() if self.descent else {"vector": self.vector}
-        return NodeState(model, self.talker.state(), self.waiting_since, self.losses, self.epoch_losses)
-
-    def restore(self, state: NodeState) -> None:
-        if self.descent:
-            self.descent.restore(**state.model)
-        else:
-            self.vector[...] = state.model["vector"]
-        self.talker.restore(**state.talker)
-        self.waiting_since, self.losses, self.epoch_losses = (
-            state.waiting_since, state.losses, state.epoch_losses,
-        )  # fmt: skip
+class BadTotals(ValueError):  # noqa: N818 - "bad" says error already
+    """The folder is not one that a ring left."""
 
 
 class Ring:
-    """`shares`: the images of each node. node_images: how many test images each node's model is tried on.
+    """`shares`: the images of each node. `folder`: holds the nodes' disks; where an earlier ring left its own
+    there, this one goes on after the last epoch that it ended. node_images: how many test images each node's
+    model is tried on.
 
-    Raises RingError, ValueError.
+    Raises RingError, BadTotals, ValueError, OSError.
     """
 
     def __init__(
         self, settings: RingSettings, shares: Sequence[Images], test: Images, train: TrainGraph,
-        infer: InferGraph, node_images: int = 500,
+        infer: InferGraph, folder: Path, node_images: int = 500,
     ) -> None:  # fmt: skip
         self.settings = settings
-        self._judge = Evaluator(infer, train.layout, test, node_images)
-        start = initial(train.shapes, settings.seed)
-        weights = topology.metropolis(settings.edges())
+        self._evaluator = Evaluator(infer, train.layout, test, node_images)
         if len(shares) != settings.nodes:
             raise RingError(f"{settings.nodes} nodes, {len(shares)} shares of images")
-        self._nodes: dict[int, _Node] = {}
-        for number, images in enumerate(shares, start=1):
-            descent = Descent(
-                train, start, images.x, images.y, settings.recipe, seed=settings.seed, node=number
-            )
-            talker = self._talker(number, weights.get(number, {}), descent.vector)
-            dies_s = settings.dead.get(number, math.inf)
-            self._nodes[number] = _Node(number, descent.vector, descent, talker, dies_s)
-        if settings.ground is not None:
-            vector = flat(train.layout, start)
-            self._nodes[GROUND] = _Node(GROUND, vector, None, self._talker(GROUND, weights[GROUND], vector))
-        pace = Pace(settings.board.cpu_share, settings.board.train_flops)
-        flops = train.flops_per_image * settings.recipe.batch_size
-        self._batch_s = pace.next_step_at(0.0, pace.step_cpu_s(0.0, flops))
-        self._ways = {way: self._way(*way) for a, b in settings.edges() for way in ((a, b), (b, a))}
-        self._events: list[tuple[Seconds, int, Event]] = []
-        self._ordered = 0  # events so far: of two at the same time the older one comes first
-        self._now = 0.0
-        self.epochs = 0  # that are over
-        self.exchanges = 0
-        for node in self._living():
-            self._later(self._batch_s, TrainingStep(node.number))
-
-    @property
-    def bytes_sent(self) -> int:
-        """On all links, framing included."""
-        return sum(way.bytes_sent for way in self._ways.values())
+        self._folder = folder
+        self.totals = _load(folder)
+        self._seats = {seat.config.id: seat for seat in seats(settings, shares, train, folder)}
+        self._world = World(self.totals.clock_s)
+        self._links: dict[topology.Edge, AirLink] = {}
+        self._nodes: dict[int, RingNode] = {}
+        self._boot()
 
     @property
     def models(self) -> dict[int, Floats]:
         """Of each node that lives and trains, float32 (P,)."""
-        return {node.number: node.vector for node in self._living()}
+        return {node.number: node.agent.descent.vector for node in self._training()}
 
     def play(self) -> Iterator[RingProgress | EpochResult]:
-        """Runs the epochs that are left."""
-        for epoch in range(self.epochs + 1, self.settings.epochs + 1):
-            for happening in itertools.count():
-                if min(len(node.epoch_losses) for node in self._living()) >= epoch:
-                    break
-                self._advance()
-                if happening % TELL_EVERY == 0:
-                    done = min(node.descent.epochs for node in self._living() if node.descent)
-                    yield RingProgress(epoch, min(max(done - epoch + 1, 0.0), 1.0), self._now)
-            self.epochs = epoch
-            yield self._result(epoch)
+        """Runs the epochs that are left. When one is told, the folder is as it is after it."""
+        while self.totals.epochs < self.settings.epochs:
+            if self._epoch <= self.totals.epochs:
+                self._boot()
+            yield from self._play_epoch(self.totals.epochs + 1)
+            yield self._end()
 
-    def state(self) -> RingState:
-        """What `restore` needs, of an epoch's end; its arrays and lists are the ring's own."""
-        return RingState(
-            epochs=self.epochs, now=self._now, ordered=self._ordered, exchanges=self.exchanges,
-            events=self._events, nodes={number: node.state() for number, node in self._nodes.items()},
-            ways=[(*ends, way.state()) for ends, way in self._ways.items()],
-        )  # fmt: skip
+    # an epoch
 
-    def restore(self, state: RingState) -> None:
-        """Goes on from `state`, whose arrays and lists become the ring's own. Raises ValueError for another
-        ring's."""
-        for number, node in self._nodes.items():
-            node.restore(state.nodes[number])
-        for sender, receiver, way in state.ways:
-            self._ways[sender, receiver].restore(**way)
-        self.epochs, self._now, self._ordered = state.epochs, state.now, state.ordered
-        self.exchanges, self._events = state.exchanges, state.events
+    def _boot(self) -> None:
+        """All nodes that live start from their disks."""
+        self._epoch = epoch = self.totals.epochs + 1
+        now = self._world.now
+        self._world, self._nodes = World(now), {}
+        self._links = {edge: self._link(edge, epoch) for edge in sorted(self.settings.edges())}
+        for number, seat in sorted(self._seats.items()):
+            if now < seat.dies_s:
+                ends = {sum(edge) - number: link for edge, link in self._links.items() if number in edge}
+                nonce = Random(_digest("nonce", self.settings.seed, number, epoch)).randbytes
+                self._nodes[number] = node = RingNode(seat, ends, epoch, nonce, now)
+                self._world.add(node)
 
-    # what happens
+    def _link(self, edge: topology.Edge, epoch: int) -> AirLink:
+        settings = self.settings
+        seed = int.from_bytes(_digest("air", settings.seed, *edge, epoch)[:8], "big")
+        windows = (
+            settings.ground.passes[edge[1]]
+            if settings.ground is not None and edge[0] == GROUND
+            else contacts_around(settings.cuts.get(edge))
+        )
+        return AirLink(self._world, Channel(link_of(settings, edge), seed=seed, windows=windows))
 
-    def _advance(self) -> None:
-        self._now, _, event = heapq.heappop(self._events)
-        match event:
-            case TrainingStep(node):
-                self._train(self._nodes[node])
-            case OutOfPatience(node, since_s):
-                self._out_of_patience(self._nodes[node], since_s)
-            case MessageArrival(sender, receiver, message):
-                self._arrive(self._nodes[sender], self._nodes[receiver], message)
-            case Acknowledged(sender, receiver):
-                self._acknowledge(self._nodes[sender], self._nodes[receiver])
+    def _play_epoch(self, epoch: int) -> Iterator[RingProgress]:
+        for happening in itertools.count():
+            if all(node.is_settled for node in self._training()):
+                return
+            self._world.advance()
+            if happening % TELL_EVERY == 0:
+                done = min((node.progress for node in self._training()), default=epoch)
+                yield RingProgress(epoch, min(max(done - epoch + 1, 0.0), 1.0), self._world.now)
 
-    def _later(self, after_s: Seconds, event: Event) -> None:
-        heapq.heappush(self._events, (self._now + after_s, self._ordered, event))
-        self._ordered += 1
+    def _end(self) -> EpochResult:
+        """The epoch is over: what came of it; all nodes are switched off."""
+        totals, now = self.totals, self._world.now
+        sent = {edge: link.bytes_sent for edge, link in self._links.items()}
+        self.totals = RingTotals(
+            epochs=totals.epochs + 1,
+            clock_s=now,
+            bytes_sent=totals.bytes_sent + sum(sent.values()),
+            ground_bytes=totals.ground_bytes + sum(sent[edge] for edge in sent if GROUND in edge),
+            exchange_ends=totals.exchange_ends + sum(node.exchanges for node in self._nodes.values()),
+        )
+        for node in self._nodes.values():
+            node.halt(now)
+        (self._folder / TOTALS).write_bytes(msgspec.json.encode(self.totals))
+        return self._result()
 
-    def _train(self, node: _Node) -> None:
-        """A batch is done."""
-        if self._now >= node.dies_s:
-            return
-        descent = node.descent
-        assert descent is not None, "the ground trains nothing"
-        node.losses.append(descent.step())
-        if descent.batches % descent.batches_an_epoch == 0:
-            node.epoch_losses.append(sum(node.losses) / len(node.losses))
-            node.losses.clear()
-        if descent.batches % self.settings.every:
-            self._go_on(node)
-            return
-        self._open(node)
-        node.waiting_since = self._now
-        self._later(self.settings.patience_s, OutOfPatience(node.number, self._now))
-        self._mix(node)
-
-    def _open(self, node: _Node) -> None:
-        """Sends to neighbours; to and from the ground while there is contact, as values of the last pass are
-        stale by the next."""
-        talker = node.talker
-        if isinstance(talker, Gossip):
-            peers = [
-                peer
-                for peer in talker.numbers
-                if GROUND not in (peer, node.number) or self._ways[node.number, peer].is_open(self._now)
-            ]
-            messages: Mapping[int, Message] = talker.open(node.vector, peers)
-        else:
-            messages = talker.open(node.vector)
-        for peer, message in messages.items():
-            self._send(node, self._nodes[peer], message)
-
-    def _out_of_patience(self, node: _Node, since: Seconds) -> None:
-        if node.waiting_since == since:
-            node.talker.out_of_patience()
-            self._mix(node)
-
-    def _go_on(self, node: _Node) -> None:
-        node.waiting_since = None
-        if len(node.epoch_losses) < self.settings.epochs:
-            self._later(self._batch_s, TrainingStep(node.number))
-
-    def _mix(self, node: _Node) -> None:
-        """Mixes what is complete; a node that waited for it trains on."""
-        self.exchanges += len(node.talker.mix(node.vector))
-        if node.waiting_since is not None and not node.talker.waits_for - {GROUND}:
-            self._go_on(node)
-
-    def _arrive(self, sender: _Node, receiver: _Node, message: Message) -> None:
-        if self._now >= receiver.dies_s:
-            return
-        receiver.talker.take(sender.number, message)
-        delay_s = self._ways[receiver.number, sender.number].delay_s
-        self._later(delay_s, Acknowledged(sender.number, receiver.number))
-        if receiver.number == GROUND:
-            self._open(receiver)
-        self._mix(receiver)
-
-    def _acknowledge(self, sender: _Node, receiver: _Node) -> None:
-        if self._now < sender.dies_s:
-            sender.talker.delivered(receiver.number)
-            self._mix(sender)
-
-    # the links
-
-    def _send(self, sender: _Node, receiver: _Node, message: Message) -> None:
-        arrives_s = self._ways[sender.number, receiver.number].send(len(message), self._now)
-        if arrives_s < math.inf:
-            self._later(arrives_s - self._now, MessageArrival(sender.number, receiver.number, bytes(message)))
-
-    def _way(self, sender: int, receiver: int) -> DirectedLink:
-        settings, edge = self.settings, (min(sender, receiver), max(sender, receiver))
-        if settings.ground is not None and edge[0] == GROUND:
-            link = settings.ground.link
-            rate_bps = link.rate_down_bps if sender == GROUND else link.rate_up_bps
-            return DirectedLink(link, rate_bps, settings.ground.passes[edge[1]])
-        return DirectedLink(
-            settings.link, settings.link.rate_up_bps, contacts_around(settings.cuts.get(edge))
+    def _result(self) -> EpochResult:
+        training, totals = self._training(), self.totals
+        if not training:
+            raise RingError(f"all nodes are dead after {totals.clock_s:g} s")
+        return self._evaluator.result(
+            totals.epochs,
+            [node.vector for node in training if node.vector is not None],
+            [sum(node.losses) / len(node.losses) for node in training],
+            bytes_sent=totals.bytes_sent,
+            exchanges=totals.exchange_ends // 2,
+            clock_s=totals.clock_s,
+            ground=self._nodes[GROUND].agent.descent.vector if GROUND in self._nodes else None,
+            ground_bytes=totals.ground_bytes,
         )
 
-    # what comes of it
+    def _training(self) -> list[RingNode]:
+        """Nodes that train, and still live."""
+        return [node for node in self._nodes.values() if node.number != GROUND and not node.is_dead]
 
-    def _talker(self, number: int, weights: Mapping[int, float], start: Floats) -> GossipAlgorithm:
-        settings, size = self.settings, len(start)
-        share = settings.share / ALL
-        if settings.method == "topk":
-            return TopK(weights, size=size, share=share, rate=settings.rate)
-        if settings.method == "choco":
-            return Choco(weights, size=size, share=share, rate=settings.rate, start=start)
-        return Gossip(
-            number, weights, size=size, seed=settings.seed, share=settings.share, form=settings.values
-        )
 
-    def _living(self) -> list[_Node]:
-        """Nodes that train, and still do."""
-        return [node for node in self._nodes.values() if node.descent and self._now < node.dies_s]
+def _load(folder: Path) -> RingTotals:
+    """Raises BadTotals."""
+    try:
+        return msgspec.json.decode((folder / TOTALS).read_bytes(), type=RingTotals)
+    except FileNotFoundError:
+        return RingTotals()
+    except msgspec.DecodeError as error:
+        raise BadTotals(f"not a ring's state: {error}") from None
 
-    def _result(self, epoch: int) -> EpochResult:
-        living = self._living()
-        return self._judge.result(
-            epoch,
-            [node.vector for node in living],
-            [node.epoch_losses[epoch - 1] for node in living],
-            bytes_sent=self.bytes_sent,
-            exchanges=self.exchanges // 2,
-            clock_s=self._now,
-            ground=self._nodes[GROUND].vector if GROUND in self._nodes else None,
-            ground_bytes=sum(way.bytes_sent for ends, way in self._ways.items() if GROUND in ends),
-        )
+
+def _digest(*what: object) -> bytes:
+    """32 B that differ where `what` does."""
+    return blake2s(" ".join(map(str, what)).encode()).digest()

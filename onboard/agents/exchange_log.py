@@ -31,10 +31,10 @@ from hashlib import blake2s
 from pathlib import Path
 from typing import Literal
 
-from onboard.codec import sparse
 from onboard.codec.layout import Floats
 from onboard.console.log import say
-from onboard.learn.gossip.exchange import Gossip, Message
+from onboard.learn.gossip.algorithms import GossipAlgorithm
+from onboard.learn.gossip.exchange import Message
 from onboard.mission.objects import GOSSIP
 from onboard.storage.files import clear_the_way, clear_the_way_of_folder, read_file
 from onboard.storage.journal import replace_durably
@@ -90,9 +90,9 @@ class ExchangeLog:
             names = ", ".join(odd[:_NAMED])
             say(log, "exchanges-odd", level=logging.WARNING, path=str(folder), files=len(odd), names=names)
 
-    def keep(self, peer: int, way: Way, message: Message) -> None:
+    def keep(self, peer: int, number: int, way: Way, message: Message) -> None:
         """Returns once the message is on the disk, in place of another of the same exchange."""
-        path = self._path(peer, sparse.parse(message).round, way)
+        path = self._path(peer, number, way)
         content = _sealed(path.name, message)
         try:
             replace_durably(path, content)
@@ -187,7 +187,7 @@ def _head(name: str, message: Message) -> bytes:
     return _MAGIC + blake2s(message, digest_size=_CHECK_BYTES, key=name.encode()).digest()
 
 
-def replay(log: ExchangeLog, gossip: Gossip, peer: int, vector: Floats) -> int:
+def replay(log: ExchangeLog, gossip: GossipAlgorithm, peer: int, vector: Floats) -> int:
     """Brings `gossip`, at the numbers of the checkpoint, and `vector`, its model, float32 (P,), to where the
     log with one neighbour ends; returns how many exchanges were mixed.
 
@@ -198,7 +198,7 @@ def replay(log: ExchangeLog, gossip: Gossip, peer: int, vector: Floats) -> int:
         if each.number <= last:
             gossip.stand_at(peer, each.number)
         if each.sent:
-            gossip.reopen(peer, each.sent)
+            gossip.reopen(peer, each.sent, vector)
         if each.taken:
             gossip.take(peer, each.taken)
         if each.number < last:

@@ -18,13 +18,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from onboard.agents.exchange_log import ExchangeLog, replay
-from onboard.agents.gossip_checkpoint import Checkpoints
+from onboard.agents.gossip_checkpoint import Checkpoint, Checkpoints
 from onboard.agents.gossip_restore import Restorer
 from onboard.agents.gossip_state import GossipPhase, GossipState
 from onboard.agents.gossip_trust import LEFT_OUT_S, Trust
 from onboard.codec.sparse import BadExchange
 from onboard.config import GossipConfig
 from onboard.console.log import say
+from onboard.learn.gossip.algorithms import Begin
 from onboard.learn.gossip.descent import Descent
 from onboard.learn.gossip.exchange import ImplausibleExchange, Message
 from onboard.learn.gossip.loss_watch import LossWatch
@@ -50,8 +51,8 @@ class GossipTraining:
     """The model, its images and its optimizer; without images, the model is only held."""
     flops_a_step: float
     """What one step costs, in FLOP."""
-    classes: bytes = b""
-    """What the labels mean, as `Gossip` takes it."""
+    begin: Begin
+    """Makes the algorithm that the node gossips by."""
 
 
 class GossipAgent:
@@ -72,8 +73,8 @@ class GossipAgent:
         self.sessions, self.journal, self.known = sessions, journal, known
         self._log, self._flops_a_step = exchanges, training.flops_a_step
         self._checkpoints = Checkpoints(config.state, config.id, descent.vector.size)
-        self._restorer = Restorer(config, descent, self._checkpoints, exchanges, training.classes)
-        self.gossip = self._restorer.begun({})
+        self._restorer = Restorer(descent, training.begin, self._checkpoints, exchanges)
+        self.gossip = training.begin({}, {})
         self._unsent: dict[int, Message] = {}  # opened, and not on the disk yet
         self._offered: dict[int, bytes] = {}  # digests of what was sent in the open exchanges
         self._awaited: frozenset[int] = frozenset()
@@ -91,8 +92,7 @@ class GossipAgent:
 
         Raises OSError.
         """
-        numbers, mixed = self._restorer.restore(self.known.was_checkpointed, self.sessions), 0
-        self.gossip = self._restorer.begun(numbers)
+        self.gossip, mixed = self._restorer.restore(self.known.was_checkpointed, self.sessions), 0
         for peer in self.sessions:
             try:
                 mixed += replay(self._log, self.gossip, peer, self.descent.vector)
@@ -101,8 +101,7 @@ class GossipAgent:
                 self._log.forget(peer)
             if self.gossip.message(peer):
                 self._offer(peer, now)
-        self.gossip.start()
-        self.gossip.clipping.look_at(self.descent.vector)
+        self.gossip.start(self.descent.vector)
         if self.descent.batches or mixed:
             say(log, "resumed", phase="training", batches=self.descent.batches, mixed=mixed)
         self._checkpoint_due_s = now + self.config.checkpoint_s
@@ -150,7 +149,7 @@ class GossipAgent:
                 raise BadExchange("left out")
             if arrived.kind != GOSSIP:
                 raise BadExchange(f"kind {arrived.kind} is not for a node that gossips")
-            self.gossip.take(peer, arrived.payload)
+            number = self.gossip.take(peer, arrived.payload)
         except BadExchange as error:
             self.trust.refuse(peer, str(error), now)
             if isinstance(error, ImplausibleExchange) and self.trust.strike(peer):
@@ -160,7 +159,7 @@ class GossipAgent:
         if not self.gossip.message(peer):  # the neighbour was further on: what was opened here is over
             self._unsent.pop(peer, None)
             self._offered.pop(peer, None)
-        self._log.keep(peer, "taken", arrived.payload)
+        self._log.keep(peer, number, "taken", arrived.payload)
         self.sessions[peer].accept(arrived.digest, now)
 
     def _leave_out(self, peer: int, why: str, now: float) -> None:
@@ -296,7 +295,7 @@ class GossipAgent:
     def _send(self, now: float) -> None:
         """What was opened is durable, then offered."""
         for peer, message in list(self._unsent.items()):
-            self._log.keep(peer, "sent", message)
+            self._log.keep(peer, self.gossip.numbers[peer], "sent", message)
             del self._unsent[peer]
             self._offer(peer, now)
 
@@ -334,7 +333,7 @@ class GossipAgent:
             return False
         if not self._restorer.roll_back(self.gossip.numbers, before=self._rollbacks > 0):
             return False
-        suspects = self.gossip.clipping.pullers()
+        suspects = self.gossip.suspects
         self._rollbacks += 1
         self._watch.clear()
         self._losses.clear()
@@ -354,14 +353,20 @@ class GossipAgent:
             if self.phase is GossipPhase.HOLDING:
                 self._checkpoints.keep_model(descent.weights)
             reached = self._checkpoints.keep(
-                descent.vector, descent.velocity, descent.batches, self.gossip.numbers
+                Checkpoint(
+                    descent.vector,
+                    descent.velocity,
+                    descent.batches,
+                    self.gossip.numbers,
+                    self.gossip.memory,
+                )
             )
             if not self.known.was_checkpointed:
                 self.known.was_checkpointed = True
                 self.journal.save(self.known)
             self._log.checkpointed(reached)
             self._kept, self._rollbacks = self.gossip.exchanges, 0
-            self.gossip.clipping.checkpointed()
+            self.gossip.checkpointed()
         except OSError as error:
             say(log, "checkpoint-failed", level=logging.ERROR, why=str(error))
         self._checkpoint_due_s = now + self.config.checkpoint_s
@@ -382,6 +387,11 @@ class GossipAgent:
         self._checkpoint(now)
         self.phase = GossipPhase.OVER
         say(log, "done", epochs=round(self.descent.epochs), exchanges=self.gossip.exchanges)
+
+    def close(self, now: float) -> None:
+        """The program is told to stop: the model is durable, with all that it has learned."""
+        if self.phase is not GossipPhase.FAILED:
+            self._checkpoint(now)
 
     # say how it is
 

@@ -16,7 +16,7 @@ import io
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2s
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from onboard.storage.journal import replace_durably, sync_folder, write_durably
 log = logging.getLogger(__name__)
 
 CHECKPOINT, BEFORE, MODEL = "gossip.npz", "gossip-before.npz", "model.npz"
+_MEMORY = "memory-"  # before the names of what an algorithm remembers
 _MAGIC, _CHECK_BYTES = b"SDG1", 16
 _TRAILER_BYTES = len(_MAGIC) + _CHECK_BYTES
 _ZIP_END, _ZIP_END_BYTES = b"PK\x05\x06", 22  # how an archive ends: the mark, and what follows it
@@ -44,12 +45,13 @@ class BadGossipCheckpoint(ValueError):  # noqa: N818 - "bad" says error already
 @dataclass(frozen=True, slots=True, eq=False)
 class Checkpoint:
     """The model and its velocity, float32 (P,), after so many batches; `numbers`: of the exchanges at which
-    it stood, by neighbour."""
+    it stood, by neighbour; `memory`: what else the algorithm remembered, float32 (P,) each."""
 
     vector: Floats
     velocity: Floats
     batches: int
     numbers: dict[int, int]
+    memory: Mapping[str, Floats] = field(default_factory=dict)
 
 
 class Checkpoints:
@@ -82,15 +84,14 @@ class Checkpoints:
         """Whether there is one that can be used."""
         return bool(self._numbers)
 
-    def keep(
-        self, vector: Floats, velocity: Floats, batches: int, numbers: Mapping[int, int]
-    ) -> dict[int, int]:
+    def keep(self, reached: Checkpoint) -> dict[int, int]:
         """Returns, once the checkpoint is on the disk, the numbers of the one before it, if there is one:
         the log must reach back to these. Raises OSError; what was there before can still be read then."""
         archive = io.BytesIO()
+        memory = {_MEMORY + name: values for name, values in reached.memory.items()}
         np.savez(
-            archive, vector=vector, velocity=velocity, batches=batches,
-            peers=list(numbers), numbers=list(numbers.values()),
+            archive, vector=reached.vector, velocity=reached.velocity, batches=reached.batches,
+            peers=list(reached.numbers), numbers=list(reached.numbers.values()), **memory,  # type: ignore[arg-type]
         )  # fmt: skip
         archive.seek(0, io.SEEK_END)
         archive.write(_MAGIC + self._check(archive.getbuffer()))
@@ -107,8 +108,8 @@ class Checkpoints:
                 new.unlink()
             raise
         sync_folder(self._newest.parent)
-        reached, self._numbers, self._is_bad = self._numbers, dict(numbers), False
-        return reached
+        before, self._numbers, self._is_bad = self._numbers, reached.numbers, False
+        return before
 
     def keep_model(self, weights: Weights) -> None:
         """Stores the model alone, for whoever uses it; it is not read here. Raises OSError."""
@@ -159,6 +160,11 @@ class Checkpoints:
                 self._model(state["velocity"]),
                 int(state["batches"]),
                 dict(zip(peers, numbers, strict=True)),
+                {
+                    name.removeprefix(_MEMORY): self._model(state[name])
+                    for name in state.files
+                    if name.startswith(_MEMORY)
+                },
             )
         if found.batches < 0 or not all(0 <= number <= LAST_NUMBER + 1 for number in numbers):
             raise BadGossipCheckpoint(f"{found.batches} batches and exchanges {numbers} cannot be")

@@ -6,55 +6,32 @@ from collections.abc import Mapping
 
 from onboard.agents.exchange_log import ExchangeLog
 from onboard.agents.gossip_checkpoint import Checkpoints
-from onboard.codec.mask import share_of
-from onboard.codec.values import Form
-from onboard.config import GossipConfig
+from onboard.learn.gossip.algorithms import Begin, GossipAlgorithm
 from onboard.learn.gossip.descent import Descent
-from onboard.learn.gossip.exchange import Gossip
 from onboard.wire.session import Session
 
 
 class Restorer:
-    """Of one node: its `descent` has the model; checkpoints and exchanges are on its disk. `classes` as
-    `Gossip` takes it."""
+    """Of one node: its `descent` has the model; checkpoints and exchanges are on its disk."""
 
     def __init__(
-        self,
-        config: GossipConfig,
-        descent: Descent,
-        checkpoints: Checkpoints,
-        exchanges: ExchangeLog,
-        classes: bytes,
+        self, descent: Descent, begin: Begin, checkpoints: Checkpoints, exchanges: ExchangeLog
     ) -> None:
-        self._config, self._descent, self._classes = config, descent, classes
+        self._descent, self._begin = descent, begin
         self._checkpoints, self._log = checkpoints, exchanges
 
-    def begun(self, numbers: Mapping[int, int]) -> Gossip:
-        """A gossip at these numbers of exchanges, by neighbour."""
-        own = self._config.gossip
-        return Gossip(
-            self._config.id,
-            {each.id: each.weight for each in self._config.neighbours},
-            size=self._descent.vector.size,
-            seed=own.seed,
-            share=share_of(own.sparsity),
-            form=Form[own.values.upper()],
-            numbers=numbers,
-            classes=self._classes,
-        )
-
-    def restore(self, was_checkpointed: bool, sessions: Mapping[int, Session]) -> dict[int, int]:
-        """The checkpoint's model is in force; returns its numbers, by neighbour."""
+    def restore(self, was_checkpointed: bool, sessions: Mapping[int, Session]) -> GossipAlgorithm:
+        """The checkpoint's model is in force; returns the algorithm as it was then."""
         kept = self._checkpoints.load(was_checkpointed)
         if kept is not None:
             self._descent.restore(kept.vector, kept.velocity, kept.batches)
-            return kept.numbers
-        if not self._checkpoints.was_lost or not any(map(self._log.first, sessions)):
-            return {}  # the log has all that was mixed into the first model
-        for peer, session in sessions.items():
-            session.forget(*session.done)  # what was taken has gone with the model that it was mixed into
-            self._log.forget(peer)
-        return {}
+            return self._begin(kept.numbers, kept.memory)
+        if self._checkpoints.was_lost and any(map(self._log.first, sessions)):
+            # Else the log has all that was mixed into the first model.
+            for peer, session in sessions.items():
+                session.forget(*session.done)  # what was taken has gone with the model that it was mixed into
+                self._log.forget(peer)
+        return self._begin({}, {})
 
     def roll_back(self, numbers: Mapping[int, int], *, before: bool) -> bool:
         """The checkpoint's model is in force, or that of the one before it. Nothing of what was mixed since,

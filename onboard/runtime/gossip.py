@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -19,10 +20,14 @@ from onboard.agents.gossip_checkpoint import BEFORE, CHECKPOINT, MODEL
 from onboard.agents.gossip_state import GossipPhase, GossipState
 from onboard.board import admission
 from onboard.board.budget import MemoryCap, Pace
+from onboard.codec.layout import Floats
+from onboard.codec.mask import share_of
+from onboard.codec.values import Form
 from onboard.config import GossipConfig, Neighbour
 from onboard.console.log import say
 from onboard.console.toml import ConfigError
 from onboard.data import labels, loading
+from onboard.learn.gossip.algorithms import ALGORITHMS, GossipSetup
 from onboard.learn.gossip.descent import Descent, Recipe
 from onboard.learn.graph import GraphError, TrainGraph, initial
 from onboard.link.limits import limits_for
@@ -84,8 +89,23 @@ def training_of(config: GossipConfig, images: loading.Images | None) -> GossipTr
         descent = Descent(graph, start, x, y, recipe, seed=own.seed, node=config.id)
     except ValueError as error:
         raise ConfigError(f"{config.path}: gossip.model = {own.model!r}: {error}") from None
+    setup = setup_of(config, descent.vector, _classes(config, images, graph.classes))
     flops_a_step = float(graph.flops_per_image * own.batch_size)
-    return GossipTraining(descent, flops_a_step, _classes(config, images, graph.classes))
+    return GossipTraining(descent, flops_a_step, partial(ALGORITHMS["rd-psgd"], setup))
+
+
+def setup_of(config: GossipConfig, start: Floats, classes: bytes = b"") -> GossipSetup:
+    """Returns what the node's algorithm begins with; start: the first model, float32 (P,)."""
+    own = config.gossip
+    return GossipSetup(
+        node=config.id,
+        weights={each.id: each.weight for each in config.neighbours},
+        start=start,
+        seed=own.seed,
+        share=share_of(own.sparsity),
+        form=Form[own.values.upper()],
+        classes=classes,
+    )
 
 
 def _classes(config: GossipConfig, images: loading.Images | None, count: int) -> bytes:
@@ -194,6 +214,7 @@ def carry_gossip(
                 with contextlib.suppress(MemoryError):
                     agent.relieve(now)
                     wait([], MEMORY_AGAIN_S, also=[stop.fd])
+    agent.close(clock())
     for pump in pumps().values():
         pump.close(clock())
 

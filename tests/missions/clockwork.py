@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 import onboard.runtime.endpoint
-from benchmarks.harness.pair import AirPort
+from firmware_sim.world.air import AirPort
 from firmware_sim.world.channel import Side
 from groundstation.cli import main
 from groundstation.commands.dispatcher import CommandDispatcher

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.harness.pair import scratch
+from firmware_sim.world.disk import scratch
 from groundstation.store.store import Store
 from onboard.agents.federated_state import KEPT, FederatedState
 from onboard.storage.boot_counter import count_start

@@ -23,11 +23,12 @@ import click
 
 from benchmarks.harness.held import Held, held
 from benchmarks.harness.leg import LOOK_S, Leg
-from benchmarks.harness.pair import Broken, scratch
+from benchmarks.harness.pair import Broken
 from benchmarks.harness.passes import ORBIT_S, gaps
 from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
 from firmware_sim.world.channel import SIDES, Side
+from firmware_sim.world.disk import scratch
 
 HOURS, BOARDS = 24.0, 3
 DRAIN_S = 36 * 3600.0  # until the allowance of another day is there, and was used

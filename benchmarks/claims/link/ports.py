@@ -22,11 +22,12 @@ import click
 from benchmarks.claims.link.transfer import payload_of
 from benchmarks.harness import process
 from benchmarks.harness.lab import LabError
-from benchmarks.harness.pair import LinkPair, scratch
+from benchmarks.harness.pair import LinkPair
 from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
 from firmware_sim.runs.processes import ProcessGroup
 from firmware_sim.world.channel import Channel
+from firmware_sim.world.disk import scratch
 from hw_profiles import Link, load_link
 from onboard.mission.objects import UPDATE
 from onboard.wire.events import Arrived

@@ -21,10 +21,11 @@ import click
 
 from benchmarks.claims.link.transfer import FOREVER_S, payload_of, radio
 from benchmarks.harness.disk import Disk, PowerCut, watched
-from benchmarks.harness.pair import Broken, LinkPair, PairedEnd, scratch
+from benchmarks.harness.pair import Broken, LinkPair, PairedEnd
 from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
 from firmware_sim.world.channel import SIDES, Channel, Side
+from firmware_sim.world.disk import scratch
 from onboard.wire.config import Limits
 from onboard.wire.framing import cobs
 from onboard.wire.framing import frame as framing

@@ -17,10 +17,11 @@ from typing import Any
 
 import click
 
-from benchmarks.harness.pair import LinkPair, scratch
+from benchmarks.harness.pair import LinkPair
 from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
 from firmware_sim.world.channel import Burst, Channel, Side
+from firmware_sim.world.disk import scratch
 from hw_profiles import Link, load_link
 from onboard.wire.events import Arrived
 from onboard.wire.framing.frame import OVERHEAD_BYTES

@@ -33,10 +33,10 @@ from benchmarks.claims.resilience.harm import CANARY, KINDS, damaged
 from benchmarks.claims.resilience.naming import DATABASE, names
 from benchmarks.harness.lab import LabError
 from benchmarks.harness.missions import MISSIONS, founded_in
-from benchmarks.harness.pair import scratch
 from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
 from benchmarks.harness.virtual import Said
+from firmware_sim.world.disk import scratch
 
 COUNT = 2000
 LIMIT_S = 1200.0  # of virtual time, for a mission to end after its damage

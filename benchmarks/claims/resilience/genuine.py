@@ -7,11 +7,10 @@ What is used must be, byte for byte, something that was made.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any
 
-from onboard.agents.gossip_checkpoint import Checkpoints
+from onboard.agents.gossip_checkpoint import Checkpoint, Checkpoints
 from onboard.codec.layout import Floats
 from onboard.codec.model import Model
 from onboard.data.images import Images
@@ -164,9 +163,10 @@ def watched_gossip(genuine: Genuine) -> type[Gossip]:
                 genuine.made(f"message {self.node} to {peer}", bytes(message))
             return opened
 
-        def take(self, peer: int, message: Message, *args: Any, **kw: Any) -> None:
-            super().take(peer, message, *args, **kw)
+        def take(self, peer: int, message: Message, *args: Any, **kw: Any) -> int:
+            number = super().take(peer, message, *args, **kw)
             genuine.used(f"message {peer} to {self.node}", bytes(message))
+            return number
 
         def reopen(self, peer: int, message: Message, *args: Any, **kw: Any) -> None:
             super().reopen(peer, message, *args, **kw)
@@ -190,11 +190,9 @@ def watched_checkpoints(genuine: Genuine) -> type[Checkpoints]:
     """What a gossiping node keeps of its model."""
 
     class WatchedCheckpoints(Checkpoints):
-        def keep(
-            self, vector: Floats, velocity: Floats, batches: int, numbers: Mapping[int, int]
-        ) -> dict[int, int]:
-            genuine.made("descent", _joined(vector, velocity, batches))
-            return super().keep(vector, velocity, batches, numbers)
+        def keep(self, reached: Checkpoint) -> dict[int, int]:
+            genuine.made("descent", _joined(reached.vector, reached.velocity, reached.batches))
+            return super().keep(reached)
 
     return WatchedCheckpoints
 

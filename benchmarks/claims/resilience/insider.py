@@ -21,10 +21,10 @@ from benchmarks.claims.resilience.insider_learning import KINDS, accuracy
 from benchmarks.claims.resilience.insider_world import Hostile, Siege
 from benchmarks.harness.lab import LabError
 from benchmarks.harness.missions import founded_in
-from benchmarks.harness.pair import scratch
 from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
 from benchmarks.harness.virtual import VirtualWorld
+from firmware_sim.world.disk import scratch
 from onboard.mission.objects import MODEL, encode_object
 
 TIMES = 2.0

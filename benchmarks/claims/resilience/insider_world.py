@@ -27,8 +27,8 @@ import onboard.runtime.federated
 import onboard.runtime.gossip
 import onboard.trainer.process
 from benchmarks.harness.missions import VirtualMission, graphs, images
-from benchmarks.harness.pair import AirPort
 from benchmarks.harness.virtual import VirtualWorld
+from firmware_sim.world.air import AirPort
 from groundstation.cli import main
 from groundstation.config import load_mission
 from hw_profiles import Link, load_link

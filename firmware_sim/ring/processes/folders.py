@@ -13,9 +13,11 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from firmware_sim.ring.processes.links import link_of
-from firmware_sim.ring.simulation import GROUND, GroundNode, RingError, RingSettings
-from onboard.codec.mask import ALL
+import msgspec
+
+from firmware_sim.ring.seats import section
+from firmware_sim.ring.settings import GroundNode, RingError, RingSettings, link_of
+from onboard.config import GROUND
 from onboard.data import loading
 from onboard.learn.gossip import topology
 from onboard.storage.keys import new_key, save_key
@@ -46,7 +48,7 @@ def found(
             save_key(own / f"{peer}.key", keys[min(node, peer), max(node, peer)])
         name = "ground" if node == GROUND else f"node-{node}"
         tables = [("[node]", {"id": node, "name": name, "board": settings.board.name})]
-        tables += [("[gossip]", _gossip(settings, trains=node != GROUND))]
+        tables += [("[gossip]", msgspec.to_builtins(section(settings, trains=node != GROUND)))]
         if node != GROUND:
             images = shares[node - 1]
             loading.save(own / "data.npz", images)
@@ -80,28 +82,6 @@ def _link(settings: RingSettings, node: int, peer: int) -> dict[str, Any]:
     link = link_of(settings, (min(node, peer), max(node, peer)))
     plan = {"contacts": f"../{PLAN}", "wait": peer != GROUND} if GROUND in (node, peer) else {}
     return {"profile": link.name} | plan
-
-
-def _gossip(settings: RingSettings, *, trains: bool) -> dict[str, Any]:
-    recipe = settings.recipe
-    return {
-        "model": settings.model,
-        "seed": settings.seed,
-        "sparsity": settings.share / ALL,
-        "values": settings.values.name.lower(),
-        "every": settings.every,
-        "patience_s": settings.patience_s,
-        "trains": trains,
-        "batch_size": recipe.batch_size,
-        "learning_rate": recipe.learning_rate,
-        "momentum": recipe.momentum,
-        "weight_decay": recipe.weight_decay,
-        "drops": list(recipe.drops),
-        "cosine_epochs": recipe.cosine_epochs,
-        "shift_pixels": recipe.shift_pixels,
-        "distortion": recipe.distortion,
-        "epochs": settings.epochs,
-    }
 
 
 def _lines(head: str, table: Mapping[str, Any]) -> list[str]:

@@ -10,9 +10,8 @@ import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from firmware_sim.ring.simulation import GROUND, RingSettings
+from firmware_sim.ring.settings import RingSettings, link_of
 from firmware_sim.world.edge import contacts_around
-from hw_profiles import Link
 from onboard.learn.gossip.topology import Edge
 
 HOST = "127.0.0.1"
@@ -44,11 +43,6 @@ def meeting(settings: RingSettings) -> Meeting:
         low, high = (f"udp://{far[way]}?peer={own[way]}" for way in (edge, edge[::-1]))
         cables[edge] = ("--ground", low, "--board", high, *_air(settings, edge))
     return Meeting(urls, cables)
-
-
-def link_of(settings: RingSettings, edge: Edge) -> Link:
-    """The profile of an edge's link."""
-    return settings.ground.link if settings.ground and edge[0] == GROUND else settings.link
 
 
 def _air(settings: RingSettings, edge: Edge) -> Iterable[str]:

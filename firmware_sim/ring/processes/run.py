@@ -23,11 +23,12 @@ from firmware_sim.ring.processes.links import meeting
 from firmware_sim.ring.record import EPOCHS, WISHES
 from firmware_sim.ring.result import EpochResult, Evaluator, RingProgress
 from firmware_sim.ring.run import RingConfig, images_of
-from firmware_sim.ring.simulation import GROUND, RingError
+from firmware_sim.ring.settings import RingError
 from firmware_sim.runs import folder
 from firmware_sim.runs.processes import ProcessGroup
 from onboard.agents.gossip_checkpoint import CHECKPOINT
 from onboard.codec.layout import Floats
+from onboard.config import GROUND
 from onboard.learn.graph import InferGraph, TrainGraph, initial
 from onboard.learn.vectors import flat
 

@@ -139,12 +139,9 @@ class Descent:
         self.batches += 1
         return loss
 
-    def state(self) -> dict[str, Floats | int]:
-        """What `restore` needs; the arrays are the descent's own."""
-        return {"vector": self.vector, "velocity": self.velocity, "batches": self.batches}
-
     def restore(self, vector: Floats, velocity: Floats, batches: int) -> None:
-        """Goes on from `state`. Raises ValueError for another model's."""
+        """Goes on after so many batches, with the model and velocity, float32 (P,), that it had then. Raises
+        ValueError for another model's."""
         if vector.shape != self.vector.shape or velocity.shape != self.vector.shape or batches < 0:
             raise ValueError(
                 f"a state of {vector.shape} and {velocity.shape}, this model's {self.vector.shape}"

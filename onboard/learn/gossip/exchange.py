@@ -21,9 +21,8 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import blake2s
-from typing import Any
 
 import numpy as np
 
@@ -64,7 +63,6 @@ class _Edge:
     there: bool = False  # the neighbour has ours, durably
     received: Floats | None = None
     early: Message = b""  # theirs of the next exchange: they knew before this end that this one is complete
-    late: bool = False  # it was waited for in vain, and not heard since
     shut: bool = False  # ours were refused, and nothing usable was heard since
     settled: bool = False  # an exchange was completed since the start: both ends know where the edge stands
 
@@ -76,13 +74,6 @@ class _Edge:
         """Nothing of exchange `number` is known yet."""
         self.number, self.mask, self.message = number, None, b""
         self.sent, self.there, self.received = None, False, None
-
-    def state(self) -> dict[str, Any]:
-        """All that `weight` and `seed` and the masks that they draw do not give."""
-        return {
-            "number": self.number, "message": self.message, "there": self.there, "received": self.received,
-            "early": self.early, "late": self.late, "shut": self.shut, "settled": self.settled,
-        }  # fmt: skip
 
 
 class Gossip:
@@ -125,11 +116,9 @@ class Gossip:
 
     @property
     def waits_for(self) -> frozenset[int]:
-        """Neighbours with whom an exchange was opened and is not complete, but for those that are late."""
+        """Neighbours with whom an exchange was opened and is not complete."""
         return frozenset(
-            peer
-            for peer, edge in self._edges.items()
-            if edge.sent is not None and not edge.complete and not edge.late
+            peer for peer, edge in self._edges.items() if edge.sent is not None and not edge.complete
         )
 
     @property
@@ -159,29 +148,9 @@ class Gossip:
             if edge.sent is None and not edge.shut and (peers is None or peer in peers)
         }
 
-    def state(self) -> dict[str, Any]:
-        """What `restore` needs: values, messages and arrays float32, the gossip's own."""
-        return {
-            "exchanges": self.exchanges,
-            "clipping": self.clipping.state(),
-            "edges": {peer: edge.state() for peer, edge in self._edges.items()},
-        }
-
-    def restore(
-        self, exchanges: int, clipping: Mapping[str, Any], edges: Mapping[int, Mapping[str, Any]]
-    ) -> None:
-        """Goes on from `state`. Raises ValueError for another node's."""
-        if edges.keys() != self._edges.keys():
-            raise ValueError(f"a state of neighbours {sorted(edges)}, this node's are {sorted(self._edges)}")
-        self.exchanges = exchanges
-        self.clipping.restore(**clipping)
-        for peer, kept in edges.items():
-            self._edges[peer] = edge = replace(self._edges[peer], mask=None, sent=None, **kept)
-            if edge.message:
-                edge.sent = sparse.decode(edge.message, self._mask(peer, edge))
-
-    def reopen(self, peer: int, message: Message) -> None:
-        """An exchange that an earlier life opened with this message. Raises BadExchange, KeyError."""
+    def reopen(self, peer: int, message: Message, vector: Floats) -> None:
+        """Opens an exchange again that an earlier life opened with this message. Raises BadExchange,
+        KeyError."""
         edge = self._edges[peer]
         edge.begin(sparse.parse(message).round)
         edge.sent, edge.message = sparse.decode(message, self._mask(peer, edge)), message
@@ -196,8 +165,9 @@ class Gossip:
         """What was sent in the open exchange; empty if none is open."""
         return self._edges[peer].message
 
-    def take(self, peer: int, message: Message) -> None:
-        """A neighbour's values: durable before it is told so. `mix` then may have something to do.
+    def take(self, peer: int, message: Message) -> int:
+        """Takes a neighbour's values, which are durable before it is told so; returns the exchange's number.
+        `mix` then may have something to do.
 
         Raises Over, Outlier and BadExchange for what cannot be used; nothing changes. KeyError for no
         neighbour.
@@ -220,21 +190,17 @@ class Gossip:
             raise ImplausibleExchange(
                 f"values of {size_of(received):.3g} from node {peer}, the model's are {own:.3g}"
             )
-        edge.late = edge.shut = False
+        edge.shut = False
         if follows:
             edge.there, edge.early = True, message  # it would not go on without ours
-            return
+            return header.round
         if (
             header.round > edge.number
         ):  # it opens one only when the last is over: this end forgot how far it was
             edge.begin(header.round)
             edge.mask = mask
         edge.received = received
-
-    def out_of_patience(self) -> None:
-        """Whoever is waited for now is late, and not waited for again before it is heard."""
-        for peer in self.waits_for:
-            self._edges[peer].late = True
+        return header.round
 
     def delivered(self, peer: int) -> None:
         """The neighbour has what was sent in the open exchange, durably."""
@@ -258,14 +224,29 @@ class Gossip:
     def leave(self, peer: int) -> None:
         """What a neighbour has sent in the exchanges that are open is not mixed."""
         edge = self._edges[peer]
-        edge.received, edge.early, edge.late = None, b"", True
+        edge.received, edge.early = None, b""
 
-    def start(self) -> None:
-        """What was mixed so far was so in an earlier life, of which any part may be lost: a neighbour may be
-        further on by any number."""
+    def start(self, vector: Floats) -> None:
+        """Begins a life with the model float32 (size,). What was mixed so far was so in an earlier life, of
+        which any part may be lost: a neighbour may be further on by any number."""
         for edge in self._edges.values():
             edge.settled = False
         self.clipping = Clipping(self._edges, self.share / ALL)
+        self.clipping.look_at(vector)
+
+    def checkpointed(self) -> None:
+        """The model is durable: who pulled at it before does not matter any more."""
+        self.clipping.checkpointed()
+
+    @property
+    def suspects(self) -> list[int]:
+        """Neighbours that pulled far more at the model than the others since the last checkpoint."""
+        return self.clipping.pullers()
+
+    @property
+    def memory(self) -> dict[str, Floats]:
+        """Nothing: numbers and the model are all that this algorithm remembers."""
+        return {}
 
     def mix(self, vector: Floats) -> tuple[int, ...]:
         """Mixes `vector` (size,) in place with all neighbours whose exchange is complete; returns which."""

@@ -31,7 +31,6 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from statistics import median_low
-from typing import Any
 
 import numpy as np
 
@@ -142,30 +141,6 @@ class Clipping:
         later the others pull as far, to bring the model back."""
         most = max(known.pull for known in self._known.values())
         return [peer for peer, known in self._known.items() if known.pull > max(OFTEN, most / 2)]
-
-    def state(self) -> dict[str, Any]:
-        """What `restore` needs."""
-        return {
-            "scale": self.scale,
-            "turn": self._turn,
-            "known": {
-                peer: [
-                    list(known.usual),
-                    known.turn,
-                    known.in_step,
-                    known.last,
-                    known.pull,
-                    known.unlike,
-                ]
-                for peer, known in self._known.items()
-            },
-        }
-
-    def restore(self, scale: float, turn: int, known: dict[int, Any]) -> None:
-        """Goes on from `state`."""
-        self.scale, self._turn = scale, turn
-        for peer, (usual, *others) in known.items():
-            self._known[peer] = _Known(deque(usual, maxlen=KNOWN), *others)
 
     def _limit(self, peer: int, known: _Known) -> float:
         others = [each.usual[-1] for other, each in self._known.items() if other != peer and each.usual]

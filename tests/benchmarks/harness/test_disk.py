@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.harness.disk import Disk, PowerCut, watched
-from benchmarks.harness.pair import scratch
+from firmware_sim.world.disk import scratch
 from onboard.link.spool import Spool
 from onboard.storage.journal import Journal, replace_durably
 from onboard.wire.transfer.incoming import Incoming

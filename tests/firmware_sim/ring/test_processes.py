@@ -17,7 +17,7 @@ from firmware_sim.ring.processes.run import ProcessRun
 from firmware_sim.ring.record import EPOCHS
 from firmware_sim.ring.result import EpochResult
 from firmware_sim.ring.run import RingConfig
-from firmware_sim.ring.simulation import RingError, RingSettings
+from firmware_sim.ring.settings import RingError, RingSettings
 from firmware_sim.runs.processes import ProcessGroup
 from firmware_sim.runs.split import iid
 from hw_profiles import load_board, load_link

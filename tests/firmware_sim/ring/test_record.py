@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +14,12 @@ from click.testing import CliRunner
 
 from firmware_sim.cli import main
 from firmware_sim.ring.record import EPOCHS, STATE, WISHES
+from firmware_sim.ring.simulation import TOTALS
 
-SMALL = ("ring", "--data", "digits", "--nodes", "4", "--images", "40", "--batch-size", "8", "--epochs", "3")
+SMALL = (
+    "ring", "--data", "digits", "--nodes", "4", "--images", "40", "--batch-size", "8", "--epochs", "3",
+    "--frame-bytes", "65507",
+)  # fmt: skip
 HARD = ("--dead", "3@0.9", "--cut", "1-2@0.2:1.5", "--patience", "0.3", "--loss", "0.2", "--values", "int8")
 
 
@@ -41,16 +46,18 @@ def test_a_killed_run_goes_on_and_leaves_the_same_bytes(tmp_path: Path) -> None:
         process.kill()  # in its second epoch
     assert process.returncode == -signal.SIGKILL
     assert (killed / EPOCHS).read_bytes().startswith(first)
-    early = (killed / STATE).read_bytes()
+    (state,) = killed.glob(STATE + "*")
+    shutil.copytree(state, early := tmp_path / state.name)
     told = [json.loads(line) for line in run(*HARD, "--json", "--out", killed).splitlines()]
     assert [epoch["epoch"] for epoch in told] == [1, 2, 3]
     run(*HARD, "--out", whole)
     kept = (whole / EPOCHS).read_bytes()
     assert (killed / EPOCHS).read_bytes() == kept
     assert sorted(path.name for path in killed.iterdir()) == [EPOCHS, "lock", WISHES, "ring.png"]
-    # Killed between its two files: the line is there, and the state is still the one of an epoch before.
-    (killed / STATE).write_bytes(early)
-    (killed / EPOCHS).write_bytes(b"".join(kept.splitlines(keepends=True)[:2]))
+    # Killed before the older state went: it does no harm.
+    shutil.copytree(early, killed / early.name)
+    epoch = int(early.name.removeprefix(STATE))
+    (killed / EPOCHS).write_bytes(b"".join(kept.splitlines(keepends=True)[:epoch]))
     run(*HARD, "--out", killed)
     assert (killed / EPOCHS).read_bytes() == kept
 
@@ -92,7 +99,8 @@ def test_a_state_that_is_none_is_named(tmp_path: Path) -> None:
     run("--epochs", "1", "--out", tmp_path)
     kept = json.loads((tmp_path / WISHES).read_text())
     (tmp_path / WISHES).write_text(json.dumps(kept | {"epochs": 2}))
-    (tmp_path / STATE).write_bytes(b"none")
+    (tmp_path / f"{STATE}1").mkdir()
+    (tmp_path / f"{STATE}1" / TOTALS).write_bytes(b"none")
     assert f"{tmp_path}: not a ring's state" in run("--epochs", "2", "--out", tmp_path, code=2)
 
 

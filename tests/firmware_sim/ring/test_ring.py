@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ import numpy as np
 import pytest
 
 from firmware_sim.ring.result import EpochResult
-from firmware_sim.ring.simulation import GroundNode, Ring, RingError, RingSettings
+from firmware_sim.ring.settings import GroundNode, RingError, RingSettings
+from firmware_sim.ring.simulation import Ring
 from firmware_sim.runs.split import iid
-from firmware_sim.world.edge import DirectedLink, framed_bytes
+from firmware_sim.world.disk import scratch
+from firmware_sim.world.edge import framed_bytes
 from hw_profiles import load_board, load_link
 from onboard.codec.mask import Draw, drawn, share_of
 from onboard.data import loading
@@ -23,9 +26,9 @@ from onboard.learn.gossip import topology
 from onboard.learn.gossip.descent import Recipe, mean_of
 from onboard.learn.gossip.exchange import Gossip
 from onboard.learn.graph import InferGraph, TrainGraph
-from onboard.wire.framing.frame import OVERHEAD_BYTES
 
-LINK = load_link("isl-2mbyte")
+COARSE = ("--frame-bytes", "65507")
+LINK = replace(load_link("isl-2mbyte"), mtu_bytes=16_000)  # few frames are soon played
 BASE: dict[str, Any] = {
     "nodes": 4, "every": 4, "epochs": 3, "recipe": Recipe(learning_rate=0.05),
     "board": load_board("raspberry-pi-4"), "link": LINK,
@@ -40,6 +43,19 @@ def digits() -> tuple[list[loading.Images], loading.Images, TrainGraph, InferGra
     return shares, loading.load("digits", part="test", classes=10), train, infer
 
 
+@pytest.fixture
+def disks() -> Iterator[Path]:
+    with scratch() as folder:
+        yield folder
+
+
+def made(settings: RingSettings, digits: Any, disks: Path) -> Ring:
+    """A ring that begins on disks of its own."""
+    folder = disks / str(len(list(disks.iterdir())))
+    folder.mkdir()
+    return Ring(settings, *digits, folder)
+
+
 def play(ring: Ring) -> list[EpochResult]:
     return [seen for seen in ring.play() if isinstance(seen, EpochResult)]
 
@@ -47,8 +63,8 @@ def play(ring: Ring) -> list[EpochResult]:
 @pytest.mark.parametrize(
     ("method", "least"), [("rd-psgd", 0.6), ("d-psgd", 0.8), ("choco", 0.7), ("topk", 0.5)]
 )
-def test_every_method_learns(digits: Any, method: Any, least: float) -> None:
-    ring = Ring(RingSettings(**BASE | {"method": method, "sparsity": 0.2, "rate": 0.3}), *digits)
+def test_every_method_learns(digits: Any, disks: Path, method: Any, least: float) -> None:
+    ring = made(RingSettings(**BASE | {"method": method, "sparsity": 0.2, "rate": 0.3}), digits, disks)
     results = play(ring)
     assert [result.epoch for result in results] == [1, 2, 3]
     assert results[-1].accuracy > least
@@ -56,21 +72,20 @@ def test_every_method_learns(digits: Any, method: Any, least: float) -> None:
     assert len(results[-1].node_accuracies) == 4
 
 
-def test_a_seed_repeats_a_run(digits: Any) -> None:
+def test_a_seed_repeats_a_run(digits: Any, disks: Path) -> None:
     settings = RingSettings(**BASE | {"epochs": 1})
-    assert play(Ring(settings, *digits)) == play(Ring(settings, *digits))
-    assert play(Ring(settings, *digits)) != play(Ring(replace(settings, seed=1), *digits))
+    first, again, other = (play(made(replace(settings, seed=seed), digits, disks)) for seed in (0, 0, 1))
+    assert first == again != other
 
 
-def test_bytes_are_those_of_frames_and_fewer_in_the_share_of_p(digits: Any) -> None:
+def test_bytes_are_those_of_frames_and_fewer_in_the_share_of_p(digits: Any, disks: Path) -> None:
     sent = {}
     for method in ("d-psgd", "rd-psgd"):
-        ring = Ring(RingSettings(**BASE | {"method": method, "epochs": 1}), *digits)
-        play(ring)
-        sent[method] = ring.bytes_sent
+        ring = made(RingSettings(**BASE | {"method": method, "epochs": 1}), digits, disks)
+        sent[method] = play(ring)[-1].bytes_sent
     parameters = sum(int(np.prod(shape)) for shape in digits[2].shapes.values())
-    # One exchange, over 4 edges both ways.
-    assert sent["d-psgd"] == 8 * framed_bytes(4 * parameters + 20, LINK)
+    # One exchange, over 4 edges both ways, with its offers and answers; COBS takes less than at its worst.
+    assert sent["d-psgd"] == pytest.approx(8 * framed_bytes(4 * parameters + 20, LINK), rel=0.005)
     weights, model = topology.metropolis(topology.ring(range(1, 5))), np.zeros(parameters, np.float32)
     messages = [
         message
@@ -79,7 +94,8 @@ def test_bytes_are_those_of_frames_and_fewer_in_the_share_of_p(digits: Any) -> N
         .open(model)
         .values()
     ]
-    assert sent["rd-psgd"] == sum(framed_bytes(len(message), LINK) for message in messages)
+    whole = sum(framed_bytes(len(message), LINK) for message in messages)
+    assert sent["rd-psgd"] == pytest.approx(whole, rel=0.01)
     # A mask's own share varies by 7 % of it: of 200 masks the mean is within four deviations.
     counts = [drawn(Draw(0, number, (1, 2), share_of(0.1)), parameters).count for number in range(200)]
     assert np.mean(counts) / parameters == pytest.approx(0.1, abs=0.002)
@@ -89,23 +105,23 @@ def test_bytes_are_those_of_frames_and_fewer_in_the_share_of_p(digits: Any) -> N
     "faults", [{"dead": {3: 2.0}}, {"cuts": {(1, 2): (0.5, 60.5)}}, {"link": replace(LINK, frame_loss=0.2)}]
 )
 def test_training_goes_on_through_faults_and_waits_no_longer_than_its_patience(
-    digits: Any, faults: dict[str, Any]
+    digits: Any, disks: Path, faults: dict[str, Any]
 ) -> None:
     base = BASE | {"seed": 1}  # its three epochs learn more than those of seed 0
-    calm = play(Ring(RingSettings(**base), *digits))[-1]
-    ring = Ring(RingSettings(**base | {"patience_s": 20.0} | faults), *digits)
+    calm = play(made(RingSettings(**base), digits, disks))[-1]
+    ring = made(RingSettings(**base | {"patience_s": 20.0} | faults), digits, disks)
     last = play(ring)[-1]
     assert last.clock_s < calm.clock_s + 25.0
     assert last.accuracy > 0.75
-    assert len(ring.models) == (3 if "dead" in faults else 4)
+    assert len(last.node_accuracies) == (3 if "dead" in faults else 4)
 
 
-def test_an_edge_that_is_cut_for_a_while_does_not_move_the_mean(digits: Any) -> None:
+def test_an_edge_that_is_cut_for_a_while_does_not_move_the_mean(digits: Any, disks: Path) -> None:
     """At a learning rate that moves nothing, all that changes models is mixing."""
     settings = RingSettings(
         **BASE | {"cuts": {(1, 2): (0.0, 3.0)}, "patience_s": 1.0, "recipe": Recipe(learning_rate=1e-12)}
     )
-    ring = Ring(settings, *digits)
+    ring = made(settings, digits, disks)
     rng = np.random.default_rng(0)
     for vector in ring.models.values():
         vector += rng.standard_normal(vector.shape).astype(np.float32) / 100
@@ -135,8 +151,9 @@ nodes = 4
 shape = "planes"
 columns = 2
 data = "digits"
-images = 100
+images = 80
 epochs = 10
+frame-bytes = 65507
 [ground]
 link = "sband-2m"
 [[ground.gateway]]
@@ -162,7 +179,7 @@ def test_planes_learn_from_each_other_by_way_of_the_ground(tmp_path: Path) -> No
 
 
 def test_nodes_in_parts_are_told_of(tmp_path: Path) -> None:
-    small = ("--data", "digits", "--nodes", "4", "--images", "50", "--epochs", "1", "--columns", "2")
+    small = ("--data", "digits", "--nodes", "4", "--images", "50", "--epochs", "1", "--columns", "2", *COARSE)
     told = run(*small, "--shape", "planes", cwd=tmp_path)
     assert told.returncode == 0
     assert told.stderr == "planes: these nodes are in parts, and their models never agree\n"
@@ -191,22 +208,13 @@ def test_a_scenario_s_mistakes_get_one_line(tmp_path: Path, change: tuple[str, s
     assert len(told.stderr.splitlines()) == 1
 
 
-def test_what_a_contact_s_end_cuts_goes_on_at_the_next_one() -> None:
-    link = replace(LINK, rate_up_bps=8000.0, delay_s=0.0, mtu_bytes=1000)
-    way = DirectedLink(link, 8000.0, [(1.0, 2.0), (5.0, 9.0)])
-    assert way.send(2 * (1000 - OVERHEAD_BYTES), 0.0) == pytest.approx(6.0, abs=0.02)
-    assert way.send(1000 - OVERHEAD_BYTES, 0.0) == pytest.approx(7.0, abs=0.03)
-    assert way.send(10_000, 0.0) == np.inf
-    assert [way.is_open(at) for at in (0.5, 1.5, 3.0, 9.0)] == [False, True, False, False]
-
-
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "firmware_sim", "ring", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
 
 
 def test_the_command_tells_epochs_and_draws_them(tmp_path: Path) -> None:
-    small = ("--data", "digits", "--nodes", "3", "--images", "100", "--epochs", "2", "--json")
+    small = ("--data", "digits", "--nodes", "3", "--images", "100", "--epochs", "2", "--json", *COARSE)
     told = run(*small, cwd=tmp_path)
     assert told.returncode == 0, told.stderr
     epochs = [json.loads(line) for line in told.stdout.splitlines()]

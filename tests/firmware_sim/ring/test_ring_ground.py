@@ -15,7 +15,7 @@ from firmware_sim.ring.processes.links import meeting
 from firmware_sim.ring.processes.run import ProcessRun
 from firmware_sim.ring.result import EpochResult
 from firmware_sim.ring.run import RingConfig
-from firmware_sim.ring.simulation import GroundNode, RingError, RingSettings
+from firmware_sim.ring.settings import GroundNode, RingError, RingSettings
 from firmware_sim.runs.processes import ProcessGroup
 from hw_profiles import load_board, load_link
 from onboard.agents.gossip_checkpoint import CHECKPOINT, MODEL

@@ -19,17 +19,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.harness.pair import TICK_S, AirPort
+from firmware_sim.world.air import AirPort
 from firmware_sim.world.channel import Channel, Side
+from firmware_sim.world.world import TICK_S
 from onboard.agents.gossip import GossipAgent, GossipTraining
 from onboard.agents.gossip_state import GossipPhase
 from onboard.codec.layout import Floats, Layout, layout
 from onboard.config import GossipConfig, load_gossip
 from onboard.learn.gossip import topology
+from onboard.learn.gossip.algorithms import ALGORITHMS
 from onboard.learn.gossip.descent import Descent, Recipe
 from onboard.runtime.endpoint import Endpoint, EndpointConfig
 from onboard.runtime.federated import RETRY_S
-from onboard.runtime.gossip import linked, poll_link
+from onboard.runtime.gossip import linked, poll_link, setup_of
 from onboard.storage.keys import save_key
 from onboard.wire.events import Event
 from onboard.wire.medium.contacts import Window
@@ -92,7 +94,7 @@ class NetNode:
         self._nonce = random.Random(f"{self._seed}/{self.number}/{self.lives}").randbytes
         self.agent, self.links = linked(
             config,
-            GossipTraining(self._descent(config), 1.0),
+            self._training(config),
             now,
             lambda link: replace(link, opener=partial(self._port, link, send), nonce=self._nonce),
         )
@@ -155,6 +157,10 @@ class NetNode:
         """The model of the present life."""
         assert self.agent is not None, f"node {self.number} is down"
         return self.agent.descent.vector
+
+    def _training(self, config: GossipConfig) -> GossipTraining:
+        descent = self._descent(config)
+        return GossipTraining(descent, 1.0, partial(ALGORITHMS["rd-psgd"], setup_of(config, descent.vector)))
 
     def _descent(self, config: GossipConfig) -> Descent:
         own = config.gossip

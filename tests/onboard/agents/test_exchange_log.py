@@ -52,7 +52,7 @@ class KilledHere(RuleBasedStateMachine):
     @rule(n=st.integers(0, 3))
     def opens(self, n: int) -> None:
         for peer, message in self.gossips[n].open(self.vectors[n]).items():
-            self.logs[n].keep(peer, "sent", message)
+            self.logs[n].keep(peer, self.gossips[n].numbers[peer], "sent", message)
             self.air.append((n, peer, bytes(message)))
 
     @rule(which=st.integers(0, 100))
@@ -60,8 +60,8 @@ class KilledHere(RuleBasedStateMachine):
         if self.air:
             a, b, message = self.air.pop(which % len(self.air))
             if (a, b, message) not in self.took:
-                self.gossips[b].take(a, message)
-                self.logs[b].keep(a, "taken", message)
+                number = self.gossips[b].take(a, message)
+                self.logs[b].keep(a, number, "taken", message)
                 self.took.add((a, b, message))
             self.news.append((a, b, message))
 
@@ -111,7 +111,7 @@ class KilledHere(RuleBasedStateMachine):
             for n in range(4):
                 asked = self.gossips[n].asked
                 for peer, message in self.gossips[n].open(self.vectors[n], asked).items():
-                    self.logs[n].keep(peer, "sent", message)
+                    self.logs[n].keep(peer, self.gossips[n].numbers[peer], "sent", message)
                     self.air.append((n, peer, bytes(message)))
             for n, gossip in enumerate(self.gossips):
                 self.air += [(n, peer, bytes(gossip.message(peer))) for peer in gossip.waits_for]
@@ -139,8 +139,8 @@ def test_what_is_logged_is_read_in_order_and_a_checkpoint_leaves_the_last_exchan
     log, one = ExchangeLog(tmp_path / "log"), made(0)
     for number in range(12):
         one = made(0, {1: number, 3: 0})
-        log.keep(1, "sent", one.open(random(number))[1])
-    log.keep(3, "sent", one.message(3))
+        log.keep(1, number, "sent", one.open(random(number))[1])
+    log.keep(3, 0, "sent", one.message(3))
     (tmp_path / "log" / "1-12.sent.new").write_bytes(b"cut by a kill")
     log = ExchangeLog(tmp_path / "log")
     assert [each.number for each in log.of(1)] == list(range(12))
@@ -156,7 +156,7 @@ def test_what_is_logged_is_read_in_order_and_a_checkpoint_leaves_the_last_exchan
 
 def test_the_log_of_another_gossip_is_told(tmp_path: Path) -> None:
     log = ExchangeLog(tmp_path / "log")
-    log.keep(1, "sent", made(0, seed=2).open(random(0))[1])
+    log.keep(1, 0, "sent", made(0, seed=2).open(random(0))[1])
     vector = random(1)
     with pytest.raises(BadExchange, match="another mask"):
         replay(log, made(0), 1, vector)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import onboard.wire.security.seal
-from benchmarks.harness.pair import scratch
+from firmware_sim.world.disk import scratch
 from onboard.agents.gossip_checkpoint import BEFORE, CHECKPOINT
 from onboard.agents.gossip_state import GossipPhase, GossipState
 from onboard.storage.journal import Journal, replace_durably

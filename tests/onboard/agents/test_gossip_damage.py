@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.harness.pair import scratch
+from firmware_sim.world.disk import scratch
 from onboard.agents.gossip_checkpoint import BEFORE, CHECKPOINT
 from tests.onboard.agents.gossip_net import GossipNet
 

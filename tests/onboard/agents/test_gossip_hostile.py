@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.harness.pair import scratch
+from firmware_sim.world.disk import scratch
 from onboard.agents.gossip_state import GossipPhase
 from onboard.codec import sparse
 from onboard.codec.layout import Floats

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.harness.pair import AirPort
+from firmware_sim.world.air import AirPort
 from hw_profiles import load_link
 from onboard.console.log import record_of
 from onboard.console.rarely import BURST, EVERY_S, Rarely

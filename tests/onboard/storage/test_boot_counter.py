@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import onboard.storage.journal
-from benchmarks.harness.pair import scratch
+from firmware_sim.world.disk import scratch
 from onboard.agents.federated_state import KEPT, FederatedState
 from onboard.agents.gossip_state import GossipState
 from onboard.storage.boot_counter import SKIPPED, LinkState, count_start

@@ -21,7 +21,7 @@ from typing import Any, Literal
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
-from benchmarks.harness.pair import AirPort
+from firmware_sim.world.air import AirPort
 from firmware_sim.world.channel import Side
 from onboard.link.pump import OfPort, Pump
 from onboard.link.spool import Spool

@@ -10,7 +10,7 @@ import onboard.mission.averaging
 from benchmarks.claims.resilience.insider import KINDS_OF, against
 from benchmarks.claims.resilience.insider_learning import KINDS, accuracy
 from benchmarks.claims.resilience.insider_world import Hostile, Siege
-from benchmarks.harness.pair import scratch
+from firmware_sim.world.disk import scratch
 from groundstation.rounds.rounds import Rounds
 from onboard.learn.federated.clipping import Claim, Share
 from onboard.wire.framing.frame import Type

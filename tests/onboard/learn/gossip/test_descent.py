@@ -53,7 +53,7 @@ def test_restored_at_any_batch_it_takes_the_same_steps(graph: TrainGraph, images
     for _ in range(4):
         first.step()
     rest = descent(graph, images, shift_pixels=1)
-    rest.restore(**first.state())  # type: ignore[arg-type]
+    rest.restore(first.vector, first.velocity, first.batches)
     assert rest.epochs == pytest.approx(4 / 3)
     for _ in range(3):
         rest.step()

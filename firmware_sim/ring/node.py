@@ -1,0 +1,171 @@
+"""One node of a ring on a virtual clock: the real gossip agent on its real sessions, with a disk of its own.
+
+A node boots from its disk at the beginning of every epoch, and rests when it has trained the epoch and
+settled its exchanges. So a ring that is played on from its disks is the one that was never stopped. A batch
+takes what the board profile says; nothing here waits or reads a clock.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from firmware_sim.world.air import AirLink, AirPort
+from firmware_sim.world.channel import Side
+from firmware_sim.world.world import TICK_S
+from hw_profiles import Link
+from onboard.agents.gossip import GossipAgent, GossipTraining
+from onboard.agents.gossip_state import GossipPhase
+from onboard.codec.layout import Floats
+from onboard.config import GossipConfig
+from onboard.runtime.gossip import linked, poll_link
+from onboard.wire.events import Event
+from onboard.wire.medium.contacts import Window
+
+
+@dataclass(frozen=True, kw_only=True)
+class RingSeat:
+    """Who a node is, and what it has."""
+
+    config: GossipConfig
+    learn: Callable[[], GossipTraining]
+    """Makes what the node learns with, from the first model on."""
+    batch_s: float
+    """What a batch takes on the node's board."""
+    dies_s: float = math.inf
+    """When the node falls silent."""
+    contacts: Mapping[int, Sequence[Window]]
+    """When neighbours are in sight that are not always so."""
+
+
+class RingNode:
+    """A party of the ring's world, from a boot to the end of an epoch. nonce: see Session. Raises OSError."""
+
+    def __init__(
+        self,
+        seat: RingSeat,
+        links: Mapping[int, AirLink],
+        epoch: int,
+        nonce: Callable[[int], bytes],
+        now: float,
+    ) -> None:
+        self.seat, self.number = seat, seat.config.id
+        self._epoch, self._links = epoch, links
+        self.agent: GossipAgent
+        self.losses: list[float] = []  # of the batches of this epoch
+        self.vector: Floats | None = None  # the model after the epoch's last batch
+        self.is_dead = False
+        self._ports: dict[int, AirPort] = {}
+        self.agent, self._ends = linked(
+            seat.config,
+            seat.learn(),
+            now,
+            lambda end: replace(end, opener=partial(self._port, end.peer, end.end.link), nonce=nonce),
+        )
+        for peer, windows in seat.contacts.items():
+            self._ends[peer].session.plan(windows, now)
+        self.agent.resume(now)
+        self._exchanged_before = self.agent.gossip.exchanges
+        self._untold: deque[tuple[int, Event]] = deque()
+        self._due = dict.fromkeys(self._ends, now)  # when each link has something to do
+        self._agent_at, self._step_at = now, math.inf
+
+    @property
+    def exchanges(self) -> int:
+        """Completed by this end in this epoch."""
+        return self.agent.gossip.exchanges - self._exchanged_before
+
+    @property
+    def progress(self) -> float:
+        """Epochs that are done."""
+        return self.agent.descent.epochs
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the epoch is trained, and no exchange is waited for."""
+        return self._has_trained and self.agent.phase is not GossipPhase.EXCHANGING
+
+    def act(self, now: float) -> None:
+        if now >= self.seat.dies_s:
+            self.is_dead = True
+            self.halt(now)
+            return
+        while True:
+            for peer in [peer for peer, due_s in self._due.items() if due_s <= now]:
+                heard, began_again = poll_link(self.agent, self._ends[peer], now, now)
+                if began_again:
+                    self._untold = deque(each for each in self._untold if each[0] != peer)
+                self._untold += ((peer, event) for event in heard)
+                self._due[peer] = max(now + TICK_S, self._ends[peer].pump.wakeup(now))
+            if not self._untold and now < min(self._agent_at, self._step_at):
+                return
+            self._decide(now)
+            self._due = dict.fromkeys(self._ends, now)  # the agent may have said something on any link
+
+    def wakeup(self, now: float) -> float:
+        if self.is_dead:
+            return math.inf
+        return min(self._agent_at, self._step_at, self.seat.dies_s, *self._due.values())
+
+    def halt(self, now: float) -> None:
+        """Nothing but the disk is left; of a node that dies, as it is."""
+        if not self.is_dead:
+            self.agent.close(now)
+        for peer, end in self._ends.items():
+            if not self.is_dead:
+                end.pump.close(now)
+            self._links[peer].disconnect(self._side(peer))
+        self._due = {}
+        self._agent_at = self._step_at = math.inf
+
+    @property
+    def _has_trained(self) -> bool:
+        descent = self.agent.descent
+        return descent.batches >= self._epoch * descent.batches_an_epoch
+
+    def _decide(self, now: float) -> None:
+        """What the runtime of a board does in a turn of its loop."""
+        agent = self.agent
+        while self._untold:
+            agent.hear(*self._untold.popleft(), now)
+        agent.tick(now)
+        if now >= self._step_at:
+            self._step(now)
+        self._agent_at = max(now + TICK_S, agent.wakeup(now))
+        if not agent.trains or self._has_trained:
+            self._step_at = math.inf
+        elif not now < self._step_at < math.inf:
+            self._step_at = now + self.seat.batch_s
+
+    def _step(self, now: float) -> None:
+        """A batch is done."""
+        agent, self._step_at = self.agent, math.inf
+        try:
+            agent.advance()
+        except ValueError as error:  # a loss that is not finite
+            agent.fail(error, now)
+            if agent.phase is GossipPhase.FAILED:
+                raise
+            return
+        self.losses.append(agent.doing()["loss"])
+        if self._has_trained:
+            self.vector = agent.descent.vector.copy()
+        agent.charge(self.seat.batch_s, now)
+        agent.tick(now)
+
+    def _port(self, peer: int, link: Link) -> AirPort:
+        side = self._side(peer)
+        port = self._ports[peer] = AirPort(side, link, partial(self._links[peer].send, side))
+        self._links[peer].connect(side, partial(self._hear, peer), self)
+        return port
+
+    def _hear(self, peer: int, wire: bytes) -> None:
+        self._ports[peer].hear(wire)
+        self._due[peer] = -math.inf
+
+    def _side(self, peer: int) -> Side:
+        """The end with the lower number is the link's primary one."""
+        return "ground" if self.number < peer else "board"

@@ -1,0 +1,104 @@
+"""What a ring is told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from firmware_sim.ring.result import Seconds
+from hw_profiles import Board, Link
+from onboard.codec.mask import ALL, share_of
+from onboard.codec.values import Form
+from onboard.config import GROUND
+from onboard.learn.gossip import topology
+from onboard.learn.gossip.descent import Recipe
+
+Method = Literal["rd-psgd", "d-psgd", "topk", "choco"]
+Shape = Literal["ring", "planes", "torus", "star", "complete"]
+
+
+class RingError(ValueError):
+    """The ring cannot be as asked for; one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroundNode:
+    """A ground station. `passes`: (rise, set) in seconds, one after the other, by gateway."""
+
+    link: Link
+    passes: Mapping[int, tuple[tuple[Seconds, Seconds], ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RingSettings:
+    """What a ring is told. `shape` "planes": a ring of every `columns` nodes; `every`: batches between two
+    exchanges; `rate`: of the mixing, for topk and choco; `dead`: nodes that fall silent, and when; `cuts`:
+    edges that carry nothing from one time until another.
+
+    Raises RingError for what cannot be.
+    """
+
+    nodes: int = 8
+    method: Method = "rd-psgd"
+    sparsity: float = 0.1
+    values: Form = Form.FP32
+    shape: Shape = "ring"
+    columns: int = 4
+    every: int = 1
+    patience_s: Seconds = 60.0
+    rate: float = 0.4
+    model: str = "lenet5"
+    recipe: Recipe = field(default_factory=Recipe)
+    epochs: int = 5
+    seed: int = 0
+    board: Board
+    link: Link
+    dead: Mapping[int, Seconds] = field(default_factory=dict)
+    cuts: Mapping[topology.Edge, tuple[Seconds, Seconds]] = field(default_factory=dict)
+    ground: GroundNode | None = None
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.nodes <= 254:
+            raise RingError(f"{self.nodes} nodes: must be 2 to 254")
+        if not self.board.train_flops:
+            raise RingError(f"{self.board.name}: {self.board.title} cannot train")
+        if (self.dead or self.cuts or self.ground) and self.method in ("topk", "choco"):
+            raise RingError(f"{self.method} waits for all its neighbours: no faults and no ground with it")
+        known = set(range(1, self.nodes + 1))
+        edges = {edge for edge in self.edges() if GROUND not in edge}  # the others have their passes
+        if not self.dead.keys() <= known or not self.cuts.keys() <= edges:
+            raise RingError(f"faults of {sorted(self.dead)} and {sorted(self.cuts)}: no such nodes or edges")
+        if self.ground is not None and not self.ground.passes.keys() <= known:
+            raise RingError(f"passes of {sorted(self.ground.passes)}: no such nodes")
+
+    @property
+    def share(self) -> int:
+        """p in 65536ths."""
+        return ALL if self.method == "d-psgd" else share_of(self.sparsity)
+
+    @property
+    def in_parts(self) -> bool:
+        """No way leads from every node to every other: their models never agree."""
+        nodes = range(GROUND if self.ground else 1, self.nodes + 1)
+        return topology.slowest(topology.metropolis(self.edges()), nodes) > 1 - 1e-9
+
+    def edges(self) -> frozenset[topology.Edge]:
+        """Who talks to whom; nodes count from 1, the ground is 0. Raises RingError."""
+        nodes = range(1, self.nodes + 1)
+        try:
+            edges = {
+                "ring": lambda: topology.ring(nodes),
+                "planes": lambda: topology.planes(nodes, self.columns),
+                "torus": lambda: topology.torus(nodes, self.columns),
+                "star": lambda: topology.star(nodes),
+                "complete": lambda: topology.complete(nodes),
+            }[self.shape]()
+        except ValueError as error:
+            raise RingError(str(error)) from None
+        return edges | {(GROUND, gateway) for gateway in (self.ground.passes if self.ground else ())}
+
+
+def link_of(settings: RingSettings, edge: topology.Edge) -> Link:
+    """The profile of an edge's link."""
+    return settings.ground.link if settings.ground is not None and edge[0] == GROUND else settings.link

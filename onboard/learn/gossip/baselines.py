@@ -1,0 +1,229 @@
+"""What RD-PSGD is compared with: Top-K with error feedback, and CHOCO-SGD.
+
+Both send the K coordinates of largest magnitude with an explicit index, the smaller of gaps and bitmap, and
+the same message to every neighbour, after the exchange's number (4 bytes, little-endian). They are for the
+comparison: an exchange is with all neighbours, and one that stays away stops it. They are not flown.
+
+- `TopK` is DeepSqueeze (Tang et al., "DeepSqueeze: decentralization meets error-compensated compression",
+  2019, Algorithm 1): the largest of x + e travel, what does not is kept in e, and x mixes what travelled.
+- `Choco` is CHOCO-SGD (Koloskova, Stich and Jaggi, ICML 2019, Algorithm 2): the largest of x - x^ travel,
+  every node adds them to its copy of x^, and x mixes the copies.
+
+Both remember more than the model, and a checkpoint has that, too (`memory`). An exchange that was opened
+after it is opened again as it was only if the model had taken no step between the two.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from onboard.codec import explicit
+from onboard.codec.explicit import BadIndexed, IndexForm
+from onboard.codec.layout import Floats
+from onboard.codec.mask import Indices
+from onboard.codec.sparse import BadExchange
+from onboard.codec.values import Form
+from onboard.learn.gossip.exchange import ImplausibleExchange, Message, Over
+
+_NUMBER = struct.Struct("<I")
+Largest = tuple[Indices, Floats]  # coordinates (K,), rising, and their values
+
+
+@dataclass(frozen=True, slots=True)
+class LargestSetup:
+    """What both begin with. `rate`: of the mixing (gamma; eta in DeepSqueeze); `start`: the first model, the
+    same at all nodes; `numbers`, `memory`: of an earlier life."""
+
+    weights: Mapping[int, float]
+    share: float
+    rate: float
+    start: Floats
+    numbers: Mapping[int, int]
+    memory: Mapping[str, Floats]
+
+
+class _InStep:
+    """An exchange is complete when all neighbours have answered and have what this node sent."""
+
+    def __init__(self, setup: LargestSetup) -> None:
+        self._weights, self._size, self._rate = setup.weights, len(setup.start), setup.rate
+        self._count = max(1, round(setup.share * self._size))
+        self._number = max(setup.numbers.values(), default=0)
+        self._message: Message = b""  # of the open exchange
+        self._sent: Largest = (np.zeros(0, np.int32), np.zeros(0, np.float32))
+        self._there = set[int]()  # neighbours that have it
+        self._received: dict[int, dict[int, Largest]] = {peer: {} for peer in setup.weights}  # by number
+        self.exchanges = 0
+        self.clipped: dict[int, float] = {}  # nothing ever is
+        self.suspects: list[int] = []
+
+    @property
+    def numbers(self) -> dict[int, int]:
+        return dict.fromkeys(self._weights, self._number)
+
+    @property
+    def waits_for(self) -> frozenset[int]:
+        return frozenset(self._weights) - self._answered if self._message else frozenset()
+
+    @property
+    def complete(self) -> tuple[int, ...]:
+        return tuple(self._weights) if self._message and not self.waits_for else ()
+
+    @property
+    def asked(self) -> frozenset[int]:
+        return frozenset()  # all nodes come to their end after the same exchange
+
+    def message(self, peer: int) -> Message:
+        return self._message
+
+    def take(self, peer: int, message: Message) -> int:
+        if len(message) < _NUMBER.size:
+            raise BadExchange(f"{len(message)} bytes are no exchange")
+        (number,) = _NUMBER.unpack_from(message)
+        if number < self._number:
+            raise Over(f"exchange {number} with node {peer} is over, at {self._number}")
+        if number > self._number + 1:
+            raise ImplausibleExchange(f"exchange {number} with node {peer}, which is at {self._number}")
+        try:
+            largest = explicit.decode(memoryview(message)[_NUMBER.size :], self._size)
+        except BadIndexed as error:
+            raise BadExchange(str(error)) from None
+        self._received[peer][number] = largest
+        return int(number)
+
+    def delivered(self, peer: int) -> None:
+        self._there.add(peer)
+
+    def refused(self, peer: int) -> None:
+        """Nothing: without this neighbour there is no exchange."""
+
+    def try_again(self, peer: int) -> None:
+        """Nothing: see `refused`."""
+
+    def leave(self, peer: int) -> None:
+        self._received[peer].pop(self._number, None)
+
+    def start(self, vector: Floats) -> None:
+        """Nothing: what an earlier life knew is in `memory` and in the log."""
+
+    def checkpointed(self) -> None:
+        """Nothing: no neighbour is ever suspected."""
+
+    def stand_at(self, peer: int, number: int) -> None:
+        if number > self._number:
+            self._begin(number)
+
+    def _open(self, largest: Largest) -> dict[int, Message]:
+        """The message for every neighbour."""
+        forms = (explicit.encode(*largest, self._size, form, Form.FP32) for form in IndexForm)
+        self._sent, self._message = largest, _NUMBER.pack(self._number) + min(forms, key=len)
+        return dict.fromkeys(self._weights, self._message)
+
+    def _reopened(self, message: Message) -> Largest:
+        """What an earlier life sent in the exchange that is open again."""
+        (number,) = _NUMBER.unpack_from(message)
+        self.stand_at(0, number)
+        self._sent, self._message = explicit.decode(memoryview(message)[_NUMBER.size :], self._size), message
+        return self._sent
+
+    def _largest(self, vector: Floats) -> Largest:
+        """Those of the largest magnitudes."""
+        chosen = np.argpartition(np.abs(vector), self._size - self._count)[self._size - self._count :]
+        index = np.sort(chosen).astype(np.int32)
+        return index, vector[index]
+
+    @property
+    def _answered(self) -> set[int]:
+        """Neighbours whose values are here, and that have this node's."""
+        return {
+            peer
+            for peer, received in self._received.items()
+            if self._number in received and (peer in self._there or self._number + 1 in received)
+        }
+
+    def _answers(self) -> dict[int, Largest]:
+        """What all neighbours sent, by neighbour, and the exchange is over; none before the last is there."""
+        if not self.complete:
+            return {}
+        answers = {peer: received[self._number] for peer, received in self._received.items()}
+        self.exchanges += len(answers)
+        self._begin(self._number + 1)
+        return answers
+
+    def _begin(self, number: int) -> None:
+        self._number, self._message = number, b""
+        self._there.clear()
+        for received in self._received.values():
+            for over in [each for each in received if each < number]:
+                del received[over]
+
+
+class TopK(_InStep):
+    """See the module."""
+
+    def __init__(self, setup: LargestSetup) -> None:
+        super().__init__(setup)
+        self._error = setup.memory.get("error", np.zeros(self._size, np.float32))
+
+    @property
+    def memory(self) -> dict[str, Floats]:
+        return {"error": self._error}
+
+    def open(self, vector: Floats, peers: Collection[int] | None = None) -> dict[int, Message]:
+        if self._message:
+            return {}
+        self._error += vector
+        largest = self._largest(self._error)
+        self._error[largest[0]] = 0
+        return self._open(largest)
+
+    def reopen(self, peer: int, message: Message, vector: Floats) -> None:
+        if not self._message:
+            self._error += vector
+            self._error[self._reopened(message)[0]] = 0
+
+    def mix(self, vector: Floats) -> tuple[int, ...]:
+        own_index, own_values = self._sent
+        answers = self._answers()
+        for peer, (index, values) in answers.items():
+            weight = np.float32(self._rate * self._weights[peer])
+            vector[index] += weight * values
+            vector[own_index] -= weight * own_values
+        return tuple(answers)
+
+
+class Choco(_InStep):
+    """See the module."""
+
+    def __init__(self, setup: LargestSetup) -> None:
+        super().__init__(setup)
+        self._own = setup.memory.get("own", setup.start.copy())
+        self._copies = {peer: setup.memory.get(f"copy-{peer}", setup.start.copy()) for peer in setup.weights}
+
+    @property
+    def memory(self) -> dict[str, Floats]:
+        return {"own": self._own} | {f"copy-{peer}": copy for peer, copy in self._copies.items()}
+
+    def open(self, vector: Floats, peers: Collection[int] | None = None) -> dict[int, Message]:
+        if self._message:
+            return {}
+        index, values = self._largest(vector - self._own)
+        self._own[index] += values
+        return self._open((index, values))
+
+    def reopen(self, peer: int, message: Message, vector: Floats) -> None:
+        if not self._message:
+            index, values = self._reopened(message)
+            self._own[index] += values
+
+    def mix(self, vector: Floats) -> tuple[int, ...]:
+        answers = self._answers()
+        for peer, (index, values) in answers.items():
+            copy = self._copies[peer]
+            copy[index] += values
+            vector += np.float32(self._rate * self._weights[peer]) * (copy - self._own)
+        return tuple(answers)
