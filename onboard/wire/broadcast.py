@@ -23,9 +23,9 @@ from onboard.wire.group import group_id
 from onboard.wire.medium.timing import GUARD_S, RETRY_S, Pacer, Timing
 from onboard.wire.messages import BadMessage, Cancel, Done, Offer, Reason
 from onboard.wire.security.seal import Sealer
-from onboard.wire.transfer.loss import LossEstimator
 from onboard.wire.transfer.report import PREFIX_BYTES, Report
 from onboard.wire.transfer.transfer import Outgoing, deadline_of
+from onboard.wire.transfer.window import LossEstimator
 
 _EPSILON_S = 1e-6  # as in Session
 _OFFER_AGAIN = 32  # fragments; at first sooner, because who missed it takes none of them

@@ -110,7 +110,7 @@ class Limits:
     bytes_per_day: float = math.inf
     """What this end may send on the wire in any 24 hours."""
     lead_bytes: int = 0
-    """Delimiters before a burst at most (see `lead`); 0 on a datagram port."""
+    """The most delimiters before a burst (see `Lead`); 0 on a datagram port."""
     quiet_s: float = math.inf
     """When nothing was heard for this long, the peer is asked whether it is there: 15 s on a port where
     addresses are learned and change, never on a cable. See `presence`."""

@@ -19,8 +19,7 @@ from onboard.wire.events import Cancelled, Delivered, Event, Expired, Progress, 
 from onboard.wire.framing.frame import GROUP_ID, OVERHEAD_BYTES, PendingFrame, Type
 from onboard.wire.medium.timing import RETRY_S, Timing
 from onboard.wire.messages import Cancel, Done, Reason, digest
-from onboard.wire.transfer.fitting import Fitting
-from onboard.wire.transfer.length import DeliveryStats, FragmentSizer
+from onboard.wire.transfer.length import DeliveryStats, Fitting, FragmentSizer
 from onboard.wire.transfer.liveness import PeerLiveness, PeerState
 from onboard.wire.transfer.report import Report
 from onboard.wire.transfer.roundrobin import RoundRobin

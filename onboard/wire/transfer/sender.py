@@ -11,11 +11,10 @@ from dataclasses import replace
 
 from onboard.wire.framing.frame import PendingFrame, Type
 from onboard.wire.messages import Cancel, Offer
-from onboard.wire.transfer.loss import MOST
 from onboard.wire.transfer.report import Report
 from onboard.wire.transfer.states import OutgoingEvent
 from onboard.wire.transfer.transfer import Outgoing
-from onboard.wire.transfer.window import SendWindow
+from onboard.wire.transfer.window import MOST, SendWindow
 
 BULK = (Type.DATA, Type.REPAIR)
 _QUESTIONS = 16

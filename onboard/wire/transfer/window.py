@@ -1,26 +1,76 @@
-"""How much of an object may be out of its receiver's REPORTs, and how often they are asked for.
+"""The send window: how much of an object may be in flight, and how often its receiver is asked for REPORTs.
 
-Both follow from the link's round trip and from what it was seen to lose: enough to keep the air busy, and
-no more, so that a receiver that dies takes little with it and a peer that is away is asked little.
+Both follow from the link's round trip and from the losses that were measured. The window keeps the air busy
+and is no larger, so that a receiver that dies takes little with it, and a peer that is away is asked little.
+
+Losses are modelled as those of a Gilbert channel (E. N. Gilbert, Capacity of a Burst-Noise Channel, BSTJ 39,
+1960): a share of frames lost, in bursts of some mean length.
 """
 
 from __future__ import annotations
 
+import math
+
 from onboard.wire.framing.frame import OVERHEAD_BYTES
 from onboard.wire.medium.timing import RETRY_S, Timing
-from onboard.wire.transfer.loss import LossEstimator
-from onboard.wire.transfer.transfer import Outgoing
+from onboard.wire.transfer.transfer import Outgoing, ReportOutcome
 
-_QUICK_ASKS = 12  # 288 B where little is lost; from then on ever more slowly
+_QUICK_ASKS = 12  # questions, 288 B where little is lost; the ones after that follow ever more slowly
 _LITTLE_LOSS = 0.05
 _MOST_BURST = 3.0
 _SLOWER_FROM_S = 0.25
 _SLOWER = 1.5
-_MAX_ACCEPT_S = 30.0  # between two questions about an object that is whole and not yet accepted
+_MAX_ACCEPT_S = (
+    30.0  # the longest pause between two questions about an object that is whole, not yet accepted
+)
+MOST = 0.7  # a link that loses a larger share is as good as down, and no margin makes up for it
+_FATES = 8  # fragments whose fates weigh as much as the first guess, that losses are few and single
+_REMEMBERED = 512  # fates, beyond which older ones count half
+
+
+class LossEstimator:
+    """Estimates the losses of one direction from the fates of its fragments."""
+
+    def __init__(self) -> None:
+        self._lost = self._bursts = self._settled = 0.0
+
+    def weigh(self, verdict: ReportOutcome) -> None:
+        """Take in the fates that one REPORT decided."""
+        self._lost += verdict.lost
+        self._bursts += verdict.bursts
+        self._settled += verdict.settled
+        if self._settled > _REMEMBERED:
+            self._lost, self._bursts, self._settled = self._lost / 2, self._bursts / 2, self._settled / 2
+
+    def forget(self) -> None:
+        """Begin anew: the fragments that follow have another length, and meet other losses."""
+        self._lost = self._bursts = self._settled = 0.0
+
+    @property
+    def measured(self) -> float:
+        """The share of fragments that were lost, of the latest few hundred whose fate is known."""
+        return self._lost / self._settled if self._settled else 0.0
+
+    @property
+    def expected(self) -> float:
+        """`measured`, as far as the evidence for it goes, 0..MOST: one frame lost of one says little."""
+        return min(self._lost / (self._settled + _FATES), MOST)
+
+    @property
+    def burst(self) -> float:
+        """How many times longer losses last than if they were independent of one another; 1 or more."""
+        mean_frames = (self._lost + _FATES) / (self._bursts + _FATES)
+        return max(1.0, mean_frames * (1 - self.expected))
+
+    @property
+    def questions(self) -> int:
+        """The number of questions of which at least one is answered in 99 of 100 cases; 2 to 49."""
+        unanswered = 1 - (1 - max(self.expected, 0.01)) ** 2
+        return max(2, math.ceil(math.log(0.01) / math.log(unanswered)))
 
 
 class SendWindow:
-    """The rules of one outgoing direction; `loss` is what they learn from."""
+    """The window of one outgoing direction. It follows the losses that `loss` estimates."""
 
     def __init__(self, timing: Timing) -> None:
         self._timing = timing
@@ -29,17 +79,17 @@ class SendWindow:
         self.peer_is_busy = False  # it sends bulk, so that its answers queue behind that
 
     def window(self, outgoing: Outgoing) -> int:
-        """How many fragments may be out of the receiver's REPORTs.
+        """The number of fragments that may be in flight.
 
-        1/64 of the object, so that a receiver that is killed takes no more with it, and at least the
-        bandwidth-delay product as often as questions may be asked in vain, and once more while the last of
-        them is being answered, so that a lost REPORT does not stall the flow. A turn on half-duplex takes
-        1/16 and as many times more: each costs two changes of direction, and an answer that is lost as much
-        again.
+        It is 1/64 of the object, so that a receiver that is killed takes no more with it. It is at least one
+        bandwidth-delay product for each round trip in which a question may be lost, and one more in which the
+        last question is answered, so that a lost REPORT does not stall the flow. On half-duplex a turn
+        carries 1/16 of the object, or more in the same proportion, because each turn costs two changes of
+        direction, and a lost answer costs two more.
         """
         round_trip = self._timing.round_trip_fragments(outgoing.count, outgoing.fragment_bytes)
         if not outgoing.answered:
-            # The first round trip after an OFFER is filled and no more: the receiver may hold it all.
+            # One round trip after an OFFER is filled and no more: the receiver may hold the whole object.
             if self._timing.waits_for_answer(len(outgoing.payload), outgoing.count):
                 return 0
             return max(4, round_trip + 1)
@@ -48,25 +98,27 @@ class SendWindow:
         return max(4, round(self._spare_round_trips * round_trip), outgoing.count // 64)
 
     def wants_report(self, outgoing: Outgoing, unasked: int, *, last: bool) -> bool:
-        """Whether the next frame of an object's bulk asks for a REPORT: the last that may leave, and one a
-        round trip; `unasked` left since. On half-duplex the end of the turn asks."""
+        """Whether the next DATA or REPAIR asks for a REPORT: the last one that the window allows does, and
+        one in each round trip. `unasked` of them have left since the last that asked. On half-duplex the end
+        of the turn asks instead."""
         if self.by_turns:
             return False
         window = self.window(outgoing)
         return last or outgoing.in_flight + 1 >= window or unasked + 1 >= window // self._spare_round_trips
 
     def repair_asks(self, outgoing: Outgoing, asks: int) -> bool:
-        """Whether a REPAIR is sent in a POLL's place: it asks as well, may be what is missing, and in the
-        time between two questions the air would have been idle."""
+        """Whether a REPAIR is sent in place of a POLL: it asks as well, it may bring what is missing, and the
+        air would have been idle until the next question."""
         if outgoing.complete or self.by_turns or self.loss.expected < _LITTLE_LOSS:
             return False
         return self._timing.fragment_s(outgoing.fragment_bytes) <= self._quick_s(outgoing, asks)
 
     def patience_s(self, outgoing: Outgoing, asks: int) -> float:
-        """From one question about an object, the `asks`-th, to the next, if nothing else is left to send.
+        """The pause after the `asks`-th question about an object, if nothing else is left to send.
 
-        On a link that loses little the answer is waited for. Otherwise the idle air is worth less than a
-        round trip: a few questions follow each other within one. Then ever more slowly.
+        On a link that loses little the answer is waited for. On one that loses more, a few questions follow
+        each other within one round trip, as the idle air is worth less than the round trip. After these they
+        follow ever more slowly.
         """
         if outgoing.complete:
             return min(RETRY_S * 2.0 ** min(asks, 8), _MAX_ACCEPT_S)
@@ -82,19 +134,21 @@ class SendWindow:
 
     @property
     def _round_trips(self) -> float:
-        """Of so many, with a question in each, one is answered in 99 of 100 cases."""
+        """The number of round trips, with a question in each, of which at least one brings an answer in 99 of
+        100 cases."""
         return self.loss.questions * self.loss.burst
 
     @property
     def _spare_round_trips(self) -> float:
-        """So many a window is long: one more, in which the last question is answered, and where losses come
-        in bursts as many times more again, as the answers have bursts of their own."""
+        """The length of a window in round trips: those in which questions may be lost, and one in which the
+        last question is answered. Where losses come in bursts there are more, as the answers have bursts
+        too."""
         return self._round_trips * min(self.loss.burst, _MOST_BURST) + 1
 
     def _answer_s(self, outgoing: Outgoing) -> float:
         return self._timing.answer_s(outgoing.count, busy=self.peer_is_busy)
 
     def _quick_s(self, outgoing: Outgoing, asks: int) -> float:
-        """Between two of so many questions in the time of an answer that one of them will be answered."""
+        """The pause between two questions, so short that enough of them leave while one answer is awaited."""
         questions = max(self.loss.questions, min(asks, _QUICK_ASKS))
         return max(self._answer_s(outgoing) / questions, 8 * self._timing.airtime_s(OVERHEAD_BYTES))
