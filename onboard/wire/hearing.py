@@ -1,4 +1,5 @@
-"""What one end has heard of its peer: since when, in which epoch, how fast, and how much it missed."""
+"""The receive statistics of one end: the peer's epoch, its bytes, and the share of its frames that is
+lost."""
 
 from __future__ import annotations
 
@@ -7,13 +8,13 @@ import math
 from onboard.wire.framing.frame import Frame, Type
 from onboard.wire.transfer.length import DeliveryStats
 
-_FATES = 8  # as in Loss: the evidence that it takes
-_SHORT = 8  # frames that tell more of short ones than all frames do
-_BUSY_S = 4.0  # without DATA for so long the peer's bulk is over
+_FATES = 8  # the evidence that it takes, as in LossEstimator
+_SHORT = 8  # short frames from which on they alone say what short frames meet
+_BUSY_S = 4.0  # the pause after the last DATA, after which the peer's bulk is over
 
 
 class ReceiveStats:
-    """Told of every authentic frame. Losses show as gaps in the seqs of the peer's present epoch."""
+    """Counts every authentic frame. Losses show as gaps in the seqs of the peer's present epoch."""
 
     def __init__(self) -> None:
         self.epoch = 0  # the peer's, once it was heard
@@ -27,8 +28,8 @@ class ReceiveStats:
         self._short_bytes = self._short_lost = self._short_frames = 0  # while no object was coming
 
     def heard(self, frame: Frame, wire_bytes: int, now: float, *, object_comes: bool = False) -> bool:
-        """Takes in a frame of so many bytes; whether it is of a newer epoch than those before. object_comes:
-        whether the peer may have sent fragments, so that nobody knows how long what was lost was."""
+        """Count a frame; returns whether its epoch is newer than those before. object_comes: the peer may
+        have sent fragments, so that nobody knows how long the lost frames were."""
         restarted = frame.epoch > self.epoch
         if not object_comes and frame.type not in (Type.DATA, Type.REPAIR):
             self._short_frames += 1
@@ -47,33 +48,34 @@ class ReceiveStats:
         return restarted
 
     def rekeyed(self) -> None:
-        """The peer's epochs count anew."""
+        """The ends agreed on a new salt, under which the peer's epochs count anew."""
         self.epoch = 0
         self._rekeyed += 1
 
     def order(self, frame: Frame) -> tuple[int, int]:
-        """More for a frame that was sent later, over the peer's restarts and new salts."""
+        """A key that orders the peer's frames by when they were sent, across its restarts and new salts."""
         return self._rekeyed << 16 | frame.epoch, frame.seq
 
     def bulk(self, now: float) -> None:
-        """The frame was of an object."""
+        """The frame that was just counted carried a piece of an object."""
         if self._bulk_from is None:
             self._bulk_from = now
         self._bulk_at = now
 
     def is_busy(self, now: float) -> bool:
-        """Whether the peer sends bulk."""
+        """Whether the peer is sending pieces of objects."""
         return now - self._bulk_at < _BUSY_S
 
     @property
     def bulk_s(self) -> float:
-        """From the first frame of an object to the last."""
+        """The time from the first piece of an object to the last one."""
         return 0.0 if self._bulk_from is None else self._bulk_at - self._bulk_from
 
     @property
     def fates(self) -> dict[int, DeliveryStats]:
-        """Of the peer's frames, all taken to be as long as those that came are on average: of those while
-        none of its objects was coming, as the long ones are lost first; else of all in its epoch."""
+        """What became of the peer's frames, by length. Nobody knows how long a lost frame was, so all count
+        as having the mean length of those that came. Frames that came while no object did are preferred, as
+        long frames are lost first; until there are enough of them, all frames of the epoch count."""
         if self._short_frames >= _SHORT:
             mean_bytes = self._short_bytes // self._short_frames
             return {mean_bytes: DeliveryStats(self._short_lost, self._short_frames)}
@@ -85,13 +87,13 @@ class ReceiveStats:
 
     @property
     def burst(self) -> float:
-        """How many times longer these losses last than if they were independent of one another."""
+        """How many times longer losses last than if they were independent of one another; 1 or more."""
         lost = self._highest_seq - self._first_seq + 1 - self._frames_in_epoch
         return max(1.0, (lost + _FATES) / (self._gaps + _FATES) * (1 - self.loss))
 
     @property
     def loss(self) -> float:
-        """Share of the peer's frames that were not heard, since its epoch was first heard."""
+        """The share of the peer's frames that were lost since its epoch was first heard."""
         if not self._frames_in_epoch:
             return 0.0
         return max(0.0, 1 - self._frames_in_epoch / (self._highest_seq - self._first_seq + 1))

@@ -109,7 +109,8 @@ class MediumAccess:
 
     def ends_turn(self, end: float, *, more: bool, loss: float, burst: float) -> bool:
         """Whether the frame just sent, whose last bit leaves at `end`, says OVER. more: something else waits
-        to be sent. loss, burst: see Turn.close, which may have the turn close with further frames."""
+        to be sent. loss, burst: see HalfDuplexTurn.close, which may have the turn close with further
+        frames."""
         if self._turn is None:
             return False
         next_end = end + self._timing.frame_s

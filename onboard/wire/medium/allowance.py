@@ -1,4 +1,4 @@
-"""How many bytes one end may put on the air: of a contact, and of any 24 hours, restarts or not.
+"""The quota of bytes that one end may put on the air: in a contact, and in any 24 hours, whatever restarts.
 
 Objects leave the last sixteenth to answers, questions and messages: an end that may send no more of an object
 can still take one, and be commanded.
@@ -24,8 +24,8 @@ _AHEAD = 32  # 1/32 of the smaller one is counted ahead; half of that, in 64 wri
 
 
 class ByteQuota:
-    """per_contact_bytes, per_day_bytes: on the wire, framing included; inf for as many as the link carries.
-    spent: the last record of an earlier run. now: this one's start.
+    """What one end may still send. per_contact_bytes, per_day_bytes: on the wire, framing included; inf for
+    as many as the link carries. spent: the last record of an earlier run. now: this run's start.
 
     Times are the session's, contact or not. Raises ValueError for an allowance of nothing.
     """
@@ -53,7 +53,7 @@ class ByteQuota:
         self._over_recorded = True  # that the last contact is over
 
     def contact(self, window: Window) -> None:
-        """A contact begins, or is the first that is known."""
+        """A contact begins, or it is the first one that is known."""
         if self._started is None or window.rise > self._started:
             self._contact_bytes = 0
         self._started = None
@@ -61,11 +61,11 @@ class ByteQuota:
         self.ends(window.set)
 
     def ends(self, at: float) -> None:
-        """When the contact that is open will be over, or that none is open."""
+        """The contact that is open will be over at `at`; a time that has passed says that none is open."""
         self._contact_ends = at
 
     def spend(self, count_bytes: int, now: float) -> None:
-        """So many bytes leave."""
+        """Count bytes that leave."""
         self._contact_bytes += count_bytes
         self._ahead_bytes -= count_bytes
         if self._per_day_bytes == math.inf:
@@ -75,7 +75,7 @@ class ByteQuota:
         self._day_bytes += count_bytes
 
     def left_bytes(self, now: float) -> float:
-        """What may still leave now."""
+        """The bytes that may still leave now."""
         of_day = sum(sent for begin, sent in self._bins if begin + _BIN_S + DAY_S > now)
         return max(0.0, min(self._of_contact, self._per_day_bytes - of_day))
 
@@ -94,8 +94,9 @@ class ByteQuota:
         return at if day_bytes <= left else math.inf
 
     def record(self, now: float) -> QuotaUsage | None:
-        """What to keep for the next start, if it is due: most of what the last one counted ahead has left, a
-        contact is over, or another quarter of an hour. Nothing is due where nothing is bounded."""
+        """The record to keep for the next start, if one is due: when most of what the last record counted
+        ahead has left, when a contact is over, or when another quarter of an hour is. None is due where
+        nothing is bounded."""
         if not self._is_due(now):
             return None
         self._forget(now)
@@ -119,7 +120,7 @@ class ByteQuota:
         return self._ahead_bytes < least_bytes and self._ahead_bytes + 1 <= self.left_bytes(now)
 
     def _forget(self, now: float) -> None:
-        """What is older than 24 hours does not count any more."""
+        """Forget the bytes that are older than 24 hours."""
         while self._bins and self._bins[0][0] + _BIN_S + DAY_S <= now:
             self._day_bytes -= self._bins.popleft()[1]
 
@@ -129,7 +130,8 @@ class ByteQuota:
 
 
 def _add(bins: deque[tuple[float, int]], count_bytes: int, now: float) -> None:
-    """So many bytes more, in the youngest bin as long as it is filled."""
+    """Add bytes to the youngest bin, or to a new one when a quarter of an hour has passed since that
+    began."""
     begin, sent = now, 0
     if bins and now < bins[-1][0] + _BIN_S:
         begin, sent = bins.pop()

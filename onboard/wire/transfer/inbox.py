@@ -1,9 +1,9 @@
 """The objects that one end receives: what it holds, what it answers, and when.
 
-Answers are REPORT (asked for, or on a pace while DATA comes in), DONE once the application has the
-object, CANCEL for what it will not take, and a REPORT that says "unknown" so that the peer offers again.
-Nothing is ever sent that no frame of the peer's gave rise to; about broadcast objects nothing that was not
-asked for. A frame that makes no sense changes nothing but a counter.
+The answers are REPORT (when asked for, and now and then while DATA comes in), DONE once the application has
+the object, CANCEL for an object that it will not take, and a REPORT that says "unknown" so that the peer
+offers the object again. An answer always follows a frame of the peer's, and about a broadcast it always
+follows a question. A frame that makes no sense changes nothing but a counter.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class Inbox:
     # -- what may leave --------------------------------------------------------------------------------
 
     def due_at(self) -> float:
-        """When `due` has a frame next."""
+        """When the next answer is due; inf for never."""
         if self._replies:
             return -math.inf
         return min((receipt.report_at for receipt in self._receipts.values()), default=math.inf)
@@ -160,7 +160,7 @@ class Inbox:
         raise AssertionError(f"no answer is due at {now}")
 
     def sent(self, send: PendingFrame, end: float) -> None:
-        """What `due` gave leaves, its last bit at `end`."""
+        """The answer that `due` gave leaves, its last bit at `end`."""
         if self._replies.pop((send.type, send.object_id), None) is not None:
             return
         receipt = self._receipts[self._digests[send.object_id]]
@@ -173,7 +173,7 @@ class Inbox:
         self._forget_ids(range(GROUP_ID))
 
     def broadcaster_restarted(self) -> None:
-        """As `peer_restarted`, for the ids of broadcasts."""
+        """As `peer_restarted`, where the peer's broadcasts have a new epoch."""
         self._forget_ids(range(GROUP_ID, 2 * GROUP_ID))
 
     def on_offer(self, offer: Offer, object_id: int, now: float) -> list[Event]:
@@ -224,7 +224,7 @@ class Inbox:
         return events + self._check(incoming, receipt, now)
 
     def on_data(self, frame: Frame, now: float) -> list[Event]:
-        """A fragment, or a sum of some."""
+        """A fragment came, or a sum of some fragments."""
         digest = self._digests.get(frame.object_id)
         incoming = None if digest is None else self.incoming.get(digest)
         if incoming is None and frame.object_id >= GROUP_ID:
@@ -284,7 +284,8 @@ class Inbox:
         return min((incoming.deadline for incoming in self.incoming.values()), default=math.inf)
 
     def progress(self, loss: float) -> Iterator[Progress]:
-        """How far each object is, at the peer's rate and the share of its frames that is lost."""
+        """How far each object is, with its time to the end at the peer's rate and the share of frames
+        lost."""
         for incoming in self.incoming.values():
             frame_s = self._timing.back_airtime_s(OVERHEAD_BYTES + incoming.fragment_bytes)
             left_s = (incoming.count - incoming.have) * frame_s / max(1 - loss, 0.01)

@@ -1,8 +1,8 @@
-"""Whether the peer owes an answer, since when, and when to ask it again.
+"""The liveness of the peer: whether it owes an answer, since when, and when to ask it again.
 
-The first questions follow the rules of the object that they are about; a peer that gave no answer for too
-long is silent: it is asked ever more slowly, down to every 2 s, and sent nothing else. On half-duplex whoever
-handed over a turn with a question in it says nothing before the answer, but asks again when it does not come.
+The first questions follow the rules of the object that they are about. A peer that gave no answer for too
+long is silent: it is asked ever more slowly, down to every 2 s, and is sent nothing else. On half-duplex an
+end that handed over a turn with a question in it waits for the answer, and asks again when it does not come.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class PeerState(Enum):
 
 
 class PeerLiveness:
-    """The questions of one end, whatever they are about."""
+    """Follows the questions of one end, whatever they are about."""
 
     def __init__(self, timing: Timing) -> None:
         self._timing = timing
@@ -49,7 +49,7 @@ class PeerLiveness:
 
     @property
     def loss(self) -> float:
-        """Nothing is known of the losses of a link that gave no answer yet, but that it has some: half."""
+        """The loss to assume: a half where questions have no answer yet, 0 where nothing is suspected."""
         return 0.5 if self._misses and not self.silent else 0.0
 
     def asked(self, end: float) -> None:
@@ -65,7 +65,7 @@ class PeerLiveness:
         self.retry_at = end if quick else end + patience_s
 
     def hand_over(self, end: float) -> None:
-        """Half-duplex: this end's turn is over at `end`."""
+        """On half-duplex, this end's turn is over at `end`."""
         has_asked, self.spoke = self.spoke, False
         if not self.silent:
             self.state = PeerState.ANSWER_DUE if has_asked else PeerState.ANSWERING
@@ -79,13 +79,13 @@ class PeerLiveness:
         self._misses = self._in_silence = 0
 
     def silent_at(self, fragments: int) -> float:
-        """When a peer that was asked about an object of so many fragments becomes silent; inf for never."""
+        """When the peer, asked about an object of so many fragments, becomes silent; inf for never."""
         if self.silent or self._since is None:
             return math.inf
         return self._since + self._timing.silence_s(fragments)
 
     def tick(self, now: float, fragments: int) -> None:
-        """Time has passed."""
+        """The peer becomes silent if its time is up."""
         if now >= self.silent_at(fragments):
             self.state = PeerState.SILENT
             self.retry_at = now

@@ -1,9 +1,9 @@
 """The objects that one end sends: what may leave next, and when to ask how far the other end is.
 
-An object is offered, its fragments go out once and in order, what a REPORT shows as lost goes out again,
-and it ends by DONE, CANCEL or its deadline. No more of it than a window is ever out of the receiver's
-REPORTs, so that a receiver that dies takes little with it. Questions (POLL, or the POLL flag on DATA) keep
-the REPORTs coming. To a peer that does not answer, a POLL goes now and then, and nothing else.
+An object is offered, its fragments leave once and in order, those that a REPORT shows as lost leave again,
+and the object ends by DONE, CANCEL or its deadline. Never more than a window of it is in flight, so that a
+receiver that dies takes little with it. Questions (POLL, or the POLL flag on DATA) keep the REPORTs coming. A
+peer that does not answer is sent a POLL now and then, and nothing else.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class PlannedFrame(NamedTuple):
 
 
 class Outbox:
-    """All outgoing objects of a session, by digest in `senders`."""
+    """All outgoing objects of a session, each by its digest."""
 
     def __init__(self, timing: Timing, link: Link, *, epoch: int, slack: int) -> None:
         self._timing = timing
@@ -82,7 +82,7 @@ class Outbox:
         heard: Mapping[int, DeliveryStats],
     ) -> bytes:
         """Put an object on its way, once; returns its digest. fragment_bytes: None for as many as the losses
-        so far make best. heard: see Lengths.best. Raises ValueError if it has too many fragments."""
+        so far make best. heard: see FragmentSizer.best. Raises ValueError if it has too many fragments."""
         name = digest(kind, payload)
         known = self._senders.get(name)
         if known is not None and known.object.withdrawn is None:
@@ -103,11 +103,11 @@ class Outbox:
         return name
 
     def fragment_bytes(self, digest: bytes) -> int:
-        """Of an object on its way. Raises KeyError for another."""
+        """The fragment length of an object on its way. Raises KeyError for another object."""
         return self._senders[digest].object.fragment_bytes
 
     def cancel(self, digest: bytes, now: float, reason: Reason = Reason.WITHDRAWN) -> None:
-        """Stop sending an object. The receiver is told until it answers; an unknown digest is no error."""
+        """Stop sending an object. CANCEL leaves until the receiver answers; an unknown digest is no error."""
         sender = self._senders.get(digest)
         if sender is None or sender.object.withdrawn is not None:
             return
@@ -119,12 +119,12 @@ class Outbox:
         sender.ask_at, sender.asks = now, 0
 
     def objects(self) -> Iterator[Outgoing]:
-        """Those on their way or waiting for it, withdrawn ones left out."""
+        """The objects on their way or waiting for it; withdrawn ones are left out."""
         return (sender.object for sender in self._senders.values() if sender.object.withdrawn is None)
 
     def progress(self, now: float) -> Iterator[Progress]:
-        """How far each object is, at the link's rate and measured loss. One of which nothing comes through
-        takes as long again as it has already, and without end once it is stuck."""
+        """How far each object is, with its time to the end at the link's rate and measured loss. An object of
+        which nothing comes through is said to take as long again, and for ever once it is stuck."""
         for sender in self._senders.values():
             outgoing = sender.object
             if outgoing.withdrawn is not None:
@@ -136,13 +136,14 @@ class Outbox:
             yield Progress(outgoing.digest, outgoing.kind, False, size, outgoing.count, held, left_s)
 
     def goodput_bps(self, now: float) -> float:
-        """Payload bits that the peer has said to hold, over the time in which some object was on its way."""
+        """The payload bits that the peer reported to hold, over the time in which any object was on its
+        way."""
         active_s = self._active_s + (0.0 if self._active_from is None else now - self._active_from)
         return 8 * self._acknowledged_bytes / active_s if active_s > 0 else 0.0
 
     @property
     def loss(self) -> float:
-        """Share of fragments that the latest few hundred fates in REPORTs showed as lost."""
+        """The share of fragments that were lost, of the latest few hundred whose fate REPORTs told."""
         return self._loss.measured
 
     @property
@@ -206,7 +207,7 @@ class Outbox:
 
     @property
     def asked(self) -> int | None:
-        """Half-duplex: fragments of the largest object at work if this turn wants an answer, else None."""
+        """On half-duplex: the fragments of the largest object if this turn asked anything, else None."""
         return self._most_fragments if self._liveness.spoke else None
 
     @property
@@ -224,8 +225,8 @@ class Outbox:
                 sender.ask_at = min(sender.ask_at, end)
 
     def fell_still(self, now: float) -> None:
-        """Half-duplex: this end is in no turn. One that a contact's end cut off never said OVER; what it
-        asked may not be heard, and must not wait for ever to be asked again."""
+        """On half-duplex, this end is in no turn. A turn that a contact's end cut off never said OVER: its
+        questions may not have been heard, and must not wait for ever to be asked again."""
         if self._liveness.spoke:
             self.handed_over(now)
 
@@ -251,7 +252,8 @@ class Outbox:
         fates: Mapping[int, DeliveryStats],
         now: float,
     ) -> list[Event]:
-        """What the peer holds of an object; one that makes no sense only counts. fates: see Lengths.best."""
+        """The peer reports what it holds of an object. A REPORT that makes no sense only counts. fates: see
+        FragmentSizer.best."""
         sender = self._by_id.get(object_id)
         if sender is None:
             self.orphans += 1
@@ -292,7 +294,7 @@ class Outbox:
         return self._fit(sender, verdict, missed, fates, now)
 
     def on_done(self, done: Done, now: float) -> list[Event]:
-        """The peer has an object durably."""
+        """The peer holds an object durably."""
         sender = self._senders.get(done.digest)
         if sender is None:
             self.orphans += 1
@@ -311,7 +313,7 @@ class Outbox:
         return [] if sender.object.withdrawn is not None else [Cancelled(cancel.digest, cancel.reason)]
 
     def tick(self, now: float) -> list[Event]:
-        """Deadlines that have passed, and silence."""
+        """End the objects whose deadline has passed, and note when the peer has become silent."""
         late = [sender.object.digest for sender in self._senders.values() if sender.object.deadline <= now]
         for name in late:
             self.cancel(name, now, Reason.EXPIRED)
@@ -392,11 +394,11 @@ class Outbox:
 
     @property
     def _most_fragments(self) -> int:
-        """Of the largest object, 0 without any."""
+        """The fragments of the largest object, 0 without any."""
         return max((sender.object.count for sender in self._senders.values()), default=0)
 
     def _airtime_s(self, outgoing: Outgoing) -> float:
-        """What the rest of an object takes at the losses so far."""
+        """The airtime that the rest of an object takes at the losses so far."""
         frames = outgoing.count - outgoing.held.bit_count()
         return frames * self._timing.fragment_s(outgoing.fragment_bytes) / max(1 - self.loss, 0.01)
 

@@ -1,7 +1,8 @@
-"""The conversation about one outgoing object: which frame of it may leave next, and when.
+"""The sender of one object: which frame of the object may leave next, and when.
 
-OFFER, then its fragments, then what the REPORTs show as lost, and a question whenever nothing else is left
-to send. Nothing here knows of other objects, or of whether the peer is there at all.
+The OFFER leaves first, then the fragments, then what the REPORTs show as lost, and a question whenever
+nothing else is left to send. The sender knows nothing of other objects, or of whether the peer is there at
+all.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class ObjectSender:
         return self._offer_seq == 0
 
     def next(self) -> tuple[float, Type]:
-        """When which frame may leave."""
+        """When the next frame may leave, and its type."""
         outgoing = self.object
         if outgoing.withdrawn is not None:
             return self.ask_at, Type.CANCEL
@@ -74,7 +75,7 @@ class ObjectSender:
         return self.ask_at, Type.POLL if outgoing.answered else Type.OFFER
 
     def frame(self, type_: Type, now: float, seq: int) -> PendingFrame:
-        """The frame of that type; it will be frame `seq`."""
+        """The frame of that type, which will be frame `seq`."""
         outgoing = self.object
         if type_ is Type.DATA:
             return self._data()
@@ -93,18 +94,19 @@ class ObjectSender:
         return PendingFrame(type_, payload, outgoing.object_id, poll=True, question=True, is_outgoing=True)
 
     def question(self) -> PendingFrame:
-        """To a peer that owes an answer: 24 B, and it says "unknown" if the OFFER never came. An object that
-        is withdrawn is asked about by its digest: a receiver that restarted goes by that alone."""
+        """The question to a peer that owes an answer. It takes 24 B; a receiver that never got the OFFER
+        answers "unknown". A question about an object that is withdrawn names its digest, as a receiver that
+        restarted knows nothing else of it."""
         if self.object.withdrawn is not None:
             return self.frame(Type.CANCEL, 0.0, 0)
         return PendingFrame(Type.POLL, b"", self.object.object_id, poll=True, question=True, is_outgoing=True)
 
     def data_bytes(self) -> int:
-        """Payload of the fragment that would go next."""
+        """The payload bytes of the fragment that would leave next."""
         return len(self.object.fragment(self._next_fragment()))
 
     def sent(self, send: PendingFrame, seq: int, end: float) -> None:
-        """A frame that this gave leaves as `seq`, its last bit at `end`."""
+        """A frame of this sender leaves as `seq`, its last bit at `end`."""
         if send.question and len(self._questions) < _QUESTIONS:
             self._questions.append(seq)
         self.asks += send.question and not (send.type is Type.OFFER and self._unoffered)
@@ -125,24 +127,24 @@ class ObjectSender:
             self.ask_at = end + self._pace.patience_s(self.object, self.asks)
 
     def missed(self, seq: int) -> int:
-        """How many questions before frame `seq`, which the receiver heard, it did not say to have heard."""
+        """The number of questions that were lost before frame `seq`, which the receiver heard."""
         before = sum(asked < seq for asked in self._questions)
         self._questions = [asked for asked in self._questions if asked > seq]
         return before
 
     def was_cancelled(self, report: Report) -> bool:
-        """Whether what the receiver says is an answer to a CANCEL, the only question that is asked then."""
+        """Whether the REPORT answers a CANCEL, the only question about an object that is withdrawn."""
         return report.epoch == self._epoch and report.seq >= self._cancel_seq > 0
 
     def unknown(self, report: Report) -> None:
-        """The receiver says that it knows no such object: if it heard the last OFFER, it wants another."""
+        """The receiver knows no such object: if it heard the last OFFER's seq, another OFFER is due."""
         if report.epoch != self._epoch or report.seq >= self._offer_seq:
             self.object.meet(OutgoingEvent.UNKNOWN_REPORTED)
             self._offer_seq = 0
 
     @property
     def _repairs(self) -> bool:
-        """Whether sums of fragments are worth sending: where nearly all is lost they are lost as well."""
+        """Whether repairs are worth sending: where nearly all frames are lost, repairs are lost as well."""
         return not self.is_doubtful and self._loss.measured <= MOST
 
     def _window(self) -> int:

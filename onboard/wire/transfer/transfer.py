@@ -1,4 +1,4 @@
-"""One object that is being sent: what of it went out, what is held, and nothing goes twice without a reason.
+"""One object that is being sent: which fragments left and which are held, and none is sent twice for nothing.
 
 The receiver owns the list of holes (`incoming.Incoming.held`), the sender learns it from REPORTs. A fragment
 goes out again only when its last transmission is at or below the highest seq that the receiver heard and the
@@ -251,7 +251,7 @@ class Outgoing:
         return ReportOutcome(lost, bursts, settled, last_lost, last_settled)
 
     def _missing(self, generation: int) -> int:
-        """Frames of a generation that the receiver yet has to hear, had none been sent since its REPORT."""
+        """The frames that the receiver needs to complete a generation, as of its last REPORT."""
         first = generation * GENERATION
         holes = (self._all & ~self.held) >> first & _WHOLE
         return max(holes.bit_count() - self._equations.get(generation, 0), 1) if holes else 0
