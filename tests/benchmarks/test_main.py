@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from benchmarks.__main__ import NAMES, main
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "benchmarks.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "results" / "benchmarks.md"
 
 
 def test_without_a_name_every_claim_is_listed_in_a_line() -> None:

@@ -22,6 +22,7 @@ from firmware_sim.bench.cable_ports import CableError, UdpEnd, parse_end
 from firmware_sim.cli import main
 from hw_profiles import load_link
 
+REFERENCE = Path(__file__).parents[3] / "docs" / "reference"
 FRAME = b"\x05" + b"x" * 99 + b"\0"
 
 
@@ -300,13 +301,13 @@ def test_bad_input_gets_one_line_and_exit_code_2(
 def test_help_has_an_example_and_docs_name_every_option() -> None:
     text = CliRunner().invoke(main, ["cable", "--help"]).output
     assert "firmware-sim cable --link" in text
-    docs = (Path(__file__).parents[3] / "docs" / "profiles.md").read_text(encoding="utf-8")
+    docs = (REFERENCE / "firmware-sim.md").read_text(encoding="utf-8")
     for option in main.commands["cable"].params:
-        assert f"`{option.opts[0]}`" in docs
+        assert f"| `{option.opts[0]}" in docs
 
 
 def test_docs_name_every_key_of_a_report(tmp_path: Path) -> None:
-    docs = (Path(__file__).parents[3] / "docs" / "profiles.md").read_text(encoding="utf-8")
+    docs = (REFERENCE / "cable.md").read_text(encoding="utf-8")
     with serial("bench-serial-115k2", tmp_path) as cable:
         report = cable.stop()
     for key in [*report, *report["board"]]:
