@@ -119,7 +119,7 @@ class Closing:
 
     def _tell(self, outlier: Outlier, number: int) -> None:
         name = self._names.get(outlier.node, str(outlier.node))
-        say(log, "outlier", level=logging.WARNING, node=name, round=number, **outlier.told())
+        say(log, "outlier", level=logging.WARNING, node=name, round=number, **outlier.log_fields())
 
     def _open(self, number: int, node: int) -> tuple[Update, Model]:
         """One stored answer. Raises ValueError, also for one that is not stored."""

@@ -1,8 +1,8 @@
-"""A round's answers become its average, and what each may count for is the others' to say.
+"""The average of a round's answers, in which the others decide what one answer may count for.
 
-First every answer is looked at, then all are weighed (`learn.clipping`), then each is added, and compared
-with what came of it; where one has to count for less, they are added once more. Nothing of an answer is held
-between the looks, so that a round of hundreds takes the memory of one; whoever carries the server keeps them.
+Every answer is looked at, then all are weighed (`learn.federated.clipping`), then each is added, and each is
+compared with the average. Where one has to count for less, all are added once more. No answer is held between
+these passes, so that a round of hundreds takes the memory of one; the caller keeps them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class RoundAverage:
         return self._server.base(self._sent)
 
     def look(self, update: Update, model: Model) -> None:
-        """The first look at one node's answer."""
+        """Takes the first look at one node's answer."""
         self._claims[update.node] = self._server.claim(update, model, self._base)
 
     @property
@@ -52,16 +52,16 @@ class RoundAverage:
         return len(self._claims) < FEW and len(self._claims) + len(self._earlier) < FEW
 
     def look_back(self, update: Update, model: Model, packed: bytes) -> None:
-        """A look at an answer of an earlier round, which sent `packed`."""
+        """Takes a look at an answer of an earlier round, which sent `packed`."""
         self._earlier.append(self._server.claim(update, model, self._server.base(packed)).norm)
 
     def weigh(self) -> list[Outlier]:
-        """All have been looked at; returns who asked to count for far more than the others."""
+        """Weighs all answers that were looked at; returns who asked to count for far more than the others."""
         self._shares, outliers = shares(self._claims, self._server.bounds, self._earlier)
         return outliers
 
     def add(self, update: Update, model: Model) -> None:
-        """The second look at one node's answer."""
+        """Adds one node's answer, in the second pass."""
         share = self._shares[update.node]
         if self._odd is not None and update.node == self._odd.node:
             share = Share(share.factor, math.ceil(share.samples * self._odd.keeps))
@@ -69,7 +69,7 @@ class RoundAverage:
             self._server.accumulate(self._average, update, model, self._number, self._base, share)
 
     def compare(self, update: Update, model: Model) -> None:
-        """All were added. The third look at one node's answer."""
+        """Compares one node's answer with the average, once all were added."""
         if self._mean is None:
             mean = self._server.move(self._average.mean(), self._base)
             self._mean = mean, norm(mean)
@@ -80,8 +80,8 @@ class RoundAverage:
         self._parts[update.node] = Part(weight, share.factor * claim.norm, share.factor * product)
 
     def odd_one(self) -> Outlier | None:
-        """All were compared. Who counts for less or for nothing, if somebody does: the average is empty
-        again, and all are to be added once more."""
+        """Names who counts for less or for nothing, if somebody does, once all were compared. The average is
+        then empty again, and all are to be added once more."""
         if not self._server.bounds.leave_out or self._mean is None:
             return None
         if (outlier := odd_one(self._parts, self._mean[1])) is not None:
@@ -89,12 +89,12 @@ class RoundAverage:
         return outlier
 
     def packed(self) -> bytes:
-        """The round's model, packed for the way down. Raises ValueError without an answer."""
+        """Packs the round's model for the way down. Raises ValueError without an answer."""
         return self._server.quantize_average(self._average, self._sent)
 
 
 def averaged(server: Server, number: int, packed: bytes, payloads: Mapping[int, bytes]) -> bytes:
-    """What the updates of these nodes come to in round `number`, which sent `packed`, where all are at hand.
+    """The average, packed, of these nodes' updates in round `number`, which sent `packed`; all are at hand.
 
     Raises BadUpdate, and ValueError without one.
     """

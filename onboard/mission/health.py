@@ -1,7 +1,6 @@
-"""The message of a board about itself: what it is doing, what that cost, and why it failed where it did.
+"""The message of a board about itself: what it is doing, what that has cost, and why its last task failed.
 
-It is a MSG, the one kind there is: unreliable, replaced by the next, and no larger than the smallest frame
-takes but for its words.
+It is the one kind of MSG: unreliable, and replaced by the next. Without its words it fits the smallest frame.
 """
 
 from __future__ import annotations
@@ -78,8 +77,8 @@ MAX_WHY_BYTES = 96
 
 
 def encode_health(health: Health, room_bytes: int = _HEALTH.size + MAX_WHY_BYTES) -> bytes:
-    """At least 29 B for a MSG; `why` is cut to what is left of `room_bytes`, and to MAX_WHY_BYTES. A reading
-    that no sensor gives, as it does not fit its field, is not known.
+    """Packs at least 29 B for a MSG. `why` is cut to what is left of `room_bytes`, and to MAX_WHY_BYTES. A
+    reading that does not fit its field, which no sensor gives, travels as unknown.
 
     Raises ValueError for a field out of range.
     """

@@ -1,7 +1,7 @@
-"""What an update may hold: the form that its method makes, within the budget it was asked for, and no weight
-that no training makes.
+"""Checks of what an update may hold: the form that its method makes, within the budget that was asked for,
+and only weights that a training can make.
 
-Whoever holds a board's key can send anything, so that a server checks all of it before it stores it: what is
+Whoever holds a board's key can send anything. So a server checks an update before it stores it: what is
 stored is read again at each start.
 """
 
@@ -16,8 +16,8 @@ from onboard.codec.pack import CODECS
 from onboard.mission.training import BoardTraining
 
 MAX_WEIGHT = HALF_MAX
-"""No weight moves by more, and none that is sent whole is larger: a coordinate on the way down holds no more
-(float16), and 400,000 of its square are far from what float32 cannot hold."""
+"""No weight moves by more, and none that is sent whole is larger. A coordinate on the way down holds no more
+(float16), and float32 can still hold the sum of 400,000 such squares."""
 MAX_DENSE_BYTES = 4  # a weight: what is larger than the same model in float32 was not compressed by a board
 _HEADERS_BYTES = 2048
 

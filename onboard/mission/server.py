@@ -1,11 +1,11 @@
 """A mission's server: what it asks of the boards, which updates it takes, and what their average becomes.
 
-It has no link, no clock and no disk; whoever carries it brings those. The ground daemon and the simulated
-fleet do, and a satellite could (SpaceDML's server is one). When a round ends is `learn.federated.Round`'s.
+It has no link, no clock and no disk; these belong to its caller: the ground daemon, the simulated fleet, or a
+satellite, as SpaceDML's server is one. `learn.federated.rounds.Round` decides when a round ends.
 
-What travels down is the model's difference from first weights that both ends draw from the mission's seed,
-so that a board needs nothing else to begin. What travels up is what a board's round has moved, or the whole
-model in the same way (`BoardTraining.sends_whole`).
+What travels down is the model's difference from the first weights, which both ends draw from the mission's
+seed, so that a board needs nothing else to begin. What travels up is what a board's round has moved, or the
+whole model in the same way (`BoardTraining.sends_whole`).
 """
 
 from __future__ import annotations
@@ -102,10 +102,10 @@ class Server:
         self, kind: int, payload: bytes, node: int, number: int,
         asked: Callable[[int], BoardTraining | None] = lambda number: None,
     ) -> tuple[Update, Model]:  # fmt: skip
-        """The update that came over the link of `node`, `number` being the latest round. `asked` tells what
-        a round asked, None for what it would ask now (a mission's training may be changed between two).
+        """The update that came over the link of `node` when `number` was the latest round. `asked` tells how
+        a round asked to train, or None for what it would ask now: an operator may change that meanwhile.
 
-        Raises BadUpdate for what is none, and for what nobody made who did as asked (see `intake`).
+        Raises BadUpdate for what is no update, and for what cannot come of such a training (see `intake`).
         """
         try:
             if kind != UPDATE:

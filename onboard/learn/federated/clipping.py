@@ -1,20 +1,20 @@
-"""What one update may count for beside the others of its round, so that no board decides alone.
+"""Bounds of what one update may count for beside the others of its round, so that no board decides alone.
 
-A server that averages takes what it is told: one board that sends ten times its update with the sign turned,
-or claims four billion samples, is the average. So the length of a move is scaled down, and the samples are
-counted, up to a bound that the other boards make:
+A plain average believes every board: one that sends ten times its update with the sign turned, or claims four
+billion samples, decides the outcome. So the length of a move is scaled down to a bound, and its samples count
+up to one, which the other boards set:
 
 - `clip` times the median of the round's norms, and no more than the second largest norm;
 - `clip_samples` times the median of the round's samples, no more than the second most, and never more than
   `max_samples`.
 
-A board that turns its sign is no longer than others, and still takes from the mission what another one gives.
-So of three answers or more one that points against the sum of the others counts for nothing, if it is the
-only one that does (`odd_one`): where several do, boards differ in what they learn, and nobody can say who
-is right. The only one that shares nothing at all with the others counts half: noise has no direction, but an
-honest board that saw what nobody else saw has little in common with them too, and must not be silenced.
+A move with its sign turned is no longer than the others, and still undoes what another board gives. So of
+three answers or more, one that points against the sum of the others counts for nothing if it is the only one
+that does (`odd_one`). Where several do, boards differ in what they learn, and nobody can say who is right.
+The only one that shares nothing at all with the others counts half: noise has no direction, but an honest
+board that saw what nobody else saw has little in common with them too, and must not be silenced.
 
-The median is the lower one of two: among two boards, the smaller says what is much. Boards that do as they
+The median is the lower one of two: among two boards, the smaller one sets the bound. Boards that do as they
 are asked are hardly touched: five with ten digits each, or 0.3-Dirichlet parts of MNIST, moved 0.83 to 1.19
 times their median in each of six rounds (docs/results/benchmarks.md). Robust rules beyond that are
 another matter.
@@ -62,7 +62,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What it gets: its move times `factor` (0 to 1), weighed by `samples`."""
+    """What an update gets: its move times `factor` (0 to 1), weighed by `samples`."""
 
     factor: float
     samples: int
@@ -71,7 +71,7 @@ class Share:
 @dataclass(frozen=True, slots=True)
 class Outlier:
     """A claim that is not granted, and the median of its kind; `what` is "norm", "samples" or "cosine".
-    `keeps`: the part of its samples that counts all the same, 0 to 1, where its cosine is what is told."""
+    `keeps`: for a cosine, the part of its samples that counts all the same, 0 to 1."""
 
     node: int
     what: str
@@ -79,8 +79,8 @@ class Outlier:
     median: float
     keeps: float = 1.0
 
-    def told(self) -> dict[str, float]:
-        """What a log says of it; `ratio` is how many times the median, infinite where that is 0."""
+    def log_fields(self) -> dict[str, float]:
+        """Fields for the log. `ratio` is how many times the median it is, infinite where that is 0."""
         if self.what == "cosine":
             cosines = {"cosine": round(self.value, 3), "median": round(self.median, 3)}
             return cosines | {"counts": self.keeps}
@@ -96,8 +96,8 @@ def norm(move: Mapping[str, npt.NDArray[np.floating[Any]]]) -> float:
 def shares(
     claims: Mapping[int, Claim], bounds: Bounds, earlier: Sequence[float] = ()
 ) -> tuple[dict[int, Share], list[Outlier]]:
-    """What each node's update counts for, and whose claim was beyond. `earlier`: norms of rounds before,
-    for a round with fewer than FEW answers."""
+    """What each node's update counts for, and whose claim was beyond a bound. `earlier`: norms of the rounds
+    before, for a round with fewer than FEW answers."""
     norms = [claim.norm for claim in claims.values()]
     pool = [*norms, *earlier] if len(norms) < FEW else norms
     lengths = _Bound.of(pool, bounds.clip)
@@ -154,7 +154,7 @@ def _cosine(part: Part, whole: float, average_length: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Bound:
-    """Of values: their median, what counts at most, and from where a value is worth telling."""
+    """The bound of some values: their median, what counts at most, and above what a value is reported."""
 
     median: float
     most: float

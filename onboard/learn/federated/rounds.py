@@ -84,7 +84,7 @@ class PartialAverage:
 
 
 def staleness_weight(rounds_late: int, exponent: float | None) -> float:
-    """What an update that is `rounds_late` counts for, beside one in time: (1 + rounds_late)^-exponent.
+    """Weight of an update that is `rounds_late` beside one in time: (1 + rounds_late)^-exponent.
 
     The polynomial weight of FedAsync (Xie, Koyejo and Gupta, "Asynchronous Federated Optimization", 2019,
     which uses exponent 0.5). Without an exponent a late update counts nothing. Errors: ValueError for an
@@ -118,7 +118,7 @@ def quantize_average(
 
 
 class RoundState(Enum):
-    """Where a round stands."""
+    """State of a round."""
 
     OPEN = "open"
     QUORUM = "quorum"  # enough nodes answered
@@ -171,8 +171,8 @@ class Round:
     def answer(
         self, node: int, now: float, *, of_round: int | None = None, was_asked: bool = True
     ) -> UpdateFate:
-        """An update from `node` is here, whole and valid, for the round `of_round`, this one if left out;
-        `was_asked`: whether that one, where it is earlier, asked the node."""
+        """Takes note of a whole and valid update from `node` for the round `of_round`, this one if left out.
+        `was_asked`: whether an earlier round that it is for asked the node."""
         if of_round is not None and of_round != self.number:
             free = node not in self.asked and node not in self.merged
             if self.merges and free and not self.is_over and was_asked:
@@ -194,7 +194,7 @@ class Round:
         return outcome
 
     def lose(self, node: int, now: float) -> RoundState:
-        """`node` refused the task or cannot do it; it may still answer while the round is open."""
+        """Takes note that `node` refused the task or cannot do it. It may answer while the round is open."""
         if node in self.asked and node not in self.answered:
             self.lost.add(node)
         return self.judge(now)
@@ -205,7 +205,7 @@ class Round:
         return self.verdict.closed and self.verdict is not RoundState.EMPTY
 
     def judge(self, now: float) -> RoundState:
-        """Where the round stands at `now`; closes it when that time has come."""
+        """The state of the round at `now`; closes it when its time has come."""
         if not self.is_over:
             self.verdict = RoundState.OPEN
             if len(self.answered) >= self.quorum:

@@ -31,7 +31,7 @@ def test_an_outlier_counts_as_much_as_the_largest_of_the_others_and_is_told() ->
     assert [given_[node] for node in HONEST] == [Share(1.0, claim.samples) for claim in HONEST.values()]
     assert (first.node, first.what, first.value, first.median) == (5, "norm", 1e30, 1.05)
     assert (second.node, second.what, second.median) == (5, "samples", 600)
-    assert second.told() == {"samples": 2**32 - 1, "median": 600, "ratio": round((2**32 - 1) / 600, 2)}
+    assert second.log_fields() == {"samples": 2**32 - 1, "median": 600, "ratio": round((2**32 - 1) / 600, 2)}
 
 
 def test_two_that_agree_are_held_to_the_median() -> None:
@@ -81,7 +81,7 @@ def test_the_only_one_against_all_others_is_named_and_of_several_nobody() -> Non
     assert outlier is not None
     assert (outlier.node, outlier.what) == (4, "cosine")
     assert outlier.value == pytest.approx(-3.0 / np.linalg.norm([3.0, 0.3, 0.3]))
-    assert outlier.told()["median"] > 0
+    assert outlier.log_fields()["median"] > 0
     assert outlier.keeps == 0
     assert odd_one(*parts(*alike, [0.1, 1.0, 0.0])) is None  # another direction is none against
     assert odd_one(*parts([1.0, 0.0, 0.0], [-1.0, 0.0, 0.0])) is None  # of two nobody knows
@@ -93,7 +93,7 @@ def test_the_only_one_that_shares_nothing_counts_half_and_of_several_all_count(a
     alike = [[1.0, 0.2, 0.0, 0.0], [1.0, 0.0, 0.2, 0.0], [1.0, 0.1, 0.1, 0.0]]
     outlier = odd_one(*parts(*alike, apart))
     assert outlier is not None
-    assert (outlier.node, outlier.keeps, outlier.told()["counts"]) == (4, 0.5, 0.5)
+    assert (outlier.node, outlier.keeps, outlier.log_fields()["counts"]) == (4, 0.5, 0.5)
     assert odd_one(*parts([1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0])) is None  # nobody shares anything
     turned = odd_one(*parts(*alike, apart, [-1.0, 0.0, 0.0, 0.0]))
     assert turned is not None
