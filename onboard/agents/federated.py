@@ -1,9 +1,9 @@
-"""A device's life: hear, train, compress, offer. After a power cut it goes on where its journal says.
+"""Decides what a board does: it takes a task, trains, offers its update, and runs the ground's commands.
 
-The agent is the same on a real port, on an emulated one and on a virtual clock: it is told events and the
-time, it asks its trainer for one step when the carrier says so, and what must survive is in the journal
-before the first byte that depends on it leaves. It never waits, and it outlives its training however that
-ends.
+The agent is the same on a real port, on an emulated one and on a virtual clock: it is handed events and the
+time, and asks its trainer for one step when the runtime says so. What must survive a power cut is in the
+journal before the first byte that depends on it leaves, and a restart goes on where the journal says. The
+agent never waits, and it outlives its training however that ends.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ FULL_EVERY_S = 60.0  # a board may stay without memory for long
 
 @dataclass
 class Work:
-    """The training in progress."""
+    """Describes the training in progress."""
 
     task: Task
-    name: bytes  # of the training, in its checkpoint
-    started_s: float  # this leg of the training: since the task, the boot or the last checkpoint
+    name: bytes  # names the training in its checkpoint
+    started_s: float  # when this leg of the training began: with the task, the boot or the last checkpoint
     started_j: float
     cpu_s: float
     checkpoint_due_s: float
@@ -63,12 +63,13 @@ class Work:
 
     @property
     def progress(self) -> float:
-        """Share of the training that is done, 0 to 1."""
+        """Returns which share of the training is done, 0 to 1."""
         return 0.0 if self.last is None else self.last.progress
 
 
 class Agent:
-    """One node. `session` talks, `journal` remembers, `ledger` counts, `trainer` trains."""
+    """Plays one board: `session` is its link, `journal` its memory, `ledger` counts what it has spent, and
+    `trainer` trains."""
 
     def __init__(
         self,
@@ -93,8 +94,8 @@ class Agent:
     # hear
 
     def resume(self, now: float) -> None:
-        """Goes on where the last run was cut: offers the update that waits, or trains on. Where what it kept
-        for that is gone, it trains again if it can, and else says so: the ground asks again."""
+        """Goes on where the last run was cut: offers the update that waits, or trains on. Where the files
+        for that are gone, it trains again if it can, and else reports the failure: the ground asks again."""
         known = self.known
         if known.deployed and kept_object(self.journal, DEPLOYED, objects.MODEL, known.deployed) is None:
             self.session.forget(known.deployed)
@@ -109,7 +110,7 @@ class Agent:
         self.offer_result(now)
 
     def offer_kept(self, now: float) -> None:
-        """Offers the update that waits, cut as before. Where it cannot be read, trains it again."""
+        """Offers the update that waits, in fragments as before. One that cannot be read is trained again."""
         update = kept_object(self.journal, UPDATE, objects.UPDATE, self.known.update)
         if update is None:
             self._train_again(now)
@@ -118,7 +119,7 @@ class Agent:
         say(log, "resumed", phase="offering", round=self.known.round)
 
     def _train_again(self, now: float) -> None:
-        """The round's training once more, from its model and its checkpoint if they are there."""
+        """Begins the round's training once more, from its model and its checkpoint if they are there."""
         model = kept_object(self.journal, MODEL, objects.MODEL, self.known.model)
         if model is None:
             self._fail(Failed(failure=Failure.DISK, why=f"{MODEL} cannot be read"), now)
@@ -167,7 +168,7 @@ class Agent:
             say(log, "bad-message", level=logging.WARNING, why="a board takes no messages, only objects")
 
     def _take(self, arrived: Arrived, now: float) -> None:
-        """A whole object: checked, then durable, then acknowledged, then acted on."""
+        """Takes a whole object: it is checked, then durable, then acknowledged, then acted on."""
         try:
             if arrived.kind == objects.MODEL:
                 self._take_model(arrived, now)
@@ -180,7 +181,8 @@ class Agent:
             self.session.refuse(arrived.digest, Reason.REFUSED, now)
 
     def _take_command(self, arrived: Arrived, now: float) -> None:
-        """A command: run if it never was, and its effect, its id and its result durable in one save."""
+        """Runs a command that never was run. One save makes its effect, its id and its result durable.
+        Raises BadMessage."""
         command = commands.decode_command(arrived.payload)
         self.known.commands = self.known.commands.run(command, self, now)
         self._save()
@@ -188,13 +190,13 @@ class Agent:
         self.offer_result(now)
 
     def offer_result(self, now: float) -> None:
-        """Offers the oldest result of a command that the ground does not have: one at a time."""
+        """Offers the oldest result that the ground does not have. One is on its way at a time."""
         if (result := self.known.commands.waiting) is not None:
             payload = commands.encode_result(result)
             self.session.offer(objects.RESULT, payload, now, priority=commands.PRIORITY)
 
     def _take_model(self, arrived: Arrived, now: float) -> None:
-        """A round's question, or the final model. Raises BadMessage."""
+        """Takes the model of a round to train, or the final one to keep. Raises BadMessage."""
         task, _ = objects.decode_task(arrived.payload)
         if task.mission == self.known.mission and task.round < self.known.round:
             self._go_back(task.round)
@@ -221,8 +223,9 @@ class Agent:
             self._begin(task, arrived.payload, now)
 
     def _go_back(self, round_number: int) -> None:
-        """An earlier round: under the same salt it comes late. Under another the ground has begun again, on
-        an older copy of its database, and it is the one that decides. Raises BadMessage."""
+        """Follows the ground to an earlier round. Under another salt than before the ground has begun again,
+        on an older copy of its database, and it decides; under the same salt the question only comes late.
+        Raises BadMessage for that."""
         if self.session.salt == self.known.asked_under:
             raise BadMessage(f"round {round_number} is over, at {self.known.round}")
         self.session.forget(self.known.model)  # it will be asked once more
@@ -232,13 +235,13 @@ class Agent:
 
     @property
     def _is_at_work(self) -> bool:
-        """Whether the round in hand is being trained, or its update is on its way."""
+        """Returns whether the round is being trained, or its update is on its way."""
         return self.work is not None or self.known.phase == State.OFFERING
 
     # train
 
     def _begin(self, task: Task, model: bytes, now: float) -> None:
-        """Gives the trainer the round's model, and the checkpoint of an earlier life if there is one."""
+        """Gives the trainer the round's model, and the checkpoint of an earlier run if there is one."""
         name = training_name(self.known.question, self.config.id)
         self.work = Work(
             task=task,
@@ -253,23 +256,23 @@ class Agent:
 
     @property
     def ready(self) -> bool:
-        """Whether a training step may be asked for."""
+        """Returns whether a training step may be asked for."""
         return self.work is not None and not self.work.waits
 
     @property
     def flops_a_step(self) -> float:
-        """Of the training in hand."""
+        """Returns what a step of the training in progress costs."""
         return self.work.flops_a_step if self.work is not None else 0.0
 
     def ask(self, now: float) -> None:
-        """Asks the trainer for one step, whose report `take` is to be told."""
+        """Asks the trainer for one step, whose report comes to `take`."""
         work = self.work
         assert work is not None, "a step without work"
         work.waits = True
         self.trainer.step(save=now >= work.checkpoint_due_s)
 
     def charge(self, cpu_s: float) -> None:
-        """Books what the trainer's work has cost the board, CPU seconds."""
+        """Books CPU seconds that the trainer has spent."""
         self.ledger.charge_cpu(cpu_s)
         if self.work is not None:
             self.work.cpu_s += cpu_s
@@ -277,7 +280,7 @@ class Agent:
     def take(self, report: Report, now: float) -> None:
         """Acts on what the trainer reports: checkpoints, finishes, gives up or goes on.
 
-        Raises OSError (disk full): the same report is to be told again.
+        Raises OSError (disk full): the caller hands over the same report again.
         """
         work = self.work
         assert work is not None, "a report without work"
@@ -305,7 +308,7 @@ class Agent:
             say(log, "checkpoint", epoch=begun.epoch)
 
     def _checkpoint(self, work: Work, state: bytes, now: float) -> None:
-        """Durable progress at an epoch's end. A disk that is full costs the checkpoint, not the training."""
+        """Makes progress durable at an epoch's end. A full disk costs the checkpoint, not the training."""
         try:
             keep_checkpoint(self.journal, work.name, state)
             spent_j = self._spent_j(now)
@@ -321,7 +324,8 @@ class Agent:
     # compress, offer
 
     def _finish(self, work: Work, done: TrainingDone, now: float) -> None:
-        """The update is durable, then offered. A full disk stops here, and the finished training is kept."""
+        """Makes the update durable, then offers it. A full disk raises here, and the finished training is
+        kept."""
         try:
             work.update = work.update or self._update(work, done, now)
         except ValueError as error:  # a loss beyond what an update can say
@@ -342,7 +346,7 @@ class Agent:
         )  # fmt: skip
 
     def _update(self, work: Work, done: TrainingDone, now: float) -> bytes:
-        """The update with its header. Raises ValueError for what it cannot say."""
+        """Returns the update with its header. Raises ValueError for a value that the header cannot hold."""
         update = Update(
             mission=work.task.mission,
             round=work.task.round,
@@ -356,7 +360,7 @@ class Agent:
         return objects.encode_object(update, done.packed)
 
     def _stop_work(self, now: float) -> None:
-        """A new task supersedes what this node was doing."""
+        """Gives up the training or the update in hand, for a new task."""
         if self.work is not None:
             say(log, "superseded", round=self.work.task.round)
             self.trainer.stop()
@@ -367,7 +371,7 @@ class Agent:
             self.known.update = b""  # what is still to be heard of it is not of the new task
 
     def _settle(self, phase: State) -> None:
-        """A new phase begins: durable, with the training's leftovers removed."""
+        """Enters a phase durably, and removes what the training before left."""
         self.known.phase = phase
         self.known.train_s = self.known.cpu_s = self.known.energy_j = 0.0
         self._save()
@@ -377,19 +381,18 @@ class Agent:
         self.journal.save(self.known)
 
     def _fail(self, failed: Failed, now: float) -> None:
-        """The round cannot be trained: the ground hears so at once and does not wait, and the agent waits for
-        the next one."""
+        """Gives up the round: it cannot be trained. The ground is told at once, so that it does not wait."""
         self.work = None
         self.known.phase = State.FAILED
         self._failed = failed
-        self.session.forget(self.known.model)  # whoever asks again, in whatever words, is to be heard
+        self.session.forget(self.known.model)  # the same question, asked again, is taken
         if failed.failure != Failure.DISK:  # of which `unreadable` has told, in one line with the file's name
             told = {"round": self.known.round, "failure": failure_name(failed.failure), "why": failed.why}
             say(log, "training-failed", level=logging.ERROR, **told)
         self.housekeeping(now, at_once=True)
 
     def relieve(self, now: float) -> None:
-        """No memory is left on the board for the agent itself: its training gives back what it holds."""
+        """Ends the training to give back its memory, as none is left on the board for the agent itself."""
         self.trainer.stop()
         why = "no memory is left on the board for the agent itself"
         if now >= self._full_due_s:
@@ -401,7 +404,7 @@ class Agent:
     # say how it is
 
     def housekeeping(self, now: float, *, at_once: bool = False) -> None:
-        """A health message every minute: an empty link stays nearly empty."""
+        """Sends a health message every minute: an idle link stays nearly empty."""
         if not self.session.in_contact(now):
             self._health_due_s = min(self._health_due_s, now)  # said first in the next one, and once
             return
@@ -412,11 +415,11 @@ class Agent:
         self._health_due_s = now + HEALTH_EVERY_S  # said: not so where memory for it was lacking
 
     def uptime_s(self, now: float) -> int:
-        """Seconds since the agent's start."""
+        """Returns the seconds since the agent's start."""
         return int(now - self.ledger.started_s)
 
     def health(self, now: float) -> Health:
-        """How the board is now."""
+        """Returns how the board is now."""
         readings = health.read(self.journal.folder)
         last = self.work.last if self.work is not None else None
         failed = self._failed if self.known.phase == State.FAILED else None
@@ -436,7 +439,7 @@ class Agent:
         )
 
     def doing(self) -> dict[str, Any]:
-        """What the agent is at, for a live view: phase, round, and how far the training is."""
+        """Returns phase, round, and how far the training is, for a live view."""
         view: dict[str, Any] = {"phase": self.known.phase.name.lower(), "round": self.known.round}
         if self.work is not None:
             loss = None if self.work.last is None else self.work.last.loss

@@ -32,6 +32,7 @@ from onboard.learn.gossip.loss_watch import LossWatch
 from onboard.mission.objects import GOSSIP
 from onboard.storage.journal import Journal
 from onboard.wire.events import Arrived, Cancelled, Corrupt, Delivered, Event, PeerHeard, QuotaUsage, Rekeyed
+from onboard.wire.events import Message as LinkMessage
 from onboard.wire.messages import Reason
 from onboard.wire.session import Session
 
@@ -141,6 +142,8 @@ class GossipAgent:
             self.journal.save(self.known)
         elif isinstance(event, Corrupt):
             say(log, "corrupt", level=logging.WARNING, peer=peer, object=event.digest.hex())
+        elif isinstance(event, LinkMessage):
+            self.trust.refuse(peer, "a message: a node that gossips takes objects only", now)
 
     def _take(self, peer: int, arrived: Arrived, now: float) -> None:
         """A neighbour's values: checked, then durable, then acknowledged."""

@@ -20,11 +20,24 @@ from onboard.data import loading
 from onboard.learn.gossip.exchange import Gossip, _edge_seed
 from onboard.learn.gossip.outliers import Clipping
 from onboard.mission.objects import GOSSIP
+from onboard.wire.events import Message
 from tests.onboard.agents.gossip_net import CLASSES, PIXELS, GossipNet, NetNode
 
 MEAN = 1e-5
 SIZE = CLASSES * (PIXELS + 1)
 SPARSITY = 0.1
+
+
+def test_a_message_of_a_neighbour_is_not_dropped_in_silence(
+    disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    net = GossipNet(disk, nodes=2)
+    net.run(1.0)
+    agent = net.nodes[1].agent
+    assert agent is not None
+    agent.hear(2, Message(b"do it"), net.now)
+    assert "exchange-refused" in caplog.messages
+    assert agent.trust.refused == 1
 
 
 @pytest.fixture
