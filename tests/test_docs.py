@@ -253,3 +253,16 @@ def test_every_page_that_the_code_names_is_there() -> None:
                 if not any((folder / name).is_file() for folder in (ROOT, DOCS, REFERENCE, DOCS / "results")):
                     gone.add(f"{path.relative_to(ROOT)}: {name}")
     assert gone == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_table_and_block_is_whole(page: Path) -> None:
+    """A row with a cell too many or too few is not drawn as it is meant; an open block swallows the page."""
+    text = page.read_text(encoding="utf-8")
+    assert len(re.findall(r"^ *```", text, re.MULTILINE)) % 2 == 0
+    width = 0
+    for line in re.sub(r"^ *```.*?^ *```", "", text, flags=re.MULTILINE | re.DOTALL).splitlines():
+        bare = re.sub(r"\\\||`[^`]*`", "", line.strip())  # a bar that is escaped ends no cell
+        cells = bare.count("|") - 1 if bare.startswith("|") else 0
+        assert not (width and cells) or cells == width, f"{page.name}: {line}"
+        width = cells
