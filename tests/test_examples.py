@@ -58,7 +58,7 @@ def test_a_recording_is_decoded_frame_by_frame(url: str, tmp_path: Path) -> None
     stream = FRAMINGS["cobs" if url.startswith("/") else "datagram"].make(link.mtu_bytes, 0)
     identity = Identity(node=1, peer=0, primary=False)
     session = Session(identity, Medium(link), Security(bytes(range(32))), SessionState(epoch=3))
-    session.tell(b"hello", now)
+    session.send_message(b"hello", now)
     while (frame := session.transmit(now)) is None:
         now = session.wakeup(now)
     record("out", stream.encode(frame))

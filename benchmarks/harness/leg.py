@@ -96,7 +96,7 @@ class Leg:
     def tell(self, side: Side, payload: bytes) -> None:
         """A message."""
         if (pump := self.pair.ends[side].pump) is not None:
-            pump.session.tell(payload, self.pair.now)
+            pump.session.send_message(payload, self.pair.now)
 
     def take_back(self) -> None:
         """The board's largest object is not wanted any more."""

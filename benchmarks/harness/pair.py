@@ -227,7 +227,7 @@ class PairedEnd:
 
     def _save(self) -> None:
         if self.pump is not None:
-            self._known.floor = self.pump.session.floor
+            self._known.floor = self.pump.session.replay_floor
         self._journal.save(self._known)
 
 

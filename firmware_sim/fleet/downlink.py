@@ -38,7 +38,7 @@ class Downlink:
 
     def hear(self, node: int, answer: GroupAnswer, now: float) -> list[Event]:
         """A device's answer, which came over its own link."""
-        return [] if self._broadcast is None else self._broadcast.hear(node, answer, now)
+        return [] if self._broadcast is None else self._broadcast.handle(node, answer, now)
 
     def stop(self, now: float) -> None:
         """Whoever still lacks the object need not have it."""

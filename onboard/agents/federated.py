@@ -411,7 +411,7 @@ class Agent:
         if now < self._health_due_s and not at_once:
             return
         self._health_due_s = now
-        self.session.tell(encode_health(self.health(now), self.session.message_bytes), now)
+        self.session.send_message(encode_health(self.health(now), self.session.message_bytes), now)
         self._health_due_s = now + HEALTH_EVERY_S  # said: not so where memory for it was lacking
 
     def uptime_s(self, now: float) -> int:

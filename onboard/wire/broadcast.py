@@ -44,14 +44,14 @@ class _ReceiverState:
     epoch: int = 0  # of its last REPORT
     asks: int = 0  # since it last answered
     ask_at: float = math.inf  # when to ask again; inf: when nothing is left to send that it needs
-    told: bool = False  # since the object has gone out once: before that, what it lacks is a guess
+    reported: bool = False  # since the object has gone out once: before that, what it lacks is a guess
 
     @property
-    def lacking(self) -> tuple[float, int]:
-        """See Outgoing.lacking; nothing as long as nothing is known."""
-        if not self.told:
+    def deficit(self) -> tuple[float, int]:
+        """See Outgoing.deficit; nothing as long as nothing is known."""
+        if not self.reported:
             return -math.inf, 0
-        return self.object.lacking(self.loss.expected, self.loss.burst)
+        return self.object.deficit(self.loss.expected, self.loss.burst)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +91,13 @@ class Broadcast:
         fragment_bytes = self._timing.payload_bytes
         self._object = Outgoing(kind, payload, fragment_bytes, priority=options.priority)
         self.digest = self._object.digest
-        self._ears = {
+        self._receivers = {
             node: _ReceiverState(Outgoing(kind, payload, fragment_bytes, name=self.digest))
             for node in listeners
         }
         if not self._timing.half_duplex:  # they can answer while the object goes out
-            for ear in self._ears.values():
-                ear.ask_at = now
+            for receiver in self._receivers.values():
+                receiver.ask_at = now
         self.object_id = group_id(self.digest)
         self._next = 0  # the first fragment that has not gone out yet
         self._last = 0  # seq of the one before it
@@ -113,12 +113,12 @@ class Broadcast:
     @property
     def waiting(self) -> frozenset[int]:
         """The listeners that have neither the object durably nor refused it."""
-        return frozenset(self._ears)
+        return frozenset(self._receivers)
 
     @property
     def over(self) -> bool:
         """Whether nothing will be sent any more."""
-        return not self._ears and not self._withdrawals
+        return not self._receivers and not self._withdrawals
 
     @property
     def airtime_s(self) -> float:
@@ -129,18 +129,18 @@ class Broadcast:
         """Stop; listeners that still wait are told."""
         self._end(Reason.WITHDRAWN)
 
-    def hear(self, node: int, answer: GroupAnswer, now: float) -> list[Event]:
+    def handle(self, node: int, answer: GroupAnswer, now: float) -> list[Event]:
         """What the session with `node` was answered. Gives Delivered or Cancelled once for each listener."""
         frame = answer.frame
-        ear = self._ears.get(node)
-        if ear is None or frame.object_id != self.object_id:
+        receiver = self._receivers.get(node)
+        if receiver is None or frame.object_id != self.object_id:
             self._orphans += 1
             return []
         if self._timing.half_duplex:
             self._quiet_until = self._ask_from = now + (answer.left_s + GUARD_S if answer.left_s else 0.0)
         try:
             if frame.type is Type.REPORT:
-                self._on_report(ear, Report.decode(frame.payload), (frame.epoch, frame.seq), now)
+                self._on_report(receiver, Report.decode(frame.payload), (frame.epoch, frame.seq), now)
                 return []
             if frame.type is Type.DONE:
                 event: Delivered | Cancelled = Delivered(Done.decode(frame.payload).digest)
@@ -153,7 +153,7 @@ class Broadcast:
         if event.digest != self.digest:
             self._orphans += 1
             return []
-        del self._ears[node]
+        del self._receivers[node]
         return [event]
 
     def snapshot(self, now: float) -> BroadcastSnapshot:
@@ -169,15 +169,17 @@ class Broadcast:
             airtime_s=self.airtime_s,
             orphans=self._orphans,
             malformed=self._malformed,
-            held={node: ear.object.held.bit_count() for node, ear in self._ears.items()},
-            loss_out={node: ear.loss.measured for node, ear in self._ears.items()},
+            held={
+                node: receiver.object.acknowledged.bit_count() for node, receiver in self._receivers.items()
+            },
+            loss_out={node: receiver.loss.measured for node, receiver in self._receivers.items()},
         )
 
     # -- the wire's side -------------------------------------------------------------------------------
 
     def tick(self, now: float) -> list[Event]:
         """Gives Expired once, when the deadline passes with listeners still waiting."""
-        if now < self._deadline or not self._ears:
+        if now < self._deadline or not self._receivers:
             return []
         self._end(Reason.EXPIRED)
         return [Expired(self.digest)]
@@ -212,7 +214,7 @@ class Broadcast:
         """The earliest time at which `transmit` or `tick` may have something to do, if no answer comes."""
         ready = self._ready_at()
         leaves = math.inf if ready == math.inf else self._gate(max(now, ready))
-        return max(now, min(leaves, self._deadline if self._ears else math.inf))
+        return max(now, min(leaves, self._deadline if self._receivers else math.inf))
 
     # -- one rule each ---------------------------------------------------------------------------------
 
@@ -223,12 +225,12 @@ class Broadcast:
         """OFFER, then whom to ask, then the object; on half-duplex an answer would only interrupt that."""
         if self._withdrawals:
             return _Send(Type.CANCEL, Cancel(self.digest, self._reason).encode())
-        if not self._ears:
+        if not self._receivers:
             return None
         if self._offer_in == 0:
             return _Send(Type.OFFER, self._offer(now))
         bulk = self._bulk()
-        node = self._whom(now, idle=bulk is None)
+        node = self._next_poll_target(now, idle=bulk is None)
         if bulk is None or (node is not None and not self._timing.half_duplex):
             return None if node is None else _Send(Type.POLL, fragment=node)
         type_, number = bulk
@@ -239,7 +241,7 @@ class Broadcast:
 
     def _ready_at(self) -> float:
         """When `_choose` next has a frame."""
-        if self._withdrawals or (self._ears and (self._offer_in == 0 or self._bulk() is not None)):
+        if self._withdrawals or (self._receivers and (self._offer_in == 0 or self._bulk() is not None)):
             return -math.inf
         return min((max(at, self._ask_from) for at, _, _ in self._asks(idle=True)), default=math.inf)
 
@@ -247,10 +249,12 @@ class Broadcast:
         """DATA and a fragment, or REPAIR and a generation: the next fragment of the first pass that anybody
         may lack, and then what serves the listener that lacks most."""
         while self._next < self._object.count:
-            if not all(ear.object.held >> self._next & 1 for ear in self._ears.values()):
+            if not all(
+                receiver.object.acknowledged >> self._next & 1 for receiver in self._receivers.values()
+            ):
                 return Type.DATA, self._next
             self._next += 1
-        needs = [(ear.lacking, ear.object.to_send) for ear in self._ears.values()]
+        needs = [(receiver.deficit, receiver.object.to_send) for receiver in self._receivers.values()]
         (lacks, generation), _ = max(needs, key=lambda need: need[0])
         if lacks <= 0:
             return None
@@ -269,7 +273,7 @@ class Broadcast:
             self.digest, len(outgoing.payload), outgoing.fragment_bytes, outgoing.kind, left_s
         ).encode()
 
-    def _whom(self, now: float, *, idle: bool) -> int | None:
+    def _next_poll_target(self, now: float, *, idle: bool) -> int | None:
         """The listener to ask now."""
         if now < self._ask_from:
             return None
@@ -279,8 +283,8 @@ class Broadcast:
     def _asks(self, *, idle: bool) -> list[tuple[float, int, int]]:
         """When to ask whom: time, questions so far, node. idle: nothing is left to send that one needs."""
         return [
-            (-math.inf if idle and ear.ask_at == math.inf else ear.ask_at, ear.asks, node)
-            for node, ear in self._ears.items()
+            (-math.inf if idle and receiver.ask_at == math.inf else receiver.ask_at, receiver.asks, node)
+            for node, receiver in self._receivers.items()
         ]
 
     def _note_sent(self, send: _Send, end: float) -> None:
@@ -291,23 +295,23 @@ class Broadcast:
             self._offer_in = self._offer_gap
             self._offer_gap = min(2 * self._offer_gap, _OFFER_AGAIN)
         elif send.type is Type.POLL:
-            self._note_asked(self._ears[send.fragment], end)
+            self._note_asked(self._receivers[send.fragment], end)
         else:
             self._offer_in -= 1
             self._fragments += send.type is Type.DATA
             self._repairs += send.type is Type.REPAIR
-            for ear in self._ears.values():
+            for receiver in self._receivers.values():
                 if send.type is Type.REPAIR:
-                    ear.object.repair_sent(send.fragment >> 8, seq)
-                elif not ear.object.held >> send.fragment & 1:
-                    ear.object.sent(send.fragment, seq)
+                    receiver.object.repair_sent(send.fragment >> 8, seq)
+                elif not receiver.object.acknowledged >> send.fragment & 1:
+                    receiver.object.sent(send.fragment, seq)
             if send.type is Type.DATA and send.fragment == self._next:
                 self._next += 1
                 self._last = seq
 
-    def _note_asked(self, ear: _ReceiverState, end: float) -> None:
+    def _note_asked(self, receiver: _ReceiverState, end: float) -> None:
         timing, count = self._timing, self._object.count
-        ear.asks += 1
+        receiver.asks += 1
         if timing.half_duplex:
             self._quiet_until = self._ask_from = end + timing.answer_slot_s(count)
             patience_s = timing.answer_slot_s(count)
@@ -315,11 +319,13 @@ class Broadcast:
             self._ask_from = end + timing.back_airtime_s(timing.report_frame_bytes(count)) + GUARD_S
             # Where much is lost several questions follow each other in the time of one answer.
             answer_s = timing.answer_s(count, busy=False)
-            patience_s = max(2 * answer_s / ear.loss.questions, 8 * timing.airtime_s(OVERHEAD_BYTES))
-        slower = min(max(0, ear.asks - _QUICK_ASKS), 32)
-        ear.ask_at = end + min(patience_s * _SLOWER**slower, max(patience_s, _MAX_RETRY_S))
+            patience_s = max(2 * answer_s / receiver.loss.questions, 8 * timing.airtime_s(OVERHEAD_BYTES))
+        slower = min(max(0, receiver.asks - _QUICK_ASKS), 32)
+        receiver.ask_at = end + min(patience_s * _SLOWER**slower, max(patience_s, _MAX_RETRY_S))
 
-    def _on_report(self, ear: _ReceiverState, report: Report, heard: tuple[int, int], now: float) -> None:
+    def _on_report(
+        self, receiver: _ReceiverState, report: Report, heard: tuple[int, int], now: float
+    ) -> None:
         if report.epoch == self._sealer.epoch and report.seq > self._sealer.seq:
             self._malformed += 1
             return
@@ -327,20 +333,20 @@ class Broadcast:
         if unknown:  # it missed every OFFER: all that has gone out is lost on it
             report = Report(self._sealer.epoch, report.seq, self.digest[:PREFIX_BYTES])
             self._offer_in = 0
-        verdict = ear.object.report(report, heard=heard, epoch=self._sealer.epoch, slack=self._slack)
+        verdict = receiver.object.report(report, heard=heard, epoch=self._sealer.epoch, slack=self._slack)
         if verdict is None:
             self._orphans += 1
             return
-        if not unknown and ear.epoch in (0, heard[0]):  # what it missed while it was off says nothing
-            ear.loss.weigh(verdict)
-        ear.epoch = heard[0]
-        ear.told = self._next == self._object.count and report.seq >= self._last
-        if ear.object.complete:  # its application is storing it
-            ear.ask_at = now + RETRY_S * 2.0 ** min(ear.asks, 4)
+        if not unknown and receiver.epoch in (0, heard[0]):  # what it missed while it was off says nothing
+            receiver.loss.weigh(verdict)
+        receiver.epoch = heard[0]
+        receiver.reported = self._next == self._object.count and report.seq >= self._last
+        if receiver.object.complete:  # its application is storing it
+            receiver.ask_at = now + RETRY_S * 2.0 ** min(receiver.asks, 4)
         else:
-            ear.asks, ear.ask_at = 0, math.inf
+            receiver.asks, receiver.ask_at = 0, math.inf
 
     def _end(self, reason: Reason) -> None:
-        if self._ears and self._frames:
+        if self._receivers and self._frames:
             self._withdrawals, self._reason = _WITHDRAWALS, reason
-        self._ears.clear()
+        self._receivers.clear()

@@ -53,7 +53,7 @@ class BroadcastListener:
         """Counters, and the floor to persist."""
         return self._opener
 
-    def hear(self, raw: bytes, now: float) -> Overheard | None:
+    def handle(self, raw: bytes, now: float) -> Overheard | None:
         """Take one frame; None, and one counter more, for what is not the group's, whole and new."""
         frame = self._opener.open(raw)
         if frame is None:

@@ -108,7 +108,7 @@ class Presence:
             return None, []
         owed = self._greeting.owes
         in_touch = self._half_duplex and link_now < self._touch_s + _TOUCH_S
-        events = self._greeting.hear(frame, link_now, origin, in_touch=in_touch)
+        events = self._greeting.handle(frame, link_now, origin, in_touch=in_touch)
         self.heard(frame, now, link_now, proves=self._greeting.is_live)
         if self.proof_of_life:
             events += [PeerHeard()] if self._outbox.silent else []

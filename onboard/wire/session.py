@@ -97,18 +97,18 @@ class Session:
         return self._inbox.done
 
     @property
-    def floor(self) -> tuple[int, int]:
+    def replay_floor(self) -> tuple[int, int]:
         """The peer's highest (epoch, seq) taken: persist it with what the frames brought about."""
         return self._seals.opener.floor
 
     @property
     def salt(self) -> bytes:
-        """Of the keys in force; `floor` holds under it."""
+        """Of the keys in force; `replay_floor` holds under it."""
         return self._seals.greeting.salt
 
     @property
-    def group_floor(self) -> tuple[int, int]:
-        """As `floor`, of the peer's broadcasts."""
+    def group_replay_floor(self) -> tuple[int, int]:
+        """As `replay_floor`, of the peer's broadcasts."""
         return self._listener.opener.floor if self._listener else (0, 0)
 
     def rekey(self, salt: bytes) -> None:
@@ -171,7 +171,7 @@ class Session:
         """The longest MSG that fits a frame of this link."""
         return self._timing.payload_bytes
 
-    def tell(self, payload: bytes, now: float, priority: int = 1) -> None:
+    def send_message(self, payload: bytes, now: float, priority: int = 1) -> None:
         """Send one MSG, unreliably, ahead of all DATA. Of those that wait the oldest gives way to a new one
         when there are too many. Raises ValueError if it does not fit a frame."""
         self._messages.add(payload, priority)
@@ -247,7 +247,7 @@ class Session:
             return None
         now += _EPSILON_S
         closing = self.presence.is_reachable and self._air.closing(now)
-        make = self._choice.closing if closing else self._choice.next_frame(now, self.group_floor)[1]
+        make = self._choice.closing if closing else self._choice.next_frame(now, self.group_replay_floor)[1]
         if make is None:
             if not (self.presence.is_reachable and self._air.in_turn(now)):
                 return None
@@ -293,7 +293,7 @@ class Session:
         """The earliest time at which `transmit` or `tick` may have something to do, if no frame comes."""
         link_now = self._access.link_s(now)
         in_turn = self._air.in_turn(link_now)
-        ready = link_now if in_turn else self._choice.next_frame(link_now, self.group_floor)[0]
+        ready = link_now if in_turn else self._choice.next_frame(link_now, self.group_replay_floor)[0]
         leaves = math.inf if ready == math.inf else self._air.opens_at(max(link_now, ready))
         ticks = min(self._inbox.tick_at(), self._outbox.tick_at())
         return min(self._access.wakes_at(leaves, now), self._access.ticks_at(ticks, now))
@@ -420,7 +420,7 @@ class Session:
     def _overhear(self, listener: BroadcastListener, frame: bytes, now: float) -> list[Event]:
         """What a frame to all listeners brings; none of them answers unless it was asked."""
         link_now = self._access.link_s(now)
-        heard = listener.hear(frame, link_now)
+        heard = listener.handle(frame, link_now)
         if heard is None:
             return []
         self._hearing.bytes += self._wire_bytes(len(frame))
@@ -446,5 +446,5 @@ class Session:
     def _ends_turn(self, end: float, now: float) -> bool:
         burst, loss = max(self._hearing.burst, self._outbox.burst), self._outbox.question_loss
         loss = loss if self._outbox.silent else max(loss, self._hearing.loss, self._outbox.loss)
-        more = self._choice.next_frame(now, self.group_floor)[1] is not None
+        more = self._choice.next_frame(now, self.group_replay_floor)[1] is not None
         return self._air.ends_turn(end, more=more, loss=loss, burst=burst)

@@ -138,7 +138,7 @@ def test_a_wrong_key_and_noise(tmp_path: Path) -> None:
 def test_a_replayed_frame(tmp_path: Path) -> None:
     with bench(tmp_path) as on:
         with ground_and_voice(on, stranger=False) as voice:
-            voice.session.tell(HEALTH, time.monotonic())
+            voice.session.send_message(HEALTH, time.monotonic())
             voice.speak(lambda: on_link(on, "frames_received") >= 1)
             frames = [frame for frame in voice.sent if not framing.is_hello(frame)]
             on.until(lambda: on.status()["nodes"][0]["heard_at"])  # what was heard is stored within 5 s
@@ -155,7 +155,7 @@ def test_a_replayed_frame(tmp_path: Path) -> None:
 def test_updates_that_must_not_be_taken(tmp_path: Path) -> None:
     with bench(tmp_path) as on:
         with ground_and_voice(on, stranger=False) as voice:
-            voice.session.tell(HEALTH, time.monotonic())
+            voice.session.send_message(HEALTH, time.monotonic())
             voice.speak(lambda: any(isinstance(event, Arrived) for event in voice.heard))
             [model] = [event for event in voice.heard if isinstance(event, Arrived)]
             for refused, (damage, says) in enumerate(DAMAGES.items(), start=1):

@@ -77,7 +77,7 @@ class WatchedProgram:
         if self.session is None:
             return frames
         self.session.tick(now)
-        self.session.tell(b"%.2f" % now, now)
+        self.session.send_message(b"%.2f" % now, now)
         while (raw := self.session.transmit(now)) is not None:
             frames.append(raw)
         return frames
@@ -174,7 +174,7 @@ def test_a_reused_number_would_be_seen(disk: Path, numbers: Numbers) -> None:
         SessionState(epoch=board.epoch, salt=board.salt),
         now=world.now,
     )
-    again.tell(b"again", world.now)
+    again.send_message(b"again", world.now)
     with pytest.raises(AssertionError, match="was used twice"):
         again.transmit(world.now + 1.0)
 

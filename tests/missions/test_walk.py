@@ -168,7 +168,7 @@ def test_one_update_through_every_stage(tmp_path: Path) -> None:
         store.take_update(1, 1, update.payload, metrics, 1.0)
     stored = store.payload(1, 1)
     assert stored == payload
-    assert ground.floor[1] > 0
+    assert ground.replay_floor[1] > 0
 
     # codec -> learn: the same weights, averaged, condensed, and packed for the way down
     with on_ground.on():

@@ -253,7 +253,7 @@ class Schedule:
         now, number = self._pair.now, b"command %d" % self.tally["commands"]
         self.tally["commands"] += 1
         busy, silent = bool(end.session.outgoing), end.session.silent
-        end.session.tell(number, now)
+        end.session.send_message(number, now)
         if busy and not silent and self._in_contact(now, now) and not self._link.half_duplex:
             self._told[number] = (end.side, now)
 

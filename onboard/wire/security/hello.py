@@ -188,7 +188,9 @@ class RekeyHandshake:
         """A frame under the salt in force was taken."""
         self._doubts = self._asks = False
 
-    def hear(self, frame: Frame, now: float, origin: Origin = None, *, in_touch: bool = False) -> list[Event]:
+    def handle(
+        self, frame: Frame, now: float, origin: Origin = None, *, in_touch: bool = False
+    ) -> list[Event]:
         """Take a HELLO that `open` gave, from there; Rekeyed if it brought a salt to `use`. in_touch: on
         half-duplex the peer has just proved that it is there: one that proves nothing may be a recording, and
         an answer to it takes the peer's time."""

@@ -283,7 +283,9 @@ class Fitting:
         self._lengths.weigh(wire_bytes, DeliveryStats(lost, settled - lost))
         if settled > lost:
             sender.fruitless = 0.0
-        elif lost or (verdict.lost and outgoing.count - outgoing.held.bit_count() == 1):  # the last alone
+        elif lost or (
+            verdict.lost and outgoing.count - outgoing.acknowledged.bit_count() == 1
+        ):  # the last alone
             missed = missed or self._timing.half_duplex  # there the answer comes when the turn ends
             sender.fruitless += _UNHEARD if missed and _share_lost(heard) >= _MUCH else 1.0
         is_proven = self._lengths.is_proven(wire_bytes)

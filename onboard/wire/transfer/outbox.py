@@ -129,7 +129,7 @@ class Outbox:
             outgoing = sender.object
             if outgoing.withdrawn is not None:
                 continue
-            held, size = outgoing.held.bit_count(), len(outgoing.payload)
+            held, size = outgoing.acknowledged.bit_count(), len(outgoing.payload)
             left_s = self._airtime_s(outgoing)
             if sender.fruitless or sender.is_stuck:
                 left_s = math.inf if sender.is_stuck else max(left_s, now - sender.progress_at)
@@ -399,7 +399,7 @@ class Outbox:
 
     def _airtime_s(self, outgoing: Outgoing) -> float:
         """The airtime that the rest of an object takes at the losses so far."""
-        frames = outgoing.count - outgoing.held.bit_count()
+        frames = outgoing.count - outgoing.acknowledged.bit_count()
         return frames * self._timing.fragment_s(outgoing.fragment_bytes) / max(1 - self.loss, 0.01)
 
     def _whose_turn(self, senders: list[ObjectSender]) -> ObjectSender:

@@ -70,7 +70,7 @@ class ObjectSender:
         if outgoing.in_flight < self._window():
             if outgoing.next_fragment(self._loss.expected) is not None:
                 return -math.inf, Type.DATA
-            if self._repairs and outgoing.lacking(self._loss.expected, self._loss.burst)[0] > 0:
+            if self._repairs and outgoing.deficit(self._loss.expected, self._loss.burst)[0] > 0:
                 return -math.inf, Type.REPAIR
         return self.ask_at, Type.POLL if outgoing.answered else Type.OFFER
 
@@ -165,7 +165,7 @@ class ObjectSender:
 
     def _repair(self, seq: int) -> PendingFrame:
         outgoing = self.object
-        _, generation = outgoing.lacking(self._loss.expected, self._loss.burst)
+        _, generation = outgoing.deficit(self._loss.expected, self._loss.burst)
         payload = outgoing.repair(generation, (self._epoch, seq))
         poll = self._pace.wants_report(outgoing, self._unpolled, last=True)
         return self._bulk(Type.REPAIR, payload, generation << 8, poll)

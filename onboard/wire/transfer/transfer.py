@@ -48,9 +48,9 @@ class ReportOutcome:
 class Outgoing:
     """An object being sent in one epoch of the sender.
 
-    Every fragment is in one of three states: `held` by the receiver as far as its last REPORT says, in
-    flight, or to be sent. `deadline` is a time on the session's clock. `name` is the digest, where somebody
-    has computed it: it takes as long as reading the whole object.
+    Every fragment is in one of three states: `acknowledged`, which the receiver holds as far as its last
+    REPORT says, in flight, or to be sent. `deadline` is a time on the session's clock. `name` is the digest,
+    where somebody has computed it: it takes as long as reading the whole object.
     """
 
     def __init__(
@@ -71,9 +71,9 @@ class Outgoing:
         if self.count > MAX_FRAGMENTS:
             raise ValueError(f"{len(payload)} B in fragments of {fragment_bytes} B: {self.count} fragments")
         self._all = (1 << self.count) - 1
-        self.held = 0
+        self.acknowledged = 0
         self._todo = self._all
-        self._told = 0  # fragments of which some REPORT spoke
+        self._reported = 0  # fragments of which some REPORT spoke
         self._sent = 0  # fragments transmitted at least once
         self._flight: deque[tuple[int, int]] = deque()  # (seq, fragment), ascending in seq
         self._repairs: deque[tuple[int, int]] = deque()  # (seq, generation), ascending in seq
@@ -92,10 +92,11 @@ class Outgoing:
             deadline=self.deadline, name=self.digest,
         )  # fmt: skip
         size = len(self.payload)
-        other.held, other._sent = (
-            recounted(each, size, self.fragment_bytes, fragment_bytes) for each in (self.held, self._sent)
+        other.acknowledged, other._sent = (
+            recounted(each, size, self.fragment_bytes, fragment_bytes)
+            for each in (self.acknowledged, self._sent)
         )
-        other._todo = other._all & ~other.held
+        other._todo = other._all & ~other.acknowledged
         return other
 
     @property
@@ -136,7 +137,7 @@ class Outgoing:
                     todo &= ~(_WHOLE << generation * GENERATION)
         return (todo & -todo).bit_length() - 1 if todo else None
 
-    def lacking(self, loss: float, burst: float = 1.0) -> tuple[float, int]:
+    def deficit(self, loss: float, burst: float = 1.0) -> tuple[float, int]:
         """By how many frames what is in flight falls short of giving what is missing of the generation of
         which that is most, and which one it is; (-inf, 0) if nothing is missing.
 
@@ -154,7 +155,7 @@ class Outgoing:
     @property
     def remaining_bytes(self) -> int:
         """Bytes that the receiver is not known to hold."""
-        return max(0, len(self.payload) - self.held.bit_count() * self.fragment_bytes)
+        return max(0, len(self.payload) - self.acknowledged.bit_count() * self.fragment_bytes)
 
     def repair(self, generation: int, transmission: tuple[int, int]) -> bytes:
         """The payload of a REPAIR of a generation that goes out as (epoch, seq)."""
@@ -215,10 +216,10 @@ class Outgoing:
             return None
         told = self._all & ((1 << report.covered) - 1)
         self._heard = heard
-        self.held = self.held & ~told | report.held & told
-        is_whole = self.held == self._all
+        self.acknowledged = self.acknowledged & ~told | report.held & told
+        is_whole = self.acknowledged == self._all
         self.meet(OutgoingEvent.WHOLE_REPORTED if is_whole else OutgoingEvent.HOLES_REPORTED)
-        self._told |= told
+        self._reported |= told
         highest = report.seq - slack
         lost = bursts = settled = last_lost = last_settled = 0
         last = self.count - 1
@@ -226,7 +227,7 @@ class Outgoing:
         still: deque[tuple[int, int]] = deque()
         flying = 0
         for seq, index in self._flight:
-            if self.held >> index & 1:
+            if self.acknowledged >> index & 1:
                 settled += 1
                 last_settled += index == last
                 in_burst = False
@@ -247,13 +248,13 @@ class Outgoing:
         self._airborne.update(generation for _, generation in self._repairs)
         # Of what no REPORT spoke yet (one that was cut to fit its frame) nothing is known: it may be
         # held since before a restart of ours, so it waits for the report that reaches so far.
-        self._todo = (self._told | self._sent) & ~self.held & ~flying
+        self._todo = (self._reported | self._sent) & ~self.acknowledged & ~flying
         return ReportOutcome(lost, bursts, settled, last_lost, last_settled)
 
     def _missing(self, generation: int) -> int:
         """The frames that the receiver needs to complete a generation, as of its last REPORT."""
         first = generation * GENERATION
-        holes = (self._all & ~self.held) >> first & _WHOLE
+        holes = (self._all & ~self.acknowledged) >> first & _WHOLE
         return max(holes.bit_count() - self._equations.get(generation, 0), 1) if holes else 0
 
 

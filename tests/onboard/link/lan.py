@@ -132,7 +132,7 @@ class PortLan:
 
         def sure() -> bool:
             if self.clock.now - said[-1] >= 1.0:  # a MSG is unreliable
-                end.pump.session.tell(message, self.clock.now)
+                end.pump.session.send_message(message, self.clock.now)
                 said.append(self.clock.now)
             return Message(message) in other.events
 

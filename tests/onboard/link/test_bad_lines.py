@@ -131,7 +131,7 @@ def test_a_device_that_takes_nothing_is_named(tmp_path: Path) -> None:
         accept(name, event)
 
     for _ in range(30):  # HELLO by HELLO the device's buffer fills
-        pumps["board"].session.tell(bytes(900), 0.0)
+        pumps["board"].session.send_message(bytes(900), 0.0)
     clock.run(pumps, lambda _: bool(got), carry=cable.carry, act=act, step_s=0.02)
     assert got == [payload(60_000)]
     for end in pumps.values():

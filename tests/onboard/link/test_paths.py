@@ -91,7 +91,7 @@ def test_what_goes_nowhere_is_not_counted_as_sent(net: PortLan) -> None:
     namer(net).kill()
     for _ in range(200):
         net.clock.now += 0.5
-        learns.pump.session.tell(b"anybody?", net.clock.now)
+        learns.pump.session.send_message(b"anybody?", net.clock.now)
         for event in learns.pump.poll(net.clock.now):
             learns.act(event)
     snapshot = learns.pump.session.snapshot(net.clock.now)
@@ -250,7 +250,7 @@ def test_an_old_frame_that_comes_late_from_elsewhere_moves_nobody(net: PortLan) 
     net.meet()
     learns, names = learner(net), namer(net)
     with closing(attacker()) as foe:
-        names.pump.session.tell(b"held back", net.clock.now)
+        names.pump.session.send_message(b"held back", net.clock.now)
         held = names.pump.session.transmit(net.clock.now)
         assert held is not None
         net.says(names, 2.0)

@@ -488,7 +488,7 @@ def test_over_udp_the_ground_learns_where_its_board_is(clock: Clock, tmp_path: P
         if isinstance(event, Arrived):
             assert event.payload == whole
             pumps[name].session.accept(event.digest, clock.now)
-            pumps[name].session.tell(b"thank you", clock.now)
+            pumps[name].session.send_message(b"thank you", clock.now)
 
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
         events = clock.run(
@@ -510,7 +510,7 @@ def test_wait_returns_when_something_arrives_and_not_before(cable: PtyCable, tmp
     start = time.monotonic()
     wait(pumps.values(), 0.05)
     assert time.monotonic() - start >= 0.05
-    pumps["board"].session.tell(b"hello", 1.0)
+    pumps["board"].session.send_message(b"hello", 1.0)
     pumps["board"].poll(1.0)
     events: list[PumpEvent] = []
     while not events:  # a pty hands on what it was given a moment later, maybe in parts

@@ -92,7 +92,7 @@ def test_a_mistake_is_one_line_with_file_key_and_value(tmp_path: Path, text: str
 
 def test_a_session_follows_the_plan_by_the_wall_clock(tmp_path: Path) -> None:
     plan, board = plan_of(tmp_path, contact("12:10", "12:20")), session()
-    board.tell(b"health", 0.0)
+    board.send_message(b"health", 0.0)
     plan.keep(board, 0.0, NOON)
     assert board.transmit(599.0) is None
     assert board.wakeup(0.0) == pytest.approx(600.0, abs=1.0)

@@ -141,7 +141,7 @@ class Net:
                 for event in station.ground.receive(frame, now):
                     if isinstance(event, GroupAnswer) and self.broadcast is not None:
                         self.answers.append((now, station.node, event))
-                        told = self.broadcast.hear(station.node, event, now)
+                        told = self.broadcast.handle(station.node, event, now)
                         self.events += [(now, station.node, each) for each in told]
         station.act(station.board.tick(now), now)
         for session, side in ((station.board, "board"), (station.ground, "ground")):

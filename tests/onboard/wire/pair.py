@@ -156,7 +156,7 @@ class PairEnd:
             if dirty and (dirty >= max(1, incoming.count / 128) or now - self.disk.saved_at > 5):
                 partial = incoming.partial()
                 self.disk.partials[digest] = replace(partial, data=bytes(partial.data))
-                self.disk.floor = self.session.floor
+                self.disk.floor = self.session.replay_floor
                 self.disk.saved_at = now
                 incoming.dirty.clear()
 
@@ -188,7 +188,7 @@ class PairEnd:
             self.disk.objects[arrived.digest] = (arrived.kind, arrived.payload)
             self.disk.done.append(arrived.digest)
             self.disk.partials.pop(arrived.digest, None)
-            self.disk.floor = self.session.floor
+            self.disk.floor = self.session.replay_floor
             self.session.accept(arrived.digest, now)
 
     def next_accept(self) -> float:

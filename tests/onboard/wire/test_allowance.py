@@ -199,7 +199,7 @@ def test_a_board_that_may_send_no_more_still_takes_objects_and_says_how_it_is() 
     pair.run(60.0)
     assert not [frame for at, _, frame in pair.sent if at > 30.0 and frame.type is Type.DATA]
     pair.ground.offer(1, data(4000, 2), pair.now)
-    pair.board.session.tell(b"health", pair.now)  # type: ignore[union-attr]
+    pair.board.session.send_message(b"health", pair.now)  # type: ignore[union-attr]
     pair.run(90.0)
     assert len(pair.ground.seen(Delivered)) == 1
     assert [payload for _, payload in pair.ground.messages()] == [b"health"]

@@ -236,7 +236,7 @@ def test_a_session_goes_on_beside_a_broadcast() -> None:
     net = Net(FULL, [1, 2], frame_loss=0.1)
     net.start(data(20_000))
     net.stations[1].board.offer(2, data(3000, 7), 0.0)
-    net.stations[1].board.tell(b"well", 0.0)
+    net.stations[1].board.send_message(b"well", 0.0)
     told = []
     station = net.stations[1]
     plain = station.ground.receive
@@ -322,7 +322,7 @@ def test_a_session_without_the_group_s_key_hears_no_broadcast() -> None:
     assert session.receive(group_sealer().seal(Type.OFFER, offer, object_id=group_id(name)), 0.0) == []
     assert not session.incoming
     assert session.snapshot(0.0).misaddressed == 1
-    assert session.group_floor == (0, 0)
+    assert session.group_replay_floor == (0, 0)
 
 
 def test_the_floor_of_broadcasts_is_their_own() -> None:
@@ -334,8 +334,8 @@ def test_the_floor_of_broadcasts_is_their_own() -> None:
     for frame in frames:
         session.receive(frame, 0.0)
     assert session.snapshot(0.0).replays == 2
-    assert session.group_floor == (1, 3)
-    assert session.floor == (7, 7)
+    assert session.group_replay_floor == (1, 3)
+    assert session.replay_floor == (7, 7)
 
 
 def test_answers_that_make_no_sense_only_count() -> None:
@@ -362,7 +362,7 @@ def test_answers_that_make_no_sense_only_count() -> None:
         (1, answer(Type.REPORT, Report(1, 1, prefix, 1 << 10).encode(60))),
     ]
     for nth, (node, each) in enumerate(nonsense, start=1):
-        assert broadcast.hear(node, each, 1.0) == []
+        assert broadcast.handle(node, each, 1.0) == []
         now = broadcast.snapshot(1.0)
         assert now.orphans + now.malformed == nth
         assert (now.waiting, now.held) == (before.waiting, before.held)

@@ -165,7 +165,7 @@ def test_what_a_run_before_left_in_the_port_is_off_the_air_by_the_set() -> None:
             now=boots,
         )
         at = max(boots, 10.0 - 2.5 * frame_s)
-        session.tell(b"health", at)
+        session.send_message(b"health", at)
         assert (session.transmit(at) is not None) is leaves
 
 
@@ -200,7 +200,7 @@ def test_deadlines_and_silence_count_in_contact_alone(link: Link) -> None:
 def test_what_is_said_between_contacts_leaves_at_the_rise() -> None:
     pair = Pair(FULL, contacts=[Window(50.0, 60.0)])
     pair.run(10.0)
-    pair.board.session.tell(b"command", pair.now)  # type: ignore[union-attr]
+    pair.board.session.send_message(b"command", pair.now)  # type: ignore[union-attr]
     name = pair.board.offer(UPDATE, data(1000), pair.now)
     pair.run(49.9)
     assert pair.sent == []

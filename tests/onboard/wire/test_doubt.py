@@ -54,7 +54,7 @@ class One:
     def say(self, now: float) -> list[bytes]:
         if now >= self.due_s:
             self.due_s = now + self.every_s
-            self.session.tell(b"%.2f" % now, now)
+            self.session.send_message(b"%.2f" % now, now)
         frames = []
         while (raw := self.session.transmit(now)) is not None:
             frames.append(raw)

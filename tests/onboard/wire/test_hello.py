@@ -69,7 +69,7 @@ class Lives:
             elif isinstance(event, Message):
                 assert event.payload not in self.taken, "a recorded frame was taken"
                 self.taken.add(event.payload)
-                self.floor = self.session.floor  # in one barrier with what the message does
+                self.floor = self.session.replay_floor  # in one barrier with what the message does
 
     def say(self, now: float) -> list[bytes]:
         frames = []
@@ -117,7 +117,7 @@ class AttackerMachine(RuleBasedStateMachine):
     def speaks(self, node: int, message: bool) -> None:
         if message:
             self.told += 1
-            self.ends[node].session.tell(b"%d" % self.told, self.now)
+            self.ends[node].session.send_message(b"%d" % self.told, self.now)
         self.speak(node)
 
     @precondition(lambda self: self.on_air)
@@ -163,7 +163,7 @@ class AttackerMachine(RuleBasedStateMachine):
         ground, board = self.ends.values()
         assert ground.salt == board.salt != NO_SALT
         for end in self.ends.values():
-            end.session.tell(b"last", self.now)
+            end.session.send_message(b"last", self.now)
             self.speak(end.node)
             for to, raw in self.on_air:
                 self.ends[to].hear(raw, self.now)
@@ -212,7 +212,7 @@ def test_a_restart_begins_under_a_new_salt_and_no_copy_of_its_state_counts() -> 
     ground, board, now = two()
     before = ground.salt
     board.boot(now)
-    board.session.tell(b"awake", now)
+    board.session.send_message(b"awake", now)
     now = talk((ground, board), 3, now)
     assert b"awake" in ground.taken
     assert ground.salt == board.salt not in (before, NO_SALT)
@@ -221,7 +221,7 @@ def test_a_restart_begins_under_a_new_salt_and_no_copy_of_its_state_counts() -> 
         board.boot(now)
     now = talk((ground, board), 3, now)
     board.restore(epoch, now)  # by four starts
-    board.session.tell(b"from a backup", now)
+    board.session.send_message(b"from a backup", now)
     now = talk((ground, board), 3, now)
     assert b"from a backup" in ground.taken
 
@@ -230,8 +230,8 @@ def test_nothing_leaves_under_a_salt_before_it_is_durable() -> None:
     ground, board, now = two()
     old = ground.salt
     board.lose(now)
-    board.session.tell(b"early", now)
-    ground.session.tell(b"meanwhile", now)
+    board.session.send_message(b"early", now)
+    ground.session.send_message(b"meanwhile", now)
     agreed = None
     for _ in range(2):
         now += STEP_S
@@ -281,7 +281,7 @@ def test_a_flood_of_recorded_hellos_is_neither_amplified_nor_locks_anybody_out()
         snapshot.hellos_received == snapshot.hellos_stale + 1 + 1
     )  # fresh: one now, one when they first met
     assert snapshot.hellos_received >= heard
-    assert (ground.rekeyed, ground.session.floor[0]) == (2, 0)
+    assert (ground.rekeyed, ground.session.replay_floor[0]) == (2, 0)
 
 
 def test_an_end_that_nobody_hears_keeps_its_link_nearly_idle() -> None:
@@ -318,7 +318,7 @@ def test_a_hello_that_makes_no_sense(payload: bytes) -> None:
     )
     with pytest.raises(BadMessage):
         Hello.decode(payload)
-    assert greeting.hear(Frame(Type.HELLO, 7, 0, 1, 1, payload=payload), 0.0) == []
+    assert greeting.handle(Frame(Type.HELLO, 7, 0, 1, 1, payload=payload), 0.0) == []
     assert (greeting.heard, greeting.opener.malformed) == (0, 1)
     assert greeting.say().payload[8:16] == NO_NONCE
 

@@ -94,7 +94,7 @@ def test_forged_damaged_and_replayed_frames_change_nothing_but_a_counter() -> No
     snapshot = session.snapshot(1.0)
     assert (snapshot.replays, snapshot.bad_tags, snapshot.malformed) == (1, 3, 1)
     assert snapshot.last_heard == heard.last_heard
-    assert session.floor == (1, 1)
+    assert session.replay_floor == (1, 1)
 
 
 def test_a_floor_from_disk_keeps_old_frames_out() -> None:
@@ -136,7 +136,7 @@ def test_messages_that_wait_are_bounded_and_the_newest_stay() -> None:
         SessionState(epoch=1),
     )
     for nth in range(40):
-        session.tell(b"%d" % nth, 0.0, priority=1)
+        session.send_message(b"%d" % nth, 0.0, priority=1)
     heard = []
     now = 0.0
     while session.wakeup(now) < 1e6:

@@ -210,7 +210,7 @@ def test_frames_from_before_an_agreement_are_not_foreign() -> None:
             ends[0]._seals.opener.use(b"another.")
             ends[0]._seals.greeting.salt = b"another."
         for end, other in (ends, ends[::-1]):
-            end.tell(b"%.2f" % now, now)
+            end.send_message(b"%.2f" % now, now)
             while (raw := end.transmit(now)) is not None:
                 for event in other.receive(raw, now):
                     told.append(event)

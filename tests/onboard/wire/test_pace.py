@@ -108,7 +108,7 @@ def test_a_message_waits_two_frame_times_at_most(link: Link) -> None:
         told_at = duration_s * (0.2 + nth * 0.07)
         pair.run(told_at)
         told_at = pair.now
-        pair.board.session.tell(b"%d" % nth, told_at)  # type: ignore[union-attr]
+        pair.board.session.send_message(b"%d" % nth, told_at)  # type: ignore[union-attr]
         pair.run(told_at + 10 * frame_s + link.delay_s, lambda n=nth: len(pair.ground.messages()) > n)  # type: ignore[misc]
         heard_at, payload = pair.ground.messages()[-1]
         assert payload == b"%d" % nth
@@ -131,7 +131,7 @@ def test_a_command_during_bulk_both_ways_waits_two_frame_times_at_most(link: Lin
     for nth in range(200):
         pair.run(pair.now + rnd.uniform(0.5, 2.5) * frame_s)
         told_at = pair.now
-        pair.board.session.tell(b"%d" % nth, told_at)  # type: ignore[union-attr]
+        pair.board.session.send_message(b"%d" % nth, told_at)  # type: ignore[union-attr]
         sent = len(pair.sent)
         pair.run(told_at + 5 * frame_s, lambda n=sent: any(f.type is Type.MSG for *_, f in pair.sent[n:]))  # type: ignore[misc]
         own_s = pair.channel.airtime_s("board", len(pair.sent[-1][2].payload) + framing.OVERHEAD_BYTES)

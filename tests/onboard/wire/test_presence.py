@@ -51,7 +51,7 @@ def test_signs_of_life_are_heard_and_are_no_activity() -> None:
     """A node that gossips is over when its neighbour has nothing more to say, though it lives."""
     ends = two(FULL, QUIET_S)
     talk(ends, 0.0, 10.0)
-    ends[0].tell(b"the last", 10.0)
+    ends[0].send_message(b"the last", 10.0)
     talk(ends, 10.0, 11.0)
     assert talk(ends, 11.0, 200.0)
     for end in ends:
@@ -76,7 +76,7 @@ def test_a_recording_hands_no_turn_over(delay_s: float) -> None:
     ground.receive(hellos[0], now)  # nobody knows when it was made: it is answered, once
     now += 0.01
     assert ground.transmit(now) is not None
-    ground.tell(b"in its turn", now)
+    ground.send_message(b"in its turn", now)
     opens_at = ground.wakeup(now)
     assert opens_at > now + 0.1
     at = now + delay_s

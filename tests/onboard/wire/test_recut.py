@@ -197,12 +197,12 @@ def len_and_two(frame_bytes: int) -> int:
 @given(st.integers(1, 3000), st.integers(25, 400), st.integers(25, 400), st.data())
 def test_a_new_cut_takes_over_what_is_held(size: int, before: int, after: int, draw: st.DataObject) -> None:
     outgoing = Outgoing(UPDATE, bytes(size), before)
-    outgoing.held = draw.draw(st.integers(0, (1 << outgoing.count) - 1))
+    outgoing.acknowledged = draw.draw(st.integers(0, (1 << outgoing.count) - 1))
     again = outgoing.recut(after, 9)
     assert (again.digest, again.object_id, again.payload) == (outgoing.digest, 9, outgoing.payload)
-    held = {byte for byte in range(size) if outgoing.held >> byte // before & 1}
+    held = {byte for byte in range(size) if outgoing.acknowledged >> byte // before & 1}
     for index in range(again.count):
         span = range(index * after, min((index + 1) * after, size))
-        assert again.held >> index & 1 == all(byte in held for byte in span)
-        assert again.to_send >> index & 1 != again.held >> index & 1
+        assert again.acknowledged >> index & 1 == all(byte in held for byte in span)
+        assert again.to_send >> index & 1 != again.acknowledged >> index & 1
     assert math.isinf(again.deadline)

@@ -168,8 +168,8 @@ def flown(loss: float, lost: set[int], fragments: int = 60) -> Outgoing:
 
 def test_no_repair_leaves_where_nothing_is_lost() -> None:
     outgoing = flown(0.0, set())
-    assert outgoing.lacking(0.0)[0] <= 0
-    assert outgoing.lacking(0.001)[0] <= 0
+    assert outgoing.deficit(0.0)[0] <= 0
+    assert outgoing.deficit(0.001)[0] <= 0
     assert outgoing.next_fragment() is None
 
 
@@ -177,9 +177,9 @@ def test_no_repair_leaves_where_nothing_is_lost() -> None:
 def test_as_many_repairs_leave_as_make_up_for_the_likely_losses(loss: float) -> None:
     outgoing = flown(loss, set())
     made = 0
-    while outgoing.lacking(loss)[0] > 0:
+    while outgoing.deficit(loss)[0] > 0:
         made += 1
-        outgoing.repair_sent(outgoing.lacking(loss)[1], 60 + made)
+        outgoing.repair_sent(outgoing.deficit(loss)[1], 60 + made)
     rnd = random.Random(5)
     enough = sum(
         sum(rnd.random() >= loss for _ in range(30 + made)) >= 30 for _ in range(2000)

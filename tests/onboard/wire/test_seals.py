@@ -48,7 +48,7 @@ class SealedLink:
     def cross(self, *, seconds: float = 12.0) -> set[int]:
         """Each end tells the other something; returns who heard it."""
         for session in self.sessions.values():
-            session.tell(b"here", self.now)
+            session.send_message(b"here", self.now)
         heard = set()
         until = self.now + seconds
         while self.now < until:

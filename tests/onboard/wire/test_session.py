@@ -339,8 +339,8 @@ def test_fragments_of_another_length_are_not_sent_again_where_they_are_held() ->
 @pytest.mark.parametrize(
     ("call", "match"),
     [
-        (lambda s: s.tell(bytes(201), 0.0), "201 B"),
-        (lambda s: s.tell(b"", 0.0, priority=8), "priority 8"),
+        (lambda s: s.send_message(bytes(201), 0.0), "201 B"),
+        (lambda s: s.send_message(b"", 0.0, priority=8), "priority 8"),
         (lambda s: s.offer(256, b"", 0.0), "kind 256"),
         (lambda s: s.offer(2, b"", 0.0, priority=-1), "priority -1"),
         (lambda s: s.offer(2, b"", 0.0, deadline_s=0), "deadline of 0"),

@@ -188,7 +188,7 @@ def test_only_newer_reports_on_this_object_count() -> None:
     for index in range(6):
         outgoing.sent(index, seq=index + 1)
     assert outgoing.report(report_on(outgoing, {0, 2}, seq=3), heard=(1, 5), epoch=1) is not None
-    state = outgoing.held, outgoing.in_flight, outgoing.to_send
+    state = outgoing.acknowledged, outgoing.in_flight, outgoing.to_send
     assert state == (0b101, 3, bits({1, 6, 7, 8, 9}))
     older = report_on(outgoing, {0}, seq=1)
     other = Report(1, 6, b"none", 0)
@@ -198,7 +198,7 @@ def test_only_newer_reports_on_this_object_count() -> None:
     assert outgoing.report(older, heard=(1, 5), epoch=1) is None
     for bad in (other, too_many, unknown):
         assert outgoing.report(bad, heard=(1, 9), epoch=1) is None
-    assert (outgoing.held, outgoing.in_flight, outgoing.to_send) == state
+    assert (outgoing.acknowledged, outgoing.in_flight, outgoing.to_send) == state
 
 
 def test_a_receiver_that_lost_unsaved_fragments_is_believed() -> None:
@@ -218,7 +218,7 @@ def test_a_report_of_an_earlier_epoch_is_not_taken() -> None:
     outgoing.sent(1, seq=2)
     early = report_on(outgoing, {4}, seq=900, epoch=1)
     assert outgoing.report(early, heard=(1, 1), epoch=2) is None
-    assert (outgoing.held, outgoing.in_flight, outgoing.answered) == (0, 2, False)
+    assert (outgoing.acknowledged, outgoing.in_flight, outgoing.answered) == (0, 2, False)
 
 
 def test_after_a_report_that_was_cut_only_what_it_tells_of_is_sent() -> None:

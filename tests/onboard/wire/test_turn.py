@@ -27,7 +27,7 @@ def test_half_duplex_never_collides_on_an_undisturbed_channel(seed: int, size: i
         if nth % 3:
             pair.end(side).offer(UPDATE, data(size, nth), pair.now)  # type: ignore[arg-type]
         else:
-            pair.end(side).session.tell(b"health", pair.now)  # type: ignore[arg-type, union-attr]
+            pair.end(side).session.send_message(b"health", pair.now)  # type: ignore[arg-type, union-attr]
     pair.run(1000.0)
     delivered = len(pair.ground.seen(Delivered)) + len(pair.board.seen(Delivered))
     assert delivered == sum(1 for _, _, nth in todo if nth % 3)
@@ -52,7 +52,7 @@ def test_what_a_turn_has_asked_it_does_not_ask_again(loss: float) -> None:
     """Messages keep the turn open after the OFFER has left."""
     pair = Pair(HALF, frame_loss=loss)
     for nth in range(16):
-        pair.board.session.tell(bytes([nth]) * 28, 0.0)  # type: ignore[union-attr]
+        pair.board.session.send_message(bytes([nth]) * 28, 0.0)  # type: ignore[union-attr]
     pair.board.offer(UPDATE, data(1000), 0.0)
     pair.board.offer(UPDATE, data(1000, 2), 0.0)
     pair.run(60.0, lambda: len(pair.board.seen(Delivered)) == 2)
