@@ -85,6 +85,8 @@ def kind_of(hint: Any) -> str:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         kind, metas = kind_of(args[0]), [meta for meta in args[1:] if isinstance(meta, msgspec.Meta)]
+        rows = [f"`{row}`" for meta in metas for row in (meta.extra or {}).get("rows", ())]
+        kind = ", ".join(rows) or kind
         return ", ".join([kind, *filter(None, map(range_of, metas))])
     if origin is Literal:
         return ", ".join(f"`{value}`" for value in args)

@@ -20,7 +20,7 @@ from onboard.console.errors import refused
 from onboard.console.extras import require
 from onboard.console.lines import ROOM_BYTES, Outlet, lines_to
 from onboard.console.log import start
-from onboard.mission.training import Method, Training
+from onboard.mission.training import Training
 from onboard.runtime.signals import stop_signals
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def fleet(as_json: bool, **options: Any) -> None:
 
 
 def _wishes(
-    *, method: Method, boards: tuple[str, ...], links: tuple[str, ...], loss: float | None, data: str,
+    *, method: str, boards: tuple[str, ...], links: tuple[str, ...], loss: float | None, data: str,
     data_dir: Path | None, model: str | None, images: int, split: Any, alpha: float, out: Path,
     devices: int, select: int, quorum: int | None, rounds: int, target: float | None, deadline_s: float,
     dropout: float, staleness: float | None, seed: int, shared_downlink: bool, **training: Any,
@@ -123,11 +123,12 @@ def _wishes(
     from firmware_sim.fleet.run import FleetConfig
     from firmware_sim.fleet.simulation import FleetSettings, without_losses
 
+    preset = PRESETS.get(method, Training(method=method))
     asked = {key: value for key, value in training.items() if value is not None}
     profiles = [load_link(name) for name in links]
     settings = FleetSettings(
         model=model or ("lenet5-rgb" if data.startswith("eurosat") else "lenet5"),
-        training=msgspec.convert(msgspec.to_builtins(PRESETS[method]) | asked, Training),
+        training=msgspec.convert(msgspec.to_builtins(preset) | asked, Training),
         boards=tuple(load_board(name) for name in boards),
         links=tuple(profiles if loss is None else [without_losses(link, loss) for link in profiles]),
         devices=devices, select=select, quorum=select if quorum is None else quorum, rounds=rounds,

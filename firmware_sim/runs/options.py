@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import click
 import msgspec
-from msgspec.inspect import FloatType, IntType, LiteralType, StructType, VarTupleType
+from msgspec.inspect import FloatType, IntType, LiteralType, Metadata, StructType, VarTupleType
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -53,6 +53,8 @@ def _range_of(kind: msgspec.inspect.Type) -> click.ParamType[Any]:
     """What click checks of a field of this type."""
     if isinstance(kind, VarTupleType):
         return _range_of(kind.item_type)
+    if isinstance(kind, Metadata) and kind.extra is not None:  # the names are a table's
+        return click.Choice(list(kind.extra["rows"]))
     if isinstance(kind, LiteralType):
         return click.Choice([str(value) for value in kind.values])
     assert isinstance(kind, IntType | FloatType), kind

@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from onboard.codec import formats
 from onboard.codec.layout import Floats, Layout, Weights, from_groups, in_groups
 
 Doubles = npt.NDArray[np.float64]
@@ -94,7 +95,7 @@ class Raw:
 class Quantized:
     """A whole model as it travels: bases for the grouped tensors, a grid for the raw ones, both by name."""
 
-    format: ClassVar[int] = 1
+    format: ClassVar[int] = formats.ALQ
 
     layout: Layout
     grouped: Mapping[str, Bases]

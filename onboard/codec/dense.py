@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from onboard.codec import formats
 from onboard.codec.layout import Floats, Layout, Weights
 from onboard.codec.model import PREFIX, Budget
 
@@ -43,7 +44,7 @@ class Dense:
     """A whole model in float32: name -> tensor in the layout's shape. `compress`: by zstd, where that is
     installed and helps."""
 
-    format: ClassVar[int] = 2
+    format: ClassVar[int] = formats.DENSE
     mean_width: ClassVar[float] = 32.0
 
     layout: Layout
@@ -55,16 +56,14 @@ class Dense:
         return dict(self.weights)
 
 
-@dataclass(frozen=True, slots=True)
 class DenseCodec:
-    """See `Codec`. Its size is given, so that no budget bounds it. `compress`: see `Dense`."""
+    """See `Codec`. Its size is given, so that no budget bounds it."""
 
-    compress: bool = False
-    name: ClassVar[str] = "dense"
+    name = "dense"
 
     def quantize(self, layout: Layout, weights: Weights, budget: Budget) -> Dense:
         """See `Codec.quantize`. The weights stay what they are."""
-        return Dense(layout, weights, self.compress)
+        return Dense(layout, weights, budget.compress)
 
     def check(self, model: Dense, budget: Budget) -> None:
         """See `Codec.check`. Every model of the layout passes."""

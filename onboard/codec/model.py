@@ -27,6 +27,8 @@ class Budget:
     """Bits of bases and coordinates, of a weight of the whole model. A codec of a given size ignores it."""
     max_bases: int
     """Binary bases in a group of weights; ALQ's alone."""
+    compress: bool = False
+    """Whether zstd compresses float32 weights, where it is installed and helps."""
 
 
 class Model(Protocol):

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from onboard.codec.alq import Quantized
+from onboard.codec import formats
 from onboard.codec.alq_codec import AlqCodec
-from onboard.codec.dense import Dense, DenseCodec
+from onboard.codec.dense import DenseCodec
 from onboard.codec.layout import Layout
 from onboard.codec.model import PREFIX, BadPack, Codec, Model
 
 CODECS: dict[int, Codec[Any]] = {
-    Quantized.format: AlqCodec(),
-    Dense.format: DenseCodec(),
+    formats.ALQ: AlqCodec(),
+    formats.DENSE: DenseCodec(),
 }
 """Every codec by its format byte. docs/extending.md says how to add one."""
 

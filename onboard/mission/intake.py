@@ -10,7 +10,6 @@ from __future__ import annotations
 import numpy as np
 
 from onboard.codec.alq import HALF_MAX
-from onboard.codec.dense import Dense
 from onboard.codec.model import Budget, Model
 from onboard.codec.pack import CODECS
 from onboard.mission.training import BoardTraining
@@ -33,7 +32,7 @@ def check(model: Model, size: int, asked: BoardTraining) -> None:
     if size > MAX_DENSE_BYTES * layout.parameters + _HEADERS_BYTES:
         raise ValueError(f"{size} bytes for {layout.parameters} weights")
     codec = CODECS[model.format]
-    if (model.format == Dense.format) != asked.is_dense:
+    if model.format != asked.rule.format:
         raise ValueError(f"{codec.name} weights, asked for was {asked.method}")
     codec.check(model, Budget(asked.bits_up, asked.max_bases))
     for name, values in model.reconstruct().items():

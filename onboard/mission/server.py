@@ -5,7 +5,7 @@ satellite, as SpaceDML's server is one. `learn.federated.rounds.Round` decides w
 
 What travels down is the model's difference from the first weights, which both ends draw from the mission's
 seed, so that a board needs nothing else to begin. What travels up is what a board's round has moved, or the
-whole model in the same way (`BoardTraining.sends_whole`).
+whole model in the same way (`TrainingMethod.sends_whole`).
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from onboard.codec.dense import Dense
 from onboard.codec.layout import Floats, Weights
-from onboard.codec.model import Model
-from onboard.codec.pack import pack, unpack
+from onboard.codec.model import Budget, Model
+from onboard.codec.pack import CODECS, pack, unpack
 from onboard.data import labels
 from onboard.learn.federated.clipping import Bounds, Claim, Share, norm
 from onboard.learn.federated.local import apply_delta
-from onboard.learn.federated.rounds import PartialAverage, quantize_average, staleness_weight
+from onboard.learn.federated.rounds import DOWNLINK_BASES, PartialAverage, staleness_weight
 from onboard.learn.graph import TrainGraph, initial
 from onboard.mission import intake
 from onboard.mission.objects import UPDATE, Task, Update, decode_update, encode_object, names_that_fit
@@ -130,7 +129,7 @@ class Server:
     def base(self, packed: bytes) -> dict[str, Floats] | None:
         """What the updates of a round that sent `packed` moved from, where they are whole models. None where
         an update is what was moved. Raises BadPack."""
-        if not packed or not self._terms.training.sends_whole:
+        if not packed or not self._terms.training.rule.sends_whole:
             return None
         return unpack(packed, self.layout).reconstruct()
 
@@ -166,14 +165,13 @@ class Server:
         return staleness_weight(number - update.round, self.staleness)
 
     def quantize_average(self, average: PartialAverage, packed: bytes) -> bytes:
-        """The outcome of a round that sent `packed`, packed for the way down: quantized, or for FedAvg in
-        float32. An average of moves is added to what they moved. Raises BadPack."""
+        """The outcome of a round that sent `packed`, packed for the way down by the method's codec. An
+        average of moves is added to what they moved. Raises BadPack."""
         training, total = self._terms.training, average.mean()
-        if packed and not training.sends_whole:
+        if packed and not training.rule.sends_whole:
             total = apply_delta(unpack(packed, self.layout).reconstruct(), total)
-        if training.is_dense:
-            return pack(Dense(self.layout, total, training.compresses))
-        return pack(quantize_average(self.layout, total, training.bits_down))
+        budget = Budget(training.bits_down, DOWNLINK_BASES, training.rule.compress)
+        return pack(CODECS[training.rule.format].quantize(self.layout, total, budget))
 
     def weights(self, packed: bytes) -> dict[str, Floats]:
         """What boards start from, and are judged by, after a round with this outcome. Raises BadPack."""

@@ -8,12 +8,12 @@ where training is done. A struct does not check its own fields; `msgspec.convert
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
-Method = Literal["fedavg", "fedavg-zstd", "spacedml", "spacedml-fast"]
+from onboard.learn.federated.methods import METHODS, TrainingMethod
 
 MOST_BASES = 8  # `codec.alq.MAX_BASES`, which is not imported: an agent's process goes without numpy
 
@@ -26,7 +26,7 @@ class BoardTraining(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     """How one board trains in one round, as a task says it. The wire has the fields in this order: a new one
     goes to the end."""
 
-    method: Method = "spacedml-fast"
+    method: Annotated[str, Meta(extra={"rows": METHODS})] = "spacedml-fast"
     """What boards do and what travels: `fedavg` (float32 weights), `fedavg-zstd` (these, compressed),
     `spacedml` (the paper's procedure) or `spacedml-fast`."""
     epochs: SomeEpochs = 2
@@ -56,25 +56,14 @@ class BoardTraining(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     coordinate_epochs: AnyEpochs = 1
     """Epochs of optimizing coordinates; `spacedml` alone."""
 
-    @property
-    def is_dense(self) -> bool:
-        """Whether float32 weights travel."""
-        return self.method in ("fedavg", "fedavg-zstd")
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"method: must be one of {', '.join(METHODS)}")
 
     @property
-    def compresses(self) -> bool:
-        """Whether zstd compresses what travels."""
-        return self.method == "fedavg-zstd"
-
-    @property
-    def sends_whole(self) -> bool:
-        """Whether an update is all that was ever learned, as its difference from the mission's first weights.
-        Else it is what its round has moved, as the difference from the weights that the round began with.
-
-        Pruning works on what a sketch of the model holds, and a round that has only begun has moved nothing
-        to be sketched. As a whole SpaceDML sends it too (Algorithm 1).
-        """
-        return self.method == "spacedml"
+    def rule(self) -> TrainingMethod:
+        """What the method's name stands for."""
+        return METHODS[self.method]
 
 
 class Training(BoardTraining, array_like=False, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -159,7 +159,7 @@ def _training(task: Task, weights: memoryview, graph: TrainGraph, images: Images
     if knobs is None:
         raise ValueError("the task asks for no training")
     plan = Plan(training=knobs, seed=task.seed, round=task.round, node=node)
-    return LocalTraining(graph, origin if knobs.sends_whole else start, start, images.x, images.y, plan)
+    return LocalTraining(graph, origin if knobs.rule.sends_whole else start, start, images.x, images.y, plan)
 
 
 def _state(training: LocalTraining) -> bytes:

@@ -24,7 +24,7 @@ from onboard.codec.pack import pack, unpack
 from onboard.data import loading
 from onboard.learn.federated.local import LocalTraining, apply_delta
 from onboard.learn.federated.plan import Plan
-from onboard.learn.federated.rounds import PartialAverage, quantize_average
+from onboard.learn.federated.rounds import PartialAverage
 from onboard.learn.graph import TrainGraph, initial
 from onboard.link import Spool, open_port
 from onboard.link.ports.whitening import whiten
@@ -39,6 +39,7 @@ from onboard.wire.messages import digest
 from onboard.wire.security.seal import Opener
 from onboard.wire.session import Session
 from onboard.wire.transfer.outbox import Outbox
+from tests.onboard.codec.examples import quantize_average
 
 KEY = bytes(range(32))
 LINK = load_link("bench-serial-115k2")

@@ -217,7 +217,7 @@ class Ready(LocalTrainer):
         try:
             task, _ = decode_task(job.model)
             self._is_ready = (
-                task.training is not None and task.training.is_dense and task.training.epochs == 1
+                task.training is not None and task.training.method == "fedavg" and task.training.epochs == 1
             )
         except BadMessage:
             self._is_ready = False

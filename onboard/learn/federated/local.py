@@ -2,12 +2,12 @@
 
 What travels is a difference: of the whole model from the mission's initial weights (`learn.graph.initial`),
 which both ends draw from the mission's seed, or of this round's outcome from the global weights that it began
-with (`BoardTraining.sends_whole`). A group without bases then stands for what both ends hold and not for
+with (`TrainingMethod.sends_whole`). A group without bases then stands for what both ends hold and not for
 zeros: at 0.05 bit a weight, where nine groups of ten have none, a network keeps its features and trains the
 rest.
 
-What each epoch does is in the plan (`learn.federated.plan`). With "spacedml-fast" the order is ALQ's with one
-sort in place of its pruning epochs (`codec.alq.allocate`): plain epochs, then one allocation of bases by
+What each epoch does is the method's (`learn.federated.methods`). With "spacedml-fast" the order is ALQ's with
+one sort in place of its pruning epochs (`codec.alq.allocate`): plain epochs, then one allocation of bases by
 loss-aware gain per bit, then epochs with the straight-through estimator (ALQ section 3.4). In these,
 full-precision latent weights take the gradient that the quantized weights of the fixed allocation produced.
 
@@ -28,13 +28,14 @@ import numpy.typing as npt
 
 from onboard.codec import alq
 from onboard.codec.alq import Bases
-from onboard.codec.dense import Dense
 from onboard.codec.layout import Floats, Layout, Weights, from_groups, in_groups
-from onboard.codec.model import Model
+from onboard.codec.model import Budget, Model
+from onboard.codec.pack import CODECS
 from onboard.learn.augment import augmented
 from onboard.learn.federated import multibit
 from onboard.learn.federated.adam import Adam
-from onboard.learn.federated.plan import Plan, TrainingPhase
+from onboard.learn.federated.methods import TrainingPhase
+from onboard.learn.federated.plan import Plan
 from onboard.learn.graph import GraphError
 from onboard.learn.vectors import flat, flat_gradient, views
 
@@ -103,12 +104,12 @@ class LocalTraining:
         layout = graph.layout
         self._origin = flat(layout, origin)
         self._latent = flat(layout, start)
-        self._adam = Adam.fresh(layout.parameters, amsgrad=self.knobs.method == "spacedml")
+        self._adam = Adam.fresh(layout.parameters, amsgrad=self.knobs.rule.uses_moments)
         self._widths: dict[str, npt.NDArray[np.uint8]] | None = None  # bases a group, once there are any
         self._bases: dict[str, Bases] | None = None  # while bases and coordinates are being optimized
         self._scratch = np.empty_like(self._latent)
         _keep_blocks(8 * layout.parameters)
-        self._moments = np.empty((2 if self.knobs.method == "spacedml" else 0, layout.parameters), np.float32)
+        self._moments = np.empty((2 if self.knobs.rule.uses_moments else 0, layout.parameters), np.float32)
 
     @property
     def epochs(self) -> int:
@@ -144,9 +145,13 @@ class LocalTraining:
         if self.epoch < self.epochs:
             raise RuntimeError(f"{self.epoch} of {self.epochs} epochs are done: no result yet")
         layout = self._graph.layout
-        if self.knobs.is_dense:
-            return Dense(layout, views(layout, self._latent - self._origin), self.knobs.compresses)
-        assert self._widths is not None  # every quantized method ends with epochs that have them
+        if self._widths is None:  # no epoch has allotted bases
+            rule = self.knobs.rule
+            budget = Budget(self.knobs.bits_up, self.knobs.max_bases, rule.compress)
+            trained: Model = CODECS[rule.format].quantize(
+                layout, views(layout, self._latent - self._origin), budget
+            )
+            return trained
         return alq.quantize(layout, self._difference(), self._widths)
 
     def state(self) -> State:
@@ -293,14 +298,14 @@ class LocalTraining:
         }
 
     def _allocated(self) -> dict[str, npt.NDArray[np.uint8]]:
-        """The bit-widths to begin with. A sketch that pruning follows is by plain error (ALQ section 3.1)."""
-        layout, fast = self._graph.layout, self.knobs.method == "spacedml-fast"
+        """The bit-widths to begin with; see `TrainingMethod.allots_by_curvature`."""
+        layout = self._graph.layout
         return alq.allocate(
             layout,
             self._difference(),
             bits_per_weight=self.knobs.bits_up,
             max_bases=self.knobs.max_bases,
-            curvature=views(layout, self._adam.curvature()) if fast else None,
+            curvature=views(layout, self._adam.curvature()) if self.knobs.rule.allots_by_curvature else None,
         )
 
 

@@ -19,8 +19,6 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from onboard.codec import alq
-from onboard.codec.alq import Quantized
 from onboard.codec.layout import Floats, Layout, Weights
 
 DOWNLINK_BASES = 4  # at most, in a group of the global model: more bought nothing in SpaceDML's setting
@@ -107,14 +105,6 @@ def finished(
     if target is not None and max(accuracies, default=0.0) >= target:
         return "target"
     return "rounds" if len(accuracies) >= rounds else None
-
-
-def quantize_average(
-    layout: Layout, weights: Weights, bits_per_weight: float, max_bases: int = DOWNLINK_BASES
-) -> Quantized:
-    """The global model for the way down: allocated and sketched by plain error, as the server has no data."""
-    allocation = alq.allocate(layout, weights, bits_per_weight=bits_per_weight, max_bases=max_bases)
-    return alq.quantize(layout, weights, allocation)
 
 
 class RoundState(Enum):

@@ -18,13 +18,14 @@ from groundstation.store.store import Store
 from onboard.codec.pack import pack, unpack
 from onboard.data import loading
 from onboard.learn.federated.local import apply_delta
-from onboard.learn.federated.rounds import PartialAverage, choose, quantize_average
+from onboard.learn.federated.rounds import PartialAverage, choose
 from onboard.learn.graph import InferGraph, TrainGraph
 from onboard.mission.objects import UPDATE, Update, decode_task, encode_object
 from onboard.storage.keys import load_keys
 from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.events import Arrived, Progress, QuotaUsage, Rekeyed
 from onboard.wire.session import Session
+from tests.onboard.codec.examples import quantize_average
 
 TRAIN, INFER = TrainGraph.load("lenet5"), InferGraph.load("lenet5")
 TEST = loading.load("digits", part="test").take(np.arange(50))

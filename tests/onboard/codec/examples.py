@@ -9,7 +9,10 @@ from hypothesis import strategies as st
 
 from onboard.codec import alq
 from onboard.codec.alq import Quantized
-from onboard.codec.layout import Floats, Layout, layout
+from onboard.codec.alq_codec import AlqCodec
+from onboard.codec.layout import Floats, Layout, Weights, layout
+from onboard.codec.model import Budget
+from onboard.learn.federated.rounds import DOWNLINK_BASES
 
 VECTORS = Path(__file__).parent.parent.parent / "vectors"
 LENET5 = {
@@ -52,3 +55,8 @@ def quantized(layout: Layout, seed: int, max_bits: int = alq.MAX_BASES) -> Quant
     rng = np.random.default_rng(seed + 1)
     bits = {t.name: rng.integers(0, max_bits + 1, t.groups).astype(np.uint8) for t in layout.grouped}
     return alq.quantize(layout, weights(layout, seed), bits)
+
+
+def quantize_average(layout: Layout, weights: Weights, bits_per_weight: float) -> Quantized:
+    """A global model as a server quantizes it for the way down."""
+    return AlqCodec().quantize(layout, weights, Budget(bits_per_weight, DOWNLINK_BASES))

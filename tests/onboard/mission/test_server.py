@@ -15,7 +15,7 @@ from onboard.codec.dense import Dense
 from onboard.codec.layout import Floats
 from onboard.codec.pack import pack, unpack
 from onboard.data import loading
-from onboard.learn.federated.rounds import PartialAverage, quantize_average
+from onboard.learn.federated.rounds import PartialAverage
 from onboard.learn.graph import TrainGraph, initial
 from onboard.mission.averaging import RoundAverage
 from onboard.mission.objects import MODEL, UPDATE, Task, Update, decode_task, encode_object
@@ -23,6 +23,7 @@ from onboard.mission.server import BadUpdate, MissionTerms, Server
 from onboard.mission.training import BoardTraining, Training
 from onboard.trainer.in_process import LocalTrainer
 from onboard.trainer.job import Job, TrainingDone
+from tests.onboard.codec.examples import quantize_average
 
 GRAPH = TrainGraph.load("lenet5")
 MISSION = b"mission."

@@ -109,8 +109,15 @@ def passes_the_option(name: str, value: Any) -> bool:
 
 
 def everywhere(folder: Path, name: str, value: Any) -> dict[str, bool]:
-    whole = Training(**{name: value})
     told = {"file": passes_the_file(folder, name, value), "option": passes_the_option(name, value)}
+    try:
+        whole = Training(**{name: value})
+    except ValueError:  # a name that no table has is refused where a struct is made of it
+        raw = msgspec.to_builtins(BoardTraining())
+        raw[ON_BOARD.index(name)] = value
+        with pytest.raises(msgspec.ValidationError, match=f"{name}: must be one of"):
+            msgspec.msgpack.decode(msgspec.msgpack.encode(raw), type=BoardTraining)
+        return told
     if name in ON_BOARD:
         knobs = BoardTraining(**{name: value})
         told |= {"wire": passes_the_wire(knobs), "plan": passes_the_plan(knobs)}

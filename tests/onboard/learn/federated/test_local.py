@@ -18,10 +18,10 @@ from onboard.data import loading
 from onboard.learn.federated import local
 from onboard.learn.federated.local import LocalTraining
 from onboard.learn.federated.plan import Plan
-from onboard.learn.federated.rounds import PartialAverage, quantize_average
+from onboard.learn.federated.rounds import PartialAverage
 from onboard.learn.graph import InferGraph, TrainGraph, evaluate, initial
 from onboard.learn.vectors import flat, views
-from onboard.mission.training import Method
+from tests.onboard.codec.examples import quantize_average
 from tests.onboard.learn.federated.plans import PLAN, changed
 
 GRAPH = TrainGraph.load("lenet5")
@@ -50,7 +50,7 @@ def test_steps_tell_where_the_training_is() -> None:
 
 
 @pytest.mark.parametrize("method", ["fedavg", "spacedml-fast"])
-def test_a_loss_that_is_not_finite_ends_it_whatever_the_onnxruntime_calls_it(method: Method) -> None:
+def test_a_loss_that_is_not_finite_ends_it_whatever_the_onnxruntime_calls_it(method: str) -> None:
     diverged = {name: values * np.float32(1e30) for name, values in ORIGIN.items()}
     run = training(changed(PLAN, method=method), diverged)
     with pytest.raises(ValueError, match=r"in epoch 1, at a learning rate of 0\.002"):
@@ -127,7 +127,7 @@ def test_no_budget_sends_nothing_but_biases() -> None:
 
 
 @pytest.mark.parametrize("method", ["fedavg", "fedavg-zstd"])
-def test_fedavg_is_plain_epochs_and_every_bit_of_their_weights(method: Method) -> None:
+def test_fedavg_is_plain_epochs_and_every_bit_of_their_weights(method: str) -> None:
     plan = changed(PLAN, method=method, epochs=2)
     run = training(plan)
     packed = finished(run)

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from onboard.mission.training import Method
 from tests.onboard.learn.federated.plans import PLAN, changed
 
 TWO = changed(PLAN, epochs=2)
@@ -24,7 +23,7 @@ TWO = changed(PLAN, epochs=2)
         ("spacedml", 4, "prune prune prune prune bases coordinates straight straight"),
     ],
 )
-def test_phases(method: Method, round_number: int, expected: str) -> None:
+def test_phases(method: str, round_number: int, expected: str) -> None:
     plan = changed(TWO, method=method, round=round_number)
     assert [phase.value for phase in plan.phases] == expected.split()
 
@@ -33,7 +32,7 @@ def test_phases(method: Method, round_number: int, expected: str) -> None:
     ("change", "says"),
     [
         ({"pretrain_epochs": 0}, "int` >= 1 - at `$.pretrain_epochs"),
-        ({"method": "sgd"}, "Invalid enum value 'sgd' - at `$.method"),
+        ({"method": "sgd"}, "method: must be one of fedavg, fedavg-zstd, spacedml, spacedml-fast"),
         ({"learning_rate": 0.0}, "float` > 0.0 - at `$.learning_rate"),
         ({"batch_size": 0}, "int` >= 1 - at `$.batch_size"),
         ({"prune_epochs": -1}, "int` >= 0 - at `$.prune_epochs"),

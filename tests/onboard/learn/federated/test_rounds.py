@@ -15,10 +15,9 @@ from onboard.learn.federated.rounds import (
     UpdateFate,
     choose,
     finished,
-    quantize_average,
     staleness_weight,
 )
-from tests.onboard.codec.examples import SMALL, weights
+from tests.onboard.codec.examples import SMALL, quantize_average, weights
 
 NODES = st.frozensets(st.integers(0, 10_000), min_size=1, max_size=30)
 
