@@ -52,7 +52,7 @@ class Askings:
         cut = self._store.fragment_bytes(node, name)
         session.offer(MODEL, payload, now, fragment_bytes=cut)
         if cut is None:  # so that after a restart nothing that the board holds is sent again
-            self._store.cut(node, name, session.fragment_bytes(name))
+            self._store.set_fragment_size(node, name, session.fragment_bytes(name))
         before = self._questions.get(node)
         self._questions[node] = Question(asking, name, again_at=before.again_at if before else 0.0)
 

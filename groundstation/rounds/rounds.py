@@ -98,7 +98,7 @@ class Rounds:
         elif isinstance(event, QuotaUsage):
             self._store.spend(node, event)
         elif isinstance(event, Recut) and self._askings.is_asked(node, event.digest):
-            self._store.cut(node, event.digest, event.fragment_bytes)
+            self._store.set_fragment_size(node, event.digest, event.fragment_bytes)
         elif isinstance(event, Message):
             self._hear_health(station, event, now)
 

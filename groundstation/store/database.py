@@ -1,8 +1,8 @@
 """The mission's SQLite file: one connection, one writer (the daemon's only thread).
 
-Write-ahead log with full sync: a committed transaction survives a power cut, and `groundstation status` reads
-beside the running daemon. What is read is checked (`ledger`); what a disk has damaged is mended at each
-start, and while the daemon runs (`recovery`).
+The file has a write-ahead log with full sync: a committed transaction survives a power cut, and
+`groundstation status` can read while the daemon runs. Every row is checked as it is read (`ledger`). Damage
+by the disk is repaired at each start, and while the daemon runs (`recovery`).
 """
 
 from __future__ import annotations
@@ -39,23 +39,25 @@ BUSY_MS = 50  # once the daemon runs
 
 
 class StoreError(OSError):
-    """The database cannot be read or written: names the file and SQLite's reason; nothing stored is lost."""
+    """The database cannot be read or written; the text names the file and SQLite's reason. No stored row is
+    lost."""
 
 
 class StoreBusy(StoreError):  # noqa: N818 - a state of the world rather than a mistake
-    """Another program holds the database. It is as it was; try again."""
+    """Another program has locked the database, which is unchanged; try again later."""
 
 
 class StoreDamaged(StoreError):  # noqa: N818 - as those above
-    """What is stored is not what was written. `Database.mend` goes on from what is whole."""
+    """A stored row is not what was written. `Database.mend` continues from the rows that are intact."""
 
 
 class StoreForeign(StoreError):  # noqa: N818 - it may be right where it is
-    """The file is another program's, or a newer version's of this one. It is as it was."""
+    """The file belongs to another program, or to a newer version of this one. It is left unchanged."""
 
 
 class Database:
-    """Opens or makes the file at `path`. Raises StoreError from every method when SQLite fails."""
+    """A connection to the file at `path`, which is created if need be. Every method raises StoreError when
+    SQLite fails."""
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
@@ -100,21 +102,22 @@ class Database:
             self.back_up()
 
     def never_wait(self) -> None:
-        """From now on a database that another program holds is StoreBusy at once: a loop tries again later,
-        and does not wait in SQLite while its links go unheard."""
+        """Makes a database that another program has locked raise StoreBusy at once: the daemon's loop tries
+        again later, and does not wait inside SQLite while nobody listens to its links."""
         self._busy_ms = BUSY_MS
         with self.errors():
             self._db.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
 
     def close(self) -> None:
-        """Closes the file; the write-ahead log is folded in by SQLite."""
+        """Closes the file; SQLite merges the write-ahead log into it."""
         with self.errors():
             self._db.close()
         self._witness.close()
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """All of it or nothing, on the disk when the block ends."""
+        """A transaction: all statements of the block or none take effect, and are on the disk when it
+        ends."""
         with self.errors():
             if self._ledger is None:
                 raise StoreError(f"{self.path}: is a readonly database here: it was opened to be read")
@@ -125,8 +128,8 @@ class Database:
             self._witness.write(self._ledger.generation)
 
     def back_up(self) -> None:
-        """Makes the backup anew, whole or not at all. A machine that refuses is told once, and no reason to
-        stop: the database itself is whole."""
+        """Replaces the backup, completely or not at all. A failure is logged once and stops nothing, since
+        the database itself is intact."""
         backup = backup_of(self.path)
         new = being_made(backup)
         try:
@@ -142,15 +145,16 @@ class Database:
             self._backup_failed = False
 
     def mend(self) -> None:
-        """Closes the file, and opens what can be made of it."""
+        """Closes the file, repairs it, and opens the result."""
         with contextlib.suppress(sqlite3.Error):
             self._db.close()
         with self.errors():
             self._open()
 
     def _write_anew(self) -> None:
-        """The file, or its log, has no name any more: SQLite would go on in it, and all of that would be
-        lost. All that is in it is written to the name that it had; what has that name now is put aside."""
+        """Writes the database to its path again after the file, or its log, was deleted or replaced: SQLite
+        would go on writing to a file without a name, and all of that would be lost. Whatever has the path now
+        is put aside."""
         new = self.path.with_name(f"{self.path.name}.new")
         assert self._ledger is not None
         try:
@@ -172,15 +176,15 @@ class Database:
         self._open()
 
     def _identity(self) -> tuple[tuple[int, int] | None, ...]:
-        """Device and inode of the file and of what SQLite has beside it."""
+        """The device and inode of the file and of the files that SQLite keeps beside it."""
         return tuple(_identity(self.path.with_name(self.path.name + side)) for side in ("", "-wal", "-shm"))
 
     def execute(self, statement: str, values: Any = ()) -> sqlite3.Cursor:
-        """One statement, inside of a transaction."""
+        """Executes one statement inside a transaction."""
         return self._db.execute(statement, values)
 
     def executemany(self, statement: str, rows: Iterable[tuple[Any, ...]]) -> None:
-        """One statement for each of the rows, inside of a transaction."""
+        """Executes one statement for each of the rows inside a transaction."""
         self._db.executemany(statement, rows)
 
     def has(self, table: str) -> bool:
@@ -190,12 +194,12 @@ class Database:
         return found is not None
 
     def one(self, table: str, where: str = "", *values: Any) -> dict[str, Any] | None:
-        """The first row of a table that a condition finds, checked. Raises StoreDamaged."""
+        """The first row of a table that meets a condition, checked. Raises StoreDamaged."""
         rows = self.all(table, f"{where} LIMIT 1", *values)
         return rows[0] if rows else None
 
     def all(self, table: str, where: str = "", *values: Any) -> list[dict[str, Any]]:
-        """All rows of a table that a condition finds, checked. Raises StoreDamaged."""
+        """All rows of a table that meet a condition, checked. Raises StoreDamaged."""
         with self.errors():
             rows = [dict(row) for row in self._db.execute(f"SELECT * FROM {table} {where}", values)]
         for row in rows:
@@ -207,7 +211,7 @@ class Database:
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
-        """What SQLite and what is stored raise becomes StoreError."""
+        """Turns exceptions of SQLite, and of decoding what is stored, into StoreError."""
         try:
             yield
         except sqlite3.Error as error:

@@ -1,7 +1,7 @@
-"""What boards said of themselves last, for whoever looks: stored seldom, however often they say it.
+"""The boards' latest health reports, for whoever looks: stored seldom, however often they arrive.
 
-A message costs its sender 100 B, and would cost the ground a barrier of the disk. Nothing depends on it: a
-kill takes the last seconds of it at most, and they are said again within a minute.
+A report costs its sender 100 B, and would cost the ground a disk barrier. Nothing depends on it: a kill loses
+the last seconds of reports at most, and boards repeat them within a minute.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Words = tuple[float, Health]
 
 
 class LastWords:
-    """Of each board the last, until it is stored."""
+    """The latest report of each board, until it is stored."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -26,12 +26,14 @@ class LastWords:
         self._stored_at = -math.inf
 
     def hear(self, node: int, words: Words, now: float) -> None:
-        """Stores them where nothing was stored for EVERY_S. Raises StoreError; then they wait."""
+        """Takes a report, and stores all that wait unless EVERY_S has not passed yet. Raises StoreError,
+        after which they still wait."""
         self._heard[node] = words
         self.store(now)
 
     def store(self, now: float, *, at_once: bool = False) -> None:
-        """All that wait in one barrier, at once or EVERY_S after the last one. As `hear`."""
+        """Stores all reports that wait, in one transaction, `at_once` or EVERY_S after the last time. Raises
+        StoreError."""
         if self._heard and (at_once or now >= self._stored_at + EVERY_S):
             self._stored_at = now
             heard = self._heard.items()

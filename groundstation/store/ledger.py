@@ -1,9 +1,10 @@
-"""Every row has a digest, and the ledger has their sum: what a disk changed, lost or brought back is seen.
+"""Every row has a digest, and the ledger holds their sum: a row that a disk changed, lost or brought back is
+seen.
 
-SQLite checks how its pages hang together and not what is in them. The digests are kept by triggers of the
-writer's connection, so that no statement can leave one out. A row that was changed fails its own digest; one
-that is gone, or came back from an older log, fails the sum. The ledger counts the transactions, too
-(`generation`): of two copies that are whole it says which is the later.
+SQLite checks how its pages refer to each other, and not their content. Triggers of the writer's connection
+compute the digests, so that no statement can omit one. A changed row fails its own digest; a lost row, or one
+that came back from an older log, fails the sum. The ledger also counts the transactions (`generation`), which
+tells the later of two intact copies.
 """
 
 from __future__ import annotations
@@ -34,15 +35,15 @@ _SUMS = 2 ** (8 * DIGEST_BYTES)
 
 
 def row_digest(table: str, *pairs: Any) -> bytes:
-    """Of a row, by the names and values of its columns in turn. Those that hold nothing do not count, so that
-    a column can be added. Raises ValueError for text that is none."""
+    """The digest of a row, given the names and values of its columns in turn. A NULL does not count, so that
+    a column can be added. Raises ValueError for text that is not valid Unicode."""
     told = sorted(zip(pairs[::2], pairs[1::2], strict=True))
     held = [(name, value) for name, value in told if value is not None]
     return blake2s(msgspec.msgpack.encode((table, held)), digest_size=DIGEST_BYTES).digest()
 
 
 def is_whole(table: str, row: Mapping[str, Any]) -> bool:
-    """Whether a row is as it was written; one of a version without digests is believed."""
+    """Whether a row is as it was written. A row of a form without digests is accepted."""
     if "digest" not in row:
         return True
     pairs = [each for name, value in row.items() if name != "digest" for each in (name, value)]
@@ -54,8 +55,8 @@ def is_whole(table: str, row: Mapping[str, Any]) -> bool:
 
 @dataclass
 class Findings:
-    """What is wrong with a database, nothing if it is whole. `generation` is None where no ledger can be
-    believed; `rows` are those that are whole; `bad` names the others, as far as they have a name."""
+    """What an examination found. `why` is empty for an intact database; `generation` is None if the ledger
+    cannot be trusted; `rows` are the intact rows; `bad` names the others, as far as they can be named."""
 
     generation: int | None = None
     why: str = ""
@@ -68,7 +69,7 @@ class Findings:
 
 
 class Ledger:
-    """Of a connection that writes."""
+    """The ledger of a connection that writes: its triggers keep the digests, and it keeps their sum."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
@@ -85,16 +86,17 @@ class Ledger:
         self._sum = 0 if found is None else int.from_bytes(found[1], "big")
 
     def adopt(self) -> None:
-        """Makes the digests of all rows anew, inside of the transaction that has changed their columns."""
+        """Computes the digests of all rows again, inside the transaction that has changed their columns."""
         for table in self._tables:
             self._db.execute(f"UPDATE {table} SET digest = {_call(self._db, table)}")
 
     def begin(self) -> None:
-        """A transaction begins; what one before it would have changed does not count."""
+        """Begins a transaction; changes of an earlier one that was rolled back do not count."""
         self._change = 0
 
     def enter(self, after: int = 0) -> None:
-        """The last statement of a transaction: the next one, and one after `after` at least."""
+        """Executes the last statement of a transaction, which gives it the next number, and one above
+        `after`."""
         self._next = max(self.generation, after) + 1
         total = ((self._sum + self._change) % _SUMS).to_bytes(DIGEST_BYTES, "big")
         self._db.execute(
@@ -104,12 +106,12 @@ class Ledger:
         )
 
     def entered(self) -> None:
-        """The transaction is on the disk."""
+        """Notes that the transaction is on the disk."""
         self._sum = (self._sum + self._change) % _SUMS
         self.generation, self._change = self._next, 0
 
     def leave(self) -> None:
-        """Watches the connection no more."""
+        """Removes the triggers."""
         for table in self._tables:
             for name in _TRIGGERS:
                 self._db.execute(f"DROP TRIGGER temp.{table}_{name}")
@@ -121,7 +123,8 @@ class Ledger:
 
 
 def examine(db: sqlite3.Connection) -> Findings:
-    """Reads all of a database. Raises sqlite3.Error only where it is held, or the machine refuses."""
+    """Reads a whole database and checks it. Raises sqlite3.Error only if it is locked or the machine
+    fails."""
     found, total = Findings(), 0
     tables = {row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     for table, key in TABLES.items():
@@ -147,8 +150,8 @@ def examine(db: sqlite3.Connection) -> Findings:
 
 
 def is_believable(db: sqlite3.Connection) -> bool:
-    """Whether the ledger's row is as it was written, and with it the tables' definitions and their number;
-    one without a row, where nothing was entered yet, is believed."""
+    """Whether the ledger's row is as it was written, and with it the tables' definitions and the form's
+    number. A ledger without a row, into which nothing was entered yet, is accepted."""
     row = db.execute("SELECT generation, sum, digest FROM ledger").fetchone()
     try:
         return row is None or bool(_ledger_digest(row[0], row[1], _schema(db)) == row[2])
@@ -157,7 +160,8 @@ def is_believable(db: sqlite3.Connection) -> bool:
 
 
 def _generation(db: sqlite3.Connection, total: int, found: Findings) -> int | None:
-    """The ledger's count of transactions, if it can be believed; says what is wrong with it."""
+    """The ledger's count of transactions if the ledger can be trusted; notes in `found` what is wrong with
+    it."""
     row = db.execute("SELECT generation, sum FROM ledger").fetchone()
     if row is None and not any(found.rows.values()):
         return 0  # it was made, and nothing was entered yet
@@ -173,7 +177,7 @@ def _generation(db: sqlite3.Connection, total: int, found: Findings) -> int | No
 
 
 def _all_rows(db: sqlite3.Connection, table: str, found: Findings) -> list[dict[str, Any]]:
-    """The rows of a table; where a page of it is damaged those before it, and those after it."""
+    """The rows of a table; if one of its pages is damaged, the rows before it and those after it."""
     rows = dict[int, dict[str, Any]]()
     for order in ("ASC", "DESC"):
         cursor = db.execute(f"SELECT rowid AS at, * FROM {table} ORDER BY rowid {order}")
@@ -211,7 +215,7 @@ def _columns(db: sqlite3.Connection, table: str) -> list[str]:
 
 
 def _schema(db: sqlite3.Connection) -> str:
-    """The tables' definitions and their number, where they have one."""
+    """The tables' definitions and the form's number, if it has one."""
     found = db.execute("SELECT name, sql FROM main.sqlite_master WHERE sql IS NOT NULL ORDER BY name")
     number = db.execute("PRAGMA main.user_version").fetchone()[0]
     return "\n".join([f"{row[0]}: {row[1]}" for row in found] + [f"user_version: {number}"] * (number > 0))

@@ -1,4 +1,4 @@
-"""A database is read by whoever may read its file, while its daemon runs and when it does not."""
+"""Opens a database for anybody who may read its file, whether its daemon runs or not."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 
 
 def open_to_read(path: Path) -> sqlite3.Connection:
-    """The database as it is, for a user who may write neither it nor its folder.
+    """Opens the database as it is, for a user who may write neither it nor its folder.
 
-    Readers of a write-ahead log share an index in a file beside it, which SQLite makes where there is none:
-    once the daemon has stopped, a reader without the right to do so could not even look. Without a log the
-    file alone is all there is. With one that cannot be shared, a copy is read. Raises sqlite3.Error.
+    Readers of a write-ahead log share an index in a file beside it, which SQLite creates if it is missing.
+    Once the daemon has stopped, a reader without the right to create files could not even look. So a database
+    without a log is opened as immutable, and if a log cannot be shared, a copy is read. Raises sqlite3.Error.
     """
     name = path.resolve().as_uri()
     log = path.with_name(f"{path.name}-wal")
@@ -30,7 +30,7 @@ def open_to_read(path: Path) -> sqlite3.Connection:
 
 
 def _copied(*files: Path) -> sqlite3.Connection:
-    """The database in a file and its log, in memory. Raises sqlite3.Error, OSError."""
+    """A copy, in memory, of the database in a file and its log. Raises sqlite3.Error, OSError."""
     with tempfile.TemporaryDirectory(prefix="groundstation-") as folder:
         for file in files:
             shutil.copyfile(file, Path(folder) / file.name)
@@ -41,7 +41,7 @@ def _copied(*files: Path) -> sqlite3.Connection:
 
 
 def _looked_into(uri: str) -> sqlite3.Connection:
-    """Opened and read: SQLite touches no file before that."""
+    """Opens a database and reads from it once, since SQLite touches no file before that."""
     db = sqlite3.connect(uri, uri=True)
     try:
         db.execute("SELECT count(*) FROM sqlite_master").fetchone()

@@ -1,7 +1,7 @@
-"""What nobody asks for any more leaves the database, so that it hardly grows with the mission's rounds.
+"""Removes from the database what is never read again, so that it hardly grows with the mission's rounds.
 
-Of every round there stays who was asked and what became of it, of every update its digest, and of models the
-last ones and the best.
+What stays of every round is who was asked and with what outcome; of every update, its digest; of the models,
+the latest and the best.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ LATEST = 4
 
 
 def prune(db: Database, number: int) -> None:
-    """What is not needed once round `number` is open, inside of its transaction."""
+    """Removes what is not needed once round `number` is open, inside that round's transaction."""
     db.execute("PRAGMA defer_foreign_keys = ON")  # a row is deleted, and entered again
     for row in db.all("round", "WHERE number <= ? AND length(model) > 0", number - LATEST):
         # Late answers are checked against what was asked.
@@ -31,7 +31,8 @@ def prune(db: Database, number: int) -> None:
 
 
 def _enter_again(db: Database, table: str, row: dict[str, Any], *key: str) -> None:
-    """SQLite joins pages that have become nearly empty when a row is deleted, and not when one shrinks."""
+    """Deletes a row and inserts it again: SQLite merges nearly empty pages when a row is deleted, and not
+    when one shrinks."""
     where = " AND ".join(f"{name} = ?" for name in key)
     db.execute(f"DELETE FROM {table} WHERE {where}", [row[name] for name in key])
     marks = ", ".join("?" * len(row))

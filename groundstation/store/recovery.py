@@ -1,9 +1,10 @@
-"""A database that a disk has damaged is kept aside, and the mission goes on from what is whole.
+"""A database that a disk has damaged is kept under another name, and the mission continues from its intact
+rows.
 
-At each start all of it is read (`ledger.examine`). Where something is wrong, a new one is made of the rows
-that are as they were written, and of those in the backup which the daemon makes whenever a round opens or
-closes. A database that came back older than its backup gives way to that. Each is one event, and nothing is
-deleted but the oldest of several that were kept aside.
+Each start reads the whole database (`ledger.examine`). If anything is wrong, a new one is made from the rows
+that are as they were written, and from those in the backup, which the daemon renews whenever a round opens or
+closes. A database that is older than its backup is replaced by it. Each repair is logged as one event, and
+only the oldest of several damaged files is ever deleted.
 """
 
 from __future__ import annotations
@@ -35,30 +36,30 @@ _MACHINE = ("locked", "unable to open", "disk i/o error", "disk is full", "out o
 
 
 class ForeignFile(ValueError):  # noqa: N818 - it may be right where it is
-    """A file that is no mission's database, where one is to be made."""
+    """A file that is no mission's database has the place of one."""
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """A connection that writes; rows whose text is none can be looked at."""
+    """Opens a connection that writes, and that can read rows whose text is not valid Unicode."""
     db = sqlite3.connect(path, isolation_level=None, timeout=OPEN_WITHIN_S)
     db.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
     return db
 
 
 def backup_of(path: Path) -> Path:
-    """Where the backup of a database lies."""
+    """The path of a database's backup."""
     return path.with_name(f"{path.name}.backup")
 
 
 def being_made(path: Path) -> Path:
-    """Where a database or a backup is made, before it gets its name."""
+    """The path at which a database or a backup is written before it is given its name."""
     return path.with_name(f"{path.name}.new")
 
 
 def make_whole(path: Path, witness: ProgressWitness) -> bool:
-    """Leaves a whole database at `path`, or none where none was begun; whether anything was wrong.
+    """Repairs the database at `path`, if there is or ever was one; returns whether anything was wrong.
 
-    Raises sqlite3.Error where it is held or the machine refuses, OSError, and ForeignFile."""
+    Raises sqlite3.Error if it is locked or the machine fails, OSError, and ForeignFile."""
     backup = backup_of(path)
     trouble = _cleared(path, witness.path)
     try:
@@ -98,9 +99,9 @@ def make_whole(path: Path, witness: ProgressWitness) -> bool:
 
 
 def _cleared(path: Path, witness: Path) -> list[str]:
-    """Puts aside what has the name of one of the files and is none, as SQLite cannot open it, and a link to a
-    log leads to another database's; says what. The database itself may be a link to where there is room, also
-    before it is made there."""
+    """Puts aside whatever has the name of one of the files and is not a regular file; returns what it was.
+    SQLite could not open it, and a link to a log leads to another database's log. The database itself may be
+    a link to a disk with more room, even before the file is made there."""
     backup = backup_of(path)
     beside = (being_made(path), backup, being_made(backup), witness)
     trouble = [f"{file}: {told}" for file in beside if (told := cleared(file))]
@@ -114,12 +115,12 @@ def _cleared(path: Path, witness: Path) -> list[str]:
 
 
 def _is_a_place(file: Path) -> bool:
-    """Whether it is a link to where there is room for a file, and none yet."""
+    """Whether it is a link to a path in an existing folder at which there is no file yet."""
     return file.is_symlink() and not file.exists() and file.resolve().parent.is_dir()
 
 
 def put_aside(path: Path) -> Path | None:
-    """Gives a database, with its log, another name; None where there is none."""
+    """Gives a database and its log another name, and returns it; None if there is no database."""
     names = [each.name.rpartition("-")[2] for each in path.parent.glob(f"{path.name}.damaged-*")]
     taken = sorted(int(name) for name in names if name.isdecimal())
     for number in taken[: max(0, len(taken) - KEPT_ASIDE + 1)]:
@@ -135,7 +136,7 @@ def put_aside(path: Path) -> Path | None:
 
 
 def publish(new: Path, path: Path) -> None:
-    """Gives a new database its name, durably."""
+    """Gives a new database its final name, durably."""
     handle = os.open(new, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -146,7 +147,7 @@ def publish(new: Path, path: Path) -> None:
 
 
 def _look(path: Path) -> Findings | None:
-    """What is in a database; None where there is none."""
+    """The findings about a database; None if there is none."""
     try:
         if path.stat().st_size == 0:
             return None
@@ -165,8 +166,8 @@ def _look(path: Path) -> Findings | None:
 
 
 def is_of_the_machine(error: sqlite3.Error, path: Path) -> bool:
-    """Whether it is no fault of what is stored: another program, a full disk, a file that may not be
-    written."""
+    """Whether the cause is not the stored data but the machine: another program's lock, a full disk, a file
+    that may not be written."""
     told = str(error).lower()
     if "readonly" in told:  # a damaged header says so, too
         return not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK))
@@ -182,7 +183,7 @@ def _is_ours(path: Path, found: Findings) -> bool:
 
 
 def _is_older(main: Findings, spare: Findings | None) -> bool:
-    """Whether the backup has come further, of the same mission."""
+    """Whether the backup is of the same mission and a later generation."""
     if spare is None or not spare.whole or spare.generation is None or main.generation is None:
         return False
     missions = main.rows["mission"].keys(), spare.rows["mission"].keys()
@@ -193,7 +194,7 @@ _Rows = dict[str, dict[tuple[Any, ...], dict[str, Any]]]
 
 
 def _united(main: Findings | None, spare: Findings | None) -> _Rows:
-    """The whole rows of both, of each the later one, as far as they make a mission."""
+    """The intact rows of both files, the later version of each, as far as they form one mission."""
     main, spare = main or Findings(), spare or Findings()
     later, earlier = (main, spare)
     if main.generation is not None and spare.generation is not None and main.generation < spare.generation:
@@ -220,7 +221,7 @@ def _united(main: Findings | None, spare: Findings | None) -> _Rows:
 
 
 def _replace(path: Path, rows: _Rows, generation: int) -> Path | None:
-    """Makes a database of these rows and puts the one that was aside; returns where."""
+    """Makes a database of these rows, and puts the old one aside; returns its new path."""
     new = being_made(path)
     for side in (*_SIDES, "-journal"):
         new.with_name(new.name + side).unlink(missing_ok=True)
@@ -237,7 +238,7 @@ def _replace(path: Path, rows: _Rows, generation: int) -> Path | None:
 
 @contextlib.contextmanager
 def entering(db: sqlite3.Connection, ledger: Ledger, generation: int = 0) -> Iterator[None]:
-    """One transaction, and one after `generation` at least."""
+    """A transaction of the ledger, whose number is above `generation`."""
     db.execute("BEGIN IMMEDIATE")
     try:
         ledger.begin()
@@ -259,7 +260,7 @@ def _insert(db: sqlite3.Connection, table: str, row: dict[str, Any]) -> None:
 
 
 def _skip_epochs(path: Path, generation: int) -> None:
-    """No epoch that the lost transactions may have begun is begun again."""
+    """Skips the epochs that lost transactions may have used, so that none is used twice."""
     with closing(connect(path)) as db:
         ledger = Ledger(db)
         with entering(db, ledger, generation):

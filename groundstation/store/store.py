@@ -1,4 +1,4 @@
-"""The mission's memory: what was asked, what was answered, and how far each node's keys have come."""
+"""The mission's memory: what each round asked, what the boards answered, and the state of each link."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ _ANSWER = (
 class RoundRow:
     """One round as stored; `closed_at`, `accuracy`, `loss` and `bits_down` are None while it is open.
 
-    `left_s` is what was left of its time when that was last noted; `deadline_at`, on the wall's clock, is
-    only for display.
+    `left_s` is the time that the round had left when that was last stored; `deadline_at`, on the wall clock,
+    is for display only.
     """
 
     number: int
@@ -48,7 +48,8 @@ class RoundRow:
 
 
 class Store:
-    """Opens or makes the database at `path`. Raises StoreError from every method when SQLite fails."""
+    """The mission's database at `path`, created if need be. Every method raises StoreError when SQLite
+    fails."""
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
@@ -59,7 +60,7 @@ class Store:
             self._name_objects()
 
     def _name_objects(self) -> None:
-        """Digests of the updates that an earlier version took without one."""
+        """Adds the digests of updates that an earlier version accepted without one."""
         unnamed = self._db.all("answer", "WHERE object IS NULL AND payload IS NOT NULL")
         if unnamed:
             named = [(digest(UPDATE, row["payload"]), row["round"], row["node"]) for row in unnamed]
@@ -71,7 +72,7 @@ class Store:
         self._db.back_up()
 
     def mend(self) -> None:
-        """See `Database.mend`; a mission that nothing is left of is entered once more."""
+        """See `Database.mend`; if nothing is left of the mission, it is entered again."""
         self._db.mend()
         if self._entry is not None:
             self.begin(*self._entry)
@@ -91,7 +92,7 @@ class Store:
     # the mission and its nodes
 
     def begin(self, mission_id: bytes, name: str, seed: int, graph: bytes) -> tuple[bytes, bytes]:
-        """Enters the mission if the file is new; returns the stored (mission id, graph digest)."""
+        """Inserts the mission if the file is new; returns the stored (mission id, graph digest)."""
         self._entry = (mission_id, name, seed, graph)
         with self.transaction():
             row = self._db.one("mission")
@@ -103,7 +104,8 @@ class Store:
         return bytes(row["id"]), bytes(row["graph"])
 
     def classes(self, classes: tuple[str, ...]) -> tuple[str, ...]:
-        """Notes what the mission's labels mean, if nobody has yet; returns what is stored."""
+        """Stores the names of the mission's classes unless they are stored already; returns the stored
+        ones."""
         told = msgspec.json.encode(classes).decode()
         with self.transaction():
             self._db.execute("UPDATE mission SET classes = ? WHERE classes IS NULL", (told,))
@@ -113,7 +115,7 @@ class Store:
             return msgspec.json.decode(row["classes"], type=tuple[str, ...])
 
     def finish(self, why: str, now: float) -> None:
-        """Marks the mission as finished, if it is not yet."""
+        """Marks the mission as finished, unless it is already."""
         with self.transaction():
             unfinished = "WHERE finished_at IS NULL"
             self._db.execute(f"UPDATE mission SET finished_at = ?, why = ? {unfinished}", (now, why))
@@ -126,7 +128,7 @@ class Store:
     def enter_node(self, node: int, name: str) -> LinkState:
         """Raises our epoch towards `node` and returns the state of our end of its link, durable on return.
 
-        So no sequence number of an earlier run of this daemon is ever used again.
+        No sequence number of an earlier run of this daemon is ever used again.
         """
         with self.transaction():
             self._db.execute(
@@ -145,25 +147,25 @@ class Store:
         return LinkState(epoch=epoch, spent=spent)
 
     def spend(self, node: int, spent: QuotaUsage) -> None:
-        """Notes what was spent of what may be sent to a node."""
+        """Stores how much of a node's quota is used up."""
         with self.transaction():
             text = msgspec.json.encode(spent).decode()
             self._db.execute("UPDATE node SET spent = ? WHERE id = ?", (text, node))
 
-    def cut(self, node: int, digest: bytes, fragment_bytes: int) -> None:
-        """Notes how an object that is offered to a node is cut."""
+    def set_fragment_size(self, node: int, digest: bytes, fragment_bytes: int) -> None:
+        """Stores into what fragments an object that is offered to a node is divided."""
         with self.transaction():
             self._db.execute(
                 "UPDATE node SET offered = ?, fragment_bytes = ? WHERE id = ?", (digest, fragment_bytes, node)
             )
 
     def fragment_bytes(self, node: int, digest: bytes) -> int | None:
-        """As `cut` noted it, if that was the last object for the node."""
+        """The size that `set_fragment_size` stored, if that was for the same object; else None."""
         row = self._db.one("node", "WHERE id = ? AND offered = ?", node, digest)
         return None if row is None else int(row["fragment_bytes"])
 
     def hear(self, *heard: tuple[int, float, Mapping[str, Any] | None]) -> None:
-        """Notes, in one barrier, when and what nodes were heard to say last."""
+        """Stores, in one transaction, when nodes were last heard and what they reported."""
         with self.transaction():
             for node, now, health in heard:
                 self._hear(node, now)
@@ -179,7 +181,7 @@ class Store:
     def open_round(
         self, number: int, model: bytes, nodes: list[int], opened_at: float, deadline_at: float
     ) -> None:
-        """Enters a round and whom it asks."""
+        """Inserts a round and the nodes that it asks."""
         with self.transaction():
             self._db.execute(
                 "INSERT INTO round (number, opened_at, deadline_at, model, left_s) VALUES (?, ?, ?, ?, ?)",
@@ -193,12 +195,12 @@ class Store:
         self._db.back_up()
 
     def put_question(self, number: int, model: bytes) -> None:
-        """Notes the object that a round sends, in place of the one that was noted."""
+        """Replaces the object that a round sends."""
         with self.transaction():
             self._db.execute("UPDATE round SET model = ? WHERE number = ?", (model, number))
 
     def ask_too(self, number: int, nodes: list[int], now: float) -> None:
-        """Asks more nodes in a round; what one of them has answered stays."""
+        """Adds nodes to those that a round asks; an answer that one of them gave earlier is kept."""
         with self.transaction():
             self._db.executemany(
                 "INSERT INTO answer (round, node, state, changed_at) VALUES (?, ?, 'asked', ?) "
@@ -207,7 +209,7 @@ class Store:
             )
 
     def put_model(self, number: int, packed: bytes) -> None:
-        """Notes the weights that a round made, in place of those that were noted."""
+        """Replaces the weights that a round produced."""
         with self.transaction():
             self._put_model(number, packed)
 
@@ -219,7 +221,7 @@ class Store:
         )
 
     def reopen(self, number: int) -> None:
-        """A closed round is open once more, and those after it never were."""
+        """Opens a closed round again, and deletes all later rounds."""
         with self.transaction():
             for table in ("answer", "model"):
                 column = "round" if table == "answer" else "number"
@@ -233,7 +235,7 @@ class Store:
             )
 
     def ask_again(self, number: int, now: float, deadline_at: float) -> None:
-        """Gives a round that nobody answered its time once more; the nodes that failed are asked anew."""
+        """Restarts the time of a round that nobody answered, and asks the nodes that failed again."""
         with self.transaction():
             self._db.execute(
                 "UPDATE round SET deadline_at = ?, left_s = ? WHERE number = ?",
@@ -246,7 +248,7 @@ class Store:
             )
 
     def ask_once_more(self, number: int, node: int, now: float) -> int:
-        """Asks one node of a round anew; returns which asking it is, durable on return."""
+        """Asks one node of a round again; returns how often it was asked before, durable on return."""
         with self.transaction():
             self._db.execute(
                 "UPDATE answer SET state = 'asked', changed_at = ?, asking = asking + 1 "
@@ -258,7 +260,7 @@ class Store:
         return int(row["asking"])
 
     def time_left(self, number: int, left_s: float, now: float) -> None:
-        """Notes how much of a round's time is left, and when that will be over, for display."""
+        """Stores how much of a round's time is left and, for display, when the round will end."""
         with self.transaction():
             row = left_s, now + left_s, number
             self._db.execute("UPDATE round SET left_s = ?, deadline_at = ? WHERE number = ?", row)
@@ -266,7 +268,7 @@ class Store:
     def close_round(
         self, number: int, packed: bytes, accuracy: float, loss: float, bits_down: float, now: float
     ) -> None:
-        """Closes a round with the model that it made, whole."""
+        """Closes a round and stores the model that it produced, in one transaction."""
         with self.transaction():
             self._db.execute(
                 "UPDATE round SET closed_at = ?, accuracy = ?, loss = ?, bits_down = ? WHERE number = ?",
@@ -276,7 +278,7 @@ class Store:
         self._db.back_up()
 
     def round(self, number: int) -> RoundRow | None:
-        """One round, if it was ever opened."""
+        """The round with that number, or None if it was never opened."""
         row = self._db.one("round", "WHERE number = ?", number)
         return None if row is None else RoundRow(**row)
 
@@ -285,34 +287,34 @@ class Store:
         return [RoundRow(**row) for row in self._db.all("round", "ORDER BY number")]
 
     def asked(self, number: int) -> bytes | None:
-        """The object that round `number` sent."""
+        """The object that round `number` sent, or None."""
         row = self._db.one("round", "WHERE number = ?", number)
         return None if row is None else bytes(row["model"])
 
     def model(self, number: int) -> bytes | None:
-        """The packed weights that round `number` made."""
+        """The packed weights that round `number` produced, or None."""
         row = self._db.one("model", "WHERE number = ?", number)
         return None if row is None else bytes(row["payload"])
 
     def answers(self, number: int) -> list[Mapping[str, Any]]:
-        """Who was asked in a round and what became of it, without the payloads."""
+        """The nodes that a round asked and the state of each answer, without payloads."""
         found = self._db.all("answer", "WHERE round = ? ORDER BY node", number)
         return [
             {name: row.get(name) for name in _ANSWER} | {"bytes": _length(row["payload"])} for row in found
         ]
 
     def payload(self, number: int, node: int) -> bytes | None:
-        """The update object of one node in one round."""
+        """The update object of one node in one round, or None."""
         row = self._db.one("answer", "WHERE round = ? AND node = ?", number, node)
         return None if row is None or row["payload"] is None else bytes(row["payload"])
 
     def taken(self, node: int) -> list[bytes]:
-        """Digests of the latest update objects of one node, at most `LATEST`, the last first."""
+        """Digests of a node's latest update objects, newest first, at most `LATEST`."""
         rows = self._db.all("answer", "WHERE node = ? ORDER BY round DESC", node)
         return [row["object"] for row in rows if row["object"]][:LATEST]
 
     def mark(self, number: int, node: int, state: str, now: float) -> None:
-        """Notes a change of one answer's state."""
+        """Stores the new state of one answer."""
         with self.transaction():
             self._db.execute(
                 "UPDATE answer SET state = ?, changed_at = ? WHERE round = ? AND node = ?",
@@ -320,7 +322,8 @@ class Store:
             )
 
     def lose(self, number: int, node: int, why: str, now: float) -> None:
-        """What a node answered cannot be used, and why. One that this round did not ask is forgotten."""
+        """Marks an answer as unusable, with the reason; a merged one, which the round did not ask for, is
+        deleted."""
         with self.transaction():
             self._db.execute(
                 "DELETE FROM answer WHERE round = ? AND node = ? AND state = 'merged'", (number, node)
@@ -335,7 +338,7 @@ class Store:
         self, number: int, node: int, payload: bytes, metrics: Mapping[str, float], now: float,
         *, merged: bool = False,
     ) -> None:  # fmt: skip
-        """Stores an update in one barrier: only then may DONE leave.
+        """Stores an update in one transaction; only after that may DONE be sent.
 
         `merged`: it answers an earlier round, and this one did not ask its node.
         """
@@ -375,7 +378,7 @@ class Store:
             )
 
     def counters(self, node: int) -> dict[str, float]:
-        """A node's running totals over all runs of the daemon."""
+        """A node's running totals, over all runs of the daemon."""
         rows = self._db.all("counter", "WHERE node = ?", node)
         return {row["name"]: row["value"] for row in rows}
 

@@ -1,8 +1,8 @@
-"""How far a database has come, in a file beside it: one that comes back older than that is noticed.
+"""A file beside the database counts its transactions: a database that comes back older is noticed.
 
-A write-ahead log that was deleted, cut or damaged takes its transactions with it, and what is left is whole.
-The count is written after each transaction and never waited for: after a power cut it may be behind, which
-says nothing, and it is never ahead.
+If the write-ahead log is deleted, truncated or damaged, its transactions are lost, and what is left looks
+intact. The count is written after each transaction without waiting for the disk. After a power cut it may be
+too low, which proves nothing; it is never too high.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ _MAGIC = b"SDW1"
 
 
 class ProgressWitness:
-    """Of the database at `path`; nothing is opened before it is written."""
+    """The count of the database at `path`; its file is opened with the first write."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.with_name(f"{path.name}.witness")
         self._handle = -1
 
     def read(self) -> int | None:
-        """The generation that the database had; None where nobody says. Raises ValueError for a damaged
-        witness."""
+        """The generation that the database had reached, or None without a witness. Raises ValueError for a
+        damaged one."""
         try:
             with self.path.open("rb") as file:
                 content = file.read(_FORM.size + 1)
@@ -39,7 +39,7 @@ class ProgressWitness:
         return int(_FORM.unpack(content)[1])
 
     def write(self, generation: int) -> None:
-        """A machine that refuses is no reason to stop: the database is written."""
+        """Writes the count. A failure is ignored, since the database itself is written."""
         with contextlib.suppress(OSError):
             if self._handle < 0:
                 self._handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)

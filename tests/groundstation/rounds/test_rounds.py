@@ -169,7 +169,9 @@ def test_a_model_is_cut_after_a_restart_as_before(tmp_path: Path) -> None:
     asked = sorted(ground.states(1))
     (offered,) = {progress.digest for progress in objects(ground, asked[0])}
     before = ground.stations[asked[0]].session.fragment_bytes(offered)
-    ground.store.cut(asked[0], offered, before - 7)  # as if its link had lost much when it was offered
+    ground.store.set_fragment_size(
+        asked[0], offered, before - 7
+    )  # as if its link had lost much when it was offered
     ground.store.close()
     ground.start()
     cuts = [ground.stations[node].session.fragment_bytes(offered) for node in asked]

@@ -123,8 +123,8 @@ def test_the_epoch_rises_with_every_entry(store: Store, path: Path) -> None:
 
 
 def test_how_the_last_object_is_cut_stays(store: Store, path: Path) -> None:
-    store.cut(1, b"first", 100)
-    store.cut(1, b"second", 80)
+    store.set_fragment_size(1, b"first", 100)
+    store.set_fragment_size(1, b"second", 80)
     store.close()
     again = Store(path)
     assert [again.fragment_bytes(1, digest) for digest in (b"first", b"second")] == [None, 80]
