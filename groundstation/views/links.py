@@ -1,4 +1,5 @@
-"""What `groundstation links` shows: every board's link in a row, and every object on its way below."""
+"""Renders what `groundstation links` shows: a row for every board's link, and below it every object in
+transfer."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ View = Mapping[str, Any]
 
 
 def links_picture(view: View, before: View | None, gap_s: float) -> str:
-    """The view of `groundstation links` as text; `before` is the one of `gap_s` seconds ago, if any."""
+    """The view of `groundstation links` as text; `before` is the view of `gap_s` seconds ago, if any."""
     console = Console(force_terminal=is_terminal(sys.stdout))
     with console.capture() as captured:
         console.print(group(view, before, gap_s))
@@ -28,7 +29,8 @@ def links_picture(view: View, before: View | None, gap_s: float) -> str:
 
 
 def group(view: View, before: View | None, gap_s: float) -> Group:
-    """The parts of the picture: links as they are now, what was counted, what is on its way. 100 columns."""
+    """The parts of the view, 100 columns wide: the links' states, their counters, and the objects in
+    transfer."""
     waiting = f"waiting for {', '.join(view['waiting'])}" if view["waiting"] else "waiting for nobody"
     earlier = {link["node"]: link for link in before["links"]} if before else {}
     now = _table(

@@ -1,7 +1,7 @@
-"""Plays a recording of ports again, through the framing and the sessions that the programs themselves run.
+"""Replays a recording of ports through the framing and the sessions that the programs themselves use.
 
-What came in is heard by a session of the end that recorded, what went out by one of the other end, as if
-nothing had been lost on the way. Neither knows what happened before the recording began.
+A session of the recording end receives what came in, and a session of the other end receives what went out,
+as if nothing had been lost on the way. Neither knows what happened before the recording began.
 """
 
 from __future__ import annotations
@@ -30,11 +30,13 @@ _FRAGMENTS = (Type.DATA, Type.REPAIR)
 
 @dataclass(frozen=True)
 class ReplayedFrame:
-    """One frame: when (Unix seconds), over which board's link, which way, and what a session made of it.
+    """One frame: its time (Unix seconds), the board whose link it crossed, its direction, and its fate at a
+    session.
 
-    `frame`: what it says of itself, None where it has not the shape of one. `verdict`: taken, duplicate,
-    orphan (a fragment of an object whose OFFER was not heard), unchecked (without the key), broadcast, or the
-    name of the counter of what was refused. `events`: what it brought about, in the session's names.
+    `frame` is its unproven content, None if it does not have the shape of a frame. `verdict` is taken,
+    duplicate, orphan (a fragment of an object whose OFFER was not heard), unchecked (without the key),
+    broadcast, or the name of the counter under which it was dropped. `events` names the session's events that
+    it caused.
     """
 
     unix_s: float
@@ -48,7 +50,8 @@ class ReplayedFrame:
 
 @dataclass
 class Stream:
-    """One way of one link. Without a key there is no session. `broken`: no frame by its framing alone."""
+    """One direction of one link. Without a key there is no session. `broken` counts violations of the
+    framing."""
 
     node: int
     way: Way
@@ -62,7 +65,7 @@ class Stream:
     unix_s: list[float] = field(default_factory=list)  # of the first and the last byte
 
     def renew(self, fresh: Framing) -> None:
-        """The port was opened by another run of its program."""
+        """Begins anew, because another run of the program has opened the port."""
         self.broken += self.framing.broken
         self.framing = fresh
 
@@ -72,9 +75,9 @@ class Stream:
 
 
 class Replay:
-    """A recording, in one file or several in their order, and the keys of its boards by their numbers.
+    """A recording, in one file or several in order, with the keys of its boards by number.
 
-    Iterate once, then look at the `streams`.
+    Iterate over it once, then read `streams`.
     """
 
     def __init__(self, paths: Sequence[Path], key_of: Callable[[int], bytes | Keys | None]) -> None:
@@ -86,11 +89,12 @@ class Replay:
 
     @property
     def damaged(self) -> int:
-        """Records that are no records, or of another version, or of a link whose start is missing."""
+        """How many records were damaged, of another version, or of a link whose start is missing."""
         return sum(reader.damaged for reader in self._readers) + self._unstarted + self._unread
 
     def __iter__(self) -> Iterator[ReplayedFrame]:
-        """Raises OSError, and ConfigError where frames are encrypted and nothing here can decrypt them."""
+        """Yields the frames. Raises OSError, and ConfigError if frames are encrypted and cannot be decrypted
+        here."""
         for record in chain.from_iterable(self._readers):
             if record.kind is Kind.START:
                 try:
@@ -149,7 +153,7 @@ class Replay:
             )  # fmt: skip
 
     def _rekey(self, node: int, events: list[Event]) -> None:
-        """A HELLO named the salt that one end has put in force: both ways go on under it."""
+        """Continues both directions under the salt that a HELLO has put in force."""
         for event in events:
             if isinstance(event, Rekeyed):
                 for (each, _), stream in self.streams.items():
@@ -158,7 +162,7 @@ class Replay:
 
 
 def _hear(stream: Stream, raw: bytes, frame: Frame | None, now: float) -> tuple[str, list[Event]]:
-    """What the session makes of a frame, by the counter that it moves."""
+    """The session's verdict on a frame, known from the counter that it increments, and its events."""
     session = stream.session
     if session is None:
         return ("malformed" if frame is None else "unchecked"), []

@@ -1,4 +1,4 @@
-"""What `groundstation replay` prints: a line for each frame, and what was counted, as text or as JSON."""
+"""Renders what `groundstation replay` prints, a line for each frame and the counters, as text or as JSON."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COUNTERS = (
 
 
 def lines(replay: Replay, *, as_json: bool) -> Iterator[str]:
-    """All that is to be printed. Raises OSError where the recording cannot be read."""
+    """The lines to print. Raises OSError if the recording cannot be read."""
     for line in replay:
         yield msgspec.json.encode(_values(line)).decode() if as_json else _text(line)
     totals = [_totals(stream) for stream in replay.streams.values()]

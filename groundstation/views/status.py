@@ -1,4 +1,4 @@
-"""Where a mission stands, from its store alone: the same while the daemon runs and when it does not."""
+"""A mission's status, read from its store alone, so that it is the same whether the daemon runs or not."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def picture(mission: Mission, store: Store) -> dict[str, Any]:
 
 
 def _health(stored: str | None) -> dict[str, Any] | None:
-    """A board's last health message; None where there is none, or one of another version."""
+    """A board's latest health report; None if there is none, or one of another version."""
     try:
         health = json.loads(stored or "null")
         State(health["state"])
@@ -72,12 +72,12 @@ def _health(stored: str | None) -> dict[str, Any] | None:
 
 
 def _of(node: int, answers: list[Mapping[str, Any]]) -> str | None:
-    """What became of one node's answer; None where it was not asked."""
+    """The state of one node's answer; None if it was not asked."""
     return next((str(answer["state"]) for answer in answers if answer["node"] == node), None)
 
 
 def table(view: Mapping[str, Any], console: Console | None = None) -> None:
-    """Prints the picture for a person."""
+    """Prints the status for a person."""
     console = console or Console()
     state = f"finished ({view['why']})" if view["finished_at"] else "running or resumable"
     console.print(
@@ -112,7 +112,7 @@ def table(view: Mapping[str, Any], console: Console | None = None) -> None:
 
 
 def _doing(health: Mapping[str, Any]) -> str:
-    """The board's state, and why it failed where it did."""
+    """The board's state and, if it failed, why."""
     state = State(health["state"])
     if state is not State.FAILED:
         return state.name.lower()
@@ -129,7 +129,7 @@ def _number(value: float | None, form: str) -> str:
 
 
 def ago(at: float | None) -> str:
-    """A value's age says whether it is fresh; a bare time does not."""
+    """A value's age, which says whether it is fresh better than a time of day does."""
     if at is None:
         return "never"
     seconds = max(0.0, time.time() - at)

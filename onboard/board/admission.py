@@ -1,7 +1,7 @@
-"""How large an object of a peer may be: what comes in is held in memory, and an OFFER may say 4 GiB.
+"""Limits the size of a peer's objects: incoming objects are held in memory, and an OFFER may claim 4 GiB.
 
-One that is too large is refused before a byte of it is held. What half came in lies in the spool, which holds
-as much as the memory, so that an agent that starts again never reads more.
+An object that is too large is refused before a byte of it is held. Half-received objects are kept in the
+spool, which has the same limit as the memory, so that a restarted agent never reads more.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ OBJECTS = 8  # at a time, on one link; honest ends have two on the way
 
 
 def within(limits: Limits, budget_bytes: int, links: int = 1) -> Limits:
-    """What one of `links` links of a board takes on, whose memory budget is `budget_bytes`."""
+    """The limits of one of a board's `links` links, if its memory budget is `budget_bytes`."""
     object_bytes = max(LEAST_BYTES, budget_bytes // OBJECT_SHARE)
     all_bytes = max(object_bytes, budget_bytes // ALL_SHARE // links)
     return replace(limits, max_object_bytes=object_bytes, max_incoming=OBJECTS, max_incoming_bytes=all_bytes)
 
 
 def for_updates(limits: Limits, model_bytes: int) -> Limits:
-    """What the link with a board takes on that trains a model of `model_bytes` in float32: no honest update
-    has more, but for its header."""
+    """The ground's limits for the link with a board that trains a model of `model_bytes` in float32: no
+    honest update is larger, except for its header."""
     object_bytes = max(LEAST_BYTES, 2 * model_bytes)
     return replace(
         limits, max_object_bytes=object_bytes, max_incoming=OBJECTS, max_incoming_bytes=2 * object_bytes

@@ -1,4 +1,4 @@
-"""Readings of the board that its ground wants to see; a reading the board does not have is None, never 0."""
+"""Sensor readings that the ground wants to see; a reading that the board does not have is None, never 0."""
 
 from __future__ import annotations
 

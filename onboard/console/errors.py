@@ -1,4 +1,4 @@
-"""What a program cannot do it says in one line on standard error, and ends: the same for all three."""
+"""A program that cannot go on says why in one line on standard error, and ends: the same for all three."""
 
 from __future__ import annotations
 
@@ -84,7 +84,8 @@ Callback = Callable[[click.Context, click.Parameter, Any], Any]
 
 
 def _finite(then: Callback | None) -> Callback:
-    """What an option does with its value, once it is known to be a number: NaN is in every range."""
+    """A callback that refuses NaN, which is in every range, before an option's own callback sees the
+    value."""
 
     def check(context: click.Context, param: click.Parameter, value: Any) -> Any:
         if isinstance(value, float) and not math.isfinite(value):
@@ -95,7 +96,8 @@ def _finite(then: Callback | None) -> Callback:
 
 
 def finite(text: str) -> float:
-    """A number in a longer argument. Raises ValueError for what is none, NaN and the infinities too."""
+    """Parses a number inside a longer argument. Raises ValueError for any other text, NaN and the
+    infinities."""
     number = float(text)
     if not math.isfinite(number):
         raise ValueError(f"{text!r} is not a finite number")
@@ -103,7 +105,7 @@ def finite(text: str) -> float:
 
 
 def check_text(arguments: Sequence[str]) -> None:
-    """Raises UsageError for an argument that is no text: it can stand in no file that the programs write."""
+    """Raises UsageError for an argument that is not valid Unicode: no file of the programs could hold it."""
     for argument in arguments:
         try:
             argument.encode("utf-8")
@@ -112,7 +114,8 @@ def check_text(arguments: Sequence[str]) -> None:
 
 
 def forget_unwritten(stream: TextIO | None) -> None:
-    """What a stream could not write is not tried again at the program's end, where failing is a traceback."""
+    """Discards what a stream could not write, so that Python does not try again at exit and print a
+    traceback."""
     try:
         if stream is not None:
             stream.flush()
@@ -122,15 +125,15 @@ def forget_unwritten(stream: TextIO | None) -> None:
 
 
 def where(error: BaseException) -> str:
-    """An error that nobody foresaw, and the line that raised it."""
+    """Describes an unforeseen error: its type, its text and the line that raised it."""
     frames = traceback.extract_tb(error.__traceback__)[-1:]
     place = "".join(f" ({Path(frame.filename).name}:{frame.lineno})" for frame in frames)
     return one_line(f"{type(error).__name__}: {error}") + place
 
 
 def one_line(text: str) -> str:
-    """As it can be shown: what is quoted, such as a path, may hold line ends and a terminal's commands, or be
-    a megabyte long."""
+    """Makes a text safe to show in one line: what it quotes, such as a path, may hold line ends or a
+    terminal's escape sequences, or be a megabyte long."""
     if len(text) > _MOST_CHARACTERS:
         half = _MOST_CHARACTERS // 2
         text = f"{text[:half]} ... {text[-half:]}"
@@ -138,8 +141,8 @@ def one_line(text: str) -> str:
 
 
 def refused(error: OSError, where: object) -> NoReturn:
-    """Ends the program because the machine refuses; `where`: what to name if the system does not. A reader
-    that has seen enough is no refusal: that is raised again, and quiet."""
+    """Ends the program because the machine failed; `where` is named if the system names no file. A closed
+    pipe, whose reader has seen enough, is no failure: that error is raised again and stays quiet."""
     if error.errno == errno.EPIPE:
         raise error
     name = error.filename if isinstance(error.filename, str | os.PathLike) else where
@@ -147,6 +150,6 @@ def refused(error: OSError, where: object) -> NoReturn:
 
 
 def fail(line: str, code: int = 2) -> NoReturn:
-    """Ends the program with one line: exit code 2 over bad input, 1 where the machine refuses."""
+    """Ends the program with one line: exit code 2 for bad input, 1 if the machine failed."""
     click.echo(one_line(line), err=True)
     sys.exit(code)

@@ -1,4 +1,5 @@
-"""Says which extra brings a package that is not here, and what is wrong with one that does not load."""
+"""Names the extra that installs a missing package, and says what is wrong with a package that does not
+load."""
 
 from __future__ import annotations
 
@@ -17,9 +18,9 @@ CALLED = {"sklearn": "scikit-learn", "PIL": "Pillow"}  # where a package is impo
 
 
 def require(*packages: str) -> None:
-    """Finds these without loading them, so that what is missing is said before a long run and not at its end.
+    """Checks that packages are installed without loading them, so that a long run fails at its beginning.
 
-    Raises ModuleNotFoundError, whose `name` is the first that is not there.
+    Raises ModuleNotFoundError, whose `name` is the first missing package.
     """
     for package in packages:
         if importlib.util.find_spec(package) is None:
@@ -27,8 +28,8 @@ def require(*packages: str) -> None:
 
 
 def unusable(package: str, error: Exception, program: str = "") -> str:
-    """One line on why `package` could not be imported: it is missing, or here and broken (a library of the
-    system that is too old, half of another version left behind), which no installing of an extra mends.
+    """One line on why `package` could not be imported: it is missing, or installed and broken (by a system
+    library that is too old, or by files of another version), which installing an extra does not repair.
 
     `program` chooses the extra where several bring the package.
     """
@@ -39,18 +40,18 @@ def unusable(package: str, error: Exception, program: str = "") -> str:
 
 
 def wanted(error: ImportError) -> str | None:
-    """The package of an extra that an import failed for, or None."""
+    """The package of an extra that an import error is about, or None."""
     package = top_level(error)
     return package if any(package in packages for packages in BRINGS.values()) else None
 
 
 def top_level(error: ImportError) -> str:
-    """The package that an import failed in; empty where the error does not say."""
+    """The package in which an import failed; empty if the error does not say."""
     return (error.name or "").partition(".")[0]
 
 
 def root_cause(error: BaseException) -> str:
-    """The first line of the error that began it: numpy, for one, wraps the loader's in a page of advice."""
+    """The first line of the original error: numpy, for one, wraps the loader's error in a page of advice."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line for line in str(error).splitlines() if line.strip()]

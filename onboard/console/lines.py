@@ -1,8 +1,9 @@
-"""Lines for whoever reads them, without ever waiting for that reader.
+"""Writes lines without ever waiting for the reader.
 
-A paused terminal, a pager, a stalled journal and a full pipe all make write(2) wait, and a non-blocking mode
-would belong to the terminal itself, and so to the user's shell too. So a thread writes, and what does not fit
-before it is dropped and counted. A full disk and a reader that is gone cost their lines alone.
+A paused terminal, a pager, a stalled journal and a full pipe all block write(2), and a non-blocking mode
+would apply to the terminal itself, and so to the user's shell too. So a thread writes, and lines for which
+its queue has no room are dropped and counted. A full disk or a reader that is gone costs lines and nothing
+else.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ _STACK_BYTES = 256 * 1024  # of the thread; the 8 MB of the default count agains
 
 
 class Lines:
-    """Writes lines to a file descriptor, in order. `missed` makes the line that says how many were dropped,
-    which follows as soon as something can be written again; an empty text says nothing of it."""
+    """Writes lines to a file descriptor, in order. `missed` formats the line that says how many were dropped,
+    which follows as soon as something can be written again; if it returns an empty text, no such line is
+    written."""
 
     def __init__(self, fd: int, missed: Callable[[int], str], most_bytes: int = MOST_BYTES) -> None:
         self._fd, self._missed_line, self._most_bytes = fd, missed, most_bytes
@@ -42,12 +44,12 @@ class Lines:
         """Whether the last write found that no reader is left."""
 
     def _renew(self) -> None:
-        """A child of a fork has no such thread, and the lock as it was at that moment."""
+        """Starts anew in a forked child, which has no writing thread, and whose lock may be held forever."""
         self._changed = threading.Condition(threading.Lock())
         self._thread = None
 
     def put(self, text: str) -> None:
-        """Hands over a text that ends with a line's end. Returns at once."""
+        """Queues a text that ends with a line end. Returns at once."""
         data = text.encode("utf-8", "backslashreplace")
         with self._changed:
             if self._queue and self._queued_bytes + len(data) > self._most_bytes:
@@ -61,8 +63,8 @@ class Lines:
                 self._start()
 
     def close(self, within_s: float = 0.3, patient: Callable[[], bool] = lambda: False) -> None:
-        """Waits for what is still to be written: so long, and then as long as it is `patient`. After that a
-        reader that is stuck gets no more."""
+        """Waits until everything is written, for a fixed time and then for as long as `patient` says. A
+        reader that is still stuck after that gets nothing more."""
         end_s = time.monotonic() + within_s
         with self._changed:
             while self._thread is not None and not (self._idle and not self._queue and not self._missed):
@@ -108,8 +110,8 @@ class Lines:
 
 
 class Outlet:
-    """`Lines` in the form of a text file, for a library that writes to one; what it writes at a time is
-    dropped or written whole. No stream is one that was closed before the program began."""
+    """`Lines` with the interface of a text file, for a library that writes to one. What it writes in one call
+    is written or dropped as a whole. The stream is None if it was closed before the program began."""
 
     encoding = "utf-8"
 
@@ -122,26 +124,26 @@ class Outlet:
         return len(text)
 
     def flush(self) -> None:
-        """What was written is under way already."""
+        """Does nothing: what was written is on its way already."""
 
     def isatty(self) -> bool:
         """Whether a person reads it on a terminal."""
         return is_terminal(self._stream)
 
     def fileno(self) -> int:
-        """The descriptor that is written to, for its size as a terminal."""
+        """The descriptor that is written to; rich asks it for the terminal's size."""
         if self._stream is None:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         return self._stream.fileno()
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """None is one that was closed before the program began."""
+    """Whether a stream is a terminal; None is a stream that was closed before the program began."""
     return stream is not None and stream.isatty()
 
 
 def descriptor(stream: TextIO) -> int | None:
-    """None where a stream is no file of the system's: a test's."""
+    """A stream's file descriptor; None if it has none, as in a test."""
     try:
         return stream.fileno()
     except (OSError, ValueError):
@@ -149,7 +151,7 @@ def descriptor(stream: TextIO) -> int | None:
 
 
 class Direct:
-    """In place of `Lines` where a stream is no file: a test's."""
+    """Takes the place of `Lines` for a stream without a file descriptor, as in a test."""
 
     unread = False
 
@@ -168,8 +170,8 @@ def lines_to(
     most_bytes: int = MOST_BYTES,
     patient: Callable[[], bool] = lambda: False,
 ) -> Iterator[Lines | Direct]:
-    """`Lines` to a stream inside the block, at whose end see `Lines.close`. A stream that was closed before
-    the program began gets nothing."""
+    """`Lines` to a stream for the length of the block, which ends with `Lines.close`. Nothing is written to a
+    stream that was closed before the program began."""
     fd = os.open(os.devnull, os.O_WRONLY) if stream is None else descriptor(stream)
     if fd is None:
         assert stream is not None, "the null device has a descriptor"

@@ -1,4 +1,4 @@
-"""What the programs say of themselves: one line an event, as text or as JSON, the same on both sides."""
+"""The programs' log: one line for each event, as text or as JSON, in the same form on both sides."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ Format = Literal["text", "json"]
 def start(form: Format, level: int = logging.INFO) -> None:
     """Sends every event of this process to standard output, one line each, at once.
 
-    No event waits for who reads there: what a reader that is stuck has no room for is dropped, and
-    `log-dropped` says how many lines.
+    Logging never waits for the reader: lines for which a stuck reader has no room are dropped, and
+    `log-dropped` says how many.
     """
     formatter = _JsonLines() if form == "json" else _Text()
     output: logging.Handler
@@ -40,12 +40,12 @@ def start(form: Format, level: int = logging.INFO) -> None:
 _CAUSED = frozenset({
     "in-sight", "out-of-sight", "peer-at", "rekeyed", "result-discarded", "superseded", "update-discarded",
 })  # fmt: skip
-"""Events that another end can cause and that are no warnings."""
+"""Events below the level of a warning that another end can cause."""
 
 
 class _Output(logging.Handler):
-    """Writes events through `Lines`; of warnings and the like of one kind about one peer not all where there
-    are many, and then `unsaid` counts those before."""
+    """Writes events through `Lines`. The rate of warnings of one kind about one peer is limited, and `unsaid`
+    counts those that were suppressed before."""
 
     def __init__(self, fd: int, formatter: logging.Formatter) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ def say(logger: logging.Logger, event: str, /, *, level: int = logging.INFO, **f
 
 
 def record_of(logger: logging.Logger, event: str, /, *, level: int, **fields: Any) -> logging.LogRecord:
-    """The event as `say` would log it, for a line that goes another way."""
+    """The record that `say` would log, for a line that takes another way out."""
     made = {"name": logger.name, "msg": event, "levelno": level, "levelname": logging.getLevelName(level)}
     return logging.makeLogRecord(made | {"fields": fields})
 
@@ -122,7 +122,7 @@ def _short(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON can say: digests as hex, and text for what it has no form for."""
+    """Converts a value to what JSON can express: bytes become hex, and other types text."""
     if isinstance(value, dict):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple | set | frozenset):

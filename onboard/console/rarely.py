@@ -1,4 +1,4 @@
-"""Lines that somebody else brings about as often as he likes: some at once, then few, and all are counted."""
+"""Limits the rate of log lines that somebody else can provoke: a burst, then few, and all are counted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ class Rarely:
         self._kinds: dict[Hashable, tuple[float, float, int]] = {}  # level, when, and how many were not said
 
     def may(self, kind: Hashable, now: float) -> int | None:
-        """None if this line is not to be said, else how many of its kind before it were not."""
+        """None if this line is to be suppressed; else how many of its kind were suppressed since the last
+        one."""
         level, at, unsaid = self._kinds.pop(kind, (0.0, now, 0))
         level = max(0.0, level - (now - at) / EVERY_S)
         says = level <= BURST - 1

@@ -1,4 +1,4 @@
-"""TOML files that a person edits: a mistake in one is one line that names the file, the key and the value."""
+"""Reads TOML files that a person edits; an error is one line that names the file, the key and the value."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be used; the text is one line: file, key, value, what would be right."""
+    """A configuration cannot be used; the text is one line with the file, the key, the value and what is
+    allowed."""
 
 
 def read(path: Path, kind: type[T]) -> T:
     """Reads a TOML file into a Struct.
 
-    Raises ConfigError: a file that is missing, not TOML, with an unknown key, a missing one, or a value of
-    the wrong type or range.
+    Raises ConfigError for a file that is missing or not TOML, for an unknown or a missing key, and for a
+    value of the wrong type or out of range.
     """
     try:
         raw = tomllib.loads(text_of(path))
@@ -47,9 +48,10 @@ def read(path: Path, kind: type[T]) -> T:
 
 
 def checked(source: object, raw: dict[str, Any], kind: type[T]) -> T:
-    """`raw` as a Struct; `source`, a file or a command, is what an error names first. Raises ConfigError.
+    """Converts `raw` to a Struct; `source`, a file or a command, is what an error names first. Raises
+    ConfigError.
 
-    No number is infinite or NaN: those pass every range that has but one end, and no key means them.
+    Infinity and NaN are refused: they pass every range with one end only, and no key allows them.
     """
     try:
         made = msgspec.convert(raw, kind)
@@ -64,7 +66,7 @@ def checked(source: object, raw: dict[str, Any], kind: type[T]) -> T:
 
 
 def _not_finite(raw: Any, where: str = "") -> tuple[str, float] | None:
-    """The first number that is none, and its key."""
+    """The first number that is infinite or NaN, and its key."""
     if isinstance(raw, dict):
         inner = [(f"{where}.{key}" if where else str(key), value) for key, value in raw.items()]
     elif isinstance(raw, list | tuple):
@@ -77,7 +79,7 @@ def _not_finite(raw: Any, where: str = "") -> tuple[str, float] | None:
 def _explain(message: str, raw: Any) -> str:
     """msgspec's "Expected `int`, got `str` - at `$.node.id`" as "node.id = 'x': expected int, got str".
 
-    A `__post_init__` says "KEY: what is wrong", and its key goes to where the others are.
+    A `__post_init__` raises "KEY: what is wrong"; the key is moved to the same place.
     """
     found = re.fullmatch(r"(.*) - at `\$(.*)`", message, re.DOTALL)
     text, where = found.groups() if found else (message, "")
@@ -100,7 +102,7 @@ def _as_written(value: Any) -> str:
 
 
 def _at(raw: Any, where: str) -> Any:
-    """The value at `.node[1].port`, or None where the file says nothing."""
+    """The value at a path such as `.node[1].port`, or None if the file has none."""
     for name, index in re.findall(r"\.([^.\[]+)|\[(\d+)\]", where):
         try:
             raw = raw[name] if name else raw[int(index)]

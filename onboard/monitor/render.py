@@ -1,6 +1,6 @@
-"""A link's state for a person at a terminal of the board, where there is nothing but text.
+"""Renders a link's state as text, for a person at a terminal of the board.
 
-The ground's tables are made of the same words, so both ends say the same thing the same way.
+The ground's tables use the same words, so that both ends describe the same thing in the same way.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ View = Mapping[str, Any]
 
 
 def board_picture(view: View, before: View | None, gap_s: float) -> str:
-    """The view of `onboard link` for a person; `before` is the one of `gap_s` seconds ago, if there is one.
-    About 76 columns wide."""
+    """The view of `onboard link` as text about 76 columns wide; `before` is the view of `gap_s` seconds ago,
+    if there is one."""
     link = view["link"]
     title = f"{click.style(view['node'], bold=True)}  {view['board']}, {view['profile']}: {doing(view)}"
     lines = [title, "", f"port    {port_state(link['port'])}", f"ground  {peer_state(link)}", ""]
@@ -35,7 +35,7 @@ def board_picture(view: View, before: View | None, gap_s: float) -> str:
 
 
 def gossip_picture(view: View, before: View | None, gap_s: float) -> str:
-    """The same of a node that gossips, a few lines for each neighbour."""
+    """The same for a node that gossips, with a few lines for each neighbour."""
     title = f"{click.style(view['node'], bold=True)}  {view['board']}: {view['phase']}"
     loss = "" if view["loss"] is None else f", loss {view['loss']:.3f}"
     lines = [f"{title}, {view['epochs']:.2f} epochs{loss}, {view['exchanges']:,} exchanges", ""]
@@ -58,7 +58,7 @@ def gossip_picture(view: View, before: View | None, gap_s: float) -> str:
 
 
 def doing(view: View) -> str:
-    """What an agent is at."""
+    """What an agent is doing."""
     text = str(view["phase"])
     if view["round"]:
         text += f", round {view['round']}"
@@ -68,14 +68,14 @@ def doing(view: View) -> str:
 
 
 def port_state(port: View) -> str:
-    """Where the port is, and whether it is there."""
+    """The port's URL, and whether it is open."""
     if port["open"]:
         return f"{port['url']}  {click.style('open', fg='green')}"
     return f"{port['url']}  {click.style(port['why'] or 'closed', fg='red')}"
 
 
 def peer_state(link: View) -> str:
-    """Whether the other end is heard."""
+    """Whether the other end is being heard."""
     if not link["in_contact"]:
         return click.style("out of contact", fg="yellow")
     if link["heard_s_ago"] is None:
@@ -87,7 +87,7 @@ def peer_state(link: View) -> str:
 
 
 def dropped(link: View) -> str:
-    """What came in and was not taken, as far as it is not 0."""
+    """The counters of what was received and dropped, as far as they are not 0."""
     counts = [(name.removesuffix("_dropped").replace("_", " "), link[name]) for name in DROPPED] + [
         ("noise", link["port"]["broken"])
     ]
@@ -96,7 +96,7 @@ def dropped(link: View) -> str:
 
 
 def objects(link: View) -> Iterator[str]:
-    """A line for every object on its way, and when all will be there."""
+    """A line for every object in transfer, with the time at which it will be complete."""
     for one in link["objects"]:
         share = one["held"] / max(1, one["fragments"])
         done = round(share * BAR)
@@ -114,7 +114,7 @@ def objects(link: View) -> Iterator[str]:
 
 
 def eta(left_s: float | None, passes: int | None) -> str:
-    """How long it will take, and over how many passes where a contact plan tells."""
+    """How long a transfer will take and, if a contact plan says so, over how many passes."""
     if left_s is None:
         return "no end in sight"
     over = "" if passes is None else f", {passes} pass{'es' if passes != 1 else ''}"
@@ -122,7 +122,7 @@ def eta(left_s: float | None, passes: int | None) -> str:
 
 
 def duration(value_s: float) -> str:
-    """Two digits are enough for a person: 0.4 s, 45 s, 12 min, 3.5 h, 2.1 d."""
+    """A duration with two digits, which is enough for a person: 0.4 s, 45 s, 12 min, 3.5 h, 2.1 d."""
     if value_s < 10:
         return f"{value_s:.1f} s"
     for unit, size_s, up_to in (("s", 1, 120), ("min", 60, 120), ("h", 3600, 48)):
@@ -133,7 +133,7 @@ def duration(value_s: float) -> str:
 
 
 def bit_rate(rate_bps: float) -> str:
-    """With a prefix: 9.4 kbit/s."""
+    """A bit rate with an SI prefix: 9.4 kbit/s."""
     for unit, size in (("Gbit/s", 1e9), ("Mbit/s", 1e6), ("kbit/s", 1e3)):
         if rate_bps >= 0.9995 * size:  # what three digits round up to the next unit
             return f"{rate_bps / size:.3g} {unit}"
@@ -141,7 +141,7 @@ def bit_rate(rate_bps: float) -> str:
 
 
 def rate_bps(link: View, before: View | None, gap_s: float, counter: str) -> float | None:
-    """Bits a second of a byte counter between two views; None where the program was started in between."""
+    """Bits per second of a byte counter between two views; None if the program was restarted in between."""
     if before is None or before["epoch"] != link["epoch"] or gap_s <= 0:
         return None
     return float(8 * (link[counter] - before[counter]) / gap_s)

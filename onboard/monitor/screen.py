@@ -1,4 +1,4 @@
-"""A running program's state on a terminal, drawn anew every second in place, until Ctrl-C."""
+"""Shows a running program's state on a terminal, redrawn in place every second until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ Picture = Callable[[Mapping[str, Any], "Mapping[str, Any] | None", float], str]
 
 
 def follow(folder: Path, picture: Picture, *, as_json: bool, once: bool) -> None:
-    """Shows what runs on `folder`: as pictures, or `as_json` an object a line. `once`: and that is all.
+    """Shows the program that runs on `folder`, as text or, `as_json`, as one object a line; `once` or every
+    second.
 
-    Raises NobodyThere if nothing answers at first; what ends later is waited for.
+    Raises NobodyThere if nothing answers at first; a program that ends later is waited for.
     """
     in_place = is_terminal(sys.stdout) and not as_json and not once
     before: dict[str, Any] | None = None

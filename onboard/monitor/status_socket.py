@@ -1,9 +1,9 @@
-"""Whoever asks on this computer is shown the state of a running program; nothing is written for it.
+"""A running program shows its state to anybody on this computer who asks; nothing is written to a disk.
 
-The program listens on a Unix socket in Linux's abstract namespace (unix(7)), named after the device and
-inode of its state folder, and answers every connection with one JSON object. So no flash is worn, however
-long somebody watches, nothing is left behind by a kill, and a folder on any file system will do. Either end
-answers only to the same user or root, by the kernel's word (SO_PEERCRED).
+The program listens on a Unix socket in Linux's abstract namespace (unix(7)), named after the device and inode
+of its state folder, and answers every connection with one JSON object. So watching wears no flash, a kill
+leaves nothing behind, and the folder may be on any file system. Either end answers only the same user or
+root, which the kernel vouches for (SO_PEERCRED).
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class NobodyThere(OSError):  # noqa: N818 - a state of the world rather than a m
 
 
 class Lookout:
-    """The running program's end. It never waits, and what it cannot do stops nothing else."""
+    """The running program's end. It never waits, and its failures stop nothing else."""
 
     def __init__(self, folder: Path) -> None:
-        """Where another program has taken the name, the log says so and nobody is answered."""
+        """Binds the socket. If another program has the name, that is logged and nobody is answered."""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.setblocking(False)
         self._unsent: list[tuple[socket.socket, memoryview]] = []
@@ -49,8 +49,8 @@ class Lookout:
             say(log, "unwatched", level=logging.WARNING, path=str(folder), why=error.strerror or str(error))
 
     def answer(self, view: Callable[[], Any]) -> None:
-        """Gives what `view` returns to all who have asked since the last call. What a viewer's socket does
-        not take at once (some 200 kB) follows with later calls."""
+        """Answers everybody who has asked since the last call with what `view` returns. What a viewer's
+        socket does not take at once (some 200 kB) follows with later calls."""
         text: memoryview | None = None
         for _ in range(_WAITING):
             try:
@@ -67,14 +67,14 @@ class Lookout:
         self._unsent = [(viewer, rest) for viewer, text in self._unsent if (rest := _send(viewer, text))]
 
     def close(self) -> None:
-        """Nobody is answered any more."""
+        """Closes the socket; nobody is answered any more."""
         for viewer, _ in self._unsent:
             viewer.close()
         self._socket.close()
 
 
 def look(folder: Path, timeout_s: float = 10.0) -> dict[str, Any]:
-    """What the program that runs on `folder` shows now. A board that is in a long step answers after it.
+    """What the program that runs on `folder` shows now. A board answers after the step that it is in.
 
     Raises NobodyThere.
     """
@@ -97,7 +97,7 @@ def look(folder: Path, timeout_s: float = 10.0) -> dict[str, Any]:
 
 
 def _name(folder: Path) -> bytes:
-    """The leading zero byte makes it abstract: no file."""
+    """The socket's name; the leading zero byte makes it abstract, so that there is no file."""
     stat = folder.stat()
     return f"\0spacedml-edge/{stat.st_dev:x}:{stat.st_ino:x}".encode()
 
@@ -108,7 +108,7 @@ def _owner(peer: socket.socket) -> int:
 
 
 def _send(viewer: socket.socket, text: memoryview) -> memoryview | None:
-    """What of `text` could not be sent yet; None when the viewer has all or is gone."""
+    """Sends what the socket takes of `text`; returns the rest, or None if the viewer has all or is gone."""
     try:
         while text:
             text = text[viewer.send(text) :]

@@ -1,4 +1,4 @@
-"""What is shown of a link, as values: the same in a log, in JSON, and to whoever draws a picture of it."""
+"""A link's state as plain values: the same for the log, for JSON, and for rendering as text."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:  # it needs numpy, and a board that does not gossip does not
 
 
 def board_view(agent: Agent, pump: Pump, now: float) -> dict[str, Any]:
-    """All that `onboard link` shows: who the node is, what it is at, and its link."""
+    """All that `onboard link` shows: who the node is, what it is doing, and its link."""
     config = agent.config
     who = {"node": config.name, "board": config.board.name, "profile": config.ground.link.name}
     return who | agent.doing() | {"link": link_view(pump, now)}
 
 
 def gossip_view(agent: GossipAgent, pumps: Mapping[int, Pump], now: float) -> dict[str, Any]:
-    """The same of a node that gossips: its links are `links`, in the order of NODE.toml."""
+    """The same for a node that gossips: its links are `links`, in the order of NODE.toml."""
     config = agent.config
     links = [
         {"peer": each.id, "profile": each.link.name, **link_view(pumps[each.id], now)}

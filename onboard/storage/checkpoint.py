@@ -1,8 +1,9 @@
-"""A training's checkpoint as it lies on the disk: it says of which training it is, and whether it is whole.
+"""A training's checkpoint on the disk: it can tell whether it is intact and to which training it belongs.
 
-The state of a training names neither its round nor its node. Read back into another one it would go on with
-that one's weights, and a bit that has flipped in a weight would be learned from. So a checksum over both, the
-training's name and the state, stands behind it, and what does not fit is as if it had never been written.
+The state of a training names neither its round nor its node. Restored into another training, it would
+continue with the wrong weights, and a flipped bit in a weight would be trained upon. So a checksum over the
+training's name and the state follows the state, and a checkpoint that does not match is treated as if it had
+never been written.
 """
 
 from __future__ import annotations
@@ -29,21 +30,22 @@ _MAGIC = b"SDT1"
 
 
 class BadCheckpoint(ValueError):  # noqa: N818 - "bad" says error already
-    """It is damaged, or of another training; one line says which."""
+    """A checkpoint is damaged, or of another training; the text says which in one line."""
 
 
 def training_name(question: bytes, node: int) -> bytes:
-    """16 B that stand for the training of `node` on the model with the digest `question`."""
+    """16 B that identify the training of `node` on the model with the digest `question`."""
     return blake2s(question, digest_size=16, salt=node.to_bytes(4, "big")).digest()
 
 
 def sealed(name: bytes, state: bytes) -> bytes:
-    """The file's content: `state` of the training called `name`, which readers of its own form still read."""
+    """The file's content: `state` of the training called `name`, which a reader of the state's own format
+    accepts."""
     return state + _SEAL.pack(name, _check(state, name), _MAGIC)
 
 
 def opened(name: bytes, content: bytes) -> bytes:
-    """The state in a file's content. Raises BadCheckpoint."""
+    """Checks a file's content and returns the state in it. Raises BadCheckpoint."""
     if len(content) < _SEAL.size:
         raise BadCheckpoint(f"damaged: {len(content)} B")
     state = content[: -_SEAL.size]
@@ -60,8 +62,8 @@ def _check(state: bytes, name: bytes) -> bytes:
 
 
 def fetch_checkpoint(journal: Journal[S], name: bytes) -> bytes | None:
-    """The state of the training called `name`, if it is in the journal's folder and whole. Else None, and a
-    line of log if there was anything: it costs the checkpoint, not the training."""
+    """The state of the training called `name`, if the journal's folder has it intact; else None, and a log
+    line if there was anything: that costs the checkpoint, not the training."""
     try:
         content = journal.fetch(CHECKPOINT)
         return None if content is None else opened(name, content)

@@ -1,9 +1,9 @@
-"""The files of a program's own folder, read and written so that nothing that lies in their place does harm.
+"""Reads and writes the files of a program's own folder so that nothing in their place can do harm.
 
-A link, a pipe, a folder, a socket or a device under the name of such a file was not written by this program.
-A link is never followed, as writing would empty its target; a pipe is never waited for, and a device never
-opened. What is in the way is put aside under another name beside it: nothing of it is lost, and the program
-goes on as if its file were gone.
+A link, a pipe, a folder, a socket or a device with the name of such a file was not made by this program. A
+link is never followed, as writing would empty its target; a pipe is never waited for, and a device never
+opened. Whatever is in the way is renamed in the same folder, so that nothing of it is lost, and the program
+continues as if its file did not exist.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ _KINDS = {
 
 
 class NotAFile(OSError):  # noqa: N818 - "not" says error already
-    """Something else than a regular file has the name of one."""
+    """Something other than a regular file has the name of one."""
 
 
 def read_file(path: Path, most_bytes: int | None = None) -> bytes:
-    """The content of the file at `path`. `most_bytes`: what it can have at most.
+    """The content of the file at `path`, which may have `most_bytes` at most.
 
-    Raises FileNotFoundError; NotAFile for what is no regular file, which is then put aside where it can be;
-    OSError for one that cannot be read, or is longer.
+    Raises FileNotFoundError; NotAFile for anything but a regular file, which is then put aside if possible;
+    OSError for a file that cannot be read or is longer.
     """
     with open_to_read(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -52,7 +52,7 @@ def read_file(path: Path, most_bytes: int | None = None) -> bytes:
 
 
 def open_to_read(path: Path) -> BufferedReader:
-    """The file at `path`. Raises as `read_file` does."""
+    """Opens the file at `path` for reading. Raises the same errors as `read_file`."""
     try:
         _check(path)
     except NotAFile as error:
@@ -61,13 +61,13 @@ def open_to_read(path: Path) -> BufferedReader:
 
 
 def open_to_write(path: Path) -> BinaryIO:
-    """The file at `path`, emptied or new. Raises OSError."""
+    """Opens the file at `path` for writing, emptied or new. Raises OSError."""
     clear_the_way(path)
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _SAFELY, _MODE), "wb")
 
 
 def open_to_hold(path: Path) -> int:
-    """A descriptor of the file at `path`, new or as it is, for a lock. Raises NotAFile, OSError."""
+    """Opens the file at `path`, which may be new, to lock it. Raises NotAFile, OSError."""
     with contextlib.suppress(FileNotFoundError):
         _check(path)
     return os.open(path, os.O_RDWR | os.O_CREAT | _SAFELY, _MODE)
@@ -83,14 +83,15 @@ def remove_file(path: Path) -> bool:
 
 
 def clear_the_way(path: Path) -> None:
-    """Puts aside what is at `path`, and says so, if it is no regular file. Raises OSError where it cannot."""
+    """Puts aside whatever is at `path` unless it is a regular file, and logs it. Raises OSError if it
+    cannot."""
     if told := cleared(path):
         say(log, "put-aside", level=logging.WARNING, path=str(path), why=told)
 
 
 def cleared(path: Path) -> str:
-    """As `clear_the_way`, but leaves it to the caller to say so: returns what is put aside, and where it is
-    now; nothing where nothing was in the way."""
+    """Does the same as `clear_the_way`, but leaves the logging to the caller: returns what was put aside and
+    where it is now, or an empty text if nothing was in the way."""
     try:
         _check(path)
     except FileNotFoundError:
@@ -104,7 +105,8 @@ def cleared(path: Path) -> str:
 
 
 def clear_the_way_of_folder(path: Path) -> None:
-    """As `clear_the_way`, for a folder or a link to one: a file in its place is put aside. Raises OSError."""
+    """Does the same for the place of a folder or of a link to one: a file there is put aside. Raises
+    OSError."""
     if os.path.lexists(path) and not path.is_dir():
         error = _not(path, path.lstat().st_mode, "folder")
         told = _put_aside(path, error)
@@ -125,7 +127,7 @@ def _not(path: Path, mode: int, wanted: str) -> NotAFile:
 
 
 def _put_aside(path: Path, error: NotAFile) -> NotAFile:
-    """The same error, with where the thing is now, or why it is still there."""
+    """Puts aside what is in the way; returns the same error, with its new path or why it is still there."""
     try:
         to = path.rename(free_name(path))
     except OSError as refused:
@@ -134,6 +136,6 @@ def _put_aside(path: Path, error: NotAFile) -> NotAFile:
 
 
 def free_name(path: Path) -> Path:
-    """A name beside it that no program reads, for what is put aside."""
+    """An unused name in the same folder, which no program reads, for what is put aside."""
     names = (path.with_name(f"{path.name}.bad{number}") for number in itertools.count(1))
     return next(name for name in names if not os.path.lexists(name))

@@ -1,12 +1,12 @@
-"""What a node knows after a power cut: killed at any byte, `load` gives the last state that was saved.
+"""A node's state survives a power cut: killed at any byte, `load` returns the last state that was saved.
 
-Two slots are written in turn, each with a generation number and a checksum: a cut in the middle of one
-leaves the other whole. No clock, no rename, no database: it works on a FAT card and on raw flash with a
-file system that only promises fsync. A slot that is not as this program left it is never passed over in
-silence: `faults` names it, as the state that is left may be one save older than the last.
+Two slots are written in turn, each with a generation number and a checksum, so that a cut in the middle of
+one leaves the other intact. It needs no clock, no rename and no database, and works on a FAT card or on any
+flash file system that promises fsync. A slot that is not as this program left it is never ignored silently:
+`faults` names it, because the state in the other slot may be one save old.
 
-Larger things (a received model, an update that waits for its acknowledgement, a training checkpoint) are
-files beside it, named in the state, replaced atomically.
+Larger data (a received model, an update that waits for its acknowledgement, a training checkpoint) is kept in
+files beside it, which are named in the state and replaced atomically.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ MOST_KEPT_BYTES = 2**30  # of one file: a longer one was not written by this pro
 
 
 class JournalError(OSError):
-    """What was saved is whole but not what this program keeps: another version's. It is left as it is."""
+    """The saved state is intact, but of another version of this program. It is left unchanged."""
 
 
 @dataclass(frozen=True, slots=True)
 class SlotFault:
-    """A slot that is not as `save` left it, and why: damaged, gone, unreadable, of another time."""
+    """A slot that is not as `save` left it, and why: damaged, missing, unreadable, or an older copy."""
 
     path: Path
     why: str
@@ -58,7 +58,7 @@ class SlotFault:
 
 @dataclass(frozen=True, slots=True)
 class _Slot:
-    """One slot as it is on the disk. `why` is empty if it holds a state."""
+    """One slot as it is on the disk; `why` says why it holds no state, and is empty if it does."""
 
     path: Path
     generation: int = 0
@@ -69,17 +69,18 @@ class _Slot:
 
     @property
     def holds(self) -> bool:
-        """Whether there is a state in it."""
+        """Whether the slot holds a state."""
         return not self.why and not self.is_gone
 
 
 class Journal(Generic[S]):
     """Durable state of one node in one folder.
 
-    `kind` is the Struct that is kept; `load` returns None where nothing valid was ever saved. names: of the
-    files that `keep` writes here: where one is there, a state was saved once. `faults`: what the last `load`
-    found wrong. Raises PermissionError from `load`, as a folder of another user's is no damage, and OSError
-    (disk full, read-only) from `save` and `keep`; what was stored before stays readable.
+    `kind` is the Struct that is kept; `load` returns None if nothing valid was ever saved. `names` are those
+    of the files that `keep` writes: if one of them exists, a state was saved before. `faults` is what the
+    last `load` found wrong. `load` raises PermissionError, as a folder of another user's is not damage;
+    `save` and `keep` raise OSError (disk full, read-only), after which everything stored before is still
+    readable.
     """
 
     def __init__(self, folder: Path, kind: type[S], names: Collection[str] = ()) -> None:
@@ -104,7 +105,8 @@ class Journal(Generic[S]):
             raise JournalError(f"state of another version of this program: {error}") from None
 
     def save(self, state: S) -> None:
-        """Returns once `state` is on the disk; the slot of the state before it is left untouched."""
+        """Saves `state`, and returns once it is on the disk; the slot with the state before it is not
+        touched."""
         payload = msgspec.msgpack.encode(state)
         generation = (self._generation + 1) % _GENERATIONS
         header = _HEADER.pack(_MAGIC, generation, len(payload), _digest(generation, payload))
@@ -119,29 +121,30 @@ class Journal(Generic[S]):
         self._generation = generation
 
     def keep(self, name: str, content: bytes) -> None:
-        """Stores `content` as the file `name`, durable and whole or not at all."""
+        """Stores `content` as the file `name`, durably, and completely or not at all."""
         replace_durably(self.folder / name, content)
 
     def fetch(self, name: str) -> bytes | None:
-        """The content kept as `name`, or None. Raises OSError, as for anything but a regular file."""
+        """The content stored as `name`, or None. Raises OSError, also for anything but a regular file."""
         try:
             return read_file(self.folder / name, MOST_KEPT_BYTES)
         except FileNotFoundError:
             return None
 
     def drop(self, *names: str) -> None:
-        """Removes kept files; those that are not there are no error."""
+        """Removes stored files; one that does not exist is no error."""
         for name in names:
             remove_file(self.folder / name)
 
     def _read(self) -> tuple[_Slot, _Slot]:
-        """Both slots. Raises PermissionError."""
+        """Reads both slots. Raises PermissionError."""
         slots = _read_slot(self._slot_path(0)), _read_slot(self._slot_path(1))
         self._to_be_moved = {slot.path for slot in slots if slot.is_to_be_moved}
         return slots
 
     def _wrong(self, slots: tuple[_Slot, _Slot]) -> Iterator[SlotFault]:
-        """What is not as `save` left it: it writes generation 1 into slot 1, 2 into slot 0, and so on."""
+        """The slots that are not as `save` left them: it writes generation 1 into slot 1, 2 into slot 0, and
+        so on."""
         first, second = slots
         yield from (SlotFault(slot.path, slot.why) for slot in slots if slot.why)
         if first.holds and second.holds:
@@ -175,8 +178,8 @@ def _newest(slots: tuple[_Slot, _Slot]) -> _Slot | None:
 
 
 def _read_slot(path: Path) -> _Slot:
-    """What is there. Nothing that lies in its place (a link, a pipe, a folder, gigabytes) is followed, waited
-    for or held in memory. Raises PermissionError."""
+    """Reads a slot. Whatever lies in its place (a link, a pipe, a folder, gigabytes) is not followed, not
+    waited for and not held in memory. Raises PermissionError."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
@@ -212,7 +215,7 @@ def _digest(generation: int, payload: bytes) -> bytes:
 
 
 def write_durably(path: Path, content: bytes | memoryview) -> None:
-    """Writes in place and returns once the content is on the disk."""
+    """Overwrites the file, and returns once the content is on the disk."""
     with open_to_write(path) as file:
         file.write(content)
         file.flush()
@@ -220,7 +223,7 @@ def write_durably(path: Path, content: bytes | memoryview) -> None:
 
 
 def replace_durably(path: Path, content: bytes | memoryview) -> None:
-    """Replaces `path` by `content`: after a power cut there is the old file or the new one, never a mix."""
+    """Replaces the file at `path`: after a power cut it is the old one or the new one, never a mixture."""
     new = path.with_name(path.name + ".new")
     clear_the_way(path)
     try:
@@ -234,7 +237,8 @@ def replace_durably(path: Path, content: bytes | memoryview) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes a created or renamed name durable; the file's own fsync does not (POSIX leaves that open)."""
+    """Makes a file's creation or renaming durable, which its own fsync need not do (POSIX leaves that
+    open)."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -243,15 +247,15 @@ def sync_folder(folder: Path) -> None:
 
 
 def was_started(folder: Path) -> bool:
-    """Whether a node has kept its state in the folder before."""
+    """Whether a node has saved its state in the folder before."""
     return any((folder / f"journal.{slot}").exists() for slot in range(2))
 
 
 @contextlib.contextmanager
 def sole_user(folder: Path) -> Iterator[None]:
-    """Holds `folder` for this process: two agents on one state would both count from the same epoch.
+    """Locks `folder` for this process: two agents with one state would both count from the same epoch.
 
-    Raises BlockingIOError if another process holds it. The kernel lets go when the process dies.
+    Raises BlockingIOError if another process has locked it. The kernel unlocks it when the process dies.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = _lock_of(folder)
@@ -263,8 +267,9 @@ def sole_user(folder: Path) -> Iterator[None]:
 
 
 def _lock_of(folder: Path) -> int:
-    """A descriptor of its lock file, as it is. What is in the place of one is put aside, under a lock of the
-    folder itself: two programs that start at once would else each put aside what the other has just made."""
+    """Opens the folder's lock file. Anything else in its place is put aside, under a lock of the folder
+    itself: otherwise two programs that start at once could each put aside the file that the other has just
+    made."""
     path = folder / LOCK
     with contextlib.suppress(NotAFile):
         return open_to_hold(path)

@@ -1,6 +1,8 @@
-"""A key file is a line of 64 hexadecimal digits, or a few; all else is refused in one line with its name.
+"""Reads and writes key files: one line of 64 hexadecimal digits, or several. Anything else is refused in one
+line that names the file.
 
-Here and not in `wire`, which touches no file. A key belongs to one node and lies at both ends of its link.
+This is not part of `wire`, which touches no file. A key belongs to one node, and both ends of its link have
+it.
 """
 
 from __future__ import annotations
@@ -17,19 +19,19 @@ _PUBLISHED = (bytes(KEY_BYTES), bytes(range(KEY_BYTES)))  # zeros, and that of t
 
 
 class BadKey(ValueError):  # noqa: N818 - "bad" says error already
-    """A key file that cannot be used; the message is one line and never holds the key."""
+    """A key file cannot be used; the message is one line and never contains the key."""
 
 
 def new_key() -> bytes:
-    """32 B from the operating system's generator."""
+    """A new key: 32 B from the operating system's generator."""
     return secrets.token_bytes(KEY_BYTES)
 
 
 def load_keys(path: str | Path) -> dict[int, bytes]:
-    """The keys in the file at `path`, 32 B each by their ids, the oldest first.
+    """The keys in the file at `path` by their ids, 32 B each, the oldest first.
 
-    A key a line: 64 hexadecimal digits, in a file of several with the id (0 to 3) and a space before them.
-    Raises BadKey.
+    Each line holds one key: 64 hexadecimal digits and, in a file of several keys, the id (0 to 3) and a space
+    before. Raises BadKey.
     """
     try:
         if Path(path).is_fifo():  # nobody may ever write into it, and who opens it waits for that
@@ -71,20 +73,21 @@ def save_key(path: str | Path, key: bytes) -> None:
 
 
 def roll(keys: Mapping[int, bytes], key: bytes) -> dict[int, bytes]:
-    """The keys with a new one behind them. Raises ValueError if there are as many as there are ids."""
+    """The keys with a new one appended. Raises ValueError if every id is taken."""
     if len(keys) >= KEY_IDS:
         raise ValueError(f"{len(keys)} keys are held, and there are no more ids: drop the old ones first")
     return {**keys, (list(keys)[-1] + 1) % KEY_IDS: key}
 
 
 def newest(keys: Mapping[int, bytes]) -> dict[int, bytes]:
-    """The last key alone, under its id."""
+    """The newest key alone, under its id."""
     number = list(keys)[-1]
     return {number: keys[number]}
 
 
 def replace_keys(path: str | Path, keys: Mapping[int, bytes]) -> None:
-    """Writes these keys in place of those in the file, durably: a power cut leaves the one or the other."""
+    """Replaces the keys in the file, durably: after a power cut it holds either the old keys or the new
+    ones."""
     written = Path(path).with_name(f"{Path(path).name}.new")
     written.unlink(missing_ok=True)
     _write(written, "".join(f"{number} {key.hex()}\n" for number, key in keys.items()))

@@ -1,9 +1,9 @@
-"""What a node and its ground keep is their user's alone: keys, state, models, what is half received.
+"""Keeps a node's and the ground's files private to their user: keys, state, models, half-received objects.
 
-A file made by these programs is readable by nobody else, whatever the umask of the shell that started them.
-What lies there already keeps its mode, as it may be meant; a key or a state that others may touch is told.
-Told and not refused: a card that knows no modes (FAT) shows everything as open, and a board that will not
-start for that is lost.
+Nobody else can read a file that these programs create, whatever the umask of the shell that started them.
+Existing files keep their mode, which may be intended; a key or a state that other users can access is logged.
+It is not refused: a file system without modes (FAT) shows everything as open, and a board that did not start
+for that reason would be lost.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _OTHERS = {"key": 0o077, "state": 0o007}  # a state may be shown to a group on p
 
 
 def keep_private() -> None:
-    """From now on this process makes files and folders that only its user may read or enter."""
+    """Makes this process create files and folders that only its user can read or enter."""
     os.umask(os.umask(0o077) | 0o077)
 
 
 def exposure(path: Path, what: Literal["key", "state"]) -> str | None:
-    """How others of this computer may get at `path`, and what to do, or None if they may not (or it is not
-    there: who opens it says so)."""
+    """How other users of this computer can access `path`, and what to do about it; None if they cannot, or if
+    it does not exist, which whoever opens it will report."""
     try:
         mode, folder = path.stat().st_mode, path.absolute().parent.stat().st_mode
     except OSError:
@@ -43,6 +43,6 @@ def exposure(path: Path, what: Literal["key", "state"]) -> str | None:
 
 
 def tell_exposure(path: Path, what: Literal["key", "state"]) -> None:
-    """Logs `exposed` if others of this computer may get at `path`."""
+    """Logs `exposed` if other users of this computer can access `path`."""
     if why := exposure(path, what):
         say(log, "exposed", level=logging.WARNING, what=what, path=str(path), why=why)
