@@ -15,7 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from onboard.console.lines import is_terminal
-from onboard.monitor.render import BAR, DROPPED, KINDS, bit_rate, duration, eta, rate_bps
+from onboard.mission.objects import KINDS
+from onboard.monitor.render import BAR, DROPPED, bit_rate, duration, eta, rate_bps
 
 View = Mapping[str, Any]
 

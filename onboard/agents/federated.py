@@ -169,13 +169,11 @@ class Agent:
 
     def _take(self, arrived: Arrived, now: float) -> None:
         """Takes a whole object: it is checked, then durable, then acknowledged, then acted on."""
+        kinds = {objects.MODEL: self._take_model, objects.COMMAND: self._take_command}
         try:
-            if arrived.kind == objects.MODEL:
-                self._take_model(arrived, now)
-            elif arrived.kind == objects.COMMAND:
-                self._take_command(arrived, now)
-            else:
+            if arrived.kind not in kinds:
                 raise BadMessage(f"kind {arrived.kind} is not for a board")
+            kinds[arrived.kind](arrived, now)
         except BadMessage as error:
             say(log, "refused", level=logging.WARNING, what=str(error))
             self.session.refuse(arrived.digest, Reason.REFUSED, now)

@@ -25,6 +25,7 @@ COMMAND = 4
 """Kind of object, ground to board: a Command (`onboard/mission/commands.py`), and nothing after it."""
 RESULT = 5
 """Kind of object, board to ground: the CommandResult of a command, and nothing after it."""
+KINDS = {MODEL: "model", UPDATE: "update", GOSSIP: "gossip", COMMAND: "command", RESULT: "result"}
 
 Id8 = Annotated[bytes, Meta(min_length=8, max_length=8)]
 Count = Annotated[int, Meta(ge=0, le=0xFFFFFFFF)]

@@ -10,9 +10,8 @@ from typing import Any
 
 import click
 
-from onboard.mission.objects import COMMAND, GOSSIP, MODEL, RESULT, UPDATE
+from onboard.mission.objects import KINDS
 
-KINDS = {MODEL: "model", UPDATE: "update", GOSSIP: "gossip", COMMAND: "command", RESULT: "result"}
 DROPPED = (
     "bad_tags", "plain_dropped", "encrypted_dropped", "replays", "malformed", "misaddressed", "orphans",
     "duplicates", "corrupt", "refused", "expired",

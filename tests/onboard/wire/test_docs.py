@@ -13,7 +13,7 @@ import pytest
 from onboard.mission import health
 from onboard.mission.commands import Command, CommandResult
 from onboard.mission.health import Failure, State
-from onboard.mission.objects import Task, Update
+from onboard.mission.objects import KINDS, Task, Update
 from onboard.wire.framing.frame import _HEADER, HEADER_BYTES, TAG_BYTES, Type
 from onboard.wire.messages import Cancel, Done, Offer, Reason
 from onboard.wire.security.hello import Hello
@@ -94,6 +94,11 @@ def test_the_frame_s_tag() -> None:
 def test_numbers_have_their_names(heading: str, column: str, enum: type[IntEnum]) -> None:
     documented = [(int(row[0]), row[1]) for row in table(heading, column)]
     assert documented == [(member.value, member.name) for member in enum]
+
+
+def test_every_kind_of_object_has_its_row() -> None:
+    documented = {int(row[0]): row[1].lower() for row in table("## Objects", "kind")}
+    assert documented == KINDS
 
 
 HEADERS: dict[str, type[msgspec.Struct]] = {
