@@ -48,7 +48,7 @@ class _ReceiverState:
 
     @property
     def deficit(self) -> tuple[float, int]:
-        """See Outgoing.deficit; nothing as long as nothing is known."""
+        """What Outgoing.deficit says; no deficit as long as nothing is known."""
         if not self.reported:
             return -math.inf, 0
         return self.object.deficit(self.loss.expected, self.loss.burst)

@@ -68,9 +68,9 @@ class SessionState:
     replay_floor: tuple[int, int] = (0, 0)
     """The peer's highest (epoch, seq) as last persisted: no frame at or below it is taken."""
     salt: bytes = NO_SALT
-    """As last persisted; NO_SALT if it was lost, or if there never was one."""
+    """The salt as last persisted; NO_SALT if it was lost, or if there never was one."""
     group_replay_floor: tuple[int, int] = (0, 0)
-    """As `replay_floor`, of the peer's broadcasts."""
+    """The same as `replay_floor`, for the peer's broadcasts."""
     done: Iterable[bytes] = ()
     """Digests of the objects that were accepted before."""
     spent: QuotaUsage | None = None
@@ -84,11 +84,11 @@ class BroadcastOptions:
     primary: bool = True
     """Whether this end sends at the link's `rate_down_bps`, as the ground's does; see Identity."""
     priority: int = 4
-    """From 0 (first) to 7."""
+    """The priority, from 0 (first) to 7."""
     deadline_s: float | None = None
     """Seconds from the start after which the broadcast is given up; None for never."""
     reorder_slack: int = 0
-    """As in Limits."""
+    """The reorder slack, as in Limits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,15 +96,15 @@ class Limits:
     """What a session takes on at most."""
 
     max_object_bytes: int = 64 << 20
-    """Of one object that the peer offers."""
+    """The size of the largest object that is taken."""
     max_incoming: int = 16
-    """Objects that are received at a time."""
+    """The objects that are received at a time."""
     max_incoming_bytes: int = 128 << 20
-    """Of all objects that are received, together."""
+    """The size of all objects together that are received at a time."""
     max_messages: int = 16
-    """MSGs that wait to leave; the oldest gives way to a new one."""
+    """The MSGs that may wait to leave; the oldest gives way to a new one."""
     remembered: int = 256
-    """Digests of finished objects."""
+    """The digests of finished objects that are remembered."""
     bytes_per_contact: float = math.inf
     """What this end may send on the wire in one planned contact."""
     bytes_per_day: float = math.inf
@@ -120,5 +120,5 @@ class Limits:
 
     @property
     def object_bytes(self) -> int:
-        """The size of the largest object that is taken from the peer."""
+        """The size of the largest object that there is room for."""
         return min(self.max_object_bytes, self.max_incoming_bytes)

@@ -85,8 +85,8 @@ class EncryptionMismatch:
 
 @dataclass(frozen=True, slots=True)
 class ForeignFrames:
-    """Between the peer's frames others came in that say they are the peer's and are not, and nothing of them
-    was taken: so many `bad_tags`, of `unknown_keys`, of the `other_form`. Told seldom, with all since."""
+    """Frames came in between the peer's that claim to be the peer's and are not, and none of them was taken.
+    The fields count them by what was wrong, since the last such event; the event is told seldom."""
 
     bad_tags: int = 0
     unknown_keys: int = 0
@@ -137,9 +137,9 @@ class Rekeyed:
 
 @dataclass(frozen=True, slots=True)
 class OutOfStep:
-    """For some time all frames of the peer's were refused, for their tags or as `replays`, as the two ends
-    disagree about salt or epochs: they agree on a new salt. Of replays it is told too where no end answers,
-    so that they may be a recording's. Told once until a frame is taken, and then seldom."""
+    """All frames of the peer's were refused for some time, for their tags or as `replays`: the two ends
+    disagree about salt or epochs, and agree on a new salt. Replays may also be a recording's, where no end
+    answers. The event is told once until a frame is taken, and then seldom."""
 
     replays: bool
 

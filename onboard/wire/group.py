@@ -50,7 +50,7 @@ class BroadcastListener:
 
     @property
     def opener(self) -> Opener:
-        """Counters, and the floor to persist."""
+        """The opener, with its counters and the floor to persist."""
         return self._opener
 
     def handle(self, raw: bytes, now: float) -> Overheard | None:

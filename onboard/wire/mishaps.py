@@ -44,7 +44,8 @@ _FOREIGN = 8  # frames that cannot be the peer's, damaged or not
 
 
 class LinkDiagnostics:
-    """Of the link between `node` and `peer`, whose frames `openers` open: all but HELLO, and HELLO."""
+    """Finds what goes wrong on the link between `node` and `peer`. `openers` open all frames but HELLO, and
+    HELLO."""
 
     def __init__(self, node: int, peer: int, openers: tuple[Opener, Opener]) -> None:
         self._known = (node, peer)
@@ -73,7 +74,8 @@ class LinkDiagnostics:
         self._forget_foreign()
 
     def proven(self, frame: Frame, now: float, *, proves: bool = True) -> list[Event]:
-        """A frame of the peer's was authentic. proves: and no recording, and both have the same salt."""
+        """A frame of the peer's was authentic. proves: it is no recording, and both ends have the same
+        salt."""
         self._proven_at = now
         self._wrong_in_a_row = self._spoiled_in_a_row = self._other_form_in_a_row = 0
         self._wrong_told = self._other_form_told = False
@@ -85,7 +87,8 @@ class LinkDiagnostics:
         return self._foreign_frames(now) if proves else []
 
     def dropped(self, raw: bytes, now: float, *, is_earlier: bool = False) -> list[Event]:
-        """A frame was not: what that tells. is_earlier: it is the peer's, under the salt before."""
+        """A frame was refused: returns what that tells. is_earlier: it is the peer's, under the salt
+        before."""
         all_but, hello = self._openers  # one by one: five generators take longer than all the rest here
         misaddressed = all_but.misaddressed + hello.misaddressed
         malformed = all_but.malformed + hello.malformed
@@ -168,7 +171,7 @@ class LinkDiagnostics:
         self._refused = self._spoiled = 0
 
     def _stranger(self, frame: Frame, now: float) -> list[Event]:
-        """Between other nodes, as the frame says, or this end's own."""
+        """A frame says that it is between other nodes, or it is one of this end's own that came back."""
         if (frame.source, frame.destination) == self._known:
             self._echoes += 1
             return [Echoed()] if self._echoes == _ECHOES else []

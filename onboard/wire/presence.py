@@ -1,4 +1,4 @@
-"""Whether the peer is there, and where: HELLOs, what proves life, and what leaves while nobody knows.
+"""The presence of the peer: whether it is there, and where. HELLOs ask, and what leaves meanwhile is limited.
 
 On a port where addresses change, an end that knows where the peer is says HELLO when it has heard nothing for
 some time: the peer may have lost its state, and with it where this end is, or either may have moved. A peer
@@ -25,7 +25,7 @@ _DOUBTFUL = 2  # of these in a row without an answer: a frame may be lost
 
 
 class Presence:
-    """One end's view. quiet_s: without anything heard for so long the peer is asked; inf for never.
+    """What one end knows of its peer. quiet_s: after a silence so long the peer is asked; inf for never.
 
     proof_of_life: whether the frame that was heard last proves that the peer is where it came from, now: it
     is authentic, and the newest so far or a fresh HELLO, which no recording of it is. is_asked: whether the
@@ -68,7 +68,7 @@ class Presence:
     # -- what may leave --------------------------------------------------------------------------------
 
     def frame_at(self) -> float:
-        """When `frame` gives one next."""
+        """When the next frame of `frame` is due."""
         if not self.is_reachable:
             return -math.inf if self._greeting.owes else math.inf
         due_at = self._greeting.due_at()

@@ -103,12 +103,12 @@ class Session:
 
     @property
     def salt(self) -> bytes:
-        """Of the keys in force; `replay_floor` holds under it."""
+        """The salt of the keys in force, under which `replay_floor` holds."""
         return self._seals.greeting.salt
 
     @property
     def group_replay_floor(self) -> tuple[int, int]:
-        """As `replay_floor`, of the peer's broadcasts."""
+        """The same as `replay_floor`, for the peer's broadcasts."""
         return self._listener.opener.floor if self._listener else (0, 0)
 
     def rekey(self, salt: bytes) -> None:

@@ -1,4 +1,4 @@
-"""What a contact plan and an allowance of bytes leave of a link, and the clock that runs in contact alone."""
+"""The gate of a contact plan and a quota of bytes, and the clock that runs in contact alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from onboard.wire.medium.timing import Timing
 
 
 class ContactGate:
-    """One end's, which `started` then. Tells `timing` the rate of each contact, and `air` when it closes.
+    """The gate of one end that `started` then. It tells `timing` the rate of each contact, and `air` its end.
 
     `bulk_at`: when on the link's clock the next frame of an object may leave, as far as the allowance goes;
     -inf for whenever the link carries it.
@@ -54,7 +54,7 @@ class ContactGate:
         return self.is_up(now) and self._allowance.opens_at(now, self._timing.frame_bytes) <= now
 
     def link_s(self, now: float) -> float:
-        """What the link's clock says. A contact that has begun meanwhile brings its rate and allowance."""
+        """The time on the link's clock. A contact that has begun meanwhile brings its rate and its quota."""
         window = self._contacts.window(now)
         if window is not None and window is not self._window:
             self._window = window
@@ -89,13 +89,13 @@ class ContactGate:
         return None if math.isinf(self._air.closes_at) else self._air.closes_at - up_s
 
     def when(self, now: float, contact_s: float) -> tuple[float, int | None]:
-        """See Contacts.when."""
+        """The time and the passes until then, see Contacts.when."""
         return self._contacts.when(now, contact_s)
 
     def spend(self, count_bytes: int, now: float) -> None:
-        """A frame of so many bytes on the wire leaves."""
+        """Count a frame that leaves, by its bytes on the wire."""
         self._allowance.spend(count_bytes, now)
 
     def record(self, now: float) -> QuotaUsage | None:
-        """See Allowance.record."""
+        """The record that is due, see ByteQuota.record."""
         return self._allowance.record(now)

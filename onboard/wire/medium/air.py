@@ -15,13 +15,13 @@ import math
 from onboard.wire.medium.timing import Pacer, Timing
 from onboard.wire.medium.turn import HalfDuplexTurn
 
-_EAGER = 8  # bursts in a row without an answer that have a long lead; of later ones every fourth
-_DOUBTFUL = 3.0
-_TRUST = 0.5  # that a question which is a new one gives back of a doubt
+_EAGER = 8  # bursts in a row without an answer that have a long lead; every fourth one after them does
+_DOUBTFUL = 3.0  # questions asked again, from which on every lead is long
+_TRUST = 0.5  # the part of a doubt that a new question takes away
 
 
 class Lead:
-    """How long the lead of each burst of one end is. On a datagram port none has any."""
+    """Says how long the lead of each burst of one end is. On a datagram port no burst has one."""
 
     def __init__(self, timing: Timing) -> None:
         self._timing = timing
@@ -67,7 +67,7 @@ class MediumAccess:
 
     @property
     def airtime_s(self) -> float:
-        """Transmitter on so far, keying included."""
+        """The time for which the transmitter was on, keying included."""
         return self._pacer.airtime_s
 
     def opens_at(self, now: float) -> float:
@@ -120,7 +120,7 @@ class MediumAccess:
         return self._turn.close(loss, burst)
 
     def hand_over(self, asked: int | None) -> None:
-        """See Turn.hand_over."""
+        """This end's turn is over, see HalfDuplexTurn.hand_over."""
         if self._turn is not None:
             self._turn.hand_over(asked)
 

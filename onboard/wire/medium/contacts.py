@@ -52,7 +52,7 @@ class Contacts:
         ]  # the link's clock at each rise, and the end
 
     def window(self, now: float) -> Window | None:
-        """The one that is open; None between contacts, and on a link that is always up."""
+        """The window that is open; None between contacts, and on a link that is always up."""
         nth = bisect_right(self._sets, now)
         return self._windows[nth] if nth < len(self._windows) and self._windows[nth].rise <= now else None
 
@@ -61,14 +61,15 @@ class Contacts:
         return self._always or self.window(now) is not None
 
     def rises_at(self, now: float) -> float:
-        """`now` in contact, else when the next one begins; inf for never."""
+        """The time from which the link is up: `now` in contact, else the start of the next one; inf for
+        never."""
         nth = bisect_right(self._sets, now)
         if self._always:
             return now
         return max(now, self._windows[nth].rise) if nth < len(self._windows) else math.inf
 
     def up_s(self, now: float) -> float:
-        """What the link's clock says."""
+        """The time on the link's clock."""
         if self._always:
             return self._up_s[0] + now
         nth = bisect_right(self._sets, now)
@@ -77,7 +78,7 @@ class Contacts:
         )
 
     def closes_up_s(self, now: float) -> float:
-        """What the link's clock will say when the open window closes; between contacts, what it says."""
+        """The time on the link's clock at which the open window closes; between contacts, the present one."""
         return math.inf if self._always else self._up_s[bisect_right(self._sets, now) + self.is_up(now)]
 
     def at(self, up_s: float) -> float:
@@ -90,7 +91,7 @@ class Contacts:
         return self._windows[nth].rise + max(up_s - self._up_s[nth], 0.0) + _LATE_S
 
     def passes(self, now: float, up_s: float) -> int | None:
-        """In how many windows, one that is open included, the link's clock gets to `up_s`; None where the
+        """The number of windows, an open one included, until the link's clock gets to `up_s`; None where the
         plan does not reach so far, or there is none."""
         last = bisect_left(self._up_s, up_s)
         if self._always or last == len(self._up_s):
@@ -98,8 +99,8 @@ class Contacts:
         return max(last - bisect_right(self._sets, now), 0)
 
     def when(self, now: float, contact_s: float) -> tuple[float, int | None]:
-        """In how many seconds `contact_s` more of contact will have passed, and in how many windows; for
-        these see `at` and `passes`."""
+        """The seconds until `contact_s` more of contact have passed, and the number of windows; see `at` and
+        `passes`."""
         if contact_s == 0:
             return 0.0, None
         up_s = self.up_s(now) + contact_s

@@ -20,7 +20,7 @@ _UNDER_WAY_S = 10.0  # frames that left before a new salt was in force come late
 
 
 class Doubt:
-    """Of one end: whether the frames that it refuses mean that it and its peer disagree.
+    """Decides whether the frames that an end refuses mean that it and its peer disagree.
 
     First it asks the peer for its salt. Where that is another, they agree anew. Where it is the same, wrong
     tags were noise or a forger's; replays were a recording, unless they go on: then the peer's memory has

@@ -40,8 +40,8 @@ MAX_SEQ = 0xFFFFFFFF
 
 
 def next_epoch(epoch: int, skipped: int = 0) -> int:
-    """Of an end that starts once more, and leaves out so many as it may have used them. After MAX_EPOCH comes
-    the first again: every start is under a salt of its own, in which no frame was sealed before."""
+    """The epoch of an end that starts once more. It skips as many as the end may have used. The first epoch
+    follows MAX_EPOCH: every start is under a salt of its own, in which no frame was sealed before."""
     after = max(0, epoch) + skipped + 1
     return after if after <= MAX_EPOCH else skipped + 1
 
@@ -228,7 +228,7 @@ class Opener:
 
     @property
     def floor(self) -> tuple[int, int]:
-        """See ReplayWindow.floor; it is also what a REPORT says of the frames heard."""
+        """The highest (epoch, seq) taken, which is also what a REPORT says of the frames heard."""
         return self._window.floor
 
     def open(self, raw: bytes) -> Frame | None:
@@ -260,7 +260,7 @@ class Opener:
             return None
 
     def _prove_without_tag(self, raw: bytes) -> Frame | None:
-        """Of `prove`: an encrypted frame, or one that is refused whoever made it."""
+        """The part of `prove` for an encrypted frame, and for one that is refused whoever made it."""
         key_id, is_encrypted = raw[1] & 0x03, raw[1] & ENC != 0
         if not framing.is_shaped(raw):
             self.malformed += 1

@@ -44,12 +44,12 @@ class SecurityContext:
 
     @property
     def next_seq(self) -> int:
-        """Of the next frame that is no HELLO."""
+        """The seq of the next frame that is no HELLO."""
         return self.sealer.seq + 1
 
     @property
     def frames_sent(self) -> int:
-        """HELLOs too."""
+        """The frames sent so far, HELLOs included."""
         return self.sealer.seq + self.greeting.sent
 
     def open(self, raw: bytes) -> Frame | None:
@@ -96,7 +96,7 @@ class SecurityContext:
         return [] if told or not self._step.may(now) else [OutOfStep(self._doubt.only_replays)]
 
     def least(self, asks_about: int = 0) -> PendingFrame:
-        """What is said where a turn is to be handed over, and no more."""
+        """The shortest frame that a turn can be handed over with."""
         return (
             self.greeting.say() if self.greeting.is_unsure else PendingFrame(Type.POLL, object_id=asks_about)
         )

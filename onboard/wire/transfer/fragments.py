@@ -21,7 +21,7 @@ class Fragments(MutableSet[int]):
         return isinstance(index, int) and index >= 0 and bool(self.bits >> index & 1)
 
     def __iter__(self) -> Iterator[int]:
-        """In ascending order."""
+        """Gives the indices in ascending order."""
         left = f"{self.bits:b}"[::-1]
         at = left.find("1")
         while at >= 0:
@@ -32,12 +32,12 @@ class Fragments(MutableSet[int]):
         return self._count
 
     def add(self, index: int) -> None:
-        """See `MutableSet`."""
+        """Does what `MutableSet` says."""
         self._count += index not in self
         self.bits |= 1 << index
 
     def discard(self, index: int) -> None:
-        """See `MutableSet`."""
+        """Does what `MutableSet` says."""
         self._count -= index in self
         self.bits &= ~(1 << index)
 

@@ -49,14 +49,14 @@ class Early:
         self._bytes = 0
 
     def keep(self, frame: Frame) -> None:
-        """Until its object is offered; the oldest give way."""
+        """Keep a frame until its object is offered; the oldest give way."""
         self._frames.append(frame)
         self._bytes += len(frame.payload)
         while len(self._frames) > _EARLY_FRAMES or self._bytes > _EARLY_BYTES:
             self._bytes -= len(self._frames.popleft().payload)
 
     def take(self, object_id: int) -> list[Frame]:
-        """Those of an object that is offered now; they are kept no longer."""
+        """Give the frames of an object that is offered now, and keep them no longer."""
         return self._remove(range(object_id, object_id + 1))
 
     def forget(self, object_ids: range) -> None:

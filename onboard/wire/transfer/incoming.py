@@ -197,7 +197,7 @@ class Incoming:
 
 
 def _zeros(size: int) -> bytearray | mmap.mmap:
-    """So many zeros, which take memory page by page as they are written. Raises MemoryError."""
+    """A buffer of zeros, which takes memory page by page as it is written. Raises MemoryError."""
     if size < _LARGE_BYTES:
         return bytearray(size)
     try:

@@ -30,23 +30,23 @@ from onboard.wire.transfer.transfer import ReportOutcome
 from onboard.wire.transfer.window import LossEstimator
 
 _FRUITLESS = 2.0  # answers in a row that tell of lost fragments alone, where none of that length ever passed
-_FRUITLESS_PROVEN = 4.0  # and where some did: it may be a burst
+_FRUITLESS_PROVEN = 4.0  # the same where some did: it may be a burst
 _HALVED_AFTER = 8.0  # whatever the losses are made of
 _UNHEARD = 1 / 3  # what such an answer counts where short frames are lost as well
-_MUCH = 0.35  # of the peer's frames
+_MUCH = 0.35  # the share of the peer's frames from which on short ones are lost as well
 _LOOK_EVERY_S = 2.0  # at all fates: it takes some milliseconds
 _LOOK_AFTER, _LOOK_AFTER_AT_MOST = 12.0, 3000.0  # or after so many fragments lost, and ever more
 _SHORTER_FROM, _LONGER_FROM = 8, 32  # fragments that are left at least
 SHORTEST_BYTES = 25  # below that more than half of every frame is not payload
-_WORTH = 1.05  # so much more have shorter fragments to promise: REPORTs grow longer, and fates are chance
+_WORTH = 1.05  # shorter fragments have to promise this much more: REPORTs grow longer, and fates are chance
 _REMEMBERED = 512  # fates of one length; then older ones count half
 _REFUSED_S, _REFUSED_AT_MOST_S = 10.0, 600.0
 _WORTH_SHORTER = 1.2  # in the middle of an object, where another length costs an OFFER and a round trip
 _WORTH_LONGER = 1.08
 _SURE = 8.0  # the logarithm of a likelihood ratio that is believed
-_SURE_BARREN = 3.5  # and where nothing passed at all: less is at stake there
+_SURE_BARREN = 3.5  # the same where nothing passed at all: less is at stake there
 _TELLING, _TELLING_ALONE = 16, 3  # fates, and where all of them are losses
-_DOUBT = 4.0  # so much less is the profile worth with every answer that tells of losses alone
+_DOUBT = 4.0  # every answer that tells of losses alone divides the worth of the profile by this
 _PROFILE_WORTH = 40.0  # likewise: so much at most speaks for the profile
 _PROFILE_UNCONFIRMED = 2.5  # and where no frame of half its length or more is known to have passed
 _PRIOR = 16.0  # fates that the link's profile is worth, at its longest frame and at its shortest
@@ -57,7 +57,7 @@ _GUESSES = tuple((loss, errors) for errors in _BIT_ERRORS for loss in _FRAME_LOS
 
 @dataclass(frozen=True, slots=True)
 class DeliveryStats:
-    """Of frames of one length: how many were lost and how many were not."""
+    """The numbers of frames of one length that were lost, and that were not."""
 
     lost: float
     kept: float
@@ -240,7 +240,7 @@ def _likelihood(fates: Mapping[int, DeliveryStats], frame_loss: float, bit_error
 
 
 class Fitting:
-    """Of one outgoing direction. `longest_bytes`: payload of the longest frame that may be sent."""
+    """Cuts the objects of one outgoing direction. `longest_bytes`: the payload of the longest frame."""
 
     def __init__(self, timing: Timing, lengths: FragmentSizer, loss: LossEstimator) -> None:
         self._timing, self._lengths, self._loss = timing, lengths, loss

@@ -366,8 +366,8 @@ class Outbox:
         return self._last_id
 
     def _plan(self) -> list[PlannedFrame]:
-        """For each object at work, the most urgent first, when which frame of it may leave. It holds until
-        something changes here, or the rate of the link."""
+        """The next frame of each object at work, the most urgent object first. The plan holds until something
+        changes here, or the rate of the link."""
         rate = self._timing.frame_s, self._timing.back_frame_s
         if self._planned is None or self._planned[0] != rate:
             self._planned = rate, self._plan_anew()

@@ -15,7 +15,7 @@ from onboard.wire.framing.frame import GROUP_ID
 from onboard.wire.transfer.incoming import Incoming
 from onboard.wire.transfer.states import INCOMING, IncomingEvent, IncomingState, follow
 
-RECUTS, RECUT_S = 8, 5.0  # of an object at once, and then one each 5 s: each other length is tried once
+RECUTS, RECUT_S = 8, 5.0  # an object may be cut anew 8 times at once, and then every 5 s: there are 8 lengths
 
 
 @dataclass(slots=True)
@@ -73,7 +73,7 @@ class Receipt:
 
     @property
     def is_offered(self) -> bool:
-        """By the peer itself and since its restart: not left over, nor of a broadcast that may be over."""
+        """Whether the peer itself offers the object, since its restart: a broadcast may be over."""
         return 0 < self.object_id < GROUP_ID
 
     def may_recut(self, now: float) -> bool:

@@ -19,7 +19,7 @@ GENERATION = 256
 """Fragments that are summed together: a mask of them is one BLAKE2s digest."""
 _DRAWN_FROM = struct.Struct(">HIB")
 _SURE = 1.28  # standard deviations: 9 of 10
-_LITTLE = 0.1  # that something of this is lost is not worth a repair
+_LITTLE = 0.1  # a probability of a loss that is not worth a repair
 
 
 def generation_size(count: int, generation: int) -> int:
@@ -62,7 +62,8 @@ def repair_bytes(size: int, fragment_bytes: int, generation: int) -> int:
 
 
 def lacks(missing: int, airborne: int, loss: float, burst: float) -> float:
-    """By how many frames what is in flight falls short of giving `missing` in 9 of 10 cases.
+    """The number of frames that are to be added to those in flight, so that `missing` arrive in 9 of 10
+    cases.
 
     A frame arrives with probability 1 - loss, so the number that does is about normal; in bursts its
     variance is 2 burst - 1 times that of single losses (Gilbert 1960: the chain's correlation time). One

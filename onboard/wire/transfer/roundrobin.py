@@ -17,7 +17,7 @@ class RoundRobin:
         self._credit_bytes: dict[int, int] = {}  # of who has something to send, in the order of turns
 
     def choose(self, wants_bytes: Mapping[int, int]) -> int:
-        """Whose frame leaves now, of those that want to send one (name: its bytes, at most a quantum).
+        """The one whose frame leaves now, of all that want to send one (name: its bytes, at most a quantum).
 
         Who no longer wants to send loses what it has left. Raises ValueError if nobody wants to.
         """

@@ -24,10 +24,10 @@ _OFFER_EVERY = 8  # fragments that follow an OFFER without waiting for its answe
 
 
 class ObjectSender:
-    """Of `object`, in this end's `epoch`. `ask_at`: when to ask (again), if nothing else can be sent;
-    `asks`: how often since the receiver last spoke of it. `fruitless`: how many of its answers in a row told
+    """Sends `object`, in this end's `epoch`. `ask_at`: when to ask (again), if nothing else can be sent;
+    `asks`: the questions since the receiver last reported on it. `fruitless`: the answers in a row that told
     of losses alone; `is_doubtful`: no fragment of that length is known to have passed; `was_recut`: see
-    Fitting. `progress_at`: when more of it was held last."""
+    Fitting. `progress_at`: when the receiver last reported more of it."""
 
     def __init__(
         self,
@@ -45,11 +45,11 @@ class ObjectSender:
         self.ask_at = 0.0
         self.asks = 0
         self._pace, self._loss, self._epoch = pace, pace.loss, epoch
-        self._offer_seq = 0  # of the last OFFER; 0 when one is due
-        self._cancel_seq = 0  # of the first CANCEL
+        self._offer_seq = 0  # seq of the last OFFER; 0 when an OFFER is due
+        self._cancel_seq = 0  # seq of the first CANCEL
         self._questions: list[int] = []  # seqs of those since the last REPORT, the first ones
         self._unpolled = 0  # fragments sent since the last POLL flag
-        self._unoffered = 0  # and since the last OFFER
+        self._unoffered = 0  # fragments sent since the last OFFER
 
     @property
     def is_unheard_of(self) -> bool:

@@ -138,8 +138,8 @@ class Outgoing:
         return (todo & -todo).bit_length() - 1 if todo else None
 
     def deficit(self, loss: float, burst: float = 1.0) -> tuple[float, int]:
-        """By how many frames what is in flight falls short of giving what is missing of the generation of
-        which that is most, and which one it is; (-inf, 0) if nothing is missing.
+        """The generation that lacks most, after the number of frames that are to be added to those in flight,
+        so that what it misses is likely to arrive; (-inf, 0) if nothing is missing.
 
         loss: share (0..1) of what is in flight that will be lost; burst: how many times longer losses last
         than if they were independent.
