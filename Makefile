@@ -54,7 +54,7 @@ check: $(VENV)/.all
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy examples
+	$(BIN)/mypy examples docs/generate.py
 
 bench: $(VENV)/.all
 	$(BIN)/python -m benchmarks $(ARGS)
