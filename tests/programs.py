@@ -6,9 +6,13 @@ before have loaded.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
 
 ENDS_WITHIN_S = 30.0
 
@@ -32,3 +36,13 @@ def onboard(*arguments: str) -> Ended:
         [sys.executable, "-m", "onboard", *arguments], capture_output=True, text=True, timeout=ENDS_WITHIN_S
     )
     return Ended(done.returncode, done.stdout, done.stderr)
+
+
+def run_out_of_memory_by_signal(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs that are started from now on raise MemoryError where they are when SIGUSR1 comes."""
+    (folder / "sitecustomize.py").write_text(
+        "import signal\n"
+        "def full(number, frame):\n    raise MemoryError\n"
+        "signal.signal(signal.SIGUSR1, full)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{folder}:{os.environ.get('PYTHONPATH', '')}")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from onboard.mission.health import State
-from tests.missions.clockwork import Clockwork
+from tests.missions.clockwork import Clockwork, VirtualBoard
 
 Make = Callable[..., Clockwork]
 
@@ -101,10 +101,8 @@ def test_a_board_that_lost_what_it_was_asked_is_asked_again(
     on.run(lambda: on.over)
 
 
-@pytest.mark.parametrize("content", [None, b"", b"half"])
-def test_an_update_that_is_lost_before_the_ground_has_it_is_trained_again(
-    content: bytes | None, clockwork: Make
-) -> None:
+def killed_while_offering(clockwork: Make) -> tuple[Clockwork, VirtualBoard]:
+    """A mission whose board is down with its update on its disk; the link is cut."""
     on = clockwork()
     on.boot()
     board = on.boards[1]
@@ -112,6 +110,14 @@ def test_an_update_that_is_lost_before_the_ground_has_it_is_trained_again(
     on.cut = True
     on.run(lambda: board.agent and board.agent.known.phase is State.OFFERING)
     board.kill()
+    return on, board
+
+
+@pytest.mark.parametrize("content", [None, b"", b"half"])
+def test_an_update_that_is_lost_before_the_ground_has_it_is_trained_again(
+    content: bytes | None, clockwork: Make
+) -> None:
+    on, board = killed_while_offering(clockwork)
     if content is None:
         (board.state / "update.bin").unlink()
     else:
@@ -125,13 +131,7 @@ def test_an_update_that_is_lost_before_the_ground_has_it_is_trained_again(
 
 
 def test_an_update_and_its_model_are_lost(clockwork: Make) -> None:
-    on = clockwork()
-    on.boot()
-    board = on.boards[1]
-    on.run(lambda: on.states(1) == {1: "delivered"})
-    on.cut = True
-    on.run(lambda: board.agent and board.agent.known.phase is State.OFFERING)
-    board.kill()
+    on, board = killed_while_offering(clockwork)
     for name in ("update.bin", "model.bin"):
         (board.state / name).unlink()
     on.cut = False

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +32,6 @@ def folders(root: Path, names: dict[str, str], per_class: int = 3) -> Path:
         for row in np.flatnonzero(images.y == int(digit))[:per_class]:
             Image.fromarray(images.x[row, 0]).save(root / name / f"{row}.png")
     return root
-
-
-@pytest.fixture
-def port() -> Iterator[str]:
-    near, far = os.openpty()
-    yield os.ttyname(far)
-    os.close(near)
-    os.close(far)
 
 
 def init(folder: Path, port: str, *options: str) -> Result:

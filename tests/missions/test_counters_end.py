@@ -137,19 +137,16 @@ def test_a_link_that_fails_for_ever_is_begun_again_ever_less_often(clockwork: Ma
     assert pauses == [5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 300.0]
 
 
+def server_of(training: Training) -> Server:
+    """The server of a mission with this training."""
+    terms = MissionTerms(id=b"mission.", model="lenet5", seed=1, deadline_s=60.0, training=training)
+    return Server(terms, TRAIN)
+
+
 @pytest.mark.parametrize("decay", [0.9, 0.5, 1e-300])
 @pytest.mark.parametrize("number", [2, 7_018, 7_019, 7_020, 0xFFFF])
 def test_a_learning_rate_decays_to_a_bound_and_not_to_nothing(decay: float, number: int) -> None:
-    server = Server(
-        MissionTerms(
-            id=b"mission.",
-            model="lenet5",
-            seed=1,
-            deadline_s=60.0,
-            training=Training(learning_rate_decay=decay),
-        ),
-        TRAIN,
-    )
+    server = server_of(Training(learning_rate_decay=decay))
     task, _ = decode_task(server.model(number, b"packed"))
     assert task.training is not None
     assert task.training.learning_rate >= LEAST_RATE
@@ -157,16 +154,7 @@ def test_a_learning_rate_decays_to_a_bound_and_not_to_nothing(decay: float, numb
 
 
 def test_a_learning_rate_below_the_bound_stays_what_it_is() -> None:
-    server = Server(
-        MissionTerms(
-            id=b"mission.",
-            model="lenet5",
-            seed=1,
-            deadline_s=60.0,
-            training=Training(learning_rate=1e-15),
-        ),
-        TRAIN,
-    )
+    server = server_of(Training(learning_rate=1e-15))
     task = server.task(9_000)
     assert task.training is not None
     assert task.training.learning_rate == 1e-15

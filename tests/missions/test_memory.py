@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.missions.bench import MissionBench, bench, run
+from tests.programs import run_out_of_memory_by_signal
 
 
 def budget(on: MissionBench, **keys: object) -> None:
@@ -37,6 +38,15 @@ def training_of(pid: int) -> int | None:
     """The process that trains for the agent `pid`."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return int(children[0]) if children else None
+
+
+def training_begun(on: MissionBench) -> int:
+    """Starts the mission; returns the process that trains once it has done an epoch."""
+    pid = start(on)
+    on.until(lambda: on.said("board", "epoch"))
+    child = training_of(pid)
+    assert child is not None
+    return child
 
 
 @pytest.mark.parametrize("memory_mb", [1, 56])
@@ -80,10 +90,7 @@ def test_a_budget_above_the_need_trains_every_round_whatever_libraries_reserve_a
 
 def test_a_training_that_is_killed_is_heard_of_and_the_agent_stays(tmp_path: Path) -> None:
     with bench(tmp_path, epochs=500) as on:
-        pid = start(on)
-        on.until(lambda: on.said("board", "epoch"))
-        child = training_of(pid)
-        assert child is not None
+        child = training_begun(on)
         os.kill(child, signal.SIGKILL)
         on.until(lambda: on.said("ground", "board-failed", round=1, failure="process"))
         assert "SIGKILL" in on.said("board", "training-failed")[0]["why"]
@@ -92,10 +99,7 @@ def test_a_training_that_is_killed_is_heard_of_and_the_agent_stays(tmp_path: Pat
 
 def test_a_training_that_hangs_is_seen_and_stalls_no_radio(tmp_path: Path) -> None:
     with bench(tmp_path, epochs=500) as on:
-        pid = start(on)
-        on.until(lambda: on.said("board", "epoch"))
-        child = training_of(pid)
-        assert child is not None
+        child = training_begun(on)
         os.kill(child, signal.SIGSTOP)
         on.until(lambda: on.doing()["step_s"] > 1.0)
         heard = on.doing()["link"]["frames_sent"] + on.doing()["link"]["frames_received"]
@@ -117,12 +121,7 @@ def test_a_board_without_memory_for_the_agent_itself_gives_its_training_up_and_g
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Wherever in its loop the agent is when memory runs out: here a signal says that it does."""
-    (tmp_path / "sitecustomize.py").write_text(
-        "import signal\n"
-        "def full(number, frame):\n    raise MemoryError\n"
-        "signal.signal(signal.SIGUSR1, full)\n"
-    )
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    run_out_of_memory_by_signal(tmp_path, monkeypatch)
     with bench(tmp_path, epochs=500) as on:
         pid = start(on)
         on.until(lambda: on.said("board", "epoch"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +17,6 @@ from onboard.config import load_node
 from onboard.storage.keys import new_key, save_key
 
 CHECKS = ["python", "key", "port", "contacts", "model", "data", "memory", "disk"]
-
-
-@pytest.fixture
-def port() -> Iterator[str]:
-    """A serial device of our own: the far end of a pseudo-terminal."""
-    near, far = os.openpty()
-    yield os.ttyname(far)
-    os.close(near)
-    os.close(far)
 
 
 @pytest.fixture

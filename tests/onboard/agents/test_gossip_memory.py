@@ -17,6 +17,7 @@ from onboard.data import loading
 from onboard.storage.keys import new_key, save_key
 from tests.missions.bench import run
 from tests.onboard.test_config import toml
+from tests.programs import run_out_of_memory_by_signal
 
 
 class MemoryNode:
@@ -99,12 +100,7 @@ def test_a_training_that_does_not_fit_is_told_and_the_node_answers_on(
 def test_a_board_without_memory_for_the_node_itself(
     tmp_path: Path, started: Callable[[int], MemoryNode], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "sitecustomize.py").write_text(
-        "import signal\n"
-        "def full(number, frame):\n    raise MemoryError\n"
-        "signal.signal(signal.SIGUSR1, full)\n"
-    )
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    run_out_of_memory_by_signal(tmp_path, monkeypatch)
     node = started(256)
     node.until(lambda: bool(node.events("epoch")))
     os.kill(node.crew.members["node"].process.pid, signal.SIGUSR1)

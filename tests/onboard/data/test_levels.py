@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +17,6 @@ from tests.programs import onboard
 
 GREY = Levels(means=(39.7,), stds=(79.4,))
 SEEN = Levels(means=(86.4, 96.0, 103.4), stds=(52.0, 36.0, 29.0))  # as EuroSAT's test part
-
-
-@pytest.fixture
-def port() -> Iterator[str]:
-    near, far = os.openpty()
-    yield os.ttyname(far)
-    os.close(near)
-    os.close(far)
 
 
 def mission(folder: Path, port: str, *options: str) -> Path:

@@ -9,6 +9,8 @@ import socket
 from functools import partial
 from pathlib import Path
 
+import pytest
+
 from hw_profiles import load_link
 from onboard.link import Spool, opener, wire_bytes
 from onboard.link.limits import limits_for
@@ -150,3 +152,13 @@ def free(host: str = "127.0.0.1") -> int:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
+
+
+def free_over_ipv6() -> int:
+    """A UDP port that nobody has on ::1; skips the test on a machine without it."""
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+            probe.bind(("::1", 0))
+            return int(probe.getsockname()[1])
+    except OSError:
+        pytest.skip("this machine has no ::1")

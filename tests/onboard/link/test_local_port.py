@@ -13,7 +13,7 @@ import pytest
 from onboard.link.spool import Addresses, Spool
 from onboard.link.whereabouts import LocalPortTaken
 from onboard.wire.security.seal import NO_SALT
-from tests.onboard.link.lan import LanEnd, PortLan, free
+from tests.onboard.link.lan import LanEnd, PortLan, free, free_over_ipv6
 
 ANSWER_S = 8.0  # a HELLO at once or 2 s after the start, again 2 and 4 s later
 
@@ -36,12 +36,7 @@ def ground_binds_a_host() -> tuple[str, str]:
 
 
 def over_ipv6() -> tuple[str, str]:
-    try:
-        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
-            probe.bind(("::1", 0))
-            number = int(probe.getsockname()[1])
-    except OSError:
-        pytest.skip("this machine has no ::1")
+    number = free_over_ipv6()
     return f"udp://[::1]:{number}", f"udp://?bind=[::1]:{number}"
 
 

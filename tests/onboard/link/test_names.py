@@ -18,7 +18,7 @@ from onboard.link.ports.udp import UdpPort
 from onboard.link.spool import Addresses, Spool
 from onboard.wire.presence import QUIET_S
 from onboard.wire.security.seal import NO_SALT
-from tests.onboard.link.lan import LINK, PortLan, free
+from tests.onboard.link.lan import LINK, PortLan, free, free_over_ipv6
 
 NAME = "nano.test"
 Names = dict[str, list[str]]
@@ -175,13 +175,7 @@ def read_on(port: Port) -> None:
 
 @pytest.fixture
 def six() -> int:
-    try:
-        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
-            probe.bind(("::1", 0))
-            number = int(probe.getsockname()[1])
-    except OSError:
-        pytest.skip("this machine has no ::1")
-    return number
+    return free_over_ipv6()
 
 
 @pytest.mark.parametrize("learns", ["ground", "board"])

@@ -194,6 +194,10 @@ def test_a_pyserial_url_without_a_descriptor() -> None:
     ],
 )  # fmt: skip
 def test_a_url_that_is_not_understood_is_one_line_that_names_it(url: str) -> None:
+    refused_in_one_line(url)
+
+
+def refused_in_one_line(url: str) -> None:
     with pytest.raises(BadUrl) as caught:
         open_port(url, LINK)
     assert url in str(caught.value)

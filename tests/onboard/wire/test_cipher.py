@@ -20,6 +20,7 @@ from onboard.wire.session import Session
 from tests.onboard.wire.examples import FRAME, KEY, VECTORS, encrypted
 from tests.onboard.wire.pair import FULL, HALF, SIDES, UPDATE, Pair, data, finish
 from tests.onboard.wire.test_frame import frames, keys
+from tests.onboard.wire.test_seal import takes_each_once
 
 GROUND, BOARD = 0, 3
 SECRET_FRAME = replace(FRAME, encrypted=True)
@@ -126,14 +127,7 @@ def test_encryption_has_subkeys_of_its_own() -> None:
 
 @given(st.permutations(range(1, 60)), st.data())
 def test_reordered_frames_are_each_taken_once(order: list[int], data: st.DataObject) -> None:
-    sealer, opener = pair()
-    sent = {seq: sealer.seal(Type.MSG, bytes((seq,))) for seq in range(1, 60)}
-    for seq in order:
-        opened = opener.open(sent[seq])
-        assert opened is not None
-        assert (opened.seq, opened.payload, opened.encrypted) == (seq, bytes((seq,)), True)
-    assert opener.open(sent[data.draw(st.sampled_from(order))]) is None
-    assert (opener.opened, opener.replays) == (59, 1)
+    takes_each_once(*pair(), order, data, encrypted=True)
 
 
 @given(st.binary(max_size=300), st.data())
