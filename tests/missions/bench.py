@@ -21,9 +21,9 @@ JSON = ("--log", "json")
 # Slow enough for a kill in mid-transfer, quick enough for a test: an update of 0.8 bit a weight takes 8 s.
 LINK = """\
 kind = "link"
-title = "Bench cable for tests, 38,400 baud, short frames"
-rate_up_bps = { value = 38400, source = "c: a test's" }
-rate_down_bps = { value = 38400, source = "c: a test's" }
+title = "Bench cable for tests, 57,600 baud, short frames"
+rate_up_bps = { value = 57600, source = "c: a test's" }
+rate_down_bps = { value = 57600, source = "c: a test's" }
 bits_per_byte = { value = 10, source = "c: 8N1" }
 mtu_bytes = { value = 256, source = "c: as on uhf-9k6" }
 delay_s = { value = 0.002, source = "c: a test's" }
