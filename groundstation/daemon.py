@@ -1,13 +1,14 @@
-"""The ground daemon: one thread, one loop, between the nodes' links and the mission's rounds."""
+"""The ground daemon: the mission's rounds and the nodes' links, as the one loop carries them."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import secrets
 import time
-from contextlib import closing
-from functools import partial
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from groundstation import testdata
@@ -15,28 +16,25 @@ from groundstation.commands.dispatcher import CommandDispatcher
 from groundstation.config import Mission
 from groundstation.failures import StoreFailures
 from groundstation.rounds.rounds import Rounds
-from groundstation.rounds.untold import Untold
 from groundstation.station import Station
 from groundstation.store.store import Store, StoreDamaged, StoreError
-from groundstation.upkeep import Upkeep
+from onboard.console.errors import where
 from onboard.console.log import say
 from onboard.console.toml import ConfigError
 from onboard.data import labels
 from onboard.learn.graph import InferGraph, TrainGraph
-from onboard.link.pump import wait
 from onboard.link.recorder import Recorder
-from onboard.monitor.status_socket import Lookout
-from onboard.runtime.endpoint import tell_exposures
-from onboard.runtime.signals import stop_signals
+from onboard.runtime.endpoint import Endpoint, tell_exposures
+from onboard.runtime.loop import Loop
 from onboard.storage.journal import sole_user
 from onboard.wire.events import Event
-from onboard.wire.session import Session
 
 log = logging.getLogger(__name__)
 
-LONGEST_WAIT_S = 1.0
 COUNT_EVERY_S = 30.0  # running totals reach the database this often, and at the end
+FULL_EVERY_S = 60.0  # a computer may stay without memory for long
 STANDSTILL_S = 10.0  # far more than a turn of the loop takes
+FIRST_PAUSE_S, LAST_PAUSE_S = 5.0, 300.0  # of a link that failed for a reason that nobody foresaw
 
 
 def serve(
@@ -72,8 +70,15 @@ def serve(
         store.never_wait()
         say(log, "serving", mission=mission.rules.name, nodes=len(stations), test_images=len(test.y))
         try:
-            with closing(Lookout(mission.folder)) as lookout:
-                _loop(stations, rounds, commands, lookout, exit_when_finished, report_every_s)
+            program = GroundProgram(
+                mission.folder,
+                stations,
+                rounds,
+                commands,
+                time.monotonic,
+                exits_when_finished=exit_when_finished,
+            )
+            Loop(program, time.monotonic, time.time).run(report_every_s)
         finally:
             with contextlib.suppress(StoreError):
                 rounds.save_time(time.monotonic(), ahead_s=0.0)
@@ -110,85 +115,123 @@ def _begin(store: Store, mission: Mission, train: TrainGraph, classes: tuple[str
         )
 
 
-def _loop(
-    stations: dict[int, Station],
-    rounds: Rounds,
-    commands: CommandDispatcher,
-    lookout: Lookout,
-    exit_when_finished: bool,
-    report_every_s: float | None,
-) -> None:
-    def view() -> dict[str, Any]:
-        now = time.monotonic()
-        return rounds.view() | {"links": [station.view(now) for station in stations.values()]}
+class GroundProgram:
+    """See `Program`: the mission's rounds and the stations of its nodes.
 
-    untold = Untold(time.monotonic)
-    retry_s = report_due_s = 0.0
-    failures = StoreFailures()
-    count_due_s = time.monotonic() + COUNT_EVERY_S
-    upkeep = Upkeep(stations, rounds.renewed)
-    turned_s = time.monotonic()
-    with stop_signals() as stop:
-        while not stop.asked:
-            now = time.monotonic()
-            if now - turned_s > STANDSTILL_S:  # SIGSTOP, a virtual machine that was paused, a disk that hung
-                say(log, "paused", level=logging.WARNING, seconds=round(now - turned_s, 1))
-                rounds.paused(now - turned_s)
-            turned_s = now
-            untold.hold_back(stations.values())
-            for station in stations.values():
-                untold.add(station, upkeep.poll(station, now))
-            busy = False
-            if now >= retry_s:
-                try:
-                    untold.tell(partial(_tell, rounds, commands, upkeep, now))
-                    rounds.last_words.store(now)
-                    commands.step(now)
-                    busy = rounds.step(now)
-                    if now >= count_due_s:
-                        upkeep.count(now)
-                        count_due_s = now + COUNT_EVERY_S
-                    failures.over()
-                except StoreError as error:
-                    retry_s = _after(error, rounds, failures, now)
-            if report_every_s is not None and now >= report_due_s:
-                report_due_s = now + report_every_s
-                say(log, "links", **view())
-            lookout.answer(view)
-            if exit_when_finished and rounds.finished:
-                return
-            pumps = upkeep.pumps()
-            wake_s = min(now + LONGEST_WAIT_S, max(untold.wakeup(), retry_s))
-            wake_s = min([wake_s, *(pump.wakeup(now) for pump in pumps)])
-            if report_every_s is not None:
-                wake_s = min(wake_s, report_due_s)
-            wait(pumps, 0.0 if busy else wake_s - time.monotonic(), also=[stop.fd, *lookout.fds])
+    One link's failure is that link's: it is logged, the link is begun again after a pause that doubles, and
+    the others go on.
+    """
 
+    longest_wait_s, object_pause = 1.0, 4.0
+    fds = ()
 
-def _after(error: StoreError, rounds: Rounds, failures: StoreFailures, now: float) -> float:
-    """What follows on a failure of the database; returns when to try again."""
-    if isinstance(error, StoreDamaged):
+    def __init__(
+        self,
+        folder: Path,
+        stations: Mapping[int, Station],
+        rounds: Rounds,
+        commands: CommandDispatcher,
+        clock: Callable[[], float],
+        *,
+        exits_when_finished: bool = False,
+    ) -> None:
+        self.folder = folder
+        self.links: Mapping[int, Endpoint] = {node: station.endpoint for node, station in stations.items()}
+        self._exits = exits_when_finished
+        self._stations, self._rounds, self._commands = stations, rounds, commands
+        self._failures = StoreFailures()
+        self._pauses_s: dict[int, float] = {}  # the last, of links that failed
+        self._attended_s = clock()
+        self._count_due_s = clock() + COUNT_EVERY_S
+        self._full_due_s = -math.inf
+        self._is_busy = False
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the mission is finished, and that ends the program."""
+        return self._exits and self._rounds.finished
+
+    def begin_again(self, peer: int, now: float) -> None:
+        """Begins a link again in another epoch; what was asked on it is asked once more."""
+        station = self._stations[peer]
+        station.renew(now)
+        self._rounds.renewed(station, now)
+
+    def link_failed(self, peer: int, error: Exception, now: float) -> None:
+        """Suspends a link that, or whose event, cannot be dealt with."""
+        pause_s = min(2 * self._pauses_s.get(peer, FIRST_PAUSE_S / 2), LAST_PAUSE_S)
+        self._pauses_s[peer] = pause_s
+        self.links[peer].suspended_until = now + pause_s
+        name = self._stations[peer].node.name
+        say(log, "link-failed", level=logging.ERROR, node=name, why=where(error), again_in_s=pause_s)
+
+    def attend(self, now: float) -> None:
+        """Sees whether the program stood still: SIGSTOP, a virtual machine that was paused, a disk that
+        hung."""
+        stood_s = now - self._attended_s
+        self._attended_s = now
+        if stood_s > STANDSTILL_S:
+            say(log, "paused", level=logging.WARNING, seconds=round(stood_s, 1))
+            self._rounds.paused(stood_s)
+
+    def handle(self, peer: int, event: Event, now: float) -> None:
+        """Tells the mission one event of a link. Raises StoreError."""
         try:
-            rounds.mend()
-        except StoreError as lasting:
-            error = lasting
-        else:
-            return now
-    return failures.failed(error, now)
+            if not self._commands.handle(self._stations[peer], event, now):
+                self._rounds.hear(self._stations[peer], event, now)
+        except StoreError:
+            raise
+        except Exception as error:
+            self.link_failed(peer, error, now)
 
+    def step(self, now: float) -> None:
+        """Goes on with the mission, and now and then notes the counters of all links. Raises StoreError."""
+        self._is_busy = False
+        self._rounds.last_words.store(now)
+        self._commands.step(now)
+        self._is_busy = self._rounds.step(now)
+        if now >= self._count_due_s:
+            self._count(now)
+            self._count_due_s = now + COUNT_EVERY_S
+        self._failures.over()
 
-def _tell(
-    rounds: Rounds, commands: CommandDispatcher, upkeep: Upkeep, now: float, station: Station, event: Event,
-    session: Session
-) -> None:  # fmt: skip
-    """Tells the mission one event of a link, unless the link has begun again since: then it comes again.
-    Raises StoreError."""
-    if session is not station.session:
-        return
-    try:
-        if not commands.handle(station, event, now):
-            rounds.hear(station, event, now)
-    except StoreError:
-        raise
-    except Exception as error:
-        upkeep.fail(station, error, now)
+    def _count(self, now: float) -> None:
+        for node, station in self._stations.items():
+            try:
+                station.count(now)
+            except StoreError:
+                raise
+            except Exception as error:
+                self.link_failed(node, error, now)
+
+    def disk_failed(self, error: OSError, now: float) -> float:
+        """Mends a damaged database if it can; returns when to try again."""
+        if not isinstance(error, StoreError):
+            raise error
+        self._is_busy = False
+        if isinstance(error, StoreDamaged):
+            try:
+                self._rounds.mend()
+            except StoreError as lasting:
+                error = lasting
+            else:
+                return now
+        return self._failures.failed(error, now)
+
+    def relieve(self, now: float) -> None:
+        """The mission holds no memory that it could give back: the loop goes on when some is there."""
+        if now >= self._full_due_s:
+            self._full_due_s = now + FULL_EVERY_S
+            say(log, "memory-full", level=logging.ERROR, why="no memory is left for the ground station")
+
+    def wakeup(self, now: float) -> float:
+        """At once in the middle of work."""
+        return now if self._is_busy else math.inf
+
+    def status(self, now: float) -> dict[str, Any]:
+        """What `groundstation link` shows."""
+        return self._rounds.view() | {"links": [station.view(now) for station in self._stations.values()]}
+
+    def report(self, now: float) -> None:
+        """Logs that."""
+        say(log, "links", **self.status(now))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,6 @@ from onboard.link.pump import Pump
 from onboard.link.recorder import Recorder
 from onboard.monitor.views import link_view
 from onboard.runtime.endpoint import Endpoint, EndpointConfig
-from onboard.wire.events import Event
 from onboard.wire.session import Session
 
 COUNTED = (
@@ -41,12 +38,11 @@ class Station:
         store: Store,
         folder: Path,
         now: float,
-        wall: Callable[[], float] = time.time,
         recorder: Recorder | None = None,
         model_bytes: int = 0,
     ) -> None:
         self.node = node
-        self._store, self._wall = store, wall
+        self._store = store
         limits = limits_for(node.port, node.bytes_per_contact, node.bytes_per_day)
         config = EndpointConfig(
             node=GROUND,
@@ -60,18 +56,18 @@ class Station:
         )
         self.late_updates = 0
         self.refused_updates = 0
-        self._endpoint = Endpoint(config, store.enter_node(node.id, node.name), store.taken(node.id), now)
+        self.endpoint = Endpoint(config, store.enter_node(node.id, node.name), store.taken(node.id), now)
         self._earlier = store.counters(node.id)
 
     @property
     def session(self) -> Session:
         """The session of the present epoch."""
-        return self._endpoint.session
+        return self.endpoint.session
 
     @property
     def pump(self) -> Pump:
         """The pump of the present epoch."""
-        return self._endpoint.pump
+        return self.endpoint.pump
 
     def renew(self, now: float) -> None:
         """Begins the link again, as a restart of the daemon does. What was offered on it is to be offered
@@ -79,12 +75,8 @@ class Station:
         with contextlib.suppress(Exception):  # of a link that failed, nothing is sure to work
             self.count(now)
         entered = self._store.enter_node(self.node.id, self.node.name)
-        self._endpoint.renew(entered, self._store.taken(self.node.id), now)
+        self.endpoint.renew(entered, self._store.taken(self.node.id), now)
         self._earlier = self._store.counters(self.node.id)
-
-    def poll(self, now: float) -> list[Event]:
-        """Moves the link on; returns what the mission must know."""
-        return self._endpoint.poll(now, self._wall())
 
     def count(self, now: float) -> None:
         """Adds this run's counters to those of earlier runs, in the database."""

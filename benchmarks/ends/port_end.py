@@ -28,7 +28,7 @@ from onboard.wire.events import Arrived, Delivered, PeerHeard
 from onboard.wire.session import Session
 
 NODES = {"ground": 0, "board": 1}
-LONGEST_WAIT_S = 5.0  # as in onboard.runtime.federated
+LONGEST_WAIT_S = 5.0  # as on a board
 
 
 class EndSpec(msgspec.Struct, kw_only=True):

@@ -31,6 +31,7 @@ import onboard.learn.gossip.algorithms
 import onboard.runtime.endpoint
 import onboard.runtime.federated
 import onboard.runtime.gossip
+import onboard.runtime.loop
 import onboard.trainer.process
 from benchmarks.claims.resilience.genuine import (
     Genuine,
@@ -105,9 +106,8 @@ class VirtualMission:
             (os, "urandom", self._random.randbytes), (secrets, "token_bytes", self._random.randbytes),
             (onboard.cli, "time", world.time), *self._changes(),
         ]  # fmt: skip
-        for carrier in (onboard.runtime.federated, onboard.runtime.gossip, groundstation.daemon):
-            changes += [(carrier, "wait", world.wait), (carrier, "stop_signals", world.stop_signals)]
-        endpoint = onboard.runtime.endpoint
+        loop, endpoint = onboard.runtime.loop, onboard.runtime.endpoint
+        changes += [(loop, "wait", world.wait), (loop, "stop_signals", world.stop_signals)]
         changes += [(endpoint, "opener", world.opener), (endpoint, "Session", session)]
         with contextlib.ExitStack() as stack:
             for module, name, value in changes:

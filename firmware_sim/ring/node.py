@@ -21,9 +21,10 @@ from onboard.agents.gossip import GossipAgent, GossipTraining
 from onboard.agents.gossip_state import GossipPhase
 from onboard.codec.layout import Floats
 from onboard.config import GossipConfig
-from onboard.runtime.gossip import linked, poll_link
+from onboard.runtime.gossip import begin_again, linked
 from onboard.wire.events import Event
 from onboard.wire.medium.contacts import Window
+from onboard.wire.security.seal import SeqExhausted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,10 +96,11 @@ class RingNode:
             return
         while True:
             for peer in [peer for peer, due_s in self._due.items() if due_s <= now]:
-                heard, began_again = poll_link(self.agent, self._ends[peer], now, now)
-                if began_again:
+                try:
+                    self._untold += ((peer, event) for event in self._ends[peer].poll(now, now))
+                except SeqExhausted:
+                    begin_again(self.agent, self._ends[peer], now)
                     self._untold = deque(each for each in self._untold if each[0] != peer)
-                self._untold += ((peer, event) for event in heard)
                 self._due[peer] = max(now + TICK_S, self._ends[peer].pump.wakeup(now))
             if not self._untold and now < min(self._agent_at, self._step_at):
                 return

@@ -89,7 +89,6 @@ class Pump:
         self._heard_from, self._is_deaf = -math.inf, False  # not before is the port read
         self.hears = True
         """Whether what comes in is taken: not while too much of it waits for the disk."""
-        self._rests_until, self._is_resting = -math.inf, False
         self._past = PortSnapshot()  # of all ports before this one
         self._taken_bytes, self._taken_at = -1, -math.inf  # when the device took something last
         self._faults_seen, self._faults_told = 0, dict[str, float]()
@@ -99,10 +98,6 @@ class Pump:
         """The pump of the same port and spool with another session, which begins; this one is closed."""
         self.close(now)
         return Pump(self._opener, session, self._spool)
-
-    def rest(self, until: float) -> None:
-        """Neither hears nor speaks before then, as neither leads anywhere: what waits, waits in the port."""
-        self._rests_until, self._is_resting = until, True
 
     @property
     def is_open(self) -> bool:
@@ -131,9 +126,6 @@ class Pump:
         or refused, what the peer withdrew, and what expired is gone from it before another byte leaves.
         Raises BadUrl; what happened before anything is raised is returned by the next call.
         """
-        self._is_resting = now < self._rests_until
-        if self._is_resting:
-            return []
         events = self._events
         if self._port is None:
             self._open(now, events)
@@ -155,8 +147,6 @@ class Pump:
 
     def wakeup(self, now: float) -> float:
         """The earliest time at which `poll` may have something to do, if nothing arrives before."""
-        if now < self._rests_until:
-            return self._rests_until
         save_at = self._saving.wakeup(now)
         if self._port is None:
             return max(now, min(self._again.at, save_at))
@@ -180,15 +170,15 @@ class Pump:
 
     def wants_write(self) -> bool:
         """Whether bytes wait for the device to take them."""
-        return self._port is not None and not self._is_resting and self._port.kept_bytes() > 0
+        return self._port is not None and self._port.kept_bytes() > 0
 
     def wants_read(self) -> bool:
         """Whether what comes in would be taken before `wakeup`."""
-        return self._port is not None and not self._is_resting and self.hears and not self._is_deaf
+        return self._port is not None and self.hears and not self._is_deaf
 
     def fileno(self) -> int:
         """The port's file descriptor; -1 while it is closed or nothing is read, or if it has none."""
-        return self._port.fileno() if self._port is not None and not self._is_resting else -1
+        return self._port.fileno() if self._port is not None else -1
 
     # -- the port --------------------------------------------------------------------------------------
 

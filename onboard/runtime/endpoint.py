@@ -7,6 +7,7 @@ its sequence numbers goes on as after a restart, in another epoch and from what 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -75,6 +76,13 @@ class Endpoint:
         end = config.end
         self._contacts = kept_plan(config.folder, end.contacts_path, config.node, config.peer)
         self.pump = self._pump(state, taken, now)
+        self.suspended_until = -math.inf
+        """A link that failed is neither heard nor served, and is to be begun again then."""
+
+    @property
+    def is_suspended(self) -> bool:
+        """Whether the link has failed, and has not begun again."""
+        return self.suspended_until > -math.inf
 
     @property
     def session(self) -> Session:
@@ -87,6 +95,11 @@ class Endpoint:
         with contextlib.suppress(Exception):  # of a link that failed, nothing is sure to work
             self.pump.close(now)
         self.pump = self._pump(state, taken, now)
+        self.suspended_until = -math.inf
+
+    def wakeup(self, now: float) -> float:
+        """When the link next has something to do, if nothing is heard before."""
+        return max(now, self.suspended_until) if self.is_suspended else self.pump.wakeup(now)
 
     def poll(self, now: float, wall_s: float) -> list[Event]:
         """Moves the link on and logs what befell it; returns the events that the program has to act on.

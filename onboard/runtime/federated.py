@@ -1,14 +1,10 @@
-"""Carries the agent on a real port: the one loop with a clock, between link, training and budget."""
+"""A federated board as the loop carries it: the agent, its link to the ground, and its training."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import math
 import time
-from collections import deque
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from onboard.agents.federated import Agent
@@ -18,29 +14,19 @@ from onboard.board.budget import Pace, ResourceUsage
 from onboard.config import GROUND, NodeConfig
 from onboard.console.log import say
 from onboard.link.limits import limits_for
-from onboard.link.pump import wait
 from onboard.link.recorder import Recorder
 from onboard.mission.health import State
-from onboard.monitor.status_socket import Lookout
 from onboard.monitor.views import board_view, link_view
 from onboard.runtime.drive import Drive
 from onboard.runtime.endpoint import Endpoint, EndpointConfig, tell_exposures
-from onboard.runtime.signals import stop_signals
+from onboard.runtime.loop import RETRY_S, Loop
 from onboard.storage.boot_counter import count_restart, count_start
 from onboard.storage.journal import Journal
 from onboard.storage.keys import load_keys
 from onboard.trainer.job import Trainer
-from onboard.wire.events import (
-    Event,
-)
-from onboard.wire.security.seal import SeqExhausted
+from onboard.wire.events import Event
 
 log = logging.getLogger(__name__)
-
-LONGEST_WAIT_S = 5.0
-MOST_UNTOLD = 256  # events that wait for the disk before the link is heard no further
-RETRY_S = 5.0  # after a write that failed, such as on a full disk
-MEMORY_AGAIN_S = 1.0  # after the board had no memory for the agent
 
 
 def board_agent(
@@ -82,70 +68,73 @@ def carry(
 ) -> None:
     """Runs until SIGTERM or SIGINT. `report_every_s` logs the agent's and the link's state that often."""
     agent.resume(clock())
-    untold: deque[Event] = deque()  # events whose effects the disk refused
-    drive, retry_at = Drive(agent, pace), 0.0
-
-    def view() -> dict[str, Any]:
-        return board_view(agent, endpoint.pump, clock())
-
-    report_due_s = clock() if report_every_s is not None else math.inf
-    with stop_signals() as stop, closing(Lookout(agent.config.state)) as lookout:
-        while not stop.asked:
-            now = clock()
-            try:
-                heard, began_again = poll_link(agent, endpoint, now, wall())
-                if began_again:
-                    untold.clear()  # what these speak of comes again
-                untold += heard
-                pump = endpoint.pump
-                pump.hears = len(untold) < MOST_UNTOLD
-                agent.housekeeping(now)
-                if now >= retry_at:
-                    retry_at = _act(agent, untold, drive, now, clock)
-                if now >= report_due_s and report_every_s is not None:
-                    report_due_s = now + report_every_s
-                    say(log, "doing", **agent.doing(), step_s=drive.running_s(now), link=link_view(pump, now))
-                lookout.answer(view)
-                step_at = max(drive.wakeup(), retry_at)
-                wake_s = min(now + LONGEST_WAIT_S, step_at, report_due_s, pump.wakeup(now))
-                trained = agent.trainer.fds if now >= retry_at else ()  # else what it says must wait
-                wait([pump], wake_s - clock(), also=[stop.fd, *lookout.fds, *trained])
-            except MemoryError:  # not the training's, which has a process of its own: the whole board's
-                with contextlib.suppress(MemoryError):
-                    agent.relieve(now)
-                    wait([], MEMORY_AGAIN_S, also=[stop.fd])
+    Loop(FederatedProgram(agent, endpoint, pace, clock), clock, wall).run(report_every_s)
     agent.trainer.stop()
     endpoint.pump.close(clock())
 
 
-def poll_link(agent: Agent, endpoint: Endpoint, now: float, wall_s: float) -> tuple[list[Event], bool]:
-    """Returns what the link brings, and whether it has begun again: a session that has used up its numbers
-    is replaced while the training goes on."""
-    try:
-        return endpoint.poll(now, wall_s), False
-    except SeqExhausted:
-        try:
-            endpoint.renew(count_restart(agent.journal, agent.known, GROUND), agent.known.taken, now)
-        except OSError as error:
-            say(log, "disk-full", level=logging.ERROR, path=str(agent.config.state), why=str(error))
-            endpoint.pump.rest(now + RETRY_S)
-            return [], False
-        agent.session = endpoint.session
+class FederatedProgram:
+    """See `Program`: the agent of one board, whose trainer works as fast as `pace` allows."""
+
+    longest_wait_s, object_pause = 5.0, 0.0
+    is_over = False
+
+    def __init__(self, agent: Agent, endpoint: Endpoint, pace: Pace, clock: Callable[[], float]) -> None:
+        self.agent, self.endpoint = agent, endpoint
+        self.folder = agent.config.state
+        self.links: Mapping[int, Endpoint] = {GROUND: endpoint}
+        self._drive, self._clock = Drive(agent, pace, clock()), clock
+
+    @property
+    def fds(self) -> Iterable[int]:
+        """By which the trainer says that it is done with what it was asked."""
+        return self.agent.trainer.fds
+
+    def begin_again(self, peer: int, now: float) -> None:
+        """Goes on in another epoch while the training goes on. Raises BadKey, OSError."""
+        agent = self.agent
+        self.endpoint.renew(count_restart(agent.journal, agent.known, peer), agent.known.taken, now)
+        agent.session = self.endpoint.session
         if agent.known.phase == State.OFFERING:
             agent.offer_kept(now)
         agent.offer_result(now)
-        return [], True
 
+    def link_failed(self, peer: int, error: Exception, now: float) -> None:
+        """Suspends the link while the disk refuses what it needs; raises any other error."""
+        if not isinstance(error, OSError):
+            raise error
+        self.endpoint.suspended_until = self.disk_failed(error, now)
 
-def _act(agent: Agent, untold: deque[Event], drive: Drive, now: float, clock: Callable[[], float]) -> float:
-    """The agent acts on what it was told, and trains; returns when it may next, later where the disk
-    refused."""
-    try:
-        while untold:
-            agent.hear(untold[0], now)
-            untold.popleft()
-        drive.turn(now, clock)
-    except OSError as error:
-        say(log, "disk-full", level=logging.ERROR, path=str(agent.config.state), why=str(error))
+    def attend(self, now: float) -> None:
+        """Says how the board is."""
+        self.agent.housekeeping(now)
+
+    def handle(self, peer: int, event: Event, now: float) -> None:
+        """See `Agent.hear`."""
+        self.agent.hear(event, now)
+
+    def step(self, now: float) -> None:
+        """Trains on. Raises OSError."""
+        self._drive.turn(now, self._clock)
+
+    def disk_failed(self, error: OSError, now: float) -> float:
+        """Logs the error; returns when to try again."""
+        say(log, "disk-full", level=logging.ERROR, path=str(self.folder), why=str(error))
         return now + RETRY_S
-    return now
+
+    def relieve(self, now: float) -> None:
+        """See `Agent.relieve`."""
+        self.agent.relieve(now)
+
+    def wakeup(self, now: float) -> float:
+        """When the trainer may be asked for its next step."""
+        return self._drive.wakeup()
+
+    def status(self, now: float) -> dict[str, Any]:
+        """What `onboard link` shows."""
+        return board_view(self.agent, self.endpoint.pump, now)
+
+    def report(self, now: float) -> None:
+        """Logs what the agent is at, and its link."""
+        step_s, link = self._drive.running_s(now), link_view(self.endpoint.pump, now)
+        say(log, "doing", **self.agent.doing(), step_s=step_s, link=link)

@@ -1,16 +1,14 @@
-"""Carries a node that gossips on its real ports: one loop for its links, its training and its clock."""
+"""A node that gossips as the loop carries it: the agent, its links to neighbours, and its training."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -31,23 +29,14 @@ from onboard.learn.gossip.algorithms import ALGORITHMS, GossipSetup
 from onboard.learn.gossip.descent import Descent, Recipe
 from onboard.learn.graph import GraphError, TrainGraph, initial
 from onboard.link.limits import limits_for
-from onboard.link.pump import Pump, wait
 from onboard.link.recorder import Recorder
-from onboard.monitor.status_socket import Lookout
 from onboard.monitor.views import gossip_view
 from onboard.runtime.endpoint import Endpoint, EndpointConfig, tell_exposures
-from onboard.runtime.federated import (
-    LONGEST_WAIT_S,
-    MEMORY_AGAIN_S,
-    MOST_UNTOLD,
-    RETRY_S,
-)
-from onboard.runtime.signals import stop_signals
+from onboard.runtime.loop import RETRY_S, Loop
 from onboard.storage.boot_counter import count_restart, count_start
 from onboard.storage.journal import Journal
 from onboard.storage.keys import BadKey, load_keys
 from onboard.wire.events import Event, PeerHeard
-from onboard.wire.security.seal import SeqExhausted
 
 log = logging.getLogger(__name__)
 
@@ -171,90 +160,103 @@ def carry_gossip(
 ) -> None:
     """Runs until the agent is over, SIGTERM or SIGINT. `report_every_s` logs its and its links' state that
     often."""
-    config = agent.config
-    cap = MemoryCap(config.memory_bytes)
-
-    def pumps() -> dict[int, Pump]:
-        return {peer: link.pump for peer, link in links.items()}
-
     agent.resume(clock())
-    untold: deque[tuple[int, Event]] = deque()  # events whose effects the disk refused
-    next_step_at = retry_at = 0.0
-    report_due_s = clock() if report_every_s is not None else math.inf
-    with stop_signals() as stop, closing(Lookout(config.state)) as lookout:
-        while not stop.asked and agent.phase is not GossipPhase.OVER:
-            now = clock()
-            try:
-                for peer, link in links.items():
-                    heard, began_again = poll_link(agent, link, now, wall())
-                    if began_again:
-                        untold = deque(each for each in untold if each[0] != peer)  # these come again
-                    untold += ((peer, event) for event in heard)
-                    link.pump.hears = sum(whose == peer for whose, _ in untold) < MOST_UNTOLD
-                try:
-                    if now >= retry_at:
-                        while untold:
-                            agent.hear(*untold[0], now)
-                            untold.popleft()
-                        agent.tick(now)
-                        if agent.trains and now >= next_step_at:
-                            next_step_at = step(agent, pace, cap, now, clock, cpu_clock)
-                except OSError as error:
-                    say(log, "disk-full", level=logging.ERROR, path=str(config.state), why=str(error))
-                    retry_at = now + RETRY_S
-                if now >= report_due_s and report_every_s is not None:
-                    report_due_s = now + report_every_s
-                    say(log, "doing", **agent.doing(), links=gossip_view(agent, pumps(), now)["links"])
-                lookout.answer(lambda: gossip_view(agent, pumps(), clock()))
-                act_at = min(agent.wakeup(now), next_step_at if agent.trains else math.inf)
-                wake_s = min(pump.wakeup(now) for pump in pumps().values())
-                wake_s = min(now + LONGEST_WAIT_S, max(act_at, retry_at), report_due_s, wake_s)
-                wait(pumps().values(), wake_s - clock(), also=[stop.fd, *lookout.fds])
-            except MemoryError:  # not of a step, which is capped: the whole board's
-                with contextlib.suppress(MemoryError):
-                    agent.relieve(now)
-                    wait([], MEMORY_AGAIN_S, also=[stop.fd])
+    Loop(GossipProgram(agent, links, pace, clock, cpu_clock), clock, wall).run(report_every_s)
     agent.close(clock())
-    for pump in pumps().values():
-        pump.close(clock())
+    for link in links.values():
+        link.pump.close(clock())
 
 
-def poll_link(agent: GossipAgent, endpoint: Endpoint, now: float, wall_s: float) -> tuple[list[Event], bool]:
-    """Returns what the link with one neighbour brings, and whether it has begun again: its session had used
-    up its numbers."""
-    try:
-        return endpoint.poll(now, wall_s), False
-    except SeqExhausted:
-        peer = endpoint.config.peer
+def begin_again(agent: GossipAgent, link: Endpoint, now: float) -> None:
+    """Begins a link again in another epoch, and offers again what was offered on it. Raises BadKey,
+    OSError."""
+    peer = link.config.peer
+    link.renew(count_restart(agent.journal, agent.known, peer), agent.taken(peer), now)
+    agent.sessions[peer] = link.session
+    agent.hear(peer, PeerHeard(), now)
+
+
+class GossipProgram:
+    """See `Program`: an agent that trains in this process, under the node's memory budget, as fast as `pace`
+    allows. cpu_clock: seconds of CPU that this process took."""
+
+    longest_wait_s, object_pause = 5.0, 0.0
+    fds = ()
+
+    def __init__(
+        self,
+        agent: GossipAgent,
+        links: Mapping[int, Endpoint],
+        pace: Pace,
+        clock: Callable[[], float],
+        cpu_clock: Callable[[], float],
+    ) -> None:
+        self.agent, self.links = agent, links
+        self.folder = agent.config.state
+        self._pace, self._clock, self._cpu_clock = pace, clock, cpu_clock
+        self._cap = MemoryCap(agent.config.memory_bytes)
+        self.next_step_at = -math.inf
+        """No batch is trained before."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the node and its neighbours have come to their end."""
+        return self.agent.phase is GossipPhase.OVER
+
+    def begin_again(self, peer: int, now: float) -> None:
+        """See `begin_again`."""
+        begin_again(self.agent, self.links[peer], now)
+
+    def link_failed(self, peer: int, error: Exception, now: float) -> None:
+        """Suspends the link while the disk refuses what it needs; raises any other error."""
+        if not isinstance(error, OSError):
+            raise error
+        self.links[peer].suspended_until = self.disk_failed(error, now)
+
+    def attend(self, now: float) -> None:
+        """Nothing is due in every turn."""
+
+    def handle(self, peer: int, event: Event, now: float) -> None:
+        """See `GossipAgent.hear`."""
+        self.agent.hear(peer, event, now)
+
+    def step(self, now: float) -> None:
+        """Mixes what is complete, and trains a batch if one is due. Raises OSError."""
+        self.agent.tick(now)
+        if self.agent.trains and now >= self.next_step_at:
+            self.next_step_at = self._train(now)
+
+    def _train(self, now: float) -> float:
+        """Runs one training step under the memory's cap; returns when the next may begin. Raises OSError."""
+        cpu_before_s = self._cpu_clock()
         try:
-            endpoint.renew(count_restart(agent.journal, agent.known, peer), agent.taken(peer), now)
-        except OSError as error:
-            say(log, "disk-full", level=logging.ERROR, path=str(agent.config.state), why=str(error))
-            endpoint.pump.rest(now + RETRY_S)
-            return [], False
-        agent.sessions[peer] = endpoint.session
-        agent.hear(peer, PeerHeard(), now)  # what it had offered, it offers again
-        return [], True
+            with self._cap:
+                flops = self.agent.advance()
+        except Exception as error:  # a graph or a memory limit may raise anything, and the link must live on
+            self.agent.fail(error, self._clock())
+            return now
+        cost_s = self._pace.step_cpu_s(self._cpu_clock() - cpu_before_s, flops)
+        self.agent.charge(cost_s, self._clock())
+        return self._pace.next_step_at(now, cost_s)
 
+    def disk_failed(self, error: OSError, now: float) -> float:
+        """Logs the error; returns when to try again."""
+        say(log, "disk-full", level=logging.ERROR, path=str(self.folder), why=str(error))
+        return now + RETRY_S
 
-def step(
-    agent: GossipAgent,
-    pace: Pace,
-    cap: MemoryCap,
-    now: float,
-    clock: Callable[[], float],
-    cpu_clock: Callable[[], float],
-) -> float:
-    """One training step under the memory's cap, and what it cost; returns when the next may begin.
+    def relieve(self, now: float) -> None:
+        """See `GossipAgent.relieve`."""
+        self.agent.relieve(now)
 
-    Raises OSError (disk full)."""
-    cpu_before_s = cpu_clock()
-    try:
-        with cap:
-            flops = agent.advance()
-    except Exception as error:  # a graph or a memory limit may raise anything, and the link must live on
-        agent.fail(error, clock())
-        return now
-    cost_s = pace.step_cpu_s(cpu_clock() - cpu_before_s, flops)
-    agent.charge(cost_s, clock())
-    return pace.next_step_at(now, cost_s)
+    def wakeup(self, now: float) -> float:
+        """When the agent or its next batch has something to do."""
+        return min(self.agent.wakeup(now), self.next_step_at if self.agent.trains else math.inf)
+
+    def status(self, now: float) -> dict[str, Any]:
+        """What `onboard link` shows."""
+        pumps = {peer: link.pump for peer, link in self.links.items()}
+        return gossip_view(self.agent, pumps, now)
+
+    def report(self, now: float) -> None:
+        """Logs what the agent is at, and its links."""
+        say(log, "doing", **self.agent.doing(), links=self.status(now)["links"])

@@ -21,10 +21,10 @@ from firmware_sim.world.channel import Side
 from groundstation.cli import main
 from groundstation.commands.dispatcher import CommandDispatcher
 from groundstation.config import load_mission
+from groundstation.daemon import GroundProgram
 from groundstation.rounds.rounds import Rounds
 from groundstation.station import Station
 from groundstation.store.store import Store
-from groundstation.upkeep import Upkeep
 from hw_profiles import Link
 from onboard.agents.federated import Agent
 from onboard.board.budget import Pace
@@ -33,9 +33,9 @@ from onboard.data import loading
 from onboard.learn.graph import InferGraph, TrainGraph
 from onboard.link.ports.port import Port
 from onboard.link.pump import Pump
-from onboard.runtime.drive import Drive
 from onboard.runtime.endpoint import Endpoint
-from onboard.runtime.federated import board_agent, poll_link
+from onboard.runtime.federated import FederatedProgram, board_agent
+from onboard.runtime.loop import Loop
 from onboard.trainer.in_process import LocalTrainer
 
 TRAIN, INFER = TrainGraph.load("lenet5"), InferGraph.load("lenet5")
@@ -52,13 +52,18 @@ class VirtualBoard:
         self.toml, self.state = toml, toml.parent / "state"
         self.agent: Agent | None = None
         self.endpoint: Endpoint | None = None
-        self.drive: Drive | None = None
+        self.loop: Loop | None = None
         self.breaks: Callable[[], bool] = lambda: False  # whether a training fails
 
     def boot(self, now: float) -> None:
         self.agent, self.endpoint = board_agent(load_node(self.toml), LocalTrainer(IMAGES, self._graph), now)
-        self.drive = Drive(self.agent, Pace(1.0, FLOPS), now)
+        self._now = now
+        program = FederatedProgram(self.agent, self.endpoint, Pace(1.0, FLOPS), self._clock)
+        self.loop = Loop(program, self._clock, self._clock)
         self.agent.resume(now)
+
+    def _clock(self) -> float:
+        return self._now
 
     def _graph(self, name: str) -> TrainGraph:
         if self.breaks():
@@ -66,20 +71,17 @@ class VirtualBoard:
         return TrainGraph.load(name)
 
     def kill(self) -> None:
-        self.agent = self.endpoint = self.drive = None
+        self.agent = self.endpoint = self.loop = None
 
     @property
     def pump(self) -> Pump | None:
         return self.endpoint and self.endpoint.pump
 
     def act(self, now: float) -> None:
-        if self.agent is None or self.endpoint is None or self.drive is None:
+        if self.loop is None:
             return
-        heard, _ = poll_link(self.agent, self.endpoint, now, now)
-        for event in heard:
-            self.agent.hear(event, now)
-        self.agent.housekeeping(now)
-        self.drive.turn(now, lambda: now)
+        self._now = now
+        self.loop.turn(now)
 
 
 class Clockwork:
@@ -118,8 +120,6 @@ class Clockwork:
         self.rounds: Rounds | None = None
         self.store = Store(self.folder / "mission.sqlite")
         self.stations: dict[int, Station] = {}
-        self.upkeep: Upkeep | None = None
-        self.commands: CommandDispatcher | None = None
 
     def _opener(self, url: str, link: Link, tap: object) -> Callable[[], Port]:
         ground = url.removesuffix("-board")
@@ -144,12 +144,11 @@ class Clockwork:
         mission = load_mission(self.folder)
         self.store = Store(mission.database)
         self.store.begin(b"mission.", "test", mission.rules.seed, TRAIN.digest)
-        self.stations = {
-            node.id: Station(node, self.store, self.folder, self.now, self.wall) for node in mission.nodes
-        }
+        self.stations = {node.id: Station(node, self.store, self.folder, self.now) for node in mission.nodes}
         self.rounds = Rounds(mission, self.store, self.stations, TRAIN, INFER, TEST, self.wall)
-        self.upkeep = Upkeep(self.stations, self.rounds.renewed)
-        self.commands = CommandDispatcher(self.folder, self.store, self.stations, self.wall)
+        commands = CommandDispatcher(self.folder, self.store, self.stations, self.wall)
+        self._ground = GroundProgram(self.folder, self.stations, self.rounds, commands, self.clock)
+        self._ground_loop = Loop(self._ground, self.clock, self.wall)
 
     def kill_ground(self) -> None:
         self.rounds, self.stations = None, {}
@@ -159,6 +158,10 @@ class Clockwork:
         self.boot_ground()
         for board in self.boards.values():
             board.boot(self.now)
+
+    def clock(self) -> float:
+        """The monotonic clock of all."""
+        return self.now
 
     def wall(self) -> float:
         """The ground's wall clock."""
@@ -184,15 +187,9 @@ class Clockwork:
     def act_on_the_ground(self) -> None:
         if self.rounds is None:
             return
-        assert self.upkeep is not None
-        assert self.commands is not None
-        for station in self.stations.values():
-            for event in self.upkeep.poll(station, self.now):
-                if not self.commands.handle(station, event, self.now):
-                    self.rounds.hear(station, event, self.now)
-        self.commands.step(self.now)
-        while self.rounds.step(self.now):
-            pass
+        self._ground_loop.turn(self.now)
+        while self._ground.wakeup(self.now) <= self.now:  # it is in the middle of work
+            self._ground_loop.turn(self.now)
 
     # what is seen
 

@@ -128,10 +128,10 @@ def test_a_link_that_fails_for_ever_is_begun_again_ever_less_often(clockwork: Ma
     on.boot_ground()
     (station,) = on.stations.values()
 
-    def poll(now: float) -> None:
+    def poll(now: float, wall_s: float) -> None:
         raise OSError("no such thing")
 
-    station.poll = poll  # type: ignore[method-assign, assignment]
+    station.endpoint.poll = poll  # type: ignore[method-assign, assignment]
     on.pass_time(400.0)
     pauses = [said["again_in_s"] for said in on.said("link-failed")]
     assert pauses == [5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 300.0]

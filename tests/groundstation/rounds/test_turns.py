@@ -2,82 +2,61 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from groundstation.rounds.untold import MOST_WAITING, Untold
+from groundstation.daemon import GroundProgram
 from groundstation.store.last_words import EVERY_S, LastWords
 from groundstation.store.store import Store
 from onboard.mission.health import Health
+from onboard.runtime.event_queue import MOST_WAITING, EventQueue
 from onboard.wire.events import Arrived, Event, Message
 
 LENGTHY_S = 0.3  # to unpack and check a quantized LeNet-5
 
 
-@dataclass
-class Named:
-    id: int
-
-
-@dataclass
-class WaitingLine:
-    hears: bool = True
-
-
-@dataclass
-class Desk:
-    """What `Untold` asks of a station."""
-
-    node: Named
-    session: object = "a session"
-    pump: WaitingLine = field(default_factory=WaitingLine)
-
-
 def test_a_board_that_sends_object_after_object_takes_a_fifth_of_the_time() -> None:
     now = [0.0]
-    untold, hostile, honest = Untold(lambda: now[0]), Desk(Named(1)), Desk(Named(2))
+    queue, hostile, honest = EventQueue(lambda: now[0], GroundProgram.object_pause), 1, 2
     spent: dict[int, float] = {1: 0.0, 2: 0.0}
     heard: list[Event] = []
 
-    def tell(station: Any, event: Event, session: object) -> None:
+    def tell(peer: int, event: Event) -> None:
         heard.append(event)
         if isinstance(event, Arrived):
             now[0] += LENGTHY_S
-            spent[station.node.id] += LENGTHY_S
+            spent[peer] += LENGTHY_S
 
     for nth in range(100):
-        untold.add(hostile, [Arrived(b"%d" % nth, 2, b"")])  # type: ignore[arg-type]
+        queue.add(hostile, [Arrived(b"%d" % nth, 2, b"")])
     for turn in range(300):
-        untold.add(honest, [Message(b"%d" % turn)])  # type: ignore[arg-type]
-        untold.tell(tell)
+        queue.add(honest, [Message(b"%d" % turn)])
+        queue.handle(tell)
         assert Message(b"%d" % turn) in heard  # never behind the other's
         now[0] += 0.1
     assert spent[1] == pytest.approx(0.2 * now[0], rel=0.1)
     order = [event.digest for event in heard if isinstance(event, Arrived)]
     assert order == [b"%d" % nth for nth in range(len(order))]
-    assert untold.wakeup() <= now[0] + 5 * LENGTHY_S
+    assert queue.wakeup() <= now[0] + 5 * LENGTHY_S
 
 
 def test_what_cannot_be_stored_waits_in_its_order_and_the_link_is_heard_no_further() -> None:
-    untold, desk, other = Untold(lambda: 0.0), Desk(Named(1)), Desk(Named(2))
+    queue = EventQueue(lambda: 0.0)
 
     def fails(*_: object) -> None:
         raise OSError("full")
 
-    untold.add(desk, [Message(b"%d" % nth) for nth in range(MOST_WAITING)])  # type: ignore[arg-type]
+    queue.add(1, [Message(b"%d" % nth) for nth in range(MOST_WAITING)])
     for _ in range(3):
         with pytest.raises(OSError, match="full"):
-            untold.tell(fails)
-    untold.hold_back([desk, other])  # type: ignore[list-item]
-    assert (desk.pump.hears, other.pump.hears) == (False, True)
+            queue.handle(fails)
+    assert (queue.is_full(1), queue.is_full(2)) == (True, False)
     heard: list[Event] = []
-    untold.tell(lambda station, event, session: heard.append(event))
+    queue.handle(lambda peer, event: heard.append(event))
     assert heard == [Message(b"%d" % nth) for nth in range(MOST_WAITING)]
-    untold.hold_back([desk, other])  # type: ignore[list-item]
-    assert desk.pump.hears
+    assert not queue.is_full(1)
 
 
 def test_health_costs_a_barrier_every_few_seconds_and_the_last_is_stored(tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ def test_every_link_is_closed_though_the_database_refuses(tmp_path: Path) -> Non
     stations = {node.id: Station(node, store, mission.folder, 0.0) for node in mission.nodes}
     store.never_wait()
     for station in stations.values():
-        station.poll(0.0)
+        station.endpoint.poll(0.0, 0.0)
         assert station.pump.is_open
     with held(mission.database):
         _close(stations, store)

@@ -9,7 +9,6 @@ import json
 import math
 import random
 import shutil
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -24,16 +23,16 @@ from firmware_sim.world.channel import Channel, Side
 from firmware_sim.world.world import TICK_S
 from onboard.agents.gossip import GossipAgent, GossipTraining
 from onboard.agents.gossip_state import GossipPhase
+from onboard.board.budget import Pace
 from onboard.codec.layout import Floats, Layout, layout
 from onboard.config import GossipConfig, load_gossip
 from onboard.learn.gossip import topology
 from onboard.learn.gossip.algorithms import ALGORITHMS
 from onboard.learn.gossip.descent import Descent, Recipe
 from onboard.runtime.endpoint import Endpoint, EndpointConfig
-from onboard.runtime.federated import RETRY_S
-from onboard.runtime.gossip import linked, poll_link, setup_of
+from onboard.runtime.gossip import GossipProgram, linked, setup_of
+from onboard.runtime.loop import Loop
 from onboard.storage.keys import save_key
-from onboard.wire.events import Event
 from onboard.wire.medium.contacts import Window
 
 PIXELS, CLASSES = 784, 10
@@ -62,6 +61,18 @@ class Softmax:
         return loss, {"w": odds.T @ flat, "b": odds.sum(axis=0)}, {}
 
 
+class NetPace(Pace):
+    """A step takes what the net says at the time."""
+
+    def __init__(self, node: NetNode) -> None:
+        super().__init__(1.0)
+        object.__setattr__(self, "_node", node)
+
+    def step_cpu_s(self, cpu_s: float, flops: float) -> float:
+        step_s: float = self._node.step_s  # type: ignore[attr-defined]
+        return step_s
+
+
 class NetNode:
     """One program: what it has in `folder`, and the agent of its present life."""
 
@@ -80,8 +91,7 @@ class NetNode:
         self.contacts: dict[int, list[Window]] = {}  # with neighbours that are not always in sight
         self.links: dict[int, Endpoint] = {}
         self.ports: dict[int, AirPort] = {}
-        self.step_at = self.retry_at = 0.0
-        self._untold: deque[tuple[int, Event]] = deque()  # events whose effects the disk refused
+        self.loop: Loop | None = None
 
     def write(self, toml: str) -> None:
         """Another configuration, from the next boot on."""
@@ -100,13 +110,15 @@ class NetNode:
         )
         for peer, windows in self.contacts.items():
             self.links[peer].session.plan(windows, now)
+        self._now = now
+        program = GossipProgram(self.agent, self.links, NetPace(self), self._clock, lambda: 0.0)
+        program.next_step_at = now + self.step_s
+        self.loop = Loop(program, self._clock, self._clock)
         self.agent.resume(now)
-        self.step_at = now + self.step_s
 
     def kill(self) -> None:
         """As kill -9: only the disk is left."""
-        self.agent, self.links, self.ports = None, {}, {}
-        self._untold.clear()
+        self.agent, self.loop, self.links, self.ports = None, None, {}, {}
 
     def lose(self, start: Floats | None = None) -> None:
         """After a `kill`: an empty disk takes the place of this one, and the first model is `start`."""
@@ -115,42 +127,16 @@ class NetNode:
 
     def act(self, now: float) -> None:
         """All that can be done now."""
-        again = True
-        while again and self.agent is not None:
-            again = False
-            for peer, link in self.links.items():
-                heard, began_again = poll_link(self.agent, link, now, now)
-                if began_again:
-                    self._untold = deque(each for each in self._untold if each[0] != peer)
-                again |= bool(heard)
-                self._untold += ((peer, event) for event in heard)
-            try:
-                if now >= self.retry_at:
-                    self._tell(self.agent, now)
-            except OSError:
-                self.retry_at = now + RETRY_S
-
-    def _tell(self, agent: GossipAgent, now: float) -> None:
-        """As the carrier does."""
-        while self._untold:
-            agent.hear(*self._untold[0], now)
-            self._untold.popleft()
-        agent.tick(now)
-        if agent.trains and now >= self.step_at:
-            self.step_at = now + self.step_s
-            try:
-                agent.advance()
-            except ValueError as error:  # a loss that is not finite
-                agent.fail(error, now)
-            else:
-                agent.charge(self.step_s, now)
+        self._now = now
+        while self.loop is not None and self.loop.turn(now):
+            pass
 
     def wakeup(self, now: float) -> float:
         """When `act` next has something to do, if nothing is heard."""
-        if self.agent is None:
-            return math.inf
-        act_at = min(self.agent.wakeup(now), self.step_at if self.agent.trains else math.inf)
-        return min(max(act_at, self.retry_at), *(link.pump.wakeup(now) for link in self.links.values()))
+        return math.inf if self.loop is None else self.loop.wakeup(now)
+
+    def _clock(self) -> float:
+        return self._now
 
     @property
     def vector(self) -> Floats:
