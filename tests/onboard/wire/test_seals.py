@@ -39,7 +39,7 @@ class SealedLink:
             Security(keys, nonce=self.nonce, encrypted=self.encrypted),
             SessionState(
                 epoch=self.epochs[node],
-                replay_floor=before.floor if before else (0, 0),
+                replay_floor=before.replay_floor if before else (0, 0),
                 salt=before.salt if before else NO_SALT,
             ),
             now=self.now,
