@@ -22,6 +22,7 @@ from onboard.console.extras import require
 from onboard.console.lines import Outlet, is_terminal, lines_to
 from onboard.console.log import Format, start
 from onboard.console.toml import ConfigError
+from onboard.learn.networks import described, network_for
 from onboard.runtime.signals import stop_signals
 
 _TOTALS_BYTES = 8192  # a few reports of a cable
@@ -153,8 +154,7 @@ def board(node_toml: Path, log_format: Format, report_every: float | None) -> No
 @click.option("--data-dir", type=click.Path(path_type=Path), envvar="SPACEDML_DATA", show_envvar=True,
               help="Folder of mnist and eurosat.")  # fmt: skip
 @click.option("--model", show_default="by the data",
-              help="Model to train: lenet5, lenet5-rgb (the default for eurosat), resnet20 or resnet20-64 "
-                   "(three channels).")  # fmt: skip
+              help=f"Model to train, with the images that it takes: {described()}.")  # fmt: skip
 @click.option("--rounds", default=6, show_default=True, type=click.IntRange(min=1), help="Rounds.")
 @click.option("--images", default=600, show_default=True, type=click.IntRange(min=1),
               help="Images a board, at most.")  # fmt: skip
@@ -194,7 +194,7 @@ def demo(
 
     wishes = DemoConfig(
         out=out, data=data, data_folder=data_dir, rounds=rounds,
-        model=model or ("lenet5-rgb" if data.startswith("eurosat") else "lenet5"),
+        model=model or network_for(data),
         images=images, seed=seed, real=_real_boards(real, [place.name for place in BOARDS]),
     )  # fmt: skip
     # A terminal that is paused, or a pager, stops neither the run nor its end.

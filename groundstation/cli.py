@@ -16,6 +16,7 @@ from onboard.console.errors import OneLineErrors, fail, refused
 from onboard.console.extras import require
 from onboard.console.log import Format, start
 from onboard.console.toml import ConfigError
+from onboard.learn.networks import described
 from onboard.mission.commands import COMMANDS
 from onboard.storage.private import keep_private
 
@@ -47,8 +48,7 @@ def main() -> None:
 @click.option("--data-dir", type=click.Path(path_type=Path), show_default="SPACEDML_DATA",
               help="Folder of mnist and eurosat, written into mission.toml.")  # fmt: skip
 @click.option("--model", default="lenet5", show_default=True,
-              help="Model to train: lenet5 (1 channel), lenet5-rgb, resnet20 or resnet20-64 (3 "
-                   "channels).")  # fmt: skip
+              help=f"Model to train, with the images that it takes: {described()}.")  # fmt: skip
 @click.option("--rounds", default=10, show_default=True, type=click.IntRange(min=1), help="Rounds at most.")
 @click.option("--target", type=click.FloatRange(0, 1, min_open=True), show_default="none",
               help="Stop at this test accuracy.")  # fmt: skip

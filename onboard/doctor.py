@@ -19,7 +19,8 @@ from onboard.config import GROUND, GossipConfig, LinkEnd, NodeConfig, OwnConfig
 from onboard.console.toml import ConfigError
 from onboard.data.inspection import most_classes
 from onboard.data.shard import inspection_of, shard_of
-from onboard.learn.graph import GraphError, TrainGraph, shipped
+from onboard.learn.graph import GraphError, TrainGraph
+from onboard.learn.networks import NETWORKS
 from onboard.link import facts_of, open_port
 from onboard.runtime.contact_plan import ContactPlan
 from onboard.storage.keys import BadKey, load_keys
@@ -114,7 +115,7 @@ def _contacts(node: int, peer: int, end: LinkEnd) -> str:
 
 
 def _model(config: NodeConfig | GossipConfig) -> str:
-    names = [config.model] if isinstance(config, GossipConfig) else shipped()
+    names = [config.model] if isinstance(config, GossipConfig) else NETWORKS
     try:
         graphs = [TrainGraph.load(name) for name in names]
     except GraphError as error:

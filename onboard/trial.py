@@ -8,7 +8,8 @@ import select
 from onboard.board.budget import AGENT_BYTES
 from onboard.config import GossipConfig, OwnConfig
 from onboard.data.shard import shard_of
-from onboard.learn.graph import GraphError, TrainGraph, shipped
+from onboard.learn.graph import GraphError, TrainGraph
+from onboard.learn.networks import NETWORKS
 from onboard.mission.health import Failure
 from onboard.mission.objects import Task, encode_object
 from onboard.mission.training import BoardTraining
@@ -24,7 +25,7 @@ def fitting(config: OwnConfig) -> list[TrainGraph]:
     Raises GraphError."""
     if isinstance(config, GossipConfig):
         return [TrainGraph.load(config.model)] if not config.model.endswith(".onnx") else []
-    graphs = [TrainGraph.load(name) for name in shipped()]
+    graphs = [TrainGraph.load(name) for name in NETWORKS]
     return [graph for graph in graphs if graph.input_shape == config.data_shape]
 
 

@@ -20,6 +20,7 @@ from onboard.console.errors import refused
 from onboard.console.extras import require
 from onboard.console.lines import ROOM_BYTES, Outlet, lines_to
 from onboard.console.log import start
+from onboard.learn.networks import described, network_for
 from onboard.mission.training import Training
 from onboard.runtime.signals import stop_signals
 
@@ -54,8 +55,7 @@ if TYPE_CHECKING:
 @click.option("--data-dir", type=click.Path(path_type=Path), envvar="SPACEDML_DATA", show_envvar=True,
               help="Folder of mnist and eurosat.")  # fmt: skip
 @click.option("--model", show_default="by the data",
-              help="Model to train: lenet5, lenet5-rgb (the default for eurosat), resnet20 or resnet20-64 "
-                   "(three channels).")  # fmt: skip
+              help=f"Model to train, with the images that it takes: {described()}.")  # fmt: skip
 @click.option("--images", default=600, show_default=True, type=click.IntRange(min=1),
               help="Images a device, at most.")  # fmt: skip
 @click.option("--split", type=click.Choice(["iid", "dirichlet"]), default="iid", show_default=True,
@@ -127,7 +127,7 @@ def _wishes(
     asked = {key: value for key, value in training.items() if value is not None}
     profiles = [load_link(name) for name in links]
     settings = FleetSettings(
-        model=model or ("lenet5-rgb" if data.startswith("eurosat") else "lenet5"),
+        model=model or network_for(data),
         training=msgspec.convert(msgspec.to_builtins(preset) | asked, Training),
         boards=tuple(load_board(name) for name in boards),
         links=tuple(profiles if loss is None else [without_losses(link, loss) for link in profiles]),

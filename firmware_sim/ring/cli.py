@@ -20,6 +20,7 @@ from onboard.console.errors import finite, refused
 from onboard.console.extras import require
 from onboard.console.lines import ROOM_BYTES, Outlet, lines_to
 from onboard.console.log import start
+from onboard.learn.networks import described, network_for
 from onboard.runtime.signals import stop_signals
 
 if TYPE_CHECKING:
@@ -30,10 +31,23 @@ if TYPE_CHECKING:
 K = TypeVar("K")
 V = TypeVar("V")
 
-METHODS = ("rd-psgd", "d-psgd", "topk", "choco")
 SHAPES = ("ring", "planes", "torus", "star", "complete")
 FORMS = ("fp32", "fp16", "int8", "alq")
 MOST_FRAME_BYTES = 65_507  # as a link profile may say
+
+
+class AlgorithmName(click.Choice[str]):
+    """A row of the table of algorithms, which is loaded when somebody asks: it takes numpy."""
+
+    def __init__(self) -> None:
+        self.case_sensitive = True
+
+    @property
+    def choices(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The table's names."""
+        from onboard.learn.gossip.algorithms import ALGORITHMS
+
+        return tuple(ALGORITHMS)
 
 
 def _scenario(context: click.Context, _option: click.Parameter, path: Path | None) -> None:
@@ -62,7 +76,7 @@ def _scenario(context: click.Context, _option: click.Parameter, path: Path | Non
                    "[ground] a station's link profile, and for each [[ground.gateway]] its node and passes, "
                    "[rise, set] in seconds.")  # fmt: skip
 @click.option("--nodes", default=8, show_default=True, help="Number of nodes, at most 254.")
-@click.option("--method", type=click.Choice(METHODS), default="rd-psgd", show_default=True,
+@click.option("--method", type=AlgorithmName(), default="rd-psgd", show_default=True,
               help="Random runs of coordinates, whole models, Top-K with error feedback, or "
                    "CHOCO-SGD.")  # fmt: skip
 @click.option("--sparsity", default=0.1, show_default=True, type=click.FloatRange(0, 1, min_open=True),
@@ -121,8 +135,7 @@ def _scenario(context: click.Context, _option: click.Parameter, path: Path | Non
 @click.option("--data-dir", type=click.Path(path_type=Path), envvar="SPACEDML_DATA", show_envvar=True,
               help="Folder of mnist and eurosat.")  # fmt: skip
 @click.option("--model", show_default="by the data",
-              help="Model to train: lenet5, lenet5-rgb (the default for eurosat), resnet20 or resnet20-64 "
-                   "(three channels).")  # fmt: skip
+              help=f"Model to train, with the images that it takes: {described()}.")  # fmt: skip
 @click.option("--images", default=1000, show_default=True, type=click.IntRange(min=1),
               help="Images a node, at most.")  # fmt: skip
 @click.option("--alpha", type=click.FloatRange(0, min_open=True), show_default="alike",
@@ -219,7 +232,7 @@ def _wishes(
     settings = RingSettings(
         nodes=nodes, method=method, sparsity=sparsity, values=Form[values.upper()], shape=shape,
         columns=columns, every=every, rate=rate, patience_s=patience_s, epochs=epochs, seed=seed,
-        model=model or ("lenet5-rgb" if data.startswith("eurosat") else "lenet5"),
+        model=model or network_for(data),
         recipe=Recipe(**recipe), board=load_board(board),
         link=profile,
         dead=_each_once("--dead", map(_dead, dead)), cuts=_each_once("--cut", map(_cut, cut)),

@@ -19,14 +19,13 @@ from onboard.codec.mask import ALL
 from onboard.config import GROUND, GossipConfig, GossipSection, Neighbour
 from onboard.data.loading import Images
 from onboard.learn.gossip import topology
-from onboard.learn.gossip.algorithms import ALGORITHMS, GossipSetup
+from onboard.learn.gossip.algorithms import GossipSetup
 from onboard.learn.gossip.descent import Descent
 from onboard.learn.graph import TrainGraph, initial
 from onboard.storage.keys import save_key
 from onboard.wire.medium.contacts import Window
 
 NEVER_S = 1e9  # a virtual board loses no power: checkpoints before its end would only cost real time
-WAITS_FOR_ALL = ("topk", "choco")
 
 
 def seats(
@@ -48,7 +47,7 @@ def seats(
             node=config.id, weights=weights.get(config.id, {}), start=descent.vector, seed=settings.seed,
             share=settings.share, form=settings.values, rate=settings.rate,
         )  # fmt: skip
-        return GossipTraining(descent, flops, partial(ALGORITHMS[settings.method], setup))
+        return GossipTraining(descent, flops, partial(settings.algorithm.make, setup))
 
     for number in numbers:
         config = _config(settings, number, weights.get(number, {}), folder / str(number))
@@ -87,7 +86,7 @@ def section(settings: RingSettings, *, trains: bool) -> GossipSection:
 def _config(settings: RingSettings, number: int, weights: Mapping[int, float], folder: Path) -> GossipConfig:
     """What NODE.toml would say of this node; the key files are there."""
     gossip = section(settings, trains=number != GROUND)
-    if settings.method in WAITS_FOR_ALL:
+    if settings.algorithm.waits_for_all:
         gossip = msgspec.structs.replace(gossip, patience_s=NEVER_S)
     neighbours = []
     folder.mkdir(parents=True, exist_ok=True)

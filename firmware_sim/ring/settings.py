@@ -12,9 +12,9 @@ from onboard.codec.mask import ALL, share_of
 from onboard.codec.values import Form
 from onboard.config import GROUND
 from onboard.learn.gossip import topology
+from onboard.learn.gossip.algorithms import ALGORITHMS, AlgorithmKind
 from onboard.learn.gossip.descent import Recipe
 
-Method = Literal["rd-psgd", "d-psgd", "topk", "choco"]
 Shape = Literal["ring", "planes", "torus", "star", "complete"]
 
 
@@ -40,7 +40,7 @@ class RingSettings:
     """
 
     nodes: int = 8
-    method: Method = "rd-psgd"
+    method: str = "rd-psgd"
     sparsity: float = 0.1
     values: Form = Form.FP32
     shape: Shape = "ring"
@@ -61,9 +61,11 @@ class RingSettings:
     def __post_init__(self) -> None:
         if not 2 <= self.nodes <= 254:
             raise RingError(f"{self.nodes} nodes: must be 2 to 254")
+        if self.method not in ALGORITHMS:
+            raise RingError(f"{self.method}: must be one of {', '.join(ALGORITHMS)}")
         if not self.board.train_flops:
             raise RingError(f"{self.board.name}: {self.board.title} cannot train")
-        if (self.dead or self.cuts or self.ground) and self.method in ("topk", "choco"):
+        if (self.dead or self.cuts or self.ground) and self.algorithm.waits_for_all:
             raise RingError(f"{self.method} waits for all its neighbours: no faults and no ground with it")
         known = set(range(1, self.nodes + 1))
         edges = {edge for edge in self.edges() if GROUND not in edge}  # the others have their passes
@@ -73,9 +75,14 @@ class RingSettings:
             raise RingError(f"passes of {sorted(self.ground.passes)}: no such nodes")
 
     @property
+    def algorithm(self) -> AlgorithmKind:
+        """What the method's name stands for."""
+        return ALGORITHMS[self.method]
+
+    @property
     def share(self) -> int:
         """p in 65536ths."""
-        return ALL if self.method == "d-psgd" else share_of(self.sparsity)
+        return ALL if self.algorithm.sends_all else share_of(self.sparsity)
 
     @property
     def in_parts(self) -> bool:

@@ -142,10 +142,9 @@ def most_classes(shape: tuple[int, int, int]) -> int:
 
     Raises DataError where none takes them."""
     from onboard.data.images import DataError
-    from onboard.learn.graph import TrainGraph, shipped
+    from onboard.learn.networks import NETWORKS
 
-    graphs = [TrainGraph.load(name) for name in shipped()]
-    if not (fitting := [graph.classes for graph in graphs if graph.input_shape == shape]):
-        takes = ", ".join(f"{graph.name} {graph.input_shape}" for graph in graphs)
+    if not (fitting := [each.classes for each in NETWORKS.values() if each.input_shape == shape]):
+        takes = ", ".join(f"{name} {each.input_shape}" for name, each in NETWORKS.items())
         raise DataError(f"no model takes images of {shape}; there are {takes}")
     return max(fitting)

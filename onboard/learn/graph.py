@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from onboard.codec.layout import Layout, layout
 from onboard.console.extras import unusable
+from onboard.learn.networks import NETWORKS
 
 Floats = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -230,18 +231,13 @@ def _draw(name: str, shape: Shape, seed: int, index: int) -> Floats:
     return weights
 
 
-def shipped() -> tuple[str, ...]:
-    """Names of the models that came with this package."""
-    return tuple(sorted(path.name.removesuffix(".train.onnx") for path in SHIPPED.glob("*.train.onnx")))
-
-
 def graph_path(name_or_path: str | Path, use: str) -> Path:
     """The file of a shipped model's `train` or `infer` graph, or the path itself if it ends in `.onnx`."""
     path = Path(name_or_path)
     if path.suffix != ".onnx":
         path = SHIPPED / f"{name_or_path}.{use}.onnx"
-        if path not in SHIPPED.glob(f"*.{use}.onnx"):  # without asking the disk for a name of 300 letters
-            near = difflib.get_close_matches(str(name_or_path), shipped(), n=3, cutoff=0.4) or shipped()
+        if str(name_or_path) not in NETWORKS:
+            near = difflib.get_close_matches(str(name_or_path), NETWORKS, n=3, cutoff=0.4) or NETWORKS
             raise GraphError(f"no model {str(name_or_path)!r}; nearest: {', '.join(near)}; or an .onnx file")
     return path
 

@@ -80,7 +80,7 @@ def training_of(config: GossipConfig, images: loading.Images | None) -> GossipTr
         raise ConfigError(f"{config.path}: gossip.model = {own.model!r}: {error}") from None
     setup = setup_of(config, descent.vector, _classes(config, images, graph.classes))
     flops_a_step = float(graph.flops_per_image * own.batch_size)
-    return GossipTraining(descent, flops_a_step, partial(ALGORITHMS["rd-psgd"], setup))
+    return GossipTraining(descent, flops_a_step, partial(ALGORITHMS["rd-psgd"].make, setup))
 
 
 def setup_of(config: GossipConfig, start: Floats, classes: bytes = b"") -> GossipSetup:

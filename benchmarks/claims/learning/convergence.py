@@ -34,14 +34,13 @@ from firmware_sim.fleet.presets import PRESETS
 from firmware_sim.fleet.result import RoundResult
 from firmware_sim.ring import run as ring_run
 from firmware_sim.ring import settings as ring
-from firmware_sim.ring.settings import Method
 from hw_profiles import load_board, load_link
 from onboard.learn.gossip.descent import Recipe
 from onboard.mission.training import Training
 from onboard.storage.journal import replace_durably
 
 NODES, P = 8, 0.1
-METHODS: Mapping[str, tuple[Method, float]] = {
+METHODS: Mapping[str, tuple[str, float]] = {
     "D-PSGD": ("d-psgd", 1.0),
     "RD-PSGD, p = 0.5": ("rd-psgd", 0.5),
     "RD-PSGD, p = 0.3": ("rd-psgd", 0.3),
@@ -70,7 +69,7 @@ class LearningTask:
     epochs: int
     seeds: tuple[int, ...]
     recipe: Recipe
-    rates: Mapping[Method, float]
+    rates: Mapping[str, float]
     cosine: bool = False
     points: float | None = None
 

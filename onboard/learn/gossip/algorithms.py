@@ -124,10 +124,26 @@ def _largest(setup: GossipSetup, numbers: Mapping[int, int], memory: Mapping[str
     return LargestSetup(setup.weights, setup.share / ALL, setup.rate, setup.start, numbers, memory)
 
 
-ALGORITHMS: dict[str, Callable[[GossipSetup, Mapping[int, int], Mapping[str, Floats]], GossipAlgorithm]] = {
-    "rd-psgd": _sparse,
-    "d-psgd": _sparse,  # with a share of ALL
-    "topk": lambda setup, numbers, memory: TopK(_largest(setup, numbers, memory)),
-    "choco": lambda setup, numbers, memory: Choco(_largest(setup, numbers, memory)),
+@dataclass(frozen=True, slots=True)
+class AlgorithmKind:
+    """How to begin an algorithm, and what it asks of a run."""
+
+    make: Callable[[GossipSetup, Mapping[int, int], Mapping[str, Floats]], GossipAlgorithm]
+    """From the setup, and the `numbers` and the `memory` of an earlier life."""
+    sends_all: bool = False
+    """Whether the whole model travels, whatever share is asked for."""
+    waits_for_all: bool = False
+    """Whether an exchange is with all neighbours, so that one that stays away stops it."""
+
+
+ALGORITHMS: dict[str, AlgorithmKind] = {
+    "rd-psgd": AlgorithmKind(_sparse),
+    "d-psgd": AlgorithmKind(_sparse, sends_all=True),
+    "topk": AlgorithmKind(
+        lambda setup, numbers, memory: TopK(_largest(setup, numbers, memory)), waits_for_all=True
+    ),
+    "choco": AlgorithmKind(
+        lambda setup, numbers, memory: Choco(_largest(setup, numbers, memory)), waits_for_all=True
+    ),
 }
-"""Every algorithm by the name that options and files know it by."""
+"""Every algorithm by the name that options know it by. docs/extending.md says how to add one."""

@@ -146,7 +146,9 @@ class NetNode:
 
     def _training(self, config: GossipConfig) -> GossipTraining:
         descent = self._descent(config)
-        return GossipTraining(descent, 1.0, partial(ALGORITHMS["rd-psgd"], setup_of(config, descent.vector)))
+        return GossipTraining(
+            descent, 1.0, partial(ALGORITHMS["rd-psgd"].make, setup_of(config, descent.vector))
+        )
 
     def _descent(self, config: GossipConfig) -> Descent:
         own = config.gossip

@@ -23,8 +23,8 @@ from onboard.learn.graph import (
     graph_path,
     initial,
     prepare,
-    shipped,
 )
+from onboard.learn.networks import NETWORKS
 
 TRAIN, INFER = TrainGraph.load("lenet5"), InferGraph.load("lenet5")
 START = initial(TRAIN.shapes, seed=1)
@@ -43,7 +43,7 @@ def test_what_a_graph_says_of_itself() -> None:
     assert TRAIN.layout == INFER.layout
     assert TRAIN.flops_per_image == 6 * 2_293_000
     assert TrainGraph.load(SHIPPED / "lenet5.train.onnx").digest == TRAIN.digest
-    assert shipped() == ("lenet5", "lenet5-rgb", "resnet20", "resnet20-64")
+    assert tuple(NETWORKS) == ("lenet5", "lenet5-rgb", "resnet20", "resnet20-64")
     assert TrainGraph.load("lenet5-rgb").input_shape == (3, 28, 28)
 
 
