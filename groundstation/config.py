@@ -28,6 +28,7 @@ from onboard.config import (
 )
 from onboard.console.toml import ConfigError, read
 from onboard.learn.federated.clipping import Bounds
+from onboard.learn.federated.rules import RULES
 from onboard.mission.training import Training as TrainSection
 
 MISSION_FILE = "mission.toml"
@@ -76,6 +77,10 @@ class MissionSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     leave_out: bool = DEFAULT_BOUNDS.leave_out
     """Of three answers or more, whether the only one that points against the sum of the others counts for
     nothing, and the only one that shares nothing with it counts half."""
+    rule: Annotated[str, Meta(extra={"rows": RULES})] = "mean"
+    """What the updates of a round come to: their mean, weighted by samples, or their median at each weight,
+    where all boards count alike. The median is for `fedavg`: with few bits most updates leave most weights
+    out, and then so does their median. It takes the memory of all updates of a round."""
     contacts: Text | None = None
     """Contact plan of all nodes, a .toml file. Left out: all links are always up."""
     seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] = 0
@@ -87,6 +92,8 @@ class MissionSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
                 "model: must be the name of a shipped model: a file cannot be sent to boards yet"
             )
         check_classes(self.classes)
+        if self.rule not in RULES:
+            raise ValueError(f"rule: must be one of {', '.join(RULES)}")
         if self.quorum is not None and self.select is not None and self.quorum > self.select:
             raise ValueError(f"quorum: must be at most select ({self.select}), got {self.quorum}")
 

@@ -59,7 +59,7 @@ class Rounds:
             id=_begun(store), model=rules.model, seed=rules.seed, deadline_s=rules.deadline_s,
             training=mission.train, classes=test.classes,
         )  # fmt: skip
-        self._server = Server(terms, train, staleness=rules.staleness, bounds=rules.bounds)
+        self._server = Server(terms, train, staleness=rules.staleness, bounds=rules.bounds, rule=rules.rule)
         self._store = store
         self.last_words = LastWords(store)
         self._stations = stations

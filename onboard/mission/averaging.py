@@ -15,7 +15,6 @@ from onboard.codec.alq import Doubles
 from onboard.codec.layout import Floats
 from onboard.codec.model import Model
 from onboard.learn.federated.clipping import FEW, Claim, Outlier, Part, Share, norm, odd_one, shares
-from onboard.learn.federated.rounds import PartialAverage
 from onboard.mission.objects import UPDATE, Update
 from onboard.mission.server import Server
 
@@ -35,7 +34,7 @@ class RoundAverage:
         self._parts: dict[int, Part] = {}
         self._mean: tuple[dict[str, Doubles], float] | None = None  # what was moved on average, its length
         self._odd: Outlier | None = None
-        self._average = PartialAverage(server.layout)
+        self._average = server.no_updates()
 
     @cached_property
     def _base(self) -> dict[str, Floats] | None:
@@ -85,7 +84,7 @@ class RoundAverage:
         if not self._server.bounds.leave_out or self._mean is None:
             return None
         if (outlier := odd_one(self._parts, self._mean[1])) is not None:
-            self._odd, self._average = outlier, PartialAverage(self._server.layout)
+            self._odd, self._average = outlier, self._server.no_updates()
         return outlier
 
     def packed(self) -> bytes:

@@ -22,7 +22,8 @@ from onboard.codec.pack import CODECS, pack, unpack
 from onboard.data import labels
 from onboard.learn.federated.clipping import Bounds, Claim, Share, norm
 from onboard.learn.federated.local import apply_delta
-from onboard.learn.federated.rounds import DOWNLINK_BASES, PartialAverage, staleness_weight
+from onboard.learn.federated.rounds import DOWNLINK_BASES, staleness_weight
+from onboard.learn.federated.rules import RULES, AggregationRule
 from onboard.learn.graph import TrainGraph, initial
 from onboard.mission import intake
 from onboard.mission.objects import UPDATE, Task, Update, decode_update, encode_object, names_that_fit
@@ -53,7 +54,7 @@ class MissionTerms:
 
 class Server:
     """The server of one mission. `staleness`: exponent of `staleness_weight`, None to discard late updates;
-    `bounds`: what one board may count for.
+    `bounds`: what one board may count for; `rule`: what the updates come to, a row of `RULES`.
     """
 
     def __init__(
@@ -63,11 +64,13 @@ class Server:
         *,
         staleness: float | None = None,
         bounds: Bounds = Bounds(),  # noqa: B008 - it is frozen
+        rule: str = "mean",
     ) -> None:
         self.layout = graph.layout
         self.origin = initial(graph.shapes, terms.seed)
         self.staleness = staleness
         self.bounds = bounds
+        self._rule = RULES[rule]
         self._terms, self._graph = terms, graph
         self._classes = labels.digest(terms.classes) if terms.classes else b""
         self._names = names_that_fit(terms.classes)
@@ -126,6 +129,10 @@ class Server:
 
     # average
 
+    def no_updates(self) -> AggregationRule:
+        """A round's average, before there is an update."""
+        return self._rule(self.layout)
+
     def base(self, packed: bytes) -> dict[str, Floats] | None:
         """What the updates of a round that sent `packed` moved from, where they are whole models. None where
         an update is what was moved. Raises BadPack."""
@@ -145,8 +152,8 @@ class Server:
         return Claim(norm(self.move(model.reconstruct(), base)), update.samples)
 
     def accumulate(
-        self, average: PartialAverage, update: Update, model: Model, number: int, base: Weights | None = None,
-        share: Share | None = None,
+        self, average: AggregationRule, update: Update, model: Model, number: int,
+        base: Weights | None = None, share: Share | None = None,
     ) -> None:  # fmt: skip
         """Adds an update to the average of round `number` by its age and by what it may count for, which is
         all that it claims if `share` is None."""
@@ -164,7 +171,7 @@ class Server:
         """What an update counts for in round `number` beside one of that round."""
         return staleness_weight(number - update.round, self.staleness)
 
-    def quantize_average(self, average: PartialAverage, packed: bytes) -> bytes:
+    def quantize_average(self, average: AggregationRule, packed: bytes) -> bytes:
         """The outcome of a round that sent `packed`, packed for the way down by the method's codec. An
         average of moves is added to what they moved. Raises BadPack."""
         training, total = self._terms.training, average.mean()

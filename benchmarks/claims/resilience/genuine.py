@@ -14,7 +14,7 @@ from onboard.agents.gossip_checkpoint import Checkpoint, Checkpoints
 from onboard.codec.layout import Floats
 from onboard.codec.model import Model
 from onboard.data.images import Images
-from onboard.learn.federated.rounds import PartialAverage
+from onboard.learn.federated.rules import AggregationRule
 from onboard.learn.gossip.descent import Descent
 from onboard.learn.gossip.exchange import Gossip, Message
 from onboard.learn.graph import TrainGraph
@@ -105,7 +105,7 @@ def watched_server(genuine: Genuine, samples: int) -> type[Server]:
             return update, model
 
         def accumulate(
-            self, average: PartialAverage, update: Update, model: Model, *args: Any, **kw: Any
+            self, average: AggregationRule, update: Update, model: Model, *args: Any, **kw: Any
         ) -> None:
             (payload,) = (payload for opened, payload in self._opened if opened is model)
             genuine.used("update", bytes(decode_update(payload)[1]))
@@ -113,7 +113,7 @@ def watched_server(genuine: Genuine, samples: int) -> type[Server]:
                 genuine.false.append(f"update of {update.samples} samples")
             super().accumulate(average, update, model, *args, **kw)
 
-        def quantize_average(self, average: PartialAverage, packed: bytes) -> bytes:
+        def quantize_average(self, average: AggregationRule, packed: bytes) -> bytes:
             genuine.used("weights", packed)
             condensed = super().quantize_average(average, packed)
             genuine.made("weights", condensed)
