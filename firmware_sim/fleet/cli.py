@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import json
 import logging
 import sys
-from dataclasses import asdict
-from itertools import chain
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,11 +13,9 @@ from firmware_sim.runs.options import options_of
 from hw_profiles import load_board, load_link
 from onboard.console.errors import refused
 from onboard.console.extras import require
-from onboard.console.lines import ROOM_BYTES, Outlet, lines_to
 from onboard.console.log import start
 from onboard.learn.networks import described, network_for
 from onboard.mission.training import Training
-from onboard.runtime.signals import stop_signals
 
 if TYPE_CHECKING:
     from firmware_sim.fleet.run import FleetConfig, FleetRun
@@ -142,31 +135,12 @@ def _wishes(
 
 def _show(run: FleetRun, wishes: FleetConfig, *, as_json: bool) -> bool:
     """Plays and shows a run; False if it was stopped before its end."""
-    from rich.console import Console
-
-    from firmware_sim.fleet.result import RoundResult
-    from firmware_sim.fleet.view import FleetView, draw, summary
+    from firmware_sim.fleet.view import draw, texts
+    from firmware_sim.runs.live import show
 
     settings = wishes.settings
-    with (
-        stop_signals() as stop,
-        # All is told in the end, but a reader that is stuck holds up neither the run nor its stop.
-        lines_to(sys.stdout, lambda _: "", ROOM_BYTES, lambda: not stop.asked) as out,
-        contextlib.closing(run.play()) as played,
-    ):
-        console = Console(stderr=True) if as_json else Console(file=cast(IO[str], Outlet(out, sys.stdout)))
-        view = FleetView(console, settings.rounds, lines=not as_json)
-        with view.shown():
-            for seen in chain(run.results[:], played):  # first those of an earlier part of this run
-                view.show(seen)
-                if as_json and isinstance(seen, RoundResult):
-                    out.put(json.dumps(asdict(seen)) + "\n")
-                if out.unread:
-                    raise BrokenPipeError(errno.EPIPE, "nobody reads any more")
-                if stop.asked:
-                    return False
-        if not as_json:
-            out.put(summary(run.results, run.parameters) + "\n")
+    if not show(run, texts(settings.rounds, run.parameters), as_json=as_json):
+        return False
     if wishes.out is not None:
         title = f"{settings.training.method}, {settings.select} of {settings.devices} devices, {wishes.data}"
         draw(run.results, title, wishes.out / "rounds.png")

@@ -38,12 +38,3 @@ class RoundResult:
     def bytes_both(self) -> int:
         """On the wire, both directions."""
         return self.bytes_up + self.bytes_down
-
-
-@dataclass(frozen=True, slots=True)
-class FleetProgress:
-    """Where a round stands: share of its work that is done, 0 to 1."""
-
-    round: int
-    done: float
-    clock_s: float

@@ -5,21 +5,26 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Generator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
-from firmware_sim.fleet.record import FleetRecord
-from firmware_sim.fleet.result import FleetProgress, RoundResult
-from firmware_sim.fleet.simulation import Fleet, FleetError, FleetSettings
-from firmware_sim.runs.split import dirichlet, iid
+from firmware_sim.fleet.result import RoundResult
+from firmware_sim.fleet.simulation import Fleet, FleetSettings
+from firmware_sim.runs.live import RunProgress
+from firmware_sim.runs.record import RecordNames, RunRecord
+from firmware_sim.runs.split import shares
 from onboard.data import loading
 from onboard.data.loading import Images
 from onboard.learn.federated.rounds import finished
 from onboard.learn.graph import InferGraph, TrainGraph
+from onboard.storage.journal import write_durably
 
 Split = Literal["iid", "dirichlet"]
+NAMES = RecordNames(asked="fleet.json", results="rounds.jsonl", state="model-*.bin")
+MAY_DIFFER = ("rounds", "target")  # a run may go on for longer than it was first asked to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +61,15 @@ class FleetRun:
         settings = wishes.settings
         self._train, self._infer = TrainGraph.load(settings.model), InferGraph.load(settings.model)
         self.parameters = self._train.layout.parameters
-        self._record = None if wishes.out is None else FleetRecord(wishes.out, wishes.as_json())
-        self.results, self._packed = ([], b"") if self._record is None else self._record.load()
+        self._record = None if wishes.out is None else run_record(wishes.out, wishes)
+        self.results: list[RoundResult] = []
+        self._packed = b""  # the weights that the last round made
+        if self._record is not None:
+            self._record.claim()
+            self.results, model = self._record.load()
+            self._packed = b"" if model is None else model.read_bytes()
 
-    def play(self) -> Generator[FleetProgress | RoundResult, None, None]:
+    def play(self) -> Generator[RunProgress | RoundResult, None, None]:
         """Plays the rounds that are left; each is stored before it is told. The folder is free afterwards."""
         try:
             yield from self._play()
@@ -67,7 +77,7 @@ class FleetRun:
             if self._record is not None:
                 self._record.close()
 
-    def _play(self) -> Generator[FleetProgress | RoundResult, None, None]:
+    def _play(self) -> Generator[RunProgress | RoundResult, None, None]:
         wishes, settings = self.wishes, self.wishes.settings
         if finished([result.accuracy for result in self.results], settings.rounds, settings.target):
             return
@@ -83,7 +93,7 @@ class FleetRun:
                 if isinstance(seen, RoundResult):
                     self.results.append(seen)
                     if self._record is not None:
-                        self._record.keep(seen, fleet.packed)
+                        self._record.keep(self.results, partial(_save, packed=fleet.packed))
                 yield seen
 
     def _shares(self) -> list[Images]:
@@ -93,18 +103,14 @@ class FleetRun:
             wishes.data, self._train.input_shape, folder=wishes.data_folder, part="train",
             classes=self._train.classes,
         )  # fmt: skip
-        if wishes.split == "iid":
-            rows = iid(images.y, settings.devices, wishes.images, settings.seed)
-        else:
-            try:
-                rows = dirichlet(
-                    images.y,
-                    len(images.classes),
-                    settings.devices,
-                    wishes.images,
-                    wishes.alpha,
-                    settings.seed,
-                )
-            except ValueError as error:
-                raise FleetError(str(error)) from None
-        return [images.take(share) for share in rows]
+        alpha = wishes.alpha if wishes.split == "dirichlet" else None
+        return shares(images, settings.devices, wishes.images, alpha, settings.seed)
+
+
+def run_record(folder: Path, wishes: FleetConfig) -> RunRecord[RoundResult]:
+    """The record of such a run. Raises FolderError, OSError."""
+    return RunRecord(folder, NAMES, RoundResult, wishes.as_json(), MAY_DIFFER)
+
+
+def _save(path: Path, packed: bytes) -> None:
+    write_durably(path, packed)

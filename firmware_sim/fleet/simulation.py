@@ -16,7 +16,8 @@ from random import Random
 
 from firmware_sim.fleet.device import Device, DeviceUsage, Place
 from firmware_sim.fleet.downlink import Downlink
-from firmware_sim.fleet.result import FleetProgress, RoundResult
+from firmware_sim.fleet.result import RoundResult
+from firmware_sim.runs.live import RunProgress
 from firmware_sim.world.world import TICK_S
 from hw_profiles import Board, Link
 from onboard.codec.pack import unpack
@@ -149,7 +150,7 @@ class Fleet:
         self._earlier_boots = EMPTY_TRIES * len(self.results)
         self._boots = dict.fromkeys(self._places, self._earlier_boots)
 
-    def play(self) -> Iterator[FleetProgress | RoundResult]:
+    def play(self) -> Iterator[RunProgress | RoundResult]:
         """Runs the rounds that are left. Raises FleetError."""
         settings = self.settings
         while finished([r.accuracy for r in self.results], settings.rounds, settings.target) is None:
@@ -158,7 +159,7 @@ class Fleet:
 
     # a round
 
-    def _play_round(self, number: int) -> Iterator[FleetProgress]:
+    def _play_round(self, number: int) -> Iterator[RunProgress]:
         settings = self.settings
         asked = self._chosen(number)
         model = self._server.model(number, self.packed)
@@ -178,7 +179,7 @@ class Fleet:
                     break
                 self._advance(this.deadline_s)
                 if happening % TELL_EVERY == 0:
-                    yield FleetProgress(number, self._done(this), self._now)
+                    yield RunProgress(number, self._done(this), self._now)
             if this.verdict is not RoundState.EMPTY:
                 break
             for node in this.lost:  # what it took came to nothing: the next asking is another object

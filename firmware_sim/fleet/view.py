@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 
-from rich.console import Console
-
-from firmware_sim.fleet.result import FleetProgress, RoundResult
-from firmware_sim.runs.live import Live
+from firmware_sim.fleet.result import RoundResult
+from firmware_sim.runs.live import RunTexts
 from firmware_sim.runs.plot import UP
 
 HEADING = (  # of `line`
@@ -18,20 +17,9 @@ HEADING = (  # of `line`
 )
 
 
-class FleetView(Live):
-    """Shows rounds as they end: their lines, if wanted, and on a terminal a bar."""
-
-    def __init__(self, console: Console, rounds: int, *, lines: bool = True) -> None:
-        super().__init__(console, rounds, HEADING, lines=lines)
-        self._rounds = rounds
-
-    def show(self, seen: FleetProgress | RoundResult) -> None:
-        """A round's line when it is over, else the bar."""
-        if isinstance(seen, RoundResult):
-            self.line(line(seen))
-        else:
-            what = f"round {seen.round} of {self._rounds}, clock {seen.clock_s:,.0f} s"
-            self.bar(seen.round - 1 + seen.done, what)
+def texts(rounds: int, parameters: int) -> RunTexts[RoundResult]:
+    """What is said of a run of so many rounds at most, of a model with so many parameters."""
+    return RunTexts("round", rounds, HEADING, line, partial(summary, parameters=parameters))
 
 
 def line(result: RoundResult) -> str:

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import json
 import logging
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict, replace
-from itertools import chain
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from hw_profiles import load_board, load_link
 from onboard.console.errors import finite, refused
 from onboard.console.extras import require
-from onboard.console.lines import ROOM_BYTES, Outlet, lines_to
 from onboard.console.log import start
 from onboard.learn.networks import described, network_for
-from onboard.runtime.signals import stop_signals
 
 if TYPE_CHECKING:
     from firmware_sim.ring.processes.run import ProcessRun
@@ -273,37 +267,16 @@ def _cut(text: str) -> tuple[tuple[int, int], tuple[float, float]]:
 
 def _show(run: RingRun | ProcessRun, wishes: RingConfig, *, as_json: bool) -> bool:
     """Plays and shows a run; False if it was stopped before its end."""
-    from rich.console import Console
-
-    from firmware_sim.ring.result import EpochResult
-    from firmware_sim.ring.view import RingView, draw, summary
-    from firmware_sim.world.edge import framed_bytes
+    from firmware_sim.ring.view import draw, texts
+    from firmware_sim.runs.live import show
 
     settings = wishes.settings
     if settings.in_parts:
         click.echo(f"{settings.shape}: these nodes are in parts, and their models never agree", err=True)
     if run.images < wishes.images:
         click.echo(f"{run.images} images a node: {wishes.data} has no more", err=True)
-    with (
-        stop_signals() as stop,
-        # All is told in the end, but a reader that is stuck holds up neither the run nor its stop.
-        lines_to(sys.stdout, lambda _: "", ROOM_BYTES, lambda: not stop.asked) as out,
-        contextlib.closing(run.play()) as played,
-    ):
-        console = Console(stderr=True) if as_json else Console(file=cast(IO[str], Outlet(out, sys.stdout)))
-        view = RingView(console, settings.epochs, lines=not as_json)
-        with view.shown():
-            for seen in chain(run.results[:], played):  # first those of an earlier part of this run
-                view.show(seen)
-                if as_json and isinstance(seen, EpochResult):
-                    out.put(json.dumps(asdict(seen)) + "\n")
-                if out.unread:
-                    raise BrokenPipeError(errno.EPIPE, "nobody reads any more")
-                if stop.asked:
-                    return False
-        if not as_json:
-            dense_bytes = 2 * run.results[-1].exchanges * framed_bytes(4 * run.parameters, settings.link)
-            out.put(summary(run.results, dense_bytes) + "\n")
+    if not show(run, texts(settings.epochs, run.parameters, settings.link), as_json=as_json):
+        return False
     if wishes.out is not None:
         title = f"{settings.method}, {settings.shape} of {settings.nodes}, {wishes.data}"
         draw({settings.method: run.results}, title, wishes.out / "ring.png")

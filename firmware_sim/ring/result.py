@@ -34,15 +34,6 @@ class EpochResult:
     ground_bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class RingProgress:
-    """Where a run stands: share of the epoch that is done, 0 to 1."""
-
-    epoch: int
-    done: float
-    clock_s: Seconds
-
-
 @dataclass(frozen=True)
 class Evaluator:
     """Tries models on test images: the mean one on all, those of nodes on the first `node_images`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Generator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -9,15 +10,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from firmware_sim.ring.record import RingRecord
-from firmware_sim.ring.result import EpochResult, RingProgress
-from firmware_sim.ring.settings import RingError, RingSettings
+from firmware_sim.ring.result import EpochResult
+from firmware_sim.ring.settings import RingSettings
 from firmware_sim.ring.simulation import BadTotals, Ring
-from firmware_sim.runs.split import dirichlet, iid
+from firmware_sim.runs.live import RunProgress
+from firmware_sim.runs.record import RecordNames, RunRecord
+from firmware_sim.runs.split import shares
 from firmware_sim.world.disk import scratch
 from onboard.data import loading
 from onboard.data.loading import Images
 from onboard.learn.graph import InferGraph, TrainGraph
+from onboard.storage.journal import write_durably
+
+NAMES = RecordNames(asked="ring.json", results="epochs.jsonl", state="state-*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +61,18 @@ class RingRun:
         train, infer = TrainGraph.load(settings.model), InferGraph.load(settings.model)
         self.parameters, self.images = train.layout.parameters, wishes.images
         self._record = (
-            None if wishes.out is None else RingRecord(wishes.out, wishes.as_json(), settings.epochs)
+            None if wishes.out is None else RunRecord(wishes.out, NAMES, EpochResult, wishes.as_json())
         )
         self._scratch = ExitStack()
         self._disks = self._scratch.enter_context(scratch()) / "nodes"
-        self.results = [] if self._record is None else self._record.load(self._disks)
+        self.results: list[EpochResult] = []
+        if self._record is not None:
+            self.results, kept = self._record.load(settings.epochs)
+            if kept is not None:
+                shutil.copytree(kept, self._disks)
         self._ring: Ring | None = None
-        if len(self.results) == settings.epochs:
+        self._epochs = settings.epochs
+        if self._is_over:
             return
         shares, test = images_of(wishes, train)
         self.images = len(shares[0])
@@ -74,19 +84,31 @@ class RingRun:
         if self._record is not None:
             self._record.claim()
 
-    def play(self) -> Generator[RingProgress | EpochResult, None, None]:
+    def play(self) -> Generator[RunProgress | EpochResult, None, None]:
         """Plays the epochs that are left; each is stored before it is told. The folder is free afterwards."""
         try:
             for seen in self._ring.play() if self._ring is not None else ():
                 if isinstance(seen, EpochResult):
                     self.results.append(seen)
                     if self._record is not None:
-                        self._record.keep(self.results, self._disks)
+                        self._record.keep(self.results, None if self._is_over else self._save)
                 yield seen
         finally:
             self._scratch.close()
             if self._record is not None:
                 self._record.close()
+
+    @property
+    def _is_over(self) -> bool:
+        return len(self.results) == self._epochs
+
+    def _save(self, path: Path) -> None:
+        """The disks of all nodes are durable at that path."""
+        shutil.copytree(self._disks, path, copy_function=_copy_durably)
+
+
+def _copy_durably(source: str, target: str) -> None:
+    write_durably(Path(target), Path(source).read_bytes())
 
 
 def images_of(wishes: RingConfig, graph: TrainGraph) -> tuple[list[Images], Images]:
@@ -95,12 +117,4 @@ def images_of(wishes: RingConfig, graph: TrainGraph) -> tuple[list[Images], Imag
     whole = load(wishes.data)
     test = load(wishes.test_data or wishes.data, part="test", rows=wishes.test_images)
     nodes, seed = wishes.settings.nodes, wishes.settings.seed
-    try:
-        rows = (
-            iid(whole.y, nodes, wishes.images, seed)
-            if wishes.alpha is None
-            else dirichlet(whole.y, len(whole.classes), nodes, wishes.images, wishes.alpha, seed)
-        )
-    except ValueError as error:
-        raise RingError(str(error)) from None
-    return [whole.take(share) for share in rows], test
+    return shares(whole, nodes, wishes.images, wishes.alpha, seed), test

@@ -23,9 +23,10 @@ from random import Random
 import msgspec
 
 from firmware_sim.ring.node import RingNode
-from firmware_sim.ring.result import EpochResult, Evaluator, RingProgress, Seconds
+from firmware_sim.ring.result import EpochResult, Evaluator, Seconds
 from firmware_sim.ring.seats import seats
 from firmware_sim.ring.settings import RingError, RingSettings, link_of
+from firmware_sim.runs.live import RunProgress
 from firmware_sim.world.air import AirLink
 from firmware_sim.world.channel import Channel
 from firmware_sim.world.edge import contacts_around
@@ -84,7 +85,7 @@ class Ring:
         """Of each node that lives and trains, float32 (P,)."""
         return {node.number: node.agent.descent.vector for node in self._training()}
 
-    def play(self) -> Iterator[RingProgress | EpochResult]:
+    def play(self) -> Iterator[RunProgress | EpochResult]:
         """Runs the epochs that are left. When one is told, the folder is as it is after it."""
         while self.totals.epochs < self.settings.epochs:
             if self._epoch <= self.totals.epochs:
@@ -117,14 +118,14 @@ class Ring:
         )
         return AirLink(self._world, Channel(link_of(settings, edge), seed=seed, windows=windows))
 
-    def _play_epoch(self, epoch: int) -> Iterator[RingProgress]:
+    def _play_epoch(self, epoch: int) -> Iterator[RunProgress]:
         for happening in itertools.count():
             if all(node.is_settled for node in self._training()):
                 return
             self._world.advance()
             if happening % TELL_EVERY == 0:
                 done = min((node.progress for node in self._training()), default=epoch)
-                yield RingProgress(epoch, min(max(done - epoch + 1, 0.0), 1.0), self._world.now)
+                yield RunProgress(epoch, min(max(done - epoch + 1, 0.0), 1.0), self._world.now)
 
     def _end(self) -> EpochResult:
         """The epoch is over: what came of it; all nodes are switched off."""

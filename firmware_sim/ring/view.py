@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
-from rich.console import Console
-
-from firmware_sim.ring.result import EpochResult, RingProgress
-from firmware_sim.runs.live import Live
+from firmware_sim.ring.result import EpochResult
+from firmware_sim.runs.live import RunTexts
+from firmware_sim.world.edge import framed_bytes
+from hw_profiles import Link
 
 HEADING = "epoch    loss  mean model   worst node  best node  distance        sent  exchanges     clock"
 
 
-class RingView(Live):
-    """Shows epochs as they end: their lines, if wanted, and on a terminal a bar."""
-
-    def __init__(self, console: Console, epochs: int, *, lines: bool = True) -> None:
-        super().__init__(console, epochs, HEADING, lines=lines)
-        self._epochs = epochs
-
-    def show(self, seen: RingProgress | EpochResult) -> None:
-        """An epoch's line when it is over, else the bar."""
-        if isinstance(seen, EpochResult):
-            self.line(line(seen))
-        else:
-            what = f"epoch {seen.epoch} of {self._epochs}, clock {seen.clock_s:,.0f} s"
-            self.bar(seen.epoch - 1 + seen.done, what)
+def texts(epochs: int, parameters: int, link: Link) -> RunTexts[EpochResult]:
+    """What is said of a run of so many epochs, of a model with so many parameters, on edges of that link."""
+    whole_bytes = framed_bytes(4 * parameters, link)
+    return RunTexts("epoch", epochs, HEADING, line, partial(summary, whole_bytes=whole_bytes))
 
 
 def line(result: EpochResult) -> str:
@@ -44,9 +35,10 @@ def line(result: EpochResult) -> str:
     )
 
 
-def summary(results: Sequence[EpochResult], dense_bytes: int) -> str:
-    """The run in a line. dense_bytes: what as many exchanges of the whole model would have taken."""
+def summary(results: Sequence[EpochResult], whole_bytes: int) -> str:
+    """The run in a line. whole_bytes: what the whole model takes on an edge in one direction."""
     last = results[-1]
+    dense_bytes = 2 * last.exchanges * whole_bytes
     nodes, living = len(results[0].node_accuracies), len(last.node_accuracies)
     ended = f" {nodes - living} of {nodes} nodes have not lived to see it." if living < nodes else ""
     return (

@@ -7,7 +7,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from onboard.data.images import DataError, Labels, Rows, order
+from onboard.data.images import DataError, Images, Labels, Rows, order
+
+
+def shares(images: Images, devices: int, most: int, alpha: float | None, seed: int) -> list[Images]:
+    """The images of each of so many devices, `most` at most: alike, or as unlike as `alpha` of `dirichlet`
+    says. Raises DataError, ValueError."""
+    if alpha is None:
+        rows = iid(images.y, devices, most, seed)
+    else:
+        rows = dirichlet(images.y, len(images.classes), devices, most, alpha, seed)
+    return [images.take(share) for share in rows]
 
 
 def iid(y: Labels, devices: int, images: int, seed: int) -> list[Rows]:

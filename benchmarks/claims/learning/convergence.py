@@ -34,6 +34,7 @@ from firmware_sim.fleet.presets import PRESETS
 from firmware_sim.fleet.result import RoundResult
 from firmware_sim.ring import run as ring_run
 from firmware_sim.ring import settings as ring
+from firmware_sim.runs.live import RunProgress
 from hw_profiles import load_board, load_link
 from onboard.learn.gossip.descent import Recipe
 from onboard.mission.training import Training
@@ -147,8 +148,10 @@ class ConvergenceBench:
         try:
             run = ring_run.RingRun(replace(wishes, out=state))
             for seen in run.play():
-                so_far = f", {100 * run.results[-1].accuracy:.1f} % so far" if run.results else ""
-                self.tell(f"{name}, seed {seed}, epoch {seen.epoch} of {self.task.epochs}{so_far}")
+                if isinstance(seen, RunProgress):
+                    so_far = f", {100 * run.results[-1].accuracy:.1f} % so far" if run.results else ""
+                    of = f"{seen.step} of {self.task.epochs}"
+                    self.tell(f"{name}, seed {seed}, epoch {of}{so_far}")
         except ValueError as error:
             raise LabError(str(error)) from None
         points = [Point(result.epoch, result.accuracy, result.bytes_sent) for result in run.results]
@@ -173,7 +176,8 @@ class ConvergenceBench:
         try:
             run = fleet_run.FleetRun(wishes)
             for seen in run.play():
-                self.tell(f"{CENTRAL}, seed {seed}, round {seen.round} of {rounds}")
+                if isinstance(seen, RunProgress):
+                    self.tell(f"{CENTRAL}, seed {seed}, round {seen.step} of {rounds}")
         except (simulation.FleetError, ValueError) as error:
             raise LabError(str(error)) from None
         return points_of(run.results, training)

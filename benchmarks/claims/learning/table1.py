@@ -30,6 +30,7 @@ from firmware_sim.fleet.result import RoundResult
 from firmware_sim.fleet.run import FleetConfig, FleetRun, Split
 from firmware_sim.fleet.simulation import FleetError, FleetSettings, without_losses
 from firmware_sim.runs.folder import FolderError
+from firmware_sim.runs.live import RunProgress
 from hw_profiles import Link, load_board, load_link
 from onboard.mission.training import Training
 
@@ -96,7 +97,8 @@ class TableBench:
         try:
             run = FleetRun(wishes)
             for seen in run.play():
-                self.tell(f"{name}, seed {seed}, round {seen.round} of {ROUNDS}")
+                if isinstance(seen, RunProgress):
+                    self.tell(f"{name}, seed {seed}, round {seen.step} of {ROUNDS}")
         except (FleetError, FolderError) as error:
             raise LabError(str(error)) from None
         return run.results

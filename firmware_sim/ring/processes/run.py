@@ -20,11 +20,11 @@ import numpy as np
 
 from firmware_sim.ring.processes.folders import found, plan
 from firmware_sim.ring.processes.links import meeting
-from firmware_sim.ring.record import EPOCHS, WISHES
-from firmware_sim.ring.result import EpochResult, Evaluator, RingProgress
-from firmware_sim.ring.run import RingConfig, images_of
+from firmware_sim.ring.result import EpochResult, Evaluator
+from firmware_sim.ring.run import NAMES, RingConfig, images_of
 from firmware_sim.ring.settings import RingError
 from firmware_sim.runs import folder
+from firmware_sim.runs.live import RunProgress
 from firmware_sim.runs.processes import ProcessGroup
 from onboard.agents.gossip_checkpoint import CHECKPOINT
 from onboard.codec.layout import Floats
@@ -68,7 +68,7 @@ class ProcessRun:
         settings = wishes.settings
         if settings.method not in ("rd-psgd", "d-psgd") or wishes.out is None:
             raise RingError(f"{settings.method}: processes gossip by rd-psgd or d-psgd, in a folder")
-        if (wishes.out / WISHES).exists():
+        if (wishes.out / NAMES.asked).exists():
             raise RingError(f"{wishes.out}: holds a run on the virtual clock; choose another with --out")
         folder.check_mark(wishes.out / MARK)
         train = TrainGraph.load(settings.model)
@@ -90,9 +90,9 @@ class ProcessRun:
         if settings.ground is not None:
             start = flat(train.layout, initial(train.shapes, settings.seed))
             self._station = _Station(_checkpoint(self._files[GROUND]), start)
-        (wishes.out / EPOCHS).write_bytes(b"")
+        (wishes.out / NAMES.results).write_bytes(b"")
 
-    def play(self) -> Generator[RingProgress | EpochResult, None, None]:
+    def play(self) -> Generator[RunProgress | EpochResult, None, None]:
         """Runs all epochs; the processes are ended after the last, or when this is closed."""
         crew, began_s = ProcessGroup(self._out / LOGS), time.monotonic()
         if self._settings.ground is not None:
@@ -108,7 +108,7 @@ class ProcessRun:
                     self._hear(name, event)
                 clock_s = time.monotonic() - began_s
                 self._look_after(crew, clock_s)
-                yield RingProgress(len(self.results) + 1, self._share_done(), clock_s)
+                yield RunProgress(len(self.results) + 1, self._share_done(), clock_s)
                 if len(self.results) < len(self._told) and self._share_done() == 1.0:
                     yield self._result(clock_s)
         finally:
@@ -166,7 +166,7 @@ class ProcessRun:
             bytes_sent=sent_bytes, exchanges=exchanges // 2, clock_s=clock_s, **of_ground,
         )  # fmt: skip
         self.results.append(result)
-        with (self._out / EPOCHS).open("a", encoding="utf-8") as file:
+        with (self._out / NAMES.results).open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(result)) + "\n")
         return result
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from click.testing import CliRunner
 
 import onboard.trainer.in_process
 from firmware_sim.cli import main
-from firmware_sim.fleet.record import FleetRecord
-from firmware_sim.fleet.result import FleetProgress, RoundResult
+from firmware_sim.fleet.result import RoundResult
+from firmware_sim.fleet.run import NAMES
 from firmware_sim.fleet.simulation import Fleet, FleetError, FleetSettings, without_losses
+from firmware_sim.runs.live import RunProgress
+from firmware_sim.runs.record import RunRecord
 from firmware_sim.runs.split import iid
 from hw_profiles import load_board, load_link
 from onboard.codec.dense import Dense
@@ -66,7 +69,7 @@ def test_two_rounds_and_the_same_again(tmp_path: Path) -> None:
         assert 0 < result.width_up < 0.05  # the budget, which holds coordinates too
         assert result.energy_j > 0
     assert first.clock_s < second.clock_s
-    assert all(0 <= moment.done <= 1 for moment in seen if isinstance(moment, FleetProgress))
+    assert all(0 <= moment.done <= 1 for moment in seen if isinstance(moment, RunProgress))
 
     again = Fleet(settings, SHARES, TEST, tmp_path / "two", TRAIN, INFER)
     assert [one for one in again.play() if isinstance(one, RoundResult)] == [first, second]
@@ -258,17 +261,25 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_line_cut_short_is_played_again(tmp_path: Path) -> None:
     result = play(tmp_path / "journals", rounds=1)[0]
-    record = FleetRecord(tmp_path / "out", {"seed": 4})
-    record.keep(result, b"weights")
-    record.close()
+
+    def record() -> RunRecord[RoundResult]:
+        return RunRecord(tmp_path / "out", NAMES, RoundResult, {"seed": 4})
+
+    with closing(record()) as first:
+        first.claim()
+        first.keep([result], lambda path: path.write_bytes(b"weights"))
     with (tmp_path / "out" / "rounds.jsonl").open("ab") as file:
         file.write(b'{"round": 2, "accur')
-    again = FleetRecord(tmp_path / "out", {"seed": 4})
-    assert again.load() == ([result], b"weights")
-    again.close()
-    assert (tmp_path / "out" / "rounds.jsonl").read_bytes().count(b"\n") == 1
-    (tmp_path / "out" / "model-1.bin").unlink()
-    assert FleetRecord(tmp_path / "out", {"seed": 4}).load() == ([], b"")
+    model = tmp_path / "out" / "model-1.bin"
+    with closing(record()) as again:
+        assert again.load() == ([result], model)
+        assert model.read_bytes() == b"weights"
+        again.keep([result, result], lambda path: path.write_bytes(b"others"))
+    assert (tmp_path / "out" / "rounds.jsonl").read_bytes().count(b"\n") == 2
+    assert not model.exists()
+    (tmp_path / "out" / "model-2.bin").unlink()
+    with closing(record()) as last:
+        assert last.load() == ([], None)
 
 
 @pytest.mark.parametrize("shared", [False, True])

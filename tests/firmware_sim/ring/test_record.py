@@ -13,9 +13,10 @@ import pytest
 from click.testing import CliRunner
 
 from firmware_sim.cli import main
-from firmware_sim.ring.record import EPOCHS, STATE, WISHES
+from firmware_sim.ring.run import NAMES
 from firmware_sim.ring.simulation import TOTALS
 
+EPOCHS, STATE, WISHES = NAMES.results, NAMES.state.rstrip("*"), NAMES.asked
 SMALL = (
     "ring", "--data", "digits", "--nodes", "4", "--images", "40", "--batch-size", "8", "--epochs", "3",
     "--frame-bytes", "65507",

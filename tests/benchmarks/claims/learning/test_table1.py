@@ -18,9 +18,8 @@ from benchmarks.claims.learning import table1
 from benchmarks.claims.learning.table1 import CELLS, bytes_until
 from benchmarks.harness.progress import ProgressLine
 from firmware_sim.fleet.presets import PRESETS, ROOM, SKETCH_DOWN, as_fedavg, for_bits
-from firmware_sim.fleet.record import FleetRecord
 from firmware_sim.fleet.result import RoundResult
-from firmware_sim.fleet.run import FleetConfig, FleetRun
+from firmware_sim.fleet.run import FleetConfig, FleetRun, run_record
 from firmware_sim.fleet.simulation import FleetSettings
 
 RESULT = RoundResult(
@@ -76,9 +75,14 @@ def kept(monkeypatch: pytest.MonkeyPatch, accuracy: Callable[[FleetSettings], fl
         def __init__(self, wishes: FleetConfig) -> None:
             assert wishes.out is not None
             names.append(wishes.out.name)
-            record = FleetRecord(wishes.out, wishes.as_json())
-            for number in range(1, wishes.settings.rounds + 1):
-                record.keep(replace(RESULT, round=number, accuracy=accuracy(wishes.settings)), b"weights")
+            record = run_record(wishes.out, wishes)
+            record.claim()
+            reached = accuracy(wishes.settings)
+            results = [
+                replace(RESULT, round=number, accuracy=reached)
+                for number in range(1, wishes.settings.rounds + 1)
+            ]
+            record.keep(results, lambda path: path.write_bytes(b"weights"))
             record.close()
             super().__init__(wishes)
 
