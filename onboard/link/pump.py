@@ -70,9 +70,9 @@ PumpEvent = Event | OfPort
 class Pump:
     """Moves one session over one port, and its incoming objects through one spool.
 
-    `opener` opens the port, or gives None while that takes its time; it is called by `poll`, for the first
-    time too. `session` belongs to the pump
-    from here on, except for the application's side of it. What the spool holds is resumed at once.
+    `opener` opens the port, or returns None while that takes its time; `poll` calls it, the first time too.
+    From here on `session` belongs to the pump, except for the application's side of it. The objects that the
+    spool holds are resumed at once.
     """
 
     def __init__(self, opener: Callable[[], Port | None], session: Session, spool: Spool) -> None:
@@ -95,7 +95,7 @@ class Pump:
         self._saving = Saving(session, spool, self._share)
 
     def with_session(self, session: Session, now: float) -> Pump:
-        """The pump of the same port and spool with another session, which begins; this one is closed."""
+        """Closes this pump; returns one for the same port and spool with another session, which begins."""
         self.close(now)
         return Pump(self._opener, session, self._spool)
 
@@ -105,7 +105,7 @@ class Pump:
         return self._port is not None
 
     def port_snapshot(self) -> PortSnapshot:
-        """What the port is and did so far, as a value."""
+        """Returns what the port is and what it has done so far, as a value."""
         if self._port is None:
             return replace(self._past, spool_full=self._saving.failed)
         return PortSnapshot(
@@ -240,7 +240,7 @@ class Pump:
         events += self._share.over(now)
 
     def _tell_fault(self, now: float, events: list[PumpEvent]) -> None:
-        """What is wrong with the line, each kind of it once in FAULT_AGAIN_S."""
+        """Reports what is wrong with the line, each kind of fault once in FAULT_AGAIN_S."""
         if self._port is None:
             return
         if not self._port.kept_bytes() or self._port.tx_bytes != self._taken_bytes:

@@ -1,4 +1,4 @@
-"""When what is received goes onto the disk: soon enough to last, seldom enough for an SD card."""
+"""Decides when received data is written to the disk: soon enough to last, seldom enough for an SD card."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ class Saving:
             self._save_one(self._session.incoming[digest], now, tell)
 
     def corrupt(self, digest: bytes, now: float, tell: Tell) -> None:
-        """What a disk keeps of it all the same, its digest tells again."""
+        """Drops the object. If the disk keeps some of it all the same, its digest shows the damage again."""
         self._try(digest, partial(self._spool.drop, digest), now, tell)
 
     def settle(self, now: float, tell: Tell) -> None:
-        """Objects that are incoming no more: remembered if they were accepted, and their bytes dropped."""
+        """Drops the bytes of objects that are no longer incoming, and remembers those that were accepted."""
         ended = self._dirty_since.keys() - self._session.incoming.keys()
         if not ended:
             return
@@ -80,7 +80,7 @@ class Saving:
             self._share.wrote(now, len(done))
 
     def save(self, now: float, tell: Tell) -> None:
-        """What is due."""
+        """Writes the objects that are due."""
         if now < self.not_before:
             return
         for incoming in list(self._session.incoming.values()):
@@ -88,14 +88,14 @@ class Saving:
                 self._save_one(incoming, now, tell)
 
     def save_all(self, now: float, tell: Tell) -> None:
-        """All that there is, as the program ends."""
+        """Writes all incoming objects, as the program ends."""
         self.not_before = -math.inf
         self.settle(now, tell)
         for incoming in list(self._session.incoming.values()):
             self._save_one(incoming, now, tell)
 
     def wakeup(self, now: float) -> float:
-        """When `save` next has something to do."""
+        """Returns when `save` next has something to do."""
         dues = (self._due_at(incoming, now) for incoming in self._session.incoming.values())
         return max(min(dues, default=math.inf), self.not_before)
 

@@ -69,35 +69,36 @@ class PeerShare:
         self._hurries = _Bucket(HURRIES_PER_S, BURST_HURRIES)
 
     def line(self, bytes_per_s: float) -> None:
-        """So many bytes a second does the line carry from the peer now."""
+        """Sets the bounds by what the line carries from the peer now, in bytes a second."""
         most = AHEAD * bytes_per_s
         frames = min(max(most / LEAST_FRAME_BYTES, FRAMES_PER_S[0]), FRAMES_PER_S[1])
         self._set("bytes", most, max(BURST_S * most, BURST_BYTES))
         self._set("frames", frames, BURST_S * frames)
 
     def heard(self, frame_bytes: int, now: float, *, bad: bool = False) -> None:
-        """A frame was dealt with; bad: none of the peer's, which is not to pay for others' bytes."""
+        """Charges for a frame that was dealt with. `bad`: it was not the peer's, who does not pay for the
+        bytes of others."""
         self._buckets["frames"].charge(BAD_FRAME if bad else 1.0, now)
         if not bad:
             self._buckets["bytes"].charge(frame_bytes, now)
 
     def wrote(self, now: float, times: int = 1) -> None:
-        """What the peer said made this end write."""
+        """Charges for writes to the disk that the peer's frames caused."""
         self._buckets["writes"].charge(times, now)
 
     def may_hurry(self, now: float) -> bool:
-        """Whether an object that could be written later may be written at once, which is charged then."""
+        """Returns whether an object that could be written later may be written now; if so, it is charged."""
         may = self._hurries.left(now) <= BURST_HURRIES - 1
         if may:
             self._hurries.charge(1.0, now)
         return may
 
     def free_at(self, now: float) -> float:
-        """When the peer may be heard again; `now` while it keeps to its share."""
+        """Returns when the peer may be heard again: `now` while it keeps to its share."""
         return max(bucket.free_at(now) for bucket in self._buckets.values())
 
     def over(self, now: float) -> list[OverShare]:
-        """What is to be told of a peer that is over its share now."""
+        """Returns the events to report of a peer that is over its share now."""
         told = []
         for what, bucket in self._buckets.items():
             if bucket.free_at(now) > now and now >= bucket.told_at + TOLD_AGAIN_S:

@@ -129,7 +129,7 @@ class Spool:
         self._sizes.pop(digest, None)
 
     def holds(self, digest: bytes) -> bool:
-        """Whether something of this object is on the disk."""
+        """Returns whether a part of this object is on the disk."""
         return digest in self._sizes
 
     def finish(self, *digests: bytes) -> None:
@@ -154,7 +154,7 @@ class Spool:
         return tuple(self._finished)
 
     def addresses(self, url: str) -> Addresses:
-        """Of the port at `url`, as `keep_addresses` was told last."""
+        """Returns what `keep_addresses` stored last for the port at `url`."""
         return self._addresses.get(url, Addresses())
 
     def keep_addresses(self, url: str, addresses: Addresses) -> None:
@@ -181,7 +181,7 @@ class Spool:
         self._sync()
 
     def _sync(self) -> None:
-        """What was renamed and unlinked stays so."""
+        """Makes renaming and unlinking in the folder durable."""
         folder = os.open(self.folder, os.O_RDONLY)
         try:
             os.fsync(folder)
