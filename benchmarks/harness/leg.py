@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.claims.link.transfer import payload_of
-from benchmarks.harness.pair import Broken, LinkPair, PairedEnd
+from benchmarks.harness.pair import Broken, LinkPair, PairedEnd, PairHooks
 from benchmarks.harness.passes import heard, passes
 from firmware_sim.world.channel import SIDES, Burst, Channel, Side
 from hw_profiles import load_link
@@ -76,9 +76,9 @@ class Leg:
         self._unknown_s = dict.fromkeys(SIDES, 0.0)  # time that an end cannot know to have passed
         windows = heard(self.random, rough) + calm
         self.pair = LinkPair(
-            LINK, folder, Channel(LINK, seed=seed * 256 + nth, burst=LOSS, windows=windows),
+            folder, Channel(LINK, seed=seed * 256 + nth, burst=LOSS, windows=windows),
             limits=LIMITS, contacts=self.plan, nonce=self.random.randbytes,
-            mangle=self._hear, sent=self._send,
+            hooks=PairHooks(mangle=self._hear, sent=self._send),
         )  # fmt: skip
 
     # -- what is done to it ----------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -231,34 +232,47 @@ class PairedEnd:
         self._journal.save(self._known)
 
 
+@dataclass(frozen=True)
+class PairHooks:
+    """What a benchmark does on the way of each transmission, and what it is told."""
+
+    mangle: Callable[[bytes, float], list[bytes]] | None = None
+    """Returns what is received instead of each transmission (wire bytes, time)."""
+    sent: Callable[[Side, bytes, float, float], None] | None = None
+    """Is called with each transmission: side, wire bytes, from when and until when the transmitter is on."""
+    took: Callable[[PairedEnd, bytes], None] | None = None
+    """Is called when an end has accepted what it received as a frame of its peer's."""
+
+
 class LinkPair:
     """Ground and board, running, with a folder each in `folder`, on one channel.
 
-    contacts: the plan that both ends load, None for none. nonce: see Session. mangle: what is heard instead
-    of each transmission (wire bytes, time). sent: told of each (side, wire bytes, when the transmitter is on
-    for it, until when). took: told when an end took what it heard for a frame of its peer's.
+    contacts: the plan that both ends load, None for none. nonce: see Session.
     """
 
     def __init__(
         self,
-        link: Link,
         folder: Path,
         channel: Channel,
         *,
         limits: Limits | None = None,
         contacts: Sequence[Window] | None = None,
         nonce: Callable[[int], bytes] | None = None,
-        mangle: Callable[[bytes, float], list[bytes]] | None = None,
-        sent: Callable[[Side, bytes, float, float], None] | None = None,
-        took: Callable[[PairedEnd, bytes], None] | None = None,
+        hooks: PairHooks | None = None,
     ) -> None:
         self.channel, self.now = channel, 0.0
-        self._mangle, self._sent, self._took = mangle, sent, took
+        self._hooks = hooks or PairHooks()
         self.ends: dict[Side, PairedEnd] = {}
         for side in NODES:
             send = partial(self._send, side)
             end = PairedEnd(
-                side, link, folder / side, send, limits=limits or Limits(), contacts=contacts, nonce=nonce
+                side,
+                channel.link,
+                folder / side,
+                send,
+                limits=limits or Limits(),
+                contacts=contacts,
+                nonce=nonce,
             )
             end.boot(0.0)
             self.ends[side] = end
@@ -268,7 +282,8 @@ class LinkPair:
         """Moves the clock from one thing to do to the next; returns the time at which it stopped."""
         while True:
             for side, wire in self.channel.due(self.now):
-                for heard in [wire] if self._mangle is None else self._mangle(wire, self.now):
+                mangle = self._hooks.mangle
+                for heard in [wire] if mangle is None else mangle(wire, self.now):
                     self._hear(self.ends[side], heard)
             for end in self.ends.values():
                 end.poll(self.now)
@@ -289,14 +304,14 @@ class LinkPair:
         """An end that is down hears nothing; the port of its next life begins empty."""
         if end.pump is None:
             return
-        before = 0 if self._took is None else end.session.frames_received
+        before = 0 if self._hooks.took is None else end.session.frames_received
         end.port.hear(wire)
         end.poll(self.now)
-        if self._took is not None and end.session.frames_received > before:
-            self._took(end, wire)
+        if self._hooks.took is not None and end.session.frames_received > before:
+            self._hooks.took(end, wire)
 
     def _send(self, side: Side, wire: bytes) -> None:
         on_s = max(self.now, self.channel.busy_until(side))
         self.channel.send(side, wire, self.now)
-        if self._sent is not None:
-            self._sent(side, wire, on_s, self.channel.busy_until(side))
+        if self._hooks.sent is not None:
+            self._hooks.sent(side, wire, on_s, self.channel.busy_until(side))

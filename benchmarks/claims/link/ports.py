@@ -109,7 +109,7 @@ def _rows(case: PortCase, port: str, only: str, repeats: int, tell: ProgressLine
 def virtual_goodput_bps(case: PortCase) -> float:
     """What the same sessions reach over the same link where the clock waits for them."""
     with scratch() as folder:
-        pair = LinkPair(case.link, folder, Channel(case.link, seed=1))
+        pair = LinkPair(folder, Channel(case.link, seed=1))
         pair.board.offer(UPDATE, payload_of(case.size_bytes, 1), 0.0)
         end_s = pair.run(1e6, lambda: any(isinstance(event, Arrived) for _, event in pair.ground.events))
     return 8 * case.size_bytes / end_s

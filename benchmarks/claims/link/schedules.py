@@ -21,7 +21,7 @@ import click
 
 from benchmarks.claims.link.transfer import FOREVER_S, payload_of, radio
 from benchmarks.harness.disk import Disk, PowerCut, watched
-from benchmarks.harness.pair import Broken, LinkPair, PairedEnd
+from benchmarks.harness.pair import Broken, LinkPair, PairedEnd, PairHooks
 from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
 from firmware_sim.world.channel import SIDES, Channel, Side
@@ -172,8 +172,8 @@ class Schedule:
         )
         with scratch() as folder:
             self._pair = LinkPair(
-                link, folder, channel, limits=Limits(reorder_slack=source.choice((0, 3))),
-                contacts=self._plan, mangle=self._weather, sent=self._note_sent, took=self._check_taken,
+                folder, channel, limits=Limits(reorder_slack=source.choice((0, 3))),
+                contacts=self._plan, hooks=PairHooks(self._weather, self._note_sent, self._check_taken),
             )  # fmt: skip
             self._disks = {side: Disk(folder / side) for side in SIDES}
             with watched(self._disks.values()):

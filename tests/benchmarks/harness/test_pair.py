@@ -24,7 +24,7 @@ WHOLE = random.Random(1).randbytes(20_000)
 
 
 def pair(folder: Path, link: Link = FULL, **channel: object) -> LinkPair:
-    return LinkPair(link, folder, Channel(link, seed=1, **channel))  # type: ignore[arg-type]
+    return LinkPair(folder, Channel(link, seed=1, **channel))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("link", [FULL, HALF], ids=["full", "half"])
