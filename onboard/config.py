@@ -15,6 +15,7 @@ from onboard.console.extras import unusable
 from onboard.console.toml import ConfigError, read
 from onboard.data.levels import Levels
 from onboard.link import BadUrl, facts_of
+from onboard.mission.training import Recipe
 
 GROUND = 0  # the ground station's node number, in the frame's address byte
 NODE_IDS = range(1, 255)  # of boards; 255 is broadcast
@@ -76,7 +77,7 @@ class LinkSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
             raise ValueError("bytes_per_contact: needs contacts, the plan that says when one begins")
 
 
-class GossipSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class GossipSection(Recipe, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A node with this table trains for itself and mixes its model with its neighbours', without a server.
 
     `model`, `seed`, `sparsity`, `values` and the classes are the same at all nodes. A node whose classes,
@@ -99,30 +100,8 @@ class GossipSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     trains: bool = True
     """With `false` the node needs no `[data]`: it holds the first model, answers the exchanges that its
     neighbours open, and mixes until it is stopped, as a ground station does."""
-    batch_size: Annotated[int, Meta(ge=1, le=65_536)] = 32
-    """Images a step. Each batch has the classes as evenly as the node has them."""
-    learning_rate: Annotated[float, Meta(gt=0, le=100)] = 0.1
-    """Learning rate of stochastic gradient descent."""
-    momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.9
-    """Momentum of stochastic gradient descent."""
-    weight_decay: Annotated[float, Meta(ge=0, le=1)] = 0.0
-    """Weight decay, of parameters with two or more axes."""
-    drops: tuple[Annotated[int, Meta(ge=1)], ...] = ()
-    """Epochs, counted from 0, before each of which the learning rate falls to a tenth."""
-    cosine_epochs: Annotated[int, Meta(ge=0)] = 0
-    """Epochs in which the learning rate follows half a cosine from `learning_rate` almost to 0, where it
-    then stays; not together with `drops`. With 0 it does not."""
-    shift_pixels: Annotated[int, Meta(ge=0, le=255)] = 0
-    """Most pixels by which images are shifted in training."""
-    distortion: Annotated[float, Meta(ge=0, le=4)] = 0.0
-    """Strength of the affine distortion of images in training. 1 is a rotation of up to 15 degrees, a stretch
-    of 15 % and a shear of 0.1; other values scale that."""
     epochs: Annotated[int, Meta(ge=0, le=2**31)] = 0
     """Passes over the node's images. 0 is for ever."""
-
-    def __post_init__(self) -> None:
-        if self.cosine_epochs and self.drops:
-            raise ValueError("cosine_epochs: not together with drops")
 
 
 class NeighbourSection(LinkSection, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+import msgspec
 
+from firmware_sim.runs.options import options_of
 from hw_profiles import load_board, load_link
 from onboard.console.errors import finite, refused
 from onboard.console.extras import require
 from onboard.console.log import start
 from onboard.learn.networks import described, network_for
+from onboard.mission.training import Recipe
 
 if TYPE_CHECKING:
     from firmware_sim.ring.processes.run import ProcessRun
@@ -98,29 +101,13 @@ def _scenario(context: click.Context, _option: click.Parameter, path: Path | Non
 @click.option(
     "--epochs", default=5, show_default=True, type=click.IntRange(min=1), help="Epochs of every node."
 )
-@click.option(
-    "--batch-size", default=32, show_default=True, type=click.IntRange(min=1), help="Images a step."
+@options_of(
+    Recipe,
+    {field.name: field.default for field in msgspec.structs.fields(Recipe) if field.name != "drops"}
+    | {"learning_rate": 0.05},
+    left_out="none",
+    flags={"drops": ("--drop", "EPOCH")},
 )
-@click.option("--learning-rate", default=0.05, show_default=True, type=float, help="Learning rate of SGD.")
-@click.option("--drop", "drops", multiple=True, type=click.IntRange(min=1), metavar="EPOCH",
-              show_default="none",
-              help="The rate falls to a tenth before this epoch, counted from 0; repeatable.")  # fmt: skip
-@click.option("--cosine-epochs", default=0, show_default=True, metavar="N", type=click.IntRange(min=0),
-              help="The rate follows half a cosine almost to 0 in so many epochs instead; with 0 it does "
-                   "not.")  # fmt: skip
-@click.option("--momentum", default=0.9, show_default=True, type=float, help="Momentum of SGD.")
-@click.option("--weight-decay", default=0.0, show_default=True, type=click.FloatRange(min=0),
-              help="Weight decay of SGD, of weights and not of biases.")  # fmt: skip
-@click.option(
-    "--shift-pixels",
-    default=0,
-    show_default=True,
-    type=click.IntRange(0, 255),
-    help="Most pixels by which images are shifted in training.",
-)
-@click.option("--distortion", default=0.0, show_default=True, type=click.FloatRange(0, 4),
-              help="Images are turned, stretched and sheared by up to this much (1: 15 degrees, 15 %, "
-                   "0.1).")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31),
               help="Seed of the first weights, shares, order of images, and masks.")  # fmt: skip
 @click.option("--data", default="mnist", show_default=True,
@@ -216,7 +203,6 @@ def _wishes(
     from firmware_sim.ring.run import RingConfig
     from firmware_sim.ring.settings import RingSettings
     from onboard.codec.values import Form
-    from onboard.learn.gossip.descent import Recipe
 
     profile = load_link(link)
     if loss is not None:
@@ -227,7 +213,7 @@ def _wishes(
         nodes=nodes, method=method, sparsity=sparsity, values=Form[values.upper()], shape=shape,
         columns=columns, every=every, rate=rate, patience_s=patience_s, epochs=epochs, seed=seed,
         model=model or network_for(data),
-        recipe=Recipe(**recipe), board=load_board(board),
+        recipe=msgspec.convert(recipe, Recipe), board=load_board(board),
         link=profile,
         dead=_each_once("--dead", map(_dead, dead)), cuts=_each_once("--cut", map(_cut, cut)),
         ground=ground,

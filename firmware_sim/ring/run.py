@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from firmware_sim.ring.result import EpochResult
 from firmware_sim.ring.settings import RingSettings
 from firmware_sim.ring.simulation import BadTotals, Ring
@@ -45,6 +47,7 @@ class RingConfig:
     def as_json(self) -> dict[str, Any]:
         """All that changes a result, as JSON has it."""
         settings = asdict(self.settings)
+        settings["recipe"] = msgspec.to_builtins(self.settings.recipe)
         settings["cuts"] = {f"{a}-{b}": times for (a, b), times in self.settings.cuts.items()}
         own = {"data": self.data, "images": self.images, "alpha": self.alpha, "node_images": self.node_images}
         return own | settings

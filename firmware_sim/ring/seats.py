@@ -62,25 +62,17 @@ def seats(
 
 def section(settings: RingSettings, *, trains: bool) -> GossipSection:
     """What a node's file says in [gossip]."""
-    recipe = settings.recipe
-    return GossipSection(
-        model=settings.model,
-        seed=settings.seed,
-        sparsity=settings.share / ALL,
-        values=settings.values.name.lower(),  # type: ignore[arg-type]
-        every=settings.every,
-        patience_s=settings.patience_s,
-        trains=trains,
-        batch_size=recipe.batch_size,
-        learning_rate=recipe.learning_rate,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        drops=recipe.drops,
-        cosine_epochs=recipe.cosine_epochs,
-        shift_pixels=recipe.shift_pixels,
-        distortion=recipe.distortion,
-        epochs=settings.epochs,
-    )
+    own = {
+        "model": settings.model,
+        "seed": settings.seed,
+        "sparsity": settings.share / ALL,
+        "values": settings.values.name.lower(),
+        "every": settings.every,
+        "patience_s": settings.patience_s,
+        "trains": trains,
+        "epochs": settings.epochs,
+    }
+    return msgspec.convert(msgspec.structs.asdict(settings.recipe) | own, GossipSection)
 
 
 def _config(settings: RingSettings, number: int, weights: Mapping[int, float], folder: Path) -> GossipConfig:

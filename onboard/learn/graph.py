@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,6 +82,19 @@ class Graph:
         except Exception as error:  # as in _session; 1.23 has one for numbers that are none, 1.31 computes on
             raise GraphError(f"{self.name}: cannot be run on these numbers: {_first_line(error)}") from None
         return outputs
+
+
+class GradientGraph(Protocol):
+    """What training needs of a network: its layout, its gradients, and the next values of what has none
+    (`TrainGraph`).
+    """
+
+    @property
+    def layout(self) -> Layout: ...
+
+    def step(
+        self, parameters: Mapping[str, Floats], x: Floats, y: NDArray[np.int64], /
+    ) -> tuple[float, Mapping[str, Floats], Mapping[str, Floats]]: ...
 
 
 class TrainGraph(Graph):

@@ -1,13 +1,15 @@
 """The one specification of training: a knob is one field, with one range, one default and one sentence.
 
 The task on the wire, the `[train]` table of mission.toml, the plan that a board trains by, and the options of
-`firmware-sim fleet` are made from these fields, so that a value passes everywhere or nowhere. To add a knob,
-add a field with its sentence to `BoardTraining` (or to `Training`, if the server alone needs it), and use it
-where training is done. A struct does not check its own fields; `msgspec.convert` and every decoder do.
+`firmware-sim fleet` are made from these fields, so that a value passes everywhere or nowhere. So are the
+`[gossip]` table and the options of `firmware-sim ring`. To add a knob, add a field with its sentence to
+`BoardTraining` (to `Training` if the server alone needs it, to `Recipe` for gossip), and use it where a board
+trains. A struct does not check its own fields; `msgspec.convert` and every decoder do.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 import msgspec
@@ -17,6 +19,9 @@ from onboard.learn.federated.methods import METHODS, TrainingMethod
 
 MOST_BASES = 8  # `codec.alq.MAX_BASES`, which is not imported: an agent's process goes without numpy
 
+BatchSize = Annotated[int, Meta(ge=1, le=65_536)]
+ShiftPixels = Annotated[int, Meta(ge=0, le=255)]
+Distortion = Annotated[float, Meta(ge=0, le=4)]  # 4 is 60 degrees: beyond that a 6 is a 9
 SomeEpochs = Annotated[int, Meta(ge=1, le=10_000)]
 AnyEpochs = Annotated[int, Meta(ge=0, le=10_000)]
 BitsPerWeight = Annotated[float, Meta(gt=0, le=32)]
@@ -33,7 +38,7 @@ class BoardTraining(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     """Epochs of training with quantized weights (straight-through); with `fedavg` plain ones."""
     pretrain_epochs: SomeEpochs = 1
     """Epochs of plain training before that. Their gradients tell which weights deserve bits."""
-    batch_size: Annotated[int, Meta(ge=1, le=65_536)] = 10
+    batch_size: BatchSize = 10
     """Images a step."""
     learning_rate: Annotated[float, Meta(gt=0, lt=1)] = 3e-3
     """Learning rate of Adam in the first round."""
@@ -42,9 +47,9 @@ class BoardTraining(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     that it prunes."""
     max_bases: Annotated[int, Meta(ge=1, le=MOST_BASES)] = 8
     """Binary bases that a group of weights may have."""
-    shift_pixels: Annotated[int, Meta(ge=0, le=255)] = 1
+    shift_pixels: ShiftPixels = 1
     """Most pixels by which images are shifted in training."""
-    distortion: Annotated[float, Meta(ge=0, le=4)] = 1.0
+    distortion: Distortion = 1.0
     """Strength of the affine distortion of images in training. 1 is a rotation of up to 15 degrees, a stretch
     of 15 % and a shear of 0.1; other values scale that."""
     prune_ratio: Annotated[float, Meta(ge=0, le=1)] = 0.8
@@ -90,3 +95,38 @@ class Training(BoardTraining, array_like=False, frozen=True, forbid_unknown_fiel
 
 LEAST_RATE = 1e-12
 """No learning rate decays below this: it moves no weight, and what is 0 is no learning rate."""
+
+
+class Recipe(msgspec.Struct, frozen=True, kw_only=True):
+    """How a node that gossips descends by itself: a part of the `[gossip]` table, and of a ring's options."""
+
+    batch_size: BatchSize = 32
+    """Images a step. Each batch has the classes as evenly as the node has them."""
+    learning_rate: Annotated[float, Meta(gt=0, le=100)] = 0.1
+    """Learning rate of stochastic gradient descent."""
+    momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.9
+    """Momentum of stochastic gradient descent."""
+    weight_decay: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    """Weight decay, of parameters with two or more axes."""
+    drops: tuple[Annotated[int, Meta(ge=1)], ...] = ()
+    """Epochs, counted from 0, before each of which the learning rate falls to a tenth."""
+    cosine_epochs: Annotated[int, Meta(ge=0)] = 0
+    """Epochs in which the learning rate follows half a cosine from `learning_rate` almost to 0, where it
+    then stays; not together with `drops`. With 0 it does not."""
+    shift_pixels: ShiftPixels = 0
+    """Most pixels by which images are shifted in training."""
+    distortion: Distortion = 0.0
+    """Strength of the affine distortion of images in training. 1 is a rotation of up to 15 degrees, a stretch
+    of 15 % and a shear of 0.1; other values scale that."""
+
+    def __post_init__(self) -> None:
+        if self.cosine_epochs and self.drops:
+            raise ValueError("cosine_epochs: not together with drops")
+
+    def rate(self, epoch: int) -> float:
+        """The learning rate in that epoch, counted from 0. The cosine is Loshchilov and Hutter's ("SGDR",
+        2017)."""
+        if self.cosine_epochs:
+            passed = min(epoch, self.cosine_epochs - 1) / self.cosine_epochs
+            return self.learning_rate * (1 + math.cos(math.pi * passed)) / 2
+        return self.learning_rate * 0.1 ** sum(epoch >= drop for drop in self.drops)

@@ -26,7 +26,7 @@ from onboard.console.log import say
 from onboard.console.toml import ConfigError
 from onboard.data import labels, loading
 from onboard.learn.gossip.algorithms import ALGORITHMS, GossipSetup
-from onboard.learn.gossip.descent import Descent, Recipe
+from onboard.learn.gossip.descent import Descent
 from onboard.learn.graph import GraphError, TrainGraph, initial
 from onboard.link.limits import limits_for
 from onboard.link.recorder import Recorder
@@ -64,18 +64,8 @@ def training_of(config: GossipConfig, images: loading.Images | None) -> GossipTr
         if graph.input_shape != x.shape[1:]:
             raise GraphError(f"takes images of {graph.input_shape}, here are {x.shape[1:]}")
         labels.whole("data", "y", y, graph.classes)
-        recipe = Recipe(
-            batch_size=own.batch_size,
-            learning_rate=own.learning_rate,
-            drops=own.drops,
-            cosine_epochs=own.cosine_epochs,
-            momentum=own.momentum,
-            weight_decay=own.weight_decay,
-            shift_pixels=own.shift_pixels,
-            distortion=own.distortion,
-        )
         start = initial(graph.shapes, own.seed)
-        descent = Descent(graph, start, x, y, recipe, seed=own.seed, node=config.id)
+        descent = Descent(graph, start, x, y, own, seed=own.seed, node=config.id)
     except ValueError as error:
         raise ConfigError(f"{config.path}: gossip.model = {own.model!r}: {error}") from None
     setup = setup_of(config, descent.vector, _classes(config, images, graph.classes))

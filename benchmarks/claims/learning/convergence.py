@@ -36,8 +36,7 @@ from firmware_sim.ring import run as ring_run
 from firmware_sim.ring import settings as ring
 from firmware_sim.runs.live import RunProgress
 from hw_profiles import load_board, load_link
-from onboard.learn.gossip.descent import Recipe
-from onboard.mission.training import Training
+from onboard.mission.training import Recipe, Training
 from onboard.storage.journal import replace_durably
 
 NODES, P = 8, 0.1
@@ -135,7 +134,7 @@ class ConvergenceBench:
     def ring(self, name: str, seed: int) -> list[Point]:
         """A ring's run, an epoch a point; played where it is not in the folder. Raises LabError."""
         wishes = self._wishes(name, seed)
-        asked = json.loads(json.dumps({**asdict(wishes), "data_folder": None}, default=str))
+        asked = json.loads(json.dumps({**asdict(wishes), "data_folder": None}, default=_plain))
         method, p = METHODS[name]
         called = f"{self.task.data}-{self.task.epochs}-{method}-{p:g}-{seed}"
         path, state = self.out / f"{called}.json", self.out / called
@@ -184,7 +183,9 @@ class ConvergenceBench:
 
     def _wishes(self, name: str, seed: int) -> ring_run.RingConfig:
         task, (method, p) = self.task, METHODS[name]
-        recipe = replace(task.recipe, cosine_epochs=task.epochs) if task.cosine else task.recipe
+        recipe = (
+            msgspec.structs.replace(task.recipe, cosine_epochs=task.epochs) if task.cosine else task.recipe
+        )
         settings = ring.RingSettings(
             nodes=NODES, method=method, sparsity=p, rate=task.rates.get(method, 1.0), model=task.model,
             recipe=recipe, epochs=task.epochs, seed=seed, board=load_board(BOARD),
@@ -194,6 +195,11 @@ class ConvergenceBench:
             settings=settings, data=task.data, data_folder=self.data_dir, images=task.images,
             test_data=task.test_data, test_images=task.test_images, node_images=1,
         )  # fmt: skip
+
+
+def _plain(value: object) -> object:
+    """What JSON has in place of a value that it does not know."""
+    return msgspec.to_builtins(value) if isinstance(value, msgspec.Struct) else str(value)
 
 
 def points_of(rounds: Sequence[RoundResult], training: Training) -> list[Point]:

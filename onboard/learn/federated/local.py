@@ -21,14 +21,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from onboard.codec import alq
 from onboard.codec.alq import Bases
-from onboard.codec.layout import Floats, Layout, Weights, from_groups, in_groups
+from onboard.codec.layout import Floats, Weights, from_groups, in_groups
 from onboard.codec.model import Budget, Model
 from onboard.codec.pack import CODECS
 from onboard.learn.augment import augmented
@@ -36,7 +36,7 @@ from onboard.learn.federated import multibit
 from onboard.learn.federated.adam import Adam
 from onboard.learn.federated.methods import TrainingPhase
 from onboard.learn.federated.plan import Plan
-from onboard.learn.graph import GraphError
+from onboard.learn.graph import GradientGraph, GraphError
 from onboard.learn.vectors import flat, flat_gradient, views
 
 State = dict[str, npt.NDArray[Any]]
@@ -47,19 +47,6 @@ TOP_SHARE = 0.005
 # Pruning ends after this share of its epochs, the rest heals: 91.4 % after the first round on MNIST (K = 5),
 # not the 87.8 % of a pruning that goes on to the last step.
 PRUNE_BY = 0.7
-
-
-class GradientGraph(Protocol):
-    """What training needs of a network: its layout, its gradients, and the next values of what has none
-    (`learn.graph.TrainGraph`).
-    """
-
-    @property
-    def layout(self) -> Layout: ...
-
-    def step(
-        self, parameters: Mapping[str, Floats], x: Floats, y: npt.NDArray[np.int64], /
-    ) -> tuple[float, Mapping[str, Floats], Mapping[str, Floats]]: ...
 
 
 @dataclass(frozen=True, slots=True)

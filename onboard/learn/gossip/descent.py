@@ -8,52 +8,15 @@ come from (seed, node, epoch): a descent restored at any batch draws what it wou
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from onboard.codec.layout import Floats, Weights
 from onboard.learn.augment import augmented
-from onboard.learn.federated.local import GradientGraph
-from onboard.learn.graph import GraphError
+from onboard.learn.graph import GradientGraph, GraphError
 from onboard.learn.vectors import flat, flat_gradient, views
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
-    """How to descend: `drops` are the epochs before which the rate falls to a tenth; with `cosine_epochs` it
-    follows half a cosine instead, from the learning rate almost to 0 in so many epochs (Loshchilov and
-    Hutter, "SGDR", 2017), and stays there. `shift_pixels` and `distortion` as in `augment`.
-
-    Raises ValueError for what is out of range."""
-
-    batch_size: int = 32
-    learning_rate: float = 0.1
-    drops: tuple[int, ...] = ()
-    cosine_epochs: int = 0
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    shift_pixels: int = 0
-    distortion: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1 or not self.learning_rate > 0 or not 0 <= self.momentum < 1:
-            raise ValueError(
-                f"batches of {self.batch_size}, rate {self.learning_rate}, momentum {self.momentum}: "
-                "must be at least 1, above 0, and at least 0 and below 1"
-            )
-        if self.cosine_epochs < 0 or (self.cosine_epochs and self.drops):
-            raise ValueError(
-                f"a cosine of {self.cosine_epochs} epochs with drops before {self.drops}: must be one of them"
-            )
-
-    def rate(self, epoch: int) -> float:
-        """In that epoch, counted from 0."""
-        if self.cosine_epochs:
-            passed = min(epoch, self.cosine_epochs - 1) / self.cosine_epochs
-            return self.learning_rate * (1 + math.cos(math.pi * passed)) / 2
-        return self.learning_rate * 0.1 ** sum(epoch >= drop for drop in self.drops)
+from onboard.mission.training import Recipe
 
 
 class Descent:

@@ -23,9 +23,10 @@ from hw_profiles import load_board, load_link
 from onboard.codec.mask import Draw, drawn, share_of
 from onboard.data import loading
 from onboard.learn.gossip import topology
-from onboard.learn.gossip.descent import Recipe, mean_of
+from onboard.learn.gossip.descent import mean_of
 from onboard.learn.gossip.exchange import Gossip
 from onboard.learn.graph import InferGraph, TrainGraph
+from onboard.mission.training import Recipe
 
 COARSE = ("--frame-bytes", "65507")
 LINK = replace(load_link("isl-2mbyte"), mtu_bytes=16_000)  # few frames are soon played
@@ -229,7 +230,7 @@ def test_the_command_tells_epochs_and_draws_them(tmp_path: Path) -> None:
     [
         (["--dead", "three"], "--dead 'three': expected NODE@SECONDS, as 3@20"),
         (["--cut", "5@3"], "--cut '5@3': expected A-B@FROM:UNTIL, as 5-6@10:70"),
-        (["--momentum", "1"], "batches of 32, rate 0.05, momentum 1.0: must be"),
+        (["--momentum", "1"], "'--momentum': 1.0 is not in the range 0<=x<1"),
     ],
 )
 def test_wrong_arguments_get_one_line(tmp_path: Path, arguments: list[str], line: str) -> None:

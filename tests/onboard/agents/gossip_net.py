@@ -28,7 +28,8 @@ from onboard.codec.layout import Floats, Layout, layout
 from onboard.config import GossipConfig, load_gossip
 from onboard.learn.gossip import topology
 from onboard.learn.gossip.algorithms import ALGORITHMS
-from onboard.learn.gossip.descent import Descent, Recipe
+from onboard.learn.gossip.descent import Descent
+from onboard.mission.training import Recipe
 from onboard.runtime.endpoint import Endpoint, EndpointConfig
 from onboard.runtime.gossip import GossipProgram, linked, setup_of
 from onboard.runtime.loop import Loop

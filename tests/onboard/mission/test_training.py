@@ -13,38 +13,44 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from firmware_sim.fleet.cli import fleet
+from firmware_sim.ring.cli import ring
 from groundstation.config import load_mission
 from onboard.codec.alq import MAX_BASES
+from onboard.config import GossipSection
 from onboard.console.toml import ConfigError
 from onboard.learn.federated.plan import Plan
 from onboard.mission import training
 from onboard.mission.objects import decode_task, encode_object
-from onboard.mission.training import LEAST_RATE, BoardTraining, Training
+from onboard.mission.training import LEAST_RATE, BoardTraining, Recipe, Training
 from tests.onboard.wire.examples import TASK
 
-FIELDS = {field.name: field for field in msgspec.inspect.type_info(Training).fields}  # type: ignore[attr-defined]
+
+def fields_of(kind: type[msgspec.Struct]) -> dict[str, Any]:
+    described: Any = msgspec.inspect.type_info(kind)
+    return {field.name: field for field in described.fields}
+
+
+FIELDS = fields_of(Training)
 ON_BOARD = BoardTraining.__struct_fields__
+NUMBERS = [name for name in FIELDS if name != "method"]
 
 
-def limits(name: str) -> tuple[float, bool, float, bool]:
+def limits(field: Any) -> tuple[float, bool, float | None, bool]:
     """The range of a knob: its lowest value, whether that is out of it, and the same of its highest."""
-    kind = FIELDS[name].type
-    low, high = (kind.ge, kind.le)
+    kind = field.type
     return (
-        kind.gt if low is None else low, low is None,
-        kind.lt if high is None else high, high is None,
+        kind.gt if kind.ge is None else kind.ge, kind.ge is None,
+        kind.lt if kind.le is None else kind.le, kind.le is None,
     )  # fmt: skip
 
 
-NUMBERS = [name for name, field in FIELDS.items() if name != "method"]
-
-
-def at_and_beyond(name: str) -> list[tuple[Any, bool]]:
+def at_and_beyond(field: Any) -> list[tuple[Any, bool]]:
     """Values at each end of the range and beyond it, and whether they are in it."""
-    low, low_out, high, high_out = limits(name)
-    if isinstance(FIELDS[name].default, int):
-        low, high = int(low), int(high)
-        return [(low - 1, False), (low, True), (high, True), (high + 1, False)]
+    low, low_out, high, high_out = limits(field)
+    if isinstance(field.default, int):
+        found = [(int(low) - 1, False), (int(low), True)]
+        return found if high is None else [*found, (int(high), True), (int(high) + 1, False)]
+    assert high is not None
     below, above = math.nextafter(low, -math.inf), math.nextafter(high, math.inf)
     inside = math.nextafter(low, math.inf), math.nextafter(high, -math.inf)
     return [
@@ -53,7 +59,7 @@ def at_and_beyond(name: str) -> list[tuple[Any, bool]]:
     ]  # fmt: skip
 
 
-CASES = [(name, value, is_in) for name in NUMBERS for value, is_in in at_and_beyond(name)]
+CASES = [(name, value, is_in) for name in NUMBERS for value, is_in in at_and_beyond(FIELDS[name])]
 CASES += [("method", method, True) for method in ("fedavg", "fedavg-zstd", "spacedml", "spacedml-fast")]
 CASES += [("method", "sgd", False)]
 
@@ -98,10 +104,14 @@ def passes_the_file(folder: Path, name: str, value: Any) -> bool:
 
 def passes_the_option(name: str, value: Any) -> bool:
     """Whether `firmware-sim fleet` takes it: click's range, then the struct's."""
+    return option_of(fleet, Training, name, value)
+
+
+def option_of(command: click.Command, kind: type[msgspec.Struct], name: str, value: Any) -> bool:
     asked = ["--" + name.replace("_", "-"), str(value)]
     try:
-        given = fleet.make_context("fleet", asked).params[name]
-        msgspec.convert({name: given}, Training)
+        given = command.make_context("command", asked).params[name]
+        msgspec.convert({name: given}, kind)
     except (click.BadParameter, ValueError):
         return False
     assert given == value
@@ -145,7 +155,8 @@ def test_every_knob_has_a_default_in_its_range() -> None:
     for name, field in FIELDS.items():
         assert not field.required, name
         if name != "method":
-            low, _, high, _ = limits(name)
+            low, _, high, _ = limits(field)
+            assert high is not None
             assert low <= field.default <= high, name
     assert passes_the_plan(Training())
     assert training.MOST_BASES == MAX_BASES
@@ -157,3 +168,20 @@ def test_a_task_s_training_is_the_mission_s_but_for_what_is_the_server_s_own() -
     assert whole.of_round(3) == BoardTraining(learning_rate=0.0025)
     assert whole.of_round(10_000) == BoardTraining(learning_rate=LEAST_RATE)
     assert set(Training.__struct_fields__) - set(ON_BOARD) == {"learning_rate_decay", "bits_down"}
+
+
+DESCENT = {name: field for name, field in fields_of(Recipe).items() if name != "drops"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "is_in"),
+    [(name, value, is_in) for name, field in DESCENT.items() for value, is_in in at_and_beyond(field)],
+)
+def test_a_knob_of_gossip_is_treated_alike_by_the_node_s_file_and_the_ring(
+    name: str, value: Any, is_in: bool
+) -> None:
+    try:
+        passes = getattr(msgspec.convert({name: value}, GossipSection), name) == value
+    except ValueError:
+        passes = False
+    assert (passes, option_of(ring, Recipe, name, value)) == (is_in, is_in)

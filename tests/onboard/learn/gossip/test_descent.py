@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from onboard.data import loading
-from onboard.learn.gossip.descent import Descent, Recipe, consensus_distance, mean_of, stratified
+from onboard.learn.gossip.descent import Descent, consensus_distance, mean_of, stratified
 from onboard.learn.graph import TrainGraph, initial
+from onboard.mission.training import Recipe
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +85,7 @@ def test_the_rate_follows_half_a_cosine_and_stays_where_it_ends() -> None:
     half = 0.2 * (1 + math.sqrt(0.5)) / 2
     assert [recipe.rate(epoch) for epoch in range(3)] == pytest.approx([0.2, half, 0.1])
     assert recipe.rate(3) == recipe.rate(100) == pytest.approx(0.2 - half)
-    with pytest.raises(ValueError, match="must be one of them"):
+    with pytest.raises(ValueError, match="not together with drops"):
         Recipe(drops=(2,), cosine_epochs=4)
 
 
@@ -95,8 +97,8 @@ def test_the_rate_falls_at_its_drops() -> None:
 
 
 def test_what_cannot_be_is_named(graph: TrainGraph, images: loading.Images) -> None:
-    with pytest.raises(ValueError, match=r"rate -1"):
-        Recipe(learning_rate=-1)
+    with pytest.raises(ValueError, match=r"> 0.0 - at `\$.learning_rate`"):
+        msgspec.convert({"learning_rate": -1}, Recipe)
     with pytest.raises(ValueError, match="70 images with 0 labels"):
         Descent(graph, initial(graph.shapes, 0), images.x, images.y[:0], Recipe(), seed=1, node=2)
     with pytest.raises(ValueError, match="this model's"):
