@@ -14,7 +14,7 @@ from pathlib import Path
 from firmware_sim.world.channel import SIDES, Channel, Side
 from firmware_sim.world.world import TICK_S
 from hw_profiles import Board, Link
-from onboard.agents.federated import HEALTH_EVERY_S, Agent
+from onboard.agents.federated import HEALTH_EVERY_S, FederatedAgent
 from onboard.agents.federated_state import FederatedState
 from onboard.board.budget import Pace, ResourceUsage
 from onboard.config import GROUND, LinkEnd, NodeConfig
@@ -105,7 +105,7 @@ class Device:
         )
         ledger = ResourceUsage(place.board, link, now)
         trainer = LocalTrainer(place.images, graphs)
-        self.agent = Agent(_config(place), self._board, journal, known, ledger, trainer)
+        self.agent = FederatedAgent(_config(place), self._board, journal, known, ledger, trainer)
         self._drive = Drive(self.agent, Pace(place.board.cpu_share, place.board.train_flops), now)
         fates = (seed * 256 + node) * 65536 + boot
         self._channel = Channel(link, seed=fates, windows=() if gone else None)

@@ -67,7 +67,7 @@ class Work:
         return 0.0 if self.last is None else self.last.progress
 
 
-class Agent:
+class FederatedAgent:
     """Plays one board: `session` is its link, `journal` its memory, `ledger` counts what it has spent, and
     `trainer` trains."""
 

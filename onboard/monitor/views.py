@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from onboard.agents.federated import Agent
+from onboard.agents.federated import FederatedAgent
 from onboard.link.pump import Pump
 
 if TYPE_CHECKING:  # it needs numpy, and a board that does not gossip does not
     from onboard.agents.gossip import GossipAgent
 
 
-def board_view(agent: Agent, pump: Pump, now: float) -> dict[str, Any]:
+def board_view(agent: FederatedAgent, pump: Pump, now: float) -> dict[str, Any]:
     """All that `onboard link` shows: who the node is, what it is doing, and its link."""
     config = agent.config
     who = {"node": config.name, "board": config.board.name, "profile": config.ground.link.name}

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from onboard.agents.federated import Agent
+from onboard.agents.federated import FederatedAgent
 from onboard.agents.federated_state import KEPT, FederatedState
 from onboard.board import admission
 from onboard.board.budget import Pace, ResourceUsage
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 def board_agent(
     config: NodeConfig, trainer: Trainer, now: float, recorder: Recorder | None = None
-) -> tuple[Agent, Endpoint]:
+) -> tuple[FederatedAgent, Endpoint]:
     """Returns the agent of a node with its journal, and its (still closed) link, recorded if wanted.
 
     Raises ConfigError, BadKey, OSError. The epoch is raised and durable before anything can be sent with it.
@@ -54,11 +54,11 @@ def board_agent(
     )
     endpoint = Endpoint(link, known.links[GROUND], known.taken, now)
     ledger = ResourceUsage(config.board, end.link, now)
-    return Agent(config, endpoint.session, journal, known, ledger, trainer), endpoint
+    return FederatedAgent(config, endpoint.session, journal, known, ledger, trainer), endpoint
 
 
 def carry(
-    agent: Agent,
+    agent: FederatedAgent,
     endpoint: Endpoint,
     pace: Pace,
     *,
@@ -79,7 +79,9 @@ class FederatedProgram:
     longest_wait_s, object_pause = 5.0, 0.0
     is_over = False
 
-    def __init__(self, agent: Agent, endpoint: Endpoint, pace: Pace, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, agent: FederatedAgent, endpoint: Endpoint, pace: Pace, clock: Callable[[], float]
+    ) -> None:
         self.agent, self.endpoint = agent, endpoint
         self.folder = agent.config.state
         self.links: Mapping[int, Endpoint] = {GROUND: endpoint}
@@ -110,7 +112,7 @@ class FederatedProgram:
         self.agent.housekeeping(now)
 
     def handle(self, peer: int, event: Event, now: float) -> None:
-        """See `Agent.hear`."""
+        """See `FederatedAgent.hear`."""
         self.agent.hear(event, now)
 
     def step(self, now: float) -> None:
@@ -123,7 +125,7 @@ class FederatedProgram:
         return now + RETRY_S
 
     def relieve(self, now: float) -> None:
-        """See `Agent.relieve`."""
+        """See `FederatedAgent.relieve`."""
         self.agent.relieve(now)
 
     def wakeup(self, now: float) -> float:

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from firmware_sim.cli import main
-from onboard.agents.federated import Agent
+from onboard.agents.federated import FederatedAgent
 from onboard.agents.gossip import GossipAgent
 
 
@@ -51,7 +51,7 @@ def test_a_ring_is_played_by_gossip_agents(
 
 
 def test_a_fleet_is_played_by_federated_agents(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    calls = counted(monkeypatch, Agent, "resume", "ask", "take", "hear")
+    calls = counted(monkeypatch, FederatedAgent, "resume", "ask", "take", "hear")
     options = ("--method", "fedavg", "--devices", "3", "--select", "2", "--rounds", "2", "--images", "40")
     play("fleet", "--data", "digits", *options, "--out", str(tmp_path / "fleet"))
     assert calls["resume"] >= 2 * 2  # each device that is asked boots

@@ -26,7 +26,7 @@ from groundstation.rounds.rounds import Rounds
 from groundstation.station import Station
 from groundstation.store.store import Store
 from hw_profiles import Link
-from onboard.agents.federated import Agent
+from onboard.agents.federated import FederatedAgent
 from onboard.board.budget import Pace
 from onboard.config import load_node
 from onboard.data import loading
@@ -50,7 +50,7 @@ class VirtualBoard:
 
     def __init__(self, toml: Path) -> None:
         self.toml, self.state = toml, toml.parent / "state"
-        self.agent: Agent | None = None
+        self.agent: FederatedAgent | None = None
         self.endpoint: Endpoint | None = None
         self.loop: Loop | None = None
         self.breaks: Callable[[], bool] = lambda: False  # whether a training fails

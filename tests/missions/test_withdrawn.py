@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from onboard.agents.federated import Agent
+from onboard.agents.federated import FederatedAgent
 from onboard.mission.health import State
 from onboard.mission.objects import MODEL, UPDATE
 from onboard.wire.messages import digest
@@ -39,7 +39,7 @@ def test_a_board_that_echoes_its_question_and_withdraws_that_has_not_refused_it(
     assert not on.said("refused-by-board")
 
 
-def offering(clockwork: Make) -> tuple[Clockwork, VirtualBoard, Session, Agent]:
+def offering(clockwork: Make) -> tuple[Clockwork, VirtualBoard, Session, FederatedAgent]:
     """A mission whose board has an update to offer, with the board's session and agent."""
     on = clockwork(epochs=1, bits_up=0.8)
     on.boot()

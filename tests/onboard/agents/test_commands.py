@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onboard.agents.command_log import MOST_WAITING, REMEMBERED, CommandLog
-from onboard.agents.federated import Agent
+from onboard.agents.federated import FederatedAgent
 from onboard.config import NodeConfig
 from onboard.mission.commands import (
     COMMANDS,
@@ -47,13 +47,13 @@ def asked(name: str = "ping", number: int = 1, **arguments: object) -> Arrived:
     return Arrived(digest(COMMAND, payload), COMMAND, payload)
 
 
-def boot(config: NodeConfig, now: float = 0.0) -> Agent:
+def boot(config: NodeConfig, now: float = 0.0) -> FederatedAgent:
     agent, _ = board_agent(config, LocalTrainer(IMAGES), now)
     agent.resume(now)
     return agent
 
 
-def answer(agent: Agent) -> CommandResult:
+def answer(agent: FederatedAgent) -> CommandResult:
     """What the board has to say, which is on its way."""
     result = agent.known.commands.waiting
     assert result is not None
@@ -62,7 +62,7 @@ def answer(agent: Agent) -> CommandResult:
     return result
 
 
-def heard(agent: Agent) -> None:
+def heard(agent: FederatedAgent) -> None:
     agent.hear(Delivered(digest(RESULT, encode_result(answer(agent)))), 9.0)
 
 

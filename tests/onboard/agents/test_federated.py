@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from onboard.agents.federated import Agent
+from onboard.agents.federated import FederatedAgent
 from onboard.config import NodeConfig, load_node
 from onboard.data import loading
 from onboard.learn.graph import TrainGraph
@@ -55,7 +55,7 @@ def a_ground(config: NodeConfig, now: float) -> Session:
 
 
 def arrive(
-    agent: Agent, arrived: Arrived, config: NodeConfig, now: float, ground: Session | None = None
+    agent: FederatedAgent, arrived: Arrived, config: NodeConfig, now: float, ground: Session | None = None
 ) -> None:
     """Sends the object over the wire to the agent's session, and tells the agent. Each time from another run
     of the ground's program, unless one is given."""
@@ -79,14 +79,14 @@ def arrive(
     agent.hear(arrived, now)
 
 
-def told(agent: Agent, now: float) -> None:
+def told(agent: FederatedAgent, now: float) -> None:
     """The agent takes what its trainer reports; a step has cost 10 ms."""
     for report in agent.trainer.reports():
         agent.charge(0.0 if isinstance(report, Begun) else 0.01)
         agent.take(report, now)
 
 
-def train(agent: Agent, now: float = 100.0, steps: int = 10_000) -> None:
+def train(agent: FederatedAgent, now: float = 100.0, steps: int = 10_000) -> None:
     told(agent, now)
     for step in range(steps):
         if agent.work is None:
@@ -95,7 +95,7 @@ def train(agent: Agent, now: float = 100.0, steps: int = 10_000) -> None:
         told(agent, now + step)
 
 
-def offered(agent: Agent) -> list[int]:
+def offered(agent: FederatedAgent) -> list[int]:
     return [p.kind for p in agent.session.snapshot(0.0).objects if not p.incoming]
 
 
