@@ -21,9 +21,9 @@ from onboard.console.errors import OneLineErrors, finite, refused
 from onboard.console.extras import require
 from onboard.console.lines import Outlet, is_terminal, lines_to
 from onboard.console.log import Format, start
+from onboard.console.signals import stop_signals
 from onboard.console.toml import ConfigError
 from onboard.learn.networks import described, network_for
-from onboard.runtime.signals import stop_signals
 
 _TOTALS_BYTES = 8192  # a few reports of a cable
 

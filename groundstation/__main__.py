@@ -1,6 +1,6 @@
 """`python -m groundstation`, and what the program's own command begins with."""
 
-from onboard.runtime.signals import loading
+from onboard.console.signals import loading
 
 loading()
 

@@ -18,11 +18,11 @@ import msgspec
 from benchmarks.ends.tell import tell
 from benchmarks.harness import netns
 from hw_profiles import Link
+from onboard.console.signals import stop_signals
 from onboard.link import Spool, opener, wire_bytes
 from onboard.link.limits import limits_for
 from onboard.link.pump import PortUp, Pump, wait
 from onboard.mission.objects import UPDATE
-from onboard.runtime.signals import stop_signals
 from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.events import Arrived, Delivered, PeerHeard
 from onboard.wire.session import Session

@@ -24,7 +24,7 @@ import msgspec
 from benchmarks.harness import netns
 from firmware_sim.world.channel import SIDES, Channel, Side
 from hw_profiles import Link
-from onboard.runtime.signals import Stop, stop_signals
+from onboard.console.signals import Stop, stop_signals
 
 ADDRESSES: dict[Side, str] = {"ground": "10.0.0.1", "board": "10.0.0.2"}
 _TUNSETIFF = 0x400454CA  # linux/if_tun.h

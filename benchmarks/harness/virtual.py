@@ -25,7 +25,7 @@ from firmware_sim.world.channel import Channel, Side
 from firmware_sim.world.world import TICK_S
 from hw_profiles import Link
 from onboard.console.errors import where
-from onboard.runtime.signals import Stop
+from onboard.console.signals import Stop
 
 SHORTEST_WAIT_S = 1e-4  # of a loop that has more to do at once
 UNIX_S = 1.8e9  # what the wall's clock says when the virtual one begins
@@ -259,7 +259,7 @@ class VirtualWorld:
 
     @contextlib.contextmanager
     def stop_signals(self) -> Iterator[Stop]:
-        """In place of `onboard.runtime.signals.stop_signals`."""
+        """In place of `onboard.console.signals.stop_signals`."""
         program = self.current()
         assert program is not None, "only a program is stopped"
         program.stop = Stop(-1)

@@ -22,9 +22,9 @@ from firmware_sim.demo.view import DemoView
 from firmware_sim.runs import folder
 from firmware_sim.runs.plot import draw
 from firmware_sim.runs.processes import ProcessGroup
+from onboard.console.signals import stop_signals
 from onboard.data import loading
 from onboard.learn.graph import TrainGraph
-from onboard.runtime.signals import stop_signals
 
 MARK = "demo.json"  # says that a folder is a demo's and may be replaced by the next one
 REPORT_EVERY_S = "0.5"

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from onboard.console.lines import ROOM_BYTES, Outlet, lines_to
-from onboard.runtime.signals import stop_signals
+from onboard.console.signals import stop_signals
 
 R = TypeVar("R")
 

@@ -16,7 +16,7 @@ import click
 from click.types import FloatParamType
 
 from onboard.console.extras import root_cause, unusable, wanted
-from onboard.runtime.signals import interruptible, was_interrupted
+from onboard.console.signals import interruptible, was_interrupted
 
 
 class OneLineErrors(click.Group):

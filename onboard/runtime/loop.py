@@ -16,11 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from onboard.console.signals import stop_signals
 from onboard.link.pump import wait
 from onboard.monitor.status_socket import Lookout
 from onboard.runtime.endpoint import Endpoint
 from onboard.runtime.event_queue import EventQueue
-from onboard.runtime.signals import stop_signals
 from onboard.wire.events import Event
 from onboard.wire.security.seal import SeqExhausted
 

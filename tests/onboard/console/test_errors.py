@@ -59,7 +59,7 @@ def test_ctrl_c_ends_with_its_exit_code() -> None:
 def test_ctrl_c_that_a_library_took_for_its_own_failure_is_ctrl_c(then: str) -> None:
     code = (
         "import os, signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from onboard.runtime.signals import loading\nloading()\n"
+        "from onboard.console.signals import loading\nloading()\n"
         "from onboard.console.errors import OneLineErrors\nimport click\n"
         "@click.group('onboard', cls=OneLineErrors)\ndef main(): pass\n"
         "@main.command()\ndef load():\n"
