@@ -35,6 +35,14 @@ class EpochResult:
 
 
 @dataclass(frozen=True)
+class GroundModel:
+    """The model of a ring's ground station, float32 (P,), and the bytes to and from it so far."""
+
+    vector: Floats
+    link_bytes: int
+
+
+@dataclass(frozen=True)
 class Evaluator:
     """Tries models on test images: the mean one on all, those of nodes on the first `node_images`."""
 
@@ -45,9 +53,9 @@ class Evaluator:
 
     def result(
         self, epoch: int, vectors: list[Floats], losses: list[float], *, bytes_sent: int, exchanges: int,
-        clock_s: Seconds, ground: Floats | None = None, ground_bytes: int = 0,
+        clock_s: Seconds, ground: GroundModel | None = None,
     ) -> EpochResult:  # fmt: skip
-        """vectors: of the nodes that live, float32 (P,); losses: of their training; ground: its model."""
+        """vectors: of the nodes that live, float32 (P,); losses: of their training."""
         few = self.test.x[: self.node_images], self.test.y[: self.node_images]
         accuracy, test_loss = self._score(mean_of(vectors), self.test.x, self.test.y)
         return EpochResult(
@@ -60,8 +68,8 @@ class Evaluator:
             bytes_sent=bytes_sent,
             exchanges=exchanges,
             clock_s=clock_s,
-            ground_accuracy=None if ground is None else self._score(ground, self.test.x, self.test.y)[0],
-            ground_bytes=ground_bytes,
+            ground_accuracy=self._score(ground.vector, self.test.x, self.test.y)[0] if ground else None,
+            ground_bytes=ground.link_bytes if ground else 0,
         )
 
     def _score(self, vector: Floats, x: object, y: object) -> tuple[float, float]:

@@ -23,7 +23,7 @@ from random import Random
 import msgspec
 
 from firmware_sim.ring.node import RingNode
-from firmware_sim.ring.result import EpochResult, Evaluator, Seconds
+from firmware_sim.ring.result import EpochResult, Evaluator, GroundModel, Seconds
 from firmware_sim.ring.seats import seats
 from firmware_sim.ring.settings import RingError, RingSettings, link_of
 from firmware_sim.runs.live import RunProgress
@@ -147,6 +147,9 @@ class Ring:
         training, totals = self._training(), self.totals
         if not training:
             raise RingError(f"all nodes are dead after {totals.clock_s:g} s")
+        ground = None
+        if GROUND in self._nodes:
+            ground = GroundModel(self._nodes[GROUND].agent.descent.vector, totals.ground_bytes)
         return self._evaluator.result(
             totals.epochs,
             [node.vector for node in training if node.vector is not None],
@@ -154,8 +157,7 @@ class Ring:
             bytes_sent=totals.bytes_sent,
             exchanges=totals.exchange_ends // 2,
             clock_s=totals.clock_s,
-            ground=self._nodes[GROUND].agent.descent.vector if GROUND in self._nodes else None,
-            ground_bytes=totals.ground_bytes,
+            ground=ground,
         )
 
     def _training(self) -> list[RingNode]:

@@ -20,7 +20,7 @@ import numpy as np
 
 from firmware_sim.ring.processes.folders import found, plan
 from firmware_sim.ring.processes.links import meeting
-from firmware_sim.ring.result import EpochResult, Evaluator
+from firmware_sim.ring.result import EpochResult, Evaluator, GroundModel
 from firmware_sim.ring.run import NAMES, RingConfig, images_of
 from firmware_sim.ring.settings import RingError
 from firmware_sim.runs import folder
@@ -155,15 +155,14 @@ class ProcessRun:
         vectors: list[Floats] = [each.pop("vector") for each in told]
         sent_bytes = sum(each["bytes_sent"] for each in told)
         exchanges = sum(each["exchanges"] for each in told)
-        of_ground: dict[str, Any] = {}
+        ground = None
         if (station := self._station) is not None:
             sent_bytes += station.bytes("sent")
             exchanges += station.exchanges
-            of_ground["ground"] = station.model()
-            of_ground["ground_bytes"] = station.bytes("sent") + station.bytes("received")
+            ground = GroundModel(station.model(), station.bytes("sent") + station.bytes("received"))
         result = self._judge.result(
             epoch + 1, vectors, [each["loss"] for each in told],
-            bytes_sent=sent_bytes, exchanges=exchanges // 2, clock_s=clock_s, **of_ground,
+            bytes_sent=sent_bytes, exchanges=exchanges // 2, clock_s=clock_s, ground=ground,
         )  # fmt: skip
         self.results.append(result)
         with (self._out / NAMES.results).open("a", encoding="utf-8") as file:
