@@ -152,7 +152,7 @@ nodes = 4
 shape = "planes"
 columns = 2
 data = "digits"
-images = 80
+images = 100
 epochs = 10
 frame-bytes = 65507
 [ground]
@@ -211,7 +211,7 @@ def test_a_scenario_s_mistakes_get_one_line(tmp_path: Path, change: tuple[str, s
 
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "firmware_sim", "ring", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
 
 
 def test_the_command_tells_epochs_and_draws_them(tmp_path: Path) -> None:
