@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 
 import numpy as np
 
@@ -44,6 +44,12 @@ from tests.onboard.codec.examples import quantize_average
 KEY = bytes(range(32))
 LINK = load_link("bench-serial-115k2")
 MOST_FILES = {"board": 51, "ground": 55}  # only ever fewer: 30 at either end are wanted
+LAYERS = (  # from the top: a call goes down or stays, so that all of it is read downward
+    "groundstation/rounds/", "groundstation/store/", "onboard/learn/federated/", "onboard/learn/",
+    "onboard/mission/", "onboard/codec/", "onboard/link/", "onboard/link/ports/", "onboard/wire/",
+    "onboard/wire/transfer/", "onboard/wire/security/", "onboard/wire/medium/", "onboard/wire/config.py",
+    "onboard/wire/messages.py", "onboard/wire/framing/", "onboard/storage/", "hw_profiles/",
+)  # fmt: skip
 MOST_PLANS = 2  # for each frame that crosses
 ROOT = Path(__file__).parent.parent.parent
 PRODUCT = tuple(f"{ROOT}/{package}/" for package in ("onboard", "groundstation", "hw_profiles"))
@@ -60,11 +66,24 @@ def trained() -> tuple[TrainGraph, LocalTraining, int]:
     return graph, training, len(images)
 
 
+def place(code: CodeType) -> str:
+    """The file of the product that some code stands in."""
+    return code.co_filename.removeprefix(f"{ROOT}/")
+
+
+def layer(code: CodeType) -> int:
+    """The layer of some code of the product: the place in `LAYERS` of the longest name that its file begins
+    with."""
+    return LAYERS.index(max((each for each in LAYERS if place(code).startswith(each)), key=len))
+
+
 @dataclass
 class Walk:
-    """What one end of the link ran: which files of the product, and how often it planned its next frames."""
+    """What one end of the link ran: which files of the product, which calls went up to a layer above the
+    caller's, and how often it planned its next frames."""
 
     files: set[str] = field(default_factory=set)
+    climbs: set[str] = field(default_factory=set)
     plans: int = 0
 
     @contextmanager
@@ -79,8 +98,13 @@ class Walk:
     def _enter(self, frame: FrameType, event: str, _: object) -> None:
         code = frame.f_code
         if event == "call" and code.co_filename.startswith(PRODUCT) and code.co_name != "<module>":
-            self.files.add(code.co_filename.removeprefix(f"{ROOT}/"))
+            self.files.add(place(code))
             self.plans += code is Outbox._plan_anew.__code__
+            caller = frame.f_back
+            while caller is not None and not caller.f_code.co_filename.startswith(PRODUCT):
+                caller = caller.f_back
+            if caller is not None and layer(caller.f_code) > layer(code):
+                self.climbs.add(f"{place(caller.f_code)} calls {place(code)}:{code.co_name}")
 
 
 def end(node: int, peer: int, port: str, spool: Path) -> tuple[Session, Pump]:
@@ -186,8 +210,9 @@ def test_one_update_through_every_stage(tmp_path: Path) -> None:
     assert {tensor: weights.shape for tensor, weights in start.items()} == dict(graph.shapes)
     assert len(model) < 8_000  # 431,080 weights
 
-    # the way: each file is passed once, and no end plans more than twice for a frame that crosses
+    # the way: no call goes back up to a layer, and no end plans more than twice for a frame that crosses
     frames = sum(end.snapshot(time.monotonic()).frames_sent for end in (board, ground))
     assert on_board.plans + on_ground.plans <= MOST_PLANS * frames
+    assert on_board.climbs | on_ground.climbs == set()
     assert len(on_board.files) <= MOST_FILES["board"], sorted(on_board.files)
     assert len(on_ground.files) <= MOST_FILES["ground"], sorted(on_ground.files)
