@@ -12,9 +12,8 @@ import numpy as np
 from onboard.codec.pack import pack
 from onboard.data.loading import load
 from onboard.learn.federated.local import LocalTraining
-from onboard.learn.federated.plan import Plan
 from onboard.learn.graph import TrainGraph, initial
-from onboard.mission.training import BoardTraining
+from onboard.learn.training import BoardTraining, Plan
 
 
 def main() -> None:

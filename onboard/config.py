@@ -14,8 +14,8 @@ from hw_profiles import Board, Link, load_board, load_link
 from onboard.console.extras import unusable
 from onboard.console.toml import ConfigError, read
 from onboard.data.levels import Levels
+from onboard.learn.training import Recipe
 from onboard.link import BadUrl, facts_of
-from onboard.mission.training import Recipe
 
 GROUND = 0  # the ground station's node number, in the frame's address byte
 NODE_IDS = range(1, 255)  # of boards; 255 is broadcast

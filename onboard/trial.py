@@ -10,9 +10,9 @@ from onboard.config import GossipConfig, OwnConfig
 from onboard.data.shard import shard_of
 from onboard.learn.graph import GraphError, TrainGraph
 from onboard.learn.networks import NETWORKS
+from onboard.learn.training import BoardTraining
 from onboard.mission.health import Failure
 from onboard.mission.objects import Task, encode_object
-from onboard.mission.training import BoardTraining
 from onboard.trainer.job import Failed, Job, Report, TrainingDone
 from onboard.trainer.process import ProcessTrainer
 

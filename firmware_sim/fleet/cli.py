@@ -15,7 +15,7 @@ from onboard.console.errors import refused
 from onboard.console.extras import require
 from onboard.console.log import start
 from onboard.learn.networks import described, network_for
-from onboard.mission.training import Training
+from onboard.learn.training import Training
 
 if TYPE_CHECKING:
     from firmware_sim.fleet.run import FleetConfig, FleetRun

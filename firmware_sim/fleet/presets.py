@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from onboard.mission.training import Training
+from onboard.learn.training import Training
 
 # Bases and coordinates are budgeted before they are coded. Header, bit-widths and biases add 2 % at 0.4 bit,
 # the coder saves 6: so much of a budget leaves 1 to 2 % of it unspent.

@@ -18,7 +18,7 @@ from onboard.console.errors import finite, refused
 from onboard.console.extras import require
 from onboard.console.log import start
 from onboard.learn.networks import described, network_for
-from onboard.mission.training import Recipe
+from onboard.learn.training import Recipe
 
 if TYPE_CHECKING:
     from firmware_sim.ring.processes.run import ProcessRun

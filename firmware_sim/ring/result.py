@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onboard.codec.layout import Floats, Layout
+from onboard.codec.layout import Floats, Layout, views
 from onboard.data.loading import Images
 from onboard.learn.gossip.descent import consensus_distance, mean_of
 from onboard.learn.graph import InferGraph, evaluate
-from onboard.learn.vectors import views
 
 Seconds = float
 

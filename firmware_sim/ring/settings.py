@@ -13,7 +13,7 @@ from onboard.codec.values import Form
 from onboard.config import GROUND
 from onboard.learn.gossip import topology
 from onboard.learn.gossip.algorithms import ALGORITHMS, AlgorithmKind
-from onboard.mission.training import Recipe
+from onboard.learn.training import Recipe
 
 Shape = Literal["ring", "planes", "torus", "star", "complete"]
 

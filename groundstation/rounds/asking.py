@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 from groundstation.station import Station
 from groundstation.store.store import Store
+from onboard.learn.training import BoardTraining
 from onboard.mission.health import Failure, Health, State
 from onboard.mission.objects import MODEL, decode_task
-from onboard.mission.training import BoardTraining
 from onboard.wire.messages import BadMessage, digest
 
 FIRST_PAUSE_S = 10.0  # before the second time, then twice as long each time, up to the round's deadline

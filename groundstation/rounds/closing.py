@@ -21,10 +21,10 @@ from onboard.console.log import say
 from onboard.data.loading import Images
 from onboard.learn.federated.clipping import Outlier, norm
 from onboard.learn.graph import InferGraph, Score, evaluate
+from onboard.learn.training import BoardTraining
 from onboard.mission.averaging import RoundAverage
 from onboard.mission.objects import UPDATE, Update
 from onboard.mission.server import Server
-from onboard.mission.training import BoardTraining
 
 log = logging.getLogger(__name__)
 

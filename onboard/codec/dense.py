@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from onboard.codec import formats
-from onboard.codec.layout import Floats, Layout, Weights
+from onboard.codec.layout import Floats, Layout, Weights, flat, views
 from onboard.codec.model import PREFIX, Budget
 
 try:
@@ -81,8 +81,7 @@ def _encode(dense: Dense) -> bytes:
     """The model's bytes; compressed if asked for, possible and smaller. Errors: ValueError for weights that
     are not finite: no far end takes them.
     """
-    values = [np.ascontiguousarray(dense.weights[t.name], "<f4").ravel() for t in dense.layout.tensors]
-    vector = np.concatenate(values) if values else np.zeros(0, "<f4")
+    vector = flat(dense.layout, dense.weights).astype("<f4", copy=False)
     _check_finite(vector)
     plain = vector.tobytes()
     if dense.compress and zstandard is not None:
@@ -110,10 +109,7 @@ def _decode(data: bytes, layout: Layout) -> Dense:
     else:
         raise ValueError(f"coding {coding.hex() or 'missing'} of dense weights is not known")
     _check_finite(vector)
-    ends = np.cumsum([t.size for t in layout.tensors])[:-1]
-    parts = np.split(vector.astype(np.float32, copy=False), ends)
-    weights = {t.name: part.reshape(t.shape) for t, part in zip(layout.tensors, parts, strict=True)}
-    return Dense(layout, weights)
+    return Dense(layout, views(layout, vector.astype(np.float32, copy=False)))
 
 
 def _decompressed(body: bytes, size: int) -> bytes:

@@ -121,6 +121,25 @@ def from_groups(tensor: Tensor, groups: Floats) -> Floats:
     return np.moveaxis(groups.reshape(tensor.shape[0], *tensor.shape[2:], tensor.shape[1]), -1, 1)
 
 
+def flat(layout: Layout, weights: Weights, out: Floats | None = None) -> Floats:
+    """All tensors one after the other in one float32 vector (P,), a copy (into `out` if given). Errors:
+    ValueError for another shape.
+    """
+    out = np.empty(layout.parameters, np.float32) if out is None else out
+    for name, view in views(layout, out).items():
+        if weights[name].shape != view.shape:
+            raise ValueError(f"{name} has shape {weights[name].shape}, the layout says {view.shape}")
+        view[...] = weights[name]
+    return out
+
+
+def views(layout: Layout, vector: Floats) -> dict[str, Floats]:
+    """The tensors of a vector (P,) by name, in their shapes; writing to one writes to the vector."""
+    ends = np.cumsum([t.size for t in layout.tensors])[:-1]
+    parts = np.split(vector, ends)
+    return {t.name: part.reshape(t.shape) for t, part in zip(layout.tensors, parts, strict=True)}
+
+
 def _tensor(name: str, shape: tuple[int, ...], by: Grouping) -> Tensor:
     return Tensor(name, shape, group_length(shape, by), _across(shape, by))
 

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from onboard.codec.layout import Layout, layout
+from onboard.codec.layout import Layout, flat, layout
 from onboard.console.extras import unusable
 from onboard.learn.networks import NETWORKS
 
@@ -165,6 +165,26 @@ class InferGraph(Graph):
     def logits(self, parameters: Parameters, x: Floats) -> Floats:
         """float32 (N, classes) for images float32 (N, C, H, W)."""
         return self.run(parameters, {"x": x})[0]
+
+
+def gradient(
+    graph: GradientGraph, weights: Parameters, x: Floats, y: Labels, out: Floats, *, when: str
+) -> tuple[float, Mapping[str, Floats]]:
+    """The loss of a batch, with its gradient (P,) in `out`, 0 at buffers, and the next values of these.
+
+    Raises GraphError for numbers that the graph refuses, and ValueError for a loss that is not finite; both
+    say `when` that was.
+    """
+    try:
+        loss, gradients, buffers = graph.step(weights, x, y)
+    except GraphError as error:  # some onnxruntimes refuse numbers on which others compute a loss of nan
+        raise GraphError(f"{error}; {when}") from None
+    if not math.isfinite(loss):
+        raise ValueError(f"loss is {loss} {when}")
+    flat(
+        graph.layout, {**gradients, **{name: np.zeros_like(values) for name, values in buffers.items()}}, out
+    )
+    return loss, buffers
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import numpy as np
 from onboard.codec.alq import HALF_MAX
 from onboard.codec.model import Budget, Model
 from onboard.codec.pack import CODECS
-from onboard.mission.training import BoardTraining
+from onboard.learn.training import BoardTraining
 
 MAX_WEIGHT = HALF_MAX
 """No weight moves by more, and none that is sent whole is larger. A coordinate on the way down holds no more

@@ -12,7 +12,7 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
-from onboard.mission.training import BoardTraining
+from onboard.learn.training import BoardTraining
 from onboard.wire.messages import BadMessage, digest
 
 MODEL = 1

@@ -25,9 +25,9 @@ from onboard.learn.federated.local import apply_delta
 from onboard.learn.federated.rounds import DOWNLINK_BASES, staleness_weight
 from onboard.learn.federated.rules import RULES, AggregationRule
 from onboard.learn.graph import TrainGraph, initial
+from onboard.learn.training import BoardTraining, Training
 from onboard.mission import intake
 from onboard.mission.objects import UPDATE, Task, Update, decode_update, encode_object, names_that_fit
-from onboard.mission.training import BoardTraining, Training
 from onboard.wire.messages import BadMessage
 
 

@@ -14,8 +14,8 @@ from onboard.codec.pack import pack, unpack
 from onboard.data import labels
 from onboard.data.images import DataError, Images
 from onboard.learn.federated.local import LocalTraining, Step, apply_delta
-from onboard.learn.federated.plan import Plan
 from onboard.learn.graph import GraphError, TrainGraph, initial
+from onboard.learn.training import Plan
 from onboard.mission.health import Failure
 from onboard.mission.objects import Task, decode_task
 from onboard.trainer.job import Begun, Failed, Job, Report, Stepped, TrainingDone

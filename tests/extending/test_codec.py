@@ -15,9 +15,8 @@ from onboard.codec import formats
 from onboard.codec.layout import Floats, Layout, Weights
 from onboard.codec.model import PREFIX, BadPack, Budget
 from onboard.codec.pack import CODECS, account, pack, unpack
-from onboard.learn.federated.methods import METHODS, TrainingMethod, TrainingPhase
+from onboard.learn.training import METHODS, Training, TrainingMethod, TrainingPhase
 from onboard.mission.objects import decode_task, decode_update
-from onboard.mission.training import Training
 from tests.missions.clockwork import TRAIN, Clockwork
 from tests.onboard.codec.examples import SMALL, quantize_average, weights
 

@@ -17,8 +17,8 @@ from firmware_sim.runs.processes import ProcessGroup
 from hw_profiles import load_link
 from onboard.data import loading
 from onboard.learn.graph import TrainGraph
+from onboard.learn.training import BoardTraining
 from onboard.mission.objects import GOSSIP, MODEL, UPDATE, Task, encode_object
-from onboard.mission.training import BoardTraining
 from onboard.storage.keys import new_key, save_key
 from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.events import Cancelled, Delivered, Event, Rekeyed

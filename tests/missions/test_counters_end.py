@@ -16,10 +16,10 @@ from onboard.codec import sparse
 from onboard.codec.values import Form
 from onboard.learn.federated.rounds import PartialAverage, staleness_weight
 from onboard.learn.gossip.exchange import LAST_NUMBER, Gossip
+from onboard.learn.training import LEAST_RATE, Training
 from onboard.mission.health import Health, decode_health, encode_health
 from onboard.mission.objects import decode_task
 from onboard.mission.server import MissionTerms, Server
-from onboard.mission.training import LEAST_RATE, Training
 from onboard.storage.journal import Journal
 from onboard.wire.security.seal import MAX_EPOCH, NO_SALT
 from tests.missions.clockwork import TRAIN, Clockwork

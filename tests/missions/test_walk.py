@@ -23,14 +23,13 @@ from hw_profiles import load_link
 from onboard.codec.pack import pack, unpack
 from onboard.data import loading
 from onboard.learn.federated.local import LocalTraining, apply_delta
-from onboard.learn.federated.plan import Plan
 from onboard.learn.federated.rounds import PartialAverage
 from onboard.learn.graph import TrainGraph, initial
+from onboard.learn.training import BoardTraining, Plan
 from onboard.link import Spool, open_port
 from onboard.link.ports.whitening import whiten
 from onboard.link.pump import PortUp, Pump, wait
 from onboard.mission.objects import UPDATE, Update, decode_update, encode_object
-from onboard.mission.training import BoardTraining
 from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.events import Arrived, Delivered, Event
 from onboard.wire.framing import cobs

@@ -21,9 +21,8 @@ from onboard.codec.layout import Weights
 from onboard.codec.pack import pack, unpack
 from onboard.data import loading
 from onboard.learn.federated.local import LocalTraining
-from onboard.learn.federated.plan import Plan
 from onboard.learn.graph import InferGraph, TrainGraph, evaluate, initial
-from onboard.mission.training import BoardTraining
+from onboard.learn.training import BoardTraining, Plan
 
 ACCURACY, BITS = 99.1, 0.40
 

@@ -20,11 +20,9 @@ from benchmarks.harness.result import Row
 from onboard.codec.pack import account, pack, unpack
 from onboard.data import loading
 from onboard.learn.federated.local import LocalTraining
-from onboard.learn.federated.methods import TrainingPhase
-from onboard.learn.federated.plan import Plan
 from onboard.learn.federated.rounds import PartialAverage
 from onboard.learn.graph import TrainGraph, initial
-from onboard.mission.training import BoardTraining
+from onboard.learn.training import BoardTraining, Plan, TrainingPhase
 
 STEP_RATIO = 2.0
 ENCODE_MS, DECODE_MS = 20.0, 10.0

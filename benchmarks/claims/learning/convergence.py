@@ -36,7 +36,7 @@ from firmware_sim.ring import run as ring_run
 from firmware_sim.ring import settings as ring
 from firmware_sim.runs.live import RunProgress
 from hw_profiles import load_board, load_link
-from onboard.mission.training import Recipe, Training
+from onboard.learn.training import Recipe, Training
 from onboard.storage.journal import replace_durably
 
 NODES, P = 8, 0.1

@@ -32,7 +32,7 @@ from firmware_sim.fleet.simulation import FleetError, FleetSettings, without_los
 from firmware_sim.runs.folder import FolderError
 from firmware_sim.runs.live import RunProgress
 from hw_profiles import Link, load_board, load_link
-from onboard.mission.training import Training
+from onboard.learn.training import Training
 
 ROUNDS, DEVICES, IMAGES = 10, 100, 600  # SpaceDML, section IV
 FEDAVG = {3: 95.43, 5: 95.88, 10: 96.10}  # Table I: K -> accuracy, %

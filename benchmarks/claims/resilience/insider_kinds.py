@@ -19,9 +19,9 @@ from onboard.codec.alq import Quantized
 from onboard.codec.alq_codec import HEADER
 from onboard.codec.dense import Dense
 from onboard.codec.model import PREFIX
+from onboard.learn.training import BoardTraining
 from onboard.mission.health import Health, State, encode_health
 from onboard.mission.objects import MODEL, UPDATE, Task, Update, encode_object
-from onboard.mission.training import BoardTraining
 from onboard.wire.framing.frame import Type
 from onboard.wire.messages import Offer, digest
 from onboard.wire.transfer.report import Report

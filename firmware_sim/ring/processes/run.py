@@ -27,10 +27,9 @@ from firmware_sim.runs import folder
 from firmware_sim.runs.live import RunProgress
 from firmware_sim.runs.processes import ProcessGroup
 from onboard.agents.gossip_checkpoint import CHECKPOINT
-from onboard.codec.layout import Floats
+from onboard.codec.layout import Floats, flat
 from onboard.config import GROUND
 from onboard.learn.graph import InferGraph, TrainGraph, initial
-from onboard.learn.vectors import flat
 
 MARK, NODES, LOGS, STATION = "ring-processes.json", "nodes", "logs", "ground"
 LISTEN_S = 0.25

@@ -6,7 +6,7 @@ with (`TrainingMethod.sends_whole`). A group without bases then stands for what 
 zeros: at 0.05 bit a weight, where nine groups of ten have none, a network keeps its features and trains the
 rest.
 
-What each epoch does is the method's (`learn.federated.methods`). With "spacedml-fast" the order is ALQ's with
+What each epoch does is the method's (`learn.training`). With "spacedml-fast" the order is ALQ's with
 one sort in place of its pruning epochs (`codec.alq.allocate`): plain epochs, then one allocation of bases by
 loss-aware gain per bit, then epochs with the straight-through estimator (ALQ section 3.4). In these,
 full-precision latent weights take the gradient that the quantized weights of the fixed allocation produced.
@@ -28,16 +28,14 @@ import numpy.typing as npt
 
 from onboard.codec import alq
 from onboard.codec.alq import Bases
-from onboard.codec.layout import Floats, Weights, from_groups, in_groups
+from onboard.codec.layout import Floats, Weights, flat, from_groups, in_groups, views
 from onboard.codec.model import Budget, Model
 from onboard.codec.pack import CODECS
 from onboard.learn.augment import augmented
 from onboard.learn.federated import multibit
 from onboard.learn.federated.adam import Adam
-from onboard.learn.federated.methods import TrainingPhase
-from onboard.learn.federated.plan import Plan
-from onboard.learn.graph import GradientGraph, GraphError
-from onboard.learn.vectors import flat, flat_gradient, views
+from onboard.learn.graph import GradientGraph, gradient
+from onboard.learn.training import Plan, TrainingPhase
 
 State = dict[str, npt.NDArray[Any]]
 
@@ -208,13 +206,11 @@ class LocalTraining:
         if phase is TrainingPhase.PRUNE:
             assert self._widths is not None
             sketch = multibit.sketched(layout, self._difference(), self._widths)
-        try:
-            loss, gradients, buffers = self._graph.step(self._forward(phase, sketch), x, y)
-        except GraphError as error:  # some onnxruntimes refuse numbers on which others compute a loss of nan
-            raise GraphError(f"{error}; in epoch {self.epoch + 1}, at a learning rate of {rate}") from None
-        if not math.isfinite(loss):
-            raise ValueError(f"loss is {loss} in epoch {self.epoch + 1}, at a learning rate of {rate}")
-        self._adam.step(self._latent, flat_gradient(layout, gradients, buffers, self._scratch), rate)
+        loss, buffers = gradient(
+            self._graph, self._forward(phase, sketch), x, y, self._scratch,
+            when=f"in epoch {self.epoch + 1}, at a learning rate of {rate}",
+        )  # fmt: skip
+        self._adam.step(self._latent, self._scratch, rate)
         for name, values in buffers.items():
             views(layout, self._latent)[name][...] = values
         if phase in (TrainingPhase.PLAIN, TrainingPhase.STRAIGHT):

@@ -12,11 +12,10 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from onboard.codec.layout import Floats, Weights
+from onboard.codec.layout import Floats, Weights, flat, views
 from onboard.learn.augment import augmented
-from onboard.learn.graph import GradientGraph, GraphError
-from onboard.learn.vectors import flat, flat_gradient, views
-from onboard.mission.training import Recipe
+from onboard.learn.graph import GradientGraph, gradient
+from onboard.learn.training import Recipe
 
 
 class Descent:
@@ -82,21 +81,17 @@ class Descent:
         images = augmented(self._x[chosen], draw, recipe.shift_pixels, recipe.distortion)
         weights = self.weights
         rate = recipe.rate(epoch)
-        try:
-            loss, gradients, buffers = self._graph.step(weights, images, self._y[chosen])
-        except GraphError as error:  # some onnxruntimes refuse numbers on which others compute a loss of nan
-            raise GraphError(f"{error}; after {self.batches} batches, at a learning rate of {rate}") from None
-        if not math.isfinite(loss):
-            raise ValueError(f"loss is {loss} after {self.batches} batches, at a learning rate of {rate}")
-        gradient = flat_gradient(self._graph.layout, gradients, buffers, self._scratch)
+        when = f"after {self.batches} batches, at a learning rate of {rate}"
+        slope = self._scratch
+        loss, buffers = gradient(self._graph, weights, images, self._y[chosen], slope, when=when)
         if recipe.weight_decay:
-            of = views(self._graph.layout, gradient)
+            of = views(self._graph.layout, slope)
             for name in self._decayed:
                 of[name] += np.float32(recipe.weight_decay) * weights[name]
         self.velocity *= np.float32(recipe.momentum)
-        self.velocity += gradient
-        np.multiply(self.velocity, np.float32(rate), out=gradient)
-        self.vector -= gradient
+        self.velocity += slope
+        np.multiply(self.velocity, np.float32(rate), out=slope)
+        self.vector -= slope
         for name, values in buffers.items():
             weights[name][...] = values
         self.batches += 1

@@ -29,7 +29,7 @@ from onboard.codec.pack import unpack
 from onboard.data import loading
 from onboard.learn.federated.rounds import choose
 from onboard.learn.graph import InferGraph, TrainGraph
-from onboard.mission.training import Training
+from onboard.learn.training import Training
 
 TRAIN, INFER = TrainGraph.load("lenet5"), InferGraph.load("lenet5")
 IMAGES = loading.load("digits", part="train")

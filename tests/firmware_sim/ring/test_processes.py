@@ -21,7 +21,7 @@ from firmware_sim.runs.processes import ProcessGroup
 from firmware_sim.runs.split import iid
 from hw_profiles import load_board, load_link
 from onboard.data import loading
-from onboard.mission.training import Recipe
+from onboard.learn.training import Recipe
 
 BASE: dict[str, Any] = {
     "nodes": 3, "every": 4, "recipe": Recipe(learning_rate=0.05), "patience_s": 3.0,

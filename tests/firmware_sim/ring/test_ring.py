@@ -26,7 +26,7 @@ from onboard.learn.gossip import topology
 from onboard.learn.gossip.descent import mean_of
 from onboard.learn.gossip.exchange import Gossip
 from onboard.learn.graph import InferGraph, TrainGraph
-from onboard.mission.training import Recipe
+from onboard.learn.training import Recipe
 
 COARSE = ("--frame-bytes", "65507")
 LINK = replace(load_link("isl-2mbyte"), mtu_bytes=16_000)  # few frames are soon played

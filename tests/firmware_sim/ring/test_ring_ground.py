@@ -21,7 +21,7 @@ from hw_profiles import load_board, load_link
 from onboard.agents.gossip_checkpoint import CHECKPOINT, MODEL
 from onboard.codec.layout import Floats
 from onboard.data import loading
-from onboard.mission.training import Recipe
+from onboard.learn.training import Recipe
 from onboard.runtime.contact_plan import ContactPlan
 
 PASSES = {1: ((0.0, 300.0),), 3: ((0.0, 1.0), (2.0, 300.0))}

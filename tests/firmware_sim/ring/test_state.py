@@ -21,7 +21,7 @@ from hw_profiles import load_board, load_link
 from onboard.codec.values import Form
 from onboard.data import loading
 from onboard.learn.graph import InferGraph, TrainGraph
-from onboard.mission.training import Recipe
+from onboard.learn.training import Recipe
 
 NODES, EPOCHS = 4, 3
 LINK = replace(load_link("isl-2mbyte"), mtu_bytes=16_000)  # few frames are soon played

@@ -11,9 +11,8 @@ import pytest
 from groundstation.models import resnet20
 from groundstation.models.export import ExportError, disagreement, write
 from onboard.learn.federated.local import LocalTraining
-from onboard.learn.federated.plan import Plan
 from onboard.learn.graph import InferGraph, Parameters, TrainGraph, evaluate, initial, prepare
-from onboard.mission.training import BoardTraining
+from onboard.learn.training import BoardTraining, Plan
 
 GRAPH, INFER = TrainGraph.load("resnet20"), InferGraph.load("resnet20")
 

@@ -29,7 +29,7 @@ from onboard.config import GossipConfig, load_gossip
 from onboard.learn.gossip import topology
 from onboard.learn.gossip.algorithms import ALGORITHMS
 from onboard.learn.gossip.descent import Descent
-from onboard.mission.training import Recipe
+from onboard.learn.training import Recipe
 from onboard.runtime.endpoint import Endpoint, EndpointConfig
 from onboard.runtime.gossip import GossipProgram, linked, setup_of
 from onboard.runtime.loop import Loop

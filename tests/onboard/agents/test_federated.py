@@ -16,9 +16,9 @@ from onboard.agents.federated import FederatedAgent
 from onboard.config import NodeConfig, load_node
 from onboard.data import loading
 from onboard.learn.graph import TrainGraph
+from onboard.learn.training import BoardTraining
 from onboard.mission.health import State
 from onboard.mission.objects import MODEL, UPDATE, Task, decode_update, encode_object
-from onboard.mission.training import BoardTraining
 from onboard.runtime.federated import board_agent
 from onboard.storage.keys import load_keys, new_key, save_key
 from onboard.trainer.in_process import LocalTrainer

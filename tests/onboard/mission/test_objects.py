@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from onboard.learn.training import BoardTraining
 from onboard.mission.health import Failure, Health, State, decode_health, encode_health
 from onboard.mission.objects import Task, Update, decode_task, decode_update, encode_object
-from onboard.mission.training import BoardTraining
 from onboard.wire.messages import BadMessage
 from tests.onboard.wire.examples import (
     HEALTH,

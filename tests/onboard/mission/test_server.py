@@ -17,10 +17,10 @@ from onboard.codec.pack import pack, unpack
 from onboard.data import loading
 from onboard.learn.federated.rounds import PartialAverage
 from onboard.learn.graph import TrainGraph, initial
+from onboard.learn.training import BoardTraining, Training
 from onboard.mission.averaging import RoundAverage
 from onboard.mission.objects import MODEL, UPDATE, Task, Update, decode_task, encode_object
 from onboard.mission.server import BadUpdate, MissionTerms, Server
-from onboard.mission.training import BoardTraining, Training
 from onboard.trainer.in_process import LocalTrainer
 from onboard.trainer.job import Job, TrainingDone
 from tests.onboard.codec.examples import quantize_average

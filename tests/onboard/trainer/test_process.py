@@ -18,9 +18,9 @@ import pytest
 from onboard.data import loading
 from onboard.data.shard import Shard, images_of
 from onboard.learn.graph import TrainGraph
+from onboard.learn.training import BoardTraining
 from onboard.mission.health import Failure
 from onboard.mission.objects import Task, encode_object
-from onboard.mission.training import BoardTraining
 from onboard.trainer.in_process import LocalTrainer
 from onboard.trainer.job import Begun, Failed, Job, Report, Stepped, Trainer, TrainingDone
 from onboard.trainer.process import BadImages, ProcessTrainer

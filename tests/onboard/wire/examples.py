@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from onboard.learn.training import BoardTraining
 from onboard.mission.commands import Command, CommandResult
 from onboard.mission.health import Failure, Health, State
 from onboard.mission.objects import MODEL, Task, Update
-from onboard.mission.training import BoardTraining
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import ENC, OVER, POLL, Frame, Type
 from onboard.wire.messages import Cancel, Done, Offer, Reason

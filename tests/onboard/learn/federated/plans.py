@@ -7,8 +7,7 @@ from typing import Any
 
 import msgspec
 
-from onboard.learn.federated.plan import Plan
-from onboard.mission.training import BoardTraining
+from onboard.learn.training import BoardTraining, Plan
 
 PLAN = Plan(
     training=BoardTraining(epochs=1, learning_rate=2e-3, bits_up=0.04, distortion=0.0),

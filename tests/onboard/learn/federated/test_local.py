@@ -12,15 +12,14 @@ import pytest
 
 from onboard.codec import alq
 from onboard.codec.dense import Dense
-from onboard.codec.layout import Weights
+from onboard.codec.layout import Weights, flat, views
 from onboard.codec.pack import account, pack, unpack
 from onboard.data import loading
 from onboard.learn.federated import local
 from onboard.learn.federated.local import LocalTraining
-from onboard.learn.federated.plan import Plan
 from onboard.learn.federated.rounds import PartialAverage
 from onboard.learn.graph import InferGraph, TrainGraph, evaluate, initial
-from onboard.learn.vectors import flat, views
+from onboard.learn.training import Plan
 from tests.onboard.codec.examples import quantize_average
 from tests.onboard.learn.federated.plans import PLAN, changed
 

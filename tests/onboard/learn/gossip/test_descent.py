@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from onboard.data import loading
 from onboard.learn.gossip.descent import Descent, consensus_distance, mean_of, stratified
 from onboard.learn.graph import TrainGraph, initial
-from onboard.mission.training import Recipe
+from onboard.learn.training import Recipe
 
 
 @pytest.fixture(scope="module")

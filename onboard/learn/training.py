@@ -1,4 +1,4 @@
-"""The one specification of training: a knob is one field, with one range, one default and one sentence.
+"""The one specification of training: the knobs, each one field with one range, and the methods.
 
 The task on the wire, the `[train]` table of mission.toml, the plan that a board trains by, and the options of
 `firmware-sim fleet` are made from these fields, so that a value passes everywhere or nowhere. So are the
@@ -10,14 +10,89 @@ trains. A struct does not check its own fields; `msgspec.convert` and every deco
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
-from onboard.learn.federated.methods import METHODS, TrainingMethod
+from onboard.codec import formats
 
 MOST_BASES = 8  # `codec.alq.MAX_BASES`, which is not imported: an agent's process goes without numpy
+LEAST_RATE = 1e-12
+"""No learning rate decays below this: it moves no weight, and what is 0 is no learning rate."""
+
+
+class TrainingPhase(Enum):
+    """What an epoch does."""
+
+    PLAIN = "plain"  # the weights themselves take Adam's steps
+    PRUNE = "prune"  # coordinates take steps, and those that matter least are dropped (ALQ section 3.2)
+    BASES = "bases"  # every basis is chosen anew at each step (ALQ section 3.3)
+    COORDINATES = "coordinates"  # coordinates take steps (ALQ section 3.3)
+    STRAIGHT = "straight"  # weights take the gradient of what their bases make of them (ALQ section 3.4)
+
+
+Phases = tuple[TrainingPhase, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingMethod:
+    """What boards do in a round, and what travels."""
+
+    phases: Callable[[BoardTraining, int], Phases]
+    """What each epoch does, in order, by the knobs and the number of the round. Every phase but PLAIN trains
+    ALQ's bases."""
+    format: int
+    """The codec of what travels, both ways: a row of `onboard.codec.pack.CODECS`."""
+    compress: bool = False
+    """See `Budget.compress`."""
+    sends_whole: bool = False
+    """Whether an update is all that was ever learned, as its difference from the mission's first weights.
+    Else it is what its round has moved, as the difference from the weights that the round began with.
+
+    SpaceDML sends the whole (Algorithm 1): pruning works on what a sketch of the model holds, and a round
+    that has only begun has moved nothing that could be sketched."""
+    uses_moments: bool = False
+    """Whether phases take gradient and curvature from Adam's moments, with AMSGrad's peak (ALQ, section
+    3.2)."""
+    allots_by_curvature: bool = False
+    """Whether bases are allotted by loss-aware gain per bit. A sketch that pruning follows is made by plain
+    error (ALQ section 3.1)."""
+
+
+def _plain(knobs: BoardTraining, round_number: int) -> Phases:
+    return (TrainingPhase.PLAIN,) * knobs.epochs
+
+
+def _fast(knobs: BoardTraining, round_number: int) -> Phases:
+    return (TrainingPhase.PLAIN,) * knobs.pretrain_epochs + (TrainingPhase.STRAIGHT,) * knobs.epochs
+
+
+def _as_published(knobs: BoardTraining, round_number: int) -> Phases:
+    """ "The pre-training should only be operated in the first round" (SpaceDML, section III-C)."""
+    return (
+        (TrainingPhase.PLAIN,) * (knobs.pretrain_epochs if round_number == 1 else 0)
+        + (TrainingPhase.PRUNE,) * knobs.prune_epochs
+        + (TrainingPhase.BASES,) * knobs.basis_epochs
+        + (TrainingPhase.COORDINATES,) * knobs.coordinate_epochs
+        + (TrainingPhase.STRAIGHT,) * knobs.epochs
+    )
+
+
+METHODS: dict[str, TrainingMethod] = {
+    # Plain epochs; float32 weights travel, plain or compressed.
+    "fedavg": TrainingMethod(phases=_plain, format=formats.DENSE),
+    "fedavg-zstd": TrainingMethod(phases=_plain, format=formats.DENSE, compress=True),
+    # SpaceDML (section IV) and ALQ: plain epochs in the first round only, pruning in the alpha domain, bases,
+    # coordinates, then post-training with the straight-through estimator.
+    "spacedml": TrainingMethod(phases=_as_published, format=formats.ALQ, sends_whole=True, uses_moments=True),
+    # One allocation of bases by gain per bit in place of pruning and optimizing.
+    "spacedml-fast": TrainingMethod(phases=_fast, format=formats.ALQ, allots_by_curvature=True),
+}
+"""Every method by the name that a mission gives it. docs/extending.md says how to add one."""
 
 BatchSize = Annotated[int, Meta(ge=1, le=65_536)]
 ShiftPixels = Annotated[int, Meta(ge=0, le=255)]
@@ -93,8 +168,25 @@ class Training(BoardTraining, array_like=False, frozen=True, forbid_unknown_fiel
         return msgspec.structs.replace(asked, learning_rate=max(decayed, least))
 
 
-LEAST_RATE = 1e-12
-"""No learning rate decays below this: it moves no weight, and what is 0 is no learning rate."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a round asks of one board, and what its draws come from (`seed`, `round`, `node`).
+
+    Raises ValueError for a knob that is out of its range.
+    """
+
+    training: BoardTraining
+    seed: int
+    round: int
+    node: int
+
+    def __post_init__(self) -> None:
+        msgspec.convert(msgspec.structs.asdict(self.training), Training)
+
+    @property
+    def phases(self) -> Phases:
+        """What each epoch does, in order."""
+        return self.training.rule.phases(self.training, self.round)
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):

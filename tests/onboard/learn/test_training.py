@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ from groundstation.config import load_mission
 from onboard.codec.alq import MAX_BASES
 from onboard.config import GossipSection
 from onboard.console.toml import ConfigError
-from onboard.learn.federated.plan import Plan
-from onboard.mission import training
+from onboard.learn import training
+from onboard.learn.training import LEAST_RATE, BoardTraining, Plan, Recipe, Training
 from onboard.mission.objects import decode_task, encode_object
-from onboard.mission.training import LEAST_RATE, BoardTraining, Recipe, Training
+from tests.onboard.learn.federated.plans import PLAN, changed
 from tests.onboard.wire.examples import TASK
 
 
@@ -185,3 +186,43 @@ def test_a_knob_of_gossip_is_treated_alike_by_the_node_s_file_and_the_ring(
     except ValueError:
         passes = False
     assert (passes, option_of(ring, Recipe, name, value)) == (is_in, is_in)
+
+
+TWO = changed(PLAN, epochs=2)
+
+
+@pytest.mark.parametrize(
+    ("method", "round_number", "expected"),
+    [
+        ("fedavg", 1, "plain plain"),
+        ("fedavg-zstd", 4, "plain plain"),
+        ("spacedml-fast", 1, "plain straight straight"),
+        ("spacedml-fast", 4, "plain straight straight"),
+        ("spacedml", 1, "plain prune prune prune prune bases coordinates straight straight"),
+        ("spacedml", 4, "prune prune prune prune bases coordinates straight straight"),
+    ],
+)
+def test_phases(method: str, round_number: int, expected: str) -> None:
+    plan = changed(TWO, method=method, round=round_number)
+    assert [phase.value for phase in plan.phases] == expected.split()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"pretrain_epochs": 0}, "int` >= 1 - at `$.pretrain_epochs"),
+        ({"method": "sgd"}, "method: must be one of fedavg, fedavg-zstd, spacedml, spacedml-fast"),
+        ({"learning_rate": 0.0}, "float` > 0.0 - at `$.learning_rate"),
+        ({"batch_size": 0}, "int` >= 1 - at `$.batch_size"),
+        ({"prune_epochs": -1}, "int` >= 0 - at `$.prune_epochs"),
+        ({"bits_up": float("nan")}, "float` > 0.0 - at `$.bits_up"),
+        ({"bits_up": -0.1}, "float` > 0.0 - at `$.bits_up"),
+        ({"max_bases": 9}, "int` <= 8 - at `$.max_bases"),
+        ({"epochs": -1}, "int` >= 1 - at `$.epochs"),
+        ({"prune_ratio": 1.1}, "float` <= 1.0 - at `$.prune_ratio"),
+        ({"prune_ratio": float("nan")}, "float` >= 0.0 - at `$.prune_ratio"),
+    ],
+)
+def test_plans_that_cannot_be_run(change: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(says)):
+        changed(TWO, **change)
