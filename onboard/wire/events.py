@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Union
+from dataclasses import dataclass
+
+import msgspec
 
 from onboard.wire.framing.frame import Frame
 
 
-@dataclass(frozen=True, slots=True)
-class Arrived:
+class Event(msgspec.Struct, frozen=True):
+    """What a session tells its application."""
+
+
+class Arrived(Event, frozen=True):
     """An object is whole and its digest right. Make it durable, then `accept` it, or `refuse` it."""
 
     digest: bytes
@@ -18,56 +22,49 @@ class Arrived:
     payload: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Delivered:
+class Delivered(Event, frozen=True):
     """The peer holds an object of ours durably."""
 
     digest: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Cancelled:
+class Cancelled(Event, frozen=True):
     """The peer will not take an object of ours. `reason`: messages.Reason."""
 
     digest: bytes
     reason: int
 
 
-@dataclass(frozen=True, slots=True)
-class Withdrawn:
+class Withdrawn(Event, frozen=True):
     """The peer withdrew an object of its own, which says nothing of ours. `reason`: messages.Reason."""
 
     digest: bytes
     reason: int
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(Event, frozen=True):
     """This end did not take an object that the peer offered. `reason`: messages.Reason; `size` in bytes, of
     which an object may have `most` here (0: not known)."""
 
     digest: bytes
     reason: int
-    size: int = field(default=0, compare=False)
-    most: int = field(default=0, compare=False)
+    size: int = 0
+    most: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Expired:
+class Expired(Event, frozen=True):
     """An object, ours or the peer's, was not delivered by its deadline and is given up."""
 
     digest: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class UnknownPeer:
+class UnknownPeer(Event, frozen=True):
     """Frames of `node`, which this link is not with, come in; told once for each such node."""
 
     node: int
 
 
-@dataclass(frozen=True, slots=True)
-class WrongKey:
+class WrongKey(Event, frozen=True):
     """Frames that say they are the peer's have wrong tags, one after the other, and no others come in: the
     two ends hold different keys, or the peer is away and these are somebody else's. `was_right`: the peer was
     heard under this key since this end's start. Told once until one is authentic, and then seldom."""
@@ -75,16 +72,14 @@ class WrongKey:
     was_right: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class EncryptionMismatch:
+class EncryptionMismatch(Event, frozen=True):
     """The peer's frames are `encrypted` and this end's are not, or the other way round, so none is taken.
     Told once until one is, and then seldom."""
 
     encrypted: bool
 
 
-@dataclass(frozen=True, slots=True)
-class ForeignFrames:
+class ForeignFrames(Event, frozen=True):
     """Frames came in between the peer's that claim to be the peer's and are not, and none of them was taken.
     The fields count them by what was wrong, since the last such event; the event is told seldom."""
 
@@ -93,40 +88,34 @@ class ForeignFrames:
     other_form: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Evicted:
+class Evicted(Event, frozen=True):
     """A half-received object that the peer no longer offers made room for a new one."""
 
     digest: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Corrupt:
+class Corrupt(Event, frozen=True):
     """All fragments of an object are there and its digest is wrong; all of them are asked for again."""
 
     digest: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(Event, frozen=True):
     """The payload of a MSG."""
 
     payload: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class PeerHeard:
+class PeerHeard(Event, frozen=True):
     """The peer is heard for the first time, after a silence, or after its restart (a new epoch)."""
 
 
-@dataclass(frozen=True, slots=True)
-class PeerUnreachable:
+class PeerUnreachable(Event, frozen=True):
     """The peer owes an answer and does not give it; it is asked ever more slowly, down to every 2 s, and sent
     nothing else."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rekeyed:
+class Rekeyed(Event, frozen=True):
     """Both ends agreed on a new salt (8 B) for their keys, as one of them has started, or they disagreed.
     `rekey` the session; until then nothing leaves under it. `again`: the peer has agreed before in this start
     of it, or in a later one."""
@@ -135,8 +124,7 @@ class Rekeyed:
     again: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class OutOfStep:
+class OutOfStep(Event, frozen=True):
     """All frames of the peer's were refused for some time, for their tags or as `replays`: the two ends
     disagree about salt or epochs, and agree on a new salt. Replays may also be a recording's, where no end
     answers. The event is told once until a frame is taken, and then seldom."""
@@ -144,8 +132,7 @@ class OutOfStep:
     replays: bool
 
 
-@dataclass(frozen=True, slots=True)
-class TwoEnds:
+class TwoEnds(Event, frozen=True):
     """Two live ends hold the peer's key and state, or this one's. `take_turns`: they agree anew without end,
     which is slowed down from now on, and told seldom; else frames of one of them come beside those of the
     other."""
@@ -153,8 +140,7 @@ class TwoEnds:
     take_turns: bool
 
 
-@dataclass(frozen=True, slots=True)
-class QuotaUsage:
+class QuotaUsage(Event, frozen=True):
     """What was used of this end's allowances, and a little more: keep the last of these for the next start's
     `Session`. `contact_bytes`: in this contact. `day`: how long ago (s) how many bytes left, oldest first."""
 
@@ -162,16 +148,14 @@ class QuotaUsage:
     day: tuple[tuple[float, int], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Recut:
+class Recut(Event, frozen=True):
     """An object of ours is cut anew, in fragments of so many bytes: keep that for the next `offer` of it."""
 
     digest: bytes
     fragment_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Stuck:
+class Stuck(Event, frozen=True):
     """Nothing comes through of an object of ours, although the peer answers. Told once until more is held.
 
     `frame_bytes`: length of the frames that are lost; `shorter_bytes`: of those that are tried next, 0 where
@@ -182,45 +166,16 @@ class Stuck:
     shorter_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Echoed:
+class Echoed(Event, frozen=True):
     """This end's own frames come back to it. Told once."""
 
 
-@dataclass(frozen=True, slots=True)
-class GroupAnswer:
+class GroupAnswer(Event, frozen=True):
     """The peer's REPORT, DONE or CANCEL on a broadcast object: its `Broadcast` is to hear of it. `left_s`:
     half-duplex: until the turn that it came in is over."""
 
     frame: Frame
     left_s: float
-
-
-Event = Union[  # noqa: UP007 - an alias of classes has to work at run time on 3.10 for isinstance
-    Arrived,
-    Delivered,
-    Cancelled,
-    Echoed,
-    Refused,
-    Expired,
-    Evicted,
-    Corrupt,
-    ForeignFrames,
-    GroupAnswer,
-    Message,
-    EncryptionMismatch,
-    OutOfStep,
-    PeerHeard,
-    PeerUnreachable,
-    Recut,
-    Rekeyed,
-    QuotaUsage,
-    Stuck,
-    TwoEnds,
-    UnknownPeer,
-    Withdrawn,
-    WrongKey,
-]
 
 
 @dataclass(frozen=True, slots=True)

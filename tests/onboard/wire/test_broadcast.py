@@ -208,7 +208,7 @@ def test_a_listener_may_refuse() -> None:
     }
     net.stations[1].limits = Limits()
     for station in net.stations.values():
-        assert [event for _, event in station.events] == [Refused(name, Reason.TOO_LARGE)]
+        assert [event for _, event in station.events] == [Refused(name, Reason.TOO_LARGE, 5000, 1000)]
 
 
 def test_left_overs_of_broadcasts_make_room() -> None:

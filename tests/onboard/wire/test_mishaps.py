@@ -241,7 +241,7 @@ def test_an_object_too_large_is_refused_and_its_sender_told(link) -> None:  # ty
     pair = Pair(link, limits=Limits(max_object_bytes=10_000))
     name = pair.board.offer(UPDATE, data(10_001), 0.0)
     pair.run(10.0)
-    assert pair.ground.seen(Refused) == [Refused(name, Reason.TOO_LARGE)]
+    assert pair.ground.seen(Refused) == [Refused(name, Reason.TOO_LARGE, 10_001, 10_000)]
     assert pair.board.seen(Cancelled) == [Cancelled(name, Reason.TOO_LARGE)]
     snapshot = pair.ground.session.snapshot(10.0)  # type: ignore[union-attr]
     assert (snapshot.refused, snapshot.too_large, snapshot.expired) == (1, 1, 0)

@@ -242,7 +242,7 @@ def test_what_passes_the_limits_is_refused_and_said_so() -> None:
     large = pair.board.offer(UPDATE, data(10_001), 0.0)
     pair.run(10.0)
     assert pair.board.seen(Cancelled) == [Cancelled(large, Reason.TOO_LARGE)]
-    assert pair.ground.seen(Refused) == [Refused(large, Reason.TOO_LARGE)]
+    assert pair.ground.seen(Refused) == [Refused(large, Reason.TOO_LARGE, 10_001, 10_000)]
     assert not pair.ground.session.incoming  # type: ignore[union-attr]
     pair.ground.accept_after_s = 1e9
     for nth in range(3):
