@@ -78,20 +78,6 @@ class SessionState:
 
 
 @dataclass(frozen=True, slots=True)
-class BroadcastOptions:
-    """How one object goes to many listeners."""
-
-    primary: bool = True
-    """Whether this end sends at the link's `rate_down_bps`, as the ground's does; see Identity."""
-    priority: int = 4
-    """The priority, from 0 (first) to 7."""
-    deadline_s: float | None = None
-    """Seconds from the start after which the broadcast is given up; None for never."""
-    reorder_slack: int = 0
-    """The reorder slack, as in Limits."""
-
-
-@dataclass(frozen=True, slots=True)
 class Limits:
     """What a session takes on at most."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -241,22 +240,3 @@ class LinkSnapshot:
     eta_in_s: float  # all that comes in; as in Progress
     eta_in_passes: int | None
     objects: tuple[Progress, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class BroadcastSnapshot:
-    """What a broadcast did so far. Bytes are on the wire, framing included; `waiting`: listeners that have
-    not ended; `held` fragments and share of fragments lost, for each of them, as its last REPORT said."""
-
-    now: float
-    digest: bytes
-    waiting: frozenset[int]
-    frames_sent: int
-    bytes_sent: int
-    fragments_sent: int
-    repairs_sent: int
-    airtime_s: float
-    orphans: int  # answers of nobody who listens, or about another object
-    malformed: int
-    held: Mapping[int, int]
-    loss_out: Mapping[int, float]

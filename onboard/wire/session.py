@@ -13,12 +13,12 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 
+from onboard.wire.broadcast import BroadcastListener
 from onboard.wire.choice import Choice, MessageQueue
 from onboard.wire.config import Identity, Limits, Medium, Security, SessionState
 from onboard.wire.events import Event, GroupAnswer, LinkSnapshot, Message, PeerHeard, PeerUnreachable
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import GROUP_ID, OVERHEAD_BYTES, Frame, Origin, Type
-from onboard.wire.group import BroadcastListener
 from onboard.wire.hearing import ReceiveStats
 from onboard.wire.medium.access import ContactGate
 from onboard.wire.medium.air import MediumAccess
@@ -42,11 +42,8 @@ _CLOSING = (Type.POLL, Type.REPORT, Type.DONE, Type.CANCEL)
 
 
 class Session:
-    """One end of a link.
-
-    limits: None for `Limits()`. `bytes_sent` are on the wire. Raises ValueError for a key or an epoch out of
-    range, and for contacts that overlap.
-    """
+    """One end of a link. `bytes_sent` are on the wire. Raises ValueError for a key or an epoch out of range,
+    and for contacts that overlap."""
 
     def __init__(
         self,
@@ -71,7 +68,8 @@ class Session:
         self._hearing = ReceiveStats()
         self._outbox = Outbox(self._timing, medium.link, epoch=state.epoch, slack=limits.reorder_slack)
         self._inbox = Inbox(self._timing, limits, state.done)
-        self._listener = BroadcastListener.of(identity, security, state, self._inbox)
+        key, floor = security.group_key, state.group_replay_floor
+        self._listener = None if key is None else BroadcastListener(identity, key, self._inbox, floor)
         self._messages = MessageQueue(limits.max_messages, self._timing.payload_bytes)
         self.presence = Presence(
             self._seals.greeting, self._outbox, limits.quiet_s, self._access.link_s(now),
@@ -420,13 +418,14 @@ class Session:
     def _overhear(self, listener: BroadcastListener, frame: bytes, now: float) -> list[Event]:
         """What a frame to all listeners brings; none of them answers unless it was asked."""
         link_now = self._access.link_s(now)
-        heard = listener.handle(frame, link_now)
-        if heard is None:
+        taken = listener.handle(frame, link_now)
+        if taken is None:
             return []
+        events, over = taken
         self._hearing.bytes += self._wire_bytes(len(frame))
         self._hearing.at = self.presence.active_at = now
-        self._air.heard(link_now, over=heard.over, loss=self._hearing.loss, burst=self._hearing.burst)
-        return heard.events
+        self._air.heard(link_now, over=over, loss=self._hearing.loss, burst=self._hearing.burst)
+        return events
 
     def _greet(self, raw: bytes, now: float, origin: Origin) -> list[Event]:
         """What a HELLO brings, or anything at all while there is no salt."""

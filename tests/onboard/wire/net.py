@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from firmware_sim.world.channel import Channel
 from hw_profiles import Link
 from onboard.wire.broadcast import Broadcast
-from onboard.wire.config import BroadcastOptions, Identity, Limits, Medium, Security, SessionState
+from onboard.wire.config import Identity, Limits, Medium, Security, SessionState
 from onboard.wire.events import Arrived, Event, GroupAnswer
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import BROADCAST
@@ -110,8 +110,7 @@ class Net:
         """Begin a broadcast; returns the object's digest."""
         self.broadcast = Broadcast(
             MODEL, payload, self.stations if to is None else to, sealer=self.sealer,
-            medium=Medium(self.link, wire_bytes), now=self.now,
-            options=BroadcastOptions(deadline_s=deadline_s),
+            medium=Medium(self.link, wire_bytes), now=self.now, deadline_s=deadline_s,
         )  # fmt: skip
         return self.broadcast.digest
 
