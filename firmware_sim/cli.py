@@ -15,7 +15,7 @@ from firmware_sim.bench.cable_ports import UdpEnd, open_ends, parse_end
 from firmware_sim.bench.faults import FAULTS, parse_faults
 from firmware_sim.fleet.cli import fleet
 from firmware_sim.ring.cli import ring
-from firmware_sim.world.channel import SIDES, Burst, Channel
+from firmware_sim.world.channel import SIDES, Burst, Channel, Impairments
 from hw_profiles import load_link
 from onboard.console.errors import OneLineErrors, finite, refused
 from onboard.console.extras import require
@@ -106,16 +106,18 @@ def cable(
         ends = parse_end(ground), parse_end(board)
         channel = Channel(
             link,
+            Impairments(
+                frame_loss=loss,
+                bit_error_rate=ber,
+                duplicate=duplicate,
+                reorder=reorder,
+                windows=[_pair(text, "--window", 0.0) for text in windows] or None,
+                burst=None if burst is None else Burst(*_pair(burst, "--burst")),
+                cut_after_bytes=cut_after_bytes,
+                cut_s=cut_seconds or 0.0,
+                overhead_bytes=IP_UDP_HEADER_BYTES if isinstance(ends[0], UdpEnd) else 0,
+            ),
             seed=seed,
-            frame_loss=loss,
-            bit_error_rate=ber,
-            duplicate=duplicate,
-            reorder=reorder,
-            windows=[_pair(text, "--window", 0.0) for text in windows] or None,
-            burst=None if burst is None else Burst(*_pair(burst, "--burst")),
-            cut_after_bytes=cut_after_bytes,
-            cut_s=cut_seconds or 0.0,
-            overhead_bytes=IP_UDP_HEADER_BYTES if isinstance(ends[0], UdpEnd) else 0,
         )
         wrong = parse_faults(faults, seed, datagrams=isinstance(ends[0], UdpEnd))
         laid = Cable(channel, open_ends(*ends, link), wrong)

@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 
 from benchmarks.harness import netns
-from firmware_sim.world.channel import SIDES, Channel, Side
+from firmware_sim.world.channel import SIDES, Channel, Impairments, Side
 from hw_profiles import Link
 from onboard.console.signals import Stop, stop_signals
 
@@ -47,7 +47,7 @@ class LinkSpec(msgspec.Struct, kw_only=True):
         windows = None
         if self.outage_s is not None:
             windows = [(0.0, self.outage_s[0]), (self.outage_s[1], math.inf)]
-        channel = Channel(self.link, seed=self.seed, frame_loss=self.loss, windows=windows)
+        channel = Channel(self.link, Impairments(frame_loss=self.loss, windows=windows), seed=self.seed)
         return LinkNamespaces(channel, self.queue_bytes)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks.claims.link.transfer import payload_of
 from benchmarks.harness.pair import Broken, LinkPair, PairedEnd, PairHooks
 from benchmarks.harness.passes import heard, passes
-from firmware_sim.world.channel import SIDES, Burst, Channel, Side
+from firmware_sim.world.channel import SIDES, Burst, Channel, Impairments, Side
 from hw_profiles import load_link
 from onboard.wire.config import Limits
 from onboard.wire.events import Arrived, Delivered, Expired
@@ -76,7 +76,7 @@ class Leg:
         self._unknown_s = dict.fromkeys(SIDES, 0.0)  # time that an end cannot know to have passed
         windows = heard(self.random, rough) + calm
         self.pair = LinkPair(
-            folder, Channel(LINK, seed=seed * 256 + nth, burst=LOSS, windows=windows),
+            folder, Channel(LINK, Impairments(burst=LOSS, windows=windows), seed=seed * 256 + nth),
             limits=LIMITS, contacts=self.plan, nonce=self.random.randbytes,
             hooks=PairHooks(mangle=self._hear, sent=self._send),
         )  # fmt: skip

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from firmware_sim.world.channel import SIDES, Channel, Side
+from firmware_sim.world.channel import SIDES, Channel, Impairments, Side
 from firmware_sim.world.world import TICK_S
 from hw_profiles import Board, Link
 from onboard.agents.federated import HEALTH_EVERY_S, FederatedAgent
@@ -108,7 +108,7 @@ class Device:
         self.agent = FederatedAgent(_config(place), self._board, journal, known, ledger, trainer)
         self._drive = Drive(self.agent, Pace(place.board.cpu_share, place.board.train_flops), now)
         fates = (seed * 256 + node) * 65536 + boot
-        self._channel = Channel(link, seed=fates, windows=() if gone else None)
+        self._channel = Channel(link, Impairments(windows=() if gone else None), seed=fates)
         self._ports: dict[Side, _Port] = {side: _Port(link) for side in SIDES}
         self._overheard = DeviceUsage()
         self._health_at = now

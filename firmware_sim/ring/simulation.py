@@ -28,7 +28,7 @@ from firmware_sim.ring.seats import seats
 from firmware_sim.ring.settings import RingError, RingSettings, link_of
 from firmware_sim.runs.live import RunProgress
 from firmware_sim.world.air import AirLink
-from firmware_sim.world.channel import Channel
+from firmware_sim.world.channel import Channel, Impairments
 from firmware_sim.world.edge import contacts_around
 from firmware_sim.world.world import World
 from onboard.codec.layout import Floats
@@ -116,7 +116,7 @@ class Ring:
             if settings.ground is not None and edge[0] == GROUND
             else contacts_around(settings.cuts.get(edge))
         )
-        return AirLink(self._world, Channel(link_of(settings, edge), seed=seed, windows=windows))
+        return AirLink(self._world, Channel(link_of(settings, edge), Impairments(windows=windows), seed=seed))
 
     def _play_epoch(self, epoch: int) -> Iterator[RunProgress]:
         for happening in itertools.count():

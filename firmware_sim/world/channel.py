@@ -17,7 +17,7 @@ import math
 import random
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from itertools import count, pairwise
 from typing import Literal
 
@@ -62,7 +62,7 @@ class Burst:
         return 1 / self.mean_frames
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Counters:
     """What one side sent, counted at its port, and what became of it. Frames unless the name says else."""
 
@@ -78,63 +78,71 @@ class Counters:
     reordered: int = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Impairments:
+    """What befalls frames beyond what the link's profile says. Raises ValueError for a value out of range."""
+
+    frame_loss: float | None = None
+    """Probability that a frame is lost; None for the profile's."""
+    burst: Burst | None = None
+    """Loses frames in place of `frame_loss`."""
+    bit_error_rate: float | None = None
+    """Probability that a bit is wrong; None for the profile's."""
+    duplicate: float = 0.0
+    """Probability that a frame arrives twice."""
+    reorder: float = 0.0
+    """Probability that a frame is held back while others pass it."""
+    windows: Sequence[tuple[float, float]] | None = None
+    """(open_s, close_s) on the time axis of `now`, ascending; None: always open. Nothing passes outside, and
+    a frame on the air when a window ends is lost."""
+    cut_after_bytes: int | None = None
+    """When so many bytes have left the board, at that byte, the contact closes for `cut_s` seconds: the pass
+    that ends in mid-transfer."""
+    cut_s: float = math.inf
+    overhead_bytes: int = 0
+    """Added to every frame (IP and UDP headers)."""
+
+    def __post_init__(self) -> None:
+        for name in ("frame_loss", "bit_error_rate", "duplicate", "reorder"):
+            if not 0 <= (getattr(self, name) or 0.0) <= 1:
+                raise ValueError(f"{name} {getattr(self, name)} is not a probability")
+        windows = self.windows or ()
+        for opens, closes in windows:
+            if not opens < closes:
+                raise ValueError(f"window {opens}:{closes} closes before it opens")
+        for (_, closes), (opens, _) in pairwise(windows):
+            if opens < closes:
+                raise ValueError(f"window that opens at {opens} overlaps the one that closes at {closes}")
+        after, cut_s = self.cut_after_bytes, self.cut_s
+        if cut_s < 0 or (after is not None and after < 0):
+            raise ValueError(f"cut after {after} bytes for {cut_s} s: neither may be negative")
+
+
+NONE = Impairments()
+
+
 class Channel:
     """A seeded link between side "ground" and side "board"; pure: frames and `now` in, frames out.
 
-    link: rates, bits a byte, delay, duplex and keying; its frame loss and bit error rate where none is given.
-    frame_loss, bit_error_rate, duplicate, reorder: probabilities; `burst` replaces frame_loss.
-    windows: (open_s, close_s) on the same time axis as `now`, ascending; None: always open. Nothing passes
-        outside; a frame on the air when a window ends is lost.
-    cut_after_bytes, cut_s: once that many bytes have left the board, at that byte, the contact closes for
-        cut_s seconds: the pass that ends in mid-transfer.
-    overhead_bytes: added to every frame (IP and UDP headers).
-    Raises ValueError for a value out of range.
+    link: rates, bits a byte, delay, duplex and keying; its frame loss and bit error rate where `impairments`
+    has none.
     """
 
-    def __init__(
-        self,
-        link: Link,
-        *,
-        seed: int,
-        frame_loss: float | None = None,
-        bit_error_rate: float | None = None,
-        duplicate: float = 0.0,
-        reorder: float = 0.0,
-        windows: Sequence[tuple[float, float]] | None = None,
-        burst: Burst | None = None,
-        cut_after_bytes: int | None = None,
-        cut_s: float = math.inf,
-        overhead_bytes: int = 0,
-    ) -> None:
+    def __init__(self, link: Link, impairments: Impairments = NONE, *, seed: int) -> None:
         self.link = link
-        self._loss = link.frame_loss if frame_loss is None else frame_loss
-        self._ber = link.bit_error_rate if bit_error_rate is None else bit_error_rate
-        self._duplicate, self._reorder = duplicate, reorder
-        for name, p in (
-            ("frame_loss", self._loss),
-            ("bit_error_rate", self._ber),
-            ("duplicate", duplicate),
-            ("reorder", reorder),
-        ):
-            if not 0 <= p <= 1:
-                raise ValueError(f"{name} {p} is not a probability")
-        self._windows = None if windows is None else list(windows)
-        _check_windows(self._windows or [])
-        if cut_s < 0 or (cut_after_bytes is not None and cut_after_bytes < 0):
-            raise ValueError(f"cut after {cut_after_bytes} bytes for {cut_s} s: neither may be negative")
-        self._cut_after_bytes, self._cut_s = cut_after_bytes, cut_s
+        given = self._impairments = impairments
+        self._loss = link.frame_loss if given.frame_loss is None else given.frame_loss
+        self._ber = link.bit_error_rate if given.bit_error_rate is None else given.bit_error_rate
         self._outage: tuple[float, float] | None = None
-        self._overhead_bytes = overhead_bytes
-        self._air = {
-            side: _Air(link.rate_down_bps if side == "ground" else link.rate_up_bps, f"{seed}/{side}", burst)
-            for side in SIDES
-        }
+        rates: dict[Side, float] = {"ground": link.rate_down_bps, "board": link.rate_up_bps}
+        self._air = {side: _Air(rate, f"{seed}/{side}", given.burst) for side, rate in rates.items()}
         self._arrivals: list[tuple[float, int, _Arrival]] = []  # heap; the count keeps ties in sending order
         self._order = count()
 
     def airtime_s(self, side: Side, frame_bytes: int) -> float:
         """Seconds on the air of one frame from that side, overhead included, keying not."""
-        return (frame_bytes + self._overhead_bytes) * self.link.bits_per_byte / self._air[side].rate_bps
+        wire_bytes = frame_bytes + self._impairments.overhead_bytes
+        return wire_bytes * self.link.bits_per_byte / self._air[side].rate_bps
 
     def send(self, side: Side, frame: bytes, now: float) -> None:
         """Put a frame on the air as soon as that side's earlier ones have left."""
@@ -142,17 +150,17 @@ class Channel:
         on = max(now, air.busy_until)
         start = on + self._keying_s(side, on)
         end = start + self.airtime_s(side, len(frame))
-        wire_bytes = len(frame) + self._overhead_bytes
+        wire_bytes = len(frame) + self._impairments.overhead_bytes
         if side == "board":
-            self._close_at_cut(air.bytes, wire_bytes, start, end)
-        air.frames += 1
-        air.bytes += wire_bytes
-        air.airtime_s += end - on
+            self._close_at_cut(air.counters.bytes, wire_bytes, start, end)
+        air.counters.frames += 1
+        air.counters.bytes += wire_bytes
+        air.counters.airtime_s += end - on
         air.on_at, air.busy_until = on, end
         if self.link.half_duplex:
             air.transmissions.append((on, end))
 
-        fate = air.fate(self._loss, self._duplicate, self._reorder)
+        fate = air.fate(self._loss, self._impairments)
         arrival = _Arrival(side, frame, start, end, fate)
         self._schedule(end + self.link.delay_s, arrival)
 
@@ -162,7 +170,7 @@ class Channel:
         while self._arrivals and self._arrivals[0][0] <= now:
             at, _, arrival = heapq.heappop(self._arrivals)
             if self._survives(arrival, at):
-                self._air[arrival.side].delivered += 1
+                self._air[arrival.side].counters.delivered += 1
                 heard.append((_other(arrival.side), arrival.frame))
         return heard
 
@@ -180,8 +188,7 @@ class Channel:
 
     def counters(self, side: Side) -> Counters:
         """What that side has sent so far, frames still queued for the air included."""
-        air = self._air[side]
-        return Counters(**{field.name: getattr(air, field.name) for field in fields(Counters)})
+        return replace(self._air[side].counters)
 
     # -- the rules, one each -------------------------------------------------------------------------
 
@@ -196,17 +203,18 @@ class Channel:
 
     def _close_at_cut(self, before: int, wire_bytes: int, start: float, end: float) -> None:
         """The byte that reaches cut_after_bytes closes the contact, inside its frame, once."""
-        limit = self._cut_after_bytes
+        limit = self._impairments.cut_after_bytes
         if limit is None or self._outage is not None or before + wire_bytes < limit or not wire_bytes:
             return
         at = start + (end - start) * (limit - before) / wire_bytes
-        self._outage = (at, at + self._cut_s)
+        self._outage = (at, at + self._impairments.cut_s)
 
     def _inside(self, start: float, end: float) -> bool:
         """Whether the whole of start..end is in contact."""
         if self._outage and start < self._outage[1] and end >= self._outage[0]:
             return False
-        return self._windows is None or any(o <= start and end <= c for o, c in self._windows)
+        windows = self._impairments.windows
+        return windows is None or any(opens <= start and end <= closes for opens, closes in windows)
 
     def _heard_silence(self, arrival: _Arrival) -> bool:
         """Whether the receiver's own transmitter was off all the time that the frame was arriving."""
@@ -221,28 +229,28 @@ class Channel:
 
     def _survives(self, arrival: _Arrival, at: float) -> bool:
         """Whether the receiver hears it at this moment; counts why not, schedules copies and late ones."""
-        air, fate = self._air[arrival.side], arrival.fate
+        counters, fate = self._air[arrival.side].counters, arrival.fate
         if arrival.settled:  # a copy, or one held back: it still needs the contact to be open
             sent = at - self.link.delay_s
-            air.cut += not self._inside(sent, sent)
+            counters.cut += not self._inside(sent, sent)
             return self._inside(sent, sent)
         if not self._inside(arrival.start, arrival.end):
-            air.cut += 1
+            counters.cut += 1
             return False
         if not self._heard_silence(arrival):
-            air.collided += 1
+            counters.collided += 1
             return False
         if fate.lost:
-            air.lost += 1
+            counters.lost += 1
             return False
         arrival.frame = self._flip(arrival, fate)
         arrival.settled = True
         airtime_s = arrival.end - arrival.start
         if fate.duplicated:
-            air.duplicated += 1
+            counters.duplicated += 1
             self._schedule(at + airtime_s, arrival)
         if fate.held_airtimes:
-            air.reordered += 1
+            counters.reordered += 1
             self._schedule(at + fate.held_airtimes * airtime_s, arrival)
             return False
         return True
@@ -256,7 +264,7 @@ class Channel:
         wrong = list(_bernoulli(random.Random(fate.flips), bits, self._ber))
         if not wrong:
             return arrival.frame
-        self._air[arrival.side].flipped += 1
+        self._air[arrival.side].counters.flipped += 1
         data = bytearray(arrival.frame)
         for bit in wrong:
             data[bit >> 3] ^= 0x80 >> (bit & 7)
@@ -290,22 +298,20 @@ class _Air:
         self.rate_bps = rate_bps
         self.on_at = self.busy_until = -math.inf  # the last transmission
         self.transmissions: deque[tuple[float, float]] = deque(maxlen=4096)
-        self.frames = self.bytes = self.delivered = self.lost = self.collided = self.cut = 0
-        self.flipped = self.duplicated = self.reordered = 0
-        self.airtime_s = 0.0
+        self.counters = Counters()
         self._random = random.Random(seed)
         self._burst = burst
         self._bad = burst is not None and self._random.random() < burst.mean_loss
 
-    def fate(self, loss: float, duplicate: float, reorder: float) -> _Fate:
+    def fate(self, loss: float, given: Impairments) -> _Fate:
         """Always the same number of draws, so that one probability does not shift the others' fates."""
         draw = self._random.random
         lost, doubled, held, how_long = draw(), draw(), draw(), draw()
         flips = self._random.getrandbits(64)
         return _Fate(
             lost=lost < loss if self._burst is None else self._in_burst(lost, self._burst),
-            duplicated=doubled < duplicate,
-            held_airtimes=1 + (_REORDER_AIRTIMES - 1) * how_long if held < reorder else 0.0,
+            duplicated=doubled < given.duplicate,
+            held_airtimes=1 + (_REORDER_AIRTIMES - 1) * how_long if held < given.reorder else 0.0,
             flips=flips,
         )
 
@@ -330,15 +336,6 @@ def _bernoulli(source: random.Random, n: int, p: float) -> list[int]:
         if at >= n:
             return hits
         hits.append(at)
-
-
-def _check_windows(windows: list[tuple[float, float]]) -> None:
-    for opens, closes in windows:
-        if not opens < closes:
-            raise ValueError(f"window {opens}:{closes} closes before it opens")
-    for (_, closes), (opens, _) in pairwise(windows):
-        if opens < closes:
-            raise ValueError(f"window that opens at {opens} overlaps the one that closes at {closes}")
 
 
 def _other(side: Side) -> Side:

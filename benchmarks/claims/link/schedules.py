@@ -24,7 +24,7 @@ from benchmarks.harness.disk import Disk, PowerCut, watched
 from benchmarks.harness.pair import Broken, LinkPair, PairedEnd, PairHooks
 from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
-from firmware_sim.world.channel import SIDES, Channel, Side
+from firmware_sim.world.channel import SIDES, Channel, Impairments, Side
 from firmware_sim.world.disk import scratch
 from onboard.wire.config import Limits
 from onboard.wire.framing import cobs
@@ -164,11 +164,10 @@ class Schedule:
         reorder = source.choice((0.0, 0.1))
         channel = Channel(
             link,
+            Impairments(
+                frame_loss=source.choice((0.0, 0.1, 0.3)), reorder=reorder, duplicate=reorder, windows=windows
+            ),
             seed=self.seed,
-            frame_loss=source.choice((0.0, 0.1, 0.3)),
-            reorder=reorder,
-            duplicate=reorder,
-            windows=windows,
         )
         with scratch() as folder:
             self._pair = LinkPair(

@@ -20,7 +20,7 @@ import click
 from benchmarks.harness.pair import LinkPair
 from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
-from firmware_sim.world.channel import Burst, Channel, Side
+from firmware_sim.world.channel import Burst, Channel, Impairments, Side
 from firmware_sim.world.disk import scratch
 from hw_profiles import Link, load_link
 from onboard.wire.events import Arrived
@@ -170,7 +170,7 @@ def _adaptive(ber: float) -> Group:
     def run(seed: int) -> list[float]:
         arrived_s: list[float] = []
         with scratch() as folder:
-            pair = LinkPair(folder, Channel(link, seed=seed, bit_error_rate=ber))
+            pair = LinkPair(folder, Channel(link, Impairments(bit_error_rate=ber), seed=seed))
             for nth in range(ADAPTIVE_OBJECTS):
                 pair.board.offer(KIND, payload_of(size_bytes, ADAPTIVE_OBJECTS * seed + nth), pair.now)
                 finish(pair)
@@ -234,7 +234,7 @@ def send(
 ) -> TransferOutcome:
     """One object from the board to the ground. restart: which end is killed when, for RESTART_S."""
     with scratch() as folder:
-        pair = LinkPair(folder, Channel(case.link, seed=seed, **channel))
+        pair = LinkPair(folder, Channel(case.link, Impairments(**channel), seed=seed))
         pair.board.offer(KIND, payload_of(case.size_bytes, seed), 0.0)
         if restart is not None:
             side, at_s = restart

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.harness.pair import KEY, NODES, Broken, EndState, LinkPair
 from firmware_sim.world.air import AirPort
-from firmware_sim.world.channel import Channel
+from firmware_sim.world.channel import Channel, Impairments
 from firmware_sim.world.disk import scratch
 from hw_profiles import Link
 from onboard.link.ports.port import Port
@@ -24,7 +24,7 @@ WHOLE = random.Random(1).randbytes(20_000)
 
 
 def pair(folder: Path, link: Link = FULL, **channel: object) -> LinkPair:
-    return LinkPair(folder, Channel(link, seed=1, **channel))  # type: ignore[arg-type]
+    return LinkPair(folder, Channel(link, Impairments(**channel), seed=1))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("link", [FULL, HALF], ids=["full", "half"])

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firmware_sim.world.channel import Burst, Channel, Side
+from firmware_sim.world.channel import Burst, Channel, Impairments, Side
 from hw_profiles import Link, load_link
 
 FULL = dataclasses.replace(load_link("sband-256k"), bit_error_rate=0.0)
@@ -51,7 +51,7 @@ def test_a_clean_frame_takes_its_air_time_and_the_delay() -> None:
 
 def test_rates_of_the_two_directions_and_bits_a_byte_are_kept_apart() -> None:
     link = dataclasses.replace(FULL, rate_up_bps=1000.0, rate_down_bps=500.0, bits_per_byte=10, delay_s=0.0)
-    channel = Channel(link, seed=1, overhead_bytes=28)
+    channel = Channel(link, Impairments(overhead_bytes=28), seed=1)
     channel.send("board", bytes(72), 0.0)
     channel.send("ground", bytes(72), 0.0)
     assert channel.busy_until("board") == pytest.approx(1.0)
@@ -82,12 +82,10 @@ def test_every_copy_of_every_frame_is_accounted_for(
 ) -> None:
     channel = Channel(
         link,
+        Impairments(
+            frame_loss=0.2, bit_error_rate=1e-3, duplicate=0.2, reorder=0.2, windows=[(1, 4), (6, 20)]
+        ),
         seed=seed,
-        frame_loss=0.2,
-        bit_error_rate=1e-3,
-        duplicate=0.2,
-        reorder=0.2,
-        windows=[(1, 4), (6, 20)],
     )
     heard = play(channel, plan)
     for sender, receiver in DIRECTIONS:
@@ -103,7 +101,8 @@ def test_fates_depend_on_the_seed_and_not_on_when_anybody_calls(
     frames: list[bytes], data: st.DataObject
 ) -> None:
     smooth, jerky = (
-        Channel(FULL, seed=7, frame_loss=0.3, duplicate=0.3, bit_error_rate=0.01) for _ in range(2)
+        Channel(FULL, Impairments(frame_loss=0.3, duplicate=0.3, bit_error_rate=0.01), seed=7)
+        for _ in range(2)
     )
     first = play(smooth, [("board", frame, 0.0) for frame in frames])
     now, second = 0.0, []
@@ -121,7 +120,7 @@ def test_fates_depend_on_the_seed_and_not_on_when_anybody_calls(
 def test_another_seed_is_another_run() -> None:
     runs = set()
     for seed in range(5):
-        channel = Channel(FULL, seed=seed, frame_loss=0.5)
+        channel = Channel(FULL, Impairments(frame_loss=0.5), seed=seed)
         play(channel, [("board", bytes([i]), 0.1) for i in range(64)])
         runs.add(channel.counters("board").lost)
         assert 10 < channel.counters("board").lost < 54
@@ -129,7 +128,7 @@ def test_another_seed_is_another_run() -> None:
 
 
 def test_loss_duplication_and_reordering_happen_as_often_as_asked() -> None:
-    channel = Channel(FULL, seed=3, frame_loss=0.05, duplicate=0.1, reorder=0.2)
+    channel = Channel(FULL, Impairments(frame_loss=0.05, duplicate=0.1, reorder=0.2), seed=3)
     play(channel, [("board", bytes(10), 0.01)] * 20000)
     n = channel.counters("board")
     kept = n.frames - n.lost
@@ -140,7 +139,7 @@ def test_loss_duplication_and_reordering_happen_as_often_as_asked() -> None:
 
 def test_reordered_frames_are_overtaken_but_not_lost() -> None:
     frames = [i.to_bytes(2, "big") * 20 for i in range(500)]
-    heard = play(Channel(FULL, seed=3, reorder=0.2), [("board", frame, 0.0) for frame in frames])
+    heard = play(Channel(FULL, Impairments(reorder=0.2), seed=3), [("board", frame, 0.0) for frame in frames])
     arrived = [frame for _, _, frame in heard]
     assert arrived != frames
     assert sorted(arrived) == frames
@@ -148,7 +147,7 @@ def test_reordered_frames_are_overtaken_but_not_lost() -> None:
 
 
 def test_bit_errors_happen_as_often_as_asked_anywhere_in_the_frame() -> None:
-    channel = Channel(FULL, seed=3, bit_error_rate=1e-3)
+    channel = Channel(FULL, Impairments(bit_error_rate=1e-3), seed=3)
     heard = play(channel, [("board", bytes(100), 0.01)] * 1000)
     wrong = [int.from_bytes(frame, "big") for _, _, frame in heard]
     flips = sum(w.bit_count() for w in wrong)
@@ -160,13 +159,13 @@ def test_bit_errors_happen_as_often_as_asked_anywhere_in_the_frame() -> None:
 
 @pytest.mark.parametrize(("ber", "expected"), [(0.0, bytes(9)), (1.0, b"\xff" * 9)])
 def test_bit_error_rates_at_the_ends(ber: float, expected: bytes) -> None:
-    heard = play(Channel(FULL, seed=1, bit_error_rate=ber), [("board", bytes(9), 0.0)])
+    heard = play(Channel(FULL, Impairments(bit_error_rate=ber), seed=1), [("board", bytes(9), 0.0)])
     assert heard[0][2] == expected
 
 
 @pytest.mark.parametrize(("loss", "length"), [(0.05, 1.0), (0.2, 5.0), (0.4, 20.0)])
 def test_bursts_have_the_mean_loss_and_the_mean_length(loss: float, length: float) -> None:
-    channel = Channel(FULL, seed=3, burst=Burst(loss, length))
+    channel = Channel(FULL, Impairments(burst=Burst(loss, length)), seed=3)
     n = 40000
     heard = play(channel, [("board", i.to_bytes(4, "big"), 0.01) for i in range(n)])
     arrived = {int.from_bytes(frame, "big") for _, _, frame in heard}
@@ -234,14 +233,14 @@ def test_zero_bytes_outside_windows(
 ) -> None:
     edges = sorted(edges)[: len(edges) // 2 * 2]
     windows = list(zip(edges[::2], edges[1::2], strict=True))
-    channel = Channel(FULL, seed=seed, windows=windows, duplicate=0.3, reorder=0.3)
+    channel = Channel(FULL, Impairments(windows=windows, duplicate=0.3, reorder=0.3), seed=seed)
     for at, _, _ in play(channel, plan):
         sent = at - FULL.delay_s
         assert any(opens - 1e-9 <= sent <= closes + 1e-9 for opens, closes in windows)
 
 
 def test_a_frame_that_a_window_cuts_at_either_edge_is_lost() -> None:
-    channel = Channel(FULL, seed=1, windows=[(1.0, 2.0)])
+    channel = Channel(FULL, Impairments(windows=[(1.0, 2.0)]), seed=1)
     airtime_s = channel.airtime_s("board", 1000)
     for start in (1.0 - airtime_s / 2, 1.0 + airtime_s, 2.0 - airtime_s / 2):
         channel.send("board", bytes(1000), start)
@@ -251,7 +250,7 @@ def test_a_frame_that_a_window_cuts_at_either_edge_is_lost() -> None:
 
 
 def test_the_contact_closes_once_at_the_byte_asked_for() -> None:
-    channel = Channel(FULL, seed=1, cut_after_bytes=2500, cut_s=10.0)
+    channel = Channel(FULL, Impairments(cut_after_bytes=2500, cut_s=10.0), seed=1)
     heard = play(channel, [("board", bytes(1000), 1.0)] * 20)
     # Frames 1 and 2 pass, 3 is cut in its middle, the next ten seconds are dark, the rest passes.
     at_cut = 3.0 + channel.airtime_s("board", 500)
@@ -265,7 +264,7 @@ def test_the_contact_closes_once_at_the_byte_asked_for() -> None:
 
 
 def test_the_cut_takes_what_the_ground_has_on_the_air_too() -> None:
-    channel = Channel(FULL, seed=1, cut_after_bytes=500, cut_s=1.0)
+    channel = Channel(FULL, Impairments(cut_after_bytes=500, cut_s=1.0), seed=1)
     channel.send("ground", bytes(1000), 0.0)
     channel.send("board", bytes(1000), 0.0)
     assert drain(channel) == []
@@ -285,7 +284,7 @@ def test_the_cut_takes_what_the_ground_has_on_the_air_too() -> None:
 )
 def test_values_out_of_range_are_refused(options: dict[str, object], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
-        Channel(FULL, seed=1, **options)  # type: ignore[arg-type]
+        Channel(FULL, Impairments(**options), seed=1)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("loss", "length"), [(1.0, 2), (-0.1, 2), (0.1, 0.5), (0.9, 2)])

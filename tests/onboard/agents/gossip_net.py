@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from firmware_sim.world.air import AirPort
-from firmware_sim.world.channel import Channel, Side
+from firmware_sim.world.channel import Channel, Impairments, Side
 from firmware_sim.world.world import TICK_S
 from onboard.agents.gossip import GossipAgent, GossipTraining
 from onboard.agents.gossip_state import GossipPhase
@@ -213,7 +213,7 @@ class GossipNet:
                 for one, other in ((a, b), (b, a)):
                     self.nodes[one].contacts[other] = [Window(rise, set_) for rise, set_ in windows]
             self.channels[a, b] = Channel(
-                link, seed=hash((seed, a, b)), frame_loss=frame_loss, windows=windows
+                link, Impairments(frame_loss=frame_loss, windows=windows), seed=hash((seed, a, b))
             )
         self.before = self.total(models.values())
         for node in self.nodes.values():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from firmware_sim.world.channel import Channel
+from firmware_sim.world.channel import Channel, Impairments
 from hw_profiles import Link
 from onboard.wire.broadcast import Broadcast
 from onboard.wire.config import Identity, Limits, Medium, Security, SessionState
@@ -36,7 +36,7 @@ class NetStation:
 
     def __init__(self, node: int, link: Link, *, seed: int, limits: Limits, **channel: object) -> None:
         self.node, self.link, self.limits = node, link, limits
-        self.channel = Channel(link, seed=seed + node, overhead_bytes=COBS_BYTES, **channel)  # type: ignore[arg-type]
+        self.channel = Channel(link, Impairments(overhead_bytes=COBS_BYTES, **channel), seed=seed + node)  # type: ignore[arg-type]
         self.objects: dict[bytes, bytes] = {}
         self.events: list[tuple[float, Event]] = []
         self.epoch = 0

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from firmware_sim.world.channel import Channel, Side
+from firmware_sim.world.channel import Channel, Impairments, Side
 from hw_profiles import Link, load_link
 from onboard.wire.config import Identity, Limits, Medium, Security, SessionState
 from onboard.wire.events import (
@@ -220,7 +220,7 @@ class Pair:
         mangle: Callable[[bytes, float], list[bytes]] | None = None,
         **channel: object,
     ) -> None:
-        self.channel = Channel(link, seed=seed, overhead_bytes=COBS_BYTES, **channel)  # type: ignore[arg-type]
+        self.channel = Channel(link, Impairments(overhead_bytes=COBS_BYTES, **channel), seed=seed)  # type: ignore[arg-type]
         limits = limits or Limits()
         self.ground, self.board = (
             PairEnd(
