@@ -1,18 +1,20 @@
-"""One device of a fleet on a virtual clock: the real agent, both ends' real sessions, and the air between.
+"""What plays in a fleet's world: devices, each the real agent behind a real session, and a shared downlink.
 
 Bytes are what a serial port would carry: sealed frames in COBS, whole or not as the channel leaves them.
-Training runs for real; the time that it takes is the board profile's. Nothing here waits or reads a clock.
+Training runs for real; the time that it takes is the board profile's.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 
+from firmware_sim.world.air import AirLink, AirPort
 from firmware_sim.world.channel import SIDES, Channel, Impairments, Side
-from firmware_sim.world.world import TICK_S
+from firmware_sim.world.world import TICK_S, World
 from hw_profiles import Board, Link
 from onboard.agents.federated import HEALTH_EVERY_S, FederatedAgent
 from onboard.agents.federated_state import FederatedState
@@ -21,19 +23,23 @@ from onboard.config import GROUND, LinkEnd, NodeConfig
 from onboard.data.loading import Images
 from onboard.learn.graph import TrainGraph
 from onboard.mission.health import State
+from onboard.mission.objects import MODEL
 from onboard.runtime.drive import Drive
 from onboard.storage.boot_counter import count_start
 from onboard.storage.journal import Journal
 from onboard.trainer.in_process import LocalTrainer
+from onboard.wire.broadcast import Broadcast
 from onboard.wire.config import Identity, Medium, Security, SessionState
-from onboard.wire.events import Event
+from onboard.wire.events import Event, GroupAnswer
 from onboard.wire.framing import cobs
+from onboard.wire.framing.frame import BROADCAST
+from onboard.wire.security.seal import Sealer
 from onboard.wire.session import Session
 
 NEVER_S = 1e9  # a virtual board loses no power: its checkpoints would only cost real time
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
     """A seat in the fleet: who sits there, on which board and link, with which images."""
 
@@ -42,7 +48,12 @@ class Place:
     link: Link
     images: Images
     key: bytes
-    folder: Path  # the board's journal
+    group_key: bytes | None
+    """Of the downlink that it hears with others."""
+    fates: int
+    """With the number of a boot, the seed of what becomes of its frames."""
+    folder: Path
+    """The board's journal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,93 +75,80 @@ class DeviceUsage:
 
 
 class Device:
-    """A board that is awake, and the ground's end of its link.
+    """A board that is awake, and the ground's end of its link: one party of the fleet's world.
 
     It boots when it is made, and is let go of when `resting`; what it must know the next time is in its
-    journal. `boot`: one more at each boot of this node; with `seed` it names the fate of every frame.
-    `epoch`: of the ground's frames, likewise. `gone`: no contact opens as long as it is awake. `group_key`:
-    of the downlink that it hears with others.
+    journal. `boot`: one more at each boot of this node; `epoch`: of the ground's frames, likewise. `gone`: no
+    contact opens as long as it is awake. `tell`: is handed what the ground's end learns.
     """
 
     def __init__(
-        self,
-        place: Place,
-        graphs: Callable[[str], TrainGraph],
-        *,
-        boot: int,
-        epoch: int,
-        seed: int,
-        gone: bool,
-        now: float,
-        group_key: bytes | None = None,
-    ) -> None:
-        self.place = place
-        self.gone = gone
+        self, place: Place, world: World, graphs: Callable[[str], TrainGraph],
+        tell: Callable[[Device, Event], None], *, boot: int, epoch: int, gone: bool,
+    ) -> None:  # fmt: skip
+        self.place, self.gone = place, gone
+        self._world, self._tell = world, tell
+        now, link, node = world.now, place.link, place.node
         journal = Journal(place.folder, FederatedState)
         known = count_start(journal, [GROUND])
-        link, key, node = place.link, place.key, place.node
         self.ground = Session(
-            Identity(GROUND, node, primary=True),
-            Medium(link),
-            Security(key),
-            SessionState(epoch=epoch),
-            now=now,
-        )
+            Identity(GROUND, node, primary=True), Medium(link), Security(place.key),
+            SessionState(epoch=epoch), now=now,
+        )  # fmt: skip
         self._board = Session(
-            Identity(node, GROUND, primary=False),
-            Medium(link),
-            Security(key, group_key=group_key),
-            SessionState(epoch=known.links[GROUND].epoch),
-            now=now,
-        )
+            Identity(node, GROUND, primary=False), Medium(link),
+            Security(place.key, group_key=place.group_key),
+            SessionState(epoch=known.links[GROUND].epoch), now=now,
+        )  # fmt: skip
         ledger = ResourceUsage(place.board, link, now)
         trainer = LocalTrainer(place.images, graphs)
         self.agent = FederatedAgent(_config(place), self._board, journal, known, ledger, trainer)
         self._drive = Drive(self.agent, Pace(place.board.cpu_share, place.board.train_flops), now)
-        fates = (seed * 256 + node) * 65536 + boot
-        self._channel = Channel(link, Impairments(windows=() if gone else None), seed=fates)
-        self._ports: dict[Side, _Port] = {side: _Port(link) for side in SIDES}
+        impairments = Impairments(windows=() if gone else None)
+        self._air = AirLink(world, Channel(link, impairments, seed=place.fates * 65536 + boot))
+        self._ports = {side: AirPort(side, link, partial(self._air.send, side)) for side in SIDES}
+        for side, port in self._ports.items():
+            self._air.connect(side, port.hear, self)
         self._overheard = DeviceUsage()
         self._health_at = now
         self.agent.resume(now)
+        world.add(self)
 
-    def hear(self, now: float) -> list[Event]:
-        """All that is due now but speaking: frames that arrive, timers, a training step. Returns what the
-        ground's end learns."""
-        events: list[Event] = []
-        for side, sent in self._channel.due(now):
-            for frame in self._ports[side].frames(sent):
-                if side == "ground":
-                    events += self.ground.receive(frame, now)
-                else:
-                    self._tell(self._board.receive(frame, now), now)
-        events += self.ground.tick(now)
-        self._tell(self._board.tick(now), now)
+    def act(self, now: float) -> None:
+        told: list[Event] = []
+        for frame in self._ports["ground"].read():
+            told += self.ground.receive(frame, now)
+        for frame in self._ports["board"].read():
+            self._handle(self._board.receive(frame, now), now)
+        told += self.ground.tick(now)
+        self._handle(self._board.tick(now), now)
         if now >= self._health_at:
             self.agent.housekeeping(now)
             self._health_at = now + HEALTH_EVERY_S
         self._drive.turn(now, lambda: now)
-        return events
-
-    def overhear(self, sent: bytes, now: float) -> None:
-        """The ground speaks to all: it is on this device's air, and not in what the device `spent`."""
-        before = self._channel.counters("ground")
-        self._channel.send("ground", sent, now)
-        after = self._channel.counters("ground")
-        airtime_s = after.airtime_s - before.airtime_s
-        self._overheard += DeviceUsage(bytes_down=after.bytes - before.bytes, airtime_down_s=airtime_s)
-
-    def speak(self, now: float) -> None:
-        """Puts on the air what both ends have to say now."""
+        for event in told:
+            self._tell(self, event)
         ends: tuple[tuple[Side, Session], ...] = (("ground", self.ground), ("board", self._board))
         for side, session in ends:
-            while (frame := session.transmit(now)) is not None:
-                self._channel.send(side, cobs.encode(frame), now)
+            while (spoken := session.transmit(now)) is not None:
+                self._ports[side].write(spoken)
 
     def wakeup(self, now: float) -> float:
-        """When `hear` and `speak` next have something to do; always after `now`."""
-        ends = min(self.ground.wakeup(now), self._board.wakeup(now), self._drive.wakeup())
-        return max(now + TICK_S, min(self._channel.next_due(), ends, self._health_at))
+        ends = min(self.ground.wakeup(now), self._board.wakeup(now))
+        return min(ends, self._drive.wakeup(), self._health_at)
+
+    def leave(self) -> None:
+        """The device sleeps."""
+        self._world.remove(self)
+        self._world.remove(self._air)
+
+    def overhear(self, wire: bytes) -> None:
+        """The ground speaks to all: it is on this device's air, and not in what the device `spent`."""
+        before = self._air.channel.counters("ground")
+        self._air.send("ground", wire)
+        after = self._air.channel.counters("ground")
+        airtime_s = after.airtime_s - before.airtime_s
+        self._overheard += DeviceUsage(bytes_down=after.bytes - before.bytes, airtime_down_s=airtime_s)
 
     def resting(self, now: float) -> bool:
         """Whether neither end has anything left to do for the other."""
@@ -159,7 +157,7 @@ class Device:
 
     def spent(self, now: float) -> DeviceUsage:
         """Since its boot, on its own link."""
-        up, down = self._channel.counters("board"), self._channel.counters("ground")
+        up, down = self._air.channel.counters("board"), self._air.channel.counters("ground")
         energy_j = self.agent.ledger.energy_j(now, self._board.airtime_s)
         return DeviceUsage(up.bytes, down.bytes, up.airtime_s, down.airtime_s, energy_j) - self._overheard
 
@@ -167,40 +165,69 @@ class Device:
         """Share of the training that is done, 0 to 1."""
         return 0.0 if self.agent.work is None else self.agent.work.progress
 
-    def _tell(self, events: list[Event], now: float) -> None:
+    def _handle(self, events: list[Event], now: float) -> None:
         for event in events:
             self.agent.hear(event, now)
 
 
-class _Port:
-    """The hearing half of a serial port: a stream of bytes becomes frames, and what is none is dropped."""
+class Downlink:
+    """The ground's transmitter that all devices of a round hear: a model goes out once, and is counted once.
 
-    def __init__(self, link: Link) -> None:
-        self._splitter = cobs.Splitter(link.mtu_bytes)
+    The bytes are real broadcast frames under the fleet's group key. Each device gets them by `spread`, over
+    its own air, with its own losses; it answers on its own link, when it is asked.
+    """
 
-    def frames(self, stream: bytes) -> list[bytes]:
-        """The frames that these bytes complete. What bit errors broke is missed by the session."""
-        whole = []
-        for chunk in self._splitter.feed(stream):
-            with contextlib.suppress(cobs.BadCobs):
-                whole.append(cobs.decode(chunk))
-        return whole
+    def __init__(self, world: World, link: Link, group_key: bytes, spread: Callable[[bytes], None]) -> None:
+        self.used = DeviceUsage()  # by all broadcasts so far
+        self._world, self._link, self._spread = world, link, spread
+        self._sealer = Sealer(group_key, source=GROUND, destination=BROADCAST, epoch=1)
+        self._broadcast: Broadcast | None = None
+        world.add(self)
+
+    def offer(self, model: bytes, listeners: Iterable[int]) -> None:
+        """Puts a round's model on its way to these nodes, in place of what was on its way before."""
+        medium, now = Medium(self._link), self._world.now
+        self._broadcast = Broadcast(MODEL, model, listeners, sealer=self._sealer, medium=medium, now=now)
+        self._world.wake(self)
+
+    def handle(self, node: int, answer: GroupAnswer) -> list[Event]:
+        """A device's answer, which came over its own link."""
+        if self._broadcast is None:
+            return []
+        events = self._broadcast.handle(node, answer, self._world.now)
+        self._world.schedule(self, max(self.wakeup(self._world.now), self._world.now + TICK_S))
+        return events
+
+    def stop(self) -> None:
+        """Whoever still lacks the object need not have it."""
+        if self._broadcast is not None:
+            self._broadcast.cancel(self._world.now)
+            self._world.wake(self)
+
+    def act(self, now: float) -> None:
+        broadcast = self._broadcast
+        if broadcast is None:
+            return
+        before_s, sent_bytes = broadcast.airtime_s, 0
+        broadcast.tick(now)
+        while (frame := broadcast.transmit(now)) is not None:
+            wire = cobs.encode(frame)
+            sent_bytes += len(wire)
+            self._spread(wire)
+        self.used += DeviceUsage(bytes_down=sent_bytes, airtime_down_s=broadcast.airtime_s - before_s)
+        if broadcast.over:
+            self._broadcast = None
+
+    def wakeup(self, now: float) -> float:
+        return math.inf if self._broadcast is None else self._broadcast.wakeup(now)
 
 
 def _config(place: Place) -> NodeConfig:
     """What NODE.toml would say of this device."""
+    board, folder = place.board, place.folder
     return NodeConfig(
-        path=place.folder / "node.toml",
-        id=place.node,
-        name=f"device-{place.node}",
-        board=place.board,
-        ground=LinkEnd(link=place.link, port="", key_path=place.folder / "node.key"),
-        state=place.folder,
-        data_source="",
-        data_folder=None,
-        data_shape=place.images.shape,
-        data_rows=None,
-        cpu_share=place.board.cpu_share,
-        memory_bytes=place.board.agent_memory_bytes,
-        checkpoint_s=NEVER_S,
-    )
+        path=folder / "node.toml", id=place.node, name=f"device-{place.node}", board=board, state=folder,
+        ground=LinkEnd(link=place.link, port="", key_path=folder / "node.key"),
+        data_source="", data_folder=None, data_shape=place.images.shape, data_rows=None,
+        cpu_share=board.cpu_share, memory_bytes=board.agent_memory_bytes, checkpoint_s=NEVER_S,
+    )  # fmt: skip

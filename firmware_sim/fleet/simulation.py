@@ -14,14 +14,13 @@ from itertools import count
 from pathlib import Path
 from random import Random
 
-from firmware_sim.fleet.device import Device, DeviceUsage, Place
-from firmware_sim.fleet.downlink import Downlink
+from firmware_sim.fleet.device import Device, DeviceUsage, Downlink, Place
 from firmware_sim.fleet.result import RoundResult
 from firmware_sim.runs.live import RunProgress
-from firmware_sim.world.world import TICK_S
+from firmware_sim.world.world import World
 from hw_profiles import Board, Link
 from onboard.codec.pack import unpack
-from onboard.config import GROUND, NODE_IDS
+from onboard.config import NODE_IDS
 from onboard.data.loading import Images
 from onboard.learn.federated.rounds import Round, RoundState, UpdateFate, choose, finished
 from onboard.learn.graph import InferGraph, TrainGraph, evaluate
@@ -112,6 +111,7 @@ class Fleet:
             deadline_s=settings.deadline_s, training=settings.training,
         )  # fmt: skip
         self._server = Server(terms, train, staleness=settings.staleness)
+        group_key = _digest("group", settings.seed) if settings.shared_downlink else None
         self._places = {
             node: Place(
                 node=node,
@@ -119,21 +119,23 @@ class Fleet:
                 link=settings.links[(node - 1) % len(settings.links)],
                 images=images,
                 key=_digest("key", settings.seed, node),
+                group_key=group_key,
+                fates=settings.seed * 256 + node,
                 folder=folder / str(node),
             )
             for node, images in enumerate(shares, start=1)
         }
         if len(self._places) != settings.devices:
             raise FleetError(f"{settings.devices} devices, {len(self._places)} shares of images")
-        self._group_key = _digest("group", settings.seed) if settings.shared_downlink else None
-        self._downlink = Downlink(settings.links[0], self._group_key) if self._group_key else None
         self._awake: dict[int, Device] = {}
-        self._wake_s: dict[int, float] = {}  # by node, and GROUND for the shared downlink
+        self._world = World()
+        self._downlink = None
+        if group_key is not None:
+            self._downlink = Downlink(self._world, settings.links[0], group_key, self._spread)
         self._boots: dict[int, int] = {}
         self._earlier_boots = 0  # of each device, at most, in runs before this one
         self._askings: dict[int, int] = {}  # of the round in hand, by node
         self._questions: dict[int, bytes] = {}  # digests of what they were asked
-        self._now = 0.0
         self._booked = DeviceUsage()  # of devices that sleep again
         self._told = DeviceUsage()  # of all rounds that are over
         self._round: Round | None = None
@@ -145,7 +147,7 @@ class Fleet:
         Devices then wake up with empty disks: what a straggler still had to say is lost.
         """
         self.results, self.packed = list(results), packed
-        self._now = self.results[-1].clock_s
+        self._world.now = self.results[-1].clock_s
         # As many boots as an uninterrupted run can have made, so that no fate of the air is drawn twice.
         self._earlier_boots = EMPTY_TRIES * len(self.results)
         self._boots = dict.fromkeys(self._places, self._earlier_boots)
@@ -177,7 +179,7 @@ class Fleet:
             for happening in count():
                 if this.judge(self._now).closed:
                     break
-                self._advance(this.deadline_s)
+                self._world.advance(this.deadline_s)
                 if happening % TELL_EVERY == 0:
                     yield RunProgress(number, self._done(this), self._now)
             if this.verdict is not RoundState.EMPTY:
@@ -210,10 +212,11 @@ class Fleet:
             if epoch > MAX_EPOCH:
                 raise FleetError(f"device {node} has booted {MAX_EPOCH} times: go on in another run")
             self._awake[node] = Device(
-                self._places[node], self._graph, boot=self._boots[node], epoch=epoch, seed=self.settings.seed,
-                gone=gone, now=self._now, group_key=self._group_key,
+                self._places[node], self._world, self._graph, self._handle,
+                boot=self._boots[node], epoch=epoch, gone=gone,
             )  # fmt: skip
-        self._wake_s[node] = self._now
+        else:
+            self._world.wake(self._awake[node])
 
     def _ask(self, model: bytes, nodes: Iterable[int]) -> None:
         """Asks each of them for the round, as often as its training came to nothing before; on a shared
@@ -228,9 +231,8 @@ class Fleet:
     def _offer(self, model: bytes, nodes: Iterable[int]) -> None:
         """Puts the round's model on its way: to each of them, or once to all."""
         if self._downlink is not None:
-            self._downlink.offer(model, nodes, self._now)
+            self._downlink.offer(model, nodes)
             self._questions |= dict.fromkeys(nodes, digest(MODEL, model))
-            self._wake_s[GROUND] = self._now
             return
         for node in nodes:
             self._questions[node] = self._awake[node].ground.offer(MODEL, model, self._now)
@@ -238,17 +240,16 @@ class Fleet:
     def _close(self, this: Round) -> None:
         """Whoever is still asked need not answer; those that answered are told so, and sleep."""
         if self._downlink is not None:
-            self._downlink.stop(self._now)
-            self._wake_s[GROUND] = self._now
-        for node, device in self._awake.items():
+            self._downlink.stop()
+        for device in self._awake.values():
             for name in device.ground.outgoing:
                 device.ground.cancel(name, self._now)
-            self._wake_s[node] = self._now
+            self._world.wake(device)
         until_s = self._now + self.settings.deadline_s
         while self._now < until_s and any(
             node in self._awake and not self._awake[node].resting(self._now) for node in this.answered
         ):
-            self._advance(until_s)
+            self._world.advance(until_s)
         for node, device in list(self._awake.items()):
             if device.gone or device.resting(self._now):
                 self._let_go(node)
@@ -261,7 +262,7 @@ class Fleet:
         *_, score = evaluate(self._infer, server.weights(self.packed), self._test.x, self._test.y)
         total = sum((device.spent(self._now) for device in self._awake.values()), self._booked)
         if self._downlink is not None:
-            total += DeviceUsage(bytes_down=self._downlink.bytes, airtime_down_s=self._downlink.airtime_s)
+            total += self._downlink.used
         spent, self._told = total - self._told, total
         self.results.append(
             RoundResult(
@@ -288,43 +289,26 @@ class Fleet:
         )
         self._round = None
 
-    # the clock
+    # what devices and the ground's ends of their links say
 
-    def _advance(self, until_s: float) -> None:
-        """Goes to the next time at which a device has something to do, but not past `until_s`; it does it."""
-        node = min(self._wake_s, key=self._wake_s.__getitem__, default=None)
-        if node is None or self._wake_s[node] > until_s:
-            self._now = until_s
-            return
-        self._now = max(self._now, self._wake_s[node])
-        if node == GROUND:
-            self._broadcast()
-            return
-        device = self._awake[node]
-        for event in device.hear(self._now):
-            self._hear(device, event)
-        device.speak(self._now)
-        self._wake_s[node] = device.wakeup(self._now)
+    @property
+    def _now(self) -> float:
+        return self._world.now
 
-    def _broadcast(self) -> None:
-        """The shared downlink's turn: all that are awake hear it."""
-        assert self._downlink is not None, "no downlink is shared"
-        for sent in self._downlink.speak(self._now):
-            for node, device in self._awake.items():
-                device.overhear(sent, self._now)
-                self._wake_s[node] = min(self._wake_s[node], device.wakeup(self._now))
-        self._wake_s[GROUND] = max(self._downlink.wakeup(self._now), self._now + TICK_S)
+    def _spread(self, wire: bytes) -> None:
+        """All that are awake hear the shared downlink."""
+        for device in self._awake.values():
+            device.overhear(wire)
 
-    def _hear(self, device: Device, event: Event) -> None:
-        """What the ground's end of a link says."""
+    def _handle(self, device: Device, event: Event) -> None:
+        """Takes what the ground's end of a link says."""
         if isinstance(event, Arrived):
             self._take(device, event)
         elif isinstance(event, Cancelled) and event.digest == self._questions.get(device.place.node):
             self._lose(device.place.node)
         elif isinstance(event, GroupAnswer) and self._downlink is not None:
-            for told in self._downlink.hear(device.place.node, event, self._now):
-                self._hear(device, told)
-            self._wake_s[GROUND] = max(self._downlink.wakeup(self._now), self._now + TICK_S)
+            for told in self._downlink.handle(device.place.node, event):
+                self._handle(device, told)
         elif isinstance(event, Message):
             try:
                 health = decode_health(event.payload)
@@ -365,7 +349,7 @@ class Fleet:
         """The device sleeps; what it took is booked."""
         if (device := self._awake.pop(node, None)) is not None:
             self._booked += device.spent(self._now)
-            del self._wake_s[node]
+            device.leave()
 
     def _graph(self, name: str) -> TrainGraph:
         """All devices run the one graph that is loaded."""
