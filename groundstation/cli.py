@@ -18,7 +18,7 @@ from onboard.console.log import Format, start
 from onboard.console.toml import ConfigError
 from onboard.learn.networks import described
 from onboard.mission.commands import COMMANDS
-from onboard.storage.private import keep_private
+from onboard.storage.keys import keep_private
 
 _FOLDER = click.Path(path_type=Path)
 
@@ -329,7 +329,7 @@ def links(folder: Path, as_json: bool, once: bool) -> None:
       groundstation links mission --once --json | jq '.links[].objects'
     """
     from groundstation.views.links import links_picture
-    from onboard.monitor.screen import follow
+    from onboard.monitor.render import follow
     from onboard.monitor.status_socket import NobodyThere
 
     try:

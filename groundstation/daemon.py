@@ -26,7 +26,7 @@ from onboard.learn.graph import InferGraph, TrainGraph
 from onboard.link.recorder import Recorder
 from onboard.runtime.endpoint import Endpoint, tell_exposures
 from onboard.runtime.loop import Loop
-from onboard.storage.journal import sole_user
+from onboard.storage.files import sole_user
 from onboard.wire.events import Event
 
 log = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ from onboard.console.toml import checked
 from onboard.data.loading import check_source
 from onboard.learn.graph import TrainGraph
 from onboard.link import BadUrl, facts_of
-from onboard.storage.journal import sole_user, sync_folder, write_durably
+from onboard.storage.files import sole_user, sync_folder, write_durably
 from onboard.storage.keys import load_keys, new_key, newest, replace_keys, roll, save_key
 
 NODE_KEYS = ("board", "link", "port", "board_port", "data", "cpu_share", "encrypt")

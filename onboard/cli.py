@@ -15,7 +15,7 @@ from onboard.console.errors import OneLineErrors, fail
 from onboard.console.extras import require
 from onboard.console.log import Format, say, start
 from onboard.console.toml import ConfigError
-from onboard.storage.private import keep_private
+from onboard.storage.keys import keep_private
 
 if TYPE_CHECKING:  # numpy comes with the first command that needs it: --help and a wrong key answer at once
     from onboard.board.budget import Pace
@@ -138,8 +138,7 @@ def link(node_toml: Path, as_json: bool, once: bool) -> None:
       onboard link node.toml
       onboard link node.toml --once --json | jq .link.objects
     """
-    from onboard.monitor.render import board_picture, gossip_picture
-    from onboard.monitor.screen import follow
+    from onboard.monitor.render import board_picture, follow, gossip_picture
     from onboard.monitor.status_socket import NobodyThere
 
     try:
@@ -200,7 +199,7 @@ def _run_board(
     """A node with a link to the ground; it trains in a child process. Raises ConfigError, BadKey, OSError."""
     from onboard.data.shard import shard_of
     from onboard.runtime.federated import board_agent, carry
-    from onboard.storage.journal import sole_user
+    from onboard.storage.files import sole_user
     from onboard.trainer.process import BadImages, ProcessTrainer
 
     trainer = ProcessTrainer(shard_of(config), config.memory_bytes)
@@ -222,7 +221,8 @@ def _run_gossip(
     from onboard.data.loading import DataError
     from onboard.data.shard import images_of, inspection_of, shard_of
     from onboard.runtime.gossip import carry_gossip, gossip_node
-    from onboard.storage.journal import sole_user, was_started
+    from onboard.storage.files import sole_user
+    from onboard.storage.journal import was_started
 
     try:
         images = found = None

@@ -15,20 +15,26 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from onboard.board.budget import AGENT_BYTES
 from onboard.config import GROUND, GossipConfig, LinkEnd, NodeConfig, OwnConfig
 from onboard.console.toml import ConfigError
 from onboard.data.inspection import most_classes
 from onboard.data.shard import inspection_of, shard_of
 from onboard.learn.graph import GraphError, TrainGraph
 from onboard.learn.networks import NETWORKS
+from onboard.learn.training import BoardTraining
 from onboard.link import facts_of, open_port
+from onboard.mission.health import Failure
+from onboard.mission.objects import Task, encode_object
 from onboard.runtime.contact_plan import ContactPlan
-from onboard.storage.keys import BadKey, load_keys
-from onboard.storage.private import exposure
-from onboard.trial import fitting, tried
+from onboard.storage.keys import BadKey, exposure, load_keys
+from onboard.trainer.job import Failed, Job, Report, TrainingDone
+from onboard.trainer.process import ProcessTrainer
 from onboard.wire.medium.contacts import Contacts
 
 REFUSAL_WITHIN_S = 0.3  # how soon a terminal server says that its port is taken
+BATCHES = 2  # an epoch of the trial
+MARGIN_BYTES = 4 * 2**20  # rounds differ: with 80 MiB one of two has trained
 FREE_DISK_BYTES = 64 * 2**20  # spool, two models and a checkpoint of LeNet-5 take 12 MB; with room to grow
 
 
@@ -140,9 +146,53 @@ def _memory(config: NodeConfig | GossipConfig) -> str:
     if available < config.memory_bytes:
         raise ValueError(f"{_mb(available)} are free, the budget is {_mb(config.memory_bytes)}")
     trains = isinstance(config, NodeConfig) or config.gossip.trains
-    needs = [tried(config, graph) for graph in fitting(config)] if trains else []
+    needs = [_tried(config, graph) for graph in _fitting(config)] if trains else []
     needs = needs or ["no model was tried" if trains else "this node trains nothing"]
     return f"{'; '.join(needs)}; {_mb(config.memory_bytes)} are allowed, {_mb(available)} are free"
+
+
+def _fitting(config: OwnConfig) -> list[TrainGraph]:
+    """The models that this node may be asked to train: that of its gossip, or all that take its images.
+    Raises GraphError."""
+    if isinstance(config, GossipConfig):
+        return [TrainGraph.load(config.model)] if not config.model.endswith(".onnx") else []
+    graphs = [TrainGraph.load(name) for name in NETWORKS]
+    return [graph for graph in graphs if graph.input_shape == config.data_shape]
+
+
+def _tried(config: OwnConfig, graph: TrainGraph) -> str:
+    """What a round of a mission's defaults takes with this model. Raises MemoryError where the budget is too
+    small, and GraphError where it fails for another reason but the images."""
+    batch = config.gossip.batch_size if isinstance(config, GossipConfig) else BoardTraining().batch_size
+    task = Task(
+        mission=bytes(8), round=1, model=graph.name, graph=graph.digest, seed=0, weights="seed",
+        training=BoardTraining(epochs=1, pretrain_epochs=1, batch_size=batch), deadline_s=1.0,
+    )  # fmt: skip
+    trainer = ProcessTrainer(shard_of(config), first=BATCHES * batch)
+    report = _run(trainer, Job(model=encode_object(task, b""), node=config.id), config.memory_bytes)
+    if isinstance(report, TrainingDone):
+        took = AGENT_BYTES + report.peak_bytes + MARGIN_BYTES
+        return f"{graph.name} takes {_mb(took)} with batches of {batch}"
+    if report.failure == Failure.MEMORY:
+        raise MemoryError(f"{graph.name} does not fit with batches of {batch}: {report.why}")
+    if report.failure == Failure.DATA:
+        return f"{graph.name} was not tried, as the images cannot be used"
+    raise GraphError(f"{graph.name} cannot be trained: {report.why}")
+
+
+def _run(trainer: ProcessTrainer, job: Job, budget_bytes: int) -> TrainingDone | Failed:
+    """Trains in small, under the board's real limit: with what the budget leaves beside an agent."""
+    trainer.begin(job, max(0, budget_bytes - AGENT_BYTES - MARGIN_BYTES))
+    try:
+        while True:
+            select.select(trainer.fds, [], [])
+            last: Report
+            for last in trainer.reports():
+                if isinstance(last, TrainingDone | Failed):
+                    return last
+                trainer.step()
+    finally:
+        trainer.stop()
 
 
 def _mb(count: int) -> str:

@@ -25,8 +25,7 @@ from onboard.learn.graph import TrainGraph
 from onboard.mission.health import State
 from onboard.mission.objects import MODEL
 from onboard.runtime.drive import Drive
-from onboard.storage.boot_counter import count_start
-from onboard.storage.journal import Journal
+from onboard.storage.journal import Journal, count_start
 from onboard.trainer.in_process import LocalTrainer
 from onboard.wire.broadcast import Broadcast
 from onboard.wire.config import Identity, Medium, Security, SessionState

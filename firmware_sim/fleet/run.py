@@ -20,7 +20,7 @@ from onboard.data import loading
 from onboard.data.loading import Images
 from onboard.learn.federated.rounds import finished
 from onboard.learn.graph import InferGraph, TrainGraph
-from onboard.storage.journal import write_durably
+from onboard.storage.files import write_durably
 
 Split = Literal["iid", "dirichlet"]
 NAMES = RecordNames(asked="fleet.json", results="rounds.jsonl", state="model-*.bin")

@@ -22,7 +22,7 @@ from firmware_sim.world.disk import scratch
 from onboard.data import loading
 from onboard.data.loading import Images
 from onboard.learn.graph import InferGraph, TrainGraph
-from onboard.storage.journal import write_durably
+from onboard.storage.files import write_durably
 
 NAMES = RecordNames(asked="ring.json", results="epochs.jsonl", state="state-*")
 

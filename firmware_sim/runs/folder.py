@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from onboard.storage.journal import LOCK, replace_durably, sole_user
+from onboard.storage.files import LOCK, replace_durably, sole_user
 
 
 class FolderError(ValueError):

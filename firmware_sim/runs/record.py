@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from firmware_sim.runs import folder as run_folder
-from onboard.storage.journal import replace_durably
+from onboard.storage.files import replace_durably
 
 R = TypeVar("R")
 

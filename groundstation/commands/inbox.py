@@ -17,8 +17,14 @@ from msgspec import Meta
 
 from onboard.console.log import say
 from onboard.mission.commands import MAX_BYTES, Command, Name, Value
-from onboard.storage.files import NotAFile, clear_the_way_of_folder, free_name, read_file
-from onboard.storage.journal import replace_durably, sync_folder
+from onboard.storage.files import (
+    NotAFile,
+    clear_the_way,
+    free_name,
+    read_file,
+    replace_durably,
+    sync_folder,
+)
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +55,7 @@ class CommandInbox:
 
     def put(self, request: CommandRequest) -> None:
         """Queues a command, durably on return. Raises OSError."""
-        clear_the_way_of_folder(self._folder)
+        clear_the_way(self._folder, "folder")
         if not self._folder.exists():
             self._folder.mkdir(exist_ok=True)
             sync_folder(self._folder.parent)

@@ -22,8 +22,7 @@ from groundstation.store.ledger import TABLES, Findings, Ledger, examine
 from groundstation.store.schema import APPLICATION_ID, make_new
 from groundstation.store.witness import ProgressWitness
 from onboard.console.log import say
-from onboard.storage.files import cleared
-from onboard.storage.journal import sync_folder
+from onboard.storage.files import cleared, sync_folder
 from onboard.wire.security.seal import MAX_EPOCH
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from groundstation.store.command_table import CommandTable
 from groundstation.store.database import Database, StoreBusy, StoreDamaged, StoreError, StoreForeign
 from groundstation.store.pruning import LATEST, prune
 from onboard.mission.objects import UPDATE
-from onboard.storage.boot_counter import LinkState
+from onboard.storage.journal import LinkState
 from onboard.wire.events import QuotaUsage
 from onboard.wire.messages import digest
 from onboard.wire.security.seal import next_epoch

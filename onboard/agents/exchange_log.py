@@ -36,8 +36,7 @@ from onboard.console.log import say
 from onboard.learn.gossip.algorithms import GossipAlgorithm
 from onboard.learn.gossip.exchange import Message
 from onboard.mission.objects import GOSSIP
-from onboard.storage.files import clear_the_way, clear_the_way_of_folder, read_file
-from onboard.storage.journal import replace_durably
+from onboard.storage.files import clear_the_way, read_file, replace_durably
 from onboard.wire.messages import digest
 
 log = logging.getLogger(__name__)
@@ -68,7 +67,7 @@ class ExchangeLog:
     """
 
     def __init__(self, folder: Path) -> None:
-        clear_the_way_of_folder(folder)
+        clear_the_way(folder, "folder")
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self._told = set[str]()  # names of damaged files

@@ -13,7 +13,17 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from onboard.agents.federated_state import DEPLOYED, MODEL, UPDATE, FederatedState, kept_object
+from onboard.agents.federated_state import (
+    CHECKPOINT,
+    DEPLOYED,
+    MODEL,
+    UPDATE,
+    FederatedState,
+    fetch_checkpoint,
+    kept_object,
+    sealed,
+    training_name,
+)
 from onboard.board import health
 from onboard.board.budget import ResourceUsage
 from onboard.config import NodeConfig
@@ -21,7 +31,6 @@ from onboard.console.log import say
 from onboard.mission import commands, objects
 from onboard.mission.health import Failure, Health, State, encode_health, failure_name
 from onboard.mission.objects import Task, Update
-from onboard.storage.checkpoint import CHECKPOINT, fetch_checkpoint, keep_checkpoint, training_name
 from onboard.storage.journal import Journal
 from onboard.trainer.job import Begun, Failed, Job, Report, Stepped, Trainer, TrainingDone
 from onboard.wire import messages
@@ -242,13 +251,9 @@ class FederatedAgent:
         """Gives the trainer the round's model, and the checkpoint of an earlier run if there is one."""
         name = training_name(self.known.question, self.config.id)
         self.work = Work(
-            task=task,
-            name=name,
-            started_s=now,
-            started_j=self._spent_j(now),
-            cpu_s=self.known.cpu_s,
+            task, name, started_s=now, started_j=self._spent_j(now), cpu_s=self.known.cpu_s,
             checkpoint_due_s=now + self.config.checkpoint_s,
-        )
+        )  # fmt: skip
         checkpoint = fetch_checkpoint(self.journal, name)
         self.trainer.begin(Job(model=model, node=self.config.id, checkpoint=checkpoint))
 
@@ -308,7 +313,7 @@ class FederatedAgent:
     def _checkpoint(self, work: Work, state: bytes, now: float) -> None:
         """Makes progress durable at an epoch's end. A full disk costs the checkpoint, not the training."""
         try:
-            keep_checkpoint(self.journal, work.name, state)
+            self.journal.keep(CHECKPOINT, sealed(work.name, state))
             spent_j = self._spent_j(now)
             self.known.train_s += now - work.started_s
             self.known.energy_j += spent_j - work.started_j
@@ -346,15 +351,10 @@ class FederatedAgent:
     def _update(self, work: Work, done: TrainingDone, now: float) -> bytes:
         """Returns the update with its header. Raises ValueError for a value that the header cannot hold."""
         update = Update(
-            mission=work.task.mission,
-            round=work.task.round,
-            node=self.config.id,
-            samples=done.samples,
-            loss=done.loss,
-            train_s=self.known.train_s + now - work.started_s,
-            cpu_s=work.cpu_s,
+            mission=work.task.mission, round=work.task.round, node=self.config.id, samples=done.samples,
+            loss=done.loss, train_s=self.known.train_s + now - work.started_s, cpu_s=work.cpu_s,
             energy_j=self.known.energy_j + self._spent_j(now) - work.started_j,
-        )
+        )  # fmt: skip
         return objects.encode_object(update, done.packed)
 
     def _stop_work(self, now: float) -> None:

@@ -7,21 +7,77 @@ there) stands for an effect.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import struct
+from hashlib import blake2s
 
-from onboard.agents.command_log import CommandLog
+import msgspec
+
 from onboard.console.log import say
+from onboard.mission.commands import Command, CommandResult, CommandTarget, encode_result, run_command
 from onboard.mission.health import State
-from onboard.storage.boot_counter import JournalState
-from onboard.storage.checkpoint import CHECKPOINT
-from onboard.storage.journal import Journal
-from onboard.wire import messages
+from onboard.mission.objects import RESULT
+from onboard.storage.journal import Journal, JournalState
+from onboard.wire.messages import BadMessage, digest
 from onboard.wire.security.seal import NO_SALT
 
 log = logging.getLogger(__name__)
 
-MODEL, UPDATE, DEPLOYED = "model.bin", "update.bin", "deployed.bin"
+MODEL, UPDATE, DEPLOYED, CHECKPOINT = "model.bin", "update.bin", "deployed.bin", "training.npz"
 KEPT = (MODEL, UPDATE, CHECKPOINT, DEPLOYED)
+REMEMBERED = 64  # the ground sends a board one command after the other: an earlier one is never repeated
+MOST_WAITING = 16  # results that the ground does not have
+_SEAL = struct.Struct(">16s16s4s")  # the training's name, BLAKE2s-128 of state and name, magic
+_MAGIC = b"SDT1"
+
+
+class TakenCommand(msgspec.Struct, frozen=True, array_like=True):
+    """What came of a command; `delivered`: the ground has it, and only the outcome is kept."""
+
+    result: CommandResult
+    delivered: bool = False
+
+
+class CommandLog(msgspec.Struct, frozen=True, array_like=True):
+    """The commands that a board has taken, oldest first; those whose result waits come after all others.
+
+    A command that arrives again (its acknowledgement was lost, or the ground went back to an older database)
+    is not run again: what came of it is offered again. A result is kept whole until the ground has it.
+    """
+
+    taken: tuple[TakenCommand, ...] = ()
+
+    @property
+    def waiting(self) -> CommandResult | None:
+        """The oldest result that the ground does not have."""
+        return next((each.result for each in self.taken if not each.delivered), None)
+
+    def run(self, command: Command, target: CommandTarget, now: float) -> CommandLog:
+        """The log after a command arrived, which is run if it never was, as far as the log goes back; its
+        result waits. Raises BadMessage for one that is not taken before a result is delivered."""
+        result = next((each.result for each in self.taken if each.result.command == command.id), None)
+        if result is None:
+            if sum(not each.delivered for each in self.taken) >= MOST_WAITING:
+                raise BadMessage(f"command {command.name}: too many results wait for the ground")
+            result = run_command(command, target, now)
+        if TakenCommand(result) in self.taken:
+            return self
+        others = [each for each in self.taken if each.result.command != command.id]
+        return CommandLog((*others, TakenCommand(result))[-REMEMBERED:])
+
+    def is_about(self, name: bytes) -> bool:
+        """Whether `name` is the digest of the result that waits first."""
+        return self.waiting is not None and digest(RESULT, encode_result(self.waiting)) == name
+
+    def deliver(self) -> CommandLog:
+        """The log after the ground took the result that waited first."""
+        result = self.waiting
+        assert result is not None, "no result waits"
+        why = result.why or "the result was delivered before"
+        kept = TakenCommand(CommandResult(command=result.command, outcome=result.outcome, why=why), True)
+        return CommandLog(tuple(kept if each.result is result else each for each in self.taken))
 
 
 class FederatedState(JournalState, kw_only=True):
@@ -48,7 +104,7 @@ class FederatedState(JournalState, kw_only=True):
         return tuple(digest for digest in (self.model, self.deployed) if digest)
 
 
-def kept_object(journal: Journal[FederatedState], name: str, kind: int, digest: bytes) -> bytes | None:
+def kept_object(journal: Journal[FederatedState], name: str, kind: int, named: bytes) -> bytes | None:
     """The object in the file `name` if it is the one with that digest; None, and a line of log, if it is not:
     gone, cut by a power cut, or on a card that cannot be read."""
     try:
@@ -57,7 +113,58 @@ def kept_object(journal: Journal[FederatedState], name: str, kind: int, digest: 
         content, why = None, str(error) or type(error).__name__
     else:
         why = "gone" if content is None else f"damaged: {len(content)} B that are not what was written"
-    if content is not None and messages.digest(kind, content) == digest:
+    if content is not None and digest(kind, content) == named:
         return content
     say(log, "unreadable", level=logging.ERROR, path=str(journal.folder / name), why=why)
     return None
+
+
+class BadCheckpoint(ValueError):  # noqa: N818 - "bad" says error already
+    """A checkpoint is damaged, or of another training; the text says which in one line."""
+
+
+def training_name(question: bytes, node: int) -> bytes:
+    """16 B that identify the training of `node` on the model with the digest `question`."""
+    return blake2s(question, digest_size=16, salt=node.to_bytes(4, "big")).digest()
+
+
+def sealed(name: bytes, state: bytes) -> bytes:
+    """The content of a checkpoint's file, which a reader of the state's own format accepts.
+
+    A training's state names neither its round nor its node. Restored into another training, it would continue
+    with the wrong weights, and a flipped bit in a weight would be trained upon: hence the training's name and
+    a checksum.
+    """
+    return state + _SEAL.pack(name, _check(state, name), _MAGIC)
+
+
+def opened(name: bytes, content: bytes) -> bytes:
+    """The state in a checkpoint's file, of the training called `name`. Raises BadCheckpoint."""
+    if len(content) < _SEAL.size:
+        raise BadCheckpoint(f"damaged: {len(content)} B")
+    state = content[: -_SEAL.size]
+    of, check, magic = _SEAL.unpack(content[-_SEAL.size :])
+    if magic != _MAGIC or check != _check(state, of):
+        raise BadCheckpoint(f"damaged, or of another version: {len(content)} B that are not what was written")
+    if of != name:
+        raise BadCheckpoint("of another round or node")
+    return state
+
+
+def _check(state: bytes, name: bytes) -> bytes:
+    return blake2s(state + name, digest_size=16).digest()
+
+
+def fetch_checkpoint(journal: Journal[FederatedState], name: bytes) -> bytes | None:
+    """The state of the training called `name`, if the journal's folder has it intact; else None, and a log
+    line if there was anything: that costs the checkpoint, not the training."""
+    try:
+        content = journal.fetch(CHECKPOINT)
+        return None if content is None else opened(name, content)
+    except (OSError, BadCheckpoint, MemoryError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        path = os.fspath(journal.folder / CHECKPOINT)
+        say(log, "checkpoint-dropped", level=logging.WARNING, path=path, why=why or type(error).__name__)
+        with contextlib.suppress(OSError):
+            journal.drop(CHECKPOINT)
+        return None

@@ -26,8 +26,7 @@ import numpy.typing as npt
 from onboard.codec.layout import Floats, Weights
 from onboard.console.log import say
 from onboard.learn.gossip.exchange import LAST_NUMBER
-from onboard.storage.files import clear_the_way, read_file
-from onboard.storage.journal import replace_durably, sync_folder, write_durably
+from onboard.storage.files import clear_the_way, read_file, replace_durably, sync_folder, write_durably
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-from onboard.storage.boot_counter import JournalState
+from onboard.storage.journal import JournalState
 
 
 class GossipPhase(IntEnum):

@@ -8,15 +8,22 @@ import logging
 import math
 import sys
 import time
+from collections.abc import Hashable
 from numbers import Integral, Real
 from typing import Any, Literal
 
 from onboard.console.lines import Lines, descriptor
-from onboard.console.rarely import Rarely
 
 log = logging.getLogger(__name__)
 
 Format = Literal["text", "json"]
+BURST = 20  # lines of one kind that another end can provoke
+EVERY_S = 10.0  # one after the burst
+_MOST_KINDS = 4096
+_CAUSED = frozenset({
+    "in-sight", "out-of-sight", "peer-at", "rekeyed", "result-discarded", "superseded", "update-discarded",
+})  # fmt: skip
+"""Events below the level of a warning that another end can cause."""
 
 
 def start(form: Format, level: int = logging.INFO) -> None:
@@ -37,10 +44,22 @@ def start(form: Format, level: int = logging.INFO) -> None:
     logging.basicConfig(level=level, handlers=[output], force=True)
 
 
-_CAUSED = frozenset({
-    "in-sight", "out-of-sight", "peer-at", "rekeyed", "result-discarded", "superseded", "update-discarded",
-})  # fmt: skip
-"""Events below the level of a warning that another end can cause."""
+class Rarely:
+    """A leaky bucket for each kind of line: a burst, then few, and all are counted."""
+
+    def __init__(self) -> None:
+        self._kinds: dict[Hashable, tuple[float, float, int]] = {}  # level, when, and how many were not said
+
+    def may(self, kind: Hashable, now: float) -> int | None:
+        """None if this line is to be suppressed; else how many of its kind were suppressed since the last
+        one."""
+        level, at, unsaid = self._kinds.pop(kind, (0.0, now, 0))
+        level = max(0.0, level - (now - at) / EVERY_S)
+        says = level <= BURST - 1
+        self._kinds[kind] = (level + 1, now, 0) if says else (level, now, unsaid + 1)
+        if len(self._kinds) > _MOST_KINDS:
+            del self._kinds[next(iter(self._kinds))]  # the one that was wanted longest ago
+        return unsaid if says else None
 
 
 class _Output(logging.Handler):

@@ -6,14 +6,14 @@ can be named by (source, seed, index) and need not travel.
 
 from __future__ import annotations
 
-import contextlib
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from onboard.storage.files import replacing
 
 Pixels = NDArray[np.uint8]
 Labels = NDArray[np.int64]
@@ -157,25 +157,11 @@ def save(path: Path, images: Images) -> None:
 
     Raises `OSError` (a full disk, say) with nothing changed and nothing left behind.
     """
-    fresh = path.with_name(f".{path.name}.part")
-    try:
-        with fresh.open("wb") as file:
-            arrays: dict[str, Any] = {"x": images.x, "y": images.y}
-            if images.named:
-                arrays["classes"] = np.array(images.classes, dtype=np.str_)
-            np.savez_compressed(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            fresh.unlink()
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the new name, too, survives a power cut
-    finally:
-        os.close(folder)
+    arrays: dict[str, Any] = {"x": images.x, "y": images.y}
+    if images.named:
+        arrays["classes"] = np.array(images.classes, dtype=np.str_)
+    with replacing(path) as file:
+        np.savez_compressed(file, **arrays)
 
 
 def _resampling(size: int, needed: int) -> NDArray[np.float64]:

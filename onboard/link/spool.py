@@ -23,7 +23,7 @@ from hashlib import blake2s
 from pathlib import Path
 
 from onboard.console.log import say
-from onboard.storage.files import clear_the_way, clear_the_way_of_folder, open_to_read, read_file, remove_file
+from onboard.storage.files import clear_the_way, open_to_read, read_file, remove_file
 from onboard.wire.messages import DIGEST_BYTES, MAX_FRAGMENTS, fragments_of
 from onboard.wire.transfer.incoming import Incoming, Partial
 
@@ -63,7 +63,7 @@ class Spool:
         self.discarded = 0
         self.limit_bytes = limit_bytes
         self._sizes: dict[bytes, int] = {}
-        clear_the_way_of_folder(folder)
+        clear_the_way(folder, "folder")
         folder.mkdir(parents=True, exist_ok=True)
         self._finished = self._read_finished()
         self._addresses = self._read_addresses()

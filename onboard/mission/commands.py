@@ -1,7 +1,7 @@
 """What the ground may have a board do: the objects that ask and answer, and the handler of each command.
 
 A command is an object, so it survives passes and restarts; a board runs it once, however often it arrives
-(`onboard/agents/command_log.py`), and always answers. To add one, write a function and add its row to
+(`onboard/agents/federated_state.py`), and always answers. To add one, write a function and add its row to
 COMMANDS (docs/extending.md).
 """
 

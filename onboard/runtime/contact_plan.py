@@ -20,8 +20,7 @@ from msgspec import Meta
 from onboard.config import EndId
 from onboard.console.log import say
 from onboard.console.toml import ConfigError, read
-from onboard.storage.files import read_file
-from onboard.storage.journal import replace_durably
+from onboard.storage.files import read_file, replace_durably
 from onboard.wire.medium.contacts import Contacts, Window
 from onboard.wire.session import Session
 

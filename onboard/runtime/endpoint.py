@@ -22,9 +22,8 @@ from onboard.link.ports.port import Port
 from onboard.link.pump import OfPort, Pump
 from onboard.link.recorder import Recorder
 from onboard.runtime.contact_plan import kept_plan
-from onboard.storage.boot_counter import LinkState
-from onboard.storage.keys import load_keys
-from onboard.storage.private import tell_exposure
+from onboard.storage.journal import LinkState
+from onboard.storage.keys import load_keys, tell_exposure
 from onboard.wire.config import Identity, Limits, Medium, Security, SessionState
 from onboard.wire.events import Event
 from onboard.wire.session import Session

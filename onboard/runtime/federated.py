@@ -20,8 +20,7 @@ from onboard.monitor.views import board_view, link_view
 from onboard.runtime.drive import Drive
 from onboard.runtime.endpoint import Endpoint, EndpointConfig, tell_exposures
 from onboard.runtime.loop import RETRY_S, Loop
-from onboard.storage.boot_counter import count_restart, count_start
-from onboard.storage.journal import Journal
+from onboard.storage.journal import Journal, count_restart, count_start
 from onboard.storage.keys import load_keys
 from onboard.trainer.job import Trainer
 from onboard.wire.events import Event

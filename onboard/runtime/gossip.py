@@ -33,8 +33,7 @@ from onboard.link.recorder import Recorder
 from onboard.monitor.views import gossip_view
 from onboard.runtime.endpoint import Endpoint, EndpointConfig, tell_exposures
 from onboard.runtime.loop import RETRY_S, Loop
-from onboard.storage.boot_counter import count_restart, count_start
-from onboard.storage.journal import Journal
+from onboard.storage.journal import Journal, count_restart, count_start
 from onboard.storage.keys import BadKey, load_keys
 from onboard.wire.events import Event, PeerHeard
 

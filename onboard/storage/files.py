@@ -1,4 +1,4 @@
-"""Reads and writes the files of a program's own folder so that nothing in their place can do harm.
+"""Reads and writes the files of a program's own folder, durably, so that nothing in their place can do harm.
 
 A link, a pipe, a folder, a socket or a device with the name of such a file was not made by this program. A
 link is never followed, as writing would empty its target; a pipe is never waited for, and a device never
@@ -10,21 +10,26 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import itertools
 import logging
 import os
 import stat
+from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from onboard.console.log import say
 
 log = logging.getLogger(__name__)
 
+Kind = Literal["file", "folder"]
+LOCK = "lock"  # the file in a folder that its user holds
 _SAFELY = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _MODE = 0o666  # less the umask
 _KINDS = {
+    stat.S_IFREG: "a file",
     stat.S_IFLNK: "a link",
     stat.S_IFIFO: "a pipe",
     stat.S_IFDIR: "a folder",
@@ -53,24 +58,9 @@ def read_file(path: Path, most_bytes: int | None = None) -> bytes:
 
 def open_to_read(path: Path) -> BufferedReader:
     """Opens the file at `path` for reading. Raises the same errors as `read_file`."""
-    try:
-        _check(path)
-    except NotAFile as error:
-        raise _put_aside(path, error) from None
+    if (told := _put_aside(path, "file")) is not None:
+        raise told
     return os.fdopen(os.open(path, os.O_RDONLY | _SAFELY), "rb")
-
-
-def open_to_write(path: Path) -> BinaryIO:
-    """Opens the file at `path` for writing, emptied or new. Raises OSError."""
-    clear_the_way(path)
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _SAFELY, _MODE), "wb")
-
-
-def open_to_hold(path: Path) -> int:
-    """Opens the file at `path`, which may be new, to lock it. Raises NotAFile, OSError."""
-    with contextlib.suppress(FileNotFoundError):
-        _check(path)
-    return os.open(path, os.O_RDWR | os.O_CREAT | _SAFELY, _MODE)
 
 
 def remove_file(path: Path) -> bool:
@@ -82,52 +72,112 @@ def remove_file(path: Path) -> bool:
     return False
 
 
-def clear_the_way(path: Path) -> None:
-    """Puts aside whatever is at `path` unless it is a regular file, and logs it. Raises OSError if it
-    cannot."""
-    if told := cleared(path):
+def write_durably(path: Path, content: bytes | memoryview) -> None:
+    """Overwrites the file, and returns once the content is on the disk."""
+    with _open_to_write(path) as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_durably(path: Path, content: bytes | memoryview) -> None:
+    """Replaces the file at `path`: after a power cut it is the old one or the new one, never a mixture."""
+    with replacing(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def replacing(path: Path, mode: int = _MODE) -> Iterator[BinaryIO]:
+    """A file that takes the place of the one at `path` when the block ends, durably. If the block or the disk
+    fails, the old one stays, and nothing is left behind."""
+    new = path.with_name(path.name + ".new")
+    clear_the_way(path)
+    try:
+        with _open_to_write(new, mode) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            new.unlink()
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes a file's creation or renaming durable, which its own fsync need not do (POSIX leaves that
+    open)."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def sole_user(folder: Path) -> Iterator[None]:
+    """Locks `folder` for this process: two agents with one state would both count from the same epoch.
+
+    Raises BlockingIOError if another process has locked it. The kernel unlocks it when the process dies.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = _lock_of(folder)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _lock_of(folder: Path) -> int:
+    """Opens the folder's lock file. Anything else in its place is put aside, under a lock of the folder
+    itself: otherwise two programs that start at once could each put aside the file that the other has just
+    made."""
+    path, flags = folder / LOCK, os.O_RDWR | os.O_CREAT | _SAFELY
+    if _obstacle(path, "file") is None:
+        return os.open(path, flags, _MODE)
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        clear_the_way(path)
+        return os.open(path, flags, _MODE)
+    finally:
+        os.close(handle)
+
+
+def clear_the_way(path: Path, kind: Kind = "file") -> None:
+    """Puts aside whatever is at `path`, unless it is a regular file (or a folder, or a link to one), and logs
+    it. Raises OSError if it cannot."""
+    if told := cleared(path, kind):
         say(log, "put-aside", level=logging.WARNING, path=str(path), why=told)
 
 
-def cleared(path: Path) -> str:
+def cleared(path: Path, kind: Kind = "file") -> str:
     """Does the same as `clear_the_way`, but leaves the logging to the caller: returns what was put aside and
     where it is now, or an empty text if nothing was in the way."""
-    try:
-        _check(path)
-    except FileNotFoundError:
-        pass
-    except NotAFile as error:
-        told = _put_aside(path, error)
-        if os.path.lexists(path):
-            raise told from None
-        return str(told.strerror)
-    return ""
+    told = _put_aside(path, kind)
+    if told is not None and os.path.lexists(path):
+        raise told
+    return "" if told is None else str(told.strerror)
 
 
-def clear_the_way_of_folder(path: Path) -> None:
-    """Does the same for the place of a folder or of a link to one: a file there is put aside. Raises
-    OSError."""
-    if os.path.lexists(path) and not path.is_dir():
-        error = _not(path, path.lstat().st_mode, "folder")
-        told = _put_aside(path, error)
-        say(log, "put-aside", level=logging.WARNING, path=str(path), why=told.strerror)
-        if os.path.lexists(path):
-            raise told
+def free_name(path: Path) -> Path:
+    """An unused name in the same folder, which no program reads, for what is put aside."""
+    names = (path.with_name(f"{path.name}.bad{number}") for number in itertools.count(1))
+    return next(name for name in names if not os.path.lexists(name))
 
 
-def _check(path: Path) -> None:
-    """Raises FileNotFoundError, NotAFile, OSError."""
-    mode = path.lstat().st_mode
-    if not stat.S_ISREG(mode):
-        raise _not(path, mode, "file")
+def _open_to_write(path: Path, mode: int = _MODE) -> BinaryIO:
+    """Opens the file at `path` for writing, emptied or new. Raises OSError."""
+    clear_the_way(path)
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _SAFELY, mode), "wb")
 
 
-def _not(path: Path, mode: int, wanted: str) -> NotAFile:
-    return NotAFile(errno.EINVAL, f"{_KINDS.get(stat.S_IFMT(mode), 'a file')}, and no {wanted}", str(path))
-
-
-def _put_aside(path: Path, error: NotAFile) -> NotAFile:
-    """Puts aside what is in the way; returns the same error, with its new path or why it is still there."""
+def _put_aside(path: Path, kind: Kind) -> NotAFile | None:
+    """Puts aside what is in the way; returns what it was, with its new path or why it is still there."""
+    if (error := _obstacle(path, kind)) is None:
+        return None
     try:
         to = path.rename(free_name(path))
     except OSError as refused:
@@ -135,7 +185,12 @@ def _put_aside(path: Path, error: NotAFile) -> NotAFile:
     return NotAFile(error.errno, f"{error.strerror}; it is {to.name} now", str(path))
 
 
-def free_name(path: Path) -> Path:
-    """An unused name in the same folder, which no program reads, for what is put aside."""
-    names = (path.with_name(f"{path.name}.bad{number}") for number in itertools.count(1))
-    return next(name for name in names if not os.path.lexists(name))
+def _obstacle(path: Path, kind: Kind) -> NotAFile | None:
+    """What is at `path` in place of a file or a folder. Raises OSError."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return None
+    if path.is_dir() if kind == "folder" else stat.S_ISREG(mode):
+        return None
+    return NotAFile(errno.EINVAL, f"{_KINDS.get(stat.S_IFMT(mode), 'a file')}, and no {kind}", str(path))

@@ -7,40 +7,54 @@ flash file system that promises fsync. A slot that is not as this program left i
 
 Larger data (a received model, an update that waits for its acknowledgement, a training checkpoint) is kept in
 files beside it, which are named in the state and replaced atomically.
+
+A start counts before anything is sent, so that no epoch is used twice. Where the journal's last state may be
+lost, the epoch that it held was used. What is left is one save older, and a save raises an epoch by one at
+most, so that a skip of two would do. It is SKIPPED, as the slot that is left may be an older copy itself, of
+unknown age: these are three years of one start a day. The state is then saved twice, which heals both slots:
+if it were in one of them alone, and that were lost too, the next start would skip to the same epoch again.
+
+The salt that both ends draw at every start (`onboard.wire.security.hello`) keeps frame numbers from coming
+twice under one key whatever this file does, so salt and replay floor need not outlive a restart. The epoch
+has to be right for the other end's sake: it tells a start from a copy of an earlier one by it.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
+import logging
 import os
 import stat
 import struct
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
 import msgspec
 
+from onboard.console.log import say
 from onboard.storage.files import (
-    NotAFile,
-    clear_the_way,
     free_name,
-    open_to_hold,
-    open_to_write,
     read_file,
     remove_file,
+    replace_durably,
+    sync_folder,
+    write_durably,
 )
+from onboard.wire.events import QuotaUsage
+from onboard.wire.security.seal import next_epoch
+
+log = logging.getLogger(__name__)
 
 S = TypeVar("S", bound=msgspec.Struct)
+J = TypeVar("J", bound="JournalState")
 
 _HEADER = struct.Struct(">4sII16s")  # magic, generation, length, BLAKE2s-128 of generation + payload
 _MAGIC = b"SDJ1"
 _GENERATIONS = 2**32
 _MAX_SLOT_BYTES = 2**24  # a state has some kilobytes; a file of more is none, and is not read into memory
-LOCK = "lock"  # the file in a folder that its user holds
+SKIPPED = 1024
 MOST_KEPT_BYTES = 2**30  # of one file: a longer one was not written by this program
 
 
@@ -49,16 +63,9 @@ class JournalError(OSError):
 
 
 @dataclass(frozen=True, slots=True)
-class SlotFault:
-    """A slot that is not as `save` left it, and why: damaged, missing, unreadable, or an older copy."""
-
-    path: Path
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Slot:
-    """One slot as it is on the disk; `why` says why it holds no state, and is empty if it does."""
+class Slot:
+    """One slot as it is on the disk. `why` says what is wrong with it: it is damaged, missing, unreadable, or
+    an older copy."""
 
     path: Path
     generation: int = 0
@@ -73,6 +80,23 @@ class _Slot:
         return not self.why and not self.is_gone
 
 
+class LinkState(msgspec.Struct, kw_only=True):
+    """What one end of a link keeps, in a node's journal or in the ground's database."""
+
+    epoch: int = 0
+    """How often this end has started, modulo the epochs that a frame can say."""
+    spent: QuotaUsage = QuotaUsage()
+    """What was used of this end's quotas, as last recorded."""
+
+
+class JournalState(msgspec.Struct, kw_only=True):
+    """What every node keeps in its journal, whatever else it does. The field is required, so that a journal
+    of a version without it is refused by name."""
+
+    links: dict[int, LinkState]
+    """By the peer's node number."""
+
+
 class Journal(Generic[S]):
     """Durable state of one node in one folder.
 
@@ -85,7 +109,7 @@ class Journal(Generic[S]):
 
     def __init__(self, folder: Path, kind: type[S], names: Collection[str] = ()) -> None:
         self.folder = folder
-        self.faults: tuple[SlotFault, ...] = ()
+        self.faults: tuple[Slot, ...] = ()
         self._to_be_moved = set[Path]()
         self.kind, self._names = kind, names
         folder.mkdir(parents=True, exist_ok=True)
@@ -136,40 +160,40 @@ class Journal(Generic[S]):
         for name in names:
             remove_file(self.folder / name)
 
-    def _read(self) -> tuple[_Slot, _Slot]:
+    def _read(self) -> tuple[Slot, Slot]:
         """Reads both slots. Raises PermissionError."""
         slots = _read_slot(self._slot_path(0)), _read_slot(self._slot_path(1))
         self._to_be_moved = {slot.path for slot in slots if slot.is_to_be_moved}
         return slots
 
-    def _wrong(self, slots: tuple[_Slot, _Slot]) -> Iterator[SlotFault]:
+    def _wrong(self, slots: tuple[Slot, Slot]) -> Iterator[Slot]:
         """The slots that are not as `save` left them: it writes generation 1 into slot 1, 2 into slot 0, and
         so on."""
         first, second = slots
-        yield from (SlotFault(slot.path, slot.why) for slot in slots if slot.why)
+        yield from (slot for slot in slots if slot.why)
         if first.holds and second.holds:
             older, newer = (first, second) if _newest(slots) is second else (second, first)
             ahead = (newer.generation - older.generation) % _GENERATIONS
             if ahead == 0:
                 copy, other = (first, second) if first.generation % 2 else (second, first)
-                yield SlotFault(copy.path, f"holds save {copy.generation}: a copy of {other.path.name}")
+                yield replace(copy, why=f"holds save {copy.generation}: a copy of {other.path.name}")
             elif ahead != 1:
                 why = f"holds save {older.generation}, beside {newer.generation}: a copy of another time"
-                yield SlotFault(older.path, why)
+                yield replace(older, why=why)
             elif first.generation % 2:
-                yield SlotFault(first.path, "has changed places with the other one")
+                yield replace(first, why="has changed places with the other one")
         elif first.is_gone and second.is_gone:
             if left := [name for name in self._names if (self.folder / name).exists()]:
-                yield from (SlotFault(slot.path, f"gone, and {left[0]} is there") for slot in slots)
+                yield from (replace(slot, why=f"gone, and {left[0]} is there") for slot in slots)
         elif second.is_gone or (first.is_gone and second.holds and second.generation != 1):
             gone, other = (first, second) if first.is_gone else (second, first)
-            yield SlotFault(gone.path, f"gone, and {other.path.name} is there")
+            yield replace(gone, why=f"gone, and {other.path.name} is there")
 
     def _slot_path(self, slot: int) -> Path:
         return self.folder / f"journal.{slot}"
 
 
-def _newest(slots: tuple[_Slot, _Slot]) -> _Slot | None:
+def _newest(slots: tuple[Slot, Slot]) -> Slot | None:
     first, second = slots
     if not first.holds or not second.holds:
         return first if first.holds else second if second.holds else None
@@ -177,73 +201,41 @@ def _newest(slots: tuple[_Slot, _Slot]) -> _Slot | None:
     return second if (second.generation - first.generation) % _GENERATIONS < _GENERATIONS // 2 else first
 
 
-def _read_slot(path: Path) -> _Slot:
+def _read_slot(path: Path) -> Slot:
     """Reads a slot. Whatever lies in its place (a link, a pipe, a folder, gigabytes) is not followed, not
     waited for and not held in memory. Raises PermissionError."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
-        return _Slot(path, is_gone=True)
+        return Slot(path, is_gone=True)
     except PermissionError:
         raise
     except OSError as error:
-        return _Slot(path, why=error.strerror or str(error), is_to_be_moved=True)
+        return Slot(path, why=error.strerror or str(error), is_to_be_moved=True)
     try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
-            return _Slot(path, why="no regular file", is_to_be_moved=True)
+            return Slot(path, why="no regular file", is_to_be_moved=True)
         with os.fdopen(handle, "rb", closefd=False) as file:
             raw = file.read(_MAX_SLOT_BYTES)
     except OSError as error:  # the card has a sector that cannot be read
-        return _Slot(path, why=error.strerror or str(error), is_to_be_moved=True)
+        return Slot(path, why=error.strerror or str(error), is_to_be_moved=True)
     finally:
         os.close(handle)
     if len(raw) < _HEADER.size:
-        return _Slot(path, why=f"cut off after {len(raw)} B")
+        return Slot(path, why=f"cut off after {len(raw)} B")
     magic, generation, length, digest = _HEADER.unpack_from(raw)
     payload = raw[_HEADER.size : _HEADER.size + length]
     if magic != _MAGIC:
-        return _Slot(path, why="no journal: it begins with other bytes")
+        return Slot(path, why="no journal: it begins with other bytes")
     if len(payload) != length:
-        return _Slot(path, why=f"cut off after {len(raw)} B of {_HEADER.size + length}")
+        return Slot(path, why=f"cut off after {len(raw)} B of {_HEADER.size + length}")
     if _digest(generation, payload) != digest:
-        return _Slot(path, why="its checksum is wrong")
-    return _Slot(path, generation, payload)
+        return Slot(path, why="its checksum is wrong")
+    return Slot(path, generation, payload)
 
 
 def _digest(generation: int, payload: bytes) -> bytes:
     return hashlib.blake2s(generation.to_bytes(4, "big") + payload, digest_size=16).digest()
-
-
-def write_durably(path: Path, content: bytes | memoryview) -> None:
-    """Overwrites the file, and returns once the content is on the disk."""
-    with open_to_write(path) as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def replace_durably(path: Path, content: bytes | memoryview) -> None:
-    """Replaces the file at `path`: after a power cut it is the old one or the new one, never a mixture."""
-    new = path.with_name(path.name + ".new")
-    clear_the_way(path)
-    try:
-        write_durably(new, content)
-        new.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            new.unlink()
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes a file's creation or renaming durable, which its own fsync need not do (POSIX leaves that
-    open)."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def was_started(folder: Path) -> bool:
@@ -251,32 +243,32 @@ def was_started(folder: Path) -> bool:
     return any((folder / f"journal.{slot}").exists() for slot in range(2))
 
 
-@contextlib.contextmanager
-def sole_user(folder: Path) -> Iterator[None]:
-    """Locks `folder` for this process: two agents with one state would both count from the same epoch.
+def count_start(journal: Journal[J], peers: Iterable[int]) -> J:
+    """Returns the journal's state, or a new one, with the epochs of this start towards `peers`; durable on
+    return.
 
-    Raises BlockingIOError if another process has locked it. The kernel unlocks it when the process dies.
+    Logs what is wrong with the journal, a line for each slot. Raises OSError.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = _lock_of(folder)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(lock)
+    kept = journal.load()
+    known = journal.kind(links={}) if kept is None else kept
+    for peer in peers:
+        known.links.setdefault(peer, LinkState())
+    for fault in journal.faults:
+        left = "nothing: it starts as a new one" if kept is None else "the other slot"
+        level = logging.ERROR if kept is None else logging.WARNING
+        say(log, "journal-damaged", level=level, path=str(fault.path), why=fault.why, left=left)
+    for link in known.links.values():
+        link.epoch = next_epoch(link.epoch, SKIPPED if journal.faults else 0)
+    journal.save(known)
+    if journal.faults:
+        journal.save(known)
+    return known
 
 
-def _lock_of(folder: Path) -> int:
-    """Opens the folder's lock file. Anything else in its place is put aside, under a lock of the folder
-    itself: otherwise two programs that start at once could each put aside the file that the other has just
-    made."""
-    path = folder / LOCK
-    with contextlib.suppress(NotAFile):
-        return open_to_hold(path)
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        clear_the_way(path)
-        return open_to_hold(path)
-    finally:
-        os.close(handle)
+def count_restart(journal: Journal[J], known: J, peer: int) -> LinkState:
+    """Returns the state of a link that begins again while its node runs on, in an epoch of its own; durable
+    on return. Raises OSError."""
+    link = known.links[peer]
+    link.epoch = next_epoch(link.epoch)
+    journal.save(known)
+    return link

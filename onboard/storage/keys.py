@@ -1,20 +1,33 @@
-"""Reads and writes key files: one line of 64 hexadecimal digits, or several. Anything else is refused in one
-line that names the file.
+"""Reads and writes key files, and keeps them and a program's other files private to their user.
 
-This is not part of `wire`, which touches no file. A key belongs to one node, and both ends of its link have
-it.
+A key file has one line of 64 hexadecimal digits, or several; anything else is refused in one line that names
+the file. A key belongs to one node, and both ends of its link have it.
+
+Nobody else can read a file that these programs create, whatever the umask of the shell that started them.
+Existing files keep their mode, which may be intended; a key or a state that other users can access is logged.
+It is not refused: a file system without modes (FAT) shows everything as open, and a board that did not start
+for that reason would be lost.
 """
 
 from __future__ import annotations
 
 import codecs
+import logging
 import os
 import secrets
+import stat
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
+from onboard.console.log import say
+from onboard.storage.files import replacing
 from onboard.wire.security.seal import KEY_BYTES, KEY_IDS
 
+log = logging.getLogger(__name__)
+
+_MODE = 0o600  # of a key file
+_OTHERS = {"key": 0o077, "state": 0o007}  # a state may be shown to a group on purpose, a key to nobody
 _PUBLISHED = (bytes(KEY_BYTES), bytes(range(KEY_BYTES)))  # zeros, and that of the examples in docs/wire.md
 
 
@@ -69,7 +82,15 @@ def save_key(path: str | Path, key: bytes) -> None:
     """
     if len(key) != KEY_BYTES:
         raise ValueError(f"a key has {KEY_BYTES} B, this one {len(key)}")
-    _write(path, key.hex() + "\n")
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _MODE)
+    try:
+        with os.fdopen(handle, "w", encoding="ascii") as file:
+            file.write(key.hex() + "\n")
+            file.flush()
+            os.fsync(handle)
+    except OSError:  # half a key is none, and would be in the way of the next try
+        Path(path).unlink()
+        raise
 
 
 def roll(keys: Mapping[int, bytes], key: bytes) -> dict[int, bytes]:
@@ -88,24 +109,32 @@ def newest(keys: Mapping[int, bytes]) -> dict[int, bytes]:
 def replace_keys(path: str | Path, keys: Mapping[int, bytes]) -> None:
     """Replaces the keys in the file, durably: after a power cut it holds either the old keys or the new
     ones."""
-    written = Path(path).with_name(f"{Path(path).name}.new")
-    written.unlink(missing_ok=True)
-    _write(written, "".join(f"{number} {key.hex()}\n" for number, key in keys.items()))
-    written.replace(path)
-    folder = os.open(Path(path).parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    with replacing(Path(path), _MODE) as file:
+        file.write("".join(f"{number} {key.hex()}\n" for number, key in keys.items()).encode("ascii"))
 
 
-def _write(path: str | Path, text: str) -> None:
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+def keep_private() -> None:
+    """Makes this process create files and folders that only its user can read or enter."""
+    os.umask(os.umask(0o077) | 0o077)
+
+
+def exposure(path: Path, what: Literal["key", "state"]) -> str | None:
+    """How other users of this computer can access `path`, and what to do about it; None if they cannot, or if
+    it does not exist, which whoever opens it will report."""
     try:
-        with os.fdopen(handle, "w", encoding="ascii") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(handle)
-    except OSError:  # half a key is none, and would be in the way of the next try
-        Path(path).unlink()
-        raise
+        mode, folder = path.stat().st_mode, path.absolute().parent.stat().st_mode
+    except OSError:
+        return None
+    if mode & _OTHERS[what]:
+        may = "replace" if mode & 0o022 else "read"
+        wanted = 0o700 if stat.S_ISDIR(mode) else 0o600
+        return f"its mode is {stat.S_IMODE(mode):04o}: others may {may} it; chmod {wanted:o} {path}"
+    if what == "key" and folder & 0o002 and not folder & stat.S_ISVTX:
+        return f"others may put another in its place; chmod o-w {path.absolute().parent}"
+    return None
+
+
+def tell_exposure(path: Path, what: Literal["key", "state"]) -> None:
+    """Logs `exposed` if other users of this computer can access `path`."""
+    if why := exposure(path, what):
+        say(log, "exposed", level=logging.WARNING, what=what, path=str(path), why=why)

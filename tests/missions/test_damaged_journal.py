@@ -10,8 +10,7 @@ import pytest
 import onboard.wire.security.seal
 from onboard.mission.health import State
 from onboard.runtime.loop import RETRY_S
-from onboard.storage.boot_counter import SKIPPED
-from onboard.storage.journal import Journal
+from onboard.storage.journal import SKIPPED, Journal
 from tests.missions.bench import bench, change
 from tests.missions.clockwork import Clockwork
 

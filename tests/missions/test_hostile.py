@@ -28,8 +28,7 @@ from onboard.codec.pack import pack
 from onboard.learn.graph import TrainGraph
 from onboard.mission.health import Health, encode_health
 from onboard.mission.objects import UPDATE, Update, decode_task, encode_object
-from onboard.storage.boot_counter import LinkState
-from onboard.storage.journal import Journal
+from onboard.storage.journal import Journal, LinkState
 from onboard.storage.keys import load_keys, new_key
 from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.events import Arrived, Event, Rekeyed

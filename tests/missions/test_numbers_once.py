@@ -12,8 +12,7 @@ import pytest
 from firmware_sim.world.disk import scratch
 from groundstation.store.store import Store
 from onboard.agents.federated_state import KEPT, FederatedState
-from onboard.storage.boot_counter import count_start
-from onboard.storage.journal import Journal
+from onboard.storage.journal import Journal, count_start
 from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.events import Message, Rekeyed
 from onboard.wire.security.seal import NO_SALT

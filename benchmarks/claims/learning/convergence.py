@@ -37,7 +37,7 @@ from firmware_sim.ring import settings as ring
 from firmware_sim.runs.live import RunProgress
 from hw_profiles import load_board, load_link
 from onboard.learn.training import Recipe, Training
-from onboard.storage.journal import replace_durably
+from onboard.storage.files import replace_durably
 
 NODES, P = 8, 0.1
 METHODS: Mapping[str, tuple[str, float]] = {

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from benchmarks.harness.disk import Disk, PowerCut, watched
 from firmware_sim.world.disk import scratch
 from onboard.link.spool import Spool
-from onboard.storage.journal import Journal, replace_durably
+from onboard.storage.files import replace_durably
+from onboard.storage.journal import Journal
 from onboard.wire.transfer.incoming import Incoming
 from tests.onboard.link.objects import incoming, payload, receive
 

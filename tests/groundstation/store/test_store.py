@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from groundstation.store.store import RoundRow, Store, StoreError, StoreForeign
-from onboard.storage.boot_counter import LinkState
+from onboard.storage.journal import LinkState
 from onboard.wire.events import QuotaUsage
 
 MISSION = bytes(range(8))

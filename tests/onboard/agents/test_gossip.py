@@ -15,7 +15,8 @@ import onboard.wire.security.seal
 from firmware_sim.world.disk import scratch
 from onboard.agents.gossip_checkpoint import BEFORE, CHECKPOINT
 from onboard.agents.gossip_state import GossipPhase, GossipState
-from onboard.storage.journal import Journal, replace_durably
+from onboard.storage.files import replace_durably
+from onboard.storage.journal import Journal
 from onboard.wire.security.seal import MAX_EPOCH
 from tests.onboard.agents.gossip_net import GossipNet
 

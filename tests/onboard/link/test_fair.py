@@ -16,8 +16,7 @@ import pytest
 
 from firmware_sim.world.air import AirPort
 from hw_profiles import load_link
-from onboard.console.log import record_of
-from onboard.console.rarely import BURST, EVERY_S, Rarely
+from onboard.console.log import BURST, EVERY_S, Rarely, record_of
 from onboard.link.pump import SLICE_FRAMES, Pump, PumpEvent
 from onboard.link.share import BURST_WRITES, OverShare, PeerShare
 from onboard.link.spool import Spool

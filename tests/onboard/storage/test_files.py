@@ -13,8 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from onboard.storage.files import NotAFile, clear_the_way_of_folder, read_file, remove_file
-from onboard.storage.journal import LOCK, replace_durably, sole_user, write_durably
+from onboard.storage.files import (
+    LOCK,
+    NotAFile,
+    clear_the_way,
+    read_file,
+    remove_file,
+    replace_durably,
+    sole_user,
+    write_durably,
+)
 from tests.missions.rot import DAMAGES, PRECIOUS
 from tests.onboard.storage.test_journal import HOLD
 
@@ -126,10 +134,10 @@ def test_a_file_in_the_place_of_a_folder_is_put_aside_and_a_link_to_one_is_used(
     caplog.set_level(logging.INFO)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "spool").symlink_to("elsewhere")
-    clear_the_way_of_folder(tmp_path / "spool")
+    clear_the_way(tmp_path / "spool", "folder")
     assert (tmp_path / "spool").is_dir()
     assert not caplog.records
     (tmp_path / "spool").unlink()
     (tmp_path / "spool").write_bytes(b"a file")
-    clear_the_way_of_folder(tmp_path / "spool")
+    clear_the_way(tmp_path / "spool", "folder")
     assert (tmp_path / "spool.bad1").read_bytes() == b"a file"

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onboard.storage.journal import Journal, JournalError, replace_durably, sole_user
+from onboard.storage.files import replace_durably, sole_user
+from onboard.storage.journal import Journal, JournalError
 
 
 class Saved(msgspec.Struct, kw_only=True):
@@ -198,7 +199,7 @@ def test_a_cut_before_the_rename_leaves_the_old_file(tmp_path: Path) -> None:
 HOLD = """
 import sys
 from pathlib import Path
-from onboard.storage.journal import sole_user
+from onboard.storage.files import sole_user
 with sole_user(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.readline()

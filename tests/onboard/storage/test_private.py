@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from onboard.data import loading
-from onboard.storage.private import exposure
+from onboard.storage.keys import exposure
 from tests.missions.bench import bench
 from tests.programs import onboard
 

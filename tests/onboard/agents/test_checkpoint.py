@@ -8,7 +8,7 @@ import random
 import numpy as np
 import pytest
 
-from onboard.storage.checkpoint import BadCheckpoint, opened, sealed, training_name
+from onboard.agents.federated_state import BadCheckpoint, opened, sealed, training_name
 
 QUESTION = bytes(range(16))
 NAME = training_name(QUESTION, 1)
