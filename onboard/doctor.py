@@ -30,7 +30,7 @@ from onboard.runtime.contact_plan import ContactPlan
 from onboard.storage.keys import BadKey, exposure, load_keys
 from onboard.trainer.job import Failed, Job, Report, TrainingDone
 from onboard.trainer.process import ProcessTrainer
-from onboard.wire.medium.contacts import Contacts
+from onboard.wire.medium.contact_gate import Contacts
 
 REFUSAL_WITHIN_S = 0.3  # how soon a terminal server says that its port is taken
 BATCHES = 2  # an epoch of the trial

@@ -49,7 +49,7 @@ from benchmarks.harness import netns
 PORT = 5111
 COPY = Path("copy")
 IPV4_UDP_BYTES = 28
-AHEAD_S = 0.005  # as onboard.wire.medium.timing: no timer of an operating system is finer
+AHEAD_S = 0.005  # as onboard.wire.medium.medium_access: no timer of an operating system is finer
 TICK_S = 0.02  # how often cfdp-py is asked whether a timer has run out
 ENTITIES = {"ground": ByteFieldU8(0), "board": ByteFieldU8(1)}
 

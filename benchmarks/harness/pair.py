@@ -24,7 +24,7 @@ from onboard.link.spool import Spool
 from onboard.storage.journal import Journal
 from onboard.wire.config import Identity, Limits, Medium, Security, SessionState
 from onboard.wire.events import Arrived, Cancelled, Delivered, Expired, Message, QuotaUsage, Rekeyed
-from onboard.wire.medium.contacts import Contacts, Window
+from onboard.wire.medium.contact_gate import Contacts, Window
 from onboard.wire.messages import digest as digest_of
 from onboard.wire.security.seal import NO_SALT
 from onboard.wire.session import Session

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from onboard.wire.medium.contacts import Window
+from onboard.wire.medium.contact_gate import Window
 
 ORBIT_S = 95 * 60.0  # at about 500 km
 LONGEST_S, SHORTEST_S = 600.0, 300.0  # above 5 degrees: overhead, and low above the horizon

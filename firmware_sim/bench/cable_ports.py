@@ -28,7 +28,7 @@ from hw_profiles import Link
 from onboard.link import BadUrl
 from onboard.link.ports.places import resolve
 from onboard.link.ports.udp import host_port
-from onboard.wire.medium.timing import LEAD_BYTES
+from onboard.wire.medium.medium_access import LEAD_BYTES
 
 _QUIET_S = 0.05  # a serial line this long without a byte has ended its piece
 

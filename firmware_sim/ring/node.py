@@ -23,7 +23,7 @@ from onboard.codec.layout import Floats
 from onboard.config import GossipConfig
 from onboard.runtime.gossip import begin_again, linked
 from onboard.wire.events import Event
-from onboard.wire.medium.contacts import Window
+from onboard.wire.medium.contact_gate import Window
 from onboard.wire.security.seal import SeqExhausted
 
 

@@ -23,7 +23,7 @@ from onboard.learn.gossip.algorithms import GossipSetup
 from onboard.learn.gossip.descent import Descent
 from onboard.learn.graph import TrainGraph, initial
 from onboard.storage.keys import save_key
-from onboard.wire.medium.contacts import Window
+from onboard.wire.medium.contact_gate import Window
 
 NEVER_S = 1e9  # a virtual board loses no power: checkpoints before its end would only cost real time
 

@@ -21,7 +21,7 @@ from onboard.config import EndId
 from onboard.console.log import say
 from onboard.console.toml import ConfigError, read
 from onboard.storage.files import read_file, replace_durably
-from onboard.wire.medium.contacts import Contacts, Window
+from onboard.wire.medium.contact_gate import Contacts, Window
 from onboard.wire.session import Session
 
 log = logging.getLogger(__name__)

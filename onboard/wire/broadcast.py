@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from onboard.wire.config import Identity, Medium
 from onboard.wire.events import Cancelled, Delivered, Event, Expired, GroupAnswer
 from onboard.wire.framing.frame import BROADCAST, GROUP_ID, OVERHEAD_BYTES, Frame, PendingFrame, Type
-from onboard.wire.medium.timing import GUARD_S, RETRY_S, Pacer, Timing
+from onboard.wire.medium.medium_access import GUARD_S, RETRY_S, Pacer, Timing
 from onboard.wire.messages import BadMessage, Cancel, Done, Offer, Reason
 from onboard.wire.security.seal import Opener, Sealer
 from onboard.wire.transfer.inbox import Inbox

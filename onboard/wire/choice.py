@@ -12,7 +12,8 @@ from functools import partial
 from itertools import count
 
 from onboard.wire.framing.frame import PendingFrame, Type
-from onboard.wire.medium.access import ContactGate
+from onboard.wire.medium.contact_gate import ContactGate
+from onboard.wire.medium.medium_access import MediumAccess
 from onboard.wire.presence import Presence
 from onboard.wire.security.seals import SecurityContext
 from onboard.wire.transfer.inbox import Inbox
@@ -61,12 +62,13 @@ class Choice:
         self,
         seals: SecurityContext,
         presence: Presence,
-        access: ContactGate,
+        gate: ContactGate,
+        air: MediumAccess,
         messages: MessageQueue,
         inbox: Inbox,
         outbox: Outbox,
     ) -> None:
-        self._seals, self._presence, self._access = seals, presence, access
+        self._seals, self._presence, self._gate, self._air = seals, presence, gate, air
         self._messages, self._inbox, self._outbox = messages, inbox, outbox
         self.answer: PendingFrame | None = None
         self._asked = (Type.DATA, 0, 0)  # of the frame heard last: type, object, and what had left by then
@@ -86,7 +88,7 @@ class Choice:
             answer_at = self._inbox.due_at()
             if answer_at <= now:
                 return answer_at, partial(self._inbox.due, now, self._seals.opener.floor, group_floor)
-        bulk_at, left_s = self._access.bulk_at, self._access.left_s(now)
+        bulk_at, left_s = self._gate.bulk_at, self._air.left_s(now)
         at, make = self._outbox.next_frame(now, self._seals.next_seq, bulk_at, left_s)
         return min(hello_at, answer_at, at), make
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from hw_profiles import Link
 from onboard.wire.events import QuotaUsage
 from onboard.wire.framing import cobs
-from onboard.wire.medium.contacts import Window
+from onboard.wire.medium.contact_gate import Window
 from onboard.wire.security.seal import NO_SALT, Keys
 
 

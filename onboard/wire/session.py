@@ -20,12 +20,8 @@ from onboard.wire.events import Event, GroupAnswer, LinkSnapshot, Message, PeerH
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import GROUP_ID, OVERHEAD_BYTES, Frame, Origin, Type
 from onboard.wire.hearing import ReceiveStats
-from onboard.wire.medium.access import ContactGate
-from onboard.wire.medium.air import MediumAccess
-from onboard.wire.medium.allowance import ByteQuota
-from onboard.wire.medium.contacts import Contacts, Window
-from onboard.wire.medium.timing import Timing
-from onboard.wire.medium.turn import MAX_CLOSING
+from onboard.wire.medium.contact_gate import ByteQuota, ContactGate, Window
+from onboard.wire.medium.medium_access import MAX_CLOSING, MediumAccess, Timing
 from onboard.wire.messages import BadMessage, Cancel, Done, Offer
 from onboard.wire.mishaps import LinkDiagnostics
 from onboard.wire.presence import Presence
@@ -62,9 +58,8 @@ class Session:
         self._timing = Timing(medium, primary=identity.primary, most_lead_bytes=limits.lead_bytes)
         self._seals = SecurityContext(identity, security, state, hello_s=self._timing.greeting_s)
         self._air = MediumAccess(self._timing, now)
-        allowance = ByteQuota(limits.bytes_per_contact, limits.bytes_per_day, state.spent, now)
-        contacts = Contacts(medium.contacts, now, now)
-        self._access = ContactGate(self._timing, self._air, contacts, allowance, now)
+        quota = ByteQuota(limits.bytes_per_contact, limits.bytes_per_day, state.spent, now)
+        self._gate = ContactGate(self._air, medium.contacts, quota, now)
         self._hearing = ReceiveStats()
         self._outbox = Outbox(self._timing, medium.link, epoch=state.epoch, slack=limits.reorder_slack)
         self._inbox = Inbox(self._timing, limits, state.done)
@@ -72,11 +67,11 @@ class Session:
         self._listener = None if key is None else BroadcastListener(identity, key, self._inbox, floor)
         self._messages = MessageQueue(limits.max_messages, self._timing.payload_bytes)
         self.presence = Presence(
-            self._seals.greeting, self._outbox, limits.quiet_s, self._access.link_s(now),
+            self._seals.greeting, self._outbox, limits.quiet_s, self._gate.link_s(now),
             half_duplex=self._timing.half_duplex,
         )  # fmt: skip
         ends = self._inbox, self._outbox
-        self._choice = Choice(self._seals, self.presence, self._access, self._messages, *ends)
+        self._choice = Choice(self._seals, self.presence, self._gate, self._air, self._messages, *ends)
         openers = self._seals.opener, self._seals.greeting.opener
         self._openers = [*openers, *([] if self._listener is None else [self._listener.opener])]
         self._mishaps = LinkDiagnostics(identity.node, identity.peer, openers)
@@ -119,19 +114,19 @@ class Session:
 
     def plan(self, contacts: Iterable[Window] | None, now: float) -> None:
         """Other contacts hold from now on. Raises ValueError for those that overlap."""
-        self._access.plan(contacts, now)
+        self._gate.plan(contacts, now)
 
     def in_contact(self, now: float) -> bool:
         """Whether the link may carry anything."""
-        return self._access.is_up(now)
+        return self._gate.contacts.is_up(now)
 
     def closes_at(self, now: float) -> float:
         """When the contact that is open will be over; inf if none is, or without a plan."""
-        return self._access.closes_at(now)
+        return self._gate.contacts.closes_at(now)
 
     def after(self, since: float, contact_s: float) -> float:
         """When `contact_s` of contact have passed since then; inf where the plan does not reach so far."""
-        return self._access.after(since, contact_s)
+        return self._gate.contacts.after(since, contact_s)
 
     def offer(
         self,
@@ -149,7 +144,7 @@ class Session:
         fragment_bytes: as `fragment_bytes` gave it before a restart, so that nothing held is sent again.
         Raises ValueError for a value out of range or an object of too many fragments.
         """
-        now = self._access.link_s(now)
+        now = self._gate.link_s(now)
         deadline = deadline_of(kind, priority, deadline_s, now)
         return self._outbox.offer(
             kind, payload, now, priority=priority, deadline=deadline, fragment_bytes=fragment_bytes,
@@ -162,7 +157,7 @@ class Session:
 
     def cancel(self, digest: bytes, now: float) -> None:
         """Stop sending an object. One that is not on its way is no error."""
-        self._outbox.cancel(digest, self._access.link_s(now))
+        self._outbox.cancel(digest, self._gate.link_s(now))
 
     @property
     def message_bytes(self) -> int:
@@ -176,7 +171,7 @@ class Session:
 
     def resume(self, partial: Partial) -> None:
         """Go on with a half-received object from the spool. Raises ValueError if it contradicts itself."""
-        self._inbox.resume(partial, self._access.link_s(self._began))
+        self._inbox.resume(partial, self._gate.link_s(self._began))
 
     def accept(self, digest: bytes, now: float) -> None:
         """The application holds an arrived object durably: DONE leaves, unless it was withdrawn meanwhile."""
@@ -202,13 +197,13 @@ class Session:
             return self._greet(frame, now, origin)
         newest = self._seals.opener.floor
         if (opened := self._seals.open(frame)) is None:
-            at = self._access.link_s(now)
+            at = self._gate.link_s(now)
             told = self._seals.refused(frame, at)
             return self._mishaps.dropped(frame, at, is_earlier=self._seals.is_earlier) + told
         known_before, hearing = self._hearing.epoch, self._hearing
         wire_bytes, object_comes = self._wire_bytes(len(frame)), bool(self._inbox.incoming)
         restarted = hearing.heard(opened, wire_bytes, now, object_comes=object_comes)
-        at, now = now, self._access.link_s(now)
+        at, now = now, self._gate.link_s(now)
         self.presence.heard(opened, at, now, proves=self._seals.opener.floor != newest)
         if restarted and known_before:
             self._inbox.peer_restarted()
@@ -228,20 +223,20 @@ class Session:
 
     def tick(self, now: float) -> list[Event]:
         """What time alone brings about: deadlines, silence, a record of what was spent."""
-        at, now = now, self._access.link_s(now)
+        at, now = now, self._gate.link_s(now)
         if not self._air.in_turn(now):
             self._outbox.fell_still(now)
         silent = self._outbox.silent
         events = self._mishaps.count(self._inbox.tick(now) + self._outbox.tick(now))
         if self._outbox.silent and not silent:
             events.append(PeerUnreachable())
-        spent = self._access.record(at)
+        spent = self._gate.quota.record(at)
         return events if spent is None else [*events, spent]
 
     def transmit(self, now: float) -> bytes | None:
         """The next frame, if one may leave now. Call until it gives None."""
-        sent_at, now = now, self._access.link_s(now)
-        if not self._access.is_open(sent_at) or self._air.opens_at(now) > now + _EPSILON_S:
+        sent_at, now = now, self._gate.link_s(now)
+        if not self._gate.is_open(sent_at) or self._air.opens_at(now) > now + _EPSILON_S:
             return None
         now += _EPSILON_S
         closing = self.presence.is_reachable and self._air.closing(now)
@@ -269,7 +264,7 @@ class Session:
         self.presence.destination = send.to
         on_wire = self._air.lead_bytes + self._wire_bytes(length)
         self.bytes_sent += on_wire
-        self._access.spend(on_wire, sent_at)
+        self._gate.quota.spend(on_wire, sent_at)
         return self._seals.seal(send, fragment=fragment, poll=poll, over=over)
 
     @property
@@ -289,12 +284,12 @@ class Session:
 
     def wakeup(self, now: float) -> float:
         """The earliest time at which `transmit` or `tick` may have something to do, if no frame comes."""
-        link_now = self._access.link_s(now)
+        link_now = self._gate.link_s(now)
         in_turn = self._air.in_turn(link_now)
         ready = link_now if in_turn else self._choice.next_frame(link_now, self.group_replay_floor)[0]
         leaves = math.inf if ready == math.inf else self._air.opens_at(max(link_now, ready))
         ticks = min(self._inbox.tick_at(), self._outbox.tick_at())
-        return min(self._access.wakes_at(leaves, now), self._access.ticks_at(ticks, now))
+        return self._gate.wakes_at(leaves, ticks, now)
 
     # -- what it counts --------------------------------------------------------------------------------
 
@@ -321,9 +316,9 @@ class Session:
     def snapshot(self, now: float) -> LinkSnapshot:
         """Counters and progress, as a value."""
         inbox, outbox, hearing, seals = self._inbox, self._outbox, self._hearing, self._seals
-        openers, greeting, link_now = self._openers, seals.greeting, self._access.link_s(now)
+        openers, greeting, link_now = self._openers, seals.greeting, self._gate.link_s(now)
         objects = [*outbox.progress(link_now), *inbox.progress(hearing.loss)]
-        when = partial(self._access.when, now)
+        when = partial(self._gate.contacts.when, now)
         (out_s, out_passes), (in_s, in_passes) = (  # objects of one way share the air: their times add up
             when(sum(each.eta_s for each in objects if each.incoming == way)) for way in (False, True)
         )
@@ -417,7 +412,7 @@ class Session:
 
     def _overhear(self, listener: BroadcastListener, frame: bytes, now: float) -> list[Event]:
         """What a frame to all listeners brings; none of them answers unless it was asked."""
-        link_now = self._access.link_s(now)
+        link_now = self._gate.link_s(now)
         taken = listener.handle(frame, link_now)
         if taken is None:
             return []
@@ -429,7 +424,7 @@ class Session:
 
     def _greet(self, raw: bytes, now: float, origin: Origin) -> list[Event]:
         """What a HELLO brings, or anything at all while there is no salt."""
-        at, now = now, self._access.link_s(now)
+        at, now = now, self._gate.link_s(now)
         frame, events = self.presence.greet(raw, at, now, origin)
         if frame is None:
             return self._mishaps.dropped(raw, now)

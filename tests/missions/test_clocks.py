@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from groundstation.cli import main
 from onboard.mission.health import State
 from onboard.wire.events import QuotaUsage
-from onboard.wire.medium.allowance import DAY_S, ByteQuota
+from onboard.wire.medium.contact_gate import DAY_S, ByteQuota
 from tests.missions.bench import bench, change
 from tests.missions.clockwork import Clockwork
 

@@ -30,7 +30,7 @@ from onboard.wire.config import Limits
 from onboard.wire.framing import cobs
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import OVERHEAD_BYTES, Type
-from onboard.wire.medium.contacts import Window
+from onboard.wire.medium.contact_gate import Window
 from onboard.wire.messages import digest as digest_of
 
 COUNT = 2000

@@ -15,7 +15,7 @@ from onboard.link.ports.hosts import check_host
 from onboard.link.ports.port import BadUrl, PortFacts, Tap
 from onboard.link.ports.serial import SerialPort
 from onboard.wire.framing import kiss
-from onboard.wire.medium.timing import LEAD_BYTES
+from onboard.wire.medium.medium_access import LEAD_BYTES
 
 DEFAULT_BAUD = 115_200
 """For a radio modem's serial side, whose speed is not the radio's."""

@@ -25,7 +25,7 @@ from onboard.wire.events import (
     Withdrawn,
 )
 from onboard.wire.framing.frame import GROUP_ID, OVERHEAD_BYTES, Frame, PendingFrame, Type
-from onboard.wire.medium.timing import Timing
+from onboard.wire.medium.medium_access import Timing
 from onboard.wire.messages import Cancel, Done, Offer, Reason
 from onboard.wire.transfer.incoming import BadFragment, Incoming, Partial
 from onboard.wire.transfer.receipt import Receipt, giving_way

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from onboard.wire.framing.frame import OVERHEAD_BYTES
-from onboard.wire.medium.timing import Timing
+from onboard.wire.medium.medium_access import Timing
 from onboard.wire.messages import MAX_FRAGMENTS
 from onboard.wire.transfer.sender import ObjectSender
 from onboard.wire.transfer.transfer import ReportOutcome

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from enum import Enum
 
-from onboard.wire.medium.timing import RETRY_S, Timing
+from onboard.wire.medium.medium_access import RETRY_S, Timing
 
 _QUICK_TURNS = 12  # half-duplex: a question in each, and then every 2 s
 # Full duplex: the first questions to a peer that has fallen silent, and how much more slowly the next ones

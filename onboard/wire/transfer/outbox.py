@@ -17,7 +17,7 @@ from typing import NamedTuple
 from hw_profiles import Link
 from onboard.wire.events import Cancelled, Delivered, Event, Expired, Progress, Recut, Stuck
 from onboard.wire.framing.frame import GROUP_ID, OVERHEAD_BYTES, PendingFrame, Type
-from onboard.wire.medium.timing import RETRY_S, Timing
+from onboard.wire.medium.medium_access import RETRY_S, Timing
 from onboard.wire.messages import Cancel, Done, Reason, digest
 from onboard.wire.transfer.length import DeliveryStats, Fitting, FragmentSizer
 from onboard.wire.transfer.liveness import PeerLiveness, PeerState

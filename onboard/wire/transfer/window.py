@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 
 from onboard.wire.framing.frame import OVERHEAD_BYTES
-from onboard.wire.medium.timing import RETRY_S, Timing
+from onboard.wire.medium.medium_access import BURST_S, RETRY_S, Timing
 from onboard.wire.transfer.transfer import Outgoing, ReportOutcome
 
 _QUICK_ASKS = 12  # questions, 288 B where little is lost; the ones after that follow ever more slowly
@@ -123,7 +123,7 @@ class SendWindow:
         if outgoing.complete:
             return min(RETRY_S * 2.0 ** min(asks, 8), _MAX_ACCEPT_S)
         if self.by_turns:
-            return self._timing.burst_s  # not again in this turn; the next one may ask at once
+            return BURST_S  # not again in this turn; the next one may ask at once
         if asks <= 1 and self.loss.measured < _LITTLE_LOSS:
             return self._answer_s(outgoing)
         quick_s = self._quick_s(outgoing, asks)

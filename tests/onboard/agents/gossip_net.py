@@ -34,7 +34,7 @@ from onboard.runtime.endpoint import Endpoint, EndpointConfig
 from onboard.runtime.gossip import GossipProgram, linked, setup_of
 from onboard.runtime.loop import Loop
 from onboard.storage.keys import save_key
-from onboard.wire.medium.contacts import Window
+from onboard.wire.medium.contact_gate import Window
 
 PIXELS, CLASSES = 784, 10
 STEP_S = 0.05  # of a step of training, unless a net says else

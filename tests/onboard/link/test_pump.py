@@ -21,7 +21,7 @@ from onboard.link.pump import PortDown, PortUp, Pump, PumpEvent, SpoolFull, wait
 from onboard.mission.objects import UPDATE
 from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.events import Arrived, Delivered, Message, Refused, Rekeyed, Withdrawn
-from onboard.wire.medium.contacts import Window
+from onboard.wire.medium.contact_gate import Window
 from onboard.wire.messages import Reason
 from onboard.wire.session import Session
 from tests.onboard.link.cable import Clock, PtyCable

@@ -13,7 +13,7 @@ from hw_profiles import load_link
 from onboard.console.toml import ConfigError
 from onboard.runtime.contact_plan import LOOK_AGAIN_S, ContactPlan, kept_plan
 from onboard.wire.config import Identity, Medium, Security, SessionState
-from onboard.wire.medium.contacts import Window
+from onboard.wire.medium.contact_gate import Window
 from onboard.wire.session import Session
 
 NOON = datetime(2026, 11, 21, 12, tzinfo=timezone.utc).timestamp()

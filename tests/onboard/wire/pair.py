@@ -26,7 +26,7 @@ from onboard.wire.events import (
     Withdrawn,
 )
 from onboard.wire.framing import frame as framing
-from onboard.wire.medium.contacts import Window
+from onboard.wire.medium.contact_gate import Window
 from onboard.wire.security.cipher import Cipher
 from onboard.wire.security.seal import HELLO, NO_SALT, SECRET, TRAFFIC, directional_key
 from onboard.wire.session import Session

@@ -12,8 +12,7 @@ from hw_profiles import Link
 from onboard.wire.config import Limits
 from onboard.wire.events import Delivered, QuotaUsage
 from onboard.wire.framing.frame import Type
-from onboard.wire.medium.allowance import DAY_S, ByteQuota
-from onboard.wire.medium.contacts import Window
+from onboard.wire.medium.contact_gate import DAY_S, ByteQuota, Window
 from tests.onboard.wire.pair import FULL, HALF, UPDATE, Pair, data, finish
 
 FRAME_BYTES = 224

@@ -14,7 +14,7 @@ from hw_profiles import Link
 from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.events import Delivered, Expired, PeerUnreachable
 from onboard.wire.framing.frame import OVERHEAD_BYTES, Type
-from onboard.wire.medium.contacts import Contacts, Window
+from onboard.wire.medium.contact_gate import Contacts, Window
 from onboard.wire.session import Session
 from tests.onboard.wire.pair import COBS_BYTES, FAST, FULL, HALF, KEY, UPDATE, Pair, data, finish, uhf_full
 

@@ -15,7 +15,7 @@ from hw_profiles import Link
 from onboard.wire.config import Limits, Medium
 from onboard.wire.events import Arrived, Delivered, Recut, Stuck
 from onboard.wire.framing.frame import Frame, Type
-from onboard.wire.medium.timing import Timing
+from onboard.wire.medium.medium_access import Timing
 from onboard.wire.messages import Offer, digest
 from onboard.wire.transfer.inbox import Inbox
 from onboard.wire.transfer.transfer import Outgoing

@@ -22,7 +22,7 @@ from onboard.wire.events import (
     Withdrawn,
 )
 from onboard.wire.framing.frame import Type
-from onboard.wire.medium.contacts import Window
+from onboard.wire.medium.contact_gate import Window
 from onboard.wire.messages import Reason, digest
 from tests.onboard.wire.pair import FAST, FULL, HALF, UPDATE, Pair, data, finish, ground_session, uhf_full
 

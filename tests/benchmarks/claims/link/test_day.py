@@ -9,7 +9,7 @@ from benchmarks.harness import leg
 from benchmarks.harness.result import Row
 from onboard.wire.events import Event
 from onboard.wire.framing.frame import Origin
-from onboard.wire.medium.allowance import ByteQuota
+from onboard.wire.medium.contact_gate import ByteQuota
 from onboard.wire.security.seal import ReplayWindow
 from onboard.wire.session import Session
 

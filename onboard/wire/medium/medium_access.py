@@ -1,0 +1,412 @@
+"""When one end may transmit, and how long it waits for anything: all follows from its link's profile.
+
+It sends at the pace of its link, in contact, and on half-duplex in its turn. All times are seconds; "out" is
+this end's transmitter, "back" the peer's.
+
+On a half-duplex link one end speaks at a time: a turn ends with OVER, and silence ends it as well. Whoever
+hears OVER may answer at once. If nobody does, who may begin depends on what each end knows of the last turn,
+and the order in which they may is such that the first has been heard by the time of the next:
+
+- an end that asked something in it and got no answer asks again, the ground (the primary) before the board;
+- an end that knows the turn to be over begins in slots, the ground's between the board's;
+- an end that never heard its OVER waits for as long as a run of lost frames may last, and then as before
+  but later, so that the other end can ask again first.
+
+Where much is lost a turn closes with several short frames that count down to its end, the last with OVER: who
+hears any of them knows when it may begin. Both ends know the end of a turn to within the delay, so on an
+undisturbed channel they never speak at the same time; after losses they may, once. A channel on which nobody
+has anything to say carries nothing.
+"""
+
+from __future__ import annotations
+
+import math
+
+from onboard.wire.config import Medium
+from onboard.wire.framing.frame import OVERHEAD_BYTES
+
+RETRY_S = 2.0
+"""The pause between two POLLs to a silent peer: 24 B each, 0.7 kB a minute."""
+GRACE_S = 0.1
+"""The time that an end may take from a frame's arrival to its answer: an fsync on an SD card, a USB serial
+adapter's 16 ms, a step of training."""
+_GREETING_S = 0.25  # the shortest pause between two HELLOs, as between the first POLLs
+GUARD_S = 0.02  # the error of two clocks and two schedulers
+_DEPTH_S = 0.005  # no timer of an operating system is finer than this
+BURST_S = 10.0  # the airtime of one turn on half-duplex
+_REPORT_SHARE = 4  # REPORTs that are asked for take at most 1/4 of the way back
+_REPORT_BYTES = 13  # the payload of a REPORT without a bitmap
+LEAD_BYTES = 17  # delimiters: one is left when the first 16 B of a burst are spoiled
+_LEAST_LEAD_BYTES = 2
+_LEAD_S = 0.02  # on half-duplex the lead takes no more than this, or
+_LEAD_SHARE = 1 / 8  # than this share of keying, whichever is longer
+MAX_CLOSING = 8
+_LONGEST = 2.0
+_MISSED = 0.07  # that all closing frames are lost costs about a second, one of them 20 to 70 ms of 9.6 kbit/s
+_EAGER = 8  # bursts in a row without an answer that have a long lead; every fourth one after them does
+_DOUBTFUL = 3.0  # questions asked again, from which on every lead is long
+_TRUST = 0.5  # the part of a doubt that a new question takes away
+
+
+class Timing:
+    """The times of one end of a link. primary: see Identity. most_lead_bytes: the most delimiters before the
+    first frame after a pause; 0 where frames have none."""
+
+    def __init__(self, medium: Medium, *, primary: bool, most_lead_bytes: int = 0) -> None:
+        link = medium.link
+        self._link = link
+        self.wire_bytes = medium.wire_bytes
+        self.primary = primary
+        self.half_duplex = link.half_duplex
+        self.delay_s = link.delay_s
+        self.keying_s = link.keying_s if link.half_duplex else 0.0
+        self.payload_bytes = link.mtu_bytes - OVERHEAD_BYTES
+        self._most_lead_bytes = most_lead_bytes
+        self.run_at(None)
+
+    @property
+    def back_bytes_per_s(self) -> float:
+        """The bytes that the line carries from the peer each second, now."""
+        return 1 / self._back_s_per_byte
+
+    def run_at(self, rate_bps: float | None) -> None:
+        """Both directions have this line rate from now on; with None, the rates of the link's profile."""
+        out_bps = self._link.rate_down_bps if self.primary else self._link.rate_up_bps
+        back_bps = self._link.rate_up_bps if self.primary else self._link.rate_down_bps
+        self._out_s_per_byte = self._link.bits_per_byte / (rate_bps or out_bps)
+        self._back_s_per_byte = self._link.bits_per_byte / (rate_bps or back_bps)
+        self.frame_bytes = self.wire_bytes(self._link.mtu_bytes)
+        self.frame_s = self.airtime_s(self._link.mtu_bytes)
+        self.back_frame_s = self.back_airtime_s(self._link.mtu_bytes)
+
+    @property
+    def lead_bytes(self) -> tuple[int, int]:
+        """The delimiters before a burst that is surely heard, and before one that may not be. On
+        half-duplex both numbers are the same, as both ends compute the slots alike."""
+        if not self.half_duplex:
+            return min(1, self._most_lead_bytes), self._most_lead_bytes
+        lead_s = max(_LEAD_S, self.keying_s * _LEAD_SHARE)
+        slower_s_per_byte = max(self._out_s_per_byte, self._back_s_per_byte)
+        lead_bytes = max(_LEAST_LEAD_BYTES, int(lead_s / slower_s_per_byte))
+        return (min(lead_bytes, self._most_lead_bytes),) * 2
+
+    @property
+    def lead_s(self) -> float:
+        """The time that the longest lead takes."""
+        return self.lead_bytes[1] * max(self._out_s_per_byte, self._back_s_per_byte)
+
+    def airtime_s(self, frame_bytes: int, lead_bytes: int = 0) -> float:
+        """The time that one frame out takes, behind so many delimiters."""
+        return self.wire_bytes(frame_bytes) * self._out_s_per_byte + lead_bytes * self._out_s_per_byte
+
+    def back_airtime_s(self, frame_bytes: int) -> float:
+        """The time that one frame back takes."""
+        return self.wire_bytes(frame_bytes) * self._back_s_per_byte
+
+    @property
+    def greeting_s(self) -> float:
+        """The pause before a HELLO that nobody answered is said again."""
+        return max(_GREETING_S, self.answer_s(0, busy=True) + 2 * self.keying_s + GRACE_S)
+
+    def report_frame_bytes(self, fragments: int) -> int:
+        """The length of the longest REPORT on an object of so many fragments."""
+        return OVERHEAD_BYTES + min(self.payload_bytes, _REPORT_BYTES + (fragments + 7) // 8)
+
+    def report_interval_s(self, fragments: int, loss: float) -> float:
+        """The pause between two REPORTs that nobody asked for, so long that they cost little (docs/wire.md,
+        REPORT). It is shorter where more of the peer's frames are lost, as its questions are lost as well.
+        """
+        report_s = self.airtime_s(self.report_frame_bytes(fragments))
+        return max(4 * self.delay_s, 8 * report_s, min(16 * self.back_frame_s, 3.0) / (1 + 8 * loss))
+
+    def report_gap_s(self, frame_bytes: int) -> float:
+        """The pause after a REPORT of `frame_bytes`, before the next one that is asked for may leave."""
+        return 0.0 if self.half_duplex else (_REPORT_SHARE - 1) * self.airtime_s(frame_bytes)
+
+    def answer_s(self, fragments: int, *, busy: bool) -> float:
+        """The time from the end of a question until its REPORT must be here. busy: the peer sends bulk as
+        well."""
+        report_s = self.back_airtime_s(self.report_frame_bytes(fragments))
+        queue_s = 2 * self.back_frame_s if busy else 0.0
+        return 2 * self.delay_s + _REPORT_SHARE * report_s + queue_s + GUARD_S
+
+    def silence_s(self, fragments: int) -> float:
+        """The time without an answer after which the peer counts as silent: 4 intervals of its REPORTs."""
+        report_s = self.back_airtime_s(self.report_frame_bytes(fragments))
+        interval_s = max(4 * self.delay_s, 8 * report_s, min(16 * self.frame_s, 3.0))
+        return max(4 * interval_s, RETRY_S)
+
+    def fragment_s(self, fragment_bytes: int) -> float:
+        """The airtime of a fragment of so many bytes."""
+        return self.airtime_s(OVERHEAD_BYTES + fragment_bytes)
+
+    def round_trip_fragments(self, fragments: int, fragment_bytes: int) -> int:
+        """The bandwidth-delay product: the fragments that leave between one fragment and the REPORT on it."""
+        return 1 + int(self.answer_s(fragments, busy=False) / self.fragment_s(fragment_bytes))
+
+    def waits_for_answer(self, size: int, fragments: int) -> bool:
+        """Whether waiting for the answer to an OFFER costs little beside the object's airtime."""
+        if self.half_duplex:
+            return True
+        report_s = self.back_airtime_s(self.report_frame_bytes(0))
+        object_s = (size / max(self.payload_bytes, 1)) * self.frame_s
+        return 2 * self.delay_s + report_s < 0.05 * object_s
+
+    @property
+    def slot_s(self) -> float:
+        """The slot on half-duplex: the other end has heard, by its end, whoever began to speak at its
+        start."""
+        return self._heard_within_s(max(self.frame_s, self.back_frame_s))
+
+    def answer_slot_s(self, fragments: int) -> float:
+        """The slot on half-duplex from a question's end until its answer, which begins with a REPORT, is
+        heard."""
+        return self._heard_within_s(self.back_airtime_s(self.report_frame_bytes(fragments)))
+
+    @property
+    def question_slot_s(self) -> float:
+        """The slot on half-duplex in which a POLL is heard, so that of two ends that ask one desists."""
+        return self._heard_within_s(max(self.airtime_s(OVERHEAD_BYTES), self.back_airtime_s(OVERHEAD_BYTES)))
+
+    def _heard_within_s(self, airtime_s: float) -> float:
+        return GRACE_S + self.keying_s + self.lead_s + airtime_s + 2 * self.delay_s + GUARD_S
+
+
+class Pacer:
+    """Hands out airtime as the link has it: a token bucket two frames deep, counted in time on the air.
+
+    `end` is when all that was handed out has left the antenna. So a frame never finds more than one
+    other in the port's buffer, and what is urgent waits two frame times at most. `latest` is when it has
+    if a run that was killed just before this one's start had filled that buffer.
+    """
+
+    def __init__(self, timing: Timing, now: float) -> None:
+        self._timing = timing
+        self.end = now
+        self.latest = now + timing.keying_s + max(timing.frame_s, _DEPTH_S) + timing.frame_s
+        self.airtime_s = 0.0
+
+    @property
+    def opens_at(self) -> float:
+        """The earliest time for the next frame."""
+        return self.end - max(self._timing.frame_s, _DEPTH_S)
+
+    def sent(self, frame_bytes: int, now: float, *, keyed: bool, lead_bytes: int = 0) -> float:
+        """A frame leaves behind `lead_bytes` delimiters; returns when its last bit leaves. keyed: the
+        transmitter has to be keyed for it."""
+        keying_s = self._timing.keying_s if keyed else 0.0
+        airtime_s = self._timing.airtime_s(frame_bytes, lead_bytes) + keying_s
+        self.end = max(self.end, now) + airtime_s
+        self.latest = max(self.latest, now) + airtime_s
+        self.airtime_s += airtime_s
+        return self.end
+
+
+class HalfDuplexTurn:
+    """Whose turn it is, as one end sees it."""
+
+    def __init__(self, timing: Timing, now: float) -> None:
+        self._timing = timing
+        self._quiet_since = now  # end of the last frame on the channel
+        self._wait_s = 0.0 if timing.primary else timing.slot_s  # from there to this end's first slot
+        self._mine = False  # OVER was heard, or this end is within its turn
+        self._speaking = False  # this end has begun and not yet said OVER
+        self._began = -math.inf
+        self._closed_with = 0  # frames, the last time
+        self.closing = 0  # frames that this turn has left, once nothing but its end is to be told
+
+    def opens_at(self, now: float) -> float:
+        """The earliest time from `now` on at which this end may transmit."""
+        if self._mine and now <= self._quiet_since + GRACE_S:
+            return max(now, self._quiet_since)
+        first = self._quiet_since + self._wait_s
+        if now <= first:
+            return first
+        period_s = 2 * self._timing.slot_s
+        slot = first + math.floor((now - first) / period_s) * period_s
+        return now if now <= slot + GRACE_S else slot + period_s
+
+    def close(self, loss: float, burst: float = 1.0) -> bool:
+        """This turn ends: with the frame just sent (True), or with some more, where `loss` (0..1) is high.
+        burst: how many times longer losses last than if they were independent."""
+        loss = min(max(loss, 0.01), 0.9)
+        frames = 1 + max(0, math.ceil(math.log(_MISSED / loss) / math.log(_after_a_loss(loss, burst))))
+        self.closing = 0 if frames <= 1 else min(frames, MAX_CLOSING)
+        self._closed_with = self.closing
+        return self.closing == 0
+
+    def count_down(self) -> int:
+        """A closing frame was sent: how many follow it."""
+        self.closing -= 1
+        return self.closing
+
+    def in_turn(self, now: float) -> bool:
+        """Whether this end has begun to speak, has not yet said OVER, and has not been still for too long."""
+        return self._speaking and now <= self._quiet_since + GRACE_S
+
+    def has_room(self, end: float, loss: float = 0.0, burst: float = 1.0) -> bool:
+        """Whether a turn that goes on to `end` is no longer than a turn may be: up to twice the usual where
+        losses (see `close`) come in bursts, so that fewer changes of turn are there to be lost in them."""
+        longer = min(1 + loss * (max(burst, 1.0) - 1), _LONGEST)
+        return end - self._began <= longer * BURST_S
+
+    def sent(self, start: float, end: float) -> None:
+        """A frame leaves at `start`; its last bit at `end`."""
+        if not self.in_turn(start):
+            self._began = start
+            self.closing = 0  # of a turn that fell still
+        self._speaking = self._mine = True
+        self._quiet_since = end
+        self._wait_s = self._slots_s(2)  # should this end fall still before it says OVER
+
+    def hand_over(self, asked: int | None) -> None:
+        """The frame just sent says OVER. `asked`: fragments of the largest object that the turn asked
+        about, None if it asked nothing."""
+        self._speaking = self._mine = False
+        if asked is None:
+            self._wait_s = self._slots_s(1)
+        else:
+            self._wait_s = self._timing.answer_slot_s(asked)
+            # Where this end closes with so many frames the other does, and must not be interrupted in it.
+            closing_s = self._timing.back_airtime_s(self._timing.report_frame_bytes(asked))
+            self._wait_s += self._closed_with * closing_s
+            self._wait_s += 0.0 if self._timing.primary else self._timing.question_slot_s
+
+    def heard(self, now: float, *, over: bool, loss: float, burst: float = 1.0, left_s: float = 0.0) -> None:
+        """A frame of the peer's has wholly arrived. Without OVER more follow: loss and burst, as in `close`,
+        say how many frame times of nothing still mean that they were lost, not that the turn is over.
+        left_s: airtime of the closing frames that follow, 0 if it was none of these."""
+        self._speaking = False
+        if left_s:
+            over = True
+            now += left_s + GUARD_S
+        self._mine = over
+        self._quiet_since = now
+        self._wait_s = self._slots_s(1)
+        if not over:
+            self._wait_s = self._slots_s(2) + _run_of_losses(loss, burst) * self._timing.back_frame_s
+
+    def _slots_s(self, primaries: int) -> float:
+        """The time from the end of the turn to the primary's slot of that number, or to the other end's
+        behind it."""
+        return (primaries if self._timing.primary else primaries + 1) * self._timing.slot_s
+
+
+def _run_of_losses(loss: float, burst: float) -> int:
+    """The length that a run of lost frames passes in 1 of 100 cases."""
+    loss = min(max(loss, 0.01), 0.9)
+    return math.ceil(math.log(0.01 / loss) / math.log(_after_a_loss(loss, burst))) + 1
+
+
+def _after_a_loss(loss: float, burst: float) -> float:
+    """The probability that the frame after a lost one is lost as well, in a Gilbert channel."""
+    return 1 - (1 - loss) / max(burst, 1.0)
+
+
+class MediumAccess:
+    """The link's airtime as one end has it, on the link's clock. `closes_at`: no frame ends after that.
+
+    Full duplex knows no turns: none begins, none ends. `lead_bytes`: delimiters that go before the frame that
+    was sent last. They go before the first frame after a pause, so that what a line spoils at a start is no
+    frame of ours: a transmitter that keys late, or a receiver that is still settling, spoils the first bytes
+    of whatever comes after a pause, and a quiet line may have left noise in the other end's buffer. On
+    half-duplex every turn begins with enough delimiters. On a line that is always on one will do, unless
+    nothing comes back or the same question comes twice: then there are as many as on half-duplex. On a
+    datagram port there are none.
+    """
+
+    def __init__(self, timing: Timing, now: float) -> None:
+        self.timing = timing
+        self._pacer = Pacer(timing, now)
+        self._turn = HalfDuplexTurn(timing, now) if timing.half_duplex else None
+        self._unheard = 0  # bursts since anything was heard
+        self._again = False  # the peer has asked the same once more: it did not hear the answer
+        self._doubt = 0.0
+        self.lead_bytes = 0
+        self.closes_at = math.inf
+
+    @property
+    def airtime_s(self) -> float:
+        """The time for which the transmitter was on, keying included."""
+        return self._pacer.airtime_s
+
+    def opens_at(self, now: float) -> float:
+        """The earliest time from `now` on at which this end may transmit."""
+        at = max(now, self._pacer.opens_at)
+        if self._turn is not None:
+            at = self._turn.opens_at(at)
+        longest_s = self.timing.keying_s + self.timing.lead_s + self.timing.frame_s
+        end = max(at, self._pacer.latest) + longest_s
+        return at if end <= self.closes_at else max(at, self.closes_at)
+
+    def left_s(self, now: float) -> float | None:
+        """How long the contact lasts from `now` on, None where nobody knows."""
+        return None if math.isinf(self.closes_at) else self.closes_at - now
+
+    def contact_begins(self) -> None:
+        """The port has nothing left of what was sent before."""
+        self._pacer.latest = self._pacer.end
+
+    def in_turn(self, now: float) -> bool:
+        """Whether this end is within a turn that it has to hand over."""
+        return self._turn is not None and self._turn.in_turn(now)
+
+    def closing(self, now: float) -> bool:
+        """Whether its turn has nothing left but its end to be told."""
+        return self._turn is not None and self._turn.closing > 0 and self._turn.in_turn(now)
+
+    def sent(self, frame_bytes: int, now: float, *, lossy: bool = False) -> float:
+        """A frame leaves; returns when its last bit has. lossy: where frames are lost noise may be what comes
+        in between two that follow one another without a pause."""
+        keyed = self._turn is not None and not self._turn.in_turn(now)
+        start = max(now, self._pacer.end)
+        begins = keyed or now > self._pacer.end
+        short, long = self.timing.lead_bytes
+        is_long = begins and self._wants_long_lead()
+        self.lead_bytes = long if is_long else short if begins else min(1, short) if lossy else 0
+        end = self._pacer.sent(frame_bytes, now, keyed=keyed, lead_bytes=self.lead_bytes)
+        if self._turn is not None:
+            self._turn.sent(start, end)
+        return end
+
+    def _wants_long_lead(self) -> bool:
+        """Whether the burst that begins may not be heard behind a short lead."""
+        is_eager = 0 < self._unheard <= _EAGER or self._unheard % 4 == 3
+        is_long = is_eager or self._again or self._doubt >= _DOUBTFUL
+        self._unheard += 1
+        self._again = False
+        return is_long
+
+    def count_down(self) -> int:
+        """A closing frame was sent: how many follow it."""
+        return 0 if self._turn is None else self._turn.count_down()
+
+    def ends_turn(self, end: float, *, more: bool, loss: float, burst: float) -> bool:
+        """Whether the frame just sent, whose last bit leaves at `end`, says OVER. more: something else waits
+        to be sent. loss, burst: see HalfDuplexTurn.close, which may have the turn close with further
+        frames."""
+        if self._turn is None:
+            return False
+        next_end = end + self.timing.frame_s
+        answered = next_end + self.timing.slot_s  # a last answer is worth more than a last fragment
+        if more and self._turn.has_room(next_end, loss, burst) and answered <= self.closes_at:
+            return False
+        return self._turn.close(loss, burst)
+
+    def hand_over(self, asked: int | None) -> None:
+        """This end's turn is over, see HalfDuplexTurn.hand_over."""
+        if self._turn is not None:
+            self._turn.hand_over(asked)
+
+    def heard(
+        self, now: float, *, over: bool, loss: float, burst: float, left: int = 0, frame_bytes: int = 0,
+        again: bool = False,
+    ) -> None:  # fmt: skip
+        """A frame of the peer's has arrived; `left` closing frames of `frame_bytes` follow it. again: it asks
+        what the one before it asked, and was answered."""
+        self._unheard = 0
+        self._again = again
+        self._doubt = self._doubt + 1 if again else max(0.0, self._doubt - _TRUST)
+        if self._turn is not None:
+            left_s = left * self.timing.back_airtime_s(frame_bytes)
+            self._turn.heard(now, over=over, loss=loss, burst=burst, left_s=left_s)
