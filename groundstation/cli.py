@@ -10,7 +10,7 @@ import msgspec
 
 from groundstation.config import load_mission
 from groundstation.setup import MissionRequest, NodeSpec, SetupError, create_mission, roll_key
-from groundstation.store.recovery import backup_of
+from groundstation.store.database import backup_of
 from groundstation.store.store import Store, StoreDamaged, StoreError, StoreForeign
 from onboard.console.errors import OneLineErrors, fail, refused
 from onboard.console.extras import require

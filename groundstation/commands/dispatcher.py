@@ -13,10 +13,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from groundstation.commands.inbox import CommandInbox
-from groundstation.commands.states import CommandState
+from groundstation.commands.queue import CommandInbox
+from groundstation.commands.table import CommandRow, CommandState, CommandTable
 from groundstation.station import Station
-from groundstation.store.command_table import CommandRow
 from groundstation.store.store import Store
 from onboard.console.log import say
 from onboard.mission.commands import PRIORITY, decode_result, encode_command
@@ -41,7 +40,8 @@ class CommandDispatcher:
     def __init__(
         self, folder: Path, store: Store, stations: Mapping[int, Station], wall: Callable[[], float]
     ) -> None:
-        self._inbox, self._store, self._stations, self._wall = CommandInbox(folder), store, stations, wall
+        self._inbox, self._table = CommandInbox(folder), CommandTable(store)
+        self._stations, self._wall = stations, wall
         self._offered: dict[bytes, bytes] = {}  # digest of an object on its way: the command's id
         self._due_s = 0.0
 
@@ -53,7 +53,7 @@ class CommandDispatcher:
         self._due_s = now + LOOK_EVERY_S
         self._take_in()
         nodes = set[int]()
-        for row in self._store.commands.unfinished():
+        for row in self._table.unfinished():
             station = self._stations.get(row.node)
             if self._wall() >= row.expires_at:
                 self._expire(row, now)
@@ -63,14 +63,14 @@ class CommandDispatcher:
 
     def _take_in(self) -> None:
         requests = self._inbox.requests()
-        for row in self._store.commands.queue(requests):
+        for row in self._table.queue(requests):
             say(log, "command-queued", **self._told(row))
         for request in requests:
             self._inbox.remove(request)
 
     def _expire(self, row: CommandRow, now: float) -> None:
         why = WAITS_FOR[row.state]
-        self._store.commands.move(row, CommandState.EXPIRED, self._wall(), why=why)
+        self._table.move(row, CommandState.EXPIRED, self._wall(), why=why)
         if row.node in self._stations:
             self._stations[row.node].session.cancel(digest(COMMAND, encode_command(row.command)), now)
         say(log, "command-expired", level=logging.WARNING, **self._told(row), why=why)
@@ -80,7 +80,7 @@ class CommandDispatcher:
         if row.state is CommandState.QUEUED:
             if not _is_in_contact(station.session, now):
                 return
-            self._store.commands.move(row, CommandState.SENT, self._wall())
+            self._table.move(row, CommandState.SENT, self._wall())
             say(log, "command-sent", **self._told(row))
         name = station.session.offer(COMMAND, encode_command(row.command), now, priority=PRIORITY)
         self._offered[name] = row.id
@@ -93,11 +93,11 @@ class CommandDispatcher:
             return True
         if not isinstance(event, Delivered | Cancelled) or event.digest not in self._offered:
             return False
-        row = self._store.commands.find(self._offered[event.digest])
+        row = self._table.find(self._offered[event.digest])
         if row is None or row.state is not CommandState.SENT:
             pass  # it has expired, or its result came first
         elif isinstance(event, Delivered):
-            self._store.commands.move(row, CommandState.ACKNOWLEDGED, self._wall())
+            self._table.move(row, CommandState.ACKNOWLEDGED, self._wall())
             say(log, "command-acknowledged", **self._told(row))
         else:
             known = [reason.name.lower() for reason in Reason if reason == event.reason]
@@ -107,7 +107,7 @@ class CommandDispatcher:
         return True
 
     def _refuse(self, row: CommandRow, why: str) -> None:
-        self._store.commands.move(row, CommandState.REFUSED, self._wall(), why=why)
+        self._table.move(row, CommandState.REFUSED, self._wall(), why=why)
         say(log, "command-refused", level=logging.WARNING, **self._told(row), why=why)
 
     def _take_result(self, station: Station, arrived: Arrived, now: float) -> None:
@@ -118,14 +118,12 @@ class CommandDispatcher:
             say(log, "bad-message", level=logging.WARNING, node=station.node.name, why=str(error))
             station.session.refuse(arrived.digest, Reason.REFUSED, now)
             return
-        row = self._store.commands.find(result.command)
+        row = self._table.find(result.command)
         if row is None or row.node != station.node.id:
             say(log, "result-discarded", node=station.node.name, id=result.command.hex())
         elif row.state not in (CommandState.DONE, CommandState.REFUSED):
             if result.outcome == "done":
-                self._store.commands.move(
-                    row, CommandState.DONE, self._wall(), why=result.why, result=result.values
-                )
+                self._table.move(row, CommandState.DONE, self._wall(), why=result.why, result=result.values)
                 say(log, "command-done", **self._told(row), result=result.values)
             else:
                 self._refuse(row, result.why)

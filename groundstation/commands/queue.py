@@ -1,23 +1,91 @@
-"""Commands as a user words and sees them: checked before they are queued, and listed wherever they are."""
+"""Commands as a user words and sees them: checked before they are queued, and listed wherever they are.
+
+The daemon is the only writer of the database. So whoever queues a command leaves a file in `commands/` of the
+mission's folder, durable and whole before it has its name; the daemon takes it into the database and removes
+it, at once or when it next runs. A kill in between leaves both, and the file's id, which is its name, says
+that the command is there already.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import secrets
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from pathlib import Path
 
 import msgspec
 
-from groundstation.commands.inbox import CommandInbox, CommandRequest
-from groundstation.commands.states import CommandState
+from groundstation.commands.table import CommandRequest, CommandRow, CommandTable
 from groundstation.config import Mission, Node
-from groundstation.store.command_table import CommandRow
 from groundstation.store.store import Store
 from onboard.console.errors import one_line
-from onboard.mission.commands import COMMANDS, Command, Value, encode_command
+from onboard.console.log import say
+from onboard.mission.commands import COMMANDS, MAX_BYTES, Command, Value, encode_command
+from onboard.storage.files import (
+    NotAFile,
+    clear_the_way,
+    free_name,
+    read_file,
+    replace_durably,
+    sync_folder,
+)
+
+log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 0.2
+_MAX_FILE_BYTES = 16 * MAX_BYTES  # JSON escapes take six times a byte at most
+
+
+class CommandInbox:
+    """The files of a mission in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / "commands"
+
+    def put(self, request: CommandRequest) -> None:
+        """Queues a command, durably on return. Raises OSError."""
+        clear_the_way(self._folder, "folder")
+        if not self._folder.exists():
+            self._folder.mkdir(exist_ok=True)
+            sync_folder(self._folder.parent)
+        replace_durably(self._path(request), msgspec.json.encode(request))
+
+    def requests(self) -> list[CommandRequest]:
+        """Those that wait, oldest first. A file that is none of them is put aside, where that is possible."""
+        try:
+            paths = [*self._folder.glob("*.json")]
+        except OSError:
+            return []
+        found = [request for path in paths if (request := _read(path)) is not None]
+        return sorted(found, key=lambda request: (request.queued_at, request.id))
+
+    def remove(self, request: CommandRequest) -> None:
+        """The command is in the database. A file that cannot be removed is found there again, and does no
+        harm."""
+        with contextlib.suppress(OSError):
+            self._path(request).unlink()
+
+    def _path(self, request: CommandRequest) -> Path:
+        return self._folder / f"{request.id}.json"
+
+
+def _read(path: Path) -> CommandRequest | None:
+    try:
+        request = msgspec.json.decode(read_file(path, _MAX_FILE_BYTES), type=CommandRequest)
+        if request.id != path.stem:
+            raise ValueError(f"its name is not that of command {request.id}")
+    except FileNotFoundError:  # the daemon has taken it
+        return None
+    except (OSError, ValueError) as error:
+        say(log, "unreadable", level=logging.ERROR, path=str(path), why=str(error))
+        with contextlib.suppress(OSError):
+            if not isinstance(error, NotAFile):
+                path.rename(free_name(path))
+        return None
+    return request
 
 
 class BadCommand(ValueError):  # noqa: N818 - "bad" says error already
@@ -72,7 +140,7 @@ def enqueue(mission: Mission, board: str, command: Command, expires_s: float) ->
         expires_at=now + expires_s,
     )  # fmt: skip
     CommandInbox(mission.folder).put(request)
-    return _row(request)
+    return request.row
 
 
 def all_commands(mission: Mission) -> list[CommandRow]:
@@ -81,9 +149,9 @@ def all_commands(mission: Mission) -> list[CommandRow]:
     stored = list[CommandRow]()
     if mission.database.exists():
         with closing(Store(mission.database, read_only=True)) as store:
-            stored = store.commands.all()
+            stored = CommandTable(store).all()
     known = {row.id for row in stored}
-    return stored + [_row(request) for request in waiting if request.command.id not in known]
+    return stored + [row for row in (request.row for request in waiting) if row.id not in known]
 
 
 def find(mission: Mission, command_id: bytes) -> CommandRow | None:
@@ -98,10 +166,3 @@ def wait_for(mission: Mission, row: CommandRow, wait_s: float) -> CommandRow:
         time.sleep(min(LOOK_EVERY_S, left_s))
         row = find(mission, row.id) or row
     return row
-
-
-def _row(request: CommandRequest) -> CommandRow:
-    return CommandRow(
-        id=request.command.id, node=request.node, name=request.name, arguments=request.arguments,
-        state=CommandState.QUEUED, queued_at=request.queued_at, expires_at=request.expires_at,
-    )  # fmt: skip

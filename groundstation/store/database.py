@@ -1,41 +1,51 @@
-"""The mission's SQLite file: one connection, one writer (the daemon's only thread).
+"""The mission's SQLite file: one connection, one writer (the daemon), and a digest of every row.
 
 The file has a write-ahead log with full sync: a committed transaction survives a power cut, and
-`groundstation status` can read while the daemon runs. Every row is checked as it is read (`ledger`). Damage
-by the disk is repaired at each start, and while the daemon runs (`recovery`).
+`groundstation status` can read while the daemon runs.
+
+SQLite checks how its pages refer to each other, and not their content. So triggers of the writer's connection
+compute a digest of each row, which no statement can omit, and the ledger holds their sum: a changed row fails
+its own digest; a lost row, or one that came back from an older log, fails the sum. Every row is checked as it
+is read. The ledger also counts the transactions (`generation`), and so does a file beside the database, the
+witness. `recovery` repairs what they find.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
+import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from hashlib import blake2s
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from groundstation.store.ledger import TABLES, Ledger, is_whole
+from groundstation.store import schema
 from groundstation.store.onlooker import open_to_read
-from groundstation.store.recovery import (  # fmt: skip
-    ForeignFile,
-    backup_of,
-    being_made,
-    connect,
-    entering,
-    is_of_the_machine,
-    make_whole,
-    publish,
-    put_aside,
-)
-from groundstation.store.schema import NewerFile, make_new, migrate, refuse_newer
-from groundstation.store.witness import ProgressWitness
-from onboard.console.log import say
-
-log = logging.getLogger(__name__)
+from onboard.storage.files import sync_folder
 
 BUSY_MS = 50  # once the daemon runs
+OPEN_WITHIN_S = 5.0  # at the start, while another program reads or holds the database
+SIDES = ("", "-wal", "-shm")
+TABLES: Mapping[str, tuple[str, ...]] = {
+    "mission": ("id",),
+    "node": ("id",),
+    "round": ("number",),
+    "answer": ("round", "node"),
+    "counter": ("node", "name"),
+    "model": ("number",),
+    "command": ("id",),
+}
+"""What is kept, in an order in which rows may be entered, and which columns name a row."""
+DIGEST_BYTES = 16
+SUMS = 2 ** (8 * DIGEST_BYTES)
+_TRIGGERS = ("new", "set", "sum", "gone")
+_MACHINE = ("locked", "unable to open", "disk i/o error", "disk is full", "out of memory")
+_WITNESS = struct.Struct(">4sQ16s")  # magic, generation, digest of both
+_MAGIC = b"SDW1"
 
 
 class StoreError(OSError):
@@ -48,11 +58,136 @@ class StoreBusy(StoreError):  # noqa: N818 - a state of the world rather than a 
 
 
 class StoreDamaged(StoreError):  # noqa: N818 - as those above
-    """A stored row is not what was written. `Database.mend` continues from the rows that are intact."""
+    """A stored row is not what was written. `Store.mend` continues from the rows that are intact."""
 
 
 class StoreForeign(StoreError):  # noqa: N818 - it may be right where it is
     """The file belongs to another program, or to a newer version of this one. It is left unchanged."""
+
+
+def row_digest(table: str, *pairs: Any) -> bytes:
+    """The digest of a row, given the names and values of its columns in turn. A NULL does not count, so that
+    a column can be added. Raises ValueError for text that is not valid Unicode."""
+    told = sorted(zip(pairs[::2], pairs[1::2], strict=True))
+    held = [(name, value) for name, value in told if value is not None]
+    return blake2s(msgspec.msgpack.encode((table, held)), digest_size=DIGEST_BYTES).digest()
+
+
+def is_whole(table: str, row: Mapping[str, Any]) -> bool:
+    """Whether a row is as it was written. A row of a form without digests is accepted."""
+    if "digest" not in row:
+        return True
+    pairs = [each for name, value in row.items() if name != "digest" for each in (name, value)]
+    try:
+        return bool(row_digest(table, *pairs) == row["digest"])
+    except ValueError:
+        return False
+
+
+def is_believable(db: sqlite3.Connection) -> bool:
+    """Whether the ledger's row is as it was written, and with it the tables' definitions and the form's
+    number. A ledger without a row, into which nothing was entered yet, is accepted."""
+    row = db.execute("SELECT generation, sum, digest FROM ledger").fetchone()
+    try:
+        return row is None or bool(_ledger_digest(row[0], row[1], _definitions(db)) == row[2])
+    except (TypeError, ValueError):
+        return False
+
+
+class Ledger:
+    """The ledger of a connection that writes: its triggers keep the digests, and it keeps their sum and the
+    number of transactions."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+        self._change = 0
+        db.create_function("row_digest", -1, row_digest, deterministic=True)
+        db.create_function("account", 2, self._account)
+        there = {row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        self._tables = [table for table in TABLES if table in there]
+        for table in self._tables:
+            _watch(db, table)
+        self._schema = _definitions(db)
+        found = db.execute("SELECT generation, sum FROM ledger").fetchone()
+        self.generation: int = 0 if found is None else found[0]
+        self._sum = 0 if found is None else int.from_bytes(found[1], "big")
+
+    @contextlib.contextmanager
+    def transaction(self, after: int = 0) -> Iterator[None]:
+        """A transaction, which gets the next number, above `after`."""
+        self._change = 0
+        with _atomic(self._db):
+            yield
+            entered = self._enter(after)
+        self.generation, self._sum = entered
+
+    def adopt(self) -> None:
+        """Computes the digests of all rows again, in the transaction that has changed their columns, which
+        gets a number; then removes the triggers."""
+        for table in self._tables:
+            self._db.execute(f"UPDATE {table} SET digest = {_call(self._db, table)}")
+        self._enter(0)
+        for table in self._tables:
+            for name in _TRIGGERS:
+                self._db.execute(f"DROP TRIGGER temp.{table}_{name}")
+
+    def _enter(self, after: int) -> tuple[int, int]:
+        """Executes a transaction's last statement; returns its number, and the sum after it."""
+        generation, total = max(self.generation, after) + 1, (self._sum + self._change) % SUMS
+        packed = total.to_bytes(DIGEST_BYTES, "big")
+        self._db.execute(
+            "INSERT INTO ledger (id, generation, sum, digest) VALUES (1, ?, ?, ?) ON CONFLICT (id) DO UPDATE "
+            "SET generation = excluded.generation, sum = excluded.sum, digest = excluded.digest",
+            (generation, packed, _ledger_digest(generation, packed, self._schema)),
+        )
+        return generation, total
+
+    def _account(self, before: bytes | None, after: bytes | None) -> None:
+        for digest, sign in ((before, -1), (after, 1)):
+            if digest is not None:
+                self._change += sign * int.from_bytes(digest, "big")
+
+
+class ProgressWitness:
+    """A file beside the database at `path` counts its transactions: a database that comes back older is
+    noticed.
+
+    If the write-ahead log is deleted, truncated or damaged, its transactions are lost, and what is left looks
+    intact. The count is written after each transaction without waiting for the disk. After a power cut it may
+    be too low, which proves nothing; it is never too high.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.with_name(f"{path.name}.witness")
+        self._handle = -1
+
+    def read(self) -> int | None:
+        """The generation that the database had reached, or None without a witness. Raises ValueError for a
+        damaged one."""
+        try:
+            with self.path.open("rb") as file:
+                content = file.read(_WITNESS.size + 1)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise ValueError(f"{self.path}: {error.strerror}") from None
+        if len(content) != _WITNESS.size or content != _testimony(_WITNESS.unpack(content)[1]):
+            raise ValueError(f"{self.path}: is damaged")
+        return int(_WITNESS.unpack(content)[1])
+
+    def write(self, generation: int) -> None:
+        """Writes the count. A failure is ignored, since the database itself is written."""
+        with contextlib.suppress(OSError):
+            if self._handle < 0:  # it is opened with the first write
+                self._handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+                os.ftruncate(self._handle, _WITNESS.size)
+            os.pwrite(self._handle, _testimony(generation), 0)
+
+    def close(self) -> None:
+        """Lets go of the file."""
+        if self._handle >= 0:
+            os.close(self._handle)
+        self._handle = -1
 
 
 class Database:
@@ -61,123 +196,70 @@ class Database:
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
-        self._read_only = read_only
-        self._busy_ms: int | None = None
-        self._files: tuple[tuple[int, int] | None, ...] = ()
         self._witness = ProgressWitness(path)
         self._ledger: Ledger | None = None
-        self._backup_failed = False
-        with self.errors():
-            self._open()
+        with errors(self.path):
+            if read_only:
+                self._db = open_to_read(path)
+            else:
+                self._open_to_write()
+        self._db.row_factory = sqlite3.Row
 
-    def _open(self) -> None:
-        try:
-            refuse_newer(self.path)
-            if self._read_only:
-                self._db = open_to_read(self.path)
-                self._db.row_factory = sqlite3.Row
-                return
-            refuse_newer(backup_of(self.path))
-            was_wrong = make_whole(self.path, self._witness)
-        except (ForeignFile, NewerFile) as error:
-            raise StoreForeign(str(error)) from None
-        except StoreError:
-            raise
-        except OSError as error:
-            raise StoreError(f"{self.path}: {error.strerror or error}") from None
+    def _open_to_write(self) -> None:
         self._db = db = connect(self.path)
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
-        db.execute("PRAGMA foreign_keys = ON")
-        if self._busy_ms is not None:
-            db.execute(f"PRAGMA busy_timeout = {self._busy_ms}")
+        for setting in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+            db.execute(f"PRAGMA {setting}")
         if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'mission'").fetchone():
-            make_new(db)
+            schema.make_new(db)
         migrate(db)
         self._ledger = Ledger(db)
         self._witness.write(self._ledger.generation)
         self._files = self._identity()
-        db.row_factory = sqlite3.Row
-        if was_wrong and self._ledger.generation:  # or the next start tells of the same backup again
-            self.back_up()
 
     def never_wait(self) -> None:
         """Makes a database that another program has locked raise StoreBusy at once: the daemon's loop tries
         again later, and does not wait inside SQLite while nobody listens to its links."""
-        self._busy_ms = BUSY_MS
-        with self.errors():
+        with errors(self.path):
             self._db.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
 
     def close(self) -> None:
         """Closes the file; SQLite merges the write-ahead log into it."""
-        with self.errors():
+        with errors(self.path):
             self._db.close()
         self._witness.close()
+
+    @property
+    def generation(self) -> int:
+        """How many transactions it has had; 0 where it was opened to be read."""
+        return self._ledger.generation if self._ledger else 0
+
+    @property
+    def is_displaced(self) -> bool:
+        """Whether its file, or one that SQLite keeps beside it, was deleted or replaced."""
+        return self._ledger is not None and self._identity() != self._files
+
+    def _identity(self) -> list[tuple[int, int] | None]:
+        return [_identity(self.path.with_name(self.path.name + side)) for side in SIDES]
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
         """A transaction: all statements of the block or none take effect, and are on the disk when it
         ends."""
-        with self.errors():
+        with errors(self.path):
             if self._ledger is None:
                 raise StoreError(f"{self.path}: is a readonly database here: it was opened to be read")
-            if self._identity() != self._files:
-                self._write_anew()
-            with entering(self._db, self._ledger):
+            with self._ledger.transaction():
                 yield
             self._witness.write(self._ledger.generation)
 
-    def back_up(self) -> None:
-        """Replaces the backup, completely or not at all. A failure is logged once and stops nothing, since
-        the database itself is intact."""
-        backup = backup_of(self.path)
-        new = being_made(backup)
-        try:
-            new.unlink(missing_ok=True)
-            self._db.execute("VACUUM INTO ?", (str(new),))
-            new.chmod(0o600)
-            publish(new, backup)
-        except (OSError, sqlite3.Error) as error:
-            if not self._backup_failed:
-                say(log, "backup-failed", level=logging.WARNING, path=str(backup), why=str(error))
-            self._backup_failed = True
-        else:
-            self._backup_failed = False
-
-    def mend(self) -> None:
-        """Closes the file, repairs it, and opens the result."""
-        with contextlib.suppress(sqlite3.Error):
-            self._db.close()
-        with self.errors():
-            self._open()
-
-    def _write_anew(self) -> None:
-        """Writes the database to its path again after the file, or its log, was deleted or replaced: SQLite
-        would go on writing to a file without a name, and all of that would be lost. Whatever has the path now
-        is put aside."""
-        new = self.path.with_name(f"{self.path.name}.new")
-        assert self._ledger is not None
-        try:
-            self.back_up()
-            new.unlink(missing_ok=True)
-            self._db.execute("VACUUM INTO ?", (str(new),))
-            aside = put_aside(self.path)
-            self._db.close()
-            publish(new, self.path)
-            self._witness.close()  # it may be gone, too
-            self._witness.write(self._ledger.generation)
-        except OSError as error:
-            why = f"was removed or replaced, and cannot be written anew: {error.strerror or error}"
-            raise StoreError(f"{self.path}: {why}") from None
-        say(
-            log, "database-rewritten", level=logging.WARNING, path=str(self.path),
-            why="it or its log was removed or replaced while this program ran", aside=str(aside or ""),
-        )  # fmt: skip
-        self._open()
-
-    def _identity(self) -> tuple[tuple[int, int] | None, ...]:
-        """The device and inode of the file and of the files that SQLite keeps beside it."""
-        return tuple(_identity(self.path.with_name(self.path.name + side)) for side in ("", "-wal", "-shm"))
+    def write_copy(self, path: Path) -> Path:
+        """Writes a copy beside `path`, for `publish` to give it that name; returns where it is. Raises
+        OSError, sqlite3.Error."""
+        new = being_made(path)
+        new.unlink(missing_ok=True)
+        self._db.execute("VACUUM INTO ?", (str(new),))
+        new.chmod(0o600)
+        return new
 
     def execute(self, statement: str, values: Any = ()) -> sqlite3.Cursor:
         """Executes one statement inside a transaction."""
@@ -187,12 +269,6 @@ class Database:
         """Executes one statement for each of the rows inside a transaction."""
         self._db.executemany(statement, rows)
 
-    def has(self, table: str) -> bool:
-        """Whether there is such a table."""
-        with self.errors():
-            found = self._db.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone()
-        return found is not None
-
     def one(self, table: str, where: str = "", *values: Any) -> dict[str, Any] | None:
         """The first row of a table that meets a condition, checked. Raises StoreDamaged."""
         rows = self.all(table, f"{where} LIMIT 1", *values)
@@ -200,7 +276,7 @@ class Database:
 
     def all(self, table: str, where: str = "", *values: Any) -> list[dict[str, Any]]:
         """All rows of a table that meet a condition, checked. Raises StoreDamaged."""
-        with self.errors():
+        with errors(self.path):
             rows = [dict(row) for row in self._db.execute(f"SELECT * FROM {table} {where}", values)]
         for row in rows:
             if not is_whole(table, row):
@@ -209,19 +285,81 @@ class Database:
             row.pop("digest", None)
         return rows
 
-    @contextlib.contextmanager
-    def errors(self) -> Iterator[None]:
-        """Turns exceptions of SQLite, and of decoding what is stored, into StoreError."""
-        try:
-            yield
-        except sqlite3.Error as error:
-            if "locked" in str(error):
-                raise StoreBusy(f"{self.path}: {error}: another program holds it") from error
-            if type(error) is sqlite3.DatabaseError and not is_of_the_machine(error, self.path):
-                raise StoreDamaged(f"{self.path}: {error}") from error
-            raise StoreError(f"{self.path}: {error}") from error
-        except msgspec.MsgspecError as error:
-            raise StoreError(f"{self.path}: holds what this version does not read: {error}") from error
+
+@contextlib.contextmanager
+def errors(path: Path) -> Iterator[None]:
+    """Turns exceptions of SQLite, of the disk, and of decoding what is stored, into StoreError."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        if "locked" in str(error):
+            raise StoreBusy(f"{path}: {error}: another program holds it") from error
+        if type(error) is sqlite3.DatabaseError and not is_of_the_machine(error, path):
+            raise StoreDamaged(f"{path}: {error}") from error
+        raise StoreError(f"{path}: {error}") from error
+    except msgspec.MsgspecError as error:
+        raise StoreError(f"{path}: holds what this version does not read: {error}") from error
+    except StoreError:
+        raise
+    except OSError as error:
+        raise StoreError(f"{path}: {error.strerror or error}") from None
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """Opens a connection that writes, and that can read rows whose text is not valid Unicode."""
+    db = sqlite3.connect(path, isolation_level=None, timeout=OPEN_WITHIN_S)
+    db.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
+    return db
+
+
+def migrate(db: sqlite3.Connection) -> None:
+    """Brings a database of an earlier form to the newest one, all or nothing. Raises sqlite3.Error."""
+    if schema.number_of(db) < schema.SCHEMA:
+        with _atomic(db):
+            schema.upgrade(db)
+            Ledger(db).adopt()
+
+
+def backup_of(path: Path) -> Path:
+    """The path of a database's backup."""
+    return path.with_name(f"{path.name}.backup")
+
+
+def being_made(path: Path) -> Path:
+    """The path at which a database or a backup is written before it is given its name."""
+    return path.with_name(f"{path.name}.new")
+
+
+def publish(new: Path, path: Path) -> None:
+    """Gives a new database its final name, durably."""
+    handle = os.open(new, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    new.replace(path)
+    sync_folder(path.parent)
+
+
+def is_of_the_machine(error: sqlite3.Error, path: Path) -> bool:
+    """Whether the cause is not the stored data but the machine: another program's lock, a full disk, a file
+    that may not be written."""
+    told = str(error).lower()
+    if "readonly" in told:  # a damaged header says so, too
+        return not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK))
+    return any(each in told for each in _MACHINE)
+
+
+@contextlib.contextmanager
+def _atomic(db: sqlite3.Connection) -> Iterator[None]:
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        with contextlib.suppress(sqlite3.Error):  # a full disk may have rolled back already
+            db.execute("ROLLBACK")
+        raise
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
@@ -230,3 +368,41 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
+
+
+def _testimony(generation: int) -> bytes:
+    head = _MAGIC + generation.to_bytes(8, "big")
+    return _WITNESS.pack(_MAGIC, generation, blake2s(head, digest_size=16).digest())
+
+
+def _watch(db: sqlite3.Connection, table: str) -> None:
+    columns = ", ".join(_columns(db, table))
+    renew = f"UPDATE {table} SET digest = {_call(db, table)} WHERE rowid = NEW.rowid"
+    occasions = (
+        ("INSERT", renew),
+        (f"UPDATE OF {columns}", renew),
+        ("UPDATE OF digest", "SELECT account(OLD.digest, NEW.digest)"),
+        ("DELETE", "SELECT account(OLD.digest, NULL)"),
+    )
+    for name, (when, what) in zip(_TRIGGERS, occasions, strict=True):
+        db.execute(f"CREATE TEMP TRIGGER {table}_{name} AFTER {when} ON main.{table} BEGIN {what}; END")
+
+
+def _call(db: sqlite3.Connection, table: str) -> str:
+    pairs = ", ".join(f"'{name}', {name}" for name in _columns(db, table))
+    return f"row_digest('{table}', {pairs})"
+
+
+def _columns(db: sqlite3.Connection, table: str) -> list[str]:
+    return [row[1] for row in db.execute(f"PRAGMA table_info({table})") if row[1] != "digest"]
+
+
+def _definitions(db: sqlite3.Connection) -> str:
+    """The tables' definitions and the form's number, if it has one."""
+    found = db.execute("SELECT name, sql FROM main.sqlite_master WHERE sql IS NOT NULL ORDER BY name")
+    number = db.execute("PRAGMA main.user_version").fetchone()[0]
+    return "\n".join([f"{row[0]}: {row[1]}" for row in found] + [f"user_version: {number}"] * (number > 0))
+
+
+def _ledger_digest(generation: int, total: bytes, schema: str) -> bytes:
+    return row_digest("ledger", "generation", generation, "sum", total, "schema", schema)

@@ -1,64 +1,113 @@
 """A database that a disk has damaged is kept under another name, and the mission continues from its intact
 rows.
 
-Each start reads the whole database (`ledger.examine`). If anything is wrong, a new one is made from the rows
-that are as they were written, and from those in the backup, which the daemon renews whenever a round opens or
-closes. A database that is older than its backup is replaced by it. Each repair is logged as one event, and
-only the oldest of several damaged files is ever deleted.
+Each start reads the whole database. If anything is wrong, a new one is made from the rows that are as they
+were written, and from those in the backup, which the daemon renews whenever a round opens or closes. A
+database that is older than its backup is replaced by it. Each repair is logged as one event, and only the
+oldest of several damaged files is ever deleted.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from groundstation.store.ledger import TABLES, Findings, Ledger, examine
-from groundstation.store.schema import APPLICATION_ID, make_new
-from groundstation.store.witness import ProgressWitness
+from groundstation.store.database import (
+    SIDES,
+    SUMS,
+    TABLES,
+    Database,
+    Ledger,
+    ProgressWitness,
+    StoreError,
+    StoreForeign,
+    backup_of,
+    being_made,
+    connect,
+    errors,
+    is_believable,
+    is_of_the_machine,
+    is_whole,
+    publish,
+)
+from groundstation.store.onlooker import open_to_read
+from groundstation.store.schema import APPLICATION_ID, SCHEMA, make_new, number_of
 from onboard.console.log import say
-from onboard.storage.files import cleared, sync_folder
+from onboard.storage.files import cleared
 from onboard.wire.security.seal import MAX_EPOCH
 
 log = logging.getLogger(__name__)
 
-OPEN_WITHIN_S = 5.0  # at the start, while another program reads or holds the database
 SKIPPED_EPOCHS = 1000  # more than an older database can be behind
 KEPT_ASIDE = 3
-_SIDES = ("", "-wal", "-shm")
-_MACHINE = ("locked", "unable to open", "disk i/o error", "disk is full", "out of memory")
+_LATER = frozenset({"command"})
+"""Of the tables, what an earlier form of the database is without."""
+_Rows = dict[str, dict[tuple[Any, ...], dict[str, Any]]]
 
 
-class ForeignFile(ValueError):  # noqa: N818 - it may be right where it is
-    """A file that is no mission's database has the place of one."""
+@dataclass
+class Findings:
+    """What an examination found. `why` is empty for an intact database; `generation` is None if the ledger
+    cannot be trusted; `rows` are the intact rows; `bad` names the others, as far as they can be named."""
+
+    generation: int | None = None
+    why: str = ""
+    rows: _Rows = field(default_factory=dict)
+    bad: list[str] = field(default_factory=list)
 
 
-def connect(path: Path) -> sqlite3.Connection:
-    """Opens a connection that writes, and that can read rows whose text is not valid Unicode."""
-    db = sqlite3.connect(path, isolation_level=None, timeout=OPEN_WITHIN_S)
-    db.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
-    return db
+def refuse_newer(path: Path) -> None:
+    """Raises StoreForeign for a database of a newer form, which is left as it is. Whatever else is wrong with
+    the file is not found here: a number that a disk has damaged is not believed."""
+    if not path.is_file():
+        return
+    with contextlib.suppress(sqlite3.Error), closing(open_to_read(path)) as db:
+        number = number_of(db)
+        if number > SCHEMA and is_believable(db):
+            raise StoreForeign(
+                f"{path}: was written by a newer version (schema {number}, this program knows {SCHEMA})"
+            )
 
 
-def backup_of(path: Path) -> Path:
-    """The path of a database's backup."""
-    return path.with_name(f"{path.name}.backup")
+def write_anew(db: Database) -> None:
+    """Closes the database and writes it to its path again, after the file, or its log, was deleted or
+    replaced: SQLite would go on writing to a file without a name, and all of that would be lost. Whatever has
+    the path now is put aside. Raises StoreError."""
+    path = db.path
+    with errors(path):
+        try:
+            new = db.write_copy(path)
+            aside = put_aside(path)
+            db.close()
+            publish(new, path)
+        except OSError as error:
+            why = f"was removed or replaced, and cannot be written anew: {error.strerror or error}"
+            raise StoreError(f"{path}: {why}") from None
+    with closing(ProgressWitness(path)) as witness:  # it may be gone, too
+        witness.write(db.generation)
+    say(
+        log, "database-rewritten", level=logging.WARNING, path=str(path),
+        why="it or its log was removed or replaced while this program ran", aside=str(aside or ""),
+    )  # fmt: skip
 
 
-def being_made(path: Path) -> Path:
-    """The path at which a database or a backup is written before it is given its name."""
-    return path.with_name(f"{path.name}.new")
+def open_whole(path: Path) -> tuple[Database, bool]:
+    """Repairs the database at `path`, if there is or ever was one, and opens it; returns also whether
+    anything was wrong. Raises StoreError: it is locked, the machine fails, or the file is not ours."""
+    with errors(path):
+        for file in (path, backup_of(path)):
+            refuse_newer(file)
+        was_wrong = _make_whole(path)
+    return Database(path), was_wrong
 
 
-def make_whole(path: Path, witness: ProgressWitness) -> bool:
-    """Repairs the database at `path`, if there is or ever was one; returns whether anything was wrong.
-
-    Raises sqlite3.Error if it is locked or the machine fails, OSError, and ForeignFile."""
+def _make_whole(path: Path) -> bool:
+    witness = ProgressWitness(path)
     backup = backup_of(path)
     trouble = _cleared(path, witness.path)
     try:
@@ -72,12 +121,12 @@ def make_whole(path: Path, witness: ProgressWitness) -> bool:
         return False
     if main is not None and not _is_ours(path, main):
         if not begun:
-            raise ForeignFile(f"{path}: is no mission's database ({main.why or 'it has other tables'})")
+            raise StoreForeign(f"{path}: is no mission's database ({main.why or 'it has other tables'})")
         main.rows.clear()
-    if spare is not None and not spare.whole:
+    if spare is not None and spare.why:
         trouble.append(f"{backup}: {spare.why}")
     newest = max(witnessed or 0, *((each.generation or 0) if each else 0 for each in (main, spare)))
-    if main is not None and main.whole and not _is_older(main, spare):
+    if main is not None and not main.why and not _is_older(main, spare):
         if main.generation is not None and witnessed is not None and witnessed > main.generation:
             gone = witnessed - main.generation
             trouble.append(f"{path}: {gone} transactions are lost: its log is gone, or it is an older copy")
@@ -97,6 +146,66 @@ def make_whole(path: Path, witness: ProgressWitness) -> bool:
     return True
 
 
+def examine(db: sqlite3.Connection) -> Findings:
+    """Reads a whole database and checks it. Raises sqlite3.Error only if it is locked or the machine
+    fails."""
+    found, total = Findings(), 0
+    tables = {row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    for table, key in TABLES.items():
+        found.rows[table] = {}
+        if table not in tables:
+            continue
+        for row in _all_rows(db, table, found):
+            if is_whole(table, row):
+                total += int.from_bytes(row.get("digest") or b"", "big")
+                found.rows[table][tuple(row[name] for name in key)] = row
+            else:
+                found.bad.append(" ".join([table, *(str(row[name])[:20] for name in key)]))
+    missing = sorted(TABLES.keys() - tables - _LATER)  # the ledger vouches for what there is
+    if missing:
+        found.why = f"it has no table {missing[0]}"
+    if found.bad:
+        found.why = f"rows are not as they were written: {', '.join(found.bad[:5])}"
+    if not found.why and (check := db.execute("PRAGMA integrity_check(1)").fetchone()[0]) != "ok":
+        found.why = str(check).splitlines()[-1]
+    if "ledger" in tables:
+        found.generation = _generation(db, total % SUMS, found)
+    return found
+
+
+def _generation(db: sqlite3.Connection, total: int, found: Findings) -> int | None:
+    """The ledger's count of transactions if the ledger can be trusted; notes in `found` what is wrong with
+    it."""
+    row = db.execute("SELECT generation, sum FROM ledger").fetchone()
+    if row is None and not any(found.rows.values()):
+        return 0  # it was made, and nothing was entered yet
+    if row is None:
+        found.why = found.why or "its ledger is empty"
+        return None
+    if not is_believable(db):
+        found.why = found.why or "its ledger or its tables are not as they were written"
+        return None
+    if int.from_bytes(row[1], "big") != total:
+        found.why = found.why or "rows are gone, or are those of an earlier time"
+    return int(row[0])
+
+
+def _all_rows(db: sqlite3.Connection, table: str, found: Findings) -> list[dict[str, Any]]:
+    """The rows of a table; if one of its pages is damaged, the rows before it and those after it."""
+    rows = dict[int, dict[str, Any]]()
+    for order in ("ASC", "DESC"):
+        cursor = db.execute(f"SELECT rowid AS at, * FROM {table} ORDER BY rowid {order}")
+        names = [column[0] for column in cursor.description]
+        try:
+            for values in cursor:
+                rows[values[0]] = dict(zip(names[1:], values[1:], strict=True))
+        except sqlite3.DatabaseError as error:
+            found.why = f"{table}: {error}"
+        else:
+            break
+    return list(rows.values())
+
+
 def _cleared(path: Path, witness: Path) -> list[str]:
     """Puts aside whatever has the name of one of the files and is not a regular file; returns what it was.
     SQLite could not open it, and a link to a log leads to another database's log. The database itself may be
@@ -104,7 +213,7 @@ def _cleared(path: Path, witness: Path) -> list[str]:
     backup = backup_of(path)
     beside = (being_made(path), backup, being_made(backup), witness)
     trouble = [f"{file}: {told}" for file in beside if (told := cleared(file))]
-    for side in _SIDES:
+    for side in SIDES:
         file = path.with_name(path.name + side)
         if not side and _is_a_place(file) and not backup_of(path).exists():
             continue
@@ -123,26 +232,15 @@ def put_aside(path: Path) -> Path | None:
     names = [each.name.rpartition("-")[2] for each in path.parent.glob(f"{path.name}.damaged-*")]
     taken = sorted(int(name) for name in names if name.isdecimal())
     for number in taken[: max(0, len(taken) - KEPT_ASIDE + 1)]:
-        for side in _SIDES:
+        for side in SIDES:
             path.with_name(f"{path.name}.damaged-{number}{side}").unlink(missing_ok=True)
     aside = path.with_name(f"{path.name}.damaged-{taken[-1] + 1 if taken else 1}")
     there = False
-    for side in reversed(_SIDES):
+    for side in reversed(SIDES):
         with contextlib.suppress(FileNotFoundError):
             path.with_name(path.name + side).rename(aside.with_name(aside.name + side))
             there = True
     return aside if there else None
-
-
-def publish(new: Path, path: Path) -> None:
-    """Gives a new database its final name, durably."""
-    handle = os.open(new, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-    new.replace(path)
-    sync_folder(path.parent)
 
 
 def _look(path: Path) -> Findings | None:
@@ -154,23 +252,12 @@ def _look(path: Path) -> Findings | None:
         return None
     try:
         with closing(connect(path)) as db:
-            db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            found = examine(db)
-            is_empty = not db.execute("SELECT 1 FROM sqlite_master").fetchone()
-            return None if is_empty else found
+            is_empty = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
+            return None if is_empty else examine(db)
     except sqlite3.Error as error:
         if is_of_the_machine(error, path):
             raise
         return Findings(why=str(error))
-
-
-def is_of_the_machine(error: sqlite3.Error, path: Path) -> bool:
-    """Whether the cause is not the stored data but the machine: another program's lock, a full disk, a file
-    that may not be written."""
-    told = str(error).lower()
-    if "readonly" in told:  # a damaged header says so, too
-        return not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK))
-    return any(each in told for each in _MACHINE)
 
 
 def _is_ours(path: Path, found: Findings) -> bool:
@@ -183,13 +270,10 @@ def _is_ours(path: Path, found: Findings) -> bool:
 
 def _is_older(main: Findings, spare: Findings | None) -> bool:
     """Whether the backup is of the same mission and a later generation."""
-    if spare is None or not spare.whole or spare.generation is None or main.generation is None:
+    if spare is None or spare.why or spare.generation is None or main.generation is None:
         return False
     missions = main.rows["mission"].keys(), spare.rows["mission"].keys()
     return spare.generation > main.generation and (not missions[0] or missions[0] == missions[1])
-
-
-_Rows = dict[str, dict[tuple[Any, ...], dict[str, Any]]]
 
 
 def _united(main: Findings | None, spare: Findings | None) -> _Rows:
@@ -197,7 +281,7 @@ def _united(main: Findings | None, spare: Findings | None) -> _Rows:
     main, spare = main or Findings(), spare or Findings()
     later, earlier = (main, spare)
     if main.generation is not None and spare.generation is not None and main.generation < spare.generation:
-        later, earlier = (spare, Findings() if spare.whole else main)
+        later, earlier = (spare, Findings() if not spare.why else main)
     missions = [each.rows["mission"].keys() for each in (later, earlier) if each.rows.get("mission")]
     if len(missions) == 2 and missions[0] != missions[1]:
         earlier = Findings()
@@ -222,33 +306,17 @@ def _united(main: Findings | None, spare: Findings | None) -> _Rows:
 def _replace(path: Path, rows: _Rows, generation: int) -> Path | None:
     """Makes a database of these rows, and puts the old one aside; returns its new path."""
     new = being_made(path)
-    for side in (*_SIDES, "-journal"):
+    for side in (*SIDES, "-journal"):
         new.with_name(new.name + side).unlink(missing_ok=True)
     with closing(connect(new)) as db:
         make_new(db)
-        with entering(db, Ledger(db), generation):
+        with Ledger(db).transaction(generation):
             for table, held in rows.items():
                 for row in held.values():
                     _insert(db, table, row)
     aside = put_aside(path)
     publish(new, path)
     return aside
-
-
-@contextlib.contextmanager
-def entering(db: sqlite3.Connection, ledger: Ledger, generation: int = 0) -> Iterator[None]:
-    """A transaction of the ledger, whose number is above `generation`."""
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        ledger.begin()
-        yield
-        ledger.enter(generation)
-        db.execute("COMMIT")
-    except BaseException:
-        with contextlib.suppress(sqlite3.Error):  # a full disk may have rolled back already
-            db.execute("ROLLBACK")
-        raise
-    ledger.entered()
 
 
 def _insert(db: sqlite3.Connection, table: str, row: dict[str, Any]) -> None:
@@ -260,10 +328,8 @@ def _insert(db: sqlite3.Connection, table: str, row: dict[str, Any]) -> None:
 
 def _skip_epochs(path: Path, generation: int) -> None:
     """Skips the epochs that lost transactions may have used, so that none is used twice."""
-    with closing(connect(path)) as db:
-        ledger = Ledger(db)
-        with entering(db, ledger, generation):
-            db.execute("UPDATE node SET epoch = (epoch + ?) % ?", (SKIPPED_EPOCHS, MAX_EPOCH))
+    with closing(connect(path)) as db, Ledger(db).transaction(generation):
+        db.execute("UPDATE node SET epoch = (epoch + ?) % ?", (SKIPPED_EPOCHS, MAX_EPOCH))
 
 
 def _told(names: list[str]) -> list[str]:

@@ -7,15 +7,9 @@ of the program wrote is refused, and stays as it is.
 
 from __future__ import annotations
 
-import contextlib
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
 from importlib import resources
-from pathlib import Path
-
-from groundstation.store.ledger import Ledger, is_believable
-from groundstation.store.onlooker import open_to_read
 
 APPLICATION_ID = 0x53444D4C  # "SDML", at byte 68 of the file
 _FOLDER = resources.files("groundstation.store")
@@ -33,10 +27,6 @@ _UNNUMBERED = (
 """What the second form and those after it added, up to the last one that had no number."""
 
 
-class NewerFile(ValueError):  # noqa: N818 - it is right where it is
-    """A database that a newer version of the program wrote."""
-
-
 def make_new(db: sqlite3.Connection) -> None:
     """Makes the tables in an empty database."""
     schema = _FOLDER.joinpath("schema.sql").read_text()
@@ -45,42 +35,15 @@ def make_new(db: sqlite3.Connection) -> None:
     )
 
 
-def migrate(db: sqlite3.Connection) -> None:
-    """Brings a database of an earlier form to the newest one, all or nothing. Raises sqlite3.Error."""
-    if _schema_of(db) >= SCHEMA:
-        return
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        for number in range(_schema_of(db) + 1, SCHEMA + 1):
-            for statement in _statements(_MIGRATIONS[number]):
-                db.execute(statement)
-        db.execute(f"PRAGMA user_version = {SCHEMA}")
-        ledger = Ledger(db)
-        ledger.begin()
-        ledger.adopt()
-        ledger.enter()
-        db.execute("COMMIT")
-    except BaseException:
-        with contextlib.suppress(sqlite3.Error):  # a full disk may have rolled back already
-            db.execute("ROLLBACK")
-        raise
-    ledger.leave()
+def upgrade(db: sqlite3.Connection) -> None:
+    """Makes the newest form of an earlier one, in a transaction of the caller's. Raises sqlite3.Error."""
+    for number in range(number_of(db) + 1, SCHEMA + 1):
+        for statement in _statements(_MIGRATIONS[number]):
+            db.execute(statement)
+    db.execute(f"PRAGMA user_version = {SCHEMA}")
 
 
-def refuse_newer(path: Path) -> None:
-    """Raises NewerFile for a database of a newer form, which is left as it is. Whatever else is wrong with
-    the file is not found here: a number that a disk has damaged is not believed."""
-    if not path.is_file():
-        return
-    with contextlib.suppress(sqlite3.Error), closing(open_to_read(path)) as db:
-        number = _schema_of(db)
-        if number > SCHEMA and is_believable(db):
-            raise NewerFile(
-                f"{path}: was written by a newer version (schema {number}, this program knows {SCHEMA})"
-            )
-
-
-def _schema_of(db: sqlite3.Connection) -> int:
+def number_of(db: sqlite3.Connection) -> int:
     """The number of a database's form; one without a number is known by its columns."""
     number: int = db.execute("PRAGMA user_version").fetchone()[0]
     if number:

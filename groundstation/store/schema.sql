@@ -9,7 +9,7 @@ CREATE TABLE mission (
   classes TEXT,                  -- names of the classes in their order, JSON
   finished_at REAL,
   why TEXT,                      -- why it finished: rounds, target
-  digest BLOB                    -- of the row, here and in all tables (`groundstation/store/ledger.py`)
+  digest BLOB                    -- of the row, here and in all tables (`groundstation/store/database.py`)
 );
 
 CREATE TABLE node (

@@ -1,19 +1,35 @@
-"""The mission's memory: what each round asked, what the boards answered, and the state of each link."""
+"""The mission's memory: what each round asked, what the boards answered, and the state of each link.
+
+What is never read again is removed when a round opens, so that the file hardly grows with the rounds. What
+stays of every round is who was asked and with what outcome; of every update, its digest; of the models, the
+latest and the best.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+import logging
+import sqlite3
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from groundstation.store.command_table import CommandTable
-from groundstation.store.database import Database, StoreBusy, StoreDamaged, StoreError, StoreForeign
-from groundstation.store.pruning import LATEST, prune
+from groundstation.store.database import (
+    Database,
+    StoreBusy,
+    StoreDamaged,
+    StoreError,
+    StoreForeign,
+    backup_of,
+    errors,
+    publish,
+)
+from groundstation.store.recovery import open_whole, refuse_newer, write_anew
+from onboard.console.log import say
 from onboard.mission.objects import UPDATE
 from onboard.storage.journal import LinkState
 from onboard.wire.events import QuotaUsage
@@ -22,10 +38,12 @@ from onboard.wire.security.seal import next_epoch
 
 __all__ = ["RoundRow", "Store", "StoreBusy", "StoreDamaged", "StoreError", "StoreForeign"]
 
-_ANSWER = (
-    "round", "node", "state", "changed_at", "samples", "loss", "train_s", "cpu_s", "energy_j", "asking",
-    "why",
-)  # fmt: skip
+log = logging.getLogger(__name__)
+
+LATEST = 4
+"""Updates of a node, and rounds: one that waits for its DONE is of the last round or the one before."""
+_METRICS = ("samples", "loss", "train_s", "cpu_s", "energy_j")
+_ANSWER = ("round", "node", "state", "changed_at", *_METRICS, "asking", "why")
 
 
 @dataclass(frozen=True)
@@ -48,46 +66,80 @@ class RoundRow:
 
 
 class Store:
-    """The mission's database at `path`, created if need be. Every method raises StoreError when SQLite
-    fails."""
+    """The mission's database at `path`, created if need be. Every method raises StoreError when SQLite fails,
+    and StoreDamaged where a stored row is not what was written."""
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
-        self._db = Database(path, read_only=read_only)
-        self.commands = CommandTable(self._db)
         self._entry: tuple[bytes, str, int, bytes] | None = None
-        if not read_only:
-            self._name_objects()
+        self._never_waits = self._backup_failed = False
+        if read_only:
+            with errors(path):
+                refuse_newer(path)
+            self.db = Database(path, read_only=True)
+        else:
+            self._open()
 
-    def _name_objects(self) -> None:
-        """Adds the digests of updates that an earlier version accepted without one."""
-        unnamed = self._db.all("answer", "WHERE object IS NULL AND payload IS NOT NULL")
+    def _open(self) -> None:
+        """Repairs the file if need be, and opens it."""
+        self.db, was_wrong = open_whole(self.path)
+        if self._never_waits:
+            self.db.never_wait()
+        # Otherwise the next start tells of the same backup again.
+        if was_wrong and self.db.generation:
+            self.back_up()
+        # An earlier version took updates without noting their digests.
+        unnamed = self.db.all("answer", "WHERE object IS NULL AND payload IS NOT NULL")
         if unnamed:
             named = [(digest(UPDATE, row["payload"]), row["round"], row["node"]) for row in unnamed]
-            with self.transaction():
-                self._db.executemany("UPDATE answer SET object = ? WHERE round = ? AND node = ?", named)
+            with self.db.transaction():
+                self.db.executemany("UPDATE answer SET object = ? WHERE round = ? AND node = ?", named)
 
     def back_up(self) -> None:
-        """See `Database.back_up`."""
-        self._db.back_up()
+        """Replaces the backup, completely or not at all. A failure is logged once and stops nothing, since
+        the database itself is intact."""
+        backup = backup_of(self.path)
+        try:
+            publish(self.db.write_copy(backup), backup)
+        except (OSError, sqlite3.Error) as error:
+            if not self._backup_failed:
+                say(log, "backup-failed", level=logging.WARNING, path=str(backup), why=str(error))
+            self._backup_failed = True
+        else:
+            self._backup_failed = False
 
     def mend(self) -> None:
-        """See `Database.mend`; if nothing is left of the mission, it is entered again."""
-        self._db.mend()
+        """Repairs the file, and opens the result; if nothing is left of the mission, it is entered again."""
+        with contextlib.suppress(StoreError):
+            self.db.close()
+        self._open()
         if self._entry is not None:
             self.begin(*self._entry)
 
     def never_wait(self) -> None:
-        """See `Database.never_wait`."""
-        self._db.never_wait()
+        """Makes a database that another program has locked raise StoreBusy at once: the daemon's loop tries
+        again later, and does not wait inside SQLite while nobody listens to its links."""
+        self._never_waits = True
+        self.db.never_wait()
 
     def close(self) -> None:
-        """See `Database.close`."""
-        self._db.close()
+        """Closes the file."""
+        self.db.close()
 
-    def transaction(self) -> AbstractContextManager[None]:
-        """See `Database.transaction`."""
-        return self._db.transaction()
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All statements of the block or none take effect, and are on the disk when it ends."""
+        if self.db.is_displaced:
+            self.back_up()
+            write_anew(self.db)
+            self._open()
+        with self.db.transaction():
+            yield
+
+    def _write(self, statement: str, *values: Any) -> None:
+        """A transaction of one statement."""
+        with self.transaction():
+            self.db.execute(statement, values)
 
     # the mission and its nodes
 
@@ -95,35 +147,33 @@ class Store:
         """Inserts the mission if the file is new; returns the stored (mission id, graph digest)."""
         self._entry = (mission_id, name, seed, graph)
         with self.transaction():
-            row = self._db.one("mission")
+            row = self.db.one("mission")
             if row is None:
-                self._db.execute(
+                self.db.execute(
                     "INSERT INTO mission (id, name, seed, graph) VALUES (?, ?, ?, ?)", self._entry
                 )
                 return mission_id, graph
-        return bytes(row["id"]), bytes(row["graph"])
+        return row["id"], row["graph"]
 
     def classes(self, classes: tuple[str, ...]) -> tuple[str, ...]:
         """Stores the names of the mission's classes unless they are stored already; returns the stored
         ones."""
         told = msgspec.json.encode(classes).decode()
         with self.transaction():
-            self._db.execute("UPDATE mission SET classes = ? WHERE classes IS NULL", (told,))
-            row = self._db.one("mission")
+            self.db.execute("UPDATE mission SET classes = ? WHERE classes IS NULL", (told,))
+            row = self.db.one("mission")
             assert row is not None, "no mission was begun"
-        with self._db.errors():
+        with errors(self.path):
             return msgspec.json.decode(row["classes"], type=tuple[str, ...])
 
     def finish(self, why: str, now: float) -> None:
         """Marks the mission as finished, unless it is already."""
-        with self.transaction():
-            unfinished = "WHERE finished_at IS NULL"
-            self._db.execute(f"UPDATE mission SET finished_at = ?, why = ? {unfinished}", (now, why))
-        self._db.back_up()
+        self._write("UPDATE mission SET finished_at = ?, why = ? WHERE finished_at IS NULL", now, why)
+        self.back_up()
 
     def mission(self) -> Mapping[str, Any] | None:
         """The mission's row, or None in a new file."""
-        return self._db.one("mission")
+        return self.db.one("mission")
 
     def enter_node(self, node: int, name: str) -> LinkState:
         """Raises our epoch towards `node` and returns the state of our end of its link, durable on return.
@@ -131,50 +181,45 @@ class Store:
         No sequence number of an earlier run of this daemon is ever used again.
         """
         with self.transaction():
-            self._db.execute(
+            self.db.execute(
                 "INSERT INTO node (id, name, epoch) VALUES (?, ?, 0) "
                 "ON CONFLICT (id) DO UPDATE SET name = excluded.name",
                 (node, name),
             )
-            row = self._db.one("node", "WHERE id = ?", node)
+            row = self.db.one("node", "WHERE id = ?", node)
             assert row is not None
             epoch = next_epoch(row["epoch"])
-            self._db.execute("UPDATE node SET epoch = ? WHERE id = ?", (epoch, node))
-        with self._db.errors():
-            spent = (
-                QuotaUsage() if row["spent"] is None else msgspec.json.decode(row["spent"], type=QuotaUsage)
-            )
+            self.db.execute("UPDATE node SET epoch = ? WHERE id = ?", (epoch, node))
+        with errors(self.path):
+            spent = msgspec.json.decode(row["spent"] or "{}", type=QuotaUsage)
         return LinkState(epoch=epoch, spent=spent)
 
     def spend(self, node: int, spent: QuotaUsage) -> None:
         """Stores how much of a node's quota is used up."""
-        with self.transaction():
-            text = msgspec.json.encode(spent).decode()
-            self._db.execute("UPDATE node SET spent = ? WHERE id = ?", (text, node))
+        self._write("UPDATE node SET spent = ? WHERE id = ?", msgspec.json.encode(spent).decode(), node)
 
     def set_fragment_size(self, node: int, digest: bytes, fragment_bytes: int) -> None:
         """Stores into what fragments an object that is offered to a node is divided."""
-        with self.transaction():
-            self._db.execute(
-                "UPDATE node SET offered = ?, fragment_bytes = ? WHERE id = ?", (digest, fragment_bytes, node)
-            )
+        self._write(
+            "UPDATE node SET offered = ?, fragment_bytes = ? WHERE id = ?", digest, fragment_bytes, node
+        )
 
     def fragment_bytes(self, node: int, digest: bytes) -> int | None:
         """The size that `set_fragment_size` stored, if that was for the same object; else None."""
-        row = self._db.one("node", "WHERE id = ? AND offered = ?", node, digest)
+        row = self.db.one("node", "WHERE id = ? AND offered = ?", node, digest)
         return None if row is None else int(row["fragment_bytes"])
 
     def hear(self, *heard: tuple[int, float, Mapping[str, Any] | None]) -> None:
         """Stores, in one transaction, when nodes were last heard and what they reported."""
         with self.transaction():
-            for node, now, health in heard:
-                self._hear(node, now)
-                told = health and json.dumps(health), node
-                self._db.execute("UPDATE node SET health = COALESCE(?, health) WHERE id = ?", told)
+            self.db.executemany(
+                "UPDATE node SET heard_at = ?, health = COALESCE(?, health) WHERE id = ?",
+                [(now, health and json.dumps(health), node) for node, now, health in heard],
+            )
 
     def nodes(self) -> list[Mapping[str, Any]]:
         """The nodes' rows."""
-        return [*self._db.all("node", "ORDER BY id")]
+        return [*self.db.all("node", "ORDER BY id")]
 
     # rounds
 
@@ -183,30 +228,52 @@ class Store:
     ) -> None:
         """Inserts a round and the nodes that it asks."""
         with self.transaction():
-            self._db.execute(
+            self.db.execute(
                 "INSERT INTO round (number, opened_at, deadline_at, model, left_s) VALUES (?, ?, ?, ?, ?)",
                 (number, opened_at, deadline_at, model, deadline_at - opened_at),
             )
-            self._db.executemany(
-                "INSERT INTO answer (round, node, state, changed_at) VALUES (?, ?, 'asked', ?)",
-                [(number, node, opened_at) for node in nodes],
-            )
-            prune(self._db, number)
-        self._db.back_up()
-
-    def put_question(self, number: int, model: bytes) -> None:
-        """Replaces the object that a round sends."""
-        with self.transaction():
-            self._db.execute("UPDATE round SET model = ? WHERE number = ?", (model, number))
+            self._ask(number, nodes, opened_at)
+            self._prune(number)
+        self.back_up()
 
     def ask_too(self, number: int, nodes: list[int], now: float) -> None:
         """Adds nodes to those that a round asks; an answer that one of them gave earlier is kept."""
         with self.transaction():
-            self._db.executemany(
-                "INSERT INTO answer (round, node, state, changed_at) VALUES (?, ?, 'asked', ?) "
-                "ON CONFLICT (round, node) DO UPDATE SET state = 'asked'",
-                [(number, node, now) for node in nodes],
-            )
+            self._ask(number, nodes, now)
+
+    def _ask(self, number: int, nodes: list[int], now: float) -> None:
+        self.db.executemany(
+            "INSERT INTO answer (round, node, state, changed_at) VALUES (?, ?, 'asked', ?) "
+            "ON CONFLICT (round, node) DO UPDATE SET state = 'asked'",
+            [(number, node, now) for node in nodes],
+        )
+
+    def _prune(self, number: int) -> None:
+        """Removes what is not needed once round `number` is open."""
+        self.db.execute("PRAGMA defer_foreign_keys = ON")  # a row is deleted, and entered again
+        for row in self.db.all("round", "WHERE number <= ? AND length(model) > 0", number - LATEST):
+            # Late answers are checked against what was asked.
+            self._enter_again("round", row | {"model": b""}, "number")
+        for row in self.db.all("answer", "WHERE round < ? AND payload IS NOT NULL", number - 1):
+            # The last round can be averaged again, should its model be lost.
+            self._enter_again("answer", row | {"payload": None}, "round", "node")
+        self.db.execute(
+            "DELETE FROM model WHERE number < ? AND number != "
+            "(SELECT number FROM round ORDER BY accuracy DESC, number LIMIT 1)",
+            (number - 2,),
+        )
+
+    def _enter_again(self, table: str, row: dict[str, Any], *key: str) -> None:
+        """Deletes a row and inserts it again: SQLite merges nearly empty pages when a row is deleted, and not
+        when one shrinks."""
+        where = " AND ".join(f"{name} = :{name}" for name in key)
+        self.db.execute(f"DELETE FROM {table} WHERE {where}", row)
+        marks = ", ".join(f":{name}" for name in row)
+        self.db.execute(f"INSERT INTO {table} ({', '.join(row)}) VALUES ({marks})", row)
+
+    def put_question(self, number: int, model: bytes) -> None:
+        """Replaces the object that a round sends."""
+        self._write("UPDATE round SET model = ? WHERE number = ?", model, number)
 
     def put_model(self, number: int, packed: bytes) -> None:
         """Replaces the weights that a round produced."""
@@ -214,7 +281,7 @@ class Store:
             self._put_model(number, packed)
 
     def _put_model(self, number: int, packed: bytes) -> None:
-        self._db.execute(
+        self.db.execute(
             "INSERT INTO model (number, payload) VALUES (?, ?) "
             "ON CONFLICT (number) DO UPDATE SET payload = excluded.payload",
             (number, packed),
@@ -223,12 +290,9 @@ class Store:
     def reopen(self, number: int) -> None:
         """Opens a closed round again, and deletes all later rounds."""
         with self.transaction():
-            for table in ("answer", "model"):
-                column = "round" if table == "answer" else "number"
-                self._db.execute(f"DELETE FROM {table} WHERE {column} > ?", (number,))
-            self._db.execute("DELETE FROM model WHERE number = ?", (number,))
-            self._db.execute("DELETE FROM round WHERE number > ?", (number,))
-            self._db.execute(
+            for which in ("answer WHERE round >", "model WHERE number >=", "round WHERE number >"):
+                self.db.execute(f"DELETE FROM {which} ?", (number,))
+            self.db.execute(
                 "UPDATE round SET closed_at = NULL, accuracy = NULL, loss = NULL, bits_down = NULL, "
                 "left_s = NULL WHERE number = ?",
                 (number,),
@@ -237,98 +301,97 @@ class Store:
     def ask_again(self, number: int, now: float, deadline_at: float) -> None:
         """Restarts the time of a round that nobody answered, and asks the nodes that failed again."""
         with self.transaction():
-            self._db.execute(
-                "UPDATE round SET deadline_at = ?, left_s = ? WHERE number = ?",
-                (deadline_at, deadline_at - now, number),
-            )
-            self._db.execute(
-                "UPDATE answer SET state = 'asked', changed_at = ?, asking = asking + 1 "
-                "WHERE round = ? AND state IN ('failed', 'refused', 'lost')",
-                (now, number),
-            )
+            self._set_time(number, deadline_at - now, deadline_at)
+            self._count_asking("round = ? AND state IN ('failed', 'refused', 'lost')", now, number)
 
     def ask_once_more(self, number: int, node: int, now: float) -> int:
         """Asks one node of a round again; returns how often it was asked before, durable on return."""
         with self.transaction():
-            self._db.execute(
-                "UPDATE answer SET state = 'asked', changed_at = ?, asking = asking + 1 "
-                "WHERE round = ? AND node = ?",
-                (now, number, node),
-            )
-            row = self._db.one("answer", "WHERE round = ? AND node = ?", number, node)
+            self._count_asking("round = ? AND node = ?", now, number, node)
+            row = self.db.one("answer", "WHERE round = ? AND node = ?", number, node)
         assert row is not None, f"round {number} did not ask node {node}"
         return int(row["asking"])
+
+    def _count_asking(self, where: str, now: float, *values: int) -> None:
+        self.db.execute(
+            f"UPDATE answer SET state = 'asked', changed_at = ?, asking = asking + 1 WHERE {where}",
+            (now, *values),
+        )
 
     def time_left(self, number: int, left_s: float, now: float) -> None:
         """Stores how much of a round's time is left and, for display, when the round will end."""
         with self.transaction():
-            row = left_s, now + left_s, number
-            self._db.execute("UPDATE round SET left_s = ?, deadline_at = ? WHERE number = ?", row)
+            self._set_time(number, left_s, now + left_s)
+
+    def _set_time(self, number: int, left_s: float, deadline_at: float) -> None:
+        row = left_s, deadline_at, number
+        self.db.execute("UPDATE round SET left_s = ?, deadline_at = ? WHERE number = ?", row)
 
     def close_round(
         self, number: int, packed: bytes, accuracy: float, loss: float, bits_down: float, now: float
     ) -> None:
         """Closes a round and stores the model that it produced, in one transaction."""
         with self.transaction():
-            self._db.execute(
+            self.db.execute(
                 "UPDATE round SET closed_at = ?, accuracy = ?, loss = ?, bits_down = ? WHERE number = ?",
                 (now, accuracy, loss, bits_down, number),
             )
             self._put_model(number, packed)
-        self._db.back_up()
+        self.back_up()
 
     def round(self, number: int) -> RoundRow | None:
         """The round with that number, or None if it was never opened."""
-        row = self._db.one("round", "WHERE number = ?", number)
+        row = self.db.one("round", "WHERE number = ?", number)
         return None if row is None else RoundRow(**row)
 
     def rounds(self) -> list[RoundRow]:
         """All rounds, oldest first."""
-        return [RoundRow(**row) for row in self._db.all("round", "ORDER BY number")]
+        return [RoundRow(**row) for row in self.db.all("round", "ORDER BY number")]
 
     def asked(self, number: int) -> bytes | None:
         """The object that round `number` sent, or None."""
-        row = self._db.one("round", "WHERE number = ?", number)
-        return None if row is None else bytes(row["model"])
+        row = self.round(number)
+        return None if row is None else row.model
 
     def model(self, number: int) -> bytes | None:
         """The packed weights that round `number` produced, or None."""
-        row = self._db.one("model", "WHERE number = ?", number)
+        row = self.db.one("model", "WHERE number = ?", number)
         return None if row is None else bytes(row["payload"])
 
     def answers(self, number: int) -> list[Mapping[str, Any]]:
         """The nodes that a round asked and the state of each answer, without payloads."""
-        found = self._db.all("answer", "WHERE round = ? ORDER BY node", number)
+        found = self.db.all("answer", "WHERE round = ? ORDER BY node", number)
         return [
-            {name: row.get(name) for name in _ANSWER} | {"bytes": _length(row["payload"])} for row in found
+            {name: row.get(name) for name in _ANSWER}
+            | {"bytes": None if row["payload"] is None else len(row["payload"])}
+            for row in found
         ]
 
     def payload(self, number: int, node: int) -> bytes | None:
         """The update object of one node in one round, or None."""
-        row = self._db.one("answer", "WHERE round = ? AND node = ?", number, node)
+        row = self.db.one("answer", "WHERE round = ? AND node = ?", number, node)
         return None if row is None or row["payload"] is None else bytes(row["payload"])
 
     def taken(self, node: int) -> list[bytes]:
         """Digests of a node's latest update objects, newest first, at most `LATEST`."""
-        rows = self._db.all("answer", "WHERE node = ? ORDER BY round DESC", node)
+        rows = self.db.all("answer", "WHERE node = ? ORDER BY round DESC", node)
         return [row["object"] for row in rows if row["object"]][:LATEST]
 
     def mark(self, number: int, node: int, state: str, now: float) -> None:
         """Stores the new state of one answer."""
-        with self.transaction():
-            self._db.execute(
-                "UPDATE answer SET state = ?, changed_at = ? WHERE round = ? AND node = ?",
-                (state, now, number, node),
-            )
+        self._write(
+            "UPDATE answer SET state = ?, changed_at = ? WHERE round = ? AND node = ?",
+            state, now, number, node,
+        )  # fmt: skip
 
     def lose(self, number: int, node: int, why: str, now: float) -> None:
         """Marks an answer as unusable, with the reason; a merged one, which the round did not ask for, is
         deleted."""
         with self.transaction():
-            self._db.execute(
+            self.db.execute(
                 "DELETE FROM answer WHERE round = ? AND node = ? AND state = 'merged'", (number, node)
             )
-            self._db.execute(
+            self.db.execute(
                 "UPDATE answer SET state = 'lost', why = ?, changed_at = ?, payload = NULL "
                 "WHERE round = ? AND node = ?",
                 (why, now, number, node),
@@ -342,36 +405,30 @@ class Store:
 
         `merged`: it answers an earlier round, and this one did not ask its node.
         """
-        state = "merged" if merged else "answered"
+        values = {
+            "state": "merged" if merged else "answered", "changed_at": now, "payload": payload,
+            "object": digest(UPDATE, payload), **metrics,
+        }  # fmt: skip
+        settings = ", ".join(f"{name} = :{name}" for name in values)
+        values |= {"round": number, "node": node}
         with self.transaction():
             if merged:
-                self._db.execute(
-                    "INSERT OR IGNORE INTO answer (round, node, state, changed_at) VALUES (?, ?, ?, ?)",
-                    (number, node, state, now),
+                self.db.execute(
+                    "INSERT OR IGNORE INTO answer (round, node, state, changed_at) "
+                    "VALUES (:round, :node, :state, :changed_at)",
+                    values,
                 )
-            self._db.execute(
-                "UPDATE answer SET state = :state, changed_at = :now, payload = :payload, why = NULL, "
-                "object = :object, "
-                "samples = :samples, loss = :loss, train_s = :train_s, cpu_s = :cpu_s, energy_j = :energy_j "
-                "WHERE round = :round AND node = :node",
-                {
-                    "state": state,
-                    "now": now,
-                    "payload": payload,
-                    "object": digest(UPDATE, payload),
-                    "round": number,
-                    "node": node,
-                    **metrics,
-                },
+            self.db.execute(
+                f"UPDATE answer SET {settings}, why = NULL WHERE round = :round AND node = :node", values
             )
-            self._hear(node, now)
+            self.db.execute("UPDATE node SET heard_at = ? WHERE id = ?", (now, node))
 
     # counters
 
     def count(self, node: int, counters: Mapping[str, float]) -> None:
         """Replaces a node's running totals."""
         with self.transaction():
-            self._db.executemany(
+            self.db.executemany(
                 "INSERT INTO counter (node, name, value) VALUES (?, ?, ?) "
                 "ON CONFLICT (node, name) DO UPDATE SET value = excluded.value",
                 [(node, name, value) for name, value in counters.items()],
@@ -379,12 +436,5 @@ class Store:
 
     def counters(self, node: int) -> dict[str, float]:
         """A node's running totals, over all runs of the daemon."""
-        rows = self._db.all("counter", "WHERE node = ?", node)
+        rows = self.db.all("counter", "WHERE node = ?", node)
         return {row["name"]: row["value"] for row in rows}
-
-    def _hear(self, node: int, now: float) -> None:
-        self._db.execute("UPDATE node SET heard_at = ? WHERE id = ?", (now, node))
-
-
-def _length(payload: bytes | None) -> int | None:
-    return None if payload is None else len(payload)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from groundstation.commands.table import CommandRow
 from groundstation.config import Mission
-from groundstation.store.command_table import CommandRow
 from groundstation.views.status import ago
 from onboard.console.errors import one_line
 

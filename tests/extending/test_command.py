@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from msgspec import Meta
 
 from groundstation.cli import main
+from groundstation.commands.table import CommandTable
 from onboard.mission.commands import COMMANDS, CommandHandler, CommandRefused, CommandTarget, Value
 from tests.missions.clockwork import Clockwork
 
@@ -55,7 +56,7 @@ def test_a_toy_command_needs_nothing_but_its_row(
         assert f" queued: set-share {words} for board-1" in command("board-1", "set-share", words)
         on.pass_time(1.0)
     assert SHARES == [0.5, 0.25]
-    stored = [(row.state.value, row.result.get("share"), row.why) for row in on.store.commands.all()]
+    stored = [(row.state.value, row.result.get("share"), row.why) for row in CommandTable(on.store).all()]
     assert stored == [("done", 0.5, ""), ("refused", None, "0.75 is more than 0.5"), ("done", 0.25, "")]
     assert " refused: set-share share=0.75 for board-1, 2 s ago: 0.75 is more than 0.5\n" in command(
         "board-1"

@@ -216,7 +216,7 @@ def test_an_answer_that_the_ground_has_lost_is_given_again(clockwork: Make) -> N
     on.run(lambda: on.said("delivered") and on.states(1) == {1: "answered", 2: "asked"})
     on.kill_ground()
     with on.store.transaction():
-        on.store._db.execute("UPDATE answer SET state = 'delivered', payload = NULL WHERE node = 1")
+        on.store.db.execute("UPDATE answer SET state = 'delivered', payload = NULL WHERE node = 1")
     on.boot_ground()
     on.run(lambda: on.states(1) == {1: "answered", 2: "asked"})
     assert [said["asking"] for said in on.said("heard", round=1)] == [0, 1]
@@ -232,7 +232,7 @@ def test_an_update_that_waits_is_taken_by_a_ground_that_lost_it_before_it_said_s
     assert not on.said("delivered")
     on.kill_ground()
     with on.store.transaction():
-        on.store._db.execute("UPDATE answer SET state = 'delivered', payload = NULL WHERE node = 1")
+        on.store.db.execute("UPDATE answer SET state = 'delivered', payload = NULL WHERE node = 1")
     on.boot_ground()
     on.run(lambda: on.states(1)[1] == "answered", 10.0)
     assert len(on.said("trained", round=1)) == 1

@@ -80,7 +80,7 @@ def test_a_time_left_that_makes_no_sense_is_bounded(left_s: float | None, clockw
     on.run(lambda: on.states(1) == {1: "asked"})
     on.kill_ground()
     with on.store.transaction():
-        on.store._db.execute("UPDATE round SET left_s = ?", (left_s,))
+        on.store.db.execute("UPDATE round SET left_s = ?", (left_s,))
     on.boot_ground()
     assert on.run(lambda: on.said("nobody-answered")) <= 120.1
     on.boards[1].boot(on.now)

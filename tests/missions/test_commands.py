@@ -14,9 +14,8 @@ import pytest
 from click.testing import CliRunner
 
 from groundstation.cli import main
-from groundstation.commands.inbox import CommandInbox, CommandRequest
-from groundstation.commands.states import CommandState
-from groundstation.store.command_table import CommandRow, CommandTable
+from groundstation.commands.queue import CommandInbox
+from groundstation.commands.table import CommandRequest, CommandRow, CommandState, CommandTable
 from onboard.mission.commands import COMMANDS, CommandHandler, CommandResult, CommandTarget, encode_result
 from onboard.mission.objects import RESULT
 from tests.missions.bench import bench, run
@@ -35,7 +34,7 @@ def ask(on: Clockwork, number: int, name: str = "ping", node: int = 1, expires_s
 
 
 def state(on: Clockwork, number: int) -> CommandRow | None:
-    return on.store.commands.find(number.to_bytes(8, "big"))
+    return CommandTable(on.store).find(number.to_bytes(8, "big"))
 
 
 def is_at(on: Clockwork, number: int, *states: CommandState) -> bool:
@@ -144,7 +143,7 @@ def test_the_same_id_twice_has_one_effect(clockwork: Make, runs: list[float]) ->
     ask(on, 1, "toy")
     on.pass_time(20.0)
     assert len(runs) == 1
-    assert len(on.store.commands.all()) == 1
+    assert len(CommandTable(on.store).all()) == 1
     assert CommandInbox(on.folder).requests() == []
 
 

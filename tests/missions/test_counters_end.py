@@ -45,7 +45,7 @@ def test_the_last_epoch_is_followed_by_the_first_under_another_salt(ends: str, c
         journal.save(before)
     if ends != "board":
         with on.store.transaction():
-            on.store._db.execute("UPDATE node SET epoch = ?", (MAX_EPOCH,))
+            on.store.db.execute("UPDATE node SET epoch = ?", (MAX_EPOCH,))
     on.boot()
     on.run(lambda: on.over)
     assert board.agent is not None

@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from groundstation.commands.inbox import CommandInbox, CommandRequest
-from groundstation.commands.states import TRANSITIONS, CommandState
-from groundstation.store.command_table import KEPT
+from groundstation.commands.queue import CommandInbox
+from groundstation.commands.table import KEPT, TRANSITIONS, CommandRequest, CommandState, CommandTable
 from groundstation.store.store import Store
 
 STEPS = st.lists(st.tuples(st.integers(0, 3), st.sampled_from([*CommandState, None])), max_size=30)
@@ -48,20 +47,20 @@ def test_the_store_takes_the_steps_of_the_table_and_no_others(
             if state is None:
                 store = Store(path)  # as a kill leaves it: what was open is not closed
             elif state is CommandState.QUEUED:
-                new = store.commands.queue([request(number)])
+                new = CommandTable(store).queue([request(number)])
                 assert len(new) == (number not in model)
                 model.setdefault(number, state)
-            elif (row := store.commands.find(number.to_bytes(8, "big"))) is None:
+            elif (row := CommandTable(store).find(number.to_bytes(8, "big"))) is None:
                 assert number not in model
             elif state in TRANSITIONS[row.state]:
-                store.commands.move(row, state, 6.0, result={"run": number})
+                CommandTable(store).move(row, state, 6.0, result={"run": number})
                 model[number] = state
             else:
                 with pytest.raises(AssertionError, match="becomes"):
-                    store.commands.move(row, state, 6.0)
-            rows = {int.from_bytes(row.id, "big"): row for row in store.commands.all()}
+                    CommandTable(store).move(row, state, 6.0)
+            rows = {int.from_bytes(row.id, "big"): row for row in CommandTable(store).all()}
             assert {number: row.state for number, row in rows.items()} == model
-            unfinished = [row.id for row in store.commands.unfinished()]
+            unfinished = [row.id for row in CommandTable(store).unfinished()]
             assert unfinished == sorted(row.id for row in rows.values() if not row.state.is_final)
         store.close()
 
@@ -69,17 +68,17 @@ def test_the_store_takes_the_steps_of_the_table_and_no_others(
 def test_of_those_that_are_over_the_last_are_kept_and_of_the_others_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("groundstation.store.command_table.KEPT", 5)
+    monkeypatch.setattr("groundstation.commands.table.KEPT", 5)
     assert KEPT == 1000
     store = Store(tmp_path / "mission.sqlite")
     for number in range(20):
-        (row,) = store.commands.queue([request(number, queued_at=float(number))])
+        (row,) = CommandTable(store).queue([request(number, queued_at=float(number))])
         if number % 4:
-            store.commands.move(row, CommandState.EXPIRED, 1.0)
-    kept = [int.from_bytes(row.id, "big") for row in store.commands.all()]
+            CommandTable(store).move(row, CommandState.EXPIRED, 1.0)
+    kept = [int.from_bytes(row.id, "big") for row in CommandTable(store).all()]
     assert kept == [0, 4, 8, 12, 15, 16, 17, 18, 19]
     store.close()
-    assert len(Store(tmp_path / "mission.sqlite").commands.all()) == len(kept)
+    assert len(CommandTable(Store(tmp_path / "mission.sqlite")).all()) == len(kept)
 
 
 def test_the_queue_is_in_the_order_of_time_and_holds_an_id_once(tmp_path: Path) -> None:
@@ -91,7 +90,7 @@ def test_the_queue_is_in_the_order_of_time_and_holds_an_id_once(tmp_path: Path) 
     inbox.put(request(4, queued_at=0.4, arguments={"share": 0.5}))
     found = inbox.requests()
     assert [each.queued_at for each in found] == [number / 10 for number in range(9)]
-    assert found[0].command.arguments == {"share": 0.5}
+    assert found[0].row.command.arguments == {"share": 0.5}
     for each in found:
         inbox.remove(each)
         inbox.remove(each)  # as after a kill in between
@@ -101,6 +100,6 @@ def test_the_queue_is_in_the_order_of_time_and_holds_an_id_once(tmp_path: Path) 
 def test_a_database_of_an_earlier_form_is_read_as_one_without_commands(tmp_path: Path) -> None:
     path = tmp_path / "mission.sqlite"
     store = Store(path)
-    store._db.execute("DROP TABLE command")
+    store.db.execute("DROP TABLE command")
     store.close()
-    assert Store(path, read_only=True).commands.all() == []
+    assert CommandTable(Store(path, read_only=True)).all() == []

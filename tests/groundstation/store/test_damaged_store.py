@@ -15,9 +15,8 @@ import pytest
 from click.testing import CliRunner
 
 from groundstation.cli import main
-from groundstation.commands.inbox import CommandRequest
-from groundstation.commands.states import CommandState
-from groundstation.store.ledger import TABLES
+from groundstation.commands.table import CommandRequest, CommandState, CommandTable
+from groundstation.store.database import TABLES
 from groundstation.store.store import Store, StoreDamaged, StoreForeign
 
 MISSION, GRAPH = bytes(range(8)), bytes(range(8, 16))
@@ -47,8 +46,8 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     store.back_up()
     for number in (1, 2, 3):
         queued = {"node": number, "name": "ping", "queued_at": 100.0 * number, "expires_at": 9e9}
-        (row,) = store.commands.queue([CommandRequest(id=f"{number:016x}", **queued)])
-        store.commands.move(row, CommandState.SENT, 100.0 * number + 1)
+        (row,) = CommandTable(store).queue([CommandRequest(id=f"{number:016x}", **queued)])
+        CommandTable(store).move(row, CommandState.SENT, 100.0 * number + 1)
         store.open_round(number, noise.randbytes(3000), [1, 2, 3], 100.0 * number, 100.0 * number + 90)
         for node in (1, 2):
             store.mark(number, node, "delivered", 100.0 * number + 5)
@@ -361,5 +360,5 @@ def test_a_database_does_not_grow_with_its_rounds(tmp_path: Path) -> None:
 
 
 def pages(store: Store) -> int:
-    count = store._db.execute("PRAGMA page_count").fetchone()[0]
-    return int(count * store._db.execute("PRAGMA page_size").fetchone()[0])
+    count = store.db.execute("PRAGMA page_count").fetchone()[0]
+    return int(count * store.db.execute("PRAGMA page_size").fetchone()[0])

@@ -160,7 +160,7 @@ def test_a_database_that_goes_away_is_written_anew_with_all_that_was_in_it(
     store.mark(1, 1, "delivered", 3.0)
     (told,) = [r for r in caplog.records if r.getMessage() == "database-rewritten"]
     fields = told.__dict__["fields"]
-    store._db._db.close()  # a kill: nothing is folded in by an orderly end
+    store.db._db.close()  # a kill: nothing is folded in by an orderly end
     again = Store(path)
     assert again.counters(1) == {"frames_sent": 5.0}
     assert [answer["state"] for answer in again.answers(1)] == ["delivered"]

@@ -14,8 +14,8 @@ import pytest
 from click.testing import CliRunner
 
 from groundstation.cli import main
-from groundstation.store.ledger import TABLES, Ledger, examine
-from groundstation.store.recovery import entering
+from groundstation.store.database import TABLES, Ledger
+from groundstation.store.recovery import examine
 from groundstation.store.schema import SCHEMA
 from groundstation.store.store import Store, StoreForeign
 from onboard.mission.objects import UPDATE
@@ -71,7 +71,7 @@ def make_old(path: Path, number: int) -> dict[str, list[dict[str, Any]]]:
             for statement, values in statements:
                 db.execute(statement, values)
             return made
-        with entering(db, Ledger(db)):
+        with Ledger(db).transaction():
             for statement, values in statements:
                 db.execute(statement, values)
     return made
@@ -160,7 +160,7 @@ def test_who_only_looks_at_an_earlier_form_sees_it_and_changes_nothing(number: i
 
 KILLED = """
 import os, signal, sqlite3, sys
-from groundstation.store.schema import migrate
+from groundstation.store.database import migrate
 
 class Mortal(sqlite3.Connection):
     left = int(sys.argv[2])
@@ -194,8 +194,7 @@ def raise_number(path: Path, number: int) -> None:
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute("ALTER TABLE node ADD COLUMN of_tomorrow TEXT")
         db.execute(f"PRAGMA user_version = {number}")
-        ledger = Ledger(db)
-        with entering(db, ledger):
+        with Ledger(db).transaction():
             db.execute("UPDATE node SET of_tomorrow = 'x'")
 
 

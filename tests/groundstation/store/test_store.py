@@ -205,7 +205,7 @@ def test_a_reader_sees_a_running_writers_commits_and_changes_nothing(store: Stor
     store.open_round(1, b"model", [1, 2], 0.0, 1.0)
     assert states(reader, 1) == {1: "asked", 2: "asked"}
     with store.transaction():
-        store._db.execute("UPDATE answer SET state = 'failed'")
+        store.db.execute("UPDATE answer SET state = 'failed'")
         assert states(reader, 1) == {1: "asked", 2: "asked"}  # not committed yet, and not waited for
     assert states(reader, 1) == {1: "failed", 2: "failed"}
     with pytest.raises(StoreError, match="readonly"):

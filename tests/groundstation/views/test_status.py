@@ -141,7 +141,7 @@ def test_a_board_that_failed_is_shown_with_its_reason(mission: Mission) -> None:
 @pytest.mark.parametrize("health", ["", "x", "[]", "{}", '{"state": 99}', '{"state": null}'])
 def test_a_health_of_another_version_is_none(health: str, mission: Mission) -> None:
     with contextlib.closing(fill(mission)) as store, store.transaction():
-        store._db.execute("UPDATE node SET health = ?", (health,))
+        store.db.execute("UPDATE node SET health = ?", (health,))
     for form in ([], ["--json"]):
         result = CliRunner().invoke(main, ["status", str(mission.folder), *form])
         assert result.exit_code == 0, result.output
@@ -150,8 +150,8 @@ def test_a_health_of_another_version_is_none(health: str, mission: Mission) -> N
 @pytest.mark.parametrize("change", ["UPDATE node SET spent = 'x'", "UPDATE mission SET classes = '[1]'"])
 def test_a_database_of_another_version_is_named(change: str, mission: Mission) -> None:
     with contextlib.closing(fill(mission)) as store, store.transaction():
-        store._db.execute("UPDATE mission SET seed = 0")
-        store._db.execute(change)
+        store.db.execute("UPDATE mission SET seed = 0")
+        store.db.execute(change)
     store = Store(mission.database)
     with pytest.raises(StoreError, match=r"mission\.sqlite: holds what this version does not read: "):
         _ = store.enter_node(1, "pi"), store.classes(("a",))
