@@ -1,129 +1,38 @@
-"""Weights become groups of binary bases under a bit budget, and both ends rebuild the same float32 weights.
+"""Weights become groups of binary bases under a bit budget: ALQ's structured sketch and its allocation.
 
-Adaptive loss-aware quantization (Qu et al., "Adaptive Loss-aware Quantization for Multi-bit Networks", CVPR
-2020): a layer's weights are cut into G groups of n, and every group has its own number of bases I (its
-bit-width, 0 to 8):
-
-    w^ = sum_j alpha_j * b_j,    b_j in {-1, +1}^n,  alpha_j >= 0                                  (eq. 1)
-
-Here are the structured sketch (section 3.1 there: greedy binarization of the residual, all coordinates
-refitted by least squares after every basis) and the allocation of bases under a budget. Everything works on
-whole tensors of groups at once: `groups` is always (G, n), `bits` (G,), `alphas` (G, I) and `signs` (G, I,
-n).
+Qu et al. (CVPR 2020; see `quantized`), section 3.1: each basis is the sign of what the bases before it have
+left of the weights, and after every basis all coordinates are refitted by least squares. How many bases a
+group gets is decided under a budget for the whole model. Everything works on whole tensors of groups at once:
+`groups` is always (G, n), `bits` (G,), `alphas` (G, I) and `signs` (G, I, n).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
-
 import numpy as np
 import numpy.typing as npt
 
-from onboard.codec import formats
-from onboard.codec.layout import Floats, Layout, Weights, from_groups, in_groups
+from onboard.codec import quantized
+from onboard.codec.layout import Floats, Layout, Weights, in_groups
+from onboard.codec.model import Budget
+from onboard.codec.quantized import (
+    COORDINATE_BITS,
+    HALF_MAX,
+    MAX_BASES,
+    Bases,
+    Quantized,
+    Raw,
+    Widths,
+    rounded,
+)
 
 Doubles = npt.NDArray[np.float64]
 
-MAX_BASES = 8
-# An alpha travels as a float16 without its sign and with 3 bits of mantissa. It is off by at most 1/16, which
-# adds 0.4 % of a basis's energy to the error: 97.1 % on digits against 97.2 % with all 10 bits (6 rounds, two
-# seeds), and 97.9 % with the bits saved spent on more bases.
-MANTISSA_BITS = 3
-COORDINATE_BITS = 5 + MANTISSA_BITS
-# A raw tensor's values lie on 2 * 7 + 1 = 15 lines: as accurate as 31 (97.95 and 97.9 %, same setting), and
-# LeNet-5's 580 biases take 215 bytes instead of 290.
+# A raw tensor's values lie on 2 * 7 + 1 = 15 lines: as accurate as 31 (97.95 and 97.9 % on digits, 6 rounds,
+# two seeds), and LeNet-5's 580 biases take 215 bytes instead of 290.
 RAW_LEVELS = 7
-HALF_MAX = float(np.finfo(np.float16).max)
 # A basis with less than this share of its squared length outside the span of the others gets coordinate 0: a
 # residual of nothing makes the next basis dependent, and float32 products tell no finer.
 DEPENDENT = 1e-5
-
-
-@dataclass(frozen=True, eq=False)
-class Bases:
-    """A grouped tensor as bases: `bits` (G,) uint8, `alphas` (G, I) float32, `signs` (G, I, n) int8.
-
-    The alphas are >= 0, and in what travels as `rounded` leaves them. I is the largest bit-width in the
-    tensor. Group g uses its first bits[g] bases; alphas and signs are 0 in the rest.
-    """
-
-    bits: npt.NDArray[np.uint8]
-    alphas: Floats
-    signs: npt.NDArray[np.int8]
-
-    @classmethod
-    def assembled(cls, bits: npt.NDArray[np.uint8], alphas: Floats, signs: npt.NDArray[np.uint8]) -> Bases:
-        """From the bases that exist, one after the other: alphas (S,), signs (S, n) as 0 and 1."""
-        width = int(bits.max(initial=0))
-        bases = cls(
-            bits,
-            np.zeros((len(bits), width), np.float32),
-            np.zeros((len(bits), width, signs.shape[1]), np.int8),
-        )
-        bases.alphas[bases.used] = alphas
-        bases.signs[bases.used] = signs.astype(np.int8) * 2 - 1
-        return bases
-
-    @property
-    def used(self) -> npt.NDArray[np.bool_]:
-        """(G, I): which bases exist."""
-        return np.arange(self.alphas.shape[1]) < self.bits[:, None]
-
-    def reconstruct(self) -> Floats:
-        """The groups (G, n), float32; one product, one sum at a time: IEEE 754 makes it the same anywhere."""
-        groups = np.zeros((len(self.bits), self.signs.shape[2]), np.float32)
-        for j in range(self.alphas.shape[1]):
-            at = np.flatnonzero(self.bits > j)
-            groups[at] += self.alphas[at, j, None] * self.signs[at, j]
-        return groups
-
-
-@dataclass(frozen=True, eq=False)
-class Raw:
-    """A tensor on a uniform grid: `codes` int8 in its shape, and the float32 `step` between two values."""
-
-    codes: npt.NDArray[np.int8]
-    step: np.float32
-
-    def reconstruct(self) -> Floats:
-        return self.codes.astype(np.float32) * self.step
-
-
-@dataclass(frozen=True, eq=False)
-class Quantized:
-    """A whole model as it travels: bases for the grouped tensors, a grid for the raw ones, both by name."""
-
-    format: ClassVar[int] = formats.ALQ
-
-    layout: Layout
-    grouped: Mapping[str, Bases]
-    raw: Mapping[str, Raw]
-
-    def reconstruct(self) -> dict[str, Floats]:
-        """See `Model.reconstruct`."""
-        return {
-            t.name: from_groups(t, self.grouped[t.name].reconstruct())
-            if t.group
-            else self.raw[t.name].reconstruct()
-            for t in self.layout.tensors
-        }
-
-    @property
-    def mean_width(self) -> float:
-        """See `Model.mean_width`: the bases of a weight's group, averaged over the weights."""
-        grouped = self.layout.grouped
-        signs = sum(int(self.grouped[t.name].bits.sum(dtype=np.int64)) * t.group for t in grouped)
-        return signs / sum(t.size for t in grouped)
-
-    @property
-    def budget_bits(self) -> int:
-        """Bits of bases and coordinates together: what `allocate` keeps under its budget."""
-        return sum(
-            int(self.grouped[t.name].bits.sum(dtype=np.int64)) * (t.group + COORDINATE_BITS)
-            for t in self.layout.grouped
-        )
 
 
 def _solved(gram: Doubles, target: Doubles) -> Doubles:
@@ -145,20 +54,19 @@ def _solved(gram: Doubles, target: Doubles) -> Doubles:
     return np.asarray(x.T)
 
 
-def refit(
-    target: Floats, bits: npt.NDArray[np.uint8], signs: npt.NDArray[np.int8], h: Floats | None = None
-) -> Doubles:
+def refit(target: Floats, bits: npt.NDArray[np.uint8], signs: npt.NDArray[np.int8], h: Floats) -> Doubles:
     """Coordinates (G, I) of the first bits[g] bases of `signs` (G, I, n) that leave the least squared error
-    to `target` (G, n), weighted by `h` (G, n) unless None; 0 for all other bases.
+    to `target` (G, n), weighted by `h` (G, n); 0 for all other bases.
     """
     order, depth = _sorted(bits)
+    h = h[order]
     bases = [signs[order[:live], j].astype(np.float32) for j, live in enumerate(depth)]
-    weighted = target[order] if h is None else target[order] * h[order]
+    weighted = target[order] * h
     gram = np.zeros((len(order), len(depth), len(depth)))
     product = np.zeros((len(order), len(depth)))
     for j, basis in enumerate(bases):
         live = len(basis)
-        own = basis if h is None else basis * h[order[:live]]
+        own = basis * h[:live]
         for i, other in enumerate(bases[: j + 1]):
             gram[:live, i, j] = gram[:live, j, i] = _dots(own, other[:live])
         product[:live, j] = _dots(basis, weighted[:live])
@@ -170,11 +78,11 @@ def refit(
 def _greedy(
     w: Floats, h: Floats | None, depth: list[int], *, errors: bool = False
 ) -> tuple[Doubles, list[Floats], Doubles]:
-    """Structured sketch of groups (A, n), widest first; the first `depth[j]` groups get a basis j.
+    """Sketches groups (A, n), widest first, of which the first `depth[j]` get a basis j.
 
-    `h` (A, n) weighs the squared error. Returns alphas (A, I) before rounding (of any sign), each basis j
-    (depth[j], n) as float32, and with `errors` the weighted squared error (A, I + 1) left after 0, 1 ... I
-    bases (past a group's own width it repeats).
+    `h` (A, n) weighs the squared error. Returns alphas (A, I) of any sign, not rounded; each basis j
+    (depth[j], n) as float32; and with `errors` the weighted squared error (A, I + 1) left after 0, 1 ... I
+    bases, which repeats past a group's own width.
     """
     count, width = len(w), len(depth)
     alphas = np.zeros((count, width))
@@ -224,20 +132,11 @@ def _sorted(bits: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.intp], list[int
     return order[: depth[0] if depth else 0], depth
 
 
-def rounded(alphas: npt.NDArray[np.floating[Any]]) -> Floats:
-    """|alphas| as they travel: float16 values with MANTISSA_BITS of mantissa, none infinite, as float32."""
-    drop = 10 - MANTISSA_BITS
-    halves = np.minimum(np.abs(alphas), HALF_MAX).astype(np.float16).view(np.uint16).astype(np.int64)
-    # A carry out of the mantissa goes on into the exponent, as it should; at infinity (exponent 31) it stops.
-    cut = np.minimum(halves + (1 << drop >> 1) >> drop, (31 << MANTISSA_BITS) - 1) << drop
-    return np.asarray(cut.astype(np.uint16).view(np.float16), np.float32)
-
-
 def sketch(groups: Floats, bits: npt.NDArray[np.uint8], curvature: Floats | None = None) -> Bases:
-    """Structured sketch (ALQ section 3.1) of `groups` (G, n) float32 with `bits` (G,) uint8 bases each.
+    """Structured sketch of `groups` (G, n) float32 with `bits` (G,) uint8 bases each.
 
-    `curvature` (G, n), not negative, weighs the least squares; None weighs all alike and needs no data, which
-    is what a server can do. Errors: ValueError for weights that are not finite.
+    `curvature` (G, n), not negative, weighs the least squares. None weighs all alike: a server has no data.
+    Errors: ValueError for weights that are not finite.
     """
     if not np.isfinite(groups).all():
         raise ValueError("weights are not finite: nothing to quantize")
@@ -271,7 +170,7 @@ def project(groups: Floats, bits: npt.NDArray[np.uint8]) -> Floats:
 def gains(groups: Floats, max_bases: int, curvature: Floats | None = None) -> npt.NDArray[np.float64]:
     """(G, max_bases): weighted squared error that a group's 1st, 2nd ... basis removes, made non-increasing.
 
-    A later basis can remove more than an earlier one, but cannot be had before it: the running minimum keeps
+    A later basis can remove more than an earlier one, but cannot be had before it. The running minimum keeps
     any ranking by gain in an order that can be built. Errors: ValueError for values whose squares are not
     finite.
     """
@@ -293,36 +192,26 @@ def allocate(
 ) -> dict[str, npt.NDArray[np.uint8]]:
     """How many bases every group gets: name -> (G,) uint8.
 
-    Ranks every (group, next basis) by the weighted error it removes for a bit, (n + COORDINATE_BITS) of them,
-    and takes the best until `bits_per_weight` times all parameters are spent. `curvature` is h, the square
-    root of Adam's or AMSGrad's second moment (ALQ eq. 10 models the loss as h w^2 / 2); None ranks by plain
-    error, without data.
+    A basis costs n + COORDINATE_BITS bits. Those that remove the most weighted error for a bit are taken,
+    until `bits_per_weight` times all parameters are spent. `curvature` is h, the square root of Adam's or
+    AMSGrad's second moment (ALQ eq. 10 models the loss as h w^2 / 2); None ranks by plain error, without
+    data.
     """
     if not 0 <= max_bases <= MAX_BASES:
         raise ValueError(f"max_bases is {max_bases}, must be 0 to {MAX_BASES}")
-    tables = [
-        gains(
-            in_groups(t, weights[t.name]),
-            max_bases,
-            None if curvature is None else in_groups(t, curvature[t.name]),
-        )
-        for t in layout.grouped
-    ]
-    costs = [
-        np.full(table.size, t.group + COORDINATE_BITS)
-        for t, table in zip(layout.grouped, tables, strict=True)
-    ]
+    h = {} if curvature is None else in_groups(layout, curvature)
+    tables = {name: gains(w, max_bases, h.get(name)) for name, w in in_groups(layout, weights).items()}
     if not tables:
         return {}
-    gain, cost = np.concatenate([table.ravel() for table in tables]), np.concatenate(costs)
+    gain = np.concatenate([table.ravel() for table in tables.values()])
+    cost = np.repeat([t.group + COORDINATE_BITS for t in layout.grouped], [v.size for v in tables.values()])
     best = np.argsort(-gain / cost, kind="stable")
-    spent = np.cumsum(cost[best])
     taken = np.zeros(len(gain), np.bool_)
-    taken[best] = (spent <= bits_per_weight * layout.parameters) & (gain[best] > 0)
-    ends = np.cumsum([table.size for table in tables])[:-1]
+    taken[best] = (np.cumsum(cost[best]) <= bits_per_weight * layout.parameters) & (gain[best] > 0)
+    ends = np.cumsum([table.size for table in tables.values()])[:-1]
     return {
-        t.name: part.reshape(table.shape).sum(axis=1, dtype=np.uint8)
-        for t, table, part in zip(layout.grouped, tables, np.split(taken, ends), strict=True)
+        name: part.reshape(table.shape).sum(axis=1, dtype=np.uint8)
+        for (name, table), part in zip(tables.items(), np.split(taken, ends), strict=True)
     }
 
 
@@ -335,16 +224,36 @@ def on_grid(values: Floats, levels: int) -> Raw:
     return Raw(np.clip(np.rint(scaled), -levels, levels).astype(np.int8), step)
 
 
-def quantize(
-    layout: Layout,
-    weights: Weights,
-    allocation: Mapping[str, npt.NDArray[np.uint8]],
-    *,
-    raw_levels: int = RAW_LEVELS,
-) -> Quantized:
-    """The model with `allocation` bases a group, raw tensors on grids of 2 * raw_levels + 1 values."""
+def quantize(layout: Layout, weights: Weights, widths: Widths) -> Quantized:
+    """The model with `widths[name]` (G,) bases a group, and raw tensors on grids of RAW_LEVELS each way."""
     return Quantized(
         layout,
-        {t.name: sketch(in_groups(t, weights[t.name]), allocation[t.name]) for t in layout.grouped},
-        {t.name: on_grid(weights[t.name], raw_levels) for t in layout.raw},
+        {name: sketch(w, widths[name]) for name, w in in_groups(layout, weights).items()},
+        {t.name: on_grid(weights[t.name], RAW_LEVELS) for t in layout.raw},
     )
+
+
+class AlqCodec:
+    """See `Codec`. Weights become binary bases."""
+
+    name = "quantized"
+    sections = staticmethod(quantized.sections)
+    unpack = staticmethod(quantized.unpack)
+
+    def quantize(self, layout: Layout, weights: Weights, budget: Budget) -> Quantized:
+        """See `Codec.quantize`. Bases are allocated and sketched by plain error."""
+        widths = allocate(layout, weights, bits_per_weight=budget.bits_per_weight, max_bases=budget.max_bases)
+        return quantize(layout, weights, widths)
+
+    def check(self, model: Quantized, budget: Budget) -> None:
+        """See `Codec.check`. No more bases in a group, and no more bits of bases and coordinates in all, than
+        `allocate` grants; raw tensors on the grid."""
+        parameters = model.layout.parameters
+        most = max((int(bases.bits.max(initial=0)) for bases in model.grouped.values()), default=0)
+        if most > budget.max_bases:
+            raise ValueError(f"{most} bases in a group, asked for were {budget.max_bases} at most")
+        if model.budget_bits > budget.bits_per_weight * parameters:  # as `allocate` keeps it, to the bit
+            bits = model.budget_bits / parameters
+            raise ValueError(f"{bits:.3g} bits a weight, asked for were {budget.bits_per_weight:g} at most")
+        if any(np.abs(raw.codes.astype(np.int16)).max(initial=0) > RAW_LEVELS for raw in model.raw.values()):
+            raise ValueError(f"biases beside the grid of {2 * RAW_LEVELS + 1} values")

@@ -4,6 +4,6 @@ The numbers stand here alone, so that whoever only names a form need not load th
 """
 
 ALQ = 1
-"""Binary bases under a bit budget (`onboard.codec.alq_codec`)."""
+"""Binary bases under a bit budget (`onboard.codec.quantized`)."""
 DENSE = 2
 """float32 (`onboard.codec.dense`)."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from onboard.codec import formats
-from onboard.codec.alq_codec import AlqCodec
+from onboard.codec.alq import AlqCodec
 from onboard.codec.dense import DenseCodec
 from onboard.codec.layout import Layout
 from onboard.codec.model import PREFIX, BadPack, Codec, Model

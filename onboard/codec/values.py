@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from onboard.codec import alq
-from onboard.codec.alq import Quantized
 from onboard.codec.layout import Floats, Layout, layout
 from onboard.codec.pack import pack, unpack
+from onboard.codec.quantized import Quantized
 
 BLOCK = 256  # values with one int8 scale, or in an ALQ group: the scale then costs 0.016 bytes a value
 LEVELS = 127

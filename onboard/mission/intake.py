@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from onboard.codec.alq import HALF_MAX
 from onboard.codec.model import Budget, Model
 from onboard.codec.pack import CODECS
+from onboard.codec.quantized import HALF_MAX
 from onboard.learn.training import BoardTraining
 
 MAX_WEIGHT = HALF_MAX

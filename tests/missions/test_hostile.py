@@ -19,12 +19,12 @@ import pytest
 from hw_profiles import load_link
 from onboard.agents.federated_state import FederatedState
 from onboard.codec import alq
-from onboard.codec.alq_codec import HEADER
 from onboard.codec.dense import Dense
 from onboard.codec.layout import Layout
 from onboard.codec.layout import layout as layout_of
 from onboard.codec.model import PREFIX
 from onboard.codec.pack import pack
+from onboard.codec.quantized import HEADER
 from onboard.learn.graph import TrainGraph
 from onboard.mission.health import Health, encode_health
 from onboard.mission.objects import UPDATE, Update, decode_task, encode_object
@@ -211,12 +211,12 @@ def bad_weights(layout: Layout, damage: str) -> bytes:
     if damage == "an infinite coordinate":  # a hostile packer does not look
         bases = next(bases for bases in model.grouped.values() if bases.used.any())
         bases.alphas[bases.used] = np.inf
-        with patch("onboard.codec.alq_codec.rounded", lambda alphas: alphas):
+        with patch("onboard.codec.quantized.rounded", lambda alphas: alphas):
             return pack(model)
     packed = pack(model)
     if damage == "truncated":
         return packed[: len(packed) // 2]
-    if damage == "an infinite step":  # the first raw tensor's step, a float16 (codec/alq_codec.py)
+    if damage == "an infinite step":  # the first raw tensor's step, a float16 (codec/quantized.py)
         at = HEADER.size + HEADER.unpack_from(packed)[2]
         return packed[:at] + b"\x00\x7c" + packed[at + 2 :]
     return packed

@@ -16,9 +16,9 @@ import numpy as np
 
 from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
-from onboard.codec.alq import Quantized
 from onboard.codec.layout import Weights
 from onboard.codec.pack import pack, unpack
+from onboard.codec.quantized import Quantized
 from onboard.data import loading
 from onboard.learn.federated.local import LocalTraining
 from onboard.learn.graph import InferGraph, TrainGraph, evaluate, initial

@@ -15,10 +15,9 @@ import numpy as np
 
 from benchmarks.claims.resilience.insider_world import Hostile, honest, task_of
 from benchmarks.harness.missions import graphs
-from onboard.codec.alq import Quantized
-from onboard.codec.alq_codec import HEADER
 from onboard.codec.dense import Dense
 from onboard.codec.model import PREFIX
+from onboard.codec.quantized import HEADER, Quantized
 from onboard.learn.training import BoardTraining
 from onboard.mission.health import Health, State, encode_health
 from onboard.mission.objects import MODEL, UPDATE, Task, Update, encode_object

@@ -27,10 +27,10 @@ import numpy as np
 import numpy.typing as npt
 
 from onboard.codec import alq
-from onboard.codec.alq import Bases
-from onboard.codec.layout import Floats, Weights, flat, from_groups, in_groups, views
+from onboard.codec.layout import Floats, Weights, flat, in_groups, views
 from onboard.codec.model import Budget, Model
 from onboard.codec.pack import CODECS
+from onboard.codec.quantized import Bases, Widths, budget_bits
 from onboard.learn.augment import augmented
 from onboard.learn.federated import multibit
 from onboard.learn.federated.adam import Adam
@@ -157,7 +157,7 @@ class LocalTraining:
         if self._widths is not None:
             state["widths"] = np.concatenate([self._widths[t.name] for t in self._graph.layout.grouped])
         if self._bases is not None:
-            state |= multibit.arrays(self._graph.layout, self._bases)
+            state |= multibit.arrays(list(self._bases.values()))
         return state
 
     def restore(self, state: State) -> None:
@@ -194,9 +194,9 @@ class LocalTraining:
             self._widths = self._allocated()
         if phase in (TrainingPhase.BASES, TrainingPhase.COORDINATES) and self._bases is None:
             assert self._widths is not None
-            self._bases = multibit.sketched(layout, self._difference(), self._widths)
+            self._bases = self._sketched(self._widths)
         if phase is TrainingPhase.STRAIGHT and self._bases is not None:
-            self._add_to_origin(multibit.rebuilt(layout, self._bases), views(layout, self._latent))
+            self._add_to_origin(self._rebuilt(self._bases), views(layout, self._latent))
             self._bases = None
 
     def _learn(self, x: Floats, y: npt.NDArray[np.int64], batch: int) -> float:
@@ -205,7 +205,7 @@ class LocalTraining:
         sketch = None
         if phase is TrainingPhase.PRUNE:
             assert self._widths is not None
-            sketch = multibit.sketched(layout, self._difference(), self._widths)
+            sketch = self._sketched(self._widths)
         loss, buffers = gradient(
             self._graph, self._forward(phase, sketch), x, y, self._scratch,
             when=f"in epoch {self.epoch + 1}, at a learning rate of {rate}",
@@ -215,16 +215,22 @@ class LocalTraining:
             views(layout, self._latent)[name][...] = values
         if phase in (TrainingPhase.PLAIN, TrainingPhase.STRAIGHT):
             return loss
-        mean, curvature = (
-            views(layout, moment(out))
+        mean, h = (
+            in_groups(layout, views(layout, moment(out)))
             for moment, out in zip((self._adam.mean, self._adam.curvature), self._moments, strict=True)
         )
         if sketch is not None:
-            self._prune(sketch, mean, curvature, batch)
+            self._prune(sketch, mean, h, batch)
         elif self._bases is not None and phase is TrainingPhase.BASES:
-            self._bases = multibit.optimized(layout, self._bases, self._difference(), curvature)
+            target = in_groups(layout, self._difference())
+            self._bases = {
+                name: multibit.optimized(target[name], bases, h[name]) for name, bases in self._bases.items()
+            }
         elif self._bases is not None:
-            self._bases = multibit.stepped(layout, self._bases, mean, curvature, rate)
+            self._bases = {
+                name: multibit.stepped(bases, mean[name], h[name], rate)
+                for name, bases in self._bases.items()
+            }
         return loss
 
     def _forward(self, phase: TrainingPhase, sketch: Mapping[str, Bases] | None) -> dict[str, Floats]:
@@ -233,41 +239,47 @@ class LocalTraining:
         weights = views(layout, self._latent)
         bases = self._bases if sketch is None else sketch
         if bases is not None:
-            return weights | self._add_to_origin(multibit.rebuilt(layout, bases))
+            return weights | self._add_to_origin(self._rebuilt(bases))
         if phase is TrainingPhase.PLAIN or self._widths is None:
             return weights
-        difference, widths = self._difference(), self._widths
+        groups = in_groups(layout, self._difference())
         return weights | self._add_to_origin(
             {
-                t.name: from_groups(t, alq.project(in_groups(t, difference[t.name]), widths[t.name]))
+                t.name: alq.project(groups[t.name], self._widths[t.name]).reshape(t.shape)
                 for t in layout.grouped
             }
         )
 
-    def _prune(self, sketch: Mapping[str, Bases], mean: Weights, curvature: Weights, batch: int) -> None:
+    def _sketched(self, widths: Widths) -> dict[str, Bases]:
+        """The structured sketch of the difference, coordinates rounded."""
+        groups = in_groups(self._graph.layout, self._difference())
+        return {name: alq.sketch(w, widths[name]) for name, w in groups.items()}
+
+    def _rebuilt(self, models: Mapping[str, Bases]) -> dict[str, Floats]:
+        return {t.name: models[t.name].reconstruct().reshape(t.shape) for t in self._graph.layout.grouped}
+
+    def _prune(self, sketch: Mapping[str, Bases], mean: Weights, h: Weights, batch: int) -> None:
         """Drops coordinates so that those left reach the plan's share in equal steps by PRUNE_BY of the
         pruning epochs; what is left of these heals.
         """
-        layout, plan, knobs = self._graph.layout, self.plan, self.knobs
+        layout, knobs = self._graph.layout, self.knobs
         assert self._widths is not None
         goal_bits = (1 - knobs.prune_ratio) * knobs.bits_up * layout.parameters
-        over_bits = multibit.bits(layout, self._widths) - goal_bits
+        over_bits = budget_bits(layout, self._widths) - goal_bits
         last = max(1, int(PRUNE_BY * knobs.prune_epochs * self.batches))
-        before = (self.epoch - plan.phases.index(TrainingPhase.PRUNE)) * self.batches + batch
+        before = (self.epoch - self.plan.phases.index(TrainingPhase.PRUNE)) * self.batches + batch
         if over_bits <= 0:
             return
-        self._widths = multibit.pruned(
-            layout,
-            sketch,
-            mean,
-            curvature,
-            rate=knobs.learning_rate,
-            remove_bits=over_bits / max(1, last - before),
-            top={
-                t.name: math.ceil(max(TOP_SHARE, 1 / last) * knobs.max_bases * t.groups)
-                for t in layout.grouped
-            },
+        masks = multibit.smallest(
+            [multibit.increments(b, mean[name], h[name], knobs.learning_rate) for name, b in sketch.items()],
+            list(sketch.values()),
+            top=[math.ceil(max(TOP_SHARE, 1 / last) * knobs.max_bases * t.groups) for t in layout.grouped],
+            bits=over_bits / max(1, last - before),
         )
+        self._widths = {
+            name: bases.bits - mask.sum(axis=1, dtype=np.uint8)
+            for (name, bases), mask in zip(sketch.items(), masks, strict=True)
+        }
 
     def _difference(self) -> dict[str, Floats]:
         np.subtract(self._latent, self._origin, out=self._scratch)

@@ -1,106 +1,173 @@
-"""A whole model's steps as a multi-bit network: sketched, pruned, its bases and coordinates optimized.
+"""A multi-bit network is pruned, and its bases and coordinates approach target weights in turn.
 
-ALQ's procedure (Qu et al., CVPR 2020, sections 3.1 to 3.3) for all grouped tensors of a layout at once, as
-pure functions: name -> `Bases` in, name -> `Bases` or bit-widths out. Weights, gradients and curvatures are
-name -> float32 in the tensors' shapes.
+This is ALQ's procedure (Qu et al., "Adaptive Loss-aware Quantization for Multi-bit Networks", CVPR 2020).
+Weights, `gradient`, `curvature` and `target` of a tensor are its groups, (G, n) float32. Coordinates stay
+unrounded (`codec.quantized.rounded` is for what travels).
+
+Pruning in the alpha domain (section 3.2): without coordinate alpha of basis b a group's weights move by
+-alpha * b. To second order, and with a diagonal H, the loss then grows by
+
+    f = -g_alpha * alpha + h_alpha * alpha^2 / 2,    g_alpha = b^T g,    h_alpha = b^T H b.
+
+H is the optimizer's curvature over its learning rate, so that a step of its own would be -g/H. Since b is of
+-1 and +1, h_alpha is the sum of H's diagonal over the group, the same for all of its bases.
+
+Optimizing (section 3.3): every weight takes the nearest value of its group, then the coordinates are fitted
+to what was taken, or take gradient steps of their own. The target is an optimizer's step away, w - g/h, and
+the error at each weight counts with its curvature h.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from onboard.codec import alq, optimize, prune
-from onboard.codec.alq import COORDINATE_BITS, Bases
-from onboard.codec.layout import Floats, Layout, Weights, from_groups, in_groups
+from onboard.codec.alq import refit
+from onboard.codec.layout import Floats, Layout
+from onboard.codec.quantized import COORDINATE_BITS, Bases, Widths
 
-Widths = Mapping[str, npt.NDArray[np.uint8]]
-MultiBit = Mapping[str, Bases]
+Signs = npt.NDArray[np.int8]
+Mask = npt.NDArray[np.bool_]
 
-
-def sketched(layout: Layout, weights: Weights, widths: Widths) -> dict[str, Bases]:
-    """The structured sketch of `weights` with `widths[name]` (G,) bases a group, coordinates rounded."""
-    return {t.name: alq.sketch(in_groups(t, weights[t.name]), widths[t.name]) for t in layout.grouped}
+TINY = np.float32(1e-12)  # keeps a group that no gradient ever reached from dividing 0 by 0
 
 
-def rebuilt(layout: Layout, model: MultiBit) -> dict[str, Floats]:
-    """The weights that the bases stand for."""
-    return {t.name: from_groups(t, model[t.name].reconstruct()) for t in layout.grouped}
-
-
-def bits(layout: Layout, widths: Widths) -> int:
-    """Bits of bases and coordinates."""
-    return sum(int(widths[t.name].sum(dtype=np.int64)) * (t.group + COORDINATE_BITS) for t in layout.grouped)
-
-
-def pruned(
-    layout: Layout,
-    model: MultiBit,
-    gradient: Weights,
-    curvature: Weights,
-    *,
-    rate: float,
-    remove_bits: float,
-    top: Mapping[str, int],
-) -> dict[str, npt.NDArray[np.uint8]]:
-    """Bit-widths without the coordinates whose modelled loss increments a bit, with H = curvature / rate, are
-    the smallest; of each tensor at most the `top[name]` smallest go.
+def increments(bases: Bases, gradient: Floats, curvature: Floats, rate: float = 1.0) -> Floats:
+    """The modelled loss increment f (G, I) float32 of dropping each coordinate, with H = curvature / rate; 0
+    where there is none.
     """
-    models = [model[t.name] for t in layout.grouped]
-    loss = [
-        prune.increments(bases, in_groups(t, gradient[t.name]), in_groups(t, curvature[t.name]), rate)
-        for t, bases in zip(layout.grouped, models, strict=True)
-    ]
-    masks = prune.smallest(
-        loss,
-        [bases.used for bases in models],
-        [t.group + COORDINATE_BITS for t in layout.grouped],
-        top=[top[t.name] for t in layout.grouped],
-        bits=remove_bits,
-    )
-    return {
-        t.name: bases.bits - mask.sum(axis=1, dtype=np.uint8)
-        for t, bases, mask in zip(layout.grouped, models, masks, strict=True)
-    }
+    g, h = _in_alpha_domain(bases, gradient, curvature)
+    loss: Floats = bases.alphas * (np.float32(0.5 / rate) * h * bases.alphas - g)
+    return loss
 
 
-def optimized(layout: Layout, model: MultiBit, target: Weights, curvature: Weights) -> dict[str, Bases]:
-    """Bases and coordinates nearer to `target` (`optimize.optimized`)."""
-    return {
-        t.name: optimize.optimized(
-            in_groups(t, target[t.name]), model[t.name], in_groups(t, curvature[t.name])
-        )
-        for t in layout.grouped
-    }
+def smallest(
+    increments: Sequence[Floats], models: Sequence[Bases], *, top: Sequence[int], bits: float
+) -> list[Mask]:
+    """Which coordinates go to be rid of `bits` bits (the last one may be part of it): a mask (G, I) a layer.
+
+    The `top[l]` smallest increments a bit of a layer are candidates; all layers' are sorted again together,
+    and the smallest go until enough bits are gone or no candidate is left. A coordinate has the bits of its
+    basis, too. Errors: ValueError for increments that are not finite.
+    """
+    sizes = [bases.used.size for bases in models]
+    cost = np.repeat([bases.signs.shape[2] + COORDINATE_BITS for bases in models], sizes)
+    worth = np.concatenate([f.ravel() for f in increments]).astype(np.float64) / cost
+    candidates, start = [], 0
+    for bases, size, most in zip(models, sizes, top, strict=True):
+        at = start + np.flatnonzero(bases.used)
+        if not np.isfinite(worth[at]).all():
+            raise ValueError("increments are not finite: nothing to rank")
+        candidates.append(at[np.argsort(worth[at], kind="stable")[:most]])
+        start += size
+    ranked = np.concatenate(candidates)
+    ranked = ranked[np.argsort(worth[ranked], kind="stable")]
+    mask = np.zeros(len(worth), np.bool_)
+    mask[ranked[np.cumsum(cost[ranked]) - cost[ranked] < bits]] = True
+    parts = np.split(mask, np.cumsum(sizes)[:-1])
+    return [part.reshape(bases.used.shape) for part, bases in zip(parts, models, strict=True)]
 
 
-def stepped(
-    layout: Layout, model: MultiBit, gradient: Weights, curvature: Weights, rate: float
-) -> dict[str, Bases]:
-    """Coordinates a step of length `rate` on (`optimize.stepped`)."""
-    return {
-        t.name: optimize.stepped(
-            model[t.name], in_groups(t, gradient[t.name]), in_groups(t, curvature[t.name]), rate
-        )
-        for t in layout.grouped
-    }
+def optimized(target: Floats, bases: Bases, curvature: Floats) -> Bases:
+    """ALQ's step 2 on all groups: new bases for fixed coordinates, then new coordinates for these bases.
+
+    Neither leaves more weighted squared error to `target` than `bases` do.
+    """
+    return fitted(target, bases.bits, nearest(target, bases), np.maximum(curvature, TINY))
+
+
+def stepped(bases: Bases, gradient: Floats, curvature: Floats, rate: float) -> Bases:
+    """Coordinates after a step of the optimizer in their own domain: alpha - rate * g_alpha / h_alpha. A
+    coordinate that would turn negative turns its basis.
+    """
+    g, h = _in_alpha_domain(bases, gradient, curvature)
+    return _positive(bases.bits, bases.alphas - np.float32(rate) * g / (h + TINY), bases.signs)
+
+
+def nearest(target: Floats, bases: Bases) -> Signs:
+    """Signs (G, I, n) that bring sum_j alpha_j * sign_j nearest to `target`, weight by weight.
+
+    Weights' curvatures change nothing here: no error could be smaller.
+    """
+    signs = np.zeros(bases.signs.shape, np.int8)
+    for width in range(1, bases.signs.shape[1] + 1):  # all groups of one width at a time
+        at = np.flatnonzero(bases.bits == width)
+        if len(at):
+            search = _by_residual if width <= 2 else _by_halving
+            signs[at, :width] = search(target[at], bases.alphas[at, :width])
+    return signs
+
+
+def fitted(target: Floats, bits: npt.NDArray[np.uint8], signs: Signs, curvature: Floats) -> Bases:
+    """Bases with these signs (G, I, n) and the coordinates that leave the least squared error to `target`,
+    weighted by `curvature`. A basis is negated where that makes its coordinate positive.
+    """
+    return _positive(bits, refit(target, bits, signs, curvature), signs)
+
+
+def _in_alpha_domain(bases: Bases, gradient: Floats, curvature: Floats) -> tuple[Floats, Floats]:
+    """g_alpha and h_alpha, both (G, I) float32."""
+    g: Floats = np.zeros(bases.alphas.shape, np.float32)
+    for j in range(bases.alphas.shape[-1]):
+        at = np.flatnonzero(bases.bits > j)
+        g[at, j] = np.einsum("gn,gn->g", bases.signs[at, j].astype(np.float32), gradient[at])
+    return g, np.where(bases.used, curvature.sum(axis=1)[:, None], np.float32(0))
+
+
+def _by_residual(target: Floats, alphas: Floats) -> Signs:
+    """One or two bases: the sign of the weight for the larger coordinate, of what is then left for the other.
+
+    With three, the two smaller ones can outweigh the largest, and this would not find the nearest value.
+    """
+    signs = np.empty((*alphas.shape, target.shape[1]), np.int8)
+    order = np.argsort(-alphas, axis=1, kind="stable")
+    rows, left = np.arange(len(alphas)), target
+    for j in order.T:
+        one = np.where(left > 0, np.int8(1), np.int8(-1))
+        signs[rows, j] = one
+        if alphas.shape[1] > 1:
+            left = left - alphas[rows, j, None] * one
+    return signs
+
+
+def _by_halving(target: Floats, alphas: Floats) -> Signs:
+    """I bases have 2^I values: each weight finds its own among its group's, sorted, in I halvings."""
+    width = alphas.shape[1]
+    corners = (np.arange(1 << width)[:, None] >> np.arange(width) & 1) * 2 - 1  # (2^I, I)
+    values = alphas.astype(np.float64) @ corners.T
+    order = np.argsort(values, axis=1, kind="stable")
+    ranked = np.take_along_axis(values, order, axis=1)
+    borders = ((ranked[:, 1:] + ranked[:, :-1]) / 2).astype(np.float32)
+    half = 1 << width - 1
+    rank = np.where(target > borders[:, half - 1, None], half, 0)
+    while half := half >> 1:
+        rank += half * (target > np.take_along_axis(borders, rank + (half - 1), axis=1))
+    code = np.take_along_axis(order, rank, axis=1)
+    return np.stack([(code >> j & 1) * 2 - 1 for j in range(width)], axis=1).astype(np.int8)
+
+
+def _positive(bits: npt.NDArray[np.uint8], alphas: npt.NDArray[np.floating], signs: Signs) -> Bases:
+    used = np.arange(signs.shape[1]) < bits[:, None]
+    turned = used & (alphas < 0)
+    if turned.any():
+        signs = np.where(turned[..., None], -signs, signs)
+    return Bases(bits, np.where(used, np.abs(alphas), 0).astype(np.float32), signs)
 
 
 def split_widths(layout: Layout, widths: npt.ArrayLike) -> dict[str, npt.NDArray[np.uint8]]:
-    """All groups' bit-widths in one row, by name. Errors: ValueError for another number of them."""
+    """A checkpoint's bit-widths by name, of all groups in one row. Errors: ValueError for another number."""
     row = np.array(widths, np.uint8)
+    ends = np.cumsum([t.groups for t in layout.grouped])
     if row.shape != (sum(t.groups for t in layout.grouped),):
         raise ValueError(f"the checkpoint has {row.size} bit-widths, not one for each group")
-    ends = np.cumsum([t.groups for t in layout.grouped])[:-1]
-    return {t.name: part for t, part in zip(layout.grouped, np.split(row, ends), strict=True)}
+    return {t.name: part for t, part in zip(layout.grouped, np.split(row, ends[:-1]), strict=True)}
 
 
-def arrays(layout: Layout, model: MultiBit) -> dict[str, npt.NDArray[Any]]:
+def arrays(models: Sequence[Bases]) -> dict[str, npt.NDArray[Any]]:
     """Coordinates and signs (a bit each) for a checkpoint; with the bit-widths `from_arrays` undoes it."""
-    models = [model[t.name] for t in layout.grouped]
     signs = np.concatenate([bases.signs[bases.used].ravel() > 0 for bases in models])
     return {"alphas": np.concatenate([b.alphas[b.used] for b in models]), "signs": np.packbits(signs)}
 

@@ -8,10 +8,10 @@ import numpy as np
 from hypothesis import strategies as st
 
 from onboard.codec import alq
-from onboard.codec.alq import Quantized
-from onboard.codec.alq_codec import AlqCodec
+from onboard.codec.alq import AlqCodec
 from onboard.codec.layout import Floats, Layout, Weights, layout
 from onboard.codec.model import Budget
+from onboard.codec.quantized import MAX_BASES, Quantized
 from onboard.learn.federated.rounds import DOWNLINK_BASES
 
 VECTORS = Path(__file__).parent.parent.parent / "vectors"
@@ -50,7 +50,7 @@ def weights(layout: Layout, seed: int) -> dict[str, Floats]:
     return out
 
 
-def quantized(layout: Layout, seed: int, max_bits: int = alq.MAX_BASES) -> Quantized:
+def quantized(layout: Layout, seed: int, max_bits: int = MAX_BASES) -> Quantized:
     """A model with random bit-widths from 0 to `max_bits`."""
     rng = np.random.default_rng(seed + 1)
     bits = {t.name: rng.integers(0, max_bits + 1, t.groups).astype(np.uint8) for t in layout.grouped}

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from onboard.codec import alq
 from onboard.codec.layout import Layout, in_groups
 from onboard.codec.layout import layout as layout_of
+from onboard.codec.quantized import COORDINATE_BITS, MAX_BASES, Bases, rounded
 from tests.onboard.codec.examples import LAYOUTS, LENET5, SMALL, quantized, weights
 
 SEEDS = st.integers(0, 2**32 - 1)
 
 
-def error(groups: np.ndarray, bases: alq.Bases, h: np.ndarray | None = None) -> np.ndarray:
+def error(groups: np.ndarray, bases: Bases, h: np.ndarray | None = None) -> np.ndarray:
     squares = (groups.astype(np.float64) - bases.reconstruct()) ** 2
     return np.asarray((squares if h is None else h * squares).sum(axis=1))
 
@@ -53,7 +54,7 @@ def test_one_basis_is_sign_and_mean(seed: int, count: int, n: int) -> None:
     bases = alq.sketch(groups, np.ones(count, np.uint8))
     assert np.array_equal(bases.signs[:, 0], np.where(groups < 0, -1, 1))
     mean = np.abs(groups.astype(np.float64)).mean(axis=1)
-    assert np.array_equal(bases.alphas[:, 0], alq.rounded(mean)) or bases.alphas[:, 0] == pytest.approx(
+    assert np.array_equal(bases.alphas[:, 0], rounded(mean)) or bases.alphas[:, 0] == pytest.approx(
         mean, 1 / 15
     )
 
@@ -63,12 +64,12 @@ def test_more_bases_leave_no_more_error(seed: int, count: int, n: int, weighted:
     rng = np.random.default_rng(seed)
     groups = rng.normal(size=(count, n)).astype(np.float32)
     h = rng.random((count, n)).astype(np.float32) if weighted else None
-    gains = alq.gains(groups, alq.MAX_BASES, h)
+    gains = alq.gains(groups, MAX_BASES, h)
     assert (gains >= 0).all()
     assert (np.diff(gains, axis=1) <= 0).all()
     energy = (groups.astype(np.float64) ** 2 * (1 if h is None else h)).sum(axis=1)
     before = energy
-    for bits in range(1, alq.MAX_BASES + 1):
+    for bits in range(1, MAX_BASES + 1):
         after = error(groups, alq.sketch(groups, np.full(count, bits, np.uint8), h), h)
         # A coordinate off by 1/16 costs 1/256 of the energy it carries; bases overlap, hence twice that.
         assert (after <= before + energy * bits / 128).all()
@@ -95,8 +96,8 @@ def test_the_forward_pass_is_what_the_far_end_rebuilds(seed: int, count: int, n:
 @given(st.lists(st.floats(-1e6, 1e6), max_size=20))
 def test_rounding_is_idempotent_and_near(values: list[float]) -> None:
     exact = np.array(values)
-    once = alq.rounded(exact)
-    assert np.array_equal(alq.rounded(once), once)
+    once = rounded(exact)
+    assert np.array_equal(rounded(once), once)
     assert np.isfinite(once).all()
     normal = (np.abs(exact) >= 2.0**-14) & (np.abs(exact) <= 61_440)  # float16's, with 3 bits of mantissa
     assert once[normal] == pytest.approx(np.abs(exact[normal]), rel=1 / 15.5)
@@ -110,12 +111,8 @@ def reference_allocation(
     h: dict[str, np.ndarray] | None,
 ) -> dict[str, list[int]]:
     """The rule in words: again and again the best next basis of all groups, until it does not fit."""
-    gain = {
-        t.name: alq.gains(
-            in_groups(t, values[t.name]), max_bases, None if h is None else in_groups(t, h[t.name])
-        )
-        for t in layout.grouped
-    }
+    groups, weighed = in_groups(layout, values), in_groups(layout, h) if h else {}
+    gain = {name: alq.gains(w, max_bases, weighed.get(name)) for name, w in groups.items()}
     bits = {t.name: [0] * t.groups for t in layout.grouped}
     left = budget
     while True:
@@ -123,9 +120,9 @@ def reference_allocation(
         for t in layout.grouped:
             for g in range(t.groups):
                 if bits[t.name][g] < max_bases:
-                    rate = gain[t.name][g, bits[t.name][g]] / (t.group + alq.COORDINATE_BITS)
+                    rate = gain[t.name][g, bits[t.name][g]] / (t.group + COORDINATE_BITS)
                     if rate > best_rate:
-                        best, best_rate, cost = (t.name, g), rate, t.group + alq.COORDINATE_BITS
+                        best, best_rate, cost = (t.name, g), rate, t.group + COORDINATE_BITS
         if best is None or cost > left:
             return bits
         left -= cost

@@ -10,12 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onboard.codec import alq
-from onboard.codec.alq import Quantized
-from onboard.codec.alq_codec import HEADER
 from onboard.codec.layout import Layout
 from onboard.codec.layout import layout as layout_of
 from onboard.codec.model import BadPack
 from onboard.codec.pack import account, pack, unpack
+from onboard.codec.quantized import HEADER, MAX_BASES, Quantized
 from onboard.codec.rangecoder import Encoder, context, tree
 from tests.onboard.codec.examples import LAYOUTS, LENET5, SMALL, VECTORS, quantized, weights
 
@@ -197,7 +196,7 @@ def test_hostile_bytes_made_by_hand(data: bytes, says: str) -> None:
 
 def test_the_largest_model_in_few_bytes_takes_the_memory_of_a_model() -> None:
     layout = layout_of(LENET5)
-    bits = {t.name: np.full(t.groups, alq.MAX_BASES, np.uint8) for t in layout.grouped}
+    bits = {t.name: np.full(t.groups, MAX_BASES, np.uint8) for t in layout.grouped}
     data = pack(alq.quantize(layout, {t.name: np.zeros(t.shape, np.float32) for t in layout.tensors}, bits))
     assert len(data) < 0.05 * layout.parameters
     tracemalloc.start()

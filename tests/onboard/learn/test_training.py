@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from firmware_sim.fleet.cli import fleet
 from firmware_sim.ring.cli import ring
 from groundstation.config import load_mission
-from onboard.codec.alq import MAX_BASES
+from onboard.codec.quantized import MAX_BASES
 from onboard.config import GossipSection
 from onboard.console.toml import ConfigError
 from onboard.learn import training

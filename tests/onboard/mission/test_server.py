@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import msgspec
@@ -104,7 +105,9 @@ def test_what_is_no_update_of_this_node_is_refused(
 def quantized(bits: float, bases: int = 8, levels: int = alq.RAW_LEVELS) -> bytes:
     weights, layout = difference(1), GRAPH.layout
     widths = alq.allocate(layout, weights, bits_per_weight=bits, max_bases=bases)
-    return pack(alq.quantize(layout, weights, widths, raw_levels=levels))
+    model = alq.quantize(layout, weights, widths)
+    raw = {t.name: alq.on_grid(weights[t.name], levels) for t in layout.raw}
+    return pack(dataclasses.replace(model, raw=raw))
 
 
 def dense(**changed: float) -> bytes:

@@ -10,10 +10,10 @@ from typing import cast
 import numpy as np
 import pytest
 
-from onboard.codec import alq
 from onboard.codec.dense import Dense
 from onboard.codec.layout import Weights, flat, views
 from onboard.codec.pack import account, pack, unpack
+from onboard.codec.quantized import Quantized
 from onboard.data import loading
 from onboard.learn.federated import local
 from onboard.learn.federated.local import LocalTraining
@@ -148,7 +148,7 @@ def test_spacedml_prunes_to_its_ratio_and_learns_on() -> None:
     packed = pack(run.result())
     assert len(losses) == 1 + 2 + 1 + 1 + 1
     result = unpack(packed, LAYOUT)
-    assert isinstance(result, alq.Quantized)
+    assert isinstance(result, Quantized)
     assert 0.13 < result.budget_bits / LAYOUT.parameters <= 0.15
     assert losses[-1] < losses[1]
     # What is trained is what travels: the last epoch's loss, at a rate near nothing, is of these weights.
@@ -177,7 +177,7 @@ def test_spacedml_may_leave_out_the_phases_after_any(last: str) -> None:
     plan = changed(SPACEDML, prune_epochs=1)
     plan = changed(plan, basis_epochs=int(last != "prune"), coordinate_epochs=int(last == "coordinates"))
     result = unpack(finished(training(plan)), LAYOUT)
-    assert isinstance(result, alq.Quantized)
+    assert isinstance(result, Quantized)
     assert result.budget_bits <= 0.15 * LAYOUT.parameters
 
 
