@@ -25,9 +25,9 @@ from onboard.wire.medium.medium_access import GUARD_S, RETRY_S, Pacer, Timing
 from onboard.wire.messages import BadMessage, Cancel, Done, Offer, Reason
 from onboard.wire.security.seal import Opener, Sealer
 from onboard.wire.transfer.inbox import Inbox
+from onboard.wire.transfer.peer import LossEstimator
 from onboard.wire.transfer.report import PREFIX_BYTES, Report
 from onboard.wire.transfer.transfer import Outgoing, deadline_of
-from onboard.wire.transfer.window import LossEstimator
 
 _EPSILON_S = 1e-6  # as in Session
 _OFFER_AGAIN = 32  # fragments; at first sooner, because who missed it takes none of them
@@ -310,7 +310,7 @@ class Broadcast:
             self.orphans += 1
             return
         if not unknown and receiver.epoch in (0, heard[0]):  # what it missed while it was off says nothing
-            receiver.loss.weigh(verdict)
+            receiver.loss.weigh(verdict.lost, verdict.bursts, verdict.settled)
         receiver.epoch = heard[0]
         receiver.reported = self._next == self._object.count and report.seq >= self._last
         if receiver.object.complete:  # its application is storing it

@@ -14,10 +14,10 @@ from itertools import count
 from onboard.wire.framing.frame import PendingFrame, Type
 from onboard.wire.medium.contact_gate import ContactGate
 from onboard.wire.medium.medium_access import MediumAccess
-from onboard.wire.presence import Presence
 from onboard.wire.security.seals import SecurityContext
 from onboard.wire.transfer.inbox import Inbox
 from onboard.wire.transfer.outbox import MakeFrame, Outbox
+from onboard.wire.transfer.peer import Presence
 
 _QUESTIONS = (Type.HELLO, Type.OFFER, Type.POLL)
 

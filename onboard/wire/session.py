@@ -19,16 +19,15 @@ from onboard.wire.config import Identity, Limits, Medium, Security, SessionState
 from onboard.wire.events import Event, GroupAnswer, LinkSnapshot, Message, PeerHeard, PeerUnreachable
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import GROUP_ID, OVERHEAD_BYTES, Frame, Origin, Type
-from onboard.wire.hearing import ReceiveStats
 from onboard.wire.medium.contact_gate import ByteQuota, ContactGate, Window
 from onboard.wire.medium.medium_access import MAX_CLOSING, MediumAccess, Timing
 from onboard.wire.messages import BadMessage, Cancel, Done, Offer
 from onboard.wire.mishaps import LinkDiagnostics
-from onboard.wire.presence import Presence
 from onboard.wire.security.seals import SecurityContext
 from onboard.wire.transfer.inbox import Inbox
 from onboard.wire.transfer.incoming import Incoming, Partial
 from onboard.wire.transfer.outbox import Outbox
+from onboard.wire.transfer.peer import Presence, ReceiveStats
 from onboard.wire.transfer.report import Report
 from onboard.wire.transfer.transfer import deadline_of
 
@@ -61,15 +60,17 @@ class Session:
         quota = ByteQuota(limits.bytes_per_contact, limits.bytes_per_day, state.spent, now)
         self._gate = ContactGate(self._air, medium.contacts, quota, now)
         self._hearing = ReceiveStats()
-        self._outbox = Outbox(self._timing, medium.link, epoch=state.epoch, slack=limits.reorder_slack)
+        began = self._gate.link_s(now)
+        self.presence = Presence(self._seals.greeting, self._timing, limits.quiet_s, began)
+        self._liveness = self.presence.liveness
+        self._outbox = Outbox(
+            self._timing, medium.link, self._hearing, self._liveness,
+            epoch=state.epoch, slack=limits.reorder_slack,
+        )  # fmt: skip
         self._inbox = Inbox(self._timing, limits, state.done)
         key, floor = security.group_key, state.group_replay_floor
         self._listener = None if key is None else BroadcastListener(identity, key, self._inbox, floor)
         self._messages = MessageQueue(limits.max_messages, self._timing.payload_bytes)
-        self.presence = Presence(
-            self._seals.greeting, self._outbox, limits.quiet_s, self._gate.link_s(now),
-            half_duplex=self._timing.half_duplex,
-        )  # fmt: skip
         ends = self._inbox, self._outbox
         self._choice = Choice(self._seals, self.presence, self._gate, self._air, self._messages, *ends)
         openers = self._seals.opener, self._seals.greeting.opener
@@ -110,7 +111,7 @@ class Session:
         self._mishaps.rekeyed()
         self._hearing.rekeyed()
         self._inbox.peer_restarted()
-        self._outbox.heard()
+        self._liveness.heard()
 
     def plan(self, contacts: Iterable[Window] | None, now: float) -> None:
         """Other contacts hold from now on. Raises ValueError for those that overlap."""
@@ -147,9 +148,8 @@ class Session:
         now = self._gate.link_s(now)
         deadline = deadline_of(kind, priority, deadline_s, now)
         return self._outbox.offer(
-            kind, payload, now, priority=priority, deadline=deadline, fragment_bytes=fragment_bytes,
-            heard=self._hearing.fates,
-        )  # fmt: skip
+            kind, payload, now, priority=priority, deadline=deadline, fragment_bytes=fragment_bytes
+        )
 
     def fragment_bytes(self, digest: bytes) -> int:
         """How an object on its way is cut, as the losses when it was offered made best. Raises KeyError."""
@@ -202,14 +202,13 @@ class Session:
             return self._mishaps.dropped(frame, at, is_earlier=self._seals.is_earlier) + told
         known_before, hearing = self._hearing.epoch, self._hearing
         wire_bytes, object_comes = self._wire_bytes(len(frame)), bool(self._inbox.incoming)
-        restarted = hearing.heard(opened, wire_bytes, now, object_comes=object_comes)
         at, now = now, self._gate.link_s(now)
-        self.presence.heard(opened, at, now, proves=self._seals.opener.floor != newest)
+        restarted = hearing.heard(opened, wire_bytes, at, now, object_comes=object_comes)
+        was_silent = self.presence.heard(opened, at, now, proves=self._seals.opener.floor != newest)
         if restarted and known_before:
             self._inbox.peer_restarted()
         events = self._mishaps.proven(opened, now)
-        events += [PeerHeard()] if restarted or self._outbox.silent else []
-        self._outbox.heard()
+        events += [PeerHeard()] if restarted or was_silent else []
         left = min(opened.fragment, MAX_CLOSING) if opened.type in _CLOSING else 0
         self._air.heard(
             now, over=opened.over, loss=hearing.loss, burst=hearing.burst, left=left, frame_bytes=len(frame),
@@ -226,9 +225,9 @@ class Session:
         at, now = now, self._gate.link_s(now)
         if not self._air.in_turn(now):
             self._outbox.fell_still(now)
-        silent = self._outbox.silent
+        silent = self._liveness.silent
         events = self._mishaps.count(self._inbox.tick(now) + self._outbox.tick(now))
-        if self._outbox.silent and not silent:
+        if self._liveness.silent and not silent:
             events.append(PeerUnreachable())
         spent = self._gate.quota.record(at)
         return events if spent is None else [*events, spent]
@@ -311,7 +310,7 @@ class Session:
     @property
     def silent(self) -> bool:
         """Whether the peer owes an answer and gives none."""
-        return self._outbox.silent
+        return self._liveness.silent
 
     def snapshot(self, now: float) -> LinkSnapshot:
         """Counters and progress, as a value."""
@@ -359,7 +358,7 @@ class Session:
             goodput_out_bps=outbox.goodput_bps(link_now),
             goodput_in_bps=8 * inbox.received_bytes / hearing.bulk_s if hearing.bulk_s > 0 else 0.0,
             last_heard=hearing.at,
-            silent=outbox.silent,
+            silent=self.silent,
             in_contact=self.in_contact(now),
             eta_out_s=out_s,
             eta_out_passes=out_passes,
@@ -379,18 +378,15 @@ class Session:
         inbox's. Raises BadMessage for a payload that makes no sense."""
         inbox, outbox, hearing, kind = self._inbox, self._outbox, self._hearing, frame.type
         if kind is Type.DATA or kind is Type.REPAIR:
-            hearing.bulk(now)
             inbox.loss = hearing.loss
-            outbox.peer_is_busy(True)
             return inbox.on_data(frame, now)
-        outbox.peer_is_busy(hearing.is_busy(now))
         if frame.object_id >= GROUP_ID and kind in (Type.REPORT, Type.DONE, Type.CANCEL):
             left_s = frame.fragment * self._timing.back_airtime_s(OVERHEAD_BYTES + len(frame.payload))
             return [GroupAnswer(frame, left_s)]
         if kind is Type.REPORT:
             report, sealer = Report.decode(frame.payload), self._seals.sealer
             if frame.object_id and not (report.epoch == sealer.epoch and report.seq > sealer.seq):
-                return outbox.on_report(report, frame.object_id, hearing.order(frame), hearing.fates, now)
+                return outbox.on_report(report, frame.object_id, hearing.order(frame), now)
             return []
         if kind is Type.OFFER:
             offer = Offer.decode(frame.payload)
@@ -438,7 +434,7 @@ class Session:
         return events + self._seals.greeted(now)
 
     def _ends_turn(self, end: float, now: float) -> bool:
-        burst, loss = max(self._hearing.burst, self._outbox.burst), self._outbox.question_loss
-        loss = loss if self._outbox.silent else max(loss, self._hearing.loss, self._outbox.loss)
+        burst, loss = max(self._hearing.burst, self._outbox.burst), self._liveness.loss
+        loss = loss if self._liveness.silent else max(loss, self._hearing.loss, self._outbox.loss)
         more = self._choice.next_frame(now, self.group_replay_floor)[1] is not None
         return self._air.ends_turn(end, more=more, loss=loss, burst=burst)

@@ -21,7 +21,7 @@ from onboard.link.ports.opening import InBackground
 from onboard.link.ports.places import Address, Places, Resolve, resolve
 from onboard.link.ports.port import BadUrl, PortFacts, PortLost, Tap
 from onboard.wire.framing.frame import Origin
-from onboard.wire.presence import QUIET_S
+from onboard.wire.transfer.peer import QUIET_S
 
 IPV4_UDP_BYTES = 20 + 8  # RFC 791 without options, RFC 768
 IPV6_UDP_BYTES = 40 + 8  # RFC 8200

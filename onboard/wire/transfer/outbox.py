@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -19,8 +19,8 @@ from onboard.wire.events import Cancelled, Delivered, Event, Expired, Progress, 
 from onboard.wire.framing.frame import GROUP_ID, OVERHEAD_BYTES, PendingFrame, Type
 from onboard.wire.medium.medium_access import RETRY_S, Timing
 from onboard.wire.messages import Cancel, Done, Reason, digest
-from onboard.wire.transfer.length import DeliveryStats, Fitting, FragmentSizer
-from onboard.wire.transfer.liveness import PeerLiveness, PeerState
+from onboard.wire.transfer.length import FragmentSizer
+from onboard.wire.transfer.peer import PeerLiveness, PeerState, ReceiveStats
 from onboard.wire.transfer.report import Report
 from onboard.wire.transfer.roundrobin import RoundRobin
 from onboard.wire.transfer.sender import BULK, ObjectSender
@@ -48,22 +48,28 @@ class PlannedFrame(NamedTuple):
 class Outbox:
     """All outgoing objects of a session, each by its digest."""
 
-    def __init__(self, timing: Timing, link: Link, *, epoch: int, slack: int) -> None:
-        self._timing = timing
+    def __init__(
+        self,
+        timing: Timing,
+        link: Link,
+        hearing: ReceiveStats,
+        liveness: PeerLiveness,
+        *,
+        epoch: int,
+        slack: int,
+    ) -> None:
+        self._timing, self._liveness = timing, liveness
         self._epoch, self._slack = epoch, slack
         self._senders: dict[bytes, ObjectSender] = {}
         self._by_id: dict[int, ObjectSender] = {}
         self._planned: tuple[tuple[float, float], list[PlannedFrame]] | None = None
         self._last_id = 0
-        self._liveness = PeerLiveness(timing)
         self._shares = RoundRobin(timing.payload_bytes + OVERHEAD_BYTES)
         self.fragments_sent = self.fragments_resent = self.repairs_sent = self.orphans = 0
         self._peer_epoch = 0  # of the last REPORT
-        self._pace = SendWindow(timing)
+        self._pace = SendWindow(timing, hearing)
         self._loss = self._pace.loss
-        framing_bytes = timing.wire_bytes(OVERHEAD_BYTES)
-        lengths = FragmentSizer(link.frame_loss, link.bit_error_rate, framing_bytes, timing.frame_bytes)
-        self._fitting = Fitting(timing, lengths, self._loss)
+        self._sizer = FragmentSizer(timing, link, hearing, self._loss)
         self._acknowledged_bytes = 0
         self._active_s = 0.0
         self._active_from: float | None = None
@@ -79,16 +85,15 @@ class Outbox:
         priority: int,
         deadline: float,
         fragment_bytes: int | None,
-        heard: Mapping[int, DeliveryStats],
     ) -> bytes:
         """Put an object on its way, once; returns its digest. fragment_bytes: None for as many as the losses
-        so far make best. heard: see FragmentSizer.best. Raises ValueError if it has too many fragments."""
+        so far make best. Raises ValueError if it has too many fragments."""
         name = digest(kind, payload)
         known = self._senders.get(name)
         if known is not None and known.object.withdrawn is None:
             return name
-        if fragment_bytes is None or not 0 < fragment_bytes <= self._fitting.longest_bytes:
-            fragment_bytes = self._fitting.first(len(payload), heard, now)
+        if fragment_bytes is None or not 0 < fragment_bytes <= self._sizer.longest_bytes:
+            fragment_bytes = self._sizer.first(len(payload), now)
         outgoing = Outgoing(kind, payload, fragment_bytes, priority=priority, deadline=deadline, name=name)
         if known is not None:
             self._forget(known, now)
@@ -151,22 +156,12 @@ class Outbox:
         """How many times longer these losses last than if they were independent of one another."""
         return self._loss.burst
 
-    @property
-    def question_loss(self) -> float:
-        """The share of frames that is to be taken as lost because questions had no answer."""
-        return self._liveness.loss
-
     # -- what may leave --------------------------------------------------------------------------------
 
     @property
     def held_back(self) -> bool:
         """Whether nothing but questions may leave: the peer owes an answer."""
         return bool(self._senders) and self._liveness.state is not PeerState.ANSWERING
-
-    @property
-    def silent(self) -> bool:
-        """Whether the peer owes an answer and gives none."""
-        return self._liveness.silent
 
     def next_frame(
         self, now: float, seq: int, bulk_at: float, left_s: float | None
@@ -232,28 +227,13 @@ class Outbox:
 
     def peer_cuts(self, fragment_bytes: int) -> None:
         """The peer offers an object in fragments of so many bytes."""
-        self._fitting.peer_cuts(fragment_bytes)
-
-    def peer_is_busy(self, busy: bool) -> None:
-        """Whether the peer sends bulk as well."""
-        self._pace.peer_is_busy = busy
+        self._sizer.peer_cuts(fragment_bytes)
 
     # -- what was heard --------------------------------------------------------------------------------
 
-    def heard(self) -> None:
-        """Something authentic came from the peer: go on at once."""
-        self._liveness.heard()
-
-    def on_report(
-        self,
-        report: Report,
-        object_id: int,
-        heard: tuple[int, int],
-        fates: Mapping[int, DeliveryStats],
-        now: float,
-    ) -> list[Event]:
-        """The peer reports what it holds of an object. A REPORT that makes no sense only counts. fates: see
-        FragmentSizer.best."""
+    def on_report(self, report: Report, object_id: int, heard: tuple[int, int], now: float) -> list[Event]:
+        """The peer reports what it holds of an object. A REPORT that makes no sense only counts. heard: see
+        ReceiveStats.order."""
         sender = self._by_id.get(object_id)
         if sender is None:
             self.orphans += 1
@@ -288,10 +268,10 @@ class Outbox:
             sender.ask_at = max(sender.ask_at, now + RETRY_S)  # its application is storing it
         if not same_run:
             if verdict.lost:
-                self._fitting.doubt(sender)
+                self._sizer.doubt(sender)
             return []
-        self._loss.weigh(verdict)
-        return self._fit(sender, verdict, missed, fates, now)
+        self._loss.weigh(verdict.lost, verdict.bursts, verdict.settled)
+        return self._fit(sender, verdict, missed, now)
 
     def on_done(self, done: Done, now: float) -> list[Event]:
         """The peer holds an object durably."""
@@ -328,16 +308,9 @@ class Outbox:
 
     # -- one rule each ---------------------------------------------------------------------------------
 
-    def _fit(
-        self,
-        sender: ObjectSender,
-        verdict: ReportOutcome,
-        missed: int,
-        fates: Mapping[int, DeliveryStats],
-        now: float,
-    ) -> list[Event]:
+    def _fit(self, sender: ObjectSender, verdict: ReportOutcome, missed: int, now: float) -> list[Event]:
         """Whether an object is to be cut anew, and whether it is stuck."""
-        fragment_bytes = self._fitting.weigh(sender, verdict, missed, fates, now)
+        fragment_bytes = self._sizer.weigh(sender, verdict, missed, now)
         events: list[Event] = []
         barren = fragment_bytes is not None and sender.fruitless > 0
         late = sender.fruitless > 0 and now >= sender.progress_at + _STUCK_S
@@ -399,8 +372,7 @@ class Outbox:
 
     def _airtime_s(self, outgoing: Outgoing) -> float:
         """The airtime that the rest of an object takes at the losses so far."""
-        frames = outgoing.count - outgoing.acknowledged.bit_count()
-        return frames * self._timing.fragment_s(outgoing.fragment_bytes) / max(1 - self.loss, 0.01)
+        return outgoing.missing * self._timing.fragment_s(outgoing.fragment_bytes) / max(1 - self.loss, 0.01)
 
     def _whose_turn(self, senders: list[ObjectSender]) -> ObjectSender:
         wants = {sender.object.object_id: OVERHEAD_BYTES + sender.data_bytes() for sender in senders}

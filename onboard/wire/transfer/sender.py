@@ -12,10 +12,11 @@ from dataclasses import replace
 
 from onboard.wire.framing.frame import PendingFrame, Type
 from onboard.wire.messages import Cancel, Offer
+from onboard.wire.transfer.peer import MOST_LOSS
 from onboard.wire.transfer.report import Report
 from onboard.wire.transfer.states import OutgoingEvent
 from onboard.wire.transfer.transfer import Outgoing
-from onboard.wire.transfer.window import MOST, SendWindow
+from onboard.wire.transfer.window import SendWindow
 
 BULK = (Type.DATA, Type.REPAIR)
 _QUESTIONS = 16
@@ -145,7 +146,7 @@ class ObjectSender:
     @property
     def _repairs(self) -> bool:
         """Whether repairs are worth sending: where nearly all frames are lost, repairs are lost as well."""
-        return not self.is_doubtful and self._loss.measured <= MOST
+        return not self.is_doubtful and self._loss.measured <= MOST_LOSS
 
     def _window(self) -> int:
         window = self._pace.window(self.object)

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from onboard.wire.messages import MAX_FRAGMENTS, Reason, digest, fragments_of
 from onboard.wire.transfer import repair
 from onboard.wire.transfer.fragments import recounted
+from onboard.wire.transfer.peer import DeliveryStats
 from onboard.wire.transfer.repair import GENERATION
 from onboard.wire.transfer.report import PREFIX_BYTES, Report
 from onboard.wire.transfer.states import OUTGOING, OutgoingEvent, OutgoingState, follow
@@ -34,15 +36,19 @@ def deadline_of(kind: int, priority: int, deadline_s: float | None, now: float) 
 
 @dataclass(frozen=True, slots=True)
 class ReportOutcome:
-    """What a REPORT settled: fragments found lost, in how many bursts (one after the other, as they were
-    transmitted), and fragments whose fate it decided either way; of both how many were the object's last
-    fragment, which is shorter than the others."""
+    """What a REPORT settled: the fates of fragments by their length, as the last one is shorter than the
+    others, and in how many bursts the lost ones were lost, one after the other as they were transmitted."""
 
-    lost: int
+    fates: Mapping[int, DeliveryStats]
     bursts: int
-    settled: int
-    last_lost: int = 0
-    last_settled: int = 0
+
+    @property
+    def lost(self) -> float:
+        return sum(each.lost for each in self.fates.values())
+
+    @property
+    def settled(self) -> float:
+        return self.lost + sum(each.kept for each in self.fates.values())
 
 
 class Outgoing:
@@ -168,9 +174,19 @@ class Outgoing:
         return self._all & _WHOLE << number * GENERATION
 
     @property
+    def first_bytes(self) -> int:
+        """Length of the first fragment, and of all but the last."""
+        return min(self.fragment_bytes, len(self.payload))
+
+    @property
     def last_bytes(self) -> int:
         """Length of the last fragment."""
         return len(self.payload) - (self.count - 1) * self.fragment_bytes
+
+    @property
+    def missing(self) -> int:
+        """The number of fragments that the receiver is not known to hold."""
+        return self.count - self.acknowledged.bit_count()
 
     def fragment(self, index: int) -> bytes:
         """The bytes of fragment `index`."""
@@ -221,21 +237,16 @@ class Outgoing:
         self.meet(OutgoingEvent.WHOLE_REPORTED if is_whole else OutgoingEvent.HOLES_REPORTED)
         self._reported |= told
         highest = report.seq - slack
-        lost = bursts = settled = last_lost = last_settled = 0
-        last = self.count - 1
-        in_burst = False
+        lost, kept = [0, 0], [0, 0]  # of the last fragment, and of the others
+        last, bursts, in_burst = self.count - 1, 0, False
         still: deque[tuple[int, int]] = deque()
         flying = 0
         for seq, index in self._flight:
             if self.acknowledged >> index & 1:
-                settled += 1
-                last_settled += index == last
+                kept[index != last] += 1
                 in_burst = False
             elif seq <= highest and told >> index & 1:
-                settled += 1
-                lost += 1
-                last_settled += index == last
-                last_lost += index == last
+                lost[index != last] += 1
                 bursts += not in_burst
                 in_burst = True
             else:
@@ -249,7 +260,10 @@ class Outgoing:
         # Of what no REPORT spoke yet (one that was cut to fit its frame) nothing is known: it may be
         # held since before a restart of ours, so it waits for the report that reaches so far.
         self._todo = (self._reported | self._sent) & ~self.acknowledged & ~flying
-        return ReportOutcome(lost, bursts, settled, last_lost, last_settled)
+        fates = {self.last_bytes: DeliveryStats(lost[0], kept[0])}
+        others = DeliveryStats(lost[1], kept[1])
+        fates[self.first_bytes] = fates.get(self.first_bytes, DeliveryStats()) + others
+        return ReportOutcome(fates, bursts)
 
     def _missing(self, generation: int) -> int:
         """The frames that the receiver needs to complete a generation, as of its last REPORT."""

@@ -2,18 +2,14 @@
 
 Both follow from the link's round trip and from the losses that were measured. The window keeps the air busy
 and is no larger, so that a receiver that dies takes little with it, and a peer that is away is asked little.
-
-Losses are modelled as those of a Gilbert channel (E. N. Gilbert, Capacity of a Burst-Noise Channel, BSTJ 39,
-1960): a share of frames lost, in bursts of some mean length.
 """
 
 from __future__ import annotations
 
-import math
-
 from onboard.wire.framing.frame import OVERHEAD_BYTES
 from onboard.wire.medium.medium_access import BURST_S, RETRY_S, Timing
-from onboard.wire.transfer.transfer import Outgoing, ReportOutcome
+from onboard.wire.transfer.peer import LossEstimator, ReceiveStats
+from onboard.wire.transfer.transfer import Outgoing
 
 _QUICK_ASKS = 12  # questions, 288 B where little is lost; the ones after that follow ever more slowly
 _LITTLE_LOSS = 0.05
@@ -23,60 +19,15 @@ _SLOWER = 1.5
 _MAX_ACCEPT_S = (
     30.0  # the longest pause between two questions about an object that is whole, not yet accepted
 )
-MOST = 0.7  # a link that loses a larger share is as good as down, and no margin makes up for it
-_FATES = 8  # fragments whose fates weigh as much as the first guess, that losses are few and single
-_REMEMBERED = 512  # fates, beyond which older ones count half
-
-
-class LossEstimator:
-    """Estimates the losses of one direction from the fates of its fragments."""
-
-    def __init__(self) -> None:
-        self._lost = self._bursts = self._settled = 0.0
-
-    def weigh(self, verdict: ReportOutcome) -> None:
-        """Take in the fates that one REPORT decided."""
-        self._lost += verdict.lost
-        self._bursts += verdict.bursts
-        self._settled += verdict.settled
-        if self._settled > _REMEMBERED:
-            self._lost, self._bursts, self._settled = self._lost / 2, self._bursts / 2, self._settled / 2
-
-    def forget(self) -> None:
-        """Begin anew: the fragments that follow have another length, and meet other losses."""
-        self._lost = self._bursts = self._settled = 0.0
-
-    @property
-    def measured(self) -> float:
-        """The share of fragments that were lost, of the latest few hundred whose fate is known."""
-        return self._lost / self._settled if self._settled else 0.0
-
-    @property
-    def expected(self) -> float:
-        """`measured`, as far as the evidence for it goes, 0..MOST: one frame lost of one says little."""
-        return min(self._lost / (self._settled + _FATES), MOST)
-
-    @property
-    def burst(self) -> float:
-        """How many times longer losses last than if they were independent of one another; 1 or more."""
-        mean_frames = (self._lost + _FATES) / (self._bursts + _FATES)
-        return max(1.0, mean_frames * (1 - self.expected))
-
-    @property
-    def questions(self) -> int:
-        """The number of questions of which at least one is answered in 99 of 100 cases; 2 to 49."""
-        unanswered = 1 - (1 - max(self.expected, 0.01)) ** 2
-        return max(2, math.ceil(math.log(0.01) / math.log(unanswered)))
 
 
 class SendWindow:
     """The window of one outgoing direction. It follows the losses that `loss` estimates."""
 
-    def __init__(self, timing: Timing) -> None:
-        self._timing = timing
+    def __init__(self, timing: Timing, hearing: ReceiveStats) -> None:
+        self._timing, self._hearing = timing, hearing
         self.loss = LossEstimator()
         self.by_turns = timing.half_duplex
-        self.peer_is_busy = False  # it sends bulk, so that its answers queue behind that
 
     def window(self, outgoing: Outgoing) -> int:
         """The number of fragments that may be in flight.
@@ -146,7 +97,7 @@ class SendWindow:
         return self._round_trips * min(self.loss.burst, _MOST_BURST) + 1
 
     def _answer_s(self, outgoing: Outgoing) -> float:
-        return self._timing.answer_s(outgoing.count, busy=self.peer_is_busy)
+        return self._timing.answer_s(outgoing.count, busy=self._hearing.is_busy)  # they queue behind its bulk
 
     def _quick_s(self, outgoing: Outgoing, asks: int) -> float:
         """The pause between two questions, so short that enough of them leave while one answer is awaited."""

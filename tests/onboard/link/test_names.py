@@ -16,8 +16,8 @@ from onboard.link import opener
 from onboard.link.ports.port import Port, PortLost
 from onboard.link.ports.udp import UdpPort
 from onboard.link.spool import Addresses, Spool
-from onboard.wire.presence import QUIET_S
 from onboard.wire.security.seal import NO_SALT
+from onboard.wire.transfer.peer import QUIET_S
 from tests.onboard.link.lan import LINK, PortLan, free, free_over_ipv6
 
 NAME = "nano.test"

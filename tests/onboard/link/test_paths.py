@@ -16,8 +16,8 @@ from onboard.mission.objects import UPDATE
 from onboard.wire.events import Arrived, Message
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import Type
-from onboard.wire.presence import QUIET_S
 from onboard.wire.security.seal import NO_SALT
+from onboard.wire.transfer.peer import QUIET_S
 from tests.onboard.link.lan import LanEnd, PortLan, free
 from tests.onboard.link.objects import payload
 

@@ -8,13 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onboard.wire.config import Medium
 from onboard.wire.events import Delivered
-from onboard.wire.framing.frame import Type
+from onboard.wire.framing.frame import Frame, Type
+from onboard.wire.medium.medium_access import Timing
 from onboard.wire.messages import Offer
-from onboard.wire.transfer.length import DeliveryStats, FragmentSizer
+from onboard.wire.transfer.length import FragmentSizer
+from onboard.wire.transfer.peer import DeliveryStats, LossEstimator, ReceiveStats
 from tests.onboard.wire.pair import COBS_BYTES, UPDATE, Pair, data, finish, uhf_full
 
-FRAMING_BYTES = 24
+FRAMING_BYTES = 24  # of a frame on the wire without payload
 LONGEST = 1024
 
 
@@ -22,6 +25,13 @@ def goodput(length: int, loss: float, errors: float) -> float:
     """As a share of the line rate (docs/results/link-benchmarks.md)."""
     wire_bytes = length + FRAMING_BYTES
     return float((1 - loss) * (1 - errors) ** (8 * wire_bytes) * length / wire_bytes)
+
+
+def sizer(hearing: ReceiveStats, errors: float = 0.0) -> FragmentSizer:
+    """Of an end that has sent nothing, on a link whose profile has these bit errors."""
+    radio = uhf_full(LONGEST, bit_error_rate=errors)
+    timing = Timing(Medium(radio, lambda frame_bytes: frame_bytes + COBS_BYTES), primary=True)
+    return FragmentSizer(timing, radio, hearing, LossEstimator())
 
 
 def learnt(loss: float, errors: float, seed: int, rounds: int = 6, fates: int = 300) -> int:
@@ -33,13 +43,19 @@ def learnt(loss: float, errors: float, seed: int, rounds: int = 6, fates: int = 
         kept = sum(rnd.random() < survives for _ in range(count))
         return DeliveryStats(count - kept, kept)
 
-    lengths = FragmentSizer(0.0, 0.0, FRAMING_BYTES, LONGEST + FRAMING_BYTES)
-    length, heard = lengths.best(LONGEST, 1, {}), DeliveryStats(0, 0)
+    hearing, seq = ReceiveStats(), 1
+    hearing.heard(Frame(Type.DATA, 7, 0, 1, seq), LONGEST, 0.0, 0.0)
+    lengths = sizer(hearing)
+    length = lengths.best(LONGEST, 1, 0.0)
     assert length == LONGEST
     for _ in range(rounds):
-        lengths.weigh(length + FRAMING_BYTES, drawn(length + FRAMING_BYTES, fates))
-        heard += drawn(40, fates // 6)
-        length = lengths.best(LONGEST, 1, {40: heard})
+        lengths.count(length + FRAMING_BYTES, drawn(length + FRAMING_BYTES, fates))
+        short = drawn(40, fates // 6)
+        for fate in [False] * int(short.lost) + [True] * int(short.kept):
+            seq += 1
+            if fate:
+                hearing.heard(Frame(Type.POLL, 7, 0, 1, seq), 40, 0.0, 0.0)
+        length = lengths.best(LONGEST, 1, 0.0)
     return length
 
 
@@ -60,12 +76,9 @@ def test_losses_that_take_any_frame_leave_the_length(loss: float) -> None:
 
 
 def test_a_profile_that_knows_its_bit_errors_is_enough_to_begin_with() -> None:
-    chosen = [
-        FragmentSizer(0.0, errors, FRAMING_BYTES, LONGEST + FRAMING_BYTES).best(LONGEST, 1, {})
-        for errors in (0.0, 1e-6, 1e-5, 1e-4, 1e-3)
-    ]
+    chosen = [sizer(ReceiveStats(), errors).best(LONGEST, 1, 0.0) for errors in (0.0, 1e-6, 1e-5, 1e-4, 1e-3)]
     assert chosen == [1024, 1024, 1024, 256, 64]  # halves within 5 % of what 512, 128 and 32 promise
-    assert FragmentSizer(0.0, 1e-3, FRAMING_BYTES, LONGEST + FRAMING_BYTES).best(LONGEST, 200, {}) == 256
+    assert sizer(ReceiveStats(), 1e-3).best(LONGEST, 200, 0.0) == 256
 
 
 def test_the_first_object_is_cut_anew_for_the_link_and_those_after_it_at_once() -> None:

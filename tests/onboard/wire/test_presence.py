@@ -10,8 +10,8 @@ import pytest
 from hw_profiles import Link
 from onboard.wire.config import Identity, Limits, Medium, Security, SessionState
 from onboard.wire.events import Message, Rekeyed
-from onboard.wire.presence import QUIET_S
 from onboard.wire.session import Session
+from onboard.wire.transfer.peer import QUIET_S
 from tests.onboard.wire.pair import FULL, HALF, KEY
 
 

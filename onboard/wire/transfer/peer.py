@@ -1,0 +1,371 @@
+"""What one end knows of its peer: whether it is there, and where; whether it owes an answer; and how many
+frames are lost on either way.
+
+On a port where addresses change, an end that knows where the peer is says HELLO when it has heard nothing for
+some time: the peer may have lost its state, and with it where this end is, or either may have moved. A peer
+that lives answers to where the HELLO came from, which is how it is found again; a POLL then proves to it that
+this end is there, too. Keep-alives are rare: RFC 8085, section 3.5, asks for 15 s at least between those of
+UDP, and an idle link that answers is asked ever more seldom.
+
+A peer that gave no answer for too long is silent: it is asked ever more slowly, down to every 2 s, and is
+sent nothing else.
+
+Losses are modelled as those of a Gilbert channel (E. N. Gilbert, Capacity of a Burst-Noise Channel, BSTJ 39,
+1960): a share of frames lost, in bursts of some mean length.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import Enum
+
+from onboard.wire.events import Event, PeerHeard
+from onboard.wire.framing.frame import Frame, Origin, PendingFrame, Type
+from onboard.wire.medium.medium_access import RETRY_S, Timing
+from onboard.wire.security.hello import RekeyHandshake
+
+QUIET_S = 15.0
+_FIRST_S = 2.0  # after the start, when whatever there is to say has not been answered
+_AGAIN_S = 2.0  # without an answer, and twice as long each time
+_AT_LAST_S = 60.0  # 3 frames, 200 B on UDP, a minute
+_TOUCH_S = 10.0  # after a proof of the peer's; two turns at their longest are less
+_DOUBTFUL = 2  # of these in a row without an answer: a frame may be lost
+
+_QUICK_TURNS = 12  # half-duplex: a question in each, and then every 2 s
+# Full duplex: the first questions to a peer that has fallen silent, and how much more slowly the next ones
+# follow, up to RETRY_S. A burst of losses that is counted in frames is over sooner the sooner they are sent:
+# of 9.6 kbit/s with 40 % lost in bursts of 5 it is worth 1.5 %. 22 questions more, 0.5 kB, a silence.
+_SILENT_FIRST_S, _SILENT_SLOWER = 0.25, 1.1
+
+MOST_LOSS = 0.7
+"""A link that loses a larger share is as good as down, and no margin makes up for it."""
+_FATES = 8  # frames whose fates weigh as much as the first guess, that losses are few and single
+_REMEMBERED = 512  # fates, beyond which older ones count half
+_SHORT = 8  # short frames from which on they alone say what short frames meet
+_BUSY_S = 4.0  # the pause after the last DATA, after which the peer's bulk is over
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryStats:
+    """The numbers of frames of one length that were lost, and that were not."""
+
+    lost: float = 0
+    kept: float = 0
+
+    def __add__(self, other: DeliveryStats) -> DeliveryStats:
+        return DeliveryStats(self.lost + other.lost, self.kept + other.kept)
+
+
+class ReceiveStats:
+    """Counts every authentic frame of the peer's. Losses show as gaps in the seqs of its present epoch.
+
+    `epoch`: the peer's, 0 until it was heard; `at`: when the last frame came; `bytes`: on the wire;
+    `is_busy`: whether the peer was sending pieces of objects when it was heard last; `bulk_s`: contact time
+    from the first piece of an object to the last one.
+    """
+
+    def __init__(self) -> None:
+        self.epoch = self.bytes = 0
+        self.at = -math.inf
+        self.is_busy = False
+        self._rekeyed = 0
+        self._first_seq = self._highest_seq = 0
+        self._frames_in_epoch = self._bytes_in_epoch = self._gaps = 0
+        self._bulk_from, self._bulk_at = math.inf, -math.inf
+        self._short_bytes = self._short_lost = self._short_frames = 0  # while no object was coming
+
+    def heard(
+        self, frame: Frame, wire_bytes: int, now: float, link_now: float, *, object_comes: bool = False
+    ) -> bool:
+        """Count a frame; returns whether its epoch is newer than those before. object_comes: the peer may
+        have sent fragments, so that nobody knows how long the lost frames were."""
+        restarted = frame.epoch > self.epoch
+        is_bulk = frame.type in (Type.DATA, Type.REPAIR)
+        if is_bulk:
+            self._bulk_from, self._bulk_at = min(self._bulk_from, link_now), link_now
+        elif not object_comes:
+            self._short_frames += 1
+            self._short_bytes += wire_bytes
+            missed = frame.seq - self._highest_seq - 1  # one less where a frame comes late
+            self._short_lost = max(0, self._short_lost + (0 if restarted else max(missed, -1)))
+        self.is_busy = is_bulk or link_now - self._bulk_at < _BUSY_S
+        if restarted:
+            self.epoch, self._first_seq, self._highest_seq = frame.epoch, frame.seq, 0
+            self._frames_in_epoch = self._bytes_in_epoch = self._gaps = 0
+        self.bytes += wire_bytes
+        self._bytes_in_epoch += wire_bytes
+        self._gaps += frame.seq > self._highest_seq + 1 and not restarted
+        self._highest_seq = max(self._highest_seq, frame.seq)
+        self._frames_in_epoch += 1
+        self.at = now
+        return restarted
+
+    def rekeyed(self) -> None:
+        """The ends agreed on a new salt, under which the peer's epochs count anew."""
+        self.epoch = 0
+        self._rekeyed += 1
+
+    def order(self, frame: Frame) -> tuple[int, int]:
+        """A key that orders the peer's frames by when they were sent, across its restarts and new salts."""
+        return self._rekeyed << 16 | frame.epoch, frame.seq
+
+    @property
+    def bulk_s(self) -> float:
+        return max(0.0, self._bulk_at - self._bulk_from)
+
+    @property
+    def fates(self) -> dict[int, DeliveryStats]:
+        """What became of the peer's frames, by length. Nobody knows how long a lost frame was, so all count
+        as having the mean length of those that came. Frames that came while no object did are preferred, as
+        long frames are lost first; until there are enough of them, all frames of the epoch count."""
+        if self._short_frames >= _SHORT:
+            mean_bytes = self._short_bytes // self._short_frames
+            return {mean_bytes: DeliveryStats(self._short_lost, self._short_frames)}
+        if not self._frames_in_epoch:
+            return {}
+        mean_bytes = self._bytes_in_epoch // self._frames_in_epoch
+        return {mean_bytes: DeliveryStats(max(0, self._lost), self._frames_in_epoch)}
+
+    @property
+    def _lost(self) -> int:
+        return self._highest_seq - self._first_seq + 1 - self._frames_in_epoch
+
+    @property
+    def burst(self) -> float:
+        """How many times longer losses last than if they were independent of one another; 1 or more."""
+        return max(1.0, (self._lost + _FATES) / (self._gaps + _FATES) * (1 - self.loss))
+
+    @property
+    def loss(self) -> float:
+        """The share of the peer's frames that were lost since its epoch was first heard."""
+        if not self._frames_in_epoch:
+            return 0.0
+        return max(0.0, 1 - self._frames_in_epoch / (self._highest_seq - self._first_seq + 1))
+
+
+class LossEstimator:
+    """Estimates the losses of this end's frames from the fates that REPORTs told."""
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew: the fragments that follow have another length, and meet other losses."""
+        self._lost = self._bursts = self._settled = 0.0
+
+    def weigh(self, lost: float, bursts: int, settled: float) -> None:
+        """So many of the `settled` fragments were lost, in so many bursts."""
+        self._lost += lost
+        self._bursts += bursts
+        self._settled += settled
+        if self._settled > _REMEMBERED:
+            self._lost, self._bursts, self._settled = self._lost / 2, self._bursts / 2, self._settled / 2
+
+    @property
+    def measured(self) -> float:
+        """The share of fragments that were lost, of the latest few hundred whose fate is known."""
+        return self._lost / self._settled if self._settled else 0.0
+
+    @property
+    def expected(self) -> float:
+        """`measured`, as far as the evidence for it goes, 0..MOST_LOSS: one frame lost of one says little."""
+        return min(self._lost / (self._settled + _FATES), MOST_LOSS)
+
+    @property
+    def burst(self) -> float:
+        """How many times longer losses last than if they were independent of one another; 1 or more."""
+        mean_frames = (self._lost + _FATES) / (self._bursts + _FATES)
+        return max(1.0, mean_frames * (1 - self.expected))
+
+    @property
+    def questions(self) -> int:
+        """The number of questions of which at least one is answered in 99 of 100 cases; 2 to 49."""
+        unanswered = 1 - (1 - max(self.expected, 0.01)) ** 2
+        return max(2, math.ceil(math.log(0.01) / math.log(unanswered)))
+
+
+class PeerState(Enum):
+    """Whether the peer may be sent more than questions."""
+
+    ANSWERING = "answering"
+    """The peer owes nothing, or not for too long yet."""
+    ANSWER_DUE = "answer-due"
+    """On half-duplex, this end asked something in its turn and handed the turn over."""
+    SILENT = "silent"
+    """The peer gives no answer."""
+
+
+class PeerLiveness:
+    """Follows this end's questions, whatever they are about: what the peer owes, and when to ask it again.
+
+    The first questions follow the rules of the object that they are about. On half-duplex an end that handed
+    over a turn with a question in it waits for the answer, and asks again when it does not come. `retry_at`:
+    when to ask again, if nothing else may leave; `spoke`: on half-duplex, whether something in this turn
+    wants an answer.
+    """
+
+    def __init__(self, timing: Timing) -> None:
+        self._timing = timing
+        self._since: float | None = None  # end of the first question since the peer was heard
+        self._misses = 0  # questions since the peer was heard
+        self._in_silence = 0  # of these, to a silent peer
+        self.state = PeerState.ANSWERING
+        self.retry_at = 0.0
+        self.spoke = False
+
+    @property
+    def silent(self) -> bool:
+        """Whether the peer owes an answer and gives none."""
+        return self.state is PeerState.SILENT
+
+    @property
+    def loss(self) -> float:
+        """The loss to assume: a half where questions have no answer yet, 0 where nothing is suspected."""
+        return 0.5 if self._misses and not self.silent else 0.0
+
+    def asked(self, end: float) -> None:
+        """A question has left, its last bit at `end`."""
+        if self._since is None:
+            self._since = end
+        self._misses += 1
+        quick = self._timing.half_duplex and self._misses <= _QUICK_TURNS and not self.silent
+        patience_s = RETRY_S
+        if self.silent and not self._timing.half_duplex:
+            self._in_silence += 1
+            patience_s = min(_SILENT_FIRST_S * _SILENT_SLOWER ** min(self._in_silence, 64), RETRY_S)
+        self.retry_at = end if quick else end + patience_s
+
+    def hand_over(self, end: float) -> None:
+        """On half-duplex, this end's turn is over at `end`."""
+        has_asked, self.spoke = self.spoke, False
+        if not self.silent:
+            self.state = PeerState.ANSWER_DUE if has_asked else PeerState.ANSWERING
+        if has_asked:
+            self.asked(end)
+
+    def heard(self) -> None:
+        """Something authentic came from the peer."""
+        self.state = PeerState.ANSWERING
+        self._since = None
+        self._misses = self._in_silence = 0
+
+    def silent_at(self, fragments: int) -> float:
+        """When the peer, asked about an object of so many fragments, becomes silent; inf for never."""
+        if self.silent or self._since is None:
+            return math.inf
+        return self._since + self._timing.silence_s(fragments)
+
+    def tick(self, now: float, fragments: int) -> None:
+        """The peer becomes silent if its time is up."""
+        if now >= self.silent_at(fragments):
+            self.state = PeerState.SILENT
+            self.retry_at = now
+
+
+class Presence:
+    """Whether the peer is there, and where. quiet_s: after a silence so long it is asked; inf for never.
+
+    proof_of_life: whether the frame that was heard last proves that the peer is where it came from, now: it
+    is authentic, and the newest so far or a fresh HELLO, which no recording of it is. is_asked: whether the
+    HELLO that was heard last proved that, or is one to answer of a peer that has been still: it may be a
+    recording, but nobody's turn is lost by it. destination: where the frame that was sent
+    last goes; None for the peer. active_at: when the peer last said anything but that it is there.
+    is_reachable: whether it is known where the peer is; until it is, nothing leaves but answers to HELLOs.
+    """
+
+    def __init__(self, greeting: RekeyHandshake, timing: Timing, quiet_s: float, now: float) -> None:
+        self.liveness = PeerLiveness(timing)
+        self._greeting, self._half_duplex = greeting, timing.half_duplex
+        self._quiet_s = self._interval_s = quiet_s
+        self._asked = 0  # without an answer
+        self._owes_proof = False  # the peer answered, and cannot know yet that it is this end that asked
+        self._ask_at = now + _FIRST_S if quiet_s < math.inf else math.inf
+        self.is_reachable = True
+        self.proof_of_life = self.is_asked = False
+        self.destination: Origin = None
+        self.active_at = -math.inf
+        self._touch_s = -math.inf  # when the peer proved last that it is there
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether the peer was asked, more than once, and gave no answer: it may be elsewhere."""
+        return self.liveness.silent or self._asked >= _DOUBTFUL or self._greeting.in_doubt
+
+    @property
+    def alone(self) -> bool:
+        """Whether nothing may leave but what `frame` gives."""
+        return not self.is_reachable or self._greeting.is_unsure
+
+    # -- what may leave --------------------------------------------------------------------------------
+
+    def frame_at(self) -> float:
+        """When the next frame of `frame` is due."""
+        if not self.is_reachable:
+            return -math.inf if self._greeting.owes else math.inf
+        due_at = self._greeting.due_at()
+        if self._greeting.is_unsure or due_at == -math.inf:
+            return due_at
+        if self._owes_proof:
+            return -math.inf
+        return math.inf if self._greeting.is_settling else self._ask_at
+
+    def frame(self) -> PendingFrame:
+        """The frame that is due, ahead of all others."""
+        is_hello = self._greeting.owes or self.alone or not self._owes_proof
+        return self._greeting.say() if is_hello else PendingFrame(Type.POLL)
+
+    def sent(self, send: PendingFrame, end: float) -> None:
+        """A frame leaves, its last bit at `end`."""
+        if send.type is not Type.HELLO:
+            self._owes_proof = False
+            return
+        if not self._greeting.owes and not self._greeting.is_unsure and self._quiet_s < math.inf:
+            self._ask_at = end + min(_AGAIN_S * 2.0**self._asked, _AT_LAST_S)
+            self._asked = min(self._asked + 1, 16)
+        self._greeting.said(end)
+
+    def ask(self) -> None:
+        """There is a reason to ask the peer now: it may be where it was not looked for yet."""
+        self._ask_at = -math.inf
+
+    # -- what was heard --------------------------------------------------------------------------------
+
+    def greet(
+        self, raw: bytes, now: float, link_now: float, origin: Origin
+    ) -> tuple[Frame | None, list[Event]]:
+        """A HELLO, or anything at all while there is no salt: the frame, if it is one, and what it brings."""
+        frame = self._greeting.open(raw)
+        if frame is None:
+            return None, []
+        owed = self._greeting.owes
+        in_touch = self._half_duplex and link_now < self._touch_s + _TOUCH_S
+        events = self._greeting.handle(frame, link_now, origin, in_touch=in_touch)
+        if self.heard(frame, now, link_now, proves=self._greeting.is_live):
+            events.append(PeerHeard())
+        is_new = self._greeting.owes and not owed
+        self.is_asked = self.proof_of_life or (is_new and not in_touch)
+        return frame, events
+
+    def heard(self, frame: Frame, now: float, link_now: float, *, proves: bool) -> bool:
+        """An authentic frame of the peer's came in; returns whether it ends a silence. proves: that the peer
+        is there now, see `proof_of_life`."""
+        self.proof_of_life = proves
+        is_hello = frame.type is Type.HELLO
+        if is_hello and not proves:
+            return False
+        was_silent = self.liveness.silent
+        self.liveness.heard()
+        if proves:
+            self._touch_s = link_now
+        is_sign = is_hello or (frame.type is Type.POLL and not frame.object_id)
+        if not is_sign:
+            self.active_at = now
+        if not is_sign and frame.type is not Type.MSG:  # which a board says about itself once a minute
+            self._interval_s = self._quiet_s
+        elif self._asked:
+            self._interval_s = min(2 * self._interval_s, _AT_LAST_S)
+        self._owes_proof |= is_hello and self._asked > 0
+        self._asked = 0
+        self._ask_at = link_now + self._interval_s
+        return was_silent
