@@ -6,7 +6,8 @@ import logging
 from typing import Any
 
 from onboard.console.log import say
-from onboard.link.pump import LineFault, PortDown, PortUp, PumpEvent, SpoolFull
+from onboard.link.ports.framing import LineFault
+from onboard.link.pump import PortDown, PortUp, PumpEvent, SpoolFull
 from onboard.link.share import OverShare
 from onboard.link.whereabouts import LocalPortTaken, PeerMoved, PeerUnknown
 from onboard.wire.events import (

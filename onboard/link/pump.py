@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from onboard.link.ports.linecheck import LineDiagnosis
+from onboard.link.ports.framing import LineFault
 from onboard.link.ports.port import Port, PortLost
 from onboard.link.ports.reopening import PortDown, PortUp, Reopening
 from onboard.link.saving import Saving, SpoolFull
@@ -32,15 +32,6 @@ FAULT_AGAIN_S = 600.0
 UNSELECTABLE_S = 0.02  # how often to look at a port that cannot be waited for
 SLICE_FRAMES = 64  # of one peer in one turn: others are heard in between, whatever one sends
 _WRITTEN = (Arrived, Cancelled, Delivered, Recut, Rekeyed, Withdrawn)  # the application writes something down
-
-
-@dataclass(frozen=True, slots=True)
-class LineFault:
-    """Something is wrong with the line: `fault` in one word, `why` for a person; told again every 10 min
-    while it lasts."""
-
-    fault: str
-    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,17 +236,17 @@ class Pump:
             return
         if not self._port.kept_bytes() or self._port.tx_bytes != self._taken_bytes:
             self._taken_bytes, self._taken_at = self._port.tx_bytes, now
-        fault: LineDiagnosis | None = None
+        fault: LineFault | None = None
         if now - self._taken_at >= STALLED_S:
-            fault = LineDiagnosis(
+            fault = LineFault(
                 "stall", f"the device took nothing for {now - self._taken_at:.0f} s: it is stalled"
             )
         elif (seen := self._port.broken + self.session.damaged) != self._faults_seen:
             self._faults_seen = seen
             fault = self._port.fault(self.session.link)
-        if fault is not None and now >= self._faults_told.get(fault.kind, -math.inf) + FAULT_AGAIN_S:
-            self._faults_told[fault.kind] = now
-            events.append(LineFault(fault.kind, fault.why))
+        if fault is not None and now >= self._faults_told.get(fault.fault, -math.inf) + FAULT_AGAIN_S:
+            self._faults_told[fault.fault] = now
+            events.append(fault)
 
     def _speak(self, now: float) -> None:
         if self._port is None:

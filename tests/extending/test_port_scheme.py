@@ -11,8 +11,7 @@ import pytest
 from hw_profiles import Link
 from onboard.config import check_port
 from onboard.link import BadUrl, PortFacts, facts_of
-from onboard.link.ports.framing import FRAMINGS
-from onboard.link.ports.linecheck import LineDiagnosis
+from onboard.link.ports.framing import FRAMINGS, LineFault
 from onboard.link.ports.port import Port, Tap
 from onboard.link.ports.schemes import PATH, PYSERIAL, SCHEMES, scheme_of
 from onboard.mission.objects import UPDATE
@@ -60,7 +59,7 @@ class MailboxPort:
 
     def distrust(self, frame: bytes) -> None: ...
 
-    def fault(self, link: Link) -> LineDiagnosis | None:
+    def fault(self, link: Link) -> LineFault | None:
         return None
 
     def fileno(self) -> int:

@@ -27,7 +27,7 @@ from onboard.learn.federated.rounds import PartialAverage
 from onboard.learn.graph import TrainGraph, initial
 from onboard.learn.training import BoardTraining, Plan
 from onboard.link import Spool, open_port
-from onboard.link.ports.whitening import whiten
+from onboard.link.ports.framing import whiten
 from onboard.link.pump import PortUp, Pump, wait
 from onboard.mission.objects import UPDATE, Update, decode_update, encode_object
 from onboard.wire.config import Identity, Medium, Security, SessionState

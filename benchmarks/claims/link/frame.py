@@ -18,7 +18,7 @@ from statistics import median
 
 from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
-from onboard.link.ports.whitening import whiten
+from onboard.link.ports.framing import whiten
 from onboard.wire.framing import cobs, frame
 from onboard.wire.framing.frame import HEADER_BYTES, OVERHEAD_BYTES, TAG_BYTES, Type
 from onboard.wire.security.seal import SECRET, TRAFFIC, Opener, Sealer, directional_key

@@ -29,7 +29,7 @@ from onboard.codec.model import BadPack
 from onboard.codec.pack import unpack
 from onboard.codec.sparse import BadExchange
 from onboard.link import recording
-from onboard.link.ports.framing import CobsStream, KissStream
+from onboard.link.ports.framing import cobs_stream, kiss_stream
 from onboard.mission.health import decode_health
 from onboard.mission.objects import decode_task, decode_update
 from onboard.wire.config import Identity, Limits, Medium, Security, SessionState
@@ -140,9 +140,9 @@ def all_targets(seed: int) -> Iterator[Target]:
     yield Target("frame, encrypted", cipher.decode, (sealed,), (BadFrame,), share=5)
     yield Target("frame, unproven", frame.unproven, (one,), (BadFrame,))
     yield Target("COBS", cobs.decode, (golden["cobs"][:-1], cobs.encode(b"x" * 600)[:-1]), (cobs.BadCobs,))
-    yield Target("COBS stream", CobsStream(222).feed, (golden["cobs"] * 2,))
+    yield Target("COBS stream", cobs_stream(222).feed, (golden["cobs"] * 2,))
     yield Target("KISS", lambda data: kiss.decode(data, 1), (golden["kiss"][1:-1],), (kiss.BadKiss,))
-    yield Target("KISS stream", KissStream(222, 1).feed, (golden["kiss"] * 2,))
+    yield Target("KISS stream", kiss_stream(222, 1).feed, (golden["kiss"] * 2,))
     for name, decode in (
         ("OFFER", Offer.decode), ("DONE", Done.decode), ("CANCEL", Cancel.decode), ("HELLO", Hello.decode),
         ("health", decode_health), ("task", decode_task), ("update", decode_update),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from hw_profiles import Link
-from onboard.link.ports.linecheck import LineDiagnosis
+from onboard.link.ports.framing import LineFault
 from onboard.wire.framing.frame import Origin
 
 Way = Literal["in", "out"]
@@ -134,7 +134,7 @@ class Port(Protocol):
         """`frame`, returned by the last `read`, was none of the other end's, or damaged."""
         ...
 
-    def fault(self, link: Link) -> LineDiagnosis | None:
+    def fault(self, link: Link) -> LineFault | None:
         """What is wrong with the line, as far as what came in tells; what its profile says is expected."""
         ...
 

@@ -28,8 +28,7 @@ import serial
 
 from hw_profiles import Link
 from onboard.link.ports.device import NoDevice, Terminal, check_device, who_may_open
-from onboard.link.ports.framing import Framing
-from onboard.link.ports.linecheck import LineDiagnosis
+from onboard.link.ports.framing import Framing, LineFault
 from onboard.link.ports.port import BadUrl, PortLost, Tap
 
 _READ_BYTES = 65_536
@@ -134,7 +133,7 @@ class SerialPort:
         """See `Port.distrust`."""
         self._framing.check.refused(len(frame), self._framing.encode(frame).strip(self._framing.opening))
 
-    def fault(self, link: Link) -> LineDiagnosis | None:
+    def fault(self, link: Link) -> LineFault | None:
         """See `Port.fault`."""
         return self._framing.check.fault(link)
 

@@ -15,8 +15,8 @@ from functools import partial
 from urllib.parse import parse_qs, urlsplit
 
 from hw_profiles import Link
+from onboard.link.ports.framing import LineFault
 from onboard.link.ports.hosts import address_of, check_host, check_peer
-from onboard.link.ports.linecheck import LineDiagnosis
 from onboard.link.ports.opening import InBackground
 from onboard.link.ports.places import Address, Places, Resolve, resolve
 from onboard.link.ports.port import BadUrl, PortFacts, PortLost, Tap
@@ -213,7 +213,7 @@ class UdpPort:
     def distrust(self, frame: bytes) -> None:
         """A datagram comes whole or not at all."""
 
-    def fault(self, link: Link) -> LineDiagnosis | None:
+    def fault(self, link: Link) -> LineFault | None:
         """A datagram comes whole or not at all."""
         return None
 

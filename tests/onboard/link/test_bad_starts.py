@@ -8,7 +8,7 @@ from random import Random
 import pytest
 
 from hw_profiles import Link, load_link
-from onboard.link.ports.framing import CobsStream, KissStream
+from onboard.link.ports.framing import FramedStream, cobs_stream, kiss_stream
 from onboard.mission.objects import MODEL, UPDATE
 from tests.onboard.link.bad_cable import BadCable, Damage, ends
 from tests.onboard.link.cable import Clock
@@ -74,8 +74,8 @@ def test_objects_cross_a_line_with_bad_starts(link: Link, damage: Damage, tmp_pa
     assert slow.now <= 3 * quick.now + 15.0  # the first two HELLOs are 2 s apart
 
 
-@pytest.mark.parametrize("stream", [CobsStream(222), KissStream(222, 0)], ids=["cobs", "kiss"])
-def test_delimiters_mean_nothing(stream: CobsStream | KissStream) -> None:
+@pytest.mark.parametrize("stream", [cobs_stream(222), kiss_stream(222, 0)], ids=["cobs", "kiss"])
+def test_delimiters_mean_nothing(stream: FramedStream) -> None:
     frame = bytes(range(100))
     assert stream.feed(stream.opening * 17 + stream.encode(frame) + stream.opening * 3) == [frame]
     assert stream.broken == 0

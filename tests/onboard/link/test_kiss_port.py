@@ -11,7 +11,7 @@ import pytest
 
 from hw_profiles import load_link
 from onboard.link import facts_of, open_port, wire_bytes
-from onboard.link.ports.whitening import whiten
+from onboard.link.ports.framing import whiten
 from onboard.mission.objects import UPDATE
 from onboard.wire.events import Delivered
 from onboard.wire.framing import kiss

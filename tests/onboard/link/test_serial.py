@@ -12,7 +12,7 @@ import pytest
 
 from hw_profiles import load_link
 from onboard.link import BadUrl, Port, PortLost, open_port, wire_bytes
-from onboard.link.ports.whitening import whiten
+from onboard.link.ports.framing import whiten
 from onboard.wire.framing import cobs
 from tests.onboard.link.cable import PtyCable
 

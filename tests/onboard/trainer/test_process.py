@@ -281,11 +281,11 @@ from pathlib import Path
 from typing import Any
 import onboard.agents.federated, onboard.runtime.federated, onboard.cli
 from onboard import link
-from onboard.link.ports.framing import CobsStream
+from onboard.link.ports.framing import cobs_stream
 from onboard.data.shard import Shard
 from onboard.trainer.job import Job
 from onboard.trainer.process import ProcessTrainer
-stream = CobsStream(1400)
+stream = cobs_stream(1400)
 assert stream.feed(stream.encode(bytes(1400))) == [bytes(1400)]
 shard = Shard(source=sys.argv[1], folder=None, shape=(1, 28, 28), rows=None)
 trainer = ProcessTrainer(shard)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onboard.link.ports.whitening import whiten
+from onboard.link.ports.framing import whiten
 from onboard.wire.framing import cobs
 from tests.onboard.wire.examples import VECTORS
 

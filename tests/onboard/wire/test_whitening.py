@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onboard.link.ports.framing import CobsStream, KissStream
-from onboard.link.ports.whitening import whiten
+from onboard.link.ports.framing import cobs_stream, kiss_stream, whiten
 from onboard.wire.framing import cobs
 from onboard.wire.framing.frame import Type
 from onboard.wire.security.seal import Sealer
@@ -74,12 +73,12 @@ def test_no_byte_of_a_resent_frame_stays_where_it_was() -> None:
 
 @given(st.lists(st.binary(min_size=22, max_size=200), max_size=5))
 def test_what_two_ends_frame_they_get_back(frames: list[bytes]) -> None:
-    for stream in (CobsStream(222), KissStream(222, 3)):
+    for stream in (cobs_stream(222), kiss_stream(222, 3)):
         assert stream.feed(b"".join(stream.encode(frame) for frame in frames)) == frames
 
 
 def test_any_bytes_are_some_frame_or_none() -> None:
-    stream = CobsStream(222)
+    stream = cobs_stream(222)
     taken = 0
     for nth in range(256):
         frames = stream.feed(bytes((nth, 255 - nth, 1)) * 20 + b"\0")
