@@ -254,7 +254,7 @@ def ports(config: NodeConfig | GossipConfig) -> list[tuple[str, str]]:
 def missing_device(url: str) -> str | None:
     """What is wrong with a port that is a device of this computer, or None if it is there (or is none)."""
     from onboard.link import facts_of
-    from onboard.link.ports.device import NoDevice, check_device
+    from onboard.link.ports.serial import NoDevice, check_device
 
     try:
         if (device := facts_of(url).device) is not None:

@@ -6,10 +6,10 @@ import logging
 from typing import Any
 
 from onboard.console.log import say
+from onboard.link.peer import LocalPortTaken, OverShare, PeerMoved, PeerUnknown
 from onboard.link.ports.framing import LineFault
-from onboard.link.pump import PortDown, PortUp, PumpEvent, SpoolFull
-from onboard.link.share import OverShare
-from onboard.link.whereabouts import LocalPortTaken, PeerMoved, PeerUnknown
+from onboard.link.pump import PortDown, PortUp, PumpEvent
+from onboard.link.spool import SpoolFull
 from onboard.wire.events import (
     Echoed,
     EncryptionMismatch,

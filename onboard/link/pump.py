@@ -13,25 +13,43 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
+from onboard.link.peer import LocalPortTaken, OverShare, PeerMoved, PeerShare, PeerUnknown, Whereabouts
 from onboard.link.ports.framing import LineFault
 from onboard.link.ports.port import Port, PortLost
-from onboard.link.ports.reopening import PortDown, PortUp, Reopening
-from onboard.link.saving import Saving, SpoolFull
-from onboard.link.share import OverShare, PeerShare
-from onboard.link.spool import Spool
-from onboard.link.whereabouts import LocalPortTaken, PeerMoved, PeerUnknown, Whereabouts
+from onboard.link.spool import Saving, Spool, SpoolFull
 from onboard.wire.events import Arrived, Cancelled, Corrupt, Delivered, Event, Recut, Rekeyed, Withdrawn
 from onboard.wire.session import Session
 
-__all__ = ["PortDown", "PortSnapshot", "PortUp", "Pump", "PumpEvent", "SpoolFull", "wait"]
-
 OPENING_S = 0.05  # how often to look whether a port that is being opened is there
+REOPEN_S = 1.0  # between two tries to open a port that is gone
+LONGEST_S = 60.0  # between two tries to open one that never lasts
+STEADY_S = 10.0  # a port that lasts so long will do, even if nobody is heard yet
+TELL_AGAIN_S = 3600.0  # a state that lasts is told this often
+MOST_REASONS = 4  # and for so many reasons, where each try ends in another one
 DRAIN_S = 0.01  # how soon to look again whether the device has sent what it was given
 STALLED_S = 5.0  # without a byte taken
 FAULT_AGAIN_S = 600.0
 UNSELECTABLE_S = 0.02  # how often to look at a port that cannot be waited for
 SLICE_FRAMES = 64  # of one peer in one turn: others are heard in between, whatever one sends
 _WRITTEN = (Arrived, Cancelled, Delivered, Recut, Rekeyed, Withdrawn)  # the application writes something down
+
+
+@dataclass(frozen=True, slots=True)
+class PortDown:
+    """The port at `url` is gone, or was never there. Told once for each reason, every hour until it is back;
+    `times`: how often it was lost or could not be opened since that was told last."""
+
+    url: str
+    reason: str
+    times: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class PortUp:
+    """The port at `url` is open; `tries`: how many it took."""
+
+    url: str
+    tries: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +87,10 @@ class Pump:
     def __init__(self, opener: Callable[[], Port | None], session: Session, spool: Spool) -> None:
         self.session = session
         self._opener = opener
-        self._spool = spool
         self._port: Port | None = None
         self._again = Reopening()
         self._blocked = False
-        self._whereabouts = Whereabouts(session, spool)
         self._events: list[PumpEvent] = []  # that `poll` has not returned yet
-        self._share = PeerShare()
         self._frames: deque[bytes] = deque()  # read, and not dealt with yet
         self._heard_from, self._is_deaf = -math.inf, False  # not before is the port read
         self.hears = True
@@ -83,12 +98,9 @@ class Pump:
         self._past = PortSnapshot()  # of all ports before this one
         self._taken_bytes, self._taken_at = -1, -math.inf  # when the device took something last
         self._faults_seen, self._faults_told = 0, dict[str, float]()
-        self._saving = Saving(session, spool, self._share)
-
-    def with_session(self, session: Session, now: float) -> Pump:
-        """Closes this pump; returns one for the same port and spool with another session, which begins."""
-        self.close(now)
-        return Pump(self._opener, session, self._spool)
+        self._share = PeerShare()
+        self._saving = Saving(session, spool, self._share, self._events.append)
+        self._whereabouts = Whereabouts(session, spool.folder, self._events.append)
 
     @property
     def is_open(self) -> bool:
@@ -97,17 +109,18 @@ class Pump:
 
     def port_snapshot(self) -> PortSnapshot:
         """Returns what the port is and what it has done so far, as a value."""
+        past = replace(self._past, spool_full=self._saving.failed)
         if self._port is None:
-            return replace(self._past, spool_full=self._saving.failed)
-        return PortSnapshot(
+            return past
+        return replace(
+            past,
             url=self._port.url,
             open=True,
             why="",
             peer=(self._port.paths.peer or "") if self._port.paths else "",
-            rx_bytes=self._past.rx_bytes + self._port.rx_bytes,
-            tx_bytes=self._past.tx_bytes + self._port.tx_bytes,
-            broken=self._past.broken + self._port.broken,
-            spool_full=self._saving.failed,
+            rx_bytes=past.rx_bytes + self._port.rx_bytes,
+            tx_bytes=past.tx_bytes + self._port.tx_bytes,
+            broken=past.broken + self._port.broken,
         )
 
     def poll(self, now: float) -> list[PumpEvent]:
@@ -117,24 +130,24 @@ class Pump:
         or refused, what the peer withdrew, and what expired is gone from it before another byte leaves.
         Raises BadUrl; what happened before anything is raised is returned by the next call.
         """
-        events = self._events
-        if self._port is None:
-            self._open(now, events)
+        if self._port is None and now >= self._again.at:
+            self._open(now)
         try:
-            if self.hears and now >= self._heard_from:
-                self._hear(now, events)
-            events += self.session.tick(now)
-            self._saving.save(now, events.append)
+            if self._port is not None and self.hears and now >= self._heard_from:
+                self._hear(self._port, now)
+            self._events += self.session.tick(now)
+            self._saving.save(now)
             # The answer to a CANCEL says that the object is gone for good.
-            self._saving.settle(now, events.append)
+            self._saving.settle(now)
             if self._port is not None:
-                events += self._whereabouts.look(self._port, now)
-            self._speak(now)
-            self._tell_fault(now, events)
+                self._whereabouts.look(self._port, now)
+                self._speak(self._port, now)
+                self._tell_fault(self._port, now)
         except PortLost as lost:
-            self._lose(lost, now, events)
-        self._events = []
-        return events
+            self._drop_port(lost.reason)
+            self._events += self._again.lost(lost, now)
+            self._saving.save(now)
+        return self._told()
 
     def wakeup(self, now: float) -> float:
         """The earliest time at which `poll` may have something to do, if nothing arrives before."""
@@ -152,12 +165,11 @@ class Pump:
 
     def close(self, now: float) -> list[PumpEvent]:
         """Saves what is half received and lets go of the port. The pump may be polled again later."""
-        events: list[PumpEvent] = []
-        self._saving.save_all(now, events.append)
+        self._saving.save_all(now)
         if self._port is not None:
             self._whereabouts.keep(self._port)
             self._drop_port("")
-        return events
+        return self._told()
 
     def wants_write(self) -> bool:
         """Whether bytes wait for the device to take them."""
@@ -171,28 +183,26 @@ class Pump:
         """The port's file descriptor; -1 while it is closed or nothing is read, or if it has none."""
         return self._port.fileno() if self._port is not None else -1
 
+    def _told(self) -> list[PumpEvent]:
+        events = self._events.copy()
+        self._events.clear()
+        return events
+
     # -- the port --------------------------------------------------------------------------------------
 
-    def _open(self, now: float, events: list[PumpEvent]) -> None:
-        if now < self._again.at:
-            return
+    def _open(self, now: float) -> None:
         try:
             self._port = self._opener()
         except PortLost as lost:
             self._past = replace(self._past, url=lost.url, why=lost.reason)
-            events += self._again.failed(lost, now)
+            self._events += self._again.failed(lost, now)
             return
         if self._port is None:
             self._again.at = now + OPENING_S
             return
         self._blocked = False
-        events += self._again.opened(self._port.url, now)
-        events += self._whereabouts.opened(self._port, now)
-
-    def _lose(self, lost: PortLost, now: float, events: list[PumpEvent]) -> None:
-        self._drop_port(lost.reason)
-        events += self._again.lost(lost, now)
-        self._saving.save(now, events.append)
+        self._events += self._again.opened(self._port.url, now)
+        self._whereabouts.opened(self._port, now)
 
     def _drop_port(self, why: str) -> None:
         assert self._port is not None, "no port to drop"
@@ -201,72 +211,130 @@ class Pump:
         self._port = None
         self._frames.clear()
 
-    def _hear(self, now: float, events: list[PumpEvent]) -> None:
-        if self._port is None:
-            return
+    def _hear(self, port: Port, now: float) -> None:
         if not self._frames:
-            self._frames.extend(self._port.read())
-            events += self._again.alive(self._port.url, now, heard=bool(self._frames))
+            self._frames.extend(port.read())
+            self._events += self._again.alive(port.url, now, heard=bool(self._frames))
         self._share.line(self.session.peer_bytes_per_s)
         for _ in range(min(len(self._frames), SLICE_FRAMES)):
             frame = self._frames.popleft()
-            origin = self._whereabouts.origin(self._port, frame)
+            origin = self._whereabouts.origin(port, frame)
             damaged = self.session.damaged
             heard = self.session.receive(frame, now, origin)
-            events += heard  # before anything may fail: the session says none of it twice
+            self._events += heard  # before anything may fail: the session says none of it twice
             for event in heard:
                 if isinstance(event, _WRITTEN):
                     self._share.wrote(now)
                 if isinstance(event, Arrived):
-                    self._saving.whole(event.digest, now, events.append)
+                    self._saving.whole(event.digest, now)
                 elif isinstance(event, Corrupt):
-                    self._saving.corrupt(event.digest, now, events.append)
+                    self._saving.corrupt(event.digest, now)
             is_bad = self.session.damaged > damaged
             self._share.heard(len(frame), now, bad=is_bad)
             if is_bad:
-                self._port.distrust(frame)
-            events += self._whereabouts.heard(self._port, origin, now)
+                port.distrust(frame)
+            self._whereabouts.heard(port, origin, now)
         self._heard_from = self._share.free_at(now)
         self._is_deaf = self._heard_from > now
-        events += self._share.over(now)
+        self._events += self._share.over(now)
 
-    def _tell_fault(self, now: float, events: list[PumpEvent]) -> None:
+    def _tell_fault(self, port: Port, now: float) -> None:
         """Reports what is wrong with the line, each kind of fault once in FAULT_AGAIN_S."""
-        if self._port is None:
-            return
-        if not self._port.kept_bytes() or self._port.tx_bytes != self._taken_bytes:
-            self._taken_bytes, self._taken_at = self._port.tx_bytes, now
-        fault: LineFault | None = None
+        if not port.kept_bytes() or port.tx_bytes != self._taken_bytes:
+            self._taken_bytes, self._taken_at = port.tx_bytes, now
+        found: LineFault | None = None
         if now - self._taken_at >= STALLED_S:
-            fault = LineFault(
-                "stall", f"the device took nothing for {now - self._taken_at:.0f} s: it is stalled"
-            )
-        elif (seen := self._port.broken + self.session.damaged) != self._faults_seen:
+            why = f"the device took nothing for {now - self._taken_at:.0f} s: it is stalled"
+            found = LineFault("stall", why)
+        elif (seen := port.broken + self.session.damaged) != self._faults_seen:
             self._faults_seen = seen
-            fault = self._port.fault(self.session.link)
-        if fault is not None and now >= self._faults_told.get(fault.fault, -math.inf) + FAULT_AGAIN_S:
-            self._faults_told[fault.fault] = now
-            events.append(fault)
+            found = port.fault(self.session.link)
+        if found is not None and now >= self._faults_told.get(found.fault, -math.inf) + FAULT_AGAIN_S:
+            self._faults_told[found.fault] = now
+            self._events.append(found)
 
-    def _speak(self, now: float) -> None:
-        if self._port is None:
-            return
+    def _speak(self, port: Port, now: float) -> None:
         self._blocked = False
         if not self.session.in_contact(now):
-            if self._port.queued_bytes():
-                self._port.discard()  # by a device that stalled, it would be sent outside of the contact
+            if port.queued_bytes():
+                port.discard()  # by a device that stalled, it would be sent outside of the contact
             return
-        self._port.flush()
+        port.flush()
         while True:
             # One frame at most in the device, then one more: what is urgent never waits for a third.
-            if self._port.queued_bytes() > self._port.max_frame_bytes:
+            if port.queued_bytes() > port.max_frame_bytes:
                 self._blocked = True
                 return
             frame = self.session.transmit(now)
             if frame is None:
                 return
-            self._port.lead(self.session.lead_bytes)
-            self._whereabouts.write(self._port, frame)
+            port.lead(self.session.lead_bytes)
+            self._whereabouts.write(port, frame)
+
+
+class Reopening:
+    """The tries to open one port, and what is told of them: each state once, however often it comes back.
+
+    A device that is not there is looked for every second, which costs nothing. One that opens and is lost
+    before anything was heard through it (a terminal server whose port is taken, a stick whose supply breaks
+    down) is left alone for longer each time, as each try costs both ends something and a day has 86,400
+    seconds.
+    """
+
+    def __init__(self) -> None:
+        self.at = -math.inf
+        """When to try next."""
+        self._opened_at = -math.inf
+        self._lasts = False  # the port that is open was heard through, or is steady
+        self._short = 0  # ports in a row that did not last
+        self._tries = self._times = 0  # since they were told
+        self._up_told = False
+        self._reasons = set[str]()  # that were told since the port was up, or in this hour
+        self._told_at = -math.inf  # the first of these
+
+    def opened(self, url: str, now: float) -> list[PortUp]:
+        """The port is open."""
+        self._tries += 1
+        self._opened_at, self._lasts = now, False
+        return [] if self._short else self._tell_up(url)
+
+    def alive(self, url: str, now: float, *, heard: bool) -> list[PortUp]:
+        """The port is still open; `heard`: and a frame came through it."""
+        if self._lasts or not (heard or now - self._opened_at >= STEADY_S):
+            return []
+        self._lasts, self._short = True, 0
+        return [] if self._up_told else self._tell_up(url)
+
+    def lost(self, lost: PortLost, now: float) -> list[PortDown]:
+        """The port that was open is gone."""
+        self._short = 0 if self._lasts else self._short + 1
+        news = lost.reason not in self._reasons and len(self._reasons) < MOST_REASONS
+        return self._again(lost, now, news)
+
+    def failed(self, lost: PortLost, now: float) -> list[PortDown]:
+        """The port could not be opened."""
+        self._tries += 1
+        return self._again(lost, now, not self._reasons)
+
+    def _again(self, lost: PortLost, now: float, news: bool) -> list[PortDown]:
+        self.at = now + min(LONGEST_S, REOPEN_S * 2 ** min(16, max(0, self._short - 1)))
+        self._times += 1
+        if now - self._told_at >= TELL_AGAIN_S:
+            self._reasons.clear()
+            self._told_at = now
+        elif not news:
+            return []
+        self._reasons.add(lost.reason)
+        down = PortDown(lost.url, lost.reason, self._times)
+        self._up_told, self._times = False, 0
+        return [down]
+
+    def _tell_up(self, url: str) -> list[PortUp]:
+        up = PortUp(url, self._tries)
+        self._up_told, self._told_at = True, -math.inf
+        self._reasons.clear()
+        self._tries = self._times = 0
+        return [up]
 
 
 def wait(pumps: Iterable[Pump], timeout_s: float, also: Iterable[int] = ()) -> None:

@@ -3,8 +3,7 @@
 A half-received object is two files: `<digest>.part`, its bytes in place, and `<digest>.map`, which says
 which fragments of those bytes count. A map is replaced whole, and only after the bytes it speaks of are
 on the disk, so a cut leaves the older map with the bytes that it promised. Bytes beyond the map do no
-harm. `finished` remembers the objects that the application took, so that none is delivered twice, and `peer`
-where the two ends were when they heard each other last.
+harm. `finished` remembers the objects that the application took, so that none is delivered twice.
 
 A file that is damaged all the same is dropped, told (`unreadable`) and counted in `discarded`: the object
 comes again. So does what is more than the spool may hold, as an earlier version left it (`spool-dropped`).
@@ -12,19 +11,30 @@ comes again. So does what is more than the spool may hold, as an earlier version
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
+import math
 import os
 import struct
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import blake2s
 from pathlib import Path
 
 from onboard.console.log import say
-from onboard.storage.files import clear_the_way, open_to_read, read_file, remove_file
+from onboard.link.peer import PeerShare
+from onboard.storage.files import (
+    clear_the_way,
+    discard_file,
+    open_to_read,
+    read_file,
+    remove_file,
+    replace_durably,
+    sync_folder,
+)
 from onboard.wire.messages import DIGEST_BYTES, MAX_FRAGMENTS, fragments_of
+from onboard.wire.session import Session
 from onboard.wire.transfer.incoming import Incoming, Partial
 
 log = logging.getLogger(__name__)
@@ -32,22 +42,17 @@ log = logging.getLogger(__name__)
 REMEMBERED = 256
 """Digests kept of finished objects: a peer repeats an offer within a few rounds or never."""
 
+SAVE_SHARE = 128  # at most this part of an object, in bytes, is lost by a kill: 1 %
+SAVE_GAP_S = 0.25  # an fsync on an SD card takes up to this long, so fast links save by time
+SAVE_WITHIN_S = 5.0  # and slow links lose at most this much of what they heard
+SAVE_AGAIN_S = 5.0  # after the disk was full
+
 _MAP = struct.Struct(">4s16sBIHI")
 """Magic, digest, kind, size, fragment bytes, deadline; then the bitmap, then a checksum."""
 _MAP_MAGIC = b"sdm2"
 _DONE_MAGIC = b"sdd1"
 _CHECK_BYTES = 16
-_MAX_PEER_BYTES = 4096
 _MAX_MAP_BYTES = _MAP.size + (MAX_FRAGMENTS + 7) // 8 + _CHECK_BYTES
-
-
-@dataclass(frozen=True, slots=True)
-class Addresses:
-    """Of a datagram port. `peer`: where the other end was heard last, empty for nowhere; `local_port`: the
-    one that this end was given when its URL asked for any, 0 for none."""
-
-    peer: str = ""
-    local_port: int = 0
 
 
 class Spool:
@@ -66,7 +71,6 @@ class Spool:
         clear_the_way(folder, "folder")
         folder.mkdir(parents=True, exist_ok=True)
         self._finished = self._read_finished()
-        self._addresses = self._read_addresses()
 
     def load(self) -> list[Partial]:
         """What earlier runs received, as far as its maps vouch for it, the oldest first; call it before any
@@ -114,18 +118,17 @@ class Spool:
             os.fsync(handle)
         finally:
             os.close(handle)
-        self._replace(self._path(partial.digest, "map"), _encode_map(partial))
+        replace_durably(self._path(partial.digest, "map"), _encode_map(partial))
         self._sizes[partial.digest] = partial.size
         incoming.dirty.clear()
 
     def drop(self, digest: bytes) -> None:
         """Forgets an object that was refused, cancelled or corrupt, durably: its sender will not speak of
         it again."""
-        kept = False
-        for suffix in ("map", "part"):  # the map first: bytes without a map are nothing
-            kept |= remove_file(self._path(digest, suffix))
-        if kept:
-            self._sync()
+        # The map first: bytes without a map are nothing.
+        removed = [remove_file(self._path(digest, suffix)) for suffix in ("map", "part")]
+        if any(removed):
+            sync_folder(self.folder)
         self._sizes.pop(digest, None)
 
     def holds(self, digest: bytes) -> bool:
@@ -153,44 +156,12 @@ class Spool:
         """Digests of the last finished objects, oldest first."""
         return tuple(self._finished)
 
-    def addresses(self, url: str) -> Addresses:
-        """Returns what `keep_addresses` stored last for the port at `url`."""
-        return self._addresses.get(url, Addresses())
-
-    def keep_addresses(self, url: str, addresses: Addresses) -> None:
-        """Remembers durably where both ends of that port are."""
-        body = f"{url}\n{addresses.peer}\n{addresses.local_port}\n".encode()
-        self._replace(self.folder / "peer", body + _check(body))
-        self._addresses = {url: addresses}
-
     def _path(self, digest: bytes, suffix: str) -> Path:
         return self.folder / f"{digest.hex()}.{suffix}"
 
-    def _replace(self, path: Path, content: bytes) -> None:
-        """`path` holds the old content or the new, whole, whenever the power goes."""
-        new = path.with_name(path.name + ".new")
-        clear_the_way(path)
-        clear_the_way(new)
-        handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-        try:
-            _write_at(handle, content, 0)
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-        new.replace(path)
-        self._sync()
-
-    def _sync(self) -> None:
-        """Makes renaming and unlinking in the folder durable."""
-        folder = os.open(self.folder, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
     def _keep_finished(self, digests: Sequence[bytes]) -> None:
         body = _DONE_MAGIC + b"".join(digests)
-        self._replace(self.folder / "finished", body + _check(body, self.folder))
+        replace_durably(self.folder / "finished", body + _check(body, self.folder))
 
     def _read_finished(self) -> list[bytes]:
         try:
@@ -208,28 +179,9 @@ class Spool:
             return []
         return [digests[at : at + DIGEST_BYTES] for at in range(0, len(digests), DIGEST_BYTES)]
 
-    def _read_addresses(self) -> dict[str, Addresses]:
-        path = self.folder / "peer"
-        try:
-            content = read_file(path, _MAX_PEER_BYTES)
-            body, check = content[:-_CHECK_BYTES], content[-_CHECK_BYTES:]
-            url, peer, number, _ = body.decode().split("\n")
-            if check != _check(body):
-                raise ValueError(f"damaged: {len(content)} B")
-            return {url: Addresses(peer, int(number))}
-        except FileNotFoundError:  # nowhere yet
-            return {}
-        except (OSError, ValueError):  # damaged, or of another version: it will be heard
-            self._discard(path)
-            return {}
-
     def _discard(self, path: Path) -> None:
-        """A file that is not what was written goes, so that it is told once."""
         self.discarded += 1
-        with contextlib.suppress(OSError):
-            remove_file(path)
-        why = "not what was written: what it was for is asked for again"
-        say(log, "unreadable", level=logging.ERROR, path=str(path), why=why)
+        discard_file(path)
 
     def _read_map(self, path: Path) -> Partial | None:
         """What the map at `path` says, without data; None where it is not what it should be."""
@@ -295,3 +247,113 @@ def _write_at(handle: int, data: bytes | memoryview, offset: int) -> None:
         written = os.pwrite(handle, view, offset)
         view = view[written:]
         offset += written
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolFull:
+    """The spool at `path` cannot be written, most often because the disk is full, with what is held of the
+    object. Nothing that was stored is damaged, the link goes on, and the write is tried again; told once
+    until one succeeds."""
+
+    path: Path
+    digest: bytes
+    error: OSError
+
+
+class Saving:
+    """The incoming objects of one session, and where they lie in its spool. What the spool holds is resumed
+    at once. `share` is charged with what is written, and `tell` is given what the disk refuses."""
+
+    def __init__(
+        self, session: Session, spool: Spool, share: PeerShare, tell: Callable[[SpoolFull], None]
+    ) -> None:
+        self._session, self._spool, self._share, self._tell = session, spool, share, tell
+        self._dirty_since: dict[bytes, float] = {}  # of each object; inf where there is nothing to save
+        self._saved_at = -math.inf  # any of them
+        self.not_before = -math.inf
+        self._full_told = False
+        self.failed = 0
+        for held in spool.load():
+            session.resume(held)
+            self._dirty_since[held.digest] = math.inf
+
+    def whole(self, digest: bytes, now: float) -> None:
+        """An object is on the disk before the application hears of it; of a peer that makes this end write
+        more than its share, some time later."""
+        if self._share.may_hurry(now):
+            self.settle(now)  # what gave way to it leaves the room for it
+            self._save_one(self._session.incoming[digest], now)
+
+    def corrupt(self, digest: bytes, now: float) -> None:
+        """Drops the object. If the disk keeps some of it all the same, its digest shows the damage again."""
+        self._try(digest, partial(self._spool.drop, digest), now)
+
+    def settle(self, now: float) -> None:
+        """Drops the bytes of objects that are no longer incoming, and remembers those that were accepted."""
+        ended = self._dirty_since.keys() - self._session.incoming.keys()
+        if not ended:
+            return
+        done = [digest for digest in self._session.done if digest in ended]  # in the order in which they were
+        for digest in ended.difference(done):
+            held = self._spool.holds(digest)
+            if self._try(digest, partial(self._spool.drop, digest), now):  # else again later
+                del self._dirty_since[digest]
+                self._share.wrote(now, int(held))
+        may_finish = done and now >= self.not_before
+        if may_finish and self._try(done[0], partial(self._spool.finish, *done), now):
+            for digest in done:  # until then a restart may deliver them once more
+                del self._dirty_since[digest]
+            self._share.wrote(now, len(done))
+
+    def save(self, now: float) -> None:
+        """Writes the objects that are due."""
+        if now < self.not_before:
+            return
+        for incoming in list(self._session.incoming.values()):
+            if self._due_at(incoming, now) <= now:
+                self._save_one(incoming, now)
+
+    def save_all(self, now: float) -> None:
+        """Writes all incoming objects, as the program ends."""
+        self.not_before = -math.inf
+        self.settle(now)
+        for incoming in list(self._session.incoming.values()):
+            self._save_one(incoming, now)
+
+    def wakeup(self, now: float) -> float:
+        """Returns when `save` next has something to do."""
+        dues = (self._due_at(incoming, now) for incoming in self._session.incoming.values())
+        return max(min(dues, default=math.inf), self.not_before)
+
+    def _due_at(self, incoming: Incoming, now: float) -> float:
+        """A share of the object at a time, but neither too often, however many objects there are, nor too
+        late."""
+        if not incoming.dirty:
+            self._dirty_since[incoming.digest] = math.inf
+            return math.inf
+        since = min(self._dirty_since.get(incoming.digest, math.inf), now)
+        self._dirty_since[incoming.digest] = since
+        dirty_bytes = len(incoming.dirty) * incoming.fragment_bytes
+        if dirty_bytes >= max(incoming.fragment_bytes, incoming.size / SAVE_SHARE):
+            return self._saved_at + SAVE_GAP_S
+        return max(since + SAVE_WITHIN_S, self._saved_at + SAVE_GAP_S)
+
+    def _save_one(self, incoming: Incoming, now: float) -> None:
+        digest = incoming.digest
+        self._dirty_since.setdefault(digest, math.inf)
+        if incoming.dirty and self._try(digest, partial(self._spool.save, incoming), now):
+            self._saved_at, self._dirty_since[digest] = now, math.inf
+            self._share.wrote(now)
+
+    def _try(self, digest: bytes, write: Callable[[], None], now: float) -> bool:
+        try:
+            write()
+        except OSError as error:
+            self.not_before = now + SAVE_AGAIN_S
+            self.failed += 1
+            told, self._full_told = self._full_told, True
+            if not told:
+                self._tell(SpoolFull(self._spool.folder, digest, error))
+            return False
+        self._full_told = False
+        return True

@@ -146,6 +146,14 @@ def _lock_of(folder: Path) -> int:
         os.close(handle)
 
 
+def discard_file(path: Path) -> None:
+    """Removes a file that is not what was written, so that this is told once. Never raises OSError."""
+    with contextlib.suppress(OSError):
+        remove_file(path)
+    why = "not what was written: what it was for is asked for again"
+    say(log, "unreadable", level=logging.ERROR, path=str(path), why=why)
+
+
 def clear_the_way(path: Path, kind: Kind = "file") -> None:
     """Puts aside whatever is at `path`, unless it is a regular file (or a folder, or a link to one), and logs
     it. Raises OSError if it cannot."""

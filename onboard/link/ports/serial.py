@@ -14,23 +14,34 @@ import array
 import contextlib
 import errno
 import fcntl
+import grp
 import io
+import logging
 import os
+import pwd
 import re
 import select
 import socket
+import stat
 import termios
 import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import serial
 
 from hw_profiles import Link
-from onboard.link.ports.device import NoDevice, Terminal, check_device, who_may_open
+from onboard.console.log import say
 from onboard.link.ports.framing import Framing, LineFault
 from onboard.link.ports.port import BadUrl, PortLost, Tap
 
+log = logging.getLogger(__name__)
+
+CHECK_S = 1.0  # how often to look at a device's settings: one call of the system, 1 us
+TELL_AGAIN_S = 60.0  # a program that changes them again and again is told of so often
 _READ_BYTES = 65_536
 CONNECT_WITHIN_S = 5.0
 WORDS_BYTES = 200  # of what the far end says in place of frames
@@ -38,6 +49,7 @@ _GONE_S = 30  # a far end that acknowledges nothing for so long is not there any
 _TELNET = re.compile(rb"\xff[\xfb-\xfe].")  # its negotiation of options (RFC 854)
 _NOT_CONFIGURED = re.compile(r"^Could not configure port: \((\d+),")
 _WORD = re.compile(rb"[A-Za-z]{3}")
+_PTY_MAJORS = range(136, 144)  # UNIX98 slaves: Documentation/admin-guide/devices.txt of Linux
 _HUNG_UP = select.POLLHUP | select.POLLERR | select.POLLNVAL
 
 
@@ -73,7 +85,7 @@ class SerialPort:
         return self._framing.broken
 
     def read(self) -> list[bytes]:
-        """See `Port.read`. At most 64 KiB a call."""
+        """At most 64 KiB a call."""
         if self._terminal is not None:
             self._terminal.look_after()
         data = self._read_some()
@@ -87,17 +99,14 @@ class SerialPort:
         return frames
 
     def write(self, frame: bytes) -> None:
-        """See `Port.write`."""
         self._kept += self._before + self._framing.encode(frame)
         self._before = b""
         self.flush()
 
     def lead(self, count: int) -> None:
-        """See `Port.lead`."""
         self._before = max(self._before, count * self._framing.opening, key=len)
 
     def flush(self) -> None:
-        """See `Port.flush`."""
         if not self._kept:
             return
         try:
@@ -112,17 +121,14 @@ class SerialPort:
         self._kept = self._kept[taken:]
 
     def discard(self) -> None:
-        """See `Port.discard`."""
         self._kept, self._before = b"", self._framing.opening
         self._empty_device()
 
     def kept_bytes(self) -> int:
-        """See `Port.kept_bytes`."""
         return len(self._kept)
 
     def queued_bytes(self) -> int:
-        """See `Port.queued_bytes`. Over TCP it is all that the far end has not acknowledged yet; a pty
-        always answers 0 for its own part."""
+        """Over TCP all that the far end has not acknowledged yet; a pty always answers 0 for its own part."""
         waiting = array.array("i", [0])
         if self._queue_fd >= 0:
             with contextlib.suppress(OSError):  # a device that cannot tell
@@ -130,19 +136,15 @@ class SerialPort:
         return len(self._kept) + waiting[0]
 
     def distrust(self, frame: bytes) -> None:
-        """See `Port.distrust`."""
         self._framing.check.refused(len(frame), self._framing.encode(frame).strip(self._framing.opening))
 
     def fault(self, link: Link) -> LineFault | None:
-        """See `Port.fault`."""
         return self._framing.check.fault(link)
 
     def fileno(self) -> int:
-        """See `Port.fileno`."""
         return self._fd
 
     def close(self) -> None:
-        """See `Port.close`."""
         self._empty_device()  # or closing waits until the UART is
         if self._terminal is not None:
             self._terminal.release()
@@ -194,6 +196,85 @@ class SerialPort:
         while (waiting := self._device.in_waiting) and len(data) < _READ_BYTES:
             data += self._device.read(waiting)
         return bytes(data)
+
+
+class Terminal:
+    """The settings of an open device, and that nobody else opens it."""
+
+    def __init__(self, url: str, fd: int, device: Any) -> None:
+        """`device`: pyserial's, which has just set up `fd`."""
+        self._url, self._fd, self._device = url, fd, device
+        self._settings = termios.tcgetattr(fd)
+        self._check_s = time.monotonic() + CHECK_S
+        self._times, self._tell_s = 0, self._check_s - CHECK_S
+        # A pseudo-terminal keeps this mark when its program is killed, and only root could open it again.
+        self._exclusive = os.geteuid() == 0 or os.major(os.fstat(fd).st_rdev) not in _PTY_MAJORS
+        if self._exclusive:
+            with contextlib.suppress(OSError):  # a driver without it; the lock is left
+                fcntl.ioctl(fd, termios.TIOCEXCL)
+
+    def look_after(self) -> None:
+        """Sets back what another program (`stty`, a modem manager, root's shell) has changed, and says so."""
+        now_s = time.monotonic()
+        if now_s < self._check_s:
+            return
+        self._check_s = now_s + CHECK_S
+        try:
+            if termios.tcgetattr(self._fd) == self._settings:
+                return
+            termios.tcsetattr(self._fd, termios.TCSANOW, self._settings)
+            if termios.tcgetattr(self._fd) != self._settings:  # a speed that termios has no name for
+                self._device.baudrate = self._device.baudrate
+        except (termios.error, OSError):  # the device is gone, which the next read says
+            return
+        self._times += 1
+        if now_s >= self._tell_s:
+            say(log, "port-reset", level=logging.WARNING, port=self._url, times=self._times,
+                why="another program changed its settings; they are set back")  # fmt: skip
+            self._times, self._tell_s = 0, now_s + TELL_AGAIN_S
+
+    def release(self) -> None:
+        """Others may open the device."""
+        if self._exclusive:
+            with contextlib.suppress(OSError):
+                fcntl.ioctl(self._fd, termios.TIOCNXCL)
+
+
+class NoDevice(OSError):  # noqa: N818 - a state of the world rather than a mistake
+    """What is at the path is no serial device; the text says what it is."""
+
+
+def check_device(path: str) -> None:
+    """That there is a character device at `path`. Raises NoDevice, and OSError where nothing is there."""
+    mode = Path(path).stat().st_mode
+    if stat.S_ISCHR(mode):
+        return
+    kinds = {
+        stat.S_IFREG: "a file",
+        stat.S_IFDIR: "a folder",
+        stat.S_IFIFO: "a pipe",
+        stat.S_IFSOCK: "a socket",
+    }
+    raise NoDevice(f"it is {kinds.get(stat.S_IFMT(mode), 'a block device')}, and no serial device")
+
+
+def who_may_open(path: str) -> str:
+    """What to do about "Permission denied", as the rest of a sentence."""
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return ""
+    group, user = _name(grp.getgrgid, found.st_gid), _name(pwd.getpwuid, os.geteuid())
+    if found.st_mode & 0o060 != 0o060 or found.st_gid == 0:
+        return "; its group may not open it either: a udev rule gives it to the group dialout"
+    return f"; members of the group {group} may open it: sudo usermod -aG {group} {user}, and log in again"
+
+
+def _name(entry: Callable[[int], Any], number: int) -> str:
+    try:
+        return str(entry(number)[0])
+    except KeyError:
+        return str(number)
 
 
 def words(said: bytes) -> str:

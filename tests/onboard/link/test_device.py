@@ -7,6 +7,7 @@ import array
 import contextlib
 import errno
 import fcntl
+import grp
 import json
 import logging
 import os
@@ -27,9 +28,8 @@ import pytest
 
 from hw_profiles import load_link
 from onboard.link import PortLost, facts_of, open_port
-from onboard.link.ports import device
-from onboard.link.ports.reopening import Reopening
-from onboard.link.pump import PortDown, PortUp, Pump, PumpEvent
+from onboard.link.ports import serial
+from onboard.link.pump import PortDown, PortUp, Pump, PumpEvent, Reopening
 from tests.missions.bench import run
 from tests.onboard.link.cable import PtyCable
 from tests.onboard.link.test_pump import pump
@@ -110,7 +110,7 @@ def test_what_is_no_device_is_named(kind: str, says: str, form: str, tmp_path: P
 def test_a_device_without_permission_says_which_group_has_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    group = next((entry for entry in device.grp.getgrall() if entry.gr_name == "dialout"), None)
+    group = next((entry for entry in grp.getgrall() if entry.gr_name == "dialout"), None)
     if group is None:
         pytest.skip("no group dialout here")
     path = tmp_path / "ttyUSB0"
@@ -118,11 +118,11 @@ def test_a_device_without_permission_says_which_group_has_it(
     path.chmod(0o660)
     if os.geteuid() == 0:
         os.chown(path, 0, group.gr_gid)
-        assert "members of the group dialout may open it: sudo usermod -aG dialout " in device.who_may_open(
+        assert "members of the group dialout may open it: sudo usermod -aG dialout " in serial.who_may_open(
             str(path)
         )
     path.chmod(0o600)
-    assert "udev rule" in device.who_may_open(str(path))
+    assert "udev rule" in serial.who_may_open(str(path))
 
 
 def as_nobody(path: Path) -> int:
@@ -165,7 +165,7 @@ def test_settings_that_another_program_changed_are_set_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     caplog.set_level(logging.WARNING)
-    monkeypatch.setattr(device, "CHECK_S", 0.05)
+    monkeypatch.setattr(serial, "CHECK_S", 0.05)
     a, b = open_port(str(cable.a), LINK), open_port(str(cable.b), LINK)
     before = termios.tcgetattr(a.fileno())
     stty(*settings, on=cable.a)

@@ -17,8 +17,8 @@ import pytest
 from firmware_sim.world.air import AirPort
 from hw_profiles import load_link
 from onboard.console.log import BURST, EVERY_S, Rarely, record_of
+from onboard.link.peer import BURST_WRITES, OverShare, PeerShare
 from onboard.link.pump import SLICE_FRAMES, Pump, PumpEvent
-from onboard.link.share import BURST_WRITES, OverShare, PeerShare
 from onboard.link.spool import Spool
 from onboard.mission.objects import UPDATE
 from onboard.wire.config import Identity, Medium, Security, SessionState

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from onboard.link.whereabouts import PeerMoved
+from onboard.link.peer import PeerMoved
 from onboard.wire.events import EncryptionMismatch, ForeignFrames, OutOfStep, TwoEnds, UnknownPeer, WrongKey
 from onboard.wire.framing.frame import Type
 from onboard.wire.security.seal import Sealer

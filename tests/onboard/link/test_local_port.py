@@ -6,12 +6,12 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from onboard.link.spool import Addresses, Spool
-from onboard.link.whereabouts import LocalPortTaken
+from onboard.link.peer import Addresses, LocalPortTaken
 from onboard.wire.security.seal import NO_SALT
 from tests.onboard.link.lan import LanEnd, PortLan, free, free_over_ipv6
 
@@ -68,8 +68,7 @@ def lease(end: LanEnd) -> None:
     is_ipv6 = "[" in before
     number = before.rpartition(":")[2]
     end.url = "udp://?bind=[::1]:0" if is_ipv6 else f"udp://?bind=127.0.0.8:{number}"
-    spool = Spool(end.folder, 0)
-    spool.keep_addresses(end.url, spool.addresses(before))
+    replace(Addresses.load(end.folder), url=end.url).store(end.folder)
 
 
 def both_met(net: PortLan) -> bool:
@@ -198,8 +197,7 @@ def test_a_port_that_the_url_says_is_not_another_one(net: PortLan) -> None:
     net.meet()
     board, number = net.board, net.board.address[1]
     board.kill()
-    kept = Addresses(f"127.0.0.1:{net.ground.address[1]}", free())
-    Spool(board.folder, 0).keep_addresses(board.url, kept)
+    Addresses(board.url, f"127.0.0.1:{net.ground.address[1]}", free()).store(board.folder)
     board.boot()
     net.says(board, 3.0)
     assert board.address[1] == number

@@ -13,9 +13,9 @@ import pytest
 
 from hw_profiles import load_link
 from onboard.link import opener
+from onboard.link.peer import Addresses
 from onboard.link.ports.port import Port, PortLost
 from onboard.link.ports.udp import UdpPort
-from onboard.link.spool import Addresses, Spool
 from onboard.wire.security.seal import NO_SALT
 from onboard.wire.transfer.peer import QUIET_S
 from tests.onboard.link.lan import LINK, PortLan, free, free_over_ipv6
@@ -85,8 +85,7 @@ def test_a_board_that_is_heard_elsewhere_is_there_whatever_its_name(tmp_path: Pa
     net.meet()
     net.board.pump.close(net.clock.now)
     net.board.url = net.board.url.replace("127.0.0.5", "127.0.0.6")
-    kept = Addresses(f"127.0.0.1:{net.ground.address[1]}")
-    Spool(net.board.folder, 0).keep_addresses(net.board.url, kept)
+    Addresses(net.board.url, f"127.0.0.1:{net.ground.address[1]}").store(net.board.folder)
     net.board.boot()
     net.says(net.board, 5.0)
     net.says(net.ground, 5.0)

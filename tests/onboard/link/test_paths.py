@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from onboard.link.spool import Addresses, Spool
-from onboard.link.whereabouts import KEEP_AT_ONCE, KEEP_S, PeerMoved, PeerUnknown
+from onboard.link.peer import KEEP_AT_ONCE, KEEP_S, Addresses, PeerMoved, PeerUnknown
 from onboard.mission.objects import UPDATE
 from onboard.wire.events import Arrived, Message
 from onboard.wire.framing import frame as framing
@@ -170,7 +169,7 @@ def test_an_end_that_is_named_and_moves_is_followed(net: PortLan) -> None:
     was = names.peer
     learns.pump.close(net.clock.now)
     learns.url = "udp://?bind=127.0.0.8:0"
-    Spool(learns.folder, 0).keep_addresses(learns.url, Addresses(f"127.0.0.1:{names.address[1]}"))
+    Addresses(learns.url, f"127.0.0.1:{names.address[1]}").store(learns.folder)
     learns.boot()
     net.says(learns, 5.0)
     assert names.peer == f"127.0.0.8:{learns.address[1]}" != was

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onboard.link.spool import REMEMBERED, Spool
+from onboard.storage import files
 from onboard.wire.transfer.incoming import Incoming, Partial
 from tests.onboard.link.objects import incoming, payload, receive
 
@@ -122,6 +123,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
     watch("pwrite", os, lambda handle, *_: f"write {file_of(handle)}")
     watch("fsync", os, lambda handle: f"sync {file_of(handle)}")
+    watch("_open_to_write", files, lambda path, *_: f"open {path.suffix}")
     watch("replace", Path, lambda source, target: f"replace {target.suffix}")
     watch("unlink", Path, lambda path, **_: f"unlink {path.suffix}")
     yield made
@@ -133,7 +135,7 @@ def test_bytes_are_on_the_disk_before_the_map_and_the_map_before_its_name(
 ) -> None:
     folder = tmp_path / "spool"
     Spool(folder, MIB).save(incoming(payload(200), 100, [0, 1]))
-    in_order = "write .part, write .part, sync .part, write .new, sync .new, replace .map, sync folder"
+    in_order = "write .part, write .part, sync .part, open .new, sync .new, replace .map, sync folder"
     assert ", ".join(calls[1:]) == in_order
 
 

@@ -112,7 +112,9 @@ class LifeEnd:
         """The link begins again while events wait."""
         self.spool.full = False  # what cannot be saved is another test's
         done = self.session.done
-        self.pump = self.pump.with_session(self._session(now, done), now)
+        session = self._session(now, done)
+        self.pump.close(now)
+        self.pump = Pump(lambda: self.port, session, self.spool)
         self.accepted = set(done)
         self.spool.full = self.full
         self._begun(now)

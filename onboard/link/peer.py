@@ -1,0 +1,281 @@
+"""The peer of a link as its pump knows it: what it may cost this end, and where it is.
+
+Whoever holds a key may say anything, as often as the line carries it. A peer that costs more than any honest
+one is heard no further until its bill is paid: what it sends meanwhile waits in the port, and overflows there
+at its own loss. So one link cannot take the time of the others, nor of what else this end does. Each bound is
+a leaky bucket, far above what an honest peer needs: one that keeps to its link's rate sends half of the
+bytes, and its objects are saved four times a second.
+
+Where a peer is is learned from proof alone, kept in the file `peer` of the spool's folder, and looked for
+when it is lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from hashlib import blake2s
+from pathlib import Path
+
+from onboard.link.ports.port import Port
+from onboard.storage.files import discard_file, read_file, replace_durably
+from onboard.wire.framing.frame import Origin
+from onboard.wire.session import Session
+
+AHEAD = 2.0  # times the line's rate
+BURST_S = 4.0  # of that, which a port may hold when this end was paused
+LEAST_FRAME_BYTES = 64
+FRAMES_PER_S = (1000.0, 20_000.0)  # at least and at most, whatever the line carries
+BURST_BYTES = 1 << 20  # at least
+WRITES_PER_S, BURST_WRITES = 32.0, 256.0
+HURRIES_PER_S, BURST_HURRIES = 1.0, 4.0  # objects saved as soon as they are whole
+BAD_FRAME = 0.05  # of the cost of one that is authentic: 10 us
+TOLD_AGAIN_S = 600.0
+_RATE_OVER_S = 10.0
+
+SEEK_S = 5.0  # while the peer gives no answer, its name is looked up this often; what is found is taken next
+KEEP_S = 10.0  # where the peer is reaches the disk this often: two paths in turn must wear no card out
+KEEP_AT_ONCE = 4  # but so many moves in a row at once, as a kill may follow
+_CHECK_BYTES = 16
+_MAX_NOTE_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class OverShare:
+    """The peer costs more `what` (frames, bytes, writes) a second than its share, which is `bound`; `rate` is
+    that of the last seconds. It is heard last from now on; told again every 10 min while it lasts."""
+
+    what: str
+    rate: float
+    bound: float
+
+
+@dataclass(frozen=True, slots=True)
+class PeerUnknown:
+    """The port at `url` does not say where the peer is, so nothing is sent until it is heard; told once until
+    it is known."""
+
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
+class PeerMoved:
+    """The peer of the port at `url` is at the address `peer`, which was not known, or is no more where it was
+    before."""
+
+    url: str
+    peer: str
+
+
+@dataclass(frozen=True, slots=True)
+class LocalPortTaken:
+    """The port at `url` was `local_port` of this computer, which cannot be had now and `why`: it is another
+    one, and a peer that has moved meanwhile does not find this end."""
+
+    url: str
+    local_port: int
+    why: str
+
+
+class _Bucket:
+    def __init__(self, per_s: float, burst: float) -> None:
+        self.per_s, self.burst = per_s, burst
+        self.level = 0.0
+        self.at = -math.inf
+        self.since, self.amount = -math.inf, 0.0  # of the rate to tell
+        self.told_at = -math.inf
+
+    def charge(self, amount: float, now: float) -> None:
+        self.level = self.left(now) + amount
+        self.at = now
+        if now >= self.since + _RATE_OVER_S:
+            self.since, self.amount = now, 0.0
+        self.amount += amount
+
+    def left(self, now: float) -> float:
+        return max(0.0, self.level - self.per_s * (now - self.at)) if self.level else 0.0
+
+    def free_at(self, now: float) -> float:
+        return now + max(0.0, self.left(now) - self.burst) / self.per_s
+
+
+class PeerShare:
+    """The costs of one peer. Times in seconds on the caller's clock."""
+
+    def __init__(self) -> None:
+        self._frames = _Bucket(FRAMES_PER_S[0], FRAMES_PER_S[0])
+        self._bytes = _Bucket(BURST_BYTES, BURST_BYTES)
+        self._writes = _Bucket(WRITES_PER_S, BURST_WRITES)
+        self._buckets = {"frames": self._frames, "bytes": self._bytes, "writes": self._writes}
+        self._hurries = _Bucket(HURRIES_PER_S, BURST_HURRIES)
+
+    def line(self, bytes_per_s: float) -> None:
+        """Sets the bounds by what the line carries from the peer now, in bytes a second."""
+        most = AHEAD * bytes_per_s
+        frames = min(max(most / LEAST_FRAME_BYTES, FRAMES_PER_S[0]), FRAMES_PER_S[1])
+        self._bytes.per_s, self._bytes.burst = most, max(BURST_S * most, BURST_BYTES)
+        self._frames.per_s, self._frames.burst = frames, BURST_S * frames
+
+    def heard(self, frame_bytes: int, now: float, *, bad: bool = False) -> None:
+        """Charges for a frame that was dealt with. `bad`: it was not the peer's, who does not pay for the
+        bytes of others."""
+        self._frames.charge(BAD_FRAME if bad else 1.0, now)
+        if not bad:
+            self._bytes.charge(frame_bytes, now)
+
+    def wrote(self, now: float, times: int = 1) -> None:
+        """Charges for writes to the disk that the peer's frames caused."""
+        self._writes.charge(times, now)
+
+    def may_hurry(self, now: float) -> bool:
+        """Returns whether an object that could be written later may be written now; if so, it is charged."""
+        may = self._hurries.left(now) <= BURST_HURRIES - 1
+        if may:
+            self._hurries.charge(1.0, now)
+        return may
+
+    def free_at(self, now: float) -> float:
+        """Returns when the peer may be heard again: `now` while it keeps to its share."""
+        return max(bucket.free_at(now) for bucket in self._buckets.values())
+
+    def over(self, now: float) -> list[OverShare]:
+        """Returns the events to report of a peer that is over its share now."""
+        told = []
+        for what, bucket in self._buckets.items():
+            if bucket.free_at(now) > now and now >= bucket.told_at + TOLD_AGAIN_S:
+                bucket.told_at = now
+                rate = bucket.amount / max(now - bucket.since, 1.0)
+                told.append(OverShare(what, round(rate, 1), round(bucket.per_s, 1)))
+        return told
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Of the datagram port at `url`, as they are kept in the file `peer` of a folder. `peer`: where the other
+    end was heard last, empty for nowhere; `local_port`: the one that this end was given when its URL asked
+    for any, 0 for none."""
+
+    url: str
+    peer: str = ""
+    local_port: int = 0
+
+    @classmethod
+    def load(cls, folder: Path) -> Addresses:
+        """What `store` stored last; those of no port where that is damaged, or nothing."""
+        path = folder / "peer"
+        try:
+            content = read_file(path, _MAX_NOTE_BYTES)
+            body, check = content[:-_CHECK_BYTES], content[-_CHECK_BYTES:]
+            url, peer, number, _ = body.decode().split("\n")
+            if check != _check(body):
+                raise ValueError(f"damaged: {len(content)} B")
+            return cls(url, peer, int(number))
+        except FileNotFoundError:  # nowhere yet
+            pass
+        except (OSError, ValueError):  # damaged, or of another version: it will be heard
+            discard_file(path)
+        return cls("")
+
+    def store(self, folder: Path) -> None:
+        """Keeps them durably. Raises OSError."""
+        body = f"{self.url}\n{self.peer}\n{self.local_port}\n".encode()
+        replace_durably(folder / "peer", body + _check(body))
+
+
+def _check(body: bytes) -> bytes:
+    return blake2s(body, digest_size=_CHECK_BYTES).digest()
+
+
+class Whereabouts:
+    """Where the peer of `session` is, over all ports that its pump opens one after the other. The last one
+    found is kept in `folder`. tell: is given what is new."""
+
+    def __init__(
+        self, session: Session, folder: Path, tell: Callable[[LocalPortTaken | PeerMoved | PeerUnknown], None]
+    ) -> None:
+        self._session, self._folder, self._tell = session, folder, tell
+        self._kept = Addresses.load(folder)
+        self._unknown_told = False
+        self._peer = ""  # as heard last, or as the port's URL says
+        self._met = False  # it was heard through this port
+        self._keep_at = -math.inf
+        self._seek_at = -math.inf
+
+    def opened(self, port: Port, now: float) -> None:
+        """This is the port from now on. Both ends are thought to be where they were when this program ran
+        last: the peer may have moved, and then it must find this end there."""
+        paths = port.paths
+        self._seek_at = now + SEEK_S
+        self._met = False
+        if paths is None:
+            self._session.presence.is_reachable = True
+            return
+        kept = self._kept if self._kept.url == port.url else Addresses(port.url)
+        if why := paths.reclaim(kept.local_port):
+            self._tell(LocalPortTaken(port.url, kept.local_port, why))
+        if kept.peer:
+            paths.recall(kept.peer)
+        self._peer = paths.peer or ""
+        self._session.presence.is_reachable = paths.peer is not None
+        if not kept.local_port and paths.local_port:  # before the peer can hear of it
+            self._store(replace(kept, local_port=paths.local_port))
+
+    def origin(self, port: Port, frame: bytes) -> Origin:
+        """Where a frame that was just read came from."""
+        return None if port.paths is None else port.paths.origin(frame)
+
+    def heard(self, port: Port, origin: Origin, now: float) -> None:
+        """The session was given a frame from there: it may have proved that the peer is there now."""
+        if port.paths is None or not self._session.presence.proof_of_life:
+            return
+        port.paths.trust(origin)
+        before, self._peer = self._peer, port.paths.peer or ""
+        self._unknown_told, self._met = False, True
+        self._session.presence.is_reachable = True
+        self.keep(port, now)
+        if self._peer != before:
+            self._tell(PeerMoved(port.url, self._peer))
+
+    def keep(self, port: Port, now: float = math.inf) -> None:
+        """So that this end speaks to its peer at once when it starts again."""
+        if port.paths is None or not self._met or now < self._keep_at - (KEEP_AT_ONCE - 1) * KEEP_S:
+            return
+        found = Addresses(port.url, self._peer, port.paths.local_port)
+        if self._kept != found:
+            self._keep_at = max(now, self._keep_at) + KEEP_S
+            self._store(found)
+
+    def look(self, port: Port, now: float) -> None:
+        """Time has passed: looks where else the peer may be, while it gives no answer."""
+        if port.paths is None:
+            return
+        if port.paths.peer is None:
+            if not self._unknown_told:
+                self._unknown_told = True
+                self._tell(PeerUnknown(port.url))
+        elif now >= self._seek_at and self._session.presence.in_doubt:
+            self._seek_at = now + SEEK_S
+            if port.paths.seek():
+                self._session.presence.ask()
+
+    def write(self, port: Port, frame: bytes) -> None:
+        """Sends the frame that the session gave last, to where it is to go: while the peer gives no answer,
+        everywhere where it may be."""
+        to = self._session.presence.destination
+        if port.paths is None:
+            port.write(frame)
+        elif to is not None:
+            port.paths.answer(frame, to)
+        elif self._session.presence.in_doubt:
+            for place in port.paths.places():
+                port.paths.answer(frame, place)
+        else:
+            port.write(frame)
+
+    def _store(self, addresses: Addresses) -> None:
+        """A disk that refuses loses where the ends are, until the next time."""
+        with contextlib.suppress(OSError):
+            addresses.store(self._folder)
+            self._kept = addresses
