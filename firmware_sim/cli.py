@@ -6,15 +6,17 @@ import contextlib
 import json
 import sys
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 import click
+import msgspec
 
 from firmware_sim.bench.cable import IP_UDP_HEADER_BYTES, Cable
 from firmware_sim.bench.cable_ports import UdpEnd, open_ends, parse_end
 from firmware_sim.bench.faults import FAULTS, parse_faults
 from firmware_sim.fleet.cli import fleet
 from firmware_sim.ring.cli import ring
+from firmware_sim.runs.options import data_options
 from firmware_sim.world.channel import SIDES, Burst, Channel, Impairments
 from hw_profiles import load_link
 from onboard.console.errors import OneLineErrors, finite, refused
@@ -23,7 +25,7 @@ from onboard.console.lines import Outlet, is_terminal, lines_to
 from onboard.console.log import Format, start
 from onboard.console.signals import stop_signals
 from onboard.console.toml import ConfigError
-from onboard.learn.networks import described, network_for
+from onboard.learn.networks import network_for
 
 _TOTALS_BYTES = 8192  # a few reports of a cable
 
@@ -35,14 +37,14 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--link", "link_name", required=True, help="Profile of the link: a name or a TOML file.")
+@click.option("--link", required=True, help="Profile of the link: a name or a TOML file.")
 @click.option("--ground", required=True, metavar="END", help="The ground's end: a path, or udp://HOST:PORT.")
 @click.option("--board", required=True, metavar="END", help="The board's end, of the same kind.")
-@click.option("--loss", type=float, show_default="the profile's",
+@click.option("--loss", "frame_loss", type=float, show_default="the profile's",
               help="Probability that a frame is lost, instead of the profile's frame_loss.")  # fmt: skip
 @click.option("--burst", metavar="LOSS:FRAMES", show_default="none",
               help="Losses in bursts (Gilbert's model): mean share lost, mean length in frames.")  # fmt: skip
-@click.option("--ber", type=float, show_default="the profile's",
+@click.option("--ber", "bit_error_rate", type=float, show_default="the profile's",
               help="Probability that a bit is wrong, instead of the profile's bit_error_rate.")  # fmt: skip
 @click.option("--duplicate", type=float, default=0.0, show_default=True,
               help="Probability that a frame arrives twice.")  # fmt: skip
@@ -53,7 +55,7 @@ def main() -> None:
                    "Repeatable.")  # fmt: skip
 @click.option("--cut-after-bytes", type=int, show_default="never",
               help="Close the contact once, after so many bytes of the board.")  # fmt: skip
-@click.option("--cut-seconds", type=float, show_default="never",
+@click.option("--cut-seconds", "cut_s", type=float, show_default="never",
               help="Close it for so many seconds.")  # fmt: skip
 @click.option("--fault", "faults", multiple=True, metavar="NAME[=STRENGTH]", show_default="none",
               help=f"Something else that is wrong, both ways; repeatable: {', '.join(FAULTS)}.")  # fmt: skip
@@ -63,22 +65,7 @@ def main() -> None:
 @click.option("--report-every", type=float, metavar="S", show_default="at the end",
               help="Print running totals as JSON lines every S seconds, and a last one at the "
                    "end.")  # fmt: skip
-def cable(
-    link_name: str,
-    ground: str,
-    board: str,
-    loss: float | None,
-    burst: str | None,
-    ber: float | None,
-    duplicate: float,
-    reorder: float,
-    windows: tuple[str, ...],
-    cut_after_bytes: int | None,
-    cut_seconds: float | None,
-    faults: tuple[str, ...],
-    seed: int,
-    report_every: float | None,
-) -> None:
+def cable(ground: str, board: str, report_every: float | None, **options: Any) -> None:
     """Joins two programs by an emulated radio link, with its rate, delay, losses and contact windows.
 
     An end is the path of a serial port to be made (a link to a pseudo-terminal), or udp://HOST:PORT to listen
@@ -96,31 +83,28 @@ def cable(
         --fault eat-xonxoff
     """
     try:
-        if loss is not None and burst is not None:
+        burst = options["burst"]
+        if options["frame_loss"] is not None and burst is not None:
             raise ValueError("--loss and --burst: give one")
-        if (cut_after_bytes is None) != (cut_seconds is None):
+        if (options["cut_after_bytes"] is None) != (options["cut_s"] is None):
             raise ValueError("--cut-after-bytes and --cut-seconds: give both or none")
         if report_every is not None and not report_every > 0:
             raise ValueError(f"--report-every {report_every}: must be above 0")
-        link = load_link(link_name)
+        link, seed = load_link(options["link"]), options["seed"]
         ends = parse_end(ground), parse_end(board)
-        channel = Channel(
-            link,
-            Impairments(
-                frame_loss=loss,
-                bit_error_rate=ber,
-                duplicate=duplicate,
-                reorder=reorder,
-                windows=[_pair(text, "--window", 0.0) for text in windows] or None,
-                burst=None if burst is None else Burst(*_pair(burst, "--burst")),
-                cut_after_bytes=cut_after_bytes,
-                cut_s=cut_seconds or 0.0,
-                overhead_bytes=IP_UDP_HEADER_BYTES if isinstance(ends[0], UdpEnd) else 0,
-            ),
-            seed=seed,
+        are_datagrams = isinstance(ends[0], UdpEnd)
+        impairments = msgspec.convert(
+            options
+            | {
+                "windows": [_pair(text, "--window", 0.0) for text in options["windows"]] or None,
+                "burst": None if burst is None else Burst(*_pair(burst, "--burst")),
+                "cut_s": options["cut_s"] or 0.0,
+                "overhead_bytes": IP_UDP_HEADER_BYTES if are_datagrams else 0,
+            },
+            Impairments,
         )
-        wrong = parse_faults(faults, seed, datagrams=isinstance(ends[0], UdpEnd))
-        laid = Cable(channel, open_ends(*ends, link), wrong)
+        faults = parse_faults(options["faults"], seed, datagrams=are_datagrams)
+        laid = Cable(Channel(link, impairments, seed=seed), open_ends(*ends, link), faults)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     with contextlib.closing(laid):
@@ -150,18 +134,8 @@ def board(node_toml: Path, log_format: Format, report_every: float | None) -> No
 
 
 @main.command()
-@click.option("--data", default="digits", show_default=True,
-              help="What is learned: digits, mnist, eurosat (the subset of 2,500 images where the folder has "
-                   "it), eurosat-full, npz:PATH or folder:PATH.")  # fmt: skip
-@click.option("--data-dir", type=click.Path(path_type=Path), envvar="SPACEDML_DATA", show_envvar=True,
-              help="Folder of mnist and eurosat.")  # fmt: skip
-@click.option("--model", show_default="by the data",
-              help=f"Model to train, with the images that it takes: {described()}.")  # fmt: skip
+@data_options("digits", "board", 600, "the shares, the first weights and the air")
 @click.option("--rounds", default=6, show_default=True, type=click.IntRange(min=1), help="Rounds.")
-@click.option("--images", default=600, show_default=True, type=click.IntRange(min=1),
-              help="Images a board, at most.")  # fmt: skip
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31),
-              help="Seed of the shares, the first weights and the air.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), default=Path("demo-out"), show_default=True,
               help="Folder for everything that the run writes. An earlier demo's is replaced; anything else "
                    "is left alone, and so is the folder of a demo that runs.")  # fmt: skip
@@ -169,10 +143,7 @@ def board(node_toml: Path, log_format: Format, report_every: float | None) -> No
               help="A real board in place of an emulated one, on the ground's PORT; repeatable.")  # fmt: skip
 @click.option("--plain", is_flag=True,
               help="Lines instead of a live table; without a terminal it is always lines.")  # fmt: skip
-def demo(
-    data: str, data_dir: Path | None, model: str | None, rounds: int, images: int, seed: int, out: Path,
-    real: tuple[str, ...], plain: bool,
-) -> None:  # fmt: skip
+def demo(real: tuple[str, ...], plain: bool, **options: Any) -> None:
     """Trains a model across a ground station and three emulated boards over radio-grade links.
 
     A Raspberry Pi 4 on a serial cable at 115,200 baud, a Jetson Nano on S-band at 256 kbit/s over UDP, and a
@@ -194,16 +165,14 @@ def demo(
     from onboard.data.loading import DataError
     from onboard.learn.graph import GraphError
 
-    wishes = DemoConfig(
-        out=out, data=data, data_folder=data_dir, rounds=rounds,
-        model=model or network_for(data),
-        images=images, seed=seed, real=_real_boards(real, [place.name for place in BOARDS]),
-    )  # fmt: skip
+    out, options["model"] = options["out"], options["model"] or network_for(options["data"])
+    boards = _real_boards(real, [place.name for place in BOARDS])
+    config = msgspec.convert(options | {"real": boards}, DemoConfig)
     # A terminal that is paused, or a pager, stops neither the run nor its end.
     with lines_to(sys.stdout, _unread) as lines:
         console = Console(file=cast(IO[str], Outlet(lines, sys.stdout)))
         try:
-            summary = run(wishes, DemoView(console, plain=plain))
+            summary = run(config, DemoView(console, plain=plain))
         except (DataError, GraphError, DemoError, FolderError) as error:
             raise click.UsageError(str(error)) from None
         except OSError as error:
@@ -254,13 +223,12 @@ def _run(laid: Cable, report_every: float | None) -> None:
         told = laid.report()
         out.put(f"{told['link']}: ground {told['ground']['port']}, board {told['board']['port']}\n")
         laid.run(stop.fd, lambda: True)
-        told = laid.report()
-        for side in SIDES:
-            n = told[side]
-            out.put(
-                f"{side}: {n['frames']} frames, {n['bytes']} bytes, {n['airtime_s']:.1f} s on the air; "
-                f"{n['lost']} lost, {n['collided']} collided, {n['cut']} outside a contact\n"
-            )
+        for side, n in laid.report().items():
+            if side in SIDES:
+                out.put(
+                    f"{side}: {n['frames']} frames, {n['bytes']} bytes, {n['airtime_s']:.1f} s on the air; "
+                    f"{n['lost']} lost, {n['collided']} collided, {n['cut']} outside a contact\n"
+                )
 
 
 def _pair(text: str, option: str, first_default: float | None = None) -> tuple[float, float]:

@@ -29,6 +29,7 @@ from onboard.mission.averaging import averaged
 from onboard.mission.health import State, decode_health
 from onboard.mission.objects import MODEL, asked_again
 from onboard.mission.server import BadUpdate, MissionTerms, Server
+from onboard.storage.files import write_durably
 from onboard.wire.events import Arrived, Cancelled, Event, GroupAnswer, Message
 from onboard.wire.messages import BadMessage, Reason, digest
 from onboard.wire.security.seal import MAX_EPOCH
@@ -37,7 +38,7 @@ TELL_EVERY = 200  # happenings between two looks at the progress
 EMPTY_TRIES = 20  # a round that nobody answers as often as this will not be answered
 
 
-class FleetError(RuntimeError):
+class FleetError(ValueError):
     """The fleet cannot start or cannot go on; one line."""
 
 
@@ -151,6 +152,10 @@ class Fleet:
         # As many boots as an uninterrupted run can have made, so that no fate of the air is drawn twice.
         self._earlier_boots = EMPTY_TRIES * len(self.results)
         self._boots = dict.fromkeys(self._places, self._earlier_boots)
+
+    def save(self, path: Path) -> None:
+        """Makes the model durable that the last round made. Raises OSError."""
+        write_durably(path, self.packed)
 
     def play(self) -> Iterator[RunProgress | RoundResult]:
         """Runs the rounds that are left. Raises FleetError."""

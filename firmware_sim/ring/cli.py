@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -12,17 +10,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 import msgspec
 
-from firmware_sim.runs.options import options_of
+from firmware_sim.runs.options import data_options, options_of, run_options
 from hw_profiles import load_board, load_link
-from onboard.console.errors import finite, refused
+from onboard.console.errors import finite
 from onboard.console.extras import require
-from onboard.console.log import start
-from onboard.learn.networks import described, network_for
+from onboard.learn.networks import network_for
 from onboard.learn.training import Recipe
 
 if TYPE_CHECKING:
-    from firmware_sim.ring.processes.run import ProcessRun
-    from firmware_sim.ring.run import RingConfig, RingRun
+    from firmware_sim.ring.run import RingConfig
     from firmware_sim.ring.settings import GroundNode
 
 K = TypeVar("K")
@@ -49,13 +45,13 @@ class AlgorithmName(click.Choice[str]):
 
 def _scenario(context: click.Context, _option: click.Parameter, path: Path | None) -> None:
     """What a scenario file says is the default of each option."""
-    from firmware_sim.ring.scenario import load
+    from firmware_sim.ring.settings import load_scenario
     from onboard.console.toml import ConfigError
 
     if path is None:
         return
     try:
-        options, context.obj = load(path)
+        options, context.obj = load_scenario(path)
     except ConfigError as error:
         raise click.UsageError(str(error)) from None
     names = {option.lstrip("-"): param.name for param in ring.params for option in param.opts}
@@ -108,17 +104,7 @@ def _scenario(context: click.Context, _option: click.Parameter, path: Path | Non
     left_out="none",
     flags={"drops": ("--drop", "EPOCH")},
 )
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31),
-              help="Seed of the first weights, shares, order of images, and masks.")  # fmt: skip
-@click.option("--data", default="mnist", show_default=True,
-              help="What is learned: digits, mnist, eurosat (the subset of 2,500 images where the folder has "
-                   "it), eurosat-full, npz:PATH or folder:PATH.")  # fmt: skip
-@click.option("--data-dir", type=click.Path(path_type=Path), envvar="SPACEDML_DATA", show_envvar=True,
-              help="Folder of mnist and eurosat.")  # fmt: skip
-@click.option("--model", show_default="by the data",
-              help=f"Model to train, with the images that it takes: {described()}.")  # fmt: skip
-@click.option("--images", default=1000, show_default=True, type=click.IntRange(min=1),
-              help="Images a node, at most.")  # fmt: skip
+@data_options("mnist", "node", 1000, "the first weights, shares, order of images, and masks")
 @click.option("--alpha", type=click.FloatRange(0, min_open=True), show_default="alike",
               help="Concentration of a Dirichlet split: the smaller, the more unlike.")  # fmt: skip
 @click.option("--board", default="raspberry-pi-4", show_default=True, help="Board profile of all nodes.")
@@ -133,12 +119,10 @@ def _scenario(context: click.Context, _option: click.Parameter, path: Path | Non
               help="A node falls silent then; repeatable; not with topk and choco.")  # fmt: skip
 @click.option("--cut", multiple=True, metavar="A-B@FROM:UNTIL", show_default="none",
               help="An edge carries nothing in that time; repeatable; not with topk and choco.")  # fmt: skip
-@click.option("--out", type=click.Path(path_type=Path), default=Path("ring-out"), show_default=True,
-              help="Folder for results. A run that was stopped goes on from there.")  # fmt: skip
 @click.option("--processes", is_flag=True,
               help="Real agents over UDP, a process each, in place of the virtual clock; see "
                    "above.")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="A JSON object for each epoch in place of the table.")
+@run_options("ring", "epoch")
 @click.pass_obj
 def ring(ground: GroundNode | None, /, as_json: bool, processes: bool, **options: Any) -> None:
     """Nodes train and exchange models with their neighbours, without a server, on a virtual clock.
@@ -170,55 +154,45 @@ def ring(ground: GroundNode | None, /, as_json: bool, processes: bool, **options
     require("onnxruntime", "rich", "matplotlib")
     from rich.console import Console
 
-    from firmware_sim.ring.processes.run import ProcessRun
+    from firmware_sim.ring.processes import ProcessRun
     from firmware_sim.ring.run import RingRun
-    from firmware_sim.ring.settings import RingError
-    from onboard.data.loading import DataError
-    from onboard.learn.graph import GraphError
+    from firmware_sim.runs.live import command
 
-    start("json" if as_json else "text", logging.ERROR)
-    try:
-        wishes = _wishes(ground=ground, **options)
-        with Console(stderr=as_json).status(f"reading {wishes.data}"):
-            run = ProcessRun(wishes) if processes else RingRun(wishes)
-        stopped = not _show(run, wishes, as_json=as_json)
-    except (DataError, GraphError, RingError, ValueError) as error:
-        raise click.UsageError(str(error)) from None
-    except OSError as error:
-        refused(error, options["out"])
-    if stopped:
-        goes_on = "" if processes else "; the same command goes on from there"
-        click.echo(f"stopped after {len(run.results)} epochs{goes_on}", err=True)
-        sys.exit(130)
+    def made() -> RingRun | ProcessRun:
+        config = _config(options | {"ground": ground})
+        with Console(stderr=as_json).status(f"reading {config.data}"):
+            run = ProcessRun(config) if processes else RingRun(config)
+        if config.settings.in_parts:
+            shape = config.settings.shape
+            click.echo(f"{shape}: these nodes are in parts, and their models never agree", err=True)
+        if run.images < config.images:
+            click.echo(f"{run.images} images a node: {config.data} has no more", err=True)
+        return run
+
+    command(made, options["out"], as_json=as_json)
 
 
-def _wishes(
-    *, nodes: int, method: Any, sparsity: float, values: str, shape: Any, columns: int, every: int,
-    rate: float, patience_s: float, epochs: int, seed: int, data: str, data_dir: Path | None,
-    model: str | None, images: int, alpha: float | None, board: str, link: str, loss: float | None,
-    frame_bytes: int | None,
-    dead: tuple[str, ...], cut: tuple[str, ...], out: Path, ground: GroundNode | None, **recipe: Any,
-) -> RingConfig:  # fmt: skip
+def _config(options: dict[str, Any]) -> RingConfig:
     """The options as one value. Raises ValueError for what cannot be."""
     from firmware_sim.ring.run import RingConfig
     from firmware_sim.ring.settings import RingSettings
     from onboard.codec.values import Form
 
-    profile = load_link(link)
-    if loss is not None:
-        profile = replace(profile, frame_loss=loss)
-    if frame_bytes is not None:
-        profile = replace(profile, mtu_bytes=frame_bytes)
-    settings = RingSettings(
-        nodes=nodes, method=method, sparsity=sparsity, values=Form[values.upper()], shape=shape,
-        columns=columns, every=every, rate=rate, patience_s=patience_s, epochs=epochs, seed=seed,
-        model=model or network_for(data),
-        recipe=msgspec.convert(recipe, Recipe), board=load_board(board),
-        link=profile,
-        dead=_each_once("--dead", map(_dead, dead)), cuts=_each_once("--cut", map(_cut, cut)),
-        ground=ground,
-    )  # fmt: skip
-    return RingConfig(settings=settings, data=data, data_folder=data_dir, images=images, alpha=alpha, out=out)
+    link = load_link(options["link"])
+    if options["loss"] is not None:
+        link = replace(link, frame_loss=options["loss"])
+    if options["frame_bytes"] is not None:
+        link = replace(link, mtu_bytes=options["frame_bytes"])
+    made = options | {
+        "model": options["model"] or network_for(options["data"]),
+        "values": Form[options["values"].upper()],
+        "recipe": msgspec.convert(options, Recipe),
+        "board": load_board(options["board"]),
+        "link": link,
+        "dead": _each_once("--dead", map(_dead, options["dead"])),
+        "cuts": _each_once("--cut", map(_cut, options["cut"])),
+    }
+    return msgspec.convert(made | {"settings": msgspec.convert(made, RingSettings)}, RingConfig)
 
 
 def _each_once(option: str, pairs: Iterable[tuple[K, V]]) -> dict[K, V]:
@@ -249,21 +223,3 @@ def _cut(text: str) -> tuple[tuple[int, int], tuple[float, float]]:
     if not from_s < until_s:
         raise ValueError(f"--cut {text!r}: ends before it begins")
     return (min(a, b), max(a, b)), (from_s, until_s)
-
-
-def _show(run: RingRun | ProcessRun, wishes: RingConfig, *, as_json: bool) -> bool:
-    """Plays and shows a run; False if it was stopped before its end."""
-    from firmware_sim.ring.view import draw, texts
-    from firmware_sim.runs.live import show
-
-    settings = wishes.settings
-    if settings.in_parts:
-        click.echo(f"{settings.shape}: these nodes are in parts, and their models never agree", err=True)
-    if run.images < wishes.images:
-        click.echo(f"{run.images} images a node: {wishes.data} has no more", err=True)
-    if not show(run, texts(settings.epochs, run.parameters, settings.link), as_json=as_json):
-        return False
-    if wishes.out is not None:
-        title = f"{settings.method}, {settings.shape} of {settings.nodes}, {wishes.data}"
-        draw({settings.method: run.results}, title, wishes.out / "ring.png")
-    return True

@@ -1,16 +1,23 @@
-"""What a ring is told."""
+"""What a ring is told, by the command's options and by a scenario file."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
 
 from firmware_sim.ring.result import Seconds
-from hw_profiles import Board, Link
+from hw_profiles import Board, Link, load_link
 from onboard.codec.mask import ALL, share_of
 from onboard.codec.values import Form
-from onboard.config import GROUND
+from onboard.config import GROUND, Text, profile
+from onboard.console.toml import read
 from onboard.learn.gossip import topology
 from onboard.learn.gossip.algorithms import ALGORITHMS, AlgorithmKind
 from onboard.learn.training import Recipe
@@ -93,19 +100,66 @@ class RingSettings:
     def edges(self) -> frozenset[topology.Edge]:
         """Who talks to whom; nodes count from 1, the ground is 0. Raises RingError."""
         nodes = range(1, self.nodes + 1)
+        shapes: dict[Shape, Callable[[], frozenset[topology.Edge]]] = {
+            "ring": lambda: topology.ring(nodes),
+            "planes": lambda: topology.planes(nodes, self.columns),
+            "torus": lambda: topology.torus(nodes, self.columns),
+            "star": lambda: topology.star(nodes),
+            "complete": lambda: topology.complete(nodes),
+        }
         try:
-            edges = {
-                "ring": lambda: topology.ring(nodes),
-                "planes": lambda: topology.planes(nodes, self.columns),
-                "torus": lambda: topology.torus(nodes, self.columns),
-                "star": lambda: topology.star(nodes),
-                "complete": lambda: topology.complete(nodes),
-            }[self.shape]()
+            edges = shapes[self.shape]()
         except ValueError as error:
             raise RingError(str(error)) from None
         return edges | {(GROUND, gateway) for gateway in (self.ground.passes if self.ground else ())}
 
+    def link_of(self, a: int, b: int) -> Link:
+        """The profile of the link between two nodes."""
+        return self.ground.link if self.ground is not None and GROUND in (a, b) else self.link
 
-def link_of(settings: RingSettings, edge: topology.Edge) -> Link:
-    """The profile of an edge's link."""
-    return settings.ground.link if settings.ground is not None and edge[0] == GROUND else settings.link
+    def contacts(self, edge: topology.Edge) -> Sequence[tuple[Seconds, Seconds]]:
+        """(rise, set) of an edge: a gateway's passes, or all the time around a cut."""
+        if self.ground is not None and edge[0] == GROUND:
+            return self.ground.passes[edge[1]]
+        from_s, until_s = self.cuts.get(edge, (math.inf, math.inf))
+        return [(rise, set_) for rise, set_ in ((0.0, from_s), (until_s, math.inf)) if rise < set_]
+
+
+Moment = Annotated[float, Meta(ge=0, le=1e9)]
+
+
+class GatewayTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[[ground.gateway]]`: a node, and when it sees the ground, in seconds since the start."""
+
+    node: Annotated[int, Meta(ge=1, le=254)]
+    passes: Annotated[list[tuple[Moment, Moment]], Meta(min_length=1)]
+
+    def __post_init__(self) -> None:
+        overlap = any(before[1] > after[0] for before, after in pairwise(self.passes))
+        if overlap or any(rise >= set_ for rise, set_ in self.passes):
+            raise ValueError("passes: each is [rise, set], one after the other")
+
+
+class GroundTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[ground]`: the station's link profile and its gateways."""
+
+    link: Text
+    gateway: Annotated[list[GatewayTable], Meta(min_length=1)]
+
+
+class ScenarioFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole file. `ring`: options of `firmware-sim ring` by their names. A mistake in it is one line that
+    names the file, the key and the value."""
+
+    ring: dict[str, Any] = msgspec.field(default_factory=dict)
+    ground: GroundTable | None = None
+
+
+def load_scenario(path: Path) -> tuple[dict[str, Any], GroundNode | None]:
+    """Options by name, and the ground. Raises ConfigError."""
+    file = read(path, ScenarioFile)
+    if file.ground is None:
+        return file.ring, None
+    link = profile(path, "ground.link", file.ground.link, load_link, path.resolve().parent)
+    passes = {gateway.node: tuple(gateway.passes) for gateway in file.ground.gateway}
+    return file.ring, GroundNode(link, passes)

@@ -15,6 +15,7 @@ learned flows to the others. Nobody waits for it.
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Iterator, Sequence
 from hashlib import blake2s
 from pathlib import Path
@@ -22,20 +23,19 @@ from random import Random
 
 import msgspec
 
-from firmware_sim.ring.node import RingNode
+from firmware_sim.ring.node import RingNode, seats
 from firmware_sim.ring.result import EpochResult, Evaluator, GroundModel, Seconds
-from firmware_sim.ring.seats import seats
-from firmware_sim.ring.settings import RingError, RingSettings, link_of
+from firmware_sim.ring.settings import RingError, RingSettings
 from firmware_sim.runs.live import RunProgress
 from firmware_sim.world.air import AirLink
 from firmware_sim.world.channel import Channel, Impairments
-from firmware_sim.world.edge import contacts_around
 from firmware_sim.world.world import World
 from onboard.codec.layout import Floats
 from onboard.config import GROUND
 from onboard.data.loading import Images
 from onboard.learn.gossip import topology
 from onboard.learn.graph import InferGraph, TrainGraph
+from onboard.storage.files import write_durably
 
 TELL_EVERY = 2000  # happenings between two looks at the progress
 TOTALS = "totals.json"
@@ -85,6 +85,10 @@ class Ring:
         """Of each node that lives and trains, float32 (P,)."""
         return {node.number: node.agent.descent.vector for node in self._training()}
 
+    def save(self, path: Path) -> None:
+        """Makes the disks of all nodes durable at that path. Raises OSError."""
+        shutil.copytree(self._folder, path, copy_function=_copy_durably)
+
     def play(self) -> Iterator[RunProgress | EpochResult]:
         """Runs the epochs that are left. When one is told, the folder is as it is after it."""
         while self.totals.epochs < self.settings.epochs:
@@ -111,12 +115,8 @@ class Ring:
     def _link(self, edge: topology.Edge, epoch: int) -> AirLink:
         settings = self.settings
         seed = int.from_bytes(_digest("air", settings.seed, *edge, epoch)[:8], "big")
-        windows = (
-            settings.ground.passes[edge[1]]
-            if settings.ground is not None and edge[0] == GROUND
-            else contacts_around(settings.cuts.get(edge))
-        )
-        return AirLink(self._world, Channel(link_of(settings, edge), Impairments(windows=windows), seed=seed))
+        impairments = Impairments(windows=settings.contacts(edge))
+        return AirLink(self._world, Channel(settings.link_of(*edge), impairments, seed=seed))
 
     def _play_epoch(self, epoch: int) -> Iterator[RunProgress]:
         for happening in itertools.count():
@@ -163,6 +163,10 @@ class Ring:
     def _training(self) -> list[RingNode]:
         """Nodes that train, and still live."""
         return [node for node in self._nodes.values() if node.number != GROUND and not node.is_dead]
+
+
+def _copy_durably(source: str, target: str) -> None:
+    write_durably(Path(target), Path(source).read_bytes())
 
 
 def _load(folder: Path) -> RingTotals:

@@ -2,92 +2,178 @@
 
 Neither does alone. A mark outlives its run, so it cannot say whether the folder may be replaced; the kernel
 drops a lock with its process, so it cannot say what the folder holds.
+
+A run that is made of steps (rounds of a fleet, epochs of a ring) also leaves a line of JSON for every step
+that is over, and its state after the last of them: one that was stopped goes on there.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
+
+import msgspec
 
 from onboard.storage.files import LOCK, replace_durably, sole_user
+
+R = TypeVar("R")
 
 
 class FolderError(ValueError):
     """The folder is in use, or holds anything but an earlier part of the same run; one line."""
 
 
-def hold(folder: Path) -> ExitStack:
-    """Makes the folder and keeps every other run out of it, until the stack is closed or the process ends.
-
-    Raises FolderError where another run is in it, OSError.
-    """
-    stack = ExitStack()
-    try:
-        stack.enter_context(sole_user(folder))
-    except BlockingIOError:
-        raise FolderError(f"{folder}: another run is using it now; choose another with --out") from None
-    return stack
-
-
-def empty(path: Path) -> None:
-    """Removes what an earlier run left beside its mark at `path`, in a folder that is held. The mark stays:
-    a kill half way must not leave a folder that is nobody's. Raises OSError."""
-    for entry in path.parent.iterdir():
-        if entry.name in (LOCK, path.name):
-            continue
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
-
-
-def check_mark(path: Path) -> None:
-    """That the folder is not there yet, empty, or marked by the file at `path`. Raises FolderError."""
-    folder = path.parent
-    if path.exists() or not folder.exists():
+def check_mark(mark: Path) -> None:
+    """Raises FolderError unless the folder of `mark` is not there yet, is empty, or has that mark."""
+    folder = mark.parent
+    if mark.exists() or not folder.exists():
         return
     if not folder.is_dir() or any(entry.name != LOCK for entry in folder.iterdir()):
-        raise FolderError(f"{folder}: exists and is no {path.stem}'s folder; choose another with --out")
+        raise FolderError(f"{folder}: exists and is no {mark.stem}'s folder; choose another with --out")
 
 
-def check(path: Path, asked: Mapping[str, Any], free: Collection[str] = ()) -> None:
-    """`path`: of the file in the folder; `asked`: as JSON has it; `free`: keys that may differ.
+def hold(mark: Path, check: Callable[[Path], None] = check_mark) -> ExitStack:
+    """Makes the folder of `mark` and keeps every other run out of it, until the stack is closed or the
+    process ends.
 
-    Raises FolderError.
+    Raises FolderError where another run is in it, what `check` raises, OSError.
     """
-    folder = path.parent
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        check_mark(path)
-        return
-    except ValueError:
-        raise FolderError(f"{path}: damaged; choose another folder with --out") from None
-    before, now = _flat(kept), _flat(json.loads(json.dumps(asked)))
-    for key in sorted(before.keys() | now.keys()):
-        if key not in free and before.get(key) != now.get(key):
+    check(mark)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(sole_user(mark.parent))
+        except BlockingIOError:
             raise FolderError(
-                f"{folder}: holds a run with {key} {before.get(key)!r}, not {now.get(key)!r}; "
-                "choose another folder with --out"
-            )
+                f"{mark.parent}: another run is using it now; choose another with --out"
+            ) from None
+        check(mark)  # another run may just have begun or ended in it
+        return stack.pop_all()
 
 
-def claim(path: Path, asked: Mapping[str, Any]) -> None:
-    """From now on the folder is this run's. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_durably(path, json.dumps(dict(asked), indent=2).encode() + b"\n")
+def claim(mark: Path, asked: Mapping[str, Any]) -> None:
+    """Marks the folder as this run's, with what the run was asked for. Raises OSError."""
+    replace_durably(mark, json.dumps(dict(asked), indent=2).encode() + b"\n")
+
+
+def empty(mark: Path) -> None:
+    """Removes what an earlier run left beside its mark, in a folder that is held. The mark stays: a kill half
+    way must not leave a folder that is nobody's. Raises OSError."""
+    for entry in mark.parent.iterdir():
+        if entry.name not in (LOCK, mark.name):
+            _remove(entry)
+
+
+@dataclass(frozen=True, slots=True)
+class RecordNames:
+    """How the files of a record are called."""
+
+    asked: str
+    """What the run was asked for, as JSON: the folder's mark."""
+    results: str
+    """A line for every step that is over."""
+    state: str
+    """The state after a step, a file or a folder; `*` stands for the step's number."""
+
+
+class RunRecord(Generic[R]):
+    """The folder of a run that is made of steps. `result`: the dataclass of a step's result; `asked`: what
+    the run was asked for, as JSON has it; `free`: keys of it in which an earlier part of the run may differ.
+
+    Raises FolderError where the folder is in use or holds anything but an earlier part of the same run, and
+    OSError.
+    """
+
+    def __init__(
+        self, folder: Path, names: RecordNames, result: type[R], asked: Mapping[str, Any],
+        free: Collection[str] = (),
+    ) -> None:  # fmt: skip
+        self.folder, self._names, self._result, self._asked = folder, names, result, asked
+        self._free = free
+        self._held = hold(folder / names.asked, self._check)
+
+    def close(self) -> None:
+        """Lets other runs into the folder."""
+        self._held.close()
+
+    def load(self, whole: int | None = None) -> tuple[list[R], Path | None]:
+        """Returns the results of the steps that are over, and where the state after them is, if it is there.
+        A run of `whole` steps that is over has none.
+
+        Raises OSError.
+        """
+        results: list[R] = []
+        try:
+            lines = (self.folder / self._names.results).read_bytes().splitlines()
+        except FileNotFoundError:
+            return [], None
+        for line in lines:
+            try:
+                results.append(msgspec.json.decode(line, type=self._result))
+            except msgspec.DecodeError:
+                break  # cut short by a kill: that step is played again
+        if len(results) == whole:
+            return results, None
+        while results and not self._state(len(results)).exists():
+            results.pop()
+        return results, self._state(len(results)) if results else None
+
+    def claim(self) -> None:
+        """Marks the folder as this run's. Raises OSError."""
+        claim(self.folder / self._names.asked, self._asked)
+
+    def keep(self, results: Sequence[R], save: Callable[[Path], object] | None) -> None:
+        """Stores the results of the steps that are over, and by `save` the state after them, at a path where
+        nothing is; None for no state. Raises OSError."""
+        kept = self._state(len(results))
+        if save is not None:
+            new = kept.with_name(kept.name + ".new")
+            _remove(new)
+            save(new)
+            _remove(kept)
+            new.rename(kept)
+        lines = b"".join(json.dumps(asdict(result)).encode() + b"\n" for result in results)  # type: ignore[call-overload]
+        replace_durably(self.folder / self._names.results, lines)
+        for pattern in (self._names.state, self._names.state + ".new"):
+            for path in self.folder.glob(pattern):
+                if save is None or path != kept:
+                    _remove(path)
+
+    def _state(self, step: int) -> Path:
+        return self.folder / self._names.state.replace("*", str(step))
+
+    def _check(self, mark: Path) -> None:
+        """Raises FolderError unless the folder is nobody's, or a run's that was asked for the same."""
+        try:
+            kept = json.loads(mark.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            check_mark(mark)
+            return
+        except ValueError:
+            raise FolderError(f"{mark}: damaged; choose another folder with --out") from None
+        before, now = _flat(kept), _flat(json.loads(json.dumps(self._asked)))
+        for key in sorted(before.keys() | now.keys()):
+            if key not in self._free and before.get(key) != now.get(key):
+                raise FolderError(
+                    f"{self.folder}: holds a run with {key} {before.get(key)!r}, not {now.get(key)!r}; "
+                    "choose another folder with --out"
+                )
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Leaves by their dotted keys."""
     leaves: dict[str, Any] = {}
     for key, value in tree.items():
-        if isinstance(value, dict):
-            leaves |= _flat(value, f"{prefix}{key}.")
-        else:
-            leaves[prefix + key] = value
+        leaves |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return leaves
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -5,16 +5,21 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
 import sys
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
+from pathlib import Path
 from typing import IO, Generic, Protocol, TypeVar, cast
 
+import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from onboard.console.errors import refused
 from onboard.console.lines import ROOM_BYTES, Outlet, lines_to
+from onboard.console.log import start
 from onboard.console.signals import stop_signals
 
 R = TypeVar("R")
@@ -29,63 +34,58 @@ class RunProgress:
     clock_s: float
 
 
-class PlayedRun(Protocol[R]):
-    """A run, with the results of its steps that are over; `play` runs those that are left."""
-
-    results: list[R]
-
-    def play(self) -> Generator[RunProgress | R, None, None]: ...
-
-
 @dataclass(frozen=True, slots=True)
 class RunTexts(Generic[R]):
-    """What is said of a run. `step`: what one of its `steps` is called; `line`: of a result, under `heading`;
-    `summary`: of all results."""
+    """What is said of a run."""
 
     step: str
+    """What one of its steps is called."""
     steps: int
+    """How many there are at the most."""
     heading: str
+    """Stands over the lines."""
     line: Callable[[R], str]
+    """Of one result."""
     summary: Callable[[Sequence[R]], str]
+    """Of all results."""
+    stopped: str
+    """Says of a run that was stopped after {} steps how it goes on."""
 
 
-class RunView(Generic[R]):
-    """Without `lines` the bar alone is shown, and that on a terminal only."""
+class PlayedRun(Protocol[R]):
+    """A run with the results of its steps that are over."""
 
-    def __init__(self, console: Console, texts: RunTexts[R], *, lines: bool = True) -> None:
-        self._console, self._texts, self._lines = console, texts, lines
-        self._bar: Progress | None = None
+    results: list[R]
+    texts: RunTexts[R]
 
-    @contextlib.contextmanager
-    def shown(self) -> Iterator[None]:
-        """Inside the block there is a bar."""
-        self._say(self._texts.heading)
-        if not self._console.is_terminal:
-            yield
-            return
-        columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %")
-        with Progress(*columns, TimeElapsedColumn(), console=self._console, transient=True) as self._bar:
-            self._task = self._bar.add_task("", total=self._texts.steps)
-            yield
-        self._bar = None
+    def play(self) -> Generator[RunProgress | R, None, None]:
+        """Runs the steps that are left."""
 
-    def show(self, seen: RunProgress | R) -> None:
-        """Says a result's line, or moves the bar."""
-        texts = self._texts
-        if not isinstance(seen, RunProgress):
-            self._say(texts.line(seen))
-        elif self._bar is not None:
-            what = f"{texts.step} {seen.step} of {texts.steps}, clock {seen.clock_s:,.0f} s"
-            self._bar.update(self._task, completed=seen.step - 1 + seen.done, description=what)
-
-    def _say(self, text: str) -> None:
-        if self._lines:
-            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+    def draw(self) -> None:
+        """Draws the results of a run that is over into its folder, if it has one."""
 
 
-def show(run: PlayedRun[R], texts: RunTexts[R], *, as_json: bool) -> bool:
+def command(make: Callable[[], PlayedRun[R]], out: Path, *, as_json: bool) -> None:
+    """Makes a run and shows it as a command does: what cannot be is one line, a stop exit code 130."""
+    start("json" if as_json else "text", logging.ERROR)
+    try:
+        run = make()
+        is_over = show(run, as_json=as_json)
+        if is_over:
+            run.draw()
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    except OSError as error:
+        refused(error, out)
+    if not is_over:
+        click.echo(run.texts.stopped.format(len(run.results)), err=True)
+        sys.exit(130)
+
+
+def show(run: PlayedRun[R], *, as_json: bool) -> bool:
     """Plays a run and shows it on standard output, results as lines of JSON if wanted. Returns False if it
     was stopped before its end. Raises BrokenPipeError where nobody reads any more, and what `play` raises."""
+    texts = run.texts
     with (
         stop_signals() as stop,
         # All is told in the end, but a reader that is stuck holds up neither the run nor its stop.
@@ -93,12 +93,21 @@ def show(run: PlayedRun[R], texts: RunTexts[R], *, as_json: bool) -> bool:
         contextlib.closing(run.play()) as played,
     ):
         console = Console(stderr=True) if as_json else Console(file=cast(IO[str], Outlet(out, sys.stdout)))
-        view = RunView(console, texts, lines=not as_json)
-        with view.shown():
+        if not as_json:
+            _say(console, texts.heading)
+        columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %")
+        with Progress(
+            *columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal
+        ) as bar:
+            task = bar.add_task("", total=texts.steps)
             for seen in chain(run.results[:], played):  # first those of an earlier part of this run
-                view.show(seen)
-                if as_json and not isinstance(seen, RunProgress):
+                if isinstance(seen, RunProgress):
+                    what = f"{texts.step} {seen.step} of {texts.steps}, clock {seen.clock_s:,.0f} s"
+                    bar.update(task, completed=seen.step - 1 + seen.done, description=what)
+                elif as_json:
                     out.put(json.dumps(asdict(seen)) + "\n")  # type: ignore[call-overload]
+                else:
+                    _say(console, texts.line(seen))
                 if out.unread:
                     raise BrokenPipeError(errno.EPIPE, "nobody reads any more")
                 if stop.asked:
@@ -106,3 +115,7 @@ def show(run: PlayedRun[R], texts: RunTexts[R], *, as_json: bool) -> bool:
         if not as_json:
             out.put(texts.summary(run.results) + "\n")
     return True
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -1,7 +1,7 @@
-"""Options of a command made from the fields of a struct: each has its field's range and its sentence.
+"""Options that several commands share, and options made from the fields of a struct.
 
-A field is said once, where the struct is: its sentence is the docstring below it. So the command line, the
-files and the wire cannot come to disagree.
+A field is said once, where the struct is: its option has the field's range, and the sentence of the docstring
+below it. So the command line, the files and the wire cannot come to disagree.
 """
 
 from __future__ import annotations
@@ -11,13 +11,47 @@ import functools
 import inspect
 import textwrap
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 import msgspec
 from msgspec.inspect import FloatType, IntType, LiteralType, Metadata, StructType, VarTupleType
 
+from onboard.learn.networks import described
+
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def data_options(data: str, holder: str, images: int, seed: str) -> Callable[[F], F]:
+    """A decorator that adds what is learned by so many `images` a `holder`, and what the `seed` is of."""
+    return _all_of(
+        click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31),
+                     help=f"Seed of {seed}."),
+        click.option("--data", default=data, show_default=True,
+                     help="What is learned: digits, mnist, eurosat (the subset of 2,500 images where the "
+                          "folder has it), eurosat-full, npz:PATH or folder:PATH."),
+        click.option("--data-dir", "data_folder", type=click.Path(path_type=Path), envvar="SPACEDML_DATA",
+                     show_envvar=True, help="Folder of mnist and eurosat."),
+        click.option("--model", show_default="by the data",
+                     help=f"Model to train, with the images that it takes: {described()}."),
+        click.option("--images", default=images, show_default=True, type=click.IntRange(min=1),
+                     help=f"Images a {holder}, at most."),
+    )  # fmt: skip
+
+
+def run_options(name: str, step: str) -> Callable[[F], F]:
+    """A decorator that adds where a run's results go, and in which form they are shown."""
+    return _all_of(
+        click.option("--out", type=click.Path(path_type=Path), default=Path(f"{name}-out"), show_default=True,
+                     help="Folder for results. A run that was stopped goes on from there."),
+        click.option("--json", "as_json", is_flag=True,
+                     help=f"A JSON object for each {step} in place of the table."),
+    )  # fmt: skip
+
+
+def _all_of(*options: Callable[[F], F]) -> Callable[[F], F]:
+    return lambda command: functools.reduce(lambda made, option: option(made), reversed(options), command)
 
 
 def options_of(

@@ -177,7 +177,7 @@ class ConvergenceBench:
             for seen in run.play():
                 if isinstance(seen, RunProgress):
                     self.tell(f"{CENTRAL}, seed {seed}, round {seen.step} of {rounds}")
-        except (simulation.FleetError, ValueError) as error:
+        except ValueError as error:
             raise LabError(str(error)) from None
         return points_of(run.results, training)
 

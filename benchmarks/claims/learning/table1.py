@@ -27,7 +27,7 @@ from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
 from firmware_sim.fleet.presets import PRESETS, as_fedavg, for_bits
 from firmware_sim.fleet.result import RoundResult
-from firmware_sim.fleet.run import FleetConfig, FleetRun, Split
+from firmware_sim.fleet.run import FleetConfig, FleetRun
 from firmware_sim.fleet.simulation import FleetError, FleetSettings, without_losses
 from firmware_sim.runs.folder import FolderError
 from firmware_sim.runs.live import RunProgress
@@ -75,15 +75,15 @@ class TableBench:
     tell: ProgressLine
 
     def runs(
-        self, name: str, select: int, training: Training, link: Link, *, split: Split = "iid",
+        self, name: str, select: int, training: Training, link: Link, *, alpha: float | None = None,
         shared_downlink: bool = False,
     ) -> list[list[RoundResult]]:  # fmt: skip
         """The rounds of each seed's run; played where they are not in the folder yet. Raises LabError."""
-        return [self._run(name, select, training, link, split, shared_downlink, seed) for seed in self.seeds]
+        return [self._run(name, select, training, link, alpha, shared_downlink, seed) for seed in self.seeds]
 
     def _run(
-        self, name: str, select: int, training: Training, link: Link, split: Split, shared_downlink: bool,
-        seed: int,
+        self, name: str, select: int, training: Training, link: Link, alpha: float | None,
+        shared_downlink: bool, seed: int,
     ) -> list[RoundResult]:  # fmt: skip
         wishes = FleetConfig(
             settings=FleetSettings(
@@ -91,7 +91,7 @@ class TableBench:
                 deadline_s=3600.0, seed=seed, boards=(load_board("raspberry-pi-4"),), links=(link,),
                 shared_downlink=shared_downlink,
             ),
-            data="mnist", data_folder=self.data_dir, images=IMAGES, split=split, alpha=ALPHA,
+            data="mnist", data_folder=self.data_dir, images=IMAGES, alpha=alpha,
             out=self.out / f"{name}-{seed}",
         )  # fmt: skip
         try:
@@ -177,8 +177,8 @@ def _fast(bench: TableBench) -> Iterator[Row]:
 def _non_iid(bench: TableBench) -> Iterator[Row]:
     """Shares by Dirichlet(0.3), ours beside FedAvg with the same training."""
     link, training = load_link("sband-2m"), PRESETS["spacedml-fast"]
-    ours = _accuracy(bench.runs("non-iid-fast", FAST_K, training, link, split="dirichlet"))
-    theirs = _accuracy(bench.runs("non-iid-fedavg", FAST_K, as_fedavg(training), link, split="dirichlet"))
+    ours = _accuracy(bench.runs("non-iid-fast", FAST_K, training, link, alpha=ALPHA))
+    theirs = _accuracy(bench.runs("non-iid-fedavg", FAST_K, as_fedavg(training), link, alpha=ALPHA))
     what = f"Dirichlet {ALPHA}, K = {FAST_K}:"
     yield Row(f"{what} FedAvg, the same training, accuracy", theirs, "%")
     yield Row(f"{what} spacedml-fast, accuracy", ours, "%", theirs - NON_IID_POINTS, at_least=True)

@@ -18,8 +18,8 @@ from firmware_sim.cli import main
 from firmware_sim.fleet.result import RoundResult
 from firmware_sim.fleet.run import NAMES
 from firmware_sim.fleet.simulation import Fleet, FleetError, FleetSettings, without_losses
+from firmware_sim.runs.folder import RunRecord
 from firmware_sim.runs.live import RunProgress
-from firmware_sim.runs.record import RunRecord
 from firmware_sim.runs.split import iid
 from hw_profiles import load_board, load_link
 from onboard.codec.dense import Dense

@@ -11,9 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from firmware_sim.ring.processes.folders import found
-from firmware_sim.ring.processes.links import meeting
-from firmware_sim.ring.processes.run import ProcessRun
+from firmware_sim.ring.processes import ProcessRun, create_nodes, meeting
 from firmware_sim.ring.result import EpochResult
 from firmware_sim.ring.run import NAMES, RingConfig
 from firmware_sim.ring.settings import RingError, RingSettings
@@ -34,7 +32,7 @@ def test_a_killed_agent_goes_on_and_all_agents_end(tmp_path: Path) -> None:
     images = loading.load("digits", part="train", classes=10)
     shares = [images.take(rows) for rows in iid(images.y, 3, 100, 0)]
     settings = RingSettings(**BASE | {"epochs": 8})
-    files = found(tmp_path / "nodes", settings, shares, meeting(settings).urls)
+    files = create_nodes(tmp_path / "nodes", settings, shares, meeting(settings)[0])
     crew, heard = ProcessGroup(tmp_path / "logs"), list[tuple[str, dict[str, Any]]]()
     until = time.monotonic() + WITHIN_S
 
@@ -112,7 +110,7 @@ def test_an_emulated_board_gossips_at_its_own_pace(tmp_path: Path) -> None:
     crew = ProcessGroup(tmp_path / "logs")
     heard, until = list[tuple[str, dict[str, Any]]](), time.monotonic() + WITHIN_S
     try:
-        files = found(tmp_path / "nodes", settings, [images, images], meeting(settings).urls)
+        files = create_nodes(tmp_path / "nodes", settings, [images, images], meeting(settings)[0])
         for node, file in files.items():
             crew.start(str(node), "firmware_sim", "board", str(file), "--log", "json")
         while len(crew.ended()) < 2:

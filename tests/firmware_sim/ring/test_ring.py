@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from firmware_sim.ring.result import EpochResult
+from firmware_sim.ring.result import EpochResult, framed_bytes
 from firmware_sim.ring.settings import GroundNode, RingError, RingSettings
 from firmware_sim.ring.simulation import Ring
 from firmware_sim.runs.split import iid
 from firmware_sim.world.disk import scratch
-from firmware_sim.world.edge import framed_bytes
 from hw_profiles import load_board, load_link
 from onboard.codec.mask import Draw, drawn, share_of
 from onboard.data import loading

@@ -10,9 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from firmware_sim.ring.processes.folders import PLAN, found, plan
-from firmware_sim.ring.processes.links import meeting
-from firmware_sim.ring.processes.run import ProcessRun
+from firmware_sim.ring.processes import PLAN, ProcessRun, create_nodes, meeting, write_plan
 from firmware_sim.ring.result import EpochResult
 from firmware_sim.ring.run import RingConfig
 from firmware_sim.ring.settings import GroundNode, RingError, RingSettings
@@ -38,7 +36,7 @@ PARAMETERS = 431_080  # of LeNet-5
 def test_planes_come_nearer_through_the_ground_alone_and_the_mean_stays(tmp_path: Path) -> None:
     images = loading.load("digits", part="train", classes=10).take(np.arange(64))
     settings = RingSettings(**BASE | {"epochs": 5, "recipe": STILL})
-    files = found(tmp_path / "nodes", settings, [images] * 4, meeting(settings).urls)
+    files = create_nodes(tmp_path / "nodes", settings, [images] * 4, meeting(settings)[0])
     drawn = np.random.default_rng(0).standard_normal((5, PARAMETERS), np.float32)
     before = dict(enumerate(drawn / 10))
     for node, file in files.items():
@@ -46,7 +44,7 @@ def test_planes_come_nearer_through_the_ground_alone_and_the_mean_stays(tmp_path
         still = {"velocity": np.zeros(PARAMETERS, np.float32), "batches": 0, "peers": [], "numbers": []}
         np.savez(file.parent / "state" / CHECKPOINT, vector=before[node], **still)  # type: ignore[arg-type]
     crew, until = ProcessGroup(tmp_path / "logs"), time.monotonic() + WITHIN_S
-    plan(tmp_path / "nodes", settings.ground, datetime.now(timezone.utc))  # type: ignore[arg-type]
+    write_plan(tmp_path / "nodes", settings.ground, datetime.now(timezone.utc))  # type: ignore[arg-type]
     try:
         for node, file in files.items():
             crew.start(str(node), "onboard", "run", str(file), "--log", "json")
@@ -92,11 +90,11 @@ def test_a_crew_tells_of_its_ground_as_a_ring_does(tmp_path: Path) -> None:
 
 def test_the_plan_has_each_pass_at_its_time(tmp_path: Path) -> None:
     began = datetime(2026, 1, 1, tzinfo=timezone.utc)
-    plan(tmp_path, BASE["ground"], began)
+    write_plan(tmp_path, BASE["ground"], began)
     windows = ContactPlan(tmp_path / PLAN, 3, 0).windows(began.timestamp())
     assert [(window.rise, window.set) for window in windows] == [*PASSES[3]]
 
 
 def test_a_node_alone_has_nobody_to_gossip_with(tmp_path: Path) -> None:
     with pytest.raises(RingError, match=r"nodes \[2, 4\] have no neighbours"):
-        found(tmp_path, RingSettings(**BASE | {"columns": 1}), [], {})
+        create_nodes(tmp_path, RingSettings(**BASE | {"columns": 1}), [], {})

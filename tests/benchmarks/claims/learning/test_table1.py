@@ -19,7 +19,7 @@ from benchmarks.claims.learning.table1 import CELLS, bytes_until
 from benchmarks.harness.progress import ProgressLine
 from firmware_sim.fleet.presets import PRESETS, ROOM, SKETCH_DOWN, as_fedavg, for_bits
 from firmware_sim.fleet.result import RoundResult
-from firmware_sim.fleet.run import FleetConfig, FleetRun, run_record
+from firmware_sim.fleet.run import FleetConfig, FleetRun
 from firmware_sim.fleet.simulation import FleetSettings
 
 RESULT = RoundResult(
@@ -75,7 +75,8 @@ def kept(monkeypatch: pytest.MonkeyPatch, accuracy: Callable[[FleetSettings], fl
         def __init__(self, wishes: FleetConfig) -> None:
             assert wishes.out is not None
             names.append(wishes.out.name)
-            record = run_record(wishes.out, wishes)
+            record = wishes.record()
+            assert record is not None
             record.claim()
             reached = accuracy(wishes.settings)
             results = [

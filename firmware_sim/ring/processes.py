@@ -1,0 +1,281 @@
+"""A ring whose nodes are real agents: `onboard run`, a process each, over UDP at this computer's pace.
+
+OUT/ring-processes.json     says that the folder is such a run's and may be replaced
+OUT/nodes/N/                what would be copied to each board and to the ground station: node.toml, data.npz,
+                            a key for each neighbour; and later the node's state
+OUT/nodes/contacts.toml     when gateways see the ground, if there is one
+OUT/logs/                   what each process said
+
+The agents meet at UDP ports, with nothing between them but where frames are to be lost or an edge is to be
+cut: there an emulated link is.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+
+from firmware_sim.ring.node import section
+from firmware_sim.ring.result import EpochResult, Evaluator, GroundModel, texts
+from firmware_sim.ring.run import NAMES, RingConfig
+from firmware_sim.ring.settings import GroundNode, RingError, RingSettings
+from firmware_sim.runs import folder
+from firmware_sim.runs.live import RunProgress
+from firmware_sim.runs.processes import ProcessGroup, free_ports
+from onboard.agents.gossip_checkpoint import CHECKPOINT
+from onboard.codec.layout import Floats, flat
+from onboard.config import GROUND
+from onboard.data import loading
+from onboard.learn.gossip import topology
+from onboard.learn.graph import InferGraph, TrainGraph, initial
+from onboard.storage.keys import new_key, save_key
+
+MARK, NODES, LOGS, STATION, PLAN = "ring-processes.json", "nodes", "logs", "ground", "contacts.toml"
+LISTEN_S = 0.25
+
+
+@dataclass
+class _Station:
+    """The ground's process. `says`: the last that it told of its state; `first`: the model it begins with."""
+
+    checkpoint: Path
+    first: Floats
+    says: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def exchanges(self) -> int:
+        """Completed by it."""
+        return int(self.says.get("exchanges", 0))
+
+    def bytes(self, way: Literal["sent", "received"]) -> int:
+        """On all its links."""
+        return sum(link[f"bytes_{way}"] for link in self.says.get("links", ()))
+
+    def model(self) -> Floats:
+        """The one that it holds, float32 (P,)."""
+        return _model(self.checkpoint) if self.checkpoint.exists() else self.first
+
+
+class ProcessRun:
+    """As `RingRun`, but always from the start. A node that is to die is killed so long after the start.
+
+    Raises DataError, GraphError, RingError, FolderError, OSError.
+    """
+
+    def __init__(self, config: RingConfig) -> None:
+        settings, out = config.settings, config.out
+        if settings.method not in ("rd-psgd", "d-psgd") or out is None:
+            raise RingError(f"{settings.method}: processes gossip by rd-psgd or d-psgd, in a folder")
+        if (out / NAMES.asked).exists():
+            raise RingError(f"{out}: holds a run on the virtual clock; choose another with --out")
+        folder.check_mark(out / MARK)
+        train = TrainGraph.load(settings.model)
+        shares, test = config.load(train, settings.nodes, settings.seed)
+        self.images = len(shares[0])
+        self.results: list[EpochResult] = []
+        self.texts = texts(settings.epochs, train.layout.parameters, settings.link)
+        self._config, self._settings, self._out = config, settings, out
+        self._evaluator = Evaluator(InferGraph.load(settings.model), train.layout, test)
+        urls, self._cables = meeting(settings)
+        self._held = folder.hold(out / MARK)
+        folder.claim(out / MARK, config.as_json())
+        self._files = create_nodes(out / NODES, settings, shares, urls)
+        self._told: list[dict[int, dict[str, Any]]] = []  # what each node said of each epoch
+        self._killed = set[str]()
+        self._living = {f"node-{node}": node for node in range(1, settings.nodes + 1)}
+        self._station = None
+        if settings.ground is not None:
+            start = flat(train.layout, initial(train.shapes, settings.seed))
+            self._station = _Station(_checkpoint(self._files[GROUND]), start)
+        (out / NAMES.results).write_bytes(b"")
+
+    def draw(self) -> None:
+        """Draws the epochs into the run's folder."""
+        self._config.draw(self.results)
+
+    def play(self) -> Generator[RunProgress | EpochResult, None, None]:
+        """Runs all epochs; the processes are ended after the last, or when this is closed."""
+        crew, began_s = ProcessGroup(self._out / LOGS), time.monotonic()
+        if self._settings.ground is not None:
+            write_plan(self._out / NODES, self._settings.ground, datetime.now(timezone.utc))
+        try:
+            for (a, b), told in self._cables.items():
+                crew.start(f"cable:{a}-{b}", "firmware_sim", "cable", *told, "--report-every", "1")
+            for node, file in self._files.items():
+                name, often = (f"node-{node}", ()) if node != GROUND else (STATION, ("--report-every", "0.5"))
+                crew.start(name, "onboard", "run", str(file), "--log", "json", *often)
+            while len(self.results) < self._settings.epochs:
+                for name, event in crew.listen(LISTEN_S):
+                    self._handle(name, event)
+                clock_s = time.monotonic() - began_s
+                self._look_after(crew, clock_s)
+                yield RunProgress(len(self.results) + 1, self._share_done(), clock_s)
+                if len(self.results) < len(self._told) and self._share_done() == 1.0:
+                    yield self._result(clock_s)
+        finally:
+            for _ in crew.stop():
+                pass
+            self._held.close()
+
+    def _handle(self, name: str, event: Mapping[str, Any]) -> None:
+        if name.startswith("cable:"):
+            return
+        if event["event"] == "training-failed":
+            raise RingError(f"{name}: {event['why']}")
+        if event["event"] == "doing" and self._station is not None:
+            self._station.says = event
+        node = self._living.get(name)
+        if event["event"] != "epoch" or node is None:
+            return
+        while len(self._told) < event["epoch"]:
+            self._told.append({})
+        vector = _model(_checkpoint(self._files[node]))
+        self._told[event["epoch"] - 1][node] = {**event, "vector": vector}
+
+    def _look_after(self, crew: ProcessGroup, clock_s: float) -> None:
+        """Kills who is to die. Raises RingError for a process that ended before its time."""
+        for name, node in list(self._living.items()):
+            if clock_s >= self._settings.dead.get(node, math.inf):
+                crew.members[name].process.kill()
+                self._killed.add(name)
+                del self._living[name]
+        for member in crew.ended():
+            is_done = member.name in self._living and member.process.returncode == 0
+            if not is_done and member.name not in self._killed:
+                raise RingError(f"{member.name} ended: {member.last_words()}")
+
+    def _share_done(self) -> float:
+        """Of the present epoch: how many of the living nodes are through with it."""
+        epoch = len(self.results)
+        told = self._told[epoch] if epoch < len(self._told) else {}
+        return len(told.keys() & set(self._living.values())) / len(self._living)
+
+    def _result(self, clock_s: float) -> EpochResult:
+        epoch = len(self.results)
+        told = [self._told[epoch][node] for node in self._living.values()]
+        vectors: list[Floats] = [each.pop("vector") for each in told]
+        sent_bytes = sum(each["bytes_sent"] for each in told)
+        exchanges = sum(each["exchanges"] for each in told)
+        ground = None
+        if (station := self._station) is not None:
+            sent_bytes += station.bytes("sent")
+            exchanges += station.exchanges
+            ground = GroundModel(station.model(), station.bytes("sent") + station.bytes("received"))
+        result = self._evaluator.result(
+            epoch + 1, vectors, [each["loss"] for each in told],
+            bytes_sent=sent_bytes, exchanges=exchanges // 2, clock_s=clock_s, ground=ground,
+        )  # fmt: skip
+        self.results.append(result)
+        with (self._out / NAMES.results).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(result)) + "\n")
+        return result
+
+
+def _checkpoint(node_toml: Path) -> Path:
+    return node_toml.parent / "state" / CHECKPOINT
+
+
+def _model(checkpoint: Path) -> Floats:
+    with np.load(checkpoint, allow_pickle=False) as state:
+        vector: Floats = state["vector"]
+    return vector
+
+
+def meeting(
+    settings: RingSettings,
+) -> tuple[dict[tuple[int, int], str], dict[topology.Edge, tuple[str, ...]]]:
+    """Where the agents of a ring meet, at ports that were free a moment ago: the URLs of a node's port to a
+    neighbour, by (node, neighbour), and what `firmware-sim cable` is told, by edge."""
+    edges = settings.edges()
+    emulated = {edge for edge in edges if edge in settings.cuts or settings.link_of(*edge).frame_loss}
+    ways = [way for edge in edges for way in (edge, edge[::-1])]
+    free = [f"127.0.0.1:{port}" for port in free_ports(2 * len(ways))]
+    own = dict(zip(ways, free[::2], strict=True))  # a node's port to a neighbour
+    far = dict(zip(ways, free[1::2], strict=True))  # the cable's end at that node, if there is one
+    urls = {}
+    for way in ways:
+        there = far[way] if {way, way[::-1]} & emulated else own[way[::-1]]
+        urls[way] = f"udp://{there}?bind={own[way]}"
+    cables = {}
+    for edge in emulated:
+        low, high = (f"udp://{far[way]}?peer={own[way]}" for way in (edge, edge[::-1]))
+        cables[edge] = ("--ground", low, "--board", high, *_air(settings, edge))
+    return urls, cables
+
+
+def _air(settings: RingSettings, edge: topology.Edge) -> Iterator[str]:
+    link = settings.link_of(*edge)
+    yield from ("--link", link.name, "--loss", str(link.frame_loss), "--seed", str(1 + settings.seed))
+    for rise_s, set_s in settings.contacts(edge) if GROUND not in edge else [(0.0, math.inf)]:
+        yield from ("--window", f"{rise_s}:{'' if math.isinf(set_s) else set_s}")
+
+
+def create_nodes(
+    folder: Path, settings: RingSettings, shares: Sequence[loading.Images],
+    urls: Mapping[tuple[int, int], str],
+) -> dict[int, Path]:  # fmt: skip
+    """Writes each node's folder, the ground's too; returns the NODE.toml files. Earlier ones are replaced.
+
+    urls: see `meeting`. Raises RingError for a node without neighbours.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    weights = topology.metropolis(settings.edges())
+    if alone := set(range(1, settings.nodes + 1)) - weights.keys():
+        raise RingError(f"nodes {sorted(alone)} have no neighbours: nothing to gossip with")
+    keys = {edge: new_key() for edge in settings.edges()}
+    files = {}
+    for node, neighbours in weights.items():
+        own = folder / str(node)
+        own.mkdir(parents=True)
+        for peer in neighbours:
+            save_key(own / f"{peer}.key", keys[min(node, peer), max(node, peer)])
+        is_ground = node == GROUND
+        data: dict[str, Any] = {"classes": list(shares[0].classes)}
+        if not is_ground:
+            images = shares[node - 1]
+            loading.save(own / "data.npz", images)
+            data = {"shape": list(images.shape), "classes": list(images.classes)}
+        name = "ground" if is_ground else f"node-{node}"
+        tables: list[tuple[str, Mapping[str, Any]]] = [
+            ("[node]", {"id": node, "name": name, "board": settings.board.name}),
+            ("[gossip]", msgspec.to_builtins(section(settings, trains=not is_ground))),
+            ("[data]", data),
+            # A checkpoint at the end of every epoch: it is what the epoch is judged by.
+            ("[budget]", {"cpu_share": 1.0, "checkpoint_s": 1e-3}),
+        ]
+        for peer, weight in neighbours.items():
+            way = {"id": peer, "port": urls[node, peer], "key": f"{peer}.key", "weight": weight}
+            plan = {"contacts": f"../{PLAN}", "wait": peer != GROUND} if GROUND in (node, peer) else {}
+            profile = {"profile": settings.link_of(node, peer).name}
+            tables.append(("[[neighbour]]", way | profile | plan))
+        files[node] = own / "node.toml"
+        files[node].write_text("\n".join(_toml(*table) for table in tables), encoding="utf-8")
+    return files
+
+
+def _toml(head: str, table: Mapping[str, Any]) -> str:
+    """A table as TOML, of which JSON's literals and escapes are a subset."""
+    lines = (f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in table.items())
+    return f"{head}\n{''.join(lines)}"
+
+
+def write_plan(folder: Path, ground: GroundNode, began: datetime) -> None:
+    """Writes the contact plan of a ring that began then."""
+    tables = [
+        f"[[contact]]\nnode = {GROUND}\npeer = {gateway}\n"
+        f"rise = {(began + timedelta(seconds=rise_s)).isoformat()}\n"
+        f"set = {(began + timedelta(seconds=set_s)).isoformat()}\n"
+        for gateway, passes in ground.passes.items()
+        for rise_s, set_s in passes
+    ]
+    (folder / PLAN).write_text("\n".join(tables), encoding="utf-8")

@@ -1,0 +1,89 @@
+"""A simulation's run from what was asked for to its files: data and models in, steps one by one out."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar
+
+from firmware_sim.runs.folder import RunRecord
+from firmware_sim.runs.live import RunProgress
+from firmware_sim.runs.split import shares
+from firmware_sim.world.disk import scratch
+from onboard.data import loading
+from onboard.data.loading import Images
+from onboard.learn.graph import InferGraph, TrainGraph
+
+R = TypeVar("R")
+Step = TypeVar("Step", covariant=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What every run is asked for."""
+
+    data: str = "mnist"
+    """What is learned."""
+    data_folder: Path | None = None
+    """Where mnist and eurosat are."""
+    images: int
+    """Of each device or node, at most."""
+    alpha: float | None = None
+    """Of the Dirichlet split; None for shares that are alike."""
+    test_data: str | None = None
+    """Whose test part the models are tried on; None for that of `data`."""
+    test_images: int | None = None
+    """How many of it at most."""
+    out: Path | None = None
+    """Folder for results; None to keep none."""
+
+    def load(self, graph: TrainGraph, holders: int, seed: int) -> tuple[list[Images], Images]:
+        """Returns the images of each of so many, and those to test on. Raises DataError, ValueError."""
+        load = partial(loading.load, shape=graph.input_shape, folder=self.data_folder, classes=graph.classes)
+        whole = load(self.data, part="train")
+        test = load(self.test_data or self.data, part="test", rows=self.test_images)
+        return shares(whole, holders, self.images, self.alpha, seed), test
+
+
+class Simulation(Protocol[Step]):
+    """What is played, step by step."""
+
+    def play(self) -> Iterator[RunProgress | Step]:
+        """Plays the steps that are left."""
+
+    def save(self, path: Path) -> None:
+        """Makes the state after the last step durable at a path where nothing is. Raises OSError."""
+
+
+class SimulationRun(Generic[R]):
+    """A simulation with its data and its folder, and the results of the steps that are over.
+
+    whole: a run of so many steps is over for good, and keeps no state. A subclass makes the `simulation`,
+    unless the run is over, and claims the folder once nothing can be wrong any more.
+    """
+
+    def __init__(self, model: str, record: RunRecord[R] | None, whole: int | None = None) -> None:
+        self.train, self.infer = TrainGraph.load(model), InferGraph.load(model)
+        self.record, self._whole = record, whole
+        self.simulation: Simulation[R] | None = None
+        self.results, self.kept = ([], None) if record is None else record.load(whole)
+        self._open = ExitStack()
+        if record is not None:
+            self._open.enter_context(closing(record))
+        self.disks = self._open.enter_context(scratch())
+
+    def play(self) -> Generator[RunProgress | R, None, None]:
+        """Plays the steps that are left; each is stored before it is told. The folder is free afterwards."""
+        with self._open:
+            if (simulation := self.simulation) is None:
+                return
+            for seen in simulation.play():
+                if not isinstance(seen, RunProgress):
+                    self.results.append(seen)
+                    if self.record is not None:
+                        is_whole = len(self.results) == self._whole
+                        self.record.keep(self.results, None if is_whole else simulation.save)
+                yield seen
