@@ -21,7 +21,7 @@ from typing import Any
 
 from firmware_sim.bench.cable_ports import Port, serial_piece_bytes
 from firmware_sim.bench.faults import NOISE_EVERY_S, PAUSE_S, Faults
-from firmware_sim.world.channel import SIDES, Channel, Side
+from firmware_sim.world.channel import SIDES, Channel, Side, other
 
 IP_UDP_HEADER_BYTES = 28  # IPv4 20 (RFC 791) and UDP 8 (RFC 768)
 
@@ -33,10 +33,10 @@ _LOOKAHEAD_S = 0.005
 class Cable:
     """Two open ports and the channel between them, and what is wrong with the line."""
 
-    def __init__(self, channel: Channel, ports: Mapping[Side, Port], faults: Faults | None = None) -> None:
+    def __init__(self, channel: Channel, ports: Mapping[Side, Port], faults: Faults) -> None:
         self._channel, self._ports, self._faults = channel, ports, faults
         self._stopped = dict.fromkeys(SIDES, False)
-        self._idle_due_s = math.inf if faults is None else 0.0
+        self._idle_due_s = 0.0 if faults else math.inf
         self._began_s = time.monotonic()
         # Two frames ahead: one on the air and one behind it.
         longest = serial_piece_bytes(channel.link)
@@ -52,7 +52,8 @@ class Cable:
         while True:
             now = self.now()
             for side, frame in self._channel.due(now):
-                self._give(side, frame)
+                if piece := self._faults.arrive(side, frame):
+                    self._ports[side].deliver(piece)
             if now >= next_report_s:
                 if not report():
                     return
@@ -83,23 +84,13 @@ class Cable:
         return port.wakeup()
 
     def _send(self, side: Side, port: Port, piece: bytes, now: float) -> None:
-        if self._faults is not None:
-            begins_burst = now - self._channel.busy_until(side) >= PAUSE_S
-            if echo := self._faults.echo(side, piece):
-                port.deliver(echo)
-            piece = self._faults.depart(side, piece, begins_burst)
-        self._channel.send(side, piece, now)
-
-    def _give(self, side: Side, piece: bytes) -> None:
-        if self._faults is not None:
-            piece = self._faults.arrive(side, piece)
-        if piece:
-            self._ports[side].deliver(piece)
+        begins_burst = now - self._channel.busy_until(side) >= PAUSE_S
+        if echo := self._faults.echo(side, piece):
+            port.deliver(echo)
+        self._channel.send(side, self._faults.depart(side, piece, begins_burst), now)
 
     def _stops(self, side: Side, port: Port, now: float) -> bool:
         """Whether the line takes nothing from that side now."""
-        if self._faults is None:
-            return False
         stopped = self._faults.stops(side, now, self._channel.counters(side).bytes)
         if stopped != self._stopped[side]:
             port.stop(stopped)
@@ -108,10 +99,10 @@ class Cable:
 
     def _make_noise(self, now: float) -> float:
         """What is heard where nobody speaks; returns when to come back."""
-        if self._faults is not None and now >= self._idle_due_s:
+        if now >= self._idle_due_s:
             self._idle_due_s = now + NOISE_EVERY_S
             for side, port in self._ports.items():
-                if now >= self._channel.busy_until(_other(side)) and (noise := self._faults.idle(side)):
+                if now >= self._channel.busy_until(other(side)) and (noise := self._faults.idle(side)):
                     port.deliver(noise)
         return self._idle_due_s
 
@@ -123,20 +114,13 @@ class Cable:
                 "port": port.name,
                 **asdict(self._channel.counters(side)),
                 **asdict(port.losses),
-                "faults": {} if self._faults is None else self._faults.hits(side),
+                "faults": self._faults.hits(side),
             }
             for side, port in self._ports.items()
         }
-        return {
-            "t_s": round(now, 3),
-            "link": self._channel.link.name,
-            "up": self._channel.is_open(now),
-        } | sides
+        link, is_up = self._channel.link.name, self._channel.is_open(now)
+        return {"t_s": round(now, 3), "link": link, "up": is_up} | sides
 
     def close(self) -> None:
         for port in self._ports.values():
             port.close()
-
-
-def _other(side: Side) -> Side:
-    return SIDES[1 - SIDES.index(side)]

@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
-from firmware_sim.world.channel import SIDES, Side
+from firmware_sim.world.channel import Side, other
 
 XON, XOFF = 0x11, 0x13
 IAC = 0xFF  # telnet's "interpret as command" (RFC 854), doubled where it is data
@@ -29,19 +29,19 @@ class Fault:
         self.random, self.strength = source, strength
 
     def depart(self, side: Side, piece: bytes, begins_burst: bool) -> bytes:
-        """What of a piece leaves that side; the length stays."""
+        """Returns what of a piece leaves that side; the length stays."""
         return piece
 
     def arrive(self, side: Side, piece: bytes) -> bytes:
-        """What of a piece that the other side sent arrives at this one."""
+        """Returns what of a piece that the other side sent arrives at this one."""
         return piece
 
     def echo(self, side: Side, piece: bytes) -> bytes:
-        """What that side hears of what it sent itself."""
+        """Returns what that side hears of what it sent itself."""
         return b""
 
     def idle(self, side: Side) -> bytes:
-        """What that side hears while nobody speaks."""
+        """Returns what that side hears while nobody speaks."""
         return b""
 
     def stops(self, side: Side, now: float, sent_bytes: int) -> bool:
@@ -54,7 +54,7 @@ class EatXonXoff(Fault):
 
     def arrive(self, side: Side, piece: bytes) -> bytes:
         left = piece.translate(None, bytes((XON, XOFF)))
-        self.hits[_other(side)] += len(piece) - len(left)
+        self.hits[other(side)] += len(piece) - len(left)
         return left
 
 
@@ -62,7 +62,7 @@ class DoubleFF(Fault):
     """A terminal server that speaks telnet: every 0xFF arrives twice."""
 
     def arrive(self, side: Side, piece: bytes) -> bytes:
-        self.hits[_other(side)] += piece.count(IAC)
+        self.hits[other(side)] += piece.count(IAC)
         return piece.replace(bytes((IAC,)), bytes((IAC, IAC)))
 
 
@@ -71,7 +71,7 @@ class DropLong(Fault):
 
     def arrive(self, side: Side, piece: bytes) -> bytes:
         too_long = len(piece) > self.strength
-        self.hits[_other(side)] += too_long
+        self.hits[other(side)] += too_long
         return b"" if too_long else piece
 
 
@@ -101,7 +101,7 @@ class Noise(Fault):
 
     def idle(self, side: Side) -> bytes:
         noise = self.random.randbytes(self.random.randint(1, int(self.strength)))
-        self.hits[_other(side)] += len(noise)
+        self.hits[other(side)] += len(noise)
         return noise
 
 
@@ -131,8 +131,8 @@ class Stall(Fault):
         return now - since < self.strength
 
 
-Make = Callable[[random.Random, float], Fault]
-FAULTS: dict[str, tuple[Make, float, str]] = {
+DATAGRAMS = ("drop-long", "stall")  # what befalls datagrams, too; the others are a byte stream's
+FAULTS: dict[str, tuple[type[Fault], float, str]] = {
     "eat-xonxoff": (EatXonXoff, 0, "bytes eaten"),
     "double-ff": (DoubleFF, 0, "bytes doubled"),
     "drop-long": (DropLong, 1200, "frames dropped"),
@@ -141,72 +141,56 @@ FAULTS: dict[str, tuple[Make, float, str]] = {
     "echo": (Echo, 0, "bytes echoed"),
     "stall": (Stall, 30, "s stalled"),
 }
-"""By name: what makes it, its strength unless another is given (0: it has none), and what its hits are."""
+"""By name: what it is, its strength unless another is given (0: it has none), and what its hits are."""
 
 
-DATAGRAMS = ("drop-long", "stall")  # what befalls datagrams, too; the others are a byte stream's
-
-
-def parse_faults(texts: Iterable[str], seed: int, *, datagrams: bool) -> Faults | None:
-    """Those that `NAME` or `NAME=STRENGTH` ask for; None without any. Raises ValueError with the text that is
-    wrong."""
-    found = dict(_parse(text, seed) for text in texts)
-    for name in found:
-        if datagrams and name not in DATAGRAMS:
-            raise ValueError(f"--fault {name}: befalls a serial line, and these ends are UDP")
-    return Faults(found) if found else None
-
-
-def _parse(text: str, seed: int) -> tuple[str, Fault]:
-    name, equals, number = text.partition("=")
-    if name not in FAULTS:
-        raise ValueError(f"--fault {text}: must be one of {', '.join(FAULTS)}")
-    make, strength, _ = FAULTS[name]
-    if equals:
-        try:
-            strength = float(number) if strength else math.nan
-        except ValueError:
-            strength = math.nan
-        if not 1 <= strength < math.inf:
-            raise ValueError(f"--fault {text}: {number!r} is not a strength of at least 1, or it takes none")
-    return name, make(random.Random(f"{seed}/{name}"), strength)
-
-
-class Faults:
-    """All that is wrong with one line, one fault after the other."""
-
-    def __init__(self, faults: dict[str, Fault]) -> None:
-        self._faults = faults
+class Faults(dict[str, Fault]):
+    """All that is wrong with one line, by name: one fault acts after the other, as `Fault` says."""
 
     def depart(self, side: Side, piece: bytes, begins_burst: bool) -> bytes:
-        """See Fault.depart."""
-        for fault in self._faults.values():
+        for fault in self.values():
             piece = fault.depart(side, piece, begins_burst)
         return piece
 
     def arrive(self, side: Side, piece: bytes) -> bytes:
-        """See Fault.arrive."""
-        for fault in self._faults.values():
+        for fault in self.values():
             piece = fault.arrive(side, piece)
         return piece
 
     def echo(self, side: Side, piece: bytes) -> bytes:
-        """See Fault.echo."""
-        return b"".join(fault.echo(side, piece) for fault in self._faults.values())
+        return b"".join(fault.echo(side, piece) for fault in self.values())
 
     def idle(self, side: Side) -> bytes:
-        """See Fault.idle."""
-        return b"".join(fault.idle(side) for fault in self._faults.values())
+        return b"".join(fault.idle(side) for fault in self.values())
 
     def stops(self, side: Side, now: float, sent_bytes: int) -> bool:
-        """See Fault.stops."""
-        stopped = [fault.stops(side, now, sent_bytes) for fault in self._faults.values()]
+        stopped = [fault.stops(side, now, sent_bytes) for fault in self.values()]
         return any(stopped)
 
     def hits(self, side: Side) -> dict[str, int]:
-        """By the faults' names, what was done to what that side sent."""
-        return {name: fault.hits[side] for name, fault in self._faults.items()}
+        """What was done to what that side sent, by the faults' names."""
+        return {name: fault.hits[side] for name, fault in self.items()}
 
 
-def _other(side: Side) -> Side:
-    return SIDES[1 - SIDES.index(side)]
+def parse_faults(texts: Iterable[str], seed: int, *, datagrams: bool) -> Faults:
+    """Those that `NAME` or `NAME=STRENGTH` ask for. Raises ValueError with the text that is wrong."""
+    found = Faults()
+    for text in texts:
+        name, equals, number = text.partition("=")
+        if name not in FAULTS:
+            raise ValueError(f"--fault {text}: must be one of {', '.join(FAULTS)}")
+        kind, strength, _ = FAULTS[name]
+        if equals:
+            try:
+                strength = float(number) if strength else math.nan
+            except ValueError:
+                strength = math.nan
+            if not 1 <= strength < math.inf:
+                raise ValueError(
+                    f"--fault {text}: {number!r} is not a strength of at least 1, or it takes none"
+                )
+        found[name] = kind(random.Random(f"{seed}/{name}"), strength)
+    for name in found:
+        if datagrams and name not in DATAGRAMS:
+            raise ValueError(f"--fault {name}: befalls a serial line, and these ends are UDP")
+    return found

@@ -1,4 +1,4 @@
-"""What is known of a running demo: the last words of every process, and the bytes at every port."""
+"""What is known of a running demo: the last that every process said, and the bytes at every port."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ FLOAT32_BYTES = 4
 
 @dataclass
 class Scene:
-    """What is known of the running demo: the last words of every process."""
-
     boards: Sequence[str]
     parameters: int  # of the model
     started_s: float
@@ -29,42 +27,37 @@ class Scene:
     happened: list[str] = field(default_factory=list)  # worth a line
     finished: bool = False
 
-    def hear(self, name: str, event: dict[str, Any]) -> None:
+    def handle(self, name: str, event: dict[str, Any]) -> None:
         """Takes one JSON line of one process."""
         kind, _, board = name.partition(":")
+        what = event.get("event")
         if kind == "cable":
             self._note_contact(board, event)
             self.cable[board] = event
-        elif event.get("event") == "doing":
+        elif what == "doing":
             self.board[board] = event
-        elif event.get("event") == "links":
+        elif what == "links":
             self.open_round, self.waiting = event["round"], event["waiting"]
             self.link |= {link["node"]: link for link in event["links"]}
-        elif event.get("event") in ("round", "answered", "merged", "board-failed", "refused-by-board"):
-            self._note_answer(event)
-        elif event.get("event") == "closed":
+        elif what == "round":
+            self.open_round = event["number"]
+            for asked in event["asked"]:
+                self.asked.setdefault(asked, set()).add(event["number"])
+        elif what in ("answered", "merged"):
+            number = event["round"] if what == "answered" else event["now_at"]
+            self.answered.setdefault(event["node"], set()).add(number)
+        elif what == "board-failed":
+            self.failure[event["node"]] = f"{event['failure']}: {event['why']}".rstrip(": ")
+        elif what == "refused-by-board":
+            self.failure[event["node"]] = f"refused the model: {event['why']}"
+        elif what == "closed":
             self.rounds.append({**event, "bytes": self.total_bytes()})
-        elif event.get("event") == "finished":
+        elif what == "finished":
             self.finished = True
         if event.get("level") in ("warning", "error"):
             fields = {k: v for k, v in event.items() if k not in ("at", "level", "from", "event")}
             told = " ".join(f"{key}={value}" for key, value in fields.items())
             self._note(f"{board or 'ground'}: {event['event']} {told}")
-
-    def _note_answer(self, event: dict[str, Any]) -> None:
-        """Who was asked, who answered, and who said why not."""
-        if event["event"] == "round":
-            self.open_round = event["number"]
-            for board in event["asked"]:
-                self.asked.setdefault(board, set()).add(event["number"])
-        elif event["event"] == "answered":
-            self.answered.setdefault(event["node"], set()).add(event["round"])
-        elif event["event"] == "merged":
-            self.answered.setdefault(event["node"], set()).add(event["now_at"])
-        elif event["event"] == "board-failed":
-            self.failure[event["node"]] = f"{event['failure']}: {event['why']}".rstrip(": ")
-        else:
-            self.failure[event["node"]] = f"refused the model: {event['why']}"
 
     def answers(self, board: str) -> tuple[int, int]:
         """In how many rounds an update of a board counted, and in how many it was asked."""
@@ -82,11 +75,9 @@ class Scene:
         return reasons
 
     def _note_contact(self, board: str, event: dict[str, Any]) -> None:
-        was_up = self.cable.get(board, {}).get("up", True)
-        if was_up and not event["up"]:
-            self._note(f"{board}: loss of signal, the contact closed in mid-transfer")
-        if event["up"] and not was_up:
-            self._note(f"{board}: in contact again")
+        if event["up"] != self.cable.get(board, {}).get("up", True):
+            lost = "loss of signal, the contact closed in mid-transfer"
+            self._note(f"{board}: {'in contact again' if event['up'] else lost}")
 
     def _note(self, text: str) -> None:
         self.happened.append(f"{self.elapsed_s():5.0f} s  {text}")
@@ -101,12 +92,14 @@ class Scene:
             sides = self.cable[board]
             return {"up": _counted(sides["board"]), "down": _counted(sides["ground"])}
         link = self.link.get(board, {})
-        received = {"bytes": link.get("bytes_received", 0), "frames": link.get("frames_received", 0)}
-        transmitted = {"bytes": link.get("bytes_sent", 0), "frames": link.get("frames_sent", 0)}
+        ways = (("up", "received", 0.0), ("down", "sent", link.get("airtime_s", 0.0)))
         return {
-            "up": received | {"airtime_s": 0.0, "lost": 0},
-            "down": transmitted | {"airtime_s": link.get("airtime_s", 0.0), "lost": 0},
-        }
+            way: {
+                "bytes": link.get(f"bytes_{how}", 0), "frames": link.get(f"frames_{how}", 0),
+                "airtime_s": airtime_s, "lost": 0,
+            }
+            for way, how, airtime_s in ways
+        }  # fmt: skip
 
     def total_bytes(self) -> int:
         """Everything every port has sent so far, both directions."""

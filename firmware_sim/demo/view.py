@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group
@@ -12,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from firmware_sim.demo.scene import Scene
+from firmware_sim.runs.plot import DOWN, UP, number_points, picture
 
 PLAIN_EVERY_S = 15.0
 BAR = 8  # characters
@@ -34,14 +36,14 @@ class DemoView:
             yield
             self._tell(scene)
             return
-        with Live(picture(scene), console=self._console, refresh_per_second=4) as self._live:
+        with Live(live_view(scene), console=self._console, refresh_per_second=4) as self._live:
             yield
-            self._live.update(picture(scene))
+            self._live.update(live_view(scene))
 
     def show(self, scene: Scene) -> None:
         """Draws the scene as it is now."""
         if self._live is not None:
-            self._live.update(picture(scene))
+            self._live.update(live_view(scene))
         else:
             self._tell(scene)
 
@@ -65,7 +67,7 @@ class DemoView:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def picture(scene: Scene) -> Group:
+def live_view(scene: Scene) -> Group:
     """The table of boards, the line of rounds, and what happened last; 100 columns wide."""
     boards = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in ("board", "doing", "transfer"):
@@ -166,3 +168,29 @@ def _transfer(scene: Scene, board: str) -> str:
     arrow = "down" if this["incoming"] else "up"
     done = round(share * BAR)
     return f"{arrow:<4} {'━' * done}{'·' * (BAR - done)} {100 * share:3.0f} %"
+
+
+def draw(summary: Mapping[str, Any], path: Path) -> None:
+    """Writes accuracy against bytes on the wire, and where the bytes went, as a PNG."""
+    with picture(path, 2, (10, 4)) as (accuracy, shares):
+        kilobytes = [count / 1000 for count in summary["bytes_after_round"]]
+        per_cent = [100 * value for value in summary["accuracy"]]
+        accuracy.plot(kilobytes, per_cent, marker="o", color=UP)
+        number_points(accuracy, kilobytes, per_cent)
+        accuracy.set(
+            xlabel="kB on the wire so far, all boards, both directions", ylabel="test accuracy, %",
+            title=f"{summary['model']} on {summary['data']}: accuracy after each round",
+        )  # fmt: skip
+        accuracy.grid(alpha=0.3)
+        boards = list(summary["boards"])
+        up = [summary["boards"][board]["up"]["bytes"] / 1000 for board in boards]
+        down = [summary["boards"][board]["down"]["bytes"] / 1000 for board in boards]
+        shares.barh(boards, up, color=UP, label="up")
+        shares.barh(boards, down, left=up, color=DOWN, label="down")
+        shares.invert_yaxis()
+        shares.margins(x=0.25)  # room for the legend
+        shares.legend(loc="upper right")
+        shares.set(
+            xlabel="kB, headers and retransmissions included",
+            title=f"{summary['ratio']:.0f} times fewer bytes than fp32 FedAvg",
+        )

@@ -171,7 +171,7 @@ class Channel:
             at, _, arrival = heapq.heappop(self._arrivals)
             if self._survives(arrival, at):
                 self._air[arrival.side].counters.delivered += 1
-                heard.append((_other(arrival.side), arrival.frame))
+                heard.append((other(arrival.side), arrival.frame))
         return heard
 
     def next_due(self) -> float:
@@ -198,7 +198,7 @@ class Channel:
         off_at = self._air[side].busy_until
         if on <= off_at:
             return 0.0  # it is still on, whatever the other does
-        turned = self._air[_other(side)].on_at >= off_at
+        turned = self._air[other(side)].on_at >= off_at
         return self.link.keying_s if turned or on - off_at > self.link.keying_s else 0.0
 
     def _close_at_cut(self, before: int, wire_bytes: int, start: float, end: float) -> None:
@@ -221,7 +221,7 @@ class Channel:
         if not self.link.half_duplex:
             return True
         first, last = arrival.start + self.link.delay_s, arrival.end + self.link.delay_s
-        transmissions = self._air[_other(arrival.side)].transmissions
+        transmissions = self._air[other(arrival.side)].transmissions
         # Frames of one side arrive in the order they left, so what ended before this one began is history.
         while transmissions and transmissions[0][1] <= first:
             transmissions.popleft()
@@ -338,5 +338,6 @@ def _bernoulli(source: random.Random, n: int, p: float) -> list[int]:
         hits.append(at)
 
 
-def _other(side: Side) -> Side:
+def other(side: Side) -> Side:
+    """The side at the other end."""
     return "board" if side == "ground" else "ground"

@@ -29,7 +29,7 @@ def summary(tmp_path: Path) -> dict[str, Any]:
     """Two rounds, as the programs tell of them: `pi` answers both and `q7s` one, the others cannot train."""
     scene = Scene(BOARDS, parameters=1000, started_s=time.monotonic())
     for board in BOARDS:
-        scene.hear(f"cable:{board}", {"up": True, "ground": side(100), "board": side(200)})
+        scene.handle(f"cable:{board}", {"up": True, "ground": side(100), "board": side(200)})
     ground: list[dict[str, Any]] = []
     for number in (1, 2):
         ground += [
@@ -46,7 +46,7 @@ def summary(tmp_path: Path) -> dict[str, Any]:
         ]
     ground.insert(1, {"event": "answered", "node": "q7s", "round": 1})
     for event in ground:
-        scene.hear("ground", event)
+        scene.handle("ground", event)
     return sum_up(DemoConfig(out=tmp_path), scene)
 
 
