@@ -19,6 +19,7 @@ import select
 import socket
 import termios
 import tty
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
@@ -66,10 +67,9 @@ def parse_end(text: str) -> Path | UdpEnd:
 def _address(end: str, text: str) -> tuple[str, int]:
     try:
         host, port = host_port(text, end)
+        ip, number = resolve(host, port, socket.AF_INET)[0][:2]
     except BadUrl as error:
         raise CableError(str(error)) from None
-    try:
-        ip, number = resolve(host, port, socket.AF_INET)[0][:2]
     except OSError as error:
         raise CableError(f"{text}: {host!r}: {error.strerror}") from None
     return ip, number
@@ -160,12 +160,7 @@ class CableTerminal:
 
     def stop(self, stopped: bool) -> None:
         """Takes nothing from the program any more, as a device whose peer says "not now"; or takes again."""
-        with contextlib.suppress(OSError, termios.error):  # a program that wants the port alone keeps us out
-            slave = os.open(self._tty, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
-            try:
-                termios.tcflow(slave, termios.TCOOFF if stopped else termios.TCOON)
-            finally:
-                os.close(slave)
+        self._at_slave(lambda slave: termios.tcflow(slave, termios.TCOOFF if stopped else termios.TCOON))
 
     def deliver(self, frame: bytes) -> None:
         if not self._open_now():
@@ -192,23 +187,20 @@ class CableTerminal:
 
     def _open_now(self) -> bool:
         is_open = not self._hangup.poll(0)
-        if self._attended and not is_open:
-            self._forget_unread()
+        if self._attended and not is_open:  # empty the queue of the program that is gone, undo what it set
+            self._at_slave(tty.setraw)
+            # Only the slave's own flush reaches that queue: flushing output at the master empties no more
+            # than the buffer before it (measured on Linux 6).
+            self._at_slave(lambda slave: termios.tcflush(slave, termios.TCIFLUSH))
         self._attended = is_open
         return is_open
 
-    def _forget_unread(self) -> None:
-        """Empty the queue of a program that is gone, and undo what it set.
-
-        Only the slave's own flush reaches that queue: flushing output at the master empties no more than
-        the buffer before it (measured on Linux 6).
-        """
-        # A successor that was quicker and wants the port alone keeps us out, and it flushes for itself.
+    def _at_slave(self, do: Callable[[int], object]) -> None:
+        """A program that wants the port alone keeps us out: it sets and flushes it for itself."""
         with contextlib.suppress(OSError, termios.error):
             slave = os.open(self._tty, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
             try:
-                tty.setraw(slave)
-                termios.tcflush(slave, termios.TCIFLUSH)
+                do(slave)
             finally:
                 os.close(slave)
 
@@ -241,8 +233,7 @@ class CableSocket:
     def __init__(self, end: UdpEnd, frame_bytes: int, buffer_bytes: int) -> None:
         self.losses = Losses()
         self._frame_bytes = frame_bytes
-        self._only_peer = end.peer
-        self._peer = end.peer
+        self._peer = self._only_peer = end.peer
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
@@ -312,7 +303,7 @@ def open_ends(ground: Path | UdpEnd, board: Path | UdpEnd, link: Link) -> dict[S
     if ground == board and not (isinstance(ground, UdpEnd) and ground.listen[1] == 0):
         raise CableError(f"ends {ground} and {board}: must differ")
     ports: dict[Side, Port] = {}
-    try:
+    with contextlib.ExitStack() as opened:
         for side, end in zip(SIDES, (ground, board), strict=True):
             if isinstance(end, Path):
                 ports[side] = CableTerminal(end, serial_piece_bytes(link))
@@ -320,8 +311,6 @@ def open_ends(ground: Path | UdpEnd, board: Path | UdpEnd, link: Link) -> dict[S
                 # A tenth of a second at the line rate, and at least the 64 KiB of a small modem's queue.
                 rate_bps = link.rate_down_bps if side == "ground" else link.rate_up_bps
                 ports[side] = CableSocket(end, link.mtu_bytes, max(65536, int(rate_bps / 80)))
-    except CableError:
-        for port in ports.values():
-            port.close()
-        raise
+            opened.callback(ports[side].close)
+        opened.pop_all()
     return ports

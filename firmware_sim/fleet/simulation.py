@@ -179,7 +179,8 @@ class Fleet:
                 merges=settings.staleness is not None, merged=merged,
             )  # fmt: skip
             for node in asked:
-                self._wake(node, gone=self._is_gone(number, attempt, node))
+                draw = Random(_digest("gone", settings.seed, number, attempt, node))
+                self._wake(node, gone=draw.random() < settings.dropout)
             self._ask(model, asked)
             for happening in count():
                 if this.judge(self._now).closed:
@@ -202,10 +203,6 @@ class Fleet:
         """The devices that round `number` asks."""
         return choose(self._places, self.settings.select, self.settings.seed, number)
 
-    def _is_gone(self, number: int, attempt: int, node: int) -> bool:
-        draw = Random(_digest("gone", self.settings.seed, number, attempt, node))
-        return draw.random() < self.settings.dropout
-
     def _wake(self, node: int, *, gone: bool) -> None:
         """Boots the device, unless it is still at work."""
         if gone:
@@ -224,23 +221,17 @@ class Fleet:
             self._world.wake(self._awake[node])
 
     def _ask(self, model: bytes, nodes: Iterable[int]) -> None:
-        """Asks each of them for the round, as often as its training came to nothing before; on a shared
-        downlink all as often as the one that is asked most often, as that is one object."""
+        """Puts the round's model on its way to each of them, as often as its training came to nothing before;
+        on a shared downlink once to all, as often as to the one that is asked most often."""
         if self._downlink is not None:
             most = max(self._askings[node] for node in nodes)
-            self._askings = dict.fromkeys(nodes, most)
-        for asking in sorted({self._askings[node] for node in nodes}):
-            these = [node for node in nodes if self._askings[node] == asking]
-            self._offer(asked_again(model, asking) if asking else model, these)
-
-    def _offer(self, model: bytes, nodes: Iterable[int]) -> None:
-        """Puts the round's model on its way: to each of them, or once to all."""
-        if self._downlink is not None:
-            self._downlink.offer(model, nodes)
-            self._questions |= dict.fromkeys(nodes, digest(MODEL, model))
+            sent, self._askings = asked_again(model, most), dict.fromkeys(nodes, most)
+            self._downlink.offer(sent, nodes)
+            self._questions |= dict.fromkeys(nodes, digest(MODEL, sent))
             return
         for node in nodes:
-            self._questions[node] = self._awake[node].ground.offer(MODEL, model, self._now)
+            sent = asked_again(model, self._askings[node])
+            self._questions[node] = self._awake[node].ground.offer(MODEL, sent, self._now)
 
     def _close(self, this: Round) -> None:
         """Whoever is still asked need not answer; those that answered are told so, and sleep."""

@@ -160,8 +160,7 @@ class Channel:
         if self.link.half_duplex:
             air.transmissions.append((on, end))
 
-        fate = air.fate(self._loss, self._impairments)
-        arrival = _Arrival(side, frame, start, end, fate)
+        arrival = _Arrival(side, frame, start, end, *air.fate(self._loss, self._impairments))
         self._schedule(end + self.link.delay_s, arrival)
 
     def due(self, now: float) -> list[tuple[Side, bytes]]:
@@ -229,7 +228,7 @@ class Channel:
 
     def _survives(self, arrival: _Arrival, at: float) -> bool:
         """Whether the receiver hears it at this moment; counts why not, schedules copies and late ones."""
-        counters, fate = self._air[arrival.side].counters, arrival.fate
+        counters = self._air[arrival.side].counters
         if arrival.settled:  # a copy, or one held back: it still needs the contact to be open
             sent = at - self.link.delay_s
             counters.cut += not self._inside(sent, sent)
@@ -240,28 +239,27 @@ class Channel:
         if not self._heard_silence(arrival):
             counters.collided += 1
             return False
-        if fate.lost:
+        if arrival.lost:
             counters.lost += 1
             return False
-        arrival.frame = self._flip(arrival, fate)
+        arrival.frame = self._flip(arrival)
         arrival.settled = True
         airtime_s = arrival.end - arrival.start
-        if fate.duplicated:
+        if arrival.duplicated:
             counters.duplicated += 1
             self._schedule(at + airtime_s, arrival)
-        if fate.held_airtimes:
+        if arrival.held_airtimes:
             counters.reordered += 1
-            self._schedule(at + fate.held_airtimes * airtime_s, arrival)
+            self._schedule(at + arrival.held_airtimes * airtime_s, arrival)
             return False
         return True
 
     def _schedule(self, at: float, arrival: _Arrival) -> None:
         heapq.heappush(self._arrivals, (at, next(self._order), arrival))
 
-    def _flip(self, arrival: _Arrival, fate: _Fate) -> bytes:
+    def _flip(self, arrival: _Arrival) -> bytes:
         """The frame with each bit wrong with probability bit_error_rate, whatever the bit means."""
-        bits = 8 * len(arrival.frame)
-        wrong = list(_bernoulli(random.Random(fate.flips), bits, self._ber))
+        wrong = _bernoulli(random.Random(arrival.flips), 8 * len(arrival.frame), self._ber)
         if not wrong:
             return arrival.frame
         self._air[arrival.side].counters.flipped += 1
@@ -271,23 +269,18 @@ class Channel:
         return bytes(data)
 
 
-@dataclass(frozen=True, slots=True)
-class _Fate:
-    """What the seed decided for one frame."""
-
-    lost: bool
-    duplicated: bool
-    held_airtimes: float  # 0: not held back
-    flips: int  # seed of the frame's own bit errors
-
-
 @dataclass(slots=True, eq=False)
 class _Arrival:
+    """One frame on its way, with what the seed decided for it."""
+
     side: Side  # that sent it
     frame: bytes
     start: float  # of the first bit, at the sender
     end: float
-    fate: _Fate
+    lost: bool
+    duplicated: bool
+    held_airtimes: float  # 0: not held back
+    flips: int  # seed of the frame's own bit errors
     settled: bool = False  # has passed windows, collisions and loss: a copy or a late one
 
 
@@ -303,17 +296,15 @@ class _Air:
         self._burst = burst
         self._bad = burst is not None and self._random.random() < burst.mean_loss
 
-    def fate(self, loss: float, given: Impairments) -> _Fate:
-        """Always the same number of draws, so that one probability does not shift the others' fates."""
+    def fate(self, loss: float, given: Impairments) -> tuple[bool, bool, float, int]:
+        """The last fields of an `_Arrival`: always by as many draws, so that one probability does not shift
+        the others' fates."""
         draw = self._random.random
         lost, doubled, held, how_long = draw(), draw(), draw(), draw()
         flips = self._random.getrandbits(64)
-        return _Fate(
-            lost=lost < loss if self._burst is None else self._in_burst(lost, self._burst),
-            duplicated=doubled < given.duplicate,
-            held_airtimes=1 + (_REORDER_AIRTIMES - 1) * how_long if held < given.reorder else 0.0,
-            flips=flips,
-        )
+        is_lost = lost < loss if self._burst is None else self._in_burst(lost, self._burst)
+        held_airtimes = 1 + (_REORDER_AIRTIMES - 1) * how_long if held < given.reorder else 0.0
+        return is_lost, doubled < given.duplicate, held_airtimes, flips
 
     def _in_burst(self, u: float, burst: Burst) -> bool:
         bad = self._bad
