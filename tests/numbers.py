@@ -39,7 +39,7 @@ class Numbers:
         if frame.type is Type.HELLO:
             self.hellos += 1
             return
-        keys, salt = session._seals._keys, session.salt
+        keys, salt = session._security._keys, session.salt
         assert salt != NO_SALT, f"{frame} left before anything was agreed on"
         number = Number(keys[frame.key_id], salt, frame.source, frame.destination, frame.epoch, frame.seq)
         assert number not in self.used, f"{number} was used twice"

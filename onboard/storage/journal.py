@@ -14,9 +14,9 @@ most, so that a skip of two would do. It is SKIPPED, as the slot that is left ma
 unknown age: these are three years of one start a day. The state is then saved twice, which heals both slots:
 if it were in one of them alone, and that were lost too, the next start would skip to the same epoch again.
 
-The salt that both ends draw at every start (`onboard.wire.security.hello`) keeps frame numbers from coming
-twice under one key whatever this file does, so salt and replay floor need not outlive a restart. The epoch
-has to be right for the other end's sake: it tells a start from a copy of an earlier one by it.
+The salt that both ends draw at every start (`onboard.wire.security.security_context`) keeps frame numbers
+from coming twice under one key whatever this file does, so salt and replay floor need not outlive a restart.
+The epoch has to be right for the other end's sake: it tells a start from a copy of an earlier one by it.
 """
 
 from __future__ import annotations

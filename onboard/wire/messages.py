@@ -8,13 +8,19 @@ Integers are big-endian. Bytes that make no sense raise BadMessage and nothing e
 
 from __future__ import annotations
 
+import heapq
 import mmap
 import struct
-from dataclasses import dataclass
 from enum import IntEnum
 from hashlib import blake2s
-from typing import Any, ClassVar
+from itertools import count
+from typing import Any, ClassVar, TypeVar
 
+import msgspec
+
+from onboard.wire.framing.frame import PendingFrame, Type
+
+P = TypeVar("P", bound="Payload")
 DIGEST_BYTES = 16
 MAX_FRAGMENTS = 0xFFFF
 """The header's fragment index has 16 bits and a REPORT's base must be able to say "all of them"."""
@@ -47,8 +53,31 @@ def fragments_of(size: int, fragment_bytes: int) -> int:
     return -(-size // fragment_bytes)
 
 
-@dataclass(frozen=True, slots=True)
-class Offer:
+class Payload(msgspec.Struct, frozen=True):
+    """A payload that is the fields of its layout, one after the other."""
+
+    _LAYOUT: ClassVar[struct.Struct]
+
+    def check(self) -> None:
+        """Raises BadMessage for values that fit their fields and make no sense."""
+
+    def encode(self) -> bytes:
+        """The bytes of the payload. Raises ValueError for a field out of range."""
+        fields = msgspec.structs.astuple(self)
+        payload = pack_fields(self._LAYOUT, self, *fields)
+        if self._LAYOUT.unpack(payload) != fields:  # some bytes were cut off, or filled up
+            raise ValueError(f"{self!r:.200} does not fit its frame")
+        return payload
+
+    @classmethod
+    def decode(cls: type[P], payload: bytes) -> P:
+        """Raises BadMessage."""
+        message = cls(*unpack_fields(cls._LAYOUT, payload, cls.__name__.upper()))
+        message.check()
+        return message
+
+
+class Offer(Payload, frozen=True):
     """OFFER: an object is ready. 27 B.
 
     `digest` 16 B, BLAKE2s-128 over the kind byte and the payload; `size` in bytes; `fragment_bytes` of
@@ -61,52 +90,35 @@ class Offer:
     kind: int
     deadline_s: int = 0
 
-    _LAYOUT: ClassVar = struct.Struct(">16sIHBI")
+    _LAYOUT: ClassVar = struct.Struct(f">{DIGEST_BYTES}sIHBI")
 
     @property
     def fragments(self) -> int:
         """How many fragments the object has."""
         return fragments_of(self.size, self.fragment_bytes)
 
+    def check(self) -> None:
+        """Raises BadMessage for an object of more than MAX_FRAGMENTS."""
+        if self.fragment_bytes < 1 or self.fragments > MAX_FRAGMENTS:
+            raise BadMessage(
+                f"OFFER of {self.size} B in fragments of {self.fragment_bytes} B: too many fragments"
+            )
+
     def encode(self) -> bytes:
         """27 B. Raises ValueError for a field out of range."""
-        check_length(self.digest, DIGEST_BYTES)
-        if self.fragment_bytes < 1 or self.fragments > MAX_FRAGMENTS:
-            raise ValueError(f"{self.size} B in fragments of {self.fragment_bytes} B are too many fragments")
-        return pack_fields(
-            self._LAYOUT, self, self.digest, self.size, self.fragment_bytes, self.kind, self.deadline_s
-        )
-
-    @classmethod
-    def decode(cls, payload: bytes) -> Offer:
-        """Raises BadMessage, also for an object of more than MAX_FRAGMENTS."""
-        offer = cls(*unpack_fields(cls._LAYOUT, payload, "OFFER"))
-        if offer.fragment_bytes < 1 or offer.fragments > MAX_FRAGMENTS:
-            raise BadMessage(f"OFFER of {offer.size} B in fragments of {offer.fragment_bytes} B")
-        return offer
+        self.check()
+        return super().encode()
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
+class Done(Payload, frozen=True):
     """DONE: the receiver holds the object with this 16 B digest durably, or did so before. 16 B."""
 
     digest: bytes
 
-    _LAYOUT: ClassVar = struct.Struct(">16s")
-
-    def encode(self) -> bytes:
-        """16 B."""
-        check_length(self.digest, DIGEST_BYTES)
-        return self.digest
-
-    @classmethod
-    def decode(cls, payload: bytes) -> Done:
-        """Raises BadMessage."""
-        return cls(*unpack_fields(cls._LAYOUT, payload, "DONE"))
+    _LAYOUT: ClassVar = struct.Struct(f">{DIGEST_BYTES}s")
 
 
-@dataclass(frozen=True, slots=True)
-class Cancel:
+class Cancel(Payload, frozen=True):
     """CANCEL, from either end: the object will not be sent, or not be taken. 17 B.
 
     `reason` is a `Reason`, or a number that a later version knows.
@@ -115,28 +127,45 @@ class Cancel:
     digest: bytes
     reason: int
 
-    _LAYOUT: ClassVar = struct.Struct(">16sB")
+    _LAYOUT: ClassVar = struct.Struct(f">{DIGEST_BYTES}sB")
 
     @property
     def by_sender(self) -> bool:
         """Whether the object's sender ends it: both ends may be on the way with the same object."""
         return self.reason in (Reason.WITHDRAWN, Reason.EXPIRED)
 
-    def encode(self) -> bytes:
-        """17 B. Raises ValueError for a field out of range."""
-        check_length(self.digest, DIGEST_BYTES)
-        return pack_fields(self._LAYOUT, self, self.digest, self.reason)
 
-    @classmethod
-    def decode(cls, payload: bytes) -> Cancel:
-        """Raises BadMessage."""
-        return cls(*unpack_fields(cls._LAYOUT, payload, "CANCEL"))
+class MessageQueue:
+    """Messages that wait to leave: at most `limit` MSGs of at most `longest_bytes`, by priority (0 first) and
+    then by age. When there are too many the oldest gives way."""
 
+    def __init__(self, limit: int, longest_bytes: int) -> None:
+        self._limit, self._longest_bytes = limit, longest_bytes
+        self._order = count()
+        self._heap: list[tuple[int, int, bytes]] = []  # priority, order, payload
 
-def check_length(value: bytes, length: int) -> None:
-    """Raises ValueError for a value of another length."""
-    if len(value) != length:
-        raise ValueError(f"{bytes(value)!r} has {len(value)} B, not {length}")
+    def __bool__(self) -> bool:
+        return bool(self._heap)
+
+    def add(self, payload: bytes, priority: int) -> None:
+        """Take one more to be sent. Raises ValueError where it does not fit a frame."""
+        if len(payload) > self._longest_bytes or not 0 <= priority <= 7:
+            raise ValueError(
+                f"MSG of {len(payload)} B, priority {priority}: at most {self._longest_bytes} B, 0..7"
+            )
+        heapq.heappush(self._heap, (priority, next(self._order), payload))
+        if len(self._heap) > self._limit:
+            self._heap.remove(min(self._heap, key=lambda message: message[1]))
+            heapq.heapify(self._heap)
+
+    def first(self) -> PendingFrame:
+        """The frame of the one that leaves next. Raises IndexError where none waits."""
+        priority, _, payload = self._heap[0]
+        return PendingFrame(Type.MSG, payload, priority=priority)
+
+    def sent(self) -> None:
+        """What `first` gave has left."""
+        heapq.heappop(self._heap)
 
 
 def pack_fields(layout: struct.Struct, message: object, *fields: float | bytes) -> bytes:

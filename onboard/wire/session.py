@@ -1,44 +1,52 @@
 """One authenticated conversation with one peer: objects cross whole, once, and at the link's pace.
 
-Pure: frames and `now` (seconds, monotonic) go in, frames and events come out. `choice` says in which order;
-nothing leaves faster than the link carries it, out of turn, out of contact, or to a peer that does not
-answer. Whoever owns the port calls `receive` for each frame heard, `tick` and `transmit` whenever `wakeup`
-says so, and acts on the events.
+Pure: frames and `now` (seconds, monotonic) go in, frames and events come out. Whoever owns the port calls
+`receive` for each frame heard, `tick` and `transmit` whenever `wakeup` says so, and acts on the events.
+
+Nothing leaves faster than the link carries it, out of turn, out of contact, or to a peer that does not
+answer. HELLO leaves first, then messages, then answers, then questions, then the objects' pieces, the most
+urgent first; a peer that owes an answer is sent questions only.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 
 from onboard.wire.broadcast import BroadcastListener
-from onboard.wire.choice import Choice, MessageQueue
 from onboard.wire.config import Identity, Limits, Medium, Security, SessionState
 from onboard.wire.events import Event, GroupAnswer, LinkSnapshot, Message, PeerHeard, PeerUnreachable
 from onboard.wire.framing import frame as framing
-from onboard.wire.framing.frame import GROUP_ID, OVERHEAD_BYTES, Frame, Origin, Type
+from onboard.wire.framing.frame import GROUP_ID, OVERHEAD_BYTES, Frame, Origin, PendingFrame, Type
 from onboard.wire.medium.contact_gate import ByteQuota, ContactGate, Window
 from onboard.wire.medium.medium_access import MAX_CLOSING, MediumAccess, Timing
-from onboard.wire.messages import BadMessage, Cancel, Done, Offer
-from onboard.wire.mishaps import LinkDiagnostics
-from onboard.wire.security.seals import SecurityContext
+from onboard.wire.messages import BadMessage, Cancel, Done, MessageQueue, Offer
+from onboard.wire.security.link_diagnostics import LinkDiagnostics
+from onboard.wire.security.seal import Refusal
+from onboard.wire.security.security_context import SecurityContext
 from onboard.wire.transfer.inbox import Inbox
 from onboard.wire.transfer.incoming import Incoming, Partial
-from onboard.wire.transfer.outbox import Outbox
+from onboard.wire.transfer.outbox import MakeFrame, Outbox
 from onboard.wire.transfer.peer import Presence, ReceiveStats
 from onboard.wire.transfer.report import Report
 from onboard.wire.transfer.transfer import deadline_of
 
 _EPSILON_S = 1e-6  # sums of airtimes are not exact; a microsecond is less than a bit of any link here
 _LOSSY = 0.05  # a share of frames lost from which a delimiter before each of them is worth its byte
+_QUESTIONS = (Type.HELLO, Type.OFFER, Type.POLL)
 _CLOSING = (Type.POLL, Type.REPORT, Type.DONE, Type.CANCEL)
 
 
 class Session:
-    """One end of a link. `bytes_sent` are on the wire. Raises ValueError for a key or an epoch out of range,
-    and for contacts that overlap."""
+    """One end of a link. Raises ValueError for a key or an epoch out of range, and for contacts that overlap.
+
+    `incoming`: objects being received, and those that arrived and are not accepted yet, by digest. `done`:
+    digests of the objects accepted last, oldest first, to be persisted beside what the objects did.
+    `message_bytes`: the longest MSG that fits a frame of this link. `bytes_sent` are on the wire.
+    """
 
     def __init__(
         self,
@@ -55,50 +63,44 @@ class Session:
         self.node, self.peer, self.epoch, self.link = identity.node, identity.peer, state.epoch, medium.link
         self._wire_bytes = medium.wire_bytes
         self._timing = Timing(medium, primary=identity.primary, most_lead_bytes=limits.lead_bytes)
-        self._seals = SecurityContext(identity, security, state, hello_s=self._timing.greeting_s)
+        self._security = SecurityContext(identity, security, state, hello_s=self._timing.greeting_s)
+        self._handshake = self._security.handshake
         self._air = MediumAccess(self._timing, now)
         quota = ByteQuota(limits.bytes_per_contact, limits.bytes_per_day, state.spent, now)
         self._gate = ContactGate(self._air, medium.contacts, quota, now)
         self._hearing = ReceiveStats()
         began = self._gate.link_s(now)
-        self.presence = Presence(self._seals.greeting, self._timing, limits.quiet_s, began)
+        self.presence = Presence(self._handshake, self._timing, limits.quiet_s, began)
         self._liveness = self.presence.liveness
         self._outbox = Outbox(
             self._timing, medium.link, self._hearing, self._liveness,
             epoch=state.epoch, slack=limits.reorder_slack,
         )  # fmt: skip
         self._inbox = Inbox(self._timing, limits, state.done)
+        self.incoming: Mapping[bytes, Incoming] = self._inbox.incoming
+        self.done: Collection[bytes] = self._inbox.done
         key, floor = security.group_key, state.group_replay_floor
         self._listener = None if key is None else BroadcastListener(identity, key, self._inbox, floor)
-        self._messages = MessageQueue(limits.max_messages, self._timing.payload_bytes)
-        ends = self._inbox, self._outbox
-        self._choice = Choice(self._seals, self.presence, self._gate, self._air, self._messages, *ends)
-        openers = self._seals.opener, self._seals.greeting.opener
-        self._openers = [*openers, *([] if self._listener is None else [self._listener.opener])]
-        self._mishaps = LinkDiagnostics(identity.node, identity.peer, openers)
-        self._malformed = self.bytes_sent = 0
+        self.message_bytes = self._timing.payload_bytes
+        self._messages = MessageQueue(limits.max_messages, self.message_bytes)
+        others = [] if self._listener is None else [self._listener.opener]
+        self._openers = [self._security.opener, self._handshake.opener, *others]
+        self._diagnostics = LinkDiagnostics(identity.node, identity.peer, self._security.opener)
+        self._answer: PendingFrame | None = None  # on half-duplex, the last one of this turn
+        self._asked = (Type.DATA, 0, 0)  # of the frame heard last: type, object, and what had left by then
+        self.bytes_sent = 0
 
     # -- the application's side ------------------------------------------------------------------------
 
     @property
-    def incoming(self) -> Mapping[bytes, Incoming]:
-        """Objects being received, and those that arrived and are not accepted yet, by digest."""
-        return self._inbox.incoming
-
-    @property
-    def done(self) -> Collection[bytes]:
-        """Digests of the objects accepted last, oldest first: persist them beside what the objects did."""
-        return self._inbox.done
-
-    @property
     def replay_floor(self) -> tuple[int, int]:
         """The peer's highest (epoch, seq) taken: persist it with what the frames brought about."""
-        return self._seals.opener.floor
+        return self._security.opener.floor
 
     @property
     def salt(self) -> bytes:
         """The salt of the keys in force, under which `replay_floor` holds."""
-        return self._seals.greeting.salt
+        return self._handshake.salt
 
     @property
     def group_replay_floor(self) -> tuple[int, int]:
@@ -107,8 +109,8 @@ class Session:
 
     def rekey(self, salt: bytes) -> None:
         """The salt of a `Rekeyed` is in force. Raises ValueError for any other."""
-        self._seals.use(salt)
-        self._mishaps.rekeyed()
+        self._security.use(salt)
+        self._diagnostics.rekeyed()
         self._hearing.rekeyed()
         self._inbox.peer_restarted()
         self._liveness.heard()
@@ -152,21 +154,15 @@ class Session:
         )
 
     def fragment_bytes(self, digest: bytes) -> int:
-        """How an object on its way is cut, as the losses when it was offered made best. Raises KeyError."""
+        """How an object on its way is cut. Raises KeyError."""
         return self._outbox.fragment_bytes(digest)
 
     def cancel(self, digest: bytes, now: float) -> None:
-        """Stop sending an object. One that is not on its way is no error."""
+        """Stop sending an object, if it is on its way."""
         self._outbox.cancel(digest, self._gate.link_s(now))
 
-    @property
-    def message_bytes(self) -> int:
-        """The longest MSG that fits a frame of this link."""
-        return self._timing.payload_bytes
-
     def send_message(self, payload: bytes, now: float, priority: int = 1) -> None:
-        """Send one MSG, unreliably, ahead of all DATA. Of those that wait the oldest gives way to a new one
-        when there are too many. Raises ValueError if it does not fit a frame."""
+        """Send one MSG, unreliably, ahead of all DATA. See MessageQueue.add."""
         self._messages.add(payload, priority)
 
     def resume(self, partial: Partial) -> None:
@@ -193,31 +189,30 @@ class Session:
         self.presence.proof_of_life = False
         if self._listener is not None and framing.is_broadcast(frame):
             return self._overhear(self._listener, frame, now)
-        if self._seals.greeting.takes(frame):
+        if self._handshake.takes(frame):
             return self._greet(frame, now, origin)
-        newest = self._seals.opener.floor
-        if (opened := self._seals.open(frame)) is None:
+        newest = self._security.opener.floor
+        if (opened := self._security.open(frame)) is None:
             at = self._gate.link_s(now)
-            told = self._seals.refused(frame, at)
-            return self._mishaps.dropped(frame, at, is_earlier=self._seals.is_earlier) + told
+            why, told = self._security.opener.refusal, self._security.refused(frame, at)
+            return self._diagnostics.dropped(frame, why, at, is_earlier=self._security.is_earlier) + told
         known_before, hearing = self._hearing.epoch, self._hearing
-        wire_bytes, object_comes = self._wire_bytes(len(frame)), bool(self._inbox.incoming)
-        at, now = now, self._gate.link_s(now)
-        restarted = hearing.heard(opened, wire_bytes, at, now, object_comes=object_comes)
-        was_silent = self.presence.heard(opened, at, now, proves=self._seals.opener.floor != newest)
+        at, now, wire_bytes = now, self._gate.link_s(now), self._wire_bytes(len(frame))
+        restarted = hearing.heard(opened, wire_bytes, at, now, object_comes=bool(self.incoming))
+        was_silent = self.presence.heard(opened, at, now, proves=self._security.opener.floor != newest)
         if restarted and known_before:
             self._inbox.peer_restarted()
-        events = self._mishaps.proven(opened, now)
+        events = self._diagnostics.proven(opened, now)
         events += [PeerHeard()] if restarted or was_silent else []
         left = min(opened.fragment, MAX_CLOSING) if opened.type in _CLOSING else 0
         self._air.heard(
             now, over=opened.over, loss=hearing.loss, burst=hearing.burst, left=left, frame_bytes=len(frame),
-            again=self._choice.asks_again(opened.type, opened.object_id),
+            again=self._asks_again(opened.type, opened.object_id),
         )  # fmt: skip
         try:
-            return events + self._mishaps.count(self._dispatch(opened, now))
+            return events + self._diagnostics.count(self._dispatch(opened, now))
         except BadMessage:
-            self._malformed += 1
+            self._inbox.malformed += 1
             return events
 
     def tick(self, now: float) -> list[Event]:
@@ -226,7 +221,7 @@ class Session:
         if not self._air.in_turn(now):
             self._outbox.fell_still(now)
         silent = self._liveness.silent
-        events = self._mishaps.count(self._inbox.tick(now) + self._outbox.tick(now))
+        events = self._diagnostics.count(self._inbox.tick(now) + self._outbox.tick(now))
         if self._liveness.silent and not silent:
             events.append(PeerUnreachable())
         spent = self._gate.quota.record(at)
@@ -239,12 +234,14 @@ class Session:
             return None
         now += _EPSILON_S
         closing = self.presence.is_reachable and self._air.closing(now)
-        make = self._choice.closing if closing else self._choice.next_frame(now, self.group_replay_floor)[1]
-        if make is None:
-            if not (self.presence.is_reachable and self._air.in_turn(now)):
-                return None
-            make = self._seals.least  # what was to follow was cancelled: only the turn is handed over
-        send = make()
+        if closing:  # what most wants hearing, once more: its answer, or its question
+            send = self._answer or self._security.least(self._outbox.asks_about)
+        elif (make := self._next_frame(now)[1]) is not None:
+            send = make()
+        elif self.presence.is_reachable and self._air.in_turn(now):
+            send = self._security.least()  # what was to follow was cancelled: only the turn is handed over
+        else:
+            return None
         length = OVERHEAD_BYTES + len(send.payload)
         lossy = max(self._outbox.loss, self._hearing.loss) >= _LOSSY
         end = self._air.sent(length, now, lossy=lossy)
@@ -253,23 +250,23 @@ class Session:
             fragment = self._air.count_down()
             over = fragment == 0
         else:
-            self._choice.sent(send, end)
+            self._note_sent(send, end)
             over = self._timing.half_duplex and self._ends_turn(end, now)
         if over:
             poll = self._outbox.asked is not None
             self._air.hand_over(self._outbox.asked)
             self._outbox.handed_over(end)
-            self._choice.answer = None
+            self._answer = None
         self.presence.destination = send.to
         on_wire = self._air.lead_bytes + self._wire_bytes(length)
         self.bytes_sent += on_wire
         self._gate.quota.spend(on_wire, sent_at)
-        return self._seals.seal(send, fragment=fragment, poll=poll, over=over)
+        return self._security.seal(send, fragment=fragment, poll=poll, over=over)
 
     @property
     def damaged(self) -> int:
         """Frames so far that `receive` took for none of the peer's, as their shape or tag was wrong."""
-        return self._mishaps.damaged
+        return self._diagnostics.damaged
 
     @property
     def peer_bytes_per_s(self) -> float:
@@ -284,8 +281,7 @@ class Session:
     def wakeup(self, now: float) -> float:
         """The earliest time at which `transmit` or `tick` may have something to do, if no frame comes."""
         link_now = self._gate.link_s(now)
-        in_turn = self._air.in_turn(link_now)
-        ready = link_now if in_turn else self._choice.next_frame(link_now, self.group_replay_floor)[0]
+        ready = link_now if self._air.in_turn(link_now) else self._next_frame(link_now)[0]
         leaves = math.inf if ready == math.inf else self._air.opens_at(max(link_now, ready))
         ticks = min(self._inbox.tick_at(), self._outbox.tick_at())
         return self._gate.wakes_at(leaves, ticks, now)
@@ -314,64 +310,74 @@ class Session:
 
     def snapshot(self, now: float) -> LinkSnapshot:
         """Counters and progress, as a value."""
-        inbox, outbox, hearing, seals = self._inbox, self._outbox, self._hearing, self._seals
-        openers, greeting, link_now = self._openers, seals.greeting, self._gate.link_s(now)
+        inbox, outbox, hearing, handshake = self._inbox, self._outbox, self._hearing, self._handshake
+        refused = sum((opener.counts for opener in self._openers), Counter[Refusal]())
+        told, sealer, link_now = self._diagnostics, self._security.sealer, self._gate.link_s(now)
         objects = [*outbox.progress(link_now), *inbox.progress(hearing.loss)]
         when = partial(self._gate.contacts.when, now)
         (out_s, out_passes), (in_s, in_passes) = (  # objects of one way share the air: their times add up
             when(sum(each.eta_s for each in objects if each.incoming == way)) for way in (False, True)
         )
         return LinkSnapshot(
-            now=now,
-            epoch=self.epoch,
-            peer_epoch=hearing.epoch,
-            key_id=seals.sealer.key_id,
-            encrypted=seals.encrypted,
-            frames_sent=seals.sealer.seq,
-            bytes_sent=self.bytes_sent,
-            frames_received=self.frames_received,
-            bytes_received=hearing.bytes,
-            malformed=self._malformed + inbox.malformed + sum(each.malformed for each in openers),
-            bad_tags=sum(each.bad_tags for each in openers),
-            unknown_keys=sum(each.unknown_keys for each in openers),
-            plain_dropped=sum(each.plain_dropped for each in openers),
-            encrypted_dropped=sum(each.encrypted_dropped for each in openers),
-            replays=sum(each.replays for each in openers),
-            unproven=greeting.unproven,
-            hellos_sent=greeting.sent,
-            hellos_received=greeting.heard,
-            hellos_stale=greeting.stale,
-            misaddressed=sum(each.misaddressed for each in openers),
-            orphans=inbox.orphans + outbox.orphans,
-            duplicates=inbox.duplicates,
-            corrupt=inbox.corrupt,
-            refused=self._mishaps.refused,
-            too_large=self._mishaps.too_large,
-            expired=self._mishaps.expired,
-            fragments_sent=outbox.fragments_sent,
-            fragments_resent=outbox.fragments_resent,
-            repairs_sent=outbox.repairs_sent,
-            fragments_received=inbox.fragments,
-            loss_out=outbox.loss,
-            loss_in=hearing.loss,
-            airtime_s=self.airtime_s,
+            now=now, epoch=self.epoch, peer_epoch=hearing.epoch,
+            key_id=sealer.key_id, encrypted=self._security.encrypted,
+            frames_sent=sealer.seq, bytes_sent=self.bytes_sent,
+            frames_received=self.frames_received, bytes_received=hearing.bytes,
+            malformed=inbox.malformed + refused["malformed"],
+            bad_tags=refused["bad_tags"], unknown_keys=refused["unknown_keys"],
+            plain_dropped=refused["plain_dropped"], encrypted_dropped=refused["encrypted_dropped"],
+            replays=refused["replays"], unproven=handshake.unproven, misaddressed=refused["misaddressed"],
+            hellos_sent=handshake.sent, hellos_received=handshake.heard, hellos_stale=handshake.stale,
+            orphans=inbox.orphans + outbox.orphans, duplicates=inbox.duplicates, corrupt=inbox.corrupt,
+            refused=told.refused, too_large=told.too_large, expired=told.expired,
+            fragments_sent=outbox.fragments_sent, fragments_resent=outbox.fragments_resent,
+            repairs_sent=outbox.repairs_sent, fragments_received=inbox.fragments,
+            loss_out=outbox.loss, loss_in=hearing.loss, airtime_s=self.airtime_s,
             goodput_out_bps=outbox.goodput_bps(link_now),
             goodput_in_bps=8 * inbox.received_bytes / hearing.bulk_s if hearing.bulk_s > 0 else 0.0,
-            last_heard=hearing.at,
-            silent=self.silent,
-            in_contact=self.in_contact(now),
-            eta_out_s=out_s,
-            eta_out_passes=out_passes,
-            eta_in_s=in_s,
-            eta_in_passes=in_passes,
+            last_heard=hearing.at, silent=self.silent, in_contact=self.in_contact(now),
+            eta_out_s=out_s, eta_out_passes=out_passes, eta_in_s=in_s, eta_in_passes=in_passes,
             objects=tuple(
                 replace(each, eta_s=eta_s, eta_passes=passes)
                 for each in objects
                 for eta_s, passes in [when(each.eta_s)]
             ),
-        )
+        )  # fmt: skip
 
-    # -- one rule each ---------------------------------------------------------------------------------
+    def _next_frame(self, now: float) -> tuple[float, MakeFrame | None]:
+        """When a frame may leave next, inf for never as things stand, and what makes it, if that is now."""
+        hello_at = self.presence.frame_at()
+        if hello_at <= now:
+            return hello_at, self.presence.frame
+        if self.presence.alone:
+            return hello_at, None
+        answer_at, seq = math.inf, self._security.next_seq
+        if not self._outbox.held_back:
+            if self._messages:
+                return -math.inf, self._messages.first  # at once: it waits for no more than the port holds
+            answer_at = self._inbox.due_at()
+            if answer_at <= now:
+                return answer_at, partial(self._inbox.due, now, self.replay_floor, self.group_replay_floor)
+        at, make = self._outbox.next_frame(now, seq, self._gate.bulk_at, self._air.left_s(now))
+        return min(hello_at, answer_at, at), make
+
+    def _note_sent(self, send: PendingFrame, end: float) -> None:
+        """What `_next_frame` made leaves, its last bit at `end`."""
+        self.presence.sent(send, end)
+        if send.is_outgoing:
+            self._outbox.sent(send, self._security.next_seq, end)
+        elif send.type is Type.MSG:
+            self._messages.sent()
+        elif send.object_id:
+            self._answer = send
+            self._inbox.sent(send, end)
+
+    def _asks_again(self, kind: Type, object_id: int) -> bool:
+        """Whether the peer, with the frame just heard, asks what it asked last, although something left
+        meanwhile."""
+        question, left = (kind, object_id), self._security.frames_sent
+        asked, self._asked = self._asked, (*question, left)
+        return kind in _QUESTIONS and asked[:2] == question and asked[2] < left
 
     def _dispatch(self, frame: Frame, now: float) -> list[Event]:
         """What an authentic frame brings: answers are the outbox's, questions and pieces of objects the
@@ -384,7 +390,7 @@ class Session:
             left_s = frame.fragment * self._timing.back_airtime_s(OVERHEAD_BYTES + len(frame.payload))
             return [GroupAnswer(frame, left_s)]
         if kind is Type.REPORT:
-            report, sealer = Report.decode(frame.payload), self._seals.sealer
+            report, sealer = Report.decode(frame.payload), self._security.sealer
             if frame.object_id and not (report.epoch == sealer.epoch and report.seq > sealer.seq):
                 return outbox.on_report(report, frame.object_id, hearing.order(frame), now)
             return []
@@ -423,18 +429,18 @@ class Session:
         at, now = now, self._gate.link_s(now)
         frame, events = self.presence.greet(raw, at, now, origin)
         if frame is None:
-            return self._mishaps.dropped(raw, now)
-        events += self._mishaps.proven(frame, now, proves=self._seals.greeting.is_confirmed)
+            return self._diagnostics.dropped(raw, self._handshake.opener.refusal, now)
+        events += self._diagnostics.proven(frame, now, proves=self._handshake.is_confirmed)
         self._hearing.bytes += self._wire_bytes(len(raw))
         if self.presence.proof_of_life:
             self._hearing.at = at
         if self.presence.is_asked:  # a recording gives no turn
-            again, hearing = self._choice.asks_again(Type.HELLO, 0), self._hearing
+            again, hearing = self._asks_again(Type.HELLO, 0), self._hearing
             self._air.heard(now, over=frame.over, loss=hearing.loss, burst=hearing.burst, again=again)
-        return events + self._seals.greeted(now)
+        return events + self._security.greeted(now)
 
     def _ends_turn(self, end: float, now: float) -> bool:
         burst, loss = max(self._hearing.burst, self._outbox.burst), self._liveness.loss
         loss = loss if self._liveness.silent else max(loss, self._hearing.loss, self._outbox.loss)
-        more = self._choice.next_frame(now, self.group_replay_floor)[1] is not None
+        more = self._next_frame(now)[1] is not None
         return self._air.ends_turn(end, more=more, loss=loss, burst=burst)

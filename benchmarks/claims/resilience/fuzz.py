@@ -38,8 +38,8 @@ from onboard.wire.framing import cobs, frame, kiss
 from onboard.wire.framing.frame import BadFrame, Type
 from onboard.wire.messages import BadMessage, Cancel, Done, Offer
 from onboard.wire.security.cipher import Cipher
-from onboard.wire.security.hello import Hello
 from onboard.wire.security.seal import Sealer
+from onboard.wire.security.security_context import Hello
 from onboard.wire.session import Session
 from onboard.wire.transfer.report import Report
 

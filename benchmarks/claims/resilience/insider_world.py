@@ -147,8 +147,8 @@ class Hostile:
 
     def raw(self, kind: Type, payload: bytes = b"", *, object_id: int = 0, **flags: Any) -> None:
         """A frame of any kind, in its place among the session's."""
-        seals = self.session._seals
-        sealer = seals.greeting.sealer if kind is Type.HELLO else seals.sealer
+        seals = self.session._security
+        sealer = seals.handshake.sealer if kind is Type.HELLO else seals.sealer
         self.out.append(sealer.seal(kind, payload, object_id=object_id, **flags))
 
     def main(self) -> None:

@@ -14,9 +14,10 @@ caller's: they must be on disk before anything that depends on them leaves.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from hashlib import blake2s
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import ENC, OVER, POLL, BadFrame, Frame, Type
@@ -35,6 +36,13 @@ SALT_BYTES = 8
 NO_SALT = bytes(SALT_BYTES)
 TRAFFIC, HELLO, SECRET = b"sdml-dir", b"sdml-hi", b"sdml-enc"
 """What a subkey is for: BLAKE2s's personalisation."""
+Refusal = Literal[
+    "malformed", "misaddressed", "unknown_keys", "bad_tags", "replays", "plain_dropped", "encrypted_dropped"
+]
+"""Why a frame is not taken, as its counter is called: it is no frame, it is between other nodes, it is under
+the id of a key that is not held, it was altered or made with another key, it was taken before or its epoch is
+over, it is authentic and plain where this end's are encrypted, or it is encrypted and this end's are plain
+(what is encrypted cannot be proven without the package)."""
 MAX_EPOCH = 0xFFFF
 MAX_SEQ = 0xFFFFFFFF
 
@@ -188,13 +196,11 @@ class Sealer:
 
 
 class Opener:
-    """Opens the frames of one direction under any of its keys, and counts what it refuses.
+    """Opens the frames of one direction under any of its keys.
 
-    `malformed` were no frames, `misaddressed` between other nodes, `unknown_keys` under the id of a key that
-    is not held, `bad_tags` altered or made with another key, `replays` taken before or from an epoch that is
-    over; `encrypted_dropped` were encrypted and this end's are not, `plain_dropped` the other way round, and
-    authentic (what is encrypted cannot be proven without the package); `opened` passed. The replay window is
-    one for all keys: a sender counts on from one to the next. purpose: as for Sealer.
+    `opened` frames passed; `counts` says how many did not, by their Refusal, and `refusal` why the last one
+    of these did not. The replay window is one for all keys: a sender counts on from one to the next. purpose:
+    as for Sealer.
     """
 
     def __init__(
@@ -208,22 +214,31 @@ class Opener:
         purpose: bytes = TRAFFIC,
     ) -> None:
         self._held = {0: key} if isinstance(key, bytes) else key
-        self._encrypted = purpose == SECRET
-        self._plain_purpose = TRAFFIC if self._encrypted else purpose
+        self._purpose = purpose
         self.source, self.destination = source, destination
         self._route = framing.route(source, destination)
-        self.opened = self.malformed = self.misaddressed = self.bad_tags = self.replays = 0
-        self.unknown_keys = self.plain_dropped = self.encrypted_dropped = 0
+        self.opened = 0
+        self.counts: Counter[Refusal] = Counter()
+        self.refusal: Refusal | None = None
         self.use(salt, floor)
 
     def use(self, salt: bytes, floor: tuple[int, int] = (0, 0)) -> None:
         """Open what is sealed under that salt from now on, above the floor, and nothing else."""
-        self._plain = {
-            key_id: framing.keyed(self._subkey(key_id, salt, self._plain_purpose)) for key_id in self._held
-        }
-        self._keys = {} if self._encrypted else self._plain
-        encrypted = self._held if self._encrypted else ()
-        self._ciphers = {key_id: _cipher(self._subkey(key_id, salt, SECRET)) for key_id in encrypted}
+
+        def subkeys(purpose: bytes) -> dict[int, bytes]:
+            return {
+                key_id: directional_key(
+                    key, self.source, self.destination, key_id, salt=salt, purpose=purpose
+                )
+                for key_id, key in self._held.items()
+            }
+
+        encrypted = self._purpose == SECRET
+        plain = subkeys(TRAFFIC if encrypted else self._purpose)
+        self._plain = {key_id: framing.keyed(subkey) for key_id, subkey in plain.items()}
+        self._keys = {} if encrypted else self._plain
+        secret = subkeys(SECRET) if encrypted else {}
+        self._ciphers = {key_id: _cipher(subkey) for key_id, subkey in secret.items()}
         self._window = ReplayWindow(floor)
 
     @property
@@ -231,63 +246,42 @@ class Opener:
         """The highest (epoch, seq) taken, which is also what a REPORT says of the frames heard."""
         return self._window.floor
 
-    def open(self, raw: bytes) -> Frame | None:
-        """The frame in `raw`, taken once, or None and one counter more."""
-        frame = self.prove(raw)
-        if frame is None:
-            return None
-        if not self._window.accept(frame.epoch, frame.seq):
-            self.replays += 1
-            return None
-        self.opened += 1
-        return frame
-
-    def prove(self, raw: bytes) -> Frame | None:
-        """The frame in `raw`, made by the peer for us at any time, or None and one counter more."""
-        if raw[2:4] != self._route:
-            if framing.is_shaped(raw):
-                self.misaddressed += 1
-            else:
-                self.malformed += 1
-            return None
-        key = self._keys.get(raw[1] & (ENC | 0x03))  # bits as they are; none for what is encrypted
-        if key is None:
-            return self._prove_without_tag(raw)
-        try:
-            return framing.decode(raw, key)
-        except BadFrame as bad:
-            self._refuse(bad)
-            return None
-
-    def _prove_without_tag(self, raw: bytes) -> Frame | None:
-        """The part of `prove` for an encrypted frame, and for one that is refused whoever made it."""
-        key_id, is_encrypted = raw[1] & 0x03, raw[1] & ENC != 0
-        if not framing.is_shaped(raw):
-            self.malformed += 1
-        elif is_encrypted and not self._encrypted:
-            self.encrypted_dropped += 1
-        elif key_id not in self._held:
-            self.unknown_keys += 1
-        else:
-            try:
-                if is_encrypted:
-                    return self._ciphers[key_id].decode(raw)
-                framing.decode(raw, self._plain[key_id])
-                self.plain_dropped += 1
-            except BadFrame as bad:
-                self._refuse(bad)
+    def open(self, raw: bytes, *, at_any_time: bool = False) -> Frame | None:
+        """The frame in `raw`, by the peer and for us, taken once, or None and one counter more. at_any_time:
+        it is taken whenever it was made, and however often."""
+        found = self._judged(raw)
+        if isinstance(found, Frame):
+            if at_any_time:
+                return found
+            if self._window.accept(found.epoch, found.seq):
+                self.opened += 1
+                return found
+            found = "replays"
+        self.refusal = found
+        self.counts[found] += 1
         return None
 
-    def _refuse(self, bad: BadFrame) -> None:
-        if bad.reason == "tag":
-            self.bad_tags += 1
-        else:
-            self.malformed += 1
-
-    def _subkey(self, key_id: int, salt: bytes, purpose: bytes) -> bytes:
-        return directional_key(
-            self._held[key_id], self.source, self.destination, key_id, salt=salt, purpose=purpose
-        )
+    def _judged(self, raw: bytes) -> Frame | Refusal:
+        if raw[2:4] != self._route:
+            return "misaddressed" if framing.is_shaped(raw) else "malformed"
+        flags = raw[1]
+        key_id, is_encrypted = flags & 0x03, flags & ENC != 0
+        try:
+            key = self._keys.get(flags & (ENC | 0x03))  # bits as they are; none for what is encrypted
+            if key is not None:
+                return framing.decode(raw, key)
+            if not framing.is_shaped(raw):
+                return "malformed"
+            if is_encrypted and self._purpose != SECRET:
+                return "encrypted_dropped"
+            if key_id not in self._held:
+                return "unknown_keys"
+            if is_encrypted:
+                return self._ciphers[key_id].decode(raw)
+            framing.decode(raw, self._plain[key_id])
+            return "plain_dropped"
+        except BadFrame as bad:
+            return "bad_tags" if bad.reason == "tag" else "malformed"
 
 
 def _cipher(subkey: bytes) -> Cipher:

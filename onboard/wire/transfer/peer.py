@@ -23,7 +23,7 @@ from enum import Enum
 from onboard.wire.events import Event, PeerHeard
 from onboard.wire.framing.frame import Frame, Origin, PendingFrame, Type
 from onboard.wire.medium.medium_access import RETRY_S, Timing
-from onboard.wire.security.hello import RekeyHandshake
+from onboard.wire.security.security_context import RekeyHandshake
 
 QUIET_S = 15.0
 _FIRST_S = 2.0  # after the start, when whatever there is to say has not been answered

@@ -78,7 +78,7 @@ class FairBoard:
 
     def say(self, kind: Type, content: bytes = b"", **fields: int) -> None:
         """A frame that the session knows nothing of."""
-        frame = self.board.session._seals.sealer.seal(kind, content, **fields)  # type: ignore[arg-type]
+        frame = self.board.session._security.sealer.seal(kind, content, **fields)  # type: ignore[arg-type]
         for port in self._at_ground:
             port.hear(cobs.encode(frame))
 

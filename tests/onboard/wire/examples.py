@@ -12,7 +12,7 @@ from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import ENC, OVER, POLL, Frame, Type
 from onboard.wire.messages import Cancel, Done, Offer, Reason
 from onboard.wire.security.cipher import Cipher
-from onboard.wire.security.hello import Hello
+from onboard.wire.security.security_context import Hello
 from onboard.wire.transfer.report import Report
 
 VECTORS = Path(__file__).parent.parent.parent / "vectors"

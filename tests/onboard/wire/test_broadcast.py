@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from firmware_sim.world.channel import Channel, Impairments
 from onboard.wire.broadcast import Broadcast, group_id
 from onboard.wire.config import Identity, Limits, Medium, Security, SessionState
 from onboard.wire.events import (
@@ -153,7 +154,7 @@ def test_what_a_listener_holds_from_before_is_not_sent_to_it_alone() -> None:
 
 def test_an_absent_listener_keeps_no_other_waiting_and_is_asked_ever_less_often() -> None:
     net = Net(FULL, [1, 2])
-    net.stations[2].channel = type(net.stations[2].channel)(FULL, seed=1, windows=[], overhead_bytes=2)
+    net.stations[2].channel = Channel(FULL, Impairments(windows=[], overhead_bytes=2), seed=1)
     net.start(data(20_000), deadline_s=200.0)
     net.run(150.0)
     delivered = [(at, node) for at, node, event in net.events if isinstance(event, Delivered)]
@@ -172,9 +173,7 @@ def test_an_absent_listener_keeps_no_other_waiting_and_is_asked_ever_less_often(
 
 def test_a_late_riser_gets_it_too() -> None:
     net = Net(FULL, [1, 2])
-    net.stations[2].channel = type(net.stations[2].channel)(
-        FULL, seed=1, windows=[(40.0, 1e9)], overhead_bytes=2
-    )
+    net.stations[2].channel = Channel(FULL, Impairments(windows=[(40.0, 1e9)], overhead_bytes=2), seed=1)
     net.start(data(20_000))
     net.run(1000.0)
     assert whole(net, data(20_000))

@@ -11,7 +11,7 @@ from hw_profiles import Link
 from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.events import Event, Message, OutOfStep, Rekeyed, TwoEnds, WrongKey
 from onboard.wire.framing.frame import Type, unproven
-from onboard.wire.security.doubt import FREE, WITHIN_S, Agreements
+from onboard.wire.security.link_diagnostics import FREE, WITHIN_S, Agreements
 from onboard.wire.security.seal import NO_SALT, Sealer
 from onboard.wire.session import Session
 from tests.onboard.wire.pair import FULL, KEY

@@ -17,8 +17,8 @@ from onboard.wire.events import Message, Rekeyed
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import Frame, Type
 from onboard.wire.messages import BadMessage
-from onboard.wire.security.hello import NO_NONCE, Hello, RekeyHandshake
 from onboard.wire.security.seal import NO_SALT, Sealer
+from onboard.wire.security.security_context import NO_NONCE, Hello, RekeyHandshake
 from onboard.wire.session import Session
 from tests.onboard.wire.pair import FULL, HALF, KEY, SIDES, Pair, data, finish
 
@@ -319,7 +319,7 @@ def test_a_hello_that_makes_no_sense(payload: bytes) -> None:
     with pytest.raises(BadMessage):
         Hello.decode(payload)
     assert greeting.handle(Frame(Type.HELLO, 7, 0, 1, 1, payload=payload), 0.0) == []
-    assert (greeting.heard, greeting.opener.malformed) == (0, 1)
+    assert (greeting.heard, greeting.opener.counts["malformed"]) == (0, 1)
     assert greeting.say().payload[8:16] == NO_NONCE
 
 

@@ -13,7 +13,7 @@ from onboard.mission.health import decode_health, encode_health
 from onboard.mission.objects import decode_task, decode_update, encode_object
 from onboard.wire import messages
 from onboard.wire.messages import MAX_FRAGMENTS, BadMessage, Cancel, Done, Offer
-from onboard.wire.security.hello import Hello
+from onboard.wire.security.security_context import Hello
 from tests.onboard.wire.examples import (
     CANCEL,
     COMMAND,

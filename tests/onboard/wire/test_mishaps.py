@@ -206,9 +206,9 @@ def test_frames_from_before_an_agreement_are_not_foreign() -> None:
     while now < 60.0:
         now += 0.25
         if now == 10.0:  # as after an agreement with a copy
-            ends[0]._seals.sealer.use(b"another.")
-            ends[0]._seals.opener.use(b"another.")
-            ends[0]._seals.greeting.salt = b"another."
+            ends[0]._security.sealer.use(b"another.")
+            ends[0]._security.opener.use(b"another.")
+            ends[0]._security.handshake.salt = b"another."
         for end, other in (ends, ends[::-1]):
             end.send_message(b"%.2f" % now, now)
             while (raw := end.transmit(now)) is not None:

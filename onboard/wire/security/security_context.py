@@ -8,7 +8,7 @@ both ends draw a *salt* for the subkeys of their frames; an end without one, as 
 and nothing else until they agree.
 
 A HELLO holds the speaker's challenge (a nonce of its own), its answer (the challenge that it heard last), and
-its salt in force, zeros for none. An end that has one and doubts it (see `doubt`) says none. A HELLO is
+its salt in force, zeros for none. An end that has one and doubts it (see `Doubt`) says none. A HELLO is
 sealed with a subkey of its own, that no salt changes and no replay window guards: what it proves, it proves
 by its answer. Between A, who has no salt, and B:
 
@@ -34,6 +34,10 @@ answered by one HELLO of the same length, to where it came from, for each challe
 second, and challenges are answered beside one another, so that a flood of recorded ones does not crowd out
 the one that is real. Where it came from is not the peer until a HELLO from there is fresh, and is heard for
 the first time: a copy of a fresh one is as old as any other recording.
+
+A link may have several keys while one takes the other's place. Both ends open frames under any that they
+hold. The board seals with its newest, as the ground is given a new key first; the ground with the one under
+which it heard the board last, at first with its oldest.
 """
 
 from __future__ import annotations
@@ -41,18 +45,16 @@ from __future__ import annotations
 import math
 import struct
 from collections import OrderedDict
-from dataclasses import dataclass
 from hashlib import blake2s
 from typing import ClassVar, TypeVar
 
 from onboard.wire.config import Identity, Security, SessionState
-from onboard.wire.events import Event, Rekeyed, TwoEnds
+from onboard.wire.events import Event, OutOfStep, Rekeyed, TwoEnds
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import Frame, Origin, PendingFrame, Type
-from onboard.wire.messages import BadMessage, check_length, unpack_fields
-from onboard.wire.security.doubt import Agreements
-from onboard.wire.security.seal import HELLO, NO_SALT, SALT_BYTES, Opener, Sealer
-from onboard.wire.seldom import Seldom
+from onboard.wire.messages import BadMessage, Payload
+from onboard.wire.security.link_diagnostics import Agreements, Doubt, Earlier, Seldom
+from onboard.wire.security.seal import HELLO, NO_SALT, SALT_BYTES, SECRET, TRAFFIC, Opener, Sealer
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -67,8 +69,7 @@ _ANSWER_SELDOM_S = 2.0  # whichever it is, where turns are taken: 46 B are 2 % o
 _REMEMBERED = 64  # challenges answered, salts noted: each belongs to one boot of an end that lost its state
 
 
-@dataclass(frozen=True, slots=True)
-class Hello:
+class Hello(Payload, frozen=True):
     """HELLO: prove that you speak now. 24 B.
 
     `challenge` 8 random bytes, never zeros; `answer` the challenge heard from the peer, zeros for none;
@@ -81,20 +82,10 @@ class Hello:
 
     _LAYOUT: ClassVar = struct.Struct(f">{NONCE_BYTES}s{NONCE_BYTES}s{SALT_BYTES}s")
 
-    def encode(self) -> bytes:
-        """24 B. Raises ValueError for a field of another length."""
-        check_length(self.challenge, NONCE_BYTES)
-        check_length(self.answer, NONCE_BYTES)
-        check_length(self.salt, SALT_BYTES)
-        return self.challenge + self.answer + self.salt
-
-    @classmethod
-    def decode(cls, payload: bytes) -> Hello:
-        """Raises BadMessage, also for a challenge of zeros."""
-        hello = cls(*unpack_fields(cls._LAYOUT, payload, "HELLO"))
-        if hello.challenge == NO_NONCE:
+    def check(self) -> None:
+        """Raises BadMessage for a challenge of zeros."""
+        if self.challenge == NO_NONCE:
             raise BadMessage("HELLO without a challenge")
-        return hello
 
 
 class RekeyHandshake:
@@ -153,13 +144,11 @@ class RekeyHandshake:
 
     def open(self, raw: bytes) -> Frame | None:
         """The HELLO in `raw`, by the peer and for us, made at any time; None, and one counter more, else."""
-        if framing.is_hello(raw):
-            return self.opener.prove(raw)
-        if framing.is_shaped(raw):
-            self.unproven += 1
-            self._unanswered = min(self._unanswered, _UNPROVEN)
-        else:
-            self.opener.malformed += 1
+        if framing.is_hello(raw) or not framing.is_shaped(raw):
+            return self.opener.open(raw, at_any_time=True)
+        self.unproven += 1
+        self._unanswered = min(self._unanswered, _UNPROVEN)
+        self.opener.refusal = None
         return None
 
     @property
@@ -198,9 +187,8 @@ class RekeyHandshake:
         try:
             hello = Hello.decode(frame.payload)
         except BadMessage:
-            self.opener.malformed += 1
+            self.opener.counts["malformed"] += 1
             return []
-        key_id = frame.key_id
         self.heard += 1
         self._unanswered = 0
         if self._nonce is None:
@@ -211,7 +199,7 @@ class RekeyHandshake:
         if self._offered != NO_SALT:
             return []
         if fresh:
-            self.key_id = key_id
+            self.key_id = frame.key_id
         asker = hello.challenge, origin
         in_force = hello.salt == self.salt != NO_SALT and not self._doubts
         self.is_confirmed = in_force and self.is_live
@@ -219,7 +207,7 @@ class RekeyHandshake:
             return []
         if not in_force and not self._agreements.may(frame.epoch, now):
             if hello.answer == NO_NONCE:  # it is told that this end is there, and no more
-                self._owe((NO_NONCE, origin), key_id)
+                self._owe((NO_NONCE, origin), frame.key_id)
             return []
         if fresh and hello.salt in self._noted:
             return self._agree(hello.salt, frame.epoch, now)  # it is in force there
@@ -229,7 +217,7 @@ class RekeyHandshake:
             return []
         _put(self._answered, asker, now)
         self._answered_at = now
-        self._owe(asker, key_id)
+        self._owe(asker, frame.key_id)
         if in_force:
             return []
         agreed = self._salt_with(hello.challenge)
@@ -309,3 +297,110 @@ def _put(table: OrderedDict[K, T], key: K, value: T) -> None:
     table[key] = value
     if len(table) > _REMEMBERED:
         table.popitem(last=False)
+
+
+class SecurityContext:
+    """One end's security. hello_s: see RekeyHandshake's first_s. Raises ValueError for a key or an epoch out
+    of range."""
+
+    def __init__(
+        self, identity: Identity, security: Security, state: SessionState, *, hello_s: float = HELLO_FIRST_S
+    ) -> None:
+        node, peer, purpose = identity.node, identity.peer, SECRET if security.encrypted else TRAFFIC
+        keys = {0: security.key} if isinstance(security.key, bytes) else security.key
+        self._follows = identity.primary and len(keys) > 1
+        first = next(iter(keys)) if self._follows else None
+        self.encrypted = security.encrypted
+        self.sealer = Sealer(
+            keys, source=node, destination=peer, epoch=state.epoch, key_id=first, salt=state.salt,
+            purpose=purpose,
+        )  # fmt: skip
+        self.opener = Opener(
+            keys, source=peer, destination=node, floor=state.replay_floor, salt=state.salt, purpose=purpose
+        )
+        self.handshake = RekeyHandshake(identity, security, state, follows=self._follows, first_s=hello_s)
+        self._keys, self._can_agree, self._purpose = keys, security.nonce is not None, purpose
+        self._doubt, self._earlier, self._step = Doubt(), Earlier(), Seldom()
+        self._before: Opener | None = None  # under the salt that was in force before
+        self.is_earlier = False  # what was refused last: the peer's, and new, under the salt before
+
+    @property
+    def next_seq(self) -> int:
+        """The seq of the next frame that is no HELLO."""
+        return self.sealer.seq + 1
+
+    @property
+    def frames_sent(self) -> int:
+        """The frames sent so far, HELLOs included."""
+        return self.sealer.seq + self.handshake.sent
+
+    def open(self, raw: bytes) -> Frame | None:
+        """The frame in `raw`, taken once; None, and one counter more, for what is not the peer's and new.
+        What that means is to be asked of `refused`."""
+        frame = self.opener.open(raw)
+        if frame is None:
+            return None
+        self._doubt.proven()
+        self._earlier.proven()
+        self.handshake.proven()
+        if self._follows and frame.key_id != self.sealer.key_id:
+            self.sealer.turn(frame.key_id)
+        return frame
+
+    def refused(self, raw: bytes, now: float) -> list[Event]:
+        """`open` has just refused this: what that tells of two ends that disagree."""
+        is_replay, has_bad_tag = (self.opener.refusal == why for why in ("replays", "bad_tags"))
+        self.is_earlier = False
+        if not self._can_agree or not (is_replay or has_bad_tag):
+            return []
+        events: list[Event] = []
+        if self._doubt.refused(now, replay=is_replay):
+            self.handshake.ask(doubting=self._doubt.is_certain)
+            if self._doubt.is_certain or self._doubt.is_lasting:
+                events += self._out_of_step(now)
+        self.is_earlier = has_bad_tag and self._before is not None and self._before.open(raw) is not None
+        if self.is_earlier and self._earlier.heard(now) and not self._earlier.told:
+            self._earlier.told = True
+            events.append(TwoEnds(take_turns=False))
+        return events
+
+    def greeted(self, now: float) -> list[Event]:
+        """The greeting has just heard a HELLO: what that tells of a doubt."""
+        self._doubt.is_answered = True
+        if self.handshake.is_confirmed:
+            self._doubt.confirmed()
+        return self._out_of_step(now) if self._doubt.asked and self.handshake.is_settling else []
+
+    def _out_of_step(self, now: float) -> list[Event]:
+        told, self._doubt.told = self._doubt.told, True
+        return [] if told or not self._step.may(now) else [OutOfStep(self._doubt.only_replays)]
+
+    def least(self, asks_about: int = 0) -> PendingFrame:
+        """The shortest frame that a turn can be handed over with."""
+        if self.handshake.is_unsure:
+            return self.handshake.say()
+        return PendingFrame(Type.POLL, object_id=asks_about)
+
+    def seal(self, send: PendingFrame, *, fragment: int, poll: bool, over: bool) -> bytes:
+        """The bytes of one transmission."""
+        sealer = self.handshake.sealer if send.type is Type.HELLO else self.sealer
+        return sealer.seal(
+            send.type, send.payload, object_id=send.object_id, fragment=fragment, priority=send.priority,
+            poll=poll, over=over,
+        )  # fmt: skip
+
+    def use(self, salt: bytes) -> None:
+        """A salt that was agreed upon is in force, with a floor of (0, 0). Raises ValueError for others."""
+        before = self.handshake.salt
+        self.handshake.use(salt)
+        if before != NO_SALT:
+            self._before = Opener(
+                self._keys, source=self.opener.source, destination=self.opener.destination,
+                floor=self.opener.floor, salt=before, purpose=self._purpose,
+            )  # fmt: skip
+        self._doubt.proven()
+        self._earlier.rekeyed(self.handshake.agreed_at)
+        self.sealer.use(salt)
+        if self._follows:
+            self.sealer.turn(self.handshake.key_id)
+        self.opener.use(salt)
