@@ -35,6 +35,7 @@ from onboard.storage.files import (
 )
 from onboard.wire.messages import DIGEST_BYTES, MAX_FRAGMENTS, fragments_of
 from onboard.wire.session import Session
+from onboard.wire.transfer.fragments import indices
 from onboard.wire.transfer.incoming import Incoming, Partial
 
 log = logging.getLogger(__name__)
@@ -113,14 +114,14 @@ class Spool:
         clear_the_way(part)
         handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         try:
-            for index in sorted(incoming.dirty):
+            for index in indices(incoming.dirty):
                 _write_at(handle, incoming.fragment(index), index * partial.fragment_bytes)
             os.fsync(handle)
         finally:
             os.close(handle)
         replace_durably(self._path(partial.digest, "map"), _encode_map(partial))
         self._sizes[partial.digest] = partial.size
-        incoming.dirty.clear()
+        incoming.dirty = 0
 
     def drop(self, digest: bytes) -> None:
         """Forgets an object that was refused, cancelled or corrupt, durably: its sender will not speak of
@@ -333,7 +334,7 @@ class Saving:
             return math.inf
         since = min(self._dirty_since.get(incoming.digest, math.inf), now)
         self._dirty_since[incoming.digest] = since
-        dirty_bytes = len(incoming.dirty) * incoming.fragment_bytes
+        dirty_bytes = incoming.dirty.bit_count() * incoming.fragment_bytes
         if dirty_bytes >= max(incoming.fragment_bytes, incoming.size / SAVE_SHARE):
             return self._saved_at + SAVE_GAP_S
         return max(since + SAVE_WITHIN_S, self._saved_at + SAVE_GAP_S)

@@ -25,9 +25,9 @@ from onboard.wire.medium.medium_access import GUARD_S, RETRY_S, Pacer, Timing
 from onboard.wire.messages import BadMessage, Cancel, Done, Offer, Reason
 from onboard.wire.security.seal import Opener, Sealer
 from onboard.wire.transfer.inbox import Inbox
+from onboard.wire.transfer.outgoing import Outgoing, deadline_of
 from onboard.wire.transfer.peer import LossEstimator
 from onboard.wire.transfer.report import PREFIX_BYTES, Report
-from onboard.wire.transfer.transfer import Outgoing, deadline_of
 
 _EPSILON_S = 1e-6  # as in Session
 _OFFER_AGAIN = 32  # fragments; at first sooner, because who missed it takes none of them
@@ -88,7 +88,7 @@ class Broadcast:
         self._wire_bytes = medium.wire_bytes
         self._pacer = Pacer(self._timing, now)
         self._sealer, fragment_bytes = sealer, self._timing.payload_bytes
-        self._object = Outgoing(kind, payload, fragment_bytes, priority=_PRIORITY)
+        self._object = Outgoing(kind, payload, fragment_bytes, priority=_PRIORITY, deadline=self._deadline)
         self.digest = self._object.digest
         ask_at = math.inf if self._timing.half_duplex else now  # they can answer while the object goes out
         self.waiting = {
@@ -202,7 +202,7 @@ class Broadcast:
         if not self.waiting:
             return None
         if self._offer_in == 0:
-            return PendingFrame(Type.OFFER, self._offer(now))
+            return PendingFrame(Type.OFFER, self._object.offer(now))
         bulk = self._bulk()
         node = self._next_poll_target(now, idle=bulk is None)
         if bulk is None or (node is not None and not self._timing.half_duplex):
@@ -237,13 +237,6 @@ class Broadcast:
         if holes and holes.bit_count() <= lacks:  # so few for all that each of them is as good as a sum
             return Type.DATA, (holes & -holes).bit_length() - 1
         return Type.REPAIR, generation
-
-    def _offer(self, now: float) -> bytes:
-        left_s = 0 if math.isinf(self._deadline) else max(1, math.ceil(self._deadline - now))
-        outgoing = self._object
-        return Offer(
-            self.digest, len(outgoing.payload), outgoing.fragment_bytes, outgoing.kind, left_s
-        ).encode()
 
     def _next_poll_target(self, now: float, *, idle: bool) -> int | None:
         """The listener to ask now."""
@@ -344,7 +337,7 @@ class BroadcastListener:
             return None
         if frame.epoch > self._epoch:
             self._epoch = frame.epoch
-            self._inbox.broadcaster_restarted()
+            self._inbox.peer_restarted(of_broadcasts=True)
         asked = frame.type is Type.POLL and frame.fragment == self._node
         events: list[Event] = []
         try:
@@ -361,7 +354,7 @@ class BroadcastListener:
         if frame.type is Type.DATA or frame.type is Type.REPAIR:
             return self._inbox.on_data(frame, now)
         if frame.type is Type.POLL:
-            return self._inbox.on_poll(frame, now) if asked else []
+            return self._inbox.on_poll(frame.object_id, now) if asked else []
         if frame.type is Type.CANCEL:
             return self._inbox.on_cancel(Cancel.decode(frame.payload), frame.object_id)
         raise BadMessage(f"broadcast of a {frame.type.name}")

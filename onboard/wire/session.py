@@ -30,9 +30,9 @@ from onboard.wire.security.security_context import SecurityContext
 from onboard.wire.transfer.inbox import Inbox
 from onboard.wire.transfer.incoming import Incoming, Partial
 from onboard.wire.transfer.outbox import MakeFrame, Outbox
+from onboard.wire.transfer.outgoing import deadline_of
 from onboard.wire.transfer.peer import Presence, ReceiveStats
 from onboard.wire.transfer.report import Report
-from onboard.wire.transfer.transfer import deadline_of
 
 _EPSILON_S = 1e-6  # sums of airtimes are not exact; a microsecond is less than a bit of any link here
 _LOSSY = 0.05  # a share of frames lost from which a delimiter before each of them is worth its byte
@@ -243,7 +243,7 @@ class Session:
         else:
             return None
         length = OVERHEAD_BYTES + len(send.payload)
-        lossy = max(self._outbox.loss, self._hearing.loss) >= _LOSSY
+        lossy = max(self._outbox.loss.measured, self._hearing.loss) >= _LOSSY
         end = self._air.sent(length, now, lossy=lossy)
         fragment, poll = send.fragment, send.poll
         if closing:
@@ -332,7 +332,7 @@ class Session:
             refused=told.refused, too_large=told.too_large, expired=told.expired,
             fragments_sent=outbox.fragments_sent, fragments_resent=outbox.fragments_resent,
             repairs_sent=outbox.repairs_sent, fragments_received=inbox.fragments,
-            loss_out=outbox.loss, loss_in=hearing.loss, airtime_s=self.airtime_s,
+            loss_out=outbox.loss.measured, loss_in=hearing.loss, airtime_s=self.airtime_s,
             goodput_out_bps=outbox.goodput_bps(link_now),
             goodput_in_bps=8 * inbox.received_bytes / hearing.bulk_s if hearing.bulk_s > 0 else 0.0,
             last_heard=hearing.at, silent=self.silent, in_contact=self.in_contact(now),
@@ -397,10 +397,10 @@ class Session:
         if kind is Type.OFFER:
             offer = Offer.decode(frame.payload)
             if offer.size > offer.fragment_bytes:  # of one fragment the length is chance
-                outbox.peer_cuts(offer.fragment_bytes)
+                hearing.fragment_bytes = offer.fragment_bytes
             return inbox.on_offer(offer, frame.object_id, now)
         if kind is Type.POLL:
-            return inbox.on_poll(frame, now)
+            return inbox.on_poll(frame.object_id, now)
         if kind is Type.DONE:
             return outbox.on_done(Done.decode(frame.payload), now)
         if kind is Type.CANCEL:
@@ -440,7 +440,7 @@ class Session:
         return events + self._security.greeted(now)
 
     def _ends_turn(self, end: float, now: float) -> bool:
-        burst, loss = max(self._hearing.burst, self._outbox.burst), self._liveness.loss
-        loss = loss if self._liveness.silent else max(loss, self._hearing.loss, self._outbox.loss)
+        burst, loss = max(self._hearing.burst, self._outbox.loss.burst), self._liveness.loss
+        loss = loss if self._liveness.silent else max(loss, self._hearing.loss, self._outbox.loss.measured)
         more = self._next_frame(now)[1] is not None
         return self._air.ends_turn(end, more=more, loss=loss, burst=burst)

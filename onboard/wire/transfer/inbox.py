@@ -14,21 +14,11 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 
 from onboard.wire.config import Limits
-from onboard.wire.events import (
-    Arrived,
-    Corrupt,
-    Event,
-    Evicted,
-    Expired,
-    Progress,
-    Refused,
-    Withdrawn,
-)
+from onboard.wire.events import Arrived, Corrupt, Event, Evicted, Expired, Progress, Refused, Withdrawn
 from onboard.wire.framing.frame import GROUP_ID, OVERHEAD_BYTES, Frame, PendingFrame, Type
 from onboard.wire.medium.medium_access import Timing
-from onboard.wire.messages import Cancel, Done, Offer, Reason
-from onboard.wire.transfer.incoming import BadFragment, Incoming, Partial
-from onboard.wire.transfer.receipt import Receipt, giving_way
+from onboard.wire.messages import BadMessage, Cancel, Done, Offer, Reason
+from onboard.wire.transfer.incoming import Incoming, Partial
 from onboard.wire.transfer.report import PREFIX_BYTES, Report
 from onboard.wire.transfer.states import IncomingEvent
 
@@ -55,15 +45,9 @@ class Early:
         while len(self._frames) > _EARLY_FRAMES or self._bytes > _EARLY_BYTES:
             self._bytes -= len(self._frames.popleft().payload)
 
-    def take(self, object_id: int) -> list[Frame]:
-        """Give the frames of an object that is offered now, and keep them no longer."""
-        return self._remove(range(object_id, object_id + 1))
-
-    def forget(self, object_ids: range) -> None:
-        """These ids mean other objects from now on."""
-        self._remove(object_ids)
-
-    def _remove(self, object_ids: range) -> list[Frame]:
+    def take(self, object_ids: range) -> list[Frame]:
+        """Give the frames of objects that are offered now, or are others from now on, and keep them no
+        longer."""
         taken = [frame for frame in self._frames if frame.object_id in object_ids]
         if taken:
             self._frames = deque(frame for frame in self._frames if frame.object_id not in object_ids)
@@ -77,7 +61,6 @@ class Inbox:
     def __init__(self, timing: Timing, limits: Limits, done: Iterable[bytes]) -> None:
         self._timing, self._limits = timing, limits
         self.incoming: dict[bytes, Incoming] = {}
-        self._receipts: dict[bytes, Receipt] = {}
         self._digests: OrderedDict[int, bytes] = OrderedDict()  # the peer's object ids, in its present epoch
         self._done: OrderedDict[bytes, None] = OrderedDict.fromkeys(done)
         self._settled: set[int] = set()  # the peer's object ids of what was accepted and forgotten
@@ -101,24 +84,23 @@ class Inbox:
             return
         incoming = self.incoming[partial.digest] = Incoming.of(partial)
         incoming.end_by(partial.deadline_s, now)
-        self._receipts[partial.digest] = Receipt()
 
     def accept(self, digest: bytes) -> None:
         """The application has the object durably. It may be gone by then, or on its way anew."""
-        if (receipt := self._receipts.get(digest)) is None or not receipt.arrived:
+        if (incoming := self.incoming.get(digest)) is None or not incoming.arrived:
             return
         self._drop(digest)
         self._remember(digest)
-        if receipt.object_id:
-            self._reply_done(digest, receipt.object_id, asked=receipt.owes_report)
+        if incoming.object_id:
+            self._reply_done(digest, incoming.object_id, asked=incoming.report_at < math.inf)
 
     def refuse(self, digest: bytes, reason: int) -> None:
         """The application does not want the object. It may be gone by then."""
-        if (receipt := self._receipts.get(digest)) is None:
+        if (incoming := self.incoming.get(digest)) is None:
             return
         self._drop(digest)
-        if receipt.object_id:
-            self._reply_cancel(Cancel(digest, reason), receipt.object_id)
+        if incoming.object_id:
+            self._reply_cancel(Cancel(digest, reason), incoming.object_id)
 
     def forget(self, digests: Iterable[bytes]) -> None:
         """What accepted objects did is lost: offered anew they are taken anew. That they were accepted stays
@@ -137,44 +119,49 @@ class Inbox:
         """When the next answer is due; inf for never."""
         if self._replies:
             return -math.inf
-        return min((receipt.report_at for receipt in self._receipts.values()), default=math.inf)
+        return min((incoming.report_at for incoming in self.incoming.values()), default=math.inf)
 
     def due(self, now: float, floor: tuple[int, int], group_floor: tuple[int, int]) -> PendingFrame:
         """The answer that is due, as `due_at` said. floor, group_floor: epoch and seq of the highest frame
         that was heard, and of the highest broadcast."""
         for send in self._replies.values():
-            if send.type is Type.REPORT:
-                heard = group_floor if send.object_id >= GROUP_ID else floor
-                return replace(send, payload=Report(*heard, unknown=True).encode(self._timing.payload_bytes))
-            return send
-        for digest, receipt in self._receipts.items():
-            if receipt.report_at <= now:
-                incoming = self.incoming[digest]
-                report = Report(
-                    *(group_floor if receipt.object_id >= GROUP_ID else floor),
-                    prefix=digest[:PREFIX_BYTES],
-                    held=incoming.held,
-                    equations=incoming.equations,
+            if send.type is not Type.REPORT:
+                return send
+            heard = group_floor if send.object_id >= GROUP_ID else floor
+            return replace(send, payload=Report(*heard, unknown=True).encode(self._timing.payload_bytes))
+        for digest, incoming in self.incoming.items():
+            if incoming.report_at <= now:
+                heard = group_floor if incoming.object_id >= GROUP_ID else floor
+                prefix, sums = digest[:PREFIX_BYTES], incoming.equations
+                report = Report(*heard, prefix=prefix, held=incoming.held, equations=sums)
+                return PendingFrame(
+                    Type.REPORT, report.encode(self._timing.payload_bytes), incoming.object_id
                 )
-                return PendingFrame(Type.REPORT, report.encode(self._timing.payload_bytes), receipt.object_id)
         raise AssertionError(f"no answer is due at {now}")
 
     def sent(self, send: PendingFrame, end: float) -> None:
         """The answer that `due` gave leaves, its last bit at `end`."""
         if self._replies.pop((send.type, send.object_id), None) is not None:
             return
-        receipt = self._receipts[self._digests[send.object_id]]
-        receipt.reported(end, self._timing.report_gap_s(OVERHEAD_BYTES + len(send.payload)))
+        gap_s = self._timing.report_gap_s(OVERHEAD_BYTES + len(send.payload))
+        self.incoming[self._digests[send.object_id]].reported(end, gap_s)
 
     # -- what was heard --------------------------------------------------------------------------------
 
-    def peer_restarted(self) -> None:
-        """The peer has a new epoch: its object ids mean other objects now."""
-        self._forget_ids(range(GROUP_ID))
-
-    def broadcaster_restarted(self) -> None:
-        """As `peer_restarted`, where the peer's broadcasts have a new epoch."""
-        self._forget_ids(range(GROUP_ID, 2 * GROUP_ID))
+    def peer_restarted(self, *, of_broadcasts: bool = False) -> None:
+        """The peer has a new epoch, or its broadcasts have: its object ids mean other objects now."""
+        ids = range(GROUP_ID, 2 * GROUP_ID) if of_broadcasts else range(GROUP_ID)
+        self._early.take(ids)
+        self._settled.difference_update(ids)
+        for object_id in [each for each in self._digests if each in ids]:
+            del self._digests[object_id]
+        for object_id in [each for each in self._refused if each in ids]:
+            del self._refused[object_id]
+        for reply in [each for each in self._replies if each[1] in ids]:
+            del self._replies[reply]
+        for incoming in self.incoming.values():
+            if incoming.object_id in ids:
+                incoming.unbind()
 
     def on_offer(self, offer: Offer, object_id: int, now: float) -> list[Event]:
         """The peer has an object for this end."""
@@ -202,26 +189,25 @@ class Inbox:
                 return [Refused(offer.digest, reason, offer.size, self._limits.object_bytes)]
             incoming = Incoming(offer.digest, offer.kind, offer.size, offer.fragment_bytes)
             self.incoming[offer.digest] = incoming
-            self._receipts[offer.digest] = Receipt(came_at=now)
+            incoming.came_at = now
         elif (incoming.size, incoming.kind) != (offer.size, offer.kind):
             self.malformed += 1
             return []
         elif incoming.fragment_bytes != offer.fragment_bytes:
             is_known = object_id < GROUP_ID and self._digests.get(object_id) == offer.digest
-            if is_known or not self._receipts[offer.digest].may_recut(now):
+            if is_known or not incoming.may_recut(now):
                 self.malformed += 1  # under the same id its fragments would be of two lengths
                 return []
             incoming.refragment(offer.fragment_bytes)
         self._bind(object_id, offer.digest)
-        receipt = self._receipts[offer.digest]
-        receipt.bind(object_id)
-        self._report(receipt, now)
+        incoming.bind(object_id)
+        incoming.report_by(now)
         incoming.end_by(offer.deadline_s, now)
-        for frame in self._early.take(object_id):
+        for frame in self._early.take(range(object_id, object_id + 1)):
             events += self.on_data(frame, now)
-        if self._receipts.get(offer.digest) is not receipt:  # they made it whole, and it was wrong
+        if self.incoming.get(offer.digest) is not incoming:  # they made it whole, and it was wrong
             return events
-        return events + self._check(incoming, receipt, now)
+        return events + self._check(incoming, now)
 
     def on_data(self, frame: Frame, now: float) -> list[Event]:
         """A fragment came, or a sum of some fragments."""
@@ -233,41 +219,55 @@ class Inbox:
         if incoming is None:
             if digest is None:
                 self._early.keep(frame)
-            return self._on_question(frame.object_id, now) if frame.poll or digest is None else []
-        receipt = self._receipts[incoming.digest]
+            return self.on_poll(frame.object_id, now) if frame.poll or digest is None else []
         if frame.object_id < GROUP_ID:
-            receipt.bind(frame.object_id)  # even if it is broadcast as well
+            incoming.bind(frame.object_id)  # even if it is broadcast as well
         have = incoming.have
         try:
             if frame.type is Type.REPAIR:
                 generation, reserved = divmod(frame.fragment, 256)
                 if reserved:
-                    raise BadFragment(f"repair with fragment field {frame.fragment:#06x}")
+                    raise BadMessage(f"repair with fragment field {frame.fragment:#06x}")
                 new = incoming.repair((frame.epoch, frame.seq), generation, frame.payload)
             else:
                 new = incoming.store(frame.fragment, frame.payload)
-        except BadFragment:
+        except BadMessage:
             self.malformed += 1
             return []
         self.fragments += incoming.have - have
-        receipt.came_at = now if new else receipt.came_at
         self.duplicates += not new
-        self.received_bytes += len(frame.payload) if new else 0
-        wait_s = receipt.gap_s if frame.poll else self._timing.report_interval_s(incoming.count, self.loss)
-        at = now if self._timing.half_duplex else max(now, receipt.reported_at + wait_s)
-        self._report(receipt, at)
-        return self._check(incoming, receipt, now) if new else []
+        pause_s = incoming.gap_s if frame.poll else self._timing.report_interval_s(incoming.count, self.loss)
+        incoming.report_by(now, -math.inf if self._timing.half_duplex else pause_s)
+        if not new:
+            return []
+        incoming.came_at = now
+        self.received_bytes += len(frame.payload)
+        return self._check(incoming, now)
 
-    def on_poll(self, frame: Frame, now: float) -> list[Event]:
+    def on_poll(self, object_id: int, now: float) -> list[Event]:
         """The peer asks how far an object is."""
-        return self._on_question(frame.object_id, now)
+        if object_id == 0:
+            return []
+        digest = self._digests.get(object_id)
+        if digest is not None and (incoming := self.incoming.get(digest)) is not None:
+            incoming.bind(object_id)
+            incoming.report_by(now, incoming.gap_s, asked=True)
+        elif digest is not None and (digest in self._done or object_id in self._settled):
+            self._reply_done(digest, object_id, asked=True)
+        elif object_id in self._refused:
+            self._reply_cancel(self._refused[object_id], object_id, asked=True)
+        else:
+            self.orphans += 1
+            if now >= self._unknown_at:
+                self._unknown_at = now + self._timing.answer_s(0, busy=False)
+                self._reply(PendingFrame(Type.REPORT, object_id=object_id), asked=True)
+        return []
 
     def on_cancel(self, cancel: Cancel, object_id: int) -> list[Event]:
         """The peer withdraws an object; it is told that the object is not known here any more."""
-        receipt = self._receipts.get(cancel.digest)
         self._unbind(object_id)
         self._reply(PendingFrame(Type.REPORT, object_id=object_id))
-        if receipt is None:
+        if cancel.digest not in self.incoming:
             return []
         self._drop(cancel.digest)
         return [Withdrawn(cancel.digest, cancel.reason)]
@@ -295,63 +295,58 @@ class Inbox:
 
     # -- one rule each ---------------------------------------------------------------------------------
 
-    def _check(self, incoming: Incoming, receipt: Receipt, now: float) -> list[Event]:
+    def _check(self, incoming: Incoming, now: float) -> list[Event]:
         """Deliver an object that has become whole, once."""
-        if not incoming.complete:
-            return []
-        if receipt.arrived:  # and is not accepted yet: the REPORT says so
+        if not incoming.complete or incoming.arrived:  # not accepted yet: the REPORT says so
             return []
         payload = incoming.verified()
         if payload is not None:
-            receipt.meet(IncomingEvent.VERIFIED)
-            if receipt.object_id < GROUP_ID or receipt.owes_report:
-                receipt.report_at = now + _ACCEPT_S
+            incoming.meet(IncomingEvent.VERIFIED)
+            if incoming.object_id < GROUP_ID or incoming.report_at < math.inf:
+                incoming.report_at = now + _ACCEPT_S
             return [Arrived(incoming.digest, incoming.kind, payload)]
         self.corrupt += 1
-        receipt.corrupt += 1
-        receipt.meet(IncomingEvent.CORRUPT)
-        self._report(receipt, now)
+        incoming.corrupt += 1
+        incoming.meet(IncomingEvent.CORRUPT)
+        incoming.report_by(now)
         incoming.clear()
-        if receipt.corrupt < _MAX_CORRUPT and incoming.count:
+        if incoming.corrupt < _MAX_CORRUPT and incoming.count:
             return [Corrupt(incoming.digest)]
         self.refuse(incoming.digest, Reason.BAD_OFFER)
         return [Corrupt(incoming.digest), Refused(incoming.digest, Reason.BAD_OFFER)]
 
     def _objection(self, offer: Offer, events: list[Event]) -> Reason | None:
-        """Why a new object is not taken, None if it is. May make room, which is then among `events`."""
+        """Why a new object is not taken, None if it is. May make room, which is then among `events`.
+
+        What a peer offers last is what it wants: an object that it no longer speaks of, or of which nothing
+        comes, would otherwise keep every later one out. First go those that the peer does not offer any more
+        (a broadcast may be over), then those of which nothing has come, and of each the one that has rested
+        the longest; one that is whole and waits for the application never gives way.
+        """
         if offer.fragment_bytes > self._timing.payload_bytes:
             return Reason.BAD_OFFER
         if offer.size > self._limits.object_bytes:
             return Reason.TOO_LARGE
-        going = giving_way(offer.size, self.incoming, self._receipts, self._limits)
-        for digest in going or ():
-            self._drop(digest)
-            events.append(Evicted(digest))
-        return Reason.TOO_MANY if going is None else None
-
-    def _on_question(self, object_id: int, now: float) -> list[Event]:
-        if object_id == 0:
-            return []
-        digest = self._digests.get(object_id)
-        if digest is not None and (receipt := self._receipts.get(digest)) is not None:
-            receipt.bind(object_id)
-            receipt.report_by(max(now, receipt.reported_at + receipt.gap_s))
-        elif digest is not None and (digest in self._done or object_id in self._settled):
-            self._reply_done(digest, object_id, asked=True)
-        elif object_id in self._refused:
-            self._reply_cancel(self._refused[object_id], object_id, asked=True)
-        else:
-            self.orphans += 1
-            if now >= self._unknown_at:
-                self._unknown_at = now + self._timing.answer_s(0, busy=False)
-                self._reply(PendingFrame(Type.REPORT, object_id=object_id), asked=True)
-        return []
+        count, total = len(self.incoming), sum(each.size for each in self.incoming.values())
+        rivals = sorted(
+            (each for each in self.incoming.values() if not each.arrived),
+            key=lambda each: (0 < each.object_id < GROUP_ID, each.have > 0, each.came_at),
+        )
+        going = 0
+        while count >= self._limits.max_incoming or total + offer.size > self._limits.max_incoming_bytes:
+            if going == len(rivals):
+                return Reason.TOO_MANY
+            count, total, going = count - 1, total - rivals[going].size, going + 1
+        for rival in rivals[:going]:
+            self._drop(rival.digest)
+            events.append(Evicted(rival.digest))
+        return None
 
     def _unbind(self, object_id: int) -> None:
         """The peer's object id names nothing (more); what it named is not reported on until offered again."""
-        receipt = self._receipts.get(self._digests.pop(object_id, b""))
-        if receipt is not None and receipt.object_id == object_id:
-            receipt.unbind()
+        incoming = self.incoming.get(self._digests.pop(object_id, b""))
+        if incoming is not None and incoming.object_id == object_id:
+            incoming.unbind()
 
     def _bind(self, object_id: int, digest: bytes) -> None:
         if self._digests.get(object_id) != digest:
@@ -366,11 +361,6 @@ class Inbox:
         for old in list(self._digests)[: len(self._digests) - _IDS]:
             if self._digests[old] not in self.incoming:
                 del self._digests[old]
-
-    def _report(self, receipt: Receipt, at: float) -> None:
-        """A REPORT may leave at `at`, unless it has to be asked for."""
-        if receipt.object_id < GROUP_ID:
-            receipt.report_by(at)
 
     def _reply(self, send: PendingFrame, *, asked: bool = False) -> None:
         if send.object_id >= GROUP_ID and not asked:
@@ -387,20 +377,6 @@ class Inbox:
             self._refused.popitem(last=False)
         self._reply(PendingFrame(Type.CANCEL, cancel.encode(), object_id), asked=asked)
 
-    def _forget_ids(self, ids: range) -> None:
-        """The peer's object ids in `ids` mean nothing any more."""
-        self._early.forget(ids)
-        self._settled.difference_update(ids)
-        for object_id in [each for each in self._digests if each in ids]:
-            del self._digests[object_id]
-        for object_id in [each for each in self._refused if each in ids]:
-            del self._refused[object_id]
-        for reply in [each for each in self._replies if each[1] in ids]:
-            del self._replies[reply]
-        for receipt in self._receipts.values():
-            if receipt.object_id in ids:
-                receipt.unbind()
-
     def _remember(self, digest: bytes) -> None:
         self._done[digest] = None
         self._done.move_to_end(digest)
@@ -408,5 +384,4 @@ class Inbox:
             self._done.popitem(last=False)
 
     def _drop(self, digest: bytes) -> None:
-        del self.incoming[digest]
-        self._receipts.pop(digest).meet(IncomingEvent.END)
+        self.incoming.pop(digest).meet(IncomingEvent.END)

@@ -25,9 +25,9 @@ from hw_profiles import Link
 from onboard.wire.framing.frame import OVERHEAD_BYTES
 from onboard.wire.medium.medium_access import Timing
 from onboard.wire.messages import MAX_FRAGMENTS
+from onboard.wire.transfer.outgoing import Outgoing, ReportOutcome
 from onboard.wire.transfer.peer import DeliveryStats, LossEstimator, ReceiveStats
 from onboard.wire.transfer.sender import ObjectSender
-from onboard.wire.transfer.transfer import Outgoing, ReportOutcome
 
 _FRUITLESS = 2.0  # answers in a row that tell of lost fragments alone, where none of that length ever passed
 _FRUITLESS_PROVEN = 4.0  # the same where some did: it may be a burst
@@ -61,7 +61,7 @@ class FragmentSizer:
 
     def __init__(self, timing: Timing, link: Link, hearing: ReceiveStats, loss: LossEstimator) -> None:
         self._timing, self._hearing, self._loss = timing, hearing, loss
-        self.longest_bytes = self._peers_bytes = timing.payload_bytes
+        self.longest_bytes = timing.payload_bytes
         self._framing_bytes = timing.wire_bytes(OVERHEAD_BYTES)
         self._fates: dict[int, DeliveryStats] = {}  # by bytes on the wire
         self._refused_bytes: float = math.inf  # frames of so many are not sent before
@@ -81,13 +81,9 @@ class FragmentSizer:
         could tell, the peer's experience is better than none."""
         least_bytes, most_bytes = _least(size), self.longest_bytes
         if not self._fates:
-            most_bytes = min(most_bytes, max(self._peers_bytes, least_bytes))
+            most_bytes = min(most_bytes, max(self._hearing.fragment_bytes or most_bytes, least_bytes))
         best = self.best(most_bytes, least_bytes, now)
         return self._known(best, least_bytes) if now < self._refused_until else best
-
-    def peer_cuts(self, fragment_bytes: int) -> None:
-        """The peer cuts its objects into fragments of so many bytes."""
-        self._peers_bytes = max(fragment_bytes, _SHORTEST_BYTES)
 
     def weigh(self, sender: ObjectSender, outcome: ReportOutcome, missed: int, now: float) -> int | None:
         """Takes in what a REPORT settled, which came after so many questions were lost; another length for

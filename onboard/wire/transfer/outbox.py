@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -20,13 +20,11 @@ from onboard.wire.framing.frame import GROUP_ID, OVERHEAD_BYTES, PendingFrame, T
 from onboard.wire.medium.medium_access import RETRY_S, Timing
 from onboard.wire.messages import Cancel, Done, Reason, digest
 from onboard.wire.transfer.length import FragmentSizer
-from onboard.wire.transfer.peer import PeerLiveness, PeerState, ReceiveStats
+from onboard.wire.transfer.outgoing import Outgoing, ReportOutcome
+from onboard.wire.transfer.peer import LossEstimator, PeerLiveness, PeerState, ReceiveStats
 from onboard.wire.transfer.report import Report
-from onboard.wire.transfer.roundrobin import RoundRobin
 from onboard.wire.transfer.sender import BULK, ObjectSender
 from onboard.wire.transfer.states import OutgoingEvent
-from onboard.wire.transfer.transfer import Outgoing, ReportOutcome
-from onboard.wire.transfer.window import SendWindow
 
 _STUCK_S = 30.0  # without more of an object held, while the peer answers
 _AT_WORK = 4  # objects on their way at a time; the others have not been offered yet
@@ -45,8 +43,40 @@ class PlannedFrame(NamedTuple):
     sender: ObjectSender
 
 
+class RoundRobin:
+    """Objects of equal urgency share the link by bytes: none waits for another to end.
+
+    Deficit round robin (M. Shreedhar, G. Varghese, Efficient Fair Queuing Using Deficit Round Robin, SIGCOMM
+    1995): each in turn is given a quantum, and sends while what it was given covers its next frame.
+    quantum_bytes: as much as the longest frame, so that everybody's turn sends one.
+    """
+
+    def __init__(self, quantum_bytes: int) -> None:
+        self._quantum_bytes = quantum_bytes
+        self._credit_bytes: dict[int, int] = {}  # of who has something to send, in the order of turns
+
+    def choose(self, wants_bytes: Mapping[int, int]) -> int:
+        """The one whose frame leaves now, of all that want to send one (name: its bytes, at most a quantum).
+
+        Who no longer wants to send loses what it has left. Raises ValueError if nobody wants to.
+        """
+        if not wants_bytes:
+            raise ValueError("nobody has a frame to send")
+        credit = self._credit_bytes = {
+            name: left for name, left in self._credit_bytes.items() if name in wants_bytes
+        }
+        for name in wants_bytes:
+            credit.setdefault(name, self._quantum_bytes)
+        while True:
+            name = next(iter(credit))
+            if credit[name] >= wants_bytes[name]:
+                credit[name] -= wants_bytes[name]
+                return name
+            credit[name] = credit.pop(name) + self._quantum_bytes  # to the end, with its next turn's share
+
+
 class Outbox:
-    """All outgoing objects of a session, each by its digest."""
+    """All outgoing objects of a session, each by its digest. `loss`: what was lost of their fragments."""
 
     def __init__(
         self,
@@ -58,7 +88,7 @@ class Outbox:
         epoch: int,
         slack: int,
     ) -> None:
-        self._timing, self._liveness = timing, liveness
+        self._timing, self._hearing, self._liveness = timing, hearing, liveness
         self._epoch, self._slack = epoch, slack
         self._senders: dict[bytes, ObjectSender] = {}
         self._by_id: dict[int, ObjectSender] = {}
@@ -67,9 +97,8 @@ class Outbox:
         self._shares = RoundRobin(timing.payload_bytes + OVERHEAD_BYTES)
         self.fragments_sent = self.fragments_resent = self.repairs_sent = self.orphans = 0
         self._peer_epoch = 0  # of the last REPORT
-        self._pace = SendWindow(timing, hearing)
-        self._loss = self._pace.loss
-        self._sizer = FragmentSizer(timing, link, hearing, self._loss)
+        self.loss = LossEstimator()
+        self._sizer = FragmentSizer(timing, link, hearing, self.loss)
         self._acknowledged_bytes = 0
         self._active_s = 0.0
         self._active_from: float | None = None
@@ -100,9 +129,7 @@ class Outbox:
         if len(self._senders) >= _MAX_ID // 2:
             raise ValueError(f"{len(self._senders)} objects are on their way already")
         outgoing.object_id = self._free_id()
-        sender = ObjectSender(outgoing, self._pace, self._epoch, now)
-        self._senders[name] = self._by_id[outgoing.object_id] = sender
-        self._planned = None
+        self._send(outgoing, now)
         if self._active_from is None:
             self._active_from = now
         return name
@@ -145,16 +172,6 @@ class Outbox:
         way."""
         active_s = self._active_s + (0.0 if self._active_from is None else now - self._active_from)
         return 8 * self._acknowledged_bytes / active_s if active_s > 0 else 0.0
-
-    @property
-    def loss(self) -> float:
-        """The share of fragments that were lost, of the latest few hundred whose fate REPORTs told."""
-        return self._loss.measured
-
-    @property
-    def burst(self) -> float:
-        """How many times longer these losses last than if they were independent of one another."""
-        return self._loss.burst
 
     # -- what may leave --------------------------------------------------------------------------------
 
@@ -225,10 +242,6 @@ class Outbox:
         if self._liveness.spoke:
             self.handed_over(now)
 
-    def peer_cuts(self, fragment_bytes: int) -> None:
-        """The peer offers an object in fragments of so many bytes."""
-        self._sizer.peer_cuts(fragment_bytes)
-
     # -- what was heard --------------------------------------------------------------------------------
 
     def on_report(self, report: Report, object_id: int, heard: tuple[int, int], now: float) -> list[Event]:
@@ -252,10 +265,7 @@ class Outbox:
         if verdict is None:
             self.orphans += 1
             return []
-        same_run = (
-            heard[0] == self._peer_epoch
-        )  # what was lost on a peer that was off is not the link's fault
-        self._peer_epoch = heard[0]
+        same_run, self._peer_epoch = heard[0] == self._peer_epoch, heard[0]
         if before > outgoing.remaining_bytes:
             self._acknowledged_bytes += before - outgoing.remaining_bytes
             sender.progress_at, sender.is_stuck = now, False
@@ -266,11 +276,11 @@ class Outbox:
             sender.asks = 0
         else:
             sender.ask_at = max(sender.ask_at, now + RETRY_S)  # its application is storing it
-        if not same_run:
+        if not same_run:  # what was lost on a peer that was off is not the link's fault
             if verdict.lost:
                 self._sizer.doubt(sender)
             return []
-        self._loss.weigh(verdict.lost, verdict.bursts, verdict.settled)
+        self.loss.weigh(verdict.lost, verdict.bursts, verdict.settled)
         return self._fit(sender, verdict, missed, now)
 
     def on_done(self, done: Done, now: float) -> list[Event]:
@@ -319,24 +329,30 @@ class Outbox:
             lost = self._timing.wire_bytes(OVERHEAD_BYTES + sender.object.fragment_bytes)
             tried = 0 if fragment_bytes is None else self._timing.wire_bytes(OVERHEAD_BYTES + fragment_bytes)
             events.append(Stuck(sender.object.digest, lost, tried))
-        return events if fragment_bytes is None else events + self._recut(sender, fragment_bytes, now)
+        return events if fragment_bytes is None else events + self._recut(sender, fragment_bytes)
 
-    def _recut(self, sender: ObjectSender, fragment_bytes: int, now: float) -> list[Event]:
-        self._planned = None
+    def _recut(self, sender: ObjectSender, fragment_bytes: int) -> list[Event]:
         del self._by_id[sender.object.object_id]
         sender.object.meet(OutgoingEvent.END)
         outgoing = sender.object.recut(fragment_bytes, self._free_id())
-        again = ObjectSender(outgoing, self._pace, self._epoch, now, was_recut=True)
-        again.progress_at, again.is_stuck = sender.progress_at, sender.is_stuck
-        self._senders[outgoing.digest] = self._by_id[outgoing.object_id] = again
-        self._loss.forget()
+        again = self._send(outgoing, sender.progress_at, was_recut=True)
+        again.is_stuck = sender.is_stuck
+        self.loss.forget()
         return [Recut(outgoing.digest, fragment_bytes)]
 
+    def _send(self, outgoing: Outgoing, now: float, *, was_recut: bool = False) -> ObjectSender:
+        sender = ObjectSender(
+            outgoing, self._timing, self._hearing, self.loss, epoch=self._epoch, now=now, was_recut=was_recut
+        )
+        self._senders[outgoing.digest] = self._by_id[outgoing.object_id] = sender
+        self._planned = None
+        return sender
+
     def _free_id(self) -> int:
-        self._last_id = self._last_id % _MAX_ID + 1
-        while self._last_id in self._by_id:
+        while True:
             self._last_id = self._last_id % _MAX_ID + 1
-        return self._last_id
+            if self._last_id not in self._by_id:
+                return self._last_id
 
     def _plan(self) -> list[PlannedFrame]:
         """The next frame of each object at work, the most urgent object first. The plan holds until something
@@ -358,12 +374,14 @@ class Outbox:
         """The next DATA, else a REPAIR."""
         data = [each.sender for each in plan if each.type is Type.DATA]
         if not data:
-            [repair, *_] = [each.sender for each in plan if each.type is Type.REPAIR]
+            repair = next(each.sender for each in plan if each.type is Type.REPAIR)
             return repair.frame(Type.REPAIR, now, seq)
         equals = [sender for sender in data if sender.object.priority == data[0].object.priority]
         fits = left_s is not None and self._airtime_s(equals[0].object) <= left_s
-        sender = equals[0] if fits or len(equals) == 1 else self._whose_turn(equals)
-        return sender.frame(Type.DATA, now, seq)
+        if fits or len(equals) == 1:
+            return equals[0].frame(Type.DATA, now, seq)
+        wants = {sender.object.object_id: OVERHEAD_BYTES + sender.data_bytes() for sender in equals}
+        return self._by_id[self._shares.choose(wants)].frame(Type.DATA, now, seq)
 
     @property
     def _most_fragments(self) -> int:
@@ -372,11 +390,8 @@ class Outbox:
 
     def _airtime_s(self, outgoing: Outgoing) -> float:
         """The airtime that the rest of an object takes at the losses so far."""
-        return outgoing.missing * self._timing.fragment_s(outgoing.fragment_bytes) / max(1 - self.loss, 0.01)
-
-    def _whose_turn(self, senders: list[ObjectSender]) -> ObjectSender:
-        wants = {sender.object.object_id: OVERHEAD_BYTES + sender.data_bytes() for sender in senders}
-        return self._by_id[self._shares.choose(wants)]
+        fragment_s = self._timing.fragment_s(outgoing.fragment_bytes)
+        return outgoing.missing * fragment_s / max(1 - self.loss.measured, 0.01)
 
     def _forget(self, sender: ObjectSender, now: float) -> None:
         self._planned = None

@@ -61,12 +61,13 @@ class ReceiveStats:
     """Counts every authentic frame of the peer's. Losses show as gaps in the seqs of its present epoch.
 
     `epoch`: the peer's, 0 until it was heard; `at`: when the last frame came; `bytes`: on the wire;
-    `is_busy`: whether the peer was sending pieces of objects when it was heard last; `bulk_s`: contact time
-    from the first piece of an object to the last one.
+    `is_busy`: whether the peer was sending pieces of objects when it was heard last; `fragment_bytes`: of the
+    object that it offered last, 0 for none; `bulk_s`: contact time from the first piece of an object to the
+    last one.
     """
 
     def __init__(self) -> None:
-        self.epoch = self.bytes = 0
+        self.epoch = self.bytes = self.fragment_bytes = 0
         self.at = -math.inf
         self.is_busy = False
         self._rekeyed = 0

@@ -104,10 +104,9 @@ class Report:
 
 def _encode_equations(equations: tuple[tuple[int, int], ...], room: int) -> bytes:
     """A count, then that many pairs of generation and number, as far as `room` bytes reach; b"" for none."""
-    told = [bytes((generation, min(number, 0xFF))) for generation, number in equations][
-        : max(0, (room - 1) // 2)
-    ]
-    return bytes((len(told),)) + b"".join(told) if told else b""
+    told = equations[: max(0, (room - 1) // 2)]
+    pairs = b"".join(bytes((generation, min(number, 0xFF))) for generation, number in told)
+    return bytes((len(told),)) + pairs if told else b""
 
 
 def _decode_equations(body: bytes) -> tuple[tuple[tuple[int, int], ...], bytes]:
@@ -128,8 +127,12 @@ def _encode_runs(above: int, room: int) -> tuple[bytes, int]:
     body = b""
     told = 0
     for _, run in groupby(reversed(f"{above:b}") if above else ""):
-        length = sum(1 for _ in run)
-        number = _encode_number(length)
+        length = left = sum(1 for _ in run)
+        number = bytearray()
+        while left >= 0x80:
+            number.append(left & 0x7F | 0x80)
+            left >>= 7
+        number.append(left)
         if len(body) + len(number) > room:
             break
         body += number
@@ -157,12 +160,3 @@ def _decode_runs(body: bytes, limit: int) -> tuple[int, int]:
     if shift:
         raise BadMessage("REPORT that ends within a run")
     return above, told
-
-
-def _encode_number(number: int) -> bytes:
-    groups = bytearray()
-    while number >= 0x80:
-        groups.append(number & 0x7F | 0x80)
-        number >>= 7
-    groups.append(number)
-    return bytes(groups)

@@ -1,18 +1,14 @@
 """The life of one object, at the end that sends it and at the end that receives it.
 
-Everything that changes the state of an object is an event here, and a table says what follows from each. An
-event that is in no row of its state raises AssertionError: whatever a peer may send has a row in every state
-in which it can come. docs/wire.md shows both tables as diagrams.
+Everything that changes the state of an object is an event here, and a table says what follows from each:
+whatever a peer may send has an entry in every state in which it can come, and any other event is an error of
+this program. docs/wire.md shows both tables as diagrams.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum
-from typing import TypeVar
-
-S = TypeVar("S", bound=Enum)
-E = TypeVar("E", bound=Enum)
 
 
 class OutgoingState(Enum):
@@ -84,63 +80,43 @@ class IncomingEvent(Enum):
 
 
 _O, _OE = OutgoingState, OutgoingEvent
-OUTGOING: Mapping[tuple[OutgoingState, OutgoingEvent], OutgoingState] = {
-    (_O.QUEUED, _OE.OFFER_SENT): _O.OFFERED,
-    (_O.QUEUED, _OE.HOLES_REPORTED): _O.SENDING,
-    (_O.QUEUED, _OE.WHOLE_REPORTED): _O.WHOLE,
-    (_O.QUEUED, _OE.UNKNOWN_REPORTED): _O.UNKNOWN,
-    (_O.QUEUED, _OE.END): _O.ENDED,
-    (_O.OFFERED, _OE.OFFER_SENT): _O.OFFERED,
-    (_O.OFFERED, _OE.HOLES_REPORTED): _O.SENDING,
-    (_O.OFFERED, _OE.WHOLE_REPORTED): _O.WHOLE,
-    (_O.OFFERED, _OE.UNKNOWN_REPORTED): _O.UNKNOWN,
-    (_O.OFFERED, _OE.WITHDRAW): _O.WITHDRAWN,
-    (_O.OFFERED, _OE.END): _O.ENDED,
-    (_O.SENDING, _OE.OFFER_SENT): _O.SENDING,  # it was due when the REPORT came
-    (_O.SENDING, _OE.HOLES_REPORTED): _O.SENDING,
-    (_O.SENDING, _OE.WHOLE_REPORTED): _O.WHOLE,
-    (_O.SENDING, _OE.UNKNOWN_REPORTED): _O.UNKNOWN,
-    (_O.SENDING, _OE.WITHDRAW): _O.WITHDRAWN,
-    (_O.SENDING, _OE.END): _O.ENDED,
-    (_O.WHOLE, _OE.OFFER_SENT): _O.WHOLE,  # likewise
-    (_O.WHOLE, _OE.HOLES_REPORTED): _O.SENDING,  # its digest was wrong
-    (_O.WHOLE, _OE.WHOLE_REPORTED): _O.WHOLE,
-    (_O.WHOLE, _OE.UNKNOWN_REPORTED): _O.UNKNOWN,
-    (_O.WHOLE, _OE.WITHDRAW): _O.WITHDRAWN_WHOLE,
-    (_O.WHOLE, _OE.END): _O.ENDED,
-    (_O.UNKNOWN, _OE.OFFER_SENT): _O.OFFERED,
-    (_O.UNKNOWN, _OE.HOLES_REPORTED): _O.SENDING,  # an OFFER came late
-    (_O.UNKNOWN, _OE.WHOLE_REPORTED): _O.WHOLE,
-    (_O.UNKNOWN, _OE.UNKNOWN_REPORTED): _O.UNKNOWN,
-    (_O.UNKNOWN, _OE.WITHDRAW): _O.WITHDRAWN,
-    (_O.UNKNOWN, _OE.END): _O.ENDED,
-    (_O.WITHDRAWN, _OE.HOLES_REPORTED): _O.WITHDRAWN,
-    (_O.WITHDRAWN, _OE.WHOLE_REPORTED): _O.WITHDRAWN_WHOLE,
-    (_O.WITHDRAWN, _OE.END): _O.ENDED,
-    (_O.WITHDRAWN_WHOLE, _OE.HOLES_REPORTED): _O.WITHDRAWN,
-    (_O.WITHDRAWN_WHOLE, _OE.WHOLE_REPORTED): _O.WITHDRAWN_WHOLE,
-    (_O.WITHDRAWN_WHOLE, _OE.END): _O.ENDED,
+_ANSWERED = {  # a receiver may have any of an object, or none, since before this end's restart
+    _OE.HOLES_REPORTED: _O.SENDING,
+    _OE.WHOLE_REPORTED: _O.WHOLE,
+    _OE.UNKNOWN_REPORTED: _O.UNKNOWN,
+    _OE.END: _O.ENDED,
+}
+_GIVEN_UP = {
+    _OE.HOLES_REPORTED: _O.WITHDRAWN,
+    _OE.WHOLE_REPORTED: _O.WITHDRAWN_WHOLE,
+    _OE.END: _O.ENDED,
+}
+OUTGOING: Mapping[OutgoingState, Mapping[OutgoingEvent, OutgoingState]] = {
+    _O.QUEUED: {_OE.OFFER_SENT: _O.OFFERED, **_ANSWERED},
+    _O.OFFERED: {_OE.OFFER_SENT: _O.OFFERED, **_ANSWERED, _OE.WITHDRAW: _O.WITHDRAWN},
+    _O.SENDING: {_OE.OFFER_SENT: _O.SENDING, **_ANSWERED, _OE.WITHDRAW: _O.WITHDRAWN},  # the OFFER was due
+    _O.WHOLE: {_OE.OFFER_SENT: _O.WHOLE, **_ANSWERED, _OE.WITHDRAW: _O.WITHDRAWN_WHOLE},  # likewise
+    _O.UNKNOWN: {_OE.OFFER_SENT: _O.OFFERED, **_ANSWERED, _OE.WITHDRAW: _O.WITHDRAWN},
+    _O.WITHDRAWN: _GIVEN_UP,
+    _O.WITHDRAWN_WHOLE: _GIVEN_UP,
+    _O.ENDED: {},
 }
 _I, _IE = IncomingState, IncomingEvent
-INCOMING: Mapping[tuple[IncomingState, IncomingEvent], IncomingState] = {
-    (_I.RESTING, _IE.BOUND): _I.RECEIVING,
-    (_I.RESTING, _IE.UNBOUND): _I.RESTING,
-    (_I.RESTING, _IE.VERIFIED): _I.ARRIVED,  # a broadcast brought what was missing
-    (_I.RESTING, _IE.CORRUPT): _I.RESTING,  # likewise
-    (_I.RESTING, _IE.END): _I.ENDED,
-    (_I.RECEIVING, _IE.BOUND): _I.RECEIVING,
-    (_I.RECEIVING, _IE.UNBOUND): _I.RESTING,
-    (_I.RECEIVING, _IE.VERIFIED): _I.ARRIVED,
-    (_I.RECEIVING, _IE.CORRUPT): _I.RECEIVING,
-    (_I.RECEIVING, _IE.END): _I.ENDED,
-    (_I.ARRIVED, _IE.BOUND): _I.ARRIVED,
-    (_I.ARRIVED, _IE.UNBOUND): _I.ARRIVED,
-    (_I.ARRIVED, _IE.END): _I.ENDED,
+INCOMING: Mapping[IncomingState, Mapping[IncomingEvent, IncomingState]] = {
+    _I.RESTING: {
+        _IE.BOUND: _I.RECEIVING,
+        _IE.UNBOUND: _I.RESTING,
+        _IE.VERIFIED: _I.ARRIVED,  # a broadcast brought what was missing
+        _IE.CORRUPT: _I.RESTING,  # likewise
+        _IE.END: _I.ENDED,
+    },
+    _I.RECEIVING: {
+        _IE.BOUND: _I.RECEIVING,
+        _IE.UNBOUND: _I.RESTING,
+        _IE.VERIFIED: _I.ARRIVED,
+        _IE.CORRUPT: _I.RECEIVING,
+        _IE.END: _I.ENDED,
+    },
+    _I.ARRIVED: {_IE.BOUND: _I.ARRIVED, _IE.UNBOUND: _I.ARRIVED, _IE.END: _I.ENDED},
+    _I.ENDED: {},
 }
-
-
-def follow(table: Mapping[tuple[S, E], S], state: S, event: E) -> S:
-    """The state after an event. Raises AssertionError for an event that cannot come in that state."""
-    after = table.get((state, event))
-    assert after is not None, f"{event.name} in state {state.name}"
-    return after

@@ -277,7 +277,7 @@ def test_the_limit_holds_for_all_objects_together(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="limit") as caught:
         spool.save(second)
     assert caught.value.errno == errno.ENOSPC
-    assert second.dirty == {0}
+    assert second.dirty == 0b1
     spool.save(first)
     spool.finish(first.digest)
     spool.save(second)
@@ -307,6 +307,7 @@ FILL = """
 import sys
 from pathlib import Path
 from onboard.link.spool import Spool
+from onboard.wire.transfer.fragments import indices
 from tests.onboard.link.objects import incoming, payload, receive
 limit = int(sys.argv[2])
 if limit:
@@ -321,7 +322,7 @@ for index in range(half.count):
     try:
         spool.save(half)
     except OSError as error:
-        print(error.errno, index, sorted(half.dirty))
+        print(error.errno, index, list(indices(half.dirty)))
         break
 """
 

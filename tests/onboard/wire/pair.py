@@ -152,13 +152,13 @@ class PairEnd:
         """As the pump's spool: every 1/128 of an object, and at the latest 5 s after the first fragment."""
         assert self.session is not None
         for digest, incoming in self.session.incoming.items():
-            dirty = len(incoming.dirty)
+            dirty = incoming.dirty.bit_count()
             if dirty and (dirty >= max(1, incoming.count / 128) or now - self.disk.saved_at > 5):
                 partial = incoming.partial()
                 self.disk.partials[digest] = replace(partial, data=bytes(partial.data))
                 self.disk.floor = self.session.replay_floor
                 self.disk.saved_at = now
-                incoming.dirty.clear()
+                incoming.dirty = 0
 
     def act(self, events: list[Event], now: float) -> None:
         """What an agent or a daemon does with events."""

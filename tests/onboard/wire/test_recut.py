@@ -18,7 +18,7 @@ from onboard.wire.framing.frame import Frame, Type
 from onboard.wire.medium.medium_access import Timing
 from onboard.wire.messages import Offer, digest
 from onboard.wire.transfer.inbox import Inbox
-from onboard.wire.transfer.transfer import Outgoing
+from onboard.wire.transfer.outgoing import Outgoing
 from tests.onboard.wire.pair import FULL, HALF, UPDATE, Pair, data, finish, link, uhf_full
 
 UART = uhf_full(1002, rate_up_bps=92_160.0, rate_down_bps=92_160.0)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onboard.wire.transfer.roundrobin import RoundRobin
+from onboard.wire.transfer.outbox import RoundRobin
 
 QUANTUM_BYTES = 200
 

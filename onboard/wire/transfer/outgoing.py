@@ -1,11 +1,9 @@
-"""One object that is being sent: which fragments left and which are held, and none is sent twice for nothing.
+"""One object that is being sent: which of its fragments left, and which are held.
 
-The receiver owns the list of holes (`incoming.Incoming.held`), the sender learns it from REPORTs. A fragment
-goes out again only when its last transmission is at or below the highest seq that the receiver heard and the
-receiver does not hold it; there is no retry limit. At an object's end, where waiting for the REPORT on the
-last fragments would leave the air idle, REPAIRs go out for as many as the link is likely to have lost.
-Sets of fragments are Python integers, bit i for fragment i: the operations that a REPORT needs on 65,535 of
-them take a few microseconds.
+The receiver owns the list of holes (`Incoming.held`), the sender learns it from REPORTs. A fragment goes out
+again only when its last transmission is at or below the highest seq that the receiver heard and the receiver
+does not hold it; there is no retry limit. At an object's end, where waiting for the REPORT on the last
+fragments would leave the air idle, REPAIRs go out for as many as the link is likely to have lost.
 """
 
 from __future__ import annotations
@@ -15,13 +13,16 @@ from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from onboard.wire.messages import MAX_FRAGMENTS, Reason, digest, fragments_of
-from onboard.wire.transfer import repair
-from onboard.wire.transfer.fragments import recounted
+from onboard.wire.messages import MAX_FRAGMENTS, Offer, Reason, digest, fragments_of
+from onboard.wire.transfer import fragments
+from onboard.wire.transfer.fragments import GENERATION, recounted
 from onboard.wire.transfer.peer import DeliveryStats
-from onboard.wire.transfer.repair import GENERATION
 from onboard.wire.transfer.report import PREFIX_BYTES, Report
-from onboard.wire.transfer.states import OUTGOING, OutgoingEvent, OutgoingState, follow
+from onboard.wire.transfer.states import OUTGOING, OutgoingEvent, OutgoingState
+
+_WHOLE = (1 << GENERATION) - 1
+_SURE = 1.28  # standard deviations: 9 of 10
+_LITTLE = 0.1  # a probability of a loss that is not worth a repair
 
 
 def deadline_of(kind: int, priority: int, deadline_s: float | None, now: float) -> float:
@@ -44,19 +45,22 @@ class ReportOutcome:
 
     @property
     def lost(self) -> float:
+        """The fragments that were found lost."""
         return sum(each.lost for each in self.fates.values())
 
     @property
     def settled(self) -> float:
+        """The fragments whose fate was decided either way."""
         return self.lost + sum(each.kept for each in self.fates.values())
 
 
 class Outgoing:
-    """An object being sent in one epoch of the sender.
+    """An object being sent in one epoch of the sender. name: its digest, where somebody has computed it: it
+    takes as long as reading the whole object.
 
-    Every fragment is in one of three states: `acknowledged`, which the receiver holds as far as its last
-    REPORT says, in flight, or to be sent. `deadline` is a time on the session's clock. `name` is the digest,
-    where somebody has computed it: it takes as long as reading the whole object.
+    Every fragment is in one of three sets: `acknowledged`, which the receiver holds as far as its last REPORT
+    says, in flight, or `to_send`. `deadline` is a time on the session's clock; `withdrawn` says why, as the
+    CANCEL does.
     """
 
     def __init__(
@@ -78,7 +82,7 @@ class Outgoing:
             raise ValueError(f"{len(payload)} B in fragments of {fragment_bytes} B: {self.count} fragments")
         self._all = (1 << self.count) - 1
         self.acknowledged = 0
-        self._todo = self._all
+        self.to_send = self._all
         self._reported = 0  # fragments of which some REPORT spoke
         self._sent = 0  # fragments transmitted at least once
         self._flight: deque[tuple[int, int]] = deque()  # (seq, fragment), ascending in seq
@@ -87,8 +91,8 @@ class Outgoing:
         self._airborne: Counter[int] = Counter()  # DATA and REPAIR in flight, by generation
         self._heard = (0, 0)  # epoch and seq of the frame that brought the newest REPORT
         self.state = OutgoingState.QUEUED
-        self.withdrawn: Reason | None = None  # why, as the CANCEL says
-        self.resent = self.repaired = 0
+        self.withdrawn: Reason | None = None
+        self.resent = 0
 
     def recut(self, fragment_bytes: int, object_id: int) -> Outgoing:
         """The same object in fragments of another length, under another id, by which its frames and their
@@ -97,38 +101,87 @@ class Outgoing:
             self.kind, self.payload, fragment_bytes, object_id=object_id, priority=self.priority,
             deadline=self.deadline, name=self.digest,
         )  # fmt: skip
-        size = len(self.payload)
         other.acknowledged, other._sent = (
-            recounted(each, size, self.fragment_bytes, fragment_bytes)
+            recounted(each, len(self.payload), self.fragment_bytes, fragment_bytes)
             for each in (self.acknowledged, self._sent)
         )
-        other._todo = other._all & ~other.acknowledged
+        other.to_send = other._all & ~other.acknowledged
         return other
 
-    @property
-    def holes(self) -> int:
-        """Fragments that are to be sent again, as a set."""
-        return self._todo & self._sent
+    # -- its state -------------------------------------------------------------------------------------
+
+    def meet(self, event: OutgoingEvent) -> None:
+        """Something that the object's state follows from has happened, see `states`."""
+        after = OUTGOING[self.state].get(event)
+        assert after is not None, f"{event.name} in state {self.state.name}"
+        self.state = after
+
+    def withdraw(self, reason: Reason) -> None:
+        """This end gives the object up, and has to say so."""
+        self.meet(OutgoingEvent.WITHDRAW)
+        self.withdrawn, self.deadline = reason, math.inf
 
     @property
     def answered(self) -> bool:
         """Whether a REPORT came since the receiver last knew nothing of the object."""
-        return self.state is OutgoingState.SENDING or self.state is OutgoingState.WHOLE
+        return self.state in (OutgoingState.SENDING, OutgoingState.WHOLE)
 
     @property
     def complete(self) -> bool:
         """Whether the receiver has said that it holds every fragment."""
-        return self.state is OutgoingState.WHOLE or self.state is OutgoingState.WITHDRAWN_WHOLE
+        return self.state in (OutgoingState.WHOLE, OutgoingState.WITHDRAWN_WHOLE)
+
+    # -- its fragments ---------------------------------------------------------------------------------
+
+    @property
+    def first_bytes(self) -> int:
+        """The length of the first fragment, and of all but the last."""
+        return min(self.fragment_bytes, len(self.payload))
+
+    @property
+    def last_bytes(self) -> int:
+        """The length of the last fragment."""
+        return len(self.payload) - (self.count - 1) * self.fragment_bytes
+
+    @property
+    def missing(self) -> int:
+        """The number of fragments that the receiver is not known to hold."""
+        return self.count - self.acknowledged.bit_count()
+
+    @property
+    def remaining_bytes(self) -> int:
+        """The bytes that the receiver is not known to hold."""
+        return max(0, len(self.payload) - self.acknowledged.bit_count() * self.fragment_bytes)
+
+    @property
+    def holes(self) -> int:
+        """The fragments that are to be sent again, as a set."""
+        return self.to_send & self._sent
 
     @property
     def in_flight(self) -> int:
-        """Fragments transmitted, and repairs, of which no REPORT has spoken yet."""
+        """The number of fragments transmitted, and of repairs, of which no REPORT has spoken yet."""
         return len(self._flight) + len(self._repairs)
 
-    @property
-    def to_send(self) -> int:
-        """Fragments that could be transmitted now, as a set."""
-        return self._todo
+    def fragment(self, index: int) -> bytes:
+        """The bytes of fragment `index`."""
+        start = index * self.fragment_bytes
+        return self.payload[start : start + self.fragment_bytes]
+
+    def offer(self, now: float) -> bytes:
+        """The payload of an OFFER that leaves now."""
+        left_s = 0 if math.isinf(self.deadline) else max(1, math.ceil(self.deadline - now))
+        return Offer(self.digest, len(self.payload), self.fragment_bytes, self.kind, left_s).encode()
+
+    def generation(self, number: int) -> int:
+        """The fragments of a generation, as a set."""
+        return self._all & _WHOLE << number * GENERATION
+
+    def repair(self, generation: int, transmission: tuple[int, int]) -> bytes:
+        """The payload of a REPAIR of a generation that goes out as (epoch, seq)."""
+        size = fragments.generation_size(self.count, generation)
+        chosen = fragments.mask(self.digest, transmission, generation, size)
+        return fragments.combine(self.payload, self.fragment_bytes, generation, chosen)
 
     def next_fragment(self, loss: float = 0.0) -> int | None:
         """The first fragment to be sent, None when there is none.
@@ -136,11 +189,11 @@ class Outgoing:
         `loss`: share (0..1) of what is in flight that will be lost. Of a generation whose repairs in
         flight are likely to give what is missing nothing else is sent.
         """
-        todo = self._todo
+        todo = self.to_send
         if todo and (self._repairs or self._equations):
             for generation in {generation for _, generation in self._repairs} | self._equations.keys():
                 if self._missing(generation) <= self._airborne[generation] * (1 - loss):
-                    todo &= ~(_WHOLE << generation * GENERATION)
+                    todo &= ~self.generation(generation)
         return (todo & -todo).bit_length() - 1 if todo else None
 
     def deficit(self, loss: float, burst: float = 1.0) -> tuple[float, int]:
@@ -154,50 +207,21 @@ class Outgoing:
         for generation in range(-(-self.count // GENERATION)):
             missing = self._missing(generation)
             if missing > 0:
-                lacks = repair.lacks(missing, self._airborne[generation], loss, burst)
-                most = max(most, (lacks, generation))
+                most = max(most, (_lacks(missing, self._airborne[generation], loss, burst), generation))
         return most
 
-    @property
-    def remaining_bytes(self) -> int:
-        """Bytes that the receiver is not known to hold."""
-        return max(0, len(self.payload) - self.acknowledged.bit_count() * self.fragment_bytes)
+    def _missing(self, generation: int) -> int:
+        """The frames that the receiver needs to complete a generation, as of its last REPORT."""
+        holes = self.generation(generation) & ~self.acknowledged
+        return max(holes.bit_count() - self._equations.get(generation, 0), 1) if holes else 0
 
-    def repair(self, generation: int, transmission: tuple[int, int]) -> bytes:
-        """The payload of a REPAIR of a generation that goes out as (epoch, seq)."""
-        size = repair.generation_size(self.count, generation)
-        chosen = repair.mask(self.digest, transmission, generation, size)
-        return repair.combine(self.payload, self.fragment_bytes, generation, chosen)
-
-    def generation(self, number: int) -> int:
-        """The fragments of a generation, as a set."""
-        return self._all & _WHOLE << number * GENERATION
-
-    @property
-    def first_bytes(self) -> int:
-        """Length of the first fragment, and of all but the last."""
-        return min(self.fragment_bytes, len(self.payload))
-
-    @property
-    def last_bytes(self) -> int:
-        """Length of the last fragment."""
-        return len(self.payload) - (self.count - 1) * self.fragment_bytes
-
-    @property
-    def missing(self) -> int:
-        """The number of fragments that the receiver is not known to hold."""
-        return self.count - self.acknowledged.bit_count()
-
-    def fragment(self, index: int) -> bytes:
-        """The bytes of fragment `index`."""
-        start = index * self.fragment_bytes
-        return self.payload[start : start + self.fragment_bytes]
+    # -- what befalls it -------------------------------------------------------------------------------
 
     def sent(self, index: int, seq: int) -> None:
         """Fragment `index` was transmitted as frame `seq`."""
         bit = 1 << index
         self._flight.append((seq, index))
-        self._todo &= ~bit
+        self.to_send &= ~bit
         self._airborne[index // GENERATION] += 1
         self.resent += self._sent >> index & 1
         self._sent |= bit
@@ -206,16 +230,6 @@ class Outgoing:
         """A repair of the generation was transmitted as frame `seq`."""
         self._repairs.append((seq, generation))
         self._airborne[generation] += 1
-        self.repaired += 1
-
-    def meet(self, event: OutgoingEvent) -> None:
-        """Something that the object's state follows from has happened, see `states`."""
-        self.state = follow(OUTGOING, self.state, event)
-
-    def withdraw(self, reason: Reason) -> None:
-        """This end gives the object up, and has to say so."""
-        self.meet(OutgoingEvent.WITHDRAW)
-        self.withdrawn, self.deadline = reason, math.inf
 
     def report(
         self, report: Report, *, heard: tuple[int, int], epoch: int, slack: int = 0
@@ -259,17 +273,22 @@ class Outgoing:
         self._airborne.update(generation for _, generation in self._repairs)
         # Of what no REPORT spoke yet (one that was cut to fit its frame) nothing is known: it may be
         # held since before a restart of ours, so it waits for the report that reaches so far.
-        self._todo = (self._reported | self._sent) & ~self.acknowledged & ~flying
+        self.to_send = (self._reported | self._sent) & ~self.acknowledged & ~flying
         fates = {self.last_bytes: DeliveryStats(lost[0], kept[0])}
         others = DeliveryStats(lost[1], kept[1])
         fates[self.first_bytes] = fates.get(self.first_bytes, DeliveryStats()) + others
         return ReportOutcome(fates, bursts)
 
-    def _missing(self, generation: int) -> int:
-        """The frames that the receiver needs to complete a generation, as of its last REPORT."""
-        first = generation * GENERATION
-        holes = (self._all & ~self.acknowledged) >> first & _WHOLE
-        return max(holes.bit_count() - self._equations.get(generation, 0), 1) if holes else 0
 
+def _lacks(missing: int, airborne: int, loss: float, burst: float) -> float:
+    """The number of frames that are to be added to those in flight, so that `missing` arrive in 9 of 10
+    cases.
 
-_WHOLE = (1 << GENERATION) - 1
+    A frame arrives with probability 1 - loss, so the number that does is about normal; in bursts its
+    variance is 2 burst - 1 times that of single losses (Gilbert 1960: the chain's correlation time). One
+    more than is missing is wanted: a repair that tells nothing new takes its place once or twice.
+    """
+    if missing == airborne and 1 - (1 - loss) ** airborne <= _LITTLE:
+        return 0.0
+    arrive = airborne * (1 - loss)
+    return missing + 1 - (arrive - _SURE * math.sqrt(arrive * loss * (2 * burst - 1)))
