@@ -27,7 +27,6 @@ import groundstation.daemon
 import groundstation.rounds.rounds
 import onboard.agents.gossip
 import onboard.cli
-import onboard.learn.gossip.algorithms
 import onboard.runtime.endpoint
 import onboard.runtime.federated
 import onboard.runtime.gossip
@@ -54,6 +53,7 @@ from onboard.data import loading
 from onboard.data.images import Images
 from onboard.learn.federated.local import apply_delta
 from onboard.learn.gossip import topology
+from onboard.learn.gossip.algorithms import AlgorithmKind
 from onboard.learn.graph import InferGraph, TrainGraph, evaluate, initial
 from onboard.mission.objects import decode_task
 from onboard.storage.keys import save_key
@@ -271,7 +271,7 @@ class VirtualRing(VirtualMission):
             (onboard.runtime.gossip, "carry_gossip", carry),
             (onboard.runtime.gossip, "TrainGraph", SimpleNamespace(load=lambda name: train)),
             (onboard.runtime.gossip, "Descent", watched_descent(self.genuine)),
-            (onboard.learn.gossip.algorithms, "Gossip", watched_gossip(self.genuine)),
+            (onboard.runtime.gossip, "ALGORITHMS", {"rd-psgd": AlgorithmKind(watched_gossip(self.genuine))}),
             (onboard.agents.gossip, "Checkpoints", watched_checkpoints(self.genuine)),
         ]  # fmt: skip
 

@@ -25,8 +25,9 @@ from onboard.config import GossipConfig, Neighbour
 from onboard.console.log import say
 from onboard.console.toml import ConfigError
 from onboard.data import labels, loading
-from onboard.learn.gossip.algorithms import ALGORITHMS, GossipSetup
+from onboard.learn.gossip.algorithms import ALGORITHMS
 from onboard.learn.gossip.descent import Descent
+from onboard.learn.gossip.exchange import GossipSetup
 from onboard.learn.graph import GraphError, TrainGraph, initial
 from onboard.link.limits import limits_for
 from onboard.link.recorder import Recorder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,8 +11,8 @@ from click.testing import CliRunner
 
 from firmware_sim.cli import main
 from onboard.codec.layout import Floats
-from onboard.learn.gossip.algorithms import ALGORITHMS, AlgorithmKind, GossipAlgorithm, GossipSetup
-from onboard.learn.gossip.exchange import Gossip
+from onboard.learn.gossip.algorithms import ALGORITHMS, AlgorithmKind
+from onboard.learn.gossip.exchange import Gossip, GossipSetup
 
 RING = (
     "ring", "--method", "lazy", "--nodes", "3", "--data", "digits", "--images", "40", "--epochs", "1",
@@ -23,21 +24,17 @@ MIXED = list[tuple[int, ...]]()
 class LazyGossip(Gossip):
     """RD-PSGD at half the weights: a node keeps more of its own."""
 
+    def __init__(self, setup: GossipSetup, numbers: Mapping[int, int], memory: Mapping[str, Floats]) -> None:
+        weights = {peer: weight / 2 for peer, weight in setup.weights.items()}
+        super().__init__(dataclasses.replace(setup, weights=weights), numbers, memory)
+
     def mix(self, vector: Floats) -> tuple[int, ...]:
         MIXED.append(super().mix(vector))
         return MIXED[-1]
 
 
-def lazy(setup: GossipSetup, numbers: Mapping[int, int], memory: Mapping[str, Floats]) -> GossipAlgorithm:
-    weights = {peer: weight / 2 for peer, weight in setup.weights.items()}
-    return LazyGossip(
-        setup.node, weights, size=len(setup.start), seed=setup.seed, share=setup.share, form=setup.form,
-        numbers=numbers, classes=setup.classes,
-    )  # fmt: skip
-
-
 def test_a_toy_algorithm_plays_in_a_ring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ALGORITHMS, "lazy", AlgorithmKind(lazy))
+    monkeypatch.setitem(ALGORITHMS, "lazy", AlgorithmKind(LazyGossip))
     MIXED.clear()
     played = CliRunner().invoke(main, [*RING, "--out", str(tmp_path / "out")])
     assert played.exit_code == 0, played.output

@@ -4,6 +4,7 @@ fails, for whatever reason, is the only one that does."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -13,9 +14,8 @@ import pytest
 import onboard.wire.security.seal
 from onboard.agents.federated_state import FederatedState
 from onboard.codec import sparse
-from onboard.codec.values import Form
 from onboard.learn.federated.rounds import PartialAverage, staleness_weight
-from onboard.learn.gossip.exchange import LAST_NUMBER, Gossip
+from onboard.learn.gossip.exchange import LAST_NUMBER, Gossip, GossipSetup
 from onboard.learn.training import LEAST_RATE, Training
 from onboard.mission.health import Health, decode_health, encode_health
 from onboard.mission.objects import decode_task
@@ -197,9 +197,9 @@ def test_a_health_at_the_ends_of_its_fields_is_sent() -> None:
 
 def test_an_exchange_beyond_the_last_number_is_refused_and_the_last_is_mixed() -> None:
     vector = np.zeros(1024, np.float32)
-    made = {"size": vector.size, "seed": 1, "share": 1 << 15, "form": Form.FP32}
-    one = Gossip(1, {2: 0.5}, numbers={2: LAST_NUMBER}, **made)  # type: ignore[arg-type]
-    two = Gossip(2, {1: 0.5}, numbers={1: LAST_NUMBER}, **made)  # type: ignore[arg-type]
+    setup = GossipSetup(node=1, weights={2: 0.5}, start=vector, seed=1, share=1 << 15)
+    one = Gossip(setup, {2: LAST_NUMBER})
+    two = Gossip(replace(setup, node=2, weights={1: 0.5}), {1: LAST_NUMBER})
     for own, peer, other in ((one, 2, two), (two, 1, one)):
         other.take(own.node, own.open(vector, [peer])[peer])
         own.delivered(peer)

@@ -12,9 +12,8 @@ from benchmarks.claims.resilience.insider_world import Charged, Hostile
 from benchmarks.harness.missions import EDGE, VirtualRing, edge, graphs
 from hw_profiles import load_link
 from onboard.codec import sparse
-from onboard.codec.mask import ALL
 from onboard.learn.gossip import topology
-from onboard.learn.gossip.exchange import Gossip
+from onboard.learn.gossip.exchange import Gossip, GossipSetup
 from onboard.mission.objects import GOSSIP as KIND
 from onboard.wire.events import Arrived
 
@@ -78,7 +77,7 @@ def _answers(values: Callable[[Hostile], float], number: Callable[[int], int] = 
         hostile.answered = len(came)
         size = graphs()[0].layout.parameters
         at = number(sparse.parse(came[-1]).round)
-        gossip = Gossip(3, {1: 1 / 3}, size=size, seed=0, share=ALL, numbers={1: at})
+        gossip = Gossip(GossipSetup(node=3, weights={1: 1 / 3}, start=np.zeros(size, np.float32)), {1: at})
         message = bytes(gossip.open(np.full(size, values(hostile), np.float32))[1])
         hostile.offer(KIND, message)
 

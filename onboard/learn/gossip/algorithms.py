@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from onboard.codec.layout import Floats
-from onboard.codec.mask import ALL
-from onboard.codec.values import Form
-from onboard.learn.gossip.baselines import Choco, LargestSetup, TopK
-from onboard.learn.gossip.exchange import Gossip, Message
+from onboard.learn.gossip.baselines import Choco, TopK
+from onboard.learn.gossip.exchange import Gossip, GossipSetup, Message
 
 
 class GossipAlgorithm(Protocol):
@@ -54,14 +52,16 @@ class GossipAlgorithm(Protocol):
         """Begins a life: all that an earlier one left was told by `reopen`, `take` and `delivered`."""
 
     def open(self, vector: Floats, peers: Collection[int] | None = None) -> dict[int, Message]:
-        """Opens an exchange with every neighbour (of `peers`) that has none open: the messages, which are
-        durable before they leave. Raises ValueError for a model that cannot be sent."""
+        """Opens an exchange with every neighbour (of `peers`) that has none open: the messages by neighbour,
+        which are durable before they leave. Raises ValueError for a model that cannot be sent."""
 
     def message(self, peer: int) -> Message:
         """What was sent in the open exchange; empty if none is open."""
 
     def take(self, peer: int, message: Message) -> int:
-        """Takes what a neighbour sent; returns the exchange's number. Raises BadExchange: nothing changes."""
+        """Takes what a neighbour sent, which is durable before it is told so; returns the exchange's number.
+        Raises BadExchange for what cannot be used: nothing changes. KeyError for no neighbour, here and
+        below."""
 
     def delivered(self, peer: int) -> None:
         """The neighbour has what was sent in the open exchange, durably."""
@@ -89,39 +89,8 @@ class GossipAlgorithm(Protocol):
         now. Raises BadExchange."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GossipSetup:
-    """What an algorithm begins with."""
-
-    node: int
-    weights: Mapping[int, float]
-    """W_ij by neighbour."""
-    start: Floats
-    """The first model, float32 (P,), the same at all nodes; it may change once the algorithm is made."""
-    seed: int = 0
-    share: int = ALL
-    """p, the share of the coordinates that travels, in 65536ths."""
-    form: Form = Form.FP32
-    """How values travel, for rd-psgd and d-psgd."""
-    rate: float = 1.0
-    """Of the mixing, for topk and choco."""
-    classes: bytes = b""
-    """What tells whether a label means the same at two nodes, see `Gossip`."""
-
-
 Begin = Callable[[Mapping[int, int], Mapping[str, Floats]], GossipAlgorithm]
 """Makes an algorithm that goes on from the `numbers` and the `memory` of an earlier life, empty for none."""
-
-
-def _sparse(setup: GossipSetup, numbers: Mapping[int, int], memory: Mapping[str, Floats]) -> GossipAlgorithm:
-    return Gossip(
-        setup.node, setup.weights, size=len(setup.start), seed=setup.seed, share=setup.share, form=setup.form,
-        numbers=numbers, classes=setup.classes,
-    )  # fmt: skip
-
-
-def _largest(setup: GossipSetup, numbers: Mapping[int, int], memory: Mapping[str, Floats]) -> LargestSetup:
-    return LargestSetup(setup.weights, setup.share / ALL, setup.rate, setup.start, numbers, memory)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,13 +106,9 @@ class AlgorithmKind:
 
 
 ALGORITHMS: dict[str, AlgorithmKind] = {
-    "rd-psgd": AlgorithmKind(_sparse),
-    "d-psgd": AlgorithmKind(_sparse, sends_all=True),
-    "topk": AlgorithmKind(
-        lambda setup, numbers, memory: TopK(_largest(setup, numbers, memory)), waits_for_all=True
-    ),
-    "choco": AlgorithmKind(
-        lambda setup, numbers, memory: Choco(_largest(setup, numbers, memory)), waits_for_all=True
-    ),
+    "rd-psgd": AlgorithmKind(Gossip),
+    "d-psgd": AlgorithmKind(Gossip, sends_all=True),
+    "topk": AlgorithmKind(TopK, waits_for_all=True),
+    "choco": AlgorithmKind(Choco, waits_for_all=True),
 }
 """Every algorithm by the name that options know it by. docs/extending.md says how to add one."""

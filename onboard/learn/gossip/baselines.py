@@ -17,42 +17,28 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
 from onboard.codec import explicit
 from onboard.codec.explicit import BadIndexed, IndexForm
 from onboard.codec.layout import Floats
-from onboard.codec.mask import Indices
+from onboard.codec.mask import ALL, Indices
 from onboard.codec.sparse import BadExchange
 from onboard.codec.values import Form
-from onboard.learn.gossip.exchange import ImplausibleExchange, Message, Over
+from onboard.learn.gossip.exchange import GossipSetup, ImplausibleExchange, Message, Over
 
 _NUMBER = struct.Struct("<I")
 Largest = tuple[Indices, Floats]  # coordinates (K,), rising, and their values
 
 
-@dataclass(frozen=True, slots=True)
-class LargestSetup:
-    """What both begin with. `rate`: of the mixing (gamma; eta in DeepSqueeze); `start`: the first model, the
-    same at all nodes; `numbers`, `memory`: of an earlier life."""
-
-    weights: Mapping[int, float]
-    share: float
-    rate: float
-    start: Floats
-    numbers: Mapping[int, int]
-    memory: Mapping[str, Floats]
-
-
 class _InStep:
     """An exchange is complete when all neighbours have answered and have what this node sent."""
 
-    def __init__(self, setup: LargestSetup) -> None:
+    def __init__(self, setup: GossipSetup, numbers: Mapping[int, int], memory: Mapping[str, Floats]) -> None:
         self._weights, self._size, self._rate = setup.weights, len(setup.start), setup.rate
-        self._count = max(1, round(setup.share * self._size))
-        self._number = max(setup.numbers.values(), default=0)
+        self._count = max(1, round(setup.share / ALL * self._size))
+        self._number = max(numbers.values(), default=0)
         self._message: Message = b""  # of the open exchange
         self._sent: Largest = (np.zeros(0, np.int32), np.zeros(0, np.float32))
         self._there = set[int]()  # neighbours that have it
@@ -165,9 +151,9 @@ class _InStep:
 class TopK(_InStep):
     """See the module."""
 
-    def __init__(self, setup: LargestSetup) -> None:
-        super().__init__(setup)
-        self._error = setup.memory.get("error", np.zeros(self._size, np.float32))
+    def __init__(self, setup: GossipSetup, numbers: Mapping[int, int], memory: Mapping[str, Floats]) -> None:
+        super().__init__(setup, numbers, memory)
+        self._error = memory.get("error", np.zeros(self._size, np.float32))
 
     @property
     def memory(self) -> dict[str, Floats]:
@@ -199,10 +185,10 @@ class TopK(_InStep):
 class Choco(_InStep):
     """See the module."""
 
-    def __init__(self, setup: LargestSetup) -> None:
-        super().__init__(setup)
-        self._own = setup.memory.get("own", setup.start.copy())
-        self._copies = {peer: setup.memory.get(f"copy-{peer}", setup.start.copy()) for peer in setup.weights}
+    def __init__(self, setup: GossipSetup, numbers: Mapping[int, int], memory: Mapping[str, Floats]) -> None:
+        super().__init__(setup, numbers, memory)
+        self._own = memory.get("own", setup.start.copy())
+        self._copies = {peer: memory.get(f"copy-{peer}", setup.start.copy()) for peer in setup.weights}
 
     @property
     def memory(self) -> dict[str, Floats]:

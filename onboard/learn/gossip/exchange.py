@@ -76,70 +76,74 @@ class _Edge:
         self.sent, self.there, self.received = None, False, None
 
 
-class Gossip:
-    """node, its neighbours' `weights` W_ij, and what all nodes share: `seed`, `share` (p = share / 65536) and
-    `form` of the values, for models of `size` coordinates.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GossipSetup:
+    """What an algorithm begins with."""
 
-    `numbers`: of the exchanges at which an earlier life stood, by neighbour. `classes`: what tells whether a
-    label means the same at two nodes (`labels.digest`); empty for the labels themselves. Raises ValueError
-    for weights that are not positive or sum to more than 1.
+    node: int
+    weights: Mapping[int, float]
+    """W_ij by neighbour: positive, and 1 in all at most."""
+    start: Floats
+    """The first model, float32 (P,), the same at all nodes; it may change once the algorithm is made."""
+    seed: int = 0
+    share: int = ALL
+    """p, the share of the coordinates that travels, in 65536ths."""
+    form: Form = Form.FP32
+    """How values travel, for rd-psgd and d-psgd."""
+    rate: float = 1.0
+    """Of the mixing, for topk (eta) and choco (gamma)."""
+    classes: bytes = b""
+    """What tells whether a label means the same at two nodes (`labels.digest`); empty for the labels
+    themselves."""
+
+
+class Gossip:
+    """RD-PSGD, and D-PSGD where the whole model travels; see `GossipAlgorithm`, also for the methods.
+
+    Raises ValueError for weights that are not positive or sum to more than 1.
     """
 
     def __init__(
-        self,
-        node: int,
-        weights: Mapping[int, float],
-        *,
-        size: int,
-        seed: int,
-        share: int,
-        form: Form = Form.FP32,
-        numbers: Mapping[int, int] | None = None,
-        classes: bytes = b"",
+        self, setup: GossipSetup, numbers: Mapping[int, int] = {}, memory: Mapping[str, Floats] = {}
     ) -> None:
+        weights = setup.weights
         if min(weights.values(), default=1.0) <= 0 or sum(weights.values()) > 1 + 1e-9:
-            raise ValueError(f"weights of node {node}: {dict(weights)}, must be above 0 and sum to 1 at most")
-        self.node, self.size, self.share, self.form = node, size, share, form
-        self.exchanges = 0  # completed by this end
-        self.clipped: dict[int, float] = {}  # in the last mix: which share was taken of whose values
-        self.clipping = Clipping(weights, share / ALL)
-        numbers = numbers or {}
+            raise ValueError(
+                f"weights of node {setup.node}: {dict(weights)}, must be above 0 and sum to 1 at most"
+            )
+        self.node, self._size, self._share = setup.node, len(setup.start), setup.share
+        self._form = setup.form
+        self.exchanges = 0
+        self.clipped: dict[int, float] = {}
+        self.clipping = Clipping(weights, setup.share / ALL)
         self._edges = {
-            peer: _Edge(weight, _edge_seed(seed, weight, classes), numbers.get(peer, 0))
+            peer: _Edge(weight, _edge_seed(setup.seed, weight, setup.classes), numbers.get(peer, 0))
             for peer, weight in weights.items()
         }
 
     @property
     def numbers(self) -> dict[int, int]:
-        """Of the exchange that is open, or opens next, by neighbour: to persist with the model."""
         return {peer: edge.number for peer, edge in self._edges.items()}
 
     @property
     def waits_for(self) -> frozenset[int]:
-        """Neighbours with whom an exchange was opened and is not complete."""
         return frozenset(
             peer for peer, edge in self._edges.items() if edge.sent is not None and not edge.complete
         )
 
     @property
     def complete(self) -> tuple[int, ...]:
-        """Neighbours with whom `mix` has something to do."""
         return tuple(peer for peer, edge in self._edges.items() if edge.complete)
 
     @property
     def asked(self) -> frozenset[int]:
-        """Neighbours whose values of an exchange are here, and to whom none of it were sent."""
         return frozenset(
             peer for peer, edge in self._edges.items() if edge.received is not None and edge.sent is None
         )
 
     def open(self, vector: Floats, peers: Collection[int] | None = None) -> dict[int, Message]:
-        """Opens an exchange with every neighbour (of `peers`) that has none open: the messages to send, by
-        neighbour.
-
-        vector: the model, float32 (size,). A message must be durable before it leaves: an end that sends
-        other values under the same number after a restart would change the mean.
-        """
+        # A message is durable before it leaves: an end that sent other values under the same number after a
+        # restart would change the mean.
         if math.isinf(self.clipping.scale):
             self.clipping.look_at(vector)
         return {
@@ -149,29 +153,20 @@ class Gossip:
         }
 
     def reopen(self, peer: int, message: Message, vector: Floats) -> None:
-        """Opens an exchange again that an earlier life opened with this message. Raises BadExchange,
-        KeyError."""
         edge = self._edges[peer]
         edge.begin(sparse.parse(message).round)
         edge.sent, edge.message = sparse.decode(message, self._mask(peer, edge)), message
 
     def stand_at(self, peer: int, number: int) -> None:
-        """The exchanges before `number` are over, though what crossed in them may be lost. KeyError."""
         edge = self._edges[peer]
         if edge.number < number:
             edge.begin(number)
 
     def message(self, peer: int) -> Message:
-        """What was sent in the open exchange; empty if none is open."""
         return self._edges[peer].message
 
     def take(self, peer: int, message: Message) -> int:
-        """Takes a neighbour's values, which are durable before it is told so; returns the exchange's number.
-        `mix` then may have something to do.
-
-        Raises Over, Outlier and BadExchange for what cannot be used; nothing changes. KeyError for no
-        neighbour.
-        """
+        """See `GossipAlgorithm.take`. Raises Over, ImplausibleExchange, and BadExchange for all else."""
         edge = self._edges[peer]
         header = sparse.parse(message)
         if header.round > LAST_NUMBER:
@@ -194,22 +189,20 @@ class Gossip:
         if follows:
             edge.there, edge.early = True, message  # it would not go on without ours
             return header.round
-        if (
-            header.round > edge.number
-        ):  # it opens one only when the last is over: this end forgot how far it was
+        if header.round > edge.number:
+            # It opens one only when the last is over: this end forgot how far it was.
             edge.begin(header.round)
             edge.mask = mask
         edge.received = received
         return header.round
 
     def delivered(self, peer: int) -> None:
-        """The neighbour has what was sent in the open exchange, durably."""
         edge = self._edges[peer]
         edge.there = edge.sent is not None
 
     def refused(self, peer: int) -> None:
-        """The neighbour does not want what was sent: the exchange does not take place, on either side, before
-        it hears other values. What it has sent itself stands, as it says that only once."""
+        # The exchange does not take place, on either side, before this end hears other values. What the
+        # neighbour has sent itself stands, as it says that only once.
         edge = self._edges[peer]
         mask, received = edge.mask, edge.received
         edge.begin(edge.number)
@@ -217,39 +210,33 @@ class Gossip:
         edge.shut = True
 
     def try_again(self, peer: int) -> None:
-        """A neighbour that refused what was sent, and waits for other values, may take what is sent next."""
         edge = self._edges[peer]
         edge.shut = edge.shut and edge.received is None
 
     def leave(self, peer: int) -> None:
-        """What a neighbour has sent in the exchanges that are open is not mixed."""
         edge = self._edges[peer]
         edge.received, edge.early = None, b""
 
     def start(self, vector: Floats) -> None:
-        """Begins a life with the model float32 (size,). What was mixed so far was so in an earlier life, of
-        which any part may be lost: a neighbour may be further on by any number."""
+        # What was mixed so far was so in an earlier life, of which any part may be lost: a neighbour may be
+        # further on by any number.
         for edge in self._edges.values():
             edge.settled = False
-        self.clipping = Clipping(self._edges, self.share / ALL)
+        self.clipping = Clipping(self._edges, self._share / ALL)
         self.clipping.look_at(vector)
 
     def checkpointed(self) -> None:
-        """The model is durable: who pulled at it before does not matter any more."""
         self.clipping.checkpointed()
 
     @property
     def suspects(self) -> list[int]:
-        """Neighbours that pulled far more at the model than the others since the last checkpoint."""
         return self.clipping.pullers()
 
     @property
     def memory(self) -> dict[str, Floats]:
-        """Nothing: numbers and the model are all that this algorithm remembers."""
-        return {}
+        return {}  # numbers and the model are all that this algorithm remembers
 
     def mix(self, vector: Floats) -> tuple[int, ...]:
-        """Mixes `vector` (size,) in place with all neighbours whose exchange is complete; returns which."""
         peers = self.complete
         self.clipped = {}
         if not peers:
@@ -277,7 +264,7 @@ class Gossip:
         return peers
 
     def _open(self, peer: int, edge: _Edge, vector: Floats) -> Message:
-        edge.message, edge.sent = sparse.outgoing(vector, self._mask(peer, edge), self.form)
+        edge.message, edge.sent = sparse.outgoing(vector, self._mask(peer, edge), self._form)
         return edge.message
 
     def _mask(self, peer: int, edge: _Edge) -> Mask:
@@ -288,7 +275,7 @@ class Gossip:
 
     def _drawn(self, peer: int, number: int) -> Mask:
         seed = self._edges[peer].seed
-        return drawn(Draw(seed, number, (self.node, peer), self.share), self.size)
+        return drawn(Draw(seed, number, (self.node, peer), self._share), self._size)
 
 
 def _edge_seed(seed: int, weight: float, classes: bytes) -> int:

@@ -23,7 +23,7 @@ from onboard.codec.mask import Draw, drawn, share_of
 from onboard.data import loading
 from onboard.learn.gossip import topology
 from onboard.learn.gossip.descent import mean_of
-from onboard.learn.gossip.exchange import Gossip
+from onboard.learn.gossip.exchange import Gossip, GossipSetup
 from onboard.learn.graph import InferGraph, TrainGraph
 from onboard.learn.training import Recipe
 
@@ -87,14 +87,10 @@ def test_bytes_are_those_of_frames_and_fewer_in_the_share_of_p(digits: Any, disk
     # One exchange, over 4 edges both ways, with its offers and answers; COBS takes less than at its worst.
     assert sent["d-psgd"] == pytest.approx(8 * framed_bytes(4 * parameters + 20, LINK), rel=0.005)
     weights, model = topology.metropolis(topology.ring(range(1, 5))), np.zeros(parameters, np.float32)
-    messages = [
-        message
-        for node in weights
-        for message in Gossip(node, weights[node], size=parameters, seed=0, share=share_of(0.1))
-        .open(model)
-        .values()
-    ]
-    whole = sum(framed_bytes(len(message), LINK) for message in messages)
+    whole = 0
+    for node in weights:
+        setup = GossipSetup(node=node, weights=weights[node], start=model, share=share_of(0.1))
+        whole += sum(framed_bytes(len(message), LINK) for message in Gossip(setup).open(model).values())
     assert sent["rd-psgd"] == pytest.approx(whole, rel=0.01)
     # A mask's own share varies by 7 % of it: of 200 masks the mean is within four deviations.
     counts = [drawn(Draw(0, number, (1, 2), share_of(0.1)), parameters).count for number in range(200)]

@@ -17,7 +17,7 @@ from onboard.codec.layout import Floats
 from onboard.codec.mask import share_of
 from onboard.codec.sparse import BadExchange
 from onboard.learn.gossip import topology
-from onboard.learn.gossip.exchange import Gossip
+from onboard.learn.gossip.exchange import Gossip, GossipSetup
 
 SIZE = 700  # three runs of a mask, of which the last one is shorter
 MEMORY = Path("/dev/shm")
@@ -25,7 +25,9 @@ WEIGHTS = topology.metropolis(topology.ring(range(4)))
 
 
 def made(n: int, numbers: dict[int, int] | None = None, seed: int = 1) -> Gossip:
-    return Gossip(n, WEIGHTS[n], size=SIZE, seed=seed, share=share_of(0.5), numbers=numbers)
+    start = np.zeros(SIZE, np.float32)
+    setup = GossipSetup(node=n, weights=WEIGHTS[n], start=start, seed=seed, share=share_of(0.5))
+    return Gossip(setup, numbers or {})
 
 
 def random(seed: int) -> Floats:

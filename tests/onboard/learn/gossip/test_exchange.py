@@ -14,15 +14,20 @@ from onboard.codec.sparse import BadExchange
 from onboard.codec.values import Form
 from onboard.data.labels import digest
 from onboard.learn.gossip import topology
-from onboard.learn.gossip.exchange import Gossip, Over
+from onboard.learn.gossip.exchange import Gossip, GossipSetup, Over
 
 SIZE, FEW = 3000, 700  # coordinates: a dozen runs, and three; the last one of each is shorter
 RING = topology.metropolis(topology.ring(range(1, 9)))
 
 
-def node(number: int, **other: object) -> Gossip:
-    options: dict[str, object] = {"size": SIZE, "seed": 5, "share": share_of(0.3)}
-    return Gossip(number, RING[number], **(options | other))  # type: ignore[arg-type]
+def made(number: int, weights: dict[int, float], size: int = SIZE, **other: object) -> GossipSetup:
+    start = np.zeros(size, np.float32)
+    options: dict[str, object] = {"seed": 5, "share": share_of(0.3)}
+    return GossipSetup(node=number, weights=weights, start=start, **(options | other))  # type: ignore[arg-type]
+
+
+def node(number: int, numbers: dict[int, int] | None = None, **other: object) -> Gossip:
+    return Gossip(made(number, RING[number], **other), numbers or {})  # type: ignore[arg-type]
 
 
 def models(count: int = 8, seed: int = 0) -> dict[int, Floats]:
@@ -105,25 +110,25 @@ def test_an_end_that_forgot_everything_takes_over_its_neighbour_s_number() -> No
 @pytest.mark.parametrize("other", [{"seed": 6}, {"share": share_of(0.2)}, {"size": SIZE + 1}])
 def test_values_of_another_gossip_are_refused_and_change_nothing(other: dict[str, int]) -> None:
     one, two, vectors = node(1), node(2, **other), models()
-    data = two.open(np.zeros(two.size, np.float32))[1]
+    data = two.open(np.zeros(other.get("size", SIZE), np.float32))[1]
     one.open(vectors[1])
     with pytest.raises(BadExchange, match="another mask"):
         one.take(2, data)
     two.refused(1)
-    assert 1 not in two.open(np.zeros(two.size, np.float32))  # until it hears something better
+    assert 1 not in two.open(np.zeros(other.get("size", SIZE), np.float32))  # until it hears something better
     assert one.waits_for == {2, 8}
     assert one.complete == ()
 
 
 def test_an_edge_that_its_ends_weigh_differently_does_not_mix() -> None:
-    one, two = node(1), Gossip(2, {1: 0.25, 3: 0.25}, size=SIZE, seed=5, share=share_of(0.3))
+    one, two = node(1), Gossip(made(2, {1: 0.25, 3: 0.25}))
     with pytest.raises(BadExchange, match="another mask"):
         one.take(2, two.open(models()[2])[1])
 
 
 def test_weights_that_cannot_be_are_named() -> None:
     with pytest.raises(ValueError, match="weights of node 1"):
-        Gossip(1, {2: 0.7, 3: 0.7}, size=1, seed=0, share=1)
+        Gossip(made(1, {2: 0.7, 3: 0.7}))
 
 
 class Gossiping(RuleBasedStateMachine):
@@ -142,7 +147,7 @@ class Gossiping(RuleBasedStateMachine):
         self.news: list[tuple[int, int, bytes]] = []  # taken, and the sender does not know it
 
     def made(self, n: int, numbers: dict[int, int] | None = None) -> Gossip:
-        return Gossip(n, self.weights[n], size=FEW, seed=1, share=share_of(0.5), numbers=numbers)
+        return Gossip(made(n, self.weights[n], FEW, seed=1, share=share_of(0.5)), numbers or {})
 
     @rule(n=st.integers(0, 3))
     def opens(self, n: int) -> None:
@@ -218,8 +223,8 @@ def test_nodes_whose_labels_mean_different_things_refuse_each_other() -> None:
     for one in meanings:
         for other in meanings:
             nodes = {
-                1: Gossip(1, {2: 0.5}, size=64, seed=3, share=ALL // 2, classes=one),
-                2: Gossip(2, {1: 0.5}, size=64, seed=3, share=ALL // 2, classes=other),
+                1: Gossip(made(1, {2: 0.5}, 64, share=ALL // 2, classes=one)),
+                2: Gossip(made(2, {1: 0.5}, 64, share=ALL // 2, classes=other)),
             }
             message = nodes[1].open(vectors[1])[2]
             if one == other:
