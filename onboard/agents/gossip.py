@@ -28,7 +28,7 @@ from onboard.console.log import say
 from onboard.learn.gossip.algorithms import Begin
 from onboard.learn.gossip.descent import Descent
 from onboard.learn.gossip.exchange import ImplausibleExchange, Message
-from onboard.learn.gossip.loss_watch import LossWatch
+from onboard.learn.gossip.outliers import LossWatch
 from onboard.mission.objects import GOSSIP
 from onboard.storage.journal import Journal
 from onboard.wire.events import Arrived, Cancelled, Corrupt, Delivered, Event, PeerHeard, QuotaUsage, Rekeyed

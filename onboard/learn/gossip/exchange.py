@@ -1,19 +1,18 @@
 """One node's share of a gossip: neighbours' models flow into one another, and their mean stays what it was.
 
-D-PSGD (Lian et al., NeurIPS 2017) and RD-PSGD (Meng et al., 2021, Algorithm 2), without rounds that anybody
-would have to keep. Each edge counts its own exchanges, one after the other; the exchange's number takes the
-place of the round in drawing its mask. Both ends send their values at the mask when they come to it, and add
-weight * (received - sent) once they have the other's values and know that the other has theirs: both ends do
-or, in the end, none. What one model gains the other loses, however late, and whatever the models became since
-(`codec.sparse`). Where nobody is late this is the papers' algorithm. A neighbour that is silent leaves its
-edge's exchange open; its weight stays with the node, and nothing waits for it.
+This is D-PSGD (Lian et al., NeurIPS 2017) and RD-PSGD (Meng et al., 2021, Algorithm 2) without rounds that
+anybody would have to keep. Each edge counts its own exchanges, one after the other, and the exchange's number
+takes the place of the round in drawing its mask. Both ends send their values at the mask when they come to
+it. They add weight * (received - sent) once they have the other's values and know that the other has theirs:
+both do or, in the end, neither. What one model gains the other loses, however late, and whatever the models
+became since (`codec.sparse`). Where nobody is late this is the papers' algorithm. A silent neighbour leaves
+its edge's exchange open; its weight stays with the node, and nothing waits for it.
 
-An end that lost its memory begins at exchange 0; it takes over the number of a neighbour that is further on.
-It may have lost any part of it when it starts; once an exchange was completed after that, a neighbour that
-follows the rules is never further on than by one, and a number beyond that is refused.
-What a neighbour can move a model by is bounded (`outliers`).
-An end whose values are refused (another seed, weight, share or model) does not send more of them until it
-hears values that it can use.
+An end that lost its memory begins at exchange 0, and takes over the number of a neighbour that is further on.
+At its start it may have lost any part of its memory. Once an exchange was completed after that, a neighbour
+that follows the rules is never further on than by one, and a number beyond that is refused. What a neighbour
+can move a model by is bounded (`outliers`). An end whose values are refused (another seed, weight, share or
+model) sends no more of them until it hears values that it can use.
 """
 
 from __future__ import annotations

@@ -1,36 +1,39 @@
-"""No neighbour moves a model far: what an exchange takes from it is clipped, and the absurd is refused.
+"""Bounds of what an exchange can do to a model: what it takes is clipped, and the absurd is refused.
 
-An exchange is as large as its values differ, the root mean square of received - sent. Models of one gossip
-differ by little, as they are trained alike and mixed again and again; so a difference that is many times what
-this node's last exchanges had was made by somebody who wants to move the model, or by one whose own was
-spoiled. It is scaled down to a limit (ClippedGossip: He, Karimireddy, Jaggi, "Byzantine-robust decentralized
-learning via ClippedGossip", 2022), here a multiple of what is usual:
+An exchange is as large as its values differ: the root mean square of received - sent. Models of one gossip
+differ by little, as they are trained alike and mixed again and again. A difference of many times what this
+node's last exchanges had was made by somebody who wants to move the model, or by one whose own was spoiled.
+It is scaled down to a limit (ClippedGossip: He, Karimireddy, Jaggi, "Byzantine-robust decentralized learning
+via ClippedGossip", 2022), here a multiple of what is usual:
 
 - With a neighbour that was not mixed with lately the limit is FAR times the model's own root mean square, as
-  it may have trained alone for long; but RARE times what the other neighbours in the middle differed by last,
-  where that is less, and TWICE the model's own at least: independent models of one size differ by the root of
-  two of it.
+  that neighbour may have trained alone for long. It is less where RARE times what the other neighbours in the
+  middle differed by last is less, and never below TWICE the model's own: independent models of one size
+  differ by the root of two of it.
 - With one that is in step it is OFTEN times the largest of the last differences, of the neighbours in the
-  middle, and SOME of the model's own root mean square at least: a node may have been moved by one that was
-  away for long. It is in step when it has had the time to come near, NEAR / p exchanges without a gap.
+  middle, and never below SOME of the model's own root mean square: a node may have been moved by one that was
+  away for long. A neighbour is in step when it has had the time to come near: NEAR / p exchanges without a
+  gap.
 
 Values may be no larger than others' and still have nothing of the model: zeros, noise, a sign that is turned.
-So it is looked at too how much of this node's own is in what it received, the coefficient of a regression
-of received on sent: 1 for the same model, 0 for zeros. All models of a gossip begin as one. So less than
-ALIKE comes of a node that was away, for some exchanges until all its coordinates were mixed, and else of
+So a node also looks at how much of its own is in what it received, the coefficient of a regression of
+received on sent: 1 for the same model, 0 for zeros. All models of a gossip begin as one. Less than ALIKE
+comes from a node that was away, for some exchanges until all its coordinates were mixed, and otherwise from
 nobody who follows the rules: from then on nothing is taken.
 
-Neither is reached among nodes that follow the rules, so that the mean of their models stays. Where one does
-not, the other takes less than it gives: the sum changes, by no more than the limit.
+Nodes that follow the rules reach neither limit, so that the mean of their models stays. Where one does not
+follow them, the other takes less than it gives: the sum changes, by no more than the limit.
+
+Whatever comes through, a node's own losses tell whether its model was spoiled (`LossWatch`).
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from statistics import median_low
+from statistics import fmean, median, median_low
 
 import numpy as np
 
@@ -44,19 +47,22 @@ ALIKE, SOON = 0.25, 3.0  # SOON / p: in so many exchanges a coordinate was in th
 NEAR = 10.0  # over p: after so many exchanges hardly a coordinate was in no mask, by e^-10
 KNOWN = 8  # exchanges that tell what is usual; a neighbour is in step if it had one in as many turns
 _SPAN = 1 << 16  # values taken at a time
+RECENT, BEFORE = 8, 64  # losses
+TIMES = 3.0  # of what the loss was before
+GUESSES = 2.0  # of the loss of a node that guesses: neighbours whose classes are unlike cost less
 
 
 def size_of(values: Floats) -> float:
     """The root mean square of float32 (n,); inf where it is beyond float32, 0 for none."""
     with np.errstate(over="ignore", invalid="ignore"):
-        total = sum(float(np.dot(part, part)) for part in _parts(values))
+        total = sum(float(np.dot(part, part)) for part, _ in _parts(values, values))
     return math.sqrt(total / len(values)) if len(values) else 0.0
 
 
 def difference(sent: Floats, received: Floats) -> float:
     """The root mean square of received - sent, float32 (n,) each."""
     with np.errstate(over="ignore", invalid="ignore"):
-        moves = (mine - theirs for mine, theirs in zip(_parts(sent), _parts(received), strict=True))
+        moves = (mine - theirs for mine, theirs in _parts(sent, received))
         total = sum(float(np.dot(move, move)) for move in moves)
     return math.sqrt(total / len(sent)) if len(sent) else 0.0
 
@@ -64,29 +70,26 @@ def difference(sent: Floats, received: Floats) -> float:
 def likeness(sent: Floats, received: Floats) -> float:
     """How much of `sent` is in `received`, float32 (n,) each: their product over the square of `sent`."""
     with np.errstate(over="ignore", invalid="ignore"):
-        both = zip(_parts(sent), _parts(received), strict=True)
+        both = _parts(sent, received)
         products = [(float(np.dot(mine, theirs)), float(np.dot(mine, mine))) for mine, theirs in both]
     own = sum(square for _, square in products)
     return sum(product for product, _ in products) / own if own else 1.0
 
 
-def _parts(values: Floats) -> Iterable[Floats]:
-    return (values[at : at + _SPAN] for at in range(0, len(values), _SPAN))
+def _parts(a: Floats, b: Floats) -> Iterator[tuple[Floats, Floats]]:
+    return ((a[at : at + _SPAN], b[at : at + _SPAN]) for at in range(0, len(a), _SPAN))
 
 
 @dataclass(slots=True)
 class _Known:
-    """Of one neighbour: its last differences, that were not clipped, in this life; the turn of the last
-    exchange; how many there were in step; the last difference; the most that one was, since the last
-    checkpoint, in those of the others at that time; and how many exchanges had little of this node's model,
-    less those that had."""
+    """What this life knows of one neighbour."""
 
-    usual: deque[float] = field(default_factory=lambda: deque(maxlen=KNOWN))
-    turn: int = 0
-    in_step: int = 0
-    last: float = 0.0
-    pull: float = 0.0
-    unlike: int = 0
+    usual: deque[float] = field(default_factory=lambda: deque(maxlen=KNOWN))  # last differences, not clipped
+    turn: int = 0  # of the last exchange
+    in_step: int = 0  # exchanges without a gap
+    last: float = 0.0  # difference
+    pull: float = 0.0  # the largest since the last checkpoint, as a multiple of the others' at that time
+    unlike: int = 0  # exchanges that had little of this node's model, less those that had
 
     @property
     def tells(self) -> bool:
@@ -94,12 +97,11 @@ class _Known:
 
 
 class Clipping:
-    """What is usual at one node, with each of `peers`, where the `share` p of the coordinates travels.
-    `scale`: the root mean square of its model."""
+    """What is usual at one node, with each of `peers`, where the `share` p of the coordinates travels."""
 
     def __init__(self, peers: Iterable[int], share: float) -> None:
         self._near, self._soon = math.ceil(NEAR / share), math.ceil(SOON / share)
-        self.scale = math.inf  # not looked at yet
+        self.scale = math.inf  # the model's root mean square; not looked at yet
         self._known = {peer: _Known() for peer in peers}
         self._turn = 0
 
@@ -132,13 +134,13 @@ class Clipping:
         return limit / moved
 
     def checkpointed(self) -> None:
-        """Who pulled before the checkpoint does not matter any more."""
+        """The model is durable: who pulled at it before does not matter any more."""
         for known in self._known.values():
             known.pull = 0.0
 
     def pullers(self) -> list[int]:
-        """Who pulled far more than the others at the same time, whenever that was since the last checkpoint:
-        later the others pull as far, to bring the model back."""
+        """Who pulled far more than the others did at that time, since the last checkpoint: later the others
+        pull as far, to bring the model back."""
         most = max(known.pull for known in self._known.values())
         return [peer for peer, known in self._known.items() if known.pull > max(OFTEN, most / 2)]
 
@@ -151,3 +153,35 @@ class Clipping:
             return far
         usual = median_low([max(each.usual) for each in self._known.values() if each.tells])
         return min(far, max(OFTEN * usual, SOME * self.scale))
+
+
+class LossWatch:
+    """The losses of batches, in nats, of a model for so many `classes`."""
+
+    def __init__(self, classes: int) -> None:
+        self._guess = math.log(max(classes, 2))
+        self._recent: deque[float] = deque(maxlen=RECENT)
+        self._before: deque[float] = deque(maxlen=BEFORE)
+
+    def add(self, loss: float) -> None:
+        """One more batch."""
+        if len(self._recent) == RECENT:
+            self._before.append(self._recent[0])
+        self._recent.append(loss)
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether enough batches were seen since it was cleared."""
+        return len(self._recent) == RECENT
+
+    @property
+    def has_jumped(self) -> bool:
+        """Whether the last batches are far worse than those before, and than guesses."""
+        if not self.is_sure:
+            return False
+        usual = median(self._before) if self._before else 0.0
+        return fmean(self._recent) > max(GUESSES * self._guess, TIMES * usual)
+
+    def clear(self) -> None:
+        """The model is another one: only what was usual before stays known."""
+        self._recent.clear()

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from onboard.learn.gossip.loss_watch import RECENT, LossWatch
+from onboard.learn.gossip.outliers import RECENT, LossWatch
 
 GUESS = math.log(10)
 
