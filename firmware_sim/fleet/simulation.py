@@ -25,10 +25,9 @@ from onboard.data.loading import Images
 from onboard.learn.federated.rounds import Round, RoundState, UpdateFate, choose, finished
 from onboard.learn.graph import InferGraph, TrainGraph, evaluate
 from onboard.learn.training import Training
-from onboard.mission.averaging import averaged
 from onboard.mission.health import State, decode_health
 from onboard.mission.objects import MODEL, asked_again
-from onboard.mission.server import BadUpdate, MissionTerms, Server
+from onboard.mission.server import BadUpdate, MissionTerms, Server, averaged
 from onboard.storage.files import write_durably
 from onboard.wire.events import Arrived, Cancelled, Event, GroupAnswer, Message
 from onboard.wire.messages import BadMessage, Reason, digest

@@ -22,9 +22,8 @@ from onboard.data.loading import Images
 from onboard.learn.federated.clipping import Outlier, norm
 from onboard.learn.graph import InferGraph, Score, evaluate
 from onboard.learn.training import BoardTraining
-from onboard.mission.averaging import RoundAverage
 from onboard.mission.objects import UPDATE, Update
-from onboard.mission.server import Server
+from onboard.mission.server import RoundAverage, Server
 
 log = logging.getLogger(__name__)
 

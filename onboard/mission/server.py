@@ -6,12 +6,18 @@ satellite, as SpaceDML's server is one. `learn.federated.rounds.Round` decides w
 What travels down is the model's difference from the first weights, which both ends draw from the mission's
 seed, so that a board needs nothing else to begin. What travels up is what a board's round has moved, or the
 whole model in the same way (`TrainingMethod.sends_whole`).
+
+Whoever holds a board's key can send anything. So an update is checked before it is stored, for what is stored
+is read again at each start; and in an average the others decide what one answer may count for
+(`learn.federated.clipping`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -19,16 +25,23 @@ import numpy.typing as npt
 from onboard.codec.layout import Floats, Weights
 from onboard.codec.model import Budget, Model
 from onboard.codec.pack import CODECS, pack, unpack
+from onboard.codec.quantized import HALF_MAX
 from onboard.data import labels
-from onboard.learn.federated.clipping import Bounds, Claim, Share, norm
+from onboard.learn.federated.clipping import FEW, Bounds, Claim, Outlier, Part, Share, norm, odd_one, shares
 from onboard.learn.federated.local import apply_delta
 from onboard.learn.federated.rounds import DOWNLINK_BASES, staleness_weight
 from onboard.learn.federated.rules import RULES, AggregationRule
 from onboard.learn.graph import TrainGraph, initial
 from onboard.learn.training import BoardTraining, Training
-from onboard.mission import intake
 from onboard.mission.objects import UPDATE, Task, Update, decode_update, encode_object, names_that_fit
 from onboard.wire.messages import BadMessage
+
+MAX_WEIGHT = HALF_MAX
+"""No weight moves by more, and none that is sent whole is larger. A coordinate on the way down holds no more
+(float16), and float32 can still hold the sum of 400,000 such squares."""
+MAX_DENSE_BYTES = 4  # a weight: what is larger than the same model in float32 was not compressed by a board
+_HEADERS_BYTES = 2048
+Moves = dict[str, npt.NDArray[np.float64]]
 
 
 class BadUpdate(ValueError):  # noqa: N818 - "bad" says error already
@@ -70,12 +83,10 @@ class Server:
         self.origin = initial(graph.shapes, terms.seed)
         self.staleness = staleness
         self.bounds = bounds
-        self._rule = RULES[rule]
+        self.rule = RULES[rule]
         self._terms, self._graph = terms, graph
         self._classes = labels.digest(terms.classes) if terms.classes else b""
         self._names = names_that_fit(terms.classes)
-
-    # ask
 
     def model(self, number: int, packed: bytes, *, deploy: bool = False) -> bytes:
         """The object that round `number` sends: its task, and the weights that the last round made (none in
@@ -98,8 +109,6 @@ class Server:
             names=self._names,
         )
 
-    # take
-
     def open(
         self, kind: int, payload: bytes, node: int, number: int,
         asked: Callable[[int], BoardTraining | None] = lambda number: None,
@@ -107,7 +116,7 @@ class Server:
         """The update that came over the link of `node` when `number` was the latest round. `asked` tells how
         a round asked to train, or None for what it would ask now: an operator may change that meanwhile.
 
-        Raises BadUpdate for what is no update, and for what cannot come of such a training (see `intake`).
+        Raises BadUpdate for what is no update, and for what cannot come of such a training.
         """
         try:
             if kind != UPDATE:
@@ -120,18 +129,10 @@ class Server:
             if not 1 <= update.round <= number:
                 raise BadMessage(f"round {update.round} has not begun, at {number}")
             model = unpack(weights, self.layout)
-            intake.check(
-                model, len(weights), asked(update.round) or self._terms.training.of_round(update.round)
-            )
+            _check(model, len(weights), asked(update.round) or self._terms.training.of_round(update.round))
             return update, model
-        except ValueError as error:  # BadMessage, BadPack and what the intake says
+        except ValueError as error:  # BadMessage, BadPack and what the check says
             raise BadUpdate(str(error)) from None
-
-    # average
-
-    def no_updates(self) -> AggregationRule:
-        """A round's average, before there is an update."""
-        return self._rule(self.layout)
 
     def base(self, packed: bytes) -> dict[str, Floats] | None:
         """What the updates of a round that sent `packed` moved from, where they are whole models. None where
@@ -139,17 +140,6 @@ class Server:
         if not packed or not self._terms.training.rule.sends_whole:
             return None
         return unpack(packed, self.layout).reconstruct()
-
-    def move(self, weights: Weights, base: Weights | None) -> dict[str, npt.NDArray[np.float64]]:
-        """What the weights of an update, or their average, have moved from their `base`."""
-        return {
-            name: values.astype(np.float64) - (0.0 if base is None else base[name])
-            for name, values in weights.items()
-        }
-
-    def claim(self, update: Update, model: Model, base: Weights | None) -> Claim:
-        """What an update asks to count for."""
-        return Claim(norm(self.move(model.reconstruct(), base)), update.samples)
 
     def accumulate(
         self, average: AggregationRule, update: Update, model: Model, number: int,
@@ -162,7 +152,7 @@ class Server:
         if share.factor < 1:
             weights = {
                 name: (values * share.factor).astype(np.float32)
-                for name, values in self.move(weights, base).items()
+                for name, values in _moved(weights, base).items()
             }
             weights = weights if base is None else apply_delta(base, weights)
         average.add(weights, share.samples, self.age_weight(update, number))
@@ -183,3 +173,122 @@ class Server:
     def weights(self, packed: bytes) -> dict[str, Floats]:
         """What boards start from, and are judged by, after a round with this outcome. Raises BadPack."""
         return apply_delta(self.origin, unpack(packed, self.layout).reconstruct())
+
+
+def _check(model: Model, size: int, asked: BoardTraining) -> None:
+    """Raises ValueError unless a packed model of `size` bytes can be what a board made that was `asked` so:
+    in the form that its method makes, within the budget (`Codec.check`), no weight beyond MAX_WEIGHT.
+    """
+    layout = model.layout
+    if size > MAX_DENSE_BYTES * layout.parameters + _HEADERS_BYTES:
+        raise ValueError(f"{size} bytes for {layout.parameters} weights")
+    codec = CODECS[model.format]
+    if model.format != asked.rule.format:
+        raise ValueError(f"{codec.name} weights, asked for was {asked.method}")
+    codec.check(model, Budget(asked.bits_up, asked.max_bases))
+    for name, values in model.reconstruct().items():
+        largest = float(np.abs(values).max(initial=0.0))
+        if not largest <= MAX_WEIGHT:
+            raise ValueError(f"{name} has a weight of {largest:.3g}, none is beyond {MAX_WEIGHT:g}")
+
+
+def _moved(weights: Weights, base: Weights | None) -> Moves:
+    """What the weights of an update, or their average, have moved from their `base`."""
+    return {
+        name: values.astype(np.float64) - (0.0 if base is None else base[name])
+        for name, values in weights.items()
+    }
+
+
+class RoundAverage:
+    """The average of round `number`, which sent `packed`.
+
+    Use: `look` at all answers, `weigh`, `add` all, `compare` all; if somebody is the `odd_one`, `add` all
+    again; `packed`. No answer is held between these passes, so that a round of hundreds takes the memory of
+    one; the caller keeps them.
+    """
+
+    def __init__(self, server: Server, number: int, packed: bytes) -> None:
+        self._server, self._number, self._sent = server, number, packed
+        self._claims: dict[int, Claim] = {}
+        self._earlier: list[float] = []
+        self._shares: dict[int, Share] = {}
+        self._parts: dict[int, Part] = {}
+        self._mean: tuple[Moves, float] | None = None  # what was moved on average, its length
+        self._odd: Outlier | None = None
+        self._average = server.rule(server.layout)
+
+    @cached_property
+    def _base(self) -> dict[str, Floats] | None:
+        return self._server.base(self._sent)
+
+    def look(self, update: Update, model: Model) -> None:
+        """Takes the first look at one node's answer. Raises BadPack, as the next one does."""
+        length = norm(_moved(model.reconstruct(), self._base))
+        self._claims[update.node] = Claim(length, update.samples)
+
+    def look_back(self, update: Update, model: Model, packed: bytes) -> None:
+        """Takes a look at an answer of an earlier round, which sent `packed`."""
+        self._earlier.append(norm(_moved(model.reconstruct(), self._server.base(packed))))
+
+    @property
+    def wants_earlier(self) -> bool:
+        """Whether the answers are too few to be judged by one another alone."""
+        return len(self._claims) + len(self._earlier) < FEW
+
+    def weigh(self) -> list[Outlier]:
+        """Weighs all answers that were looked at; returns who asked to count for far more than the others."""
+        self._shares, outliers = shares(self._claims, self._server.bounds, self._earlier)
+        return outliers
+
+    def add(self, update: Update, model: Model) -> None:
+        """Adds one node's answer, in the second pass."""
+        share = self._shares[update.node]
+        if self._odd is not None and update.node == self._odd.node:
+            share = Share(share.factor, math.ceil(share.samples * self._odd.keeps))
+        if share.samples:
+            self._server.accumulate(self._average, update, model, self._number, self._base, share)
+
+    def compare(self, update: Update, model: Model) -> None:
+        """Compares one node's answer with the average, once all were added."""
+        if self._mean is None:
+            mean = _moved(self._average.mean(), self._base)
+            self._mean = mean, norm(mean)
+        share, claim = self._shares[update.node], self._claims[update.node]
+        move = _moved(model.reconstruct(), self._base)
+        product = sum(float((values * self._mean[0][name]).sum()) for name, values in move.items())
+        weight = share.samples * self._server.age_weight(update, self._number)
+        self._parts[update.node] = Part(weight, share.factor * claim.norm, share.factor * product)
+
+    def odd_one(self) -> Outlier | None:
+        """Names who counts for less or for nothing, if somebody does, once all were compared. The average is
+        then empty again, and all are to be added once more."""
+        if not self._server.bounds.leave_out or self._mean is None:
+            return None
+        if (outlier := odd_one(self._parts, self._mean[1])) is not None:
+            self._odd, self._average = outlier, self._server.rule(self._server.layout)
+        return outlier
+
+    def packed(self) -> bytes:
+        """Packs the round's model for the way down. Raises ValueError without an answer."""
+        return self._server.quantize_average(self._average, self._sent)
+
+
+def averaged(server: Server, number: int, packed: bytes, payloads: Mapping[int, bytes]) -> bytes:
+    """The average, packed, of these nodes' updates in round `number`, which sent `packed`; all are at hand.
+
+    Raises BadUpdate, and ValueError without one.
+    """
+    average = RoundAverage(server, number, packed)
+
+    def each(take: Callable[[Update, Model], None]) -> None:
+        for node, payload in sorted(payloads.items()):
+            take(*server.open(UPDATE, payload, node, number))
+
+    each(average.look)
+    average.weigh()
+    each(average.add)
+    each(average.compare)
+    if average.odd_one() is not None:
+        each(average.add)
+    return average.packed()

@@ -21,9 +21,8 @@ from onboard.data import loading
 from onboard.data.loading import DataError, Images
 from onboard.learn.graph import InferGraph, TrainGraph, evaluate
 from onboard.learn.training import Training
-from onboard.mission.averaging import averaged
 from onboard.mission.objects import Update, encode_object
-from onboard.mission.server import MissionTerms, Server
+from onboard.mission.server import MissionTerms, Server, averaged
 from onboard.trainer.in_process import LocalTrainer
 from onboard.trainer.job import Failed, Job, TrainingDone
 

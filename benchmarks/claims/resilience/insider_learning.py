@@ -21,9 +21,8 @@ from onboard.codec.pack import pack, unpack
 from onboard.data import loading
 from onboard.learn.graph import evaluate
 from onboard.learn.training import Training
-from onboard.mission.averaging import averaged
 from onboard.mission.objects import UPDATE, Update, encode_object
-from onboard.mission.server import BadUpdate, MissionTerms, Server
+from onboard.mission.server import BadUpdate, MissionTerms, Server, averaged
 from onboard.trainer.in_process import LocalTrainer
 from onboard.trainer.job import Failed, Job, TrainingDone
 

@@ -19,9 +19,8 @@ from onboard.data import loading
 from onboard.learn.federated.rounds import PartialAverage
 from onboard.learn.graph import TrainGraph, initial
 from onboard.learn.training import BoardTraining, Training
-from onboard.mission.averaging import RoundAverage
 from onboard.mission.objects import MODEL, UPDATE, Task, Update, decode_task, encode_object
-from onboard.mission.server import BadUpdate, MissionTerms, Server
+from onboard.mission.server import BadUpdate, MissionTerms, RoundAverage, Server
 from onboard.trainer.in_process import LocalTrainer
 from onboard.trainer.job import Job, TrainingDone
 from tests.onboard.codec.examples import quantize_average

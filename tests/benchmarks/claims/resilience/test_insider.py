@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-import onboard.mission.averaging
+import onboard.mission.server
 from benchmarks.claims.resilience.insider import KINDS_OF, against
 from benchmarks.claims.resilience.insider_learning import KINDS, accuracy
 from benchmarks.claims.resilience.insider_world import Hostile, Siege
@@ -60,5 +60,5 @@ def test_a_board_that_decides_alone_is_found(monkeypatch: pytest.MonkeyPatch) ->
     def as_claimed(claims: dict[int, Claim], *_: Any) -> Any:
         return {node: Share(1.0, claim.samples) for node, claim in claims.items()}, []
 
-    monkeypatch.setattr(onboard.mission.averaging, "shares", as_claimed)
+    monkeypatch.setattr(onboard.mission.server, "shares", as_claimed)
     assert accuracy(kind, 0, rounds=2, images=60) < 0.15
