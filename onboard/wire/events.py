@@ -13,48 +13,46 @@ class Event(msgspec.Struct, frozen=True):
     """What a session tells its application."""
 
 
-class Arrived(Event, frozen=True):
-    """An object is whole and its digest right. Make it durable, then `accept` it, or `refuse` it."""
+class ObjectEvent(Event, frozen=True):
+    """What it tells of one object, ours or the peer's."""
 
     digest: bytes
+
+
+class Arrived(ObjectEvent, frozen=True):
+    """An object is whole and its digest right. Make it durable, then `accept` it, or `refuse` it."""
+
     kind: int
     payload: bytes
 
 
-class Delivered(Event, frozen=True):
+class Delivered(ObjectEvent, frozen=True):
     """The peer holds an object of ours durably."""
 
-    digest: bytes
 
-
-class Cancelled(Event, frozen=True):
+class Cancelled(ObjectEvent, frozen=True):
     """The peer will not take an object of ours. `reason`: messages.Reason."""
 
-    digest: bytes
     reason: int
 
 
-class Withdrawn(Event, frozen=True):
+class Withdrawn(ObjectEvent, frozen=True):
     """The peer withdrew an object of its own, which says nothing of ours. `reason`: messages.Reason."""
 
-    digest: bytes
     reason: int
 
 
-class Refused(Event, frozen=True):
+class Refused(ObjectEvent, frozen=True):
     """This end did not take an object that the peer offered. `reason`: messages.Reason; `size` in bytes, of
     which an object may have `most` here (0: not known)."""
 
-    digest: bytes
     reason: int
     size: int = 0
     most: int = 0
 
 
-class Expired(Event, frozen=True):
+class Expired(ObjectEvent, frozen=True):
     """An object, ours or the peer's, was not delivered by its deadline and is given up."""
-
-    digest: bytes
 
 
 class UnknownPeer(Event, frozen=True):
@@ -87,16 +85,12 @@ class ForeignFrames(Event, frozen=True):
     other_form: int = 0
 
 
-class Evicted(Event, frozen=True):
+class Evicted(ObjectEvent, frozen=True):
     """A half-received object that the peer no longer offers made room for a new one."""
 
-    digest: bytes
 
-
-class Corrupt(Event, frozen=True):
+class Corrupt(ObjectEvent, frozen=True):
     """All fragments of an object are there and its digest is wrong; all of them are asked for again."""
-
-    digest: bytes
 
 
 class Message(Event, frozen=True):
@@ -147,20 +141,18 @@ class QuotaUsage(Event, frozen=True):
     day: tuple[tuple[float, int], ...] = ()
 
 
-class Recut(Event, frozen=True):
+class Recut(ObjectEvent, frozen=True):
     """An object of ours is cut anew, in fragments of so many bytes: keep that for the next `offer` of it."""
 
-    digest: bytes
     fragment_bytes: int
 
 
-class Stuck(Event, frozen=True):
+class Stuck(ObjectEvent, frozen=True):
     """Nothing comes through of an object of ours, although the peer answers. Told once until more is held.
 
     `frame_bytes`: length of the frames that are lost; `shorter_bytes`: of those that are tried next, 0 where
     there are no shorter ones."""
 
-    digest: bytes
     frame_bytes: int
     shorter_bytes: int
 

@@ -236,20 +236,9 @@ def decode(raw: bytes, key: blake2s) -> Frame:
     _, flags, source, destination, epoch, seq, object_id, fragment = _HEADER.unpack(head.translate(_SWAP))
     priority, poll, over, encrypted, key_id = _FLAGS[flags]
     return Frame(
-        kind,
-        source,
-        destination,
-        epoch,
-        seq,
-        object_id,
-        fragment,
-        payload,
-        priority,
-        poll,
-        over,
-        encrypted,
-        key_id,
-    )
+        kind, source, destination, epoch, seq, object_id, fragment, payload,
+        priority, poll, over, encrypted, key_id,
+    )  # fmt: skip
 
 
 def _shapeless(raw: bytes) -> BadFrame:

@@ -61,7 +61,6 @@ T = TypeVar("T")
 
 NONCE_BYTES = 8
 NO_NONCE = bytes(NONCE_BYTES)
-HELLO_FIRST_S = 0.25  # where the link's round trip is not longer; twice as long each time
 HELLO_AT_LAST_S = 8.0  # to a peer that is not there: 360 B a minute, where an idle link may carry 1000
 _UNPROVEN = 3  # what nobody can prove makes no HELLO come sooner than every 8 first ones, 2 s
 _ANSWER_AGAIN_S = 1.0
@@ -100,13 +99,7 @@ class RekeyHandshake:
     """
 
     def __init__(
-        self,
-        identity: Identity,
-        security: Security,
-        state: SessionState,
-        *,
-        follows: bool = False,
-        first_s: float = HELLO_FIRST_S,
+        self, identity: Identity, security: Security, state: SessionState, *, follows: bool, first_s: float
     ) -> None:
         key, nonce, node, peer = security.key, security.nonce, identity.node, identity.peer
         self.sealer = Sealer(key, source=node, destination=peer, epoch=state.epoch, purpose=HELLO)
@@ -304,7 +297,7 @@ class SecurityContext:
     of range."""
 
     def __init__(
-        self, identity: Identity, security: Security, state: SessionState, *, hello_s: float = HELLO_FIRST_S
+        self, identity: Identity, security: Security, state: SessionState, *, hello_s: float
     ) -> None:
         node, peer, purpose = identity.node, identity.peer, SECRET if security.encrypted else TRAFFIC
         keys = {0: security.key} if isinstance(security.key, bytes) else security.key

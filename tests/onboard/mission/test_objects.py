@@ -16,13 +16,15 @@ from onboard.mission.objects import Task, Update, decode_task, decode_update, en
 from onboard.wire.messages import BadMessage
 from tests.onboard.wire.examples import (
     HEALTH,
+    SMALLEST_PAYLOAD,
     TASK,
     UPDATE,
     WEIGHTS,
+    u8,
+    u16,
+    u32,
 )
 
-SMALLEST_PAYLOAD = 51 - 22  # LoRa SF12 at its lowest data rate
-u8, u16, u32 = st.integers(0, 0xFF), st.integers(0, 0xFFFF), st.integers(0, 0xFFFFFFFF)
 ids = st.binary(min_size=8, max_size=8)
 spent = st.floats(0, 2.0**127, width=32)
 healths = st.builds(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from hypothesis import strategies as st
+
 from onboard.learn.training import BoardTraining
 from onboard.mission.commands import Command, CommandResult
 from onboard.mission.health import Failure, Health, State
@@ -17,6 +19,8 @@ from onboard.wire.transfer.report import Report
 
 VECTORS = Path(__file__).parent.parent.parent / "vectors"
 KEY = bytes(range(32))
+SMALLEST_PAYLOAD = 51 - 22  # LoRa SF12 at its lowest data rate
+u8, u16, u32 = st.integers(0, 0xFF), st.integers(0, 0xFFFF), st.integers(0, 0xFFFFFFFF)
 
 DIGEST = bytes.fromhex("00112233445566778899aabbccddeeff")
 FRAME = Frame(

@@ -313,8 +313,9 @@ def test_a_hello_is_for_its_direction_and_needs_the_key() -> None:
 
 @pytest.mark.parametrize("payload", [b"", bytes(23), bytes(24), bytes(25)])
 def test_a_hello_that_makes_no_sense(payload: bytes) -> None:
+    security = Security(KEY, random.Random(3).randbytes)
     greeting = RekeyHandshake(
-        Identity(0, 7, primary=True), Security(KEY, random.Random(3).randbytes), SessionState(epoch=1)
+        Identity(0, 7, primary=True), security, SessionState(epoch=1), follows=False, first_s=0.25
     )
     with pytest.raises(BadMessage):
         Hello.decode(payload)

@@ -24,15 +24,15 @@ from tests.onboard.wire.examples import (
     HELLO,
     OFFER,
     RESULT,
+    SMALLEST_PAYLOAD,
     TASK,
     UPDATE,
     VECTORS,
     WEIGHTS,
+    u8,
+    u32,
 )
 
-SMALLEST_PAYLOAD = 51 - 22  # LoRa SF12 at its lowest data rate
-
-u8, u16, u32 = st.integers(0, 0xFF), st.integers(0, 0xFFFF), st.integers(0, 0xFFFFFFFF)
 digests = st.binary(min_size=16, max_size=16)
 ids = st.binary(min_size=8, max_size=8)
 offers = st.builds(Offer, digests, u32, st.integers(1, 0xFFFF), u8, u32).filter(

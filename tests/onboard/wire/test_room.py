@@ -29,13 +29,8 @@ class Peer:
     """A board that holds the key and says what it likes, to a ground that listens."""
 
     def __init__(self, limits: Limits) -> None:
-        self.ground = Session(
-            Identity(0, 7, primary=True),
-            Medium(FAST),
-            Security(KEY),
-            SessionState(epoch=1),
-            limits=limits,
-        )
+        ends, state = Identity(0, 7, primary=True), SessionState(epoch=1)
+        self.ground = Session(ends, Medium(FAST), Security(KEY), state, limits=limits)
         self._sealer = Sealer(KEY, source=7, destination=0, epoch=1)
         self.events: list[object] = []
         self.now = 0.0
