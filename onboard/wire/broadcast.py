@@ -22,12 +22,11 @@ from onboard.wire.config import Identity, Medium
 from onboard.wire.events import Cancelled, Delivered, Event, Expired, GroupAnswer
 from onboard.wire.framing.frame import BROADCAST, GROUP_ID, OVERHEAD_BYTES, Frame, PendingFrame, Type
 from onboard.wire.medium.medium_access import GUARD_S, RETRY_S, Pacer, Timing
-from onboard.wire.messages import BadMessage, Cancel, Done, Offer, Reason
+from onboard.wire.messages import PREFIX_BYTES, BadMessage, Cancel, Done, Offer, Reason, Report
 from onboard.wire.security.seal import Opener, Sealer
 from onboard.wire.transfer.inbox import Inbox
 from onboard.wire.transfer.outgoing import Outgoing, deadline_of
 from onboard.wire.transfer.peer import LossEstimator
-from onboard.wire.transfer.report import PREFIX_BYTES, Report
 
 _EPSILON_S = 1e-6  # as in Session
 _OFFER_AGAIN = 32  # fragments; at first sooner, because who missed it takes none of them

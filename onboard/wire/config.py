@@ -103,8 +103,3 @@ class Limits:
     reorder_slack: int = 0
     """Frames of one direction that may overtake one another before the late one counts as lost: 0 on a
     serial line, 3 on a datagram port (TCP's duplicate threshold, RFC 5681 section 3.2)."""
-
-    @property
-    def object_bytes(self) -> int:
-        """The size of the largest object that there is room for."""
-        return min(self.max_object_bytes, self.max_incoming_bytes)

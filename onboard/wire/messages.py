@@ -1,9 +1,9 @@
-"""What frames say, as code: OFFER, DONE and CANCEL (REPORT and HELLO have files of their own).
+"""What frames say, as code: OFFER, REPORT, DONE, CANCEL and MSG (HELLO stands with the handshake).
 
-DATA carries a fragment's bytes and POLL carries nothing; both name the object by the header's object
-id. That id is the offerer's short name for an object while it is on the way; the digest is the object.
-Every payload of a frame fits the smallest frame there is (51 B at LoRa SF12: 29 B of payload).
-Integers are big-endian. Bytes that make no sense raise BadMessage and nothing else.
+DATA carries a fragment's bytes and POLL carries nothing; both name the object by the header's object id. That
+id is the offerer's short name for an object while it is on the way; the digest is the object. Every payload
+of a frame fits the smallest frame there is (51 B at LoRa SF12: 29 B of payload). Integers are big-endian.
+Bytes that make no sense raise BadMessage and nothing else.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from __future__ import annotations
 import heapq
 import mmap
 import struct
+from dataclasses import dataclass
 from enum import IntEnum
 from hashlib import blake2s
-from itertools import count
+from itertools import count, groupby, pairwise
 from typing import Any, ClassVar, TypeVar
 
 import msgspec
@@ -22,6 +23,7 @@ from onboard.wire.framing.frame import PendingFrame, Type
 
 P = TypeVar("P", bound="Payload")
 DIGEST_BYTES = 16
+PREFIX_BYTES = 4
 MAX_FRAGMENTS = 0xFFFF
 """The header's fragment index has 16 bits and a REPORT's base must be able to say "all of them"."""
 
@@ -133,6 +135,152 @@ class Cancel(Payload, frozen=True):
     def by_sender(self) -> bool:
         """Whether the object's sender ends it: both ends may be on the way with the same object."""
         return self.reason in (Reason.WITHDRAWN, Reason.EXPIRED)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """REPORT: what the receiver heard, and what it holds of one object. 13 B, sums, a bitmap or runs.
+
+    The sender sends again what a report shows as missing and nothing else, so what does not fit is left open
+    (`covered`), not told as missing.
+
+    `epoch`, `seq`: the highest heard from the peer. `prefix`: first 4 B of the object's digest.
+    `held`: bit i is set when fragment i is held. `covered`: nothing is said of fragments from there
+    on; MAX_FRAGMENTS when the report is complete. `unknown`: the receiver knows no object of the
+    header's object id, so the sender had better offer it again (`prefix` is then zeros). A report
+    about no object at all has object id 0, prefix zeros, and only its epoch and seq mean something.
+    `equations`: (generation, number) of independent sums held from REPAIRs that do not yet give fragments;
+    those that are not told make the sender repair more than is needed, and nothing worse.
+    """
+
+    epoch: int
+    seq: int
+    prefix: bytes = bytes(PREFIX_BYTES)
+    held: int = 0
+    covered: int = MAX_FRAGMENTS
+    unknown: bool = False
+    equations: tuple[tuple[int, int], ...] = ()
+
+    _LAYOUT: ClassVar = struct.Struct(">BHI4sH")
+    _RUNS: ClassVar = 0x01
+    _CUT: ClassVar = 0x02
+    _UNKNOWN: ClassVar = 0x04
+    _EQUATIONS: ClassVar = 0x08
+
+    def encode(self, max_bytes: int) -> bytes:
+        """At most `max_bytes` (13 or more): bitmap or runs, whichever says more in fewer bytes.
+
+        Where both are too long the first fragments are told and the rest left open, so decode gives a
+        smaller `covered`. Raises ValueError for a field out of range.
+        """
+        if len(self.prefix) != PREFIX_BYTES:
+            raise ValueError(f"prefix {self.prefix!r} has {len(self.prefix)} B, not {PREFIX_BYTES}")
+        room = max_bytes - self._LAYOUT.size
+        if room < 0:
+            raise ValueError(f"{max_bytes} B is no room for a REPORT, which needs {self._LAYOUT.size}")
+        if self.held < 0 or self.held.bit_length() > MAX_FRAGMENTS:
+            raise ValueError(f"held {self.held.bit_length()} fragments, at most {MAX_FRAGMENTS}")
+        sums = _encode_equations(self.equations, room // 4)
+        room -= len(sums)
+        base = (~self.held & (self.held + 1)).bit_length() - 1  # the lowest hole
+        above = self.held >> base
+        bitmap = above.to_bytes((above.bit_length() + 7) // 8, "little")
+        runs, told = _encode_runs(above, room)
+        whole_bitmap, whole_runs = len(bitmap) <= room, told >= above.bit_length()
+        flags = (self._UNKNOWN if self.unknown else 0) | (self._EQUATIONS if sums else 0)
+        if whole_runs and (not whole_bitmap or len(runs) < len(bitmap)):
+            body, flags = runs, flags | self._RUNS
+        elif whole_bitmap:
+            body = bitmap
+        elif told > 8 * room:
+            body, flags = runs, flags | self._RUNS | self._CUT
+        else:
+            body, flags = bitmap[:room], flags | self._CUT
+        return pack_fields(self._LAYOUT, self, flags, self.epoch, self.seq, self.prefix, base) + sums + body
+
+    @classmethod
+    def decode(cls, payload: bytes) -> Report:
+        """Raises BadMessage. Holds at most 8 KiB for a bitmap, whatever the bytes say."""
+        if len(payload) < cls._LAYOUT.size:
+            raise BadMessage(f"REPORT of {len(payload)} B, at least {cls._LAYOUT.size}")
+        flags, epoch, seq, prefix, base = cls._LAYOUT.unpack_from(payload)
+        if flags & ~(cls._RUNS | cls._CUT | cls._UNKNOWN | cls._EQUATIONS):
+            raise BadMessage(f"REPORT with flags 0x{flags:02x}")
+        body = payload[cls._LAYOUT.size :]
+        equations: tuple[tuple[int, int], ...] = ()
+        if flags & cls._EQUATIONS:
+            equations, body = _decode_equations(body)
+        if flags & cls._RUNS:
+            above, told = _decode_runs(body, MAX_FRAGMENTS - base)
+        else:
+            above, told = int.from_bytes(body, "little"), 8 * len(body)
+        if base + above.bit_length() > MAX_FRAGMENTS:
+            raise BadMessage(f"REPORT of fragment {base + above.bit_length() - 1}")
+        if above & 1:
+            raise BadMessage(f"REPORT says that its first hole, fragment {base}, is held")
+        covered = min(base + told, MAX_FRAGMENTS) if flags & cls._CUT else MAX_FRAGMENTS
+        held = above << base | (1 << base) - 1
+        return cls(epoch, seq, prefix, held, covered, bool(flags & cls._UNKNOWN), equations)
+
+
+def _encode_equations(equations: tuple[tuple[int, int], ...], room: int) -> bytes:
+    """A count, then that many pairs of generation and number, as far as `room` bytes reach; b"" for none."""
+    told = equations[: max(0, (room - 1) // 2)]
+    pairs = b"".join(bytes((generation, min(number, 0xFF))) for generation, number in told)
+    return bytes((len(told),)) + pairs if told else b""
+
+
+def _decode_equations(body: bytes) -> tuple[tuple[tuple[int, int], ...], bytes]:
+    end = 1 + 2 * body[0] if body else 1
+    if end > len(body):
+        raise BadMessage(f"REPORT that ends within its sums, {len(body)} B of {end}")
+    pairs = body[1:end]
+    if not pairs or 0 in pairs[1::2] or any(a >= b for a, b in pairwise(pairs[::2])):
+        raise BadMessage(f"REPORT with sums {pairs.hex()}: one or more a generation, in ascending order")
+    return tuple(zip(pairs[::2], pairs[1::2], strict=True)), body[end:]
+
+
+def _encode_runs(above: int, room: int) -> tuple[bytes, int]:
+    """Lengths of holes and of held runs in turn, from the first hole, as far as `room` bytes reach.
+
+    Returns the bytes and how many fragments they tell of. A length is a LEB128 number.
+    """
+    body = b""
+    told = 0
+    for _, run in groupby(reversed(f"{above:b}") if above else ""):
+        length = left = sum(1 for _ in run)
+        number = bytearray()
+        while left >= 0x80:
+            number.append(left & 0x7F | 0x80)
+            left >>= 7
+        number.append(left)
+        if len(body) + len(number) > room:
+            break
+        body += number
+        told += length
+    return body, told
+
+
+def _decode_runs(body: bytes, limit: int) -> tuple[int, int]:
+    above = told = length = shift = 0
+    held = False
+    for byte in body:
+        length |= (byte & 0x7F) << shift
+        shift += 7
+        if byte & 0x80:
+            if shift > 14:  # 16 bits take three bytes of seven
+                raise BadMessage("REPORT with a run of more than three bytes")
+            continue
+        if length == 0 or told + length > limit:
+            raise BadMessage(f"REPORT with a run of {length} from fragment {told} of {limit} above its base")
+        if held:
+            above |= ((1 << length) - 1) << told
+        told += length
+        held = not held
+        length = shift = 0
+    if shift:
+        raise BadMessage("REPORT that ends within a run")
+    return above, told
 
 
 class MessageQueue:

@@ -23,7 +23,7 @@ from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import GROUP_ID, OVERHEAD_BYTES, Frame, Origin, PendingFrame, Type
 from onboard.wire.medium.contact_gate import ByteQuota, ContactGate, Window
 from onboard.wire.medium.medium_access import MAX_CLOSING, MediumAccess, Timing
-from onboard.wire.messages import BadMessage, Cancel, Done, MessageQueue, Offer
+from onboard.wire.messages import BadMessage, Cancel, Done, MessageQueue, Offer, Report
 from onboard.wire.security.link_diagnostics import LinkDiagnostics
 from onboard.wire.security.seal import Refusal
 from onboard.wire.security.security_context import SecurityContext
@@ -32,7 +32,6 @@ from onboard.wire.transfer.incoming import Incoming, Partial
 from onboard.wire.transfer.outbox import MakeFrame, Outbox
 from onboard.wire.transfer.outgoing import deadline_of
 from onboard.wire.transfer.peer import Presence, ReceiveStats
-from onboard.wire.transfer.report import Report
 
 _EPSILON_S = 1e-6  # sums of airtimes are not exact; a microsecond is less than a bit of any link here
 _LOSSY = 0.05  # a share of frames lost from which a delimiter before each of them is worth its byte

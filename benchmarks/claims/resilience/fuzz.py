@@ -36,12 +36,11 @@ from onboard.wire.config import Identity, Limits, Medium, Security, SessionState
 from onboard.wire.events import Arrived
 from onboard.wire.framing import cobs, frame, kiss
 from onboard.wire.framing.frame import BadFrame, Type
-from onboard.wire.messages import BadMessage, Cancel, Done, Offer
+from onboard.wire.messages import BadMessage, Cancel, Done, Offer, Report
 from onboard.wire.security.cipher import Cipher
 from onboard.wire.security.seal import Sealer
 from onboard.wire.security.security_context import Hello
 from onboard.wire.session import Session
-from onboard.wire.transfer.report import Report
 
 INPUTS = 10_000_000
 GROWN_MB = 1.0  # 1 B for each of ten million inputs would be 10 MB

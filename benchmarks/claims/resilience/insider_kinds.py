@@ -22,8 +22,7 @@ from onboard.learn.training import BoardTraining
 from onboard.mission.health import Health, State, encode_health
 from onboard.mission.objects import MODEL, UPDATE, Task, Update, encode_object
 from onboard.wire.framing.frame import Type
-from onboard.wire.messages import Offer, digest
-from onboard.wire.transfer.report import Report
+from onboard.wire.messages import Offer, Report, digest
 
 Play = Callable[[Hostile], None]
 OFTEN, FLOOD = 20.0, 1000.0  # a second: recut OFFERs as they were found, and what 2 Mbit/s carry of frames

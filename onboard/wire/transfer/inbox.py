@@ -17,9 +17,8 @@ from onboard.wire.config import Limits
 from onboard.wire.events import Arrived, Corrupt, Event, Evicted, Expired, Progress, Refused, Withdrawn
 from onboard.wire.framing.frame import GROUP_ID, OVERHEAD_BYTES, Frame, PendingFrame, Type
 from onboard.wire.medium.medium_access import Timing
-from onboard.wire.messages import BadMessage, Cancel, Done, Offer, Reason
+from onboard.wire.messages import PREFIX_BYTES, BadMessage, Cancel, Done, Offer, Reason, Report
 from onboard.wire.transfer.incoming import Incoming, Partial
-from onboard.wire.transfer.report import PREFIX_BYTES, Report
 from onboard.wire.transfer.states import IncomingEvent
 
 _IDS = 1024  # object ids of the peer's that are remembered; one that was forgotten is "unknown"
@@ -60,6 +59,7 @@ class Inbox:
 
     def __init__(self, timing: Timing, limits: Limits, done: Iterable[bytes]) -> None:
         self._timing, self._limits = timing, limits
+        self._most_bytes = min(limits.max_object_bytes, limits.max_incoming_bytes)  # of one object
         self.incoming: dict[bytes, Incoming] = {}
         self._digests: OrderedDict[int, bytes] = OrderedDict()  # the peer's object ids, in its present epoch
         self._done: OrderedDict[bytes, None] = OrderedDict.fromkeys(done)
@@ -186,7 +186,7 @@ class Inbox:
             reason = self._objection(offer, events)
             if reason is not None:
                 self._reply_cancel(Cancel(offer.digest, reason), object_id)
-                return [Refused(offer.digest, reason, offer.size, self._limits.object_bytes)]
+                return [Refused(offer.digest, reason, offer.size, self._most_bytes)]
             incoming = Incoming(offer.digest, offer.kind, offer.size, offer.fragment_bytes)
             self.incoming[offer.digest] = incoming
             incoming.came_at = now
@@ -325,7 +325,7 @@ class Inbox:
         """
         if offer.fragment_bytes > self._timing.payload_bytes:
             return Reason.BAD_OFFER
-        if offer.size > self._limits.object_bytes:
+        if offer.size > self._most_bytes:
             return Reason.TOO_LARGE
         count, total = len(self.incoming), sum(each.size for each in self.incoming.values())
         rivals = sorted(

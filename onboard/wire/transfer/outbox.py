@@ -18,11 +18,10 @@ from hw_profiles import Link
 from onboard.wire.events import Cancelled, Delivered, Event, Expired, Progress, Recut, Stuck
 from onboard.wire.framing.frame import GROUP_ID, OVERHEAD_BYTES, PendingFrame, Type
 from onboard.wire.medium.medium_access import RETRY_S, Timing
-from onboard.wire.messages import Cancel, Done, Reason, digest
+from onboard.wire.messages import Cancel, Done, Reason, Report, digest
 from onboard.wire.transfer.length import FragmentSizer
 from onboard.wire.transfer.outgoing import Outgoing, ReportOutcome
 from onboard.wire.transfer.peer import LossEstimator, PeerLiveness, PeerState, ReceiveStats
-from onboard.wire.transfer.report import Report
 from onboard.wire.transfer.sender import BULK, ObjectSender
 from onboard.wire.transfer.states import OutgoingEvent
 

@@ -13,11 +13,10 @@ from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from onboard.wire.messages import MAX_FRAGMENTS, Offer, Reason, digest, fragments_of
+from onboard.wire.messages import MAX_FRAGMENTS, PREFIX_BYTES, Offer, Reason, Report, digest, fragments_of
 from onboard.wire.transfer import fragments
 from onboard.wire.transfer.fragments import GENERATION, recounted
 from onboard.wire.transfer.peer import DeliveryStats
-from onboard.wire.transfer.report import PREFIX_BYTES, Report
 from onboard.wire.transfer.states import OUTGOING, OutgoingEvent, OutgoingState
 
 _WHOLE = (1 << GENERATION) - 1

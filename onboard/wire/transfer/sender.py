@@ -14,10 +14,9 @@ from dataclasses import replace
 
 from onboard.wire.framing.frame import OVERHEAD_BYTES, PendingFrame, Type
 from onboard.wire.medium.medium_access import BURST_S, RETRY_S, Timing
-from onboard.wire.messages import Cancel
+from onboard.wire.messages import Cancel, Report
 from onboard.wire.transfer.outgoing import Outgoing
 from onboard.wire.transfer.peer import MOST_LOSS, LossEstimator, ReceiveStats
-from onboard.wire.transfer.report import Report
 from onboard.wire.transfer.states import OutgoingEvent
 
 BULK = (Type.DATA, Type.REPAIR)

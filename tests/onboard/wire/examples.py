@@ -12,10 +12,9 @@ from onboard.mission.health import Failure, Health, State
 from onboard.mission.objects import MODEL, Task, Update
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import ENC, OVER, POLL, Frame, Type
-from onboard.wire.messages import Cancel, Done, Offer, Reason
+from onboard.wire.messages import Cancel, Done, Offer, Reason, Report
 from onboard.wire.security.cipher import Cipher
 from onboard.wire.security.security_context import Hello
-from onboard.wire.transfer.report import Report
 
 VECTORS = Path(__file__).parent.parent.parent / "vectors"
 KEY = bytes(range(32))

@@ -25,10 +25,9 @@ from onboard.wire.events import (
 )
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import BROADCAST, GROUP_ID, OVERHEAD_BYTES, Frame, Type
-from onboard.wire.messages import Cancel, Done, Offer, Reason, digest
+from onboard.wire.messages import Cancel, Done, Offer, Reason, Report, digest
 from onboard.wire.security.seal import Sealer
 from onboard.wire.session import Session
-from onboard.wire.transfer.report import Report
 from tests.onboard.wire.net import GROUND, GROUP_KEY, MODEL, Net, node_key, wire_bytes
 from tests.onboard.wire.pair import FAST, FULL, HALF, data, link, uhf_full
 

@@ -15,9 +15,8 @@ from onboard.mission.commands import Command, CommandResult
 from onboard.mission.health import Failure, State
 from onboard.mission.objects import KINDS, Task, Update
 from onboard.wire.framing.frame import _HEADER, HEADER_BYTES, TAG_BYTES, Type
-from onboard.wire.messages import Cancel, Done, Offer, Reason
+from onboard.wire.messages import Cancel, Done, Offer, Reason, Report
 from onboard.wire.security.security_context import Hello
-from onboard.wire.transfer.report import Report
 from tests.onboard.wire.examples import VECTORS
 
 PAGE = (Path(__file__).parent.parent.parent.parent / "docs" / "wire.md").read_text(encoding="utf-8")

@@ -6,10 +6,9 @@ from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.events import Message, PeerHeard
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import Type
-from onboard.wire.messages import Cancel, Offer, Reason, digest
+from onboard.wire.messages import Cancel, Offer, Reason, Report, digest
 from onboard.wire.security.seal import Sealer
 from onboard.wire.session import Session
-from onboard.wire.transfer.report import Report
 from tests.onboard.wire.pair import FULL, KEY, UPDATE, ground_session
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import Type
-from onboard.wire.messages import Offer, digest
+from onboard.wire.messages import Offer, Report, digest
 from onboard.wire.security.seal import Sealer, directional_key
-from onboard.wire.transfer.report import Report
 from tests.onboard.wire.pair import FAST, HALF, KEY, UPDATE, ground_session
 
 OUR_KEY = framing.keyed(directional_key(KEY, 0, 7, 0))

@@ -9,12 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onboard.wire.messages import BadMessage, digest
+from onboard.wire.messages import PREFIX_BYTES, BadMessage, Report, digest
 from onboard.wire.transfer import fragments
 from onboard.wire.transfer.fragments import GENERATION, Equations, combine, generation_size, mask
 from onboard.wire.transfer.incoming import Incoming
 from onboard.wire.transfer.outgoing import Outgoing
-from onboard.wire.transfer.report import PREFIX_BYTES, Report
 from tests.onboard.wire.pair import FAST, FULL, UPDATE, Pair, data, finish
 
 FRAGMENT_BYTES = 5

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onboard.wire.messages import MAX_FRAGMENTS, BadMessage
-from onboard.wire.transfer.report import Report
+from onboard.wire.messages import MAX_FRAGMENTS, BadMessage, Report
 from tests.onboard.wire.examples import (
     DIGEST,
     REPORT_BITMAP,

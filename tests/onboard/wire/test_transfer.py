@@ -6,11 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onboard.wire.messages import MAX_FRAGMENTS, BadMessage, digest
+from onboard.wire.messages import MAX_FRAGMENTS, PREFIX_BYTES, BadMessage, Report, digest
 from onboard.wire.transfer.fragments import indices
 from onboard.wire.transfer.incoming import Incoming, Partial
 from onboard.wire.transfer.outgoing import Outgoing
-from onboard.wire.transfer.report import PREFIX_BYTES, Report
 
 FRAGMENT_BYTES = 7
 payloads = st.binary(min_size=1, max_size=40 * FRAGMENT_BYTES)
