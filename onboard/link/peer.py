@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from hashlib import blake2s
 from pathlib import Path
 
-from onboard.link.ports.port import Port
+from onboard.link.ports.port import Port, PortEvent
 from onboard.storage.files import discard_file, read_file, replace_durably
 from onboard.wire.framing.frame import Origin
 from onboard.wire.session import Session
@@ -42,8 +42,7 @@ _CHECK_BYTES = 16
 _MAX_NOTE_BYTES = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class OverShare:
+class OverShare(PortEvent, frozen=True):
     """The peer costs more `what` (frames, bytes, writes) a second than its share, which is `bound`; `rate` is
     that of the last seconds. It is heard last from now on; told again every 10 min while it lasts."""
 
@@ -52,16 +51,14 @@ class OverShare:
     bound: float
 
 
-@dataclass(frozen=True, slots=True)
-class PeerUnknown:
+class PeerUnknown(PortEvent, frozen=True):
     """The port at `url` does not say where the peer is, so nothing is sent until it is heard; told once until
     it is known."""
 
     url: str
 
 
-@dataclass(frozen=True, slots=True)
-class PeerMoved:
+class PeerMoved(PortEvent, frozen=True):
     """The peer of the port at `url` is at the address `peer`, which was not known, or is no more where it was
     before."""
 
@@ -69,8 +66,7 @@ class PeerMoved:
     peer: str
 
 
-@dataclass(frozen=True, slots=True)
-class LocalPortTaken:
+class LocalPortTaken(PortEvent, frozen=True):
     """The port at `url` was `local_port` of this computer, which cannot be had now and `why`: it is another
     one, and a peer that has moved meanwhile does not find this end."""
 
@@ -192,9 +188,7 @@ class Whereabouts:
     """Where the peer of `session` is, over all ports that its pump opens one after the other. The last one
     found is kept in `folder`. tell: is given what is new."""
 
-    def __init__(
-        self, session: Session, folder: Path, tell: Callable[[LocalPortTaken | PeerMoved | PeerUnknown], None]
-    ) -> None:
+    def __init__(self, session: Session, folder: Path, tell: Callable[[PortEvent], None]) -> None:
         self._session, self._folder, self._tell = session, folder, tell
         self._kept = Addresses.load(folder)
         self._unknown_told = False

@@ -13,10 +13,9 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from onboard.link.peer import LocalPortTaken, OverShare, PeerMoved, PeerShare, PeerUnknown, Whereabouts
-from onboard.link.ports.framing import LineFault
-from onboard.link.ports.port import Port, PortLost
-from onboard.link.spool import Saving, Spool, SpoolFull
+from onboard.link.peer import PeerShare, Whereabouts
+from onboard.link.ports.port import LineFault, Port, PortEvent, PortLost
+from onboard.link.spool import Saving, Spool
 from onboard.wire.events import Arrived, Cancelled, Corrupt, Delivered, Event, Recut, Rekeyed, Withdrawn
 from onboard.wire.session import Session
 
@@ -34,8 +33,7 @@ SLICE_FRAMES = 64  # of one peer in one turn: others are heard in between, whate
 _WRITTEN = (Arrived, Cancelled, Delivered, Recut, Rekeyed, Withdrawn)  # the application writes something down
 
 
-@dataclass(frozen=True, slots=True)
-class PortDown:
+class PortDown(PortEvent, frozen=True):
     """The port at `url` is gone, or was never there. Told once for each reason, every hour until it is back;
     `times`: how often it was lost or could not be opened since that was told last."""
 
@@ -44,8 +42,7 @@ class PortDown:
     times: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class PortUp:
+class PortUp(PortEvent, frozen=True):
     """The port at `url` is open; `tries`: how many it took."""
 
     url: str
@@ -71,9 +68,7 @@ class PortSnapshot:
     spool_full: int = 0  # writes of what was received that failed
 
 
-OfPort = LineFault | LocalPortTaken | OverShare | PortDown | PortUp | PeerMoved | PeerUnknown | SpoolFull
-"""What concerns the port, the spool or the peer's share, and not the application."""
-PumpEvent = Event | OfPort
+PumpEvent = Event | PortEvent
 
 
 class Pump:

@@ -17,13 +17,14 @@ import math
 import os
 import struct
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from hashlib import blake2s
 from pathlib import Path
 
 from onboard.console.log import say
 from onboard.link.peer import PeerShare
+from onboard.link.ports.port import PortEvent
 from onboard.storage.files import (
     clear_the_way,
     discard_file,
@@ -250,8 +251,7 @@ def _write_at(handle: int, data: bytes | memoryview, offset: int) -> None:
         offset += written
 
 
-@dataclass(frozen=True, slots=True)
-class SpoolFull:
+class SpoolFull(PortEvent, frozen=True):
     """The spool at `path` cannot be written, most often because the disk is full, with what is held of the
     object. Nothing that was stored is damaged, the link goes on, and the write is tried again; told once
     until one succeeds."""
@@ -266,7 +266,7 @@ class Saving:
     at once. `share` is charged with what is written, and `tell` is given what the disk refuses."""
 
     def __init__(
-        self, session: Session, spool: Spool, share: PeerShare, tell: Callable[[SpoolFull], None]
+        self, session: Session, spool: Spool, share: PeerShare, tell: Callable[[PortEvent], None]
     ) -> None:
         self._session, self._spool, self._share, self._tell = session, spool, share, tell
         self._dirty_since: dict[bytes, float] = {}  # of each object; inf where there is nothing to save

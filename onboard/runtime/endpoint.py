@@ -18,8 +18,8 @@ from typing import Any
 from onboard.config import LinkEnd
 from onboard.link import Spool, opener, wire_bytes
 from onboard.link.event_log import log_link_event
-from onboard.link.ports.port import Port
-from onboard.link.pump import OfPort, Pump
+from onboard.link.ports.port import Port, PortEvent
+from onboard.link.pump import Pump
 from onboard.link.recorder import Recorder
 from onboard.runtime.contact_plan import kept_plan
 from onboard.storage.journal import LinkState
@@ -108,7 +108,7 @@ class Endpoint:
         events: list[Event] = []
         for event in self.pump.poll(now):
             log_link_event(event, **self.config.label)
-            if not isinstance(event, OfPort):
+            if not isinstance(event, PortEvent):
                 events.append(event)
         return events
 

@@ -20,6 +20,7 @@ from hashlib import shake_128
 from typing import Protocol
 
 from hw_profiles import Link
+from onboard.link.ports.port import LineFault
 from onboard.wire.framing import cobs, kiss
 from onboard.wire.framing.frame import OVERHEAD_BYTES, TAG_BYTES
 
@@ -197,15 +198,6 @@ _MOST_MISSING = 12  # of 1,300 B of many values 2 are by chance
 _SEVEN_BITS_BYTES, _SEVEN_BITS_MOST_MISSING = 200, 192  # of 7 bits 154 are, 26 of them by chance
 _FLOW = {0x11, 0x13}
 _REMEMBERED = 4096  # frames; then older ones count half
-
-
-@dataclass(frozen=True, slots=True)
-class LineFault:
-    """Something is wrong with the line: `fault` in one word, for programs, `why` for a person; told again
-    every 10 min while it lasts."""
-
-    fault: str
-    why: str
 
 
 class LineCheck:

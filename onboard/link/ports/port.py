@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+import msgspec
+
 from hw_profiles import Link
-from onboard.link.ports.framing import LineFault
 from onboard.wire.framing.frame import Origin
 
 Way = Literal["in", "out"]
@@ -32,6 +33,18 @@ class PortLost(OSError):  # noqa: N818 - a state of the world rather than a mist
         super().__init__(f"{url}: {reason}")
         self.url = url
         self.reason = reason
+
+
+class PortEvent(msgspec.Struct, frozen=True):
+    """What concerns a port, a spool or the peer's share, and not the application."""
+
+
+class LineFault(PortEvent, frozen=True):
+    """Something is wrong with the line: `fault` in one word, for programs, `why` for a person; told again
+    every 10 min while it lasts."""
+
+    fault: str
+    why: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

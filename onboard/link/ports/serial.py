@@ -35,8 +35,8 @@ import serial
 
 from hw_profiles import Link
 from onboard.console.log import say
-from onboard.link.ports.framing import Framing, LineFault
-from onboard.link.ports.port import BadUrl, PortLost, Tap
+from onboard.link.ports.framing import Framing
+from onboard.link.ports.port import BadUrl, LineFault, PortLost, Tap
 
 log = logging.getLogger(__name__)
 

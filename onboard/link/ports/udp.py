@@ -15,11 +15,10 @@ from functools import partial
 from urllib.parse import parse_qs, urlsplit
 
 from hw_profiles import Link
-from onboard.link.ports.framing import LineFault
 from onboard.link.ports.hosts import address_of, check_host, check_peer
 from onboard.link.ports.opening import InBackground
 from onboard.link.ports.places import Address, Places, Resolve, resolve
-from onboard.link.ports.port import BadUrl, PortFacts, PortLost, Tap
+from onboard.link.ports.port import BadUrl, LineFault, PortFacts, PortLost, Tap
 from onboard.wire.framing.frame import Origin
 from onboard.wire.transfer.peer import QUIET_S
 

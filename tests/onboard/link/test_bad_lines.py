@@ -9,7 +9,8 @@ from random import Random
 import pytest
 
 from hw_profiles import Link, load_link
-from onboard.link.pump import LineFault, PumpEvent
+from onboard.link.ports.port import LineFault
+from onboard.link.pump import PumpEvent
 from onboard.mission.objects import MODEL, UPDATE
 from onboard.wire.events import Echoed, Stuck
 from tests.onboard.link.bad_cable import BadCable, Damage, ends

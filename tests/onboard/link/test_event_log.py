@@ -10,7 +10,8 @@ import pytest
 
 from onboard.link.event_log import log_link_event
 from onboard.link.peer import LocalPortTaken, PeerMoved, PeerUnknown
-from onboard.link.pump import PumpEvent, SpoolFull
+from onboard.link.pump import PumpEvent
+from onboard.link.spool import SpoolFull
 from onboard.wire.events import Expired, ForeignFrames, Refused, UnknownPeer, WrongKey
 from onboard.wire.messages import Reason
 

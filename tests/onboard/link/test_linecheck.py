@@ -7,7 +7,8 @@ from random import Random
 import pytest
 
 from hw_profiles import load_link
-from onboard.link.ports.framing import LineFault, cobs_stream
+from onboard.link.ports.framing import cobs_stream
+from onboard.link.ports.port import LineFault
 from onboard.wire.framing import cobs
 from onboard.wire.framing.frame import Type
 from onboard.wire.security.seal import Opener, Sealer

@@ -17,7 +17,8 @@ import pytest
 
 from hw_profiles import Link, load_link
 from onboard.link import BadUrl, Spool, open_port, opener, wire_bytes
-from onboard.link.pump import PortDown, PortUp, Pump, PumpEvent, SpoolFull, wait
+from onboard.link.pump import PortDown, PortUp, Pump, PumpEvent, wait
+from onboard.link.spool import SpoolFull
 from onboard.mission.objects import UPDATE
 from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.events import Arrived, Delivered, Message, Refused, Rekeyed, Withdrawn

@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 
 from firmware_sim.world.air import AirPort
 from firmware_sim.world.channel import Side
-from onboard.link.pump import OfPort, Pump
+from onboard.link.ports.port import PortEvent
+from onboard.link.pump import Pump
 from onboard.link.spool import Spool
 from onboard.mission.objects import MODEL, UPDATE
 from onboard.wire.config import Identity, Limits, Medium, Security, SessionState
@@ -139,7 +140,7 @@ class LifeEnd:
 
     def poll(self, now: float) -> None:
         for event in self.pump.poll(now):
-            if not isinstance(event, OfPort):
+            if not isinstance(event, PortEvent):
                 self._note(event)
                 self.untold.append((self.session, event))
 
