@@ -23,7 +23,7 @@ from onboard.console.log import say
 from onboard.console.toml import ConfigError
 from onboard.data import labels
 from onboard.learn.graph import InferGraph, TrainGraph
-from onboard.link.recorder import Recorder
+from onboard.link.recording import Recorder
 from onboard.runtime.endpoint import Endpoint, tell_exposures
 from onboard.runtime.loop import Loop
 from onboard.storage.files import sole_user

@@ -8,13 +8,12 @@ from typing import Any
 
 from groundstation.config import Node
 from groundstation.store.store import Store
-from onboard.board import admission
 from onboard.config import GROUND
-from onboard.link.limits import limits_for
 from onboard.link.pump import Pump
-from onboard.link.recorder import Recorder
+from onboard.link.recording import Recorder
 from onboard.monitor.views import link_view
 from onboard.runtime.endpoint import Endpoint, EndpointConfig
+from onboard.runtime.limits import ground_limits
 from onboard.wire.session import Session
 
 COUNTED = (
@@ -43,14 +42,13 @@ class Station:
     ) -> None:
         self.node = node
         self._store = store
-        limits = limits_for(node.port, node.bytes_per_contact, node.bytes_per_day)
         config = EndpointConfig(
             node=GROUND,
             peer=node.id,
             end=node,
             folder=folder,
             spool=folder / "spool" / node.name,
-            limits=admission.for_updates(limits, model_bytes),
+            limits=ground_limits(node, model_bytes),
             label={"node": node.name},
             recorder=recorder,
         )

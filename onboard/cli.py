@@ -19,7 +19,7 @@ from onboard.storage.keys import keep_private
 
 if TYPE_CHECKING:  # numpy comes with the first command that needs it: --help and a wrong key answer at once
     from onboard.board.budget import Pace
-    from onboard.link.recorder import Recorder
+    from onboard.link.recording import Recorder
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +154,7 @@ def link(node_toml: Path, as_json: bool, once: bool) -> None:
 def recording_to(path: Path, limit_mb: int) -> Recorder:
     """A recorder that has its file for itself; ends the program if another one records into it, or
     it holds something else."""
-    from onboard.link.recorder import InUse, NoRecording, Recorder
+    from onboard.link.recording import InUse, NoRecording, Recorder
 
     recorder = Recorder(path, limit_mb << 20)
     try:

@@ -11,7 +11,7 @@ import pytest
 
 from hw_profiles import load_link
 from onboard.link.ports.framing import FRAMINGS
-from onboard.link.recorder import Recorder
+from onboard.link.recording import Recorder
 from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.session import Session
 

@@ -20,9 +20,9 @@ from benchmarks.harness import netns
 from hw_profiles import Link
 from onboard.console.signals import stop_signals
 from onboard.link import Spool, opener, wire_bytes
-from onboard.link.limits import limits_for
 from onboard.link.pump import PortUp, Pump, wait
 from onboard.mission.objects import UPDATE
+from onboard.runtime.limits import limits_for
 from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.events import Arrived, Delivered, PeerHeard
 from onboard.wire.session import Session

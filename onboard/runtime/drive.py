@@ -6,43 +6,22 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
 
+from onboard.agents.federated import FederatedAgent
 from onboard.board.budget import Pace
 from onboard.console.log import say
-from onboard.trainer.job import Begun, Failed, Report, Stepped, Trainer, TrainingDone
+from onboard.trainer.job import Begun, Failed, Report, Stepped, TrainingDone
 
 log = logging.getLogger(__name__)
 
 STALLED_S = 120.0  # a step of ResNet-20 with 10 images takes a Raspberry Pi 4 some 3 s
 
 
-class Trained(Protocol):
-    """An agent whose training is driven. `work` is the training in hand, another object for each."""
-
-    trainer: Trainer
-
-    @property
-    def work(self) -> object | None: ...
-
-    @property
-    def ready(self) -> bool: ...
-
-    @property
-    def flops_a_step(self) -> float: ...
-
-    def ask(self, now: float) -> None: ...
-
-    def charge(self, cpu_s: float) -> None: ...
-
-    def take(self, report: Report, now: float) -> None: ...
-
-
 class Drive:
     """Asks an agent's trainer for one step after the other, as fast as `pace` allows, and tells the agent
     what came of each."""
 
-    def __init__(self, agent: Trained, pace: Pace, now: float = 0.0) -> None:
+    def __init__(self, agent: FederatedAgent, pace: Pace, now: float = 0.0) -> None:
         self._agent, self._pace = agent, pace
         self._work: object | None = None
         self._asked_at = self._next_at = now

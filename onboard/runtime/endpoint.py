@@ -20,7 +20,7 @@ from onboard.link import Spool, opener, wire_bytes
 from onboard.link.event_log import log_link_event
 from onboard.link.ports.port import Port, PortEvent
 from onboard.link.pump import Pump
-from onboard.link.recorder import Recorder
+from onboard.link.recording import Recorder
 from onboard.runtime.contact_plan import kept_plan
 from onboard.storage.journal import LinkState
 from onboard.storage.keys import load_keys, tell_exposure

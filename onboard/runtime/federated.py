@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from onboard.agents.federated import FederatedAgent
 from onboard.agents.federated_state import KEPT, FederatedState
-from onboard.board import admission
 from onboard.board.budget import Pace, ResourceUsage
 from onboard.config import GROUND, NodeConfig
 from onboard.console.log import say
-from onboard.link.limits import limits_for
-from onboard.link.recorder import Recorder
+from onboard.link.recording import Recorder
 from onboard.mission.health import State
 from onboard.monitor.views import board_view, link_view
 from onboard.runtime.drive import Drive
 from onboard.runtime.endpoint import Endpoint, EndpointConfig, tell_exposures
-from onboard.runtime.loop import RETRY_S, Loop
+from onboard.runtime.limits import board_limits
+from onboard.runtime.loop import Loop, NodeProgram
 from onboard.storage.journal import Journal, count_restart, count_start
 from onboard.storage.keys import load_keys
 from onboard.trainer.job import Trainer
@@ -40,14 +39,13 @@ def board_agent(
     tell_exposures([end], config.state)
     journal = Journal(config.state, FederatedState, KEPT)
     known = count_start(journal, [GROUND])
-    limits = limits_for(end.port, end.bytes_per_contact, end.bytes_per_day)
     link = EndpointConfig(
         node=config.id,
         peer=GROUND,
         end=end,
         folder=config.state,
         spool=config.state / "spool",
-        limits=admission.within(limits, config.memory_bytes),
+        limits=board_limits(end, config.memory_bytes),
         label={"peer": "ground"},
         recorder=recorder,
     )
@@ -72,18 +70,16 @@ def carry(
     endpoint.pump.close(clock())
 
 
-class FederatedProgram:
-    """See `Program`: the agent of one board, whose trainer works as fast as `pace` allows."""
+class FederatedProgram(NodeProgram):
+    """The agent of one board, whose trainer works as fast as `pace` allows."""
 
-    longest_wait_s, object_pause = 5.0, 0.0
     is_over = False
 
     def __init__(
         self, agent: FederatedAgent, endpoint: Endpoint, pace: Pace, clock: Callable[[], float]
     ) -> None:
+        super().__init__(agent.config.state, {GROUND: endpoint})
         self.agent, self.endpoint = agent, endpoint
-        self.folder = agent.config.state
-        self.links: Mapping[int, Endpoint] = {GROUND: endpoint}
         self._drive, self._clock = Drive(agent, pace, clock()), clock
 
     @property
@@ -100,42 +96,24 @@ class FederatedProgram:
             agent.offer_kept(now)
         agent.offer_result(now)
 
-    def link_failed(self, peer: int, error: Exception, now: float) -> None:
-        """Suspends the link while the disk refuses what it needs; raises any other error."""
-        if not isinstance(error, OSError):
-            raise error
-        self.endpoint.suspended_until = self.disk_failed(error, now)
-
     def attend(self, now: float) -> None:
-        """Says how the board is."""
         self.agent.housekeeping(now)
 
     def handle(self, peer: int, event: Event, now: float) -> None:
-        """See `FederatedAgent.hear`."""
         self.agent.hear(event, now)
 
     def step(self, now: float) -> None:
-        """Trains on. Raises OSError."""
         self._drive.turn(now, self._clock)
 
-    def disk_failed(self, error: OSError, now: float) -> float:
-        """Logs the error; returns when to try again."""
-        say(log, "disk-full", level=logging.ERROR, path=str(self.folder), why=str(error))
-        return now + RETRY_S
-
     def relieve(self, now: float) -> None:
-        """See `FederatedAgent.relieve`."""
         self.agent.relieve(now)
 
     def wakeup(self, now: float) -> float:
-        """When the trainer may be asked for its next step."""
         return self._drive.wakeup()
 
     def status(self, now: float) -> dict[str, Any]:
-        """What `onboard link` shows."""
         return board_view(self.agent, self.endpoint.pump, now)
 
     def report(self, now: float) -> None:
-        """Logs what the agent is at, and its link."""
         step_s, link = self._drive.running_s(now), link_view(self.endpoint.pump, now)
         say(log, "doing", **self.agent.doing(), step_s=step_s, link=link)

@@ -16,7 +16,6 @@ from onboard.agents.exchange_log import ExchangeLog
 from onboard.agents.gossip import EXCHANGES, GossipAgent, GossipTraining
 from onboard.agents.gossip_checkpoint import BEFORE, CHECKPOINT, MODEL
 from onboard.agents.gossip_state import GossipPhase, GossipState
-from onboard.board import admission
 from onboard.board.budget import MemoryCap, Pace
 from onboard.codec.layout import Floats
 from onboard.codec.mask import share_of
@@ -29,11 +28,11 @@ from onboard.learn.gossip.algorithms import ALGORITHMS
 from onboard.learn.gossip.descent import Descent
 from onboard.learn.gossip.exchange import GossipSetup
 from onboard.learn.graph import GraphError, TrainGraph, initial
-from onboard.link.limits import limits_for
-from onboard.link.recorder import Recorder
+from onboard.link.recording import Recorder
 from onboard.monitor.views import gossip_view
 from onboard.runtime.endpoint import Endpoint, EndpointConfig, tell_exposures
-from onboard.runtime.loop import RETRY_S, Loop
+from onboard.runtime.limits import board_limits
+from onboard.runtime.loop import Loop, NodeProgram
 from onboard.storage.journal import Journal, count_restart, count_start
 from onboard.storage.keys import BadKey, load_keys
 from onboard.wire.events import Event, PeerHeard
@@ -125,14 +124,13 @@ def linked(
 
 
 def _link(config: GossipConfig, each: Neighbour) -> EndpointConfig:
-    limits = limits_for(each.port, each.bytes_per_contact, each.bytes_per_day)
     return EndpointConfig(
         node=config.id,
         peer=each.id,
         end=each,
         folder=config.state,
         spool=config.state / "spool" / str(each.id),
-        limits=admission.within(limits, config.memory_bytes, len(config.neighbours)),
+        limits=board_limits(each, config.memory_bytes, len(config.neighbours)),
         label={"peer": each.id},
         taken_is_all=True,
     )
@@ -166,11 +164,10 @@ def begin_again(agent: GossipAgent, link: Endpoint, now: float) -> None:
     agent.hear(peer, PeerHeard(), now)
 
 
-class GossipProgram:
-    """See `Program`: an agent that trains in this process, under the node's memory budget, as fast as `pace`
+class GossipProgram(NodeProgram):
+    """An agent that trains in this process, under the node's memory budget, as fast as `pace`
     allows. cpu_clock: seconds of CPU that this process took."""
 
-    longest_wait_s, object_pause = 5.0, 0.0
     fds = ()
 
     def __init__(
@@ -181,8 +178,8 @@ class GossipProgram:
         clock: Callable[[], float],
         cpu_clock: Callable[[], float],
     ) -> None:
-        self.agent, self.links = agent, links
-        self.folder = agent.config.state
+        super().__init__(agent.config.state, links)
+        self.agent = agent
         self._pace, self._clock, self._cpu_clock = pace, clock, cpu_clock
         self._cap = MemoryCap(agent.config.memory_bytes)
         self.next_step_at = -math.inf
@@ -190,28 +187,18 @@ class GossipProgram:
 
     @property
     def is_over(self) -> bool:
-        """Whether the node and its neighbours have come to their end."""
         return self.agent.phase is GossipPhase.OVER
 
     def begin_again(self, peer: int, now: float) -> None:
-        """See `begin_again`."""
         begin_again(self.agent, self.links[peer], now)
-
-    def link_failed(self, peer: int, error: Exception, now: float) -> None:
-        """Suspends the link while the disk refuses what it needs; raises any other error."""
-        if not isinstance(error, OSError):
-            raise error
-        self.links[peer].suspended_until = self.disk_failed(error, now)
 
     def attend(self, now: float) -> None:
         """Nothing is due in every turn."""
 
     def handle(self, peer: int, event: Event, now: float) -> None:
-        """See `GossipAgent.hear`."""
         self.agent.hear(peer, event, now)
 
     def step(self, now: float) -> None:
-        """Mixes what is complete, and trains a batch if one is due. Raises OSError."""
         self.agent.tick(now)
         if self.agent.trains and now >= self.next_step_at:
             self.next_step_at = self._train(now)
@@ -229,24 +216,15 @@ class GossipProgram:
         self.agent.charge(cost_s, self._clock())
         return self._pace.next_step_at(now, cost_s)
 
-    def disk_failed(self, error: OSError, now: float) -> float:
-        """Logs the error; returns when to try again."""
-        say(log, "disk-full", level=logging.ERROR, path=str(self.folder), why=str(error))
-        return now + RETRY_S
-
     def relieve(self, now: float) -> None:
-        """See `GossipAgent.relieve`."""
         self.agent.relieve(now)
 
     def wakeup(self, now: float) -> float:
-        """When the agent or its next batch has something to do."""
         return min(self.agent.wakeup(now), self.next_step_at if self.agent.trains else math.inf)
 
     def status(self, now: float) -> dict[str, Any]:
-        """What `onboard link` shows."""
         pumps = {peer: link.pump for peer, link in self.links.items()}
         return gossip_view(self.agent, pumps, now)
 
     def report(self, now: float) -> None:
-        """Logs what the agent is at, and its links."""
         say(log, "doing", **self.agent.doing(), links=self.status(now)["links"])

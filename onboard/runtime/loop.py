@@ -9,22 +9,27 @@ is begun again at once, as by a restart.
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from onboard.console.log import say
 from onboard.console.signals import stop_signals
 from onboard.link.pump import wait
 from onboard.monitor.status_socket import Lookout
 from onboard.runtime.endpoint import Endpoint
-from onboard.runtime.event_queue import EventQueue
-from onboard.wire.events import Event
+from onboard.wire.events import Arrived, Event
 from onboard.wire.security.seal import SeqExhausted
 
+log = logging.getLogger(__name__)
+
 RETRY_S = 5.0  # after a write that failed, such as on a full disk
+MOST_WAITING = 256  # events of one peer before its link is heard no further
 MEMORY_AGAIN_S = 1.0  # after the board had no memory for the program itself
 
 
@@ -81,6 +86,66 @@ class Program(Protocol):
 
     def report(self, now: float) -> None:
         """Logs that status."""
+
+
+class EventQueue:
+    """Events of the links that wait to be handled: each peer has its turn, whatever one of them sends.
+
+    An object costs its peer a pause in proportion to the time that it took to handle, where the program asks
+    for one, so that a peer which sends object after object leaves most of the time to the others. Its later
+    events wait meanwhile, in their order. A link of which much waits is not heard until less does. clock:
+    seconds, to see what an event took. object_pause: how long the next object of a peer waits, in multiples
+    of what handling the one before it took.
+    """
+
+    def __init__(self, clock: Callable[[], float], object_pause: float = 0.0) -> None:
+        self._clock, self._object_pause = clock, object_pause
+        self._waiting: deque[tuple[int, Event]] = deque()
+        self._not_before: dict[int, float] = {}  # by peer: its next object
+
+    def add(self, peer: int, events: Iterable[Event]) -> None:
+        """Puts a peer's events behind those that wait."""
+        self._waiting.extend((peer, event) for event in events)
+
+    def drop(self, peer: int) -> None:
+        """Forgets a peer's events: its link has begun again, and what they speak of comes again."""
+        self._waiting = deque(each for each in self._waiting if each[0] != peer)
+
+    def is_full(self, peer: int) -> bool:
+        """Whether so much of a peer waits that its link should not be heard."""
+        if len(self._waiting) < MOST_WAITING:
+            return False
+        return sum(each[0] == peer for each in self._waiting) >= MOST_WAITING
+
+    def handle(self, handler: Callable[[int, Event], None]) -> None:
+        """Hands over all events whose turn has come. What `handler` raises is raised, and its event waits
+        on."""
+        later: deque[tuple[int, Event]] = deque()
+        resting: set[int] = set()
+        try:
+            while self._waiting:
+                peer, event = self._waiting[0]
+                began = self._clock()
+                is_object = isinstance(event, Arrived)
+                if peer in resting or (is_object and began < self._not_before.get(peer, began)):
+                    resting.add(peer)
+                    later.append(self._waiting.popleft())
+                    continue
+                handler(peer, event)
+                self._waiting.popleft()
+                if is_object:
+                    now = self._clock()
+                    self._not_before[peer] = now + self._object_pause * (now - began)
+        finally:
+            later.extend(self._waiting)
+            self._waiting = later
+
+    def wakeup(self) -> float:
+        """When the next object that rests may be handled; inf if none does."""
+        return min(
+            (self._not_before.get(peer, 0.0) for peer, event in self._waiting if isinstance(event, Arrived)),
+            default=float("inf"),
+        )
 
 
 class Loop:
@@ -169,3 +234,23 @@ class Loop:
 
     def _handle(self, now: float, peer: int, event: Event) -> None:
         self._program.handle(peer, event, now)
+
+
+class NodeProgram:
+    """What the programs of nodes have alike: see `Program`. An error that the disk is not to blame for ends
+    a node, and whoever started it starts it again."""
+
+    longest_wait_s, object_pause = 5.0, 0.0
+
+    def __init__(self, folder: Path, links: Mapping[int, Endpoint]) -> None:
+        self.folder, self.links = folder, links
+
+    def link_failed(self, peer: int, error: Exception, now: float) -> None:
+        """Suspends the link while the disk refuses what it needs; raises any other error."""
+        if not isinstance(error, OSError):
+            raise error
+        self.links[peer].suspended_until = self.disk_failed(error, now)
+
+    def disk_failed(self, error: OSError, now: float) -> float:
+        say(log, "disk-full", level=logging.ERROR, path=str(self.folder), why=str(error))
+        return now + RETRY_S

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from onboard.codec.model import BadPack
 from onboard.codec.pack import pack, unpack
 from onboard.data import labels
 from onboard.data.images import DataError, Images
-from onboard.learn.federated.local import LocalTraining, Step, apply_delta
+from onboard.learn.federated.local import LocalTraining, apply_delta
 from onboard.learn.graph import GraphError, TrainGraph, initial
 from onboard.learn.training import Plan
 from onboard.mission.health import Failure
@@ -24,6 +24,13 @@ from onboard.wire.messages import BadMessage
 # How C++ and the kernel say it: onnxruntime wraps std::bad_alloc in a class of its own, and a library that
 # cannot be mapped is an ImportError.
 NO_MEMORY = re.compile(r"bad_alloc|[Cc]annot allocate memory|[Ff]ailed to allocate memory")
+_FAILURES = {
+    GraphError: Failure.GRAPH,
+    BadPack: Failure.MODEL,
+    BadMessage: Failure.MODEL,
+    DataError: Failure.DATA,
+}
+Training = Generator[Report, bool, None]
 
 
 class LocalTrainer:
@@ -39,73 +46,82 @@ class LocalTrainer:
         cpu_clock: Callable[[], float] = time.process_time,
     ) -> None:
         self._images, self._graphs, self._cpu_clock = images, graphs, cpu_clock
-        self._training: LocalTraining | None = None
-        self._steps: Iterator[Step] = iter(())
+        self._steps: Training | None = None
         self._reports: list[Report] = []
 
     def begin(self, job: Job) -> None:
-        self.stop()
-        try:
-            task, weights = decode_task(job.model)
-            graph = self._graphs(task.model)
-            images = self._fitting(task, graph)
-            training = _training(task, weights, graph, images, job.node)
-            dropped = "" if job.checkpoint is None else _restored(training, job.checkpoint)
-        except Exception as error:  # a graph or a memory limit may raise anything
-            self._reports = [failed(error)]
-            return
-        self._training, self._steps = training, training.steps()
-        flops = graph.flops_per_image * training.knobs.batch_size
-        self._reports = [Begun(flops_a_step=flops, epoch=training.epoch, dropped=dropped)]
+        self._steps = train(job, self._images, self._graphs, self._cpu_clock)
+        self._reports = [next(self._steps)]
 
     def step(self, *, save: bool = False) -> None:
-        assert self._training is not None, "a step without a job"
-        cpu_before_s = self._cpu_clock()
-        try:
-            self._reports.append(self._step(self._training, cpu_before_s, save))
-        except Exception as error:  # as above
-            self.stop()
-            self._reports = [failed(error)]
+        assert self._steps is not None, "a step without a job"
+        self._reports.append(self._steps.send(save))
 
     def reports(self) -> list[Report]:
         reports, self._reports = self._reports, []
         return reports
 
     def stop(self) -> None:
-        self._training, self._steps, self._reports = None, iter(()), []
+        self._steps, self._reports = None, []
 
-    def _step(self, training: LocalTraining, cpu_before_s: float, save: bool) -> Report:
-        done = next(self._steps, None)
-        if done is None:
-            packed = pack(training.result())
-            cpu_s = self._cpu_clock() - cpu_before_s
-            return TrainingDone(packed=packed, loss=training.loss, samples=len(self._images), cpu_s=cpu_s)
+
+def train(
+    job: Job,
+    images: Images,
+    graphs: Callable[[str], TrainGraph],
+    cpu_clock: Callable[[], float] = time.process_time,
+) -> Training:
+    """Trains step by step: gives `Begun`, then a report for each step that is sent for, the last of them
+    `TrainingDone` or `Failed`. What is sent says whether the step is to save, as in `Trainer.step`."""
+    try:
+        yield from _train(job, images, graphs, cpu_clock)
+        return
+    except Exception as error:  # a graph or a memory limit may raise anything
+        failure = failed(error)
+    yield failure  # when what the error holds has gone
+
+
+def _train(
+    job: Job, images: Images, graphs: Callable[[str], TrainGraph], cpu_clock: Callable[[], float]
+) -> Training:
+    task, weights = decode_task(job.model)
+    graph = graphs(task.model)
+    images = _fitting(images, task, graph)
+    training = _training(task, weights, graph, images, job.node)
+    dropped = "" if job.checkpoint is None else _restored(training, job.checkpoint)
+    flops = graph.flops_per_image * training.knobs.batch_size
+    save = yield Begun(flops_a_step=flops, epoch=training.epoch, dropped=dropped)
+    began_s = cpu_clock()
+    for done in training.steps():
         state = _state(training) if save and done.ends_epoch else None
-        return Stepped(
+        save = yield Stepped(
             epoch=done.epoch,
             epochs=done.epochs,
             batch=done.batch,
             batches=done.batches,
             loss=done.loss,
             epoch_loss=training.loss,
-            cpu_s=self._cpu_clock() - cpu_before_s,
+            cpu_s=cpu_clock() - began_s,
             state=state,
         )
+        began_s = cpu_clock()
+    packed = pack(training.result())
+    cpu_s = cpu_clock() - began_s
+    yield TrainingDone(packed=packed, loss=training.loss, samples=len(images), cpu_s=cpu_s)
 
-    def _fitting(self, task: Task, graph: TrainGraph) -> Images:
-        """The images with labels that mean what the mission's mean. Raises Untrainable, DataError."""
-        if graph.digest != task.graph:
-            raise Untrainable(
-                Failure.MODEL, f"model {task.model!r} is {graph.digest.hex()} here, {task.graph.hex()} there"
-            )
-        if graph.input_shape != self._images.shape:
-            raise Untrainable(
-                Failure.DATA,
-                f"images are {self._images.shape}, model {task.model!r} takes {graph.input_shape}",
-            )
-        images = _in_classes(self._images, task)
-        labels.whole("data", "y", images.y, graph.classes)
-        return images
+
+def _fitting(images: Images, task: Task, graph: TrainGraph) -> Images:
+    """The images with labels that mean what the mission's mean. Raises Untrainable, DataError."""
+    if graph.digest != task.graph:
+        raise Untrainable(
+            Failure.MODEL, f"model {task.model!r} is {graph.digest.hex()} here, {task.graph.hex()} there"
+        )
+    if graph.input_shape != images.shape:
+        why = f"images are {images.shape}, model {task.model!r} takes {graph.input_shape}"
+        raise Untrainable(Failure.DATA, why)
+    images = _in_classes(images, task)
+    labels.whole("data", "y", images.y, graph.classes)
+    return images
 
 
 class Untrainable(ValueError):  # noqa: N818 - "un" says error already
@@ -123,14 +139,8 @@ def failed(error: BaseException) -> Failed:
         return Failed(failure=error.failure, why=why)
     if isinstance(error, MemoryError) or NO_MEMORY.search(why):
         return Failed(failure=Failure.MEMORY, why=f"out of memory: {why}")
-    kinds = {
-        GraphError: Failure.GRAPH,
-        BadPack: Failure.MODEL,
-        BadMessage: Failure.MODEL,
-        DataError: Failure.DATA,
-    }
-    kind = next((failure for of, failure in kinds.items() if isinstance(error, of)), Failure.OTHER)
-    return Failed(failure=kind, why=why)
+    failure = next((kind for of, kind in _FAILURES.items() if isinstance(error, of)), Failure.OTHER)
+    return Failed(failure=failure, why=why)
 
 
 def _in_classes(images: Images, task: Task) -> Images:

@@ -89,21 +89,16 @@ class Trainer(Protocol):
 
     def begin(self, job: Job) -> None:
         """Lets go of the job in hand, if there is one, and gets ready for this one."""
-        ...
 
     def step(self, *, save: bool = False) -> None:
         """Asks for one more step; with `save`, for its state too if it ends an epoch."""
-        ...
 
     def reports(self) -> list[Report]:
         """What has happened since the last call."""
-        ...
 
     def stop(self) -> None:
         """Lets go of the job in hand; nothing of it is reported any more."""
-        ...
 
     @property
     def fds(self) -> tuple[int, ...]:
         """File descriptors that are readable when there may be a report."""
-        ...

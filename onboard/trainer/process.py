@@ -1,40 +1,75 @@
-"""Trains a round in a child process (`onboard.trainer.child`): a `Trainer` that never waits and cannot harm.
+"""Trains a round in a process of its own: a `Trainer` that never waits and cannot harm, and its other end.
 
 What the child held is given back by its end. Whatever ends it (no memory, a signal, a crash in a library, the
-kernel's OOM killer) is a `Failed` with the reason. It ends when its job does, and dies with this process.
+kernel's OOM killer) is a `Failed` with the reason, and never the agent's end. The child reads one `Order`
+from standard input, and answers over a socket in frames of a length and a msgpack message. Each byte that it
+is sent asks for one step. It ends with its job, with its parent (prctl(2), PR_SET_PDEATHSIG), and when the
+socket is closed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import logging
 import os
 import re
+import resource
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 
-from onboard.board.budget import share_of_training
+from onboard.board.budget import BudgetError, cap_memory, peak_bytes, share_of_training
 from onboard.console.log import say
-from onboard.data.shard import Shard
+from onboard.data.inspection import Inspection
+from onboard.data.shard import Shard, images_of, inspection_of
 from onboard.mission.health import Failure
-from onboard.trainer.child import ANSWERS, LENGTH, MOST_BYTES, SAVE, STEP, Answer, Looked, Order
-from onboard.trainer.job import Failed, Job, Report, TrainingDone
+from onboard.trainer.job import Begun, Failed, Job, Report, Stepped, TrainingDone
 
 log = logging.getLogger(__name__)
 
+STEP, SAVE = b"s", b"S"
+LENGTH = struct.Struct(">I")
+MOST_BYTES = 2**30  # of a message: a length beyond is no message
+STDERR_BYTES = 2**20  # what a library may say there: it is kept in memory
+_PR_SET_PDEATHSIG = 1
+_OOM_SCORE = "800"  # of 1000: where the kernel must kill, it takes the training and not the agent
 _READ_BYTES = 1 << 16
 _REAP_WITHIN_S = 1.0  # a process that was killed is gone by then; else `subprocess` reaps it later
 _WORDS_BYTES = 4096  # of what the child wrote to standard error last
 
 # The child finds what this process finds, wherever it was started: `-m` would look in the working folder
 # first.
-_START = "import sys; sys.path[:] = {path!r}; from onboard.trainer.child import main; main({fd}, {parent})"
+_START = "import sys; sys.path[:] = {path!r}; from onboard.trainer.process import main; main({fd}, {parent})"
 _ONE_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+
+
+class Order(msgspec.Struct, frozen=True, kw_only=True):
+    """What the process is for. Without a `job` it only looks at the images. `memory_bytes`: what it may fill
+    with data. `first`: train on so many images alone, the first."""
+
+    shard: Shard
+    job: Job | None = None
+    memory_bytes: int | None = None
+    first: int | None = None
+
+
+class Looked(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The images can be read, and what they are."""
+
+    found: Inspection
+
+
+Answer = Begun | Stepped | TrainingDone | Failed | Looked
+ANSWERS = msgspec.msgpack.Decoder(Answer)
 
 
 class BadImages(ValueError):  # noqa: N818 - "bad" says error already
@@ -76,7 +111,7 @@ class ProcessTrainer:
     def reports(self) -> list[Report]:
         reports, self._unstarted = self._unstarted, []
         if self._child is not None:
-            reports += [answer for answer in self._child.hear() if not isinstance(answer, Looked)]
+            reports += [answer for answer in self._child.answered() if not isinstance(answer, Looked)]
             if reports and isinstance(reports[-1], TrainingDone | Failed):
                 self.stop()
         return reports
@@ -99,7 +134,7 @@ class ProcessTrainer:
             return
         try:
             child.answers.setblocking(True)
-            while not (answers := child.hear()):
+            while not (answers := child.answered()):
                 pass
         finally:
             child.end()
@@ -142,7 +177,7 @@ class _Child:
             raise
         self.answers.setblocking(False)
 
-    def hear(self) -> list[Answer]:
+    def answered(self) -> list[Answer]:
         """What it has answered; at its end, of what it died if it has not said so itself."""
         answers: list[Answer] = []
         while not self._over:
@@ -213,3 +248,87 @@ class _Child:
     def _close(self) -> None:
         self.answers.close()
         os.close(self._words)
+
+
+# -- the child -----------------------------------------------------------------------------------------
+
+
+def main(answers_fd: int, parent: int) -> None:
+    """The whole life of the process."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it was gone before the line above
+        return
+    for number in (signal.SIGINT, signal.SIGTERM):  # meant for the agent, which ends this process with itself
+        signal.signal(number, signal.SIG_IGN)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if most == resource.RLIM_INFINITY or most > STDERR_BYTES:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (STDERR_BYTES, most))
+    with socket.socket(fileno=answers_fd) as answers:
+        order = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=Order)
+        sys.stdin.close()
+        with contextlib.suppress(ConnectionError):  # the agent wants no more
+            for answer in work(order, answers):
+                payload = msgspec.msgpack.encode(answer)
+                answers.sendall(LENGTH.pack(len(payload)) + payload)
+
+
+def work(order: Order, asked: socket.socket) -> Iterator[Answer]:
+    """All answers, each when it has been asked for."""
+    try:
+        yield from _work(order, asked)
+    except BaseException as error:  # whatever it is, the agent has to be told
+        _uncap_memory()
+        yield _failed(error)
+
+
+def _work(order: Order, asked: socket.socket) -> Iterator[Answer]:
+    import numpy as np
+
+    from onboard.learn.graph import TrainGraph
+    from onboard.mission.objects import decode_task
+    from onboard.trainer.in_process import train
+
+    if order.job is not None:  # before the limit: a library's reserve at its import is not the training's
+        graph = TrainGraph.load(decode_task(order.job.model)[0].model)
+    if order.memory_bytes is not None:
+        cap_memory(order.memory_bytes)
+    if order.job is None:
+        yield Looked(found=inspection_of(order.shard))
+        return
+    images = images_of(order.shard)
+    if order.first is not None:
+        images = images.take(np.arange(min(order.first, len(images))))
+    steps = train(order.job, images, lambda _: graph)
+    report = next(steps)
+    while True:
+        if isinstance(report, Failed):
+            _uncap_memory()
+        yield _counted(report)
+        if isinstance(report, TrainingDone | Failed) or not (wish := asked.recv(1)):
+            return
+        report = steps.send(wish == SAVE)
+
+
+def _counted(report: Report) -> Report:
+    """With what only a process of its own can say."""
+    if isinstance(report, Begun):
+        return msgspec.structs.replace(report, cpu_s=time.process_time())
+    if isinstance(report, TrainingDone):
+        return msgspec.structs.replace(report, peak_bytes=peak_bytes())
+    return report
+
+
+def _uncap_memory() -> None:
+    """Memory to say that there is none."""
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+
+
+def _failed(error: BaseException) -> Failed:
+    if isinstance(error, BudgetError):
+        return Failed(failure=Failure.MEMORY, why=str(error))
+    from onboard.trainer.in_process import failed
+
+    return failed(error)

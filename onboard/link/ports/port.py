@@ -80,18 +80,15 @@ class PortScheme(Protocol):
     @property
     def form(self) -> str:
         """A URL of this scheme as an operator is told to write it."""
-        ...
 
     def facts(self, url: str) -> PortFacts:
         """What `url` tells. Raises BadUrl where it cannot be understood."""
-        ...
 
     def open(self, url: str, link: Link, tap: Tap | None) -> Port:
         """The open port, for frames of at most `link.mtu_bytes`. May take seconds over a network.
 
         Raises BadUrl, and PortLost for a port that is not there.
         """
-        ...
 
 
 class Port(Protocol):
@@ -109,55 +106,43 @@ class Port(Protocol):
     @property
     def paths(self) -> Paths | None:
         """Where the peer may be; None for a cable, which has one other end."""
-        ...
 
     @property
     def broken(self) -> int: ...
 
     def read(self) -> list[bytes]:
         """The frames that have arrived since the last call; bounded, so call again when readable."""
-        ...
 
     def write(self, frame: bytes) -> None:
         """Sends one frame, or keeps what the device does not take yet for `flush`."""
-        ...
 
     def lead(self, count: int) -> None:
         """The next frame is the first after a pause: so many delimiters go before it, where there are any."""
-        ...
 
     def flush(self) -> None:
         """Hands over what `write` had to keep, as far as the device takes it."""
-        ...
 
     def discard(self) -> None:
         """Forgets what is kept, and what the device holds where it can be made to. Of a frame that was cut so
         the other end hears no more, and nothing of it spoils the next."""
-        ...
 
     def kept_bytes(self) -> int:
         """Bytes that wait for `flush`."""
-        ...
 
     def queued_bytes(self) -> int:
         """Bytes written and not yet on the wire: those kept, and the kernel's where it can tell."""
-        ...
 
     def distrust(self, frame: bytes) -> None:
         """`frame`, returned by the last `read`, was none of the other end's, or damaged."""
-        ...
 
     def fault(self, link: Link) -> LineFault | None:
         """What is wrong with the line, as far as what came in tells; what its profile says is expected."""
-        ...
 
     def fileno(self) -> int:
         """What to select() on, or -1 where the port has no file descriptor and must be polled."""
-        ...
 
     def close(self) -> None:
         """Lets go of the device. Bytes not yet sent are lost, as on a radio."""
-        ...
 
 
 class Paths(Protocol):
@@ -169,39 +154,30 @@ class Paths(Protocol):
     @property
     def peer(self) -> str | None:
         """Where `Port.write` sends, as text; None where it sends nowhere, as no peer is known yet."""
-        ...
 
     def origin(self, frame: bytes) -> Origin:
         """Where `frame`, returned by the last `read`, came from."""
-        ...
 
     def trust(self, origin: Origin) -> None:
         """The peer is there now."""
-        ...
 
     def answer(self, frame: bytes, origin: Origin) -> None:
         """Sends one frame there, whoever that is. As `Port.write`."""
-        ...
 
     def recall(self, peer: str) -> None:
         """Where the peer was when this program ran last: the text of `peer` then."""
-        ...
 
     @property
     def local_port(self) -> int:
         """The port that this end was given, as its URL asks for any; 0 where the URL says which."""
-        ...
 
     def reclaim(self, local_port: int) -> str:
         """Takes the port that this end had when this program ran last, as the peer may look for it there.
         Returns why it cannot be had, and keeps the one it has then; empty if all is well."""
-        ...
 
     def places(self) -> Sequence[Origin]:
         """Everywhere where the peer may be, for while it gives no answer."""
-        ...
 
     def seek(self) -> bool:
         """The peer gives no answer: its name is looked up again, without waiting. Whether `places` has a new
         one by now."""
-        ...

@@ -11,7 +11,7 @@ from groundstation.daemon import GroundProgram
 from groundstation.store.last_words import EVERY_S, LastWords
 from groundstation.store.store import Store
 from onboard.mission.health import Health
-from onboard.runtime.event_queue import MOST_WAITING, EventQueue
+from onboard.runtime.loop import MOST_WAITING, EventQueue
 from onboard.wire.events import Arrived, Event, Message
 
 LENGTHY_S = 0.3  # to unpack and check a quantized LeNet-5

@@ -18,7 +18,7 @@ from groundstation.views.replay import Replay
 from hw_profiles import load_link
 from onboard.link import Spool, opener
 from onboard.link.pump import Pump
-from onboard.link.recorder import Recorder
+from onboard.link.recording import Recorder
 from onboard.mission.objects import UPDATE
 from onboard.storage.keys import save_key
 from onboard.wire.config import Identity, Medium, Security, SessionState

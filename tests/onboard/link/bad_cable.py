@@ -11,8 +11,8 @@ from random import Random
 
 from hw_profiles import Link
 from onboard.link import Spool, opener, wire_bytes
-from onboard.link.limits import limits_for
 from onboard.link.pump import Pump
+from onboard.runtime.limits import limits_for
 from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.session import Session
 from tests.onboard.link.cable import Clock, PtyCable

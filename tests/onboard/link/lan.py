@@ -13,9 +13,9 @@ import pytest
 
 from hw_profiles import load_link
 from onboard.link import Spool, opener, wire_bytes
-from onboard.link.limits import limits_for
 from onboard.link.ports.port import Way
 from onboard.link.pump import Pump, PumpEvent
+from onboard.runtime.limits import limits_for
 from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.events import Arrived, Message, Rekeyed
 from onboard.wire.framing import frame as framing

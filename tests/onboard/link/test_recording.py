@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 from hw_profiles import load_link
 from onboard.link import open_port, recording
-from onboard.link.recorder import Recorder
-from onboard.link.recording import BadRecord, Kind, Reader, Record, Start
+from onboard.link.recording import BadRecord, Kind, Reader, Record, Recorder, Start
 from onboard.wire.framing import cobs
 from tests.onboard.link.cable import PtyCable
 from tests.onboard.link.test_serial import collect
@@ -154,7 +153,7 @@ def test_a_second_run_goes_on_behind_a_record_that_was_cut(tmp_path: Path, clock
 def test_a_program_that_is_killed_leaves_all_that_crossed(tmp_path: Path) -> None:
     script = (
         "import os, sys; from pathlib import Path; from hw_profiles import load_link\n"
-        "from onboard.link.recorder import Recorder\n"
+        "from onboard.link.recording import Recorder\n"
         "tap = Recorder(Path(sys.argv[1])).link('/dev/a', load_link('uhf-9k6'), local=3, peer=0)\n"
         "for n in range(100): tap('out', bytes([n]))\n"
         "os.kill(os.getpid(), 9)\n"
