@@ -1,8 +1,10 @@
-"""What all tests share: how hypothesis plays its examples, and how much the log says."""
+"""What all tests share: how hypothesis plays its examples, where folders lie, and how much the log says."""
 
 import logging
 import os
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -10,6 +12,15 @@ from hypothesis import settings
 # How long an example takes is the machine's affair, which other tests share; bounds have tests of their own.
 settings.register_profile("suite", deadline=None)
 settings.load_profile("suite")
+
+MEMORY, ROOM_BYTES = Path("/dev/shm"), 4 << 30
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests' folders lie in memory where it has the room: the programs sync each step to their disk, and on a
+    real one the suite waits for that. --basetemp names another place."""
+    if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > ROOM_BYTES:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 
 @pytest.fixture

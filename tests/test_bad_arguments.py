@@ -21,8 +21,8 @@ from groundstation.config import load_mission
 from hw_profiles import ProfileError, load_link
 from onboard.config import load_node
 from onboard.console.toml import ConfigError
+from tests.disks import remount, small_disk
 from tests.missions.bench import change, run
-from tests.missions.test_mishaps import small_disk
 
 PROGRAMS = {
     "onboard": onboard.cli.main,
@@ -251,7 +251,7 @@ def test_the_doctor_says_when_the_state_cannot_be_written(mission: Path) -> None
     change(node, port='"loop://"', source='"digits"')
     state = mission / "boards" / "pi" / "state"
     with small_disk(state, "256k"):
-        subprocess.run(["mount", "-o", "remount,ro", str(state)], check=True)
+        remount(state, "ro")
         result = CliRunner().invoke(onboard.cli.main, ["doctor", str(node)])
     assert result.exit_code == 1
     (line,) = [line for line in result.output.splitlines() if " disk " in line]

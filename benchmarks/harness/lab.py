@@ -10,10 +10,13 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import click
+import numpy as np
 
 from firmware_sim.runs.processes import ProcessGroup
 from onboard.data import loading
@@ -25,6 +28,28 @@ PORTS_WITHIN_S = 20.0
 
 class LabError(RuntimeError):
     """An experiment cannot go on: a program ended before its time or did not do its part; one line."""
+
+
+KEEP = click.Option(
+    ["--keep"], type=click.Path(path_type=Path), default=None,
+    help="An empty folder in which all that the programs wrote is kept, whatever becomes of it.",
+)  # fmt: skip
+
+
+def init_mission(folder: Path, nodes: Iterable[str], *options: str) -> None:
+    """Founds a mission as its user does. Raises LabError."""
+    named = [word for node in nodes for word in ("--node", node)]
+    command = [sys.executable, "-m", "groundstation", "init", str(folder), *options, *named]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise LabError(f"groundstation init: {done.stderr.strip()}")
+
+
+def share_digits(mission: Path, boards: Sequence[str], images: int) -> None:
+    """Gives each of a mission's boards so many of the digits."""
+    digits = loading.load("digits", part="train").take(np.arange(images * len(boards)))
+    for board, shard in zip(boards, loading.shards(digits, len(boards), 0), strict=True):
+        loading.save(mission / "boards" / board / "data.npz", shard)
 
 
 @dataclass(frozen=True)
@@ -56,16 +81,7 @@ class Lab:
             f"port={self._end(site, 'ground')},board-port={self._end(site, 'board')}"
             for site in sites
         ]
-        done = subprocess.run(
-            [
-                sys.executable, "-m", "groundstation", "init", str(self._folder / mission),
-                "--data", source, "--rounds", str(rounds),
-                *(word for node in nodes for word in ("--node", node)),
-            ],
-            capture_output=True, text=True,
-        )  # fmt: skip
-        if done.returncode:
-            raise LabError(f"groundstation init: {done.stderr.strip()}")
+        init_mission(self._folder / mission, nodes, "--data", source, "--rounds", str(rounds))
         for site in sites:
             loading.save(self._board(mission, site) / "data.npz", images)
             if site.memory_mb is not None:

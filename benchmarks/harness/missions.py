@@ -140,6 +140,26 @@ class VirtualMission:
         raise NotImplementedError
 
 
+def run_program(folder: Path, flops: float) -> None:
+    """The ground's or a node's own, to its end; the folder of the ground is named so."""
+    if folder.name == "ground":
+        groundstation.daemon.serve(load_mission(folder))
+    else:
+        onboard.cli.run_agent(load_own(folder / "node.toml"), Pace(1.0, flops), None)
+
+
+def changes_of_rounds(world: VirtualWorld) -> list[tuple[Any, str, Any]]:
+    """What takes a ground and its boards into the world, and spares them to load their graphs."""
+    train, infer = graphs()
+    carry = partial(onboard.runtime.federated.carry, clock=world.clock, wall=world.wall)
+    return [
+        (groundstation.daemon, "time", world.time),
+        (groundstation.daemon, "TrainGraph", SimpleNamespace(load=lambda name: train)),
+        (groundstation.daemon, "InferGraph", SimpleNamespace(load=lambda name: infer)),
+        (onboard.runtime.federated, "carry", carry),
+    ]
+
+
 class VirtualRounds(VirtualMission):
     """A ground station and two boards."""
 
@@ -152,28 +172,22 @@ class VirtualRounds(VirtualMission):
             self.world.lay(f"/dev/air{number}", load_link(LINK), "ground", f"board-{number}")
 
     def _main(self, name: str) -> None:
-        if name == "ground":
-            groundstation.daemon.serve(load_mission(self.folder / "ground"))
-        else:
-            onboard.cli.run_agent(load_own(self.folder / name / "node.toml"), Pace(1.0, FLOPS), None)
+        run_program(self.folder / name, FLOPS)
 
     def _changes(self) -> list[tuple[Any, str, Any]]:
-        world, (train, infer) = self.world, graphs()
-        loaded = SimpleNamespace(load=lambda name: train), SimpleNamespace(load=lambda name: infer)
+        world, train = self.world, graphs()[0]
 
         def trainer(shard: object, memory_bytes: int | None = None) -> WatchedTrainer:
             program = world.current()
             assert program is not None
             return WatchedTrainer(images("train", int(program.name[-1])), train, self.genuine)
 
-        carry = partial(onboard.runtime.federated.carry, clock=world.clock, wall=world.wall)
         return [
-            (groundstation.daemon, "time", world.time),
-            (groundstation.daemon, "TrainGraph", loaded[0]), (groundstation.daemon, "InferGraph", loaded[1]),
+            *changes_of_rounds(world),
             (groundstation.daemon, "testdata", SimpleNamespace(load=lambda *_: _tested())),
             (groundstation.rounds.rounds, "Server", watched_server(self.genuine, IMAGES)),
-            (onboard.trainer.process, "ProcessTrainer", trainer), (onboard.runtime.federated, "carry", carry),
-        ]  # fmt: skip
+            (onboard.trainer.process, "ProcessTrainer", trainer),
+        ]
 
     def over(self) -> bool:
         life = self.world.life("ground")
@@ -260,7 +274,7 @@ class VirtualRing(VirtualMission):
             self.world.lay(edge(a, b), load_link(EDGE), f"node-{a}", f"node-{b}")
 
     def _main(self, name: str) -> None:
-        onboard.cli.run_agent(load_own(self.folder / name / "node.toml"), Pace(1.0, FLOPS), None)
+        run_program(self.folder / name, FLOPS)
 
     def _changes(self) -> list[tuple[Any, str, Any]]:
         world, train = self.world, graphs()[0]

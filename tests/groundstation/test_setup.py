@@ -125,49 +125,34 @@ def test_a_path_to_test_data_is_meant_from_here(tmp_path: Path, monkeypatch: pyt
     assert load_mission(tmp_path / "mission").data_source == f"npz:{tmp_path / 'test.npz'}"
 
 
-BAD = [
-    (["--node", "pi"], "--node 'pi': port= is missing"),
-    (["--node", "pi,port="], "--node 'pi,port=': port= is missing"),
+BAD_NODES = [
+    ("pi", "--node 'pi': port= is missing"),
+    ("pi,port=", "--node 'pi,port=': port= is missing"),
+    ("pi,port=/dev/a,colour=red", "--node 'pi,port=/dev/a,colour=red': 'colour=red' is not one of"),
+    ("pi,port=/dev/a,port=/dev/b", "--node 'pi,port=/dev/a,port=/dev/b': 'port=/dev/b': given twice"),
+    ("../pi,port=/dev/a", "groundstation init: node[0].name = '../pi': must be 1 to 64 letters"),
+    (",port=/dev/a", "groundstation init: node[0].name = '': must be 1 to 64 letters"),
+    ("pi,port=ttyUSB0", "groundstation init: node[0].port = 'ttyUSB0': 'ttyUSB0': not a device"),
+    ("pi,port=udp://x", "groundstation init: node[0].port = 'udp://x': "),
+    ("pi,port=/dev/a,board-port=x", "groundstation init: --node pi: link.port = 'x': 'x': not"),
+    ("pi,port=udp://?bind=0.0.0.0:1", "--node pi: board-port= is missing: udp://?bind=0.0.0.0:1 "),
+    ("pi,port=/dev/a,board=raspi-4", "groundstation init: no board is named 'raspi-4'; nearest: rasp"),
+    ("pi,port=/dev/a,board=pi.toml", "groundstation init: pi.toml: cannot be read: No such file"),
+    ("pi,port=/dev/a,link=uhf", "groundstation init: no link is named 'uhf'; nearest: uhf-9k6"),
+    ("pi,port=/dev/a,encrypt=on", "--node 'pi,port=/dev/a,encrypt=on': encrypt=on: must be true or"),
     (
-        ["--node", "pi,port=/dev/a,colour=red"],
-        "--node 'pi,port=/dev/a,colour=red': 'colour=red' is not one of",
-    ),
-    (
-        ["--node", "pi,port=/dev/a,port=/dev/b"],
-        "--node 'pi,port=/dev/a,port=/dev/b': 'port=/dev/b': given twice",
-    ),
-    (["--node", "../pi,port=/dev/a"], "groundstation init: node[0].name = '../pi': must be 1 to 64 letters"),
-    (["--node", ",port=/dev/a"], "groundstation init: node[0].name = '': must be 1 to 64 letters"),
-    (["--node", "pi,port=ttyUSB0"], "groundstation init: node[0].port = 'ttyUSB0': 'ttyUSB0': not a device"),
-    (["--node", "pi,port=udp://x"], "groundstation init: node[0].port = 'udp://x': "),
-    (["--node", "pi,port=/dev/a,board-port=x"], "groundstation init: --node pi: link.port = 'x': 'x': not"),
-    (
-        ["--node", "pi,port=udp://?bind=0.0.0.0:1"],
-        "--node pi: board-port= is missing: udp://?bind=0.0.0.0:1 ",
-    ),
-    (
-        ["--node", "pi,port=/dev/a,board=raspi-4"],
-        "groundstation init: no board is named 'raspi-4'; nearest: rasp",
-    ),
-    (["--node", "pi,port=/dev/a,board=pi.toml"], "groundstation init: pi.toml: cannot be read: No such file"),
-    (["--node", "pi,port=/dev/a,link=uhf"], "groundstation init: no link is named 'uhf'; nearest: uhf-9k6"),
-    (
-        ["--node", "pi,port=/dev/a,encrypt=on"],
-        "--node 'pi,port=/dev/a,encrypt=on': encrypt=on: must be true or",
-    ),
-    (
-        ["--node", "pi,port=udp://?bind=0.0.0.0:1,board-port=udp://?bind=0.0.0.0:2"],
+        "pi,port=udp://?bind=0.0.0.0:1,board-port=udp://?bind=0.0.0.0:2",
         "--node pi: board-port=udp://?bind=0.0.0.0:2: neither end says where the other is; one of them",
     ),
     (
-        ["--node", "pi,port=udp://?bind=0.0.0.0:1,board-port=udp://?bind=nowhere"],
+        "pi,port=udp://?bind=0.0.0.0:1,board-port=udp://?bind=nowhere",
         "groundstation init: --node pi: link.port = 'udp://?bind=nowhere': ",
     ),
-    (["--node", "pi,port=/dev/a,cpu-share=x"], "--node pi: cpu-share=x: not a number"),
-    (
-        ["--node", "pi,port=/dev/a,cpu-share=2"],
-        "groundstation init: --node pi: budget.cpu_share = 2.0: expected",
-    ),
+    ("pi,port=/dev/a,cpu-share=x", "--node pi: cpu-share=x: not a number"),
+    ("pi,port=/dev/a,cpu-share=2", "groundstation init: --node pi: budget.cpu_share = 2.0: expected"),
+]
+BAD = [
+    *((["--node", node], says) for node, says in BAD_NODES),
     (["--node", PI, "--node", PI], "groundstation init: node[1].name = 'pi': used by another node"),
     (
         ["--node", PI, "--node", "b,port=/dev/ttyUSB0"],

@@ -53,6 +53,12 @@ class MissionBench:
         images = loading.load("digits", part="train").take(range(120))
         loading.save(self.node_toml.parent / "data.npz", images)
 
+    def start(self) -> None:
+        """Starts all three."""
+        self.start_cable()
+        self.start_ground()
+        self.start_board()
+
     def start_cable(self, *options: str) -> None:
         """Lays the cable and waits for its ports."""
         ends = ["--ground", str(self.ground_port), "--board", str(self.board_port)]

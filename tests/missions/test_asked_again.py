@@ -101,15 +101,14 @@ def test_a_board_that_lost_what_it_was_asked_is_asked_again(
     on.run(lambda: on.over)
 
 
-def killed_while_offering(clockwork: Make) -> tuple[Clockwork, VirtualBoard]:
-    """A mission whose board is down with its update on its disk; the link is cut."""
+def offering(clockwork: Make) -> tuple[Clockwork, VirtualBoard]:
+    """A mission whose board has its update on its disk; the link is cut."""
     on = clockwork()
     on.boot()
     board = on.boards[1]
     on.run(lambda: on.states(1) == {1: "delivered"})
     on.cut = True
     on.run(lambda: board.agent and board.agent.known.phase is State.OFFERING)
-    board.kill()
     return on, board
 
 
@@ -117,7 +116,8 @@ def killed_while_offering(clockwork: Make) -> tuple[Clockwork, VirtualBoard]:
 def test_an_update_that_is_lost_before_the_ground_has_it_is_trained_again(
     content: bytes | None, clockwork: Make
 ) -> None:
-    on, board = killed_while_offering(clockwork)
+    on, board = offering(clockwork)
+    board.kill()
     if content is None:
         (board.state / "update.bin").unlink()
     else:
@@ -131,7 +131,8 @@ def test_an_update_that_is_lost_before_the_ground_has_it_is_trained_again(
 
 
 def test_an_update_and_its_model_are_lost(clockwork: Make) -> None:
-    on, board = killed_while_offering(clockwork)
+    on, board = offering(clockwork)
+    board.kill()
     for name in ("update.bin", "model.bin"):
         (board.state / name).unlink()
     on.cut = False
@@ -192,12 +193,7 @@ def test_a_board_at_work_that_is_asked_again_goes_on(clockwork: Make) -> None:
 
 
 def test_a_board_with_an_update_on_its_way_that_is_asked_again_offers_it(clockwork: Make) -> None:
-    on = clockwork()
-    on.boot()
-    board = on.boards[1]
-    on.run(lambda: on.states(1) == {1: "delivered"})
-    on.cut = True
-    on.run(lambda: board.agent and board.agent.known.phase is State.OFFERING)
+    on, board = offering(clockwork)
     update = (board.state / "update.bin").read_bytes()
     on.store.ask_once_more(1, 1, on.wall())
     on.kill_ground()

@@ -98,15 +98,18 @@ def ground(folder: Path, crew: ProcessGroup) -> tuple[BurstNeighbour, int, bytes
     return there, UPDATE, b"no update at all", b"nor is this"
 
 
+def start_node(folder: Path, crew: ProcessGroup, name: str, toml: str) -> None:
+    """Starts `onboard run` with 20 images and these lines in its file."""
+    loading.save(folder / "data.npz", loading.load("digits", part="train").take(range(20)))
+    node = f'[node]\nid = 1\nname = "{name}"\nboard = "raspberry-pi-4"\n[data]\nsource = "npz:data.npz"\n'
+    (folder / "node.toml").write_text(node + toml)
+    crew.start("program", "onboard", "run", str(folder / "node.toml"), *JSON)
+
+
 def board(folder: Path, crew: ProcessGroup) -> tuple[BurstNeighbour, int, bytes, bytes]:
     there = BurstNeighbour(0, 1)
     save_key(folder / "node.key", KEY)
-    loading.save(folder / "data.npz", loading.load("digits", part="train").take(range(20)))
-    (folder / "node.toml").write_text(
-        '[node]\nid = 1\nname = "pi"\nboard = "raspberry-pi-4"\n[data]\nsource = "npz:data.npz"\n'
-        f'[link]\nport = "{there.url}"\nprofile = "bench-udp"\n'
-    )
-    crew.start("program", "onboard", "run", str(folder / "node.toml"), *JSON)
+    start_node(folder, crew, "pi", f'[link]\nport = "{there.url}"\nprofile = "bench-udp"\n')
     task = Task(
         mission=b"missionA", round=1, model="lenet5", graph=TrainGraph.load("lenet5").digest, seed=1,
         weights="seed", training=BoardTraining(epochs=1, shift_pixels=0, distortion=0.0), deadline_s=60.0,
@@ -117,13 +120,9 @@ def board(folder: Path, crew: ProcessGroup) -> tuple[BurstNeighbour, int, bytes,
 def gossip(folder: Path, crew: ProcessGroup) -> tuple[BurstNeighbour, int, bytes, bytes]:
     there = BurstNeighbour(2, 1)
     save_key(folder / "2.key", KEY)
-    loading.save(folder / "data.npz", loading.load("digits", part="train").take(range(20)))
-    (folder / "node.toml").write_text(
-        '[node]\nid = 1\nname = "one"\nboard = "raspberry-pi-4"\n[data]\nsource = "npz:data.npz"\n'
-        "[gossip]\nepochs = 1000\npatience_s = 1.0\n"
-        f'[[neighbour]]\nid = 2\nport = "{there.url}"\nprofile = "bench-udp"\nkey = "2.key"\nweight = 0.3\n'
-    )
-    crew.start("program", "onboard", "run", str(folder / "node.toml"), *JSON)
+    gossips = "[gossip]\nepochs = 1000\npatience_s = 1.0\n"
+    neighbour = f'[[neighbour]]\nid = 2\nport = "{there.url}"\nprofile = "bench-udp"\nkey = "2.key"\n'
+    start_node(folder, crew, "one", f"{gossips}{neighbour}weight = 0.3\n")
     return there, GOSSIP, b"no exchange at all", b"nor is this"
 
 

@@ -38,11 +38,17 @@ def init(folder: Path, port: str, *options: str) -> Result:
     return CliRunner().invoke(groundstation, ["init", str(folder), "--node", f"pi,port={port}", *options])
 
 
-def board(folder: Path, source: str) -> Path:
+def with_images(folder: Path, source: str) -> Path:
     """The board's NODE.toml of a new mission, with its own images."""
     path = folder / "boards" / "pi" / "node.toml"
     path.write_text(path.read_text().replace('"npz:data.npz"', json.dumps(source)))
     return path
+
+
+def board(folder: Path, port: str, source: str) -> Path:
+    """NODE.toml of the board of a mission that is founded for it, with its own images."""
+    assert init(folder, port).exit_code == 0
+    return with_images(folder, source)
 
 
 def doctor(path: Path) -> tuple[bool, str]:
@@ -65,9 +71,8 @@ def refused(path: Path) -> str:
 
 
 def test_a_missing_folder_and_another_order_are_mapped(tmp_path: Path, port: str) -> None:
-    assert init(tmp_path / "m", port).exit_code == 0
     here = folders(tmp_path / "here", {digit: digit for digit in "9754321"})
-    ok, line = doctor(board(tmp_path / "m", f"folder:{here}"))
+    ok, line = doctor(board(tmp_path / "m", port, f"folder:{here}"))
     assert ok
     assert "21 images of (1, 28, 28)" in line
     assert "pixels 0..255, mean " in line
@@ -79,11 +84,10 @@ def test_a_missing_folder_and_another_order_are_mapped(tmp_path: Path, port: str
 
 @pytest.mark.parametrize("stray", [".ipynb_checkpoints", ".git", "__MACOSX", "@eaDir", "lost+found"])
 def test_a_stray_folder_is_told_and_is_no_class(tmp_path: Path, port: str, stray: str) -> None:
-    assert init(tmp_path / "m", port).exit_code == 0
     here = folders(tmp_path / "here", {digit: digit for digit in DIGITS})
     shutil.copytree(here / "1", here / stray)
     (here / "2" / "._1.png").write_bytes(b"\0\5\x16\7")
-    ok, line = doctor(board(tmp_path / "m", f"folder:{here}"))
+    ok, line = doctor(board(tmp_path / "m", port, f"folder:{here}"))
     assert ok
     assert "30 images" in line
     assert line.endswith("WARNING: 2 passed over (2 hidden or a system's)")
@@ -93,8 +97,7 @@ def test_a_stray_folder_is_told_and_is_no_class(tmp_path: Path, port: str, stray
 def test_a_class_that_the_mission_does_not_know_ends_before_training(
     tmp_path: Path, port: str, name: str, hint: str
 ) -> None:
-    assert init(tmp_path / "m", port).exit_code == 0
-    path = board(tmp_path / "m", f"folder:{folders(tmp_path / 'here', {'1': name, '2': '2'})}")
+    path = board(tmp_path / "m", port, f"folder:{folders(tmp_path / 'here', {'1': name, '2': '2'})}")
     right = (
         f"{tmp_path / 'here'}: class {name!r} is not the mission's{hint}; "
         f"here are {', '.join(sorted([name, '2']))}; "
@@ -119,8 +122,7 @@ def test_a_class_that_the_mission_does_not_know_ends_before_training(
 def test_labels_that_no_class_has_end_before_training(
     tmp_path: Path, port: str, y: np.ndarray, says: str, told: bool
 ) -> None:
-    assert init(tmp_path / "m", port).exit_code == 0
-    path = board(tmp_path / "m", "npz:data.npz")
+    path = board(tmp_path / "m", port, "npz:data.npz")
     np.savez(path.parent / "data.npz", x=np.full((len(y), 28, 28), 9, np.uint8), y=y)
     if not told:  # a NODE.toml by hand: doctor knows the models
         path.write_text("".join(line for line in path.open() if not line.startswith("classes")))
@@ -132,8 +134,9 @@ def test_labels_that_no_class_has_end_before_training(
 
 
 def test_doctor_tells_of_a_board_whose_classes_nobody_knows(tmp_path: Path, port: str) -> None:
-    assert init(tmp_path / "m", port).exit_code == 0
-    path = board(tmp_path / "m", f"folder:{folders(tmp_path / 'here', {digit: digit for digit in DIGITS})}")
+    path = board(
+        tmp_path / "m", port, f"folder:{folders(tmp_path / 'here', {digit: digit for digit in DIGITS})}"
+    )
     told = "WARNING: [data] has no classes, so what labels mean is compared with the first task: copy classes"
     assert told not in doctor(path)[1]
     path.write_text("".join(line for line in path.open() if not line.startswith("classes")))
@@ -143,9 +146,8 @@ def test_doctor_tells_of_a_board_whose_classes_nobody_knows(tmp_path: Path, port
 
 
 def test_eleven_classes_are_too_many_for_every_model(tmp_path: Path, port: str) -> None:
-    assert init(tmp_path / "m", port).exit_code == 0
     path = board(
-        tmp_path / "m", f"folder:{folders(tmp_path / 'here', {d: d for d in DIGITS} | {'1': 'ten'})}"
+        tmp_path / "m", port, f"folder:{folders(tmp_path / 'here', {d: d for d in DIGITS} | {'1': 'ten'})}"
     )
     (tmp_path / "here" / "1").mkdir()
     shutil.copy(next((tmp_path / "here" / "2").iterdir()), tmp_path / "here" / "1")
@@ -156,8 +158,7 @@ def test_eleven_classes_are_too_many_for_every_model(tmp_path: Path, port: str) 
 
 
 def test_other_images_than_any_model_takes_fail(tmp_path: Path, port: str) -> None:
-    assert init(tmp_path / "m", port).exit_code == 0
-    path = board(tmp_path / "m", "digits")
+    path = board(tmp_path / "m", port, "digits")
     path.write_text(path.read_text().replace("shape = [1, 28, 28]", "shape = [1, 29, 28]"))
     ok, line = doctor(path)
     assert not ok
@@ -165,8 +166,7 @@ def test_other_images_than_any_model_takes_fail(tmp_path: Path, port: str) -> No
 
 
 def test_more_images_than_the_budget_fail_with_what_to_do(tmp_path: Path, port: str) -> None:
-    assert init(tmp_path / "m", port).exit_code == 0
-    path = board(tmp_path / "m", "npz:data.npz")
+    path = board(tmp_path / "m", port, "npz:data.npz")
     path.write_text(path.read_text() + "\n[budget]\nmemory_mb = 64\n")
     x = np.zeros((90_000, 28, 28), np.uint8)
     x[:, 0, 0] = 255
@@ -208,7 +208,7 @@ def test_a_folder_without_parts_can_be_tested_on(tmp_path: Path, port: str) -> N
     result = init(tmp_path / "m", port, "--data", f"folder:{here}")
     assert result.exit_code == 0, result.output
     assert "test data: 4 images" in result.stdout
-    assert doctor(board(tmp_path / "m", f"folder:{here}"))[0]
+    assert doctor(with_images(tmp_path / "m", f"folder:{here}"))[0]
 
 
 @pytest.mark.parametrize(

@@ -128,9 +128,7 @@ def test_the_time_in_which_the_ground_stood_still_is_nobody_s_delay(clockwork: M
 def test_a_daemon_that_is_stopped_past_its_deadline_takes_what_was_on_its_way(tmp_path: Path) -> None:
     with bench(tmp_path) as on:
         change(on.mission / "mission.toml", deadline_s=4.0)
-        on.start_cable()
-        on.start_ground()
-        on.start_board()
+        on.start()
         on.until(lambda: on.said("board", "heard", round=1))
         ground = on.crew.members["ground"].process
         ground.send_signal(signal.SIGSTOP)

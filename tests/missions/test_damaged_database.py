@@ -13,6 +13,7 @@ import pytest
 from tests.missions.clockwork import Clockwork
 
 Make = Callable[..., Clockwork]
+EVERYWHERE = ("mission.sqlite", "mission.sqlite.backup")
 
 
 def killed_in_the_second_round(on: Clockwork) -> bytes:
@@ -32,10 +33,11 @@ def killed_in_the_second_round(on: Clockwork) -> bytes:
     return model
 
 
-def spoil(on: Clockwork, statement: str) -> None:
-    """One row is not as it was written."""
-    with closing(sqlite3.connect(on.folder / "mission.sqlite")) as shell, shell:
-        shell.execute(statement)
+def spoil(on: Clockwork, statement: str, *files: str) -> None:
+    """One row is not as it was written, in the database or in these files."""
+    for file in files or ("mission.sqlite",):
+        with closing(sqlite3.connect(on.folder / file)) as shell, shell:
+            shell.execute(statement)
 
 
 def log_gone(on: Clockwork) -> None:
@@ -86,10 +88,8 @@ def test_the_mission_goes_on_to_its_end(damage: Callable[[Clockwork], None], clo
 def test_a_model_that_is_lost_everywhere_is_averaged_again(clockwork: Make) -> None:
     on = clockwork()
     model = killed_in_the_second_round(on)
-    for path in (on.folder / "mission.sqlite", on.folder / "mission.sqlite.backup"):
-        with closing(sqlite3.connect(path)) as shell, shell:
-            shell.execute("UPDATE model SET payload = x'00'")
-            shell.execute("UPDATE round SET model = x'00' WHERE number = 2")
+    spoil(on, "UPDATE model SET payload = x'00'", *EVERYWHERE)
+    spoil(on, "UPDATE round SET model = x'00' WHERE number = 2", *EVERYWHERE)
     on.boot_ground()
     on.run(lambda: on.over)
     (reopened,) = on.said("round-reopened")
@@ -101,9 +101,7 @@ def test_a_model_that_is_lost_everywhere_is_averaged_again(clockwork: Make) -> N
 def test_a_model_that_is_lost_is_in_what_the_next_round_sent(clockwork: Make) -> None:
     on = clockwork()
     model = killed_in_the_second_round(on)
-    for path in (on.folder / "mission.sqlite", on.folder / "mission.sqlite.backup"):
-        with closing(sqlite3.connect(path)) as shell, shell:
-            shell.execute("UPDATE model SET payload = x'00'")
+    spoil(on, "UPDATE model SET payload = x'00'", *EVERYWHERE)
     on.boot_ground()
     on.run(lambda: on.over)
     assert not on.said("round-reopened")

@@ -69,9 +69,7 @@ def test_a_board_whose_journal_rots_goes_on_with_its_ground(tmp_path: Path) -> N
         change(on.mission / "mission.toml", encrypt="true", rounds=1)
         change(on.node_toml, encrypt="true")
         state = on.node_toml.parent / "state"
-        on.start_cable()
-        on.start_ground()
-        on.start_board()
+        on.start()
         on.until(lambda: on.said("board", "heard", round=1))
         on.kill("board")
         slot = rot(state)

@@ -98,6 +98,15 @@ def ground_and_voice(on: MissionBench, *, stranger: bool) -> Iterator[Voice]:
         yield Voice(end, session)
 
 
+@contextmanager
+def known_voice(on: MissionBench, until: Callable[[Voice], bool]) -> Iterator[Voice]:
+    """A voice with the board's key, which has said how it is and spoken until that holds."""
+    with ground_and_voice(on, stranger=False) as voice:
+        voice.session.send_message(HEALTH, time.monotonic())
+        voice.speak(lambda: until(voice))
+        yield voice
+
+
 def unchanged(before: dict[str, Any], after: dict[str, Any]) -> bool:
     """Whether two pictures of the mission tell the same story, counters aside. When a round will end is noted
     again and again, and a second early."""
@@ -136,9 +145,7 @@ def test_a_wrong_key_and_noise(tmp_path: Path) -> None:
 
 def test_a_replayed_frame(tmp_path: Path) -> None:
     with bench(tmp_path) as on:
-        with ground_and_voice(on, stranger=False) as voice:
-            voice.session.send_message(HEALTH, time.monotonic())
-            voice.speak(lambda: on_link(on, "frames_received") >= 1)
+        with known_voice(on, lambda _: on_link(on, "frames_received") >= 1) as voice:
             frames = [frame for frame in voice.sent if not framing.is_hello(frame)]
             on.until(lambda: on.status()["nodes"][0]["heard_at"])  # what was heard is stored within 5 s
             accepted = on_link(on, "frames_received")
@@ -153,9 +160,7 @@ def test_a_replayed_frame(tmp_path: Path) -> None:
 
 def test_updates_that_must_not_be_taken(tmp_path: Path) -> None:
     with bench(tmp_path) as on:
-        with ground_and_voice(on, stranger=False) as voice:
-            voice.session.send_message(HEALTH, time.monotonic())
-            voice.speak(lambda: any(isinstance(event, Arrived) for event in voice.heard))
+        with known_voice(on, lambda voice: any(isinstance(e, Arrived) for e in voice.heard)) as voice:
             [model] = [event for event in voice.heard if isinstance(event, Arrived)]
             for refused, (damage, says) in enumerate(DAMAGES.items(), start=1):
                 voice.session.offer(UPDATE, bad_update(model.payload, damage), time.monotonic())

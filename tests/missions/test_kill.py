@@ -34,9 +34,7 @@ def finished(on: MissionBench, rounds: int = 2) -> dict[str, Any]:
 @pytest.mark.parametrize("victim", ["ground", "board"])
 def test_an_update_goes_on_after_a_kill(victim: str, tmp_path: Path) -> None:
     with bench(tmp_path, rounds=1, bits_up=0.66) as on:
-        on.start_cable()
-        on.start_ground()
-        on.start_board()
+        on.start()
         on.until(lambda: in_the_middle(on.doing().get("link", {}), incoming=False))
         size = transfer(on.doing()["link"], incoming=False)["fragments"]
         assert size >= 100
@@ -60,9 +58,7 @@ def test_an_update_goes_on_after_a_kill(victim: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("victim", ["ground", "board"])
 def test_a_model_goes_on_after_a_kill(victim: str, tmp_path: Path) -> None:
     with bench(tmp_path, bits_up=0.68, bits_down=0.68) as on:
-        on.start_cable()
-        on.start_ground()
-        on.start_board()
+        on.start()
         on.until(lambda: in_the_middle(on.link(), incoming=False))
         size = transfer(on.link(), incoming=False)["fragments"]
         assert size >= 100
@@ -81,9 +77,7 @@ def test_a_board_killed_while_it_trains_goes_on_from_its_checkpoint(tmp_path: Pa
     with bench(tmp_path, epochs=30) as on:
         with on.node_toml.open("a") as toml:
             toml.write("\n[budget]\ncheckpoint_s = 0.2\n")
-        on.start_cable()
-        on.start_ground()
-        on.start_board()
+        on.start()
         on.until(lambda: on.said("board", "epoch", epoch=8))
         on.kill("board")
         on.start_board()

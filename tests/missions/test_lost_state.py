@@ -13,9 +13,7 @@ from tests.missions.bench import bench
 @pytest.mark.parametrize("victim", ["ground", "board"])
 def test_a_lost_disk_is_no_lost_link(victim: str, tmp_path: Path) -> None:
     with bench(tmp_path) as on:
-        on.start_cable()
-        on.start_ground()
-        on.start_board()
+        on.start()
         on.until(lambda: on.said("ground", "answered", round=1))
         on.kill(victim)
         if victim == "ground":
@@ -35,9 +33,7 @@ def test_a_lost_disk_is_no_lost_link(victim: str, tmp_path: Path) -> None:
 def test_a_file_that_a_power_cut_emptied_is_asked_for_again(tmp_path: Path) -> None:
     with bench(tmp_path, epochs=10) as on:
         state = on.node_toml.parent / "state"
-        on.start_cable()
-        on.start_ground()
-        on.start_board()
+        on.start()
         on.until(lambda: on.said("board", "epoch", round=1))
         on.kill("board")
         (state / "model.bin").write_bytes(b"")
@@ -53,9 +49,7 @@ def test_images_that_rot_in_orbit_are_told_and_end_no_board(damage: str, tmp_pat
     with bench(tmp_path, rounds=1) as on:
         images = on.node_toml.parent / "data.npz"
         whole = images.read_bytes()
-        on.start_cable()
-        on.start_ground()
-        on.start_board()
+        on.start()
         on.until(lambda: on.said("board", "heard", round=1))
         on.kill("board")
         if damage == "gone":

@@ -3,15 +3,13 @@ cannot train, a second process on the same folder, Ctrl-C."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.disks import fill, small_disk
 from tests.missions.bench import bench, change, run
 
 
@@ -30,31 +28,13 @@ def test_a_port_that_vanishes_is_reported_and_opened_again(tmp_path: Path) -> No
         assert len(on.said("board", "port-open")) == 2
 
 
-@contextlib.contextmanager
-def small_disk(at: Path, size: str) -> Iterator[None]:
-    """A real file system of that size."""
-    at.mkdir(parents=True, exist_ok=True)
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(at)], capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"cannot mount a small file system here: {mounted.stderr.decode().strip()}")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", str(at)], check=True)
-
-
 def test_a_full_disk_on_the_board_stops_the_write_and_nothing_else(tmp_path: Path) -> None:
     with bench(tmp_path) as on, small_disk(on.node_toml.parent / "state", "256k"):
         ballast = on.node_toml.parent / "state" / "ballast"
         on.start_cable()
         on.start_board()
         on.until(lambda: on.said("board", "port-open"))
-        with contextlib.suppress(OSError), ballast.open("wb") as file:
-            while True:
-                file.write(bytes(4096))
-                file.flush()
+        fill(ballast)
         on.start_ground()
         on.until(lambda: on.said("board", "disk-full"))
         assert "No space left on device" in on.said("board", "disk-full")[0]["why"]
@@ -69,14 +49,9 @@ def test_a_full_disk_on_the_ground_keeps_the_round_and_the_update(tmp_path: Path
         # The database's folder cannot be mounted over, so the database moves onto the small disk.
         (on.mission / "mission.sqlite").symlink_to(on.mission / "disk" / "mission.sqlite")
         ballast = on.mission / "disk" / "ballast"
-        on.start_cable()
-        on.start_ground()
-        on.start_board()
+        on.start()
         on.until(lambda: on.said("board", "epoch", round=1))
-        with contextlib.suppress(OSError), ballast.open("wb") as file:
-            while True:
-                file.write(bytes(4096))
-                file.flush()
+        fill(ballast)
         on.until(lambda: on.said("ground", "store-failed"))
         assert "full" in on.said("ground", "store-failed")[0]["why"]
         assert not on.said("ground", "answered")
@@ -88,9 +63,7 @@ def test_a_full_disk_on_the_ground_keeps_the_round_and_the_update(tmp_path: Path
 def test_a_board_that_cannot_train_says_so_and_the_ground_does_not_wait(tmp_path: Path) -> None:
     with bench(tmp_path) as on:
         change(on.mission / "mission.toml", model='"lenet5-rgb"')  # three channels; the images have one
-        on.start_cable()
-        on.start_ground()
-        on.start_board()
+        on.start()
         on.until(lambda: on.said("ground", "board-failed", failure="data"))
         assert "(1, 28, 28)" in on.said("board", "training-failed")[0]["why"]
         assert "(1, 28, 28)" in on.said("ground", "board-failed")[0]["why"]
@@ -102,9 +75,7 @@ def test_a_memory_limit_below_the_need_fails_the_training_and_not_the_agent(tmp_
     with bench(tmp_path) as on:
         with on.node_toml.open("a") as toml:
             toml.write("\n[budget]\nmemory_mb = 66\n")  # holds 54 MB before, 90 while it trains
-        on.start_cable()
-        on.start_ground()
-        on.start_board()
+        on.start()
         on.until(lambda: on.said("board", "training-failed"))
         on.until(lambda: on.said("ground", "board-failed"))
         assert on.crew.members["board"].process.poll() is None
@@ -112,9 +83,7 @@ def test_a_memory_limit_below_the_need_fails_the_training_and_not_the_agent(tmp_
 
 def test_two_processes_cannot_share_a_folder(tmp_path: Path) -> None:
     with bench(tmp_path) as on:
-        on.start_cable()
-        on.start_ground()
-        on.start_board()
+        on.start()
         on.until(lambda: on.said("ground", "serving") and on.said("board", "port-open"))
         second = run("groundstation", "serve", str(on.mission), code=2)
         assert second.stderr == f"{on.mission}: another groundstation is serving this mission\n"
@@ -126,9 +95,7 @@ def test_two_processes_cannot_share_a_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["ground", "board"])
 def test_ctrl_c_ends_a_program_at_once_and_cleanly(name: str, tmp_path: Path) -> None:
     with bench(tmp_path, epochs=500) as on:
-        on.start_cable()
-        on.start_ground()
-        on.start_board()
+        on.start()
         on.until(lambda: on.said("board", "epoch"))
         process = on.crew.members[name].process
         os.kill(process.pid, signal.SIGINT)

@@ -39,9 +39,7 @@ def test_a_backup_that_is_put_back_is_no_dead_link(what: str, encrypt: str, tmp_
     with bench(tmp_path, epochs=1) as on:
         change(on.mission / "mission.toml", encrypt=encrypt)
         change(on.node_toml, encrypt=encrypt)
-        on.start_cable()
-        on.start_ground()
-        on.start_board()
+        on.start()
         on.until(lambda: on.said("board", "heard", round=1))
         on.kill(what)
         copy = set_aside(on, what)

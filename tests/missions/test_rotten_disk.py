@@ -53,6 +53,15 @@ def made(clockwork: Make, **mission: object) -> Clockwork:
     return on
 
 
+def running(clockwork: Make, until: Callable[[VirtualBoard], bool]) -> tuple[Clockwork, VirtualBoard]:
+    """A mission, and its board, of which this holds now."""
+    on = made(clockwork)
+    on.boot()
+    board = on.boards[1]
+    on.run(lambda: until(board))
+    return on, board
+
+
 def path_of(board: VirtualBoard, name: str) -> Path:
     found = sorted(board.state.glob(name))
     assert len(found) == 1, found
@@ -190,10 +199,7 @@ def test_a_final_model_that_is_damaged_is_sent_again(kind: str, clockwork: Make)
 @pytest.mark.parametrize("name", ["model.bin", "training.npz"])
 @pytest.mark.parametrize("kind", ["gone", "folder", "pipe", "link"])
 def test_a_file_that_goes_while_the_board_trains_costs_nothing(kind: str, name: str, clockwork: Make) -> None:
-    on = made(clockwork)
-    on.boot()
-    board = on.boards[1]
-    on.run(lambda: checkpointed(board))
+    on, board = running(clockwork, checkpointed)
     DAMAGES[kind](board.state / name, random.Random(kind))
     on.run(lambda: on.over)
     assert on.states(1) == on.states(2) == {1: "answered"}
@@ -203,10 +209,7 @@ def test_a_file_that_goes_while_the_board_trains_costs_nothing(kind: str, name: 
 
 
 def test_what_nobody_of_the_program_wrote_is_no_matter(clockwork: Make) -> None:
-    on = made(clockwork)
-    on.boot()
-    board = on.boards[1]
-    on.run(lambda: checkpointed(board))
+    on, board = running(clockwork, checkpointed)
     board.kill()
     litter(board.state, random.Random(1))
     board.boot(on.now)
@@ -217,10 +220,7 @@ def test_what_nobody_of_the_program_wrote_is_no_matter(clockwork: Make) -> None:
 
 
 def test_a_spool_that_is_a_file_is_put_aside(clockwork: Make) -> None:
-    on = made(clockwork)
-    on.boot()
-    board = on.boards[1]
-    on.run(lambda: checkpointed(board))
+    on, board = running(clockwork, checkpointed)
     board.kill()
     shutil.rmtree(board.state / "spool")
     (board.state / "spool").write_bytes(b"a file")
@@ -233,10 +233,7 @@ def test_a_spool_that_is_a_file_is_put_aside(clockwork: Make) -> None:
 def test_a_card_that_cannot_read_a_file_costs_that(
     name: str, clockwork: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    on = made(clockwork)
-    on.boot()
-    board = on.boards[1]
-    on.run(lambda: offering(board) if name == "update.bin" else checkpointed(board))
+    on, board = running(clockwork, offering if name == "update.bin" else checkpointed)
     board.kill()
     opened = os.open
 

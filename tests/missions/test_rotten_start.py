@@ -16,9 +16,7 @@ def test_an_agent_comes_up_on_a_damaged_folder_and_its_round_is_answered(tmp_pat
     with bench(tmp_path, epochs=4) as on:
         state = on.node_toml.parent / "state"
         on.node_toml.write_text(on.node_toml.read_text() + "\n[budget]\ncheckpoint_s = 0.01\n")
-        on.start_cable()
-        on.start_ground()
-        on.start_board()
+        on.start()
         on.until(lambda: on.said("board", "epoch", round=1) and (state / "training.npz").is_file())
         on.kill("board")
         DAMAGES["link"](state / "lock", chance)

@@ -11,8 +11,6 @@ from __future__ import annotations
 import json
 import re
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,15 +19,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
-import numpy as np
 
-from benchmarks.harness.lab import LabError
+from benchmarks.harness.lab import KEEP, LabError, init_mission, share_digits
 from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
 from firmware_sim.bench.faults import FAULTS
 from firmware_sim.runs.processes import ProcessGroup
 from firmware_sim.world.channel import SIDES
-from onboard.data import loading
 
 ROUNDS, BOARDS = 2, ("one", "two")
 IMAGES = 60  # a board
@@ -94,10 +90,7 @@ OPTIONS = (
         help="Missions that run side by side; nearly all they do is to wait.",
     ),
     click.Option(["--seed"], type=int, default=1, show_default=True, help="Of the lines' faults."),
-    click.Option(
-        ["--keep"], type=click.Path(path_type=Path), default=None,
-        help="An empty folder in which all that the programs wrote is kept.",
-    ),
+    KEEP,
 )  # fmt: skip
 
 
@@ -173,16 +166,9 @@ class HardshipMission:
         nodes = []
         for board, ends in self._ends.items():
             ports = f"port={ends['ground']},board-port={ends['board']}"
-            nodes += ["--node", f"{board},link={self.line.link},{ports}"]
-        done = subprocess.run(
-            [sys.executable, "-m", "groundstation", "init", str(mission), "--rounds", str(ROUNDS), *nodes],
-            capture_output=True, text=True,
-        )  # fmt: skip
-        if done.returncode:
-            raise LabError(f"groundstation init: {done.stderr.strip()}")
-        images = loading.load("digits", part="train").take(np.arange(IMAGES * len(BOARDS)))
-        for board, shard in zip(BOARDS, loading.shards(images, len(BOARDS), 0), strict=True):
-            loading.save(mission / "boards" / board / "data.npz", shard)
+            nodes.append(f"{board},link={self.line.link},{ports}")
+        init_mission(mission, nodes, "--rounds", str(ROUNDS))
+        share_digits(mission, BOARDS, IMAGES)
         for nth, (board, ends) in enumerate(self._ends.items()):
             self._crew.start(
                 f"{self.name}:cable:{board}", "firmware_sim", "cable", "--link", self.line.link, "--seed",

@@ -8,20 +8,15 @@ from __future__ import annotations
 
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.ends import stepped_clock
-from benchmarks.harness.lab import LabError
+from benchmarks.harness.lab import LabError, init_mission, share_digits
 from firmware_sim.runs.processes import ProcessGroup
-from onboard.data import loading
 
 BOARDS = ("one", "two")
 GROUND = "ground"
@@ -92,22 +87,9 @@ class Besieged:
         for board, link in zip(BOARDS, self.kind.links, strict=True):
             ends = self._ends(board, link)
             encrypt = ",encrypt=true" if self.kind.encrypted else ""
-            nodes += [
-                "--node",
-                f"{board},link={link},cpu-share=1,port={ends[0]},board-port={ends[1]}{encrypt}",
-            ]
-        done = subprocess.run(
-            [
-                sys.executable, "-m", "groundstation", "init", str(self.mission), "--rounds", str(ROUNDS),
-                "--deadline", str(deadline_s), *nodes,
-            ],
-            capture_output=True, text=True,
-        )  # fmt: skip
-        if done.returncode:
-            raise LabError(f"groundstation init: {done.stderr.strip()}")
-        images = loading.load("digits", part="train").take(np.arange(IMAGES * len(BOARDS)))
-        for board, shard in zip(BOARDS, loading.shards(images, len(BOARDS), 0), strict=True):
-            loading.save(self.mission / "boards" / board / "data.npz", shard)
+            nodes.append(f"{board},link={link},cpu-share=1,port={ends[0]},board-port={ends[1]}{encrypt}")
+        init_mission(self.mission, nodes, "--rounds", str(ROUNDS), "--deadline", str(deadline_s))
+        share_digits(self.mission, BOARDS, IMAGES)
 
     def _ends(self, board: str, link: str) -> tuple[str, str]:
         """The ground's port and the board's; a serial one is an emulated cable's, which is laid here."""

@@ -11,9 +11,7 @@ import os
 import random
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -26,16 +24,13 @@ import onboard.cli
 import onboard.runtime.federated
 import onboard.runtime.gossip
 import onboard.trainer.process
-from benchmarks.harness.missions import VirtualMission, graphs, images
+from benchmarks.harness.missions import VirtualMission, changes_of_rounds, graphs, images, run_program
 from benchmarks.harness.virtual import VirtualWorld
 from firmware_sim.world.air import AirPort
 from groundstation.cli import main
-from groundstation.config import load_mission
 from hw_profiles import Link, load_link
-from onboard.board.budget import Pace
 from onboard.codec.dense import Dense
 from onboard.codec.pack import pack
-from onboard.config import load_own
 from onboard.mission.objects import decode_task
 from onboard.storage.keys import load_keys
 from onboard.trainer.in_process import LocalTrainer
@@ -281,14 +276,10 @@ class Siege(VirtualMission):
         self.world.start(self.hostile_name, self.hostile.main)
 
     def _main(self, name: str) -> None:
-        if name == "ground":
-            groundstation.daemon.serve(load_mission(self.folder / "ground"))
-        else:
-            onboard.cli.run_agent(load_own(self.folder / name / "node.toml"), Pace(1.0, FLOPS), None)
+        run_program(self.folder / name, FLOPS)
 
     def _changes(self) -> list[tuple[Any, str, Any]]:
-        world, (train, infer) = self.world, graphs()
-        carry = partial(onboard.runtime.federated.carry, clock=world.clock, wall=world.wall)
+        world = self.world
         transaction = groundstation.store.database.Database.transaction
 
         def counted(database: Any) -> Any:
@@ -296,13 +287,11 @@ class Siege(VirtualMission):
             return transaction(database)
 
         return [
-            (os, "fsync", world.fsync), (groundstation.store.database.Database, "transaction", counted),
-            (groundstation.daemon, "time", world.time),
-            (groundstation.daemon, "TrainGraph", SimpleNamespace(load=lambda name: train)),
-            (groundstation.daemon, "InferGraph", SimpleNamespace(load=lambda name: infer)),
+            *changes_of_rounds(world),
+            (os, "fsync", world.fsync),
+            (groundstation.store.database.Database, "transaction", counted),
             (onboard.trainer.process, "ProcessTrainer", lambda *_: Ready()),
-            (onboard.runtime.federated, "carry", carry),
-        ]  # fmt: skip
+        ]
 
     def is_answered(self) -> bool:
         """Whether the honest update has arrived."""

@@ -26,6 +26,7 @@ import click
 
 from benchmarks.claims.resilience.besieged import BOARDS, GROUND, KINDS, PROGRAMS, Besieged, FaultKind
 from benchmarks.claims.resilience.witnessed import MissionWitness
+from benchmarks.harness.lab import KEEP
 from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
 from firmware_sim.runs.processes import ProcessGroup
@@ -61,10 +62,7 @@ OPTIONS = (
         ["--link", "names"], multiple=True, type=click.Choice([kind.name for kind in KINDS]),
         help="Only this mission; repeatable.",
     ),
-    click.Option(
-        ["--keep"], type=click.Path(path_type=Path), default=None,
-        help="An empty folder in which all that the programs wrote is kept, whatever becomes of it.",
-    ),
+    KEEP,
 )  # fmt: skip
 
 

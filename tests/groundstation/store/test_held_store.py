@@ -11,7 +11,6 @@ import shutil
 import signal
 import sqlite3
 import stat
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -28,9 +27,9 @@ from groundstation.config import load_mission
 from groundstation.daemon import _close
 from groundstation.station import Station
 from groundstation.store.store import Store, StoreBusy
+from tests.disks import remount, small_disk
 from tests.firmware_sim.runs.test_folder import free_port
 from tests.missions.bench import run
-from tests.missions.test_mishaps import small_disk
 
 
 def images(path: Path, rows: int = 20) -> None:
@@ -270,7 +269,7 @@ def test_a_disk_that_cannot_be_written_is_one_line_and_status_still_tells(tmp_pa
         store = Store(mission / "mission.sqlite")
         store.begin(b"12345678", "m", 0, b"g")
         store.close()
-        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        remount(disk, "ro")
         told = run("groundstation", "serve", str(mission), code=1)
         assert told.stderr == f"{mission}/lock: Read-only file system\n"
         told = run("groundstation", "init", str(disk / "n"), "--node", "pi,port=/dev/a", code=1)

@@ -10,73 +10,37 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from hypothesis.stateful import initialize, precondition, rule
 
 from onboard.agents.exchange_log import ExchangeLog, replay
-from onboard.codec.layout import Floats
-from onboard.codec.mask import share_of
 from onboard.codec.sparse import BadExchange
-from onboard.learn.gossip import topology
-from onboard.learn.gossip.exchange import Gossip, GossipSetup
+from tests.onboard.learn.gossip.machine import SIZE, WEIGHTS, GossipRing, made, random
 
-SIZE = 700  # three runs of a mask, of which the last one is shorter
 MEMORY = Path("/dev/shm")
-WEIGHTS = topology.metropolis(topology.ring(range(4)))
 
 
-def made(n: int, numbers: dict[int, int] | None = None, seed: int = 1) -> Gossip:
-    start = np.zeros(SIZE, np.float32)
-    setup = GossipSetup(node=n, weights=WEIGHTS[n], start=start, seed=seed, share=share_of(0.5))
-    return Gossip(setup, numbers or {})
-
-
-def random(seed: int) -> Floats:
-    return np.random.default_rng(seed).standard_normal(SIZE).astype(np.float32)
-
-
-class KilledHere(RuleBasedStateMachine):
-    """Four nodes in a ring that train, exchange, checkpoint and are killed; what is on the way arrives in any
-    order, or is lost with its sender, who offers it again."""
+class KilledHere(GossipRing):
+    """Nodes that train, exchange, checkpoint and are killed; what is on the way arrives in any order, or is
+    lost with its sender, who offers it again."""
 
     @initialize()
     def begin(self) -> None:
+        super().begin()
         self.folder = Path(mkdtemp(dir=MEMORY if MEMORY.is_dir() else None))
         self.logs = [ExchangeLog(self.folder / str(n)) for n in range(4)]
-        self.vectors = [random(n) for n in range(4)]
-        self.saved = [(vector.copy(), dict.fromkeys(WEIGHTS[n], 0)) for n, vector in enumerate(self.vectors)]
-        self.total = np.sum(self.vectors, axis=0, dtype=np.float64)
+        self.saved = [(random(n), dict.fromkeys(WEIGHTS[n], 0)) for n in range(4)]
         self.unsaved = [np.zeros(SIZE) for _ in range(4)]  # steps since the checkpoint
-        self.gossips = [made(n) for n in range(4)]
         self.took: set[tuple[int, int, bytes]] = set()  # as the spools remember it
-        self.air: list[tuple[int, int, bytes]] = []
-        self.news: list[tuple[int, int, bytes]] = []
 
-    @rule(n=st.integers(0, 3))
-    def opens(self, n: int) -> None:
-        for peer, message in self.gossips[n].open(self.vectors[n]).items():
-            self.logs[n].keep(peer, self.gossips[n].numbers[peer], "sent", message)
-            self.air.append((n, peer, bytes(message)))
+    def send(self, n: int, peer: int, message: bytes) -> None:
+        self.logs[n].keep(peer, self.gossips[n].numbers[peer], "sent", message)
+        super().send(n, peer, message)
 
-    @rule(which=st.integers(0, 100))
-    def arrives(self, which: int) -> None:
-        if self.air:
-            a, b, message = self.air.pop(which % len(self.air))
-            if (a, b, message) not in self.took:
-                number = self.gossips[b].take(a, message)
-                self.logs[b].keep(a, number, "taken", message)
-                self.took.add((a, b, message))
-            self.news.append((a, b, message))
-
-    @rule(which=st.integers(0, 100))
-    def acknowledged(self, which: int) -> None:
-        if self.news:
-            a, b, message = self.news.pop(which % len(self.news))
-            if self.gossips[a].message(b) == message:
-                self.gossips[a].delivered(b)
-
-    @rule(n=st.integers(0, 3))
-    def mixes(self, n: int) -> None:
-        self.gossips[n].mix(self.vectors[n])
+    def take(self, a: int, b: int, message: bytes) -> None:
+        if (a, b, message) not in self.took:
+            number = self.gossips[b].take(a, message)
+            self.logs[b].keep(a, number, "taken", message)
+            self.took.add((a, b, message))
 
     @rule(n=st.integers(0, 3), seed=st.integers(0, 9))
     def learns(self, n: int, seed: int) -> None:
@@ -102,7 +66,7 @@ class KilledHere(RuleBasedStateMachine):
         for peer in WEIGHTS[n]:
             replay(self.logs[n], self.gossips[n], peer, self.vectors[n])
             if self.gossips[n].message(peer):
-                self.air.append((n, peer, bytes(self.gossips[n].message(peer))))
+                super().send(n, peer, self.gossips[n].message(peer))
 
     @precondition(lambda self: hasattr(self, "gossips"))
     @rule()
@@ -113,22 +77,16 @@ class KilledHere(RuleBasedStateMachine):
             for n in range(4):
                 asked = self.gossips[n].asked
                 for peer, message in self.gossips[n].open(self.vectors[n], asked).items():
-                    self.logs[n].keep(peer, self.gossips[n].numbers[peer], "sent", message)
-                    self.air.append((n, peer, bytes(message)))
+                    self.send(n, peer, message)
             for n, gossip in enumerate(self.gossips):
                 self.air += [(n, peer, bytes(gossip.message(peer))) for peer in gossip.waits_for]
-            while self.air:
-                self.arrives(0)
-            while self.news:
-                self.acknowledged(0)
-            for n in range(4):
-                self.mixes(n)
+            self.settle()
         assert not any(gossip.waits_for for gossip in self.gossips)
         after = np.sum(self.vectors, axis=0, dtype=np.float64)
         np.testing.assert_allclose(after, self.total + sum(self.unsaved), atol=4e-5)
 
     def teardown(self) -> None:
-        if hasattr(self, "folder"):
+        if hasattr(self, "gossips"):
             self.all_comes_to_an_end()
             shutil.rmtree(self.folder)
 

@@ -21,9 +21,9 @@ import pytest
 
 from onboard.console.lines import Lines
 from onboard.data import loading
+from tests.disks import small_disk
 from tests.firmware_sim.runs.test_folder import free_port
 from tests.missions.bench import run
-from tests.missions.test_mishaps import small_disk
 
 EVENTS = """
 import logging, sys

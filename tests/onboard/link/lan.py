@@ -148,6 +148,18 @@ class PortLan:
             self.says(end, 5.0)
 
 
+def ground_names(host: str = "127.0.0.1") -> tuple[str, str]:
+    """URLs of the ground, which names the board, and of the board, which learns where the ground is."""
+    number = free()
+    return f"udp://127.0.0.1:{number}", f"udp://?bind={host}:{number}"
+
+
+def board_names(host: str = "127.0.0.1") -> tuple[str, str]:
+    """The other way round."""
+    board, ground = ground_names(host)
+    return ground, board
+
+
 def free(host: str = "127.0.0.1") -> int:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.bind((host, 0))

@@ -13,20 +13,9 @@ import pytest
 
 from onboard.link.peer import Addresses, LocalPortTaken
 from onboard.wire.security.seal import NO_SALT
-from tests.onboard.link.lan import LanEnd, PortLan, free, free_over_ipv6
+from tests.onboard.link.lan import LanEnd, PortLan, board_names, free, free_over_ipv6, ground_names
 
 ANSWER_S = 8.0  # a HELLO at once or 2 s after the start, again 2 and 4 s later
-
-
-def ground_names() -> tuple[str, str]:
-    """As `init` writes it."""
-    number = free()
-    return f"udp://127.0.0.1:{number}", f"udp://?bind=127.0.0.1:{number}"
-
-
-def board_names() -> tuple[str, str]:
-    board, ground = ground_names()
-    return ground, board
 
 
 def ground_binds_a_host() -> tuple[str, str]:

@@ -17,27 +17,15 @@ from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import Type
 from onboard.wire.security.seal import NO_SALT
 from onboard.wire.transfer.peer import QUIET_S
-from tests.onboard.link.lan import LanEnd, PortLan, free
+from tests.onboard.link.lan import LanEnd, PortLan, board_names, free, ground_names
 from tests.onboard.link.objects import payload
 
 HEADERS = 28
 
 
-def as_init_writes() -> tuple[str, str]:
-    """The ground names the board, which learns where the ground is."""
-    number = free()
-    return f"udp://127.0.0.1:{number}", f"udp://?bind=0.0.0.0:{number}"
-
-
-def the_other_way() -> tuple[str, str]:
-    """The board names the ground, which learns where the board is."""
-    board, ground = as_init_writes()
-    return ground, board
-
-
-@pytest.fixture(params=[as_init_writes, the_other_way], ids=["board-learns", "ground-learns"])
+@pytest.fixture(params=[ground_names, board_names], ids=["board-learns", "ground-learns"])
 def net(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[PortLan]:
-    made = PortLan(tmp_path, *request.param())
+    made = PortLan(tmp_path, *request.param("0.0.0.0"))
     yield made
     for end in made.ends.values():
         end.pump.close(made.clock.now)

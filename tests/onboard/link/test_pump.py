@@ -8,9 +8,8 @@ import functools
 import os
 import select
 import socket
-import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,6 +24,7 @@ from onboard.wire.events import Arrived, Delivered, Message, Refused, Rekeyed, W
 from onboard.wire.medium.contact_gate import Window
 from onboard.wire.messages import Reason
 from onboard.wire.session import Session
+from tests.disks import remount, small_disk
 from tests.onboard.link.cable import Clock, PtyCable
 from tests.onboard.link.objects import payload
 from tests.onboard.wire.examples import KEY
@@ -248,17 +248,6 @@ def test_a_url_that_is_not_understood_is_not_waited_for(tmp_path: Path) -> None:
         pump("ttyUSB0", tmp_path, master=True)
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=32k", "none", str(disk)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("only root may mount a small disk; the test beside it meets the spool's own limit")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
-
-
 def deliver_without_disk(cable: PtyCable, clock: Clock, ground: Pump, make_room: Callable[[], None]) -> None:
     """An object larger than what the disk takes crosses, is stored once there is room, and is delivered."""
     whole = payload(60_000)
@@ -288,16 +277,13 @@ def deliver_without_disk(cable: PtyCable, clock: Clock, ground: Pump, make_room:
 
 
 def test_a_full_disk_is_told_once_and_the_object_kept_in_memory(
-    cable: PtyCable, clock: Clock, tmp_path: Path, small_disk: Path
+    cable: PtyCable, clock: Clock, tmp_path: Path
 ) -> None:
-    ground = pump(str(cable.a), small_disk / "spool", master=True)
-
-    def make_room() -> None:
-        subprocess.run(["mount", "-o", "remount,size=1m", str(small_disk)], check=True)
-
-    deliver_without_disk(cable, clock, ground, make_room)
-    finished = Spool(small_disk / "spool", MIB).finished()
-    assert len(finished) == 1
+    with small_disk(tmp_path / "disk", "32k") as disk:
+        ground = pump(str(cable.a), disk / "spool", master=True)
+        deliver_without_disk(cable, clock, ground, lambda: remount(disk, "size=1m"))
+        finished = Spool(disk / "spool", MIB).finished()
+        assert len(finished) == 1
 
 
 def test_what_happened_before_a_failure_is_told_after_it(

@@ -6,7 +6,6 @@ import dataclasses
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from hw_profiles import load_link
 from onboard.link import open_port, recording
 from onboard.link.recording import BadRecord, Kind, Reader, Record, Recorder, Start
 from onboard.wire.framing import cobs
+from tests.disks import remount, small_disk
 from tests.onboard.link.cable import PtyCable
 from tests.onboard.link.test_serial import collect
 from tests.onboard.wire.examples import VECTORS
@@ -184,32 +184,22 @@ def test_a_full_file_gives_way_to_a_new_one_that_can_be_read_alone(tmp_path: Pat
     assert newer[-1].at_s == 200.0
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=16k", "none", str(disk)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("only root may mount a small disk; the test below meets a disk that refuses")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
-
-
 def test_a_full_disk_costs_records_and_nothing_else(
-    small_disk: Path, clocks: Clocks, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, clocks: Clocks, caplog: pytest.LogCaptureFixture
 ) -> None:
-    made = recorder(small_disk / "record", clocks)
-    tap = made.link("/dev/a", LINK, local=0, peer=3)
-    for turn in range(60):
-        clocks.now += 1
-        tap("in", bytes([turn]) * 1_000)
-    assert made.lost > 40
-    assert [record.getMessage() for record in caplog.records] == ["record-failed"]
-    subprocess.run(["mount", "-o", "remount,size=1m", str(small_disk)], check=True)
-    clocks.now += 10
-    tap("in", b"there is room again")
-    made.close()
-    found, damaged = read(small_disk / "record")
+    with small_disk(tmp_path / "disk", "16k") as disk:
+        made = recorder(disk / "record", clocks)
+        tap = made.link("/dev/a", LINK, local=0, peer=3)
+        for turn in range(60):
+            clocks.now += 1
+            tap("in", bytes([turn]) * 1_000)
+        assert made.lost > 40
+        assert [record.getMessage() for record in caplog.records] == ["record-failed"]
+        remount(disk, "size=1m")
+        clocks.now += 10
+        tap("in", b"there is room again")
+        made.close()
+        found, damaged = read(disk / "record")
     assert found[-1].data == b"there is room again"
     assert found[-2].kind is Kind.START
     assert damaged == 1  # the one that the disk cut

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from onboard.link.spool import REMEMBERED, Spool
 from onboard.storage import files
 from onboard.wire.transfer.incoming import Incoming, Partial
+from tests.disks import small_disk
 from tests.onboard.link.objects import incoming, payload, receive
 
 MIB = 1 << 20
@@ -354,19 +355,9 @@ def test_a_file_that_may_not_grow_damages_nothing(tmp_path: Path) -> None:
     assert_undamaged(tmp_path, index)
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=96k", "none", str(disk)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("only root may mount a small disk; the test beside it fills one by a limit")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
-
-
-def test_a_full_disk_damages_nothing(small_disk: Path) -> None:
-    number, index = fill(small_disk, 0)
-    assert number == errno.ENOSPC
-    assert index > 20
-    assert_undamaged(small_disk, index)
+def test_a_full_disk_damages_nothing(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "96k") as disk:
+        number, index = fill(disk, 0)
+        assert number == errno.ENOSPC
+        assert index > 20
+        assert_undamaged(disk, index)

@@ -295,9 +295,10 @@ def _read(end: PairEnd, raw: bytes) -> framing.Frame:
     return Cipher(subkey).decode(raw) if purpose == SECRET else framing.decode(raw, framing.keyed(subkey))
 
 
-def ground_session(link: Link = FULL) -> Session:
+def ground_session(link: Link = FULL, limits: Limits = Limits()) -> Session:  # noqa: B008 - frozen
     """A ground's end by itself, of the first epoch; its peer is node 7."""
-    return Session(Identity(0, 7, primary=True), Medium(link), Security(KEY), SessionState(epoch=1))
+    state = SessionState(epoch=1)
+    return Session(Identity(0, 7, primary=True), Medium(link), Security(KEY), state, limits=limits)
 
 
 def data(size: int, seed: int = 1) -> bytes:

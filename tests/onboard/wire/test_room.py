@@ -11,16 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onboard.wire.config import Identity, Limits, Medium, Security, SessionState
+from onboard.wire.config import Limits
 from onboard.wire.events import Arrived, Evicted, Refused
 from onboard.wire.framing.frame import Frame, Type
 from onboard.wire.messages import MAX_FRAGMENTS, Offer, Reason, digest
 from onboard.wire.security.seal import Sealer
-from onboard.wire.session import Session
 from onboard.wire.transfer.fragments import indices, recounted
 from onboard.wire.transfer.inbox import Early
 from onboard.wire.transfer.incoming import Incoming
-from tests.onboard.wire.pair import FAST, KEY, UPDATE, data
+from tests.onboard.wire.pair import FAST, KEY, UPDATE, data, ground_session
 
 MIB = 1 << 20
 
@@ -29,8 +28,7 @@ class Peer:
     """A board that holds the key and says what it likes, to a ground that listens."""
 
     def __init__(self, limits: Limits) -> None:
-        ends, state = Identity(0, 7, primary=True), SessionState(epoch=1)
-        self.ground = Session(ends, Medium(FAST), Security(KEY), state, limits=limits)
+        self.ground = ground_session(FAST, limits)
         self._sealer = Sealer(KEY, source=7, destination=0, epoch=1)
         self.events: list[object] = []
         self.now = 0.0

@@ -1,6 +1,6 @@
 """Whatever a channel and two power supplies do, every object ends identical and once, and no replay is taken.
 
-A schedule is a list of disturbances, each for a while, one after the other. Frames are dropped, doubled,
+A schedule is a list of troubles, each for a while, one after the other. Frames are dropped, doubled,
 overtaken, flipped, cut short and replayed, the contact closes, either end is killed and loses what it had not
 saved. Then the channel is well again, and everything must arrive.
 """
@@ -8,11 +8,12 @@ saved. Then the channel is well again, and everything must arrive.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from collections import Counter
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.harness.weather import LinkWeather, Trouble
 from firmware_sim.world.channel import Side
 from hw_profiles import Link
 from onboard.wire.config import Limits
@@ -30,58 +31,18 @@ LINKS = {
 }
 
 
-@dataclass(frozen=True)
-class Disturbance:
-    """For `duration_s` (in units of ten frame times), what happens to each frame, or to an end."""
-
-    duration: float
-    drop: float
-    double: float
-    flip: float
-    truncate: float
-    replay: float
-    killed: Side | None
-
-
-disturbances = st.builds(
-    Disturbance,
-    duration=st.floats(0.05, 8.0),
+troubles = st.builds(
+    Trouble,
+    duration_s=st.floats(0.05, 8.0),
     drop=st.sampled_from([0.0, 0.0, 0.05, 0.3, 0.7, 1.0]),
     double=st.sampled_from([0.0, 0.2]),
     flip=st.sampled_from([0.0, 0.2]),
     truncate=st.sampled_from([0.0, 0.2]),
     replay=st.sampled_from([0.0, 0.3]),
     killed=st.sampled_from([None, None, None, "ground", "board"]),
+    power_cut=st.just(False),
+    syncs_left=st.none(),
 )
-
-
-class Weather:
-    """Mangles frames as the present disturbance says, from a seed; remembers some for replaying."""
-
-    def __init__(self, seed: int) -> None:
-        self.now: Disturbance | None = None
-        self._random = random.Random(seed)
-        self._old: list[bytes] = []
-
-    def __call__(self, frame: bytes, now: float) -> list[bytes]:
-        d, rnd = self.now, self._random
-        if len(self._old) < 2000:
-            self._old.append(frame)
-        if d is None:
-            return [frame]
-        heard = [] if rnd.random() < d.drop else [frame]
-        if rnd.random() < d.double:
-            heard += heard
-        if heard and rnd.random() < d.flip:
-            at = rnd.randrange(8 * len(frame))
-            wrong = bytearray(frame)
-            wrong[at // 8] ^= 1 << at % 8
-            heard = [bytes(wrong)]
-        if heard and rnd.random() < d.truncate:
-            heard = [frame[: rnd.randrange(len(frame))]]
-        if rnd.random() < d.replay:
-            heard.append(rnd.choice(self._old))
-        return heard
 
 
 def settle(pair: Pair, until: float) -> float:
@@ -99,7 +60,7 @@ def settle(pair: Pair, until: float) -> float:
     reorder=st.sampled_from([0.0, 0.1]),
     slack=st.sampled_from([0, 3]),
     accept_after_s=st.sampled_from([0.0, 0.2, 3.0]),
-    schedule=st.lists(disturbances, max_size=8),
+    schedule=st.lists(troubles, max_size=8),
 )
 def test_every_object_ends_identical_and_once(
     link_name: str,
@@ -110,10 +71,10 @@ def test_every_object_ends_identical_and_once(
     reorder: float,
     slack: int,
     accept_after_s: float,
-    schedule: list[Disturbance],
+    schedule: list[Trouble],
 ) -> None:
     chosen: Link = LINKS[link_name]
-    weather = Weather(seed)
+    weather = LinkWeather(random.Random(seed), Counter())
     pair = Pair(
         chosen,
         seed=seed,
@@ -134,14 +95,14 @@ def test_every_object_ends_identical_and_once(
         for fragments in sizes:
             payload = rnd.randbytes(max(0, fragments * (chosen.mtu_bytes - 22) - rnd.randrange(20)))
             wanted[receiver][end.offer(kind, payload, 0.0)] = payload
-    for disturbance in schedule:
-        weather.now = disturbance
-        if disturbance.killed is not None:
-            pair.end(disturbance.killed).kill()
-        pair.run(pair.now + disturbance.duration * unit_s)
-        if disturbance.killed is not None:
-            pair.end(disturbance.killed).boot(pair.now)
-    weather.now = None
+    for trouble in schedule:
+        weather.trouble = trouble
+        if trouble.killed is not None:
+            pair.end(trouble.killed).kill()
+        pair.run(pair.now + trouble.duration_s * unit_s)
+        if trouble.killed is not None:
+            pair.end(trouble.killed).boot(pair.now)
+    weather.trouble = None
     healed = pair.now
     settle(pair, healed + 5000.0)
     for end in (pair.ground, pair.board):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import invariant, rule
 
 from onboard.codec.layout import Floats
 from onboard.codec.mask import ALL, share_of
@@ -15,8 +15,9 @@ from onboard.codec.values import Form
 from onboard.data.labels import digest
 from onboard.learn.gossip import topology
 from onboard.learn.gossip.exchange import Gossip, GossipSetup, Over
+from tests.onboard.learn.gossip.machine import WEIGHTS, GossipRing, random
 
-SIZE, FEW = 3000, 700  # coordinates: a dozen runs, and three; the last one of each is shorter
+SIZE = 3000  # coordinates: a dozen runs of a mask, of which the last one is shorter
 RING = topology.metropolis(topology.ring(range(1, 9)))
 
 
@@ -131,56 +132,18 @@ def test_weights_that_cannot_be_are_named() -> None:
         Gossip(made(1, {2: 0.7, 3: 0.7}))
 
 
-class Gossiping(RuleBasedStateMachine):
-    """Four nodes in a ring; messages and their acknowledgements arrive in any order between edges, late, and
-    after restarts; models take steps meanwhile whose sum is kept beside them."""
-
-    nodes = 4
-    weights = topology.metropolis(topology.ring(range(nodes)))
-
-    @initialize()
-    def begin(self) -> None:
-        self.vectors = {n: np.random.default_rng(n).standard_normal(FEW).astype(np.float32) for n in range(4)}
-        self.total = sum(v.astype(np.float64) for v in self.vectors.values())
-        self.gossips = {n: self.made(n) for n in range(4)}
-        self.air: list[tuple[int, int, bytes]] = []  # sent, not taken
-        self.news: list[tuple[int, int, bytes]] = []  # taken, and the sender does not know it
-
-    def made(self, n: int, numbers: dict[int, int] | None = None) -> Gossip:
-        return Gossip(made(n, self.weights[n], FEW, seed=1, share=share_of(0.5)), numbers or {})
-
-    @rule(n=st.integers(0, 3))
-    def opens(self, n: int) -> None:
-        for peer, data in self.gossips[n].open(self.vectors[n]).items():
-            self.air.append((n, peer, bytes(data)))
-
-    @rule(which=st.integers(0, 100))
-    def arrives(self, which: int) -> None:
-        if self.air:
-            a, b, data = self.air.pop(which % len(self.air))
-            self.gossips[b].take(a, data)
-            self.news.append((a, b, data))
-
-    @rule(which=st.integers(0, 100))
-    def acknowledged(self, which: int) -> None:
-        if self.news:
-            a, b, data = self.news.pop(which % len(self.news))
-            if self.gossips[a].message(b) == data:
-                self.gossips[a].delivered(b)
-
-    @rule(n=st.integers(0, 3))
-    def mixes(self, n: int) -> None:
-        self.gossips[n].mix(self.vectors[n])
+class Gossiping(GossipRing):
+    """Models take steps meanwhile whose sum is kept beside them."""
 
     @rule(n=st.integers(0, 3), seed=st.integers(0, 9))
     def learns(self, n: int, seed: int) -> None:
-        moved = np.random.default_rng(seed).standard_normal(FEW).astype(np.float32)
+        moved = random(seed)
         self.total += (self.vectors[n] + moved).astype(np.float64) - self.vectors[n]
         self.vectors[n] += moved
 
     @invariant()
     def at_most_one_exchange_apart(self) -> None:
-        for n, gossip in getattr(self, "gossips", {}).items():
+        for n, gossip in enumerate(getattr(self, "gossips", ())):
             for peer, number in gossip.numbers.items():
                 assert abs(number - self.gossips[peer].numbers[n]) <= 1
 
@@ -192,24 +155,17 @@ class Gossiping(RuleBasedStateMachine):
             for n in range(4):
                 if self.gossips[n].complete == ():
                     self.opens_missing(n)
-            while self.air:
-                self.arrives(0)
-            while self.news:
-                self.acknowledged(0)
-            for n in range(4):
-                self.mixes(n)
-            if all(not g.waits_for for g in self.gossips.values()):
+            self.settle()
+            if all(not gossip.waits_for for gossip in self.gossips):
                 break
-        assert all(not gossip.waits_for for gossip in self.gossips.values())
-        after = sum(v.astype(np.float64) for v in self.vectors.values())
+        assert all(not gossip.waits_for for gossip in self.gossips)
+        after = np.sum(self.vectors, axis=0, dtype=np.float64)
         np.testing.assert_allclose(after / 4, self.total / 4, atol=1e-5)
 
     def opens_missing(self, n: int) -> None:
         """Only with those that opened one themselves: then nothing is left half done."""
-        gossip = self.gossips[n]
-        if any(n in self.gossips[peer].waits_for for peer in self.weights[n]):
-            for peer, data in gossip.open(self.vectors[n]).items():
-                self.air.append((n, peer, bytes(data)))
+        if any(n in self.gossips[peer].waits_for for peer in WEIGHTS[n]):
+            self.opens(n)
 
 
 Gossiping.TestCase.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
