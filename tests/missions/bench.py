@@ -18,12 +18,13 @@ from onboard.data import loading
 Event = dict[str, Any]
 JSON = ("--log", "json")
 
-# Slow enough for a kill in mid-transfer, quick enough for a test: an update of 0.8 bit a weight takes 8 s.
+# Slow enough for a kill in mid-transfer: an update of 0.8 bit a weight takes 8 s, and 1 s on a quick line.
+SLOW_BPS, QUICK_BPS = 57_600, 460_800
 LINK = """\
 kind = "link"
-title = "Bench cable for tests, 57,600 baud, short frames"
-rate_up_bps = { value = 57600, source = "c: a test's" }
-rate_down_bps = { value = 57600, source = "c: a test's" }
+title = "Bench cable for tests, short frames"
+rate_up_bps = { value = RATE, source = "c: a test's" }
+rate_down_bps = { value = RATE, source = "c: a test's" }
 bits_per_byte = { value = 10, source = "c: 8N1" }
 mtu_bytes = { value = 256, source = "c: as on uhf-9k6" }
 delay_s = { value = 0.002, source = "c: a test's" }
@@ -39,12 +40,12 @@ tx_power_w = { value = 0.0, source = "c: a wire" }
 class MissionBench:
     """One ground station and one board, `pi`, on a serial cable at FOLDER/ground and FOLDER/board."""
 
-    def __init__(self, folder: Path, **train: object) -> None:
+    def __init__(self, folder: Path, rate_bps: int = SLOW_BPS, **train: object) -> None:
         self.folder = folder
         self.mission = folder / "mission"
         self.node_toml = self.mission / "boards" / "pi" / "node.toml"
         self.ground_port, self.board_port = folder / "ground", folder / "board"
-        (folder / "link.toml").write_text(LINK)
+        (folder / "link.toml").write_text(LINK.replace("RATE", str(rate_bps)))
         self.crew = ProcessGroup(folder / "logs")
         self.seen: dict[str, list[Event]] = {}
         node = f"pi,link={folder / 'link.toml'},port={self.ground_port},board-port={self.board_port}"
@@ -138,9 +139,9 @@ class MissionBench:
 
 
 @contextmanager
-def bench(folder: Path, **train: object) -> Iterator[MissionBench]:
+def bench(folder: Path, rate_bps: int = SLOW_BPS, **train: object) -> Iterator[MissionBench]:
     """A bench whose processes all end with the block. `train` changes [train] of mission.toml."""
-    made = MissionBench(folder, **train)
+    made = MissionBench(folder, rate_bps, **train)
     try:
         yield made
     finally:

@@ -18,7 +18,7 @@ from groundstation.cli import main as groundstation
 from groundstation.store.store import Store
 from onboard.cli import main as onboard_main
 from onboard.data import loading
-from tests.missions.bench import bench
+from tests.missions.bench import QUICK_BPS, bench
 from tests.programs import onboard
 
 DIGITS = [str(digit) for digit in range(10)]
@@ -302,7 +302,7 @@ def test_names_that_are_none_are_refused(tmp_path: Path, port: str, value: str) 
 
 def test_a_board_by_hand_is_mapped_or_refused_with_a_reason_that_the_ground_hears(tmp_path: Path) -> None:
     """NODE.toml has no classes: the task brings them."""
-    with bench(tmp_path, epochs=1) as bed:
+    with bench(tmp_path, QUICK_BPS, epochs=1) as bed:
         toml = bed.node_toml
         toml.write_text("".join(line for line in toml.open() if not line.startswith("classes")))
         images = loading.load("digits", part="train").take(np.arange(40))

@@ -11,7 +11,7 @@ import onboard.wire.security.seal
 from onboard.mission.health import State
 from onboard.runtime.loop import RETRY_S
 from onboard.storage.journal import SKIPPED, Journal
-from tests.missions.bench import bench, change
+from tests.missions.bench import QUICK_BPS, bench, change
 from tests.missions.clockwork import Clockwork
 
 Make = Callable[..., Clockwork]
@@ -65,7 +65,7 @@ def test_a_board_goes_on_with_what_is_left(when: str, drops: bool, clockwork: Ma
 
 def test_a_board_whose_journal_rots_goes_on_with_its_ground(tmp_path: Path) -> None:
     """The real programs: a bit in the newest slot, and a folder in the place of one after that."""
-    with bench(tmp_path, epochs=1, bits_up=0.4, bits_down=0.4) as on:
+    with bench(tmp_path, QUICK_BPS, epochs=1, bits_up=0.4, bits_down=0.4) as on:
         change(on.mission / "mission.toml", encrypt="true", rounds=1)
         change(on.node_toml, encrypt="true")
         state = on.node_toml.parent / "state"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.missions.bench import bench, change, run
+from tests.missions.bench import QUICK_BPS, bench, change, run
 
 
 def test_a_mission_with_encryption_once_both_ends_are_told(tmp_path: Path) -> None:
-    with bench(tmp_path) as on:
+    with bench(tmp_path, QUICK_BPS) as on:
         change(on.mission / "mission.toml", encrypt="true")
         recording = on.folder / "ground.sdml"
         on.start_cable()

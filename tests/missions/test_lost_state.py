@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.missions.bench import bench
+from tests.missions.bench import QUICK_BPS, bench
 
 
 @pytest.mark.parametrize("victim", ["ground", "board"])
 def test_a_lost_disk_is_no_lost_link(victim: str, tmp_path: Path) -> None:
-    with bench(tmp_path) as on:
+    with bench(tmp_path, QUICK_BPS) as on:
         on.start()
         on.until(lambda: on.said("ground", "answered", round=1))
         on.kill(victim)
@@ -31,7 +31,7 @@ def test_a_lost_disk_is_no_lost_link(victim: str, tmp_path: Path) -> None:
 
 
 def test_a_file_that_a_power_cut_emptied_is_asked_for_again(tmp_path: Path) -> None:
-    with bench(tmp_path, epochs=10) as on:
+    with bench(tmp_path, QUICK_BPS, epochs=10) as on:
         state = on.node_toml.parent / "state"
         on.start()
         on.until(lambda: on.said("board", "epoch", round=1))
@@ -46,7 +46,7 @@ def test_a_file_that_a_power_cut_emptied_is_asked_for_again(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("damage", ["gone", "a bit", "cut"])
 def test_images_that_rot_in_orbit_are_told_and_end_no_board(damage: str, tmp_path: Path) -> None:
-    with bench(tmp_path, rounds=1) as on:
+    with bench(tmp_path, QUICK_BPS, rounds=1) as on:
         images = on.node_toml.parent / "data.npz"
         whole = images.read_bytes()
         on.start()

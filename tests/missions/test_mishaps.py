@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.disks import fill, small_disk
-from tests.missions.bench import bench, change, run
+from tests.missions.bench import QUICK_BPS, bench, change, run
 
 
 def test_a_port_that_vanishes_is_reported_and_opened_again(tmp_path: Path) -> None:
-    with bench(tmp_path) as on:
+    with bench(tmp_path, QUICK_BPS) as on:
         on.start_ground()  # before its port exists: it waits
         on.until(lambda: on.said("ground", "port-lost"))
         on.start_cable()
@@ -29,7 +29,7 @@ def test_a_port_that_vanishes_is_reported_and_opened_again(tmp_path: Path) -> No
 
 
 def test_a_full_disk_on_the_board_stops_the_write_and_nothing_else(tmp_path: Path) -> None:
-    with bench(tmp_path) as on, small_disk(on.node_toml.parent / "state", "256k"):
+    with bench(tmp_path, QUICK_BPS) as on, small_disk(on.node_toml.parent / "state", "256k"):
         ballast = on.node_toml.parent / "state" / "ballast"
         on.start_cable()
         on.start_board()
@@ -45,7 +45,7 @@ def test_a_full_disk_on_the_board_stops_the_write_and_nothing_else(tmp_path: Pat
 
 
 def test_a_full_disk_on_the_ground_keeps_the_round_and_the_update(tmp_path: Path) -> None:
-    with bench(tmp_path, epochs=40) as on, small_disk(on.mission / "disk", "512k"):
+    with bench(tmp_path, QUICK_BPS, epochs=40) as on, small_disk(on.mission / "disk", "512k"):
         # The database's folder cannot be mounted over, so the database moves onto the small disk.
         (on.mission / "mission.sqlite").symlink_to(on.mission / "disk" / "mission.sqlite")
         ballast = on.mission / "disk" / "ballast"
@@ -61,7 +61,7 @@ def test_a_full_disk_on_the_ground_keeps_the_round_and_the_update(tmp_path: Path
 
 
 def test_a_board_that_cannot_train_says_so_and_the_ground_does_not_wait(tmp_path: Path) -> None:
-    with bench(tmp_path) as on:
+    with bench(tmp_path, QUICK_BPS) as on:
         change(on.mission / "mission.toml", model='"lenet5-rgb"')  # three channels; the images have one
         on.start()
         on.until(lambda: on.said("ground", "board-failed", failure="data"))
@@ -72,7 +72,7 @@ def test_a_board_that_cannot_train_says_so_and_the_ground_does_not_wait(tmp_path
 
 
 def test_a_memory_limit_below_the_need_fails_the_training_and_not_the_agent(tmp_path: Path) -> None:
-    with bench(tmp_path) as on:
+    with bench(tmp_path, QUICK_BPS) as on:
         with on.node_toml.open("a") as toml:
             toml.write("\n[budget]\nmemory_mb = 66\n")  # holds 54 MB before, 90 while it trains
         on.start()
@@ -82,7 +82,7 @@ def test_a_memory_limit_below_the_need_fails_the_training_and_not_the_agent(tmp_
 
 
 def test_two_processes_cannot_share_a_folder(tmp_path: Path) -> None:
-    with bench(tmp_path) as on:
+    with bench(tmp_path, QUICK_BPS) as on:
         on.start()
         on.until(lambda: on.said("ground", "serving") and on.said("board", "port-open"))
         second = run("groundstation", "serve", str(on.mission), code=2)
@@ -94,7 +94,7 @@ def test_two_processes_cannot_share_a_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["ground", "board"])
 def test_ctrl_c_ends_a_program_at_once_and_cleanly(name: str, tmp_path: Path) -> None:
-    with bench(tmp_path, epochs=500) as on:
+    with bench(tmp_path, QUICK_BPS, epochs=500) as on:
         on.start()
         on.until(lambda: on.said("board", "epoch"))
         process = on.crew.members[name].process
