@@ -51,23 +51,19 @@ def recounted(held: int, size: int, fragment_bytes: int, other_bytes: int) -> in
     return int(bits[::-1] or b"0", 2)
 
 
-def generation_size(count: int, generation: int) -> int:
-    """How many of an object's `count` fragments are of this generation; 0 or less for none."""
-    return min(GENERATION, count - generation * GENERATION)
-
-
 def repair_bytes(size: int, fragment_bytes: int, generation: int) -> int:
     """Length of a REPAIR's payload: of a fragment, or of the only one there is if that is shorter."""
     return min(fragment_bytes, size - generation * GENERATION * fragment_bytes)
 
 
-def mask(digest: bytes, transmission: tuple[int, int], generation: int, size: int) -> int:
-    """Which of the `size` fragments of a generation are summed, bit i for the i-th; never none.
+def mask(digest: bytes, transmission: tuple[int, int], generation: int, count: int) -> int:
+    """Which fragments of a generation are summed, bit i for its i-th; 0 only where none of the object's
+    `count` fragments is of that generation.
 
     `transmission`: epoch and seq of the REPAIR, so that no two of them are the same sum.
     """
     drawn = blake2s(digest + _DRAWN_FROM.pack(*transmission, generation), person=b"sdml-gf2")
-    everything = (1 << size) - 1
+    everything = (1 << max(0, min(GENERATION, count - generation * GENERATION))) - 1
     return int.from_bytes(drawn.digest(), "little") & everything or everything
 
 
@@ -79,12 +75,6 @@ def total(data: Buffer, fragment_bytes: int, generation: int, chosen: int) -> in
         at = start + nth * fragment_bytes
         summed ^= int.from_bytes(data[at : at + fragment_bytes], "little")
     return summed
-
-
-def combine(payload: bytes, fragment_bytes: int, generation: int, chosen: int) -> bytes:
-    """The payload of a REPAIR: the sum of the fragments in `chosen`."""
-    length = repair_bytes(len(payload), fragment_bytes, generation)
-    return total(payload, fragment_bytes, generation, chosen).to_bytes(length, "little")
 
 
 class Equations:

@@ -137,13 +137,12 @@ class Incoming:
     def repair(self, transmission: tuple[int, int], generation: int, payload: bytes) -> bool:
         """Take a sum of fragments, sent as (epoch, seq); True when it told anything new. Raises BadMessage
         and changes nothing."""
-        size = fragments.generation_size(self.count, generation)
-        if size <= 0:
+        chosen = fragments.mask(self.digest, transmission, generation, self.count)
+        if not chosen:
             raise BadMessage(f"repair of generation {generation} of {self.count} fragments")
         length = fragments.repair_bytes(self.size, self.fragment_bytes, generation)
         if len(payload) != length:
             raise BadMessage(f"repair of generation {generation} with {len(payload)} B, not {length}")
-        chosen = fragments.mask(self.digest, transmission, generation, size)
         known = self.held >> generation * GENERATION & chosen
         if chosen == known:
             return False

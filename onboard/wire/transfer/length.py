@@ -95,8 +95,10 @@ class FragmentSizer:
         if wholes.kept:
             sender.fruitless = 0.0
         elif wholes.lost or (outcome.lost and outgoing.missing == 1):  # the last alone
+            heard = sum(self._hearing.fates.values(), DeliveryStats())
+            are_short_lost = heard.lost / max(1.0, heard.lost + heard.kept) >= _MUCH
             missed = missed or self._timing.half_duplex  # there the answer comes when the turn ends
-            sender.fruitless += _UNHEARD if missed and self._share_unheard >= _MUCH else 1.0
+            sender.fruitless += _UNHEARD if missed and are_short_lost else 1.0
         is_proven = self._is_proven(outgoing)
         sender.is_doubtful = not is_proven and (sender.fruitless > 0 or sender.was_recut)
         if outgoing.complete:
@@ -132,9 +134,14 @@ class FragmentSizer:
         only where losses that spare no length are much less likely. Lengths that halve fit into each other,
         so that what is held of an object in one is held in a shorter one too.
         """
-        self._forget(now)
+        if now >= self._refused_until:  # it may pass now: of frames so long nothing is known any more
+            self._fates = {
+                length: each for length, each in self._fates.items() if length < self._refused_bytes
+            }
+            self._refused_bytes = math.inf
         lengths = list(_halves(most_bytes, least_bytes))
-        lengths = [each for each in lengths if not self._is_refused(each, now)] or lengths[-1:]
+        refused_bytes = self._refused_bytes - self._framing_bytes
+        lengths = [each for each in lengths if each < refused_bytes] or lengths[-1:]
         if not any(each.lost for each in (*self._fates.values(), *self._prior.values())):
             return lengths[0]
         longest = max(self._prior)
@@ -220,23 +227,6 @@ class FragmentSizer:
         """Whether a frame as long as the object's, or a longer one, ever passed."""
         wire_bytes = self._wire_bytes(outgoing.first_bytes)
         return any(each.kept for length, each in self._fates.items() if length >= wire_bytes)
-
-    def _is_refused(self, fragment_bytes: int, now: float) -> bool:
-        return now < self._refused_until and fragment_bytes + self._framing_bytes >= self._refused_bytes
-
-    def _forget(self, now: float) -> None:
-        """What was refused long ago may pass now: of frames so long nothing is known any more."""
-        if now >= self._refused_until:
-            self._fates = {
-                length: each for length, each in self._fates.items() if length < self._refused_bytes
-            }
-            self._refused_bytes = math.inf
-
-    @property
-    def _share_unheard(self) -> float:
-        """The share of the peer's frames that was lost."""
-        heard = sum(self._hearing.fates.values(), DeliveryStats())
-        return heard.lost / max(1.0, heard.lost + heard.kept)
 
     def _wire_bytes(self, fragment_bytes: int) -> int:
         return self._timing.wire_bytes(OVERHEAD_BYTES + fragment_bytes)

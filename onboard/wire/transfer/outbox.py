@@ -21,7 +21,7 @@ from onboard.wire.medium.medium_access import RETRY_S, Timing
 from onboard.wire.messages import Cancel, Done, Reason, Report, digest
 from onboard.wire.transfer.length import FragmentSizer
 from onboard.wire.transfer.outgoing import Outgoing, ReportOutcome
-from onboard.wire.transfer.peer import LossEstimator, PeerLiveness, PeerState, ReceiveStats
+from onboard.wire.transfer.peer import LossEstimator, PeerLiveness, ReceiveStats
 from onboard.wire.transfer.sender import BULK, ObjectSender
 from onboard.wire.transfer.states import OutgoingEvent
 
@@ -177,7 +177,7 @@ class Outbox:
     @property
     def held_back(self) -> bool:
         """Whether nothing but questions may leave: the peer owes an answer."""
-        return bool(self._senders) and self._liveness.state is not PeerState.ANSWERING
+        return bool(self._senders) and (self._liveness.silent or self._liveness.answer_due)
 
     def next_frame(
         self, now: float, seq: int, bulk_at: float, left_s: float | None

@@ -178,9 +178,10 @@ class Outgoing:
 
     def repair(self, generation: int, transmission: tuple[int, int]) -> bytes:
         """The payload of a REPAIR of a generation that goes out as (epoch, seq)."""
-        size = fragments.generation_size(self.count, generation)
-        chosen = fragments.mask(self.digest, transmission, generation, size)
-        return fragments.combine(self.payload, self.fragment_bytes, generation, chosen)
+        chosen = fragments.mask(self.digest, transmission, generation, self.count)
+        length = fragments.repair_bytes(len(self.payload), self.fragment_bytes, generation)
+        summed = fragments.total(self.payload, self.fragment_bytes, generation, chosen)
+        return summed.to_bytes(length, "little")
 
     def next_fragment(self, loss: float = 0.0) -> int | None:
         """The first fragment to be sent, None when there is none.

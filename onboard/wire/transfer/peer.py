@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from enum import Enum
 
 from onboard.wire.events import Event, PeerHeard
 from onboard.wire.framing.frame import Frame, Origin, PendingFrame, Type
@@ -186,24 +185,14 @@ class LossEstimator:
         return max(2, math.ceil(math.log(0.01) / math.log(unanswered)))
 
 
-class PeerState(Enum):
-    """Whether the peer may be sent more than questions."""
-
-    ANSWERING = "answering"
-    """The peer owes nothing, or not for too long yet."""
-    ANSWER_DUE = "answer-due"
-    """On half-duplex, this end asked something in its turn and handed the turn over."""
-    SILENT = "silent"
-    """The peer gives no answer."""
-
-
 class PeerLiveness:
     """Follows this end's questions, whatever they are about: what the peer owes, and when to ask it again.
 
     The first questions follow the rules of the object that they are about. On half-duplex an end that handed
-    over a turn with a question in it waits for the answer, and asks again when it does not come. `retry_at`:
-    when to ask again, if nothing else may leave; `spoke`: on half-duplex, whether something in this turn
-    wants an answer.
+    over a turn with a question in it waits for the answer, and asks again when it does not come. `silent`:
+    the peer owes an answer and gives none; `answer_due`: on half-duplex, this end handed a question over.
+    `retry_at`: when to ask again, if nothing else may leave; `spoke`: on half-duplex, whether something in
+    this turn wants an answer.
     """
 
     def __init__(self, timing: Timing) -> None:
@@ -211,14 +200,8 @@ class PeerLiveness:
         self._since: float | None = None  # end of the first question since the peer was heard
         self._misses = 0  # questions since the peer was heard
         self._in_silence = 0  # of these, to a silent peer
-        self.state = PeerState.ANSWERING
+        self.silent = self.answer_due = self.spoke = False
         self.retry_at = 0.0
-        self.spoke = False
-
-    @property
-    def silent(self) -> bool:
-        """Whether the peer owes an answer and gives none."""
-        return self.state is PeerState.SILENT
 
     @property
     def loss(self) -> float:
@@ -239,15 +222,13 @@ class PeerLiveness:
 
     def hand_over(self, end: float) -> None:
         """On half-duplex, this end's turn is over at `end`."""
-        has_asked, self.spoke = self.spoke, False
-        if not self.silent:
-            self.state = PeerState.ANSWER_DUE if has_asked else PeerState.ANSWERING
-        if has_asked:
+        self.answer_due, self.spoke = self.spoke, False
+        if self.answer_due:
             self.asked(end)
 
     def heard(self) -> None:
         """Something authentic came from the peer."""
-        self.state = PeerState.ANSWERING
+        self.silent = self.answer_due = False
         self._since = None
         self._misses = self._in_silence = 0
 
@@ -260,8 +241,7 @@ class PeerLiveness:
     def tick(self, now: float, fragments: int) -> None:
         """The peer becomes silent if its time is up."""
         if now >= self.silent_at(fragments):
-            self.state = PeerState.SILENT
-            self.retry_at = now
+            self.silent, self.retry_at = True, now
 
 
 class Presence:

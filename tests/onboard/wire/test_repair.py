@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from onboard.wire.messages import PREFIX_BYTES, BadMessage, Report, digest
 from onboard.wire.transfer import fragments
-from onboard.wire.transfer.fragments import GENERATION, Equations, combine, generation_size, mask
+from onboard.wire.transfer.fragments import GENERATION, Equations, mask
 from onboard.wire.transfer.incoming import Incoming
 from onboard.wire.transfer.outgoing import Outgoing
 from tests.onboard.wire.pair import FAST, FULL, UPDATE, Pair, data, finish
@@ -45,13 +45,11 @@ def test_fragments_and_repairs_in_any_order_tell_all_that_they_imply(
     payload: bytes, steps: list[tuple[bool, int]], epoch: int
 ) -> None:
     outgoing, incoming = ends(payload)
-    size = generation_size(outgoing.count, 0)
     heard: list[int] = []
     for is_repair, number in steps:
         if is_repair:
-            chosen = mask(outgoing.digest, (epoch, number), 0, size)
-            total = combine(payload, FRAGMENT_BYTES, 0, chosen)
-            new = incoming.repair((epoch, number), 0, total)
+            chosen = mask(outgoing.digest, (epoch, number), 0, outgoing.count)
+            new = incoming.repair((epoch, number), 0, outgoing.repair(0, (epoch, number)))
         else:
             chosen = 1 << number % outgoing.count
             new = incoming.store(number % outgoing.count, outgoing.fragment(number % outgoing.count))
@@ -74,11 +72,10 @@ def test_a_whole_generation_takes_two_repairs_too_many_on_average() -> None:
     excess = []
     for seed in range(60):
         payload = random.Random(seed).randbytes(GENERATION * 3)
-        _, incoming = ends(payload, 3)
+        outgoing, incoming = ends(payload, 3)
         number = 0
         while not incoming.complete:
-            chosen = mask(incoming.digest, (1, number), 0, GENERATION)
-            incoming.repair((1, number), 0, combine(payload, 3, 0, chosen))
+            incoming.repair((1, number), 0, outgoing.repair(0, (1, number)))
             number += 1
         assert incoming.verified() == payload
         excess.append(number - GENERATION)
@@ -88,7 +85,7 @@ def test_a_whole_generation_takes_two_repairs_too_many_on_average() -> None:
 def test_masks_halve_the_generation_and_differ_by_all_they_are_drawn_from() -> None:
     name = bytes(16)
     drawn_from = [(name, (1, 1), 0), (name, (2, 1), 0), (name, (1, 2), 0), (name, (1, 1), 1)]
-    masks = [mask(*each, 256) for each in [*drawn_from, (b"another" + bytes(9), (1, 1), 0)]]
+    masks = [mask(*each, 512) for each in [*drawn_from, (b"another" + bytes(9), (1, 1), 0)]]
     assert len(set(masks)) == 5
     assert all(90 < of.bit_count() < 166 for of in masks)  # 128 within 5 standard deviations
     assert {mask(name, (1, number), 0, 1) for number in range(20)} == {1}
