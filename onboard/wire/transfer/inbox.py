@@ -55,7 +55,9 @@ class Early:
 
 
 class Inbox:
-    """All incoming objects of a session, by digest in `incoming`."""
+    """All incoming objects of a session, by digest in `incoming`; `done`: digests of accepted ones, oldest
+    first.
+    """
 
     def __init__(self, timing: Timing, limits: Limits, done: Iterable[bytes]) -> None:
         self._timing, self._limits = timing, limits
@@ -63,6 +65,7 @@ class Inbox:
         self.incoming: dict[bytes, Incoming] = {}
         self._digests: OrderedDict[int, bytes] = OrderedDict()  # the peer's object ids, in its present epoch
         self._done: OrderedDict[bytes, None] = OrderedDict.fromkeys(done)
+        self.done: Collection[bytes] = self._done.keys()
         self._settled: set[int] = set()  # the peer's object ids of what was accepted and forgotten
         self._refused: OrderedDict[int, Cancel] = OrderedDict()  # by the peer's object id
         self._replies: OrderedDict[tuple[Type, int], PendingFrame] = OrderedDict()
@@ -108,11 +111,6 @@ class Inbox:
         gone = {digest for digest in digests if self._done.pop(digest, self) is None}
         self._settled |= {each for each, name in self._digests.items() if name in gone}
 
-    @property
-    def done(self) -> Collection[bytes]:
-        """Digests of accepted objects, oldest first."""
-        return self._done.keys()
-
     # -- what may leave --------------------------------------------------------------------------------
 
     def due_at(self) -> float:
@@ -134,9 +132,8 @@ class Inbox:
                 heard = group_floor if incoming.object_id >= GROUP_ID else floor
                 prefix, sums = digest[:PREFIX_BYTES], incoming.equations
                 report = Report(*heard, prefix=prefix, held=incoming.held, equations=sums)
-                return PendingFrame(
-                    Type.REPORT, report.encode(self._timing.payload_bytes), incoming.object_id
-                )
+                payload = report.encode(self._timing.payload_bytes)
+                return PendingFrame(Type.REPORT, payload, incoming.object_id)
         raise AssertionError(f"no answer is due at {now}")
 
     def sent(self, send: PendingFrame, end: float) -> None:
@@ -289,9 +286,8 @@ class Inbox:
         for incoming in self.incoming.values():
             frame_s = self._timing.back_airtime_s(OVERHEAD_BYTES + incoming.fragment_bytes)
             left_s = (incoming.count - incoming.have) * frame_s / max(1 - loss, 0.01)
-            yield Progress(
-                incoming.digest, incoming.kind, True, incoming.size, incoming.count, incoming.have, left_s
-            )
+            name, kind, size, count = incoming.digest, incoming.kind, incoming.size, incoming.count
+            yield Progress(name, kind, True, size, count, incoming.have, left_s)
 
     # -- one rule each ---------------------------------------------------------------------------------
 
@@ -343,7 +339,7 @@ class Inbox:
         return None
 
     def _unbind(self, object_id: int) -> None:
-        """The peer's object id names nothing (more); what it named is not reported on until offered again."""
+        """The peer's object id names nothing more; what it named is not reported on until offered again."""
         incoming = self.incoming.get(self._digests.pop(object_id, b""))
         if incoming is not None and incoming.object_id == object_id:
             incoming.unbind()

@@ -29,15 +29,13 @@ _STUCK_S = 30.0  # without more of an object held, while the peer answers
 _AT_WORK = 4  # objects on their way at a time; the others have not been offered yet
 _MAX_ID = GROUP_ID - 1
 
-
 MakeFrame = Callable[[], PendingFrame]
 
 
 class PlannedFrame(NamedTuple):
-    """The next frame of one object."""
+    """The next frame of one object. `at`: when it may leave, -inf for at once."""
 
     at: float
-    """When it may leave; -inf for at once."""
     type: Type
     sender: ObjectSender
 
@@ -61,11 +59,9 @@ class RoundRobin:
         """
         if not wants_bytes:
             raise ValueError("nobody has a frame to send")
-        credit = self._credit_bytes = {
-            name: left for name, left in self._credit_bytes.items() if name in wants_bytes
-        }
-        for name in wants_bytes:
-            credit.setdefault(name, self._quantum_bytes)
+        names = [name for name in (*self._credit_bytes, *wants_bytes) if name in wants_bytes]
+        credit = {name: self._credit_bytes.get(name, self._quantum_bytes) for name in names}
+        self._credit_bytes = credit
         while True:
             name = next(iter(credit))
             if credit[name] >= wants_bytes[name]:

@@ -138,11 +138,6 @@ class Outgoing:
         return min(self.fragment_bytes, len(self.payload))
 
     @property
-    def last_bytes(self) -> int:
-        """The length of the last fragment."""
-        return len(self.payload) - (self.count - 1) * self.fragment_bytes
-
-    @property
     def missing(self) -> int:
         """The number of fragments that the receiver is not known to hold."""
         return self.count - self.acknowledged.bit_count()
@@ -274,7 +269,8 @@ class Outgoing:
         # Of what no REPORT spoke yet (one that was cut to fit its frame) nothing is known: it may be
         # held since before a restart of ours, so it waits for the report that reaches so far.
         self.to_send = (self._reported | self._sent) & ~self.acknowledged & ~flying
-        fates = {self.last_bytes: DeliveryStats(lost[0], kept[0])}
+        last_bytes = len(self.payload) - last * self.fragment_bytes
+        fates = {last_bytes: DeliveryStats(lost[0], kept[0])}
         others = DeliveryStats(lost[1], kept[1])
         fates[self.first_bytes] = fates.get(self.first_bytes, DeliveryStats()) + others
         return ReportOutcome(fates, bursts)
