@@ -8,16 +8,15 @@ import math
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from groundstation import testdata
 from groundstation.commands.dispatcher import CommandDispatcher
 from groundstation.config import Mission
-from groundstation.failures import StoreFailures
+from groundstation.failures import FIRST_PAUSE_S, LAST_PAUSE_S, ReasonLog
 from groundstation.rounds.rounds import Rounds
 from groundstation.station import Station
-from groundstation.store.store import Store, StoreDamaged, StoreError
+from groundstation.store.store import Store, StoreBusy, StoreDamaged, StoreError
 from onboard.console.errors import where
 from onboard.console.log import say
 from onboard.console.toml import ConfigError
@@ -34,7 +33,8 @@ log = logging.getLogger(__name__)
 COUNT_EVERY_S = 30.0  # running totals reach the database this often, and at the end
 FULL_EVERY_S = 60.0  # a computer may stay without memory for long
 STANDSTILL_S = 10.0  # far more than a turn of the loop takes
-FIRST_PAUSE_S, LAST_PAUSE_S = 5.0, 300.0  # of a link that failed for a reason that nobody foresaw
+RETRY_S = 5.0  # after a write that failed, such as on a full disk
+BUSY_RETRY_S = 0.5  # while another program holds the database
 
 
 def serve(
@@ -58,10 +58,9 @@ def serve(
         store = Store(mission.database)
         _begin(store, mission, train, test.classes)
         now = time.monotonic()
+        model_bytes = 4 * train.layout.parameters
         stations = {
-            node.id: Station(
-                node, store, mission.folder, now, recorder=recorder, model_bytes=4 * train.layout.parameters
-            )
+            node.id: Station(node, store, mission.folder, now, recorder, model_bytes)
             for node in mission.nodes
         }
         rounds = Rounds(mission, store, stations, train, infer, test, time.time)
@@ -70,19 +69,12 @@ def serve(
         store.never_wait()
         say(log, "serving", mission=mission.rules.name, nodes=len(stations), test_images=len(test.y))
         try:
-            program = GroundProgram(
-                mission.folder,
-                stations,
-                rounds,
-                commands,
-                time.monotonic,
-                exits_when_finished=exit_when_finished,
-            )
+            program = GroundProgram(rounds, commands, time.monotonic, exits_when_finished=exit_when_finished)
             Loop(program, time.monotonic, time.time).run(report_every_s)
         finally:
             with contextlib.suppress(StoreError):
                 rounds.save_time(time.monotonic(), ahead_s=0.0)
-                rounds.last_words.store(time.monotonic(), at_once=True)
+                store.store_reports(time.monotonic(), at_once=True)
             _close(stations, store)
     return rounds.finished
 
@@ -126,20 +118,16 @@ class GroundProgram:
     fds = ()
 
     def __init__(
-        self,
-        folder: Path,
-        stations: Mapping[int, Station],
-        rounds: Rounds,
-        commands: CommandDispatcher,
-        clock: Callable[[], float],
-        *,
-        exits_when_finished: bool = False,
-    ) -> None:
-        self.folder = folder
-        self.links: Mapping[int, Endpoint] = {node: station.endpoint for node, station in stations.items()}
+        self, rounds: Rounds, commands: CommandDispatcher, clock: Callable[[], float],
+        *, exits_when_finished: bool = False,
+    ) -> None:  # fmt: skip
+        self.folder = rounds.mission.folder
+        self.links: Mapping[int, Endpoint] = {
+            node: station.endpoint for node, station in rounds.stations.items()
+        }
         self._exits = exits_when_finished
-        self._stations, self._rounds, self._commands = stations, rounds, commands
-        self._failures = StoreFailures()
+        self._rounds, self._stations, self._commands = rounds, rounds.stations, commands
+        self._failures = ReasonLog("store-failed")
         self._pauses_s: dict[int, float] = {}  # the last, of links that failed
         self._attended_s = clock()
         self._count_due_s = clock() + COUNT_EVERY_S
@@ -178,7 +166,7 @@ class GroundProgram:
         """Tells the mission one event of a link. Raises StoreError."""
         try:
             if not self._commands.handle(self._stations[peer], event, now):
-                self._rounds.hear(self._stations[peer], event, now)
+                self._rounds.handle(self._stations[peer], event, now)
         except StoreError:
             raise
         except Exception as error:
@@ -187,13 +175,14 @@ class GroundProgram:
     def step(self, now: float) -> None:
         """Goes on with the mission, and now and then notes the counters of all links. Raises StoreError."""
         self._is_busy = False
-        self._rounds.last_words.store(now)
+        self._rounds.store.store_reports(now)
         self._commands.step(now)
         self._is_busy = self._rounds.step(now)
         if now >= self._count_due_s:
             self._count(now)
             self._count_due_s = now + COUNT_EVERY_S
-        self._failures.over()
+        if (failed := self._failures.over()) is not None:
+            say(log, "store-works", failed=failed)
 
     def _count(self, now: float) -> None:
         for node, station in self._stations.items():
@@ -216,7 +205,9 @@ class GroundProgram:
                 error = lasting
             else:
                 return now
-        return self._failures.failed(error, now)
+        retry_s = BUSY_RETRY_S if isinstance(error, StoreBusy) else RETRY_S
+        self._failures.tell(str(error), now, retry_s=retry_s)
+        return now + retry_s
 
     def relieve(self, now: float) -> None:
         """The mission holds no memory that it could give back: the loop goes on when some is there."""

@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
+from groundstation.rounds.opening import task_of
 from groundstation.store.store import Store, StoreError
 from onboard.codec.model import Model
 from onboard.console.errors import one_line, where
@@ -28,34 +29,23 @@ from onboard.mission.server import RoundAverage, Server
 log = logging.getLogger(__name__)
 
 
-@dataclass
-class Average:
-    """What the answers of a round came to: the packed weights, none where no answer could be used or where
-    some could not; and which those are, with the reason of each."""
-
-    packed: bytes = b""
-    unusable: dict[int, str] = field(default_factory=dict)
-
-
+@dataclass(frozen=True)
 class Closing:
-    """Averages the stored answers of a round, and judges what the boards will get. `training` tells how
-    a round asked to train, `names` of the nodes are for the log."""
+    """Averages the stored answers of a round, and judges what the boards will get. `names` of the nodes are
+    for the log."""
 
-    def __init__(
-        self,
-        server: Server,
-        store: Store,
-        training: Callable[[int], BoardTraining | None],
-        names: Mapping[int, str],
-        infer: InferGraph,
-        test: Images,
-    ) -> None:
-        self._server, self._store, self._training, self._names = server, store, training, names
-        self._infer, self._test = infer, test
+    server: Server
+    store: Store
+    names: Mapping[int, str]
+    infer: InferGraph
+    test: Images
 
-    def average(self, number: int, nodes: Iterable[int], base: bytes) -> Generator[bool, None, Average]:
-        """The answers of these nodes in round `number`, onto the packed weights `base` that it sent."""
-        average, outcome, usable = RoundAverage(self._server, number, base), Average(), []
+    def average(
+        self, number: int, nodes: Iterable[int], base: bytes
+    ) -> Generator[bool, None, tuple[bytes, dict[int, str]]]:
+        """The answers of these nodes in round `number`, onto the packed weights `base` that it sent: the
+        packed weights, none where some answer could not be used, and those with the reason of each."""
+        average, usable, unusable = RoundAverage(self.server, number, base), list[int](), dict[int, str]()
         for node in nodes:
             try:
                 average.look(*self._open(number, node))
@@ -63,34 +53,36 @@ class Closing:
             except (StoreError, MemoryError):
                 raise
             except Exception as error:
-                outcome.unusable[node] = _why(error)
+                unusable[node] = _why(error)
             yield True
-        if outcome.unusable:
-            return outcome
+        if unusable:
+            return b"", unusable
         yield from self._weigh(average, number)
         for take in (average.add, average.compare):
-            for node in usable:
-                take(*self._open(number, node))
-                yield True
+            yield from self._each(take, number, usable)
         if (outlier := average.odd_one()) is not None:
             self._tell(outlier, number)
-            for node in usable:
-                average.add(*self._open(number, node))
-                yield True
+            yield from self._each(average.add, number, usable)
+        packed = b""
         try:
-            outcome.packed = self._quantize(average)
+            packed = self._quantize(average)
         except MemoryError:
             raise
         except Exception as error:  # each of them can be used, and all of them together cannot
             farthest = max(usable, key=lambda node: self._size(number, node))
-            outcome.unusable[farthest] = f"with it there is no average: {_why(error)}"
+            unusable[farthest] = f"with it there is no average: {_why(error)}"
         yield True
-        return outcome
+        return packed, unusable
+
+    def _each(self, take: Callable[[Update, Model], None], number: int, nodes: list[int]) -> Iterator[bool]:
+        for node in nodes:
+            take(*self._open(number, node))
+            yield True
 
     def judge(self, packed: bytes) -> Generator[bool, None, Score]:
         """Accuracy and loss of packed weights on the mission's test images."""
         scores = []
-        for so_far in evaluate(self._infer, self._server.weights(packed), self._test.x, self._test.y):
+        for so_far in evaluate(self.infer, self.server.weights(packed), self.test.x, self.test.y):
             scores.append(so_far)
             yield True
         return scores[-1]  # covers all images
@@ -99,17 +91,22 @@ class Closing:
         """What these nodes answered is of no use, for these reasons: it is as if they had not. `now` in Unix
         seconds. Raises StoreError."""
         for node, why in sorted(unusable.items()):
-            self._store.lose(number, node, why, now)
-            name = self._names.get(node, str(node))
+            self.store.lose(number, node, why, now)
+            name = self.names.get(node, str(node))
             say(log, "update-lost", level=logging.WARNING, node=name, round=number, why=why)
+
+    def training(self, number: int) -> BoardTraining | None:
+        """How round `number` asked each board to train; None where no such round is stored."""
+        asked = task_of(self.store.asked(number))
+        return asked[0].training if asked else None
 
     def _weigh(self, average: RoundAverage, number: int) -> Iterator[bool]:
         """All answers have been looked at: says who is beyond the others, or beyond the rounds before."""
         for earlier in range(number - 1, 0, -1):
             if not average.wants_earlier:
                 break
-            base = self._store.model(earlier - 1) or b""
-            for answer in self._store.answers(earlier):
+            base = self.store.model(earlier - 1) or b""
+            for answer in self.store.answers(earlier):
                 with contextlib.suppress(ValueError):  # a disk may have changed it since
                     average.look_back(*self._open(earlier, answer["node"]), base)
                 yield True
@@ -117,21 +114,21 @@ class Closing:
             self._tell(outlier, number)
 
     def _tell(self, outlier: Outlier, number: int) -> None:
-        name = self._names.get(outlier.node, str(outlier.node))
+        name = self.names.get(outlier.node, str(outlier.node))
         say(log, "outlier", level=logging.WARNING, node=name, round=number, **outlier.log_fields())
 
     def _open(self, number: int, node: int) -> tuple[Update, Model]:
         """One stored answer. Raises ValueError, also for one that is not stored."""
-        payload = self._store.payload(number, node)
+        payload = self.store.payload(number, node)
         if payload is None:
             raise ValueError("there is nothing stored of it")
-        return self._server.open(UPDATE, payload, node, number, self._training)
+        return self.server.open(UPDATE, payload, node, number, self.training)
 
     def _quantize(self, average: RoundAverage) -> bytes:
         """The average, packed, if it is one that can be sent and built on. Raises ValueError."""
         with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is looked at
             packed = average.packed()
-            for name, weights in self._server.weights(packed).items():
+            for name, weights in self.server.weights(packed).items():
                 if not np.isfinite(weights).all():
                     raise ValueError(f"{name} has values that are not finite")
         return packed

@@ -16,7 +16,7 @@ from groundstation.config import Mission
 from groundstation.store.store import RoundRow, Store
 from onboard.console.log import say
 from onboard.learn.federated.rounds import Round
-from onboard.mission.objects import decode_task
+from onboard.mission.objects import Task, decode_task
 from onboard.mission.server import Server
 from onboard.wire.messages import BadMessage
 
@@ -47,12 +47,14 @@ def restored(row: RoundRow, answers: Sequence[Mapping[str, Any]], mission: Missi
     )
 
 
-def asks_for(model: bytes, number: int) -> bool:
-    """Whether these bytes are an object that a board can read, and asks it for round `number`."""
+def task_of(model: bytes | None) -> tuple[Task, bytes] | None:
+    """The task and the packed weights in the object that a round sent, if a board can read it: a disk
+    rots."""
     try:
-        return decode_task(model)[0].round == number
+        task, packed = decode_task(model or b"")
     except BadMessage:
-        return False
+        return None
+    return task, bytes(packed)
 
 
 def accuracies(store: Store, server: Server) -> list[float]:
@@ -64,9 +66,9 @@ def accuracies(store: Store, server: Server) -> list[float]:
         why = _unusable(server, store.model(number))
         if not why:
             break
-        sent = _sent(store.asked(number + 1))
-        if sent and not _unusable(server, sent):  # by the round after it, to every board
-            store.put_model(number, sent)
+        sent = task_of(store.asked(number + 1))
+        if sent and not _unusable(server, sent[1]):  # by the round after it, to every board
+            store.put_model(number, sent[1])
             break
         store.reopen(number)
         say(log, "round-reopened", level=logging.WARNING, round=number, why=why)
@@ -83,11 +85,3 @@ def _unusable(server: Server, packed: bytes | None) -> str:
     except ValueError as error:
         return f"its model cannot be read: {error}"
     return "" if all(np.isfinite(each).all() for each in weights.values()) else "its model is not finite"
-
-
-def _sent(model: bytes | None) -> bytes:
-    """The weights in the object that a round sent."""
-    try:
-        return bytes(decode_task(model or b"")[1])
-    except BadMessage:
-        return b""

@@ -9,16 +9,15 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from groundstation.config import Mission
 from groundstation.failures import Setbacks
-from groundstation.rounds.asking import Askings, pause_s
+from groundstation.rounds.asking import Askings, Question, pause_s
 from groundstation.rounds.closing import Closing
-from groundstation.rounds.deploying import Deployment
-from groundstation.rounds.opening import accuracies, asks_for, restored
+from groundstation.rounds.opening import accuracies, restored, task_of
 from groundstation.station import Station
-from groundstation.store.last_words import LastWords
 from groundstation.store.store import RoundRow, Store, StoreError
 from onboard.console.errors import where
 from onboard.console.log import say
@@ -60,54 +59,62 @@ class Rounds:
             training=mission.train, classes=test.classes,
         )  # fmt: skip
         self._server = Server(terms, train, staleness=rules.staleness, bounds=rules.bounds, rule=rules.rule)
-        self._store = store
-        self.last_words = LastWords(store)
-        self._stations = stations
+        self.store = store
+        self.stations = stations
         self._test = test
         self._askings = Askings(store, stations)
         names = {node.id: node.name for node in mission.nodes}
-        self._closing = Closing(self._server, store, self._askings.training, names, infer, test)
+        self._closing = Closing(self._server, store, names, infer, test)
         self._setbacks = Setbacks()
         self._wall = wall
         self._now = 0.0
         self._round: Round | None = None
         self._forgetful: dict[int, str] = {}  # nodes that know no more of the round, and why
-        self._deployment = Deployment(stations, self._askings, self._ask, rules.deadline_s)
+        self._final, self._final_until_s = b"", 0.0  # the final model's object, once it is on its way
         self._time_due_s, self._began_s = 0.0, math.inf
         self._life = self.life()
 
     # what the links say
 
-    def hear(self, station: Station, event: Event, now: float) -> None:
+    def handle(self, station: Station, event: Event, now: float) -> None:
         """Takes one event of one node's link. Raises StoreError; the event may then be told again."""
         node = station.node.id
         if isinstance(event, Arrived):
             self._take(station, event, now)
-        elif isinstance(event, Delivered) and self._askings.deliver(node, event.digest):
-            if node in self._waiting():  # a message of failure overtakes the DONE of what cannot be trained
-                self._store.mark(self.number, node, "delivered", self._wall())
-        elif isinstance(event, Cancelled) and self._askings.is_asked(node, event.digest):
+        elif isinstance(event, Rekeyed):
+            station.session.rekey(event.salt)
+            say(log, "rekeyed", node=station.node.name, again=event.again)
+        elif isinstance(event, QuotaUsage):
+            self.store.spend(node, event)
+        elif isinstance(event, Message):
+            self._take_health(station, event, now)
+        elif isinstance(event, Delivered | Cancelled | Recut):
+            self._note_of_question(station, event)
+
+    def _note_of_question(self, station: Station, event: Delivered | Cancelled | Recut) -> None:
+        node = station.node.id
+        question = self._askings.find(node, event.digest)
+        if question is None:
+            return
+        if isinstance(event, Recut):
+            self.store.set_fragment_size(node, event.digest, event.fragment_bytes)
+        elif isinstance(event, Cancelled):
             say(
                 log, "refused-by-board", level=logging.WARNING, node=station.node.name,
                 object=event.digest.hex(), why=event.reason,
             )  # fmt: skip
             self._give_up(station, "refused")
-        elif isinstance(event, Rekeyed):
-            station.session.rekey(event.salt)
-            say(log, "rekeyed", node=station.node.name, again=event.again)
-        elif isinstance(event, QuotaUsage):
-            self._store.spend(node, event)
-        elif isinstance(event, Recut) and self._askings.is_asked(node, event.digest):
-            self._store.set_fragment_size(node, event.digest, event.fragment_bytes)
-        elif isinstance(event, Message):
-            self._hear_health(station, event, now)
+        else:
+            question.delivered = True
+            if node in self._waiting():  # a message of failure overtakes the DONE of what cannot be trained
+                self.store.mark(self.number, node, "delivered", self._wall())
 
     def _take(self, station: Station, arrived: Arrived, now: float) -> None:
         """An update: checked, stored with the replay floor in one barrier, then acknowledged."""
         name, session = station.node.name, station.session
         try:
             update, _ = self._server.open(
-                arrived.kind, arrived.payload, station.node.id, self.number, self._askings.training
+                arrived.kind, arrived.payload, station.node.id, self.number, self._closing.training
             )
         except BadUpdate as error:
             say(log, "update-refused", level=logging.WARNING, node=name, why=str(error))
@@ -116,9 +123,12 @@ class Rounds:
             return
         outcome = UpdateFate.LATE
         if self._round is not None:
-            was_asked = self._askings.was_asked(update.node, update.round)
+            was_asked = any(  # and not only merged
+                answer["node"] == update.node and answer["state"] != "merged"
+                for answer in self.store.answers(update.round)
+            )
             outcome = self._round.answer(update.node, now, of_round=update.round, was_asked=was_asked)
-            if outcome is UpdateFate.AGAIN and self._store.payload(self.number, update.node) is None:
+            if outcome is UpdateFate.AGAIN and self.store.payload(self.number, update.node) is None:
                 outcome = UpdateFate.TAKEN  # the disk was full when it was taken first
         if outcome not in (UpdateFate.TAKEN, UpdateFate.MERGED):
             say(log, "update-discarded", node=name, round=update.round, why=outcome.value, now_at=self.number)
@@ -126,7 +136,7 @@ class Rounds:
             session.accept(arrived.digest, now)
             return
         metrics = {key: getattr(update, key) for key in ("samples", "loss", "train_s", "cpu_s", "energy_j")}
-        self._store.take_update(
+        self.store.take_update(
             self.number, update.node, arrived.payload, metrics, self._wall(),
             merged=outcome is UpdateFate.MERGED,
         )  # fmt: skip
@@ -136,25 +146,30 @@ class Rounds:
         else:
             say(log, "answered", node=name, round=self.number, bytes=len(arrived.payload), **metrics)
 
-    def _hear_health(self, station: Station, message: Message, now: float) -> None:
+    def _take_health(self, station: Station, message: Message, now: float) -> None:
+        node, name = station.node.id, station.node.name
         try:
             health = decode_health(message.payload)
         except BadMessage as error:
-            say(log, "bad-message", level=logging.WARNING, node=station.node.name, why=str(error))
+            say(log, "bad-message", level=logging.WARNING, node=name, why=str(error))
             return
-        node = station.node.id
-        self.last_words.hear(node, (self._wall(), health), now)
-        self._deployment.hear(node, health, now)
+        self.store.report(node, self._wall(), asdict(health), now)
+        question = self._askings.questions.get(node)
+        if question is None:
+            return
+        is_of_it, is_forgotten = question.is_meant(health), question.is_forgotten(health)
+        if self._final and is_forgotten and not (is_of_it and health.state != State.FAILED):
+            self._ask_if_due(node, question, health.why, now)
         if self._round is None or node not in self._round.asked - self._round.answered:
             return
         self._forgetful.pop(node, None)
-        if self._askings.forgot(node, self.number, health):
+        if is_forgotten:
             self._forgetful[node] = health.why
             self._ask_the_forgetful(now)
-        elif health.state == State.FAILED and self._askings.speaks_of(node, self.number, health):
+        elif health.state == State.FAILED and is_of_it:
             if node in self._waiting():
                 say(
-                    log, "board-failed", level=logging.WARNING, node=station.node.name, round=self.number,
+                    log, "board-failed", level=logging.WARNING, node=name, round=self.number,
                     failure=failure_name(health.failure), why=health.why,
                     **({"classes": self._test.classes} if health.failure == Failure.DATA else {}),
                 )  # fmt: skip
@@ -165,25 +180,28 @@ class Rounds:
         a minute away."""
         open_to = self._round.asked - self._round.answered if self._round else frozenset()
         for node, why in list(self._forgetful.items()):
-            if node not in open_to:
+            if node not in open_to or self._ask_if_due(node, self._askings.questions[node], why, now):
                 del self._forgetful[node]
-            elif self._askings.may_ask_again(node, now, self.mission.rules.deadline_s):
-                del self._forgetful[node]
-                name = self._stations[node].node.name
-                say(log, "forgotten", level=logging.WARNING, node=name, round=self.number, why=why)
-                self._ask_again(node)
 
-    def _ask_again(self, node: int) -> None:
-        """The round's question once more, as another object: durable, then on its way."""
-        assert self._round is not None
-        asking = self._store.ask_once_more(self.number, node, self._wall())
-        self._round.lost.discard(node)
-        self._ask(node, asked_again(self._row().model, asking), asking)
+    def _ask_if_due(self, node: int, question: Question, why: str, now: float) -> bool:
+        """Asks a board that has forgotten once more, unless that was just done: the final model again, or
+        the round's question as another object, durable and then on its way."""
+        if not question.may_be_repeated(now, self.mission.rules.deadline_s):
+            return False
+        name = self.stations[node].node.name
+        say(log, "forgotten", level=logging.WARNING, node=name, round=self.number, why=why)
+        if self._round is None:
+            self._ask(node, self._final, 0)
+        else:
+            asking = self.store.ask_once_more(self.number, node, self._wall())
+            self._round.lost.discard(node)
+            self._ask_round(node, asking)
+        return True
 
     def _give_up(self, station: Station, why: str) -> None:
         if station.node.id in self._waiting():
             assert self._round is not None
-            self._store.mark(self.number, station.node.id, why, self._wall())
+            self.store.mark(self.number, station.node.id, why, self._wall())
             self._round.lose(station.node.id, self._now)
 
     def renewed(self, station: Station, now: float) -> None:
@@ -191,20 +209,24 @@ class Rounds:
         self._now = now
         node = station.node.id
         if node in self._waiting():
-            asking = {answer["node"]: answer["asking"] for answer in self._store.answers(self.number)}[node]
-            self._ask(node, asked_again(self._row().model, asking), asking)
-        elif self._deployment.model:
-            self._ask(node, self._deployment.model, 0)
+            askings = {answer["node"]: answer["asking"] for answer in self.store.answers(self.number)}
+            self._ask_round(node, askings[node])
+        elif self._final:
+            self._ask(node, self._final, 0)
+
+    def _ask_round(self, node: int, asking: int) -> None:
+        self._ask(node, asked_again(self._row().model, asking), asking)
 
     def _ask(self, node: int, payload: bytes, asking: int) -> None:
         """Puts a question on its way. A link that cannot carry it (too many fragments, say) is told, and the
         others are asked. Raises StoreError."""
         try:
-            self._askings.ask(node, payload, asking, self._now)
+            number = self.number if self._round else self.number + 1
+            self._askings.ask(node, number, payload, asking, self._now)
         except StoreError:
             raise
         except Exception as error:
-            station = self._stations[node]
+            station = self.stations[node]
             say(log, "link-failed", level=logging.ERROR, node=station.node.name, why=where(error))
             self._give_up(station, "failed")
 
@@ -239,8 +261,8 @@ class Rounds:
     def life(self) -> Iterator[bool]:
         """The mission from its first unfinished round to its end. Yields True in the middle of work, False
         while there is nothing to do but to wait for the links."""
-        rules = self.mission.rules
-        scores = accuracies(self._store, self._server)
+        rules, self._final = self.mission.rules, b""
+        scores = accuracies(self.store, self._server)
         while (why := finished(scores, rules.rounds, rules.target_accuracy)) is None:
             number, accuracy = len(scores) + 1, None
             while accuracy is None:
@@ -250,7 +272,7 @@ class Rounds:
             scores.append(accuracy)
             self._setbacks.over()
         yield from self._deploy()
-        self._store.finish(why, self._wall())
+        self.store.finish(why, self._wall())
         say(log, "finished", why=why, accuracy=scores[-1], rounds=self.number)
         self.finished = True
         while True:
@@ -259,21 +281,21 @@ class Rounds:
     def _open(self, number: int) -> Iterator[bool]:
         """Opens round `number`, or goes on with it after a restart, and offers its model to K nodes."""
         rules, self.number = self.mission.rules, number
-        if self._store.round(number) is None:
-            self._askings.clear()
+        if self.store.round(number) is None:
+            self._askings.questions.clear()
             model, now = self._server.model(number, self._packed(number - 1)), self._wall()
-            self._store.open_round(number, model, self._choice(number), now, now + rules.deadline_s)
-        elif not asks_for(self._row().model, number):
-            self._store.put_question(number, self._server.model(number, self._packed(number - 1)))
-        row, answers = self._row(), self._store.answers(number)
-        if not {answer["node"] for answer in answers if answer["state"] != "merged"} & self._stations.keys():
-            self._store.ask_too(number, self._choice(number), self._wall())
-            answers = self._store.answers(number)
+            self.store.open_round(number, model, self._choice(number), now, now + rules.deadline_s)
+        elif (sent := task_of(self._row().model)) is None or sent[0].round != number:
+            self.store.put_question(number, self._server.model(number, self._packed(number - 1)))
+        row, answers = self._row(), self.store.answers(number)
+        if not {answer["node"] for answer in answers if answer["state"] != "merged"} & self.stations.keys():
+            self.store.ask_too(number, self._choice(number), self._wall())
+            answers = self.store.answers(number)
         self._round = restored(row, answers, self.mission, self._now)
         self.save_time(self._now)
         askings = {answer["node"]: answer["asking"] for answer in answers}
         for node in sorted(self._waiting()):
-            self._ask(node, asked_again(row.model, askings[node]), askings[node])
+            self._ask_round(node, askings[node])
         say(
             log, "round", number=number, of=rules.rounds, asked=self._names(self._round.asked),
             left_s=round(self._round.deadline_s - self._now, 1),
@@ -296,7 +318,7 @@ class Rounds:
         be a lasting one; those that hold the question still and are silent need not hear it again."""
         assert self._round is not None
         rules, lost = self.mission.rules, self._round.lost
-        askings = [answer["asking"] for answer in self._store.answers(self.number) if answer["node"] in lost]
+        askings = [answer["asking"] for answer in self.store.answers(self.number) if answer["node"] in lost]
         wait_s = max((pause_s(asking, rules.deadline_s) for asking in askings), default=0.0)
         say(
             log, "nobody-answered", level=logging.WARNING, round=self.number,
@@ -307,7 +329,7 @@ class Rounds:
             yield False
             if self._round.judge(self._now) is not RoundState.EMPTY:
                 return
-        self._store.ask_again(self.number, self._wall(), self._wall() + rules.deadline_s)
+        self.store.ask_again(self.number, self._wall(), self._wall() + rules.deadline_s)
         yield from self._open(self.number)
 
     def _close(self) -> Generator[bool, None, float | None]:
@@ -315,16 +337,16 @@ class Rounds:
         an answer cannot be used: it is lost, and the round goes on with the others."""
         assert self._round is not None
         nodes = sorted(self._round.answered | self._round.merged)
-        average = yield from self._closing.average(self.number, nodes, self._packed(self.number - 1))
-        if average.unusable:
-            self._closing.lose(self.number, average.unusable, self._wall())
+        packed, unusable = yield from self._closing.average(self.number, nodes, self._packed(self.number - 1))
+        if unusable:
+            self._closing.lose(self.number, unusable, self._wall())
             self.save_time(self._now)
             return None
         self._askings.withdraw(self._now)
-        score = yield from self._closing.judge(average.packed)
-        bits = 8 * len(average.packed) / self._server.layout.parameters
+        score = yield from self._closing.judge(packed)
+        bits = 8 * len(packed) / self._server.layout.parameters
         now = self._wall()
-        self._store.close_round(self.number, average.packed, score.accuracy, score.loss, bits, now)
+        self.store.close_round(self.number, packed, score.accuracy, score.loss, bits, now)
         say(
             log, "closed", round=self.number, accuracy=score.accuracy, loss=score.loss,
             answered=self._names(frozenset(self._round.answered)), bits_down=bits,
@@ -335,19 +357,25 @@ class Rounds:
     def _deploy(self) -> Iterator[bool]:
         """Sends the final model to every node, to keep and to use; waits for it as long as for a round. Of a
         mission that is finished already it is offered again, as not every node may have heard it."""
-        stored = self._store.mission()
-        self.number = max(row.number for row in self._store.rounds())
-        final = self._server.model(self.number + 1, self._packed(self.number), deploy=True)
-        self._deployment.begin(final, self.number + 1, self._now)
+        stored = self.store.mission()
+        self.number = max(row.number for row in self.store.rounds())
+        self._final = self._server.model(self.number + 1, self._packed(self.number), deploy=True)
+        self._final_until_s = self._now + self.mission.rules.deadline_s
+        questions = self._askings.questions
+        questions.clear()
+        for node in self.stations:
+            self._ask(node, self._final, 0)
         if stored is not None and stored["finished_at"] is not None:
             return
-        say(log, "deploying", nodes=self._names(frozenset(self._stations)))
-        while not self._deployment.is_over(self._now):
+        say(log, "deploying", nodes=self._names(frozenset(self.stations)))
+        while self._now < self._final_until_s and (
+            sum(question.delivered for question in questions.values()) < len(self.stations)
+        ):
             yield False
 
     def mend(self) -> None:
         """Goes on from what is whole of a database that a disk has damaged. Raises StoreError."""
-        self._store.mend()
+        self.store.mend()
         self._life = self.life()
 
     # time
@@ -358,11 +386,11 @@ class Rounds:
         self._time_due_s = now + min(max((now - self._began_s) / SAVE_SHARE, SAVE_FIRST_S), SAVE_TIME_S)
         if self._round is not None:
             left_s = min(max(self._round.deadline_s - now - ahead_s, 0.0), self.mission.rules.deadline_s)
-            self._store.time_left(self.number, left_s, self._wall())
+            self.store.time_left(self.number, left_s, self._wall())
 
     def paused(self, seconds: float) -> None:
         """The ground stood still (it was stopped, or its disk was): that is nobody's delay."""
-        self._deployment.until_s += seconds
+        self._final_until_s += seconds
         if self._round is not None:
             self._round.deadline_s += seconds
 
@@ -370,7 +398,7 @@ class Rounds:
 
     def _row(self) -> RoundRow:
         """The round in hand, as it is stored."""
-        row = self._store.round(self.number)
+        row = self.store.round(self.number)
         assert row is not None, f"round {self.number} was never opened"
         return row
 
@@ -383,7 +411,7 @@ class Rounds:
         """The weights that round `number` made; none before the first, which both ends draw from the seed."""
         if number == 0:
             return b""
-        packed = self._store.model(number)
+        packed = self.store.model(number)
         assert packed is not None, f"round {number} left no model"
         return packed
 
@@ -394,7 +422,7 @@ class Rounds:
         return self._round.asked - self._round.answered - self._round.lost
 
     def _names(self, nodes: frozenset[int]) -> list[str]:
-        return [self._stations[node].node.name for node in sorted(nodes)]
+        return [self.stations[node].node.name for node in sorted(nodes)]
 
     def view(self) -> dict[str, Any]:
         """Where the mission stands, for a live view."""

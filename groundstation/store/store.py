@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import sqlite3
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ log = logging.getLogger(__name__)
 
 LATEST = 4
 """Updates of a node, and rounds: one that waits for its DONE is of the last round or the one before."""
+REPORTS_EVERY_S = 5.0
 _METRICS = ("samples", "loss", "train_s", "cpu_s", "energy_j")
 _ANSWER = ("round", "node", "state", "changed_at", *_METRICS, "asking", "why")
 
@@ -72,6 +74,8 @@ class Store:
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
         self._entry: tuple[bytes, str, int, bytes] | None = None
+        self._reports: dict[int, tuple[int, float, Mapping[str, Any]]] = {}
+        self._reported_s = -math.inf
         self._never_waits = self._backup_failed = False
         if read_only:
             with errors(path):
@@ -216,6 +220,23 @@ class Store:
                 "UPDATE node SET heard_at = ?, health = COALESCE(?, health) WHERE id = ?",
                 [(now, health and json.dumps(health), node) for node, now, health in heard],
             )
+
+    def report(self, node: int, at: float, health: Mapping[str, Any], now: float) -> None:
+        """Takes a board's health, as of the time of day `at`, and stores all that wait if that is due.
+
+        A report costs its sender 100 B, and would cost the ground a disk barrier. Nothing depends on it: a
+        kill loses the last seconds of reports at most, and boards repeat them within a minute.
+        """
+        self._reports[node] = (node, at, health)
+        self.store_reports(now)
+
+    def store_reports(self, now: float, *, at_once: bool = False) -> None:
+        """Stores all reports that wait, `at_once` or REPORTS_EVERY_S after the last time. Where that fails
+        they still wait."""
+        if self._reports and (at_once or now >= self._reported_s + REPORTS_EVERY_S):
+            self._reported_s = now
+            self.hear(*self._reports.values())
+            self._reports.clear()
 
     def nodes(self) -> list[Mapping[str, Any]]:
         """The nodes' rows."""

@@ -147,7 +147,7 @@ class Clockwork:
         self.stations = {node.id: Station(node, self.store, self.folder, self.now) for node in mission.nodes}
         self.rounds = Rounds(mission, self.store, self.stations, TRAIN, INFER, TEST, self.wall)
         commands = CommandDispatcher(self.folder, self.store, self.stations, self.wall)
-        self._ground = GroundProgram(self.folder, self.stations, self.rounds, commands, self.clock)
+        self._ground = GroundProgram(self.rounds, commands, self.clock)
         self._ground_loop = Loop(self._ground, self.clock, self.wall)
 
     def kill_ground(self) -> None:

@@ -83,7 +83,7 @@ class Ground:
                         yield event
             while (frame := board.transmit(self.now)) is not None:
                 for event in station.session.receive(frame, self.now):
-                    self.rounds.hear(station, event, self.now)
+                    self.rounds.handle(station, event, self.now)
             self.now += 0.05
         self.step()
 
@@ -185,5 +185,5 @@ def objects(ground: Ground, node: int) -> tuple[Progress, ...]:
 def test_what_was_spent_of_an_allowance_is_in_the_store(tmp_path: Path) -> None:
     ground = Ground(tmp_path, "")
     spent = QuotaUsage(700, ((1.5, 700),))
-    ground.rounds.hear(ground.stations[2], spent, ground.now)
+    ground.rounds.handle(ground.stations[2], spent, ground.now)
     assert [ground.store.enter_node(node, "").spent for node in NODES] == [QuotaUsage(), spent, QuotaUsage()]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from groundstation.daemon import GroundProgram
-from groundstation.store.last_words import EVERY_S, LastWords
-from groundstation.store.store import Store
+from groundstation.store.store import REPORTS_EVERY_S, Store
 from onboard.mission.health import Health
 from onboard.runtime.loop import MOST_WAITING, EventQueue
 from onboard.wire.events import Arrived, Event, Message
@@ -72,12 +72,11 @@ def test_health_costs_a_barrier_every_few_seconds_and_the_last_is_stored(tmp_pat
         real(*heard)
 
     store.hear = counted  # type: ignore[method-assign]
-    words = LastWords(store)
     for nth in range(2000):
         health = Health(state=0, round=1, uptime_s=nth, airtime_s=0.0, energy_j=0.0, cpu_s=0.0)
-        words.hear(1 + nth % 2, (1e9 + nth, health), 0.01 * nth)
-    assert barriers <= 20 / EVERY_S + 1
-    words.store(20.0 + EVERY_S)
+        store.report(1 + nth % 2, 1e9 + nth, asdict(health), 0.01 * nth)
+    assert barriers <= 20 / REPORTS_EVERY_S + 1
+    store.store_reports(20.0 + REPORTS_EVERY_S)
     assert [node["heard_at"] for node in store.nodes()] == [1e9 + 1998, 1e9 + 1999]
     assert ['"uptime_s": 1998' in row["health"] for row in store.nodes()] == [True, False]
     store.close()
