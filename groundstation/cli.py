@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 import msgspec
 
 from groundstation.config import load_mission
-from groundstation.setup import MissionRequest, NodeSpec, SetupError, create_mission, roll_key
+from groundstation.setup import NodeSpec, SetupError, create_mission, roll_key
 from groundstation.store.database import backup_of
 from groundstation.store.store import Store, StoreDamaged, StoreError, StoreForeign
 from onboard.console.errors import OneLineErrors, fail, refused
@@ -21,6 +23,21 @@ from onboard.mission.commands import COMMANDS
 from onboard.storage.keys import keep_private
 
 _FOLDER = click.Path(path_type=Path)
+
+
+@contextmanager
+def _one_line(folder: Path, *mistakes: type[Exception]) -> Iterator[None]:
+    """Ends a command that fails in one line: with exit code 2 for a user's mistake, in the files or another
+    one of `mistakes`, and with 1 for what the computer refuses."""
+    known: tuple[type[Exception], ...] = (ConfigError, StoreForeign, *mistakes)
+    try:
+        yield
+    except known as error:
+        fail(str(error))
+    except StoreError as error:
+        fail(str(error), code=1)
+    except OSError as error:
+        refused(error, folder)
 
 
 @click.group("groundstation", cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
@@ -76,18 +93,15 @@ def init(
     """
     require("onnxruntime")  # the model is opened
     keep_private()
-    try:
+    with _one_line(folder, SetupError):
         specs = [NodeSpec.parse(text) for text in nodes]
-        wishes = MissionRequest(
-            name=name or folder.resolve().name, data=data, model=model, rounds=rounds, target=target,
-            select=select or len(specs), quorum=quorum or select or len(specs), deadline_s=deadline_s,
-            seed=seed, data_dir=data_dir,
-        )  # fmt: skip
-        lines = list(create_mission(folder, specs, wishes))
-    except (SetupError, ConfigError) as error:
-        fail(str(error))
-    except OSError as error:
-        refused(error, folder)
+        rules = {
+            "name": name or folder.resolve().name, "model": model, "data": data,
+            "data_folder": data_dir, "rounds": rounds,
+            "target_accuracy": target, "select": select or len(specs),
+            "quorum": quorum or select or len(specs), "deadline_s": deadline_s, "seed": seed,
+        }  # fmt: skip
+        lines = list(create_mission(folder, specs, rules))
     for line in lines:  # whatever becomes of it, the mission is there
         click.echo(line)
 
@@ -117,14 +131,9 @@ def sample(folder: Path, name: str, data: str | None, data_dir: Path | None, ima
     from onboard.data.loading import DataError
 
     keep_private()  # a board's images are its own
-    try:
+    with _one_line(folder, SetupError, DataError):
         source = None if data is None else relative_source(data, Path.cwd())
-        told = make(folder, name, source, data_dir, images)
-    except (SetupError, ConfigError, DataError) as error:
-        fail(str(error))
-    except OSError as error:
-        fail(f"{error.filename or folder}: {error.strerror or error}", code=1)
-    click.echo(told)
+        click.echo(make(folder, name, source, data_dir, images))
 
 
 @main.command()
@@ -164,31 +173,21 @@ def serve(
 
     start(log_format)
     keep_private()
-    try:
+    with _one_line(folder):
         mission = load_mission(folder)
-    except ConfigError as error:
-        fail(str(error))
-    try:
-        finished = run(
-            mission, exit_when_finished=exit_when_finished, report_every_s=report_every,
-            recorder=recording_to(record, record_mb) if record else None,
-        )  # fmt: skip
-    except BlockingIOError:
-        fail(f"{folder}: another groundstation is serving this mission")
-    except ConfigError as error:
-        fail(str(error))
-    except DataError as error:
-        fail(f"{mission.path}: mission.data: {error}")
-    except GraphError as error:
-        fail(f"{mission.path}: mission.model: {error}")
-    except BadKey as error:
-        fail(f"{mission.path}: node.key: {error}")
-    except StoreForeign as error:
-        fail(str(error))
-    except StoreError as error:
-        fail(str(error), code=1)
-    except OSError as error:
-        fail(f"{error.filename or folder}: {error.strerror or error}", code=1)
+        try:
+            finished = run(
+                mission, exit_when_finished=exit_when_finished, report_every_s=report_every,
+                recorder=recording_to(record, record_mb) if record else None,
+            )  # fmt: skip
+        except BlockingIOError:
+            fail(f"{folder}: another groundstation is serving this mission")
+        except DataError as error:
+            fail(f"{mission.path}: mission.data: {error}")
+        except GraphError as error:
+            fail(f"{mission.path}: mission.model: {error}")
+        except BadKey as error:
+            fail(f"{mission.path}: node.key: {error}")
     sys.exit(0 if finished or not exit_when_finished else 1)
 
 
@@ -212,13 +211,8 @@ def roll(folder: Path, name: str, drop_old: bool) -> None:
     from onboard.storage.keys import BadKey
 
     keep_private()
-    try:
-        told = roll_key(folder, name, drop_old=drop_old)
-    except (SetupError, ConfigError, BadKey) as error:
-        fail(str(error))
-    except OSError as error:
-        refused(error, folder)
-    click.echo(told)
+    with _one_line(folder, SetupError, BadKey):
+        click.echo(roll_key(folder, name, drop_old=drop_old))
 
 
 @main.command()
@@ -239,20 +233,15 @@ def status(folder: Path, as_json: bool) -> None:
 
     from groundstation.views.status import picture, table
 
-    try:
+    with _one_line(folder):
         mission = load_mission(folder)
         if not mission.database.exists():
             fail(f"{mission.database}: no such file; `groundstation serve {folder}` makes it")
-        view = picture(mission, Store(mission.database, read_only=True))
-    except ConfigError as error:
-        fail(str(error))
-    except StoreForeign as error:
-        fail(str(error))
-    except StoreDamaged as error:
-        ours = backup_of(mission.database).exists()
-        fail(f"{error}{f'; `groundstation serve {folder}` mends it' if ours else ''}", code=1)
-    except StoreError as error:
-        fail(str(error), code=1)
+        try:
+            view = picture(mission, Store(mission.database, read_only=True))
+        except StoreDamaged as error:
+            ours = backup_of(mission.database).exists()
+            fail(f"{error}{f'; `groundstation serve {folder}` mends it' if ours else ''}", code=1)
     # msgspec writes a loss that is not a number as null; json's NaN is no JSON.
     click.echo(msgspec.json.encode(view)) if as_json else table(view)
 
@@ -289,7 +278,7 @@ def command(
     from groundstation.views.commands import command_line, command_values
 
     keep_private()
-    try:
+    with _one_line(folder, queue.BadCommand):
         mission = load_mission(folder)
         if board is None or name is None:
             node = queue.find_node(mission, board) if board else None
@@ -301,12 +290,6 @@ def command(
         asked = queue.command_of(name, words, command_id)
         row = queue.enqueue(mission, board, asked, expires_s)
         row = queue.wait_for(mission, row, wait_s or 0.0)
-    except (ConfigError, queue.BadCommand, StoreForeign) as error:
-        fail(str(error))
-    except StoreError as error:
-        fail(str(error), code=1)
-    except OSError as error:
-        refused(error, folder)
     told = msgspec.json.encode(command_values(mission, row)) if as_json else command_line(mission, row)
     click.echo(told)
     sys.exit(0 if wait_s is None or row.state.value == "done" else 1)
@@ -332,12 +315,11 @@ def links(folder: Path, as_json: bool, once: bool) -> None:
     from onboard.monitor.render import follow
     from onboard.monitor.status_socket import NobodyThere
 
-    try:
-        follow(load_mission(folder).folder, links_picture, as_json=as_json, once=once)
-    except ConfigError as error:
-        fail(str(error))
-    except NobodyThere as error:
-        fail(str(error), code=1)
+    with _one_line(folder):
+        try:
+            follow(load_mission(folder).folder, links_picture, as_json=as_json, once=once)
+        except NobodyThere as error:
+            fail(str(error), code=1)
 
 
 @main.command()

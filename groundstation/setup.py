@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,20 +79,18 @@ class NodeSpec:
 
     def node_toml(self, number: int, shape: tuple[int, int, int], test: testdata.Founded) -> dict[str, Any]:
         """The sections of the board's NODE.toml, with what the test data say. Raises SetupError."""
-        sections: dict[str, Any] = {
-            "node": {"id": number, "name": self.name, "board": _reference(self.board, "board")},
-            "link": {
-                "port": self._port_on_board(),
-                "profile": _reference(self.link, "link"),
-                "encrypt": self.encrypts,
-            },
-            "data": {"source": self.data, "shape": list(shape)},
-        }
+        board, link = _reference(self.board, "board"), _reference(self.link, "link")
+        data: dict[str, Any] = {"source": self.data, "shape": list(shape)}
         if test.classes is not None:
-            sections["data"]["classes"] = list(test.classes)
+            data["classes"] = list(test.classes)
         if test.levels is not None:
-            sections["data"]["channel_means"] = [round(mean, 1) for mean in test.levels.means]
-            sections["data"]["channel_stds"] = [round(std, 1) for std in test.levels.stds]
+            data["channel_means"] = [round(mean, 1) for mean in test.levels.means]
+            data["channel_stds"] = [round(std, 1) for std in test.levels.stds]
+        sections: dict[str, Any] = {
+            "node": {"id": number, "name": self.name, "board": board},
+            "link": {"port": self._port_on_board(), "profile": link, "encrypt": self.encrypts},
+            "data": data,
+        }
         if self.cpu_share:
             try:
                 sections["budget"] = {"cpu_share": float(self.cpu_share)}
@@ -102,16 +100,14 @@ class NodeSpec:
 
     def mission_toml(self, number: int) -> dict[str, Any]:
         """The board's [[node]] in mission.toml."""
-        here = f"boards/{self.name}/"
+        board, link = (
+            f"boards/{self.name}/{_reference(profile, kind)}" if _is_file(profile) else profile
+            for profile, kind in ((self.board, "board"), (self.link, "link"))
+        )  # fmt: skip
         return {
-            "id": number,
-            "name": self.name,
-            "board": here + _reference(self.board, "board") if _is_file(self.board) else self.board,
-            "link": here + _reference(self.link, "link") if _is_file(self.link) else self.link,
-            "port": self.port,
-            "key": f"keys/{self.name}.key",
-            "encrypt": self.encrypts,
-        }
+            "id": number, "name": self.name, "board": board, "link": link, "port": self.port,
+            "key": f"keys/{self.name}.key", "encrypt": self.encrypts,
+        }  # fmt: skip
 
     @property
     def encrypts(self) -> bool:
@@ -140,52 +136,25 @@ class NodeSpec:
         return self.board_port
 
 
-@dataclass(frozen=True)
-class MissionRequest:
-    """What `init` was asked for, beyond the nodes."""
-
-    name: str
-    data: str
-    model: str
-    rounds: int
-    target: float | None
-    select: int
-    quorum: int
-    deadline_s: float
-    seed: int
-    data_dir: Path | None = None
-
-    def mission_toml(self) -> dict[str, Any]:
-        """The [mission] section; a data source that is a path is meant from the current folder."""
-        section = {
-            "name": self.name,
-            "model": self.model,
-            "data": relative_source(self.data, Path.cwd()),
-            "data_folder": str(self.data_dir.resolve()) if self.data_dir else None,
-            "rounds": self.rounds,
-            "target_accuracy": self.target,
-            "select": self.select,
-            "quorum": self.quorum,
-            "deadline_s": self.deadline_s,
-            "seed": self.seed,
-        }
-        return {key: value for key, value in section.items() if value is not None}
-
-
-def create_mission(folder: Path, specs: list[NodeSpec], wishes: MissionRequest) -> Iterator[str]:
-    """Writes the mission and yields a line about each thing written.
+def create_mission(folder: Path, specs: list[NodeSpec], wishes: Mapping[str, Any]) -> Iterator[str]:
+    """Writes the mission and yields a line about each thing written. `wishes`: what the [mission] section
+    says, None for what is left out; paths are meant from the current folder.
 
     Raises SetupError or ConfigError before anything is written, OSError where the disk refuses. Nothing is
     written over: keys that boards already hold must not change.
     """
     _check_new(folder, specs)
+    data, data_folder = wishes["data"], wishes["data_folder"]
+    rules = {key: value for key, value in wishes.items() if value is not None}
+    rules["data"] = relative_source(data, Path.cwd())
+    if data_folder is not None:
+        rules["data_folder"] = str(data_folder.resolve())
     nodes = [spec.mission_toml(number) for number, spec in enumerate(specs, start=1)]
-    rules = wishes.mission_toml()
     checked(COMMAND, {"mission": rules, "node": nodes}, MissionFile)
     try:
-        graph = TrainGraph.load(wishes.model)
-        check_source(wishes.data)
-        test = testdata.founded(rules["data"], graph, wishes.data_dir)
+        graph = TrainGraph.load(rules["model"])
+        check_source(data)
+        test = testdata.founded(rules["data"], graph, data_folder)
         for spec in specs:
             load_board(spec.board)
             load_link(spec.link)
@@ -194,25 +163,22 @@ def create_mission(folder: Path, specs: list[NodeSpec], wishes: MissionRequest) 
     if test.classes is not None:
         rules["classes"] = list(test.classes)
     mission = checked(COMMAND, {"mission": rules, "node": nodes}, MissionFile)
-    boards = [spec.node_toml(number, graph.input_shape, test) for number, spec in enumerate(specs, start=1)]
-    for spec, sections in zip(specs, boards, strict=True):
+    files = dict[Path, str]()
+    for number, spec in enumerate(specs, start=1):
+        sections = spec.node_toml(number, graph.input_shape, test)
         checked(f"{COMMAND}: --node {spec.name}", sections, NodeFile)
         if spec.encrypts:
             check_cipher(f"{COMMAND}: --node {spec.name}: encrypt=true")
-    files = {
-        board_folder(folder, spec) / "node.toml": _toml("One board", sections)
-        for spec, sections in zip(specs, boards, strict=True)
-    }
-    files[folder / MISSION_FILE] = _toml(
-        "A mission", msgspec.to_builtins(mission)
-    )  # last: it makes a mission
+        files[board_folder(folder, spec) / "node.toml"] = _toml("One board", sections)
+    # Last, as it makes a mission of the folder.
+    files[folder / MISSION_FILE] = _toml("A mission", msgspec.to_builtins(mission))
     with _alone_in(folder):
         _check_new(folder, specs)  # another `init` may just have ended in it
         _write(folder, specs, files)
     for spec in specs:
         board = board_folder(folder, spec)
         yield f"{board}: copy this folder to {spec.name} and start `onboard run node.toml` in it"
-    yield f"{folder / MISSION_FILE}: {wishes.rounds} rounds of {wishes.model} on {wishes.data}"
+    yield f"{folder / MISSION_FILE}: {rules['rounds']} rounds of {rules['model']} on {data}"
     yield f"test data: {test.told}"
 
 
@@ -261,12 +227,11 @@ def _check_new(folder: Path, specs: list[NodeSpec]) -> None:
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
     """Keeps every other command that writes out of the folder. Raises SetupError, OSError."""
-    with ExitStack() as held:
-        try:
-            held.enter_context(sole_user(folder))
-        except BlockingIOError:
-            raise SetupError(f"{folder}: another groundstation is writing in it; try again later") from None
-        yield
+    try:
+        with sole_user(folder):
+            yield
+    except BlockingIOError:
+        raise SetupError(f"{folder}: another groundstation is writing in it; try again later") from None
 
 
 def roll_key(folder: Path, name: str, *, drop_old: bool) -> str:

@@ -20,11 +20,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import onnx
-from onnx import helper
 
 from groundstation.models import pieces
-from groundstation.models.export import BATCH_SIZES
-from groundstation.models.pieces import FLOAT, backward_relu, node
+from groundstation.models.pieces import backward_dense, backward_relu, dense, node
 
 CLASSES = 10
 # Channels and side of the image of each published variant.
@@ -52,42 +50,20 @@ def forward_macs(channels: int = 1) -> int:
     return sum(math.prod(parameters[name]) * times for name, times in places.items())
 
 
-def batch_sizes(name: str) -> tuple[int, ...]:
-    """Whose gradients are checked, of all variants."""
-    return BATCH_SIZES
-
-
 def train_graph(name: str) -> onnx.ModelProto:
-    """Parameters, x float32 (N, C, 28, 28), y int64 (N) -> mean loss, then `grad.NAME` of every parameter."""
-    channels = VARIANTS[name][0]
-    parameters = shapes(channels)
-    outputs = [helper.make_tensor_value_info("loss", FLOAT, [])]
-    outputs += [
-        helper.make_tensor_value_info(f"grad.{key}", FLOAT, shape) for key, shape in parameters.items()
-    ]
-    return pieces.model(
-        f"{name}.train",
-        _forward(indices=True) + pieces.loss() + _backward_dense() + _backward_convolutions(),
-        pieces.inputs(parameters, VARIANTS[name], labels=True),
-        outputs,
-        pieces.constants(CLASSES),
-        classes=CLASSES,
-        forward_macs=forward_macs(channels),
-    )
+    """See `pieces.train_model`."""
+    nodes = _forward(indices=True) + pieces.loss() + _backward_dense() + _backward_convolutions()
+    return pieces.train_model(_plan(name), nodes)
 
 
 def infer_graph(name: str) -> onnx.ModelProto:
-    """Parameters, x float32 (N, C, 28, 28) -> logits float32 (N, 10)."""
-    channels = VARIANTS[name][0]
-    return pieces.model(
-        f"{name}.infer",
-        _forward(indices=False),
-        pieces.inputs(shapes(channels), VARIANTS[name], labels=False),
-        [helper.make_tensor_value_info("logits", FLOAT, ["N", CLASSES])],
-        [],
-        classes=CLASSES,
-        forward_macs=forward_macs(channels),
-    )
+    """See `pieces.infer_model`."""
+    return pieces.infer_model(_plan(name), _forward(indices=False))
+
+
+def _plan(name: str) -> pieces.GraphPlan:
+    image = VARIANTS[name]
+    return pieces.GraphPlan(name, shapes(image[0]), image, CLASSES, forward_macs(image[0]))
 
 
 def reference(parameters: Mapping[str, Any], x: Any, *, training: bool) -> Any:
@@ -118,22 +94,18 @@ def _forward(*, indices: bool) -> list[onnx.NodeProto]:
         node("MaxPool", ["conv2"], ["pool2", "where2"] if indices else ["pool2"], **pool),
         node("Relu", ["pool2"], ["act2"]),
         node("Flatten", ["act2"], ["flat"]),
-        node("Gemm", ["flat", "fc1.weight", "fc1.bias"], ["fc1"], transB=1),
+        dense("flat", "fc1", "fc1"),
         node("Relu", ["fc1"], ["hidden"]),
-        node("Gemm", ["hidden", "fc2.weight", "fc2.bias"], ["logits"], transB=1),
+        dense("hidden", "fc2", "logits"),
     ]
 
 
 def _backward_dense() -> list[onnx.NodeProto]:
     """d.logits -> gradients of both dense layers and d.act2, the gradient of the last pooled maps."""
     return [
-        node("Gemm", ["d.logits", "hidden"], ["grad.fc2.weight"], transA=1),
-        node("ReduceSum", ["d.logits", "over_batch"], ["grad.fc2.bias"], keepdims=0),
-        node("MatMul", ["d.logits", "fc2.weight"], ["d.hidden"]),
+        *backward_dense("hidden", "fc2", "d.logits", "d.hidden"),
         *backward_relu("hidden", "d.hidden", "d.fc1"),
-        node("Gemm", ["d.fc1", "flat"], ["grad.fc1.weight"], transA=1),
-        node("ReduceSum", ["d.fc1", "over_batch"], ["grad.fc1.bias"], keepdims=0),
-        node("MatMul", ["d.fc1", "fc1.weight"], ["d.flat"]),
+        *backward_dense("flat", "fc1", "d.fc1", "d.flat"),
         node("Shape", ["act2"], ["shape_of_act2"]),
         node("Reshape", ["d.flat", "shape_of_act2"], ["d.act2"]),
     ]

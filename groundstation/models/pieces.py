@@ -1,6 +1,7 @@
-"""What hand-written training graphs share: inputs, facts, the loss and its gradient, a ReLU's gradient.
+"""What hand-written training graphs share: inputs, facts, and layers with their gradients.
 
 - Of a ReLU, the gradient goes on where the unit was on.
+- Of a dense layer y = x W^T + b: dW = dy^T x, db = the sum of dy over the batch, dx = dy W.
 - Of the loss, `SoftmaxCrossEntropyLoss` hands out log-probabilities, so dlogits = (softmax - truth) / N.
 
 Tensors are named: `d.NAME` is the loss's gradient by NAME, `grad.NAME` the one by a parameter, which leaves
@@ -10,6 +11,7 @@ the graph. Opset 17 and IR 8 are what onnxruntime 1.12 already read; nothing her
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import onnx
 from onnx import TensorProto, helper
@@ -17,19 +19,53 @@ from onnx import TensorProto, helper
 OPSET = 17
 IR_VERSION = 8
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
-Shapes = Mapping[str, tuple[int, ...]]
+VALUE = helper.make_tensor_value_info
+Constants = Sequence[onnx.TensorProto]
 
 node = helper.make_node
 
 
-def constants(classes: int) -> list[onnx.TensorProto]:
-    """What `loss` and sums over a batch, or over a batch and all places, take."""
-    return [
-        helper.make_tensor("classes", INT64, [], [classes]),
-        helper.make_tensor("off_on", FLOAT, [2], [0.0, 1.0]),
-        helper.make_tensor("over_batch", INT64, [1], [0]),
-        helper.make_tensor("over_batch_and_place", INT64, [3], [0, 2, 3]),
+@dataclass(frozen=True)
+class GraphPlan:
+    """What both graphs of a network share: its name, the shapes of its parameters and running statistics in
+    the order in which they are taken, which of them are statistics, and the image's channels and sides.
+    `forward_macs`: multiply-adds of one image's forward pass."""
+
+    name: str
+    shapes: Mapping[str, tuple[int, ...]]
+    image: tuple[int, int, int]
+    classes: int
+    forward_macs: int
+    buffers: Sequence[str] = ()
+
+
+def train_model(plan: GraphPlan, nodes: list[onnx.NodeProto], constants: Constants = ()) -> onnx.ModelProto:
+    """One checked model: parameters and statistics, x float32 (N, C, H, W), y int64 (N) -> mean loss,
+    `grad.NAME` of every parameter, `next.NAME` of every statistic."""
+    outputs = [VALUE("loss", FLOAT, [])]
+    outputs += [
+        VALUE(f"grad.{key}", FLOAT, shape) for key, shape in plan.shapes.items() if key not in plan.buffers
     ]
+    outputs += [VALUE(f"next.{key}", FLOAT, plan.shapes[key]) for key in plan.buffers]
+    shared = [
+        helper.make_tensor("classes", INT64, [], [plan.classes]),
+        helper.make_tensor("off_on", FLOAT, [2], [0.0, 1.0]),
+        *integers({"over_batch": [0], "over_batch_and_place": [0, 2, 3]}),
+    ]
+    inputs = [*_inputs(plan), VALUE("y", INT64, ["N"])]
+    graph = helper.make_graph(nodes, f"{plan.name}.train", inputs, outputs, [*shared, *constants])
+    return _model(plan, graph)
+
+
+def infer_model(plan: GraphPlan, nodes: list[onnx.NodeProto], constants: Constants = ()) -> onnx.ModelProto:
+    """One checked model: parameters and statistics, x float32 (N, C, H, W) -> logits float32 (N, classes)."""
+    outputs = [VALUE("logits", FLOAT, ["N", plan.classes])]
+    return _model(plan, helper.make_graph(nodes, f"{plan.name}.infer", _inputs(plan), outputs, [*constants]))
+
+
+def integers(constants: Mapping[str, Sequence[int]]) -> list[onnx.TensorProto]:
+    """Vectors of int64 by name."""
+    return [helper.make_tensor(name, INT64, [len(values)], values) for name, values in constants.items()]
 
 
 def loss() -> list[onnx.NodeProto]:
@@ -53,31 +89,34 @@ def backward_relu(activation: str, gradient: str, result: str) -> list[onnx.Node
     ]
 
 
-def inputs(shapes: Shapes, image: Sequence[int], *, labels: bool) -> list[onnx.ValueInfoProto]:
-    """Parameters in their order, x float32 (N, C, H, W), and with `labels` y int64 (N)."""
-    value = helper.make_tensor_value_info
-    taken = [value(name, FLOAT, shape) for name, shape in shapes.items()]
-    taken.append(value("x", FLOAT, ["N", *image]))
-    return [*taken, value("y", INT64, ["N"])] if labels else taken
+def dense(x: str, layer: str, result: str) -> onnx.NodeProto:
+    """x (N, inputs) -> what the dense layer gives."""
+    return node("Gemm", [x, f"{layer}.weight", f"{layer}.bias"], [result], transB=1)
 
 
-def model(
-    name: str,
-    nodes: list[onnx.NodeProto],
-    inputs: list[onnx.ValueInfoProto],
-    outputs: list[onnx.ValueInfoProto],
-    constants: list[onnx.TensorProto],
-    *,
-    classes: int,
-    forward_macs: int,
-) -> onnx.ModelProto:
-    """One checked model with the facts that a board cannot read off a session's inputs and outputs."""
+def backward_dense(x: str, layer: str, gradient: str, result: str) -> list[onnx.NodeProto]:
+    """The gradients of a dense layer's parameters, and of what it takes, as `result`."""
+    return [
+        node("Gemm", [gradient, x], [f"grad.{layer}.weight"], transA=1),
+        node("ReduceSum", [gradient, "over_batch"], [f"grad.{layer}.bias"], keepdims=0),
+        node("MatMul", [gradient, f"{layer}.weight"], [result]),
+    ]
+
+
+def _inputs(plan: GraphPlan) -> list[onnx.ValueInfoProto]:
+    taken = [VALUE(name, FLOAT, shape) for name, shape in plan.shapes.items()]
+    return [*taken, VALUE("x", FLOAT, ["N", *plan.image])]
+
+
+def _model(plan: GraphPlan, graph: onnx.GraphProto) -> onnx.ModelProto:
+    """With the facts that a board cannot read off a session's inputs and outputs."""
     built = helper.make_model(
-        helper.make_graph(nodes, name, inputs, outputs, constants),
+        graph,
         ir_version=IR_VERSION,
         opset_imports=[helper.make_opsetid("", OPSET)],
         producer_name="spacedml-edge",
     )
-    helper.set_model_props(built, {"classes": str(classes), "forward_macs": str(forward_macs)})
+    facts = {"classes": str(plan.classes), "forward_macs": str(plan.forward_macs)}
+    helper.set_model_props(built, facts)
     onnx.checker.check_model(built, full_check=True)
     return built

@@ -28,7 +28,7 @@ import onnx
 from onnx import helper
 
 from groundstation.models import pieces
-from groundstation.models.pieces import FLOAT, INT64, backward_relu, node
+from groundstation.models.pieces import FLOAT, backward_dense, backward_relu, dense, node
 
 CLASSES = 10
 CHANNELS = (16, 32, 64)
@@ -100,38 +100,25 @@ def forward_macs(name: str) -> int:
     return convolutions + CLASSES * CHANNELS[-1]
 
 
-def batch_sizes(name: str) -> tuple[int, ...]:
-    """Whose gradients are checked: of the millions of units of more images, one is always at its kink."""
-    return (1, 2, 3) if VARIANTS[name][1] == 32 else (1, 2)
-
-
 def train_graph(name: str) -> onnx.ModelProto:
-    """Parameters and statistics, x float32 (N, 3, S, S), y int64 (N) -> mean loss, `grad.NAME` of every
-    parameter, `next.NAME` of every statistic.
-    """
-    taken = shapes()
+    """See `pieces.train_model`."""
     stem, blocks = units(VARIANTS[name][1])
     nodes = [*_forward(stem, blocks, training=True), *pieces.loss(), *_backward(stem, blocks)]
-    value = helper.make_tensor_value_info
-    outputs = [value("loss", FLOAT, [])]
-    outputs += [value(f"grad.{key}", FLOAT, taken[key]) for key in taken if key not in buffers()]
-    outputs += [value(f"next.{key}", FLOAT, taken[key]) for key in buffers()]
-    return pieces.model(
-        f"{name}.train", nodes, pieces.inputs(taken, VARIANTS[name], labels=True), outputs,
-        [*pieces.constants(CLASSES), *_constants(stem, blocks), *_training_constants(stem, blocks)],
-        classes=CLASSES, forward_macs=forward_macs(name),
-    )  # fmt: skip
+    return pieces.train_model(
+        _plan(name), nodes, [*_constants(stem, blocks), *_training_constants(stem, blocks)]
+    )
 
 
 def infer_graph(name: str) -> onnx.ModelProto:
-    """Parameters and statistics, x float32 (N, 3, S, S) -> logits float32 (N, 10)."""
+    """See `pieces.infer_model`."""
     stem, blocks = units(VARIANTS[name][1])
-    return pieces.model(
-        f"{name}.infer", [*_forward(stem, blocks, training=False)],
-        pieces.inputs(shapes(), VARIANTS[name], labels=False),
-        [helper.make_tensor_value_info("logits", FLOAT, ["N", CLASSES])], _constants(stem, blocks),
-        classes=CLASSES, forward_macs=forward_macs(name),
-    )  # fmt: skip
+    return pieces.infer_model(
+        _plan(name), [*_forward(stem, blocks, training=False)], _constants(stem, blocks)
+    )
+
+
+def _plan(name: str) -> pieces.GraphPlan:
+    return pieces.GraphPlan(name, shapes(), VARIANTS[name], CLASSES, forward_macs(name), buffers())
 
 
 def reference(parameters: Mapping[str, Any], x: Any, *, training: bool) -> Any:
@@ -184,7 +171,7 @@ def _forward(stem: Unit, blocks: tuple[Block, ...], *, training: bool) -> Iterat
         yield node("Relu", [f"{block.out}.sum"], [block.out])
     yield node("GlobalAveragePool", [blocks[-1].out], ["pool"])
     yield node("Flatten", ["pool"], ["flat"])
-    yield node("Gemm", ["flat", "fc.weight", "fc.bias"], ["logits"], transB=1)
+    yield dense("flat", "fc", "logits")
 
 
 def _forward_unit(x: str, unit: Unit, *, training: bool) -> Iterator[onnx.NodeProto]:
@@ -231,9 +218,7 @@ def _next_statistics(unit: Unit) -> Iterator[onnx.NodeProto]:
 
 def _backward(stem: Unit, blocks: tuple[Block, ...]) -> Iterator[onnx.NodeProto]:
     """d.logits -> all gradients. The image's own gradient is needed by nobody."""
-    yield node("Gemm", ["d.logits", "flat"], ["grad.fc.weight"], transA=1)
-    yield node("ReduceSum", ["d.logits", "over_batch"], ["grad.fc.bias"], keepdims=0)
-    yield node("MatMul", ["d.logits", "fc.weight"], ["d.flat"])
+    yield from backward_dense("flat", "fc", "d.logits", "d.flat")
     yield node("Mul", ["d.flat", "a_place"], ["d.pool.flat"])
     yield node("Shape", ["pool"], ["pool.shape"])
     yield node("Reshape", ["d.pool.flat", "pool.shape"], [f"d.{blocks[-1].out}"])
@@ -308,7 +293,7 @@ def _constants(stem: Unit, blocks: tuple[Block, ...]) -> list[onnx.TensorProto]:
     for unit in (block.first for block in blocks if block.first.stride == 2):
         new = unit.channels - unit.channels_in
         whole[f"{unit.channels}.new_channels"] = [0, 0, 0, 0, 0, new, 0, 0]
-    return [helper.make_tensor(name, INT64, [len(values)], values) for name, values in whole.items()]
+    return pieces.integers(whole)
 
 
 def _training_constants(stem: Unit, blocks: tuple[Block, ...]) -> list[onnx.TensorProto]:
@@ -333,6 +318,5 @@ def _training_constants(stem: Unit, blocks: tuple[Block, ...]) -> list[onnx.Tens
             whole[f"{outs}.old_channels"] = [ins]
             whole[f"{outs}.apart"] = [0, ins, unit.side_out, 1, unit.side_out, 1]
             whole[f"{outs}.together"] = [0, ins, unit.side, unit.side]
-    return [helper.make_tensor(name, FLOAT, [], [value]) for name, value in reals.items()] + [
-        helper.make_tensor(name, INT64, [len(values)], values) for name, values in whole.items()
-    ]
+    made = [helper.make_tensor(name, FLOAT, [], [value]) for name, value in reals.items()]
+    return made + pieces.integers(whole)

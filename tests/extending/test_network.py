@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from onnx import helper
 
 import onboard.learn.graph
 from firmware_sim.cli import main
 from groundstation.models import pieces
 from groundstation.models.__main__ import BUILDERS
-from groundstation.models.pieces import FLOAT, node
+from groundstation.models.pieces import node
 from onboard.learn.graph import SHIPPED, InferGraph, TrainGraph
 from onboard.learn.networks import NETWORKS, Network, described
 
@@ -30,15 +29,9 @@ BACKWARD = [
 
 def write_graphs(folder: Path) -> None:
     """One layer: a softmax regression."""
-    value = helper.make_tensor_value_info
-    gradients = [value(f"grad.{name}", FLOAT, shape) for name, shape in SHAPES.items()]
-    for use, nodes, outputs in (
-        ("train", [*FORWARD, *pieces.loss(), *BACKWARD], [value("loss", FLOAT, []), *gradients]),
-        ("infer", FORWARD, [value("logits", FLOAT, ["N", 10])]),
-    ):
-        taken = pieces.inputs(SHAPES, (1, 28, 28), labels=use == "train")
-        constants = pieces.constants(10) if use == "train" else []
-        built = pieces.model(f"line.{use}", nodes, taken, outputs, constants, classes=10, forward_macs=7840)
+    plan = pieces.GraphPlan("line", SHAPES, (1, 28, 28), classes=10, forward_macs=7840)
+    train = pieces.train_model(plan, [*FORWARD, *pieces.loss(), *BACKWARD])
+    for use, built in (("train", train), ("infer", pieces.infer_model(plan, FORWARD))):
         (folder / f"line.{use}.onnx").write_bytes(built.SerializeToString(deterministic=True))
 
 
