@@ -44,6 +44,12 @@ log = logging.getLogger(__name__)
 LATEST = 4
 """Updates of a node, and rounds: one that waits for its DONE is of the last round or the one before."""
 REPORTS_EVERY_S = 5.0
+_ONE_ANSWER = "WHERE round = ? AND node = ?"
+_PUT_MODEL = (
+    "INSERT INTO model (number, payload) VALUES (?, ?) "
+    "ON CONFLICT (number) DO UPDATE SET payload = excluded.payload"
+)
+_SET_TIME = "UPDATE round SET left_s = ?, deadline_at = ? WHERE number = ?"
 _METRICS = ("samples", "loss", "train_s", "cpu_s", "energy_j")
 _ANSWER = ("round", "node", "state", "changed_at", *_METRICS, "asking", "why")
 
@@ -298,15 +304,7 @@ class Store:
 
     def put_model(self, number: int, packed: bytes) -> None:
         """Replaces the weights that a round produced."""
-        with self.transaction():
-            self._put_model(number, packed)
-
-    def _put_model(self, number: int, packed: bytes) -> None:
-        self.db.execute(
-            "INSERT INTO model (number, payload) VALUES (?, ?) "
-            "ON CONFLICT (number) DO UPDATE SET payload = excluded.payload",
-            (number, packed),
-        )
+        self._write(_PUT_MODEL, number, packed)
 
     def reopen(self, number: int) -> None:
         """Opens a closed round again, and deletes all later rounds."""
@@ -322,31 +320,24 @@ class Store:
     def ask_again(self, number: int, now: float, deadline_at: float) -> None:
         """Restarts the time of a round that nobody answered, and asks the nodes that failed again."""
         with self.transaction():
-            self._set_time(number, deadline_at - now, deadline_at)
-            self._count_asking("round = ? AND state IN ('failed', 'refused', 'lost')", now, number)
+            self.db.execute(_SET_TIME, (deadline_at - now, deadline_at, number))
+            self._count_asking("WHERE round = ? AND state IN ('failed', 'refused', 'lost')", now, number)
 
     def ask_once_more(self, number: int, node: int, now: float) -> int:
         """Asks one node of a round again; returns how often it was asked before, durable on return."""
         with self.transaction():
-            self._count_asking("round = ? AND node = ?", now, number, node)
-            row = self.db.one("answer", "WHERE round = ? AND node = ?", number, node)
+            self._count_asking(_ONE_ANSWER, now, number, node)
+            row = self.db.one("answer", _ONE_ANSWER, number, node)
         assert row is not None, f"round {number} did not ask node {node}"
         return int(row["asking"])
 
     def _count_asking(self, where: str, now: float, *values: int) -> None:
-        self.db.execute(
-            f"UPDATE answer SET state = 'asked', changed_at = ?, asking = asking + 1 WHERE {where}",
-            (now, *values),
-        )
+        asked = "UPDATE answer SET state = 'asked', changed_at = ?, asking = asking + 1"
+        self.db.execute(f"{asked} {where}", (now, *values))
 
     def time_left(self, number: int, left_s: float, now: float) -> None:
         """Stores how much of a round's time is left and, for display, when the round will end."""
-        with self.transaction():
-            self._set_time(number, left_s, now + left_s)
-
-    def _set_time(self, number: int, left_s: float, deadline_at: float) -> None:
-        row = left_s, deadline_at, number
-        self.db.execute("UPDATE round SET left_s = ?, deadline_at = ? WHERE number = ?", row)
+        self._write(_SET_TIME, left_s, now + left_s, number)
 
     def close_round(
         self, number: int, packed: bytes, accuracy: float, loss: float, bits_down: float, now: float
@@ -357,7 +348,7 @@ class Store:
                 "UPDATE round SET closed_at = ?, accuracy = ?, loss = ?, bits_down = ? WHERE number = ?",
                 (now, accuracy, loss, bits_down, number),
             )
-            self._put_model(number, packed)
+            self.db.execute(_PUT_MODEL, (number, packed))
         self.back_up()
 
     def round(self, number: int) -> RoundRow | None:
@@ -390,8 +381,8 @@ class Store:
 
     def payload(self, number: int, node: int) -> bytes | None:
         """The update object of one node in one round, or None."""
-        row = self.db.one("answer", "WHERE round = ? AND node = ?", number, node)
-        return None if row is None or row["payload"] is None else bytes(row["payload"])
+        row = self.db.one("answer", _ONE_ANSWER, number, node)
+        return None if row is None else row["payload"]
 
     def taken(self, node: int) -> list[bytes]:
         """Digests of a node's latest update objects, newest first, at most `LATEST`."""
@@ -400,23 +391,15 @@ class Store:
 
     def mark(self, number: int, node: int, state: str, now: float) -> None:
         """Stores the new state of one answer."""
-        self._write(
-            "UPDATE answer SET state = ?, changed_at = ? WHERE round = ? AND node = ?",
-            state, now, number, node,
-        )  # fmt: skip
+        self._write(f"UPDATE answer SET state = ?, changed_at = ? {_ONE_ANSWER}", state, now, number, node)
 
     def lose(self, number: int, node: int, why: str, now: float) -> None:
         """Marks an answer as unusable, with the reason; a merged one, which the round did not ask for, is
         deleted."""
+        lost = "UPDATE answer SET state = 'lost', why = ?, changed_at = ?, payload = NULL"
         with self.transaction():
-            self.db.execute(
-                "DELETE FROM answer WHERE round = ? AND node = ? AND state = 'merged'", (number, node)
-            )
-            self.db.execute(
-                "UPDATE answer SET state = 'lost', why = ?, changed_at = ?, payload = NULL "
-                "WHERE round = ? AND node = ?",
-                (why, now, number, node),
-            )
+            self.db.execute(f"DELETE FROM answer {_ONE_ANSWER} AND state = 'merged'", (number, node))
+            self.db.execute(f"{lost} {_ONE_ANSWER}", (why, now, number, node))
 
     def take_update(
         self, number: int, node: int, payload: bytes, metrics: Mapping[str, float], now: float,
