@@ -352,8 +352,7 @@ def replay(files: tuple[Path, ...], mission: Path | None, key: Path | None, as_j
       groundstation replay pass.sdml --mission mission
       groundstation replay pass.sdml.1 pass.sdml --key node.key --json
     """
-    from groundstation.views.replay import Replay
-    from groundstation.views.replay_view import lines
+    from groundstation.views.replay import Replay, lines
     from onboard.storage.keys import BadKey, load_keys
 
     try:

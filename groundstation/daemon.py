@@ -127,7 +127,7 @@ class GroundProgram:
         }
         self._exits = exits_when_finished
         self._rounds, self._stations, self._commands = rounds, rounds.stations, commands
-        self._failures = ReasonLog("store-failed")
+        self._failures = ReasonLog()
         self._pauses_s: dict[int, float] = {}  # the last, of links that failed
         self._attended_s = clock()
         self._count_due_s = clock() + COUNT_EVERY_S
@@ -206,7 +206,8 @@ class GroundProgram:
             else:
                 return now
         retry_s = BUSY_RETRY_S if isinstance(error, StoreBusy) else RETRY_S
-        self._failures.tell(str(error), now, retry_s=retry_s)
+        if times := self._failures.count(str(error), now):
+            say(log, "store-failed", level=logging.ERROR, why=str(error), retry_s=retry_s, times=times)
         return now + retry_s
 
     def relieve(self, now: float) -> None:

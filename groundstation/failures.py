@@ -18,23 +18,24 @@ LASTING = 3  # times in one round: it will not go away by itself
 
 
 class ReasonLog:
-    """The failures since something worked last, which the log has as `event`."""
+    """The failures since something worked last."""
 
-    def __init__(self, event: str) -> None:
-        self._event = event
+    def __init__(self) -> None:
         self._reasons = set[str]()
         self._told_s = 0.0
         self._times = 0
 
-    def tell(self, why: str, now: float, **fields: Any) -> None:
-        """Tells of a failure what is new."""
+    def count(self, why: str, now: float) -> int:
+        """Notes a failure; returns how often something failed since that was told last, if this is to be
+        told, else 0."""
         self._times += 1
         if self._reasons and now - self._told_s >= TELL_AGAIN_S:
             self._reasons.clear()
-        if why not in self._reasons and len(self._reasons) < MOST_REASONS:
-            say(log, self._event, level=logging.ERROR, why=why, **fields, times=self._times)
-            self._reasons.add(why)
-            self._told_s, self._times = now, 0
+        if why in self._reasons or len(self._reasons) >= MOST_REASONS:
+            return 0
+        self._reasons.add(why)
+        times, self._told_s, self._times = self._times, now, 0
+        return times
 
     def over(self) -> int | None:
         """It works: how often it had failed since that was told last; None if it had not failed."""
@@ -49,12 +50,16 @@ class Setbacks:
 
     def __init__(self) -> None:
         self.again_at = 0.0  # nothing is tried before
-        self._log = ReasonLog("round-failed")
+        self._failures = ReasonLog()
         self._pause_s, self._lasts = FIRST_PAUSE_S, 0
 
     def happened(self, error: Exception, now: float, **fields: Any) -> None:
         """Tells of one that is new, and puts off the next try."""
-        self._log.tell(where(error), now, again_in_s=self._pause_s, **fields)
+        why, pause_s = where(error), self._pause_s
+        if times := self._failures.count(why, now):
+            say(
+                log, "round-failed", level=logging.ERROR, why=why, again_in_s=pause_s, times=times, **fields
+            )  # fmt: skip
         self.again_at, self._pause_s = now + self._pause_s, min(2 * self._pause_s, LAST_PAUSE_S)
         # What the machine lacks is no fault of what is stored.
         self._lasts = 0 if isinstance(error, MemoryError | OSError) else self._lasts + 1
@@ -66,5 +71,5 @@ class Setbacks:
 
     def over(self) -> None:
         """A round was closed."""
-        self._log.over()
+        self._failures.over()
         self._pause_s, self._lasts = FIRST_PAUSE_S, 0

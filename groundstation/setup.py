@@ -264,7 +264,6 @@ def board_folder(folder: Path, spec: NodeSpec) -> Path:
 
 
 def _keys(folder: Path, spec: NodeSpec) -> tuple[Path, Path]:
-    """The ground's and the board's copy of a node's key."""
     return folder / "keys" / f"{spec.name}.key", board_folder(folder, spec) / "node.key"
 
 

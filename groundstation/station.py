@@ -32,26 +32,15 @@ class Station:
     """
 
     def __init__(
-        self,
-        node: Node,
-        store: Store,
-        folder: Path,
-        now: float,
-        recorder: Recorder | None = None,
+        self, node: Node, store: Store, folder: Path, now: float, recorder: Recorder | None = None,
         model_bytes: int = 0,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.node = node
         self._store = store
         config = EndpointConfig(
-            node=GROUND,
-            peer=node.id,
-            end=node,
-            folder=folder,
-            spool=folder / "spool" / node.name,
-            limits=ground_limits(node, model_bytes),
-            label={"node": node.name},
-            recorder=recorder,
-        )
+            node=GROUND, peer=node.id, end=node, folder=folder, spool=folder / "spool" / node.name,
+            limits=ground_limits(node, model_bytes), label={"node": node.name}, recorder=recorder,
+        )  # fmt: skip
         self.late_updates = 0
         self.refused_updates = 0
         self.endpoint = Endpoint(config, store.enter_node(node.id, node.name), store.taken(node.id), now)

@@ -22,7 +22,6 @@ from onboard.mission.commands import PRIORITY, decode_result, encode_command
 from onboard.mission.objects import COMMAND, RESULT
 from onboard.wire.events import Arrived, Cancelled, Delivered, Event
 from onboard.wire.messages import BadMessage, Reason, digest
-from onboard.wire.session import Session
 
 log = logging.getLogger(__name__)
 
@@ -78,8 +77,9 @@ class CommandDispatcher:
     def _send(self, row: CommandRow, station: Station, now: float) -> None:
         """Offers a command; one that is on its way already stays so."""
         if row.state is CommandState.QUEUED:
-            if not _is_in_contact(station.session, now):
-                return
+            presence = station.session.presence
+            if not station.session.in_contact(now) or presence.alone or presence.in_doubt:
+                return  # no frame would leave now, to a board that is there as far as anybody knows
             self._table.move(row, CommandState.SENT, self._wall())
             say(log, "command-sent", **self._told(row))
         name = station.session.offer(COMMAND, encode_command(row.command), now, priority=PRIORITY)
@@ -131,12 +131,6 @@ class CommandDispatcher:
         self._due_s = now
 
     def _told(self, row: CommandRow) -> dict[str, Any]:
-        """Which command a line of the log is about."""
         station = self._stations.get(row.node)
         name = station.node.name if station is not None else f"node {row.node}"
         return {"node": name, "id": row.id.hex(), "name": row.name}
-
-
-def _is_in_contact(session: Session, now: float) -> bool:
-    """Whether a frame would leave now, to a board that is there as far as anybody knows."""
-    return session.in_contact(now) and not (session.presence.alone or session.presence.in_doubt)

@@ -23,7 +23,7 @@ from groundstation.config import Mission, Node
 from groundstation.store.store import Store
 from onboard.console.errors import one_line
 from onboard.console.log import say
-from onboard.mission.commands import COMMANDS, MAX_BYTES, Command, Value, encode_command
+from onboard.mission.commands import COMMANDS, MAX_BYTES, Command, encode_command
 from onboard.storage.files import (
     NotAFile,
     clear_the_way,
@@ -99,20 +99,15 @@ def command_of(name: str, words: Sequence[str], command_id: str | None = None) -
         raise BadCommand(f"unknown command {name!r}; boards know {', '.join(COMMANDS)}")
     try:
         name_of_it = bytes.fromhex(command_id) if command_id is not None else secrets.token_bytes(8)
-        command = Command(id=name_of_it, name=name, arguments=_arguments(name, words))
+        given = dict(word.partition("=")[::2] for word in words)
+        if len(given) < len(words) or not all("=" in word for word in words):
+            raise ValueError("arguments are KEY=VALUE, each key once")
+        arguments = msgspec.convert(given, COMMANDS[name].arguments, strict=False)
+        command = Command(id=name_of_it, name=name, arguments=dict(msgspec.to_builtins(arguments)))
         encode_command(command)
     except ValueError as error:
         raise BadCommand(one_line(f"command {name}: {error}")) from None
     return command
-
-
-def _arguments(name: str, words: Sequence[str]) -> dict[str, Value]:
-    """Raises ValueError."""
-    given = dict(word.partition("=")[::2] for word in words)
-    if len(given) < len(words) or not all("=" in word for word in words):
-        raise ValueError("arguments are KEY=VALUE, each key once")
-    arguments = msgspec.convert(given, COMMANDS[name].arguments, strict=False)
-    return dict(msgspec.to_builtins(arguments))
 
 
 def find_node(mission: Mission, name: str) -> Node:

@@ -160,7 +160,6 @@ def _json(values: Mapping[str, Value]) -> str:
 
 
 def _row(row: dict[str, Any]) -> CommandRow:
-    """Raises msgspec.MsgspecError."""
     return CommandRow(
         **row | {
             "arguments": msgspec.json.decode(row["arguments"], type=dict[str, Value]),

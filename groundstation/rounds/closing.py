@@ -69,7 +69,7 @@ class Closing:
         except MemoryError:
             raise
         except Exception as error:  # each of them can be used, and all of them together cannot
-            farthest = max(usable, key=lambda node: self._size(number, node))
+            farthest = max(usable, key=lambda node: norm(self._open(number, node)[1].reconstruct()))
             unusable[farthest] = f"with it there is no average: {_why(error)}"
         yield True
         return packed, unusable
@@ -132,11 +132,6 @@ class Closing:
                 if not np.isfinite(weights).all():
                     raise ValueError(f"{name} has values that are not finite")
         return packed
-
-    def _size(self, number: int, node: int) -> float:
-        """How far an answer is from moving nothing."""
-        _, model = self._open(number, node)
-        return norm(model.reconstruct())
 
 
 def _why(error: Exception) -> str:

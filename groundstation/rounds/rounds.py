@@ -53,9 +53,10 @@ class Rounds:
         self.mission = mission
         self.number = 0
         self.finished = False
-        rules = mission.rules
+        rules, begun = mission.rules, store.mission()
+        assert begun is not None, "no mission was begun"
         terms = MissionTerms(
-            id=_begun(store), model=rules.model, seed=rules.seed, deadline_s=rules.deadline_s,
+            id=begun["id"], model=rules.model, seed=rules.seed, deadline_s=rules.deadline_s,
             training=mission.train, classes=test.classes,
         )  # fmt: skip
         self._server = Server(terms, train, staleness=rules.staleness, bounds=rules.bounds, rule=rules.rule)
@@ -397,13 +398,11 @@ class Rounds:
     # pieces of it
 
     def _row(self) -> RoundRow:
-        """The round in hand, as it is stored."""
         row = self.store.round(self.number)
         assert row is not None, f"round {self.number} was never opened"
         return row
 
     def _choice(self, number: int) -> list[int]:
-        """Whom a round asks."""
         nodes, rules = [node.id for node in self.mission.nodes], self.mission.rules
         return sorted(choose(nodes, self.mission.select, rules.seed, number))
 
@@ -427,10 +426,3 @@ class Rounds:
     def view(self) -> dict[str, Any]:
         """Where the mission stands, for a live view."""
         return {"round": self.number, "waiting": self._names(self._waiting())}
-
-
-def _begun(store: Store) -> bytes:
-    """The stored number of the mission that was begun."""
-    mission = store.mission()
-    assert mission is not None, "no mission was begun"
-    return bytes(mission["id"])

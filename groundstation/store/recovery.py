@@ -130,18 +130,21 @@ def _make_whole(path: Path) -> bool:
         if main.generation is not None and witnessed is not None and witnessed > main.generation:
             gone = witnessed - main.generation
             trouble.append(f"{path}: {gone} transactions are lost: its log is gone, or it is an older copy")
-            _skip_epochs(path, witnessed)
+            with closing(connect(path)) as db, Ledger(db).transaction(witnessed):
+                # Lost transactions may have used epochs, and none is used twice.
+                db.execute("UPDATE node SET epoch = (epoch + ?) % ?", (SKIPPED_EPOCHS, MAX_EPOCH))
         elif main.generation and main.rows["round"] and not trouble:
             trouble += [f"{file}: is gone" for file in (backup, witness.path) if not file.exists()]
         if trouble:
             say(log, "database-damaged", level=logging.ERROR, why="; ".join(trouble), lost=[], aside="")
         return bool(trouble)
     why = f"{path}: {'is gone' if main is None else main.why or 'is older than its backup'}"
-    rows = _united(main, spare)
+    rows, bad = _united(main, spare), main.bad if main else []
     aside = _replace(path, rows, newest)
     say(
         log, "database-damaged", level=logging.ERROR, why="; ".join([why, *trouble]),
-        lost=_told(main.bad if main else []), aside=str(aside or ""), rounds=len(rows["round"]),
+        lost=bad if len(bad) <= 10 else [*bad[:10], f"and {len(bad) - 10} more"], aside=str(aside or ""),
+        rounds=len(rows["round"]),
     )  # fmt: skip
     return True
 
@@ -209,22 +212,16 @@ def _all_rows(db: sqlite3.Connection, table: str, found: Findings) -> list[dict[
 def _cleared(path: Path, witness: Path) -> list[str]:
     """Puts aside whatever has the name of one of the files and is not a regular file; returns what it was.
     SQLite could not open it, and a link to a log leads to another database's log. The database itself may be
-    a link to a disk with more room, even before the file is made there."""
+    a link to a disk with more room, to an existing folder at least."""
     backup = backup_of(path)
     beside = (being_made(path), backup, being_made(backup), witness)
     trouble = [f"{file}: {told}" for file in beside if (told := cleared(file))]
-    for side in SIDES:
+    is_to_be_made = path.is_symlink() and not path.exists() and path.resolve().parent.is_dir()
+    for side in SIDES[1:] if is_to_be_made and not backup.exists() else SIDES:
         file = path.with_name(path.name + side)
-        if not side and _is_a_place(file) and not backup_of(path).exists():
-            continue
         if (side or not file.is_file()) and (told := cleared(file)):
             trouble.append(f"{file}: {told}")
     return trouble
-
-
-def _is_a_place(file: Path) -> bool:
-    """Whether it is a link to a path in an existing folder at which there is no file yet."""
-    return file.is_symlink() and not file.exists() and file.resolve().parent.is_dir()
 
 
 def put_aside(path: Path) -> Path | None:
@@ -312,25 +309,11 @@ def _replace(path: Path, rows: _Rows, generation: int) -> Path | None:
         make_new(db)
         with Ledger(db).transaction(generation):
             for table, held in rows.items():
+                known = {each[1] for each in db.execute(f"PRAGMA table_info({table})")} - {"digest"}
                 for row in held.values():
-                    _insert(db, table, row)
+                    names = [name for name in row if name in known]
+                    marks = ", ".join(f":{name}" for name in names)
+                    db.execute(f"INSERT INTO {table} ({', '.join(names)}) VALUES ({marks})", row)
     aside = put_aside(path)
     publish(new, path)
     return aside
-
-
-def _insert(db: sqlite3.Connection, table: str, row: dict[str, Any]) -> None:
-    known = {each[1] for each in db.execute(f"PRAGMA table_info({table})")} - {"digest"}
-    names = [name for name in row if name in known]
-    marks = ", ".join("?" * len(names))
-    db.execute(f"INSERT INTO {table} ({', '.join(names)}) VALUES ({marks})", [row[name] for name in names])
-
-
-def _skip_epochs(path: Path, generation: int) -> None:
-    """Skips the epochs that lost transactions may have used, so that none is used twice."""
-    with closing(connect(path)) as db, Ledger(db).transaction(generation):
-        db.execute("UPDATE node SET epoch = (epoch + ?) % ?", (SKIPPED_EPOCHS, MAX_EPOCH))
-
-
-def _told(names: list[str]) -> list[str]:
-    return names if len(names) <= 10 else [*names[:10], f"and {len(names) - 10} more"]

@@ -1,4 +1,5 @@
-"""Replays a recording of ports through the framing and the sessions that the programs themselves use.
+"""Replays a recording of ports through the framing and the sessions that the programs themselves use, and
+renders a line for each frame and the counters, as text or as JSON.
 
 A session of the recording end receives what came in, and a session of the other end receives what went out,
 as if nothing had been lost on the way. Neither knows what happened before the recording began.
@@ -7,14 +8,19 @@ as if nothing had been lost on the way. Neither knows what happened before the r
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
 from itertools import chain
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from onboard.config import check_cipher
 from onboard.link.ports.framing import FRAMINGS, Framing
 from onboard.link.ports.port import Way
 from onboard.link.recording import BadRecord, Kind, Reader, Record, Start, start_of
+from onboard.monitor.render import bit_rate
 from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.events import Arrived, Event, LinkSnapshot, Rekeyed
 from onboard.wire.framing import frame as framing
@@ -26,6 +32,11 @@ _REFUSED = (
     "bad_tags", "replays", "misaddressed", "malformed", "unknown_keys", "plain_dropped", "encrypted_dropped",
 )  # fmt: skip
 _FRAGMENTS = (Type.DATA, Type.REPAIR)
+COUNTERS = (
+    "frames_received", "bad_tags", "unknown_keys", "plain_dropped", "encrypted_dropped", "replays",
+    "malformed", "misaddressed", "fragments_received", "duplicates", "orphans", "corrupt", "loss_in",
+    "goodput_in_bps",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,23 +62,18 @@ class ReplayedFrame:
 @dataclass
 class Stream:
     """One direction of one link. Without a key there is no session. `broken` counts violations of the
-    framing."""
+    framing; `unix_s` is of the first and the last byte."""
 
     node: int
     way: Way
-    session: Session | None
     framing: Framing
-    encrypted: bool
+    session: Session | None = None
+    encrypted: bool | None = None  # nobody has begun yet
     bytes: int = 0
     frames: int = 0
     broken: int = 0  # of framings before this one
     arrived: int = 0
-    unix_s: list[float] = field(default_factory=list)  # of the first and the last byte
-
-    def renew(self, fresh: Framing) -> None:
-        """Begins anew, because another run of the program has opened the port."""
-        self.broken += self.framing.broken
-        self.framing = fresh
+    unix_s: list[float] = field(default_factory=list)
 
     def snapshot(self) -> LinkSnapshot | None:
         """The session's counters."""
@@ -114,26 +120,26 @@ class Replay:
         way: Way
         for way, hears, speaks in (("in", start.local, start.peer), ("out", start.peer, start.local)):
             fresh = FRAMINGS[start.framing].make(start.link.mtu_bytes, start.kiss_port)
-            known = self.streams.get((node, way))
-            if known is not None and known.encrypted == start.encrypted:
-                known.renew(fresh)
-                continue
-            key, session = self._key_of(node), None
-            if key is not None:
-                if start.encrypted:
-                    check_cipher(f"{start.url}: its frames are encrypted")
-                session = Session(
-                    Identity(hears, speaks, primary=hears == 0),
-                    Medium(start.link),
-                    Security(key, encrypted=start.encrypted),
-                    SessionState(epoch=1, salt=start.salt),
-                    now=start.unix_s,
-                )
-            if known is None:
-                self.streams[node, way] = Stream(node, way, session, fresh, start.encrypted)
-            else:
-                known.renew(fresh)
-                known.session, known.encrypted = session, start.encrypted
+            stream = self.streams.setdefault((node, way), Stream(node, way, fresh))
+            if stream.framing is not fresh:  # another run of the program has opened the port
+                stream.broken += stream.framing.broken
+                stream.framing = fresh
+            if stream.encrypted != start.encrypted:
+                stream.encrypted, stream.session = start.encrypted, self._session(start, hears, speaks, node)
+
+    def _session(self, start: Start, hears: int, speaks: int, node: int) -> Session | None:
+        key = self._key_of(node)
+        if key is None:
+            return None
+        if start.encrypted:
+            check_cipher(f"{start.url}: its frames are encrypted")
+        return Session(
+            Identity(hears, speaks, primary=hears == 0),
+            Medium(start.link),
+            Security(key, encrypted=start.encrypted),
+            SessionState(epoch=1, salt=start.salt),
+            now=start.unix_s,
+        )
 
     def _play(self, stream: Stream, record: Record) -> Iterator[ReplayedFrame]:
         unix_s = self._unix_s[record.node] + record.at_s
@@ -184,3 +190,49 @@ def _hear(stream: Stream, raw: bytes, frame: Frame | None, now: float) -> tuple[
         if after.orphans > before.orphans:
             return "orphan", events
     return "taken", events
+
+
+def lines(replay: Replay, *, as_json: bool) -> Iterator[str]:
+    """The lines to print. Raises OSError if the recording cannot be read."""
+    for line in replay:
+        yield msgspec.json.encode(_values(line)).decode() if as_json else _text(line)
+    totals = [_totals(stream) for stream in replay.streams.values()]
+    if as_json:
+        yield msgspec.json.encode({"streams": totals, "damaged": replay.damaged}).decode()
+        return
+    yield ""
+    for each in totals:
+        told = [f"{name.removesuffix('_in').replace('_', ' ')} {count}" for name, count in each.items()
+                if name not in ("node", "way", "loss_in", "goodput_in_bps")]  # fmt: skip
+        if "loss_in" in each:
+            told += [f"loss {100 * each['loss_in']:.1f} %", f"goodput {bit_rate(each['goodput_in_bps'])}"]
+        yield f"node {each['node']} {each['way']}: {', '.join(told)}"
+    yield f"records damaged: {replay.damaged}"
+
+
+def _values(line: ReplayedFrame) -> dict[str, Any]:
+    values = asdict(line) | {"frame": None}
+    if line.frame is not None:
+        values["frame"] = msgspec.structs.asdict(line.frame) | {"type": line.frame.type.name}
+        values["frame"]["payload"] = line.frame.payload.hex()
+    return values
+
+
+def _text(line: ReplayedFrame) -> str:
+    at = datetime.fromtimestamp(line.unix_s, timezone.utc).strftime("%H:%M:%S.%f")
+    text = f"{at} node {line.node} {line.way:<3} {line.size:4} B  "
+    if (frame := line.frame) is not None:
+        text += f"{frame.type.name:<6} {frame.source}>{frame.destination} {frame.epoch}:{frame.seq}"
+        text += f" object {frame.object_id} fragment {frame.fragment}"
+        text += f"{' POLL' * frame.poll}{' OVER' * frame.over}{' ENC' * frame.encrypted}"
+    return f"{text}  {' '.join([line.verdict, *line.events])}"
+
+
+def _totals(stream: Stream) -> dict[str, Any]:
+    totals: dict[str, Any] = {
+        "node": stream.node, "way": stream.way, "bytes": stream.bytes, "frames": stream.frames,
+        "broken": stream.broken + stream.framing.broken, "arrived": stream.arrived,
+    }  # fmt: skip
+    if (snapshot := stream.snapshot()) is not None:
+        totals |= {name: getattr(snapshot, name) for name in COUNTERS}
+    return totals

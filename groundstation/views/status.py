@@ -15,6 +15,8 @@ from groundstation.config import Mission
 from groundstation.store.store import Store
 from onboard.mission.health import State, failure_name
 
+_OF_A_ROUND = ("opened_at", "closed_at", "deadline_at", "accuracy", "loss", "bits_down")
+
 
 def picture(mission: Mission, store: Store) -> dict[str, Any]:
     """Mission, rounds and nodes as plain values for JSON; times are Unix seconds."""
@@ -23,35 +25,26 @@ def picture(mission: Mission, store: Store) -> dict[str, Any]:
         {
             "round": row.number,
             "state": "open" if row.closed_at is None else "closed",
-            "opened_at": row.opened_at,
-            "closed_at": row.closed_at,
-            "deadline_at": row.deadline_at,
-            "accuracy": row.accuracy,
-            "loss": row.loss,
-            "bits_down": row.bits_down,
+            **{name: getattr(row, name) for name in _OF_A_ROUND},
             "answers": store.answers(row.number),
         }
         for row in store.rounds()
     ]
-    names = {node.id: node for node in mission.nodes}
-    nodes = [
-        {
-            "node": names[row["id"]].name,
-            "board": names[row["id"]].board.name,
-            "link": names[row["id"]].link.name,
-            "port": names[row["id"]].port,
-            "heard_at": row["heard_at"],
-            "health": _health(row["health"]),
-            "counters": store.counters(row["id"]),
-            "asked": sum(_of(row["id"], one["answers"]) is not None for one in rounds),
-            "answered": sum(_of(row["id"], one["answers"]) in ("answered", "merged") for one in rounds),
-        }
-        for row in store.nodes()
-        if row["id"] in names
-    ]
+    known = {node.id: node for node in mission.nodes}
+    nodes = list[dict[str, Any]]()
+    for row in store.nodes():
+        if (node := known.get(row["id"])) is None:
+            continue
+        states = [each["state"] for one in rounds for each in one["answers"] if each["node"] == node.id]
+        nodes.append({
+            "node": node.name, "board": node.board.name, "link": node.link.name, "port": node.port,
+            "heard_at": row["heard_at"], "health": _health(row["health"]),
+            "counters": store.counters(node.id), "asked": len(states),
+            "answered": states.count("answered") + states.count("merged"),
+        })  # fmt: skip
     return {
         "mission": mission.rules.name,
-        "id": bytes(entry["id"]).hex() if entry else None,
+        "id": entry["id"].hex() if entry else None,
         "model": mission.rules.model,
         "rounds_wanted": mission.rules.rounds,
         "finished_at": entry.get("finished_at"),
@@ -69,11 +62,6 @@ def _health(stored: str | None) -> dict[str, Any] | None:
     except (ValueError, TypeError, KeyError):
         return None
     return dict(health)
-
-
-def _of(node: int, answers: list[Mapping[str, Any]]) -> str | None:
-    """The state of one node's answer; None if it was not asked."""
-    return next((str(answer["state"]) for answer in answers if answer["node"] == node), None)
 
 
 def table(view: Mapping[str, Any], console: Console | None = None) -> None:
