@@ -159,11 +159,8 @@ def demo(real: tuple[str, ...], plain: bool, **options: Any) -> None:
     require("onnxruntime", "rich", "matplotlib")
     from rich.console import Console
 
-    from firmware_sim.demo.run import BOARDS, DemoConfig, DemoError, run
+    from firmware_sim.demo.run import BOARDS, DemoConfig, run
     from firmware_sim.demo.view import DemoView, summary_table
-    from firmware_sim.runs.folder import FolderError
-    from onboard.data.loading import DataError
-    from onboard.learn.graph import GraphError
 
     out, options["model"] = options["out"], options["model"] or network_for(options["data"])
     boards = _real_boards(real, [place.name for place in BOARDS])
@@ -173,7 +170,7 @@ def demo(real: tuple[str, ...], plain: bool, **options: Any) -> None:
         console = Console(file=cast(IO[str], Outlet(lines, sys.stdout)))
         try:
             summary = run(config, DemoView(console, plain=plain))
-        except (DataError, GraphError, DemoError, FolderError) as error:
+        except ValueError as error:
             raise click.UsageError(str(error)) from None
         except OSError as error:
             refused(error, out)

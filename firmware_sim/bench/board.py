@@ -13,7 +13,7 @@ from pathlib import Path
 
 from onboard.board.budget import Pace
 from onboard.cli import run_agent
-from onboard.config import NodeConfig, OwnConfig, load_own
+from onboard.config import NodeConfig, load_own
 from onboard.console.log import say
 from onboard.console.toml import ConfigError
 
@@ -23,20 +23,13 @@ log = logging.getLogger(__name__)
 def emulate(node_toml: Path, *, report_every_s: float | None = None) -> None:
     """Runs the agent of NODE.toml as its board would, until SIGTERM or SIGINT. Raises ConfigError."""
     config = load_own(node_toml)
-    pace = board_pace(config)
+    board = config.board
+    if not board.train_flops:
+        raise ConfigError(f"{config.path}: node.board = {board.name!r}: {board.title} cannot train")
     ends = [config.ground] if isinstance(config, NodeConfig) else config.neighbours
     say(
-        log, "emulating", board=config.board.name, train_gflops=config.board.train_flops / 1e9,
+        log, "emulating", board=board.name, train_gflops=board.train_flops / 1e9,
         cpu_share=config.cpu_share, memory_mb=config.memory_bytes / 2**20,
         link=", ".join(dict.fromkeys(end.link.name for end in ends)),
     )  # fmt: skip
-    run_agent(config, pace, report_every_s)
-
-
-def board_pace(config: OwnConfig) -> Pace:
-    """How fast this board trains. Raises ConfigError for one that cannot."""
-    if not config.board.train_flops:
-        raise ConfigError(
-            f"{config.path}: node.board = {config.board.name!r}: {config.board.title} cannot train"
-        )
-    return Pace(config.cpu_share, config.board.train_flops)
+    run_agent(config, Pace(config.cpu_share, board.train_flops), report_every_s)

@@ -28,7 +28,7 @@ MARK = "demo.json"  # says that a folder is a demo's and may be replaced by the 
 REPORT_EVERY_S = "0.5"
 
 
-class DemoError(RuntimeError):
+class DemoError(ValueError):
     """The demo cannot start or cannot go on; one line."""
 
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
-from functools import partial
 from pathlib import Path
 
-from firmware_sim.world.air import AirLink, AirPort
+from firmware_sim.world.air import AirLink
 from firmware_sim.world.channel import SIDES, Channel, Impairments, Side
 from firmware_sim.world.world import TICK_S, World
 from hw_profiles import Board, Link
@@ -105,9 +104,7 @@ class Device:
         self._drive = Drive(self.agent, Pace(place.board.cpu_share, place.board.train_flops), now)
         impairments = Impairments(windows=() if gone else None)
         self._air = AirLink(world, Channel(link, impairments, seed=place.fates * 65536 + boot))
-        self._ports = {side: AirPort(side, link, partial(self._air.send, side)) for side in SIDES}
-        for side, port in self._ports.items():
-            self._air.connect(side, port.hear, self)
+        self._ports = {side: self._air.connect(side, self) for side in SIDES}
         self._overheard = DeviceUsage()
         self._health_at = now
         self.agent.resume(now)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from hashlib import blake2s
 from itertools import count
 from pathlib import Path
 from random import Random
@@ -17,7 +16,7 @@ from random import Random
 from firmware_sim.fleet.device import Device, DeviceUsage, Downlink, Place
 from firmware_sim.fleet.result import RoundResult
 from firmware_sim.runs.live import RunProgress
-from firmware_sim.world.world import World
+from firmware_sim.world.world import World, digest_of
 from hw_profiles import Board, Link
 from onboard.codec.pack import unpack
 from onboard.config import NODE_IDS
@@ -107,18 +106,18 @@ class Fleet:
         self.packed = b""  # the outcome of the last round that is over
         self._train, self._infer, self._test = train, infer, test
         terms = MissionTerms(
-            id=_digest("mission", settings.seed)[:8], model=settings.model, seed=settings.seed,
+            id=digest_of("mission", settings.seed)[:8], model=settings.model, seed=settings.seed,
             deadline_s=settings.deadline_s, training=settings.training,
         )  # fmt: skip
         self._server = Server(terms, train, staleness=settings.staleness)
-        group_key = _digest("group", settings.seed) if settings.shared_downlink else None
+        group_key = digest_of("group", settings.seed) if settings.shared_downlink else None
         self._places = {
             node: Place(
                 node=node,
                 board=settings.boards[(node - 1) % len(settings.boards)],
                 link=settings.links[(node - 1) % len(settings.links)],
                 images=images,
-                key=_digest("key", settings.seed, node),
+                key=digest_of("key", settings.seed, node),
                 group_key=group_key,
                 fates=settings.seed * 256 + node,
                 folder=folder / str(node),
@@ -178,7 +177,7 @@ class Fleet:
                 merges=settings.staleness is not None, merged=merged,
             )  # fmt: skip
             for node in asked:
-                draw = Random(_digest("gone", settings.seed, number, attempt, node))
+                draw = Random(digest_of("gone", settings.seed, number, attempt, node))
                 self._wake(node, gone=draw.random() < settings.dropout)
             self._ask(model, asked)
             for happening in count():
@@ -261,27 +260,15 @@ class Fleet:
         spent, self._told = total - self._told, total
         self.results.append(
             RoundResult(
-                round=this.number,
-                accuracy=score.accuracy,
-                loss=score.loss,
-                bits_up=_mean(tally.bits_up),
-                bits_down=8 * len(model) / server.layout.parameters,
-                width_up=_mean(tally.width_up),
-                width_down=0.0 if sent is None else sent.mean_width,
-                bytes_up=spent.bytes_up,
-                bytes_down=spent.bytes_down,
-                airtime_up_s=spent.airtime_up_s,
-                airtime_down_s=spent.airtime_down_s,
-                energy_j=spent.energy_j,
-                clock_s=self._now,
-                asked=len(this.asked),
-                answered=len(this.answered),
-                gone=len(tally.gone),
-                merged=len(this.merged),
-                late=tally.late,
-                refused=tally.refused,
+                round=this.number, accuracy=score.accuracy, loss=score.loss, clock_s=self._now,
+                bits_up=_mean(tally.bits_up), bits_down=8 * len(model) / server.layout.parameters,
+                width_up=_mean(tally.width_up), width_down=0.0 if sent is None else sent.mean_width,
+                bytes_up=spent.bytes_up, bytes_down=spent.bytes_down, energy_j=spent.energy_j,
+                airtime_up_s=spent.airtime_up_s, airtime_down_s=spent.airtime_down_s,
+                asked=len(this.asked), answered=len(this.answered), gone=len(tally.gone),
+                merged=len(this.merged), late=tally.late, refused=tally.refused,
             )
-        )
+        )  # fmt: skip
         self._round = None
 
     # what devices and the ground's ends of their links say
@@ -364,8 +351,3 @@ def without_losses(link: Link, frame_loss: float) -> Link:
 
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
-
-
-def _digest(*what: object) -> bytes:
-    """32 B that differ where `what` does."""
-    return blake2s(" ".join(map(str, what)).encode()).digest()

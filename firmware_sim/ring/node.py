@@ -22,7 +22,6 @@ from firmware_sim.ring.settings import RingSettings
 from firmware_sim.world.air import AirLink, AirPort
 from firmware_sim.world.channel import Side
 from firmware_sim.world.world import TICK_S
-from hw_profiles import Link
 from onboard.agents.gossip import GossipAgent, GossipTraining
 from onboard.agents.gossip_state import GossipPhase
 from onboard.board.budget import Pace
@@ -80,7 +79,7 @@ class RingNode:
             seat.config,
             seat.learn(),
             now,
-            lambda end: replace(end, opener=partial(self._port, end.peer, end.end.link), nonce=nonce),
+            lambda end: replace(end, opener=partial(self._port, end.peer), nonce=nonce),
         )
         for peer, windows in seat.contacts.items():
             self._ends[peer].session.plan(windows, now)
@@ -111,7 +110,7 @@ class RingNode:
             self.halt(now)
             return
         while True:
-            for peer in [peer for peer, due_s in self._due.items() if due_s <= now]:
+            for peer in [peer for peer, due_s in self._due.items() if due_s <= now or self._hears(peer)]:
                 try:
                     self._untold += ((peer, event) for event in self._ends[peer].poll(now, now))
                 except SeqExhausted:
@@ -174,15 +173,12 @@ class RingNode:
         agent.charge(self.seat.batch_s, now)
         agent.tick(now)
 
-    def _port(self, peer: int, link: Link) -> AirPort:
-        side = self._side(peer)
-        port = self._ports[peer] = AirPort(side, link, partial(self._links[peer].send, side))
-        self._links[peer].connect(side, partial(self._hear, peer), self)
+    def _port(self, peer: int) -> AirPort:
+        port = self._ports[peer] = self._links[peer].connect(self._side(peer), self)
         return port
 
-    def _hear(self, peer: int, wire: bytes) -> None:
-        self._ports[peer].hear(wire)
-        self._due[peer] = -math.inf
+    def _hears(self, peer: int) -> bool:
+        return peer in self._ports and self._ports[peer].has_unread
 
     def _side(self, peer: int) -> Side:
         """The end with the lower number is the link's primary one."""

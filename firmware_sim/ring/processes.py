@@ -17,10 +17,10 @@ import math
 import shutil
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -42,28 +42,6 @@ from onboard.storage.keys import new_key, save_key
 
 MARK, NODES, LOGS, STATION, PLAN = "ring-processes.json", "nodes", "logs", "ground", "contacts.toml"
 LISTEN_S = 0.25
-
-
-@dataclass
-class _Station:
-    """The ground's process. `says`: the last that it told of its state; `first`: the model it begins with."""
-
-    checkpoint: Path
-    first: Floats
-    says: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def exchanges(self) -> int:
-        """Completed by it."""
-        return int(self.says.get("exchanges", 0))
-
-    def bytes(self, way: Literal["sent", "received"]) -> int:
-        """On all its links."""
-        return sum(link[f"bytes_{way}"] for link in self.says.get("links", ()))
-
-    def model(self) -> Floats:
-        """The one that it holds, float32 (P,)."""
-        return _model(self.checkpoint) if self.checkpoint.exists() else self.first
 
 
 class ProcessRun:
@@ -93,10 +71,8 @@ class ProcessRun:
         self._told: list[dict[int, dict[str, Any]]] = []  # what each node said of each epoch
         self._killed = set[str]()
         self._living = {f"node-{node}": node for node in range(1, settings.nodes + 1)}
-        self._station = None
-        if settings.ground is not None:
-            start = flat(train.layout, initial(train.shapes, settings.seed))
-            self._station = _Station(_checkpoint(self._files[GROUND]), start)
+        self._first = flat(train.layout, initial(train.shapes, settings.seed))
+        self._ground: Mapping[str, Any] = {}  # what the ground's process said last of its state
         (out / NAMES.results).write_bytes(b"")
 
     def draw(self) -> None:
@@ -132,8 +108,8 @@ class ProcessRun:
             return
         if event["event"] == "training-failed":
             raise RingError(f"{name}: {event['why']}")
-        if event["event"] == "doing" and self._station is not None:
-            self._station.says = event
+        if event["event"] == "doing" and name == STATION:
+            self._ground = event
         node = self._living.get(name)
         if event["event"] != "epoch" or node is None:
             return
@@ -167,10 +143,13 @@ class ProcessRun:
         sent_bytes = sum(each["bytes_sent"] for each in told)
         exchanges = sum(each["exchanges"] for each in told)
         ground = None
-        if (station := self._station) is not None:
-            sent_bytes += station.bytes("sent")
-            exchanges += station.exchanges
-            ground = GroundModel(station.model(), station.bytes("sent") + station.bytes("received"))
+        if self._settings.ground is not None:
+            links, checkpoint = self._ground.get("links", ()), _checkpoint(self._files[GROUND])
+            sent, received = (sum(link[f"bytes_{way}"] for link in links) for way in ("sent", "received"))
+            sent_bytes += sent
+            exchanges += int(self._ground.get("exchanges", 0))
+            model = _model(checkpoint) if checkpoint.exists() else self._first
+            ground = GroundModel(model, sent + received)
         result = self._evaluator.result(
             epoch + 1, vectors, [each["loss"] for each in told],
             bytes_sent=sent_bytes, exchanges=exchanges // 2, clock_s=clock_s, ground=ground,

@@ -17,7 +17,6 @@ from __future__ import annotations
 import itertools
 import shutil
 from collections.abc import Iterator, Sequence
-from hashlib import blake2s
 from pathlib import Path
 from random import Random
 
@@ -29,7 +28,7 @@ from firmware_sim.ring.settings import RingError, RingSettings
 from firmware_sim.runs.live import RunProgress
 from firmware_sim.world.air import AirLink
 from firmware_sim.world.channel import Channel, Impairments
-from firmware_sim.world.world import World
+from firmware_sim.world.world import World, digest_of
 from onboard.codec.layout import Floats
 from onboard.config import GROUND
 from onboard.data.loading import Images
@@ -108,13 +107,13 @@ class Ring:
         for number, seat in sorted(self._seats.items()):
             if now < seat.dies_s:
                 ends = {sum(edge) - number: link for edge, link in self._links.items() if number in edge}
-                nonce = Random(_digest("nonce", self.settings.seed, number, epoch)).randbytes
+                nonce = Random(digest_of("nonce", self.settings.seed, number, epoch)).randbytes
                 self._nodes[number] = node = RingNode(seat, ends, epoch, nonce, now)
                 self._world.add(node)
 
     def _link(self, edge: topology.Edge, epoch: int) -> AirLink:
         settings = self.settings
-        seed = int.from_bytes(_digest("air", settings.seed, *edge, epoch)[:8], "big")
+        seed = int.from_bytes(digest_of("air", settings.seed, *edge, epoch)[:8], "big")
         impairments = Impairments(windows=settings.contacts(edge))
         return AirLink(self._world, Channel(settings.link_of(*edge), impairments, seed=seed))
 
@@ -177,8 +176,3 @@ def _load(folder: Path) -> RingTotals:
         return RingTotals()
     except msgspec.DecodeError as error:
         raise BadTotals(f"not a ring's state: {error}") from None
-
-
-def _digest(*what: object) -> bytes:
-    """32 B that differ where `what` does."""
-    return blake2s(" ".join(map(str, what)).encode()).digest()

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,7 +30,6 @@ class ChildProcess:
     log: IO[bytes]
     errors: Path
     tail: bytes = b""
-    events: list[dict[str, Any]] = field(default_factory=list)
 
     def last_words(self) -> str:
         """The last line it wrote to standard error."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 from firmware_sim.world.channel import SIDES, Channel, Side
 from firmware_sim.world.world import Party, World
@@ -34,6 +35,11 @@ class AirPort:
     @property
     def broken(self) -> int:
         return self._no_cobs + self._splitter.overlong
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether bytes have come out of the air that nobody has read."""
+        return bool(self._stream)
 
     def hear(self, wire: bytes) -> None:
         """Bytes come out of the air."""
@@ -93,12 +99,14 @@ class AirLink:
     def __init__(self, world: World, channel: Channel) -> None:
         self.channel = channel
         self._world = world
-        self._ends: dict[Side, tuple[Callable[[bytes], None], Party]] = {}
+        self._ends: dict[Side, tuple[AirPort, Party]] = {}
         world.add(self)
 
-    def connect(self, side: Side, hear: Callable[[bytes], None], party: Party) -> None:
-        """That end is `party`, which hears by `hear`."""
-        self._ends[side] = hear, party
+    def connect(self, side: Side, party: Party) -> AirPort:
+        """Opens the port of that end, whose owner is `party`."""
+        port = AirPort(side, self.channel.link, partial(self.send, side))
+        self._ends[side] = port, party
+        return port
 
     def disconnect(self, side: Side) -> None:
         """Nobody is at that end any more."""
@@ -117,8 +125,8 @@ class AirLink:
     def act(self, now: float) -> None:
         for side, wire in self.channel.due(now):
             if side in self._ends:
-                hear, party = self._ends[side]
-                hear(wire)
+                port, party = self._ends[side]
+                port.hear(wire)
                 self._world.wake(party)
 
     def wakeup(self, now: float) -> float:
