@@ -15,9 +15,8 @@ from pathlib import Path
 
 import msgspec
 
-from firmware_sim.world.air import AirPort
 from firmware_sim.world.channel import Channel, Side
-from firmware_sim.world.world import TICK_S
+from firmware_sim.world.world import TICK_S, AirPort
 from hw_profiles import Link
 from onboard.link.pump import Pump, PumpEvent
 from onboard.link.spool import Spool

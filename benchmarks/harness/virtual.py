@@ -20,9 +20,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from firmware_sim.world.air import AirPort
 from firmware_sim.world.channel import Channel, Side
-from firmware_sim.world.world import TICK_S
+from firmware_sim.world.world import TICK_S, AirPort
 from hw_profiles import Link
 from onboard.console.errors import where
 from onboard.console.signals import Stop

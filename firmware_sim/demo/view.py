@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from firmware_sim.demo.scene import Scene
-from firmware_sim.runs.plot import DOWN, UP, number_points, picture
+from firmware_sim.runs.live import DOWN, UP, number_points, picture
 
 PLAIN_EVERY_S = 15.0
 BAR = 8  # characters

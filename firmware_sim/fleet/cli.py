@@ -14,7 +14,7 @@ from onboard.learn.networks import network_for
 from onboard.learn.training import Training
 
 if TYPE_CHECKING:
-    from firmware_sim.fleet.run import FleetConfig
+    from firmware_sim.fleet.simulation import FleetConfig
 
 
 @click.command()
@@ -68,7 +68,7 @@ def fleet(as_json: bool, **options: Any) -> None:
       firmware-sim fleet --split dirichlet --alpha 0.3 --dropout 0.2 --quorum 3 --staleness 0.5
     """
     require("onnxruntime", "rich", "matplotlib")
-    from firmware_sim.fleet.run import FleetRun
+    from firmware_sim.fleet.simulation import FleetRun
     from firmware_sim.runs.live import command
 
     command(lambda: FleetRun(_config(options)), options["out"], as_json=as_json)
@@ -77,8 +77,7 @@ def fleet(as_json: bool, **options: Any) -> None:
 def _config(options: dict[str, Any]) -> FleetConfig:
     """The options as one value. Raises ValueError for what cannot be."""
     from firmware_sim.fleet.presets import PRESETS
-    from firmware_sim.fleet.run import FleetConfig
-    from firmware_sim.fleet.simulation import FleetSettings, without_losses
+    from firmware_sim.fleet.simulation import FleetConfig, FleetSettings, without_losses
 
     method, links = options["method"], [load_link(name) for name in options["links"]]
     if options["loss"] is not None:

@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from firmware_sim.world.air import AirLink
 from firmware_sim.world.channel import SIDES, Channel, Impairments, Side
-from firmware_sim.world.world import TICK_S, World
+from firmware_sim.world.world import TICK_S, AirLink, World
 from hw_profiles import Board, Link
 from onboard.agents.federated import HEALTH_EVERY_S, FederatedAgent
 from onboard.agents.federated_state import FederatedState

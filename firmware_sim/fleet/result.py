@@ -8,8 +8,7 @@ from functools import partial
 from itertools import accumulate
 from pathlib import Path
 
-from firmware_sim.runs.live import RunTexts
-from firmware_sim.runs.plot import UP, number_points, picture
+from firmware_sim.runs.live import UP, RunTexts, number_points, picture
 
 
 @dataclass(frozen=True, kw_only=True)

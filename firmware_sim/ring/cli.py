@@ -18,8 +18,8 @@ from onboard.learn.networks import network_for
 from onboard.learn.training import Recipe
 
 if TYPE_CHECKING:
-    from firmware_sim.ring.run import RingConfig
     from firmware_sim.ring.settings import GroundNode
+    from firmware_sim.ring.simulation import RingConfig
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -155,7 +155,7 @@ def ring(ground: GroundNode | None, /, as_json: bool, processes: bool, **options
     from rich.console import Console
 
     from firmware_sim.ring.processes import ProcessRun
-    from firmware_sim.ring.run import RingRun
+    from firmware_sim.ring.simulation import RingRun
     from firmware_sim.runs.live import command
 
     def made() -> RingRun | ProcessRun:
@@ -174,8 +174,8 @@ def ring(ground: GroundNode | None, /, as_json: bool, processes: bool, **options
 
 def _config(options: dict[str, Any]) -> RingConfig:
     """The options as one value. Raises ValueError for what cannot be."""
-    from firmware_sim.ring.run import RingConfig
     from firmware_sim.ring.settings import RingSettings
+    from firmware_sim.ring.simulation import RingConfig
     from onboard.codec.values import Form
 
     link = load_link(options["link"])

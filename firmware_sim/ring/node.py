@@ -19,9 +19,8 @@ import msgspec
 import numpy as np
 
 from firmware_sim.ring.settings import RingSettings
-from firmware_sim.world.air import AirLink, AirPort
 from firmware_sim.world.channel import Side
-from firmware_sim.world.world import TICK_S
+from firmware_sim.world.world import TICK_S, AirLink, AirPort
 from onboard.agents.gossip import GossipAgent, GossipTraining
 from onboard.agents.gossip_state import GossipPhase
 from onboard.board.budget import Pace

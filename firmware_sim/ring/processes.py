@@ -27,8 +27,8 @@ import numpy as np
 
 from firmware_sim.ring.node import section
 from firmware_sim.ring.result import EpochResult, Evaluator, GroundModel, texts
-from firmware_sim.ring.run import NAMES, RingConfig
 from firmware_sim.ring.settings import GroundNode, RingError, RingSettings
+from firmware_sim.ring.simulation import NAMES, RingConfig
 from firmware_sim.runs import folder
 from firmware_sim.runs.live import RunProgress
 from firmware_sim.runs.processes import ProcessGroup, free_ports

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from firmware_sim.runs.live import RunTexts
-from firmware_sim.runs.plot import picture
+from firmware_sim.runs.live import RunTexts, picture
 from hw_profiles import Link
 from onboard.codec.layout import Floats, Layout, views
 from onboard.data.loading import Images

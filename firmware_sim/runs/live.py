@@ -1,17 +1,17 @@
-"""A long run on a terminal: its lines, under them a bar that is gone at the end, and a summary."""
+"""What a person sees of a run: lines, under them a bar that is gone at the end, a summary, a picture."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import logging
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
-from typing import IO, Generic, Protocol, TypeVar, cast
+from typing import IO, TYPE_CHECKING, Generic, Protocol, TypeVar, cast
 
 import click
 from rich.console import Console
@@ -22,7 +22,11 @@ from onboard.console.lines import ROOM_BYTES, Outlet, lines_to
 from onboard.console.log import start
 from onboard.console.signals import stop_signals
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 R = TypeVar("R")
+UP, DOWN = "#1b6ca8", "#8fc1e3"  # what goes up and down, in pictures
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +94,7 @@ def show(run: PlayedRun[R], *, as_json: bool) -> bool:
         stop_signals() as stop,
         # All is told in the end, but a reader that is stuck holds up neither the run nor its stop.
         lines_to(sys.stdout, lambda _: "", ROOM_BYTES, lambda: not stop.asked) as out,
-        contextlib.closing(run.play()) as played,
+        closing(run.play()) as played,
     ):
         console = Console(stderr=True) if as_json else Console(file=cast(IO[str], Outlet(out, sys.stdout)))
         if not as_json:
@@ -119,3 +123,19 @@ def show(run: PlayedRun[R], *, as_json: bool) -> bool:
 
 def _say(console: Console, text: str) -> None:
     console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def picture(path: Path, columns: int, size: tuple[float, float]) -> Iterator[Sequence[Axes]]:
+    """So many axes side by side, which are a PNG of that size (inches) at `path` after the block."""
+    from matplotlib.figure import Figure  # half a second, and only at the end of a run
+
+    figure = Figure(figsize=size, layout="constrained")
+    yield figure.subplots(1, columns, squeeze=False)[0]
+    figure.savefig(path, dpi=120)
+
+
+def number_points(axes: Axes, xs: Sequence[float], ys: Sequence[float]) -> None:
+    """Writes 1, 2, ... above the points of a curve."""
+    for number, point in enumerate(zip(xs, ys, strict=True), start=1):
+        axes.annotate(str(number), point, textcoords="offset points", xytext=(0, 6), ha="center")

@@ -16,8 +16,8 @@ import pytest
 from click.testing import CliRunner
 
 import onboard.runtime.endpoint
-from firmware_sim.world.air import AirPort
 from firmware_sim.world.channel import Side
+from firmware_sim.world.world import AirPort
 from groundstation.cli import main
 from groundstation.commands.dispatcher import CommandDispatcher
 from groundstation.config import load_mission

@@ -28,12 +28,11 @@ from benchmarks.harness import seeds as seeds_option
 from benchmarks.harness.lab import LabError
 from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
-from firmware_sim.fleet import run as fleet_run
-from firmware_sim.fleet import simulation
 from firmware_sim.fleet.presets import PRESETS
 from firmware_sim.fleet.result import RoundResult
-from firmware_sim.ring import run as ring_run
-from firmware_sim.ring import settings as ring
+from firmware_sim.fleet.simulation import FleetConfig, FleetRun, FleetSettings
+from firmware_sim.ring.settings import RingSettings
+from firmware_sim.ring.simulation import RingConfig, RingRun
 from firmware_sim.runs.live import RunProgress
 from hw_profiles import load_board, load_link
 from onboard.learn.training import Recipe, Training
@@ -57,7 +56,7 @@ FRAME_BYTES = 65_507  # on a ring's edges: of the profile's 1,400 there are 50 t
 
 @dataclass(frozen=True, kw_only=True)
 class LearningTask:
-    """What is learned, and how. `test_data`, `test_images`: as in `ring.run`; `rates`: of the mixing,
+    """What is learned, and how. `test_data`, `test_images`: as in `RunConfig`; `rates`: of the mixing,
     by method, where it is not 1; `cosine`: whether the learning rate follows half a cosine over all epochs;
     `points`: that p = 0.1 may be below dense."""
 
@@ -145,7 +144,7 @@ class ConvergenceBench:
             return [Point(**point) for point in kept["points"]]
         self.tell(f"{name}, seed {seed}: reading images")
         try:
-            run = ring_run.RingRun(replace(wishes, out=state))
+            run = RingRun(replace(wishes, out=state))
             for seen in run.play():
                 if isinstance(seen, RunProgress):
                     so_far = f", {100 * run.results[-1].accuracy:.1f} % so far" if run.results else ""
@@ -163,8 +162,8 @@ class ConvergenceBench:
         """A fleet's run of as many epochs, a round a point; kept by the fleet itself. Raises LabError."""
         rounds = -(-self.task.epochs // CENTRAL_EPOCHS)
         training = msgspec.structs.replace(PRESETS["spacedml-fast"], epochs=CENTRAL_EPOCHS)
-        wishes = fleet_run.FleetConfig(
-            settings=simulation.FleetSettings(
+        wishes = FleetConfig(
+            settings=FleetSettings(
                 training=training, devices=NODES, select=NODES, quorum=NODES, rounds=rounds,
                 model=self.task.model, deadline_s=1e6, seed=seed,
                 boards=(load_board(BOARD),), links=(load_link(LINK),),
@@ -173,7 +172,7 @@ class ConvergenceBench:
             out=self.out / f"{self.task.data}-{rounds}-central-{seed}",
         )  # fmt: skip
         try:
-            run = fleet_run.FleetRun(wishes)
+            run = FleetRun(wishes)
             for seen in run.play():
                 if isinstance(seen, RunProgress):
                     self.tell(f"{CENTRAL}, seed {seed}, round {seen.step} of {rounds}")
@@ -181,17 +180,17 @@ class ConvergenceBench:
             raise LabError(str(error)) from None
         return points_of(run.results, training)
 
-    def _wishes(self, name: str, seed: int) -> ring_run.RingConfig:
+    def _wishes(self, name: str, seed: int) -> RingConfig:
         task, (method, p) = self.task, METHODS[name]
         recipe = (
             msgspec.structs.replace(task.recipe, cosine_epochs=task.epochs) if task.cosine else task.recipe
         )
-        settings = ring.RingSettings(
+        settings = RingSettings(
             nodes=NODES, method=method, sparsity=p, rate=task.rates.get(method, 1.0), model=task.model,
             recipe=recipe, epochs=task.epochs, seed=seed, board=load_board(BOARD),
             link=replace(load_link(LINK), mtu_bytes=FRAME_BYTES),
         )  # fmt: skip
-        return ring_run.RingConfig(
+        return RingConfig(
             settings=settings, data=task.data, data_folder=self.data_dir, images=task.images,
             test_data=task.test_data, test_images=task.test_images, node_images=1,
         )  # fmt: skip

@@ -27,8 +27,7 @@ from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
 from firmware_sim.fleet.presets import PRESETS, as_fedavg, for_bits
 from firmware_sim.fleet.result import RoundResult
-from firmware_sim.fleet.run import FleetConfig, FleetRun
-from firmware_sim.fleet.simulation import FleetError, FleetSettings, without_losses
+from firmware_sim.fleet.simulation import FleetConfig, FleetError, FleetRun, FleetSettings, without_losses
 from firmware_sim.runs.folder import FolderError
 from firmware_sim.runs.live import RunProgress
 from hw_profiles import Link, load_board, load_link

@@ -26,7 +26,7 @@ import onboard.runtime.gossip
 import onboard.trainer.process
 from benchmarks.harness.missions import VirtualMission, changes_of_rounds, graphs, images, run_program
 from benchmarks.harness.virtual import VirtualWorld
-from firmware_sim.world.air import AirPort
+from firmware_sim.world.world import AirPort
 from groundstation.cli import main
 from hw_profiles import Link, load_link
 from onboard.codec.dense import Dense

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.harness.pair import KEY, NODES, Broken, EndState, LinkPair
-from firmware_sim.world.air import AirPort
 from firmware_sim.world.channel import Channel, Impairments
 from firmware_sim.world.disk import scratch
+from firmware_sim.world.world import AirPort
 from hw_profiles import Link
 from onboard.link.ports.port import Port
 from onboard.storage.journal import Journal

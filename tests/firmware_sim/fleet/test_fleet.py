@@ -16,8 +16,7 @@ from click.testing import CliRunner
 import onboard.trainer.in_process
 from firmware_sim.cli import main
 from firmware_sim.fleet.result import RoundResult
-from firmware_sim.fleet.run import NAMES
-from firmware_sim.fleet.simulation import Fleet, FleetError, FleetSettings, without_losses
+from firmware_sim.fleet.simulation import NAMES, Fleet, FleetError, FleetSettings, without_losses
 from firmware_sim.runs.folder import RunRecord
 from firmware_sim.runs.live import RunProgress
 from firmware_sim.runs.split import iid

@@ -13,8 +13,8 @@ import pytest
 
 from firmware_sim.ring.processes import ProcessRun, create_nodes, meeting
 from firmware_sim.ring.result import EpochResult
-from firmware_sim.ring.run import NAMES, RingConfig
 from firmware_sim.ring.settings import RingError, RingSettings
+from firmware_sim.ring.simulation import NAMES, RingConfig
 from firmware_sim.runs.processes import ProcessGroup
 from firmware_sim.runs.split import iid
 from hw_profiles import load_board, load_link

@@ -13,8 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from firmware_sim.cli import main
-from firmware_sim.ring.run import NAMES
-from firmware_sim.ring.simulation import TOTALS
+from firmware_sim.ring.simulation import NAMES, TOTALS
 
 EPOCHS, STATE, WISHES = NAMES.results, NAMES.state.rstrip("*"), NAMES.asked
 SMALL = (

@@ -12,8 +12,8 @@ import pytest
 
 from firmware_sim.ring.processes import PLAN, ProcessRun, create_nodes, meeting, write_plan
 from firmware_sim.ring.result import EpochResult
-from firmware_sim.ring.run import RingConfig
 from firmware_sim.ring.settings import GroundNode, RingError, RingSettings
+from firmware_sim.ring.simulation import RingConfig
 from firmware_sim.runs.processes import ProcessGroup
 from hw_profiles import load_board, load_link
 from onboard.agents.gossip_checkpoint import CHECKPOINT, MODEL

@@ -18,9 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from firmware_sim.world.air import AirPort
 from firmware_sim.world.channel import Channel, Impairments, Side
-from firmware_sim.world.world import TICK_S
+from firmware_sim.world.world import TICK_S, AirPort
 from onboard.agents.gossip import GossipAgent, GossipTraining
 from onboard.agents.gossip_state import GossipPhase
 from onboard.board.budget import Pace

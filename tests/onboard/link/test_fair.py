@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from firmware_sim.world.air import AirPort
+from firmware_sim.world.world import AirPort
 from hw_profiles import load_link
 from onboard.console.log import BURST, EVERY_S, Rarely, record_of
 from onboard.link.peer import BURST_WRITES, OverShare, PeerShare

@@ -21,8 +21,8 @@ from typing import Any, Literal
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
-from firmware_sim.world.air import AirPort
 from firmware_sim.world.channel import Side
+from firmware_sim.world.world import AirPort
 from onboard.link.ports.port import PortEvent
 from onboard.link.pump import Pump
 from onboard.link.spool import Spool

@@ -19,8 +19,7 @@ from benchmarks.claims.learning.table1 import CELLS, bytes_until
 from benchmarks.harness.progress import ProgressLine
 from firmware_sim.fleet.presets import PRESETS, ROOM, SKETCH_DOWN, as_fedavg, for_bits
 from firmware_sim.fleet.result import RoundResult
-from firmware_sim.fleet.run import FleetConfig, FleetRun
-from firmware_sim.fleet.simulation import FleetSettings
+from firmware_sim.fleet.simulation import FleetConfig, FleetRun, FleetSettings
 
 RESULT = RoundResult(
     round=1, accuracy=0.9, loss=0.5, bits_up=0.1, bits_down=0.2, width_up=0.08, width_down=0.15,
