@@ -19,6 +19,7 @@ from typing import Any
 from firmware_sim.demo.scene import Scene
 from firmware_sim.demo.view import DemoView, draw
 from firmware_sim.runs import folder
+from firmware_sim.runs.folder import RunError
 from firmware_sim.runs.processes import ProcessGroup, free_ports
 from onboard.console.signals import stop_signals
 from onboard.data import loading
@@ -28,10 +29,6 @@ MARK = "demo.json"  # says that a folder is a demo's and may be replaced by the 
 REPORT_EVERY_S = "0.5"
 
 
-class DemoError(ValueError):
-    """The demo cannot start or cannot go on; one line."""
-
-
 @dataclass(frozen=True)
 class DemoBoard:
     """One place at the table: a board's profile, its link's, and what the air does to it."""
@@ -39,26 +36,16 @@ class DemoBoard:
     name: str
     link: str
     udp: bool = False
-    loss: float | None = None
-    cut_after_bytes: int | None = None
-    cut_s: float = 0.0
-    cpu_share: float = 1.0
-
-    def cable_options(self, seed: int) -> list[str]:
-        """What the cable is told of the air."""
-        options = ["--link", self.link, "--seed", str(seed)]
-        if self.loss is not None:
-            options += ["--loss", str(self.loss)]
-        if self.cut_after_bytes is not None:
-            options += ["--cut-after-bytes", str(self.cut_after_bytes), "--cut-seconds", str(self.cut_s)]
-        return options
+    air: tuple[str, ...] = ()  # what the cable is told of it
 
 
 BOARDS = (
     DemoBoard("raspberry-pi-4", "bench-serial-115k2"),
     DemoBoard("jetson-nano", "sband-256k", udp=True),
     # The contact closes once when the board is in the middle of sending its first update.
-    DemoBoard("xiphos-q8s", "uhf-9k6", loss=0.05, cut_after_bytes=2_000, cut_s=12.0),
+    DemoBoard(
+        "xiphos-q8s", "uhf-9k6", air=("--loss", "0.05", "--cut-after-bytes", "2000", "--cut-seconds", "12")
+    ),
 )
 
 
@@ -83,7 +70,7 @@ def run(config: DemoConfig, view: DemoView) -> dict[str, Any]:
     """Plays the whole demo, in an empty folder that no other run may use: what an earlier demo left is
     replaced. Returns the summary, which is also in OUT/summary.json.
 
-    Raises DemoError, DataError, GraphError, FolderError, and OSError where the disk refuses. Ctrl-C ends it
+    Raises RunError, DataError, GraphError, and OSError where the disk refuses. Ctrl-C ends it
     in order: KeyboardInterrupt after the cleaning up.
     """
     graph = TrainGraph.load(config.model)
@@ -132,11 +119,11 @@ def _create_mission(config: DemoConfig, ends: Mapping[str, Ends]) -> None:
     for board in BOARDS:
         here, there = ends[board.name]
         where = f"board={board.name},link={board.link},port={here},board-port={there}"
-        words += ["--node", f"{board.name},{where},cpu-share={board.cpu_share}"]
+        words += ["--node", f"{board.name},{where},cpu-share=1.0"]
     command = [sys.executable, "-m", "groundstation", "init", str(config.out / "mission"), *words]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise DemoError(f"groundstation init: {done.stderr.strip()}")
+        raise RunError(f"groundstation init: {done.stderr.strip()}")
 
 
 def _play(config: DemoConfig, ends: Mapping[str, Ends], scene: Scene, view: DemoView) -> None:
@@ -166,15 +153,16 @@ def _start(crew: ProcessGroup, config: DemoConfig, ends: Mapping[str, Ends]) -> 
     emulated = [board for board in BOARDS if board.name not in config.real]
     for board in emulated:
         here, there = ends[board.name]
-        options = ("--ground", here, "--board", there, *told, *board.cable_options(config.seed + 1))
-        crew.start(f"cable:{board.name}", "firmware_sim", "cable", *options)
-    ports = [Path(ends[board.name][1]) for board in emulated if not board.udp]
+        options = ("--link", board.link, "--seed", str(config.seed + 1), *board.air)
+        ports = ("--ground", here, "--board", there)
+        crew.start(f"cable:{board.name}", "firmware_sim", "cable", *ports, *options, *told)
+    terminals = [Path(ends[board.name][1]) for board in emulated if not board.udp]
     deadline = time.monotonic() + 20.0
-    while not all(port.exists() for port in ports):
+    while not all(terminal.exists() for terminal in terminals):
         for member in crew.ended():
-            raise DemoError(f"{member.name}: {member.last_words()}")
+            raise RunError(f"{member.name}: {member.last_words()}")
         if time.monotonic() > deadline:
-            raise DemoError(f"the cables' ports did not appear in {config.out / 'ports'}")
+            raise RunError(f"the cables' ports did not appear in {config.out / 'ports'}")
         list(crew.listen(0.05))
     for board in emulated:
         node = str(_board_folder(config, board) / "node.toml")
@@ -192,7 +180,7 @@ def _check(crew: ProcessGroup, scene: Scene) -> None:
             for name, event in crew.stop(["ground"]):
                 scene.handle(name, event)
         else:
-            raise DemoError(f"{member.name} ended: {member.last_words()}")
+            raise RunError(f"{member.name} ended: {member.last_words()}")
 
 
 def sum_up(config: DemoConfig, scene: Scene) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import msgspec
 
 from firmware_sim.fleet.device import Device, DeviceUsage, Downlink, Place
 from firmware_sim.fleet.result import RoundResult, draw, texts
-from firmware_sim.runs.folder import RecordNames, RunRecord
+from firmware_sim.runs.folder import RecordNames, RunError, RunRecord
 from firmware_sim.runs.live import RunProgress
 from firmware_sim.runs.run import RunConfig, SimulationRun
 from firmware_sim.world.world import World, digest_of
@@ -41,17 +41,13 @@ TELL_EVERY = 200  # happenings between two looks at the progress
 EMPTY_TRIES = 20  # a round that nobody answers as often as this will not be answered
 
 
-class FleetError(ValueError):
-    """The fleet cannot start or cannot go on; one line."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class FleetSettings:
     """What a fleet is told. `boards` and `links` go round among the devices; `dropout`: probability that a
     chosen device is out of contact for the round; `staleness`: see `onboard.mission.server.Server`;
     `shared_downlink`: the ground's transmitter is heard by all devices of a round (`downlink`).
 
-    Raises FleetError for what cannot be.
+    Raises RunError for what cannot be.
     """
 
     model: str = "lenet5"
@@ -71,18 +67,18 @@ class FleetSettings:
 
     def __post_init__(self) -> None:
         if not 1 <= self.devices <= len(NODE_IDS):
-            raise FleetError(f"{self.devices} devices: a frame's address byte has room for {len(NODE_IDS)}")
+            raise RunError(f"{self.devices} devices: a frame's address byte has room for {len(NODE_IDS)}")
         if not 1 <= self.quorum <= self.select <= self.devices:
-            raise FleetError(
+            raise RunError(
                 f"quorum {self.quorum}, select {self.select}, devices {self.devices}: each at most the next"
             )
         if self.shared_downlink and len(self.links) > 1:
-            raise FleetError(f"{len(self.links)} link profiles: a shared downlink is one link")
+            raise RunError(f"{len(self.links)} link profiles: a shared downlink is one link")
         if not 0 <= self.dropout < 1:
-            raise FleetError(f"dropout {self.dropout}: must be at least 0 and below 1")
+            raise RunError(f"dropout {self.dropout}: must be at least 0 and below 1")
         for board in self.boards:
             if not board.train_flops:
-                raise FleetError(f"{board.name}: {board.title} cannot train")
+                raise RunError(f"{board.name}: {board.title} cannot train")
 
 
 @dataclass
@@ -130,7 +126,7 @@ class Fleet:
             for node, images in enumerate(shares, start=1)
         }
         if len(self._places) != settings.devices:
-            raise FleetError(f"{settings.devices} devices, {len(self._places)} shares of images")
+            raise RunError(f"{settings.devices} devices, {len(self._places)} shares of images")
         self._awake: dict[int, Device] = {}
         self._world = World()
         self._downlink = None
@@ -161,7 +157,7 @@ class Fleet:
         write_durably(path, self.packed)
 
     def play(self) -> Iterator[RunProgress | RoundResult]:
-        """Runs the rounds that are left. Raises FleetError."""
+        """Runs the rounds that are left. Raises RunError."""
         settings = self.settings
         while finished([r.accuracy for r in self.results], settings.rounds, settings.target) is None:
             yield from self._play_round(len(self.results) + 1)
@@ -196,7 +192,7 @@ class Fleet:
             for node in this.lost:  # what it took came to nothing: the next asking is another object
                 self._askings[node] = attempt + 1
         else:
-            raise FleetError(
+            raise RunError(
                 f"round {number}: asked {EMPTY_TRIES} times, nobody answered within {settings.deadline_s:g} s"
             )
         self._close(this)
@@ -215,7 +211,7 @@ class Fleet:
             self._boots[node] = self._boots.get(node, 0) + 1
             epoch = self._boots[node] - self._earlier_boots
             if epoch > MAX_EPOCH:
-                raise FleetError(f"device {node} has booted {MAX_EPOCH} times: go on in another run")
+                raise RunError(f"device {node} has booted {MAX_EPOCH} times: go on in another run")
             self._awake[node] = Device(
                 self._places[node], self._world, self._graph, self._handle,
                 boot=self._boots[node], epoch=epoch, gone=gone,
@@ -379,14 +375,14 @@ class FleetConfig(RunConfig):
         return {"data": self.data, "images": self.images} | split | settings
 
     def record(self) -> RunRecord[RoundResult] | None:
-        """The record of such a run. Raises FolderError, OSError."""
+        """The record of such a run. Raises RunError, OSError."""
         return (
             None if self.out is None else RunRecord(self.out, NAMES, RoundResult, self.as_json(), MAY_DIFFER)
         )
 
 
 class FleetRun(SimulationRun[RoundResult]):
-    """See `SimulationRun`. Raises DataError, GraphError, FleetError, FolderError, OSError."""
+    """See `SimulationRun`. Raises DataError, GraphError, RunError, OSError."""
 
     def __init__(self, config: FleetConfig) -> None:
         super().__init__(config.settings.model, config.record())

@@ -27,9 +27,10 @@ import numpy as np
 
 from firmware_sim.ring.node import section
 from firmware_sim.ring.result import EpochResult, Evaluator, GroundModel, texts
-from firmware_sim.ring.settings import GroundNode, RingError, RingSettings
+from firmware_sim.ring.settings import GroundNode, RingSettings
 from firmware_sim.ring.simulation import NAMES, RingConfig
 from firmware_sim.runs import folder
+from firmware_sim.runs.folder import RunError
 from firmware_sim.runs.live import RunProgress
 from firmware_sim.runs.processes import ProcessGroup, free_ports
 from onboard.agents.gossip_checkpoint import CHECKPOINT
@@ -47,15 +48,15 @@ LISTEN_S = 0.25
 class ProcessRun:
     """As `RingRun`, but always from the start. A node that is to die is killed so long after the start.
 
-    Raises DataError, GraphError, RingError, FolderError, OSError.
+    Raises DataError, GraphError, RunError, OSError.
     """
 
     def __init__(self, config: RingConfig) -> None:
         settings, out = config.settings, config.out
         if settings.method not in ("rd-psgd", "d-psgd") or out is None:
-            raise RingError(f"{settings.method}: processes gossip by rd-psgd or d-psgd, in a folder")
+            raise RunError(f"{settings.method}: processes gossip by rd-psgd or d-psgd, in a folder")
         if (out / NAMES.asked).exists():
-            raise RingError(f"{out}: holds a run on the virtual clock; choose another with --out")
+            raise RunError(f"{out}: holds a run on the virtual clock; choose another with --out")
         folder.check_mark(out / MARK)
         train = TrainGraph.load(settings.model)
         shares, test = config.load(train, settings.nodes, settings.seed)
@@ -107,7 +108,7 @@ class ProcessRun:
         if name.startswith("cable:"):
             return
         if event["event"] == "training-failed":
-            raise RingError(f"{name}: {event['why']}")
+            raise RunError(f"{name}: {event['why']}")
         if event["event"] == "doing" and name == STATION:
             self._ground = event
         node = self._living.get(name)
@@ -119,7 +120,7 @@ class ProcessRun:
         self._told[event["epoch"] - 1][node] = {**event, "vector": vector}
 
     def _look_after(self, crew: ProcessGroup, clock_s: float) -> None:
-        """Kills who is to die. Raises RingError for a process that ended before its time."""
+        """Kills who is to die. Raises RunError for a process that ended before its time."""
         for name, node in list(self._living.items()):
             if clock_s >= self._settings.dead.get(node, math.inf):
                 crew.members[name].process.kill()
@@ -128,7 +129,7 @@ class ProcessRun:
         for member in crew.ended():
             is_done = member.name in self._living and member.process.returncode == 0
             if not is_done and member.name not in self._killed:
-                raise RingError(f"{member.name} ended: {member.last_words()}")
+                raise RunError(f"{member.name} ended: {member.last_words()}")
 
     def _share_done(self) -> float:
         """Of the present epoch: how many of the living nodes are through with it."""
@@ -205,12 +206,12 @@ def create_nodes(
 ) -> dict[int, Path]:  # fmt: skip
     """Writes each node's folder, the ground's too; returns the NODE.toml files. Earlier ones are replaced.
 
-    urls: see `meeting`. Raises RingError for a node without neighbours.
+    urls: see `meeting`. Raises RunError for a node without neighbours.
     """
     shutil.rmtree(folder, ignore_errors=True)
     weights = topology.metropolis(settings.edges())
     if alone := set(range(1, settings.nodes + 1)) - weights.keys():
-        raise RingError(f"nodes {sorted(alone)} have no neighbours: nothing to gossip with")
+        raise RunError(f"nodes {sorted(alone)} have no neighbours: nothing to gossip with")
     keys = {edge: new_key() for edge in settings.edges()}
     files = {}
     for node, neighbours in weights.items():

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from firmware_sim.ring.result import Seconds
+from firmware_sim.runs.folder import RunError
 from hw_profiles import Board, Link, load_link
 from onboard.codec.mask import ALL, share_of
 from onboard.codec.values import Form
@@ -23,10 +24,6 @@ from onboard.learn.gossip.algorithms import ALGORITHMS, AlgorithmKind
 from onboard.learn.training import Recipe
 
 Shape = Literal["ring", "planes", "torus", "star", "complete"]
-
-
-class RingError(ValueError):
-    """The ring cannot be as asked for; one line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +40,7 @@ class RingSettings:
     exchanges; `rate`: of the mixing, for topk and choco; `dead`: nodes that fall silent, and when; `cuts`:
     edges that carry nothing from one time until another.
 
-    Raises RingError for what cannot be.
+    Raises RunError for what cannot be.
     """
 
     nodes: int = 8
@@ -67,19 +64,19 @@ class RingSettings:
 
     def __post_init__(self) -> None:
         if not 2 <= self.nodes <= 254:
-            raise RingError(f"{self.nodes} nodes: must be 2 to 254")
+            raise RunError(f"{self.nodes} nodes: must be 2 to 254")
         if self.method not in ALGORITHMS:
-            raise RingError(f"{self.method}: must be one of {', '.join(ALGORITHMS)}")
+            raise RunError(f"{self.method}: must be one of {', '.join(ALGORITHMS)}")
         if not self.board.train_flops:
-            raise RingError(f"{self.board.name}: {self.board.title} cannot train")
+            raise RunError(f"{self.board.name}: {self.board.title} cannot train")
         if (self.dead or self.cuts or self.ground) and self.algorithm.waits_for_all:
-            raise RingError(f"{self.method} waits for all its neighbours: no faults and no ground with it")
+            raise RunError(f"{self.method} waits for all its neighbours: no faults and no ground with it")
         known = set(range(1, self.nodes + 1))
         edges = {edge for edge in self.edges() if GROUND not in edge}  # the others have their passes
         if not self.dead.keys() <= known or not self.cuts.keys() <= edges:
-            raise RingError(f"faults of {sorted(self.dead)} and {sorted(self.cuts)}: no such nodes or edges")
+            raise RunError(f"faults of {sorted(self.dead)} and {sorted(self.cuts)}: no such nodes or edges")
         if self.ground is not None and not self.ground.passes.keys() <= known:
-            raise RingError(f"passes of {sorted(self.ground.passes)}: no such nodes")
+            raise RunError(f"passes of {sorted(self.ground.passes)}: no such nodes")
 
     @property
     def algorithm(self) -> AlgorithmKind:
@@ -98,7 +95,7 @@ class RingSettings:
         return topology.slowest(topology.metropolis(self.edges()), nodes) > 1 - 1e-9
 
     def edges(self) -> frozenset[topology.Edge]:
-        """Who talks to whom; nodes count from 1, the ground is 0. Raises RingError."""
+        """Who talks to whom; nodes count from 1, the ground is 0. Raises RunError."""
         nodes = range(1, self.nodes + 1)
         shapes: dict[Shape, Callable[[], frozenset[topology.Edge]]] = {
             "ring": lambda: topology.ring(nodes),
@@ -110,7 +107,7 @@ class RingSettings:
         try:
             edges = shapes[self.shape]()
         except ValueError as error:
-            raise RingError(str(error)) from None
+            raise RunError(str(error)) from None
         return edges | {(GROUND, gateway) for gateway in (self.ground.passes if self.ground else ())}
 
     def link_of(self, a: int, b: int) -> Link:

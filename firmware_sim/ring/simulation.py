@@ -26,8 +26,8 @@ import msgspec
 
 from firmware_sim.ring.node import RingNode, seats
 from firmware_sim.ring.result import EpochResult, Evaluator, GroundModel, Seconds, draw, texts
-from firmware_sim.ring.settings import RingError, RingSettings
-from firmware_sim.runs.folder import RecordNames, RunRecord
+from firmware_sim.ring.settings import RingSettings
+from firmware_sim.runs.folder import RecordNames, RunError, RunRecord
 from firmware_sim.runs.live import RunProgress
 from firmware_sim.runs.run import RunConfig, SimulationRun
 from firmware_sim.world.channel import Channel, Impairments
@@ -63,7 +63,7 @@ class Ring:
     there, this one goes on after the last epoch that it ended. node_images: how many test images each node's
     model is tried on.
 
-    Raises RingError, BadTotals, ValueError, OSError.
+    Raises RunError, BadTotals, OSError.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Ring:
         self.settings = settings
         self._evaluator = Evaluator(infer, train.layout, test, node_images)
         if len(shares) != settings.nodes:
-            raise RingError(f"{settings.nodes} nodes, {len(shares)} shares of images")
+            raise RunError(f"{settings.nodes} nodes, {len(shares)} shares of images")
         self._folder = folder
         self.totals = _load(folder)
         self._seats = {seat.config.id: seat for seat in seats(settings, shares, train, folder)}
@@ -148,7 +148,7 @@ class Ring:
     def _result(self) -> EpochResult:
         training, totals = self._training(), self.totals
         if not training:
-            raise RingError(f"all nodes are dead after {totals.clock_s:g} s")
+            raise RunError(f"all nodes are dead after {totals.clock_s:g} s")
         ground = None
         if GROUND in self._nodes:
             ground = GroundModel(self._nodes[GROUND].agent.descent.vector, totals.ground_bytes)
@@ -202,7 +202,7 @@ class RingConfig(RunConfig):
         return own | settings
 
     def record(self) -> RunRecord[EpochResult] | None:
-        """The record of such a run. Raises FolderError, OSError."""
+        """The record of such a run. Raises RunError, OSError."""
         return None if self.out is None else RunRecord(self.out, NAMES, EpochResult, self.as_json())
 
     def draw(self, results: list[EpochResult]) -> None:
@@ -216,7 +216,7 @@ class RingConfig(RunConfig):
 class RingRun(SimulationRun[EpochResult]):
     """See `SimulationRun`. `images`: that a node has, at most.
 
-    Raises DataError, GraphError, RingError, FolderError, BadTotals, OSError.
+    Raises DataError, GraphError, RunError, BadTotals, OSError.
     """
 
     def __init__(self, config: RingConfig) -> None:

@@ -24,33 +24,31 @@ from onboard.storage.files import LOCK, replace_durably, sole_user
 R = TypeVar("R")
 
 
-class FolderError(ValueError):
-    """The folder is in use, or holds anything but an earlier part of the same run; one line."""
+class RunError(ValueError):
+    """A run cannot start or cannot go on; one line."""
 
 
 def check_mark(mark: Path) -> None:
-    """Raises FolderError unless the folder of `mark` is not there yet, is empty, or has that mark."""
+    """Raises RunError unless the folder of `mark` is not there yet, is empty, or has that mark."""
     folder = mark.parent
     if mark.exists() or not folder.exists():
         return
     if not folder.is_dir() or any(entry.name != LOCK for entry in folder.iterdir()):
-        raise FolderError(f"{folder}: exists and is no {mark.stem}'s folder; choose another with --out")
+        raise RunError(f"{folder}: exists and is no {mark.stem}'s folder; choose another with --out")
 
 
 def hold(mark: Path, check: Callable[[Path], None] = check_mark) -> ExitStack:
     """Makes the folder of `mark` and keeps every other run out of it, until the stack is closed or the
     process ends.
 
-    Raises FolderError where another run is in it, what `check` raises, OSError.
+    Raises RunError where another run is in it, what `check` raises, OSError.
     """
     check(mark)
     with ExitStack() as stack:
         try:
             stack.enter_context(sole_user(mark.parent))
         except BlockingIOError:
-            raise FolderError(
-                f"{mark.parent}: another run is using it now; choose another with --out"
-            ) from None
+            raise RunError(f"{mark.parent}: another run is using it now; choose another with --out") from None
         check(mark)  # another run may just have begun or ended in it
         return stack.pop_all()
 
@@ -84,7 +82,7 @@ class RunRecord(Generic[R]):
     """The folder of a run that is made of steps. `result`: the dataclass of a step's result; `asked`: what
     the run was asked for, as JSON has it; `free`: keys of it in which an earlier part of the run may differ.
 
-    Raises FolderError where the folder is in use or holds anything but an earlier part of the same run, and
+    Raises RunError where the folder is in use or holds anything but an earlier part of the same run, and
     OSError.
     """
 
@@ -147,18 +145,18 @@ class RunRecord(Generic[R]):
         return self.folder / self._names.state.replace("*", str(step))
 
     def _check(self, mark: Path) -> None:
-        """Raises FolderError unless the folder is nobody's, or a run's that was asked for the same."""
+        """Raises RunError unless the folder is nobody's, or a run's that was asked for the same."""
         try:
             kept = json.loads(mark.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             check_mark(mark)
             return
         except ValueError:
-            raise FolderError(f"{mark}: damaged; choose another folder with --out") from None
+            raise RunError(f"{mark}: damaged; choose another folder with --out") from None
         before, now = _flat(kept), _flat(json.loads(json.dumps(self._asked)))
         for key in sorted(before.keys() | now.keys()):
             if key not in self._free and before.get(key) != now.get(key):
-                raise FolderError(
+                raise RunError(
                     f"{self.folder}: holds a run with {key} {before.get(key)!r}, not {now.get(key)!r}; "
                     "choose another folder with --out"
                 )

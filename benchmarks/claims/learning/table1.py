@@ -27,8 +27,8 @@ from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
 from firmware_sim.fleet.presets import PRESETS, as_fedavg, for_bits
 from firmware_sim.fleet.result import RoundResult
-from firmware_sim.fleet.simulation import FleetConfig, FleetError, FleetRun, FleetSettings, without_losses
-from firmware_sim.runs.folder import FolderError
+from firmware_sim.fleet.simulation import FleetConfig, FleetRun, FleetSettings, without_losses
+from firmware_sim.runs.folder import RunError
 from firmware_sim.runs.live import RunProgress
 from hw_profiles import Link, load_board, load_link
 from onboard.learn.training import Training
@@ -98,7 +98,7 @@ class TableBench:
             for seen in run.play():
                 if isinstance(seen, RunProgress):
                     self.tell(f"{name}, seed {seed}, round {seen.step} of {ROUNDS}")
-        except (FleetError, FolderError) as error:
+        except RunError as error:
             raise LabError(str(error)) from None
         return run.results
 

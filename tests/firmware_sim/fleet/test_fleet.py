@@ -16,8 +16,8 @@ from click.testing import CliRunner
 import onboard.trainer.in_process
 from firmware_sim.cli import main
 from firmware_sim.fleet.result import RoundResult
-from firmware_sim.fleet.simulation import NAMES, Fleet, FleetError, FleetSettings, without_losses
-from firmware_sim.runs.folder import RunRecord
+from firmware_sim.fleet.simulation import NAMES, Fleet, FleetSettings, without_losses
+from firmware_sim.runs.folder import RunError, RunRecord
 from firmware_sim.runs.live import RunProgress
 from firmware_sim.runs.split import iid
 from hw_profiles import load_board, load_link
@@ -149,7 +149,7 @@ def test_the_gone_do_not_hold_up_a_round(tmp_path: Path) -> None:
 
 
 def test_nobody_in_contact_is_said(tmp_path: Path) -> None:
-    with pytest.raises(FleetError, match=r"round 1: asked \d+ times, nobody answered within 0.5 s"):
+    with pytest.raises(RunError, match=r"round 1: asked \d+ times, nobody answered within 0.5 s"):
         play(tmp_path, deadline_s=0.5, links=(load_link("lora-sf12"),))
 
 
@@ -217,12 +217,12 @@ def test_a_hostile_update_is_refused_and_the_round_goes_on(
     ],
 )
 def test_settings_that_cannot_be(changes: dict[str, Any], says: str) -> None:
-    with pytest.raises(FleetError, match=says):
+    with pytest.raises(RunError, match=says):
         replace(SETTINGS, **changes)
 
 
 def test_a_share_for_each_device(tmp_path: Path) -> None:
-    with pytest.raises(FleetError, match="6 devices, 5 shares"):
+    with pytest.raises(RunError, match="6 devices, 5 shares"):
         Fleet(SETTINGS, SHARES[:5], TEST, tmp_path, TRAIN, INFER)
 
 

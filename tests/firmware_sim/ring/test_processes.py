@@ -13,8 +13,9 @@ import pytest
 
 from firmware_sim.ring.processes import ProcessRun, create_nodes, meeting
 from firmware_sim.ring.result import EpochResult
-from firmware_sim.ring.settings import RingError, RingSettings
+from firmware_sim.ring.settings import RingSettings
 from firmware_sim.ring.simulation import NAMES, RingConfig
+from firmware_sim.runs.folder import RunError
 from firmware_sim.runs.processes import ProcessGroup
 from firmware_sim.runs.split import iid
 from hw_profiles import load_board, load_link
@@ -100,7 +101,7 @@ def test_frames_are_lost_and_an_edge_is_cut_between_real_agents(tmp_path: Path) 
 
 def test_what_processes_cannot_do_is_said_before_they_start(tmp_path: Path) -> None:
     wishes = RingConfig(settings=RingSettings(**BASE | {"method": "topk"}), data="digits", out=tmp_path)
-    with pytest.raises(RingError, match="processes"):
+    with pytest.raises(RunError, match="processes"):
         ProcessRun(wishes)
 
 

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from firmware_sim.ring.result import EpochResult, framed_bytes
-from firmware_sim.ring.settings import GroundNode, RingError, RingSettings
+from firmware_sim.ring.settings import GroundNode, RingSettings
 from firmware_sim.ring.simulation import Ring
+from firmware_sim.runs.folder import RunError
 from firmware_sim.runs.split import iid
 from firmware_sim.world.disk import scratch
 from hw_profiles import load_board, load_link
@@ -129,15 +130,15 @@ def test_an_edge_that_is_cut_for_a_while_does_not_move_the_mean(digits: Any, dis
 
 
 def test_what_cannot_be_is_named() -> None:
-    with pytest.raises(RingError, match="1 nodes: must be 2 to 254"):
+    with pytest.raises(RunError, match="1 nodes: must be 2 to 254"):
         RingSettings(**BASE | {"nodes": 1})
-    with pytest.raises(RingError, match="4 nodes do not fill rows of 3"):
+    with pytest.raises(RunError, match="4 nodes do not fill rows of 3"):
         RingSettings(**BASE | {"shape": "torus", "columns": 3})
-    with pytest.raises(RingError, match=r"faults of \[9\]"):
+    with pytest.raises(RunError, match=r"faults of \[9\]"):
         RingSettings(**BASE | {"dead": {9: 1.0}})
-    with pytest.raises(RingError, match=r"faults of \[\] and \[\(0, 1\)\]"):
+    with pytest.raises(RunError, match=r"faults of \[\] and \[\(0, 1\)\]"):
         RingSettings(**BASE | {"ground": GroundNode(LINK, {1: ((0.0, 9.0),)}), "cuts": {(0, 1): (1.0, 2.0)}})
-    with pytest.raises(RingError, match="topk waits for all its neighbours"):
+    with pytest.raises(RunError, match="topk waits for all its neighbours"):
         RingSettings(**BASE | {"dead": {1: 1.0}, "method": "topk"})
 
 

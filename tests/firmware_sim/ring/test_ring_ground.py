@@ -12,8 +12,9 @@ import pytest
 
 from firmware_sim.ring.processes import PLAN, ProcessRun, create_nodes, meeting, write_plan
 from firmware_sim.ring.result import EpochResult
-from firmware_sim.ring.settings import GroundNode, RingError, RingSettings
+from firmware_sim.ring.settings import GroundNode, RingSettings
 from firmware_sim.ring.simulation import RingConfig
+from firmware_sim.runs.folder import RunError
 from firmware_sim.runs.processes import ProcessGroup
 from hw_profiles import load_board, load_link
 from onboard.agents.gossip_checkpoint import CHECKPOINT, MODEL
@@ -96,5 +97,5 @@ def test_the_plan_has_each_pass_at_its_time(tmp_path: Path) -> None:
 
 
 def test_a_node_alone_has_nobody_to_gossip_with(tmp_path: Path) -> None:
-    with pytest.raises(RingError, match=r"nodes \[2, 4\] have no neighbours"):
+    with pytest.raises(RunError, match=r"nodes \[2, 4\] have no neighbours"):
         create_nodes(tmp_path, RingSettings(**BASE | {"columns": 1}), [], {})
