@@ -45,12 +45,9 @@ class Place:
     link: Link
     images: Images
     key: bytes
-    group_key: bytes | None
-    """Of the downlink that it hears with others."""
-    fates: int
-    """With the number of a boot, the seed of what becomes of its frames."""
-    folder: Path
-    """The board's journal."""
+    group_key: bytes | None  # of the downlink that it hears with others
+    fates: int  # with the number of a boot, the seed of what becomes of its frames
+    folder: Path  # the board's journal
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ import numpy as np
 from firmware_sim.ring.settings import RingSettings
 from firmware_sim.world.channel import Side
 from firmware_sim.world.world import TICK_S, AirLink, AirPort
-from onboard.agents.gossip import GossipAgent, GossipTraining
+from onboard.agents.gossip import GossipTraining
 from onboard.agents.gossip_state import GossipPhase
 from onboard.board.budget import Pace
 from onboard.codec.layout import Floats
@@ -32,7 +32,7 @@ from onboard.learn.gossip import topology
 from onboard.learn.gossip.descent import Descent
 from onboard.learn.gossip.exchange import GossipSetup
 from onboard.learn.graph import TrainGraph, initial
-from onboard.runtime.gossip import begin_again, linked
+from onboard.runtime.gossip import begin_again, linked, setup_of
 from onboard.storage.keys import save_key
 from onboard.wire.events import Event
 from onboard.wire.medium.contact_gate import Window
@@ -41,19 +41,15 @@ from onboard.wire.security.seal import SeqExhausted
 NEVER_S = 1e9  # a virtual board loses no power: checkpoints before its end would only cost real time
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class RingSeat:
     """Who a node is, and what it has."""
 
     config: GossipConfig
-    learn: Callable[[], GossipTraining]
-    """Makes what the node learns with, from the first model on."""
-    batch_s: float
-    """What a batch takes on the node's board."""
-    dies_s: float = math.inf
-    """When the node falls silent."""
-    contacts: Mapping[int, Sequence[Window]]
-    """When neighbours are in sight that are not always so."""
+    learn: Callable[[], GossipTraining]  # makes what the node learns with, from the first model on
+    batch_s: float  # what a batch takes on the node's board
+    dies_s: float  # when the node falls silent
+    contacts: Mapping[int, Sequence[Window]]  # when neighbours are in sight that are not always so
 
 
 class RingNode:
@@ -69,17 +65,14 @@ class RingNode:
     ) -> None:
         self.seat, self.number = seat, seat.config.id
         self._epoch, self._links = epoch, links
-        self.agent: GossipAgent
         self.losses: list[float] = []  # of the batches of this epoch
         self.vector: Floats | None = None  # the model after the epoch's last batch
         self.is_dead = False
         self._ports: dict[int, AirPort] = {}
         self.agent, self._ends = linked(
-            seat.config,
-            seat.learn(),
-            now,
+            seat.config, seat.learn(), now,
             lambda end: replace(end, opener=partial(self._port, end.peer), nonce=nonce),
-        )
+        )  # fmt: skip
         for peer, windows in seat.contacts.items():
             self._ends[peer].session.plan(windows, now)
         self.agent.resume(now)
@@ -199,21 +192,13 @@ def seats(
     def learn(config: GossipConfig) -> GossipTraining:
         x, y = (shares[config.id - 1].x, shares[config.id - 1].y) if config.gossip.trains else none
         descent = Descent(graph, start, x, y, settings.recipe, seed=settings.seed, node=config.id)
-        setup = GossipSetup(
-            node=config.id, weights=weights.get(config.id, {}), start=descent.vector, seed=settings.seed,
-            share=settings.share, form=settings.values, rate=settings.rate,
-        )  # fmt: skip
+        setup = replace(setup_of(config, descent.vector), rate=settings.rate)
         return GossipTraining(descent, flops, partial(settings.algorithm.make, setup))
 
     for number in numbers:
         config = _config(settings, number, weights.get(number, {}), folder / str(number))
-        yield RingSeat(
-            config=config,
-            learn=partial(learn, config),
-            batch_s=batch_s,
-            dies_s=settings.dead.get(number, math.inf),
-            contacts=_contacts(settings, number),
-        )
+        dies_s, contacts = settings.dead.get(number, math.inf), _contacts(settings, number)
+        yield RingSeat(config, partial(learn, config), batch_s, dies_s, contacts)
 
 
 def section(settings: RingSettings, *, trains: bool) -> GossipSection:

@@ -70,12 +70,9 @@ def empty(mark: Path) -> None:
 class RecordNames:
     """How the files of a record are called."""
 
-    asked: str
-    """What the run was asked for, as JSON: the folder's mark."""
-    results: str
-    """A line for every step that is over."""
-    state: str
-    """The state after a step, a file or a folder; `*` stands for the step's number."""
+    asked: str  # what the run was asked for, as JSON: the folder's mark
+    results: str  # a line for every step that is over
+    state: str  # the state after a step, a file or a folder; `*` stands for the step's number
 
 
 class RunRecord(Generic[R]):

@@ -42,18 +42,12 @@ class RunProgress:
 class RunTexts(Generic[R]):
     """What is said of a run."""
 
-    step: str
-    """What one of its steps is called."""
-    steps: int
-    """How many there are at the most."""
-    heading: str
-    """Stands over the lines."""
-    line: Callable[[R], str]
-    """Of one result."""
-    summary: Callable[[Sequence[R]], str]
-    """Of all results."""
-    stopped: str
-    """Says of a run that was stopped after {} steps how it goes on."""
+    step: str  # what one of its steps is called
+    steps: int  # how many there are at the most
+    heading: str  # stands over the lines
+    line: Callable[[R], str]  # of one result
+    summary: Callable[[Sequence[R]], str]  # of all results
+    stopped: str  # says of a run that was stopped after {} steps how it goes on
 
 
 class PlayedRun(Protocol[R]):

@@ -27,18 +27,12 @@ class RunConfig:
 
     data: str = "mnist"
     """What is learned."""
-    data_folder: Path | None = None
-    """Where mnist and eurosat are."""
-    images: int
-    """Of each device or node, at most."""
-    alpha: float | None = None
-    """Of the Dirichlet split; None for shares that are alike."""
-    test_data: str | None = None
-    """Whose test part the models are tried on; None for that of `data`."""
-    test_images: int | None = None
-    """How many of it at most."""
-    out: Path | None = None
-    """Folder for results; None to keep none."""
+    data_folder: Path | None = None  # where mnist and eurosat are
+    images: int  # of each device or node, at most
+    alpha: float | None = None  # of the Dirichlet split; None for shares that are alike
+    test_data: str | None = None  # whose test part the models are tried on; None for that of `data`
+    test_images: int | None = None  # how many of it at most
+    out: Path | None = None  # folder for results; None to keep none
 
     def load(self, graph: TrainGraph, holders: int, seed: int) -> tuple[list[Images], Images]:
         """Returns the images of each of so many, and those to test on. Raises DataError, ValueError."""

@@ -82,16 +82,11 @@ class Counters:
 class Impairments:
     """What befalls frames beyond what the link's profile says. Raises ValueError for a value out of range."""
 
-    frame_loss: float | None = None
-    """Probability that a frame is lost; None for the profile's."""
-    burst: Burst | None = None
-    """Loses frames in place of `frame_loss`."""
-    bit_error_rate: float | None = None
-    """Probability that a bit is wrong; None for the profile's."""
-    duplicate: float = 0.0
-    """Probability that a frame arrives twice."""
-    reorder: float = 0.0
-    """Probability that a frame is held back while others pass it."""
+    frame_loss: float | None = None  # probability that a frame is lost; None for the profile's
+    burst: Burst | None = None  # loses frames in place of `frame_loss`
+    bit_error_rate: float | None = None  # probability that a bit is wrong; None for the profile's
+    duplicate: float = 0.0  # probability that a frame arrives twice
+    reorder: float = 0.0  # probability that a frame is held back while others pass it
     windows: Sequence[tuple[float, float]] | None = None
     """(open_s, close_s) on the time axis of `now`, ascending; None: always open. Nothing passes outside, and
     a frame on the air when a window ends is lost."""
@@ -99,8 +94,7 @@ class Impairments:
     """When so many bytes have left the board, at that byte, the contact closes for `cut_s` seconds: the pass
     that ends in mid-transfer."""
     cut_s: float = math.inf
-    overhead_bytes: int = 0
-    """Added to every frame (IP and UDP headers)."""
+    overhead_bytes: int = 0  # added to every frame (IP and UDP headers)
 
     def __post_init__(self) -> None:
         for name in ("frame_loss", "bit_error_rate", "duplicate", "reorder"):
