@@ -66,21 +66,20 @@ def options_of(
     `defaults`: of the options that have one. The others are None where they are not given, and `left_out`
     says what holds then. `flags`: by field, the option and the metavar that stand in for the usual ones.
     """
-    described = msgspec.inspect.type_info(kind)
+    described, said = msgspec.inspect.type_info(kind), sentences(kind)
     assert isinstance(described, StructType), kind
-
-    def decorate(command: F) -> F:
-        for field in reversed(described.fields):
-            flag, metavar = (flags or {}).get(field.name, (f"--{field.name.replace('_', '-')}", None))
-            command = click.option(
-                flag, field.name, type=_range_of(field.type), metavar=metavar,
-                multiple=isinstance(field.type, VarTupleType), default=defaults.get(field.name),
-                show_default=True if field.name in defaults else left_out,
-                help=sentences(kind)[field.name].replace("`", ""),
-            )(command)  # fmt: skip
-        return command
-
-    return decorate
+    options = []
+    for field in described.fields:
+        name = field.name
+        flag, metavar = (flags or {}).get(name, (f"--{name.replace('_', '-')}", None))
+        options.append(
+            click.option(
+                flag, name, type=_range_of(field.type), metavar=metavar, default=defaults.get(name),
+                multiple=isinstance(field.type, VarTupleType), help=said[name].replace("`", ""),
+                show_default=True if name in defaults else left_out,
+            )
+        )  # fmt: skip
+    return _all_of(*options)
 
 
 def _range_of(kind: msgspec.inspect.Type) -> click.ParamType[Any]:
@@ -108,11 +107,7 @@ def sentences(kind: type) -> dict[str, str]:
         (body,) = ast.parse(textwrap.dedent(inspect.getsource(each))).body
         assert isinstance(body, ast.ClassDef)
         for field, doc in zip(body.body, body.body[1:]):  # noqa: B905 - the last field may have none
-            if (
-                isinstance(field, ast.AnnAssign)
-                and isinstance(field.target, ast.Name)
-                and isinstance(doc, ast.Expr)
-                and isinstance(doc.value, ast.Constant)
-            ):
-                found[field.target.id] = " ".join(str(doc.value.value).split())
+            match field, doc:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=said)):
+                    found[name] = " ".join(str(said).split())
     return found
