@@ -26,7 +26,7 @@ import msgspec
 import numpy as np
 
 from firmware_sim.ring.node import section
-from firmware_sim.ring.result import EpochResult, Evaluator, GroundModel, texts
+from firmware_sim.ring.result import EpochResult, Evaluator, RingTotals, texts
 from firmware_sim.ring.settings import GroundNode, RingSettings
 from firmware_sim.ring.simulation import NAMES, RingConfig
 from firmware_sim.runs import folder
@@ -140,21 +140,19 @@ class ProcessRun:
     def _result(self, clock_s: float) -> EpochResult:
         epoch = len(self.results)
         told = [self._told[epoch][node] for node in self._living.values()]
-        vectors: list[Floats] = [each.pop("vector") for each in told]
-        sent_bytes = sum(each["bytes_sent"] for each in told)
-        exchanges = sum(each["exchanges"] for each in told)
-        ground = None
-        if self._settings.ground is not None:
-            links, checkpoint = self._ground.get("links", ()), _checkpoint(self._files[GROUND])
-            sent, received = (sum(link[f"bytes_{way}"] for link in links) for way in ("sent", "received"))
-            sent_bytes += sent
-            exchanges += int(self._ground.get("exchanges", 0))
-            model = _model(checkpoint) if checkpoint.exists() else self._first
-            ground = GroundModel(model, sent + received)
-        result = self._evaluator.result(
-            epoch + 1, vectors, [each["loss"] for each in told],
-            bytes_sent=sent_bytes, exchanges=exchanges // 2, clock_s=clock_s, ground=ground,
+        links = self._ground.get("links", ())
+        sent, received = (sum(link[f"bytes_{way}"] for link in links) for way in ("sent", "received"))
+        totals = RingTotals(
+            epochs=epoch + 1, clock_s=clock_s,
+            bytes_sent=sent + sum(each["bytes_sent"] for each in told), ground_bytes=sent + received,
+            exchange_ends=self._ground.get("exchanges", 0) + sum(each["exchanges"] for each in told),
         )  # fmt: skip
+        ground = None
+        if GROUND in self._files:
+            checkpoint = _checkpoint(self._files[GROUND])
+            ground = _model(checkpoint) if checkpoint.exists() else self._first
+        vectors, losses = [each.pop("vector") for each in told], [each["loss"] for each in told]
+        result = self._evaluator.result(totals, vectors, losses, ground)
         self.results.append(result)
         with (self._out / NAMES.results).open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(result)) + "\n")

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import msgspec
+
 from firmware_sim.runs.live import RunTexts, picture
 from hw_profiles import Link
 from onboard.codec.layout import Floats, Layout, views
@@ -40,12 +42,14 @@ class EpochResult:
     ground_bytes: int = 0
 
 
-@dataclass(frozen=True)
-class GroundModel:
-    """The model of a ring's ground station, float32 (P,), and the bytes to and from it so far."""
+class RingTotals(msgspec.Struct, frozen=True, kw_only=True):
+    """Counts since a ring's first epoch. `exchange_ends`: each end of an exchange counts once."""
 
-    vector: Floats
-    link_bytes: int
+    epochs: int = 0
+    clock_s: Seconds = 0.0
+    bytes_sent: int = 0
+    ground_bytes: int = 0
+    exchange_ends: int = 0
 
 
 @dataclass(frozen=True)
@@ -58,25 +62,19 @@ class Evaluator:
     node_images: int = 500
 
     def result(
-        self, epoch: int, vectors: list[Floats], losses: list[float], *, bytes_sent: int, exchanges: int,
-        clock_s: Seconds, ground: GroundModel | None = None,
-    ) -> EpochResult:  # fmt: skip
-        """vectors: of the nodes that live, float32 (P,); losses: of their training."""
+        self, totals: RingTotals, vectors: list[Floats], losses: list[float], ground: Floats | None
+    ) -> EpochResult:
+        """vectors: of the nodes that live, float32 (P,); losses: of their training; ground: its model."""
         few = self.test.x[: self.node_images], self.test.y[: self.node_images]
         accuracy, test_loss = self._score(mean_of(vectors), self.test.x, self.test.y)
         return EpochResult(
-            epoch=epoch,
-            loss=sum(losses) / len(losses),
-            accuracy=accuracy,
-            test_loss=test_loss,
+            epoch=totals.epochs, loss=sum(losses) / len(losses), accuracy=accuracy, test_loss=test_loss,
             node_accuracies=tuple(self._score(vector, *few)[0] for vector in vectors),
-            distance=consensus_distance(vectors),
-            bytes_sent=bytes_sent,
-            exchanges=exchanges,
-            clock_s=clock_s,
-            ground_accuracy=self._score(ground.vector, self.test.x, self.test.y)[0] if ground else None,
-            ground_bytes=ground.link_bytes if ground else 0,
-        )
+            distance=consensus_distance(vectors), bytes_sent=totals.bytes_sent,
+            exchanges=totals.exchange_ends // 2, clock_s=totals.clock_s,
+            ground_accuracy=None if ground is None else self._score(ground, self.test.x, self.test.y)[0],
+            ground_bytes=totals.ground_bytes,
+        )  # fmt: skip
 
     def _score(self, vector: Floats, x: object, y: object) -> tuple[float, float]:
         *_, score = evaluate(self.infer, views(self.layout, vector), x, y)  # type: ignore[arg-type]

@@ -25,7 +25,7 @@ from typing import Any
 import msgspec
 
 from firmware_sim.ring.node import RingNode, seats
-from firmware_sim.ring.result import EpochResult, Evaluator, GroundModel, Seconds, draw, texts
+from firmware_sim.ring.result import EpochResult, Evaluator, RingTotals, draw, texts
 from firmware_sim.ring.settings import RingSettings
 from firmware_sim.runs.folder import RecordNames, RunError, RunRecord
 from firmware_sim.runs.live import RunProgress
@@ -41,17 +41,6 @@ from onboard.storage.files import write_durably
 
 TELL_EVERY = 2000  # happenings between two looks at the progress
 TOTALS = "totals.json"
-
-
-class RingTotals(msgspec.Struct, frozen=True, kw_only=True):
-    """What a ring keeps beside its nodes' disks after an epoch: counts since the first one. `exchange_ends`:
-    each end of an exchange counts once."""
-
-    epochs: int = 0
-    clock_s: Seconds = 0.0
-    bytes_sent: int = 0
-    ground_bytes: int = 0
-    exchange_ends: int = 0
 
 
 class BadTotals(ValueError):  # noqa: N818 - "bad" says error already
@@ -143,24 +132,13 @@ class Ring:
         for node in self._nodes.values():
             node.halt(now)
         (self._folder / TOTALS).write_bytes(msgspec.json.encode(self.totals))
-        return self._result()
-
-    def _result(self) -> EpochResult:
-        training, totals = self._training(), self.totals
+        training = self._training()
         if not training:
-            raise RunError(f"all nodes are dead after {totals.clock_s:g} s")
-        ground = None
-        if GROUND in self._nodes:
-            ground = GroundModel(self._nodes[GROUND].agent.descent.vector, totals.ground_bytes)
-        return self._evaluator.result(
-            totals.epochs,
-            [node.vector for node in training if node.vector is not None],
-            [sum(node.losses) / len(node.losses) for node in training],
-            bytes_sent=totals.bytes_sent,
-            exchanges=totals.exchange_ends // 2,
-            clock_s=totals.clock_s,
-            ground=ground,
-        )
+            raise RunError(f"all nodes are dead after {now:g} s")
+        vectors = [node.vector for node in training if node.vector is not None]
+        losses = [sum(node.losses) / len(node.losses) for node in training]
+        ground = self._nodes[GROUND].agent.descent.vector if GROUND in self._nodes else None
+        return self._evaluator.result(self.totals, vectors, losses, ground)
 
     def _training(self) -> list[RingNode]:
         """Nodes that train, and still live."""
