@@ -37,6 +37,8 @@ from onboard.wire.events import Arrived, Cancelled, Event, GroupAnswer, Message
 from onboard.wire.messages import BadMessage, Reason, digest
 from onboard.wire.security.seal import MAX_EPOCH
 
+NAMES = RecordNames(asked="fleet.json", results="rounds.jsonl", state="model-*.bin")
+MAY_DIFFER = ("rounds", "target")  # a run may go on for longer than it was first asked to
 TELL_EVERY = 200  # happenings between two looks at the progress
 EMPTY_TRIES = 20  # a round that nobody answers as often as this will not be answered
 
@@ -79,6 +81,29 @@ class FleetSettings:
         for board in self.boards:
             if not board.train_flops:
                 raise RunError(f"{board.name}: {board.title} cannot train")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FleetConfig(RunConfig):
+    """What a fleet's run was asked for."""
+
+    settings: FleetSettings
+    images: int = 600
+
+    def as_json(self) -> dict[str, Any]:
+        """All that changes a result, as JSON has it."""
+        settings = asdict(self.settings)
+        settings["training"] = msgspec.to_builtins(self.settings.training)
+        for key in ("boards", "links"):
+            settings[key] = [profile["name"] for profile in settings[key]]
+        split = {"split": "iid"} if self.alpha is None else {"split": "dirichlet", "alpha": self.alpha}
+        return {"data": self.data, "images": self.images} | split | settings
+
+    def record(self) -> RunRecord[RoundResult] | None:
+        """The record of such a run. Raises RunError, OSError."""
+        return (
+            None if self.out is None else RunRecord(self.out, NAMES, RoundResult, self.as_json(), MAY_DIFFER)
+        )
 
 
 @dataclass
@@ -352,33 +377,6 @@ def without_losses(link: Link, frame_loss: float) -> Link:
 
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
-
-
-NAMES = RecordNames(asked="fleet.json", results="rounds.jsonl", state="model-*.bin")
-MAY_DIFFER = ("rounds", "target")  # a run may go on for longer than it was first asked to
-
-
-@dataclass(frozen=True, kw_only=True)
-class FleetConfig(RunConfig):
-    """What a fleet's run was asked for."""
-
-    settings: FleetSettings
-    images: int = 600
-
-    def as_json(self) -> dict[str, Any]:
-        """All that changes a result, as JSON has it."""
-        settings = asdict(self.settings)
-        settings["training"] = msgspec.to_builtins(self.settings.training)
-        for key in ("boards", "links"):
-            settings[key] = [profile["name"] for profile in settings[key]]
-        split = {"split": "iid"} if self.alpha is None else {"split": "dirichlet", "alpha": self.alpha}
-        return {"data": self.data, "images": self.images} | split | settings
-
-    def record(self) -> RunRecord[RoundResult] | None:
-        """The record of such a run. Raises RunError, OSError."""
-        return (
-            None if self.out is None else RunRecord(self.out, NAMES, RoundResult, self.as_json(), MAY_DIFFER)
-        )
 
 
 class FleetRun(SimulationRun[RoundResult]):

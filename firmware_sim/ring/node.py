@@ -30,7 +30,6 @@ from onboard.config import GROUND, GossipConfig, GossipSection, Neighbour
 from onboard.data.loading import Images
 from onboard.learn.gossip import topology
 from onboard.learn.gossip.descent import Descent
-from onboard.learn.gossip.exchange import GossipSetup
 from onboard.learn.graph import TrainGraph, initial
 from onboard.runtime.gossip import begin_again, linked, setup_of
 from onboard.storage.keys import save_key

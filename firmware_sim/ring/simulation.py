@@ -39,6 +39,7 @@ from onboard.learn.gossip import topology
 from onboard.learn.graph import InferGraph, TrainGraph
 from onboard.storage.files import write_durably
 
+NAMES = RecordNames(asked="ring.json", results="epochs.jsonl", state="state-*")
 TELL_EVERY = 2000  # happenings between two looks at the progress
 TOTALS = "totals.json"
 
@@ -157,9 +158,6 @@ def _load(folder: Path) -> RingTotals:
         return RingTotals()
     except msgspec.DecodeError as error:
         raise BadTotals(f"not a ring's state: {error}") from None
-
-
-NAMES = RecordNames(asked="ring.json", results="epochs.jsonl", state="state-*")
 
 
 @dataclass(frozen=True, kw_only=True)
