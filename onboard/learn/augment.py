@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from onboard.learn.graph import Floats, prepare
+from onboard.codec.layout import Floats
+from onboard.learn.graph import prepare
 
 ROTATION_RAD = np.deg2rad(15.0)  # at distortion 1, each way; uniform, like all draws here
 SCALE = 0.15  # of each axis, by itself

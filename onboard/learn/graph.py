@@ -17,19 +17,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onboard.codec.layout import Layout, flat, layout
+from onboard.codec.layout import Floats, Layout, flat, layout
 from onboard.console.extras import unusable
 from onboard.learn.networks import NETWORKS
 
-Floats = NDArray[np.float32]
 Labels = NDArray[np.int64]
 Parameters = Mapping[str, Floats]
 Shape = tuple[int, ...]
+G = TypeVar("G", bound="Graph")
 
 SHIPPED = Path(__file__).resolve().parent.parent / "graphs"
 DIGEST_BYTES = 8  # BLAKE2s-64 of the train graph's file, as a task names it on the link
@@ -44,6 +44,8 @@ class GraphError(ValueError):
 class Graph:
     """One loaded file: what it takes, and the session that runs it."""
 
+    use: ClassVar[str]
+
     name: str
     digest: bytes  # DIGEST_BYTES of the file
     shapes: Mapping[str, Shape]  # parameters in the graph's order
@@ -52,15 +54,62 @@ class Graph:
     forward_macs: int  # multiply-adds of one image's forward pass
     session: Any = field(repr=False)
 
+    @classmethod
+    def load(cls: type[G], name_or_path: str | Path, providers: Sequence[str] = (CPU,)) -> G:
+        """The graph shipped under this name, or the one in this `.onnx` file.
+
+        `providers`: onnxruntime's execution providers in order of preference; those that this machine lacks
+        are passed over. Raises `GraphError`.
+        """
+        path = graph_path(name_or_path, cls.use)
+        try:
+            raw = path.read_bytes()
+        except OSError as error:
+            raise GraphError(f"{path}: {error.strerror}") from None
+        session = _session(path, raw, providers)
+        inputs = {each.name: (each.type, tuple(each.shape)) for each in session.get_inputs()}
+        image = inputs.pop("x", None)
+        label = inputs.pop("y", None)
+        if image is None or (label is None) == (cls.use == "train"):
+            raise GraphError(f"{path}: is no {cls.use} graph")
+        if len(image[1]) != 4 or not _fixed(image[0], image[1][1:]):
+            raise GraphError(
+                f"{path}: x is {image[0]} {image[1]}, needs float (N, C, H, W) with C, H, W fixed"
+            )
+        for name, (kind, shape) in inputs.items():
+            if not _fixed(kind, shape):
+                raise GraphError(f"{path}: parameter {name} is {kind} {shape}, needs float of a fixed shape")
+        facts = session.get_modelmeta().custom_metadata_map
+        try:
+            classes, forward_macs = int(facts["classes"]), int(facts["forward_macs"])
+        except (KeyError, ValueError):
+            raise GraphError(f"{path}: its facts are {facts}, needs whole classes and forward_macs") from None
+        graph = cls(
+            name=path.name.removesuffix(".onnx").removesuffix(f".{cls.use}"),
+            digest=hashlib.blake2s(raw, digest_size=DIGEST_BYTES).digest(),
+            shapes={name: shape for name, (_, shape) in inputs.items()},
+            input_shape=image[1][1:],
+            classes=classes,
+            forward_macs=forward_macs,
+            session=session,
+        )
+        wanted, said = graph._wanted()
+        if graph.outputs != wanted:
+            raise GraphError(f"{graph.name}: outputs are {graph.outputs}, need {said}")
+        return graph
+
     @property
-    def names(self) -> tuple[str, ...]:
-        """Parameters in the graph's order."""
-        return tuple(self.shapes)
+    def outputs(self) -> list[str]:
+        return [output.name for output in self.session.get_outputs()]
 
     @cached_property
     def layout(self) -> Layout:
         """The parameters as the codec groups them."""
         return layout(self.shapes)
+
+    def _wanted(self) -> tuple[list[str], str]:
+        """The outputs that it must have, and the same in words."""
+        raise NotImplementedError
 
     def run(self, parameters: Parameters, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """All outputs of one pass; `GraphError` where the parameters or the images are not this graph's."""
@@ -84,46 +133,20 @@ class Graph:
         return outputs
 
 
-class GradientGraph(Protocol):
-    """What training needs of a network: its layout, its gradients, and the next values of what has none
-    (`TrainGraph`).
-    """
-
-    @property
-    def layout(self) -> Layout: ...
-
-    def step(
-        self, parameters: Mapping[str, Floats], x: Floats, y: NDArray[np.int64], /
-    ) -> tuple[float, Mapping[str, Floats], Mapping[str, Floats]]: ...
-
-
 class TrainGraph(Graph):
     """`NAME.train.onnx`: parameters, x and y in; mean loss and gradients out."""
 
-    @classmethod
-    def load(cls, name_or_path: str | Path, providers: Sequence[str] = (CPU,)) -> TrainGraph:
-        """The graph shipped under this name, or the one in this `.onnx` file.
-
-        `providers`: onnxruntime's execution providers in order of preference; those that this machine lacks
-        are passed over. Raises `GraphError`.
-        """
-        graph = cls(**_open(name_or_path, "train", providers))
-        outputs = [output.name for output in graph.session.get_outputs()]
-        gradients = [f"grad.{name}" for name in graph.shapes if name not in graph.buffers]
-        if outputs != ["loss", *gradients, *(f"next.{name}" for name in graph.buffers)]:
-            raise GraphError(
-                f"{graph.name}: outputs are {outputs}, need loss and each grad.NAME in order, "
-                "then next.NAME of those that have no gradient"
-            )
-        return graph
+    use = "train"
 
     @cached_property
     def buffers(self) -> tuple[str, ...]:
-        """What takes part in a layout as parameters do, and has next values instead of gradients: running
-        statistics.
-        """
-        outputs = {output.name for output in self.session.get_outputs()}
-        return tuple(name for name in self.shapes if f"next.{name}" in outputs)
+        """Parameters that have next values instead of gradients: running statistics."""
+        return tuple(name for name in self.shapes if f"next.{name}" in self.outputs)
+
+    def _wanted(self) -> tuple[list[str], str]:
+        gradients = [f"grad.{name}" for name in self.shapes if name not in self.buffers]
+        wanted = ["loss", *gradients, *(f"next.{name}" for name in self.buffers)]
+        return wanted, ("loss and each grad.NAME in order, then next.NAME of those that have no gradient")
 
     @property
     def flops_per_image(self) -> int:
@@ -136,10 +159,7 @@ class TrainGraph(Graph):
     def step(
         self, parameters: Parameters, x: Floats, y: Labels
     ) -> tuple[float, dict[str, Floats], dict[str, Floats]]:
-        """Mean cross-entropy (nats) of a batch, its gradient by each parameter, and each buffer's next value.
-
-        All arrays are fresh.
-        """
+        """Mean cross-entropy (nats) of a batch, its gradient by each parameter, each buffer's next value."""
         if y.dtype != np.int64 or y.shape != (len(x),):
             raise GraphError(f"{self.name}: labels are {y.dtype} {y.shape}, need int64 ({len(x)},)")
         if y.min(initial=0) < 0 or y.max(initial=0) >= self.classes:
@@ -153,14 +173,10 @@ class TrainGraph(Graph):
 class InferGraph(Graph):
     """`NAME.infer.onnx`: parameters and x in; logits out."""
 
-    @classmethod
-    def load(cls, name_or_path: str | Path, providers: Sequence[str] = (CPU,)) -> InferGraph:
-        """As `TrainGraph.load`, for the graph that answers."""
-        graph = cls(**_open(name_or_path, "infer", providers))
-        outputs = [output.name for output in graph.session.get_outputs()]
-        if outputs != ["logits"]:
-            raise GraphError(f"{graph.name}: outputs are {outputs}, need logits alone")
-        return graph
+    use = "infer"
+
+    def _wanted(self) -> tuple[list[str], str]:
+        return ["logits"], "logits alone"
 
     def logits(self, parameters: Parameters, x: Floats) -> Floats:
         """float32 (N, classes) for images float32 (N, C, H, W)."""
@@ -168,7 +184,7 @@ class InferGraph(Graph):
 
 
 def gradient(
-    graph: GradientGraph, weights: Parameters, x: Floats, y: Labels, out: Floats, *, when: str
+    graph: TrainGraph, weights: Parameters, x: Floats, y: Labels, out: Floats, *, when: str
 ) -> tuple[float, Mapping[str, Floats]]:
     """The loss of a batch, with its gradient (P,) in `out`, 0 at buffers, and the next values of these.
 
@@ -210,10 +226,10 @@ class Score:
 def evaluate(
     graph: InferGraph, parameters: Parameters, x: NDArray[np.uint8], y: Labels, batch: int = 50
 ) -> Iterator[Score]:
-    """Score a model batch by batch on x uint8 (N, C, H, W), y int64 (N); the last score covers all images.
+    """Scores a model batch by batch on x uint8 (N, C, H, W), y int64 (N); the last score covers all images.
 
-    A generator, so that a daemon can serve its links between batches. 50 LeNet-5 images are one pass of some
-    2 ms; batches of 250 take longer an image (their maps leave the cache) and 20 MB more.
+    A daemon serves its links between batches. 50 LeNet-5 images are one pass of some 2 ms; batches of 250
+    take longer an image (their maps leave the cache) and 20 MB more.
     """
     if len(x) == 0 or len(x) != len(y):
         raise GraphError(f"{graph.name}: {len(x)} images, {len(y)} labels; need as many, and one or more")
@@ -230,7 +246,7 @@ def evaluate(
 
 
 def prepare(x: NDArray[np.uint8]) -> Floats:
-    """Pixels 0..255 as the float32 in 0..1 that both ends of a mission train and test on."""
+    """Pixels 0..255 as the float32 in 0..1 that a mission trains and tests on."""
     scaled: Floats = x.astype(np.float32)
     scaled *= np.float32(1 / 255)
     return scaled
@@ -273,40 +289,6 @@ def graph_path(name_or_path: str | Path, use: str) -> Path:
             near = difflib.get_close_matches(str(name_or_path), NETWORKS, n=3, cutoff=0.4) or NETWORKS
             raise GraphError(f"no model {str(name_or_path)!r}; nearest: {', '.join(near)}; or an .onnx file")
     return path
-
-
-def _open(name_or_path: str | Path, use: str, providers: Sequence[str]) -> dict[str, Any]:
-    """The fields of a `Graph`, read from a file."""
-    path = graph_path(name_or_path, use)
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise GraphError(f"{path}: {error.strerror}") from None
-    session = _session(path, raw, providers)
-    inputs = {each.name: (each.type, tuple(each.shape)) for each in session.get_inputs()}
-    image = inputs.pop("x", None)
-    label = inputs.pop("y", None)
-    if image is None or (label is None) == (use == "train"):
-        raise GraphError(f"{path}: is no {use} graph")
-    if len(image[1]) != 4 or not _fixed(image[0], image[1][1:]):
-        raise GraphError(f"{path}: x is {image[0]} {image[1]}, needs float (N, C, H, W) with C, H, W fixed")
-    for name, (kind, shape) in inputs.items():
-        if not _fixed(kind, shape):
-            raise GraphError(f"{path}: parameter {name} is {kind} {shape}, needs float of a fixed shape")
-    facts = session.get_modelmeta().custom_metadata_map
-    try:
-        classes, forward_macs = int(facts["classes"]), int(facts["forward_macs"])
-    except (KeyError, ValueError):
-        raise GraphError(f"{path}: its facts are {facts}, needs whole classes and forward_macs") from None
-    return {
-        "name": path.name.removesuffix(".onnx").removesuffix(f".{use}"),
-        "digest": hashlib.blake2s(raw, digest_size=DIGEST_BYTES).digest(),
-        "shapes": {name: shape for name, (_, shape) in inputs.items()},
-        "input_shape": image[1][1:],
-        "classes": classes,
-        "forward_macs": forward_macs,
-        "session": session,
-    }
 
 
 def _fixed(kind: str, shape: Sequence[int | str | None]) -> bool:

@@ -6,12 +6,10 @@ with (`TrainingMethod.sends_whole`). A group without bases then stands for what 
 zeros: at 0.05 bit a weight, where nine groups of ten have none, a network keeps its features and trains the
 rest.
 
-What each epoch does is the method's (`learn.training`). With "spacedml-fast" the order is ALQ's with
-one sort in place of its pruning epochs (`codec.alq.allocate`): plain epochs, then one allocation of bases by
-loss-aware gain per bit, then epochs with the straight-through estimator (ALQ section 3.4). In these,
-full-precision latent weights take the gradient that the quantized weights of the fixed allocation produced.
+The method says what each epoch does. In epochs with the straight-through estimator (ALQ section 3.4)
+full-precision latent weights take the gradient that their quantized form has.
 
-A training is a generator of steps: the carrier decides when the next one runs, which is where throttle,
+A training is a generator of steps: its caller decides when the next one runs, which is where throttle,
 budget, checkpoint and virtual time live. Batch order and augmentation come from (seed, round, node, epoch)
 alone, so that a training resumed at the end of an epoch goes on as if it had never stopped.
 """
@@ -34,7 +32,7 @@ from onboard.codec.quantized import Bases, Widths, budget_bits
 from onboard.learn.augment import augmented
 from onboard.learn.federated import multibit
 from onboard.learn.federated.adam import Adam
-from onboard.learn.graph import GradientGraph, gradient
+from onboard.learn.graph import TrainGraph, gradient
 from onboard.learn.training import Plan, TrainingPhase
 
 State = dict[str, npt.NDArray[Any]]
@@ -72,7 +70,7 @@ class LocalTraining:
 
     def __init__(
         self,
-        graph: GradientGraph,
+        graph: TrainGraph,
         origin: Weights,
         start: Weights,
         x: npt.NDArray[np.uint8],
@@ -110,7 +108,8 @@ class LocalTraining:
         """
         while self.epoch < self.epochs:
             self._enter(self.plan.phases[self.epoch])
-            draw = np.random.Generator(np.random.Philox(np.random.SeedSequence(self._key())))
+            key = (self.plan.seed, self.plan.round, self.plan.node, self.epoch)
+            draw = np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
             order = draw.permutation(len(self._x))
             total = 0.0
             for batch in range(self.batches):
@@ -184,14 +183,18 @@ class LocalTraining:
         self._adam = Adam(vectors[1], vectors[2], steps, vectors[3] if len(vectors) > 3 else None)
         self._widths, self._bases, self.epoch, self.loss = widths, bases, epoch, loss
 
-    def _key(self) -> tuple[int, ...]:
-        return (self.plan.seed, self.plan.round, self.plan.node, self.epoch)
-
     def _enter(self, phase: TrainingPhase) -> None:
         """Makes what an epoch of this phase trains, where the one before it has left something else."""
         layout = self._graph.layout
         if phase is not TrainingPhase.PLAIN and self._widths is None:
-            self._widths = self._allocated()
+            weighs = self.knobs.rule.allots_by_curvature
+            self._widths = alq.allocate(
+                layout,
+                self._difference(),
+                bits_per_weight=self.knobs.bits_up,
+                max_bases=self.knobs.max_bases,
+                curvature=views(layout, self._adam.curvature()) if weighs else None,
+            )
         if phase in (TrainingPhase.BASES, TrainingPhase.COORDINATES) and self._bases is None:
             assert self._widths is not None
             self._bases = self._sketched(self._widths)
@@ -292,27 +295,15 @@ class LocalTraining:
             for name, values in difference.items()
         }
 
-    def _allocated(self) -> dict[str, npt.NDArray[np.uint8]]:
-        """The bit-widths to begin with; see `TrainingMethod.allots_by_curvature`."""
-        layout = self._graph.layout
-        return alq.allocate(
-            layout,
-            self._difference(),
-            bits_per_weight=self.knobs.bits_up,
-            max_bases=self.knobs.max_bases,
-            curvature=views(layout, self._adam.curvature()) if self.knobs.rule.allots_by_curvature else None,
-        )
-
 
 def _keep_blocks(size: int) -> None:
     """Has glibc keep freed blocks of up to `size` bytes for the next step.
 
     It gives back to the kernel what is larger than the largest block it ever saw freed (mallopt(3),
-    M_MMAP_THRESHOLD), and then a step faults its arrays in anew each time: LeNet-5 took 5.3 ms to sketch, and
-    takes 1.7. So it is shown a block, whose pages nobody touches.
+    M_MMAP_THRESHOLD), and then each step faults its arrays in anew: LeNet-5 took 5.3 ms to sketch, and takes
+    1.7. So it is shown a block, whose pages nobody touches.
     """
-    block = np.empty(size, np.uint8)
-    del block
+    np.empty(size, np.uint8)
 
 
 def apply_delta(origin: Weights, difference: Weights) -> dict[str, Floats]:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from onboard.codec.layout import Floats, Weights, flat, views
 from onboard.learn.augment import augmented
-from onboard.learn.graph import GradientGraph, gradient
+from onboard.learn.graph import TrainGraph, gradient
 from onboard.learn.training import Recipe
 
 
@@ -27,7 +27,7 @@ class Descent:
 
     def __init__(
         self,
-        graph: GradientGraph,
+        graph: TrainGraph,
         start: Weights,
         x: npt.NDArray[np.uint8],
         y: npt.NDArray[np.int64],

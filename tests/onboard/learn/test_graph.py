@@ -39,7 +39,7 @@ def test_what_a_graph_says_of_itself() -> None:
     raw = (SHIPPED / "lenet5.train.onnx").read_bytes()
     assert TRAIN.digest == hashlib.blake2s(raw, digest_size=8).digest()
     assert (TRAIN.name, TRAIN.input_shape, TRAIN.classes) == ("lenet5", (1, 28, 28), 10)
-    assert TRAIN.names == tuple(t.name for t in TRAIN.layout.tensors)
+    assert tuple(TRAIN.shapes) == tuple(t.name for t in TRAIN.layout.tensors)
     assert TRAIN.layout == INFER.layout
     assert TRAIN.flops_per_image == 6 * 2_293_000
     assert TrainGraph.load(SHIPPED / "lenet5.train.onnx").digest == TRAIN.digest
