@@ -28,7 +28,7 @@ from onboard.config import (
 )
 from onboard.console.toml import ConfigError, read
 from onboard.learn.federated.clipping import Bounds
-from onboard.learn.federated.rules import RULES
+from onboard.learn.federated.rounds import RULES
 from onboard.learn.training import Training as TrainSection
 
 MISSION_FILE = "mission.toml"

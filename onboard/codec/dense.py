@@ -15,13 +15,12 @@ ones with a line.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from onboard.codec import formats
-from onboard.codec.layout import Floats, Layout, Weights, flat, views
+from onboard.codec.layout import Floats, Layout, Weights, check_finite, flat, views
 from onboard.codec.model import PREFIX, Budget
 
 try:
@@ -29,14 +28,8 @@ try:
 except ImportError:  # pragma: no cover - armv7 has no wheel
     zstandard = None  # type: ignore[assignment]
 
+PLAIN, ZSTD = b"\0", b"\1"
 LEVEL = 3  # zstandard's own default; mantissas do not compress at any
-
-
-class Coding(IntEnum):
-    """How the bytes after the first are to be read."""
-
-    PLAIN = 0
-    ZSTD = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,47 +62,32 @@ class DenseCodec:
         """See `Codec.check`. Every model of the layout passes."""
 
     def sections(self, model: Dense) -> dict[str, bytes]:
-        """See `Codec.sections`."""
-        return {"header": PREFIX.pack(model.format, model.layout.digest), "weights": _encode(model)}
+        """See `Codec.sections`. Compressed if asked for, possible and smaller. Errors: ValueError for weights
+        that are not finite: no far end takes them.
+        """
+        vector = flat(model.layout, model.weights).astype("<f4", copy=False)
+        check_finite(vector, "weights")
+        coded = PLAIN + vector.tobytes()
+        if model.compress and zstandard is not None:
+            planes = vector.view(np.uint8).reshape(-1, 4).T.tobytes()
+            coded = min(coded, ZSTD + zstandard.ZstdCompressor(level=LEVEL).compress(planes), key=len)
+        return {"header": PREFIX.pack(model.format, model.layout.digest), "weights": coded}
 
     def unpack(self, data: bytes, layout: Layout) -> Dense:
-        """See `Codec.unpack`."""
-        return _decode(data[PREFIX.size :], layout)
-
-
-def _encode(dense: Dense) -> bytes:
-    """The model's bytes; compressed if asked for, possible and smaller. Errors: ValueError for weights that
-    are not finite: no far end takes them.
-    """
-    vector = flat(dense.layout, dense.weights).astype("<f4", copy=False)
-    _check_finite(vector)
-    plain = vector.tobytes()
-    if dense.compress and zstandard is not None:
-        planes = vector.view(np.uint8).reshape(-1, 4).T.tobytes()
-        packed = zstandard.ZstdCompressor(level=LEVEL).compress(planes)
-        if len(packed) < len(plain):
-            return bytes((Coding.ZSTD,)) + packed
-    return bytes((Coding.PLAIN,)) + plain
-
-
-def _decode(data: bytes, layout: Layout) -> Dense:
-    """The model of `layout` in `data`. Makes no array before the size is known to be the layout's.
-
-    Errors: ValueError for anything but such a model.
-    """
-    size = 4 * layout.parameters
-    coding, body = data[:1], data[1:]
-    if coding == bytes((Coding.ZSTD,)):
-        planes = _decompressed(body, size)
-        vector = np.ascontiguousarray(np.frombuffer(planes, np.uint8).reshape(4, -1).T).view("<f4").ravel()
-    elif coding == bytes((Coding.PLAIN,)):
-        if len(body) != size:
-            raise ValueError(f"{len(body)} bytes of weights, the layout has {size}")
-        vector = np.frombuffer(body, "<f4")
-    else:
-        raise ValueError(f"coding {coding.hex() or 'missing'} of dense weights is not known")
-    _check_finite(vector)
-    return Dense(layout, views(layout, vector.astype(np.float32, copy=False)))
+        """See `Codec.unpack`. Makes no array before the size is known to be the layout's."""
+        size = 4 * layout.parameters
+        coding, body = data[PREFIX.size : PREFIX.size + 1], data[PREFIX.size + 1 :]
+        if coding == ZSTD:
+            planes = np.frombuffer(_decompressed(body, size), np.uint8).reshape(4, -1)
+            vector = np.ascontiguousarray(planes.T).view("<f4").ravel()
+        elif coding == PLAIN:
+            if len(body) != size:
+                raise ValueError(f"{len(body)} bytes of weights, the layout has {size}")
+            vector = np.frombuffer(body, "<f4")
+        else:
+            raise ValueError(f"coding {coding.hex() or 'missing'} of dense weights is not known")
+        check_finite(vector, "weights")
+        return Dense(layout, views(layout, vector.astype(np.float32, copy=False)))
 
 
 def _decompressed(body: bytes, size: int) -> bytes:
@@ -126,8 +104,3 @@ def _decompressed(body: bytes, size: int) -> bytes:
     if len(planes) != size:
         raise ValueError(f"{len(planes)} bytes of weights, the layout has {size}")
     return planes
-
-
-def _check_finite(vector: np.ndarray[Any, np.dtype[np.float32]] | Floats) -> None:
-    if not np.isfinite(vector).all():
-        raise ValueError("weights are not finite")

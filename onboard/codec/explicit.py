@@ -28,6 +28,7 @@ import numpy.typing as npt
 from onboard.codec import values as coded
 from onboard.codec.layout import Floats
 from onboard.codec.mask import FAR, MAX_SIZE, Indices, walked
+from onboard.codec.sparse import BadExchange
 from onboard.codec.values import Form
 
 VERSION = 1
@@ -39,10 +40,6 @@ class IndexForm(IntEnum):
 
     GAPS = 0
     BITMAP = 1
-
-
-class BadIndexed(ValueError):  # noqa: N818 - "bad" says error already
-    """These bytes are no values with their index; says what is wrong with them."""
 
 
 def encode(index: Indices, values: Floats, size: int, index_form: IndexForm, form: Form) -> bytes:
@@ -65,18 +62,18 @@ def decode(data: bytes | memoryview, size: int) -> tuple[Indices, Floats]:
     """Coordinates and values in `data`, which must be of a vector of `size` and end with its last value.
 
     Makes no index before the values are known to be there: at most 13 bytes of memory a coordinate of the
-    vector, or 10 a byte of gaps. Errors: BadIndexed.
+    vector, or 10 a byte of gaps. Errors: BadExchange.
     """
     if len(data) < HEADER.size:
-        raise BadIndexed(f"{len(data)} bytes, a header alone has {HEADER.size}")
+        raise BadExchange(f"{len(data)} bytes, a header alone has {HEADER.size}")
     version, index_form, form, zero, own_size, count, length = HEADER.unpack_from(data)
     if (version, zero, own_size) != (VERSION, 0, size):
-        raise BadIndexed(f"version {version}, {own_size} coordinates; known is {VERSION}, expected {size}")
+        raise BadExchange(f"version {version}, {own_size} coordinates; known is {VERSION}, expected {size}")
     if form not in Form.__members__.values() or index_form not in IndexForm.__members__.values():
-        raise BadIndexed(f"values of the form {form}, index of the form {index_form}: not known")
+        raise BadExchange(f"values of the form {form}, index of the form {index_form}: not known")
     body = memoryview(data)[HEADER.size :]
     if length > len(body) or count > size:
-        raise BadIndexed(f"{count} values of {size}, and {length} bytes of index in {len(body)}")
+        raise BadExchange(f"{count} values of {size}, and {length} bytes of index in {len(body)}")
     try:
         values = coded.decode(body[length:], count, Form(form))
         packed = np.frombuffer(body[:length], np.uint8)
@@ -84,7 +81,7 @@ def decode(data: bytes | memoryview, size: int) -> tuple[Indices, Floats]:
         if len(index) != count:
             raise ValueError(f"an index of {len(index)} coordinates for {count} values")
     except ValueError as error:
-        raise BadIndexed(str(error)) from None
+        raise BadExchange(str(error)) from None
     return index, values
 
 

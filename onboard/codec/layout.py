@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2s
 from math import prod
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -112,6 +113,12 @@ def views(layout: Layout, vector: Floats) -> dict[str, Floats]:
     ends = np.cumsum([t.size for t in layout.tensors])[:-1]
     parts = np.split(vector, ends)
     return {t.name: part.reshape(t.shape) for t, part in zip(layout.tensors, parts, strict=True)}
+
+
+def check_finite(values: npt.NDArray[np.floating[Any]], what: str = "values") -> None:
+    """Errors: ValueError unless all of them are."""
+    if not np.isfinite(values).all():
+        raise ValueError(f"{what} are not finite")
 
 
 def _check_shape(tensor: Tensor, values: Floats) -> None:

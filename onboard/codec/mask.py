@@ -1,16 +1,16 @@
 """Both ends of an edge draw the same sparse mask from a seed, on any machine: no index travels.
 
 RD-PSGD (Meng et al., "Decentralized Distributed Deep Learning with Low-Bandwidth Consumption for Smart
-Constellations", 2021) mixes models at random coordinates, each with probability p on its own. Here runs of
-consecutive coordinates are picked, each run with probability p on its own: a coordinate is in the mask with
-probability p as before, and a run is copied where single coordinates would each be looked up (`RUN`). Runs of
-one coordinate are the paper's masks.
+Constellations", 2021) mixes models at random coordinates, each picked with probability p on its own. Here
+runs of consecutive coordinates are picked, each run with probability p on its own. A coordinate is in the
+mask with probability p as before, and a run is copied where single coordinates would each be looked up
+(`RUN`). Runs of one coordinate are the paper's masks.
 
 The distance from one picked run to the next is geometric, P(g) = p (1-p)^(g-1), and drawing distances is less
 work than asking for every run (its section 3.3).
 
 Draw number d has the 16 bits d mod 4 of word d div 4, lowest first. Words are SplitMix64 (Steele, Lea and
-Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014): a mixing function of a counter, so any
+Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014), which mixes a counter, so that any
 block can be had alone. A table of 2^16 entries turns the bits into a distance. Where they do not decide it
 (254 of the entries at most), 48 more bits of a second stream do: distances are geometric to 2^-64. Everything
 is integer arithmetic, and the table is made of Python's integers.
@@ -85,8 +85,8 @@ def share_of(p: float) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Mask:
-    """Coordinates of a vector (size,): `blocks` of rising numbers of runs, one after the other; run k begins
-    at coordinate k * run. No blocks if it is whole. A shorter last run is in none of them: `tail` tells.
+    """Coordinates of a vector (size,), as `blocks` of rising numbers of runs: run k begins at coordinate
+    k * run. There are no blocks if the mask is whole; `tail` tells of a shorter last run, which is in none.
 
     Takes 4 bytes a chosen run, and 0.3 MB more at most.
     """

@@ -1,10 +1,10 @@
 """Bits that are not random leave in little more than their entropy, and any bytes at all decode to bits.
 
-An adaptive binary range coder (G. N. N. Martin, "Range encoding", 1979): each bit narrows a 32-bit range by
-the probability its context has learned from the bits before it, so that no statistics travel. Only integers
-are used: every machine decodes the same, and a board needs no compression library. A decoder that has run out
-of bytes reads zeros; its caller decides how many bits it asks for, and so bounds time and memory whatever the
-bytes are.
+This is an adaptive binary range coder (G. N. N. Martin, "Range encoding", 1979): each bit narrows a 32-bit
+range by the probability that its context has learned from the bits before it, so that no statistics travel.
+Only integers are used: every machine decodes the same, and a board needs no compression library. A decoder
+that has run out of bytes reads zeros; its caller decides how many bits it asks for, and so bounds time and
+memory whatever the bytes are.
 
 A context is a list [zeros, ones]: twice how often a bit was 0 and 1 so far, plus one each (Krichevsky and
 Trofimov's estimator). It is a plain list, and the decoder's two loops are alike but for what they loop over,
@@ -25,7 +25,7 @@ Tree = list[Context]
 
 
 def context() -> Context:
-    """A context that has seen nothing: either bit is as likely."""
+    """A context that has seen nothing."""
     return [1, 1]
 
 
@@ -74,22 +74,17 @@ class Encoder:
     def _shift(self) -> None:
         """The highest byte of `low` is settled, except for a carry that may still come; then it runs back."""
         if self._low >= FULL:
-            self._carry()
+            self._low -= FULL
+            last = len(self._out) - 1
+            while self._out[last] == 0xFF:
+                self._out[last] = 0
+                last -= 1
+            self._out[last] += 1
         self._out.append(self._low >> 24)
         self._low = (self._low & (REFILL - 1)) << 8
 
-    def _carry(self) -> None:
-        self._low -= FULL
-        last = len(self._out) - 1
-        while self._out[last] == 0xFF:
-            self._out[last] = 0
-            last -= 1
-        self._out[last] += 1
-
     def finish(self) -> bytes:
-        """The shortest bytes that decode to what was put: trailing zeros are left off, since a decoder reads
-        them anyway.
-        """
+        """The shortest bytes that decode to what was put: a decoder reads trailing zeros anyway."""
         # Of all values in [low, low + range) the one with the most trailing zero bits needs the fewest bytes.
         for kept in (8, 16, 24, 32):
             unit = FULL >> kept
@@ -135,7 +130,7 @@ class Decoder:
         return bit
 
     def get_numbers(self, bits: int, trees: Sequence[Tree]) -> list[int]:
-        """As many numbers of `bits` bits as there are `trees`, each with its own."""
+        """A number of `bits` bits for each of `trees`."""
         data, end = self._data, len(self._data)
         at, code, span = self._at, self._code, self._range
         values, leaf = [], 1 << bits

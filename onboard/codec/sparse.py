@@ -10,11 +10,11 @@
     16      4     check: differs where the other end's mask does, by its seed, edge or run
     20      ...   the values, in the order of the mask's coordinates
 
-Mixing (RD-PSGD, Algorithm 2; D-PSGD at p = 1) adds weight * (received - sent) at the coordinates of an
-edge's mask. Both ends take the difference of the same two rebuilt values, one the negative of the other in
-every bit, and so the mean of the models stays what it was, up to the rounding of one sum: whatever form the
-values travel in, and whatever a model became since they left. A neighbour that does not answer is left out,
-by both.
+Mixing (RD-PSGD, Algorithm 2; D-PSGD at p = 1) adds weight * (received - sent) at the coordinates of an edge's
+mask. Both ends take the difference of the same two rebuilt values, and one difference is the negative of the
+other in every bit. So the mean of the models stays what it was, up to the rounding of one sum, in whatever
+form the values travel, and whatever a model became since they left. Both ends leave out a neighbour that does
+not answer.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onboard.codec import values as coded
-from onboard.codec.layout import Floats
+from onboard.codec.layout import Floats, check_finite
 from onboard.codec.mask import Indices, Mask
 from onboard.codec.values import Form
 
@@ -62,10 +62,8 @@ class NeighbourValues:
 
 
 def outgoing(vector: Floats, mask: Mask, form: Form) -> tuple[bytes | memoryview, Floats]:
-    """The message with the values of float32 (size,) at the mask, and the values (count,) that it rebuilds.
-
-    In fp32 they are a view of the message, which then is the only copy of them. Errors: ValueError as of
-    `extract` and `encode`.
+    """The message with the values of float32 (size,) at the mask, and the values (count,) that it rebuilds:
+    in fp32 a view of the message, the only copy of them. Errors: ValueError as of `extract` and `encode`.
     """
     if form is not Form.FP32:
         message = encode(extract(vector, mask), mask, form)
@@ -90,7 +88,7 @@ def extract(vector: Floats, mask: Mask, out: Floats | None = None) -> Floats:
             values[...] = vector[piece.first : piece.first + piece.count]
         else:  # no run is outside; "raise" would copy `values`
             np.take(runs, piece.runs, axis=0, out=values.reshape(-1, run), mode="clip")
-        coded.check_finite(values)  # while they are in the cache
+        check_finite(values)  # while they are in the cache
     return out
 
 
@@ -132,8 +130,8 @@ def decode(data: bytes | memoryview, mask: Mask) -> Floats:
 def mix(vector: Floats, answers: Sequence[NeighbourValues]) -> None:
     """Adds weight * (received - sent) of every answer to float32 (size,), contiguous, at its mask, in place.
 
-    All masks' pieces are taken in the order of their coordinates: memory is passed once, however many
-    neighbours there are. Errors: ValueError for what does not fit; nothing is changed then.
+    Memory is passed once, however many neighbours there are, as all masks' pieces are taken in the order of
+    their coordinates. Errors: ValueError for what does not fit; nothing is changed then.
     """
     if not vector.flags.c_contiguous:
         raise ValueError("vector: must be contiguous")
@@ -164,8 +162,8 @@ def mix(vector: Floats, answers: Sequence[NeighbourValues]) -> None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Piece:
-    """A part of a mask that is taken at once: `count` of its coordinates, from place `at` on, which is
-    coordinate `first`: one after the other, or those of `runs`."""
+    """`count` coordinates of a mask that are taken at once, one after the other or those of `runs`.
+    Coordinate `first` is at place `at` of the mask's values."""
 
     first: int
     at: int
@@ -193,8 +191,8 @@ def _header(mask: Mask, form: Form) -> Header:
 
 
 def _head(mask: Mask, form: Form) -> bytes:
-    header = _header(mask, form)
-    return HEADER.pack(VERSION, form, header.share - 1, header.round, header.size, header.count, header.check)
+    own = _header(mask, form)
+    return HEADER.pack(VERSION, form, own.share - 1, own.round, own.size, own.count, own.check)
 
 
 def _check_length(array: Floats, length: int, what: str) -> None:

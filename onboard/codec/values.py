@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from onboard.codec import alq
-from onboard.codec.layout import Floats, Layout, layout
+from onboard.codec.layout import Floats, Layout, check_finite, layout
 from onboard.codec.pack import pack, unpack
 from onboard.codec.quantized import Quantized
 
@@ -51,9 +51,8 @@ def encode(values: Floats, form: Form) -> bytes:
     blocks = np.zeros((-(-len(values) // BLOCK), BLOCK), np.float32)
     blocks.ravel()[: len(values)] = values
     if form is Form.ALQ:
-        of_blocks = _layout(len(values))
         bases = np.full(len(blocks), ALQ_BASES, np.uint8)
-        return pack(alq.quantize(of_blocks, {"values": blocks}, {"values": bases}))
+        return pack(alq.quantize(_layout(len(values)), {"values": blocks}, {"values": bases}))
     scales: Floats = np.abs(blocks).max(axis=1) / np.float32(LEVELS)
     scaled = np.divide(blocks, scales[:, None], out=np.zeros_like(blocks), where=scales[:, None] > 0)
     codes = np.clip(np.rint(scaled), -LEVELS, LEVELS).astype(np.int8)
@@ -71,17 +70,16 @@ def decode(data: bytes | memoryview, count: int, form: Form) -> Floats:
         if not isinstance(model, Quantized):
             raise ValueError("a dense model where ALQ's bases should be")
         values = model.reconstruct()["values"].ravel()[:count]
+        check_finite(values)
+        return values
+    scales = -(-count // BLOCK) if form is Form.INT8 else 0
+    size = 4 * scales + count * {Form.FP32: 4, Form.FP16: 2, Form.INT8: 1}[form]
+    if len(data) != size:
+        raise ValueError(f"{len(data)} bytes of values, {count} in {form.name} take {size}")
+    if form is Form.INT8:
+        values = _from_codes(np.frombuffer(data, "<f4", scales), np.frombuffer(data, np.int8, -1, 4 * scales))
     else:
-        scales = -(-count // BLOCK) if form is Form.INT8 else 0
-        size = 4 * scales + count * {Form.FP32: 4, Form.FP16: 2, Form.INT8: 1}[form]
-        if len(data) != size:
-            raise ValueError(f"{len(data)} bytes of values, {count} in {form.name} take {size}")
-        if form is Form.INT8:
-            values = _from_codes(
-                np.frombuffer(data, "<f4", scales), np.frombuffer(data, np.int8, -1, 4 * scales)
-            )
-        else:
-            values = np.frombuffer(data, "<f4" if form is Form.FP32 else "<f2").astype(np.float32, copy=False)
+        values = np.frombuffer(data, "<f4" if form is Form.FP32 else "<f2").astype(np.float32, copy=False)
     check_finite(values)
     return values
 
@@ -100,9 +98,3 @@ def _from_codes(scales: Floats, codes: np.ndarray[Any, np.dtype[np.int8]]) -> Fl
 
 def _layout(count: int) -> Layout:
     return layout({"values": (-(-count // BLOCK), BLOCK)})
-
-
-def check_finite(values: Floats) -> None:
-    """Errors: ValueError unless all of them are."""
-    if not np.isfinite(values).all():
-        raise ValueError("values are not finite")

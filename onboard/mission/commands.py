@@ -19,7 +19,7 @@ from msgspec import Meta
 from onboard.console.errors import where
 from onboard.console.log import say
 from onboard.mission.health import Health, State, failure_name
-from onboard.mission.objects import Id8
+from onboard.mission.objects import Id8, decoded
 from onboard.wire.messages import BadMessage
 
 log = logging.getLogger(__name__)
@@ -108,25 +108,22 @@ COMMANDS: dict[str, CommandHandler] = {
 
 def run_command(command: Command, target: CommandTarget, now: float) -> CommandResult:
     """Runs a command. Whatever fails is the result's `why`: whoever asked is told, and the board goes on."""
-    result = _run(command, target, now)
-    say(log, "command", id=command.id.hex(), name=command.name, outcome=result.outcome, why=result.why)
-    return result
-
-
-def _run(command: Command, target: CommandTarget, now: float) -> CommandResult:
     try:
         if (handler := COMMANDS.get(command.name)) is None:
             raise CommandRefused(f"unknown command {command.name}; this board knows {', '.join(COMMANDS)}")
         arguments = msgspec.convert(command.arguments, handler.arguments)
-        result = CommandResult(
-            command=command.id, outcome="done", values=dict(handler.run(target, arguments, now))
-        )
+        values = dict(handler.run(target, arguments, now))
+        result = CommandResult(command=command.id, outcome="done", values=values)
         encode_result(result)
-        return result
     except (CommandRefused, msgspec.ValidationError) as error:
-        why = str(error)
+        result = _refused(command, str(error))
     except Exception as error:  # a fault of the handler's, or a machine that refuses
-        why = where(error)
+        result = _refused(command, where(error))
+    say(log, "command", id=command.id.hex(), name=command.name, outcome=result.outcome, why=result.why)
+    return result
+
+
+def _refused(command: Command, why: str) -> CommandResult:
     return CommandResult(command=command.id, outcome="refused", why=why[:MAX_WHY_CHARACTERS])
 
 
@@ -167,7 +164,4 @@ def _encode(body: _Body, decoder: msgspec.msgpack.Decoder[_Body]) -> bytes:
 def _decode(payload: bytes, decoder: msgspec.msgpack.Decoder[_Body]) -> _Body:
     if len(payload) > MAX_BYTES:
         raise BadMessage(f"command or result of {len(payload)} B, at most {MAX_BYTES}")
-    try:
-        return decoder.decode(payload)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise BadMessage(f"command or result: {error}") from None
+    return decoded(payload, decoder, "command or result")

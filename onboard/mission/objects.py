@@ -11,6 +11,7 @@ from typing import Annotated, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
+from msgspec.msgpack import Decoder
 
 from onboard.learn.training import BoardTraining
 from onboard.wire.messages import BadMessage, digest
@@ -30,10 +31,7 @@ KINDS = {MODEL: "model", UPDATE: "update", GOSSIP: "gossip", COMMAND: "command",
 Id8 = Annotated[bytes, Meta(min_length=8, max_length=8)]
 Count = Annotated[int, Meta(ge=0, le=0xFFFFFFFF)]
 Amount = Annotated[float, Meta(ge=0, le=1e12)]
-
-
 ClassName = Annotated[str, Meta(min_length=1, max_length=64)]
-
 
 TASK_VERSION: Literal[2] = 2
 """Stands first in a Task's header. Before there were versions, the mission's id stood there: version 1."""
@@ -96,9 +94,9 @@ class _AnyTask(msgspec.Struct, array_like=True, frozen=True):
     version: int | bytes
 
 
-_ANY_TASK = msgspec.msgpack.Decoder(_AnyTask)
-_TASK = msgspec.msgpack.Decoder(Task)
-_UPDATE = msgspec.msgpack.Decoder(Update)
+_ANY_TASK = Decoder(_AnyTask)
+_TASK = Decoder(Task)
+_UPDATE = Decoder(Update)
 
 
 def names_that_fit(names: Sequence[str]) -> tuple[str, ...]:
@@ -115,9 +113,9 @@ def encode_object(header: Task | Update, weights: bytes) -> bytes:
     packed = msgspec.msgpack.encode(header)
     try:  # a struct does not check its own fields, and its decoder does
         if isinstance(header, Task):
-            _check_weights(_decoded(packed, _TASK), weights)
+            _check_weights(decoded(packed, _TASK), weights)
         else:
-            _decoded(packed, _UPDATE)
+            decoded(packed, _UPDATE)
     except BadMessage as error:
         raise ValueError(str(error)) from None
     return _LENGTH.pack(len(packed)) + packed + weights
@@ -126,11 +124,11 @@ def encode_object(header: Task | Update, weights: bytes) -> bytes:
 def decode_task(payload: bytes) -> tuple[Task, memoryview]:
     """The header of a MODEL and a view of its packed weights. Raises BadMessage."""
     header, weights = _header_and_weights(payload)
-    first = _decoded(header, _ANY_TASK).version
+    first = decoded(header, _ANY_TASK).version
     version = first if isinstance(first, int) else 1
     if version != TASK_VERSION:
         raise BadMessage(f"task of version {version}, this program speaks {TASK_VERSION}")
-    task = _decoded(header, _TASK)
+    task = decoded(header, _TASK)
     _check_weights(task, weights)
     return task, weights
 
@@ -138,7 +136,7 @@ def decode_task(payload: bytes) -> tuple[Task, memoryview]:
 def decode_update(payload: bytes) -> tuple[Update, memoryview]:
     """The header of an UPDATE and a view of its packed weights. Raises BadMessage."""
     header, weights = _header_and_weights(payload)
-    return _decoded(header, _UPDATE), weights
+    return decoded(header, _UPDATE), weights
 
 
 def asked_again(model: bytes, asking: int) -> bytes:
@@ -163,11 +161,14 @@ def _header_and_weights(payload: bytes) -> tuple[memoryview, memoryview]:
     return whole[_LENGTH.size : start], whole[start:]
 
 
-def _decoded(header: bytes | memoryview, decoder: msgspec.msgpack.Decoder[T]) -> T:
+def decoded(
+    data: bytes | memoryview, decoder: msgspec.msgpack.Decoder[T], what: str = "object's header"
+) -> T:
+    """What msgpack makes of it. Raises BadMessage."""
     try:
-        return decoder.decode(header)
+        return decoder.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise BadMessage(f"object's header: {error}") from None
+        raise BadMessage(f"{what}: {error}") from None
 
 
 def _check_weights(task: Task, weights: bytes | memoryview) -> None:

@@ -29,8 +29,7 @@ from onboard.codec.quantized import HALF_MAX
 from onboard.data import labels
 from onboard.learn.federated.clipping import FEW, Bounds, Claim, Outlier, Part, Share, norm, odd_one, shares
 from onboard.learn.federated.local import apply_delta
-from onboard.learn.federated.rounds import DOWNLINK_BASES, staleness_weight
-from onboard.learn.federated.rules import RULES, AggregationRule
+from onboard.learn.federated.rounds import DOWNLINK_BASES, RULES, AggregationRule, staleness_weight
 from onboard.learn.graph import TrainGraph, initial
 from onboard.learn.training import BoardTraining, Training
 from onboard.mission.objects import UPDATE, Task, Update, decode_update, encode_object, names_that_fit

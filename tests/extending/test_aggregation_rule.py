@@ -10,7 +10,7 @@ import pytest
 from groundstation.config import load_mission
 from onboard.codec.layout import Floats, Weights, layout
 from onboard.console.toml import ConfigError
-from onboard.learn.federated.rules import RULES
+from onboard.learn.federated.rounds import RULES
 from tests.missions.clockwork import Clockwork
 
 SMALL = layout({"w": (2, 3)})

@@ -14,7 +14,7 @@ from onboard.agents.gossip_checkpoint import Checkpoint, Checkpoints
 from onboard.codec.layout import Floats
 from onboard.codec.model import Model
 from onboard.data.images import Images
-from onboard.learn.federated.rules import AggregationRule
+from onboard.learn.federated.rounds import AggregationRule
 from onboard.learn.gossip.descent import Descent
 from onboard.learn.gossip.exchange import Gossip, Message
 from onboard.learn.graph import TrainGraph

@@ -16,8 +16,7 @@ board that saw what nobody else saw has little in common with them too, and must
 
 The median is the lower one of two: among two boards, the smaller one sets the bound. Boards that do as they
 are asked are hardly touched: five with ten digits each, or 0.3-Dirichlet parts of MNIST, moved 0.83 to 1.19
-times their median in each of six rounds (docs/results/benchmarks.md). Robust rules beyond that are
-another matter.
+times their median in each of six rounds (docs/results/benchmarks.md).
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median_low
 from typing import Any
 
 import numpy as np
@@ -100,18 +100,18 @@ def shares(
     before, for a round with fewer than FEW answers."""
     norms = [claim.norm for claim in claims.values()]
     pool = [*norms, *earlier] if len(norms) < FEW else norms
-    lengths = _Bound.of(pool, bounds.clip)
-    counts = _Bound.of([float(claim.samples) for claim in claims.values()], bounds.clip_samples)
-    most = math.inf if bounds.max_samples is None else bounds.max_samples
+    middle, longest, beyond = _bound(pool, bounds.clip)
+    usual, most, too_many = _bound([float(claim.samples) for claim in claims.values()], bounds.clip_samples)
+    most = max(most, 1.0) if bounds.max_samples is None else min(max(most, 1.0), bounds.max_samples)
     given: dict[int, Share] = {}
     outliers: list[Outlier] = []
     for node, claim in claims.items():
-        factor = min(1.0, lengths.most / claim.norm) if claim.norm else 1.0
-        given[node] = Share(factor, int(min(claim.samples, max(counts.most, 1.0), most)))
-        if claim.norm > lengths.beyond:
-            outliers.append(Outlier(node, "norm", claim.norm, lengths.median))
-        if claim.samples > counts.beyond:
-            outliers.append(Outlier(node, "samples", claim.samples, counts.median))
+        factor = min(1.0, longest / claim.norm) if claim.norm else 1.0
+        given[node] = Share(factor, int(min(claim.samples, most)))
+        if claim.norm > beyond:
+            outliers.append(Outlier(node, "norm", claim.norm, middle))
+        if claim.samples > too_many:
+            outliers.append(Outlier(node, "samples", claim.samples, usual))
     return given, outliers
 
 
@@ -127,16 +127,14 @@ class Part:
 def odd_one(parts: Mapping[int, Part], average_length: float) -> Outlier | None:
     """The only one of three parts or more that points against the sum of the others; else the only one that
     shares nothing with it; None if there is neither."""
-    whole = sum(part.weight for part in parts.values())
-    cosines = {node: _cosine(part, whole, average_length) for node, part in parts.items()}
     if len(parts) < FEW:
         return None
-    ranked = sorted(cosines.values())
-    median = ranked[(len(ranked) - 1) // 2]
+    whole = sum(part.weight for part in parts.values())
+    cosines = {node: _cosine(part, whole, average_length) for node, part in parts.items()}
     for below, keeps in ((AGAINST, 0.0), (APART, 0.5)):
         found = [node for node, cosine in cosines.items() if cosine < below]
         if len(found) == 1:
-            return Outlier(found[0], "cosine", cosines[found[0]], median, keeps)
+            return Outlier(found[0], "cosine", cosines[found[0]], median_low(cosines.values()), keeps)
     return None
 
 
@@ -152,18 +150,9 @@ def _cosine(part: Part, whole: float, average_length: float) -> float:
     return along / lengths if lengths else 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Bound:
-    """The bound of some values: their median, what counts at most, and above what a value is reported."""
-
-    median: float
-    most: float
-    beyond: float
-
-    @classmethod
-    def of(cls, values: Sequence[float], times: float) -> _Bound:
-        if len(values) < 2 or not times:
-            return cls(values[0] if values else 0.0, math.inf, math.inf)
-        ranked = sorted(values)
-        median = ranked[(len(ranked) - 1) // 2]
-        return cls(median, min(times * median, ranked[-2]), times * median)
+def _bound(values: Sequence[float], times: float) -> tuple[float, float, float]:
+    """The median of some values, what counts at most, and above what a value is reported."""
+    if len(values) < 2 or not times:
+        return values[0] if values else 0.0, math.inf, math.inf
+    median = median_low(values)
+    return median, min(times * median, sorted(values)[-2]), times * median

@@ -1,20 +1,21 @@
-"""The server's side of a SpaceDML round: who is asked, when it is over, and what the answers average to.
+"""The server's side of a SpaceDML round: who is asked, when it is over, and what the answers come to.
 
 SpaceDML, Algorithm 1 (partial averaging): the server asks K of N nodes, averages the updates of those that
 answered weighted by their samples, quantizes the average by a sketch that needs no data, and sends it back.
 An update that comes after its round was closed is discarded, or merged into the round that is open then with
-a weight that falls with its age. The rules are pure, so that a ground daemon, a satellite that acts as server
-and a simulated fleet run the same ones (`onboard.mission.server`).
+a weight that falls with its age. What one update may count for is decided before (`clipping`), whatever the
+aggregation rule. All of it is pure, so that a ground daemon, a satellite that acts as server and a simulated
+fleet run the same (`onboard.mission.server`).
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from hashlib import blake2s
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -37,48 +38,6 @@ def choose(nodes: Iterable[int], k: int, seed: int, round_number: int) -> tuple[
         return blake2s(f"{seed} {round_number} {node}".encode()).digest()
 
     return tuple(sorted(sorted(set(nodes), key=rank)[:k]))
-
-
-class PartialAverage:
-    """The mean of updates weighted by samples, fed one at a time: O(model) memory, however many answer."""
-
-    def __init__(self, layout: Layout) -> None:
-        self._layout = layout
-        # float64: the sum then does not depend on the order of arrival in any bit that float32 keeps (but for
-        # ties).
-        self._sums: dict[str, npt.NDArray[np.float64]] = {t.name: np.zeros(t.shape) for t in layout.tensors}
-        self._weight = 0.0
-        self.samples = 0
-        self.updates = 0
-
-    def add(self, weights: Weights, samples: int, scale: float = 1.0) -> None:
-        """One node's weights, name -> float32 in the tensor's shape, trained on `samples` images.
-
-        It weighs `samples * scale` (see `staleness_weight`). Errors: ValueError for samples under 1, a scale
-        that is not in (0, 1], missing or extra tensors, wrong shapes and values that are not finite; the
-        average then is as it was.
-        """
-        if samples < 1 or not 0 < scale <= 1:
-            raise ValueError(f"an update of {samples} samples, scaled by {scale}, weighs nothing")
-        if weights.keys() != self._sums.keys():
-            raise ValueError(f"an update has the tensors {sorted(weights)}, not {sorted(self._sums)}")
-        for name, total in self._sums.items():
-            if weights[name].shape != total.shape:
-                raise ValueError(f"{name} has shape {weights[name].shape}, the layout says {total.shape}")
-            if not np.isfinite(weights[name]).all():
-                raise ValueError(f"{name} has values that are not finite")
-        weight = samples * scale
-        for name, total in self._sums.items():
-            total += weight * weights[name].astype(np.float64)
-        self._weight += weight
-        self.samples += samples
-        self.updates += 1
-
-    def mean(self) -> dict[str, Floats]:
-        """The average so far, float32. Errors: ValueError without an update."""
-        if not self.updates:
-            raise ValueError("no update has been added: there is no average")
-        return {name: (total / self._weight).astype(np.float32) for name, total in self._sums.items()}
 
 
 def staleness_weight(rounds_late: int, exponent: float | None) -> float:
@@ -205,3 +164,82 @@ class Round:
             elif self.answered | self.lost == self.asked:
                 self.verdict = RoundState.EXHAUSTED if self.answered else RoundState.EMPTY
         return self.verdict
+
+
+class AggregationRule(Protocol):
+    """The outcome of one round, fed one update at a time."""
+
+    def add(self, weights: Weights, samples: int, scale: float = 1.0) -> None:
+        """Takes one node's weights, name -> float32 in the tensor's shape, trained on `samples` images, of
+        which each counts `scale`. Errors: ValueError for what cannot be added; nothing has changed then."""
+        ...
+
+    def mean(self) -> dict[str, Floats]:
+        """The outcome so far, float32. Errors: ValueError without an update."""
+        ...
+
+
+class PartialAverage:
+    """The mean of updates weighted by samples, fed one at a time: O(model) memory, however many answer."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        # float64: the sum then does not depend on the order of arrival in any bit that float32 keeps (but for
+        # ties).
+        self._sums: dict[str, npt.NDArray[np.float64]] = {t.name: np.zeros(t.shape) for t in layout.tensors}
+        self._weight = 0.0
+        self.samples = 0
+        self.updates = 0
+
+    def add(self, weights: Weights, samples: int, scale: float = 1.0) -> None:
+        """See `AggregationRule.add`. Errors: ValueError for samples under 1, a scale that is not in (0, 1],
+        missing or extra tensors, wrong shapes and values that are not finite.
+        """
+        if samples < 1 or not 0 < scale <= 1:
+            raise ValueError(f"an update of {samples} samples, scaled by {scale}, weighs nothing")
+        if weights.keys() != self._sums.keys():
+            raise ValueError(f"an update has the tensors {sorted(weights)}, not {sorted(self._sums)}")
+        for name, total in self._sums.items():
+            if weights[name].shape != total.shape:
+                raise ValueError(f"{name} has shape {weights[name].shape}, the layout says {total.shape}")
+            if not np.isfinite(weights[name]).all():
+                raise ValueError(f"{name} has values that are not finite")
+        weight = samples * scale
+        for name, total in self._sums.items():
+            total += weight * weights[name].astype(np.float64)
+        self._weight += weight
+        self.samples += samples
+        self.updates += 1
+
+    def mean(self) -> dict[str, Floats]:
+        if not self.updates:
+            raise ValueError("no update has been added: there is no average")
+        return {name: (total / self._weight).astype(np.float32) for name, total in self._sums.items()}
+
+
+class CoordinateMedian(PartialAverage):
+    """The median of the updates at each coordinate, where all count alike: fewer than half of them, whatever
+    they say, move it no further than the others reach (Yin et al., "Byzantine-robust distributed learning:
+    towards optimal statistical rates", ICML 2018). Holds all updates of a round in memory.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        super().__init__(layout)
+        self._added: list[Weights] = []
+
+    def add(self, weights: Weights, samples: int, scale: float = 1.0) -> None:
+        super().add(weights, samples, scale)
+        self._added.append(weights)
+
+    def mean(self) -> dict[str, Floats]:
+        return {
+            name: np.median([weights[name] for weights in self._added], axis=0).astype(np.float32)
+            for name in super().mean()
+        }
+
+
+RULES: dict[str, Callable[[Layout], AggregationRule]] = {
+    "mean": PartialAverage,
+    "median": CoordinateMedian,
+}
+"""Every rule by the name that a mission gives it. docs/extending.md says how to add one."""

@@ -21,7 +21,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 from onboard.codec import explicit
-from onboard.codec.explicit import BadIndexed, IndexForm
+from onboard.codec.explicit import IndexForm
 from onboard.codec.layout import Floats
 from onboard.codec.mask import ALL, Indices
 from onboard.codec.sparse import BadExchange
@@ -74,11 +74,7 @@ class _InStep:
             raise Over(f"exchange {number} with node {peer} is over, at {self._number}")
         if number > self._number + 1:
             raise ImplausibleExchange(f"exchange {number} with node {peer}, which is at {self._number}")
-        try:
-            largest = explicit.decode(memoryview(message)[_NUMBER.size :], self._size)
-        except BadIndexed as error:
-            raise BadExchange(str(error)) from None
-        self._received[peer][number] = largest
+        self._received[peer][number] = explicit.decode(memoryview(message)[_NUMBER.size :], self._size)
         return int(number)
 
     def delivered(self, peer: int) -> None:

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onboard.codec.explicit import HEADER, BadIndexed, IndexForm, decode, encode
+from onboard.codec.explicit import HEADER, IndexForm, decode, encode
 from onboard.codec.mask import Indices
+from onboard.codec.sparse import BadExchange
 from onboard.codec.values import Form
 from tests.onboard.codec.examples import VECTORS
 
@@ -56,7 +57,7 @@ def test_any_bytes_are_values_or_bad(
     for head in (b"", HEADER.pack(1, index_form, Form.INT8, 0, size, count, length)):
         try:
             index, values = decode(head + data, size)
-        except BadIndexed:
+        except BadExchange:
             continue
         assert len(index) == len(values)
         assert np.all(np.diff(index, prepend=-1) > 0)
@@ -69,9 +70,9 @@ def test_a_part_more_than_all_or_another_vectors_is_bad(
 ) -> None:
     whole = encode(array(chosen), np.zeros(len(chosen), np.float32), 3000, index_form, Form.FP16)
     for bad in (whole[: data.draw(st.integers(0, len(whole) - 1))], whole + b"\0"):
-        with pytest.raises(BadIndexed):
+        with pytest.raises(BadExchange):
             decode(bad, 3000)
-    with pytest.raises(BadIndexed, match="3000 coordinates; known is 1, expected 2999"):
+    with pytest.raises(BadExchange, match="3000 coordinates; known is 1, expected 2999"):
         decode(whole, 2999)
 
 
@@ -88,7 +89,7 @@ def test_a_part_more_than_all_or_another_vectors_is_bad(
 )
 def test_what_is_wrong_with_an_index_is_said(index_form: IndexForm, packed: bytes, said: str) -> None:
     head = HEADER.pack(1, index_form, Form.FP32, 0, 20, 1, len(packed))
-    with pytest.raises(BadIndexed, match=said):
+    with pytest.raises(BadExchange, match=said):
         decode(head + packed + bytes(4), 20)
 
 
@@ -103,11 +104,11 @@ def test_claims_cost_nothing() -> None:
     data = HEADER.pack(1, IndexForm.GAPS, Form.FP32, 0, size, size, 1000) + b"\xff" * 999 + b"\1"
     tracemalloc.start()
     try:
-        with pytest.raises(BadIndexed, match=f"0 bytes of values, {size} in FP32"):
+        with pytest.raises(BadExchange, match=f"0 bytes of values, {size} in FP32"):
             decode(data, size)
-        with pytest.raises(BadIndexed, match="bitmap of 1000 bytes"):
+        with pytest.raises(BadExchange, match="bitmap of 1000 bytes"):
             decode(HEADER.pack(1, IndexForm.BITMAP, Form.FP32, 0, size, 0, 1000) + bytes(1000), size)
-        with pytest.raises(BadIndexed, match="index of 1 coordinates for 0 values"):
+        with pytest.raises(BadExchange, match="index of 1 coordinates for 0 values"):
             decode(HEADER.pack(1, IndexForm.GAPS, Form.FP32, 0, size, 0, 1000) + data[HEADER.size :], size)
         assert tracemalloc.get_traced_memory()[1] < 100_000
     finally:
