@@ -198,12 +198,6 @@ class Incoming:
 
     # -- what is owed about it -------------------------------------------------------------------------
 
-    def meet(self, event: IncomingEvent) -> None:
-        """Something that the object's state follows from has happened, see `states`."""
-        after = INCOMING[self.state].get(event)
-        assert after is not None, f"{event.name} in state {self.state.name}"
-        self.state = after
-
     def bind(self, object_id: int) -> None:
         """The peer names the object by this id."""
         self.meet(IncomingEvent.BOUND)
@@ -228,6 +222,12 @@ class Incoming:
     def arrived(self) -> bool:
         """Whether the application has the object, and has not accepted it yet."""
         return self.state is IncomingState.ARRIVED
+
+    def meet(self, event: IncomingEvent) -> None:
+        """Something that the object's state follows from has happened, see `states`."""
+        after = INCOMING[self.state].get(event)
+        assert after is not None, f"{event.name} in state {self.state.name}"
+        self.state = after
 
     def may_recut(self, now: float) -> bool:
         """Whether an OFFER is followed that cuts the object anew. Each time some of what came in is lost, and

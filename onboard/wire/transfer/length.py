@@ -82,7 +82,7 @@ class FragmentSizer:
         least_bytes, most_bytes = _least(size), self.longest_bytes
         if not self._fates:
             most_bytes = min(most_bytes, max(self._hearing.fragment_bytes or most_bytes, least_bytes))
-        best = self.best(most_bytes, least_bytes, now)
+        best = self._best(list(_halves(most_bytes, least_bytes)), now)
         return self._known(best, least_bytes) if now < self._refused_until else best
 
     def weigh(self, sender: ObjectSender, outcome: ReportOutcome, missed: int, now: float) -> int | None:
@@ -118,28 +118,19 @@ class FragmentSizer:
             both = DeliveryStats(both.lost / 2, both.kept / 2)
         self._fates[wire_bytes] = both
 
-    def best(
-        self,
-        most_bytes: int,
-        least_bytes: int,
-        now: float,
-        *,
-        doubt: float = 0.0,
-        now_bytes: int | None = None,
-    ) -> int:
-        """Bytes of payload a frame: `most_bytes`, or a half, a quarter, ... of it, at least `least_bytes`.
+    def _best(self, lengths: list[int], now: float, *, doubt: float = 0.0, now_bytes: int = 0) -> int:
+        """The best of these lengths, of which each is half of the one before it.
 
         doubt: how often in a row only losses were told, so that the profile is believed the less. now_bytes:
-        the length in force, for which one is given that has much more to promise, or itself; a shorter one
-        only where losses that spare no length are much less likely. Lengths that halve fit into each other,
-        so that what is held of an object in one is held in a shorter one too.
+        the length in force (0 for none), for which one is given that has much more to promise, or itself; a
+        shorter one only where losses that spare no length are much less likely. Lengths that halve fit into
+        each other, so that what is held of an object in one is held in a shorter one too.
         """
         if now >= self._refused_until:  # it may pass now: of frames so long nothing is known any more
             self._fates = {
                 length: each for length, each in self._fates.items() if length < self._refused_bytes
             }
             self._refused_bytes = math.inf
-        lengths = list(_halves(most_bytes, least_bytes))
         refused_bytes = self._refused_bytes - self._framing_bytes
         lengths = [each for each in lengths if each < refused_bytes] or lengths[-1:]
         if not any(each.lost for each in (*self._fates.values(), *self._prior.values())):
@@ -170,7 +161,7 @@ class FragmentSizer:
         for length in lengths:
             if goodput(length) > _WORTH * goodput(best):
                 best = length
-        if now_bytes is None:
+        if not now_bytes:
             return best
         if best < now_bytes and surety < (_SURE_BARREN if doubt else _SURE) * self._loss.burst:
             return now_bytes
@@ -186,7 +177,8 @@ class FragmentSizer:
         half_bytes = now_bytes // 2
         if half_bytes < least_bytes:
             return None
-        best = self.best(self.longest_bytes, least_bytes, now, doubt=sender.fruitless, now_bytes=now_bytes)
+        lengths = list(_halves(self.longest_bytes, least_bytes))
+        best = self._best(lengths, now, doubt=sender.fruitless, now_bytes=now_bytes)
         if best > half_bytes and sender.fruitless < _HALVED_AFTER:
             return None
         wire_bytes = self._wire_bytes(now_bytes)
@@ -210,7 +202,8 @@ class FragmentSizer:
             return None
         self._looked_at, self._lost = now, 0.0
         self._look_after = min(2 * self._look_after, _LOOK_AFTER_AT_MOST)
-        best = self.best(self.longest_bytes, _least(len(outgoing.payload)), now, now_bytes=now_bytes)
+        lengths = list(_halves(self.longest_bytes, _least(len(outgoing.payload))))
+        best = self._best(lengths, now, now_bytes=now_bytes)
         if best > now_bytes // 2 if is_shorter_wanted else best < 2 * now_bytes:
             return None
         self._look_after = _LOOK_AFTER

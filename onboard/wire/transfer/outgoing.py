@@ -109,16 +109,16 @@ class Outgoing:
 
     # -- its state -------------------------------------------------------------------------------------
 
+    def withdraw(self, reason: Reason) -> None:
+        """This end gives the object up, and has to say so."""
+        self.meet(OutgoingEvent.WITHDRAW)
+        self.withdrawn, self.deadline = reason, math.inf
+
     def meet(self, event: OutgoingEvent) -> None:
         """Something that the object's state follows from has happened, see `states`."""
         after = OUTGOING[self.state].get(event)
         assert after is not None, f"{event.name} in state {self.state.name}"
         self.state = after
-
-    def withdraw(self, reason: Reason) -> None:
-        """This end gives the object up, and has to say so."""
-        self.meet(OutgoingEvent.WITHDRAW)
-        self.withdrawn, self.deadline = reason, math.inf
 
     @property
     def answered(self) -> bool:

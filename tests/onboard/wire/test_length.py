@@ -12,13 +12,14 @@ from onboard.wire.config import Medium
 from onboard.wire.events import Delivered
 from onboard.wire.framing.frame import Frame, Type
 from onboard.wire.medium.medium_access import Timing
-from onboard.wire.messages import Offer
+from onboard.wire.messages import MAX_FRAGMENTS, Offer
 from onboard.wire.transfer.length import FragmentSizer
 from onboard.wire.transfer.peer import DeliveryStats, LossEstimator, ReceiveStats
 from tests.onboard.wire.pair import COBS_BYTES, UPDATE, Pair, data, finish, uhf_full
 
 FRAMING_BYTES = 24  # of a frame on the wire without payload
 LONGEST = 1024
+SIZE = 30_000
 
 
 def goodput(length: int, loss: float, errors: float) -> float:
@@ -46,7 +47,7 @@ def learnt(loss: float, errors: float, seed: int, rounds: int = 6, fates: int = 
     hearing, seq = ReceiveStats(), 1
     hearing.heard(Frame(Type.DATA, 7, 0, 1, seq), LONGEST, 0.0, 0.0)
     lengths = sizer(hearing)
-    length = lengths.best(LONGEST, 1, 0.0)
+    length = lengths.first(SIZE, 0.0)
     assert length == LONGEST
     for _ in range(rounds):
         lengths.count(length + FRAMING_BYTES, drawn(length + FRAMING_BYTES, fates))
@@ -55,7 +56,7 @@ def learnt(loss: float, errors: float, seed: int, rounds: int = 6, fates: int = 
             seq += 1
             if fate:
                 hearing.heard(Frame(Type.POLL, 7, 0, 1, seq), 40, 0.0, 0.0)
-        length = lengths.best(LONGEST, 1, 0.0)
+        length = lengths.first(SIZE, 0.0)
     return length
 
 
@@ -76,9 +77,9 @@ def test_losses_that_take_any_frame_leave_the_length(loss: float) -> None:
 
 
 def test_a_profile_that_knows_its_bit_errors_is_enough_to_begin_with() -> None:
-    chosen = [sizer(ReceiveStats(), errors).best(LONGEST, 1, 0.0) for errors in (0.0, 1e-6, 1e-5, 1e-4, 1e-3)]
+    chosen = [sizer(ReceiveStats(), errors).first(SIZE, 0.0) for errors in (0.0, 1e-6, 1e-5, 1e-4, 1e-3)]
     assert chosen == [1024, 1024, 1024, 256, 64]  # halves within 5 % of what 512, 128 and 32 promise
-    assert sizer(ReceiveStats(), 1e-3).best(LONGEST, 200, 0.0) == 256
+    assert sizer(ReceiveStats(), 1e-3).first(200 * MAX_FRAGMENTS, 0.0) == 256
 
 
 def test_the_first_object_is_cut_anew_for_the_link_and_those_after_it_at_once() -> None:
