@@ -14,7 +14,7 @@ import click
 from benchmarks.harness.lab import LabError
 from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import json_line, table
-from onboard.data.loading import DataError
+from onboard.data.images import DataError
 
 NAMES = {
     name: f"benchmarks.claims.{folder}.{name}"

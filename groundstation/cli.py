@@ -11,13 +11,13 @@ import click
 import msgspec
 
 from groundstation.config import load_mission
-from groundstation.setup import NodeSpec, SetupError, create_mission, roll_key
+from groundstation.setup import NodeSpec, create_mission, roll_key
 from groundstation.store.database import backup_of
 from groundstation.store.store import Store, StoreDamaged, StoreError, StoreForeign
+from onboard.cli import recording_to, run_options
 from onboard.console.errors import OneLineErrors, fail, refused
 from onboard.console.extras import require
 from onboard.console.log import Format, start
-from onboard.console.toml import ConfigError
 from onboard.learn.networks import described
 from onboard.mission.commands import COMMANDS
 from onboard.storage.keys import keep_private
@@ -29,7 +29,7 @@ _FOLDER = click.Path(path_type=Path)
 def _one_line(folder: Path, *mistakes: type[Exception]) -> Iterator[None]:
     """Ends a command that fails in one line: with exit code 2 for a user's mistake, in the files or another
     one of `mistakes`, and with 1 for what the computer refuses."""
-    known: tuple[type[Exception], ...] = (ConfigError, StoreForeign, *mistakes)
+    known: tuple[type[Exception], ...] = (StoreForeign, *mistakes)
     try:
         yield
     except known as error:
@@ -93,7 +93,7 @@ def init(
     """
     require("onnxruntime")  # the model is opened
     keep_private()
-    with _one_line(folder, SetupError):
+    with _one_line(folder):
         specs = [NodeSpec.parse(text) for text in nodes]
         rules = {
             "name": name or folder.resolve().name, "model": model, "data": data,
@@ -128,12 +128,13 @@ def sample(folder: Path, name: str, data: str | None, data_dir: Path | None, ima
     """
     from groundstation.sample import sample as make
     from onboard.config import relative_source
-    from onboard.data.loading import DataError
+    from onboard.data.images import DataError
 
     keep_private()  # a board's images are its own
-    with _one_line(folder, SetupError, DataError):
+    with _one_line(folder, DataError):
         source = None if data is None else relative_source(data, Path.cwd())
-        click.echo(make(folder, name, source, data_dir, images))
+        told = make(folder, name, source, data_dir, images)
+    click.echo(told)
 
 
 @main.command()
@@ -141,16 +142,7 @@ def sample(folder: Path, name: str, data: str | None, data_dir: Path | None, ima
 @click.option("--exit-when-finished", is_flag=True,
               help="End with the mission, with exit code 0 if it was finished; otherwise the daemon stays, "
                    "so that late boards still get the model.")  # fmt: skip
-@click.option("--log", "log_format", type=click.Choice(["text", "json"]), default="text",
-              show_default=True, help="Form of the log; json is one object a line.")  # fmt: skip
-@click.option("--report-every", type=click.FloatRange(min=0.05), metavar="S", show_default="never",
-              help="Log the links' counters (the event links) every S seconds.")  # fmt: skip
-@click.option("--record", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False),
-              show_default="off",
-              help="Record what crosses all ports, both ways, for groundstation replay.")  # fmt: skip
-@click.option("--record-mb", default=64, show_default=True, type=click.IntRange(min=1),
-              help="Size in MiB at which FILE becomes FILE.1, in place of the one before. A FILE or FILE.1 "
-                   "that is no recording is left alone.")  # fmt: skip
+@run_options("the links' counters (the event links)", "all ports")
 def serve(
     folder: Path, exit_when_finished: bool, log_format: Format, report_every: float | None,
     record: Path | None, record_mb: int,
@@ -166,8 +158,7 @@ def serve(
     """
     require("onnxruntime")
     from groundstation.daemon import serve as run
-    from onboard.cli import recording_to
-    from onboard.data.loading import DataError
+    from onboard.data.images import DataError
     from onboard.learn.graph import GraphError
     from onboard.storage.keys import BadKey
 
@@ -208,11 +199,11 @@ def roll(folder: Path, name: str, drop_old: bool) -> None:
       groundstation roll mission pi
       groundstation roll mission pi --drop-old
     """
-    from onboard.storage.keys import BadKey
 
     keep_private()
-    with _one_line(folder, SetupError, BadKey):
-        click.echo(roll_key(folder, name, drop_old=drop_old))
+    with _one_line(folder):
+        told = roll_key(folder, name, drop_old=drop_old)
+    click.echo(told)
 
 
 @main.command()
@@ -353,15 +344,13 @@ def replay(files: tuple[Path, ...], mission: Path | None, key: Path | None, as_j
       groundstation replay pass.sdml.1 pass.sdml --key node.key --json
     """
     from groundstation.views.replay import Replay, lines
-    from onboard.storage.keys import BadKey, load_keys
+    from onboard.storage.keys import load_keys
 
     try:
         keys = {node.id: load_keys(node.key_path) for node in load_mission(mission).nodes} if mission else {}
         any_key = load_keys(key) if key else None
         for line in lines(Replay(files, lambda node: keys.get(node, any_key)), as_json=as_json):
             click.echo(line)
-    except (ConfigError, BadKey) as error:
-        fail(str(error))
     except OSError as error:
         if error.filename is None:  # not the recording, but what is printed
             raise

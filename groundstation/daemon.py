@@ -31,7 +31,6 @@ from onboard.wire.events import Event
 log = logging.getLogger(__name__)
 
 COUNT_EVERY_S = 30.0  # running totals reach the database this often, and at the end
-FULL_EVERY_S = 60.0  # a computer may stay without memory for long
 STANDSTILL_S = 10.0  # far more than a turn of the loop takes
 RETRY_S = 5.0  # after a write that failed, such as on a full disk
 BUSY_RETRY_S = 0.5  # while another program holds the database
@@ -131,7 +130,6 @@ class GroundProgram:
         self._pauses_s: dict[int, float] = {}  # the last, of links that failed
         self._attended_s = clock()
         self._count_due_s = clock() + COUNT_EVERY_S
-        self._full_due_s = -math.inf
         self._is_busy = False
 
     @property
@@ -210,11 +208,9 @@ class GroundProgram:
             say(log, "store-failed", level=logging.ERROR, why=str(error), retry_s=retry_s, times=times)
         return now + retry_s
 
-    def relieve(self, now: float) -> None:
+    def relieve(self, now: float) -> str:
         """The mission holds no memory that it could give back: the loop goes on when some is there."""
-        if now >= self._full_due_s:
-            self._full_due_s = now + FULL_EVERY_S
-            say(log, "memory-full", level=logging.ERROR, why="no memory is left for the ground station")
+        return "no memory is left for the ground station"
 
     def wakeup(self, now: float) -> float:
         """At once in the middle of work."""

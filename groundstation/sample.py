@@ -10,7 +10,8 @@ from groundstation.config import load_mission
 from groundstation.setup import SetupError
 from onboard.config import load_node
 from onboard.data import loading
-from onboard.data.images import order
+from onboard.data.images import order, save
+from onboard.data.sources import check_source
 from onboard.learn.graph import TrainGraph
 
 SEED = (
@@ -30,18 +31,20 @@ def sample(folder: Path, name: str, source: str | None, data_dir: Path | None, i
     if name not in names:
         raise SetupError(f"{mission.path}: no node {name!r}; there are {', '.join(names)}")
     board = load_node(mission.folder / "boards" / name / "node.toml")
-    scheme, _, place = board.data_source.partition(":")
+    scheme, _, place = board.shard.source.partition(":")
     if scheme != "npz":
-        raise SetupError(f"{board.path}: data.source = {board.data_source!r}: must be an npz:PATH to be made")
+        raise SetupError(
+            f"{board.path}: data.source = {board.shard.source!r}: must be an npz:PATH to be made"
+        )
     if Path(place).exists():
         raise SetupError(f"{place}: is there already, and is not replaced")
     source, data_dir = source or mission.data_source, data_dir or mission.data_folder
-    loading.check_source(source)
+    check_source(source)
     shape = TrainGraph.load(mission.rules.model).input_shape
     found = loading.survey(source, shape, folder=data_dir, names=mission.rules.classes)
     if len(found) < len(names):
         raise SetupError(f"{source}: {len(found)} images are too few for {len(names)} boards")
     rows = np.array_split(order(len(found), SEED), len(names))[names.index(name)][:images]
     taken = loading.load(source, shape, folder=data_dir, rows=rows, names=mission.rules.classes)
-    loading.save(Path(place), taken)
+    save(Path(place), taken)
     return f"{place}: {len(taken)} of the {len(found)} images of {source} to train on"

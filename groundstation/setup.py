@@ -18,8 +18,8 @@ from groundstation import testdata
 from groundstation.config import MISSION_FILE, MissionFile, load_mission
 from hw_profiles import load_board, load_link
 from onboard.config import NodeFile, check_cipher, load_node, relative_source
-from onboard.console.toml import checked
-from onboard.data.loading import check_source
+from onboard.console.toml import ConfigError, checked
+from onboard.data.sources import check_source
 from onboard.learn.graph import TrainGraph
 from onboard.link import BadUrl, facts_of
 from onboard.storage.files import sole_user, sync_folder, write_durably
@@ -30,7 +30,7 @@ BOARD, LINK = "raspberry-pi-4", "bench-serial-115k2"
 COMMAND = "groundstation init"
 
 
-class SetupError(ValueError):
+class SetupError(ConfigError):
     """A mission that cannot be founded as asked; one line that names what and why."""
 
 

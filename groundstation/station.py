@@ -11,7 +11,7 @@ from groundstation.store.store import Store
 from onboard.config import GROUND
 from onboard.link.pump import Pump
 from onboard.link.recording import Recorder
-from onboard.monitor.views import link_view
+from onboard.monitor.status_socket import link_view
 from onboard.runtime.endpoint import Endpoint, EndpointConfig
 from onboard.runtime.limits import ground_limits
 from onboard.wire.session import Session
@@ -38,7 +38,7 @@ class Station:
         self.node = node
         self._store = store
         config = EndpointConfig(
-            node=GROUND, peer=node.id, end=node, folder=folder, spool=folder / "spool" / node.name,
+            node=GROUND, end=node, folder=folder, spool=folder / "spool" / node.name,
             limits=ground_limits(node, model_bytes), label={"node": node.name}, recorder=recorder,
         )  # fmt: skip
         self.late_updates = 0

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onboard.data import labels, loading
-from onboard.data.inspection import Inspection, inspection
-from onboard.data.levels import Levels
-from onboard.data.loading import DataError, Images, MissingDataError, Survey
+from onboard.data.images import DataError, Images, MissingDataError
+from onboard.data.inspection import Inspection, Levels
+from onboard.data.loading import Survey
+from onboard.data.sources import KNOWN_CLASSES
 from onboard.learn.graph import TrainGraph
 
 
@@ -19,7 +20,7 @@ def look(
     found = loading.survey(
         source, graph.input_shape, folder=folder, part="test", classes=graph.classes, names=classes
     )
-    if not found.named and classes is None and found.empty[:1] == ("0",):
+    if not found.named and classes is None and not found.counts["0"]:
         raise DataError(
             f"{source}: no label is 0, and they run to {len(found.classes) - 1}: labels count from 0, or "
             "name the classes (an array `classes`, or mission.classes)"
@@ -45,11 +46,11 @@ def founded(source: str, graph: TrainGraph, folder: Path | None) -> Founded:
     try:
         found = look(source, graph, folder)
     except MissingDataError as error:
-        known = loading.KNOWN_CLASSES.get(source)
+        known = KNOWN_CLASSES.get(source)
         words = "" if known else "; its classes are not known before"
         return Founded(known, None, f"not here yet{words}: {error}")
-    pixels = loading.measure(source, graph.input_shape, folder=folder, part="test")
-    return Founded(found.classes, pixels.levels, inspection(found, pixels).line())
+    seen = found.inspect()
+    return Founded(found.classes, seen.levels, seen.line())
 
 
 def load(
@@ -57,7 +58,5 @@ def load(
 ) -> tuple[Inspection, Images]:
     """The test images, and what they are. Raises DataError."""
     seen = look(source, graph, folder, classes)
-    images = loading.load(
-        source, graph.input_shape, folder=folder, part="test", classes=graph.classes, names=classes
-    )
-    return inspection(seen, loading.range_of([images.x])), images
+    images = seen.load()
+    return seen.inspect(images), images

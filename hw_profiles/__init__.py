@@ -13,23 +13,18 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import importlib
 import math
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import msgspec
 
-from hw_profiles.text import text_of
+from hw_profiles.text import toml_of
 
 __all__ = ["Board", "Link", "ProfileError", "UnknownProfile", "load", "load_board", "load_link", "names"]
-
-# Chosen by name because the one that the running Python lacks is not installed either.
-_toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
 _FOLDER = Path(__file__).parent
 _SOURCE = re.compile(r"[skcm]: \S")
@@ -120,7 +115,8 @@ class Board:
     sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
 
-_CLASSES: dict[str, type[Board] | type[Link]] = {"board": Board, "link": Link}
+P = TypeVar("P", Board, Link)
+_CLASSES: dict[Kind, type[Board] | type[Link]] = {"board": Board, "link": Link}
 
 
 def names(kind: Kind) -> list[str]:
@@ -129,15 +125,12 @@ def names(kind: Kind) -> list[str]:
 
 
 def load(name_or_path: str | Path) -> Board | Link:
-    """The profile of that name, or in that file if it ends in `.toml` or contains a path separator.
-
-    Raises UnknownProfile for a name that no profile has and ProfileError for a file that is not a profile.
-    """
+    """The profile of that name, or in that file if it ends in `.toml` or contains a path separator. Raises
+    UnknownProfile for a name that no profile has and ProfileError for a file that is not a profile."""
     text = str(name_or_path)
     if isinstance(name_or_path, Path) or text.endswith(".toml") or "/" in text:
         return _read(Path(name_or_path))
-    kinds: tuple[Kind, ...] = ("board", "link")
-    for kind in kinds:
+    for kind in _CLASSES:
         if text in names(kind):
             return _read(_FOLDER / f"{kind}s" / f"{text}.toml")
     raise UnknownProfile(_unknown(text, names("board") + names("link"), "profile"))
@@ -145,25 +138,22 @@ def load(name_or_path: str | Path) -> Board | Link:
 
 def load_board(name_or_path: str | Path) -> Board:
     """As `load`, for boards only; a link's name is an unknown board."""
-    profile = _load_kind(name_or_path, "board")
-    assert isinstance(profile, Board)
-    return profile
+    return _load(name_or_path, Board)
 
 
 def load_link(name_or_path: str | Path) -> Link:
     """As `load`, for links only; a board's name is an unknown link."""
-    profile = _load_kind(name_or_path, "link")
-    assert isinstance(profile, Link)
-    return profile
+    return _load(name_or_path, Link)
 
 
-def _load_kind(name_or_path: str | Path, kind: Kind) -> Board | Link:
+def _load(name_or_path: str | Path, cls: type[P]) -> P:
+    kinds: tuple[Kind, Kind] = ("board", "link") if cls is Board else ("link", "board")
+    kind, other = kinds
     try:
         profile = load(name_or_path)
     except UnknownProfile:
         raise UnknownProfile(_unknown(str(name_or_path), names(kind), kind)) from None
-    if not isinstance(profile, _CLASSES[kind]):
-        other = "link" if kind == "board" else "board"
+    if not isinstance(profile, cls):
         raise UnknownProfile(f"{name_or_path} is a {other}, not a {kind}; {kind}s: {', '.join(names(kind))}")
     return profile
 
@@ -176,15 +166,11 @@ def _unknown(name: str, known: list[str], what: str) -> str:
 
 def _read(path: Path) -> Board | Link:
     try:
-        table: dict[str, Any] = _toml.loads(text_of(path))
+        table = toml_of(path)
     except OSError as error:
         raise ProfileError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ProfileError(f"{path}: is not UTF-8 at byte {error.start}") from None
-    except ValueError as error:  # TOMLDecodeError, and what int() says of a number of 4,300 digits
-        raise ProfileError(f"{path}: is not TOML: {error}") from None
-    except RecursionError:
-        raise ProfileError(f"{path}: is not TOML: nested too deeply") from None
+    except ValueError as error:
+        raise ProfileError(f"{path}: is {error}") from None
 
     kind = table.pop("kind", None)
     if not isinstance(kind, str) or kind not in _CLASSES:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Callable
+from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from onboard.config import GossipConfig, NodeConfig, load_own
+from onboard.config import GossipConfig, NodeConfig, ends_of, load_own
 from onboard.console.errors import OneLineErrors, fail
 from onboard.console.extras import require
 from onboard.console.log import Format, say, start
@@ -22,6 +24,26 @@ if TYPE_CHECKING:  # numpy comes with the first command that needs it: --help an
     from onboard.link.recording import Recorder
 
 log = logging.getLogger(__name__)
+
+
+Command = Callable[..., Any]
+
+
+def run_options(report: str, ports: str) -> Callable[[Command], Command]:
+    """The options of a program that runs until it is stopped, here and on the ground."""
+    options = (
+        click.option("--log", "log_format", type=click.Choice(["text", "json"]), default="text",
+                     show_default=True, help="Form of the log; json is one object a line."),
+        click.option("--report-every", type=click.FloatRange(min=0.05), metavar="S", show_default="never",
+                     help=f"Log {report} every S seconds."),
+        click.option("--record", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False),
+                     show_default="off",
+                     help=f"Record what crosses {ports}, both ways, for groundstation replay."),
+        click.option("--record-mb", default=64, show_default=True, type=click.IntRange(min=1),
+                     help="Size in MiB at which FILE becomes FILE.1, in place of the one before. A FILE or "
+                          "FILE.1 that is no recording is left alone."),
+    )  # fmt: skip
+    return lambda command: reduce(lambda made, option: option(made), reversed(options), command)
 
 
 @click.group("onboard", cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
@@ -44,16 +66,7 @@ def main() -> None:
 @click.option("--wait", "wait_for_port", is_flag=True,
               help="Start even while the port does not exist yet; without it, that is bad "
                    "input.")  # fmt: skip
-@click.option("--log", "log_format", type=click.Choice(["text", "json"]), default="text",
-              show_default=True, help="Form of the log; json is one object a line.")  # fmt: skip
-@click.option("--report-every", type=click.FloatRange(min=0.05), metavar="S", show_default="never",
-              help="Log state and link counters (the event doing) every S seconds.")  # fmt: skip
-@click.option("--record", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False),
-              show_default="off",
-              help="Record what crosses the port, both ways, for groundstation replay.")  # fmt: skip
-@click.option("--record-mb", default=64, show_default=True, type=click.IntRange(min=1),
-              help="Size in MiB at which FILE becomes FILE.1, in place of the one before. A FILE or FILE.1 "
-                   "that is no recording is left alone.")  # fmt: skip
+@run_options("state and link counters (the event doing)", "the port")
 def run(
     node_toml: Path, port: str | None, wait_for_port: bool, log_format: Format, report_every: float | None,
     record: Path | None, record_mb: int,
@@ -75,13 +88,10 @@ def run(
 
     start(log_format)
     keep_private()
-    try:
-        config = load_own(node_toml, port=port)
-    except ConfigError as error:
-        fail(str(error))
-    for key, url in ports(config):
-        if not wait_for_port and (missing := missing_device(url)):
-            fail(f"{node_toml}: {key}.port = {url!r}: {missing}; plug it in, or give --wait")
+    config = load_own(node_toml, port=port)
+    for table, end in ends_of(config).items():
+        if not wait_for_port and (missing := missing_device(end.port)):
+            fail(f"{node_toml}: {table}.port = {end.port!r}: {missing}; plug it in, or give --wait")
     recorder = recording_to(record, record_mb) if record else None
     run_agent(config, Pace(config.cpu_share), report_every, recorder)
 
@@ -106,11 +116,7 @@ def doctor(node_toml: Path) -> None:
     from onboard.doctor import examine
 
     keep_private()
-    try:
-        config = load_own(node_toml)
-    except ConfigError as error:
-        fail(str(error))
-    findings = examine(config)
+    findings = examine(load_own(node_toml))
     for finding in findings:
         mark = click.style("ok  ", fg="green") if finding.ok else click.style("FAIL", fg="red")
         click.echo(f"{mark}  {finding.what:<10} {finding.says}")
@@ -141,19 +147,16 @@ def link(node_toml: Path, as_json: bool, once: bool) -> None:
     from onboard.monitor.render import board_picture, follow, gossip_picture
     from onboard.monitor.status_socket import NobodyThere
 
+    config = load_own(node_toml)
+    picture = gossip_picture if isinstance(config, GossipConfig) else board_picture
     try:
-        config = load_own(node_toml)
-        picture = gossip_picture if isinstance(config, GossipConfig) else board_picture
         follow(config.state, picture, as_json=as_json, once=once)
-    except ConfigError as error:
-        fail(str(error))
     except NobodyThere as error:
         fail(str(error), code=1)
 
 
 def recording_to(path: Path, limit_mb: int) -> Recorder:
-    """A recorder that has its file for itself; ends the program if another one records into it, or
-    it holds something else."""
+    """A recorder that has its file for itself; ends the program if it cannot have it."""
     from onboard.link.recording import InUse, NoRecording, Recorder
 
     recorder = Recorder(path, limit_mb << 20)
@@ -172,7 +175,8 @@ def run_agent(
     report_every_s: float | None,
     recorder: Recorder | None = None,
 ) -> None:
-    """Runs a node's agent to its end; what keeps it from starting ends the program with one line."""
+    """Runs a node's agent to its end; what keeps it from starting ends the program with one line. Raises
+    ConfigError."""
     require("onnxruntime")  # every node steps a model's graph, and would say so when the round has begun
     from onboard.storage.keys import BadKey
 
@@ -181,8 +185,6 @@ def run_agent(
             _run_gossip(config, pace, report_every_s, recorder)
         else:
             _run_board(config, pace, report_every_s, recorder)
-    except ConfigError as error:
-        fail(str(error))
     except BadKey as error:
         fail(f"{config.path}: {'' if isinstance(config, GossipConfig) else 'node.key: '}{error}")
     except BlockingIOError:
@@ -197,12 +199,11 @@ def _run_board(
     config: NodeConfig, pace: Pace, report_every_s: float | None, recorder: Recorder | None
 ) -> None:
     """A node with a link to the ground; it trains in a child process. Raises ConfigError, BadKey, OSError."""
-    from onboard.data.shard import shard_of
     from onboard.runtime.federated import board_agent, carry
     from onboard.storage.files import sole_user
     from onboard.trainer.process import BadImages, ProcessTrainer
 
-    trainer = ProcessTrainer(shard_of(config), config.memory_bytes)
+    trainer = ProcessTrainer(config.shard, config.memory_bytes)
     with sole_user(config.state):
         agent, pump = board_agent(config, trainer, time.monotonic(), recorder)
         try:
@@ -218,8 +219,7 @@ def _run_gossip(
     config: GossipConfig, pace: Pace, report_every_s: float | None, recorder: Recorder | None
 ) -> None:
     """A node that gossips. Raises ConfigError, BadKey, OSError."""
-    from onboard.data.loading import DataError
-    from onboard.data.shard import images_of, inspection_of, shard_of
+    from onboard.data.images import DataError
     from onboard.runtime.gossip import carry_gossip, gossip_node
     from onboard.storage.files import sole_user
     from onboard.storage.journal import was_started
@@ -228,8 +228,8 @@ def _run_gossip(
         images = found = None
         if config.gossip.trains:
             try:
-                found = inspection_of(shard_of(config))
-                images = images_of(shard_of(config))
+                found = config.shard.inspect()
+                images = config.shard.load()
             except DataError as error:
                 if not was_started(config.state):  # whoever set it up is there to mend it
                     raise
@@ -242,13 +242,6 @@ def _run_gossip(
             carry_gossip(node, pumps, pace, report_every_s=report_every_s)
     except DataError as error:
         raise ConfigError(f"{config.path}: data.source: {error}") from None
-
-
-def ports(config: NodeConfig | GossipConfig) -> list[tuple[str, str]]:
-    """The URLs of a node's ports, each after the table of NODE.toml that names it."""
-    if isinstance(config, NodeConfig):
-        return [("link", config.ground.port)]
-    return [(f"neighbour[{index}]", each.port) for index, each in enumerate(config.neighbours)]
 
 
 def missing_device(url: str) -> str | None:

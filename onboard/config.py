@@ -13,7 +13,7 @@ from msgspec import Meta
 from hw_profiles import Board, Link, load_board, load_link
 from onboard.console.extras import unusable
 from onboard.console.toml import ConfigError, read
-from onboard.data.levels import Levels
+from onboard.data.inspection import Levels, Shard
 from onboard.learn.training import Recipe
 from onboard.link import BadUrl, facts_of
 
@@ -209,20 +209,18 @@ class OwnConfig(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     board: Board
     state: Path
-    data_source: str
-    data_folder: Path | None
-    data_shape: tuple[int, int, int]
-    data_rows: range | None
-    data_classes: tuple[str, ...] | None = None
-    data_levels: Levels | None = None
+    shard: Shard
+    """The images that it trains on."""
     cpu_share: float
     memory_bytes: int
     checkpoint_s: float
 
 
 class LinkEnd(msgspec.Struct, frozen=True, kw_only=True):
-    """This end of one link, checked; `link` is its profile."""
+    """This end of one link, checked; `link` is its profile, and `id` the other end's node number. `weight`,
+    `wait`: of a neighbour."""
 
+    id: int = GROUND
     link: Link
     port: str
     key_path: Path
@@ -230,6 +228,8 @@ class LinkEnd(msgspec.Struct, frozen=True, kw_only=True):
     bytes_per_contact: float = math.inf
     bytes_per_day: float = math.inf
     encrypt: bool = False
+    weight: float = 0.0
+    wait: bool = False
 
 
 class NodeConfig(OwnConfig, frozen=True, kw_only=True):
@@ -238,111 +238,92 @@ class NodeConfig(OwnConfig, frozen=True, kw_only=True):
     ground: LinkEnd
 
 
-class Neighbour(LinkEnd, frozen=True, kw_only=True):
-    """One `[[neighbour]]`, checked."""
-
-    id: int
-    weight: float
-    wait: bool
-
-
 class GossipConfig(OwnConfig, frozen=True, kw_only=True):
     """NODE.toml of a node that gossips. `model`: as `TrainGraph.load` takes it."""
 
     gossip: GossipSection
     model: str
-    neighbours: tuple[Neighbour, ...]
+    neighbours: tuple[LinkEnd, ...]
 
     def holding(self) -> GossipConfig:
         """The same node without its training: it answers its neighbours, with the model that it has."""
         return msgspec.structs.replace(self, gossip=msgspec.structs.replace(self.gossip, trains=False))
 
 
-def load_own(path: Path, *, port: str | None = None) -> NodeConfig | GossipConfig:
-    """Reads NODE.toml of either sort of node; `port` as in `load_node`. Raises ConfigError."""
-    if read(path, NodeFile).gossip is None:
-        return load_node(path, port=port)
-    if port is not None:
-        raise ConfigError(f"--port {port!r}: a node that gossips has a port for each neighbour, in its file")
-    return load_gossip(path)
-
-
-def load_gossip(path: Path) -> GossipConfig:
-    """Reads NODE.toml of a node that gossips. Raises ConfigError in one line that names file, key, value."""
-    file = read(path, NodeFile)
-    if file.gossip is None:
-        raise ConfigError(f"{path}: gossip: missing, and it is required here")
-    neighbours = tuple(
-        Neighbour(id=each.id, weight=each.weight, wait=each.wait, **_link(path, table, each, each.key))
-        for table, each in ((f"neighbour[{index}]", each) for index, each in enumerate(file.neighbour))
-    )
-    model = file.gossip.model
-    model = str(path.resolve().parent / model) if model.endswith(".onnx") else model
-    return GossipConfig(**_own(path, file), gossip=file.gossip, model=model, neighbours=neighbours)
+def ends_of(config: NodeConfig | GossipConfig) -> dict[str, LinkEnd]:
+    """The ends of a node's links, by the tables of NODE.toml that describe them."""
+    if isinstance(config, NodeConfig):
+        return {"link": config.ground}
+    return {f"neighbour[{index}]": each for index, each in enumerate(config.neighbours)}
 
 
 def load_node(path: Path, *, port: str | None = None) -> NodeConfig:
-    """Reads NODE.toml of a node with a link to the ground. `port` replaces the file's, so that a cable can be
-    moved without an editor.
-
-    Raises ConfigError in one line that names file, key and value.
-    """
-    file = read(path, NodeFile)
-    if file.link is None:
+    """Reads NODE.toml of a node with a link to the ground; see `load_own`."""
+    config = load_own(path, port=port)
+    if not isinstance(config, NodeConfig):
         raise ConfigError(f"{path}: link: missing, and it is required here")
+    return config
+
+
+def load_own(path: Path, *, port: str | None = None) -> NodeConfig | GossipConfig:
+    """Reads NODE.toml of either sort of node. `port` replaces that of the link to the ground, so that a cable
+    can be moved without an editor. Raises ConfigError in one line that names file, key and value."""
+    file = read(path, NodeFile)
+    if file.gossip is not None and port is not None:
+        raise ConfigError(f"--port {port!r}: a node that gossips has a port for each neighbour, in its file")
     if port is not None:
         try:
             check_port(port)
         except ValueError as error:
             raise ConfigError(f"--port {port!r}: {str(error).removeprefix('port: ')}") from None
-    link = _link(path, "link", file.link, file.node.key)
-    if port is not None:
-        link["port"] = port
-    return NodeConfig(**_own(path, file), ground=LinkEnd(**link))
+    base = path.resolve().parent
+    ends = tuple(
+        _end(path, f"neighbour[{index}]", each, each.key) for index, each in enumerate(file.neighbour)
+    )
+    if file.link is not None:
+        ground = _end(path, "link", file.link, file.node.key)
+        ground = ground if port is None else msgspec.structs.replace(ground, port=port)
+        return NodeConfig(**_own(path, file), ground=ground)
+    assert file.gossip is not None, "the file's own check"
+    model = file.gossip.model
+    model = str(base / model) if model.endswith(".onnx") else model
+    return GossipConfig(**_own(path, file), gossip=file.gossip, model=model, neighbours=ends)
 
 
-def _link(path: Path, table: str, link: LinkSection, key: str) -> dict[str, Any]:
-    """The fields of LinkEnd. Raises ConfigError."""
+def _end(path: Path, table: str, link: LinkSection, key: str) -> LinkEnd:
     base = path.resolve().parent
     if link.encrypt:
         check_cipher(f"{path}: {table}.encrypt = true")
-    return {
-        "link": profile(path, f"{table}.profile", link.profile, load_link, base),
-        "port": link.port,
-        "key_path": base / key,
-        "contacts_path": base / link.contacts if link.contacts else None,
-        "bytes_per_contact": link.bytes_per_contact or math.inf,
-        "bytes_per_day": link.bytes_per_day or math.inf,
-        "encrypt": link.encrypt,
-    }
+    end = LinkEnd(
+        link=profile(path, f"{table}.profile", link.profile, load_link, base),
+        port=link.port, key_path=base / key, encrypt=link.encrypt,
+        contacts_path=base / link.contacts if link.contacts else None,
+        bytes_per_contact=link.bytes_per_contact or math.inf,
+        bytes_per_day=link.bytes_per_day or math.inf,
+    )  # fmt: skip
+    if isinstance(link, NeighbourSection):
+        return msgspec.structs.replace(end, id=link.id, weight=link.weight, wait=link.wait)
+    return end
 
 
 def _own(path: Path, file: NodeFile) -> dict[str, Any]:
-    """The fields of OwnConfig. Raises ConfigError."""
-    base, budget = path.resolve().parent, file.budget
+    base, budget, data = path.resolve().parent, file.budget, file.data
     board = profile(path, "node.board", file.node.board, load_board, base)
+    memory_bytes = board.agent_memory_bytes if budget.memory_mb is None else budget.memory_mb * 2**20
+    levels = None
+    if data.channel_means is not None and data.channel_stds is not None:
+        levels = Levels(means=data.channel_means, stds=data.channel_stds)
+    shard = Shard(
+        source=relative_source(data.source, base),
+        folder=str(base / data.folder) if data.folder else None,
+        shape=data.shape, rows=data.rows, classes=data.classes, levels=levels,
+        tasked=file.gossip is None, budget_bytes=memory_bytes,
+    )  # fmt: skip
     return {
-        "path": path,
-        "id": file.node.id,
-        "name": file.node.name,
-        "board": board,
-        "state": base / file.node.state,
-        "data_source": relative_source(file.data.source, base),
-        "data_folder": base / file.data.folder if file.data.folder else None,
-        "data_shape": file.data.shape,
-        "data_rows": range(*file.data.rows) if file.data.rows else None,
-        "data_classes": file.data.classes,
-        "data_levels": _levels(file.data),
+        "path": path, "id": file.node.id, "name": file.node.name, "state": base / file.node.state,
+        "board": board, "shard": shard, "memory_bytes": memory_bytes, "checkpoint_s": budget.checkpoint_s,
         "cpu_share": board.cpu_share if budget.cpu_share is None else budget.cpu_share,
-        "memory_bytes": board.agent_memory_bytes if budget.memory_mb is None else budget.memory_mb * 2**20,
-        "checkpoint_s": budget.checkpoint_s,
-    }
-
-
-def _levels(section: DataSection) -> Levels | None:
-    if section.channel_means is None or section.channel_stds is None:
-        return None
-    return Levels(means=section.channel_means, stds=section.channel_stds)
+    }  # fmt: skip
 
 
 def relative_source(source: str, base: Path) -> str:

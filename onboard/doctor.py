@@ -9,17 +9,15 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from onboard.board.budget import AGENT_BYTES
-from onboard.config import GROUND, GossipConfig, LinkEnd, NodeConfig, OwnConfig
+from onboard.config import GossipConfig, LinkEnd, NodeConfig, OwnConfig, ends_of
 from onboard.console.toml import ConfigError
-from onboard.data.inspection import most_classes
-from onboard.data.shard import inspection_of, shard_of
 from onboard.learn.graph import GraphError, TrainGraph
 from onboard.learn.networks import NETWORKS
 from onboard.learn.training import BoardTraining
@@ -50,11 +48,12 @@ class Finding:
 def examine(config: NodeConfig | GossipConfig) -> list[Finding]:
     """Looks at everything; nothing is sent and nothing is changed but the ports, opened once and closed."""
     checks: list[tuple[str, Callable[[], str]]] = [("python", _python)]
-    for name, peer, end in _ends(config):
+    for end in ends_of(config).values():
+        name = "" if isinstance(config, NodeConfig) else f" {end.id}"
         checks += [
             (f"key{name}", partial(_key, end)),
             (f"port{name}", partial(_port, end)),
-            (f"contacts{name}", partial(_contacts, config.id, peer, end)),
+            (f"contacts{name}", partial(_contacts, config.id, end)),
         ]
     checks += [
         ("model", partial(_model, config)),
@@ -76,14 +75,6 @@ def _said(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
     return str(error) or type(error).__name__
-
-
-def _ends(config: NodeConfig | GossipConfig) -> Iterator[tuple[str, int, LinkEnd]]:
-    """The links: what tells each from the others, with which node, and this end."""
-    if isinstance(config, NodeConfig):
-        yield "", GROUND, config.ground
-    else:
-        yield from ((f" {each.id}", each.id, each) for each in config.neighbours)
 
 
 def _python() -> str:
@@ -110,11 +101,11 @@ def _port(end: LinkEnd) -> str:
     return f"{end.port} opens; {end.link.title}"
 
 
-def _contacts(node: int, peer: int, end: LinkEnd) -> str:
+def _contacts(node: int, end: LinkEnd) -> str:
     if end.contacts_path is None:
         return "no plan: the link is always up"
     clock_s = time.time()
-    plan = Contacts(ContactPlan(end.contacts_path, node, peer).windows(clock_s))
+    plan = Contacts(ContactPlan(end.contacts_path, node, end.id).windows(clock_s))
     if plan.rises_at(0.0) == math.inf:
         raise ConfigError(f"{end.contacts_path}: contact: all are over by the clock of this computer")
     return "in contact" if plan.is_up(0.0) else f"the next one begins in {plan.rises_at(0.0):.0f} s"
@@ -135,8 +126,12 @@ def _data(config: NodeConfig | GossipConfig) -> str:
     if isinstance(config, GossipConfig):
         classes = TrainGraph.load(config.model).classes
     else:
-        classes = most_classes(config.data_shape)
-    return inspection_of(shard_of(config), classes).line()
+        shape = config.shard.shape
+        if not (fitting := [each.classes for each in NETWORKS.values() if each.input_shape == shape]):
+            takes = ", ".join(f"{name} {each.input_shape}" for name, each in NETWORKS.items())
+            raise ValueError(f"no model takes images of {shape}; there are {takes}")
+        classes = max(fitting)
+    return config.shard.inspect(classes).line()
 
 
 def _memory(config: NodeConfig | GossipConfig) -> str:
@@ -152,12 +147,11 @@ def _memory(config: NodeConfig | GossipConfig) -> str:
 
 
 def _fitting(config: OwnConfig) -> list[TrainGraph]:
-    """The models that this node may be asked to train: that of its gossip, or all that take its images.
-    Raises GraphError."""
+    """The models that this node may be asked to train. Raises GraphError."""
     if isinstance(config, GossipConfig):
         return [TrainGraph.load(config.model)] if not config.model.endswith(".onnx") else []
     graphs = [TrainGraph.load(name) for name in NETWORKS]
-    return [graph for graph in graphs if graph.input_shape == config.data_shape]
+    return [graph for graph in graphs if graph.input_shape == config.shard.shape]
 
 
 def _tried(config: OwnConfig, graph: TrainGraph) -> str:
@@ -168,7 +162,7 @@ def _tried(config: OwnConfig, graph: TrainGraph) -> str:
         mission=bytes(8), round=1, model=graph.name, graph=graph.digest, seed=0, weights="seed",
         training=BoardTraining(epochs=1, pretrain_epochs=1, batch_size=batch), deadline_s=1.0,
     )  # fmt: skip
-    trainer = ProcessTrainer(shard_of(config), first=BATCHES * batch)
+    trainer = ProcessTrainer(config.shard, first=BATCHES * batch)
     report = _run(trainer, Job(model=encode_object(task, b""), node=config.id), config.memory_bytes)
     if isinstance(report, TrainingDone):
         took = AGENT_BYTES + report.peak_bytes + MARGIN_BYTES

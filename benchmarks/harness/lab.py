@@ -20,7 +20,7 @@ import numpy as np
 
 from firmware_sim.runs.processes import ProcessGroup
 from onboard.data import loading
-from onboard.data.images import Images
+from onboard.data.images import Images, save, shards
 
 LISTEN_S = 0.05
 PORTS_WITHIN_S = 20.0
@@ -48,8 +48,8 @@ def init_mission(folder: Path, nodes: Iterable[str], *options: str) -> None:
 def share_digits(mission: Path, boards: Sequence[str], images: int) -> None:
     """Gives each of a mission's boards so many of the digits."""
     digits = loading.load("digits", part="train").take(np.arange(images * len(boards)))
-    for board, shard in zip(boards, loading.shards(digits, len(boards), 0), strict=True):
-        loading.save(mission / "boards" / board / "data.npz", shard)
+    for board, shard in zip(boards, shards(digits, len(boards), 0), strict=True):
+        save(mission / "boards" / board / "data.npz", shard)
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Lab:
         ]
         init_mission(self._folder / mission, nodes, "--data", source, "--rounds", str(rounds))
         for site in sites:
-            loading.save(self._board(mission, site) / "data.npz", images)
+            save(self._board(mission, site) / "data.npz", images)
             if site.memory_mb is not None:
                 toml = self._board(mission, site) / "node.toml"
                 budget = f"[budget]\nmemory_mb = {site.memory_mb}\n"

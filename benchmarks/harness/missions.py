@@ -50,7 +50,7 @@ from onboard.board.budget import Pace
 from onboard.codec.pack import unpack
 from onboard.config import load_own
 from onboard.data import loading
-from onboard.data.images import Images
+from onboard.data.images import Images, save
 from onboard.learn.federated.local import apply_delta
 from onboard.learn.gossip import topology
 from onboard.learn.gossip.algorithms import AlgorithmKind
@@ -335,7 +335,7 @@ def _ring(scratch: Path, encrypted: bool) -> Path:
         node = folder / f"node-{number}"
         node.mkdir(parents=True)
         (node / "node.toml").write_text("\n".join(lines))
-        loading.save(node / "data.npz", images("train", number))
+        save(node / "data.npz", images("train", number))
     for a, b in edges:
         key = random.Random(f"{a}/{b}").randbytes(32)
         for one, other in ((a, b), (b, a)):

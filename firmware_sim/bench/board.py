@@ -13,7 +13,7 @@ from pathlib import Path
 
 from onboard.board.budget import Pace
 from onboard.cli import run_agent
-from onboard.config import NodeConfig, load_own
+from onboard.config import ends_of, load_own
 from onboard.console.log import say
 from onboard.console.toml import ConfigError
 
@@ -26,10 +26,9 @@ def emulate(node_toml: Path, *, report_every_s: float | None = None) -> None:
     board = config.board
     if not board.train_flops:
         raise ConfigError(f"{config.path}: node.board = {board.name!r}: {board.title} cannot train")
-    ends = [config.ground] if isinstance(config, NodeConfig) else config.neighbours
     say(
         log, "emulating", board=board.name, train_gflops=board.train_flops / 1e9,
         cpu_share=config.cpu_share, memory_mb=config.memory_bytes / 2**20,
-        link=", ".join(dict.fromkeys(end.link.name for end in ends)),
+        link=", ".join(dict.fromkeys(end.link.name for end in ends_of(config).values())),
     )  # fmt: skip
     run_agent(config, Pace(config.cpu_share, board.train_flops), report_every_s)

@@ -23,6 +23,7 @@ from firmware_sim.runs.folder import RunError
 from firmware_sim.runs.processes import ProcessGroup, free_ports
 from onboard.console.signals import stop_signals
 from onboard.data import loading
+from onboard.data.images import save, shards
 from onboard.learn.graph import TrainGraph
 
 MARK = "demo.json"  # says that a folder is a demo's and may be replaced by the next one
@@ -85,8 +86,8 @@ def run(config: DemoConfig, view: DemoView) -> dict[str, Any]:
         (config.out / "ports").mkdir()
         ends = {board.name: _ends_of(board, config) for board in BOARDS}
         _create_mission(config, ends)
-        for board, shard in zip(BOARDS, loading.shards(images, len(BOARDS), config.seed), strict=True):
-            loading.save(_board_folder(config, board) / "data.npz", shard)
+        for board, shard in zip(BOARDS, shards(images, len(BOARDS), config.seed), strict=True):
+            save(_board_folder(config, board) / "data.npz", shard)
         scene = Scene([board.name for board in BOARDS], graph.layout.parameters, time.monotonic())
         _play(config, ends, scene, view)
         summary = sum_up(config, scene)

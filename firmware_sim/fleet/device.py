@@ -18,7 +18,8 @@ from onboard.agents.federated import HEALTH_EVERY_S, FederatedAgent
 from onboard.agents.federated_state import FederatedState
 from onboard.board.budget import Pace, ResourceUsage
 from onboard.config import GROUND, LinkEnd, NodeConfig
-from onboard.data.loading import Images
+from onboard.data.images import Images
+from onboard.data.inspection import Shard
 from onboard.learn.graph import TrainGraph
 from onboard.mission.health import State
 from onboard.mission.objects import MODEL
@@ -159,7 +160,7 @@ class Device:
 
     def _handle(self, events: list[Event], now: float) -> None:
         for event in events:
-            self.agent.hear(event, now)
+            self.agent.handle(event, now)
 
 
 class Downlink:
@@ -220,6 +221,6 @@ def _config(place: Place) -> NodeConfig:
     return NodeConfig(
         path=folder / "node.toml", id=place.node, name=f"device-{place.node}", board=board, state=folder,
         ground=LinkEnd(link=place.link, port="", key_path=folder / "node.key"),
-        data_source="", data_folder=None, data_shape=place.images.shape, data_rows=None,
+        shard=Shard(source="", shape=place.images.shape),
         cpu_share=board.cpu_share, memory_bytes=board.agent_memory_bytes, checkpoint_s=NEVER_S,
     )  # fmt: skip

@@ -25,7 +25,7 @@ from firmware_sim.world.world import World, digest_of
 from hw_profiles import Board, Link
 from onboard.codec.pack import unpack
 from onboard.config import NODE_IDS
-from onboard.data.loading import Images
+from onboard.data.images import Images
 from onboard.learn.federated.rounds import Round, RoundState, UpdateFate, choose, finished
 from onboard.learn.graph import InferGraph, TrainGraph, evaluate
 from onboard.learn.training import Training

@@ -21,13 +21,13 @@ import numpy as np
 from firmware_sim.ring.settings import RingSettings
 from firmware_sim.world.channel import Side
 from firmware_sim.world.world import TICK_S, AirLink, AirPort
-from onboard.agents.gossip import GossipTraining
-from onboard.agents.gossip_state import GossipPhase
+from onboard.agents.gossip import GossipPhase, GossipTraining
 from onboard.board.budget import Pace
 from onboard.codec.layout import Floats
 from onboard.codec.mask import ALL
-from onboard.config import GROUND, GossipConfig, GossipSection, Neighbour
-from onboard.data.loading import Images
+from onboard.config import GROUND, GossipConfig, GossipSection, LinkEnd
+from onboard.data.images import Images
+from onboard.data.inspection import Shard
 from onboard.learn.gossip import topology
 from onboard.learn.gossip.descent import Descent
 from onboard.learn.graph import TrainGraph, initial
@@ -70,7 +70,7 @@ class RingNode:
         self._ports: dict[int, AirPort] = {}
         self.agent, self._ends = linked(
             seat.config, seat.learn(), now,
-            lambda end: replace(end, opener=partial(self._port, end.peer), nonce=nonce),
+            lambda end: replace(end, opener=partial(self._port, end.end.id), nonce=nonce),
         )  # fmt: skip
         for peer, windows in seat.contacts.items():
             self._ends[peer].session.plan(windows, now)
@@ -138,7 +138,7 @@ class RingNode:
         """What the runtime of a board does in a turn of its loop."""
         agent = self.agent
         while self._untold:
-            agent.hear(*self._untold.popleft(), now)
+            agent.handle(*self._untold.popleft(), now)
         agent.tick(now)
         if now >= self._step_at:
             self._step(now)
@@ -158,7 +158,7 @@ class RingNode:
             if agent.phase is GossipPhase.FAILED:
                 raise
             return
-        self.losses.append(agent.doing()["loss"])
+        self.losses.append(agent.status()["loss"])
         if self._has_trained:
             self.vector = agent.descent.vector.copy()
         agent.charge(self.seat.batch_s, now)
@@ -228,7 +228,7 @@ def _config(settings: RingSettings, number: int, weights: Mapping[int, float], f
             edge = (min(number, peer), max(number, peer))
             save_key(key_path, blake2s(f"key {settings.seed} {edge}".encode()).digest())
         neighbours.append(
-            Neighbour(
+            LinkEnd(
                 id=peer, link=settings.link_of(number, peer), port="/dev/air", key_path=key_path,
                 weight=weight, wait=peer != GROUND,
             )
@@ -236,7 +236,7 @@ def _config(settings: RingSettings, number: int, weights: Mapping[int, float], f
     board = settings.board
     return GossipConfig(
         path=folder / "node.toml", id=number, name=f"node-{number}", board=board, state=folder / "state",
-        data_source="", data_folder=None, data_shape=(1, 1, 1), data_rows=None,
+        shard=Shard(source="", shape=(1, 1, 1)),
         cpu_share=board.cpu_share, memory_bytes=board.agent_memory_bytes, checkpoint_s=NEVER_S,
         gossip=gossip, model=settings.model, neighbours=tuple(neighbours),
     )  # fmt: skip

@@ -33,10 +33,10 @@ from firmware_sim.runs import folder
 from firmware_sim.runs.folder import RunError
 from firmware_sim.runs.live import RunProgress
 from firmware_sim.runs.processes import ProcessGroup, free_ports
-from onboard.agents.gossip_checkpoint import CHECKPOINT
+from onboard.agents.gossip_memory import CHECKPOINT
 from onboard.codec.layout import Floats, flat
 from onboard.config import GROUND
-from onboard.data import loading
+from onboard.data.images import Images, save
 from onboard.learn.gossip import topology
 from onboard.learn.graph import InferGraph, TrainGraph, initial
 from onboard.storage.keys import new_key, save_key
@@ -199,7 +199,7 @@ def _air(settings: RingSettings, edge: topology.Edge) -> Iterator[str]:
 
 
 def create_nodes(
-    folder: Path, settings: RingSettings, shares: Sequence[loading.Images],
+    folder: Path, settings: RingSettings, shares: Sequence[Images],
     urls: Mapping[tuple[int, int], str],
 ) -> dict[int, Path]:  # fmt: skip
     """Writes each node's folder, the ground's too; returns the NODE.toml files. Earlier ones are replaced.
@@ -221,7 +221,7 @@ def create_nodes(
         data: dict[str, Any] = {"classes": list(shares[0].classes)}
         if not is_ground:
             images = shares[node - 1]
-            loading.save(own / "data.npz", images)
+            save(own / "data.npz", images)
             data = {"shape": list(images.shape), "classes": list(images.classes)}
         name = "ground" if is_ground else f"node-{node}"
         tables: list[tuple[str, Mapping[str, Any]]] = [

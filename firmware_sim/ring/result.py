@@ -12,7 +12,7 @@ import msgspec
 from firmware_sim.runs.live import RunTexts, picture
 from hw_profiles import Link
 from onboard.codec.layout import Floats, Layout, views
-from onboard.data.loading import Images
+from onboard.data.images import Images
 from onboard.learn.gossip.descent import consensus_distance, mean_of
 from onboard.learn.graph import InferGraph, evaluate
 from onboard.wire.framing import cobs

@@ -34,7 +34,7 @@ from firmware_sim.world.channel import Channel, Impairments
 from firmware_sim.world.world import AirLink, World, digest_of
 from onboard.codec.layout import Floats
 from onboard.config import GROUND
-from onboard.data.loading import Images
+from onboard.data.images import Images
 from onboard.learn.gossip import topology
 from onboard.learn.graph import InferGraph, TrainGraph
 from onboard.storage.files import write_durably

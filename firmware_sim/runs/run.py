@@ -14,7 +14,7 @@ from firmware_sim.runs.live import RunProgress
 from firmware_sim.runs.split import shares
 from firmware_sim.world.disk import scratch
 from onboard.data import loading
-from onboard.data.loading import Images
+from onboard.data.images import Images
 from onboard.learn.graph import InferGraph, TrainGraph
 
 R = TypeVar("R")

@@ -19,7 +19,7 @@ from groundstation.store.store import Store, StoreError
 from onboard.codec.model import Model
 from onboard.console.errors import one_line, where
 from onboard.console.log import say
-from onboard.data.loading import Images
+from onboard.data.images import Images
 from onboard.learn.federated.clipping import Outlier, norm
 from onboard.learn.graph import InferGraph, Score, evaluate
 from onboard.learn.training import BoardTraining

@@ -21,7 +21,7 @@ from groundstation.station import Station
 from groundstation.store.store import RoundRow, Store, StoreError
 from onboard.console.errors import where
 from onboard.console.log import say
-from onboard.data.loading import Images
+from onboard.data.images import Images
 from onboard.learn.federated.rounds import Round, RoundState, UpdateFate, choose, finished
 from onboard.learn.graph import InferGraph, TrainGraph
 from onboard.mission.health import Failure, State, decode_health, failure_name

@@ -2,14 +2,12 @@
 
 The agent is the same on a real port, on an emulated one and on a virtual clock: it is handed events and the
 time, and asks its trainer for one step when the runtime says so. What must survive a power cut is in the
-journal before the first byte that depends on it leaves, and a restart goes on where the journal says. The
-agent never waits, and it outlives its training however that ends.
+journal before the first byte that depends on it leaves. The agent never waits, and it outlives its training.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,29 +27,17 @@ from onboard.board.budget import ResourceUsage
 from onboard.config import NodeConfig
 from onboard.console.log import say
 from onboard.mission import commands, objects
-from onboard.mission.health import Failure, Health, State, encode_health, failure_name
+from onboard.mission.health import NO_MEMORY, Failure, Health, State, encode_health, failure_name
 from onboard.mission.objects import Task, Update
 from onboard.storage.journal import Journal
-from onboard.trainer.job import Begun, Failed, Job, Report, Stepped, Trainer, TrainingDone
-from onboard.wire import messages
-from onboard.wire.events import (
-    Arrived,
-    Cancelled,
-    Corrupt,
-    Delivered,
-    Event,
-    Message,
-    QuotaUsage,
-    Recut,
-    Rekeyed,
-)
+from onboard.trainer.job import Begun, Job, Report, Stepped, Trainer, TrainingDone
+from onboard.wire import events, messages
 from onboard.wire.messages import BadMessage, Reason
 from onboard.wire.session import Session
 
 log = logging.getLogger(__name__)
 
 HEALTH_EVERY_S = 60.0  # one frame of about 53 B a minute: 5 % of what an idle link may carry
-FULL_EVERY_S = 60.0  # a board may stay without memory for long
 
 
 @dataclass
@@ -72,7 +58,6 @@ class Work:
 
     @property
     def progress(self) -> float:
-        """Returns which share of the training is done, 0 to 1."""
         return 0.0 if self.last is None else self.last.progress
 
 
@@ -89,18 +74,13 @@ class FederatedAgent:
         ledger: ResourceUsage,
         trainer: Trainer,
     ) -> None:
-        self.config = config
-        self.session = session
-        self.known = known
-        self.ledger = ledger
-        self.trainer = trainer
+        self.config, self.session, self.journal, self.known = config, session, journal, known
+        self.ledger, self.trainer = ledger, trainer
         self.work: Work | None = None
-        self.journal = journal
         self._health_due_s = 0.0
-        self._full_due_s = -math.inf
-        self._failed = Failed(failure=Failure.OTHER, why="")  # the last, while the phase is FAILED
+        self._failure, self._why = int(Failure.OTHER), ""  # of the last round, while the phase is FAILED
 
-    # hear
+    # handle
 
     def resume(self, now: float) -> None:
         """Goes on where the last run was cut: offers the update that waits, or trains on. Where the files
@@ -111,7 +91,7 @@ class FederatedAgent:
             known.deployed = b""
             if known.phase == State.IDLE:
                 known.model = b""  # of a round that is over: there is nothing to train
-                self._fail(Failed(failure=Failure.DISK, why=f"{DEPLOYED} cannot be read"), now)
+                self._fail(Failure.DISK, f"{DEPLOYED} cannot be read", now)
         if known.phase == State.OFFERING:
             self.offer_kept(now)
         elif known.phase in (State.TRAINING, State.FAILED) and known.model:
@@ -131,52 +111,52 @@ class FederatedAgent:
         """Begins the round's training once more, from its model and its checkpoint if they are there."""
         model = kept_object(self.journal, MODEL, objects.MODEL, self.known.model)
         if model is None:
-            self._fail(Failed(failure=Failure.DISK, why=f"{MODEL} cannot be read"), now)
+            self._fail(Failure.DISK, f"{MODEL} cannot be read", now)
             return
         try:
             task, _ = objects.decode_task(model)
         except BadMessage as error:  # of another version of this program
-            self._fail(Failed(failure=Failure.MODEL, why=str(error)), now)
+            self._fail(Failure.MODEL, str(error), now)
             return
         self.known.phase = State.TRAINING
         say(log, "resumed", phase="training", round=task.round)
         self._begin(task, model, now)
 
-    def hear(self, event: Event, now: float) -> None:
-        """Takes one event of the link."""
-        if isinstance(event, Arrived):
+    def handle(self, event: events.Event, now: float) -> None:
+        known = self.known
+        if isinstance(event, events.Arrived):
             self._take(event, now)
-        elif isinstance(event, Delivered | Cancelled) and event.digest == self.known.update:
+        elif isinstance(event, events.Delivered | events.Cancelled) and event.digest == known.update:
             self._settle(State.IDLE)
             self.journal.drop(UPDATE)
-            if isinstance(event, Delivered):
+            if isinstance(event, events.Delivered):
                 say(log, "delivered", round=self.known.round)
             else:
                 refused = {"round": self.known.round, "object": event.digest.hex(), "why": event.reason}
                 say(log, "update-cancelled", level=logging.WARNING, **refused)
-        elif isinstance(event, Delivered | Cancelled) and self.known.commands.is_about(event.digest):
-            if isinstance(event, Cancelled):
+        elif isinstance(event, events.Delivered | events.Cancelled) and known.commands.is_about(event.digest):
+            if isinstance(event, events.Cancelled):
                 say(log, "result-cancelled", level=logging.WARNING, why=event.reason)
             self.known.commands = self.known.commands.deliver()
             self._save()
             self.offer_result(now)
-        elif isinstance(event, Rekeyed):
+        elif isinstance(event, events.Rekeyed):
             self.session.rekey(event.salt)
             # A ground that went back may mean it when it asks once more.
             self.session.forget(*set(self.session.done) - {self.known.model, self.known.deployed})
             say(log, "rekeyed", again=event.again)
-        elif isinstance(event, QuotaUsage):
+        elif isinstance(event, events.QuotaUsage):
             self.known.links[self.session.peer].spent = event
             self._save()
-        elif isinstance(event, Recut) and event.digest == self.known.update:
+        elif isinstance(event, events.Recut) and event.digest == known.update:
             self.known.fragment_bytes = event.fragment_bytes
             self._save()
-        elif isinstance(event, Corrupt):
+        elif isinstance(event, events.Corrupt):
             say(log, "corrupt", level=logging.WARNING, object=event.digest.hex())
-        elif isinstance(event, Message):
+        elif isinstance(event, events.Message):
             say(log, "bad-message", level=logging.WARNING, why="a board takes no messages, only objects")
 
-    def _take(self, arrived: Arrived, now: float) -> None:
+    def _take(self, arrived: events.Arrived, now: float) -> None:
         """Takes a whole object: it is checked, then durable, then acknowledged, then acted on."""
         kinds = {objects.MODEL: self._take_model, objects.COMMAND: self._take_command}
         try:
@@ -187,9 +167,8 @@ class FederatedAgent:
             say(log, "refused", level=logging.WARNING, what=str(error))
             self.session.refuse(arrived.digest, Reason.REFUSED, now)
 
-    def _take_command(self, arrived: Arrived, now: float) -> None:
-        """Runs a command that never was run. One save makes its effect, its id and its result durable.
-        Raises BadMessage."""
+    def _take_command(self, arrived: events.Arrived, now: float) -> None:
+        """Runs a command once: one save keeps its effect, its id and its result. Raises BadMessage."""
         command = commands.decode_command(arrived.payload)
         self.known.commands = self.known.commands.run(command, self, now)
         self._save()
@@ -202,14 +181,15 @@ class FederatedAgent:
             payload = commands.encode_result(result)
             self.session.offer(objects.RESULT, payload, now, priority=commands.PRIORITY)
 
-    def _take_model(self, arrived: Arrived, now: float) -> None:
+    def _take_model(self, arrived: events.Arrived, now: float) -> None:
         """Takes the model of a round to train, or the final one to keep. Raises BadMessage."""
         task, _ = objects.decode_task(arrived.payload)
         if task.mission == self.known.mission and task.round < self.known.round:
             self._go_back(task.round)
         self.journal.keep(MODEL if task.training else DEPLOYED, arrived.payload)
         asked_first = objects.as_asked_first(arrived.payload)
-        goes_on = asked_first == self.known.question and self._is_at_work
+        is_at_work = self.work is not None or self.known.phase == State.OFFERING
+        goes_on = is_at_work and asked_first == self.known.question
         if not goes_on:
             self._stop_work(now)
         self.known.mission, self.known.round, self.known.asking = task.mission, task.round, task.asking
@@ -240,11 +220,6 @@ class FederatedAgent:
         before = {"round": round_number, "before": self.known.round, "why": why}
         say(log, "ground-went-back", level=logging.WARNING, **before)
 
-    @property
-    def _is_at_work(self) -> bool:
-        """Returns whether the round is being trained, or its update is on its way."""
-        return self.work is not None or self.known.phase == State.OFFERING
-
     # train
 
     def _begin(self, task: Task, model: bytes, now: float) -> None:
@@ -259,12 +234,10 @@ class FederatedAgent:
 
     @property
     def ready(self) -> bool:
-        """Returns whether a training step may be asked for."""
         return self.work is not None and not self.work.waits
 
     @property
     def flops_a_step(self) -> float:
-        """Returns what a step of the training in progress costs."""
         return self.work.flops_a_step if self.work is not None else 0.0
 
     def ask(self, now: float) -> None:
@@ -275,16 +248,13 @@ class FederatedAgent:
         self.trainer.step(save=now >= work.checkpoint_due_s)
 
     def charge(self, cpu_s: float) -> None:
-        """Books CPU seconds that the trainer has spent."""
         self.ledger.charge_cpu(cpu_s)
         if self.work is not None:
             self.work.cpu_s += cpu_s
 
     def take(self, report: Report, now: float) -> None:
-        """Acts on what the trainer reports: checkpoints, finishes, gives up or goes on.
-
-        Raises OSError (disk full): the caller hands over the same report again.
-        """
+        """Acts on what the trainer reports: checkpoints, finishes, gives up or goes on. Raises OSError (disk
+        full): the caller hands over the same report again."""
         work = self.work
         assert work is not None, "a report without work"
         if isinstance(report, Begun):
@@ -299,7 +269,7 @@ class FederatedAgent:
         elif isinstance(report, TrainingDone):
             self._finish(work, report, now)
         else:
-            self._fail(report, now)
+            self._fail(report.failure, report.why, now)
         work.waits = False
 
     def _ready(self, work: Work, begun: Begun) -> None:
@@ -327,12 +297,11 @@ class FederatedAgent:
     # compress, offer
 
     def _finish(self, work: Work, done: TrainingDone, now: float) -> None:
-        """Makes the update durable, then offers it. A full disk raises here, and the finished training is
-        kept."""
+        """Makes the update durable, then offers it. A full disk raises, and the training is kept."""
         try:
             work.update = work.update or self._update(work, done, now)
         except ValueError as error:  # a loss beyond what an update can say
-            self._fail(Failed(failure=Failure.OTHER, why=str(error)), now)
+            self._fail(Failure.OTHER, str(error), now)
             return
         self.journal.keep(UPDATE, work.update)
         seconds = self.known.train_s + now - work.started_s
@@ -378,26 +347,23 @@ class FederatedAgent:
     def _save(self) -> None:
         self.journal.save(self.known)
 
-    def _fail(self, failed: Failed, now: float) -> None:
+    def _fail(self, failure: int, why: str, now: float) -> None:
         """Gives up the round: it cannot be trained. The ground is told at once, so that it does not wait."""
         self.work = None
         self.known.phase = State.FAILED
-        self._failed = failed
+        self._failure, self._why = failure, why
         self.session.forget(self.known.model)  # the same question, asked again, is taken
-        if failed.failure != Failure.DISK:  # of which `unreadable` has told, in one line with the file's name
-            told = {"round": self.known.round, "failure": failure_name(failed.failure), "why": failed.why}
+        if failure != Failure.DISK:  # of which `unreadable` has told, in one line with the file's name
+            told = {"round": self.known.round, "failure": failure_name(failure), "why": why}
             say(log, "training-failed", level=logging.ERROR, **told)
         self.housekeeping(now, at_once=True)
 
-    def relieve(self, now: float) -> None:
-        """Ends the training to give back its memory, as none is left on the board for the agent itself."""
+    def relieve(self, now: float) -> str:
+        """Ends the training to give back its memory; returns who lacks memory, for the log."""
         self.trainer.stop()
-        why = "no memory is left on the board for the agent itself"
-        if now >= self._full_due_s:
-            self._full_due_s = now + FULL_EVERY_S
-            say(log, "memory-full", level=logging.ERROR, why=why)
         if self.work is not None:
-            self._fail(Failed(failure=Failure.MEMORY, why=why), now)
+            self._fail(Failure.MEMORY, NO_MEMORY, now)
+        return NO_MEMORY
 
     # say how it is
 
@@ -413,30 +379,22 @@ class FederatedAgent:
         self._health_due_s = now + HEALTH_EVERY_S  # said: not so where memory for it was lacking
 
     def uptime_s(self, now: float) -> int:
-        """Returns the seconds since the agent's start."""
         return int(now - self.ledger.started_s)
 
     def health(self, now: float) -> Health:
-        """Returns how the board is now."""
         readings = health.read(self.journal.folder)
         last = self.work.last if self.work is not None else None
-        failed = self._failed if self.known.phase == State.FAILED else None
+        has_failed = self.known.phase == State.FAILED
         return Health(
-            state=self.known.phase,
-            round=self.known.round,
-            uptime_s=self.uptime_s(now),
-            airtime_s=self.session.airtime_s,
-            energy_j=self._spent_j(now),
-            cpu_s=self.ledger.cpu_s,
-            temperature_c=readings.temperature_c,
+            state=self.known.phase, round=self.known.round, asking=self.known.asking,
+            uptime_s=self.uptime_s(now), airtime_s=self.session.airtime_s, energy_j=self._spent_j(now),
+            cpu_s=self.ledger.cpu_s, temperature_c=readings.temperature_c,
             progress=None if self.work is None else self.work.progress,
             loss=None if last is None else last.loss,
-            asking=self.known.asking,
-            failure=failed.failure if failed else Failure.NONE,
-            why=failed.why if failed else "",
-        )
+            failure=self._failure if has_failed else Failure.NONE, why=self._why if has_failed else "",
+        )  # fmt: skip
 
-    def doing(self) -> dict[str, Any]:
+    def status(self) -> dict[str, Any]:
         """Returns phase, round, and how far the training is, for a live view."""
         view: dict[str, Any] = {"phase": self.known.phase.name.lower(), "round": self.known.round}
         if self.work is not None:

@@ -81,8 +81,6 @@ class CommandLog(msgspec.Struct, frozen=True, array_like=True):
 
 
 class FederatedState(JournalState, kw_only=True):
-    """What the agent keeps in its journal."""
-
     mission: bytes = b""
     phase: State = State.IDLE
     round: int = 0
@@ -105,8 +103,7 @@ class FederatedState(JournalState, kw_only=True):
 
 
 def kept_object(journal: Journal[FederatedState], name: str, kind: int, named: bytes) -> bytes | None:
-    """The object in the file `name` if it is the one with that digest; None, and a line of log, if it is not:
-    gone, cut by a power cut, or on a card that cannot be read."""
+    """The object in the file `name` if its digest is `named`; else None, and a line of log says why."""
     try:
         content = journal.fetch(name)
     except (OSError, MemoryError) as error:

@@ -15,12 +15,10 @@ import logging
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any
 
-from onboard.agents.exchange_log import ExchangeLog, replay
-from onboard.agents.gossip_checkpoint import Checkpoint, Checkpoints
-from onboard.agents.gossip_restore import Restorer
-from onboard.agents.gossip_state import GossipPhase, GossipState
+from onboard.agents.gossip_memory import Checkpoint, Checkpoints, ExchangeLog, GossipState, replay
 from onboard.agents.gossip_trust import LEFT_OUT_S, Trust
 from onboard.codec.sparse import BadExchange
 from onboard.config import GossipConfig
@@ -29,6 +27,7 @@ from onboard.learn.gossip.algorithms import Begin
 from onboard.learn.gossip.descent import Descent
 from onboard.learn.gossip.exchange import ImplausibleExchange, Message
 from onboard.learn.gossip.outliers import LossWatch
+from onboard.mission.health import NO_MEMORY
 from onboard.mission.objects import GOSSIP
 from onboard.storage.journal import Journal
 from onboard.wire.events import Arrived, Cancelled, Corrupt, Delivered, Event, PeerHeard, QuotaUsage, Rekeyed
@@ -39,7 +38,6 @@ from onboard.wire.session import Session
 log = logging.getLogger(__name__)
 
 EXCHANGES = "exchanges"
-FULL_EVERY_S = 60.0  # a board may stay without memory for long
 ROLLBACKS = 3  # without a checkpoint between them: then it is the training itself that fails
 LOG_SHARE = 4  # a log that grew by so many checkpoints is worth one: it bounds the disk and a replay
 
@@ -54,6 +52,17 @@ class GossipTraining:
     """What one step costs, in FLOP."""
     begin: Begin
     """Makes the algorithm that the node gossips by."""
+
+
+class GossipPhase(IntEnum):
+    """What a node is doing."""
+
+    TRAINING = 0
+    EXCHANGING = 1  # waits for the exchanges that it has just opened
+    LINGERING = 2  # all epochs are done: answers its neighbours
+    OVER = 3
+    FAILED = 4  # a step could not be run: it opens no exchange any more
+    HOLDING = 5  # trains nothing: answers its neighbours
 
 
 class GossipAgent:
@@ -72,15 +81,13 @@ class GossipAgent:
         self.phase, self.cpu_s = GossipPhase.TRAINING, 0.0
         self.trust = Trust(sessions)
         self.sessions, self.journal, self.known = sessions, journal, known
-        self._log, self._flops_a_step = exchanges, training.flops_a_step
+        self.exchanges, self._flops_a_step = exchanges, training.flops_a_step
         self._checkpoints = Checkpoints(config.state, config.id, descent.vector.size)
-        self._restorer = Restorer(descent, training.begin, self._checkpoints, exchanges)
-        self.gossip = training.begin({}, {})
+        self._begin, self.gossip = training.begin, training.begin({}, {})
         self._unsent: dict[int, Message] = {}  # opened, and not on the disk yet
         self._offered: dict[int, bytes] = {}  # digests of what was sent in the open exchanges
         self._awaited: frozenset[int] = frozenset()
         self._quiet_since_s = self._patient_until_s = self._checkpoint_due_s = 0.0
-        self._full_due_s = -math.inf
         self._losses: list[float] = []  # of this epoch
         self._watch, self._rollbacks = LossWatch(descent.classes), 0  # since the last checkpoint
         self._again_at_s: dict[int, float] = {}  # when those that refused what was sent are tried again
@@ -89,17 +96,23 @@ class GossipAgent:
     # restart
 
     def resume(self, now: float) -> None:
-        """Goes on where the last run was cut: with its checkpoint, and all that was exchanged since.
-
-        Raises OSError.
-        """
-        self.gossip, mixed = self._restorer.restore(self.known.was_checkpointed, self.sessions), 0
+        """Goes on where the last run was cut: with its checkpoint, and all that was exchanged since. Raises
+        OSError."""
+        kept, mixed = self._checkpoints.load(self.known.was_checkpointed), 0
+        if kept is not None:
+            self.descent.restore(kept.vector, kept.velocity, kept.batches)
+            self.gossip = self._begin(kept.numbers, kept.memory)
+        elif self._checkpoints.was_lost and any(map(self.exchanges.first, self.sessions)):
+            # Else the log has all that was mixed into the first model.
+            for peer, session in self.sessions.items():
+                session.forget(*session.done)  # what was taken has gone with the model that it was mixed into
+                self.exchanges.forget(peer)
         for peer in self.sessions:
             try:
-                mixed += replay(self._log, self.gossip, peer, self.descent.vector)
+                mixed += replay(self.exchanges, self.gossip, peer, self.descent.vector)
             except BadExchange as error:  # the configuration is another one
                 self.trust.refuse(peer, f"from the log: {error}", now)
-                self._log.forget(peer)
+                self.exchanges.forget(peer)
             if self.gossip.message(peer):
                 self._offer(peer, now)
         self.gossip.start(self.descent.vector)
@@ -110,24 +123,17 @@ class GossipAgent:
         if not self._checkpoints.is_there:
             self._checkpoint(now)  # the first model: there is always one to go back to
 
-    def taken(self, peer: int) -> list[bytes]:
-        """Digests of the objects that were taken from a neighbour, the oldest first."""
-        return self._log.taken(peer)
+    # handle
 
-    # hear
-
-    def hear(self, peer: int, event: Event, now: float) -> None:
-        """Takes one event of the link with a neighbour.
-
-        Raises OSError (disk full): the same event is to be told again before anything else is asked for, as
-        nothing may be mixed that is not durable.
-        """
+    def handle(self, peer: int, event: Event, now: float) -> None:
+        """Takes one event of the link with a neighbour. Raises OSError (disk full): the same event is to be
+        told again before anything else is asked for, as nothing may be mixed that is not durable."""
         if isinstance(event, Arrived):
             self._take(peer, event, now)
         elif isinstance(event, Delivered) and event.digest == self._offered.get(peer):
             self.gossip.delivered(peer)
         elif isinstance(event, Cancelled) and event.digest == self._offered.get(peer):
-            self._log.forget(peer, self.gossip.numbers[peer], "sent")
+            self.exchanges.forget(peer, self.gossip.numbers[peer], "sent")
             self.gossip.refused(peer)
             del self._offered[peer]
             self._again_at_s[peer] = now + LEFT_OUT_S
@@ -162,20 +168,19 @@ class GossipAgent:
         if not self.gossip.message(peer):  # the neighbour was further on: what was opened here is over
             self._unsent.pop(peer, None)
             self._offered.pop(peer, None)
-        self._log.keep(peer, number, "taken", arrived.payload)
+        self.exchanges.keep(peer, number, "taken", arrived.payload)
         self.sessions[peer].accept(arrived.digest, now)
 
     def _leave_out(self, peer: int, why: str, now: float) -> None:
         """A neighbour is not listened to for a while, and what it has sent is not mixed."""
         self.trust.leave_out(peer, why, now)
         self.gossip.leave(peer)
-        self._log.forget(peer, self.gossip.numbers[peer], "taken")
+        self.exchanges.forget(peer, self.gossip.numbers[peer], "taken")
 
     # train
 
     @property
     def trains(self) -> bool:
-        """Whether a training step may be run."""
         return self.phase is GossipPhase.TRAINING
 
     def advance(self) -> float:
@@ -214,18 +219,14 @@ class GossipAgent:
         self.phase = GossipPhase.FAILED
         say(log, "training-failed", level=logging.ERROR, why=str(error) or type(error).__name__)
 
-    def relieve(self, now: float) -> None:
-        """No memory is left on the board for the agent itself: it trains no more, and answers others."""
-        why = "no memory is left on the board for the agent itself"
-        if now >= self._full_due_s:
-            self._full_due_s = now + FULL_EVERY_S
-            say(log, "memory-full", level=logging.ERROR, why=why)
+    def relieve(self, now: float) -> str:
+        """Trains no more, and answers others; returns who lacks memory, for the log."""
         if self.trains:
-            self.fail(MemoryError(why), now)
+            self.fail(MemoryError(NO_MEMORY), now)
+        return NO_MEMORY
 
     @property
     def _finished(self) -> bool:
-        """Whether all epochs are done."""
         epochs = self.config.gossip.epochs
         return 0 < epochs * self.descent.batches_an_epoch <= self.descent.batches
 
@@ -251,8 +252,7 @@ class GossipAgent:
         self.tick(now)
 
     def _open(self, peers: Collection[int], now: float) -> frozenset[int]:
-        """Opens exchanges with those that are in contact, as what is said between contacts is stale by the
-        next; returns with which."""
+        """Opens exchanges with those in contact, as what waits for the next is stale; returns with whom."""
         near = set(peers) - self.trust.left_out(now)
         near = {peer for peer in near if self.sessions[peer].in_contact(now)}
         try:
@@ -298,7 +298,7 @@ class GossipAgent:
     def _send(self, now: float) -> None:
         """What was opened is durable, then offered."""
         for peer, message in list(self._unsent.items()):
-            self._log.keep(peer, self.gossip.numbers[peer], "sent", message)
+            self.exchanges.keep(peer, self.gossip.numbers[peer], "sent", message)
             del self._unsent[peer]
             self._offer(peer, now)
 
@@ -314,13 +314,13 @@ class GossipAgent:
             taken = self.gossip.clipped.get(peer, 1.0)
             say(log, "exchanged", peer=peer, number=numbers[peer], bytes=sizes[peer], taken=round(taken, 4))
             self._judge(peer, numbers[peer], taken, now)
-        if self._log.new_bytes > LOG_SHARE * 8 * self.descent.vector.size:
+        if self.exchanges.new_bytes > LOG_SHARE * 8 * self.descent.vector.size:
             self._checkpoint(now)
 
     def _judge(self, peer: int, number: int, taken: float, now: float) -> None:
         """Of what a neighbour sent in an exchange the share `taken` was mixed."""
         if taken < 1.0:  # a replay would not know the limit
-            self._log.forget_taken(peer, range(number, number + 1))
+            self.exchanges.forget(peer, number, "taken", until=number + 1)
         if self.trust.judge(peer, taken):
             far = (
                 f"differ by {1 / taken:.0f} times what is taken at most" if taken else "are of another model"
@@ -330,12 +330,19 @@ class GossipAgent:
     # remember
 
     def _roll_back(self, why: str, now: float) -> bool:
-        """The model is that of the last checkpoint, and those that pulled far more than others are left out.
-        Returns False where no neighbour can have spoiled it, or nothing better is left."""
+        """The model is that of the last checkpoint, or the second time that of the one before it, and those
+        that pulled far more than others are left out. Nothing of what was mixed since is mixed again: honest
+        neighbours have pulled against what spoiled the model, and without that would pull too far. Returns
+        False where no neighbour can have spoiled it, or nothing better is left."""
         if self._rollbacks == ROLLBACKS or not (self._rollbacks or self.gossip.exchanges > self._kept):
             return False
-        if not self._restorer.roll_back(self.gossip.numbers, before=self._rollbacks > 0):
+        checkpoints = self._checkpoints
+        kept = checkpoints.load_before() if self._rollbacks else checkpoints.load(was_kept=True)
+        if kept is None:
             return False
+        for peer, until in self.gossip.numbers.items():
+            self.exchanges.forget(peer, kept.numbers.get(peer, 0), "taken", until=until)
+        self.descent.restore(kept.vector, kept.velocity, kept.batches)
         suspects = self.gossip.suspects
         self._rollbacks += 1
         self._watch.clear()
@@ -347,27 +354,20 @@ class GossipAgent:
         return True
 
     def _checkpoint(self, now: float) -> None:
-        """The model is durable; that of a node that trains nothing can be used. A full disk costs the
-        checkpoint, not the training."""
+        """The model is durable. A full disk costs the checkpoint, not the training."""
         if self._rollbacks and not self._watch.is_sure:
             return  # it may be spoiled still
         descent = self.descent
         try:
             if self.phase is GossipPhase.HOLDING:
                 self._checkpoints.keep_model(descent.weights)
-            reached = self._checkpoints.keep(
-                Checkpoint(
-                    descent.vector,
-                    descent.velocity,
-                    descent.batches,
-                    self.gossip.numbers,
-                    self.gossip.memory,
-                )
-            )
+            numbers, memory = self.gossip.numbers, self.gossip.memory
+            reached = Checkpoint(descent.vector, descent.velocity, descent.batches, numbers, memory)
+            before = self._checkpoints.keep(reached)
             if not self.known.was_checkpointed:
                 self.known.was_checkpointed = True
                 self.journal.save(self.known)
-            self._log.checkpointed(reached)
+            self.exchanges.checkpointed(before)
             self._kept, self._rollbacks = self.gossip.exchanges, 0
             self.gossip.checkpointed()
         except OSError as error:
@@ -398,14 +398,10 @@ class GossipAgent:
 
     # say how it is
 
-    def doing(self) -> dict[str, Any]:
+    def status(self) -> dict[str, Any]:
         """What the agent is at, for a live view: phase, how far the training is, and the exchanges."""
         return {
-            "phase": self.phase.name.lower(),
-            "epochs": self.descent.epochs,
-            "loss": self._losses[-1] if self._losses else None,
-            "cpu_s": self.cpu_s,
-            "exchanges": self.gossip.exchanges,
-            "exchanges_refused": self.trust.refused,
-            "exchanges_clipped": self.trust.clipped,
-        }
+            "phase": self.phase.name.lower(), "epochs": self.descent.epochs, "cpu_s": self.cpu_s,
+            "loss": self._losses[-1] if self._losses else None, "exchanges": self.gossip.exchanges,
+            "exchanges_refused": self.trust.refused, "exchanges_clipped": self.trust.clipped,
+        }  # fmt: skip

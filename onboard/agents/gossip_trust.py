@@ -23,8 +23,6 @@ TELL_EVERY_S = 60.0
 
 @dataclass(slots=True)
 class _Record:
-    """Of one neighbour."""
-
     strikes: float = 0.0
     times: int = 0  # it was left out
     until_s: float = 0.0
@@ -33,15 +31,13 @@ class _Record:
 
 
 class Trust:
-    """In each of `peers`. `refused`: objects of theirs that could not be used; `clipped`: exchanges of which
-    only a part was taken."""
+    """In each of `peers`. It counts objects that were `refused`, and exchanges that were `clipped`."""
 
     def __init__(self, peers: Iterable[int]) -> None:
         self.refused = self.clipped = 0
         self._records = {peer: _Record() for peer in peers}
 
     def left_out(self, now: float) -> frozenset[int]:
-        """Neighbours that are not listened to now."""
         return frozenset(peer for peer, record in self._records.items() if now < record.until_s)
 
     def refuse(self, peer: int, why: str, now: float) -> None:
@@ -60,8 +56,7 @@ class Trust:
         return record.strikes >= STRIKES
 
     def judge(self, peer: int, taken: float) -> bool:
-        """An exchange with the neighbour was mixed, or the share of it that can be taken; returns whether the
-        neighbour is to be left out."""
+        """So much of an exchange was mixed; returns whether the neighbour is to be left out."""
         record = self._records[peer]
         if taken == 1.0:
             record.strikes = max(0.0, record.strikes - PARDON)

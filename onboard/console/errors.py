@@ -17,50 +17,51 @@ from click.types import FloatParamType
 
 from onboard.console.extras import root_cause, unusable, wanted
 from onboard.console.signals import interruptible, was_interrupted
+from onboard.console.toml import ConfigError
 
 
 class OneLineErrors(click.Group):
-    """A group of commands whose complaints about options, arguments and packages that are not installed are
-    one line, led by the program's name and without the usage text, with exit code 2; 1 over a package that
-    is installed and does not load."""
+    """A group of commands whose complaints about options, arguments, files and packages that are not
+    installed are one line, without the usage text, with exit code 2; 1 over a package that is installed and
+    does not load. A ConfigError says itself what it is about; the program's name leads all other lines."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """See `click.Group.main`; always ends the program."""
+        """Always ends the program."""
         kwargs["standalone_mode"] = False
         given = args[0] if args else kwargs.get("args")
+        told, code = "", 0
         try:
             interruptible()
             check_text(sys.argv[1:] if given is None else given)
             code = super().main(*args, **kwargs)
+        except ConfigError as error:
+            fail(str(error))
         except click.ClickException as error:
-            message = error.format_message()
-            # A group without a command complains with its whole help text, which needs no prefix.
-            told = message if message.startswith("Usage: ") else one_line(f"{self.name}: {message}")
-            click.echo(told, err=True)
-            code = error.exit_code
+            told, code = error.format_message(), error.exit_code
         except ImportError as error:
-            package, program = wanted(error), self.name or ""
-            line = unusable(package, error, program) if package else f"cannot start: {root_cause(error)}"
-            click.echo(one_line(f"{program}: {line}"), err=True)
+            package = wanted(error)
+            told = f"cannot start: {root_cause(error)}"
+            if package:
+                told = unusable(package, error, self.name or "")
             code = 2 if package and error.name == package else 1
         except click.Abort:
             code = 130
         except OSError as error:  # of whatever a command did not expect to fail
             name = f"{error.filename}: " if isinstance(error.filename, str | os.PathLike) else ""
-            click.echo(one_line(f"{self.name}: {name}{error.strerror or error}"), err=True)
-            code = 1
+            told, code = f"{name}{error.strerror or error}", 1
         except Exception as error:  # a fault of the program's, which a user cannot read out of a traceback
             if os.environ.get(TRACEBACK):
                 raise
-            told = f"{self.name}: internal error: {where(error)}; {TRACEBACK}=1 shows more"
-            click.echo(one_line(told), err=True)
-            code = 1
+            told, code = f"internal error: {where(error)}; {TRACEBACK}=1 shows more", 1
+        if told:
+            # A group without a command complains with its whole help text, which needs no prefix.
+            line = told if told.startswith("Usage: ") else one_line(f"{self.name}: {told}")
+            click.echo(line, err=True)
         if code:
             forget_unwritten(sys.stdout)
         sys.exit(code)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """See `click.Group.invoke`."""
         try:
             return super().invoke(ctx)
         except (Exception, SystemExit) as error:
@@ -84,8 +85,7 @@ Callback = Callable[[click.Context, click.Parameter, Any], Any]
 
 
 def _finite(then: Callback | None) -> Callback:
-    """A callback that refuses NaN, which is in every range, before an option's own callback sees the
-    value."""
+    """A callback that refuses NaN, which is in every range, before the option's own one."""
 
     def check(context: click.Context, param: click.Parameter, value: Any) -> Any:
         if isinstance(value, float) and not math.isfinite(value):
@@ -96,8 +96,7 @@ def _finite(then: Callback | None) -> Callback:
 
 
 def finite(text: str) -> float:
-    """Parses a number inside a longer argument. Raises ValueError for any other text, NaN and the
-    infinities."""
+    """Parses a finite number inside a longer argument. Raises ValueError."""
     number = float(text)
     if not math.isfinite(number):
         raise ValueError(f"{text!r} is not a finite number")
@@ -114,8 +113,7 @@ def check_text(arguments: Sequence[str]) -> None:
 
 
 def forget_unwritten(stream: TextIO | None) -> None:
-    """Discards what a stream could not write, so that Python does not try again at exit and print a
-    traceback."""
+    """Discards what a stream could not write, or Python tries again at exit and prints a traceback."""
     try:
         if stream is not None:
             stream.flush()

@@ -1,5 +1,4 @@
-"""Names the extra that installs a missing package, and says what is wrong with a package that does not
-load."""
+"""Names the extra that installs a missing package, and says why one that is there does not load."""
 
 from __future__ import annotations
 
@@ -19,9 +18,7 @@ CALLED = {"sklearn": "scikit-learn", "PIL": "Pillow"}  # where a package is impo
 
 def require(*packages: str) -> None:
     """Checks that packages are installed without loading them, so that a long run fails at its beginning.
-
-    Raises ModuleNotFoundError, whose `name` is the first missing package.
-    """
+    Raises ModuleNotFoundError, whose `name` is the first missing package."""
     for package in packages:
         if importlib.util.find_spec(package) is None:
             raise ModuleNotFoundError(f"No module named {package!r}", name=package)
@@ -30,24 +27,19 @@ def require(*packages: str) -> None:
 def unusable(package: str, error: Exception, program: str = "") -> str:
     """One line on why `package` could not be imported: it is missing, or installed and broken (by a system
     library that is too old, or by files of another version), which installing an extra does not repair.
-
-    `program` chooses the extra where several bring the package.
-    """
+    `program` chooses the extra where several bring the package."""
     called = CALLED.get(package, package)
     if isinstance(error, ModuleNotFoundError) and error.name == package:
-        return f"{called} is not installed: pip install 'spacedml-edge[{_extra(package, program)}]'"
+        extras = (OWN.get(program, ""), *BRINGS)
+        extra = next(extra for extra in extras if package in BRINGS.get(extra, ()))
+        return f"{called} is not installed: pip install 'spacedml-edge[{extra}]'"
     return f"{called} is installed but does not load: {root_cause(error)}"
 
 
 def wanted(error: ImportError) -> str | None:
     """The package of an extra that an import error is about, or None."""
-    package = top_level(error)
+    package = (error.name or "").partition(".")[0]
     return package if any(package in packages for packages in BRINGS.values()) else None
-
-
-def top_level(error: ImportError) -> str:
-    """The package in which an import failed; empty if the error does not say."""
-    return (error.name or "").partition(".")[0]
 
 
 def root_cause(error: BaseException) -> str:
@@ -56,10 +48,3 @@ def root_cause(error: BaseException) -> str:
         error = error.__cause__
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[0].strip() if lines else type(error).__name__
-
-
-def _extra(package: str, program: str) -> str:
-    own = OWN.get(program, "")
-    if package in BRINGS.get(own, ()):
-        return own
-    return next(extra for extra, packages in BRINGS.items() if package in packages)

@@ -119,7 +119,6 @@ class Outlet:
         self._lines, self._stream = lines, stream
 
     def write(self, text: str) -> int:
-        """See `TextIO.write`. Returns at once."""
         self._lines.put(text)
         return len(text)
 
@@ -127,7 +126,6 @@ class Outlet:
         """Does nothing: what was written is on its way already."""
 
     def isatty(self) -> bool:
-        """Whether a person reads it on a terminal."""
         return is_terminal(self._stream)
 
     def fileno(self) -> int:
@@ -170,8 +168,7 @@ def lines_to(
     most_bytes: int = MOST_BYTES,
     patient: Callable[[], bool] = lambda: False,
 ) -> Iterator[Lines | Direct]:
-    """`Lines` to a stream for the length of the block, which ends with `Lines.close`. Nothing is written to a
-    stream that was closed before the program began."""
+    """`Lines` to a stream for the length of the block; None is a stream that was closed before."""
     fd = os.open(os.devnull, os.O_WRONLY) if stream is None else descriptor(stream)
     if fd is None:
         assert stream is not None, "the null device has a descriptor"

@@ -27,11 +27,8 @@ _CAUSED = frozenset({
 
 
 def start(form: Format, level: int = logging.INFO) -> None:
-    """Sends every event of this process to standard output, one line each, at once.
-
-    Logging never waits for the reader: lines for which a stuck reader has no room are dropped, and
-    `log-dropped` says how many.
-    """
+    """Sends every event of this process to standard output, one line each, at once. Logging never waits for
+    the reader: lines for which a stuck reader has no room are dropped, and `log-dropped` says how many."""
     formatter = _JsonLines() if form == "json" else _Text()
     output: logging.Handler
     if sys.stdout is None:  # closed before the program began; logging would turn to standard error
@@ -51,8 +48,7 @@ class Rarely:
         self._kinds: dict[Hashable, tuple[float, float, int]] = {}  # level, when, and how many were not said
 
     def may(self, kind: Hashable, now: float) -> int | None:
-        """None if this line is to be suppressed; else how many of its kind were suppressed since the last
-        one."""
+        """How many of its kind were suppressed before this line; None if it is to be suppressed, too."""
         level, at, unsaid = self._kinds.pop(kind, (0.0, now, 0))
         level = max(0.0, level - (now - at) / EVERY_S)
         says = level <= BURST - 1
@@ -63,8 +59,7 @@ class Rarely:
 
 
 class _Output(logging.Handler):
-    """Writes events through `Lines`. The rate of warnings of one kind about one peer is limited, and `unsaid`
-    counts those that were suppressed before."""
+    """Writes events through `Lines`, warnings of one kind about one peer rarely; `unsaid` counts the rest."""
 
     def __init__(self, fd: int, formatter: logging.Formatter) -> None:
         super().__init__()
@@ -108,13 +103,8 @@ class _JsonLines(logging.Formatter):
     """One JSON object a line: at (Unix seconds), level, from (module), event, then the fields."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line = {
-            "at": round(record.created, 3),
-            "level": record.levelname.lower(),
-            "from": record.name,
-            "event": record.getMessage(),
-            **getattr(record, "fields", {}),
-        }
+        head = {"at": round(record.created, 3), "level": record.levelname.lower(), "from": record.name}
+        line = head | {"event": record.getMessage()} | getattr(record, "fields", {})
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(_plain(line), allow_nan=False)

@@ -20,7 +20,6 @@ class Stop:
 
     @property
     def asked(self) -> bool:
-        """Whether a signal came."""
         return bool(self.caught)
 
 

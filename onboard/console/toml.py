@@ -4,55 +4,40 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
-from hw_profiles.text import text_of
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from hw_profiles.text import toml_of
 
 T = TypeVar("T", bound=msgspec.Struct)
 
 
 class ConfigError(ValueError):
-    """A configuration cannot be used; the text is one line with the file, the key, the value and what is
-    allowed."""
+    """What a person has written cannot be used; one line names the file, the key, the value and what is
+    allowed. Whichever command it ends, the line is all that is shown."""
 
 
 def read(path: Path, kind: type[T]) -> T:
-    """Reads a TOML file into a Struct.
-
-    Raises ConfigError for a file that is missing or not TOML, for an unknown or a missing key, and for a
-    value of the wrong type or out of range.
-    """
+    """Reads a TOML file into a Struct. Raises ConfigError for a file that is missing or not TOML, for an
+    unknown or a missing key, and for a value of the wrong type or out of range."""
     try:
-        raw = tomllib.loads(text_of(path))
+        raw = toml_of(path)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from None
-    except ValueError as error:  # TOMLDecodeError, and what int() says of a number of 4,300 digits
-        raise ConfigError(f"{path}: not valid TOML: {error}") from None
-    except RecursionError:
-        raise ConfigError(f"{path}: not valid TOML: nested too deeply") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from None
     return checked(path, raw, kind)
 
 
 def checked(source: object, raw: dict[str, Any], kind: type[T]) -> T:
     """Converts `raw` to a Struct; `source`, a file or a command, is what an error names first. Raises
-    ConfigError.
-
-    Infinity and NaN are refused: they pass every range with one end only, and no key allows them.
-    """
+    ConfigError. Infinity and NaN are refused: they pass every range with one end only, and no key allows
+    them."""
     try:
         made = msgspec.convert(raw, kind)
     except OverflowError:
@@ -77,10 +62,8 @@ def _not_finite(raw: Any, where: str = "") -> tuple[str, float] | None:
 
 
 def _explain(message: str, raw: Any) -> str:
-    """msgspec's "Expected `int`, got `str` - at `$.node.id`" as "node.id = 'x': expected int, got str".
-
-    A `__post_init__` raises "KEY: what is wrong"; the key is moved to the same place.
-    """
+    """msgspec's "Expected `int`, got `str` - at `$.node.id`" as "node.id = 'x': expected int, got str". A
+    `__post_init__` raises "KEY: what is wrong"; the key is moved to the same place."""
     found = re.fullmatch(r"(.*) - at `\$(.*)`", message, re.DOTALL)
     text, where = found.groups() if found else (message, "")
     if not found or isinstance(_at(raw, where), dict):
@@ -91,14 +74,11 @@ def _explain(message: str, raw: Any) -> str:
         elif missing := re.fullmatch(r"Object missing required field `(.+)`", text):
             where, text = f"{where}.{missing[1]}", "missing, and it is required"
     value = _at(raw, where)
-    shown = "" if value is None or isinstance(value, dict | list) else f" = {_as_written(value)}"
+    written = value.isoformat() if isinstance(value, datetime) else repr(value)
+    shown = "" if value is None or isinstance(value, dict | list) else f" = {written}"
     if text[1:2].islower():  # a sentence's capital, and not that of COM3
         text = text[:1].lower() + text[1:]
     return f"{where.lstrip('.')}{shown}: {text.replace('`', '')}"
-
-
-def _as_written(value: Any) -> str:
-    return value.isoformat() if isinstance(value, datetime) else repr(value)
 
 
 def _at(raw: Any, where: str) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,11 @@ Pixels = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 Rows = NDArray[np.int64]
 Shape = tuple[int, int, int]  # channels, height, width
+Part = Literal["train", "test", "own"]
+"""`own` is what a board trains on: the train part, or a folder without parts as a whole."""
 
+SPLIT_SEED = 42  # of the digits' and folders' splits; any constant does, and it must stay
+TEST_SHARE = 0.2  # of both
 # Luma of ITU-R BT.601-7, section 2.5.1, as Pillow's "L" mode takes it.
 LUMA = np.array([0.299, 0.587, 0.114])
 CHUNK = 256  # images resampled at a time: a 64x64 RGB chunk is 25 MB of float64
@@ -37,10 +41,8 @@ class MissingDataError(DataError):
 @dataclass(frozen=True, eq=False)
 class Images:
     """N labelled images: x uint8 (N, C, H, W), y int64 (N) in 0..len(classes)-1, the classes' names. `named`:
-    whether the set gave these names; else they are the labels themselves.
-
-    Raises `DataError` when N is 0, or when x, y and the classes contradict each other.
-    """
+    whether the set gave these names; else they are the labels themselves. Raises `DataError` when N is 0, or
+    when x, y and the classes contradict each other."""
 
     x: Pixels
     y: Labels
@@ -68,7 +70,6 @@ class Images:
 
     @property
     def shape(self) -> Shape:
-        """C, H, W of one image."""
         channels, height, width = self.x.shape[1:]
         return channels, height, width
 
@@ -77,7 +78,7 @@ class Images:
         return replace(self, x=self.x[rows], y=self.y[rows])
 
 
-def order(count: int, seed: int) -> Rows:
+def order(count: int, seed: int = SPLIT_SEED) -> Rows:
     """A permutation of 0..count-1 drawn from a seed: int64 (count,).
 
     It sorts raw bits of Philox (key: seed and count), because numpy keeps a generator's bits from version to
@@ -87,14 +88,9 @@ def order(count: int, seed: int) -> Rows:
     return np.argsort(drawn, kind="stable").astype(np.int64)
 
 
-def split(images: Images, fraction: float, seed: int) -> tuple[Images, Images]:
-    """(rest, part): the part takes this fraction of every class, rounded; both are in a random order."""
-    rest, part = split_rows(images.y, fraction, seed)
-    return images.take(rest), images.take(part)
-
-
-def split_rows(y: Labels, fraction: float, seed: int) -> tuple[Rows, Rows]:
-    """The rows of both parts of `split`, by the labels y (N)."""
+def split_rows(y: Labels, fraction: float = TEST_SHARE, seed: int = SPLIT_SEED) -> tuple[Rows, Rows]:
+    """(rest, part) of rows with labels y (N), each in a random order: the part takes this fraction of every
+    class, rounded."""
     if not 0.0 < fraction < 1.0:
         raise ValueError(f"fraction {fraction} is not between 0 and 1")
     shuffled = order(len(y), seed)
@@ -154,9 +150,7 @@ def _channels(part: NDArray[np.float64], channels: int) -> NDArray[np.float64]:
 
 def save(path: Path, images: Images) -> None:
     """Write a shard as an npz (`x`, `y`, `classes`) that `npz:PATH` reads; all of it, or the old file stays.
-
-    Raises `OSError` (a full disk, say) with nothing changed and nothing left behind.
-    """
+    Raises `OSError` (a full disk, say) with nothing changed and nothing left behind."""
     arrays: dict[str, Any] = {"x": images.x, "y": images.y}
     if images.named:
         arrays["classes"] = np.array(images.classes, dtype=np.str_)

@@ -1,33 +1,100 @@
 """What a node has to train or to test on, in one line: so that nobody has to find out from a bad accuracy.
 
-The value is a message between processes, and this file needs no numpy until it is asked to look.
+Means and spreads of pixels tell of images that are inverted, scaled otherwise, or in another order of
+channels: `init` measures the test data and writes what it found into NODE.toml. What can hardly be meant is
+refused; what may be meant, as a board sees other places than the others, is a warning. The values here are
+messages between processes, and this file needs no numpy until it is asked to look.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from onboard.console.log import say
-from onboard.data.levels import Levels, doubts, refusal
 
 if TYPE_CHECKING:
-    from onboard.data.loading import Range, Survey
-    from onboard.data.shard import Shard
+    from onboard.data.images import Images
+    from onboard.data.loading import Survey
 
 log = logging.getLogger(__name__)
 
 SHOWN = 40  # classes in a line
-JUDGED_FROM = 10  # images: fewer may well be unlike all others
+JUDGED_FROM = 10  # images: fewer may well be all dark, and unlike all others
+FAR = 48.0  # of 0..255: classes of EuroSAT are up to 36 from the mean of all
+CLOSER = 4  # times: how much better images must fit turned round than as they are
+SPREAD = 1.5  # times: the spread of inverted images is that of the others
+FAINT = 8  # times: a brightest pixel so far below what is usual is of another scale
+FLAT = 3  # times: a spread that deserves a warning
+TINTED = 4.0  # of 0..255, between red and blue: with less nobody can tell the order
+CURE = "delete channel_means and channel_stds from [data] if they are meant so"
+
+
+class Levels(msgspec.Struct, frozen=True, kw_only=True):
+    """Of each channel the mean and the standard deviation of all pixels, 0 to 255."""
+
+    means: tuple[float, ...]
+    stds: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return sum(self.means) / len(self.means)
+
+    @property
+    def std(self) -> float:
+        squares = sum(std**2 + mean**2 for mean, std in zip(self.means, self.stds, strict=True))
+        return math.sqrt(max(0.0, squares / len(self.means) - self.mean**2))
+
+    @property
+    def tint(self) -> tuple[float, ...]:
+        """How far each channel is from grey."""
+        return tuple(mean - self.mean for mean in self.means)
+
+    def __str__(self) -> str:
+        return f"mean {', '.join(f'{mean:.0f}' for mean in self.means)}, std {self.std:.0f}"
+
+
+def refusal(here: Levels, there: Levels, high: int) -> str:
+    """Why images of these levels, the largest pixel `high`, cannot be of the mission's kind; else empty."""
+    both = f"{here} here, {there} in the mission's test data"
+    gap, turned = abs(here.mean - there.mean), abs(255 - here.mean - there.mean)
+    alike = there.std <= SPREAD * here.std and here.std <= SPREAD * there.std
+    # Snow is as bright as inverted land, but not red where that is blue.
+    against = sum(a * b for a, b in zip(here.tint, there.tint, strict=True)) <= 0
+    if gap >= FAR and CLOSER * turned <= gap and alike and against:
+        return f"pixels look inverted: {both}; x = 255 - x, or {CURE}"
+    if high * FAINT <= there.mean + 2 * there.std:
+        return f"pixels run to {high} and look scaled: {both}; bring them to 0..255, or {CURE}"
+    return ""
+
+
+def doubts(here: Levels, there: Levels) -> list[str]:
+    both = f"{here} here, {there} in the mission's test data"
+    ours, theirs = here.tint, there.tint
+    can_tell = len(theirs) == 3 and abs(theirs[0] - theirs[2]) >= TINTED
+    if can_tell and CLOSER * math.dist(ours[::-1], theirs) < math.dist(ours, theirs):
+        return [f"the channels may be in another order (BGR for RGB): {both}"]
+    spread = FLAT * here.std < there.std or here.std > FLAT * there.std
+    if spread or abs(here.mean - there.mean) > FAR:
+        return [f"pixels are unlike those that the mission is tested on: {both}"]
+    return []
+
+
+def passed_over(passed: Mapping[str, int]) -> str:
+    """How many entries of a source were passed over, and for which reasons."""
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(passed.items()))
+    return f"{sum(passed.values())} passed over ({reasons})"
 
 
 class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     """A set, looked at from its first label to its last pixel. `classes`: images of each; `named`: whether
-    the set names them; `passed`: what was passed over, by reason; `low`, `high`, `mean` of all pixels;
-    `blank`: images of one value all over; `load_bytes`: what the images take in memory; `levels` of each
-    channel, and those `expected`; `compared`: whether the classes are the mission's, as far as is known."""
+    the set names them; `passed`: what was passed over, by reason; `low`, `high`: of all pixels; `blank`:
+    images of one value all over; `load_bytes`: what the images take in memory; `levels` of each channel, and
+    those `expected`; `compared`: whether the classes are the mission's, as far as is known."""
 
     source: str
     shape: tuple[int, int, int]
@@ -37,7 +104,6 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     passed: dict[str, int]
     low: int
     high: int
-    mean: float
     blank: int
     load_bytes: int
     levels: Levels
@@ -45,13 +111,7 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     compared: bool = True
 
     @property
-    def empty(self) -> tuple[str, ...]:
-        """Classes without images."""
-        return tuple(name for name, count in self.classes.items() if not count)
-
-    @property
     def warnings(self) -> list[str]:
-        """What may well be wrong."""
         found = []
         if self.low == self.high:
             found.append(f"all pixels are {self.low}")
@@ -61,11 +121,10 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
             found.append(f"{self.blank} of the images are of one value all over")
         elif self.expected is not None and self.images >= JUDGED_FROM:
             found += doubts(self.levels, self.expected)
-        if self.empty:
-            found.append(f"no images of {', '.join(self.empty[:SHOWN])}")
+        if empty := [name for name, count in self.classes.items() if not count]:
+            found.append(f"no images of {', '.join(empty[:SHOWN])}")
         if self.passed:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.passed.items()))
-            found.append(f"{sum(self.passed.values())} passed over ({reasons})")
+            found.append(passed_over(self.passed))
         if not self.named and [*self.classes] != [str(label) for label in range(len(self.classes))]:
             found.append("its labels have no names and are taken as places in the mission's list")
         if not self.compared:
@@ -76,75 +135,64 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
         return found
 
     def line(self) -> str:
-        """All of it for a person."""
         counts = ", ".join(f"{name}: {count}" for name, count in [*self.classes.items()][:SHOWN])
         more = f" and {len(self.classes) - SHOWN} more" if len(self.classes) > SHOWN else ""
         warnings = "".join(f"; WARNING: {each}" for each in self.warnings)
         return (
             f"{self.images} images of {self.shape} in {self.source}, {self.load_bytes / 2**20:.0f} MB; "
-            f"pixels {self.low}..{self.high}, mean {self.mean:.1f}; classes {counts}{more}{warnings}"
+            f"pixels {self.low}..{self.high}, mean {self.levels.mean:.1f}; classes {counts}{more}{warnings}"
         )
 
     def tell(self) -> None:
-        """Logs all of it."""
-        told: dict[str, Any] = {
-            "images": self.images,
-            "classes": self.classes,
-            "low": self.low,
-            "high": self.high,
-        }
-        told |= {"mean": round(self.mean, 1), "load_mb": round(self.load_bytes / 2**20, 1)}
-        level = logging.WARNING if self.warnings else logging.INFO
-        say(log, "data", level=level, **told, warnings=self.warnings)
+        warnings, load_mb = self.warnings, round(self.load_bytes / 2**20, 1)
+        level = logging.WARNING if warnings else logging.INFO
+        say(
+            log, "data", level=level, images=self.images, classes=self.classes, low=self.low, high=self.high,
+            mean=round(self.levels.mean, 1), load_mb=load_mb, warnings=warnings,
+        )  # fmt: skip
 
 
-def inspect(shard: Shard, classes: int | None = None) -> Inspection:
-    """Looks at every image of a node and keeps none; the budget is checked first. `classes`: how many the
-    model tells apart, where that is known. Raises DataError."""
-    from onboard.data import loading
+class Shard(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a node's own images are. `folder`: the data folder of named sets; `rows`: the first, and the one
+    after the last; `classes`: the mission's, by name; `levels`: of the mission's test data; `tasked`: whether
+    tasks will say what the mission's classes are; `budget_bytes`: what the images may take at most."""
 
-    source, expected, budget_bytes = shard.source, shard.levels, shard.budget_bytes
-    seen = loading.survey(source, shard.shape, classes=classes, names=shard.classes, **shard.place())
-    if budget_bytes is not None and seen.load_bytes > budget_bytes:
-        raise loading.DataError(
-            f"{source}: its {len(seen)} images take {seen.load_bytes / 2**20:.0f} MB, the budget is "
-            f"{budget_bytes / 2**20:.0f} MB: take fewer by data.rows, or raise budget.memory_mb"
-        )
-    pixels = loading.measure(source, shard.shape, **shard.place())
-    if expected is not None and len(seen) >= JUDGED_FROM:
-        why = refusal(pixels.levels, expected, pixels.high)
-        if why:
-            raise loading.DataError(f"{source}: {why}")
-    compared = shard.classes is not None or not shard.tasked
-    return msgspec.structs.replace(inspection(seen, pixels), expected=expected, compared=compared)
+    source: str
+    folder: str | None = None
+    shape: tuple[int, int, int]
+    rows: tuple[int, int] | None = None
+    classes: tuple[str, ...] | None = None
+    levels: Levels | None = None
+    tasked: bool = False
+    budget_bytes: int | None = None
 
+    def survey(self, classes: int | None = None) -> Survey:
+        """Looks at their labels; `classes`: how many the model tells apart. Raises DataError."""
+        from onboard.data.loading import survey
 
-def inspection(seen: Survey, pixels: Range) -> Inspection:
-    """Both in one."""
-    return Inspection(
-        source=seen.source,
-        shape=seen.shape,
-        images=len(seen),
-        classes=seen.counts,
-        named=seen.named,
-        passed=dict(seen.passed),
-        low=pixels.low,
-        high=pixels.high,
-        mean=pixels.mean,
-        blank=pixels.blank,
-        load_bytes=seen.load_bytes,
-        levels=pixels.levels,
-    )
+        rows = None if self.rows is None else range(*self.rows)
+        return survey(
+            self.source, self.shape, folder=self.folder, part="own", rows=rows, classes=classes,
+            names=self.classes,
+        )  # fmt: skip
 
+    def load(self) -> Images:
+        """Reads them, all that are not set apart for a test. Raises DataError."""
+        return self.survey().load()
 
-def most_classes(shape: tuple[int, int, int]) -> int:
-    """How many classes a shipped model tells apart at most that takes images of this shape.
+    def inspect(self, classes: int | None = None) -> Inspection:
+        """Looks at every image and keeps none; the budget is checked first. Raises DataError."""
+        from onboard.data.images import DataError
 
-    Raises DataError where none takes them."""
-    from onboard.data.images import DataError
-    from onboard.learn.networks import NETWORKS
-
-    if not (fitting := [each.classes for each in NETWORKS.values() if each.input_shape == shape]):
-        takes = ", ".join(f"{name} {each.input_shape}" for name, each in NETWORKS.items())
-        raise DataError(f"no model takes images of {shape}; there are {takes}")
-    return max(fitting)
+        seen, budget_bytes = self.survey(classes), self.budget_bytes
+        if budget_bytes is not None and seen.load_bytes > budget_bytes:
+            raise DataError(
+                f"{self.source}: its {len(seen)} images take {seen.load_bytes / 2**20:.0f} MB, the budget is "
+                f"{budget_bytes / 2**20:.0f} MB: take fewer by data.rows, or raise budget.memory_mb"
+            )
+        found = seen.inspect()
+        judged = self.levels if len(seen) >= JUDGED_FROM else None
+        if judged is not None and (why := refusal(found.levels, judged, found.high)):
+            raise DataError(f"{self.source}: {why}")
+        compared = self.classes is not None or not self.tasked
+        return msgspec.structs.replace(found, expected=self.levels, compared=compared)

@@ -11,14 +11,13 @@ from __future__ import annotations
 import difflib
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from hashlib import blake2s
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onboard.data.images import DataError, Images, Labels
+from onboard.data.images import DataError, Labels
 
 DIGEST_BYTES = 8
 MAX_CLASSES = 4096  # an id in place of a label would otherwise take memory for as many names
@@ -29,14 +28,9 @@ Names = tuple[str, ...]
 
 
 def checked(where: object, names: Iterable[Any]) -> Names:
-    """Names of classes as text in Unicode's NFC. Raises DataError for none, too many, an empty or a repeated
-    one; `where` comes first in its line."""
-    told = tuple(
-        unicodedata.normalize(
-            "NFC", name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
-        )
-        for name in names
-    )
+    """Names of classes in Unicode's NFC. Raises DataError, led by `where`, for names that cannot be."""
+    texts = [name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name) for name in names]
+    told = tuple(unicodedata.normalize("NFC", text) for text in texts)
     if not 1 <= len(told) <= MAX_CLASSES:
         raise DataError(f"{where}: {len(told)} classes, must be 1 to {MAX_CLASSES}")
     for index, name in enumerate(told):
@@ -58,74 +52,51 @@ def numbered(count: int) -> Names:
 
 
 def digest(names: Sequence[str]) -> bytes:
-    """DIGEST_BYTES (BLAKE2s) of the names in their order, by which two nodes tell whether a label means the
-    same at both."""
+    """DIGEST_BYTES (BLAKE2s) of the names in their order, by which two nodes compare their labels."""
     return blake2s("\0".join(names).encode("utf-8"), digest_size=DIGEST_BYTES).digest()
 
 
 def whole(where: object, name: str, y: NDArray[Any], count: int | None) -> Labels:
     """Labels y (N) as int64 in 0..count-1, or below MAX_CLASSES where the number of classes is not known.
-
-    Raises DataError with the file, the first index that is wrong, and its value.
-    """
+    Raises DataError with the file, the first index that is wrong, and its value."""
     if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
         raise DataError(f"{where}: {name} is {y.dtype} {y.shape}, needs whole numbers (N,)")
-    if not y.size:
-        return y.astype(np.int64)
     end = MAX_CLASSES if count is None else count
-    low, high = int(y.min()), int(y.max())
-    if low < 0 or high >= end:
-        first = int(np.flatnonzero((y < 0) | (y >= end))[0])
+    wrong = np.flatnonzero((y < 0) | (y >= end))
+    if wrong.size:
+        low, high = int(y.min()), int(y.max())
         needed = f"0..{end - 1}" if count is not None else f"0..{end - 1} at most"
         hint = "; labels count from 0, not from 1" if (low, high) == (1, end) else ""
-        raise DataError(
-            f"{where}: labels run {low}..{high}, need {needed}: {name}[{first}] is {y[first]}{hint}"
-        )
+        found = f"{name}[{wrong[0]}] is {y[wrong[0]]}"
+        raise DataError(f"{where}: labels run {low}..{high}, need {needed}: {found}{hint}")
     return y.astype(np.int64)
 
 
-def check_ends(where: object, name: str, y: Labels, mission: Sequence[str]) -> None:
-    """Labels without names: who lacks a class has often counted on past it, or from 1.
-
-    Raises DataError where the first or the last class of the mission has no images, though there are enough
-    for that to be no chance; whoever means it names the classes.
-    """
-    if len(y) < JUDGED_FROM * len(mission):
-        return
-    low, high = int(y.min()), int(y.max())
-    if (low, high) != (0, len(mission) - 1):
-        raise DataError(
-            f"{where}: labels run {low}..{high} and have no names, and the mission has {len(mission)} "
-            f"classes ({listed(mission)}): whether {name} counts as these do cannot be seen; name what "
-            "labels mean by an array `classes`"
-        )
-
-
-def places(where: object, own: Sequence[str], used: Iterable[int], mission: Sequence[str]) -> Labels:
-    """Where each of a set's own classes stands in the mission's list: int64 (len(own)), -1 for one that is
-    not there and has no images. `used`: the labels that have images.
-
-    Raises DataError with both lists for a class that has images and that the mission does not know.
-    """
-    at = {name: place for place, name in enumerate(mission)}
-    found = np.array([at.get(name, -1) for name in own], np.int64)
-    for label in sorted(used):
-        if found[label] < 0:
+def brought(where: object, name: str, y: NDArray[Any], own: Names | None, mission: Names) -> Labels:
+    """Labels y (N) of a set, whose `own` classes have names or not, as places in the mission's list: int64.
+    Raises DataError with both lists for a class that has images and that the mission does not know. Without
+    names, who lacks a class has often counted on past it, or from 1: where the first or the last class of the
+    mission has no images, though there are enough for that to be no chance, that is refused; whoever means it
+    names the classes."""
+    y = whole(where, name, y, len(mission if own is None else own))
+    if own is not None:
+        at = {each: place for place, each in enumerate(mission)}
+        for label in np.unique(y).tolist():
+            if own[label] not in at:
+                raise DataError(
+                    f"{where}: class {own[label]!r} is not the mission's{_near(own[label], mission)}; "
+                    f"here are {listed(own)}; the mission has {listed(mission)}"
+                )
+        return np.array([at.get(each, -1) for each in own], np.int64)[y]
+    if len(y) >= JUDGED_FROM * len(mission):
+        low, high = int(y.min()), int(y.max())
+        if (low, high) != (0, len(mission) - 1):
             raise DataError(
-                f"{where}: class {own[label]!r} is not the mission's{_near(own[label], mission)}; "
-                f"here are {listed(own)}; the mission has {listed(mission)}"
+                f"{where}: labels run {low}..{high} and have no names, and the mission has {len(mission)} "
+                f"classes ({listed(mission)}): whether {name} counts as these do cannot be seen; name what "
+                "labels mean by an array `classes`"
             )
-    return found
-
-
-def brought(where: object, images: Images, mission: Sequence[str]) -> Images:
-    """The same images with labels in the mission's classes. Raises DataError as `whole` and `places`."""
-    if images.named:
-        y = places(where, images.classes, np.unique(images.y).tolist(), mission)[images.y]
-    else:
-        y = whole(where, "y", images.y, len(mission))
-        check_ends(where, "y", y, mission)
-    return replace(images, y=y, classes=tuple(mission), named=True)
+    return y
 
 
 def listed(names: Sequence[str]) -> str:
@@ -134,15 +105,12 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + more
 
 
-def _near(name: str, mission: Sequence[str]) -> str:
+def _near(name: str, mission: Names) -> str:
+    """The name that is meant, perhaps. Numbers are alike by their value alone."""
     alike = [other for other in mission if _loosely(other) == _loosely(name)]
-    alike = alike or difflib.get_close_matches(name, mission, n=1, cutoff=0.7)
-    return f" (did you mean {alike[0]!r}?)" if alike and not _is_number(name) else _near_number(name, alike)
-
-
-def _near_number(name: str, alike: Sequence[str]) -> str:
-    same = [other for other in alike if _is_number(other) and int(other) == int(name)] if alike else []
-    return f" (did you mean {same[0]!r}?)" if same else ""
+    if not alike and not _is_number(name):
+        alike = difflib.get_close_matches(name, mission, n=1, cutoff=0.7)
+    return f" (did you mean {alike[0]!r}?)" if alike else ""
 
 
 def _loosely(name: str) -> str:

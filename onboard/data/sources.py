@@ -18,39 +18,24 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import io
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onboard.console.extras import unusable
-from onboard.data import folders, idx, labels, npz
-from onboard.data.decode import decoded
-from onboard.data.images import (
-    DataError,
-    Images,
-    MissingDataError,
-    Pixels,
-    Rows,
-    Shape,
-    fit,
-    order,
-    split,
-    split_rows,
-)
+from onboard.data import labels
+from onboard.data.arrays import Block, Form, idx_array, npz_array, npz_names, rows_of
+from onboard.data.images import DataError, MissingDataError, Part, Rows, Shape, fit, split_rows
+from onboard.data.pictures import decoded, find
 
-Part = Literal["train", "test", "own"]
-"""`own` is what a board trains on: the train part, or a folder without parts as a whole."""
 SOURCES = ("digits", "mnist", "eurosat", "eurosat-full", "npz:PATH", "folder:PATH")
 FOLDER_VARIABLE = "SPACEDML_DATA"
-SPLIT_SEED = 42  # of the digits' and folders' splits; any constant does, and it must stay
-TEST_SHARE = 0.2  # of both
 DIGITS = labels.numbered(10)
 EUROSAT = (
     "AnnualCrop", "Forest", "HerbaceousVegetation", "Highway", "Industrial", "Pasture", "PermanentCrop",
@@ -76,13 +61,12 @@ EUROSAT_FILES = {
 }
 EUROSAT_HOW = "or unpack EuroSAT_RGB.zip (https://zenodo.org/records/7711810) and use folder:PATH/EuroSAT_RGB"
 
-Block = tuple[Rows, Pixels]
-
 
 @dataclass(frozen=True)
 class OpenedSource:
     """One part of a source, with nothing but its labels read. `y` as the file has it; `label` what to call
-    that array in `where`; `blocks`: the images of these rows, fitted, some at a time with their places."""
+    that array in `where`; `blocks`: the images of these rows, fitted, some at a time with their places;
+    `passed`: how many entries were passed over, by reason."""
 
     where: str | Path
     y: NDArray[Any]
@@ -119,13 +103,13 @@ def _digits(shape: Shape, part: Part) -> OpenedSource:
     handwritten, answers = _handwritten()
     small = np.rint(handwritten * (255 / 16)).astype(np.uint8)[:, None]  # 8x8 with values 0..16
     x = np.pad(fit(small, (1, 20, 20)), ((0, 0), (0, 0), (4, 4), (4, 4)))
-    train, test = split(Images(x, answers.astype(np.int64), DIGITS), TEST_SHARE, SPLIT_SEED)
-    images = test if part == "test" else train
+    chosen = split_rows(answers.astype(np.int64))[part == "test"]
+    x, y = x[chosen], answers[chosen]
 
     def blocks(rows: Rows) -> Iterator[Block]:
-        yield np.arange(len(rows)), fit(images.x[rows], shape)
+        yield np.arange(len(rows)), fit(x[rows], shape)
 
-    return OpenedSource("digits", images.y, "y", DIGITS, blocks)
+    return OpenedSource("digits", y, "y", DIGITS, blocks)
 
 
 def _handwritten() -> tuple[NDArray[Any], NDArray[Any]]:
@@ -149,33 +133,31 @@ def _handwritten() -> tuple[NDArray[Any], NDArray[Any]]:
 def _mnist(folder: Path, shape: Shape, part: Part) -> OpenedSource:
     files = MNIST_FILES["test" if part == "test" else "train"]
     pictures, answers = (_find(folder, "mnist", (f"{name}.gz", name), MNIST_HOW) for name in files)
-    (count, *size), (held,) = idx.form(pictures, axes=3), idx.form(answers, axes=1)
-    if count != held:
-        raise DataError(f"{pictures}: has {count} images, and {answers.name} has {held} labels")
-    if not 0 < math.prod(size) <= idx.MAX_BYTES:
-        raise DataError(
-            f"{pictures}: header says {(count, *size)}: such rows are not 1 to {idx.MAX_BYTES} bytes"
-        )
+    with idx_array(pictures, axes=3) as images, idx_array(answers, axes=1) as given:
+        if images.shape[0] != given.shape[0]:
+            lack = f"has {images.shape[0]} images, and {answers.name} has {given.shape[0]} labels"
+            raise DataError(f"{pictures}: {lack}")
+        y = given.whole()
 
     def blocks(rows: Rows) -> Iterator[Block]:
-        for places, x in idx.blocks(pictures, rows, axes=3):
+        for places, x in rows_of(idx_array(pictures, axes=3), rows):
             yield places, fit(x[:, None], shape)
 
-    return OpenedSource(answers, idx.read_rows(answers, None, axes=1), "label", DIGITS, blocks)
+    return OpenedSource(answers, y, "label", DIGITS, blocks)
 
 
 def _eurosat(path: Path, shape: Shape, part: Part) -> OpenedSource:
     name = "test_idx" if part == "test" else "train_idx"
-    y, titles, index = (_needed(path, each) for each in ("labels", "class_names", name))
+    held = _needed(path, "labels", "class_names", name)
+    y, titles, index = _array(path, "labels"), _array(path, "class_names"), _array(path, name)
     index = index.astype(np.int64)
     if index.size and not (index.min() >= 0 and index.max() < len(y)):
         raise DataError(f"{path}: {name} runs to {index.max()}, there are {len(y)} labels")
-    held = npz.names(path)
-    form = npz.form(path, "images")[0] if "images" in held else ()
+    form = _form(path, "images")[0] if "images" in held else ()
     if len(form) == 4 and form[0] == len(y) and form[3] == 3:
-        blocks = partial(_planes, path, "images", shape, index)
-    elif {"jpeg", "offsets"} <= {*held} and npz.form(path, "offsets")[0] == (len(y) + 1,):
-        blocks = partial(_jpegs, path, npz.read(path, "offsets").astype(np.int64), shape, index)
+        blocks = partial(_planes, path, shape, index)
+    elif {"jpeg", "offsets"} <= {*held} and _form(path, "offsets")[0] == (len(y) + 1,):
+        blocks = partial(_jpegs, path, _array(path, "offsets").astype(np.int64), shape, index)
     else:
         raise DataError(
             f"{path}: holds neither images (N, H, W, 3) nor jpeg with offsets (N + 1,), N = labels"
@@ -183,8 +165,8 @@ def _eurosat(path: Path, shape: Shape, part: Part) -> OpenedSource:
     return OpenedSource(path, y[index], "labels", labels.checked(path, titles), blocks)
 
 
-def _planes(path: Path, name: str, shape: Shape, index: Rows, rows: Rows) -> Iterator[Block]:
-    for places, x in npz.rows(path, name, index[rows]):
+def _planes(path: Path, shape: Shape, index: Rows, rows: Rows) -> Iterator[Block]:
+    for places, x in rows_of(npz_array(path, "images"), index[rows]):
         yield places, fit(x.transpose(0, 3, 1, 2), shape)
 
 
@@ -193,7 +175,7 @@ def _jpegs(path: Path, offsets: Rows, shape: Shape, index: Rows, rows: Rows) -> 
     if offsets.size and (offsets[0] < 0 or np.any(np.diff(offsets) < 0)):
         raise DataError(f"{path}: offsets do not ascend from 0")
     wanted = index[rows]
-    with npz.forward(path, "jpeg") as joined:
+    with npz_array(path, "jpeg") as joined:
         at, last, picture = 0, -1, np.empty(0, np.uint8)
         for place in np.argsort(wanted, kind="stable"):
             image = int(wanted[place])
@@ -207,41 +189,28 @@ def _jpegs(path: Path, offsets: Rows, shape: Shape, index: Rows, rows: Rows) -> 
 
 def _npz(path: Path, shape: Shape, part: Part) -> OpenedSource:
     x_name, y_name = ("x_test", "y_test") if part == "test" else ("x", "y")
-    held = npz.names(path)
-    if missing := [name for name in (x_name, y_name) if name not in held]:
-        raise DataError(f"{path}: holds {', '.join(held) or 'nothing'}; needs {', '.join(missing)} too")
-    form, dtype = npz.form(path, x_name)
+    held = _needed(path, x_name, y_name)
+    form, dtype = _form(path, x_name)
     if dtype != np.uint8 or (form[1:] != shape and (1, *form[1:]) != shape):
         need = ", ".join(map(str, shape))
         raise DataError(
             f"{path}: {x_name} is {dtype} {form}, needs uint8 (N, {need}){_advice(form, dtype, shape)}"
         )
-    y_form, y_dtype = npz.form(path, y_name)
+    y_form, y_dtype = _form(path, y_name)
     if y_form != form[:1] or not np.issubdtype(y_dtype, np.integer):
         raise DataError(f"{path}: {y_name} is {y_dtype} {y_form}, needs whole numbers ({form[0]},)")
-    titles = _titles(path, held)
+    titles = labels.checked(path, _array(path, "classes").reshape(-1)) if "classes" in held else None
+    for name in held:
+        # Labels that nobody compares would be taken as places in the mission's list.
+        if titles is None and "".join(filter(str.isalpha, name.casefold())) in TITLES:
+            raise DataError(f"{path}: holds {name}, which is not read: call the names of classes `classes`")
 
     def blocks(rows: Rows) -> Iterator[Block]:
-        for places, x in npz.rows(path, x_name, rows):
+        for places, x in rows_of(npz_array(path, x_name), rows):
             yield places, x.reshape(len(x), *shape)
 
-    return OpenedSource(path, npz.read(path, y_name), y_name, titles, blocks, _unread(held))
-
-
-def _titles(path: Path, held: Sequence[str]) -> labels.Names | None:
-    """The names of an npz's classes. Raises DataError for names under another name: labels that nobody
-    compares would be taken as places in the mission's list."""
-    if "classes" in held:
-        return labels.checked(path, npz.read(path, "classes").reshape(-1))
-    for name in held:
-        if "".join(letter for letter in name.casefold() if letter.isalpha()) in TITLES:
-            raise DataError(f"{path}: holds {name}, which is not read: call the names of classes `classes`")
-    return None
-
-
-def _unread(held: Sequence[str]) -> dict[str, int]:
-    """Arrays of an npz that are for something else."""
-    return {f"array {name!r}": 1 for name in held if name not in NPZ_ARRAYS}
+    unread = {f"array {name!r}": 1 for name in held if name not in NPZ_ARRAYS}
+    return OpenedSource(path, _array(path, y_name), y_name, titles, blocks, unread)
 
 
 def _advice(form: tuple[int, ...], dtype: np.dtype[Any], shape: Shape) -> str:
@@ -255,26 +224,31 @@ def _advice(form: tuple[int, ...], dtype: np.dtype[Any], shape: Shape) -> str:
     return ""
 
 
-def _needed(path: Path, name: str) -> NDArray[Any]:
-    """An array that an npz must have."""
-    if name not in (held := npz.names(path)):
-        raise DataError(f"{path}: holds {', '.join(held) or 'nothing'}; needs {name} too")
-    return npz.read(path, name)
+def _needed(path: Path, *names: str) -> tuple[str, ...]:
+    held = npz_names(path)
+    if missing := [name for name in names if name not in held]:
+        raise DataError(f"{path}: holds {', '.join(held) or 'nothing'}; needs {', '.join(missing)} too")
+    return held
+
+
+def _form(path: Path, name: str) -> Form:
+    with npz_array(path, name) as array:
+        return array.shape, array.dtype
+
+
+def _array(path: Path, name: str) -> NDArray[Any]:
+    with npz_array(path, name) as array:
+        return array.whole()
 
 
 def _image_folder(path: Path, shape: Shape, part: Part) -> OpenedSource:
-    found = folders.find(path, "test" if part == "test" else "train")
-    y = np.array(found.labels, np.int64)
-    places = order(len(y), SPLIT_SEED)
-    if part != "own" and not found.parted:
-        places = split_rows(y, TEST_SHARE, SPLIT_SEED)[part == "test"]
+    files, y, classes, passed = find(path, part)
 
     def blocks(rows: Rows) -> Iterator[Block]:
-        for place, row in enumerate(places[rows]):
-            file = found.files[row]
-            yield np.array([place]), fit(decoded(str(file), file, shape[0])[None], shape)
+        for place, row in enumerate(rows):
+            yield np.array([place]), fit(decoded(str(files[row]), files[row], shape[0])[None], shape)
 
-    return OpenedSource(path, y[places], "label", found.classes, blocks, found.passed)
+    return OpenedSource(path, y, "label", classes, blocks, passed)
 
 
 def _data_folder(source: str, folder: str | Path | None) -> Path:
@@ -285,7 +259,6 @@ def _data_folder(source: str, folder: str | Path | None) -> Path:
 
 
 def _find(folder: Path, subfolder: str, names: Sequence[str], how: str) -> Path:
-    """The first of these files in the folder or its subfolder."""
     for name in names:
         for path in (folder / subfolder / name, folder / name):
             if path.is_file():

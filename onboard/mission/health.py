@@ -35,6 +35,9 @@ class Failure(IntEnum):
     OTHER = 15
 
 
+NO_MEMORY = "no memory is left on the board for the agent itself"
+
+
 def failure_name(failure: int) -> str:
     """What a log and a status call it."""
     return Failure(failure).name.lower() if failure in _FAILURES else f"failure {failure}"

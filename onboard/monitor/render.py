@@ -33,10 +33,8 @@ Picture = Callable[[View, "View | None", float], str]
 
 def follow(folder: Path, picture: Picture, *, as_json: bool, once: bool) -> None:
     """Shows the program that runs on `folder`, as text or, `as_json`, as one object a line; `once`, or every
-    second until Ctrl-C.
-
-    Raises NobodyThere if nothing answers at first; a program that ends later is waited for.
-    """
+    second until Ctrl-C. Raises NobodyThere if nothing answers at first; a program that ends later is waited
+    for."""
     in_place = is_terminal(sys.stdout) and not as_json and not once
     before: View | None = None
     text, seen_s = "", 0.0
@@ -68,8 +66,7 @@ def follow(folder: Path, picture: Picture, *, as_json: bool, once: bool) -> None
 
 
 def board_picture(view: View, before: View | None, gap_s: float) -> str:
-    """The view of `onboard link` as text about 76 columns wide; `before` is the view of `gap_s` seconds ago,
-    if there is one."""
+    """The view of `onboard link`, 76 columns wide; `before`: that of `gap_s` seconds ago, if any."""
     link = view["link"]
     title = f"{click.style(view['node'], bold=True)}  {view['board']}, {view['profile']}: {doing(view)}"
     lines = [title, "", f"port    {port_state(link['port'])}", f"ground  {peer_state(link)}", ""]
@@ -103,7 +100,6 @@ def gossip_picture(view: View, before: View | None, gap_s: float) -> str:
 
 
 def doing(view: View) -> str:
-    """What an agent is doing."""
     text = str(view["phase"])
     if view["round"]:
         text += f", round {view['round']}"

@@ -9,16 +9,21 @@ root, which the kernel vouches for (SO_PEERCRED).
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 import struct
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from onboard.console.log import say
+
+if TYPE_CHECKING:  # whoever only looks loads no link
+    from onboard.link.pump import Pump
 
 log = logging.getLogger(__name__)
 
@@ -67,17 +72,14 @@ class Lookout:
         self._unsent = [(viewer, rest) for viewer, text in self._unsent if (rest := _send(viewer, text))]
 
     def close(self) -> None:
-        """Closes the socket; nobody is answered any more."""
         for viewer, _ in self._unsent:
             viewer.close()
         self._socket.close()
 
 
 def look(folder: Path, timeout_s: float = 10.0) -> dict[str, Any]:
-    """What the program that runs on `folder` shows now. A board answers after the step that it is in.
-
-    Raises NobodyThere.
-    """
+    """What the program that runs on `folder` shows now. A board answers after the step that it is in. Raises
+    NobodyThere."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asked:
         asked.settimeout(timeout_s)
         try:
@@ -118,3 +120,18 @@ def _send(viewer: socket.socket, text: memoryview) -> memoryview | None:
         pass
     viewer.close()
     return None
+
+
+def link_view(pump: Pump, now: float) -> dict[str, Any]:
+    """A link's counters and progress as plain values: one JSON object, with nothing that JSON lacks."""
+    view = asdict(pump.session.snapshot(now))
+    view["heard_s_ago"] = _finite(view.pop("now") - view.pop("last_heard"))
+    for each in view["objects"]:
+        each |= {"digest": each["digest"].hex(), "bytes": each.pop("size"), "eta_s": _finite(each["eta_s"])}
+    view["eta_out_s"], view["eta_in_s"] = _finite(view["eta_out_s"]), _finite(view["eta_in_s"])
+    view["port"] = asdict(pump.port_snapshot())
+    return view
+
+
+def _finite(value_s: float) -> float | None:
+    return round(value_s, 1) if math.isfinite(value_s) else None

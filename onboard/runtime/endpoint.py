@@ -37,8 +37,6 @@ class EndpointConfig:
 
     node: int
     """This end's node number."""
-    peer: int
-    """The other end's node number."""
     end: LinkEnd
     """The configuration of this end, from NODE.toml or mission.toml."""
     folder: Path
@@ -73,7 +71,7 @@ class Endpoint:
     ) -> None:
         self.config = config
         end = config.end
-        self._contacts = kept_plan(config.folder, end.contacts_path, config.node, config.peer)
+        self._contacts = kept_plan(config.folder, end.contacts_path, config.node, end.id)
         self.pump = self._pump(state, taken, now)
         self.suspended_until = -math.inf
         """A link that failed is neither heard nor served, and is to be begun again then."""
@@ -119,7 +117,7 @@ class Endpoint:
         spool.retain(taken)
         done = taken if config.taken_is_all else spool.finished()
         session = Session(
-            Identity(config.node, config.peer, primary=config.node < config.peer),
+            Identity(config.node, end.id, primary=config.node < end.id),
             Medium(end.link, wire_bytes=partial(wire_bytes, end.port)),
             Security(keys, nonce=config.nonce or os.urandom, encrypted=end.encrypt),
             SessionState(epoch=state.epoch, done=done, spent=state.spent),
@@ -129,7 +127,7 @@ class Endpoint:
         tap = None
         if config.recorder is not None:
             tap = config.recorder.link(
-                end.port, end.link, local=config.node, peer=config.peer, encrypted=end.encrypt
+                end.port, end.link, local=config.node, peer=end.id, encrypted=end.encrypt
             )
         return Pump(config.opener or opener(end.port, end.link, tap), session, spool)
 

@@ -14,7 +14,7 @@ from onboard.config import GROUND, NodeConfig
 from onboard.console.log import say
 from onboard.link.recording import Recorder
 from onboard.mission.health import State
-from onboard.monitor.views import board_view, link_view
+from onboard.monitor.status_socket import link_view
 from onboard.runtime.drive import Drive
 from onboard.runtime.endpoint import Endpoint, EndpointConfig, tell_exposures
 from onboard.runtime.limits import board_limits
@@ -41,7 +41,6 @@ def board_agent(
     known = count_start(journal, [GROUND])
     link = EndpointConfig(
         node=config.id,
-        peer=GROUND,
         end=end,
         folder=config.state,
         spool=config.state / "spool",
@@ -100,20 +99,22 @@ class FederatedProgram(NodeProgram):
         self.agent.housekeeping(now)
 
     def handle(self, peer: int, event: Event, now: float) -> None:
-        self.agent.hear(event, now)
+        self.agent.handle(event, now)
 
     def step(self, now: float) -> None:
         self._drive.turn(now, self._clock)
 
-    def relieve(self, now: float) -> None:
-        self.agent.relieve(now)
+    def relieve(self, now: float) -> str:
+        return self.agent.relieve(now)
 
     def wakeup(self, now: float) -> float:
         return self._drive.wakeup()
 
     def status(self, now: float) -> dict[str, Any]:
-        return board_view(self.agent, self.endpoint.pump, now)
+        config = self.agent.config
+        who = {"node": config.name, "board": config.board.name, "profile": config.ground.link.name}
+        return who | self.agent.status() | {"link": link_view(self.endpoint.pump, now)}
 
     def report(self, now: float) -> None:
         step_s, link = self._drive.running_s(now), link_view(self.endpoint.pump, now)
-        say(log, "doing", **self.agent.doing(), step_s=step_s, link=link)
+        say(log, "doing", **self.agent.status(), step_s=step_s, link=link)

@@ -12,24 +12,23 @@ from typing import Any
 
 import numpy as np
 
-from onboard.agents.exchange_log import ExchangeLog
-from onboard.agents.gossip import EXCHANGES, GossipAgent, GossipTraining
-from onboard.agents.gossip_checkpoint import BEFORE, CHECKPOINT, MODEL
-from onboard.agents.gossip_state import GossipPhase, GossipState
+from onboard.agents.gossip import EXCHANGES, GossipAgent, GossipPhase, GossipTraining
+from onboard.agents.gossip_memory import BEFORE, CHECKPOINT, MODEL, ExchangeLog, GossipState
 from onboard.board.budget import MemoryCap, Pace
 from onboard.codec.layout import Floats
 from onboard.codec.mask import share_of
 from onboard.codec.values import Form
-from onboard.config import GossipConfig, Neighbour
+from onboard.config import GossipConfig, LinkEnd
 from onboard.console.log import say
 from onboard.console.toml import ConfigError
-from onboard.data import labels, loading
+from onboard.data import labels
+from onboard.data.images import Images
 from onboard.learn.gossip.algorithms import ALGORITHMS
 from onboard.learn.gossip.descent import Descent
 from onboard.learn.gossip.exchange import GossipSetup
 from onboard.learn.graph import GraphError, TrainGraph, initial
 from onboard.link.recording import Recorder
-from onboard.monitor.views import gossip_view
+from onboard.monitor.status_socket import link_view
 from onboard.runtime.endpoint import Endpoint, EndpointConfig, tell_exposures
 from onboard.runtime.limits import board_limits
 from onboard.runtime.loop import Loop, NodeProgram
@@ -41,7 +40,7 @@ log = logging.getLogger(__name__)
 
 
 def gossip_node(
-    config: GossipConfig, images: loading.Images | None, now: float, recorder: Recorder | None = None
+    config: GossipConfig, images: Images | None, now: float, recorder: Recorder | None = None
 ) -> tuple[GossipAgent, dict[int, Endpoint]]:
     """Returns the agent of a node that gossips, and its links (still closed), recorded if wanted. images:
     None for one that trains nothing.
@@ -51,7 +50,7 @@ def gossip_node(
     return linked(config, training_of(config, images), now, lambda link: replace(link, recorder=recorder))
 
 
-def training_of(config: GossipConfig, images: loading.Images | None) -> GossipTraining:
+def training_of(config: GossipConfig, images: Images | None) -> GossipTraining:
     """Returns the node's training from the first model on; without images, a model that it holds. Raises
     ConfigError."""
     own = config.gossip
@@ -86,9 +85,9 @@ def setup_of(config: GossipConfig, start: Floats, classes: bytes = b"") -> Gossi
     )
 
 
-def _classes(config: GossipConfig, images: loading.Images | None, count: int) -> bytes:
+def _classes(config: GossipConfig, images: Images | None, count: int) -> bytes:
     """What the node's labels mean: by its file, by its images, or else the labels themselves."""
-    names = config.data_classes
+    names = config.shard.classes
     if names is None and images is not None and images.named:
         names = images.classes
     return b"" if names is None or names == labels.numbered(count) else labels.digest(names)
@@ -123,10 +122,9 @@ def linked(
     return GossipAgent(config, sessions, journal, known, exchanges, training), links
 
 
-def _link(config: GossipConfig, each: Neighbour) -> EndpointConfig:
+def _link(config: GossipConfig, each: LinkEnd) -> EndpointConfig:
     return EndpointConfig(
         node=config.id,
-        peer=each.id,
         end=each,
         folder=config.state,
         spool=config.state / "spool" / str(each.id),
@@ -158,10 +156,10 @@ def carry_gossip(
 def begin_again(agent: GossipAgent, link: Endpoint, now: float) -> None:
     """Begins a link again in another epoch, and offers again what was offered on it. Raises BadKey,
     OSError."""
-    peer = link.config.peer
-    link.renew(count_restart(agent.journal, agent.known, peer), agent.taken(peer), now)
+    peer = link.config.end.id
+    link.renew(count_restart(agent.journal, agent.known, peer), agent.exchanges.taken(peer), now)
     agent.sessions[peer] = link.session
-    agent.hear(peer, PeerHeard(), now)
+    agent.handle(peer, PeerHeard(), now)
 
 
 class GossipProgram(NodeProgram):
@@ -196,7 +194,7 @@ class GossipProgram(NodeProgram):
         """Nothing is due in every turn."""
 
     def handle(self, peer: int, event: Event, now: float) -> None:
-        self.agent.hear(peer, event, now)
+        self.agent.handle(peer, event, now)
 
     def step(self, now: float) -> None:
         self.agent.tick(now)
@@ -216,15 +214,19 @@ class GossipProgram(NodeProgram):
         self.agent.charge(cost_s, self._clock())
         return self._pace.next_step_at(now, cost_s)
 
-    def relieve(self, now: float) -> None:
-        self.agent.relieve(now)
+    def relieve(self, now: float) -> str:
+        return self.agent.relieve(now)
 
     def wakeup(self, now: float) -> float:
         return min(self.agent.wakeup(now), self.next_step_at if self.agent.trains else math.inf)
 
     def status(self, now: float) -> dict[str, Any]:
-        pumps = {peer: link.pump for peer, link in self.links.items()}
-        return gossip_view(self.agent, pumps, now)
+        config = self.agent.config
+        links = [
+            {"peer": each.id, "profile": each.link.name, **link_view(self.links[each.id].pump, now)}
+            for each in config.neighbours
+        ]
+        return {"node": config.name, "board": config.board.name} | self.agent.status() | {"links": links}
 
     def report(self, now: float) -> None:
-        say(log, "doing", **self.agent.doing(), links=self.status(now)["links"])
+        say(log, "doing", **self.agent.status(), links=self.status(now)["links"])

@@ -29,6 +29,7 @@ from onboard.wire.security.seal import SeqExhausted
 log = logging.getLogger(__name__)
 
 RETRY_S = 5.0  # after a write that failed, such as on a full disk
+FULL_EVERY_S = 60.0  # a computer may stay without memory for long
 MOST_WAITING = 256  # events of one peer before its link is heard no further
 MEMORY_AGAIN_S = 1.0  # after the board had no memory for the program itself
 
@@ -75,8 +76,8 @@ class Program(Protocol):
     def disk_failed(self, error: OSError, now: float) -> float:
         """Logs what the disk refused; returns when to try again."""
 
-    def relieve(self, now: float) -> None:
-        """Gives back memory, as none is left for the program itself."""
+    def relieve(self, now: float) -> str:
+        """Gives back memory, as none is left for the program itself; returns what the log is to say."""
 
     def wakeup(self, now: float) -> float:
         """When `step` next has something to do, if no event comes before."""
@@ -154,6 +155,7 @@ class Loop:
     def __init__(self, program: Program, clock: Callable[[], float], wall: Callable[[], float]) -> None:
         self._program, self._clock, self._wall = program, clock, wall
         self._events = EventQueue(clock, program.object_pause)
+        self._full_due_s = -math.inf
         self._retry_at = -math.inf  # nothing is asked of the disk before
 
     def turn(self, now: float) -> bool:
@@ -221,7 +223,10 @@ class Loop:
                     wait(pumps, wake_s - clock(), also=[stop.fd, *lookout.fds, *fds])
                 except MemoryError:  # the whole board's: the memory of a training has a limit of its own
                     with contextlib.suppress(MemoryError):
-                        program.relieve(now)
+                        why = program.relieve(now)
+                        if now >= self._full_due_s:
+                            self._full_due_s = now + FULL_EVERY_S
+                            say(log, "memory-full", level=logging.ERROR, why=why)
                         wait([], MEMORY_AGAIN_S, also=[stop.fd])
 
     def _begin_again(self, peer: int, now: float) -> None:

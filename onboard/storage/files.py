@@ -44,11 +44,9 @@ class NotAFile(OSError):  # noqa: N818 - "not" says error already
 
 
 def read_file(path: Path, most_bytes: int | None = None) -> bytes:
-    """The content of the file at `path`, which may have `most_bytes` at most.
-
-    Raises FileNotFoundError; NotAFile for anything but a regular file, which is then put aside if possible;
-    OSError for a file that cannot be read or is longer.
-    """
+    """The content of the file at `path`, which may have `most_bytes` at most. Raises FileNotFoundError;
+    NotAFile for anything but a regular file, which is then put aside if possible; OSError for a file that
+    cannot be read or is longer."""
     with open_to_read(path) as file:
         size = os.fstat(file.fileno()).st_size
         if most_bytes is not None and size > most_bytes:
@@ -106,8 +104,7 @@ def replacing(path: Path, mode: int = _MODE) -> Iterator[BinaryIO]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes a file's creation or renaming durable, which its own fsync need not do (POSIX leaves that
-    open)."""
+    """Makes a file's new name durable, which its own fsync need not do (POSIX leaves that open)."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -117,10 +114,8 @@ def sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def sole_user(folder: Path) -> Iterator[None]:
-    """Locks `folder` for this process: two agents with one state would both count from the same epoch.
-
-    Raises BlockingIOError if another process has locked it. The kernel unlocks it when the process dies.
-    """
+    """Locks `folder` for this process: two agents with one state would both count from the same epoch. Raises
+    BlockingIOError if another process has locked it. The kernel unlocks it when the process dies."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = _lock_of(folder)
     try:
@@ -177,7 +172,6 @@ def free_name(path: Path) -> Path:
 
 
 def _open_to_write(path: Path, mode: int = _MODE) -> BinaryIO:
-    """Opens the file at `path` for writing, emptied or new. Raises OSError."""
     clear_the_way(path)
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _SAFELY, mode), "wb")
 
@@ -194,7 +188,6 @@ def _put_aside(path: Path, kind: Kind) -> NotAFile | None:
 
 
 def _obstacle(path: Path, kind: Kind) -> NotAFile | None:
-    """What is at `path` in place of a file or a folder. Raises OSError."""
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:

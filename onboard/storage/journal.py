@@ -3,20 +3,16 @@
 Two slots are written in turn, each with a generation number and a checksum, so that a cut in the middle of
 one leaves the other intact. It needs no clock, no rename and no database, and works on a FAT card or on any
 flash file system that promises fsync. A slot that is not as this program left it is never ignored silently:
-`faults` names it, because the state in the other slot may be one save old.
+`faults` names it, because the state in the other slot may be one save old. Larger data (a model, an update, a
+checkpoint) is kept in files beside it, which are named in the state and replaced atomically.
 
-Larger data (a received model, an update that waits for its acknowledgement, a training checkpoint) is kept in
-files beside it, which are named in the state and replaced atomically.
-
-A start counts before anything is sent, so that no epoch is used twice. Where the journal's last state may be
-lost, the epoch that it held was used. What is left is one save older, and a save raises an epoch by one at
-most, so that a skip of two would do. It is SKIPPED, as the slot that is left may be an older copy itself, of
-unknown age: these are three years of one start a day. The state is then saved twice, which heals both slots:
-if it were in one of them alone, and that were lost too, the next start would skip to the same epoch again.
-
-The salt that both ends draw at every start (`onboard.wire.security.security_context`) keeps frame numbers
-from coming twice under one key whatever this file does, so salt and replay floor need not outlive a restart.
-The epoch has to be right for the other end's sake: it tells a start from a copy of an earlier one by it.
+A start counts before anything is sent, so that no epoch is used twice: by it the other end tells a start from
+a copy of an earlier one. Where the last state may be lost, its epoch was used. The slot that is left is one
+save older, in which an epoch rises by one at most, or an older copy of unknown age: so SKIPPED epochs are
+left out, three years of one start a day. The state is then saved twice, which heals both slots; in one alone
+it could be lost too, and the next start would skip to the same epoch again. Salt and replay floor need not
+outlive a restart: the salt that both ends draw (`onboard.wire.security.hello`) keeps frame numbers from
+coming twice under one key whatever this file does.
 """
 
 from __future__ import annotations
@@ -34,14 +30,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from onboard.console.log import say
-from onboard.storage.files import (
-    free_name,
-    read_file,
-    remove_file,
-    replace_durably,
-    sync_folder,
-    write_durably,
-)
+from onboard.storage import files
 from onboard.wire.events import QuotaUsage
 from onboard.wire.security.seal import next_epoch
 
@@ -64,8 +53,7 @@ class JournalError(OSError):
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One slot as it is on the disk. `why` says what is wrong with it: it is damaged, missing, unreadable, or
-    an older copy."""
+    """One slot as it is on the disk; `why`: damaged, missing, unreadable, or an older copy."""
 
     path: Path
     generation: int = 0
@@ -76,7 +64,6 @@ class Slot:
 
     @property
     def holds(self) -> bool:
-        """Whether the slot holds a state."""
         return not self.why and not self.is_gone
 
 
@@ -129,46 +116,43 @@ class Journal(Generic[S]):
             raise JournalError(f"state of another version of this program: {error}") from None
 
     def save(self, state: S) -> None:
-        """Saves `state`, and returns once it is on the disk; the slot with the state before it is not
-        touched."""
+        """Returns once `state` is on the disk; the slot with the state before it is not touched."""
         payload = msgspec.msgpack.encode(state)
         generation = (self._generation + 1) % _GENERATIONS
         header = _HEADER.pack(_MAGIC, generation, len(payload), _digest(generation, payload))
         path = self._slot_path(generation % 2)
         if path in self._to_be_moved:
-            path.rename(free_name(path))  # with the sectors under it, which are not to be used again
+            path.rename(files.free_name(path))  # with the sectors under it, which are not to be used again
             self._to_be_moved.discard(path)
         new = not path.exists()
-        write_durably(path, header + payload)
+        files.write_durably(path, header + payload)
         if new:
-            sync_folder(self.folder)
+            files.sync_folder(self.folder)
         self._generation = generation
 
     def keep(self, name: str, content: bytes) -> None:
         """Stores `content` as the file `name`, durably, and completely or not at all."""
-        replace_durably(self.folder / name, content)
+        files.replace_durably(self.folder / name, content)
 
     def fetch(self, name: str) -> bytes | None:
         """The content stored as `name`, or None. Raises OSError, also for anything but a regular file."""
         try:
-            return read_file(self.folder / name, MOST_KEPT_BYTES)
+            return files.read_file(self.folder / name, MOST_KEPT_BYTES)
         except FileNotFoundError:
             return None
 
     def drop(self, *names: str) -> None:
         """Removes stored files; one that does not exist is no error."""
         for name in names:
-            remove_file(self.folder / name)
+            files.remove_file(self.folder / name)
 
     def _read(self) -> tuple[Slot, Slot]:
-        """Reads both slots. Raises PermissionError."""
         slots = _read_slot(self._slot_path(0)), _read_slot(self._slot_path(1))
         self._to_be_moved = {slot.path for slot in slots if slot.is_to_be_moved}
         return slots
 
     def _wrong(self, slots: tuple[Slot, Slot]) -> Iterator[Slot]:
-        """The slots that are not as `save` left them: it writes generation 1 into slot 1, 2 into slot 0, and
-        so on."""
+        """The slots that are not as `save` left them: it writes 1 into slot 1, 2 into slot 0, and so on."""
         first, second = slots
         yield from (slot for slot in slots if slot.why)
         if first.holds and second.holds:
@@ -245,10 +229,7 @@ def was_started(folder: Path) -> bool:
 
 def count_start(journal: Journal[J], peers: Iterable[int]) -> J:
     """Returns the journal's state, or a new one, with the epochs of this start towards `peers`; durable on
-    return.
-
-    Logs what is wrong with the journal, a line for each slot. Raises OSError.
-    """
+    return. Logs what is wrong with the journal, a line for each slot. Raises OSError."""
     kept = journal.load()
     known = journal.kind(links={}) if kept is None else kept
     for peer in peers:
@@ -266,8 +247,7 @@ def count_start(journal: Journal[J], peers: Iterable[int]) -> J:
 
 
 def count_restart(journal: Journal[J], known: J, peer: int) -> LinkState:
-    """Returns the state of a link that begins again while its node runs on, in an epoch of its own; durable
-    on return. Raises OSError."""
+    """Begins a link again, in an epoch of its own, while its node runs on; durable on return."""
     link = known.links[peer]
     link.epoch = next_epoch(link.epoch)
     journal.save(known)

@@ -1,12 +1,10 @@
 """Reads and writes key files, and keeps them and a program's other files private to their user.
 
-A key file has one line of 64 hexadecimal digits, or several; anything else is refused in one line that names
-the file. A key belongs to one node, and both ends of its link have it.
-
-Nobody else can read a file that these programs create, whatever the umask of the shell that started them.
-Existing files keep their mode, which may be intended; a key or a state that other users can access is logged.
-It is not refused: a file system without modes (FAT) shows everything as open, and a board that did not start
-for that reason would be lost.
+A key belongs to one node, and both ends of its link have it. Its file has one line of 64 hexadecimal digits,
+or several; anything else is refused in one line that names the file. Nobody else can read a file that these
+programs create, whatever the umask. Existing files keep their mode, which may be intended; a key or a state
+that others can access is logged and not refused: a file system without modes (FAT) shows everything as open,
+and a board that did not start for that reason would be lost.
 """
 
 from __future__ import annotations
@@ -21,6 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from onboard.console.log import say
+from onboard.console.toml import ConfigError
 from onboard.storage.files import replacing
 from onboard.wire.security.seal import KEY_BYTES, KEY_IDS
 
@@ -31,7 +30,7 @@ _OTHERS = {"key": 0o077, "state": 0o007}  # a state may be shown to a group on p
 _PUBLISHED = (bytes(KEY_BYTES), bytes(range(KEY_BYTES)))  # zeros, and that of the examples in docs/wire.md
 
 
-class BadKey(ValueError):  # noqa: N818 - "bad" says error already
+class BadKey(ConfigError):  # noqa: N818 - "bad" says error already
     """A key file cannot be used; the message is one line and never contains the key."""
 
 
@@ -41,11 +40,8 @@ def new_key() -> bytes:
 
 
 def load_keys(path: str | Path) -> dict[int, bytes]:
-    """The keys in the file at `path` by their ids, 32 B each, the oldest first.
-
-    Each line holds one key: 64 hexadecimal digits and, in a file of several keys, the id (0 to 3) and a space
-    before. Raises BadKey.
-    """
+    """The keys in the file at `path` by their ids, 32 B each, the oldest first. Each line holds one key: 64
+    hexadecimal digits and, in a file of several keys, the id (0 to 3) and a space before. Raises BadKey."""
     try:
         if Path(path).is_fifo():  # nobody may ever write into it, and who opens it waits for that
             raise BadKey(f"{path}: cannot read this key file: it is a pipe")
@@ -76,10 +72,8 @@ def _key_of(path: str | Path, digits: bytes) -> bytes:
 
 
 def save_key(path: str | Path, key: bytes) -> None:
-    """Writes a new key file that only its owner can read, durably.
-
-    Raises FileExistsError rather than replace a key: the other end still holds the old one.
-    """
+    """Writes a new key file that only its owner can read, durably. Raises FileExistsError rather than replace
+    a key: the other end still holds the old one."""
     if len(key) != KEY_BYTES:
         raise ValueError(f"a key has {KEY_BYTES} B, this one {len(key)}")
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _MODE)
@@ -107,8 +101,7 @@ def newest(keys: Mapping[int, bytes]) -> dict[int, bytes]:
 
 
 def replace_keys(path: str | Path, keys: Mapping[int, bytes]) -> None:
-    """Replaces the keys in the file, durably: after a power cut it holds either the old keys or the new
-    ones."""
+    """Replaces the keys in the file: after a power cut it holds the old keys or the new ones."""
     with replacing(Path(path), _MODE) as file:
         file.write("".join(f"{number} {key.hex()}\n" for number, key in keys.items()).encode("ascii"))
 

@@ -6,6 +6,7 @@ import io
 import re
 import time
 from collections.abc import Callable, Generator
+from dataclasses import replace
 
 import numpy as np
 
@@ -152,7 +153,9 @@ def _in_classes(images: Images, task: Task) -> Images:
     if task.names:
         if labels.digest(task.names) != task.classes:
             raise Untrainable(Failure.MODEL, "the task's classes are not those of its digest")
-        return labels.brought("data", images, task.names)
+        own = images.classes if images.named else None
+        y = labels.brought("data", "y", images.y, own, task.names)
+        return replace(images, y=y, classes=task.names, named=True)
     raise DataError(
         f"data: the mission's classes are others than {labels.listed(images.classes)}: "
         "copy classes from its mission.toml into [data] of NODE.toml"

@@ -29,8 +29,7 @@ import msgspec
 
 from onboard.board.budget import BudgetError, cap_memory, peak_bytes, share_of_training
 from onboard.console.log import say
-from onboard.data.inspection import Inspection
-from onboard.data.shard import Shard, images_of, inspection_of
+from onboard.data.inspection import Inspection, Shard
 from onboard.mission.health import Failure
 from onboard.trainer.job import Begun, Failed, Job, Report, Stepped, TrainingDone
 
@@ -295,9 +294,9 @@ def _work(order: Order, asked: socket.socket) -> Iterator[Answer]:
     if order.memory_bytes is not None:
         cap_memory(order.memory_bytes)
     if order.job is None:
-        yield Looked(found=inspection_of(order.shard))
+        yield Looked(found=order.shard.inspect())
         return
-    images = images_of(order.shard)
+    images = order.shard.load()
     if order.first is not None:
         images = images.take(np.arange(min(order.first, len(images))))
     steps = train(order.job, images, lambda _: graph)

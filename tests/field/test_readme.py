@@ -20,6 +20,7 @@ import pytest
 
 from firmware_sim.runs.processes import ProcessGroup
 from onboard.data import loading
+from onboard.data.images import save
 from tests.field.commands import blocks, the
 from tests.field.machines import Lan, Machine, why_not
 from tests.missions.bench import change
@@ -81,7 +82,7 @@ class Field:
         sampled = [line.split()[-1] for line in commands if line.startswith("groundstation sample")]
         for node in (self.mission / "boards").iterdir():
             if node.name not in sampled and not (node / "data.npz").exists():
-                loading.save(node / "data.npz", loading.load("digits", part="train").take(range(IMAGES)))
+                save(node / "data.npz", loading.load("digits", part="train").take(range(IMAGES)))
         for line in commands[:serve]:
             if not line.startswith("groundstation init"):
                 few = f" --images {IMAGES}" if line.startswith("groundstation sample") else ""

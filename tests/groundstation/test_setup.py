@@ -38,7 +38,7 @@ def test_the_two_ends_are_told_the_same(tmp_path: Path) -> None:
             node.link,
         )
         assert load_keys(board.ground.key_path) == load_keys(node.key_path)
-        assert board.data_shape == (1, 28, 28)
+        assert board.shard.shape == (1, 28, 28)
     assert load_keys(mission.nodes[0].key_path) != load_keys(mission.nodes[1].key_path)
 
 
@@ -100,7 +100,7 @@ def test_the_boards_end_of_the_link(tmp_path: Path, given: str, on_the_board: st
 def test_a_node_named_like_a_board_is_that_board(tmp_path: Path) -> None:
     init(tmp_path, "--node", "jetson-nano,port=/dev/a,cpu-share=0.5,data=digits", "--name", "Dawn [bold]")
     board = load_node(tmp_path / "boards" / "jetson-nano" / "node.toml")
-    assert (board.board.name, board.cpu_share, board.data_source) == ("jetson-nano", 0.5, "digits")
+    assert (board.board.name, board.cpu_share, board.shard.source) == ("jetson-nano", 0.5, "digits")
     assert load_mission(tmp_path).rules.name == "Dawn [bold]"
 
 

@@ -116,7 +116,7 @@ UP = 'rate_up_bps = { value = 9600, source = "k: AMSAT and ISIS UHF transceivers
         (UP, "rate_up_bps = 9600", r"rate_up_bps = 9600: must be \{ value = \.\.\., source = "),
         (UP, "rate_up_bps = { value = 9600 }", r"rate_up_bps = \{'value': 9600\}: must be \{ value = "),
         (UP, UP.replace("k: AMSAT", "AMSAT"), r"rate_up_bps: source = 'AMSAT.*': must open with 's: '"),
-        (UP, "rate_up_bps = ", r"is not TOML: "),
+        (UP, "rate_up_bps = ", r"is not valid TOML: "),
         ('kind = "link"', 'kind = "cable"', r"kind = 'cable': must be \"board\" or \"link\""),
         ('kind = "link"', "", r"kind = None: must be"),
         ("title = ", "title = 3 #", r"title = 3: must be text"),

@@ -14,6 +14,7 @@ from typing import Any
 
 from firmware_sim.runs.processes import ProcessGroup
 from onboard.data import loading
+from onboard.data.images import save
 
 Event = dict[str, Any]
 JSON = ("--log", "json")
@@ -52,7 +53,7 @@ class MissionBench:
         run("groundstation", "init", str(self.mission), "--rounds", "2", "--deadline", "120", "--node", node)
         change(self.mission / "mission.toml", **train)
         images = loading.load("digits", part="train").take(range(120))
-        loading.save(self.node_toml.parent / "data.npz", images)
+        save(self.node_toml.parent / "data.npz", images)
 
     def start(self) -> None:
         """Starts all three."""

@@ -16,6 +16,7 @@ import pytest
 from firmware_sim.runs.processes import ProcessGroup
 from hw_profiles import load_link
 from onboard.data import loading
+from onboard.data.images import save
 from onboard.learn.graph import TrainGraph
 from onboard.learn.training import BoardTraining
 from onboard.mission.objects import GOSSIP, MODEL, UPDATE, Task, encode_object
@@ -100,7 +101,7 @@ def ground(folder: Path, crew: ProcessGroup) -> tuple[BurstNeighbour, int, bytes
 
 def start_node(folder: Path, crew: ProcessGroup, name: str, toml: str) -> None:
     """Starts `onboard run` with 20 images and these lines in its file."""
-    loading.save(folder / "data.npz", loading.load("digits", part="train").take(range(20)))
+    save(folder / "data.npz", loading.load("digits", part="train").take(range(20)))
     node = f'[node]\nid = 1\nname = "{name}"\nboard = "raspberry-pi-4"\n[data]\nsource = "npz:data.npz"\n'
     (folder / "node.toml").write_text(node + toml)
     crew.start("program", "onboard", "run", str(folder / "node.toml"), *JSON)

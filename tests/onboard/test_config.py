@@ -62,7 +62,7 @@ def test_the_profiles_fill_in_what_the_file_leaves_out(tmp_path: Path) -> None:
     assert config.board == board
     assert config.ground.link.name == "uhf-9k6"
     assert (config.cpu_share, config.memory_bytes) == (board.cpu_share, board.agent_memory_bytes)
-    assert (config.checkpoint_s, config.data_shape, config.data_rows) == (30.0, (1, 28, 28), None)
+    assert (config.checkpoint_s, config.shard.shape, config.shard.rows) == (30.0, (1, 28, 28), None)
 
 
 def test_the_file_replaces_the_profiles_values(tmp_path: Path) -> None:
@@ -72,9 +72,9 @@ def test_the_file_replaces_the_profiles_values(tmp_path: Path) -> None:
     }
     config = load_node(write(tmp_path, toml(sections)))
     assert (config.cpu_share, config.memory_bytes, config.checkpoint_s) == (0.25, 96 * 2**20, 5.0)
-    assert config.data_folder == tmp_path / "sets"
-    assert (config.data_source, config.data_shape) == ("mnist", (3, 8, 9))
-    assert config.data_rows == range(10, 20)
+    assert config.shard.folder == str(tmp_path / "sets")
+    assert (config.shard.source, config.shard.shape) == ("mnist", (3, 8, 9))
+    assert config.shard.rows == (10, 20)
 
 
 def test_paths_are_meant_from_the_files_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +84,7 @@ def test_paths_are_meant_from_the_files_folder(tmp_path: Path, monkeypatch: pyte
     config = load_node(Path("../node.toml"))
     assert config.ground.key_path == tmp_path / "node.key"
     assert config.state == tmp_path / "state"
-    assert config.data_source == f"npz:{tmp_path / 'data.npz'}"
+    assert config.shard.source == f"npz:{tmp_path / 'data.npz'}"
 
 
 def test_an_absolute_path_stays(tmp_path: Path) -> None:

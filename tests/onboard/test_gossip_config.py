@@ -12,17 +12,18 @@ from click.testing import CliRunner
 
 from hw_profiles import load_board, load_link
 from onboard import doctor
-from onboard.agents.gossip_checkpoint import MODEL
-from onboard.agents.gossip_state import GossipPhase
+from onboard.agents.gossip import GossipPhase
+from onboard.agents.gossip_memory import MODEL
+from onboard.board.budget import Pace
 from onboard.cli import main
-from onboard.config import GossipConfig, NodeConfig, load_gossip, load_node, load_own
+from onboard.config import GossipConfig, NodeConfig, load_node, load_own
 from onboard.console.toml import ConfigError
 from onboard.data import loading
 from onboard.learn.gossip import topology
 from onboard.monitor.render import gossip_picture
-from onboard.monitor.views import gossip_view
-from onboard.runtime.gossip import gossip_node
+from onboard.runtime.gossip import GossipProgram, gossip_node
 from onboard.storage.keys import BadKey, new_key, save_key
+from tests.onboard.agents.gossip_net import load_gossip
 from tests.onboard.test_config import toml
 from tests.programs import onboard
 
@@ -147,8 +148,6 @@ def test_each_sort_of_node_is_named_where_the_other_is_asked_for(
         tmp_path, {"node": GOOD["node"], "link": {"port": "udp://127.0.0.1:9", "profile": "bench-udp"}}
     )
     assert isinstance(load_own(ground), NodeConfig)
-    with pytest.raises(ConfigError, match="gossip: missing, and it is required here"):
-        load_gossip(ground)
 
 
 def test_the_doctor_looks_at_every_link(config: GossipConfig) -> None:
@@ -201,7 +200,7 @@ def test_what_keeps_a_node_from_starting_is_one_line(tmp_path: Path) -> None:
 def test_the_links_are_shown_with_what_the_node_is_at(config: GossipConfig) -> None:
     agent, links = gossip_node(config, IMAGES, 0.0)
     agent.resume(0.0)
-    view = gossip_view(agent, {peer: link.pump for peer, link in links.items()}, 1.0)
+    view = GossipProgram(agent, links, Pace(1.0), lambda: 1.0, lambda: 0.0).status(1.0)
     assert [link["peer"] for link in view["links"]] == [8]
     picture = gossip_picture(view, None, 0.0)
     assert "raspberry-pi-4: training, 0.00 epochs, 0 exchanges" in picture

@@ -20,6 +20,7 @@ from onboard.codec.layout import Weights
 from onboard.codec.pack import pack, unpack
 from onboard.codec.quantized import Quantized
 from onboard.data import loading
+from onboard.data.images import Images
 from onboard.learn.federated.local import LocalTraining
 from onboard.learn.graph import InferGraph, TrainGraph, evaluate, initial
 from onboard.learn.training import BoardTraining, Plan
@@ -77,6 +78,6 @@ def _epochs(training: LocalTraining, tell: ProgressLine) -> Iterator[tuple[int, 
             yield step.epoch, phase, training.loss
 
 
-def _accuracy(weights: Weights, test: loading.Images) -> float:
+def _accuracy(weights: Weights, test: Images) -> float:
     *_, score = evaluate(InferGraph.load("lenet5"), weights, test.x, test.y)  # the last covers all images
     return score.accuracy

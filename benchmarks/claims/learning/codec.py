@@ -19,6 +19,8 @@ from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
 from onboard.codec.pack import account, pack, unpack
 from onboard.data import loading
+from onboard.data.images import Images
+from onboard.data.sources import FOLDER_VARIABLE
 from onboard.learn.federated.local import LocalTraining
 from onboard.learn.federated.rounds import PartialAverage
 from onboard.learn.graph import TrainGraph, initial
@@ -36,7 +38,7 @@ PAPERS_BITS, FAST_BITS, SKETCH_BITS = 0.4, 0.1, 1.65  # Table I at best; ours; b
 
 def measure(tell: ProgressLine) -> list[Row]:
     """Trains, then packs and averages; takes about a minute. Raises DataError."""
-    source = "mnist" if os.environ.get(loading.FOLDER_VARIABLE) else "digits"
+    source = "mnist" if os.environ.get(FOLDER_VARIABLE) else "digits"
     images = loading.load(source, (1, 28, 28), rows=range(IMAGES))
     graph = TrainGraph.load("lenet5")
     rows = []
@@ -78,7 +80,7 @@ def plan(method: str, bits: float, bases: int) -> Plan:
 
 
 def trained(
-    graph: TrainGraph, images: loading.Images, plan: Plan
+    graph: TrainGraph, images: Images, plan: Plan
 ) -> tuple[dict[TrainingPhase, list[float]], LocalTraining]:
     """CPU seconds of the steps of each phase, and the training at its end."""
     origin = initial(graph.shapes, plan.seed)

@@ -18,7 +18,7 @@ from PIL import Image
 from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
 from onboard.data import loading
-from onboard.data.loading import DataError, Images
+from onboard.data.images import DataError, Images
 from onboard.learn.graph import InferGraph, TrainGraph, evaluate
 from onboard.learn.training import Training
 from onboard.mission.objects import Update, encode_object

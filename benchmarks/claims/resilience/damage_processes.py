@@ -22,6 +22,7 @@ from benchmarks.harness.lab import LabError
 from benchmarks.harness.progress import ProgressLine
 from firmware_sim.runs.processes import ProcessGroup
 from onboard.data import loading
+from onboard.data.images import Images, save
 from onboard.learn.gossip import topology
 from onboard.storage.keys import save_key
 
@@ -137,7 +138,7 @@ class Raid:
         programs = {"ground": (mission, ["groundstation", "serve", str(mission), "--exit-when-finished"])}
         for number in (1, 2):
             board = mission / "boards" / f"board-{number}"
-            loading.save(board / "data.npz", _images(number))
+            save(board / "data.npz", _images(number))
             programs[board.name] = board, ["onboard", "run", str(board / "node.toml")]
         return programs
 
@@ -158,7 +159,7 @@ def _ring(folder: Path, encrypted: bool) -> dict[str, tuple[Path, list[str]]]:
             lines += [f'[[neighbour]]\nid = {peer}\nport = "{url}"\nkey = "{peer}.key"']
             lines += [f'profile = "bench-udp"\nweight = {weight}\nencrypt = {str(encrypted).lower()}']
         (node / "node.toml").write_text("\n".join([*lines, "[budget]\ncheckpoint_s = 0.3\n"]))
-        loading.save(node / "data.npz", _images(number))
+        save(node / "data.npz", _images(number))
         programs[node.name] = node, ["onboard", "run", str(node / "node.toml")]
     for a, b in edges:
         key = random.Random(f"{a}/{b}").randbytes(32)
@@ -167,7 +168,7 @@ def _ring(folder: Path, encrypted: bool) -> dict[str, tuple[Path, list[str]]]:
     return programs
 
 
-def _images(nth: int) -> loading.Images:
+def _images(nth: int) -> Images:
     return loading.load("digits", part="train").take(np.arange(nth * IMAGES, (nth + 1) * IMAGES))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from hashlib import sha256
 from typing import Any
 
-from onboard.agents.gossip_checkpoint import Checkpoint, Checkpoints
+from onboard.agents.gossip_memory import Checkpoint, Checkpoints
 from onboard.codec.layout import Floats
 from onboard.codec.model import Model
 from onboard.data.images import Images

@@ -19,6 +19,7 @@ from onboard.codec.dense import Dense
 from onboard.codec.layout import Floats, Layout
 from onboard.codec.pack import pack, unpack
 from onboard.data import loading
+from onboard.data.images import Images
 from onboard.learn.graph import evaluate
 from onboard.learn.training import Training
 from onboard.mission.objects import UPDATE, Update, encode_object
@@ -74,7 +75,7 @@ def accuracy(kind: str, seed: int, *, rounds: int = ROUNDS, images: int | None =
     shares = [whole.take(rows) for rows in iid(whole.y, BOARDS, images or len(whole), seed)]
     evil, samples, shifted = KINDS.get(kind, (None, 0, False))
     if shifted:
-        shares[0] = loading.Images(shares[0].x, (shares[0].y + 1) % 10, shares[0].classes, shares[0].named)
+        shares[0] = Images(shares[0].x, (shares[0].y + 1) % 10, shares[0].classes, shares[0].named)
     server = Server(
         MissionTerms(
             id=MISSION,
@@ -120,7 +121,7 @@ def _packed(evil: Evil, own: bytes, other: bytes, layout: Layout, draw: np.rando
     return pack(alq.quantize(layout, sent, widths))
 
 
-def _trained(images: loading.Images, model: bytes, node: int) -> bytes:
+def _trained(images: Images, model: bytes, node: int) -> bytes:
     trainer = LocalTrainer(images, lambda name: graphs()[0])
     trainer.begin(Job(model=model, node=node))
     while True:

@@ -1,9 +1,9 @@
 """Only frames made by the peer with its key, for us, and never seen before get past this file.
 
-Every node shares one 32 B key with the ground. A frame is tagged with a subkey of it that holds for one
-direction, one key id and one salt (`security_context`), so a frame sent back to its sender proves nothing.
-Within these (epoch, seq) names one transmission for ever: the epoch is the sender's durable boot counter, the
-seq counts within it, and a receiver takes each pair once.
+Every node shares one 32 B key with the ground. A frame is tagged with a subkey of it that holds for
+one direction, one key id and one salt (`hello`), so a frame sent back to its sender proves nothing. Within
+these (epoch, seq) names one transmission for ever: the epoch is the sender's durable boot counter, the seq
+counts within it, and a receiver takes each pair once.
 
 A link is plain or it is encrypted, at both ends alike: an end opens frames of its own form and no others.
 Tags and encryption have subkeys of their own, so that the one form tells nothing about the other.
@@ -43,7 +43,6 @@ Refusal = Literal[
 the id of a key that is not held, it was altered or made with another key, it was taken before or its epoch is
 over, it is authentic and plain where this end's are encrypted, or it is encrypted and this end's are plain
 (what is encrypted cannot be proven without the package)."""
-_KEY_BITS = ENC | 0x03  # bits as they are sent
 MAX_EPOCH = 0xFFFF
 MAX_SEQ = 0xFFFFFFFF
 
@@ -116,7 +115,7 @@ class Sealer:
     """Makes the frames of one direction. Within its epoch no seq is used twice, under whichever key.
 
     key: 32 B, or several by their ids; `key_id` says which one to begin with, or else the newest. purpose:
-    SECRET encrypts the frames, which needs the package `cryptography`. `seq` is that of the last frame made.
+    SECRET encrypts the frames, which needs the package `cryptography`.
     """
 
     def __init__(
@@ -140,7 +139,7 @@ class Sealer:
         self._keys, self._salt = keys, salt
         self._purpose = purpose
         self._cipher: Cipher | None = None
-        self.seq = 0
+        self._seq = 0
         self.turn(self.key_id)
 
     def use(self, salt: bytes) -> None:
@@ -160,6 +159,11 @@ class Sealer:
             key = framing.keyed(subkey)
             self._tagging = framing.tagging(key, self.source, self.destination, self.epoch)
 
+    @property
+    def seq(self) -> int:
+        """The seq of the last frame made, 0 before the first."""
+        return self._seq
+
     def seal(
         self,
         kind: Type,
@@ -175,18 +179,18 @@ class Sealer:
 
         Raises SeqExhausted, and ValueError for a field too large; a seq that failed is not used again.
         """
-        if self.seq == MAX_SEQ:
+        if self._seq == MAX_SEQ:
             raise SeqExhausted(f"epoch {self.epoch} has used seq {MAX_SEQ}")
-        self.seq += 1
+        self._seq += 1
         flags = priority << 5 | self.key_id
         if poll:
             flags |= POLL
         if over:
             flags |= OVER
         if self._cipher is None:
-            return framing.encode(self._tagging, kind, flags, self.seq, object_id, fragment, payload)
+            return framing.encode(self._tagging, kind, flags, self._seq, object_id, fragment, payload)
         header = framing.header(
-            kind, flags | ENC, self.source, self.destination, self.epoch, self.seq, object_id, fragment
+            kind, flags | ENC, self.source, self.destination, self.epoch, self._seq, object_id, fragment
         )
         return self._cipher.encode(header, payload)
 
@@ -245,12 +249,7 @@ class Opener:
     def open(self, raw: bytes, *, at_any_time: bool = False) -> Frame | None:
         """The frame in `raw`, by the peer and for us, taken once, or None and one counter more. at_any_time:
         it is taken whenever it was made, and however often."""
-        key = None if raw[2:4] != self._route else self._keys.get(raw[1] & _KEY_BITS)
-        found: Frame | Refusal
-        try:
-            found = self._judged(raw) if key is None else framing.decode(raw, key)
-        except BadFrame as bad:
-            found = "bad_tags" if bad.reason == "tag" else "malformed"
+        found = self._judged(raw)
         if isinstance(found, Frame):
             if at_any_time:
                 return found
@@ -263,20 +262,26 @@ class Opener:
         return None
 
     def _judged(self, raw: bytes) -> Frame | Refusal:
-        """The verdict on an encrypted frame, and on one that is refused whoever made it. Raises BadFrame."""
-        if not framing.is_shaped(raw):
-            return "malformed"
         if raw[2:4] != self._route:
-            return "misaddressed"
-        key_id, is_encrypted = raw[1] & 0x03, raw[1] & ENC != 0
-        if is_encrypted and self._purpose != SECRET:
-            return "encrypted_dropped"
-        if key_id not in self._held:
-            return "unknown_keys"
-        if is_encrypted:
-            return self._ciphers[key_id].decode(raw)
-        framing.decode(raw, self._plain[key_id])
-        return "plain_dropped"
+            return "misaddressed" if framing.is_shaped(raw) else "malformed"
+        flags = raw[1]
+        key_id, is_encrypted = flags & 0x03, flags & ENC != 0
+        try:
+            key = self._keys.get(flags & (ENC | 0x03))  # bits as they are; none for what is encrypted
+            if key is not None:
+                return framing.decode(raw, key)
+            if not framing.is_shaped(raw):
+                return "malformed"
+            if is_encrypted and self._purpose != SECRET:
+                return "encrypted_dropped"
+            if key_id not in self._held:
+                return "unknown_keys"
+            if is_encrypted:
+                return self._ciphers[key_id].decode(raw)
+            framing.decode(raw, self._plain[key_id])
+            return "plain_dropped"
+        except BadFrame as bad:
+            return "bad_tags" if bad.reason == "tag" else "malformed"
 
 
 def _cipher(subkey: bytes) -> Cipher:

@@ -22,6 +22,7 @@ from firmware_sim.world.disk import scratch
 from hw_profiles import load_board, load_link
 from onboard.codec.mask import Draw, drawn, share_of
 from onboard.data import loading
+from onboard.data.images import Images
 from onboard.learn.gossip import topology
 from onboard.learn.gossip.descent import mean_of
 from onboard.learn.gossip.exchange import Gossip, GossipSetup
@@ -37,7 +38,7 @@ BASE: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def digits() -> tuple[list[loading.Images], loading.Images, TrainGraph, InferGraph]:
+def digits() -> tuple[list[Images], Images, TrainGraph, InferGraph]:
     train, infer = TrainGraph.load("lenet5"), InferGraph.load("lenet5")
     images = loading.load("digits", part="train", classes=10)
     shares = [images.take(rows) for rows in iid(images.y, 4, 200, 0)]

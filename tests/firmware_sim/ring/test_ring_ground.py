@@ -17,7 +17,7 @@ from firmware_sim.ring.simulation import RingConfig
 from firmware_sim.runs.folder import RunError
 from firmware_sim.runs.processes import ProcessGroup
 from hw_profiles import load_board, load_link
-from onboard.agents.gossip_checkpoint import CHECKPOINT, MODEL
+from onboard.agents.gossip_memory import CHECKPOINT, MODEL
 from onboard.codec.layout import Floats
 from onboard.data import loading
 from onboard.learn.training import Recipe

@@ -20,12 +20,13 @@ from firmware_sim.world.disk import scratch
 from hw_profiles import load_board, load_link
 from onboard.codec.values import Form
 from onboard.data import loading
+from onboard.data.images import Images
 from onboard.learn.graph import InferGraph, TrainGraph
 from onboard.learn.training import Recipe
 
 NODES, EPOCHS = 4, 3
 LINK = replace(load_link("isl-2mbyte"), mtu_bytes=16_000)  # few frames are soon played
-Parts = tuple[list[loading.Images], loading.Images, TrainGraph, InferGraph]
+Parts = tuple[list[Images], Images, TrainGraph, InferGraph]
 
 
 @pytest.fixture(scope="module")

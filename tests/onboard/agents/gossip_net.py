@@ -20,11 +20,10 @@ import numpy.typing as npt
 
 from firmware_sim.world.channel import Channel, Impairments, Side
 from firmware_sim.world.world import TICK_S, AirPort
-from onboard.agents.gossip import GossipAgent, GossipTraining
-from onboard.agents.gossip_state import GossipPhase
+from onboard.agents.gossip import GossipAgent, GossipPhase, GossipTraining
 from onboard.board.budget import Pace
 from onboard.codec.layout import Floats, Layout, layout
-from onboard.config import GossipConfig, load_gossip
+from onboard.config import GossipConfig, load_own
 from onboard.learn.gossip import topology
 from onboard.learn.gossip.algorithms import ALGORITHMS
 from onboard.learn.gossip.descent import Descent
@@ -38,6 +37,12 @@ from onboard.wire.medium.contact_gate import Window
 PIXELS, CLASSES = 784, 10
 STEP_S = 0.05  # of a step of training, unless a net says else
 STILL = 1e-30  # a learning rate at which no weight moves: what the mean of the models is, is known
+
+
+def load_gossip(path: Path) -> GossipConfig:
+    config = load_own(path)
+    assert isinstance(config, GossipConfig)
+    return config
 
 
 class Softmax:

@@ -63,7 +63,7 @@ def answer(agent: FederatedAgent) -> CommandResult:
 
 
 def heard(agent: FederatedAgent) -> None:
-    agent.hear(Delivered(digest(RESULT, encode_result(answer(agent)))), 9.0)
+    agent.handle(Delivered(digest(RESULT, encode_result(answer(agent)))), 9.0)
 
 
 @pytest.fixture
@@ -161,7 +161,7 @@ def test_results_are_offered_one_at_a_time_in_order(config: NodeConfig, counted:
     while agent.known.commands.waiting is not None:
         result = agent.known.commands.waiting
         seen.append(result.values["runs"])
-        agent.hear(Delivered(digest(RESULT, encode_result(result))), 2.0)
+        agent.handle(Delivered(digest(RESULT, encode_result(result))), 2.0)
     assert seen == [1, 2, 3]
 
 
@@ -170,7 +170,7 @@ def test_a_result_that_the_ground_refuses_is_not_offered_for_ever(
 ) -> None:
     agent = boot(config)
     arrive(agent, asked(), config, 1.0)
-    agent.hear(Cancelled(digest(RESULT, encode_result(answer(agent))), Reason.REFUSED), 2.0)
+    agent.handle(Cancelled(digest(RESULT, encode_result(answer(agent))), Reason.REFUSED), 2.0)
     assert agent.known.commands.waiting is None
     assert "result-cancelled" in caplog.messages
 
@@ -188,7 +188,7 @@ def test_a_full_disk_runs_a_command_once(
         with pytest.raises(OSError, match="No space"):
             arrive(agent, asked("count"), config, 1.0)
     assert offered(agent) == []
-    agent.hear(asked("count"), 2.0)  # as the runtime tells it again
+    agent.handle(asked("count"), 2.0)  # as the runtime tells it again
     assert answer(agent).values == {"runs": 1}
     assert boot(config).known.commands == agent.known.commands
     assert counted == ["count"]
@@ -197,11 +197,11 @@ def test_a_full_disk_runs_a_command_once(
 def test_a_board_that_cannot_answer_takes_no_more_commands(config: NodeConfig, counted: list[str]) -> None:
     agent = boot(config)
     for number in range(MOST_WAITING + 1):
-        agent.hear(asked("count", number), 1.0)
+        agent.handle(asked("count", number), 1.0)
     assert len(counted) == MOST_WAITING
-    agent.hear(asked("count", 0), 1.0)  # one that it knows is no further one
+    agent.handle(asked("count", 0), 1.0)  # one that it knows is no further one
     heard(agent)
-    agent.hear(asked("count", 99), 1.0)
+    agent.handle(asked("count", 99), 1.0)
     assert len(counted) == MOST_WAITING + 1
 
 
@@ -209,7 +209,7 @@ def test_what_is_not_for_a_board_is_never_dropped_in_silence(
     config: NodeConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
     agent = boot(config)
-    agent.hear(Message(b"\x02hello"), 1.0)
+    agent.handle(Message(b"\x02hello"), 1.0)
     assert "bad-message" in caplog.messages
     for kind, payload in ((RESULT, b"\x90"), (99, b""), (COMMAND, b"nonsense")):
         arrive(agent, Arrived(digest(kind, payload), kind, payload), config, 1.0)

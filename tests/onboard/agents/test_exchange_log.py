@@ -12,7 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
 
-from onboard.agents.exchange_log import ExchangeLog, replay
+from onboard.agents.gossip_memory import ExchangeLog, replay
 from onboard.codec.sparse import BadExchange
 from tests.onboard.learn.gossip.machine import SIZE, WEIGHTS, GossipRing, made, random
 

@@ -70,13 +70,13 @@ def arrive(
                     if isinstance(event, Rekeyed) and receiver is ground:
                         ground.rekey(event.salt)
                     elif isinstance(event, Rekeyed):
-                        agent.hear(event, at)
+                        agent.handle(event, at)
                     elif isinstance(event, Arrived) and receiver is agent.session:
                         told.append(event)
         if told:
             break
     assert told == [arrived]
-    agent.hear(arrived, now)
+    agent.handle(arrived, now)
 
 
 def told(agent: FederatedAgent, now: float) -> None:
@@ -110,7 +110,7 @@ def test_a_task_becomes_a_durable_update_and_is_dropped_only_when_delivered(conf
     assert (update.mission, update.round, update.node, update.samples) == (b"missionA", 1, 1, 20)
     assert update.cpu_s == pytest.approx(0.01 * 5)  # four batches, and the step that found no more
     assert len(weights) < 0.1 * GRAPH.layout.parameters / 8
-    agent.hear(Delivered(digest(UPDATE, kept)), 2.0)
+    agent.handle(Delivered(digest(UPDATE, kept)), 2.0)
     assert agent.known.phase is State.IDLE
     assert not (config.state / "update.bin").exists()
 
@@ -121,7 +121,7 @@ def test_what_was_spent_of_an_allowance_is_durable(config: NodeConfig) -> None:
     agent, link = board_agent(config, LocalTrainer(IMAGES), 0.0)
     (spent,) = [event for event in link.session.tick(0.0) if isinstance(event, QuotaUsage)]
     assert spent == QuotaUsage(2000, ((0.0, 2000),))
-    agent.hear(spent, 0.0)
+    agent.handle(spent, 0.0)
     after, link = board_agent(config, LocalTrainer(IMAGES), 50.0)
     assert after.known.links[0].spent == spent
     (again,) = [event for event in link.session.tick(50.0) if isinstance(event, QuotaUsage)]
@@ -184,7 +184,7 @@ def test_a_ground_that_was_restored_asks_an_earlier_round_and_is_answered(
     for number in (1, 2, 3):
         arrive(agent, model(number), config, 100.0 * number, ground)
         train(agent, 100.0 * number + 10)
-        agent.hear(Delivered(agent.known.update), 100.0 * number + 90)
+        agent.handle(Delivered(agent.known.update), 100.0 * number + 90)
     if restarts:
         link.pump.close(400.0)
         agent, _ = board_agent(config, LocalTrainer(IMAGES), 400.0)
@@ -209,7 +209,7 @@ def test_what_became_of_an_update_says_nothing_of_the_round_that_was_heard_befor
     train(agent)
     late = end(agent.known.update)  # one read of the port brought the next question and then this
     arrive(agent, model(2), config, 200.0, ground)
-    agent.hear(late, 200.0)
+    agent.handle(late, 200.0)
     assert agent.known.phase is State.TRAINING
     assert not {"delivered", "update-cancelled"} & {record.getMessage() for record in caplog.records}
     again, _ = board_agent(config, LocalTrainer(IMAGES), 300.0)  # after a power cut

@@ -13,8 +13,8 @@ import pytest
 
 import onboard.wire.security.seal
 from firmware_sim.world.disk import scratch
-from onboard.agents.gossip_checkpoint import BEFORE, CHECKPOINT
-from onboard.agents.gossip_state import GossipPhase, GossipState
+from onboard.agents.gossip import GossipPhase
+from onboard.agents.gossip_memory import BEFORE, CHECKPOINT, GossipState
 from onboard.storage.files import replace_durably
 from onboard.storage.journal import Journal
 from onboard.wire.security.seal import MAX_EPOCH
@@ -159,7 +159,7 @@ def test_a_full_disk_stops_the_node_alone_and_nothing_is_lost(
     net = GossipNet(disk, epochs=30)
     net.run(0.5)
     with monkeypatch.context() as patch:
-        patch.setattr("onboard.agents.exchange_log.replace_durably", refuse)
+        patch.setattr("onboard.agents.gossip_memory.replace_durably", refuse)
         net.run(0.6)
         stopped = numbers(net)
         net.run(14.0)

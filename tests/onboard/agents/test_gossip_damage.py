@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from firmware_sim.world.disk import scratch
-from onboard.agents.gossip_checkpoint import BEFORE, CHECKPOINT
+from onboard.agents.gossip_memory import BEFORE, CHECKPOINT
 from tests.onboard.agents.gossip_net import GossipNet
 
 MEAN = 1e-5

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from firmware_sim.world.disk import scratch
-from onboard.agents.gossip_checkpoint import MODEL
-from onboard.agents.gossip_state import GossipPhase
+from onboard.agents.gossip import GossipPhase
+from onboard.agents.gossip_memory import MODEL
 from tests.onboard.agents.gossip_net import STEP_S, GossipNet
 
 PATIENCE_S = 3.0

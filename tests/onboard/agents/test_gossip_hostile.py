@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from firmware_sim.world.disk import scratch
-from onboard.agents.gossip_state import GossipPhase
+from onboard.agents.gossip import GossipPhase
 from onboard.codec import sparse
 from onboard.codec.layout import Floats
 from onboard.codec.mask import Draw, Mask, drawn, share_of
@@ -35,7 +35,7 @@ def test_a_message_of_a_neighbour_is_not_dropped_in_silence(
     net.run(1.0)
     agent = net.nodes[1].agent
     assert agent is not None
-    agent.hear(2, Message(b"do it"), net.now)
+    agent.handle(2, Message(b"do it"), net.now)
     assert "exchange-refused" in caplog.messages
     assert agent.trust.refused == 1
 

@@ -14,6 +14,7 @@ import pytest
 
 from firmware_sim.runs.processes import ProcessGroup
 from onboard.data import loading
+from onboard.data.images import save
 from onboard.storage.keys import new_key, save_key
 from tests.missions.bench import run
 from tests.onboard.test_config import toml
@@ -25,7 +26,7 @@ class MemoryNode:
 
     def __init__(self, folder: Path, memory_mb: int) -> None:
         save_key(folder / "8.key", new_key())
-        loading.save(folder / "data.npz", loading.load("digits", part="train").take(np.arange(100)))
+        save(folder / "data.npz", loading.load("digits", part="train").take(np.arange(100)))
         neighbour = {
             "id": 8,
             "port": "udp://127.0.0.1:9",

@@ -21,6 +21,7 @@ import pytest
 
 from onboard.console.lines import Lines
 from onboard.data import loading
+from onboard.data.images import save
 from tests.disks import small_disk
 from tests.firmware_sim.runs.test_folder import free_port
 from tests.missions.bench import run
@@ -213,7 +214,7 @@ def test_a_link_lives_on_while_nobody_reads_either_log(kind: str, tmp_path: Path
     node = f"pi,port=udp://{there}?bind={here},board-port=udp://{here}?bind={there}"
     run("groundstation", "init", str(mission), "--node", node, "--data", f"npz:{tmp_path / 'test.npz'}")
     board = mission / "boards" / "pi"
-    loading.save(board / "data.npz", images)
+    save(board / "data.npz", images)
     with (
         unread(kind) as out,
         begun(out, "groundstation", "serve", mission) as ground,

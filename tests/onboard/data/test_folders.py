@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from onboard.data import loading
-from onboard.data.folders import is_junk
-from onboard.data.loading import DataError
+from onboard.data.images import DataError
+from onboard.data.pictures import is_junk
 
 
 def images(folder: Path, *names: str) -> None:
@@ -41,7 +41,7 @@ def test_what_systems_and_tools_leave_is_no_class(tmp_path: Path, left: str) -> 
     images(tmp_path, "land/1.png", "sea/1.png", left)
     seen = look(tmp_path)
     assert seen.classes == ("land", "sea")
-    assert seen.passed == {"hidden or a system's": 1}
+    assert seen.found.passed == {"hidden or a system's": 1}
     assert loading.load(f"folder:{tmp_path}", part="own").y.tolist().count(0) == 1
 
 
@@ -51,14 +51,14 @@ def test_what_they_leave_among_the_images_is_no_image(tmp_path: Path) -> None:
         (tmp_path / "land" / name).write_bytes(b"\0\5\x16\7")
         assert is_junk(name)
     assert loading.load(f"folder:{tmp_path}", part="own").classes == ("land",)
-    assert look(tmp_path).passed == {"hidden or a system's": 4}
+    assert look(tmp_path).found.passed == {"hidden or a system's": 4}
 
 
 def test_every_image_that_is_called_one_is_taken(tmp_path: Path) -> None:
     names = ["a.PNG", "b.gif", "c.jfif", "d.jpe", "e.jp2", "f.JPG", "g.tga"]
     images(tmp_path, *(f"land/{name}" for name in names))
     assert len(loading.load(f"folder:{tmp_path}", part="own")) == len(names)
-    assert look(tmp_path).passed == {}
+    assert look(tmp_path).found.passed == {}
 
 
 def test_what_is_passed_over_is_told_with_its_reason(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_what_is_passed_over_is_told_with_its_reason(tmp_path: Path) -> None:
     (tmp_path / "later").mkdir()
     seen = look(tmp_path)
     assert len(seen) == 2
-    assert seen.passed == {
+    assert seen.found.passed == {
         "in folders inside 'land'": 2,
         "no image by its name (.txt)": 1,
         "no image by its name (no suffix)": 1,
@@ -105,7 +105,7 @@ def test_folders_go_to_the_missions_classes_by_name(tmp_path: Path) -> None:
     images(tmp_path, "sky/1.png", "sea/1.png", "sea/2.png")
     seen = look(tmp_path, names=MISSION)
     assert seen.counts == {"land": 0, "sea": 2, "sky": 1}
-    assert seen.empty == ("land",)
+    assert [name for name, count in seen.counts.items() if not count] == ["land"]
     assert sorted(loading.load(f"folder:{tmp_path}", part="own", names=MISSION).y.tolist()) == [1, 1, 2]
 
 
@@ -144,7 +144,7 @@ def test_an_empty_folder_that_the_mission_does_not_know_is_passed_over(tmp_path:
     images(tmp_path, "land/1.png")
     (tmp_path / "New folder").mkdir()
     seen = look(tmp_path, names=MISSION)
-    assert seen.passed == {"folder 'New folder' without images": 1}
+    assert seen.found.passed == {"folder 'New folder' without images": 1}
 
 
 def test_names_are_compared_as_unicode_says(tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_parts_and_what_is_beside_them(tmp_path: Path) -> None:
     for part in ("train", "own", "test"):
         seen = loading.survey(f"folder:{tmp_path}", part=part)  # type: ignore[arg-type]
         assert seen.classes == ("a", "b")
-        assert seen.passed == {"beside train and test": 1, "hidden or a system's": 1}
+        assert seen.found.passed == {"beside train and test": 1, "hidden or a system's": 1}
     only = tmp_path / "only"
     images(only, "train/a/1.png", "train/b/1.png")
     assert loading.survey(f"folder:{only}", part="own").classes == ("a", "b")
@@ -196,7 +196,7 @@ def test_what_would_never_end_to_be_read_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "land" / "itself").symlink_to(tmp_path / "land")
     os.mkfifo(tmp_path / "land" / "pipe.png")
     assert len(loading.load(f"folder:{tmp_path}", part="own")) == 1
-    assert look(tmp_path).passed == {
+    assert look(tmp_path).found.passed == {
         "links that lead nowhere": 1, "no regular files": 1, "in folders inside 'land'": 3,
     }  # fmt: skip
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onboard.data import loading
-from onboard.data.images import DataError, Images, fit, order, save, shards, split
+from onboard.data.images import DataError, Images, fit, order, save, shards, split_rows
 
 
 def some(n: int, classes: int = 3, seed: int = 0, shape: tuple[int, int, int] = (1, 4, 4)) -> Images:
@@ -71,12 +71,12 @@ def test_more_shards_than_images_are_refused() -> None:
 def test_a_split_takes_its_fraction_of_every_class(n: int, fraction: float, seed: int) -> None:
     y = np.arange(n, dtype=np.int64) % 4
     images = Images(np.arange(n, dtype=np.uint8).reshape(n, 1, 1, 1), y, ("a", "b", "c", "d"))
-    rest, part = split(images, fraction, seed)
+    rest, part = map(images.take, split_rows(images.y, fraction, seed))
     assert sorted([*rest.x.ravel().tolist(), *part.x.ravel().tolist()]) == list(range(n))
     for label in range(4):
         assert (part.y == label).sum() == round((y == label).sum() * fraction)
     with pytest.raises(ValueError, match="fraction"):
-        split(images, 1.0, seed)
+        split_rows(images.y, 1.0, seed)
 
 
 sides = st.integers(1, 40)

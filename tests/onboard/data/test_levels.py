@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from groundstation.cli import main as groundstation
 from onboard.data import loading
 from onboard.data.images import Images, fit
-from onboard.data.levels import Levels, doubts, refusal
+from onboard.data.inspection import Levels, doubts, refusal
 from tests.programs import onboard
 
 GREY = Levels(means=(39.7,), stds=(79.4,))

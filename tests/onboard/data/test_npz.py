@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onboard.data import loading, npz
-from onboard.data.loading import DataError
+from onboard.data import loading
+from onboard.data.arrays import npz_array, rows_of
+from onboard.data.images import DataError
+from onboard.data.loading import Survey
 
 RNG = np.random.default_rng(3)
 
@@ -25,10 +27,11 @@ def test_rows_in_any_order(tmp_path: Path, save: Any, order: Any) -> None:
     for wanted in ([], [5], [699, 3, 3, 0, 699], range(700), range(600, 700)):
         rows = np.array(wanted, np.int64)
         found = np.zeros((len(rows), 30, 40), np.uint8)
-        for places, block in npz.rows(tmp_path / "a.npz", "x", rows):
+        for places, block in rows_of(npz_array(tmp_path / "a.npz", "x"), rows):
             found[places] = block
         assert np.array_equal(found, x[rows])
-    assert np.array_equal(npz.read(tmp_path / "a.npz", "x"), x)
+    with npz_array(tmp_path / "a.npz", "x") as array:
+        assert np.array_equal(array.whole(), x)
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
@@ -36,14 +39,14 @@ def test_a_set_larger_than_memory_takes_what_its_rows_take(tmp_path: Path, save:
     x = np.zeros((60_000, 28, 28), np.uint8)  # 47 MB
     x[:, 0, 0] = np.arange(60_000) % 251
     save(tmp_path / "a.npz", x=x, y=np.arange(60_000) % 10)
-    for look, most in ((loading.survey, 4e6), (loading.load, 4e6), (loading.measure, 4e6)):
+    for look, most in ((len, 4e6), (Survey.load, 4e6), (Survey.inspect, 4e6)):
         tracemalloc.start()
-        look(f"npz:{tmp_path / 'a.npz'}", rows=range(30_000, 30_200))
+        look(loading.survey(f"npz:{tmp_path / 'a.npz'}", rows=range(30_000, 30_200)))
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < most
     tracemalloc.start()
-    loading.measure(f"npz:{tmp_path / 'a.npz'}")
+    loading.survey(f"npz:{tmp_path / 'a.npz'}").inspect()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 8e6
@@ -176,7 +179,7 @@ def test_names_of_classes_under_another_name_are_not_passed_over(tmp_path: Path,
 
 def test_other_arrays_that_are_not_read_are_told(tmp_path: Path) -> None:
     source = one_set(tmp_path / "a.npz", np.arange(3), ids=np.arange(3), x_val=np.zeros(3))
-    assert loading.survey(source).passed == {"array 'ids'": 1, "array 'x_val'": 1}
+    assert loading.survey(source).found.passed == {"array 'ids'": 1, "array 'x_val'": 1}
 
 
 @pytest.mark.parametrize("y", [np.arange(180) % 9, 1 + np.arange(180) % 9])

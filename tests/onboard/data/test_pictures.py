@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from onboard.data import loading
-from onboard.data.decode import decoded
-from onboard.data.loading import DataError
+from onboard.data.images import DataError
+from onboard.data.pictures import decoded
 
 RAMP = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
 EIGHT = np.arange(256, dtype=np.uint8).reshape(16, 16)
@@ -118,9 +118,9 @@ def test_a_file_that_was_cut_is_named(tmp_path: Path, name: str, cut: float) -> 
 def test_pixels_of_0_to_1_are_refused_and_one_value_is_told(tmp_path: Path) -> None:
     x = np.random.default_rng(0).integers(0, 2, (20, 28, 28), dtype=np.uint8)
     np.savez(tmp_path / "a.npz", x=x, y=np.arange(20) % 10)
-    for look in (loading.load, loading.measure):
+    for look in (loading.Survey.load, loading.Survey.inspect):
         with pytest.raises(DataError, match=r"a\.npz: pixels run 0\.\.1, need 0\.\.255: multiply by 255"):
-            look(f"npz:{tmp_path / 'a.npz'}")
+            look(loading.survey(f"npz:{tmp_path / 'a.npz'}"))
     for number in range(12):
         folder = tmp_path / "set" / f"{number % 2}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -133,9 +133,9 @@ def test_the_range_of_a_set(tmp_path: Path) -> None:
     x = np.zeros((4, 28, 28), np.uint8)
     x[1, 3, 3], x[2], x[3, 0, 0] = 200, 7, 100
     np.savez(tmp_path / "a.npz", x=x, y=np.arange(4))
-    seen = loading.measure(f"npz:{tmp_path / 'a.npz'}")
+    seen = loading.survey(f"npz:{tmp_path / 'a.npz'}").inspect()
     assert (seen.low, seen.high, seen.blank) == (0, 200, 2)
-    assert seen.mean == pytest.approx(x.mean())
+    assert seen.levels.mean == pytest.approx(x.mean())
 
 
 def test_a_cameras_picture_is_fitted_in_little_memory(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_a_cameras_picture_is_decoded_without_copies_of_it(tmp_path: Path) -> No
     Image.effect_noise((80, 60), 60).convert("RGB").resize((4000, 3000)).save(path)
     code = (
         "import sys; from pathlib import Path; from PIL import Image; import numpy\n"
-        "from onboard.data.decode import decoded\n"
+        "from onboard.data.pictures import decoded\n"
         "status = lambda: Path('/proc/self/status').read_text()\n"
         "most = lambda: int(status().split('VmHWM:')[1].split()[0]) / 1024\n"
         "before = most(); decoded('a', Path(sys.argv[1]), 3); print(most() - before)\n"

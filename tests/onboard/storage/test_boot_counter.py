@@ -15,7 +15,7 @@ import pytest
 import onboard.storage.journal
 from firmware_sim.world.disk import scratch
 from onboard.agents.federated_state import KEPT, FederatedState
-from onboard.agents.gossip_state import GossipState
+from onboard.agents.gossip_memory import GossipState
 from onboard.storage.journal import SKIPPED, Journal, LinkState, count_start
 from onboard.wire.events import QuotaUsage
 from onboard.wire.security.seal import MAX_EPOCH

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from onboard.data import loading
+from onboard.data.images import save
 from onboard.storage.keys import exposure
 from tests.missions.bench import bench
 from tests.programs import onboard
@@ -69,7 +70,7 @@ def test_a_whole_mission_under_umask_0_leaves_nothing_to_read(tmp_path: Path) ->
 def test_a_key_that_others_may_touch_is_told_by_all_three(tmp_path: Path, mode: int, told: str) -> None:
     groundstation("init", str(tmp_path), "--node", NODE, umask=0o022)
     board = tmp_path / "boards" / "pi"
-    loading.save(board / "data.npz", loading.load("digits", part="train").take(range(20)))
+    save(board / "data.npz", loading.load("digits", part="train").take(range(20)))
     for key in (board / "node.key", tmp_path / "keys" / "pi.key"):
         key.chmod(mode)
     for key, command in (

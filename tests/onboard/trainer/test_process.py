@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from onboard.data import loading
-from onboard.data.shard import Shard, images_of
+from onboard.data.images import save
+from onboard.data.inspection import Shard
 from onboard.learn.graph import TrainGraph
 from onboard.learn.training import BoardTraining
 from onboard.mission.health import Failure
@@ -44,7 +45,7 @@ def job(checkpoint: bytes | None = None, *, fields: Mapping[str, Any] | None = N
 @pytest.fixture
 def shard(tmp_path: Path) -> Shard:
     """Twenty digits on the disk."""
-    loading.save(tmp_path / "data.npz", loading.load("digits", part="train").take(np.arange(20)))
+    save(tmp_path / "data.npz", loading.load("digits", part="train").take(np.arange(20)))
     return Shard(source=f"npz:{tmp_path / 'data.npz'}", folder=None, shape=(1, 28, 28), rows=None)
 
 
@@ -86,7 +87,7 @@ def test_a_process_trains_to_the_same_bits_and_ends(
     method: str, shard: Shard, trainers: list[ProcessTrainer]
 ) -> None:
     trainers.append(trainer := ProcessTrainer(shard, ROOMY))
-    here = trained(LocalTrainer(images_of(shard)), job(method=method), save=True)
+    here = trained(LocalTrainer(shard.load()), job(method=method), save=True)
     there = trained(trainer, job(method=method), save=True)
     assert len(there) == len(here)
     for ours, theirs in zip(here, there, strict=True):
@@ -103,7 +104,7 @@ def test_a_process_trains_to_the_same_bits_and_ends(
 
 
 def test_a_checkpoint_goes_on_in_another_process(shard: Shard, trainers: list[ProcessTrainer]) -> None:
-    whole = trained(LocalTrainer(images_of(shard)), job(epochs=2))[-1]
+    whole = trained(LocalTrainer(shard.load()), job(epochs=2))[-1]
     trainers.append(first := ProcessTrainer(shard, ROOMY))
     first.begin(job(epochs=2))
     state = None
@@ -282,7 +283,7 @@ from typing import Any
 import onboard.agents.federated, onboard.runtime.federated, onboard.cli
 from onboard import link
 from onboard.link.ports.framing import cobs_stream
-from onboard.data.shard import Shard
+from onboard.data.inspection import Shard
 from onboard.trainer.job import Job
 from onboard.trainer.process import ProcessTrainer
 stream = cobs_stream(1400)

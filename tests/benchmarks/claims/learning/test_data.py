@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.claims.learning.data import SITUATIONS, Write, prints, read
 from onboard.data import loading
-from onboard.data.loading import DataError
+from onboard.data.images import DataError
 
 DIGITS = loading.load("digits").take(np.arange(1, 240, 2))
 

@@ -15,6 +15,7 @@ from onboard.codec.layout import Weights, flat, views
 from onboard.codec.pack import account, pack, unpack
 from onboard.codec.quantized import Quantized
 from onboard.data import loading
+from onboard.data.images import shards
 from onboard.learn.federated import local
 from onboard.learn.federated.local import LocalTraining
 from onboard.learn.federated.rounds import PartialAverage
@@ -206,14 +207,14 @@ def test_flat_and_views_are_a_pair() -> None:
 
 
 def test_rounds_of_three_boards_teach_a_model_in_three_kilobytes() -> None:
-    shards = loading.shards(loading.load("digits", part="train", rows=range(360)), 3, seed=1)
+    parts = shards(loading.load("digits", part="train", rows=range(360)), 3, seed=1)
     test = loading.load("digits", part="test")
     plan = changed(PLAN, epochs=2, learning_rate=3e-3)
     start: Weights = ORIGIN
     accuracy = []
     for number in (1, 2, 3):
         average = PartialAverage(LAYOUT)
-        for node, shard in enumerate(shards):
+        for node, shard in enumerate(parts):
             plan = changed(plan, round=number, node=node)
             update = finished(LocalTraining(GRAPH, start, start, shard.x, shard.y, plan))
             assert len(update) < 3_000

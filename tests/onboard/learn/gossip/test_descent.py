@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onboard.data import loading
+from onboard.data.images import Images
 from onboard.learn.gossip.descent import Descent, consensus_distance, mean_of, stratified
 from onboard.learn.graph import TrainGraph, initial
 from onboard.learn.training import Recipe
@@ -23,15 +24,15 @@ def graph() -> TrainGraph:
 
 
 @pytest.fixture(scope="module")
-def images() -> loading.Images:
+def images() -> Images:
     return loading.load("digits", part="train", rows=70, classes=10)
 
 
-def descent(graph: TrainGraph, images: loading.Images, **recipe: Any) -> Descent:
+def descent(graph: TrainGraph, images: Images, **recipe: Any) -> Descent:
     return Descent(graph, initial(graph.shapes, 0), images.x, images.y, Recipe(**recipe), seed=1, node=2)
 
 
-def test_it_is_sgd_with_momentum_and_decay_of_weights(graph: TrainGraph, images: loading.Images) -> None:
+def test_it_is_sgd_with_momentum_and_decay_of_weights(graph: TrainGraph, images: Images) -> None:
     """On batches of all images, so that the gradient is known."""
     ours = descent(graph, images, batch_size=70, learning_rate=0.02, momentum=0.9, weight_decay=0.1)
     weights = {name: value.astype(np.float64) for name, value in initial(graph.shapes, 0).items()}
@@ -48,7 +49,7 @@ def test_it_is_sgd_with_momentum_and_decay_of_weights(graph: TrainGraph, images:
     np.testing.assert_allclose(ours.vector, expected, atol=2e-6)
 
 
-def test_restored_at_any_batch_it_takes_the_same_steps(graph: TrainGraph, images: loading.Images) -> None:
+def test_restored_at_any_batch_it_takes_the_same_steps(graph: TrainGraph, images: Images) -> None:
     whole, first = (descent(graph, images, shift_pixels=1) for _ in range(2))
     for _ in range(7):
         whole.step()
@@ -96,7 +97,7 @@ def test_the_rate_falls_at_its_drops() -> None:
     )
 
 
-def test_what_cannot_be_is_named(graph: TrainGraph, images: loading.Images) -> None:
+def test_what_cannot_be_is_named(graph: TrainGraph, images: Images) -> None:
     with pytest.raises(ValueError, match=r"> 0.0 - at `\$.learning_rate`"):
         msgspec.convert({"learning_rate": -1}, Recipe)
     with pytest.raises(ValueError, match="70 images with 0 labels"):
@@ -105,7 +106,7 @@ def test_what_cannot_be_is_named(graph: TrainGraph, images: loading.Images) -> N
         descent(graph, images).restore(np.zeros(3, np.float32), np.zeros(3, np.float32), 0)
 
 
-def test_without_images_a_model_is_held_and_takes_no_step(graph: TrainGraph, images: loading.Images) -> None:
+def test_without_images_a_model_is_held_and_takes_no_step(graph: TrainGraph, images: Images) -> None:
     trained = descent(graph, images)
     trained.step()
     held = Descent(graph, initial(graph.shapes, 0), images.x[:0], images.y[:0], Recipe(), seed=1, node=2)
@@ -117,7 +118,7 @@ def test_without_images_a_model_is_held_and_takes_no_step(graph: TrainGraph, ima
         held.step()
 
 
-def test_a_loss_that_is_not_finite_ends_it(graph: TrainGraph, images: loading.Images) -> None:
+def test_a_loss_that_is_not_finite_ends_it(graph: TrainGraph, images: Images) -> None:
     ours = descent(graph, images, batch_size=70, learning_rate=1e30)
     ours.step()
     with pytest.raises(ValueError, match=r"at a learning rate of 1e\+30"):
