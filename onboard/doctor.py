@@ -38,8 +38,6 @@ FREE_DISK_BYTES = 64 * 2**20  # spool, two models and a checkpoint of LeNet-5 ta
 
 @dataclass(frozen=True)
 class Finding:
-    """One check: what was looked at, whether it will do, and what was seen."""
-
     what: str
     ok: bool
     says: str
@@ -147,7 +145,6 @@ def _memory(config: NodeConfig | GossipConfig) -> str:
 
 
 def _fitting(config: OwnConfig) -> list[TrainGraph]:
-    """The models that this node may be asked to train. Raises GraphError."""
     if isinstance(config, GossipConfig):
         return [TrainGraph.load(config.model)] if not config.model.endswith(".onnx") else []
     graphs = [TrainGraph.load(name) for name in NETWORKS]

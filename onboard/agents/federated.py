@@ -42,8 +42,6 @@ HEALTH_EVERY_S = 60.0  # one frame of about 53 B a minute: 5 % of what an idle l
 
 @dataclass
 class Work:
-    """Describes the training in progress."""
-
     task: Task
     name: bytes  # names the training in its checkpoint
     started_s: float  # when this leg of the training began: with the task, the boot or the last checkpoint
@@ -241,7 +239,6 @@ class FederatedAgent:
         return self.work.flops_a_step if self.work is not None else 0.0
 
     def ask(self, now: float) -> None:
-        """Asks the trainer for one step, whose report comes to `take`."""
         work = self.work
         assert work is not None, "a step without work"
         work.waits = True
@@ -395,7 +392,6 @@ class FederatedAgent:
         )  # fmt: skip
 
     def status(self) -> dict[str, Any]:
-        """Returns phase, round, and how far the training is, for a live view."""
         view: dict[str, Any] = {"phase": self.known.phase.name.lower(), "round": self.known.round}
         if self.work is not None:
             loss = None if self.work.last is None else self.work.last.loss

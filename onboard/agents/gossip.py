@@ -55,8 +55,6 @@ class GossipTraining:
 
 
 class GossipPhase(IntEnum):
-    """What a node is doing."""
-
     TRAINING = 0
     EXCHANGING = 1  # waits for the exchanges that it has just opened
     LINGERING = 2  # all epochs are done: answers its neighbours
@@ -399,7 +397,6 @@ class GossipAgent:
     # say how it is
 
     def status(self) -> dict[str, Any]:
-        """What the agent is at, for a live view: phase, how far the training is, and the exchanges."""
         return {
             "phase": self.phase.name.lower(), "epochs": self.descent.epochs, "cpu_s": self.cpu_s,
             "loss": self._losses[-1] if self._losses else None, "exchanges": self.gossip.exchanges,

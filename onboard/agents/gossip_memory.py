@@ -239,7 +239,6 @@ class Checkpoints:
 
     @property
     def is_there(self) -> bool:
-        """Whether there is one that can be used."""
         return bool(self._numbers)
 
     def keep(self, reached: Checkpoint) -> dict[int, int]:

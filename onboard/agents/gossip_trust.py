@@ -41,7 +41,6 @@ class Trust:
         return frozenset(peer for peer, record in self._records.items() if now < record.until_s)
 
     def refuse(self, peer: int, why: str, now: float) -> None:
-        """An object of the neighbour cannot be used."""
         record = self._records[peer]
         self.refused += 1
         record.untold += 1

@@ -26,7 +26,6 @@ class OneLineErrors(click.Group):
     does not load. A ConfigError says itself what it is about; the program's name leads all other lines."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Always ends the program."""
         kwargs["standalone_mode"] = False
         given = args[0] if args else kwargs.get("args")
         told, code = "", 0

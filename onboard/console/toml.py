@@ -51,7 +51,6 @@ def checked(source: object, raw: dict[str, Any], kind: type[T]) -> T:
 
 
 def _not_finite(raw: Any, where: str = "") -> tuple[str, float] | None:
-    """The first number that is infinite or NaN, and its key."""
     if isinstance(raw, dict):
         inner = [(f"{where}.{key}" if where else str(key), value) for key, value in raw.items()]
     elif isinstance(raw, list | tuple):
@@ -82,7 +81,6 @@ def _explain(message: str, raw: Any) -> str:
 
 
 def _at(raw: Any, where: str) -> Any:
-    """The value at a path such as `.node[1].port`, or None if the file has none."""
     for name, index in re.findall(r"\.([^.\[]+)|\[(\d+)\]", where):
         try:
             raw = raw[name] if name else raw[int(index)]

@@ -40,7 +40,6 @@ class ArrayFile:
         self.row_bytes = math.prod(self.shape[1:]) * int(self.dtype.itemsize)
 
     def skip(self, count: int) -> None:
-        """Passes over so many bytes."""
         while count > 0:
             count -= len(self.bytes(min(count, BLOCK_BYTES)))
 
@@ -52,7 +51,6 @@ class ArrayFile:
         return found
 
     def whole(self) -> NDArray[Any]:
-        """All values of a small array. Raises DataError."""
         if (size := math.prod(self.shape) * int(self.dtype.itemsize)) > MAX_WHOLE_BYTES:
             raise DataError(f"header says {self.dtype} {self.shape}: more than {MAX_WHOLE_BYTES} bytes")
         values = np.frombuffer(self.bytes(size), self.dtype)
@@ -96,7 +94,6 @@ class ArrayFile:
 
 
 def npz_names(path: Path) -> tuple[str, ...]:
-    """The names of the arrays in an npz. Raises DataError."""
     with _named(path, "npz"), _zip(path) as archive:
         return tuple(name.removesuffix(".npy") for name in archive.namelist())
 
@@ -136,7 +133,6 @@ def idx_array(path: Path, axes: int) -> Iterator[ArrayFile]:
 
 
 def rows_of(opened: AbstractContextManager[ArrayFile], wanted: Rows) -> Iterator[Block]:
-    """`ArrayFile.rows` of a file that is opened for this alone."""
     with opened as array:
         yield from array.rows(wanted)
 

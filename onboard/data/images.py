@@ -74,7 +74,6 @@ class Images:
         return channels, height, width
 
     def take(self, rows: Rows) -> Images:
-        """These rows, in this order."""
         return replace(self, x=self.x[rows], y=self.y[rows])
 
 

@@ -100,7 +100,6 @@ def brought(where: object, name: str, y: NDArray[Any], own: Names | None, missio
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names in one line, cut short where they are many."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
 

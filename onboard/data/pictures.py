@@ -48,7 +48,6 @@ PARTS = ("train", "test")
 
 
 def is_junk(name: str) -> bool:
-    """Whether a system or a tool made it for itself."""
     return name.startswith(".") or name.casefold() in JUNK
 
 
@@ -153,7 +152,6 @@ def _entries(folder: Path, passed: Counter[str]) -> list[os.DirEntry[str]]:
 
 
 def _no_image(name: str) -> str:
-    """Why a file is no image, by its name; empty if it may be one."""
     suffix = Path(name).suffix.lower()
     return "" if suffix in IMAGE_SUFFIXES else f"no image by its name ({suffix or 'no suffix'})"
 

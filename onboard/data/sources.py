@@ -214,7 +214,6 @@ def _npz(path: Path, shape: Shape, part: Part) -> OpenedSource:
 
 
 def _advice(form: tuple[int, ...], dtype: np.dtype[Any], shape: Shape) -> str:
-    """What to do with an array of another form, where that is plain."""
     if len(form) == 4 and (form[3], *form[1:3]) == shape:
         return "; its channels come last: np.moveaxis(x, -1, 1)"
     if np.issubdtype(dtype, np.floating):

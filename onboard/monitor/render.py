@@ -109,14 +109,12 @@ def doing(view: View) -> str:
 
 
 def port_state(port: View) -> str:
-    """The port's URL, and whether it is open."""
     if port["open"]:
         return f"{port['url']}  {click.style('open', fg='green')}"
     return f"{port['url']}  {click.style(port['why'] or 'closed', fg='red')}"
 
 
 def peer_state(link: View) -> str:
-    """Whether the other end is being heard."""
     if not link["in_contact"]:
         return click.style("out of contact", fg="yellow")
     if link["heard_s_ago"] is None:

@@ -55,7 +55,6 @@ def read_file(path: Path, most_bytes: int | None = None) -> bytes:
 
 
 def open_to_read(path: Path) -> BufferedReader:
-    """Opens the file at `path` for reading. Raises the same errors as `read_file`."""
     if (told := _put_aside(path, "file")) is not None:
         raise told
     return os.fdopen(os.open(path, os.O_RDONLY | _SAFELY), "rb")

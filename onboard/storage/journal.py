@@ -223,7 +223,6 @@ def _digest(generation: int, payload: bytes) -> bytes:
 
 
 def was_started(folder: Path) -> bool:
-    """Whether a node has saved its state in the folder before."""
     return any((folder / f"journal.{slot}").exists() for slot in range(2))
 
 

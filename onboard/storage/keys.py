@@ -95,7 +95,6 @@ def roll(keys: Mapping[int, bytes], key: bytes) -> dict[int, bytes]:
 
 
 def newest(keys: Mapping[int, bytes]) -> dict[int, bytes]:
-    """The newest key alone, under its id."""
     number = list(keys)[-1]
     return {number: keys[number]}
 
@@ -128,6 +127,5 @@ def exposure(path: Path, what: Literal["key", "state"]) -> str | None:
 
 
 def tell_exposure(path: Path, what: Literal["key", "state"]) -> None:
-    """Logs `exposed` if other users of this computer can access `path`."""
     if why := exposure(path, what):
         say(log, "exposed", level=logging.WARNING, what=what, path=str(path), why=why)
