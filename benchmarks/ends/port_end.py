@@ -10,7 +10,6 @@ import hashlib
 import random
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -19,7 +18,7 @@ from benchmarks.ends.tell import tell
 from benchmarks.harness import netns
 from hw_profiles import Link
 from onboard.console.signals import stop_signals
-from onboard.link import Spool, opener, wire_bytes
+from onboard.link import Spool, facts_of, opener
 from onboard.link.pump import PortUp, Pump, wait
 from onboard.mission.objects import UPDATE
 from onboard.runtime.limits import limits_for
@@ -51,7 +50,7 @@ def main() -> None:
     node, peer = NODES[spec.side], NODES["board" if spec.side == "ground" else "ground"]
     session = Session(
         Identity(node, peer, primary=node == 0),
-        Medium(spec.link, wire_bytes=partial(wire_bytes, spec.url)),
+        Medium(spec.link, wire_bytes=facts_of(spec.url).wire_bytes),
         Security(bytes(range(32))),
         SessionState(epoch=1),
         limits=limits_for(spec.url, float("inf"), float("inf")),

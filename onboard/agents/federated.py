@@ -245,7 +245,7 @@ class FederatedAgent:
         self.trainer.step(save=now >= work.checkpoint_due_s)
 
     def charge(self, cpu_s: float) -> None:
-        self.ledger.charge_cpu(cpu_s)
+        self.ledger.cpu_s += cpu_s
         if self.work is not None:
             self.work.cpu_s += cpu_s
 

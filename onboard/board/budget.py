@@ -55,10 +55,6 @@ class ResourceUsage:
     started_s: float
     cpu_s: float = 0.0
 
-    def charge_cpu(self, cpu_s: float) -> None:
-        """Adds CPU seconds of the board."""
-        self.cpu_s += cpu_s
-
     def energy_j(self, now: float, airtime_s: float) -> float:
         """Joules from the start to `now`, with `airtime_s` of transmitting in it."""
         wall_s = now - self.started_s
@@ -99,7 +95,9 @@ class MemoryCap:
 
     def __enter__(self) -> None:
         if (filled_bytes := anonymous_bytes()) > self._allowed_bytes:
-            _give_back()
+            # What was allocated and freed goes back to the kernel (malloc_trim(3), which glibc alone has).
+            with contextlib.suppress(AttributeError, OSError):
+                ctypes.CDLL(None).malloc_trim(0)
             filled_bytes = anonymous_bytes()
         if filled_bytes > self._allowed_bytes:
             raise MemoryError(f"{filled_bytes >> 20} MB are filled, of {self._allowed_bytes >> 20} MB")
@@ -109,12 +107,6 @@ class MemoryCap:
 
     def __exit__(self, *_: object) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (self._soft, self._hard))
-
-
-def _give_back() -> None:
-    """What was allocated and freed goes back to the kernel (malloc_trim(3), which glibc alone has)."""
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def share_of_training(budget_bytes: int) -> int:

@@ -16,11 +16,10 @@ import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from hashlib import blake2s
 from pathlib import Path
 
 from onboard.link.ports.port import Port, PortEvent
-from onboard.storage.files import discard_file, read_file, replace_durably
+from onboard.storage.files import checked, discard_file, read_file, replace_durably, unchecked
 from onboard.wire.framing.frame import Origin
 from onboard.wire.session import Session
 
@@ -38,7 +37,6 @@ _RATE_OVER_S = 10.0
 SEEK_S = 5.0  # while the peer gives no answer, its name is looked up this often; what is found is taken next
 KEEP_S = 10.0  # where the peer is reaches the disk this often: two paths in turn must wear no card out
 KEEP_AT_ONCE = 4  # but so many moves in a row at once, as a kill may follow
-_CHECK_BYTES = 16
 _MAX_NOTE_BYTES = 4096
 
 
@@ -162,11 +160,7 @@ class Addresses:
         """What `store` stored last; those of no port where that is damaged, or nothing."""
         path = folder / "peer"
         try:
-            content = read_file(path, _MAX_NOTE_BYTES)
-            body, check = content[:-_CHECK_BYTES], content[-_CHECK_BYTES:]
-            url, peer, number, _ = body.decode().split("\n")
-            if check != _check(body):
-                raise ValueError(f"damaged: {len(content)} B")
+            url, peer, number, _ = unchecked(read_file(path, _MAX_NOTE_BYTES)).decode().split("\n")
             return cls(url, peer, int(number))
         except FileNotFoundError:  # nowhere yet
             pass
@@ -177,11 +171,7 @@ class Addresses:
     def store(self, folder: Path) -> None:
         """Keeps them durably. Raises OSError."""
         body = f"{self.url}\n{self.peer}\n{self.local_port}\n".encode()
-        replace_durably(folder / "peer", body + _check(body))
-
-
-def _check(body: bytes) -> bytes:
-    return blake2s(body, digest_size=_CHECK_BYTES).digest()
+        replace_durably(folder / "peer", checked(body))
 
 
 class Whereabouts:

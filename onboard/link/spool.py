@@ -19,13 +19,14 @@ import struct
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
-from hashlib import blake2s
 from pathlib import Path
 
 from onboard.console.log import say
 from onboard.link.peer import PeerShare
 from onboard.link.ports.port import PortEvent
 from onboard.storage.files import (
+    CHECK_BYTES,
+    checked,
     clear_the_way,
     discard_file,
     open_to_read,
@@ -33,6 +34,7 @@ from onboard.storage.files import (
     remove_file,
     replace_durably,
     sync_folder,
+    unchecked,
 )
 from onboard.wire.messages import DIGEST_BYTES, MAX_FRAGMENTS, fragments_of
 from onboard.wire.session import Session
@@ -53,8 +55,7 @@ _MAP = struct.Struct(">4s16sBIHI")
 """Magic, digest, kind, size, fragment bytes, deadline; then the bitmap, then a checksum."""
 _MAP_MAGIC = b"sdm2"
 _DONE_MAGIC = b"sdd1"
-_CHECK_BYTES = 16
-_MAX_MAP_BYTES = _MAP.size + (MAX_FRAGMENTS + 7) // 8 + _CHECK_BYTES
+_MAX_MAP_BYTES = _MAP.size + (MAX_FRAGMENTS + 7) // 8 + CHECK_BYTES
 
 
 class Spool:
@@ -66,7 +67,7 @@ class Spool:
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
         """Makes the folder if need be. Raises OSError."""
-        self.folder = folder
+        self.folder, self._name = folder, os.fsencode(folder.name)
         self.discarded = 0
         self.limit_bytes = limit_bytes
         self._sizes: dict[bytes, int] = {}
@@ -80,7 +81,7 @@ class Spool:
         partials: list[Partial] = []
         left_bytes, displaced = self.limit_bytes, 0
         for path in sorted(self.folder.glob("*.map"), key=_changed_at, reverse=True):
-            found = self._read_map(path)
+            found = _read_map(path)
             if found is not None and found.digest in self._finished:
                 remove_file(path)
             elif found is not None and found.size > left_bytes:
@@ -162,36 +163,27 @@ class Spool:
         return self.folder / f"{digest.hex()}.{suffix}"
 
     def _keep_finished(self, digests: Sequence[bytes]) -> None:
-        body = _DONE_MAGIC + b"".join(digests)
-        replace_durably(self.folder / "finished", body + _check(body, self.folder))
+        # Of this spool alone: another link's list names other objects.
+        replace_durably(self.folder / "finished", checked(_DONE_MAGIC + b"".join(digests), self._name))
 
     def _read_finished(self) -> list[bytes]:
+        path, longest = self.folder / "finished", len(_DONE_MAGIC) + DIGEST_BYTES * REMEMBERED + CHECK_BYTES
         try:
-            longest = len(_DONE_MAGIC) + DIGEST_BYTES * REMEMBERED + _CHECK_BYTES
-            content = read_file(self.folder / "finished", longest)
+            # Without the folder's name as earlier versions wrote it.
+            body = unchecked(read_file(path, longest), self._name, b"")
         except FileNotFoundError:
             return []
-        except OSError:  # flash wears out: an unreadable list costs a second delivery, not the mission
-            content = b""
-        body, check = content[:-_CHECK_BYTES], content[-_CHECK_BYTES:]
+        except (OSError, ValueError):  # flash wears out: a lost list costs a second delivery, not the mission
+            body = b""
         digests = body[len(_DONE_MAGIC) :]
-        checks = _check(body, self.folder), _check(body)  # the latter as earlier versions wrote it
-        if not body.startswith(_DONE_MAGIC) or check not in checks or len(digests) % DIGEST_BYTES:
-            self._discard(self.folder / "finished")
+        if not body.startswith(_DONE_MAGIC) or len(digests) % DIGEST_BYTES:
+            self._discard(path)
             return []
         return [digests[at : at + DIGEST_BYTES] for at in range(0, len(digests), DIGEST_BYTES)]
 
     def _discard(self, path: Path) -> None:
         self.discarded += 1
         discard_file(path)
-
-    def _read_map(self, path: Path) -> Partial | None:
-        """What the map at `path` says, without data; None where it is not what it should be."""
-        try:
-            found = _decode_map(read_file(path, _MAX_MAP_BYTES))
-        except OSError:
-            return None
-        return found if found is not None and found.digest.hex() == path.stem else None
 
 
 def _with_data(found: Partial, path: Path) -> Partial | None:
@@ -219,28 +211,23 @@ def _encode_map(partial: Partial) -> bytes:
     head = _MAP.pack(
         _MAP_MAGIC, partial.digest, partial.kind, partial.size, partial.fragment_bytes, partial.deadline_s
     )
-    body = head + partial.held.to_bytes((count + 7) // 8, "little")
-    return body + _check(body)
+    return checked(head + partial.held.to_bytes((count + 7) // 8, "little"))
 
 
-def _decode_map(content: bytes) -> Partial | None:
-    """The fields of a map, without data; None for anything that `_encode_map` did not write."""
-    body, check = content[:-_CHECK_BYTES], content[-_CHECK_BYTES:]
-    if len(body) < _MAP.size or check != _check(body):
+def _read_map(path: Path) -> Partial | None:
+    """What the map at `path` says, without data; None for anything that `_encode_map` did not write there."""
+    try:
+        body = unchecked(read_file(path, _MAX_MAP_BYTES))
+        magic, digest, kind, size, fragment_bytes, deadline_s = _MAP.unpack_from(body)
+    except (OSError, ValueError, struct.error):
         return None
-    magic, digest, kind, size, fragment_bytes, deadline_s = _MAP.unpack_from(body)
     held = int.from_bytes(body[_MAP.size :], "little")
-    if magic != _MAP_MAGIC or fragment_bytes < 1 or fragments_of(size, fragment_bytes) > MAX_FRAGMENTS:
+    if magic != _MAP_MAGIC or fragment_bytes < 1 or digest.hex() != path.stem:
         return None
-    if held >> fragments_of(size, fragment_bytes):
+    count = fragments_of(size, fragment_bytes)
+    if count > MAX_FRAGMENTS or held >> count:
         return None
     return Partial(digest, kind, size, fragment_bytes, held, b"", deadline_s)
-
-
-def _check(body: bytes, folder: Path | None = None) -> bytes:
-    """`folder`: of whose spool alone the body may be, as another link's list names other objects."""
-    name = b"" if folder is None else os.fsencode(folder.name)
-    return blake2s(body + name, digest_size=_CHECK_BYTES).digest()
 
 
 def _write_at(handle: int, data: bytes | memoryview, offset: int) -> None:

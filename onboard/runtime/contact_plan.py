@@ -116,15 +116,8 @@ class ContactPlan:
             self._told, self._clock_s = session, clock_s
             windows = self.windows(clock_s)
             session.plan(windows, now)
-            rises_s = Contacts(windows).rises_at(now) - now
-            say(
-                log,
-                "contacts",
-                node=self.node,
-                peer=self.peer,
-                windows=len(windows),
-                next_s=round(rises_s, 1),
-            )
+            next_s = round(Contacts(windows).rises_at(now) - now, 1)
+            say(log, "contacts", node=self.node, peer=self.peer, windows=len(windows), next_s=next_s)
 
     def _reload(self) -> bool:
         changed_at = _changed_at(self.path)

@@ -11,12 +11,11 @@ import math
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from onboard.config import LinkEnd
-from onboard.link import Spool, opener, wire_bytes
+from onboard.link import Spool, facts_of, opener
 from onboard.link.event_log import log_link_event
 from onboard.link.ports.port import Port, PortEvent
 from onboard.link.pump import Pump
@@ -118,7 +117,7 @@ class Endpoint:
         done = taken if config.taken_is_all else spool.finished()
         session = Session(
             Identity(config.node, end.id, primary=config.node < end.id),
-            Medium(end.link, wire_bytes=partial(wire_bytes, end.port)),
+            Medium(end.link, wire_bytes=facts_of(end.port).wire_bytes),
             Security(keys, nonce=config.nonce or os.urandom, encrypted=end.encrypt),
             SessionState(epoch=state.epoch, done=done, spent=state.spent),
             limits=config.limits,

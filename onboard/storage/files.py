@@ -16,6 +16,7 @@ import logging
 import os
 import stat
 from collections.abc import Iterator
+from hashlib import blake2s
 from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -23,6 +24,8 @@ from typing import BinaryIO, Literal
 from onboard.console.log import say
 
 log = logging.getLogger(__name__)
+
+CHECK_BYTES = 16
 
 Kind = Literal["file", "folder"]
 LOCK = "lock"  # the file in a folder that its user holds
@@ -138,6 +141,19 @@ def _lock_of(folder: Path) -> int:
         return os.open(path, flags, _MODE)
     finally:
         os.close(handle)
+
+
+def checked(body: bytes, name: bytes = b"") -> bytes:
+    """The body with a checksum of it behind it, and of the `name` of whose body alone it may be."""
+    return body + blake2s(body + name, digest_size=CHECK_BYTES).digest()
+
+
+def unchecked(content: bytes, *names: bytes) -> bytes:
+    """The body of what `checked` gave under one of these names. Raises ValueError where that is damaged."""
+    body = content[:-CHECK_BYTES]
+    if content not in (checked(body, name) for name in names or (b"",)):
+        raise ValueError(f"damaged: {len(content)} B")
+    return body
 
 
 def discard_file(path: Path) -> None:

@@ -277,9 +277,13 @@ def work(order: Order, asked: socket.socket) -> Iterator[Answer]:
     """All answers, each when it has been asked for."""
     try:
         yield from _work(order, asked)
+    except BudgetError as error:
+        yield Failed(failure=Failure.MEMORY, why=str(error))
     except BaseException as error:  # whatever it is, the agent has to be told
         _uncap_memory()
-        yield _failed(error)
+        from onboard.trainer.in_process import failed
+
+        yield failed(error)
 
 
 def _work(order: Order, asked: socket.socket) -> Iterator[Answer]:
@@ -323,11 +327,3 @@ def _uncap_memory() -> None:
     """Memory to say that there is none."""
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
-
-
-def _failed(error: BaseException) -> Failed:
-    if isinstance(error, BudgetError):
-        return Failed(failure=Failure.MEMORY, why=str(error))
-    from onboard.trainer.in_process import failed
-
-    return failed(error)

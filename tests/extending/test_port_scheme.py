@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -84,11 +83,9 @@ class MailboxScheme:
 
 
 @pytest.fixture
-def _mailboxes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _mailboxes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SCHEMES, "mailbox", MailboxScheme())
     MAILBOXES.clear()
-    yield
-    facts_of.cache_clear()
 
 
 @pytest.mark.usefixtures("_mailboxes")

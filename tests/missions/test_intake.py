@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hw_profiles import load_link
-from onboard.link import Spool, opener, wire_bytes
+from onboard.link import Spool, facts_of, opener
 from onboard.link.pump import Pump, PumpEvent, wait
 from onboard.mission.objects import MODEL
 from onboard.storage.keys import load_keys
@@ -32,7 +32,7 @@ class IntakeGround:
         url = str(on.ground_port)
         self.session = Session(
             Identity(0, 1, primary=True),
-            Medium(self.link, wire_bytes=lambda frame_bytes: wire_bytes(url, frame_bytes)),
+            Medium(self.link, wire_bytes=facts_of(url).wire_bytes),
             Security(
                 load_keys(next(on.mission.glob("keys/*"))),
                 nonce=lambda count: time.time_ns().to_bytes(count, "big"),

@@ -7,25 +7,30 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import operator
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from urllib.parse import parse_qs, urlsplit
 
 from hw_profiles import Link
-from onboard.link.ports.hosts import address_of, check_host, check_peer
-from onboard.link.ports.opening import InBackground
-from onboard.link.ports.places import Address, Places, Resolve, resolve
-from onboard.link.ports.port import BadUrl, LineFault, PortFacts, PortLost, Tap
+from onboard.link.ports.hosts import (
+    Address,
+    InBackground,
+    Places,
+    address_of,
+    check_peer,
+    host_port,
+    resolve,
+)
+from onboard.link.ports.port import BadUrl, LineFault, PortLost, Tap
 from onboard.wire.framing.frame import Origin
-from onboard.wire.transfer.peer import QUIET_S
 
 IPV4_UDP_BYTES = 20 + 8  # RFC 791 without options, RFC 768
 IPV6_UDP_BYTES = 40 + 8  # RFC 8200
-REORDER_SLACK = 3  # TCP's duplicate threshold (RFC 5681, section 3.2)
 _FRAMES_A_READ = 64  # a flood must not keep the pump from sending
+_DYNAMIC = range(1024, 65_536)  # of the system ports (RFC 6335) none was ever given
 
 # EMSGSIZE: longer than the path's MTU, as the kernel has learned it. The object is cut shorter for it.
 _LOST_ON_THE_WAY = frozenset(
@@ -41,33 +46,72 @@ _LOST_ON_THE_WAY = frozenset(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class UdpUrl:
+    """`udp://HOST:PORT?bind=HOST:PORT`; either end may be missing, not both."""
+
+    peer: tuple[str, int] | None
+    bind: tuple[str, int] | None
+
+    @classmethod
+    def parse(cls, url: str) -> UdpUrl:
+        """Raises BadUrl."""
+        try:
+            parts = urlsplit(url)
+        except ValueError as error:
+            raise BadUrl(f"{url}: {error}") from None
+        options = parse_qs(parts.query, keep_blank_values=True)
+        unknown = sorted(options.keys() - {"bind"})
+        if parts.scheme != "udp" or parts.path not in ("", "/") or unknown:
+            raise BadUrl(f"{url}: {unknown or parts.path} is not part of udp://HOST:PORT?bind=HOST:PORT")
+        peer = host_port(url, parts.netloc) if parts.netloc else None
+        if peer is not None:
+            check_peer(url, *peer)
+        bind = host_port(url, options["bind"][-1]) if "bind" in options else None
+        if peer is None and bind is None:
+            raise BadUrl(f"{url}: neither a peer nor a port to bind to; udp://HOST:PORT?bind=HOST:PORT")
+        return cls(peer, bind)
+
+    @property
+    def is_ipv6(self) -> bool:
+        """Whether frames travel in IPv6: where an end is a literal IPv6 address. Names are IPv4."""
+        address = address_of((self.peer or self.bind or ("", 0))[0])
+        return address is not None and address.version == 6
+
+    @property
+    def names_hosts(self) -> bool:
+        """Whether an end is a name, which has to be looked up."""
+        return any(end is not None and address_of(end[0]) is None for end in (self.peer, self.bind))
+
+    @property
+    def header_bytes(self) -> int:
+        """What IP and UDP add to a frame."""
+        return IPV6_UDP_BYTES if self.is_ipv6 else IPV4_UDP_BYTES
+
+
 class UdpPort:
     """See `Port` and `Paths`. The peer is where the URL says, until it is heard from elsewhere; where the URL
     says nothing it is where it is heard from first. A name may have several addresses: all are places where
     the peer may be, with the last one at which it was heard."""
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        max_frame_bytes: int,
-        tap: Tap | None,
-        resolve: Resolve = resolve,
-    ) -> None:
+    def __init__(self, url: str, *, max_frame_bytes: int, tap: Tap | None) -> None:
         """Binds the socket. Raises PortLost, and BadUrl for a URL that is not understood."""
         self.url = url
         self._tap = tap
-        self.rx_bytes = self.tx_bytes = self._overlong = 0
+        self.rx_bytes = self.tx_bytes = 0
+        self.broken = 0
+        """Datagrams longer than any frame."""
         self.max_frame_bytes = max_frame_bytes
         self._kept: list[tuple[bytes, Address]] = []
         self._from: dict[int, tuple[bytes, Address]] = {}  # the frames of the last read, by their id()
-        peer, bind = ends(url)
-        self._family = socket.AF_INET6 if is_ipv6(url) else socket.AF_INET
-        self._header_bytes = IPV6_UDP_BYTES if is_ipv6(url) else IPV4_UDP_BYTES
-        local = _first(url, bind, self._family) if bind is not None else ("", 0)
-        look_up = None if peer is None else partial(resolve, *peer, self._family)
-        self._places = Places(() if look_up is None else _found(url, look_up))
-        self._look_up = InBackground(look_up) if look_up is not None and names_hosts(url) else None
+        ends = UdpUrl.parse(url)
+        self._family = socket.AF_INET6 if ends.is_ipv6 else socket.AF_INET
+        self._header_bytes = ends.header_bytes
+        local: Address = ("", 0) if ends.bind is None else self._found(*ends.bind)[0]
+        self._places = Places(() if ends.peer is None else self._found(*ends.peer))
+        self._look_up: InBackground[Sequence[Address]] | None = None
+        if ends.peer is not None and ends.names_hosts:
+            self._look_up = InBackground(partial(resolve, *ends.peer, self._family))
         self._any_port_at = None if local[1] else local
         try:
             self._socket = self._bound(local)
@@ -76,13 +120,7 @@ class UdpPort:
 
     @property
     def paths(self) -> UdpPort:
-        """See `Port.paths`."""
         return self
-
-    @property
-    def broken(self) -> int:
-        """Datagrams longer than any frame."""
-        return self._overlong
 
     @property
     def local(self) -> tuple[str, int]:
@@ -91,7 +129,7 @@ class UdpPort:
         return host, port
 
     def read(self) -> list[bytes]:
-        """See `Port.read`. At most 64 datagrams a call; one longer than any frame is dropped."""
+        """At most 64 datagrams a call; one longer than any frame is dropped."""
         self._from = {}
         frames = []
         for _ in range(_FRAMES_A_READ):
@@ -107,14 +145,14 @@ class UdpPort:
             if self._tap is not None:
                 self._tap("in", frame)
             if len(frame) > self.max_frame_bytes:
-                self._overlong += 1
+                self.broken += 1
             else:
                 self._from[id(frame)] = frame, source
                 frames.append(frame)
         return frames
 
     def write(self, frame: bytes) -> None:
-        """See `Port.write`. While no peer is known the frame goes nowhere, as from a radio."""
+        """While no peer is known the frame goes nowhere, as from a radio."""
         if self._places.peer is not None:
             self.answer(frame, self._places.peer)
 
@@ -122,7 +160,6 @@ class UdpPort:
         """A datagram begins where it begins."""
 
     def flush(self) -> None:
-        """See `Port.flush`."""
         while self._kept:
             frame, to = self._kept[0]
             try:
@@ -138,46 +175,52 @@ class UdpPort:
                 self._tap("out", frame)
 
     def discard(self) -> None:
-        """See `Port.discard`."""
         self._kept.clear()
 
     def kept_bytes(self) -> int:
-        """See `Port.kept_bytes`."""
         return sum(len(frame) + self._header_bytes for frame, _ in self._kept)
 
     def queued_bytes(self) -> int:
-        """See `Port.queued_bytes`. Without the kernel's, which is bounded by the socket's send buffer and
-        counted with the kernel's own overhead, not in bytes of the wire."""
+        """Without the kernel's, which is bounded by the socket's send buffer, and counted with the kernel's
+        own overhead, not in bytes of the wire."""
         return self.kept_bytes()
+
+    def distrust(self, frame: bytes) -> None:
+        """A datagram comes whole or not at all."""
+
+    def fault(self, link: Link) -> LineFault | None:
+        return None
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    # -- where the peer is -----------------------------------------------------------------------------
 
     @property
     def peer(self) -> str | None:
-        """See `Paths.peer`."""
         return None if self._places.peer is None else _text(self._places.peer)
 
     def origin(self, frame: bytes) -> Origin:
-        """See `Paths.origin`."""
         return self._from[id(frame)][1]
 
     def trust(self, origin: Origin) -> None:
-        """See `Paths.trust`."""
         assert isinstance(origin, tuple), f"{origin!r} is no address"
         self._places.trust(origin)
 
     def answer(self, frame: bytes, origin: Origin) -> None:
-        """See `Paths.answer`."""
         assert isinstance(origin, tuple), f"{origin!r} is no address"
         self._kept.append((frame, origin))
         self.flush()
 
     @property
     def local_port(self) -> int:
-        """See `Paths.local_port`."""
         return 0 if self._any_port_at is None else self.local[1]
 
     def reclaim(self, local_port: int) -> str:
-        """See `Paths.reclaim`. Of the system ports (RFC 6335) none was ever given."""
-        if self._any_port_at is None or self.local[1] == local_port or not _is_dynamic(local_port):
+        if self._any_port_at is None or self.local[1] == local_port or local_port not in _DYNAMIC:
             return ""
         host, _, *rest = self._any_port_at
         try:
@@ -189,18 +232,16 @@ class UdpPort:
         return ""
 
     def recall(self, peer: str) -> None:
-        """See `Paths.recall`. An address that this port cannot send to is forgotten."""
+        """An address that this port cannot send to is forgotten."""
         with contextlib.suppress(BadUrl, OSError):
             host, number = host_port(self.url, peer)
             if address_of(host) is not None:
                 self._places.recall(resolve(host, number, self._family)[0])
 
     def places(self) -> Sequence[Address]:
-        """See `Paths.places`."""
         return self._places.all()
 
     def seek(self) -> bool:
-        """See `Paths.seek`."""
         if self._look_up is None:
             return False
         try:
@@ -209,20 +250,11 @@ class UdpPort:
             return False
         return found is not None and self._places.name(found)
 
-    def distrust(self, frame: bytes) -> None:
-        """A datagram comes whole or not at all."""
-
-    def fault(self, link: Link) -> LineFault | None:
-        """A datagram comes whole or not at all."""
-        return None
-
-    def fileno(self) -> int:
-        """See `Port.fileno`."""
-        return self._socket.fileno()
-
-    def close(self) -> None:
-        """See `Port.close`."""
-        self._socket.close()
+    def _found(self, host: str, port: int) -> Sequence[Address]:
+        try:
+            return resolve(host, port, self._family)
+        except OSError as error:
+            raise PortLost(self.url, f"cannot open: {host}: {error.strerror or error}") from error
 
     def _bound(self, local: Address) -> socket.socket:
         made = socket.socket(self._family, socket.SOCK_DGRAM)
@@ -240,96 +272,6 @@ class UdpPort:
             made.close()
             raise
         return made
-
-
-def is_ipv6(url: str) -> bool:
-    """Whether frames on this URL travel in IPv6: where an end is a literal IPv6 address. Names are IPv4.
-
-    Raises BadUrl.
-    """
-    peer, bind = ends(url)
-    host = (peer or bind or ("", 0))[0]
-    address = address_of(host)
-    return address is not None and address.version == 6
-
-
-def names_hosts(url: str) -> bool:
-    """Whether an end is a name, which has to be looked up. Raises BadUrl."""
-    return any(end is not None and address_of(end[0]) is None for end in ends(url))
-
-
-class UdpScheme:
-    """See `PortScheme`."""
-
-    form = "udp://HOST:PORT"
-
-    def facts(self, url: str) -> PortFacts:
-        """See `PortScheme.facts`. The other end listens at the port that this one calls."""
-        peer, _ = ends(url)
-        everywhere, header_bytes = ("[::]", IPV6_UDP_BYTES) if is_ipv6(url) else ("0.0.0.0", IPV4_UDP_BYTES)
-        return PortFacts(
-            wire_bytes=partial(operator.add, header_bytes),
-            framing="datagram",
-            needs_network=names_hosts(url),
-            far_url=None if peer is None else f"udp://?bind={everywhere}:{peer[1]}",
-            quiet_s=QUIET_S,
-            reorder_slack=REORDER_SLACK,
-        )
-
-    def open(self, url: str, link: Link, tap: Tap | None) -> UdpPort:
-        """See `PortScheme.open`."""
-        return UdpPort(url, max_frame_bytes=link.mtu_bytes, tap=tap)
-
-
-def _is_dynamic(local_port: int) -> bool:
-    return 1024 <= local_port <= 65_535
-
-
-def ends(url: str) -> tuple[tuple[str, int] | None, tuple[str, int] | None]:
-    """`udp://HOST:PORT?bind=HOST:PORT` as (peer, bind); either may be missing, not both. Raises BadUrl."""
-    try:
-        parts = urlsplit(url)
-    except ValueError as error:
-        raise BadUrl(f"{url}: {error}") from None
-    options = parse_qs(parts.query, keep_blank_values=True)
-    unknown = sorted(options.keys() - {"bind"})
-    if parts.scheme != "udp" or parts.path not in ("", "/") or unknown:
-        raise BadUrl(f"{url}: {unknown or parts.path} is not part of udp://HOST:PORT?bind=HOST:PORT")
-    peer = host_port(url, parts.netloc) if parts.netloc else None
-    if peer is not None:
-        check_peer(url, *peer)
-    bind = host_port(url, options["bind"][-1]) if "bind" in options else None
-    if peer is None and bind is None:
-        raise BadUrl(f"{url}: neither a peer nor a port to bind to; udp://HOST:PORT?bind=HOST:PORT")
-    return peer, bind
-
-
-def host_port(url: str, text: str) -> tuple[str, int]:
-    """`HOST:PORT`, or `[HOST]:PORT` for IPv6, as it stands in `url`. Raises BadUrl."""
-    try:
-        parts = urlsplit(f"//{text}")
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host = port = None
-    if not host or port is None or "@" in text:
-        raise BadUrl(f"{url}: {text!r} is not HOST:PORT, or [HOST]:PORT for IPv6")
-    check_host(url, host)
-    return host, port
-
-
-def _found(url: str, look_up: Callable[[], Sequence[Address]]) -> Sequence[Address]:
-    try:
-        return look_up()
-    except OSError as error:
-        host = (ends(url)[0] or ("",))[0]
-        raise PortLost(url, f"cannot open: {host}: {error.strerror or error}") from error
-
-
-def _first(url: str, end: tuple[str, int], family: socket.AddressFamily) -> Address:
-    try:
-        return resolve(*end, family)[0]
-    except OSError as error:
-        raise PortLost(url, f"cannot open: {end[0]}: {error.strerror or error}") from error
 
 
 def _text(address: Address) -> str:

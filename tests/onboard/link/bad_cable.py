@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import select
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from random import Random
 
 from hw_profiles import Link
-from onboard.link import Spool, opener, wire_bytes
+from onboard.link import Spool, facts_of, opener
 from onboard.link.pump import Pump
 from onboard.runtime.limits import limits_for
 from onboard.wire.config import Identity, Medium, Security, SessionState
@@ -69,7 +68,7 @@ def ends(cable: PtyCable, folder: Path, link: Link, *, encrypted: bool = False) 
         url, master, seeded = str(path), name == "ground", Random(name)
         session = Session(
             Identity(0 if master else 3, 3 if master else 0, primary=master),
-            Medium(link, wire_bytes=partial(wire_bytes, url)),
+            Medium(link, wire_bytes=facts_of(url).wire_bytes),
             Security(KEY, nonce=seeded.randbytes, encrypted=encrypted),
             SessionState(epoch=1),
             limits=limits_for(url),

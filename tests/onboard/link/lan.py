@@ -6,13 +6,12 @@ import dataclasses
 import os
 import shutil
 import socket
-from functools import partial
 from pathlib import Path
 
 import pytest
 
 from hw_profiles import load_link
-from onboard.link import Spool, opener, wire_bytes
+from onboard.link import Spool, facts_of, opener
 from onboard.link.ports.port import Way
 from onboard.link.pump import Pump, PumpEvent
 from onboard.runtime.limits import limits_for
@@ -45,7 +44,7 @@ class LanEnd:
         spool = Spool(self.folder, 1 << 20)
         session = Session(
             Identity(0 if self.is_ground else 3, 3 if self.is_ground else 0, primary=self.is_ground),
-            Medium(LINK, wire_bytes=partial(wire_bytes, self.url)),
+            Medium(LINK, wire_bytes=facts_of(self.url).wire_bytes),
             Security(KEY, nonce=os.urandom),
             SessionState(epoch=self.epoch, done=spool.finished()),
             limits=limits_for(self.url),

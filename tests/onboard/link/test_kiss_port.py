@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hw_profiles import load_link
-from onboard.link import facts_of, open_port, wire_bytes
+from onboard.link import facts_of, open_port
 from onboard.link.ports.framing import whiten
 from onboard.mission.objects import UPDATE
 from onboard.wire.events import Delivered
@@ -77,7 +77,11 @@ def test_what_a_url_says_of_the_bytes_on_the_port() -> None:
     assert framing_of("kiss+tcp://[::1]:8001") == ("kiss", 0)
     assert framing_of("/dev/ttyUSB0") == framing_of("socket://tnc:8001") == ("cobs", 0)
     assert framing_of("udp://127.0.0.1:9000") == ("datagram", 0)
-    assert wire_bytes("kiss:/dev/ttyUSB0", 222) == wire_bytes("kiss+tcp://tnc:8001", 222) == 227
+    assert (
+        facts_of("kiss:/dev/ttyUSB0").wire_bytes(222)
+        == facts_of("kiss+tcp://tnc:8001").wire_bytes(222)
+        == 227
+    )
 
 
 @pytest.mark.parametrize(

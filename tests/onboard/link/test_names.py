@@ -105,17 +105,18 @@ def test_a_name_server_that_gives_no_answer_costs_nothing(tmp_path: Path, names:
     end(net)
 
 
-def test_nobody_waits_for_a_name_server(names: Names) -> None:
+def test_nobody_waits_for_a_name_server(monkeypatch: pytest.MonkeyPatch) -> None:
     """It answers after a minute: the port goes on meanwhile, and looks nobody up twice at a time."""
     answers, asked = threading.Event(), list[str]()
 
-    def slow(host: str, port: int, family: socket.AddressFamily) -> list[tuple[str, int]]:
+    def slow(host: str, port: int, *how: int) -> list[tuple[object, ...]]:
         asked.append(host)
         if len(asked) > 1:
             answers.wait(60)
-        return [("127.0.0.5" if len(asked) == 1 else "127.0.0.6", port)]
+        return [(*how, 0, "", ("127.0.0.5" if len(asked) == 1 else "127.0.0.6", port))]
 
-    with closing(UdpPort(f"udp://{NAME}:4800", max_frame_bytes=1200, tap=None, resolve=slow)) as port:
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    with closing(UdpPort(f"udp://{NAME}:4800", max_frame_bytes=1200, tap=None)) as port:
         began = time.monotonic()
         for _ in range(50):
             port.seek()

@@ -4,7 +4,6 @@ that vanishes, nor a full disk, nor a restart stops the link."""
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 import select
 import socket
@@ -15,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from hw_profiles import Link, load_link
-from onboard.link import BadUrl, Spool, open_port, opener, wire_bytes
+from onboard.link import BadUrl, Spool, facts_of, open_port, opener
 from onboard.link.pump import PortDown, PortUp, Pump, PumpEvent, wait
 from onboard.link.spool import SpoolFull
 from onboard.mission.objects import UPDATE
@@ -49,7 +48,7 @@ def pump(
     spool = Spool(folder, limit)
     session = Session(
         Identity(0 if master else 3, 3 if master else 0, primary=master),
-        Medium(link, wire_bytes=functools.partial(wire_bytes, url)),
+        Medium(link, wire_bytes=facts_of(url).wire_bytes),
         Security(KEY),
         SessionState(epoch=epoch, done=spool.finished()),
         now=now,
@@ -424,7 +423,7 @@ def test_the_device_never_has_more_than_two_frames_to_send(
         if port.kept_bytes() > SERIAL.mtu_bytes:
             assert board.wakeup(clock.now) > clock.now  # no spinning while the device is busy
             assert board.wants_write()
-    assert worst <= 2 * wire_bytes("/dev/any", SERIAL.mtu_bytes)
+    assert worst <= 2 * facts_of("/dev/any").wire_bytes(SERIAL.mtu_bytes)
 
 
 def test_what_a_stalled_device_did_not_take_in_a_contact_never_leaves(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hw_profiles import load_link
-from onboard.link import BadUrl, Port, PortLost, open_port, wire_bytes
+from onboard.link import BadUrl, Port, PortLost, facts_of, open_port
 from onboard.link.ports.framing import whiten
 from onboard.wire.framing import cobs
 from tests.onboard.link.cable import PtyCable
@@ -44,7 +44,7 @@ def test_frames_cross_both_ways_and_every_byte_is_counted(cable: PtyCable) -> No
     first_delimiter = 1
     on_wire = first_delimiter + sum(len(cobs.encode(whiten(frame))) for frame in sent)
     assert (a.tx_bytes, b.rx_bytes) == (on_wire, on_wire)
-    assert on_wire <= first_delimiter + sum(wire_bytes(str(cable.a), len(frame)) for frame in sent)
+    assert on_wire <= first_delimiter + sum(facts_of(str(cable.a)).wire_bytes(len(frame)) for frame in sent)
     assert (b.tx_bytes, a.rx_bytes) == (9, 9)
     assert a.queued_bytes() == b.queued_bytes() == a.broken == b.broken == 0
     a.close()
@@ -105,7 +105,8 @@ def test_what_is_discarded_never_leaves_and_half_a_frame_spoils_no_other(cable: 
         whole += 1
     a.discard()
     assert a.kept_bytes() == 0
-    assert a.tx_bytes % wire_bytes(str(cable.a), 800) != 1  # the device has taken a part of the last one
+    whole = facts_of(str(cable.a)).wire_bytes(800)
+    assert a.tx_bytes % whole != 1  # the device has taken a part of the last one
     for _ in range(50):
         cable.carry()
         b.read()
@@ -205,12 +206,12 @@ def refused_in_one_line(url: str) -> None:
 
 
 def test_bytes_on_the_wire_are_known_before_the_port_is_open() -> None:
-    assert wire_bytes("/dev/ttyUSB0", 222) == 224
-    assert wire_bytes("serial:/dev/ttyUSB0?baud=9600", 222) == 224
-    assert wire_bytes("udp://127.0.0.1:9000", 222) == 250
-    assert wire_bytes("udp://[::1]:9000?bind=[::1]:9001", 222) == 270
-    assert wire_bytes("udp://?bind=[::]:9001", 222) == 270
-    assert wire_bytes("udp://ground.example:9000", 222) == 250
+    assert facts_of("/dev/ttyUSB0").wire_bytes(222) == 224
+    assert facts_of("serial:/dev/ttyUSB0?baud=9600").wire_bytes(222) == 224
+    assert facts_of("udp://127.0.0.1:9000").wire_bytes(222) == 250
+    assert facts_of("udp://[::1]:9000?bind=[::1]:9001").wire_bytes(222) == 270
+    assert facts_of("udp://?bind=[::]:9001").wire_bytes(222) == 270
+    assert facts_of("udp://ground.example:9000").wire_bytes(222) == 250
     for bad in ("nonsense", "udp:nonsense", "nosuch://thing"):
         with pytest.raises(BadUrl):
-            wire_bytes(bad, 222)
+            facts_of(bad).wire_bytes(222)
