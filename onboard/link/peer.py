@@ -179,7 +179,7 @@ class Whereabouts:
     found is kept in `folder`. tell: is given what is new."""
 
     def __init__(self, session: Session, folder: Path, tell: Callable[[PortEvent], None]) -> None:
-        self._session, self._folder, self._tell = session, folder, tell
+        self._presence, self._folder, self._tell = session.presence, folder, tell
         self._kept = Addresses.load(folder)
         self._unknown_told = False
         self._peer = ""  # as heard last, or as the port's URL says
@@ -193,8 +193,8 @@ class Whereabouts:
         paths = port.paths
         self._seek_at = now + SEEK_S
         self._met = False
+        self._presence.is_reachable = True
         if paths is None:
-            self._session.presence.is_reachable = True
             return
         kept = self._kept if self._kept.url == port.url else Addresses(port.url)
         if why := paths.reclaim(kept.local_port):
@@ -202,7 +202,7 @@ class Whereabouts:
         if kept.peer:
             paths.recall(kept.peer)
         self._peer = paths.peer or ""
-        self._session.presence.is_reachable = paths.peer is not None
+        self._presence.is_reachable = paths.peer is not None
         if not kept.local_port and paths.local_port:  # before the peer can hear of it
             self._store(replace(kept, local_port=paths.local_port))
 
@@ -212,12 +212,12 @@ class Whereabouts:
 
     def heard(self, port: Port, origin: Origin, now: float) -> None:
         """The session was given a frame from there: it may have proved that the peer is there now."""
-        if port.paths is None or not self._session.presence.proof_of_life:
+        if port.paths is None or not self._presence.proof_of_life:
             return
         port.paths.trust(origin)
         before, self._peer = self._peer, port.paths.peer or ""
         self._unknown_told, self._met = False, True
-        self._session.presence.is_reachable = True
+        self._presence.is_reachable = True
         self.keep(port, now)
         if self._peer != before:
             self._tell(PeerMoved(port.url, self._peer))
@@ -239,20 +239,18 @@ class Whereabouts:
             if not self._unknown_told:
                 self._unknown_told = True
                 self._tell(PeerUnknown(port.url))
-        elif now >= self._seek_at and self._session.presence.in_doubt:
+        elif now >= self._seek_at and self._presence.in_doubt:
             self._seek_at = now + SEEK_S
             if port.paths.seek():
-                self._session.presence.ask()
+                self._presence.ask()
 
     def write(self, port: Port, frame: bytes) -> None:
         """Sends the frame that the session gave last, to where it is to go: while the peer gives no answer,
         everywhere where it may be."""
-        to = self._session.presence.destination
-        if port.paths is None:
-            port.write(frame)
-        elif to is not None:
+        to = self._presence.destination
+        if port.paths is not None and to is not None:
             port.paths.answer(frame, to)
-        elif self._session.presence.in_doubt:
+        elif port.paths is not None and self._presence.in_doubt:
             for place in port.paths.places():
                 port.paths.answer(frame, place)
         else:

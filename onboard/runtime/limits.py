@@ -25,14 +25,8 @@ OBJECTS = 8  # at a time, on one link; honest ends have two on the way
 def limits_for(port: str, bytes_per_contact: float = math.inf, bytes_per_day: float = math.inf) -> Limits:
     """Returns what a session allows for over the port at this URL: datagrams overtake one another and their
     ends move; bytes on a wire do neither, and a burst of them begins with delimiters. Raises BadUrl."""
-    facts = facts_of(port)
-    return Limits(
-        bytes_per_contact=bytes_per_contact,
-        bytes_per_day=bytes_per_day,
-        lead_bytes=facts.lead_bytes,
-        quiet_s=facts.quiet_s,
-        reorder_slack=facts.reorder_slack,
-    )
+    limits = facts_of(port).limits
+    return replace(limits, bytes_per_contact=bytes_per_contact, bytes_per_day=bytes_per_day)
 
 
 def board_limits(end: LinkEnd, budget_bytes: int, links: int = 1) -> Limits:

@@ -6,15 +6,15 @@ says which (`schemes.SCHEMES`).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
 import msgspec
 
 from hw_profiles import Link
+from onboard.wire.config import Limits
 from onboard.wire.framing.frame import Origin
 
 Way = Literal["in", "out"]
@@ -66,12 +66,8 @@ class PortFacts:
     far_url: str | None
     """The URL with which the other end most likely meets this one; None where neither this URL nor that one
     would say where the other end is."""
-    lead_bytes: int = 0
-    """The most delimiters that go before a burst; see `Limits.lead_bytes`."""
-    quiet_s: float = math.inf
-    """See `Limits.quiet_s`."""
-    reorder_slack: int = 0
-    """See `Limits.reorder_slack`."""
+    limits: Limits = field(default_factory=Limits)
+    """What a session has to allow for over the port."""
 
 
 class PortScheme(Protocol):

@@ -25,6 +25,7 @@ from onboard.link.ports.hosts import InBackground, check_host
 from onboard.link.ports.port import BadUrl, Port, PortFacts, PortScheme, Tap
 from onboard.link.ports.serial import SerialPort
 from onboard.link.ports.udp import UdpPort, UdpUrl
+from onboard.wire.config import Limits
 from onboard.wire.framing import kiss
 from onboard.wire.medium.medium_access import LEAD_BYTES
 from onboard.wire.transfer.peer import QUIET_S
@@ -63,7 +64,7 @@ class StreamScheme:
             device=None if is_remote else Path(stream.device),
             needs_network=is_remote,
             far_url=url,
-            lead_bytes=LEAD_BYTES,
+            limits=Limits(lead_bytes=LEAD_BYTES),
         )
 
     def open(self, url: str, link: Link, tap: Tap | None) -> SerialPort:
@@ -96,8 +97,7 @@ class UdpScheme:
             framing="datagram",
             needs_network=ends.names_hosts,
             far_url=None if ends.peer is None else f"udp://?bind={everywhere}:{ends.peer[1]}",
-            quiet_s=QUIET_S,
-            reorder_slack=REORDER_SLACK,
+            limits=Limits(quiet_s=QUIET_S, reorder_slack=REORDER_SLACK),
         )
 
     def open(self, url: str, link: Link, tap: Tap | None) -> UdpPort:
