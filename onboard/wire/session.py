@@ -131,15 +131,9 @@ class Session:
         return self._gate.contacts.after(since, contact_s)
 
     def offer(
-        self,
-        kind: int,
-        payload: bytes,
-        now: float,
-        *,
-        priority: int = 4,
-        deadline_s: float | None = None,
-        fragment_bytes: int | None = None,
-    ) -> bytes:
+        self, kind: int, payload: bytes, now: float, *, priority: int = 4,
+        deadline_s: float | None = None, fragment_bytes: int | None = None,
+    ) -> bytes:  # fmt: skip
         """Put an object on its way; returns its 16 B digest. Offering it again meanwhile changes nothing.
 
         priority: 0 (first) to 7. deadline_s: seconds of contact from now after which it is given up.

@@ -13,7 +13,7 @@ from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import BROADCAST
 from onboard.wire.security.seal import Sealer, directional_key
 from onboard.wire.session import Session
-from tests.onboard.wire.pair import COBS_BYTES
+from tests.onboard.wire.pair import COBS_BYTES, advance
 
 GROUND = 0
 GROUP_KEY = bytes(range(100, 132))
@@ -116,20 +116,12 @@ class Net:
 
     def run(self, until: float, *, on: bool = False) -> float:
         """Until that time, or until the broadcast is over unless `on`; returns when."""
-        idle = 0
-        while self.now <= until:
-            before = self.now, len(self.sent)
-            wake = min([self._step(station) for station in self.stations.values()] + [self._speak()])
-            wake = min([wake] + [station.channel.next_due() for station in self.stations.values()])
-            if not on and self.broadcast is not None and self.broadcast.over:
-                break
-            if wake > until:
-                self.now = until
-                break
-            idle = idle + 1 if (wake, len(self.sent)) == before else 0
-            assert idle < 5, f"busy at {self.now} s with nothing to do"
-            self.now = max(self.now, wake)
-        return self.now
+        return advance(self, until, lambda: not on and self.broadcast is not None and self.broadcast.over)
+
+    def step(self) -> float:
+        """All that is to do now; returns when there is more."""
+        wake = min([self._step(station) for station in self.stations.values()] + [self._speak()])
+        return min([wake] + [station.channel.next_due() for station in self.stations.values()])
 
     def _step(self, station: NetStation) -> float:
         now = self.now

@@ -7,7 +7,7 @@ import random
 import struct
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from firmware_sim.world.channel import Channel, Impairments, Side
 from hw_profiles import Link, load_link
@@ -204,6 +204,33 @@ class PairEnd:
         return [(at, event.payload) for at, event in self.events if isinstance(event, Message)]
 
 
+class SteppedWorld(Protocol):
+    """What `advance` plays: its clock, and what was sent in it."""
+
+    now: float
+    sent: list[Any]
+
+    def step(self) -> float:
+        """All that is to do now; returns when there is more."""
+
+
+def advance(world: SteppedWorld, until: float, over: Callable[[], bool]) -> float:
+    """From one thing to do to the next, until that time or until it is over; returns when."""
+    idle = 0
+    while world.now <= until:
+        before = world.now, len(world.sent)
+        wake = world.step()
+        if over():
+            break
+        if wake > until:
+            world.now = until
+            break
+        idle = idle + 1 if (wake, len(world.sent)) == before else 0
+        assert idle < 5, f"busy at {world.now} s with nothing to do"
+        world.now = max(world.now, wake)
+    return world.now
+
+
 class Pair:
     """Ground and board on one channel. `sent` records every frame put on the air; `encrypted`: which ends."""
 
@@ -241,26 +268,18 @@ class Pair:
 
     def run(self, until: float, stop: Callable[[], bool] = lambda: False) -> float:
         """Advance the clock from one thing to do to the next; returns the time at which it stopped."""
-        idle_steps = 0
-        while self.now <= until and not stop():
-            before = self.now, len(self.sent)
-            for side, data in self.channel.due(self.now):
-                for copy in [data] if self._mangle is None else self._mangle(data, self.now):
-                    self.end(side).hear(copy, self.now)
-            wake = self.channel.next_due()
-            for end in (self.ground, self.board):
-                self._step(end)
-                wake = min(wake, self._wakeup(end), end.next_accept())
-            wake = min(wake, self.channel.next_due())
-            if stop():
-                break
-            if wake > until:
-                self.now = until
-                break
-            idle_steps = idle_steps + 1 if (wake, len(self.sent)) == before else 0
-            assert idle_steps < 5, f"busy at {self.now} s with nothing to do"
-            self.now = max(self.now, wake)
-        return self.now
+        return self.now if stop() else advance(self, until, stop)
+
+    def step(self) -> float:
+        """All that is to do now; returns when there is more."""
+        for side, data in self.channel.due(self.now):
+            for copy in [data] if self._mangle is None else self._mangle(data, self.now):
+                self.end(side).hear(copy, self.now)
+        wake = self.channel.next_due()
+        for end in (self.ground, self.board):
+            self._step(end)
+            wake = min(wake, self._wakeup(end), end.next_accept())
+        return min(wake, self.channel.next_due())
 
     def _wakeup(self, end: PairEnd) -> float:
         """When that end wants to be called next; checks that it has nothing to send before that."""
