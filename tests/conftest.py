@@ -11,7 +11,8 @@ from hypothesis import settings
 
 # How long an example takes is the machine's affair, which other tests share; bounds have tests of their own.
 settings.register_profile("suite", deadline=None)
-settings.load_profile("suite")
+settings.register_profile("few", settings.get_profile("suite"), max_examples=10)  # for `make floors`
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 MEMORY, ROOM_BYTES = Path("/dev/shm"), 4 << 30
 
