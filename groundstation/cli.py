@@ -272,7 +272,7 @@ def command(
     with _one_line(folder, queue.BadCommand):
         mission = load_mission(folder)
         if board is None or name is None:
-            node = queue.find_node(mission, board) if board else None
+            node = mission.find_node(board) if board else None
             rows = [row for row in queue.all_commands(mission) if node is None or row.node == node.id]
             lines = "\n".join(command_line(mission, row) for row in rows) or "no commands"
             as_values = [command_values(mission, row) for row in rows]

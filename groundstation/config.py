@@ -202,6 +202,14 @@ class Mission(msgspec.Struct, frozen=True, kw_only=True):
         """Answers that end a round."""
         return self.rules.quorum_of(len(self.nodes))
 
+    def find_node(self, name: str) -> Node:
+        """The board of that name. Raises ConfigError."""
+        for node in self.nodes:
+            if node.name == name:
+                return node
+        known = ", ".join(node.name for node in self.nodes)
+        raise ConfigError(f"{self.path}: no node {name!r}; there are {known}")
+
     @property
     def database(self) -> Path:
         """The mission's SQLite file."""

@@ -14,9 +14,7 @@ from onboard.data.images import order, save
 from onboard.data.sources import check_source
 from onboard.learn.graph import TrainGraph
 
-SEED = (
-    7  # of the shares: any constant does, and it must stay, so that boards that are given theirs later differ
-)
+SEED = 7  # of the shares: any constant does, and it must stay, so that boards differ that get theirs later
 
 
 def sample(folder: Path, name: str, source: str | None, data_dir: Path | None, images: int) -> str:
@@ -27,9 +25,7 @@ def sample(folder: Path, name: str, source: str | None, data_dir: Path | None, i
     SetupError, DataError, and OSError where the disk refuses.
     """
     mission = load_mission(folder)
-    names = [node.name for node in mission.nodes]
-    if name not in names:
-        raise SetupError(f"{mission.path}: no node {name!r}; there are {', '.join(names)}")
+    which, boards = mission.nodes.index(mission.find_node(name)), len(mission.nodes)
     board = load_node(mission.folder / "boards" / name / "node.toml")
     scheme, _, place = board.shard.source.partition(":")
     if scheme != "npz":
@@ -42,9 +38,9 @@ def sample(folder: Path, name: str, source: str | None, data_dir: Path | None, i
     check_source(source)
     shape = TrainGraph.load(mission.rules.model).input_shape
     found = loading.survey(source, shape, folder=data_dir, names=mission.rules.classes)
-    if len(found) < len(names):
-        raise SetupError(f"{source}: {len(found)} images are too few for {len(names)} boards")
-    rows = np.array_split(order(len(found), SEED), len(names))[names.index(name)][:images]
+    if len(found) < boards:
+        raise SetupError(f"{source}: {len(found)} images are too few for {boards} boards")
+    rows = np.array_split(order(len(found), SEED), boards)[which][:images]
     taken = loading.load(source, shape, folder=data_dir, rows=rows, names=mission.rules.classes)
     save(Path(place), taken)
     return f"{place}: {len(taken)} of the {len(found)} images of {source} to train on"

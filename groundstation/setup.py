@@ -240,10 +240,7 @@ def roll_key(folder: Path, name: str, *, drop_old: bool) -> str:
     Raises ConfigError, SetupError, BadKey, and OSError where the disk refuses.
     """
     mission = load_mission(folder)
-    node = next((node for node in mission.nodes if node.name == name), None)
-    if node is None:
-        known = ", ".join(node.name for node in mission.nodes)
-        raise SetupError(f"{mission.path}: no node {name!r}; there are {known}")
+    node = mission.find_node(name)
     copy = mission.folder / "boards" / name / "node.key"
     with _alone_in(node.key_path.parent):  # and not the mission's folder: the daemon may run, and holds that
         keys = load_keys(node.key_path)

@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from groundstation.commands.table import CommandRequest, CommandRow, CommandTable
-from groundstation.config import Mission, Node
+from groundstation.config import Mission
 from groundstation.store.store import Store
 from onboard.console.errors import one_line
 from onboard.console.log import say
@@ -110,20 +110,10 @@ def command_of(name: str, words: Sequence[str], command_id: str | None = None) -
     return command
 
 
-def find_node(mission: Mission, name: str) -> Node:
-    """The board of that name. Raises BadCommand."""
-    for node in mission.nodes:
-        if node.name == name:
-            return node
-    raise BadCommand(
-        f"{mission.path}: no node {name!r}; there are {', '.join(n.name for n in mission.nodes)}"
-    )
-
-
 def enqueue(mission: Mission, board: str, command: Command, expires_s: float) -> CommandRow:
     """Queues a command for a board, durably on return, unless its id is queued already. Raises BadCommand,
-    StoreError, OSError."""
-    node = find_node(mission, board)
+    ConfigError, StoreError, OSError."""
+    node = mission.find_node(board)
     known = find(mission, command.id)
     if known is not None and (known.node, known.command) != (node.id, command):
         raise BadCommand(f"id {command.id.hex()} is that of another command")
