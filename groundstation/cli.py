@@ -126,7 +126,7 @@ def sample(folder: Path, name: str, data: str | None, data_dir: Path | None, ima
       groundstation sample mission pi
       groundstation sample mission nano --data folder:EuroSAT_RGB --images 200
     """
-    from groundstation.sample import sample as make
+    from groundstation.mission_data import sample as make
     from onboard.config import relative_source
     from onboard.data.images import DataError
 
@@ -266,7 +266,7 @@ def command(
       groundstation command mission
     """
     from groundstation.commands import queue
-    from groundstation.views.commands import command_line, command_values
+    from groundstation.views.status import command_line, command_values
 
     keep_private()
     with _one_line(folder, queue.BadCommand):

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from groundstation import testdata
+from groundstation import mission_data
 from groundstation.commands.dispatcher import CommandDispatcher
 from groundstation.config import Mission
 from groundstation.failures import FIRST_PAUSE_S, LAST_PAUSE_S, ReasonLog
@@ -51,7 +51,7 @@ def serve(
     """
     with sole_user(mission.folder):
         train, infer = TrainGraph.load(mission.rules.model), InferGraph.load(mission.rules.model)
-        seen, test = testdata.load(mission.data_source, train, mission.data_folder, mission.rules.classes)
+        seen, test = mission_data.load(mission.data_source, train, mission.data_folder, mission.rules.classes)
         seen.tell()
         tell_exposures(mission.nodes, mission.database)
         store = Store(mission.database)

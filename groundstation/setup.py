@@ -14,8 +14,8 @@ from typing import Any
 
 import msgspec
 
-from groundstation import testdata
 from groundstation.config import MISSION_FILE, MissionFile, load_mission
+from groundstation.mission_data import Founded, founded
 from hw_profiles import load_board, load_link
 from onboard.config import NodeFile, check_cipher, load_node, relative_source
 from onboard.console.toml import ConfigError, checked
@@ -77,7 +77,7 @@ class NodeSpec:
         fields.setdefault("board", name if _is_board(name) else BOARD)
         return cls(name=name, **fields)
 
-    def node_toml(self, number: int, shape: tuple[int, int, int], test: testdata.Founded) -> dict[str, Any]:
+    def node_toml(self, number: int, shape: tuple[int, int, int], test: Founded) -> dict[str, Any]:
         """The sections of the board's NODE.toml, with what the test data say. Raises SetupError."""
         board, link = _reference(self.board, "board"), _reference(self.link, "link")
         data: dict[str, Any] = {"source": self.data, "shape": list(shape)}
@@ -154,7 +154,7 @@ def create_mission(folder: Path, specs: list[NodeSpec], wishes: Mapping[str, Any
     try:
         graph = TrainGraph.load(rules["model"])
         check_source(data)
-        test = testdata.founded(rules["data"], graph, data_folder)
+        test = founded(rules["data"], graph, data_folder)
         for spec in specs:
             load_board(spec.board)
             load_link(spec.link)

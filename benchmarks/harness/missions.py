@@ -42,7 +42,7 @@ from benchmarks.claims.resilience.genuine import (
     watched_session,
 )
 from benchmarks.harness.virtual import VirtualWorld
-from groundstation import testdata
+from groundstation import mission_data
 from groundstation.cli import main
 from groundstation.config import load_mission
 from hw_profiles import load_link
@@ -184,7 +184,7 @@ class VirtualRounds(VirtualMission):
 
         return [
             *changes_of_rounds(world),
-            (groundstation.daemon, "testdata", SimpleNamespace(load=lambda *_: _tested())),
+            (groundstation.daemon, "mission_data", SimpleNamespace(load=lambda *_: _tested())),
             (groundstation.rounds.rounds, "Server", watched_server(self.genuine, IMAGES)),
             (onboard.trainer.process, "ProcessTrainer", trainer),
         ]
@@ -214,7 +214,7 @@ class VirtualRounds(VirtualMission):
 
 @cache
 def _tested() -> tuple[Any, Images]:
-    seen, _ = testdata.load("digits", graphs()[0], None, images("test").classes)
+    seen, _ = mission_data.load("digits", graphs()[0], None, images("test").classes)
     return seen, images("test")
 
 

@@ -15,8 +15,7 @@ from typing import Any
 from groundstation.config import Mission
 from groundstation.failures import Setbacks
 from groundstation.rounds.asking import Askings, Question, pause_s
-from groundstation.rounds.closing import Closing
-from groundstation.rounds.opening import accuracies, restored, task_of
+from groundstation.rounds.closing import Closing, accuracies, restored, task_of
 from groundstation.station import Station
 from groundstation.store.store import RoundRow, Store, StoreError
 from onboard.console.errors import where

@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sqlite3
 import struct
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from hashlib import blake2s
 from pathlib import Path
@@ -24,7 +26,6 @@ from typing import Any
 import msgspec
 
 from groundstation.store import schema
-from groundstation.store.onlooker import open_to_read
 from onboard.storage.files import sync_folder
 
 BUSY_MS = 50  # once the daemon runs
@@ -108,9 +109,9 @@ class Ledger:
         for table in self._tables:
             _watch(db, table)
         self._schema = _definitions(db)
-        found = db.execute("SELECT generation, sum FROM ledger").fetchone()
-        self.generation: int = 0 if found is None else found[0]
-        self._sum = 0 if found is None else int.from_bytes(found[1], "big")
+        found = db.execute("SELECT generation, sum FROM ledger").fetchone() or (0, b"")
+        self.generation: int = found[0]
+        self._sum = int.from_bytes(found[1], "big")
 
     @contextlib.contextmanager
     def transaction(self, after: int = 0) -> Iterator[None]:
@@ -149,8 +150,7 @@ class Ledger:
 
 
 class ProgressWitness:
-    """A file beside the database at `path` counts its transactions: a database that comes back older is
-    noticed.
+    """A file beside the database at `path` counts its transactions: one that comes back older is noticed.
 
     If the write-ahead log is deleted, truncated or damaged, its transactions are lost, and what is left looks
     intact. The count is written after each transaction without waiting for the disk. After a power cut it may
@@ -184,7 +184,6 @@ class ProgressWitness:
             os.pwrite(self._handle, _testimony(generation), 0)
 
     def close(self) -> None:
-        """Lets go of the file."""
         if self._handle >= 0:
             os.close(self._handle)
         self._handle = -1
@@ -266,7 +265,7 @@ class Database:
         return self._db.execute(statement, values)
 
     def executemany(self, statement: str, rows: Iterable[tuple[Any, ...]]) -> None:
-        """Executes one statement for each of the rows inside a transaction."""
+        """The same for each of the rows."""
         self._db.executemany(statement, rows)
 
     def one(self, table: str, where: str = "", *values: Any) -> dict[str, Any] | None:
@@ -406,3 +405,45 @@ def _definitions(db: sqlite3.Connection) -> str:
 
 def _ledger_digest(generation: int, total: bytes, schema: str) -> bytes:
     return row_digest("ledger", "generation", generation, "sum", total, "schema", schema)
+
+
+def open_to_read(path: Path) -> sqlite3.Connection:
+    """Opens the database as it is, for a user who may write neither it nor its folder.
+
+    Readers of a write-ahead log share an index in a file beside it, which SQLite creates if it is missing.
+    Once the daemon has stopped, a reader without the right to create files could not even look. So a database
+    without a log is opened as immutable, and if a log cannot be shared, a copy is read. Raises sqlite3.Error.
+    """
+    name = path.resolve().as_uri()
+    log = path.with_name(f"{path.name}-wal")
+    if not log.exists():
+        return _looked_into(f"{name}?mode=ro&immutable=1")
+    try:
+        return _looked_into(f"{name}?mode=ro")
+    except sqlite3.Error:
+        try:
+            return _copied(path, log)
+        except OSError as error:
+            raise sqlite3.OperationalError(error.strerror or str(error)) from None
+
+
+def _copied(*files: Path) -> sqlite3.Connection:
+    """A copy, in memory, of the database in a file and its log. Raises sqlite3.Error, OSError."""
+    with tempfile.TemporaryDirectory(prefix="groundstation-") as folder:
+        for file in files:
+            shutil.copyfile(file, Path(folder) / file.name)
+        with contextlib.closing(sqlite3.connect(Path(folder) / files[0].name)) as copied:
+            memory = sqlite3.connect(":memory:")
+            copied.backup(memory)
+    return memory
+
+
+def _looked_into(uri: str) -> sqlite3.Connection:
+    """Opens a database and reads from it once, since SQLite touches no file before that."""
+    db = sqlite3.connect(uri, uri=True)
+    try:
+        db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except sqlite3.Error:
+        db.close()
+        raise
+    return db

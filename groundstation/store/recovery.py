@@ -33,9 +33,9 @@ from groundstation.store.database import (
     is_believable,
     is_of_the_machine,
     is_whole,
+    open_to_read,
     publish,
 )
-from groundstation.store.onlooker import open_to_read
 from groundstation.store.schema import APPLICATION_ID, SCHEMA, make_new, number_of
 from onboard.console.log import say
 from onboard.storage.files import cleared

@@ -1,4 +1,5 @@
-"""A mission's status, read from its store alone, so that it is the same whether the daemon runs or not."""
+"""A mission's status, read from its store alone, so that it is the same whether the daemon runs or not, and
+what became of the commands to its boards."""
 
 from __future__ import annotations
 
@@ -11,8 +12,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from groundstation.commands.table import CommandRow
 from groundstation.config import Mission
 from groundstation.store.store import Store
+from onboard.console.errors import one_line
 from onboard.mission.health import State, failure_name
 
 _OF_A_ROUND = ("opened_at", "closed_at", "deadline_at", "accuracy", "loss", "bits_down")
@@ -122,3 +125,24 @@ def ago(at: float | None) -> str:
         return "never"
     seconds = max(0.0, time.time() - at)
     return f"{seconds:.0f} s ago" if seconds < 120 else f"{seconds / 60:.0f} min ago"
+
+
+def command_values(mission: Mission, row: CommandRow) -> dict[str, Any]:
+    """A command as plain values for JSON; times are Unix seconds."""
+    names = {node.id: node.name for node in mission.nodes}
+    told = {"id": row.id.hex(), "node": names.get(row.node, f"node {row.node}"), "state": row.state.value}
+    return vars(row) | told
+
+
+def command_line(mission: Mission, row: CommandRow) -> str:
+    """A command and what became of it, in one line."""
+    values = command_values(mission, row)
+    worded = " ".join([row.name, *_pairs(row.arguments, "=")])
+    outcome = ", ".join(_pairs(row.result, " ")) or row.why
+    told = f"{values['id']} {row.state.value}: {worded} for {values['node']}, {ago(row.queued_at)}"
+    return one_line(f"{told}: {outcome}" if outcome else told)
+
+
+def _pairs(values: Mapping[str, Any], between: str) -> list[str]:
+    texts = {name: f"{value:.10g}" if isinstance(value, float) else value for name, value in values.items()}
+    return [f"{name}{between}{text}" for name, text in texts.items()]

@@ -1,0 +1,96 @@
+"""A mission's images: the test data, what they say of its classes, and first images for a board that has none
+of its own yet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from groundstation.config import load_mission
+from onboard.config import load_node
+from onboard.data import labels, loading
+from onboard.data.images import DataError, Images, MissingDataError, order, save
+from onboard.data.inspection import Inspection, Levels
+from onboard.data.loading import Survey
+from onboard.data.sources import KNOWN_CLASSES, check_source
+from onboard.learn.graph import TrainGraph
+
+SEED = 7  # of the shares: any constant does, and it must stay, so that boards differ that get theirs later
+
+
+def _look(
+    source: str, graph: TrainGraph, folder: str | Path | None = None, classes: labels.Names | None = None
+) -> Survey:
+    """The test part by its labels, in the mission's `classes` where they are known. Raises DataError."""
+    found = loading.survey(
+        source, graph.input_shape, folder=folder, part="test", classes=graph.classes, names=classes
+    )
+    if not found.named and classes is None and not found.counts["0"]:
+        raise DataError(
+            f"{source}: no label is 0, and they run to {len(found.classes) - 1}: labels count from 0, or "
+            "name the classes (an array `classes`, or mission.classes)"
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Founded:
+    """What the test data say of a new mission: its classes' names, what pixels are like, and a line for a
+    person. Data that are not here yet say nothing; the classes of known sets are known."""
+
+    classes: labels.Names | None
+    levels: Levels | None
+    told: str
+
+
+def founded(source: str, graph: TrainGraph, folder: Path | None) -> Founded:
+    """Looks at the test data of a new mission.
+
+    Raises DataError for data that no mission can be tested on.
+    """
+    try:
+        found = _look(source, graph, folder)
+    except MissingDataError as error:
+        known = KNOWN_CLASSES.get(source)
+        words = "" if known else "; its classes are not known before"
+        return Founded(known, None, f"not here yet{words}: {error}")
+    seen = found.inspect()
+    return Founded(found.classes, seen.levels, seen.line())
+
+
+def load(
+    source: str, graph: TrainGraph, folder: Path | None, classes: labels.Names | None
+) -> tuple[Inspection, Images]:
+    """The test images, and what they are. Raises DataError."""
+    seen = _look(source, graph, folder, classes)
+    images = seen.load()
+    return seen.inspect(images), images
+
+
+def sample(folder: Path, name: str, source: str | None, data_dir: Path | None, images: int) -> str:
+    """Writes the share of board `name` of the mission in `folder`; returns a line about it. Each board has
+    another share, of `images` at most, whichever is asked for first.
+
+    `source`: train part of it, the mission's own data if None; likewise `data_dir`. Raises ConfigError,
+    DataError, and OSError where the disk refuses.
+    """
+    mission = load_mission(folder)
+    which, boards = mission.nodes.index(mission.find_node(name)), len(mission.nodes)
+    board = load_node(mission.folder / "boards" / name / "node.toml")
+    scheme, _, place = board.shard.source.partition(":")
+    if scheme != "npz":
+        raise DataError(f"{board.path}: data.source = {board.shard.source!r}: must be an npz:PATH to be made")
+    if Path(place).exists():
+        raise DataError(f"{place}: is there already, and is not replaced")
+    source, data_dir = source or mission.data_source, data_dir or mission.data_folder
+    check_source(source)
+    shape = TrainGraph.load(mission.rules.model).input_shape
+    found = loading.survey(source, shape, folder=data_dir, names=mission.rules.classes)
+    if len(found) < boards:
+        raise DataError(f"{source}: {len(found)} images are too few for {boards} boards")
+    rows = np.array_split(order(len(found), SEED), boards)[which][:images]
+    taken = loading.load(source, shape, folder=data_dir, rows=rows, names=mission.rules.classes)
+    save(Path(place), taken)
+    return f"{place}: {len(taken)} of the {len(found)} images of {source} to train on"
