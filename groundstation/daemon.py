@@ -107,11 +107,8 @@ def _begin(store: Store, mission: Mission, train: TrainGraph, classes: tuple[str
 
 
 class GroundProgram:
-    """See `Program`: the mission's rounds and the stations of its nodes.
-
-    One link's failure is that link's: it is logged, the link is begun again after a pause that doubles, and
-    the others go on.
-    """
+    """See `Program`. One link's failure is that link's: it is logged, and the link is begun again after a
+    pause that doubles."""
 
     longest_wait_s, object_pause = 1.0, 4.0
     fds = ()
@@ -152,8 +149,7 @@ class GroundProgram:
         say(log, "link-failed", level=logging.ERROR, node=name, why=where(error), again_in_s=pause_s)
 
     def attend(self, now: float) -> None:
-        """Sees whether the program stood still: SIGSTOP, a virtual machine that was paused, a disk that
-        hung."""
+        """Sees whether the program stood still: SIGSTOP, a paused virtual machine, a disk that hung."""
         stood_s = now - self._attended_s
         self._attended_s = now
         if stood_s > STANDSTILL_S:

@@ -1,5 +1,4 @@
-"""What is told of a database that cannot be written, and of a mission that cannot go on: each reason once and
-every hour."""
+"""Of a database or a mission that fails, each reason is told once and every hour."""
 
 from __future__ import annotations
 
@@ -26,8 +25,7 @@ class ReasonLog:
         self._times = 0
 
     def count(self, why: str, now: float) -> int:
-        """Notes a failure; returns how often something failed since that was told last, if this is to be
-        told, else 0."""
+        """Notes a failure; returns how many there were since one was told, if this is to be told, else 0."""
         self._times += 1
         if self._reasons and now - self._told_s >= TELL_AGAIN_S:
             self._reasons.clear()

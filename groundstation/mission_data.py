@@ -46,10 +46,7 @@ class Founded:
 
 
 def founded(source: str, graph: TrainGraph, folder: Path | None) -> Founded:
-    """Looks at the test data of a new mission.
-
-    Raises DataError for data that no mission can be tested on.
-    """
+    """Looks at the test data of a new mission. Raises DataError for data that no mission can be tested on."""
     try:
         found = _look(source, graph, folder)
     except MissingDataError as error:

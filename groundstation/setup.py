@@ -1,4 +1,4 @@
-"""Founds a mission: one folder with mission.toml, a key for every board, and what to copy to each board.
+"""Makes a mission: a folder with mission.toml, a key for every board, and what to copy to each board.
 
 All that was asked for is checked before the first file is written.
 """
@@ -236,9 +236,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 def roll_key(folder: Path, name: str, *, drop_old: bool) -> str:
     """Gives a node a new key beside those it has, or leaves it the newest alone; returns what to do next.
-
-    Raises ConfigError, SetupError, BadKey, and OSError where the disk refuses.
-    """
+    Raises ConfigError, SetupError, BadKey, and OSError where the disk refuses."""
     mission = load_mission(folder)
     node = mission.find_node(name)
     copy = mission.folder / "boards" / name / "node.key"

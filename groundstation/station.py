@@ -9,7 +9,6 @@ from typing import Any
 from groundstation.config import Node
 from groundstation.store.store import Store
 from onboard.config import GROUND
-from onboard.link.pump import Pump
 from onboard.link.recording import Recorder
 from onboard.monitor.status_socket import link_view
 from onboard.runtime.endpoint import Endpoint, EndpointConfig
@@ -51,14 +50,9 @@ class Station:
         """The session of the present epoch."""
         return self.endpoint.session
 
-    @property
-    def pump(self) -> Pump:
-        """The pump of the present epoch."""
-        return self.endpoint.pump
-
     def renew(self, now: float) -> None:
-        """Begins the link again, as a restart of the daemon does. What was offered on it is to be offered
-        again. Raises StoreError, and what making a station raises."""
+        """Begins the link again, as a restart of the daemon does; what was offered has to be offered
+        again."""
         with contextlib.suppress(Exception):  # of a link that failed, nothing is sure to work
             self.count(now)
         entered = self._store.enter_node(self.node.id, self.node.name)
@@ -79,7 +73,7 @@ class Station:
         return {
             "node": self.node.name,
             "profile": self.node.link.name,
-            **link_view(self.pump, now),
+            **link_view(self.endpoint.pump, now),
             "updates_late": self.late_updates,
             "updates_refused": self.refused_updates,
         }
@@ -89,4 +83,4 @@ class Station:
         try:
             self.count(now)
         finally:
-            self.pump.close(now)
+            self.endpoint.pump.close(now)

@@ -50,7 +50,11 @@ class CommandDispatcher:
         if now < self._due_s:
             return
         self._due_s = now + LOOK_EVERY_S
-        self._take_in()
+        requests = self._inbox.requests()
+        for row in self._table.queue(requests):
+            say(log, "command-queued", **self._told(row))
+        for request in requests:
+            self._inbox.remove(request)
         nodes = set[int]()
         for row in self._table.unfinished():
             station = self._stations.get(row.node)
@@ -59,13 +63,6 @@ class CommandDispatcher:
             elif station is not None and row.node not in nodes and row.state is not CommandState.ACKNOWLEDGED:
                 nodes.add(row.node)
                 self._send(row, station, now)
-
-    def _take_in(self) -> None:
-        requests = self._inbox.requests()
-        for row in self._table.queue(requests):
-            say(log, "command-queued", **self._told(row))
-        for request in requests:
-            self._inbox.remove(request)
 
     def _expire(self, row: CommandRow, now: float) -> None:
         why = WAITS_FOR[row.state]

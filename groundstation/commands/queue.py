@@ -63,8 +63,7 @@ class CommandInbox:
         return sorted(found, key=lambda request: (request.queued_at, request.id))
 
     def remove(self, request: CommandRequest) -> None:
-        """The command is in the database. A file that cannot be removed is found there again, and does no
-        harm."""
+        """Removes what is in the database now. A file that stays is found there again, and does no harm."""
         with contextlib.suppress(OSError):
             self._path(request).unlink()
 

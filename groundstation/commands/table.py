@@ -143,8 +143,7 @@ class CommandTable:
         return self._rows(f"WHERE state NOT IN ({_FINAL}) ORDER BY queued_at, id")
 
     def all(self) -> list[CommandRow]:
-        """All that are kept, in the order in which they were queued. An earlier form of the database, which
-        no daemon has migrated yet, has none."""
+        """All that are kept, in the order of the queue; none in an earlier form of the database."""
         with errors(self._store.path):
             found = self._store.db.execute("SELECT 1 FROM sqlite_master WHERE name = 'command'").fetchone()
         return self._rows("ORDER BY queued_at, id") if found else []

@@ -67,10 +67,7 @@ def _plan(name: str) -> pieces.GraphPlan:
 
 
 def reference(parameters: Mapping[str, Any], x: Any, *, training: bool) -> Any:
-    """The same network in torch, for autograd to differentiate: tensors in, logits (N, 10) out.
-
-    It does the same in training as after it.
-    """
+    """The same network in torch, for autograd to differentiate: tensors in, logits (N, 10) out."""
     from torch.nn.functional import conv2d, linear, max_pool2d, relu
 
     p = parameters

@@ -38,8 +38,7 @@ LOST = ("failed", "refused", "lost")
 
 @dataclass(frozen=True)
 class Closing:
-    """Averages the stored answers of a round, and judges what the boards will get. `names` of the nodes are
-    for the log."""
+    """Averages the stored answers of a round, and judges what the boards will get."""
 
     server: Server
     store: Store
@@ -95,8 +94,7 @@ class Closing:
         return scores[-1]  # covers all images
 
     def lose(self, number: int, unusable: Mapping[int, str], now: float) -> None:
-        """What these nodes answered is of no use, for these reasons: it is as if they had not. `now` in Unix
-        seconds. Raises StoreError."""
+        """Notes why the answers of these nodes are of no use, as if they had not come. Raises StoreError."""
         for node, why in sorted(unusable.items()):
             self.store.lose(number, node, why, now)
             name = self.names.get(node, str(node))
@@ -168,8 +166,7 @@ def restored(row: RoundRow, answers: Sequence[Mapping[str, Any]], mission: Missi
 
 
 def task_of(model: bytes | None) -> tuple[Task, bytes] | None:
-    """The task and the packed weights in the object that a round sent, if a board can read it: a disk
-    rots."""
+    """The task and the packed weights in what a round sent, if a board can read it: a disk rots."""
     try:
         task, packed = decode_task(model or b"")
     except BadMessage:

@@ -176,8 +176,7 @@ class Rounds:
             self._give_up(station, "failed")
 
     def _ask_the_forgetful(self, now: float) -> None:
-        """Boards that know no more of the round are asked again as soon as they may be: their next health is
-        a minute away."""
+        """Asks boards that know no more of the round, as their next health is a minute away."""
         open_to = self._round.asked - self._round.answered if self._round else frozenset()
         for node, why in list(self._forgetful.items()):
             if node not in open_to or self._ask_if_due(node, self._askings.questions[node], why, now):
@@ -218,8 +217,7 @@ class Rounds:
         self._ask(node, asked_again(self._row().model, asking), asking)
 
     def _ask(self, node: int, payload: bytes, asking: int) -> None:
-        """Puts a question on its way. A link that cannot carry it (too many fragments, say) is told, and the
-        others are asked. Raises StoreError."""
+        """Puts a question on its way; a link that cannot carry it is told, and the others are asked."""
         try:
             number = self.number if self._round else self.number + 1
             self._askings.ask(node, number, payload, asking, self._now)
@@ -235,9 +233,8 @@ class Rounds:
     def step(self, now: float) -> bool:
         """Goes on with the mission; True when it has more to do at once.
 
-        Raises StoreError where the disk refuses; the next call goes on from what is stored. So does one after
-        an error that nobody foresaw, and after a pause: what raised it may be stored, and a restart of the
-        daemon would find it again.
+        Raises StoreError where the disk refuses. After that and after an error that nobody foresaw the next
+        call goes on from what is stored; after the latter it pauses, as what raised it may be stored.
         """
         self._now = now
         if now < self._setbacks.again_at:
@@ -280,16 +277,17 @@ class Rounds:
 
     def _open(self, number: int) -> Iterator[bool]:
         """Opens round `number`, or goes on with it after a restart, and offers its model to K nodes."""
-        rules, self.number = self.mission.rules, number
+        rules, self.number, nodes = self.mission.rules, number, [node.id for node in self.mission.nodes]
+        choice = sorted(choose(nodes, self.mission.select, rules.seed, number))
         if self.store.round(number) is None:
             self._askings.questions.clear()
             model, now = self._server.model(number, self._packed(number - 1)), self._wall()
-            self.store.open_round(number, model, self._choice(number), now, now + rules.deadline_s)
+            self.store.open_round(number, model, choice, now, now + rules.deadline_s)
         elif (sent := task_of(self._row().model)) is None or sent[0].round != number:
             self.store.put_question(number, self._server.model(number, self._packed(number - 1)))
         row, answers = self._row(), self.store.answers(number)
         if not {answer["node"] for answer in answers if answer["state"] != "merged"} & self.stations.keys():
-            self.store.ask_too(number, self._choice(number), self._wall())
+            self.store.ask_too(number, choice, self._wall())
             answers = self.store.answers(number)
         self._round = restored(row, answers, self.mission, self._now)
         self.save_time(self._now)
@@ -400,10 +398,6 @@ class Rounds:
         row = self.store.round(self.number)
         assert row is not None, f"round {self.number} was never opened"
         return row
-
-    def _choice(self, number: int) -> list[int]:
-        nodes, rules = [node.id for node in self.mission.nodes], self.mission.rules
-        return sorted(choose(nodes, self.mission.select, rules.seed, number))
 
     def _packed(self, number: int) -> bytes:
         """The weights that round `number` made; none before the first, which both ends draw from the seed."""

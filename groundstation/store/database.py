@@ -28,7 +28,6 @@ import msgspec
 from groundstation.store import schema
 from onboard.storage.files import sync_folder
 
-BUSY_MS = 50  # once the daemon runs
 OPEN_WITHIN_S = 5.0  # at the start, while another program reads or holds the database
 SIDES = ("", "-wal", "-shm")
 TABLES: Mapping[str, tuple[str, ...]] = {
@@ -50,8 +49,7 @@ _MAGIC = b"SDW1"
 
 
 class StoreError(OSError):
-    """The database cannot be read or written; the text names the file and SQLite's reason. No stored row is
-    lost."""
+    """SQLite cannot read or write the database; the text says why. No stored row is lost."""
 
 
 class StoreBusy(StoreError):  # noqa: N818 - a state of the world rather than a mistake
@@ -162,8 +160,7 @@ class ProgressWitness:
         self._handle = -1
 
     def read(self) -> int | None:
-        """The generation that the database had reached, or None without a witness. Raises ValueError for a
-        damaged one."""
+        """The generation that was reached, or None without a witness. Raises ValueError for a damaged one."""
         try:
             with self.path.open("rb") as file:
                 content = file.read(_WITNESS.size + 1)
@@ -190,8 +187,7 @@ class ProgressWitness:
 
 
 class Database:
-    """A connection to the file at `path`, which is created if need be. Every method raises StoreError when
-    SQLite fails."""
+    """A connection to the file at `path`, made if need be. Every method raises StoreError."""
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
@@ -215,12 +211,6 @@ class Database:
         self._witness.write(self._ledger.generation)
         self._files = self._identity()
 
-    def never_wait(self) -> None:
-        """Makes a database that another program has locked raise StoreBusy at once: the daemon's loop tries
-        again later, and does not wait inside SQLite while nobody listens to its links."""
-        with errors(self.path):
-            self._db.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
-
     def close(self) -> None:
         """Closes the file; SQLite merges the write-ahead log into it."""
         with errors(self.path):
@@ -242,8 +232,7 @@ class Database:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """A transaction: all statements of the block or none take effect, and are on the disk when it
-        ends."""
+        """All statements of the block or none take effect, and are on the disk when it ends."""
         with errors(self.path):
             if self._ledger is None:
                 raise StoreError(f"{self.path}: is a readonly database here: it was opened to be read")
@@ -341,8 +330,8 @@ def publish(new: Path, path: Path) -> None:
 
 
 def is_of_the_machine(error: sqlite3.Error, path: Path) -> bool:
-    """Whether the cause is not the stored data but the machine: another program's lock, a full disk, a file
-    that may not be written."""
+    """Whether the cause is the machine: another program's lock, a full disk, a file that may not be
+    written."""
     told = str(error).lower()
     if "readonly" in told:  # a damaged header says so, too
         return not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK))

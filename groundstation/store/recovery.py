@@ -1,5 +1,4 @@
-"""A database that a disk has damaged is kept under another name, and the mission continues from its intact
-rows.
+"""A database that a disk has damaged is kept, and the mission continues from its intact rows.
 
 Each start reads the whole database. If anything is wrong, a new one is made from the rows that are as they
 were written, and from those in the backup, which the daemon renews whenever a round opens or closes. A
@@ -150,8 +149,7 @@ def _make_whole(path: Path) -> bool:
 
 
 def examine(db: sqlite3.Connection) -> Findings:
-    """Reads a whole database and checks it. Raises sqlite3.Error only if it is locked or the machine
-    fails."""
+    """Reads and checks a whole database. Raises sqlite3.Error only if it is locked or the machine fails."""
     found, total = Findings(), 0
     tables = {row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     for table, key in TABLES.items():
@@ -177,8 +175,7 @@ def examine(db: sqlite3.Connection) -> Findings:
 
 
 def _generation(db: sqlite3.Connection, total: int, found: Findings) -> int | None:
-    """The ledger's count of transactions if the ledger can be trusted; notes in `found` what is wrong with
-    it."""
+    """The ledger's count of transactions if it can be trusted; notes in `found` what is wrong with it."""
     row = db.execute("SELECT generation, sum FROM ledger").fetchone()
     if row is None and not any(found.rows.values()):
         return 0  # it was made, and nothing was entered yet

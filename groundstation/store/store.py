@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 LATEST = 4
 """Updates of a node, and rounds: one that waits for its DONE is of the last round or the one before."""
 REPORTS_EVERY_S = 5.0
+BUSY_MS = 50  # once the daemon runs
 _ONE_ANSWER = "WHERE round = ? AND node = ?"
 _PUT_MODEL = (
     "INSERT INTO model (number, payload) VALUES (?, ?) "
@@ -94,7 +95,7 @@ class Store:
         """Repairs the file if need be, and opens it."""
         self.db, was_wrong = open_whole(self.path)
         if self._never_waits:
-            self.db.never_wait()
+            self.never_wait()
         # Otherwise the next start tells of the same backup again.
         if was_wrong and self.db.generation:
             self.back_up()
@@ -106,8 +107,7 @@ class Store:
                 self.db.executemany("UPDATE answer SET object = ? WHERE round = ? AND node = ?", named)
 
     def back_up(self) -> None:
-        """Replaces the backup, completely or not at all. A failure is logged once and stops nothing, since
-        the database itself is intact."""
+        """Replaces the backup, completely or not at all. A failure is logged once and stops nothing."""
         backup = backup_of(self.path)
         try:
             publish(self.db.write_copy(backup), backup)
@@ -130,7 +130,8 @@ class Store:
         """Makes a database that another program has locked raise StoreBusy at once: the daemon's loop tries
         again later, and does not wait inside SQLite while nobody listens to its links."""
         self._never_waits = True
-        self.db.never_wait()
+        with errors(self.path):
+            self.db.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
 
     def close(self) -> None:
         """Closes the file."""
@@ -138,7 +139,7 @@ class Store:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """All statements of the block or none take effect, and are on the disk when it ends."""
+        """See `Database.transaction`."""
         if self.db.is_displaced:
             self.back_up()
             write_anew(self.db)
@@ -166,8 +167,7 @@ class Store:
         return row["id"], row["graph"]
 
     def classes(self, classes: tuple[str, ...]) -> tuple[str, ...]:
-        """Stores the names of the mission's classes unless they are stored already; returns the stored
-        ones."""
+        """Stores the names of the mission's classes unless some are stored; returns the stored ones."""
         told = msgspec.json.encode(classes).decode()
         with self.transaction():
             self.db.execute("UPDATE mission SET classes = ? WHERE classes IS NULL", (told,))
@@ -237,8 +237,7 @@ class Store:
         self.store_reports(now)
 
     def store_reports(self, now: float, *, at_once: bool = False) -> None:
-        """Stores all reports that wait, `at_once` or REPORTS_EVERY_S after the last time. Where that fails
-        they still wait."""
+        """Stores what was reported, `at_once` or REPORTS_EVERY_S after the last time."""
         if self._reports and (at_once or now >= self._reported_s + REPORTS_EVERY_S):
             self._reported_s = now
             self.hear(*self._reports.values())
@@ -394,8 +393,7 @@ class Store:
         self._write(f"UPDATE answer SET state = ?, changed_at = ? {_ONE_ANSWER}", state, now, number, node)
 
     def lose(self, number: int, node: int, why: str, now: float) -> None:
-        """Marks an answer as unusable, with the reason; a merged one, which the round did not ask for, is
-        deleted."""
+        """Marks an answer as unusable; a merged one, which the round did not ask for, is deleted."""
         lost = "UPDATE answer SET state = 'lost', why = ?, changed_at = ?, payload = NULL"
         with self.transaction():
             self.db.execute(f"DELETE FROM answer {_ONE_ANSWER} AND state = 'merged'", (number, node))
@@ -405,10 +403,7 @@ class Store:
         self, number: int, node: int, payload: bytes, metrics: Mapping[str, float], now: float,
         *, merged: bool = False,
     ) -> None:  # fmt: skip
-        """Stores an update in one transaction; only after that may DONE be sent.
-
-        `merged`: it answers an earlier round, and this one did not ask its node.
-        """
+        """Stores an update; only after that may DONE be sent. `merged`: it answers an earlier round."""
         values = {
             "state": "merged" if merged else "answered", "changed_at": now, "payload": payload,
             "object": digest(UPDATE, payload), **metrics,

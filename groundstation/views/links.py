@@ -1,5 +1,4 @@
-"""Renders what `groundstation links` shows: a row for every board's link, and below it every object in
-transfer."""
+"""Renders `groundstation links`: a row for every board's link, and every object in transfer."""
 
 from __future__ import annotations
 
@@ -30,8 +29,7 @@ def links_picture(view: View, before: View | None, gap_s: float) -> str:
 
 
 def group(view: View, before: View | None, gap_s: float) -> Group:
-    """The parts of the view, 100 columns wide: the links' states, their counters, and the objects in
-    transfer."""
+    """The view, 100 columns wide: the links' states, their counters, and the objects in transfer."""
     waiting = f"waiting for {', '.join(view['waiting'])}" if view["waiting"] else "waiting for nobody"
     earlier = {link["node"]: link for link in before["links"]} if before else {}
     now = _table(

@@ -81,10 +81,8 @@ class Stream:
 
 
 class Replay:
-    """A recording, in one file or several in order, with the keys of its boards by number.
-
-    Iterate over it once, then read `streams`.
-    """
+    """A recording, in one file or several in order, with the keys of its boards by number. Iterate over it
+    once, then read `streams`."""
 
     def __init__(self, paths: Sequence[Path], key_of: Callable[[int], bytes | Keys | None]) -> None:
         self.streams: dict[tuple[int, Way], Stream] = {}
@@ -99,8 +97,7 @@ class Replay:
         return sum(reader.damaged for reader in self._readers) + self._unstarted + self._unread
 
     def __iter__(self) -> Iterator[ReplayedFrame]:
-        """Yields the frames. Raises OSError, and ConfigError if frames are encrypted and cannot be decrypted
-        here."""
+        """Yields the frames. Raises OSError, and ConfigError for frames that cannot be decrypted here."""
         for record in chain.from_iterable(self._readers):
             if record.kind is Kind.START:
                 try:

@@ -129,10 +129,10 @@ def test_every_link_is_closed_though_the_database_refuses(tmp_path: Path) -> Non
     store.never_wait()
     for station in stations.values():
         station.endpoint.poll(0.0, 0.0)
-        assert station.pump.is_open
+        assert station.endpoint.pump.is_open
     with held(mission.database):
         _close(stations, store)
-    assert [station.pump.is_open for station in stations.values()] == [False] * 3
+    assert [station.endpoint.pump.is_open for station in stations.values()] == [False] * 3
 
 
 @pytest.mark.parametrize(
