@@ -9,17 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
-from pathlib import Path
 
 from firmware_sim.world.channel import SIDES, Channel, Impairments, Side
 from firmware_sim.world.world import TICK_S, AirLink, World
-from hw_profiles import Board, Link
+from hw_profiles import Link
 from onboard.agents.federated import HEALTH_EVERY_S, FederatedAgent
 from onboard.agents.federated_state import FederatedState
 from onboard.board.budget import Pace, ResourceUsage
-from onboard.config import GROUND, LinkEnd, NodeConfig
+from onboard.config import GROUND, NodeConfig
 from onboard.data.images import Images
-from onboard.data.inspection import Shard
 from onboard.learn.graph import TrainGraph
 from onboard.mission.health import State
 from onboard.mission.objects import MODEL
@@ -34,21 +32,16 @@ from onboard.wire.framing.frame import BROADCAST
 from onboard.wire.security.seal import Sealer
 from onboard.wire.session import Session
 
-NEVER_S = 1e9  # a virtual board loses no power: its checkpoints would only cost real time
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Place:
-    """A seat in the fleet: who sits there, on which board and link, with which images."""
+    """A seat in the fleet: who sits there, with which images."""
 
-    node: int
-    board: Board
-    link: Link
+    config: NodeConfig  # what NODE.toml would say
     images: Images
     key: bytes
     group_key: bytes | None  # of the downlink that it hears with others
     fates: int  # with the number of a boot, the seed of what becomes of its frames
-    folder: Path  # the board's journal
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,24 +74,25 @@ class Device:
         self, place: Place, world: World, graphs: Callable[[str], TrainGraph],
         tell: Callable[[Device, Event], None], *, boot: int, epoch: int, gone: bool,
     ) -> None:  # fmt: skip
-        self.place, self.gone = place, gone
+        self.gone = gone
         self._world, self._tell = world, tell
-        now, link, node = world.now, place.link, place.node
-        journal = Journal(place.folder, FederatedState)
+        config, now = place.config, world.now
+        self.node, link, board = config.id, config.ground.link, config.board
+        journal = Journal(config.state, FederatedState)
         known = count_start(journal, [GROUND])
         self.ground = Session(
-            Identity(GROUND, node, primary=True), Medium(link), Security(place.key),
+            Identity(GROUND, self.node, primary=True), Medium(link), Security(place.key),
             SessionState(epoch=epoch), now=now,
         )  # fmt: skip
         self._board = Session(
-            Identity(node, GROUND, primary=False), Medium(link),
+            Identity(self.node, GROUND, primary=False), Medium(link),
             Security(place.key, group_key=place.group_key),
             SessionState(epoch=known.links[GROUND].epoch), now=now,
         )  # fmt: skip
-        ledger = ResourceUsage(place.board, link, now)
+        ledger = ResourceUsage(board, link, now)
         trainer = LocalTrainer(place.images, graphs)
-        self.agent = FederatedAgent(_config(place), self._board, journal, known, ledger, trainer)
-        self._drive = Drive(self.agent, Pace(place.board.cpu_share, place.board.train_flops), now)
+        self.agent = FederatedAgent(config, self._board, journal, known, ledger, trainer)
+        self._drive = Drive(self.agent, Pace(config.cpu_share, board.train_flops), now)
         impairments = Impairments(windows=() if gone else None)
         self._air = AirLink(world, Channel(link, impairments, seed=place.fates * 65536 + boot))
         self._ports = {side: self._air.connect(side, self) for side in SIDES}
@@ -213,14 +207,3 @@ class Downlink:
 
     def wakeup(self, now: float) -> float:
         return math.inf if self._broadcast is None else self._broadcast.wakeup(now)
-
-
-def _config(place: Place) -> NodeConfig:
-    """What NODE.toml would say of this device."""
-    board, folder = place.board, place.folder
-    return NodeConfig(
-        path=folder / "node.toml", id=place.node, name=f"device-{place.node}", board=board, state=folder,
-        ground=LinkEnd(link=place.link, port="", key_path=folder / "node.key"),
-        shard=Shard(source="", shape=place.images.shape),
-        cpu_share=board.cpu_share, memory_bytes=board.agent_memory_bytes, checkpoint_s=NEVER_S,
-    )  # fmt: skip

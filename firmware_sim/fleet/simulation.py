@@ -21,11 +21,12 @@ from firmware_sim.fleet.result import RoundResult, draw, texts
 from firmware_sim.runs.folder import RecordNames, RunError, RunRecord
 from firmware_sim.runs.live import RunProgress
 from firmware_sim.runs.run import RunConfig, SimulationRun
-from firmware_sim.world.world import World, digest_of
+from firmware_sim.world.world import NEVER_S, World, digest_of
 from hw_profiles import Board, Link
 from onboard.codec.pack import unpack
-from onboard.config import NODE_IDS
+from onboard.config import NODE_IDS, LinkEnd, NodeConfig
 from onboard.data.images import Images
+from onboard.data.inspection import Shard
 from onboard.learn.federated.rounds import Round, RoundState, UpdateFate, choose, finished
 from onboard.learn.graph import InferGraph, TrainGraph, evaluate
 from onboard.learn.training import Training
@@ -137,19 +138,18 @@ class Fleet:
         )  # fmt: skip
         self._server = Server(terms, train, staleness=settings.staleness)
         group_key = digest_of("group", settings.seed) if settings.shared_downlink else None
-        self._places = {
-            node: Place(
-                node=node,
-                board=settings.boards[(node - 1) % len(settings.boards)],
-                link=settings.links[(node - 1) % len(settings.links)],
-                images=images,
-                key=digest_of("key", settings.seed, node),
-                group_key=group_key,
-                fates=settings.seed * 256 + node,
-                folder=folder / str(node),
-            )
-            for node, images in enumerate(shares, start=1)
-        }
+        self._places = {}
+        for node, images in enumerate(shares, start=1):
+            board, own = settings.boards[(node - 1) % len(settings.boards)], folder / str(node)
+            link = settings.links[(node - 1) % len(settings.links)]
+            config = NodeConfig(
+                path=own / "node.toml", id=node, name=f"device-{node}", board=board, state=own,
+                ground=LinkEnd(link=link, port="", key_path=own / "node.key"),
+                shard=Shard(source="", shape=images.shape), cpu_share=board.cpu_share,
+                memory_bytes=board.agent_memory_bytes, checkpoint_s=NEVER_S,
+            )  # fmt: skip
+            key, fates = digest_of("key", settings.seed, node), settings.seed * 256 + node
+            self._places[node] = Place(config, images, key, group_key, fates)
         if len(self._places) != settings.devices:
             raise RunError(f"{settings.devices} devices, {len(self._places)} shares of images")
         self._awake: dict[int, Device] = {}
@@ -312,24 +312,24 @@ class Fleet:
         """Takes what the ground's end of a link says."""
         if isinstance(event, Arrived):
             self._take(device, event)
-        elif isinstance(event, Cancelled) and event.digest == self._questions.get(device.place.node):
-            self._lose(device.place.node)
+        elif isinstance(event, Cancelled) and event.digest == self._questions.get(device.node):
+            self._lose(device.node)
         elif isinstance(event, GroupAnswer) and self._downlink is not None:
-            for told in self._downlink.handle(device.place.node, event):
+            for told in self._downlink.handle(device.node, event):
                 self._handle(device, told)
         elif isinstance(event, Message):
             try:
                 health = decode_health(event.payload)
             except BadMessage:
                 return
-            node, this = device.place.node, self._round
+            node, this = device.node, self._round
             asking = self._askings.get(node, 0) & 0xFF
             if this and (health.state, health.round, health.asking) == (State.FAILED, this.number, asking):
                 self._lose(node)
 
     def _take(self, device: Device, arrived: Arrived) -> None:
         """An update: refused and counted, too late and counted, or averaged."""
-        node, number = device.place.node, len(self.results) + 1
+        node, number = device.node, len(self.results) + 1
         try:
             update, model = self._server.open(arrived.kind, arrived.payload, node, number)
         except BadUpdate:

@@ -20,7 +20,7 @@ import numpy as np
 
 from firmware_sim.ring.settings import RingSettings
 from firmware_sim.world.channel import Side
-from firmware_sim.world.world import TICK_S, AirLink, AirPort
+from firmware_sim.world.world import NEVER_S, TICK_S, AirLink, AirPort
 from onboard.agents.gossip import GossipPhase, GossipTraining
 from onboard.board.budget import Pace
 from onboard.codec.layout import Floats
@@ -36,8 +36,6 @@ from onboard.storage.keys import save_key
 from onboard.wire.events import Event
 from onboard.wire.medium.contact_gate import Window
 from onboard.wire.security.seal import SeqExhausted
-
-NEVER_S = 1e9  # a virtual board loses no power: checkpoints before its end would only cost real time
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from onboard.wire.framing import cobs
 # Far less than a bit of any link, far more than the last place of a clock that has run for years: a wake-up
 # that rounding puts at this very moment still moves the clock.
 TICK_S = 1e-6
+NEVER_S = 1e9  # a virtual board loses no power: checkpoints before its end would only cost real time
 
 
 def digest_of(*what: object) -> bytes:
