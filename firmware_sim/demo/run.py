@@ -16,8 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from firmware_sim.demo.scene import Scene
-from firmware_sim.demo.view import DemoView, draw
+from firmware_sim.demo.view import DemoView, Scene, draw
 from firmware_sim.runs import folder
 from firmware_sim.runs.folder import RunError
 from firmware_sim.runs.processes import ProcessGroup, free_ports

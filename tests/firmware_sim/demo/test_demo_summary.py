@@ -13,8 +13,7 @@ from rich.console import Console
 import firmware_sim.demo.run
 from firmware_sim.cli import main
 from firmware_sim.demo.run import DemoConfig, sum_up
-from firmware_sim.demo.scene import Scene
-from firmware_sim.demo.view import DemoView, summary_table
+from firmware_sim.demo.view import DemoView, Scene, summary_table
 
 BOARDS = ["pi", "nano", "q8s", "q7s"]
 
