@@ -161,6 +161,9 @@ def demo(real: tuple[str, ...], plain: bool, **options: Any) -> None:
 
     from firmware_sim.demo.run import BOARDS, DemoConfig, run
     from firmware_sim.demo.view import DemoView, summary_table
+    from firmware_sim.runs.folder import RunError
+    from onboard.data.images import DataError
+    from onboard.learn.graph import GraphError
 
     out, options["model"] = options["out"], options["model"] or network_for(options["data"])
     boards = _real_boards(real, [place.name for place in BOARDS])
@@ -170,7 +173,7 @@ def demo(real: tuple[str, ...], plain: bool, **options: Any) -> None:
         console = Console(file=cast(IO[str], Outlet(lines, sys.stdout)))
         try:
             summary = run(config, DemoView(console, plain=plain))
-        except ValueError as error:
+        except (DataError, GraphError, RunError) as error:
             raise click.UsageError(str(error)) from None
         except OSError as error:
             refused(error, out)
