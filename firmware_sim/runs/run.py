@@ -25,8 +25,7 @@ Step = TypeVar("Step", covariant=True)
 class RunConfig:
     """What every run is asked for."""
 
-    data: str = "mnist"
-    """What is learned."""
+    data: str = "mnist"  # what is learned
     data_folder: Path | None = None  # where mnist and eurosat are
     images: int  # of each device or node, at most
     alpha: float | None = None  # of the Dirichlet split; None for shares that are alike
