@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -61,7 +62,7 @@ class ProcessGroup:
             process = subprocess.Popen(
                 [interpreter, "-m", module, *arguments],
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr,
-                start_new_session=True, preexec_fn=_die_with_parent,
+                start_new_session=True, preexec_fn=partial(_die_with, os.getpid()),
             )  # fmt: skip
         member = ChildProcess(name, process, log, errors)
         self.members[name] = member
@@ -115,8 +116,10 @@ class ProcessGroup:
             del self.members[member.name]
 
 
-def _die_with_parent() -> None:
+def _die_with(parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it was killed before this child could ask for its own end
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def free_ports(count: int) -> list[int]:
