@@ -147,7 +147,7 @@ class FragmentSizer:
             fates[wire_bytes] = fates.get(wire_bytes, DeliveryStats()) + each
 
         def likelihood(guess: tuple[float, float]) -> float:
-            return _likelihood(fates, *guess) + max(worth * self._profile[guess], -most)
+            return _likelihood(fates, guess) + max(worth * self._profile[guess], -most)
 
         guess = max(_GUESSES, key=likelihood)
         flat = max(((loss, 0.0) for loss in _FRAME_LOSSES), key=likelihood)
@@ -243,15 +243,25 @@ def _survives(wire_bytes: int, frame_loss: float, bit_error_rate: float) -> floa
 @lru_cache(maxsize=64)  # all sessions of one link ask the same, and the answer takes 2 ms
 def _profile(prior: tuple[tuple[int, DeliveryStats], ...]) -> Mapping[tuple[float, float], float]:
     """The logarithms of how probable each guess is by what the link's profile says, the best one's 0."""
-    likelihoods = {guess: _likelihood(dict(prior), *guess) for guess in _GUESSES}
+    likelihoods = {guess: _likelihood(dict(prior), guess) for guess in _GUESSES}
     most = max(likelihoods.values())
     return {guess: each - most for guess, each in likelihoods.items()}
 
 
-def _likelihood(fates: Mapping[int, DeliveryStats], frame_loss: float, bit_error_rate: float) -> float:
+def _likelihood(fates: Mapping[int, DeliveryStats], guess: tuple[float, float]) -> float:
     """The logarithm of the probability of these fates on such a link."""
     total = 0.0
     for wire_bytes, each in fates.items():
-        survives = min(max(_survives(wire_bytes, frame_loss, bit_error_rate), 1e-9), 1 - 1e-9)
-        total += each.kept * math.log(survives) + each.lost * math.log1p(-survives)
+        kept, lost = _odds(wire_bytes)[guess]
+        total += each.kept * kept + each.lost * lost
     return total
+
+
+@lru_cache(maxsize=16)  # 0.1 MB each; a link has some six lengths
+def _odds(wire_bytes: int) -> Mapping[tuple[float, float], tuple[float, float]]:
+    """By guess, the logarithms of how probable it is that such a frame is kept, and that it is lost."""
+    odds = {}
+    for guess in _GUESSES:
+        survives = min(max(_survives(wire_bytes, *guess), 1e-9), 1 - 1e-9)
+        odds[guess] = math.log(survives), math.log1p(-survives)
+    return odds
