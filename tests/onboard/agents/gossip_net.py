@@ -1,4 +1,4 @@
-"""Nodes that gossip as the programs build them, with what they have on disk, on a virtual clock.
+"""Nodes that gossip as the programs build them, with what they have on disk, in a world.
 
 A kill takes all that is in memory; `boot` goes on from the disk. Every edge is a seeded channel.
 """
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from firmware_sim.world.channel import Channel, Impairments, Side
-from firmware_sim.world.world import TICK_S, AirPort
+from firmware_sim.world.world import AirLink, AirPort, World
 from onboard.agents.gossip import GossipAgent, GossipPhase, GossipTraining
 from onboard.board.budget import Pace
 from onboard.codec.layout import Floats, Layout, layout
@@ -28,7 +28,7 @@ from onboard.learn.gossip import topology
 from onboard.learn.gossip.algorithms import ALGORITHMS
 from onboard.learn.gossip.descent import Descent
 from onboard.learn.training import Recipe
-from onboard.runtime.endpoint import Endpoint, EndpointConfig
+from onboard.runtime.endpoint import Endpoint
 from onboard.runtime.gossip import GossipProgram, linked, setup_of
 from onboard.runtime.loop import Loop
 from onboard.storage.keys import save_key
@@ -95,15 +95,15 @@ class NetNode:
         self.agent: GossipAgent | None = None
         self.contacts: dict[int, list[Window]] = {}  # with neighbours that are not always in sight
         self.links: dict[int, Endpoint] = {}
-        self.ports: dict[int, AirPort] = {}
+        self.air: dict[int, AirLink] = {}  # to each neighbour
         self.loop: Loop | None = None
 
     def write(self, toml: str) -> None:
         """Another configuration, from the next boot on."""
         (self.folder / "node.toml").write_text(toml)
 
-    def boot(self, now: float, send: Callable[[int, int, bytes], None]) -> None:
-        """Starts from the disk; `send` (from, to, wire bytes)."""
+    def boot(self, now: float) -> None:
+        """Starts from the disk."""
         config = load_gossip(self.folder / "node.toml")
         self.lives += 1
         self._nonce = random.Random(f"{self._seed}/{self.number}/{self.lives}").randbytes
@@ -111,7 +111,7 @@ class NetNode:
             config,
             self._training(config),
             now,
-            lambda link: replace(link, opener=partial(self._port, link, send), nonce=self._nonce),
+            lambda link: replace(link, opener=partial(self._port, link.end.id), nonce=self._nonce),
         )
         for peer, windows in self.contacts.items():
             self.links[peer].session.plan(windows, now)
@@ -123,7 +123,9 @@ class NetNode:
 
     def kill(self) -> None:
         """As kill -9: only the disk is left."""
-        self.agent, self.loop, self.links, self.ports = None, None, {}, {}
+        self.agent, self.loop, self.links = None, None, {}
+        for peer, air in self.air.items():
+            air.disconnect(self._side(peer))
 
     def lose(self, start: Floats | None = None) -> None:
         """After a `kill`: an empty disk takes the place of this one, and the first model is `start`."""
@@ -165,11 +167,11 @@ class NetNode:
             Softmax(), start, self._x[:some], self._y[:some], recipe, seed=own.seed, node=self.number
         )
 
-    def _port(self, link: EndpointConfig, send: Callable[[int, int, bytes], None]) -> AirPort:
-        side: Side = "ground" if self.number < link.peer else "board"
-        port = AirPort(side, link.end.link, partial(send, self.number, link.peer))
-        self.ports[link.peer] = port
-        return port
+    def _port(self, peer: int) -> AirPort:
+        return self.air[peer].connect(self._side(peer), self)
+
+    def _side(self, peer: int) -> Side:
+        return "ground" if self.number < peer else "board"
 
 
 class GossipNet:
@@ -191,7 +193,6 @@ class GossipNet:
         step_s: float = STEP_S,
         **gossip: Any,
     ) -> None:
-        self.now = 0.0
         edges = edges or topology.ring(range(1, nodes + 1))
         weights = topology.metropolis(edges)
         self._neighbour = dict(neighbour or {})
@@ -204,7 +205,7 @@ class GossipNet:
         self.nodes = {
             n: NetNode(n, folder / str(n), self.toml(n), models[n], seed, step_s) for n in sorted(weights)
         }
-        self.channels: dict[tuple[int, int], Channel] = {}
+        self._world = World()
         for a, b in edges:
             key = random.Random(f"{seed}/{a}/{b}").randbytes(32)
             for one, other in ((a, b), (b, a)):
@@ -216,12 +217,13 @@ class GossipNet:
                 windows = list(contacts[a, b])
                 for one, other in ((a, b), (b, a)):
                     self.nodes[one].contacts[other] = [Window(rise, set_) for rise, set_ in windows]
-            self.channels[a, b] = Channel(
-                link, Impairments(frame_loss=frame_loss, windows=windows), seed=hash((seed, a, b))
-            )
+            bad = Impairments(frame_loss=frame_loss, windows=windows)
+            air = AirLink(self._world, Channel(link, bad, seed=hash((seed, a, b))))
+            self.nodes[a].air[b] = self.nodes[b].air[a] = air
         self.before = self.total(models.values())
         for node in self.nodes.values():
-            node.boot(0.0, self._send)
+            self._world.add(node)
+            node.boot(0.0)
 
     def toml(self, number: int, **gossip: Any) -> str:
         """NODE.toml of a node, with changes to [gossip]."""
@@ -236,28 +238,20 @@ class GossipNet:
         # All nodes are in this process, and what the tests before left in it counts as data of each.
         return "\n".join([*lines, "[budget]\ncheckpoint_s = 0.4\nmemory_mb = 8192\n"])
 
+    @property
+    def now(self) -> float:
+        return self._world.now
+
     def boot(self, number: int) -> None:
         """A node that was killed starts again."""
-        self.nodes[number].boot(self.now, self._send)
+        self.nodes[number].boot(self.now)
 
     def run(self, until: float, stop: Callable[[], bool] = lambda: False) -> float:
         """Moves the clock from one thing to do to the next; returns the time at which it stopped."""
-        while True:
-            for (a, b), channel in self.channels.items():
-                for side, wire in channel.due(self.now):
-                    hearer, speaker = (a, b) if side == "ground" else (b, a)
-                    if speaker in self.nodes[hearer].ports:
-                        self.nodes[hearer].ports[speaker].hear(wire)
-            for node in self.nodes.values():
-                node.act(self.now)
-            if stop():
-                break
-            wake = min(channel.next_due() for channel in self.channels.values())
-            wake = min(wake, *(node.wakeup(self.now) for node in self.nodes.values()))
-            if wake > until:
-                self.now = max(self.now, until)
-                break
-            self.now = max(self.now + TICK_S, wake)
+        for node in self.nodes.values():  # the test may have changed anything
+            self._world.wake(node)
+        while self._world.advance(until) and not stop():
+            pass
         return self.now
 
     def over(self) -> bool:
@@ -280,7 +274,3 @@ class GossipNet:
     def total(vectors: Iterable[Floats]) -> npt.NDArray[np.float64]:
         """Their sum (P,)."""
         return np.sum([vector.astype(np.float64) for vector in vectors], axis=0)
-
-    def _send(self, speaker: int, hearer: int, wire: bytes) -> None:
-        side: Side = "ground" if speaker < hearer else "board"
-        self.channels[min(speaker, hearer), max(speaker, hearer)].send(side, wire, self.now)
