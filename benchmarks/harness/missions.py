@@ -13,7 +13,7 @@ import os
 import random
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -232,19 +232,24 @@ def _accuracy(weights: Any) -> float:
     return score.accuracy
 
 
+def board_node(number: int, link: str) -> str:
+    """What `init` is told of board NUMBER, whose port has one name at both ends."""
+    return f"board-{number},link={link},port=/dev/air{number},board-port=/dev/air{number}"
+
+
+def init(folder: Path, nodes: Iterable[str], *options: str) -> None:
+    """`groundstation init`, in this process."""
+    named = [word for each in nodes for word in ("--node", each)]
+    done = CliRunner().invoke(main, ["init", str(folder), *options, *named])
+    assert done.exit_code == 0, done.output
+
+
 @cache
 def _founded(scratch: Path, encrypted: bool) -> Path:
     """A mission's folders, as `groundstation init` makes them; made once."""
     folder = scratch / f"rounds-{encrypted}"
-    words = ["init", str(folder / "ground"), "--rounds", str(ROUNDS), "--deadline", str(DEADLINE_S)]
-    for number in (1, 2):
-        port = f"/dev/air{number}"
-        words += [
-            "--node",
-            f"board-{number},link={LINK},port={port},board-port={port},encrypt={str(encrypted).lower()}",
-        ]
-    done = CliRunner().invoke(main, words)
-    assert done.exit_code == 0, done.output
+    nodes = [f"{board_node(number, LINK)},encrypt={str(encrypted).lower()}" for number in (1, 2)]
+    init(folder / "ground", nodes, "--rounds", str(ROUNDS), "--deadline", str(DEADLINE_S))
     toml = folder / "ground" / "mission.toml"
     text = toml.read_text()
     changes = {"epochs": 1, "bits_down": 0.2, "bits_up": 0.1, "shift_pixels": 0, "distortion": 0.0}

@@ -22,14 +22,12 @@ from statistics import fmean
 import click
 
 from benchmarks.harness import seeds
-from benchmarks.harness.lab import LabError
+from benchmarks.harness.fleet import rounds_of
 from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
 from firmware_sim.fleet.presets import PRESETS, as_fedavg, for_bits
 from firmware_sim.fleet.result import RoundResult
-from firmware_sim.fleet.simulation import FleetConfig, FleetRun, FleetSettings, without_losses
-from firmware_sim.runs.folder import RunError
-from firmware_sim.runs.live import RunProgress
+from firmware_sim.fleet.simulation import FleetConfig, FleetSettings, without_losses
 from hw_profiles import Link, load_board, load_link
 from onboard.learn.training import Training
 
@@ -93,14 +91,7 @@ class TableBench:
             data="mnist", data_folder=self.data_dir, images=IMAGES, alpha=alpha,
             out=self.out / f"{name}-{seed}",
         )  # fmt: skip
-        try:
-            run = FleetRun(wishes)
-            for seen in run.play():
-                if isinstance(seen, RunProgress):
-                    self.tell(f"{name}, seed {seed}, round {seen.step} of {ROUNDS}")
-        except RunError as error:
-            raise LabError(str(error)) from None
-        return run.results
+        return rounds_of(wishes, self.tell, f"{name}, seed {seed}")
 
 
 def measure(

@@ -16,7 +16,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from click.testing import CliRunner
 
 import groundstation.daemon
 import groundstation.store.database
@@ -24,10 +23,17 @@ import onboard.cli
 import onboard.runtime.federated
 import onboard.runtime.gossip
 import onboard.trainer.process
-from benchmarks.harness.missions import VirtualMission, changes_of_rounds, graphs, images, run_program
+from benchmarks.harness.missions import (
+    VirtualMission,
+    board_node,
+    changes_of_rounds,
+    graphs,
+    images,
+    init,
+    run_program,
+)
 from benchmarks.harness.virtual import VirtualWorld
 from firmware_sim.world.world import AirPort
-from groundstation.cli import main
 from hw_profiles import Link, load_link
 from onboard.codec.dense import Dense
 from onboard.codec.pack import pack
@@ -245,15 +251,9 @@ class Siege(VirtualMission):
         self.world: Charged = Charged(seed)
         self._master = master
         boards = (1,) if master else (1, 2)
-        words = ["init", str(folder / "ground"), "--rounds", "3", "--deadline", "3600", "--select", "2"]
-        words = words[:-2] if master else [*words, "--quorum", "2"]
-        for number in boards:
-            words += [
-                "--node",
-                f"board-{number},link={LINK},port=/dev/air{number},board-port=/dev/air{number}",
-            ]
-        done = CliRunner().invoke(main, words)
-        assert done.exit_code == 0, done.output
+        both = () if master else ("--select", "2", "--quorum", "2")
+        nodes = [board_node(number, LINK) for number in boards]
+        init(folder / "ground", nodes, "--rounds", "3", "--deadline", "3600", *both)
         toml = folder / "ground" / "mission.toml"
         text = toml.read_text().replace('method = "spacedml-fast"', 'method = "fedavg"')
         toml.write_text(text.replace("\nepochs = 2", "\nepochs = 1"))

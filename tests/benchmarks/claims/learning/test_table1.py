@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from benchmarks.__main__ import main
 from benchmarks.claims.learning import table1
 from benchmarks.claims.learning.table1 import CELLS, bytes_until
+from benchmarks.harness import fleet
 from benchmarks.harness.progress import ProgressLine
 from firmware_sim.fleet.presets import PRESETS, ROOM, SKETCH_DOWN, as_fedavg, for_bits
 from firmware_sim.fleet.result import RoundResult
@@ -86,7 +87,7 @@ def kept(monkeypatch: pytest.MonkeyPatch, accuracy: Callable[[FleetSettings], fl
             record.close()
             super().__init__(wishes)
 
-    monkeypatch.setattr(table1, "FleetRun", Finished)
+    monkeypatch.setattr(fleet, "FleetRun", Finished)
     monkeypatch.setattr(
         "onboard.data.loading.load", lambda *_, **__: pytest.fail("a finished run was played again")
     )
