@@ -47,8 +47,10 @@ $(VENV)/.all: $(VENV)/.locked Makefile
 demo: $(VENV)/.locked
 	$(BIN)/firmware-sim demo $(ARGS)
 
+# Four at once on two cores: much of what the suite does is to wait for lines and clocks of real programs.
+WORKERS ?= 4
 test: $(VENV)/.all check
-	$(BIN)/pytest -n 3 --dist worksteal $(ARGS)
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 # Measured branch by branch, in the programs that the tests start as well. `coverage` is the whole suite once more,
 # which takes three times as long; `floors` asks of the parts that others stand on what their own tests reach. It fails
@@ -56,7 +58,7 @@ test: $(VENV)/.all check
 COVERED_95 = wire codec learn link storage
 FLOORS = $(BIN)/coverage combine --quiet && for part in $(COVERED_95); do echo "onboard/$$part, floor 95 %:"; \
   $(BIN)/coverage report --include="onboard/$$part/*" --fail-under=95 --skip-covered || exit 1; done
-MEASURED = $(BIN)/coverage erase && $(BIN)/coverage run -m pytest -n 3 --dist worksteal
+MEASURED = $(BIN)/coverage erase && $(BIN)/coverage run -m pytest -n $(WORKERS) --dist worksteal
 
 coverage: $(VENV)/.all
 	$(MEASURED) $(ARGS)
@@ -93,7 +95,7 @@ test-newest:
 	$(PIP) install --group locked -e '.[ground,sim,crypto,test]'
 	$(PIP) $(INSTALL_TORCH) || { echo '$(TORCH_MISSING)' >&2; exit 1; }
 	$(BIN)/pip freeze --exclude-editable
-	$(BIN)/pytest -n 3 --dist worksteal $(ARGS)
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 # The same against the oldest that pyproject.toml admits, on a Python that all of them have wheels for.
 test-lowest: VENV := .venv-lowest
@@ -103,7 +105,7 @@ test-lowest: $(UV)
 	  --no-binary spacedml-edge --group locked -e '.[ground,sim,crypto,test]'
 	$(PIP) $(INSTALL_TORCH) || { echo '$(TORCH_MISSING)' >&2; exit 1; }
 	$(BIN)/pip freeze --exclude-editable
-	$(BIN)/pytest -n 3 --dist worksteal $(ARGS)
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 # One file for Python 3.10 to 3.14 on x86-64 and aarch64: uv resolves for all of them at once ("universal"), which
 # pip-tools cannot, and pip alone installs what it wrote. board.txt is the part of all.txt that goes to a board.

@@ -8,37 +8,15 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-import onboard.learn.graph
 from firmware_sim.cli import main
-from groundstation.models import pieces
 from groundstation.models.__main__ import BUILDERS
-from groundstation.models.pieces import node
 from onboard.learn.graph import SHIPPED, InferGraph, TrainGraph
-from onboard.learn.networks import NETWORKS, Network, described
-
-SHAPES = {"weight": (10, 784), "bias": (10,)}
-FORWARD = [
-    node("Flatten", ["x"], ["pixels"]),
-    node("Gemm", ["pixels", "weight", "bias"], ["logits"], transB=1),
-]
-BACKWARD = [
-    node("Gemm", ["d.logits", "pixels"], ["grad.weight"], transA=1),
-    node("ReduceSum", ["d.logits", "over_batch"], ["grad.bias"], keepdims=0),
-]
-
-
-def write_graphs(folder: Path) -> None:
-    """One layer: a softmax regression."""
-    plan = pieces.GraphPlan("line", SHAPES, (1, 28, 28), classes=10, forward_macs=7840)
-    train = pieces.train_model(plan, [*FORWARD, *pieces.loss(), *BACKWARD])
-    for use, built in (("train", train), ("infer", pieces.infer_model(plan, FORWARD))):
-        (folder / f"line.{use}.onnx").write_bytes(built.SerializeToString(deterministic=True))
+from onboard.learn.networks import NETWORKS, described
+from tests.line import ship
 
 
 def test_a_toy_network_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_graphs(tmp_path)
-    monkeypatch.setattr(onboard.learn.graph, "SHIPPED", tmp_path)
-    monkeypatch.setitem(NETWORKS, "line", Network((1, 28, 28), 10))
+    ship(tmp_path, monkeypatch)
     assert "line (1x28x28)" in described()
     fleet = [
         "fleet", "--model", "line", "--data", "digits", "--method", "fedavg", "--devices", "2", "--select",

@@ -19,7 +19,7 @@ from groundstation.store.store import Store
 from onboard.cli import main as onboard_main
 from onboard.data import loading
 from tests.missions.bench import QUICK_BPS, bench
-from tests.programs import onboard
+from tests.programs import examined, onboard
 
 DIGITS = [str(digit) for digit in range(10)]
 
@@ -51,13 +51,6 @@ def board(folder: Path, port: str, source: str) -> Path:
     return with_images(folder, source)
 
 
-def doctor(path: Path) -> tuple[bool, str]:
-    """Whether the data are right, and what is said of them."""
-    lines = onboard("doctor", str(path)).stdout.splitlines()
-    (line,) = (line for line in lines if line.split()[1] == "data")
-    return line.startswith("ok"), line
-
-
 def refused(path: Path) -> str:
     """The one line with which `run` ends before anything is sent."""
     result = onboard("run", str(path))
@@ -72,7 +65,7 @@ def refused(path: Path) -> str:
 
 def test_a_missing_folder_and_another_order_are_mapped(tmp_path: Path, port: str) -> None:
     here = folders(tmp_path / "here", {digit: digit for digit in "9754321"})
-    ok, line = doctor(board(tmp_path / "m", port, f"folder:{here}"))
+    ok, line = examined(board(tmp_path / "m", port, f"folder:{here}"))
     assert ok
     assert "21 images of (1, 28, 28)" in line
     assert "pixels 0..255, mean " in line
@@ -87,7 +80,7 @@ def test_a_stray_folder_is_told_and_is_no_class(tmp_path: Path, port: str, stray
     here = folders(tmp_path / "here", {digit: digit for digit in DIGITS})
     shutil.copytree(here / "1", here / stray)
     (here / "2" / "._1.png").write_bytes(b"\0\5\x16\7")
-    ok, line = doctor(board(tmp_path / "m", port, f"folder:{here}"))
+    ok, line = examined(board(tmp_path / "m", port, f"folder:{here}"))
     assert ok
     assert "30 images" in line
     assert line.endswith("WARNING: 2 passed over (2 hidden or a system's)")
@@ -103,7 +96,7 @@ def test_a_class_that_the_mission_does_not_know_ends_before_training(
         f"here are {', '.join(sorted([name, '2']))}; "
         f"the mission has {', '.join(DIGITS)}"
     )
-    ok, line = doctor(path)
+    ok, line = examined(path)
     assert not ok
     assert right in line
     assert refused(path) == f"{path}: data.source: {right}"
@@ -126,7 +119,7 @@ def test_labels_that_no_class_has_end_before_training(
     np.savez(path.parent / "data.npz", x=np.full((len(y), 28, 28), 9, np.uint8), y=y)
     if not told:  # a NODE.toml by hand: doctor knows the models
         path.write_text("".join(line for line in path.open() if not line.startswith("classes")))
-    ok, line = doctor(path)
+    ok, line = examined(path)
     assert not ok
     assert line.endswith(f"{path.parent / 'data.npz'}: {says}")
     if told:
@@ -138,9 +131,9 @@ def test_doctor_tells_of_a_board_whose_classes_nobody_knows(tmp_path: Path, port
         tmp_path / "m", port, f"folder:{folders(tmp_path / 'here', {digit: digit for digit in DIGITS})}"
     )
     told = "WARNING: [data] has no classes, so what labels mean is compared with the first task: copy classes"
-    assert told not in doctor(path)[1]
+    assert told not in examined(path)[1]
     path.write_text("".join(line for line in path.open() if not line.startswith("classes")))
-    ok, line = doctor(path)
+    ok, line = examined(path)
     assert ok
     assert told in line
 
@@ -152,7 +145,7 @@ def test_eleven_classes_are_too_many_for_every_model(tmp_path: Path, port: str) 
     (tmp_path / "here" / "1").mkdir()
     shutil.copy(next((tmp_path / "here" / "2").iterdir()), tmp_path / "here" / "1")
     path.write_text("".join(line for line in path.open() if not line.startswith("classes")))
-    ok, line = doctor(path)
+    ok, line = examined(path)
     assert not ok
     assert "has 11 classes, the model tells 10 apart (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ten)" in line
 
@@ -160,9 +153,15 @@ def test_eleven_classes_are_too_many_for_every_model(tmp_path: Path, port: str) 
 def test_other_images_than_any_model_takes_fail(tmp_path: Path, port: str) -> None:
     path = board(tmp_path / "m", port, "digits")
     path.write_text(path.read_text().replace("shape = [1, 28, 28]", "shape = [1, 29, 28]"))
-    ok, line = doctor(path)
+    ok, line = examined(path)
     assert not ok
     assert "no model takes images of (1, 29, 28); there are lenet5 (1, 28, 28)" in line
+
+
+def doctor(path: Path) -> tuple[bool, str]:
+    """As `examined`, by a process of its own, which has the board's budget."""
+    (line,) = (line for line in onboard("doctor", str(path)).stdout.splitlines() if line.split()[1] == "data")
+    return line.startswith("ok"), line
 
 
 def test_more_images_than_the_budget_fail_with_what_to_do(tmp_path: Path, port: str) -> None:
@@ -208,7 +207,7 @@ def test_a_folder_without_parts_can_be_tested_on(tmp_path: Path, port: str) -> N
     result = init(tmp_path / "m", port, "--data", f"folder:{here}")
     assert result.exit_code == 0, result.output
     assert "test data: 4 images" in result.stdout
-    assert doctor(with_images(tmp_path / "m", f"folder:{here}"))[0]
+    assert examined(with_images(tmp_path / "m", f"folder:{here}"))[0]
 
 
 @pytest.mark.parametrize(
@@ -343,7 +342,7 @@ def test_boards_without_images_get_some_each_its_own(tmp_path: Path) -> None:
         path = tmp_path / "m" / "boards" / name / "data.npz"
         assert result.stdout == f"{path}: 400 of the 1438 images of digits to train on\n"
         shares.append(loading.load(f"npz:{path}"))
-        assert doctor(path.parent / "node.toml")[0]
+        assert examined(path.parent / "node.toml")[0]
     assert all(len(set(share.y.tolist())) == 10 for share in shares)
     seen = [{image.tobytes() for image in share.x} for share in shares]
     assert sum(map(len, seen)) == len(set().union(*seen))

@@ -33,7 +33,7 @@ def finished(on: MissionBench, rounds: int = 2) -> dict[str, Any]:
 
 @pytest.mark.parametrize("victim", ["ground", "board"])
 def test_an_update_goes_on_after_a_kill(victim: str, tmp_path: Path) -> None:
-    with bench(tmp_path, rounds=1, bits_up=0.66) as on:
+    with bench(tmp_path, rounds=1, bits_up=0.66, bits_down=0.1) as on:
         on.start()
         on.until(lambda: in_the_middle(on.doing().get("link", {}), incoming=False))
         size = transfer(on.doing()["link"], incoming=False)["fragments"]

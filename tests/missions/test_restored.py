@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.missions.bench import QUICK_BPS, MissionBench, bench, change
+from tests.missions.bench import MissionBench, bench, change
 
 
 def set_aside(on: MissionBench, what: str) -> Path:
@@ -36,7 +36,7 @@ def put_back(on: MissionBench, what: str, copy: Path) -> None:
 
 @pytest.mark.parametrize(("what", "encrypt"), [("ground", "true"), ("board", "false")])
 def test_a_backup_that_is_put_back_is_no_dead_link(what: str, encrypt: str, tmp_path: Path) -> None:
-    with bench(tmp_path, QUICK_BPS, epochs=1) as on:
+    with bench(tmp_path, epochs=1) as on:
         change(on.mission / "mission.toml", encrypt=encrypt)
         change(on.node_toml, encrypt=encrypt)
         on.start()

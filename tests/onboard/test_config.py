@@ -170,7 +170,8 @@ def test_a_file_that_is_no_configuration(tmp_path: Path, content: bytes, says: s
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
-    assert_one_line(["run", str(tmp_path / "absent.toml")], f"{tmp_path / 'absent.toml'}: no such file")
+    absent = tmp_path / "absent.toml"
+    assert_one_line(["run", str(absent)], f"{absent}: no such file", by_itself=True)
     assert_one_line(["doctor", str(tmp_path)], f"{tmp_path}: cannot be read: Is a directory")
 
 
@@ -227,6 +228,7 @@ def test_data_of_the_wrong_shape_is_bad_input(tmp_path: Path) -> None:
     assert_one_line(
         ["run", str(path), "--wait"],
         f"{path}: data.source: {tmp_path / 'data.npz'}: x is uint8 (4, 8, 8), needs uint8 (N, 1, 28, 28)",
+        by_itself=True,
     )
 
 
@@ -264,9 +266,10 @@ def test_whatever_a_file_holds_is_a_configuration_or_one_error(raw: object) -> N
     assert "\n" not in said
 
 
-def assert_one_line(arguments: list[str], begins: str) -> None:
-    """The command fails with exit code 2 and one line that begins so."""
-    result = onboard(*arguments)
+def assert_one_line(arguments: list[str], begins: str, *, by_itself: bool = False) -> None:
+    """The command fails with exit code 2 and one line that begins so; `by_itself`: as a process, where images
+    are loaded and the budget counts what this one holds."""
+    result = onboard(*arguments) if by_itself else CliRunner().invoke(main, arguments)
     assert result.exit_code == 2, result.output
     assert one_line(result).startswith(begins)
 

@@ -13,7 +13,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from firmware_sim.cli import main
 from tests.missions.bench import run
 
 COMMAND = [sys.executable, "-m", "firmware_sim", "demo", "--rounds", "1"]
@@ -144,6 +146,7 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
     ],
 )
 def test_bad_wishes_get_one_line(options: list[str], complaint: str, tmp_path: Path) -> None:
-    done = run("firmware_sim", "demo", "--out", str(tmp_path / "out"), *options, code=2)
+    done = CliRunner().invoke(main, ["demo", "--out", str(tmp_path / "out"), *options])
+    assert done.exit_code == 2
     assert complaint in done.stderr
     assert done.stderr.count("\n") == 1

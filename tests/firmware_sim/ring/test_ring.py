@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from firmware_sim.cli import main
 from firmware_sim.ring.result import EpochResult, framed_bytes
 from firmware_sim.ring.settings import GroundNode, RingSettings
 from firmware_sim.ring.simulation import Ring
@@ -28,6 +30,7 @@ from onboard.learn.gossip.descent import mean_of
 from onboard.learn.gossip.exchange import Gossip, GossipSetup
 from onboard.learn.graph import InferGraph, TrainGraph
 from onboard.learn.training import Recipe
+from tests.line import ship
 
 COARSE = ("--frame-bytes", "65507")
 LINK = replace(load_link("isl-2mbyte"), mtu_bytes=16_000)  # few frames are soon played
@@ -163,13 +166,17 @@ passes = [[0, 1], [2, 300]]
 """
 
 
-def test_planes_learn_from_each_other_by_way_of_the_ground(tmp_path: Path) -> None:
+def test_planes_learn_from_each_other_by_way_of_the_ground(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ship(tmp_path, monkeypatch)
+    monkeypatch.chdir(tmp_path)
     scenario = tmp_path / "hybrid.toml"
     scenario.write_text(SCENARIO)
-    told = run("--scenario", str(scenario), "--sparsity", "1", "--json", cwd=tmp_path)
-    assert told.returncode == 0, told.stderr
-    short = ("--epochs", "1", "--out", "short")
-    alone = run("--scenario", str(scenario), "--sparsity", "1", *short, "--json", cwd=tmp_path)
+    play = ["ring", "--scenario", str(scenario), "--model", "line", "--sparsity", "1", "--json"]
+    told = CliRunner().invoke(main, play)
+    assert told.exit_code == 0, told.stderr
+    alone = CliRunner().invoke(main, [*play, "--epochs", "1", "--out", "short"])
     first, *_, last = (json.loads(line) for line in told.stdout.splitlines())
     assert json.loads(alone.stdout) == first  # what the command line says goes before the file
     assert 0 < first["ground_bytes"] < last["ground_bytes"] < last["bytes_sent"]
@@ -200,10 +207,15 @@ def test_nodes_in_parts_are_told_of(tmp_path: Path) -> None:
 def test_a_scenario_s_mistakes_get_one_line(tmp_path: Path, change: tuple[str, str], line: str) -> None:
     scenario = tmp_path / "hybrid.toml"
     scenario.write_text(SCENARIO.replace(*change))
-    told = run("--scenario", str(scenario), cwd=tmp_path)
-    assert told.returncode == 2
-    assert line in told.stderr
+    assert line in refused("--scenario", str(scenario))
+
+
+def refused(*arguments: str) -> str:
+    """The one line that the command ends with, before it begins."""
+    told = CliRunner().invoke(main, ["ring", *arguments])
+    assert told.exit_code == 2
     assert len(told.stderr.splitlines()) == 1
+    return told.stderr
 
 
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -230,8 +242,5 @@ def test_the_command_tells_epochs_and_draws_them(tmp_path: Path) -> None:
         (["--momentum", "1"], "'--momentum': 1.0 is not in the range 0<=x<1"),
     ],
 )
-def test_wrong_arguments_get_one_line(tmp_path: Path, arguments: list[str], line: str) -> None:
-    told = run(*arguments, cwd=tmp_path)
-    assert told.returncode == 2
-    assert line in told.stderr
-    assert len(told.stderr.splitlines()) == 1
+def test_wrong_arguments_get_one_line(arguments: list[str], line: str) -> None:
+    assert line in refused(*arguments)

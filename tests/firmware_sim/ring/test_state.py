@@ -23,18 +23,25 @@ from onboard.data import loading
 from onboard.data.images import Images
 from onboard.learn.graph import InferGraph, TrainGraph
 from onboard.learn.training import Recipe
+from tests.line import write_graphs
 
 NODES, EPOCHS = 4, 3
-LINK = replace(load_link("isl-2mbyte"), mtu_bytes=16_000)  # few frames are soon played
+# A network of one layer, on a board and a link that are slower as it is smaller than LeNet-5.
+BOARD = load_board("raspberry-pi-4")
+BOARD = replace(BOARD, train_flops=BOARD.train_flops * 7_840 / 2_293_000)
+LINK = replace(load_link("isl-2mbyte"), rate_up_bps=16e6 / 55, rate_down_bps=16e6 / 55, mtu_bytes=1_500)
 Parts = tuple[list[Images], Images, TrainGraph, InferGraph]
 
 
 @pytest.fixture(scope="module")
-def digits() -> Parts:
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Parts:
+    folder = tmp_path_factory.mktemp("line")
+    write_graphs(folder)
     images = loading.load("digits", part="train", classes=10)
     shares = [images.take(np.arange(30 * n, 30 * (n + 1))) for n in range(NODES)]
     test = loading.load("digits", part="test", rows=20, classes=10)
-    return shares, test, TrainGraph.load("lenet5"), InferGraph.load("lenet5")
+    train, infer = (folder / f"line.{use}.onnx" for use in ("train", "infer"))
+    return shares, test, TrainGraph.load(train), InferGraph.load(infer)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +53,7 @@ def unlike(digits: Parts) -> Parts:
 
 def settings(**changes: Any) -> RingSettings:
     base: dict[str, Any] = {
-        "nodes": NODES, "epochs": EPOCHS, "link": LINK, "board": load_board("raspberry-pi-4"),
+        "nodes": NODES, "epochs": EPOCHS, "link": LINK, "board": BOARD,
         "recipe": Recipe(batch_size=8, learning_rate=0.02, drops=(2,), weight_decay=1e-4, shift_pixels=1),
     }  # fmt: skip
     return RingSettings(**base | changes)
@@ -74,7 +81,7 @@ def in_lives(asked: RingSettings, parts: Parts) -> list[EpochResult]:
 @st.composite
 def asked_for(draw: st.DrawFn) -> RingSettings:
     """Gossip with whatever can befall it, or a method that waits for all its neighbours."""
-    delay_s, rate_bps = draw(st.sampled_from([0.0, 0.3])), draw(st.sampled_from([2e6, 16e6]))
+    delay_s, rate_bps = draw(st.sampled_from([0.0, 0.3])), draw(st.sampled_from([2e6 / 55, 16e6 / 55]))
     common: dict[str, Any] = {
         "every": draw(st.integers(1, 3)),
         "sparsity": draw(st.sampled_from([0.01, 0.2])),

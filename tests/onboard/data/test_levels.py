@@ -13,7 +13,7 @@ from groundstation.cli import main as groundstation
 from onboard.data import loading
 from onboard.data.images import Images, fit
 from onboard.data.inspection import Levels, doubts, refusal
-from tests.programs import onboard
+from tests.programs import examined, onboard
 
 GREY = Levels(means=(39.7,), stds=(79.4,))
 SEEN = Levels(means=(86.4, 96.0, 103.4), stds=(52.0, 36.0, 29.0))  # as EuroSAT's test part
@@ -24,13 +24,6 @@ def mission(folder: Path, port: str, *options: str) -> Path:
     made = CliRunner().invoke(groundstation, ["init", str(folder), "--node", f"pi,port={port}", *options])
     assert made.exit_code == 0, made.output
     return folder / "boards" / "pi" / "node.toml"
-
-
-def told(path: Path) -> tuple[bool, str]:
-    """What doctor says of the data, and whether they will do."""
-    lines = onboard("doctor", str(path)).stdout.splitlines()
-    (line,) = (line for line in lines if line.split()[1] == "data")
-    return line.startswith("ok"), line
 
 
 def put(path: Path, x: np.ndarray, images: Images) -> None:
@@ -64,22 +57,22 @@ def test_what_can_hardly_be_meant_ends_before_training(
 ) -> None:
     path = mission(tmp_path / "m", port)
     put(path, change(digits.x), digits)  # type: ignore[operator]
-    ok, line = told(path)
+    ok, line = examined(path)
     assert not ok
     assert says in line
     result = onboard("run", str(path))
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1), result.output
     assert result.stderr.startswith(f"{path}: data.source: npz:{path.parent.resolve() / 'data.npz'}: {says}")
     path.write_text("".join(line for line in path.open() if not line.startswith("channel_")))
-    assert told(path)[0]
+    assert examined(path)[0]
 
 
 def test_what_may_be_meant_is_told(tmp_path: Path, port: str, digits: Images) -> None:
     path = mission(tmp_path / "m", port)
     put(path, digits.x, digits)
-    assert "WARNING: pixels" not in told(path)[1]
+    assert "WARNING: pixels" not in examined(path)[1]
     put(path, digits.x // 4 + 100, digits)
-    ok, line = told(path)
+    ok, line = examined(path)
     assert ok
     assert "WARNING: pixels are unlike those that the mission is tested on: mean 110, std 17 here" in line
 
@@ -93,7 +86,7 @@ def test_channels_that_are_exchanged_are_told(tmp_path: Path, port: str) -> None
     path = mission(tmp_path / "m", port, "--model", "lenet5-rgb", "--data", f"npz:{tmp_path / 'set.npz'}")
     for order, warned in ((x, False), (x[:, ::-1], True)):
         np.savez(path.parent / "data.npz", x=order, y=y, classes=np.arange(10))
-        ok, line = told(path)
+        ok, line = examined(path)
         assert ok
         assert ("WARNING: the channels may be in another order (BGR for RGB)" in line) == warned
 
@@ -115,7 +108,7 @@ def test_a_few_images_may_be_unlike_all_others(tmp_path: Path, port: str, digits
     path = mission(tmp_path / "m", port)
     few = digits.take(np.arange(5))
     put(path, 255 - few.x, few)
-    assert told(path)[0]
+    assert examined(path)[0]
 
 
 def test_turned_colours_are_refused_and_turned_back_are_not() -> None:
