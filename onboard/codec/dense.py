@@ -45,17 +45,15 @@ class Dense:
     compress: bool = False
 
     def reconstruct(self) -> dict[str, Floats]:
-        """See `Model.reconstruct`."""
         return dict(self.weights)
 
 
 class DenseCodec:
-    """See `Codec`. Its size is given, so that no budget bounds it."""
+    """See `Codec`. Weights stay what they are, so that no budget bounds them."""
 
     name = "dense"
 
     def quantize(self, layout: Layout, weights: Weights, budget: Budget) -> Dense:
-        """See `Codec.quantize`. The weights stay what they are."""
         return Dense(layout, weights, budget.compress)
 
     def check(self, model: Dense, budget: Budget) -> None:

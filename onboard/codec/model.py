@@ -37,21 +37,17 @@ class Model(Protocol):
     @property
     def layout(self) -> Layout:
         """The tensors that it has."""
-        ...
 
     @property
     def format(self) -> int:
         """The format byte of its codec."""
-        ...
 
     @property
     def mean_width(self) -> float:
         """Bits a weight by the count of ALQ and SpaceDML: without coordinates, bit-widths and biases."""
-        ...
 
     def reconstruct(self) -> dict[str, Floats]:
         """The weights that it stands for, name -> float32 in the tensor's shape; the same on all machines."""
-        ...
 
 
 M = TypeVar("M", bound=Model)
@@ -63,29 +59,18 @@ class Codec(Protocol[M]):
     @property
     def name(self) -> str:
         """The form as a message calls it: "dense", "quantized"."""
-        ...
 
     def quantize(self, layout: Layout, weights: Weights, budget: Budget) -> M:
-        """The weights in this form, without data to tell which of them matter.
-
-        Errors: ValueError for weights that are not finite.
-        """
-        ...
+        """The weights in this form, without data to tell which of them matter. Errors: ValueError for weights
+        that are not finite."""
 
     def check(self, model: M, budget: Budget) -> None:
         """Raises ValueError where `quantize` and training make no such model within the budget."""
-        ...
 
     def sections(self, model: M) -> dict[str, bytes]:
-        """The bytes by section, in order; the first begins with PREFIX.
-
-        Errors: ValueError for a model that the far end could not rebuild.
-        """
-        ...
+        """The bytes by section, in order; the first begins with PREFIX. Errors: ValueError for a model that
+        the far end could not rebuild."""
 
     def unpack(self, data: bytes, layout: Layout) -> M:
-        """The model in `data`, PREFIX included, which must be whole and have nothing after it.
-
-        Makes no array that the layout does not bound. Errors: ValueError.
-        """
-        ...
+        """The model in `data`, PREFIX included, whole and with nothing after it. Makes no array that the
+        layout does not bound. Errors: ValueError."""

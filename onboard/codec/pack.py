@@ -26,17 +26,13 @@ def pack(model: Model) -> bytes:
 
 
 def account(model: Model) -> dict[str, int]:
-    """Bytes of `pack(model)` by section, with nothing left out: header, widths, coordinates, raw and signs,
-    or header and weights.
-    """
+    """Bytes of `pack(model)` by section, with nothing left out."""
     return {name: len(data) for name, data in CODECS[model.format].sections(model).items()}
 
 
 def unpack(data: bytes | memoryview, layout: Layout) -> Model:
-    """The model in `data`, which must be one of this layout, whole and with nothing after it.
-
-    Takes at most 32 bytes of memory a weight, whatever the bytes say. Errors: BadPack.
-    """
+    """The model in `data`, which must be one of this layout, whole and with nothing after it. Takes 32 bytes
+    of memory a weight at most, whatever the bytes say. Errors: BadPack."""
     data = bytes(data)
     if len(data) < PREFIX.size:
         raise BadPack(f"{len(data)} bytes, a header alone has {PREFIX.size} or more")

@@ -114,7 +114,6 @@ class Quantized:
     raw: Mapping[str, Raw]
 
     def reconstruct(self) -> dict[str, Floats]:
-        """See `Model.reconstruct`."""
         return {
             t.name: (self.grouped if t.group else self.raw)[t.name].reconstruct().reshape(t.shape)
             for t in self.layout.tensors

@@ -20,10 +20,8 @@ SHEAR = 0.1
 def augmented(x: npt.NDArray[np.uint8], draw: np.random.Generator, pixels: int, distortion: float) -> Floats:
     """Images x uint8 (N, C, H, W) as float32 in 0..1, each shifted by up to `pixels` along each axis.
 
-    With a `distortion` above 0 also rotated, stretched and sheared by so many times the ranges above; zeros
-    come in.
-
-    Whole-pixel shifts where nothing else is asked for, so that they cost no blur; bilinear otherwise.
+    With a `distortion` above 0 they are also rotated, stretched and sheared by so many times the ranges
+    above, and sampled bilinearly. Zeros come in. Shifts alone are by whole pixels and cost no blur.
     """
     if distortion:
         moved = warped(x, draw, pixels, distortion)

@@ -61,9 +61,7 @@ class Adam:
         return mean
 
     def curvature(self, out: Vector | None = None) -> Vector:
-        """h (P,): the square root of the (peak) second moment, bias-corrected; ALQ's diagonal curvature
-        (section 3.2).
-        """
+        """h (P,): ALQ's diagonal curvature (section 3.2), the root of the (peak) second moment, corrected."""
         scale = 1 - BETA2**self.steps if self.steps else 1.0
         h: Vector = np.sqrt(self.second if self.peak is None else self.peak, out=out)
         h *= np.float32(scale**-0.5)

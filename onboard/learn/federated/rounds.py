@@ -172,11 +172,9 @@ class AggregationRule(Protocol):
     def add(self, weights: Weights, samples: int, scale: float = 1.0) -> None:
         """Takes one node's weights, name -> float32 in the tensor's shape, trained on `samples` images, of
         which each counts `scale`. Errors: ValueError for what cannot be added; nothing has changed then."""
-        ...
 
     def mean(self) -> dict[str, Floats]:
         """The outcome so far, float32. Errors: ValueError without an update."""
-        ...
 
 
 class PartialAverage:

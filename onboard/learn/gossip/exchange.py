@@ -110,8 +110,7 @@ class Gossip:
             raise ValueError(
                 f"weights of node {setup.node}: {dict(weights)}, must be above 0 and sum to 1 at most"
             )
-        self.node, self._size, self._share = setup.node, len(setup.start), setup.share
-        self._form = setup.form
+        self.node, self._setup, self._size = setup.node, setup, len(setup.start)
         self.exchanges = 0
         self.clipped: dict[int, float] = {}
         self.clipping = Clipping(weights, setup.share / ALL)
@@ -126,9 +125,7 @@ class Gossip:
 
     @property
     def waits_for(self) -> frozenset[int]:
-        return frozenset(
-            peer for peer, edge in self._edges.items() if edge.sent is not None and not edge.complete
-        )
+        return frozenset(peer for peer, e in self._edges.items() if e.sent is not None and not e.complete)
 
     @property
     def complete(self) -> tuple[int, ...]:
@@ -136,9 +133,7 @@ class Gossip:
 
     @property
     def asked(self) -> frozenset[int]:
-        return frozenset(
-            peer for peer, edge in self._edges.items() if edge.received is not None and edge.sent is None
-        )
+        return frozenset(peer for peer, e in self._edges.items() if e.received is not None and e.sent is None)
 
     def open(self, vector: Floats, peers: Collection[int] | None = None) -> dict[int, Message]:
         # A message is durable before it leaves: an end that sent other values under the same number after a
@@ -181,9 +176,8 @@ class Gossip:
         received = sparse.decode(message, mask)
         if self.clipping.is_absurd(received):
             own = self.clipping.scale
-            raise ImplausibleExchange(
-                f"values of {size_of(received):.3g} from node {peer}, the model's are {own:.3g}"
-            )
+            said = f"values of {size_of(received):.3g} from node {peer}, the model's are {own:.3g}"
+            raise ImplausibleExchange(said)
         edge.shut = False
         if follows:
             edge.there, edge.early = True, message  # it would not go on without ours
@@ -221,7 +215,7 @@ class Gossip:
         # further on by any number.
         for edge in self._edges.values():
             edge.settled = False
-        self.clipping = Clipping(self._edges, self._share / ALL)
+        self.clipping = Clipping(self._edges, self._setup.share / ALL)
         self.clipping.look_at(vector)
 
     def checkpointed(self) -> None:
@@ -263,7 +257,7 @@ class Gossip:
         return peers
 
     def _open(self, peer: int, edge: _Edge, vector: Floats) -> Message:
-        edge.message, edge.sent = sparse.outgoing(vector, self._mask(peer, edge), self._form)
+        edge.message, edge.sent = sparse.outgoing(vector, self._mask(peer, edge), self._setup.form)
         return edge.message
 
     def _mask(self, peer: int, edge: _Edge) -> Mask:
@@ -273,8 +267,8 @@ class Gossip:
         return edge.mask
 
     def _drawn(self, peer: int, number: int) -> Mask:
-        seed = self._edges[peer].seed
-        return drawn(Draw(seed, number, (self.node, peer), self._share), self._size)
+        draw = Draw(self._edges[peer].seed, number, (self.node, peer), self._setup.share)
+        return drawn(draw, self._size)
 
 
 def _edge_seed(seed: int, weight: float, classes: bytes) -> int:

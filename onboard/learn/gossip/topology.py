@@ -29,10 +29,8 @@ def planes(nodes: Sequence[int], columns: int) -> frozenset[Edge]:
 
 
 def torus(nodes: Sequence[int], columns: int) -> frozenset[Edge]:
-    """Rows of `columns` nodes, each row and each column a ring: planes of a constellation.
-
-    Raises ValueError where the rows are not all full.
-    """
+    """Rows of `columns` nodes, each row and each column a ring: planes of a constellation. Raises ValueError
+    where the rows are not all full."""
     rows = _rows(nodes, columns)
     lines = [*rows, *(list(column) for column in zip(*rows, strict=True))]
     return frozenset().union(*(ring(line) for line in lines))

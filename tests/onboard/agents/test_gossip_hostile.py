@@ -116,7 +116,7 @@ class Liar(Gossip):
     def _open(self, peer, edge, vector):  # type: ignore[no-untyped-def]
         of = self._mask(peer, edge)
         values = self.lie(sparse.extract(vector, of)).astype(np.float32)
-        edge.message, edge.sent = sparse.encode(values, of, self._form), values
+        edge.message, edge.sent = sparse.encode(values, of, self._setup.form), values
         return edge.message
 
 
