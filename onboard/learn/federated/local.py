@@ -28,7 +28,7 @@ from onboard.codec import alq
 from onboard.codec.layout import Floats, Weights, flat, in_groups, views
 from onboard.codec.model import Budget, Model
 from onboard.codec.pack import CODECS
-from onboard.codec.quantized import Bases, Widths, budget_bits
+from onboard.codec.quantized import Bases, budget_bits
 from onboard.learn.augment import augmented
 from onboard.learn.federated import multibit
 from onboard.learn.federated.adam import Adam
@@ -37,6 +37,7 @@ from onboard.learn.training import Plan, TrainingPhase
 
 State = dict[str, npt.NDArray[Any]]
 
+OPTIMIZING = (TrainingPhase.BASES, TrainingPhase.COORDINATES)
 # Share of the coordinates a layer can have that one step of pruning chooses from (ALQ's top-k, section 3.2);
 # where that is too little for the steps there are, one over their number, so that pruning comes to its end.
 TOP_SHARE = 0.005
@@ -83,13 +84,13 @@ class LocalTraining:
         self.knobs = plan.training
         self.epoch = 0  # epochs done
         self.loss = math.nan  # mean over the last epoch done
-        self._graph, self._x, self._y = graph, x, y
+        self._graph, self._layout, self._x, self._y = graph, graph.layout, x, y
         layout = graph.layout
         self._origin = flat(layout, origin)
         self._latent = flat(layout, start)
         self._adam = Adam.fresh(layout.parameters, amsgrad=self.knobs.rule.uses_moments)
-        self._widths: dict[str, npt.NDArray[np.uint8]] | None = None  # bases a group, once there are any
-        self._bases: dict[str, Bases] | None = None  # while bases and coordinates are being optimized
+        self._widths: dict[str, npt.NDArray[np.uint8]] = {}  # bases a group, once they are allotted
+        self._bases: dict[str, Bases] = {}  # while bases and coordinates are being optimized
         self._scratch = np.empty_like(self._latent)
         _keep_blocks(8 * layout.parameters)
         self._moments = np.empty((2 if self.knobs.rule.uses_moments else 0, layout.parameters), np.float32)
@@ -128,15 +129,13 @@ class LocalTraining:
         """
         if self.epoch < self.epochs:
             raise RuntimeError(f"{self.epoch} of {self.epochs} epochs are done: no result yet")
-        layout = self._graph.layout
-        if self._widths is None:  # no epoch has allotted bases
-            rule = self.knobs.rule
-            budget = Budget(self.knobs.bits_up, self.knobs.max_bases, rule.compress)
-            trained: Model = CODECS[rule.format].quantize(
-                layout, views(layout, self._latent - self._origin), budget
-            )
-            return trained
-        return alq.quantize(layout, self._difference(), self._widths)
+        if self._widths:
+            return alq.quantize(self._layout, self._difference(), self._widths)
+        rule = self.knobs.rule
+        budget = Budget(self.knobs.bits_up, self.knobs.max_bases, rule.compress)
+        difference = views(self._layout, self._latent - self._origin)
+        trained: Model = CODECS[rule.format].quantize(self._layout, difference, budget)
+        return trained
 
     def state(self) -> State:
         """All that a checkpoint needs, as arrays by name; meant for the end of an epoch (`Step.ends_epoch`).
@@ -153,120 +152,99 @@ class LocalTraining:
         }
         if self._adam.peak is not None:
             state["peak"] = self._adam.peak
-        if self._widths is not None:
-            state["widths"] = np.concatenate([self._widths[t.name] for t in self._graph.layout.grouped])
-        if self._bases is not None:
+        if self._widths:
+            state["widths"] = np.concatenate(list(self._widths.values()))
+        if self._bases:
             state |= multibit.arrays(list(self._bases.values()))
         return state
 
     def restore(self, state: State) -> None:
         """Goes on from `state`. Errors: ValueError for a state that is not of this model and plan."""
-        layout = self._graph.layout
         names = ("latent", "first", "second") + (("peak",) if self._adam.peak is not None else ())
         try:
             vectors = [np.array(state[name], np.float32) for name in names]
             epoch, steps, loss = int(state["epoch"]), int(state["adam_steps"]), float(state["loss"])
         except KeyError as missing:
             raise ValueError(f"the checkpoint lacks {missing}") from None
-        if any(vector.shape != (layout.parameters,) for vector in vectors):
+        if any(vector.shape != (self._layout.parameters,) for vector in vectors):
             raise ValueError(f"the checkpoint is of another model: {vectors[0].size} weights")
         if not 0 <= epoch <= self.epochs:
             raise ValueError(f"the checkpoint is of another plan: {epoch} epochs done of {self.epochs}")
         phase = self.plan.phases[epoch - 1] if epoch else TrainingPhase.PLAIN
-        widths = (
-            None if phase is TrainingPhase.PLAIN else multibit.split_widths(layout, state.get("widths", ()))
-        )
-        bases = None
-        if widths is not None and phase in (TrainingPhase.BASES, TrainingPhase.COORDINATES):
-            bases = multibit.from_arrays(layout, widths, state)
+        widths, bases = {}, {}
+        if phase is not TrainingPhase.PLAIN:
+            widths = multibit.split_widths(self._layout, state.get("widths", ()))
+        if phase in OPTIMIZING:
+            bases = multibit.from_arrays(self._layout, widths, state)
         self._latent = vectors[0]
         self._adam = Adam(vectors[1], vectors[2], steps, vectors[3] if len(vectors) > 3 else None)
         self._widths, self._bases, self.epoch, self.loss = widths, bases, epoch, loss
 
     def _enter(self, phase: TrainingPhase) -> None:
         """Makes what an epoch of this phase trains, where the one before it has left something else."""
-        layout = self._graph.layout
-        if phase is not TrainingPhase.PLAIN and self._widths is None:
-            weighs = self.knobs.rule.allots_by_curvature
+        layout, knobs = self._layout, self.knobs
+        if phase is not TrainingPhase.PLAIN and not self._widths:
             self._widths = alq.allocate(
                 layout,
                 self._difference(),
-                bits_per_weight=self.knobs.bits_up,
-                max_bases=self.knobs.max_bases,
-                curvature=views(layout, self._adam.curvature()) if weighs else None,
+                bits_per_weight=knobs.bits_up,
+                max_bases=knobs.max_bases,
+                curvature=views(layout, self._adam.curvature()) if knobs.rule.allots_by_curvature else None,
             )
-        if phase in (TrainingPhase.BASES, TrainingPhase.COORDINATES) and self._bases is None:
-            assert self._widths is not None
-            self._bases = self._sketched(self._widths)
-        if phase is TrainingPhase.STRAIGHT and self._bases is not None:
-            self._add_to_origin(self._rebuilt(self._bases), views(layout, self._latent))
-            self._bases = None
+        if phase in OPTIMIZING and not self._bases:
+            self._bases = self._sketched()
+        if phase is TrainingPhase.STRAIGHT and self._bases:
+            self._from_origin(_rebuilt(self._bases), views(layout, self._latent))
+            self._bases = {}
 
     def _learn(self, x: Floats, y: npt.NDArray[np.int64], batch: int) -> float:
         """One step on one batch; the latent weights take Adam's whatever the phase."""
-        phase, layout, rate = self.plan.phases[self.epoch], self._graph.layout, self.knobs.learning_rate
-        sketch = None
-        if phase is TrainingPhase.PRUNE:
-            assert self._widths is not None
-            sketch = self._sketched(self._widths)
+        phase, layout, rate = self.plan.phases[self.epoch], self._layout, self.knobs.learning_rate
+        bases = self._sketched() if phase is TrainingPhase.PRUNE else self._bases
         loss, buffers = gradient(
-            self._graph, self._forward(phase, sketch), x, y, self._scratch,
+            self._graph, self._forward(phase, bases), x, y, self._scratch,
             when=f"in epoch {self.epoch + 1}, at a learning rate of {rate}",
         )  # fmt: skip
         self._adam.step(self._latent, self._scratch, rate)
         for name, values in buffers.items():
             views(layout, self._latent)[name][...] = values
-        if phase in (TrainingPhase.PLAIN, TrainingPhase.STRAIGHT):
+        if not bases:
             return loss
         mean, h = (
             in_groups(layout, views(layout, moment(out)))
             for moment, out in zip((self._adam.mean, self._adam.curvature), self._moments, strict=True)
         )
-        if sketch is not None:
-            self._prune(sketch, mean, h, batch)
-        elif self._bases is not None and phase is TrainingPhase.BASES:
+        if phase is TrainingPhase.PRUNE:
+            self._prune(bases, mean, h, batch)
+        elif phase is TrainingPhase.BASES:
             target = in_groups(layout, self._difference())
-            self._bases = {
-                name: multibit.optimized(target[name], bases, h[name]) for name, bases in self._bases.items()
-            }
-        elif self._bases is not None:
-            self._bases = {
-                name: multibit.stepped(bases, mean[name], h[name], rate)
-                for name, bases in self._bases.items()
-            }
+            self._bases = {name: multibit.optimized(target[name], b, h[name]) for name, b in bases.items()}
+        else:
+            self._bases = {name: multibit.stepped(b, mean[name], h[name], rate) for name, b in bases.items()}
         return loss
 
-    def _forward(self, phase: TrainingPhase, sketch: Mapping[str, Bases] | None) -> dict[str, Floats]:
+    def _forward(self, phase: TrainingPhase, bases: Mapping[str, Bases]) -> dict[str, Floats]:
         """The weights a gradient is taken at: the latent ones, or what bases make of them."""
-        layout = self._graph.layout
-        weights = views(layout, self._latent)
-        bases = self._bases if sketch is None else sketch
-        if bases is not None:
-            return weights | self._add_to_origin(self._rebuilt(bases))
-        if phase is TrainingPhase.PLAIN or self._widths is None:
+        weights = views(self._layout, self._latent)
+        if bases:
+            return weights | self._from_origin(_rebuilt(bases))
+        if phase is TrainingPhase.PLAIN:
             return weights
-        groups = in_groups(layout, self._difference())
-        return weights | self._add_to_origin(
-            {
-                t.name: alq.project(groups[t.name], self._widths[t.name]).reshape(t.shape)
-                for t in layout.grouped
-            }
+        groups = in_groups(self._layout, self._difference())
+        return weights | self._from_origin(
+            {name: alq.project(w, self._widths[name]) for name, w in groups.items()}
         )
 
-    def _sketched(self, widths: Widths) -> dict[str, Bases]:
+    def _sketched(self) -> dict[str, Bases]:
         """The structured sketch of the difference, coordinates rounded."""
-        groups = in_groups(self._graph.layout, self._difference())
-        return {name: alq.sketch(w, widths[name]) for name, w in groups.items()}
-
-    def _rebuilt(self, models: Mapping[str, Bases]) -> dict[str, Floats]:
-        return {t.name: models[t.name].reconstruct().reshape(t.shape) for t in self._graph.layout.grouped}
+        groups = in_groups(self._layout, self._difference())
+        return {name: alq.sketch(w, self._widths[name]) for name, w in groups.items()}
 
     def _prune(self, sketch: Mapping[str, Bases], mean: Weights, h: Weights, batch: int) -> None:
         """Drops coordinates so that those left reach the plan's share in equal steps by PRUNE_BY of the
         pruning epochs; what is left of these heals.
         """
-        layout, knobs = self._graph.layout, self.knobs
-        assert self._widths is not None
+        layout, knobs = self._layout, self.knobs
         goal_bits = (1 - knobs.prune_ratio) * knobs.bits_up * layout.parameters
         over_bits = budget_bits(layout, self._widths) - goal_bits
         last = max(1, int(PRUNE_BY * knobs.prune_epochs * self.batches))
@@ -286,14 +264,19 @@ class LocalTraining:
 
     def _difference(self) -> dict[str, Floats]:
         np.subtract(self._latent, self._origin, out=self._scratch)
-        return views(self._graph.layout, self._scratch)
+        return views(self._layout, self._scratch)
 
-    def _add_to_origin(self, difference: Weights, out: Weights | None = None) -> dict[str, Floats]:
-        origin = views(self._graph.layout, self._origin)
+    def _from_origin(self, groups: Weights, out: Weights | None = None) -> dict[str, Floats]:
+        """The weights that lie so far from the origin, of differences in groups."""
+        origin = views(self._layout, self._origin)
         return {
-            name: np.add(origin[name], values, out=None if out is None else out[name])
-            for name, values in difference.items()
+            name: np.add(origin[name], w.reshape(origin[name].shape), out=None if out is None else out[name])
+            for name, w in groups.items()
         }
+
+
+def _rebuilt(models: Mapping[str, Bases]) -> dict[str, Floats]:
+    return {name: bases.reconstruct() for name, bases in models.items()}
 
 
 def _keep_blocks(size: int) -> None:
