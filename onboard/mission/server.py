@@ -43,10 +43,6 @@ _HEADERS_BYTES = 2048
 Moves = dict[str, npt.NDArray[np.float64]]
 
 
-class BadUpdate(ValueError):  # noqa: N818 - "bad" says error already
-    """An object that is no update of this mission from this node; says why."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class MissionTerms:
     """What a mission asks of every board in every round."""
@@ -62,6 +58,10 @@ class MissionTerms:
     training: Training
     classes: Sequence[str] = ()
     """What the labels mean. Empty: that is left unsaid."""
+
+
+class BadUpdate(ValueError):  # noqa: N818 - "bad" says error already
+    """An object that is no update of this mission from this node; says why."""
 
 
 class Server:

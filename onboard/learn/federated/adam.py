@@ -8,8 +8,6 @@ as much as a pass. With a `peak` it is AMSGrad (Reddi et al., "On the convergenc
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 
@@ -20,19 +18,14 @@ BETA2 = 0.999
 EPSILON = 1e-8
 
 
-@dataclass(slots=True)
 class Adam:
-    """First and second moment (P,) float32 after `steps` steps; `peak`: the largest second moment so far."""
+    """First and second moment (P,) float32 after `steps` steps; for AMSGrad also `peak`, the largest second
+    moment so far."""
 
-    first: Vector
-    second: Vector
-    steps: int = 0
-    peak: Vector | None = None
-
-    @classmethod
-    def fresh(cls, size: int, *, amsgrad: bool = False) -> Adam:
-        zeros = np.zeros((3, size), np.float32)
-        return cls(zeros[0], zeros[1], peak=zeros[2] if amsgrad else None)
+    def __init__(self, size: int, *, amsgrad: bool = False) -> None:
+        self.first, self.second, peak = np.zeros((3, size), np.float32)
+        self.peak: Vector | None = peak if amsgrad else None
+        self.steps = 0
 
     def step(self, weights: Vector, gradient: Vector, learning_rate: float) -> None:
         """Move `weights` (P,) in place. `gradient` (P,) is used up as scratch space."""

@@ -25,7 +25,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median_low
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -52,16 +52,14 @@ class Bounds:
     leave_out: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(NamedTuple):
     """What an update asks for: the length of its move (L2, over all weights), and its samples."""
 
     norm: float
     samples: int
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
+class Share(NamedTuple):
     """What an update gets: its move times `factor` (0 to 1), weighed by `samples`."""
 
     factor: float
@@ -115,8 +113,7 @@ def shares(
     return given, outliers
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """One move in an average: its weight there, its length, and its scalar product with the average."""
 
     weight: float

@@ -88,7 +88,7 @@ class LocalTraining:
         layout = graph.layout
         self._origin = flat(layout, origin)
         self._latent = flat(layout, start)
-        self._adam = Adam.fresh(layout.parameters, amsgrad=self.knobs.rule.uses_moments)
+        self._adam = Adam(layout.parameters, amsgrad=self.knobs.rule.uses_moments)
         self._widths: dict[str, npt.NDArray[np.uint8]] = {}  # bases a group, once they are allotted
         self._bases: dict[str, Bases] = {}  # while bases and coordinates are being optimized
         self._scratch = np.empty_like(self._latent)
@@ -176,8 +176,8 @@ class LocalTraining:
             widths = multibit.split_widths(self._layout, state.get("widths", ()))
         if phase in OPTIMIZING:
             bases = multibit.from_arrays(self._layout, widths, state)
-        self._latent = vectors[0]
-        self._adam = Adam(vectors[1], vectors[2], steps, vectors[3] if len(vectors) > 3 else None)
+        self._latent, self._adam.first, self._adam.second = vectors[:3]
+        self._adam.steps, self._adam.peak = steps, vectors[3] if len(vectors) > 3 else None
         self._widths, self._bases, self.epoch, self.loss = widths, bases, epoch, loss
 
     def _enter(self, phase: TrainingPhase) -> None:

@@ -49,6 +49,27 @@ class ImplausibleExchange(BadExchange):
     """No node that follows the rules sends that: a number far ahead, or values far beyond the model's own."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GossipSetup:
+    """What an algorithm begins with."""
+
+    node: int
+    weights: Mapping[int, float]
+    """W_ij by neighbour: positive, and 1 in all at most."""
+    start: Floats
+    """The first model, float32 (P,), the same at all nodes; it may change once the algorithm is made."""
+    seed: int = 0
+    share: int = ALL
+    """p, the share of the coordinates that travels, in 65536ths."""
+    form: Form = Form.FP32
+    """How values travel, for rd-psgd and d-psgd."""
+    rate: float = 1.0
+    """Of the mixing, for topk (eta) and choco (gamma)."""
+    classes: bytes = b""
+    """What tells whether a label means the same at two nodes (`labels.digest`); empty for the labels
+    themselves."""
+
+
 @dataclass(slots=True)
 class _Edge:
     """Where an edge stands. `number`: of the exchange that is open, or opens next."""
@@ -73,27 +94,6 @@ class _Edge:
         """Nothing of exchange `number` is known yet."""
         self.number, self.mask, self.message = number, None, b""
         self.sent, self.there, self.received = None, False, None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GossipSetup:
-    """What an algorithm begins with."""
-
-    node: int
-    weights: Mapping[int, float]
-    """W_ij by neighbour: positive, and 1 in all at most."""
-    start: Floats
-    """The first model, float32 (P,), the same at all nodes; it may change once the algorithm is made."""
-    seed: int = 0
-    share: int = ALL
-    """p, the share of the coordinates that travels, in 65536ths."""
-    form: Form = Form.FP32
-    """How values travel, for rd-psgd and d-psgd."""
-    rate: float = 1.0
-    """Of the mixing, for topk (eta) and choco (gamma)."""
-    classes: bytes = b""
-    """What tells whether a label means the same at two nodes (`labels.digest`); empty for the labels
-    themselves."""
 
 
 class Gossip:

@@ -15,7 +15,7 @@ def test_steps_are_the_papers(seed: int, steps: int, rate: float, amsgrad: bool)
     rng = np.random.default_rng(seed)
     weights = rng.normal(size=7).astype(np.float32)
     expected, m, v, top = weights.astype(np.float64), np.zeros(7), np.zeros(7), np.zeros(7)
-    adam = Adam.fresh(7, amsgrad=amsgrad)
+    adam = Adam(7, amsgrad=amsgrad)
     for t in range(1, steps + 1):
         g = (rng.normal(size=7) * 10.0 ** rng.integers(-3, 3)).astype(np.float32)
         m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * np.float64(g) ** 2
@@ -28,5 +28,5 @@ def test_steps_are_the_papers(seed: int, steps: int, rate: float, amsgrad: bool)
 
 
 def test_before_the_first_step_nothing_is_curved() -> None:
-    assert not Adam.fresh(3).curvature().any()
-    assert not Adam.fresh(3).mean().any()
+    assert not Adam(3).curvature().any()
+    assert not Adam(3).mean().any()
