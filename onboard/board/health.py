@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from dataclasses import dataclass
@@ -24,23 +25,9 @@ class Readings:
 
 def read(state: Path) -> Readings:
     """Reads the sensors now; `state` is the folder whose disk matters to the agent."""
-    return Readings(
-        temperature_c=_temperature_c(),
-        load=os.getloadavg()[0],
-        memory_bytes=resident_bytes(),
-        disk_free_bytes=_disk_free_bytes(state),
-    )
-
-
-def _disk_free_bytes(state: Path) -> int | None:
-    try:
-        return shutil.disk_usage(state).free
-    except OSError:  # somebody removed it, or the card has gone
-        return None
-
-
-def _temperature_c() -> float | None:
-    try:
-        return int(_THERMAL.read_text()) / 1000.0
-    except (OSError, ValueError):
-        return None
+    temperature_c = disk_free_bytes = None
+    with contextlib.suppress(OSError, ValueError):
+        temperature_c = int(_THERMAL.read_text()) / 1000.0
+    with contextlib.suppress(OSError):  # somebody removed it, or the card has gone
+        disk_free_bytes = shutil.disk_usage(state).free
+    return Readings(temperature_c, os.getloadavg()[0], resident_bytes(), disk_free_bytes)

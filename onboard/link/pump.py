@@ -99,7 +99,6 @@ class Pump:
 
     @property
     def is_open(self) -> bool:
-        """Whether the port is there."""
         return self._port is not None
 
     def port_snapshot(self) -> PortSnapshot:
@@ -167,7 +166,6 @@ class Pump:
         return self._told()
 
     def wants_write(self) -> bool:
-        """Whether bytes wait for the device to take them."""
         return self._port is not None and self._port.kept_bytes() > 0
 
     def wants_read(self) -> bool:
@@ -288,7 +286,6 @@ class Reopening:
         self._told_at = -math.inf  # the first of these
 
     def opened(self, url: str, now: float) -> list[PortUp]:
-        """The port is open."""
         self._tries += 1
         self._opened_at, self._lasts = now, False
         return [] if self._short else self._tell_up(url)
@@ -301,13 +298,11 @@ class Reopening:
         return [] if self._up_told else self._tell_up(url)
 
     def lost(self, lost: PortLost, now: float) -> list[PortDown]:
-        """The port that was open is gone."""
         self._short = 0 if self._lasts else self._short + 1
         news = lost.reason not in self._reasons and len(self._reasons) < MOST_REASONS
         return self._again(lost, now, news)
 
     def failed(self, lost: PortLost, now: float) -> list[PortDown]:
-        """The port could not be opened."""
         self._tries += 1
         return self._again(lost, now, not self._reasons)
 

@@ -183,8 +183,10 @@ class Recorder:
         """
         try:
             for path in (self.path, self._full):
-                if not _ours(path):
-                    raise NoRecording(f"{path}: is there, and no recording")
+                if path.is_file():
+                    with path.open("rb") as file:
+                        if file.read(1) not in (b"", b"\0"):  # a recorder begins with a delimiter
+                            raise NoRecording(f"{path}: is there, and no recording")
             self._open()
         except InUse:
             raise
@@ -208,7 +210,6 @@ class Recorder:
         return partial(self._record, node)
 
     def close(self) -> None:
-        """Lets go of the file."""
         if self._fd >= 0:
             os.close(self._fd)
         self._fd = -1
@@ -218,7 +219,6 @@ class Recorder:
 
     @property
     def _full(self) -> Path:
-        """What the file becomes at its limit."""
         return self.path.with_name(f"{self.path.name}.1")
 
     def _at_s(self) -> float:
@@ -267,11 +267,3 @@ class Recorder:
             written = os.write(self._fd, data)
             self._size += written
             data = data[written:]
-
-
-def _ours(path: Path) -> bool:
-    """Whether there is nothing at `path`, or what a recorder has begun, with a delimiter. Raises OSError."""
-    if not path.is_file():
-        return True
-    with path.open("rb") as file:
-        return file.read(1) in (b"", b"\0")

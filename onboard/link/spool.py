@@ -135,7 +135,6 @@ class Spool:
         self._sizes.pop(digest, None)
 
     def holds(self, digest: bytes) -> bool:
-        """Returns whether a part of this object is on the disk."""
         return digest in self._sizes
 
     def finish(self, *digests: bytes) -> None:
@@ -294,7 +293,6 @@ class Saving:
             self._share.wrote(now, len(done))
 
     def save(self, now: float) -> None:
-        """Writes the objects that are due."""
         if now < self.not_before:
             return
         for incoming in list(self._session.incoming.values()):
@@ -309,7 +307,6 @@ class Saving:
             self._save_one(incoming, now)
 
     def wakeup(self, now: float) -> float:
-        """Returns when `save` next has something to do."""
         dues = (self._due_at(incoming, now) for incoming in self._session.incoming.values())
         return max(min(dues, default=math.inf), self.not_before)
 

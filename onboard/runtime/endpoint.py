@@ -77,12 +77,10 @@ class Endpoint:
 
     @property
     def is_suspended(self) -> bool:
-        """Whether the link has failed, and has not begun again."""
         return self.suspended_until > -math.inf
 
     @property
     def session(self) -> Session:
-        """The session of the present epoch."""
         return self.pump.session
 
     def renew(self, state: LinkState, taken: Collection[bytes], now: float) -> None:

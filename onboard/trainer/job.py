@@ -53,7 +53,6 @@ class Stepped(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
     @property
     def ends_epoch(self) -> bool:
-        """Whether the epoch is over."""
         return self.batch == self.batches
 
     @property

@@ -227,7 +227,6 @@ class LineCheck:
         self.broken(chunk)
 
     def broken(self, chunk: bytes) -> None:
-        """A chunk was no frame."""
         if len(chunk) < _SHORT_BYTES:
             self._noise += 1
             return

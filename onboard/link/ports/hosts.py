@@ -109,11 +109,9 @@ class Places:
         self.peer: Address | None = self._named[0] if self._named else None
 
     def trust(self, address: Address) -> None:
-        """The peer is there now."""
         self.peer = self._heard = address
 
     def recall(self, address: Address) -> None:
-        """The peer was there once."""
         self._heard = self._heard or address
         self.peer = self.peer or address
 

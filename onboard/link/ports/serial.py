@@ -81,7 +81,6 @@ class SerialPort:
 
     @property
     def broken(self) -> int:
-        """See `Framing.broken`."""
         return self._framing.broken
 
     def read(self) -> list[bytes]:
@@ -163,10 +162,13 @@ class SerialPort:
     def _read_some(self) -> bytes:
         try:
             if self._fd < 0:
-                data = self._read_waiting()
-                if not data and _flags(self._queue_fd, select.POLLRDHUP):
+                # pyserial has read it already. Its rfc2217:// gives one byte a call where it must not wait.
+                held = bytearray()
+                while (waiting := self._device.in_waiting) and len(held) < _READ_BYTES:
+                    held += self._device.read(waiting)
+                if not held and _flags(self._queue_fd, select.POLLRDHUP):
                     raise self._lost("the far end closed")
-                return data
+                return bytes(held)
             data = os.read(self._fd, _READ_BYTES)
             if data:
                 return data
@@ -189,13 +191,6 @@ class SerialPort:
         """With what the far end said before, if that was for people: a terminal server says why it closes."""
         said = words(self._said)
         return PortLost(self.url, f"{reason}; it said {said!r}" if said else reason)
-
-    def _read_waiting(self) -> bytes:
-        """What pyserial has read already. Its rfc2217:// gives one byte a call where it must not wait."""
-        data = bytearray()
-        while (waiting := self._device.in_waiting) and len(data) < _READ_BYTES:
-            data += self._device.read(waiting)
-        return bytes(data)
 
 
 class Terminal:

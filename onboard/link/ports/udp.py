@@ -80,12 +80,10 @@ class UdpUrl:
 
     @property
     def names_hosts(self) -> bool:
-        """Whether an end is a name, which has to be looked up."""
         return any(end is not None and address_of(end[0]) is None for end in (self.peer, self.bind))
 
     @property
     def header_bytes(self) -> int:
-        """What IP and UDP add to a frame."""
         return IPV6_UDP_BYTES if self.is_ipv6 else IPV4_UDP_BYTES
 
 
