@@ -208,7 +208,7 @@ class Pump:
         if not self._frames:
             self._frames.extend(port.read())
             self._events += self._again.alive(port.url, now, heard=bool(self._frames))
-        self._share.line(self.session.peer_bytes_per_s)
+        self._share.line(self.session.air.timing.back_bytes_per_s)
         for _ in range(min(len(self._frames), SLICE_FRAMES)):
             frame = self._frames.popleft()
             origin = self._whereabouts.origin(port, frame)
@@ -261,7 +261,7 @@ class Pump:
             frame = self.session.transmit(now)
             if frame is None:
                 return
-            port.lead(self.session.lead_bytes)
+            port.lead(self.session.air.lead_bytes)
             self._whereabouts.write(port, frame)
 
 

@@ -99,7 +99,7 @@ class Limits:
     """The most delimiters before a burst (see `Lead`); 0 on a datagram port."""
     quiet_s: float = math.inf
     """When nothing was heard for this long, the peer is asked whether it is there: 15 s on a port where
-    addresses are learned and change, never on a cable. See `presence`."""
+    addresses are learned and change, never on a cable. See `Presence`."""
     reorder_slack: int = 0
     """Frames of one direction that may overtake one another before the late one counts as lost: 0 on a
     serial line, 3 on a datagram port (TCP's duplicate threshold, RFC 5681 section 3.2)."""

@@ -44,7 +44,8 @@ class Session:
 
     `incoming`: objects being received, and those that arrived and are not accepted yet, by digest. `done`:
     digests of the objects accepted last, oldest first, to be persisted beside what the objects did.
-    `message_bytes`: the longest MSG that fits a frame of this link. `bytes_sent` are on the wire.
+    `message_bytes`: the longest MSG that fits a frame of this link. `bytes_sent` are on the wire. `air`: its
+    delimiters go before the frame that `transmit` gave last, and its times are those of the link now.
     """
 
     def __init__(
@@ -64,9 +65,9 @@ class Session:
         self._timing = Timing(medium, primary=identity.primary, most_lead_bytes=limits.lead_bytes)
         self._security = SecurityContext(identity, security, state, hello_s=self._timing.greeting_s)
         self._handshake = self._security.handshake
-        self._air = MediumAccess(self._timing, now)
+        self.air = MediumAccess(self._timing, now)
         quota = ByteQuota(limits.bytes_per_contact, limits.bytes_per_day, state.spent, now)
-        self._gate = ContactGate(self._air, medium.contacts, quota, now)
+        self._gate = ContactGate(self.air, medium.contacts, quota, now)
         self._hearing = ReceiveStats()
         began = self._gate.link_s(now)
         self.presence = Presence(self._handshake, self._timing, limits.quiet_s, began)
@@ -198,7 +199,7 @@ class Session:
         events = self._diagnostics.proven(opened, now)
         events += [PeerHeard()] if restarted or was_silent else []
         left = min(opened.fragment, MAX_CLOSING) if opened.type in _CLOSING else 0
-        self._air.heard(
+        self.air.heard(
             now, over=opened.over, loss=hearing.loss, burst=hearing.burst, left=left, frame_bytes=len(frame),
             again=self._asks_again(opened.type, opened.object_id),
         )  # fmt: skip
@@ -211,7 +212,7 @@ class Session:
     def tick(self, now: float) -> list[Event]:
         """What time alone brings about: deadlines, silence, a record of what was spent."""
         at, now = now, self._gate.link_s(now)
-        if not self._air.in_turn(now):
+        if not self.air.in_turn(now):
             self._outbox.fell_still(now)
         silent = self._liveness.silent
         events = self._diagnostics.count(self._inbox.tick(now) + self._outbox.tick(now))
@@ -223,35 +224,35 @@ class Session:
     def transmit(self, now: float) -> bytes | None:
         """The next frame, if one may leave now. Call until it gives None."""
         sent_at, now = now, self._gate.link_s(now)
-        if not self._gate.is_open(sent_at) or self._air.opens_at(now) > now + _EPSILON_S:
+        if not self._gate.is_open(sent_at) or self.air.opens_at(now) > now + _EPSILON_S:
             return None
         now += _EPSILON_S
-        closing = self.presence.is_reachable and self._air.closing(now)
+        closing = self.presence.is_reachable and self.air.closing(now)
         if closing:  # what most wants hearing, once more: its answer, or its question
             send = self._answer or self._security.least(self._outbox.asks_about)
         elif (make := self._next_frame(now)[1]) is not None:
             send = make()
-        elif self.presence.is_reachable and self._air.in_turn(now):
+        elif self.presence.is_reachable and self.air.in_turn(now):
             send = self._security.least()  # what was to follow was cancelled: only the turn is handed over
         else:
             return None
         length = OVERHEAD_BYTES + len(send.payload)
         lossy = max(self._outbox.loss.measured, self._hearing.loss) >= _LOSSY
-        end = self._air.sent(length, now, lossy=lossy)
+        end = self.air.sent(length, now, lossy=lossy)
         fragment, poll = send.fragment, send.poll
         if closing:
-            fragment = self._air.count_down()
+            fragment = self.air.count_down()
             over = fragment == 0
         else:
             self._note_sent(send, end)
             over = self._timing.half_duplex and self._ends_turn(end, now)
         if over:
             poll = self._outbox.asked is not None
-            self._air.hand_over(self._outbox.asked)
+            self.air.hand_over(self._outbox.asked)
             self._outbox.handed_over(end)
             self._answer = None
         self.presence.destination = send.to
-        on_wire = self._air.lead_bytes + self._wire_bytes(length)
+        on_wire = self.air.lead_bytes + self._wire_bytes(length)
         self.bytes_sent += on_wire
         self._gate.quota.spend(on_wire, sent_at)
         return self._security.seal(send, fragment=fragment, poll=poll, over=over)
@@ -261,21 +262,11 @@ class Session:
         """Frames so far that `receive` took for none of the peer's, as their shape or tag was wrong."""
         return self._diagnostics.damaged
 
-    @property
-    def peer_bytes_per_s(self) -> float:
-        """What the line carries of the peer's now."""
-        return self._timing.back_bytes_per_s
-
-    @property
-    def lead_bytes(self) -> int:
-        """Delimiters that are to go before the frame that `transmit` gave last: a burst begins with it."""
-        return self._air.lead_bytes
-
     def wakeup(self, now: float) -> float:
         """The earliest time at which `transmit` or `tick` may have something to do, if no frame comes."""
         link_now = self._gate.link_s(now)
-        ready = link_now if self._air.in_turn(link_now) else self._next_frame(link_now)[0]
-        leaves = math.inf if ready == math.inf else self._air.opens_at(max(link_now, ready))
+        ready = link_now if self.air.in_turn(link_now) else self._next_frame(link_now)[0]
+        leaves = math.inf if ready == math.inf else self.air.opens_at(max(link_now, ready))
         ticks = min(self._inbox.tick_at(), self._outbox.tick_at())
         return self._gate.wakes_at(leaves, ticks, now)
 
@@ -289,7 +280,7 @@ class Session:
     @property
     def airtime_s(self) -> float:
         """The time for which the transmitter was on, keying included."""
-        return self._air.airtime_s
+        return self.air.airtime_s
 
     @property
     def frames_received(self) -> int:
@@ -351,7 +342,7 @@ class Session:
             answer_at = self._inbox.due_at()
             if answer_at <= now:
                 return answer_at, partial(self._inbox.due, now, self.replay_floor, self.group_replay_floor)
-        at, make = self._outbox.next_frame(now, seq, self._gate.bulk_at, self._air.left_s(now))
+        at, make = self._outbox.next_frame(now, seq, self._gate.bulk_at, self.air.left_s(now))
         return min(hello_at, answer_at, at), make
 
     def _note_sent(self, send: PendingFrame, end: float) -> None:
@@ -414,7 +405,7 @@ class Session:
         events, over = taken
         self._hearing.bytes += self._wire_bytes(len(frame))
         self._hearing.at = self.presence.active_at = now
-        self._air.heard(link_now, over=over, loss=self._hearing.loss, burst=self._hearing.burst)
+        self.air.heard(link_now, over=over, loss=self._hearing.loss, burst=self._hearing.burst)
         return events
 
     def _greet(self, raw: bytes, now: float, origin: Origin) -> list[Event]:
@@ -429,11 +420,11 @@ class Session:
             self._hearing.at = at
         if self.presence.is_asked:  # a recording gives no turn
             again, hearing = self._asks_again(Type.HELLO, 0), self._hearing
-            self._air.heard(now, over=frame.over, loss=hearing.loss, burst=hearing.burst, again=again)
+            self.air.heard(now, over=frame.over, loss=hearing.loss, burst=hearing.burst, again=again)
         return events + self._security.greeted(now)
 
     def _ends_turn(self, end: float, now: float) -> bool:
         burst, loss = max(self._hearing.burst, self._outbox.loss.burst), self._liveness.loss
         loss = loss if self._liveness.silent else max(loss, self._hearing.loss, self._outbox.loss.measured)
         more = self._next_frame(now)[1] is not None
-        return self._air.ends_turn(end, more=more, loss=loss, burst=burst)
+        return self.air.ends_turn(end, more=more, loss=loss, burst=burst)

@@ -107,7 +107,7 @@ def _epochs(hostile: Hostile) -> None:
 def _last_seq(hostile: Hostile) -> None:
     """The counter of frames is at its end."""
     if hostile.count == 0 and hostile.due(10.0):
-        hostile.session._security.sealer._seq = 2**32 - 20
+        hostile.session._security.sealer.seq = 2**32 - 20
     for _ in range(hostile.due(5.0)):
         if hostile.session._security.sealer.seq < 2**32 - 2:
             hostile.raw(Type.POLL)

@@ -12,7 +12,7 @@ offset width field
 4      2     epoch: the sender's durable boot counter
 6      4     seq: one more per transmission, never reused within an epoch
 10     2     object id
-12     2     fragment index; in REPAIR generation (8 bits) and zero (8 bits); else see `turn`
+12     2     fragment index; in REPAIR generation (8 bits) and zero (8 bits); else closing ones
 14     L     payload
 14 + L 8     tag: BLAKE2s-64, keyed, over everything before it; with ENC see `cipher`
 ====== ===== ==============================================================================

@@ -50,7 +50,14 @@ _TRUST = 0.5  # the part of a doubt that a new question takes away
 
 class Timing:
     """The times of one end of a link. primary: see Identity. most_lead_bytes: the most delimiters before the
-    first frame after a pause; 0 where frames have none."""
+    first frame after a pause; 0 where frames have none.
+
+    `back_bytes_per_s`: what the line carries from the peer. `frame_s`, `back_frame_s`: the longest frame, out
+    and back. `lead_bytes`: the delimiters before a burst that is surely heard, and before one that may not
+    be; on half-duplex both numbers are the same, as both ends compute the slots alike. `lead_s`: the longest
+    lead. `slot_s`: on half-duplex, the other end has heard by the end of a slot whoever began to speak at its
+    start; `question_slot_s`: likewise for a POLL, so that of two ends that ask one desists.
+    """
 
     def __init__(self, medium: Medium, *, primary: bool, most_lead_bytes: int = 0) -> None:
         link = medium.link
@@ -64,36 +71,26 @@ class Timing:
         self._most_lead_bytes = most_lead_bytes
         self.run_at(None)
 
-    @property
-    def back_bytes_per_s(self) -> float:
-        """The bytes that the line carries from the peer each second, now."""
-        return 1 / self._back_s_per_byte
-
     def run_at(self, rate_bps: float | None) -> None:
         """Both directions have this line rate from now on; with None, the rates of the link's profile."""
         out_bps = self._link.rate_down_bps if self.primary else self._link.rate_up_bps
         back_bps = self._link.rate_up_bps if self.primary else self._link.rate_down_bps
         self._out_s_per_byte = self._link.bits_per_byte / (rate_bps or out_bps)
         self._back_s_per_byte = self._link.bits_per_byte / (rate_bps or back_bps)
+        self.back_bytes_per_s = 1 / self._back_s_per_byte
         self.frame_bytes = self.wire_bytes(self._link.mtu_bytes)
         self.frame_s = self.airtime_s(self._link.mtu_bytes)
         self.back_frame_s = self.back_airtime_s(self._link.mtu_bytes)
-
-    @property
-    def lead_bytes(self) -> tuple[int, int]:
-        """The delimiters before a burst that is surely heard, and before one that may not be. On
-        half-duplex both numbers are the same, as both ends compute the slots alike."""
-        if not self.half_duplex:
-            return min(1, self._most_lead_bytes), self._most_lead_bytes
-        lead_s = max(_LEAD_S, self.keying_s * _LEAD_SHARE)
         slower_s_per_byte = max(self._out_s_per_byte, self._back_s_per_byte)
-        lead_bytes = max(_LEAST_LEAD_BYTES, int(lead_s / slower_s_per_byte))
-        return (min(lead_bytes, self._most_lead_bytes),) * 2
-
-    @property
-    def lead_s(self) -> float:
-        """The time that the longest lead takes."""
-        return self.lead_bytes[1] * max(self._out_s_per_byte, self._back_s_per_byte)
+        short, long = min(1, self._most_lead_bytes), self._most_lead_bytes
+        if self.half_duplex:
+            lead_s = max(_LEAD_S, self.keying_s * _LEAD_SHARE)
+            short = long = min(max(_LEAST_LEAD_BYTES, int(lead_s / slower_s_per_byte)), long)
+        self.lead_bytes = short, long
+        self.lead_s = long * slower_s_per_byte
+        self.slot_s = self._heard_within_s(max(self.frame_s, self.back_frame_s))
+        poll_s = max(self.airtime_s(OVERHEAD_BYTES), self.back_airtime_s(OVERHEAD_BYTES))
+        self.question_slot_s = self._heard_within_s(poll_s)
 
     def airtime_s(self, frame_bytes: int, lead_bytes: int = 0) -> float:
         """The time that one frame out takes, behind so many delimiters."""
@@ -144,7 +141,7 @@ class Timing:
         """The bandwidth-delay product: the fragments that leave between one fragment and the REPORT on it."""
         return 1 + int(self.answer_s(fragments, busy=False) / self.fragment_s(fragment_bytes))
 
-    def waits_for_answer(self, size: int, fragments: int) -> bool:
+    def waits_for_answer(self, size: int) -> bool:
         """Whether waiting for the answer to an OFFER costs little beside the object's airtime."""
         if self.half_duplex:
             return True
@@ -152,21 +149,9 @@ class Timing:
         object_s = (size / max(self.payload_bytes, 1)) * self.frame_s
         return 2 * self.delay_s + report_s < 0.05 * object_s
 
-    @property
-    def slot_s(self) -> float:
-        """The slot on half-duplex: the other end has heard, by its end, whoever began to speak at its
-        start."""
-        return self._heard_within_s(max(self.frame_s, self.back_frame_s))
-
     def answer_slot_s(self, fragments: int) -> float:
-        """The slot on half-duplex from a question's end until its answer, which begins with a REPORT, is
-        heard."""
+        """The slot from a question's end until its answer, which begins with a REPORT, is heard."""
         return self._heard_within_s(self.back_airtime_s(self.report_frame_bytes(fragments)))
-
-    @property
-    def question_slot_s(self) -> float:
-        """The slot on half-duplex in which a POLL is heard, so that of two ends that ask one desists."""
-        return self._heard_within_s(max(self.airtime_s(OVERHEAD_BYTES), self.back_airtime_s(OVERHEAD_BYTES)))
 
     def _heard_within_s(self, airtime_s: float) -> float:
         return GRACE_S + self.keying_s + self.lead_s + airtime_s + 2 * self.delay_s + GUARD_S

@@ -8,10 +8,10 @@ CCM stands on a nonce that is used once under its key: two payloads under one gi
 Here it is. The subkey (`seal`) is of one direction, key id and salt, and of no other purpose, so no tag of a
 plain frame and no HELLO uses it. Under it (epoch, seq) names one transmission for ever: the epoch is durably
 raised before the first frame of every start, and seqs count up within it. An end that lost its epoch lost its
-salt with it, says nothing but HELLO, which is plain, until both ends agree on a new salt (`hello`), and then
-seals under a new subkey. What breaks this is an old copy of an end's state put back: the salt is in force
-still and the epochs come a second time. docs/reference/files.md therefore says to delete state, and never to
-go back to a copy.
+salt with it, says nothing but HELLO, which is plain, until both ends agree on a new salt
+(`security_context`), and then seals under a new subkey. What breaks this is an old copy of an end's state put
+back: the salt is in force still and the epochs come a second time. docs/reference/files.md therefore says to
+delete state, and never to go back to a copy.
 
 A broadcast is never encrypted: nobody agrees on a salt with its sender, so after lost state its nonces would
 come again.

@@ -1,9 +1,9 @@
 """Only frames made by the peer with its key, for us, and never seen before get past this file.
 
-Every node shares one 32 B key with the ground. A frame is tagged with a subkey of it that holds for
-one direction, one key id and one salt (`hello`), so a frame sent back to its sender proves nothing. Within
-these (epoch, seq) names one transmission for ever: the epoch is the sender's durable boot counter, the seq
-counts within it, and a receiver takes each pair once.
+Every node shares one 32 B key with the ground. A frame is tagged with a subkey of it that holds for one
+direction, one key id and one salt (`security_context`), so a frame sent back to its sender proves nothing.
+Within these (epoch, seq) names one transmission for ever: the epoch is the sender's durable boot counter, the
+seq counts within it, and a receiver takes each pair once.
 
 A link is plain or it is encrypted, at both ends alike: an end opens frames of its own form and no others.
 Tags and encryption have subkeys of their own, so that the one form tells nothing about the other.
@@ -115,7 +115,7 @@ class Sealer:
     """Makes the frames of one direction. Within its epoch no seq is used twice, under whichever key.
 
     key: 32 B, or several by their ids; `key_id` says which one to begin with, or else the newest. purpose:
-    SECRET encrypts the frames, which needs the package `cryptography`.
+    SECRET encrypts the frames, which needs the package `cryptography`. `seq` is that of the last frame made.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class Sealer:
         self._keys, self._salt = keys, salt
         self._purpose = purpose
         self._cipher: Cipher | None = None
-        self._seq = 0
+        self.seq = 0
         self.turn(self.key_id)
 
     def use(self, salt: bytes) -> None:
@@ -159,11 +159,6 @@ class Sealer:
             key = framing.keyed(subkey)
             self._tagging = framing.tagging(key, self.source, self.destination, self.epoch)
 
-    @property
-    def seq(self) -> int:
-        """The seq of the last frame made, 0 before the first."""
-        return self._seq
-
     def seal(
         self,
         kind: Type,
@@ -179,18 +174,18 @@ class Sealer:
 
         Raises SeqExhausted, and ValueError for a field too large; a seq that failed is not used again.
         """
-        if self._seq == MAX_SEQ:
+        if self.seq == MAX_SEQ:
             raise SeqExhausted(f"epoch {self.epoch} has used seq {MAX_SEQ}")
-        self._seq += 1
+        self.seq += 1
         flags = priority << 5 | self.key_id
         if poll:
             flags |= POLL
         if over:
             flags |= OVER
         if self._cipher is None:
-            return framing.encode(self._tagging, kind, flags, self._seq, object_id, fragment, payload)
+            return framing.encode(self._tagging, kind, flags, self.seq, object_id, fragment, payload)
         header = framing.header(
-            kind, flags | ENC, self.source, self.destination, self.epoch, self._seq, object_id, fragment
+            kind, flags | ENC, self.source, self.destination, self.epoch, self.seq, object_id, fragment
         )
         return self._cipher.encode(header, payload)
 

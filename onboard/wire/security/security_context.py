@@ -18,7 +18,7 @@ by its answer. Between A, who has no salt, and B:
     B: challenge b', answer a, salt new    (A knows it, and puts it in force, too)
 
 An end that has a salt and hears nothing says HELLO too, without an answer, to learn whether the other end is
-there, and where, as addresses change (`presence`). Who hears that answers it, and changes nothing:
+there, and where, as addresses change (`Presence`). Who hears that answers it, and changes nothing:
 
     A: challenge a,  answer -, salt old
     B: challenge b,  answer a, salt old    (B is there, now; a POLL from A then proves the same of A)
@@ -221,7 +221,7 @@ class RekeyHandshake:
         return []
 
     def use(self, salt: bytes) -> None:
-        """The salt that `hear` gave is in force. Raises ValueError for any other."""
+        """The salt that `handle` gave is in force. Raises ValueError for any other."""
         if self._nonce is not None and (salt != self._offered or salt == NO_SALT):
             raise ValueError(f"salt {salt.hex()} was not agreed upon, {self._offered.hex()} was")
         self.salt, self._offered = salt, NO_SALT
@@ -358,7 +358,7 @@ class SecurityContext:
         return events
 
     def greeted(self, now: float) -> list[Event]:
-        """The greeting has just heard a HELLO: what that tells of a doubt."""
+        """The handshake has just heard a HELLO: what that tells of a doubt."""
         self._doubt.is_answered = True
         if self.handshake.is_confirmed:
             self._doubt.confirmed()

@@ -193,7 +193,7 @@ class ObjectSender:
         round_trip = self._timing.round_trip_fragments(count, outgoing.fragment_bytes)
         if not outgoing.answered:
             # One round trip after an OFFER is filled and no more: the receiver may hold the whole object.
-            waits = self._timing.waits_for_answer(len(outgoing.payload), count)
+            waits = self._timing.waits_for_answer(len(outgoing.payload))
             window = 0 if waits else max(4, round_trip + 1)
         elif self._timing.half_duplex:
             window = max(8, round(count / 16 * self._round_trips / 2))

@@ -117,10 +117,10 @@ def test_nothing_else_that_was_recorded_or_made_up_takes_a_turn_either(what: str
             for side in SIDES:
                 end = pair.end(side)
                 assert end.session is not None
-                opens_at = end.session._air.opens_at(pair.now)
+                opens_at = end.session.air.opens_at(pair.now)
                 for raw in raws[side]:
                     assert end.session.receive(raw, pair.now) == []
-                assert end.session._air.opens_at(pair.now) == opens_at
+                assert end.session.air.opens_at(pair.now) == opens_at
                 after = end.session.snapshot(pair.now)
                 assert after.frames_received == began[side].frames_received
         return

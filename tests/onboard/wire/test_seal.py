@@ -191,7 +191,7 @@ def test_a_key_of_another_length() -> None:
 
 def test_seqs_run_out_rather_than_round() -> None:
     sealer, opener = pair()
-    sealer._seq = MAX_SEQ - 1  # four thousand million frames take too long
+    sealer.seq = MAX_SEQ - 1  # four thousand million frames take too long
     assert opener.open(sealer.seal(Type.MSG)) is not None
     with pytest.raises(SeqExhausted):
         sealer.seal(Type.MSG)
