@@ -43,6 +43,7 @@ Refusal = Literal[
 the id of a key that is not held, it was altered or made with another key, it was taken before or its epoch is
 over, it is authentic and plain where this end's are encrypted, or it is encrypted and this end's are plain
 (what is encrypted cannot be proven without the package)."""
+_KEY_BITS = ENC | 0x03  # bits as they are sent
 MAX_EPOCH = 0xFFFF
 MAX_SEQ = 0xFFFFFFFF
 
@@ -244,7 +245,12 @@ class Opener:
     def open(self, raw: bytes, *, at_any_time: bool = False) -> Frame | None:
         """The frame in `raw`, by the peer and for us, taken once, or None and one counter more. at_any_time:
         it is taken whenever it was made, and however often."""
-        found = self._judged(raw)
+        key = None if raw[2:4] != self._route else self._keys.get(raw[1] & _KEY_BITS)
+        found: Frame | Refusal
+        try:
+            found = self._judged(raw) if key is None else framing.decode(raw, key)
+        except BadFrame as bad:
+            found = "bad_tags" if bad.reason == "tag" else "malformed"
         if isinstance(found, Frame):
             if at_any_time:
                 return found
@@ -257,26 +263,20 @@ class Opener:
         return None
 
     def _judged(self, raw: bytes) -> Frame | Refusal:
+        """The verdict on an encrypted frame, and on one that is refused whoever made it. Raises BadFrame."""
+        if not framing.is_shaped(raw):
+            return "malformed"
         if raw[2:4] != self._route:
-            return "misaddressed" if framing.is_shaped(raw) else "malformed"
-        flags = raw[1]
-        key_id, is_encrypted = flags & 0x03, flags & ENC != 0
-        try:
-            key = self._keys.get(flags & (ENC | 0x03))  # bits as they are; none for what is encrypted
-            if key is not None:
-                return framing.decode(raw, key)
-            if not framing.is_shaped(raw):
-                return "malformed"
-            if is_encrypted and self._purpose != SECRET:
-                return "encrypted_dropped"
-            if key_id not in self._held:
-                return "unknown_keys"
-            if is_encrypted:
-                return self._ciphers[key_id].decode(raw)
-            framing.decode(raw, self._plain[key_id])
-            return "plain_dropped"
-        except BadFrame as bad:
-            return "bad_tags" if bad.reason == "tag" else "malformed"
+            return "misaddressed"
+        key_id, is_encrypted = raw[1] & 0x03, raw[1] & ENC != 0
+        if is_encrypted and self._purpose != SECRET:
+            return "encrypted_dropped"
+        if key_id not in self._held:
+            return "unknown_keys"
+        if is_encrypted:
+            return self._ciphers[key_id].decode(raw)
+        framing.decode(raw, self._plain[key_id])
+        return "plain_dropped"
 
 
 def _cipher(subkey: bytes) -> Cipher:
