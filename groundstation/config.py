@@ -217,10 +217,7 @@ class Mission(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def load_mission(folder: Path) -> Mission:
-    """Reads FOLDER/mission.toml.
-
-    Raises ConfigError in one line that names file, key and value.
-    """
+    """Reads FOLDER/mission.toml. Raises ConfigError in one line that names file, key and value."""
     path = folder / MISSION_FILE
     try:
         there = path.exists()

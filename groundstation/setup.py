@@ -30,10 +30,6 @@ BOARD, LINK = "raspberry-pi-4", "bench-serial-115k2"
 COMMAND = "groundstation init"
 
 
-class SetupError(ConfigError):
-    """A mission that cannot be founded as asked; one line that names what and why."""
-
-
 @dataclass(frozen=True)
 class NodeSpec:
     """One `--node`: its name, and then its keys."""
@@ -58,7 +54,7 @@ class NodeSpec:
 
     @classmethod
     def parse(cls, text: str) -> NodeSpec:
-        """Raises SetupError that names the part that is wrong."""
+        """Raises ConfigError that names the part that is wrong."""
         name, *parts = text.split(",")
         fields: dict[str, str] = {}
         for part in parts:
@@ -66,19 +62,19 @@ class NodeSpec:
             key = key.strip().replace("-", "_")
             if not equals or key not in NODE_KEYS:
                 known = ", ".join(f"{name}=".replace("_", "-") for name in NODE_KEYS)
-                raise SetupError(f"--node {text!r}: {part!r} is not one of {known}")
+                raise ConfigError(f"--node {text!r}: {part!r} is not one of {known}")
             if key in fields:
-                raise SetupError(f"--node {text!r}: {part!r}: given twice")
+                raise ConfigError(f"--node {text!r}: {part!r}: given twice")
             fields[key] = value
         if not fields.get("port"):
-            raise SetupError(f"--node {text!r}: port= is missing, e.g. port=/dev/ttyUSB0")
+            raise ConfigError(f"--node {text!r}: port= is missing, e.g. port=/dev/ttyUSB0")
         if fields.get("encrypt", "true") not in ("true", "false"):
-            raise SetupError(f"--node {text!r}: encrypt={fields['encrypt']}: must be true or false")
+            raise ConfigError(f"--node {text!r}: encrypt={fields['encrypt']}: must be true or false")
         fields.setdefault("board", name if _is_board(name) else BOARD)
         return cls(name=name, **fields)
 
     def node_toml(self, number: int, shape: tuple[int, int, int], test: Founded) -> dict[str, Any]:
-        """The sections of the board's NODE.toml, with what the test data say. Raises SetupError."""
+        """The sections of the board's NODE.toml, with what the test data say. Raises ConfigError."""
         board, link = _reference(self.board, "board"), _reference(self.link, "link")
         data: dict[str, Any] = {"source": self.data, "shape": list(shape)}
         if test.classes is not None:
@@ -95,7 +91,7 @@ class NodeSpec:
             try:
                 sections["budget"] = {"cpu_share": float(self.cpu_share)}
             except ValueError:
-                raise SetupError(f"--node {self.name}: cpu-share={self.cpu_share}: not a number") from None
+                raise ConfigError(f"--node {self.name}: cpu-share={self.cpu_share}: not a number") from None
         return sections
 
     def mission_toml(self, number: int) -> dict[str, Any]:
@@ -116,20 +112,20 @@ class NodeSpec:
 
     def _port_on_board(self) -> str:
         """The other end: the same device name until it is edited, the UDP port that the ground calls. Raises
-        SetupError where neither end would say where the other is."""
+        ConfigError where neither end would say where the other is."""
         try:
             far_url = facts_of(self.port).far_url
         except BadUrl as error:
-            raise SetupError(f"--node {self.name}: port={error}") from None
+            raise ConfigError(f"--node {self.name}: port={error}") from None
         if not self.board_port:
             if far_url is None:
-                raise SetupError(
+                raise ConfigError(
                     f"--node {self.name}: board-port= is missing: {self.port} does not say where the board is"
                 )
             return far_url
         with suppress(BadUrl):  # the check of NODE.toml says what is wrong with it
             if far_url is None and facts_of(self.board_port).far_url is None:
-                raise SetupError(
+                raise ConfigError(
                     f"--node {self.name}: board-port={self.board_port}: neither end says where the other is; "
                     "one of them must be udp://HOST:PORT"
                 )
@@ -140,7 +136,7 @@ def create_mission(folder: Path, specs: list[NodeSpec], wishes: Mapping[str, Any
     """Writes the mission and yields a line about each thing written. `wishes`: what the [mission] section
     says, None for what is left out; paths are meant from the current folder.
 
-    Raises SetupError or ConfigError before anything is written, OSError where the disk refuses. Nothing is
+    Raises ConfigError before anything is written, OSError where the disk refuses. Nothing is
     written over: keys that boards already hold must not change.
     """
     _check_new(folder, specs)
@@ -159,7 +155,7 @@ def create_mission(folder: Path, specs: list[NodeSpec], wishes: Mapping[str, Any
             load_board(spec.board)
             load_link(spec.link)
     except ValueError as error:
-        raise SetupError(f"{COMMAND}: {error}") from None
+        raise ConfigError(f"{COMMAND}: {error}") from None
     if test.classes is not None:
         rules["classes"] = list(test.classes)
     mission = checked(COMMAND, {"mission": rules, "node": nodes}, MissionFile)
@@ -215,28 +211,28 @@ def _write(folder: Path, specs: list[NodeSpec], files: Mapping[Path, str]) -> No
 
 
 def _check_new(folder: Path, specs: list[NodeSpec]) -> None:
-    """That nothing of a mission is in the way. Raises SetupError."""
+    """That nothing of a mission is in the way. Raises ConfigError."""
     if (folder / MISSION_FILE).exists():
-        raise SetupError(f"{folder / MISSION_FILE}: there is a mission already; choose another folder")
+        raise ConfigError(f"{folder / MISSION_FILE}: there is a mission already; choose another folder")
     for spec in specs:
         for key in _keys(folder, spec):
             if key.exists():
-                raise SetupError(f"{key}: a board may hold this key; choose another folder")
+                raise ConfigError(f"{key}: a board may hold this key; choose another folder")
 
 
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Keeps every other command that writes out of the folder. Raises SetupError, OSError."""
+    """Keeps every other command that writes out of the folder. Raises ConfigError, OSError."""
     try:
         with sole_user(folder):
             yield
     except BlockingIOError:
-        raise SetupError(f"{folder}: another groundstation is writing in it; try again later") from None
+        raise ConfigError(f"{folder}: another groundstation is writing in it; try again later") from None
 
 
 def roll_key(folder: Path, name: str, *, drop_old: bool) -> str:
     """Gives a node a new key beside those it has, or leaves it the newest alone; returns what to do next.
-    Raises ConfigError, SetupError, BadKey, and OSError where the disk refuses."""
+    Raises ConfigError, BadKey, and OSError where the disk refuses."""
     mission = load_mission(folder)
     node = mission.find_node(name)
     copy = mission.folder / "boards" / name / "node.key"
@@ -245,7 +241,7 @@ def roll_key(folder: Path, name: str, *, drop_old: bool) -> str:
         try:
             keys = newest(keys) if drop_old else roll(keys, new_key())
         except ValueError as error:
-            raise SetupError(f"{node.key_path}: {error}") from None
+            raise ConfigError(f"{node.key_path}: {error}") from None
         replace_keys(node.key_path, keys)  # the ground's first: it takes whichever key the board uses
         if copy.parent.is_dir():
             replace_keys(copy, keys)
