@@ -22,8 +22,7 @@ from onboard.agents.federated_state import (
     sealed,
     training_name,
 )
-from onboard.board import health
-from onboard.board.budget import ResourceUsage
+from onboard.board.budget import ResourceUsage, temperature_c
 from onboard.config import NodeConfig
 from onboard.console.log import say
 from onboard.mission import commands, objects
@@ -379,13 +378,12 @@ class FederatedAgent:
         return int(now - self.ledger.started_s)
 
     def health(self, now: float) -> Health:
-        readings = health.read(self.journal.folder)
         last = self.work.last if self.work is not None else None
         has_failed = self.known.phase == State.FAILED
         return Health(
             state=self.known.phase, round=self.known.round, asking=self.known.asking,
             uptime_s=self.uptime_s(now), airtime_s=self.session.airtime_s, energy_j=self._spent_j(now),
-            cpu_s=self.ledger.cpu_s, temperature_c=readings.temperature_c,
+            cpu_s=self.ledger.cpu_s, temperature_c=temperature_c(),
             progress=None if self.work is None else self.work.progress,
             loss=None if last is None else last.loss,
             failure=self._failure if has_failed else Failure.NONE, why=self._why if has_failed else "",

@@ -14,6 +14,7 @@ import contextlib
 import ctypes
 import resource
 from dataclasses import dataclass
+from pathlib import Path
 
 from hw_profiles import Board, Link
 
@@ -132,9 +133,12 @@ def data_bytes() -> int:
     return _status_kb("VmData") * 1024
 
 
-def resident_bytes() -> int:
-    """Resident memory of this process now (VmRSS), in bytes."""
-    return _status_kb("VmRSS") * 1024
+def temperature_c() -> float | None:
+    """The board's temperature now, None where no sensor says it (thermal ABI of Linux: thousandths)."""
+    try:
+        return int(Path("/sys/class/thermal/thermal_zone0/temp").read_text()) / 1000.0
+    except (OSError, ValueError):
+        return None
 
 
 def _status_kb(field: str) -> int:

@@ -11,7 +11,6 @@ import pytest
 from click.testing import CliRunner
 
 from onboard import doctor
-from onboard.board import health
 from onboard.cli import main
 from onboard.config import load_node
 from onboard.storage.keys import new_key, save_key
@@ -97,17 +96,6 @@ def test_several_things_wrong_are_all_found(node_toml: Path) -> None:
 def test_a_bad_file_is_bad_input(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["doctor", str(tmp_path / "absent.toml")])
     assert (result.exit_code, result.stderr) == (2, f"{tmp_path / 'absent.toml'}: no such file\n")
-
-
-def test_readings_are_the_boards_or_none(tmp_path: Path) -> None:
-    readings = health.read(tmp_path)
-    assert readings.memory_bytes > 10 * 2**20  # a Python with numpy holds more
-    assert readings.disk_free_bytes is not None
-    assert readings.disk_free_bytes > 0
-    assert health.read(tmp_path / "gone").disk_free_bytes is None
-    assert readings.load >= 0
-    sensor = Path("/sys/class/thermal/thermal_zone0/temp")
-    assert (readings.temperature_c is None) or (sensor.exists() and -60 < readings.temperature_c < 150)
 
 
 def test_a_budget_below_what_a_training_takes(node_toml: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hw_profiles import load_board, load_link
-from onboard.board.budget import BudgetError, Pace, ResourceUsage, cap_memory, data_bytes, resident_bytes
+from onboard.board.budget import (
+    BudgetError,
+    Pace,
+    ResourceUsage,
+    anonymous_bytes,
+    cap_memory,
+    data_bytes,
+    temperature_c,
+)
 
 SHARE = st.floats(0.01, 1.0)
 SECONDS = st.floats(0.0, 1e5)
@@ -38,7 +47,7 @@ def test_energy_is_idle_and_compute_and_radio(cpu: list[float], wall_s: float, a
     board, link = load_board("raspberry-pi-4"), load_link("uhf-9k6")
     ledger = ResourceUsage(board, link, started_s=100.0)
     for cpu_s in cpu:
-        ledger.charge_cpu(cpu_s)
+        ledger.cpu_s += cpu_s
     expected_j = (
         board.idle_w * wall_s
         + (board.active_w - board.idle_w) * sum(cpu)
@@ -51,7 +60,7 @@ def test_energy_is_idle_and_compute_and_radio(cpu: list[float], wall_s: float, a
 def test_a_busy_board_draws_its_active_power() -> None:
     board, link = load_board("raspberry-pi-4"), load_link("bench-serial-115k2")
     ledger = ResourceUsage(board, link, started_s=0.0)
-    ledger.charge_cpu(60.0)
+    ledger.cpu_s += 60.0
     assert ledger.energy_j(60.0, 0.0) == pytest.approx(60.0 * board.active_w)
 
 
@@ -60,7 +69,12 @@ def test_a_process_knows_what_it_holds() -> None:
     held = bytearray(64 * 2**20)
     held[:: 4096] = b"x" * len(held[:: 4096])  # fmt: skip
     assert data_bytes() - before >= 60 * 2**20
-    assert resident_bytes() >= 60 * 2**20
+    assert anonymous_bytes() >= 60 * 2**20
+
+
+def test_a_temperature_is_the_boards_or_none() -> None:
+    found, sensor = temperature_c(), Path("/sys/class/thermal/thermal_zone0/temp")
+    assert found is None or (sensor.exists() and -60 < found < 150)
 
 
 def test_a_limit_below_what_is_held_is_refused() -> None:
