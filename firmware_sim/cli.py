@@ -30,7 +30,8 @@ from onboard.learn.networks import network_for
 _TOTALS_BYTES = 8192  # a few reports of a cable
 
 
-@click.group("firmware-sim", cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group("firmware-sim", cls=OneLineErrors,
+             context_settings={"help_option_names": ["-h", "--help"], "show_default": True})  # fmt: skip
 @click.version_option(package_name="spacedml-edge")
 def main() -> None:
     """Emulated boards and radios: all runs on one laptop, and any board can be swapped for a real one."""
@@ -46,9 +47,8 @@ def main() -> None:
               help="Losses in bursts (Gilbert's model): mean share lost, mean length in frames.")  # fmt: skip
 @click.option("--ber", "bit_error_rate", type=float, show_default="the profile's",
               help="Probability that a bit is wrong, instead of the profile's bit_error_rate.")  # fmt: skip
-@click.option("--duplicate", type=float, default=0.0, show_default=True,
-              help="Probability that a frame arrives twice.")  # fmt: skip
-@click.option("--reorder", type=float, default=0.0, show_default=True,
+@click.option("--duplicate", type=float, default=0.0, help="Probability that a frame arrives twice.")
+@click.option("--reorder", type=float, default=0.0,
               help="Probability that a frame is held back for one to four of its air times.")  # fmt: skip
 @click.option("--window", "windows", multiple=True, metavar="OPEN:CLOSE", show_default="always open",
               help="Contact in seconds since the start; either may be empty. Nothing passes outside. "
@@ -59,7 +59,7 @@ def main() -> None:
               help="Close it for so many seconds.")  # fmt: skip
 @click.option("--fault", "faults", multiple=True, metavar="NAME[=STRENGTH]", show_default="none",
               help=f"Something else that is wrong, both ways; repeatable: {', '.join(FAULTS)}.")  # fmt: skip
-@click.option("--seed", type=int, default=1, show_default=True,
+@click.option("--seed", type=int, default=1,
               help="The n-th frame of a side meets the same fate in every run with the same "
                    "seed.")  # fmt: skip
 @click.option("--report-every", type=float, metavar="S", show_default="at the end",
@@ -114,7 +114,7 @@ def cable(ground: str, board: str, report_every: float | None, **options: Any) -
 @main.command()
 @click.argument("node_toml", type=click.Path(path_type=Path))
 @click.option("--log", "log_format", type=click.Choice(["text", "json"]), default="text",
-              show_default=True, help="Form of the log; json is one object a line.")  # fmt: skip
+              help="Form of the log; json is one object a line.")  # fmt: skip
 @click.option("--report-every", type=click.FloatRange(min=0.05), metavar="S", show_default="never",
               help="Log state and link counters every S seconds.")  # fmt: skip
 def board(node_toml: Path, log_format: Format, report_every: float | None) -> None:
@@ -135,8 +135,8 @@ def board(node_toml: Path, log_format: Format, report_every: float | None) -> No
 
 @main.command()
 @data_options("digits", "board", 600, "the shares, the first weights and the air")
-@click.option("--rounds", default=6, show_default=True, type=click.IntRange(min=1), help="Rounds.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("demo-out"), show_default=True,
+@click.option("--rounds", default=6, type=click.IntRange(min=1), help="Rounds.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("demo-out"),
               help="Folder for everything that the run writes. An earlier demo's is replaced; anything else "
                    "is left alone, and so is the folder of a demo that runs.")  # fmt: skip
 @click.option("--real", multiple=True, metavar="BOARD=PORT", show_default="none",

@@ -18,40 +18,32 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--devices", default=100, show_default=True, help="Number N of devices, at most 254.")
-@click.option("--select", default=5, show_default=True, help="Number K of devices that are asked in a round.")
+@click.option("--devices", default=100, help="Number N of devices, at most 254.")
+@click.option("--select", default=5, help="Number K of devices that are asked in a round.")
 @click.option("--quorum", type=int, show_default="K", help="Answers that end a round.")
-@click.option(
-    "--rounds", default=10, show_default=True, type=click.IntRange(1, 0xFFFE), help="Rounds at most."
-)
+@click.option("--rounds", default=10, type=click.IntRange(1, 0xFFFE), help="Rounds at most.")
 @click.option("--target", type=click.FloatRange(0, 1, min_open=True), show_default="none",
               help="Stop at this test accuracy.")  # fmt: skip
-@click.option("--deadline", "deadline_s", default=900.0, show_default=True, metavar="S",
-              type=click.FloatRange(0, min_open=True),
+@click.option("--deadline", "deadline_s", default=900.0, metavar="S", type=click.FloatRange(0, min_open=True),
               help="Virtual seconds that a round waits for its quorum.")  # fmt: skip
-@click.option("--dropout", default=0.0, show_default=True,
+@click.option("--dropout", default=0.0,
               help="Probability that a chosen device is out of contact for the round.")  # fmt: skip
-@click.option("--staleness", type=click.FloatRange(min=0), metavar="A",
-              show_default="discard",
+@click.option("--staleness", type=click.FloatRange(min=0), metavar="A", show_default="discard",
               help="Merge an update that comes in a later round, with weight (1 + rounds "
                    "late)^-A.")  # fmt: skip
 @data_options("mnist", "device", 600,
               "the first weights, choice and shares of devices, order of images, and the air")  # fmt: skip
-@click.option("--split", type=click.Choice(["iid", "dirichlet"]), default="iid", show_default=True,
+@click.option("--split", type=click.Choice(["iid", "dirichlet"]), default="iid",
               help="Shares that are alike, or for each device its own mixture of the classes.")  # fmt: skip
-@click.option("--alpha", default=0.3, show_default=True, type=click.FloatRange(0, min_open=True),
+@click.option("--alpha", default=0.3, type=click.FloatRange(0, min_open=True),
               help="Concentration of the Dirichlet split: the smaller, the more unlike.")  # fmt: skip
-@click.option("--board", "boards", multiple=True, default=["raspberry-pi-4"], show_default=True,
+@click.option("--board", "boards", multiple=True, default=["raspberry-pi-4"],
               help="Board profile; repeated ones go round among the devices.")  # fmt: skip
-@click.option("--link", "links", multiple=True, default=["sband-256k"], show_default=True,
-              help="Link profile, likewise.")  # fmt: skip
+@click.option("--link", "links", multiple=True, default=["sband-256k"], help="Link profile, likewise.")
 @click.option("--loss", type=click.FloatRange(0, 1, max_open=True), show_default="the profile's",
               help="Share of frames lost, in place of the profile's losses and bit errors.")  # fmt: skip
-@click.option(
-    "--shared-downlink",
-    is_flag=True,
-    help="Send a model once, heard by all that are asked; needs a single --link.",
-)
+@click.option("--shared-downlink", is_flag=True,
+              help="Send a model once, heard by all that are asked; needs a single --link.")  # fmt: skip
 @options_of(Training, {"method": "spacedml-fast"}, left_out="the method's")
 @run_options("fleet", "round")
 def fleet(as_json: bool, **options: Any) -> None:

@@ -63,40 +63,30 @@ def _scenario(context: click.Context, _option: click.Parameter, path: Path | Non
 
 @click.command()
 @click.option("--scenario", type=click.Path(path_type=Path), callback=_scenario, is_eager=True,
-              expose_value=False, metavar="FILE",
-              show_default="none",
+              expose_value=False, metavar="FILE", show_default="none",
               help="TOML: these options by their names in [ring], for what the command line does not say; in "
                    "[ground] a station's link profile, and for each [[ground.gateway]] its node and passes, "
                    "[rise, set] in seconds.")  # fmt: skip
-@click.option("--nodes", default=8, show_default=True, help="Number of nodes, at most 254.")
-@click.option("--method", type=AlgorithmName(), default="rd-psgd", show_default=True,
+@click.option("--nodes", default=8, help="Number of nodes, at most 254.")
+@click.option("--method", type=AlgorithmName(), default="rd-psgd",
               help="Random runs of coordinates, whole models, Top-K with error feedback, or "
                    "CHOCO-SGD.")  # fmt: skip
-@click.option("--sparsity", default=0.1, show_default=True, type=click.FloatRange(0, 1, min_open=True),
+@click.option("--sparsity", default=0.1, type=click.FloatRange(0, 1, min_open=True),
               help="Share p of the coordinates that travels.")  # fmt: skip
-@click.option("--values", type=click.Choice(FORMS), default="fp32", show_default=True,
+@click.option("--values", type=click.Choice(FORMS), default="fp32",
               help="How values travel, for rd-psgd and d-psgd.")  # fmt: skip
-@click.option("--shape", type=click.Choice(SHAPES), default="ring", show_default=True,
+@click.option("--shape", type=click.Choice(SHAPES), default="ring",
               help="Who is whose neighbour: planes is a ring of every --columns nodes, star has node 1 in "
                    "the middle. Weights are Metropolis-Hastings'.")  # fmt: skip
-@click.option(
-    "--columns",
-    default=4,
-    show_default=True,
-    type=click.IntRange(min=1),
-    help="Columns of the torus, or nodes of a plane.",
-)
-@click.option("--every", default=1, show_default=True, type=click.IntRange(min=1),
-              help="Batches between two exchanges.")  # fmt: skip
-@click.option("--rate", default=0.4, show_default=True, type=click.FloatRange(0, 1, min_open=True),
+@click.option("--columns", default=4, type=click.IntRange(min=1),
+              help="Columns of the torus, or nodes of a plane.")  # fmt: skip
+@click.option("--every", default=1, type=click.IntRange(min=1), help="Batches between two exchanges.")
+@click.option("--rate", default=0.4, type=click.FloatRange(0, 1, min_open=True),
               help="Rate of the mixing, for topk and choco.")  # fmt: skip
-@click.option("--patience", "patience_s", default=60.0, show_default=True, metavar="S",
-              type=click.FloatRange(0, min_open=True),
+@click.option("--patience", "patience_s", default=60.0, metavar="S", type=click.FloatRange(0, min_open=True),
               help="Seconds that a node waits for a neighbour; after that it does not wait before it hears "
                    "it again.")  # fmt: skip
-@click.option(
-    "--epochs", default=5, show_default=True, type=click.IntRange(min=1), help="Epochs of every node."
-)
+@click.option("--epochs", default=5, type=click.IntRange(min=1), help="Epochs of every node.")
 @options_of(
     Recipe,
     {field.name: field.default for field in msgspec.structs.fields(Recipe) if field.name != "drops"}
@@ -107,8 +97,8 @@ def _scenario(context: click.Context, _option: click.Parameter, path: Path | Non
 @data_options("mnist", "node", 1000, "the first weights, shares, order of images, and masks")
 @click.option("--alpha", type=click.FloatRange(0, min_open=True), show_default="alike",
               help="Concentration of a Dirichlet split: the smaller, the more unlike.")  # fmt: skip
-@click.option("--board", default="raspberry-pi-4", show_default=True, help="Board profile of all nodes.")
-@click.option("--link", default="isl-2mbyte", show_default=True, help="Link profile of all edges.")
+@click.option("--board", default="raspberry-pi-4", help="Board profile of all nodes.")
+@click.option("--link", default="isl-2mbyte", help="Link profile of all edges.")
 @click.option("--loss", type=click.FloatRange(0, 1, max_open=True), show_default="the profile's",
               help="Share of frames that is lost, and sent again.")  # fmt: skip
 @click.option("--frame-bytes", type=click.IntRange(64, MOST_FRAME_BYTES), show_default="the profile's",

@@ -26,16 +26,15 @@ F = TypeVar("F", bound=Callable[..., Any])
 def data_options(data: str, holder: str, images: int, seed: str) -> Callable[[F], F]:
     """A decorator that adds what is learned by so many `images` a `holder`, and what the `seed` is of."""
     return _all_of(
-        click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31),
-                     help=f"Seed of {seed}."),
-        click.option("--data", default=data, show_default=True,
+        click.option("--seed", default=0, type=click.IntRange(0, 2**31), help=f"Seed of {seed}."),
+        click.option("--data", default=data,
                      help="What is learned: digits, mnist, eurosat (the subset of 2,500 images where the "
                           "folder has it), eurosat-full, npz:PATH or folder:PATH."),
         click.option("--data-dir", "data_folder", type=click.Path(path_type=Path), envvar="SPACEDML_DATA",
                      show_envvar=True, help="Folder of mnist and eurosat."),
         click.option("--model", show_default="by the data",
                      help=f"Model to train, with the images that it takes: {described()}."),
-        click.option("--images", default=images, show_default=True, type=click.IntRange(min=1),
+        click.option("--images", default=images, type=click.IntRange(min=1),
                      help=f"Images a {holder}, at most."),
     )  # fmt: skip
 
@@ -43,7 +42,7 @@ def data_options(data: str, holder: str, images: int, seed: str) -> Callable[[F]
 def run_options(name: str, step: str) -> Callable[[F], F]:
     """A decorator that adds where a run's results go, and in which form they are shown."""
     return _all_of(
-        click.option("--out", type=click.Path(path_type=Path), default=Path(f"{name}-out"), show_default=True,
+        click.option("--out", type=click.Path(path_type=Path), default=Path(f"{name}-out"),
                      help="Folder for results. A run that was stopped goes on from there."),
         click.option("--json", "as_json", is_flag=True,
                      help=f"A JSON object for each {step} in place of the table."),
@@ -73,11 +72,10 @@ def options_of(
         name = field.name
         flag, metavar = (flags or {}).get(name, (f"--{name.replace('_', '-')}", None))
         options.append(
-            click.option(
-                flag, name, type=_range_of(field.type), metavar=metavar, default=defaults.get(name),
-                multiple=isinstance(field.type, VarTupleType), help=said[name].replace("`", ""),
-                show_default=True if name in defaults else left_out,
-            )
+            click.option(flag, name, type=_range_of(field.type), metavar=metavar, default=defaults.get(name),
+                         multiple=isinstance(field.type, VarTupleType),
+                         show_default=True if name in defaults else left_out,
+                         help=said[name].replace("`", ""))
         )  # fmt: skip
     return _all_of(*options)
 
