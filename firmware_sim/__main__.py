@@ -1,4 +1,4 @@
-"""`python -m firmware_sim`, and what the program's own command begins with."""
+"""Entry point of `python -m firmware_sim` and of the `firmware-sim` command."""
 
 from onboard.console.signals import loading
 

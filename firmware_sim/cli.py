@@ -1,4 +1,5 @@
-"""`firmware-sim`: boards, radios and cables for a laptop. Bad input gets one line and exit code 2."""
+"""The `firmware-sim` command: boards, radios and cables for a laptop. Bad input gets one line and exit code
+2."""
 
 from __future__ import annotations
 
@@ -207,11 +208,11 @@ def _real_boards(options: tuple[str, ...], known: list[str]) -> dict[str, str]:
 
 
 def _run(laid: Cable, report_every: float | None) -> None:
-    # Totals are cumulative: a reader that is slow misses a line, and does not stop the cable.
+    # Totals are cumulative: a slow reader misses a line and does not stop the cable.
+    # `totals` returns whether anybody still reads.
     with lines_to(sys.stdout, lambda missed: "", _TOTALS_BYTES) as out, stop_signals() as stop:
 
         def totals(final: bool = False) -> bool:
-            """Whether anybody still reads."""
             out.put(json.dumps(laid.report() | {"final": final}) + "\n")
             return not out.unread
 
@@ -232,7 +233,7 @@ def _run(laid: Cable, report_every: float | None) -> None:
 
 
 def _pair(text: str, option: str, first_default: float | None = None) -> tuple[float, float]:
-    """`A:B` as numbers; where a default for A is given, B defaults to infinity."""
+    """Parses `A:B`. Where A has a default, either may be empty, and B defaults to infinity."""
     first, colon, second = text.partition(":")
     try:
         if not colon or ((not first or not second) and first_default is None):

@@ -1,10 +1,8 @@
 """An emulated board: the real agent, as slow and as small as the board's profile says.
 
-The agent is not told. Its memory is limited by the kernel, and the carrier lets the next training step run
-only when the board of the profile would have finished this one: the model's FLOP divided by the board's
-sustained FLOP/s, divided by the share of the CPU that the agent may take. Training itself is done at full
-speed in between, so three boards share a laptop.
-"""
+The kernel limits the agent's memory. The runtime lets the next training step run only when the profiled board
+would have finished this one: FLOP of the model / sustained FLOP/s of the board / the agent's share of the
+CPU. A step itself runs at full speed, so three boards can share a laptop."""
 
 from __future__ import annotations
 
@@ -21,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def emulate(node_toml: Path, *, report_every_s: float | None = None) -> None:
-    """Runs the agent of NODE.toml as its board would, until SIGTERM or SIGINT. Raises ConfigError."""
+    """Runs the agent of NODE.toml as its board would until SIGTERM or SIGINT. Raises ConfigError."""
     config = load_own(node_toml)
     board = config.board
     if not board.train_flops:

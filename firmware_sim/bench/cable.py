@@ -1,14 +1,8 @@
-"""A cable with a radio in the middle: what enters one end leaves the other as and when the channel decides.
+"""A cable with a radio in the middle: bytes leave one end as and when the channel decides.
 
-Both ends are real ports that any program can open: two pseudo-terminals ("serial") or two UDP sockets
-(`cable_ports`). The rules of the air are `channel.Channel`'s, what else is wrong with a line is `faults`';
-this file only carries bytes between the kernel and the channel, on the real clock. Bytes are counted where
-the program's port meets the air, framing included.
-
-Reading stops while an end is about two frames ahead of the air (5 ms on a fast link), so a program that does
-not pace itself fills the kernel's buffer and its writes block (serial) or are dropped (UDP), as with a real
-modem.
-"""
+Both ends are real ports that any program can open: pseudo-terminals ("serial") or UDP sockets. Reading stops
+while an end is about two frames (at least 5 ms) ahead of the air. A program that does not pace itself then
+fills the kernel's buffer, and its writes block (serial) or are dropped (UDP), as with a modem."""
 
 from __future__ import annotations
 
@@ -25,13 +19,13 @@ from firmware_sim.world.channel import SIDES, Channel, Side, other
 
 IP_UDP_HEADER_BYTES = 28  # IPv4 20 (RFC 791) and UDP 8 (RFC 768)
 
-_REOPEN_CHECK_S = 0.05  # how often a closed pty is looked at: poll(2) cannot wait for an end of POLLHUP
-# Reading ahead of the air by less than this would let a busy scheduler (a few ms) starve a fast link.
+_REOPEN_CHECK_S = 0.05  # how often a closed pty is polled: poll(2) cannot wait for the end of POLLHUP
+# With less lookahead, a busy scheduler (a few ms) would starve a fast link.
 _LOOKAHEAD_S = 0.005
 
 
 class Cable:
-    """Two open ports and the channel between them, and what is wrong with the line."""
+    """Two open ports, the channel between them, and the faults of the line."""
 
     def __init__(self, channel: Channel, ports: Mapping[Side, Port], faults: Faults) -> None:
         self._channel, self._ports, self._faults = channel, ports, faults
@@ -43,11 +37,11 @@ class Cable:
         self._lookahead_s = {side: max(channel.airtime_s(side, longest), _LOOKAHEAD_S) for side in SIDES}
 
     def now(self) -> float:
-        """Seconds since the cable was laid; the contact windows' time axis."""
+        """Seconds since the cable was made; the time axis of the contact windows."""
         return time.monotonic() - self._began_s
 
     def run(self, stop_fd: int, report: Callable[[], bool], report_every_s: float = math.inf) -> None:
-        """Carry frames until stop_fd is readable or `report`, called every report_every_s, says False."""
+        """Carries frames until stop_fd is readable or `report`, called every report_every_s, is False."""
         next_report_s = self.now() + report_every_s
         while True:
             now = self.now()
@@ -68,7 +62,7 @@ class Cable:
                 return
 
     def _take_in(self, side: Side, port: Port, now: float, wait_for: list[int]) -> float:
-        """Read one portion if the air has room; returns when to come back if no byte wakes us before."""
+        """Reads one chunk if the air has room; returns when to try again if no byte arrives before."""
         if self._stops(side, port, now):
             return now + _REOPEN_CHECK_S
         room_at = self._channel.busy_until(side) - self._lookahead_s[side]
@@ -90,7 +84,6 @@ class Cable:
         self._channel.send(side, self._faults.depart(side, piece, begins_burst), now)
 
     def _stops(self, side: Side, port: Port, now: float) -> bool:
-        """Whether the line takes nothing from that side now."""
         stopped = self._faults.stops(side, now, self._channel.counters(side).bytes)
         if stopped != self._stopped[side]:
             port.stop(stopped)
@@ -98,7 +91,6 @@ class Cable:
         return stopped
 
     def _make_noise(self, now: float) -> float:
-        """What is heard where nobody speaks; returns when to come back."""
         if now >= self._idle_due_s:
             self._idle_due_s = now + NOISE_EVERY_S
             for side, port in self._ports.items():
@@ -107,7 +99,7 @@ class Cable:
         return self._idle_due_s
 
     def report(self) -> dict[str, Any]:
-        """Everything counted since the start; a side's numbers are of what that side sent."""
+        """Returns all counts since the start; a side's numbers are of what that side sent."""
         now = self.now()
         sides = {
             side: {

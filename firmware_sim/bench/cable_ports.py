@@ -1,12 +1,10 @@
-"""The two ports at which a cable meets its programs: pseudo-terminals, or UDP sockets.
+"""The two kinds of port at which a cable meets programs: pseudo-terminals and UDP sockets.
 
-What a port does at its edges:
 - A serial program that ends or is killed leaves the cable running. What it had written still goes out, as
-  from a UART's buffer; what arrives while nobody has the port open is counted and gone, and what the dead
-  program had not read is thrown away, so that its successor never hears stale bytes. A radio does not store.
-- A frame on a serial line is what ends with 0x00 (COBS), the delimiters before it included. A piece without
-  one goes out as it is when the line has been quiet for 50 ms or it is longer than any frame of the link.
-"""
+  from a UART's buffer. What arrives while nobody has the port open is counted and dropped, and what the dead
+  program had not read is discarded, so its successor never reads stale bytes.
+- A frame on a serial line ends with 0x00 (COBS) and includes the delimiters before it. Bytes without one are
+  sent as they are after 50 ms of silence, or once they are longer than any frame of the link."""
 
 from __future__ import annotations
 
@@ -34,22 +32,19 @@ _QUIET_S = 0.05  # a serial line this long without a byte has ended its piece
 
 
 class CableError(ValueError):
-    """The cable cannot be laid so; the message is one line."""
+    """A cable that cannot be made; the message is one line."""
 
 
 @dataclass(frozen=True)
 class UdpEnd:
-    """Where a datagram end listens, and whom it answers; without a peer, whoever spoke last."""
+    """Where a UDP end listens and whom it answers: `peer`, or without one whoever spoke last."""
 
     listen: tuple[str, int]
     peer: tuple[str, int] | None = None
 
 
 def parse_end(text: str) -> Path | UdpEnd:
-    """`udp://HOST:PORT` or `udp://HOST:PORT?peer=HOST:PORT`, anything else is the path of a serial port.
-
-    Raises CableError with the offending text.
-    """
+    """Parses `udp://HOST:PORT[?peer=HOST:PORT]`, or else the path of a serial port. Raises CableError."""
     if "://" not in text:
         return Path(text)
     try:
@@ -76,7 +71,7 @@ def _address(end: str, text: str) -> tuple[str, int]:
 
 @dataclass(slots=True)
 class Losses:
-    """What was lost at one port and not on the air, in frames."""
+    """Frames that were lost at one port and not on the air."""
 
     unheard: int = 0  # arrived while no program had the port open
     overrun: int = 0  # arrived, but the kernel's buffer to the program was full
@@ -85,12 +80,8 @@ class Losses:
 
 
 class CableTerminal:
-    """One end as a pseudo-terminal in raw mode, under a symbolic link at `path`.
-
-    piece_bytes: the longest piece without a delimiter that is taken for one frame.
-    Raises CableError if the link cannot be made. The link of a cable that has ended is replaced; one of a
-    cable that runs, any other link and any file are left alone.
-    """
+    """One end as a pseudo-terminal in raw mode, under a symbolic link at `path`, which may replace an ended
+    cable's. `piece_bytes`: longest run without a delimiter that is one frame. Raises CableError."""
 
     def __init__(self, path: Path, piece_bytes: int) -> None:
         self.losses = Losses()
@@ -128,15 +119,15 @@ class CableTerminal:
         return self._fd
 
     def readable(self) -> bool:
-        """Whether waiting for bytes makes sense; a pty that nobody has open only reports that, endlessly."""
+        """Whether waiting for bytes makes sense: a pty that nobody has open reports a hang-up without end."""
         return not self._drained
 
     def wakeup(self) -> float:
-        """When to look again although no byte came, on the clock of `read`; inf: never."""
+        """When to read again although no byte came, on the clock of `read`; inf: never."""
         return self._last_byte_s + _QUIET_S if self._piece else math.inf
 
     def read(self, now: float) -> list[bytes]:
-        """Frames, each with its delimiter, and pieces that will not become one; never blocks."""
+        """Returns whole frames with their delimiters, and bytes that will not become one; never blocks."""
         self._drained = False
         try:
             data = os.read(self._fd, self._piece_bytes)
@@ -158,7 +149,7 @@ class CableTerminal:
         return out
 
     def stop(self, stopped: bool) -> None:
-        """Takes nothing from the program any more, as a device whose peer says "not now"; or takes again."""
+        """Stops taking bytes from the program, as flow control would, or starts again."""
         self._at_slave(lambda slave: termios.tcflow(slave, termios.TCOOFF if stopped else termios.TCOON))
 
     def deliver(self, frame: bytes) -> None:
@@ -195,7 +186,7 @@ class CableTerminal:
         return is_open
 
     def _at_slave(self, do: Callable[[int], object]) -> None:
-        """A program that wants the port alone keeps us out: it sets and flushes it for itself."""
+        """Does nothing where a program has the port for itself alone: that one sets and flushes it."""
         with contextlib.suppress(OSError, termios.error):
             slave = os.open(self._tty, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
             try:
@@ -205,11 +196,10 @@ class CableTerminal:
 
 
 def _sole_cable(path: Path) -> socket.socket:
-    """A name that one cable may have, and that the kernel takes back with its process: a link that is there
-    does not say whether its cable still runs, as the next terminal gets the number of a closed one.
+    """Claims `path` under a socket name that the kernel frees when the process ends.
 
-    Raises OSError, with EADDRINUSE where a cable of this computer ends at `path`.
-    """
+    A symbolic link does not say whether its cable still runs: the next terminal may get a closed one's
+    number. Raises OSError, with EADDRINUSE where a cable on this computer already ends at `path`."""
     folder = path.parent.stat()
     name = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:
@@ -223,11 +213,8 @@ def _sole_cable(path: Path) -> socket.socket:
 
 
 class CableSocket:
-    """One end as a UDP socket; a datagram is a frame.
-
-    frame_bytes: the largest datagram that passes; buffer_bytes: room in the kernel, as a modem's queue.
-    Raises CableError if the address cannot be bound.
-    """
+    """One end as a UDP socket with datagrams as frames. `buffer_bytes`: its receive buffer, like a modem's
+    queue. Raises CableError if the address cannot be bound."""
 
     def __init__(self, end: UdpEnd, frame_bytes: int, buffer_bytes: int) -> None:
         self.losses = Losses()
@@ -257,7 +244,6 @@ class CableSocket:
         return math.inf
 
     def read(self, now: float) -> list[bytes]:
-        """At most one datagram; never blocks."""
         try:
             frame, sender = self._socket.recvfrom(self._frame_bytes + 1)
         except BlockingIOError:
@@ -272,7 +258,7 @@ class CableSocket:
         return [frame]
 
     def stop(self, stopped: bool) -> None:
-        """Whoever does not read lets the kernel's buffer run over: there is no more to it."""
+        """Does nothing: while nobody reads, the kernel's buffer overflows."""
 
     def deliver(self, frame: bytes) -> None:
         if self._peer is None:
@@ -291,12 +277,12 @@ Port = CableTerminal | CableSocket
 
 
 def serial_piece_bytes(link: Link) -> int:
-    """The longest COBS form, delimiter included, of that link's frame (Cheshire and Baker 1999: 1 in 254)."""
+    """Returns the longest COBS form of a frame, with delimiter (Cheshire and Baker 1999: 1 in 254)."""
     return link.mtu_bytes + -(-link.mtu_bytes // 254) + 1
 
 
 def open_ends(ground: Path | UdpEnd, board: Path | UdpEnd, link: Link) -> dict[Side, Port]:
-    """Both ports, open. Raises CableError if one cannot be opened or the two are of different kinds."""
+    """Opens both ports. Raises CableError if one cannot be opened or the two are of different kinds."""
     if isinstance(ground, Path) != isinstance(board, Path):
         raise CableError(f"ends {ground} and {board}: both must be serial or both UDP")
     if ground == board and not (isinstance(ground, UdpEnd) and ground.listen[1] == 0):

@@ -1,9 +1,8 @@
-"""What a line does wrong beyond losing frames: a terminal that eats bytes, an echo, a modem that keys late.
+"""Faults of a line beyond lost frames: a terminal that eats bytes, an echo, a modem that keys late.
 
-A fault is a small transformer of the pieces that cross a cable, in both directions alike, and it counts what
-it did: a line that spoiled nothing has shown nothing. Pure and seeded, as the channel is. What a fault
-changes in length, it changes at the receiver, so that the channel counts what the programs have sent.
-"""
+A fault transforms the bytes that cross a cable, alike in both directions, and counts what it did: a fault
+that hit nothing has tested nothing. It is pure and seeded. Changes of length happen at the receiver, so the
+channel counts what the programs sent."""
 
 from __future__ import annotations
 
@@ -17,27 +16,26 @@ from firmware_sim.world.channel import Side, other
 XON, XOFF = 0x11, 0x13
 IAC = 0xFF  # telnet's "interpret as command" (RFC 854), doubled where it is data
 NOISE_EVERY_S = 0.25  # on a line that carries nothing
-PAUSE_S = 0.02  # a line so long without a byte begins a burst with the next one
+PAUSE_S = 0.02  # after so long without a byte, the next one begins a burst
 
 
 class Fault:
-    """A line that does nothing wrong. `hits` counts, for each side, what befell the bytes that it sent and
-    what was added to them."""
+    """A line without faults. `hits` counts, by sender, the bytes or frames that were spoiled or added."""
 
     def __init__(self, source: random.Random, strength: float) -> None:
         self.hits: Counter[Side] = Counter()
         self.random, self.strength = source, strength
 
     def depart(self, side: Side, piece: bytes, begins_burst: bool) -> bytes:
-        """Returns what of a piece leaves that side; the length stays."""
+        """Returns the bytes that leave that side, of the same length."""
         return piece
 
     def arrive(self, side: Side, piece: bytes) -> bytes:
-        """Returns what of a piece that the other side sent arrives at this one."""
+        """Returns what arrives at that side of a piece that the other side sent."""
         return piece
 
     def echo(self, side: Side, piece: bytes) -> bytes:
-        """Returns what that side hears of what it sent itself."""
+        """Returns what that side hears of its own bytes."""
         return b""
 
     def idle(self, side: Side) -> bytes:
@@ -50,7 +48,7 @@ class Fault:
 
 
 class EatXonXoff(Fault):
-    """Software flow control that nobody asked for: XON and XOFF are taken for commands and never arrive."""
+    """Unwanted software flow control: XON and XOFF are taken for commands and never arrive."""
 
     def arrive(self, side: Side, piece: bytes) -> bytes:
         left = piece.translate(None, bytes((XON, XOFF)))
@@ -67,7 +65,7 @@ class DoubleFF(Fault):
 
 
 class DropLong(Fault):
-    """A path with a smaller MTU than the profile's: what is longer than `strength` bytes vanishes."""
+    """A path with a smaller MTU than the profile's: pieces longer than `strength` bytes vanish."""
 
     def arrive(self, side: Side, piece: bytes) -> bytes:
         too_long = len(piece) > self.strength
@@ -93,8 +91,7 @@ class SpoilBursts(Fault):
 
 
 class Noise(Fault):
-    """A receiver without a squelch: up to `strength` random bytes before each frame, and now and then on a
-    line that carries nothing."""
+    """A receiver without a squelch: up to `strength` random bytes before each frame and on an idle line."""
 
     def arrive(self, side: Side, piece: bytes) -> bytes:
         return self.idle(side) + piece
@@ -106,7 +103,7 @@ class Noise(Fault):
 
 
 class Echo(Fault):
-    """Two wires, or a modem with local echo: each side hears every byte that it sends."""
+    """A two-wire line, or a modem with local echo: each side hears every byte that it sends."""
 
     def echo(self, side: Side, piece: bytes) -> bytes:
         self.hits[side] += len(piece)
@@ -114,7 +111,7 @@ class Echo(Fault):
 
 
 class Stall(Fault):
-    """A device that takes nothing for `strength` seconds, once for each side, in the midst of an object."""
+    """A device that takes nothing for `strength` seconds, once per side, in the middle of an object."""
 
     AFTER_BYTES = 600  # that a side has sent
 
@@ -131,7 +128,7 @@ class Stall(Fault):
         return now - since < self.strength
 
 
-DATAGRAMS = ("drop-long", "stall")  # what befalls datagrams, too; the others are a byte stream's
+DATAGRAMS = ("drop-long", "stall")  # those that can hit datagrams too; the others need a byte stream
 FAULTS: dict[str, tuple[type[Fault], float, str]] = {
     "eat-xonxoff": (EatXonXoff, 0, "bytes eaten"),
     "double-ff": (DoubleFF, 0, "bytes doubled"),
@@ -141,11 +138,11 @@ FAULTS: dict[str, tuple[type[Fault], float, str]] = {
     "echo": (Echo, 0, "bytes echoed"),
     "stall": (Stall, 30, "s stalled"),
 }
-"""By name: what it is, its strength unless another is given (0: it has none), and what its hits are."""
+"""By name: the class, the default strength (0: it takes none), and what its hits count."""
 
 
 class Faults(dict[str, Fault]):
-    """All that is wrong with one line, by name: one fault acts after the other, as `Fault` says."""
+    """All faults of one line, by name, applied one after the other."""
 
     def depart(self, side: Side, piece: bytes, begins_burst: bool) -> bytes:
         for fault in self.values():
@@ -168,12 +165,12 @@ class Faults(dict[str, Fault]):
         return any(stopped)
 
     def hits(self, side: Side) -> dict[str, int]:
-        """What was done to what that side sent, by the faults' names."""
+        """Returns the hits on what that side sent, by fault."""
         return {name: fault.hits[side] for name, fault in self.items()}
 
 
 def parse_faults(texts: Iterable[str], seed: int, *, datagrams: bool) -> Faults:
-    """Those that `NAME` or `NAME=STRENGTH` ask for. Raises ValueError with the text that is wrong."""
+    """Parses `NAME` or `NAME=STRENGTH`. Raises ValueError with the offending text."""
     found = Faults()
     for text in texts:
         name, equals, number = text.partition("=")

@@ -1,8 +1,6 @@
-"""The demo: a ground daemon and three boards, real processes over emulated links, from nothing to a summary.
+"""The demo: a ground daemon and three boards as real processes over emulated links, down to a summary.
 
-A board can be a real one: `--real NAME=PORT` leaves its emulated board and cable out, and the ground daemon
-talks to PORT, where the same agent runs on hardware.
-"""
+`--real NAME=PORT` replaces an emulated board and its cable: the daemon talks to the hardware behind PORT."""
 
 from __future__ import annotations
 
@@ -25,18 +23,18 @@ from onboard.data import loading
 from onboard.data.images import save, shards
 from onboard.learn.graph import TrainGraph
 
-MARK = "demo.json"  # says that a folder is a demo's and may be replaced by the next one
+MARK = "demo.json"  # marks a folder as a demo's: the next demo may replace it
 REPORT_EVERY_S = "0.5"
 
 
 @dataclass(frozen=True)
 class DemoBoard:
-    """One place at the table: a board's profile, its link's, and what the air does to it."""
+    """One board of the demo, with its profile, its link's profile, and the faults of that link."""
 
     name: str
     link: str
     udp: bool = False
-    air: tuple[str, ...] = ()  # what the cable is told of it
+    air: tuple[str, ...] = ()  # further options of the cable
 
 
 BOARDS = (
@@ -51,7 +49,7 @@ BOARDS = (
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """What the demo was asked for."""
+    """The options of a demo."""
 
     out: Path
     data: str = "digits"
@@ -67,12 +65,8 @@ Ends = tuple[str, str]  # URLs of the ground's and the board's end of a link
 
 
 def run(config: DemoConfig, view: DemoView) -> dict[str, Any]:
-    """Plays the whole demo, in an empty folder that no other run may use: what an earlier demo left is
-    replaced. Returns the summary, which is also in OUT/summary.json.
-
-    Raises RunError, DataError, GraphError, and OSError where the disk refuses. Ctrl-C ends it
-    in order: KeyboardInterrupt after the cleaning up.
-    """
+    """Plays the demo in place of an earlier one; returns its summary, which is also in OUT/summary.json.
+    Raises RunError, DataError, GraphError, OSError, and on Ctrl-C KeyboardInterrupt after cleaning up."""
     graph = TrainGraph.load(config.model)
     rows = None if config.data == "digits" else range(config.images * len(BOARDS))
     images = loading.load(
@@ -96,7 +90,6 @@ def run(config: DemoConfig, view: DemoView) -> dict[str, Any]:
 
 
 def _ends_of(board: DemoBoard, config: DemoConfig) -> Ends:
-    """Where the ground and the board meet their cable; a real board brings its own."""
     if board.name in config.real:
         return config.real[board.name], config.real[board.name]
     if board.udp:
@@ -111,7 +104,7 @@ def _board_folder(config: DemoConfig, board: DemoBoard) -> Path:
 
 
 def _create_mission(config: DemoConfig, ends: Mapping[str, Ends]) -> None:
-    """A ground station is started, not imported: the two packages meet only on a cable."""
+    """Calls the ground station as a process: the two packages meet only on a cable."""
     scheme, colon, place = config.data.partition(":")
     data = f"{scheme}:{Path(place).resolve()}" if colon else config.data  # as seen from the mission's folder
     words = ["--data", data, "--model", config.model, "--rounds", str(config.rounds)]
@@ -127,7 +120,6 @@ def _create_mission(config: DemoConfig, ends: Mapping[str, Ends]) -> None:
 
 
 def _play(config: DemoConfig, ends: Mapping[str, Ends], scene: Scene, view: DemoView) -> None:
-    """Runs all programs until the ground has finished."""
     crew = ProcessGroup(config.out / "logs")
     with stop_signals() as stop:
         try:
@@ -148,7 +140,7 @@ def _play(config: DemoConfig, ends: Mapping[str, Ends], scene: Scene, view: Demo
 
 
 def _start(crew: ProcessGroup, config: DemoConfig, ends: Mapping[str, Ends]) -> None:
-    """Starts cables, ground and boards; the ports exist before anyone opens them."""
+    """Starts the cables, and once their ports exist the boards and the ground."""
     told = ("--report-every", REPORT_EVERY_S)
     emulated = [board for board in BOARDS if board.name not in config.real]
     for board in emulated:
@@ -172,7 +164,7 @@ def _start(crew: ProcessGroup, config: DemoConfig, ends: Mapping[str, Ends]) -> 
 
 
 def _check(crew: ProcessGroup, scene: Scene) -> None:
-    """A process that ended before its time ends the demo, with its last words; so does a full disk."""
+    """Raises on a full disk, or with the last words of a process that ended too early."""
     if crew.refused is not None:
         raise crew.refused
     for member in crew.ended():
@@ -184,7 +176,7 @@ def _check(crew: ProcessGroup, scene: Scene) -> None:
 
 
 def sum_up(config: DemoConfig, scene: Scene) -> dict[str, Any]:
-    """The run in numbers. Bytes are what the ports sent, headers and retransmissions included."""
+    """Returns the run in numbers. Bytes are counted at the ports, headers and retransmissions included."""
     answers = {}
     for board in scene.boards:
         answered, asked = scene.answers(board)

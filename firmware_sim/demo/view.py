@@ -1,5 +1,4 @@
-"""What is known of a running demo, and what a person sees of it: a live table on a terminal, plain lines
-elsewhere, and the summary."""
+"""The state of a running demo, and how it is shown: a live table or plain lines, then a summary."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ BAR = 8  # characters
 
 @dataclass
 class Scene:
-    """What is known of a running demo: the last that every process said, and the bytes at every port."""
+    """The state of a running demo: the last event of every process, and the bytes at every port."""
 
     boards: Sequence[str]
     parameters: int  # of the model
@@ -31,9 +30,9 @@ class Scene:
     board: dict[str, dict[str, Any]] = field(default_factory=dict)  # the agent's last "doing"
     cable: dict[str, dict[str, Any]] = field(default_factory=dict)  # the cable's last totals
     link: dict[str, dict[str, Any]] = field(default_factory=dict)  # the ground's view of each link
-    asked: dict[str, set[int]] = field(default_factory=dict)  # in which rounds the ground has asked a board
-    answered: dict[str, set[int]] = field(default_factory=dict)  # and in which an update of it counted
-    failure: dict[str, str] = field(default_factory=dict)  # why a board did not, in its own words, the last
+    asked: dict[str, set[int]] = field(default_factory=dict)  # rounds in which the ground asked a board
+    answered: dict[str, set[int]] = field(default_factory=dict)  # rounds in which its update counted
+    failure: dict[str, str] = field(default_factory=dict)  # the last reason that a board gave
     rounds: list[dict[str, Any]] = field(default_factory=list)  # the ground's "closed", with the bytes so far
     open_round: int = 0
     waiting: list[str] = field(default_factory=list)
@@ -41,7 +40,6 @@ class Scene:
     finished: bool = False
 
     def handle(self, name: str, event: dict[str, Any]) -> None:
-        """Takes one JSON line of one process."""
         kind, _, board = name.partition(":")
         what = event.get("event")
         if kind == "cable":
@@ -73,11 +71,11 @@ class Scene:
             self._note(f"{board or 'ground'}: {event['event']} {told}")
 
     def answers(self, board: str) -> tuple[int, int]:
-        """In how many rounds an update of a board counted, and in how many it was asked."""
+        """Returns in how many rounds a board's update counted, and in how many it was asked."""
         return len(self.answered.get(board, ())), len(self.asked.get(board, ()))
 
     def never_answered(self) -> dict[str, str]:
-        """The boards that were asked and have never answered, and why as far as it is known."""
+        """Returns the boards that were asked and never answered, each with the reason as far as known."""
         reasons = {}
         for board in self.boards:
             answered, asked = self.answers(board)
@@ -96,11 +94,10 @@ class Scene:
         self.happened.append(f"{self.elapsed_s():5.0f} s  {text}")
 
     def elapsed_s(self) -> float:
-        """Seconds since the processes were started."""
         return time.monotonic() - self.started_s
 
     def sent(self, board: str) -> dict[str, dict[str, float]]:
-        """Bytes, frames, airtime and losses each way, counted at the ports: {"up": ..., "down": ...}."""
+        """Returns bytes, frames, airtime and losses, counted at the ports: {"up": ..., "down": ...}."""
         if board in self.cable:
             sides = self.cable[board]
             return {"up": _counted(sides["board"]), "down": _counted(sides["ground"])}
@@ -115,12 +112,10 @@ class Scene:
         }  # fmt: skip
 
     def total_bytes(self) -> int:
-        """Everything every port has sent so far, both directions."""
         return sum(int(way["bytes"]) for board in self.boards for way in self.sent(board).values())
 
     def fp32_bytes(self) -> int:
-        """What fp32 FedAvg sends for as many answers: every weight down and up, 4 B each; no header, no
-        retransmission."""
+        """What fp32 FedAvg sends for as many answers: all weights down and up at 4 B, without overhead."""
         return 2 * 4 * self.parameters * sum(self.answers(board)[0] for board in self.boards)
 
 
@@ -130,7 +125,7 @@ def _counted(side: dict[str, Any]) -> dict[str, float]:
 
 
 class DemoView:
-    """Shows a scene: in place on a terminal, else as lines when something happened."""
+    """Shows a scene: in place on a terminal, else as a line for each event."""
 
     def __init__(self, console: Console, *, plain: bool = False) -> None:
         self._console = console
@@ -141,7 +136,7 @@ class DemoView:
 
     @contextlib.contextmanager
     def live(self, scene: Scene) -> Iterator[None]:
-        """Inside the block `show` draws; the last picture stays on the screen."""
+        """Draws on each `show` inside the block; the last picture stays on the screen."""
         if self._plain:
             yield
             self._tell(scene)
@@ -151,7 +146,6 @@ class DemoView:
             self._live.update(live_view(scene))
 
     def show(self, scene: Scene) -> None:
-        """Draws the scene as it is now."""
         if self._live is not None:
             self._live.update(live_view(scene))
         else:
@@ -173,12 +167,11 @@ class DemoView:
             self._line(f"{scene.elapsed_s():5.0f} s  {doing}")
 
     def _line(self, text: str) -> None:
-        """One event, one line, however narrow: these go to files and pipes."""
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def live_view(scene: Scene) -> Group:
-    """The table of boards, the line of rounds, and what happened last; 100 columns wide."""
+    """Returns the boards' table, the line of rounds and the latest events, 100 columns wide."""
     boards = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in ("board", "doing", "transfer"):
         boards.add_column(heading)
@@ -203,7 +196,6 @@ def live_view(scene: Scene) -> Group:
 
 
 def summary_table(summary: Mapping[str, Any], console: Console) -> None:
-    """Prints the summary of a run."""
     rounds = Table("round", "accuracy", "bytes so far", title="Test accuracy of what the boards received",
                    box=None, title_justify="left")  # fmt: skip
     for number, (accuracy, so_far) in enumerate(
@@ -243,7 +235,6 @@ def _answers(summary: Mapping[str, Any], board: str) -> str:
 
 
 def _doing(scene: Scene, board: str) -> str:
-    """What the board says it does, after what its link says of the contact."""
     event, cable = scene.board.get(board), scene.cable.get(board)
     if cable is None:  # a real board: all that is known of it came over the link
         heard_s = scene.link.get(board, {}).get("heard_s_ago")
@@ -281,7 +272,7 @@ def _transfer(scene: Scene, board: str) -> str:
 
 
 def draw(summary: Mapping[str, Any], path: Path) -> None:
-    """Writes accuracy against bytes on the wire, and where the bytes went, as a PNG."""
+    """Writes a PNG: accuracy against bytes on the wire, and each board's share of the bytes."""
     with picture(path, 2, (10, 4)) as (accuracy, shares):
         kilobytes = [count / 1000 for count in summary["bytes_after_round"]]
         per_cent = [100 * value for value in summary["accuracy"]]

@@ -1,4 +1,4 @@
-"""`firmware-sim fleet`: federated rounds over hundreds of simulated devices, from the command line."""
+"""The `firmware-sim fleet` command: federated rounds over hundreds of simulated devices."""
 
 from __future__ import annotations
 
@@ -67,7 +67,6 @@ def fleet(as_json: bool, **options: Any) -> None:
 
 
 def _config(options: dict[str, Any]) -> FleetConfig:
-    """The options as one value. Raises ValueError for what cannot be."""
     from firmware_sim.fleet.presets import PRESETS
     from firmware_sim.fleet.simulation import FleetConfig, FleetSettings, without_losses
 

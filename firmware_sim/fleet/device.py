@@ -1,8 +1,6 @@
-"""What plays in a fleet's world: devices, each the real agent behind a real session, and a shared downlink.
+"""The parties of a fleet's world: devices, each a real agent on a real session, and a shared downlink.
 
-Bytes are what a serial port would carry: sealed frames in COBS, whole or not as the channel leaves them.
-Training runs for real; the time that it takes is the board profile's.
-"""
+Bytes are counted as on a serial port: sealed frames in COBS. Training is real; its time is the profile's."""
 
 from __future__ import annotations
 
@@ -35,19 +33,19 @@ from onboard.wire.session import Session
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A seat in the fleet: who sits there, with which images."""
+    """A device's configuration, images and secrets, which outlast its boots."""
 
     config: NodeConfig  # what NODE.toml would say
     images: Images
     key: bytes
-    group_key: bytes | None  # of the downlink that it hears with others
-    fates: int  # with the number of a boot, the seed of what becomes of its frames
+    group_key: bytes | None  # of the shared downlink
+    fates: int  # with a boot's number, the seed of its channel
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceUsage:
-    """What a device took: bytes on the wire and seconds on the air of both transmitters (with framing,
-    repetitions, lost frames and keying), and joules of the board while it was awake."""
+    """Bytes on the wire and seconds on the air of both transmitters (with framing, repetitions, lost frames
+    and keying), and joules of the board while it was awake."""
 
     bytes_up: int = 0
     bytes_down: int = 0
@@ -63,12 +61,11 @@ class DeviceUsage:
 
 
 class Device:
-    """A board that is awake, and the ground's end of its link: one party of the fleet's world.
+    """An awake board with the ground's end of its link, as one party of the fleet's world.
 
-    It boots when it is made, and is let go of when `resting`; what it must know the next time is in its
-    journal. `boot`: one more at each boot of this node; `epoch`: of the ground's frames, likewise. `gone`: no
-    contact opens as long as it is awake. `tell`: is handed what the ground's end learns.
-    """
+    It boots when constructed and may `leave` when `resting`; its journal keeps what the next boot needs.
+    boot, epoch: count this node's boots and the ground's sessions; gone: no contact opens while it is awake;
+    tell: receives the events of the ground's end."""
 
     def __init__(
         self, place: Place, world: World, graphs: Callable[[str], TrainGraph],
@@ -125,12 +122,11 @@ class Device:
         return min(ends, self._drive.wakeup(), self._health_at)
 
     def leave(self) -> None:
-        """The device sleeps."""
         self._world.remove(self)
         self._world.remove(self._air)
 
     def overhear(self, wire: bytes) -> None:
-        """The ground speaks to all: it is on this device's air, and not in what the device `spent`."""
+        """Puts a broadcast of the ground on this device's air, which is not counted in `spent`."""
         before = self._air.channel.counters("ground")
         self._air.send("ground", wire)
         after = self._air.channel.counters("ground")
@@ -143,13 +139,13 @@ class Device:
         return settled and not any(end.outgoing or end.incoming for end in (self.ground, self._board))
 
     def spent(self, now: float) -> DeviceUsage:
-        """Since its boot, on its own link."""
+        """Returns the usage of its own link since its boot."""
         up, down = self._air.channel.counters("board"), self._air.channel.counters("ground")
         energy_j = self.agent.ledger.energy_j(now, self._board.airtime_s)
         return DeviceUsage(up.bytes, down.bytes, up.airtime_s, down.airtime_s, energy_j) - self._overheard
 
     def progress(self) -> float:
-        """Share of the training that is done, 0 to 1."""
+        """Returns the share of the training that is done, 0 to 1."""
         return 0.0 if self.agent.work is None else self.agent.work.progress
 
     def _handle(self, events: list[Event], now: float) -> None:
@@ -158,11 +154,10 @@ class Device:
 
 
 class Downlink:
-    """The ground's transmitter that all devices of a round hear: a model goes out once, and is counted once.
+    """The ground's transmitter, heard by all devices of a round: a model is sent and counted once.
 
-    The bytes are real broadcast frames under the fleet's group key. Each device gets them by `spread`, over
-    its own air, with its own losses; it answers on its own link, when it is asked.
-    """
+    `spread` puts the broadcast frames on every device's air, where each loses its own. A device answers on
+    its own link, when it is polled."""
 
     def __init__(self, world: World, link: Link, group_key: bytes, spread: Callable[[bytes], None]) -> None:
         self.used = DeviceUsage()  # by all broadcasts so far
@@ -172,13 +167,12 @@ class Downlink:
         world.add(self)
 
     def offer(self, model: bytes, listeners: Iterable[int]) -> None:
-        """Puts a round's model on its way to these nodes, in place of what was on its way before."""
+        """Starts to broadcast a round's model to these nodes, in place of an earlier one."""
         medium, now = Medium(self._link), self._world.now
         self._broadcast = Broadcast(MODEL, model, listeners, sealer=self._sealer, medium=medium, now=now)
         self._world.wake(self)
 
     def handle(self, node: int, answer: GroupAnswer) -> list[Event]:
-        """A device's answer, which came over its own link."""
         if self._broadcast is None:
             return []
         events = self._broadcast.handle(node, answer, self._world.now)
@@ -186,7 +180,7 @@ class Downlink:
         return events
 
     def stop(self) -> None:
-        """Whoever still lacks the object need not have it."""
+        """Cancels the broadcast for those who still lack parts of it."""
         if self._broadcast is not None:
             self._broadcast.cancel(self._world.now)
             self._world.wake(self)

@@ -1,7 +1,6 @@
-"""How each method trains unless told otherwise: what the fleet's table was measured with.
+"""The default training of each method, as used to measure the fleet's table.
 
-SpaceDML leaves optimizer, rate and augmentation open: Adam, and what is said here. Batches are 10 images.
-"""
+SpaceDML leaves optimizer, rate and augmentation open: Adam and the values below. A batch is 10 images."""
 
 from __future__ import annotations
 
@@ -12,11 +11,11 @@ import msgspec
 
 from onboard.learn.training import Training
 
-# Bases and coordinates are budgeted before they are coded. Header, bit-widths and biases add 2 % at 0.4 bit,
-# the coder saves 6: so much of a budget leaves 1 to 2 % of it unspent.
+# Bases and coordinates are budgeted before coding. At 0.4 bit, header, bit-widths and biases add 2 % and the
+# coder saves 6 %: with this factor 1 to 2 % of the budget stay unspent.
 ROOM = 1.03
-# What the paper's server sends is a sketch that nobody has pruned, of one basis on average (SpaceDML, section
-# III-E: I_0 is one). Down at the 0.54 bit that goes up, K = 5, ratio 0.7 ends at 98.6 %, not 99.0 (seed 0).
+# The paper's server sends an unpruned sketch of one basis on average (SpaceDML, section III-E: I_0 is one).
+# At the uplink's 0.54 bit instead, K = 5 with ratio 0.7 ends at 98.6 %, not 99.0 % (seed 0).
 SKETCH_DOWN = 1.0
 
 # One plain epoch a round (SpaceDML, section IV).
@@ -27,7 +26,7 @@ PRESETS: Mapping[str, Training] = {
     "fedavg": _FEDAVG,
     "fedavg-zstd": msgspec.structs.replace(_FEDAVG, method="fedavg-zstd"),
     # Epochs as in the paper: one of pre-training in the first round, four of pruning, one each of bases,
-    # coordinates and STE. At a rate of 1e-3 K = 5, ratio 0.7 ends 0.4 points lower than at 2e-3 (one seed).
+    # coordinates and STE. At a rate of 1e-3, K = 5 with ratio 0.7 ends 0.4 points lower (one seed).
     "spacedml": Training(
         method="spacedml", epochs=1, pretrain_epochs=1, learning_rate=2e-3, shift_pixels=2, distortion=1.0,
         bits_up=2.0, bits_down=SKETCH_DOWN, max_bases=3,
@@ -41,8 +40,8 @@ PRESETS: Mapping[str, Training] = {
 
 
 def for_bits(prune_ratio: float, bits: float) -> Training:
-    """The paper's procedure such that pruning by `prune_ratio` leaves at most `bits` a weight, all bytes
-    counted. Groups get no more bases than such a sketch needs: each costs time at every step."""
+    """Returns the paper's procedure for at most `bits` a weight, all bytes counted, after pruning by
+    `prune_ratio`. No group gets more bases than that takes: each costs time at every step."""
     sketch_bits = ROOM * bits / (1 - prune_ratio)
     return msgspec.structs.replace(
         PRESETS["spacedml"],
@@ -53,8 +52,7 @@ def for_bits(prune_ratio: float, bits: float) -> Training:
 
 
 def as_fedavg(training: Training) -> Training:
-    """FedAvg with the same local training: as many epochs (but for pre-training that is the first round's
-    alone), rate and augmentation."""
+    """Returns FedAvg with as many epochs a round (no first pre-training), and equal rate and augmentation."""
     epochs = training.epochs
     if training.method == "spacedml":
         epochs += training.prune_epochs + training.basis_epochs + training.coordinate_epochs

@@ -1,4 +1,4 @@
-"""What came of a fleet's rounds: in numbers, as a line for each, and as a picture."""
+"""The results of a fleet's rounds, as numbers, text and a picture."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from firmware_sim.runs.live import UP, RunTexts, number_points, picture
 
 @dataclass(frozen=True, kw_only=True)
 class RoundResult:
-    """A round that is over.
+    """The result of a finished round.
 
-    Bits are a weight of the model: `bits_*` with every byte of the object counted (up: the mean over the
-    updates taken), `width_*` by the papers' count (`Model.mean_width`). Bytes, seconds on the air and
-    joules are this round's, of all devices; `clock_s` is virtual time so far.
-    """
+    `bits_*` are bits a weight with every byte of the object (up: mean over the updates taken), `width_*` bits
+    a weight as the papers count them (`Model.mean_width`). Bytes, airtime and joules are of all devices in
+    this round; `clock_s` is the virtual time so far."""
 
     round: int
     accuracy: float
@@ -42,7 +41,6 @@ class RoundResult:
 
     @property
     def bytes_both(self) -> int:
-        """On the wire, both directions."""
         return self.bytes_up + self.bytes_down
 
 
@@ -53,13 +51,11 @@ HEADING = (  # of `line`
 
 
 def texts(rounds: int, parameters: int) -> RunTexts[RoundResult]:
-    """What is said of a run of so many rounds at most, of a model with so many parameters."""
     stopped = "stopped; the same command goes on after round {}"
     return RunTexts("round", rounds, HEADING, line, partial(summary, parameters=parameters), stopped)
 
 
 def line(result: RoundResult) -> str:
-    """One round under HEADING."""
     notes = [
         f"{count} {what}"
         for what in ("gone", "merged", "late", "refused")
@@ -74,8 +70,7 @@ def line(result: RoundResult) -> str:
 
 
 def summary(results: Sequence[RoundResult], parameters: int) -> str:
-    """The run in a line: where it got, and what it sent, beside fp32 weights down and up without header, for
-    as many answers; and how many are missing, if any."""
+    """Returns the run in a line, beside fp32 weights down and up without header for as many answers."""
     sent_bytes = sum(result.bytes_both for result in results)
     asked, answered = (sum(getattr(result, key) for result in results) for key in ("asked", "answered"))
     fp32_bytes = 2 * answered * 4 * parameters
@@ -89,7 +84,6 @@ def summary(results: Sequence[RoundResult], parameters: int) -> str:
 
 
 def draw(results: Sequence[RoundResult], title: str, path: Path) -> None:
-    """Writes accuracy against bytes on the wire as a PNG."""
     sent_mb = [sent_bytes / 1e6 for sent_bytes in accumulate(result.bytes_both for result in results)]
     accuracy = [100 * result.accuracy for result in results]
     with picture(path, 1, (7, 4.5)) as (axes,):

@@ -1,9 +1,8 @@
-"""Federated rounds over hundreds of devices, in one process and on a virtual clock, repeatable from a seed.
+"""Federated rounds over hundreds of devices, in one process on a virtual clock, repeatable from a seed.
 
-The server's rules are the ground daemon's (`onboard.mission.server`, `onboard.learn.federated.rounds`), every
-device is the real agent (`device`), and every byte crosses an emulated link. Only the devices of a round are
-awake; the others keep what they know in their journals. The clock jumps from one thing to do to the next.
-"""
+The rules are the ground daemon's (`onboard.mission.server`, `onboard.learn.federated.rounds`), every device
+is the real agent, and every byte crosses an emulated link. Only the devices of a round are awake; the others
+keep their state in their journals."""
 
 from __future__ import annotations
 
@@ -40,18 +39,16 @@ from onboard.wire.security.seal import MAX_EPOCH
 
 NAMES = RecordNames(asked="fleet.json", results="rounds.jsonl", state="model-*.bin")
 MAY_DIFFER = ("rounds", "target")  # a run may go on for longer than it was first asked to
-TELL_EVERY = 200  # happenings between two looks at the progress
-EMPTY_TRIES = 20  # a round that nobody answers as often as this will not be answered
+TELL_EVERY = 200  # events of the world between two reports of progress
+EMPTY_TRIES = 20  # a round that nobody answered as often as this fails
 
 
 @dataclass(frozen=True, kw_only=True)
 class FleetSettings:
-    """What a fleet is told. `boards` and `links` go round among the devices; `dropout`: probability that a
-    chosen device is out of contact for the round; `staleness`: see `onboard.mission.server.Server`;
-    `shared_downlink`: the ground's transmitter is heard by all devices of a round (`downlink`).
+    """The settings of a fleet. Raises RunError for values out of range or in conflict.
 
-    Raises RunError for what cannot be.
-    """
+    Devices take `boards` and `links` in turn. `dropout`: probability that a chosen device is out of contact
+    for the round; `staleness`: as in `onboard.mission.server.Server`; `shared_downlink`: as in `Downlink`."""
 
     model: str = "lenet5"
     training: Training
@@ -86,13 +83,13 @@ class FleetSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class FleetConfig(RunConfig):
-    """What a fleet's run was asked for."""
+    """The settings of a fleet's run with its data and folder."""
 
     settings: FleetSettings
     images: int = 600
 
     def as_json(self) -> dict[str, Any]:
-        """All that changes a result, as JSON has it."""
+        """Returns everything that changes a result, as JSON."""
         settings = asdict(self.settings)
         settings["training"] = msgspec.to_builtins(self.settings.training)
         for key in ("boards", "links"):
@@ -101,7 +98,7 @@ class FleetConfig(RunConfig):
         return {"data": self.data, "images": self.images} | split | settings
 
     def record(self) -> RunRecord[RoundResult] | None:
-        """The record of such a run. Raises RunError, OSError."""
+        """Opens the run's record. Raises RunError, OSError."""
         return (
             None if self.out is None else RunRecord(self.out, NAMES, RoundResult, self.as_json(), MAY_DIFFER)
         )
@@ -109,8 +106,6 @@ class FleetConfig(RunConfig):
 
 @dataclass
 class _Tally:
-    """What a round collects."""
-
     payloads: dict[int, bytes] = field(default_factory=dict)  # updates, by node
     bits_up: list[float] = field(default_factory=list)
     width_up: list[float] = field(default_factory=list)
@@ -120,9 +115,7 @@ class _Tally:
 
 
 class Fleet:
-    """Devices, their links and their server. `shares`: the images of each device, in the order of their node
-    numbers, which begin at 1. `folder` holds the devices' journals.
-    """
+    """A server, its devices and their links. shares: images by device from node 1; folder: for journals."""
 
     def __init__(
         self, settings: FleetSettings, shares: Sequence[Images], test: Images, folder: Path,
@@ -130,7 +123,7 @@ class Fleet:
     ) -> None:  # fmt: skip
         self.settings = settings
         self.results: list[RoundResult] = []
-        self.packed = b""  # the outcome of the last round that is over
+        self.packed = b""  # the model after the last finished round
         self._train, self._infer, self._test = train, infer, test
         terms = MissionTerms(
             id=digest_of("mission", settings.seed)[:8], model=settings.model, seed=settings.seed,
@@ -158,31 +151,28 @@ class Fleet:
         if group_key is not None:
             self._downlink = Downlink(self._world, settings.links[0], group_key, self._spread)
         self._boots: dict[int, int] = {}
-        self._earlier_boots = 0  # of each device, at most, in runs before this one
-        self._askings: dict[int, int] = {}  # of the round in hand, by node
-        self._questions: dict[int, bytes] = {}  # digests of what they were asked
-        self._booked = DeviceUsage()  # of devices that sleep again
-        self._told = DeviceUsage()  # of all rounds that are over
+        self._earlier_boots = 0  # an upper bound for each device in earlier runs
+        self._askings: dict[int, int] = {}  # of the current round, by node
+        self._questions: dict[int, bytes] = {}  # digests of the models sent, by node
+        self._booked = DeviceUsage()  # by devices that sleep again
+        self._told = DeviceUsage()  # by all finished rounds
         self._round: Round | None = None
         self._tally = _Tally()
 
     def resume(self, results: Sequence[RoundResult], packed: bytes) -> None:
-        """Goes on after rounds that an earlier run finished, with the model that they made.
-
-        Devices then wake up with empty disks: what a straggler still had to say is lost.
-        """
+        """Continues after an earlier run's rounds, with empty disks: unsent updates of stragglers are
+        lost."""
         self.results, self.packed = list(results), packed
         self._world.now = self.results[-1].clock_s
-        # As many boots as an uninterrupted run can have made, so that no fate of the air is drawn twice.
+        # As many boots as an uninterrupted run can have made: no channel gets the same seed twice.
         self._earlier_boots = EMPTY_TRIES * len(self.results)
         self._boots = dict.fromkeys(self._places, self._earlier_boots)
 
     def save(self, path: Path) -> None:
-        """Makes the model durable that the last round made. Raises OSError."""
         write_durably(path, self.packed)
 
     def play(self) -> Iterator[RunProgress | RoundResult]:
-        """Runs the rounds that are left. Raises RunError."""
+        """Runs the remaining rounds. Raises RunError."""
         settings = self.settings
         while finished([r.accuracy for r in self.results], settings.rounds, settings.target) is None:
             yield from self._play_round(len(self.results) + 1)
@@ -214,7 +204,7 @@ class Fleet:
                     yield RunProgress(number, self._done(this), self._now)
             if this.verdict is not RoundState.EMPTY:
                 break
-            for node in this.lost:  # what it took came to nothing: the next asking is another object
+            for node in this.lost:  # its training is lost: the next request is another object
                 self._askings[node] = attempt + 1
         else:
             raise RunError(
@@ -224,11 +214,9 @@ class Fleet:
         self._judge(this, model)
 
     def _chosen(self, number: int) -> tuple[int, ...]:
-        """The devices that round `number` asks."""
         return choose(self._places, self.settings.select, self.settings.seed, number)
 
     def _wake(self, node: int, *, gone: bool) -> None:
-        """Boots the device, unless it is still at work."""
         if gone:
             self._tally.gone.add(node)
         if node not in self._awake or gone or self._awake[node].gone:
@@ -245,8 +233,8 @@ class Fleet:
             self._world.wake(self._awake[node])
 
     def _ask(self, model: bytes, nodes: Iterable[int]) -> None:
-        """Puts the round's model on its way to each of them, as often as its training came to nothing before;
-        on a shared downlink once to all, as often as to the one that is asked most often."""
+        """Sends the round's model to each node, marked with how often its training was lost; a shared
+        downlink sends it once, marked with the highest of these counts."""
         if self._downlink is not None:
             most = max(self._askings[node] for node in nodes)
             sent, self._askings = asked_again(model, most), dict.fromkeys(nodes, most)
@@ -258,7 +246,7 @@ class Fleet:
             self._questions[node] = self._awake[node].ground.offer(MODEL, sent, self._now)
 
     def _close(self, this: Round) -> None:
-        """Whoever is still asked need not answer; those that answered are told so, and sleep."""
+        """Cancels the requests that are still open, and lets those who answered hear so before they sleep."""
         if self._downlink is not None:
             self._downlink.stop()
         for device in self._awake.values():
@@ -275,7 +263,7 @@ class Fleet:
                 self._let_go(node)
 
     def _judge(self, this: Round, model: bytes) -> None:
-        """Averages, quantizes, and tries on the test images what the devices will be sent."""
+        """Averages, quantizes, and evaluates exactly what the devices will be sent."""
         server, tally = self._server, self._tally
         sent = unpack(self.packed, server.layout) if self.packed else None
         self.packed = averaged(server, this.number, self.packed, tally.payloads)
@@ -297,19 +285,17 @@ class Fleet:
         )  # fmt: skip
         self._round = None
 
-    # what devices and the ground's ends of their links say
+    # events
 
     @property
     def _now(self) -> float:
         return self._world.now
 
     def _spread(self, wire: bytes) -> None:
-        """All that are awake hear the shared downlink."""
         for device in self._awake.values():
             device.overhear(wire)
 
     def _handle(self, device: Device, event: Event) -> None:
-        """Takes what the ground's end of a link says."""
         if isinstance(event, Arrived):
             self._take(device, event)
         elif isinstance(event, Cancelled) and event.digest == self._questions.get(device.node):
@@ -328,7 +314,6 @@ class Fleet:
                 self._lose(node)
 
     def _take(self, device: Device, arrived: Arrived) -> None:
-        """An update: refused and counted, too late and counted, or averaged."""
         node, number = device.node, len(self.results) + 1
         try:
             update, model = self._server.open(arrived.kind, arrived.payload, node, number)
@@ -354,13 +339,11 @@ class Fleet:
             self._round.lose(node, self._now)
 
     def _let_go(self, node: int) -> None:
-        """The device sleeps; what it took is booked."""
         if (device := self._awake.pop(node, None)) is not None:
             self._booked += device.spent(self._now)
             device.leave()
 
     def _graph(self, name: str) -> TrainGraph:
-        """All devices run the one graph that is loaded."""
         return self._train if name == self.settings.model else TrainGraph.load(name)
 
     def _done(self, this: Round) -> float:
@@ -371,7 +354,6 @@ class Fleet:
 
 
 def without_losses(link: Link, frame_loss: float) -> Link:
-    """`link` with this share of frames lost in place of the profile's losses and bit errors."""
     return replace(link, frame_loss=frame_loss, bit_error_rate=0.0)
 
 
@@ -380,7 +362,7 @@ def _mean(values: list[float]) -> float:
 
 
 class FleetRun(SimulationRun[RoundResult]):
-    """See `SimulationRun`. Raises DataError, GraphError, RunError, OSError."""
+    """A fleet's run. Raises DataError, GraphError, RunError, OSError."""
 
     def __init__(self, config: FleetConfig) -> None:
         super().__init__(config.settings.model, config.record())
@@ -397,7 +379,6 @@ class FleetRun(SimulationRun[RoundResult]):
             self.record.claim()
 
     def draw(self) -> None:
-        """Draws the rounds into the run's folder, if it has one."""
         config, settings = self.config, self.config.settings
         if config.out is not None:
             which = f"{settings.select} of {settings.devices} devices"

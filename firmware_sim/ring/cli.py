@@ -1,4 +1,4 @@
-"""`firmware-sim ring`: nodes that learn and gossip without a server, from the command line."""
+"""The `firmware-sim ring` command: nodes that learn and gossip without a server."""
 
 from __future__ import annotations
 
@@ -30,21 +30,19 @@ MOST_FRAME_BYTES = 65_507  # as a link profile may say
 
 
 class AlgorithmName(click.Choice[str]):
-    """A row of the table of algorithms, which is loaded when somebody asks: it takes numpy."""
+    """A choice from the table of algorithms, which is loaded on demand: it imports numpy."""
 
     def __init__(self) -> None:
         self.case_sensitive = True
 
     @property
     def choices(self) -> tuple[str, ...]:  # type: ignore[override]
-        """The table's names."""
         from onboard.learn.gossip.algorithms import ALGORITHMS
 
         return tuple(ALGORITHMS)
 
 
 def _scenario(context: click.Context, _option: click.Parameter, path: Path | None) -> None:
-    """What a scenario file says is the default of each option."""
     from firmware_sim.ring.settings import load_scenario
     from onboard.console.toml import ConfigError
 
@@ -163,7 +161,6 @@ def ring(ground: GroundNode | None, /, as_json: bool, processes: bool, **options
 
 
 def _config(options: dict[str, Any]) -> RingConfig:
-    """The options as one value. Raises ValueError for what cannot be."""
     from firmware_sim.ring.settings import RingSettings
     from firmware_sim.ring.simulation import RingConfig
     from onboard.codec.values import Form
@@ -186,7 +183,7 @@ def _config(options: dict[str, Any]) -> RingConfig:
 
 
 def _each_once(option: str, pairs: Iterable[tuple[K, V]]) -> dict[K, V]:
-    """Raises ValueError for a node or an edge that is named twice: only one of the two would hold."""
+    """Builds a mapping. Raises ValueError for a key that is named twice."""
     found: dict[K, V] = {}
     for key, value in pairs:
         if key in found:

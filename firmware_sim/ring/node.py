@@ -1,9 +1,8 @@
-"""One node of a ring on a virtual clock: the real gossip agent on its real sessions, with a disk of its own.
+"""A node of a ring on a virtual clock: the real gossip agent on its real sessions, with its own disk.
 
-A node boots from its disk at the beginning of every epoch, and rests when it has trained the epoch and
-settled its exchanges. So a ring that is played on from its disks is the one that was never stopped. A batch
-takes what the board profile says.
-"""
+A node boots from its disk at the start of every epoch, and is done once it has trained the epoch and settled
+its exchanges; so a ring that is continued from its disks equals one that never stopped. A batch takes the
+time that the board profile says."""
 
 from __future__ import annotations
 
@@ -40,17 +39,17 @@ from onboard.wire.security.seal import SeqExhausted
 
 @dataclass(frozen=True)
 class RingSeat:
-    """Who a node is, and what it has."""
+    """A node's configuration, data and fate, which outlast its boots."""
 
     config: GossipConfig
-    learn: Callable[[], GossipTraining]  # makes what the node learns with, from the first model on
+    learn: Callable[[], GossipTraining]  # makes the training state, starting from the first model
     batch_s: float  # what a batch takes on the node's board
     dies_s: float  # when the node falls silent
-    contacts: Mapping[int, Sequence[Window]]  # when neighbours are in sight that are not always so
+    contacts: Mapping[int, Sequence[Window]]  # of neighbours that are not always in sight
 
 
 class RingNode:
-    """A party of the ring's world, from a boot to the end of an epoch. nonce: see Session. Raises OSError."""
+    """A party of the ring's world, from a boot to the end of an epoch. Raises OSError."""
 
     def __init__(
         self,
@@ -63,7 +62,7 @@ class RingNode:
         self.seat, self.number = seat, seat.config.id
         self._epoch, self._links = epoch, links
         self.losses: list[float] = []  # of the batches of this epoch
-        self.vector: Floats | None = None  # the model after the epoch's last batch
+        self.vector: Floats | None = None  # the model after the last batch of the epoch
         self.is_dead = False
         self._ports: dict[int, AirPort] = {}
         self.agent, self._ends = linked(
@@ -75,22 +74,20 @@ class RingNode:
         self.agent.resume(now)
         self._exchanged_before = self.agent.gossip.exchanges
         self._untold: deque[tuple[int, Event]] = deque()
-        self._due = dict.fromkeys(self._ends, now)  # when each link has something to do
+        self._due = dict.fromkeys(self._ends, now)  # when each link is next due
         self._agent_at, self._step_at = now, math.inf
 
     @property
     def exchanges(self) -> int:
-        """Completed by this end in this epoch."""
         return self.agent.gossip.exchanges - self._exchanged_before
 
     @property
     def progress(self) -> float:
-        """Epochs that are done."""
         return self.agent.descent.epochs
 
     @property
     def is_settled(self) -> bool:
-        """Whether the epoch is trained, and no exchange is waited for."""
+        """Whether the epoch is trained and no exchange is pending."""
         return self._has_trained and self.agent.phase is not GossipPhase.EXCHANGING
 
     def act(self, now: float) -> None:
@@ -109,7 +106,7 @@ class RingNode:
             if not self._untold and now < min(self._agent_at, self._step_at):
                 return
             self._decide(now)
-            self._due = dict.fromkeys(self._ends, now)  # the agent may have said something on any link
+            self._due = dict.fromkeys(self._ends, now)  # the agent may have sent on any link
 
     def wakeup(self, now: float) -> float:
         if self.is_dead:
@@ -117,7 +114,7 @@ class RingNode:
         return min(self._agent_at, self._step_at, self.seat.dies_s, *self._due.values())
 
     def halt(self, now: float) -> None:
-        """Nothing but the disk is left; of a node that dies, as it is."""
+        """Switches the node off; the disk of a dead one stays as it is."""
         if not self.is_dead:
             self.agent.close(now)
         for peer, end in self._ends.items():
@@ -133,7 +130,7 @@ class RingNode:
         return descent.batches >= self._epoch * descent.batches_an_epoch
 
     def _decide(self, now: float) -> None:
-        """What the runtime of a board does in a turn of its loop."""
+        """Does what a board's runtime does in one turn of its loop."""
         agent = self.agent
         while self._untold:
             agent.handle(*self._untold.popleft(), now)
@@ -147,7 +144,6 @@ class RingNode:
             self._step_at = now + self.seat.batch_s
 
     def _step(self, now: float) -> None:
-        """A batch is done."""
         agent, self._step_at = self.agent, math.inf
         try:
             agent.advance()
@@ -170,14 +166,13 @@ class RingNode:
         return peer in self._ports and self._ports[peer].has_unread
 
     def _side(self, peer: int) -> Side:
-        """The end with the lower number is the link's primary one."""
         return "ground" if self.number < peer else "board"
 
 
 def seats(
     settings: RingSettings, shares: Sequence[Images], graph: TrainGraph, folder: Path
 ) -> Iterator[RingSeat]:
-    """All nodes, the ground too, each with a disk in `folder`. Raises OSError."""
+    """Yields all nodes, the ground included, each with a disk in `folder`. Raises OSError."""
     weights = topology.metropolis(settings.edges())
     numbers = range(GROUND if settings.ground is not None else 1, settings.nodes + 1)
     start = initial(graph.shapes, settings.seed)
@@ -199,7 +194,6 @@ def seats(
 
 
 def section(settings: RingSettings, *, trains: bool) -> GossipSection:
-    """What a node's file says in [gossip]."""
     own = {
         "model": settings.model,
         "seed": settings.seed,
@@ -214,7 +208,7 @@ def section(settings: RingSettings, *, trains: bool) -> GossipSection:
 
 
 def _config(settings: RingSettings, number: int, weights: Mapping[int, float], folder: Path) -> GossipConfig:
-    """What NODE.toml would say of this node; the key files are there."""
+    """Returns what NODE.toml would say of this node, and writes its key files."""
     gossip = section(settings, trains=number != GROUND)
     if settings.algorithm.waits_for_all:
         gossip = msgspec.structs.replace(gossip, patience_s=NEVER_S)
@@ -241,7 +235,6 @@ def _config(settings: RingSettings, number: int, weights: Mapping[int, float], f
 
 
 def _contacts(settings: RingSettings, number: int) -> dict[int, list[Window]]:
-    """When the node sees neighbours that it does not always see."""
     passes = settings.ground.passes if settings.ground is not None else {}
     sights = passes if number == GROUND else {GROUND: passes[number]} if number in passes else {}
     return {peer: [Window(rise, set_) for rise, set_ in windows] for peer, windows in sights.items()}

@@ -1,14 +1,12 @@
-"""A ring whose nodes are real agents: `onboard run`, a process each, over UDP at this computer's pace.
+"""A ring whose nodes are real processes: `onboard run` over UDP at this computer's pace.
 
-OUT/ring-processes.json     says that the folder is such a run's and may be replaced
-OUT/nodes/N/                what would be copied to each board and to the ground station: node.toml, data.npz,
-                            a key for each neighbour; and later the node's state
+OUT/ring-processes.json     marks the folder of such a run, which the next one may replace
+OUT/nodes/N/                what would be copied to a board or the ground station: node.toml, data.npz,
+                            a key for each neighbour; later also the node's state
 OUT/nodes/contacts.toml     when gateways see the ground, if there is one
 OUT/logs/                   what each process said
 
-The agents meet at UDP ports, with nothing between them but where frames are to be lost or an edge is to be
-cut: there an emulated link is.
-"""
+Agents meet directly at UDP ports; only edges with lost frames or cuts have an emulated link in between."""
 
 from __future__ import annotations
 
@@ -46,10 +44,8 @@ LISTEN_S = 0.25
 
 
 class ProcessRun:
-    """As `RingRun`, but always from the start. A node that is to die is killed so long after the start.
-
-    Raises DataError, GraphError, RunError, OSError.
-    """
+    """A run like `RingRun`, but always from the start; nodes that die are killed. Raises DataError,
+    GraphError, RunError, OSError."""
 
     def __init__(self, config: RingConfig) -> None:
         settings, out = config.settings, config.out
@@ -69,19 +65,18 @@ class ProcessRun:
         self._held = folder.hold(out / MARK)
         folder.claim(out / MARK, config.as_json())
         self._files = create_nodes(out / NODES, settings, shares, urls)
-        self._told: list[dict[int, dict[str, Any]]] = []  # what each node said of each epoch
+        self._told: list[dict[int, dict[str, Any]]] = []  # each node's report of each epoch
         self._killed = set[str]()
         self._living = {f"node-{node}": node for node in range(1, settings.nodes + 1)}
         self._first = flat(train.layout, initial(train.shapes, settings.seed))
-        self._ground: Mapping[str, Any] = {}  # what the ground's process said last of its state
+        self._ground: Mapping[str, Any] = {}  # the ground's latest status
         (out / NAMES.results).write_bytes(b"")
 
     def draw(self) -> None:
-        """Draws the epochs into the run's folder."""
         self._config.draw(self.results)
 
     def play(self) -> Generator[RunProgress | EpochResult, None, None]:
-        """Runs all epochs; the processes are ended after the last, or when this is closed."""
+        """Runs all epochs; ends the processes after the last, or when closed."""
         crew, began_s = ProcessGroup(self._out / LOGS), time.monotonic()
         if self._settings.ground is not None:
             write_plan(self._out / NODES, self._settings.ground, datetime.now(timezone.utc))
@@ -120,7 +115,7 @@ class ProcessRun:
         self._told[event["epoch"] - 1][node] = {**event, "vector": vector}
 
     def _look_after(self, crew: ProcessGroup, clock_s: float) -> None:
-        """Kills who is to die. Raises RunError for a process that ended before its time."""
+        """Kills nodes that are to die. Raises RunError for a process that ended too early."""
         for name, node in list(self._living.items()):
             if clock_s >= self._settings.dead.get(node, math.inf):
                 crew.members[name].process.kill()
@@ -132,7 +127,6 @@ class ProcessRun:
                 raise RunError(f"{member.name} ended: {member.last_words()}")
 
     def _share_done(self) -> float:
-        """Of the present epoch: how many of the living nodes are through with it."""
         epoch = len(self.results)
         told = self._told[epoch] if epoch < len(self._told) else {}
         return len(told.keys() & set(self._living.values())) / len(self._living)
@@ -172,8 +166,7 @@ def _model(checkpoint: Path) -> Floats:
 def meeting(
     settings: RingSettings,
 ) -> tuple[dict[tuple[int, int], str], dict[topology.Edge, tuple[str, ...]]]:
-    """Where the agents of a ring meet, at ports that were free a moment ago: the URLs of a node's port to a
-    neighbour, by (node, neighbour), and what `firmware-sim cable` is told, by edge."""
+    """Chooses free ports for a ring. Returns URLs by (node, neighbour), and arguments of `cable` by edge."""
     edges = settings.edges()
     emulated = {edge for edge in edges if edge in settings.cuts or settings.link_of(*edge).frame_loss}
     ways = [way for edge in edges for way in (edge, edge[::-1])]
@@ -202,10 +195,8 @@ def create_nodes(
     folder: Path, settings: RingSettings, shares: Sequence[Images],
     urls: Mapping[tuple[int, int], str],
 ) -> dict[int, Path]:  # fmt: skip
-    """Writes each node's folder, the ground's too; returns the NODE.toml files. Earlier ones are replaced.
-
-    urls: see `meeting`. Raises RunError for a node without neighbours.
-    """
+    """Writes each node's folder, the ground's too, in place of earlier ones; returns the NODE.toml files.
+    Raises RunError for a node without neighbours."""
     shutil.rmtree(folder, ignore_errors=True)
     weights = topology.metropolis(settings.edges())
     if alone := set(range(1, settings.nodes + 1)) - weights.keys():
@@ -228,7 +219,7 @@ def create_nodes(
             ("[node]", {"id": node, "name": name, "board": settings.board.name}),
             ("[gossip]", msgspec.to_builtins(section(settings, trains=not is_ground))),
             ("[data]", data),
-            # A checkpoint at the end of every epoch: it is what the epoch is judged by.
+            # A checkpoint at the end of every epoch: the epoch is evaluated by it.
             ("[budget]", {"cpu_share": 1.0, "checkpoint_s": 1e-3}),
         ]
         for peer, weight in neighbours.items():
@@ -242,13 +233,13 @@ def create_nodes(
 
 
 def _toml(head: str, table: Mapping[str, Any]) -> str:
-    """A table as TOML, of which JSON's literals and escapes are a subset."""
+    """Writes a table as TOML: JSON's literals and escapes are a subset of it."""
     lines = (f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in table.items())
     return f"{head}\n{''.join(lines)}"
 
 
 def write_plan(folder: Path, ground: GroundNode, began: datetime) -> None:
-    """Writes the contact plan of a ring that began then."""
+    """Writes the contact plan of a ring that starts at `began`."""
     tables = [
         f"[[contact]]\nnode = {GROUND}\npeer = {gateway}\n"
         f"rise = {(began + timedelta(seconds=rise_s)).isoformat()}\n"

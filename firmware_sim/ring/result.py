@@ -1,4 +1,4 @@
-"""What came of a ring's epochs: in numbers, as a line for each, and as a picture."""
+"""The results of a ring's epochs, as numbers, text and a picture."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ Seconds = float
 
 @dataclass(frozen=True, kw_only=True)
 class EpochResult:
-    """All nodes that live have done `epoch`. `loss`: mean over their training batches of it; `accuracy`,
-    `test_loss`: of the mean model on all test images; `node_accuracies`: of each living node's model, on as
-    many as `Ring` was told; `ground_accuracy`: of the ground's on all; `distance`: see `consensus_distance`;
-    `bytes_sent`: on all links so far, framing included, `ground_bytes` of them to and from the ground;
-    `exchanges`: completed by both ends so far."""
+    """The result of an epoch that all living nodes have finished.
+
+    `loss`: mean over their training batches; `accuracy`, `test_loss`: of the mean model on all test images;
+    `node_accuracies`: of each node's model on the first `node_images`; `ground_accuracy`: of the ground's
+    model on all; `distance`: `consensus_distance`; `bytes_sent`: on all links so far with framing,
+    `ground_bytes` of them to and from the ground; `exchanges`: completed by both ends so far."""
 
     epoch: int
     loss: float
@@ -54,7 +55,7 @@ class RingTotals(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Tries models on test images: the mean one on all, those of nodes on the first `node_images`."""
+    """Evaluates models on test images: the mean model on all, a node's on the first `node_images`."""
 
     infer: InferGraph
     layout: Layout
@@ -64,7 +65,7 @@ class Evaluator:
     def result(
         self, totals: RingTotals, vectors: list[Floats], losses: list[float], ground: Floats | None
     ) -> EpochResult:
-        """vectors: of the nodes that live, float32 (P,); losses: of their training; ground: its model."""
+        """vectors: of the living nodes, float32 (P,); losses: of their training; ground: its model."""
         few = self.test.x[: self.node_images], self.test.y[: self.node_images]
         accuracy, test_loss = self._score(mean_of(vectors), self.test.x, self.test.y)
         return EpochResult(
@@ -85,13 +86,11 @@ HEADING = "epoch    loss  mean model   worst node  best node  distance        se
 
 
 def texts(epochs: int, parameters: int, link: Link, goes_on: str = "") -> RunTexts[EpochResult]:
-    """What is said of a run of so many epochs, of a model with so many parameters, on edges of that link."""
     in_line = partial(summary, whole_bytes=framed_bytes(4 * parameters, link))
     return RunTexts("epoch", epochs, HEADING, line, in_line, f"stopped after {{}} epochs{goes_on}")
 
 
 def line(result: EpochResult) -> str:
-    """One epoch under HEADING."""
     ground = ""
     if result.ground_accuracy is not None:
         ground = f"  ground {100 * result.ground_accuracy:.2f} %, {result.ground_bytes / 1e6:,.1f} MB"
@@ -104,7 +103,7 @@ def line(result: EpochResult) -> str:
 
 
 def summary(results: Sequence[EpochResult], whole_bytes: int) -> str:
-    """The run in a line. whole_bytes: what the whole model takes on an edge in one direction."""
+    """Returns the run in a line. whole_bytes: what a whole model takes on an edge in one direction."""
     last = results[-1]
     dense_bytes = 2 * last.exchanges * whole_bytes
     nodes, living = len(results[0].node_accuracies), len(last.node_accuracies)
@@ -118,7 +117,7 @@ def summary(results: Sequence[EpochResult], whole_bytes: int) -> str:
 
 
 def framed_bytes(message_bytes: int, link: Link) -> int:
-    """What a message takes on the wire in frames of the link's MTU, once: header, tag and COBS."""
+    """Returns what a message takes on the wire in frames of the link's MTU: header, tag and COBS."""
     payload_bytes = link.mtu_bytes - OVERHEAD_BYTES
     whole, rest = divmod(message_bytes, payload_bytes)
     last = cobs.wire_bytes(rest + OVERHEAD_BYTES) if rest else 0
@@ -126,7 +125,6 @@ def framed_bytes(message_bytes: int, link: Link) -> int:
 
 
 def draw(runs: Mapping[str, Sequence[EpochResult]], title: str, path: Path) -> None:
-    """Writes accuracy against bytes and against epochs, and the distance between models, as a PNG."""
     with picture(path, 3, (13, 4.2)) as (by_bytes, by_epoch, apart):
         for name, results in runs.items():
             sent = [result.bytes_sent / 1e6 for result in results]

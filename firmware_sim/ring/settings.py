@@ -1,4 +1,4 @@
-"""What a ring is told, by the command's options and by a scenario file."""
+"""The settings of a ring, from the command's options and a scenario file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Shape = Literal["ring", "planes", "torus", "star", "complete"]
 
 @dataclass(frozen=True, slots=True)
 class GroundNode:
-    """A ground station. `passes`: (rise, set) in seconds, one after the other, by gateway."""
+    """A ground station. `passes`: ascending (rise, set) in seconds, by gateway."""
 
     link: Link
     passes: Mapping[int, tuple[tuple[Seconds, Seconds], ...]]
@@ -36,12 +36,10 @@ class GroundNode:
 
 @dataclass(frozen=True, kw_only=True)
 class RingSettings:
-    """What a ring is told. `shape` "planes": a ring of every `columns` nodes; `every`: batches between two
-    exchanges; `rate`: of the mixing, for topk and choco; `dead`: nodes that fall silent, and when; `cuts`:
-    edges that carry nothing from one time until another.
+    """The settings of a ring. Raises RunError for values out of range or in conflict.
 
-    Raises RunError for what cannot be.
-    """
+    `shape` "planes": a ring of every `columns` nodes; `every`: batches between two exchanges; `rate`: mixing
+    rate of topk and choco; `dead`: when nodes fall silent; `cuts`: edges that carry nothing, and when."""
 
     nodes: int = 8
     method: str = "rd-psgd"
@@ -80,22 +78,21 @@ class RingSettings:
 
     @property
     def algorithm(self) -> AlgorithmKind:
-        """What the method's name stands for."""
         return ALGORITHMS[self.method]
 
     @property
     def share(self) -> int:
-        """p in 65536ths."""
+        """The sparsity p in 65536ths."""
         return ALL if self.algorithm.sends_all else share_of(self.sparsity)
 
     @property
     def in_parts(self) -> bool:
-        """No way leads from every node to every other: their models never agree."""
+        """Whether the graph is disconnected, so that the models never agree."""
         nodes = range(GROUND if self.ground else 1, self.nodes + 1)
         return topology.slowest(topology.metropolis(self.edges()), nodes) > 1 - 1e-9
 
     def edges(self) -> frozenset[topology.Edge]:
-        """Who talks to whom; nodes count from 1, the ground is 0. Raises RunError."""
+        """Returns who talks to whom; nodes count from 1, the ground is 0. Raises RunError."""
         nodes = range(1, self.nodes + 1)
         shapes: dict[Shape, Callable[[], frozenset[topology.Edge]]] = {
             "ring": lambda: topology.ring(nodes),
@@ -111,11 +108,10 @@ class RingSettings:
         return edges | {(GROUND, gateway) for gateway in (self.ground.passes if self.ground else ())}
 
     def link_of(self, a: int, b: int) -> Link:
-        """The profile of the link between two nodes."""
         return self.ground.link if self.ground is not None and GROUND in (a, b) else self.link
 
     def contacts(self, edge: topology.Edge) -> Sequence[tuple[Seconds, Seconds]]:
-        """(rise, set) of an edge: a gateway's passes, or all the time around a cut."""
+        """Returns (rise, set) of an edge: a gateway's passes, or all the time around a cut."""
         if self.ground is not None and edge[0] == GROUND:
             return self.ground.passes[edge[1]]
         from_s, until_s = self.cuts.get(edge, (math.inf, math.inf))
@@ -126,7 +122,7 @@ Moment = Annotated[float, Meta(ge=0, le=1e9)]
 
 
 class GatewayTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[[ground.gateway]]`: a node, and when it sees the ground, in seconds since the start."""
+    """A `[[ground.gateway]]` table: a node, and when it sees the ground, in seconds since the start."""
 
     node: Annotated[int, Meta(ge=1, le=254)]
     passes: Annotated[list[tuple[Moment, Moment]], Meta(min_length=1)]
@@ -138,22 +134,21 @@ class GatewayTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class GroundTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[ground]`: the station's link profile and its gateways."""
+    """The `[ground]` table: the station's link profile and its gateways."""
 
     link: Text
     gateway: Annotated[list[GatewayTable], Meta(min_length=1)]
 
 
 class ScenarioFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The whole file. `ring`: options of `firmware-sim ring` by their names. A mistake in it is one line that
-    names the file, the key and the value."""
+    """A scenario file. `ring`: options of `firmware-sim ring` by name."""
 
     ring: dict[str, Any] = msgspec.field(default_factory=dict)
     ground: GroundTable | None = None
 
 
 def load_scenario(path: Path) -> tuple[dict[str, Any], GroundNode | None]:
-    """Options by name, and the ground. Raises ConfigError."""
+    """Returns the options by name, and the ground. Raises ConfigError."""
     file = read(path, ScenarioFile)
     if file.ground is None:
         return file.ring, None

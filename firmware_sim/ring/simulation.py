@@ -1,16 +1,14 @@
-"""Nodes that learn and gossip without a server: one process, a virtual clock, repeatable from a seed.
+"""Nodes that learn and gossip without a server, in one process on a virtual clock, repeatable from a seed.
 
-Every node is the real gossip agent on its real sessions (`node`), and every byte crosses an emulated channel,
-one an edge. The clock jumps from one thing to do to the next.
+Every node is the real gossip agent on its real sessions, and every byte crosses an emulated channel per edge.
 
-An epoch is over when all nodes that live have trained it and wait for no exchange any more; they wait for one
-another there. Then the ring is switched off, and at the next epoch every node boots from its disk. So the
-disks are all that a ring that was stopped needs, and it goes on to the bit.
+An epoch ends when all living nodes have trained it and no exchange is pending. The ring is then switched off,
+and every node boots from its disk for the next epoch: the disks alone suffice to continue a stopped ring to
+the bit.
 
-With a `GroundNode`, some nodes are gateways: while a pass is open they exchange with the ground station as
-with a neighbour. It is node 0 of the same gossip, holds a model and trains nothing, and so what one plane
-learned flows to the others. Nobody waits for it.
-"""
+With a `GroundNode`, some nodes are gateways: during a pass they exchange with the ground station as with any
+neighbour. The station is node 0: it holds a model but trains nothing, and carries what one plane learned to
+the others. Nobody waits for it."""
 
 from __future__ import annotations
 
@@ -40,21 +38,19 @@ from onboard.learn.graph import InferGraph, TrainGraph
 from onboard.storage.files import write_durably
 
 NAMES = RecordNames(asked="ring.json", results="epochs.jsonl", state="state-*")
-TELL_EVERY = 2000  # happenings between two looks at the progress
+TELL_EVERY = 2000  # events of the world between two reports of progress
 TOTALS = "totals.json"
 
 
 class BadTotals(ValueError):  # noqa: N818 - "bad" says error already
-    """The folder is not one that a ring left."""
+    """A folder that no ring left."""
 
 
 class Ring:
-    """`shares`: the images of each node. `folder`: holds the nodes' disks; where an earlier ring left its own
-    there, this one goes on after the last epoch that it ended. node_images: how many test images each node's
-    model is tried on.
+    """All nodes of a ring and their links. Raises RunError, BadTotals, OSError.
 
-    Raises RunError, BadTotals, OSError.
-    """
+    shares: each node's images; folder: the nodes' disks, continued after the last epoch that they hold;
+    node_images: test images that each node's model is evaluated on."""
 
     def __init__(
         self, settings: RingSettings, shares: Sequence[Images], test: Images, train: TrainGraph,
@@ -74,15 +70,14 @@ class Ring:
 
     @property
     def models(self) -> dict[int, Floats]:
-        """Of each node that lives and trains, float32 (P,)."""
+        """The model of each living node that trains, float32 (P,)."""
         return {node.number: node.agent.descent.vector for node in self._training()}
 
     def save(self, path: Path) -> None:
-        """Makes the disks of all nodes durable at that path. Raises OSError."""
         shutil.copytree(self._folder, path, copy_function=_copy_durably)
 
     def play(self) -> Iterator[RunProgress | EpochResult]:
-        """Runs the epochs that are left. When one is told, the folder is as it is after it."""
+        """Runs the remaining epochs. At each result, the folder holds the state after that epoch."""
         while self.totals.epochs < self.settings.epochs:
             if self._epoch <= self.totals.epochs:
                 self._boot()
@@ -92,7 +87,6 @@ class Ring:
     # an epoch
 
     def _boot(self) -> None:
-        """All nodes that live start from their disks."""
         self._epoch = epoch = self.totals.epochs + 1
         now = self._world.now
         self._world, self._nodes = World(now), {}
@@ -120,7 +114,6 @@ class Ring:
                 yield RunProgress(epoch, min(max(done - epoch + 1, 0.0), 1.0), self._world.now)
 
     def _end(self) -> EpochResult:
-        """The epoch is over: what came of it; all nodes are switched off."""
         totals, now = self.totals, self._world.now
         sent = {edge: link.bytes_sent for edge, link in self._links.items()}
         self.totals = RingTotals(
@@ -142,7 +135,6 @@ class Ring:
         return self._evaluator.result(self.totals, vectors, losses, ground)
 
     def _training(self) -> list[RingNode]:
-        """Nodes that train, and still live."""
         return [node for node in self._nodes.values() if node.number != GROUND and not node.is_dead]
 
 
@@ -151,7 +143,6 @@ def _copy_durably(source: str, target: str) -> None:
 
 
 def _load(folder: Path) -> RingTotals:
-    """Raises BadTotals."""
     try:
         return msgspec.json.decode((folder / TOTALS).read_bytes(), type=RingTotals)
     except FileNotFoundError:
@@ -162,15 +153,14 @@ def _load(folder: Path) -> RingTotals:
 
 @dataclass(frozen=True, kw_only=True)
 class RingConfig(RunConfig):
-    """What a ring's run was asked for. `node_images`: how many of the test images each node's own model is
-    tried on."""
+    """The settings of a ring's run with its data and folder. `node_images`: as in `Ring`."""
 
     settings: RingSettings
     images: int = 1000
     node_images: int = 500
 
     def as_json(self) -> dict[str, Any]:
-        """All that changes a result, as JSON has it."""
+        """Returns everything that changes a result, as JSON."""
         settings = asdict(self.settings)
         settings["recipe"] = msgspec.to_builtins(self.settings.recipe)
         settings["cuts"] = {f"{a}-{b}": times for (a, b), times in self.settings.cuts.items()}
@@ -178,7 +168,7 @@ class RingConfig(RunConfig):
         return own | settings
 
     def record(self) -> RunRecord[EpochResult] | None:
-        """The record of such a run. Raises RunError, OSError."""
+        """Opens the run's record. Raises RunError, OSError."""
         return None if self.out is None else RunRecord(self.out, NAMES, EpochResult, self.as_json())
 
     def draw(self, results: list[EpochResult]) -> None:
@@ -190,10 +180,8 @@ class RingConfig(RunConfig):
 
 
 class RingRun(SimulationRun[EpochResult]):
-    """See `SimulationRun`. `images`: that a node has, at most.
-
-    Raises DataError, GraphError, RunError, BadTotals, OSError.
-    """
+    """A ring's run. `images`: a node's, at most. Raises DataError, GraphError, RunError, BadTotals,
+    OSError."""
 
     def __init__(self, config: RingConfig) -> None:
         settings = config.settings
@@ -218,5 +206,4 @@ class RingRun(SimulationRun[EpochResult]):
             self.record.claim()
 
     def draw(self) -> None:
-        """Draws the epochs into the run's folder, if it has one."""
         self.config.draw(self.results)

@@ -1,11 +1,10 @@
-"""A run owns its folder: a mark in it says what it is for, and a lock says who is using it now.
+"""The folder of a run: a mark says what it holds, and a lock says who is using it now.
 
-Neither does alone. A mark outlives its run, so it cannot say whether the folder may be replaced; the kernel
-drops a lock with its process, so it cannot say what the folder holds.
+The mark outlives the run, so it cannot say whether the folder is in use; the kernel drops the lock with its
+process, so it cannot say what the folder holds.
 
-A run that is made of steps (rounds of a fleet, epochs of a ring) also leaves a line of JSON for every step
-that is over, and its state after the last of them: one that was stopped goes on there.
-"""
+A run of steps (a fleet's rounds, a ring's epochs) also writes a JSON line per finished step, and its state
+after the last one: a stopped run continues from there."""
 
 from __future__ import annotations
 
@@ -25,11 +24,11 @@ R = TypeVar("R")
 
 
 class RunError(ValueError):
-    """A run cannot start or cannot go on; one line."""
+    """A run that cannot start or continue; the message is one line."""
 
 
 def check_mark(mark: Path) -> None:
-    """Raises RunError unless the folder of `mark` is not there yet, is empty, or has that mark."""
+    """Raises RunError unless the folder of `mark` is missing, empty, or has that mark."""
     folder = mark.parent
     if mark.exists() or not folder.exists():
         return
@@ -38,29 +37,26 @@ def check_mark(mark: Path) -> None:
 
 
 def hold(mark: Path, check: Callable[[Path], None] = check_mark) -> ExitStack:
-    """Makes the folder of `mark` and keeps every other run out of it, until the stack is closed or the
-    process ends.
-
-    Raises RunError where another run is in it, what `check` raises, OSError.
-    """
+    """Makes the folder of `mark` and keeps other runs out until the stack is closed or the process ends.
+    Raises RunError where another run is in it, what `check` raises, and OSError."""
     check(mark)
     with ExitStack() as stack:
         try:
             stack.enter_context(sole_user(mark.parent))
         except BlockingIOError:
             raise RunError(f"{mark.parent}: another run is using it now; choose another with --out") from None
-        check(mark)  # another run may just have begun or ended in it
+        check(mark)  # another run may just have started or ended in it
         return stack.pop_all()
 
 
 def claim(mark: Path, asked: Mapping[str, Any]) -> None:
-    """Marks the folder as this run's, with what the run was asked for. Raises OSError."""
+    """Marks the folder as this run's, with what it was asked for. Raises OSError."""
     replace_durably(mark, json.dumps(dict(asked), indent=2).encode() + b"\n")
 
 
 def empty(mark: Path) -> None:
-    """Removes what an earlier run left beside its mark, in a folder that is held. The mark stays: a kill half
-    way must not leave a folder that is nobody's. Raises OSError."""
+    """Removes what an earlier run left in a held folder. The mark stays: a kill half-way must not leave a
+    folder that nobody recognizes. Raises OSError."""
     for entry in mark.parent.iterdir():
         if entry.name not in (LOCK, mark.name):
             _remove(entry)
@@ -68,20 +64,19 @@ def empty(mark: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class RecordNames:
-    """How the files of a record are called."""
+    """The file names of a record."""
 
     asked: str  # what the run was asked for, as JSON: the folder's mark
-    results: str  # a line for every step that is over
+    results: str  # a line per finished step
     state: str  # the state after a step, a file or a folder; `*` stands for the step's number
 
 
 class RunRecord(Generic[R]):
-    """The folder of a run that is made of steps. `result`: the dataclass of a step's result; `asked`: what
-    the run was asked for, as JSON has it; `free`: keys of it in which an earlier part of the run may differ.
+    """The folder of a run of steps. result: dataclass of a step's result; asked: the run's settings as JSON;
+    free: keys of `asked` that may change when the run continues.
 
-    Raises RunError where the folder is in use or holds anything but an earlier part of the same run, and
-    OSError.
-    """
+    Raises OSError, and RunError where the folder is in use or holds anything but an earlier part of the
+    run."""
 
     def __init__(
         self, folder: Path, names: RecordNames, result: type[R], asked: Mapping[str, Any],
@@ -92,15 +87,11 @@ class RunRecord(Generic[R]):
         self._held = hold(folder / names.asked, self._check)
 
     def close(self) -> None:
-        """Lets other runs into the folder."""
         self._held.close()
 
     def load(self, whole: int | None = None) -> tuple[list[R], Path | None]:
-        """Returns the results of the steps that are over, and where the state after them is, if it is there.
-        A run of `whole` steps that is over has none.
-
-        Raises OSError.
-        """
+        """Returns the results of finished steps, and the path of the state after them. A run with all of its
+        `whole` steps has no state. Raises OSError."""
         results: list[R] = []
         try:
             lines = (self.folder / self._names.results).read_bytes().splitlines()
@@ -118,12 +109,10 @@ class RunRecord(Generic[R]):
         return results, self._state(len(results)) if results else None
 
     def claim(self) -> None:
-        """Marks the folder as this run's. Raises OSError."""
         claim(self.folder / self._names.asked, self._asked)
 
     def keep(self, results: Sequence[R], save: Callable[[Path], object] | None) -> None:
-        """Stores the results of the steps that are over, and by `save` the state after them, at a path where
-        nothing is; None for no state. Raises OSError."""
+        """Stores the results and, through `save(path)`, the state; None for no state. Raises OSError."""
         kept = self._state(len(results))
         if save is not None:
             new = kept.with_name(kept.name + ".new")
@@ -142,7 +131,6 @@ class RunRecord(Generic[R]):
         return self.folder / self._names.state.replace("*", str(step))
 
     def _check(self, mark: Path) -> None:
-        """Raises RunError unless the folder is nobody's, or a run's that was asked for the same."""
         try:
             kept = json.loads(mark.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
@@ -160,7 +148,6 @@ class RunRecord(Generic[R]):
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Leaves by their dotted keys."""
     leaves: dict[str, Any] = {}
     for key, value in tree.items():
         leaves |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}

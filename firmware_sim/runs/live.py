@@ -1,4 +1,4 @@
-"""What a person sees of a run: lines, under them a bar that is gone at the end, a summary, a picture."""
+"""The display of a run: result lines over a transient progress bar, a summary, a picture."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 R = TypeVar("R")
-UP, DOWN = "#1b6ca8", "#8fc1e3"  # what goes up and down, in pictures
+UP, DOWN = "#1b6ca8", "#8fc1e3"  # colours of uplink and downlink in pictures
 
 
 @dataclass(frozen=True, slots=True)
 class RunProgress:
-    """Where a run stands: the number of its step, and the share of that which is done, 0 to 1."""
+    """The number of the current step, and the share of it that is done, 0 to 1."""
 
     step: int
     done: float
@@ -40,31 +40,31 @@ class RunProgress:
 
 @dataclass(frozen=True, slots=True)
 class RunTexts(Generic[R]):
-    """What is said of a run."""
+    """The texts that describe a run."""
 
-    step: str  # what one of its steps is called
-    steps: int  # how many there are at the most
-    heading: str  # stands over the lines
+    step: str  # the name of a step
+    steps: int  # at most
+    heading: str  # above the lines
     line: Callable[[R], str]  # of one result
     summary: Callable[[Sequence[R]], str]  # of all results
-    stopped: str  # says of a run that was stopped after {} steps how it goes on
+    stopped: str  # says how a run continues that was stopped after {} steps
 
 
 class PlayedRun(Protocol[R]):
-    """A run with the results of its steps that are over."""
+    """A run with the results of its finished steps."""
 
     results: list[R]
     texts: RunTexts[R]
 
     def play(self) -> Generator[RunProgress | R, None, None]:
-        """Runs the steps that are left."""
+        """Runs the remaining steps."""
 
     def draw(self) -> None:
-        """Draws the results of a run that is over into its folder, if it has one."""
+        """Draws the results of a finished run into its folder, if it has one."""
 
 
 def command(make: Callable[[], PlayedRun[R]], out: Path, *, as_json: bool) -> None:
-    """Makes a run and shows it as a command does: what cannot be is one line, a stop exit code 130."""
+    """Makes and shows a run as a command does: an error is one line, a stop is exit code 130."""
     start("json" if as_json else "text", logging.ERROR)
     try:
         run = make()
@@ -81,12 +81,12 @@ def command(make: Callable[[], PlayedRun[R]], out: Path, *, as_json: bool) -> No
 
 
 def show(run: PlayedRun[R], *, as_json: bool) -> bool:
-    """Plays a run and shows it on standard output, results as lines of JSON if wanted. Returns False if it
-    was stopped before its end. Raises BrokenPipeError where nobody reads any more, and what `play` raises."""
+    """Plays a run on standard output, as JSON lines if wanted. Returns False if it was stopped early. Raises
+    BrokenPipeError where nobody reads any more, and what `play` raises."""
     texts = run.texts
     with (
         stop_signals() as stop,
-        # All is told in the end, but a reader that is stuck holds up neither the run nor its stop.
+        # All lines are written in the end, but a stuck reader delays neither the run nor its stop.
         lines_to(sys.stdout, lambda _: "", ROOM_BYTES, lambda: not stop.asked) as out,
         closing(run.play()) as played,
     ):
@@ -121,7 +121,7 @@ def _say(console: Console, text: str) -> None:
 
 @contextmanager
 def picture(path: Path, columns: int, size: tuple[float, float]) -> Iterator[Sequence[Axes]]:
-    """So many axes side by side, which are a PNG of that size (inches) at `path` after the block."""
+    """Yields axes side by side, and after the block saves them as a PNG of that size (inches)."""
     from matplotlib.figure import Figure  # half a second, and only at the end of a run
 
     figure = Figure(figsize=size, layout="constrained")
@@ -130,6 +130,5 @@ def picture(path: Path, columns: int, size: tuple[float, float]) -> Iterator[Seq
 
 
 def number_points(axes: Axes, xs: Sequence[float], ys: Sequence[float]) -> None:
-    """Writes 1, 2, ... above the points of a curve."""
     for number, point in enumerate(zip(xs, ys, strict=True), start=1):
         axes.annotate(str(number), point, textcoords="offset points", xytext=(0, 6), ha="center")

@@ -1,8 +1,5 @@
-"""Options that several commands share, and options made from the fields of a struct.
-
-A field is said once, where the struct is: its option has the field's range, and the sentence of the docstring
-below it. So the command line, the files and the wire cannot come to disagree.
-"""
+"""Options that commands share, and options generated from a struct's fields, their ranges and the sentences
+below them: the command line, the files and the wire cannot disagree."""
 
 from __future__ import annotations
 
@@ -24,7 +21,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def data_options(data: str, holder: str, images: int, seed: str) -> Callable[[F], F]:
-    """A decorator that adds what is learned by so many `images` a `holder`, and what the `seed` is of."""
+    """Adds the options of the data: so many `images` for each `holder`, and what the `seed` decides."""
     return _all_of(
         click.option("--seed", default=0, type=click.IntRange(0, 2**31), help=f"Seed of {seed}."),
         click.option("--data", default=data,
@@ -40,7 +37,7 @@ def data_options(data: str, holder: str, images: int, seed: str) -> Callable[[F]
 
 
 def run_options(name: str, step: str) -> Callable[[F], F]:
-    """A decorator that adds where a run's results go, and in which form they are shown."""
+    """Adds where a run's results go, and in which form they are shown."""
     return _all_of(
         click.option("--out", type=click.Path(path_type=Path), default=Path(f"{name}-out"),
                      help="Folder for results. A run that was stopped goes on from there."),
@@ -60,11 +57,8 @@ def options_of(
     left_out: str = "",
     flags: Mapping[str, tuple[str, str]] | None = None,
 ) -> Callable[[F], F]:
-    """A decorator that adds an option for each field of `kind`, by the field's name.
-
-    `defaults`: of the options that have one. The others are None where they are not given, and `left_out`
-    says what holds then. `flags`: by field, the option and the metavar that stand in for the usual ones.
-    """
+    """Adds an option for each field of `kind`. defaults: by field; the others are None unless given, and
+    `left_out` says what then holds; flags: by field, an option and a metavar in place of the usual ones."""
     described, said = msgspec.inspect.type_info(kind), sentences(kind)
     assert isinstance(described, StructType), kind
     options = []
@@ -81,7 +75,6 @@ def options_of(
 
 
 def _range_of(kind: msgspec.inspect.Type) -> click.ParamType[Any]:
-    """What click checks of a field of this type."""
     if isinstance(kind, VarTupleType):
         return _range_of(kind.item_type)
     if isinstance(kind, Metadata) and kind.extra is not None:  # the names are a table's
@@ -97,7 +90,7 @@ def _range_of(kind: msgspec.inspect.Type) -> click.ParamType[Any]:
 
 @functools.cache
 def sentences(kind: type) -> dict[str, str]:
-    """What the docstrings below a class's fields say, the fields of its bases included."""
+    """Returns the docstrings below the fields of a class and of its bases."""
     found: dict[str, str] = {}
     for each in reversed(kind.__mro__):
         if each.__module__.partition(".")[0] in ("builtins", "msgspec"):

@@ -1,4 +1,4 @@
-"""Child processes that end with their parent: started, listened to line by line, stopped, none left over."""
+"""Child processes that are started, read line by line and stopped, and that end with their parent."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 @dataclass
 class ChildProcess:
-    """One child: its process, where its lines are kept, and the piece of a line that is still coming."""
+    """A child process, its log, and the line that it has not finished yet."""
 
     name: str
     process: subprocess.Popen[bytes]
@@ -33,7 +33,7 @@ class ChildProcess:
     tail: bytes = b""
 
     def last_words(self) -> str:
-        """The last line it wrote to standard error."""
+        """Returns the last line that it wrote to standard error."""
         lines = self.errors.read_text(errors="replace").strip().splitlines()
         return lines[-1] if lines else f"exit code {self.process.returncode}"
 
@@ -41,20 +41,19 @@ class ChildProcess:
 class ProcessGroup:
     """Runs the project's own programs as `python -m MODULE ARGS`; their JSON lines are its events.
 
-    Children get a session of their own, so Ctrl-C reaches the parent alone, which then ends them in order;
-    a parent that is killed takes them along (PR_SET_PDEATHSIG).
-    """
+    Ctrl-C reaches only the parent, which ends the children in order; if it is killed, the kernel kills
+    them."""
 
     def __init__(self, logs: Path) -> None:
         self.members: dict[str, ChildProcess] = {}
-        self.refused: OSError | None = None  # why the last line could not be kept; the run goes on without
+        self.refused: OSError | None = None  # why a line could not be logged; the run continues without
         self._logs = logs
         self._selector = selectors.DefaultSelector()
         logs.mkdir(parents=True, exist_ok=True)
 
     def start(self, name: str, module: str, *arguments: str, interpreter: str = sys.executable) -> None:
-        """Starts one child under `name`; its lines go to logs/NAME.jsonl, its errors to logs/NAME.err, with a
-        dash for a colon in NAME: scp would take what stands before a colon for a host."""
+        """Starts one child, with logs/NAME.jsonl for its lines and logs/NAME.err for its errors. A colon in
+        NAME becomes a dash: scp would take what stands before it for a host."""
         file = name.replace(":", "-")
         errors = self._logs / f"{file}.err"
         log = (self._logs / f"{file}.jsonl").open("wb", buffering=0)
@@ -71,7 +70,7 @@ class ProcessGroup:
         self._selector.register(process.stdout, selectors.EVENT_READ, member)
 
     def listen(self, timeout_s: float) -> Iterator[tuple[str, dict[str, Any]]]:
-        """What the children said within `timeout_s`: (name, event), in order for each child."""
+        """Yields what the children say within `timeout_s` as (name, event), in order for each child."""
         for key, _ in self._selector.select(timeout_s):
             member: ChildProcess = key.data
             chunk = member.process.stdout.read(1 << 16) if member.process.stdout else b""
@@ -89,12 +88,10 @@ class ProcessGroup:
                     yield member.name, json.loads(line)
 
     def ended(self) -> list[ChildProcess]:
-        """The children that are not running any more."""
         return [member for member in self.members.values() if member.process.poll() is not None]
 
     def stop(self, names: Sequence[str] | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Ends the children (all of them unless named), with SIGTERM and after 5 s SIGKILL; yields what they
-        say until then."""
+        """Ends all or the named children, by SIGTERM and after 5 s SIGKILL; yields their last events."""
         leaving = [self.members[name] for name in (self.members if names is None else names)]
         for member in leaving:
             if member.process.poll() is None:
@@ -118,12 +115,12 @@ class ProcessGroup:
 
 def _die_with(parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it was killed before this child could ask for its own end
+    if os.getppid() != parent:  # the parent was killed before prctl took effect
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def free_ports(count: int) -> list[int]:
-    """So many UDP ports of this computer that are free."""
+    """Returns `count` UDP ports of this computer that are free now."""
     with contextlib.ExitStack() as held:
         sockets = [held.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in range(count)]
         for each in sockets:

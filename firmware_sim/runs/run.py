@@ -1,4 +1,4 @@
-"""A simulation's run from what was asked for to its files: data and models in, steps one by one out."""
+"""A simulation's run: loads data and models, plays the steps, and stores each one."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ Step = TypeVar("Step", covariant=True)
 class RunConfig:
     """What every run is asked for."""
 
-    data: str = "mnist"  # what is learned
+    data: str = "mnist"  # name of the training data
     data_folder: Path | None = None  # where mnist and eurosat are
     images: int  # of each device or node, at most
     alpha: float | None = None  # of the Dirichlet split; None for shares that are alike
-    test_data: str | None = None  # whose test part the models are tried on; None for that of `data`
+    test_data: str | None = None  # whose test part evaluates the models; None for that of `data`
     test_images: int | None = None  # how many of it at most
     out: Path | None = None  # folder for results; None to keep none
 
     def load(self, graph: TrainGraph, holders: int, seed: int) -> tuple[list[Images], Images]:
-        """Returns the images of each of so many, and those to test on. Raises DataError, ValueError."""
+        """Returns the training images of each holder, and the test images. Raises DataError, ValueError."""
         load = partial(loading.load, shape=graph.input_shape, folder=self.data_folder, classes=graph.classes)
         whole = load(self.data, part="train")
         test = load(self.test_data or self.data, part="test", rows=self.test_images)
@@ -42,21 +42,19 @@ class RunConfig:
 
 
 class Simulation(Protocol[Step]):
-    """What is played, step by step."""
+    """What a run plays step by step."""
 
-    def play(self) -> Iterator[RunProgress | Step]:
-        """Plays the steps that are left."""
+    def play(self) -> Iterator[RunProgress | Step]: ...
 
     def save(self, path: Path) -> None:
-        """Makes the state after the last step durable at a path where nothing is. Raises OSError."""
+        """Stores the state after the last step durably at a path that does not exist. Raises OSError."""
 
 
 class SimulationRun(Generic[R]):
-    """A simulation with its data and its folder, and the results of the steps that are over.
+    """A simulation with its data, its folder and the results of its finished steps.
 
-    whole: a run of so many steps is over for good, and keeps no state. A subclass makes the `simulation`,
-    unless the run is over, and claims the folder once nothing can be wrong any more.
-    """
+    whole: a run of so many steps is over for good and keeps no state. A subclass makes the `simulation`
+    unless the run is over, and then claims the folder."""
 
     def __init__(self, model: str, record: RunRecord[R] | None, whole: int | None = None) -> None:
         self.train, self.infer = TrainGraph.load(model), InferGraph.load(model)
@@ -69,7 +67,7 @@ class SimulationRun(Generic[R]):
         self.disks = self._open.enter_context(scratch())
 
     def play(self) -> Generator[RunProgress | R, None, None]:
-        """Plays the steps that are left; each is stored before it is told. The folder is free afterwards."""
+        """Plays the remaining steps, each stored before it is yielded; frees the folder at the end."""
         with self._open:
             if (simulation := self.simulation) is None:
                 return

@@ -1,7 +1,6 @@
-"""Who holds which images: shares of equal size, alike or as unlike as a Dirichlet distribution makes them.
+"""Splits of images among devices: shares of equal size, alike or drawn from a Dirichlet distribution.
 
-Rows are drawn from a seed alone. A split never gives a row twice.
-"""
+Rows are drawn from a seed alone, and no row is given twice."""
 
 from __future__ import annotations
 
@@ -11,8 +10,7 @@ from onboard.data.images import DataError, Images, Labels, Rows, order
 
 
 def shares(images: Images, devices: int, most: int, alpha: float | None, seed: int) -> list[Images]:
-    """The images of each of so many devices, `most` at most: alike, or as unlike as `alpha` of `dirichlet`
-    says. Raises DataError, ValueError."""
+    """Returns each device's images, `most` at most, as `iid` or `dirichlet` draws them."""
     if alpha is None:
         rows = iid(images.y, devices, most, seed)
     else:
@@ -21,8 +19,7 @@ def shares(images: Images, devices: int, most: int, alpha: float | None, seed: i
 
 
 def iid(y: Labels, devices: int, images: int, seed: int) -> list[Rows]:
-    """`devices` shares of up to `images` rows of y (N), drawn alike. Raises DataError where there are fewer
-    rows than devices."""
+    """Returns `devices` shares of up to `images` rows of y (N), alike. Raises DataError for too few rows."""
     if len(y) < devices:
         raise DataError(f"{len(y)} images cannot make {devices} shares")
     size = min(images, len(y) // devices)
@@ -30,16 +27,15 @@ def iid(y: Labels, devices: int, images: int, seed: int) -> list[Rows]:
 
 
 def dirichlet(y: Labels, classes: int, devices: int, images: int, alpha: float, seed: int) -> list[Rows]:
-    """`devices` shares of up to `images` rows of y (N), each with its own mixture of the classes.
+    """Returns `devices` shares of up to `images` rows of y (N), each with its own mixture of the classes.
 
-    A device's mixture is drawn from a Dirichlet distribution, and its images by it (Hsu, Qi and Brown,
-    "Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification", 2019,
-    section 3). `alpha` is the concentration of each class where they are equally frequent, as in most work
-    since (Li et al., "Federated Learning on Non-IID Data Silos", 2022); else alpha * C * p, p the C classes'
-    shares of y. Hsu's own alpha * p is C times more unlike. alpha to infinity is IID, alpha to 0 gives each
-    device one class. A class that is used up leaves the mixtures of the devices after it. Raises DataError as
-    `iid`, ValueError for an alpha that is not positive.
-    """
+    A device's mixture is drawn from a Dirichlet distribution, and its images by the mixture (Hsu, Qi and
+    Brown, "Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification",
+    2019, section 3). `alpha` is the concentration of each class where they are equally frequent, as in most
+    work since (Li et al., "Federated Learning on Non-IID Data Silos", 2022); else the concentration is alpha
+    * C * p, p the C classes' shares of y. Hsu's own alpha * p is C times less even. alpha to infinity is IID;
+    alpha to 0 gives each device one class. Later devices get none of a class that is used up. Raises
+    DataError as `iid`, ValueError for a bad alpha."""
     if not 0 < alpha < np.inf:
         raise ValueError(f"alpha is {alpha}, must be above 0 and finite")
     if len(y) < devices:
@@ -66,11 +62,11 @@ def dirichlet(y: Labels, classes: int, devices: int, images: int, alpha: float, 
 def _counts(
     draw: np.random.Generator, mixture: np.ndarray[tuple[int], np.dtype[np.float64]], left: Rows, size: int
 ) -> Rows:
-    """How many of each class a share of `size` takes: drawn by the mixture, never more than is left."""
+    """Draws how many of each class a share of `size` takes by the mixture, never more than are left."""
     taken = np.zeros_like(left)
     while (missing := size - int(taken.sum())) > 0:
         room = left - taken
-        # A mixture whose classes are all used up falls back on what there is.
+        # A mixture whose classes are all used up falls back on the remaining images.
         weights = np.where(room > 0, mixture, 0.0)
         if not weights.sum() > 0:
             weights = room.astype(np.float64)

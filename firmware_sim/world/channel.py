@@ -1,14 +1,12 @@
-"""One link between two radios: what a frame meets on its way, repeatable from a seed.
+"""A simulated radio link between two ends, repeatable from a seed.
 
-Nothing here waits or reads a clock; `now` is an argument in seconds and never runs backwards. The fate of
-a side's n-th frame (lost, flipped bits, doubled, overtaken) is drawn from the seed, the side and n alone, so
-it does not depend on when, or how often, anybody calls. Only collisions and windows depend on time, as they
-must.
+Nothing here waits or reads a clock: `now` is an argument in seconds that never runs backwards. The fate of a
+side's n-th frame (lost, flipped bits, duplicated, reordered) is drawn from the seed, the side and n alone;
+only collisions and windows depend on time.
 
-A frame takes `len * bits_per_byte / rate` seconds of air, after the side's earlier frames; then the delay.
-On a half-duplex link a side keys its transmitter for `keying_s` first when the other has spoken since its
-last frame or when it has been silent longer than `keying_s`, and while it transmits it hears nothing.
-"""
+A frame takes `len * bits_per_byte / rate` seconds of air after the side's earlier frames, and then the delay.
+On a half-duplex link, a side first keys its transmitter for `keying_s` if the other side has spoken since its
+last frame or it has been silent for longer than `keying_s`; while it transmits it hears nothing."""
 
 from __future__ import annotations
 
@@ -33,12 +31,10 @@ _REORDER_AIRTIMES = 4.0
 
 @dataclass(frozen=True)
 class Burst:
-    """Losses in bursts: Gilbert (1960) with a good state that loses nothing and a bad one that loses all.
+    """Bursty losses: Gilbert's chain (1960), whose good state loses no frame and whose bad state loses all.
 
     mean_loss: share of frames lost, 0 <= mean_loss < 1; mean_frames: mean length of a burst, >= 1 frames.
-    Raises ValueError if no such chain exists (bursts so long and losses so many that the good state
-    would have to last less than one frame).
-    """
+    Raises ValueError if the good state would have to last less than one frame."""
 
     mean_loss: float
     mean_frames: float
@@ -53,18 +49,18 @@ class Burst:
 
     @property
     def to_bad(self) -> float:
-        """Probability good -> bad a frame: stationarity of the chain, loss = to_bad / (to_bad + to_good)."""
+        """Probability of good -> bad per frame, from stationarity: loss = to_bad / (to_bad + to_good)."""
         return self.mean_loss / (self.mean_frames * (1 - self.mean_loss))
 
     @property
     def to_good(self) -> float:
-        """Probability bad -> good a frame; a burst's length is geometric with this parameter."""
+        """Probability of bad -> good per frame: a burst's length is geometric."""
         return 1 / self.mean_frames
 
 
 @dataclass(slots=True)
 class Counters:
-    """What one side sent, counted at its port, and what became of it. Frames unless the name says else."""
+    """What became of the frames that one side sent, counted at its port."""
 
     frames: int = 0
     bytes: int = 0  # on the wire: framing and per-frame overhead included
@@ -80,7 +76,7 @@ class Counters:
 
 @dataclass(frozen=True, kw_only=True)
 class Impairments:
-    """What befalls frames beyond what the link's profile says. Raises ValueError for a value out of range."""
+    """What happens to frames beyond the link's profile. Raises ValueError for a value out of range."""
 
     frame_loss: float | None = None  # probability that a frame is lost; None for the profile's
     burst: Burst | None = None  # loses frames in place of `frame_loss`
@@ -88,11 +84,10 @@ class Impairments:
     duplicate: float = 0.0  # probability that a frame arrives twice
     reorder: float = 0.0  # probability that a frame is held back while others pass it
     windows: Sequence[tuple[float, float]] | None = None
-    """(open_s, close_s) on the time axis of `now`, ascending; None: always open. Nothing passes outside, and
-    a frame on the air when a window ends is lost."""
+    """Contacts (open_s, close_s) on the time axis of `now`, ascending; None: always open. A frame that is not
+    wholly inside one is lost."""
     cut_after_bytes: int | None = None
-    """When so many bytes have left the board, at that byte, the contact closes for `cut_s` seconds: the pass
-    that ends in mid-transfer."""
+    """The board's byte at which the contact closes, once, for `cut_s` seconds."""
     cut_s: float = math.inf
     overhead_bytes: int = 0  # added to every frame (IP and UDP headers)
 
@@ -116,11 +111,7 @@ NONE = Impairments()
 
 
 class Channel:
-    """A seeded link between side "ground" and side "board"; pure: frames and `now` in, frames out.
-
-    link: rates, bits a byte, delay, duplex and keying; its frame loss and bit error rate where `impairments`
-    has none.
-    """
+    """A seeded link between the sides "ground" and "board": frames and `now` go in, frames come out."""
 
     def __init__(self, link: Link, impairments: Impairments = NONE, *, seed: int) -> None:
         self.link = link
@@ -134,12 +125,12 @@ class Channel:
         self._order = count()
 
     def airtime_s(self, side: Side, frame_bytes: int) -> float:
-        """Seconds on the air of one frame from that side, overhead included, keying not."""
+        """Returns the airtime of one frame from that side, with overhead and without keying."""
         wire_bytes = frame_bytes + self._impairments.overhead_bytes
         return wire_bytes * self.link.bits_per_byte / self._air[side].rate_bps
 
     def send(self, side: Side, frame: bytes, now: float) -> None:
-        """Put a frame on the air as soon as that side's earlier ones have left."""
+        """Puts a frame on the air after that side's earlier ones."""
         air = self._air[side]
         on = max(now, air.busy_until)
         start = on + self._keying_s(side, on)
@@ -158,7 +149,7 @@ class Channel:
         self._schedule(end + self.link.delay_s, arrival)
 
     def due(self, now: float) -> list[tuple[Side, bytes]]:
-        """Frames that have wholly arrived by now, oldest first, each with the side that hears it."""
+        """Returns the frames that have arrived by now, oldest first, each with the side that hears it."""
         heard: list[tuple[Side, bytes]] = []
         while self._arrivals and self._arrivals[0][0] <= now:
             at, _, arrival = heapq.heappop(self._arrivals)
@@ -168,19 +159,18 @@ class Channel:
         return heard
 
     def next_due(self) -> float:
-        """When `due` could next have something to say; inf if nothing is on its way."""
+        """When `due` may next return a frame; inf if nothing is on its way."""
         return self._arrivals[0][0] if self._arrivals else math.inf
 
     def busy_until(self, side: Side) -> float:
-        """When the last frame given to `send` by that side will have left its antenna; -inf before any."""
+        """When the last frame that side sent will have left its antenna; -inf before any."""
         return self._air[side].busy_until
 
     def is_open(self, now: float) -> bool:
-        """Whether a contact is open at that moment."""
         return self._inside(now, now)
 
     def counters(self, side: Side) -> Counters:
-        """What that side has sent so far, frames still queued for the air included."""
+        """Returns that side's counts so far, including frames still queued for the air."""
         return replace(self._air[side].counters)
 
     # -- the rules, one each -------------------------------------------------------------------------
@@ -195,7 +185,6 @@ class Channel:
         return self.link.keying_s if turned or on - off_at > self.link.keying_s else 0.0
 
     def _close_at_cut(self, before: int, wire_bytes: int, start: float, end: float) -> None:
-        """The byte that reaches cut_after_bytes closes the contact, inside its frame, once."""
         limit = self._impairments.cut_after_bytes
         if limit is None or self._outage is not None or before + wire_bytes < limit or not wire_bytes:
             return
@@ -203,14 +192,12 @@ class Channel:
         self._outage = (at, at + self._impairments.cut_s)
 
     def _inside(self, start: float, end: float) -> bool:
-        """Whether the whole of start..end is in contact."""
         if self._outage and start < self._outage[1] and end >= self._outage[0]:
             return False
         windows = self._impairments.windows
         return windows is None or any(opens <= start and end <= closes for opens, closes in windows)
 
     def _heard_silence(self, arrival: _Arrival) -> bool:
-        """Whether the receiver's own transmitter was off all the time that the frame was arriving."""
         if not self.link.half_duplex:
             return True
         first, last = arrival.start + self.link.delay_s, arrival.end + self.link.delay_s
@@ -221,7 +208,7 @@ class Channel:
         return all(on >= last or off <= first for on, off in transmissions)
 
     def _survives(self, arrival: _Arrival, at: float) -> bool:
-        """Whether the receiver hears it at this moment; counts why not, schedules copies and late ones."""
+        """Returns whether the receiver hears the frame; counts losses, schedules copies and late frames."""
         counters = self._air[arrival.side].counters
         if arrival.settled:  # a copy, or one held back: it still needs the contact to be open
             sent = at - self.link.delay_s
@@ -252,7 +239,6 @@ class Channel:
         heapq.heappush(self._arrivals, (at, next(self._order), arrival))
 
     def _flip(self, arrival: _Arrival) -> bytes:
-        """The frame with each bit wrong with probability bit_error_rate, whatever the bit means."""
         wrong = _bernoulli(random.Random(arrival.flips), 8 * len(arrival.frame), self._ber)
         if not wrong:
             return arrival.frame
@@ -265,8 +251,6 @@ class Channel:
 
 @dataclass(slots=True, eq=False)
 class _Arrival:
-    """One frame on its way, with what the seed decided for it."""
-
     side: Side  # that sent it
     frame: bytes
     start: float  # of the first bit, at the sender
@@ -279,8 +263,6 @@ class _Arrival:
 
 
 class _Air:
-    """One side's transmitter: its queue in time, its counters, its random stream."""
-
     def __init__(self, rate_bps: float, seed: str, burst: Burst | None) -> None:
         self.rate_bps = rate_bps
         self.on_at = self.busy_until = -math.inf  # the last transmission
@@ -291,8 +273,7 @@ class _Air:
         self._bad = burst is not None and self._random.random() < burst.mean_loss
 
     def fate(self, loss: float, given: Impairments) -> tuple[bool, bool, float, int]:
-        """The last fields of an `_Arrival`: always by as many draws, so that one probability does not shift
-        the others' fates."""
+        """Draws an `_Arrival`'s last fields, always with as many draws: no probability shifts other fates."""
         draw = self._random.random
         lost, doubled, held, how_long = draw(), draw(), draw(), draw()
         flips = self._random.getrandbits(64)
@@ -307,7 +288,7 @@ class _Air:
 
 
 def _bernoulli(source: random.Random, n: int, p: float) -> list[int]:
-    """Indices of the successes of n trials of probability p, by jumping over geometric gaps."""
+    """Returns the indices of successes among n trials of probability p, jumping over geometric gaps."""
     if p <= 0:
         return []
     if p >= 1:
@@ -324,5 +305,4 @@ def _bernoulli(source: random.Random, n: int, p: float) -> list[int]:
 
 
 def other(side: Side) -> Side:
-    """The side at the other end."""
     return "board" if side == "ground" else "ground"

@@ -1,4 +1,4 @@
-"""Disks of virtual computers: folders in memory, as an fsync is real time and not the virtual clock's."""
+"""Disks of virtual computers: folders in memory, because an fsync takes real and not virtual time."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ PREFIX = "spacedml-disks-"
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """A folder for the time being, in memory where the system has such. What a process that was killed has
-    left there goes now."""
+    """Yields a temporary folder, in memory where possible, and removes those of killed processes."""
     base = MEMORY if MEMORY.is_dir() else Path(gettempdir())
     for left in base.glob(f"{PREFIX}*"):
         with suppress(OSError), sole_user(left):  # unless its process runs, or it is another user's

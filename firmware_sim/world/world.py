@@ -1,10 +1,8 @@
-"""One virtual clock: it jumps from one thing that somebody has to do to the next, and nobody waits.
+"""A discrete-event world on one virtual clock: time jumps from one party's wake-up to the next.
 
-What takes part is a `Party`: a node, a ground station, an `AirLink` between them. A party says when it next
-has something to do, and does it when that time comes; whoever gives another one something to do sooner wakes
-it. Of two that are due at the same time, the one that was scheduled first acts first, so that a seed repeats
-a run.
-"""
+A `Party` (a node, a ground station, an `AirLink`) says when it next has something to do, and is woken early
+by whoever gives it work. Of parties due at the same time, the one scheduled first acts first, so a seed
+repeats a run."""
 
 from __future__ import annotations
 
@@ -19,29 +17,29 @@ from firmware_sim.world.channel import SIDES, Channel, Side
 from hw_profiles import Link
 from onboard.wire.framing import cobs
 
-# Far less than a bit of any link, far more than the last place of a clock that has run for years: a wake-up
-# that rounding puts at this very moment still moves the clock.
+# Far below the time of a bit on any link, far above the rounding error of a clock that has run for years: a
+# wake-up that rounding puts at this very moment still moves the clock.
 TICK_S = 1e-6
 NEVER_S = 1e9  # a virtual board loses no power: checkpoints before its end would only cost real time
 
 
 def digest_of(*what: object) -> bytes:
-    """32 B that differ where `what` does: a key, or a seed for what happens in a world."""
+    """Hashes its arguments to 32 B: a key, or a seed for what happens in a world."""
     return blake2s(" ".join(map(str, what)).encode()).digest()
 
 
 class Party(Protocol):
-    """Whatever takes part in a world. Times are seconds of its clock."""
+    """A participant of a world. Times are seconds of its clock."""
 
     def act(self, now: float) -> None:
-        """Does all that is due now."""
+        """Does everything that is due now."""
 
     def wakeup(self, now: float) -> float:
-        """When `act` next has something to do, if nobody wakes the party before; inf for never."""
+        """When `act` next has something to do unless the party is woken; inf for never."""
 
 
 class World:
-    """The clock, at `now`, and all parties by when they are due."""
+    """The clock `now`, and the parties ordered by due time."""
 
     def __init__(self, now: float = 0.0) -> None:
         self.now = now
@@ -50,29 +48,26 @@ class World:
         self._scheduled = 0
 
     def add(self, party: Party) -> None:
-        """The party takes part from now on."""
         self.schedule(party, self.now)
 
     def remove(self, party: Party) -> None:
-        """The party takes no part any more."""
         self._due.pop(party, None)
 
     def wake(self, party: Party, at: float = -math.inf) -> None:
-        """A party that takes part is due at that time at the latest; by default at once."""
+        """Makes a party due by `at`, by default now; ignores one that takes no part."""
         due = self._due.get(party)
         if due is not None and at < due[0]:
             self.schedule(party, max(at, self.now))
 
     def schedule(self, party: Party, at: float) -> None:
-        """The party is due at that time, and not before."""
+        """Makes a party due at `at` and not before."""
         self._due[party] = at, self._scheduled
         if at < math.inf:
             heapq.heappush(self._queue, (at, self._scheduled, party))
         self._scheduled += 1
 
     def advance(self, until: float = math.inf) -> bool:
-        """Goes to the next time at which a party is due, and that party acts. Returns False, with the clock
-        at `until`, where none is due by then."""
+        """Lets the next party act if it is due by `until`; else moves the clock there and returns False."""
         while self._queue and self._due.get(self._queue[0][2]) != self._queue[0][:2]:
             heapq.heappop(self._queue)
         if not self._queue or self._queue[0][0] > until:
@@ -87,8 +82,8 @@ class World:
 
 
 class AirPort:
-    """See `onboard.link.ports.port`: a serial port whose other side is the air, `send`. It cannot tell what
-    the device still holds, as a USB adapter cannot: the session's own pace has to keep that short."""
+    """A serial port whose far side is the air. Like a USB adapter, it cannot tell how much is still unsent:
+    the session's pacing must keep that short."""
 
     def __init__(self, side: Side, link: Link, send: Callable[[bytes], None]) -> None:
         self.url = f"air:{side}"
@@ -109,11 +104,9 @@ class AirPort:
 
     @property
     def has_unread(self) -> bool:
-        """Whether bytes have come out of the air that nobody has read."""
         return bool(self._stream)
 
     def hear(self, wire: bytes) -> None:
-        """Bytes come out of the air."""
         self.rx_bytes += len(wire)
         if sum(map(len, self._stream)) + len(wire) <= self.room_bytes:
             self._stream.append(wire)
@@ -133,11 +126,9 @@ class AirPort:
         self.tx_bytes += len(wire)
         self._send(wire)
 
-    def lead(self, count: int) -> None:
-        """The channel knows whole frames alone."""
+    def lead(self, count: int) -> None: ...
 
-    def flush(self) -> None:
-        """Nothing is ever kept: the air takes a frame at once."""
+    def flush(self) -> None: ...
 
     discard = close = flush
 
@@ -157,10 +148,7 @@ class AirPort:
 
 
 class AirLink:
-    """A channel as a party of its world: it brings each end what the other one sent, and wakes it.
-
-    An end that is not connected hears nothing.
-    """
+    """A channel as a party of its world: it delivers to connected ends, and wakes them."""
 
     def __init__(self, world: World, channel: Channel) -> None:
         self.channel = channel
@@ -169,23 +157,20 @@ class AirLink:
         world.add(self)
 
     def connect(self, side: Side, party: Party) -> AirPort:
-        """Opens the port of that end, whose owner is `party`."""
+        """Opens the port of that end; its owner `party` is woken when bytes arrive."""
         port = AirPort(side, self.channel.link, partial(self.send, side))
         self._ends[side] = port, party
         return port
 
     def disconnect(self, side: Side) -> None:
-        """Nobody is at that end any more."""
         self._ends.pop(side, None)
 
     def send(self, side: Side, wire: bytes) -> None:
-        """Puts bytes on the air at that end."""
         self.channel.send(side, wire, self._world.now)
         self._world.wake(self, self.channel.next_due())
 
     @property
     def bytes_sent(self) -> int:
-        """On the wire, by both ends, framing included."""
         return sum(self.channel.counters(side).bytes for side in SIDES)
 
     def act(self, now: float) -> None:
