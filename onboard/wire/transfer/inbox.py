@@ -1,10 +1,8 @@
-"""The objects that one end receives: what it holds, what it answers, and when.
+"""The receiving side of a session: what it holds of each object, what it answers, and when.
 
-The answers are REPORT (when asked for, and now and then while DATA comes in), DONE once the application has
-the object, CANCEL for an object that it will not take, and a REPORT that says "unknown" so that the peer
-offers the object again. An answer always follows a frame of the peer's, and about a broadcast it always
-follows a question. A frame that makes no sense changes nothing but a counter.
-"""
+It answers REPORT (when polled, and now and then while DATA comes in), DONE once the application has the
+object, CANCEL for one that it refuses, and REPORT "unknown" so that the peer offers the object again. An
+answer always follows a frame from the peer; about a broadcast, a POLL. A senseless frame only counts."""
 
 from __future__ import annotations
 
@@ -21,32 +19,30 @@ from onboard.wire.messages import PREFIX_BYTES, BadMessage, Cancel, Done, Offer,
 from onboard.wire.transfer.incoming import Incoming, Partial
 from onboard.wire.transfer.states import IncomingEvent
 
-_IDS = 1024  # object ids of the peer's that are remembered; one that was forgotten is "unknown"
+_IDS = 1024  # object ids of the peer that are remembered; a forgotten one is "unknown"
 _MAX_REPLIES = 64
 _MAX_CORRUPT = 2  # the second wrong digest is the offer's fault, not the spool's
 _EARLY_FRAMES = 256  # one turn or more
 _EARLY_BYTES = 512 * 1024  # of their payloads, where frames are long
-_ACCEPT_S = 0.05  # the application has this long to accept before a REPORT says "whole, not yet stored"
+_ACCEPT_S = 0.05  # the application's time to accept before a REPORT says "whole, not yet stored"
 
 
 class Early:
-    """The last pieces of objects that were not offered yet, or not since this end's restart, in the order in
-    which they came: OFFERs are lost, or late."""
+    """The latest fragments of objects whose OFFER was lost or is late, in order of arrival."""
 
     def __init__(self) -> None:
         self._frames: deque[Frame] = deque()
         self._bytes = 0
 
     def keep(self, frame: Frame) -> None:
-        """Keep a frame until its object is offered; the oldest give way."""
+        """Keep a frame until its object is offered; the oldest are dropped."""
         self._frames.append(frame)
         self._bytes += len(frame.payload)
         while len(self._frames) > _EARLY_FRAMES or self._bytes > _EARLY_BYTES:
             self._bytes -= len(self._frames.popleft().payload)
 
     def take(self, object_ids: range) -> list[Frame]:
-        """Give the frames of objects that are offered now, or are others from now on, and keep them no
-        longer."""
+        """Return the frames of these ids and drop them here."""
         taken = [frame for frame in self._frames if frame.object_id in object_ids]
         if taken:
             self._frames = deque(frame for frame in self._frames if frame.object_id not in object_ids)
@@ -55,9 +51,7 @@ class Early:
 
 
 class Inbox:
-    """All incoming objects of a session, by digest in `incoming`; `done`: digests of accepted ones, oldest
-    first.
-    """
+    """All incoming objects of a session, by digest. `done`: the accepted digests, oldest first."""
 
     def __init__(self, timing: Timing, limits: Limits, done: Iterable[bytes]) -> None:
         self._timing, self._limits = timing, limits
@@ -78,18 +72,15 @@ class Inbox:
     # -- the application's side ------------------------------------------------------------------------
 
     def resume(self, partial: Partial, now: float) -> None:
-        """Go on with a half-received object. Raises ValueError where the partial contradicts itself.
-
-        Its sender may be gone or have given it up meanwhile, and says nothing of it then: it ends after the
-        time that its last OFFER left it, counted from now, as nobody knows how long this end was off.
-        """
+        """Resume a half-received object. Raises ValueError where the partial contradicts itself. Its sender
+        may be gone, so it expires after the time that its last OFFER left it, counted from now."""
         if partial.digest in self._done:
             return
         incoming = self.incoming[partial.digest] = Incoming.of(partial)
         incoming.end_by(partial.deadline_s, now)
 
     def accept(self, digest: bytes) -> None:
-        """The application has the object durably. It may be gone by then, or on its way anew."""
+        """Note that the application has the object durably. It may be gone by then, or on its way anew."""
         if (incoming := self.incoming.get(digest)) is None or not incoming.arrived:
             return
         self._drop(digest)
@@ -98,7 +89,6 @@ class Inbox:
             self._reply_done(digest, incoming.object_id, asked=incoming.report_at < math.inf)
 
     def refuse(self, digest: bytes, reason: int) -> None:
-        """The application does not want the object. It may be gone by then."""
         if (incoming := self.incoming.get(digest)) is None:
             return
         self._drop(digest)
@@ -106,22 +96,20 @@ class Inbox:
             self._reply_cancel(Cancel(digest, reason), incoming.object_id)
 
     def forget(self, digests: Iterable[bytes]) -> None:
-        """What accepted objects did is lost: offered anew they are taken anew. That they were accepted stays
-        true for the offers that they came by, or one lost DONE would bring all of an object again."""
+        """Take these accepted objects anew when they are offered anew, as their effect is lost. An OFFER
+        under an old id is still answered with DONE; else one lost DONE would cost the whole object again."""
         gone = {digest for digest in digests if self._done.pop(digest, self) is None}
         self._settled |= {each for each, name in self._digests.items() if name in gone}
 
     # -- what may leave --------------------------------------------------------------------------------
 
     def due_at(self) -> float:
-        """When the next answer is due; inf for never."""
         if self._replies:
             return -math.inf
         return min((incoming.report_at for incoming in self.incoming.values()), default=math.inf)
 
     def due(self, now: float, floor: tuple[int, int], group_floor: tuple[int, int]) -> PendingFrame:
-        """The answer that is due, as `due_at` said. floor, group_floor: epoch and seq of the highest frame
-        that was heard, and of the highest broadcast."""
+        """Return the due answer. `floor`, `group_floor`: epoch and seq of the highest frame and broadcast."""
         for send in self._replies.values():
             if send.type is not Type.REPORT:
                 return send
@@ -137,7 +125,7 @@ class Inbox:
         raise AssertionError(f"no answer is due at {now}")
 
     def sent(self, send: PendingFrame, end: float) -> None:
-        """The answer that `due` gave leaves, its last bit at `end`."""
+        """Note that the answer from `due` leaves, its last bit at `end`."""
         if self._replies.pop((send.type, send.object_id), None) is not None:
             return
         gap_s = self._timing.report_gap_s(OVERHEAD_BYTES + len(send.payload))
@@ -146,7 +134,7 @@ class Inbox:
     # -- what was heard --------------------------------------------------------------------------------
 
     def peer_restarted(self, *, of_broadcasts: bool = False) -> None:
-        """The peer has a new epoch, or its broadcasts have: its object ids mean other objects now."""
+        """Drop the peer's object ids: in its new epoch, or that of its broadcasts, they are reused."""
         ids = range(GROUP_ID, 2 * GROUP_ID) if of_broadcasts else range(GROUP_ID)
         self._early.take(ids)
         self._settled.difference_update(ids)
@@ -161,7 +149,6 @@ class Inbox:
                 incoming.unbind()
 
     def on_offer(self, offer: Offer, object_id: int, now: float) -> list[Event]:
-        """The peer has an object for this end."""
         if object_id == 0:
             self.malformed += 1
             return []
@@ -202,12 +189,12 @@ class Inbox:
         incoming.end_by(offer.deadline_s, now)
         for frame in self._early.take(range(object_id, object_id + 1)):
             events += self.on_data(frame, now)
-        if self.incoming.get(offer.digest) is not incoming:  # they made it whole, and it was wrong
+        if self.incoming.get(offer.digest) is not incoming:  # these completed it, and its digest was wrong
             return events
         return events + self._check(incoming, now)
 
     def on_data(self, frame: Frame, now: float) -> list[Event]:
-        """A fragment came, or a sum of some fragments."""
+        """Take in DATA or REPAIR."""
         digest = self._digests.get(frame.object_id)
         incoming = None if digest is None else self.incoming.get(digest)
         if incoming is None and frame.object_id >= GROUP_ID:
@@ -242,7 +229,6 @@ class Inbox:
         return self._check(incoming, now)
 
     def on_poll(self, object_id: int, now: float) -> list[Event]:
-        """The peer asks how far an object is."""
         if object_id == 0:
             return []
         digest = self._digests.get(object_id)
@@ -261,7 +247,7 @@ class Inbox:
         return []
 
     def on_cancel(self, cancel: Cancel, object_id: int) -> list[Event]:
-        """The peer withdraws an object; it is told that the object is not known here any more."""
+        """Drop an object that the peer withdraws; the answer is REPORT "unknown"."""
         self._unbind(object_id)
         self._reply(PendingFrame(Type.REPORT, object_id=object_id))
         if cancel.digest not in self.incoming:
@@ -270,19 +256,16 @@ class Inbox:
         return [Withdrawn(cancel.digest, cancel.reason)]
 
     def tick(self, now: float) -> list[Event]:
-        """Give up the objects whose deadline has passed."""
         late = [digest for digest, incoming in self.incoming.items() if incoming.deadline <= now]
         for digest in late:
             self._drop(digest)
         return [Expired(digest) for digest in late]
 
     def tick_at(self) -> float:
-        """When `tick` next has something to do."""
         return min((incoming.deadline for incoming in self.incoming.values()), default=math.inf)
 
     def progress(self, loss: float) -> Iterator[Progress]:
-        """How far each object is, with its time to the end at the peer's rate and the share of frames
-        lost."""
+        """Estimate each object's time to the end from the peer's rate and the share of frames lost."""
         for incoming in self.incoming.values():
             frame_s = self._timing.back_airtime_s(OVERHEAD_BYTES + incoming.fragment_bytes)
             left_s = (incoming.count - incoming.have) * frame_s / max(1 - loss, 0.01)
@@ -292,7 +275,6 @@ class Inbox:
     # -- one rule each ---------------------------------------------------------------------------------
 
     def _check(self, incoming: Incoming, now: float) -> list[Event]:
-        """Deliver an object that has become whole, once."""
         if not incoming.complete or incoming.arrived:  # not accepted yet: the REPORT says so
             return []
         payload = incoming.verified()
@@ -312,13 +294,11 @@ class Inbox:
         return [Corrupt(incoming.digest), Refused(incoming.digest, Reason.BAD_OFFER)]
 
     def _objection(self, offer: Offer, events: list[Event]) -> Reason | None:
-        """Why a new object is not taken, None if it is. May make room, which is then among `events`.
+        """Return why a new object is refused, or None. Objects that make room for it are added to `events`.
 
-        What a peer offers last is what it wants: an object that it no longer speaks of, or of which nothing
-        comes, would otherwise keep every later one out. First go those that the peer does not offer any more
-        (a broadcast may be over), then those of which nothing has come, and of each the one that has rested
-        the longest; one that is whole and waits for the application never gives way.
-        """
+        What a peer offers last is what it wants; else an object that it no longer sends would keep every
+        later one out. First to go are objects that it does not offer any more (a broadcast may be over), then
+        those of which nothing has come; among equals, the one that has rested longest."""
         if offer.fragment_bytes > self._timing.payload_bytes:
             return Reason.BAD_OFFER
         if offer.size > self._most_bytes:
@@ -339,7 +319,6 @@ class Inbox:
         return None
 
     def _unbind(self, object_id: int) -> None:
-        """The peer's object id names nothing more; what it named is not reported on until offered again."""
         incoming = self.incoming.get(self._digests.pop(object_id, b""))
         if incoming is not None and incoming.object_id == object_id:
             incoming.unbind()

@@ -1,19 +1,16 @@
-"""The fragment length that carries most, from what was lost of frames of which lengths.
+"""The choice of fragment length: the one with the best goodput, given which frames were lost.
 
-A frame is lost with some probability whatever its length, and by any wrong bit: one of n bytes survives with
-probability (1 - p) (1 - b)^(8 n). Long fragments waste less on headers, short ones less on wrong bits. Which
-of the two losses a link has shows only in frames of different lengths, so what is known of the peer's frames,
-mostly short ones, counts too: at first it is all that tells them apart.
+A frame is lost with some probability p whatever its length, and by any bit error b: a frame of n bytes
+survives with probability (1 - p) (1 - b)^(8 n). Long fragments waste less on headers, short ones less on bit
+errors. Only frames of different lengths tell the losses apart, so the peer's mostly short frames count too.
 
-A path may also drop all that is longer than its MTU, which no such law describes: a length of which nothing
-ever passed is not tried again for 10 s, then for 20, at last for 600 (RFC 8899, section 5.1.1).
+A path may also drop all frames longer than its MTU. A length of which nothing ever passed is avoided for 10
+s, then for 20 s, up to 600 s (RFC 8899, section 5.1.1).
 
-A fragment that is lost goes again, and where frames of its length never pass that would be so for ever: on a
-line that is noisier than its profile, on one that eats some bytes, or on a path that drops what is long. So
-an object of which nothing comes through while the peer answers is cut shorter, and one that could go on in
-longer fragments is cut longer. Short frames pass, as the answers to them say, and a few long ones that do not
-are evidence enough. Only one or two fragments of a length that none has passed in are in flight.
-"""
+On a line noisier than its profile, or a path that drops long frames, a length may never pass. So an object of
+which nothing comes through while the peer answers is refragmented shorter, and later longer where that pays.
+Short frames pass, as the answers show, so a few lost long ones are evidence enough. At most two fragments of
+a length that has never passed are in flight."""
 
 from __future__ import annotations
 
@@ -29,42 +26,41 @@ from onboard.wire.transfer.outgoing import Outgoing, ReportOutcome
 from onboard.wire.transfer.peer import DeliveryStats, LossEstimator, ReceiveStats
 from onboard.wire.transfer.sender import ObjectSender
 
-_FRUITLESS = 2.0  # answers in a row that tell of lost fragments alone, where none of that length ever passed
+_FRUITLESS = 2.0  # reports in a row of lost fragments alone, where none of that length ever passed
 _FRUITLESS_PROVEN = 4.0  # the same where some did: it may be a burst
 _HALVED_AFTER = 8.0  # whatever the losses are made of
-_UNHEARD = 1 / 3  # what such an answer counts where short frames are lost as well
-_MUCH = 0.35  # the share of the peer's frames from which on short ones are lost as well
-_LOOK_EVERY_S = 2.0  # at all fates: it takes some milliseconds
-_LOOK_AFTER, _LOOK_AFTER_AT_MOST = 12.0, 3000.0  # or after so many fragments lost, and ever more
-_SHORTER_FROM, _LONGER_FROM = 8, 32  # fragments that are left at least
+_UNHEARD = 1 / 3  # the weight of such a report where short frames are lost as well
+_MUCH = 0.35  # from this loss of the peer's frames on, short ones count as lost as well
+_LOOK_EVERY_S = 2.0  # an evaluation of all fates takes some milliseconds
+_LOOK_AFTER, _LOOK_AFTER_AT_MOST = 12.0, 3000.0  # or after this many lost fragments, doubling
+_SHORTER_FROM, _LONGER_FROM = 8, 32  # the least number of fragments left
 _SHORTEST_BYTES = 25  # below that more than half of every frame is not payload
-_WORTH = 1.05  # shorter fragments have to promise this much more: REPORTs grow longer, and fates are chance
+_WORTH = 1.05  # the gain that shorter fragments must promise: REPORTs grow, and fates are chance
 _REMEMBERED = 512  # fates of one length; then older ones count half
 _REFUSED_S, _REFUSED_AT_MOST_S = 10.0, 600.0
 _WORTH_SHORTER = 1.2  # in the middle of an object, where another length costs an OFFER and a round trip
 _WORTH_LONGER = 1.08
-_SURE = 8.0  # the logarithm of a likelihood ratio that is believed
-_SURE_BARREN = 3.5  # the same where nothing passed at all: less is at stake there
-_TELLING, _TELLING_ALONE = 16, 3  # fates, and where all of them are losses
-_DOUBT = 4.0  # every answer that tells of losses alone divides the worth of the profile by this
-_PROFILE_WORTH = 40.0  # likewise: so much at most speaks for the profile
-_PROFILE_UNCONFIRMED = 2.5  # and where no frame of half its length or more is known to have passed
-_PRIOR = 16.0  # fates that the link's profile is worth, at its longest frame and at its shortest
+_SURE = 8.0  # the log-likelihood ratio that is believed
+_SURE_BARREN = 3.5  # where nothing passed at all, less is at stake
+_TELLING, _TELLING_ALONE = 16, 3  # fates that are evidence; the second where all of them are losses
+_DOUBT = 4.0  # each report of losses alone divides the profile's weight by this
+_PROFILE_WORTH = 40.0  # the most log-likelihood that speaks for the profile
+_PROFILE_UNCONFIRMED = 2.5  # where no frame longer than half its longest is known to have passed
+_PRIOR = 16.0  # the profile counts as this many fates of its longest and its shortest frame
 _BIT_ERRORS = (0.0, *(10 ** (nth / 8 - 6.5) for nth in range(29)))  # 3e-7 to 1e-3, in steps of a third
 _FRAME_LOSSES = (0.0, *(0.005 * 1.35**nth for nth in range(17)))  # 0.5 to 61 %, likewise
 _GUESSES = tuple((loss, errors) for errors in _BIT_ERRORS for loss in _FRAME_LOSSES)
 
 
 class FragmentSizer:
-    """Cuts the objects of one outgoing direction. link: its losses are believed to begin with.
-    `longest_bytes`: the payload of the longest frame."""
+    """Chooses one direction's fragment lengths. `link`: the profile whose losses are the prior."""
 
     def __init__(self, timing: Timing, link: Link, hearing: ReceiveStats, loss: LossEstimator) -> None:
         self._timing, self._hearing, self._loss = timing, hearing, loss
         self.longest_bytes = timing.payload_bytes
         self._framing_bytes = timing.wire_bytes(OVERHEAD_BYTES)
         self._fates: dict[int, DeliveryStats] = {}  # by bytes on the wire
-        self._refused_bytes: float = math.inf  # frames of so many are not sent before
+        self._refused_bytes: float = math.inf  # frames this long wait until `_refused_until`
         self._refused_least_bytes: float = math.inf
         self._refused_until = -math.inf
         self._refused_s = _REFUSED_S
@@ -77,8 +73,7 @@ class FragmentSizer:
         self._profile = _profile(tuple(self._prior.items()))
 
     def first(self, size: int, now: float) -> int:
-        """Bytes of a fragment of an object of so many that is offered now. Where nothing was sent yet that
-        could tell, the peer's experience is better than none."""
+        """Return a new object's fragment length: at first the peer's, as nothing was sent that could tell."""
         least_bytes, most_bytes = _least(size), self.longest_bytes
         if not self._fates:
             most_bytes = min(most_bytes, max(self._hearing.fragment_bytes or most_bytes, least_bytes))
@@ -86,8 +81,7 @@ class FragmentSizer:
         return self._known(best, least_bytes) if now < self._refused_until else best
 
     def weigh(self, sender: ObjectSender, outcome: ReportOutcome, missed: int, now: float) -> int | None:
-        """Takes in what a REPORT settled, which came after so many questions were lost; another length for
-        the object if it should be cut anew, else None."""
+        """Take in a REPORT's outcome, `missed` polls being lost before it; return a better length, if any."""
         outgoing = sender.object
         for fragment_bytes, fates in outcome.fates.items():
             self.count(self._wire_bytes(fragment_bytes), fates)
@@ -108,25 +102,22 @@ class FragmentSizer:
         return self._look(outgoing, outcome, now)
 
     def doubt(self, sender: ObjectSender) -> None:
-        """What was sent before the peer was heard was lost, and nobody knows whether for its length."""
+        """Note losses from before the peer was heard: nobody knows whether the length caused them."""
         sender.is_doubtful = not self._is_proven(sender.object)
 
     def count(self, wire_bytes: int, fates: DeliveryStats) -> None:
-        """Frames of so many bytes on the wire met these fates."""
         both = self._fates.get(wire_bytes, DeliveryStats()) + fates
         if both.lost + both.kept > _REMEMBERED:
             both = DeliveryStats(both.lost / 2, both.kept / 2)
         self._fates[wire_bytes] = both
 
     def _best(self, lengths: list[int], now: float, *, doubt: float = 0.0, now_bytes: int = 0) -> int:
-        """The best of these lengths, of which each is half of the one before it.
+        """Return the best of `lengths`, which halve: what is held in one is held in a shorter one too.
 
-        doubt: how often in a row only losses were told, so that the profile is believed the less. now_bytes:
-        the length in force (0 for none), for which one is given that has much more to promise, or itself; a
-        shorter one only where losses that spare no length are much less likely. Lengths that halve fit into
-        each other, so that what is held of an object in one is held in a shorter one too.
-        """
-        if now >= self._refused_until:  # it may pass now: of frames so long nothing is known any more
+        `doubt`: how many reports in a row told of losses alone; the profile is trusted less for each.
+        `now_bytes`: the length in force, 0 for none; it is kept unless another promises much more, and a
+        shorter one also needs strong evidence that losses depend on length."""
+        if now >= self._refused_until:  # it may pass now: what is known of frames that long is dropped
             self._fates = {
                 length: each for length, each in self._fates.items() if length < self._refused_bytes
             }
@@ -171,8 +162,7 @@ class FragmentSizer:
         return best if goodput(best) >= worth * goodput(now_bytes) else now_bytes
 
     def _shorter(self, sender: ObjectSender, now: float) -> int | None:
-        """A length in which something may come through; the one in force is not taken again for some time,
-        ever longer."""
+        """Return a length in which something may pass, and avoid the present one for a time that doubles."""
         now_bytes, least_bytes = sender.object.fragment_bytes, _least(len(sender.object.payload))
         half_bytes = now_bytes // 2
         if half_bytes < least_bytes:
@@ -190,7 +180,7 @@ class FragmentSizer:
         return self._known(min(best, half_bytes), least_bytes)
 
     def _look(self, outgoing: Outgoing, outcome: ReportOutcome, now: float) -> int | None:
-        """Whether another length promises so much more that it is worth while in the middle of an object."""
+        """Return a length worth a refragmentation in the middle of an object, or None."""
         now_bytes = outgoing.fragment_bytes
         is_shorter_wanted = outcome.lost > 0
         is_longer_possible = not outgoing.holes and 2 * now_bytes <= self.longest_bytes
@@ -210,14 +200,13 @@ class FragmentSizer:
         return best
 
     def _known(self, most_bytes: int, least_bytes: int) -> int:
-        """The longest of `most_bytes`, half of it, ... of which frames passed; itself if none did."""
+        """Return the longest of `most_bytes`, half of it, ... in which frames passed, else `most_bytes`."""
         for length in _halves(most_bytes, least_bytes):
             if self._fates.get(length + self._framing_bytes, DeliveryStats()).kept >= _TELLING_ALONE:
                 return length
         return most_bytes
 
     def _is_proven(self, outgoing: Outgoing) -> bool:
-        """Whether a frame as long as the object's, or a longer one, ever passed."""
         wire_bytes = self._wire_bytes(outgoing.first_bytes)
         return any(each.kept for length, each in self._fates.items() if length >= wire_bytes)
 
@@ -226,7 +215,6 @@ class FragmentSizer:
 
 
 def _least(size: int) -> int:
-    """The shortest fragments that an object of so many bytes may have."""
     return max(-(-size // MAX_FRAGMENTS), _SHORTEST_BYTES)
 
 
@@ -242,14 +230,13 @@ def _survives(wire_bytes: int, frame_loss: float, bit_error_rate: float) -> floa
 
 @lru_cache(maxsize=64)  # all sessions of one link ask the same, and the answer takes 2 ms
 def _profile(prior: tuple[tuple[int, DeliveryStats], ...]) -> Mapping[tuple[float, float], float]:
-    """The logarithms of how probable each guess is by what the link's profile says, the best one's 0."""
+    """Return each guess's log-likelihood under the link's profile, the best one's being 0."""
     likelihoods = {guess: _likelihood(dict(prior), guess) for guess in _GUESSES}
     most = max(likelihoods.values())
     return {guess: each - most for guess, each in likelihoods.items()}
 
 
 def _likelihood(fates: Mapping[int, DeliveryStats], guess: tuple[float, float]) -> float:
-    """The logarithm of the probability of these fates on such a link."""
     total = 0.0
     for wire_bytes, each in fates.items():
         kept, lost = _odds(wire_bytes)[guess]
@@ -259,7 +246,7 @@ def _likelihood(fates: Mapping[int, DeliveryStats], guess: tuple[float, float]) 
 
 @lru_cache(maxsize=16)  # 0.1 MB each; a link has some six lengths
 def _odds(wire_bytes: int) -> Mapping[tuple[float, float], tuple[float, float]]:
-    """By guess, the logarithms of how probable it is that such a frame is kept, and that it is lost."""
+    """Return, by guess, the log-probabilities that such a frame is kept and that it is lost."""
     odds = {}
     for guess in _GUESSES:
         survives = min(max(_survives(wire_bytes, *guess), 1e-9), 1 - 1e-9)

@@ -1,10 +1,9 @@
-"""The objects that one end sends: what may leave next, and when to ask how far the other end is.
+"""The sending side of a session: which frame leaves next, and when to poll the receiver.
 
 An object is offered, its fragments leave once and in order, those that a REPORT shows as lost leave again,
-and the object ends by DONE, CANCEL or its deadline. Never more than a window of it is in flight, so that a
+and the object ends by DONE, CANCEL or its deadline. No more than a window of it is in flight, so that a
 receiver that dies takes little with it. Questions (POLL, or the POLL flag on DATA) keep the REPORTs coming. A
-peer that does not answer is sent a POLL now and then, and nothing else.
-"""
+peer that does not answer is sent a POLL now and then, and nothing else."""
 
 from __future__ import annotations
 
@@ -25,8 +24,8 @@ from onboard.wire.transfer.peer import LossEstimator, PeerLiveness, ReceiveStats
 from onboard.wire.transfer.sender import BULK, ObjectSender
 from onboard.wire.transfer.states import OutgoingEvent
 
-_STUCK_S = 30.0  # without more of an object held, while the peer answers
-_AT_WORK = 4  # objects on their way at a time; the others have not been offered yet
+_STUCK_S = 30.0  # without progress of an object, while the peer answers
+_AT_WORK = 4  # objects that are sent at a time; the others are not offered yet
 _MAX_ID = GROUP_ID - 1
 
 MakeFrame = Callable[[], PendingFrame]
@@ -41,22 +40,19 @@ class PlannedFrame(NamedTuple):
 
 
 class RoundRobin:
-    """Objects of equal urgency share the link by bytes: none waits for another to end.
+    """Shares the link by bytes among objects of equal priority.
 
     Deficit round robin (M. Shreedhar, G. Varghese, Efficient Fair Queuing Using Deficit Round Robin, SIGCOMM
-    1995): each in turn is given a quantum, and sends while what it was given covers its next frame.
-    quantum_bytes: as much as the longest frame, so that everybody's turn sends one.
-    """
+    1995): each in turn gets a quantum, and sends while its credit covers its next frame. `quantum_bytes`: the
+    longest frame's bytes, so that every turn sends one."""
 
     def __init__(self, quantum_bytes: int) -> None:
         self._quantum_bytes = quantum_bytes
-        self._credit_bytes: dict[int, int] = {}  # of who has something to send, in the order of turns
+        self._credit_bytes: dict[int, int] = {}  # by name, in the order of turns
 
     def choose(self, wants_bytes: Mapping[int, int]) -> int:
-        """The one whose frame leaves now, of all that want to send one (name: its bytes, at most a quantum).
-
-        Who no longer wants to send loses what it has left. Raises ValueError if nobody wants to.
-        """
+        """Return whose frame leaves now. `wants_bytes`: the next frame's bytes by name, each at most a
+        quantum. A name that is absent loses its credit. Raises ValueError if `wants_bytes` is empty."""
         if not wants_bytes:
             raise ValueError("nobody has a frame to send")
         names = [name for name in (*self._credit_bytes, *wants_bytes) if name in wants_bytes]
@@ -67,11 +63,11 @@ class RoundRobin:
             if credit[name] >= wants_bytes[name]:
                 credit[name] -= wants_bytes[name]
                 return name
-            credit[name] = credit.pop(name) + self._quantum_bytes  # to the end, with its next turn's share
+            credit[name] = credit.pop(name) + self._quantum_bytes  # to the end, with its next quantum
 
 
 class Outbox:
-    """All outgoing objects of a session, each by its digest. `loss`: what was lost of their fragments."""
+    """All outgoing objects of a session, by digest. `loss`: that of their fragments."""
 
     def __init__(
         self,
@@ -110,8 +106,8 @@ class Outbox:
         deadline: float,
         fragment_bytes: int | None,
     ) -> bytes:
-        """Put an object on its way, once; returns its digest. fragment_bytes: None for as many as the losses
-        so far make best. Raises ValueError if it has too many fragments."""
+        """Queue an object, once; returns its digest. Raises ValueError if it has too many fragments.
+        `fragment_bytes`: None for the length that the losses so far make best."""
         name = digest(kind, payload)
         known = self._senders.get(name)
         if known is not None and known.object.withdrawn is None:
@@ -130,11 +126,10 @@ class Outbox:
         return name
 
     def fragment_bytes(self, digest: bytes) -> int:
-        """The fragment length of an object on its way. Raises KeyError for another object."""
         return self._senders[digest].object.fragment_bytes
 
     def cancel(self, digest: bytes, now: float, reason: Reason = Reason.WITHDRAWN) -> None:
-        """Stop sending an object. CANCEL leaves until the receiver answers; an unknown digest is no error."""
+        """Withdraw an object. CANCEL leaves until the receiver answers; an unknown digest is no error."""
         sender = self._senders.get(digest)
         if sender is None or sender.object.withdrawn is not None:
             return
@@ -146,12 +141,12 @@ class Outbox:
         sender.ask_at, sender.asks = now, 0
 
     def objects(self) -> Iterator[Outgoing]:
-        """The objects on their way or waiting for it; withdrawn ones are left out."""
+        """Yield the objects that are queued or being sent, without withdrawn ones."""
         return (sender.object for sender in self._senders.values() if sender.object.withdrawn is None)
 
     def progress(self, now: float) -> Iterator[Progress]:
-        """How far each object is, with its time to the end at the link's rate and measured loss. An object of
-        which nothing comes through is said to take as long again, and for ever once it is stuck."""
+        """Estimate each object's time to the end from the link's rate and measured loss. An object of which
+        nothing comes through is given as long again as it has waited, and inf once it is stuck."""
         for sender in self._senders.values():
             outgoing = sender.object
             if outgoing.withdrawn is not None:
@@ -163,8 +158,7 @@ class Outbox:
             yield Progress(outgoing.digest, outgoing.kind, False, size, outgoing.count, held, left_s)
 
     def goodput_bps(self, now: float) -> float:
-        """The payload bits that the peer reported to hold, over the time in which any object was on its
-        way."""
+        """Return the payload bit/s that the peer reported held, over the time with any object to send."""
         active_s = self._active_s + (0.0 if self._active_from is None else now - self._active_from)
         return 8 * self._acknowledged_bytes / active_s if active_s > 0 else 0.0
 
@@ -172,19 +166,18 @@ class Outbox:
 
     @property
     def held_back(self) -> bool:
-        """Whether nothing but questions may leave: the peer owes an answer."""
+        """Whether nothing but questions may leave, as the peer owes an answer."""
         return bool(self._senders) and (self._liveness.silent or self._liveness.answer_due)
 
     def next_frame(
         self, now: float, seq: int, bulk_at: float, left_s: float | None
     ) -> tuple[float, MakeFrame | None]:
-        """When a frame may leave next, inf for never as things stand, and what makes it, if that is now.
+        """Return when a frame may leave next, inf for never as things stand, and its maker if that is now.
 
-        It will be frame `seq`: an OFFER, POLL or CANCEL that is due, else bulk, which is DATA or a REPAIR and
-        leaves from `bulk_at` on. Of the most urgent objects the one with least to go comes first, if it can
-        be whole in the `left_s` seconds that the contact lasts. If it cannot, or nobody knows how long that
-        is, they take turns. A peer that owes an answer is asked and sent nothing else.
-        """
+        It will be frame `seq`: an OFFER, POLL or CANCEL that is due, else bulk (DATA or REPAIR) from
+        `bulk_at` on. Of the most urgent objects the one with least to go is first if the `left_s` seconds of
+        contact suffice for it; if not, or if nobody knows, they take turns. An unanswered question allows
+        only questions."""
         plan = self._plan()
         if self.held_back:
             at = math.inf if self._liveness.spoke else self._liveness.retry_at  # one question a turn
@@ -200,7 +193,7 @@ class Outbox:
         return when, partial(self._bulk, plan, now, seq, left_s)
 
     def sent(self, send: PendingFrame, seq: int, end: float) -> None:
-        """A frame that `next_frame` gave leaves as `seq`, its last bit at `end`."""
+        """Note that a frame from `next_frame` leaves as `seq`, its last bit at `end`."""
         self._planned = None
         sender = self._by_id[send.object_id]
         self._liveness.spoke = self._timing.half_duplex
@@ -214,17 +207,17 @@ class Outbox:
 
     @property
     def asked(self) -> int | None:
-        """On half-duplex: the fragments of the largest object if this turn asked anything, else None."""
+        """On half-duplex, the fragments of the largest object if this turn asked anything, else None."""
         return self._most_fragments if self._liveness.spoke else None
 
     @property
     def asks_about(self) -> int:
-        """The object id of the most urgent object that an answer is wanted about, 0 for none."""
+        """The id of the most urgent object if this turn asked anything, else 0."""
         plan = self._plan() if self._liveness.spoke else []
         return plan[0].sender.object.object_id if plan else 0
 
     def handed_over(self, end: float) -> None:
-        """Half-duplex: this end's turn is over at `end`. What it asked may be asked again in the next."""
+        """Note the end of this end's half-duplex turn: its questions may be asked again in the next."""
         self._planned = None
         self._liveness.hand_over(end)
         for sender in self._senders.values():
@@ -232,16 +225,15 @@ class Outbox:
                 sender.ask_at = min(sender.ask_at, end)
 
     def fell_still(self, now: float) -> None:
-        """On half-duplex, this end is in no turn. A turn that a contact's end cut off never said OVER: its
-        questions may not have been heard, and must not wait for ever to be asked again."""
+        """Note that a half-duplex end is in no turn. One that a contact's end cut off never said OVER: its
+        questions may be lost, and must not wait for ever."""
         if self._liveness.spoke:
             self.handed_over(now)
 
     # -- what was heard --------------------------------------------------------------------------------
 
     def on_report(self, report: Report, object_id: int, heard: tuple[int, int], now: float) -> list[Event]:
-        """The peer reports what it holds of an object. A REPORT that makes no sense only counts. heard: see
-        ReceiveStats.order."""
+        """Take in a REPORT; one that makes no sense only counts. `heard`: as ReceiveStats.order gives it."""
         sender = self._by_id.get(object_id)
         if sender is None:
             self.orphans += 1
@@ -271,7 +263,7 @@ class Outbox:
             sender.asks = 0
         else:
             sender.ask_at = max(sender.ask_at, now + RETRY_S)  # its application is storing it
-        if not same_run:  # what was lost on a peer that was off is not the link's fault
+        if not same_run:  # losses while the peer was off are not the link's
             if verdict.lost:
                 self._sizer.doubt(sender)
             return []
@@ -279,7 +271,6 @@ class Outbox:
         return self._fit(sender, verdict, missed, now)
 
     def on_done(self, done: Done, now: float) -> list[Event]:
-        """The peer holds an object durably."""
         sender = self._senders.get(done.digest)
         if sender is None:
             self.orphans += 1
@@ -289,7 +280,6 @@ class Outbox:
         return [] if sender.object.withdrawn is not None else [Delivered(done.digest)]
 
     def on_cancel(self, cancel: Cancel, object_id: int, now: float) -> list[Event]:
-        """The peer will not take an object."""
         sender = self._senders.get(cancel.digest)
         if sender is None or sender.object.object_id != object_id:
             self.orphans += 1
@@ -307,14 +297,13 @@ class Outbox:
         return [Expired(name) for name in late]
 
     def tick_at(self) -> float:
-        """When `tick` next has something to do."""
         deadline = min((sender.object.deadline for sender in self._senders.values()), default=math.inf)
         return min(deadline, self._liveness.silent_at(self._most_fragments)) if self._senders else math.inf
 
     # -- one rule each ---------------------------------------------------------------------------------
 
     def _fit(self, sender: ObjectSender, verdict: ReportOutcome, missed: int, now: float) -> list[Event]:
-        """Whether an object is to be cut anew, and whether it is stuck."""
+        """Refragment the object if a better length is known, and tell once when it is stuck."""
         fragment_bytes = self._sizer.weigh(sender, verdict, missed, now)
         events: list[Event] = []
         barren = fragment_bytes is not None and sender.fruitless > 0
@@ -350,8 +339,8 @@ class Outbox:
                 return self._last_id
 
     def _plan(self) -> list[PlannedFrame]:
-        """The next frame of each object at work, the most urgent object first. The plan holds until something
-        changes here, or the rate of the link."""
+        """The next frame of each active object, the most urgent first, until something here or the rate
+        changes."""
         rate = self._timing.frame_s, self._timing.back_frame_s
         if self._planned is None or self._planned[0] != rate:
             self._planned = rate, self._plan_anew()
@@ -366,7 +355,6 @@ class Outbox:
         return [PlannedFrame(*sender.next(), sender) for sender in senders]
 
     def _bulk(self, plan: list[PlannedFrame], now: float, seq: int, left_s: float | None) -> PendingFrame:
-        """The next DATA, else a REPAIR."""
         data = [each.sender for each in plan if each.type is Type.DATA]
         if not data:
             repair = next(each.sender for each in plan if each.type is Type.REPAIR)
@@ -380,11 +368,10 @@ class Outbox:
 
     @property
     def _most_fragments(self) -> int:
-        """The fragments of the largest object, 0 without any."""
         return max((sender.object.count for sender in self._senders.values()), default=0)
 
     def _airtime_s(self, outgoing: Outgoing) -> float:
-        """The airtime that the rest of an object takes at the losses so far."""
+        """Return the airtime of the rest of an object at the losses so far."""
         fragment_s = self._timing.fragment_s(outgoing.fragment_bytes)
         return outgoing.missing * fragment_s / max(1 - self.loss.measured, 0.01)
 

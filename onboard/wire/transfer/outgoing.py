@@ -1,10 +1,9 @@
-"""One object that is being sent: which of its fragments left, and which are held.
+"""One object that is being sent: which of its fragments have left, and which the receiver holds.
 
-The receiver owns the list of holes (`Incoming.held`), the sender learns it from REPORTs. A fragment goes out
-again only when its last transmission is at or below the highest seq that the receiver heard and the receiver
-does not hold it; there is no retry limit. At an object's end, where waiting for the REPORT on the last
-fragments would leave the air idle, REPAIRs go out for as many as the link is likely to have lost.
-"""
+The receiver owns the list of holes (`Incoming.held`); the sender learns it from REPORTs. A fragment is resent
+only when its last transmission is at or below the highest seq that the receiver heard and the receiver does
+not hold it; there is no retry limit. At an object's end, where waiting for the REPORT on the last fragments
+would leave the air idle, REPAIRs go out for as many as are likely to be lost."""
 
 from __future__ import annotations
 
@@ -25,8 +24,7 @@ _LITTLE = 0.1  # a probability of a loss that is not worth a repair
 
 
 def deadline_of(kind: int, priority: int, deadline_s: float | None, now: float) -> float:
-    """When an object that is offered now is given up; inf without a deadline. Raises ValueError for a value
-    out of range."""
+    """Return when an object offered now expires, inf for never. Raises ValueError for a bad value."""
     if not 0 <= priority <= 7 or not 0 <= kind <= 255:
         raise ValueError(f"kind {kind} must be 0..255, priority {priority} 0..7")
     if deadline_s is not None and not 0 < deadline_s < 2**32:
@@ -36,31 +34,26 @@ def deadline_of(kind: int, priority: int, deadline_s: float | None, now: float) 
 
 @dataclass(frozen=True, slots=True)
 class ReportOutcome:
-    """What a REPORT settled: the fates of fragments by their length, as the last one is shorter than the
-    others, and in how many bursts the lost ones were lost, one after the other as they were transmitted."""
+    """What a REPORT settled. `fates`: of fragments, by length, as the last one is shorter. `bursts`: the runs
+    of losses in order of transmission."""
 
     fates: Mapping[int, DeliveryStats]
     bursts: int
 
     @property
     def lost(self) -> float:
-        """The fragments that were found lost."""
         return sum(each.lost for each in self.fates.values())
 
     @property
     def settled(self) -> float:
-        """The fragments whose fate was decided either way."""
+        """The number of fragments whose fate was decided either way."""
         return self.lost + sum(each.kept for each in self.fates.values())
 
 
 class Outgoing:
-    """An object being sent in one epoch of the sender. name: its digest, where somebody has computed it: it
-    takes as long as reading the whole object.
-
-    Every fragment is in one of three sets: `acknowledged`, which the receiver holds as far as its last REPORT
-    says, in flight, or `to_send`. `deadline` is a time on the session's clock; `withdrawn` says why, as the
-    CANCEL does.
-    """
+    """An object being sent in one epoch. `name`: its digest if known, as computing it reads the whole object.
+    Every fragment is in one of three sets: `acknowledged`, which the receiver holds by its last REPORT, in
+    flight, or `to_send`. `deadline` is on the session's clock; `withdrawn` is CANCEL's reason."""
 
     def __init__(
         self,
@@ -82,7 +75,7 @@ class Outgoing:
         self._all = (1 << self.count) - 1
         self.acknowledged = 0
         self.to_send = self._all
-        self._reported = 0  # fragments of which some REPORT spoke
+        self._reported = 0  # fragments that some REPORT covered
         self._sent = 0  # fragments transmitted at least once
         self._flight: deque[tuple[int, int]] = deque()  # (seq, fragment), ascending in seq
         self._repairs: deque[tuple[int, int]] = deque()  # (seq, generation), ascending in seq
@@ -94,8 +87,8 @@ class Outgoing:
         self.resent = 0
 
     def recut(self, fragment_bytes: int, object_id: int) -> Outgoing:
-        """The same object in fragments of another length, under another id, by which its frames and their
-        REPORTs are told from those before. What is known to be held is not sent again."""
+        """Return the object in fragments of another length, without those that are known to be held. Its new
+        id tells its frames and REPORTs from those before."""
         other = Outgoing(
             self.kind, self.payload, fragment_bytes, object_id=object_id, priority=self.priority,
             deadline=self.deadline, name=self.digest,
@@ -110,12 +103,10 @@ class Outgoing:
     # -- its state -------------------------------------------------------------------------------------
 
     def withdraw(self, reason: Reason) -> None:
-        """This end gives the object up, and has to say so."""
         self.meet(OutgoingEvent.WITHDRAW)
         self.withdrawn, self.deadline = reason, math.inf
 
     def meet(self, event: OutgoingEvent) -> None:
-        """Something that the object's state follows from has happened, see `states`."""
         after = OUTGOING[self.state].get(event)
         assert after is not None, f"{event.name} in state {self.state.name}"
         self.state = after
@@ -127,14 +118,14 @@ class Outgoing:
 
     @property
     def complete(self) -> bool:
-        """Whether the receiver has said that it holds every fragment."""
+        """Whether the receiver has reported every fragment held."""
         return self.state in (OutgoingState.WHOLE, OutgoingState.WITHDRAWN_WHOLE)
 
     # -- its fragments ---------------------------------------------------------------------------------
 
     @property
     def first_bytes(self) -> int:
-        """The length of the first fragment, and of all but the last."""
+        """The length of all fragments but the last."""
         return min(self.fragment_bytes, len(self.payload))
 
     @property
@@ -144,46 +135,39 @@ class Outgoing:
 
     @property
     def remaining_bytes(self) -> int:
-        """The bytes that the receiver is not known to hold."""
         return max(0, len(self.payload) - self.acknowledged.bit_count() * self.fragment_bytes)
 
     @property
     def holes(self) -> int:
-        """The fragments that are to be sent again, as a set."""
+        """The set of fragments that are to be resent."""
         return self.to_send & self._sent
 
     @property
     def in_flight(self) -> int:
-        """The number of fragments transmitted, and of repairs, of which no REPORT has spoken yet."""
+        """The number of fragments and repairs sent and not yet reported on."""
         return len(self._flight) + len(self._repairs)
 
     def fragment(self, index: int) -> bytes:
-        """The bytes of fragment `index`."""
         start = index * self.fragment_bytes
         return self.payload[start : start + self.fragment_bytes]
 
     def offer(self, now: float) -> bytes:
-        """The payload of an OFFER that leaves now."""
         left_s = 0 if math.isinf(self.deadline) else max(1, math.ceil(self.deadline - now))
         return Offer(self.digest, len(self.payload), self.fragment_bytes, self.kind, left_s).encode()
 
     def generation(self, number: int) -> int:
-        """The fragments of a generation, as a set."""
         return self._all & _WHOLE << number * GENERATION
 
     def repair(self, generation: int, transmission: tuple[int, int]) -> bytes:
-        """The payload of a REPAIR of a generation that goes out as (epoch, seq)."""
+        """Return the payload of a REPAIR of a generation that leaves as (epoch, seq)."""
         chosen = fragments.mask(self.digest, transmission, generation, self.count)
         length = fragments.repair_bytes(len(self.payload), self.fragment_bytes, generation)
         summed = fragments.total(self.payload, self.fragment_bytes, generation, chosen)
         return summed.to_bytes(length, "little")
 
     def next_fragment(self, loss: float = 0.0) -> int | None:
-        """The first fragment to be sent, None when there is none.
-
-        `loss`: share (0..1) of what is in flight that will be lost. Of a generation whose repairs in
-        flight are likely to give what is missing nothing else is sent.
-        """
+        """Return the next fragment to send, if any. `loss`: the share (0..1) of what is in flight that will
+        be lost; a generation that repairs in flight are likely to complete is left out."""
         todo = self.to_send
         if todo and (self._repairs or self._equations):
             for generation in {generation for _, generation in self._repairs} | self._equations.keys():
@@ -192,12 +176,8 @@ class Outgoing:
         return (todo & -todo).bit_length() - 1 if todo else None
 
     def deficit(self, loss: float, burst: float = 1.0) -> tuple[float, int]:
-        """The generation that lacks most, after the number of frames that are to be added to those in flight,
-        so that what it misses is likely to arrive; (-inf, 0) if nothing is missing.
-
-        loss: share (0..1) of what is in flight that will be lost; burst: how many times longer losses last
-        than if they were independent.
-        """
+        """Return how many more frames the neediest generation needs in flight, and its number; (-inf, 0) for
+        none. `loss`: as in `next_fragment`; `burst`: the length of losses relative to independent ones."""
         most = (-math.inf, 0)
         for generation in range(-(-self.count // GENERATION)):
             missing = self._missing(generation)
@@ -206,14 +186,13 @@ class Outgoing:
         return most
 
     def _missing(self, generation: int) -> int:
-        """The frames that the receiver needs to complete a generation, as of its last REPORT."""
+        """Return the frames that the receiver needs to complete a generation, by its last REPORT."""
         holes = self.generation(generation) & ~self.acknowledged
         return max(holes.bit_count() - self._equations.get(generation, 0), 1) if holes else 0
 
-    # -- what befalls it -------------------------------------------------------------------------------
+    # -- what happened to it ---------------------------------------------------------------------------
 
     def sent(self, index: int, seq: int) -> None:
-        """Fragment `index` was transmitted as frame `seq`."""
         bit = 1 << index
         self._flight.append((seq, index))
         self.to_send &= ~bit
@@ -222,19 +201,15 @@ class Outgoing:
         self._sent |= bit
 
     def repair_sent(self, generation: int, seq: int) -> None:
-        """A repair of the generation was transmitted as frame `seq`."""
         self._repairs.append((seq, generation))
         self._airborne[generation] += 1
 
     def report(
         self, report: Report, *, heard: tuple[int, int], epoch: int, slack: int = 0
     ) -> ReportOutcome | None:
-        """Take in what the receiver holds; None, and no change, if the report is not about this object,
-        or older than one taken before.
-
-        heard: epoch and seq of the frame that brought it. epoch: ours; a report from before this end's
-        restart may count in fragments of another length. slack: frames that may overtake one another.
-        """
+        """Take in what the receiver holds; None, with no change, for another object's or an outdated REPORT.
+        `heard`: epoch and seq of its frame. `epoch`: this end's; a REPORT from before its restart may count
+        in fragments of another length. `slack`: the number of frames that may be reordered."""
         if report.unknown or report.epoch != epoch or report.prefix != self.digest[:PREFIX_BYTES]:
             return None
         if heard <= self._heard or report.held & ~self._all:
@@ -266,8 +241,8 @@ class Outgoing:
         self._repairs = deque(entry for entry in self._repairs if entry[0] > highest)
         self._airborne = Counter(index // GENERATION for _, index in still)
         self._airborne.update(generation for _, generation in self._repairs)
-        # Of what no REPORT spoke yet (one that was cut to fit its frame) nothing is known: it may be
-        # held since before a restart of ours, so it waits for the report that reaches so far.
+        # What no REPORT covered yet (one may be cut to fit its frame) is unknown: it may have been
+        # held since before this end's restart, so it waits for a REPORT that covers it.
         self.to_send = (self._reported | self._sent) & ~self.acknowledged & ~flying
         last_bytes = len(self.payload) - last * self.fragment_bytes
         fates = {last_bytes: DeliveryStats(lost[0], kept[0])}
@@ -277,13 +252,11 @@ class Outgoing:
 
 
 def _lacks(missing: int, airborne: int, loss: float, burst: float) -> float:
-    """The number of frames that are to be added to those in flight, so that `missing` arrive in 9 of 10
-    cases.
+    """Return how many more frames must be in flight for `missing` to arrive in 9 of 10 cases.
 
-    A frame arrives with probability 1 - loss, so the number that does is about normal; in bursts its
-    variance is 2 burst - 1 times that of single losses (Gilbert 1960: the chain's correlation time). One
-    more than is missing is wanted: a repair that tells nothing new takes its place once or twice.
-    """
+    A frame arrives with probability 1 - loss, so the number that does is about normal; in bursts its variance
+    is 2 burst - 1 times that of single losses (Gilbert 1960: the chain's correlation time). One more than is
+    missing is wanted, as a repair is redundant once or twice."""
     if missing == airborne and 1 - (1 - loss) ** airborne <= _LITTLE:
         return 0.0
     arrive = airborne * (1 - loss)

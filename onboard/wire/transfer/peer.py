@@ -1,18 +1,14 @@
-"""What one end knows of its peer: whether it is there, and where; whether it owes an answer; and how many
-frames are lost on either way.
+"""What one end knows of its peer: whether it is there and where, whether it owes an answer, and the losses.
 
-On a port where addresses change, an end that knows where the peer is says HELLO when it has heard nothing for
-some time: the peer may have lost its state, and with it where this end is, or either may have moved. A peer
-that lives answers to where the HELLO came from, which is how it is found again; a POLL then proves to it that
-this end is there, too. Keep-alives are rare: RFC 8085, section 3.5, asks for 15 s at least between those of
-UDP, and an idle link that answers is asked ever more seldom.
+On a port where addresses change, an end that knows the peer's address sends HELLO after a silence: the peer
+may have lost its state, and this end's address with it, or either may have moved. A live peer answers to the
+HELLO's source, which is how it is found again; a POLL then proves to it that this end lives as well.
+Keep-alives are rare: RFC 8085, section 3.5, asks for 15 s at least between those of UDP, and an idle link
+that answers is asked ever more seldom. A peer that owes an answer for too long is silent: it is sent
+questions alone, at intervals that grow to 2 s.
 
-A peer that gave no answer for too long is silent: it is asked ever more slowly, down to every 2 s, and is
-sent nothing else.
-
-Losses are modelled as those of a Gilbert channel (E. N. Gilbert, Capacity of a Burst-Noise Channel, BSTJ 39,
-1960): a share of frames lost, in bursts of some mean length.
-"""
+Losses are modelled as a Gilbert channel (E. N. Gilbert, Capacity of a Burst-Noise Channel, BSTJ 39, 1960): a
+share of frames lost, in bursts of some mean length."""
 
 from __future__ import annotations
 
@@ -27,11 +23,11 @@ from onboard.wire.security.security_context import RekeyHandshake
 QUIET_S = 15.0
 _FIRST_S = 2.0  # after the start, when whatever there is to say has not been answered
 _AGAIN_S = 2.0  # without an answer, and twice as long each time
-_AT_LAST_S = 60.0  # 3 frames, 200 B on UDP, a minute
+_AT_LAST_S = 60.0  # the longest: 3 frames, 200 B on UDP, a minute
 _TOUCH_S = 10.0  # after a proof of the peer's; two turns at their longest are less
-_DOUBTFUL = 2  # of these in a row without an answer: a frame may be lost
+_DOUBTFUL = 2  # unanswered in a row, as a frame may be lost
 
-_QUICK_TURNS = 12  # half-duplex: a question in each, and then every 2 s
+_QUICK_TURNS = 12  # half-duplex: each with a question; later ones follow every 2 s
 # Full duplex: the first questions to a peer that has fallen silent, and how much more slowly the next ones
 # follow, up to RETRY_S. A burst of losses that is counted in frames is over sooner the sooner they are sent:
 # of 9.6 kbit/s with 40 % lost in bursts of 5 it is worth 1.5 %. 22 questions more, 0.5 kB, a silence.
@@ -39,15 +35,15 @@ _SILENT_FIRST_S, _SILENT_SLOWER = 0.25, 1.1
 
 MOST_LOSS = 0.7
 """A link that loses a larger share is as good as down, and no margin makes up for it."""
-_FATES = 8  # frames whose fates weigh as much as the first guess, that losses are few and single
-_REMEMBERED = 512  # fates, beyond which older ones count half
-_SHORT = 8  # short frames from which on they alone say what short frames meet
-_BUSY_S = 4.0  # the pause after the last DATA, after which the peer's bulk is over
+_FATES = 8  # the weight, in frames, of the first guess that losses are few and single
+_REMEMBERED = 512  # beyond this many fates older ones count half
+_SHORT = 8  # from this many on, short frames alone give the fates
+_BUSY_S = 4.0  # after the last DATA; then the peer's bulk is over
 
 
 @dataclass(frozen=True, slots=True)
 class DeliveryStats:
-    """The numbers of frames of one length that were lost, and that were not."""
+    """The numbers of frames of one length that were lost and kept."""
 
     lost: float = 0
     kept: float = 0
@@ -57,13 +53,11 @@ class DeliveryStats:
 
 
 class ReceiveStats:
-    """Counts every authentic frame of the peer's. Losses show as gaps in the seqs of its present epoch.
+    """Counts the peer's authentic frames. Gaps in the seqs of its present epoch count as losses.
 
     `epoch`: the peer's, 0 until it was heard; `at`: when the last frame came; `bytes`: on the wire;
-    `is_busy`: whether the peer was sending pieces of objects when it was heard last; `fragment_bytes`: of the
-    object that it offered last, 0 for none; `bulk_s`: contact time from the first piece of an object to the
-    last one.
-    """
+    `is_busy`: whether the peer was sending fragments of objects when last heard; `fragment_bytes`: of the
+    object that it offered last, 0 for none; `bulk_s`: contact time from the first fragment to the last."""
 
     def __init__(self) -> None:
         self.epoch = self.bytes = self.fragment_bytes = 0
@@ -78,8 +72,8 @@ class ReceiveStats:
     def heard(
         self, frame: Frame, wire_bytes: int, now: float, link_now: float, *, object_comes: bool = False
     ) -> bool:
-        """Count a frame; returns whether its epoch is newer than those before. object_comes: the peer may
-        have sent fragments, so that nobody knows how long the lost frames were."""
+        """Count a frame; returns whether its epoch is newer than those before. `object_comes`: the peer may
+        have sent fragments, so the length of lost frames is unknown."""
         restarted = frame.epoch > self.epoch
         is_bulk = frame.type in (Type.DATA, Type.REPAIR)
         if is_bulk:
@@ -102,12 +96,11 @@ class ReceiveStats:
         return restarted
 
     def rekeyed(self) -> None:
-        """The ends agreed on a new salt, under which the peer's epochs count anew."""
         self.epoch = 0
         self._rekeyed += 1
 
     def order(self, frame: Frame) -> tuple[int, int]:
-        """A key that orders the peer's frames by when they were sent, across its restarts and new salts."""
+        """Return a key that orders the peer's frames as they were sent, across its restarts and new salts."""
         return self._rekeyed << 16 | frame.epoch, frame.seq
 
     @property
@@ -116,9 +109,9 @@ class ReceiveStats:
 
     @property
     def fates(self) -> dict[int, DeliveryStats]:
-        """What became of the peer's frames, by length. Nobody knows how long a lost frame was, so all count
-        as having the mean length of those that came. Frames that came while no object did are preferred, as
-        long frames are lost first; until there are enough of them, all frames of the epoch count."""
+        """The fates of the peer's frames, by length; lost frames count at the mean length of those that came.
+        Frames that came while no object did are preferred, as long frames are lost first; until there are
+        enough of them, all frames of the epoch count."""
         if self._short_frames >= _SHORT:
             mean_bytes = self._short_bytes // self._short_frames
             return {mean_bytes: DeliveryStats(self._short_lost, self._short_frames)}
@@ -133,7 +126,7 @@ class ReceiveStats:
 
     @property
     def burst(self) -> float:
-        """How many times longer losses last than if they were independent of one another; 1 or more."""
+        """How many times longer losses last than independent ones would; 1 or more."""
         return max(1.0, (self._lost + _FATES) / (self._gaps + _FATES) * (1 - self.loss))
 
     @property
@@ -145,17 +138,16 @@ class ReceiveStats:
 
 
 class LossEstimator:
-    """Estimates the losses of this end's frames from the fates that REPORTs told."""
+    """Estimates the losses of this end's frames from what REPORTs settle."""
 
     def __init__(self) -> None:
         self.forget()
 
     def forget(self) -> None:
-        """Begin anew: the fragments that follow have another length, and meet other losses."""
+        """Begin anew: fragments of another length meet other losses."""
         self._lost = self._bursts = self._settled = 0.0
 
     def weigh(self, lost: float, bursts: int, settled: float) -> None:
-        """So many of the `settled` fragments were lost, in so many bursts."""
         self._lost += lost
         self._bursts += bursts
         self._settled += settled
@@ -164,17 +156,16 @@ class LossEstimator:
 
     @property
     def measured(self) -> float:
-        """The share of fragments that were lost, of the latest few hundred whose fate is known."""
+        """The loss rate of the latest few hundred fragments whose fate is known."""
         return self._lost / self._settled if self._settled else 0.0
 
     @property
     def expected(self) -> float:
-        """`measured`, as far as the evidence for it goes, 0..MOST_LOSS: one frame lost of one says little."""
+        """`measured`, discounted for lack of evidence, 0..MOST_LOSS: one frame lost of one says little."""
         return min(self._lost / (self._settled + _FATES), MOST_LOSS)
 
     @property
     def burst(self) -> float:
-        """How many times longer losses last than if they were independent of one another; 1 or more."""
         mean_frames = (self._lost + _FATES) / (self._bursts + _FATES)
         return max(1.0, mean_frames * (1 - self.expected))
 
@@ -186,18 +177,16 @@ class LossEstimator:
 
 
 class PeerLiveness:
-    """Follows this end's questions, whatever they are about: what the peer owes, and when to ask it again.
+    """Tracks this end's questions: whether the peer owes an answer, and when to ask again.
 
-    The first questions follow the rules of the object that they are about. On half-duplex an end that handed
-    over a turn with a question in it waits for the answer, and asks again when it does not come. `silent`:
-    the peer owes an answer and gives none; `answer_due`: on half-duplex, this end handed a question over.
-    `retry_at`: when to ask again, if nothing else may leave; `spoke`: on half-duplex, whether something in
-    this turn wants an answer.
-    """
+    The first questions about an object follow its sender's pace. On half-duplex, an end that hands over a
+    turn with a question in it waits for the answer, and asks again when none comes. `silent`: the peer has
+    owed an answer for too long; `answer_due`: on half-duplex, this end handed a question over; `retry_at`:
+    when to ask again, if nothing else may leave; `spoke`: on half-duplex, this turn asked something."""
 
     def __init__(self, timing: Timing) -> None:
         self._timing = timing
-        self._since: float | None = None  # end of the first question since the peer was heard
+        self._since: float | None = None  # the end of the first question since the peer was heard
         self._misses = 0  # questions since the peer was heard
         self._in_silence = 0  # of these, to a silent peer
         self.silent = self.answer_due = self.spoke = False
@@ -205,11 +194,10 @@ class PeerLiveness:
 
     @property
     def loss(self) -> float:
-        """The loss to assume: a half where questions have no answer yet, 0 where nothing is suspected."""
+        """The loss to assume: a half while questions have no answer yet, 0 where nothing is suspected."""
         return 0.5 if self._misses and not self.silent else 0.0
 
     def asked(self, end: float) -> None:
-        """A question has left, its last bit at `end`."""
         if self._since is None:
             self._since = end
         self._misses += 1
@@ -221,46 +209,41 @@ class PeerLiveness:
         self.retry_at = end if quick else end + patience_s
 
     def hand_over(self, end: float) -> None:
-        """On half-duplex, this end's turn is over at `end`."""
         self.answer_due, self.spoke = self.spoke, False
         if self.answer_due:
             self.asked(end)
 
     def heard(self) -> None:
-        """Something authentic came from the peer."""
         self.silent = self.answer_due = False
         self._since = None
         self._misses = self._in_silence = 0
 
     def silent_at(self, fragments: int) -> float:
-        """When the peer, asked about an object of so many fragments, becomes silent; inf for never."""
+        """Return when a peer asked about an object of this many fragments becomes silent; inf for never."""
         if self.silent or self._since is None:
             return math.inf
         return self._since + self._timing.silence_s(fragments)
 
     def tick(self, now: float, fragments: int) -> None:
-        """The peer becomes silent if its time is up."""
         if now >= self.silent_at(fragments):
             self.silent, self.retry_at = True, now
 
 
 class Presence:
-    """Whether the peer is there, and where. quiet_s: after a silence so long it is asked; inf for never.
+    """Whether the peer is there, and where. `quiet_s`: after this silence it is asked; inf for never.
 
-    proof_of_life: whether the frame that was heard last proves that the peer is where it came from, now: it
-    is authentic, and the newest so far or a fresh HELLO, which no recording of it is. is_asked: whether the
-    HELLO that was heard last proved that, or is one to answer of a peer that has been still: it may be a
-    recording, but nobody's turn is lost by it. destination: where the frame that was sent
-    last goes; None for the peer. active_at: when the peer last said anything but that it is there.
-    is_reachable: whether it is known where the peer is; until it is, nothing leaves but answers to HELLOs.
-    """
+    `proof_of_life`: whether the last frame proves that the peer is now at its source: it is authentic, and
+    the newest so far or a fresh HELLO, which no replay is. `is_asked`: whether the last HELLO proved that, or
+    is to be answered because the peer was still; it may be a replay, but costs nobody a turn. `destination`:
+    where the last frame goes, None for the peer. `active_at`: when the peer last said more than that it is
+    there. `is_reachable`: whether its address is known; until then only answers to HELLOs leave."""
 
     def __init__(self, greeting: RekeyHandshake, timing: Timing, quiet_s: float, now: float) -> None:
         self.liveness = PeerLiveness(timing)
         self._greeting, self._half_duplex = greeting, timing.half_duplex
         self._quiet_s = self._interval_s = quiet_s
         self._asked = 0  # without an answer
-        self._owes_proof = False  # the peer answered, and cannot know yet that it is this end that asked
+        self._owes_proof = False  # the peer answered a HELLO, which may have been a replay for all it knows
         self._ask_at = now + _FIRST_S if quiet_s < math.inf else math.inf
         self.is_reachable = True
         self.proof_of_life = self.is_asked = False
@@ -270,18 +253,17 @@ class Presence:
 
     @property
     def in_doubt(self) -> bool:
-        """Whether the peer was asked, more than once, and gave no answer: it may be elsewhere."""
+        """Whether the peer left more than one question unanswered: it may be elsewhere."""
         return self.liveness.silent or self._asked >= _DOUBTFUL or self._greeting.in_doubt
 
     @property
     def alone(self) -> bool:
-        """Whether nothing may leave but what `frame` gives."""
+        """Whether nothing may leave but the frames of `frame`."""
         return not self.is_reachable or self._greeting.is_unsure
 
     # -- what may leave --------------------------------------------------------------------------------
 
     def frame_at(self) -> float:
-        """When the next frame of `frame` is due."""
         if not self.is_reachable:
             return -math.inf if self._greeting.owes else math.inf
         due_at = self._greeting.due_at()
@@ -292,12 +274,10 @@ class Presence:
         return math.inf if self._greeting.is_settling else self._ask_at
 
     def frame(self) -> PendingFrame:
-        """The frame that is due, ahead of all others."""
         is_hello = self._greeting.owes or self.alone or not self._owes_proof
         return self._greeting.say() if is_hello else PendingFrame(Type.POLL)
 
     def sent(self, send: PendingFrame, end: float) -> None:
-        """A frame leaves, its last bit at `end`."""
         if send.type is not Type.HELLO:
             self._owes_proof = False
             return
@@ -307,7 +287,7 @@ class Presence:
         self._greeting.said(end)
 
     def ask(self) -> None:
-        """There is a reason to ask the peer now: it may be where it was not looked for yet."""
+        """Ask the peer at once: it may be at an address that was not tried yet."""
         self._ask_at = -math.inf
 
     # -- what was heard --------------------------------------------------------------------------------
@@ -315,7 +295,7 @@ class Presence:
     def greet(
         self, raw: bytes, now: float, link_now: float, origin: Origin
     ) -> tuple[Frame | None, list[Event]]:
-        """A HELLO, or anything at all while there is no salt: the frame, if it is one, and what it brings."""
+        """Take in a HELLO, or any frame while there is no salt; the frame is None if it is not one."""
         frame = self._greeting.open(raw)
         if frame is None:
             return None, []
@@ -342,7 +322,7 @@ class Presence:
         is_sign = is_hello or (frame.type is Type.POLL and not frame.object_id)
         if not is_sign:
             self.active_at = now
-        if not is_sign and frame.type is not Type.MSG:  # which a board says about itself once a minute
+        if not is_sign and frame.type is not Type.MSG:  # a board sends its health once a minute
             self._interval_s = self._quiet_s
         elif self._asked:
             self._interval_s = min(2 * self._interval_s, _AT_LAST_S)

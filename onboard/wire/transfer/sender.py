@@ -1,11 +1,9 @@
-"""The sender of one object: which frame of the object may leave next, and when.
+"""The sender of one object: which of its frames may leave next, and when.
 
-The OFFER leaves first, then the fragments, then what the REPORTs show as lost, and a question whenever
-nothing else is left to send. How much may be in flight, and how often the receiver is asked for REPORTs,
-follows from the link's round trip and from the losses that were measured: the air is kept busy, and no more
-than that, so that a receiver that dies takes little with it, and a peer that is away is asked little. The
-sender knows nothing of other objects, or of whether the peer is there at all.
-"""
+The OFFER leaves first, then the fragments, then what REPORTs show as lost, and a question whenever nothing
+else is left to send. The window and the pace of the questions follow from the link's round trip and the
+measured losses. They keep the air busy and no more, so that a receiver that dies takes little with it and an
+absent peer is asked little. The sender knows nothing of other objects, or of whether the peer is there."""
 
 from __future__ import annotations
 
@@ -22,22 +20,21 @@ from onboard.wire.transfer.states import OutgoingEvent
 BULK = (Type.DATA, Type.REPAIR)
 _QUESTIONS = 16
 _PROBES = 2  # fragments in flight where none of their length ever passed; one where some were lost
-_OFFER_EVERY = 8  # fragments that follow an OFFER without waiting for its answer are in vain if it is lost
-_QUICK_ASKS = 12  # questions, 288 B where little is lost; the ones after that follow ever more slowly
+_OFFER_EVERY = 8  # fragments sent before an OFFER is answered are in vain if it is lost
+_QUICK_ASKS = 12  # questions, 288 B where little is lost; later ones follow ever more slowly
 _LITTLE_LOSS = 0.05
 _MOST_BURST = 3.0
 _SLOWER_FROM_S, _SLOWER = 0.25, 1.5
-_MAX_ACCEPT_S = 30.0  # the longest pause between two questions about an object that is not yet accepted
+_MAX_ACCEPT_S = 30.0  # the longest pause between questions about a complete object that is not accepted
 
 
 class ObjectSender:
     """Sends `object` in this end's `epoch`.
 
     `ask_at`: when to ask (again), if nothing else can be sent; `asks`: the questions since the receiver last
-    reported on it. `fruitless`: the answers in a row that told of losses alone; `is_doubtful`: no fragment of
-    that length is known to have passed; `was_recut`: see FragmentSizer. `progress_at`: when the receiver last
-    reported more of it; `is_stuck`: this was told.
-    """
+    reported. `fruitless`: the REPORTs in a row that told of losses alone; `is_doubtful`: no fragment of this
+    length is known to have passed; `was_recut`: the object was refragmented. `progress_at`: when the receiver
+    last reported more of it; `is_stuck`: the application knows that nothing comes through."""
 
     def __init__(
         self,
@@ -59,19 +56,18 @@ class ObjectSender:
         self._timing, self._hearing, self._loss, self._epoch = timing, hearing, loss, epoch
         self._offer_seq = 0  # seq of the last OFFER; 0 when an OFFER is due
         self._cancel_seq = 0  # seq of the first CANCEL
-        self._questions: list[int] = []  # seqs of those since the last REPORT, the first ones
+        self._questions: list[int] = []  # the seqs of the first ones since the last REPORT
         self._unpolled = 0  # fragments sent since the last POLL flag
         self._unoffered = 0  # fragments sent since the last OFFER
 
     @property
     def is_unheard_of(self) -> bool:
-        """Whether the receiver cannot have heard of the object in this epoch, or has forgotten it."""
+        """Whether the receiver cannot know of the object: not offered in this epoch, or forgotten."""
         return not self._offer_seq and not self.object.in_flight
 
     # -- what may leave --------------------------------------------------------------------------------
 
     def next(self) -> tuple[float, Type]:
-        """When the next frame may leave, and its type."""
         outgoing = self.object
         if outgoing.withdrawn is not None:
             return self.ask_at, Type.CANCEL
@@ -85,7 +81,6 @@ class ObjectSender:
         return self.ask_at, Type.POLL if outgoing.answered else Type.OFFER
 
     def frame(self, type_: Type, now: float, seq: int) -> PendingFrame:
-        """The frame of that type, which will be frame `seq`."""
         outgoing = self.object
         if type_ is Type.DATA:
             return self._data()
@@ -101,15 +96,13 @@ class ObjectSender:
         return PendingFrame(type_, payload, outgoing.object_id, poll=True, question=True, is_outgoing=True)
 
     def question(self) -> PendingFrame:
-        """The question to a peer that owes an answer. It takes 24 B; a receiver that never got the OFFER
-        answers "unknown". A question about an object that is withdrawn names its digest, as a receiver that
-        restarted knows nothing else of it."""
+        """Return the 24-byte question to a peer that owes an answer; without the OFFER it answers "unknown".
+        A withdrawn object's is CANCEL, as its digest is all that a restarted receiver knows."""
         if self.object.withdrawn is not None:
             return self.frame(Type.CANCEL, 0.0, 0)
         return PendingFrame(Type.POLL, b"", self.object.object_id, poll=True, question=True, is_outgoing=True)
 
     def data_bytes(self) -> int:
-        """The payload bytes of the fragment that would leave next."""
         return len(self.object.fragment(self._next_fragment()))
 
     def _next_fragment(self) -> int:
@@ -118,8 +111,7 @@ class ObjectSender:
         return index
 
     def _data(self) -> PendingFrame:
-        """It asks for a REPORT if it is the last one that the window allows, and once in each round trip; on
-        half-duplex the end of the turn asks instead."""
+        """It polls as the window's last, and once a round trip; on half-duplex the turn's end does."""
         outgoing, index, window = self.object, self._next_fragment(), self._window
         poll = not self._timing.half_duplex and (
             self.is_doubtful
@@ -141,7 +133,6 @@ class ObjectSender:
     # -- what befalls it -------------------------------------------------------------------------------
 
     def sent(self, send: PendingFrame, seq: int, end: float) -> None:
-        """A frame of this sender leaves as `seq`, its last bit at `end`."""
         if send.question and len(self._questions) < _QUESTIONS:
             self._questions.append(seq)
         self.asks += send.question and not (send.type is Type.OFFER and self._unoffered)
@@ -162,17 +153,17 @@ class ObjectSender:
             self.ask_at = end + self._patience_s()
 
     def missed(self, seq: int) -> int:
-        """The number of questions that were lost before frame `seq`, which the receiver heard."""
+        """Return how many questions were lost before frame `seq`, which the receiver heard."""
         before = sum(asked < seq for asked in self._questions)
         self._questions = [asked for asked in self._questions if asked > seq]
         return before
 
     def was_cancelled(self, report: Report) -> bool:
-        """Whether the REPORT answers a CANCEL, the only question about an object that is withdrawn."""
+        """Return whether the REPORT answers a CANCEL, the only question about a withdrawn object."""
         return report.epoch == self._epoch and report.seq >= self._cancel_seq > 0
 
     def unknown(self, report: Report) -> None:
-        """The receiver knows no such object: if it heard the last OFFER's seq, another OFFER is due."""
+        """Offer the object again if the receiver that does not know it heard the last OFFER's seq."""
         if report.epoch != self._epoch or report.seq >= self._offer_seq:
             self.object.meet(OutgoingEvent.UNKNOWN_REPORTED)
             self._offer_seq = 0
@@ -184,11 +175,10 @@ class ObjectSender:
         """The number of fragments that may be in flight.
 
         It is 1/64 of the object, so that a receiver that is killed takes no more with it. It is at least one
-        bandwidth-delay product for each round trip in which a question may be lost, and one more in which the
-        last question is answered, so that a lost REPORT does not stall the flow. On half-duplex a turn
-        carries 1/16 of the object, or more in the same proportion, because each turn costs two changes of
-        direction, and a lost answer costs two more.
-        """
+        bandwidth-delay product for each round trip in which a question may be lost, and one for the last
+        question's answer, so that a lost REPORT does not stall the flow. A half-duplex turn carries 1/16 of
+        the object, or more in proportion: each turn costs two changes of direction, a lost answer two
+        more."""
         outgoing, count = self.object, self.object.count
         round_trip = self._timing.round_trip_fragments(count, outgoing.fragment_bytes)
         if not outgoing.answered:
@@ -208,19 +198,15 @@ class ObjectSender:
 
     @property
     def _repair_asks(self) -> bool:
-        """Whether a REPAIR is sent in place of a POLL: it asks as well, it may bring what is missing, and the
-        air would have been idle until the next question."""
+        """Whether a REPAIR replaces a POLL: it asks as well and may fill a hole, in air otherwise idle."""
         if self.object.complete or self._timing.half_duplex or self._loss.expected < _LITTLE_LOSS:
             return False
         return self._timing.fragment_s(self.object.fragment_bytes) <= self._quick_s
 
     def _patience_s(self) -> float:
-        """The pause after the latest question, if nothing else is left to send.
-
-        On a link that loses little the answer is waited for. On one that loses more, a few questions follow
-        each other within one round trip, as the idle air is worth less than the round trip. After these they
-        follow ever more slowly.
-        """
+        """Return the pause after the latest question, if nothing else is left to send. On a link that loses
+        little, the answer is awaited. On one that loses more, a few questions follow within one round trip,
+        as idle air is worth less than the round trip; later ones follow ever more slowly."""
         if self.object.complete:
             return min(RETRY_S * 2.0 ** min(self.asks, 8), _MAX_ACCEPT_S)
         if self._timing.half_duplex:
@@ -234,15 +220,13 @@ class ObjectSender:
 
     @property
     def _round_trips(self) -> float:
-        """The number of round trips, with a question in each, of which at least one brings an answer in 99 of
-        100 cases."""
+        """The round trips, with a question in each, for at least one answer in 99 of 100 cases."""
         return self._loss.questions * self._loss.burst
 
     @property
     def _spare_round_trips(self) -> float:
-        """The length of a window in round trips: those in which questions may be lost, and one in which the
-        last question is answered. Where losses come in bursts there are more, as the answers have bursts
-        too."""
+        """The window's length in round trips: those that may lose their question, and one to answer the last.
+        Bursts of losses need more, as the answers have bursts too."""
         return self._round_trips * min(self._loss.burst, _MOST_BURST) + 1
 
     @property
@@ -251,6 +235,6 @@ class ObjectSender:
 
     @property
     def _quick_s(self) -> float:
-        """The pause between two questions, so short that enough of them leave while one answer is awaited."""
+        """The pause between questions of which enough leave while one answer is awaited."""
         questions = max(self._loss.questions, min(self.asks, _QUICK_ASKS))
         return max(self._answer_s / questions, 8 * self._timing.airtime_s(OVERHEAD_BYTES))

@@ -1,9 +1,7 @@
-"""The life of one object, at the end that sends it and at the end that receives it.
+"""The states of one object at its sender and at its receiver, and the events that change them.
 
-Everything that changes the state of an object is an event here, and a table says what follows from each:
-whatever a peer may send has an entry in every state in which it can come, and any other event is an error of
-this program. docs/wire.md shows both tables as diagrams.
-"""
+Two tables give every transition; docs/wire.md draws them as diagrams. Whatever a peer may send has an entry
+in every state in which it can come; any other event is a bug in this program."""
 
 from __future__ import annotations
 
@@ -15,68 +13,66 @@ class OutgoingState(Enum):
     """What the sender knows of an object that it sends."""
 
     QUEUED = "queued"
-    """The object waits: no OFFER of it has left in this epoch."""
+    """No OFFER of the object has left in this epoch."""
     OFFERED = "offered"
-    """An OFFER has left and no REPORT has answered it; on a long way some fragments follow unasked."""
+    """An OFFER has left and no REPORT has answered it; on a long path some fragments follow unasked."""
     SENDING = "sending"
-    """The receiver takes the object: fragments, repairs and questions leave."""
+    """The receiver takes the object: fragments, repairs and polls leave."""
     WHOLE = "whole"
     """The receiver holds every fragment, and its application is storing the object."""
     UNKNOWN = "unknown"
-    """The receiver does not know the object, or no longer: an OFFER is due."""
+    """The receiver does not know the object, or has forgotten it: an OFFER is due."""
     WITHDRAWN = "withdrawn"
     """This end gave the object up: CANCEL leaves until the receiver answers it."""
     WITHDRAWN_WHOLE = "withdrawn-whole"
-    """As WITHDRAWN, while the receiver holds every fragment: it is asked at the pace of WHOLE."""
+    """As WITHDRAWN, but the receiver holds every fragment: it is asked at the pace of WHOLE."""
     ENDED = "ended"
-    """Nothing of the object leaves any more."""
+    """Nothing more of the object leaves."""
 
 
 class OutgoingEvent(Enum):
-    """What befalls an object that is being sent."""
+    """What happens to an object that is being sent."""
 
     OFFER_SENT = "OFFER leaves"
-    """This end offers the object."""
     HOLES_REPORTED = "REPORT with holes"
     """The receiver lacks some fragments."""
     WHOLE_REPORTED = "REPORT without holes"
     """The receiver lacks none."""
     UNKNOWN_REPORTED = "REPORT says unknown"
-    """The receiver heard the last OFFER's number, and knows no such object."""
+    """The receiver heard the last OFFER's seq, and knows no such object."""
     WITHDRAW = "withdrawn or expired"
     """The application cancels the object, or its deadline passes, when the receiver may have heard of it."""
     END = "end"
     """DONE or CANCEL came, or the answer to this end's CANCEL; or the receiver never heard of the object; or
-    the object goes on in fragments of another length, under another id."""
+    it goes on under another id in fragments of another length."""
 
 
 class IncomingState(Enum):
-    """What the receiver has of an object that the peer offers, or offered before."""
+    """What the receiver has of an object that the peer offers or has offered."""
 
     RESTING = "resting"
-    """Some of the object is held, and the peer offers it under no id now: nothing is said of it."""
+    """Some of the object is held, but the peer offers it under no id now: no REPORT on it leaves."""
     RECEIVING = "receiving"
     """The peer offers the object: fragments are taken, and REPORTs say which ones are held."""
     ARRIVED = "arrived"
-    """The object is whole and its digest right: the application has it and has not accepted it yet."""
+    """The object is whole and its digest right; the application has it and has not accepted it yet."""
     ENDED = "ended"
-    """Nothing of the object is kept here any more, but that it was accepted or refused."""
+    """Only the fact that the object was accepted or refused is remembered."""
 
 
 class IncomingEvent(Enum):
-    """What befalls an object that is being received."""
+    """What happens to an object that is being received."""
 
     BOUND = "OFFER, DATA or POLL"
-    """A frame of the peer's names the object by an id."""
+    """A frame from the peer names the object by an id."""
     UNBOUND = "peer restarts, or reuses the id"
-    """The id means another object, or none, from now on."""
+    """From now on the id means another object, or none."""
     VERIFIED = "digest right"
     """The last missing fragment came."""
     CORRUPT = "digest wrong"
-    """The last missing fragment came, and nothing tells which of them is wrong: all are asked for again."""
+    """The last missing fragment came, and nothing tells which one is wrong: all are requested again."""
     END = "end"
-    """The application accepted or refused the object, the peer withdrew it, its deadline passed, or it gave
-    way to another one."""
+    """The object was accepted, refused, withdrawn by the peer or evicted, or its deadline passed."""
 
 
 _O, _OE = OutgoingState, OutgoingEvent
