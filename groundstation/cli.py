@@ -304,13 +304,9 @@ def links(folder: Path, as_json: bool, once: bool) -> None:
     """
     from groundstation.views.links import links_picture
     from onboard.monitor.render import follow
-    from onboard.monitor.status_socket import NobodyThere
 
     with _one_line(folder):
-        try:
-            follow(load_mission(folder).folder, links_picture, as_json=as_json, once=once)
-        except NobodyThere as error:
-            fail(str(error), code=1)
+        follow(load_mission(folder).folder, links_picture, as_json=as_json, once=once)
 
 
 @main.command()

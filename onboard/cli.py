@@ -145,14 +145,10 @@ def link(node_toml: Path, as_json: bool, once: bool) -> None:
       onboard link node.toml --once --json | jq .link.objects
     """
     from onboard.monitor.render import board_picture, follow, gossip_picture
-    from onboard.monitor.status_socket import NobodyThere
 
     config = load_own(node_toml)
     picture = gossip_picture if isinstance(config, GossipConfig) else board_picture
-    try:
-        follow(config.state, picture, as_json=as_json, once=once)
-    except NobodyThere as error:
-        fail(str(error), code=1)
+    follow(config.state, picture, as_json=as_json, once=once)
 
 
 def recording_to(path: Path, limit_mb: int) -> Recorder:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import click
 from rich.console import Console, Group
 from rich.markup import escape
 from rich.progress_bar import ProgressBar
@@ -15,7 +16,7 @@ from rich.text import Text
 
 from onboard.console.lines import is_terminal
 from onboard.mission.objects import KINDS
-from onboard.monitor.render import BAR, DROPPED, bit_rate, duration, eta, rate_bps
+from onboard.monitor.render import BAR, DROPPED, bit_rate, duration, eta, peer_state, rate_bps
 
 View = Mapping[str, Any]
 
@@ -51,7 +52,7 @@ def _table(*left: str, right: Sequence[str] = ()) -> Table:
     return table
 
 
-def _now(link: View, before: View | None, gap_s: float) -> list[str]:
+def _now(link: View, before: View | None, gap_s: float) -> list[Text | str]:
     rates = [rate_bps(link, before, gap_s, counter) for counter in ("bytes_sent", "bytes_received")]
     known = [rate for rate in rates if rate is not None]
     done_s, passes = max(
@@ -76,15 +77,9 @@ def _totals(link: View) -> list[str]:
     ]  # fmt: skip
 
 
-def _contact(link: View) -> str:
-    if not link["port"]["open"]:
-        return f"[red]{escape(link['port']['why'] or 'port closed')}[/]"
-    if not link["in_contact"]:
-        return "[yellow]out of contact[/]"
-    if link["heard_s_ago"] is None:
-        return "[yellow]not heard yet[/]"
-    colour = "yellow" if link["silent"] else "green"
-    return f"[{colour}]{'silent, ' if link['silent'] else ''}heard {duration(link['heard_s_ago'])} ago[/]"
+def _contact(link: View) -> Text:
+    is_open, why = link["port"]["open"], link["port"]["why"] or "port closed"
+    return Text.from_ansi(peer_state(link) if is_open else click.style(why, fg="red"))
 
 
 def _objects(links: list[View]) -> Table | str:

@@ -14,6 +14,7 @@ from typing import Any
 import click
 import msgspec
 
+from onboard.console.errors import fail
 from onboard.console.lines import is_terminal
 from onboard.mission.objects import KINDS
 from onboard.monitor.status_socket import NobodyThere, look
@@ -33,7 +34,7 @@ Picture = Callable[[View, "View | None", float], str]
 
 def follow(folder: Path, picture: Picture, *, as_json: bool, once: bool) -> None:
     """Shows the program that runs on `folder`, as text or, `as_json`, as one object a line; `once`, or every
-    second until Ctrl-C. Raises NobodyThere if nothing answers at first; a program that ends later is waited
+    second until Ctrl-C. Where nothing answers at first the command fails; a program that ends later is waited
     for."""
     in_place = is_terminal(sys.stdout) and not as_json and not once
     before: View | None = None
@@ -48,9 +49,9 @@ def follow(folder: Path, picture: Picture, *, as_json: bool, once: bool) -> None
                 text = "" if as_json else picture(view, before, now_s - seen_s)
                 shown = msgspec.json.encode(view).decode() if as_json else text
                 before, seen_s = view, now_s
-            except NobodyThere:
+            except NobodyThere as error:
                 if before is None:
-                    raise
+                    fail(str(error), code=1)
                 unseen_s = time.monotonic() - seen_s
                 note = f"no answer for {unseen_s:.0f} s: the program has ended, or is busy"
                 shown = "" if as_json else f"{text}\n\n{click.style(note, fg='red')}"
