@@ -11,8 +11,7 @@ from groundstation.store.store import Store
 from onboard.config import GROUND
 from onboard.link.recording import Recorder
 from onboard.monitor.status_socket import link_view
-from onboard.runtime.endpoint import Endpoint, EndpointConfig
-from onboard.runtime.limits import ground_limits
+from onboard.runtime.endpoint import Endpoint, EndpointConfig, ground_limits
 from onboard.wire.session import Session
 
 COUNTED = (

@@ -195,20 +195,20 @@ def _run_board(
     config: NodeConfig, pace: Pace, report_every_s: float | None, recorder: Recorder | None
 ) -> None:
     """A node with a link to the ground; it trains in a child process. Raises ConfigError, BadKey, OSError."""
-    from onboard.runtime.federated import board_agent, carry
+    from onboard.runtime.federated import FederatedProgram, board_agent
     from onboard.storage.files import sole_user
     from onboard.trainer.process import BadImages, ProcessTrainer
 
     trainer = ProcessTrainer(config.shard, config.memory_bytes)
     with sole_user(config.state):
-        agent, pump = board_agent(config, trainer, time.monotonic(), recorder)
+        agent, link = board_agent(config, trainer, time.monotonic(), recorder)
         try:
             trainer.look()  # last, as it takes longest: a wrong key is told at once, and alone
         except BadImages as error:
             if not agent.known.mission:  # its first start: whoever set it up is there to mend it
                 raise ConfigError(f"{config.path}: data.source: {error}") from None
             say(log, "images-unread", level=logging.ERROR, why=str(error))
-        carry(agent, pump, pace, report_every_s=report_every_s)
+        FederatedProgram(agent, link, pace).run(report_every_s)
 
 
 def _run_gossip(
@@ -216,7 +216,7 @@ def _run_gossip(
 ) -> None:
     """A node that gossips. Raises ConfigError, BadKey, OSError."""
     from onboard.data.images import DataError
-    from onboard.runtime.gossip import carry_gossip, gossip_node
+    from onboard.runtime.gossip import GossipProgram, gossip_node
     from onboard.storage.files import sole_user
     from onboard.storage.journal import was_started
 
@@ -232,10 +232,10 @@ def _run_gossip(
                 say(log, "images-unread", level=logging.ERROR, why=str(error))
                 config = config.holding()
         with sole_user(config.state):
-            node, pumps = gossip_node(config, images, time.monotonic(), recorder)
+            node, links = gossip_node(config, images, time.monotonic(), recorder)
             if found is not None:
                 found.tell()
-            carry_gossip(node, pumps, pace, report_every_s=report_every_s)
+            GossipProgram(node, links, pace).run(report_every_s)
     except DataError as error:
         raise ConfigError(f"{config.path}: data.source: {error}") from None
 

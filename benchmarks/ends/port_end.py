@@ -21,7 +21,6 @@ from onboard.console.signals import stop_signals
 from onboard.link import Spool, facts_of, opener
 from onboard.link.pump import PortUp, Pump, wait
 from onboard.mission.objects import UPDATE
-from onboard.runtime.limits import limits_for
 from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.events import Arrived, Delivered, PeerHeard
 from onboard.wire.session import Session
@@ -53,7 +52,7 @@ def main() -> None:
         Medium(spec.link, wire_bytes=facts_of(spec.url).wire_bytes),
         Security(bytes(range(32))),
         SessionState(epoch=1),
-        limits=limits_for(spec.url, float("inf"), float("inf")),
+        limits=facts_of(spec.url).limits,
         now=time.monotonic(),
     )
     pump = Pump(opener(spec.url, spec.link), session, Spool(Path(spec.folder), 1 << 30))

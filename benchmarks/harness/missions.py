@@ -151,12 +151,12 @@ def run_program(folder: Path, flops: float) -> None:
 def changes_of_rounds(world: VirtualWorld) -> list[tuple[Any, str, Any]]:
     """What takes a ground and its boards into the world, and spares them to load their graphs."""
     train, infer = graphs()
-    carry = partial(onboard.runtime.federated.carry, clock=world.clock, wall=world.wall)
+    program = partial(onboard.runtime.federated.FederatedProgram, clock=world.clock, wall=world.wall)
     return [
         (groundstation.daemon, "time", world.time),
         (groundstation.daemon, "TrainGraph", SimpleNamespace(load=lambda name: train)),
         (groundstation.daemon, "InferGraph", SimpleNamespace(load=lambda name: infer)),
-        (onboard.runtime.federated, "carry", carry),
+        (onboard.runtime.federated, "FederatedProgram", program),
     ]
 
 
@@ -283,11 +283,11 @@ class VirtualRing(VirtualMission):
 
     def _changes(self) -> list[tuple[Any, str, Any]]:
         world, train = self.world, graphs()[0]
-        carry = partial(
-            onboard.runtime.gossip.carry_gossip, clock=world.clock, wall=world.wall, cpu_clock=lambda: 0.0
+        program = partial(
+            onboard.runtime.gossip.GossipProgram, clock=world.clock, wall=world.wall, cpu_clock=lambda: 0.0
         )
         return [
-            (onboard.runtime.gossip, "carry_gossip", carry),
+            (onboard.runtime.gossip, "GossipProgram", program),
             (onboard.runtime.gossip, "TrainGraph", SimpleNamespace(load=lambda name: train)),
             (onboard.runtime.gossip, "Descent", watched_descent(self.genuine)),
             (onboard.runtime.gossip, "ALGORITHMS", {"rd-psgd": AlgorithmKind(watched_gossip(self.genuine))}),

@@ -19,7 +19,7 @@ from onboard.data.images import Images
 from onboard.learn.graph import TrainGraph
 from onboard.mission.health import State
 from onboard.mission.objects import MODEL
-from onboard.runtime.drive import Drive
+from onboard.runtime.federated import Drive
 from onboard.storage.journal import Journal, count_start
 from onboard.trainer.in_process import LocalTrainer
 from onboard.wire.broadcast import Broadcast

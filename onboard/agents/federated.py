@@ -361,6 +361,10 @@ class FederatedAgent:
             self._fail(Failure.MEMORY, NO_MEMORY, now)
         return NO_MEMORY
 
+    def close(self, now: float) -> None:
+        """The program is told to stop: what is trained since the last checkpoint is given up."""
+        self.trainer.stop()
+
     # say how it is
 
     def housekeeping(self, now: float, *, at_once: bool = False) -> None:

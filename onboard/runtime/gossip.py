@@ -29,9 +29,8 @@ from onboard.learn.gossip.exchange import GossipSetup
 from onboard.learn.graph import GraphError, TrainGraph, initial
 from onboard.link.recording import Recorder
 from onboard.monitor.status_socket import link_view
-from onboard.runtime.endpoint import Endpoint, EndpointConfig, tell_exposures
-from onboard.runtime.limits import board_limits
-from onboard.runtime.loop import Loop, NodeProgram
+from onboard.runtime.endpoint import Endpoint, EndpointConfig, board_limits, tell_exposures
+from onboard.runtime.loop import NodeProgram
 from onboard.storage.journal import Journal, count_restart, count_start
 from onboard.storage.keys import BadKey, load_keys
 from onboard.wire.events import Event, PeerHeard
@@ -134,25 +133,6 @@ def _link(config: GossipConfig, each: LinkEnd) -> EndpointConfig:
     )
 
 
-def carry_gossip(
-    agent: GossipAgent,
-    links: Mapping[int, Endpoint],
-    pace: Pace,
-    *,
-    report_every_s: float | None = None,
-    clock: Callable[[], float] = time.monotonic,
-    cpu_clock: Callable[[], float] = time.process_time,
-    wall: Callable[[], float] = time.time,
-) -> None:
-    """Runs until the agent is over, SIGTERM or SIGINT. `report_every_s` logs its and its links' state that
-    often."""
-    agent.resume(clock())
-    Loop(GossipProgram(agent, links, pace, clock, cpu_clock), clock, wall).run(report_every_s)
-    agent.close(clock())
-    for link in links.values():
-        link.pump.close(clock())
-
-
 def begin_again(agent: GossipAgent, link: Endpoint, now: float) -> None:
     """Begins a link again in another epoch, and offers again what was offered on it. Raises BadKey,
     OSError."""
@@ -173,12 +153,12 @@ class GossipProgram(NodeProgram):
         agent: GossipAgent,
         links: Mapping[int, Endpoint],
         pace: Pace,
-        clock: Callable[[], float],
-        cpu_clock: Callable[[], float],
+        clock: Callable[[], float] = time.monotonic,
+        cpu_clock: Callable[[], float] = time.process_time,
+        wall: Callable[[], float] = time.time,
     ) -> None:
-        super().__init__(agent.config.state, links)
-        self.agent = agent
-        self._pace, self._clock, self._cpu_clock = pace, clock, cpu_clock
+        super().__init__(agent, links, clock, wall)
+        self.agent, self._pace, self._cpu_clock = agent, pace, cpu_clock
         self._cap = MemoryCap(agent.config.memory_bytes)
         self.next_step_at = -math.inf
         """No batch is trained before."""
@@ -213,9 +193,6 @@ class GossipProgram(NodeProgram):
         cost_s = self._pace.step_cpu_s(self._cpu_clock() - cpu_before_s, flops)
         self.agent.charge(cost_s, self._clock())
         return self._pace.next_step_at(now, cost_s)
-
-    def relieve(self, now: float) -> str:
-        return self.agent.relieve(now)
 
     def wakeup(self, now: float) -> float:
         return min(self.agent.wakeup(now), self.next_step_at if self.agent.trains else math.inf)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from onboard.console.log import say
 from onboard.console.signals import stop_signals
@@ -25,6 +25,10 @@ from onboard.monitor.status_socket import Lookout
 from onboard.runtime.endpoint import Endpoint
 from onboard.wire.events import Arrived, Event
 from onboard.wire.security.seal import SeqExhausted
+
+if TYPE_CHECKING:
+    from onboard.agents.federated import FederatedAgent
+    from onboard.agents.gossip import GossipAgent
 
 log = logging.getLogger(__name__)
 
@@ -241,14 +245,30 @@ class Loop:
         self._program.handle(peer, event, now)
 
 
-class NodeProgram:
+class NodeProgram(Program):
     """What the programs of nodes have alike: see `Program`. An error that the disk is not to blame for ends
     a node, and whoever started it starts it again."""
 
     longest_wait_s, object_pause = 5.0, 0.0
 
-    def __init__(self, folder: Path, links: Mapping[int, Endpoint]) -> None:
-        self.folder, self.links = folder, links
+    def __init__(
+        self, agent: FederatedAgent | GossipAgent, links: Mapping[int, Endpoint],
+        clock: Callable[[], float], wall: Callable[[], float],
+    ) -> None:  # fmt: skip
+        self._node, self.links, self.folder = agent, links, agent.config.state
+        self._clock, self._wall = clock, wall
+
+    def run(self, report_every_s: float | None) -> None:
+        """Runs until the agent is over, SIGTERM or SIGINT. `report_every_s` logs its and its links' state
+        that often."""
+        self._node.resume(self._clock())
+        Loop(self, self._clock, self._wall).run(report_every_s)
+        self._node.close(self._clock())
+        for link in self.links.values():
+            link.pump.close(self._clock())
+
+    def relieve(self, now: float) -> str:
+        return self._node.relieve(now)
 
     def link_failed(self, peer: int, error: Exception, now: float) -> None:
         """Suspends the link while the disk refuses what it needs; raises any other error."""

@@ -11,7 +11,6 @@ from random import Random
 from hw_profiles import Link
 from onboard.link import Spool, facts_of, opener
 from onboard.link.pump import Pump
-from onboard.runtime.limits import limits_for
 from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.session import Session
 from tests.onboard.link.cable import Clock, PtyCable
@@ -71,7 +70,7 @@ def ends(cable: PtyCable, folder: Path, link: Link, *, encrypted: bool = False) 
             Medium(link, wire_bytes=facts_of(url).wire_bytes),
             Security(KEY, nonce=seeded.randbytes, encrypted=encrypted),
             SessionState(epoch=1),
-            limits=limits_for(url),
+            limits=facts_of(url).limits,
         )
         pumps[name] = Pump(opener(url, link), session, Spool(folder / name, 1 << 20))
     return pumps

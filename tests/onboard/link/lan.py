@@ -14,7 +14,6 @@ from hw_profiles import load_link
 from onboard.link import Spool, facts_of, opener
 from onboard.link.ports.port import Way
 from onboard.link.pump import Pump, PumpEvent
-from onboard.runtime.limits import limits_for
 from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.events import Arrived, Message, Rekeyed
 from onboard.wire.framing import frame as framing
@@ -47,7 +46,7 @@ class LanEnd:
             Medium(LINK, wire_bytes=facts_of(self.url).wire_bytes),
             Security(KEY, nonce=os.urandom),
             SessionState(epoch=self.epoch, done=spool.finished()),
-            limits=limits_for(self.url),
+            limits=facts_of(self.url).limits,
             now=self._clock.now,
         )
         self.pump = Pump(

@@ -8,7 +8,7 @@ import pytest
 
 from onboard.board.budget import Pace
 from onboard.mission.health import Failure
-from onboard.runtime.drive import STALLED_S, Drive
+from onboard.runtime.federated import STALLED_S, Drive
 from onboard.trainer.job import Begun, Failed, Job, Report, Stepped, TrainingDone
 
 
