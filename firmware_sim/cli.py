@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import IO, Any, cast
@@ -20,13 +21,17 @@ from firmware_sim.ring.cli import ring
 from firmware_sim.runs.options import data_options
 from firmware_sim.world.channel import SIDES, Burst, Channel, Impairments
 from hw_profiles import load_link
+from onboard.cli import log_options, run_agent
+from onboard.config import ends_of, load_own
 from onboard.console.errors import OneLineErrors, finite, refused
 from onboard.console.extras import require
 from onboard.console.lines import Outlet, is_terminal, lines_to
-from onboard.console.log import Format, start
+from onboard.console.log import Format, say, start
 from onboard.console.signals import stop_signals
 from onboard.console.toml import ConfigError
 from onboard.learn.networks import network_for
+
+log = logging.getLogger(__name__)
 
 _TOTALS_BYTES = 8192  # a few reports of a cable
 
@@ -114,10 +119,7 @@ def cable(ground: str, board: str, report_every: float | None, **options: Any) -
 
 @main.command()
 @click.argument("node_toml", type=click.Path(path_type=Path))
-@click.option("--log", "log_format", type=click.Choice(["text", "json"]), default="text",
-              help="Form of the log; json is one object a line.")  # fmt: skip
-@click.option("--report-every", type=click.FloatRange(min=0.05), metavar="S", show_default="never",
-              help="Log state and link counters every S seconds.")  # fmt: skip
+@log_options("state and link counters")
 def board(node_toml: Path, log_format: Format, report_every: float | None) -> None:
     """Runs the real agent of NODE_TOML as its board would: as slow and as small as the profile says.
 
@@ -125,11 +127,23 @@ def board(node_toml: Path, log_format: Format, report_every: float | None) -> No
     Example:
       firmware-sim board mission/boards/raspberry-pi-4/node.toml
     """
-    from firmware_sim.bench.board import emulate
+    from onboard.board.budget import Pace
 
+    # The agent does not notice. The kernel limits its memory, and the runtime lets the next training step run
+    # only when the profiled board would have finished this one: FLOP of the model / sustained FLOP/s of the
+    # board / the agent's share of the CPU. A step itself runs at full speed, so three boards share a laptop.
     start(log_format)
     try:
-        emulate(node_toml, report_every_s=report_every)
+        config = load_own(node_toml)
+        profile = config.board
+        if not profile.train_flops:
+            raise ConfigError(f"{config.path}: node.board = {profile.name!r}: {profile.title} cannot train")
+        say(
+            log, "emulating", board=profile.name, train_gflops=profile.train_flops / 1e9,
+            cpu_share=config.cpu_share, memory_mb=config.memory_bytes / 2**20,
+            link=", ".join(dict.fromkeys(end.link.name for end in ends_of(config).values())),
+        )  # fmt: skip
+        run_agent(config, Pace(config.cpu_share, profile.train_flops), report_every)
     except ConfigError as error:
         raise click.UsageError(str(error)) from None
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -25,17 +25,28 @@ if TYPE_CHECKING:  # numpy comes with the first command that needs it: --help an
 
 log = logging.getLogger(__name__)
 
+F = TypeVar("F", bound=Callable[..., Any])
 
-Command = Callable[..., Any]
+
+def all_of(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """A decorator that adds all of these options."""
+    return lambda command: reduce(lambda made, option: option(made), reversed(options), command)
 
 
-def run_options(report: str, ports: str) -> Callable[[Command], Command]:
-    """The options of a program that runs until it is stopped, here and on the ground."""
-    options = (
+def log_options(report: str) -> Callable[[F], F]:
+    """The options of a program's log."""
+    return all_of(
         click.option("--log", "log_format", type=click.Choice(["text", "json"]), default="text",
                      show_default=True, help="Form of the log; json is one object a line."),
         click.option("--report-every", type=click.FloatRange(min=0.05), metavar="S", show_default="never",
                      help=f"Log {report} every S seconds."),
+    )  # fmt: skip
+
+
+def run_options(report: str, ports: str) -> Callable[[F], F]:
+    """The options of a program that runs until it is stopped, here and on the ground."""
+    return all_of(
+        log_options(report),
         click.option("--record", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False),
                      show_default="off",
                      help=f"Record what crosses {ports}, both ways, for groundstation replay."),
@@ -43,7 +54,6 @@ def run_options(report: str, ports: str) -> Callable[[Command], Command]:
                      help="Size in MiB at which FILE becomes FILE.1, in place of the one before. A FILE or "
                           "FILE.1 that is no recording is left alone."),
     )  # fmt: skip
-    return lambda command: reduce(lambda made, option: option(made), reversed(options), command)
 
 
 @click.group("onboard", cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})

@@ -15,6 +15,7 @@ import click
 import msgspec
 from msgspec.inspect import FloatType, IntType, LiteralType, Metadata, StructType, VarTupleType
 
+from onboard.cli import all_of
 from onboard.learn.networks import described
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -22,7 +23,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def data_options(data: str, holder: str, images: int, seed: str) -> Callable[[F], F]:
     """Adds the options of the data: so many `images` for each `holder`, and what the `seed` decides."""
-    return _all_of(
+    return all_of(
         click.option("--seed", default=0, type=click.IntRange(0, 2**31), help=f"Seed of {seed}."),
         click.option("--data", default=data,
                      help="What is learned: digits, mnist, eurosat (the subset of 2,500 images where the "
@@ -38,16 +39,12 @@ def data_options(data: str, holder: str, images: int, seed: str) -> Callable[[F]
 
 def run_options(name: str, step: str) -> Callable[[F], F]:
     """Adds where a run's results go, and in which form they are shown."""
-    return _all_of(
+    return all_of(
         click.option("--out", type=click.Path(path_type=Path), default=Path(f"{name}-out"),
                      help="Folder for results. A run that was stopped goes on from there."),
         click.option("--json", "as_json", is_flag=True,
                      help=f"A JSON object for each {step} in place of the table."),
     )  # fmt: skip
-
-
-def _all_of(*options: Callable[[F], F]) -> Callable[[F], F]:
-    return lambda command: functools.reduce(lambda made, option: option(made), reversed(options), command)
 
 
 def options_of(
@@ -71,7 +68,7 @@ def options_of(
                          show_default=True if name in defaults else left_out,
                          help=said[name].replace("`", ""))
         )  # fmt: skip
-    return _all_of(*options)
+    return all_of(*options)
 
 
 def _range_of(kind: msgspec.inspect.Type) -> click.ParamType[Any]:

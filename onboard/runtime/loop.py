@@ -14,7 +14,6 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -170,7 +169,7 @@ class Loop:
         program.attend(now)
         if now >= self._retry_at:
             try:
-                self._events.handle(partial(self._handle, now))
+                self._events.handle(lambda peer, event: program.handle(peer, event, now))
                 program.step(now)
             except OSError as error:
                 self._retry_at = program.disk_failed(error, now)
@@ -240,9 +239,6 @@ class Loop:
             self._program.link_failed(peer, error, now)
         else:
             self._events.drop(peer)
-
-    def _handle(self, now: float, peer: int, event: Event) -> None:
-        self._program.handle(peer, event, now)
 
 
 class NodeProgram(Program):

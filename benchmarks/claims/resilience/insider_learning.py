@@ -13,7 +13,7 @@ from contextlib import suppress
 import numpy as np
 
 from benchmarks.harness.missions import graphs
-from firmware_sim.runs.split import iid
+from firmware_sim.runs.run import iid
 from onboard.codec import alq
 from onboard.codec.dense import Dense
 from onboard.codec.layout import Floats, Layout

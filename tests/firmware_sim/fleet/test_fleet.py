@@ -19,7 +19,7 @@ from firmware_sim.fleet.result import RoundResult
 from firmware_sim.fleet.simulation import NAMES, Fleet, FleetSettings, without_losses
 from firmware_sim.runs.folder import RunError, RunRecord
 from firmware_sim.runs.live import RunProgress
-from firmware_sim.runs.split import iid
+from firmware_sim.runs.run import iid
 from hw_profiles import load_board, load_link
 from onboard.codec.dense import Dense
 from onboard.codec.layout import Layout

@@ -17,7 +17,7 @@ from firmware_sim.ring.settings import RingSettings
 from firmware_sim.ring.simulation import NAMES, RingConfig
 from firmware_sim.runs.folder import RunError
 from firmware_sim.runs.processes import ProcessGroup
-from firmware_sim.runs.split import iid
+from firmware_sim.runs.run import iid
 from hw_profiles import load_board, load_link
 from onboard.data import loading
 from onboard.learn.training import Recipe

@@ -19,7 +19,7 @@ from firmware_sim.ring.result import EpochResult, framed_bytes
 from firmware_sim.ring.settings import GroundNode, RingSettings
 from firmware_sim.ring.simulation import Ring
 from firmware_sim.runs.folder import RunError
-from firmware_sim.runs.split import iid
+from firmware_sim.runs.run import iid
 from firmware_sim.world.disk import scratch
 from hw_profiles import load_board, load_link
 from onboard.codec.mask import Draw, drawn, share_of

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firmware_sim.runs.split import dirichlet, iid
+from firmware_sim.runs.run import dirichlet, iid
 from onboard.data.images import DataError, Labels, Rows
 
 LABELS = st.lists(st.integers(0, 4), min_size=8, max_size=200).map(lambda y: np.array(y, np.int64))
