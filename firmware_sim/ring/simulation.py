@@ -81,7 +81,14 @@ class Ring:
         while self.totals.epochs < self.settings.epochs:
             if self._epoch <= self.totals.epochs:
                 self._boot()
-            yield from self._play_epoch(self.totals.epochs + 1)
+            for happening in itertools.count():
+                if all(node.is_settled for node in self._training()):
+                    break
+                self._world.advance()
+                if happening % TELL_EVERY == 0:
+                    done = min((node.progress for node in self._training()), default=self._epoch)
+                    share = min(max(done - self._epoch + 1, 0.0), 1.0)
+                    yield RunProgress(self._epoch, share, self._world.now)
             yield self._end()
 
     # an epoch
@@ -103,15 +110,6 @@ class Ring:
         seed = int.from_bytes(digest_of("air", settings.seed, *edge, epoch)[:8], "big")
         impairments = Impairments(windows=settings.contacts(edge))
         return AirLink(self._world, Channel(settings.link_of(*edge), impairments, seed=seed))
-
-    def _play_epoch(self, epoch: int) -> Iterator[RunProgress]:
-        for happening in itertools.count():
-            if all(node.is_settled for node in self._training()):
-                return
-            self._world.advance()
-            if happening % TELL_EVERY == 0:
-                done = min((node.progress for node in self._training()), default=epoch)
-                yield RunProgress(epoch, min(max(done - epoch + 1, 0.0), 1.0), self._world.now)
 
     def _end(self) -> EpochResult:
         totals, now = self.totals, self._world.now

@@ -137,7 +137,10 @@ class Channel:
         end = start + self.airtime_s(side, len(frame))
         wire_bytes = len(frame) + self._impairments.overhead_bytes
         if side == "board":
-            self._close_at_cut(air.counters.bytes, wire_bytes, start, end)
+            before, limit = air.counters.bytes, self._impairments.cut_after_bytes
+            if limit is not None and self._outage is None and wire_bytes and before + wire_bytes >= limit:
+                at = start + (end - start) * (limit - before) / wire_bytes
+                self._outage = (at, at + self._impairments.cut_s)
         air.counters.frames += 1
         air.counters.bytes += wire_bytes
         air.counters.airtime_s += end - on
@@ -183,13 +186,6 @@ class Channel:
             return 0.0  # it is still on, whatever the other does
         turned = self._air[other(side)].on_at >= off_at
         return self.link.keying_s if turned or on - off_at > self.link.keying_s else 0.0
-
-    def _close_at_cut(self, before: int, wire_bytes: int, start: float, end: float) -> None:
-        limit = self._impairments.cut_after_bytes
-        if limit is None or self._outage is not None or before + wire_bytes < limit or not wire_bytes:
-            return
-        at = start + (end - start) * (limit - before) / wire_bytes
-        self._outage = (at, at + self._impairments.cut_s)
 
     def _inside(self, start: float, end: float) -> bool:
         if self._outage and start < self._outage[1] and end >= self._outage[0]:
@@ -277,14 +273,13 @@ class _Air:
         draw = self._random.random
         lost, doubled, held, how_long = draw(), draw(), draw(), draw()
         flips = self._random.getrandbits(64)
-        is_lost = lost < loss if self._burst is None else self._in_burst(lost, self._burst)
+        if (burst := self._burst) is None:
+            is_lost = lost < loss
+        else:
+            is_lost = self._bad
+            self._bad = lost >= burst.to_good if is_lost else lost < burst.to_bad
         held_airtimes = 1 + (_REORDER_AIRTIMES - 1) * how_long if held < given.reorder else 0.0
         return is_lost, doubled < given.duplicate, held_airtimes, flips
-
-    def _in_burst(self, u: float, burst: Burst) -> bool:
-        bad = self._bad
-        self._bad = u >= burst.to_good if bad else u < burst.to_bad
-        return bad
 
 
 def _bernoulli(source: random.Random, n: int, p: float) -> list[int]:

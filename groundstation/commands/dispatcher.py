@@ -59,17 +59,14 @@ class CommandDispatcher:
         for row in self._table.unfinished():
             station = self._stations.get(row.node)
             if self._wall() >= row.expires_at:
-                self._expire(row, now)
+                why = WAITS_FOR[row.state]
+                self._table.move(row, CommandState.EXPIRED, self._wall(), why=why)
+                if station is not None:
+                    station.session.cancel(digest(COMMAND, encode_command(row.command)), now)
+                say(log, "command-expired", level=logging.WARNING, **self._told(row), why=why)
             elif station is not None and row.node not in nodes and row.state is not CommandState.ACKNOWLEDGED:
                 nodes.add(row.node)
                 self._send(row, station, now)
-
-    def _expire(self, row: CommandRow, now: float) -> None:
-        why = WAITS_FOR[row.state]
-        self._table.move(row, CommandState.EXPIRED, self._wall(), why=why)
-        if row.node in self._stations:
-            self._stations[row.node].session.cancel(digest(COMMAND, encode_command(row.command)), now)
-        say(log, "command-expired", level=logging.WARNING, **self._told(row), why=why)
 
     def _send(self, row: CommandRow, station: Station, now: float) -> None:
         """Offers a command; one that is on its way already stays so."""

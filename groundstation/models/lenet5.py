@@ -52,7 +52,13 @@ def forward_macs(channels: int = 1) -> int:
 
 def train_graph(name: str) -> onnx.ModelProto:
     """See `pieces.train_model`."""
-    nodes = _forward(indices=True) + pieces.loss() + _backward_dense() + _backward_convolutions()
+    nodes = _forward(indices=True) + pieces.loss() + _backward_dense()
+    # d.act2 -> gradients of both convolutions. The image's own gradient is needed by nobody.
+    nodes += [
+        *_backward_block(2, "act1"),
+        node("ConvTranspose", ["d.conv2", "conv2.weight"], ["d.act1"]),
+        *_backward_block(1, "x"),
+    ]
     return pieces.train_model(_plan(name), nodes)
 
 
@@ -105,15 +111,6 @@ def _backward_dense() -> list[onnx.NodeProto]:
         *backward_dense("flat", "fc1", "d.fc1", "d.flat"),
         node("Shape", ["act2"], ["shape_of_act2"]),
         node("Reshape", ["d.flat", "shape_of_act2"], ["d.act2"]),
-    ]
-
-
-def _backward_convolutions() -> list[onnx.NodeProto]:
-    """d.act2 -> gradients of both convolutions. The image's own gradient is needed by nobody."""
-    return [
-        *_backward_block(2, "act1"),
-        node("ConvTranspose", ["d.conv2", "conv2.weight"], ["d.act1"]),
-        *_backward_block(1, "x"),
     ]
 
 

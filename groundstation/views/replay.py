@@ -149,19 +149,15 @@ class Replay:
             except BadFrame:
                 frame = None
             verdict, events = _hear(stream, raw, frame, unix_s)
-            self._rekey(stream.node, events)
+            for event in events:  # both directions go on under the salt that a HELLO has put in force
+                if isinstance(event, Rekeyed):
+                    for (node, _), each in self.streams.items():
+                        if node == stream.node and each.session and each.session.salt != event.salt:
+                            each.session.rekey(event.salt)
             yield ReplayedFrame(
                 unix_s, stream.node, stream.way, len(raw), frame, verdict,
                 tuple(type(event).__name__ for event in events),
             )  # fmt: skip
-
-    def _rekey(self, node: int, events: list[Event]) -> None:
-        """Continues both directions under the salt that a HELLO has put in force."""
-        for event in events:
-            if isinstance(event, Rekeyed):
-                for (each, _), stream in self.streams.items():
-                    if each == node and stream.session is not None and stream.session.salt != event.salt:
-                        stream.session.rekey(event.salt)
 
 
 def _hear(stream: Stream, raw: bytes, frame: Frame | None, now: float) -> tuple[str, list[Event]]:

@@ -254,7 +254,12 @@ class FederatedAgent:
         work = self.work
         assert work is not None, "a report without work"
         if isinstance(report, Begun):
-            self._ready(work, report)
+            work.flops_a_step, work.epoch = report.flops_a_step, report.epoch
+            if report.dropped:  # the training starts from the beginning
+                say(log, "checkpoint-dropped", level=logging.WARNING, why=report.dropped)
+                self.journal.drop(CHECKPOINT)
+            elif report.epoch:
+                say(log, "checkpoint", epoch=report.epoch)
         elif isinstance(report, Stepped):
             work.last = report
             if report.ends_epoch:
@@ -267,14 +272,6 @@ class FederatedAgent:
         else:
             self._fail(report.failure, report.why, now)
         work.waits = False
-
-    def _ready(self, work: Work, begun: Begun) -> None:
-        work.flops_a_step, work.epoch = begun.flops_a_step, begun.epoch
-        if begun.dropped:  # the training starts from the beginning
-            say(log, "checkpoint-dropped", level=logging.WARNING, why=begun.dropped)
-            self.journal.drop(CHECKPOINT)
-        elif begun.epoch:
-            say(log, "checkpoint", epoch=begun.epoch)
 
     def _checkpoint(self, work: Work, state: bytes, now: float) -> None:
         """Makes progress durable at an epoch's end. A full disk costs the checkpoint, not the training."""

@@ -53,7 +53,12 @@ def encode(index: Indices, values: Floats, size: int, index_form: IndexForm, for
     distances = np.diff(index, prepend=np.int32(-1))
     if len(index) and (distances.min() < 1 or index[-1] >= size):
         raise ValueError(f"an index must rise and end below {size}")
-    packed = _gaps(distances) if index_form is IndexForm.GAPS else _bitmap(index, size)
+    if index_form is IndexForm.GAPS:
+        packed = _gaps(distances)
+    else:
+        bits = np.zeros(size, np.bool_)
+        bits[index] = True
+        packed = np.packbits(bits, bitorder="little").tobytes()
     head = HEADER.pack(VERSION, index_form, form, 0, size, len(index), len(packed))
     return head + packed + coded.encode(values, form)
 
@@ -98,12 +103,6 @@ def _from_gaps(packed: npt.NDArray[np.uint8], size: int) -> Indices:
     if int(packed.sum(dtype=np.int64)) - np.count_nonzero(packed == FAR) > size:
         raise ValueError(f"gaps that lead past {size} coordinates")
     return walked(packed.copy(), -1, np.empty(len(packed), np.int32))[0]
-
-
-def _bitmap(index: Indices, size: int) -> bytes:
-    bits = np.zeros(size, np.bool_)
-    bits[index] = True
-    return np.packbits(bits, bitorder="little").tobytes()
 
 
 def _from_bitmap(packed: npt.NDArray[np.uint8], size: int) -> Indices:

@@ -8,7 +8,7 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
@@ -31,7 +31,11 @@ class OneLineErrors(click.Group):
         told, code = "", 0
         try:
             interruptible()
-            check_text(sys.argv[1:] if given is None else given)
+            for argument in sys.argv[1:] if given is None else given:
+                try:
+                    argument.encode("utf-8")  # no file of the programs could hold what is not
+                except UnicodeEncodeError:
+                    raise click.UsageError(f"argument {argument!r} is not UTF-8") from None
             code = super().main(*args, **kwargs)
         except ConfigError as error:
             fail(str(error))
@@ -100,15 +104,6 @@ def finite(text: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"{text!r} is not a finite number")
     return number
-
-
-def check_text(arguments: Sequence[str]) -> None:
-    """Raises UsageError for an argument that is not valid Unicode: no file of the programs could hold it."""
-    for argument in arguments:
-        try:
-            argument.encode("utf-8")
-        except UnicodeEncodeError:
-            raise click.UsageError(f"argument {argument!r} is not UTF-8") from None
 
 
 def forget_unwritten(stream: TextIO | None) -> None:

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onboard.console.extras import unusable
 from onboard.data import labels
@@ -198,7 +197,11 @@ def _pixels(picture: Any, mode: str) -> Pixels:
     upright = picture
     ImageOps.exif_transpose(upright, in_place=True)  # else a copy, turned or not: a camera's takes 96 MB
     if upright.mode.startswith("I;16") or sixteen:
-        return _scaled(np.asarray(upright))
+        deep = np.asarray(upright)
+        if deep.min() < 0 or deep.max() > 65535:
+            raise DataError(f"has pixels of {deep.min()}..{deep.max()}, needs 16 bits")
+        scaled: Pixels = ((deep.astype(np.uint32) + 128) // 257).astype(np.uint8)
+        return scaled  # round(value * 255 / 65535), which is value / 257
     if upright.mode in ("I", "F"):
         kind = "float" if upright.mode == "F" else "32-bit"
         raise DataError(f"has {kind} pixels, whose range is not known; save it with 8 or 16 bits")
@@ -208,11 +211,3 @@ def _pixels(picture: Any, mode: str) -> Pixels:
         upright.alpha_composite(clear)
         upright = upright.convert("RGB")
     return np.asarray(upright if upright.mode == mode else upright.convert(mode))
-
-
-def _scaled(deep: NDArray[Any]) -> Pixels:
-    """16 bits as 8: round(value * 255 / 65535), which is value / 257."""
-    if deep.min() < 0 or deep.max() > 65535:
-        raise DataError(f"has pixels of {deep.min()}..{deep.max()}, needs 16 bits")
-    rounded: Pixels = ((deep.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    return rounded
