@@ -1,16 +1,13 @@
 """One object to many listeners on a shared downlink, each fragment sent once for all of them; both its ends.
 
-The sender, pure as Session is: the object goes out once, in order, under the group's key; then each listener
-is asked in turn (POLL, its number in the fragment field) and answers on its own session; then repairs serve
-whatever holes there are, since a sum of fragments stands in for a different one at every listener; and so on
-until all have said DONE, or the deadline passes. How many repairs is decided by the listener that lacks most,
-with the losses that it was seen to have. Nobody is waited for before the object has gone out once, and who
-never answered gets no repairs: it is asked, ever less often, until the end.
+The object goes out once, in order, under the group's key. Then each listener is polled in turn (its number is
+POLL's fragment field) and answers on its own session. Repairs follow, as one sum of fragments fills a
+different hole at every listener; and so on until all have said DONE, or the deadline passes. The neediest
+listener, at the losses it was seen to have, decides the number of repairs. One that never answered gets none:
+it is polled, ever less often, until the end.
 
-A listener answers when it is asked, not before: the answers of many would meet on the air. Broadcast objects
-have ids from GROUP_ID on, so an answer says whether it is about one. What is heard here is authentic to the
-group only: whoever holds its key could have made it.
-"""
+A listener answers only when polled, else many answers would collide. Broadcast objects have ids from GROUP_ID
+on, so an answer says whether it is about one. Whoever holds the group's key can forge broadcasts."""
 
 from __future__ import annotations
 
@@ -29,8 +26,8 @@ from onboard.wire.transfer.outgoing import Outgoing, deadline_of
 from onboard.wire.transfer.peer import LossEstimator
 
 _EPSILON_S = 1e-6  # as in Session
-_OFFER_AGAIN = 32  # fragments; at first sooner, because who missed it takes none of them
-_QUICK_ASKS = 6  # of one listener, before it is asked ever less often
+_OFFER_AGAIN = 32  # fragments; sooner at first, as a listener that missed it takes none
+_QUICK_ASKS = 6  # to one listener, before it is polled ever less often
 _SLOWER = 1.5
 _MAX_RETRY_S = 8.0
 _PRIORITY = 4
@@ -39,35 +36,33 @@ _WITHDRAWALS = 3  # CANCELs, which nobody answers
 
 @dataclass(slots=True)
 class _ReceiverState:
-    """What is known of one listener."""
+    """What the sender knows of one listener."""
 
     object: Outgoing
-    ask_at: float  # when to ask again; inf: when nothing is left to send that it needs
+    ask_at: float  # when to poll again; inf: when nothing is left to send that it needs
     loss: LossEstimator = field(default_factory=LossEstimator)
     epoch: int = 0  # of its last REPORT
     asks: int = 0  # since it last answered
-    reported: bool = False  # since the object has gone out once: before that, what it lacks is a guess
+    reported: bool = False  # since the first pass ended: before, its deficit is a guess
 
     @property
     def deficit(self) -> tuple[float, int]:
-        """What Outgoing.deficit says; no deficit as long as nothing is known."""
+        """As `Outgoing.deficit`; none as long as nothing is known."""
         if not self.reported:
             return -math.inf, 0
         return self.object.deficit(self.loss.expected, self.loss.burst)
 
 
 class Broadcast:
-    """One object's way to `listeners`, node numbers of sessions that were given the group's key.
+    """Sends one object to `listeners`, the node numbers of sessions that hold the group's key. It has no I/O.
 
-    sealer: seals with the group's key, from this node to BROADCAST, in this node's epoch; there is one for
-    all broadcasts of an epoch, since no seq is used twice. The medium's contacts do not hold it back.
-    deadline_s: it is given up after so many seconds; None for never. Raises ValueError for an object of too
-    many fragments, a value out of range or a sealer to one node.
+    `sealer`: seals with the group's key, from this node to BROADCAST, in this node's epoch; all broadcasts of
+    an epoch share one, since no seq is used twice. The medium's contacts do not hold it back. `deadline_s`:
+    seconds until it expires, None for never. Raises ValueError for an object of too many fragments, a value
+    out of range or a sealer to one node.
 
-    `waiting`: the listeners that have neither the object durably nor refused it, by their numbers, with what
-    is known of each. `orphans`: answers of nobody who listens, or about another object; `malformed`: answers
-    that make no sense. `bytes_sent` are on the wire.
-    """
+    `waiting`: the state of each listener that has neither refused the object nor stored it durably, by
+    number. `orphans`: answers from others, or about another object; `malformed`: senseless ones."""
 
     def __init__(
         self,
@@ -89,7 +84,7 @@ class Broadcast:
         self._sealer, fragment_bytes = sealer, self._timing.payload_bytes
         self._object = Outgoing(kind, payload, fragment_bytes, priority=_PRIORITY, deadline=self._deadline)
         self.digest = self._object.digest
-        ask_at = math.inf if self._timing.half_duplex else now  # they can answer while the object goes out
+        ask_at = math.inf if self._timing.half_duplex else now  # full duplex: poll at once
         self.waiting = {
             node: _ReceiverState(Outgoing(kind, payload, fragment_bytes, name=self.digest), ask_at)
             for node in listeners
@@ -100,8 +95,8 @@ class Broadcast:
         self._offer_in = 0  # fragments until the next OFFER
         self._offer_gap = 4
         self._withdrawals, self._reason = 0, Reason.WITHDRAWN  # CANCELs to be sent
-        self._quiet_until = now  # half-duplex: who was asked speaks
-        self._ask_from = now  # so that two answers do not meet on their way back
+        self._quiet_until = now  # half-duplex: the polled listener speaks
+        self._ask_from = now  # so that two answers do not collide
         self.frames_sent = self.bytes_sent = self.fragments_sent = self.repairs_sent = 0
         self.orphans = self.malformed = 0
 
@@ -109,20 +104,19 @@ class Broadcast:
 
     @property
     def over(self) -> bool:
-        """Whether nothing will be sent any more."""
+        """Whether nothing more will be sent."""
         return not self.waiting and not self._withdrawals
 
     @property
     def airtime_s(self) -> float:
-        """The time for which the transmitter was on, keying included."""
         return self._pacer.airtime_s
 
     def cancel(self, now: float) -> None:
-        """Stop; listeners that still wait are told."""
+        """Stop, and tell the listeners that still wait."""
         self._end(Reason.WITHDRAWN)
 
     def handle(self, node: int, answer: GroupAnswer, now: float) -> list[Event]:
-        """What the session with `node` was answered. Gives Delivered or Cancelled once for each listener."""
+        """Take in the answer of `node`. Returns Delivered or Cancelled once for each listener."""
         frame = answer.frame
         receiver = self.waiting.get(node)
         if receiver is None or frame.object_id != self.object_id:
@@ -151,14 +145,13 @@ class Broadcast:
     # -- the wire's side -------------------------------------------------------------------------------
 
     def tick(self, now: float) -> list[Event]:
-        """Gives Expired once, when the deadline passes with listeners still waiting."""
+        """Return Expired once, when the deadline passes with listeners still waiting."""
         if now < self._deadline or not self.waiting:
             return []
         self._end(Reason.EXPIRED)
         return [Expired(self.digest)]
 
     def transmit(self, now: float) -> bytes | None:
-        """The next frame, if one may leave now. Call until it gives None."""
         if self._gate(now) > now + _EPSILON_S:
             return None
         now += _EPSILON_S
@@ -184,7 +177,6 @@ class Broadcast:
         return raw
 
     def wakeup(self, now: float) -> float:
-        """The earliest time at which `transmit` or `tick` may have something to do, if no answer comes."""
         ready = self._ready_at()
         leaves = math.inf if ready == math.inf else self._gate(max(now, ready))
         return max(now, min(leaves, self._deadline if self.waiting else math.inf))
@@ -195,7 +187,7 @@ class Broadcast:
         return max(now, self._pacer.opens_at, self._quiet_until)
 
     def _choose(self, now: float) -> PendingFrame | None:
-        """OFFER, then whom to ask, then the object; on half-duplex an answer would only interrupt that."""
+        """OFFER is first, then POLL, then bulk; on half-duplex POLL is last, as an answer would interrupt."""
         if self._withdrawals:
             return PendingFrame(Type.CANCEL, Cancel(self.digest, self._reason).encode())
         if not self.waiting:
@@ -213,14 +205,12 @@ class Broadcast:
         return PendingFrame(type_, self._object.repair(number, transmission), fragment=number << 8)
 
     def _ready_at(self) -> float:
-        """When `_choose` next has a frame."""
         if self._withdrawals or (self.waiting and (self._offer_in == 0 or self._bulk() is not None)):
             return -math.inf
         return min((max(at, self._ask_from) for at, _, _ in self._asks(idle=True)), default=math.inf)
 
     def _bulk(self) -> tuple[Type, int] | None:
-        """DATA and a fragment, or REPAIR and a generation: the next fragment of the first pass that anybody
-        may lack, and then what serves the listener that lacks most."""
+        """Return the next DATA fragment of the first pass, or DATA or REPAIR for the neediest listener."""
         while self._next < self._object.count:
             if not all(receiver.object.acknowledged >> self._next & 1 for receiver in self.waiting.values()):
                 return Type.DATA, self._next
@@ -233,19 +223,18 @@ class Broadcast:
         for (each, _), missing in needs:
             holes |= missing if each > 0 else 0
         holes &= self._object.generation(generation)
-        if holes and holes.bit_count() <= lacks:  # so few for all that each of them is as good as a sum
+        if holes and holes.bit_count() <= lacks:  # so few in all that each is as good as a sum
             return Type.DATA, (holes & -holes).bit_length() - 1
         return Type.REPAIR, generation
 
     def _next_poll_target(self, now: float, *, idle: bool) -> int | None:
-        """The listener to ask now."""
         if now < self._ask_from:
             return None
         at, _, node = min(self._asks(idle=idle))
         return node if at <= now else None
 
     def _asks(self, *, idle: bool) -> list[tuple[float, int, int]]:
-        """When to ask whom: time, questions so far, node. idle: nothing is left to send that one needs."""
+        """Return (time, questions so far, node) of each next poll. `idle`: there is no bulk to send."""
         return [
             (-math.inf if idle and receiver.ask_at == math.inf else receiver.ask_at, receiver.asks, node)
             for node, receiver in self.waiting.items()
@@ -294,14 +283,14 @@ class Broadcast:
             self.malformed += 1
             return
         unknown = report.unknown
-        if unknown:  # it missed every OFFER: all that has gone out is lost on it
+        if unknown:  # it missed every OFFER, and so all that was sent
             report = Report(self._sealer.epoch, report.seq, self.digest[:PREFIX_BYTES])
             self._offer_in = 0
         verdict = receiver.object.report(report, heard=heard, epoch=self._sealer.epoch)
         if verdict is None:
             self.orphans += 1
             return
-        if not unknown and receiver.epoch in (0, heard[0]):  # what it missed while it was off says nothing
+        if not unknown and receiver.epoch in (0, heard[0]):  # losses while it was off say nothing
             receiver.loss.weigh(verdict.lost, verdict.bursts, verdict.settled)
         receiver.epoch = heard[0]
         receiver.reported = self._next == self._object.count and report.seq >= self._last
@@ -317,20 +306,20 @@ class Broadcast:
 
 
 def group_id(digest: bytes) -> int:
-    """The object id of a broadcast: the same whenever, and by whomever, the object is sent again."""
+    """Return the object id of a broadcast: the same whenever, and by whomever, the object is sent again."""
     return GROUP_ID | int.from_bytes(digest[:2], "big")
 
 
 class BroadcastListener:
-    """Takes the broadcasts of the peer. floor: the highest (epoch, seq) of them, as last persisted."""
+    """Takes the broadcasts of the peer. `floor`: their highest persisted (epoch, seq)."""
 
     def __init__(self, identity: Identity, key: bytes, inbox: Inbox, floor: tuple[int, int]) -> None:
         self.opener = Opener(key, source=identity.peer, destination=BROADCAST, floor=floor)
         self._inbox, self._node, self._epoch = inbox, identity.node, floor[0]
 
     def handle(self, raw: bytes, now: float) -> tuple[list[Event], bool] | None:
-        """Take one frame: what it brings, and whether this node has the turn now, being asked; None, and one
-        counter more, for what is not the group's, whole and new."""
+        """Take in a frame: its events, and whether it polls this node and hands it the turn. None, and a
+        count, for what is not the group's, whole and new."""
         frame = self.opener.open(raw)
         if frame is None:
             return None

@@ -1,4 +1,4 @@
-"""What a session is made from: its ends, what carries it, what guards it, what was kept, and its limits."""
+"""What a session is made from: its ends, medium, security, saved state and limits."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Identity:
     peer: int
     """The other end's number, 0..254."""
     primary: bool
-    """Whether this end is the primary station (HDLC), as the ground's is: it sends at the link's
-    `rate_down_bps`, breaks ties on half-duplex, and seals under the key that it heard the board by. The other
-    end sends at `rate_up_bps`."""
+    """Whether this end is the primary station (HDLC), as the ground's is. It sends at the link's
+    `rate_down_bps`, the other at `rate_up_bps`; it breaks ties on half-duplex, and seals under the key that
+    it heard the board by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,25 +34,24 @@ class Medium:
     link: Link
     """The profile of the radio or the line."""
     wire_bytes: Callable[[int], int] = cobs.wire_bytes
-    """What a frame of that many bytes takes on the wire, with the port's framing around it."""
+    """The size on the wire of a frame of that many bytes, with the port's framing."""
     contacts: Iterable[Window] | None = None
-    """Nothing is sent outside of these windows, and deadlines and all other times count only within them;
-    None for a link that is always up."""
+    """The windows in which frames may leave and all times, deadlines too, count; None for a link without a
+    plan, which is always up."""
 
 
 @dataclass(frozen=True, slots=True)
 class Security:
-    """What the operator gave this end of the link to guard it with."""
+    """What the operator gave this end to secure the link with."""
 
     key: bytes | Keys
     """The 32 B key that both ends hold, or several by their ids, the oldest first."""
     nonce: Callable[[int], bytes] | None = None
-    """Draws so many bytes that nobody can foresee, which lets the ends agree on a salt. An end without it can
-    only watch."""
+    """Draws that many unpredictable bytes, for the salt. An end without it can only watch."""
     encrypted: bool = False
     """Whether all frames but HELLO are encrypted, both ways."""
     group_key: bytes | None = None
-    """The 32 B that the peer's broadcasts are sealed with; with None this end does not listen to them."""
+    """The 32 B key of the peer's broadcasts; with None this end does not listen to them."""
 
     def __post_init__(self) -> None:
         if self.group_key is not None and self.encrypted:
@@ -66,11 +65,11 @@ class SessionState:
     epoch: int
     """This end's durable boot counter, 1..65535, one more than at the last start."""
     replay_floor: tuple[int, int] = (0, 0)
-    """The peer's highest (epoch, seq) as last persisted: no frame at or below it is taken."""
+    """The peer's highest persisted (epoch, seq): no frame at or below it is taken."""
     salt: bytes = NO_SALT
-    """The salt as last persisted; NO_SALT if it was lost, or if there never was one."""
+    """The persisted salt; NO_SALT if it was lost, or if there never was one."""
     group_replay_floor: tuple[int, int] = (0, 0)
-    """The same as `replay_floor`, for the peer's broadcasts."""
+    """The `replay_floor` of the peer's broadcasts."""
     done: Iterable[bytes] = ()
     """Digests of the objects that were accepted before."""
     spent: QuotaUsage | None = None
@@ -79,27 +78,27 @@ class SessionState:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a session takes on at most."""
+    """The limits of a session."""
 
     max_object_bytes: int = 64 << 20
-    """The size of the largest object that is taken."""
+    """The size of the largest object that is received."""
     max_incoming: int = 16
-    """The objects that are received at a time."""
+    """The number of objects that are received at a time."""
     max_incoming_bytes: int = 128 << 20
-    """The size of all objects together that are received at a time."""
+    """The total size of the objects that are received at a time."""
     max_messages: int = 16
-    """The MSGs that may wait to leave; the oldest gives way to a new one."""
+    """The number of MSGs that may wait to leave; a new one displaces the oldest."""
     remembered: int = 256
     """The digests of finished objects that are remembered."""
     bytes_per_contact: float = math.inf
-    """What this end may send on the wire in one planned contact."""
+    """The bytes on the wire that this end may send in one planned contact."""
     bytes_per_day: float = math.inf
-    """What this end may send on the wire in any 24 hours."""
+    """The bytes on the wire that this end may send in any 24 hours."""
     lead_bytes: int = 0
-    """The most delimiters before a burst (see `Lead`); 0 on a datagram port."""
+    """The most delimiters before a burst; 0 on a datagram port."""
     quiet_s: float = math.inf
-    """When nothing was heard for this long, the peer is asked whether it is there: 15 s on a port where
-    addresses are learned and change, never on a cable. See `Presence`."""
+    """The silence after which the peer is asked whether it is there: 15 s on a port where addresses are
+    learned and change, never on a cable."""
     reorder_slack: int = 0
-    """Frames of one direction that may overtake one another before the late one counts as lost: 0 on a
-    serial line, 3 on a datagram port (TCP's duplicate threshold, RFC 5681 section 3.2)."""
+    """How many frames may overtake a late one before it counts as lost: 0 on a serial line, 3 on a datagram
+    port (TCP's duplicate threshold, RFC 5681 section 3.2)."""

@@ -1,10 +1,8 @@
-"""What frames say, as code: OFFER, REPORT, DONE, CANCEL and MSG (HELLO stands with the handshake).
+"""The payloads of frames: OFFER, REPORT, DONE, CANCEL and MSG (HELLO is in `security_context`).
 
-DATA carries a fragment's bytes and POLL carries nothing; both name the object by the header's object id. That
-id is the offerer's short name for an object while it is on the way; the digest is the object. Every payload
-of a frame fits the smallest frame there is (51 B at LoRa SF12: 29 B of payload). Integers are big-endian.
-Bytes that make no sense raise BadMessage and nothing else.
-"""
+DATA carries a fragment's bytes and POLL nothing; both name the object by the header's object id, the sender's
+short name for it in this epoch; the digest is its identity. Every payload fits the smallest frame (51 B at
+LoRa SF12: 29 B of payload). Integers are big-endian. Senseless bytes raise BadMessage and nothing else."""
 
 from __future__ import annotations
 
@@ -25,7 +23,7 @@ P = TypeVar("P", bound="Payload")
 DIGEST_BYTES = 16
 PREFIX_BYTES = 4
 MAX_FRAGMENTS = 0xFFFF
-"""The header's fragment index has 16 bits and a REPORT's base must be able to say "all of them"."""
+"""The header's fragment index has 16 bits, and a REPORT's base must be able to say "all of them"."""
 
 
 class BadMessage(ValueError):  # noqa: N818 - "bad" says error already
@@ -33,38 +31,38 @@ class BadMessage(ValueError):  # noqa: N818 - "bad" says error already
 
 
 class Reason(IntEnum):
-    """Why an object ended without being delivered. CANCEL carries it; other numbers are let through."""
+    """Why an object ended undelivered, as CANCEL says it; other numbers are let through."""
 
     WITHDRAWN = 1  # by its sender
     EXPIRED = 2  # its deadline passed
     TOO_LARGE = 3  # for the receiver's limit
-    TOO_MANY = 4  # objects are on their way already
+    TOO_MANY = 4  # objects are in transfer already
     REFUSED = 5  # by the receiver's application
     BAD_OFFER = 6  # size, fragment length or kind make no sense
 
 
 def digest(kind: int, payload: bytes | bytearray | mmap.mmap) -> bytes:
-    """The identity of an object, 16 B: BLAKE2s-128 over its kind and its payload."""
+    """Return the identity of an object, 16 B: BLAKE2s-128 over its kind and its payload."""
     whole = blake2s(bytes((kind,)), digest_size=DIGEST_BYTES)
     whole.update(payload)
     return whole.digest()
 
 
 def fragments_of(size: int, fragment_bytes: int) -> int:
-    """How many fragments an object of `size` B has. An empty object has none."""
+    """Return the number of fragments of an object of `size` B; an empty object has none."""
     return -(-size // fragment_bytes)
 
 
 class Payload(msgspec.Struct, frozen=True):
-    """A payload that is the fields of its layout, one after the other."""
+    """A payload whose bytes are the fields of its layout, one after the other."""
 
     _LAYOUT: ClassVar[struct.Struct]
 
     def check(self) -> None:
-        """Raises BadMessage for values that fit their fields and make no sense."""
+        """Raise BadMessage for values that fit their fields and make no sense."""
 
     def encode(self) -> bytes:
-        """The bytes of the payload. Raises ValueError for a field out of range."""
+        """Return the bytes of the payload. Raises ValueError for a field out of range."""
         fields = msgspec.structs.astuple(self)
         payload = pack_fields(self._LAYOUT, self, *fields)
         if self._LAYOUT.unpack(payload) != fields:  # some bytes were cut off, or filled up
@@ -73,18 +71,15 @@ class Payload(msgspec.Struct, frozen=True):
 
     @classmethod
     def decode(cls: type[P], payload: bytes) -> P:
-        """Raises BadMessage."""
+        """Return the message. Raises BadMessage."""
         message = cls(*unpack_fields(cls._LAYOUT, payload, cls.__name__.upper()))
         message.check()
         return message
 
 
 class Offer(Payload, frozen=True):
-    """OFFER: an object is ready. 27 B.
-
-    `digest` 16 B, BLAKE2s-128 over the kind byte and the payload; `size` in bytes; `fragment_bytes` of
-    every DATA payload but the last; `deadline_s` whole seconds from now, 0 for none.
-    """
+    """OFFER: an object is ready. 27 B. `digest` 16 B; `size` in bytes; `fragment_bytes` of every DATA payload
+    but the last; `deadline_s` whole seconds from now, 0 for none."""
 
     digest: bytes
     size: int
@@ -96,18 +91,15 @@ class Offer(Payload, frozen=True):
 
     @property
     def fragments(self) -> int:
-        """How many fragments the object has."""
         return fragments_of(self.size, self.fragment_bytes)
 
     def check(self) -> None:
-        """Raises BadMessage for an object of more than MAX_FRAGMENTS."""
         if self.fragment_bytes < 1 or self.fragments > MAX_FRAGMENTS:
             raise BadMessage(
                 f"OFFER of {self.size} B in fragments of {self.fragment_bytes} B: too many fragments"
             )
 
     def encode(self) -> bytes:
-        """27 B. Raises ValueError for a field out of range."""
         self.check()
         return super().encode()
 
@@ -121,10 +113,8 @@ class Done(Payload, frozen=True):
 
 
 class Cancel(Payload, frozen=True):
-    """CANCEL, from either end: the object will not be sent, or not be taken. 17 B.
-
-    `reason` is a `Reason`, or a number that a later version knows.
-    """
+    """CANCEL, from either end: the object will not be sent, or not be taken. 17 B. `reason`: a `Reason`, or a
+    number that a later version knows."""
 
     digest: bytes
     reason: int
@@ -133,25 +123,23 @@ class Cancel(Payload, frozen=True):
 
     @property
     def by_sender(self) -> bool:
-        """Whether the object's sender ends it: both ends may be on the way with the same object."""
+        """Whether the object's sender cancels it: both ends may be sending the same object."""
         return self.reason in (Reason.WITHDRAWN, Reason.EXPIRED)
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """REPORT: what the receiver heard, and what it holds of one object. 13 B, sums, a bitmap or runs.
+    """REPORT: the highest frame heard and the fragments held of one object. 13 B, sums, a bitmap or runs.
 
-    The sender sends again what a report shows as missing and nothing else, so what does not fit is left open
-    (`covered`), not told as missing.
+    The sender resends exactly what a REPORT shows as missing, so what does not fit is left open (`covered`),
+    not shown as missing.
 
-    `epoch`, `seq`: the highest heard from the peer. `prefix`: first 4 B of the object's digest.
-    `held`: bit i is set when fragment i is held. `covered`: nothing is said of fragments from there
-    on; MAX_FRAGMENTS when the report is complete. `unknown`: the receiver knows no object of the
-    header's object id, so the sender had better offer it again (`prefix` is then zeros). A report
-    about no object at all has object id 0, prefix zeros, and only its epoch and seq mean something.
-    `equations`: (generation, number) of independent sums held from REPAIRs that do not yet give fragments;
-    those that are not told make the sender repair more than is needed, and nothing worse.
-    """
+    `epoch`, `seq`: the highest heard from the peer. `prefix`: first 4 B of the object's digest. `held`: bit i
+    is set when fragment i is held. `covered`: nothing is said of fragments from there on; MAX_FRAGMENTS when
+    the report is complete. `unknown`: no object is known by the header's object id, so it should be offered
+    again (`prefix` is then zeros). With object id 0 only epoch and seq are valid. `equations`: (generation,
+    number) of independent sums held that do not yet give fragments; those left out only cost needless
+    repairs."""
 
     epoch: int
     seq: int
@@ -168,11 +156,9 @@ class Report:
     _EQUATIONS: ClassVar = 0x08
 
     def encode(self, max_bytes: int) -> bytes:
-        """At most `max_bytes` (13 or more): bitmap or runs, whichever says more in fewer bytes.
-
-        Where both are too long the first fragments are told and the rest left open, so decode gives a
-        smaller `covered`. Raises ValueError for a field out of range.
-        """
+        """Return at most `max_bytes` (13 or more): bitmap or runs, whichever says more in fewer bytes. Where
+        neither fits, the first fragments are told and the rest left open, so decode gives a smaller
+        `covered`. Raises ValueError for a field out of range."""
         if len(self.prefix) != PREFIX_BYTES:
             raise ValueError(f"prefix {self.prefix!r} has {len(self.prefix)} B, not {PREFIX_BYTES}")
         room = max_bytes - self._LAYOUT.size
@@ -224,7 +210,7 @@ class Report:
 
 
 def _encode_equations(equations: tuple[tuple[int, int], ...], room: int) -> bytes:
-    """A count, then that many pairs of generation and number, as far as `room` bytes reach; b"" for none."""
+    """Return a count and that many (generation, number) pairs, as `room` bytes allow; b"" for none."""
     told = equations[: max(0, (room - 1) // 2)]
     pairs = b"".join(bytes((generation, min(number, 0xFF))) for generation, number in told)
     return bytes((len(told),)) + pairs if told else b""
@@ -241,10 +227,8 @@ def _decode_equations(body: bytes) -> tuple[tuple[tuple[int, int], ...], bytes]:
 
 
 def _encode_runs(above: int, room: int) -> tuple[bytes, int]:
-    """Lengths of holes and of held runs in turn, from the first hole, as far as `room` bytes reach.
-
-    Returns the bytes and how many fragments they tell of. A length is a LEB128 number.
-    """
+    """Return the lengths of holes and held runs in turn, from the first hole, as LEB128 numbers within `room`
+    bytes, and the number of fragments that they cover."""
     body = b""
     told = 0
     for _, run in groupby(reversed(f"{above:b}") if above else ""):
@@ -284,8 +268,8 @@ def _decode_runs(body: bytes, limit: int) -> tuple[int, int]:
 
 
 class MessageQueue:
-    """Messages that wait to leave: at most `limit` MSGs of at most `longest_bytes`, by priority (0 first) and
-    then by age. When there are too many the oldest gives way."""
+    """At most `limit` MSGs of at most `longest_bytes`, by priority (0 first), then age. The oldest is
+    dropped."""
 
     def __init__(self, limit: int, longest_bytes: int) -> None:
         self._limit, self._longest_bytes = limit, longest_bytes
@@ -296,7 +280,7 @@ class MessageQueue:
         return bool(self._heap)
 
     def add(self, payload: bytes, priority: int) -> None:
-        """Take one more to be sent. Raises ValueError where it does not fit a frame."""
+        """Queue a MSG. Raises ValueError where it does not fit a frame."""
         if len(payload) > self._longest_bytes or not 0 <= priority <= 7:
             raise ValueError(
                 f"MSG of {len(payload)} B, priority {priority}: at most {self._longest_bytes} B, 0..7"
@@ -307,17 +291,16 @@ class MessageQueue:
             heapq.heapify(self._heap)
 
     def first(self) -> PendingFrame:
-        """The frame of the one that leaves next. Raises IndexError where none waits."""
+        """Return the frame that leaves next. Raises IndexError where none waits."""
         priority, _, payload = self._heap[0]
         return PendingFrame(Type.MSG, payload, priority=priority)
 
     def sent(self) -> None:
-        """What `first` gave has left."""
         heapq.heappop(self._heap)
 
 
 def pack_fields(layout: struct.Struct, message: object, *fields: float | bytes) -> bytes:
-    """Raises ValueError for a field that does not fit."""
+    """Pack the fields. Raises ValueError for one that does not fit."""
     try:
         return layout.pack(*fields)
     except (struct.error, OverflowError) as error:
@@ -325,7 +308,7 @@ def pack_fields(layout: struct.Struct, message: object, *fields: float | bytes) 
 
 
 def unpack_fields(layout: struct.Struct, payload: bytes, name: str) -> tuple[Any, ...]:
-    """Raises BadMessage for a payload of another length."""
+    """Unpack the fields. Raises BadMessage for a payload of another length."""
     if len(payload) != layout.size:
         raise BadMessage(f"{name} of {len(payload)} B, not {layout.size}")
     return layout.unpack(payload)

@@ -1,12 +1,10 @@
 """One authenticated conversation with one peer: objects cross whole, once, and at the link's pace.
 
-Pure: frames and `now` (seconds, monotonic) go in, frames and events come out. Whoever owns the port calls
-`receive` for each frame heard, `tick` and `transmit` whenever `wakeup` says so, and acts on the events.
+It has no I/O: frames and `now` (seconds, monotonic) go in, frames and events come out. The port's owner calls
+`receive` for each frame heard, `tick` and `transmit` when `wakeup` says so, and acts on the events.
 
-Nothing leaves faster than the link carries it, out of turn, out of contact, or to a peer that does not
-answer. HELLO leaves first, then messages, then answers, then questions, then the objects' pieces, the most
-urgent first; a peer that owes an answer is sent questions only.
-"""
+Nothing leaves faster than the link carries it, out of turn, or out of contact. The order is HELLO, messages,
+answers, questions, then bulk by priority; a peer that owes an answer is sent questions only."""
 
 from __future__ import annotations
 
@@ -34,7 +32,7 @@ from onboard.wire.transfer.outgoing import deadline_of
 from onboard.wire.transfer.peer import Presence, ReceiveStats
 
 _EPSILON_S = 1e-6  # sums of airtimes are not exact; a microsecond is less than a bit of any link here
-_LOSSY = 0.05  # a share of frames lost from which a delimiter before each of them is worth its byte
+_LOSSY = 0.05  # from this loss on, a delimiter before each frame is worth its byte
 _QUESTIONS = (Type.HELLO, Type.OFFER, Type.POLL)
 _CLOSING = (Type.POLL, Type.REPORT, Type.DONE, Type.CANCEL)
 
@@ -42,11 +40,10 @@ _CLOSING = (Type.POLL, Type.REPORT, Type.DONE, Type.CANCEL)
 class Session:
     """One end of a link. Raises ValueError for a key or an epoch out of range, and for contacts that overlap.
 
-    `incoming`: objects being received, and those that arrived and are not accepted yet, by digest. `done`:
-    digests of the objects accepted last, oldest first, to be persisted beside what the objects did.
-    `message_bytes`: the longest MSG that fits a frame of this link. `bytes_sent` are on the wire. `air`: its
-    delimiters go before the frame that `transmit` gave last, and its times are those of the link now.
-    """
+    `incoming`: objects being received or not yet accepted, by digest. `done`: digests of the objects accepted
+    last, oldest first, to be persisted with what the objects did. `message_bytes`: the longest MSG that fits
+    a frame. `bytes_sent`: on the wire. `air`: the link's times, and the delimiters before the latest
+    frame."""
 
     def __init__(
         self,
@@ -87,7 +84,7 @@ class Session:
         self._openers = [self._security.opener, self._handshake.opener, *others]
         self._diagnostics = LinkDiagnostics(identity.node, identity.peer, self._security.opener)
         self._answer: PendingFrame | None = None  # on half-duplex, the last one of this turn
-        self._asked = (Type.DATA, 0, 0)  # of the frame heard last: type, object, and what had left by then
+        self._asked = (Type.DATA, 0, 0)  # of the frame heard last: type, object, and frames sent by then
         self.bytes_sent = 0
 
     # -- the application's side ------------------------------------------------------------------------
@@ -99,16 +96,16 @@ class Session:
 
     @property
     def salt(self) -> bytes:
-        """The salt of the keys in force, under which `replay_floor` holds."""
+        """The salt in force, under which `replay_floor` holds."""
         return self._handshake.salt
 
     @property
     def group_replay_floor(self) -> tuple[int, int]:
-        """The same as `replay_floor`, for the peer's broadcasts."""
+        """The `replay_floor` of the peer's broadcasts."""
         return self._listener.opener.floor if self._listener else (0, 0)
 
     def rekey(self, salt: bytes) -> None:
-        """The salt of a `Rekeyed` is in force. Raises ValueError for any other."""
+        """Put the salt of a `Rekeyed` in force. Raises ValueError for any other."""
         self._security.use(salt)
         self._diagnostics.rekeyed()
         self._hearing.rekeyed()
@@ -116,31 +113,29 @@ class Session:
         self._liveness.heard()
 
     def plan(self, contacts: Iterable[Window] | None, now: float) -> None:
-        """Other contacts hold from now on. Raises ValueError for those that overlap."""
+        """Replace the contact plan. Raises ValueError for contacts that overlap."""
         self._gate.plan(contacts, now)
 
     def in_contact(self, now: float) -> bool:
-        """Whether the link may carry anything."""
         return self._gate.contacts.is_up(now)
 
     def closes_at(self, now: float) -> float:
-        """When the contact that is open will be over; inf if none is, or without a plan."""
+        """Return when the open contact ends; inf if none is open, or without a plan."""
         return self._gate.contacts.closes_at(now)
 
     def after(self, since: float, contact_s: float) -> float:
-        """When `contact_s` of contact have passed since then; inf where the plan does not reach so far."""
+        """Return when `contact_s` of contact have passed since then; inf where the plan ends before."""
         return self._gate.contacts.after(since, contact_s)
 
     def offer(
         self, kind: int, payload: bytes, now: float, *, priority: int = 4,
         deadline_s: float | None = None, fragment_bytes: int | None = None,
     ) -> bytes:  # fmt: skip
-        """Put an object on its way; returns its 16 B digest. Offering it again meanwhile changes nothing.
+        """Queue an object, once; returns its 16 B digest.
 
-        priority: 0 (first) to 7. deadline_s: seconds of contact from now after which it is given up.
-        fragment_bytes: as `fragment_bytes` gave it before a restart, so that nothing held is sent again.
-        Raises ValueError for a value out of range or an object of too many fragments.
-        """
+        `priority`: 0 (first) to 7. `deadline_s`: seconds of contact from now until it expires.
+        `fragment_bytes`: as `fragment_bytes` gave it before a restart, so that nothing held is resent. Raises
+        ValueError for a value out of range or an object of too many fragments."""
         now = self._gate.link_s(now)
         deadline = deadline_of(kind, priority, deadline_s, now)
         return self._outbox.offer(
@@ -148,38 +143,37 @@ class Session:
         )
 
     def fragment_bytes(self, digest: bytes) -> int:
-        """How an object on its way is cut. Raises KeyError."""
+        """Return the fragment length of an object that is being sent. Raises KeyError."""
         return self._outbox.fragment_bytes(digest)
 
     def cancel(self, digest: bytes, now: float) -> None:
-        """Stop sending an object, if it is on its way."""
+        """Stop sending an object, if it is being sent."""
         self._outbox.cancel(digest, self._gate.link_s(now))
 
     def send_message(self, payload: bytes, now: float, priority: int = 1) -> None:
-        """Send one MSG, unreliably, ahead of all DATA. See MessageQueue.add."""
+        """Queue one MSG, unreliable and ahead of all DATA. Raises ValueError if it does not fit a frame."""
         self._messages.add(payload, priority)
 
     def resume(self, partial: Partial) -> None:
-        """Go on with a half-received object from the spool. Raises ValueError if it contradicts itself."""
+        """Resume a half-received object from the spool. Raises ValueError if it contradicts itself."""
         self._inbox.resume(partial, self._gate.link_s(self._began))
 
     def accept(self, digest: bytes, now: float) -> None:
-        """The application holds an arrived object durably: DONE leaves, unless it was withdrawn meanwhile."""
+        """Note that an arrived object is held durably: DONE leaves, unless it was withdrawn meanwhile."""
         self._inbox.accept(digest)
 
     def forget(self, *digests: bytes) -> None:
-        """What accepted objects did is lost: those that the peer offers anew are taken anew."""
+        """Take these accepted objects anew when they are offered anew, as their effect is lost."""
         self._inbox.forget(digests)
 
     def refuse(self, digest: bytes, reason: int, now: float) -> None:
-        """The application does not want an incoming object: CANCEL leaves, unless it is gone already."""
+        """Refuse an incoming object: CANCEL leaves, unless it is gone already."""
         self._inbox.refuse(digest, reason)
 
     # -- the wire's side -------------------------------------------------------------------------------
 
     def receive(self, frame: bytes, now: float, origin: Origin = None) -> list[Event]:
-        """Take one frame as the port gave it, and where it came from. Anything that is not the peer's, whole
-        and new only counts. What it proves is in `presence`."""
+        """Take in a frame from the port; what is not the peer's, whole and new, only counts."""
         self.presence.proof_of_life = False
         if self._listener is not None and framing.is_broadcast(frame):
             return self._overhear(self._listener, frame, now)
@@ -210,7 +204,7 @@ class Session:
             return events
 
     def tick(self, now: float) -> list[Event]:
-        """What time alone brings about: deadlines, silence, a record of what was spent."""
+        """Act on time alone: deadlines, silence, a due record of quota usage."""
         at, now = now, self._gate.link_s(now)
         if not self.air.in_turn(now):
             self._outbox.fell_still(now)
@@ -222,18 +216,18 @@ class Session:
         return events if spent is None else [*events, spent]
 
     def transmit(self, now: float) -> bytes | None:
-        """The next frame, if one may leave now. Call until it gives None."""
+        """Return the next frame, if one may leave now. Call until it returns None."""
         sent_at, now = now, self._gate.link_s(now)
         if not self._gate.is_open(sent_at) or self.air.opens_at(now) > now + _EPSILON_S:
             return None
         now += _EPSILON_S
         closing = self.presence.is_reachable and self.air.closing(now)
-        if closing:  # what most wants hearing, once more: its answer, or its question
+        if closing:  # repeat what matters most: the turn's answer, or its question
             send = self._answer or self._security.least(self._outbox.asks_about)
         elif (make := self._next_frame(now)[1]) is not None:
             send = make()
         elif self.presence.is_reachable and self.air.in_turn(now):
-            send = self._security.least()  # what was to follow was cancelled: only the turn is handed over
+            send = self._security.least()  # the rest was cancelled: only hand the turn over
         else:
             return None
         length = OVERHEAD_BYTES + len(send.payload)
@@ -259,11 +253,11 @@ class Session:
 
     @property
     def damaged(self) -> int:
-        """Frames so far that `receive` took for none of the peer's, as their shape or tag was wrong."""
+        """The number of frames with a wrong shape or tag."""
         return self._diagnostics.damaged
 
     def wakeup(self, now: float) -> float:
-        """The earliest time at which `transmit` or `tick` may have something to do, if no frame comes."""
+        """Return the earliest time at which `transmit` or `tick` may have work, if no frame comes."""
         link_now = self._gate.link_s(now)
         ready = link_now if self.air.in_turn(link_now) else self._next_frame(link_now)[0]
         leaves = math.inf if ready == math.inf else self.air.opens_at(max(link_now, ready))
@@ -274,32 +268,30 @@ class Session:
 
     @property
     def outgoing(self) -> dict[bytes, int]:
-        """Digests and kinds of the objects on their way or waiting for it; withdrawn ones are left out."""
+        """Digests and kinds of the objects that are queued or being sent, without withdrawn ones."""
         return {each.digest: each.kind for each in self._outbox.objects()}
 
     @property
     def airtime_s(self) -> float:
-        """The time for which the transmitter was on, keying included."""
+        """The transmitter's time on, keying included."""
         return self.air.airtime_s
 
     @property
     def frames_received(self) -> int:
-        """Authentic frames so far."""
+        """The number of authentic frames."""
         return sum(opener.opened for opener in self._openers)
 
     @property
     def silent(self) -> bool:
-        """Whether the peer owes an answer and gives none."""
         return self._liveness.silent
 
     def snapshot(self, now: float) -> LinkSnapshot:
-        """Counters and progress, as a value."""
         inbox, outbox, hearing, handshake = self._inbox, self._outbox, self._hearing, self._handshake
         refused = sum((opener.counts for opener in self._openers), Counter[Refusal]())
         told, sealer, link_now = self._diagnostics, self._security.sealer, self._gate.link_s(now)
         objects = [*outbox.progress(link_now), *inbox.progress(hearing.loss)]
         when = partial(self._gate.contacts.when, now)
-        (out_s, out_passes), (in_s, in_passes) = (  # objects of one way share the air: their times add up
+        (out_s, out_passes), (in_s, in_passes) = (  # objects share one way's air: their times add up
             when(sum(each.eta_s for each in objects if each.incoming == way)) for way in (False, True)
         )
         return LinkSnapshot(
@@ -329,7 +321,7 @@ class Session:
         )  # fmt: skip
 
     def _next_frame(self, now: float) -> tuple[float, MakeFrame | None]:
-        """When a frame may leave next, inf for never as things stand, and what makes it, if that is now."""
+        """Return when a frame may leave next, inf for never as things stand, and its maker if that is now."""
         hello_at = self.presence.frame_at()
         if hello_at <= now:
             return hello_at, self.presence.frame
@@ -338,7 +330,7 @@ class Session:
         answer_at, seq = math.inf, self._security.next_seq
         if not self._outbox.held_back:
             if self._messages:
-                return -math.inf, self._messages.first  # at once: it waits for no more than the port holds
+                return -math.inf, self._messages.first  # at once, behind no more than the port holds
             answer_at = self._inbox.due_at()
             if answer_at <= now:
                 return answer_at, partial(self._inbox.due, now, self.replay_floor, self.group_replay_floor)
@@ -346,7 +338,6 @@ class Session:
         return min(hello_at, answer_at, at), make
 
     def _note_sent(self, send: PendingFrame, end: float) -> None:
-        """What `_next_frame` made leaves, its last bit at `end`."""
         self.presence.sent(send, end)
         if send.is_outgoing:
             self._outbox.sent(send, self._security.next_seq, end)
@@ -357,15 +348,13 @@ class Session:
             self._inbox.sent(send, end)
 
     def _asks_again(self, kind: Type, object_id: int) -> bool:
-        """Whether the peer, with the frame just heard, asks what it asked last, although something left
-        meanwhile."""
+        """Return whether the peer repeats its last question, although something left meanwhile."""
         question, left = (kind, object_id), self._security.frames_sent
         asked, self._asked = self._asked, (*question, left)
         return kind in _QUESTIONS and asked[:2] == question and asked[2] < left
 
     def _dispatch(self, frame: Frame, now: float) -> list[Event]:
-        """What an authentic frame brings: answers are the outbox's, questions and pieces of objects the
-        inbox's. Raises BadMessage for a payload that makes no sense."""
+        """Answers go to the outbox, all else to the inbox. Raises BadMessage for a senseless payload."""
         inbox, outbox, hearing, kind = self._inbox, self._outbox, self._hearing, frame.type
         if kind is Type.DATA or kind is Type.REPAIR:
             inbox.loss = hearing.loss
@@ -380,7 +369,7 @@ class Session:
             return []
         if kind is Type.OFFER:
             offer = Offer.decode(frame.payload)
-            if offer.size > offer.fragment_bytes:  # of one fragment the length is chance
+            if offer.size > offer.fragment_bytes:  # a single fragment's length is chance
                 hearing.fragment_bytes = offer.fragment_bytes
             return inbox.on_offer(offer, frame.object_id, now)
         if kind is Type.POLL:
@@ -397,7 +386,6 @@ class Session:
         raise BadMessage(f"{kind.name} under a key of traffic: no peer does that")
 
     def _overhear(self, listener: BroadcastListener, frame: bytes, now: float) -> list[Event]:
-        """What a frame to all listeners brings; none of them answers unless it was asked."""
         link_now = self._gate.link_s(now)
         taken = listener.handle(frame, link_now)
         if taken is None:
@@ -409,7 +397,6 @@ class Session:
         return events
 
     def _greet(self, raw: bytes, now: float, origin: Origin) -> list[Event]:
-        """What a HELLO brings, or anything at all while there is no salt."""
         at, now = now, self._gate.link_s(now)
         frame, events = self.presence.greet(raw, at, now, origin)
         if frame is None:
@@ -418,7 +405,7 @@ class Session:
         self._hearing.bytes += self._wire_bytes(len(raw))
         if self.presence.proof_of_life:
             self._hearing.at = at
-        if self.presence.is_asked:  # a recording gives no turn
+        if self.presence.is_asked:  # a replay gives no turn
             again, hearing = self._asks_again(Type.HELLO, 0), self._hearing
             self.air.heard(now, over=frame.over, loss=hearing.loss, burst=hearing.burst, again=again)
         return events + self._security.greeted(now)
