@@ -85,7 +85,10 @@ def disagreement(
         if not train.buffers:
             x[..., x.shape[-1] // 2 :] = 0
         y = rng.integers(0, train.classes, batch)
-        parameters = _with_biases(initial(train.shapes, seed), rng)
+        parameters = initial(train.shapes, seed)
+        for name, value in parameters.items():
+            if value.ndim < 2:  # biases of zero would hide an error in how they are used
+                parameters[name] = value + rng.normal(0, 0.1, value.shape).astype(np.float32)
         if _nearest_kink(reference, parameters, x) >= KINK:
             break
     else:
@@ -94,14 +97,6 @@ def disagreement(
     loss, gradients, buffers = train.step(parameters, x, y)
     ours = {"loss": np.array(loss), "logits": infer.logits(parameters, x), **gradients, **buffers}
     return {what: _relative(ours[what], value) for what, value in expected.items()}
-
-
-def _with_biases(parameters: Parameters, rng: np.random.Generator) -> dict[str, Any]:
-    """Zero biases would hide an error in how they are used."""
-    return {
-        name: value + rng.normal(0, 0.1, value.shape).astype(np.float32) if value.ndim < 2 else value
-        for name, value in parameters.items()
-    }
 
 
 def _autograd(

@@ -69,12 +69,16 @@ class Closing:
         if (outlier := average.odd_one()) is not None:
             self._tell(outlier, number)
             yield from self._each(average.add, number, usable)
-        packed = b""
         try:
-            packed = self._quantize(average)
+            with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is looked at
+                packed = average.packed()
+                for name, weights in self.server.weights(packed).items():
+                    if not np.isfinite(weights).all():
+                        raise ValueError(f"{name} has values that are not finite")
         except MemoryError:
             raise
         except Exception as error:  # each of them can be used, and all of them together cannot
+            packed = b""
             farthest = max(usable, key=lambda node: norm(self._open(number, node)[1].reconstruct()))
             unusable[farthest] = f"with it there is no average: {_why(error)}"
         yield True
@@ -128,15 +132,6 @@ class Closing:
         if payload is None:
             raise ValueError("there is nothing stored of it")
         return self.server.open(UPDATE, payload, node, number, self.training)
-
-    def _quantize(self, average: RoundAverage) -> bytes:
-        """The average, packed, if it is one that can be sent and built on. Raises ValueError."""
-        with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is looked at
-            packed = average.packed()
-            for name, weights in self.server.weights(packed).items():
-                if not np.isfinite(weights).all():
-                    raise ValueError(f"{name} has values that are not finite")
-        return packed
 
 
 def _why(error: Exception) -> str:

@@ -117,7 +117,10 @@ class Spool:
         handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         try:
             for index in indices(incoming.dirty):
-                _write_at(handle, incoming.fragment(index), index * partial.fragment_bytes)
+                offset, rest = index * partial.fragment_bytes, memoryview(incoming.fragment(index))
+                while rest:
+                    written = os.pwrite(handle, rest, offset)
+                    offset, rest = offset + written, rest[written:]
             os.fsync(handle)
         finally:
             os.close(handle)
@@ -227,14 +230,6 @@ def _read_map(path: Path) -> Partial | None:
     if count > MAX_FRAGMENTS or held >> count:
         return None
     return Partial(digest, kind, size, fragment_bytes, held, b"", deadline_s)
-
-
-def _write_at(handle: int, data: bytes | memoryview, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(handle, view, offset)
-        view = view[written:]
-        offset += written
 
 
 class SpoolFull(PortEvent, frozen=True):

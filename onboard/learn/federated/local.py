@@ -92,7 +92,10 @@ class LocalTraining:
         self._widths: dict[str, npt.NDArray[np.uint8]] = {}  # bases a group, once they are allotted
         self._bases: dict[str, Bases] = {}  # while bases and coordinates are being optimized
         self._scratch = np.empty_like(self._latent)
-        _keep_blocks(8 * layout.parameters)
+        # glibc gives back to the kernel what is larger than the largest block it ever saw freed (mallopt(3),
+        # M_MMAP_THRESHOLD), and then each step faults its arrays in anew: LeNet-5 took 5.3 ms to sketch, and
+        # takes 1.7. So it is shown a block, whose pages nobody touches.
+        np.empty(8 * layout.parameters, np.uint8)
         self._moments = np.empty((2 if self.knobs.rule.uses_moments else 0, layout.parameters), np.float32)
 
     @property
@@ -277,16 +280,6 @@ class LocalTraining:
 
 def _rebuilt(models: Mapping[str, Bases]) -> dict[str, Floats]:
     return {name: bases.reconstruct() for name, bases in models.items()}
-
-
-def _keep_blocks(size: int) -> None:
-    """Has glibc keep freed blocks of up to `size` bytes for the next step.
-
-    It gives back to the kernel what is larger than the largest block it ever saw freed (mallopt(3),
-    M_MMAP_THRESHOLD), and then each step faults its arrays in anew: LeNet-5 took 5.3 ms to sketch, and takes
-    1.7. So it is shown a block, whose pages nobody touches.
-    """
-    np.empty(size, np.uint8)
 
 
 def apply_delta(origin: Weights, difference: Weights) -> dict[str, Floats]:
