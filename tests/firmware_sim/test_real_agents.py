@@ -41,20 +41,20 @@ def play(*arguments: str) -> None:
 def test_a_ring_is_played_by_gossip_agents(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, method: str
 ) -> None:
-    calls = counted(monkeypatch, GossipAgent, "resume", "advance", "charge", "hear", "close")
+    calls = counted(monkeypatch, GossipAgent, "resume", "advance", "charge", "handle", "close")
     options = ("--nodes", "3", "--images", "40", "--batch-size", "8", "--epochs", "2", "--method", method)
     play("ring", "--data", "digits", *options, "--out", str(tmp_path / "ring"))
     assert calls["resume"] == calls["close"] == 3 * 2  # each node starts from its disk at each epoch
     assert calls["advance"] == calls["charge"] == 3 * 2 * 5  # 5 batches of 8 images an epoch
     # After every batch each node takes its neighbours' values, and hears that they have its own.
-    assert calls["hear"] >= 2 * calls["charge"] * 2
+    assert calls["handle"] >= 2 * calls["charge"] * 2
 
 
 def test_a_fleet_is_played_by_federated_agents(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    calls = counted(monkeypatch, FederatedAgent, "resume", "ask", "take", "hear")
+    calls = counted(monkeypatch, FederatedAgent, "resume", "ask", "take", "handle")
     options = ("--method", "fedavg", "--devices", "3", "--select", "2", "--rounds", "2", "--images", "40")
     play("fleet", "--data", "digits", *options, "--out", str(tmp_path / "fleet"))
     assert calls["resume"] >= 2 * 2  # each device that is asked boots
     assert calls["ask"] >= 2 * 2 * 2  # it trains, step by step
     assert calls["take"] >= calls["ask"]
-    assert calls["hear"] >= 2 * 2 * 2  # the model comes, and the update is acknowledged
+    assert calls["handle"] >= 2 * 2 * 2  # the model comes, and the update is acknowledged
