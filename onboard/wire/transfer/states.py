@@ -34,6 +34,7 @@ class OutgoingEvent(Enum):
     """What happens to an object that is being sent."""
 
     OFFER_SENT = "OFFER leaves"
+    """This end offers the object."""
     HOLES_REPORTED = "REPORT with holes"
     """The receiver lacks some fragments."""
     WHOLE_REPORTED = "REPORT without holes"
