@@ -1,14 +1,11 @@
-"""Whether a link is up, and how many bytes one end may still send on it, whatever restarts.
+"""Whether a link is up, and how many bytes one end may still send on it, across restarts.
 
-A link with a contact plan has a clock that runs in contact and stands still between. A session lives on that
-clock, so deadlines, silence and every other waiting time count seconds of contact, and a transfer goes on in
-the next window as if there had been nothing between. Without a plan the link is always up, and its clock is
-the session's.
+A link with a contact plan has a clock that runs in contact and stops between contacts. A session lives on
+that clock: deadlines and all waiting times count seconds of contact, and a transfer continues in the next
+window as if without a gap. Without a plan the link is always up, and its clock is the session's.
 
 A quota bounds the bytes of one contact, and of any 24 hours. Objects leave the last sixteenth of it to
-answers, questions and messages: an end that may send no more of an object can still take one, and be
-commanded.
-"""
+answers, questions and messages, so that an end at its limit can still receive an object and commands."""
 
 from __future__ import annotations
 
@@ -26,16 +23,16 @@ if TYPE_CHECKING:  # `config`, from which it is made, names Window
     from onboard.wire.medium.medium_access import MediumAccess
 
 DAY_S = 86_400.0
-_LATE_S = 1e-6  # a time that went to the link's clock and back is not exact; waking late by this is no loss
-_BIN_S = DAY_S / 96  # what was sent within a quarter of an hour is forgotten together
-_KEPT = 16  # 1/16 of either allowance is not for objects
-_AHEAD = 32  # 1/32 of the smaller one is counted ahead; half of that, in 64 writes, is a day's or a contact's
+_LATE_S = 1e-6  # a time converted to the link's clock and back is not exact; waking this late costs nothing
+_BIN_S = DAY_S / 96  # the bytes of a quarter of an hour are forgotten together
+_KEPT = 16  # 1/16 of either quota is kept from objects
+_AHEAD = 32  # 1/32 of the smaller quota is counted ahead; a record at half of that makes 64 writes of a quota
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """One contact, from `rise` to `set` (s, on the session's clock). rate_bps: line rate of both directions
-    in it, None for the link's own."""
+    """One contact, from `rise` to `set` (s, on the session's clock). `rate_bps`: the line rate in both
+    directions, None for the link's own."""
 
     rise: float
     set: float
@@ -49,10 +46,8 @@ class Window:
 
 
 class Contacts:
-    """The windows of one link in order, or None for a link that is always up.
-
-    now, up_s: what the link's clock says at that time. Raises ValueError for windows that overlap.
-    """
+    """The windows of one link in order, or None for a link that is always up. `up_s`: what the link's clock
+    says at `now`. Raises ValueError for windows that overlap."""
 
     def __init__(self, windows: Iterable[Window] | None, now: float = 0.0, up_s: float = 0.0) -> None:
         self._windows = sorted(windows or (), key=lambda window: window.rise)
@@ -67,45 +62,43 @@ class Contacts:
         self._up_s = [offset_s + before for before in self._up_s]
 
     def _next(self, now: float) -> tuple[int, Window | None]:
-        """The window that is open, or else the one that is next, and its number."""
+        """Return the number of the open window, or else the next one, and the window."""
         nth = bisect_right(self._sets, now)
         return nth, self._windows[nth] if nth < len(self._windows) else None
 
     def window(self, now: float) -> Window | None:
-        """The window that is open; None between contacts, and on a link that is always up."""
+        """Return the open window; None between contacts, and on a link that is always up."""
         _, window = self._next(now)
         return window if window is not None and window.rise <= now else None
 
     def is_up(self, now: float) -> bool:
-        """Whether the link carries anything."""
         return self._always or self.window(now) is not None
 
     def rises_at(self, now: float) -> float:
-        """The time from which the link is up: `now` in contact, else the start of the next one; inf for
-        never."""
+        """Return when the link is up: `now` in contact, else the next window's start; inf for never."""
         if self._always:
             return now
         _, window = self._next(now)
         return math.inf if window is None else max(now, window.rise)
 
     def closes_at(self, now: float) -> float:
-        """When a contact that is open will be over; inf if none is, or without a plan."""
+        """Return when the open contact ends; inf if none is open, or without a plan."""
         window = self.window(now)
         return math.inf if window is None else window.set
 
     def up_s(self, now: float) -> float:
-        """The time on the link's clock."""
+        """Return the time on the link's clock."""
         if self._always:
             return self._up_s[0] + now
         nth, window = self._next(now)
         return self._up_s[nth] + (0.0 if window is None else max(0.0, now - window.rise))
 
     def closes_up_s(self, now: float) -> float:
-        """The time on the link's clock at which the open window closes; between contacts, the present one."""
+        """Return the link's clock at the open window's end; between contacts, at present."""
         return math.inf if self._always else self._up_s[self._next(now)[0] + self.is_up(now)]
 
     def at(self, up_s: float) -> float:
-        """When the link's clock goes on from `up_s`; inf for never."""
+        """Return when the link's clock passes `up_s`; inf for never."""
         if self._always or math.isinf(up_s):
             return up_s - self._up_s[0]
         nth = max(bisect_right(self._up_s, up_s) - 1, 0)
@@ -114,18 +107,16 @@ class Contacts:
         return self._windows[nth].rise + max(up_s - self._up_s[nth], 0.0) + _LATE_S
 
     def after(self, since: float, contact_s: float) -> float:
-        """When `contact_s` of contact have passed since then; inf where the plan does not reach so far."""
+        """Return when `contact_s` of contact have passed since then; inf where the plan ends before."""
         return self.at(self.up_s(since) + contact_s)
 
     def passes(self, now: float, up_s: float) -> int | None:
-        """The number of windows, an open one included, until the link's clock gets to `up_s`; None where the
-        plan does not reach so far, or there is none."""
+        """Return the windows, an open one included, until `up_s`; None where the plan ends before."""
         last = bisect_left(self._up_s, up_s)
         return None if self._always or last == len(self._up_s) else max(last - self._next(now)[0], 0)
 
     def when(self, now: float, contact_s: float) -> tuple[float, int | None]:
-        """The seconds until `contact_s` more of contact have passed, and the number of windows; see `at` and
-        `passes`."""
+        """Return the seconds until `contact_s` more of contact have passed, and the number of windows."""
         if contact_s == 0:
             return 0.0, None
         up_s = self.up_s(now) + contact_s
@@ -133,17 +124,15 @@ class Contacts:
 
 
 class ByteQuota:
-    """What one end may still send. per_contact_bytes, per_day_bytes: on the wire, framing included; inf for
-    as many as the link carries. spent: the last record of an earlier run. now: this run's start.
+    """What one end may still send. `per_contact_bytes`, `per_day_bytes`: on the wire, inf for no limit.
+    `spent`: the last record of an earlier run. `now`: this run's start.
 
-    A record counts ahead, and the next one is due before that is used up: an end that starts with its last
-    record may count too much, by a thirty-second of what is allowed, and never too little. It need not know
-    for how long it was off: its 24 hours stood still then, and a contact that is open at its start is taken
-    for the one that it was in.
+    A record counts ahead, and the next is due before that is used up, so an end that starts from its last
+    record counts up to 1/32 of the quota too much, and never too little. It need not know how long it was
+    off: its 24 hours stood still, and a contact that is open at its start counts as the one that it was in.
 
-    Times are the session's, contact or not. `contact_ends`: when the contact that is open will be over, or
-    the last one was. Raises ValueError for an allowance of nothing.
-    """
+    Times are the session's, contact or not. `contact_ends`: the end of the open contact, or of the last one.
+    Raises ValueError for a quota of nothing."""
 
     def __init__(
         self,
@@ -168,7 +157,7 @@ class ByteQuota:
         self._over_recorded = True  # that the last contact is over
 
     def contact(self, window: Window) -> None:
-        """A contact begins, or it is the first one that is known."""
+        """Note that a contact begins, or is the first one known."""
         if self._started is None or window.rise > self._started:
             self._contact_bytes = 0
         self._started = None
@@ -176,7 +165,6 @@ class ByteQuota:
         self.contact_ends = window.set
 
     def spend(self, count_bytes: int, now: float) -> None:
-        """Count bytes that leave."""
         self._contact_bytes += count_bytes
         self._ahead_bytes -= count_bytes
         if self._per_day_bytes == math.inf:
@@ -186,13 +174,12 @@ class ByteQuota:
         self._day_bytes += count_bytes
 
     def left_bytes(self, now: float) -> float:
-        """The bytes that may still leave now."""
         of_day = sum(sent for begin, sent in self._bins if begin + _BIN_S + DAY_S > now)
         return max(0.0, min(self._per_contact_bytes - self._contact_bytes, self._per_day_bytes - of_day))
 
     def opens_at(self, now: float, count_bytes: int, *, bulk: bool = False) -> float:
-        """The earliest time from `now` on at which so many bytes may leave: `now`, the contact's end, or when
-        enough was sent 24 hours ago; inf for never. bulk: they are of an object."""
+        """Return when `count_bytes` may leave, from `now` on: `now`, the contact's end, or 24 hours after
+        enough was sent; inf for never. `bulk`: they belong to an object."""
         contact_bytes = count_bytes + (self._per_contact_bytes / _KEPT if bulk else 0.0)
         day_bytes = count_bytes + (self._per_day_bytes / _KEPT if bulk else 0.0)
         is_enough = contact_bytes <= self._per_contact_bytes - self._contact_bytes
@@ -206,9 +193,8 @@ class ByteQuota:
         return at if day_bytes <= left else math.inf
 
     def record(self, now: float) -> QuotaUsage | None:
-        """The record to keep for the next start, if one is due: when most of what the last record counted
-        ahead has left, when a contact is over, or when another quarter of an hour is. None is due where
-        nothing is bounded."""
+        """Return the record to keep for the next start, if one is due: when most of what the last one counted
+        ahead has left, when a contact is over, and each quarter of an hour. None without limits."""
         if not self._is_due(now):
             return None
         self._forget(now)
@@ -232,7 +218,6 @@ class ByteQuota:
         return self._ahead_bytes < least_bytes and self._ahead_bytes + 1 <= self.left_bytes(now)
 
     def _forget(self, now: float) -> None:
-        """Forget the bytes that are older than 24 hours."""
         while self._bins and self._bins[0][0] + _BIN_S + DAY_S <= now:
             self._day_bytes -= self._bins.popleft()[1]
 
@@ -246,11 +231,9 @@ def _add(bins: deque[tuple[float, int]], count_bytes: int, now: float) -> None:
 
 
 class ContactGate:
-    """The gate of one end that starts now: its `contacts`, and its `quota`.
-
-    It tells `air` the rate of each contact, and its end. `bulk_at`: when on the link's clock the next frame
-    of an object may leave, as far as the quota goes; -inf for whenever the link carries it.
-    """
+    """Lets one end, which starts now, send only in `contacts` and within its `quota`, and tells `air` each
+    contact's rate and end. `bulk_at`: when on the link's clock bulk may leave by the quota, -inf for at
+    once."""
 
     def __init__(
         self, air: MediumAccess, windows: Iterable[Window] | None, quota: ByteQuota, now: float
@@ -261,8 +244,8 @@ class ContactGate:
         self.bulk_at = -math.inf
 
     def plan(self, windows: Iterable[Window] | None, now: float) -> None:
-        """Other contacts hold from now on; a contact that is open before and after is the same one. Raises
-        ValueError for those that overlap."""
+        """Replace the contact plan; a contact that is open before and after is the same one. Raises
+        ValueError for contacts that overlap."""
         up_s = self.link_s(now)
         was_up = self.contacts.is_up(now)
         self.contacts = Contacts(windows, now, up_s)
@@ -275,12 +258,12 @@ class ContactGate:
             self._air.timing.run_at(None)
 
     def is_open(self, now: float) -> bool:
-        """Whether this end may send a frame."""
+        """Return whether this end may send a frame."""
         frame_bytes = self._air.timing.frame_bytes
         return self.contacts.is_up(now) and self.quota.opens_at(now, frame_bytes) <= now
 
     def link_s(self, now: float) -> float:
-        """The time on the link's clock. A contact that has begun meanwhile brings its rate and its quota."""
+        """Return the time on the link's clock, having taken in a contact that began meanwhile."""
         window = self.contacts.window(now)
         if window is not None and window is not self._window:
             self._window = window
@@ -296,7 +279,7 @@ class ContactGate:
         return self.contacts.up_s(now)
 
     def wakes_at(self, leaves: float, ticks: float, now: float) -> float:
-        """When, from `now` on, the link's clock gets to `ticks`, or to `leaves` and this end may send."""
+        """Return when the link's clock passes `ticks`, or passes `leaves` and this end may send."""
         at = max(now, self.contacts.at(leaves))
         if not math.isinf(at):
             at = self.contacts.rises_at(self.quota.opens_at(at, self._air.timing.frame_bytes))

@@ -1,22 +1,20 @@
 """When one end may transmit, and how long it waits for anything: all follows from its link's profile.
 
-It sends at the pace of its link, in contact, and on half-duplex in its turn. All times are seconds; "out" is
-this end's transmitter, "back" the peer's.
+It sends at its link's pace, in contact, and on half-duplex in its turn. All times are seconds; "out" is this
+end's transmitter, "back" the peer's.
 
-On a half-duplex link one end speaks at a time: a turn ends with OVER, and silence ends it as well. Whoever
-hears OVER may answer at once. If nobody does, who may begin depends on what each end knows of the last turn,
-and the order in which they may is such that the first has been heard by the time of the next:
+On a half-duplex link one end speaks at a time: OVER ends a turn, and so does silence. Whoever hears OVER may
+answer at once. Otherwise what each end knows of the last turn decides who may begin, in an order that lets
+the first be heard before the next begins:
 
 - an end that asked something in it and got no answer asks again, the ground (the primary) before the board;
-- an end that knows the turn to be over begins in slots, the ground's between the board's;
-- an end that never heard its OVER waits for as long as a run of lost frames may last, and then as before
-  but later, so that the other end can ask again first.
+- an end that knows that the turn is over begins in slots, the ground's between the board's;
+- an end that never heard its OVER waits as long as a run of lost frames may last, then uses later slots, so
+  that the other end can ask again first.
 
-Where much is lost a turn closes with several short frames that count down to its end, the last with OVER: who
-hears any of them knows when it may begin. Both ends know the end of a turn to within the delay, so on an
-undisturbed channel they never speak at the same time; after losses they may, once. A channel on which nobody
-has anything to say carries nothing.
-"""
+On a lossy channel a turn closes with several short frames that count down to its end, the last with OVER: any
+one of them tells when the turn ends. Both ends know that time to within the delay, so without losses they
+never collide; after losses they may, once. A channel on which nobody has anything to say is silent."""
 
 from __future__ import annotations
 
@@ -28,13 +26,12 @@ from onboard.wire.framing.frame import OVERHEAD_BYTES
 RETRY_S = 2.0
 """The pause between two POLLs to a silent peer: 24 B each, 0.7 kB a minute."""
 GRACE_S = 0.1
-"""The time that an end may take from a frame's arrival to its answer: an fsync on an SD card, a USB serial
-adapter's 16 ms, a step of training."""
-_GREETING_S = 0.25  # the shortest pause between two HELLOs, as between the first POLLs
+"""The time from a frame's arrival to its answer: an fsync on an SD card, 16 ms of USB, a training step."""
+_GREETING_S = 0.25  # the shortest pause between HELLOs, as between the first POLLs
 GUARD_S = 0.02  # the error of two clocks and two schedulers
 _DEPTH_S = 0.005  # no timer of an operating system is finer than this
 BURST_S = 10.0  # the airtime of one turn on half-duplex
-_REPORT_SHARE = 4  # REPORTs that are asked for take at most 1/4 of the way back
+_REPORT_SHARE = 4  # REPORTs that are polled for take at most 1/4 of the way back
 _REPORT_BYTES = 13  # the payload of a REPORT without a bitmap
 LEAD_BYTES = 17  # delimiters: one is left when the first 16 B of a burst are spoiled
 _LEAST_LEAD_BYTES = 2
@@ -43,21 +40,20 @@ _LEAD_SHARE = 1 / 8  # than this share of keying, whichever is longer
 MAX_CLOSING = 8
 _LONGEST = 2.0
 _MISSED = 0.07  # that all closing frames are lost costs about a second, one of them 20 to 70 ms of 9.6 kbit/s
-_EAGER = 8  # bursts in a row without an answer that have a long lead; every fourth one after them does
-_DOUBTFUL = 3.0  # questions asked again, from which on every lead is long
-_TRUST = 0.5  # the part of a doubt that a new question takes away
+_EAGER = 8  # unanswered bursts in a row that have a long lead; later every fourth one does
+_DOUBTFUL = 3.0  # from this many repeated questions on every lead is long
+_TRUST = 0.5  # what a new question takes from the doubt
 
 
 class Timing:
-    """The times of one end of a link. primary: see Identity. most_lead_bytes: the most delimiters before the
-    first frame after a pause; 0 where frames have none.
+    """The times of one end of a link. `most_lead_bytes`: delimiters before the first frame after a pause; 0
+    for none.
 
-    `back_bytes_per_s`: what the line carries from the peer. `frame_s`, `back_frame_s`: the longest frame, out
-    and back. `lead_bytes`: the delimiters before a burst that is surely heard, and before one that may not
-    be; on half-duplex both numbers are the same, as both ends compute the slots alike. `lead_s`: the longest
-    lead. `slot_s`: on half-duplex, the other end has heard by the end of a slot whoever began to speak at its
-    start; `question_slot_s`: likewise for a POLL, so that of two ends that ask one desists.
-    """
+    `back_bytes_per_s`: the line rate from the peer. `frame_s`, `back_frame_s`: airtime of the longest frame,
+    out and back. `lead_bytes`: the delimiters before a burst that is surely heard, and before one that may
+    not be; on half-duplex they are equal, as both ends must compute the same slots. `lead_s`: the longest
+    lead. `slot_s`: on half-duplex, the time until an end that began to speak has been heard;
+    `question_slot_s`: the same for a POLL, so that of two ends that ask one desists."""
 
     def __init__(self, medium: Medium, *, primary: bool, most_lead_bytes: int = 0) -> None:
         link = medium.link
@@ -72,7 +68,7 @@ class Timing:
         self.run_at(None)
 
     def run_at(self, rate_bps: float | None) -> None:
-        """Both directions have this line rate from now on; with None, the rates of the link's profile."""
+        """Set the line rate of both directions; None restores those of the link's profile."""
         out_bps = self._link.rate_down_bps if self.primary else self._link.rate_up_bps
         back_bps = self._link.rate_up_bps if self.primary else self._link.rate_down_bps
         self._out_s_per_byte = self._link.bits_per_byte / (rate_bps or out_bps)
@@ -93,56 +89,52 @@ class Timing:
         self.question_slot_s = self._heard_within_s(poll_s)
 
     def airtime_s(self, frame_bytes: int, lead_bytes: int = 0) -> float:
-        """The time that one frame out takes, behind so many delimiters."""
+        """Return the airtime of a frame out, with its lead."""
         return self.wire_bytes(frame_bytes) * self._out_s_per_byte + lead_bytes * self._out_s_per_byte
 
     def back_airtime_s(self, frame_bytes: int) -> float:
-        """The time that one frame back takes."""
         return self.wire_bytes(frame_bytes) * self._back_s_per_byte
 
     @property
     def greeting_s(self) -> float:
-        """The pause before a HELLO that nobody answered is said again."""
+        """The pause before an unanswered HELLO is repeated."""
         return max(_GREETING_S, self.answer_s(0, busy=True) + 2 * self.keying_s + GRACE_S)
 
     def report_frame_bytes(self, fragments: int) -> int:
-        """The length of the longest REPORT on an object of so many fragments."""
+        """Return the length of the longest REPORT on an object of this many fragments."""
         return OVERHEAD_BYTES + min(self.payload_bytes, _REPORT_BYTES + (fragments + 7) // 8)
 
     def report_interval_s(self, fragments: int, loss: float) -> float:
-        """The pause between two REPORTs that nobody asked for, so long that they cost little (docs/wire.md,
-        REPORT). It is shorter where more of the peer's frames are lost, as its questions are lost as well.
-        """
+        """Return the pause between unpolled REPORTs, which keeps their cost low (docs/wire.md, REPORT).
+        Losses shorten it, as they also hit the peer's questions."""
         report_s = self.airtime_s(self.report_frame_bytes(fragments))
         return max(4 * self.delay_s, 8 * report_s, min(16 * self.back_frame_s, 3.0) / (1 + 8 * loss))
 
     def report_gap_s(self, frame_bytes: int) -> float:
-        """The pause after a REPORT of `frame_bytes`, before the next one that is asked for may leave."""
+        """Return the pause between a REPORT of `frame_bytes` and the next that is polled for."""
         return 0.0 if self.half_duplex else (_REPORT_SHARE - 1) * self.airtime_s(frame_bytes)
 
     def answer_s(self, fragments: int, *, busy: bool) -> float:
-        """The time from the end of a question until its REPORT must be here. busy: the peer sends bulk as
-        well."""
+        """Return the time from a question until its REPORT is here. `busy`: the peer sends bulk as well."""
         report_s = self.back_airtime_s(self.report_frame_bytes(fragments))
         queue_s = 2 * self.back_frame_s if busy else 0.0
         return 2 * self.delay_s + _REPORT_SHARE * report_s + queue_s + GUARD_S
 
     def silence_s(self, fragments: int) -> float:
-        """The time without an answer after which the peer counts as silent: 4 intervals of its REPORTs."""
+        """Return the time without an answer that makes a peer silent: 4 intervals of its REPORTs."""
         report_s = self.back_airtime_s(self.report_frame_bytes(fragments))
         interval_s = max(4 * self.delay_s, 8 * report_s, min(16 * self.frame_s, 3.0))
         return max(4 * interval_s, RETRY_S)
 
     def fragment_s(self, fragment_bytes: int) -> float:
-        """The airtime of a fragment of so many bytes."""
         return self.airtime_s(OVERHEAD_BYTES + fragment_bytes)
 
     def round_trip_fragments(self, fragments: int, fragment_bytes: int) -> int:
-        """The bandwidth-delay product: the fragments that leave between one fragment and the REPORT on it."""
+        """Return the bandwidth-delay product: the fragments sent between one of them and the REPORT on it."""
         return 1 + int(self.answer_s(fragments, busy=False) / self.fragment_s(fragment_bytes))
 
     def waits_for_answer(self, size: int) -> bool:
-        """Whether waiting for the answer to an OFFER costs little beside the object's airtime."""
+        """Return whether waiting for the answer to an OFFER costs little beside the object's airtime."""
         if self.half_duplex:
             return True
         report_s = self.back_airtime_s(self.report_frame_bytes(0))
@@ -150,7 +142,7 @@ class Timing:
         return 2 * self.delay_s + report_s < 0.05 * object_s
 
     def answer_slot_s(self, fragments: int) -> float:
-        """The slot from a question's end until its answer, which begins with a REPORT, is heard."""
+        """Return the time from a question's end until its answer, which begins with a REPORT, is heard."""
         return self._heard_within_s(self.back_airtime_s(self.report_frame_bytes(fragments)))
 
     def _heard_within_s(self, airtime_s: float) -> float:
@@ -158,12 +150,11 @@ class Timing:
 
 
 class Pacer:
-    """Hands out airtime as the link has it: a token bucket two frames deep, counted in time on the air.
+    """Paces frames to the link: a token bucket two frames deep, counted in airtime.
 
-    `end` is when all that was handed out has left the antenna. So a frame never finds more than one
-    other in the port's buffer, and what is urgent waits two frame times at most. `latest` is when it has
-    if a run that was killed just before this one's start had filled that buffer.
-    """
+    A frame never finds more than one other in the port's buffer, so an urgent one waits two frame times at
+    most. `end`: when all that was sent has left the antenna; `latest`: the same if a run killed just before
+    this one's start had filled that buffer."""
 
     def __init__(self, timing: Timing, now: float) -> None:
         self._timing = timing
@@ -173,12 +164,10 @@ class Pacer:
 
     @property
     def opens_at(self) -> float:
-        """The earliest time for the next frame."""
         return self.end - max(self._timing.frame_s, _DEPTH_S)
 
     def sent(self, frame_bytes: int, now: float, *, keyed: bool, lead_bytes: int = 0) -> float:
-        """A frame leaves behind `lead_bytes` delimiters; returns when its last bit leaves. keyed: the
-        transmitter has to be keyed for it."""
+        """Note that a frame leaves; returns when its last bit does. `keyed`: it keys the transmitter."""
         keying_s = self._timing.keying_s if keyed else 0.0
         airtime_s = self._timing.airtime_s(frame_bytes, lead_bytes) + keying_s
         self.end = max(self.end, now) + airtime_s
@@ -188,7 +177,8 @@ class Pacer:
 
 
 class HalfDuplexTurn:
-    """Whose turn it is, as one end sees it."""
+    """Whose turn it is, as one end sees it. `loss` (0..1) and `burst`, how many times longer losses last than
+    independent ones, are the channel's."""
 
     def __init__(self, timing: Timing, now: float) -> None:
         self._timing = timing
@@ -198,10 +188,10 @@ class HalfDuplexTurn:
         self._speaking = False  # this end has begun and not yet said OVER
         self._began = -math.inf
         self._closed_with = 0  # frames, the last time
-        self.closing = 0  # frames that this turn has left, once nothing but its end is to be told
+        self.closing = 0  # closing frames that this turn has left
 
     def opens_at(self, now: float) -> float:
-        """The earliest time from `now` on at which this end may transmit."""
+        """Return when this end may transmit, from `now` on."""
         if self._mine and now <= self._quiet_since + GRACE_S:
             return max(now, self._quiet_since)
         first = self._quiet_since + self._wait_s
@@ -212,8 +202,7 @@ class HalfDuplexTurn:
         return now if now <= slot + GRACE_S else slot + period_s
 
     def close(self, loss: float, burst: float = 1.0) -> bool:
-        """This turn ends: with the frame just sent (True), or with some more, where `loss` (0..1) is high.
-        burst: how many times longer losses last than if they were independent."""
+        """End this turn: with the frame just sent (True), or with some more, where `loss` is high."""
         loss = min(max(loss, 0.01), 0.9)
         frames = 1 + max(0, math.ceil(math.log(_MISSED / loss) / math.log(_after_a_loss(loss, burst))))
         self.closing = 0 if frames <= 1 else min(frames, MAX_CLOSING)
@@ -221,46 +210,45 @@ class HalfDuplexTurn:
         return self.closing == 0
 
     def count_down(self) -> int:
-        """A closing frame was sent: how many follow it."""
+        """Note a closing frame; returns how many follow it."""
         self.closing -= 1
         return self.closing
 
     def in_turn(self, now: float) -> bool:
-        """Whether this end has begun to speak, has not yet said OVER, and has not been still for too long."""
+        """Return whether this end has begun to speak, not said OVER, and not been still for too long."""
         return self._speaking and now <= self._quiet_since + GRACE_S
 
     def has_room(self, end: float, loss: float = 0.0, burst: float = 1.0) -> bool:
-        """Whether a turn that goes on to `end` is no longer than a turn may be: up to twice the usual where
-        losses (see `close`) come in bursts, so that fewer changes of turn are there to be lost in them."""
+        """Return whether a turn may last to `end`: up to twice as long if losses are bursty, to save
+        changes."""
         longer = min(1 + loss * (max(burst, 1.0) - 1), _LONGEST)
         return end - self._began <= longer * BURST_S
 
     def sent(self, start: float, end: float) -> None:
-        """A frame leaves at `start`; its last bit at `end`."""
+        """Note a frame that leaves from `start` to `end`."""
         if not self.in_turn(start):
             self._began = start
             self.closing = 0  # of a turn that fell still
         self._speaking = self._mine = True
         self._quiet_since = end
-        self._wait_s = self._slots_s(2)  # should this end fall still before it says OVER
+        self._wait_s = self._slots_s(2)  # if this end falls still before OVER
 
     def hand_over(self, asked: int | None) -> None:
-        """The frame just sent says OVER. `asked`: fragments of the largest object that the turn asked
-        about, None if it asked nothing."""
+        """Note that the frame just sent says OVER. `asked`: fragments of the largest object that the turn
+        asked about, None for no question."""
         self._speaking = self._mine = False
         if asked is None:
             self._wait_s = self._slots_s(1)
         else:
             self._wait_s = self._timing.answer_slot_s(asked)
-            # Where this end closes with so many frames the other does, and must not be interrupted in it.
+            # The other end closes with as many frames as this one, and must not be interrupted.
             closing_s = self._timing.back_airtime_s(self._timing.report_frame_bytes(asked))
             self._wait_s += self._closed_with * closing_s
             self._wait_s += 0.0 if self._timing.primary else self._timing.question_slot_s
 
     def heard(self, now: float, *, over: bool, loss: float, burst: float = 1.0, left_s: float = 0.0) -> None:
-        """A frame of the peer's has wholly arrived. Without OVER more follow: loss and burst, as in `close`,
-        say how many frame times of nothing still mean that they were lost, not that the turn is over.
-        left_s: airtime of the closing frames that follow, 0 if it was none of these."""
+        """Note a frame from the peer. Without OVER more follow, and the losses say how long a silence still
+        means that they were lost. `left_s`: airtime of the closing frames that follow, 0 for none."""
         self._speaking = False
         if left_s:
             over = True
@@ -272,51 +260,47 @@ class HalfDuplexTurn:
             self._wait_s = self._slots_s(2) + _run_of_losses(loss, burst) * self._timing.back_frame_s
 
     def _slots_s(self, primaries: int) -> float:
-        """The time from the end of the turn to the primary's slot of that number, or to the other end's
-        behind it."""
+        """Return the time from the turn's end to the primary's slot of that number, or the other end's after
+        it."""
         return (primaries if self._timing.primary else primaries + 1) * self._timing.slot_s
 
 
 def _run_of_losses(loss: float, burst: float) -> int:
-    """The length that a run of lost frames passes in 1 of 100 cases."""
+    """Return the length that a run of lost frames exceeds in 1 of 100 cases."""
     loss = min(max(loss, 0.01), 0.9)
     return math.ceil(math.log(0.01 / loss) / math.log(_after_a_loss(loss, burst))) + 1
 
 
 def _after_a_loss(loss: float, burst: float) -> float:
-    """The probability that the frame after a lost one is lost as well, in a Gilbert channel."""
+    """Return the probability that the frame after a lost one is lost as well, in a Gilbert channel."""
     return 1 - (1 - loss) / max(burst, 1.0)
 
 
 class MediumAccess:
     """The link's airtime as one end has it, on the link's clock. `closes_at`: no frame ends after that.
 
-    Full duplex knows no turns: none begins, none ends. `lead_bytes`: delimiters that go before the frame that
-    was sent last. They go before the first frame after a pause, so that what a line spoils at a start is no
-    frame of ours: a transmitter that keys late, or a receiver that is still settling, spoils the first bytes
-    of whatever comes after a pause, and a quiet line may have left noise in the other end's buffer. On
-    half-duplex every turn begins with enough delimiters. On a line that is always on one will do, unless
-    nothing comes back or the same question comes twice: then there are as many as on half-duplex. On a
-    datagram port there are none.
-    """
+    `lead_bytes`: the delimiters before the frame sent last. They lead each burst, as a transmitter that keys
+    late or a receiver that is still settling spoils its first bytes, and a quiet line may have left noise in
+    the other end's buffer. On half-duplex every turn begins with enough of them. On a line that is always on
+    one will do, unless nothing comes back or a question is repeated. A datagram port has none."""
 
     def __init__(self, timing: Timing, now: float) -> None:
         self.timing = timing
         self._pacer = Pacer(timing, now)
         self._turn = HalfDuplexTurn(timing, now) if timing.half_duplex else None
         self._unheard = 0  # bursts since anything was heard
-        self._again = False  # the peer has asked the same once more: it did not hear the answer
+        self._again = False  # the peer repeats its question: it did not hear the answer
         self._doubt = 0.0
         self.lead_bytes = 0
         self.closes_at = math.inf
 
     @property
     def airtime_s(self) -> float:
-        """The time for which the transmitter was on, keying included."""
+        """The transmitter's time on, keying included."""
         return self._pacer.airtime_s
 
     def opens_at(self, now: float) -> float:
-        """The earliest time from `now` on at which this end may transmit."""
+        """Return when this end may transmit, from `now` on."""
         at = max(now, self._pacer.opens_at)
         if self._turn is not None:
             at = self._turn.opens_at(at)
@@ -325,24 +309,24 @@ class MediumAccess:
         return at if end <= self.closes_at else max(at, self.closes_at)
 
     def left_s(self, now: float) -> float | None:
-        """How long the contact lasts from `now` on, None where nobody knows."""
+        """Return how long the contact still lasts, None if unknown."""
         return None if math.isinf(self.closes_at) else self.closes_at - now
 
     def contact_begins(self) -> None:
-        """The port has nothing left of what was sent before."""
+        """Note that the port's buffer is empty."""
         self._pacer.latest = self._pacer.end
 
     def in_turn(self, now: float) -> bool:
-        """Whether this end is within a turn that it has to hand over."""
+        """Return whether this end is within a turn that it has to hand over."""
         return self._turn is not None and self._turn.in_turn(now)
 
     def closing(self, now: float) -> bool:
-        """Whether its turn has nothing left but its end to be told."""
+        """Return whether this end's turn sends its closing frames."""
         return self._turn is not None and self._turn.closing > 0 and self._turn.in_turn(now)
 
     def sent(self, frame_bytes: int, now: float, *, lossy: bool = False) -> float:
-        """A frame leaves; returns when its last bit has. lossy: where frames are lost noise may be what comes
-        in between two that follow one another without a pause."""
+        """Note that a frame leaves; returns when its last bit does. `lossy`: noise may come between
+        frames."""
         keyed = self._turn is not None and not self._turn.in_turn(now)
         start = max(now, self._pacer.end)
         begins = keyed or now > self._pacer.end
@@ -355,7 +339,7 @@ class MediumAccess:
         return end
 
     def _wants_long_lead(self) -> bool:
-        """Whether the burst that begins may not be heard behind a short lead."""
+        """Return whether the burst that begins may not be heard behind a short lead."""
         is_eager = 0 < self._unheard <= _EAGER or self._unheard % 4 == 3
         is_long = is_eager or self._again or self._doubt >= _DOUBTFUL
         self._unheard += 1
@@ -363,13 +347,11 @@ class MediumAccess:
         return is_long
 
     def count_down(self) -> int:
-        """A closing frame was sent: how many follow it."""
         return 0 if self._turn is None else self._turn.count_down()
 
     def ends_turn(self, end: float, *, more: bool, loss: float, burst: float) -> bool:
-        """Whether the frame just sent, whose last bit leaves at `end`, says OVER. more: something else waits
-        to be sent. loss, burst: see HalfDuplexTurn.close, which may have the turn close with further
-        frames."""
+        """Return whether the frame just sent, its last bit at `end`, says OVER. `more`: other frames wait.
+        The turn may close with further frames, see `HalfDuplexTurn.close`."""
         if self._turn is None:
             return False
         next_end = end + self.timing.frame_s
@@ -379,7 +361,6 @@ class MediumAccess:
         return self._turn.close(loss, burst)
 
     def hand_over(self, asked: int | None) -> None:
-        """This end's turn is over, see HalfDuplexTurn.hand_over."""
         if self._turn is not None:
             self._turn.hand_over(asked)
 
@@ -387,8 +368,8 @@ class MediumAccess:
         self, now: float, *, over: bool, loss: float, burst: float, left: int = 0, frame_bytes: int = 0,
         again: bool = False,
     ) -> None:  # fmt: skip
-        """A frame of the peer's has arrived; `left` closing frames of `frame_bytes` follow it. again: it asks
-        what the one before it asked, and was answered."""
+        """Note a frame from the peer, before `left` closing ones. `again`: it repeats an answered
+        question."""
         self._unheard = 0
         self._again = again
         self._doubt = self._doubt + 1 if again else max(0.0, self._doubt - _TRUST)
