@@ -1,10 +1,8 @@
-"""COBS marks where frames end in a byte stream: 0x00 only ever means "here", whatever the frame holds.
+"""COBS marks where frames end in a byte stream: 0x00 is only ever a delimiter, whatever the frame holds.
 
-Consistent Overhead Byte Stuffing (Cheshire and Baker, IEEE/ACM Transactions on Networking 7(2), 1999,
-section 3): each run of up to 254 non-zero bytes is led by its length plus one, and the zeros fall
-away. It costs one byte in 254 at worst, and a receiver that joins in mid-frame is in step again at
-the next 0x00.
-"""
+Consistent Overhead Byte Stuffing (Cheshire and Baker, IEEE/ACM Transactions on Networking 7(2), 1999, section
+3) puts the length plus one before each run of up to 254 non-zero bytes and removes the zeros. It costs one
+byte in 254 at worst, and a receiver that joins in mid-frame is in step again at the next 0x00."""
 
 from __future__ import annotations
 
@@ -17,12 +15,12 @@ class BadCobs(ValueError):  # noqa: N818 - "bad" says error already
 
 
 def wire_bytes(frame_bytes: int) -> int:
-    """The most bytes that a frame of `frame_bytes` takes on a stream, its delimiter included."""
+    """Return the most bytes that a frame of `frame_bytes` takes on a stream, its delimiter included."""
     return frame_bytes + frame_bytes // _RUN_BYTES + 2
 
 
 def encode(data: bytes) -> bytes:
-    """`data` without a zero byte, and one 0x00 behind it."""
+    """Return `data` without zero bytes, and one 0x00 after it."""
     blocks = []
     if len(data) < _RUN_BYTES:  # no run can be too long for its code: the frames of slow links
         if 0 not in data:
@@ -44,7 +42,7 @@ def encode(data: bytes) -> bytes:
 
 
 def decode(chunk: bytes) -> bytes:
-    """The data in `chunk`, which is what stood between two delimiters. Raises BadCobs."""
+    """Return the data in `chunk`, which stood between two delimiters. Raises BadCobs."""
     end = len(chunk)
     if end == 0 or 0 in chunk:
         raise BadCobs(f"{end} B of which {chunk.count(0)} are zero: no chunk is empty or holds a zero")
@@ -73,11 +71,8 @@ def decode(chunk: bytes) -> bytes:
 
 
 class Splitter:
-    """Cuts a stream into chunks at the delimiters and holds no more of it than one largest frame.
-
-    `overlong` counts runs without a delimiter that were longer than any frame: line noise, or a
-    peer at another speed.
-    """
+    """Splits a stream into chunks at the delimiters, holding no more than the largest frame. `overlong`
+    counts runs without a delimiter longer than any frame: line noise, or a peer at another speed."""
 
     def __init__(self, max_frame_bytes: int, delimiter: bytes = b"\0") -> None:
         self._delimiter = delimiter
@@ -87,7 +82,7 @@ class Splitter:
         self.overlong = 0
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The chunks that `data` completes, without delimiters, empty ones left out."""
+        """Return the chunks that `data` completes, without delimiters and empty ones."""
         parts = data.split(self._delimiter)
         parts[0] = self._rest + parts[0]
         self._rest = parts.pop()

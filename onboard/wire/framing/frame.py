@@ -17,14 +17,13 @@ offset width field
 14 + L 8     tag: BLAKE2s-64, keyed, over everything before it; with ENC see `cipher`
 ====== ===== ==============================================================================
 
-In the header 0x00 and 0xF8 then change places. Small numbers in wide fields are mostly zeros, and each zero
-is a run of its own to COBS: they took a quarter of the time that a frame of 200 B takes. 0xF8 is rare there
-(priority 7 with POLL and OVER, node 248), begins no frame of this version, and is not 0xFF; and in it ENC and
-the key id are zero, so that these stand in a frame as they are.
+In the header 0x00 and 0xF8 are then swapped. Small numbers in wide fields are mostly zeros, and each zero is
+a run of its own to COBS: they took a quarter of the handling time of a 200 B frame. 0xF8 is rare there
+(priority 7 with POLL and OVER, node 248), begins no frame of this version, and is not 0xFF. Its ENC and key
+id bits are zero, so the swap leaves these alone.
 
-The tag stands in for a CRC: at 64 bits a damaged frame passes once in 1.8e19, and a forged one no
-more often. This file knows bytes only; whose key it is and whether a seq was seen are `seal`'s.
-"""
+The tag replaces a CRC: of 1.8e19 damaged or forged frames one passes. This file knows bytes only; `seal`
+knows whose key it is and which seqs were seen."""
 
 from __future__ import annotations
 
@@ -45,7 +44,7 @@ TAG_BYTES = 8
 OVERHEAD_BYTES = HEADER_BYTES + TAG_BYTES
 BROADCAST = 0xFF
 GROUP_ID = 0x8000
-"""Object ids from here on are of broadcasts; those that a session gives its objects are below."""
+"""Object ids of broadcasts begin here; those that a session gives its objects are below."""
 
 POLL, OVER, ENC = 0x10, 0x08, 0x04
 """Bits of the second byte, between the priority (above) and the key id (below)."""
@@ -73,10 +72,9 @@ class Type(IntEnum):
     MSG = 8
 
 
-# What a frame of this version is, by its first byte, which the swap leaves alone. A look-up takes a fifth of
-# the time of Type(n).
+# A frame's type by its first byte, which the swap leaves alone; a fifth of the time of Type(n).
 _KINDS = [next((kind for kind in Type if first == _VERSION | kind), None) for first in range(256)]
-# What the second byte says: priority, poll, over, encrypted, key id. Likewise.
+# The second byte's priority, poll, over, encrypted and key id.
 _FLAGS = [
     (flags >> 5, flags & POLL != 0, flags & OVER != 0, flags & ENC != 0, flags & 0x03) for flags in range(256)
 ]
@@ -103,12 +101,12 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
 
 
 Origin = Hashable
-"""Where a frame came from, in whatever form its port knows places; None on a cable: it has one other end."""
+"""A frame's source address, in whatever form its port has; None on a cable, which has one other end."""
 
 
 @dataclass(frozen=True, slots=True)
 class PendingFrame:
-    """A frame that may leave, before the session gives it its place in the air and seals it."""
+    """A frame that may leave, before the session places it on the air and seals it."""
 
     type: Type
     payload: bytes = b""
@@ -117,11 +115,11 @@ class PendingFrame:
     priority: int = 0
     poll: bool = False
     question: bool = False
-    """Whether an answer is what the frame is for."""
+    """Whether the frame is sent to get an answer."""
     is_outgoing: bool = False
     """Whether it serves an object that this end sends."""
     to: Origin = None
-    """The origin that it answers; None for the peer, wherever that is."""
+    """The origin that it answers; None for the peer's address."""
 
 
 Reason = Literal["short", "version", "type", "tag"]
@@ -136,12 +134,12 @@ class BadFrame(ValueError):  # noqa: N818 - "bad" says error already
 
 
 def keyed(key: bytes) -> blake2s:
-    """What `encode` and `decode` take as a key of 1 to 32 B: copying it costs less than setting it up."""
+    """Return the state that `encode` and `decode` copy, which is faster than keying with 1 to 32 B anew."""
     return blake2s(digest_size=TAG_BYTES, key=key)
 
 
 class Tagging(NamedTuple):
-    """What one frame of a sender has in common with the next."""
+    """What all frames of one sender share."""
 
     key: blake2s
     ends: bytes
@@ -149,7 +147,7 @@ class Tagging(NamedTuple):
 
 
 def tagging(key: blake2s, source: int, destination: int, epoch: int) -> Tagging:
-    """The sender of frames under `key`. Raises ValueError for a field too large for its width."""
+    """Return the sender of frames under `key`. Raises ValueError for a field too large for its width."""
     try:
         return Tagging(key, _ENDS.pack(source, destination, epoch))
     except struct.error as error:
@@ -159,11 +157,9 @@ def tagging(key: blake2s, source: int, destination: int, epoch: int) -> Tagging:
 def encode(
     sender: Tagging, kind: Type, flags: int, seq: int, object_id: int, fragment: int, payload: bytes
 ) -> bytes:
-    """A frame's bytes, tagged under the sender's key. `flags` is the whole second byte.
-
-    The fields come one by one, as every transmission passes here: a Frame to carry them takes as long as this
-    function. Raises ValueError for a field too large for its width.
-    """
+    """Return a frame's bytes, tagged under the sender's key. `flags` is the whole second byte. The fields
+    come one by one because a Frame to carry them takes as long to build as this function. Raises ValueError
+    for a field too large for its width."""
     key, ends = sender
     try:  # as `header` does, and not by it: a call more takes 0.2 us, this function 0.8
         body = (
@@ -178,10 +174,8 @@ def encode(
 
 
 def header(kind: Type, *fields: int) -> bytes:
-    """The 14 B before a payload, as sent; `fields` as those of `encode`, in its order.
-
-    Raises ValueError for a field too large for its width.
-    """
+    """Return the 14 B before a payload, as sent; `fields` as in `encode`, in its order. Raises ValueError for
+    a field too large for its width."""
     try:
         return _HEADER.pack(_VERSION | kind, *fields).translate(_SWAP)
     except struct.error as error:
@@ -189,20 +183,17 @@ def header(kind: Type, *fields: int) -> bytes:
 
 
 def route(source: int, destination: int) -> bytes:
-    """Bytes 2 and 3 of every frame from one node to another, as sent."""
+    """Return bytes 2 and 3 of every frame from one node to another, as sent."""
     return bytes((source, destination)).translate(_SWAP)
 
 
 def is_shaped(raw: bytes) -> bool:
-    """Whether the bytes have the length and the first byte of a frame, whoever made it."""
+    """Return whether the bytes have the length and the first byte of a frame, whoever made it."""
     return len(raw) >= OVERHEAD_BYTES and _KINDS[raw[0]] is not None
 
 
 def unproven(raw: bytes) -> Frame:
-    """What the bytes say of themselves; nothing of it is proven.
-
-    Raises BadFrame for what has not the shape of a frame.
-    """
+    """Return what the bytes claim, with nothing proven. Raises BadFrame for what is not shaped as a frame."""
     if len(raw) < OVERHEAD_BYTES or (kind := _KINDS[raw[0]]) is None:
         raise _shapeless(raw)
     _, flags, *rest = _HEADER.unpack(raw[_HEAD].translate(_SWAP))
@@ -211,20 +202,17 @@ def unproven(raw: bytes) -> Frame:
 
 
 def is_hello(raw: bytes) -> bool:
-    """Whether the bytes, should they be a frame, are a HELLO."""
+    """Return whether the bytes, should they be a frame, are a HELLO."""
     return len(raw) >= OVERHEAD_BYTES and raw[0] & 0x1F == Type.HELLO
 
 
 def is_broadcast(raw: bytes) -> bool:
-    """Whether the bytes, should they be a frame, are addressed to all."""
+    """Return whether the bytes, should they be a frame, are addressed to all."""
     return len(raw) >= OVERHEAD_BYTES and raw[3] == BROADCAST
 
 
 def decode(raw: bytes, key: blake2s) -> Frame:
-    """The frame in `raw`, proven by `key` to be whole and from someone who holds it.
-
-    Raises BadFrame for anything else.
-    """
+    """Return the frame in `raw`, proven by `key` to be whole and from a holder of it. Raises BadFrame."""
     if len(raw) < OVERHEAD_BYTES or (kind := _KINDS[raw[0]]) is None:
         raise _shapeless(raw)
     head, payload = raw[_HEAD], raw[_BODY]

@@ -1,9 +1,8 @@
-"""KISS hands frames to a terminal node controller (TNC), the modem of amateur radio, over a byte stream.
+"""KISS passes frames to a terminal node controller (TNC), the modem of amateur radio, over a byte stream.
 
 Chepponis and Karn, "The KISS TNC: A simple Host-to-TNC communications protocol", 6th ARRL Computer Networking
-Conference, 1987. A frame stands between two FENDs, led by a byte whose high half is the TNC's port and whose
-low half is the command, 0 for data. FEND and FESC in it are escaped. The TNC frames it anew for the air.
-"""
+Conference, 1987. A frame stands between two FENDs, after a byte whose high half is the TNC's port and whose
+low half is the command, 0 for data. FEND and FESC in it are escaped. The TNC frames it anew for the air."""
 
 from __future__ import annotations
 
@@ -17,18 +16,17 @@ class BadKiss(ValueError):  # noqa: N818 - "bad" says error already
 
 
 def wire_bytes(frame_bytes: int) -> int:
-    """What a frame takes on the stream, if its bytes are as good as random (sealed and compressed ones are):
-    two values of 256 are escaped. See `most_bytes` for the bound."""
+    """Return the stream bytes of a frame that looks random, as sealed ones do: 2 of 256 values escape."""
     return frame_bytes + -(-frame_bytes // 128) + 3
 
 
 def most_bytes(frame_bytes: int) -> int:
-    """The most that a frame can take on the stream: every byte escaped."""
+    """Return a frame's bytes on the stream at most: every byte escaped."""
     return 2 * (frame_bytes + 1) + 2
 
 
 def encode(data: bytes, port: int = 0) -> bytes:
-    """`data` as a frame to send through the TNC's `port`. Raises ValueError for a port that KISS has not."""
+    """Return `data` as a frame for the TNC's `port`. Raises ValueError for a port that KISS has not."""
     if port not in PORTS:
         raise ValueError(f"KISS port {port} must be 0..15")
     framed = bytes((port << 4 | _DATA,)) + data
@@ -36,7 +34,7 @@ def encode(data: bytes, port: int = 0) -> bytes:
 
 
 def decode(chunk: bytes, port: int = 0) -> bytes:
-    """The data in `chunk`, which stood between two FENDs. Raises BadKiss for what is not data of `port`."""
+    """Return the data of `chunk`, which stood between two FENDs. Raises BadKiss if it is not of `port`."""
     first, *escaped = chunk.split(FESC)
     pieces = [first]
     for piece in escaped:

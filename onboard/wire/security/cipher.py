@@ -1,24 +1,18 @@
 """An encrypted frame says what a plain one says, and only to whoever holds the key.
 
-AES-256-CCM (NIST SP 800-38C, RFC 3610) hides the payload; the header stays readable and is authenticated with
-it, and CCM's tag of 8 B takes the place of BLAKE2s's, so a frame is as long as a plain one. The nonce is the
-header's bytes 2 to 9 as sent (source, destination, epoch, seq) and five zero bytes.
+AES-256-CCM (NIST SP 800-38C, RFC 3610) hides the payload and authenticates it with the header, which stays
+readable. CCM's 8 B tag replaces BLAKE2s's, so a frame is as long as a plain one. The nonce is the header's
+bytes 2 to 9 as sent (source, destination, epoch, seq) and five zero bytes.
 
-CCM stands on a nonce that is used once under its key: two payloads under one give their exclusive or away.
-Here it is. The subkey (`seal`) is of one direction, key id and salt, and of no other purpose, so no tag of a
-plain frame and no HELLO uses it. Under it (epoch, seq) names one transmission for ever: the epoch is durably
-raised before the first frame of every start, and seqs count up within it. An end that lost its epoch lost its
-salt with it, says nothing but HELLO, which is plain, until both ends agree on a new salt
-(`security_context`), and then seals under a new subkey. What breaks this is an old copy of an end's state put
-back: the salt is in force still and the epochs come a second time. docs/reference/files.md therefore says to
-delete state, and never to go back to a copy.
+CCM needs a nonce that is used once under its key: two payloads under one reveal their exclusive or. The
+subkey (`seal`) is of one direction, key id and salt, and of no other purpose, so no tag of a plain frame and
+no HELLO uses it. Under it (epoch, seq) names one transmission: each start raises the epoch and agrees on a
+new salt (`security_context`), and seqs count up within it. Only restoring the memory of a running program, as
+a virtual machine's snapshot does, uses a nonce twice (docs/reference/files.md).
 
-A broadcast is never encrypted: nobody agrees on a salt with its sender, so after lost state its nonces would
-come again.
+Broadcasts are never encrypted: nobody agrees on a salt with their sender, so lost state would repeat nonces.
 
-This file alone needs the package `cryptography` (extra `crypto`), and is imported only where a link is
-encrypted.
-"""
+Only this file needs the package `cryptography` (extra `crypto`), and only encrypted links import it."""
 
 from __future__ import annotations
 
@@ -41,17 +35,14 @@ class Cipher:
         self._ccm = AESCCM(subkey, tag_length=TAG_BYTES)
 
     def encode(self, header: bytes, payload: bytes) -> bytes:
-        """A frame's bytes, the payload encrypted; `header` is what `frame.header` makes, with ENC set. Raises
-        ValueError for a payload of more than 65,535 B."""
+        """Return the frame with its payload encrypted; `header` is made by `frame.header`, with ENC set.
+        Raises ValueError for a payload of more than 65,535 B."""
         if len(payload) > MAX_PAYLOAD_BYTES:
             raise ValueError(f"payload of {len(payload)} B to encrypt, at most {MAX_PAYLOAD_BYTES}")
         return header + self._ccm.encrypt(_nonce(header), payload, header)
 
     def decode(self, raw: bytes) -> Frame:
-        """The frame in `raw`, its payload decrypted, proven to be whole and from someone who holds the key.
-
-        Raises BadFrame for anything else.
-        """
+        """Return the decrypted frame in `raw`, proven whole and from a holder of the key. Raises BadFrame."""
         frame = framing.unproven(raw)
         if len(raw) > OVERHEAD_BYTES + MAX_PAYLOAD_BYTES:
             raise BadFrame("tag", f"{len(raw)} B are more than can be encrypted")

@@ -1,18 +1,16 @@
-"""What refused frames say of a link: counters, and advice that is given seldom; nothing of it stops the link.
+"""What refused frames say of a link: counters, and advice that is given seldom. Nothing here stops the link.
 
-No event is told from one counter alone. Noise makes wrong tags too, but it spares some frames, and spoils the
-headers of others; another key spares none and spoils no header. And noise that looks like a frame of somebody
-else looks like another one each time.
+No event follows from one counter alone. Noise makes wrong tags too, but it spares some frames and spoils the
+headers of others; another key spares none and spoils no header. Noise that looks like a stranger's frame
+looks like another stranger's each time.
 
-Anybody can send frames, and what they seem to say of the peer may be a lie. So nothing is said of the peer's
-key or form while frames of the peer's come in between: then the others are foreign, and that is what is told.
+Anybody can send frames that lie about the peer. So nothing is said of the peer's key or form while its own
+frames come in between: then the others are reported as foreign.
 
-Two ends may disagree about the salt of their keys, or about epochs. Every start of an end begins under a new
-salt, so a copy of its state that is put back does no harm. What is left: an end whose peer agreed with
-somebody else meanwhile (its state folder was run on another computer, its card was cloned), the last HELLO of
-an agreement that was lost, and a virtual machine whose memory went back. Then every frame of the peer's has a
-wrong tag or is a replay, and each end would wait for the other for ever.
-"""
+Two ends may disagree about the salt or about epochs, though each start has a new salt and restored state does
+no harm. The causes left are a peer that agreed with somebody else meanwhile (its state folder ran on another
+computer, its card was cloned), a handshake whose last HELLO was lost, and a virtual machine whose memory went
+back. Then every frame from the peer has a wrong tag or is a replay, and each end would wait for ever."""
 
 from __future__ import annotations
 
@@ -34,15 +32,15 @@ from onboard.wire.framing.frame import Frame, Type
 from onboard.wire.messages import Reason
 from onboard.wire.security.seal import WINDOW, Opener, Refusal
 
-_STRANGER_FRAMES = 3  # noise that looks like a frame names another source and epoch each time
-_STRANGERS_AT_ONCE = 4  # are told as they come, and then seldom: of 255 that somebody makes up, too
+_STRANGER_FRAMES = 3  # noise names another source and epoch each time
+_STRANGERS_AT_ONCE = 4  # are told as they come, and then seldom, even if somebody makes up 255
 _ECHOES = 3
 _STRANGERS = 256  # that are remembered
-_ENCRYPTED = 3  # that nobody here can prove, one after the other: a bit error sets ENC, but seldom twice
+_ENCRYPTED = 3  # unprovable ones in a row: a bit error sets ENC, but seldom twice
 _WRONG_TAGS = 8  # one after the other: bit errors that frequent would leave no link
-_UNPROVEN_S = 20.0  # and for so long nothing of the peer's was authentic: ten of its questions, and a HELLO
-_SILENT_S = 150.0  # likewise, where it was right before: a board says how it is every minute
-_SPOILED = 4  # of so many wrong tags one header is spoiled as well: that is noise, and no key
+_UNPROVEN_S = 20.0  # with nothing authentic from the peer: ten of its questions, and a HELLO
+_SILENT_S = 150.0  # likewise, where it was right before: a board sends its health every minute
+_SPOILED = 4  # one spoiled header in this many wrong tags means noise, not another key
 _SPOILED_BITS = 2
 _FOREIGN = 8  # frames that cannot be the peer's, damaged or not
 _MAY_BE_FOREIGN: dict[Refusal, str] = {  # what ForeignFrames calls them
@@ -53,26 +51,25 @@ _MAY_BE_FOREIGN: dict[Refusal, str] = {  # what ForeignFrames calls them
 }
 
 REFUSED = 3  # one after the other: bit errors that frequent would leave no link
-REFUSED_S = 10.0  # and for so long nothing was proven
-ASK_AGAIN_S, AT_LAST_S = 8.0, 64.0  # only where more is refused, and twice as long each time
+REFUSED_S = 10.0  # with nothing proven
+ASK_AGAIN_S, AT_LAST_S = 8.0, 64.0  # if more is refused, doubling
 FREE, WITHIN_S = 3, 600.0
 UNANSWERED = 3  # HELLOs, after which replays alone are told
-_UNDER_WAY_S = 10.0  # frames that left before a new salt was in force come late
+_UNDER_WAY_S = 10.0  # frames from before a new salt may come this late
 
 FIRST_S, DAY_S = 600.0, 86_400.0
 
 
 class Seldom:
-    """One kind of line, for which anybody's frames can give a reason: told at once, then after 10 minutes at
-    the earliest, and after twice as long each time, at last a day. After a day without a reason it begins
-    anew."""
+    """Limits one kind of log line for which anybody's frames can give a reason. It is told at once, then
+    after 10 minutes at the earliest, doubling to a day. A day without a reason resets it."""
 
     def __init__(self) -> None:
         self._told_at = self._wanted_at = -math.inf
         self._pause_s = 0.0
 
     def may(self, now: float) -> bool:
-        """There is a reason; True if it is to be told."""
+        """Note a reason; True if it is to be told."""
         if now >= self._wanted_at + DAY_S:
             self._pause_s = 0.0
         self._wanted_at = now
@@ -84,8 +81,8 @@ class Seldom:
 
 
 class LinkDiagnostics:
-    """Finds what goes wrong on the link between `node` and `peer`. opener: opens all frames but HELLO.
-    `damaged`: frames that had no frame's shape, or a wrong tag."""
+    """Finds faults on the link between `node` and `peer`. `opener`: opens all frames but HELLO. `damaged`:
+    frames with a wrong shape or tag."""
 
     def __init__(self, node: int, peer: int, opener: Opener) -> None:
         self._known = (node, peer)
@@ -106,19 +103,18 @@ class LinkDiagnostics:
         self.refused = self.too_large = self.expired = self.damaged = 0
 
     def rekeyed(self) -> None:
-        """Both ends have agreed on a salt: what was refused before was refused as they had not."""
+        """Note an agreement on a salt: it explains the earlier refusals."""
         self._has_its_form = False
         self._forget_foreign()
 
     def proven(self, frame: Frame, now: float, *, proves: bool = True) -> list[Event]:
-        """A frame of the peer's was authentic. proves: it is no recording, and both ends have the same
-        salt."""
+        """Note an authentic frame from the peer. `proves`: it is no replay, and the ends share a salt."""
         self._proven_at = now
         self._wrong_in_a_row = self._spoiled_in_a_row = self._other_form_in_a_row = 0
         self._wrong_told = self._other_form_told = False
         if frame.type is not Type.HELLO:
             self._has_its_form = True
-            if frame.epoch != self._epoch:  # what had that number before this one was the peer's
+            if frame.epoch != self._epoch:  # earlier frames with that number were the peer's
                 self._epoch = frame.epoch
                 self._forget_foreign()
         return self._foreign_frames(now) if proves else []
@@ -126,16 +122,15 @@ class LinkDiagnostics:
     def dropped(
         self, raw: bytes, why: Refusal | None, now: float, *, is_earlier: bool = False
     ) -> list[Event]:
-        """A frame was refused; None: nobody could tell whose it is. is_earlier: it is the peer's, under
-        the salt before."""
+        """Note a refused frame; `why`: None if unprovable. `is_earlier`: it is under the last salt."""
         is_spoiled = why in ("malformed", "misaddressed")
         self._spoiled_in_a_row += is_spoiled
         self._spoiled += is_spoiled
         self.damaged += why in ("malformed", "bad_tags")
         if why in _MAY_BE_FOREIGN and not is_earlier:
             self._refused += 1
-            # Noise that spoils a frame of the peer's spares, mostly, the number that it has, which is about
-            # the next one; who makes frames up does not know that, or need not care.
+            # Noise that spoils a frame from the peer mostly spares its seq, which is about the next one;
+            # a forger does not know that seq, or need not care.
             if framing.is_hello(raw) or not self._is_about_next(framing.unproven(raw)):
                 self._foreign[_MAY_BE_FOREIGN[why]] += 1
         if why == "misaddressed":
@@ -160,7 +155,7 @@ class LinkDiagnostics:
         return [WrongKey(was_right=knew_it)] if self._wrong_key.may(now) else []
 
     def _of_other_form(self, encrypted: bool, now: float) -> list[Event]:
-        """encrypted: nobody here can prove it, while a plain one was authentic."""
+        """An `encrypted` frame nobody here can prove, while a plain one was authentic."""
         self._other_form_in_a_row += 1
         silent_s = _SILENT_S if self._has_its_form else _UNPROVEN_S
         alone = self._other_form_in_a_row >= _ENCRYPTED and now >= self._proven_at + silent_s
@@ -170,12 +165,12 @@ class LinkDiagnostics:
         return [EncryptionMismatch(encrypted)] if self._form.may(now) else []
 
     def _is_about_next(self, frame: Frame) -> bool:
-        """Whether it has the number of one of the peer's next frames."""
+        """Return whether it has the number of one of the peer's next frames."""
         epoch, seq = self._opener.floor
         return frame.epoch == epoch and 0 < frame.seq - seq <= WINDOW
 
     def _foreign_frames(self, now: float) -> list[Event]:
-        """The peer is there: what else came in was not its own, where noise does not explain it."""
+        """The peer is there, so frames that noise does not explain are foreign."""
         count = self._foreign.total()
         is_noise = 2 * count <= self._refused or _SPOILED * self._spoiled > count
         if count < _FOREIGN or is_noise or not self._between.may(now):
@@ -189,7 +184,7 @@ class LinkDiagnostics:
         self._refused = self._spoiled = 0
 
     def _stranger(self, frame: Frame, now: float) -> list[Event]:
-        """A frame says that it is between other nodes, or it is one of this end's own that came back."""
+        """The frame is between other nodes, or is this end's own and came back."""
         if (frame.source, frame.destination) == self._known:
             self._echoes += 1
             return [Echoed()] if self._echoes == _ECHOES else []
@@ -198,7 +193,7 @@ class LinkDiagnostics:
         if (frame.source ^ self._known[1]).bit_count() <= _SPOILED_BITS and self._is_about_next(frame):
             return []  # a bit error makes the same stranger of the peer's frames each time
         if len(self._strangers) >= _STRANGERS:
-            self._strangers.clear()  # so many that were seen once or twice are noise
+            self._strangers.clear()  # this many that were seen once or twice are noise
         self._strangers[frame.source, frame.destination, frame.epoch] += 1
         if self._strangers[frame.source, frame.destination, frame.epoch] < _STRANGER_FRAMES:
             return []
@@ -208,7 +203,7 @@ class LinkDiagnostics:
         return [UnknownPeer(frame.source)]
 
     def count(self, events: list[Event]) -> list[Event]:
-        """The same events, with those that end an object counted."""
+        """Count the events that end an object, and return all."""
         for event in events:
             if isinstance(event, Refused):
                 self.refused += 1
@@ -219,12 +214,9 @@ class LinkDiagnostics:
 
 
 class Doubt:
-    """Decides whether the frames that an end refuses mean that it and its peer disagree.
-
-    First it asks the peer for its salt. Where that is another, they agree anew. Where it is the same, wrong
-    tags were noise or a forger's; replays were a recording, unless they go on: then the peer's memory has
-    gone back.
-    """
+    """Decides whether the frames that an end refuses mean that it and its peer disagree. First it asks the
+    peer for its salt. If it differs, they agree on a new one. If not, wrong tags were noise or forged, and
+    replays a recording's, unless they go on: then the peer's memory has gone back."""
 
     def __init__(self) -> None:
         self._refused = self._replays = 0  # since anything was proven, or the peer's salt is known
@@ -236,7 +228,7 @@ class Doubt:
 
     @property
     def only_replays(self) -> bool:
-        """Whether all that was refused was authentic, and of numbers that are over."""
+        """Whether every refused frame was authentic, but already seen."""
         return self._refused == self._replays
 
     @property
@@ -246,11 +238,11 @@ class Doubt:
 
     @property
     def is_certain(self) -> bool:
-        """Whether the peer has the same salt, and is replayed all the same."""
+        """Whether the peer has the same salt, and its frames are replays all the same."""
         return self._is_confirmed and self.only_replays
 
     def refused(self, now: float, *, replay: bool) -> bool:
-        """A frame of the peer's was refused, as a replay or for its tag; True: say HELLO now."""
+        """Note a frame refused as a replay or for its tag; True: say HELLO now."""
         if not self._refused:
             self._since_s = now
             self._asked_at = -math.inf
@@ -264,38 +256,36 @@ class Doubt:
         return True
 
     def confirmed(self) -> None:
-        """The peer, asked, has named the salt in force."""
+        """Note that the peer, asked, named the salt in force."""
         if self.asked:
             self._is_confirmed = self.only_replays
             self._refused = self._replays = self.asked = 0
 
     def proven(self) -> None:
-        """A frame was authentic and new: they agree."""
+        """Note an authentic new frame: the ends agree."""
         if self._refused or self._is_confirmed:
             self._refused = self._replays = self.asked = 0
             self._is_confirmed = self.is_answered = self.told = False
 
 
 class Agreements:
-    """How often two ends may agree on a new salt, so that two live copies of one do not take turns for ever.
-
-    Once for each start of the peer, as its epoch shows, and beside that FREE times in WITHIN_S.
-    """
+    """Limits how often two ends agree on a salt, so that two live copies of one do not take turns for ever.
+    They may once for each start of the peer, as its epoch shows, and FREE times in WITHIN_S beside that."""
 
     def __init__(self) -> None:
         self._peer_epoch = 0
         self._repeated: deque[float] = deque(maxlen=FREE)
 
     def is_repeated(self, peer_epoch: int) -> bool:
-        """Whether the peer has agreed in this start of it, or a later one, before."""
+        """Return whether the peer agreed before in this start of it, or in a later one."""
         return peer_epoch <= self._peer_epoch
 
     def may(self, peer_epoch: int, now: float) -> bool:
-        """Whether this end agrees with one whose epoch that is."""
+        """Return whether this end agrees with a peer of that epoch."""
         return not self.is_repeated(peer_epoch) or not self._are_many(now)
 
     def agreed(self, peer_epoch: int, now: float) -> bool:
-        """They did; True where that is once too often."""
+        """Note an agreement; True where that is one too many."""
         repeated = self.is_repeated(peer_epoch)
         self._peer_epoch = max(self._peer_epoch, peer_epoch)
         if repeated:
@@ -307,8 +297,8 @@ class Agreements:
 
 
 class Earlier:
-    """Frames under the salt that was in force before, by turns with those under the one in force: some were
-    under way, and more mean another live end."""
+    """Detects another live end by frames under the earlier salt that alternate with those under the present
+    one. A few were merely in flight."""
 
     def __init__(self) -> None:
         self._since_s = 0.0
@@ -317,15 +307,14 @@ class Earlier:
         self.told = False
 
     def rekeyed(self, now: float) -> None:
-        """Another salt is in force."""
         self._since_s, self._is_turn, self._turns = now, False, 0
 
     def proven(self) -> None:
-        """A frame under the salt in force was taken."""
+        """Note a frame under the salt in force."""
         self._is_turn = True
 
     def heard(self, now: float) -> bool:
-        """A new frame under the one before; True where two ends speak."""
+        """Note a new frame under the earlier salt; True where two ends speak."""
         if self._is_turn and now >= self._since_s + _UNDER_WAY_S:
             self._is_turn = False
             self._turns += 1

@@ -1,16 +1,15 @@
-"""Only frames made by the peer with its key, for us, and never seen before get past this file.
+"""Only frames made by the peer with its key, for this end, and never seen before get past this file.
 
 Every node shares one 32 B key with the ground. A frame is tagged with a subkey of it that holds for one
-direction, one key id and one salt (`security_context`), so a frame sent back to its sender proves nothing.
-Within these (epoch, seq) names one transmission for ever: the epoch is the sender's durable boot counter, the
-seq counts within it, and a receiver takes each pair once.
+direction, one key id and one salt (`security_context`), so a frame reflected to its sender proves nothing.
+Under it (epoch, seq) names one transmission: the epoch is the sender's durable boot counter, the seq counts
+within it, and a receiver takes each pair once.
 
-A link is plain or it is encrypted, at both ends alike: an end opens frames of its own form and no others.
-Tags and encryption have subkeys of their own, so that the one form tells nothing about the other.
+A link is plain or encrypted at both ends, and an end opens no frame of the other form. Tags and encryption
+have subkeys of their own, so that one form reveals nothing of the other.
 
-What is refused is counted and never answered. To persist the epoch, the salt and the replay floor is the
-caller's: they must be on disk before anything that depends on them leaves.
-"""
+Refused frames are counted and never answered. What the caller keeps of epoch, salt and replay floor must be
+on disk before anything that depends on it leaves."""
 
 from __future__ import annotations
 
@@ -28,10 +27,9 @@ if TYPE_CHECKING:
 KEY_BYTES = 32
 KEY_IDS = 4  # two bits of the header
 Keys = Mapping[int, bytes]
-"""A link's keys of 32 B by their ids, the oldest first."""
+"""A link's 32 B keys by their ids, the oldest first."""
 WINDOW = 1024
-"""Transmissions that may arrive late. At 22 B a frame it is 19 s of 9.6 kbit/s, and far more than any
-link here reorders."""
+"""Transmissions that may be late: 19 s of 9.6 kbit/s at 22 B a frame, far more than links here reorder."""
 SALT_BYTES = 8
 NO_SALT = bytes(SALT_BYTES)
 TRAFFIC, HELLO, SECRET = b"sdml-dir", b"sdml-hi", b"sdml-enc"
@@ -39,24 +37,25 @@ TRAFFIC, HELLO, SECRET = b"sdml-dir", b"sdml-hi", b"sdml-enc"
 Refusal = Literal[
     "malformed", "misaddressed", "unknown_keys", "bad_tags", "replays", "plain_dropped", "encrypted_dropped"
 ]
-"""Why a frame is not taken, as its counter is called: it is no frame, it is between other nodes, it is under
-the id of a key that is not held, it was altered or made with another key, it was taken before or its epoch is
-over, it is authentic and plain where this end's are encrypted, or it is encrypted and this end's are plain
-(what is encrypted cannot be proven without the package)."""
+"""Why a frame is refused, named as its counter.
+
+It is no frame; it is between other nodes; its key id is not held; it was altered or made with another key; it
+was taken before or its epoch is over; it is authentic but plain where this end encrypts; or it is encrypted
+where this end does not (which nobody can prove without the package)."""
 _KEY_BITS = ENC | 0x03  # bits as they are sent
 MAX_EPOCH = 0xFFFF
 MAX_SEQ = 0xFFFFFFFF
 
 
 def next_epoch(epoch: int, skipped: int = 0) -> int:
-    """The epoch of an end that starts once more. It skips as many as the end may have used. The first epoch
-    follows MAX_EPOCH: every start is under a salt of its own, in which no frame was sealed before."""
+    """Return the epoch of the next start, having skipped as many as the end may have used. The first follows
+    MAX_EPOCH, as every start is under a salt of its own."""
     after = max(0, epoch) + skipped + 1
     return after if after <= MAX_EPOCH else skipped + 1
 
 
 class SeqExhausted(RuntimeError):  # noqa: N818 - a state of the sender, as StopIteration is
-    """All 4,294,967,295 seqs of this epoch were used: raise the epoch, durably, and go on."""
+    """All 4,294,967,295 seqs of this epoch were used: raise the epoch durably."""
 
 
 def directional_key(
@@ -68,11 +67,9 @@ def directional_key(
     salt: bytes = NO_SALT,
     purpose: bytes = TRAFFIC,
 ) -> bytes:
-    """The 32 B subkey that tags, or encrypts, frames from `source` to `destination` under `key_id`.
-
-    BLAKE2s keyed with the node's key, salted and personalised: a pseudo-random function of all of these
-    (RFC 7693, section 2.9; BLAKE2, section 2.8), so that knowing one subkey tells nothing of another.
-    """
+    """Return the 32 B subkey that tags, or encrypts, frames from `source` to `destination` under `key_id`.
+    BLAKE2s keyed with the node's key, salted and personalised, is a pseudo-random function of all of these
+    (RFC 7693, section 2.9; BLAKE2, section 2.8): knowing one subkey reveals nothing of another."""
     if len(node_key) != KEY_BYTES:
         raise ValueError(f"a node's key has {KEY_BYTES} B, this one {len(node_key)}")
     route = bytes((source, destination, key_id))
@@ -80,11 +77,9 @@ def directional_key(
 
 
 class ReplayWindow:
-    """Takes each (epoch, seq) of one sender once, in any order within WINDOW, and no older epoch.
-
-    `floor` is what to persist. Made again from it, the window refuses all up to and including the
-    floor: frames below it that never arrived are lost, which costs a retransmission and no trust.
-    """
+    """Takes each (epoch, seq) of one sender once, in any order within WINDOW, and no older epoch. `floor` is
+    to be persisted. A window made from it refuses all up to the floor: frames below it that never arrived are
+    lost, which costs a retransmission and no trust."""
 
     def __init__(self, floor: tuple[int, int] = (0, 0)) -> None:
         self._epoch, self._highest = floor
@@ -96,7 +91,7 @@ class ReplayWindow:
         return self._epoch, self._highest
 
     def accept(self, epoch: int, seq: int) -> bool:
-        """True once for each pair, and from then on False."""
+        """Return True once for each pair, and from then on False."""
         if epoch == self._epoch and seq == self._highest + 1:  # nearly always
             self._highest = seq
         elif epoch > self._epoch or (epoch == self._epoch and seq >= self._highest + WINDOW):
@@ -113,11 +108,9 @@ class ReplayWindow:
 
 
 class Sealer:
-    """Makes the frames of one direction. Within its epoch no seq is used twice, under whichever key.
-
-    key: 32 B, or several by their ids; `key_id` says which one to begin with, or else the newest. purpose:
-    SECRET encrypts the frames, which needs the package `cryptography`. `seq` is that of the last frame made.
-    """
+    """Makes the frames of one direction. Within its epoch no seq is used twice, under whichever key. `key`:
+    32 B, or several by their ids; `key_id`: the one to begin with, else the newest. `purpose`: SECRET
+    encrypts the frames, which needs the package `cryptography`. `seq`: that of the last frame made."""
 
     def __init__(
         self,
@@ -144,12 +137,12 @@ class Sealer:
         self.turn(self.key_id)
 
     def use(self, salt: bytes) -> None:
-        """Go on under the subkey of that salt. Seqs count on."""
+        """Seal under the subkey of that salt from now on. Seqs count on."""
         self._salt = salt
         self.turn(self.key_id)
 
     def turn(self, key_id: int) -> None:
-        """Go on under another key. Seqs count on. Raises KeyError for one that is not held."""
+        """Seal under another key from now on. Seqs count on. Raises KeyError for one that is not held."""
         self.key_id = key_id
         subkey = directional_key(
             self._keys[key_id], self.source, self.destination, key_id, salt=self._salt, purpose=self._purpose
@@ -171,10 +164,8 @@ class Sealer:
         poll: bool = False,
         over: bool = False,
     ) -> bytes:
-        """The bytes of one transmission under the next seq.
-
-        Raises SeqExhausted, and ValueError for a field too large; a seq that failed is not used again.
-        """
+        """Return the bytes of one transmission under the next seq. Raises SeqExhausted, and ValueError for a
+        field too large; a seq that failed is not used again."""
         if self.seq == MAX_SEQ:
             raise SeqExhausted(f"epoch {self.epoch} has used seq {MAX_SEQ}")
         self.seq += 1
@@ -192,12 +183,9 @@ class Sealer:
 
 
 class Opener:
-    """Opens the frames of one direction under any of its keys.
-
-    `opened` frames passed; `counts` says how many did not, by their Refusal, and `refusal` why the last one
-    of these did not. The replay window is one for all keys: a sender counts on from one to the next. purpose:
-    as for Sealer.
-    """
+    """Opens the frames of one direction under any of its keys. `purpose`: as for Sealer. `opened` frames
+    passed; `counts` tells the others by their Refusal, and `refusal` why the last of these was refused. All
+    keys share one replay window, as a sender counts on from one to the next."""
 
     def __init__(
         self,
@@ -219,7 +207,7 @@ class Opener:
         self.use(salt, floor)
 
     def use(self, salt: bytes, floor: tuple[int, int] = (0, 0)) -> None:
-        """Open what is sealed under that salt from now on, above the floor, and nothing else."""
+        """Open from now on only what is sealed under that salt, above the floor."""
 
         def subkeys(purpose: bytes) -> dict[int, bytes]:
             return {
@@ -243,8 +231,8 @@ class Opener:
         return self._window.floor
 
     def open(self, raw: bytes, *, at_any_time: bool = False) -> Frame | None:
-        """The frame in `raw`, by the peer and for us, taken once, or None and one counter more. at_any_time:
-        it is taken whenever it was made, and however often."""
+        """Return the frame in `raw` if it is the peer's, for this end, and new; else None, and count why.
+        `at_any_time`: it need not be new."""
         key = None if raw[2:4] != self._route else self._keys.get(raw[1] & _KEY_BITS)
         found: Frame | Refusal
         try:
@@ -280,7 +268,7 @@ class Opener:
 
 
 def _cipher(subkey: bytes) -> Cipher:
-    """Loads the package `cryptography` with the first of them, and never where nothing is encrypted."""
+    """The package `cryptography` is loaded with the first cipher, and never where nothing is encrypted."""
     from onboard.wire.security.cipher import Cipher
 
     return Cipher(subkey)

@@ -1,44 +1,40 @@
-"""Every start of an end begins under a new salt, and nothing that was ever recorded is heard under it.
+"""Every start of an end begins under a new salt, and no frame that was recorded before is taken under it.
 
-Replay protection stands on what the ends remember: the sender's epoch and the receiver's floor. An end that
-starts cannot know whether what it finds on its disk is the last that was there, or an older copy (a backup,
-the image of a card, a folder that ran elsewhere meanwhile), or nothing. So it can neither speak, as it might
-use numbers again that were used, nor listen, as recorded frames might be new to it. Nor has it a clock. So
-both ends draw a *salt* for the subkeys of their frames; an end without one, as after every start, says HELLO
-and nothing else until they agree.
+Replay protection rests on state: the sender's epoch and the receiver's floor. An end that starts cannot know
+whether the state on its disk is the latest, an older copy (a backup, a card's image, a folder that ran
+elsewhere meanwhile), or lost, and it has no clock. So it may not send, as it might reuse numbers, nor listen,
+as recorded frames might be new to it. Instead both ends derive a *salt* for the subkeys of their frames; an
+end without one, as after every start, says only HELLO until they agree.
 
-A HELLO holds the speaker's challenge (a nonce of its own), its answer (the challenge that it heard last), and
-its salt in force, zeros for none. An end that has one and doubts it (see `Doubt`) says none. A HELLO is
-sealed with a subkey of its own, that no salt changes and no replay window guards: what it proves, it proves
-by its answer. Between A, who has no salt, and B:
+A HELLO holds the sender's challenge (a nonce of its own), its answer (the challenge that it heard last), and
+its salt in force, zeros for none or one in doubt (`Doubt`). HELLOs are sealed with a subkey of their own that
+no salt changes and no replay window guards: only the answer proves anything. Between A, which has no salt,
+and B:
 
-    A: challenge a,  answer -, salt -      (again soon; at last, where nothing is heard, every 8 s)
-    B: challenge b,  answer a, salt old    (B is there; A takes note of the salt made of a and b)
+    A: challenge a,  answer -, salt -      (repeated, at last every 8 s where nothing is heard)
+    B: challenge b,  answer a, salt old    (B is there; A notes the salt made of a and b)
     A: challenge a,  answer b, salt -      (A is there, now; B puts that salt in force and draws a new nonce)
     B: challenge b', answer a, salt new    (A knows it, and puts it in force, too)
 
-An end that has a salt and hears nothing says HELLO too, without an answer, to learn whether the other end is
-there, and where, as addresses change (`Presence`). Who hears that answers it, and changes nothing:
+An end that has a salt and hears nothing says HELLO without an answer, to learn whether the other end is
+there, and where, as addresses change (`Presence`). The other end answers, and changes nothing:
 
     A: challenge a,  answer -, salt old
     B: challenge b,  answer a, salt old    (B is there, now; a POLL from A then proves the same of A)
 
-Why no replay passes. An end puts a salt in force only when it holds a fresh answer: one to a nonce that it
-drew after it last did so. The salt is a hash of both nonces, one of them its own and fresh. So, but for one
-chance in 2^64, no frame was ever sealed under that salt before, none from before a loss opens after it, and
-among those that do (epoch, seq) is taken once, as the floor begins at zero. No end comes back to a salt that
-was, so none uses a number twice under one, whatever became of its disk.
+Why no replay passes. An end puts a salt in force only on a fresh answer: one to a nonce that it drew since it
+last did so. The salt is a hash of both nonces, one of them its own and fresh. So, but for one chance in 2^64,
+no frame was ever sealed under that salt before. Among frames under it (epoch, seq) is taken once, as the
+floor begins at zero. As no salt returns, no number is used twice under one, whatever became of the disk.
 
 Why nobody is locked out, and nothing amplified. A HELLO without a fresh answer changes nothing: it is
-answered by one HELLO of the same length, to where it came from, for each challenge and place at most once a
-second, and challenges are answered beside one another, so that a flood of recorded ones does not crowd out
-the one that is real. Where it came from is not the peer until a HELLO from there is fresh, and is heard for
-the first time: a copy of a fresh one is as old as any other recording.
+answered by one HELLO of the same length, to its source, at most once a second for each challenge and source.
+Several challenges are answered side by side, so that a flood of recorded ones does not crowd out the real
+one. A source counts as the peer's only once a HELLO from it is fresh and heard for the first time.
 
-A link may have several keys while one takes the other's place. Both ends open frames under any that they
-hold. The board seals with its newest, as the ground is given a new key first; the ground with the one under
-which it heard the board last, at first with its oldest.
-"""
+A link has several keys during a change of keys, and both ends open frames under any of them. The board seals
+with its newest, as the ground is given a new key first; the ground seals with the one under which it heard
+the board last, at first with its oldest."""
 
 from __future__ import annotations
 
@@ -61,19 +57,17 @@ T = TypeVar("T")
 
 NONCE_BYTES = 8
 NO_NONCE = bytes(NONCE_BYTES)
-HELLO_AT_LAST_S = 8.0  # to a peer that is not there: 360 B a minute, where an idle link may carry 1000
-_UNPROVEN = 3  # what nobody can prove makes no HELLO come sooner than every 8 first ones, 2 s
+HELLO_AT_LAST_S = 8.0  # to an absent peer: 360 B a minute, where an idle link may carry 1000
+_UNPROVEN = 3  # an unprovable frame makes HELLOs come no sooner than every 8 first pauses, 2 s
 _ANSWER_AGAIN_S = 1.0
-_ANSWER_SELDOM_S = 2.0  # whichever it is, where turns are taken: 46 B are 2 % of 9.6 kbit/s
-_REMEMBERED = 64  # challenges answered, salts noted: each belongs to one boot of an end that lost its state
+_ANSWER_SELDOM_S = 2.0  # for any challenge on half-duplex: 46 B are 2 % of 9.6 kbit/s
+_REMEMBERED = 64  # challenges answered, salts noted: each is of one start of an end
 
 
 class Hello(Payload, frozen=True):
-    """HELLO: prove that you speak now. 24 B.
-
-    `challenge` 8 random bytes, never zeros; `answer` the challenge heard from the peer, zeros for none;
-    `salt` that of the keys in force, zeros for none: the speaker lost its state, and takes HELLO only.
-    """
+    """HELLO: prove that you speak now. 24 B. `challenge`: 8 random bytes, never zeros; `answer`: the
+    challenge heard from the peer, zeros for none; `salt`: the one in force, zeros for none, with which only
+    HELLO is taken."""
 
     challenge: bytes
     answer: bytes = NO_NONCE
@@ -82,21 +76,19 @@ class Hello(Payload, frozen=True):
     _LAYOUT: ClassVar = struct.Struct(f">{NONCE_BYTES}s{NONCE_BYTES}s{SALT_BYTES}s")
 
     def check(self) -> None:
-        """Raises BadMessage for a challenge of zeros."""
         if self.challenge == NO_NONCE:
             raise BadMessage("HELLO without a challenge")
 
 
 class RekeyHandshake:
-    """One end's HELLOs. `salt` is the one in force. Without a nonce, as where a recording is played again, no
-    HELLO is said and each one is believed in the salt that it names. follows: a HELLO is answered under the
-    key that it came by, and others try one key after the other. first_s: the time after which the first HELLO
-    is said again if there was no answer.
+    """One end's HELLOs. `salt` is the one in force. Without a nonce, as when a recording is replayed, it says
+    no HELLO and believes the salt in each one. `follows`: it answers a HELLO under the key that it came by,
+    and tries one key after the other for the rest. `first_s`: the pause before an unanswered first HELLO is
+    repeated.
 
     `heard` were authentic, `stale` of them without a fresh answer, `sent` left; `unproven` are other frames
-    that came while this end had no salt to prove them by. `is_live`: the last one heard was made now, as it
-    answers this end's challenge and is no copy; `is_confirmed`: and names the salt in force.
-    """
+    that came while this end had no salt. `is_live`: the last one was made now, as it answers this end's
+    challenge and is no copy; `is_confirmed`: and it names the salt in force."""
 
     def __init__(
         self, identity: Identity, security: Security, state: SessionState, *, follows: bool, first_s: float
@@ -110,9 +102,9 @@ class RekeyHandshake:
         self._nonce = nonce
         self._challenge = NO_NONCE if nonce is None else nonce(NONCE_BYTES)
         self._noted: OrderedDict[bytes, None] = OrderedDict()  # salts that the peer may put in force
-        # The peer's challenges to answer, and where they came from: by which key.
+        # The key id to answer under, by the peer's challenge and its origin.
         self._owed: OrderedDict[tuple[bytes, Origin], int] = OrderedDict()
-        self._answered: OrderedDict[tuple[bytes, Origin], float] = OrderedDict()  # when, unproven as it was
+        self._answered: OrderedDict[tuple[bytes, Origin], float] = OrderedDict()  # when, though unproven
         self._answered_at = -math.inf
         self._newest: OrderedDict[bytes, tuple[int, int]] = OrderedDict()  # (epoch, seq) of fresh ones
         self.key_id = self.sealer.key_id  # of the last HELLO that was fresh
@@ -128,15 +120,15 @@ class RekeyHandshake:
 
     @property
     def is_unsure(self) -> bool:
-        """Whether this end may neither say nor take anything but HELLO."""
+        """Whether this end may neither send nor take anything but HELLO."""
         return self.salt == NO_SALT and self._nonce is not None
 
     def takes(self, raw: bytes) -> bool:
-        """Whether what came in is to be opened here, and by nobody else."""
+        """Return whether a frame is to be opened here, and not as traffic."""
         return self.is_unsure or framing.is_hello(raw)
 
     def open(self, raw: bytes) -> Frame | None:
-        """The HELLO in `raw`, by the peer and for us, made at any time; None, and one counter more, else."""
+        """Return the peer's HELLO in `raw`, made at any time; else None, and count why."""
         if framing.is_hello(raw) or not framing.is_shaped(raw):
             return self.opener.open(raw, at_any_time=True)
         self.unproven += 1
@@ -156,26 +148,25 @@ class RekeyHandshake:
 
     @property
     def owes(self) -> bool:
-        """Whether somebody waits for an answer."""
+        """Whether an answer is due."""
         return bool(self._owed) and self._offered == NO_SALT
 
     def ask(self, *, doubting: bool) -> None:
-        """A HELLO is to be said at once, as the peer may have another salt; `doubting`: to agree anew even if
-        it has the same."""
+        """Say HELLO at once, as the peer may have another salt. `doubting`: replace even the same one."""
         if self._offered == NO_SALT and not self.is_unsure:
             self._asks = True
             self._doubts |= doubting
 
     def proven(self) -> None:
-        """A frame under the salt in force was taken."""
+        """Note a frame under the salt in force."""
         self._doubts = self._asks = False
 
     def handle(
         self, frame: Frame, now: float, origin: Origin = None, *, in_touch: bool = False
     ) -> list[Event]:
-        """Take a HELLO that `open` gave, from there; Rekeyed if it brought a salt to `use`. in_touch: on
-        half-duplex the peer has just proved that it is there: one that proves nothing may be a recording, and
-        an answer to it takes the peer's time."""
+        """Take in a HELLO from `open`; Rekeyed if it brought a salt to `use`. `in_touch`: on half-duplex the
+        peer just proved that it is there, so one that proves nothing may be a replay and is seldom
+        answered."""
         self.is_live = self.is_confirmed = False
         try:
             hello = Hello.decode(frame.payload)
@@ -199,7 +190,7 @@ class RekeyHandshake:
         if in_force and (fresh or hello.answer != NO_NONCE):
             return []
         if not in_force and not self._agreements.may(frame.epoch, now):
-            if hello.answer == NO_NONCE:  # it is told that this end is there, and no more
+            if hello.answer == NO_NONCE:  # it learns that this end is there, and no more
                 self._owe((NO_NONCE, origin), frame.key_id)
             return []
         if fresh and hello.salt in self._noted:
@@ -215,13 +206,13 @@ class RekeyHandshake:
             return []
         agreed = self._salt_with(hello.challenge)
         if fresh and (hello.salt == NO_SALT or not self.is_unsure):
-            self._owed.move_to_end(asker, last=False)  # once it is settled, this is said first
+            self._owed.move_to_end(asker, last=False)  # once the salt is in force, this is said first
             return self._agree(agreed, frame.epoch, now)
         _put(self._noted, agreed, None)  # the peer has to go first
         return []
 
     def use(self, salt: bytes) -> None:
-        """The salt that `handle` gave is in force. Raises ValueError for any other."""
+        """Put the salt from `handle` in force. Raises ValueError for any other."""
         if self._nonce is not None and (salt != self._offered or salt == NO_SALT):
             raise ValueError(f"salt {salt.hex()} was not agreed upon, {self._offered.hex()} was")
         self.salt, self._offered = salt, NO_SALT
@@ -232,7 +223,7 @@ class RekeyHandshake:
             self._challenge = self._nonce(NONCE_BYTES)
 
     def due_at(self) -> float:
-        """When the next HELLO may leave; inf if none is wanted."""
+        """Return when the next HELLO may leave; inf if none is wanted."""
         if self._offered != NO_SALT:
             return math.inf
         if self._owed or self._asks:
@@ -243,7 +234,7 @@ class RekeyHandshake:
         return self._said_at + min(again_s, max(self._first_s, HELLO_AT_LAST_S))
 
     def say(self) -> PendingFrame:
-        """The HELLO that is due, or that is to be said for want of anything else."""
+        """Return the HELLO that is due, or one for want of anything else."""
         unasked = (NO_NONCE, None), self._key_ids[self.sent % len(self._key_ids)]
         (answer, origin), key_id = next(iter(self._owed.items()), unasked)
         if key_id != self.sealer.key_id:
@@ -252,7 +243,7 @@ class RekeyHandshake:
         return PendingFrame(Type.HELLO, Hello(self._challenge, answer, salt).encode(), to=origin)
 
     def said(self, now: float) -> None:
-        """What `say` gave has left."""
+        """Note that the HELLO from `say` has left."""
         if self._owed:
             self._owed.popitem(last=False)
         else:
@@ -273,8 +264,7 @@ class RekeyHandshake:
         return events
 
     def _is_first(self, challenge: bytes, transmission: tuple[int, int]) -> bool:
-        """Whether no fresh HELLO of that challenge was heard that is as new: the peer counts them, and draws
-        another challenge when it starts."""
+        """Return whether this is no copy, but newer than every fresh HELLO of its challenge."""
         if transmission <= self._newest.get(challenge, (0, 0)):
             return False
         _put(self._newest, challenge, transmission)
@@ -293,8 +283,7 @@ def _put(table: OrderedDict[K, T], key: K, value: T) -> None:
 
 
 class SecurityContext:
-    """One end's security. hello_s: see RekeyHandshake's first_s. Raises ValueError for a key or an epoch out
-    of range."""
+    """One end's security. `hello_s`: RekeyHandshake's `first_s`. Raises ValueError for a bad key or epoch."""
 
     def __init__(
         self, identity: Identity, security: Security, state: SessionState, *, hello_s: float
@@ -315,21 +304,20 @@ class SecurityContext:
         self._keys, self._can_agree, self._purpose = keys, security.nonce is not None, purpose
         self._doubt, self._earlier, self._step = Doubt(), Earlier(), Seldom()
         self._before: Opener | None = None  # under the salt that was in force before
-        self.is_earlier = False  # what was refused last: the peer's, and new, under the salt before
+        self.is_earlier = False  # the last refused frame is new under the earlier salt
 
     @property
     def next_seq(self) -> int:
-        """The seq of the next frame that is no HELLO."""
+        """The seq of the next frame other than HELLO."""
         return self.sealer.seq + 1
 
     @property
     def frames_sent(self) -> int:
-        """The frames sent so far, HELLOs included."""
+        """The number of frames sent, HELLOs included."""
         return self.sealer.seq + self.handshake.sent
 
     def open(self, raw: bytes) -> Frame | None:
-        """The frame in `raw`, taken once; None, and one counter more, for what is not the peer's and new.
-        What that means is to be asked of `refused`."""
+        """Return the peer's new frame in `raw`; else None, counted, and `refused` says what it means."""
         frame = self.opener.open(raw)
         if frame is None:
             return None
@@ -341,7 +329,7 @@ class SecurityContext:
         return frame
 
     def refused(self, raw: bytes, now: float) -> list[Event]:
-        """`open` has just refused this: what that tells of two ends that disagree."""
+        """Tell what the frame that `open` just refused says of two ends that disagree."""
         is_replay, has_bad_tag = (self.opener.refusal == why for why in ("replays", "bad_tags"))
         self.is_earlier = False
         if not self._can_agree or not (is_replay or has_bad_tag):
@@ -358,7 +346,7 @@ class SecurityContext:
         return events
 
     def greeted(self, now: float) -> list[Event]:
-        """The handshake has just heard a HELLO: what that tells of a doubt."""
+        """Tell what the HELLO just heard says of a doubt."""
         self._doubt.is_answered = True
         if self.handshake.is_confirmed:
             self._doubt.confirmed()
@@ -369,13 +357,12 @@ class SecurityContext:
         return [] if told or not self._step.may(now) else [OutOfStep(self._doubt.only_replays)]
 
     def least(self, asks_about: int = 0) -> PendingFrame:
-        """The shortest frame that a turn can be handed over with."""
+        """Return the shortest frame that can hand a turn over."""
         if self.handshake.is_unsure:
             return self.handshake.say()
         return PendingFrame(Type.POLL, object_id=asks_about)
 
     def seal(self, send: PendingFrame, *, fragment: int, poll: bool, over: bool) -> bytes:
-        """The bytes of one transmission."""
         sealer = self.handshake.sealer if send.type is Type.HELLO else self.sealer
         return sealer.seal(
             send.type, send.payload, object_id=send.object_id, fragment=fragment, priority=send.priority,
@@ -383,7 +370,7 @@ class SecurityContext:
         )  # fmt: skip
 
     def use(self, salt: bytes) -> None:
-        """A salt that was agreed upon is in force, with a floor of (0, 0). Raises ValueError for others."""
+        """Put an agreed salt in force, with a floor of (0, 0). Raises ValueError for any other."""
         before = self.handshake.salt
         self.handshake.use(salt)
         if before != NO_SALT:
