@@ -121,12 +121,11 @@ class AirPort:
         self._stream.clear()
         return frames
 
-    def write(self, frame: bytes) -> None:
+    def write(self, frame: bytes, lead: int = 0) -> None:
+        """The channel knows whole frames alone, and no delimiters before them."""
         wire = cobs.encode(frame)
         self.tx_bytes += len(wire)
         self._send(wire)
-
-    def lead(self, count: int) -> None: ...
 
     def flush(self) -> None: ...
 

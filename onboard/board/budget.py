@@ -110,12 +110,6 @@ class MemoryCap:
         resource.setrlimit(resource.RLIMIT_DATA, (self._soft, self._hard))
 
 
-def share_of_training(budget_bytes: int) -> int:
-    """What of a node's memory budget is left for training: all but what this process, the agent, has
-    filled."""
-    return max(0, budget_bytes - anonymous_bytes())
-
-
 def anonymous_bytes() -> int:
     """What this process has filled with data now (RssAnon): all that is resident but pages of files, in
     bytes."""

@@ -244,7 +244,7 @@ class Whereabouts:
             if port.paths.seek():
                 self._presence.ask()
 
-    def write(self, port: Port, frame: bytes) -> None:
+    def write(self, port: Port, frame: bytes, lead: int) -> None:
         """Sends the frame that the session gave last, to where it is to go: while the peer gives no answer,
         everywhere where it may be."""
         to = self._presence.destination
@@ -254,7 +254,7 @@ class Whereabouts:
             for place in port.paths.places():
                 port.paths.answer(frame, place)
         else:
-            port.write(frame)
+            port.write(frame, lead)
 
     def _store(self, addresses: Addresses) -> None:
         """A disk that refuses loses where the ends are, until the next time."""

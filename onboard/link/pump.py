@@ -261,8 +261,7 @@ class Pump:
             frame = self.session.transmit(now)
             if frame is None:
                 return
-            port.lead(self.session.air.lead_bytes)
-            self._whereabouts.write(port, frame)
+            self._whereabouts.write(port, frame, self.session.air.lead_bytes)
 
 
 class Reopening:

@@ -27,7 +27,7 @@ from pathlib import Path
 
 import msgspec
 
-from onboard.board.budget import BudgetError, cap_memory, peak_bytes, share_of_training
+from onboard.board.budget import BudgetError, anonymous_bytes, cap_memory, peak_bytes
 from onboard.console.log import say
 from onboard.data.inspection import Inspection, Shard
 from onboard.mission.health import Failure
@@ -148,7 +148,7 @@ class ProcessTrainer:
     def _order(self, job: Job | None, allowed_bytes: int | None = None) -> Order:
         left = allowed_bytes
         if left is None and self._memory_bytes is not None:
-            left = share_of_training(self._memory_bytes)
+            left = max(0, self._memory_bytes - anonymous_bytes())  # all but what the agent has filled
         return Order(shard=self._shard, job=job, memory_bytes=left, first=self._first)
 
 
@@ -179,28 +179,20 @@ class _Child:
     def answered(self) -> list[Answer]:
         """What it has answered; at its end, of what it died if it has not said so itself."""
         answers: list[Answer] = []
-        while not self._over:
+        while not (self._over or answers):
             try:
                 piece = self.answers.recv(_READ_BYTES)
             except BlockingIOError:
                 break
             except OSError:
                 piece = b""
-            if not piece:
-                self._over = True
-                answers.append(self._obituary())
-                break
             self._held += piece
             try:
-                answers += self._whole()
-            except (msgspec.MsgspecError, ValueError) as error:
-                self._over = True
-                answers.append(
-                    Failed(failure=Failure.PROCESS, why=f"the training process makes no sense: {error}")
-                )
-            self._over = self._over or any(isinstance(each, TrainingDone | Failed) for each in answers)
-            if answers:
-                break
+                answers = self._whole() if piece else [self._obituary()]
+            except ValueError as error:
+                why = f"the training process makes no sense: {error}"
+                answers = [Failed(failure=Failure.PROCESS, why=why)]
+            self._over = any(isinstance(each, TrainingDone | Failed) for each in answers)
         return answers
 
     def _whole(self) -> list[Answer]:

@@ -38,13 +38,11 @@ class MailboxPort:
         self.rx_bytes += sum(map(len, frames))
         return frames
 
-    def write(self, frame: bytes) -> None:
+    def write(self, frame: bytes, lead: int = 0) -> None:
         MAILBOXES[self._there].append(frame)
         self.tx_bytes += len(frame)
         if self._tap is not None:
             self._tap("out", frame)
-
-    def lead(self, count: int) -> None: ...
 
     def flush(self) -> None: ...
 

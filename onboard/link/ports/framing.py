@@ -17,7 +17,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from hashlib import shake_128
-from typing import Protocol
 
 from hw_profiles import Link
 from onboard.link.ports.port import LineFault
@@ -25,25 +24,11 @@ from onboard.wire.framing import cobs, kiss
 from onboard.wire.framing.frame import OVERHEAD_BYTES, TAG_BYTES
 
 
-class Framing(Protocol):
-    """Turns a frame into the bytes that go out, and the bytes that come in, however they are cut, into
-    frames. What is no frame is counted, never raised."""
-
-    opening: bytes
-    """Goes out first, and again after a frame that was cut: the other end may hold half of one."""
-    check: LineCheck
-
-    @property
-    def broken(self) -> int:
-        """Pieces that were no frame by their framing alone, or longer than any."""
-
-    def encode(self, frame: bytes) -> bytes: ...
-
-    def feed(self, data: bytes) -> list[bytes]: ...
-
-
 class FramedStream:
-    """Whitened frames between delimiters. Holds no more of a stream than one largest frame."""
+    """Whitened frames between delimiters. Holds no more of a stream than one largest frame.
+
+    `opening` goes out first, and again after a frame that was cut: the other end may hold half of one.
+    """
 
     def __init__(
         self,
@@ -60,12 +45,14 @@ class FramedStream:
 
     @property
     def broken(self) -> int:
+        """Pieces that were no frame by their framing alone, or longer than any."""
         return self._bad + self._splitter.overlong
 
     def encode(self, frame: bytes) -> bytes:
         return self._stuff(whiten(frame))
 
     def feed(self, data: bytes) -> list[bytes]:
+        """The frames that are whole in what came in, however it is cut. What is no frame is counted."""
         frames = []
         for chunk in self._splitter.feed(data):
             try:
@@ -108,6 +95,9 @@ class Datagrams:
             self.broken += 1
             return []
         return [data]
+
+
+Framing = FramedStream | Datagrams
 
 
 @dataclass(frozen=True, slots=True)

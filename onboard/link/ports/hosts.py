@@ -1,4 +1,4 @@
-"""The hosts in ports' URLs: whether one can be asked for, where it is, and where a peer is that moves.
+"""The hosts in ports' URLs: whether one can be asked for, and where it is.
 
 What no name server is ever told is bad input, and no port that may come. What may have to wait for a network
 is done in the background: no daemon waits for one.
@@ -93,37 +93,3 @@ class InBackground(Generic[T]):
             self._outcome = self._try()
         except Exception as error:  # it belongs to whoever asked, on their thread
             self._outcome = error
-
-
-class Places:
-    """Where the peer of a datagram port may be: where it was heard, and where its name says that it is.
-
-    The last place at which it was heard is the peer, whatever its name says: behind address translation, or
-    with a new lease, it is elsewhere. While it gives no answer there, all places are asked at once. `peer`:
-    where to send, None for nowhere. named: what the URL's host stands for, most often one.
-    """
-
-    def __init__(self, named: Sequence[Address] = ()) -> None:
-        self._named = list(named)
-        self._heard: Address | None = None
-        self.peer: Address | None = self._named[0] if self._named else None
-
-    def trust(self, address: Address) -> None:
-        self.peer = self._heard = address
-
-    def recall(self, address: Address) -> None:
-        self._heard = self._heard or address
-        self.peer = self.peer or address
-
-    def name(self, addresses: Sequence[Address]) -> bool:
-        """The name stands for these now, and for no others; whether one of them is new."""
-        new = not set(addresses) <= set(self._named)
-        self._named = list(addresses)
-        if self._heard is None and self.peer not in self._named:
-            self.peer = self._named[0]
-        return new
-
-    def all(self) -> list[Address]:
-        """Where the peer may be, the most likely place first."""
-        heard = [] if self._heard is None else [self._heard]
-        return list(dict.fromkeys([*heard, *self._named]))

@@ -109,11 +109,9 @@ class Port(Protocol):
     def read(self) -> list[bytes]:
         """The frames that have arrived since the last call; bounded, so call again when readable."""
 
-    def write(self, frame: bytes) -> None:
-        """Sends one frame, or keeps what the device does not take yet for `flush`."""
-
-    def lead(self, count: int) -> None:
-        """The next frame is the first after a pause: so many delimiters go before it, where there are any."""
+    def write(self, frame: bytes, lead: int = 0) -> None:
+        """Sends one frame, or keeps what the device does not take yet for `flush`. `lead`: so many delimiters
+        go before it, where there are any, as it is the first after a pause."""
 
     def flush(self) -> None:
         """Hands over what `write` had to keep, as far as the device takes it."""

@@ -97,13 +97,11 @@ class SerialPort:
         self._said = b"" if frames else (self._said + data)[-WORDS_BYTES:]
         return frames
 
-    def write(self, frame: bytes) -> None:
-        self._kept += self._before + self._framing.encode(frame)
+    def write(self, frame: bytes, lead: int = 0) -> None:
+        before = max(self._before, lead * self._framing.opening, key=len)
+        self._kept += before + self._framing.encode(frame)
         self._before = b""
         self.flush()
-
-    def lead(self, count: int) -> None:
-        self._before = max(self._before, count * self._framing.opening, key=len)
 
     def flush(self) -> None:
         if not self._kept:

@@ -18,7 +18,6 @@ from hw_profiles import Link
 from onboard.link.ports.hosts import (
     Address,
     InBackground,
-    Places,
     address_of,
     check_peer,
     host_port,
@@ -89,8 +88,9 @@ class UdpUrl:
 
 class UdpPort:
     """See `Port` and `Paths`. The peer is where the URL says, until it is heard from elsewhere; where the URL
-    says nothing it is where it is heard from first. A name may have several addresses: all are places where
-    the peer may be, with the last one at which it was heard."""
+    says nothing it is where it is heard from first. The last place at which it was heard is the peer,
+    whatever its name says: behind address translation, or with a new lease, it is elsewhere. A name may have
+    several addresses: all are places where the peer may be, with the last one at which it was heard."""
 
     def __init__(self, url: str, *, max_frame_bytes: int, tap: Tap | None) -> None:
         """Binds the socket. Raises PortLost, and BadUrl for a URL that is not understood."""
@@ -106,7 +106,10 @@ class UdpPort:
         self._family = socket.AF_INET6 if ends.is_ipv6 else socket.AF_INET
         self._header_bytes = ends.header_bytes
         local: Address = ("", 0) if ends.bind is None else self._found(*ends.bind)[0]
-        self._places = Places(() if ends.peer is None else self._found(*ends.peer))
+        # What the URL's host stands for, most often one.
+        self._named: Sequence[Address] = () if ends.peer is None else self._found(*ends.peer)
+        self._heard: Address | None = None
+        self._to: Address | None = next(iter(self._named), None)
         self._look_up: InBackground[Sequence[Address]] | None = None
         if ends.peer is not None and ends.names_hosts:
             self._look_up = InBackground(partial(resolve, *ends.peer, self._family))
@@ -149,13 +152,10 @@ class UdpPort:
                 frames.append(frame)
         return frames
 
-    def write(self, frame: bytes) -> None:
-        """While no peer is known the frame goes nowhere, as from a radio."""
-        if self._places.peer is not None:
-            self.answer(frame, self._places.peer)
-
-    def lead(self, count: int) -> None:
-        """A datagram begins where it begins."""
+    def write(self, frame: bytes, lead: int = 0) -> None:
+        """A datagram has no lead. While no peer is known the frame goes nowhere, as from a radio."""
+        if self._to is not None:
+            self.answer(frame, self._to)
 
     def flush(self) -> None:
         while self._kept:
@@ -199,14 +199,14 @@ class UdpPort:
 
     @property
     def peer(self) -> str | None:
-        return None if self._places.peer is None else _text(self._places.peer)
+        return None if self._to is None else _text(self._to)
 
     def origin(self, frame: bytes) -> Origin:
         return self._from[id(frame)][1]
 
     def trust(self, origin: Origin) -> None:
         assert isinstance(origin, tuple), f"{origin!r} is no address"
-        self._places.trust(origin)
+        self._to = self._heard = origin
 
     def answer(self, frame: bytes, origin: Origin) -> None:
         assert isinstance(origin, tuple), f"{origin!r} is no address"
@@ -234,10 +234,12 @@ class UdpPort:
         with contextlib.suppress(BadUrl, OSError):
             host, number = host_port(self.url, peer)
             if address_of(host) is not None:
-                self._places.recall(resolve(host, number, self._family)[0])
+                known = resolve(host, number, self._family)[0]
+                self._heard, self._to = self._heard or known, self._to or known
 
     def places(self) -> Sequence[Address]:
-        return self._places.all()
+        heard = [] if self._heard is None else [self._heard]
+        return list(dict.fromkeys([*heard, *self._named]))
 
     def seek(self) -> bool:
         if self._look_up is None:
@@ -246,7 +248,13 @@ class UdpPort:
             found = self._look_up()
         except OSError:  # no answer: what was found before is as good as ever
             return False
-        return found is not None and self._places.name(found)
+        if found is None:
+            return False
+        is_new = not set(found) <= set(self._named)
+        self._named = found
+        if self._heard is None and self._to not in found:
+            self._to = found[0]
+        return is_new
 
     def _found(self, host: str, port: int) -> Sequence[Address]:
         try:
