@@ -1,9 +1,8 @@
-"""The contact plan: when which two nodes see each other, one file that both ends of a link load.
+"""The contact plan: when two nodes see each other, in one file that both ends of a link load.
 
-Times in it are of the wall clock, a session's are not: `ContactPlan.keep` tells the session again when the
-wall clock was set, or when the file was replaced. What cannot be read never replaces what could, at a start
-neither: a copy of the last plan that could be read lies in the state folder, with a checksum.
-"""
+Its times are of the wall clock, a session's are not: `ContactPlan.keep` updates the session when the wall
+clock was set, or the file was replaced. An unreadable plan never replaces a readable one, nor at a start: a
+copy of the last readable one lies in the state folder, with a checksum."""
 
 from __future__ import annotations
 
@@ -29,7 +28,7 @@ log = logging.getLogger(__name__)
 LOOK_AGAIN_S = 10.0  # for a plan that was replaced
 _MOST_BYTES = 2**24  # of a plan: a contact has about 120
 _CHECK_BYTES = 16
-CLOCK_STEP_S = 0.5  # of the wall clock, that is followed; at 50 ppm of drift the sum of three hours
+CLOCK_STEP_S = 0.5  # the wall clock's step that is followed: three hours of drift at 50 ppm
 
 Instant = Annotated[datetime, Meta(tz=True)]
 Rate = Annotated[float, Meta(gt=0, le=1e12)]
@@ -74,13 +73,11 @@ class PlanFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 class ContactPlan:
-    """The contacts of one link, between `node` and `peer`, from the file at `path`. `kept`: where a copy of
-    the last one that could be read lies, for a start at which this one cannot; None to keep none.
+    """The contacts of one link, between `node` and `peer`, from the file at `path`. `kept`: where the copy of
+    the last readable plan lies, for a start without one; None to keep none.
 
-    Raises ConfigError, in one line that names file, key and value; also where the file has no contact of
-    these two, which is most often a wrong number. With a copy of an earlier start it holds to that instead,
-    and logs `contacts-refused`.
-    """
+    Raises ConfigError, in one line that names file, key and value, also where the file has no contact of
+    these two, most often for a wrong number. With a copy it logs `contacts-refused` and uses that instead."""
 
     def __init__(self, path: Path, node: int, peer: int, kept: Path | None = None) -> None:
         self.path, self.node, self.peer, self._kept = path, node, peer, kept
@@ -95,18 +92,18 @@ class ContactPlan:
             self._keep_copy()
         self._changed_at = _changed_at(path)
         self._look_at = 0.0
-        self._told: Session | None = None  # which session keeps to the plan
+        self._told: Session | None = None  # the session that keeps to the plan
         self._clock_s = 0.0  # the wall clock less the session's, as last told
 
     def windows(self, clock_s: float) -> list[Window]:
-        """On the session's clock, which is `clock_s` behind the wall clock (Unix seconds)."""
+        """Return the windows on the session's clock, `clock_s` behind the wall clock (Unix seconds)."""
         return [
             Window(each.rise.timestamp() - clock_s, each.set.timestamp() - clock_s, each.rate_bps)
             for each in self._contacts
         ]
 
     def keep(self, session: Session, now: float, wall_s: float) -> None:
-        """Holds the session to the plan, at `now` on its clock and `wall_s` (Unix seconds) on the wall's."""
+        """Hold the session to the plan, at `now` on its clock and `wall_s` (Unix seconds) on the wall's."""
         new = False
         if now >= self._look_at:
             self._look_at = now + LOOK_AGAIN_S
@@ -136,7 +133,7 @@ class ContactPlan:
         say(log, "contacts-refused", level=logging.ERROR, node=self.node, peer=self.peer, why=str(error))
 
     def _keep_copy(self) -> None:
-        """Keeps the contacts as they are now. A disk that does not take them costs the copy, nothing else."""
+        """A disk that refuses costs only the copy."""
         if self._kept is None:
             return
         content = msgspec.json.encode(self._contacts)
@@ -148,7 +145,7 @@ class ContactPlan:
             replace_durably(self._kept, sealed)
 
     def _before(self) -> list[Contact] | None:
-        """The contacts of the copy, None where there is none that is whole."""
+        """Return the copy's contacts, None where there is no whole copy."""
         if self._kept is None:
             return None
         try:
@@ -166,7 +163,7 @@ def _check(content: bytes) -> bytes:
 
 
 def kept_plan(folder: Path, path: Path | None, node: int, peer: int) -> ContactPlan | None:
-    """The plan at `path` with its copy in a program's own `folder`, None without one. Raises ConfigError."""
+    """Return the plan at `path`, if any, with its copy in the program's `folder`. Raises ConfigError."""
     return None if path is None else ContactPlan(path, node, peer, folder / f"contacts-{node}-{peer}.kept")
 
 
@@ -178,7 +175,6 @@ def _load(path: Path, node: int, peer: int) -> list[Contact]:
 
 
 def _changed_at(path: Path) -> int:
-    """When the file was written, 0 where it is gone."""
     try:
         return path.stat().st_mtime_ns
     except OSError:

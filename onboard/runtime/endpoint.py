@@ -1,8 +1,7 @@
 """One end of one link in real time: its keys, spool, session and port, made from its durable `LinkState`.
 
-Every program builds its links here, and begins a link again here when it has to: a session that has used up
-its sequence numbers goes on as after a restart, in another epoch and from what is on the disk.
-"""
+Every program builds its links here. It renews a link as after a restart where it must, as when a session has
+used up its seqs: in another epoch, and from what is on the disk."""
 
 from __future__ import annotations
 
@@ -32,38 +31,34 @@ PortOpener = Callable[[], Port | None]
 
 @dataclass(frozen=True)
 class EndpointConfig:
-    """What an endpoint is made from that does not change while its program runs."""
+    """The parts of an endpoint that do not change while its program runs."""
 
     node: int
-    """This end's node number."""
     end: LinkEnd
-    """The configuration of this end, from NODE.toml or mission.toml."""
+    """This end's configuration, from NODE.toml or mission.toml."""
     folder: Path
-    """The program's own folder, which keeps a copy of the last contact plan that could be read."""
+    """The program's folder, which keeps a copy of the last readable contact plan."""
     spool: Path
-    """The folder of what is half received."""
+    """The folder of half-received objects."""
     limits: Limits
-    """What the session takes on."""
     label: Mapping[str, Any]
-    """The fields that name this link in a line of the log."""
+    """The fields that name this link in a log line."""
     taken_is_all: bool = False
-    """Whether the program itself knows every object that it has taken; else the spool's list of finished
-    objects says so, as far as the program still knows of them."""
+    """Whether the program knows every object that it has taken; else the spool's list of finished objects
+    says so, as far as the program still knows of them."""
     recorder: Recorder | None = None
-    """Records what crosses the port."""
     opener: PortOpener | None = None
     """Opens the port; by default the one at the URL of `end`."""
     nonce: Callable[[int], bytes] | None = None
-    """As in `Session`; by default the operating system's generator."""
+    """As in `Security`; by default the operating system's generator."""
 
 
 class Endpoint:
-    """Owns the pump of one link. The port is opened by the first `poll`; one that is missing is waited for.
+    """Owns the pump of one link. The first `poll` opens the port; a missing one is waited for.
 
-    state: with the epoch of this start, durable already. taken: digests of the objects that the program has
-    acted on for good, the oldest first; the spool forgets any other that it holds for finished. Raises
-    ConfigError for a contact plan that cannot be used, BadKey, OSError.
-    """
+    `state`: with the epoch of this start, durable already. `taken`: digests of the objects that the program
+    has acted on for good, the oldest first; the spool forgets all others that it holds for finished. Raises
+    ConfigError for an unusable contact plan, BadKey, OSError."""
 
     def __init__(
         self, config: EndpointConfig, state: LinkState, taken: Collection[bytes], now: float
@@ -73,7 +68,7 @@ class Endpoint:
         self._contacts = kept_plan(config.folder, end.contacts_path, config.node, end.id)
         self.pump = self._pump(state, taken, now)
         self.suspended_until = -math.inf
-        """A link that failed is neither heard nor served, and is to be begun again then."""
+        """A link that failed is neither heard nor served until then, when it is renewed."""
 
     @property
     def is_suspended(self) -> bool:
@@ -84,20 +79,18 @@ class Endpoint:
         return self.pump.session
 
     def renew(self, state: LinkState, taken: Collection[bytes], now: float) -> None:
-        """Begins the link again as a restart does; what was offered on it has to be offered again. Raises
-        BadKey, OSError."""
-        with contextlib.suppress(Exception):  # of a link that failed, nothing is sure to work
+        """Renew the link as a restart does; all offers on it must be repeated. Raises BadKey, OSError."""
+        with contextlib.suppress(Exception):  # nothing of a failed link is sure to work
             self.pump.close(now)
         self.pump = self._pump(state, taken, now)
         self.suspended_until = -math.inf
 
     def wakeup(self, now: float) -> float:
-        """When the link next has something to do, if nothing is heard before."""
         return max(now, self.suspended_until) if self.is_suspended else self.pump.wakeup(now)
 
     def poll(self, now: float, wall_s: float) -> list[Event]:
-        """Moves the link on and logs what befell it; returns the events that the program has to act on.
-        wall_s: Unix seconds, for the contact plan. Raises SeqExhausted, after which `renew` is due."""
+        """Poll the pump and log its events; return those that the program has to act on. `wall_s`: Unix
+        seconds, for the contact plan. Raises SeqExhausted, after which `renew` is due."""
         if self._contacts is not None:
             self._contacts.keep(self.session, now, wall_s)
         events: list[Event] = []
@@ -130,7 +123,7 @@ class Endpoint:
 
 
 def tell_exposures(ends: Iterable[LinkEnd], state: Path) -> None:
-    """Logs which key files, and where a link is encrypted which state, others on this computer may read."""
+    """Log which key files, and for an encrypted link which state, other users of this computer may read."""
     ends = list(ends)
     for end in ends:
         tell_exposure(end.key_path, "key")
@@ -139,22 +132,22 @@ def tell_exposures(ends: Iterable[LinkEnd], state: Path) -> None:
 
 
 OBJECT_SHARE = 16
-"""A board takes objects of a 16th of its memory budget: it holds one up to five times for a moment, as it
+"""A board takes objects of up to 1/16 of its memory budget: it holds one up to five times for a moment, as it
 comes, is packed once more to see whether it was asked before, and goes to the training."""
-ALL_SHARE = 8  # and an 8th of the budget of all together, over all links
+ALL_SHARE = 8  # all links together take 1/8 of the budget
 LEAST_BYTES = 2 * 2**20  # in any case: LeNet-5 in float32 has 1.7 MB
 OBJECTS = 8  # at a time, on one link; honest ends have two on the way
 
 
 def board_limits(end: LinkEnd, budget_bytes: int, links: int = 1) -> Limits:
-    """The limits of one of a board's `links` links, if its memory budget is `budget_bytes`."""
+    """Return the limits of one of a board's `links` links, at a memory budget of `budget_bytes`."""
     object_bytes = max(LEAST_BYTES, budget_bytes // OBJECT_SHARE)
     return _limits(end, object_bytes, max(object_bytes, budget_bytes // ALL_SHARE // links))
 
 
 def ground_limits(end: LinkEnd, model_bytes: int) -> Limits:
-    """The ground's limits for the link with a board that trains a model of `model_bytes` in float32: no
-    honest update is larger, except for its header."""
+    """Return the ground's limits for a board that trains a model of `model_bytes` in float32: no honest
+    update is larger, except for its header."""
     object_bytes = max(LEAST_BYTES, 2 * model_bytes)
     return _limits(end, object_bytes, 2 * object_bytes)
 

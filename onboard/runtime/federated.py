@@ -1,7 +1,6 @@
 """A federated board as the loop carries it: the agent, its link to the ground, and its training.
 
-`Drive` alone decides when the trainer may take its next step: throttle, CPU accounting and emulated speed.
-"""
+`Drive` alone decides when the trainer takes its next step: throttle, CPU accounting and emulated speed."""
 
 from __future__ import annotations
 
@@ -35,10 +34,8 @@ STALLED_S = 120.0  # a step of ResNet-20 with 10 images takes a Raspberry Pi 4 s
 def board_agent(
     config: NodeConfig, trainer: Trainer, now: float, recorder: Recorder | None = None
 ) -> tuple[FederatedAgent, Endpoint]:
-    """Returns the agent of a node with its journal, and its (still closed) link, recorded if wanted.
-
-    Raises ConfigError, BadKey, OSError. The epoch is raised and durable before anything can be sent with it.
-    """
+    """Return a node's agent with its journal, and its (still closed) link, recorded if wanted. The epoch is
+    durable before anything is sent with it. Raises ConfigError, BadKey, OSError."""
     end = config.ground
     load_keys(end.key_path)  # before anything is written
     tell_exposures([end], config.state)
@@ -59,8 +56,7 @@ def board_agent(
 
 
 class Drive:
-    """Asks an agent's trainer for one step after the other, as fast as `pace` allows, and tells the agent
-    what came of each."""
+    """Asks an agent's trainer for step after step, as fast as `pace` allows, and passes on its reports."""
 
     def __init__(self, agent: FederatedAgent, pace: Pace, now: float = 0.0) -> None:
         self._agent, self._pace = agent, pace
@@ -70,7 +66,7 @@ class Drive:
         self._stall_told = False
 
     def turn(self, now: float, clock: Callable[[], float]) -> None:
-        """Does all that can be done now. Raises OSError (disk full): call it again later."""
+        """Do all that can be done now. Raises OSError (disk full): call it again later."""
         if self._work is not self._agent.work:  # it was begun or given up since
             self._work, self._asked_at, self._stall_told = self._agent.work, now, False
         self._tell(clock)
@@ -83,18 +79,17 @@ class Drive:
             say(log, "training-stalled", level=logging.WARNING, seconds=round(self.running_s(now)))
 
     def wakeup(self) -> float:
-        """When `turn` next has something to do, if the trainer reports nothing before."""
+        """Return when `turn` next has something to do, if the trainer reports nothing before."""
         if self._untold:
             return self._next_at
         return self._next_at if self._agent.ready else math.inf
 
     def running_s(self, now: float) -> float:
-        """For how long the step (or the start) that is under way has been; 0 where none is."""
+        """Return how long the present step (or the start) has taken; 0 where none is under way."""
         return now - self._asked_at if self._agent.work is not None and not self._agent.ready else 0.0
 
     def _tell(self, clock: Callable[[], float]) -> None:
-        """The cost of a step counts when it is reported; what the disk refuses is told again, and costs
-        nothing."""
+        """A step is charged when it is reported; what the disk refuses is told again, at no charge."""
         for report in self._agent.trainer.reports():
             if not isinstance(report, Failed):
                 self._book(report)
@@ -116,7 +111,7 @@ class Drive:
 
 
 class FederatedProgram(NodeProgram):
-    """The agent of one board, whose trainer works as fast as `pace` allows."""
+    """The program of one board, whose trainer works as fast as `pace` allows."""
 
     is_over = False
 
@@ -134,11 +129,10 @@ class FederatedProgram(NodeProgram):
 
     @property
     def fds(self) -> Iterable[int]:
-        """By which the trainer says that it is done with what it was asked."""
         return self.agent.trainer.fds
 
     def begin_again(self, peer: int, now: float) -> None:
-        """Goes on in another epoch while the training goes on. Raises BadKey, OSError."""
+        """Renew the link in another epoch while the training goes on. Raises BadKey, OSError."""
         agent = self.agent
         self.endpoint.renew(count_restart(agent.journal, agent.known, peer), agent.known.taken, now)
         agent.session = self.endpoint.session

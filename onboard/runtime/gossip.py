@@ -41,17 +41,14 @@ log = logging.getLogger(__name__)
 def gossip_node(
     config: GossipConfig, images: Images | None, now: float, recorder: Recorder | None = None
 ) -> tuple[GossipAgent, dict[int, Endpoint]]:
-    """Returns the agent of a node that gossips, and its links (still closed), recorded if wanted. images:
-    None for one that trains nothing.
-
-    Raises ConfigError for a model that is not there or not for these images, BadKey, OSError.
-    """
+    """Return the agent of a node that gossips, and its links (still closed), recorded if wanted. `images`:
+    None for a node that does not train. Raises ConfigError for a model that is missing or does not fit the
+    images, BadKey, OSError."""
     return linked(config, training_of(config, images), now, lambda link: replace(link, recorder=recorder))
 
 
 def training_of(config: GossipConfig, images: Images | None) -> GossipTraining:
-    """Returns the node's training from the first model on; without images, a model that it holds. Raises
-    ConfigError."""
+    """Return the node's training from the first model on, which needs no images. Raises ConfigError."""
     own = config.gossip
     try:
         graph = TrainGraph.load(config.model)
@@ -71,7 +68,7 @@ def training_of(config: GossipConfig, images: Images | None) -> GossipTraining:
 
 
 def setup_of(config: GossipConfig, start: Floats, classes: bytes = b"") -> GossipSetup:
-    """Returns what the node's algorithm begins with; start: the first model, float32 (P,)."""
+    """Return what the node's algorithm begins with. `start`: the first model, float32 (P,)."""
     own = config.gossip
     return GossipSetup(
         node=config.id,
@@ -85,7 +82,7 @@ def setup_of(config: GossipConfig, start: Floats, classes: bytes = b"") -> Gossi
 
 
 def _classes(config: GossipConfig, images: Images | None, count: int) -> bytes:
-    """What the node's labels mean: by its file, by its images, or else the labels themselves."""
+    """The digest of what the labels mean, by the node's file or its images; b"" for plain numbers."""
     names = config.shard.classes
     if names is None and images is not None and images.named:
         names = images.classes
@@ -98,12 +95,8 @@ def linked(
     now: float,
     adapt: Callable[[EndpointConfig], EndpointConfig] = lambda link: link,
 ) -> tuple[GossipAgent, dict[int, Endpoint]]:
-    """Returns the agent with its journal, and its links by neighbour. `adapt` has the last word on how each
-    link is made.
-
-    Raises ConfigError, BadKey, OSError. The epochs are raised and durable before anything can be sent with
-    them.
-    """
+    """Return the agent with its journal, and its links by neighbour, each as `adapt` leaves it. The epochs
+    are durable before anything is sent with them. Raises ConfigError, BadKey, OSError."""
     for index, each in enumerate(config.neighbours):
         try:
             load_keys(each.key_path)  # before anything is written
@@ -134,8 +127,7 @@ def _link(config: GossipConfig, each: LinkEnd) -> EndpointConfig:
 
 
 def begin_again(agent: GossipAgent, link: Endpoint, now: float) -> None:
-    """Begins a link again in another epoch, and offers again what was offered on it. Raises BadKey,
-    OSError."""
+    """Renew a link in another epoch, and repeat all offers on it. Raises BadKey, OSError."""
     peer = link.config.end.id
     link.renew(count_restart(agent.journal, agent.known, peer), agent.exchanges.taken(peer), now)
     agent.sessions[peer] = link.session
@@ -143,8 +135,8 @@ def begin_again(agent: GossipAgent, link: Endpoint, now: float) -> None:
 
 
 class GossipProgram(NodeProgram):
-    """An agent that trains in this process, under the node's memory budget, as fast as `pace`
-    allows. cpu_clock: seconds of CPU that this process took."""
+    """The program of a node that trains in this process, under its memory budget, as fast as `pace` allows.
+    `cpu_clock`: this process's CPU seconds."""
 
     fds = ()
 
@@ -161,7 +153,6 @@ class GossipProgram(NodeProgram):
         self.agent, self._pace, self._cpu_clock = agent, pace, cpu_clock
         self._cap = MemoryCap(agent.config.memory_bytes)
         self.next_step_at = -math.inf
-        """No batch is trained before."""
 
     @property
     def is_over(self) -> bool:
@@ -182,12 +173,12 @@ class GossipProgram(NodeProgram):
             self.next_step_at = self._train(now)
 
     def _train(self, now: float) -> float:
-        """Runs one training step under the memory's cap; returns when the next may begin. Raises OSError."""
+        """Run one training step under the memory cap; return when the next may begin. Raises OSError."""
         cpu_before_s = self._cpu_clock()
         try:
             with self._cap:
                 flops = self.agent.advance()
-        except Exception as error:  # a graph or a memory limit may raise anything, and the link must live on
+        except Exception as error:  # a graph or a memory limit may raise anything; the link must live on
             self.agent.fail(error, self._clock())
             return now
         cost_s = self._pace.step_cpu_s(self._cpu_clock() - cpu_before_s, flops)

@@ -1,10 +1,8 @@
-"""The one loop of every program: it owns the clock, the ports and the disk's retries, and carries a program.
+"""The one loop of every program: it owns the clock, the ports and the retries of the disk.
 
-A board with one link is a mapping of one. In each turn the loop moves every link on, hands the program the
-events of its links, lets it do what is due, and waits until a port, a timer or a signal has something. What
-the disk refuses is tried again later, while the links go on. A session that has used up its sequence numbers
-is begun again at once, as by a restart.
-"""
+In each turn it polls every link, hands the program the links' events, lets it do what is due, and waits for a
+port, a timer or a signal. What the disk refuses is tried again later, while the links go on. A session that
+has used up its seqs is renewed at once, as by a restart."""
 
 from __future__ import annotations
 
@@ -33,23 +31,21 @@ log = logging.getLogger(__name__)
 
 RETRY_S = 5.0  # after a write that failed, such as on a full disk
 FULL_EVERY_S = 60.0  # a computer may stay without memory for long
-MOST_WAITING = 256  # events of one peer before its link is heard no further
+MOST_WAITING = 256  # events of one peer, beyond which its link is not heard
 MEMORY_AGAIN_S = 1.0  # after the board had no memory for the program itself
 
 
 class Program(Protocol):
-    """What the loop carries: it decides, and never waits or touches a port.
-
-    An OSError from `handle` or `step` says that the disk refuses; the event is handed over again when
-    `disk_failed` says so, and nothing else is asked for before.
-    """
+    """What the loop carries: it decides, and never waits or touches a port. An OSError from `handle` or
+    `step` says that the disk refuses. When `disk_failed` says so, and not before, the event is handed over
+    again."""
 
     folder: Path
-    """Whoever asks for the status of the program that runs on this folder is answered."""
+    """The status of the program that runs on this folder is given to whoever asks."""
     links: Mapping[int, Endpoint]
     """By the peer's node number."""
     longest_wait_s: float
-    """The loop turns this often at least."""
+    """The longest time between two turns."""
     object_pause: float
     """As in `EventQueue`."""
 
@@ -59,48 +55,45 @@ class Program(Protocol):
 
     @property
     def fds(self) -> Iterable[int]:
-        """What becomes readable when `step` has something to do."""
+        """File descriptors that are readable when `step` has something to do."""
 
     def begin_again(self, peer: int, now: float) -> None:
-        """Begins a link again in another epoch, durable first, and offers again what was offered on it."""
+        """Renew a link in another epoch, durable first, and offer again what was offered on it."""
 
     def link_failed(self, peer: int, error: Exception, now: float) -> None:
-        """Logs an error that a link or its event raised and suspends the link, or raises the error."""
+        """Log an error that a link or its event raised and suspend the link, or raise the error."""
 
     def attend(self, now: float) -> None:
-        """Does what must be done in every turn, whatever the disk says."""
+        """Do what must be done in every turn, whatever the disk says."""
 
     def handle(self, peer: int, event: Event, now: float) -> None:
-        """Takes one event of one link."""
+        """Take one event of one link."""
 
     def step(self, now: float) -> None:
-        """Does what time, training and complete messages bring about."""
+        """Act on time, training and complete messages."""
 
     def disk_failed(self, error: OSError, now: float) -> float:
-        """Logs what the disk refused; returns when to try again."""
+        """Log what the disk refused; return when to try again."""
 
     def relieve(self, now: float) -> str:
-        """Gives back memory, as none is left for the program itself; returns what the log is to say."""
+        """Free memory, as none is left for the program itself; return what to log."""
 
     def wakeup(self, now: float) -> float:
-        """When `step` next has something to do, if no event comes before."""
+        """Return when `step` next has something to do, if no event comes before."""
 
     def status(self, now: float) -> dict[str, Any]:
-        """What is shown of the program and its links to whoever asks."""
+        """Return the status of the program and its links."""
 
     def report(self, now: float) -> None:
-        """Logs that status."""
+        """Log that status."""
 
 
 class EventQueue:
-    """Events of the links that wait to be handled: each peer has its turn, whatever one of them sends.
+    """The links' events that wait to be handled, in turns by peer, whatever one of them sends.
 
-    An object costs its peer a pause in proportion to the time that it took to handle, where the program asks
-    for one, so that a peer which sends object after object leaves most of the time to the others. Its later
-    events wait meanwhile, in their order. A link of which much waits is not heard until less does. clock:
-    seconds, to see what an event took. object_pause: how long the next object of a peer waits, in multiples
-    of what handling the one before it took.
-    """
+    An object costs its peer a pause of `object_pause` times the time that handling it took, so that a peer
+    that sends object after object leaves time to the others; its later events wait in their order. A link of
+    which much waits is not heard until less does. `clock`: seconds."""
 
     def __init__(self, clock: Callable[[], float], object_pause: float = 0.0) -> None:
         self._clock, self._object_pause = clock, object_pause
@@ -108,22 +101,20 @@ class EventQueue:
         self._not_before: dict[int, float] = {}  # by peer: its next object
 
     def add(self, peer: int, events: Iterable[Event]) -> None:
-        """Puts a peer's events behind those that wait."""
         self._waiting.extend((peer, event) for event in events)
 
     def drop(self, peer: int) -> None:
-        """Forgets a peer's events: its link has begun again, and what they speak of comes again."""
+        """Drop a peer's events: its link was renewed, and what they tell comes again."""
         self._waiting = deque(each for each in self._waiting if each[0] != peer)
 
     def is_full(self, peer: int) -> bool:
-        """Whether so much of a peer waits that its link should not be heard."""
+        """Return whether so much of a peer waits that its link should not be heard."""
         if len(self._waiting) < MOST_WAITING:
             return False
         return sum(each[0] == peer for each in self._waiting) >= MOST_WAITING
 
     def handle(self, handler: Callable[[int, Event], None]) -> None:
-        """Hands over all events whose turn has come. What `handler` raises is raised, and its event waits
-        on."""
+        """Hand over all events whose turn has come. If `handler` raises, its event stays."""
         later: deque[tuple[int, Event]] = deque()
         resting: set[int] = set()
         try:
@@ -145,7 +136,7 @@ class EventQueue:
             self._waiting = later
 
     def wakeup(self) -> float:
-        """When the next object that rests may be handled; inf if none does."""
+        """Return when the next resting object may be handled; inf for none."""
         return min(
             (self._not_before.get(peer, 0.0) for peer, event in self._waiting if isinstance(event, Arrived)),
             default=float("inf"),
@@ -153,7 +144,7 @@ class EventQueue:
 
 
 class Loop:
-    """Carries one program. clock: seconds, monotonic. wall: Unix seconds, for contact plans."""
+    """Carries one program. `clock`: seconds, monotonic. `wall`: Unix seconds, for contact plans."""
 
     def __init__(self, program: Program, clock: Callable[[], float], wall: Callable[[], float]) -> None:
         self._program, self._clock, self._wall = program, clock, wall
@@ -162,8 +153,8 @@ class Loop:
         self._retry_at = -math.inf  # nothing is asked of the disk before
 
     def turn(self, now: float) -> bool:
-        """Does all that is due now; returns whether a link brought something. Raises MemoryError, and what
-        the program raises."""
+        """Do all that is due; return whether a link brought something. Raises MemoryError and the program's
+        errors."""
         program = self._program
         brought = [self.poll(peer, now) for peer in program.links]
         program.attend(now)
@@ -178,7 +169,7 @@ class Loop:
         return any(brought)
 
     def poll(self, peer: int, now: float) -> bool:
-        """Moves one link on; returns whether it brought an event, which the next turn hands over."""
+        """Poll one link; return whether it brought an event, which the next turn hands over."""
         link = self._program.links[peer]
         if now < link.suspended_until:
             return False
@@ -197,15 +188,14 @@ class Loop:
         return False
 
     def wakeup(self, now: float) -> float:
-        """When `turn` next has something to do, if nothing is heard before."""
+        """Return when `turn` next has something to do, if nothing is heard before."""
         program = self._program
         act_at = max(min(program.wakeup(now), self._events.wakeup()), self._retry_at)
         links_at = min(link.wakeup(now) for link in program.links.values())
         return min(now + program.longest_wait_s, act_at, links_at)
 
     def run(self, report_every_s: float | None = None) -> None:
-        """Runs until the program is over, or SIGTERM or SIGINT. `report_every_s` logs its status that
-        often."""
+        """Run until the program is over, or SIGTERM or SIGINT, logging its status every `report_every_s`."""
         program, clock = self._program, self._clock
         report_due_s = math.inf if report_every_s is None else clock()
         with stop_signals() as stop, closing(Lookout(program.folder)) as lookout:
@@ -220,7 +210,7 @@ class Loop:
                     if program.is_over:
                         break
                     wake_s = min(self.wakeup(now), report_due_s)
-                    # What the program's own processes say must wait as long as the disk refuses.
+                    # While the disk refuses, what the program's own processes say must wait.
                     fds = program.fds if now >= self._retry_at else ()
                     pumps = [link.pump for link in program.links.values() if not link.is_suspended]
                     wait(pumps, wake_s - clock(), also=[stop.fd, *lookout.fds, *fds])
@@ -242,8 +232,8 @@ class Loop:
 
 
 class NodeProgram(Program):
-    """What the programs of nodes have alike: see `Program`. An error that the disk is not to blame for ends
-    a node, and whoever started it starts it again."""
+    """What all programs of nodes share. An error other than the disk's ends a node; its supervisor restarts
+    it."""
 
     longest_wait_s, object_pause = 5.0, 0.0
 
@@ -255,8 +245,7 @@ class NodeProgram(Program):
         self._clock, self._wall = clock, wall
 
     def run(self, report_every_s: float | None) -> None:
-        """Runs until the agent is over, SIGTERM or SIGINT. `report_every_s` logs its and its links' state
-        that often."""
+        """Run until the agent is over, or SIGTERM or SIGINT, logging its status every `report_every_s`."""
         self._node.resume(self._clock())
         Loop(self, self._clock, self._wall).run(report_every_s)
         self._node.close(self._clock())
@@ -267,7 +256,7 @@ class NodeProgram(Program):
         return self._node.relieve(now)
 
     def link_failed(self, peer: int, error: Exception, now: float) -> None:
-        """Suspends the link while the disk refuses what it needs; raises any other error."""
+        """Suspend the link while the disk refuses what it needs; raise any other error."""
         if not isinstance(error, OSError):
             raise error
         self.links[peer].suspended_until = self.disk_failed(error, now)

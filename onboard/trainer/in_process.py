@@ -35,8 +35,7 @@ Training = Generator[Report, bool, None]
 
 
 class LocalTrainer:
-    """A `Trainer` that does what it is asked at once. `graphs` opens a model by its name; `cpu_clock` counts
-    this process's CPU seconds."""
+    """A `Trainer` that steps at once. `graphs` opens a model by name; `cpu_clock`: this process's seconds."""
 
     fds: tuple[int, ...] = ()
 
@@ -72,8 +71,8 @@ def train(
     graphs: Callable[[str], TrainGraph],
     cpu_clock: Callable[[], float] = time.process_time,
 ) -> Training:
-    """Trains step by step: gives `Begun`, then a report for each step that is sent for, the last of them
-    `TrainingDone` or `Failed`. What is sent says whether the step is to save, as in `Trainer.step`."""
+    """Train step by step: yield `Begun`, then one report for each value sent, at last `TrainingDone` or
+    `Failed`. The value says whether the step is to save, as in `Trainer.step`."""
     try:
         yield from _train(job, images, graphs, cpu_clock)
         return
@@ -112,7 +111,7 @@ def _train(
 
 
 def _fitting(images: Images, task: Task, graph: TrainGraph) -> Images:
-    """The images with labels that mean what the mission's mean. Raises Untrainable, DataError."""
+    """Return the images, labelled with the mission's classes. Raises Untrainable, DataError."""
     if graph.digest != task.graph:
         raise Untrainable(
             Failure.MODEL, f"model {task.model!r} is {graph.digest.hex()} here, {task.graph.hex()} there"
@@ -126,7 +125,7 @@ def _fitting(images: Images, task: Task, graph: TrainGraph) -> Images:
 
 
 class Untrainable(ValueError):  # noqa: N818 - "un" says error already
-    """A task that this board cannot do; `failure` and the words go to the ground."""
+    """A task that this board cannot do; `failure` and the reason go to the ground."""
 
     def __init__(self, failure: Failure, why: str) -> None:
         super().__init__(why)
@@ -134,7 +133,7 @@ class Untrainable(ValueError):  # noqa: N818 - "un" says error already
 
 
 def failed(error: BaseException) -> Failed:
-    """An exception of a training, for who has to be told."""
+    """Return the report of an exception in a training."""
     why = (str(error) or type(error).__name__).splitlines()[0]
     if isinstance(error, Untrainable):
         return Failed(failure=error.failure, why=why)
@@ -145,9 +144,7 @@ def failed(error: BaseException) -> Failed:
 
 
 def _in_classes(images: Images, task: Task) -> Images:
-    """The images' labels brought to the mission's classes by name, as far as the task says which these are.
-
-    Raises DataError."""
+    """Map the labels to the mission's classes by name, as far as the task names them. Raises DataError."""
     if not task.classes or (images.named and labels.digest(images.classes) == task.classes):
         return images
     if task.names:
@@ -163,7 +160,7 @@ def _in_classes(images: Images, task: Task) -> Images:
 
 
 def _training(task: Task, weights: memoryview, graph: TrainGraph, images: Images, node: int) -> LocalTraining:
-    """The round's training at its beginning. Raises BadPack, ValueError."""
+    """Return the round's training at its beginning. Raises BadPack, ValueError."""
     origin = initial(graph.shapes, task.seed)
     start = origin
     if task.weights == "packed":
@@ -182,7 +179,7 @@ def _state(training: LocalTraining) -> bytes:
 
 
 def _restored(training: LocalTraining, checkpoint: bytes) -> str:
-    """The training goes on from the checkpoint; returns why it does not, if it is of another round or cut."""
+    """Resume the training from the checkpoint; return why not, if it is of another round or cut."""
     try:
         with np.load(io.BytesIO(checkpoint), allow_pickle=False) as state:
             training.restore(dict(state))

@@ -1,10 +1,8 @@
-"""A round's training as the agent sees it: it gives a job, asks for a step at a time, and is told what came
-of it.
+"""A round's training as the agent sees it: it gives a job, asks for one step at a time, and takes reports.
 
-Two things train: `onboard.trainer.in_process` in the agent's own process, for fleets on a virtual clock, and
-`onboard.trainer.process` in a child process, on a board. This file needs neither numpy nor onnxruntime, and
-so neither does an agent that only talks.
-"""
+Two things train: `onboard.trainer.in_process` in the agent's process, for fleets on a virtual clock, and
+`onboard.trainer.process` in a child process, on a board. This file needs neither numpy nor onnxruntime, so an
+agent that only talks needs neither."""
 
 from __future__ import annotations
 
@@ -16,8 +14,8 @@ from onboard.mission.health import Failure
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """What is to be trained: `model` is the whole MODEL object, `checkpoint` the last `Stepped.state` of an
-    earlier life."""
+    """A round's training: `model` is the whole MODEL object, `checkpoint` an earlier run's last
+    `Stepped.state`."""
 
     model: bytes
     node: int
@@ -25,22 +23,19 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Begun(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """All is ready for the first step. `epoch`: epochs that the checkpoint had done, 0 without one;
-    `dropped`: why the checkpoint could not be used, or empty."""
+    """All is ready for the first step. `epoch`: the checkpoint's finished epochs, 0 without one; `dropped`:
+    why the checkpoint could not be used, or empty."""
 
     flops_a_step: float
     epoch: int = 0
     dropped: str = ""
-    cpu_s: float = 0.0  # that getting ready took
+    cpu_s: float = 0.0  # of the preparation
 
 
 class Stepped(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """One batch is done: `batch` of `batches` in `epoch` of `epochs`, counted from 1, with its mean loss
-    (nats).
-
-    `epoch_loss`: mean over the last epoch that is over. `state`: what a checkpoint needs, if the step was to
-    save and ended an epoch.
-    """
+    """Batch `batch` of `batches` in `epoch` of `epochs`, counted from 1, is done with its mean loss (nats).
+    `epoch_loss`: mean over the last finished epoch. `state`: the checkpoint, if an epoch's end was to be
+    saved."""
 
     epoch: int
     epochs: int
@@ -57,13 +52,13 @@ class Stepped(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
     @property
     def progress(self) -> float:
-        """Share of the training that is done, 0 to 1."""
+        """The share of the training that is done, 0 to 1."""
         return ((self.epoch - 1) * self.batches + self.batch) / (self.epochs * self.batches)
 
 
 class TrainingDone(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The training is over: `packed` is the update's payload behind its header; `loss` the last epoch's mean;
-    `peak_bytes` the most memory that a training process of its own held, 0 in the agent's."""
+    """The training is over. `packed`: the update's payload after its header; `loss`: the last epoch's mean;
+    `peak_bytes`: the most memory that a training process held, 0 in the agent's."""
 
     packed: bytes
     loss: float
@@ -83,20 +78,20 @@ Report = Begun | Stepped | TrainingDone | Failed
 
 
 class Trainer(Protocol):
-    """Trains one job at a time and never waits. After `begin` and after each `step` comes one report;
-    `TrainingDone` and `Failed` are the job's last. A process may also fail between two steps."""
+    """Trains one job at a time and never waits. One report follows `begin` and each `step`; `TrainingDone`
+    and `Failed` end the job. A process may also fail between two steps."""
 
     def begin(self, job: Job) -> None:
-        """Lets go of the job in hand, if there is one, and gets ready for this one."""
+        """Drop the job in hand, if any, and prepare this one."""
 
     def step(self, *, save: bool = False) -> None:
-        """Asks for one more step; with `save`, for its state too if it ends an epoch."""
+        """Ask for one more step; with `save`, for its state too if it ends an epoch."""
 
     def reports(self) -> list[Report]:
-        """What has happened since the last call."""
+        """Return what has happened since the last call."""
 
     def stop(self) -> None:
-        """Lets go of the job in hand; nothing of it is reported any more."""
+        """Drop the job in hand; it reports nothing more."""
 
     @property
     def fds(self) -> tuple[int, ...]:

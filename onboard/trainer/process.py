@@ -1,11 +1,9 @@
-"""Trains a round in a process of its own: a `Trainer` that never waits and cannot harm, and its other end.
+"""Trains a round in a child process: a `Trainer` that never waits and cannot harm, and the child itself.
 
-What the child held is given back by its end. Whatever ends it (no memory, a signal, a crash in a library, the
-kernel's OOM killer) is a `Failed` with the reason, and never the agent's end. The child reads one `Order`
-from standard input, and answers over a socket in frames of a length and a msgpack message. Each byte that it
-is sent asks for one step. It ends with its job, with its parent (prctl(2), PR_SET_PDEATHSIG), and when the
-socket is closed.
-"""
+The child's end frees its memory. Whatever ends it (no memory, a signal, a crash in a library, the kernel's
+OOM killer) is a `Failed` with the reason, and never the agent's end. The child reads one `Order` from
+standard input, and answers over a socket in frames of a length and a msgpack message. Each byte sent to it
+asks for a step. It ends with its job, its parent (prctl(2), PR_SET_PDEATHSIG) or the socket."""
 
 from __future__ import annotations
 
@@ -38,7 +36,7 @@ log = logging.getLogger(__name__)
 STEP, SAVE = b"s", b"S"
 LENGTH = struct.Struct(">I")
 MOST_BYTES = 2**30  # of a message: a length beyond is no message
-STDERR_BYTES = 2**20  # what a library may say there: it is kept in memory
+STDERR_BYTES = 2**20  # of a library's words there, which are kept in memory
 _PR_SET_PDEATHSIG = 1
 _OOM_SCORE = "800"  # of 1000: where the kernel must kill, it takes the training and not the agent
 _READ_BYTES = 1 << 16
@@ -52,8 +50,8 @@ _ONE_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
-    """What the process is for. Without a `job` it only looks at the images. `memory_bytes`: what it may fill
-    with data. `first`: train on so many images alone, the first."""
+    """What the process is for: without a `job` only an inspection of the images. `memory_bytes`: its cap on
+    data. `first`: train on that many images, the first."""
 
     shard: Shard
     job: Job | None = None
@@ -62,7 +60,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Looked(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The images can be read, and what they are."""
+    """The images can be read."""
 
     found: Inspection
 
@@ -72,12 +70,12 @@ ANSWERS = msgspec.msgpack.Decoder(Answer)
 
 
 class BadImages(ValueError):  # noqa: N818 - "bad" says error already
-    """The node's images cannot be read; one line says what is wrong with what."""
+    """The node's images cannot be read; the message is one line."""
 
 
 class ProcessTrainer:
-    """Trains on the images of `shard`. `memory_bytes`: what this process and the child may fill with data
-    together; None: as much as there is. `first`: train on so many images alone."""
+    """Trains on the images of `shard`, or its `first` ones. `memory_bytes`: the cap on the data of this
+    process and the child together, None for no cap."""
 
     def __init__(self, shard: Shard, memory_bytes: int | None = None, first: int | None = None) -> None:
         self._shard, self._memory_bytes, self._first = shard, memory_bytes, first
@@ -90,11 +88,10 @@ class ProcessTrainer:
 
     @property
     def pid(self) -> int | None:
-        """The child's process id while there is one."""
         return None if self._child is None else self._child.process.pid
 
     def begin(self, job: Job, allowed_bytes: int | None = None) -> None:
-        """As `Trainer.begin`. `allowed_bytes`: the child's alone, in place of what `memory_bytes` leaves."""
+        """As `Trainer.begin`. `allowed_bytes`: the child's own cap; by default what `memory_bytes` leaves."""
         self.stop()
         try:
             self._child = _Child(self._order(job, allowed_bytes))
@@ -121,11 +118,8 @@ class ProcessTrainer:
             child.end()
 
     def look(self) -> None:
-        """Looks at the images in a process that ends with that, and logs what they are; waits for it. Raises
-        BadImages.
-
-        Where there is too little memory for them, the log says so: a training may find more.
-        """
+        """Inspect the images in a child process, log what they are, and wait for it. Raises BadImages. Too
+        little memory for them is only logged: a training may find more."""
         try:
             child = _Child(self._order(None))
         except OSError as error:
@@ -153,10 +147,10 @@ class ProcessTrainer:
 
 
 class _Child:
-    """One child: its process, the socket on which it answers, and what of an answer is here."""
+    """One child: its process, the socket on which it answers, and the answer received so far."""
 
     def __init__(self, order: Order) -> None:
-        """Starts it. Raises OSError."""
+        """Raises OSError."""
         self.answers, theirs = socket.socketpair()
         self._words = os.memfd_create("training-words", os.MFD_CLOEXEC)
         self._held = bytearray()
@@ -177,7 +171,7 @@ class _Child:
         self.answers.setblocking(False)
 
     def answered(self) -> list[Answer]:
-        """What it has answered; at its end, of what it died if it has not said so itself."""
+        """Return its new answers; at its end, the cause of death if it has not said so itself."""
         answers: list[Answer] = []
         while not (self._over or answers):
             try:
@@ -196,7 +190,7 @@ class _Child:
         return answers
 
     def _whole(self) -> list[Answer]:
-        """The answers that are complete. Raises ValueError."""
+        """Return the complete answers. Raises ValueError."""
         answers: list[Answer] = []
         while len(self._held) >= LENGTH.size:
             (length,) = LENGTH.unpack_from(self._held)
@@ -229,7 +223,7 @@ class _Child:
         return lines[-1].strip() if lines else ""
 
     def end(self) -> None:
-        """Kills it if it still runs; nothing of it is left."""
+        """Kill it if it still runs, and release its resources."""
         if self.process.poll() is None:
             self.process.kill()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -245,9 +239,9 @@ class _Child:
 
 
 def main(answers_fd: int, parent: int) -> None:
-    """The whole life of the process."""
+    """Run the child process."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it was gone before the line above
+    if os.getppid() != parent:  # it ended before the line above
         return
     for number in (signal.SIGINT, signal.SIGTERM):  # meant for the agent, which ends this process with itself
         signal.signal(number, signal.SIG_IGN)
@@ -266,7 +260,7 @@ def main(answers_fd: int, parent: int) -> None:
 
 
 def work(order: Order, asked: socket.socket) -> Iterator[Answer]:
-    """All answers, each when it has been asked for."""
+    """Yield all answers, each when it has been asked for."""
     try:
         yield from _work(order, asked)
     except BudgetError as error:
@@ -307,7 +301,7 @@ def _work(order: Order, asked: socket.socket) -> Iterator[Answer]:
 
 
 def _counted(report: Report) -> Report:
-    """With what only a process of its own can say."""
+    """Add what only a process of its own can measure."""
     if isinstance(report, Begun):
         return msgspec.structs.replace(report, cpu_s=time.process_time())
     if isinstance(report, TrainingDone):
@@ -316,6 +310,6 @@ def _counted(report: Report) -> Report:
 
 
 def _uncap_memory() -> None:
-    """Memory to say that there is none."""
+    """The report that memory ran out needs memory."""
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
