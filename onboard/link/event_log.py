@@ -1,4 +1,4 @@
-"""Each event of a link that an operator should know is one line of the log, the same in every program."""
+"""Each link event that an operator should know is one line of the log, the same in every program."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _STUCK = (
 
 
 def log_link_event(event: PumpEvent, **whose: Any) -> None:
-    """Logs one event of a port, a spool, a peer or an object; `whose` names the link it happened on."""
+    """Log one event of a port, a spool, a peer or an object; `whose` names its link."""
     match event:
         case PortDown(url, why, times):
             more = {"times": times} if times > 1 else {}

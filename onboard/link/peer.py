@@ -1,14 +1,12 @@
 """The peer of a link as its pump knows it: what it may cost this end, and where it is.
 
-Whoever holds a key may say anything, as often as the line carries it. A peer that costs more than any honest
-one is heard no further until its bill is paid: what it sends meanwhile waits in the port, and overflows there
-at its own loss. So one link cannot take the time of the others, nor of what else this end does. Each bound is
-a leaky bucket, far above what an honest peer needs: one that keeps to its link's rate sends half of the
-bytes, and its objects are saved four times a second.
+Whoever holds a key may send anything, as often as the line carries it. A peer that costs more than an honest
+one is not heard until its debt is paid; meanwhile its frames wait in the port, and overflow at its own loss.
+So one link cannot take the time of the others. Each bound is a leaky bucket far above honest needs: a peer
+that keeps to its link's rate uses half of the bytes, and its objects are saved four times a second.
 
-Where a peer is is learned from proof alone, kept in the file `peer` of the spool's folder, and looked for
-when it is lost.
-"""
+The peer's address is learned from proof alone, kept in the file `peer` of the spool's folder, and sought
+again."""
 
 from __future__ import annotations
 
@@ -30,19 +28,19 @@ FRAMES_PER_S = (1000.0, 20_000.0)  # at least and at most, whatever the line car
 BURST_BYTES = 1 << 20  # at least
 WRITES_PER_S, BURST_WRITES = 32.0, 256.0
 HURRIES_PER_S, BURST_HURRIES = 1.0, 4.0  # objects saved as soon as they are whole
-BAD_FRAME = 0.05  # of the cost of one that is authentic: 10 us
+BAD_FRAME = 0.05  # of the cost of an authentic one: 10 us
 TOLD_AGAIN_S = 600.0
 _RATE_OVER_S = 10.0
 
-SEEK_S = 5.0  # while the peer gives no answer, its name is looked up this often; what is found is taken next
-KEEP_S = 10.0  # where the peer is reaches the disk this often: two paths in turn must wear no card out
-KEEP_AT_ONCE = 4  # but so many moves in a row at once, as a kill may follow
+SEEK_S = 5.0  # how often a silent peer's name is looked up; what is found is used next
+KEEP_S = 10.0  # how often an address is stored: two alternating paths must not wear a card out
+KEEP_AT_ONCE = 4  # moves in a row that are stored at once, as a kill may follow
 _MAX_NOTE_BYTES = 4096
 
 
 class OverShare(PortEvent, frozen=True):
-    """The peer costs more `what` (frames, bytes, writes) a second than its share, which is `bound`; `rate` is
-    that of the last seconds. It is heard last from now on; told again every 10 min while it lasts."""
+    """The peer's cost in `what` (frames, bytes, writes) is above `bound`, its share a second; `rate` is that
+    of the last seconds. It is heard last from now on; told every 10 min while it lasts."""
 
     what: str
     rate: float
@@ -50,23 +48,21 @@ class OverShare(PortEvent, frozen=True):
 
 
 class PeerUnknown(PortEvent, frozen=True):
-    """The port at `url` does not say where the peer is, so nothing is sent until it is heard; told once until
-    it is known."""
+    """The peer's address is unknown at the port at `url`, so nothing is sent until it is heard; told once."""
 
     url: str
 
 
 class PeerMoved(PortEvent, frozen=True):
-    """The peer of the port at `url` is at the address `peer`, which was not known, or is no more where it was
-    before."""
+    """The peer of the port at `url` is at the address `peer`, which is new."""
 
     url: str
     peer: str
 
 
 class LocalPortTaken(PortEvent, frozen=True):
-    """The port at `url` was `local_port` of this computer, which cannot be had now and `why`: it is another
-    one, and a peer that has moved meanwhile does not find this end."""
+    """The former `local_port` of the port at `url` cannot be had, and `why`: another is used, at which a peer
+    that has moved meanwhile does not find this end."""
 
     url: str
     local_port: int
@@ -106,36 +102,35 @@ class PeerShare:
         self._hurries = _Bucket(HURRIES_PER_S, BURST_HURRIES)
 
     def line(self, bytes_per_s: float) -> None:
-        """Sets the bounds by what the line carries from the peer now, in bytes a second."""
+        """Set the bounds by what the line carries from the peer now."""
         most = AHEAD * bytes_per_s
         frames = min(max(most / LEAST_FRAME_BYTES, FRAMES_PER_S[0]), FRAMES_PER_S[1])
         self._bytes.per_s, self._bytes.burst = most, max(BURST_S * most, BURST_BYTES)
         self._frames.per_s, self._frames.burst = frames, BURST_S * frames
 
     def heard(self, frame_bytes: int, now: float, *, bad: bool = False) -> None:
-        """Charges for a frame that was dealt with. `bad`: it was not the peer's, who does not pay for the
-        bytes of others."""
+        """Charge for a handled frame. `bad`: it was not the peer's, which does not pay for others' bytes."""
         self._frames.charge(BAD_FRAME if bad else 1.0, now)
         if not bad:
             self._bytes.charge(frame_bytes, now)
 
     def wrote(self, now: float, times: int = 1) -> None:
-        """Charges for writes to the disk that the peer's frames caused."""
+        """Charge for disk writes that the peer's frames caused."""
         self._writes.charge(times, now)
 
     def may_hurry(self, now: float) -> bool:
-        """Returns whether an object that could be written later may be written now; if so, it is charged."""
+        """Return whether an object may be written now and not later, and charge it if so."""
         may = self._hurries.left(now) <= BURST_HURRIES - 1
         if may:
             self._hurries.charge(1.0, now)
         return may
 
     def free_at(self, now: float) -> float:
-        """Returns when the peer may be heard again: `now` while it keeps to its share."""
+        """Return when the peer may be heard again: `now` while it keeps to its share."""
         return max(bucket.free_at(now) for bucket in self._buckets.values())
 
     def over(self, now: float) -> list[OverShare]:
-        """Returns the events to report of a peer that is over its share now."""
+        """Return the events to report of a peer that is over its share now."""
         told = []
         for what, bucket in self._buckets.items():
             if bucket.free_at(now) > now and now >= bucket.told_at + TOLD_AGAIN_S:
@@ -147,9 +142,9 @@ class PeerShare:
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Of the datagram port at `url`, as they are kept in the file `peer` of a folder. `peer`: where the other
-    end was heard last, empty for nowhere; `local_port`: the one that this end was given when its URL asked
-    for any, 0 for none."""
+    """The addresses of the datagram port at `url`, as a folder's file `peer` keeps them. `peer`: where the
+    peer was heard last, empty for nowhere; `local_port`: the port given to a URL that asked for any, 0 for
+    none."""
 
     url: str
     peer: str = ""
@@ -157,7 +152,7 @@ class Addresses:
 
     @classmethod
     def load(cls, folder: Path) -> Addresses:
-        """What `store` stored last; those of no port where that is damaged, or nothing."""
+        """Return what `store` stored last; empty addresses where that is damaged or missing."""
         path = folder / "peer"
         try:
             url, peer, number, _ = unchecked(read_file(path, _MAX_NOTE_BYTES)).decode().split("\n")
@@ -169,27 +164,27 @@ class Addresses:
         return cls("")
 
     def store(self, folder: Path) -> None:
-        """Keeps them durably. Raises OSError."""
+        """Store the addresses durably. Raises OSError."""
         body = f"{self.url}\n{self.peer}\n{self.local_port}\n".encode()
         replace_durably(folder / "peer", checked(body))
 
 
 class Whereabouts:
-    """Where the peer of `session` is, over all ports that its pump opens one after the other. The last one
-    found is kept in `folder`. tell: is given what is new."""
+    """Tracks where the peer of `session` is, over all ports that its pump opens in turn. The last address is
+    kept in `folder`. `tell` takes the events."""
 
     def __init__(self, session: Session, folder: Path, tell: Callable[[PortEvent], None]) -> None:
         self._presence, self._folder, self._tell = session.presence, folder, tell
         self._kept = Addresses.load(folder)
         self._unknown_told = False
         self._peer = ""  # as heard last, or as the port's URL says
-        self._met = False  # it was heard through this port
+        self._met = False  # whether it was heard through this port
         self._keep_at = -math.inf
         self._seek_at = -math.inf
 
     def opened(self, port: Port, now: float) -> None:
-        """This is the port from now on. Both ends are thought to be where they were when this program ran
-        last: the peer may have moved, and then it must find this end there."""
+        """Use this port. Both ends are presumed where they were in the last run: the peer may have moved, and
+        then it must find this end there."""
         paths = port.paths
         self._seek_at = now + SEEK_S
         self._met = False
@@ -207,11 +202,11 @@ class Whereabouts:
             self._store(replace(kept, local_port=paths.local_port))
 
     def origin(self, port: Port, frame: bytes) -> Origin:
-        """Where a frame that was just read came from."""
+        """Return where a frame that was just read came from."""
         return None if port.paths is None else port.paths.origin(frame)
 
     def heard(self, port: Port, origin: Origin, now: float) -> None:
-        """The session was given a frame from there: it may have proved that the peer is there now."""
+        """Note a frame that the session took: it may have proved that the peer is there now."""
         if port.paths is None or not self._presence.proof_of_life:
             return
         port.paths.trust(origin)
@@ -223,7 +218,7 @@ class Whereabouts:
             self._tell(PeerMoved(port.url, self._peer))
 
     def keep(self, port: Port, now: float = math.inf) -> None:
-        """So that this end speaks to its peer at once when it starts again."""
+        """Store the address, so that this end speaks to its peer at once when it starts again."""
         if port.paths is None or not self._met or now < self._keep_at - (KEEP_AT_ONCE - 1) * KEEP_S:
             return
         found = Addresses(port.url, self._peer, port.paths.local_port)
@@ -232,7 +227,7 @@ class Whereabouts:
             self._store(found)
 
     def look(self, port: Port, now: float) -> None:
-        """Time has passed: looks where else the peer may be, while it gives no answer."""
+        """Seek the peer elsewhere while it gives no answer."""
         if port.paths is None:
             return
         if port.paths.peer is None:
@@ -245,8 +240,7 @@ class Whereabouts:
                 self._presence.ask()
 
     def write(self, port: Port, frame: bytes, lead: int) -> None:
-        """Sends the frame that the session gave last, to where it is to go: while the peer gives no answer,
-        everywhere where it may be."""
+        """Send the session's frame to its destination, or to all places while the peer gives no answer."""
         to = self._presence.destination
         if port.paths is not None and to is not None:
             port.paths.answer(frame, to)
@@ -257,7 +251,7 @@ class Whereabouts:
             port.write(frame, lead)
 
     def _store(self, addresses: Addresses) -> None:
-        """A disk that refuses loses where the ends are, until the next time."""
+        """A disk that refuses loses the addresses until the next time."""
         with contextlib.suppress(OSError):
             addresses.store(self._folder)
             self._kept = addresses

@@ -1,9 +1,8 @@
 """The only loop that touches a port: frames in, events out, what was received onto the disk, frames out.
 
-`poll` never waits; `wait` waits for several pumps at once. A port that vanishes is told once and tried
-again every second; a disk that is full is told, and what could not be stored is kept in memory and tried
-again. Neither stops the link for longer than it lasts.
-"""
+`poll` never waits; `wait` waits for several pumps at once. A lost port is told once and tried again every
+second. A full disk is told, and what could not be stored stays in memory and is tried again. Neither stops
+the link for longer than it lasts."""
 
 from __future__ import annotations
 
@@ -22,20 +21,20 @@ from onboard.wire.session import Session
 OPENING_S = 0.05  # how often to look whether a port that is being opened is there
 REOPEN_S = 1.0  # between two tries to open a port that is gone
 LONGEST_S = 60.0  # between two tries to open one that never lasts
-STEADY_S = 10.0  # a port that lasts so long will do, even if nobody is heard yet
+STEADY_S = 10.0  # a port that lasts this long is good, even if nobody is heard yet
 TELL_AGAIN_S = 3600.0  # a state that lasts is told this often
-MOST_REASONS = 4  # and for so many reasons, where each try ends in another one
-DRAIN_S = 0.01  # how soon to look again whether the device has sent what it was given
+MOST_REASONS = 4  # and for this many reasons, where each try ends in another one
+DRAIN_S = 0.01  # how soon to look again whether the device has sent its bytes
 STALLED_S = 5.0  # without a byte taken
 FAULT_AGAIN_S = 600.0
 UNSELECTABLE_S = 0.02  # how often to look at a port that cannot be waited for
-SLICE_FRAMES = 64  # of one peer in one turn: others are heard in between, whatever one sends
+SLICE_FRAMES = 64  # of one peer in one turn, so that others are heard in between
 _WRITTEN = (Arrived, Cancelled, Delivered, Recut, Rekeyed, Withdrawn)  # the application writes something down
 
 
 class PortDown(PortEvent, frozen=True):
-    """The port at `url` is gone, or was never there. Told once for each reason, every hour until it is back;
-    `times`: how often it was lost or could not be opened since that was told last."""
+    """The port at `url` is gone, or was never there. Told once for each reason, and every hour. `times`: how
+    often it was lost or could not be opened since the last such event."""
 
     url: str
     reason: str
@@ -43,7 +42,7 @@ class PortDown(PortEvent, frozen=True):
 
 
 class PortUp(PortEvent, frozen=True):
-    """The port at `url` is open; `tries`: how many it took."""
+    """The port at `url` is open after `tries` attempts."""
 
     url: str
     tries: int = 1
@@ -51,12 +50,9 @@ class PortUp(PortEvent, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class PortSnapshot:
-    """A port, and all that crossed it since the start, however often it was opened.
-
-    `url` is empty before the first try to open it; `why` says what keeps it closed. `peer`: the address where
-    the other end is, or is looked for; empty on a cable, and where none is known yet. Bytes are all that came
-    in and went out, noise included; `broken` counts what came in and was no frame by its framing alone.
-    """
+    """A port, and all that crossed it since the start, however often it was opened. `url` is empty before the
+    first try to open it; `why` says what keeps it closed. `peer`: the other end's address, empty on a cable
+    or if unknown. Bytes include noise; `broken` counts pieces that were no frame by their framing alone."""
 
     url: str = ""
     open: bool = False
@@ -72,12 +68,9 @@ PumpEvent = Event | PortEvent
 
 
 class Pump:
-    """Moves one session over one port, and its incoming objects through one spool.
-
-    `opener` opens the port, or returns None while that takes its time; `poll` calls it, the first time too.
-    From here on `session` belongs to the pump, except for the application's side of it. The objects that the
-    spool holds are resumed at once.
-    """
+    """Moves one session over one port, and its incoming objects through one spool. `opener` opens the port,
+    or returns None while that takes its time; `poll` calls it. The pump owns `session`, except for the
+    application's side of it. The objects in the spool are resumed at once."""
 
     def __init__(self, opener: Callable[[], Port | None], session: Session, spool: Spool) -> None:
         self.session = session
@@ -85,8 +78,8 @@ class Pump:
         self._port: Port | None = None
         self._again = Reopening()
         self._blocked = False
-        self._events: list[PumpEvent] = []  # that `poll` has not returned yet
-        self._frames: deque[bytes] = deque()  # read, and not dealt with yet
+        self._events: list[PumpEvent] = []  # not yet returned by `poll`
+        self._frames: deque[bytes] = deque()  # read, and not handled yet
         self._heard_from, self._is_deaf = -math.inf, False  # not before is the port read
         self.hears = True
         """Whether what comes in is taken: not while too much of it waits for the disk."""
@@ -102,7 +95,6 @@ class Pump:
         return self._port is not None
 
     def port_snapshot(self) -> PortSnapshot:
-        """Returns what the port is and what it has done so far, as a value."""
         past = replace(self._past, spool_full=self._saving.failed)
         if self._port is None:
             return past
@@ -118,12 +110,11 @@ class Pump:
         )
 
     def poll(self, now: float) -> list[PumpEvent]:
-        """Does all that can be done now, without waiting; returns what happened.
+        """Do all that can be done now, without waiting; return what happened.
 
-        Objects that `Arrived` are on the disk by then (if it takes them). What the application accepted
-        or refused, what the peer withdrew, and what expired is gone from it before another byte leaves.
-        Raises BadUrl; what happened before anything is raised is returned by the next call.
-        """
+        Objects that `Arrived` are on the disk by then, if it takes them. Objects that were accepted, refused,
+        withdrawn or expired are gone from it before another byte leaves. Raises BadUrl; what happened before
+        anything is raised is returned by the next call."""
         if self._port is None and now >= self._again.at:
             self._open(now)
         try:
@@ -144,7 +135,7 @@ class Pump:
         return self._told()
 
     def wakeup(self, now: float) -> float:
-        """The earliest time at which `poll` may have something to do, if nothing arrives before."""
+        """Return the earliest time at which `poll` may have work, if nothing arrives before."""
         save_at = self._saving.wakeup(now)
         if self._port is None:
             return max(now, min(self._again.at, save_at))
@@ -158,7 +149,7 @@ class Pump:
         return max(now, min(session_at, save_at, closes_at, hears_at))
 
     def close(self, now: float) -> list[PumpEvent]:
-        """Saves what is half received and lets go of the port. The pump may be polled again later."""
+        """Save half-received objects and close the port. The pump may be polled again later."""
         self._saving.save_all(now)
         if self._port is not None:
             self._whereabouts.keep(self._port)
@@ -169,11 +160,11 @@ class Pump:
         return self._port is not None and self._port.kept_bytes() > 0
 
     def wants_read(self) -> bool:
-        """Whether what comes in would be taken before `wakeup`."""
+        """Return whether what comes in would be taken before `wakeup`."""
         return self._port is not None and self.hears and not self._is_deaf
 
     def fileno(self) -> int:
-        """The port's file descriptor; -1 while it is closed or nothing is read, or if it has none."""
+        """Return the port's file descriptor; -1 while it is closed, or where it has none."""
         return self._port.fileno() if self._port is not None else -1
 
     def _told(self) -> list[PumpEvent]:
@@ -232,7 +223,7 @@ class Pump:
         self._events += self._share.over(now)
 
     def _tell_fault(self, port: Port, now: float) -> None:
-        """Reports what is wrong with the line, each kind of fault once in FAULT_AGAIN_S."""
+        """Each kind of fault is told once in FAULT_AGAIN_S."""
         if not port.kept_bytes() or port.tx_bytes != self._taken_bytes:
             self._taken_bytes, self._taken_at = port.tx_bytes, now
         found: LineFault | None = None
@@ -250,11 +241,11 @@ class Pump:
         self._blocked = False
         if not self.session.in_contact(now):
             if port.queued_bytes():
-                port.discard()  # by a device that stalled, it would be sent outside of the contact
+                port.discard()  # a stalled device would send it outside of the contact
             return
         port.flush()
         while True:
-            # One frame at most in the device, then one more: what is urgent never waits for a third.
+            # One frame at most in the device, then one more: an urgent one never waits for a third.
             if port.queued_bytes() > port.max_frame_bytes:
                 self._blocked = True
                 return
@@ -265,13 +256,11 @@ class Pump:
 
 
 class Reopening:
-    """The tries to open one port, and what is told of them: each state once, however often it comes back.
+    """Times the tries to open one port, and tells each state once, however often it comes back.
 
-    A device that is not there is looked for every second, which costs nothing. One that opens and is lost
-    before anything was heard through it (a terminal server whose port is taken, a stick whose supply breaks
-    down) is left alone for longer each time, as each try costs both ends something and a day has 86,400
-    seconds.
-    """
+    A missing device is looked for every second, which costs nothing. A port that opens and is lost before
+    anything was heard through it (a terminal server whose port is taken, a stick whose supply breaks down) is
+    left alone for longer each time, as each try costs both ends something."""
 
     def __init__(self) -> None:
         self.at = -math.inf
@@ -290,7 +279,7 @@ class Reopening:
         return [] if self._short else self._tell_up(url)
 
     def alive(self, url: str, now: float, *, heard: bool) -> list[PortUp]:
-        """The port is still open; `heard`: and a frame came through it."""
+        """Note that the port is still open. `heard`: a frame came through it."""
         if self._lasts or not (heard or now - self._opened_at >= STEADY_S):
             return []
         self._lasts, self._short = True, 0
@@ -327,8 +316,8 @@ class Reopening:
 
 
 def wait(pumps: Iterable[Pump], timeout_s: float, also: Iterable[int] = ()) -> None:
-    """Returns when a port of `pumps` has something to read or takes what was kept for it, when one of the
-    file descriptors `also` is readable (a signal's wake-up pipe, say), or after `timeout_s`."""
+    """Wait until a port of `pumps` is readable or takes what was kept for it, one of the file descriptors
+    `also` is readable (such as a signal's wake-up pipe), or `timeout_s` is over."""
     readable, writable = list(also), []
     for pump in pumps:
         if pump.fileno() >= 0:

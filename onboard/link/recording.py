@@ -48,19 +48,14 @@ _READ_BYTES = 1 << 20
 
 
 class Kind(IntEnum):
-    """What a record holds."""
-
     START = 0
     IN = 1
     OUT = 2
 
 
 class Start(msgspec.Struct, frozen=True, kw_only=True):
-    """A link as it was when its recording began, on the clock (Unix seconds) `unix_s` after the run did.
-
-    `framing` is a name in `FRAMINGS`. `local` and `peer` are node numbers, and `local` is the end that
-    recorded. `salt` is that of its keys then, and `encrypted` says whether it encrypts.
-    """
+    """A link as it was when its recording began. `unix_s`: Unix seconds at the start of the recorder's run.
+    `framing`: a name in `FRAMINGS`. `local`: the node that recorded. `salt`: the one in force then."""
 
     unix_s: float
     url: str
@@ -87,7 +82,7 @@ class BadRecord(ValueError):  # noqa: N818 - "bad" says error already
 
 
 def encode(record: Record) -> bytes:
-    """The record as it stands in a file. Raises ValueError for data that is too long."""
+    """Return the record as a file holds it. Raises ValueError for data that is too long."""
     if len(record.data) > MAX_DATA_BYTES:
         raise ValueError(f"{len(record.data)} B in a record, at most {MAX_DATA_BYTES}")
     body = _HEAD.pack(record.kind, record.node, round(1e6 * record.at_s)) + record.data
@@ -95,7 +90,7 @@ def encode(record: Record) -> bytes:
 
 
 def decode(chunk: bytes) -> Record:
-    """The record in what stood between two delimiters. Raises BadRecord."""
+    """Return the record that stood between two delimiters. Raises BadRecord."""
     try:
         raw = cobs.decode(chunk)
     except cobs.BadCobs as error:
@@ -108,7 +103,7 @@ def decode(chunk: bytes) -> Record:
 
 
 def start_of(record: Record) -> Start:
-    """What a START says. Raises BadRecord for another version's."""
+    """Return what a START says. Raises BadRecord for another version's."""
     try:
         start = msgspec.json.decode(record.data, type=Start)
     except msgspec.DecodeError as error:
@@ -145,18 +140,17 @@ class InUse(BlockingIOError):  # noqa: N818 - a state of the world rather than a
 
 
 class NoRecording(ValueError):  # noqa: N818 - likewise
-    """A file is in the place of the recording, and is something else."""
+    """A file that is no recording is in its place."""
 
 
 class Recorder:
     """Records what crosses ports into one file of bounded size, and stops nobody when it cannot.
 
-    Every piece is handed to the kernel at once, so a kill of the program loses none; it is not fsynced, so a
-    power cut may lose the last half minute. The file is opened with the first record, or when it is claimed.
-    A full one becomes FILE.1, in place of the one before: all in all the disk holds at most twice the limit.
-    Where the disk refuses, the log says so once, it is tried again, and `lost` counts the pieces. A file has
-    one recorder: two would each rename away what the other writes.
-    """
+    Every piece goes to the kernel at once, so a kill loses none; it is not fsynced, so a power cut may lose
+    the last half minute. The first record opens the file, or a claim. A full file replaces FILE.1, so the
+    disk holds at most twice the limit. Where the disk refuses, the log says so once, `lost` counts the
+    pieces, and it is tried again. A file has one recorder: a second would rename away what the first
+    writes."""
 
     def __init__(
         self,
@@ -177,10 +171,8 @@ class Recorder:
         self._told = False
 
     def claim(self) -> None:
-        """Takes the file for this process alone, if it can be written at all.
-
-        Raises InUse, and NoRecording rather than write behind, or in place of, what somebody else keeps.
-        """
+        """Lock the file for this process, if it can be written at all. Raises InUse, and NoRecording rather
+        than append to, or replace, somebody else's file."""
         try:
             for path in (self.path, self._full):
                 if path.is_file():
@@ -196,13 +188,13 @@ class Recorder:
     def link(
         self, url: str, link: Link, *, local: int, peer: int, salt: bytes = NO_SALT, encrypted: bool = False
     ) -> Tap:
-        """Begins the recording of one link; returns what its port is to be given."""
+        """Begin the recording of one link; return the tap for its port."""
         facts = facts_of(url)
         start = Start(
             unix_s=self._unix_s, url=url, framing=facts.framing, kiss_port=facts.kiss_port, local=local,
             peer=peer, link=link, salt=salt, encrypted=encrypted,
         )  # fmt: skip
-        node = peer or local  # the ground, 0, is not told apart by its number
+        node = peer or local  # the ground's number, 0, names no link
         record = Record(Kind.START, node, self._at_s(), msgspec.json.encode(start))
         self._starts.append(record)
         if self._fd >= 0:  # else it is written when the file is opened

@@ -1,13 +1,12 @@
 """What was received survives a kill or a power cut at any instant, and is never taken for more than it is.
 
-A half-received object is two files: `<digest>.part`, its bytes in place, and `<digest>.map`, which says
-which fragments of those bytes count. A map is replaced whole, and only after the bytes it speaks of are
-on the disk, so a cut leaves the older map with the bytes that it promised. Bytes beyond the map do no
-harm. `finished` remembers the objects that the application took, so that none is delivered twice.
+A half-received object is two files: `<digest>.part`, its bytes in place, and `<digest>.map`, which says which
+fragments of these are valid. A map is replaced whole, and only after its bytes are on the disk, so a cut
+leaves the older map with the bytes that it promised. `finished` remembers the objects that the application
+took, so that none is delivered twice.
 
-A file that is damaged all the same is dropped, told (`unreadable`) and counted in `discarded`: the object
-comes again. So does what is more than the spool may hold, as an earlier version left it (`spool-dropped`).
-"""
+A damaged file is dropped, told (`unreadable`) and counted in `discarded`: the object comes again. So does
+what is beyond the spool's limit, as an earlier version left it (`spool-dropped`)."""
 
 from __future__ import annotations
 
@@ -46,9 +45,9 @@ log = logging.getLogger(__name__)
 REMEMBERED = 256
 """Digests kept of finished objects: a peer repeats an offer within a few rounds or never."""
 
-SAVE_SHARE = 128  # at most this part of an object, in bytes, is lost by a kill: 1 %
+SAVE_SHARE = 128  # a kill loses at most 1/128 of an object's bytes, 1 %
 SAVE_GAP_S = 0.25  # an fsync on an SD card takes up to this long, so fast links save by time
-SAVE_WITHIN_S = 5.0  # and slow links lose at most this much of what they heard
+SAVE_WITHIN_S = 5.0  # and slow links lose at most this much contact
 SAVE_AGAIN_S = 5.0  # after the disk was full
 
 _MAP = struct.Struct(">4s16sBIHI")
@@ -59,14 +58,12 @@ _MAX_MAP_BYTES = _MAP.size + (MAX_FRAGMENTS + 7) // 8 + CHECK_BYTES
 
 
 class Spool:
-    """Half-received objects of one session in `folder`, at most `limit_bytes` of them together.
-
-    Every method that writes may raise OSError (ENOSPC above the limit, too); what was stored before is
-    then still whole, and the same call may be made again later.
-    """
+    """The half-received objects of one session in `folder`, at most `limit_bytes` in all. Writing methods may
+    raise OSError (also ENOSPC above the limit); what was stored is still whole, and the call may be
+    repeated."""
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
-        """Makes the folder if need be. Raises OSError."""
+        """Creates the folder. Raises OSError."""
         self.folder, self._name = folder, os.fsencode(folder.name)
         self.discarded = 0
         self.limit_bytes = limit_bytes
@@ -76,8 +73,8 @@ class Spool:
         self._finished = self._read_finished()
 
     def load(self) -> list[Partial]:
-        """What earlier runs received, as far as its maps vouch for it, the oldest first; call it before any
-        `save`. Reads no more than the limit: of what is more the newest stays."""
+        """Return what earlier runs received and their maps vouch for, oldest first; call it before any
+        `save`. It reads no more than the limit, the newest objects."""
         partials: list[Partial] = []
         left_bytes, displaced = self.limit_bytes, 0
         for path in sorted(self.folder.glob("*.map"), key=_changed_at, reverse=True):
@@ -94,7 +91,7 @@ class Spool:
                 self._sizes[partial.digest] = partial.size
                 partials.append(partial)
         known = {partial.digest.hex() for partial in partials}
-        for path in self.folder.iterdir():  # left by a cut, between the bytes and their map or after it
+        for path in self.folder.iterdir():  # left by a cut before or after the map
             if path.suffix == ".new" or (path.suffix == ".part" and path.stem not in known):
                 remove_file(path)
         if displaced:
@@ -105,7 +102,7 @@ class Spool:
         return partials[::-1]
 
     def save(self, incoming: Incoming) -> None:
-        """Makes all of `incoming` durable that was received since the last save, and clears its `dirty`."""
+        """Make durable what `incoming` received since the last save, and clear its `dirty`."""
         partial = incoming.partial()
         others = sum(size for digest, size in self._sizes.items() if digest != partial.digest)
         if others + partial.size > self.limit_bytes:
@@ -129,8 +126,7 @@ class Spool:
         incoming.dirty = 0
 
     def drop(self, digest: bytes) -> None:
-        """Forgets an object that was refused, cancelled or corrupt, durably: its sender will not speak of
-        it again."""
+        """Forget durably a refused, cancelled or corrupt object: its sender will not name it again."""
         # The map first: bytes without a map are nothing.
         removed = [remove_file(self._path(digest, suffix)) for suffix in ("map", "part")]
         if any(removed):
@@ -141,7 +137,7 @@ class Spool:
         return digest in self._sizes
 
     def finish(self, *digests: bytes) -> None:
-        """Remembers that the application has these objects, durably, then forgets their bytes."""
+        """Remember durably that the application has these objects, then forget their bytes."""
         if new := [digest for digest in digests if digest not in self._finished]:
             finished = [*self._finished, *new][-REMEMBERED:]
             self._keep_finished(finished)
@@ -150,15 +146,15 @@ class Spool:
             self.drop(digest)
 
     def retain(self, digests: Collection[bytes]) -> None:
-        """Forgets which objects were finished, but for these: the others came to nothing, and are to be taken
-        again. Call it before `load`. Raises OSError."""
+        """Keep only these of the finished objects: the others came to nothing and are to be taken again. Call
+        it before `load`. Raises OSError."""
         left = [digest for digest in self._finished if digest in digests]
         if len(left) < len(self._finished):
             self._keep_finished(left)
             self._finished = left
 
     def finished(self) -> tuple[bytes, ...]:
-        """Digests of the last finished objects, oldest first."""
+        """Return the digests of the last finished objects, oldest first."""
         return tuple(self._finished)
 
     def _path(self, digest: bytes, suffix: str) -> Path:
@@ -175,7 +171,7 @@ class Spool:
             body = unchecked(read_file(path, longest), self._name, b"")
         except FileNotFoundError:
             return []
-        except (OSError, ValueError):  # flash wears out: a lost list costs a second delivery, not the mission
+        except (OSError, ValueError):  # flash wears out: a lost list costs only a second delivery
             body = b""
         digests = body[len(_DONE_MAGIC) :]
         if not body.startswith(_DONE_MAGIC) or len(digests) % DIGEST_BYTES:
@@ -189,7 +185,7 @@ class Spool:
 
 
 def _with_data(found: Partial, path: Path) -> Partial | None:
-    """The object with the bytes beside its map at `path`; None where these are fewer than the map says."""
+    """Return the object with the bytes beside its map; None where these are fewer than the map says."""
     data = bytearray(found.size)
     try:
         with open_to_read(path.with_suffix(".part")) as part:
@@ -217,7 +213,7 @@ def _encode_map(partial: Partial) -> bytes:
 
 
 def _read_map(path: Path) -> Partial | None:
-    """What the map at `path` says, without data; None for anything that `_encode_map` did not write there."""
+    """Return what the map says, without data; None for anything that `_encode_map` did not write there."""
     try:
         body = unchecked(read_file(path, _MAX_MAP_BYTES))
         magic, digest, kind, size, fragment_bytes, deadline_s = _MAP.unpack_from(body)
@@ -233,9 +229,9 @@ def _read_map(path: Path) -> Partial | None:
 
 
 class SpoolFull(PortEvent, frozen=True):
-    """The spool at `path` cannot be written, most often because the disk is full, with what is held of the
-    object. Nothing that was stored is damaged, the link goes on, and the write is tried again; told once
-    until one succeeds."""
+    """The spool at `path` cannot be written, most often because the disk is full, with what is held of an
+    object. Nothing stored is damaged, the link goes on, and the write is tried again. Told once until one
+    succeeds."""
 
     path: Path
     digest: bytes
@@ -243,8 +239,8 @@ class SpoolFull(PortEvent, frozen=True):
 
 
 class Saving:
-    """The incoming objects of one session, and where they lie in its spool. What the spool holds is resumed
-    at once. `share` is charged with what is written, and `tell` is given what the disk refuses."""
+    """Moves the incoming objects of one session to its spool, and resumes those that it holds at once.
+    `share` is charged with the writes, and `tell` takes what the disk refuses."""
 
     def __init__(
         self, session: Session, spool: Spool, share: PeerShare, tell: Callable[[PortEvent], None]
@@ -260,22 +256,22 @@ class Saving:
             self._dirty_since[held.digest] = math.inf
 
     def whole(self, digest: bytes, now: float) -> None:
-        """An object is on the disk before the application hears of it; of a peer that makes this end write
-        more than its share, some time later."""
+        """Save an object before the application hears of it; later, if its peer is over its share of
+        writes."""
         if self._share.may_hurry(now):
-            self.settle(now)  # what gave way to it leaves the room for it
+            self.settle(now)  # evicted objects make room for it
             self._save_one(self._session.incoming[digest], now)
 
     def corrupt(self, digest: bytes, now: float) -> None:
-        """Drops the object. If the disk keeps some of it all the same, its digest shows the damage again."""
+        """Drop the object. If the disk keeps some of it all the same, its digest shows the damage again."""
         self._try(digest, partial(self._spool.drop, digest), now)
 
     def settle(self, now: float) -> None:
-        """Drops the bytes of objects that are no longer incoming, and remembers those that were accepted."""
+        """Drop the bytes of objects that are no longer incoming, and remember those that were accepted."""
         ended = self._dirty_since.keys() - self._session.incoming.keys()
         if not ended:
             return
-        done = [digest for digest in self._session.done if digest in ended]  # in the order in which they were
+        done = [digest for digest in self._session.done if digest in ended]  # in order
         for digest in ended.difference(done):
             held = self._spool.holds(digest)
             if self._try(digest, partial(self._spool.drop, digest), now):  # else again later
@@ -295,7 +291,7 @@ class Saving:
                 self._save_one(incoming, now)
 
     def save_all(self, now: float) -> None:
-        """Writes all incoming objects, as the program ends."""
+        """Save all incoming objects, as the program ends."""
         self.not_before = -math.inf
         self.settle(now)
         for incoming in list(self._session.incoming.values()):
@@ -306,8 +302,7 @@ class Saving:
         return max(min(dues, default=math.inf), self.not_before)
 
     def _due_at(self, incoming: Incoming, now: float) -> float:
-        """A share of the object at a time, but neither too often, however many objects there are, nor too
-        late."""
+        """An object is saved by shares of its size, neither too often, over all objects, nor too late."""
         if not incoming.dirty:
             self._dirty_since[incoming.digest] = math.inf
             return math.inf
