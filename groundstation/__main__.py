@@ -1,4 +1,4 @@
-"""`python -m groundstation`, and what the program's own command begins with."""
+"""Entry point of `python -m groundstation` and of the `groundstation` command."""
 
 from onboard.console.signals import loading
 

@@ -1,4 +1,4 @@
-"""`groundstation`: the aggregation daemon and its mission folder."""
+"""The `groundstation` command: the aggregation daemon and its mission folder."""
 
 from __future__ import annotations
 
@@ -27,8 +27,7 @@ _FOLDER = click.Path(path_type=Path)
 
 @contextmanager
 def _one_line(folder: Path, *mistakes: type[Exception]) -> Iterator[None]:
-    """Ends a command that fails in one line: with exit code 2 for a user's mistake, in the files or another
-    one of `mistakes`, and with 1 for what the computer refuses."""
+    """Ends a failing command with one line, and exit code 2 for a user's mistake or 1 for the computer's."""
     known: tuple[type[Exception], ...] = (StoreForeign, *mistakes)
     try:
         yield

@@ -99,18 +99,15 @@ class MissionSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
     @property
     def bounds(self) -> Bounds:
-        """What one board may count for in a round."""
         return Bounds(
             clip=self.clip, clip_samples=self.clip_samples, max_samples=self.max_samples,
             leave_out=self.leave_out,
         )  # fmt: skip
 
     def select_of(self, nodes: int) -> int:
-        """How many of so many boards are asked in a round."""
         return min(SELECT, nodes) if self.select is None else self.select
 
     def quorum_of(self, nodes: int) -> int:
-        """How many answers end a round among so many boards."""
         return min(QUORUM, self.select_of(nodes)) if self.quorum is None else self.quorum
 
 
@@ -174,7 +171,7 @@ class MissionFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 class Node(LinkEnd, frozen=True, kw_only=True):
-    """One board of the mission, with its profiles loaded, and the ground's end of its link."""
+    """A board of the mission with its profiles, and the ground's end of its link."""
 
     id: int
     name: str
@@ -182,7 +179,7 @@ class Node(LinkEnd, frozen=True, kw_only=True):
 
 
 class Mission(msgspec.Struct, frozen=True, kw_only=True):
-    """mission.toml, checked: profiles loaded, paths resolved against the mission's folder."""
+    """A checked mission.toml: profiles are loaded, and paths are resolved against the mission's folder."""
 
     path: Path
     folder: Path
@@ -194,16 +191,14 @@ class Mission(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def select(self) -> int:
-        """Boards asked in a round."""
         return self.rules.select_of(len(self.nodes))
 
     @property
     def quorum(self) -> int:
-        """Answers that end a round."""
         return self.rules.quorum_of(len(self.nodes))
 
     def find_node(self, name: str) -> Node:
-        """The board of that name. Raises ConfigError."""
+        """Returns the board of that name. Raises ConfigError."""
         for node in self.nodes:
             if node.name == name:
                 return node
@@ -212,7 +207,6 @@ class Mission(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def database(self) -> Path:
-        """The mission's SQLite file."""
         return self.folder / "mission.sqlite"
 
 

@@ -1,4 +1,4 @@
-"""The ground daemon: the mission's rounds and the nodes' links, as the one loop carries them."""
+"""The ground daemon: the mission's rounds and the nodes' links, carried by the runtime's loop."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from onboard.wire.events import Event
 
 log = logging.getLogger(__name__)
 
-COUNT_EVERY_S = 30.0  # running totals reach the database this often, and at the end
+COUNT_EVERY_S = 30.0  # how often running totals are stored
 STANDSTILL_S = 10.0  # far more than a turn of the loop takes
 RETRY_S = 5.0  # after a write that failed, such as on a full disk
 BUSY_RETRY_S = 0.5  # while another program holds the database
@@ -43,12 +43,10 @@ def serve(
     report_every_s: float | None = None,
     recorder: Recorder | None = None,
 ) -> bool:
-    """Runs until SIGTERM or SIGINT, or to the mission's end if asked to; True if the mission is finished.
-    `recorder` records what crosses the ports.
+    """Serves a mission until SIGTERM or SIGINT, or to its end if asked to; returns whether it is finished.
 
-    Raises ConfigError, BadKey, GraphError, DataError, StoreError before anything is sent, and
-    BlockingIOError where another daemon serves the same folder.
-    """
+    Raises ConfigError, BadKey, GraphError, DataError, StoreError before anything is sent, and BlockingIOError
+    where another daemon serves the same folder."""
     with sole_user(mission.folder):
         train, infer = TrainGraph.load(mission.rules.model), InferGraph.load(mission.rules.model)
         seen, test = mission_data.load(mission.data_source, train, mission.data_folder, mission.rules.classes)
@@ -79,7 +77,7 @@ def serve(
 
 
 def _close(stations: dict[int, Station], store: Store) -> None:
-    """Closes every link, whatever befalls another one, and then the database."""
+    """Closes every link, even if another one fails, and then the database."""
     for station in stations.values():
         try:
             station.close(time.monotonic())
@@ -92,7 +90,7 @@ def _close(stations: dict[int, Station], store: Store) -> None:
 
 
 def _begin(store: Store, mission: Mission, train: TrainGraph, classes: tuple[str, ...]) -> None:
-    """Enters the mission, or finds it as it was begun. Raises ConfigError for another one."""
+    """Enters the mission in the store. Raises ConfigError where another one is there."""
     _, graph = store.begin(secrets.token_bytes(8), mission.rules.name, mission.rules.seed, train.digest)
     if graph != train.digest:
         raise ConfigError(
@@ -107,8 +105,7 @@ def _begin(store: Store, mission: Mission, train: TrainGraph, classes: tuple[str
 
 
 class GroundProgram:
-    """See `Program`. One link's failure is that link's: it is logged, and the link is begun again after a
-    pause that doubles."""
+    """The mission as a `Program`. A link that fails is logged and begun again after a pause that doubles."""
 
     longest_wait_s, object_pause = 1.0, 4.0
     fds = ()
@@ -124,24 +121,23 @@ class GroundProgram:
         self._exits = exits_when_finished
         self._rounds, self._stations, self._commands = rounds, rounds.stations, commands
         self._failures = ReasonLog()
-        self._pauses_s: dict[int, float] = {}  # the last, of links that failed
+        self._pauses_s: dict[int, float] = {}  # the latest, by link that failed
         self._attended_s = clock()
         self._count_due_s = clock() + COUNT_EVERY_S
         self._is_busy = False
 
     @property
     def is_over(self) -> bool:
-        """Whether the mission is finished, and that ends the program."""
         return self._exits and self._rounds.finished
 
     def begin_again(self, peer: int, now: float) -> None:
-        """Begins a link again in another epoch; what was asked on it is asked once more."""
+        """Begins a link again in a new epoch, and repeats what was asked on it."""
         station = self._stations[peer]
         station.renew(now)
         self._rounds.renewed(station, now)
 
     def link_failed(self, peer: int, error: Exception, now: float) -> None:
-        """Suspends a link that, or whose event, cannot be dealt with."""
+        """Suspends a link that fails, or whose event cannot be handled."""
         pause_s = min(2 * self._pauses_s.get(peer, FIRST_PAUSE_S / 2), LAST_PAUSE_S)
         self._pauses_s[peer] = pause_s
         self.links[peer].suspended_until = now + pause_s
@@ -149,7 +145,7 @@ class GroundProgram:
         say(log, "link-failed", level=logging.ERROR, node=name, why=where(error), again_in_s=pause_s)
 
     def attend(self, now: float) -> None:
-        """Sees whether the program stood still: SIGSTOP, a paused virtual machine, a disk that hung."""
+        """Detects a standstill of the program: SIGSTOP, a paused virtual machine, a hung disk."""
         stood_s = now - self._attended_s
         self._attended_s = now
         if stood_s > STANDSTILL_S:
@@ -157,7 +153,6 @@ class GroundProgram:
             self._rounds.paused(stood_s)
 
     def handle(self, peer: int, event: Event, now: float) -> None:
-        """Tells the mission one event of a link. Raises StoreError."""
         try:
             if not self._commands.handle(self._stations[peer], event, now):
                 self._rounds.handle(self._stations[peer], event, now)
@@ -167,7 +162,7 @@ class GroundProgram:
             self.link_failed(peer, error, now)
 
     def step(self, now: float) -> None:
-        """Goes on with the mission, and now and then notes the counters of all links. Raises StoreError."""
+        """Continues the mission and, at intervals, stores the counters of all links. Raises StoreError."""
         self._is_busy = False
         self._rounds.store.store_reports(now)
         self._commands.step(now)
@@ -188,7 +183,7 @@ class GroundProgram:
                 self.link_failed(node, error, now)
 
     def disk_failed(self, error: OSError, now: float) -> float:
-        """Mends a damaged database if it can; returns when to try again."""
+        """Repairs a damaged database if possible; returns when to try again."""
         if not isinstance(error, StoreError):
             raise error
         self._is_busy = False
@@ -205,17 +200,14 @@ class GroundProgram:
         return now + retry_s
 
     def relieve(self, now: float) -> str:
-        """The mission holds no memory that it could give back: the loop goes on when some is there."""
+        """The mission has no memory to release: the loop waits until some is free."""
         return "no memory is left for the ground station"
 
     def wakeup(self, now: float) -> float:
-        """At once in the middle of work."""
         return now if self._is_busy else math.inf
 
     def status(self, now: float) -> dict[str, Any]:
-        """What `groundstation link` shows."""
         return self._rounds.view() | {"links": [station.view(now) for station in self._stations.values()]}
 
     def report(self, now: float) -> None:
-        """Logs that."""
         say(log, "links", **self.status(now))

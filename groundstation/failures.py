@@ -1,4 +1,4 @@
-"""Of a database or a mission that fails, each reason is told once and every hour."""
+"""Failures of a database or a mission: each reason is logged once, and again every hour."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ log = logging.getLogger(__name__)
 
 TELL_AGAIN_S = 3600.0
 MOST_REASONS = 4  # told in an hour
-FIRST_PAUSE_S, LAST_PAUSE_S = 5.0, 300.0  # after an error that nobody foresaw, of the mission or of a link
-LASTING = 3  # times in one round: it will not go away by itself
+FIRST_PAUSE_S, LAST_PAUSE_S = 5.0, 300.0  # after an unforeseen error of the mission or of a link
+LASTING = 3  # this many in one round are a lasting failure
 
 
 class ReasonLog:
-    """The failures since something worked last."""
+    """The failures since the last success."""
 
     def __init__(self) -> None:
         self._reasons = set[str]()
@@ -25,7 +25,7 @@ class ReasonLog:
         self._times = 0
 
     def count(self, why: str, now: float) -> int:
-        """Notes a failure; returns how many there were since one was told, if this is to be told, else 0."""
+        """Counts a failure; returns how many there were since the last log line, or 0 if this needs none."""
         self._times += 1
         if self._reasons and now - self._told_s >= TELL_AGAIN_S:
             self._reasons.clear()
@@ -36,7 +36,7 @@ class ReasonLog:
         return times
 
     def over(self) -> int | None:
-        """It works: how often it had failed since that was told last; None if it had not failed."""
+        """Notes a success; returns how many failures were not logged, or None if there was no failure."""
         failed = self._times if self._reasons else None
         self._reasons.clear()
         self._times = 0
@@ -44,7 +44,7 @@ class ReasonLog:
 
 
 class Setbacks:
-    """Errors that nobody foresaw, in the round that is open: each is followed by a pause, ever longer."""
+    """Unforeseen errors in the open round, each followed by a longer pause."""
 
     def __init__(self) -> None:
         self.again_at = 0.0  # nothing is tried before
@@ -52,22 +52,21 @@ class Setbacks:
         self._pause_s, self._lasts = FIRST_PAUSE_S, 0
 
     def happened(self, error: Exception, now: float, **fields: Any) -> None:
-        """Tells of one that is new, and puts off the next try."""
+        """Logs a new error, and postpones the next attempt."""
         why, pause_s = where(error), self._pause_s
         if times := self._failures.count(why, now):
             say(
                 log, "round-failed", level=logging.ERROR, why=why, again_in_s=pause_s, times=times, **fields
             )  # fmt: skip
         self.again_at, self._pause_s = now + self._pause_s, min(2 * self._pause_s, LAST_PAUSE_S)
-        # What the machine lacks is no fault of what is stored.
+        # A lack of memory or disk is no fault of what is stored.
         self._lasts = 0 if isinstance(error, MemoryError | OSError) else self._lasts + 1
 
     @property
     def is_lasting(self) -> bool:
-        """Whether it happens again and again, for a reason that may be stored."""
+        """Whether the error keeps recurring, for a reason that may be stored."""
         return self._lasts > 0 and self._lasts % LASTING == 0
 
     def over(self) -> None:
-        """A round was closed."""
         self._failures.over()
         self._pause_s, self._lasts = FIRST_PAUSE_S, 0

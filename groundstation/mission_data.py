@@ -1,5 +1,4 @@
-"""A mission's images: the test data, what they say of its classes, and first images for a board that has none
-of its own yet."""
+"""A mission's images: the test data, its classes, and first images for a board that has none yet."""
 
 from __future__ import annotations
 
@@ -17,13 +16,12 @@ from onboard.data.loading import Survey
 from onboard.data.sources import KNOWN_CLASSES, check_source
 from onboard.learn.graph import TrainGraph
 
-SEED = 7  # of the shares: any constant does, and it must stay, so that boards differ that get theirs later
+SEED = 7  # of the shares; it must never change: boards that get theirs later must differ
 
 
 def _look(
     source: str, graph: TrainGraph, folder: str | Path | None = None, classes: labels.Names | None = None
 ) -> Survey:
-    """The test part by its labels, in the mission's `classes` where they are known. Raises DataError."""
     found = loading.survey(
         source, graph.input_shape, folder=folder, part="test", classes=graph.classes, names=classes
     )
@@ -37,8 +35,8 @@ def _look(
 
 @dataclass(frozen=True)
 class Founded:
-    """What the test data say of a new mission: its classes' names, what pixels are like, and a line for a
-    person. Data that are not here yet say nothing; the classes of known sets are known."""
+    """What the test data say of a new mission: class names, pixel levels, and a line for a person. Missing
+    data say nothing, but the classes of known sets are known."""
 
     classes: labels.Names | None
     levels: Levels | None
@@ -46,7 +44,7 @@ class Founded:
 
 
 def founded(source: str, graph: TrainGraph, folder: Path | None) -> Founded:
-    """Looks at the test data of a new mission. Raises DataError for data that no mission can be tested on."""
+    """Looks at the test data of a new mission. Raises DataError for data that cannot serve."""
     try:
         found = _look(source, graph, folder)
     except MissingDataError as error:
@@ -60,19 +58,17 @@ def founded(source: str, graph: TrainGraph, folder: Path | None) -> Founded:
 def load(
     source: str, graph: TrainGraph, folder: Path | None, classes: labels.Names | None
 ) -> tuple[Inspection, Images]:
-    """The test images, and what they are. Raises DataError."""
+    """Returns the test images and what is known of them. Raises DataError."""
     seen = _look(source, graph, folder, classes)
     images = seen.load()
     return seen.inspect(images), images
 
 
 def sample(folder: Path, name: str, source: str | None, data_dir: Path | None, images: int) -> str:
-    """Writes the share of board `name` of the mission in `folder`; returns a line about it. Each board has
-    another share, of `images` at most, whichever is asked for first.
+    """Writes the share of board `name`, at most `images` of them; returns a line about it.
 
-    `source`: train part of it, the mission's own data if None; likewise `data_dir`. Raises ConfigError,
-    DataError, and OSError where the disk refuses.
-    """
+    The boards' shares are disjoint, whichever is asked for first. `source`, `data_dir`: the train part of
+    these; None for the mission's. Raises ConfigError, DataError, and OSError where the disk refuses."""
     mission = load_mission(folder)
     which, boards = mission.nodes.index(mission.find_node(name)), len(mission.nodes)
     board = load_node(mission.folder / "boards" / name / "node.toml")

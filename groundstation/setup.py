@@ -1,7 +1,4 @@
-"""Makes a mission: a folder with mission.toml, a key for every board, and what to copy to each board.
-
-All that was asked for is checked before the first file is written.
-"""
+"""Makes a mission: a folder with mission.toml, a key for every board, and what to copy to each board."""
 
 from __future__ import annotations
 
@@ -54,7 +51,7 @@ class NodeSpec:
 
     @classmethod
     def parse(cls, text: str) -> NodeSpec:
-        """Raises ConfigError that names the part that is wrong."""
+        """Parses a `--node`. Raises ConfigError that names the wrong part."""
         name, *parts = text.split(",")
         fields: dict[str, str] = {}
         for part in parts:
@@ -74,7 +71,7 @@ class NodeSpec:
         return cls(name=name, **fields)
 
     def node_toml(self, number: int, shape: tuple[int, int, int], test: Founded) -> dict[str, Any]:
-        """The sections of the board's NODE.toml, with what the test data say. Raises ConfigError."""
+        """Returns the sections of the board's NODE.toml, with what the test data say. Raises ConfigError."""
         board, link = _reference(self.board, "board"), _reference(self.link, "link")
         data: dict[str, Any] = {"source": self.data, "shape": list(shape)}
         if test.classes is not None:
@@ -95,7 +92,6 @@ class NodeSpec:
         return sections
 
     def mission_toml(self, number: int) -> dict[str, Any]:
-        """The board's [[node]] in mission.toml."""
         board, link = (
             f"boards/{self.name}/{_reference(profile, kind)}" if _is_file(profile) else profile
             for profile, kind in ((self.board, "board"), (self.link, "link"))
@@ -107,12 +103,11 @@ class NodeSpec:
 
     @property
     def encrypts(self) -> bool:
-        """Both ends of the link, or neither."""
         return self.encrypt == "true"
 
     def _port_on_board(self) -> str:
-        """The other end: the same device name until it is edited, the UDP port that the ground calls. Raises
-        ConfigError where neither end would say where the other is."""
+        """Returns the other end: the same device name, or the UDP port that the ground calls. Raises
+        ConfigError where neither end says where the other is."""
         try:
             far_url = facts_of(self.port).far_url
         except BadUrl as error:
@@ -133,12 +128,11 @@ class NodeSpec:
 
 
 def create_mission(folder: Path, specs: list[NodeSpec], wishes: Mapping[str, Any]) -> Iterator[str]:
-    """Writes the mission and yields a line about each thing written. `wishes`: what the [mission] section
-    says, None for what is left out; paths are meant from the current folder.
+    """Writes the mission and yields a line about each thing written.
 
-    Raises ConfigError before anything is written, OSError where the disk refuses. Nothing is
-    written over: keys that boards already hold must not change.
-    """
+    wishes: the [mission] section, None for what is left out; paths are relative to the current folder. Raises
+    ConfigError before anything is written, OSError where the disk refuses. Nothing is overwritten: keys that
+    boards already hold must not change."""
     _check_new(folder, specs)
     data, data_folder = wishes["data"], wishes["data_folder"]
     rules = {key: value for key, value in wishes.items() if value is not None}
@@ -166,10 +160,10 @@ def create_mission(folder: Path, specs: list[NodeSpec], wishes: Mapping[str, Any
         if spec.encrypts:
             check_cipher(f"{COMMAND}: --node {spec.name}: encrypt=true")
         files[board_folder(folder, spec) / "node.toml"] = _toml("One board", sections)
-    # Last, as it makes a mission of the folder.
+    # This one is written last: it makes the folder a mission.
     files[folder / MISSION_FILE] = _toml("A mission", msgspec.to_builtins(mission))
     with _alone_in(folder):
-        _check_new(folder, specs)  # another `init` may just have ended in it
+        _check_new(folder, specs)  # another `init` may just have finished in it
         _write(folder, specs, files)
     for spec in specs:
         board = board_folder(folder, spec)
@@ -179,8 +173,7 @@ def create_mission(folder: Path, specs: list[NodeSpec], wishes: Mapping[str, Any
 
 
 def _write(folder: Path, specs: list[NodeSpec], files: Mapping[Path, str]) -> None:
-    """Writes keys, profiles and then `files`, all of it durable on return. What cannot be finished is
-    removed: nobody holds any of its keys yet. Raises OSError, ConfigError."""
+    """Writes keys, profiles and `files`, durably on return. Removes them on failure: no board holds a key."""
     made: list[Path] = []
     try:
         for spec in specs:
@@ -211,7 +204,7 @@ def _write(folder: Path, specs: list[NodeSpec], files: Mapping[Path, str]) -> No
 
 
 def _check_new(folder: Path, specs: list[NodeSpec]) -> None:
-    """That nothing of a mission is in the way. Raises ConfigError."""
+    """Raises ConfigError where a mission, or a key that a board may hold, exists already."""
     if (folder / MISSION_FILE).exists():
         raise ConfigError(f"{folder / MISSION_FILE}: there is a mission already; choose another folder")
     for spec in specs:
@@ -222,7 +215,7 @@ def _check_new(folder: Path, specs: list[NodeSpec]) -> None:
 
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Keeps every other command that writes out of the folder. Raises ConfigError, OSError."""
+    """Keeps other commands that write out of the folder. Raises ConfigError, OSError."""
     try:
         with sole_user(folder):
             yield
@@ -231,12 +224,12 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 
 def roll_key(folder: Path, name: str, *, drop_old: bool) -> str:
-    """Gives a node a new key beside those it has, or leaves it the newest alone; returns what to do next.
-    Raises ConfigError, BadKey, and OSError where the disk refuses."""
+    """Gives a node a new key beside its others, or drops all but the newest; returns what to do next. Raises
+    ConfigError, BadKey, and OSError where the disk refuses."""
     mission = load_mission(folder)
     node = mission.find_node(name)
     copy = mission.folder / "boards" / name / "node.key"
-    with _alone_in(node.key_path.parent):  # and not the mission's folder: the daemon may run, and holds that
+    with _alone_in(node.key_path.parent):  # not in the mission's folder, which a running daemon holds
         keys = load_keys(node.key_path)
         try:
             keys = newest(keys) if drop_old else roll(keys, new_key())
@@ -250,7 +243,6 @@ def roll_key(folder: Path, name: str, *, drop_old: bool) -> str:
 
 
 def board_folder(folder: Path, spec: NodeSpec) -> Path:
-    """What is copied to a board."""
     return folder / "boards" / spec.name
 
 
@@ -259,7 +251,7 @@ def _keys(folder: Path, spec: NodeSpec) -> tuple[Path, Path]:
 
 
 def _reference(profile: str, kind: str) -> str:
-    """What NODE.toml calls a profile: a shipped one's name, or where the copy of a file lies beside it."""
+    """Returns a profile's name for NODE.toml: a shipped name, or where a file's copy lies beside it."""
     return f"{kind}-profile/{Path(profile).name}" if _is_file(profile) else profile
 
 
@@ -268,7 +260,7 @@ def _is_file(profile: str) -> bool:
 
 
 def _toml(what: str, sections: dict[str, Any]) -> str:
-    """TOML of sections, and of lists of sections, whose values are numbers, text and lists of them."""
+    """Writes TOML of sections and lists of sections, whose values are numbers, text and lists of them."""
     lines = [f"# {what}. Every key: docs/reference/"]
     for name, section in sections.items():
         head, tables = (f"[[{name}]]", section) if isinstance(section, list) else (f"[{name}]", [section])

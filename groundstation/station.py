@@ -1,4 +1,4 @@
-"""One node as the ground sees it: its port, its session, its spool, and what is under way on its link."""
+"""The ground's end of one node's link."""
 
 from __future__ import annotations
 
@@ -23,11 +23,9 @@ COUNTED = (
 
 
 class Station:
-    """Owns the link with one node. model_bytes: of the mission's model in float32, which bounds what is taken
-    from its board.
+    """The link with one node. model_bytes: size of the float32 model, which limits what the board may send.
 
-    Raises ConfigError for a contact plan that cannot be used, BadKey, StoreError, OSError.
-    """
+    Raises ConfigError for an unusable contact plan, BadKey, StoreError, OSError."""
 
     def __init__(
         self, node: Node, store: Store, folder: Path, now: float, recorder: Recorder | None = None,
@@ -46,20 +44,18 @@ class Station:
 
     @property
     def session(self) -> Session:
-        """The session of the present epoch."""
         return self.endpoint.session
 
     def renew(self, now: float) -> None:
-        """Begins the link again, as a restart of the daemon does; what was offered has to be offered
-        again."""
-        with contextlib.suppress(Exception):  # of a link that failed, nothing is sure to work
+        """Begins the link again, as a restart would; offers have to be repeated."""
+        with contextlib.suppress(Exception):  # nothing is sure to work on a failed link
             self.count(now)
         entered = self._store.enter_node(self.node.id, self.node.name)
         self.endpoint.renew(entered, self._store.taken(self.node.id), now)
         self._earlier = self._store.counters(self.node.id)
 
     def count(self, now: float) -> None:
-        """Adds this run's counters to those of earlier runs, in the database."""
+        """Stores the sum of this run's counters and those of earlier runs."""
         snapshot = self.session.snapshot(now)
         run = {name: getattr(snapshot, name) for name in COUNTED}
         run |= {"updates_late": self.late_updates, "updates_refused": self.refused_updates}
@@ -68,7 +64,6 @@ class Station:
         )
 
     def view(self, now: float) -> dict[str, Any]:
-        """The link's state for a live view."""
         return {
             "node": self.node.name,
             "profile": self.node.link.name,
@@ -78,7 +73,7 @@ class Station:
         }
 
     def close(self, now: float) -> None:
-        """Saves the counters and what is half received, then closes the port."""
+        """Saves the counters and partial transfers, then closes the port."""
         try:
             self.count(now)
         finally:

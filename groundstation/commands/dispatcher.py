@@ -1,10 +1,8 @@
-"""Commands on their way from the queue to the boards, and their results back into the store.
+"""Sends queued commands to the boards, and stores their results.
 
-What is stored is all that is known: a state is durable before anything follows from it, so a daemon that is
-killed goes on where it was. A command is on the link at most once at a time and keeps its id, so whatever is
-repeated the board runs it once. A board gets one command after the other: the next leaves when the one before
-is on its disk.
-"""
+A state is durable before anything follows from it, so a daemon that is killed continues where it was. A
+command keeps its id, and the board runs it once however often it is sent. A board's next command leaves once
+the one before is on its disk."""
 
 from __future__ import annotations
 
@@ -25,7 +23,7 @@ from onboard.wire.messages import BadMessage, Reason, digest
 
 log = logging.getLogger(__name__)
 
-LOOK_EVERY_S = 0.5  # for what was queued, what expired, and who is in contact
+LOOK_EVERY_S = 0.5  # at the queue, expiries and contacts
 WAITS_FOR = {
     CommandState.QUEUED: "it was not sent",
     CommandState.SENT: "the board did not acknowledge it",
@@ -41,12 +39,12 @@ class CommandDispatcher:
     ) -> None:
         self._inbox, self._table = CommandInbox(folder), CommandTable(store)
         self._stations, self._wall = stations, wall
-        self._offered: dict[bytes, bytes] = {}  # digest of an object on its way: the command's id
+        self._offered: dict[bytes, bytes] = {}  # digest of an object in transfer: its command's id
         self._due_s = 0.0
 
     def step(self, now: float) -> None:
-        """Takes in what was queued, gives up what has expired, and sends what may be sent. Raises StoreError;
-        the next call goes on from what is stored."""
+        """Queues requests, expires commands, and sends what may be sent. Raises StoreError, and then resumes
+        from the store at the next call."""
         if now < self._due_s:
             return
         self._due_s = now + LOOK_EVERY_S
@@ -69,19 +67,18 @@ class CommandDispatcher:
                 self._send(row, station, now)
 
     def _send(self, row: CommandRow, station: Station, now: float) -> None:
-        """Offers a command; one that is on its way already stays so."""
         if row.state is CommandState.QUEUED:
             presence = station.session.presence
             if not station.session.in_contact(now) or presence.alone or presence.in_doubt:
-                return  # no frame would leave now, to a board that is there as far as anybody knows
+                return  # no frame would leave now for a board that is known to be there
             self._table.move(row, CommandState.SENT, self._wall())
             say(log, "command-sent", **self._told(row))
         name = station.session.offer(COMMAND, encode_command(row.command), now, priority=PRIORITY)
         self._offered[name] = row.id
 
     def handle(self, station: Station, event: Event, now: float) -> bool:
-        """Takes an event of a board's link if it is about a command; returns whether it was. Raises
-        StoreError; the event may then be told again."""
+        """Takes an event about a command; returns whether it was one. It may be repeated after a
+        StoreError."""
         if isinstance(event, Arrived) and event.kind == RESULT:
             self._take_result(station, event, now)
             return True
@@ -89,7 +86,7 @@ class CommandDispatcher:
             return False
         row = self._table.find(self._offered[event.digest])
         if row is None or row.state is not CommandState.SENT:
-            pass  # it has expired, or its result came first
+            pass  # it has expired, or its result arrived first
         elif isinstance(event, Delivered):
             self._table.move(row, CommandState.ACKNOWLEDGED, self._wall())
             say(log, "command-acknowledged", **self._told(row))
@@ -105,7 +102,7 @@ class CommandDispatcher:
         say(log, "command-refused", level=logging.WARNING, **self._told(row), why=why)
 
     def _take_result(self, station: Station, arrived: Arrived, now: float) -> None:
-        """What became of a command: checked, then durable, then acknowledged."""
+        """Checks a result, makes it durable, and then acknowledges it."""
         try:
             result = decode_result(arrived.payload)
         except BadMessage as error:

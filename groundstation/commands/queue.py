@@ -1,10 +1,7 @@
-"""Commands as a user words and sees them: checked before they are queued, and listed wherever they are.
+"""The queue of commands: files that the daemon moves into the database, of which it is the only writer.
 
-The daemon is the only writer of the database. So whoever queues a command leaves a file in `commands/` of the
-mission's folder, durable and whole before it has its name; the daemon takes it into the database and removes
-it, at once or when it next runs. A kill in between leaves both, and the file's id, which is its name, says
-that the command is there already.
-"""
+Whoever queues a command leaves a durable file in `commands/` of the mission's folder, named by the command's
+id. If a kill leaves both the file and the row, the id shows that they are one command."""
 
 from __future__ import annotations
 
@@ -40,7 +37,7 @@ _MAX_FILE_BYTES = 16 * MAX_BYTES  # JSON escapes take six times a byte at most
 
 
 class CommandInbox:
-    """The files of a mission in `folder`."""
+    """The files of queued commands."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "commands"
@@ -54,7 +51,7 @@ class CommandInbox:
         replace_durably(self._path(request), msgspec.json.encode(request))
 
     def requests(self) -> list[CommandRequest]:
-        """Those that wait, oldest first. A file that is none of them is put aside, where that is possible."""
+        """Returns those that wait, oldest first. An invalid file is put aside where possible."""
         try:
             paths = [*self._folder.glob("*.json")]
         except OSError:
@@ -63,7 +60,7 @@ class CommandInbox:
         return sorted(found, key=lambda request: (request.queued_at, request.id))
 
     def remove(self, request: CommandRequest) -> None:
-        """Removes what is in the database now. A file that stays is found there again, and does no harm."""
+        """Removes a request that is in the database. If the file stays, that does no harm."""
         with contextlib.suppress(OSError):
             self._path(request).unlink()
 
@@ -92,8 +89,8 @@ class BadCommand(ValueError):  # noqa: N818 - "bad" says error already
 
 
 def command_of(name: str, words: Sequence[str], command_id: str | None = None) -> Command:
-    """The command that a user worded, with arguments as KEY=VALUE, under an id of 16 hexadecimal digits or a
-    new one. Raises BadCommand."""
+    """Builds a command from its name and KEY=VALUE words, with the given id of 16 hex digits or a new one.
+    Raises BadCommand for words that do not fit."""
     if name not in COMMANDS:
         raise BadCommand(f"unknown command {name!r}; boards know {', '.join(COMMANDS)}")
     try:
@@ -128,7 +125,7 @@ def enqueue(mission: Mission, board: str, command: Command, expires_s: float) ->
 
 
 def all_commands(mission: Mission) -> list[CommandRow]:
-    """All that are kept, oldest first, whether the daemon has taken them in or not. Raises StoreError."""
+    """Returns all kept commands, in the database or not yet, oldest first. Raises StoreError."""
     waiting = CommandInbox(mission.folder).requests()  # before the store: a command that moves is in both
     stored = list[CommandRow]()
     if mission.database.exists():
@@ -139,12 +136,11 @@ def all_commands(mission: Mission) -> list[CommandRow]:
 
 
 def find(mission: Mission, command_id: bytes) -> CommandRow | None:
-    """The command with this id. Raises StoreError."""
     return next((row for row in all_commands(mission) if row.id == command_id), None)
 
 
 def wait_for(mission: Mission, row: CommandRow, wait_s: float) -> CommandRow:
-    """The command once it is over, or as it is after `wait_s` seconds. Raises StoreError."""
+    """Waits up to `wait_s` seconds for the command to end; returns its latest row. Raises StoreError."""
     until_s = time.monotonic() + wait_s
     while not row.state.is_final and (left_s := until_s - time.monotonic()) > 0:
         time.sleep(min(LOOK_EVERY_S, left_s))

@@ -1,5 +1,4 @@
-"""A command's life as the ground knows it: which states there are, which may follow which, and the database's
-table of what was queued and what became of it."""
+"""The states of a command, their transitions, and the database's table of commands."""
 
 from __future__ import annotations
 
@@ -15,35 +14,34 @@ from groundstation.store.database import errors
 from groundstation.store.store import Store
 from onboard.mission.commands import Command, Name, Value
 
-KEPT = 1000  # commands that are over: older ones go
+KEPT = 1000  # finished commands; older ones are deleted
 
 
 class CommandState(Enum):
-    """Where a command is; the value is what the store and the user see."""
+    """The state of a command; the value is what the store and the user see."""
 
-    QUEUED = "queued"  # durable here, and no byte of it has left
-    SENT = "sent"  # it may have left, and the board has not said that it holds it
+    QUEUED = "queued"  # durable here; no byte of it has left
+    SENT = "sent"  # it may have left, but is not acknowledged
     ACKNOWLEDGED = "acknowledged"  # durable on the board
     DONE = "done"  # the board ran it, and its result is here
     REFUSED = "refused"  # the board did not run it, and said why
-    EXPIRED = "expired"  # its time passed first; where it was sent, it may have been run all the same
+    EXPIRED = "expired"  # its time has passed; if it was sent, it may still have been run
 
     @property
     def is_final(self) -> bool:
-        """Whether nobody works on it any more."""
         return self in (CommandState.DONE, CommandState.REFUSED, CommandState.EXPIRED)
 
 
-_TOLD = frozenset({CommandState.DONE, CommandState.REFUSED})  # by the board's result, which is the truth
+_TOLD = frozenset({CommandState.DONE, CommandState.REFUSED})  # by the board's result, which always counts
 TRANSITIONS: Mapping[CommandState, frozenset[CommandState]] = {
-    # A result comes before the command is sent where the database is an older copy,
+    # A result comes before SENT if the database is an older copy,
     CommandState.QUEUED: _TOLD | {CommandState.SENT, CommandState.EXPIRED},
-    # before the acknowledgement where that is lost,
+    # before ACKNOWLEDGED if that frame was lost,
     CommandState.SENT: _TOLD | {CommandState.ACKNOWLEDGED, CommandState.EXPIRED},
     CommandState.ACKNOWLEDGED: _TOLD | {CommandState.EXPIRED},
     CommandState.DONE: frozenset(),
     CommandState.REFUSED: frozenset(),
-    # and late where the board had the command before it was withdrawn.
+    # and late if the board had the command before it was withdrawn.
     CommandState.EXPIRED: _TOLD,
 }
 
@@ -53,7 +51,7 @@ _FINAL = ", ".join(f"'{state.value}'" for state in CommandState if state.is_fina
 
 @dataclass(frozen=True)
 class CommandRow:
-    """One command as stored. Times are Unix seconds; those of what has not happened are None."""
+    """One command as stored. Times are Unix seconds, None for what has not happened."""
 
     id: bytes
     node: int
@@ -70,12 +68,11 @@ class CommandRow:
 
     @property
     def command(self) -> Command:
-        """What travels."""
         return Command(id=self.id, name=self.name, arguments=dict(self.arguments))
 
 
 class CommandRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A command for a board, as it was queued. `id`: 16 hexadecimal digits. Times are Unix seconds."""
+    """A command as queued for a board. `id`: 16 hexadecimal digits. Times are Unix seconds."""
 
     id: Annotated[str, Meta(pattern="^[0-9a-f]{16}$")]
     node: Annotated[int, Meta(ge=0, le=254)]
@@ -86,7 +83,6 @@ class CommandRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     @property
     def row(self) -> CommandRow:
-        """The command as it is stored."""
         return CommandRow(
             id=bytes.fromhex(self.id), node=self.node, name=self.name, arguments=self.arguments,
             state=CommandState.QUEUED, queued_at=self.queued_at, expires_at=self.expires_at,
@@ -94,13 +90,13 @@ class CommandRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class CommandTable:
-    """The table `command` of a mission's database. Raises StoreError from every method when SQLite fails."""
+    """The table `command` of a mission's database. Every method raises StoreError when SQLite fails."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
     def queue(self, requests: Iterable[CommandRequest]) -> list[CommandRow]:
-        """Enters commands, all or none; returns those that were not there yet."""
+        """Inserts commands, all or none; returns those that are new."""
         new = [row for row in (request.row for request in requests) if self.find(row.id) is None]
         if not new:
             return []
@@ -124,7 +120,7 @@ class CommandTable:
         self, row: CommandRow, state: CommandState, now: float, *, why: str = "",
         result: Mapping[str, Value] | None = None,
     ) -> None:  # fmt: skip
-        """Notes another state of a command, which TRANSITIONS allows."""
+        """Stores a command's next state, which TRANSITIONS must allow."""
         assert state in TRANSITIONS[row.state], f"{row.state.value} command becomes {state.value}"
         told = None if result is None else _json(result)
         with self._store.transaction():
@@ -135,15 +131,14 @@ class CommandTable:
             )
 
     def find(self, command_id: bytes) -> CommandRow | None:
-        """One command, if it was ever queued."""
         return next(iter(self._rows("WHERE id = ?", command_id)), None)
 
     def unfinished(self) -> list[CommandRow]:
-        """Those that are not over, in the order in which they were queued."""
+        """Returns the commands that have not ended, oldest first."""
         return self._rows(f"WHERE state NOT IN ({_FINAL}) ORDER BY queued_at, id")
 
     def all(self) -> list[CommandRow]:
-        """All that are kept, in the order of the queue; none in an earlier form of the database."""
+        """Returns all kept commands, oldest first; none from a database that has no such table yet."""
         with errors(self._store.path):
             found = self._store.db.execute("SELECT 1 FROM sqlite_master WHERE name = 'command'").fetchone()
         return self._rows("ORDER BY queued_at, id") if found else []

@@ -1,4 +1,4 @@
-"""`python -m groundstation.models` rebuilds the shipped graphs; none is written unchecked."""
+"""Rebuilds the shipped graphs: `python -m groundstation.models`. None is written unchecked."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from groundstation.models.export import BATCH_SIZES, ExportError, write
 from onboard.learn.graph import SHIPPED
 
 BUILDERS = {"lenet5": lenet5, "lenet5-rgb": lenet5, "resnet20": resnet20, "resnet20-64": resnet20}
-"""What builds the graphs of each row of `NETWORKS`."""
+"""The module that builds the graphs of each row of `NETWORKS`."""
 BATCHES = {"resnet20": (1, 2, 3), "resnet20-64": (1, 2)}
-"""Batches whose gradients are checked, where not BATCH_SIZES: of the millions of units of more images, one is
-always at its kink."""
+"""Batch sizes whose gradients are checked, where not BATCH_SIZES: with more images, a unit is at its kink."""
 
 
 @click.command(
@@ -24,7 +23,7 @@ always at its kink."""
     "--out", type=click.Path(path_type=Path), default=SHIPPED, help="Folder to write into.", show_default=True
 )
 def main(out: Path) -> None:
-    """Build, check and write each model; exit 1 with one line where a gradient is not autograd's."""
+    """Builds, checks and writes each model; exits with 1 where a gradient is not autograd's."""
     for name, network in BUILDERS.items():
         train, infer = network.train_graph(name), network.infer_graph(name)
         try:

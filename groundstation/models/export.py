@@ -1,13 +1,12 @@
-"""A model leaves for the boards only when its graphs compute what torch's autograd computes.
+"""Writes a model's graphs only if they compute what torch's autograd computes.
 
-A board trusts a training graph blindly: a wrong gradient still lowers the loss for a while, and nobody on the
-ground sees which operator lied. (torch.onnx 2.13 translates BatchNorm in training mode wrongly without a
-word.) So every pair of graphs is run by onnxruntime beside the torch network they stand for, in float64, and
-one above `TOLERANCE` is not written.
+A board cannot check a training graph: with a wrong gradient the loss still falls for a while, and nobody sees
+which operator is wrong. (torch.onnx 2.13 silently mistranslates BatchNorm in training mode.) So onnxruntime
+runs every pair of graphs beside its torch network in float64, and no pair with an error above `TOLERANCE` is
+written.
 
-A ReLU has no gradient at 0. A unit that rounding takes across its kink changes a deep network's gradients by
-1e-3 and more, torch's in float32 as well; so batches are drawn until all units are at least `KINK` away.
-"""
+A ReLU has no gradient at 0. A unit that rounding moves across this kink changes a deep network's gradients by
+1e-3 and more, torch's in float32 too; so batches are drawn until all units are at least `KINK` away."""
 
 from __future__ import annotations
 
@@ -21,34 +20,29 @@ import onnx
 
 from onboard.learn.graph import InferGraph, Parameters, TrainGraph, initial
 
-TOLERANCE = 1e-5  # of the largest value in a tensor; float32 in another order of summation gives some 3e-6
+TOLERANCE = 1e-5  # of a tensor's largest value; another order of float32 summation gives about 3e-6
 BATCH_SIZES = (1, 2, 7, 10, 33)  # one image, odd ones, the papers' batch, and one over 32
-KINK = 2e-6  # ResNet-20's units were off by 1e-6 and less in float32
+KINK = 2e-6  # float32 moved ResNet-20's units by 1e-6 at most
 DRAWS = 100
 
 
 class Reference(Protocol):
-    """The same network in torch: parameters and running statistics, and images -> logits (N, classes).
-
-    In training it normalizes by the batch, and the running statistics go on in place.
-    """
+    """The same network in torch: (parameters and running statistics, images) -> logits (N, classes). Training
+    normalizes by the batch, and updates the running statistics in place."""
 
     def __call__(self, parameters: Mapping[str, Any], x: Any, *, training: bool) -> Any: ...
 
 
 class ExportError(RuntimeError):
-    """A graph differs from its torch network; it was not written."""
+    """A graph that differs from its torch network and was not written."""
 
 
 def write(
     folder: Path, name: str, train: onnx.ModelProto, infer: onnx.ModelProto, reference: Reference,
     batch_sizes: Sequence[int] = BATCH_SIZES,
 ) -> float:  # fmt: skip
-    """Check both graphs, then put `NAME.train.onnx` and `NAME.infer.onnx` into `folder`.
-
-    Returns the largest error found, relative as in `disagreement`. Raises `ExportError`, and leaves whatever
-    the folder held, when an error is above `TOLERANCE` for any of the batch sizes.
-    """
+    """Checks both graphs, then writes `NAME.train.onnx` and `NAME.infer.onnx` into `folder`. Returns the
+    largest error. Raises ExportError, and leaves the folder as it was, if that is above `TOLERANCE`."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         built = {use: Path(scratch) / f"{name}.{use}.onnx" for use in ("train", "infer")}
@@ -73,12 +67,11 @@ def write(
 def disagreement(
     train: TrainGraph, infer: InferGraph, reference: Reference, batch: int, seed: int
 ) -> dict[str, float]:
-    """Error of the loss, the logits, every gradient and every next running statistic on one random batch.
+    """Returns the errors of loss, logits, gradients and next running statistics on one random batch.
 
-    For a tensor the error is max |ours - autograd's| / max |autograd's|, without a unit. Half of each
-    image is blank, as around a drawn digit, so that the four places under a maximum tie; not where there is
-    normalization, in whose sums the many equal values cancel (float32 is then off by 5e-5, torch's as well).
-    """
+    A tensor's error is max |ours - autograd's| / max |autograd's|. Half of each image is blank, as around a
+    drawn digit, so that the four places under a maximum tie; but not with normalization, in whose sums many
+    equal values cancel (float32 is then off by 5e-5, torch's too)."""
     rng = np.random.default_rng(seed)
     for _ in range(DRAWS):
         x = rng.random((batch, *train.input_shape), dtype=np.float32)
@@ -115,7 +108,7 @@ def _autograd(
 
 
 def _nearest_kink(reference: Reference, parameters: Parameters, x: Any) -> float:
-    """The smallest magnitude that any ReLU of the network is given."""
+    """Returns the smallest magnitude among the inputs of all ReLUs."""
     import torch
     from torch.overrides import TorchFunctionMode
 
@@ -133,7 +126,6 @@ def _nearest_kink(reference: Reference, parameters: Parameters, x: Any) -> float
 
 
 def _doubles(parameters: Parameters, x: Any) -> tuple[dict[str, Any], Any]:
-    """Tensors of float64, none shared with the arrays."""
     import torch
 
     tensors = {name: torch.from_numpy(value).double() for name, value in parameters.items()}

@@ -1,17 +1,16 @@
-"""LeNet-5 as two ONNX graphs whose gradients are autograd's: one that trains, one that answers.
+"""LeNet-5 as two ONNX graphs: one trains, with autograd's gradients, and one infers.
 
 The network is the 20-50-500-10 LeNet-5 of the ALQ and SpaceDML papers: two 5x5 convolutions, each with a
-bias, a 2x2 maximum and a ReLU, then 500 hidden units and the classes; 431,080 parameters for 1x28x28.
-Caffe's LeNet has no ReLU after its convolutions; with them this one is better by 2.0 points
-(MNIST, 600 images, 8 epochs of Adam at 1e-3, mean of three seeds: 92.9 % against 90.4 %).
+bias, a 2x2 maximum and a ReLU, then 500 hidden units and the classes; 431,080 parameters for 1x28x28. Caffe's
+LeNet has no ReLU after its convolutions; with them this one ends at 92.9 % and not 90.4 % (MNIST, 600 images,
+8 epochs of Adam at 1e-3, mean of three seeds).
 
 The backward pass is written by hand in standard operators, so that any onnxruntime can train:
 
 - of a convolution, the weight's gradient is a convolution of x^T with dY^T (batch and channel axes swapped),
   and the input's gradient is a transposed convolution with the same weight;
-- of a 2x2 maximum, the gradient goes back to the place the maximum came from (`MaxUnpool`);
-- the rest is in `pieces`.
-"""
+- of a 2x2 maximum, the gradient goes back to where the maximum came from (`MaxUnpool`);
+- the rest is in `pieces`."""
 
 from __future__ import annotations
 
@@ -25,12 +24,12 @@ from groundstation.models import pieces
 from groundstation.models.pieces import backward_dense, backward_relu, dense, node
 
 CLASSES = 10
-# Channels and side of the image of each published variant.
+# Channels and sides of the image of each published variant.
 VARIANTS: Mapping[str, tuple[int, int, int]] = {"lenet5": (1, 28, 28), "lenet5-rgb": (3, 28, 28)}
 
 
 def shapes(channels: int = 1) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every parameter, in the order in which both graphs take them."""
+    """Returns the name and shape of every parameter, in the order of the graphs' inputs."""
     return {
         "conv1.weight": (20, channels, 5, 5),
         "conv1.bias": (20,),
@@ -44,16 +43,15 @@ def shapes(channels: int = 1) -> dict[str, tuple[int, ...]]:
 
 
 def forward_macs(channels: int = 1) -> int:
-    """Multiply-adds of one image's forward pass: every weight once per position it is applied at."""
+    """Returns the multiply-adds of one image's forward pass: every weight once per position."""
     places = {"conv1.weight": 24 * 24, "conv2.weight": 8 * 8, "fc1.weight": 1, "fc2.weight": 1}
     parameters = shapes(channels)
     return sum(math.prod(parameters[name]) * times for name, times in places.items())
 
 
 def train_graph(name: str) -> onnx.ModelProto:
-    """See `pieces.train_model`."""
     nodes = _forward(indices=True) + pieces.loss() + _backward_dense()
-    # d.act2 -> gradients of both convolutions. The image's own gradient is needed by nobody.
+    # d.act2 -> gradients of both convolutions. Nobody needs the image's gradient.
     nodes += [
         *_backward_block(2, "act1"),
         node("ConvTranspose", ["d.conv2", "conv2.weight"], ["d.act1"]),
@@ -63,7 +61,6 @@ def train_graph(name: str) -> onnx.ModelProto:
 
 
 def infer_graph(name: str) -> onnx.ModelProto:
-    """See `pieces.infer_model`."""
     return pieces.infer_model(_plan(name), _forward(indices=False))
 
 
@@ -73,7 +70,7 @@ def _plan(name: str) -> pieces.GraphPlan:
 
 
 def reference(parameters: Mapping[str, Any], x: Any, *, training: bool) -> Any:
-    """The same network in torch, for autograd to differentiate: tensors in, logits (N, 10) out."""
+    """The same network in torch: tensors in, logits (N, 10) out."""
     from torch.nn.functional import conv2d, linear, max_pool2d, relu
 
     p = parameters
@@ -84,10 +81,8 @@ def reference(parameters: Mapping[str, Any], x: Any, *, training: bool) -> Any:
 
 
 def _forward(*, indices: bool) -> list[onnx.NodeProto]:
-    """x -> logits; with `indices`, each maximum also tells where it came from.
-
-    The ReLU stands after the maximum: either order gives the same value, and this one a quarter of the work.
-    """
+    """x -> logits; with `indices`, each maximum also returns where it came from. The ReLU follows the
+    maximum, which gives the same value for a quarter of the work."""
     pool = {"kernel_shape": [2, 2], "strides": [2, 2]}
     return [
         node("Conv", ["x", "conv1.weight", "conv1.bias"], ["conv1"]),
@@ -104,7 +99,7 @@ def _forward(*, indices: bool) -> list[onnx.NodeProto]:
 
 
 def _backward_dense() -> list[onnx.NodeProto]:
-    """d.logits -> gradients of both dense layers and d.act2, the gradient of the last pooled maps."""
+    """d.logits -> gradients of both dense layers, and d.act2 of the last pooled maps."""
     return [
         *backward_dense("hidden", "fc2", "d.logits", "d.hidden"),
         *backward_relu("hidden", "d.hidden", "d.fc1"),
@@ -115,10 +110,8 @@ def _backward_dense() -> list[onnx.NodeProto]:
 
 
 def _backward_block(n: int, x: str) -> list[onnx.NodeProto]:
-    """d.actN -> d.convN and the gradients of convolution N, whose input is `x`.
-
-    The bias's gradient is summed before MaxUnpool spreads it: the places it adds are zeros.
-    """
+    """d.actN -> d.convN and the gradients of convolution N with input `x`. The bias's gradient is summed
+    before MaxUnpool, which only adds zeros."""
     swap = {"perm": [1, 0, 2, 3]}
     return [
         *backward_relu(f"act{n}", f"d.act{n}", f"d.pool{n}"),

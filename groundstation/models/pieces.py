@@ -1,12 +1,11 @@
-"""What hand-written training graphs share: inputs, facts, and layers with their gradients.
+"""Shared parts of the hand-written training graphs: inputs, metadata, and layers with their gradients.
 
-- Of a ReLU, the gradient goes on where the unit was on.
-- Of a dense layer y = x W^T + b: dW = dy^T x, db = the sum of dy over the batch, dx = dy W.
-- Of the loss, `SoftmaxCrossEntropyLoss` hands out log-probabilities, so dlogits = (softmax - truth) / N.
+- A ReLU passes the gradient where the unit was on.
+- A dense layer y = x W^T + b has dW = dy^T x, db = the sum of dy over the batch, dx = dy W.
+- `SoftmaxCrossEntropyLoss` returns log-probabilities, so dlogits = (softmax - truth) / N.
 
-Tensors are named: `d.NAME` is the loss's gradient by NAME, `grad.NAME` the one by a parameter, which leaves
-the graph. Opset 17 and IR 8 are what onnxruntime 1.12 already read; nothing here needs a newer one.
-"""
+`d.NAME` is the gradient of the loss by NAME; `grad.NAME`, by a parameter, is an output of the graph.
+onnxruntime 1.12 already reads opset 17 and IR 8, and nothing here needs newer ones."""
 
 from __future__ import annotations
 
@@ -27,9 +26,10 @@ node = helper.make_node
 
 @dataclass(frozen=True)
 class GraphPlan:
-    """What both graphs of a network share: its name, the shapes of its parameters and running statistics in
-    the order in which they are taken, which of them are statistics, and the image's channels and sides.
-    `forward_macs`: multiply-adds of one image's forward pass."""
+    """What both graphs of a network share.
+
+    `shapes`: of parameters and running statistics, in the order of the inputs; `buffers`: which of them are
+    statistics; `image`: channels and sides; `forward_macs`: multiply-adds of one image's forward pass."""
 
     name: str
     shapes: Mapping[str, tuple[int, ...]]
@@ -40,7 +40,7 @@ class GraphPlan:
 
 
 def train_model(plan: GraphPlan, nodes: list[onnx.NodeProto], constants: Constants = ()) -> onnx.ModelProto:
-    """One checked model: parameters and statistics, x float32 (N, C, H, W), y int64 (N) -> mean loss,
+    """Returns a checked model: parameters and statistics, x float32 (N, C, H, W), y int64 (N) -> mean loss,
     `grad.NAME` of every parameter, `next.NAME` of every statistic."""
     outputs = [VALUE("loss", FLOAT, [])]
     outputs += [
@@ -58,18 +58,17 @@ def train_model(plan: GraphPlan, nodes: list[onnx.NodeProto], constants: Constan
 
 
 def infer_model(plan: GraphPlan, nodes: list[onnx.NodeProto], constants: Constants = ()) -> onnx.ModelProto:
-    """One checked model: parameters and statistics, x float32 (N, C, H, W) -> logits float32 (N, classes)."""
+    """Returns a checked model: parameters and statistics, x float32 (N, C, H, W) -> logits (N, classes)."""
     outputs = [VALUE("logits", FLOAT, ["N", plan.classes])]
     return _model(plan, helper.make_graph(nodes, f"{plan.name}.infer", _inputs(plan), outputs, [*constants]))
 
 
 def integers(constants: Mapping[str, Sequence[int]]) -> list[onnx.TensorProto]:
-    """Vectors of int64 by name."""
     return [helper.make_tensor(name, INT64, [len(values)], values) for name, values in constants.items()]
 
 
 def loss() -> list[onnx.NodeProto]:
-    """logits, y -> mean loss and its gradient d.logits = (softmax(logits) - onehot(y)) / N."""
+    """logits, y -> mean loss and d.logits = (softmax(logits) - onehot(y)) / N."""
     return [
         node("SoftmaxCrossEntropyLoss", ["logits", "y"], ["loss", "log_probability"], reduction="mean"),
         node("Exp", ["log_probability"], ["probability"]),
@@ -82,7 +81,7 @@ def loss() -> list[onnx.NodeProto]:
 
 
 def backward_relu(activation: str, gradient: str, result: str) -> list[onnx.NodeProto]:
-    """The gradient where the unit was on; an activation is never negative, so its sign is 0 or 1."""
+    """Passes the gradient where the unit was on: an activation is never negative, so its sign is 0 or 1."""
     return [
         node("Sign", [activation], [f"{activation}.on"]),
         node("Mul", [gradient, f"{activation}.on"], [result]),
@@ -90,12 +89,11 @@ def backward_relu(activation: str, gradient: str, result: str) -> list[onnx.Node
 
 
 def dense(x: str, layer: str, result: str) -> onnx.NodeProto:
-    """x (N, inputs) -> what the dense layer gives."""
     return node("Gemm", [x, f"{layer}.weight", f"{layer}.bias"], [result], transB=1)
 
 
 def backward_dense(x: str, layer: str, gradient: str, result: str) -> list[onnx.NodeProto]:
-    """The gradients of a dense layer's parameters, and of what it takes, as `result`."""
+    """Returns a dense layer's gradients by its parameters and, as `result`, by its input."""
     return [
         node("Gemm", [gradient, x], [f"grad.{layer}.weight"], transA=1),
         node("ReduceSum", [gradient, "over_batch"], [f"grad.{layer}.bias"], keepdims=0),
@@ -109,7 +107,7 @@ def _inputs(plan: GraphPlan) -> list[onnx.ValueInfoProto]:
 
 
 def _model(plan: GraphPlan, graph: onnx.GraphProto) -> onnx.ModelProto:
-    """With the facts that a board cannot read off a session's inputs and outputs."""
+    """Adds the metadata that a board cannot read off a graph's inputs and outputs."""
     built = helper.make_model(
         graph,
         ir_version=IR_VERSION,

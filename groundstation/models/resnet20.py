@@ -1,22 +1,21 @@
-"""ResNet-20 with BatchNorm as two ONNX graphs, one that trains, with autograd's gradients, one that answers.
+"""ResNet-20 with BatchNorm as two ONNX graphs: one trains, with autograd's gradients, and one infers.
 
 He et al., "Deep residual learning for image recognition", CVPR 2016, section 4.2: a convolution, three stages
 of three blocks with 16, 32 and 64 channels, the mean over all places, one dense layer; shortcuts without
 parameters (option A: every other place, zeros for the new channels). 269,722 parameters, for 3x32x32 as in
-the paper and as many for 3x64x64, and 1,376 running statistics.
+the paper as well as for 3x64x64, and 1,376 running statistics.
 
-BatchNorm (Ioffe and Szegedy, ICML 2015) is written out: torch.onnx translates it wrongly when it trains. The
-training graph normalizes with the batch's mean and variance and hands out each running statistic's next
-value (`next.NAME`: 0.9 of the old and 0.1 of the batch's, its variance unbiased, as torch has it). The other
-graph normalizes with what was handed in.
+BatchNorm (Ioffe and Szegedy, ICML 2015) is written out, because torch.onnx mistranslates its training. The
+training graph normalizes with the batch's mean and variance, and returns each running statistic's next value
+(`next.NAME`: 0.9 of the old and 0.1 of the batch's, with the unbiased variance, as in torch). The inference
+graph normalizes with the statistics that it is given.
 
 The backward pass, by hand:
 
-- of a convolution, the weight's gradient is the product of x, once for each of the nine places of the kernel,
-  with dY (twice as fast as the convolution of x with dY); the input's is a transposed convolution;
+- of a convolution, the weight's gradient is the product of dY with x under each of the kernel's nine places
+  (twice as fast as the convolution of x with dY); the input's is a transposed convolution;
 - of BatchNorm, with v the normalized input: dx = gain / std (dy - mean(dy) - v mean(dy v));
-- of a shortcut, zeros are put between the places, and the new channels are left out.
-"""
+- of a shortcut, zeros are put between the places, and the new channels are dropped."""
 
 from __future__ import annotations
 
@@ -32,14 +31,14 @@ from groundstation.models.pieces import FLOAT, backward_dense, backward_relu, de
 
 CLASSES = 10
 CHANNELS = (16, 32, 64)
-BLOCKS = 3  # a stage: 6 n + 2 layers
+BLOCKS = 3  # n per stage, for 6 n + 2 layers
 EPSILON, MOMENTUM = 1e-5, 0.1  # torch's defaults
 VARIANTS: Mapping[str, tuple[int, int, int]] = {"resnet20": (3, 32, 32), "resnet20-64": (3, 64, 64)}
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """A 3x3 convolution without bias and its BatchNorm: names, and places a side of what comes in."""
+    """A 3x3 convolution without bias and its BatchNorm. `side`: of the input."""
 
     conv: str
     norm: str
@@ -55,7 +54,7 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Two units and the shortcut around them; its output is named `out`, what comes in `x`."""
+    """Two units and the shortcut around them, from `x` to `out`."""
 
     x: str
     first: Unit
@@ -64,7 +63,7 @@ class Block:
 
 
 def units(side: int) -> tuple[Unit, tuple[Block, ...]]:
-    """The first unit, and all blocks, for images of side x side."""
+    """Returns the first unit and all blocks, for images of side x side."""
     stem = Unit("conv1", "bn1", 3, CHANNELS[0], 1, side)
     blocks = list[Block]()
     x, channels = "act", CHANNELS[0]
@@ -79,7 +78,7 @@ def units(side: int) -> tuple[Unit, tuple[Block, ...]]:
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
-    """Name and shape of all that both graphs take, in their order: parameters, and running statistics."""
+    """Returns the name and shape of all parameters and running statistics, in the graphs' order."""
     found: dict[str, tuple[int, ...]] = {}
     for unit in _all(VARIANTS["resnet20"][1]):
         found[f"{unit.conv}.weight"] = (unit.channels, unit.channels_in, 3, 3)
@@ -89,19 +88,18 @@ def shapes() -> dict[str, tuple[int, ...]]:
 
 
 def buffers() -> tuple[str, ...]:
-    """The running statistics, in the graphs' order."""
+    """Returns the names of the running statistics, in the graphs' order."""
     return tuple(name for name in shapes() if name.rpartition(".")[2].startswith("running_"))
 
 
 def forward_macs(name: str) -> int:
-    """Multiply-adds of one image's forward pass, of convolutions and the dense layer."""
+    """Returns the multiply-adds of one image's forward pass, in convolutions and the dense layer."""
     side = VARIANTS[name][1]
     convolutions = sum(9 * unit.channels_in * unit.channels * unit.side_out**2 for unit in _all(side))
     return convolutions + CLASSES * CHANNELS[-1]
 
 
 def train_graph(name: str) -> onnx.ModelProto:
-    """See `pieces.train_model`."""
     stem, blocks = units(VARIANTS[name][1])
     nodes = [*_forward(stem, blocks, training=True), *pieces.loss(), *_backward(stem, blocks)]
     return pieces.train_model(
@@ -110,7 +108,6 @@ def train_graph(name: str) -> onnx.ModelProto:
 
 
 def infer_graph(name: str) -> onnx.ModelProto:
-    """See `pieces.infer_model`."""
     stem, blocks = units(VARIANTS[name][1])
     return pieces.infer_model(
         _plan(name), [*_forward(stem, blocks, training=False)], _constants(stem, blocks)
@@ -122,10 +119,7 @@ def _plan(name: str) -> pieces.GraphPlan:
 
 
 def reference(parameters: Mapping[str, Any], x: Any, *, training: bool) -> Any:
-    """The same network in torch, for autograd to differentiate: tensors in, logits (N, 10) out.
-
-    In training the running statistics among `parameters` go on in place.
-    """
+    """The same network in torch: tensors in, logits (N, 10) out. Training updates the statistics in place."""
     from torch.nn.functional import batch_norm, conv2d, linear, pad, relu
 
     p = parameters
@@ -155,7 +149,6 @@ def _all(side: int) -> Iterator[Unit]:
 
 
 def _forward(stem: Unit, blocks: tuple[Block, ...], *, training: bool) -> Iterator[onnx.NodeProto]:
-    """x -> logits."""
     yield from _forward_unit("x", stem, training=training)
     yield node("Relu", [stem.norm], ["act"])
     for block in blocks:
@@ -175,11 +168,11 @@ def _forward(stem: Unit, blocks: tuple[Block, ...], *, training: bool) -> Iterat
 
 
 def _forward_unit(x: str, unit: Unit, *, training: bool) -> Iterator[onnx.NodeProto]:
-    """x -> what the unit's BatchNorm gives, named as it."""
+    """x -> the unit's BatchNorm, under its name."""
     conv, norm = unit.conv, unit.norm
     yield node("Conv", [x, f"{conv}.weight"], [conv], pads=[1, 1, 1, 1], strides=[unit.stride] * 2)
     if not training:
-        # Mixed from values that were quantized or late, a variance can be below 0.
+        # A variance that was averaged from quantized or late values can be below 0.
         yield node("Relu", [f"{norm}.running_var"], [f"{norm}.variance"])
         given = [f"{norm}.{name}" for name in ("weight", "bias", "running_mean", "variance")]
         yield node("BatchNormalization", [conv, *given], [norm], epsilon=EPSILON)
@@ -200,7 +193,7 @@ def _forward_unit(x: str, unit: Unit, *, training: bool) -> Iterator[onnx.NodePr
 
 
 def _next_statistics(unit: Unit) -> Iterator[onnx.NodeProto]:
-    """The batch's mean and variance, the latter times n / (n - 1) for the n = N S S values it is of."""
+    """The batch's mean, and its variance times n / (n - 1) for its n = N S S values."""
     norm = unit.norm
     yield node("Shape", [unit.conv], [f"{norm}.shape"])
     yield node("Gather", [f"{norm}.shape", "over_batch_and_place"], [f"{norm}.sides"])
@@ -217,7 +210,7 @@ def _next_statistics(unit: Unit) -> Iterator[onnx.NodeProto]:
 
 
 def _backward(stem: Unit, blocks: tuple[Block, ...]) -> Iterator[onnx.NodeProto]:
-    """d.logits -> all gradients. The image's own gradient is needed by nobody."""
+    """d.logits -> all gradients. Nobody needs the image's gradient."""
     yield from backward_dense("flat", "fc", "d.logits", "d.flat")
     yield node("Mul", ["d.flat", "a_place"], ["d.pool.flat"])
     yield node("Shape", ["pool"], ["pool.shape"])
@@ -234,7 +227,7 @@ def _backward(stem: Unit, blocks: tuple[Block, ...]) -> Iterator[onnx.NodeProto]
 
 
 def _backward_shortcut(block: Block) -> Iterator[onnx.NodeProto]:
-    """What comes through the shortcut joins what comes through the units: d.x."""
+    """Adds the gradients through the shortcut and through the units: d.x."""
     first, short = block.first, f"d.{block.second.norm}"
     if first.stride == 2:
         name = f"d.{block.out}.short"
@@ -247,7 +240,7 @@ def _backward_shortcut(block: Block) -> Iterator[onnx.NodeProto]:
 
 
 def _backward_unit(x: str, unit: Unit, result: str | None) -> Iterator[onnx.NodeProto]:
-    """d.NORM -> the gradients of the unit's parameters, and of its input `x` as `result`."""
+    """d.NORM -> the gradients by the unit's parameters and, as `result`, by its input `x`."""
     conv, norm = unit.conv, unit.norm
     over = {"axes": [0, 2, 3]}
     yield node("Mul", [f"d.{norm}", f"{norm}.unit"], [f"d.{norm}.unit"])
@@ -269,7 +262,7 @@ def _backward_unit(x: str, unit: Unit, result: str | None) -> Iterator[onnx.Node
 
 
 def _backward_weight(x: str, unit: Unit) -> Iterator[onnx.NodeProto]:
-    """x, d.CONV -> grad.CONV.weight: x as it lies under each place of the kernel, times d.CONV."""
+    """x, d.CONV -> grad.CONV.weight: x under each place of the kernel, times d.CONV."""
     conv = unit.conv
     yield node("Pad", [x, "a_place_around"], [f"{conv}.padded"])
     yield node("Transpose", [f"{conv}.padded"], [f"{conv}.x"], perm=[1, 0, 2, 3])
@@ -288,7 +281,6 @@ def _backward_weight(x: str, unit: Unit) -> Iterator[onnx.NodeProto]:
 
 
 def _constants(stem: Unit, blocks: tuple[Block, ...]) -> list[onnx.TensorProto]:
-    """What the forward pass takes."""
     whole = {"from_00": [0, 0], "to_end": [stem.side] * 2, "places": [2, 3], "by_2": [2, 2]}
     for unit in (block.first for block in blocks if block.first.stride == 2):
         new = unit.channels - unit.channels_in
@@ -297,7 +289,6 @@ def _constants(stem: Unit, blocks: tuple[Block, ...]) -> list[onnx.TensorProto]:
 
 
 def _training_constants(stem: Unit, blocks: tuple[Block, ...]) -> list[onnx.TensorProto]:
-    """What BatchNorm in training and the backward pass take besides."""
     reals = {
         "epsilon": EPSILON, "one": 1.0, "new_part": MOMENTUM, "old_part": 1 - MOMENTUM,
         "a_place": 1 / blocks[-1].second.side_out**2,

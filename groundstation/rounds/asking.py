@@ -1,11 +1,9 @@
-"""What each board is asked in the round that is open, whether it holds that, and when it is asked again.
+"""What each board is asked in the open round, whether it holds that, and when it is asked again.
 
-A board can take a question and come to know no more of it: its disk was lost or is damaged, or its training
-failed. It is then asked again. Each asking is another object (`Task.asking`), so that a board which counts
-the one before as done hears it as new, and it is durable before it leaves, so that a ground that is killed
-goes on with the same one. What was forgotten is asked again at once the first time, what failed after a
-pause; both ever less often, as the reason may be a lasting one.
-"""
+A board can take a question and lose it: its disk is lost or damaged, or its training fails. It is then asked
+again. Each asking is another object (`Task.asking`), so a board that counts the one before as done takes it
+as new. It is durable before it is sent, so a ground that is killed continues with the same one. A forgotten
+question is repeated at once the first time, a failed one after a pause; both then ever less often."""
 
 from __future__ import annotations
 
@@ -18,13 +16,12 @@ from onboard.mission.health import Failure, Health, State
 from onboard.mission.objects import MODEL
 from onboard.wire.messages import digest
 
-FIRST_PAUSE_S = 10.0  # before the second time, then twice as long each time, up to the round's deadline
+FIRST_PAUSE_S = 10.0  # before the first repetition; it then doubles, up to the round's deadline
 
 
 @dataclass(slots=True)
 class Question:
-    """What one board is asked in round `number`, in its `asking`: the object's digest, and whether the board
-    has said that it holds it."""
+    """What one board is asked in round `number`: the object's digest, and whether the board has it."""
 
     number: int
     asking: int
@@ -33,18 +30,17 @@ class Question:
     again_at: float = 0.0  # not asked again before
 
     def is_meant(self, health: Health) -> bool:
-        """Whether the health is of a board that holds this."""
+        """Whether the report is of a board that holds this question."""
         return (health.round, health.asking) == (self.number, self.asking & 0xFF)
 
     def is_forgotten(self, health: Health) -> bool:
-        """Whether the health is of a board that took this and knows no more of it."""
+        """Whether the report is of a board that took this question and has lost it."""
         is_without = health.state == State.IDLE or (
             health.state == State.FAILED and health.failure == Failure.DISK
         )
         return is_without and (self.delivered or self.is_meant(health))
 
     def may_be_repeated(self, now: float, deadline_s: float) -> bool:
-        """Whether the node may be asked again now; if so, the next time is later."""
         if now < self.again_at:
             return False
         self.again_at = now + pause_s(self.asking, deadline_s)
@@ -52,25 +48,25 @@ class Question:
 
 
 class Askings:
-    """The questions of one round, or the final model's, by node."""
+    """The questions of one round, or of the final model, by node."""
 
     def __init__(self, store: Store, stations: Mapping[int, Station]) -> None:
         self._store, self._stations = store, stations
         self.questions: dict[int, Question] = {}
 
     def ask(self, node: int, number: int, payload: bytes, asking: int, now: float) -> None:
-        """Puts a question on its way, in place of what the node was asked before."""
+        """Offers a question to a node, in place of an earlier one."""
         session, name = self._stations[node].session, digest(MODEL, payload)
         self._withdraw(node, now, but=name)
         cut = self._store.fragment_bytes(node, name)
         session.offer(MODEL, payload, now, fragment_bytes=cut)
-        if cut is None:  # so that after a restart nothing that the board holds is sent again
+        if cut is None:  # so that a restart sends nothing again that the board holds
             self._store.set_fragment_size(node, name, session.fragment_bytes(name))
         before = self.questions.get(node)
         self.questions[node] = Question(number, asking, name, again_at=before.again_at if before else 0.0)
 
     def withdraw(self, now: float) -> None:
-        """Whoever is still being asked need not go on."""
+        """Cancels all questions that are still being sent."""
         for node in self._stations:
             self._withdraw(node, now)
 
@@ -81,11 +77,9 @@ class Askings:
                 session.cancel(name, now)
 
     def find(self, node: int, name: bytes) -> Question | None:
-        """What the node is asked, if it is that object."""
         question = self.questions.get(node)
         return question if question is not None and question.digest == name else None
 
 
 def pause_s(asking: int, deadline_s: float) -> float:
-    """How long after this asking the next one may be."""
     return min(FIRST_PAUSE_S * 2.0 ** min(asking, 32), deadline_s)

@@ -1,10 +1,8 @@
-"""What is stored of a round: its questions, answers and models, checked again as they are read.
+"""Reads what is stored of a round, its questions, answers and models, and checks it again.
 
-An answer was checked when it came in. By the time that it is read a disk may have changed it, or a version
-before took what this one does not. One that cannot be used is named with its reason, and is no reason to lose
-the others. A lack of memory is no fault of an answer's, and is raised. Between two starts of the daemon an
-operator may have taken a board out of the mission, or asked for another quorum, staleness or deadline.
-"""
+An answer was checked on arrival, but a disk may have changed it since, or an earlier version may have taken
+what this one does not. An unusable answer is logged with its reason, and the others still count. A lack of
+memory is not its fault and is raised. Between two starts, a mission's boards and rules may have changed."""
 
 from __future__ import annotations
 
@@ -33,12 +31,12 @@ from onboard.wire.messages import BadMessage
 log = logging.getLogger(__name__)
 
 LOST = ("failed", "refused", "lost")
-"""States of an answer that nobody waits for, until its board is asked again."""
+"""States of an answer that is not waited for until its board is asked again."""
 
 
 @dataclass(frozen=True)
 class Closing:
-    """Averages the stored answers of a round, and judges what the boards will get."""
+    """Averages the stored answers of a round, and evaluates the result."""
 
     server: Server
     store: Store
@@ -49,8 +47,8 @@ class Closing:
     def average(
         self, number: int, nodes: Iterable[int], base: bytes
     ) -> Generator[bool, None, tuple[bytes, dict[int, str]]]:
-        """The answers of these nodes in round `number`, onto the packed weights `base` that it sent: the
-        packed weights, none where some answer could not be used, and those with the reason of each."""
+        """Averages these nodes' answers in round `number` onto the packed weights `base` that it sent.
+        Returns the packed weights, empty if some answer was unusable, and the reasons for these by node."""
         average, usable, unusable = RoundAverage(self.server, number, base), list[int](), dict[int, str]()
         for node in nodes:
             try:
@@ -70,14 +68,14 @@ class Closing:
             self._tell(outlier, number)
             yield from self._each(average.add, number, usable)
         try:
-            with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is looked at
+            with np.errstate(over="ignore", invalid="ignore"):  # the result is checked
                 packed = average.packed()
                 for name, weights in self.server.weights(packed).items():
                     if not np.isfinite(weights).all():
                         raise ValueError(f"{name} has values that are not finite")
         except MemoryError:
             raise
-        except Exception as error:  # each of them can be used, and all of them together cannot
+        except Exception as error:  # each of them is usable, but not all together
             packed = b""
             farthest = max(usable, key=lambda node: norm(self._open(number, node)[1].reconstruct()))
             unusable[farthest] = f"with it there is no average: {_why(error)}"
@@ -90,7 +88,6 @@ class Closing:
             yield True
 
     def judge(self, packed: bytes) -> Generator[bool, None, Score]:
-        """Accuracy and loss of packed weights on the mission's test images."""
         scores = []
         for so_far in evaluate(self.infer, self.server.weights(packed), self.test.x, self.test.y):
             scores.append(so_far)
@@ -98,25 +95,24 @@ class Closing:
         return scores[-1]  # covers all images
 
     def lose(self, number: int, unusable: Mapping[int, str], now: float) -> None:
-        """Notes why the answers of these nodes are of no use, as if they had not come. Raises StoreError."""
+        """Marks these nodes' answers as lost, for the reasons given. Raises StoreError."""
         for node, why in sorted(unusable.items()):
             self.store.lose(number, node, why, now)
             name = self.names.get(node, str(node))
             say(log, "update-lost", level=logging.WARNING, node=name, round=number, why=why)
 
     def training(self, number: int) -> BoardTraining | None:
-        """How round `number` asked each board to train; None where no such round is stored."""
+        """Returns how round `number` asked each board to train; None where no such round is stored."""
         asked = task_of(self.store.asked(number))
         return asked[0].training if asked else None
 
     def _weigh(self, average: RoundAverage, number: int) -> Iterator[bool]:
-        """All answers have been looked at: says who is beyond the others, or beyond the rounds before."""
         for earlier in range(number - 1, 0, -1):
             if not average.wants_earlier:
                 break
             base = self.store.model(earlier - 1) or b""
             for answer in self.store.answers(earlier):
-                with contextlib.suppress(ValueError):  # a disk may have changed it since
+                with contextlib.suppress(ValueError):  # a disk may have changed it
                     average.look_back(*self._open(earlier, answer["node"]), base)
                 yield True
         for outlier in average.weigh():
@@ -127,7 +123,7 @@ class Closing:
         say(log, "outlier", level=logging.WARNING, node=name, round=number, **outlier.log_fields())
 
     def _open(self, number: int, node: int) -> tuple[Update, Model]:
-        """One stored answer. Raises ValueError, also for one that is not stored."""
+        """Returns one stored answer. Raises ValueError, also where none is stored."""
         payload = self.store.payload(number, node)
         if payload is None:
             raise ValueError("there is nothing stored of it")
@@ -135,18 +131,18 @@ class Closing:
 
 
 def _why(error: Exception) -> str:
-    """A complaint about the answer in its own words; of what nobody foresaw also where it was raised."""
+    """Words an error; one that nobody foresaw also says where it was raised."""
     return one_line(str(error)) if isinstance(error, ValueError) and str(error) else where(error)
 
 
 def restored(row: RoundRow, answers: Sequence[Mapping[str, Any]], mission: Mission, now: float) -> Round:
-    """The open round in `row`, with its rows of answers, of boards that the mission has; `now` on the links'
-    clock. Raises ValueError where it has none of those that were asked."""
+    """Rebuilds an open round from its row and the answers of boards that the mission has. `now`: on the
+    links' clock. Raises ValueError where none of the asked boards is left."""
     rules, nodes = mission.rules, {node.id for node in mission.nodes}
     states = {answer["node"]: answer["state"] for answer in answers if answer["node"] in nodes}
     merged = {node for node, state in states.items() if state == "merged"}
     asked = frozenset(states) - merged
-    # Never more than a round has, whatever is stored: by another deadline, or by a disk that rots.
+    # Never more than a whole round: the deadline may have changed, or a disk the number.
     left_s = rules.deadline_s if row.left_s is None else min(max(row.left_s, 0.0), rules.deadline_s)
     return Round(
         row.number,
@@ -161,7 +157,7 @@ def restored(row: RoundRow, answers: Sequence[Mapping[str, Any]], mission: Missi
 
 
 def task_of(model: bytes | None) -> tuple[Task, bytes] | None:
-    """The task and the packed weights in what a round sent, if a board can read it: a disk rots."""
+    """Returns the task and the packed weights of a question, or None if a disk has damaged it."""
     try:
         task, packed = decode_task(model or b"")
     except BadMessage:
@@ -170,8 +166,9 @@ def task_of(model: bytes | None) -> tuple[Task, bytes] | None:
 
 
 def accuracies(store: Store, server: Server) -> list[float]:
-    """Of the rounds that are closed, the last of which has left a model to build on. One that has not, as its
-    model was lost, is opened again. Raises StoreError."""
+    """Returns the accuracies of the closed rounds. Raises StoreError.
+
+    A last round that has lost its model is opened again, unless the round after it still holds the model."""
     closed = [row for row in store.rounds() if row.closed_at is not None]
     while closed:
         number = closed[-1].number
@@ -179,7 +176,7 @@ def accuracies(store: Store, server: Server) -> list[float]:
         if not why:
             break
         sent = task_of(store.asked(number + 1))
-        if sent and not _unusable(server, sent[1]):  # by the round after it, to every board
+        if sent and not _unusable(server, sent[1]):  # by the next round, to every board
             store.put_model(number, sent[1])
             break
         store.reopen(number)
@@ -189,7 +186,7 @@ def accuracies(store: Store, server: Server) -> list[float]:
 
 
 def _unusable(server: Server, packed: bytes | None) -> str:
-    """Why nothing can be built on these weights; nothing if something can."""
+    """Returns why nothing can be built on these weights; empty if they are usable."""
     if packed is None:
         return "its model is not there"
     try:

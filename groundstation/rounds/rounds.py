@@ -1,8 +1,7 @@
-"""A mission's rounds, read top to bottom: ask K of N, take what arrives, average, quantize, judge, go on.
+"""A mission's rounds: ask K of N, take what arrives, average, quantize, evaluate, repeat.
 
-`life` is a generator: it yields wherever the links may want service, and goes on when called again. All it
-decides is in the store before it acts, so a daemon that is killed goes on with the same round.
-"""
+`life` is a generator that yields wherever the links may need service. Every decision is stored before it
+takes effect, so a daemon that is killed continues with the same round."""
 
 from __future__ import annotations
 
@@ -31,9 +30,9 @@ from onboard.wire.messages import BadMessage, Reason
 
 log = logging.getLogger(__name__)
 
-SAVE_TIME_S = 30.0  # of a round, at most, runs twice where the ground is killed,
-SAVE_SHARE = 8  # and at most this part of the time that it ran,
-SAVE_FIRST_S = 1.0  # which is saved ahead: a round of a ground that is killed every second ends, too
+SAVE_TIME_S = 30.0  # at most this much of a round is repeated after a kill,
+SAVE_SHARE = 8  # and at most this part of the time that it ran;
+SAVE_FIRST_S = 1.0  # saved ahead: a round ends even if the ground is killed every second
 
 
 class Rounds:
@@ -69,15 +68,15 @@ class Rounds:
         self._wall = wall
         self._now = 0.0
         self._round: Round | None = None
-        self._forgetful: dict[int, str] = {}  # nodes that know no more of the round, and why
-        self._final, self._final_until_s = b"", 0.0  # the final model's object, once it is on its way
+        self._forgetful: dict[int, str] = {}  # nodes that have lost the round's question, and why
+        self._final, self._final_until_s = b"", 0.0  # the final model's object, once it is sent
         self._time_due_s, self._began_s = 0.0, math.inf
         self._life = self.life()
 
-    # what the links say
+    # events of the links
 
     def handle(self, station: Station, event: Event, now: float) -> None:
-        """Takes one event of one node's link. Raises StoreError; the event may then be told again."""
+        """Takes one event of one node's link. Raises StoreError; the event may then be repeated."""
         node = station.node.id
         if isinstance(event, Arrived):
             self._take(station, event, now)
@@ -106,11 +105,11 @@ class Rounds:
             self._give_up(station, "refused")
         else:
             question.delivered = True
-            if node in self._waiting():  # a message of failure overtakes the DONE of what cannot be trained
+            if node in self._waiting():  # a report of failed training can overtake the DONE
                 self.store.mark(self.number, node, "delivered", self._wall())
 
     def _take(self, station: Station, arrived: Arrived, now: float) -> None:
-        """An update: checked, stored with the replay floor in one barrier, then acknowledged."""
+        """Checks an update, stores it with the replay floor in one barrier, then acknowledges it."""
         name, session = station.node.name, station.session
         try:
             update, _ = self._server.open(
@@ -176,15 +175,15 @@ class Rounds:
             self._give_up(station, "failed")
 
     def _ask_the_forgetful(self, now: float) -> None:
-        """Asks boards that know no more of the round, as their next health is a minute away."""
+        """Repeats the question to boards that lost it: their next report is a minute away."""
         open_to = self._round.asked - self._round.answered if self._round else frozenset()
         for node, why in list(self._forgetful.items()):
             if node not in open_to or self._ask_if_due(node, self._askings.questions[node], why, now):
                 del self._forgetful[node]
 
     def _ask_if_due(self, node: int, question: Question, why: str, now: float) -> bool:
-        """Asks a board that has forgotten once more, unless that was just done: the final model again, or
-        the round's question as another object, durable and then on its way."""
+        """Asks a board that lost the question again unless it is too soon: the final model itself, or the
+        round's question as a new object that is durable first."""
         if not question.may_be_repeated(now, self.mission.rules.deadline_s):
             return False
         name = self.stations[node].node.name
@@ -204,7 +203,7 @@ class Rounds:
             self._round.lose(station.node.id, self._now)
 
     def renewed(self, station: Station, now: float) -> None:
-        """A link has begun again: what was asked on it is asked once more. Raises StoreError."""
+        """Repeats what was asked on a link that has begun again. Raises StoreError."""
         self._now = now
         node = station.node.id
         if node in self._waiting():
@@ -217,7 +216,7 @@ class Rounds:
         self._ask(node, asked_again(self._row().model, asking), asking)
 
     def _ask(self, node: int, payload: bytes, asking: int) -> None:
-        """Puts a question on its way; a link that cannot carry it is told, and the others are asked."""
+        """Sends a question. If the link fails, its board is given up and the others are still asked."""
         try:
             number = self.number if self._round else self.number + 1
             self._askings.ask(node, number, payload, asking, self._now)
@@ -228,14 +227,13 @@ class Rounds:
             say(log, "link-failed", level=logging.ERROR, node=station.node.name, why=where(error))
             self._give_up(station, "failed")
 
-    # the story
+    # the course of a mission
 
     def step(self, now: float) -> bool:
-        """Goes on with the mission; True when it has more to do at once.
+        """Continues the mission; returns whether it has more to do at once.
 
-        Raises StoreError where the disk refuses. After that and after an error that nobody foresaw the next
-        call goes on from what is stored; after the latter it pauses, as what raised it may be stored.
-        """
+        Raises StoreError where the disk refuses. After that, and after an unforeseen error, the next call
+        continues from the store; an unforeseen error also causes a pause, as its cause may be stored."""
         self._now = now
         if now < self._setbacks.again_at:
             return False
@@ -250,14 +248,14 @@ class Rounds:
             self._life = self.life()
             self._setbacks.happened(error, now, round=self.number)
             if self._setbacks.is_lasting and self._round is not None:
-                # Whatever it is that this round cannot be closed with, it is not tried for ever.
+                # Whatever keeps this round from being closed is not tried for ever.
                 nodes = self._round.answered | self._round.merged
                 self._closing.lose(self.number, dict.fromkeys(nodes, where(error)), self._wall())
             return False
 
     def life(self) -> Iterator[bool]:
-        """The mission from its first unfinished round to its end. Yields True in the middle of work, False
-        while there is nothing to do but to wait for the links."""
+        """Plays the mission from its first unfinished round to its end. Yields True in the middle of work,
+        False while it waits for the links."""
         rules, self._final = self.mission.rules, b""
         scores = accuracies(self.store, self._server)
         while (why := finished(scores, rules.rounds, rules.target_accuracy)) is None:
@@ -276,7 +274,7 @@ class Rounds:
             yield False
 
     def _open(self, number: int) -> Iterator[bool]:
-        """Opens round `number`, or goes on with it after a restart, and offers its model to K nodes."""
+        """Opens round `number`, or continues it after a restart, and offers its model to K nodes."""
         rules, self.number, nodes = self.mission.rules, number, [node.id for node in self.mission.nodes]
         choice = sorted(choose(nodes, self.mission.select, rules.seed, number))
         if self.store.round(number) is None:
@@ -301,8 +299,8 @@ class Rounds:
         yield True
 
     def _wait(self) -> Iterator[bool]:
-        """Until the quorum has answered, or the deadline passes with an answer. Silence is no error: a round
-        that nobody answered goes on, with the same nodes, and those that failed are asked again."""
+        """Waits until the quorum has answered, or the deadline passes with an answer. Silence is no error: a
+        round without answers continues with the same nodes."""
         assert self._round is not None
         while (verdict := self._round.judge(self._now)) in (RoundState.OPEN, RoundState.EMPTY):
             if verdict is RoundState.OPEN:
@@ -312,8 +310,8 @@ class Rounds:
                 yield from self._go_on_without_answers()
 
     def _go_on_without_answers(self) -> Iterator[bool]:
-        """Another deadline. Those that failed are asked again after a pause, which doubles, as the reason may
-        be a lasting one; those that hold the question still and are silent need not hear it again."""
+        """Starts another deadline. Boards that failed are asked again after a pause, which doubles, as the
+        reason may last; silent boards still hold the question."""
         assert self._round is not None
         rules, lost = self.mission.rules, self._round.lost
         askings = [answer["asking"] for answer in self.store.answers(self.number) if answer["node"] in lost]
@@ -331,8 +329,8 @@ class Rounds:
         yield from self._open(self.number)
 
     def _close(self) -> Generator[bool, None, float | None]:
-        """Averages those that answered, quantizes, judges what the boards will get, and stores it. None where
-        an answer cannot be used: it is lost, and the round goes on with the others."""
+        """Averages, quantizes, evaluates what the boards will get, and stores it; returns the accuracy, or
+        None if an answer was unusable: it is lost, and the round continues."""
         assert self._round is not None
         nodes = sorted(self._round.answered | self._round.merged)
         packed, unusable = yield from self._closing.average(self.number, nodes, self._packed(self.number - 1))
@@ -353,8 +351,8 @@ class Rounds:
         return score.accuracy
 
     def _deploy(self) -> Iterator[bool]:
-        """Sends the final model to every node, to keep and to use; waits for it as long as for a round. Of a
-        mission that is finished already it is offered again, as not every node may have heard it."""
+        """Sends the final model to every node, and waits as long as for a round. After a restart it is
+        offered again, as not every node may have received it."""
         stored = self.store.mission()
         self.number = max(row.number for row in self.store.rounds())
         self._final = self._server.model(self.number + 1, self._packed(self.number), deploy=True)
@@ -372,14 +370,14 @@ class Rounds:
             yield False
 
     def mend(self) -> None:
-        """Goes on from what is whole of a database that a disk has damaged. Raises StoreError."""
+        """Continues with the intact rows of a damaged database. Raises StoreError."""
         self.store.mend()
         self._life = self.life()
 
     # time
 
     def save_time(self, now: float, *, ahead_s: float = SAVE_FIRST_S) -> None:
-        """The time that the round has left is durable: no clock says after a restart how long it was."""
+        """Stores the time that the round has left: after a restart no clock says how long it was."""
         self._began_s = min(self._began_s, now)
         self._time_due_s = now + min(max((now - self._began_s) / SAVE_SHARE, SAVE_FIRST_S), SAVE_TIME_S)
         if self._round is not None:
@@ -387,12 +385,12 @@ class Rounds:
             self.store.time_left(self.number, left_s, self._wall())
 
     def paused(self, seconds: float) -> None:
-        """The ground stood still (it was stopped, or its disk was): that is nobody's delay."""
+        """Adds a standstill of the ground to the deadlines: it is nobody's delay."""
         self._final_until_s += seconds
         if self._round is not None:
             self._round.deadline_s += seconds
 
-    # pieces of it
+    # helpers
 
     def _row(self) -> RoundRow:
         row = self.store.round(self.number)
@@ -400,7 +398,7 @@ class Rounds:
         return row
 
     def _packed(self, number: int) -> bytes:
-        """The weights that round `number` made; none before the first, which both ends draw from the seed."""
+        """Returns the weights that round `number` made; before the first, the seed gives both ends theirs."""
         if number == 0:
             return b""
         packed = self.store.model(number)
@@ -408,7 +406,6 @@ class Rounds:
         return packed
 
     def _waiting(self) -> frozenset[int]:
-        """Nodes that were asked and may still answer."""
         if self._round is None:
             return frozenset()
         return self._round.asked - self._round.answered - self._round.lost
@@ -417,5 +414,4 @@ class Rounds:
         return [self.stations[node].node.name for node in sorted(nodes)]
 
     def view(self) -> dict[str, Any]:
-        """Where the mission stands, for a live view."""
         return {"round": self.number, "waiting": self._names(self._waiting())}

@@ -1,14 +1,13 @@
 """The mission's SQLite file: one connection, one writer (the daemon), and a digest of every row.
 
-The file has a write-ahead log with full sync: a committed transaction survives a power cut, and
-`groundstation status` can read while the daemon runs.
+With a write-ahead log and full sync, a committed transaction survives a power cut, and `groundstation status`
+can read while the daemon runs.
 
-SQLite checks how its pages refer to each other, and not their content. So triggers of the writer's connection
-compute a digest of each row, which no statement can omit, and the ledger holds their sum: a changed row fails
-its own digest; a lost row, or one that came back from an older log, fails the sum. Every row is checked as it
-is read. The ledger also counts the transactions (`generation`), and so does a file beside the database, the
-witness. `recovery` repairs what they find.
-"""
+SQLite checks how its pages refer to each other, but not their content. So triggers of the writer's
+connection, which no statement can bypass, compute a digest of each row, and the ledger holds their sum: a
+changed row fails its own digest; a lost row, or one from an older log, fails the sum. Every row is checked
+when it is read. The ledger and a file beside the database, the witness, count the transactions
+(`generation`). `recovery` repairs what they find."""
 
 from __future__ import annotations
 
@@ -39,7 +38,7 @@ TABLES: Mapping[str, tuple[str, ...]] = {
     "model": ("number",),
     "command": ("id",),
 }
-"""What is kept, in an order in which rows may be entered, and which columns name a row."""
+"""The tables, in an order in which rows may be inserted, and the columns that name a row."""
 DIGEST_BYTES = 16
 SUMS = 2 ** (8 * DIGEST_BYTES)
 _TRIGGERS = ("new", "set", "sum", "gone")
@@ -49,31 +48,31 @@ _MAGIC = b"SDW1"
 
 
 class StoreError(OSError):
-    """SQLite cannot read or write the database; the text says why. No stored row is lost."""
+    """A failure of SQLite to read or write the database; the text says why. No stored row is lost."""
 
 
 class StoreBusy(StoreError):  # noqa: N818 - a state of the world rather than a mistake
-    """Another program has locked the database, which is unchanged; try again later."""
+    """A lock of another program on the database, which is unchanged; try again later."""
 
 
 class StoreDamaged(StoreError):  # noqa: N818 - as those above
-    """A stored row is not what was written. `Store.mend` continues from the rows that are intact."""
+    """A stored row that is not what was written. `Store.mend` continues from the intact rows."""
 
 
 class StoreForeign(StoreError):  # noqa: N818 - it may be right where it is
-    """The file belongs to another program, or to a newer version of this one. It is left unchanged."""
+    """A file of another program or of a newer version of this one, which is left unchanged."""
 
 
 def row_digest(table: str, *pairs: Any) -> bytes:
-    """The digest of a row, given the names and values of its columns in turn. A NULL does not count, so that
-    a column can be added. Raises ValueError for text that is not valid Unicode."""
+    """Returns the digest of a row from its columns' names and values in turn. A NULL does not count, so
+    columns can be added. Raises ValueError for text that is not valid Unicode."""
     told = sorted(zip(pairs[::2], pairs[1::2], strict=True))
     held = [(name, value) for name, value in told if value is not None]
     return blake2s(msgspec.msgpack.encode((table, held)), digest_size=DIGEST_BYTES).digest()
 
 
 def is_whole(table: str, row: Mapping[str, Any]) -> bool:
-    """Whether a row is as it was written. A row of a form without digests is accepted."""
+    """Whether a row is as it was written. A row without a digest column is accepted."""
     if "digest" not in row:
         return True
     pairs = [each for name, value in row.items() if name != "digest" for each in (name, value)]
@@ -84,8 +83,7 @@ def is_whole(table: str, row: Mapping[str, Any]) -> bool:
 
 
 def is_believable(db: sqlite3.Connection) -> bool:
-    """Whether the ledger's row is as it was written, and with it the tables' definitions and the form's
-    number. A ledger without a row, into which nothing was entered yet, is accepted."""
+    """Whether the ledger is empty, or its row, the tables' definitions and the schema number are intact."""
     row = db.execute("SELECT generation, sum, digest FROM ledger").fetchone()
     try:
         return row is None or bool(_ledger_digest(row[0], row[1], _definitions(db)) == row[2])
@@ -94,8 +92,8 @@ def is_believable(db: sqlite3.Connection) -> bool:
 
 
 class Ledger:
-    """The ledger of a connection that writes: its triggers keep the digests, and it keeps their sum and the
-    number of transactions."""
+    """The ledger of a writing connection: the sum of the digests that its triggers keep, and the
+    generation."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
@@ -113,7 +111,6 @@ class Ledger:
 
     @contextlib.contextmanager
     def transaction(self, after: int = 0) -> Iterator[None]:
-        """A transaction, which gets the next number, above `after`."""
         self._change = 0
         with _atomic(self._db):
             yield
@@ -121,8 +118,7 @@ class Ledger:
         self.generation, self._sum = entered
 
     def adopt(self) -> None:
-        """Computes the digests of all rows again, in the transaction that has changed their columns, which
-        gets a number; then removes the triggers."""
+        """Recomputes all digests in the transaction that changed the columns, then removes the triggers."""
         for table in self._tables:
             self._db.execute(f"UPDATE {table} SET digest = {_call(self._db, table)}")
         self._enter(0)
@@ -131,7 +127,6 @@ class Ledger:
                 self._db.execute(f"DROP TRIGGER temp.{table}_{name}")
 
     def _enter(self, after: int) -> tuple[int, int]:
-        """Executes a transaction's last statement; returns its number, and the sum after it."""
         generation, total = max(self.generation, after) + 1, (self._sum + self._change) % SUMS
         packed = total.to_bytes(DIGEST_BYTES, "big")
         self._db.execute(
@@ -148,19 +143,18 @@ class Ledger:
 
 
 class ProgressWitness:
-    """A file beside the database at `path` counts its transactions: one that comes back older is noticed.
+    """A file beside the database that counts its transactions, so that lost ones are noticed.
 
-    If the write-ahead log is deleted, truncated or damaged, its transactions are lost, and what is left looks
-    intact. The count is written after each transaction without waiting for the disk. After a power cut it may
-    be too low, which proves nothing; it is never too high.
-    """
+    Without its write-ahead log a database has lost transactions but looks intact. The count is written after
+    each transaction without a sync: a power cut may leave it too low, which proves nothing, but never too
+    high."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.with_name(f"{path.name}.witness")
         self._handle = -1
 
     def read(self) -> int | None:
-        """The generation that was reached, or None without a witness. Raises ValueError for a damaged one."""
+        """Returns the generation reached, or None without a witness. Raises ValueError for a damaged one."""
         try:
             with self.path.open("rb") as file:
                 content = file.read(_WITNESS.size + 1)
@@ -187,7 +181,7 @@ class ProgressWitness:
 
 
 class Database:
-    """A connection to the file at `path`, made if need be. Every method raises StoreError."""
+    """A connection to the file at `path`, created if missing. Every method raises StoreError."""
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
@@ -219,12 +213,12 @@ class Database:
 
     @property
     def generation(self) -> int:
-        """How many transactions it has had; 0 where it was opened to be read."""
+        """The number of transactions so far; 0 on a read-only connection."""
         return self._ledger.generation if self._ledger else 0
 
     @property
     def is_displaced(self) -> bool:
-        """Whether its file, or one that SQLite keeps beside it, was deleted or replaced."""
+        """Whether the file, or one that SQLite keeps beside it, was deleted or replaced."""
         return self._ledger is not None and self._identity() != self._files
 
     def _identity(self) -> list[tuple[int, int] | None]:
@@ -232,7 +226,7 @@ class Database:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """All statements of the block or none take effect, and are on the disk when it ends."""
+        """Applies all statements of the block or none, durably when it ends."""
         with errors(self.path):
             if self._ledger is None:
                 raise StoreError(f"{self.path}: is a readonly database here: it was opened to be read")
@@ -241,8 +235,7 @@ class Database:
             self._witness.write(self._ledger.generation)
 
     def write_copy(self, path: Path) -> Path:
-        """Writes a copy beside `path`, for `publish` to give it that name; returns where it is. Raises
-        OSError, sqlite3.Error."""
+        """Writes a copy beside `path`, for `publish` to rename. Raises OSError, sqlite3.Error."""
         new = being_made(path)
         new.unlink(missing_ok=True)
         self._db.execute("VACUUM INTO ?", (str(new),))
@@ -250,20 +243,18 @@ class Database:
         return new
 
     def execute(self, statement: str, values: Any = ()) -> sqlite3.Cursor:
-        """Executes one statement inside a transaction."""
         return self._db.execute(statement, values)
 
     def executemany(self, statement: str, rows: Iterable[tuple[Any, ...]]) -> None:
-        """The same for each of the rows."""
         self._db.executemany(statement, rows)
 
     def one(self, table: str, where: str = "", *values: Any) -> dict[str, Any] | None:
-        """The first row of a table that meets a condition, checked. Raises StoreDamaged."""
+        """Returns the first row that meets a condition, checked. Raises StoreDamaged."""
         rows = self.all(table, f"{where} LIMIT 1", *values)
         return rows[0] if rows else None
 
     def all(self, table: str, where: str = "", *values: Any) -> list[dict[str, Any]]:
-        """All rows of a table that meet a condition, checked. Raises StoreDamaged."""
+        """Returns all rows that meet a condition, checked. Raises StoreDamaged."""
         with errors(self.path):
             rows = [dict(row) for row in self._db.execute(f"SELECT * FROM {table} {where}", values)]
         for row in rows:
@@ -276,7 +267,7 @@ class Database:
 
 @contextlib.contextmanager
 def errors(path: Path) -> Iterator[None]:
-    """Turns exceptions of SQLite, of the disk, and of decoding what is stored, into StoreError."""
+    """Turns errors of SQLite, of the disk, and of decoding stored values into StoreError."""
     try:
         yield
     except sqlite3.Error as error:
@@ -301,7 +292,7 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 def migrate(db: sqlite3.Connection) -> None:
-    """Brings a database of an earlier form to the newest one, all or nothing. Raises sqlite3.Error."""
+    """Brings an older database to the newest schema, completely or not at all. Raises sqlite3.Error."""
     if schema.number_of(db) < schema.SCHEMA:
         with _atomic(db):
             schema.upgrade(db)
@@ -309,17 +300,15 @@ def migrate(db: sqlite3.Connection) -> None:
 
 
 def backup_of(path: Path) -> Path:
-    """The path of a database's backup."""
     return path.with_name(f"{path.name}.backup")
 
 
 def being_made(path: Path) -> Path:
-    """The path at which a database or a backup is written before it is given its name."""
+    """Returns the path of a database or backup before `publish` gives it its name."""
     return path.with_name(f"{path.name}.new")
 
 
 def publish(new: Path, path: Path) -> None:
-    """Gives a new database its final name, durably."""
     handle = os.open(new, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -330,10 +319,9 @@ def publish(new: Path, path: Path) -> None:
 
 
 def is_of_the_machine(error: sqlite3.Error, path: Path) -> bool:
-    """Whether the cause is the machine: another program's lock, a full disk, a file that may not be
-    written."""
+    """Whether the cause is the machine: another program's lock, a full disk, a write-protected file."""
     told = str(error).lower()
-    if "readonly" in told:  # a damaged header says so, too
+    if "readonly" in told:  # a damaged header gives the same message
         return not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK))
     return any(each in told for each in _MACHINE)
 
@@ -386,7 +374,6 @@ def _columns(db: sqlite3.Connection, table: str) -> list[str]:
 
 
 def _definitions(db: sqlite3.Connection) -> str:
-    """The tables' definitions and the form's number, if it has one."""
     found = db.execute("SELECT name, sql FROM main.sqlite_master WHERE sql IS NOT NULL ORDER BY name")
     number = db.execute("PRAGMA main.user_version").fetchone()[0]
     return "\n".join([f"{row[0]}: {row[1]}" for row in found] + [f"user_version: {number}"] * (number > 0))
@@ -397,12 +384,11 @@ def _ledger_digest(generation: int, total: bytes, schema: str) -> bytes:
 
 
 def open_to_read(path: Path) -> sqlite3.Connection:
-    """Opens the database as it is, for a user who may write neither it nor its folder.
+    """Opens the database for a user who may write neither it nor its folder. Raises sqlite3.Error.
 
-    Readers of a write-ahead log share an index in a file beside it, which SQLite creates if it is missing.
-    Once the daemon has stopped, a reader without the right to create files could not even look. So a database
-    without a log is opened as immutable, and if a log cannot be shared, a copy is read. Raises sqlite3.Error.
-    """
+    Readers of a write-ahead log share an index in a file beside it, which SQLite creates if it is missing;
+    after the daemon has stopped, such a user could not read at all. So a database without a log is opened as
+    immutable, and if a log cannot be shared, a copy is read."""
     name = path.resolve().as_uri()
     log = path.with_name(f"{path.name}-wal")
     if not log.exists():
@@ -417,7 +403,7 @@ def open_to_read(path: Path) -> sqlite3.Connection:
 
 
 def _copied(*files: Path) -> sqlite3.Connection:
-    """A copy, in memory, of the database in a file and its log. Raises sqlite3.Error, OSError."""
+    """Copies a database with its log into memory. Raises sqlite3.Error, OSError."""
     with tempfile.TemporaryDirectory(prefix="groundstation-") as folder:
         for file in files:
             shutil.copyfile(file, Path(folder) / file.name)
@@ -428,7 +414,7 @@ def _copied(*files: Path) -> sqlite3.Connection:
 
 
 def _looked_into(uri: str) -> sqlite3.Connection:
-    """Opens a database and reads from it once, since SQLite touches no file before that."""
+    """Opens a database and reads from it once: SQLite touches no file before that."""
     db = sqlite3.connect(uri, uri=True)
     try:
         db.execute("SELECT count(*) FROM sqlite_master").fetchone()

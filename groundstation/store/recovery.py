@@ -1,10 +1,8 @@
-"""A database that a disk has damaged is kept, and the mission continues from its intact rows.
+"""Keeps a damaged database, and continues the mission from its intact rows.
 
-Each start reads the whole database. If anything is wrong, a new one is made from the rows that are as they
-were written, and from those in the backup, which the daemon renews whenever a round opens or closes. A
-database that is older than its backup is replaced by it. Each repair is logged as one event, and only the
-oldest of several damaged files is ever deleted.
-"""
+Each start reads the whole database. If anything is wrong, a new one is made from the intact rows and those of
+the backup, which the daemon renews whenever a round opens or closes. A database that is older than its backup
+is replaced by it. Each repair is one log event, and only the oldest of several damaged files is deleted."""
 
 from __future__ import annotations
 
@@ -45,14 +43,14 @@ log = logging.getLogger(__name__)
 SKIPPED_EPOCHS = 1000  # more than an older database can be behind
 KEPT_ASIDE = 3
 _LATER = frozenset({"command"})
-"""Of the tables, what an earlier form of the database is without."""
+"""Tables that databases of an earlier schema lack."""
 _Rows = dict[str, dict[tuple[Any, ...], dict[str, Any]]]
 
 
 @dataclass
 class Findings:
-    """What an examination found. `why` is empty for an intact database; `generation` is None if the ledger
-    cannot be trusted; `rows` are the intact rows; `bad` names the others, as far as they can be named."""
+    """The result of an examination: the intact `rows`, and the names of `bad` ones as far as they have some.
+    `why` is empty for an intact database, and `generation` None for a ledger that cannot be trusted."""
 
     generation: int | None = None
     why: str = ""
@@ -61,8 +59,7 @@ class Findings:
 
 
 def refuse_newer(path: Path) -> None:
-    """Raises StoreForeign for a database of a newer form, which is left as it is. Whatever else is wrong with
-    the file is not found here: a number that a disk has damaged is not believed."""
+    """Raises StoreForeign for a database of a newer schema, unless its schema number is damaged."""
     if not path.is_file():
         return
     with contextlib.suppress(sqlite3.Error), closing(open_to_read(path)) as db:
@@ -74,9 +71,8 @@ def refuse_newer(path: Path) -> None:
 
 
 def write_anew(db: Database) -> None:
-    """Closes the database and writes it to its path again, after the file, or its log, was deleted or
-    replaced: SQLite would go on writing to a file without a name, and all of that would be lost. Whatever has
-    the path now is put aside. Raises StoreError."""
+    """Writes the database to its path again after the file or its log was deleted or replaced, and closes it:
+    SQLite would go on writing to a nameless file. Whatever has the path is put aside. Raises StoreError."""
     path = db.path
     with errors(path):
         try:
@@ -87,7 +83,7 @@ def write_anew(db: Database) -> None:
         except OSError as error:
             why = f"was removed or replaced, and cannot be written anew: {error.strerror or error}"
             raise StoreError(f"{path}: {why}") from None
-    with closing(ProgressWitness(path)) as witness:  # it may be gone, too
+    with closing(ProgressWitness(path)) as witness:  # it may be gone too
         witness.write(db.generation)
     say(
         log, "database-rewritten", level=logging.WARNING, path=str(path),
@@ -96,8 +92,8 @@ def write_anew(db: Database) -> None:
 
 
 def open_whole(path: Path) -> tuple[Database, bool]:
-    """Repairs the database at `path`, if there is or ever was one, and opens it; returns also whether
-    anything was wrong. Raises StoreError: it is locked, the machine fails, or the file is not ours."""
+    """Repairs the database at `path` if need be and opens it; returns also whether anything was wrong. Raises
+    StoreError if it is locked, the machine fails, or the file is not ours."""
     with errors(path):
         for file in (path, backup_of(path)):
             refuse_newer(file)
@@ -162,7 +158,7 @@ def examine(db: sqlite3.Connection) -> Findings:
                 found.rows[table][tuple(row[name] for name in key)] = row
             else:
                 found.bad.append(" ".join([table, *(str(row[name])[:20] for name in key)]))
-    missing = sorted(TABLES.keys() - tables - _LATER)  # the ledger vouches for what there is
+    missing = sorted(TABLES.keys() - tables - _LATER)  # the ledger covers the existing ones
     if missing:
         found.why = f"it has no table {missing[0]}"
     if found.bad:
@@ -175,10 +171,10 @@ def examine(db: sqlite3.Connection) -> Findings:
 
 
 def _generation(db: sqlite3.Connection, total: int, found: Findings) -> int | None:
-    """The ledger's count of transactions if it can be trusted; notes in `found` what is wrong with it."""
+    """Returns the ledger's count of transactions if it can be trusted; notes in `found` what is wrong."""
     row = db.execute("SELECT generation, sum FROM ledger").fetchone()
     if row is None and not any(found.rows.values()):
-        return 0  # it was made, and nothing was entered yet
+        return 0  # it is new and empty
     if row is None:
         found.why = found.why or "its ledger is empty"
         return None
@@ -191,7 +187,6 @@ def _generation(db: sqlite3.Connection, total: int, found: Findings) -> int | No
 
 
 def _all_rows(db: sqlite3.Connection, table: str, found: Findings) -> list[dict[str, Any]]:
-    """The rows of a table; if one of its pages is damaged, the rows before it and those after it."""
     rows = dict[int, dict[str, Any]]()
     for order in ("ASC", "DESC"):
         cursor = db.execute(f"SELECT rowid AS at, * FROM {table} ORDER BY rowid {order}")
@@ -207,9 +202,8 @@ def _all_rows(db: sqlite3.Connection, table: str, found: Findings) -> list[dict[
 
 
 def _cleared(path: Path, witness: Path) -> list[str]:
-    """Puts aside whatever has the name of one of the files and is not a regular file; returns what it was.
-    SQLite could not open it, and a link to a log leads to another database's log. The database itself may be
-    a link to a disk with more room, to an existing folder at least."""
+    """Puts aside whatever has the name of one of the files but is not a regular file; returns what it was.
+    SQLite could not open it, and a link to a log leads to another database's. The database may be a link."""
     backup = backup_of(path)
     beside = (being_made(path), backup, being_made(backup), witness)
     trouble = [f"{file}: {told}" for file in beside if (told := cleared(file))]
@@ -222,7 +216,7 @@ def _cleared(path: Path, witness: Path) -> list[str]:
 
 
 def put_aside(path: Path) -> Path | None:
-    """Gives a database and its log another name, and returns it; None if there is no database."""
+    """Renames a database with its log; returns the new path, or None if there is no database."""
     names = [each.name.rpartition("-")[2] for each in path.parent.glob(f"{path.name}.damaged-*")]
     taken = sorted(int(name) for name in names if name.isdecimal())
     for number in taken[: max(0, len(taken) - KEPT_ASIDE + 1)]:
@@ -238,7 +232,6 @@ def put_aside(path: Path) -> Path | None:
 
 
 def _look(path: Path) -> Findings | None:
-    """The findings about a database; None if there is none."""
     try:
         if path.stat().st_size == 0:
             return None
@@ -263,7 +256,6 @@ def _is_ours(path: Path, found: Findings) -> bool:
 
 
 def _is_older(main: Findings, spare: Findings | None) -> bool:
-    """Whether the backup is of the same mission and a later generation."""
     if spare is None or spare.why or spare.generation is None or main.generation is None:
         return False
     missions = main.rows["mission"].keys(), spare.rows["mission"].keys()
@@ -271,7 +263,7 @@ def _is_older(main: Findings, spare: Findings | None) -> bool:
 
 
 def _united(main: Findings | None, spare: Findings | None) -> _Rows:
-    """The intact rows of both files, the later version of each, as far as they form one mission."""
+    """Merges the intact rows of both files, the later version of each, as far as they form one mission."""
     main, spare = main or Findings(), spare or Findings()
     later, earlier = (main, spare)
     if main.generation is not None and spare.generation is not None and main.generation < spare.generation:
@@ -280,7 +272,7 @@ def _united(main: Findings | None, spare: Findings | None) -> _Rows:
     if len(missions) == 2 and missions[0] != missions[1]:
         earlier = Findings()
     rows = {table: earlier.rows.get(table, {}) | later.rows.get(table, {}) for table in TABLES}
-    if not rows["mission"]:  # nobody knows whose rounds they are
+    if not rows["mission"]:  # the rounds cannot be attributed
         rows = {table: {} for table in TABLES} | {"node": rows["node"]}
     number = 1
     while (row := rows["round"].get((number,))) is not None and row["closed_at"] is not None:
@@ -298,7 +290,7 @@ def _united(main: Findings | None, spare: Findings | None) -> _Rows:
 
 
 def _replace(path: Path, rows: _Rows, generation: int) -> Path | None:
-    """Makes a database of these rows, and puts the old one aside; returns its new path."""
+    """Makes a database of these rows and puts the old one aside; returns that one's new path."""
     new = being_made(path)
     for side in (*SIDES, "-journal"):
         new.with_name(new.name + side).unlink(missing_ok=True)

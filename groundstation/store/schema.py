@@ -1,9 +1,7 @@
-"""The form of a mission's database has a number, SQLite's `user_version`; a start migrates an older form.
+"""The schema of a mission's database has a number, SQLite's `user_version`; a start migrates an older one.
 
-`schema.sql` is the newest form. `migrations/NNN_name.sql` makes form NNN of the one before it: a new form is
-one more such file, and the same change in `schema.sql` (a test compares the two). A file that a newer version
-of the program wrote is refused, and stays as it is.
-"""
+`schema.sql` is the newest schema, and `migrations/NNN_name.sql` makes schema NNN from the one before: a new
+one is one more such file and the same change in `schema.sql` (a test compares them)."""
 
 from __future__ import annotations
 
@@ -19,16 +17,15 @@ _MIGRATIONS = {
     if script.name.endswith(".sql")
 }
 SCHEMA = max(_MIGRATIONS)
-"""The number of the form that this program reads and writes."""
+"""The schema number that this program reads and writes."""
 _UNNUMBERED = (
     ("node", "salt"), ("node", "spent"), ("node", "offered"), ("round", "left_s"), ("mission", "classes"),
     ("answer", "why"), ("answer", "digest"),
 )  # fmt: skip
-"""What the second form and those after it added, up to the last one that had no number."""
+"""What the second schema and its successors added, up to the last one without a number."""
 
 
 def make_new(db: sqlite3.Connection) -> None:
-    """Makes the tables in an empty database."""
     schema = _FOLDER.joinpath("schema.sql").read_text()
     db.executescript(
         f"PRAGMA application_id = {APPLICATION_ID}; BEGIN; {schema} PRAGMA user_version = {SCHEMA}; COMMIT;"
@@ -36,7 +33,7 @@ def make_new(db: sqlite3.Connection) -> None:
 
 
 def upgrade(db: sqlite3.Connection) -> None:
-    """Makes the newest form of an earlier one, in a transaction of the caller's. Raises sqlite3.Error."""
+    """Migrates to the newest schema, inside the caller's transaction. Raises sqlite3.Error."""
     for number in range(number_of(db) + 1, SCHEMA + 1):
         for statement in _statements(_MIGRATIONS[number]):
             db.execute(statement)
@@ -44,7 +41,7 @@ def upgrade(db: sqlite3.Connection) -> None:
 
 
 def number_of(db: sqlite3.Connection) -> int:
-    """The number of a database's form; one without a number is known by its columns."""
+    """Returns a database's schema number; one without a number is known by its columns."""
     number: int = db.execute("PRAGMA user_version").fetchone()[0]
     if number:
         return number

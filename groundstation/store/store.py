@@ -1,9 +1,7 @@
 """The mission's memory: what each round asked, what the boards answered, and the state of each link.
 
-What is never read again is removed when a round opens, so that the file hardly grows with the rounds. What
-stays of every round is who was asked and with what outcome; of every update, its digest; of the models, the
-latest and the best.
-"""
+What is never read again is deleted when a round opens, so the file hardly grows. What stays of every round is
+who was asked and with what outcome; of every update, its digest; of the models, the latest and the best."""
 
 from __future__ import annotations
 
@@ -42,7 +40,7 @@ __all__ = ["RoundRow", "Store", "StoreBusy", "StoreDamaged", "StoreError", "Stor
 log = logging.getLogger(__name__)
 
 LATEST = 4
-"""Updates of a node, and rounds: one that waits for its DONE is of the last round or the one before."""
+"""How many rounds and updates of a node are kept; one that waits for its DONE is of the last two rounds."""
 REPORTS_EVERY_S = 5.0
 BUSY_MS = 50  # once the daemon runs
 _ONE_ANSWER = "WHERE round = ? AND node = ?"
@@ -57,11 +55,8 @@ _ANSWER = ("round", "node", "state", "changed_at", *_METRICS, "asking", "why")
 
 @dataclass(frozen=True)
 class RoundRow:
-    """One round as stored; `closed_at`, `accuracy`, `loss` and `bits_down` are None while it is open.
-
-    `left_s` is the time that the round had left when that was last stored; `deadline_at`, on the wall clock,
-    is for display only.
-    """
+    """One round as stored: `closed_at` and the three after it are None while it is open. `left_s` is the
+    remaining time when it was last stored; `deadline_at` (wall clock) is only displayed."""
 
     number: int
     opened_at: float
@@ -75,8 +70,8 @@ class RoundRow:
 
 
 class Store:
-    """The mission's database at `path`, created if need be. Every method raises StoreError when SQLite fails,
-    and StoreDamaged where a stored row is not what was written."""
+    """The mission's database at `path`, created if missing. Every method raises StoreError when SQLite fails,
+    and StoreDamaged for a stored row that is not what was written."""
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
@@ -92,11 +87,10 @@ class Store:
             self._open()
 
     def _open(self) -> None:
-        """Repairs the file if need be, and opens it."""
         self.db, was_wrong = open_whole(self.path)
         if self._never_waits:
             self.never_wait()
-        # Otherwise the next start tells of the same backup again.
+        # Otherwise the next start reports the same backup again.
         if was_wrong and self.db.generation:
             self.back_up()
         # An earlier version took updates without noting their digests.
@@ -119,7 +113,7 @@ class Store:
             self._backup_failed = False
 
     def mend(self) -> None:
-        """Repairs the file, and opens the result; if nothing is left of the mission, it is entered again."""
+        """Repairs the file and opens the result; if nothing is left of the mission, it is entered again."""
         with contextlib.suppress(StoreError):
             self.db.close()
         self._open()
@@ -127,19 +121,17 @@ class Store:
             self.begin(*self._entry)
 
     def never_wait(self) -> None:
-        """Makes a database that another program has locked raise StoreBusy at once: the daemon's loop tries
-        again later, and does not wait inside SQLite while nobody listens to its links."""
+        """Makes a locked database raise StoreBusy at once: the daemon's loop retries, and does not wait
+        inside SQLite while nobody serves its links."""
         self._never_waits = True
         with errors(self.path):
             self.db.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
 
     def close(self) -> None:
-        """Closes the file."""
         self.db.close()
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """See `Database.transaction`."""
         if self.db.is_displaced:
             self.back_up()
             write_anew(self.db)
@@ -148,7 +140,6 @@ class Store:
             yield
 
     def _write(self, statement: str, *values: Any) -> None:
-        """A transaction of one statement."""
         with self.transaction():
             self.db.execute(statement, values)
 
@@ -177,19 +168,15 @@ class Store:
             return msgspec.json.decode(row["classes"], type=tuple[str, ...])
 
     def finish(self, why: str, now: float) -> None:
-        """Marks the mission as finished, unless it is already."""
         self._write("UPDATE mission SET finished_at = ?, why = ? WHERE finished_at IS NULL", now, why)
         self.back_up()
 
     def mission(self) -> Mapping[str, Any] | None:
-        """The mission's row, or None in a new file."""
         return self.db.one("mission")
 
     def enter_node(self, node: int, name: str) -> LinkState:
-        """Raises our epoch towards `node` and returns the state of our end of its link, durable on return.
-
-        No sequence number of an earlier run of this daemon is ever used again.
-        """
+        """Raises our epoch towards `node` and returns our end's link state, durable on return: no sequence
+        number of an earlier run is ever reused."""
         with self.transaction():
             self.db.execute(
                 "INSERT INTO node (id, name, epoch) VALUES (?, ?, 0) "
@@ -205,17 +192,16 @@ class Store:
         return LinkState(epoch=epoch, spent=spent)
 
     def spend(self, node: int, spent: QuotaUsage) -> None:
-        """Stores how much of a node's quota is used up."""
         self._write("UPDATE node SET spent = ? WHERE id = ?", msgspec.json.encode(spent).decode(), node)
 
     def set_fragment_size(self, node: int, digest: bytes, fragment_bytes: int) -> None:
-        """Stores into what fragments an object that is offered to a node is divided."""
+        """Stores the fragment size of an object that is offered to a node."""
         self._write(
             "UPDATE node SET offered = ?, fragment_bytes = ? WHERE id = ?", digest, fragment_bytes, node
         )
 
     def fragment_bytes(self, node: int, digest: bytes) -> int | None:
-        """The size that `set_fragment_size` stored, if that was for the same object; else None."""
+        """Returns the size that `set_fragment_size` stored for this object; else None."""
         row = self.db.one("node", "WHERE id = ? AND offered = ?", node, digest)
         return None if row is None else int(row["fragment_bytes"])
 
@@ -228,23 +214,20 @@ class Store:
             )
 
     def report(self, node: int, at: float, health: Mapping[str, Any], now: float) -> None:
-        """Takes a board's health, as of the time of day `at`, and stores all that wait if that is due.
+        """Takes a board's health as of the wall time `at`, and stores all waiting reports if that is due.
 
-        A report costs its sender 100 B, and would cost the ground a disk barrier. Nothing depends on it: a
-        kill loses the last seconds of reports at most, and boards repeat them within a minute.
-        """
+        Stored at once, a report of 100 B would cost the ground a disk barrier. A kill loses the last seconds
+        of them, which boards repeat within a minute."""
         self._reports[node] = (node, at, health)
         self.store_reports(now)
 
     def store_reports(self, now: float, *, at_once: bool = False) -> None:
-        """Stores what was reported, `at_once` or REPORTS_EVERY_S after the last time."""
         if self._reports and (at_once or now >= self._reported_s + REPORTS_EVERY_S):
             self._reported_s = now
             self.hear(*self._reports.values())
             self._reports.clear()
 
     def nodes(self) -> list[Mapping[str, Any]]:
-        """The nodes' rows."""
         return [*self.db.all("node", "ORDER BY id")]
 
     # rounds
@@ -252,7 +235,6 @@ class Store:
     def open_round(
         self, number: int, model: bytes, nodes: list[int], opened_at: float, deadline_at: float
     ) -> None:
-        """Inserts a round and the nodes that it asks."""
         with self.transaction():
             self.db.execute(
                 "INSERT INTO round (number, opened_at, deadline_at, model, left_s) VALUES (?, ?, ?, ?, ?)",
@@ -263,7 +245,7 @@ class Store:
         self.back_up()
 
     def ask_too(self, number: int, nodes: list[int], now: float) -> None:
-        """Adds nodes to those that a round asks; an answer that one of them gave earlier is kept."""
+        """Adds nodes to those that a round asks, and keeps earlier answers."""
         with self.transaction():
             self._ask(number, nodes, now)
 
@@ -275,8 +257,7 @@ class Store:
         )
 
     def _prune(self, number: int) -> None:
-        """Removes what is not needed once round `number` is open."""
-        self.db.execute("PRAGMA defer_foreign_keys = ON")  # a row is deleted, and entered again
+        self.db.execute("PRAGMA defer_foreign_keys = ON")  # rows are deleted and inserted again
         for row in self.db.all("round", "WHERE number <= ? AND length(model) > 0", number - LATEST):
             # Late answers are checked against what was asked.
             self._enter_again("round", row | {"model": b""}, "number")
@@ -290,19 +271,16 @@ class Store:
         )
 
     def _enter_again(self, table: str, row: dict[str, Any], *key: str) -> None:
-        """Deletes a row and inserts it again: SQLite merges nearly empty pages when a row is deleted, and not
-        when one shrinks."""
+        """SQLite merges nearly empty pages when a row is deleted, but not when it shrinks."""
         where = " AND ".join(f"{name} = :{name}" for name in key)
         self.db.execute(f"DELETE FROM {table} WHERE {where}", row)
         marks = ", ".join(f":{name}" for name in row)
         self.db.execute(f"INSERT INTO {table} ({', '.join(row)}) VALUES ({marks})", row)
 
     def put_question(self, number: int, model: bytes) -> None:
-        """Replaces the object that a round sends."""
         self._write("UPDATE round SET model = ? WHERE number = ?", model, number)
 
     def put_model(self, number: int, packed: bytes) -> None:
-        """Replaces the weights that a round produced."""
         self._write(_PUT_MODEL, number, packed)
 
     def reopen(self, number: int) -> None:
@@ -323,7 +301,7 @@ class Store:
             self._count_asking("WHERE round = ? AND state IN ('failed', 'refused', 'lost')", now, number)
 
     def ask_once_more(self, number: int, node: int, now: float) -> int:
-        """Asks one node of a round again; returns how often it was asked before, durable on return."""
+        """Asks one node again; returns how often it was asked before, durable on return."""
         with self.transaction():
             self._count_asking(_ONE_ANSWER, now, number, node)
             row = self.db.one("answer", _ONE_ANSWER, number, node)
@@ -335,13 +313,11 @@ class Store:
         self.db.execute(f"{asked} {where}", (now, *values))
 
     def time_left(self, number: int, left_s: float, now: float) -> None:
-        """Stores how much of a round's time is left and, for display, when the round will end."""
         self._write(_SET_TIME, left_s, now + left_s, number)
 
     def close_round(
         self, number: int, packed: bytes, accuracy: float, loss: float, bits_down: float, now: float
     ) -> None:
-        """Closes a round and stores the model that it produced, in one transaction."""
         with self.transaction():
             self.db.execute(
                 "UPDATE round SET closed_at = ?, accuracy = ?, loss = ?, bits_down = ? WHERE number = ?",
@@ -351,26 +327,22 @@ class Store:
         self.back_up()
 
     def round(self, number: int) -> RoundRow | None:
-        """The round with that number, or None if it was never opened."""
         row = self.db.one("round", "WHERE number = ?", number)
         return None if row is None else RoundRow(**row)
 
     def rounds(self) -> list[RoundRow]:
-        """All rounds, oldest first."""
         return [RoundRow(**row) for row in self.db.all("round", "ORDER BY number")]
 
     def asked(self, number: int) -> bytes | None:
-        """The object that round `number` sent, or None."""
         row = self.round(number)
         return None if row is None else row.model
 
     def model(self, number: int) -> bytes | None:
-        """The packed weights that round `number` produced, or None."""
         row = self.db.one("model", "WHERE number = ?", number)
         return None if row is None else bytes(row["payload"])
 
     def answers(self, number: int) -> list[Mapping[str, Any]]:
-        """The nodes that a round asked and the state of each answer, without payloads."""
+        """Returns the nodes that a round asked and the state of each answer, without payloads."""
         found = self.db.all("answer", "WHERE round = ? ORDER BY node", number)
         return [
             {name: row.get(name) for name in _ANSWER}
@@ -379,21 +351,19 @@ class Store:
         ]
 
     def payload(self, number: int, node: int) -> bytes | None:
-        """The update object of one node in one round, or None."""
         row = self.db.one("answer", _ONE_ANSWER, number, node)
         return None if row is None else row["payload"]
 
     def taken(self, node: int) -> list[bytes]:
-        """Digests of a node's latest update objects, newest first, at most `LATEST`."""
+        """Returns the digests of a node's latest updates, newest first, at most `LATEST`."""
         rows = self.db.all("answer", "WHERE node = ? ORDER BY round DESC", node)
         return [row["object"] for row in rows if row["object"]][:LATEST]
 
     def mark(self, number: int, node: int, state: str, now: float) -> None:
-        """Stores the new state of one answer."""
         self._write(f"UPDATE answer SET state = ?, changed_at = ? {_ONE_ANSWER}", state, now, number, node)
 
     def lose(self, number: int, node: int, why: str, now: float) -> None:
-        """Marks an answer as unusable; a merged one, which the round did not ask for, is deleted."""
+        """Marks an answer as unusable; deletes a merged one, which the round did not ask for."""
         lost = "UPDATE answer SET state = 'lost', why = ?, changed_at = ?, payload = NULL"
         with self.transaction():
             self.db.execute(f"DELETE FROM answer {_ONE_ANSWER} AND state = 'merged'", (number, node))
@@ -403,7 +373,7 @@ class Store:
         self, number: int, node: int, payload: bytes, metrics: Mapping[str, float], now: float,
         *, merged: bool = False,
     ) -> None:  # fmt: skip
-        """Stores an update; only after that may DONE be sent. `merged`: it answers an earlier round."""
+        """Stores an update; DONE may be sent only after that. `merged`: it answers an earlier round."""
         values = {
             "state": "merged" if merged else "answered", "changed_at": now, "payload": payload,
             "object": digest(UPDATE, payload), **metrics,
@@ -425,7 +395,6 @@ class Store:
     # counters
 
     def count(self, node: int, counters: Mapping[str, float]) -> None:
-        """Replaces a node's running totals."""
         with self.transaction():
             self.db.executemany(
                 "INSERT INTO counter (node, name, value) VALUES (?, ?, ?) "
@@ -434,6 +403,6 @@ class Store:
             )
 
     def counters(self, node: int) -> dict[str, float]:
-        """A node's running totals, over all runs of the daemon."""
+        """Returns a node's running totals, over all runs of the daemon."""
         rows = self.db.all("counter", "WHERE node = ?", node)
         return {row["name"]: row["value"] for row in rows}

@@ -1,4 +1,4 @@
-"""Renders `groundstation links`: a row for every board's link, and every object in transfer."""
+"""The display of `groundstation links`: a row for every board's link, and every object in transfer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ View = Mapping[str, Any]
 
 
 def links_picture(view: View, before: View | None, gap_s: float) -> str:
-    """The view of `groundstation links` as text; `before` is the view of `gap_s` seconds ago, if any."""
+    """Renders the view as text; `before` is the view of `gap_s` seconds ago, if any."""
     console = Console(force_terminal=is_terminal(sys.stdout))
     with console.capture() as captured:
         console.print(group(view, before, gap_s))
@@ -30,7 +30,6 @@ def links_picture(view: View, before: View | None, gap_s: float) -> str:
 
 
 def group(view: View, before: View | None, gap_s: float) -> Group:
-    """The view, 100 columns wide: the links' states, their counters, and the objects in transfer."""
     waiting = f"waiting for {', '.join(view['waiting'])}" if view["waiting"] else "waiting for nobody"
     earlier = {link["node"]: link for link in before["links"]} if before else {}
     now = _table(

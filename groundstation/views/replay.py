@@ -1,9 +1,7 @@
-"""Replays a recording of ports through the framing and the sessions that the programs themselves use, and
-renders a line for each frame and the counters, as text or as JSON.
+"""Replays a recording of ports through the programs' own framing and sessions, as text or JSON lines.
 
-A session of the recording end receives what came in, and a session of the other end receives what went out,
-as if nothing had been lost on the way. Neither knows what happened before the recording began.
-"""
+A session of the recording end receives what came in, and one of the other end what went out, as if nothing
+had been lost. Neither knows what happened before the recording began."""
 
 from __future__ import annotations
 
@@ -41,14 +39,11 @@ COUNTERS = (
 
 @dataclass(frozen=True)
 class ReplayedFrame:
-    """One frame: its time (Unix seconds), the board whose link it crossed, its direction, and its fate at a
-    session.
+    """One frame: its time (Unix seconds), the board, the direction, and its fate at a session.
 
-    `frame` is its unproven content, None if it does not have the shape of a frame. `verdict` is taken,
-    duplicate, orphan (a fragment of an object whose OFFER was not heard), unchecked (without the key),
-    broadcast, or the name of the counter under which it was dropped. `events` names the session's events that
-    it caused.
-    """
+    `frame`: its unproven content, None if it does not have the shape of a frame. `verdict`: taken, duplicate,
+    orphan (a fragment whose OFFER was not heard), unchecked (without the key), broadcast, or the counter
+    under which it was dropped. `events`: the names of the session's events that it caused."""
 
     unix_s: float
     node: int
@@ -61,39 +56,36 @@ class ReplayedFrame:
 
 @dataclass
 class Stream:
-    """One direction of one link. Without a key there is no session. `broken` counts violations of the
-    framing; `unix_s` is of the first and the last byte."""
+    """One direction of one link; no session without a key. `unix_s`: of the first and the last byte."""
 
     node: int
     way: Way
     framing: Framing
     session: Session | None = None
-    encrypted: bool | None = None  # nobody has begun yet
+    encrypted: bool | None = None  # unknown before the first start
     bytes: int = 0
     frames: int = 0
-    broken: int = 0  # of framings before this one
+    broken: int = 0  # violations of earlier framings
     arrived: int = 0
     unix_s: list[float] = field(default_factory=list)
 
     def snapshot(self) -> LinkSnapshot | None:
-        """The session's counters."""
         return self.session.snapshot(self.unix_s[-1] if self.unix_s else 0.0) if self.session else None
 
 
 class Replay:
-    """A recording, in one file or several in order, with the keys of its boards by number. Iterate over it
-    once, then read `streams`."""
+    """A recording in one or more files, with the boards' keys. Iterate once, then read `streams`."""
 
     def __init__(self, paths: Sequence[Path], key_of: Callable[[int], bytes | Keys | None]) -> None:
         self.streams: dict[tuple[int, Way], Stream] = {}
         self._readers = [Reader(path) for path in paths]
         self._key_of = key_of
         self._unstarted = self._unread = 0
-        self._unix_s: dict[int, float] = {}  # when the present run of each link's recorder began
+        self._unix_s: dict[int, float] = {}  # when the current run of each link's recorder began
 
     @property
     def damaged(self) -> int:
-        """How many records were damaged, of another version, or of a link whose start is missing."""
+        """The number of records that are damaged, of another version, or of a link whose start is missing."""
         return sum(reader.damaged for reader in self._readers) + self._unstarted + self._unread
 
     def __iter__(self) -> Iterator[ReplayedFrame]:
@@ -118,7 +110,7 @@ class Replay:
         for way, hears, speaks in (("in", start.local, start.peer), ("out", start.peer, start.local)):
             fresh = FRAMINGS[start.framing].make(start.link.mtu_bytes, start.kiss_port)
             stream = self.streams.setdefault((node, way), Stream(node, way, fresh))
-            if stream.framing is not fresh:  # another run of the program has opened the port
+            if stream.framing is not fresh:  # a later run of the program opened the port
                 stream.broken += stream.framing.broken
                 stream.framing = fresh
             if stream.encrypted != start.encrypted:
@@ -161,7 +153,7 @@ class Replay:
 
 
 def _hear(stream: Stream, raw: bytes, frame: Frame | None, now: float) -> tuple[str, list[Event]]:
-    """The session's verdict on a frame, known from the counter that it increments, and its events."""
+    """Returns the session's verdict on a frame, known from the counter that it increments, and its events."""
     session = stream.session
     if session is None:
         return ("malformed" if frame is None else "unchecked"), []
@@ -186,7 +178,7 @@ def _hear(stream: Stream, raw: bytes, frame: Frame | None, now: float) -> tuple[
 
 
 def lines(replay: Replay, *, as_json: bool) -> Iterator[str]:
-    """The lines to print. Raises OSError if the recording cannot be read."""
+    """Yields the lines to print. Raises OSError if the recording cannot be read."""
     for line in replay:
         yield msgspec.json.encode(_values(line)).decode() if as_json else _text(line)
     totals = [_totals(stream) for stream in replay.streams.values()]

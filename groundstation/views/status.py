@@ -1,5 +1,4 @@
-"""A mission's status, read from its store alone, so that it is the same whether the daemon runs or not, and
-what became of the commands to its boards."""
+"""A mission's status and commands, read from the store alone: it is the same with or without the daemon."""
 
 from __future__ import annotations
 
@@ -22,7 +21,7 @@ _OF_A_ROUND = ("opened_at", "closed_at", "deadline_at", "accuracy", "loss", "bit
 
 
 def picture(mission: Mission, store: Store) -> dict[str, Any]:
-    """Mission, rounds and nodes as plain values for JSON; times are Unix seconds."""
+    """Returns mission, rounds and nodes as plain values for JSON; times are Unix seconds."""
     entry = store.mission() or {}
     rounds: list[dict[str, Any]] = [
         {
@@ -58,7 +57,7 @@ def picture(mission: Mission, store: Store) -> dict[str, Any]:
 
 
 def _health(stored: str | None) -> dict[str, Any] | None:
-    """A board's latest health report; None if there is none, or one of another version."""
+    """Returns a board's latest health report; None for none or one of another version."""
     try:
         health = json.loads(stored or "null")
         State(health["state"])
@@ -68,7 +67,6 @@ def _health(stored: str | None) -> dict[str, Any] | None:
 
 
 def table(view: Mapping[str, Any], console: Console | None = None) -> None:
-    """Prints the status for a person."""
     console = console or Console()
     state = f"finished ({view['why']})" if view["finished_at"] else "running or resumable"
     console.print(
@@ -103,7 +101,6 @@ def table(view: Mapping[str, Any], console: Console | None = None) -> None:
 
 
 def _doing(health: Mapping[str, Any]) -> str:
-    """The board's state and, if it failed, why."""
     state = State(health["state"])
     if state is not State.FAILED:
         return state.name.lower()
@@ -120,7 +117,7 @@ def _number(value: float | None, form: str) -> str:
 
 
 def ago(at: float | None) -> str:
-    """A value's age, which says whether it is fresh better than a time of day does."""
+    """Returns a value's age, which shows better than a time of day whether it is fresh."""
     if at is None:
         return "never"
     seconds = max(0.0, time.time() - at)
@@ -128,14 +125,14 @@ def ago(at: float | None) -> str:
 
 
 def command_values(mission: Mission, row: CommandRow) -> dict[str, Any]:
-    """A command as plain values for JSON; times are Unix seconds."""
+    """Returns a command as plain values for JSON; times are Unix seconds."""
     names = {node.id: node.name for node in mission.nodes}
     told = {"id": row.id.hex(), "node": names.get(row.node, f"node {row.node}"), "state": row.state.value}
     return vars(row) | told
 
 
 def command_line(mission: Mission, row: CommandRow) -> str:
-    """A command and what became of it, in one line."""
+    """Returns a command and its outcome in one line."""
     values = command_values(mission, row)
     worded = " ".join([row.name, *_pairs(row.arguments, "=")])
     outcome = ", ".join(_pairs(row.result, " ")) or row.why
