@@ -160,8 +160,7 @@ class Fleet:
         self._tally = _Tally()
 
     def resume(self, results: Sequence[RoundResult], packed: bytes) -> None:
-        """Continues after an earlier run's rounds, with empty disks: unsent updates of stragglers are
-        lost."""
+        """Continues after an earlier run's rounds with empty disks: stragglers' unsent updates are lost."""
         self.results, self.packed = list(results), packed
         self._world.now = self.results[-1].clock_s
         # As many boots as an uninterrupted run can have made: no channel gets the same seed twice.

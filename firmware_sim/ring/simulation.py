@@ -178,7 +178,7 @@ class RingConfig(RunConfig):
 
 
 class RingRun(SimulationRun[EpochResult]):
-    """A ring's run. `images`: a node's, at most. Raises DataError, GraphError, RunError, BadTotals,
+    """A ring's run; a node has at most `images`. Raises DataError, GraphError, RunError, BadTotals,
     OSError."""
 
     def __init__(self, config: RingConfig) -> None:

@@ -77,8 +77,7 @@ class CommandDispatcher:
         self._offered[name] = row.id
 
     def handle(self, station: Station, event: Event, now: float) -> bool:
-        """Takes an event about a command; returns whether it was one. It may be repeated after a
-        StoreError."""
+        """Takes an event about a command; returns whether it was one. Raises StoreError."""
         if isinstance(event, Arrived) and event.kind == RESULT:
             self._take_result(station, event, now)
             return True

@@ -92,8 +92,7 @@ def is_believable(db: sqlite3.Connection) -> bool:
 
 
 class Ledger:
-    """The ledger of a writing connection: the sum of the digests that its triggers keep, and the
-    generation."""
+    """The ledger of a writing connection: the generation, and the sum of the digests that triggers keep."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
@@ -146,8 +145,8 @@ class ProgressWitness:
     """A file beside the database that counts its transactions, so that lost ones are noticed.
 
     Without its write-ahead log a database has lost transactions but looks intact. The count is written after
-    each transaction without a sync: a power cut may leave it too low, which proves nothing, but never too
-    high."""
+    each transaction without a sync: after a power cut it may be too low, which proves nothing; it is never
+    too high."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.with_name(f"{path.name}.witness")
