@@ -1,4 +1,4 @@
-"""The `firmware-sim` command: boards, radios and cables for a laptop. Bad input is one line and exit code
+"""The `firmware-sim` command: boards, radios and cables for a laptop. Bad input gets one line, exit code
 2."""
 
 from __future__ import annotations

@@ -178,8 +178,7 @@ class RingConfig(RunConfig):
 
 
 class RingRun(SimulationRun[EpochResult]):
-    """A ring's run; a node has at most `images`. Raises DataError, GraphError, RunError, BadTotals,
-    OSError."""
+    """A ring's run of at most `images` a node. Raises DataError, GraphError, RunError, BadTotals, OSError."""
 
     def __init__(self, config: RingConfig) -> None:
         settings = config.settings

@@ -75,8 +75,7 @@ class RunRecord(Generic[R]):
     """The folder of a run of steps. result: dataclass of a step's result; asked: the run's settings as JSON;
     free: keys of `asked` that may change when the run continues.
 
-    Raises OSError, and RunError where the folder is in use or holds anything but an earlier part of the
-    run."""
+    Raises OSError, and RunError where the folder is in use or holds anything but an earlier part of it."""
 
     def __init__(
         self, folder: Path, names: RecordNames, result: type[R], asked: Mapping[str, Any],

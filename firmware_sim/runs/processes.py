@@ -41,8 +41,7 @@ class ChildProcess:
 class ProcessGroup:
     """Runs the project's own programs as `python -m MODULE ARGS`; their JSON lines are its events.
 
-    Ctrl-C reaches only the parent, which ends the children in order; the kernel kills them if it is
-    killed."""
+    Ctrl-C reaches only the parent, which ends the children in order; the kernel kills them when it dies."""
 
     def __init__(self, logs: Path) -> None:
         self.members: dict[str, ChildProcess] = {}

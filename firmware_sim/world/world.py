@@ -1,8 +1,7 @@
 """A discrete-event world on one virtual clock: time jumps from one party's wake-up to the next.
 
 A `Party` (a node, a ground station, an `AirLink`) says when it next has something to do, and is woken early
-by whoever gives it work. Of parties due at the same time, the first scheduled acts first: a seed repeats a
-run."""
+by whoever gives it work. Of parties due at one time, the first scheduled acts first: a seed repeats a run."""
 
 from __future__ import annotations
 

@@ -145,8 +145,8 @@ class ProgressWitness:
     """A file beside the database that counts its transactions, so that lost ones are noticed.
 
     Without its write-ahead log a database has lost transactions but looks intact. The count is written after
-    each transaction without a sync: after a power cut it may be too low, which proves nothing; it is never
-    too high."""
+    each transaction without a sync: a power cut may leave it too low, which proves nothing. It is never too
+    high."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.with_name(f"{path.name}.witness")
