@@ -1,10 +1,8 @@
 """Reads chosen rows of an array in an npz or IDX file, holding no more than a block of them.
 
-An npz is a zip of npy files, stored or compressed, each with a header (numpy.lib.format) before its values;
-it is never unpickled. IDX is MNIST's form, gzipped or not: two zero bytes, the type (8: uint8), the number of
-axes, each axis's length as a big-endian uint32, then the values in C order (LeCun, Cortes, Burges: "The MNIST
-database of handwritten digits", file formats).
-"""
+An npz is a zip of npy files, each with a header (numpy.lib.format) before its values; it is never unpickled.
+IDX is MNIST's form, gzipped or not: two zero bytes, the type (8: uint8), the number of axes, each axis's
+length as a big-endian uint32, then the values in C order (LeCun, Cortes, Burges)."""
 
 from __future__ import annotations
 
@@ -32,7 +30,7 @@ Form = tuple[tuple[int, ...], np.dtype[Any]]  # shape and dtype
 
 
 class ArrayFile:
-    """One array, read forward. `shape`, `dtype` as stored; `fortran`: columns come first."""
+    """One array, read forward. `shape` and `dtype` are as stored; `fortran` means that columns come first."""
 
     def __init__(self, file: IO[bytes] | BufferedIOBase, form: Form, *, fortran: bool = False) -> None:
         self._file, self.fortran = file, fortran
@@ -44,7 +42,7 @@ class ArrayFile:
             count -= len(self.bytes(min(count, BLOCK_BYTES)))
 
     def bytes(self, count: int) -> bytes:
-        """The next `count` bytes. Raises DataError."""
+        """Reads the next `count` bytes. Raises DataError."""
         found = self._file.read(count)
         if len(found) < count:
             raise DataError(f"ends {count - len(found)} bytes early")
@@ -58,8 +56,8 @@ class ArrayFile:
         return values.reshape(self.shape, order="F" if self.fortran else "C")
 
     def rows(self, wanted: Rows) -> Iterator[Block]:
-        """Blocks of the rows `wanted` (in any order, repeated or not), in the order of the file; each with
-        its places in `wanted`. Raises DataError."""
+        """Yields blocks of `wanted` rows in the file's order, with their places in `wanted`. Raises
+        DataError."""
         if self.fortran:
             yield self._columns(wanted)
             return
@@ -79,7 +77,7 @@ class ArrayFile:
             self._end()
 
     def _columns(self, wanted: Rows) -> Block:
-        """An array in Fortran's order has a place of all rows, then the next: one block, at the end."""
+        """Fortran's order holds one place of all rows, then the next: one block, complete at the end only."""
         inner, count = self.shape[1:], self.shape[0]
         found = np.empty((math.prod(inner), len(wanted)), self.dtype)
         for column in found:
@@ -88,7 +86,7 @@ class ArrayFile:
         return np.arange(len(wanted)), found.reshape(*reversed(inner), len(wanted)).transpose()
 
     def _end(self) -> None:
-        """All was read: nothing may follow. Reading on makes zipfile and gzip compare the checksum, too."""
+        """Checks that nothing follows; reading on also makes zipfile and gzip compare the checksum."""
         if self._file.read(1):
             raise DataError(f"goes on after its {self.shape[0] if self.shape else 1} rows")
 
@@ -100,7 +98,7 @@ def npz_names(path: Path) -> tuple[str, ...]:
 
 @contextmanager
 def npz_array(path: Path, name: str) -> Iterator[ArrayFile]:
-    """An array of an npz to read. Raises DataError, also for what the block raises in reading it."""
+    """Opens an array of an npz. Raises DataError, also for whatever the block raises while it reads."""
     with _named(path, "npz"), _zip(path) as archive, archive.open(f"{name}.npy") as file:
         version = np.lib.format.read_magic(file)
         readers = {
@@ -120,7 +118,7 @@ def npz_array(path: Path, name: str) -> Iterator[ArrayFile]:
 
 @contextmanager
 def idx_array(path: Path, axes: int) -> Iterator[ArrayFile]:
-    """An IDX file of so many axes to read. Raises DataError, also for what the block raises."""
+    """Opens an IDX file with `axes` axes. Raises DataError, also for whatever the block raises."""
     with _named(path, "IDX"), gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         head = file.read(4 + 4 * axes)
         if len(head) < 4 + 4 * axes or head[:4] != bytes([0, 0, IDX_UINT8, axes]):
@@ -146,7 +144,7 @@ def _zip(path: Path) -> zipfile.ZipFile:
 
 @contextmanager
 def _named(path: Path, kind: str) -> Iterator[None]:
-    """What is wrong with a file is a DataError of one line that begins with its name."""
+    """Turns every failure into a DataError of one line that begins with the file's name."""
     try:
         yield
     except FileNotFoundError:

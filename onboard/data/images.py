@@ -1,8 +1,7 @@
 """Labelled images as one value, and what is done to them before training: fit, split, shard, save.
 
-Every random choice is an order drawn from a seed, the same on every platform and numpy version, so a shard
-can be named by (source, seed, index) and need not travel.
-"""
+Every random choice comes from a seed and is the same on every platform and numpy version, so that a shard can
+be named by (source, seed, index) and need not travel."""
 
 from __future__ import annotations
 
@@ -20,14 +19,14 @@ Labels = NDArray[np.int64]
 Rows = NDArray[np.int64]
 Shape = tuple[int, int, int]  # channels, height, width
 Part = Literal["train", "test", "own"]
-"""`own` is what a board trains on: the train part, or a folder without parts as a whole."""
+"""`own` is what a board trains on: the train part, or the whole of a folder without parts."""
 
 SPLIT_SEED = 42  # of the digits' and folders' splits; any constant does, and it must stay
 TEST_SHARE = 0.2  # of both
 # Luma of ITU-R BT.601-7, section 2.5.1, as Pillow's "L" mode takes it.
 LUMA = np.array([0.299, 0.587, 0.114])
 CHUNK = 256  # images resampled at a time: a 64x64 RGB chunk is 25 MB of float64
-LARGE_PIXELS = 1 << 18  # an image of more is resampled in strips of as many
+LARGE_PIXELS = 1 << 18  # a larger image is resampled in strips of this size
 
 
 class DataError(ValueError):
@@ -40,9 +39,9 @@ class MissingDataError(DataError):
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """N labelled images: x uint8 (N, C, H, W), y int64 (N) in 0..len(classes)-1, the classes' names. `named`:
-    whether the set gave these names; else they are the labels themselves. Raises `DataError` when N is 0, or
-    when x, y and the classes contradict each other."""
+    """N labelled images: x uint8 (N, C, H, W) and y int64 (N) in 0..len(classes)-1. `named` is whether the
+    set named its classes; else the labels are their names. Raises DataError when N is 0 or fields
+    disagree."""
 
     x: Pixels
     y: Labels
@@ -78,18 +77,15 @@ class Images:
 
 
 def order(count: int, seed: int = SPLIT_SEED) -> Rows:
-    """A permutation of 0..count-1 drawn from a seed: int64 (count,).
-
-    It sorts raw bits of Philox (key: seed and count), because numpy keeps a generator's bits from version to
-    version, but not what `permutation` makes of them.
-    """
+    """Returns a permutation of 0..count-1 drawn from a seed: int64 (count,). It sorts raw bits of Philox,
+    which numpy keeps from version to version, unlike what `permutation` makes of them."""
     drawn = np.random.Philox(key=np.array([seed, count], dtype=np.uint64)).random_raw(count)
     return np.argsort(drawn, kind="stable").astype(np.int64)
 
 
 def split_rows(y: Labels, fraction: float = TEST_SHARE, seed: int = SPLIT_SEED) -> tuple[Rows, Rows]:
-    """(rest, part) of rows with labels y (N), each in a random order: the part takes this fraction of every
-    class, rounded."""
+    """Splits rows with labels y (N) into (rest, part), each in random order; part takes `fraction` of each
+    class."""
     if not 0.0 < fraction < 1.0:
         raise ValueError(f"fraction {fraction} is not between 0 and 1")
     shuffled = order(len(y), seed)
@@ -102,18 +98,16 @@ def split_rows(y: Labels, fraction: float = TEST_SHARE, seed: int = SPLIT_SEED) 
 
 
 def shards(images: Images, n: int, seed: int) -> list[Images]:
-    """An independent, identically distributed split into n shards, whose sizes differ by one at most."""
+    """Splits images at random into n shards, whose sizes differ by one at most."""
     if not 1 <= n <= len(images):
         raise DataError(f"{len(images)} images cannot make {n} shards")
     return [images.take(rows) for rows in np.array_split(order(len(images), seed), n)]
 
 
 def fit(x: Pixels, shape: Shape) -> Pixels:
-    """Bring images (N, C, H, W) of any channels and size to this (C, H, W): uint8 (N, *shape).
-
-    An axis shrinks by averaging areas and grows by linear interpolation. RGB becomes grey by its luma; grey
-    becomes RGB by repetition. Raises `DataError` for other channels.
-    """
+    """Brings images (N, C, H, W) of any size to this (C, H, W): uint8 (N, *shape). An axis shrinks by
+    averaging areas and grows by linear interpolation; RGB becomes grey by its luma, grey RGB by repetition.
+    Raises DataError for other channels."""
     channels, height, width = shape
     if x.shape[1:] == shape:
         return np.ascontiguousarray(x)
@@ -132,8 +126,7 @@ def fit(x: Pixels, shape: Shape) -> Pixels:
 
 
 def _narrowed(image: Pixels, channels: int, across: NDArray[np.float64]) -> NDArray[np.float64]:
-    """An image (C, H, W) in its new width, (1 or `channels`, H, width): some rows at a time, as a camera's 12
-    million pixels in float64 are more than a small board has."""
+    """Resamples in strips: a camera's 12 million pixels as float64 are more than a small board has."""
     at_once = max(1, LARGE_PIXELS // image.shape[2])
     strips = [
         _channels(image[None, :, top : top + at_once].astype(np.float64), channels)[0] @ across
@@ -143,13 +136,12 @@ def _narrowed(image: Pixels, channels: int, across: NDArray[np.float64]) -> NDAr
 
 
 def _channels(part: NDArray[np.float64], channels: int) -> NDArray[np.float64]:
-    """(N, C, H, W) with RGB made grey where one channel is wanted."""
     return np.tensordot(LUMA, part, axes=(0, 1))[:, None] if channels == 1 and part.shape[1] == 3 else part
 
 
 def save(path: Path, images: Images) -> None:
-    """Write a shard as an npz (`x`, `y`, `classes`) that `npz:PATH` reads; all of it, or the old file stays.
-    Raises `OSError` (a full disk, say) with nothing changed and nothing left behind."""
+    """Writes a shard as an npz that `npz:PATH` reads. Raises OSError, with the old file whole and none left
+    over."""
     arrays: dict[str, Any] = {"x": images.x, "y": images.y}
     if images.named:
         arrays["classes"] = np.array(images.classes, dtype=np.str_)

@@ -1,10 +1,9 @@
-"""What a node has to train or to test on, in one line: so that nobody has to find out from a bad accuracy.
+"""Says in one line what a node has to train or to test on, before a bad accuracy does.
 
-Means and spreads of pixels tell of images that are inverted, scaled otherwise, or in another order of
-channels: `init` measures the test data and writes what it found into NODE.toml. What can hardly be meant is
+Means and spreads of pixels reveal images that are inverted, scaled otherwise, or in another order of
+channels: `init` measures the test data and writes the levels into NODE.toml. What can hardly be meant is
 refused; what may be meant, as a board sees other places than the others, is a warning. The values here are
-messages between processes, and this file needs no numpy until it is asked to look.
-"""
+messages between processes, and this file needs no numpy until it looks at images."""
 
 from __future__ import annotations
 
@@ -35,7 +34,7 @@ CURE = "delete channel_means and channel_stds from [data] if they are meant so"
 
 
 class Levels(msgspec.Struct, frozen=True, kw_only=True):
-    """Of each channel the mean and the standard deviation of all pixels, 0 to 255."""
+    """The mean and the standard deviation, 0 to 255, of all pixels of each channel."""
 
     means: tuple[float, ...]
     stds: tuple[float, ...]
@@ -51,7 +50,6 @@ class Levels(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def tint(self) -> tuple[float, ...]:
-        """How far each channel is from grey."""
         return tuple(mean - self.mean for mean in self.means)
 
     def __str__(self) -> str:
@@ -59,7 +57,7 @@ class Levels(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def refusal(here: Levels, there: Levels, high: int) -> str:
-    """Why images of these levels, the largest pixel `high`, cannot be of the mission's kind; else empty."""
+    """Says why images of these levels, the largest pixel `high`, cannot be of the mission's kind; else ""."""
     both = f"{here} here, {there} in the mission's test data"
     gap, turned = abs(here.mean - there.mean), abs(255 - here.mean - there.mean)
     alike = there.std <= SPREAD * here.std and here.std <= SPREAD * there.std
@@ -85,16 +83,14 @@ def doubts(here: Levels, there: Levels) -> list[str]:
 
 
 def passed_over(passed: Mapping[str, int]) -> str:
-    """How many entries of a source were passed over, and for which reasons."""
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(passed.items()))
     return f"{sum(passed.values())} passed over ({reasons})"
 
 
 class Inspection(msgspec.Struct, frozen=True, kw_only=True):
-    """A set, looked at from its first label to its last pixel. `classes`: images of each; `named`: whether
-    the set names them; `passed`: what was passed over, by reason; `low`, `high`: of all pixels; `blank`:
-    images of one value all over; `load_bytes`: what the images take in memory; `levels` of each channel, and
-    those `expected`; `compared`: whether the classes are the mission's, as far as is known."""
+    """What was found in a set, of which every label and pixel was looked at. `classes` counts the images of
+    each, `passed` the entries passed over by reason; `blank` images have one value all over; `load_bytes` is
+    their size in memory; `compared` is whether the classes are the mission's, as far as is known."""
 
     source: str
     shape: tuple[int, int, int]
@@ -153,9 +149,9 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Shard(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a node's own images are. `folder`: the data folder of named sets; `rows`: the first, and the one
-    after the last; `classes`: the mission's, by name; `levels`: of the mission's test data; `tasked`: whether
-    tasks will say what the mission's classes are; `budget_bytes`: what the images may take at most."""
+    """Where a node's own images are. `folder` holds named sets; `rows` are the first and the one after the
+    last; `classes` and `levels` are the mission's; `tasked` is whether tasks will say the mission's classes;
+    the images may take `budget_bytes` at most."""
 
     source: str
     folder: str | None = None
@@ -167,7 +163,7 @@ class Shard(msgspec.Struct, frozen=True, kw_only=True):
     budget_bytes: int | None = None
 
     def survey(self, classes: int | None = None) -> Survey:
-        """Looks at their labels; `classes`: how many the model tells apart. Raises DataError."""
+        """Looks at the labels; `classes` is how many the model tells apart. Raises DataError."""
         from onboard.data.loading import survey
 
         rows = None if self.rows is None else range(*self.rows)
@@ -177,11 +173,11 @@ class Shard(msgspec.Struct, frozen=True, kw_only=True):
         )  # fmt: skip
 
     def load(self) -> Images:
-        """Reads them, all that are not set apart for a test. Raises DataError."""
+        """Reads the images that are not set apart for a test. Raises DataError."""
         return self.survey().load()
 
     def inspect(self, classes: int | None = None) -> Inspection:
-        """Looks at every image and keeps none; the budget is checked first. Raises DataError."""
+        """Checks the budget, then looks at every image and keeps none. Raises DataError."""
         from onboard.data.images import DataError
 
         seen, budget_bytes = self.survey(classes), self.budget_bytes

@@ -1,10 +1,8 @@
 """What a label means: the names of the classes, and how a set's own are brought to a mission's.
 
 A label is a place in a list of names, and every node has its own list: the folders that it happens to hold.
-So names, not places, are compared, and what has no place in the mission's list is refused with both lists.
-Names are the same where Unicode says so (NFC: a folder that came from macOS has its accents apart), and in
-nothing else: `Sea` is not `sea`.
-"""
+So names are compared, not places, and a name that the mission's list lacks is refused with both lists. Names
+are equal in Unicode's NFC (macOS keeps accents apart in folder names), and case counts."""
 
 from __future__ import annotations
 
@@ -28,7 +26,7 @@ Names = tuple[str, ...]
 
 
 def checked(where: object, names: Iterable[Any]) -> Names:
-    """Names of classes in Unicode's NFC. Raises DataError, led by `where`, for names that cannot be."""
+    """Returns names of classes in NFC. Raises DataError, led by `where`, for names that cannot be."""
     texts = [name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name) for name in names]
     told = tuple(unicodedata.normalize("NFC", text) for text in texts)
     if not 1 <= len(told) <= MAX_CLASSES:
@@ -42,23 +40,22 @@ def checked(where: object, names: Iterable[Any]) -> Names:
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Whole numbers by their value, then the others by their letters: 2 comes before 10."""
+    """Sorts whole numbers by value, then the others by their letters: 2 comes before 10."""
     return sorted(names, key=lambda name: (0, int(name), name) if _is_number(name) else (1, 0, name))
 
 
 def numbered(count: int) -> Names:
-    """The names of a set that gives none: its labels."""
     return tuple(map(str, range(count)))
 
 
 def digest(names: Sequence[str]) -> bytes:
-    """DIGEST_BYTES (BLAKE2s) of the names in their order, by which two nodes compare their labels."""
+    """Returns DIGEST_BYTES of BLAKE2s over the names in order, by which two nodes compare their labels."""
     return blake2s("\0".join(names).encode("utf-8"), digest_size=DIGEST_BYTES).digest()
 
 
 def whole(where: object, name: str, y: NDArray[Any], count: int | None) -> Labels:
-    """Labels y (N) as int64 in 0..count-1, or below MAX_CLASSES where the number of classes is not known.
-    Raises DataError with the file, the first index that is wrong, and its value."""
+    """Converts labels y (N) to int64 in 0..count-1, or below MAX_CLASSES. Raises DataError with the first
+    wrong one."""
     if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
         raise DataError(f"{where}: {name} is {y.dtype} {y.shape}, needs whole numbers (N,)")
     end = MAX_CLASSES if count is None else count
@@ -73,11 +70,10 @@ def whole(where: object, name: str, y: NDArray[Any], count: int | None) -> Label
 
 
 def brought(where: object, name: str, y: NDArray[Any], own: Names | None, mission: Names) -> Labels:
-    """Labels y (N) of a set, whose `own` classes have names or not, as places in the mission's list: int64.
-    Raises DataError with both lists for a class that has images and that the mission does not know. Without
-    names, who lacks a class has often counted on past it, or from 1: where the first or the last class of the
-    mission has no images, though there are enough for that to be no chance, that is refused; whoever means it
-    names the classes."""
+    """Converts labels y (N) to places in the mission's list, int64. Raises DataError with both lists for a
+    class that has images and is not the mission's. A set without names is refused, too, if its first or last
+    class has no images and it is too large for that to be chance: it has often counted on past a class that
+    it lacks, or from 1."""
     y = whole(where, name, y, len(mission if own is None else own))
     if own is not None:
         at = {each: place for place, each in enumerate(mission)}
@@ -105,7 +101,6 @@ def listed(names: Sequence[str]) -> str:
 
 
 def _near(name: str, mission: Names) -> str:
-    """The name that is meant, perhaps. Numbers are alike by their value alone."""
     alike = [other for other in mission if _loosely(other) == _loosely(name)]
     if not alike and not _is_number(name):
         alike = difflib.get_close_matches(name, mission, n=1, cutoff=0.7)

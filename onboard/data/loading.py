@@ -1,9 +1,7 @@
-"""Loads labelled images in the shape a model takes, with labels that mean what the mission's mean, or says in
-one line what is wrong. `onboard.data.sources` lists the sources.
+"""Loads labelled images in a model's shape, with the mission's labels, or says in one line what is wrong.
 
-Labels are checked before any pixel is read, and pixels come a block at a time: what is taken is all that a
-set costs.
-"""
+Labels are checked before any pixel is read, and pixels come a block at a time: a set costs no more memory
+than the images that are taken."""
 
 from __future__ import annotations
 
@@ -35,19 +33,18 @@ class Survey:
     classes: labels.Names
     found: OpenedSource
     rows: Rows
-    """Those that are taken, by their places in the part."""
+    """The rows that are taken, by their places in the part."""
 
     def __len__(self) -> int:
         return len(self.y)
 
     @property
     def named(self) -> bool:
-        """Whether the set names its classes; else they are the labels themselves."""
         return self.found.classes is not None
 
     @property
     def load_bytes(self) -> int:
-        """What `load` takes at its peak."""
+        """The memory that `load` takes at its peak."""
         return len(self) * (math.prod(self.shape) + 8) + 3 * self.found.y.nbytes + WORKING_BYTES
 
     @property
@@ -75,7 +72,7 @@ class Survey:
         )  # fmt: skip
 
     def _check_range(self, high: int) -> None:
-        """Pixels of 0 and 1 in bytes were 0..1 once, and lost what was between."""
+        """Bytes of 0 and 1 were floats of 0..1 once, and lost what was between."""
         if high == 1 and len(self) >= JUDGED_FROM:
             why = "pixels run 0..1, need 0..255: multiply by 255 before they become whole numbers"
             raise DataError(f"{self.found.where}: {why}")
@@ -91,14 +88,12 @@ def survey(
     classes: int | None = None,
     names: Sequence[str] | None = None,
 ) -> Survey:
-    """Looks at the labels of one part of a source.
+    """Looks at the labels of one part of a source. Raises DataError.
 
     `folder` is the data folder of named sets (else SPACEDML_DATA). `rows` are row numbers in the part, in the
-    order wanted, or how many from its start; every part but an npz's is in a random order, so its start is a
-    fair sample. `classes` is how many the model tells apart. `names` are the mission's classes in its order:
-    a set's own are brought to them by name, and the labels of one that names none are places in them.
-    Raises `DataError`, one line.
-    """
+    order wanted, or a count from its start, which is a fair sample: all but an npz are in random order.
+    `classes` is how many the model tells apart. `names` are the mission's classes in order: a set's own are
+    matched by name, and the labels of a set without names are places among them."""
     found = opened(source, shape, folder, part)
     mission = labels.checked(source, names) if names is not None else None
     if mission is not None:
@@ -130,13 +125,12 @@ def _loaded(look: Callable[P, Survey]) -> Callable[P, Images]:
 
 
 load = _loaded(survey)
-"""The images of one part of a source, chosen as by `survey`: x uint8 (N, *shape), y int64 (N). Raises
-`DataError`, one line."""
+"""The images of one part of a source, chosen as by `survey`. Raises DataError."""
 
 
 def _range_of(blocks: Iterable[Pixels]) -> tuple[int, int, int, Levels]:
-    """The least and the largest pixel, how many images are of one value all over, and each channel's levels;
-    the images, uint8 (N, C, H, W), come some at a time."""
+    """Returns the least and largest pixel, the number of images of one value all over, and the channels'
+    levels."""
     low, high, blank = 255, 0, 0
     counts: NDArray[np.float64] | None = None  # (C, 256): how often each channel has each value
     for block in blocks:

@@ -3,11 +3,10 @@
 What systems and tools leave behind (`.git`, `__MACOSX`, `@eaDir`, `._x.png`, `Thumbs.db`) is no class and no
 image. Whatever else is not taken is counted under its reason, so that nothing goes missing in silence.
 
-Nothing is cut off a picture. 16 bits a pixel are scaled by their depth (65535 becomes 255); float and 32-bit
-pixels, whose range nobody knows, are refused. One that EXIF says is turned is turned back, and what is
-transparent is laid over white. Palettes, CMYK and one bit become grey or RGB. A file of several frames (an
-animation, a TIFF's pages) is refused, but for a phone's MPO, whose first picture is the photograph.
-"""
+Pictures are not cropped. 16 bits become 8 by their depth (65535 becomes 255); float and 32-bit pixels, whose
+range nobody knows, are refused. EXIF's rotation is undone, transparency is laid over white, and palettes,
+CMYK and one bit become grey or RGB. A file of several frames (an animation, a TIFF's pages) is refused,
+except a phone's MPO, whose first picture is the photograph."""
 
 from __future__ import annotations
 
@@ -27,7 +26,7 @@ from onboard.data import labels
 from onboard.data.images import DataError, Labels, MissingDataError, Part, Pixels, order, split_rows
 from onboard.data.inspection import passed_over
 
-# Of these Pillow decodes each that its build can; what it cannot is refused by name.
+# Pillow decodes those that its build can; the others are refused by name.
 IMAGE_SUFFIXES = frozenset(
     {
         ".png", ".apng", ".avif", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".tif", ".tiff", ".webp",
@@ -51,8 +50,8 @@ def is_junk(name: str) -> bool:
 
 
 def find(path: Path, asked: Part) -> tuple[list[Path], Labels, labels.Names, Mapping[str, int]]:
-    """The files of a part with their labels, in a random order; the classes of all parts by name; and how
-    many entries were passed over, by reason. Raises DataError."""
+    """Finds a part's files with their labels, in random order; the class names of all parts; and the number
+    of entries passed over, by reason. Raises DataError."""
     passed: Counter[str] = Counter()
     tops, part = _parts(path), "test" if asked == "test" else "train"
     inside = path / part if tops else path
@@ -83,7 +82,7 @@ def find(path: Path, asked: Part) -> tuple[list[Path], Labels, labels.Names, Map
 
 
 def _parts(path: Path) -> list[Path]:
-    """The folders train and test: both, or one that holds folders itself; none where these are classes."""
+    """Finds the folders train and test: both, or one that holds folders; none where these are classes."""
     here = [path / name for name in PARTS if (path / name).is_dir()]
     if len(here) == 1 and not any(each.is_dir() and not is_junk(each.name) for each in here[0].iterdir()):
         return []
@@ -91,7 +90,6 @@ def _parts(path: Path) -> list[Path]:
 
 
 def _classes(top: Path, passed: Counter[str]) -> dict[str, Path]:
-    """The class folders by name, in Unicode's NFC."""
     found: dict[str, Path] = {}
     for entry in _entries(top, passed):
         if not _is_folder(entry):
@@ -105,7 +103,7 @@ def _classes(top: Path, passed: Counter[str]) -> dict[str, Path]:
 
 
 def _images(folder: Path, passed: Counter[str]) -> list[Path]:
-    """Image files of one class by name; not what lies in folders below, of which nobody knows the class."""
+    """Lists the image files of one class by name; in folders below, nobody knows the class."""
     found = []
     for entry in _entries(folder, passed):
         if _is_folder(entry):
@@ -126,7 +124,6 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _unusable(entry: os.DirEntry[str]) -> str:
-    """Why a file that is called an image is none; empty if it may be one."""
     try:
         state = entry.stat()
     except OSError:  # it is gone, or links lead in a circle
@@ -137,7 +134,6 @@ def _unusable(entry: os.DirEntry[str]) -> str:
 
 
 def _entries(folder: Path, passed: Counter[str]) -> list[os.DirEntry[str]]:
-    """What may be meant of a folder, by name; the rest is counted."""
     try:
         with os.scandir(folder) as entries:
             found = sorted(entries, key=lambda entry: entry.name)
@@ -156,15 +152,15 @@ def _no_image(name: str) -> str:
 
 
 def decoded(called: str, file: Path | IO[bytes], channels: int) -> Pixels:
-    """The image in `file` (a path, or bytes that can be read) as uint8 (channels, H, W), or (1, H, W) where
-    it has no colour. Raises DataError that begins with `called`."""
+    """Decodes the image in `file` (a path or readable bytes) to uint8 (channels, H, W), or (1, H, W) if it
+    has no colour. Raises DataError that begins with `called`."""
     try:
         from PIL import Image
     except ImportError as error:
         raise DataError(f"image files: {unusable('PIL', error)}") from None
     try:
-        # By its path Pillow maps a TIFF into memory, and then forgets to turn it (13.0); and whoever cuts the
-        # file meanwhile would end this program.
+        # Given a path, Pillow maps a TIFF into memory and forgets to turn it (13.0), and truncating the file
+        # meanwhile would kill this program.
         with _readable(file) as opened, warnings.catch_warnings(), Image.open(opened) as picture:
             warnings.simplefilter("ignore")  # of metadata that is odd: what matters is an error
             pixels = _pixels(picture, "L" if channels == 1 else "RGB")
@@ -187,7 +183,7 @@ def _readable(file: Path | IO[bytes]) -> Iterator[IO[bytes]]:
 
 
 def _pixels(picture: Any, mode: str) -> Pixels:
-    """uint8 (H, W), or (H, W, 3) for mode RGB. Raises DataError without a name, and what Pillow raises."""
+    """Returns uint8 (H, W), or (H, W, 3) in mode RGB. Raises DataError without a name, or Pillow's errors."""
     from PIL import Image, ImageOps
 
     frames = getattr(picture, "n_frames", 1)

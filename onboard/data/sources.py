@@ -1,17 +1,16 @@
-"""Where labelled images lie: every kind of source opens into the same value, with its labels alone read.
+"""Where labelled images lie: every kind of source opens into the same value, with only its labels read.
 
 A source is a name or a place:
 
 - `digits`: scikit-learn's 1,797 digits brought to 28x28 as MNIST was: 20x20, centred (extra `sim`)
 - `mnist`, `eurosat`, `eurosat-full`: files in the data folder (`--data-dir` or SPACEDML_DATA); `eurosat` is
-  the subset of 2,500 images where that is there, else the full set of 27,000
+  the subset of 2,500 images if that is there, else the full set of 27,000
 - `npz:PATH`: arrays `x` uint8 (N, C, H, W) or (N, H, W), `y` whole numbers (N), `classes` names if there are
   any; `x_test` and `y_test` for the test part
 - `folder:PATH`: one subfolder of image files a class, or `train` and `test` folders of those; without these,
   a fifth of every class is the test part
 
-Named sets and image folders are fitted to the model's shape; an npz must have it.
-"""
+Named sets and image folders are fitted to the model's shape; an npz must have it."""
 
 from __future__ import annotations
 
@@ -54,7 +53,7 @@ TITLES = frozenset(
         "labelsnames", "targetnames", "categories", "categorynames", "classtoidx", "labelmap", "idxtoclass",
     }
 )  # fmt: skip
-"""What others call the names of classes, in small letters and without what is none."""
+"""What others call an array of class names: its letters alone, in lower case."""
 EUROSAT_FILES = {
     "eurosat": ("eurosat_rgb_2500.npz", "eurosat_rgb_full_jpeg.npz"),
     "eurosat-full": ("eurosat_rgb_full_jpeg.npz",),
@@ -64,9 +63,9 @@ EUROSAT_HOW = "or unpack EuroSAT_RGB.zip (https://zenodo.org/records/7711810) an
 
 @dataclass(frozen=True)
 class OpenedSource:
-    """One part of a source, with nothing but its labels read. `y` as the file has it; `label` what to call
-    that array in `where`; `blocks`: the images of these rows, fitted, some at a time with their places;
-    `passed`: how many entries were passed over, by reason."""
+    """One part of a source, of which only the labels are read. `label` names the array `y` in `where`;
+    `blocks` reads rows' images, fitted, some at a time with their places; `passed` counts entries passed over
+    by reason."""
 
     where: str | Path
     y: NDArray[Any]
@@ -77,14 +76,14 @@ class OpenedSource:
 
 
 def check_source(source: str) -> None:
-    """Whether `source` is of a form that is known. Raises `DataError`."""
+    """Raises DataError if the form of `source` is not known."""
     name, _, place = source.partition(":")
     if source not in KNOWN_CLASSES and not (name in ("npz", "folder") and place):
         raise DataError(f"no data source {source!r}; there are {', '.join(SOURCES)}")
 
 
 def opened(source: str, shape: Shape, folder: str | Path | None, part: Part) -> OpenedSource:
-    """The source's part, of which the labels are read. Raises `DataError`."""
+    """Opens a part of a source and reads its labels. Raises DataError."""
     check_source(source)
     name, _, place = source.partition(":")
     if name == "npz":
@@ -113,8 +112,7 @@ def _digits(shape: Shape, part: Part) -> OpenedSource:
 
 
 def _handwritten() -> tuple[NDArray[Any], NDArray[Any]]:
-    """scikit-learn's images (N, 8, 8) and their labels (N). To import it takes a second and 100 MB, to read
-    its table 10 ms: it is imported only where the table does not lie there."""
+    """Reads scikit-learn's table (10 ms), as importing the package takes a second and 100 MB."""
     try:
         package = importlib.util.find_spec("sklearn")
         for folder in (package.submodule_search_locations or []) if package else []:
@@ -171,7 +169,7 @@ def _planes(path: Path, shape: Shape, index: Rows, rows: Rows) -> Iterator[Block
 
 
 def _jpegs(path: Path, offsets: Rows, shape: Shape, index: Rows, rows: Rows) -> Iterator[Block]:
-    """JPEG files that lie one after the other in an array of bytes, image i from offsets[i] on."""
+    """JPEG files lie one after the other in an array of bytes, image i from offsets[i] on."""
     if offsets.size and (offsets[0] < 0 or np.any(np.diff(offsets) < 0)):
         raise DataError(f"{path}: offsets do not ascend from 0")
     wanted = index[rows]
