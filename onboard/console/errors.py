@@ -21,9 +21,9 @@ from onboard.console.toml import ConfigError
 
 
 class OneLineErrors(click.Group):
-    """A group of commands whose complaints about options, arguments, files and packages that are not
-    installed are one line, without the usage text, with exit code 2; 1 over a package that is installed and
-    does not load. A ConfigError says itself what it is about; the program's name leads all other lines."""
+    """A group of commands whose errors are one line, without the usage text. Exit code 2 is for bad options,
+    arguments and files and for packages that are not installed; 1 for a package that does not load. A
+    ConfigError names its own subject; the program's name leads all other lines."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         kwargs["standalone_mode"] = False
@@ -75,7 +75,7 @@ class OneLineErrors(click.Group):
             raise
 
     def add_command(self, cmd: click.Command, name: str | None = None) -> None:
-        """See `click.Group.add_command`. No number that a command takes is infinite or none at all."""
+        """Adds a command whose numbers can be neither infinite nor NaN."""
         for param in cmd.params:
             if isinstance(param.type, FloatParamType):
                 param.callback = _finite(param.callback)
@@ -88,7 +88,7 @@ Callback = Callable[[click.Context, click.Parameter, Any], Any]
 
 
 def _finite(then: Callback | None) -> Callback:
-    """A callback that refuses NaN, which is in every range, before the option's own one."""
+    """NaN is in every range, so it is refused before the option's own callback runs."""
 
     def check(context: click.Context, param: click.Parameter, value: Any) -> Any:
         if isinstance(value, float) and not math.isfinite(value):
@@ -99,7 +99,6 @@ def _finite(then: Callback | None) -> Callback:
 
 
 def finite(text: str) -> float:
-    """Parses a finite number inside a longer argument. Raises ValueError."""
     number = float(text)
     if not math.isfinite(number):
         raise ValueError(f"{text!r} is not a finite number")
@@ -107,7 +106,7 @@ def finite(text: str) -> float:
 
 
 def forget_unwritten(stream: TextIO | None) -> None:
-    """Discards what a stream could not write, or Python tries again at exit and prints a traceback."""
+    """Discards what a stream could not write; else Python tries again at exit and prints a traceback."""
     try:
         if stream is not None:
             stream.flush()
@@ -117,15 +116,14 @@ def forget_unwritten(stream: TextIO | None) -> None:
 
 
 def where(error: BaseException) -> str:
-    """Describes an unforeseen error: its type, its text and the line that raised it."""
     frames = traceback.extract_tb(error.__traceback__)[-1:]
     place = "".join(f" ({Path(frame.filename).name}:{frame.lineno})" for frame in frames)
     return one_line(f"{type(error).__name__}: {error}") + place
 
 
 def one_line(text: str) -> str:
-    """Makes a text safe to show in one line: what it quotes, such as a path, may hold line ends or a
-    terminal's escape sequences, or be a megabyte long."""
+    """Makes a text safe to show in one line: a path in it may hold line ends, escape sequences, or a
+    megabyte."""
     if len(text) > _MOST_CHARACTERS:
         half = _MOST_CHARACTERS // 2
         text = f"{text[:half]} ... {text[-half:]}"
@@ -134,7 +132,7 @@ def one_line(text: str) -> str:
 
 def refused(error: OSError, where: object) -> NoReturn:
     """Ends the program because the machine failed; `where` is named if the system names no file. A closed
-    pipe, whose reader has seen enough, is no failure: that error is raised again and stays quiet."""
+    pipe is no failure, as its reader has seen enough: that error is raised again."""
     if error.errno == errno.EPIPE:
         raise error
     name = error.filename if isinstance(error.filename, str | os.PathLike) else where
@@ -142,6 +140,6 @@ def refused(error: OSError, where: object) -> NoReturn:
 
 
 def fail(line: str, code: int = 2) -> NoReturn:
-    """Ends the program with one line: exit code 2 for bad input, 1 if the machine failed."""
+    """Ends the program with one line; the exit code is 2 for bad input, 1 if the machine failed."""
     click.echo(one_line(line), err=True)
     sys.exit(code)

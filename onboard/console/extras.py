@@ -1,4 +1,4 @@
-"""Names the extra that installs a missing package, and says why one that is there does not load."""
+"""Names the extra that installs a missing package, and says why an installed one does not load."""
 
 from __future__ import annotations
 
@@ -17,17 +17,16 @@ CALLED = {"sklearn": "scikit-learn", "PIL": "Pillow"}  # where a package is impo
 
 
 def require(*packages: str) -> None:
-    """Checks that packages are installed without loading them, so that a long run fails at its beginning.
-    Raises ModuleNotFoundError, whose `name` is the first missing package."""
+    """Checks that packages are there, without loading them. Raises ModuleNotFoundError for the first missing
+    one."""
     for package in packages:
         if importlib.util.find_spec(package) is None:
             raise ModuleNotFoundError(f"No module named {package!r}", name=package)
 
 
 def unusable(package: str, error: Exception, program: str = "") -> str:
-    """One line on why `package` could not be imported: it is missing, or installed and broken (by a system
-    library that is too old, or by files of another version), which installing an extra does not repair.
-    `program` chooses the extra where several bring the package."""
+    """Says in one line that `package` is missing, with the extra of `program` to install, or that it is
+    broken (by an old system library or files of another version), which installing does not repair."""
     called = CALLED.get(package, package)
     if isinstance(error, ModuleNotFoundError) and error.name == package:
         extras = (OWN.get(program, ""), *BRINGS)
@@ -37,13 +36,13 @@ def unusable(package: str, error: Exception, program: str = "") -> str:
 
 
 def wanted(error: ImportError) -> str | None:
-    """The package of an extra that an import error is about, or None."""
+    """Returns the package of an extra that an import error is about, or None."""
     package = (error.name or "").partition(".")[0]
     return package if any(package in packages for packages in BRINGS.values()) else None
 
 
 def root_cause(error: BaseException) -> str:
-    """The first line of the original error: numpy, for one, wraps the loader's error in a page of advice."""
+    """Returns the first line of the original error; numpy, for one, wraps it in a page of advice."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line for line in str(error).splitlines() if line.strip()]

@@ -1,10 +1,8 @@
 """Writes lines without ever waiting for the reader.
 
-A paused terminal, a pager, a stalled journal and a full pipe all block write(2), and a non-blocking mode
-would apply to the terminal itself, and so to the user's shell too. So a thread writes, and lines for which
-its queue has no room are dropped and counted. A full disk or a reader that is gone costs lines and nothing
-else.
-"""
+A paused terminal, a pager, a stalled journal and a full pipe all block write(2), and non-blocking mode would
+apply to the terminal itself and so to the user's shell. So a thread writes, and lines that do not fit its
+queue are dropped and counted. A full disk or a reader that has gone costs lines and nothing else."""
 
 from __future__ import annotations
 
@@ -18,16 +16,15 @@ from collections.abc import Callable, Iterator
 from typing import TextIO
 
 MOST_BYTES = 256 * 1024
-"""Held for a reader that is slow: some thousand events, or a minute of the most talkative reports."""
-ROOM_BYTES = 64 * 2**20  # for all results of a long run, none of which may be missing
-_LOOK_S = 0.05  # how often to look whether to wait on
+"""Queued for a slow reader: some thousand events, or a minute of the most frequent reports."""
+ROOM_BYTES = 64 * 2**20  # holds all results of a long run, none of which may be missing
+_LOOK_S = 0.05  # how often `close` asks whether to wait on
 _STACK_BYTES = 256 * 1024  # of the thread; the 8 MB of the default count against a board's memory limit
 
 
 class Lines:
-    """Writes lines to a file descriptor, in order. `missed` formats the line that says how many were dropped,
-    which follows as soon as something can be written again; if it returns an empty text, no such line is
-    written."""
+    """Writes lines to a file descriptor, in order. `missed` formats the line that reports how many were
+    dropped, which follows as soon as writing works again; an empty text writes none."""
 
     def __init__(self, fd: int, missed: Callable[[int], str], most_bytes: int = MOST_BYTES) -> None:
         self._fd, self._missed_line, self._most_bytes = fd, missed, most_bytes
@@ -41,10 +38,10 @@ class Lines:
         self._renew()
         os.register_at_fork(after_in_child=self._renew)
         self.unread = False
-        """Whether the last write found that no reader is left."""
+        """Whether the last write found no reader."""
 
     def _renew(self) -> None:
-        """Starts anew in a forked child, which has no writing thread, and whose lock may be held forever."""
+        """Starts anew in a forked child, which has no writing thread and whose lock may be held forever."""
         self._changed = threading.Condition(threading.Lock())
         self._thread = None
 
@@ -63,8 +60,8 @@ class Lines:
                 self._start()
 
     def close(self, within_s: float = 0.3, patient: Callable[[], bool] = lambda: False) -> None:
-        """Waits until everything is written, for a fixed time and then for as long as `patient` says. A
-        reader that is still stuck after that gets nothing more."""
+        """Waits until everything is written: `within_s`, then for as long as `patient` says. Then it gives
+        up."""
         end_s = time.monotonic() + within_s
         with self._changed:
             while self._thread is not None and not (self._idle and not self._queue and not self._missed):
@@ -110,8 +107,8 @@ class Lines:
 
 
 class Outlet:
-    """`Lines` with the interface of a text file, for a library that writes to one. What it writes in one call
-    is written or dropped as a whole. The stream is None if it was closed before the program began."""
+    """`Lines` as a text file, for a library that writes to one. Each write is written or dropped as a whole.
+    The stream is None if it was closed before the program began."""
 
     encoding = "utf-8"
 
@@ -123,13 +120,13 @@ class Outlet:
         return len(text)
 
     def flush(self) -> None:
-        """Does nothing: what was written is on its way already."""
+        pass
 
     def isatty(self) -> bool:
         return is_terminal(self._stream)
 
     def fileno(self) -> int:
-        """The descriptor that is written to; rich asks it for the terminal's size."""
+        """Rich asks it for the terminal's size."""
         if self._stream is None:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         return self._stream.fileno()
@@ -141,7 +138,7 @@ def is_terminal(stream: TextIO | None) -> bool:
 
 
 def descriptor(stream: TextIO) -> int | None:
-    """A stream's file descriptor; None if it has none, as in a test."""
+    """Returns a stream's file descriptor; None if it has none, as in a test."""
     try:
         return stream.fileno()
     except (OSError, ValueError):

@@ -17,8 +17,8 @@ from onboard.console.lines import Lines, descriptor
 log = logging.getLogger(__name__)
 
 Format = Literal["text", "json"]
-BURST = 20  # lines of one kind that another end can provoke
-EVERY_S = 10.0  # one after the burst
+BURST = 20  # lines of one kind that another end can cause at once
+EVERY_S = 10.0  # between lines after the burst
 _MOST_KINDS = 4096
 _CAUSED = frozenset({
     "in-sight", "out-of-sight", "peer-at", "rekeyed", "result-discarded", "superseded", "update-discarded",
@@ -27,8 +27,8 @@ _CAUSED = frozenset({
 
 
 def start(form: Format, level: int = logging.INFO) -> None:
-    """Sends every event of this process to standard output, one line each, at once. Logging never waits for
-    the reader: lines for which a stuck reader has no room are dropped, and `log-dropped` says how many."""
+    """Sends every event of this process to standard output at once. Logging never waits for the reader: lines
+    that do not fit the queue are dropped, and `log-dropped` counts them."""
     formatter = _JsonLines() if form == "json" else _Text()
     output: logging.Handler
     if sys.stdout is None:  # closed before the program began; logging would turn to standard error
@@ -48,7 +48,7 @@ class Rarely:
         self._kinds: dict[Hashable, tuple[float, float, int]] = {}  # level, when, and how many were not said
 
     def may(self, kind: Hashable, now: float) -> int | None:
-        """How many of its kind were suppressed before this line; None if it is to be suppressed, too."""
+        """Returns how many of its kind were suppressed before this line; None if this one is to be, too."""
         level, at, unsaid = self._kinds.pop(kind, (0.0, now, 0))
         level = max(0.0, level - (now - at) / EVERY_S)
         says = level <= BURST - 1
@@ -89,12 +89,12 @@ class _Output(logging.Handler):
 
 
 def say(logger: logging.Logger, event: str, /, *, level: int = logging.INFO, **fields: Any) -> None:
-    """Logs `event` (a short name, stable: tools read it) with its `fields`."""
+    """Logs `event`, a short and stable name that tools read, with its `fields`."""
     logger.log(level, event, extra={"fields": fields})
 
 
 def record_of(logger: logging.Logger, event: str, /, *, level: int, **fields: Any) -> logging.LogRecord:
-    """The record that `say` would log, for a line that takes another way out."""
+    """Makes the record that `say` would log, for a line that takes another way out."""
     made = {"name": logger.name, "msg": event, "levelno": level, "levelname": logging.getLevelName(level)}
     return logging.makeLogRecord(made | {"fields": fields})
 
@@ -131,7 +131,6 @@ def _short(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Converts a value to what JSON can express: bytes become hex, and other types text."""
     if isinstance(value, dict):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple | set | frozenset):

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT end a program between two steps of its loop, at once and in order."""
+"""SIGTERM and SIGINT end a program between two steps of its loop."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import NoReturn
 
 @dataclass(frozen=True)
 class Stop:
-    """`fd` becomes readable when the program is asked to stop: a loop that waits for its ports waits for this
-    too, because Python goes back to waiting after a signal (PEP 475)."""
+    """A request to stop, which makes `fd` readable: a loop waits for it with its ports, because Python goes
+    back to waiting after a signal (PEP 475)."""
 
     fd: int
     caught: list[int] = field(default_factory=list)
@@ -25,7 +25,7 @@ class Stop:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """Inside the block SIGTERM and SIGINT do no more than to ask."""
+    """Inside the block, SIGTERM and SIGINT only ask to stop."""
     readable, written = os.pipe()
     os.set_blocking(written, False)
     stop = Stop(readable)
@@ -45,20 +45,19 @@ def stop_signals() -> Iterator[Stop]:
 
 
 def loading() -> None:
-    """Called first of all by a program: until `interruptible`, Ctrl-C ends it without a word. Loading takes a
-    second and more on a small computer, and a traceback through somebody's import helps nobody."""
+    """Lets Ctrl-C end a program without a traceback until `interruptible`; loading takes a second or more."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # and is not ignored, as by nohup
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def interruptible() -> None:
-    """From now on Ctrl-C is an exception, by which what was begun is put in order."""
+    """Makes Ctrl-C an exception from now on, so that what was begun is put in order."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, _interrupt)
 
 
 def was_interrupted() -> bool:
-    """Whether Ctrl-C was that exception. A library that was being loaded may have turned it into its own."""
+    """Whether Ctrl-C was raised; a library that was loading may have turned it into its own exception."""
     return bool(_interrupts)
 
 

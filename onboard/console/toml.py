@@ -16,13 +16,12 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 class ConfigError(ValueError):
-    """What a person has written cannot be used; one line names the file, the key, the value and what is
-    allowed. Whichever command it ends, the line is all that is shown."""
+    """What a person has written cannot be used. The one line of text is all that a command shows."""
 
 
 def read(path: Path, kind: type[T]) -> T:
-    """Reads a TOML file into a Struct. Raises ConfigError for a file that is missing or not TOML, for an
-    unknown or a missing key, and for a value of the wrong type or out of range."""
+    """Reads a TOML file into a Struct. Raises ConfigError for a missing file, bad TOML, an unknown or missing
+    key, and a value of the wrong type or out of range."""
     try:
         raw = toml_of(path)
     except FileNotFoundError:
@@ -35,9 +34,8 @@ def read(path: Path, kind: type[T]) -> T:
 
 
 def checked(source: object, raw: dict[str, Any], kind: type[T]) -> T:
-    """Converts `raw` to a Struct; `source`, a file or a command, is what an error names first. Raises
-    ConfigError. Infinity and NaN are refused: they pass every range with one end only, and no key allows
-    them."""
+    """Converts `raw` to a Struct; `source`, a file or a command, leads an error's line. Raises ConfigError,
+    also for infinity and NaN, which pass every range with only one end."""
     try:
         made = msgspec.convert(raw, kind)
     except OverflowError:
@@ -61,8 +59,8 @@ def _not_finite(raw: Any, where: str = "") -> tuple[str, float] | None:
 
 
 def _explain(message: str, raw: Any) -> str:
-    """msgspec's "Expected `int`, got `str` - at `$.node.id`" as "node.id = 'x': expected int, got str". A
-    `__post_init__` raises "KEY: what is wrong"; the key is moved to the same place."""
+    """Turns msgspec's "Expected `int`, got `str` - at `$.node.id`" into "node.id = 'x': expected int, got
+    str", and moves the key of a `__post_init__`'s "KEY: what is wrong" to the same place."""
     found = re.fullmatch(r"(.*) - at `\$(.*)`", message, re.DOTALL)
     text, where = found.groups() if found else (message, "")
     if not found or isinstance(_at(raw, where), dict):
