@@ -60,8 +60,7 @@ class Lines:
                 self._start()
 
     def close(self, within_s: float = 0.3, patient: Callable[[], bool] = lambda: False) -> None:
-        """Waits until everything is written: `within_s`, then for as long as `patient` says. Then it gives
-        up."""
+        """Waits until all is written, or gives up after `within_s` and once `patient` says no."""
         end_s = time.monotonic() + within_s
         with self._changed:
             while self._thread is not None and not (self._idle and not self._queue and not self._missed):
@@ -120,7 +119,7 @@ class Outlet:
         return len(text)
 
     def flush(self) -> None:
-        pass
+        """Does nothing: what was written is on its way already."""
 
     def isatty(self) -> bool:
         return is_terminal(self._stream)

@@ -56,8 +56,7 @@ class ArrayFile:
         return values.reshape(self.shape, order="F" if self.fortran else "C")
 
     def rows(self, wanted: Rows) -> Iterator[Block]:
-        """Yields blocks of `wanted` rows in the file's order, with their places in `wanted`. Raises
-        DataError."""
+        """Yields blocks of rows in the file's order, each with its places in `wanted`. Raises DataError."""
         if self.fortran:
             yield self._columns(wanted)
             return

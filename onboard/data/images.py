@@ -40,8 +40,7 @@ class MissingDataError(DataError):
 @dataclass(frozen=True, eq=False)
 class Images:
     """N labelled images: x uint8 (N, C, H, W) and y int64 (N) in 0..len(classes)-1. `named` is whether the
-    set named its classes; else the labels are their names. Raises DataError when N is 0 or fields
-    disagree."""
+    set named its classes; else the labels are their names. Raises DataError if N is 0 or fields disagree."""
 
     x: Pixels
     y: Labels
@@ -84,8 +83,7 @@ def order(count: int, seed: int = SPLIT_SEED) -> Rows:
 
 
 def split_rows(y: Labels, fraction: float = TEST_SHARE, seed: int = SPLIT_SEED) -> tuple[Rows, Rows]:
-    """Splits rows with labels y (N) into (rest, part), each in random order; part takes `fraction` of each
-    class."""
+    """Splits rows with labels y into (rest, part) in random order; part takes `fraction` of each class."""
     if not 0.0 < fraction < 1.0:
         raise ValueError(f"fraction {fraction} is not between 0 and 1")
     shuffled = order(len(y), seed)
@@ -140,8 +138,7 @@ def _channels(part: NDArray[np.float64], channels: int) -> NDArray[np.float64]:
 
 
 def save(path: Path, images: Images) -> None:
-    """Writes a shard as an npz that `npz:PATH` reads. Raises OSError, with the old file whole and none left
-    over."""
+    """Writes a shard as an npz that `npz:PATH` reads. Raises OSError, and leaves the old file whole."""
     arrays: dict[str, Any] = {"x": images.x, "y": images.y}
     if images.named:
         arrays["classes"] = np.array(images.classes, dtype=np.str_)

@@ -54,8 +54,7 @@ def digest(names: Sequence[str]) -> bytes:
 
 
 def whole(where: object, name: str, y: NDArray[Any], count: int | None) -> Labels:
-    """Converts labels y (N) to int64 in 0..count-1, or below MAX_CLASSES. Raises DataError with the first
-    wrong one."""
+    """Converts labels y (N) to int64 in 0..count-1, or below MAX_CLASSES. Raises DataError."""
     if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
         raise DataError(f"{where}: {name} is {y.dtype} {y.shape}, needs whole numbers (N,)")
     end = MAX_CLASSES if count is None else count

@@ -129,8 +129,7 @@ load = _loaded(survey)
 
 
 def _range_of(blocks: Iterable[Pixels]) -> tuple[int, int, int, Levels]:
-    """Returns the least and largest pixel, the number of images of one value all over, and the channels'
-    levels."""
+    """Returns the least and largest pixel, the number of blank images, and the channels' levels."""
     low, high, blank = 255, 0, 0
     counts: NDArray[np.float64] | None = None  # (C, 256): how often each channel has each value
     for block in blocks:
