@@ -1,10 +1,8 @@
 """Reads and writes the files of a program's own folder, durably, so that nothing in their place can do harm.
 
-A link, a pipe, a folder, a socket or a device with the name of such a file was not made by this program. A
-link is never followed, as writing would empty its target; a pipe is never waited for, and a device never
-opened. Whatever is in the way is renamed in the same folder, so that nothing of it is lost, and the program
-continues as if its file did not exist.
-"""
+A link, pipe, folder, socket or device with such a file's name was not made by this program. A link is never
+followed, as writing would empty its target; a pipe is never waited for and a device never opened. Whatever is
+in the way is renamed in the same folder, and the program goes on as if its file did not exist."""
 
 from __future__ import annotations
 
@@ -47,9 +45,8 @@ class NotAFile(OSError):  # noqa: N818 - "not" says error already
 
 
 def read_file(path: Path, most_bytes: int | None = None) -> bytes:
-    """The content of the file at `path`, which may have `most_bytes` at most. Raises FileNotFoundError;
-    NotAFile for anything but a regular file, which is then put aside if possible; OSError for a file that
-    cannot be read or is longer."""
+    """Reads the file at `path`. Raises FileNotFoundError; NotAFile for anything but a regular file, which is
+    put aside if possible; OSError if it cannot be read or has more than `most_bytes`."""
     with open_to_read(path) as file:
         size = os.fstat(file.fileno()).st_size
         if most_bytes is not None and size > most_bytes:
@@ -64,7 +61,7 @@ def open_to_read(path: Path) -> BufferedReader:
 
 
 def remove_file(path: Path) -> bool:
-    """Removes the file at `path`; returns whether there was one. Raises OSError."""
+    """Removes the file at `path`, and returns whether there was one. Raises OSError."""
     clear_the_way(path)
     with contextlib.suppress(FileNotFoundError):
         path.unlink()
@@ -73,7 +70,6 @@ def remove_file(path: Path) -> bool:
 
 
 def write_durably(path: Path, content: bytes | memoryview) -> None:
-    """Overwrites the file, and returns once the content is on the disk."""
     with _open_to_write(path) as file:
         file.write(content)
         file.flush()
@@ -88,8 +84,8 @@ def replace_durably(path: Path, content: bytes | memoryview) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path, mode: int = _MODE) -> Iterator[BinaryIO]:
-    """A file that takes the place of the one at `path` when the block ends, durably. If the block or the disk
-    fails, the old one stays, and nothing is left behind."""
+    """Opens a file that durably replaces the one at `path` when the block ends. If the block or the disk
+    fails, the old file stays and nothing is left behind."""
     new = path.with_name(path.name + ".new")
     clear_the_way(path)
     try:
@@ -106,7 +102,7 @@ def replacing(path: Path, mode: int = _MODE) -> Iterator[BinaryIO]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes a file's new name durable, which its own fsync need not do (POSIX leaves that open)."""
+    """Makes a file's new name durable; its own fsync need not do that (POSIX leaves it open)."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -116,8 +112,8 @@ def sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def sole_user(folder: Path) -> Iterator[None]:
-    """Locks `folder` for this process: two agents with one state would both count from the same epoch. Raises
-    BlockingIOError if another process has locked it. The kernel unlocks it when the process dies."""
+    """Locks `folder` until this process dies: two agents with one state would count from the same epoch.
+    Raises BlockingIOError if another process has locked it."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = _lock_of(folder)
     try:
@@ -128,9 +124,8 @@ def sole_user(folder: Path) -> Iterator[None]:
 
 
 def _lock_of(folder: Path) -> int:
-    """Opens the folder's lock file. Anything else in its place is put aside, under a lock of the folder
-    itself: otherwise two programs that start at once could each put aside the file that the other has just
-    made."""
+    """Opens the lock file. An obstacle is put aside under a lock of the folder itself, as two programs that
+    start at once could each put aside the other's new file."""
     path, flags = folder / LOCK, os.O_RDWR | os.O_CREAT | _SAFELY
     if _obstacle(path, "file") is None:
         return os.open(path, flags, _MODE)
@@ -144,12 +139,12 @@ def _lock_of(folder: Path) -> int:
 
 
 def checked(body: bytes, name: bytes = b"") -> bytes:
-    """The body with a checksum of it behind it, and of the `name` of whose body alone it may be."""
+    """Appends a checksum of the body and of the `name` under which alone it may be stored."""
     return body + blake2s(body + name, digest_size=CHECK_BYTES).digest()
 
 
 def unchecked(content: bytes, *names: bytes) -> bytes:
-    """The body of what `checked` gave under one of these names. Raises ValueError where that is damaged."""
+    """Returns the body that `checked` stored under one of these names. Raises ValueError if it is damaged."""
     body = content[:-CHECK_BYTES]
     if content not in (checked(body, name) for name in names or (b"",)):
         raise ValueError(f"damaged: {len(content)} B")
@@ -157,7 +152,7 @@ def unchecked(content: bytes, *names: bytes) -> bytes:
 
 
 def discard_file(path: Path) -> None:
-    """Removes a file that is not what was written, so that this is told once. Never raises OSError."""
+    """Removes a file that is not what was written, so that this is logged once. Never raises OSError."""
     with contextlib.suppress(OSError):
         remove_file(path)
     why = "not what was written: what it was for is asked for again"
@@ -165,15 +160,15 @@ def discard_file(path: Path) -> None:
 
 
 def clear_the_way(path: Path, kind: Kind = "file") -> None:
-    """Puts aside whatever is at `path`, unless it is a regular file (or a folder, or a link to one), and logs
-    it. Raises OSError if it cannot."""
+    """Puts aside and logs what is at `path`, unless it is a file (or a folder or a link to one). Raises
+    OSError."""
     if told := cleared(path, kind):
         say(log, "put-aside", level=logging.WARNING, path=str(path), why=told)
 
 
 def cleared(path: Path, kind: Kind = "file") -> str:
-    """Does the same as `clear_the_way`, but leaves the logging to the caller: returns what was put aside and
-    where it is now, or an empty text if nothing was in the way."""
+    """Puts aside as `clear_the_way` does, but returns what and where instead of logging it; "" for
+    nothing."""
     told = _put_aside(path, kind)
     if told is not None and os.path.lexists(path):
         raise told
@@ -181,7 +176,7 @@ def cleared(path: Path, kind: Kind = "file") -> str:
 
 
 def free_name(path: Path) -> Path:
-    """An unused name in the same folder, which no program reads, for what is put aside."""
+    """Returns an unused name in the same folder for what is put aside; no program reads it."""
     names = (path.with_name(f"{path.name}.bad{number}") for number in itertools.count(1))
     return next(name for name in names if not os.path.lexists(name))
 
@@ -192,7 +187,6 @@ def _open_to_write(path: Path, mode: int = _MODE) -> BinaryIO:
 
 
 def _put_aside(path: Path, kind: Kind) -> NotAFile | None:
-    """Puts aside what is in the way; returns what it was, with its new path or why it is still there."""
     if (error := _obstacle(path, kind)) is None:
         return None
     try:

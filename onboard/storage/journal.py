@@ -1,19 +1,16 @@
 """A node's state survives a power cut: killed at any byte, `load` returns the last state that was saved.
 
-Two slots are written in turn, each with a generation number and a checksum, so that a cut in the middle of
-one leaves the other intact. It needs no clock, no rename and no database, and works on a FAT card or on any
-flash file system that promises fsync. A slot that is not as this program left it is never ignored silently:
-`faults` names it, because the state in the other slot may be one save old. Larger data (a model, an update, a
-checkpoint) is kept in files beside it, which are named in the state and replaced atomically.
+Two slots are written in turn, each with a generation number and a checksum, so that a cut in one leaves the
+other intact. It needs no clock, rename or database, and works on any file system that promises fsync, FAT
+included. `faults` names a slot that is not as this program left it, because the other slot's state may be one
+save old. Larger data (a model, an update, a checkpoint) is kept in files beside it.
 
-A start counts before anything is sent, so that no epoch is used twice: by it the other end tells a start from
-a copy of an earlier one. Where the last state may be lost, its epoch was used. The slot that is left is one
-save older, in which an epoch rises by one at most, or an older copy of unknown age: so SKIPPED epochs are
-left out, three years of one start a day. The state is then saved twice, which heals both slots; in one alone
-it could be lost too, and the next start would skip to the same epoch again. Salt and replay floor need not
-outlive a restart: the salt that both ends draw (`onboard.wire.security.hello`) keeps frame numbers from
-coming twice under one key whatever this file does.
-"""
+A start is counted before anything is sent, so that no epoch is used twice: by its epoch the other end tells a
+start from a copy of an earlier one. If a slot is lost, the one that is left is one save older, in which an
+epoch rises by one at most, or a copy of unknown age: so SKIPPED epochs, three years of one start a day, are
+left out. The state is then saved twice, which heals both slots. Salt and replay floor need not outlive a
+restart: the salt that both ends draw (`onboard.wire.security.hello`) keeps frame numbers from repeating under
+one key."""
 
 from __future__ import annotations
 
@@ -53,7 +50,7 @@ class JournalError(OSError):
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One slot as it is on the disk; `why`: damaged, missing, unreadable, or an older copy."""
+    """One slot as it is on the disk; `why` says that it is damaged, missing, unreadable, or an older copy."""
 
     path: Path
     generation: int = 0
@@ -77,22 +74,19 @@ class LinkState(msgspec.Struct, kw_only=True):
 
 
 class JournalState(msgspec.Struct, kw_only=True):
-    """What every node keeps in its journal, whatever else it does. The field is required, so that a journal
-    of a version without it is refused by name."""
+    """What every node keeps in its journal. `links` is required, so that a journal without it is refused by
+    name."""
 
     links: dict[int, LinkState]
     """By the peer's node number."""
 
 
 class Journal(Generic[S]):
-    """Durable state of one node in one folder.
+    """Durable state of one node in one folder, as a Struct of type `kind`.
 
-    `kind` is the Struct that is kept; `load` returns None if nothing valid was ever saved. `names` are those
-    of the files that `keep` writes: if one of them exists, a state was saved before. `faults` is what the
-    last `load` found wrong. `load` raises PermissionError, as a folder of another user's is not damage;
-    `save` and `keep` raise OSError (disk full, read-only), after which everything stored before is still
-    readable.
-    """
+    `names` are the files that `keep` writes: if one exists, a state was saved before. `faults` is what the
+    last `load` found wrong. `load` raises PermissionError, as another user's folder is not damage; `save` and
+    `keep` raise OSError (disk full, read-only) and leave everything stored before readable."""
 
     def __init__(self, folder: Path, kind: type[S], names: Collection[str] = ()) -> None:
         self.folder = folder
@@ -104,7 +98,7 @@ class Journal(Generic[S]):
         self._generation = 0 if newest is None else newest.generation  # so that `save` falls behind no slot
 
     def load(self) -> S | None:
-        """The newest state whose checksum holds. Raises JournalError."""
+        """Returns the newest state whose checksum holds, or None. Raises JournalError."""
         slots = self._read()
         self.faults = tuple(self._wrong(slots))
         newest = _newest(slots)
@@ -135,7 +129,7 @@ class Journal(Generic[S]):
         files.replace_durably(self.folder / name, content)
 
     def fetch(self, name: str) -> bytes | None:
-        """The content stored as `name`, or None. Raises OSError, also for anything but a regular file."""
+        """Returns the content stored as `name`, or None. Raises OSError, also for what is no regular file."""
         try:
             return files.read_file(self.folder / name, MOST_KEPT_BYTES)
         except FileNotFoundError:
@@ -152,7 +146,8 @@ class Journal(Generic[S]):
         return slots
 
     def _wrong(self, slots: tuple[Slot, Slot]) -> Iterator[Slot]:
-        """The slots that are not as `save` left them: it writes 1 into slot 1, 2 into slot 0, and so on."""
+        """Yields slots that are not as `save` left them: it writes 1 into slot 1, 2 into slot 0, and so
+        on."""
         first, second = slots
         yield from (slot for slot in slots if slot.why)
         if first.holds and second.holds:
@@ -186,8 +181,8 @@ def _newest(slots: tuple[Slot, Slot]) -> Slot | None:
 
 
 def _read_slot(path: Path) -> Slot:
-    """Reads a slot. Whatever lies in its place (a link, a pipe, a folder, gigabytes) is not followed, not
-    waited for and not held in memory. Raises PermissionError."""
+    """Reads a slot. Links are not followed, pipes not waited for, gigabytes not read. Raises
+    PermissionError."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
@@ -227,8 +222,8 @@ def was_started(folder: Path) -> bool:
 
 
 def count_start(journal: Journal[J], peers: Iterable[int]) -> J:
-    """Returns the journal's state, or a new one, with the epochs of this start towards `peers`; durable on
-    return. Logs what is wrong with the journal, a line for each slot. Raises OSError."""
+    """Counts a start: returns the journal's state, or a new one, with this start's epochs towards `peers`,
+    durably. Logs a line for each bad slot. Raises OSError."""
     kept = journal.load()
     known = journal.kind(links={}) if kept is None else kept
     for peer in peers:
@@ -246,7 +241,7 @@ def count_start(journal: Journal[J], peers: Iterable[int]) -> J:
 
 
 def count_restart(journal: Journal[J], known: J, peer: int) -> LinkState:
-    """Begins a link again, in an epoch of its own, while its node runs on; durable on return."""
+    """Begins a link again in an epoch of its own, durably, while its node runs on."""
     link = known.links[peer]
     link.epoch = next_epoch(link.epoch)
     journal.save(known)

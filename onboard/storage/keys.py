@@ -1,11 +1,10 @@
 """Reads and writes key files, and keeps them and a program's other files private to their user.
 
-A key belongs to one node, and both ends of its link have it. Its file has one line of 64 hexadecimal digits,
-or several; anything else is refused in one line that names the file. Nobody else can read a file that these
-programs create, whatever the umask. Existing files keep their mode, which may be intended; a key or a state
-that others can access is logged and not refused: a file system without modes (FAT) shows everything as open,
-and a board that did not start for that reason would be lost.
-"""
+A key belongs to one node, and both ends of its link have it. Anything but lines of 64 hexadecimal digits is
+refused in one line that names the file. Files that these programs create are private whatever the umask.
+Existing files keep their mode, which may be intended: a key or state that others can access is logged and not
+refused, as a file system without modes (FAT) shows everything as open, and a board that did not start for
+that would be lost."""
 
 from __future__ import annotations
 
@@ -35,13 +34,13 @@ class BadKey(ConfigError):  # noqa: N818 - "bad" says error already
 
 
 def new_key() -> bytes:
-    """A new key: 32 B from the operating system's generator."""
+    """Draws a new key: 32 B from the operating system's generator."""
     return secrets.token_bytes(KEY_BYTES)
 
 
 def load_keys(path: str | Path) -> dict[int, bytes]:
-    """The keys in the file at `path` by their ids, 32 B each, the oldest first. Each line holds one key: 64
-    hexadecimal digits and, in a file of several keys, the id (0 to 3) and a space before. Raises BadKey."""
+    """Reads the keys at `path` by id, 32 B each, the oldest first. A line holds 64 hexadecimal digits and, in
+    a file of several keys, the id (0 to 3) and a space before. Raises BadKey."""
     try:
         if Path(path).is_fifo():  # nobody may ever write into it, and who opens it waits for that
             raise BadKey(f"{path}: cannot read this key file: it is a pipe")
@@ -88,7 +87,7 @@ def save_key(path: str | Path, key: bytes) -> None:
 
 
 def roll(keys: Mapping[int, bytes], key: bytes) -> dict[int, bytes]:
-    """The keys with a new one appended. Raises ValueError if every id is taken."""
+    """Returns the keys with a new one appended. Raises ValueError if every id is taken."""
     if len(keys) >= KEY_IDS:
         raise ValueError(f"{len(keys)} keys are held, and there are no more ids: drop the old ones first")
     return {**keys, (list(keys)[-1] + 1) % KEY_IDS: key}
@@ -106,13 +105,13 @@ def replace_keys(path: str | Path, keys: Mapping[int, bytes]) -> None:
 
 
 def keep_private() -> None:
-    """Makes this process create files and folders that only its user can read or enter."""
+    """Makes this process create files and folders that only its user can access."""
     os.umask(os.umask(0o077) | 0o077)
 
 
 def exposure(path: Path, what: Literal["key", "state"]) -> str | None:
-    """How other users of this computer can access `path`, and what to do about it; None if they cannot, or if
-    it does not exist, which whoever opens it will report."""
+    """Says how other users can access `path` and what to do about it; None if they cannot or it does not
+    exist."""
     try:
         mode, folder = path.stat().st_mode, path.absolute().parent.stat().st_mode
     except OSError:
