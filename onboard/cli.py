@@ -44,7 +44,7 @@ def log_options(report: str) -> Callable[[F], F]:
 
 
 def run_options(report: str, ports: str) -> Callable[[F], F]:
-    """The options of a program that runs until it is stopped, here and on the ground."""
+    """Adds the options of a program that runs until it is stopped, here and on the ground."""
     return all_of(
         log_options(report),
         click.option("--record", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False),
@@ -162,7 +162,7 @@ def link(node_toml: Path, as_json: bool, once: bool) -> None:
 
 
 def recording_to(path: Path, limit_mb: int) -> Recorder:
-    """A recorder that has its file for itself; ends the program if it cannot have it."""
+    """Returns a recorder that has its file for itself; ends the program if it cannot have it."""
     from onboard.link.recording import InUse, NoRecording, Recorder
 
     recorder = Recorder(path, limit_mb << 20)
@@ -181,8 +181,7 @@ def run_agent(
     report_every_s: float | None,
     recorder: Recorder | None = None,
 ) -> None:
-    """Runs a node's agent to its end; what keeps it from starting ends the program with one line. Raises
-    ConfigError."""
+    """Runs a node's agent to its end; what keeps it from starting ends the program. Raises ConfigError."""
     require("onnxruntime")  # every node steps a model's graph, and would say so when the round has begun
     from onboard.storage.keys import BadKey
 
@@ -251,7 +250,7 @@ def _run_gossip(
 
 
 def missing_device(url: str) -> str | None:
-    """What is wrong with a port that is a device of this computer, or None if it is there (or is none)."""
+    """Says what is wrong with a port that is a device; None if it is there or is no device."""
     from onboard.link import facts_of
     from onboard.link.ports.serial import NoDevice, check_device
 

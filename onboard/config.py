@@ -217,8 +217,8 @@ class OwnConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LinkEnd(msgspec.Struct, frozen=True, kw_only=True):
-    """This end of one link, checked; `link` is its profile, and `id` the other end's node number. `weight`,
-    `wait`: of a neighbour."""
+    """This end of one link, checked; `id` is the other end's number. `weight` and `wait` are a
+    neighbour's."""
 
     id: int = GROUND
     link: Link
@@ -239,26 +239,26 @@ class NodeConfig(OwnConfig, frozen=True, kw_only=True):
 
 
 class GossipConfig(OwnConfig, frozen=True, kw_only=True):
-    """NODE.toml of a node that gossips. `model`: as `TrainGraph.load` takes it."""
+    """NODE.toml of a node that gossips; `TrainGraph.load` takes its `model`."""
 
     gossip: GossipSection
     model: str
     neighbours: tuple[LinkEnd, ...]
 
     def holding(self) -> GossipConfig:
-        """The same node without its training: it answers its neighbours, with the model that it has."""
+        """Returns the same node without training: it answers its neighbours with the model that it has."""
         return msgspec.structs.replace(self, gossip=msgspec.structs.replace(self.gossip, trains=False))
 
 
 def ends_of(config: NodeConfig | GossipConfig) -> dict[str, LinkEnd]:
-    """The ends of a node's links, by the tables of NODE.toml that describe them."""
+    """Returns the ends of a node's links by the tables of NODE.toml that describe them."""
     if isinstance(config, NodeConfig):
         return {"link": config.ground}
     return {f"neighbour[{index}]": each for index, each in enumerate(config.neighbours)}
 
 
 def load_node(path: Path, *, port: str | None = None) -> NodeConfig:
-    """Reads NODE.toml of a node with a link to the ground; see `load_own`."""
+    """Reads NODE.toml of a node with a link to the ground."""
     config = load_own(path, port=port)
     if not isinstance(config, NodeConfig):
         raise ConfigError(f"{path}: link: missing, and it is required here")
@@ -266,8 +266,8 @@ def load_node(path: Path, *, port: str | None = None) -> NodeConfig:
 
 
 def load_own(path: Path, *, port: str | None = None) -> NodeConfig | GossipConfig:
-    """Reads NODE.toml of either sort of node. `port` replaces that of the link to the ground, so that a cable
-    can be moved without an editor. Raises ConfigError in one line that names file, key and value."""
+    """Reads NODE.toml of either kind of node; `port` replaces that of the link to the ground. Raises
+    ConfigError in one line with file, key and value."""
     file = read(path, NodeFile)
     if file.gossip is not None and port is not None:
         raise ConfigError(f"--port {port!r}: a node that gossips has a port for each neighbour, in its file")
@@ -327,7 +327,7 @@ def _own(path: Path, file: NodeFile) -> dict[str, Any]:
 
 
 def relative_source(source: str, base: Path) -> str:
-    """`npz:` and `folder:` paths are meant relative to the file that names them."""
+    """Resolves `npz:` and `folder:` paths against the folder of the file that names them."""
     scheme, colon, where = source.partition(":")
     if colon and scheme in ("npz", "folder"):
         return f"{scheme}:{base / where}"
@@ -335,20 +335,20 @@ def relative_source(source: str, base: Path) -> str:
 
 
 def check_name(name: str) -> None:
-    """A node's name becomes a folder's. Raises ValueError."""
+    """Raises ValueError for a node name that cannot name a folder."""
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
         raise ValueError("name: must be 1 to 64 letters, digits, - and _")
 
 
 def check_classes(names: Classes | None) -> None:
-    """Names of classes tell them apart. Raises ValueError."""
+    """Raises ValueError if a class name is there twice."""
     for index, name in enumerate(names or ()):
         if name in (names or ())[:index]:
             raise ValueError(f"classes: {name!r} is there twice")
 
 
 def check_port(port: str) -> None:
-    """Whether `port` is a URL that `onboard.link.open_port` takes. Raises ValueError."""
+    """Raises ValueError unless `onboard.link.open_port` takes the URL."""
     if not port:
         raise ValueError("port: must not be empty; give a device such as /dev/ttyUSB0 or udp://HOST:PORT")
     try:
@@ -358,7 +358,7 @@ def check_port(port: str) -> None:
 
 
 def check_cipher(where: str) -> None:
-    """Raises ConfigError, which begins with `where`, if the package that encrypts is not installed."""
+    """Raises ConfigError, led by `where`, if the package that encrypts is not installed."""
     try:
         import onboard.wire.security.cipher  # noqa: F401 - loaded only where it is needed
     except ImportError as error:
@@ -366,7 +366,7 @@ def check_cipher(where: str) -> None:
 
 
 def profile(path: Path, key: str, name: str, load: Any, base: Path) -> Any:
-    """A profile by its name, or by the path of a TOML file relative to `base`."""
+    """Loads a profile by name, or by the path of a TOML file relative to `base`."""
     try:
         return load(str(base / name) if name.endswith(".toml") else name)
     except (ValueError, OSError) as error:

@@ -44,7 +44,7 @@ class Finding:
 
 
 def examine(config: NodeConfig | GossipConfig) -> list[Finding]:
-    """Looks at everything; nothing is sent and nothing is changed but the ports, opened once and closed."""
+    """Checks everything. It sends and changes nothing, but opens and closes each port once."""
     checks: list[tuple[str, Callable[[], str]]] = [("python", _python)]
     for end in ends_of(config).values():
         name = "" if isinstance(config, NodeConfig) else f" {end.id}"
@@ -69,7 +69,7 @@ def examine(config: NodeConfig | GossipConfig) -> list[Finding]:
 
 
 def _said(error: Exception) -> str:
-    """As the programs say it: "PATH: Permission denied" in place of Python's "[Errno 13] ..."."""
+    """Drops Python's "[Errno 13]": "PATH: Permission denied"."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
     return str(error) or type(error).__name__
@@ -133,7 +133,6 @@ def _data(config: NodeConfig | GossipConfig) -> str:
 
 
 def _memory(config: NodeConfig | GossipConfig) -> str:
-    """Whether the budget is there, and whether a real training passes under it."""
     with Path("/proc/meminfo").open(encoding="ascii") as lines:
         available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     if available < config.memory_bytes:
@@ -152,8 +151,7 @@ def _fitting(config: OwnConfig) -> list[TrainGraph]:
 
 
 def _tried(config: OwnConfig, graph: TrainGraph) -> str:
-    """What a round of a mission's defaults takes with this model. Raises MemoryError where the budget is too
-    small, and GraphError where it fails for another reason but the images."""
+    """Trains a round of a mission's defaults. Raises MemoryError over the budget, else GraphError."""
     batch = config.gossip.batch_size if isinstance(config, GossipConfig) else BoardTraining().batch_size
     task = Task(
         mission=bytes(8), round=1, model=graph.name, graph=graph.digest, seed=0, weights="seed",
@@ -172,7 +170,6 @@ def _tried(config: OwnConfig, graph: TrainGraph) -> str:
 
 
 def _run(trainer: ProcessTrainer, job: Job, budget_bytes: int) -> TrainingDone | Failed:
-    """Trains in small, under the board's real limit: with what the budget leaves beside an agent."""
     trainer.begin(job, max(0, budget_bytes - AGENT_BYTES - MARGIN_BYTES))
     try:
         while True:

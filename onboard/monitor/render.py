@@ -1,7 +1,6 @@
 """Shows a running program's state at a terminal: a board's links as text, redrawn every second.
 
-The ground's tables use the same words, so that both ends describe the same thing in the same way.
-"""
+The ground's tables use the same words, so that both ends describe the same thing in the same way."""
 
 from __future__ import annotations
 
@@ -33,9 +32,8 @@ Picture = Callable[[View, "View | None", float], str]
 
 
 def follow(folder: Path, picture: Picture, *, as_json: bool, once: bool) -> None:
-    """Shows the program that runs on `folder`, as text or, `as_json`, as one object a line; `once`, or every
-    second until Ctrl-C. Where nothing answers at first the command fails; a program that ends later is waited
-    for."""
+    """Shows the program that runs on `folder`, as text or as a JSON object a line, once or every second until
+    Ctrl-C. Raises NobodyThere if nothing answers at first; a program that ends later is waited for."""
     in_place = is_terminal(sys.stdout) and not as_json and not once
     before: View | None = None
     text, seen_s = "", 0.0
@@ -67,7 +65,7 @@ def follow(folder: Path, picture: Picture, *, as_json: bool, once: bool) -> None
 
 
 def board_picture(view: View, before: View | None, gap_s: float) -> str:
-    """The view of `onboard link`, 76 columns wide; `before`: that of `gap_s` seconds ago, if any."""
+    """Renders the view of `onboard link`, 76 columns wide; `before` is that of `gap_s` seconds ago."""
     link = view["link"]
     title = f"{click.style(view['node'], bold=True)}  {view['board']}, {view['profile']}: {doing(view)}"
     lines = [title, "", f"port    {port_state(link['port'])}", f"ground  {peer_state(link)}", ""]
@@ -78,7 +76,7 @@ def board_picture(view: View, before: View | None, gap_s: float) -> str:
 
 
 def gossip_picture(view: View, before: View | None, gap_s: float) -> str:
-    """The same for a node that gossips, with a few lines for each neighbour."""
+    """Renders the same for a node that gossips, with a few lines for each neighbour."""
     title = f"{click.style(view['node'], bold=True)}  {view['board']}: {view['phase']}"
     loss = "" if view["loss"] is None else f", loss {view['loss']:.3f}"
     lines = [f"{title}, {view['epochs']:.2f} epochs{loss}, {view['exchanges']:,} exchanges", ""]
@@ -127,7 +125,7 @@ def peer_state(link: View) -> str:
 
 
 def dropped(link: View) -> str:
-    """The counters of what was received and dropped, as far as they are not 0."""
+    """Lists the counters of dropped frames that are not 0."""
     counts = [(name.removesuffix("_dropped").replace("_", " "), link[name]) for name in DROPPED] + [
         ("noise", link["port"]["broken"])
     ]
@@ -136,7 +134,7 @@ def dropped(link: View) -> str:
 
 
 def objects(link: View) -> Iterator[str]:
-    """A line for every object in transfer, with the time at which it will be complete."""
+    """Yields a line for every object in transfer, with the time until it will be complete."""
     for one in link["objects"]:
         share = one["held"] / max(1, one["fragments"])
         done = round(share * BAR)
@@ -154,7 +152,7 @@ def objects(link: View) -> Iterator[str]:
 
 
 def eta(left_s: float | None, passes: int | None) -> str:
-    """How long a transfer will take and, if a contact plan says so, over how many passes."""
+    """Says how long a transfer will take and, if a contact plan says so, over how many passes."""
     if left_s is None:
         return "no end in sight"
     over = "" if passes is None else f", {passes} pass{'es' if passes != 1 else ''}"
@@ -162,7 +160,7 @@ def eta(left_s: float | None, passes: int | None) -> str:
 
 
 def duration(value_s: float) -> str:
-    """A duration with two digits, which is enough for a person: 0.4 s, 45 s, 12 min, 3.5 h, 2.1 d."""
+    """Formats a duration with two digits, enough for a person: 0.4 s, 45 s, 12 min, 3.5 h, 2.1 d."""
     if value_s < 10:
         return f"{value_s:.1f} s"
     for unit, size_s, up_to in (("s", 1, 120), ("min", 60, 120), ("h", 3600, 48)):
@@ -173,7 +171,6 @@ def duration(value_s: float) -> str:
 
 
 def bit_rate(rate_bps: float) -> str:
-    """A bit rate with an SI prefix: 9.4 kbit/s."""
     for unit, size in (("Gbit/s", 1e9), ("Mbit/s", 1e6), ("kbit/s", 1e3)):
         if rate_bps >= 0.9995 * size:  # what three digits round up to the next unit
             return f"{rate_bps / size:.3g} {unit}"
@@ -181,7 +178,7 @@ def bit_rate(rate_bps: float) -> str:
 
 
 def rate_bps(link: View, before: View | None, gap_s: float, counter: str) -> float | None:
-    """Bits per second of a byte counter between two views; None if the program was restarted in between."""
+    """Returns a counter's bits per second between two views; None if the program restarted between."""
     if before is None or before["epoch"] != link["epoch"] or gap_s <= 0:
         return None
     return float(8 * (link[counter] - before[counter]) / gap_s)

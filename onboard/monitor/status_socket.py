@@ -1,10 +1,8 @@
-"""A running program shows its state to anybody on this computer who asks; nothing is written to a disk.
+"""Shows a running program's state to anybody on this computer who asks; nothing is written to a disk.
 
-The program listens on a Unix socket in Linux's abstract namespace (unix(7)), named after the device and inode
-of its state folder, and answers every connection with one JSON object. So watching wears no flash, a kill
-leaves nothing behind, and the folder may be on any file system. Either end answers only the same user or
-root, which the kernel vouches for (SO_PEERCRED).
-"""
+The program listens on a Unix socket in Linux's abstract namespace (unix(7)), named after its state folder's
+device and inode, and answers a connection with one JSON object. So watching wears no flash, a kill leaves
+nothing behind, and any file system will do. Both ends accept only the same user or root (SO_PEERCRED)."""
 
 from __future__ import annotations
 
@@ -40,7 +38,6 @@ class Lookout:
     """The running program's end. It never waits, and its failures stop nothing else."""
 
     def __init__(self, folder: Path) -> None:
-        """Binds the socket. If another program has the name, that is logged and nobody is answered."""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.setblocking(False)
         self._unsent: list[tuple[socket.socket, memoryview]] = []
@@ -54,8 +51,8 @@ class Lookout:
             say(log, "unwatched", level=logging.WARNING, path=str(folder), why=error.strerror or str(error))
 
     def answer(self, view: Callable[[], Any]) -> None:
-        """Answers everybody who has asked since the last call with what `view` returns. What a viewer's
-        socket does not take at once (some 200 kB) follows with later calls."""
+        """Answers everybody who has asked with what `view` returns. What a viewer's socket does not take at
+        once (it takes some 200 kB) follows with later calls."""
         text: memoryview | None = None
         for _ in range(_WAITING):
             try:
@@ -78,8 +75,7 @@ class Lookout:
 
 
 def look(folder: Path, timeout_s: float = 10.0) -> dict[str, Any]:
-    """What the program that runs on `folder` shows now. A board answers after the step that it is in. Raises
-    NobodyThere."""
+    """Asks the program that runs on `folder`; a board answers after its current step. Raises NobodyThere."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asked:
         asked.settimeout(timeout_s)
         try:
@@ -99,7 +95,7 @@ def look(folder: Path, timeout_s: float = 10.0) -> dict[str, Any]:
 
 
 def _name(folder: Path) -> bytes:
-    """The socket's name; the leading zero byte makes it abstract, so that there is no file."""
+    """A leading zero byte makes the name abstract, so that there is no file."""
     stat = folder.stat()
     return f"\0spacedml-edge/{stat.st_dev:x}:{stat.st_ino:x}".encode()
 
@@ -123,7 +119,7 @@ def _send(viewer: socket.socket, text: memoryview) -> memoryview | None:
 
 
 def link_view(pump: Pump, now: float) -> dict[str, Any]:
-    """A link's counters and progress as plain values: one JSON object, with nothing that JSON lacks."""
+    """Returns a link's counters and progress as plain values for JSON."""
     view = asdict(pump.session.snapshot(now))
     view["heard_s_ago"] = _finite(view.pop("now") - view.pop("last_heard"))
     for each in view["objects"]:
