@@ -142,9 +142,8 @@ class PeerShare:
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """The addresses of the datagram port at `url`, as a folder's file `peer` keeps them. `peer`: where the
-    peer was heard last, empty for nowhere; `local_port`: the port given to a URL that asked for any, 0 for
-    none."""
+    """The addresses of the datagram port at `url`, as a folder's file `peer` keeps them. `peer`: the peer's
+    last one, empty for none; `local_port`: the port given to a URL that asked for any, 0 for none."""
 
     url: str
     peer: str = ""

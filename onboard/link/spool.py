@@ -59,8 +59,7 @@ _MAX_MAP_BYTES = _MAP.size + (MAX_FRAGMENTS + 7) // 8 + CHECK_BYTES
 
 class Spool:
     """The half-received objects of one session in `folder`, at most `limit_bytes` in all. Writing methods may
-    raise OSError (also ENOSPC above the limit); what was stored is still whole, and the call may be
-    repeated."""
+    raise OSError (also ENOSPC above the limit) and be called again; what was stored is still whole."""
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
         """Creates the folder. Raises OSError."""
@@ -256,8 +255,7 @@ class Saving:
             self._dirty_since[held.digest] = math.inf
 
     def whole(self, digest: bytes, now: float) -> None:
-        """Save an object before the application hears of it; later, if its peer is over its share of
-        writes."""
+        """Save an object before the application hears of it, or later if its peer writes above its share."""
         if self._share.may_hurry(now):
             self.settle(now)  # evicted objects make room for it
             self._save_one(self._session.incoming[digest], now)

@@ -1,15 +1,14 @@
 """How frames stand in what a port carries, the same for a live port and for a recording of one.
 
-On a byte stream no frame looks twice the same, so that no line's habit meets the same bytes twice. Lines eat
-some byte values (XON and XOFF, 0x11 and 0x13) and double others (telnet's 0xFF). A frame that holds one would
-be lost however often it is sent. So the byte values of a frame change places, in pairs, and which with which
-is said by the last bytes of the tag, which is another for every transmission. Nothing travels for it, and
-doing it twice undoes it. This hides nothing from anybody: the tables are public. Through a TNC frames are
-whitened too: its serial side has a line's habits, and whether its air side scrambles depends on the TNC.
+Lines eat some byte values (XON and XOFF, 0x11 and 0x13) and double others (telnet's 0xFF), and a frame that
+holds one would be lost however often it is sent. So on a byte stream each transmission is whitened
+differently: its byte values are swapped in pairs, and the last bytes of its tag, new for each transmission,
+say which. Nothing travels for it, and whitening twice restores the frame. It hides nothing: the tables are
+public. Frames to a TNC are whitened too: its serial side is such a line, and not every TNC scrambles on the
+air.
 
-Whitened, all byte values are as frequent in many frames, which tells what is wrong with a line: a value that
-never comes is eaten, one that comes in pairs alone is doubled.
-"""
+In whitened frames all byte values are equally frequent, which tells what is wrong with a line: a value that
+never comes is eaten, one that comes only in pairs is doubled."""
 
 from __future__ import annotations
 
@@ -25,10 +24,7 @@ from onboard.wire.framing.frame import OVERHEAD_BYTES, TAG_BYTES
 
 
 class FramedStream:
-    """Whitened frames between delimiters. Holds no more of a stream than one largest frame.
-
-    `opening` goes out first, and again after a frame that was cut: the other end may hold half of one.
-    """
+    """Whitened frames between delimiters. It holds no more of a stream than one largest frame."""
 
     def __init__(
         self,
@@ -67,7 +63,7 @@ class FramedStream:
 
 
 def cobs_stream(max_frame_bytes: int, _port: int = 0) -> FramedStream:
-    """COBS with a zero byte behind each frame."""
+    """COBS with a zero byte after each frame."""
     return FramedStream(cobs.Splitter(max_frame_bytes), b"\0", cobs.encode, cobs.decode)
 
 
@@ -105,9 +101,9 @@ class FramingKind:
     """How to begin a framing, and what it adds."""
 
     make: Callable[[int, int], Framing]
-    """The framing at its beginning, for the largest frame's bytes and the port of a TNC."""
+    """Makes the framing, given the largest frame's bytes and the TNC's port."""
     wire_bytes: Callable[[int], int]
-    """What a frame of that many bytes takes in this framing; see `PortFacts.wire_bytes`."""
+    """The bytes that a frame of that many takes in it, see `PortFacts.wire_bytes`."""
 
 
 FRAMINGS: dict[str, FramingKind] = {
@@ -128,9 +124,8 @@ class _Tables(dict[int, bytes]):
     """Made as they are used: all of them at once take 10 ms, on a board many times as long."""
 
     def __missing__(self, nth: int) -> bytes:
-        """All values but `nth` in the order of 16 bits each of SHAKE-128: the first is exchanged for the
-        second, the third with the fourth. The last stays, and so does `nth`, by which the table is found
-        again."""
+        """All values but `nth` are ordered by 16 bits each of SHAKE-128, and neighbours swapped in pairs. The
+        last one and `nth` stay, and `nth` tells which table it was."""
         ranks = shake_128(b"spacedml whitening" + bytes((nth,))).digest(2 * 256)
         order = [value for value in range(256) if value != nth]
         order.sort(key=lambda value: ranks[2 * value : 2 * value + 2])
@@ -145,14 +140,12 @@ _TABLES = _Tables()
 
 
 def whiten(frame: bytes) -> bytes:
-    """`frame` with its byte values exchanged; of what `whiten` gave it gives the frame again.
+    """Return `frame` with its byte values swapped; whitening twice restores it.
 
-    A frame of up to 255 B is cut into four stretches, each with a table of its own, so that also one that
-    holds many different values has as good a chance as random bytes have. A longer one holds nearly all
-    values anyway, and one table does: in `translate` it costs 0.6 ns a byte, where Python has nothing as
-    quick for a sequence that changes from byte to byte, as CCSDS 131.0-B's randomizer has it, but numpy,
-    which takes 30 MB. What has no more than 8 B is no frame and stays as it is.
-    """
+    A frame of up to 255 B is cut into four stretches with a table each, so that one that holds many values
+    has as good a chance as random bytes have. A longer one holds nearly all values anyway, and one table
+    does: `translate` costs 0.6 ns a byte. A sequence that changes from byte to byte (CCSDS 131.0-B's
+    randomizer) is as quick only with numpy, which takes 30 MB. Up to 8 B are no frame and stay."""
     size = len(frame)
     if size > _LONGEST_STRETCHED_BYTES:
         return frame.translate(_TABLES[frame[-1]])
@@ -191,11 +184,9 @@ _REMEMBERED = 4096  # frames; then older ones count half
 
 
 class LineCheck:
-    """What is wrong with a line, from the chunks that came in and were no frames, in an operator's words.
-
-    Where a lot of values never come the frames hold few, and that tells nothing. What is too short for a
-    frame is no frame of the other end's, but noise. delimiter: the byte that ends a chunk, and is in none.
-    """
+    """Diagnoses a line from the incoming chunks that were no frames, in an operator's words. If many values
+    never come, the frames hold few, and that tells nothing. What is too short for a frame is noise.
+    `delimiter`: the byte that ends a chunk, and is in none."""
 
     def __init__(self, delimiter: bytes) -> None:
         self._values = set(range(256)).difference(delimiter)
@@ -204,7 +195,7 @@ class LineCheck:
         self._ff = self._ff_pairs = 0
 
     def frame(self, frame_bytes: int) -> None:
-        """A chunk was a frame of so many bytes, or looks like one."""
+        """Note a chunk that was a frame of this many bytes, or looks like one."""
         self._good += 1
         self._good_bytes += frame_bytes
         if self._good > _REMEMBERED:
@@ -212,7 +203,7 @@ class LineCheck:
             self._damaged, self._noise = self._damaged // 2, self._noise // 2
 
     def refused(self, frame_bytes: int, chunk: bytes) -> None:
-        """What looked like a frame was none of the other end's."""
+        """Note that what looked like a frame was none of the other end's."""
         self._good, self._good_bytes = self._good - 1, self._good_bytes - frame_bytes
         self.broken(chunk)
 
@@ -228,7 +219,7 @@ class LineCheck:
             del self._sample[: _SAMPLE_BYTES // 2]
 
     def fault(self, link: Link) -> LineFault | None:
-        """What is wrong; None for nothing, or nothing that could be told from chance."""
+        """Return what is wrong; None for nothing, or nothing that differs from chance."""
         if self._damaged >= _DAMAGED:
             named = self._bytes_wrong()
             if named is not None:

@@ -1,8 +1,7 @@
-"""The hosts in ports' URLs: whether one can be asked for, and where it is.
+"""The hosts in ports' URLs: whether one is valid, and which addresses it has.
 
-What no name server is ever told is bad input, and no port that may come. What may have to wait for a network
-is done in the background: no daemon waits for one.
-"""
+What no name server would take is bad input, not a port that may come. What may have to wait for a network is
+done in the background: no daemon waits for one."""
 
 from __future__ import annotations
 
@@ -22,7 +21,7 @@ _EVERYBODY = ipaddress.ip_address("255.255.255.255")
 
 
 def host_port(url: str, text: str) -> tuple[str, int]:
-    """`HOST:PORT`, or `[HOST]:PORT` for IPv6, as it stands in `url`. Raises BadUrl."""
+    """Parse `HOST:PORT`, or `[HOST]:PORT` for IPv6, as it stands in `url`. Raises BadUrl."""
     try:
         parts = urlsplit(f"//{text}")
         host, port = parts.hostname, parts.port
@@ -35,10 +34,8 @@ def host_port(url: str, text: str) -> tuple[str, int]:
 
 
 def check_host(url: str, host: str) -> None:
-    """That `host` is an address, or may be a name: no empty part (`pi..local`), none of more than 63 letters.
-
-    Raises BadUrl, where Python's look-up would raise UnicodeError at each try.
-    """
+    """Check that `host` is an address, or may be a name: no empty part (`pi..local`), none of more than 63
+    letters. Raises BadUrl, where Python's look-up would raise UnicodeError at each try."""
     if address_of(host) is None:
         try:
             host.encode("idna")
@@ -47,14 +44,14 @@ def check_host(url: str, host: str) -> None:
 
 
 def check_peer(url: str, host: str, port: int) -> None:
-    """That `host` and `port` may be those of one other end. Raises BadUrl."""
+    """Check that `host` and `port` may be those of one other end. Raises BadUrl."""
     address = address_of(host)
     if port == 0 or (address is not None and (address.is_multicast or address == _EVERYBODY)):
         raise BadUrl(f"{url}: {host}:{port} is no place of one other end")
 
 
 def address_of(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """None for a name."""
+    """Return the address; None for a name."""
     try:
         return ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
@@ -62,14 +59,14 @@ def address_of(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | Non
 
 
 def resolve(host: str, port: int, family: socket.AddressFamily) -> Sequence[Address]:
-    """All addresses of a host, at a port; may wait for a name server. Raises OSError."""
+    """Return all addresses of a host; may wait for a name server. Raises OSError."""
     found = socket.getaddrinfo(host, port, family, socket.SOCK_DGRAM)
     return list(dict.fromkeys(entry[4] for entry in found))
 
 
 class InBackground(Generic[T]):
-    """Does something on a thread of its own, such as to open a port or to look up a name, one attempt at a
-    time. Each call tells how the attempt stands, and begins one if there is none."""
+    """Runs `attempt`, such as to open a port or to look up a name, on a thread, one at a time. Each call
+    tells how the attempt stands, and begins one if there is none."""
 
     def __init__(self, attempt: Callable[[], T]) -> None:
         self._try = attempt
@@ -77,7 +74,7 @@ class InBackground(Generic[T]):
         self._outcome: T | Exception | None = None
 
     def __call__(self) -> T | None:
-        """What the attempt gave, or None while it lasts. Raises what the attempt raised."""
+        """Return the attempt's result, or None while it lasts. Raises what the attempt raised."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._attempt, daemon=True)
             self._thread.start()

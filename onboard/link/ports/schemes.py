@@ -38,7 +38,7 @@ _BOUNDS = {"baud": range(1, 20_000_001), "port": kiss.PORTS}
 
 @dataclass(frozen=True, slots=True)
 class StreamUrl:
-    """`device` is a path or a URL of pyserial's; `baud` None where the URL names none."""
+    """`device`: a path or a pyserial URL; `baud`: None where the URL names none."""
 
     device: str
     baud: int | None = None
@@ -48,8 +48,7 @@ class StreamUrl:
 
 @dataclass(frozen=True, slots=True)
 class StreamScheme:
-    """Ports that carry a byte stream. `parse` reads a URL of this form; its BadUrl is one line that names the
-    URL."""
+    """Ports that carry a byte stream. `parse` reads a URL of this form; its BadUrl is one line naming it."""
 
     form: str
     parse: Callable[[str], StreamUrl]
@@ -68,8 +67,7 @@ class StreamScheme:
         )
 
     def open(self, url: str, link: Link, tap: Tap | None) -> SerialPort:
-        """A URL without `baud` runs at the link's rate where the link is a UART (10 bits a byte) and else at
-        115,200."""
+        """Without `baud`, a UART link's URL runs at its rate (10 bits a byte), and any other at 115,200."""
         stream = self.parse(url)
         uart_baud = round(link.rate_up_bps) if link.bits_per_byte > 8 else DEFAULT_BAUD
         framing = FRAMINGS[stream.framing].make(link.mtu_bytes, stream.kiss_port)
@@ -133,8 +131,7 @@ def _pyserial(url: str) -> StreamUrl:
 
 
 def _check_pyserial(url: str) -> None:
-    """That pyserial has a handler for it, and knows its options, or the port would be tried, and never
-    opened, for ever."""
+    """A URL without a handler, or with unknown options, would be tried for ever and never opened."""
     try:
         port = serial.serial_for_url(url, do_not_open=True)
     except serial.SerialException:  # hwgrep:// looks for its device at once
@@ -189,12 +186,12 @@ SCHEMES: dict[str, PortScheme] = {
     "udp": UdpScheme(),
     PYSERIAL: StreamScheme("a pyserial URL", _pyserial),
 }
-"""Every scheme by what stands before the URL's first colon; PATH is for a URL without one, and PYSERIAL for
-one whose scheme is not here. docs/extending.md says how to add one."""
+"""Every scheme by what precedes the URL's first colon; PATH is for a URL without one, PYSERIAL for a scheme
+that is not here. docs/extending.md says how to add one."""
 
 
 def scheme_of(url: str) -> PortScheme:
-    """The scheme of a port's URL. Raises BadUrl for one that no scheme can be told of."""
+    """Return the scheme of a port's URL. Raises BadUrl for an unknown one."""
     name, has_name, _ = url.partition(":")
     if has_name and name in SCHEMES:
         return SCHEMES[name]
@@ -207,16 +204,15 @@ def scheme_of(url: str) -> PortScheme:
 
 
 def open_port(url: str, link: Link, tap: Tap | None = None) -> Port:
-    """The open port at `url`; see `PortScheme.open`. Raises BadUrl, PortLost."""
+    """Open the port at `url`. Raises BadUrl, PortLost."""
     return scheme_of(url).open(url, link, tap)
 
 
 def opener(url: str, link: Link, tap: Tap | None = None) -> Callable[[], Port | None]:
-    """What a pump opens the port with: at once, or in the background where a network has to answer first."""
+    """Return what opens a pump's port: at once, or in the background where a network must answer first."""
     at_once = partial(open_port, url, link, tap)
     return InBackground(at_once) if facts_of(url).needs_network else at_once
 
 
 def facts_of(url: str) -> PortFacts:
-    """What a port's URL tells before the port is open. Raises BadUrl."""
     return scheme_of(url).facts(url)

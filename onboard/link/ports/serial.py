@@ -1,12 +1,11 @@
 """A serial port carries a byte stream, byte for byte what a UART, a radio modem or a TNC is given.
 
 Devices are opened through pyserial, for its settings on every platform and its URLs (`rfc2217://`, ...;
-`socket://` is opened here), and then read and written without pyserial: its non-blocking write spins while a
-device takes nothing, and neither call says that the far end has hung up.
+`socket://` is opened here), but read and written without it: its non-blocking write spins while a device
+takes nothing, and neither call says that the far end has hung up.
 
-A device is ours alone (`flock`, and TIOCEXCL for programs that ask for no lock) and keeps the settings that
-it was given: those belong to the device, and any program that may open it can change them.
-"""
+A device is this program's alone (`flock`, and TIOCEXCL for programs that ask for no lock) and keeps the
+settings that it was given: any program that may open it could change them."""
 
 from __future__ import annotations
 
@@ -40,12 +39,12 @@ from onboard.link.ports.port import BadUrl, LineFault, PortLost, Tap
 
 log = logging.getLogger(__name__)
 
-CHECK_S = 1.0  # how often to look at a device's settings: one call of the system, 1 us
-TELL_AGAIN_S = 60.0  # a program that changes them again and again is told of so often
+CHECK_S = 1.0  # how often to look at a device's settings: one system call, 1 us
+TELL_AGAIN_S = 60.0  # how often a program that keeps changing them is told of
 _READ_BYTES = 65_536
 CONNECT_WITHIN_S = 5.0
 WORDS_BYTES = 200  # of what the far end says in place of frames
-_GONE_S = 30  # a far end that acknowledges nothing for so long is not there any more
+_GONE_S = 30  # a far end that acknowledges nothing for this long is gone
 _TELNET = re.compile(rb"\xff[\xfb-\xfe].")  # its negotiation of options (RFC 854)
 _NOT_CONFIGURED = re.compile(r"^Could not configure port: \((\d+),")
 _WORD = re.compile(rb"[A-Za-z]{3}")
@@ -54,7 +53,7 @@ _HUNG_UP = select.POLLHUP | select.POLLERR | select.POLLNVAL
 
 
 class SerialPort:
-    """See `Port`. `device` is a path or a URL of pyserial's; `framing` cuts the stream into frames."""
+    """A `Port` on `device`, a path or a pyserial URL; `framing` splits the stream into frames."""
 
     def __init__(
         self, url: str, device: str, *, baud: int, framing: Framing, max_frame_bytes: int, tap: Tap | None
@@ -125,7 +124,7 @@ class SerialPort:
         return len(self._kept)
 
     def queued_bytes(self) -> int:
-        """Over TCP all that the far end has not acknowledged yet; a pty always answers 0 for its own part."""
+        """Over TCP this is all that the far end has not acknowledged; a pty tells 0 for its own part."""
         waiting = array.array("i", [0])
         if self._queue_fd >= 0:
             with contextlib.suppress(OSError):  # a device that cannot tell
@@ -186,13 +185,13 @@ class SerialPort:
         return data
 
     def _lost(self, reason: str) -> PortLost:
-        """With what the far end said before, if that was for people: a terminal server says why it closes."""
+        """A terminal server says why it closes, so the reason quotes the far end's last words."""
         said = words(self._said)
         return PortLost(self.url, f"{reason}; it said {said!r}" if said else reason)
 
 
 class Terminal:
-    """The settings of an open device, and that nobody else opens it."""
+    """Guards the settings of an open device, and keeps others from opening it."""
 
     def __init__(self, url: str, fd: int, device: Any) -> None:
         """`device`: pyserial's, which has just set up `fd`."""
@@ -207,7 +206,7 @@ class Terminal:
                 fcntl.ioctl(fd, termios.TIOCEXCL)
 
     def look_after(self) -> None:
-        """Sets back what another program (`stty`, a modem manager, root's shell) has changed, and says so."""
+        """Restore what another program (`stty`, a modem manager, root's shell) has changed, and log it."""
         now_s = time.monotonic()
         if now_s < self._check_s:
             return
@@ -227,7 +226,7 @@ class Terminal:
             self._times, self._tell_s = 0, now_s + TELL_AGAIN_S
 
     def release(self) -> None:
-        """Others may open the device."""
+        """Let others open the device."""
         if self._exclusive:
             with contextlib.suppress(OSError):
                 fcntl.ioctl(self._fd, termios.TIOCNXCL)
@@ -238,7 +237,7 @@ class NoDevice(OSError):  # noqa: N818 - a state of the world rather than a mist
 
 
 def check_device(path: str) -> None:
-    """That there is a character device at `path`. Raises NoDevice, and OSError where nothing is there."""
+    """Check that `path` is a character device. Raises NoDevice, and OSError where nothing is there."""
     mode = Path(path).stat().st_mode
     if stat.S_ISCHR(mode):
         return
@@ -252,7 +251,7 @@ def check_device(path: str) -> None:
 
 
 def who_may_open(path: str) -> str:
-    """What to do about "Permission denied", as the rest of a sentence."""
+    """Return the remedy for "Permission denied", as the rest of a sentence."""
     try:
         found = Path(path).stat()
     except OSError:
@@ -271,7 +270,7 @@ def _name(entry: Callable[[int], Any], number: int) -> str:
 
 
 def words(said: bytes) -> str:
-    """What is text for people in bytes that were no frames; empty where they are noise."""
+    """Return the text for people in bytes that were no frames; empty where they are noise."""
     said = _TELNET.sub(b"", said)
     text = bytes(byte for byte in said if 32 <= byte < 127 or byte in b"\t\r\n")
     if 10 * len(text) < 9 * len(said) or not _WORD.search(text):
@@ -280,7 +279,7 @@ def words(said: bytes) -> str:
 
 
 def _flags(fd: int, wanted: int) -> int:
-    """What poll(2) says of a descriptor now; 0 where there is none."""
+    """Return what poll(2) says of a descriptor now; 0 where there is none."""
     line = select.poll()
     if fd >= 0:
         line.register(fd, wanted)
@@ -308,7 +307,7 @@ def _open(url: str, device: str, baud: int) -> Any:
 
 
 def _descriptors(device: Any) -> tuple[int, int]:
-    """What to select() on, and what to ask how much is queued: -1 where there is none."""
+    """Return what to select() on, and what to ask for the queue's length: -1 where there is none."""
     if isinstance(device, socket.socket):
         _tune(device)
         return device.fileno(), device.fileno()
@@ -324,8 +323,8 @@ def _descriptors(device: Any) -> tuple[int, int]:
 
 
 def _tune(link: socket.socket) -> None:
-    """TCP holds no small frame back until a larger one is acknowledged (RFC 896), and says when nothing has
-    been for some time: by default it would hope for 15 minutes."""
+    """TCP then holds no small frame back until a larger one is acknowledged (RFC 896), and reports a dead far
+    end after 30 s, not 15 minutes."""
     link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     link.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * _GONE_S)
     link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # also when there is nothing to send
@@ -334,7 +333,7 @@ def _tune(link: socket.socket) -> None:
 
 
 def _why(error: BaseException, device: str = "") -> str:
-    """The system's own short words: pyserial wraps them in several layers of its own."""
+    """The system's own short words, which pyserial wraps in several layers."""
     if isinstance(error, socket.gaierror):  # numbers of its own
         return str(error.strerror)
     number = getattr(error, "errno", None)

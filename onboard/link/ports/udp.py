@@ -31,7 +31,7 @@ IPV6_UDP_BYTES = 40 + 8  # RFC 8200
 _FRAMES_A_READ = 64  # a flood must not keep the pump from sending
 _DYNAMIC = range(1024, 65_536)  # of the system ports (RFC 6335) none was ever given
 
-# EMSGSIZE: longer than the path's MTU, as the kernel has learned it. The object is cut shorter for it.
+# EMSGSIZE: longer than the path's MTU, as the kernel has learned it. The object is refragmented for it.
 _LOST_ON_THE_WAY = frozenset(
     {
         errno.EMSGSIZE,
@@ -87,10 +87,9 @@ class UdpUrl:
 
 
 class UdpPort:
-    """See `Port` and `Paths`. The peer is where the URL says, until it is heard from elsewhere; where the URL
-    says nothing it is where it is heard from first. The last place at which it was heard is the peer,
-    whatever its name says: behind address translation, or with a new lease, it is elsewhere. A name may have
-    several addresses: all are places where the peer may be, with the last one at which it was heard."""
+    """A `Port` and its `Paths`. The peer is where the URL says until it is heard from elsewhere, or else
+    where it is heard from first. Its last address counts, whatever its name says: behind address translation,
+    or with a new lease, it moves. It may be at any address of its name, or where it was heard last."""
 
     def __init__(self, url: str, *, max_frame_bytes: int, tap: Tap | None) -> None:
         """Binds the socket. Raises PortLost, and BadUrl for a URL that is not understood."""
@@ -179,8 +178,7 @@ class UdpPort:
         return sum(len(frame) + self._header_bytes for frame, _ in self._kept)
 
     def queued_bytes(self) -> int:
-        """Without the kernel's, which is bounded by the socket's send buffer, and counted with the kernel's
-        own overhead, not in bytes of the wire."""
+        """The kernel's part is bounded by the socket's send buffer, and is not told in bytes of the wire."""
         return self.kept_bytes()
 
     def distrust(self, frame: bytes) -> None:
@@ -230,7 +228,7 @@ class UdpPort:
         return ""
 
     def recall(self, peer: str) -> None:
-        """An address that this port cannot send to is forgotten."""
+        """An address that this port cannot send to is dropped."""
         with contextlib.suppress(BadUrl, OSError):
             host, number = host_port(self.url, peer)
             if address_of(host) is not None:
