@@ -1,8 +1,7 @@
-"""Images a little different in every epoch: with 600 of them on a board, that is worth more than bits.
+"""Varies images a little in every epoch; with 600 of them on a board, that is worth more than bits.
 
 Measured (LeNet-5 on MNIST, 5 of 100 boards asked, 600 images each, 5 rounds of 1 + 10 epochs, 0.08 bit a
-weight up and 0.25 down, one seed): 98.5 % with distortion 1, 97.9 % with shifts of up to 2 pixels alone.
-"""
+weight up and 0.25 down, one seed): 98.5 % with distortion 1, 97.9 % with shifts of up to 2 pixels alone."""
 
 from __future__ import annotations
 
@@ -18,11 +17,9 @@ SHEAR = 0.1
 
 
 def augmented(x: npt.NDArray[np.uint8], draw: np.random.Generator, pixels: int, distortion: float) -> Floats:
-    """Images x uint8 (N, C, H, W) as float32 in 0..1, each shifted by up to `pixels` along each axis.
-
-    With a `distortion` above 0 they are also rotated, stretched and sheared by so many times the ranges
-    above, and sampled bilinearly. Zeros come in. Shifts alone are by whole pixels and cost no blur.
-    """
+    """Converts images x uint8 (N, C, H, W) to float32 in 0..1, each shifted by up to `pixels` along each
+    axis. A `distortion` above 0 also rotates, stretches and shears them by that multiple of the ranges above,
+    sampled bilinearly. Zeros come in."""
     if distortion:
         moved = warped(x, draw, pixels, distortion)
         moved *= np.float32(1 / 255)
@@ -31,7 +28,7 @@ def augmented(x: npt.NDArray[np.uint8], draw: np.random.Generator, pixels: int, 
 
 
 def shifted(x: npt.NDArray[np.uint8], draw: np.random.Generator, pixels: int) -> npt.NDArray[np.uint8]:
-    """Images (N, C, H, W), each moved by up to `pixels` whole ones along each axis, zeros coming in."""
+    """Shifts each image by up to `pixels` whole pixels along each axis, without blur; zeros come in."""
     if pixels == 0:
         return x
     count, _, height, width = x.shape
@@ -44,7 +41,7 @@ def shifted(x: npt.NDArray[np.uint8], draw: np.random.Generator, pixels: int) ->
 
 
 def warped(x: npt.NDArray[np.uint8], draw: np.random.Generator, pixels: float, distortion: float) -> Floats:
-    """Images (N, C, H, W) under a random affine map each, sampled bilinearly: float32, 0..255."""
+    """Samples images (N, C, H, W) bilinearly under a random affine map each: float32, 0..255."""
     count, channels, height, width = x.shape
     rotation, shear = draw.uniform(-1, 1, (2, count)) * distortion * [[ROTATION_RAD], [SHEAR]]
     tall, wide = 1 + draw.uniform(-1, 1, (2, count)) * distortion * SCALE

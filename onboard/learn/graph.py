@@ -56,11 +56,9 @@ class Graph:
 
     @classmethod
     def load(cls: type[G], name_or_path: str | Path, providers: Sequence[str] = (CPU,)) -> G:
-        """The graph shipped under this name, or the one in this `.onnx` file.
-
-        `providers`: onnxruntime's execution providers in order of preference; those that this machine lacks
-        are passed over. Raises `GraphError`.
-        """
+        """Loads the graph shipped under this name, or the one in this `.onnx` file, with those of
+        onnxruntime's execution `providers` that this machine has, in order of preference. Raises
+        GraphError."""
         path = graph_path(name_or_path, cls.use)
         try:
             raw = path.read_bytes()
@@ -104,15 +102,13 @@ class Graph:
 
     @cached_property
     def layout(self) -> Layout:
-        """The parameters as the codec groups them."""
         return layout(self.shapes)
 
     def _wanted(self) -> tuple[list[str], str]:
-        """The outputs that it must have, and the same in words."""
         raise NotImplementedError
 
     def run(self, parameters: Parameters, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        """All outputs of one pass; `GraphError` where the parameters or the images are not this graph's."""
+        """Runs one pass and returns all outputs. Raises GraphError for what is not this graph's."""
         if parameters.keys() != self.shapes.keys():
             odd = sorted(parameters.keys() ^ self.shapes.keys())
             raise GraphError(f"{self.name}: parameters do not match the graph's, first at {odd[0]!r}")

@@ -1,10 +1,9 @@
-"""One vector of weights takes Adam's steps; the second moment tells how the loss bends along each weight.
+"""Adam on one vector of weights; the second moment tells how the loss bends along each weight.
 
-Kingma and Ba, "Adam: a method for stochastic optimization", ICLR 2015, algorithm 1, on one flat float32
-vector, in place: at LeNet-5's 431,080 weights a step is memory traffic, and every array made anew would cost
-as much as a pass. With a `peak` it is AMSGrad (Reddi et al., "On the convergence of Adam and beyond", ICLR
-2018, algorithm 2), whose second moment never falls, as ALQ has it (section 3.2 there).
-"""
+Kingma and Ba, "Adam: a method for stochastic optimization", ICLR 2015, algorithm 1, in place: at LeNet-5's
+431,080 weights a step is memory traffic, and every new array would cost as much as a pass. With a `peak` it
+is AMSGrad (Reddi et al., "On the convergence of Adam and beyond", ICLR 2018, algorithm 2), whose second
+moment never falls, as ALQ has it (section 3.2 there)."""
 
 from __future__ import annotations
 
@@ -19,8 +18,8 @@ EPSILON = 1e-8
 
 
 class Adam:
-    """First and second moment (P,) float32 after `steps` steps; for AMSGrad also `peak`, the largest second
-    moment so far."""
+    """First and second moment (P,) float32 after `steps` steps; AMSGrad's `peak` is the largest second
+    moment."""
 
     def __init__(self, size: int, *, amsgrad: bool = False) -> None:
         self.first, self.second, peak = np.zeros((3, size), np.float32)
@@ -28,7 +27,7 @@ class Adam:
         self.steps = 0
 
     def step(self, weights: Vector, gradient: Vector, learning_rate: float) -> None:
-        """Move `weights` (P,) in place. `gradient` (P,) is used up as scratch space."""
+        """Moves `weights` (P,) in place and uses `gradient` (P,) as scratch space."""
         self.steps += 1
         self.first *= BETA1
         self.first += (1 - BETA1) * gradient
@@ -48,13 +47,13 @@ class Adam:
         weights -= gradient
 
     def mean(self, out: Vector | None = None) -> Vector:
-        """g (P,): the first moment, bias-corrected."""
+        """Returns g (P,): the first moment, bias-corrected."""
         scale = 1 - BETA1**self.steps if self.steps else 1.0
         mean: Vector = np.multiply(self.first, np.float32(1 / scale), out=out)
         return mean
 
     def curvature(self, out: Vector | None = None) -> Vector:
-        """h (P,): ALQ's diagonal curvature (section 3.2), the root of the (peak) second moment, corrected."""
+        """Returns h (P,): ALQ's curvature (section 3.2), the corrected root of the second moment or peak."""
         scale = 1 - BETA2**self.steps if self.steps else 1.0
         h: Vector = np.sqrt(self.second if self.peak is None else self.peak, out=out)
         h *= np.float32(scale**-0.5)

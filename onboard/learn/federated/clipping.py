@@ -1,23 +1,20 @@
-"""Bounds of what one update may count for beside the others of its round, so that no board decides alone.
+"""Bounds what one update may count for in its round, so that no board decides alone.
 
-A plain average believes every board: one that sends ten times its update with the sign turned, or claims four
-billion samples, decides the outcome. So the length of a move is scaled down to a bound, and its samples count
-up to one, which the other boards set:
+A plain average believes a board that sends ten times its update negated, or claims four billion samples. So
+the length of a move is scaled down to a bound that the other boards set, and its samples are capped:
 
 - `clip` times the median of the round's norms, and no more than the second largest norm;
 - `clip_samples` times the median of the round's samples, no more than the second most, and never more than
   `max_samples`.
 
-A move with its sign turned is no longer than the others, and still undoes what another board gives. So of
-three answers or more, one that points against the sum of the others counts for nothing if it is the only one
-that does (`odd_one`). Where several do, boards differ in what they learn, and nobody can say who is right.
-The only one that shares nothing at all with the others counts half: noise has no direction, but an honest
-board that saw what nobody else saw has little in common with them too, and must not be silenced.
+A negated move is no longer than the others. So of three answers or more, one that points against the sum of
+the others counts for nothing if it is the only one that does (`odd_one`); where several do, boards differ in
+what they learn, and nobody can say who is right. The only one that shares nothing with the others counts
+half: noise has no direction, but an honest board that saw what nobody else saw must not be silenced.
 
-The median is the lower one of two: among two boards, the smaller one sets the bound. Boards that do as they
-are asked are hardly touched: five with ten digits each, or 0.3-Dirichlet parts of MNIST, moved 0.83 to 1.19
-times their median in each of six rounds (docs/results/benchmarks.md).
-"""
+The median is the lower one of two, so of two boards the smaller sets the bound. Honest boards are hardly
+touched: five with ten digits each, or 0.3-Dirichlet parts of MNIST, moved 0.83 to 1.19 times their median in
+each of six rounds (docs/results/benchmarks.md)."""
 
 from __future__ import annotations
 
@@ -31,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 FEW = 3
-"""Norms that a median wants. A round with fewer is judged with those of the rounds before it."""
+"""Norms that a median needs; a round with fewer is judged with those of the rounds before it."""
 AGAINST = -0.1
 """Cosine to the sum of the others below which an answer points against them. Honest ones had 0.09 to 0.66 in
 six rounds, with like parts and Dirichlet ones; a board that alone held two of the ten classes 0.03 to 0.18 in
@@ -42,9 +39,8 @@ APART = 0.02
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """What one board may count for: multiples of the round's median, 0 for no bound; `max_samples` in
-    images; `leave_out`: whether the only answer against all others counts for nothing, and the only one that
-    shares nothing with them half."""
+    """What one board may count for: multiples of the round's median (0 for no bound) and `max_samples`
+    images. `leave_out` applies `odd_one`."""
 
     clip: float = 2.0
     clip_samples: float = 2.0
@@ -53,14 +49,14 @@ class Bounds:
 
 
 class Claim(NamedTuple):
-    """What an update asks for: the length of its move (L2, over all weights), and its samples."""
+    """What an update asks for: the L2 length of its move, over all weights, and its samples."""
 
     norm: float
     samples: int
 
 
 class Share(NamedTuple):
-    """What an update gets: its move times `factor` (0 to 1), weighed by `samples`."""
+    """What an update gets: its move times `factor` (0 to 1), weighted by `samples`."""
 
     factor: float
     samples: int
@@ -68,8 +64,8 @@ class Share(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Outlier:
-    """A claim that is not granted, and the median of its kind; `what` is "norm", "samples" or "cosine".
-    `keeps`: for a cosine, the part of its samples that counts all the same, 0 to 1."""
+    """A claim that is not granted, and the median of its kind: "norm", "samples" or "cosine". `keeps` is the
+    share, 0 to 1, of a cosine's samples that still counts."""
 
     node: int
     what: str
@@ -78,7 +74,7 @@ class Outlier:
     keeps: float = 1.0
 
     def log_fields(self) -> dict[str, float]:
-        """Fields for the log. `ratio` is how many times the median it is, infinite where that is 0."""
+        """Returns fields for the log; `ratio` to the median is infinite if that is 0."""
         if self.what == "cosine":
             cosines = {"cosine": round(self.value, 3), "median": round(self.median, 3)}
             return cosines | {"counts": self.keeps}
@@ -87,15 +83,15 @@ class Outlier:
 
 
 def norm(move: Mapping[str, npt.NDArray[np.floating[Any]]]) -> float:
-    """The L2 length of all tensors together; float64, finite for any float32."""
+    """Returns the L2 length of all tensors together: float64, finite for any float32."""
     return math.sqrt(sum(float(np.square(values, dtype=np.float64).sum()) for values in move.values()))
 
 
 def shares(
     claims: Mapping[int, Claim], bounds: Bounds, earlier: Sequence[float] = ()
 ) -> tuple[dict[int, Share], list[Outlier]]:
-    """What each node's update counts for, and whose claim was beyond a bound. `earlier`: norms of the rounds
-    before, for a round with fewer than FEW answers."""
+    """Decides what each node's update counts for, and which claims exceed a bound. `earlier` norms help a
+    round with fewer than FEW answers."""
     norms = [claim.norm for claim in claims.values()]
     pool = [*norms, *earlier] if len(norms) < FEW else norms
     middle, longest, beyond = _bound(pool, bounds.clip)
@@ -122,8 +118,8 @@ class Part(NamedTuple):
 
 
 def odd_one(parts: Mapping[int, Part], average_length: float) -> Outlier | None:
-    """The only one of three parts or more that points against the sum of the others; else the only one that
-    shares nothing with it; None if there is neither."""
+    """Finds the only one of three parts or more that points against the sum of the others; else the only one
+    that shares nothing with it; None if there is neither."""
     if len(parts) < FEW:
         return None
     whole = sum(part.weight for part in parts.values())
@@ -136,7 +132,7 @@ def odd_one(parts: Mapping[int, Part], average_length: float) -> Outlier | None:
 
 
 def _cosine(part: Part, whole: float, average_length: float) -> float:
-    """To the sum of the others, which is the whole sum less this part."""
+    """Compares with the sum of the others, which is the whole sum less this part."""
     along = whole * part.product - part.weight * part.length**2
     squared = (
         (whole * average_length) ** 2
@@ -148,7 +144,7 @@ def _cosine(part: Part, whole: float, average_length: float) -> float:
 
 
 def _bound(values: Sequence[float], times: float) -> tuple[float, float, float]:
-    """The median of some values, what counts at most, and above what a value is reported."""
+    """Returns the median, the most that counts, and the value above which one is reported."""
     if len(values) < 2 or not times:
         return values[0] if values else 0.0, math.inf, math.inf
     median = median_low(values)

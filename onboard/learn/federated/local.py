@@ -1,18 +1,16 @@
 """One board's share of a round: from global weights and local images to a quantized update, step by step.
 
-What travels is a difference: of the whole model from the mission's initial weights (`learn.graph.initial`),
-which both ends draw from the mission's seed, or of this round's outcome from the global weights that it began
-with (`TrainingMethod.sends_whole`). A group without bases then stands for what both ends hold and not for
-zeros: at 0.05 bit a weight, where nine groups of ten have none, a network keeps its features and trains the
-rest.
+A difference travels: of the whole model from the mission's initial weights (`learn.graph.initial`), which
+both ends draw from the mission's seed, or of the outcome from this round's global weights
+(`TrainingMethod.sends_whole`). So a group without bases stands for what both ends hold and not for zeros: at
+0.05 bit a weight, where nine groups of ten have none, a network keeps its features.
 
 The method says what each epoch does. In epochs with the straight-through estimator (ALQ section 3.4)
-full-precision latent weights take the gradient that their quantized form has.
+full-precision latent weights take the gradient of their quantized form.
 
 A training is a generator of steps: its caller decides when the next one runs, which is where throttle,
 budget, checkpoint and virtual time live. Batch order and augmentation come from (seed, round, node, epoch)
-alone, so that a training resumed at the end of an epoch goes on as if it had never stopped.
-"""
+alone, so a training resumed at the end of an epoch goes on as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -63,11 +61,8 @@ class Step:
 
 
 class LocalTraining:
-    """Local epochs on images x uint8 (N, C, H, W) with labels y int64 (N), from the weights `start`.
-
-    `origin`: what the result is the difference from; `start`: the global weights of this round. Use:
-    `for step in training.steps(): ...`, then `training.result()`.
-    """
+    """Local epochs on images x uint8 (N, C, H, W) with labels y int64 (N), from this round's global weights
+    `start`; the result is the difference from `origin`. `result` follows when `steps` has run out."""
 
     def __init__(
         self,
@@ -107,9 +102,8 @@ class LocalTraining:
         return -(-len(self._x) // self.knobs.batch_size)
 
     def steps(self) -> Iterator[Step]:
-        """Runs what is left of the training, one batch a step. Errors: ValueError when the loss is not
-        finite.
-        """
+        """Runs what is left of the training, one batch a step. Raises ValueError if the loss is not
+        finite."""
         while self.epoch < self.epochs:
             self._enter(self.plan.phases[self.epoch])
             key = (self.plan.seed, self.plan.round, self.plan.node, self.epoch)
@@ -127,9 +121,7 @@ class LocalTraining:
                 yield Step(epoch, self.epochs, batch + 1, self.batches, loss)
 
     def result(self) -> Model:
-        """The trained weights' difference from the origin, quantized or dense as the plan says. Errors:
-        RuntimeError before the last epoch.
-        """
+        """Returns the trained difference, quantized or dense. Raises RuntimeError before the last epoch."""
         if self.epoch < self.epochs:
             raise RuntimeError(f"{self.epoch} of {self.epochs} epochs are done: no result yet")
         if self._widths:
@@ -141,10 +133,8 @@ class LocalTraining:
         return trained
 
     def state(self) -> State:
-        """All that a checkpoint needs, as arrays by name; meant for the end of an epoch (`Step.ends_epoch`).
-
-        The arrays are the training's own: write them before the next step. 12 to 17 bytes a weight.
-        """
+        """Returns all that a checkpoint needs at the end of an epoch, 12 to 17 bytes a weight. The arrays are
+        the training's own: write them before the next step."""
         state: State = {
             "epoch": np.array(self.epoch),
             "loss": np.array(self.loss),
@@ -162,7 +152,7 @@ class LocalTraining:
         return state
 
     def restore(self, state: State) -> None:
-        """Goes on from `state`. Errors: ValueError for a state that is not of this model and plan."""
+        """Goes on from `state`. Raises ValueError for a state of another model or plan."""
         names = ("latent", "first", "second") + (("peak",) if self._adam.peak is not None else ())
         try:
             vectors = [np.array(state[name], np.float32) for name in names]
@@ -184,7 +174,6 @@ class LocalTraining:
         self._widths, self._bases, self.epoch, self.loss = widths, bases, epoch, loss
 
     def _enter(self, phase: TrainingPhase) -> None:
-        """Makes what an epoch of this phase trains, where the one before it has left something else."""
         layout, knobs = self._layout, self.knobs
         if phase is not TrainingPhase.PLAIN and not self._widths:
             self._widths = alq.allocate(
@@ -201,7 +190,7 @@ class LocalTraining:
             self._bases = {}
 
     def _learn(self, x: Floats, y: npt.NDArray[np.int64], batch: int) -> float:
-        """One step on one batch; the latent weights take Adam's whatever the phase."""
+        """Runs one batch; the latent weights take Adam's step whatever the phase."""
         phase, layout, rate = self.plan.phases[self.epoch], self._layout, self.knobs.learning_rate
         bases = self._sketched() if phase is TrainingPhase.PRUNE else self._bases
         loss, buffers = gradient(
@@ -227,7 +216,6 @@ class LocalTraining:
         return loss
 
     def _forward(self, phase: TrainingPhase, bases: Mapping[str, Bases]) -> dict[str, Floats]:
-        """The weights a gradient is taken at: the latent ones, or what bases make of them."""
         weights = views(self._layout, self._latent)
         if bases:
             return weights | self._from_origin(_rebuilt(bases))
@@ -239,14 +227,11 @@ class LocalTraining:
         )
 
     def _sketched(self) -> dict[str, Bases]:
-        """The structured sketch of the difference, coordinates rounded."""
         groups = in_groups(self._layout, self._difference())
         return {name: alq.sketch(w, self._widths[name]) for name, w in groups.items()}
 
     def _prune(self, sketch: Mapping[str, Bases], mean: Weights, h: Weights, batch: int) -> None:
-        """Drops coordinates so that those left reach the plan's share in equal steps by PRUNE_BY of the
-        pruning epochs; what is left of these heals.
-        """
+        """Drops coordinates in equal steps until PRUNE_BY of the pruning epochs; the rest of these heals."""
         layout, knobs = self._layout, self.knobs
         goal_bits = (1 - knobs.prune_ratio) * knobs.bits_up * layout.parameters
         over_bits = budget_bits(layout, self._widths) - goal_bits
@@ -270,7 +255,6 @@ class LocalTraining:
         return views(self._layout, self._scratch)
 
     def _from_origin(self, groups: Weights, out: Weights | None = None) -> dict[str, Floats]:
-        """The weights that lie so far from the origin, of differences in groups."""
         origin = views(self._layout, self._origin)
         return {
             name: np.add(origin[name], w.reshape(origin[name].shape), out=None if out is None else out[name])
@@ -283,5 +267,5 @@ def _rebuilt(models: Mapping[str, Bases]) -> dict[str, Floats]:
 
 
 def apply_delta(origin: Weights, difference: Weights) -> dict[str, Floats]:
-    """The weights `difference` away from `origin`: what a packed model, reconstructed, means in a mission."""
+    """Adds `difference` to `origin`: what a packed model, reconstructed, means in a mission."""
     return {name: origin[name] + difference[name] for name in origin}

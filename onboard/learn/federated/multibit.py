@@ -1,4 +1,4 @@
-"""A multi-bit network is pruned, and its bases and coordinates approach target weights in turn.
+"""Prunes a multi-bit network, and brings its bases and coordinates to target weights in turn.
 
 This is ALQ's procedure (Qu et al., "Adaptive Loss-aware Quantization for Multi-bit Networks", CVPR 2020).
 Weights, `gradient`, `curvature` and `target` of a tensor are its groups, (G, n) float32. Coordinates stay
@@ -9,13 +9,12 @@ Pruning in the alpha domain (section 3.2): without coordinate alpha of basis b a
 
     f = -g_alpha * alpha + h_alpha * alpha^2 / 2,    g_alpha = b^T g,    h_alpha = b^T H b.
 
-H is the optimizer's curvature over its learning rate, so that a step of its own would be -g/H. Since b is of
--1 and +1, h_alpha is the sum of H's diagonal over the group, the same for all of its bases.
+H is the optimizer's curvature over its learning rate, so that its own step would be -g/H. As b is of -1 and
++1, h_alpha is the sum of H's diagonal over the group, the same for all of its bases.
 
 Optimizing (section 3.3): every weight takes the nearest value of its group, then the coordinates are fitted
-to what was taken, or take gradient steps of their own. The target is an optimizer's step away, w - g/h, and
-the error at each weight counts with its curvature h.
-"""
+to these or take gradient steps of their own. The target is an optimizer's step away, w - g/h, and the error
+at each weight counts with its curvature h."""
 
 from __future__ import annotations
 
@@ -36,9 +35,8 @@ TINY = np.float32(1e-12)  # keeps a group that no gradient ever reached from div
 
 
 def increments(bases: Bases, gradient: Floats, curvature: Floats, rate: float = 1.0) -> Floats:
-    """The modelled loss increment f (G, I) float32 of dropping each coordinate, with H = curvature / rate; 0
-    where there is none.
-    """
+    """Returns the modelled loss increment f (G, I) float32 of dropping each coordinate, with H = curvature /
+    rate; 0 where there is none."""
     g, h = _in_alpha_domain(bases, gradient, curvature)
     loss: Floats = bases.alphas * (np.float32(0.5 / rate) * h * bases.alphas - g)
     return loss
@@ -47,12 +45,9 @@ def increments(bases: Bases, gradient: Floats, curvature: Floats, rate: float = 
 def smallest(
     increments: Sequence[Floats], models: Sequence[Bases], *, top: Sequence[int], bits: float
 ) -> list[Mask]:
-    """Which coordinates go to be rid of `bits` bits (the last one may be part of it): a mask (G, I) a layer.
-
-    The `top[l]` smallest increments a bit of a layer are candidates; all layers' are sorted again together,
-    and the smallest go until enough bits are gone or no candidate is left. A coordinate has the bits of its
-    basis, too. Errors: ValueError for increments that are not finite.
-    """
+    """Chooses the coordinates to drop for `bits` bits, counting their bases' too: a mask (G, I) a layer. The
+    `top[l]` smallest increments a bit of each layer are sorted together and dropped in order until enough
+    bits are gone. Raises ValueError for increments that are not finite."""
     sizes = [bases.used.size for bases in models]
     cost = np.repeat([bases.signs.shape[2] + COORDINATE_BITS for bases in models], sizes)
     worth = np.concatenate([f.ravel() for f in increments]).astype(np.float64) / cost
@@ -73,25 +68,19 @@ def smallest(
 
 def optimized(target: Floats, bases: Bases, curvature: Floats) -> Bases:
     """ALQ's step 2 on all groups: new bases for fixed coordinates, then new coordinates for these bases.
-
-    Neither leaves more weighted squared error to `target` than `bases` do.
-    """
+    Neither leaves more weighted squared error to `target` than `bases` do."""
     return fitted(target, bases.bits, nearest(target, bases), np.maximum(curvature, TINY))
 
 
 def stepped(bases: Bases, gradient: Floats, curvature: Floats, rate: float) -> Bases:
-    """Coordinates after a step of the optimizer in their own domain: alpha - rate * g_alpha / h_alpha. A
-    coordinate that would turn negative turns its basis.
-    """
+    """Takes a step in the alpha domain: alpha - rate * g_alpha / h_alpha. A negative one turns its basis."""
     g, h = _in_alpha_domain(bases, gradient, curvature)
     return _positive(bases.bits, bases.alphas - np.float32(rate) * g / (h + TINY), bases.signs)
 
 
 def nearest(target: Floats, bases: Bases) -> Signs:
-    """Signs (G, I, n) that bring sum_j alpha_j * sign_j nearest to `target`, weight by weight.
-
-    Weights' curvatures change nothing here: no error could be smaller.
-    """
+    """Returns signs (G, I, n) that bring sum_j alpha_j * sign_j nearest to `target`, weight by weight;
+    curvature changes nothing here."""
     signs = np.zeros(bases.signs.shape, np.int8)
     for width in range(1, bases.signs.shape[1] + 1):  # all groups of one width at a time
         at = np.flatnonzero(bases.bits == width)
@@ -102,14 +91,13 @@ def nearest(target: Floats, bases: Bases) -> Signs:
 
 
 def fitted(target: Floats, bits: npt.NDArray[np.uint8], signs: Signs, curvature: Floats) -> Bases:
-    """Bases with these signs (G, I, n) and the coordinates that leave the least squared error to `target`,
-    weighted by `curvature`. A basis is negated where that makes its coordinate positive.
-    """
+    """Fits coordinates of signs (G, I, n) to `target` by least squares weighted by `curvature`. A basis is
+    negated where that makes its coordinate positive."""
     return _positive(bits, refit(target, bits, signs, curvature), signs)
 
 
 def _in_alpha_domain(bases: Bases, gradient: Floats, curvature: Floats) -> tuple[Floats, Floats]:
-    """g_alpha and h_alpha, both (G, I) float32."""
+    """Returns g_alpha and h_alpha, both (G, I) float32."""
     g: Floats = np.zeros(bases.alphas.shape, np.float32)
     for j in range(bases.alphas.shape[-1]):
         at = np.flatnonzero(bases.bits > j)
@@ -118,10 +106,7 @@ def _in_alpha_domain(bases: Bases, gradient: Floats, curvature: Floats) -> tuple
 
 
 def _by_residual(target: Floats, alphas: Floats) -> Signs:
-    """One or two bases: the sign of the weight for the larger coordinate, of what is then left for the other.
-
-    With three, the two smaller ones can outweigh the largest, and this would not find the nearest value.
-    """
+    """Exact for one or two bases; of three, the two smaller coordinates can outweigh the largest."""
     signs = np.empty((*alphas.shape, target.shape[1]), np.int8)
     order = np.argsort(-alphas, axis=1, kind="stable")
     rows, left = np.arange(len(alphas)), target
@@ -158,7 +143,7 @@ def _positive(bits: npt.NDArray[np.uint8], alphas: npt.NDArray[np.floating], sig
 
 
 def split_widths(layout: Layout, widths: npt.ArrayLike) -> dict[str, npt.NDArray[np.uint8]]:
-    """A checkpoint's bit-widths by name, of all groups in one row. Errors: ValueError for another number."""
+    """Splits a checkpoint's bit-widths by name. Raises ValueError for another number of groups."""
     row = np.array(widths, np.uint8)
     ends = np.cumsum([t.groups for t in layout.grouped])
     if row.shape != (sum(t.groups for t in layout.grouped),):
@@ -167,13 +152,13 @@ def split_widths(layout: Layout, widths: npt.ArrayLike) -> dict[str, npt.NDArray
 
 
 def arrays(models: Sequence[Bases]) -> dict[str, npt.NDArray[Any]]:
-    """Coordinates and signs (a bit each) for a checkpoint; with the bit-widths `from_arrays` undoes it."""
+    """Packs coordinates and signs (a bit each) for a checkpoint; `from_arrays` undoes it."""
     signs = np.concatenate([bases.signs[bases.used].ravel() > 0 for bases in models])
     return {"alphas": np.concatenate([b.alphas[b.used] for b in models]), "signs": np.packbits(signs)}
 
 
 def from_arrays(layout: Layout, widths: Widths, state: Mapping[str, npt.NDArray[Any]]) -> dict[str, Bases]:
-    """Errors: ValueError where a checkpoint's coordinates or signs are not as many as the bit-widths say."""
+    """Raises ValueError if a checkpoint's coordinates or signs are not as many as the bit-widths say."""
     counts = [int(widths[t.name].sum(dtype=np.int64)) for t in layout.grouped]
     sign_counts = [count * t.group for count, t in zip(counts, layout.grouped, strict=True)]
     alphas = np.array(state.get("alphas", ()), np.float32)

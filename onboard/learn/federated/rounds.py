@@ -2,11 +2,9 @@
 
 SpaceDML, Algorithm 1 (partial averaging): the server asks K of N nodes, averages the updates of those that
 answered weighted by their samples, quantizes the average by a sketch that needs no data, and sends it back.
-An update that comes after its round was closed is discarded, or merged into the round that is open then with
-a weight that falls with its age. What one update may count for is decided before (`clipping`), whatever the
-aggregation rule. All of it is pure, so that a ground daemon, a satellite that acts as server and a simulated
-fleet run the same (`onboard.mission.server`).
-"""
+An update of a closed round is discarded, or merged into the open round with a weight that falls with its age.
+All of it is pure, so that a ground daemon, a satellite that acts as server and a simulated fleet run the same
+(`onboard.mission.server`)."""
 
 from __future__ import annotations
 
@@ -26,11 +24,8 @@ DOWNLINK_BASES = 4  # at most, in a group of the global model: more bought nothi
 
 
 def choose(nodes: Iterable[int], k: int, seed: int, round_number: int) -> tuple[int, ...]:
-    """K of the nodes, in rising order: those whose hash of (seed, round, node) ranks first. Anyone can check.
-
-    A node's rank depends on no other node, so one that joins or leaves displaces at most one choice. With k
-    or fewer nodes all are chosen.
-    """
+    """Chooses K of the nodes (all, if there are no more), in rising order: those whose hash of (seed, round,
+    node) ranks first. Anyone can check, and a node that joins or leaves displaces at most one choice."""
     if k < 1:
         raise ValueError(f"k is {k}, must be at least 1")
 
@@ -41,12 +36,9 @@ def choose(nodes: Iterable[int], k: int, seed: int, round_number: int) -> tuple[
 
 
 def staleness_weight(rounds_late: int, exponent: float | None) -> float:
-    """Weight of an update that is `rounds_late` beside one in time: (1 + rounds_late)^-exponent.
-
-    The polynomial weight of FedAsync (Xie, Koyejo and Gupta, "Asynchronous Federated Optimization", 2019,
-    which uses exponent 0.5). Without an exponent a late update counts nothing. Errors: ValueError for an
-    update from the future or a negative exponent.
-    """
+    """Returns the weight of an update `rounds_late`: (1 + rounds_late)^-exponent, as in FedAsync (Xie, Koyejo
+    and Gupta, "Asynchronous Federated Optimization", 2019, which uses 0.5); 0 for a late one without an
+    exponent. Raises ValueError for an update from the future or a negative exponent."""
     if rounds_late < 0 or (exponent is not None and not exponent >= 0):
         raise ValueError(f"{rounds_late} rounds late, exponent {exponent}: neither can be below 0")
     if exponent is None:
@@ -57,10 +49,8 @@ def staleness_weight(rounds_late: int, exponent: float | None) -> float:
 def finished(
     accuracies: Sequence[float], rounds: int, target: float | None
 ) -> Literal["target", "rounds"] | None:
-    """Why a mission ends after rounds of these test accuracies (0..1), or None if it goes on.
-
-    SpaceDML (section IV): as soon as a round has reached the target, if there is one, and after `rounds`.
-    """
+    """Says why a mission ends after rounds of these test accuracies (0..1): the target is reached or `rounds`
+    are played (SpaceDML, section IV); None if it goes on."""
     if target is not None and max(accuracies, default=0.0) >= target:
         return "target"
     return "rounds" if len(accuracies) >= rounds else None
@@ -81,7 +71,7 @@ class RoundState(Enum):
 
 
 class UpdateFate(Enum):
-    """What became of an update; only a TAKEN or a MERGED one goes into the average."""
+    """What became of an update; only a TAKEN or MERGED one goes into the average."""
 
     TAKEN = "taken"
     MERGED = "merged"  # its own round is over, and this one takes it with a smaller weight
@@ -94,13 +84,11 @@ class UpdateFate(Enum):
 class Round:
     """One round: `asked` nodes, of whom `quorum` must answer, until `deadline_s` on the caller's clock.
 
-    A round closes once and stays closed. It closes with the answer that makes the quorum, or when `judge`
-    finds that the deadline has passed with an answer, or that every node which has not answered was lost.
-    Until then it takes what comes, however late: a caller that stood still has judged nothing meanwhile. An
-    update of an earlier round is discarded and counted, for it would pull the average back to older weights;
-    a round that `merges` takes it, once a node and unless the node was asked again, to be averaged with its
-    `staleness_weight`, if its own round asked the node. It makes no quorum.
-    """
+    A round closes once and stays closed: with the answer that makes the quorum, or when `judge` finds that
+    the deadline has passed with an answer, or that every node which has not answered was lost. Until then it
+    takes what comes, however late. An update of an earlier round is discarded and counted, for it would pull
+    the average back to older weights. A round that `merges` takes it, with its `staleness_weight` and not
+    towards the quorum, once a node, if its own round asked the node and this one did not."""
 
     number: int
     asked: frozenset[int]
@@ -120,8 +108,8 @@ class Round:
     def answer(
         self, node: int, now: float, *, of_round: int | None = None, was_asked: bool = True
     ) -> UpdateFate:
-        """Takes note of a whole and valid update from `node` for the round `of_round`, this one if left out.
-        `was_asked`: whether an earlier round that it is for asked the node."""
+        """Records a whole and valid update from `node` for `of_round` (default: this one). `was_asked` is
+        whether that earlier round asked the node."""
         if of_round is not None and of_round != self.number:
             free = node not in self.asked and node not in self.merged
             if self.merges and free and not self.is_over and was_asked:
@@ -143,18 +131,18 @@ class Round:
         return outcome
 
     def lose(self, node: int, now: float) -> RoundState:
-        """Takes note that `node` refused the task or cannot do it. It may answer while the round is open."""
+        """Records that `node` refused or cannot do the task. It may still answer while the round is open."""
         if node in self.asked and node not in self.answered:
             self.lost.add(node)
         return self.judge(now)
 
     @property
     def is_over(self) -> bool:
-        """Whether it takes no answer any more. One that nobody answered takes the first that comes."""
+        """Whether it takes no answer any more. A round that nobody answered takes the first that comes."""
         return self.verdict.closed and self.verdict is not RoundState.EMPTY
 
     def judge(self, now: float) -> RoundState:
-        """The state of the round at `now`; closes it when its time has come."""
+        """Returns the state of the round at `now`; closes it when its time has come."""
         if not self.is_over:
             self.verdict = RoundState.OPEN
             if len(self.answered) >= self.quorum:
@@ -170,15 +158,15 @@ class AggregationRule(Protocol):
     """The outcome of one round, fed one update at a time."""
 
     def add(self, weights: Weights, samples: int, scale: float = 1.0) -> None:
-        """Takes one node's weights, name -> float32 in the tensor's shape, trained on `samples` images, of
-        which each counts `scale`. Errors: ValueError for what cannot be added; nothing has changed then."""
+        """Adds one node's weights, name -> float32 in the tensor's shape, trained on `samples` images that
+        count `scale` each. Raises ValueError, with nothing changed, for what cannot be added."""
 
     def mean(self) -> dict[str, Floats]:
-        """The outcome so far, float32. Errors: ValueError without an update."""
+        """Returns the outcome so far, float32. Raises ValueError without an update."""
 
 
 class PartialAverage:
-    """The mean of updates weighted by samples, fed one at a time: O(model) memory, however many answer."""
+    """The mean of updates weighted by samples: O(model) memory, however many answer."""
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
@@ -190,9 +178,8 @@ class PartialAverage:
         self.updates = 0
 
     def add(self, weights: Weights, samples: int, scale: float = 1.0) -> None:
-        """See `AggregationRule.add`. Errors: ValueError for samples under 1, a scale that is not in (0, 1],
-        missing or extra tensors, wrong shapes and values that are not finite.
-        """
+        """Raises ValueError for samples under 1, a scale not in (0, 1], missing or extra tensors, wrong
+        shapes and values that are not finite."""
         if samples < 1 or not 0 < scale <= 1:
             raise ValueError(f"an update of {samples} samples, scaled by {scale}, weighs nothing")
         if weights.keys() != self._sums.keys():
@@ -216,10 +203,9 @@ class PartialAverage:
 
 
 class CoordinateMedian(PartialAverage):
-    """The median of the updates at each coordinate, where all count alike: fewer than half of them, whatever
-    they say, move it no further than the others reach (Yin et al., "Byzantine-robust distributed learning:
-    towards optimal statistical rates", ICML 2018). Holds all updates of a round in memory.
-    """
+    """The unweighted median of the updates at each coordinate: fewer than half of them move it no further
+    than the others reach (Yin et al., "Byzantine-robust distributed learning: towards optimal statistical
+    rates", ICML 2018). It holds all updates of a round in memory."""
 
     def __init__(self, layout: Layout) -> None:
         super().__init__(layout)

@@ -52,16 +52,16 @@ class GossipAlgorithm(Protocol):
         """Begins a life: all that an earlier one left was told by `reopen`, `take` and `delivered`."""
 
     def open(self, vector: Floats, peers: Collection[int] | None = None) -> dict[int, Message]:
-        """Opens an exchange with every neighbour (of `peers`) that has none open: the messages by neighbour,
-        which are durable before they leave. Raises ValueError for a model that cannot be sent."""
+        """Opens an exchange with every neighbour (of `peers`) that has none open. Returns the messages by
+        neighbour, which are durable before they leave. Raises ValueError for a model that cannot be sent."""
 
     def message(self, peer: int) -> Message:
         """What was sent in the open exchange; empty if none is open."""
 
     def take(self, peer: int, message: Message) -> int:
-        """Takes what a neighbour sent, which is durable before it is told so; returns the exchange's number.
-        Raises BadExchange for what cannot be used: nothing changes. KeyError for no neighbour, here and
-        below."""
+        """Takes a neighbour's message, which is durable before it is acknowledged; returns the exchange's
+        number. Raises BadExchange, with nothing changed, for what cannot be used; KeyError for no neighbour,
+        here and below."""
 
     def delivered(self, peer: int) -> None:
         """The neighbour has what was sent in the open exchange, durably."""
@@ -85,8 +85,8 @@ class GossipAlgorithm(Protocol):
         """After a restart: the exchanges before `number` are over, though what crossed may be lost."""
 
     def reopen(self, peer: int, message: Message, vector: Floats) -> None:
-        """After a restart: the exchange in which this end sent that message is open, with the model as it is
-        now. Raises BadExchange."""
+        """After a restart: the exchange with that message is open, with the model as it is now. Raises
+        BadExchange."""
 
 
 Begin = Callable[[Mapping[int, int], Mapping[str, Floats]], GossipAlgorithm]

@@ -100,27 +100,23 @@ class _InStep:
             self._begin(number)
 
     def _open(self, largest: Largest) -> dict[int, Message]:
-        """The message for every neighbour."""
         forms = (explicit.encode(*largest, self._size, form, Form.FP32) for form in IndexForm)
         self._sent, self._message = largest, _NUMBER.pack(self._number) + min(forms, key=len)
         return dict.fromkeys(self._weights, self._message)
 
     def _reopened(self, message: Message) -> Largest:
-        """What an earlier life sent in the exchange that is open again."""
         (number,) = _NUMBER.unpack_from(message)
         self.stand_at(0, number)
         self._sent, self._message = explicit.decode(memoryview(message)[_NUMBER.size :], self._size), message
         return self._sent
 
     def _largest(self, vector: Floats) -> Largest:
-        """Those of the largest magnitudes."""
         chosen = np.argpartition(np.abs(vector), self._size - self._count)[self._size - self._count :]
         index = np.sort(chosen).astype(np.int32)
         return index, vector[index]
 
     @property
     def _answered(self) -> set[int]:
-        """Neighbours whose values are here, and that have this node's."""
         return {
             peer
             for peer, received in self._received.items()
@@ -128,7 +124,7 @@ class _InStep:
         }
 
     def _answers(self) -> dict[int, Largest]:
-        """What all neighbours sent, by neighbour, and the exchange is over; none before the last is there."""
+        """Closes the exchange once the last answer is there; none before."""
         if not self.complete:
             return {}
         answers = {peer: received[self._number] for peer, received in self._received.items()}
@@ -145,7 +141,7 @@ class _InStep:
 
 
 class TopK(_InStep):
-    """See the module."""
+    """DeepSqueeze: what does not travel is kept in e."""
 
     def __init__(self, setup: GossipSetup, numbers: Mapping[int, int], memory: Mapping[str, Floats]) -> None:
         super().__init__(setup, numbers, memory)
@@ -179,7 +175,7 @@ class TopK(_InStep):
 
 
 class Choco(_InStep):
-    """See the module."""
+    """CHOCO-SGD: x mixes the copies x^."""
 
     def __init__(self, setup: GossipSetup, numbers: Mapping[int, int], memory: Mapping[str, Floats]) -> None:
         super().__init__(setup, numbers, memory)

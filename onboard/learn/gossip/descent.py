@@ -1,9 +1,8 @@
-"""A node's own steps between exchanges: stochastic gradient descent with momentum, batch after batch, no end.
+"""A node's own steps between exchanges: stochastic gradient descent with momentum, batch after batch.
 
 RD-PSGD trains so (its section 3.1): x <- x - lr * v, v = momentum * v + gradient + decay * x, with decay on
-weights of two or more axes alone, as gains and biases do not need it. Batches are stratified by class, and
-come from (seed, node, epoch): a descent restored at any batch draws what it would have drawn.
-"""
+weights of two or more axes alone, as gains and biases do not need it. Batches are stratified by class and
+come from (seed, node, epoch): a descent restored at any batch draws what it would have drawn."""
 
 from __future__ import annotations
 
@@ -19,11 +18,9 @@ from onboard.learn.training import Recipe
 
 
 class Descent:
-    """One node's model, `vector` float32 (P,), on its images x uint8 (N, C, H, W), y int64 (N).
-
-    Others may change `vector` in place between steps. With N = 0 that is all that changes it: no step can be
-    run. Raises ValueError for another number of labels.
-    """
+    """One node's model, `vector` float32 (P,), on its images x uint8 (N, C, H, W), y int64 (N). Others may
+    change `vector` in place between steps; with N = 0 no step can be run. Raises ValueError for another
+    number of labels."""
 
     def __init__(
         self,
@@ -50,12 +47,11 @@ class Descent:
 
     @property
     def weights(self) -> dict[str, Floats]:
-        """The model's tensors by name, views of `vector`."""
         return views(self._graph.layout, self.vector)
 
     @property
     def classes(self) -> int:
-        """Of its images, by the highest label."""
+        """Counted by the highest label."""
         return int(self._y.max(initial=0)) + 1
 
     @property
@@ -64,11 +60,10 @@ class Descent:
 
     @property
     def epochs(self) -> float:
-        """Done so far."""
         return self.batches / self.batches_an_epoch if len(self._x) else 0.0
 
     def step(self) -> float:
-        """One batch; returns its mean loss (nats). Raises ValueError where that is not finite, and without
+        """Trains one batch; returns its mean loss (nats). Raises ValueError if not finite, or without
         images."""
         recipe = self.recipe
         if not len(self._x):
@@ -98,8 +93,8 @@ class Descent:
         return loss
 
     def restore(self, vector: Floats, velocity: Floats, batches: int) -> None:
-        """Goes on after so many batches, with the model and velocity, float32 (P,), that it had then. Raises
-        ValueError for another model's."""
+        """Goes on after `batches` with model and velocity, float32 (P,). Raises ValueError for another
+        model's."""
         if vector.shape != self.vector.shape or velocity.shape != self.vector.shape or batches < 0:
             raise ValueError(
                 f"a state of {vector.shape} and {velocity.shape}, this model's {self.vector.shape}"
@@ -107,16 +102,13 @@ class Descent:
         self.vector[...], self.velocity[...], self.batches = vector, velocity, batches
 
     def _draw(self, epoch: int, batch: int) -> np.random.Generator:
-        """Of one batch; -1: of the epoch's order."""
         key = np.random.SeedSequence((self._seed, self._node, epoch, batch + 1))
         return np.random.Generator(np.random.Philox(key))
 
 
 def stratified(y: npt.NDArray[np.int64], draw: np.random.Generator) -> npt.NDArray[np.int64]:
-    """Rows of labels y int64 (N,) in a random order, any stretch of which has the classes as evenly as all.
-
-    Of small batches the gradients then differ less, which is what drives nodes apart between exchanges.
-    """
+    """Shuffles rows of labels y int64 (N,) so that any stretch has the classes as evenly as all. Gradients of
+    small batches then differ less, which is what drives nodes apart between exchanges."""
     shuffled = draw.permutation(len(y))
     by_class = shuffled[np.argsort(y[shuffled], kind="stable")]
     _, of, counts = np.unique(y[by_class], return_inverse=True, return_counts=True)
@@ -126,7 +118,6 @@ def stratified(y: npt.NDArray[np.int64], draw: np.random.Generator) -> npt.NDArr
 
 
 def mean_of(vectors: list[Floats]) -> Floats:
-    """The mean model (P,)."""
     total = np.zeros(vectors[0].shape, np.float64)
     for vector in vectors:
         total += vector
@@ -135,7 +126,7 @@ def mean_of(vectors: list[Floats]) -> Floats:
 
 
 def consensus_distance(vectors: list[Floats]) -> float:
-    """Root mean square, over nodes, of the distance of a node's model from the mean one."""
+    """Returns the root mean square, over nodes, of the distance of a node's model from the mean one."""
     mean = mean_of(vectors)
     return math.sqrt(
         sum(float(np.square(vector - mean, dtype=np.float64).sum()) for vector in vectors) / len(vectors)

@@ -1,19 +1,17 @@
 """One node's share of a gossip: neighbours' models flow into one another, and their mean stays what it was.
 
-This is D-PSGD (Lian et al., NeurIPS 2017) and RD-PSGD (Meng et al., 2021, Algorithm 2) without rounds that
-anybody would have to keep. Each edge counts its own exchanges, one after the other, and the exchange's number
-takes the place of the round in drawing its mask. Both ends send their values at the mask when they come to
-it. They add weight * (received - sent) once they have the other's values and know that the other has theirs:
-both do or, in the end, neither. What one model gains the other loses, however late, and whatever the models
-became since (`codec.sparse`). Where nobody is late this is the papers' algorithm. A silent neighbour leaves
+This is D-PSGD (Lian et al., NeurIPS 2017) and RD-PSGD (Meng et al., 2021, Algorithm 2) without global rounds.
+Each edge numbers its own exchanges, and the number takes the place of the round in drawing its mask. Both
+ends send their values at the mask. An end adds weight * (received - sent) once it has the other's values and
+knows that the other has its own: both do or, in the end, neither. What one model gains the other loses,
+however late (`codec.sparse`). Where nobody is late this is the papers' algorithm. A silent neighbour leaves
 its edge's exchange open; its weight stays with the node, and nothing waits for it.
 
 An end that lost its memory begins at exchange 0, and takes over the number of a neighbour that is further on.
-At its start it may have lost any part of its memory. Once an exchange was completed after that, a neighbour
-that follows the rules is never further on than by one, and a number beyond that is refused. What a neighbour
-can move a model by is bounded (`outliers`). An end whose values are refused (another seed, weight, share or
-model) sends no more of them until it hears values that it can use.
-"""
+Once an exchange was completed after a start, a neighbour that follows the rules is never further on than by
+one, and a number beyond that is refused. What a neighbour can move a model by is bounded (`outliers`). An end
+whose values are refused (another seed, weight, share or model) sends no more until it hears values that it
+can use."""
 
 from __future__ import annotations
 
@@ -72,7 +70,7 @@ class GossipSetup:
 
 @dataclass(slots=True)
 class _Edge:
-    """Where an edge stands. `number`: of the exchange that is open, or opens next."""
+    """Where an edge stands; `number` is that of the exchange that is open or opens next."""
 
     weight: float
     seed: int
@@ -91,16 +89,13 @@ class _Edge:
         return self.sent is not None and self.there and self.received is not None
 
     def begin(self, number: int) -> None:
-        """Nothing of exchange `number` is known yet."""
         self.number, self.mask, self.message = number, None, b""
         self.sent, self.there, self.received = None, False, None
 
 
 class Gossip:
-    """RD-PSGD, and D-PSGD where the whole model travels; see `GossipAlgorithm`, also for the methods.
-
-    Raises ValueError for weights that are not positive or sum to more than 1.
-    """
+    """RD-PSGD, and D-PSGD where the whole model travels. Raises ValueError for weights that are not positive
+    or sum to more than 1."""
 
     def __init__(
         self, setup: GossipSetup, numbers: Mapping[int, int] = {}, memory: Mapping[str, Floats] = {}
@@ -160,7 +155,7 @@ class Gossip:
         return self._edges[peer].message
 
     def take(self, peer: int, message: Message) -> int:
-        """See `GossipAlgorithm.take`. Raises Over, ImplausibleExchange, and BadExchange for all else."""
+        """Raises Over, ImplausibleExchange, and BadExchange for all else."""
         edge = self._edges[peer]
         header = sparse.parse(message)
         if header.round > LAST_NUMBER:
@@ -261,7 +256,6 @@ class Gossip:
         return edge.message
 
     def _mask(self, peer: int, edge: _Edge) -> Mask:
-        """Of the edge's exchange in hand."""
         if edge.mask is None:
             edge.mask = self._drawn(peer, edge.number)
         return edge.mask
@@ -272,8 +266,7 @@ class Gossip:
 
 
 def _edge_seed(seed: int, weight: float, classes: bytes) -> int:
-    """Two ends that weigh their edge differently would change the mean, and two whose labels mean different
-    things would mix what has nothing to do with each other: they draw different masks instead, and refuse
-    each other."""
+    """Two ends that weigh their edge differently would change the mean, and labels that mean different things
+    must not be mixed: such ends draw different masks, and so refuse each other."""
     weighed = struct.pack("<Qf", seed, np.float32(weight)) + classes
     return int.from_bytes(blake2s(weighed, digest_size=8).digest(), "little")

@@ -53,14 +53,14 @@ GUESSES = 2.0  # of the loss of a node that guesses: neighbours whose classes ar
 
 
 def size_of(values: Floats) -> float:
-    """The root mean square of float32 (n,); inf where it is beyond float32, 0 for none."""
+    """Returns the root mean square of float32 (n,): inf beyond float32, 0 for none."""
     with np.errstate(over="ignore", invalid="ignore"):
         total = sum(float(np.dot(part, part)) for part, _ in _parts(values, values))
     return math.sqrt(total / len(values)) if len(values) else 0.0
 
 
 def difference(sent: Floats, received: Floats) -> float:
-    """The root mean square of received - sent, float32 (n,) each."""
+    """Returns the root mean square of received - sent, float32 (n,) each."""
     with np.errstate(over="ignore", invalid="ignore"):
         moves = (mine - theirs for mine, theirs in _parts(sent, received))
         total = sum(float(np.dot(move, move)) for move in moves)
@@ -68,7 +68,7 @@ def difference(sent: Floats, received: Floats) -> float:
 
 
 def likeness(sent: Floats, received: Floats) -> float:
-    """How much of `sent` is in `received`, float32 (n,) each: their product over the square of `sent`."""
+    """Returns how much of `sent` is in `received`: their product over the square of `sent`."""
     with np.errstate(over="ignore", invalid="ignore"):
         both = _parts(sent, received)
         products = [(float(np.dot(mine, theirs)), float(np.dot(mine, mine))) for mine, theirs in both]
@@ -106,19 +106,19 @@ class Clipping:
         self._turn = 0
 
     def look_at(self, vector: Floats) -> None:
-        """The model is as it is now."""
+        """Measures the model as it is now."""
         self.scale = max(size_of(vector), LEAST)
 
     def is_absurd(self, received: Floats) -> bool:
-        """Whether no values of that size can come from a model of this gossip."""
+        """Whether no model of this gossip can have values of that size."""
         return not size_of(received) <= ABSURD * self.scale
 
     def turn(self) -> None:
-        """This node mixes."""
+        """Counts that this node mixes."""
         self._turn += 1
 
     def share(self, peer: int, sent: Floats, received: Floats) -> float:
-        """How much of the difference is taken: 1, less if it is clipped, 0 if it has nothing of the model."""
+        """Returns the share of the difference to take: 1, less if clipped, 0 without this model in it."""
         known, moved = self._known[peer], difference(sent, received)
         known.in_step = known.in_step + 1 if self._turn - known.turn <= KNOWN else 0
         others = [each.last for other, each in self._known.items() if other != peer and each.last]
@@ -139,7 +139,7 @@ class Clipping:
             known.pull = 0.0
 
     def pullers(self) -> list[int]:
-        """Who pulled far more than the others did at that time, since the last checkpoint: later the others
+        """Names neighbours that pulled far more than the others since the last checkpoint; later the others
         pull as far, to bring the model back."""
         most = max(known.pull for known in self._known.values())
         return [peer for peer, known in self._known.items() if known.pull > max(OFTEN, most / 2)]
@@ -164,14 +164,13 @@ class LossWatch:
         self._before: deque[float] = deque(maxlen=BEFORE)
 
     def add(self, loss: float) -> None:
-        """One more batch."""
         if len(self._recent) == RECENT:
             self._before.append(self._recent[0])
         self._recent.append(loss)
 
     @property
     def is_sure(self) -> bool:
-        """Whether enough batches were seen since it was cleared."""
+        """Whether enough batches were seen since `clear`."""
         return len(self._recent) == RECENT
 
     @property

@@ -19,35 +19,33 @@ Weights = Mapping[int, Mapping[int, float]]
 
 
 def ring(nodes: Sequence[int]) -> frozenset[Edge]:
-    """Each with the next, the last with the first. Two nodes have one edge, one has none."""
+    """Joins each node with the next, and the last with the first. Two nodes have one edge, one has none."""
     return _edges(zip(nodes, [*nodes[1:], *nodes[:1]], strict=True))
 
 
 def planes(nodes: Sequence[int], columns: int) -> frozenset[Edge]:
-    """A ring of every `columns` nodes, and no edge between these. Raises ValueError where one is not full."""
+    """Makes a ring of every `columns` nodes, and no edge between. Raises ValueError if one is not full."""
     return frozenset().union(*(ring(row) for row in _rows(nodes, columns)))
 
 
 def torus(nodes: Sequence[int], columns: int) -> frozenset[Edge]:
-    """Rows of `columns` nodes, each row and each column a ring: planes of a constellation. Raises ValueError
-    where the rows are not all full."""
+    """Makes each row of `columns` nodes and each column a ring. Raises ValueError if a row is not full."""
     rows = _rows(nodes, columns)
     lines = [*rows, *(list(column) for column in zip(*rows, strict=True))]
     return frozenset().union(*(ring(line) for line in lines))
 
 
 def star(nodes: Sequence[int]) -> frozenset[Edge]:
-    """The first with each of the others."""
+    """Joins the first node with each of the others."""
     return _edges((nodes[0], other) for other in nodes[1:])
 
 
 def complete(nodes: Sequence[int]) -> frozenset[Edge]:
-    """Each with each."""
     return _edges((a, b) for a in nodes for b in nodes)
 
 
 def metropolis(edges: Iterable[Edge]) -> dict[int, dict[int, float]]:
-    """Metropolis-Hastings weights W_ij by i and j, both ways."""
+    """Returns Metropolis-Hastings weights W_ij by i and j, both ways."""
     edges = frozenset(edges)
     ends = [end for edge in edges for end in edge]
     degree = {node: ends.count(node) for node in ends}
@@ -58,8 +56,8 @@ def metropolis(edges: Iterable[Edge]) -> dict[int, dict[int, float]]:
 
 
 def matrix(weights: Weights, nodes: Sequence[int]) -> npt.NDArray[np.float64]:
-    """W (n, n), in the order of `nodes`. Raises ValueError unless it is symmetric, and no row has a negative
-    weight or sums to more than 1."""
+    """Returns W (n, n) in the order of `nodes`. Raises ValueError unless it is symmetric, without negative
+    weights, and no row sums to more than 1."""
     at = {node: index for index, node in enumerate(nodes)}
     whole = np.zeros((len(nodes), len(nodes)))
     for node, row in weights.items():
@@ -72,8 +70,8 @@ def matrix(weights: Weights, nodes: Sequence[int]) -> npt.NDArray[np.float64]:
 
 
 def slowest(weights: Weights, nodes: Sequence[int]) -> float:
-    """The second largest magnitude of W's eigenvalues: what a round leaves of the slowest difference between
-    models. 1 for a graph in parts, which never agree."""
+    """Returns the second largest magnitude of W's eigenvalues: what a round leaves of the slowest difference
+    between models. It is 1 for a graph in parts, which never agree."""
     magnitudes = np.sort(np.abs(np.linalg.eigvalsh(matrix(weights, nodes))))
     return float(magnitudes[-2]) if len(nodes) > 1 else 0.0
 
