@@ -115,7 +115,6 @@ class PeerShare:
             self._bytes.charge(frame_bytes, now)
 
     def wrote(self, now: float, times: int = 1) -> None:
-        """Charge for disk writes that the peer's frames caused."""
         self._writes.charge(times, now)
 
     def may_hurry(self, now: float) -> bool:
@@ -163,7 +162,7 @@ class Addresses:
         return cls("")
 
     def store(self, folder: Path) -> None:
-        """Store the addresses durably. Raises OSError."""
+        """Raises OSError."""
         body = f"{self.url}\n{self.peer}\n{self.local_port}\n".encode()
         replace_durably(folder / "peer", checked(body))
 
@@ -201,7 +200,6 @@ class Whereabouts:
             self._store(replace(kept, local_port=paths.local_port))
 
     def origin(self, port: Port, frame: bytes) -> Origin:
-        """Return where a frame that was just read came from."""
         return None if port.paths is None else port.paths.origin(frame)
 
     def heard(self, port: Port, origin: Origin, now: float) -> None:

@@ -153,7 +153,7 @@ class Spool:
             self._finished = left
 
     def finished(self) -> tuple[bytes, ...]:
-        """Return the digests of the last finished objects, oldest first."""
+        """Digests of the last finished objects, oldest first."""
         return tuple(self._finished)
 
     def _path(self, digest: bytes, suffix: str) -> Path:
@@ -289,7 +289,6 @@ class Saving:
                 self._save_one(incoming, now)
 
     def save_all(self, now: float) -> None:
-        """Save all incoming objects, as the program ends."""
         self.not_before = -math.inf
         self.settle(now)
         for incoming in list(self._session.incoming.values()):

@@ -104,7 +104,6 @@ class Broadcast:
 
     @property
     def over(self) -> bool:
-        """Whether nothing more will be sent."""
         return not self.waiting and not self._withdrawals
 
     @property

@@ -280,7 +280,7 @@ class MessageQueue:
         return bool(self._heap)
 
     def add(self, payload: bytes, priority: int) -> None:
-        """Queue a MSG. Raises ValueError where it does not fit a frame."""
+        """Raises ValueError where it does not fit a frame."""
         if len(payload) > self._longest_bytes or not 0 <= priority <= 7:
             raise ValueError(
                 f"MSG of {len(payload)} B, priority {priority}: at most {self._longest_bytes} B, 0..7"
@@ -291,7 +291,7 @@ class MessageQueue:
             heapq.heapify(self._heap)
 
     def first(self) -> PendingFrame:
-        """Return the frame that leaves next. Raises IndexError where none waits."""
+        """Raises IndexError where none waits."""
         priority, _, payload = self._heap[0]
         return PendingFrame(Type.MSG, payload, priority=priority)
 

@@ -41,9 +41,8 @@ class Session:
     """One end of a link. Raises ValueError for a key or an epoch out of range, and for contacts that overlap.
 
     `incoming`: objects being received or not yet accepted, by digest. `done`: digests of the objects accepted
-    last, oldest first, to be persisted with what the objects did. `message_bytes`: the longest MSG that fits
-    a frame. `bytes_sent`: on the wire. `air`: the link's times, and the delimiters before the latest
-    frame."""
+    last, oldest first, to be persisted with what the objects did. `message_bytes`: the longest MSG that fits.
+    `bytes_sent`: on the wire. `air`: the link's times, and the delimiters before the latest frame."""
 
     def __init__(
         self,
@@ -101,7 +100,6 @@ class Session:
 
     @property
     def group_replay_floor(self) -> tuple[int, int]:
-        """The `replay_floor` of the peer's broadcasts."""
         return self._listener.opener.floor if self._listener else (0, 0)
 
     def rekey(self, salt: bytes) -> None:
@@ -120,7 +118,7 @@ class Session:
         return self._gate.contacts.is_up(now)
 
     def closes_at(self, now: float) -> float:
-        """Return when the open contact ends; inf if none is open, or without a plan."""
+        """When the open contact ends; inf if none is open, or without a plan."""
         return self._gate.contacts.closes_at(now)
 
     def after(self, since: float, contact_s: float) -> float:
@@ -147,7 +145,6 @@ class Session:
         return self._outbox.fragment_bytes(digest)
 
     def cancel(self, digest: bytes, now: float) -> None:
-        """Stop sending an object, if it is being sent."""
         self._outbox.cancel(digest, self._gate.link_s(now))
 
     def send_message(self, payload: bytes, now: float, priority: int = 1) -> None:
@@ -163,7 +160,6 @@ class Session:
         self._inbox.accept(digest)
 
     def forget(self, *digests: bytes) -> None:
-        """Take these accepted objects anew when they are offered anew, as their effect is lost."""
         self._inbox.forget(digests)
 
     def refuse(self, digest: bytes, reason: int, now: float) -> None:
@@ -253,7 +249,6 @@ class Session:
 
     @property
     def damaged(self) -> int:
-        """The number of frames with a wrong shape or tag."""
         return self._diagnostics.damaged
 
     def wakeup(self, now: float) -> float:
@@ -273,12 +268,10 @@ class Session:
 
     @property
     def airtime_s(self) -> float:
-        """The transmitter's time on, keying included."""
         return self.air.airtime_s
 
     @property
     def frames_received(self) -> int:
-        """The number of authentic frames."""
         return sum(opener.opened for opener in self._openers)
 
     @property

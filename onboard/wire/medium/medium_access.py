@@ -191,7 +191,6 @@ class HalfDuplexTurn:
         self.closing = 0  # closing frames that this turn has left
 
     def opens_at(self, now: float) -> float:
-        """Return when this end may transmit, from `now` on."""
         if self._mine and now <= self._quiet_since + GRACE_S:
             return max(now, self._quiet_since)
         first = self._quiet_since + self._wait_s
@@ -296,7 +295,6 @@ class MediumAccess:
 
     @property
     def airtime_s(self) -> float:
-        """The transmitter's time on, keying included."""
         return self._pacer.airtime_s
 
     def opens_at(self, now: float) -> float:

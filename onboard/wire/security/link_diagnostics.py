@@ -281,7 +281,6 @@ class Agreements:
         return peer_epoch <= self._peer_epoch
 
     def may(self, peer_epoch: int, now: float) -> bool:
-        """Return whether this end agrees with a peer of that epoch."""
         return not self.is_repeated(peer_epoch) or not self._are_many(now)
 
     def agreed(self, peer_epoch: int, now: float) -> bool:
@@ -310,7 +309,6 @@ class Earlier:
         self._since_s, self._is_turn, self._turns = now, False, 0
 
     def proven(self) -> None:
-        """Note a frame under the salt in force."""
         self._is_turn = True
 
     def heard(self, now: float) -> bool:

@@ -91,7 +91,6 @@ class ReplayWindow:
         return self._epoch, self._highest
 
     def accept(self, epoch: int, seq: int) -> bool:
-        """Return True once for each pair, and from then on False."""
         if epoch == self._epoch and seq == self._highest + 1:  # nearly always
             self._highest = seq
         elif epoch > self._epoch or (epoch == self._epoch and seq >= self._highest + WINDOW):
@@ -227,7 +226,6 @@ class Opener:
 
     @property
     def floor(self) -> tuple[int, int]:
-        """The highest (epoch, seq) taken, which is also what a REPORT says of the frames heard."""
         return self._window.floor
 
     def open(self, raw: bytes, *, at_any_time: bool = False) -> Frame | None:

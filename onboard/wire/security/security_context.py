@@ -158,7 +158,6 @@ class RekeyHandshake:
             self._doubts |= doubting
 
     def proven(self) -> None:
-        """Note a frame under the salt in force."""
         self._doubts = self._asks = False
 
     def handle(
@@ -223,7 +222,6 @@ class RekeyHandshake:
             self._challenge = self._nonce(NONCE_BYTES)
 
     def due_at(self) -> float:
-        """Return when the next HELLO may leave; inf if none is wanted."""
         if self._offered != NO_SALT:
             return math.inf
         if self._owed or self._asks:
@@ -243,7 +241,6 @@ class RekeyHandshake:
         return PendingFrame(Type.HELLO, Hello(self._challenge, answer, salt).encode(), to=origin)
 
     def said(self, now: float) -> None:
-        """Note that the HELLO from `say` has left."""
         if self._owed:
             self._owed.popitem(last=False)
         else:
@@ -308,7 +305,6 @@ class SecurityContext:
 
     @property
     def next_seq(self) -> int:
-        """The seq of the next frame other than HELLO."""
         return self.sealer.seq + 1
 
     @property
