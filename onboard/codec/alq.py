@@ -1,10 +1,8 @@
-"""Weights become groups of binary bases under a bit budget: ALQ's structured sketch and its allocation.
+"""Turns weights into groups of binary bases under a bit budget: ALQ's structured sketch and its allocation.
 
 Qu et al. (CVPR 2020; see `quantized`), section 3.1: each basis is the sign of what the bases before it have
-left of the weights, and after every basis all coordinates are refitted by least squares. How many bases a
-group gets is decided under a budget for the whole model. Everything works on whole tensors of groups at once:
-`groups` is always (G, n), `bits` (G,), `alphas` (G, I) and `signs` (G, I, n).
-"""
+left of the weights, and after every basis all coordinates are refitted by least squares. Whole tensors of
+groups are worked on at once: `groups` is (G, n), `bits` (G,), `alphas` (G, I) and `signs` (G, I, n)."""
 
 from __future__ import annotations
 
@@ -36,10 +34,7 @@ DEPENDENT = 1e-5
 
 
 def _solved(gram: Doubles, target: Doubles) -> Doubles:
-    """Least-squares coordinates (A, j) from Gram matrices (A, j, j) and targets (A, j), by Cholesky.
-
-    All matrices at once, an entry at a time: j is at most MAX_BASES, A in the thousands.
-    """
+    """Solves for (A, j) by Cholesky, all matrices at once: j is at most MAX_BASES, A in the thousands."""
     width = gram.shape[1]
     lower = np.zeros((width, width, len(gram)))
     x = np.zeros((width, len(gram)))
@@ -55,9 +50,8 @@ def _solved(gram: Doubles, target: Doubles) -> Doubles:
 
 
 def refit(target: Floats, bits: npt.NDArray[np.uint8], signs: npt.NDArray[np.int8], h: Floats) -> Doubles:
-    """Coordinates (G, I) of the first bits[g] bases of `signs` (G, I, n) that leave the least squared error
-    to `target` (G, n), weighted by `h` (G, n); 0 for all other bases.
-    """
+    """Fits coordinates (G, I) of the first bits[g] bases of `signs` (G, I, n) to `target` (G, n) by least
+    squares weighted by `h` (G, n); they are 0 for all other bases."""
     order, depth = _sorted(bits)
     h = h[order]
     bases = [signs[order[:live], j].astype(np.float32) for j, live in enumerate(depth)]
@@ -78,12 +72,9 @@ def refit(target: Floats, bits: npt.NDArray[np.uint8], signs: npt.NDArray[np.int
 def _greedy(
     w: Floats, h: Floats | None, depth: list[int], *, errors: bool = False
 ) -> tuple[Doubles, list[Floats], Doubles]:
-    """Sketches groups (A, n), widest first, of which the first `depth[j]` get a basis j.
-
-    `h` (A, n) weighs the squared error. Returns alphas (A, I) of any sign, not rounded; each basis j
-    (depth[j], n) as float32; and with `errors` the weighted squared error (A, I + 1) left after 0, 1 ... I
-    bases, which repeats past a group's own width.
-    """
+    """Sketches groups (A, n), widest first, of which the first `depth[j]` get a basis j. Returns alphas (A,
+    I) of any sign, not rounded; each basis j (depth[j], n); and with `errors` the error (A, I + 1), weighted
+    by `h` (A, n), left after 0, 1 ... I bases, which repeats past a group's own width."""
     count, width = len(w), len(depth)
     alphas = np.zeros((count, width))
     bases: list[Floats] = []
@@ -111,13 +102,11 @@ def _greedy(
 
 
 def _dots(a: Floats, b: Floats, h: Floats | None = None) -> Floats:
-    """Scalar products row by row, weighted by `h` unless None: (A, n), (A, n) -> (A,)."""
     dots: Floats = np.einsum("an,an->a", a if h is None else a * h, b)
     return dots
 
 
 def _sums(alphas: Floats, bases: list[Floats]) -> Floats:
-    """sum_j alphas[:, j] * bases[j] for the A groups of `alphas` (A, I): (A, n)."""
     total = alphas[:, :1] * bases[0][: len(alphas)]
     for j, basis in enumerate(bases[1:], 1):
         live = min(len(basis), len(alphas))
@@ -126,18 +115,16 @@ def _sums(alphas: Floats, bases: list[Floats]) -> Floats:
 
 
 def _sorted(bits: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.intp], list[int]]:
-    """Groups with a basis, widest first, and how many of them have more than j bases, for each j."""
+    """Returns groups with a basis, widest first, and for each j how many have more than j bases."""
     order = np.argsort(-bits.astype(np.int16), kind="stable")
     depth = [int(np.count_nonzero(bits > j)) for j in range(int(bits.max(initial=0)))]
     return order[: depth[0] if depth else 0], depth
 
 
 def sketch(groups: Floats, bits: npt.NDArray[np.uint8], curvature: Floats | None = None) -> Bases:
-    """Structured sketch of `groups` (G, n) float32 with `bits` (G,) uint8 bases each.
-
-    `curvature` (G, n), not negative, weighs the least squares. None weighs all alike: a server has no data.
-    Errors: ValueError for weights that are not finite.
-    """
+    """Sketches `groups` (G, n) float32 with `bits` (G,) uint8 bases each. `curvature` (G, n), not negative,
+    weighs the least squares; None weighs all alike, as a server has no data. Raises ValueError for weights
+    that are not finite."""
     if not np.isfinite(groups).all():
         raise ValueError("weights are not finite: nothing to quantize")
     order, depth = _sorted(bits)
@@ -157,7 +144,7 @@ def sketch(groups: Floats, bits: npt.NDArray[np.uint8], curvature: Floats | None
 
 
 def project(groups: Floats, bits: npt.NDArray[np.uint8]) -> Floats:
-    """What `sketch(groups, bits)` rebuilds, without the bases kept: the straight-through forward pass."""
+    """Returns what `sketch(groups, bits)` rebuilds, without its bases: the straight-through forward pass."""
     order, depth = _sorted(bits)
     out = np.zeros_like(groups)
     if depth:
@@ -168,12 +155,9 @@ def project(groups: Floats, bits: npt.NDArray[np.uint8]) -> Floats:
 
 
 def gains(groups: Floats, max_bases: int, curvature: Floats | None = None) -> npt.NDArray[np.float64]:
-    """(G, max_bases): weighted squared error that a group's 1st, 2nd ... basis removes, made non-increasing.
-
-    A later basis can remove more than an earlier one, but cannot be had before it. The running minimum keeps
-    any ranking by gain in an order that can be built. Errors: ValueError for values whose squares are not
-    finite.
-    """
+    """Returns (G, max_bases): the weighted squared error that a group's 1st, 2nd ... basis removes. Its
+    running minimum keeps any ranking in an order that can be built, as no basis can be had before an earlier
+    one. Raises ValueError for values whose squares are not finite."""
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused below
         _, _, error = _greedy(groups, curvature, [len(groups)] * max_bases, errors=True)
     if not np.isfinite(error).all():
@@ -190,13 +174,11 @@ def allocate(
     max_bases: int = MAX_BASES,
     curvature: Weights | None = None,
 ) -> dict[str, npt.NDArray[np.uint8]]:
-    """How many bases every group gets: name -> (G,) uint8.
+    """Allots bases to groups: name -> (G,) uint8.
 
-    A basis costs n + COORDINATE_BITS bits. Those that remove the most weighted error for a bit are taken,
+    A basis costs n + COORDINATE_BITS bits. Those that remove the most weighted error for a bit are taken
     until `bits_per_weight` times all parameters are spent. `curvature` is h, the square root of Adam's or
-    AMSGrad's second moment (ALQ eq. 10 models the loss as h w^2 / 2); None ranks by plain error, without
-    data.
-    """
+    AMSGrad's second moment (ALQ eq. 10 models the loss as h w^2 / 2); None ranks by plain error."""
     if not 0 <= max_bases <= MAX_BASES:
         raise ValueError(f"max_bases is {max_bases}, must be 0 to {MAX_BASES}")
     h = {} if curvature is None else in_groups(layout, curvature)
@@ -216,7 +198,7 @@ def allocate(
 
 
 def on_grid(values: Floats, levels: int) -> Raw:
-    """`values` rounded to the grid step * {-levels ... levels}, the largest value on its last line."""
+    """Rounds `values` to the grid step * {-levels ... levels}, the largest value on its last line."""
     if not np.isfinite(values).all():
         raise ValueError("weights are not finite: nothing to quantize")
     step = np.float32(np.float16(min(float(np.abs(values).max(initial=0.0)) / levels, HALF_MAX)))
@@ -225,7 +207,7 @@ def on_grid(values: Floats, levels: int) -> Raw:
 
 
 def quantize(layout: Layout, weights: Weights, widths: Widths) -> Quantized:
-    """The model with `widths[name]` (G,) bases a group, and raw tensors on grids of RAW_LEVELS each way."""
+    """Quantizes with `widths[name]` (G,) bases a group, and raw tensors on grids of RAW_LEVELS each way."""
     return Quantized(
         layout,
         {name: sketch(w, widths[name]) for name, w in in_groups(layout, weights).items()},
@@ -234,20 +216,20 @@ def quantize(layout: Layout, weights: Weights, widths: Widths) -> Quantized:
 
 
 class AlqCodec:
-    """See `Codec`. Weights become binary bases."""
+    """Weights become binary bases."""
 
     name = "quantized"
     sections = staticmethod(quantized.sections)
     unpack = staticmethod(quantized.unpack)
 
     def quantize(self, layout: Layout, weights: Weights, budget: Budget) -> Quantized:
-        """See `Codec.quantize`. Bases are allocated and sketched by plain error."""
+        """Allots and sketches by plain error."""
         widths = allocate(layout, weights, bits_per_weight=budget.bits_per_weight, max_bases=budget.max_bases)
         return quantize(layout, weights, widths)
 
     def check(self, model: Quantized, budget: Budget) -> None:
-        """See `Codec.check`. No more bases in a group, and no more bits of bases and coordinates in all, than
-        `allocate` grants; raw tensors on the grid."""
+        """Checks that a group's bases and all bits are no more than `allocate` grants, and raw tensors on the
+        grid."""
         parameters = model.layout.parameters
         most = max((int(bases.bits.max(initial=0)) for bases in model.grouped.values()), default=0)
         if most > budget.max_bases:

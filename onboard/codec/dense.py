@@ -34,8 +34,7 @@ LEVEL = 3  # zstandard's own default; mantissas do not compress at any
 
 @dataclass(frozen=True, eq=False)
 class Dense:
-    """A whole model in float32: name -> tensor in the layout's shape. `compress`: by zstd, where that is
-    installed and helps."""
+    """A whole model in float32: name -> tensor in the layout's shape. zstd may `compress` it."""
 
     format: ClassVar[int] = formats.DENSE
     mean_width: ClassVar[float] = 32.0
@@ -49,7 +48,7 @@ class Dense:
 
 
 class DenseCodec:
-    """See `Codec`. Weights stay what they are, so that no budget bounds them."""
+    """Weights stay what they are, so that no budget bounds them."""
 
     name = "dense"
 
@@ -60,9 +59,7 @@ class DenseCodec:
         """See `Codec.check`. Every model of the layout passes."""
 
     def sections(self, model: Dense) -> dict[str, bytes]:
-        """See `Codec.sections`. Compressed if asked for, possible and smaller. Errors: ValueError for weights
-        that are not finite: no far end takes them.
-        """
+        """Raises ValueError for weights that are not finite, which no far end takes."""
         vector = flat(model.layout, model.weights).astype("<f4", copy=False)
         check_finite(vector, "weights")
         coded = PLAIN + vector.tobytes()
@@ -72,7 +69,7 @@ class DenseCodec:
         return {"header": PREFIX.pack(model.format, model.layout.digest), "weights": coded}
 
     def unpack(self, data: bytes, layout: Layout) -> Dense:
-        """See `Codec.unpack`. Makes no array before the size is known to be the layout's."""
+        """Makes no array before the size is known to be the layout's."""
         size = 4 * layout.parameters
         coding, body = data[PREFIX.size : PREFIX.size + 1], data[PREFIX.size + 1 :]
         if coding == ZSTD:

@@ -43,11 +43,9 @@ class IndexForm(IntEnum):
 
 
 def encode(index: Indices, values: Floats, size: int, index_form: IndexForm, form: Form) -> bytes:
-    """The values (n,) at coordinates (n,), rising, of a vector of `size`.
-
-    Errors: ValueError for an index that does not rise or leaves the vector, another number of values, and for
-    values that the form cannot hold.
-    """
+    """Encodes the values (n,) at rising coordinates (n,) of a vector of `size`. Raises ValueError for
+    coordinates that do not rise or leave the vector, another number of values, and values that the form
+    cannot hold."""
     if index.shape != values.shape or not 0 <= size <= MAX_SIZE:
         raise ValueError(f"{index.shape} coordinates and {values.shape} values of {size}")
     distances = np.diff(index, prepend=np.int32(-1))
@@ -64,11 +62,8 @@ def encode(index: Indices, values: Floats, size: int, index_form: IndexForm, for
 
 
 def decode(data: bytes | memoryview, size: int) -> tuple[Indices, Floats]:
-    """Coordinates and values in `data`, which must be of a vector of `size` and end with its last value.
-
-    Makes no index before the values are known to be there: at most 13 bytes of memory a coordinate of the
-    vector, or 10 a byte of gaps. Errors: BadExchange.
-    """
+    """Decodes coordinates and values of a vector of `size`. No index is made before the values are known to
+    be there: at most 13 bytes of memory a coordinate, or 10 a byte of gaps. Raises BadExchange."""
     if len(data) < HEADER.size:
         raise BadExchange(f"{len(data)} bytes, a header alone has {HEADER.size}")
     version, index_form, form, zero, own_size, count, length = HEADER.unpack_from(data)

@@ -1,8 +1,7 @@
-"""Both ends cut a model's tensors into the same groups, by a rule on shapes alone.
+"""Cuts a model's tensors into the same groups at both ends, by a rule on shapes alone.
 
 ALQ (Qu et al., "Adaptive Loss-aware Quantization for Multi-bit Networks", CVPR 2020, section 3) quantizes
-weights in groups of n. Of the ways that it names to group a convolution, this is the one by kernel.
-"""
+weights in groups of n. Of its ways to group a convolution, this is the one by kernel."""
 
 from __future__ import annotations
 
@@ -57,28 +56,26 @@ class Layout:
 
     @cached_property
     def digest(self) -> bytes:
-        """8 bytes (BLAKE2s) that differ where names, shapes, order or groups do."""
+        """Returns 8 bytes (BLAKE2s) that differ where names, shapes, order or groups do."""
         text = "".join(f"{t.name} {t.shape} {t.group}\n" for t in self.tensors)
         return blake2s(text.encode(), digest_size=8).digest()
 
     @cached_property
     def parameters(self) -> int:
-        """All weights and biases: what "bits a weight" is counted against."""
+        """Counts all weights and biases, as "bits a weight" does."""
         return sum(t.size for t in self.tensors)
 
 
 def layout(shapes: Mapping[str, tuple[int, ...]]) -> Layout:
-    """The layout of parameters `name -> shape`, in the mapping's order."""
     return Layout(tuple(Tensor(name, tuple(shape), group_length(shape)) for name, shape in shapes.items()))
 
 
 def group_length(shape: tuple[int, ...]) -> int:
-    """The group length for a tensor of this shape, 0 for raw.
+    """Returns the group length for a tensor of this shape, 0 for raw.
 
     A convolution (out, in, k...) has one group a kernel. Where that would be fewer than MIN_GROUP weights,
     and in a dense tensor (out, in), a row of inputs is cut into the fewest equal parts of at most MAX_GROUP;
-    a row without such a divisor stays whole. Vectors, scalars and tensors with very short rows are raw.
-    """
+    a row without such a divisor stays whole. Vectors, scalars and tensors with very short rows are raw."""
     if len(shape) < 2 or prod(shape) == 0:
         return 0
     kernel, row = prod(shape[2:]), prod(shape[1:])
@@ -91,7 +88,7 @@ def group_length(shape: tuple[int, ...]) -> int:
 
 
 def in_groups(layout: Layout, weights: Weights) -> dict[str, Floats]:
-    """Views of the grouped tensors as (G, n), by name. Errors: ValueError for another shape."""
+    """Returns views of the grouped tensors as (G, n), by name. Raises ValueError for another shape."""
     for t in layout.grouped:
         _check_shape(t, weights[t.name])
     return {t.name: weights[t.name].reshape(t.groups, t.group) for t in layout.grouped}
@@ -109,14 +106,14 @@ def flat(layout: Layout, weights: Weights, out: Floats | None = None) -> Floats:
 
 
 def views(layout: Layout, vector: Floats) -> dict[str, Floats]:
-    """The tensors of a vector (P,) by name, in their shapes; writing to one writes to the vector."""
+    """Returns views of a vector (P,) by tensor name, in their shapes."""
     ends = np.cumsum([t.size for t in layout.tensors])[:-1]
     parts = np.split(vector, ends)
     return {t.name: part.reshape(t.shape) for t, part in zip(layout.tensors, parts, strict=True)}
 
 
 def check_finite(values: npt.NDArray[np.floating[Any]], what: str = "values") -> None:
-    """Errors: ValueError unless all of them are."""
+    """Raises ValueError unless all values are finite."""
     if not np.isfinite(values).all():
         raise ValueError(f"{what} are not finite")
 

@@ -1,20 +1,18 @@
-"""Both ends of an edge draw the same sparse mask from a seed, on any machine: no index travels.
+"""Draws the same sparse mask at both ends of an edge from a seed, on any machine: no index travels.
 
 RD-PSGD (Meng et al., "Decentralized Distributed Deep Learning with Low-Bandwidth Consumption for Smart
-Constellations", 2021) mixes models at random coordinates, each picked with probability p on its own. Here
-runs of consecutive coordinates are picked, each run with probability p on its own. A coordinate is in the
-mask with probability p as before, and a run is copied where single coordinates would each be looked up
-(`RUN`). Runs of one coordinate are the paper's masks.
+Constellations", 2021) mixes models at random coordinates, each picked with probability p. Here runs of
+consecutive coordinates are picked so: a coordinate has the same probability, and a run is copied where single
+coordinates would each be looked up (`RUN`). Runs of one coordinate are the paper's masks.
 
 The distance from one picked run to the next is geometric, P(g) = p (1-p)^(g-1), and drawing distances is less
 work than asking for every run (its section 3.3).
 
 Draw number d has the 16 bits d mod 4 of word d div 4, lowest first. Words are SplitMix64 (Steele, Lea and
 Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014), which mixes a counter, so that any
-block can be had alone. A table of 2^16 entries turns the bits into a distance. Where they do not decide it
-(254 of the entries at most), 48 more bits of a second stream do: distances are geometric to 2^-64. Everything
-is integer arithmetic, and the table is made of Python's integers.
-"""
+block can be drawn alone. A table of 2^16 entries turns the bits into a distance; where they do not decide it
+(254 entries at most), 48 more bits of a second stream do, so that distances are geometric to 2^-64.
+Everything is integer arithmetic."""
 
 from __future__ import annotations
 
@@ -45,9 +43,8 @@ IDENTITY = struct.Struct("<QIIHBIII")
 class Draw:
     """What both ends have to agree on: seed (64 bits), round (32 bits), edge, and p = share / 65536.
 
-    `edge`: two node numbers (32 bits) in any order; None draws one mask for the whole round, for all edges.
-    `run`: coordinates that are picked together, 1 to 65,535. Errors: ValueError for what does not fit.
-    """
+    `edge` is two node numbers (32 bits) in any order; None draws one mask for all edges. `run` coordinates, 1
+    to 65,535, are picked together. Raises ValueError for what does not fit."""
 
     seed: int
     round: int
@@ -68,7 +65,7 @@ class Draw:
                 raise ValueError(f"{self.edge} is no edge between two nodes of 32 bits")
 
     def keys(self, size: int) -> tuple[int, int, bytes]:
-        """The keys of both streams, and 4 bytes that differ where two ends would not draw the same mask."""
+        """Returns both streams' keys, and 4 bytes that differ where two ends would draw different masks."""
         low, high = sorted(self.edge or (0, 0))
         one_edge = self.edge is not None
         identity = IDENTITY.pack(self.seed, self.round, self.share, self.run, one_edge, low, high, size)
@@ -77,7 +74,7 @@ class Draw:
 
 
 def share_of(p: float) -> int:
-    """The share nearest to a probability: p = share / 65536. Errors: ValueError unless 2^-17 < p <= 1."""
+    """Returns the share nearest to a probability p. Raises ValueError unless 2^-17 < p <= 1."""
     if not (p <= 1 and round(p * ALL) >= 1):
         raise ValueError(f"p is {p}, must be at least 1/{ALL} and at most 1")
     return round(p * ALL)
@@ -85,11 +82,9 @@ def share_of(p: float) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Mask:
-    """Coordinates of a vector (size,), as `blocks` of rising numbers of runs: run k begins at coordinate
-    k * run. There are no blocks if the mask is whole; `tail` tells of a shorter last run, which is in none.
-
-    Takes 4 bytes a chosen run, and 0.3 MB more at most.
-    """
+    """Coordinates of a vector (size,), as `blocks` of rising numbers of runs: run k begins at coordinate k *
+    run. A whole mask has no blocks; `tail` tells of a shorter last run, which is in none. It takes 4 bytes a
+    chosen run, and 0.3 MB more at most."""
 
     draw: Draw
     size: int
@@ -98,17 +93,16 @@ class Mask:
 
     @property
     def whole(self) -> bool:
-        """Every coordinate is in it."""
         return self.draw.share == ALL
 
     @property
     def tail(self) -> int:
-        """How many of the coordinates after the last whole run are in it: all of them, or 0."""
+        """Counts the mask's coordinates after the last whole run: all of them, or 0."""
         return self.count % self.draw.run
 
     @property
     def index(self) -> Indices:
-        """All of its coordinates in one array (count,), a copy."""
+        """Returns all coordinates (count,), a copy."""
         if self.whole:
             return np.arange(self.size, dtype=np.int32)
         firsts = np.concatenate((*self.blocks, np.zeros(0, np.int32))) * np.int32(self.draw.run)
@@ -117,10 +111,8 @@ class Mask:
 
 
 def drawn(draw: Draw, size: int) -> Mask:
-    """The mask of a vector of `size` coordinates. Beside what it returns takes 1.2 MB at most.
-
-    Errors: ValueError for more coordinates than MAX_SIZE.
-    """
+    """Draws the mask of a vector of `size` coordinates in 1.2 MB of working memory at most. Raises ValueError
+    for more coordinates than MAX_SIZE."""
     if not 0 <= size <= MAX_SIZE:
         raise ValueError(f"{size} coordinates, must be 0 to {MAX_SIZE}")
     if draw.share == ALL:
@@ -159,11 +151,9 @@ def drawn(draw: Draw, size: int) -> Mask:
 
 @lru_cache(maxsize=16)
 def steps_table(share: int) -> tuple[npt.NDArray[np.uint8], Words]:
-    """The step for each 16 bits, 0 where they do not decide it, and the bounds that do: both for share < ALL.
-
-    bounds[g-1] is floor(2^64 P(distance <= g)) for g = 1 ... 254: a uniform 64-bit number takes the step
-    1 + how many of them it reaches, and at 255 is beyond them all.
-    """
+    """Returns the step for each 16 bits (0 where they do not decide it) and the bounds that do, for share <
+    ALL. bounds[g-1] is floor(2^64 P(distance <= g)) for g = 1 ... 254: a uniform 64-bit number takes the step
+    1 + how many of them it reaches, and at 255 is beyond them all."""
     left = ALL - share
     bounds = np.array([(ALL**g - left**g << 64) // ALL**g for g in range(1, FAR)], np.uint64)
     lowest = np.arange(ALL, dtype=np.uint64) << np.uint64(48)
@@ -179,7 +169,7 @@ def _steps(bounds: Words, numbers: Words) -> npt.NDArray[np.uint8]:
 
 
 def _mix(words: Words, spare: Words) -> None:
-    """SplitMix64's mixing function (variant 13 of Stafford's), in place."""
+    """Applies SplitMix64's mixing function (variant 13 of Stafford's) in place."""
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         np.right_shift(words, np.uint64(shift), out=spare)
         np.bitwise_xor(words, spare, out=words)
@@ -191,7 +181,7 @@ def _mix(words: Words, spare: Words) -> None:
 def _decide(
     steps: npt.NDArray[np.uint8], cells: npt.NDArray[np.uint16], share: int, key: int, first: int
 ) -> None:
-    """Fills in the steps that 16 bits left open, from 48 more bits of each draw; `first` is the block's."""
+    """Fills in the steps that 16 bits left open from 48 more bits of each draw."""
     (open_,) = np.nonzero(steps == 0)
     if len(open_):
         words = (open_ + (first + 1)).astype(np.uint64) * np.uint64(GAMMA) + np.uint64(key)
@@ -201,11 +191,8 @@ def _decide(
 
 
 def walked(steps: npt.NDArray[np.uint8], reached: int, out: Indices) -> tuple[Indices, int]:
-    """The places that steps (1 ... FAR) pick, beginning after `reached`, and the last that they cover,
-    which must be below 2^31. They fill `out`, as long as `steps`, from its start.
-
-    Changes `steps`: FAR becomes FAR - 1.
-    """
+    """Returns the places that steps (1 ... FAR) pick after `reached`, at the start of `out`, and the last
+    place that they cover, which must be below 2^31. In `steps`, FAR becomes FAR - 1."""
     far = steps == FAR if steps.max(initial=0) == FAR else None
     if far is not None:
         steps[far] = FAR - 1

@@ -1,7 +1,4 @@
-"""What a codec is: it makes a model's weights into a form that takes fewer bits, and that form into bytes.
-
-The table of codecs is `onboard.codec.pack.CODECS`.
-"""
+"""A codec: it makes a form that takes fewer bits of a model's weights, and bytes of that form."""
 
 from __future__ import annotations
 
@@ -61,16 +58,16 @@ class Codec(Protocol[M]):
         """The form as a message calls it: "dense", "quantized"."""
 
     def quantize(self, layout: Layout, weights: Weights, budget: Budget) -> M:
-        """The weights in this form, without data to tell which of them matter. Errors: ValueError for weights
-        that are not finite."""
+        """Converts weights without data to tell which of them matter. Raises ValueError if they are not
+        finite."""
 
     def check(self, model: M, budget: Budget) -> None:
         """Raises ValueError where `quantize` and training make no such model within the budget."""
 
     def sections(self, model: M) -> dict[str, bytes]:
-        """The bytes by section, in order; the first begins with PREFIX. Errors: ValueError for a model that
-        the far end could not rebuild."""
+        """Returns the bytes by section, in order; the first begins with PREFIX. Raises ValueError for a model
+        that the far end could not rebuild."""
 
     def unpack(self, data: bytes, layout: Layout) -> M:
-        """The model in `data`, PREFIX included, whole and with nothing after it. Makes no array that the
-        layout does not bound. Errors: ValueError."""
+        """Decodes `data`, PREFIX included, whole and with nothing after it. Makes no array that the layout
+        does not bound. Raises ValueError."""

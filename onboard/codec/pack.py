@@ -1,7 +1,4 @@
-"""The table of codecs, and what they do for any model: it becomes bytes, each accounted for, and comes back.
-
-The first byte of a packed model says which codec made it; hostile bytes become `BadPack` and nothing else.
-"""
+"""The table of codecs, and what they do for any model: pack, account for each byte, unpack."""
 
 from __future__ import annotations
 
@@ -21,18 +18,17 @@ CODECS: dict[int, Codec[Any]] = {
 
 
 def pack(model: Model) -> bytes:
-    """The bytes of a model; `unpack` gives an equal one back. Errors: as of `Codec.sections`."""
     return b"".join(CODECS[model.format].sections(model).values())
 
 
 def account(model: Model) -> dict[str, int]:
-    """Bytes of `pack(model)` by section, with nothing left out."""
+    """Counts the bytes of `pack(model)` by section, with nothing left out."""
     return {name: len(data) for name, data in CODECS[model.format].sections(model).items()}
 
 
 def unpack(data: bytes | memoryview, layout: Layout) -> Model:
-    """The model in `data`, which must be one of this layout, whole and with nothing after it. Takes 32 bytes
-    of memory a weight at most, whatever the bytes say. Errors: BadPack."""
+    """Decodes a model of this layout, whole and with nothing after it, in 32 bytes of memory a weight at
+    most. Raises BadPack, whatever the bytes."""
     data = bytes(data)
     if len(data) < PREFIX.size:
         raise BadPack(f"{len(data)} bytes, a header alone has {PREFIX.size} or more")

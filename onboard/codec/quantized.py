@@ -59,11 +59,9 @@ BARE = -15  # DEFLATE without zlib's header and checksum, a window of 2^15 bytes
 
 @dataclass(frozen=True, eq=False)
 class Bases:
-    """A grouped tensor as bases: `bits` (G,) uint8, `alphas` (G, I) float32, `signs` (G, I, n) int8.
-
-    The alphas are >= 0, and in what travels as `rounded` leaves them. I is the largest bit-width in the
-    tensor. Group g uses its first bits[g] bases; alphas and signs are 0 in the rest.
-    """
+    """A grouped tensor as bases: `bits` (G,) uint8, `alphas` (G, I) float32 >= 0, `signs` (G, I, n) int8. I
+    is the largest bit-width; group g uses its first bits[g] bases, and alphas and signs are 0 in the rest. In
+    what travels, alphas are as `rounded` leaves them."""
 
     bits: npt.NDArray[np.uint8]
     alphas: Floats
@@ -71,7 +69,7 @@ class Bases:
 
     @classmethod
     def assembled(cls, bits: npt.NDArray[np.uint8], alphas: Floats, signs: npt.NDArray[np.uint8]) -> Bases:
-        """From the bases that exist, one after the other: alphas (S,), signs (S, n) as 0 and 1."""
+        """Builds it from the bases that exist, one after the other: alphas (S,), signs (S, n) as 0 and 1."""
         shape = len(bits), int(bits.max(initial=0))
         bases = cls(bits, np.zeros(shape, np.float32), np.zeros((*shape, signs.shape[1]), np.int8))
         bases.alphas[bases.used] = alphas
@@ -80,7 +78,6 @@ class Bases:
 
     @property
     def used(self) -> npt.NDArray[np.bool_]:
-        """(G, I): which bases exist."""
         return np.arange(self.alphas.shape[1]) < self.bits[:, None]
 
     def reconstruct(self) -> Floats:
@@ -121,24 +118,23 @@ class Quantized:
 
     @property
     def mean_width(self) -> float:
-        """See `Model.mean_width`: the bases of a weight's group, averaged over the weights."""
+        """Averages the bases of a weight's group over the weights."""
         grouped = self.layout.grouped
         signs = sum(int(self.grouped[t.name].bits.sum(dtype=np.int64)) * t.group for t in grouped)
         return signs / sum(t.size for t in grouped)
 
     @property
     def budget_bits(self) -> int:
-        """Bits of bases and coordinates together: what `alq.allocate` keeps under its budget."""
+        """Counts bits of bases and coordinates, which `alq.allocate` keeps under its budget."""
         return budget_bits(self.layout, {name: bases.bits for name, bases in self.grouped.items()})
 
 
 def budget_bits(layout: Layout, widths: Widths) -> int:
-    """Bits of the bases and coordinates of groups with so many bases each."""
     return sum(int(widths[t.name].sum(dtype=np.int64)) * (t.group + COORDINATE_BITS) for t in layout.grouped)
 
 
 def rounded(alphas: npt.NDArray[np.floating[Any]]) -> Floats:
-    """|alphas| as they travel: float16 values with MANTISSA_BITS of mantissa, none infinite, as float32."""
+    """Returns |alphas| as they travel: finite float16 values with MANTISSA_BITS of mantissa, as float32."""
     halves = np.minimum(np.abs(alphas), HALF_MAX).astype(np.float16).view(np.uint16).astype(np.int64)
     # A carry out of the mantissa goes on into the exponent, as it should; at infinity (exponent 31) it stops.
     codes = np.minimum(halves + (1 << DROPPED_BITS >> 1) >> DROPPED_BITS, (31 << MANTISSA_BITS) - 1)
@@ -146,12 +142,11 @@ def rounded(alphas: npt.NDArray[np.floating[Any]]) -> Floats:
 
 
 def _from_codes(codes: npt.NDArray[np.int64]) -> Floats:
-    """Coordinates of their 5 bits of exponent and MANTISSA_BITS of mantissa."""
     return (codes.astype(np.uint16) << DROPPED_BITS).view(np.float16).astype(np.float32)
 
 
 def sections(model: Quantized) -> dict[str, bytes]:
-    """See `Codec.sections`. Errors: ValueError for coordinates that were not `rounded`."""
+    """Raises ValueError for coordinates that were not `rounded`."""
     layout = model.layout
     tensors = [model.grouped[t.name] for t in layout.grouped]
     raws = [model.raw[t.name] for t in layout.raw]
@@ -185,9 +180,8 @@ def sections(model: Quantized) -> dict[str, bytes]:
 
 
 def unpack(data: bytes, layout: Layout) -> Quantized:
-    """See `Codec.unpack`. Takes at most 32 bytes of memory a weight, whatever the bytes say: it asks the
-    coder for a number of symbols that the layout bounds.
-    """
+    """Takes at most 32 bytes of memory a weight: it asks the coder for no more symbols than the layout
+    bounds."""
     if len(data) < HEADER.size:
         raise ValueError(f"{len(data)} bytes, a header alone has {HEADER.size}")
     _, _, coded_bytes = HEADER.unpack_from(data)
@@ -223,9 +217,8 @@ def unpack(data: bytes, layout: Layout) -> Quantized:
 
 
 def _width_contexts() -> list[list[list[Context]]]:
-    """contexts[left][up][j] of "one more basis after j?": groups that matter lie together, so it depends on
-    how many bases the group before has in the same output, and the same group in the output before.
-    """
+    """"One more basis after j?" depends on the group before in the same output, and on the same group in the
+    output before, as groups that matter lie together: contexts[left][up][j]."""
     kinds = [0, 1] + [2] * (MAX_BASES - 1)
     contexts = [[[context() for _ in range(MAX_BASES)] for _ in range(3)] for _ in range(3)]
     return [[contexts[left][up] for up in kinds] for left in kinds]
@@ -259,12 +252,13 @@ def _get_widths(coder: Decoder, tensor: Tensor) -> npt.NDArray[np.uint8]:
 
 
 def _basis_of_each(bits: npt.NDArray[np.uint8]) -> list[int]:
-    """Which basis of its group each coordinate is of: later ones are smaller, and get trees of their own."""
+    """Later bases of a group are smaller, and get trees of their own."""
     return [j for width in bits.tolist() for j in range(width)]
 
 
 def _put_numbers(coder: Encoder, values: npt.NDArray[np.integer[Any]], which: list[int]) -> None:
-    """Numbers 0..255: the lowest, the bits that the highest takes above it, then each in tree which[i]."""
+    """Puts numbers 0..255: the lowest, the bits that the highest takes above it, then each in tree
+    which[i]."""
     if len(values) == 0:
         return
     lowest = int(values.min())
@@ -276,7 +270,7 @@ def _put_numbers(coder: Encoder, values: npt.NDArray[np.integer[Any]], which: li
 
 
 def _get_numbers(coder: Decoder, which: list[int]) -> npt.NDArray[np.int64]:
-    """As many numbers as `which` has trees. Errors: ValueError for more than 255."""
+    """Raises ValueError for numbers beyond 255."""
     if not which:
         return np.zeros(0, np.int64)
     [lowest] = coder.get_numbers(NUMBER_BITS, [tree(NUMBER_BITS)])
@@ -291,7 +285,6 @@ def _get_numbers(coder: Decoder, which: list[int]) -> npt.NDArray[np.int64]:
 
 
 def _coordinates(exponents: list[npt.NDArray[np.int64]], data: bytes) -> list[Floats]:
-    """Each grouped tensor's coordinates, from their exponents and the bytes of all mantissas."""
     ends = np.cumsum([len(values) for values in exponents], dtype=np.int64)
     bits = np.unpackbits(np.frombuffer(data, np.uint8))
     used = MANTISSA_BITS * int(ends[-1]) if exponents else 0
@@ -305,7 +298,7 @@ def _coordinates(exponents: list[npt.NDArray[np.int64]], data: bytes) -> list[Fl
 
 
 def encode_signs(signs: npt.NDArray[np.bool_]) -> tuple[bool, bytes]:
-    """Whether they are deflated, and the bytes, of signs (S,) (True: +1)."""
+    """Encodes signs (S,) (True: +1); returns whether they are deflated, and the bytes."""
     plain = np.packbits(signs).tobytes()
     coders = [zlib.compressobj(9, zlib.DEFLATED, BARE, 9, strategy) for strategy in STRATEGIES]
     best = min((coder.compress(plain) + coder.flush() for coder in coders), key=len)
@@ -313,10 +306,8 @@ def encode_signs(signs: npt.NDArray[np.bool_]) -> tuple[bool, bytes]:
 
 
 def decode_signs(data: bytes, at: int, count: int, deflated: bool) -> tuple[npt.NDArray[np.uint8], int]:
-    """`count` signs (0 or 1) from the bytes that begin at `at`, and where these end.
-
-    Never makes more bytes than `count` signs need. Errors: ValueError.
-    """
+    """Decodes `count` signs (0 or 1) from `at` on; returns them and where their bytes end. Never makes more
+    bytes than `count` signs need. Raises ValueError."""
     size = -(-count // 8)
     plain, end = _inflated(data[at:], size) if deflated else (data[at : at + size], size)
     if len(plain) != size:
@@ -328,7 +319,7 @@ def decode_signs(data: bytes, at: int, count: int, deflated: bool) -> tuple[npt.
 
 
 def _inflated(data: bytes, size: int) -> tuple[bytes, int]:
-    """Exactly the one stream at the start of `data`, if it has `size` bytes in it, and its length."""
+    """Inflates the one stream of `size` bytes at the start of `data`; returns it and its length."""
     coder = zlib.decompressobj(BARE)
     try:
         # One byte more than there may be: so a stream that ends in time shows its end, and no bomb goes off.

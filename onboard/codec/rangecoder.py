@@ -1,15 +1,13 @@
-"""Bits that are not random leave in little more than their entropy, and any bytes at all decode to bits.
+"""Codes bits that are not random in little more than their entropy; any bytes at all decode to bits.
 
 This is an adaptive binary range coder (G. N. N. Martin, "Range encoding", 1979): each bit narrows a 32-bit
 range by the probability that its context has learned from the bits before it, so that no statistics travel.
-Only integers are used: every machine decodes the same, and a board needs no compression library. A decoder
-that has run out of bytes reads zeros; its caller decides how many bits it asks for, and so bounds time and
-memory whatever the bytes are.
+It uses only integers, so every machine decodes the same. A decoder that has run out of bytes reads zeros; its
+caller decides how many bits it asks for, and so bounds time and memory.
 
 A context is a list [zeros, ones]: twice how often a bit was 0 and 1 so far, plus one each (Krichevsky and
-Trofimov's estimator). It is a plain list, and the decoder's two loops are alike but for what they loop over,
-because a call or an attribute for every bit would double their time.
-"""
+Trofimov's estimator). A plain list and two like loops in the decoder save a call or an attribute for every
+bit, which would double their time."""
 
 from __future__ import annotations
 
@@ -25,12 +23,11 @@ Tree = list[Context]
 
 
 def context() -> Context:
-    """A context that has seen nothing."""
     return [1, 1]
 
 
 def tree(bits: int) -> Tree:
-    """Contexts for numbers of `bits` bits, highest first: each bit under all the bits before it."""
+    """Makes contexts for numbers of `bits` bits, highest first: each bit under all the bits before it."""
     return [context() for _ in range(1 << bits)]
 
 
@@ -44,7 +41,7 @@ class Encoder:
 
     @property
     def settled(self) -> int:
-        """Bytes that have left so far; up to 4 more hold what was put last."""
+        """Counts the bytes that have left; up to 4 more hold what was put last."""
         return len(self._out)
 
     def put(self, bit: int, counts: Context) -> None:
@@ -63,7 +60,7 @@ class Encoder:
             self._range <<= 8
 
     def put_numbers(self, values: Sequence[int], bits: int, trees: Sequence[Tree]) -> None:
-        """Each of `values` (`bits` bits) in the tree at its place in `trees`."""
+        """Puts each of `values` (`bits` bits) in the tree at its place in `trees`."""
         for value, nodes in zip(values, trees, strict=True):
             node = 1
             for shift in range(bits - 1, -1, -1):
@@ -72,7 +69,7 @@ class Encoder:
                 node = node << 1 | bit
 
     def _shift(self) -> None:
-        """The highest byte of `low` is settled, except for a carry that may still come; then it runs back."""
+        """Settles the highest byte of `low`; a carry that comes later runs back through the bytes."""
         if self._low >= FULL:
             self._low -= FULL
             last = len(self._out) - 1
@@ -84,7 +81,7 @@ class Encoder:
         self._low = (self._low & (REFILL - 1)) << 8
 
     def finish(self) -> bytes:
-        """The shortest bytes that decode to what was put: a decoder reads trailing zeros anyway."""
+        """Returns the shortest bytes that decode to what was put: a decoder reads trailing zeros anyway."""
         # Of all values in [low, low + range) the one with the most trailing zero bits needs the fewest bytes.
         for kept in (8, 16, 24, 32):
             unit = FULL >> kept
@@ -130,7 +127,6 @@ class Decoder:
         return bit
 
     def get_numbers(self, bits: int, trees: Sequence[Tree]) -> list[int]:
-        """A number of `bits` bits for each of `trees`."""
         data, end = self._data, len(self._data)
         at, code, span = self._at, self._code, self._range
         values, leaf = [], 1 << bits

@@ -62,9 +62,8 @@ class NeighbourValues:
 
 
 def outgoing(vector: Floats, mask: Mask, form: Form) -> tuple[bytes | memoryview, Floats]:
-    """The message with the values of float32 (size,) at the mask, and the values (count,) that it rebuilds:
-    in fp32 a view of the message, the only copy of them. Errors: ValueError as of `extract` and `encode`.
-    """
+    """Returns the message with the values of float32 (size,) at the mask, and the values (count,) that it
+    rebuilds: in fp32 a view of the message. Raises ValueError as `extract` and `encode` do."""
     if form is not Form.FP32:
         message = encode(extract(vector, mask), mask, form)
         return message, decode(message, mask)
@@ -74,10 +73,8 @@ def outgoing(vector: Floats, mask: Mask, form: Form) -> tuple[bytes | memoryview
 
 
 def extract(vector: Floats, mask: Mask, out: Floats | None = None) -> Floats:
-    """The values of float32 (size,) at the mask's coordinates: (count,), into `out` if given.
-
-    Errors: ValueError for another dtype or length, and for values that are not finite.
-    """
+    """Returns the values of float32 (size,) at the mask: (count,), in `out` if given. Raises ValueError for
+    another dtype or length, and for values that are not finite."""
     _check_length(vector, mask.size, "vector")
     out = np.empty(mask.count, np.float32) if out is None else out
     run = mask.draw.run
@@ -93,15 +90,14 @@ def extract(vector: Floats, mask: Mask, out: Floats | None = None) -> Floats:
 
 
 def encode(values: Floats, mask: Mask, form: Form) -> bytes:
-    """The message with a mask's values. Errors: ValueError for another number of values than the mask has,
-    and for values that the form cannot hold.
-    """
+    """Makes the message with a mask's values. Raises ValueError for another number of values than the mask
+    has, and for values that the form cannot hold."""
     _check_length(values, mask.count, "values")
     return _head(mask, form) + coded.encode(values, form)
 
 
 def parse(data: bytes | memoryview) -> Header:
-    """What `data` says it is, so that its mask can be drawn. Errors: BadExchange."""
+    """Reads the header, so that the mask can be drawn. Raises BadExchange."""
     if len(data) < HEADER.size:
         raise BadExchange(f"{len(data)} bytes, a header alone has {HEADER.size}")
     version, form, share, round_number, size, count, check = HEADER.unpack_from(data)
@@ -113,10 +109,8 @@ def parse(data: bytes | memoryview) -> Header:
 
 
 def decode(data: bytes | memoryview, mask: Mask) -> Floats:
-    """The values (count,) in `data`, which must be of this mask, whole and with nothing after it.
-
-    Makes no array before the sizes are known to be the mask's. Errors: BadExchange.
-    """
+    """Decodes the values (count,) of this mask, whole and with nothing after them. Makes no array before the
+    sizes are known to be the mask's. Raises BadExchange."""
     header = parse(data)
     own = _header(mask, header.form)
     if header != own:
@@ -129,10 +123,8 @@ def decode(data: bytes | memoryview, mask: Mask) -> Floats:
 
 def mix(vector: Floats, answers: Sequence[NeighbourValues]) -> None:
     """Adds weight * (received - sent) of every answer to float32 (size,), contiguous, at its mask, in place.
-
-    Memory is passed once, however many neighbours there are, as all masks' pieces are taken in the order of
-    their coordinates. Errors: ValueError for what does not fit; nothing is changed then.
-    """
+    Memory is passed once, as all masks' pieces are taken in the order of coordinates. Raises ValueError, with
+    nothing changed, for what does not fit."""
     if not vector.flags.c_contiguous:
         raise ValueError("vector: must be contiguous")
     for answer in answers:
@@ -162,8 +154,8 @@ def mix(vector: Floats, answers: Sequence[NeighbourValues]) -> None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Piece:
-    """`count` coordinates of a mask that are taken at once, one after the other or those of `runs`.
-    Coordinate `first` is at place `at` of the mask's values."""
+    """`count` consecutive coordinates of a mask, or those of `runs`; `first` is at place `at` of its
+    values."""
 
     first: int
     at: int

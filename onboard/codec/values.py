@@ -38,7 +38,7 @@ class Form(IntEnum):
 
 
 def encode(values: Floats, form: Form) -> bytes:
-    """The bytes of values (n,). Errors: ValueError for values that are not finite, or too large for fp16."""
+    """Encodes values (n,). Raises ValueError for values that are not finite, or too large for fp16."""
     check_finite(values)
     if form is Form.FP32:
         return values.astype("<f4", copy=False).tobytes()
@@ -60,11 +60,8 @@ def encode(values: Floats, form: Form) -> bytes:
 
 
 def decode(data: bytes | memoryview, count: int, form: Form) -> Floats:
-    """The `count` values in `data`, which must hold nothing else, as float32 (count,), perhaps a view.
-
-    Makes no array before the size of `data` is known to be that of `count` values; ALQ takes at most 32 bytes
-    of memory a value. Errors: ValueError for anything but such values, all finite.
-    """
+    """Decodes exactly `count` values to float32 (count,), perhaps a view. Makes no array before the size is
+    known to fit; ALQ takes at most 32 bytes of memory a value. Raises ValueError unless all are finite."""
     if form is Form.ALQ:
         model = unpack(data, _layout(count))
         if not isinstance(model, Quantized):
