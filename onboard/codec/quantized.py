@@ -217,8 +217,8 @@ def unpack(data: bytes, layout: Layout) -> Quantized:
 
 
 def _width_contexts() -> list[list[list[Context]]]:
-    """"One more basis after j?" depends on the group before in the same output, and on the same group in the
-    output before, as groups that matter lie together: contexts[left][up][j]."""
+    """Returns contexts[left][up][j] of "one more basis after j?": groups that matter lie together, so it
+    depends on the group before in the same output, and the same group in the output before."""
     kinds = [0, 1] + [2] * (MAX_BASES - 1)
     contexts = [[[context() for _ in range(MAX_BASES)] for _ in range(3)] for _ in range(3)]
     return [[contexts[left][up] for up in kinds] for left in kinds]
@@ -257,8 +257,7 @@ def _basis_of_each(bits: npt.NDArray[np.uint8]) -> list[int]:
 
 
 def _put_numbers(coder: Encoder, values: npt.NDArray[np.integer[Any]], which: list[int]) -> None:
-    """Puts numbers 0..255: the lowest, the bits that the highest takes above it, then each in tree
-    which[i]."""
+    """Puts 0..255: the lowest, the bits that the highest takes above it, then each in tree which[i]."""
     if len(values) == 0:
         return
     lowest = int(values.min())
