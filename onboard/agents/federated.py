@@ -1,9 +1,8 @@
 """Decides what a board does: it takes a task, trains, offers its update, and runs the ground's commands.
 
-The agent is the same on a real port, on an emulated one and on a virtual clock: it is handed events and the
-time, and asks its trainer for one step when the runtime says so. What must survive a power cut is in the
-journal before the first byte that depends on it leaves. The agent never waits, and it outlives its training.
-"""
+The agent is the same on a real port, an emulated one and a virtual clock: it is handed events and the time,
+and its trainer runs one step when the runtime says so. What must survive a power cut is in the journal before
+the first byte that depends on it leaves. The agent never waits, and it outlives its training."""
 
 from __future__ import annotations
 
@@ -59,8 +58,7 @@ class Work:
 
 
 class FederatedAgent:
-    """Plays one board: `session` is its link, `journal` its memory, `ledger` counts what it has spent, and
-    `trainer` trains."""
+    """Plays one board: `session` is its link, `journal` its memory, `ledger` what it has spent."""
 
     def __init__(
         self,
@@ -80,8 +78,8 @@ class FederatedAgent:
     # handle
 
     def resume(self, now: float) -> None:
-        """Goes on where the last run was cut: offers the update that waits, or trains on. Where the files
-        for that are gone, it trains again if it can, and else reports the failure: the ground asks again."""
+        """Goes on where the last run was cut: offers the waiting update, or trains on. If the files for that
+        are gone, it trains again if it can, else reports the failure, and the ground asks again."""
         known = self.known
         if known.deployed and kept_object(self.journal, DEPLOYED, objects.MODEL, known.deployed) is None:
             self.session.forget(known.deployed)
@@ -96,7 +94,7 @@ class FederatedAgent:
         self.offer_result(now)
 
     def offer_kept(self, now: float) -> None:
-        """Offers the update that waits, in fragments as before. One that cannot be read is trained again."""
+        """Offers the waiting update in fragments as before; one that cannot be read is trained again."""
         update = kept_object(self.journal, UPDATE, objects.UPDATE, self.known.update)
         if update is None:
             self._train_again(now)
@@ -105,7 +103,6 @@ class FederatedAgent:
         say(log, "resumed", phase="offering", round=self.known.round)
 
     def _train_again(self, now: float) -> None:
-        """Begins the round's training once more, from its model and its checkpoint if they are there."""
         model = kept_object(self.journal, MODEL, objects.MODEL, self.known.model)
         if model is None:
             self._fail(Failure.DISK, f"{MODEL} cannot be read", now)
@@ -154,7 +151,7 @@ class FederatedAgent:
             say(log, "bad-message", level=logging.WARNING, why="a board takes no messages, only objects")
 
     def _take(self, arrived: events.Arrived, now: float) -> None:
-        """Takes a whole object: it is checked, then durable, then acknowledged, then acted on."""
+        """Checks a whole object, makes it durable, acknowledges it, then acts on it."""
         kinds = {objects.MODEL: self._take_model, objects.COMMAND: self._take_command}
         try:
             if arrived.kind not in kinds:
@@ -173,13 +170,12 @@ class FederatedAgent:
         self.offer_result(now)
 
     def offer_result(self, now: float) -> None:
-        """Offers the oldest result that the ground does not have. One is on its way at a time."""
+        """Offers the oldest result that the ground does not have; one at a time is on its way."""
         if (result := self.known.commands.waiting) is not None:
             payload = commands.encode_result(result)
             self.session.offer(objects.RESULT, payload, now, priority=commands.PRIORITY)
 
     def _take_model(self, arrived: events.Arrived, now: float) -> None:
-        """Takes the model of a round to train, or the final one to keep. Raises BadMessage."""
         task, _ = objects.decode_task(arrived.payload)
         if task.mission == self.known.mission and task.round < self.known.round:
             self._go_back(task.round)
@@ -207,9 +203,9 @@ class FederatedAgent:
             self._begin(task, arrived.payload, now)
 
     def _go_back(self, round_number: int) -> None:
-        """Follows the ground to an earlier round. Under another salt than before the ground has begun again,
-        on an older copy of its database, and it decides; under the same salt the question only comes late.
-        Raises BadMessage for that."""
+        """Follows the ground to an earlier round. Under another salt it began again on an older copy of
+        its database, and it decides; under the same salt the question only comes late, which raises
+        BadMessage."""
         if self.session.salt == self.known.asked_under:
             raise BadMessage(f"round {round_number} is over, at {self.known.round}")
         self.session.forget(self.known.model)  # it will be asked once more
@@ -220,7 +216,6 @@ class FederatedAgent:
     # train
 
     def _begin(self, task: Task, model: bytes, now: float) -> None:
-        """Gives the trainer the round's model, and the checkpoint of an earlier run if there is one."""
         name = training_name(self.known.question, self.config.id)
         self.work = Work(
             task, name, started_s=now, started_j=self._spent_j(now), cpu_s=self.known.cpu_s,
@@ -249,8 +244,8 @@ class FederatedAgent:
             self.work.cpu_s += cpu_s
 
     def take(self, report: Report, now: float) -> None:
-        """Acts on what the trainer reports: checkpoints, finishes, gives up or goes on. Raises OSError (disk
-        full): the caller hands over the same report again."""
+        """Acts on a trainer's report: checkpoints, finishes, gives up or goes on. Raises OSError (disk full):
+        the caller hands over the same report again."""
         work = self.work
         assert work is not None, "a report without work"
         if isinstance(report, Begun):
@@ -320,7 +315,6 @@ class FederatedAgent:
         return objects.encode_object(update, done.packed)
 
     def _stop_work(self, now: float) -> None:
-        """Gives up the training or the update in hand, for a new task."""
         if self.work is not None:
             say(log, "superseded", round=self.work.task.round)
             self.trainer.stop()
@@ -341,7 +335,7 @@ class FederatedAgent:
         self.journal.save(self.known)
 
     def _fail(self, failure: int, why: str, now: float) -> None:
-        """Gives up the round: it cannot be trained. The ground is told at once, so that it does not wait."""
+        """Gives up the round, and tells the ground at once, so that it does not wait."""
         self.work = None
         self.known.phase = State.FAILED
         self._failure, self._why = failure, why
@@ -359,7 +353,7 @@ class FederatedAgent:
         return NO_MEMORY
 
     def close(self, now: float) -> None:
-        """The program is told to stop: what is trained since the last checkpoint is given up."""
+        """Gives up what was trained since the last checkpoint, as the program is told to stop."""
         self.trainer.stop()
 
     # say how it is

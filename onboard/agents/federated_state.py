@@ -1,9 +1,7 @@
-"""What a board knows after a power cut, and which of the files beside it are still what it knows of.
+"""What a board knows after a power cut, and which of the files beside it are still valid.
 
-The journal is the one authority: a file counts as far as the journal names its digest, and an object counts
-as taken as far as the board can still act on it. Nothing else (a list of finished objects, a file that is
-there) stands for an effect.
-"""
+The journal is the one authority: a file counts if the journal names its digest, and an object counts as taken
+if the board can still act on it. Nothing else, such as a file that is there, stands for an effect."""
 
 from __future__ import annotations
 
@@ -34,7 +32,7 @@ _MAGIC = b"SDT1"
 
 
 class TakenCommand(msgspec.Struct, frozen=True, array_like=True):
-    """What came of a command; `delivered`: the ground has it, and only the outcome is kept."""
+    """What came of a command; once it is `delivered`, only the outcome is kept."""
 
     result: CommandResult
     delivered: bool = False
@@ -44,8 +42,7 @@ class CommandLog(msgspec.Struct, frozen=True, array_like=True):
     """The commands that a board has taken, oldest first; those whose result waits come after all others.
 
     A command that arrives again (its acknowledgement was lost, or the ground went back to an older database)
-    is not run again: what came of it is offered again. A result is kept whole until the ground has it.
-    """
+    is not run again: its result, which is kept whole until the ground has it, is offered again."""
 
     taken: tuple[TakenCommand, ...] = ()
 
@@ -55,8 +52,8 @@ class CommandLog(msgspec.Struct, frozen=True, array_like=True):
         return next((each.result for each in self.taken if not each.delivered), None)
 
     def run(self, command: Command, target: CommandTarget, now: float) -> CommandLog:
-        """The log after a command arrived, which is run if it never was, as far as the log goes back; its
-        result waits. Raises BadMessage for one that is not taken before a result is delivered."""
+        """Runs a command unless it was run before, and returns the log, in which its result waits. Raises
+        BadMessage if too many results wait."""
         result = next((each.result for each in self.taken if each.result.command == command.id), None)
         if result is None:
             if sum(not each.delivered for each in self.taken) >= MOST_WAITING:
@@ -68,11 +65,10 @@ class CommandLog(msgspec.Struct, frozen=True, array_like=True):
         return CommandLog((*others, TakenCommand(result))[-REMEMBERED:])
 
     def is_about(self, name: bytes) -> bool:
-        """Whether `name` is the digest of the result that waits first."""
         return self.waiting is not None and digest(RESULT, encode_result(self.waiting)) == name
 
     def deliver(self) -> CommandLog:
-        """The log after the ground took the result that waited first."""
+        """Returns the log after the ground took the result that waited first."""
         result = self.waiting
         assert result is not None, "no result waits"
         why = result.why or "the result was delivered before"
@@ -103,7 +99,7 @@ class FederatedState(JournalState, kw_only=True):
 
 
 def kept_object(journal: Journal[FederatedState], name: str, kind: int, named: bytes) -> bytes | None:
-    """The object in the file `name` if its digest is `named`; else None, and a line of log says why."""
+    """Reads the object in the file `name` if its digest is `named`; else returns None and logs why."""
     try:
         content = journal.fetch(name)
     except (OSError, MemoryError) as error:
@@ -121,22 +117,19 @@ class BadCheckpoint(ValueError):  # noqa: N818 - "bad" says error already
 
 
 def training_name(question: bytes, node: int) -> bytes:
-    """16 B that identify the training of `node` on the model with the digest `question`."""
+    """Returns 16 B that identify the training of `node` on the model with the digest `question`."""
     return blake2s(question, digest_size=16, salt=node.to_bytes(4, "big")).digest()
 
 
 def sealed(name: bytes, state: bytes) -> bytes:
-    """The content of a checkpoint's file, which a reader of the state's own format accepts.
-
-    A training's state names neither its round nor its node. Restored into another training, it would continue
-    with the wrong weights, and a flipped bit in a weight would be trained upon: hence the training's name and
-    a checksum.
-    """
+    """Seals a checkpoint with the training's name and a checksum; readers of the state's own format accept
+    it. A state restored into another training would go on with the wrong weights, and a flipped bit be
+    trained upon."""
     return state + _SEAL.pack(name, _check(state, name), _MAGIC)
 
 
 def opened(name: bytes, content: bytes) -> bytes:
-    """The state in a checkpoint's file, of the training called `name`. Raises BadCheckpoint."""
+    """Returns the state in a checkpoint of the training called `name`. Raises BadCheckpoint."""
     if len(content) < _SEAL.size:
         raise BadCheckpoint(f"damaged: {len(content)} B")
     state = content[: -_SEAL.size]
@@ -153,8 +146,8 @@ def _check(state: bytes, name: bytes) -> bytes:
 
 
 def fetch_checkpoint(journal: Journal[FederatedState], name: bytes) -> bytes | None:
-    """The state of the training called `name`, if the journal's folder has it intact; else None, and a log
-    line if there was anything: that costs the checkpoint, not the training."""
+    """Returns the state of the training called `name`, if it is intact; else None and, if there was a file, a
+    log line: that costs the checkpoint, not the training."""
     try:
         content = journal.fetch(CHECKPOINT)
         return None if content is None else opened(name, content)

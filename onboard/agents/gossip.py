@@ -1,13 +1,10 @@
 """A node's life among neighbours: train, exchange, mix. A dead neighbour costs its edge, and nothing else.
 
-Like the federated agent, it is told events and the time, runs one training step when the runtime says so, and
-never waits itself. Every few batches it opens an exchange on every edge that is in contact and has none open.
-It trains on when these are complete or its patience is over; each is waited for once and in contact alone,
-and one that completes later is mixed at the next. After its last epoch it opens none, answers its
-neighbours', and is over when it has not heard them for as long as its patience, in contact with them.
-
-A node that trains nothing, such as a ground station, holds a model and answers its neighbours, for ever.
-"""
+Like the federated agent, it is handed events and the time, runs one training step when the runtime says so,
+and never waits. Every few batches it opens an exchange on every edge that is in contact and has none open. It
+trains on when these are complete or its patience is over; an exchange that completes later is mixed with the
+next. After its last epoch it opens none but answers its neighbours, and is over when it has not heard them
+for `patience_s` in contact. A node that trains nothing, such as a ground station, answers for ever."""
 
 from __future__ import annotations
 
@@ -64,7 +61,7 @@ class GossipPhase(IntEnum):
 
 
 class GossipAgent:
-    """One node. `sessions` talk, by neighbour; `journal` and `exchanges` remember; `training` trains."""
+    """One node. `sessions` are its links by neighbour; `journal` and `exchanges` are its memory."""
 
     def __init__(
         self,
@@ -94,8 +91,7 @@ class GossipAgent:
     # restart
 
     def resume(self, now: float) -> None:
-        """Goes on where the last run was cut: with its checkpoint, and all that was exchanged since. Raises
-        OSError."""
+        """Goes on from its checkpoint, with all that was exchanged since. Raises OSError."""
         kept, mixed = self._checkpoints.load(self.known.was_checkpointed), 0
         if kept is not None:
             self.descent.restore(kept.vector, kept.velocity, kept.batches)
@@ -124,8 +120,8 @@ class GossipAgent:
     # handle
 
     def handle(self, peer: int, event: Event, now: float) -> None:
-        """Takes one event of the link with a neighbour. Raises OSError (disk full): the same event is to be
-        told again before anything else is asked for, as nothing may be mixed that is not durable."""
+        """Takes one event of a neighbour's link. Raises OSError (disk full): the caller tells the same event
+        again first, as nothing may be mixed that is not durable."""
         if isinstance(event, Arrived):
             self._take(peer, event, now)
         elif isinstance(event, Delivered) and event.digest == self._offered.get(peer):
@@ -150,7 +146,7 @@ class GossipAgent:
             self.trust.refuse(peer, "a message: a node that gossips takes objects only", now)
 
     def _take(self, peer: int, arrived: Arrived, now: float) -> None:
-        """A neighbour's values: checked, then durable, then acknowledged."""
+        """Checks a neighbour's values, makes them durable, then acknowledges them."""
         try:
             if peer in self.trust.left_out(now):
                 raise BadExchange("left out")
@@ -170,7 +166,6 @@ class GossipAgent:
         self.sessions[peer].accept(arrived.digest, now)
 
     def _leave_out(self, peer: int, why: str, now: float) -> None:
-        """A neighbour is not listened to for a while, and what it has sent is not mixed."""
         self.trust.leave_out(peer, why, now)
         self.gossip.leave(peer)
         self.exchanges.forget(peer, self.gossip.numbers[peer], "taken")
@@ -189,7 +184,7 @@ class GossipAgent:
         return self._flops_a_step
 
     def charge(self, cpu_s: float, now: float) -> None:
-        """Books what the step cost, then exchanges or goes on. Raises OSError: see `tick`."""
+        """Books what the step cost, then exchanges or goes on. Raises OSError (disk full)."""
         self.cpu_s += cpu_s
         if self._watch.has_jumped and self._roll_back(f"a loss of {self._losses[-1]:.3g}", now):
             return
@@ -210,15 +205,15 @@ class GossipAgent:
             self._go_on(now)
 
     def fail(self, error: Exception, now: float) -> None:
-        """A step could not be run (no memory, a loss that is no number). If a neighbour may have spoiled the
-        model, it is rolled back; else the neighbours go on without this node."""
+        """Handles a step that could not run (no memory, a loss that is no number): rolls the model back if a
+        neighbour may have spoiled it; else stops training, and the neighbours go on without this node."""
         if isinstance(error, ValueError) and self._roll_back(str(error), now):
             return
         self.phase = GossipPhase.FAILED
         say(log, "training-failed", level=logging.ERROR, why=str(error) or type(error).__name__)
 
     def relieve(self, now: float) -> str:
-        """Trains no more, and answers others; returns who lacks memory, for the log."""
+        """Stops training, but answers others; returns who lacks memory, for the log."""
         if self.trains:
             self.fail(MemoryError(NO_MEMORY), now)
         return NO_MEMORY
@@ -250,7 +245,7 @@ class GossipAgent:
         self.tick(now)
 
     def _open(self, peers: Collection[int], now: float) -> frozenset[int]:
-        """Opens exchanges with those in contact, as what waits for the next is stale; returns with whom."""
+        """Opens exchanges with peers in contact, as what waits gets stale; returns with whom."""
         near = set(peers) - self.trust.left_out(now)
         near = {peer for peer in near if self.sessions[peer].in_contact(now)}
         try:
@@ -262,7 +257,7 @@ class GossipAgent:
         return frozenset(opened)
 
     def tick(self, now: float) -> None:
-        """What time and complete exchanges bring about. Raises OSError (disk full): call it again later."""
+        """Does what time and complete exchanges bring about. Raises OSError (disk full): call it again."""
         self._send(now)
         if self.phase is GossipPhase.EXCHANGING:
             if now >= self._patient_until_s or not self._waits_for(now):
@@ -289,12 +284,11 @@ class GossipAgent:
         return self._ends_at(now) if self.phase is GossipPhase.LINGERING else math.inf
 
     def _waits_for(self, now: float) -> list[int]:
-        """Neighbours in contact with whom the exchange that was just opened is not complete."""
         awaited = (self._awaited & self.gossip.waits_for) - self.trust.left_out(now)
         return [peer for peer in awaited if self.sessions[peer].in_contact(now)]
 
     def _send(self, now: float) -> None:
-        """What was opened is durable, then offered."""
+        """Makes what was opened durable, then offers it."""
         for peer, message in list(self._unsent.items()):
             self.exchanges.keep(peer, self.gossip.numbers[peer], "sent", message)
             del self._unsent[peer]
@@ -316,7 +310,6 @@ class GossipAgent:
             self._checkpoint(now)
 
     def _judge(self, peer: int, number: int, taken: float, now: float) -> None:
-        """Of what a neighbour sent in an exchange the share `taken` was mixed."""
         if taken < 1.0:  # a replay would not know the limit
             self.exchanges.forget(peer, number, "taken", until=number + 1)
         if self.trust.judge(peer, taken):
@@ -328,10 +321,9 @@ class GossipAgent:
     # remember
 
     def _roll_back(self, why: str, now: float) -> bool:
-        """The model is that of the last checkpoint, or the second time that of the one before it, and those
-        that pulled far more than others are left out. Nothing of what was mixed since is mixed again: honest
-        neighbours have pulled against what spoiled the model, and without that would pull too far. Returns
-        False where no neighbour can have spoiled it, or nothing better is left."""
+        """Returns to the last checkpoint, the second time to the one before, and leaves out those that pulled
+        far more than others; False if no neighbour can have spoiled the model or nothing better is left. What
+        was mixed since is not mixed again: honest neighbours pulled against the spoiled model."""
         if self._rollbacks == ROLLBACKS or not (self._rollbacks or self.gossip.exchanges > self._kept):
             return False
         checkpoints = self._checkpoints
@@ -352,7 +344,7 @@ class GossipAgent:
         return True
 
     def _checkpoint(self, now: float) -> None:
-        """The model is durable. A full disk costs the checkpoint, not the training."""
+        """Makes the model durable. A full disk costs the checkpoint, not the training."""
         if self._rollbacks and not self._watch.is_sure:
             return  # it may be spoiled still
         descent = self.descent
@@ -373,8 +365,8 @@ class GossipAgent:
         self._checkpoint_due_s = now + self.config.checkpoint_s
 
     def _ends_at(self, now: float) -> float:
-        """When no neighbour has been heard in `patience_s` of contact with it. One that is out of contact may
-        have been cut off in an exchange that this end has mixed; for one without more contacts none waits."""
+        """A neighbour that is out of contact may have been cut off in an exchange that this end has mixed, so
+        it is waited for; one without more contacts is not."""
         patience_s = self.config.gossip.patience_s
         ends = [self._quiet_since_s + patience_s]
         for peer in self.sessions.keys() - self.trust.left_out(now):
@@ -390,7 +382,7 @@ class GossipAgent:
         say(log, "done", epochs=round(self.descent.epochs), exchanges=self.gossip.exchanges)
 
     def close(self, now: float) -> None:
-        """The program is told to stop: the model is durable, with all that it has learned."""
+        """Makes the model durable, as the program is told to stop."""
         if self.phase is not GossipPhase.FAILED:
             self._checkpoint(now)
 

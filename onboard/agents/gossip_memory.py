@@ -1,27 +1,24 @@
 """What a node that gossips keeps on its disk: its model at the last two checkpoints, and all exchanges since.
 
-After a restart the model is the checkpoint with every exchange that the neighbours count, each once. Why: an
-end opens exchange k + 1 of an edge only when it has mixed exchange k, and makes what it sends durable before
-it leaves. So where the log holds what was sent in k + 1, k was mixed; `replay` mixes it again, the same
-values into a model that lacks them, as the checkpoint names the numbers at which it was made. Whether the
-last one was mixed is gone with the memory, so it is open again: its message is offered again, the same to the
-bit, and the neighbour has it and says so, or takes it now. What was taken is durable before the neighbour is
-told, so one that has mixed finds this end with its values. Either way both ends mix it, once.
+After a restart the model is the checkpoint with every exchange that the neighbours count, each once. An end
+opens exchange k + 1 of an edge only when it has mixed exchange k, and makes what it sends durable before it
+leaves. So where the log holds what was sent in k + 1, k was mixed, and `replay` mixes it again into the
+checkpoint, which names its numbers. Whether the last one was mixed is not known, so it is open again: the
+same message is offered, and the neighbour has it or takes it now. What was taken is durable before the
+neighbour is told. Either way both ends mix it, once.
 
 Steps of training since the checkpoint are lost. They were this node's own: an exchange adds to one model what
-it takes from the other, and the sum of all models is as if these steps had never been.
+it takes from the other, so the sum of all models is as if these steps had never been.
 
-A message's file has a checksum over its name and the message; one that does not match is not used, and a line
-of log says so. An exchange of which one half is gone is not mixed again, and what it moved is lost to the
-sum; but that it took place is known from the one after it. In one that is open, values of the neighbour that
-are gone are taken again if it still offers them, and own ones are sent anew.
+A message's file has a checksum over its name and the message; one that does not match is logged and not used.
+An exchange of which one half is gone is not mixed again, and what it moved is lost to the sum. If it is still
+open, a neighbour's lost values are taken again if it still offers them, and own ones are sent anew.
 
-A checkpoint is whole by its own checksum, or not used. The one before the last is kept for the day on which
-the last cannot be read, or holds a model that a neighbour has spoiled: the log reaches back to it, so that a
-node that falls back loses no more than steps of training. The file is an npz archive with 20 bytes after it,
-which readers of archives pass over: a magic, and a BLAKE2s of all before, keyed with the node's number. One
-without them is of an earlier version, and has the archive's own checksums.
-"""
+A checkpoint is whole by its own checksum, or not used. The one before the last is kept, and the log reaches
+back to it, for when the last cannot be read or holds a model that a neighbour has spoiled: only training
+steps are lost. The file is an npz archive with 20 bytes after it, which readers of archives ignore: a magic,
+and a BLAKE2s of all before, keyed with the node's number. One without them is of an earlier version, and has
+the archive's own checksums."""
 
 from __future__ import annotations
 
@@ -70,7 +67,7 @@ class GossipState(JournalState, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Logged:
-    """What is known of one exchange; empty where nothing is, or nothing any more."""
+    """What is known of one exchange; empty where nothing is known (any more)."""
 
     number: int
     sent: bytes
@@ -78,9 +75,8 @@ class Logged:
 
 
 class ExchangeLog:
-    """The messages, a file each: `PEER-NUMBER.sent` and `PEER-NUMBER.taken` in `folder`. What else is there
-    was not written by this program: it is named once, and left alone. Raises OSError from `keep` (disk full,
-    read-only); what was stored before stays readable."""
+    """The messages, a file each: `PEER-NUMBER.sent` and `PEER-NUMBER.taken` in `folder`. Other files are
+    named once and left alone. `keep` raises OSError (disk full); what was stored before stays readable."""
 
     def __init__(self, folder: Path) -> None:
         clear_the_way(folder, "folder")
@@ -117,33 +113,33 @@ class ExchangeLog:
         self.new_bytes += len(content)
 
     def of(self, peer: int, first: int = 0) -> Iterator[Logged]:
-        """What is logged with that neighbour from exchange `first` on, the oldest one first."""
+        """Yields what is logged with that neighbour from exchange `first` on, the oldest one first."""
         found = self._found(peer)
         for number in sorted({number for number, _ in found if number >= first}):
             sent, taken = (self._read(found.get((number, way))) for way in ("sent", "taken"))
             yield Logged(number, sent, taken)
 
     def taken(self, peer: int) -> list[bytes]:
-        """Digests of the objects that were taken from that neighbour, the oldest first."""
+        """Returns digests of the objects that were taken from that neighbour, the oldest first."""
         return [digest(GOSSIP, logged.taken) for logged in self.of(peer) if logged.taken]
 
     def first(self, peer: int) -> int:
-        """The number of the oldest exchange with that neighbour that is logged; 0 for none."""
+        """Returns the number of the oldest exchange with that neighbour that is logged; 0 for none."""
         return min((number for number, _ in self._found(peer)), default=0)
 
     def last_sent(self, peer: int) -> int:
-        """The number of the last exchange that was opened with that neighbour; -1 for none."""
+        """Returns the number of the last exchange that was opened with that neighbour; -1 for none."""
         return max((number for number, way in self._found(peer) if way == "sent"), default=-1)
 
     def checkpointed(self, numbers: Mapping[int, int]) -> None:
-        """A model is durable, and the oldest one that is left is as it was at these numbers: forgets all
-        before, but for the last exchange of an edge, whose digest the neighbour may still ask about."""
+        """Forgets all before these numbers, at which the oldest durable model stood, but for an edge's last
+        exchange, whose digest the neighbour may still ask about."""
         for peer, until in numbers.items():
             self.forget(peer, until=until - 1)
         self.new_bytes = 0
 
     def forget(self, peer: int, first: int = 0, way: Way | None = None, *, until: float = math.inf) -> None:
-        """Nothing that crossed in one way, or in either, from exchange `first` on is mixed (again)."""
+        """Forgets what crossed one way, or both, from exchange `first` on, so that it is not mixed again."""
         for (number, of), path in self._found(peer).items():
             if first <= number < until and way in (None, of):
                 path.unlink(missing_ok=True)
@@ -158,8 +154,7 @@ class ExchangeLog:
         return found
 
     def _read(self, path: Path | None) -> bytes:
-        """The message in a file; empty if there is none, or it is damaged. Such a file stays until it is
-        replaced or forgotten, as its name alone says how far the edge was."""
+        """Returns "" for a damaged file, which stays, as its name alone says how far the edge was."""
         if path is None:
             return b""
         try:
@@ -180,9 +175,8 @@ class ExchangeLog:
 
 
 def replay(exchanges: ExchangeLog, gossip: GossipAlgorithm, peer: int, vector: Floats) -> int:
-    """Brings `gossip`, at the numbers of the checkpoint, and `vector`, its model, float32 (P,), to where the
-    log with one neighbour ends; returns how many exchanges were mixed. Raises BadExchange for a log of
-    another gossip: the values before it are mixed then."""
+    """Mixes the log with one neighbour into `vector` (P,), from the checkpoint's numbers on; returns how many
+    exchanges were mixed. Raises BadExchange, after mixing those before, for a log of another gossip."""
     first, last, before = gossip.numbers[peer], exchanges.last_sent(peer), gossip.exchanges
     for each in exchanges.of(peer, first):
         if each.number <= last:
@@ -198,13 +192,13 @@ def replay(exchanges: ExchangeLog, gossip: GossipAlgorithm, peer: int, vector: F
 
 
 class BadGossipCheckpoint(ValueError):  # noqa: N818 - "bad" says error already
-    """It is damaged, or of another node or model; one line says which."""
+    """A checkpoint is damaged, or of another node or model; one line says which."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Checkpoint:
-    """The model and its velocity, float32 (P,), after so many batches; `numbers`: of the exchanges at which
-    it stood, by neighbour; `memory`: what else the algorithm remembered, float32 (P,) each."""
+    """The model and its velocity, float32 (P,), after `batches`; `numbers` of the exchanges at which it
+    stood, by neighbour; `memory` of the algorithm, float32 (P,) each."""
 
     vector: Floats
     velocity: Floats
@@ -214,8 +208,8 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """Those of `node`, whose models have `size` coordinates, in `folder`. `was_lost`: whether the last `load`
-    found one that it could not use, or none where one had been."""
+    """Checkpoints of `node` in `folder`, of models of `size`. `was_lost` says that the last `load` found one
+    that it could not use, or none where one had been."""
 
     def __init__(self, folder: Path, node: int, size: int) -> None:
         self._newest, self._before = folder / CHECKPOINT, folder / BEFORE
@@ -224,7 +218,7 @@ class Checkpoints:
         self.was_lost = self._is_bad = False  # bad: the newest: it must not take the place of the one before
 
     def load(self, was_kept: bool) -> Checkpoint | None:
-        """The newest that can be used; each that cannot is logged. was_kept: whether there ever was one."""
+        """Returns the newest usable checkpoint, and logs each other; `was_kept` says that there was one."""
         self.was_lost = False
         newest = self._read(self._newest, was_kept)
         self._is_bad = newest is None
@@ -233,7 +227,7 @@ class Checkpoints:
         return found
 
     def load_before(self) -> Checkpoint | None:
-        """The one before the newest, which is dropped."""
+        """Drops the newest, and returns the one before it."""
         self._newest.unlink(missing_ok=True)
         return self.load(was_kept=False)
 
@@ -242,8 +236,8 @@ class Checkpoints:
         return bool(self._numbers)
 
     def keep(self, reached: Checkpoint) -> dict[int, int]:
-        """Returns, once the checkpoint is on the disk, the numbers of the one before it, if there is one:
-        the log must reach back to these. Raises OSError; what was there before can still be read then."""
+        """Returns, once the checkpoint is on the disk, the numbers of the one before it, to which the log
+        must reach back. Raises OSError; what was there before can still be read then."""
         archive = io.BytesIO()
         memory = {_MEMORY + name: values for name, values in reached.memory.items()}
         np.savez(
@@ -269,13 +263,13 @@ class Checkpoints:
         return before
 
     def keep_model(self, weights: Weights) -> None:
-        """Stores the model alone, for whoever uses it; it is not read here. Raises OSError."""
+        """Stores the model alone for whoever uses it; it is not read here. Raises OSError."""
         archive = io.BytesIO()
         np.savez(archive, **weights)  # type: ignore[arg-type]
         replace_durably(self._newest.with_name(MODEL), archive.getbuffer())
 
     def _set_back(self) -> None:
-        """The newest is the one before, too, so that who reads the folder always finds one."""
+        """Makes the newest the one before, too, so that a reader of the folder always finds one."""
         spare = self._before.with_name(BEFORE + ".new")
         spare.unlink(missing_ok=True)
         try:

@@ -1,8 +1,7 @@
 """Which neighbours a node listens to: one that pulls at its model again and again is left out, as if dead.
 
-It may be another's satellite, or one whose own model was spoiled. So it is for a while, which doubles each
-time; then it is tried again. What is refused is told in the log, and not once for every object.
-"""
+It may be another's satellite, or its model was spoiled. So it is left out for a while, which doubles each
+time, and then tried again. Refusals are logged, but not one line for every object."""
 
 from __future__ import annotations
 
@@ -31,7 +30,7 @@ class _Record:
 
 
 class Trust:
-    """In each of `peers`. It counts objects that were `refused`, and exchanges that were `clipped`."""
+    """Trust in each of `peers`; it counts objects that were `refused` and exchanges that were `clipped`."""
 
     def __init__(self, peers: Iterable[int]) -> None:
         self.refused = self.clipped = 0
@@ -49,13 +48,13 @@ class Trust:
             record.untold, record.tell_at_s = 0, now + TELL_EVERY_S
 
     def strike(self, peer: int) -> bool:
-        """The neighbour sent what none sends that follows the rules; returns whether it is to be left out."""
+        """Records something that no node sends that follows the rules; returns whether to leave it out."""
         record = self._records[peer]
         record.strikes += 1
         return record.strikes >= STRIKES
 
     def judge(self, peer: int, taken: float) -> bool:
-        """So much of an exchange was mixed; returns whether the neighbour is to be left out."""
+        """Records which share of an exchange was mixed; returns whether to leave the neighbour out."""
         record = self._records[peer]
         if taken == 1.0:
             record.strikes = max(0.0, record.strikes - PARDON)
@@ -64,7 +63,7 @@ class Trust:
         return taken <= OUTLIER and self.strike(peer)
 
     def leave_out(self, peer: int, why: str, now: float) -> None:
-        """The neighbour is not listened to for a while."""
+        """Stops listening to a neighbour for a while."""
         record = self._records[peer]
         for_s = min(LEFT_OUT_S * 2**record.times, LONGEST_S)
         record.strikes, record.times, record.until_s = 0.0, min(record.times + 1, 30), now + for_s
