@@ -15,7 +15,7 @@ a length that has never passed are in flight."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 
 from hw_profiles import Link
@@ -137,12 +137,12 @@ class FragmentSizer:
         for wire_bytes, each in self._hearing.fates.items():
             fates[wire_bytes] = fates.get(wire_bytes, DeliveryStats()) + each
 
-        def likelihood(guess: tuple[float, float]) -> float:
-            return _likelihood(fates, guess) + max(worth * self._profile[guess], -most)
-
-        guess = max(_GUESSES, key=likelihood)
-        flat = max(((loss, 0.0) for loss in _FRAME_LOSSES), key=likelihood)
-        surety = likelihood(guess) - likelihood(flat)
+        likelihood = {
+            guess: each + max(worth * self._profile[guess], -most)
+            for guess, each in zip(_GUESSES, _likelihoods(fates), strict=True)
+        }
+        guess = max(likelihood, key=likelihood.__getitem__)
+        surety = likelihood[guess] - max(likelihood[loss, 0.0] for loss in _FRAME_LOSSES)
 
         def goodput(length: int) -> float:
             wire_bytes = length + self._framing_bytes
@@ -231,24 +231,30 @@ def _survives(wire_bytes: int, frame_loss: float, bit_error_rate: float) -> floa
 @lru_cache(maxsize=64)  # all sessions of one link ask the same, and the answer takes 2 ms
 def _profile(prior: tuple[tuple[int, DeliveryStats], ...]) -> Mapping[tuple[float, float], float]:
     """Return each guess's log-likelihood under the link's profile, the best one's being 0."""
-    likelihoods = {guess: _likelihood(dict(prior), guess) for guess in _GUESSES}
-    most = max(likelihoods.values())
-    return {guess: each - most for guess, each in likelihoods.items()}
+    likelihoods = _likelihoods(dict(prior))
+    most = max(likelihoods)
+    return {guess: each - most for guess, each in zip(_GUESSES, likelihoods, strict=True)}
 
 
-def _likelihood(fates: Mapping[int, DeliveryStats], guess: tuple[float, float]) -> float:
-    total = 0.0
+def _likelihoods(fates: Mapping[int, DeliveryStats]) -> list[float]:
+    """Return the log-probability of these fates under every guess.
+
+    The outer loop is over lengths, of which there may be more than `_odds` keeps."""
+    totals = [0.0] * len(_GUESSES)
     for wire_bytes, each in fates.items():
-        kept, lost = _odds(wire_bytes)[guess]
-        total += each.kept * kept + each.lost * lost
-    return total
+        odds = _odds(wire_bytes)
+        totals = [
+            total + (each.kept * kept + each.lost * lost)
+            for total, (kept, lost) in zip(totals, odds, strict=True)
+        ]
+    return totals
 
 
-@lru_cache(maxsize=16)  # 0.1 MB each; a link has some six lengths
-def _odds(wire_bytes: int) -> Mapping[tuple[float, float], tuple[float, float]]:
-    """Return, by guess, the log-probabilities that such a frame is kept and that it is lost."""
-    odds = {}
+@lru_cache(maxsize=16)  # 0.1 MB each; most links have some six lengths
+def _odds(wire_bytes: int) -> Sequence[tuple[float, float]]:
+    """Return, for every guess, the log-probabilities that such a frame is kept and that it is lost."""
+    odds = []
     for guess in _GUESSES:
         survives = min(max(_survives(wire_bytes, *guess), 1e-9), 1 - 1e-9)
-        odds[guess] = math.log(survives), math.log1p(-survives)
+        odds.append((math.log(survives), math.log1p(-survives)))
     return odds
