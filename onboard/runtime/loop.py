@@ -199,23 +199,26 @@ class Loop:
         program, clock = self._program, self._clock
         report_due_s = math.inf if report_every_s is None else clock()
         with stop_signals() as stop, closing(Lookout(program.folder)) as lookout:
-            while not stop.asked:
-                now = clock()
+            while True:
                 try:
-                    self.turn(now)
-                    if report_every_s is not None and now >= report_due_s:
-                        report_due_s = now + report_every_s
-                        program.report(now)
-                    lookout.answer(lambda: program.status(clock()))
-                    if program.is_over:
-                        break
-                    wake_s = min(self.wakeup(now), report_due_s)
-                    # While the disk refuses, what the program's own processes say must wait.
-                    fds = program.fds if now >= self._retry_at else ()
-                    pumps = [link.pump for link in program.links.values() if not link.is_suspended]
-                    wait(pumps, wake_s - clock(), also=[stop.fd, *lookout.fds, *fds])
+                    while not stop.asked:
+                        now = clock()
+                        self.turn(now)
+                        if report_every_s is not None and now >= report_due_s:
+                            report_due_s = now + report_every_s
+                            program.report(now)
+                        lookout.answer(lambda: program.status(clock()))
+                        if program.is_over:
+                            return
+                        wake_s = min(self.wakeup(now), report_due_s)
+                        # While the disk refuses, what the program's own processes say must wait.
+                        fds = program.fds if now >= self._retry_at else ()
+                        pumps = [link.pump for link in program.links.values() if not link.is_suspended]
+                        wait(pumps, wake_s - clock(), also=[stop.fd, *lookout.fds, *fds])
+                    return
                 except MemoryError:  # the whole board's: the memory of a training has a limit of its own
                     with contextlib.suppress(MemoryError):
+                        now = clock()
                         why = program.relieve(now)
                         if now >= self._full_due_s:
                             self._full_due_s = now + FULL_EVERY_S
