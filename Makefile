@@ -56,7 +56,8 @@ test: $(VENV)/.all check
 # which takes three times as long; `floors` asks of the parts that others stand on what their own tests reach. It fails
 # below a floor alone: whether the tests pass is what `test` says, and a measured program is too slow for some.
 COVERED_95 = wire codec learn link storage
-FLOORS = $(BIN)/coverage combine --quiet && for part in $(COVERED_95); do echo "onboard/$$part, floor 95 %:"; \
+UNMEASURED = test_schedules.py test_object_life.py # a third of the time, and they reach nothing that others do not
+FLOORS = $(BIN)/coverage combine --quiet; for part in $(COVERED_95); do echo "onboard/$$part, floor 95 %:"; \
   $(BIN)/coverage report --include="onboard/$$part/*" --fail-under=95 --skip-covered || exit 1; done
 MEASURED = $(BIN)/coverage erase && $(BIN)/coverage run -m pytest -n $(WORKERS) --dist worksteal
 
@@ -67,7 +68,7 @@ coverage: $(VENV)/.all
 
 floors: export HYPOTHESIS_PROFILE = few
 floors: $(VENV)/.all
-	-$(MEASURED) -q $(COVERED_95:%=tests/onboard/%) $(ARGS)
+	-$(MEASURED) -q $(COVERED_95:%=tests/onboard/%) $(UNMEASURED:%=--ignore=tests/onboard/wire/%) $(ARGS)
 	@$(FLOORS)
 
 check: $(VENV)/.all
