@@ -44,7 +44,7 @@ class Finding:
 
 
 def examine(config: NodeConfig | GossipConfig) -> list[Finding]:
-    """Checks everything. It sends and changes nothing, but opens and closes each port once."""
+    """Checks everything. It sends nothing, opens and closes each port once, and makes the state folder."""
     checks: list[tuple[str, Callable[[], str]]] = [("python", _python)]
     for end in ends_of(config).values():
         name = "" if isinstance(config, NodeConfig) else f" {end.id}"
