@@ -16,7 +16,7 @@ from groundstation.commands.table import CommandRow, CommandState, CommandTable
 from groundstation.station import Station
 from groundstation.store.store import Store
 from onboard.console.log import say
-from onboard.mission.commands import PRIORITY, decode_result, encode_command
+from onboard.mission.commands import PRIORITY, CommandResult, decode_body, encode_body
 from onboard.mission.objects import COMMAND, RESULT
 from onboard.wire.events import Arrived, Cancelled, Delivered, Event
 from onboard.wire.messages import BadMessage, Reason, digest
@@ -60,7 +60,7 @@ class CommandDispatcher:
                 why = WAITS_FOR[row.state]
                 self._table.move(row, CommandState.EXPIRED, self._wall(), why=why)
                 if station is not None:
-                    station.session.cancel(digest(COMMAND, encode_command(row.command)), now)
+                    station.session.cancel(digest(COMMAND, encode_body(row.command)), now)
                 say(log, "command-expired", level=logging.WARNING, **self._told(row), why=why)
             elif station is not None and row.node not in nodes and row.state is not CommandState.ACKNOWLEDGED:
                 nodes.add(row.node)
@@ -73,7 +73,7 @@ class CommandDispatcher:
                 return  # no frame would leave now for a board that is known to be there
             self._table.move(row, CommandState.SENT, self._wall())
             say(log, "command-sent", **self._told(row))
-        name = station.session.offer(COMMAND, encode_command(row.command), now, priority=PRIORITY)
+        name = station.session.offer(COMMAND, encode_body(row.command), now, priority=PRIORITY)
         self._offered[name] = row.id
 
     def handle(self, station: Station, event: Event, now: float) -> bool:
@@ -103,7 +103,7 @@ class CommandDispatcher:
     def _take_result(self, station: Station, arrived: Arrived, now: float) -> None:
         """Checks a result, makes it durable, and then acknowledges it."""
         try:
-            result = decode_result(arrived.payload)
+            result = decode_body(arrived.payload, CommandResult)
         except BadMessage as error:
             say(log, "bad-message", level=logging.WARNING, node=station.node.name, why=str(error))
             station.session.refuse(arrived.digest, Reason.REFUSED, now)

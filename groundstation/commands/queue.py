@@ -20,7 +20,7 @@ from groundstation.config import Mission
 from groundstation.store.store import Store
 from onboard.console.errors import one_line
 from onboard.console.log import say
-from onboard.mission.commands import COMMANDS, MAX_BYTES, Command, encode_command
+from onboard.mission.commands import COMMANDS, MAX_BYTES, Command, encode_body
 from onboard.storage.files import (
     NotAFile,
     clear_the_way,
@@ -100,7 +100,7 @@ def command_of(name: str, words: Sequence[str], command_id: str | None = None) -
             raise ValueError("arguments are KEY=VALUE, each key once")
         arguments = msgspec.convert(given, COMMANDS[name].arguments, strict=False)
         command = Command(id=name_of_it, name=name, arguments=dict(msgspec.to_builtins(arguments)))
-        encode_command(command)
+        encode_body(command)
     except ValueError as error:
         raise BadCommand(one_line(f"command {name}: {error}")) from None
     return command

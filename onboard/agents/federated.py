@@ -163,7 +163,7 @@ class FederatedAgent:
 
     def _take_command(self, arrived: events.Arrived, now: float) -> None:
         """Runs a command once: one save keeps its effect, its id and its result. Raises BadMessage."""
-        command = commands.decode_command(arrived.payload)
+        command = commands.decode_body(arrived.payload, commands.Command)
         self.known.commands = self.known.commands.run(command, self, now)
         self._save()
         self.session.accept(arrived.digest, now)
@@ -172,7 +172,7 @@ class FederatedAgent:
     def offer_result(self, now: float) -> None:
         """Offers the oldest result that the ground does not have; one at a time is on its way."""
         if (result := self.known.commands.waiting) is not None:
-            payload = commands.encode_result(result)
+            payload = commands.encode_body(result)
             self.session.offer(objects.RESULT, payload, now, priority=commands.PRIORITY)
 
     def _take_model(self, arrived: events.Arrived, now: float) -> None:

@@ -14,7 +14,7 @@ from hashlib import blake2s
 import msgspec
 
 from onboard.console.log import say
-from onboard.mission.commands import Command, CommandResult, CommandTarget, encode_result, run_command
+from onboard.mission.commands import Command, CommandResult, CommandTarget, encode_body, run_command
 from onboard.mission.health import State
 from onboard.mission.objects import RESULT
 from onboard.storage.journal import Journal, JournalState
@@ -65,7 +65,7 @@ class CommandLog(msgspec.Struct, frozen=True, array_like=True):
         return CommandLog((*others, TakenCommand(result))[-REMEMBERED:])
 
     def is_about(self, name: bytes) -> bool:
-        return self.waiting is not None and digest(RESULT, encode_result(self.waiting)) == name
+        return self.waiting is not None and digest(RESULT, encode_body(self.waiting)) == name
 
     def deliver(self) -> CommandLog:
         """Returns the log after the ground took the result that waited first."""

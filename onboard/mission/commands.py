@@ -59,6 +59,9 @@ class CommandResult(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     values: dict[Name, Value] = {}
 
 
+Body = TypeVar("Body", Command, CommandResult)
+
+
 class CommandRefused(Exception):  # noqa: N818 - a decision of the board's rather than a mistake
     """A handler does not run a command; the text says why."""
 
@@ -114,7 +117,7 @@ def run_command(command: Command, target: CommandTarget, now: float) -> CommandR
         arguments = msgspec.convert(command.arguments, handler.arguments)
         values = dict(handler.run(target, arguments, now))
         result = CommandResult(command=command.id, outcome="done", values=values)
-        encode_result(result)
+        encode_body(result)
     except (CommandRefused, msgspec.ValidationError) as error:
         result = _refused(command, str(error))
     except Exception as error:  # a fault of the handler's, or a machine that refuses
@@ -127,41 +130,18 @@ def _refused(command: Command, why: str) -> CommandResult:
     return CommandResult(command=command.id, outcome="refused", why=why[:MAX_WHY_CHARACTERS])
 
 
-def encode_command(command: Command) -> bytes:
-    """The payload of a COMMAND. Raises ValueError for what the other end would refuse."""
-    return _encode(command, _COMMAND)
-
-
-def decode_command(payload: bytes) -> Command:
-    """Raises BadMessage."""
-    return _decode(payload, _COMMAND)
-
-
-def encode_result(result: CommandResult) -> bytes:
-    """The payload of a RESULT. Raises ValueError for what the other end would refuse."""
-    return _encode(result, _RESULT)
-
-
-def decode_result(payload: bytes) -> CommandResult:
-    """Raises BadMessage."""
-    return _decode(payload, _RESULT)
-
-
-_COMMAND = msgspec.msgpack.Decoder(Command)
-_RESULT = msgspec.msgpack.Decoder(CommandResult)
-_Body = TypeVar("_Body", Command, CommandResult)
-
-
-def _encode(body: _Body, decoder: msgspec.msgpack.Decoder[_Body]) -> bytes:
+def encode_body(body: Command | CommandResult) -> bytes:
+    """The payload of a COMMAND or a RESULT. Raises ValueError for what the other end would refuse."""
     payload = msgspec.msgpack.encode(body)
     try:
-        _decode(payload, decoder)
+        decode_body(payload, type(body))
     except BadMessage as error:
         raise ValueError(str(error)) from None
     return payload
 
 
-def _decode(payload: bytes, decoder: msgspec.msgpack.Decoder[_Body]) -> _Body:
+def decode_body(payload: bytes, kind: type[Body]) -> Body:
+    """The Command or the CommandResult in a payload. Raises BadMessage."""
     if len(payload) > MAX_BYTES:
         raise BadMessage(f"command or result of {len(payload)} B, at most {MAX_BYTES}")
-    return decoded(payload, decoder, "command or result")
+    return decoded(payload, kind, "command or result")

@@ -11,7 +11,6 @@ from typing import Annotated, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
-from msgspec.msgpack import Decoder
 
 from onboard.learn.training import BoardTraining
 from onboard.wire.messages import BadMessage, digest
@@ -94,11 +93,6 @@ class _AnyTask(msgspec.Struct, array_like=True, frozen=True):
     version: int | bytes
 
 
-_ANY_TASK = Decoder(_AnyTask)
-_TASK = Decoder(Task)
-_UPDATE = Decoder(Update)
-
-
 def names_that_fit(names: Sequence[str]) -> tuple[str, ...]:
     """The names of a mission's classes, or none where they would take more than MAX_NAMES_BYTES of a task."""
     told = tuple(names)
@@ -112,10 +106,9 @@ def encode_object(header: Task | Update, weights: bytes) -> bytes:
     """
     packed = msgspec.msgpack.encode(header)
     try:  # a struct does not check its own fields, and its decoder does
-        if isinstance(header, Task):
-            _check_weights(decoded(packed, _TASK), weights)
-        else:
-            decoded(packed, _UPDATE)
+        checked = decoded(packed, type(header))
+        if isinstance(checked, Task):
+            _check_weights(checked, weights)
     except BadMessage as error:
         raise ValueError(str(error)) from None
     return _LENGTH.pack(len(packed)) + packed + weights
@@ -124,11 +117,11 @@ def encode_object(header: Task | Update, weights: bytes) -> bytes:
 def decode_task(payload: bytes) -> tuple[Task, memoryview]:
     """The header of a MODEL and a view of its packed weights. Raises BadMessage."""
     header, weights = _header_and_weights(payload)
-    first = decoded(header, _ANY_TASK).version
+    first = decoded(header, _AnyTask).version
     version = first if isinstance(first, int) else 1
     if version != TASK_VERSION:
         raise BadMessage(f"task of version {version}, this program speaks {TASK_VERSION}")
-    task = decoded(header, _TASK)
+    task = decoded(header, Task)
     _check_weights(task, weights)
     return task, weights
 
@@ -136,7 +129,7 @@ def decode_task(payload: bytes) -> tuple[Task, memoryview]:
 def decode_update(payload: bytes) -> tuple[Update, memoryview]:
     """The header of an UPDATE and a view of its packed weights. Raises BadMessage."""
     header, weights = _header_and_weights(payload)
-    return decoded(header, _UPDATE), weights
+    return decoded(header, Update), weights
 
 
 def asked_again(model: bytes, asking: int) -> bytes:
@@ -161,12 +154,10 @@ def _header_and_weights(payload: bytes) -> tuple[memoryview, memoryview]:
     return whole[_LENGTH.size : start], whole[start:]
 
 
-def decoded(
-    data: bytes | memoryview, decoder: msgspec.msgpack.Decoder[T], what: str = "object's header"
-) -> T:
+def decoded(data: bytes | memoryview, kind: type[T], what: str = "object's header") -> T:
     """What msgpack makes of it. Raises BadMessage."""
     try:
-        return decoder.decode(data)
+        return msgspec.msgpack.decode(data, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BadMessage(f"{what}: {error}") from None
 

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from groundstation.cli import main
 from groundstation.commands.queue import CommandInbox
 from groundstation.commands.table import CommandRequest, CommandRow, CommandState, CommandTable
-from onboard.mission.commands import COMMANDS, CommandHandler, CommandResult, CommandTarget, encode_result
+from onboard.mission.commands import COMMANDS, CommandHandler, CommandResult, CommandTarget, encode_body
 from onboard.mission.objects import RESULT
 from tests.missions.bench import bench, run
 from tests.missions.clockwork import Clockwork
@@ -181,7 +181,7 @@ def test_a_board_answers_for_itself_alone(clockwork: Make, runs: list[float]) ->
     liar = on.boards[2].agent
     assert liar is not None
     for command_id in (row_of(on, 1).id, b"nobody's"):
-        liar.session.offer(RESULT, encode_result(CommandResult(command=command_id, outcome="done")), on.now)
+        liar.session.offer(RESULT, encode_body(CommandResult(command=command_id, outcome="done")), on.now)
     liar.session.offer(RESULT, b"\x93", on.now)
     on.run(lambda: len(on.said("result-discarded", node="board-2")) == 2 and on.said("bad-message"))
     assert row_of(on, 1).state is CommandState.QUEUED

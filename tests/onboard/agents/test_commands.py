@@ -17,9 +17,8 @@ from onboard.mission.commands import (
     CommandHandler,
     CommandResult,
     CommandTarget,
-    decode_result,
-    encode_command,
-    encode_result,
+    decode_body,
+    encode_body,
     run_command,
 )
 from onboard.mission.health import Health, State
@@ -43,7 +42,7 @@ class FailedBoard:
 
 def asked(name: str = "ping", number: int = 1, **arguments: object) -> Arrived:
     body = Command(id=number.to_bytes(8, "big"), name=name, arguments=arguments)  # type: ignore[arg-type]
-    payload = encode_command(body)
+    payload = encode_body(body)
     return Arrived(digest(COMMAND, payload), COMMAND, payload)
 
 
@@ -58,12 +57,12 @@ def answer(agent: FederatedAgent) -> CommandResult:
     result = agent.known.commands.waiting
     assert result is not None
     names = [each.digest for each in agent.session.snapshot(0.0).objects if each.kind == RESULT]
-    assert digest(RESULT, encode_result(result)) in names
+    assert digest(RESULT, encode_body(result)) in names
     return result
 
 
 def heard(agent: FederatedAgent) -> None:
-    agent.handle(Delivered(digest(RESULT, encode_result(answer(agent)))), 9.0)
+    agent.handle(Delivered(digest(RESULT, encode_body(answer(agent)))), 9.0)
 
 
 @pytest.fixture
@@ -107,7 +106,7 @@ def test_every_field_of_health_is_in_a_report() -> None:
     result = run_command(Command(id=bytes(8), name="report"), FailedBoard(), 0.0)
     assert set(result.values) == {field.name for field in dataclasses.fields(Health)}
     assert (result.values["state"], result.values["failure"]) == ("failed", "disk")
-    assert decode_result(encode_result(result)) == result
+    assert decode_body(encode_body(result), CommandResult) == result
 
 
 @pytest.mark.parametrize(
@@ -161,7 +160,7 @@ def test_results_are_offered_one_at_a_time_in_order(config: NodeConfig, counted:
     while agent.known.commands.waiting is not None:
         result = agent.known.commands.waiting
         seen.append(result.values["runs"])
-        agent.handle(Delivered(digest(RESULT, encode_result(result))), 2.0)
+        agent.handle(Delivered(digest(RESULT, encode_body(result))), 2.0)
     assert seen == [1, 2, 3]
 
 
@@ -170,7 +169,7 @@ def test_a_result_that_the_ground_refuses_is_not_offered_for_ever(
 ) -> None:
     agent = boot(config)
     arrive(agent, asked(), config, 1.0)
-    agent.handle(Cancelled(digest(RESULT, encode_result(answer(agent))), Reason.REFUSED), 2.0)
+    agent.handle(Cancelled(digest(RESULT, encode_body(answer(agent))), Reason.REFUSED), 2.0)
     assert agent.known.commands.waiting is None
     assert "result-cancelled" in caplog.messages
 
@@ -232,7 +231,7 @@ def test_the_log_runs_each_command_once_and_loses_no_result(steps: list[int | st
         for step in steps:
             if step == "deliver":
                 if log.waiting is not None:
-                    assert log.is_about(digest(RESULT, encode_result(log.waiting)))
+                    assert log.is_about(digest(RESULT, encode_body(log.waiting)))
                     told += [log.waiting.values["run"]] if log.waiting.values else []
                     log = log.deliver()
             else:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onboard.mission.commands import decode_command, decode_result, encode_command, encode_result
+from onboard.mission.commands import Command, CommandResult, decode_body, encode_body
 from onboard.mission.health import decode_health, encode_health
 from onboard.mission.objects import decode_task, decode_update, encode_object
 from onboard.wire import messages
@@ -61,6 +61,14 @@ def test_hello(challenge: bytes, answer: bytes, salt: bytes) -> None:
     assert len(hello.encode()) == 24
 
 
+def decode_command(payload: bytes) -> Command:
+    return decode_body(payload, Command)
+
+
+def decode_result(payload: bytes) -> CommandResult:
+    return decode_body(payload, CommandResult)
+
+
 GOLDEN: dict[str, tuple[bytes, Callable[[bytes], object], object]] = {
     "offer": (OFFER.encode(), Offer.decode, OFFER),
     "done": (DONE.encode(), Done.decode, DONE),
@@ -70,8 +78,8 @@ GOLDEN: dict[str, tuple[bytes, Callable[[bytes], object], object]] = {
     "health-failed": (encode_health(FAILED), decode_health, FAILED),
     "task": (encode_object(TASK, WEIGHTS), decode_task, (TASK, WEIGHTS)),
     "update": (encode_object(UPDATE, WEIGHTS), decode_update, (UPDATE, WEIGHTS)),
-    "command": (encode_command(COMMAND), decode_command, COMMAND),
-    "result": (encode_result(RESULT), decode_result, RESULT),
+    "command": (encode_body(COMMAND), decode_command, COMMAND),
+    "result": (encode_body(RESULT), decode_result, RESULT),
 }
 
 
