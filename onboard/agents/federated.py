@@ -24,11 +24,12 @@ from onboard.agents.federated_state import (
 from onboard.board.budget import ResourceUsage, temperature_c
 from onboard.config import NodeConfig
 from onboard.console.log import say
+from onboard.learn.training import Stepped
 from onboard.mission import commands, objects
 from onboard.mission.health import NO_MEMORY, Failure, Health, State, encode_health, failure_name
 from onboard.mission.objects import Task, Update
 from onboard.storage.journal import Journal
-from onboard.trainer.job import Begun, Job, Report, Stepped, Trainer, TrainingDone
+from onboard.trainer.job import Begun, Job, Report, Trainer, TrainingDone
 from onboard.wire import events, messages
 from onboard.wire.messages import BadMessage, Reason
 from onboard.wire.session import Session

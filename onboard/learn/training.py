@@ -189,6 +189,31 @@ class Plan:
         return self.training.rule.phases(self.training, self.round)
 
 
+class Stepped(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Batch `batch` of `batches` in `epoch` of `epochs`, counted from 1, is done with its mean loss (nats).
+    `epoch_loss`: mean over the last finished epoch. A trainer adds what the step took and, if an epoch's end
+    was to be saved, the checkpoint's `state`."""
+
+    epoch: int
+    epochs: int
+    batch: int
+    batches: int
+    loss: float
+    epoch_loss: float
+    cpu_s: float = 0.0
+    state: bytes | None = None
+
+    @property
+    def ends_epoch(self) -> bool:
+        """Whether a checkpoint may be taken now."""
+        return self.batch == self.batches
+
+    @property
+    def progress(self) -> float:
+        """The share of the training that is done, 0 to 1."""
+        return ((self.epoch - 1) * self.batches + self.batch) / (self.epochs * self.batches)
+
+
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     """How a node that gossips descends by itself: a part of the `[gossip]` table, and of a ring's options."""
 

@@ -59,7 +59,7 @@ class CommandResult(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     values: dict[Name, Value] = {}
 
 
-Body = TypeVar("Body", Command, CommandResult)
+Body = TypeVar("Body", bound=Command | CommandResult)
 
 
 class CommandRefused(Exception):  # noqa: N818 - a decision of the board's rather than a mistake

@@ -16,6 +16,7 @@ from onboard.agents.federated_state import KEPT, FederatedState
 from onboard.board.budget import Pace, ResourceUsage
 from onboard.config import GROUND, NodeConfig
 from onboard.console.log import say
+from onboard.learn.training import Stepped
 from onboard.link.recording import Recorder
 from onboard.mission.health import State
 from onboard.monitor.status_socket import link_view
@@ -23,7 +24,7 @@ from onboard.runtime.endpoint import Endpoint, EndpointConfig, board_limits, tel
 from onboard.runtime.loop import NodeProgram
 from onboard.storage.journal import Journal, count_restart, count_start
 from onboard.storage.keys import load_keys
-from onboard.trainer.job import Begun, Failed, Report, Stepped, Trainer, TrainingDone
+from onboard.trainer.job import Begun, Failed, Report, Trainer, TrainingDone
 from onboard.wire.events import Event
 
 log = logging.getLogger(__name__)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Generator
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 
 from onboard.codec.model import BadPack
@@ -19,7 +20,7 @@ from onboard.learn.graph import GraphError, TrainGraph, initial
 from onboard.learn.training import Plan
 from onboard.mission.health import Failure
 from onboard.mission.objects import Task, decode_task
-from onboard.trainer.job import Begun, Failed, Job, Report, Stepped, TrainingDone
+from onboard.trainer.job import Begun, Failed, Job, Report, TrainingDone
 from onboard.wire.messages import BadMessage
 
 # How C++ and the kernel say it: onnxruntime wraps std::bad_alloc in a class of its own, and a library that
@@ -94,16 +95,7 @@ def _train(
     began_s = cpu_clock()
     for done in training.steps():
         state = _state(training) if save and done.ends_epoch else None
-        save = yield Stepped(
-            epoch=done.epoch,
-            epochs=done.epochs,
-            batch=done.batch,
-            batches=done.batches,
-            loss=done.loss,
-            epoch_loss=training.loss,
-            cpu_s=cpu_clock() - began_s,
-            state=state,
-        )
+        save = yield msgspec.structs.replace(done, cpu_s=cpu_clock() - began_s, state=state)
         began_s = cpu_clock()
     packed = pack(training.result())
     cpu_s = cpu_clock() - began_s

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import msgspec
 
+from onboard.learn.training import Stepped
 from onboard.mission.health import Failure
 
 
@@ -30,30 +31,6 @@ class Begun(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     epoch: int = 0
     dropped: str = ""
     cpu_s: float = 0.0  # of the preparation
-
-
-class Stepped(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Batch `batch` of `batches` in `epoch` of `epochs`, counted from 1, is done with its mean loss (nats).
-    `epoch_loss`: mean over the last finished epoch. `state`: the checkpoint, if an epoch's end was to be
-    saved."""
-
-    epoch: int
-    epochs: int
-    batch: int
-    batches: int
-    loss: float
-    epoch_loss: float
-    cpu_s: float
-    state: bytes | None = None
-
-    @property
-    def ends_epoch(self) -> bool:
-        return self.batch == self.batches
-
-    @property
-    def progress(self) -> float:
-        """The share of the training that is done, 0 to 1."""
-        return ((self.epoch - 1) * self.batches + self.batch) / (self.epochs * self.batches)
 
 
 class TrainingDone(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -28,8 +28,9 @@ import msgspec
 from onboard.board.budget import BudgetError, anonymous_bytes, cap_memory, peak_bytes
 from onboard.console.log import say
 from onboard.data.inspection import Inspection, Shard
+from onboard.learn.training import Stepped
 from onboard.mission.health import Failure
-from onboard.trainer.job import Begun, Failed, Job, Report, Stepped, TrainingDone
+from onboard.trainer.job import Begun, Failed, Job, Report, TrainingDone
 
 log = logging.getLogger(__name__)
 

@@ -18,10 +18,11 @@ from onboard.learn.federated.rounds import AggregationRule
 from onboard.learn.gossip.descent import Descent
 from onboard.learn.gossip.exchange import Gossip, Message
 from onboard.learn.graph import TrainGraph
+from onboard.learn.training import Stepped
 from onboard.mission.objects import Update, as_asked_first, decode_update
 from onboard.mission.server import Server
 from onboard.trainer.in_process import LocalTrainer
-from onboard.trainer.job import Begun, Job, Report, Stepped, TrainingDone
+from onboard.trainer.job import Begun, Job, Report, TrainingDone
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import Type
 from onboard.wire.messages import BadMessage

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,7 +30,7 @@ from onboard.learn.augment import augmented
 from onboard.learn.federated import multibit
 from onboard.learn.federated.adam import Adam
 from onboard.learn.graph import TrainGraph, gradient
-from onboard.learn.training import Plan, TrainingPhase
+from onboard.learn.training import Plan, Stepped, TrainingPhase
 
 State = dict[str, npt.NDArray[Any]]
 
@@ -42,22 +41,6 @@ TOP_SHARE = 0.005
 # Pruning ends after this share of its epochs, the rest heals: 91.4 % after the first round on MNIST (K = 5),
 # not the 87.8 % of a pruning that goes on to the last step.
 PRUNE_BY = 0.7
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One batch is done: `batch` of `batches` in `epoch` of `epochs`, counted from 1, with its mean loss."""
-
-    epoch: int
-    epochs: int
-    batch: int
-    batches: int
-    loss: float
-
-    @property
-    def ends_epoch(self) -> bool:
-        """Whether a checkpoint may be taken now."""
-        return self.batch == self.batches
 
 
 class LocalTraining:
@@ -101,7 +84,7 @@ class LocalTraining:
     def batches(self) -> int:
         return -(-len(self._x) // self.knobs.batch_size)
 
-    def steps(self) -> Iterator[Step]:
+    def steps(self) -> Iterator[Stepped]:
         """Runs what is left of the training, one batch a step. Raises ValueError if the loss is not
         finite."""
         while self.epoch < self.epochs:
@@ -118,7 +101,10 @@ class LocalTraining:
                 epoch = self.epoch + 1
                 if batch + 1 == self.batches:
                     self.epoch, self.loss = epoch, total / len(order)
-                yield Step(epoch, self.epochs, batch + 1, self.batches, loss)
+                yield Stepped(
+                    epoch=epoch, epochs=self.epochs, batch=batch + 1, batches=self.batches, loss=loss,
+                    epoch_loss=self.loss,
+                )  # fmt: skip
 
     def result(self) -> Model:
         """Returns the trained difference, quantized or dense. Raises RuntimeError before the last epoch."""

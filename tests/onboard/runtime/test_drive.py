@@ -7,9 +7,10 @@ import logging
 import pytest
 
 from onboard.board.budget import Pace
+from onboard.learn.training import Stepped
 from onboard.mission.health import Failure
 from onboard.runtime.federated import STALLED_S, Drive
-from onboard.trainer.job import Begun, Failed, Job, Report, Stepped, TrainingDone
+from onboard.trainer.job import Begun, Failed, Job, Report, TrainingDone
 
 
 class Hand:

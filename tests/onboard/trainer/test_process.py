@@ -19,11 +19,11 @@ from onboard.data import loading
 from onboard.data.images import save
 from onboard.data.inspection import Shard
 from onboard.learn.graph import TrainGraph
-from onboard.learn.training import BoardTraining
+from onboard.learn.training import BoardTraining, Stepped
 from onboard.mission.health import Failure
 from onboard.mission.objects import Task, encode_object
 from onboard.trainer.in_process import LocalTrainer
-from onboard.trainer.job import Begun, Failed, Job, Report, Stepped, Trainer, TrainingDone
+from onboard.trainer.job import Begun, Failed, Job, Report, Trainer, TrainingDone
 from onboard.trainer.process import BadImages, ProcessTrainer
 
 ROOMY = 512 * 2**20
