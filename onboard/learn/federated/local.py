@@ -28,7 +28,6 @@ from onboard.codec.pack import CODECS
 from onboard.codec.quantized import Bases, budget_bits
 from onboard.learn.augment import augmented
 from onboard.learn.federated import multibit
-from onboard.learn.federated.adam import Adam
 from onboard.learn.graph import TrainGraph, gradient
 from onboard.learn.training import Plan, Stepped, TrainingPhase
 
@@ -41,6 +40,9 @@ TOP_SHARE = 0.005
 # Pruning ends after this share of its epochs, the rest heals: 91.4 % after the first round on MNIST (K = 5),
 # not the 87.8 % of a pruning that goes on to the last step.
 PRUNE_BY = 0.7
+BETA1 = 0.9  # Adam's paper, section 2, as the next two
+BETA2 = 0.999
+EPSILON = 1e-8
 
 
 class LocalTraining:
@@ -255,3 +257,48 @@ def _rebuilt(models: Mapping[str, Bases]) -> dict[str, Floats]:
 def apply_delta(origin: Weights, difference: Weights) -> dict[str, Floats]:
     """Adds `difference` to `origin`: what a packed model, reconstructed, means in a mission."""
     return {name: origin[name] + difference[name] for name in origin}
+
+
+class Adam:
+    """Adam on one vector of weights (Kingma and Ba, ICLR 2015, algorithm 1): first and second moment (P,)
+    float32 after `steps` steps, in place, as at LeNet-5's 431,080 weights a new array would cost as much as a
+    pass. With a `peak`, the largest second moment, it is AMSGrad (Reddi et al., ICLR 2018, algorithm 2), as
+    ALQ has it (section 3.2)."""
+
+    def __init__(self, size: int, *, amsgrad: bool = False) -> None:
+        self.first, self.second, peak = np.zeros((3, size), np.float32)
+        self.peak: Floats | None = peak if amsgrad else None
+        self.steps = 0
+
+    def step(self, weights: Floats, gradient: Floats, learning_rate: float) -> None:
+        """Moves `weights` (P,) in place and uses `gradient` (P,) as scratch space."""
+        self.steps += 1
+        self.first *= BETA1
+        self.first += (1 - BETA1) * gradient
+        np.square(gradient, out=gradient)
+        gradient *= 1 - BETA2
+        self.second *= BETA2
+        self.second += gradient
+        if self.peak is not None:
+            np.maximum(self.peak, self.second, out=self.peak)
+        # Both bias corrections folded into the step length: the end of the paper's section 2.
+        correction = float(np.sqrt(1 - BETA2**self.steps))
+        length = learning_rate * correction / (1 - BETA1**self.steps)
+        np.sqrt(self.second if self.peak is None else self.peak, out=gradient)
+        gradient += EPSILON * correction
+        np.divide(self.first, gradient, out=gradient)
+        gradient *= length
+        weights -= gradient
+
+    def mean(self, out: Floats | None = None) -> Floats:
+        """Returns g (P,): the first moment, bias-corrected."""
+        scale = 1 - BETA1**self.steps if self.steps else 1.0
+        mean: Floats = np.multiply(self.first, np.float32(1 / scale), out=out)
+        return mean
+
+    def curvature(self, out: Floats | None = None) -> Floats:
+        """Returns h (P,): ALQ's curvature (section 3.2), the corrected root of the second moment or peak."""
+        scale = 1 - BETA2**self.steps if self.steps else 1.0
+        h: Floats = np.sqrt(self.second if self.peak is None else self.peak, out=out)
+        h *= np.float32(scale**-0.5)
+        return h

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onboard.learn.federated.adam import Adam
+from onboard.learn.federated.local import Adam
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 30), st.floats(1e-5, 0.1), st.booleans())
