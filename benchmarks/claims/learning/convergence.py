@@ -29,7 +29,7 @@ from benchmarks.harness.fleet import rounds_of
 from benchmarks.harness.lab import LabError
 from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
-from firmware_sim.fleet.presets import PRESETS
+from firmware_sim.fleet.cli import PRESETS
 from firmware_sim.fleet.result import RoundResult
 from firmware_sim.fleet.simulation import FleetConfig, FleetSettings
 from firmware_sim.ring.settings import RingSettings

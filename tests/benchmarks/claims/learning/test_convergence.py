@@ -27,7 +27,7 @@ from benchmarks.claims.learning.convergence import (
 )
 from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
-from firmware_sim.fleet.presets import PRESETS
+from firmware_sim.fleet.cli import PRESETS
 from tests.benchmarks.claims.learning.test_table1 import RESULT
 
 TRY = ("convergence", "--data", "digits", "--epochs", "1", "--json")

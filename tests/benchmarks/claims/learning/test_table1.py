@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from benchmarks.__main__ import main
 from benchmarks.claims.learning import table1
-from benchmarks.claims.learning.table1 import CELLS, bytes_until
+from benchmarks.claims.learning.table1 import CELLS, ROOM, as_fedavg, bytes_until, for_bits
 from benchmarks.harness import fleet
 from benchmarks.harness.progress import ProgressLine
-from firmware_sim.fleet.presets import PRESETS, ROOM, SKETCH_DOWN, as_fedavg, for_bits
+from firmware_sim.fleet.cli import PRESETS, SKETCH_DOWN
 from firmware_sim.fleet.result import RoundResult
 from firmware_sim.fleet.simulation import FleetConfig, FleetRun, FleetSettings
 
