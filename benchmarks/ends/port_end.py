@@ -19,7 +19,8 @@ from benchmarks.harness import netns
 from hw_profiles import Link
 from onboard.console.signals import stop_signals
 from onboard.link import Spool, facts_of, opener
-from onboard.link.pump import PortUp, Pump, wait
+from onboard.link.ports.port import PortEvent
+from onboard.link.pump import Pump, wait
 from onboard.mission.objects import UPDATE
 from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.events import Arrived, Delivered, PeerHeard
@@ -63,11 +64,12 @@ def main() -> None:
             for event in pump.poll(now):
                 if isinstance(event, Arrived):
                     session.accept(event.digest, now)
-                if isinstance(event, Arrived | Delivered | PeerHeard | PortUp):
-                    tell(type(event).__name__)
+                is_open = isinstance(event, PortEvent) and event.name == "port-open"
+                if is_open or isinstance(event, Arrived | Delivered | PeerHeard):
+                    tell("PortUp" if is_open else type(event).__name__)
                 if isinstance(event, Arrived):
                     tell("Whole", sha256=hashlib.sha256(event.payload).hexdigest())
-                if isinstance(event, PortUp) and payload:
+                if is_open and payload:
                     tell("Offered")
                     session.offer(UPDATE, payload, now)
             wait([pump], min(LONGEST_WAIT_S, pump.wakeup(now) - time.monotonic()), also=[stop.fd])

@@ -11,6 +11,7 @@ again."""
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -36,37 +37,7 @@ SEEK_S = 5.0  # how often a silent peer's name is looked up; what is found is us
 KEEP_S = 10.0  # how often an address is stored: two alternating paths must not wear a card out
 KEEP_AT_ONCE = 4  # moves in a row that are stored at once, as a kill may follow
 _MAX_NOTE_BYTES = 4096
-
-
-class OverShare(PortEvent, frozen=True):
-    """The peer's cost in `what` (frames, bytes, writes) is above `bound`, its share a second; `rate` is that
-    of the last seconds. It is heard last from now on; told every 10 min while it lasts."""
-
-    what: str
-    rate: float
-    bound: float
-
-
-class PeerUnknown(PortEvent, frozen=True):
-    """The peer's address is unknown at the port at `url`, so nothing is sent until it is heard; told once."""
-
-    url: str
-
-
-class PeerMoved(PortEvent, frozen=True):
-    """The peer of the port at `url` is at the address `peer`, which is new."""
-
-    url: str
-    peer: str
-
-
-class LocalPortTaken(PortEvent, frozen=True):
-    """The former `local_port` of the port at `url` cannot be had, and `why`: another is used, at which a peer
-    that has moved meanwhile does not find this end."""
-
-    url: str
-    local_port: int
-    why: str
+_UNKNOWN = "nothing is sent before the other end is heard; its port must say where this one is"
 
 
 class _Bucket:
@@ -128,14 +99,15 @@ class PeerShare:
         """Return when the peer may be heard again: `now` while it keeps to its share."""
         return max(bucket.free_at(now) for bucket in self._buckets.values())
 
-    def over(self, now: float) -> list[OverShare]:
-        """Return the events to report of a peer that is over its share now."""
+    def over(self, now: float) -> list[PortEvent]:
+        """Return the events to report of a peer that is over its share now, each every 10 min."""
         told = []
         for what, bucket in self._buckets.items():
             if bucket.free_at(now) > now and now >= bucket.told_at + TOLD_AGAIN_S:
                 bucket.told_at = now
-                rate = bucket.amount / max(now - bucket.since, 1.0)
-                told.append(OverShare(what, round(rate, 1), round(bucket.per_s, 1)))
+                rate_per_s = round(bucket.amount / max(now - bucket.since, 1.0), 1)  # of the last seconds
+                rates = {"rate_per_s": rate_per_s, "bound_per_s": round(bucket.per_s, 1)}
+                told.append(PortEvent("over-its-share", {"what": what, **rates}))
         return told
 
 
@@ -191,7 +163,8 @@ class Whereabouts:
             return
         kept = self._kept if self._kept.url == port.url else Addresses(port.url)
         if why := paths.reclaim(kept.local_port):
-            self._tell(LocalPortTaken(port.url, kept.local_port, why))
+            taken = {"port": port.url, "local_port": kept.local_port, "why": why}
+            self._tell(PortEvent("local-port-taken", taken))
         if kept.peer:
             paths.recall(kept.peer)
         self._peer = paths.peer or ""
@@ -212,7 +185,7 @@ class Whereabouts:
         self._presence.is_reachable = True
         self.keep(port, now)
         if self._peer != before:
-            self._tell(PeerMoved(port.url, self._peer))
+            self._tell(PortEvent("peer-at", {"port": port.url, "at": self._peer}, logging.INFO))
 
     def keep(self, port: Port, now: float = math.inf) -> None:
         """Store the address, so that this end speaks to its peer at once when it starts again."""
@@ -230,7 +203,7 @@ class Whereabouts:
         if port.paths.peer is None:
             if not self._unknown_told:
                 self._unknown_told = True
-                self._tell(PeerUnknown(port.url))
+                self._tell(PortEvent("peer-unknown", {"port": port.url, "why": _UNKNOWN}))
         elif now >= self._seek_at and self._presence.in_doubt:
             self._seek_at = now + SEEK_S
             if port.paths.seek():

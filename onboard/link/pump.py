@@ -6,6 +6,7 @@ the link for longer than it lasts."""
 
 from __future__ import annotations
 
+import logging
 import math
 import select
 from collections import deque
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from onboard.link.peer import PeerShare, Whereabouts
-from onboard.link.ports.port import LineFault, Port, PortEvent, PortLost
+from onboard.link.ports.port import Port, PortEvent, PortLost, line_fault
 from onboard.link.spool import Saving, Spool
 from onboard.wire.events import Arrived, Cancelled, Corrupt, Delivered, Event, Recut, Rekeyed, Withdrawn
 from onboard.wire.session import Session
@@ -30,22 +31,6 @@ FAULT_AGAIN_S = 600.0
 UNSELECTABLE_S = 0.02  # how often to look at a port that cannot be waited for
 SLICE_FRAMES = 64  # of one peer in one turn, so that others are heard in between
 _WRITTEN = (Arrived, Cancelled, Delivered, Recut, Rekeyed, Withdrawn)  # the application writes something down
-
-
-class PortDown(PortEvent, frozen=True):
-    """The port at `url` is gone, or was never there. Told once for each reason, and every hour. `times`: how
-    often it was lost or could not be opened since the last such event."""
-
-    url: str
-    reason: str
-    times: int = 1
-
-
-class PortUp(PortEvent, frozen=True):
-    """The port at `url` is open after `tries` attempts."""
-
-    url: str
-    tries: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,15 +211,16 @@ class Pump:
         """Each kind of fault is told once in FAULT_AGAIN_S."""
         if not port.kept_bytes() or port.tx_bytes != self._taken_bytes:
             self._taken_bytes, self._taken_at = port.tx_bytes, now
-        found: LineFault | None = None
+        found: PortEvent | None = None
         if now - self._taken_at >= STALLED_S:
             why = f"the device took nothing for {now - self._taken_at:.0f} s: it is stalled"
-            found = LineFault("stall", why)
+            found = line_fault("stall", why)
         elif (seen := port.broken + self.session.damaged) != self._faults_seen:
             self._faults_seen = seen
             found = port.fault(self.session.link)
-        if found is not None and now >= self._faults_told.get(found.fault, -math.inf) + FAULT_AGAIN_S:
-            self._faults_told[found.fault] = now
+        kind = "" if found is None else found.fields["fault"]
+        if found is not None and now >= self._faults_told.get(kind, -math.inf) + FAULT_AGAIN_S:
+            self._faults_told[kind] = now
             self._events.append(found)
 
     def _speak(self, port: Port, now: float) -> None:
@@ -273,28 +259,28 @@ class Reopening:
         self._reasons = set[str]()  # that were told since the port was up, or in this hour
         self._told_at = -math.inf  # the first of these
 
-    def opened(self, url: str, now: float) -> list[PortUp]:
+    def opened(self, url: str, now: float) -> list[PortEvent]:
         self._tries += 1
         self._opened_at, self._lasts = now, False
         return [] if self._short else self._tell_up(url)
 
-    def alive(self, url: str, now: float, *, heard: bool) -> list[PortUp]:
+    def alive(self, url: str, now: float, *, heard: bool) -> list[PortEvent]:
         """Note that the port is still open. `heard`: a frame came through it."""
         if self._lasts or not (heard or now - self._opened_at >= STEADY_S):
             return []
         self._lasts, self._short = True, 0
         return [] if self._up_told else self._tell_up(url)
 
-    def lost(self, lost: PortLost, now: float) -> list[PortDown]:
+    def lost(self, lost: PortLost, now: float) -> list[PortEvent]:
         self._short = 0 if self._lasts else self._short + 1
         news = lost.reason not in self._reasons and len(self._reasons) < MOST_REASONS
         return self._again(lost, now, news)
 
-    def failed(self, lost: PortLost, now: float) -> list[PortDown]:
+    def failed(self, lost: PortLost, now: float) -> list[PortEvent]:
         self._tries += 1
         return self._again(lost, now, not self._reasons)
 
-    def _again(self, lost: PortLost, now: float, news: bool) -> list[PortDown]:
+    def _again(self, lost: PortLost, now: float, news: bool) -> list[PortEvent]:
         self.at = now + min(LONGEST_S, REOPEN_S * 2 ** min(16, max(0, self._short - 1)))
         self._times += 1
         if now - self._told_at >= TELL_AGAIN_S:
@@ -303,16 +289,16 @@ class Reopening:
         elif not news:
             return []
         self._reasons.add(lost.reason)
-        down = PortDown(lost.url, lost.reason, self._times)
+        times = {"times": self._times} if self._times > 1 else {}
         self._up_told, self._times = False, 0
-        return [down]
+        return [PortEvent("port-lost", {"port": lost.url, "why": lost.reason, **times}, logging.ERROR)]
 
-    def _tell_up(self, url: str) -> list[PortUp]:
-        up = PortUp(url, self._tries)
+    def _tell_up(self, url: str) -> list[PortEvent]:
+        tries = {"tries": self._tries} if self._tries > 1 else {}
         self._up_told, self._told_at = True, -math.inf
         self._reasons.clear()
         self._tries = self._times = 0
-        return [up]
+        return [PortEvent("port-open", {"port": url, **tries}, logging.INFO)]
 
 
 def wait(pumps: Iterable[Pump], timeout_s: float, also: Iterable[int] = ()) -> None:

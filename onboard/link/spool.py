@@ -227,19 +227,10 @@ def _read_map(path: Path) -> Partial | None:
     return Partial(digest, kind, size, fragment_bytes, held, b"", deadline_s)
 
 
-class SpoolFull(PortEvent, frozen=True):
-    """The spool at `path` cannot be written, most often because the disk is full, with what is held of an
-    object. Nothing stored is damaged, the link goes on, and the write is tried again. Told once until one
-    succeeds."""
-
-    path: Path
-    digest: bytes
-    error: OSError
-
-
 class Saving:
     """Moves the incoming objects of one session to its spool, and resumes those that it holds at once.
-    `share` is charged with the writes, and `tell` takes what the disk refuses."""
+    `share` is charged with the writes. `tell` takes one event for all writes that the disk refuses until one
+    succeeds: nothing stored is damaged, the link goes on, and they are tried again."""
 
     def __init__(
         self, session: Session, spool: Spool, share: PeerShare, tell: Callable[[PortEvent], None]
@@ -325,7 +316,8 @@ class Saving:
             self.failed += 1
             told, self._full_told = self._full_told, True
             if not told:
-                self._tell(SpoolFull(self._spool.folder, digest, error))
+                refused = {"object": digest.hex(), "path": str(self._spool.folder), "why": str(error)}
+                self._tell(PortEvent("disk-full", refused, logging.ERROR))
             return False
         self._full_told = False
         return True

@@ -6,25 +6,31 @@ used up its seqs: in another epoch, and from what is on the disk."""
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from logging import ERROR, INFO
 from pathlib import Path
 from typing import Any
 
 from onboard.config import LinkEnd
+from onboard.console.log import say
 from onboard.link import Spool, facts_of, opener
-from onboard.link.event_log import log_link_event
-from onboard.link.ports.port import Port, PortEvent
-from onboard.link.pump import Pump
+from onboard.link.ports.port import Port, PortEvent, line_fault
+from onboard.link.pump import Pump, PumpEvent
 from onboard.link.recording import Recorder
 from onboard.runtime.contact_plan import kept_plan
 from onboard.storage.journal import LinkState
 from onboard.storage.keys import load_keys, tell_exposure
+from onboard.wire import events as wire
 from onboard.wire.config import Identity, Limits, Medium, Security, SessionState
 from onboard.wire.events import Event
+from onboard.wire.messages import Reason
 from onboard.wire.session import Session
+
+log = logging.getLogger(__name__)
 
 PortOpener = Callable[[], Port | None]
 
@@ -161,3 +167,69 @@ def _limits(end: LinkEnd, object_bytes: int, all_bytes: int) -> Limits:
         bytes_per_contact=end.bytes_per_contact, bytes_per_day=end.bytes_per_day,
         max_object_bytes=object_bytes, max_incoming=OBJECTS, max_incoming_bytes=all_bytes,
     )  # fmt: skip
+
+
+def log_link_event(event: PumpEvent, **whose: Any) -> None:
+    """Log one event of a port, a spool, a peer or an object; `whose` names its link."""
+    if (line := _line_of(event)) is not None:
+        say(log, line.name, level=line.level, **whose, **line.fields)
+
+
+def _line_of(event: PumpEvent) -> PortEvent | None:
+    match event:
+        case PortEvent():
+            return event
+        case wire.Echoed():
+            why = "this end hears its own frames: an echo, as of two wires or a modem's local echo"
+            return line_fault("echo", why)
+        case wire.Refused(name, reason, size, most):
+            more = {"bytes": size, "limit_bytes": most} if most else {}
+            why = Reason(reason).name.lower()
+            return PortEvent("refused", {"object": name.hex(), "why": why, **more})
+        case wire.Expired(name):
+            return PortEvent("expired", {"object": name.hex()})
+        case wire.UnknownPeer(node):
+            return PortEvent("unknown-peer", {"source": node})
+        case wire.WrongKey(was_right):
+            why = "the two ends hold different keys, or these frames are somebody else's"
+            if was_right:
+                why = (
+                    "the other end was heard under this key: it has started with another since, or these "
+                    "frames are somebody else's"
+                )
+            return PortEvent("wrong-key", {"was_right": was_right, "why": why}, ERROR)
+        case wire.EncryptionMismatch(encrypted):
+            why = "set link.encrypt in NODE.toml and encrypt of its [[node]] in mission.toml alike"
+            return PortEvent("encryption-differs", {"peer_encrypts": encrypted, "why": why}, ERROR)
+        case wire.ForeignFrames(tags, keys, form):
+            why = (
+                "frames that are not the other end's came between such as are: another radio or program, or "
+                "somebody who plays them in; nothing of them is taken"
+            )
+            numbers = {"bad_tags": tags, "unknown_keys": keys, "other_form": form}
+            return PortEvent("foreign-frames", {**numbers, "why": why})
+        case wire.OutOfStep(replays):
+            why = (
+                "the two ends disagree about salt or epochs, as after one agreed with a copy of the other; "
+                "they agree anew"
+            )
+            return PortEvent("out-of-step", {"refused": "replays" if replays else "tags", "why": why})
+        case wire.TwoEnds(take_turns):
+            why = (
+                "two live programs hold this link's key (a cloned card, a copied folder, a restored "
+                "machine): stop one, or give each board a folder and a key of its own"
+            )
+            return PortEvent("cloned-or-restored", {"take_turns": take_turns, "why": why}, ERROR)
+        case wire.Stuck(name, size, shorter):
+            why = (
+                f"frames of {size} B do not arrive and short ones do: too long, as the path's MTU is "
+                "smaller, or the line is noisier than its profile or eats some bytes"
+            )
+            sizes = {"frame_bytes": size, "shorter_bytes": shorter}
+            return PortEvent("stuck", {"object": name.hex(), **sizes, "why": why})
+        case wire.PeerHeard():
+            return PortEvent("in-sight", {}, INFO)
+        case wire.PeerUnreachable():
+            return PortEvent("out-of-sight", {}, INFO)
+        case _:
+            return None

@@ -11,7 +11,7 @@ from hw_profiles import Link
 from onboard.config import check_port
 from onboard.link import BadUrl, PortFacts, facts_of
 from onboard.link.ports.framing import FRAMINGS
-from onboard.link.ports.port import LineFault, Port, Tap
+from onboard.link.ports.port import Port, PortEvent, Tap
 from onboard.link.ports.schemes import PATH, PYSERIAL, SCHEMES, scheme_of
 from onboard.mission.objects import UPDATE
 from onboard.wire.events import Arrived, Delivered
@@ -56,7 +56,7 @@ class MailboxPort:
 
     def distrust(self, frame: bytes) -> None: ...
 
-    def fault(self, link: Link) -> LineFault | None:
+    def fault(self, link: Link) -> PortEvent | None:
         return None
 
     def fileno(self) -> int:

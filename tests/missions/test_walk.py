@@ -28,7 +28,8 @@ from onboard.learn.graph import TrainGraph, initial
 from onboard.learn.training import BoardTraining, Plan
 from onboard.link import Spool, open_port
 from onboard.link.ports.framing import whiten
-from onboard.link.pump import PortUp, Pump, wait
+from onboard.link.ports.port import PortEvent
+from onboard.link.pump import Pump, wait
 from onboard.mission.objects import UPDATE, Update, decode_update, encode_object
 from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.events import Arrived, Delivered, Event
@@ -137,7 +138,7 @@ def test_one_update_through_every_stage(tmp_path: Path) -> None:
     board, board_pump = end(1, 0, ports[0], tmp_path / "board")
     ground, ground_pump = end(0, 1, ports[1], tmp_path / "ground")
     opened = [event for each in (board_pump, ground_pump) for event in each.poll(time.monotonic())]
-    assert [type(event) for event in opened] == [PortUp, PortUp]
+    assert [event.name for event in opened if isinstance(event, PortEvent)] == ["port-open"] * 2
     with on_board.on():
         name = board.offer(UPDATE, payload, time.monotonic())
     assert name == digest(UPDATE, payload)

@@ -18,7 +18,7 @@ from functools import partial
 from hashlib import shake_128
 
 from hw_profiles import Link
-from onboard.link.ports.port import LineFault
+from onboard.link.ports.port import PortEvent, line_fault
 from onboard.wire.framing import cobs, kiss
 from onboard.wire.framing.frame import OVERHEAD_BYTES, TAG_BYTES
 
@@ -218,14 +218,14 @@ class LineCheck:
         if len(self._sample) > _SAMPLE_BYTES:
             del self._sample[: _SAMPLE_BYTES // 2]
 
-    def fault(self, link: Link) -> LineFault | None:
+    def fault(self, link: Link) -> PortEvent | None:
         """Return what is wrong; None for nothing, or nothing that differs from chance."""
         if self._damaged >= _DAMAGED:
             named = self._bytes_wrong()
             if named is not None:
                 return named
         if self._noise >= _NOISE and self._noise >= self._damaged:
-            return LineFault(
+            return line_fault(
                 "noise",
                 f"{self._noise} pieces of noise came in between frames: a receiver without a squelch, or a "
                 "transmitter that keys late and spoils the first bytes of its bursts",
@@ -238,19 +238,19 @@ class LineCheck:
             causes = "bit errors, the line is noisier than its profile, or set to another speed"
             if not self._good:
                 causes += "; or the other end is of a version that does not whiten its frames"
-            return LineFault("bit-errors", f"{self._damaged} of {heard} frames came in damaged: {causes}")
+            return line_fault("bit-errors", f"{self._damaged} of {heard} frames came in damaged: {causes}")
         return None
 
-    def _bytes_wrong(self) -> LineFault | None:
+    def _bytes_wrong(self) -> PortEvent | None:
         if self._ff >= _DOUBLED and self._ff == 2 * self._ff_pairs:
-            return LineFault(
+            return line_fault(
                 "bytes-doubled",
                 "every 0xFF comes doubled: a terminal server on the line speaks telnet (RFC 854); set it raw",
             )
         count, missing = len(self._sample), self._values.difference(self._sample)
         is_seven = missing >= set(range(0x80, 0x100)) and len(missing) <= _SEVEN_BITS_MOST_MISSING
         if count >= _SEVEN_BITS_BYTES and is_seven:
-            return LineFault("seven-bits", "no byte above 0x7F comes in: the line has 7 data bits")
+            return line_fault("seven-bits", "no byte above 0x7F comes in: the line has 7 data bits")
         if count >= _EATEN_BYTES and missing >= _FLOW and len(missing) <= _MOST_MISSING:
             why = "XON and XOFF (0x11, 0x13) never come in: software flow control on the line eats them"
         elif count >= _CR_BYTES and missing == {0x0D}:
@@ -260,4 +260,4 @@ class LineCheck:
             why = f"{names} never come in: the line eats or translates them"
         else:
             return None
-        return LineFault("bytes-eaten", why)
+        return line_fault("bytes-eaten", why)

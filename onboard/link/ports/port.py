@@ -5,10 +5,11 @@ says which (`schemes.SCHEMES`)."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -35,14 +36,17 @@ class PortLost(OSError):  # noqa: N818 - a state of the world rather than a mist
 
 
 class PortEvent(msgspec.Struct, frozen=True):
-    """An event about a port, a spool or the peer's share, which does not concern the application."""
+    """An event about a port, a spool or the peer, which does not concern the application: a line of the log,
+    called `name` (docs/reference/events.md)."""
+
+    name: str
+    fields: dict[str, Any]
+    level: int = logging.WARNING
 
 
-class LineFault(PortEvent, frozen=True):
-    """A fault of the line: `fault` in one word, for programs, `why` for a person; told every 10 min."""
-
-    fault: str
-    why: str
+def line_fault(fault: str, why: str) -> PortEvent:
+    """Return the event of a fault of the line: `fault` in one word, for programs, `why` for a person."""
+    return PortEvent("line-fault", {"fault": fault, "why": why})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +126,7 @@ class Port(Protocol):
     def distrust(self, frame: bytes) -> None:
         """Note that `frame`, from the last `read`, was damaged or none of the other end's."""
 
-    def fault(self, link: Link) -> LineFault | None:
+    def fault(self, link: Link) -> PortEvent | None:
         """Return what is wrong with the line beyond what its profile expects, as far as the input tells."""
 
     def fileno(self) -> int:

@@ -35,7 +35,7 @@ import serial
 from hw_profiles import Link
 from onboard.console.log import say
 from onboard.link.ports.framing import Framing
-from onboard.link.ports.port import BadUrl, LineFault, PortLost, Tap
+from onboard.link.ports.port import BadUrl, PortEvent, PortLost, Tap
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +134,7 @@ class SerialPort:
     def distrust(self, frame: bytes) -> None:
         self._framing.check.refused(len(frame), self._framing.encode(frame).strip(self._framing.opening))
 
-    def fault(self, link: Link) -> LineFault | None:
+    def fault(self, link: Link) -> PortEvent | None:
         return self._framing.check.fault(link)
 
     def fileno(self) -> int:

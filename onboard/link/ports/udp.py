@@ -23,7 +23,7 @@ from onboard.link.ports.hosts import (
     host_port,
     resolve,
 )
-from onboard.link.ports.port import BadUrl, LineFault, PortLost, Tap
+from onboard.link.ports.port import BadUrl, PortEvent, PortLost, Tap
 from onboard.wire.framing.frame import Origin
 
 IPV4_UDP_BYTES = 20 + 8  # RFC 791 without options, RFC 768
@@ -184,7 +184,7 @@ class UdpPort:
     def distrust(self, frame: bytes) -> None:
         """A datagram comes whole or not at all."""
 
-    def fault(self, link: Link) -> LineFault | None:
+    def fault(self, link: Link) -> PortEvent | None:
         return None
 
     def fileno(self) -> int:

@@ -12,7 +12,7 @@ import pytest
 
 from hw_profiles import load_link
 from onboard.link import Spool, facts_of, opener
-from onboard.link.ports.port import Way
+from onboard.link.ports.port import PortEvent, Way
 from onboard.link.pump import Pump, PumpEvent
 from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.events import Arrived, Message, Rekeyed
@@ -21,6 +21,7 @@ from onboard.wire.framing.frame import Type
 from onboard.wire.security.seal import NO_SALT
 from onboard.wire.session import Session
 from tests.onboard.link.cable import Clock
+from tests.onboard.link.objects import lines
 from tests.onboard.wire.examples import KEY
 
 LINK = dataclasses.replace(load_link("bench-udp"), mtu_bytes=1200)
@@ -80,6 +81,9 @@ class LanEnd:
 
     def told(self, kind: type[PumpEvent]) -> list[PumpEvent]:
         return [event for event in self.events if isinstance(event, kind)]
+
+    def lines(self, name: str) -> list[PortEvent]:
+        return lines(self.events, name)
 
     @property
     def peer(self) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 
+from onboard.link.ports.port import PortEvent
+from onboard.link.pump import PumpEvent
 from onboard.mission.objects import UPDATE
 from onboard.wire.messages import digest
 from onboard.wire.transfer.incoming import Incoming
@@ -27,3 +29,8 @@ def incoming(whole: bytes, fragment_bytes: int = 100, fragments: Iterable[int] =
     result = Incoming(digest(UPDATE, whole), UPDATE, len(whole), fragment_bytes)
     receive(result, whole, fragments)
     return result
+
+
+def lines(events: Iterable[PumpEvent], name: str) -> list[PortEvent]:
+    """The events of ports that are logged by this name."""
+    return [event for event in events if isinstance(event, PortEvent) and event.name == name]

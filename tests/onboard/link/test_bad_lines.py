@@ -9,13 +9,12 @@ from random import Random
 import pytest
 
 from hw_profiles import Link, load_link
-from onboard.link.ports.port import LineFault
 from onboard.link.pump import PumpEvent
 from onboard.mission.objects import MODEL, UPDATE
 from onboard.wire.events import Echoed, Stuck
 from tests.onboard.link.bad_cable import BadCable, Damage, ends
 from tests.onboard.link.cable import Clock
-from tests.onboard.link.objects import payload
+from tests.onboard.link.objects import lines, payload
 from tests.onboard.link.test_pump import accept_into
 
 WIRE, UHF = load_link("bench-serial-115k2"), load_link("uhf-9k6")
@@ -83,7 +82,7 @@ def mission(link: Link, damage: Damage, folder: Path, back: Damage | None = None
 
 def kinds(told: list[PumpEvent]) -> set[str]:
     """Of the faults that were named."""
-    return {event.fault for event in told if isinstance(event, LineFault)}
+    return {line.fields["fault"] for line in lines(told, "line-fault")}
 
 
 def good(data: bytes, starts: bool) -> bytes:

@@ -29,7 +29,8 @@ import pytest
 from hw_profiles import load_link
 from onboard.link import PortLost, facts_of, open_port
 from onboard.link.ports import serial
-from onboard.link.pump import PortDown, PortUp, Pump, PumpEvent, Reopening
+from onboard.link.ports.port import PortEvent
+from onboard.link.pump import Pump, PumpEvent, Reopening
 from tests.missions.bench import run
 from tests.onboard.link.cable import PtyCable
 from tests.onboard.link.test_pump import pump
@@ -224,7 +225,7 @@ def refusing(says: bytes) -> Iterator[Refusing]:
         server.close()
 
 
-def play(one: Pump, until: float, now: float = 0.0) -> list[PumpEvent]:
+def play(one: Pump, until: float, now: float = 0.0) -> list[PortEvent]:
     """What the pump tells until then, on a virtual clock; what the kernel does takes its own time."""
     told: list[PumpEvent] = []
     while now < until:
@@ -233,7 +234,7 @@ def play(one: Pump, until: float, now: float = 0.0) -> list[PumpEvent]:
             select.select([one.fileno()], [], [], 0.02)
             told += one.poll(now)
         now = min(until, max(one.wakeup(now), now + 0.05) if not one.is_open else now + 1.0)
-    return [event for event in told if isinstance(event, PortUp | PortDown)]
+    return [event for event in told if isinstance(event, PortEvent)]
 
 
 SAYS = [
@@ -252,38 +253,43 @@ def test_a_port_that_opens_and_closes_at_once_is_told_of_once_with_what_it_said(
         one = pump(server.url, tmp_path, master=True)
         one._opener = partial(open_port, server.url, LINK)  # not in the background: the clock is virtual
         told = play(one, 1800.0)
-        assert [type(event) for event in told][:2] == [PortUp, PortDown]
-        reasons = [event.reason for event in told if isinstance(event, PortDown)]
+        assert [event.name for event in told][:2] == ["port-open", "port-lost"]
+        reasons = [event.fields["why"] for event in told if event.name == "port-lost"]
         assert any(f"; it said {shown!r}" in reason for reason in reasons) == bool(shown), reasons
         assert len(told) < 10, told  # at most: the reason may differ by who was quicker
         assert 30 <= server.taken < 60  # one a minute, in the end
         server.good = True
         up, *rest = play(one, 1900.0, 1800.0)
-        assert isinstance(up, PortUp)
-        assert up.tries > 20
+        assert up.name == "port-open"
+        assert up.fields["tries"] > 20
         assert rest == []
         one.close(1900.0)
 
 
 def test_a_day_of_a_port_that_never_lasts_is_a_line_an_hour() -> None:
-    port, lost, now, told = Reopening(), PortLost("/dev/ttyUSB0", "the device hung up"), 0.0, list[object]()
+    port, lost, now, told = (
+        Reopening(),
+        PortLost("/dev/ttyUSB0", "the device hung up"),
+        0.0,
+        list[PortEvent](),
+    )
     while now < 86_400:
         told += port.opened("/dev/ttyUSB0", now)
         told += port.alive("/dev/ttyUSB0", now + 0.2, heard=False)
         told += port.lost(lost, now + 0.3)  # as a stick whose supply breaks down
         now = port.at
     assert len(told) <= 26
-    assert sum(event.times for event in told if isinstance(event, PortDown)) > 1350
+    assert sum(event.fields.get("times", 1) for event in told if event.name == "port-lost") > 1350
 
 
 def test_a_device_that_is_not_there_is_looked_for_every_second_and_told_of_every_hour() -> None:
-    port, lost, told = Reopening(), PortLost("/dev/ttyUSB0", "cannot open: No such file"), list[object]()
+    port, lost, told = Reopening(), PortLost("/dev/ttyUSB0", "cannot open: No such file"), list[PortEvent]()
     for second in range(86_400):
         assert port.at <= second
         told += port.failed(lost, float(second))
     assert len(told) == 24
     up = port.opened("/dev/ttyUSB0", 86_400.0)
-    assert up[0].tries == 86_401
+    assert up[0].fields["tries"] == 86_401
 
 
 def test_a_cable_that_was_in_use_is_back_a_second_after_each_pull() -> None:

@@ -17,7 +17,8 @@ import pytest
 from firmware_sim.world.world import AirPort
 from hw_profiles import load_link
 from onboard.console.log import BURST, EVERY_S, Rarely, record_of
-from onboard.link.peer import BURST_WRITES, OverShare, PeerShare
+from onboard.link.peer import BURST_WRITES, PeerShare
+from onboard.link.ports.port import PortEvent
 from onboard.link.pump import SLICE_FRAMES, Pump, PumpEvent
 from onboard.link.spool import Spool
 from onboard.mission.objects import UPDATE
@@ -27,7 +28,7 @@ from onboard.wire.framing import cobs
 from onboard.wire.framing.frame import Type
 from onboard.wire.messages import Cancel, Offer, Reason, digest
 from onboard.wire.session import Session
-from tests.onboard.link.objects import payload
+from tests.onboard.link.objects import lines, payload
 
 LINK = load_link("isl-2mbyte")
 FSYNC_S = 0.02  # of a usual SD card
@@ -245,10 +246,9 @@ def test_a_peer_over_its_share_is_told_once_heard_less_and_then_again(sky: Sky, 
             assert board.ground.wakeup(sky.now) <= sky.now + 20
         sky.now += 0.1
         assert sky.now < began + 300
-    (told,) = board.seen(OverShare)
-    assert isinstance(told, OverShare)
-    assert told.what == "writes"
-    assert told.rate > told.bound
+    (told,) = lines(board.seen(PortEvent), "over-its-share")
+    assert told.fields["what"] == "writes"
+    assert told.fields["rate_per_s"] > told.fields["bound_per_s"]
     assert sky.fsyncs < 6 * (BURST_WRITES + 40 * (sky.now - began))
 
 
@@ -297,7 +297,7 @@ def test_bad_frames_of_others_are_not_a_peer_s_bytes() -> None:
     for _ in range(10_000):
         share.heard(256, 1.0)
     assert share.free_at(1.0) > 1.0
-    assert {told.what for told in share.over(1.0)} == {"frames", "bytes"}
+    assert {told.fields["what"] for told in share.over(1.0)} == {"frames", "bytes"}
     assert share.over(2.0) == []
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from onboard.link.peer import PeerMoved
 from onboard.wire.events import EncryptionMismatch, ForeignFrames, OutOfStep, TwoEnds, UnknownPeer, WrongKey
 from onboard.wire.framing.frame import Type
 from onboard.wire.security.seal import Sealer
@@ -51,6 +50,6 @@ def test_frames_of_nobody_on_a_udp_port(at: str, tmp_path: Path) -> None:
     assert isinstance(told, ForeignFrames)
     assert told.bad_tags + told.other_form >= 8
     assert not other.told(ForeignFrames)
-    assert len(victim.told(PeerMoved)) <= 1
+    assert len(victim.lines("peer-at")) <= 1
     snapshot = victim.pump.session.snapshot(net.clock.now)
     assert snapshot.bad_tags + snapshot.encrypted_dropped == 96

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from onboard.link.peer import Addresses, LocalPortTaken
+from onboard.link.peer import Addresses
 from onboard.wire.security.seal import NO_SALT
 from tests.onboard.link.lan import LanEnd, PortLan, board_names, free, free_over_ipv6, ground_names
 
@@ -139,14 +139,15 @@ def test_a_port_that_another_program_has_is_told_and_costs_no_link(net: PortLan)
     with holds(number):
         ground.boot()
         net.run(0.1)
-        assert ground.told(LocalPortTaken) == [LocalPortTaken(ground.url, number, "Address already in use")]
+        (taken,) = ground.lines("local-port-taken")
+        assert taken.fields == {"port": ground.url, "local_port": number, "why": "Address already in use"}
         net.says(ground, 3.0)
     met_at = ground.address[1]
     assert met_at != number
     ground.restart()
     net.run(0.1)
     assert ground.address[1] == met_at  # where the board heard it last
-    assert len(ground.told(LocalPortTaken)) == 1
+    assert len(ground.lines("local-port-taken")) == 1
 
 
 def test_until_they_meet_at_another_port_the_first_is_tried_again(net: PortLan) -> None:
@@ -176,7 +177,7 @@ def test_a_note_that_is_damaged_is_no_note(net: PortLan, line: str) -> None:
     net.ground.boot()
     net.run(0.1)
     assert net.ground.address[1] >= 1024
-    assert not net.ground.told(LocalPortTaken)
+    assert not net.ground.lines("local-port-taken")
     net.says(net.ground, 3.0)
     net.says(net.board, 3.0)
 
@@ -190,7 +191,7 @@ def test_a_port_that_the_url_says_is_not_another_one(net: PortLan) -> None:
     board.boot()
     net.says(board, 3.0)
     assert board.address[1] == number
-    assert not board.told(LocalPortTaken)
+    assert not board.lines("local-port-taken")
 
 
 def test_a_disk_that_refuses_costs_the_note_and_not_the_link(net: PortLan) -> None:

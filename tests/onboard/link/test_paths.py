@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from onboard.link.peer import KEEP_AT_ONCE, KEEP_S, Addresses, PeerMoved, PeerUnknown
+from onboard.link.peer import KEEP_AT_ONCE, KEEP_S, Addresses
 from onboard.mission.objects import UPDATE
 from onboard.wire.events import Arrived, Message
 from onboard.wire.framing import frame as framing
@@ -58,10 +58,10 @@ def got(foe: socket.socket) -> list[bytes]:
 def test_two_ends_of_which_one_learns_meet_and_an_object_crosses_each_way(net: PortLan) -> None:
     learns = learner(net)
     net.run(0.1)
-    assert len(learns.told(PeerUnknown)) == 1
+    assert len(learns.lines("peer-unknown")) == 1
     assert learns.pump.session.snapshot(net.clock.now).bytes_sent == learns.pump.port_snapshot().tx_bytes
     net.meet()
-    assert len(learns.told(PeerMoved)) == 1
+    assert len(learns.lines("peer-at")) == 1
     assert learns.peer == f"127.0.0.1:{namer(net).address[1]}"
     for end in net.ends.values():
         end.pump.session.offer(UPDATE, payload(20_000, end.epoch + end.is_ground), net.clock.now)
@@ -84,7 +84,7 @@ def test_what_goes_nowhere_is_not_counted_as_sent(net: PortLan) -> None:
     snapshot = learns.pump.session.snapshot(net.clock.now)
     assert (snapshot.bytes_sent, snapshot.hellos_sent) == (0, 0)
     assert learns.peer == ""
-    assert len(learns.told(PeerUnknown)) == 2  # once for each start
+    assert len(learns.lines("peer-unknown")) == 2  # once for each start
     namer(net).boot()
     net.says(namer(net), 20.0)
 

@@ -15,8 +15,8 @@ import pytest
 
 from hw_profiles import Link, load_link
 from onboard.link import BadUrl, Spool, facts_of, open_port, opener
-from onboard.link.pump import PortDown, PortUp, Pump, PumpEvent, wait
-from onboard.link.spool import SpoolFull
+from onboard.link.ports.port import PortEvent
+from onboard.link.pump import Pump, PumpEvent, wait
 from onboard.mission.objects import UPDATE
 from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.events import Arrived, Delivered, Message, Refused, Rekeyed, Withdrawn
@@ -25,7 +25,7 @@ from onboard.wire.messages import Reason
 from onboard.wire.session import Session
 from tests.disks import remount, small_disk
 from tests.onboard.link.cable import Clock, PtyCable
-from tests.onboard.link.objects import payload
+from tests.onboard.link.objects import lines, payload
 from tests.onboard.wire.examples import KEY
 
 SERIAL = load_link("bench-serial-115k2")
@@ -120,7 +120,7 @@ def test_objects_cross_both_ways_and_are_stored_before_the_application_hears(
         act=act,
     )
     assert arrived == sent
-    assert [event for event in events["ground"] if isinstance(event, PortUp)] == [PortUp(str(cable.a))]
+    assert [line.fields for line in lines(events["ground"], "port-open")] == [{"port": str(cable.a)}]
     for name in pumps:
         pumps[name].poll(clock.now)
         assert [path.name for path in (tmp_path / name).iterdir()] == ["finished"]
@@ -208,8 +208,8 @@ def test_a_port_that_vanishes_is_told_once_and_used_again_when_it_returns(
     events = clock.run(pumps, lambda _: clock.now > down_until, carry=lambda: None)
     for name, path in (("ground", cable.a), ("board", cable.b)):
         (down,) = events[name]
-        assert isinstance(down, PortDown)
-        assert down.url == str(path)
+        assert isinstance(down, PortEvent)
+        assert (down.name, down.fields["port"]) == ("port-lost", str(path))
         assert not pumps[name].is_open
         port = pumps[name].port_snapshot()
         assert (port.open, port.why) == (False, "cannot open: No such file or directory")
@@ -219,15 +219,15 @@ def test_a_port_that_vanishes_is_told_once_and_used_again_when_it_returns(
     back_at = clock.now
 
     def act(name: str, event: PumpEvent) -> None:
-        if isinstance(event, PortUp):
+        if lines([event], "port-open"):
             assert clock.now <= back_at + 1.1
         if isinstance(event, Arrived):
             assert event.payload == whole
             pumps[name].session.accept(event.digest, clock.now)
 
     events = clock.run(pumps, told(Delivered, "board"), carry=cable.carry, act=act)
-    assert told(PortUp, "ground")(events)
-    assert told(PortUp, "board")(events)
+    assert lines(events["ground"], "port-open")
+    assert lines(events["board"], "port-open")
     assert pumps["board"].port_snapshot().tx_bytes > 20_000  # counted over both of its ports
     for end in pumps.values():
         end.close(clock.now)
@@ -238,8 +238,9 @@ def test_a_port_that_was_never_there_is_waited_for(tmp_path: Path, clock: Clock)
     assert not lonely.is_open  # nothing was opened by making it
     events = clock.run({"lonely": lonely}, lambda _: clock.now > 5)
     (down,) = events["lonely"]
-    assert isinstance(down, PortDown)
-    assert "No such file" in down.reason
+    assert isinstance(down, PortEvent)
+    assert down.name == "port-lost"
+    assert "No such file" in down.fields["why"]
 
 
 def test_a_url_that_is_not_understood_is_not_waited_for(tmp_path: Path) -> None:
@@ -259,10 +260,10 @@ def deliver_without_disk(cable: PtyCable, clock: Clock, ground: Pump, make_room:
             arrived.append(event.payload)
 
     events = clock.run(pumps, told(Arrived, "ground"), carry=cable.carry, act=act)
-    full = [event for event in events["ground"] if isinstance(event, SpoolFull)]
-    assert [event.digest for event in full] == [digest]
+    full = lines(events["ground"], "disk-full")
+    assert [line.fields["object"] for line in full] == [digest.hex()]
     assert ground.port_snapshot().spool_full > 0
-    assert "No space" in str(full[0].error) or "limit" in str(full[0].error)
+    assert "No space" in full[0].fields["why"] or "limit" in full[0].fields["why"]
     assert arrived == [whole]
     assert ground.session.incoming[digest].dirty
     make_room()
@@ -344,7 +345,8 @@ def test_a_corrupt_object_that_a_disk_does_not_let_go_of_is_told_and_comes_again
     events = clock.run(pumps, told(Delivered, "board"), carry=cable.carry, act=act)
     assert refused == [digest]
     assert got == [good]
-    assert [event.digest for event in events["ground"] if isinstance(event, SpoolFull)] == [digest]
+    full = lines(events["ground"], "disk-full")
+    assert [line.fields["object"] for line in full] == [digest.hex()]
 
 
 def test_an_object_above_the_spool_s_limit_is_told_once_and_kept_in_memory(

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-from pathlib import Path
 
 import pytest
 
-from onboard.link.event_log import log_link_event
-from onboard.link.peer import LocalPortTaken, PeerMoved, PeerUnknown
+from onboard.link.ports.port import PortEvent
 from onboard.link.pump import PumpEvent
-from onboard.link.spool import SpoolFull
+from onboard.runtime.endpoint import log_link_event
 from onboard.wire.events import Expired, ForeignFrames, Refused, UnknownPeer, WrongKey
 from onboard.wire.messages import Reason
 
@@ -53,9 +51,9 @@ NAME = bytes(range(16))
         (Refused(NAME, Reason.TOO_LARGE), "refused", {"object": NAME.hex(), "why": "too_large"}),
         (Expired(NAME), "expired", {"object": NAME.hex()}),
         (
-            SpoolFull(Path("/spool"), NAME, OSError(28, "No space left on device")),
+            PortEvent("disk-full", {"object": NAME.hex(), "path": "/spool", "why": "full"}, logging.ERROR),
             "disk-full",
-            {"object": NAME.hex(), "path": "/spool", "why": "[Errno 28] No space left on device"},
+            {"object": NAME.hex(), "path": "/spool", "why": "full"},
         ),
     ],
 )
@@ -74,9 +72,9 @@ def test_a_mishap_is_a_line_that_names_peer_and_object(
 @pytest.mark.parametrize(
     "event",
     [
-        PeerUnknown("udp://?bind=h:1"),
-        PeerMoved("udp://?bind=h:1", "a:2"),
-        LocalPortTaken("udp://?bind=h:1", 40_000, "Address already in use"),
+        PortEvent("peer-unknown", {"port": "udp://?bind=h:1", "why": "unknown"}),
+        PortEvent("peer-at", {"port": "udp://?bind=h:1", "at": "a:2"}, logging.INFO),
+        PortEvent("local-port-taken", {"port": "udp://?bind=h:1", "local_port": 40_000, "why": "taken"}),
     ],
 )
 def test_where_the_other_end_is_is_a_line_of_every_program(
