@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 
 from onboard.wire.config import Identity, Medium
 from onboard.wire.events import Cancelled, Delivered, Event, Expired, GroupAnswer
-from onboard.wire.framing.frame import BROADCAST, GROUP_ID, OVERHEAD_BYTES, Frame, PendingFrame, Type
+from onboard.wire.framing.frame import BROADCAST, GROUP_ID, OVERHEAD_BYTES, PendingFrame, Type
 from onboard.wire.medium.medium_access import GUARD_S, RETRY_S, Pacer, Timing
-from onboard.wire.messages import PREFIX_BYTES, BadMessage, Cancel, Done, Offer, Reason, Report
+from onboard.wire.messages import PREFIX_BYTES, BadMessage, Cancel, Done, Reason, Report
 from onboard.wire.security.seal import Opener, Sealer
 from onboard.wire.transfer.inbox import Inbox
 from onboard.wire.transfer.outgoing import Outgoing, deadline_of
@@ -328,20 +328,10 @@ class BroadcastListener:
         asked = frame.type is Type.POLL and frame.fragment == self._node
         events: list[Event] = []
         try:
-            events = self._dispatch(frame, asked, now)
+            if frame.object_id < GROUP_ID:
+                raise BadMessage(f"broadcast of object id {frame.object_id}")
+            if asked or frame.type is not Type.POLL:
+                events = self._inbox.handle(frame, now)
         except BadMessage:
             self._inbox.malformed += 1
         return events, asked and frame.over
-
-    def _dispatch(self, frame: Frame, asked: bool, now: float) -> list[Event]:
-        if frame.object_id < GROUP_ID:
-            raise BadMessage(f"broadcast of object id {frame.object_id}")
-        if frame.type is Type.OFFER:
-            return self._inbox.on_offer(Offer.decode(frame.payload), frame.object_id, now)
-        if frame.type is Type.DATA or frame.type is Type.REPAIR:
-            return self._inbox.on_data(frame, now)
-        if frame.type is Type.POLL:
-            return self._inbox.on_poll(frame.object_id, now) if asked else []
-        if frame.type is Type.CANCEL:
-            return self._inbox.on_cancel(Cancel.decode(frame.payload), frame.object_id)
-        raise BadMessage(f"broadcast of a {frame.type.name}")

@@ -21,7 +21,7 @@ from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import GROUP_ID, OVERHEAD_BYTES, Frame, Origin, PendingFrame, Type
 from onboard.wire.medium.contact_gate import ByteQuota, ContactGate, Window
 from onboard.wire.medium.medium_access import MAX_CLOSING, MediumAccess, Timing
-from onboard.wire.messages import BadMessage, Cancel, Done, MessageQueue, Offer, Report
+from onboard.wire.messages import BadMessage, Cancel, Done, MessageQueue, Report
 from onboard.wire.security.link_diagnostics import LinkDiagnostics
 from onboard.wire.security.seal import Refusal
 from onboard.wire.security.security_context import SecurityContext
@@ -72,7 +72,7 @@ class Session:
             self._timing, medium.link, self._hearing, self._liveness,
             epoch=state.epoch, slack=limits.reorder_slack,
         )  # fmt: skip
-        self._inbox = Inbox(self._timing, limits, state.done)
+        self._inbox = Inbox(self._timing, self._hearing, limits, state.done)
         self.incoming: Mapping[bytes, Incoming] = self._inbox.incoming
         self.done: Collection[bytes] = self._inbox.done
         key, floor = security.group_key, state.group_replay_floor
@@ -202,7 +202,7 @@ class Session:
     def tick(self, now: float) -> list[Event]:
         """Act on time alone: deadlines, silence, a due record of quota usage."""
         at, now = now, self._gate.link_s(now)
-        if not self.air.in_turn(now):
+        if not self.air.turn.in_turn(now):
             self._outbox.fell_still(now)
         silent = self._liveness.silent
         events = self._diagnostics.count(self._inbox.tick(now) + self._outbox.tick(now))
@@ -217,12 +217,13 @@ class Session:
         if not self._gate.is_open(sent_at) or self.air.opens_at(now) > now + _EPSILON_S:
             return None
         now += _EPSILON_S
-        closing = self.presence.is_reachable and self.air.closing(now)
+        turn = self.air.turn
+        closing = self.presence.is_reachable and turn.closing > 0 and turn.in_turn(now)
         if closing:  # repeat what matters most: the turn's answer, or its question
             send = self._answer or self._security.least(self._outbox.asks_about)
         elif (make := self._next_frame(now)[1]) is not None:
             send = make()
-        elif self.presence.is_reachable and self.air.in_turn(now):
+        elif self.presence.is_reachable and turn.in_turn(now):
             send = self._security.least()  # the rest was cancelled: only hand the turn over
         else:
             return None
@@ -231,14 +232,14 @@ class Session:
         end = self.air.sent(length, now, lossy=lossy)
         fragment, poll = send.fragment, send.poll
         if closing:
-            fragment = self.air.count_down()
+            fragment = turn.count_down()
             over = fragment == 0
         else:
             self._note_sent(send, end)
             over = self._timing.half_duplex and self._ends_turn(end, now)
         if over:
             poll = self._outbox.asked is not None
-            self.air.hand_over(self._outbox.asked)
+            turn.hand_over(self._outbox.asked)
             self._outbox.handed_over(end)
             self._answer = None
         self.presence.destination = send.to
@@ -254,7 +255,7 @@ class Session:
     def wakeup(self, now: float) -> float:
         """Return the earliest time at which `transmit` or `tick` may have work, if no frame comes."""
         link_now = self._gate.link_s(now)
-        ready = link_now if self.air.in_turn(link_now) else self._next_frame(link_now)[0]
+        ready = link_now if self.air.turn.in_turn(link_now) else self._next_frame(link_now)[0]
         leaves = math.inf if ready == math.inf else self.air.opens_at(max(link_now, ready))
         ticks = min(self._inbox.tick_at(), self._outbox.tick_at())
         return self._gate.wakes_at(leaves, ticks, now)
@@ -282,7 +283,7 @@ class Session:
         inbox, outbox, hearing, handshake = self._inbox, self._outbox, self._hearing, self._handshake
         refused = sum((opener.counts for opener in self._openers), Counter[Refusal]())
         told, sealer, link_now = self._diagnostics, self._security.sealer, self._gate.link_s(now)
-        objects = [*outbox.progress(link_now), *inbox.progress(hearing.loss)]
+        objects = [*outbox.progress(link_now), *inbox.progress()]
         when = partial(self._gate.contacts.when, now)
         (out_s, out_passes), (in_s, in_passes) = (  # objects share one way's air: their times add up
             when(sum(each.eta_s for each in objects if each.incoming == way)) for way in (False, True)
@@ -348,35 +349,22 @@ class Session:
 
     def _dispatch(self, frame: Frame, now: float) -> list[Event]:
         """Answers go to the outbox, all else to the inbox. Raises BadMessage for a senseless payload."""
-        inbox, outbox, hearing, kind = self._inbox, self._outbox, self._hearing, frame.type
-        if kind is Type.DATA or kind is Type.REPAIR:
-            inbox.loss = hearing.loss
-            return inbox.on_data(frame, now)
+        outbox, kind = self._outbox, frame.type
         if frame.object_id >= GROUP_ID and kind in (Type.REPORT, Type.DONE, Type.CANCEL):
             left_s = frame.fragment * self._timing.back_airtime_s(OVERHEAD_BYTES + len(frame.payload))
             return [GroupAnswer(frame, left_s)]
         if kind is Type.REPORT:
             report, sealer = Report.decode(frame.payload), self._security.sealer
             if frame.object_id and not (report.epoch == sealer.epoch and report.seq > sealer.seq):
-                return outbox.on_report(report, frame.object_id, hearing.order(frame), now)
+                return outbox.on_report(report, frame.object_id, self._hearing.order(frame), now)
             return []
-        if kind is Type.OFFER:
-            offer = Offer.decode(frame.payload)
-            if offer.size > offer.fragment_bytes:  # a single fragment's length is chance
-                hearing.fragment_bytes = offer.fragment_bytes
-            return inbox.on_offer(offer, frame.object_id, now)
-        if kind is Type.POLL:
-            return inbox.on_poll(frame.object_id, now)
         if kind is Type.DONE:
             return outbox.on_done(Done.decode(frame.payload), now)
-        if kind is Type.CANCEL:
-            cancel = Cancel.decode(frame.payload)
-            if cancel.by_sender:
-                return inbox.on_cancel(cancel, frame.object_id)
+        if kind is Type.CANCEL and not (cancel := Cancel.decode(frame.payload)).by_sender:
             return outbox.on_cancel(cancel, frame.object_id, now)
         if kind is Type.MSG:
             return [Message(frame.payload)]
-        raise BadMessage(f"{kind.name} under a key of traffic: no peer does that")
+        return self._inbox.handle(frame, now)
 
     def _overhear(self, listener: BroadcastListener, frame: bytes, now: float) -> list[Event]:
         link_now = self._gate.link_s(now)

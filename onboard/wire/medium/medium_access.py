@@ -214,7 +214,8 @@ class HalfDuplexTurn:
         return self.closing
 
     def in_turn(self, now: float) -> bool:
-        """Return whether this end has begun to speak, not said OVER, and not been still for too long."""
+        """Return whether this end is within a turn that it has to hand over: it has begun to speak, not said
+        OVER, and not been still for too long."""
         return self._speaking and now <= self._quiet_since + GRACE_S
 
     def has_room(self, end: float, loss: float = 0.0, burst: float = 1.0) -> bool:
@@ -256,18 +257,15 @@ class HalfDuplexTurn:
         self._quiet_since = now
         self._wait_s = self._slots_s(1)
         if not over:
-            self._wait_s = self._slots_s(2) + _run_of_losses(loss, burst) * self._timing.back_frame_s
+            loss = min(max(loss, 0.01), 0.9)
+            # The length that a run of lost frames exceeds in 1 of 100 cases.
+            lost = math.ceil(math.log(0.01 / loss) / math.log(_after_a_loss(loss, burst))) + 1
+            self._wait_s = self._slots_s(2) + lost * self._timing.back_frame_s
 
     def _slots_s(self, primaries: int) -> float:
         """Return the time from the turn's end to the primary's slot of that number, or the other end's after
         it."""
         return (primaries if self._timing.primary else primaries + 1) * self._timing.slot_s
-
-
-def _run_of_losses(loss: float, burst: float) -> int:
-    """Return the length that a run of lost frames exceeds in 1 of 100 cases."""
-    loss = min(max(loss, 0.01), 0.9)
-    return math.ceil(math.log(0.01 / loss) / math.log(_after_a_loss(loss, burst))) + 1
 
 
 def _after_a_loss(loss: float, burst: float) -> float:
@@ -277,6 +275,7 @@ def _after_a_loss(loss: float, burst: float) -> float:
 
 class MediumAccess:
     """The link's airtime as one end has it, on the link's clock. `closes_at`: no frame ends after that.
+    `turn`: on full duplex this end is never in one.
 
     `lead_bytes`: the delimiters before the frame sent last. They lead each burst, as a transmitter that keys
     late or a receiver that is still settling spoils its first bytes, and a quiet line may have left noise in
@@ -286,7 +285,7 @@ class MediumAccess:
     def __init__(self, timing: Timing, now: float) -> None:
         self.timing = timing
         self._pacer = Pacer(timing, now)
-        self._turn = HalfDuplexTurn(timing, now) if timing.half_duplex else None
+        self.turn = HalfDuplexTurn(timing, now)
         self._unheard = 0  # bursts since anything was heard
         self._again = False  # the peer repeats its question: it did not hear the answer
         self._doubt = 0.0
@@ -300,8 +299,8 @@ class MediumAccess:
     def opens_at(self, now: float) -> float:
         """Return when this end may transmit, from `now` on."""
         at = max(now, self._pacer.opens_at)
-        if self._turn is not None:
-            at = self._turn.opens_at(at)
+        if self.timing.half_duplex:
+            at = self.turn.opens_at(at)
         longest_s = self.timing.keying_s + self.timing.lead_s + self.timing.frame_s
         end = max(at, self._pacer.latest) + longest_s
         return at if end <= self.closes_at else max(at, self.closes_at)
@@ -314,53 +313,32 @@ class MediumAccess:
         """Note that the port's buffer is empty."""
         self._pacer.latest = self._pacer.end
 
-    def in_turn(self, now: float) -> bool:
-        """Return whether this end is within a turn that it has to hand over."""
-        return self._turn is not None and self._turn.in_turn(now)
-
-    def closing(self, now: float) -> bool:
-        """Return whether this end's turn sends its closing frames."""
-        return self._turn is not None and self._turn.closing > 0 and self._turn.in_turn(now)
-
     def sent(self, frame_bytes: int, now: float, *, lossy: bool = False) -> float:
         """Note that a frame leaves; returns when its last bit does. `lossy`: noise may come between
         frames."""
-        keyed = self._turn is not None and not self._turn.in_turn(now)
+        keyed = self.timing.half_duplex and not self.turn.in_turn(now)
         start = max(now, self._pacer.end)
         begins = keyed or now > self._pacer.end
         short, long = self.timing.lead_bytes
-        is_long = begins and self._wants_long_lead()
-        self.lead_bytes = long if is_long else short if begins else min(1, short) if lossy else 0
+        self.lead_bytes = min(1, short) if lossy else 0
+        if begins:
+            is_eager = 0 < self._unheard <= _EAGER or self._unheard % 4 == 3
+            self.lead_bytes = long if is_eager or self._again or self._doubt >= _DOUBTFUL else short
+            self._unheard += 1
+            self._again = False
         end = self._pacer.sent(frame_bytes, now, keyed=keyed, lead_bytes=self.lead_bytes)
-        if self._turn is not None:
-            self._turn.sent(start, end)
+        if self.timing.half_duplex:
+            self.turn.sent(start, end)
         return end
-
-    def _wants_long_lead(self) -> bool:
-        """Return whether the burst that begins may not be heard behind a short lead."""
-        is_eager = 0 < self._unheard <= _EAGER or self._unheard % 4 == 3
-        is_long = is_eager or self._again or self._doubt >= _DOUBTFUL
-        self._unheard += 1
-        self._again = False
-        return is_long
-
-    def count_down(self) -> int:
-        return 0 if self._turn is None else self._turn.count_down()
 
     def ends_turn(self, end: float, *, more: bool, loss: float, burst: float) -> bool:
         """Return whether the frame just sent, its last bit at `end`, says OVER. `more`: other frames wait.
         The turn may close with further frames, see `HalfDuplexTurn.close`."""
-        if self._turn is None:
-            return False
         next_end = end + self.timing.frame_s
         answered = next_end + self.timing.slot_s  # a last answer is worth more than a last fragment
-        if more and self._turn.has_room(next_end, loss, burst) and answered <= self.closes_at:
+        if more and self.turn.has_room(next_end, loss, burst) and answered <= self.closes_at:
             return False
-        return self._turn.close(loss, burst)
-
-    def hand_over(self, asked: int | None) -> None:
-        if self._turn is not None:
-            self._turn.hand_over(asked)
+        return self.turn.close(loss, burst)
 
     def heard(
         self, now: float, *, over: bool, loss: float, burst: float, left: int = 0, frame_bytes: int = 0,
@@ -371,6 +349,5 @@ class MediumAccess:
         self._unheard = 0
         self._again = again
         self._doubt = self._doubt + 1 if again else max(0.0, self._doubt - _TRUST)
-        if self._turn is not None:
-            left_s = left * self.timing.back_airtime_s(frame_bytes)
-            self._turn.heard(now, over=over, loss=loss, burst=burst, left_s=left_s)
+        left_s = left * self.timing.back_airtime_s(frame_bytes)
+        self.turn.heard(now, over=over, loss=loss, burst=burst, left_s=left_s)

@@ -17,6 +17,7 @@ from onboard.wire.framing.frame import GROUP_ID, OVERHEAD_BYTES, Frame, PendingF
 from onboard.wire.medium.medium_access import Timing
 from onboard.wire.messages import PREFIX_BYTES, BadMessage, Cancel, Done, Offer, Reason, Report
 from onboard.wire.transfer.incoming import Incoming, Partial
+from onboard.wire.transfer.peer import ReceiveStats
 from onboard.wire.transfer.states import IncomingEvent
 
 _IDS = 1024  # object ids of the peer that are remembered; a forgotten one is "unknown"
@@ -53,8 +54,8 @@ class Early:
 class Inbox:
     """All incoming objects of a session, by digest. `done`: the accepted digests, oldest first."""
 
-    def __init__(self, timing: Timing, limits: Limits, done: Iterable[bytes]) -> None:
-        self._timing, self._limits = timing, limits
+    def __init__(self, timing: Timing, hearing: ReceiveStats, limits: Limits, done: Iterable[bytes]) -> None:
+        self._timing, self._hearing, self._limits = timing, hearing, limits
         self._most_bytes = min(limits.max_object_bytes, limits.max_incoming_bytes)  # of one object
         self.incoming: dict[bytes, Incoming] = {}
         self._digests: OrderedDict[int, bytes] = OrderedDict()  # the peer's object ids, in its present epoch
@@ -67,7 +68,6 @@ class Inbox:
         self._unknown_at = -math.inf  # when the next "unknown" may leave
         self.fragments = self.received_bytes = self.duplicates = self.orphans = self.malformed = 0
         self.corrupt = 0
-        self.loss = 0.0  # share of the peer's frames, as last measured
 
     # -- the application's side ------------------------------------------------------------------------
 
@@ -148,7 +148,23 @@ class Inbox:
             if incoming.object_id in ids:
                 incoming.unbind()
 
-    def on_offer(self, offer: Offer, object_id: int, now: float) -> list[Event]:
+    def handle(self, frame: Frame, now: float) -> list[Event]:
+        """Take in a frame about an object of the peer's. Raises BadMessage for any other, and for a payload
+        that makes no sense."""
+        kind, object_id = frame.type, frame.object_id
+        if kind is Type.DATA or kind is Type.REPAIR:
+            return self._on_data(frame, now)
+        if kind is Type.OFFER:
+            return self._on_offer(Offer.decode(frame.payload), object_id, now)
+        if kind is Type.POLL:
+            return self._on_poll(object_id, now)
+        if kind is Type.CANCEL:
+            return self._on_cancel(Cancel.decode(frame.payload), object_id)
+        raise BadMessage(f"{kind.name} about object {object_id}: no peer does that")
+
+    def _on_offer(self, offer: Offer, object_id: int, now: float) -> list[Event]:
+        if object_id < GROUP_ID and offer.size > offer.fragment_bytes:  # a single fragment's length is chance
+            self._hearing.fragment_bytes = offer.fragment_bytes
         if object_id == 0:
             self.malformed += 1
             return []
@@ -188,13 +204,12 @@ class Inbox:
         incoming.report_by(now)
         incoming.end_by(offer.deadline_s, now)
         for frame in self._early.take(range(object_id, object_id + 1)):
-            events += self.on_data(frame, now)
+            events += self._on_data(frame, now)
         if self.incoming.get(offer.digest) is not incoming:  # these completed it, and its digest was wrong
             return events
         return events + self._check(incoming, now)
 
-    def on_data(self, frame: Frame, now: float) -> list[Event]:
-        """Take in DATA or REPAIR."""
+    def _on_data(self, frame: Frame, now: float) -> list[Event]:
         digest = self._digests.get(frame.object_id)
         incoming = None if digest is None else self.incoming.get(digest)
         if incoming is None and frame.object_id >= GROUP_ID:
@@ -203,7 +218,7 @@ class Inbox:
         if incoming is None:
             if digest is None:
                 self._early.keep(frame)
-            return self.on_poll(frame.object_id, now) if frame.poll or digest is None else []
+            return self._on_poll(frame.object_id, now) if frame.poll or digest is None else []
         if frame.object_id < GROUP_ID:
             incoming.bind(frame.object_id)  # even if it is broadcast as well
         have = incoming.have
@@ -220,7 +235,8 @@ class Inbox:
             return []
         self.fragments += incoming.have - have
         self.duplicates += not new
-        pause_s = incoming.gap_s if frame.poll else self._timing.report_interval_s(incoming.count, self.loss)
+        often_s = self._timing.report_interval_s(incoming.count, self._hearing.loss)
+        pause_s = incoming.gap_s if frame.poll else often_s
         incoming.report_by(now, -math.inf if self._timing.half_duplex else pause_s)
         if not new:
             return []
@@ -228,7 +244,7 @@ class Inbox:
         self.received_bytes += len(frame.payload)
         return self._check(incoming, now)
 
-    def on_poll(self, object_id: int, now: float) -> list[Event]:
+    def _on_poll(self, object_id: int, now: float) -> list[Event]:
         if object_id == 0:
             return []
         digest = self._digests.get(object_id)
@@ -246,7 +262,7 @@ class Inbox:
                 self._reply(PendingFrame(Type.REPORT, object_id=object_id), asked=True)
         return []
 
-    def on_cancel(self, cancel: Cancel, object_id: int) -> list[Event]:
+    def _on_cancel(self, cancel: Cancel, object_id: int) -> list[Event]:
         """Drop an object that the peer withdraws; the answer is REPORT "unknown"."""
         self._unbind(object_id)
         self._reply(PendingFrame(Type.REPORT, object_id=object_id))
@@ -264,11 +280,11 @@ class Inbox:
     def tick_at(self) -> float:
         return min((incoming.deadline for incoming in self.incoming.values()), default=math.inf)
 
-    def progress(self, loss: float) -> Iterator[Progress]:
+    def progress(self) -> Iterator[Progress]:
         """Estimate each object's time to the end from the peer's rate and the share of frames lost."""
         for incoming in self.incoming.values():
             frame_s = self._timing.back_airtime_s(OVERHEAD_BYTES + incoming.fragment_bytes)
-            left_s = (incoming.count - incoming.have) * frame_s / max(1 - loss, 0.01)
+            left_s = (incoming.count - incoming.have) * frame_s / max(1 - self._hearing.loss, 0.01)
             name, kind, size, count = incoming.digest, incoming.kind, incoming.size, incoming.count
             yield Progress(name, kind, True, size, count, incoming.have, left_s)
 

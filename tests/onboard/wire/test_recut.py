@@ -19,6 +19,7 @@ from onboard.wire.medium.medium_access import Timing
 from onboard.wire.messages import Offer, digest
 from onboard.wire.transfer.inbox import Inbox
 from onboard.wire.transfer.outgoing import Outgoing
+from onboard.wire.transfer.peer import ReceiveStats
 from tests.onboard.wire.pair import FULL, HALF, UPDATE, Pair, data, finish, link, uhf_full
 
 UART = uhf_full(1002, rate_up_bps=92_160.0, rate_down_bps=92_160.0)
@@ -173,20 +174,25 @@ def frame(object_id: int, fragment: int, payload: bytes) -> Frame:
     return Frame(Type.DATA, 7, 0, 1, 1, object_id, fragment, payload)
 
 
+def offer(object_id: int, name: bytes, fragment_bytes: int) -> Frame:
+    payload = Offer(name, 250, fragment_bytes, UPDATE).encode()
+    return Frame(Type.OFFER, 7, 0, 1, 1, object_id, payload=payload)
+
+
 def test_what_still_comes_in_the_old_length_spoils_nothing() -> None:
     """The last fragment of the old cut is as long as all of the new one, and has an index of it, too."""
     payload = data(250)
-    inbox = Inbox(Timing(Medium(FULL, len_and_two), primary=True), Limits(), ())
+    inbox = Inbox(Timing(Medium(FULL, len_and_two), primary=True), ReceiveStats(), Limits(), ())
     name = digest(UPDATE, payload)
-    inbox.on_offer(Offer(name, 250, 100, UPDATE, 0), 1, 0.0)
-    inbox.on_data(frame(1, 0, payload[:100]), 0.1)
-    inbox.on_offer(Offer(name, 250, 50, UPDATE, 0), 2, 0.2)
+    inbox.handle(offer(1, name, 100), 0.0)
+    inbox.handle(frame(1, 0, payload[:100]), 0.1)
+    inbox.handle(offer(2, name, 50), 0.2)
     assert inbox.incoming[name].held == 0b11
-    inbox.on_data(frame(1, 2, payload[200:]), 0.3)  # late
+    inbox.handle(frame(1, 2, payload[200:]), 0.3)  # late
     assert inbox.incoming[name].held == 0b11
     events = []
     for index in range(2, 5):
-        events += inbox.on_data(frame(2, index, payload[50 * index : 50 * index + 50]), 0.4)
+        events += inbox.handle(frame(2, index, payload[50 * index : 50 * index + 50]), 0.4)
     assert events == [Arrived(name, UPDATE, payload)]
 
 
