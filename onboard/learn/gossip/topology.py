@@ -8,14 +8,9 @@ on a complete graph 1/n.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-
-import numpy as np
-import numpy.typing as npt
+from collections.abc import Collection, Iterable, Sequence
 
 Edge = tuple[int, int]  # lower node number first
-Weights = Mapping[int, Mapping[int, float]]
-"""W_ij by i and its neighbours j; what a row lacks to 1 is W_ii."""
 
 
 def ring(nodes: Sequence[int]) -> frozenset[Edge]:
@@ -45,7 +40,7 @@ def complete(nodes: Sequence[int]) -> frozenset[Edge]:
 
 
 def metropolis(edges: Iterable[Edge]) -> dict[int, dict[int, float]]:
-    """Returns Metropolis-Hastings weights W_ij by i and j, both ways."""
+    """Returns Metropolis-Hastings weights W_ij by i and its neighbours j; what a row lacks to 1 is W_ii."""
     edges = frozenset(edges)
     ends = [end for edge in edges for end in edge]
     degree = {node: ends.count(node) for node in ends}
@@ -55,25 +50,13 @@ def metropolis(edges: Iterable[Edge]) -> dict[int, dict[int, float]]:
     return weights
 
 
-def matrix(weights: Weights, nodes: Sequence[int]) -> npt.NDArray[np.float64]:
-    """Returns W (n, n) in the order of `nodes`. Raises ValueError unless it is symmetric, without negative
-    weights, and no row sums to more than 1."""
-    at = {node: index for index, node in enumerate(nodes)}
-    whole = np.zeros((len(nodes), len(nodes)))
-    for node, row in weights.items():
-        for other, weight in row.items():
-            whole[at[node], at[other]] = weight
-    rest = 1 - whole.sum(axis=1)
-    if (whole < 0).any() or (rest < -1e-9).any() or not np.array_equal(whole, whole.T):
-        raise ValueError(f"weights are not symmetric and stochastic: {weights}")
-    return whole + np.diag(rest)
-
-
-def slowest(weights: Weights, nodes: Sequence[int]) -> float:
-    """Returns the second largest magnitude of W's eigenvalues: what a round leaves of the slowest difference
-    between models. It is 1 for a graph in parts, which never agree."""
-    magnitudes = np.sort(np.abs(np.linalg.eigvalsh(matrix(weights, nodes))))
-    return float(magnitudes[-2]) if len(nodes) > 1 else 0.0
+def connected(edges: Iterable[Edge], nodes: Collection[int]) -> bool:
+    """Whether edges lead from any node to any other; else the models never agree."""
+    parts = [{node} for node in nodes]
+    for edge in edges:
+        joined = [part for part in parts if part.intersection(edge)]
+        parts = [part for part in parts if part not in joined] + [set().union(*joined)]
+    return len(parts) <= 1
 
 
 def _rows(nodes: Sequence[int], columns: int) -> list[Sequence[int]]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
+import numpy.typing as npt
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
@@ -19,6 +22,12 @@ def made(n: int, numbers: dict[int, int] | None = None, seed: int = 1) -> Gossip
     start = np.zeros(SIZE, np.float32)
     setup = GossipSetup(node=n, weights=WEIGHTS[n], start=start, seed=seed, share=share_of(0.5))
     return Gossip(setup, numbers or {})
+
+
+def matrix(weights: Mapping[int, Mapping[int, float]]) -> npt.NDArray[np.float64]:
+    """W by rising node, with W_ii on the diagonal."""
+    whole = np.array([[weights[i].get(j, 0.0) for j in sorted(weights)] for i in sorted(weights)])
+    return whole + np.diag(1 - whole.sum(axis=1))
 
 
 def random(seed: int) -> Floats:

@@ -13,11 +13,12 @@ from onboard.codec.sparse import BadExchange
 from onboard.learn.gossip import topology
 from onboard.learn.gossip.algorithms import ALGORITHMS, GossipAlgorithm
 from onboard.learn.gossip.exchange import GossipSetup, ImplausibleExchange, Over
+from tests.onboard.learn.gossip.machine import matrix
 from tests.onboard.learn.gossip.test_exchange import made
 
 NODES = range(1, 7)
 WEIGHTS = topology.metropolis(topology.ring(NODES))
-W = topology.matrix(WEIGHTS, NODES)  # W_ii on the diagonal
+W = matrix(WEIGHTS)
 SIZE, SHARE, RATE = 400, 0.1, 0.3
 KINDS = ("topk", "choco")
 Matrix = npt.NDArray[np.float64]  # (nodes, coordinates)

@@ -15,7 +15,7 @@ from onboard.codec.values import Form
 from onboard.data.labels import digest
 from onboard.learn.gossip import topology
 from onboard.learn.gossip.exchange import Gossip, GossipSetup, Over
-from tests.onboard.learn.gossip.machine import WEIGHTS, GossipRing, random
+from tests.onboard.learn.gossip.machine import WEIGHTS, GossipRing, matrix, random
 
 SIZE = 3000  # coordinates: a dozen runs of a mask, of which the last one is shorter
 RING = topology.metropolis(topology.ring(range(1, 9)))
@@ -48,7 +48,7 @@ def cross(nodes: dict[int, Gossip], vectors: dict[int, Floats]) -> None:
 
 def test_in_step_and_whole_it_is_d_psgd() -> None:
     nodes, vectors = {n: node(n, share=ALL) for n in RING}, models()
-    expected = topology.matrix(RING, list(RING)) @ np.stack(list(vectors.values()))
+    expected = matrix(RING) @ np.stack(list(vectors.values()))
     cross(nodes, vectors)
     np.testing.assert_allclose(np.stack(list(vectors.values())), expected, atol=1e-6)
 
