@@ -13,7 +13,7 @@ from firmware_sim.runs.live import RunTexts, picture
 from hw_profiles import Link
 from onboard.codec.layout import Floats, Layout, views
 from onboard.data.images import Images
-from onboard.learn.gossip.descent import consensus_distance, mean_of
+from onboard.learn.gossip.descent import consensus
 from onboard.learn.graph import InferGraph, evaluate
 from onboard.wire.framing import cobs
 from onboard.wire.framing.frame import OVERHEAD_BYTES
@@ -67,11 +67,12 @@ class Evaluator:
     ) -> EpochResult:
         """vectors: of the living nodes, float32 (P,); losses: of their training; ground: its model."""
         few = self.test.x[: self.node_images], self.test.y[: self.node_images]
-        accuracy, test_loss = self._score(mean_of(vectors), self.test.x, self.test.y)
+        mean, distance = consensus(vectors)
+        accuracy, test_loss = self._score(mean, self.test.x, self.test.y)
         return EpochResult(
             epoch=totals.epochs, loss=sum(losses) / len(losses), accuracy=accuracy, test_loss=test_loss,
             node_accuracies=tuple(self._score(vector, *few)[0] for vector in vectors),
-            distance=consensus_distance(vectors), bytes_sent=totals.bytes_sent,
+            distance=distance, bytes_sent=totals.bytes_sent,
             exchanges=totals.exchange_ends // 2, clock_s=totals.clock_s,
             ground_accuracy=None if ground is None else self._score(ground, self.test.x, self.test.y)[0],
             ground_bytes=totals.ground_bytes,

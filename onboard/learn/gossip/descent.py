@@ -117,17 +117,11 @@ def stratified(y: npt.NDArray[np.int64], draw: np.random.Generator) -> npt.NDArr
     return by_class[np.argsort(place, kind="stable")]
 
 
-def mean_of(vectors: list[Floats]) -> Floats:
+def consensus(vectors: list[Floats]) -> tuple[Floats, float]:
+    """Returns the mean of models float32 (P,), and the root mean square of their distances from it."""
     total = np.zeros(vectors[0].shape, np.float64)
     for vector in vectors:
         total += vector
     mean: Floats = (total / len(vectors)).astype(np.float32)
-    return mean
-
-
-def consensus_distance(vectors: list[Floats]) -> float:
-    """Returns the root mean square, over nodes, of the distance of a node's model from the mean one."""
-    mean = mean_of(vectors)
-    return math.sqrt(
-        sum(float(np.square(vector - mean, dtype=np.float64).sum()) for vector in vectors) / len(vectors)
-    )
+    squares = sum(float(np.square(vector - mean, dtype=np.float64).sum()) for vector in vectors)
+    return mean, math.sqrt(squares / len(vectors))

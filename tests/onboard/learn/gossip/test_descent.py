@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from onboard.data import loading
 from onboard.data.images import Images
-from onboard.learn.gossip.descent import Descent, consensus_distance, mean_of, stratified
+from onboard.learn.gossip.descent import Descent, consensus, stratified
 from onboard.learn.graph import TrainGraph, initial
 from onboard.learn.training import Recipe
 
@@ -127,5 +127,6 @@ def test_a_loss_that_is_not_finite_ends_it(graph: TrainGraph, images: Images) ->
 
 def test_the_distance_of_models_from_their_mean() -> None:
     vectors = [np.array([1, 0], np.float32), np.array([-1, 0], np.float32)]
-    np.testing.assert_array_equal(mean_of(vectors), [0, 0])
-    assert consensus_distance(vectors) == 1.0
+    mean, distance = consensus(vectors)
+    np.testing.assert_array_equal(mean, [0, 0])
+    assert distance == 1.0
