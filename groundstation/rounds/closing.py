@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from onboard.codec.model import Model
 from onboard.console.errors import one_line, where
 from onboard.console.log import say
 from onboard.data.images import Images
-from onboard.learn.federated.clipping import Outlier, norm
+from onboard.learn.federated.clipping import norm
 from onboard.learn.federated.rounds import Round
 from onboard.learn.graph import InferGraph, Score, evaluate
 from onboard.learn.training import BoardTraining
@@ -61,12 +62,14 @@ class Closing:
             yield True
         if unusable:
             return b"", unusable
-        yield from self._weigh(average, number)
-        for take in (average.add, average.compare):
-            yield from self._each(take, number, usable)
-        if (outlier := average.odd_one()) is not None:
-            self._tell(outlier, number)
-            yield from self._each(average.add, number, usable)
+        yield from self._look_back(average, number)
+        for outlier in average.passes(usable, partial(self._open, number)):
+            if outlier is None:
+                yield True
+            else:
+                name = self.names.get(outlier.node, str(outlier.node))
+                fields = outlier.log_fields()
+                say(log, "outlier", level=logging.WARNING, node=name, round=number, **fields)
         try:
             with np.errstate(over="ignore", invalid="ignore"):  # the result is checked
                 packed = average.packed()
@@ -81,11 +84,6 @@ class Closing:
             unusable[farthest] = f"with it there is no average: {_why(error)}"
         yield True
         return packed, unusable
-
-    def _each(self, take: Callable[[Update, Model], None], number: int, nodes: list[int]) -> Iterator[bool]:
-        for node in nodes:
-            take(*self._open(number, node))
-            yield True
 
     def judge(self, packed: bytes) -> Generator[bool, None, Score]:
         scores = []
@@ -106,7 +104,7 @@ class Closing:
         asked = task_of(self.store.asked(number))
         return asked[0].training if asked else None
 
-    def _weigh(self, average: RoundAverage, number: int) -> Iterator[bool]:
+    def _look_back(self, average: RoundAverage, number: int) -> Iterator[bool]:
         for earlier in range(number - 1, 0, -1):
             if not average.wants_earlier:
                 break
@@ -115,12 +113,6 @@ class Closing:
                 with contextlib.suppress(ValueError):  # a disk may have changed it
                     average.look_back(*self._open(earlier, answer["node"]), base)
                 yield True
-        for outlier in average.weigh():
-            self._tell(outlier, number)
-
-    def _tell(self, outlier: Outlier, number: int) -> None:
-        name = self.names.get(outlier.node, str(outlier.node))
-        say(log, "outlier", level=logging.WARNING, node=name, round=number, **outlier.log_fields())
 
     def _open(self, number: int, node: int) -> tuple[Update, Model]:
         """Returns one stored answer. Raises ValueError, also where none is stored."""

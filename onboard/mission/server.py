@@ -15,7 +15,7 @@ is read again at each start; and in an average the others decide what one answer
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -200,11 +200,9 @@ def _moved(weights: Weights, base: Weights | None) -> Moves:
 
 
 class RoundAverage:
-    """The average of round `number`, which sent `packed`.
-
-    Use: `look` at all answers, `weigh`, `add` all, `compare` all; if somebody is the `odd_one`, `add` all
-    again; `packed`. No answer is held between these passes, so that a round of hundreds takes the memory of
-    one; the caller keeps them.
+    """The average of round `number`, which sent `packed`: `look` at all answers, run through `passes`, and
+    take `packed`. No answer is held between the passes, so that a round of hundreds takes the memory of one;
+    the caller keeps them.
     """
 
     def __init__(self, server: Server, number: int, packed: bytes) -> None:
@@ -212,9 +210,6 @@ class RoundAverage:
         self._claims: dict[int, Claim] = {}
         self._earlier: list[float] = []
         self._shares: dict[int, Share] = {}
-        self._parts: dict[int, Part] = {}
-        self._mean: tuple[Moves, float] | None = None  # what was moved on average, its length
-        self._odd: Outlier | None = None
         self._average = server.rule(server.layout)
 
     @cached_property
@@ -235,38 +230,40 @@ class RoundAverage:
         """Whether the answers are too few to be judged by one another alone."""
         return len(self._claims) + len(self._earlier) < FEW
 
-    def weigh(self) -> list[Outlier]:
-        """Weighs all answers that were looked at; returns who asked to count for far more than the others."""
+    def passes(
+        self, nodes: Collection[int], opened: Callable[[int], tuple[Update, Model]]
+    ) -> Iterator[Outlier | None]:
+        """Averages the answers of `nodes`, which `opened` fetches: all are added, then compared with the
+        average, and added anew if one of them is the `odd_one`. Yields None after each, and in between those
+        who asked to count for far more than the others, and the odd one."""
         self._shares, outliers = shares(self._claims, self._server.bounds, self._earlier)
-        return outliers
+        yield from outliers
+        yield from self._added(nodes, opened)
+        if not self._server.bounds.leave_out:
+            return
+        mean, parts = _moved(self._average.mean(), self._base), dict[int, Part]()
+        for node in nodes:
+            parts[node] = self._part(*opened(node), mean)
+            yield None
+        if (odd := odd_one(parts, norm(mean))) is not None:
+            yield odd
+            share = self._shares[odd.node]
+            self._shares[odd.node] = Share(share.factor, math.ceil(share.samples * odd.keeps))
+            self._average = self._server.rule(self._server.layout)
+            yield from self._added(nodes, opened)
 
-    def add(self, update: Update, model: Model) -> None:
-        """Adds one node's answer, in the second pass."""
-        share = self._shares[update.node]
-        if self._odd is not None and update.node == self._odd.node:
-            share = Share(share.factor, math.ceil(share.samples * self._odd.keeps))
-        if share.samples:
-            self._server.accumulate(self._average, update, model, self._number, self._base, share)
+    def _added(self, nodes: Iterable[int], opened: Callable[[int], tuple[Update, Model]]) -> Iterator[None]:
+        for node in nodes:
+            if (share := self._shares[node]).samples:
+                self._server.accumulate(self._average, *opened(node), self._number, self._base, share)
+            yield None
 
-    def compare(self, update: Update, model: Model) -> None:
-        """Compares one node's answer with the average, once all were added."""
-        if self._mean is None:
-            mean = _moved(self._average.mean(), self._base)
-            self._mean = mean, norm(mean)
+    def _part(self, update: Update, model: Model, mean: Moves) -> Part:
         share, claim = self._shares[update.node], self._claims[update.node]
         move = _moved(model.reconstruct(), self._base)
-        product = sum(float((values * self._mean[0][name]).sum()) for name, values in move.items())
+        product = sum(float((values * mean[name]).sum()) for name, values in move.items())
         weight = share.samples * self._server.age_weight(update, self._number)
-        self._parts[update.node] = Part(weight, share.factor * claim.norm, share.factor * product)
-
-    def odd_one(self) -> Outlier | None:
-        """Names who counts for less or for nothing, if somebody does, once all were compared. The average is
-        then empty again, and all are to be added once more."""
-        if not self._server.bounds.leave_out or self._mean is None:
-            return None
-        if (outlier := odd_one(self._parts, self._mean[1])) is not None:
-            self._odd, self._average = outlier, self._server.rule(self._server.layout)
-        return outlier
+        return Part(weight, share.factor * claim.norm, share.factor * product)
 
     def packed(self) -> bytes:
         """Packs the round's model for the way down. Raises ValueError without an answer."""
@@ -280,14 +277,11 @@ def averaged(server: Server, number: int, packed: bytes, payloads: Mapping[int, 
     """
     average = RoundAverage(server, number, packed)
 
-    def each(take: Callable[[Update, Model], None]) -> None:
-        for node, payload in sorted(payloads.items()):
-            take(*server.open(UPDATE, payload, node, number))
+    def opened(node: int) -> tuple[Update, Model]:
+        return server.open(UPDATE, payloads[node], node, number)
 
-    each(average.look)
-    average.weigh()
-    each(average.add)
-    each(average.compare)
-    if average.odd_one() is not None:
-        each(average.add)
+    for node in sorted(payloads):
+        average.look(*opened(node))
+    for _ in average.passes(sorted(payloads), opened):
+        pass
     return average.packed()
