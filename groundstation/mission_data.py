@@ -12,8 +12,7 @@ from onboard.config import load_node
 from onboard.data import labels, loading
 from onboard.data.images import DataError, Images, MissingDataError, order, save
 from onboard.data.inspection import Inspection, Levels
-from onboard.data.loading import Survey
-from onboard.data.sources import KNOWN_CLASSES, check_source
+from onboard.data.loading import KNOWN_CLASSES, Survey, check_source
 from onboard.learn.graph import TrainGraph
 
 SEED = 7  # of the shares; it must never change: boards that get theirs later must differ

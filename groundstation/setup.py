@@ -16,7 +16,7 @@ from groundstation.mission_data import Founded, founded
 from hw_profiles import load_board, load_link
 from onboard.config import NodeFile, check_cipher, load_node, relative_source
 from onboard.console.toml import ConfigError, checked
-from onboard.data.sources import check_source
+from onboard.data.loading import check_source
 from onboard.learn.graph import TrainGraph
 from onboard.link import BadUrl, facts_of
 from onboard.storage.files import sole_user, sync_folder, write_durably
