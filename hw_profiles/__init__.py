@@ -13,8 +13,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import errno
+import importlib
 import math
 import re
+import stat
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,11 +26,10 @@ from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import msgspec
 
-from hw_profiles.text import toml_of
-
-__all__ = ["Board", "Link", "ProfileError", "UnknownProfile", "load", "load_board", "load_link", "names"]
-
 _FOLDER = Path(__file__).parent
+# Chosen by name because the one that the running Python lacks is not installed either.
+_toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+_MOST_CHARACTERS = 16 * 2**20  # of a file: a contact plan of 100,000 contacts takes 10 MB
 _SOURCE = re.compile(r"[skcm]: \S")
 
 Kind = Literal["board", "link"]
@@ -219,3 +222,25 @@ def _value(path: Path, key: str, entry: object, hint: Any) -> tuple[Any, str]:
         raise ProfileError(f"{path}: {key}: too large a number") from None
     except msgspec.ValidationError as error:
         raise ProfileError(f"{path}: {key} = {value!r}: {error}") from None
+
+
+def toml_of(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file that a person has written, without the mark that Windows' editors begin with.
+    Raises ValueError, which says what it is not, and OSError, also for what is no file: a pipe would be
+    waited for, and a device such as /dev/zero read until the memory is full."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise OSError(errno.EINVAL, "it is a pipe or a device, and no file", str(path))
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            text = file.read(_MOST_CHARACTERS + 1)
+        if len(text) > _MOST_CHARACTERS:
+            raise OSError(errno.EFBIG, f"it is longer than {_MOST_CHARACTERS >> 20} MiB", str(path))
+        tables: dict[str, Any] = _toml.loads(text)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 at byte {error.start}") from None
+    except ValueError as error:  # TOMLDecodeError, and what int() says of a number of 4,300 digits
+        raise ValueError(f"not valid TOML: {error}") from None
+    except RecursionError:
+        raise ValueError("not valid TOML: nested too deeply") from None
+    return tables

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from hw_profiles.text import toml_of
+from hw_profiles import toml_of
 
 T = TypeVar("T", bound=msgspec.Struct)
 
