@@ -1,21 +1,7 @@
 """Values with their index beside them: for whoever chose coordinates that no seed can name, as Top-K does.
 
-    offset  size
-    0       1     version: 1
-    1       1     form of the index: 0 gaps, 1 bitmap
-    2       1     form of the values (`values.Form`)
-    3       1     0
-    4       4     size: coordinates of the whole vector; all numbers are little-endian
-    8       4     count of values
-    12      4     length L of the index
-    16      L     gaps: a byte for each distance to the next coordinate, 1 ... 254, the first one from -1;
-                  255 goes on by 254 and picks none, as often as it takes
-                  bitmap: a bit for each coordinate, lowest bit first, zeros fill the last byte
-    16+L    ...   the values
-
-Gaps are RD-PSGD's index (its section 3.3: "an 8-bit integer is enough"). At p = 0.1 they take 8 bits a value;
-at p = 0.01 one in thirteen distances is longer than a byte, and the paper does not say what becomes of it.
-"""
+The bytes are in docs/gossip.md, "With an index". Gaps are RD-PSGD's index (its section 3.3: "an 8-bit integer
+is enough")."""
 
 from __future__ import annotations
 
@@ -32,13 +18,13 @@ from onboard.codec.sparse import BadExchange
 from onboard.codec.values import Form
 
 VERSION = 1
-HEADER = struct.Struct("<BBBBIII")
+HEADER = struct.Struct("<BBBBIII")  # version, forms of index and values, 0, size, count, bytes of index
 
 
 class IndexForm(IntEnum):
     """How an index travels."""
 
-    GAPS = 0
+    GAPS = 0  # a byte for each distance to the next coordinate; FAR, 255, goes on by 254 and picks none
     BITMAP = 1
 
 

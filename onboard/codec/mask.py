@@ -8,11 +8,10 @@ coordinates would each be looked up (`RUN`). Runs of one coordinate are the pape
 The distance from one picked run to the next is geometric, P(g) = p (1-p)^(g-1), and drawing distances is less
 work than asking for every run (its section 3.3).
 
-Draw number d has the 16 bits d mod 4 of word d div 4, lowest first. Words are SplitMix64 (Steele, Lea and
-Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014), which mixes a counter, so that any
-block can be drawn alone. A table of 2^16 entries turns the bits into a distance; where they do not decide it
-(254 entries at most), 48 more bits of a second stream do, so that distances are geometric to 2^-64.
-Everything is integer arithmetic."""
+Words are SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014),
+which mixes a counter, so that any block can be drawn alone. A table turns 16 bits into a distance; where they
+do not decide it, 48 more bits of a second stream do. docs/gossip.md gives every step. Everything is integer
+arithmetic."""
 
 from __future__ import annotations
 
@@ -29,9 +28,7 @@ Words = npt.NDArray[np.uint64]
 
 ALL = 1 << 16  # the share that is every coordinate: p = 1
 MAX_SIZE = 1 << 30  # coordinates: an index and a block's overshoot fit into an int32
-# Coordinates of a run, 1 KiB in fp32. Drawing a mask of 25.6 million and making the message with its values
-# takes, at p = 0.5, 8.2 dense copies with runs of 1, 2.4 with 32, 2.1 with 64, 1.8 with 128, 1.75 with 256.
-RUN = 256
+RUN = 256  # coordinates, 1 KiB in fp32; docs/gossip.md has the costs of others
 FAR = 255  # a step that goes on by FAR - 1 coordinates and picks none: geometric distances have no memory
 WORDS = 1 << 14  # in a block at most: its buffers stay in a cache of 1 MiB
 GAMMA = 0x9E3779B97F4A7C15  # SplitMix64's increment: 2^64 over the golden ratio, odd

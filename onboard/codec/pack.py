@@ -10,10 +10,7 @@ from onboard.codec.dense import DenseCodec
 from onboard.codec.layout import Layout
 from onboard.codec.model import PREFIX, BadPack, Codec, Model
 
-CODECS: dict[int, Codec[Any]] = {
-    formats.ALQ: AlqCodec(),
-    formats.DENSE: DenseCodec(),
-}
+CODECS: dict[int, Codec[Any]] = {formats.ALQ: AlqCodec(), formats.DENSE: DenseCodec()}
 """Every codec by its format byte. docs/extending.md says how to add one."""
 
 

@@ -1,21 +1,13 @@
 """Neighbours exchange the values at a mask that both draw: 20 bytes more than the values, and no index.
 
-    offset  size
-    0       1     version: 2 (1 had masks of single coordinates)
-    1       1     form of the values (`values.Form`)
-    2       2     share - 1: p = share / 65536; all numbers are little-endian
-    4       4     round
-    8       4     size: coordinates of the whole vector
-    12      4     count of values
-    16      4     check: differs where the other end's mask does, by its seed, edge or run
-    20      ...   the values, in the order of the mask's coordinates
+The bytes are in docs/gossip.md, "An exchange": a HEADER, then the values in the order of the mask's
+coordinates.
 
 Mixing (RD-PSGD, Algorithm 2; D-PSGD at p = 1) adds weight * (received - sent) at the coordinates of an edge's
 mask. Both ends take the difference of the same two rebuilt values, and one difference is the negative of the
 other in every bit. So the mean of the models stays what it was, up to the rounding of one sum, in whatever
 form the values travel, and whatever a model became since they left. Both ends leave out a neighbour that does
-not answer.
-"""
+not answer."""
 
 from __future__ import annotations
 
@@ -31,7 +23,7 @@ from onboard.codec.mask import Indices, Mask
 from onboard.codec.values import Form
 
 VERSION = 2
-HEADER = struct.Struct("<BBHIII4s")
+HEADER = struct.Struct("<BBHIII4s")  # version, form, share - 1, round, size, count, check
 SPAN = 1 << 16  # coordinates taken at a time: what mixing needs, twice 256 KiB, stays in a cache of 1 MiB
 
 
@@ -41,7 +33,8 @@ class BadExchange(ValueError):  # noqa: N818 - "bad" says error already
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What an exchange says of itself; all but `form` must be as the receiver's own mask has it."""
+    """What an exchange says of itself; all but `form` must be as the receiver's own mask has it. `check`: 4 B
+    that differ where the other end's mask does, by its seed, edge or run."""
 
     form: Form
     share: int

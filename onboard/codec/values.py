@@ -1,20 +1,11 @@
 """The values at a mask's coordinates become bytes in one of four forms, and come back as float32.
 
-    fp32  float32 each: bit for bit
-    fp16  float16 each, to the nearest; values must be below 65,520
-    int8  in blocks of 256: a float32 scale for every block, the largest magnitude over 127; then all codes,
-          int8, value over scale to the nearest. 1.016 bytes a value.
-    ALQ   in groups of 256 with 4 bases each (`codec.alq`), packed (`codec.pack`); zeros fill the last group.
-          0.51 bytes a value; loses 2.5 % of the energy of Gaussian values, int8 0.005 %. A coordinate is a
-          float16 of 3 bits: below 4e-6 it is 0.
-
-All numbers are little-endian. What the bytes rebuild is the same on all machines, the sender's included.
-"""
+docs/gossip.md says what each costs and loses. What the bytes rebuild is the same on all machines, the
+sender's included."""
 
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Any
 
 import numpy as np
 
@@ -31,10 +22,10 @@ ALQ_BASES = 4
 class Form(IntEnum):
     """How values travel."""
 
-    FP32 = 0
-    FP16 = 1
-    INT8 = 2
-    ALQ = 3
+    FP32 = 0  # bit for bit
+    FP16 = 1  # to the nearest
+    INT8 = 2  # in blocks, whose scale is the largest magnitude over LEVELS: all scales, then codes
+    ALQ = 3  # in groups of BLOCK, with coordinates of 3 bits: below 4e-6 one is 0
 
 
 def encode(values: Floats, form: Form) -> bytes:
@@ -74,22 +65,17 @@ def decode(data: bytes | memoryview, count: int, form: Form) -> Floats:
     if len(data) != size:
         raise ValueError(f"{len(data)} bytes of values, {count} in {form.name} take {size}")
     if form is Form.INT8:
-        values = _from_codes(np.frombuffer(data, "<f4", scales), np.frombuffer(data, np.int8, -1, 4 * scales))
+        codes = np.frombuffer(data, np.int8, -1, 4 * scales)
+        if codes.min(initial=0) < -LEVELS:
+            raise ValueError(f"a code of {codes.min()}, none is below -{LEVELS}")
+        values, whole = codes.astype(np.float32), count - count % BLOCK
+        blocks, each = values[:whole].reshape(-1, BLOCK), np.frombuffer(data, "<f4", scales)
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
+            blocks *= each[: len(blocks), None]
+            values[whole:] *= each[len(blocks) :]
     else:
         values = np.frombuffer(data, "<f4" if form is Form.FP32 else "<f2").astype(np.float32, copy=False)
     check_finite(values)
-    return values
-
-
-def _from_codes(scales: Floats, codes: np.ndarray[Any, np.dtype[np.int8]]) -> Floats:
-    if codes.min(initial=0) < -LEVELS:
-        raise ValueError(f"a code of {codes.min()}, none is below -{LEVELS}")
-    values = codes.astype(np.float32)
-    whole = len(codes) // BLOCK
-    with np.errstate(over="ignore", invalid="ignore"):  # the caller refuses what is not finite
-        blocks = values[: whole * BLOCK].reshape(whole, BLOCK)
-        blocks *= scales[:whole, None]
-        values[whole * BLOCK :] *= scales[whole:]
     return values
 
 
