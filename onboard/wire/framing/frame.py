@@ -1,29 +1,13 @@
 """A frame is one transmission: a 14 B header, a payload and an 8 B tag; any altered byte is noticed.
 
-Layout, big-endian:
+docs/wire.md, "Frame", has the layout. In the header 0x00 and 0xF8 are swapped. Small numbers in wide fields
+are mostly zeros, and each zero is a run of its own to COBS: they took a quarter of the handling time of a 200
+B frame. 0xF8 is rare there (priority 7 with POLL and OVER, node 248), begins no frame of this version, and is
+not 0xFF. Its ENC and key id bits are zero, so the swap leaves these alone.
 
-====== ===== ==============================================================================
-offset width field
-====== ===== ==============================================================================
-0      1     version (3 bits), type (5 bits)
-1      1     priority (3), POLL (1, report wanted), OVER (1, your turn), ENC (1), key id (2)
-2      1     source node
-3      1     destination node, 0xFF for broadcast
-4      2     epoch: the sender's durable boot counter
-6      4     seq: one more per transmission, never reused within an epoch
-10     2     object id
-12     2     fragment index; in REPAIR generation (8 bits) and zero (8 bits); else closing ones
-14     L     payload
-14 + L 8     tag: BLAKE2s-64, keyed, over everything before it; with ENC see `cipher`
-====== ===== ==============================================================================
-
-In the header 0x00 and 0xF8 are then swapped. Small numbers in wide fields are mostly zeros, and each zero is
-a run of its own to COBS: they took a quarter of the handling time of a 200 B frame. 0xF8 is rare there
-(priority 7 with POLL and OVER, node 248), begins no frame of this version, and is not 0xFF. Its ENC and key
-id bits are zero, so the swap leaves these alone.
-
-The tag replaces a CRC: of 1.8e19 damaged or forged frames one passes. This file knows bytes only; `seal`
-knows whose key it is and which seqs were seen."""
+The tag (BLAKE2s-64, keyed, over everything before it; with ENC see `cipher`) replaces a CRC: of 1.8e19
+damaged or forged frames one passes. This file knows bytes only; `seal` knows whose key it is and which seqs
+were seen."""
 
 from __future__ import annotations
 
@@ -49,7 +33,7 @@ GROUP_ID = 0x8000
 POLL, OVER, ENC = 0x10, 0x08, 0x04
 """Bits of the second byte, between the priority (above) and the key id (below)."""
 
-_HEADER = struct.Struct(">BBBBHIHH")
+_HEADER = struct.Struct(">BBBBHIHH")  # the second byte holds priority, POLL, OVER, ENC and key id
 _HEADER_OF = struct.Struct(">BB4sIHH")  # of a sender whose fields are packed
 _ENDS = struct.Struct(">BBH")
 _VERSION = VERSION << 5

@@ -1,16 +1,10 @@
 """An encrypted frame says what a plain one says, and only to whoever holds the key.
 
-AES-256-CCM (NIST SP 800-38C, RFC 3610) hides the payload and authenticates it with the header, which stays
-readable. CCM's 8 B tag replaces BLAKE2s's, so a frame is as long as a plain one. The nonce is the header's
-bytes 2 to 9 as sent (source, destination, epoch, seq) and five zero bytes.
-
-CCM needs a nonce that is used once under its key: two payloads under one reveal their exclusive or. The
-subkey (`seal`) is of one direction, key id and salt, and of no other purpose, so no tag of a plain frame and
-no HELLO uses it. Under it (epoch, seq) names one transmission: each start raises the epoch and agrees on a
-new salt (`security_context`), and seqs count up within it. Only restoring the memory of a running program, as
-a virtual machine's snapshot does, uses a nonce twice (docs/reference/files.md).
-
-Broadcasts are never encrypted: nobody agrees on a salt with their sender, so lost state would repeat nonces.
+AES-256-CCM (NIST SP 800-38C, RFC 3610) hides the payload and authenticates it with the header. It needs a
+nonce that is used once under its key: two payloads under one reveal their exclusive or. The subkey (`seal`)
+is of one direction, key id and salt, and of no other purpose, and under it (epoch, seq) names one
+transmission: each start agrees on a new salt (`security_context`), and seqs count up within it. docs/wire.md,
+"Encryption", says when a nonce could be used twice all the same, and why broadcasts are never encrypted.
 
 Only this file needs the package `cryptography` (extra `crypto`), and only encrypted links import it."""
 

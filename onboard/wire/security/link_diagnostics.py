@@ -7,10 +7,8 @@ looks like another stranger's each time.
 Anybody can send frames that lie about the peer. So nothing is said of the peer's key or form while its own
 frames come in between: then the others are reported as foreign.
 
-Two ends may disagree about the salt or about epochs, though each start has a new salt and restored state does
-no harm. The causes left are a peer that agreed with somebody else meanwhile (its state folder ran on another
-computer, its card was cloned), a handshake whose last HELLO was lost, and a virtual machine whose memory went
-back. Then every frame from the peer has a wrong tag or is a replay, and each end would wait for ever."""
+Two ends may come to disagree about the salt or about epochs (docs/wire.md, "Replay"). Then every frame from
+the peer has a wrong tag or is a replay, and each end would wait for ever."""
 
 from __future__ import annotations
 
@@ -55,7 +53,6 @@ REFUSED_S = 10.0  # with nothing proven
 ASK_AGAIN_S, AT_LAST_S = 8.0, 64.0  # if more is refused, doubling
 FREE, WITHIN_S = 3, 600.0
 UNANSWERED = 3  # HELLOs, after which replays alone are told
-_UNDER_WAY_S = 10.0  # frames from before a new salt may come this late
 
 FIRST_S, DAY_S = 600.0, 86_400.0
 
@@ -293,27 +290,3 @@ class Agreements:
 
     def _are_many(self, now: float) -> bool:
         return len(self._repeated) == FREE and now < self._repeated[0] + WITHIN_S
-
-
-class Earlier:
-    """Detects another live end by frames under the earlier salt that alternate with those under the present
-    one. A few were merely in flight."""
-
-    def __init__(self) -> None:
-        self._since_s = 0.0
-        self._is_turn = False
-        self._turns = 0
-        self.told = False
-
-    def rekeyed(self, now: float) -> None:
-        self._since_s, self._is_turn, self._turns = now, False, 0
-
-    def proven(self) -> None:
-        self._is_turn = True
-
-    def heard(self, now: float) -> bool:
-        """Note a new frame under the earlier salt; True where two ends speak."""
-        if self._is_turn and now >= self._since_s + _UNDER_WAY_S:
-            self._is_turn = False
-            self._turns += 1
-        return self._turns >= REFUSED

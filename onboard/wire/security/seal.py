@@ -1,12 +1,9 @@
 """Only frames made by the peer with its key, for this end, and never seen before get past this file.
 
-Every node shares one 32 B key with the ground. A frame is tagged with a subkey of it that holds for one
-direction, one key id and one salt (`security_context`), so a frame reflected to its sender proves nothing.
-Under it (epoch, seq) names one transmission: the epoch is the sender's durable boot counter, the seq counts
-within it, and a receiver takes each pair once.
-
-A link is plain or encrypted at both ends, and an end opens no frame of the other form. Tags and encryption
-have subkeys of their own, so that one form reveals nothing of the other.
+A frame is tagged with a subkey of the node's key that holds for one direction, one key id and one salt
+(`security_context`), so a frame reflected to its sender proves nothing. Under it (epoch, seq) names one
+transmission, which a receiver takes once. An end opens no frame of the other form, plain or encrypted, and
+either form has subkeys of its own, so that it reveals nothing of the other.
 
 Refused frames are counted and never answered. What the caller keeps of epoch, salt and replay floor must be
 on disk before anything that depends on it leaves."""
@@ -15,6 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from hashlib import blake2s
 from typing import TYPE_CHECKING, Literal
 
@@ -207,21 +205,13 @@ class Opener:
 
     def use(self, salt: bytes, floor: tuple[int, int] = (0, 0)) -> None:
         """Open from now on only what is sealed under that salt, above the floor."""
-
-        def subkeys(purpose: bytes) -> dict[int, bytes]:
-            return {
-                key_id: directional_key(
-                    key, self.source, self.destination, key_id, salt=salt, purpose=purpose
-                )
-                for key_id, key in self._held.items()
-            }
-
-        encrypted = self._purpose == SECRET
-        plain = subkeys(TRAFFIC if encrypted else self._purpose)
-        self._plain = {key_id: framing.keyed(subkey) for key_id, subkey in plain.items()}
+        encrypted, self._plain, self._ciphers = self._purpose == SECRET, {}, {}
+        for key_id, key in self._held.items():
+            subkey = partial(directional_key, key, self.source, self.destination, key_id, salt=salt)
+            self._plain[key_id] = framing.keyed(subkey(purpose=TRAFFIC if encrypted else self._purpose))
+            if encrypted:
+                self._ciphers[key_id] = _cipher(subkey(purpose=SECRET))
         self._keys = {} if encrypted else self._plain
-        secret = subkeys(SECRET) if encrypted else {}
-        self._ciphers = {key_id: _cipher(subkey) for key_id, subkey in secret.items()}
         self._window = ReplayWindow(floor)
 
     @property

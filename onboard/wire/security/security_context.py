@@ -1,15 +1,8 @@
 """Every start of an end begins under a new salt, and no frame that was recorded before is taken under it.
 
-Replay protection rests on state: the sender's epoch and the receiver's floor. An end that starts cannot know
-whether the state on its disk is the latest, an older copy (a backup, a card's image, a folder that ran
-elsewhere meanwhile), or lost, and it has no clock. So it may not send, as it might reuse numbers, nor listen,
-as recorded frames might be new to it. Instead both ends derive a *salt* for the subkeys of their frames; an
-end without one, as after every start, says only HELLO until they agree.
-
-A HELLO holds the sender's challenge (a nonce of its own), its answer (the challenge that it heard last), and
-its salt in force, zeros for none or one in doubt (`Doubt`). HELLOs are sealed with a subkey of their own that
-no salt changes and no replay window guards: only the answer proves anything. Between A, which has no salt,
-and B:
+docs/wire.md says why ("Replay": no disk proves its state the latest, and there is no clock) and by which
+rules ("HELLO"). HELLOs are sealed with a subkey of their own that no salt changes and no replay window
+guards: only the answer proves anything. Between A, which has no salt, and B:
 
     A: challenge a,  answer -, salt -      (repeated, at last every 8 s where nothing is heard)
     B: challenge b,  answer a, salt old    (B is there; A notes the salt made of a and b)
@@ -32,9 +25,8 @@ answered by one HELLO of the same length, to its source, at most once a second f
 Several challenges are answered side by side, so that a flood of recorded ones does not crowd out the real
 one. A source counts as the peer's only once a HELLO from it is fresh and heard for the first time.
 
-A link has several keys during a change of keys, and both ends open frames under any of them. The board seals
-with its newest, as the ground is given a new key first; the ground seals with the one under which it heard
-the board last, at first with its oldest."""
+During a change of keys both ends open frames under any of them ("Key and tag"): the ground is given a new key
+first."""
 
 from __future__ import annotations
 
@@ -49,7 +41,7 @@ from onboard.wire.events import Event, OutOfStep, Rekeyed, TwoEnds
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import Frame, Origin, PendingFrame, Type
 from onboard.wire.messages import BadMessage, Payload
-from onboard.wire.security.link_diagnostics import Agreements, Doubt, Earlier, Seldom
+from onboard.wire.security.link_diagnostics import REFUSED, Agreements, Doubt, Seldom
 from onboard.wire.security.seal import HELLO, NO_SALT, SALT_BYTES, SECRET, TRAFFIC, Opener, Sealer
 
 K = TypeVar("K")
@@ -59,6 +51,7 @@ NONCE_BYTES = 8
 NO_NONCE = bytes(NONCE_BYTES)
 HELLO_AT_LAST_S = 8.0  # to an absent peer: 360 B a minute, where an idle link may carry 1000
 _UNPROVEN = 3  # an unprovable frame makes HELLOs come no sooner than every 8 first pauses, 2 s
+_UNDER_WAY_S = 10.0  # frames from before a new salt may come this late
 _ANSWER_AGAIN_S = 1.0
 _ANSWER_SELDOM_S = 2.0  # for any challenge on half-duplex: 46 B are 2 % of 9.6 kbit/s
 _REMEMBERED = 64  # challenges answered, salts noted: each is of one start of an end
@@ -299,8 +292,13 @@ class SecurityContext:
         )
         self.handshake = RekeyHandshake(identity, security, state, follows=self._follows, first_s=hello_s)
         self._keys, self._can_agree, self._purpose = keys, security.nonce is not None, purpose
-        self._doubt, self._earlier, self._step = Doubt(), Earlier(), Seldom()
+        self._doubt, self._step = Doubt(), Seldom()
         self._before: Opener | None = None  # under the salt that was in force before
+        self._rekeyed_at = 0.0
+        # Frames under the earlier salt that alternate with those under this one: another live end. A few were
+        # merely in flight.
+        self._alternations, self._is_alternate = 0, False
+        self._told_two_ends = False
         self.is_earlier = False  # the last refused frame is new under the earlier salt
 
     @property
@@ -318,7 +316,7 @@ class SecurityContext:
         if frame is None:
             return None
         self._doubt.proven()
-        self._earlier.proven()
+        self._is_alternate = True
         self.handshake.proven()
         if self._follows and frame.key_id != self.sealer.key_id:
             self.sealer.turn(frame.key_id)
@@ -336,9 +334,11 @@ class SecurityContext:
             if self._doubt.is_certain or self._doubt.is_lasting:
                 events += self._out_of_step(now)
         self.is_earlier = has_bad_tag and self._before is not None and self._before.open(raw) is not None
-        if self.is_earlier and self._earlier.heard(now) and not self._earlier.told:
-            self._earlier.told = True
-            events.append(TwoEnds(take_turns=False))
+        if self.is_earlier and self._is_alternate and now >= self._rekeyed_at + _UNDER_WAY_S:
+            self._alternations, self._is_alternate = self._alternations + 1, False
+            if self._alternations >= REFUSED and not self._told_two_ends:
+                self._told_two_ends = True
+                events.append(TwoEnds(take_turns=False))
         return events
 
     def greeted(self, now: float) -> list[Event]:
@@ -375,7 +375,7 @@ class SecurityContext:
                 floor=self.opener.floor, salt=before, purpose=self._purpose,
             )  # fmt: skip
         self._doubt.proven()
-        self._earlier.rekeyed(self.handshake.agreed_at)
+        self._rekeyed_at, self._alternations, self._is_alternate = self.handshake.agreed_at, 0, False
         self.sealer.use(salt)
         if self._follows:
             self.sealer.turn(self.handshake.key_id)
