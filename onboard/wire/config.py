@@ -86,8 +86,6 @@ class Limits:
     """The number of objects that are received at a time."""
     max_incoming_bytes: int = 128 << 20
     """The total size of the objects that are received at a time."""
-    max_messages: int = 16
-    """The number of MSGs that may wait to leave; a new one displaces the oldest."""
     remembered: int = 256
     """The digests of finished objects that are remembered."""
     bytes_per_contact: float = math.inf

@@ -24,6 +24,7 @@ DIGEST_BYTES = 16
 PREFIX_BYTES = 4
 MAX_FRAGMENTS = 0xFFFF
 """The header's fragment index has 16 bits, and a REPORT's base must be able to say "all of them"."""
+_MOST_MESSAGES = 16  # that wait to leave
 
 
 class BadMessage(ValueError):  # noqa: N818 - "bad" says error already
@@ -268,11 +269,10 @@ def _decode_runs(body: bytes, limit: int) -> tuple[int, int]:
 
 
 class MessageQueue:
-    """At most `limit` MSGs of at most `longest_bytes`, by priority (0 first), then age. The oldest is
-    dropped."""
+    """MSGs of at most `longest_bytes`, by priority (0 first), then age. Of too many the oldest is dropped."""
 
-    def __init__(self, limit: int, longest_bytes: int) -> None:
-        self._limit, self._longest_bytes = limit, longest_bytes
+    def __init__(self, longest_bytes: int) -> None:
+        self._longest_bytes = longest_bytes
         self._order = count()
         self._heap: list[tuple[int, int, bytes]] = []  # priority, order, payload
 
@@ -286,7 +286,7 @@ class MessageQueue:
                 f"MSG of {len(payload)} B, priority {priority}: at most {self._longest_bytes} B, 0..7"
             )
         heapq.heappush(self._heap, (priority, next(self._order), payload))
-        if len(self._heap) > self._limit:
+        if len(self._heap) > _MOST_MESSAGES:
             self._heap.remove(min(self._heap, key=lambda message: message[1]))
             heapq.heapify(self._heap)
 

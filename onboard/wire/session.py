@@ -78,7 +78,7 @@ class Session:
         key, floor = security.group_key, state.group_replay_floor
         self._listener = None if key is None else BroadcastListener(identity, key, self._inbox, floor)
         self.message_bytes = self._timing.payload_bytes
-        self._messages = MessageQueue(limits.max_messages, self.message_bytes)
+        self._messages = MessageQueue(self.message_bytes)
         others = [] if self._listener is None else [self._listener.opener]
         self._openers = [self._security.opener, self._handshake.opener, *others]
         self._diagnostics = LinkDiagnostics(identity.node, identity.peer, self._security.opener)

@@ -1,8 +1,8 @@
 """Whether a link is up, and how many bytes one end may still send on it, across restarts.
 
-A link with a contact plan has a clock that runs in contact and stops between contacts. A session lives on
-that clock: deadlines and all waiting times count seconds of contact, and a transfer continues in the next
-window as if without a gap. Without a plan the link is always up, and its clock is the session's.
+A link with a contact plan has a clock that stops between contacts, and a session lives on it: deadlines and
+all waiting times count seconds of contact. Without a plan the link is always up, and its clock is the
+session's.
 
 A quota bounds the bytes of one contact, and of any 24 hours. Objects leave the last sixteenth of it to
 answers, questions and messages, so that an end at its limit can still receive an object and commands."""
@@ -110,17 +110,15 @@ class Contacts:
         """Return when `contact_s` of contact have passed since then; inf where the plan ends before."""
         return self.at(self.up_s(since) + contact_s)
 
-    def passes(self, now: float, up_s: float) -> int | None:
-        """Return the windows, an open one included, until `up_s`; None where the plan ends before."""
-        last = bisect_left(self._up_s, up_s)
-        return None if self._always or last == len(self._up_s) else max(last - self._next(now)[0], 0)
-
     def when(self, now: float, contact_s: float) -> tuple[float, int | None]:
-        """Return the seconds until `contact_s` more of contact have passed, and the number of windows."""
+        """Return the seconds until `contact_s` more of contact have passed, and the number of windows, an
+        open one included; None where the plan ends before."""
         if contact_s == 0:
             return 0.0, None
         up_s = self.up_s(now) + contact_s
-        return self.at(up_s) - now, self.passes(now, up_s)
+        last = bisect_left(self._up_s, up_s)
+        is_beyond = self._always or last == len(self._up_s)
+        return self.at(up_s) - now, None if is_beyond else max(last - self._next(now)[0], 0)
 
 
 class ByteQuota:

@@ -1,16 +1,12 @@
 """The choice of fragment length: the one with the best goodput, given which frames were lost.
 
-A frame is lost with some probability p whatever its length, and by any bit error b: a frame of n bytes
-survives with probability (1 - p) (1 - b)^(8 n). Long fragments waste less on headers, short ones less on bit
-errors. Only frames of different lengths tell the losses apart, so the peer's mostly short frames count too.
+A frame of n bytes survives with probability (1 - p) (1 - b)^(8 n): p is lost whatever the length, b is the
+share of wrong bits. Only frames of different lengths tell these apart, so the peer's mostly short frames
+count too. docs/wire.md, "Fragment length", has the rules.
 
 A path may also drop all frames longer than its MTU. A length of which nothing ever passed is avoided for 10
-s, then for 20 s, up to 600 s (RFC 8899, section 5.1.1).
-
-On a line noisier than its profile, or a path that drops long frames, a length may never pass. So an object of
-which nothing comes through while the peer answers is refragmented shorter, and later longer where that pays.
-Short frames pass, as the answers show, so a few lost long ones are evidence enough. At most two fragments of
-a length that has never passed are in flight."""
+s, then for 20 s, up to 600 s (RFC 8899, section 5.1.1). Short frames pass, as the answers show, so a few lost
+long ones are evidence enough."""
 
 from __future__ import annotations
 
@@ -138,8 +134,8 @@ class FragmentSizer:
             fates[wire_bytes] = fates.get(wire_bytes, DeliveryStats()) + each
 
         likelihood = {
-            guess: each + max(worth * self._profile[guess], -most)
-            for guess, each in zip(_GUESSES, _likelihoods(fates), strict=True)
+            guess: each + max(worth * prior, -most)
+            for guess, each, prior in zip(_GUESSES, _likelihoods(fates), self._profile, strict=True)
         }
         guess = max(likelihood, key=likelihood.__getitem__)
         surety = likelihood[guess] - max(likelihood[loss, 0.0] for loss in _FRAME_LOSSES)
@@ -229,19 +225,17 @@ def _survives(wire_bytes: int, frame_loss: float, bit_error_rate: float) -> floa
 
 
 @lru_cache(maxsize=64)  # all sessions of one link ask the same, and the answer takes 2 ms
-def _profile(prior: tuple[tuple[int, DeliveryStats], ...]) -> Mapping[tuple[float, float], float]:
+def _profile(prior: tuple[tuple[int, DeliveryStats], ...]) -> list[float]:
     """Return each guess's log-likelihood under the link's profile, the best one's being 0."""
     likelihoods = _likelihoods(dict(prior))
     most = max(likelihoods)
-    return {guess: each - most for guess, each in zip(_GUESSES, likelihoods, strict=True)}
+    return [each - most for each in likelihoods]
 
 
 def _likelihoods(fates: Mapping[int, DeliveryStats]) -> list[float]:
-    """Return the log-probability of these fates under every guess.
-
-    The outer loop is over lengths, of which there may be more than `_odds` keeps."""
+    """Return the log-probability of these fates under every guess."""
     totals = [0.0] * len(_GUESSES)
-    for wire_bytes, each in fates.items():
+    for wire_bytes, each in fates.items():  # there may be more lengths than `_odds` keeps
         odds = _odds(wire_bytes)
         totals = [
             total + (each.kept * kept + each.lost * lost)

@@ -221,16 +221,19 @@ class Outgoing:
         self.meet(OutgoingEvent.WHOLE_REPORTED if is_whole else OutgoingEvent.HOLES_REPORTED)
         self._reported |= told
         highest = report.seq - slack
-        lost, kept = [0, 0], [0, 0]  # of the last fragment, and of the others
-        last, bursts, in_burst = self.count - 1, 0, False
+        last = self.count - 1
+        last_bytes = len(self.payload) - last * self.fragment_bytes
+        lost, kept = Counter[int](), Counter[int]()  # by length
+        bursts, in_burst = 0, False
         still: deque[tuple[int, int]] = deque()
         flying = 0
         for seq, index in self._flight:
+            length = last_bytes if index == last else self.first_bytes
             if self.acknowledged >> index & 1:
-                kept[index != last] += 1
+                kept[length] += 1
                 in_burst = False
             elif seq <= highest and told >> index & 1:
-                lost[index != last] += 1
+                lost[length] += 1
                 bursts += not in_burst
                 in_burst = True
             else:
@@ -244,11 +247,8 @@ class Outgoing:
         # What no REPORT covered yet (one may be cut to fit its frame) is unknown: it may have been
         # held since before this end's restart, so it waits for a REPORT that covers it.
         self.to_send = (self._reported | self._sent) & ~self.acknowledged & ~flying
-        last_bytes = len(self.payload) - last * self.fragment_bytes
-        fates = {last_bytes: DeliveryStats(lost[0], kept[0])}
-        others = DeliveryStats(lost[1], kept[1])
-        fates[self.first_bytes] = fates.get(self.first_bytes, DeliveryStats()) + others
-        return ReportOutcome(fates, bursts)
+        lengths = last_bytes, self.first_bytes
+        return ReportOutcome({each: DeliveryStats(lost[each], kept[each]) for each in lengths}, bursts)
 
 
 def _lacks(missing: int, airborne: int, loss: float, burst: float) -> float:

@@ -83,11 +83,7 @@ _ANSWERED = {  # a receiver may have any of an object, or none, since before thi
     _OE.UNKNOWN_REPORTED: _O.UNKNOWN,
     _OE.END: _O.ENDED,
 }
-_GIVEN_UP = {
-    _OE.HOLES_REPORTED: _O.WITHDRAWN,
-    _OE.WHOLE_REPORTED: _O.WITHDRAWN_WHOLE,
-    _OE.END: _O.ENDED,
-}
+_GIVEN_UP = {_OE.HOLES_REPORTED: _O.WITHDRAWN, _OE.WHOLE_REPORTED: _O.WITHDRAWN_WHOLE, _OE.END: _O.ENDED}
 OUTGOING: Mapping[OutgoingState, Mapping[OutgoingEvent, OutgoingState]] = {
     _O.QUEUED: {_OE.OFFER_SENT: _O.OFFERED, **_ANSWERED},
     _O.OFFERED: {_OE.OFFER_SENT: _O.OFFERED, **_ANSWERED, _OE.WITHDRAW: _O.WITHDRAWN},
@@ -99,21 +95,15 @@ OUTGOING: Mapping[OutgoingState, Mapping[OutgoingEvent, OutgoingState]] = {
     _O.ENDED: {},
 }
 _I, _IE = IncomingState, IncomingEvent
+_HALF_HELD = {
+    _IE.BOUND: _I.RECEIVING,
+    _IE.UNBOUND: _I.RESTING,
+    _IE.VERIFIED: _I.ARRIVED,  # of a resting one, where a broadcast brought what was missing
+    _IE.END: _I.ENDED,
+}
 INCOMING: Mapping[IncomingState, Mapping[IncomingEvent, IncomingState]] = {
-    _I.RESTING: {
-        _IE.BOUND: _I.RECEIVING,
-        _IE.UNBOUND: _I.RESTING,
-        _IE.VERIFIED: _I.ARRIVED,  # a broadcast brought what was missing
-        _IE.CORRUPT: _I.RESTING,  # likewise
-        _IE.END: _I.ENDED,
-    },
-    _I.RECEIVING: {
-        _IE.BOUND: _I.RECEIVING,
-        _IE.UNBOUND: _I.RESTING,
-        _IE.VERIFIED: _I.ARRIVED,
-        _IE.CORRUPT: _I.RECEIVING,
-        _IE.END: _I.ENDED,
-    },
+    _I.RESTING: {**_HALF_HELD, _IE.CORRUPT: _I.RESTING},
+    _I.RECEIVING: {**_HALF_HELD, _IE.CORRUPT: _I.RECEIVING},
     _I.ARRIVED: {_IE.BOUND: _I.ARRIVED, _IE.UNBOUND: _I.ARRIVED, _IE.END: _I.ENDED},
     _I.ENDED: {},
 }

@@ -49,14 +49,15 @@ def test_the_links_clock_runs_in_contact_alone(
     if goes_on:
         assert contacts.up_s(wakes) >= end
     windows = [w for w in plan if w.set > now and clock[int(w.rise)] < end]
-    assert contacts.passes(now, end) == (len(windows) if end <= clock[-1] else None)
+    _, passes = contacts.when(now, end - contacts.up_s(now))
+    assert passes == (len(windows) if clock[now] < end <= clock[-1] else None)
 
 
 def test_a_link_without_a_plan_is_always_up() -> None:
     contacts = Contacts(None)
     assert contacts.is_up(-5.0)
     assert contacts.window(5.0) is None
-    assert contacts.passes(0.0, 100.0) is None
+    assert contacts.when(0.0, 100.0) == (100.0, None)
     assert contacts.closes_up_s(7.0) == math.inf
     for now in (-3.0, 0.0, 17.5, math.inf):
         assert contacts.up_s(now) == contacts.at(now) == contacts.rises_at(now) == now
