@@ -97,12 +97,6 @@ class FleetConfig(RunConfig):
         split = {"split": "iid"} if self.alpha is None else {"split": "dirichlet", "alpha": self.alpha}
         return {"data": self.data, "images": self.images} | split | settings
 
-    def record(self) -> RunRecord[RoundResult] | None:
-        """Opens the run's record. Raises RunError, OSError."""
-        return (
-            None if self.out is None else RunRecord(self.out, NAMES, RoundResult, self.as_json(), MAY_DIFFER)
-        )
-
 
 @dataclass
 class _Tally:
@@ -364,8 +358,9 @@ class FleetRun(SimulationRun[RoundResult]):
     """A fleet's run. Raises DataError, GraphError, RunError, OSError."""
 
     def __init__(self, config: FleetConfig) -> None:
-        super().__init__(config.settings.model, config.record())
         settings = config.settings
+        record = RunRecord(config.out, NAMES, RoundResult, config.as_json(), MAY_DIFFER)
+        super().__init__(settings.model, record)
         self.config = config
         self.texts = texts(settings.rounds, self.train.layout.parameters)
         if finished([result.accuracy for result in self.results], settings.rounds, settings.target):
@@ -374,12 +369,8 @@ class FleetRun(SimulationRun[RoundResult]):
         self.simulation = fleet = Fleet(settings, shares, test, self.disks, self.train, self.infer)
         if self.kept is not None:
             fleet.resume(self.results, self.kept.read_bytes())
-        if self.record is not None:
-            self.record.claim()
 
     def draw(self) -> None:
         config, settings = self.config, self.config.settings
-        if config.out is not None:
-            which = f"{settings.select} of {settings.devices} devices"
-            title = f"{settings.training.method}, {which}, {config.data}"
-            draw(self.results, title, config.out / "rounds.png")
+        title = f"{settings.training.method}, {settings.select} of {settings.devices} devices, {config.data}"
+        draw(self.results, title, config.out / "rounds.png")

@@ -23,7 +23,6 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from firmware_sim.ring.node import section
 from firmware_sim.ring.result import EpochResult, Evaluator, RingTotals, texts
 from firmware_sim.ring.settings import GroundNode, RingSettings
 from firmware_sim.ring.simulation import NAMES, RingConfig
@@ -49,7 +48,7 @@ class ProcessRun:
 
     def __init__(self, config: RingConfig) -> None:
         settings, out = config.settings, config.out
-        if settings.method not in ("rd-psgd", "d-psgd") or out is None:
+        if settings.method not in ("rd-psgd", "d-psgd"):
             raise RunError(f"{settings.method}: processes gossip by rd-psgd or d-psgd, in a folder")
         if (out / NAMES.asked).exists():
             raise RunError(f"{out}: holds a run on the virtual clock; choose another with --out")
@@ -217,7 +216,7 @@ def create_nodes(
         name = "ground" if is_ground else f"node-{node}"
         tables: list[tuple[str, Mapping[str, Any]]] = [
             ("[node]", {"id": node, "name": name, "board": settings.board.name}),
-            ("[gossip]", msgspec.to_builtins(section(settings, trains=not is_ground))),
+            ("[gossip]", msgspec.to_builtins(settings.section(trains=not is_ground))),
             ("[data]", data),
             # A checkpoint at the end of every epoch: the epoch is evaluated by it.
             ("[budget]", {"cpu_share": 1.0, "checkpoint_s": 1e-3}),

@@ -17,7 +17,7 @@ from firmware_sim.runs.folder import RunError
 from hw_profiles import Board, Link, load_link
 from onboard.codec.mask import ALL, share_of
 from onboard.codec.values import Form
-from onboard.config import GROUND, Text, profile
+from onboard.config import GROUND, GossipSection, Text, profile
 from onboard.console.toml import read
 from onboard.learn.gossip import topology
 from onboard.learn.gossip.algorithms import ALGORITHMS, AlgorithmKind
@@ -86,10 +86,28 @@ class RingSettings:
         return ALL if self.algorithm.sends_all else share_of(self.sparsity)
 
     @property
+    def numbers(self) -> range:
+        """The numbers of all nodes, the ground included."""
+        return range(GROUND if self.ground else 1, self.nodes + 1)
+
+    @property
     def in_parts(self) -> bool:
         """Whether the graph is disconnected, so that the models never agree."""
-        nodes = range(GROUND if self.ground else 1, self.nodes + 1)
-        return not topology.connected(self.edges(), nodes)
+        return not topology.connected(self.edges(), self.numbers)
+
+    def section(self, *, trains: bool) -> GossipSection:
+        """Returns the `[gossip]` table of a node's file."""
+        own = {
+            "model": self.model,
+            "seed": self.seed,
+            "sparsity": self.share / ALL,
+            "values": self.values.name.lower(),
+            "every": self.every,
+            "patience_s": self.patience_s,
+            "trains": trains,
+            "epochs": self.epochs,
+        }
+        return msgspec.convert(msgspec.structs.asdict(self.recipe) | own, GossipSection)
 
     def edges(self) -> frozenset[topology.Edge]:
         """Returns who talks to whom; nodes count from 1, the ground is 0. Raises RunError."""

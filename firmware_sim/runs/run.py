@@ -32,7 +32,7 @@ class RunConfig:
     alpha: float | None = None  # of the Dirichlet split; None for shares that are alike
     test_data: str | None = None  # whose test part evaluates the models; None for that of `data`
     test_images: int | None = None  # how many of it at most
-    out: Path | None = None  # folder for results; None to keep none
+    out: Path  # folder for results
 
     def load(self, graph: TrainGraph, holders: int, seed: int) -> tuple[list[Images], Images]:
         """Returns the training images of each holder, and the test images. Raises DataError, ValueError."""
@@ -59,16 +59,15 @@ class SimulationRun(Generic[R]):
     """A simulation with its data, its folder and the results of its finished steps.
 
     whole: a run of so many steps is over for good and keeps no state. A subclass makes the `simulation`
-    unless the run is over, and then claims the folder."""
+    unless the run is over."""
 
-    def __init__(self, model: str, record: RunRecord[R] | None, whole: int | None = None) -> None:
+    def __init__(self, model: str, record: RunRecord[R], whole: int | None = None) -> None:
         self.train, self.infer = TrainGraph.load(model), InferGraph.load(model)
-        self.record, self._whole = record, whole
+        self._record, self._whole = record, whole
         self.simulation: Simulation[R] | None = None
-        self.results, self.kept = ([], None) if record is None else record.load(whole)
+        self.results, self.kept = record.load(whole)
         self._open = ExitStack()
-        if record is not None:
-            self._open.enter_context(closing(record))
+        self._open.enter_context(closing(record))
         self.disks = self._open.enter_context(scratch())
 
     def play(self) -> Generator[RunProgress | R, None, None]:
@@ -76,12 +75,12 @@ class SimulationRun(Generic[R]):
         with self._open:
             if (simulation := self.simulation) is None:
                 return
+            self._record.claim()
             for seen in simulation.play():
                 if not isinstance(seen, RunProgress):
                     self.results.append(seen)
-                    if self.record is not None:
-                        is_whole = len(self.results) == self._whole
-                        self.record.keep(self.results, None if is_whole else simulation.save)
+                    is_whole = len(self.results) == self._whole
+                    self._record.keep(self.results, None if is_whole else simulation.save)
                 yield seen
 
 

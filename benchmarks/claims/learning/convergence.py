@@ -133,11 +133,11 @@ class ConvergenceBench:
 
     def ring(self, name: str, seed: int) -> list[Point]:
         """A ring's run, an epoch a point; played where it is not in the folder. Raises LabError."""
-        wishes = self._wishes(name, seed)
-        asked = json.loads(json.dumps({**asdict(wishes), "data_folder": None}, default=_plain))
         method, p = METHODS[name]
         called = f"{self.task.data}-{self.task.epochs}-{method}-{p:g}-{seed}"
         path, state = self.out / f"{called}.json", self.out / called
+        wishes = self._wishes(name, seed, state)
+        asked = json.loads(json.dumps({**asdict(wishes), "data_folder": None, "out": None}, default=_plain))
         if path.exists():
             kept = json.loads(path.read_bytes())
             if kept["asked"] != asked:
@@ -145,7 +145,7 @@ class ConvergenceBench:
             return [Point(**point) for point in kept["points"]]
         self.tell(f"{name}, seed {seed}: reading images")
         try:
-            run = RingRun(replace(wishes, out=state))
+            run = RingRun(wishes)
             for seen in run.play():
                 if isinstance(seen, RunProgress):
                     so_far = f", {100 * run.results[-1].accuracy:.1f} % so far" if run.results else ""
@@ -174,7 +174,7 @@ class ConvergenceBench:
         )  # fmt: skip
         return points_of(rounds_of(wishes, self.tell, f"{CENTRAL}, seed {seed}"), training)
 
-    def _wishes(self, name: str, seed: int) -> RingConfig:
+    def _wishes(self, name: str, seed: int, out: Path) -> RingConfig:
         task, (method, p) = self.task, METHODS[name]
         recipe = (
             msgspec.structs.replace(task.recipe, cosine_epochs=task.epochs) if task.cosine else task.recipe
@@ -186,7 +186,7 @@ class ConvergenceBench:
         )  # fmt: skip
         return RingConfig(
             settings=settings, data=task.data, data_folder=self.data_dir, images=task.images,
-            test_data=task.test_data, test_images=task.test_images, node_images=1,
+            test_data=task.test_data, test_images=task.test_images, node_images=1, out=out,
         )  # fmt: skip
 
 
