@@ -112,10 +112,6 @@ def kept_object(journal: Journal[FederatedState], name: str, kind: int, named: b
     return None
 
 
-class BadCheckpoint(ValueError):  # noqa: N818 - "bad" says error already
-    """A checkpoint is damaged, or of another training; the text says which in one line."""
-
-
 def training_name(question: bytes, node: int) -> bytes:
     """Returns 16 B that identify the training of `node` on the model with the digest `question`."""
     return blake2s(question, digest_size=16, salt=node.to_bytes(4, "big")).digest()
@@ -125,24 +121,17 @@ def sealed(name: bytes, state: bytes) -> bytes:
     """Seals a checkpoint with the training's name and a checksum; readers of the state's own format accept
     it. A state restored into another training would go on with the wrong weights, and a flipped bit be
     trained upon."""
-    return state + _SEAL.pack(name, _check(state, name), _MAGIC)
+    return state + _SEAL.pack(name, blake2s(state + name, digest_size=16).digest(), _MAGIC)
 
 
 def opened(name: bytes, content: bytes) -> bytes:
-    """Returns the state in a checkpoint of the training called `name`. Raises BadCheckpoint."""
-    if len(content) < _SEAL.size:
-        raise BadCheckpoint(f"damaged: {len(content)} B")
-    state = content[: -_SEAL.size]
-    of, check, magic = _SEAL.unpack(content[-_SEAL.size :])
-    if magic != _MAGIC or check != _check(state, of):
-        raise BadCheckpoint(f"damaged, or of another version: {len(content)} B that are not what was written")
+    """Returns the state in a checkpoint of the training called `name`. Raises ValueError."""
+    state, of = content[: -_SEAL.size], content[-_SEAL.size :][: len(name)]
+    if content != sealed(of, state):
+        raise ValueError(f"damaged, or of another version: {len(content)} B that are not what was written")
     if of != name:
-        raise BadCheckpoint("of another round or node")
+        raise ValueError("of another round or node")
     return state
-
-
-def _check(state: bytes, name: bytes) -> bytes:
-    return blake2s(state + name, digest_size=16).digest()
 
 
 def fetch_checkpoint(journal: Journal[FederatedState], name: bytes) -> bytes | None:
@@ -151,7 +140,7 @@ def fetch_checkpoint(journal: Journal[FederatedState], name: bytes) -> bytes | N
     try:
         content = journal.fetch(CHECKPOINT)
         return None if content is None else opened(name, content)
-    except (OSError, BadCheckpoint, MemoryError) as error:
+    except (OSError, ValueError, MemoryError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
         path = os.fspath(journal.folder / CHECKPOINT)
         say(log, "checkpoint-dropped", level=logging.WARNING, path=path, why=why or type(error).__name__)

@@ -65,15 +65,6 @@ class GossipState(JournalState, kw_only=True):
     was_checkpointed: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Logged:
-    """What is known of one exchange; empty where nothing is known (any more)."""
-
-    number: int
-    sent: bytes
-    taken: bytes
-
-
 class ExchangeLog:
     """The messages, a file each: `PEER-NUMBER.sent` and `PEER-NUMBER.taken` in `folder`. Other files are
     named once and left alone. `keep` raises OSError (disk full); what was stored before stays readable."""
@@ -112,16 +103,16 @@ class ExchangeLog:
             replace_durably(path, content)
         self.new_bytes += len(content)
 
-    def of(self, peer: int, first: int = 0) -> Iterator[Logged]:
-        """Yields what is logged with that neighbour from exchange `first` on, the oldest one first."""
+    def of(self, peer: int, first: int = 0) -> Iterator[tuple[int, bytes, bytes]]:
+        """Yields each logged exchange with that neighbour from number `first` on, the oldest one first: the
+        number, and what was sent and taken, empty where nothing is known (any more)."""
         found = self._found(peer)
         for number in sorted({number for number, _ in found if number >= first}):
-            sent, taken = (self._read(found.get((number, way))) for way in ("sent", "taken"))
-            yield Logged(number, sent, taken)
+            yield number, self._read(found.get((number, "sent"))), self._read(found.get((number, "taken")))
 
     def taken(self, peer: int) -> list[bytes]:
         """Returns digests of the objects that were taken from that neighbour, the oldest first."""
-        return [digest(GOSSIP, logged.taken) for logged in self.of(peer) if logged.taken]
+        return [digest(GOSSIP, taken) for _, _, taken in self.of(peer) if taken]
 
     def first(self, peer: int) -> int:
         """Returns the number of the oldest exchange with that neighbour that is logged; 0 for none."""
@@ -178,21 +169,17 @@ def replay(exchanges: ExchangeLog, gossip: GossipAlgorithm, peer: int, vector: F
     """Mixes the log with one neighbour into `vector` (P,), from the checkpoint's numbers on; returns how many
     exchanges were mixed. Raises BadExchange, after mixing those before, for a log of another gossip."""
     first, last, before = gossip.numbers[peer], exchanges.last_sent(peer), gossip.exchanges
-    for each in exchanges.of(peer, first):
-        if each.number <= last:
-            gossip.stand_at(peer, each.number)
-        if each.sent:
-            gossip.reopen(peer, each.sent, vector)
-        if each.taken:
-            gossip.take(peer, each.taken)
-        if each.number < last:
+    for number, sent, taken in exchanges.of(peer, first):
+        if number <= last:
+            gossip.stand_at(peer, number)
+        if sent:
+            gossip.reopen(peer, sent, vector)
+        if taken:
+            gossip.take(peer, taken)
+        if number < last:
             gossip.delivered(peer)
         gossip.mix(vector)
     return gossip.exchanges - before
-
-
-class BadGossipCheckpoint(ValueError):  # noqa: N818 - "bad" says error already
-    """A checkpoint is damaged, or of another node or model; one line says which."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -299,9 +286,9 @@ class Checkpoints:
         if seal.startswith(_CHECKPOINT_MAGIC):
             if seal != _seal(_CHECKPOINT_MAGIC, self._key, archive):
                 size = f"{len(content)} B that were not written so"
-                raise BadGossipCheckpoint(f"damaged, or of another node: {size}")
+                raise ValueError(f"damaged, or of another node: {size}")
         elif content[-_ZIP_END_BYTES:][: len(_ZIP_END)] != _ZIP_END:
-            raise BadGossipCheckpoint(f"damaged: {len(content)} B that are no checkpoint")
+            raise ValueError(f"damaged: {len(content)} B that are no checkpoint")
         with np.load(io.BytesIO(content), allow_pickle=False) as state:
             peers, numbers = state["peers"].tolist(), state["numbers"].tolist()
             vector, velocity = self._model(state["vector"]), self._model(state["velocity"])
@@ -310,15 +297,15 @@ class Checkpoints:
             at = dict(zip(peers, numbers, strict=True))
             found = Checkpoint(vector, velocity, int(state["batches"]), at, memory)
         if found.batches < 0 or not all(0 <= number <= LAST_NUMBER + 1 for number in numbers):
-            raise BadGossipCheckpoint(f"{found.batches} batches and exchanges {numbers} cannot be")
+            raise ValueError(f"{found.batches} batches and exchanges {numbers} cannot be")
         return found
 
     def _model(self, values: npt.NDArray[np.generic]) -> Floats:
         if values.dtype != np.float32 or values.shape != (self._size,):
             form = f"{values.dtype} {values.shape}"
-            raise BadGossipCheckpoint(f"of another model: {form}, this one has {self._size}")
+            raise ValueError(f"of another model: {form}, this one has {self._size}")
         if not np.isfinite(values).all():
-            raise BadGossipCheckpoint("its values are not finite")
+            raise ValueError("its values are not finite")
         model: Floats = values.astype(np.float32, copy=False)
         return model
 

@@ -161,6 +161,3 @@ class FederatedProgram(NodeProgram):
     def report(self, now: float) -> None:
         step_s, link = self._drive.running_s(now), link_view(self.endpoint.pump, now)
         say(log, "doing", **self.agent.status(), step_s=step_s, link=link)
-
-
-log = logging.getLogger(__name__)

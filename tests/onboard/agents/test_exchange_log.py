@@ -103,15 +103,15 @@ def test_what_is_logged_is_read_in_order_and_a_checkpoint_leaves_the_last_exchan
     log.keep(3, 0, "sent", one.message(3))
     (tmp_path / "log" / "1-12.sent.new").write_bytes(b"cut by a kill")
     log = ExchangeLog(tmp_path / "log")
-    assert [each.number for each in log.of(1)] == list(range(12))
-    assert all(each.sent and not each.taken for each in log.of(1))
+    assert [number for number, _, _ in log.of(1)] == list(range(12))
+    assert all(sent and not taken for _, sent, taken in log.of(1))
     assert log.new_bytes == sum(path.stat().st_size for path in (tmp_path / "log").iterdir())
     log.checkpointed({1: 11, 3: 0})
-    assert [each.number for each in log.of(1)] == [10, 11]
-    assert [each.number for each in log.of(3)] == [0]
+    assert [number for number, _, _ in log.of(1)] == [10, 11]
+    assert [number for number, _, _ in log.of(3)] == [0]
     assert log.new_bytes == 0
     log.forget(1, 11)
-    assert [each.number for each in log.of(1)] == [10]
+    assert [number for number, _, _ in log.of(1)] == [10]
 
 
 def test_the_log_of_another_gossip_is_told(tmp_path: Path) -> None:
