@@ -25,6 +25,7 @@ from onboard.link.peer import PeerShare
 from onboard.link.ports.port import PortEvent
 from onboard.storage.files import (
     CHECK_BYTES,
+    changed_at,
     checked,
     clear_the_way,
     discard_file,
@@ -76,7 +77,7 @@ class Spool:
         `save`. It reads no more than the limit, the newest objects."""
         partials: list[Partial] = []
         left_bytes, displaced = self.limit_bytes, 0
-        for path in sorted(self.folder.glob("*.map"), key=_changed_at, reverse=True):
+        for path in sorted(self.folder.glob("*.map"), key=changed_at, reverse=True):
             found = _read_map(path)
             if found is not None and found.digest in self._finished:
                 remove_file(path)
@@ -194,13 +195,6 @@ def _with_data(found: Partial, path: Path) -> Partial | None:
     if read < min(found.held.bit_length() * found.fragment_bytes, found.size):
         return None
     return replace(found, data=data)
-
-
-def _changed_at(path: Path) -> float:
-    try:
-        return path.lstat().st_mtime
-    except OSError:
-        return 0.0
 
 
 def _encode_map(partial: Partial) -> bytes:

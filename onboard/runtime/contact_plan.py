@@ -19,7 +19,7 @@ from msgspec import Meta
 from onboard.config import EndId
 from onboard.console.log import say
 from onboard.console.toml import ConfigError, read
-from onboard.storage.files import read_file, replace_durably
+from onboard.storage.files import changed_at, read_file, replace_durably
 from onboard.wire.medium.contact_gate import Contacts, Window
 from onboard.wire.session import Session
 
@@ -73,24 +73,18 @@ class PlanFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 class ContactPlan:
-    """The contacts of one link, between `node` and `peer`, from the file at `path`. `kept`: where the copy of
+    """The contacts of one link, between `node` and `peer`, from the file at `path`. `folder`: where a copy of
     the last readable plan lies, for a start without one; None to keep none.
 
     Raises ConfigError, in one line that names file, key and value, also where the file has no contact of
     these two, most often for a wrong number. With a copy it logs `contacts-refused` and uses that instead."""
 
-    def __init__(self, path: Path, node: int, peer: int, kept: Path | None = None) -> None:
-        self.path, self.node, self.peer, self._kept = path, node, peer, kept
-        try:
-            self._contacts = _load(path, node, peer)
-        except ConfigError as error:
-            if (before := self._before()) is None:
-                raise
-            self._contacts = before
-            self._refuse(error)
-        else:
-            self._keep_copy()
-        self._changed_at = _changed_at(path)
+    def __init__(self, path: Path, node: int, peer: int, folder: Path | None = None) -> None:
+        self.path, self.node, self.peer = path, node, peer
+        self._copy = None if folder is None else folder / f"contacts-{node}-{peer}.kept"
+        self._contacts: list[Contact] = []
+        self._changed_at = -1
+        self._reload()
         self._look_at = 0.0
         self._told: Session | None = None  # the session that keeps to the plan
         self._clock_s = 0.0  # the wall clock less the session's, as last told
@@ -117,54 +111,34 @@ class ContactPlan:
             say(log, "contacts", node=self.node, peer=self.peer, windows=len(windows), next_s=next_s)
 
     def _reload(self) -> bool:
-        changed_at = _changed_at(self.path)
-        if changed_at == self._changed_at:
+        before_at, self._changed_at = self._changed_at, changed_at(self.path)
+        if self._changed_at == before_at:
             return False
-        self._changed_at = changed_at
         try:
             self._contacts = _load(self.path, self.node, self.peer)
         except ConfigError as error:
-            self._refuse(error)
+            self._contacts = self._contacts or self._kept()
+            if not self._contacts:
+                raise
+            say(log, "contacts-refused", level=logging.ERROR, node=self.node, peer=self.peer, why=str(error))
             return False
-        self._keep_copy()
+        if self._copy is not None and self._kept() != self._contacts:
+            content = msgspec.json.encode(self._contacts)
+            with contextlib.suppress(OSError):  # a disk that refuses costs only the copy
+                replace_durably(self._copy, _check(content) + content)
         return True
 
-    def _refuse(self, error: ConfigError) -> None:
-        say(log, "contacts-refused", level=logging.ERROR, node=self.node, peer=self.peer, why=str(error))
-
-    def _keep_copy(self) -> None:
-        """A disk that refuses costs only the copy."""
-        if self._kept is None:
-            return
-        content = msgspec.json.encode(self._contacts)
-        sealed = _check(content) + content
-        with contextlib.suppress(OSError):
-            if read_file(self._kept, _MOST_BYTES) == sealed:
-                return
-        with contextlib.suppress(OSError):
-            replace_durably(self._kept, sealed)
-
-    def _before(self) -> list[Contact] | None:
-        """Return the copy's contacts, None where there is no whole copy."""
-        if self._kept is None:
-            return None
-        try:
-            sealed = read_file(self._kept, _MOST_BYTES)
-            content = sealed[_CHECK_BYTES:]
-            if sealed[:_CHECK_BYTES] != _check(content):
-                return None
-            return msgspec.json.decode(content, type=list[Contact])
-        except (OSError, ValueError):  # gone, unreadable, of another version
-            return None
+    def _kept(self) -> list[Contact]:
+        """Return the copy's contacts; none where there is no whole copy of this version."""
+        with contextlib.suppress(OSError, ValueError):
+            sealed = b"" if self._copy is None else read_file(self._copy, _MOST_BYTES)
+            if sealed[:_CHECK_BYTES] == _check(sealed[_CHECK_BYTES:]):
+                return msgspec.json.decode(sealed[_CHECK_BYTES:], type=list[Contact])
+        return []
 
 
 def _check(content: bytes) -> bytes:
     return blake2s(content, digest_size=_CHECK_BYTES).digest()
-
-
-def kept_plan(folder: Path, path: Path | None, node: int, peer: int) -> ContactPlan | None:
-    """Return the plan at `path`, if any, with its copy in the program's `folder`. Raises ConfigError."""
-    return None if path is None else ContactPlan(path, node, peer, folder / f"contacts-{node}-{peer}.kept")
 
 
 def _load(path: Path, node: int, peer: int) -> list[Contact]:
@@ -172,10 +146,3 @@ def _load(path: Path, node: int, peer: int) -> list[Contact]:
     if not contacts:
         raise ConfigError(f"{path}: contact: none between node {node} and node {peer}")
     return contacts
-
-
-def _changed_at(path: Path) -> int:
-    try:
-        return path.stat().st_mtime_ns
-    except OSError:
-        return 0

@@ -9,7 +9,7 @@ import contextlib
 import logging
 import math
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from logging import ERROR, INFO
 from pathlib import Path
@@ -17,13 +17,14 @@ from typing import Any
 
 from onboard.config import LinkEnd
 from onboard.console.log import say
-from onboard.link import Spool, facts_of, opener
 from onboard.link.ports.port import Port, PortEvent, line_fault
+from onboard.link.ports.schemes import facts_of, opener
 from onboard.link.pump import Pump, PumpEvent
 from onboard.link.recording import Recorder
-from onboard.runtime.contact_plan import kept_plan
+from onboard.link.spool import Spool
+from onboard.runtime.contact_plan import ContactPlan
 from onboard.storage.journal import LinkState
-from onboard.storage.keys import load_keys, tell_exposure
+from onboard.storage.keys import exposure, load_keys
 from onboard.wire import events as wire
 from onboard.wire.config import Identity, Limits, Medium, Security, SessionState
 from onboard.wire.events import Event
@@ -71,7 +72,9 @@ class Endpoint:
     ) -> None:
         self.config = config
         end = config.end
-        self._contacts = kept_plan(config.folder, end.contacts_path, config.node, end.id)
+        self._contacts = None
+        if end.contacts_path is not None:
+            self._contacts = ContactPlan(end.contacts_path, config.node, end.id, config.folder)
         self.pump = self._pump(state, taken, now)
         self.suspended_until = -math.inf
         """A link that failed is neither heard nor served until then, when it is renewed."""
@@ -128,13 +131,14 @@ class Endpoint:
         return Pump(config.opener or opener(end.port, end.link, tap), session, spool)
 
 
-def tell_exposures(ends: Iterable[LinkEnd], state: Path) -> None:
+def tell_exposures(ends: Collection[LinkEnd], state: Path) -> None:
     """Log which key files, and for an encrypted link which state, other users of this computer may read."""
-    ends = list(ends)
-    for end in ends:
-        tell_exposure(end.key_path, "key")
+    told = [(end.key_path, exposure(end.key_path, "key"), "key") for end in ends]
     if any(end.encrypt for end in ends):
-        tell_exposure(state, "state")
+        told.append((state, exposure(state, "state"), "state"))
+    for path, why, what in told:
+        if why:
+            say(log, "exposed", level=logging.WARNING, what=what, path=str(path), why=why)
 
 
 OBJECT_SHARE = 16

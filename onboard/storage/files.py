@@ -29,7 +29,7 @@ Kind = Literal["file", "folder"]
 LOCK = "lock"  # the file in a folder that its user holds
 _SAFELY = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _MODE = 0o666  # less the umask
-_KINDS = {
+KINDS = {
     stat.S_IFREG: "a file",
     stat.S_IFLNK: "a link",
     stat.S_IFIFO: "a pipe",
@@ -58,6 +58,14 @@ def open_to_read(path: Path) -> BufferedReader:
     if (told := _put_aside(path, "file")) is not None:
         raise told
     return os.fdopen(os.open(path, os.O_RDONLY | _SAFELY), "rb")
+
+
+def changed_at(path: Path) -> int:
+    """Returns when the file was written last, in nanoseconds; 0 if that cannot be said."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def remove_file(path: Path) -> bool:
@@ -203,4 +211,4 @@ def _obstacle(path: Path, kind: Kind) -> NotAFile | None:
         return None
     if path.is_dir() if kind == "folder" else stat.S_ISREG(mode):
         return None
-    return NotAFile(errno.EINVAL, f"{_KINDS.get(stat.S_IFMT(mode), 'a file')}, and no {kind}", str(path))
+    return NotAFile(errno.EINVAL, f"{KINDS.get(stat.S_IFMT(mode), 'a file')}, and no {kind}", str(path))

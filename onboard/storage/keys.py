@@ -9,7 +9,6 @@ that would be lost."""
 from __future__ import annotations
 
 import codecs
-import logging
 import os
 import secrets
 import stat
@@ -17,12 +16,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from onboard.console.log import say
 from onboard.console.toml import ConfigError
 from onboard.storage.files import replacing
 from onboard.wire.security.seal import KEY_BYTES, KEY_IDS
-
-log = logging.getLogger(__name__)
 
 _MODE = 0o600  # of a key file
 _OTHERS = {"key": 0o077, "state": 0o007}  # a state may be shown to a group on purpose, a key to nobody
@@ -123,8 +119,3 @@ def exposure(path: Path, what: Literal["key", "state"]) -> str | None:
     if what == "key" and folder & 0o002 and not folder & stat.S_ISVTX:
         return f"others may put another in its place; chmod o-w {path.absolute().parent}"
     return None
-
-
-def tell_exposure(path: Path, what: Literal["key", "state"]) -> None:
-    if why := exposure(path, what):
-        say(log, "exposed", level=logging.WARNING, what=what, path=str(path), why=why)

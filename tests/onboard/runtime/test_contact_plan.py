@@ -11,7 +11,7 @@ import pytest
 
 from hw_profiles import load_link
 from onboard.console.toml import ConfigError
-from onboard.runtime.contact_plan import LOOK_AGAIN_S, ContactPlan, kept_plan
+from onboard.runtime.contact_plan import LOOK_AGAIN_S, ContactPlan
 from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.medium.contact_gate import Window
 from onboard.wire.session import Session
@@ -140,8 +140,7 @@ def test_a_start_with_a_damaged_plan_goes_by_the_last_good_one(
     path, state = tmp_path / "contacts.toml", tmp_path / "state"
     state.mkdir()
     path.write_text(contact("12:10", "12:20"))
-    good = kept_plan(state, path, 3, 0)
-    assert good is not None
+    good = ContactPlan(path, 3, 0, state)
     windows = good.windows(NOON)
     path.write_text(contact("12:30", "12:40"))
     os.utime(path, (1, 1))
@@ -153,34 +152,32 @@ def test_a_start_with_a_damaged_plan_goes_by_the_last_good_one(
         path.mkdir()
     elif damage != "gone":
         path.write_text({"cut": text[:40], "empty": "", "other's": contact("12:00", "12:10", node=4)}[damage])
-    again = kept_plan(state, path, 3, 0)
-    assert again is not None
+    again = ContactPlan(path, 3, 0, state)
     assert again.windows(NOON) == good.windows(NOON)
     again.keep(session(), 0.0, NOON)
     assert [record.getMessage() for record in caplog.records].count("contacts-refused") == 1
     with pytest.raises(ConfigError):
-        kept_plan(state, path, 4 if damage != "other's" else 5, 0)  # of which there is no copy
+        ContactPlan(path, 4 if damage != "other's" else 5, 0, state)  # of which there is no copy
 
 
 def test_a_copy_that_is_damaged_itself_counts_for_nothing(tmp_path: Path) -> None:
     path = tmp_path / "contacts.toml"
     path.write_text(contact("12:10", "12:20"))
-    assert kept_plan(tmp_path, path, 3, 0)
+    assert ContactPlan(path, 3, 0, tmp_path)
     path.write_text("")
     (copy,) = tmp_path.glob("*.kept")
     content = copy.read_bytes()
     for at in range(0, len(content), 7):
         copy.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
         with pytest.raises(ConfigError):
-            kept_plan(tmp_path, path, 3, 0)
+            ContactPlan(path, 3, 0, tmp_path)
     copy.write_bytes(content)
-    assert kept_plan(tmp_path, path, 3, 0)
+    assert ContactPlan(path, 3, 0, tmp_path)
 
 
 def test_a_disk_that_is_full_costs_the_copy_alone(tmp_path: Path) -> None:
     path = tmp_path / "contacts.toml"
     path.write_text(contact("12:10", "12:20"))
     (tmp_path / "state").write_text("a file where the folder should be")
-    plan = kept_plan(tmp_path / "state", path, 3, 0)
-    assert plan is not None
+    plan = ContactPlan(path, 3, 0, tmp_path / "state")
     assert len(plan.windows(NOON)) == 1
