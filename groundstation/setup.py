@@ -18,7 +18,8 @@ from onboard.config import NodeFile, check_cipher, load_node, relative_source
 from onboard.console.toml import ConfigError, checked
 from onboard.data.loading import check_source
 from onboard.learn.graph import TrainGraph
-from onboard.link import BadUrl, facts_of
+from onboard.link.ports.port import BadUrl
+from onboard.link.ports.schemes import facts_of
 from onboard.storage.files import sole_user, sync_folder, write_durably
 from onboard.storage.keys import load_keys, new_key, newest, replace_keys, roll, save_key
 

@@ -163,14 +163,14 @@ def link(node_toml: Path, as_json: bool, once: bool) -> None:
 
 def recording_to(path: Path, limit_mb: int) -> Recorder:
     """Returns a recorder that has its file for itself; ends the program if it cannot have it."""
-    from onboard.link.recording import InUse, NoRecording, Recorder
+    from onboard.link.recording import Recorder
 
     recorder = Recorder(path, limit_mb << 20)
     try:
         recorder.claim()
-    except InUse:
+    except BlockingIOError:
         fail(f"--record {path}: another program records into it; give each its own file")
-    except NoRecording as error:
+    except ValueError as error:
         fail(f"--record {error}; give it another name")
     return recorder
 
@@ -251,16 +251,13 @@ def _run_gossip(
 
 def missing_device(url: str) -> str | None:
     """Says what is wrong with a port that is a device; None if it is there or is no device."""
-    from onboard.link import facts_of
-    from onboard.link.ports.serial import NoDevice, check_device
+    from onboard.link.ports.schemes import facts_of
+    from onboard.link.ports.serial import not_serial
 
+    device = facts_of(url).device
     try:
-        if (device := facts_of(url).device) is not None:
-            check_device(str(device))
-    except NoDevice as error:
-        return str(error)
+        return None if device is None else not_serial(device)
     except FileNotFoundError:
         return "no such device"
-    except OSError:
-        pass  # it may be there; opening it says what is wrong
-    return None
+    except OSError:  # it may be there; opening it says what is wrong
+        return None

@@ -15,7 +15,8 @@ from onboard.console.extras import unusable
 from onboard.console.toml import ConfigError, read
 from onboard.data.inspection import Levels, Shard
 from onboard.learn.training import Recipe
-from onboard.link import BadUrl, facts_of
+from onboard.link.ports.port import BadUrl
+from onboard.link.ports.schemes import facts_of
 
 GROUND = 0  # the ground station's node number, in the frame's address byte
 NODE_IDS = range(1, 255)  # of boards; 255 is broadcast
@@ -348,7 +349,7 @@ def check_classes(names: Classes | None) -> None:
 
 
 def check_port(port: str) -> None:
-    """Raises ValueError unless `onboard.link.open_port` takes the URL."""
+    """Raises ValueError unless `onboard.link.ports.schemes.open_port` takes the URL."""
     if not port:
         raise ValueError("port: must not be empty; give a device such as /dev/ttyUSB0 or udp://HOST:PORT")
     try:

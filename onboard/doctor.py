@@ -21,7 +21,7 @@ from onboard.console.toml import ConfigError
 from onboard.learn.graph import GraphError, TrainGraph
 from onboard.learn.networks import NETWORKS
 from onboard.learn.training import BoardTraining
-from onboard.link import facts_of, open_port
+from onboard.link.ports.schemes import facts_of, open_port
 from onboard.mission.health import Failure
 from onboard.mission.objects import Task, encode_object
 from onboard.runtime.contact_plan import ContactPlan

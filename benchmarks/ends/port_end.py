@@ -18,9 +18,10 @@ from benchmarks.ends.tell import tell
 from benchmarks.harness import netns
 from hw_profiles import Link
 from onboard.console.signals import stop_signals
-from onboard.link import Spool, facts_of, opener
 from onboard.link.ports.port import PortEvent
+from onboard.link.ports.schemes import facts_of, opener
 from onboard.link.pump import Pump, wait
+from onboard.link.spool import Spool
 from onboard.mission.objects import UPDATE
 from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.events import Arrived, Delivered, PeerHeard

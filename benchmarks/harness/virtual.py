@@ -185,7 +185,7 @@ class VirtualWorld:
         )
 
     def opener(self, url: str, link: Link, tap: object = None) -> Callable[[], AirPort]:
-        """In place of `onboard.link.opener`."""
+        """In place of `onboard.link.ports.schemes.opener`."""
 
         def opened() -> AirPort:
             program, cable = self.current(), self._cables[url]

@@ -24,8 +24,8 @@ from urllib.parse import parse_qsl, urlsplit
 
 from firmware_sim.world.channel import SIDES, Side
 from hw_profiles import Link
-from onboard.link import BadUrl
-from onboard.link.ports.hosts import host_port, resolve
+from onboard.link.ports.port import BadUrl
+from onboard.link.ports.udp import host_port, resolve
 from onboard.wire.medium.medium_access import LEAD_BYTES
 
 _QUIET_S = 0.05  # a serial line this long without a byte has ended its piece

@@ -31,9 +31,9 @@ import msgspec
 
 from hw_profiles import Link
 from onboard.console.log import say
-from onboard.link import facts_of
 from onboard.link.ports.framing import FRAMINGS
 from onboard.link.ports.port import Tap, Way
+from onboard.link.ports.schemes import facts_of
 from onboard.wire.framing import cobs
 from onboard.wire.security.seal import NO_SALT
 
@@ -135,14 +135,6 @@ class Reader:
         self.damaged += splitter.overlong + (tail not in (b"", b"\0"))
 
 
-class InUse(BlockingIOError):  # noqa: N818 - a state of the world rather than a mistake
-    """Another program records into the file."""
-
-
-class NoRecording(ValueError):  # noqa: N818 - likewise
-    """A file that is no recording is in its place."""
-
-
 class Recorder:
     """Records what crosses ports into one file of bounded size, and stops nobody when it cannot.
 
@@ -171,28 +163,26 @@ class Recorder:
         self._told = False
 
     def claim(self) -> None:
-        """Lock the file for this process, if it can be written at all. Raises InUse, and NoRecording rather
-        than append to, or replace, somebody else's file."""
+        """Lock the file for this process, if it can be written at all. Raises BlockingIOError where another
+        program records into it, and ValueError rather than append to, or replace, somebody else's file."""
         try:
             for path in (self.path, self._full):
                 if path.is_file():
                     with path.open("rb") as file:
                         if file.read(1) not in (b"", b"\0"):  # a recorder begins with a delimiter
-                            raise NoRecording(f"{path}: is there, and no recording")
+                            raise ValueError(f"{path}: is there, and no recording")
             self._open()
-        except InUse:
+        except BlockingIOError:
             raise
         except OSError as error:
             self._fail(error, self._clock())
 
-    def link(
-        self, url: str, link: Link, *, local: int, peer: int, salt: bytes = NO_SALT, encrypted: bool = False
-    ) -> Tap:
+    def link(self, url: str, link: Link, *, local: int, peer: int, encrypted: bool = False) -> Tap:
         """Begin the recording of one link; return the tap for its port."""
         facts = facts_of(url)
         start = Start(
             unix_s=self._unix_s, url=url, framing=facts.framing, kiss_port=facts.kiss_port, local=local,
-            peer=peer, link=link, salt=salt, encrypted=encrypted,
+            peer=peer, link=link, encrypted=encrypted,
         )  # fmt: skip
         node = peer or local  # the ground's number, 0, names no link
         record = Record(Kind.START, node, self._at_s(), msgspec.json.encode(start))
@@ -248,7 +238,7 @@ class Recorder:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             self.close()
-            raise InUse(error.errno, "another program records into it", str(self.path)) from None
+            raise BlockingIOError(error.errno, "another program records into it", str(self.path)) from None
         self._size = os.fstat(self._fd).st_size
         # A delimiter first: the record before it may have been cut.
         self._append(b"\0" + b"".join(map(encode, self._starts)))

@@ -9,10 +9,9 @@ import pytest
 
 from hw_profiles import Link
 from onboard.config import check_port
-from onboard.link import BadUrl, PortFacts, facts_of
 from onboard.link.ports.framing import FRAMINGS
-from onboard.link.ports.port import Port, PortEvent, Tap
-from onboard.link.ports.schemes import PATH, PYSERIAL, SCHEMES, scheme_of
+from onboard.link.ports.port import BadUrl, Port, PortEvent, PortFacts, Tap
+from onboard.link.ports.schemes import PATH, PYSERIAL, SCHEMES, facts_of, scheme_of
 from onboard.mission.objects import UPDATE
 from onboard.wire.events import Arrived, Delivered
 from tests.onboard.link.lan import PortLan

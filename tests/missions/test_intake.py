@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hw_profiles import load_link
-from onboard.link import Spool, facts_of, opener
+from onboard.link.ports.schemes import facts_of, opener
 from onboard.link.pump import Pump, PumpEvent, wait
+from onboard.link.spool import Spool
 from onboard.mission.objects import MODEL
 from onboard.storage.keys import load_keys
 from onboard.wire.config import Identity, Medium, Security, SessionState

@@ -26,10 +26,11 @@ from onboard.learn.federated.local import LocalTraining, apply_delta
 from onboard.learn.federated.rounds import PartialAverage
 from onboard.learn.graph import TrainGraph, initial
 from onboard.learn.training import BoardTraining, Plan
-from onboard.link import Spool, open_port
 from onboard.link.ports.framing import whiten
 from onboard.link.ports.port import PortEvent
+from onboard.link.ports.schemes import open_port
 from onboard.link.pump import Pump, wait
+from onboard.link.spool import Spool
 from onboard.mission.objects import UPDATE, Update, decode_update, encode_object
 from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.events import Arrived, Delivered, Event

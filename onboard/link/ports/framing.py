@@ -76,11 +76,8 @@ def kiss_stream(max_frame_bytes: int, port: int) -> FramedStream:
 class Datagrams:
     """Each frame by itself, as it is."""
 
-    opening = b""
-
     def __init__(self, max_frame_bytes: int, _port: int = 0) -> None:
         self._max_frame_bytes = max_frame_bytes
-        self.check = LineCheck(b"")
         self.broken = 0
 
     def encode(self, frame: bytes) -> bytes:

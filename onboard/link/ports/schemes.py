@@ -20,11 +20,10 @@ from urllib.parse import parse_qs, urlsplit
 import serial
 
 from hw_profiles import Link
-from onboard.link.ports.framing import FRAMINGS
-from onboard.link.ports.hosts import InBackground, check_host
+from onboard.link.ports.framing import FRAMINGS, FramedStream
 from onboard.link.ports.port import BadUrl, Port, PortFacts, PortScheme, Tap
 from onboard.link.ports.serial import SerialPort
-from onboard.link.ports.udp import UdpPort, UdpUrl
+from onboard.link.ports.udp import InBackground, UdpPort, UdpUrl, check_host
 from onboard.wire.config import Limits
 from onboard.wire.framing import kiss
 from onboard.wire.medium.medium_access import LEAD_BYTES
@@ -71,14 +70,11 @@ class StreamScheme:
         stream = self.parse(url)
         uart_baud = round(link.rate_up_bps) if link.bits_per_byte > 8 else DEFAULT_BAUD
         framing = FRAMINGS[stream.framing].make(link.mtu_bytes, stream.kiss_port)
+        assert isinstance(framing, FramedStream), f"{stream.framing} is not for a stream"
         return SerialPort(
-            url,
-            stream.device,
-            baud=stream.baud or uart_baud,
-            framing=framing,
-            max_frame_bytes=link.mtu_bytes,
-            tap=tap,
-        )
+            url, stream.device, baud=stream.baud or uart_baud, framing=framing,
+            max_frame_bytes=link.mtu_bytes, tap=tap,
+        )  # fmt: skip
 
 
 class UdpScheme:

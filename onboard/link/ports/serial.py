@@ -34,8 +34,9 @@ import serial
 
 from hw_profiles import Link
 from onboard.console.log import say
-from onboard.link.ports.framing import Framing
+from onboard.link.ports.framing import FramedStream
 from onboard.link.ports.port import BadUrl, PortEvent, PortLost, Tap
+from onboard.storage.files import KINDS
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,14 @@ class SerialPort:
     """A `Port` on `device`, a path or a pyserial URL; `framing` splits the stream into frames."""
 
     def __init__(
-        self, url: str, device: str, *, baud: int, framing: Framing, max_frame_bytes: int, tap: Tap | None
+        self,
+        url: str,
+        device: str,
+        *,
+        baud: int,
+        framing: FramedStream,
+        max_frame_bytes: int,
+        tap: Tap | None,
     ) -> None:
         """Opens and locks the device. Raises PortLost, and BadUrl for a URL that pyserial does not know."""
         self.url = url
@@ -232,22 +240,11 @@ class Terminal:
                 fcntl.ioctl(self._fd, termios.TIOCNXCL)
 
 
-class NoDevice(OSError):  # noqa: N818 - a state of the world rather than a mistake
-    """What is at the path is no serial device; the text says what it is."""
-
-
-def check_device(path: str) -> None:
-    """Check that `path` is a character device. Raises NoDevice, and OSError where nothing is there."""
-    mode = Path(path).stat().st_mode
-    if stat.S_ISCHR(mode):
-        return
-    kinds = {
-        stat.S_IFREG: "a file",
-        stat.S_IFDIR: "a folder",
-        stat.S_IFIFO: "a pipe",
-        stat.S_IFSOCK: "a socket",
-    }
-    raise NoDevice(f"it is {kinds.get(stat.S_IFMT(mode), 'a block device')}, and no serial device")
+def not_serial(path: Path) -> str | None:
+    """Say what is at `path` where that is no character device. Raises OSError where nothing is there."""
+    kind = stat.S_IFMT(path.stat().st_mode)
+    what = "a block device" if kind == stat.S_IFBLK else KINDS[kind]
+    return None if kind == stat.S_IFCHR else f"it is {what}, and no serial device"
 
 
 def who_may_open(path: str) -> str:
@@ -295,13 +292,13 @@ def _open(url: str, device: str, baud: int) -> Any:
             # pyserial would throw away what is said first, and close no sooner than 0.3 s later.
             parts = urlsplit(device)
             return socket.create_connection((parts.hostname, parts.port or 0), timeout=CONNECT_WITHIN_S)
-        if lock:
-            check_device(device)
+        if lock and (why := not_serial(Path(device))):
+            raise PortLost(url, f"cannot open: {why}")
         return serial.serial_for_url(device, baudrate=baud, timeout=0, **lock)
     except (ValueError, TypeError) as error:
         raise BadUrl(f"{url}: {error}") from None
-    except NoDevice as error:
-        raise PortLost(url, f"cannot open: {error}") from None
+    except PortLost:
+        raise
     except (OSError, serial.SerialException) as error:
         raise PortLost(url, f"cannot open: {_why(error, device)}") from error
 

@@ -1,28 +1,24 @@
 """A UDP port carries one frame in one datagram, unframed, and counts what IP and UDP add to it.
 
-A peer that is not up yet is no error: its host's "port unreachable" only says that a datagram was lost.
-"""
+A peer that is not up yet is no error: its host's "port unreachable" only says that a datagram was lost. A
+host's name that no name server would take is bad input, not a port that may come. What may have to wait for a
+network is done in the background: no daemon waits for one."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import ipaddress
 import os
 import socket
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, Generic, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 from hw_profiles import Link
-from onboard.link.ports.hosts import (
-    Address,
-    InBackground,
-    address_of,
-    check_peer,
-    host_port,
-    resolve,
-)
 from onboard.link.ports.port import BadUrl, PortEvent, PortLost, Tap
 from onboard.wire.framing.frame import Origin
 
@@ -30,19 +26,17 @@ IPV4_UDP_BYTES = 20 + 8  # RFC 791 without options, RFC 768
 IPV6_UDP_BYTES = 40 + 8  # RFC 8200
 _FRAMES_A_READ = 64  # a flood must not keep the pump from sending
 _DYNAMIC = range(1024, 65_536)  # of the system ports (RFC 6335) none was ever given
+_EVERYBODY = ipaddress.ip_address("255.255.255.255")
+
+T = TypeVar("T")
+Address = tuple[Any, ...]
+"""(host, port), and in IPv6 (host, port, flow, scope)."""
 
 # EMSGSIZE: longer than the path's MTU, as the kernel has learned it. The object is refragmented for it.
-_LOST_ON_THE_WAY = frozenset(
-    {
-        errno.EMSGSIZE,
-        errno.ECONNREFUSED,
-        errno.EHOSTUNREACH,
-        errno.ENETUNREACH,
-        errno.ENETDOWN,
-        errno.EHOSTDOWN,
-        errno.EPERM,
-    }
-)
+_LOST_ON_THE_WAY = frozenset({
+    errno.EMSGSIZE, errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN,
+    errno.EHOSTDOWN, errno.EPERM,
+})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +59,10 @@ class UdpUrl:
             raise BadUrl(f"{url}: {unknown or parts.path} is not part of udp://HOST:PORT?bind=HOST:PORT")
         peer = host_port(url, parts.netloc) if parts.netloc else None
         if peer is not None:
-            check_peer(url, *peer)
+            host, port = peer
+            address = address_of(host)
+            if port == 0 or (address is not None and (address.is_multicast or address == _EVERYBODY)):
+                raise BadUrl(f"{url}: {host}:{port} is no place of one other end")
         bind = host_port(url, options["bind"][-1]) if "bind" in options else None
         if peer is None and bind is None:
             raise BadUrl(f"{url}: neither a peer nor a port to bind to; udp://HOST:PORT?bind=HOST:PORT")
@@ -287,3 +284,68 @@ def _text(address: Address) -> str:
 
 def _why(error: OSError) -> str:
     return os.strerror(error.errno) if error.errno else str(error)
+
+
+def host_port(url: str, text: str) -> tuple[str, int]:
+    """Parse `HOST:PORT`, or `[HOST]:PORT` for IPv6, as it stands in `url`. Raises BadUrl."""
+    try:
+        parts = urlsplit(f"//{text}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host = port = None
+    if not host or port is None or "@" in text:
+        raise BadUrl(f"{url}: {text!r} is not HOST:PORT, or [HOST]:PORT for IPv6")
+    check_host(url, host)
+    return host, port
+
+
+def check_host(url: str, host: str) -> None:
+    """Check that `host` is an address, or may be a name: no empty part (`pi..local`), none of more than 63
+    letters. Raises BadUrl, where Python's look-up would raise UnicodeError at each try."""
+    if address_of(host) is None:
+        try:
+            host.encode("idna")
+        except UnicodeError:
+            raise BadUrl(f"{url}: {host!r} is no name of a host") from None
+
+
+def address_of(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Return the address; None for a name."""
+    try:
+        return ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return None
+
+
+def resolve(host: str, port: int, family: socket.AddressFamily) -> Sequence[Address]:
+    """Return all addresses of a host; may wait for a name server. Raises OSError."""
+    found = socket.getaddrinfo(host, port, family, socket.SOCK_DGRAM)
+    return list(dict.fromkeys(entry[4] for entry in found))
+
+
+class InBackground(Generic[T]):
+    """Runs `attempt`, such as to open a port or to look up a name, on a thread, one at a time. Each call
+    tells how the attempt stands, and begins one if there is none."""
+
+    def __init__(self, attempt: Callable[[], T]) -> None:
+        self._try = attempt
+        self._thread: threading.Thread | None = None
+        self._outcome: T | Exception | None = None
+
+    def __call__(self) -> T | None:
+        """Return the attempt's result, or None while it lasts. Raises what the attempt raised."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._attempt, daemon=True)
+            self._thread.start()
+        if self._thread.is_alive():
+            return None
+        outcome, self._thread, self._outcome = self._outcome, None, None
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def _attempt(self) -> None:
+        try:
+            self._outcome = self._try()
+        except Exception as error:  # it belongs to whoever asked, on their thread
+            self._outcome = error

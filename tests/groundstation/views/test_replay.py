@@ -16,9 +16,10 @@ from click.testing import CliRunner, Result
 from groundstation.cli import main
 from groundstation.views.replay import Replay
 from hw_profiles import load_link
-from onboard.link import Spool, opener
+from onboard.link.ports.schemes import opener
 from onboard.link.pump import Pump
 from onboard.link.recording import Recorder
+from onboard.link.spool import Spool
 from onboard.mission.objects import UPDATE
 from onboard.storage.keys import save_key
 from onboard.wire.config import Identity, Medium, Security, SessionState

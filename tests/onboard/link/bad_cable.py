@@ -9,8 +9,9 @@ from pathlib import Path
 from random import Random
 
 from hw_profiles import Link
-from onboard.link import Spool, facts_of, opener
+from onboard.link.ports.schemes import facts_of, opener
 from onboard.link.pump import Pump
+from onboard.link.spool import Spool
 from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.session import Session
 from tests.onboard.link.cable import Clock, PtyCable

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from hw_profiles import load_link
-from onboard.link import Spool, facts_of, opener
 from onboard.link.ports.port import PortEvent, Way
+from onboard.link.ports.schemes import facts_of, opener
 from onboard.link.pump import Pump, PumpEvent
+from onboard.link.spool import Spool
 from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.events import Arrived, Message, Rekeyed
 from onboard.wire.framing import frame as framing

@@ -27,9 +27,9 @@ import numpy as np
 import pytest
 
 from hw_profiles import load_link
-from onboard.link import PortLost, facts_of, open_port
 from onboard.link.ports import serial
-from onboard.link.ports.port import PortEvent
+from onboard.link.ports.port import PortEvent, PortLost
+from onboard.link.ports.schemes import facts_of, open_port
 from onboard.link.pump import Pump, PumpEvent, Reopening
 from tests.missions.bench import run
 from tests.onboard.link.cable import PtyCable

@@ -11,7 +11,8 @@ import groundstation.cli
 from hw_profiles import load_link
 from onboard.config import load_node
 from onboard.console.toml import ConfigError
-from onboard.link import PortLost, open_port
+from onboard.link.ports.port import PortLost
+from onboard.link.ports.schemes import open_port
 from tests.missions.bench import run
 
 LONG = 64 * "a"

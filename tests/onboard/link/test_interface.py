@@ -167,7 +167,7 @@ def test_a_slow_interface_holds_two_frames_and_the_rest_waits_here(wire: Wire) -
     if subprocess.run(["ip", "netns", "exec", space, *slow], capture_output=True, check=False).returncode:
         pytest.skip("this kernel holds no interface to a rate")
     script = (
-        "from hw_profiles import load_link; from onboard.link import open_port\n"
+        "from hw_profiles import load_link; from onboard.link.ports.schemes import open_port\n"
         f"port = open_port('udp://{HOSTS['v4']['board'][0]}:4801', load_link('bench-udp'))\n"
         "for number in range(50): port.write(bytes(port.max_frame_bytes))\n"
         "print(port.tx_bytes // (port.max_frame_bytes + 28), port.kept_bytes() > 0)\n"

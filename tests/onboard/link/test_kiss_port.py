@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from hw_profiles import load_link
-from onboard.link import facts_of, open_port
 from onboard.link.ports.framing import whiten
+from onboard.link.ports.schemes import facts_of, open_port
 from onboard.mission.objects import UPDATE
 from onboard.wire.events import Delivered
 from onboard.wire.framing import kiss

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from hw_profiles import load_link
-from onboard.link import opener
 from onboard.link.peer import Addresses
 from onboard.link.ports.port import Port, PortLost
+from onboard.link.ports.schemes import opener
 from onboard.link.ports.udp import UdpPort
 from onboard.wire.security.seal import NO_SALT
 from onboard.wire.transfer.peer import QUIET_S

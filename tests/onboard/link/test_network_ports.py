@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from hw_profiles import load_link
-from onboard.link import BadUrl, Port, PortLost, open_port, opener
-from onboard.link.ports.port import PortEvent
+from onboard.link.ports.port import BadUrl, Port, PortEvent, PortLost
+from onboard.link.ports.schemes import open_port, opener
 from onboard.link.pump import Pump, PumpEvent
 from onboard.mission.objects import UPDATE
 from onboard.wire.events import Arrived

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from hw_profiles import Link, load_link
-from onboard.link import BadUrl, Spool, facts_of, open_port, opener
-from onboard.link.ports.port import PortEvent
+from onboard.link.ports.port import BadUrl, PortEvent
+from onboard.link.ports.schemes import facts_of, open_port, opener
 from onboard.link.pump import Pump, PumpEvent, wait
+from onboard.link.spool import Spool
 from onboard.mission.objects import UPDATE
 from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.events import Arrived, Delivered, Message, Refused, Rekeyed, Withdrawn

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hw_profiles import load_link
-from onboard.link import open_port, recording
+from onboard.link import recording
+from onboard.link.ports.schemes import open_port
 from onboard.link.recording import BadRecord, Kind, Reader, Record, Recorder, Start
 from onboard.wire.framing import cobs
 from tests.disks import remount, small_disk

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from hw_profiles import load_link
-from onboard.link import BadUrl, Port, PortLost, facts_of, open_port
 from onboard.link.ports.framing import whiten
+from onboard.link.ports.port import BadUrl, Port, PortLost
+from onboard.link.ports.schemes import facts_of, open_port
 from onboard.wire.framing import cobs
 from tests.onboard.link.cable import PtyCable
 

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import pytest
 
 from hw_profiles import load_link
-from onboard.link import BadUrl, PortLost, open_port
+from onboard.link.ports.port import BadUrl, PortLost
+from onboard.link.ports.schemes import open_port
 from onboard.link.ports.udp import UdpPort
 
 LINK = dataclasses.replace(load_link("bench-udp"), mtu_bytes=1200)
