@@ -264,22 +264,22 @@ def command(
       groundstation command mission pi report --expires 3600
       groundstation command mission
     """
-    from groundstation.commands import queue
+    from groundstation import commands
     from groundstation.views.status import command_line, command_values
 
     keep_private()
-    with _one_line(folder, queue.BadCommand):
+    with _one_line(folder):
         mission = load_mission(folder)
         if board is None or name is None:
             node = mission.find_node(board) if board else None
-            rows = [row for row in queue.all_commands(mission) if node is None or row.node == node.id]
+            rows = [row for row in commands.all_commands(mission) if node is None or row.node == node.id]
             lines = "\n".join(command_line(mission, row) for row in rows) or "no commands"
             as_values = [command_values(mission, row) for row in rows]
             click.echo(msgspec.json.encode(as_values) if as_json else lines)
             return
-        asked = queue.command_of(name, words, command_id)
-        row = queue.enqueue(mission, board, asked, expires_s)
-        row = queue.wait_for(mission, row, wait_s or 0.0)
+        asked = commands.command_of(name, words, command_id)
+        row = commands.enqueue(mission, board, asked, expires_s)
+        row = commands.wait_for(mission, row, wait_s or 0.0)
     told = msgspec.json.encode(command_values(mission, row)) if as_json else command_line(mission, row)
     click.echo(told)
     sys.exit(0 if wait_s is None or row.state.value == "done" else 1)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from groundstation import mission_data
-from groundstation.commands.dispatcher import CommandDispatcher
+from groundstation.commands import CommandDispatcher
 from groundstation.config import Mission
 from groundstation.failures import FIRST_PAUSE_S, LAST_PAUSE_S, ReasonLog
 from groundstation.rounds.rounds import Rounds

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from groundstation.commands.table import CommandRow
+from groundstation.commands import CommandRow
 from groundstation.config import Mission
 from groundstation.store.store import Store
 from onboard.console.errors import one_line

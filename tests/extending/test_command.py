@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from msgspec import Meta
 
 from groundstation.cli import main
-from groundstation.commands.table import CommandTable
+from groundstation.commands import CommandTable
 from onboard.mission.commands import COMMANDS, CommandHandler, CommandRefused, CommandTarget, Value
 from tests.missions.clockwork import Clockwork
 

@@ -19,7 +19,7 @@ import onboard.runtime.endpoint
 from firmware_sim.world.channel import Side
 from firmware_sim.world.world import AirPort
 from groundstation.cli import main
-from groundstation.commands.dispatcher import CommandDispatcher
+from groundstation.commands import CommandDispatcher
 from groundstation.config import load_mission
 from groundstation.daemon import GroundProgram
 from groundstation.rounds.rounds import Rounds

@@ -14,8 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from groundstation.cli import main
-from groundstation.commands.queue import CommandInbox
-from groundstation.commands.table import CommandRequest, CommandRow, CommandState, CommandTable
+from groundstation.commands import CommandInbox, CommandRequest, CommandRow, CommandState, CommandTable
 from onboard.mission.commands import COMMANDS, CommandHandler, CommandResult, CommandTarget, encode_body
 from onboard.mission.objects import RESULT
 from tests.missions.bench import bench, run

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from groundstation.cli import main
-from groundstation.commands.table import CommandRequest, CommandState, CommandTable
+from groundstation.commands import CommandRequest, CommandState, CommandTable
 from groundstation.store.database import TABLES
 from groundstation.store.store import Store, StoreDamaged, StoreForeign
 

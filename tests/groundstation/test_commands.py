@@ -10,8 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from groundstation.commands.queue import CommandInbox
-from groundstation.commands.table import KEPT, TRANSITIONS, CommandRequest, CommandState, CommandTable
+from groundstation.commands import (
+    KEPT,
+    TRANSITIONS,
+    CommandInbox,
+    CommandRequest,
+    CommandState,
+    CommandTable,
+)
 from groundstation.store.store import Store
 
 STEPS = st.lists(st.tuples(st.integers(0, 3), st.sampled_from([*CommandState, None])), max_size=30)
@@ -68,7 +74,7 @@ def test_the_store_takes_the_steps_of_the_table_and_no_others(
 def test_of_those_that_are_over_the_last_are_kept_and_of_the_others_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("groundstation.commands.table.KEPT", 5)
+    monkeypatch.setattr("groundstation.commands.KEPT", 5)
     assert KEPT == 1000
     store = Store(tmp_path / "mission.sqlite")
     for number in range(20):
