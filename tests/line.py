@@ -11,6 +11,7 @@ from groundstation.models import pieces
 from groundstation.models.pieces import node
 from onboard.learn.networks import NETWORKS, Network
 
+NETWORK = Network((1, 28, 28), 10)
 SHAPES = {"weight": (10, 784), "bias": (10,)}
 FORWARD = [
     node("Flatten", ["x"], ["pixels"]),
@@ -24,7 +25,7 @@ BACKWARD = [
 
 def write_graphs(folder: Path) -> None:
     """line.train.onnx and line.infer.onnx."""
-    plan = pieces.GraphPlan("line", SHAPES, (1, 28, 28), classes=10, forward_macs=7840)
+    plan = pieces.GraphPlan("line", SHAPES, NETWORK, forward_macs=7840)
     train = pieces.train_model(plan, [*FORWARD, *pieces.loss(), *BACKWARD])
     for use, built in (("train", train), ("infer", pieces.infer_model(plan, FORWARD))):
         (folder / f"line.{use}.onnx").write_bytes(built.SerializeToString(deterministic=True))
@@ -34,4 +35,4 @@ def ship(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """For this test `line` is the one network that there is, with its row and its graphs."""
     write_graphs(folder)
     monkeypatch.setattr(onboard.learn.graph, "SHIPPED", folder)
-    monkeypatch.setitem(NETWORKS, "line", Network((1, 28, 28), 10))
+    monkeypatch.setitem(NETWORKS, "line", NETWORK)

@@ -11,9 +11,9 @@ A ReLU has no gradient at 0. A unit that rounding moves across this kink changes
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import onnx
@@ -24,13 +24,9 @@ TOLERANCE = 1e-5  # of a tensor's largest value; another order of float32 summat
 BATCH_SIZES = (1, 2, 7, 10, 33)  # one image, odd ones, the papers' batch, and one over 32
 KINK = 2e-6  # float32 moved ResNet-20's units by 1e-6 at most
 DRAWS = 100
-
-
-class Reference(Protocol):
-    """The same network in torch: (parameters and running statistics, images) -> logits (N, classes). Training
-    normalizes by the batch, and updates the running statistics in place."""
-
-    def __call__(self, parameters: Mapping[str, Any], x: Any, *, training: bool) -> Any: ...
+Reference = Callable[..., Any]
+"""The same network in torch: (parameters and running statistics, images, training=) -> logits (N, classes).
+Training normalizes by the batch, and updates the running statistics in place."""
 
 
 class ExportError(RuntimeError):
@@ -46,8 +42,8 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         built = {use: Path(scratch) / f"{name}.{use}.onnx" for use in ("train", "infer")}
-        built["train"].write_bytes(train.SerializeToString(deterministic=True))
-        built["infer"].write_bytes(infer.SerializeToString(deterministic=True))
+        for path, model in zip(built.values(), (train, infer), strict=True):
+            path.write_bytes(model.SerializeToString(deterministic=True))
         ours, answers = TrainGraph.load(built["train"]), InferGraph.load(built["infer"])
         if ours.shapes != answers.shapes or ours.input_shape != answers.input_shape:
             raise ExportError(f"{ours.name}: the train and infer graphs take different parameters or images")

@@ -22,37 +22,37 @@ import onnx
 
 from groundstation.models import pieces
 from groundstation.models.pieces import backward_dense, backward_relu, dense, node
-
-CLASSES = 10
-# Channels and sides of the image of each published variant.
-VARIANTS: Mapping[str, tuple[int, int, int]] = {"lenet5": (1, 28, 28), "lenet5-rgb": (3, 28, 28)}
+from onboard.learn.networks import NETWORKS
 
 
-def shapes(channels: int = 1) -> dict[str, tuple[int, ...]]:
-    """Returns the name and shape of every parameter, in the order of the graphs' inputs."""
-    return {
-        "conv1.weight": (20, channels, 5, 5),
+def _plan(name: str) -> pieces.GraphPlan:
+    network = NETWORKS[name]
+    shapes = {
+        "conv1.weight": (20, network.input_shape[0], 5, 5),
         "conv1.bias": (20,),
         "conv2.weight": (50, 20, 5, 5),
         "conv2.bias": (50,),
         "fc1.weight": (500, 800),  # 800 = 50 channels of 4x4, what is left of 28x28
         "fc1.bias": (500,),
-        "fc2.weight": (CLASSES, 500),
-        "fc2.bias": (CLASSES,),
+        "fc2.weight": (network.classes, 500),
+        "fc2.bias": (network.classes,),
     }
-
-
-def forward_macs(channels: int = 1) -> int:
-    """Returns the multiply-adds of one image's forward pass: every weight once per position."""
+    # Each weight multiplies once per position.
     places = {"conv1.weight": 24 * 24, "conv2.weight": 8 * 8, "fc1.weight": 1, "fc2.weight": 1}
-    parameters = shapes(channels)
-    return sum(math.prod(parameters[name]) * times for name, times in places.items())
+    macs = sum(math.prod(shapes[name]) * times for name, times in places.items())
+    return pieces.GraphPlan(name, shapes, network, macs)
 
 
 def train_graph(name: str) -> onnx.ModelProto:
-    nodes = _forward(indices=True) + pieces.loss() + _backward_dense()
-    # d.act2 -> gradients of both convolutions. Nobody needs the image's gradient.
-    nodes += [
+    nodes = [
+        *_forward(indices=True),
+        *pieces.loss(),
+        *backward_dense("hidden", "fc2", "d.logits", "d.hidden"),
+        *backward_relu("hidden", "d.hidden", "d.fc1"),
+        *backward_dense("flat", "fc1", "d.fc1", "d.flat"),
+        node("Shape", ["act2"], ["shape_of_act2"]),
+        node("Reshape", ["d.flat", "shape_of_act2"], ["d.act2"]),
+        # Nobody needs the image's gradient.
         *_backward_block(2, "act1"),
         node("ConvTranspose", ["d.conv2", "conv2.weight"], ["d.act1"]),
         *_backward_block(1, "x"),
@@ -62,11 +62,6 @@ def train_graph(name: str) -> onnx.ModelProto:
 
 def infer_graph(name: str) -> onnx.ModelProto:
     return pieces.infer_model(_plan(name), _forward(indices=False))
-
-
-def _plan(name: str) -> pieces.GraphPlan:
-    image = VARIANTS[name]
-    return pieces.GraphPlan(name, shapes(image[0]), image, CLASSES, forward_macs(image[0]))
 
 
 def reference(parameters: Mapping[str, Any], x: Any, *, training: bool) -> Any:
@@ -95,17 +90,6 @@ def _forward(*, indices: bool) -> list[onnx.NodeProto]:
         dense("flat", "fc1", "fc1"),
         node("Relu", ["fc1"], ["hidden"]),
         dense("hidden", "fc2", "logits"),
-    ]
-
-
-def _backward_dense() -> list[onnx.NodeProto]:
-    """d.logits -> gradients of both dense layers, and d.act2 of the last pooled maps."""
-    return [
-        *backward_dense("hidden", "fc2", "d.logits", "d.hidden"),
-        *backward_relu("hidden", "d.hidden", "d.fc1"),
-        *backward_dense("flat", "fc1", "d.fc1", "d.flat"),
-        node("Shape", ["act2"], ["shape_of_act2"]),
-        node("Reshape", ["d.flat", "shape_of_act2"], ["d.act2"]),
     ]
 
 

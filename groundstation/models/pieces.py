@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import onnx
 from onnx import TensorProto, helper
 
+from onboard.learn.networks import Network
+
 OPSET = 17
 IR_VERSION = 8
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
@@ -29,12 +31,11 @@ class GraphPlan:
     """What both graphs of a network share.
 
     `shapes`: of parameters and running statistics, in the order of the inputs; `buffers`: which of them are
-    statistics; `image`: channels and sides; `forward_macs`: multiply-adds of one image's forward pass."""
+    statistics; `forward_macs`: multiply-adds of one image's forward pass."""
 
     name: str
     shapes: Mapping[str, tuple[int, ...]]
-    image: tuple[int, int, int]
-    classes: int
+    network: Network
     forward_macs: int
     buffers: Sequence[str] = ()
 
@@ -48,7 +49,7 @@ def train_model(plan: GraphPlan, nodes: list[onnx.NodeProto], constants: Constan
     ]
     outputs += [VALUE(f"next.{key}", FLOAT, plan.shapes[key]) for key in plan.buffers]
     shared = [
-        helper.make_tensor("classes", INT64, [], [plan.classes]),
+        helper.make_tensor("classes", INT64, [], [plan.network.classes]),
         helper.make_tensor("off_on", FLOAT, [2], [0.0, 1.0]),
         *integers({"over_batch": [0], "over_batch_and_place": [0, 2, 3]}),
     ]
@@ -59,7 +60,7 @@ def train_model(plan: GraphPlan, nodes: list[onnx.NodeProto], constants: Constan
 
 def infer_model(plan: GraphPlan, nodes: list[onnx.NodeProto], constants: Constants = ()) -> onnx.ModelProto:
     """Returns a checked model: parameters and statistics, x float32 (N, C, H, W) -> logits (N, classes)."""
-    outputs = [VALUE("logits", FLOAT, ["N", plan.classes])]
+    outputs = [VALUE("logits", FLOAT, ["N", plan.network.classes])]
     return _model(plan, helper.make_graph(nodes, f"{plan.name}.infer", _inputs(plan), outputs, [*constants]))
 
 
@@ -103,18 +104,16 @@ def backward_dense(x: str, layer: str, gradient: str, result: str) -> list[onnx.
 
 def _inputs(plan: GraphPlan) -> list[onnx.ValueInfoProto]:
     taken = [VALUE(name, FLOAT, shape) for name, shape in plan.shapes.items()]
-    return [*taken, VALUE("x", FLOAT, ["N", *plan.image])]
+    return [*taken, VALUE("x", FLOAT, ["N", *plan.network.input_shape])]
 
 
 def _model(plan: GraphPlan, graph: onnx.GraphProto) -> onnx.ModelProto:
     """Adds the metadata that a board cannot read off a graph's inputs and outputs."""
+    opset = helper.make_opsetid("", OPSET)
     built = helper.make_model(
-        graph,
-        ir_version=IR_VERSION,
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        producer_name="spacedml-edge",
+        graph, ir_version=IR_VERSION, opset_imports=[opset], producer_name="spacedml-edge"
     )
-    facts = {"classes": str(plan.classes), "forward_macs": str(plan.forward_macs)}
+    facts = {"classes": str(plan.network.classes), "forward_macs": str(plan.forward_macs)}
     helper.set_model_props(built, facts)
     onnx.checker.check_model(built, full_check=True)
     return built

@@ -28,12 +28,11 @@ from onnx import helper
 
 from groundstation.models import pieces
 from groundstation.models.pieces import FLOAT, backward_dense, backward_relu, dense, node
+from onboard.learn.networks import NETWORKS
 
-CLASSES = 10
 CHANNELS = (16, 32, 64)
 BLOCKS = 3  # n per stage, for 6 n + 2 layers
 EPSILON, MOMENTUM = 1e-5, 0.1  # torch's defaults
-VARIANTS: Mapping[str, tuple[int, int, int]] = {"resnet20": (3, 32, 32), "resnet20-64": (3, 64, 64)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,45 +76,29 @@ def units(side: int) -> tuple[Unit, tuple[Block, ...]]:
     return stem, tuple(blocks)
 
 
-def shapes() -> dict[str, tuple[int, ...]]:
-    """Returns the name and shape of all parameters and running statistics, in the graphs' order."""
-    found: dict[str, tuple[int, ...]] = {}
-    for unit in _all(VARIANTS["resnet20"][1]):
-        found[f"{unit.conv}.weight"] = (unit.channels, unit.channels_in, 3, 3)
-        for of_norm in ("weight", "bias", "running_mean", "running_var"):
-            found[f"{unit.norm}.{of_norm}"] = (unit.channels,)
-    return {**found, "fc.weight": (CLASSES, CHANNELS[-1]), "fc.bias": (CLASSES,)}
-
-
-def buffers() -> tuple[str, ...]:
-    """Returns the names of the running statistics, in the graphs' order."""
-    return tuple(name for name in shapes() if name.rpartition(".")[2].startswith("running_"))
-
-
-def forward_macs(name: str) -> int:
-    """Returns the multiply-adds of one image's forward pass, in convolutions and the dense layer."""
-    side = VARIANTS[name][1]
-    convolutions = sum(9 * unit.channels_in * unit.channels * unit.side_out**2 for unit in _all(side))
-    return convolutions + CLASSES * CHANNELS[-1]
-
-
 def train_graph(name: str) -> onnx.ModelProto:
-    stem, blocks = units(VARIANTS[name][1])
+    stem, blocks = units(NETWORKS[name].input_shape[1])
     nodes = [*_forward(stem, blocks, training=True), *pieces.loss(), *_backward(stem, blocks)]
-    return pieces.train_model(
-        _plan(name), nodes, [*_constants(stem, blocks), *_training_constants(stem, blocks)]
-    )
+    constants = _constants(stem, blocks) + _training_constants(stem, blocks)
+    return pieces.train_model(_plan(name), nodes, constants)
 
 
 def infer_graph(name: str) -> onnx.ModelProto:
-    stem, blocks = units(VARIANTS[name][1])
-    return pieces.infer_model(
-        _plan(name), [*_forward(stem, blocks, training=False)], _constants(stem, blocks)
-    )
+    stem, blocks = units(NETWORKS[name].input_shape[1])
+    nodes = [*_forward(stem, blocks, training=False)]
+    return pieces.infer_model(_plan(name), nodes, _constants(stem, blocks))
 
 
 def _plan(name: str) -> pieces.GraphPlan:
-    return pieces.GraphPlan(name, shapes(), VARIANTS[name], CLASSES, forward_macs(name), buffers())
+    network, shapes, macs = NETWORKS[name], dict[str, tuple[int, ...]](), 0
+    for unit in _all(network.input_shape[1]):
+        shapes[f"{unit.conv}.weight"] = (unit.channels, unit.channels_in, 3, 3)
+        macs += 9 * unit.channels_in * unit.channels * unit.side_out**2
+        for of_norm in ("weight", "bias", "running_mean", "running_var"):
+            shapes[f"{unit.norm}.{of_norm}"] = (unit.channels,)
+    shapes |= {"fc.weight": (network.classes, CHANNELS[-1]), "fc.bias": (network.classes,)}
+    buffers = [name for name in shapes if name.rpartition(".")[2].startswith("running_")]
+    return pieces.GraphPlan(name, shapes, network, macs + network.classes * CHANNELS[-1], buffers)
 
 
 def reference(parameters: Mapping[str, Any], x: Any, *, training: bool) -> Any:
@@ -189,13 +172,8 @@ def _forward_unit(x: str, unit: Unit, *, training: bool) -> Iterator[onnx.NodePr
         yield node("Reshape", [f"{norm}.{name}", "as_channels"], [f"{norm}.{name}.wide"])
     yield node("Mul", [f"{norm}.unit", f"{norm}.weight.wide"], [f"{norm}.scaled"])
     yield node("Add", [f"{norm}.scaled", f"{norm}.bias.wide"], [norm])
-    yield from _next_statistics(unit)
-
-
-def _next_statistics(unit: Unit) -> Iterator[onnx.NodeProto]:
-    """The batch's mean, and its variance times n / (n - 1) for its n = N S S values."""
-    norm = unit.norm
-    yield node("Shape", [unit.conv], [f"{norm}.shape"])
+    # The statistics take the batch's mean, and its variance times n / (n - 1) for its n = N S S values.
+    yield node("Shape", [conv], [f"{norm}.shape"])
     yield node("Gather", [f"{norm}.shape", "over_batch_and_place"], [f"{norm}.sides"])
     yield node("ReduceProd", [f"{norm}.sides"], [f"{norm}.n_int"], axes=[0])
     yield node("Cast", [f"{norm}.n_int"], [f"{norm}.n"], to=FLOAT)
@@ -258,12 +236,7 @@ def _backward_unit(x: str, unit: Unit, result: str | None) -> Iterator[onnx.Node
             "ConvTranspose", [f"d.{conv}", f"{conv}.weight"], [result], pads=[1, 1, 1, 1],
             strides=[unit.stride] * 2, output_padding=[unit.stride - 1] * 2,
         )  # fmt: skip
-    yield from _backward_weight(x, unit)
-
-
-def _backward_weight(x: str, unit: Unit) -> Iterator[onnx.NodeProto]:
-    """x, d.CONV -> grad.CONV.weight: x under each place of the kernel, times d.CONV."""
-    conv = unit.conv
+    # grad.CONV.weight is x under each place of the kernel, times d.CONV.
     yield node("Pad", [x, "a_place_around"], [f"{conv}.padded"])
     yield node("Transpose", [f"{conv}.padded"], [f"{conv}.x"], perm=[1, 0, 2, 3])
     for axis, before, after in (("rows", "x", "x.rows"), ("columns", "x.rows", "x.all")):
