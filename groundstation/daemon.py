@@ -91,13 +91,14 @@ def _close(stations: dict[int, Station], store: Store) -> None:
 
 def _begin(store: Store, mission: Mission, train: TrainGraph, classes: tuple[str, ...]) -> None:
     """Enters the mission in the store. Raises ConfigError where another one is there."""
-    _, graph = store.begin(secrets.token_bytes(8), mission.rules.name, mission.rules.seed, train.digest)
+    rules = mission.rules
+    _, graph, begun = store.begin(secrets.token_bytes(8), rules.name, rules.seed, train.digest, classes)
     if graph != train.digest:
         raise ConfigError(
-            f"{mission.path}: mission.model = {mission.rules.model!r}: this mission was begun with "
+            f"{mission.path}: mission.model = {rules.model!r}: this mission was begun with "
             f"another graph ({graph.hex()}); use a new folder"
         )
-    if (begun := store.classes(classes)) != classes:
+    if begun != classes:
         raise ConfigError(
             f"{mission.path}: mission.classes: this mission was begun with {labels.listed(begun)}, "
             f"and now has {labels.listed(classes)}; use a new folder"

@@ -101,7 +101,7 @@ class Closing:
 
     def training(self, number: int) -> BoardTraining | None:
         """Returns how round `number` asked each board to train; None where no such round is stored."""
-        asked = task_of(self.store.asked(number))
+        asked = task_of(self.store.round(number))
         return asked[0].training if asked else None
 
     def _look_back(self, average: RoundAverage, number: int) -> Iterator[bool]:
@@ -148,10 +148,10 @@ def restored(row: RoundRow, answers: Sequence[Mapping[str, Any]], mission: Missi
     )
 
 
-def task_of(model: bytes | None) -> tuple[Task, bytes] | None:
-    """Returns the task and the packed weights of a question, or None if a disk has damaged it."""
+def task_of(row: RoundRow | None) -> tuple[Task, bytes] | None:
+    """Returns the task and the packed weights of a round's question, or None if a disk has damaged it."""
     try:
-        task, packed = decode_task(model or b"")
+        task, packed = decode_task(row.model if row else b"")
     except BadMessage:
         return None
     return task, bytes(packed)
@@ -167,7 +167,7 @@ def accuracies(store: Store, server: Server) -> list[float]:
         why = _unusable(server, store.model(number))
         if not why:
             break
-        sent = task_of(store.asked(number + 1))
+        sent = task_of(store.round(number + 1))
         if sent and not _unusable(server, sent[1]):  # by the next round, to every board
             store.put_model(number, sent[1])
             break

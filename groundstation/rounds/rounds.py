@@ -281,7 +281,7 @@ class Rounds:
             self._askings.questions.clear()
             model, now = self._server.model(number, self._packed(number - 1)), self._wall()
             self.store.open_round(number, model, choice, now, now + rules.deadline_s)
-        elif (sent := task_of(self._row().model)) is None or sent[0].round != number:
+        elif (sent := task_of(self._row())) is None or sent[0].round != number:
             self.store.put_question(number, self._server.model(number, self._packed(number - 1)))
         row, answers = self._row(), self.store.answers(number)
         if not {answer["node"] for answer in answers if answer["state"] != "merged"} & self.stations.keys():

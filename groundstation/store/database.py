@@ -15,7 +15,6 @@ import contextlib
 import os
 import shutil
 import sqlite3
-import struct
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from hashlib import blake2s
@@ -25,7 +24,7 @@ from typing import Any
 import msgspec
 
 from groundstation.store import schema
-from onboard.storage.files import sync_folder
+from onboard.storage.files import checked, sync_folder
 
 OPEN_WITHIN_S = 5.0  # at the start, while another program reads or holds the database
 SIDES = ("", "-wal", "-shm")
@@ -41,10 +40,7 @@ TABLES: Mapping[str, tuple[str, ...]] = {
 """The tables, in an order in which rows may be inserted, and the columns that name a row."""
 DIGEST_BYTES = 16
 SUMS = 2 ** (8 * DIGEST_BYTES)
-_TRIGGERS = ("new", "set", "sum", "gone")
 _MACHINE = ("locked", "unable to open", "disk i/o error", "disk is full", "out of memory")
-_WITNESS = struct.Struct(">4sQ16s")  # magic, generation, digest of both
-_MAGIC = b"SDW1"
 
 
 class StoreError(OSError):
@@ -63,21 +59,17 @@ class StoreForeign(StoreError):  # noqa: N818 - it may be right where it is
     """A file of another program or of a newer version of this one, which is left unchanged."""
 
 
-def row_digest(table: str, *pairs: Any) -> bytes:
-    """Returns the digest of a row from its columns' names and values in turn. A NULL does not count, so
-    columns can be added. Raises ValueError for text that is not valid Unicode."""
-    told = sorted(zip(pairs[::2], pairs[1::2], strict=True))
-    held = [(name, value) for name, value in told if value is not None]
+def _row_digest(table: str, row: Mapping[str, Any]) -> bytes:
+    """Returns the digest of a row. A NULL does not count, so columns can be added. Raises ValueError for text
+    that is not valid Unicode."""
+    held = [(name, value) for name, value in sorted(row.items()) if value is not None and name != "digest"]
     return blake2s(msgspec.msgpack.encode((table, held)), digest_size=DIGEST_BYTES).digest()
 
 
 def is_whole(table: str, row: Mapping[str, Any]) -> bool:
     """Whether a row is as it was written. A row without a digest column is accepted."""
-    if "digest" not in row:
-        return True
-    pairs = [each for name, value in row.items() if name != "digest" for each in (name, value)]
     try:
-        return bool(row_digest(table, *pairs) == row["digest"])
+        return "digest" not in row or bool(_row_digest(table, row) == row["digest"])
     except ValueError:
         return False
 
@@ -97,7 +89,7 @@ class Ledger:
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
         self._change = 0
-        db.create_function("row_digest", -1, row_digest, deterministic=True)
+        db.create_function("row_digest", -1, _digest_of, deterministic=True)
         db.create_function("account", 2, self._account)
         there = {row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         self._tables = [table for table in TABLES if table in there]
@@ -117,13 +109,10 @@ class Ledger:
         self.generation, self._sum = entered
 
     def adopt(self) -> None:
-        """Recomputes all digests in the transaction that changed the columns, then removes the triggers."""
+        """Recomputes all digests, in the transaction that changed the columns."""
         for table in self._tables:
             self._db.execute(f"UPDATE {table} SET digest = {_call(self._db, table)}")
         self._enter(0)
-        for table in self._tables:
-            for name in _TRIGGERS:
-                self._db.execute(f"DROP TRIGGER temp.{table}_{name}")
 
     def _enter(self, after: int) -> tuple[int, int]:
         generation, total = max(self.generation, after) + 1, (self._sum + self._change) % SUMS
@@ -141,42 +130,41 @@ class Ledger:
                 self._change += sign * int.from_bytes(digest, "big")
 
 
-class ProgressWitness:
-    """A file beside the database that counts its transactions, so that lost ones are noticed.
+def witness_of(path: Path) -> Path:
+    """Returns the path of a file that counts the database's transactions, so that lost ones are noticed.
 
     Without its write-ahead log a database has lost transactions but looks intact. The count is written after
     each transaction without a sync: a power cut may leave it too low, which proves nothing. It is never too
     high."""
+    return path.with_name(f"{path.name}.witness")
 
-    def __init__(self, path: Path) -> None:
-        self.path = path.with_name(f"{path.name}.witness")
-        self._handle = -1
 
-    def read(self) -> int | None:
-        """Returns the generation reached, or None without a witness. Raises ValueError for a damaged one."""
-        try:
-            with self.path.open("rb") as file:
-                content = file.read(_WITNESS.size + 1)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise ValueError(f"{self.path}: {error.strerror}") from None
-        if len(content) != _WITNESS.size or content != _testimony(_WITNESS.unpack(content)[1]):
-            raise ValueError(f"{self.path}: is damaged")
-        return int(_WITNESS.unpack(content)[1])
+def read_witness(path: Path) -> int | None:
+    """Returns the generation reached, or None without a witness. Raises ValueError for a damaged one."""
+    witness = witness_of(path)
+    try:
+        with witness.open("rb") as file:
+            content = file.read(len(_testimony(0)) + 1)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ValueError(f"{witness}: {error.strerror}") from None
+    generation = int.from_bytes(content[4:12], "big")
+    if content != _testimony(generation):
+        raise ValueError(f"{witness}: is damaged")
+    return generation
 
-    def write(self, generation: int) -> None:
-        """Writes the count. A failure is ignored, since the database itself is written."""
-        with contextlib.suppress(OSError):
-            if self._handle < 0:  # it is opened with the first write
-                self._handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-                os.ftruncate(self._handle, _WITNESS.size)
-            os.pwrite(self._handle, _testimony(generation), 0)
 
-    def close(self) -> None:
-        if self._handle >= 0:
-            os.close(self._handle)
-        self._handle = -1
+def write_witness(path: Path, generation: int) -> None:
+    """Writes the count. A failure is ignored, since the database itself is written."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    with contextlib.suppress(OSError), os.fdopen(os.open(witness_of(path), flags, 0o600), "wb") as file:
+        file.write(_testimony(generation))
+        file.truncate()
+
+
+def _testimony(generation: int) -> bytes:
+    return checked(b"SDW1" + generation.to_bytes(8, "big"))
 
 
 class Database:
@@ -184,7 +172,6 @@ class Database:
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
-        self._witness = ProgressWitness(path)
         self._ledger: Ledger | None = None
         with errors(self.path):
             if read_only:
@@ -201,14 +188,13 @@ class Database:
             schema.make_new(db)
         migrate(db)
         self._ledger = Ledger(db)
-        self._witness.write(self._ledger.generation)
+        write_witness(self.path, self._ledger.generation)
         self._files = self._identity()
 
     def close(self) -> None:
         """Closes the file; SQLite merges the write-ahead log into it."""
         with errors(self.path):
             self._db.close()
-        self._witness.close()
 
     @property
     def generation(self) -> int:
@@ -231,7 +217,7 @@ class Database:
                 raise StoreError(f"{self.path}: is a readonly database here: it was opened to be read")
             with self._ledger.transaction():
                 yield
-            self._witness.write(self._ledger.generation)
+            write_witness(self.path, self._ledger.generation)
 
     def write_copy(self, path: Path) -> Path:
         """Writes a copy beside `path`, for `publish` to rename. Raises OSError, sqlite3.Error."""
@@ -345,22 +331,22 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _testimony(generation: int) -> bytes:
-    head = _MAGIC + generation.to_bytes(8, "big")
-    return _WITNESS.pack(_MAGIC, generation, blake2s(head, digest_size=16).digest())
-
-
 def _watch(db: sqlite3.Connection, table: str) -> None:
     columns = ", ".join(_columns(db, table))
     renew = f"UPDATE {table} SET digest = {_call(db, table)} WHERE rowid = NEW.rowid"
-    occasions = (
-        ("INSERT", renew),
-        (f"UPDATE OF {columns}", renew),
-        ("UPDATE OF digest", "SELECT account(OLD.digest, NEW.digest)"),
-        ("DELETE", "SELECT account(OLD.digest, NULL)"),
-    )
-    for name, (when, what) in zip(_TRIGGERS, occasions, strict=True):
-        db.execute(f"CREATE TEMP TRIGGER {table}_{name} AFTER {when} ON main.{table} BEGIN {what}; END")
+    for name, when, what in (
+        ("new", "INSERT", renew),
+        ("set", f"UPDATE OF {columns}", renew),
+        ("sum", "UPDATE OF digest", "SELECT account(OLD.digest, NEW.digest)"),
+        ("gone", "DELETE", "SELECT account(OLD.digest, NULL)"),
+    ):  # a migration may have made them
+        trigger = f"IF NOT EXISTS {table}_{name} AFTER {when} ON main.{table} BEGIN {what}; END"
+        db.execute(f"CREATE TEMP TRIGGER {trigger}")
+
+
+def _digest_of(table: str, *pairs: Any) -> bytes:
+    """Returns the digest of a row from its columns' names and values in turn, for SQL."""
+    return _row_digest(table, dict(zip(pairs[::2], pairs[1::2], strict=True)))
 
 
 def _call(db: sqlite3.Connection, table: str) -> str:
@@ -379,7 +365,7 @@ def _definitions(db: sqlite3.Connection) -> str:
 
 
 def _ledger_digest(generation: int, total: bytes, schema: str) -> bytes:
-    return row_digest("ledger", "generation", generation, "sum", total, "schema", schema)
+    return _row_digest("ledger", {"generation": generation, "sum": total, "schema": schema})
 
 
 def open_to_read(path: Path) -> sqlite3.Connection:

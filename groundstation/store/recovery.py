@@ -20,7 +20,6 @@ from groundstation.store.database import (
     TABLES,
     Database,
     Ledger,
-    ProgressWitness,
     StoreError,
     StoreForeign,
     backup_of,
@@ -32,6 +31,9 @@ from groundstation.store.database import (
     is_whole,
     open_to_read,
     publish,
+    read_witness,
+    witness_of,
+    write_witness,
 )
 from groundstation.store.schema import APPLICATION_ID, SCHEMA, make_new, number_of
 from onboard.console.log import say
@@ -83,8 +85,7 @@ def write_anew(db: Database) -> None:
         except OSError as error:
             why = f"was removed or replaced, and cannot be written anew: {error.strerror or error}"
             raise StoreError(f"{path}: {why}") from None
-    with closing(ProgressWitness(path)) as witness:  # it may be gone too
-        witness.write(db.generation)
+    write_witness(path, db.generation)  # it may be gone too
     say(
         log, "database-rewritten", level=logging.WARNING, path=str(path),
         why="it or its log was removed or replaced while this program ran", aside=str(aside or ""),
@@ -102,11 +103,10 @@ def open_whole(path: Path) -> tuple[Database, bool]:
 
 
 def _make_whole(path: Path) -> bool:
-    witness = ProgressWitness(path)
-    backup = backup_of(path)
-    trouble = _cleared(path, witness.path)
+    backup, witness = backup_of(path), witness_of(path)
+    trouble = _cleared(path)
     try:
-        witnessed = witness.read()
+        witnessed = read_witness(path)
     except ValueError as error:
         witnessed = None
         trouble.append(str(error))
@@ -129,7 +129,7 @@ def _make_whole(path: Path) -> bool:
                 # Lost transactions may have used epochs, and none is used twice.
                 db.execute("UPDATE node SET epoch = (epoch + ?) % ?", (SKIPPED_EPOCHS, MAX_EPOCH))
         elif main.generation and main.rows["round"] and not trouble:
-            trouble += [f"{file}: is gone" for file in (backup, witness.path) if not file.exists()]
+            trouble += [f"{file}: is gone" for file in (backup, witness) if not file.exists()]
         if trouble:
             say(log, "database-damaged", level=logging.ERROR, why="; ".join(trouble), lost=[], aside="")
         return bool(trouble)
@@ -201,11 +201,11 @@ def _all_rows(db: sqlite3.Connection, table: str, found: Findings) -> list[dict[
     return list(rows.values())
 
 
-def _cleared(path: Path, witness: Path) -> list[str]:
+def _cleared(path: Path) -> list[str]:
     """Puts aside whatever has the name of one of the files but is not a regular file; returns what it was.
     SQLite could not open it, and a link to a log leads to another database's. The database may be a link."""
     backup = backup_of(path)
-    beside = (being_made(path), backup, being_made(backup), witness)
+    beside = (being_made(path), backup, being_made(backup), witness_of(path))
     trouble = [f"{file}: {told}" for file in beside if (told := cleared(file))]
     is_to_be_made = path.is_symlink() and not path.exists() and path.resolve().parent.is_dir()
     for side in SIDES[1:] if is_to_be_made and not backup.exists() else SIDES:

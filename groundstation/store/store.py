@@ -75,8 +75,8 @@ class Store:
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
-        self._entry: tuple[bytes, str, int, bytes] | None = None
-        self._reports: dict[int, tuple[int, float, Mapping[str, Any]]] = {}
+        self._entry: tuple[bytes, str, int, bytes, tuple[str, ...]] | None = None
+        self._reports: dict[int, tuple[float, str, int]] = {}
         self._reported_s = -math.inf
         self._never_waits = self._backup_failed = False
         if read_only:
@@ -145,27 +145,24 @@ class Store:
 
     # the mission and its nodes
 
-    def begin(self, mission_id: bytes, name: str, seed: int, graph: bytes) -> tuple[bytes, bytes]:
-        """Inserts the mission if the file is new; returns the stored (mission id, graph digest)."""
-        self._entry = (mission_id, name, seed, graph)
-        with self.transaction():
-            row = self.db.one("mission")
-            if row is None:
-                self.db.execute(
-                    "INSERT INTO mission (id, name, seed, graph) VALUES (?, ?, ?, ?)", self._entry
-                )
-                return mission_id, graph
-        return row["id"], row["graph"]
-
-    def classes(self, classes: tuple[str, ...]) -> tuple[str, ...]:
-        """Stores the names of the mission's classes unless some are stored; returns the stored ones."""
+    def begin(
+        self, mission_id: bytes, name: str, seed: int, graph: bytes, classes: tuple[str, ...] = ()
+    ) -> tuple[bytes, bytes, tuple[str, ...]]:
+        """Inserts the mission if the file is new; returns the stored mission id, graph digest and classes.
+        A mission without classes, of an earlier version, gets these if its graph is this one."""
+        self._entry = (mission_id, name, seed, graph, classes)
         told = msgspec.json.encode(classes).decode()
         with self.transaction():
-            self.db.execute("UPDATE mission SET classes = ? WHERE classes IS NULL", (told,))
-            row = self.db.one("mission")
-            assert row is not None, "no mission was begun"
+            if self.mission() is None:
+                insert = "INSERT INTO mission (id, name, seed, graph) VALUES (?, ?, ?, ?)"
+                self.db.execute(insert, (mission_id, name, seed, graph))
+            named = "UPDATE mission SET classes = ? WHERE classes IS NULL AND graph = ?"
+            self.db.execute(named, (told, graph))
+            row = self.mission()
+        assert row is not None
         with errors(self.path):
-            return msgspec.json.decode(row["classes"], type=tuple[str, ...])
+            kept = msgspec.json.decode(row["classes"] or "[]", type=tuple[str, ...])
+        return row["id"], row["graph"], kept
 
     def finish(self, why: str, now: float) -> None:
         self._write("UPDATE mission SET finished_at = ?, why = ? WHERE finished_at IS NULL", now, why)
@@ -205,26 +202,20 @@ class Store:
         row = self.db.one("node", "WHERE id = ? AND offered = ?", node, digest)
         return None if row is None else int(row["fragment_bytes"])
 
-    def hear(self, *heard: tuple[int, float, Mapping[str, Any] | None]) -> None:
-        """Stores, in one transaction, when nodes were last heard and what they reported."""
-        with self.transaction():
-            self.db.executemany(
-                "UPDATE node SET heard_at = ?, health = COALESCE(?, health) WHERE id = ?",
-                [(now, health and json.dumps(health), node) for node, now, health in heard],
-            )
-
     def report(self, node: int, at: float, health: Mapping[str, Any], now: float) -> None:
         """Takes a board's health as of the wall time `at`, and stores all waiting reports if that is due.
 
         Stored at once, a report of 100 B would cost the ground a disk barrier. A kill loses the last seconds
         of them, which boards repeat within a minute."""
-        self._reports[node] = (node, at, health)
+        self._reports[node] = (at, json.dumps(health), node)
         self.store_reports(now)
 
     def store_reports(self, now: float, *, at_once: bool = False) -> None:
         if self._reports and (at_once or now >= self._reported_s + REPORTS_EVERY_S):
             self._reported_s = now
-            self.hear(*self._reports.values())
+            with self.transaction():
+                report = "UPDATE node SET heard_at = ?, health = ? WHERE id = ?"
+                self.db.executemany(report, [*self._reports.values()])
             self._reports.clear()
 
     def nodes(self) -> list[Mapping[str, Any]]:
@@ -332,10 +323,6 @@ class Store:
 
     def rounds(self) -> list[RoundRow]:
         return [RoundRow(**row) for row in self.db.all("round", "ORDER BY number")]
-
-    def asked(self, number: int) -> bytes | None:
-        row = self.round(number)
-        return None if row is None else row.model
 
     def model(self, number: int) -> bytes | None:
         row = self.db.one("model", "WHERE number = ?", number)

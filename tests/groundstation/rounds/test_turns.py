@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -64,14 +64,14 @@ def test_health_costs_a_barrier_every_few_seconds_and_the_last_is_stored(tmp_pat
     for node in (1, 2):
         store.enter_node(node, f"board-{node}")
     barriers = 0
-    real = store.hear
+    real = store.transaction
 
-    def counted(*heard: Any) -> None:
+    def counted() -> AbstractContextManager[None]:
         nonlocal barriers
         barriers += 1
-        real(*heard)
+        return real()
 
-    store.hear = counted  # type: ignore[method-assign]
+    store.transaction = counted  # type: ignore[method-assign]
     for nth in range(2000):
         health = Health(state=0, round=1, uptime_s=nth, airtime_s=0.0, energy_j=0.0, cpu_s=0.0)
         store.report(1 + nth % 2, 1e9 + nth, asdict(health), 0.01 * nth)

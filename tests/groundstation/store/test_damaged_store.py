@@ -39,8 +39,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     path = folder / "m" / NAME
     path.parent.mkdir()
     store = Store(path)
-    store.begin(MISSION, "m", 3, GRAPH)
-    store.classes(("land", "sea"))
+    store.begin(MISSION, "m", 3, GRAPH, ("land", "sea"))
     for node in (1, 2, 3):
         store.enter_node(node, f"board-{node}")
     store.back_up()
@@ -134,7 +133,7 @@ def test_whatever_is_damaged_the_start_comes_up_and_uses_nothing_of_it(
                 same = row in known or any(_is_between(row, one) for one in known)
                 assert same, (what, table, key)
         if now["mission"]:
-            assert store.begin(b"x" * 8, "other", 9, b"y" * 8) == (MISSION, GRAPH), what
+            assert store.begin(b"x" * 8, "other", 9, b"y" * 8)[:2] == (MISSION, GRAPH), what
             closed = [row.number for row in store.rounds() if row.closed_at is not None]
             assert closed == list(range(1, len(closed) + 1)), what
         store.enter_node(1, "board-1")
@@ -225,7 +224,7 @@ def test_what_is_no_file_is_put_aside_in_one_event(
     store = Store(path)
     assert [record.getMessage() for record in caplog.records] == ["database-damaged"]
     assert str(file) in caplog.records[0].fields["why"]
-    assert store.begin(b"x" * 8, "other", 9, b"y" * 8) == (MISSION, GRAPH)
+    assert store.begin(b"x" * 8, "other", 9, b"y" * 8)[:2] == (MISSION, GRAPH)
     store.close()
     assert target.read_bytes() == b"somebody else's" if kind == "link" else not target.exists()
     caplog.clear()
@@ -240,7 +239,7 @@ def test_a_database_is_made_where_a_link_leads(tmp_path: Path, caplog: pytest.Lo
     path.symlink_to(tmp_path / "disk" / NAME)
     for _ in range(2):
         store = Store(path)
-        assert store.begin(MISSION, "m", 9, GRAPH) == (MISSION, GRAPH)
+        assert store.begin(MISSION, "m", 9, GRAPH)[:2] == (MISSION, GRAPH)
         store.close()
     assert (tmp_path / "disk" / NAME).stat().st_size > 0
     assert path.is_symlink()
@@ -257,7 +256,7 @@ def test_a_database_that_is_a_link_to_another_disk_stays_one(
     path.rename(tmp_path / "disk" / NAME)
     path.symlink_to(tmp_path / "disk" / NAME)
     store = Store(path)
-    assert store.begin(b"x" * 8, "other", 9, b"y" * 8) == (MISSION, GRAPH)
+    assert store.begin(b"x" * 8, "other", 9, b"y" * 8)[:2] == (MISSION, GRAPH)
     store.close()
     assert path.is_symlink()
     assert not caplog.records

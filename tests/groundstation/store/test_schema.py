@@ -111,7 +111,7 @@ def test_a_database_of_an_earlier_form_keeps_all_that_it_holds(
     for _ in range(2):
         store = Store(path)
         assert store.taken(1) == [digest(UPDATE, b"\xab\xcd")]
-        assert (store.model(1), store.asked(2), store.counters(1)) == (
+        assert (store.model(1), store.rounds()[1].model, store.counters(1)) == (
             b"weights",
             b"the model",
             {"frames_sent": 30.0},

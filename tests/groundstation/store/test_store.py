@@ -43,7 +43,7 @@ def states(store: Store, number: int) -> dict[int, str]:
 
 
 def test_a_mission_is_entered_once(store: Store, path: Path) -> None:
-    assert store.begin(b"x" * 8, "other", 9, b"y" * 8) == (MISSION, GRAPH)
+    assert store.begin(b"x" * 8, "other", 9, b"y" * 8)[:2] == (MISSION, GRAPH)
     mission = store.mission()
     assert mission is not None
     assert (mission["name"], mission["seed"], mission["finished_at"]) == ("m", 3, None)
@@ -110,7 +110,7 @@ def test_a_merged_update_stays_with_the_round_that_took_it(store: Store) -> None
 
 
 def test_the_epoch_rises_with_every_entry(store: Store, path: Path) -> None:
-    store.hear((1, 50.0, None))
+    store.report(1, 50.0, {"state": 1}, 0.0)
     epochs = [store.enter_node(1, "board-1").epoch]
     for _ in range(3):
         again = Store(path)
@@ -140,9 +140,10 @@ def test_what_was_spent_of_an_allowance_stays(store: Store, path: Path) -> None:
 
 
 def test_health_and_counters_are_replaced_not_added(store: Store) -> None:
-    store.hear((1, 50.0, {"state": 1}))
-    store.hear((1, 60.0, None))  # an update was heard, which says nothing of its health
-    assert store.nodes()[0]["health"] == '{"state": 1}'
+    store.report(1, 50.0, {"state": 1}, 0.0)
+    store.open_round(1, b"model", [1], 50.0, 90.0)
+    store.take_update(1, 1, b"update", METRICS, 60.0)  # which says nothing of its health
+    assert (store.nodes()[0]["heard_at"], store.nodes()[0]["health"]) == (60.0, '{"state": 1}')
     store.count(1, {"bytes_sent": 10, "airtime_s": 1.5})
     store.count(1, {"bytes_sent": 30})
     assert store.counters(1) == {"bytes_sent": 30, "airtime_s": 1.5}

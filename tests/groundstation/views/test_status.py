@@ -44,7 +44,7 @@ def fill(mission: Mission) -> Store:
     store.mark(1, 2, "failed", 1041.0)
     store.close_round(1, b"weights", 0.9125, 0.31, 0.118, 1050.0)
     store.open_round(2, b"model", [1, 2], 1050.0, 1950.0)
-    store.hear((1, 1060.0, HEALTH))
+    store.report(1, 1060.0, HEALTH, 0.0)
     store.count(1, {"bytes_sent": 12345, "bytes_received": 678, "fragments_resent": 9})
     return store
 
@@ -132,9 +132,9 @@ def test_a_board_that_failed_is_shown_with_its_reason(mission: Mission) -> None:
         "failure": int(Failure.MEMORY),
         "why": "[bold] of 66 MB",
     }
-    store.hear((1, 1061.0, health))
+    store.report(1, 1061.0, health, 10.0)
     assert "failed: [bold] of 66 MB" in printed(mission, store)
-    store.hear((1, 1062.0, health | {"why": ""}))
+    store.report(1, 1062.0, health | {"why": ""}, 20.0)
     assert "failed: memory" in printed(mission, store)
 
 
@@ -154,5 +154,5 @@ def test_a_database_of_another_version_is_named(change: str, mission: Mission) -
         store.db.execute(change)
     store = Store(mission.database)
     with pytest.raises(StoreError, match=r"mission\.sqlite: holds what this version does not read: "):
-        _ = store.enter_node(1, "pi"), store.classes(("a",))
+        _ = store.enter_node(1, "pi"), store.begin(b"\x01" * 8, "Dawn", 0, b"\x02" * 8, ("a",))
     store.close()
