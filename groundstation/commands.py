@@ -355,7 +355,7 @@ class CommandDispatcher:
     def _send(self, row: CommandRow, station: Station, now: float) -> None:
         if row.state is CommandState.QUEUED:
             presence = station.session.presence
-            if not station.session.in_contact(now) or presence.alone or presence.in_doubt:
+            if not station.session.contacts.is_up(now) or presence.alone or presence.in_doubt:
                 return  # no frame would leave now for a board that is known to be there
             self._table.move(row, CommandState.SENT, self._wall())
             say(log, "command-sent", **self._told(row))

@@ -361,7 +361,7 @@ class FederatedAgent:
 
     def housekeeping(self, now: float, *, at_once: bool = False) -> None:
         """Sends a health message every minute: an idle link stays nearly empty."""
-        if not self.session.in_contact(now):
+        if not self.session.contacts.is_up(now):
             self._health_due_s = min(self._health_due_s, now)  # said first in the next one, and once
             return
         if now < self._health_due_s and not at_once:

@@ -247,7 +247,7 @@ class GossipAgent:
     def _open(self, peers: Collection[int], now: float) -> frozenset[int]:
         """Opens exchanges with peers in contact, as what waits gets stale; returns with whom."""
         near = set(peers) - self.trust.left_out(now)
-        near = {peer for peer in near if self.sessions[peer].in_contact(now)}
+        near = {peer for peer in near if self.sessions[peer].contacts.is_up(now)}
         try:
             opened = self.gossip.open(self.descent.vector, near)
         except (ValueError, MemoryError) as error:  # a model that is not finite, or too large for its form
@@ -277,7 +277,7 @@ class GossipAgent:
     def wakeup(self, now: float) -> float:
         """When `tick` next has something to do, if nothing is heard before."""
         if self.phase is GossipPhase.EXCHANGING:
-            closes = [self.sessions[peer].closes_at(now) for peer in self._waits_for(now)]
+            closes = [self.sessions[peer].contacts.closes_at(now) for peer in self._waits_for(now)]
             return min([self._patient_until_s, *closes])
         if self.phase is GossipPhase.HOLDING:
             return self._checkpoint_due_s if self.gossip.exchanges > self._kept else math.inf
@@ -285,7 +285,7 @@ class GossipAgent:
 
     def _waits_for(self, now: float) -> list[int]:
         awaited = (self._awaited & self.gossip.waits_for) - self.trust.left_out(now)
-        return [peer for peer in awaited if self.sessions[peer].in_contact(now)]
+        return [peer for peer in awaited if self.sessions[peer].contacts.is_up(now)]
 
     def _send(self, now: float) -> None:
         """Makes what was opened durable, then offers it."""
@@ -372,7 +372,7 @@ class GossipAgent:
         for peer in self.sessions.keys() - self.trust.left_out(now):
             session = self.sessions[peer]
             heard = max(session.presence.active_at, self._quiet_since_s)
-            ends.append(session.after(heard, patience_s))
+            ends.append(session.contacts.after(heard, patience_s))
         return max(at for at in ends if at < math.inf)
 
     def _end(self, now: float) -> None:

@@ -127,7 +127,7 @@ class Pump:
         session_at = self.session.wakeup(now)
         if self._blocked:  # it may want to speak, but the device is not done with what it has
             session_at = max(session_at, now + DRAIN_S)
-        closes_at = self.session.closes_at(now) if self._port.queued_bytes() else math.inf
+        closes_at = self.session.contacts.closes_at(now) if self._port.queued_bytes() else math.inf
         hears_at = math.inf
         if self.hears and (self._frames or self._heard_from > now):
             hears_at = max(now, self._heard_from)
@@ -225,7 +225,7 @@ class Pump:
 
     def _speak(self, port: Port, now: float) -> None:
         self._blocked = False
-        if not self.session.in_contact(now):
+        if not self.session.contacts.is_up(now):
             if port.queued_bytes():
                 port.discard()  # a stalled device would send it outside of the contact
             return

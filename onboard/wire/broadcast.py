@@ -1,13 +1,9 @@
 """One object to many listeners on a shared downlink, each fragment sent once for all of them; both its ends.
 
-The object goes out once, in order, under the group's key. Then each listener is polled in turn (its number is
-POLL's fragment field) and answers on its own session. Repairs follow, as one sum of fragments fills a
-different hole at every listener; and so on until all have said DONE, or the deadline passes. The neediest
-listener, at the losses it was seen to have, decides the number of repairs. One that never answered gets none:
-it is polled, ever less often, until the end.
-
-A listener answers only when polled, else many answers would collide. Broadcast objects have ids from GROUP_ID
-on, so an answer says whether it is about one. Whoever holds the group's key can forge broadcasts."""
+docs/wire.md, "Broadcast", has the rules. Repairs are sent because one sum of fragments fills a different hole
+at every listener. The neediest listener, at the losses it was seen to have, decides their number; one that
+never answered gets none. A listener answers only when polled, else many answers would collide. Whoever holds
+the group's key can forge broadcasts."""
 
 from __future__ import annotations
 
@@ -57,9 +53,8 @@ class Broadcast:
     """Sends one object to `listeners`, the node numbers of sessions that hold the group's key. It has no I/O.
 
     `sealer`: seals with the group's key, from this node to BROADCAST, in this node's epoch; all broadcasts of
-    an epoch share one, since no seq is used twice. The medium's contacts do not hold it back. `deadline_s`:
-    seconds until it expires, None for never. Raises ValueError for an object of too many fragments, a value
-    out of range or a sealer to one node.
+    an epoch share one, since no seq is used twice. Contacts do not hold it back. `deadline_s`: None for
+    never. Raises ValueError for too many fragments, a value out of range or a sealer to one node.
 
     `waiting`: the state of each listener that has neither refused the object nor stored it durably, by
     number. `orphans`: answers from others, or about another object; `malformed`: senseless ones."""
@@ -194,9 +189,10 @@ class Broadcast:
         if self._offer_in == 0:
             return PendingFrame(Type.OFFER, self._object.offer(now))
         bulk = self._bulk()
-        node = self._next_poll_target(now, idle=bulk is None)
-        if bulk is None or (node is not None and not self._timing.half_duplex):
-            return None if node is None else PendingFrame(Type.POLL, fragment=node)
+        at, _, node = min(self._asks(idle=bulk is None))
+        may_poll = max(at, self._ask_from) <= now
+        if bulk is None or (may_poll and not self._timing.half_duplex):
+            return PendingFrame(Type.POLL, fragment=node) if may_poll else None
         type_, number = bulk
         if type_ is Type.DATA:
             return PendingFrame(type_, self._object.fragment(number), fragment=number)
@@ -225,12 +221,6 @@ class Broadcast:
         if holes and holes.bit_count() <= lacks:  # so few in all that each is as good as a sum
             return Type.DATA, (holes & -holes).bit_length() - 1
         return Type.REPAIR, generation
-
-    def _next_poll_target(self, now: float, *, idle: bool) -> int | None:
-        if now < self._ask_from:
-            return None
-        at, _, node = min(self._asks(idle=idle))
-        return node if at <= now else None
 
     def _asks(self, *, idle: bool) -> list[tuple[float, int, int]]:
         """Return (time, questions so far, node) of each next poll. `idle`: there is no bulk to send."""

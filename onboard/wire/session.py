@@ -19,7 +19,7 @@ from onboard.wire.config import Identity, Limits, Medium, Security, SessionState
 from onboard.wire.events import Event, GroupAnswer, LinkSnapshot, Message, PeerHeard, PeerUnreachable
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import GROUP_ID, OVERHEAD_BYTES, Frame, Origin, PendingFrame, Type
-from onboard.wire.medium.contact_gate import ByteQuota, ContactGate, Window
+from onboard.wire.medium.contact_gate import ByteQuota, ContactGate, Contacts, Window
 from onboard.wire.medium.medium_access import MAX_CLOSING, MediumAccess, Timing
 from onboard.wire.messages import BadMessage, Cancel, Done, MessageQueue, Report
 from onboard.wire.security.link_diagnostics import LinkDiagnostics
@@ -114,16 +114,9 @@ class Session:
         """Replace the contact plan. Raises ValueError for contacts that overlap."""
         self._gate.plan(contacts, now)
 
-    def in_contact(self, now: float) -> bool:
-        return self._gate.contacts.is_up(now)
-
-    def closes_at(self, now: float) -> float:
-        """When the open contact ends; inf if none is open, or without a plan."""
-        return self._gate.contacts.closes_at(now)
-
-    def after(self, since: float, contact_s: float) -> float:
-        """Return when `contact_s` of contact have passed since then; inf where the plan ends before."""
-        return self._gate.contacts.after(since, contact_s)
+    @property
+    def contacts(self) -> Contacts:
+        return self._gate.contacts
 
     def offer(
         self, kind: int, payload: bytes, now: float, *, priority: int = 4,
@@ -284,7 +277,7 @@ class Session:
         refused = sum((opener.counts for opener in self._openers), Counter[Refusal]())
         told, sealer, link_now = self._diagnostics, self._security.sealer, self._gate.link_s(now)
         objects = [*outbox.progress(link_now), *inbox.progress()]
-        when = partial(self._gate.contacts.when, now)
+        when = partial(self.contacts.when, now)
         (out_s, out_passes), (in_s, in_passes) = (  # objects share one way's air: their times add up
             when(sum(each.eta_s for each in objects if each.incoming == way)) for way in (False, True)
         )
@@ -305,7 +298,7 @@ class Session:
             loss_out=outbox.loss.measured, loss_in=hearing.loss, airtime_s=self.airtime_s,
             goodput_out_bps=outbox.goodput_bps(link_now),
             goodput_in_bps=8 * inbox.received_bytes / hearing.bulk_s if hearing.bulk_s > 0 else 0.0,
-            last_heard=hearing.at, silent=self.silent, in_contact=self.in_contact(now),
+            last_heard=hearing.at, silent=self.silent, in_contact=self.contacts.is_up(now),
             eta_out_s=out_s, eta_out_passes=out_passes, eta_in_s=in_s, eta_in_passes=in_passes,
             objects=tuple(
                 replace(each, eta_s=eta_s, eta_passes=passes)

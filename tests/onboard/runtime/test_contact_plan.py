@@ -46,9 +46,9 @@ def session() -> Session:
 def test_a_session_that_takes_the_place_of_another_keeps_to_the_plan_too(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, contact("12:10", "12:20"))
     for life in (session(), session()):
-        assert life.in_contact(0.0)
+        assert life.contacts.is_up(0.0)
         plan.keep(life, 0.0, NOON)
-        assert not life.in_contact(0.0)
+        assert not life.contacts.is_up(0.0)
 
 
 def test_the_contacts_of_two_nodes_whichever_is_named_first(tmp_path: Path) -> None:
@@ -99,10 +99,10 @@ def test_a_session_follows_the_plan_by_the_wall_clock(tmp_path: Path) -> None:
     plan.keep(board, 100.0, NOON + 100.4)  # slower than it should be, which is borne
     assert board.wakeup(100.0) == pytest.approx(600.0, abs=1.0)
     plan.keep(board, 200.0, NOON + 650.0)  # it was set: in contact since 50 s
-    assert board.in_contact(200.0)
+    assert board.contacts.is_up(200.0)
     assert board.wakeup(200.0) < 201.0
     plan.keep(board, 201.0, NOON)  # and back
-    assert not board.in_contact(201.0)
+    assert not board.contacts.is_up(201.0)
 
 
 def test_a_plan_that_is_replaced_holds_soon_and_a_broken_one_never(
@@ -118,15 +118,15 @@ def test_a_plan_that_is_replaced_holds_soon_and_a_broken_one_never(
 
     replace(contact("12:01", "12:02"), 1)
     plan.keep(board, 1.0, NOON + 1)
-    assert not board.in_contact(61.0)
+    assert not board.contacts.is_up(61.0)
     plan.keep(board, LOOK_AGAIN_S, NOON + LOOK_AGAIN_S)
-    assert board.in_contact(61.0)
+    assert board.contacts.is_up(61.0)
     replace("[[contact]]\nnode = 3", 2)
     plan.keep(board, 2 * LOOK_AGAIN_S, NOON + 2 * LOOK_AGAIN_S)
-    assert board.in_contact(61.0)
+    assert board.contacts.is_up(61.0)
     plan.path.unlink()
     plan.keep(board, 3 * LOOK_AGAIN_S, NOON + 3 * LOOK_AGAIN_S)
-    assert board.in_contact(61.0)
+    assert board.contacts.is_up(61.0)
     assert board.wakeup(130.0) == math.inf
     assert [record.getMessage() for record in caplog.records] == ["contacts", "contacts"] + [
         "contacts-refused"

@@ -213,11 +213,11 @@ def test_what_is_said_between_contacts_leaves_at_the_rise() -> None:
 
 def test_seconds_of_contact_are_counted_across_windows() -> None:
     session = Pair(FULL).board.session
-    assert session.after(3.0, 5.0) == 8.0
+    assert session.contacts.after(3.0, 5.0) == 8.0
     session.plan([Window(2.0, 4.0), Window(10.0, 20.0)], 0.0)
-    assert session.after(3.0, 5.0) == pytest.approx(14.0, abs=1e-5)
-    assert session.after(5.0, 5.0) == pytest.approx(15.0, abs=1e-5)
-    assert session.after(3.0, 12.0) == math.inf
+    assert session.contacts.after(3.0, 5.0) == pytest.approx(14.0, abs=1e-5)
+    assert session.contacts.after(5.0, 5.0) == pytest.approx(15.0, abs=1e-5)
+    assert session.contacts.after(3.0, 12.0) == math.inf
 
 
 def test_after_the_last_contact_nothing_wakes_a_session() -> None:
