@@ -123,8 +123,7 @@ def _sorted(bits: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.intp], list[int
 
 def sketch(groups: Floats, bits: npt.NDArray[np.uint8], curvature: Floats | None = None) -> Bases:
     """Sketches `groups` (G, n) float32 with `bits` (G,) uint8 bases each. `curvature` (G, n), not negative,
-    weighs the least squares; None weighs all alike, as a server has no data. Raises ValueError for weights
-    that are not finite."""
+    weighs the least squares, None all alike. Raises ValueError for weights that are not finite."""
     if not np.isfinite(groups).all():
         raise ValueError("weights are not finite: nothing to quantize")
     order, depth = _sorted(bits)
@@ -228,8 +227,7 @@ class AlqCodec:
         return quantize(layout, weights, widths)
 
     def check(self, model: Quantized, budget: Budget) -> None:
-        """Checks that a group's bases and all bits are no more than `allocate` grants, and raw tensors on the
-        grid."""
+        """Checks bases and bits against what `allocate` grants, and that raw tensors are on the grid."""
         parameters = model.layout.parameters
         most = max((int(bases.bits.max(initial=0)) for bases in model.grouped.values()), default=0)
         if most > budget.max_bases:

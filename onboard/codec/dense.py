@@ -8,9 +8,7 @@
                   lowest bytes first: signs and exponents repeat, mantissas are noise, and apart from one
                   another they compress better
 
-It is what FedAvg sends. zstandard is optional: a machine without it sends plain bytes, and refuses compressed
-ones with a line.
-"""
+It is what FedAvg sends. A machine without zstandard sends plain bytes, and refuses compressed ones."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """Values with their index beside them: for whoever chose coordinates that no seed can name, as Top-K does.
 
-The bytes are in docs/gossip.md, "With an index". Gaps are RD-PSGD's index (its section 3.3: "an 8-bit integer
-is enough")."""
+The bytes are in docs/gossip.md, "With an index"; gaps are RD-PSGD's (its section 3.3)."""
 
 from __future__ import annotations
 
@@ -30,8 +29,7 @@ class IndexForm(IntEnum):
 
 def encode(index: Indices, values: Floats, size: int, index_form: IndexForm, form: Form) -> bytes:
     """Encodes the values (n,) at rising coordinates (n,) of a vector of `size`. Raises ValueError for
-    coordinates that do not rise or leave the vector, another number of values, and values that the form
-    cannot hold."""
+    other coordinates, another number of values, and values that the form cannot hold."""
     if index.shape != values.shape or not 0 <= size <= MAX_SIZE:
         raise ValueError(f"{index.shape} coordinates and {values.shape} values of {size}")
     distances = np.diff(index, prepend=np.int32(-1))

@@ -1,7 +1,6 @@
 """The first byte of a packed model says in which form it is: a row of `onboard.codec.pack.CODECS`.
 
-The numbers stand here alone, so that whoever only names a form need not load the codecs.
-"""
+They stand here alone, so that whoever only names a form need not load the codecs."""
 
 ALQ = 1
 """Binary bases under a bit budget (`onboard.codec.quantized`)."""

@@ -95,9 +95,7 @@ def in_groups(layout: Layout, weights: Weights) -> dict[str, Floats]:
 
 
 def flat(layout: Layout, weights: Weights, out: Floats | None = None) -> Floats:
-    """All tensors one after the other in one float32 vector (P,), a copy (into `out` if given). Errors:
-    ValueError for another shape.
-    """
+    """Copies all tensors into one float32 (P,), `out` if given. Raises ValueError for another shape."""
     out = np.empty(layout.parameters, np.float32) if out is None else out
     for t, view in zip(layout.tensors, views(layout, out).values(), strict=True):
         _check_shape(t, weights[t.name])

@@ -10,8 +10,7 @@ work than asking for every run (its section 3.3).
 
 Words are SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014),
 which mixes a counter, so that any block can be drawn alone. A table turns 16 bits into a distance; where they
-do not decide it, 48 more bits of a second stream do. docs/gossip.md gives every step. Everything is integer
-arithmetic."""
+do not decide it, 48 more bits do. Everything is integer arithmetic; docs/gossip.md gives every step."""
 
 from __future__ import annotations
 
@@ -80,8 +79,7 @@ def share_of(p: float) -> int:
 @dataclass(frozen=True, eq=False)
 class Mask:
     """Coordinates of a vector (size,), as `blocks` of rising numbers of runs: run k begins at coordinate k *
-    run. A whole mask has no blocks; `tail` tells of a shorter last run, which is in none. It takes 4 bytes a
-    chosen run, and 0.3 MB more at most."""
+    run. A whole mask has no blocks; `tail` tells of a shorter last run. It takes 4 bytes a run and 0.3 MB."""
 
     draw: Draw
     size: int
@@ -108,8 +106,7 @@ class Mask:
 
 
 def drawn(draw: Draw, size: int) -> Mask:
-    """Draws the mask of a vector of `size` coordinates in 1.2 MB of working memory at most. Raises ValueError
-    for more coordinates than MAX_SIZE."""
+    """Draws the mask of a vector (size,) in 1.2 MB of memory at most. Raises ValueError beyond MAX_SIZE."""
     if not 0 <= size <= MAX_SIZE:
         raise ValueError(f"{size} coordinates, must be 0 to {MAX_SIZE}")
     if draw.share == ALL:

@@ -58,8 +58,7 @@ class Codec(Protocol[M]):
         """The form as a message calls it: "dense", "quantized"."""
 
     def quantize(self, layout: Layout, weights: Weights, budget: Budget) -> M:
-        """Converts weights without data to tell which of them matter. Raises ValueError if they are not
-        finite."""
+        """Converts weights, with no data to rank them. Raises ValueError if they are not finite."""
 
     def check(self, model: M, budget: Budget) -> None:
         """Raises ValueError where `quantize` and training make no such model within the budget."""
@@ -69,5 +68,5 @@ class Codec(Protocol[M]):
         that the far end could not rebuild."""
 
     def unpack(self, data: bytes, layout: Layout) -> M:
-        """Decodes `data`, PREFIX included, whole and with nothing after it. Makes no array that the layout
-        does not bound. Raises ValueError."""
+        """Decodes all of `data`, PREFIX included. Makes no array that the layout does not bound. Raises
+        ValueError."""

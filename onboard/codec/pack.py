@@ -24,8 +24,7 @@ def account(model: Model) -> dict[str, int]:
 
 
 def unpack(data: bytes | memoryview, layout: Layout) -> Model:
-    """Decodes a model of this layout, whole and with nothing after it, in 32 bytes of memory a weight at
-    most. Raises BadPack, whatever the bytes."""
+    """Decodes all of `data` in 32 bytes of memory a weight at most. Raises BadPack, whatever the bytes."""
     data = bytes(data)
     if len(data) < PREFIX.size:
         raise BadPack(f"{len(data)} bytes, a header alone has {PREFIX.size} or more")

@@ -22,8 +22,7 @@ A mantissa is random and travels as it is. Signs are not: a kernel's form patche
 maps of a convolution, so that eight neighbours in a byte are not alike in all 256 ways. Huffman codes for
 bytes (DEFLATE, RFC 1951) take 1680 bytes for the 2165 of LeNet-5's second convolution after a first round at
 0.1 bit a weight, and 1582 for 1715 after a third. A coder with two neighbours as its context would take 1411
-and 1381, and ten times as long in Python.
-"""
+and 1381, and ten times as long in Python."""
 
 from __future__ import annotations
 
@@ -180,8 +179,7 @@ def sections(model: Quantized) -> dict[str, bytes]:
 
 
 def unpack(data: bytes, layout: Layout) -> Quantized:
-    """Takes at most 32 bytes of memory a weight: it asks the coder for no more symbols than the layout
-    bounds."""
+    """Takes at most 32 bytes of memory a weight, as the layout bounds the symbols that it asks for."""
     if len(data) < HEADER.size:
         raise ValueError(f"{len(data)} bytes, a header alone has {HEADER.size}")
     _, _, coded_bytes = HEADER.unpack_from(data)

@@ -6,8 +6,8 @@ It uses only integers, so every machine decodes the same. A decoder that has run
 caller decides how many bits it asks for, and so bounds time and memory.
 
 A context is a list [zeros, ones]: twice how often a bit was 0 and 1 so far, plus one each (Krichevsky and
-Trofimov's estimator). A plain list and two like loops in the decoder save a call or an attribute for every
-bit, which would double their time."""
+Trofimov's estimator). Plain lists and two like loops in the decoder save a call or an attribute for every
+bit, half of the time."""
 
 from __future__ import annotations
 

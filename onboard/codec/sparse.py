@@ -1,13 +1,11 @@
 """Neighbours exchange the values at a mask that both draw: 20 bytes more than the values, and no index.
 
-The bytes are in docs/gossip.md, "An exchange": a HEADER, then the values in the order of the mask's
-coordinates.
+The bytes are in docs/gossip.md, "An exchange"; values are in the order of their coordinates.
 
 Mixing (RD-PSGD, Algorithm 2; D-PSGD at p = 1) adds weight * (received - sent) at the coordinates of an edge's
 mask. Both ends take the difference of the same two rebuilt values, and one difference is the negative of the
 other in every bit. So the mean of the models stays what it was, up to the rounding of one sum, in whatever
-form the values travel, and whatever a model became since they left. Both ends leave out a neighbour that does
-not answer."""
+form the values travel, and whatever a model became since. A neighbour without an answer is left out."""
 
 from __future__ import annotations
 
@@ -116,8 +114,7 @@ def decode(data: bytes | memoryview, mask: Mask) -> Floats:
 
 def mix(vector: Floats, answers: Sequence[NeighbourValues]) -> None:
     """Adds weight * (received - sent) of every answer to float32 (size,), contiguous, at its mask, in place.
-    Memory is passed once, as all masks' pieces are taken in the order of coordinates. Raises ValueError, with
-    nothing changed, for what does not fit."""
+    Memory is passed once, in the order of coordinates. Raises ValueError and changes nothing."""
     if not vector.flags.c_contiguous:
         raise ValueError("vector: must be contiguous")
     for answer in answers:
@@ -147,8 +144,7 @@ def mix(vector: Floats, answers: Sequence[NeighbourValues]) -> None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Piece:
-    """`count` consecutive coordinates of a mask, or those of `runs`; `first` is at place `at` of its
-    values."""
+    """Coordinates of a mask, consecutive or those of `runs`; `first` is at place `at` of its values."""
 
     first: int
     at: int

@@ -22,9 +22,8 @@ class Identity:
     peer: int
     """The other end's number, 0..254."""
     primary: bool
-    """Whether this end is the primary station (HDLC), as the ground's is. It sends at the link's
-    `rate_down_bps`, the other at `rate_up_bps`; it breaks ties on half-duplex, and seals under the key that
-    it heard the board by."""
+    """Whether this end is the primary station (HDLC), as the ground's is: it sends at `rate_down_bps`, breaks
+    ties on half-duplex, and seals under the key that it heard the board by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +35,7 @@ class Medium:
     wire_bytes: Callable[[int], int] = cobs.wire_bytes
     """The size on the wire of a frame of that many bytes, with the port's framing."""
     contacts: Iterable[Window] | None = None
-    """The windows in which frames may leave and all times, deadlines too, count; None for a link without a
-    plan, which is always up."""
+    """The windows in which frames may leave, and all times and deadlines count; None: always up."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,15 +94,15 @@ class Offer(Payload, frozen=True):
     def fragments(self) -> int:
         return fragments_of(self.size, self.fragment_bytes)
 
+    def encode(self) -> bytes:
+        self.check()
+        return super().encode()
+
     def check(self) -> None:
         if self.fragment_bytes < 1 or self.fragments > MAX_FRAGMENTS:
             raise BadMessage(
                 f"OFFER of {self.size} B in fragments of {self.fragment_bytes} B: too many fragments"
             )
-
-    def encode(self) -> bytes:
-        self.check()
-        return super().encode()
 
 
 class Done(Payload, frozen=True):
@@ -114,8 +114,7 @@ class Done(Payload, frozen=True):
 
 
 class Cancel(Payload, frozen=True):
-    """CANCEL, from either end: the object will not be sent, or not be taken. 17 B. `reason`: a `Reason`, or a
-    number that a later version knows."""
+    """CANCEL, from either end: the object will not be sent, or taken. 17 B. `reason`: as in `Reason`."""
 
     digest: bytes
     reason: int
@@ -132,15 +131,13 @@ class Cancel(Payload, frozen=True):
 class Report:
     """REPORT: the highest frame heard and the fragments held of one object. 13 B, sums, a bitmap or runs.
 
-    The sender resends exactly what a REPORT shows as missing, so what does not fit is left open (`covered`),
-    not shown as missing.
+    The sender resends exactly what a REPORT shows as missing; what does not fit is left open (`covered`).
 
     `epoch`, `seq`: the highest heard from the peer. `prefix`: first 4 B of the object's digest. `held`: bit i
     is set when fragment i is held. `covered`: nothing is said of fragments from there on; MAX_FRAGMENTS when
     the report is complete. `unknown`: no object is known by the header's object id, so it should be offered
     again (`prefix` is then zeros). With object id 0 only epoch and seq are valid. `equations`: (generation,
-    number) of independent sums held that do not yet give fragments; those left out only cost needless
-    repairs."""
+    number) of independent sums held; those left out only cost needless repairs."""
 
     epoch: int
     seq: int

@@ -6,8 +6,7 @@ B frame. 0xF8 is rare there (priority 7 with POLL and OVER, node 248), begins no
 not 0xFF. Its ENC and key id bits are zero, so the swap leaves these alone.
 
 The tag (BLAKE2s-64, keyed, over everything before it; with ENC see `cipher`) replaces a CRC: of 1.8e19
-damaged or forged frames one passes. This file knows bytes only; `seal` knows whose key it is and which seqs
-were seen."""
+damaged or forged frames one passes. `seal` knows whose key it is, and which seqs were seen."""
 
 from __future__ import annotations
 
@@ -141,9 +140,8 @@ def tagging(key: blake2s, source: int, destination: int, epoch: int) -> Tagging:
 def encode(
     sender: Tagging, kind: Type, flags: int, seq: int, object_id: int, fragment: int, payload: bytes
 ) -> bytes:
-    """Return a frame's bytes, tagged under the sender's key. `flags` is the whole second byte. The fields
-    come one by one because a Frame to carry them takes as long to build as this function. Raises ValueError
-    for a field too large for its width."""
+    """Return a frame's bytes, tagged; `flags` is the whole second byte. A Frame to carry the fields would
+    take as long to build as this function. Raises ValueError for a field too large for its width."""
     key, ends = sender
     try:  # as `header` does, and not by it: a call more takes 0.2 us, this function 0.8
         body = (
@@ -158,8 +156,7 @@ def encode(
 
 
 def header(kind: Type, *fields: int) -> bytes:
-    """Return the 14 B before a payload, as sent; `fields` as in `encode`, in its order. Raises ValueError for
-    a field too large for its width."""
+    """Return the 14 B before a payload, as sent; `fields`, their order and errors as in `encode`."""
     try:
         return _HEADER.pack(_VERSION | kind, *fields).translate(_SWAP)
     except struct.error as error:

@@ -1,8 +1,7 @@
 """Whether a link is up, and how many bytes one end may still send on it, across restarts.
 
 A link with a contact plan has a clock that stops between contacts, and a session lives on it: deadlines and
-all waiting times count seconds of contact. Without a plan the link is always up, and its clock is the
-session's.
+all waiting times count seconds of contact. Without a plan the clock is the session's.
 
 A quota bounds the bytes of one contact, and of any 24 hours. Objects leave the last sixteenth of it to
 answers, questions and messages, so that an end at its limit can still receive an object and commands."""
@@ -31,8 +30,7 @@ _AHEAD = 32  # 1/32 of the smaller quota is counted ahead; a record at half of t
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """One contact, from `rise` to `set` (s, on the session's clock). `rate_bps`: the line rate in both
-    directions, None for the link's own."""
+    """One contact (s, on the session's clock). `rate_bps`: of the line, both ways; None for the link's."""
 
     rise: float
     set: float
@@ -229,9 +227,8 @@ def _add(bins: deque[tuple[float, int]], count_bytes: int, now: float) -> None:
 
 
 class ContactGate:
-    """Lets one end, which starts now, send only in `contacts` and within its `quota`, and tells `air` each
-    contact's rate and end. `bulk_at`: when on the link's clock bulk may leave by the quota, -inf for at
-    once."""
+    """Lets one end send only in `contacts` and within its `quota`, and tells `air` each contact's rate and
+    end. `bulk_at`: when, on the link's clock, the quota lets bulk leave; -inf for at once."""
 
     def __init__(
         self, air: MediumAccess, windows: Iterable[Window] | None, quota: ByteQuota, now: float
@@ -242,8 +239,7 @@ class ContactGate:
         self.bulk_at = -math.inf
 
     def plan(self, windows: Iterable[Window] | None, now: float) -> None:
-        """Replace the contact plan; a contact that is open before and after is the same one. Raises
-        ValueError for contacts that overlap."""
+        """Replace the plan; a contact open before and after is the same. Raises ValueError as Contacts."""
         up_s = self.link_s(now)
         was_up = self.contacts.is_up(now)
         self.contacts = Contacts(windows, now, up_s)

@@ -1,20 +1,17 @@
 """When one end may transmit, and how long it waits for anything: all follows from its link's profile.
 
-It sends at its link's pace, in contact, and on half-duplex in its turn. All times are seconds; "out" is this
-end's transmitter, "back" the peer's.
+All times are seconds; "out" is this end's transmitter, "back" the peer's.
 
-On a half-duplex link one end speaks at a time: OVER ends a turn, and so does silence. Whoever hears OVER may
-answer at once. Otherwise what each end knows of the last turn decides who may begin, in an order that lets
-the first be heard before the next begins:
+On a half-duplex link OVER ends a turn, and so does silence. Whoever hears OVER may answer at once. Otherwise
+what each end knows of the last turn decides who may begin, so that the first is heard before the next begins:
 
 - an end that asked something in it and got no answer asks again, the ground (the primary) before the board;
 - an end that knows that the turn is over begins in slots, the ground's between the board's;
 - an end that never heard its OVER waits as long as a run of lost frames may last, then uses later slots, so
   that the other end can ask again first.
 
-On a lossy channel a turn closes with several short frames that count down to its end, the last with OVER: any
-one of them tells when the turn ends. Both ends know that time to within the delay, so without losses they
-never collide; after losses they may, once. A channel on which nobody has anything to say is silent."""
+On a lossy channel a turn closes with short frames that count down to its end, each of which tells when that
+is. Both ends know it to within the delay, so they collide after losses alone, and once."""
 
 from __future__ import annotations
 
@@ -46,8 +43,7 @@ _TRUST = 0.5  # what a new question takes from the doubt
 
 
 class Timing:
-    """The times of one end of a link. `most_lead_bytes`: delimiters before the first frame after a pause; 0
-    for none.
+    """The times of one end of a link. `most_lead_bytes`: the most delimiters before a burst.
 
     `back_bytes_per_s`: the line rate from the peer. `frame_s`, `back_frame_s`: airtime of the longest frame,
     out and back. `lead_bytes`: the delimiters before a burst that is surely heard, and before one that may
@@ -177,8 +173,7 @@ class Pacer:
 
 
 class HalfDuplexTurn:
-    """Whose turn it is, as one end sees it. `loss` (0..1) and `burst`, how many times longer losses last than
-    independent ones, are the channel's."""
+    """Whose turn it is, as one end sees it. `loss` (0..1) and `burst` are the channel's, as in `peer`."""
 
     def __init__(self, timing: Timing, now: float) -> None:
         self._timing = timing
@@ -214,13 +209,11 @@ class HalfDuplexTurn:
         return self.closing
 
     def in_turn(self, now: float) -> bool:
-        """Return whether this end is within a turn that it has to hand over: it has begun to speak, not said
-        OVER, and not been still for too long."""
+        """Return whether this end has begun to speak, not said OVER, and not been still for too long."""
         return self._speaking and now <= self._quiet_since + GRACE_S
 
     def has_room(self, end: float, loss: float = 0.0, burst: float = 1.0) -> bool:
-        """Return whether a turn may last to `end`: up to twice as long if losses are bursty, to save
-        changes."""
+        """Return whether a turn may last to `end`; bursts of losses make it longer, to save changes."""
         longer = min(1 + loss * (max(burst, 1.0) - 1), _LONGEST)
         return end - self._began <= longer * BURST_S
 
@@ -234,8 +227,7 @@ class HalfDuplexTurn:
         self._wait_s = self._slots_s(2)  # if this end falls still before OVER
 
     def hand_over(self, asked: int | None) -> None:
-        """Note that the frame just sent says OVER. `asked`: fragments of the largest object that the turn
-        asked about, None for no question."""
+        """Note that the last frame says OVER. `asked`: the turn's question, as `Outbox.asked` has it."""
         self._speaking = self._mine = False
         if asked is None:
             self._wait_s = self._slots_s(1)
@@ -263,8 +255,7 @@ class HalfDuplexTurn:
             self._wait_s = self._slots_s(2) + lost * self._timing.back_frame_s
 
     def _slots_s(self, primaries: int) -> float:
-        """Return the time from the turn's end to the primary's slot of that number, or the other end's after
-        it."""
+        """Return the time from the turn's end to that slot of the primary, or the other end's after it."""
         return (primaries if self._timing.primary else primaries + 1) * self._timing.slot_s
 
 
@@ -314,8 +305,7 @@ class MediumAccess:
         self._pacer.latest = self._pacer.end
 
     def sent(self, frame_bytes: int, now: float, *, lossy: bool = False) -> float:
-        """Note that a frame leaves; returns when its last bit does. `lossy`: noise may come between
-        frames."""
+        """Note a frame; returns when its last bit leaves. `lossy`: noise may come between frames."""
         keyed = self.timing.half_duplex and not self.turn.in_turn(now)
         start = max(now, self._pacer.end)
         begins = keyed or now > self._pacer.end
@@ -344,8 +334,7 @@ class MediumAccess:
         self, now: float, *, over: bool, loss: float, burst: float, left: int = 0, frame_bytes: int = 0,
         again: bool = False,
     ) -> None:  # fmt: skip
-        """Note a frame from the peer, before `left` closing ones. `again`: it repeats an answered
-        question."""
+        """Note a peer's frame, before `left` closing ones. `again`: it repeats an answered question."""
         self._unheard = 0
         self._again = again
         self._doubt = self._doubt + 1 if again else max(0.0, self._doubt - _TRUST)

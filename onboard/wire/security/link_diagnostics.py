@@ -1,8 +1,7 @@
 """What refused frames say of a link: counters, and advice that is given seldom. Nothing here stops the link.
 
 No event follows from one counter alone. Noise makes wrong tags too, but it spares some frames and spoils the
-headers of others; another key spares none and spoils no header. Noise that looks like a stranger's frame
-looks like another stranger's each time.
+headers of others; another key spares none and spoils no header. Noise makes another stranger each time.
 
 Anybody can send frames that lie about the peer. So nothing is said of the peer's key or form while its own
 frames come in between: then the others are reported as foreign.
@@ -78,8 +77,7 @@ class Seldom:
 
 
 class LinkDiagnostics:
-    """Finds faults on the link between `node` and `peer`. `opener`: opens all frames but HELLO. `damaged`:
-    frames with a wrong shape or tag."""
+    """Finds a link's faults. `opener`: of all frames but HELLO. `damaged`: frames of wrong shape or tag."""
 
     def __init__(self, node: int, peer: int, opener: Opener) -> None:
         self._known = (node, peer)

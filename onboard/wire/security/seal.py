@@ -219,8 +219,7 @@ class Opener:
         return self._window.floor
 
     def open(self, raw: bytes, *, at_any_time: bool = False) -> Frame | None:
-        """Return the frame in `raw` if it is the peer's, for this end, and new; else None, and count why.
-        `at_any_time`: it need not be new."""
+        """Return the peer's frame in `raw`, new unless `at_any_time`; else None, and count why."""
         key = None if raw[2:4] != self._route else self._keys.get(raw[1] & _KEY_BITS)
         found: Frame | Refusal
         try:

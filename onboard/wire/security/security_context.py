@@ -25,8 +25,7 @@ answered by one HELLO of the same length, to its source, at most once a second f
 Several challenges are answered side by side, so that a flood of recorded ones does not crowd out the real
 one. A source counts as the peer's only once a HELLO from it is fresh and heard for the first time.
 
-During a change of keys both ends open frames under any of them ("Key and tag"): the ground is given a new key
-first."""
+During a change of keys both ends open frames under any ("Key and tag"); the ground gets a new one first."""
 
 from __future__ import annotations
 
@@ -59,8 +58,7 @@ _REMEMBERED = 64  # challenges answered, salts noted: each is of one start of an
 
 class Hello(Payload, frozen=True):
     """HELLO: prove that you speak now. 24 B. `challenge`: 8 random bytes, never zeros; `answer`: the
-    challenge heard from the peer, zeros for none; `salt`: the one in force, zeros for none, with which only
-    HELLO is taken."""
+    challenge heard from the peer; `salt`: the one in force. Zeros stand for none."""
 
     challenge: bytes
     answer: bytes = NO_NONCE
@@ -76,8 +74,7 @@ class Hello(Payload, frozen=True):
 class RekeyHandshake:
     """One end's HELLOs. `salt` is the one in force. Without a nonce, as when a recording is replayed, it says
     no HELLO and believes the salt in each one. `follows`: it answers a HELLO under the key that it came by,
-    and tries one key after the other for the rest. `first_s`: the pause before an unanswered first HELLO is
-    repeated.
+    and tries one key after the other for the rest. `first_s`: the pause after an unanswered first HELLO.
 
     `heard` were authentic, `stale` of them without a fresh answer, `sent` left; `unproven` are other frames
     that came while this end had no salt. `is_live`: the last one was made now, as it answers this end's
@@ -157,8 +154,7 @@ class RekeyHandshake:
         self, frame: Frame, now: float, origin: Origin = None, *, in_touch: bool = False
     ) -> list[Event]:
         """Take in a HELLO from `open`; Rekeyed if it brought a salt to `use`. `in_touch`: on half-duplex the
-        peer just proved that it is there, so one that proves nothing may be a replay and is seldom
-        answered."""
+        peer just proved that it is there, so one that proves nothing is seldom answered."""
         self.is_live = self.is_confirmed = False
         try:
             hello = Hello.decode(frame.payload)

@@ -72,8 +72,7 @@ def total(data: Buffer, fragment_bytes: int, generation: int, chosen: int) -> in
 
 class Equations:
     """The independent sums that are known of one generation's missing fragments, in reduced row echelon form.
-    The lowest fragment of each row is in no other row. There are never more rows than missing fragments, so
-    they take no more memory than these will."""
+    The lowest fragment of each row is in no other row, so there are no more rows than missing fragments."""
 
     def __init__(self) -> None:
         self._rows: dict[int, tuple[int, int]] = {}  # pivot bit: mask, sum

@@ -149,8 +149,7 @@ class Inbox:
                 incoming.unbind()
 
     def handle(self, frame: Frame, now: float) -> list[Event]:
-        """Take in a frame about an object of the peer's. Raises BadMessage for any other, and for a payload
-        that makes no sense."""
+        """Take in a frame about an object of the peer's. Raises BadMessage for others, or senseless ones."""
         kind, object_id = frame.type, frame.object_id
         if kind is Type.DATA or kind is Type.REPAIR:
             return self._on_data(frame, now)

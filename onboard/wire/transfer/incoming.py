@@ -25,9 +25,8 @@ _RECUTS, _RECUT_S = 8, 5.0  # refragmentations at once (there are 8 lengths), th
 
 @dataclass(frozen=True, slots=True)
 class Partial:
-    """A half-received object as a spool keeps it. `held`: bit i is set when fragment i is held. `data`:
-    `size` bytes, of which only the held fragments are valid. `deadline_s`: seconds of contact that its last
-    OFFER left it, 0 for no deadline."""
+    """A half-received object as a spool keeps it. `held`: bit i is set when fragment i is held, and `data`,
+    of `size` bytes, valid there. `deadline_s`: seconds of contact that its last OFFER left it, 0 for none."""
 
     digest: bytes
     kind: int

@@ -176,8 +176,7 @@ class Outbox:
 
         It will be frame `seq`: an OFFER, POLL or CANCEL that is due, else bulk (DATA or REPAIR) from
         `bulk_at` on. Of the most urgent objects the one with least to go is first if the `left_s` seconds of
-        contact suffice for it; if not, or if nobody knows, they take turns. An unanswered question allows
-        only questions."""
+        contact suffice for it; if not, or if nobody knows, they take turns."""
         plan = self._plan()
         if self.held_back:
             at = math.inf if self._liveness.spoke else self._liveness.retry_at  # one question a turn
@@ -339,8 +338,7 @@ class Outbox:
                 return self._last_id
 
     def _plan(self) -> list[PlannedFrame]:
-        """The next frame of each active object, the most urgent first, until something here or the rate
-        changes."""
+        """Return the next frames, the most urgent first; kept until something here or the rate changes."""
         rate = self._timing.frame_s, self._timing.back_frame_s
         if self._planned is None or self._planned[0] != rate:
             self._planned = rate, self._plan_anew()

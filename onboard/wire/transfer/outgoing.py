@@ -34,8 +34,7 @@ def deadline_of(kind: int, priority: int, deadline_s: float | None, now: float) 
 
 @dataclass(frozen=True, slots=True)
 class ReportOutcome:
-    """What a REPORT settled. `fates`: of fragments, by length, as the last one is shorter. `bursts`: the runs
-    of losses in order of transmission."""
+    """What a REPORT settled. `fates`: of fragments, by length. `bursts`: runs of losses, as transmitted."""
 
     fates: Mapping[int, DeliveryStats]
     bursts: int

@@ -309,8 +309,7 @@ class Presence:
         return frame, events
 
     def heard(self, frame: Frame, now: float, link_now: float, *, proves: bool) -> bool:
-        """An authentic frame of the peer's came in; returns whether it ends a silence. proves: that the peer
-        is there now, see `proof_of_life`."""
+        """Note an authentic frame; returns whether it ends a silence. `proves`: as in `proof_of_life`."""
         self.proof_of_life = proves
         is_hello = frame.type is Type.HELLO
         if is_hello and not proves:

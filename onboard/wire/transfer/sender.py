@@ -177,8 +177,7 @@ class ObjectSender:
         It is 1/64 of the object, so that a receiver that is killed takes no more with it. It is at least one
         bandwidth-delay product for each round trip in which a question may be lost, and one for the last
         question's answer, so that a lost REPORT does not stall the flow. A half-duplex turn carries 1/16 of
-        the object, or more in proportion: each turn costs two changes of direction, a lost answer two
-        more."""
+        the object, or more where answers are lost: each turn costs two changes of direction."""
         outgoing, count = self.object, self.object.count
         round_trip = self._timing.round_trip_fragments(count, outgoing.fragment_bytes)
         if not outgoing.answered:
