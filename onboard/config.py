@@ -29,8 +29,6 @@ Seconds = Annotated[float, Meta(gt=0, le=1e9)]  # as far as a task's deadline go
 Bytes = Annotated[int, Meta(ge=4096, le=2**50)]  # of an allowance: less has no room for a frame and answers
 Text = Annotated[str, Meta(min_length=1)]
 Shape = tuple[Annotated[int, Meta(ge=1)], Annotated[int, Meta(ge=1)], Annotated[int, Meta(ge=1)]]
-
-
 Classes = Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=64)], ...], Meta(min_length=1)]
 
 
@@ -82,8 +80,7 @@ class GossipSection(Recipe, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """A node with this table trains for itself and mixes its model with its neighbours', without a server.
 
     `model`, `seed`, `sparsity`, `values` and the classes are the same at all nodes. A node whose classes,
-    `model`, `seed` or `sparsity` differ is refused by its neighbours (`exchange-refused`).
-    """
+    `model`, `seed` or `sparsity` differ is refused by its neighbours (`exchange-refused`)."""
 
     model: Text = "lenet5"
     """Name of a shipped model, or the path of an .onnx training graph."""
@@ -108,8 +105,7 @@ class GossipSection(Recipe, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 class NeighbourSection(LinkSection, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The link with one neighbour that this node gossips with: one table for each, at both ends of the link.
 
-    The end with the lower id sends at the profile's downlink rate.
-    """
+    The end with the lower id sends at the profile's downlink rate."""
 
     id: EndId
     """Number of the neighbour."""
@@ -218,8 +214,7 @@ class OwnConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LinkEnd(msgspec.Struct, frozen=True, kw_only=True):
-    """This end of one link, checked; `id` is the other end's number. `weight` and `wait` are a
-    neighbour's."""
+    """This end of one link, checked; `id` is the other end's. `weight` and `wait` are a neighbour's."""
 
     id: int = GROUND
     link: Link

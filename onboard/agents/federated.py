@@ -79,8 +79,8 @@ class FederatedAgent:
     # handle
 
     def resume(self, now: float) -> None:
-        """Goes on where the last run was cut: offers the waiting update, or trains on. If the files for that
-        are gone, it trains again if it can, else reports the failure, and the ground asks again."""
+        """Goes on where the last run was cut: offers the waiting update, or trains on. Without the files for
+        that it trains again, or reports the failure, and the ground asks again."""
         known = self.known
         if known.deployed and kept_object(self.journal, DEPLOYED, objects.MODEL, known.deployed) is None:
             self.session.forget(known.deployed)
@@ -204,9 +204,8 @@ class FederatedAgent:
             self._begin(task, arrived.payload, now)
 
     def _go_back(self, round_number: int) -> None:
-        """Follows the ground to an earlier round. Under another salt it began again on an older copy of
-        its database, and it decides; under the same salt the question only comes late, which raises
-        BadMessage."""
+        """Follows the ground to an earlier round: under another salt it began again, on an older copy of its
+        database. Raises BadMessage under the same salt, when the question only comes late."""
         if self.session.salt == self.known.asked_under:
             raise BadMessage(f"round {round_number} is over, at {self.known.round}")
         self.session.forget(self.known.model)  # it will be asked once more
@@ -245,8 +244,7 @@ class FederatedAgent:
             self.work.cpu_s += cpu_s
 
     def take(self, report: Report, now: float) -> None:
-        """Acts on a trainer's report: checkpoints, finishes, gives up or goes on. Raises OSError (disk full):
-        the caller hands over the same report again."""
+        """Acts on a report. Raises OSError (disk full): the caller hands over the same report again."""
         work = self.work
         assert work is not None, "a report without work"
         if isinstance(report, Begun):

@@ -52,8 +52,7 @@ class CommandLog(msgspec.Struct, frozen=True, array_like=True):
         return next((each.result for each in self.taken if not each.delivered), None)
 
     def run(self, command: Command, target: CommandTarget, now: float) -> CommandLog:
-        """Runs a command unless it was run before, and returns the log, in which its result waits. Raises
-        BadMessage if too many results wait."""
+        """Returns the log in which the command's result waits; runs a new one. Raises BadMessage."""
         result = next((each.result for each in self.taken if each.result.command == command.id), None)
         if result is None:
             if sum(not each.delivered for each in self.taken) >= MOST_WAITING:
@@ -118,9 +117,8 @@ def training_name(question: bytes, node: int) -> bytes:
 
 
 def sealed(name: bytes, state: bytes) -> bytes:
-    """Seals a checkpoint with the training's name and a checksum; readers of the state's own format accept
-    it. A state restored into another training would go on with the wrong weights, and a flipped bit be
-    trained upon."""
+    """Seals a checkpoint with the training's name and a checksum, as no other training may go on from it, nor
+    with a flipped bit. Readers of the state's own format accept it."""
     return state + _SEAL.pack(name, blake2s(state + name, digest_size=16).digest(), _MAGIC)
 
 
@@ -135,8 +133,8 @@ def opened(name: bytes, content: bytes) -> bytes:
 
 
 def fetch_checkpoint(journal: Journal[FederatedState], name: bytes) -> bytes | None:
-    """Returns the state of the training called `name`, if it is intact; else None and, if there was a file, a
-    log line: that costs the checkpoint, not the training."""
+    """Returns the state of the training called `name`, if it is intact. A damaged file is logged and dropped:
+    that costs the checkpoint, not the training."""
     try:
         content = journal.fetch(CHECKPOINT)
         return None if content is None else opened(name, content)

@@ -114,7 +114,7 @@ class GossipAgent:
             say(log, "resumed", phase="training", batches=self.descent.batches, mixed=mixed)
         self._checkpoint_due_s = now + self.config.checkpoint_s
         self._go_on(now)
-        if not self._checkpoints.is_there:
+        if kept is None:
             self._checkpoint(now)  # the first model: there is always one to go back to
 
     # handle
@@ -206,7 +206,7 @@ class GossipAgent:
 
     def fail(self, error: Exception, now: float) -> None:
         """Handles a step that could not run (no memory, a loss that is no number): rolls the model back if a
-        neighbour may have spoiled it; else stops training, and the neighbours go on without this node."""
+        neighbour may have spoiled it, else stops training."""
         if isinstance(error, ValueError) and self._roll_back(str(error), now):
             return
         self.phase = GossipPhase.FAILED

@@ -16,9 +16,8 @@ open, a neighbour's lost values are taken again if it still offers them, and own
 
 A checkpoint is whole by its own checksum, or not used. The one before the last is kept, and the log reaches
 back to it, for when the last cannot be read or holds a model that a neighbour has spoiled: only training
-steps are lost. The file is an npz archive with 20 bytes after it, which readers of archives ignore: a magic,
-and a BLAKE2s of all before, keyed with the node's number. One without them is of an earlier version, and has
-the archive's own checksums."""
+steps are lost. The file is an npz archive and 20 bytes that its readers ignore: a magic, and a BLAKE2s of all
+before, keyed with the node's number. An earlier version's has only the archive's own checksums."""
 
 from __future__ import annotations
 
@@ -217,10 +216,6 @@ class Checkpoints:
         """Drops the newest, and returns the one before it."""
         self._newest.unlink(missing_ok=True)
         return self.load(was_kept=False)
-
-    @property
-    def is_there(self) -> bool:
-        return bool(self._numbers)
 
     def keep(self, reached: Checkpoint) -> dict[int, int]:
         """Returns, once the checkpoint is on the disk, the numbers of the one before it, to which the log

@@ -1,12 +1,10 @@
 """What training may take from the board, and what it took: compute, memory, energy and airtime.
 
-Compute is held by sleeping between steps: measured, cooperative sleep keeps a CPU share to 0.1 %, and
-needs no privilege, unlike a cgroup quota. Memory is held by RLIMIT_DATA on the process that
-trains, which fails cleanly with MemoryError; RLIMIT_AS counts mappings and RLIMIT_RSS is ignored by Linux.
-The kernel counts for RLIMIT_DATA what is mapped, touched or not: numpy 2.5.5 on aarch64 maps 188 MiB at its
-import, and OpenBLAS elsewhere 30. So the limit is counted from there: what a process may fill is counted, and
-what it has only reserved before is not.
-"""
+Compute is held by sleeping between steps: measured, cooperative sleep keeps a CPU share to 0.1 %, and needs
+no privilege, unlike a cgroup quota. Memory is held by RLIMIT_DATA on the process that trains, which fails
+cleanly with MemoryError; RLIMIT_AS counts mappings and RLIMIT_RSS is ignored by Linux. RLIMIT_DATA counts
+what is mapped, touched or not: numpy 2.5.5 on aarch64 maps 188 MiB at its import, and OpenBLAS elsewhere 30.
+So what a process may fill is counted from there, without what it has only reserved before."""
 
 from __future__ import annotations
 
@@ -25,31 +23,24 @@ class BudgetError(ValueError):
 
 @dataclass(frozen=True)
 class Pace:
-    """When the next training step may begin.
-
-    `cpu_share`: share of one CPU in (0, 1]. `train_flops`: sustained FLOP/s of the board that is being
-    emulated, or None on the board itself, where a step takes as long as it takes.
-    """
+    """When the next training step may begin, at a `cpu_share` in (0, 1] of one CPU. `train_flops`: sustained
+    FLOP/s of an emulated board; None on the board itself, where a step takes as long as it takes."""
 
     cpu_share: float
     train_flops: float | None = None
 
     def step_cpu_s(self, cpu_s: float, flops: float) -> float:
-        """CPU seconds the step cost on the board: as measured, or as its profile says when emulated."""
+        """Returns what the step cost the board: as measured, or as its profile says when emulated."""
         return cpu_s if self.train_flops is None else max(flops / self.train_flops, 1e-9)
 
     def next_step_at(self, started_s: float, board_cpu_s: float) -> float:
-        """The earliest time of the next step, given when this one began and what it cost the board."""
         return started_s + board_cpu_s / self.cpu_share
 
 
 @dataclass
 class ResourceUsage:
-    """Running totals of what the node used since it started.
-
-    Energy without a sensor is modelled from the board's profile: active_w x cpu_s + idle_w x wall_s +
-    tx_power_w x airtime_s, in joules.
-    """
+    """What the node used since it started. Energy is modelled from the board's profile: idle_w x wall_s +
+    (active_w - idle_w) x cpu_s + tx_power_w x airtime_s, in joules."""
 
     board: Board
     link: Link
@@ -57,7 +48,6 @@ class ResourceUsage:
     cpu_s: float = 0.0
 
     def energy_j(self, now: float, airtime_s: float) -> float:
-        """Joules from the start to `now`, with `airtime_s` of transmitting in it."""
         wall_s = now - self.started_s
         extra_w = self.board.active_w - self.board.idle_w  # active_w is the whole board's draw when busy
         return self.board.idle_w * wall_s + extra_w * self.cpu_s + self.link.tx_power_w * airtime_s
@@ -67,12 +57,8 @@ AGENT_BYTES = 14 * 2**20  # filled by an agent when a round begins; measured: 13
 
 
 def cap_memory(allowed_bytes: int) -> None:
-    """Caps what this process may fill with data, what it has filled so far included; beyond it allocations
-    raise MemoryError.
-
-    Memory that is mapped and empty when this is called is not counted, nor when it is filled later. Raises
-    BudgetError if the process has already filled as much.
-    """
+    """Caps what this process may fill with data, what it has filled so far included, as `MemoryCap` does.
+    Raises BudgetError if the process has already filled as much."""
     filled_bytes = anonymous_bytes()
     if allowed_bytes <= filled_bytes:
         raise BudgetError(
@@ -83,12 +69,10 @@ def cap_memory(allowed_bytes: int) -> None:
 
 
 class MemoryCap:
-    """Inside the block this process may fill `allowed_bytes` with data, as with `cap_memory`; outside of it
-    as much as before. For a process that trains and talks: a full heap is the training's alone.
-
-    What is mapped and empty at the block's beginning is not counted, so that a step may find room there. A
-    process that has filled more than it may raises MemoryError when it enters the block.
-    """
+    """Inside the block this process may fill `allowed_bytes` with data, and beyond it allocations raise
+    MemoryError; outside of it as much as before. For a process that trains and talks: a full heap is the
+    training's alone. What is mapped and empty when it begins is not counted, nor when it is filled later.
+    Raises MemoryError at the beginning for a process that has filled more than it may."""
 
     def __init__(self, allowed_bytes: int) -> None:
         self._allowed_bytes = max(0, allowed_bytes)
@@ -111,24 +95,22 @@ class MemoryCap:
 
 
 def anonymous_bytes() -> int:
-    """What this process has filled with data now (RssAnon): all that is resident but pages of files, in
-    bytes."""
+    """Returns what this process has filled with data now (RssAnon): all resident but pages of files."""
     return _status_kb("RssAnon") * 1024
 
 
 def peak_bytes() -> int:
-    """The most that this process has filled with data so far, in bytes: its peak (VmHWM) but pages of
-    files."""
+    """Returns the most that this process has filled with data so far: its peak (VmHWM) but pages of files."""
     return (_status_kb("VmHWM") - _status_kb("RssFile") - _status_kb("RssShmem")) * 1024
 
 
 def data_bytes() -> int:
-    """What RLIMIT_DATA counts for this process now (VmData), in bytes."""
+    """Returns what RLIMIT_DATA counts for this process now."""
     return _status_kb("VmData") * 1024
 
 
 def temperature_c() -> float | None:
-    """The board's temperature now, None where no sensor says it (thermal ABI of Linux: thousandths)."""
+    """Returns the board's temperature, None without a sensor (thermal ABI of Linux: thousandths)."""
     try:
         return int(Path("/sys/class/thermal/thermal_zone0/temp").read_text()) / 1000.0
     except (OSError, ValueError):

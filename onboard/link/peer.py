@@ -5,8 +5,7 @@ one is not heard until its debt is paid; meanwhile its frames wait in the port, 
 So one link cannot take the time of the others. Each bound is a leaky bucket far above honest needs: a peer
 that keeps to its link's rate uses half of the bytes, and its objects are saved four times a second.
 
-The peer's address is learned from proof alone, kept in the file `peer` of the spool's folder, and sought
-again."""
+The peer's address is learned from proof alone, kept in the spool's folder, and sought again."""
 
 from __future__ import annotations
 
@@ -140,8 +139,7 @@ class Addresses:
 
 
 class Whereabouts:
-    """Tracks where the peer of `session` is, over all ports that its pump opens in turn. The last address is
-    kept in `folder`. `tell` takes the events."""
+    """Tracks where the peer of `session` is, over all ports that its pump opens in turn."""
 
     def __init__(self, session: Session, folder: Path, tell: Callable[[PortEvent], None]) -> None:
         self._presence, self._folder, self._tell = session.presence, folder, tell
@@ -153,8 +151,7 @@ class Whereabouts:
         self._seek_at = -math.inf
 
     def opened(self, port: Port, now: float) -> None:
-        """Use this port. Both ends are presumed where they were in the last run: the peer may have moved, and
-        then it must find this end there."""
+        """Use this port. Both ends are presumed where they were in the last run: each must find the other."""
         paths = port.paths
         self._seek_at = now + SEEK_S
         self._met = False
@@ -171,9 +168,6 @@ class Whereabouts:
         self._presence.is_reachable = paths.peer is not None
         if not kept.local_port and paths.local_port:  # before the peer can hear of it
             self._store(replace(kept, local_port=paths.local_port))
-
-    def origin(self, port: Port, frame: bytes) -> Origin:
-        return None if port.paths is None else port.paths.origin(frame)
 
     def heard(self, port: Port, origin: Origin, now: float) -> None:
         """Note a frame that the session took: it may have proved that the peer is there now."""

@@ -1,8 +1,7 @@
 """The only loop that touches a port: frames in, events out, what was received onto the disk, frames out.
 
 `poll` never waits; `wait` waits for several pumps at once. A lost port is told once and tried again every
-second. A full disk is told, and what could not be stored stays in memory and is tried again. Neither stops
-the link for longer than it lasts."""
+second; what a full disk refuses stays in memory and is tried again. Neither stops the link for longer."""
 
 from __future__ import annotations
 
@@ -35,9 +34,8 @@ _WRITTEN = (Arrived, Cancelled, Delivered, Recut, Rekeyed, Withdrawn)  # the app
 
 @dataclass(frozen=True, slots=True)
 class PortSnapshot:
-    """A port, and all that crossed it since the start, however often it was opened. `url` is empty before the
-    first try to open it; `why` says what keeps it closed. `peer`: the other end's address, empty on a cable
-    or if unknown. Bytes include noise; `broken` counts pieces that were no frame by their framing alone."""
+    """A port, and all that crossed it since the start, however often it was opened. `why` says what keeps it
+    closed. `peer`: the other end's address, empty on a cable or if unknown. Counters: as in `Port`."""
 
     url: str = ""
     open: bool = False
@@ -187,7 +185,7 @@ class Pump:
         self._share.line(self.session.air.timing.back_bytes_per_s)
         for _ in range(min(len(self._frames), SLICE_FRAMES)):
             frame = self._frames.popleft()
-            origin = self._whereabouts.origin(port, frame)
+            origin = None if port.paths is None else port.paths.origin(frame)
             damaged = self.session.damaged
             heard = self.session.receive(frame, now, origin)
             self._events += heard  # before anything may fail: the session says none of it twice

@@ -139,10 +139,9 @@ class Recorder:
     """Records what crosses ports into one file of bounded size, and stops nobody when it cannot.
 
     Every piece goes to the kernel at once, so a kill loses none; it is not fsynced, so a power cut may lose
-    the last half minute. The first record opens the file, or a claim. A full file replaces FILE.1, so the
-    disk holds at most twice the limit. Where the disk refuses, the log says so once, `lost` counts the
-    pieces, and it is tried again. A file has one recorder: a second would rename away what the first
-    writes."""
+    the last half minute. A full file replaces FILE.1, so the disk holds at most twice the limit. Where the
+    disk refuses, the log says so once, `lost` counts the pieces, and it is tried again. A file has one
+    recorder: a second would rename away what the first writes."""
 
     def __init__(
         self,

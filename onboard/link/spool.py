@@ -15,7 +15,7 @@ import logging
 import math
 import os
 import struct
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -139,19 +139,15 @@ class Spool:
     def finish(self, *digests: bytes) -> None:
         """Remember durably that the application has these objects, then forget their bytes."""
         if new := [digest for digest in digests if digest not in self._finished]:
-            finished = [*self._finished, *new][-REMEMBERED:]
-            self._keep_finished(finished)
-            self._finished = finished
+            self._keep_finished([*self._finished, *new][-REMEMBERED:])
         for digest in digests:
             self.drop(digest)
 
     def retain(self, digests: Collection[bytes]) -> None:
-        """Keep only these of the finished objects: the others came to nothing and are to be taken again. Call
-        it before `load`. Raises OSError."""
+        """Keep only these finished objects: the others are to be taken again. Call it before `load`."""
         left = [digest for digest in self._finished if digest in digests]
         if len(left) < len(self._finished):
             self._keep_finished(left)
-            self._finished = left
 
     def finished(self) -> tuple[bytes, ...]:
         """Digests of the last finished objects, oldest first."""
@@ -160,9 +156,10 @@ class Spool:
     def _path(self, digest: bytes, suffix: str) -> Path:
         return self.folder / f"{digest.hex()}.{suffix}"
 
-    def _keep_finished(self, digests: Sequence[bytes]) -> None:
+    def _keep_finished(self, digests: list[bytes]) -> None:
         # Of this spool alone: another link's list names other objects.
         replace_durably(self.folder / "finished", checked(_DONE_MAGIC + b"".join(digests), self._name))
+        self._finished = digests
 
     def _read_finished(self) -> list[bytes]:
         path, longest = self.folder / "finished", len(_DONE_MAGIC) + DIGEST_BYTES * REMEMBERED + CHECK_BYTES

@@ -156,16 +156,14 @@ def board_limits(end: LinkEnd, budget_bytes: int, links: int = 1) -> Limits:
 
 
 def ground_limits(end: LinkEnd, model_bytes: int) -> Limits:
-    """Return the ground's limits for a board that trains a model of `model_bytes` in float32: no honest
-    update is larger, except for its header."""
+    """Return the ground's limits for a model of `model_bytes` in float32: no honest update is much larger."""
     object_bytes = max(LEAST_BYTES, 2 * model_bytes)
     return _limits(end, object_bytes, 2 * object_bytes)
 
 
 def _limits(end: LinkEnd, object_bytes: int, all_bytes: int) -> Limits:
     """Incoming objects are held in memory, and an OFFER may claim 4 GiB: one that is too large is refused
-    before a byte of it is held. Half-received objects are kept in the spool, which has the same limit, so
-    that a restarted agent never reads more."""
+    before a byte of it is held. The spool has the same limit, so that a restarted agent never reads more."""
     return replace(
         facts_of(end.port).limits,
         bytes_per_contact=end.bytes_per_contact, bytes_per_day=end.bytes_per_day,

@@ -42,13 +42,12 @@ def gossip_node(
     config: GossipConfig, images: Images | None, now: float, recorder: Recorder | None = None
 ) -> tuple[GossipAgent, dict[int, Endpoint]]:
     """Return the agent of a node that gossips, and its links (still closed), recorded if wanted. `images`:
-    None for a node that does not train. Raises ConfigError for a model that is missing or does not fit the
-    images, BadKey, OSError."""
+    None for a node that does not train. Raises ConfigError, BadKey, OSError."""
     return linked(config, training_of(config, images), now, lambda link: replace(link, recorder=recorder))
 
 
 def training_of(config: GossipConfig, images: Images | None) -> GossipTraining:
-    """Return the node's training from the first model on, which needs no images. Raises ConfigError."""
+    """Return the node's training from the first model on. Raises ConfigError for one that does not fit."""
     own = config.gossip
     try:
         graph = TrainGraph.load(config.model)
@@ -135,8 +134,7 @@ def begin_again(agent: GossipAgent, link: Endpoint, now: float) -> None:
 
 
 class GossipProgram(NodeProgram):
-    """The program of a node that trains in this process, under its memory budget, as fast as `pace` allows.
-    `cpu_clock`: this process's CPU seconds."""
+    """The program of a node that trains in this process, under its memory budget, at its `pace`."""
 
     fds = ()
 

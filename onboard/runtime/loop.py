@@ -36,9 +36,8 @@ MEMORY_AGAIN_S = 1.0  # after the board had no memory for the program itself
 
 
 class Program(Protocol):
-    """What the loop carries: it decides, and never waits or touches a port. An OSError from `handle` or
-    `step` says that the disk refuses. When `disk_failed` says so, and not before, the event is handed over
-    again."""
+    """What the loop carries: it decides, and never waits or touches a port. After an OSError from `handle` or
+    `step` the event is handed over again when `disk_failed` says so."""
 
     folder: Path
     """The status of the program that runs on this folder is given to whoever asks."""
@@ -153,8 +152,7 @@ class Loop:
         self._retry_at = -math.inf  # nothing is asked of the disk before
 
     def turn(self, now: float) -> bool:
-        """Do all that is due; return whether a link brought something. Raises MemoryError and the program's
-        errors."""
+        """Do all that is due; return whether a link brought something. Raises the program's errors."""
         program = self._program
         brought = [self.poll(peer, now) for peer in program.links]
         program.attend(now)
@@ -235,8 +233,7 @@ class Loop:
 
 
 class NodeProgram(Program):
-    """What all programs of nodes share. An error other than the disk's ends a node; its supervisor restarts
-    it."""
+    """What all programs of nodes share. An error other than the disk's ends a node, to be started again."""
 
     longest_wait_s, object_pause = 5.0, 0.0
 

@@ -168,15 +168,13 @@ def discard_file(path: Path) -> None:
 
 
 def clear_the_way(path: Path, kind: Kind = "file") -> None:
-    """Puts aside and logs what is at `path`, unless it is a file (or a folder or a link to one). Raises
-    OSError."""
+    """Puts aside and logs what is at `path` unless it is of this kind (a folder may be a link to one)."""
     if told := cleared(path, kind):
         say(log, "put-aside", level=logging.WARNING, path=str(path), why=told)
 
 
 def cleared(path: Path, kind: Kind = "file") -> str:
-    """Puts aside as `clear_the_way` does, but returns what and where instead of logging it; "" for
-    nothing."""
+    """Puts aside as `clear_the_way` does; returns what and where, "" for nothing. Raises OSError."""
     told = _put_aside(path, kind)
     if told is not None and os.path.lexists(path):
         raise told

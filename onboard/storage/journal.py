@@ -9,8 +9,7 @@ A start is counted before anything is sent, so that no epoch is used twice: by i
 start from a copy of an earlier one. If a slot is lost, the one that is left is one save older, in which an
 epoch rises by one at most, or a copy of unknown age: so SKIPPED epochs, three years of one start a day, are
 left out. The state is then saved twice, which heals both slots. Salt and replay floor need not outlive a
-restart: the salt that both ends draw (`onboard.wire.security.hello`) keeps frame numbers from repeating under
-one key."""
+restart: the salt that both ends draw anew keeps frame numbers from repeating under one key."""
 
 from __future__ import annotations
 
@@ -74,8 +73,7 @@ class LinkState(msgspec.Struct, kw_only=True):
 
 
 class JournalState(msgspec.Struct, kw_only=True):
-    """What every node keeps in its journal. `links` is required, so that a journal without it is refused by
-    name."""
+    """What every node keeps in its journal. `links` is required: one without it is refused by name."""
 
     links: dict[int, LinkState]
     """By the peer's node number."""
@@ -146,8 +144,7 @@ class Journal(Generic[S]):
         return slots
 
     def _wrong(self, slots: tuple[Slot, Slot]) -> Iterator[Slot]:
-        """Yields slots that are not as `save` left them: it writes 1 into slot 1, 2 into slot 0, and so
-        on."""
+        """Yields slots that are not as `save` left them, which writes the odd generations into slot 1."""
         first, second = slots
         yield from (slot for slot in slots if slot.why)
         if first.holds and second.holds:
@@ -181,8 +178,7 @@ def _newest(slots: tuple[Slot, Slot]) -> Slot | None:
 
 
 def _read_slot(path: Path) -> Slot:
-    """Reads a slot. Links are not followed, pipes not waited for, gigabytes not read. Raises
-    PermissionError."""
+    """Reads a slot; follows no link, waits for no pipe, reads no gigabytes. Raises PermissionError."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:

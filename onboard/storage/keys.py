@@ -3,8 +3,7 @@
 A key belongs to one node, and both ends of its link have it. Anything but lines of 64 hexadecimal digits is
 refused in one line that names the file. Files that these programs create are private whatever the umask.
 Existing files keep their mode, which may be intended: a key or state that others can access is logged and not
-refused, as a file system without modes (FAT) shows everything as open, and a board that did not start for
-that would be lost."""
+refused. A file system without modes (FAT) shows all as open, and a board that did not start would be lost."""
 
 from __future__ import annotations
 
@@ -106,8 +105,7 @@ def keep_private() -> None:
 
 
 def exposure(path: Path, what: Literal["key", "state"]) -> str | None:
-    """Says how other users can access `path` and what to do about it; None if they cannot or it does not
-    exist."""
+    """Says how other users can access `path`, and what to do about it; None if they cannot, or without it."""
     try:
         mode, folder = path.stat().st_mode, path.absolute().parent.stat().st_mode
     except OSError:

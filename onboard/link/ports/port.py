@@ -1,7 +1,6 @@
 """A port carries whole frames to the other end and never blocks; when it is lost it says so once.
 
-Two classes fulfil this: `SerialPort` for byte streams, `UdpPort` for datagrams. The scheme of a port's URL
-says which (`schemes.SCHEMES`)."""
+`SerialPort` carries byte streams, `UdpPort` datagrams; the scheme of a port's URL says which."""
 
 from __future__ import annotations
 
@@ -36,8 +35,7 @@ class PortLost(OSError):  # noqa: N818 - a state of the world rather than a mist
 
 
 class PortEvent(msgspec.Struct, frozen=True):
-    """An event about a port, a spool or the peer, which does not concern the application: a line of the log,
-    called `name` (docs/reference/events.md)."""
+    """A line of the log about a port, a spool or the peer, which does not concern the application."""
 
     name: str
     fields: dict[str, Any]
@@ -54,9 +52,8 @@ class PortFacts:
     """What a port's URL tells before the port is open."""
 
     wire_bytes: Callable[[int], int]
-    """The bytes that a frame of that many takes on the port. On serial this is COBS's worst case, one byte in
-    254 above what most take. Through KISS it is that of random bytes: its worst case is twice that and does
-    not occur."""
+    """The bytes that a frame of that many takes on the port: with COBS at worst, one byte in 254 more than
+    most, and through KISS as of random bytes, whose worst case is twice that and does not occur."""
     framing: str
     """How frames stand in what crosses the port: a name in `framing.FRAMINGS`."""
     kiss_port: int = 0
@@ -87,9 +84,8 @@ class PortScheme(Protocol):
 
 
 class Port(Protocol):
-    """An open port. Every method may raise PortLost; none waits. `rx_bytes` and `tx_bytes` count all that
-    crossed it: framing, headers (on UDP those of IP and UDP) and noise. `broken` counts what came in and was
-    no frame by its framing alone."""
+    """An open port. Every method may raise PortLost; none waits. Counters: all bytes that crossed it, with
+    framing, headers (on UDP those of IP and UDP) and noise; pieces that were no frame by framing alone."""
 
     url: str
     max_frame_bytes: int
@@ -114,8 +110,7 @@ class Port(Protocol):
         """Hand over what `write` had to keep, as far as the device takes it."""
 
     def discard(self) -> None:
-        """Drop what is kept, and what the device holds where possible. The rest of a frame that was cut by it
-        never leaves, and does not spoil the next."""
+        """Drop what is kept, and what the device holds where possible. No rest of a frame spoils the next."""
 
     def kept_bytes(self) -> int:
         """Return the bytes that wait for `flush`."""
@@ -161,8 +156,7 @@ class Paths(Protocol):
         """The port given to this end, as its URL asks for any; 0 where the URL says which."""
 
     def reclaim(self, local_port: int) -> str:
-        """Take the last run's port again, as the peer may look for it there. Returns why it cannot be had,
-        and then keeps the present one; empty if all is well."""
+        """Take the last run's port again, as the peer may look for it there; return why it cannot be had."""
 
     def places(self) -> Sequence[Origin]:
         """Return everywhere where the peer may be, for while it gives no answer."""

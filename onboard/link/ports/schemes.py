@@ -5,8 +5,7 @@ A port's URL is one of
 - `/dev/ttyUSB0` or `serial:/dev/ttyUSB0?baud=115200`: a serial device;
 - any URL of pyserial, such as `socket://HOST:PORT` or `rfc2217://HOST:PORT`;
 - `kiss:/dev/ttyUSB0?baud=9600&port=0`, `kiss+tcp://HOST:PORT?port=0`: a TNC on a serial device or behind TCP;
-- `udp://HOST:PORT?bind=HOST:PORT`: a peer, and the address here; `udp://?bind=HOST:PORT` learns the peer.
-"""
+- `udp://HOST:PORT?bind=HOST:PORT`: a peer, and the address here; `udp://?bind=HOST:PORT` learns the peer."""
 
 from __future__ import annotations
 

@@ -56,6 +56,8 @@ _HUNG_UP = select.POLLHUP | select.POLLERR | select.POLLNVAL
 class SerialPort:
     """A `Port` on `device`, a path or a pyserial URL; `framing` splits the stream into frames."""
 
+    paths = None  # a cable has one other end
+
     def __init__(
         self,
         url: str,
@@ -81,10 +83,6 @@ class SerialPort:
             os.set_blocking(self._fd, False)
             if os.isatty(self._fd):
                 self._terminal = Terminal(url, self._fd, self._device)
-
-    @property
-    def paths(self) -> None:
-        """See `Port.paths`: a cable has one other end."""
 
     @property
     def broken(self) -> int:
@@ -320,8 +318,7 @@ def _descriptors(device: Any) -> tuple[int, int]:
 
 
 def _tune(link: socket.socket) -> None:
-    """TCP then holds no small frame back until a larger one is acknowledged (RFC 896), and reports a dead far
-    end after 30 s, not 15 minutes."""
+    """TCP then holds no small frame back (RFC 896), and reports a dead far end after 30 s, not 15 min."""
     link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     link.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * _GONE_S)
     link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # also when there is nothing to send
