@@ -6,8 +6,7 @@ keys are plain text, `kind` ("board" or "link") and `title`; every other key is 
     rate_up_bps = { value = 9600, source = "k: AMSAT and ISIS UHF transceivers, GMSK 9k6" }
 
 A source opens with a mark: `s:` found in public sources, `k:` known from data sheets and to be verified
-before relying on it, `c:` calculated or chosen (and how), `m:` measured on the board or link itself.
-"""
+before relying on it, `c:` calculated or chosen (and how), `m:` measured on the board or link itself."""
 
 from __future__ import annotations
 

@@ -146,8 +146,8 @@ def _memory(config: NodeConfig | GossipConfig) -> str:
 def _fitting(config: OwnConfig) -> list[TrainGraph]:
     if isinstance(config, GossipConfig):
         return [TrainGraph.load(config.model)] if not config.model.endswith(".onnx") else []
-    graphs = [TrainGraph.load(name) for name in NETWORKS]
-    return [graph for graph in graphs if graph.input_shape == config.shard.shape]
+    fitting = (name for name, each in NETWORKS.items() if each.input_shape == config.shard.shape)
+    return [TrainGraph.load(name) for name in fitting]
 
 
 def _tried(config: OwnConfig, graph: TrainGraph) -> str:

@@ -122,8 +122,7 @@ def where(error: BaseException) -> str:
 
 
 def one_line(text: str) -> str:
-    """Makes a text safe to show in one line: a path in it may hold line ends, escape sequences, or a
-    megabyte."""
+    """Makes a text safe to show: a path in it may hold line ends, escape sequences, or a megabyte."""
     if len(text) > _MOST_CHARACTERS:
         half = _MOST_CHARACTERS // 2
         text = f"{text[:half]} ... {text[-half:]}"

@@ -17,8 +17,7 @@ CALLED = {"sklearn": "scikit-learn", "PIL": "Pillow"}  # where a package is impo
 
 
 def require(*packages: str) -> None:
-    """Checks that packages are there, without loading them. Raises ModuleNotFoundError for the first missing
-    one."""
+    """Checks that packages are there, without loading them. Raises ModuleNotFoundError."""
     for package in packages:
         if importlib.util.find_spec(package) is None:
             raise ModuleNotFoundError(f"No module named {package!r}", name=package)

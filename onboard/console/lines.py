@@ -23,8 +23,8 @@ _STACK_BYTES = 256 * 1024  # of the thread; the 8 MB of the default count agains
 
 
 class Lines:
-    """Writes lines to a file descriptor, in order. `missed` formats the line that reports how many were
-    dropped, which follows as soon as writing works again; an empty text writes none."""
+    """Writes lines to a file descriptor, in order. `missed` formats the line that says how many were dropped,
+    which follows as soon as writing works again; an empty text writes none."""
 
     def __init__(self, fd: int, missed: Callable[[int], str], most_bytes: int = MOST_BYTES) -> None:
         self._fd, self._missed_line, self._most_bytes = fd, missed, most_bytes

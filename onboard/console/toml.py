@@ -20,8 +20,7 @@ class ConfigError(ValueError):
 
 
 def read(path: Path, kind: type[T]) -> T:
-    """Reads a TOML file into a Struct. Raises ConfigError for a missing file, bad TOML, an unknown or missing
-    key, and a value of the wrong type or out of range."""
+    """Reads a TOML file into a Struct. Raises ConfigError, as `checked` and for no or bad TOML."""
     try:
         raw = toml_of(path)
     except FileNotFoundError:

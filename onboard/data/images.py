@@ -56,12 +56,10 @@ class Images:
             raise DataError(f"{len(self.x)} images have {len(self.y)} labels")
         if len(self.y) == 0:
             raise DataError("there are no images, need at least one")
-        if self.y.min() < 0 or self.y.max() >= len(self.classes):
-            last = len(self.classes) - 1
-            wrong = int(np.flatnonzero((self.y < 0) | (self.y > last))[0])
-            raise DataError(
-                f"labels run {self.y.min()}..{self.y.max()}, need 0..{last}: y[{wrong}] is {self.y[wrong]}"
-            )
+        last = len(self.classes) - 1
+        if (wrong := np.flatnonzero((self.y < 0) | (self.y > last))).size:
+            found = f"y[{wrong[0]}] is {self.y[wrong[0]]}"
+            raise DataError(f"labels run {self.y.min()}..{self.y.max()}, need 0..{last}: {found}")
 
     def __len__(self) -> int:
         return len(self.y)
@@ -76,8 +74,8 @@ class Images:
 
 
 def order(count: int, seed: int = SPLIT_SEED) -> Rows:
-    """Returns a permutation of 0..count-1 drawn from a seed: int64 (count,). It sorts raw bits of Philox,
-    which numpy keeps from version to version, unlike what `permutation` makes of them."""
+    """Returns a permutation of 0..count-1, int64 (count,), by sorting raw bits of Philox, which numpy keeps
+    from version to version, unlike what `permutation` makes of them."""
     drawn = np.random.Philox(key=np.array([seed, count], dtype=np.uint64)).random_raw(count)
     return np.argsort(drawn, kind="stable").astype(np.int64)
 

@@ -2,8 +2,8 @@
 
 Means and spreads of pixels reveal images that are inverted, scaled otherwise, or in another order of
 channels: `init` measures the test data and writes the levels into NODE.toml. What can hardly be meant is
-refused; what may be meant, as a board sees other places than the others, is a warning. The values here are
-messages between processes, and this file needs no numpy until it looks at images."""
+refused; what may be, as a board sees other places than the others, is a warning. The values are messages
+between processes, and no numpy is needed until images are looked at."""
 
 from __future__ import annotations
 
@@ -88,9 +88,9 @@ def passed_over(passed: Mapping[str, int]) -> str:
 
 
 class Inspection(msgspec.Struct, frozen=True, kw_only=True):
-    """What was found in a set, of which every label and pixel was looked at. `classes` counts the images of
-    each, `passed` the entries passed over by reason; `blank` images have one value all over; `load_bytes` is
-    their size in memory; `compared` is whether the classes are the mission's, as far as is known."""
+    """What every label and pixel of a set says. `classes` counts the images of each, `passed` the entries
+    passed over by reason; `blank` images have one value all over; `load_bytes` is their size in memory;
+    `compared` is whether the classes are the mission's, as far as is known."""
 
     source: str
     shape: tuple[int, int, int]
@@ -124,10 +124,8 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
         if not self.named and [*self.classes] != [str(label) for label in range(len(self.classes))]:
             found.append("its labels have no names and are taken as places in the mission's list")
         if not self.compared:
-            found.append(
-                "[data] has no classes, so what labels mean is compared with the first task: copy classes "
-                "from mission.toml"
-            )
+            lack = "[data] has no classes, so what labels mean is compared with the first task"
+            found.append(f"{lack}: copy classes from mission.toml")
         return found
 
     def line(self) -> str:
@@ -141,10 +139,10 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
 
     def tell(self) -> None:
         warnings, load_mb = self.warnings, round(self.load_bytes / 2**20, 1)
-        level = logging.WARNING if warnings else logging.INFO
         say(
-            log, "data", level=level, images=self.images, classes=self.classes, low=self.low, high=self.high,
-            mean=round(self.levels.mean, 1), load_mb=load_mb, warnings=warnings,
+            log, "data", level=logging.WARNING if warnings else logging.INFO, images=self.images,
+            classes=self.classes, low=self.low, high=self.high, mean=round(self.levels.mean, 1),
+            load_mb=load_mb, warnings=warnings,
         )  # fmt: skip
 
 

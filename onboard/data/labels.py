@@ -1,8 +1,8 @@
 """What a label means: the names of the classes, and how a set's own are brought to a mission's.
 
 A label is a place in a list of names, and every node has its own list: the folders that it happens to hold.
-So names are compared, not places, and a name that the mission's list lacks is refused with both lists. Names
-are equal in Unicode's NFC (macOS keeps accents apart in folder names), and case counts."""
+So names are compared, not places, in Unicode's NFC (macOS keeps accents apart in folder names); case counts.
+"""
 
 from __future__ import annotations
 

@@ -81,9 +81,8 @@ EUROSAT_HOW = "or unpack EuroSAT_RGB.zip (https://zenodo.org/records/7711810) an
 
 @dataclass(frozen=True)
 class OpenedSource:
-    """One part of a source, of which only the labels are read. `label` names the array `y` in `where`;
-    `blocks` reads rows' images, fitted, some at a time with their places; `passed` counts entries passed over
-    by reason."""
+    """One part of a source. `label` names the array `y` in `where`; `blocks` reads rows' images, fitted, some
+    at a time with their places; `passed` counts entries passed over by reason."""
 
     where: str | Path
     y: NDArray[Any]
@@ -95,15 +94,14 @@ class OpenedSource:
 
 @dataclass(frozen=True)
 class Survey:
-    """What a part of a source holds, before any pixel is read. `y` int64 (N) in 0..len(classes)-1."""
+    """What a part of a source holds, before any pixel is read."""
 
     source: str
     shape: Shape
-    y: Labels
+    y: Labels  # in 0..len(classes)-1
     classes: labels.Names
     found: OpenedSource
-    rows: Rows
-    """The rows that are taken, by their places in the part."""
+    rows: Rows  # those that are taken, by their places in the part
 
     def __len__(self) -> int:
         return len(self.y)
@@ -174,9 +172,8 @@ def survey(
         y = labels.whole(found.where, found.label, found.y, classes)
         told = labels.numbered(int(y.max(initial=0)) + 1)
     if classes is not None and len(told) > classes:
-        raise DataError(
-            f"{source}: has {len(told)} classes, the model tells {classes} apart ({labels.listed(told)})"
-        )
+        apart = f"the model tells {classes} apart ({labels.listed(told)})"
+        raise DataError(f"{source}: has {len(told)} classes, {apart}")
     if rows is None or isinstance(rows, int):
         rows = np.arange(len(y) if rows is None else rows)
     chosen = np.asarray(rows, np.int64)
@@ -297,9 +294,8 @@ def _eurosat(path: Path, shape: Shape, part: Part) -> OpenedSource:
     elif {"jpeg", "offsets"} <= {*held} and _form(path, "offsets")[0] == (len(y) + 1,):
         blocks = partial(_jpegs, path, _array(path, "offsets").astype(np.int64), shape, index)
     else:
-        raise DataError(
-            f"{path}: holds neither images (N, H, W, 3) nor jpeg with offsets (N + 1,), N = labels"
-        )
+        need = "neither images (N, H, W, 3) nor jpeg with offsets (N + 1,), N = labels"
+        raise DataError(f"{path}: holds {need}")
     return OpenedSource(path, y[index], "labels", labels.checked(path, titles), blocks)
 
 
@@ -330,10 +326,8 @@ def _npz(path: Path, shape: Shape, part: Part) -> OpenedSource:
     held = _needed(path, x_name, y_name)
     form, dtype = _form(path, x_name)
     if dtype != np.uint8 or (form[1:] != shape and (1, *form[1:]) != shape):
-        need = ", ".join(map(str, shape))
-        raise DataError(
-            f"{path}: {x_name} is {dtype} {form}, needs uint8 (N, {need}){_advice(form, dtype, shape)}"
-        )
+        need = f"uint8 (N, {', '.join(map(str, shape))}){_advice(form, dtype, shape)}"
+        raise DataError(f"{path}: {x_name} is {dtype} {form}, needs {need}")
     y_form, y_dtype = _form(path, y_name)
     if y_form != form[:1] or not np.issubdtype(y_dtype, np.integer):
         raise DataError(f"{path}: {y_name} is {y_dtype} {y_form}, needs whole numbers ({form[0]},)")

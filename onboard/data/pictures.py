@@ -14,8 +14,8 @@ import os
 import stat
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, Any
 
@@ -161,7 +161,8 @@ def decoded(called: str, file: Path | IO[bytes], channels: int) -> Pixels:
     try:
         # Given a path, Pillow maps a TIFF into memory and forgets to turn it (13.0), and truncating the file
         # meanwhile would kill this program.
-        with _readable(file) as opened, warnings.catch_warnings(), Image.open(opened) as picture:
+        readable = file.open("rb") if isinstance(file, Path) else nullcontext(file)
+        with readable as opened, warnings.catch_warnings(), Image.open(opened) as picture:
             warnings.simplefilter("ignore")  # of metadata that is odd: what matters is an error
             pixels = _pixels(picture, "L" if channels == 1 else "RGB")
     except (DataError, MemoryError) as error:
@@ -171,15 +172,6 @@ def decoded(called: str, file: Path | IO[bytes], channels: int) -> Pixels:
     except Exception as error:  # on damaged files Pillow raises a dozen kinds (struct, zlib, IndexError, ...)
         raise DataError(f"{called}: not a readable image: {error}") from None
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
-
-
-@contextmanager
-def _readable(file: Path | IO[bytes]) -> Iterator[IO[bytes]]:
-    if isinstance(file, Path):
-        with file.open("rb") as opened:
-            yield opened
-    else:
-        yield file
 
 
 def _pixels(picture: Any, mode: str) -> Pixels:

@@ -20,11 +20,7 @@ def augmented(x: npt.NDArray[np.uint8], draw: np.random.Generator, pixels: int, 
     """Converts images x uint8 (N, C, H, W) to float32 in 0..1, each shifted by up to `pixels` along each
     axis. A `distortion` above 0 also rotates, stretches and shears them by that multiple of the ranges above,
     sampled bilinearly. Zeros come in."""
-    if distortion:
-        moved = warped(x, draw, pixels, distortion)
-        moved *= np.float32(1 / 255)
-        return moved
-    return prepare(shifted(x, draw, pixels))
+    return prepare(warped(x, draw, pixels, distortion) if distortion else shifted(x, draw, pixels))
 
 
 def shifted(x: npt.NDArray[np.uint8], draw: np.random.Generator, pixels: int) -> npt.NDArray[np.uint8]:

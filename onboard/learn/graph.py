@@ -1,11 +1,8 @@
 """Runs a model's two graphs: a loss with its gradients, or logits, from parameters that stay outside.
 
-A graph is a file of a few kB (see `groundstation/models`); parameters go in with every call, so one loaded
-graph serves any number of models, and nothing here keeps weights between calls. onnxruntime is imported with
-the first graph and not before: an agent that only listens never pays its 20 MB.
-
-Parameters are a `dict` of float32 arrays, images float32 (N, C, H, W) in 0..1, labels int64 (N).
-"""
+A graph is a file of a few kB (see `groundstation/models`). Parameters, a `dict` of float32 arrays, go in with
+every call, so one loaded graph serves any number of models. Images are float32 (N, C, H, W) in 0..1, labels
+int64 (N). An agent that loads no graph never pays the 20 MB of onnxruntime."""
 
 from __future__ import annotations
 
@@ -56,9 +53,8 @@ class Graph:
 
     @classmethod
     def load(cls: type[G], name_or_path: str | Path, providers: Sequence[str] = (CPU,)) -> G:
-        """Loads the graph shipped under this name, or the one in this `.onnx` file, with those of
-        onnxruntime's execution `providers` that this machine has, in order of preference. Raises
-        GraphError."""
+        """Loads the graph shipped under this name, or in this `.onnx` file, with those of onnxruntime's
+        `providers`, in order of preference, that this machine has. Raises GraphError."""
         path = graph_path(name_or_path, cls.use)
         try:
             raw = path.read_bytes()
@@ -142,14 +138,12 @@ class TrainGraph(Graph):
     def _wanted(self) -> tuple[list[str], str]:
         gradients = [f"grad.{name}" for name in self.shapes if name not in self.buffers]
         wanted = ["loss", *gradients, *(f"next.{name}" for name in self.buffers)]
-        return wanted, ("loss and each grad.NAME in order, then next.NAME of those that have no gradient")
+        return wanted, "loss and each grad.NAME in order, then next.NAME of those that have no gradient"
 
     @property
     def flops_per_image(self) -> int:
-        """Floating-point operations to train on one image: two a multiply-add, in three passes.
-
-        The backward pass costs two forward ones: a product for the weight's gradient, one for the input's.
-        """
+        """Floating-point operations to train on one image: two a multiply-add. The backward pass costs two
+        forward ones: a product for the weight's gradient, one for the input's."""
         return self.forward_macs * 2 * 3
 
     def step(
@@ -183,19 +177,15 @@ def gradient(
     graph: TrainGraph, weights: Parameters, x: Floats, y: Labels, out: Floats, *, when: str
 ) -> tuple[float, Mapping[str, Floats]]:
     """The loss of a batch, with its gradient (P,) in `out`, 0 at buffers, and the next values of these.
-
     Raises GraphError for numbers that the graph refuses, and ValueError for a loss that is not finite; both
-    say `when` that was.
-    """
+    say `when` that was."""
     try:
         loss, gradients, buffers = graph.step(weights, x, y)
     except GraphError as error:  # some onnxruntimes refuse numbers on which others compute a loss of nan
         raise GraphError(f"{error}; {when}") from None
     if not math.isfinite(loss):
         raise ValueError(f"loss is {loss} {when}")
-    flat(
-        graph.layout, {**gradients, **{name: np.zeros_like(values) for name, values in buffers.items()}}, out
-    )
+    flat(graph.layout, gradients | {name: np.zeros_like(each) for name, each in buffers.items()}, out)
     return loss, buffers
 
 
@@ -223,10 +213,8 @@ def evaluate(
     graph: InferGraph, parameters: Parameters, x: NDArray[np.uint8], y: Labels, batch: int = 50
 ) -> Iterator[Score]:
     """Scores a model batch by batch on x uint8 (N, C, H, W), y int64 (N); the last score covers all images.
-
-    A daemon serves its links between batches. 50 LeNet-5 images are one pass of some 2 ms; batches of 250
-    take longer an image (their maps leave the cache) and 20 MB more.
-    """
+    A daemon serves its links in between. 50 LeNet-5 images are one pass of some 2 ms; batches of 250 take
+    longer an image (their maps leave the cache) and 20 MB more."""
     if len(x) == 0 or len(x) != len(y):
         raise GraphError(f"{graph.name}: {len(x)} images, {len(y)} labels; need as many, and one or more")
     seen, correct, loss_sum = 0, 0, 0.0
@@ -241,7 +229,7 @@ def evaluate(
         yield Score(seen, len(x), correct, loss_sum)
 
 
-def prepare(x: NDArray[np.uint8]) -> Floats:
+def prepare(x: NDArray[np.uint8] | Floats) -> Floats:
     """Pixels 0..255 as the float32 in 0..1 that a mission trains and tests on."""
     scaled: Floats = x.astype(np.float32)
     scaled *= np.float32(1 / 255)
@@ -292,10 +280,8 @@ def _fixed(kind: str, shape: Sequence[int | str | None]) -> bool:
 
 
 def _session(path: Path, raw: bytes, providers: Sequence[str]) -> Any:
-    """An onnxruntime session that stays on one thread, gives memory back and tells nobody.
-
-    The bytes, not the path, are handed over: what runs is what the digest was taken of.
-    """
+    """An onnxruntime session that stays on one thread, gives memory back and tells nobody. It takes the bytes
+    and not the path: what runs is what the digest was taken of."""
     # Official wheels send usage events over the network (1.31: a thread, 2.3 MB, a device id in ~/.cache and
     # a file in TMPDIR) unless this is set before the import. Pull request 29843 used the second name.
     os.environ["ORT_DISABLE_TELEMETRY"] = os.environ["ORT_TELEMETRY_DISABLED"] = "1"
@@ -313,13 +299,11 @@ def _session(path: Path, raw: bytes, providers: Sequence[str]) -> Any:
             f"{path}: no provider of {', '.join(providers)} is here, only {', '.join(available)}"
         )
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # Both keep blocks of the largest batch seen. Without them a batch of 32 peaks 10 MB lower, and a step is
     # as fast (measured: within 2 %).
-    options.enable_cpu_mem_arena = False
-    options.enable_mem_pattern = False
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = False
     options.log_severity_level = 4  # fatal only: an error is raised, and needs no second telling on stderr
     try:
         return onnxruntime.InferenceSession(raw, options, providers=chosen)

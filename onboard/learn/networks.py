@@ -1,7 +1,5 @@
-"""The table of networks: those whose graphs come with this package, in `onboard/graphs`.
-
-It loads no graph, so that a command's help can name them. `learn.graph` runs them.
-"""
+"""The table of networks whose graphs come with this package, in `onboard/graphs`. It loads none, so that a
+command's help can name them; `learn.graph` runs them."""
 
 from __future__ import annotations
 
@@ -12,8 +10,7 @@ from dataclasses import dataclass
 class Network:
     """What a network takes and tells, as its graphs say it, too."""
 
-    input_shape: tuple[int, int, int]
-    """Channels, height and width of an image."""
+    input_shape: tuple[int, int, int]  # channels, height and width of an image
     classes: int
 
 

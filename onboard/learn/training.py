@@ -1,11 +1,10 @@
 """The one specification of training: the knobs, each one field with one range, and the methods.
 
-The task on the wire, the `[train]` table of mission.toml, the plan that a board trains by, and the options of
-`firmware-sim fleet` are made from these fields, so that a value passes everywhere or nowhere. So are the
-`[gossip]` table and the options of `firmware-sim ring`. To add a knob, add a field with its sentence to
-`BoardTraining` (to `Training` if the server alone needs it, to `Recipe` for gossip), and use it where a board
-trains. A struct does not check its own fields; `msgspec.convert` and every decoder do.
-"""
+The task on the wire, `[train]` of mission.toml, a board's plan and the options of `firmware-sim fleet` are
+made from these fields, so that a value passes everywhere or nowhere; so are `[gossip]` and the options of
+`firmware-sim ring`. To add a knob, add a field with its sentence to `BoardTraining` (to `Training` if the
+server alone needs it, to `Recipe` for gossip), and use it where a board trains. A struct does not check its
+own fields; `msgspec.convert` and every decoder do."""
 
 from __future__ import annotations
 
@@ -43,21 +42,17 @@ class TrainingMethod:
     """What boards do in a round, and what travels."""
 
     phases: Callable[[BoardTraining, int], Phases]
-    """What each epoch does, in order, by the knobs and the number of the round. Every phase but PLAIN trains
-    ALQ's bases."""
+    """What each epoch does, by the knobs and the round's number. Every phase but PLAIN trains ALQ's bases."""
     format: int
     """The codec of what travels, both ways: a row of `onboard.codec.pack.CODECS`."""
     compress: bool = False
     """See `Budget.compress`."""
     sends_whole: bool = False
-    """Whether an update is all that was ever learned, as its difference from the mission's first weights.
-    Else it is what its round has moved, as the difference from the weights that the round began with.
-
-    SpaceDML sends the whole (Algorithm 1): pruning works on what a sketch of the model holds, and a round
-    that has only begun has moved nothing that could be sketched."""
+    """Whether an update is the difference from the mission's first weights, all that was ever learned, and
+    not from the weights that its round began with. SpaceDML sends the whole (Algorithm 1): pruning works on
+    what a sketch of the model holds, and a round that has only begun has moved nothing to be sketched."""
     uses_moments: bool = False
-    """Whether phases take gradient and curvature from Adam's moments, with AMSGrad's peak (ALQ, section
-    3.2)."""
+    """Whether phases take gradient and curvature from Adam's moments, with its peak (ALQ section 3.2)."""
     allots_by_curvature: bool = False
     """Whether bases are allotted by loss-aware gain per bit. A sketch that pruning follows is made by plain
     error (ALQ section 3.1)."""
@@ -142,7 +137,6 @@ class BoardTraining(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
 
     @property
     def rule(self) -> TrainingMethod:
-        """What the method's name stands for."""
         return METHODS[self.method]
 
 
@@ -170,10 +164,8 @@ class Training(BoardTraining, array_like=False, frozen=True, forbid_unknown_fiel
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a round asks of one board, and what its draws come from (`seed`, `round`, `node`).
-
-    Raises ValueError for a knob that is out of its range.
-    """
+    """What a round asks of one board, and what its draws come from (`seed`, `round`, `node`). Raises
+    ValueError for a knob that is out of its range."""
 
     training: BoardTraining
     seed: int
@@ -185,7 +177,6 @@ class Plan:
 
     @property
     def phases(self) -> Phases:
-        """What each epoch does, in order."""
         return self.training.rule.phases(self.training, self.round)
 
 

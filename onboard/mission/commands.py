@@ -1,9 +1,7 @@
 """What the ground may have a board do: the objects that ask and answer, and the handler of each command.
 
 A command is an object, so it survives passes and restarts; a board runs it once, however often it arrives
-(`onboard/agents/federated_state.py`), and always answers. To add one, write a function and add its row to
-COMMANDS (docs/extending.md).
-"""
+(`onboard/agents/federated_state.py`), and always answers. docs/extending.md says how to add one."""
 
 from __future__ import annotations
 
@@ -36,11 +34,8 @@ Outcome = Literal["done", "refused"]
 
 
 class Command(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
-    """Object of kind COMMAND, ground to board.
-
-    `id`: 8 random bytes that name the command: one that arrives again is not run again. `name`: a row of
-    COMMANDS. `arguments`: as that row wants them.
-    """
+    """Object of kind COMMAND, ground to board. `id`: 8 random bytes: a command that arrives again is not run
+    again. `name`: a row of COMMANDS. `arguments`: as that row wants them."""
 
     id: Id8
     name: Name
@@ -48,10 +43,8 @@ class Command(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
 
 
 class CommandResult(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
-    """Object of kind RESULT, board to ground: what became of the command with the id `command`.
-
-    `why` says why it was refused; `values` are what the command found out.
-    """
+    """Object of kind RESULT, board to ground: what became of the command with the id `command`. `why` says
+    why it was refused; `values` are what it found out."""
 
     command: Id8
     outcome: Outcome
@@ -72,8 +65,7 @@ class CommandTarget(Protocol):
     def uptime_s(self, now: float) -> int:
         """Seconds since the agent's start."""
 
-    def health(self, now: float) -> Health:
-        """How the board is."""
+    def health(self, now: float) -> Health: ...
 
 
 class NoArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -82,9 +74,9 @@ class NoArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class CommandHandler:
-    """A command as the board knows it. `arguments` declares what it takes, with types and ranges, which both
-    ends check; `run` gets them, and returns the values of the result or raises CommandRefused. `summary`
-    follows the name in the ground's help."""
+    """`arguments` declares what a command takes, with types and ranges, which both ends check; `run` gets
+    them, and returns the values of the result or raises CommandRefused. `summary` follows the name in the
+    ground's help."""
 
     run: Callable[[CommandTarget, Any, float], Mapping[str, Value]]
     summary: str

@@ -1,7 +1,6 @@
 """The message of a board about itself: what it is doing, what that has cost, and why its last task failed.
 
-It is the one kind of MSG: unreliable, and replaced by the next. Without its words it fits the smallest frame.
-"""
+It is the one kind of MSG: unreliable, and replaced by the next. Without words it fits the smallest frame."""
 
 from __future__ import annotations
 
@@ -48,13 +47,12 @@ _FAILURES = frozenset(Failure)
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """MSG: how a board is, for the ground's live view; the next one replaces it. 29 B, and `why` after them.
+    """How a board is, for the ground's live view: 29 B, and `why` after them.
 
-    Times are seconds and energy joules since the board's start; `temperature_c`, `progress` (of the
-    work in hand, 0..1) and `loss` (of the last training step) are None where unknown. Floats travel
-    with 32 bits, temperature and progress with 16 (IEEE 754). `asking`: the low 8 bits of the last task's.
-    `failure` (a `Failure`) says why the state is FAILED, `why` the same in words, as far as the frame has
-    room for them.
+    Times are seconds and energy joules since the board's start; `temperature_c`, `progress` (of the work in
+    hand, 0..1) and `loss` (of the last training step) are None where unknown. Floats travel with 32 bits,
+    temperature and progress with 16 (IEEE 754). `asking`: the low 8 bits of the last task's. `failure` (a
+    `Failure`) says why the state is FAILED, `why` the same in words, as far as the frame has room for them.
     """
 
     state: int
@@ -81,10 +79,8 @@ MAX_WHY_BYTES = 96
 
 def encode_health(health: Health, room_bytes: int = _HEALTH.size + MAX_WHY_BYTES) -> bytes:
     """Packs at least 29 B for a MSG. `why` is cut to what is left of `room_bytes`, and to MAX_WHY_BYTES. A
-    reading that does not fit its field, which no sensor gives, travels as unknown.
-
-    Raises ValueError for a field out of range.
-    """
+    reading that does not fit its field, which no sensor gives, travels as unknown. Raises ValueError for a
+    field out of range."""
     if not 0 <= health.state <= 15 or not 0 <= health.failure <= 15:
         raise ValueError(f"state {health.state} and failure {health.failure} must be 0..15")
     packed = pack_fields(

@@ -1,7 +1,5 @@
 """The objects that board and ground exchange: which kinds there are, and the headers before the weights.
-
-Bytes that make no sense raise BadMessage and nothing else. The board's message about itself is in `health`.
-"""
+Bytes that make no sense raise BadMessage and nothing else."""
 
 from __future__ import annotations
 
@@ -40,12 +38,11 @@ class Task(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     """Header of a MODEL: what a board is asked to do with the weights that follow.
 
     `mission`: 8 B id; `graph`: 8 B digest of the training graph that `model` names; `weights`: "seed" where
-    none follow and both ends draw the same from `seed`, "packed" where they do. `training`: how to train;
-    None asks for no training, as the weights are to be used. `deadline_s`: seconds for the answer, from
-    arrival. `asking`: how often this board was asked for this round before. It makes a question that is asked
-    again another object than the one that the board has taken already. `classes`: 8 B digest of the names of
-    the mission's classes in their order (`labels.digest`), empty where nobody says what a label means;
-    `names`: these themselves where they are short (`names_that_fit`).
+    none follow and both ends draw the same from `seed`. `training`: None where the weights are to be used.
+    `deadline_s`: seconds for the answer, from arrival. `asking`: how often this board was asked for this
+    round before, so that a question that is asked again is another object than the one already taken.
+    `classes`: 8 B digest of the names of the mission's classes in their order (`labels.digest`), empty where
+    nobody says what a label means; `names`: these themselves where they are short (`names_that_fit`).
     Ranges are part of the interface: what passes here can be computed with.
     """
 
@@ -64,11 +61,8 @@ class Task(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
 
 
 class Update(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
-    """Header of an UPDATE: whose it is, for which round, and what it cost.
-
-    `samples` weighs it in the average; `loss` is the last epoch's mean; `cpu_s` and `train_s` are seconds
-    of CPU and of the clock, `energy_j` joules of this round.
-    """
+    """Header of an UPDATE. `samples` weighs it in the average; `loss` is the last epoch's mean; `cpu_s` and
+    `train_s` are seconds of CPU and of the clock, `energy_j` joules of this round."""
 
     mission: Id8
     round: Annotated[int, Meta(ge=0, le=0xFFFF)]
@@ -101,9 +95,7 @@ def names_that_fit(names: Sequence[str]) -> tuple[str, ...]:
 
 def encode_object(header: Task | Update, weights: bytes) -> bytes:
     """An object's payload: u16 length of the header, the header as a msgpack array, the packed weights.
-
-    Raises ValueError for a header that the other end would refuse.
-    """
+    Raises ValueError for a header that the other end would refuse."""
     packed = msgspec.msgpack.encode(header)
     try:  # a struct does not check its own fields, and its decoder does
         checked = decoded(packed, type(header))

@@ -5,12 +5,9 @@ satellite, as SpaceDML's server is one. `learn.federated.rounds.Round` decides w
 
 What travels down is the model's difference from the first weights, which both ends draw from the mission's
 seed, so that a board needs nothing else to begin. What travels up is what a board's round has moved, or the
-whole model in the same way (`TrainingMethod.sends_whole`).
-
-Whoever holds a board's key can send anything. So an update is checked before it is stored, for what is stored
-is read again at each start; and in an average the others decide what one answer may count for
-(`learn.federated.clipping`).
-"""
+whole model in the same way (`TrainingMethod.sends_whole`). Whoever holds a board's key can send anything: an
+update is checked before it is stored, and in an average the others decide what it may count for
+(`learn.federated.clipping`)."""
 
 from __future__ import annotations
 
@@ -66,8 +63,7 @@ class BadUpdate(ValueError):  # noqa: N818 - "bad" says error already
 
 class Server:
     """The server of one mission. `staleness`: exponent of `staleness_weight`, None to discard late updates;
-    `bounds`: what one board may count for; `rule`: what the updates come to, a row of `RULES`.
-    """
+    `bounds`: what one board may count for; `rule`: what the updates come to, a row of `RULES`."""
 
     def __init__(
         self,
@@ -88,8 +84,8 @@ class Server:
         self._names = names_that_fit(terms.classes)
 
     def model(self, number: int, packed: bytes, *, deploy: bool = False) -> bytes:
-        """The object that round `number` sends: its task, and the weights that the last round made (none in
-        the first). `deploy`: weights to use, not to train."""
+        """The object that round `number` sends: its task, and the weights `packed` that the last round made,
+        none in the first. `deploy`: weights to use, not to train."""
         return encode_object(self.task(number, deploy=deploy), packed)
 
     def task(self, number: int, *, deploy: bool = False) -> Task:
@@ -114,9 +110,7 @@ class Server:
     ) -> tuple[Update, Model]:  # fmt: skip
         """The update that came over the link of `node` when `number` was the latest round. `asked` tells how
         a round asked to train, or None for what it would ask now: an operator may change that meanwhile.
-
-        Raises BadUpdate for what is no update, and for what cannot come of such a training.
-        """
+        Raises BadUpdate for what is no update, and for what cannot come of such a training."""
         try:
             if kind != UPDATE:
                 raise BadMessage(f"kind {kind} is not for the server")
@@ -149,10 +143,8 @@ class Server:
         share = share or Share(1.0, update.samples)
         weights = model.reconstruct()
         if share.factor < 1:
-            weights = {
-                name: (values * share.factor).astype(np.float32)
-                for name, values in _moved(weights, base).items()
-            }
+            moves = _moved(weights, base).items()
+            weights = {name: (values * share.factor).astype(np.float32) for name, values in moves}
             weights = weights if base is None else apply_delta(base, weights)
         average.add(weights, share.samples, self.age_weight(update, number))
 
@@ -176,8 +168,7 @@ class Server:
 
 def _check(model: Model, size: int, asked: BoardTraining) -> None:
     """Raises ValueError unless a packed model of `size` bytes can be what a board made that was `asked` so:
-    in the form that its method makes, within the budget (`Codec.check`), no weight beyond MAX_WEIGHT.
-    """
+    in the form that its method makes, within the budget (`Codec.check`), no weight beyond MAX_WEIGHT."""
     layout = model.layout
     if size > MAX_DENSE_BYTES * layout.parameters + _HEADERS_BYTES:
         raise ValueError(f"{size} bytes for {layout.parameters} weights")
@@ -201,9 +192,7 @@ def _moved(weights: Weights, base: Weights | None) -> Moves:
 
 class RoundAverage:
     """The average of round `number`, which sent `packed`: `look` at all answers, run through `passes`, and
-    take `packed`. No answer is held between the passes, so that a round of hundreds takes the memory of one;
-    the caller keeps them.
-    """
+    take `packed`. No answer is held between, so that a round of hundreds takes the memory of one."""
 
     def __init__(self, server: Server, number: int, packed: bytes) -> None:
         self._server, self._number, self._sent = server, number, packed
@@ -272,9 +261,7 @@ class RoundAverage:
 
 def averaged(server: Server, number: int, packed: bytes, payloads: Mapping[int, bytes]) -> bytes:
     """The average, packed, of these nodes' updates in round `number`, which sent `packed`; all are at hand.
-
-    Raises BadUpdate, and ValueError without one.
-    """
+    Raises BadUpdate, and ValueError without one."""
     average = RoundAverage(server, number, packed)
 
     def opened(node: int) -> tuple[Update, Model]:

@@ -72,8 +72,8 @@ def train(
     graphs: Callable[[str], TrainGraph],
     cpu_clock: Callable[[], float] = time.process_time,
 ) -> Training:
-    """Train step by step: yield `Begun`, then one report for each value sent, at last `TrainingDone` or
-    `Failed`. The value says whether the step is to save, as in `Trainer.step`."""
+    """Yield `Begun`, then one report for each value sent, which says whether the step is to save, at last
+    `TrainingDone` or `Failed`."""
     try:
         yield from _train(job, images, graphs, cpu_clock)
         return
@@ -94,8 +94,11 @@ def _train(
     save = yield Begun(flops_a_step=flops, epoch=training.epoch, dropped=dropped)
     began_s = cpu_clock()
     for done in training.steps():
-        state = _state(training) if save and done.ends_epoch else None
-        save = yield msgspec.structs.replace(done, cpu_s=cpu_clock() - began_s, state=state)
+        state = io.BytesIO()
+        if save and done.ends_epoch:
+            np.savez(state, allow_pickle=False, **training.state())
+        took_s = cpu_clock() - began_s
+        save = yield msgspec.structs.replace(done, cpu_s=took_s, state=state.getvalue() or None)
         began_s = cpu_clock()
     packed = pack(training.result())
     cpu_s = cpu_clock() - began_s
@@ -117,7 +120,7 @@ def _fitting(images: Images, task: Task, graph: TrainGraph) -> Images:
 
 
 class Untrainable(ValueError):  # noqa: N818 - "un" says error already
-    """A task that this board cannot do; `failure` and the reason go to the ground."""
+    """A task that this board cannot do."""
 
     def __init__(self, failure: Failure, why: str) -> None:
         super().__init__(why)
@@ -152,9 +155,7 @@ def _in_classes(images: Images, task: Task) -> Images:
 
 
 def _training(task: Task, weights: memoryview, graph: TrainGraph, images: Images, node: int) -> LocalTraining:
-    """Return the round's training at its beginning. Raises BadPack, ValueError."""
-    origin = initial(graph.shapes, task.seed)
-    start = origin
+    origin = start = initial(graph.shapes, task.seed)
     if task.weights == "packed":
         start = apply_delta(origin, unpack(weights, graph.layout).reconstruct())
     knobs = task.training
@@ -162,12 +163,6 @@ def _training(task: Task, weights: memoryview, graph: TrainGraph, images: Images
         raise ValueError("the task asks for no training")
     plan = Plan(training=knobs, seed=task.seed, round=task.round, node=node)
     return LocalTraining(graph, origin if knobs.rule.sends_whole else start, start, images.x, images.y, plan)
-
-
-def _state(training: LocalTraining) -> bytes:
-    packed = io.BytesIO()
-    np.savez(packed, allow_pickle=False, **training.state())
-    return packed.getvalue()
 
 
 def _restored(training: LocalTraining, checkpoint: bytes) -> str:

@@ -1,8 +1,7 @@
 """A round's training as the agent sees it: it gives a job, asks for one step at a time, and takes reports.
 
-Two things train: `onboard.trainer.in_process` in the agent's process, for fleets on a virtual clock, and
-`onboard.trainer.process` in a child process, on a board. This file needs neither numpy nor onnxruntime, so an
-agent that only talks needs neither."""
+What trains is `onboard.trainer.in_process`, in the agent's process for fleets on a virtual clock, and in a
+child (`onboard.trainer.process`) on a board. An agent that only talks needs neither numpy nor onnxruntime."""
 
 from __future__ import annotations
 
@@ -15,8 +14,7 @@ from onboard.mission.health import Failure
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """A round's training: `model` is the whole MODEL object, `checkpoint` an earlier run's last
-    `Stepped.state`."""
+    """`model` is the whole MODEL object, `checkpoint` an earlier run's last `Stepped.state`."""
 
     model: bytes
     node: int

@@ -75,8 +75,8 @@ class BadImages(ValueError):  # noqa: N818 - "bad" says error already
 
 
 class ProcessTrainer:
-    """Trains on the images of `shard`, or its `first` ones. `memory_bytes`: the cap on the data of this
-    process and the child together, None for no cap."""
+    """Trains on the images of `shard`, or its `first` ones. `memory_bytes` caps the data of this process and
+    the child together."""
 
     def __init__(self, shard: Shard, memory_bytes: int | None = None, first: int | None = None) -> None:
         self._shard, self._memory_bytes, self._first = shard, memory_bytes, first
@@ -119,8 +119,8 @@ class ProcessTrainer:
             child.end()
 
     def look(self) -> None:
-        """Inspect the images in a child process, log what they are, and wait for it. Raises BadImages. Too
-        little memory for them is only logged: a training may find more."""
+        """Wait for a child that inspects the images, and log what they are. Raises BadImages. Too little
+        memory for them is only logged: a training may find more."""
         try:
             child = _Child(self._order(None))
         except OSError as error:
@@ -133,9 +133,9 @@ class ProcessTrainer:
         finally:
             child.end()
         (answer,) = answers
-        if isinstance(answer, Failed) and answer.failure == Failure.DATA:
-            raise BadImages(answer.why)
         if isinstance(answer, Failed):
+            if answer.failure == Failure.DATA:
+                raise BadImages(answer.why)
             say(log, "images-unread", level=logging.WARNING, why=answer.why)
         if isinstance(answer, Looked):
             answer.found.tell()
@@ -151,7 +151,6 @@ class _Child:
     """One child: its process, the socket on which it answers, and the answer received so far."""
 
     def __init__(self, order: Order) -> None:
-        """Raises OSError."""
         self.answers, theirs = socket.socketpair()
         self._words = os.memfd_create("training-words", os.MFD_CLOEXEC)
         self._held = bytearray()
@@ -207,21 +206,16 @@ class _Child:
         try:
             code = self.process.wait(_REAP_WITHIN_S)
         except subprocess.TimeoutExpired:
-            return Failed(
-                failure=Failure.PROCESS, why="the training process closed its socket and did not end"
-            )
-        words = self._last_words()
+            why = "the training process closed its socket and did not end"
+            return Failed(failure=Failure.PROCESS, why=why)
+        size = os.fstat(self._words).st_size
+        text = os.pread(self._words, _WORDS_BYTES, max(0, size - _WORDS_BYTES)).decode(errors="replace")
+        words = (text.strip().splitlines() or [""])[-1].strip()
         failure = Failure.MEMORY if re.search("MemoryError|bad_alloc", words) else Failure.PROCESS
         what = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         if -code == signal.SIGKILL:
             words = "the kernel does so where memory runs out"
         return Failed(failure=failure, why=f"the training process {what}{': ' if words else ''}{words}")
-
-    def _last_words(self) -> str:
-        size = os.fstat(self._words).st_size
-        text = os.pread(self._words, _WORDS_BYTES, max(0, size - _WORDS_BYTES)).decode(errors="replace")
-        lines = text.strip().splitlines()
-        return lines[-1].strip() if lines else ""
 
     def end(self) -> None:
         """Kill it if it still runs, and release its resources."""

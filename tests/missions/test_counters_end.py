@@ -162,10 +162,11 @@ def test_a_learning_rate_below_the_bound_stays_what_it_is() -> None:
 
 def test_an_update_of_any_age_weighs_something() -> None:
     average = PartialAverage(TRAIN.layout)
-    zeros = {name: np.zeros(shape, np.float32) for name, shape in TRAIN.shapes.items()}
-    average.add(zeros, 100)
-    average.add(zeros, 100, staleness_weight(0xFFFE, 100.0))
-    assert average.updates == 2
+    ones = {name: np.ones(shape, np.float32) for name, shape in TRAIN.shapes.items()}
+    average.add(ones, 100, staleness_weight(0xFFFE, 100.0))
+    assert all((mean == 1).all() for mean in average.mean().values())
+    average.add(ones, 100)
+    assert all((mean == 1).all() for mean in average.mean().values())
 
 
 class Count(msgspec.Struct):

@@ -49,9 +49,9 @@ class Bounds:
 
 
 class Claim(NamedTuple):
-    """What an update asks for: the L2 length of its move, over all weights, and its samples."""
+    """What an update asks for."""
 
-    norm: float
+    norm: float  # L2 length of its move, over all weights
     samples: int
 
 
@@ -90,8 +90,8 @@ def norm(move: Mapping[str, npt.NDArray[np.floating[Any]]]) -> float:
 def shares(
     claims: Mapping[int, Claim], bounds: Bounds, earlier: Sequence[float] = ()
 ) -> tuple[dict[int, Share], list[Outlier]]:
-    """Decides what each node's update counts for, and which claims exceed a bound. `earlier` norms help a
-    round with fewer than FEW answers."""
+    """Decides what each node's update counts for, and which claims exceed a bound, if answers are few with
+    the help of `earlier` norms."""
     norms = [claim.norm for claim in claims.values()]
     pool = [*norms, *earlier] if len(norms) < FEW else norms
     middle, longest, beyond = _bound(pool, bounds.clip)
@@ -118,8 +118,8 @@ class Part(NamedTuple):
 
 
 def odd_one(parts: Mapping[int, Part], average_length: float) -> Outlier | None:
-    """Finds the only one of three parts or more that points against the sum of the others; else the only one
-    that shares nothing with it; None if there is neither."""
+    """Finds the only one of three parts or more that points against the sum of the others, or else the only
+    one that shares nothing with it."""
     if len(parts) < FEW:
         return None
     whole = sum(part.weight for part in parts.values())
@@ -134,11 +134,8 @@ def odd_one(parts: Mapping[int, Part], average_length: float) -> Outlier | None:
 def _cosine(part: Part, whole: float, average_length: float) -> float:
     """Compares with the sum of the others, which is the whole sum less this part."""
     along = whole * part.product - part.weight * part.length**2
-    squared = (
-        (whole * average_length) ** 2
-        - 2 * whole * part.weight * part.product
-        + (part.weight * part.length) ** 2
-    )
+    squared = (whole * average_length) ** 2 - 2 * whole * part.weight * part.product
+    squared += (part.weight * part.length) ** 2
     lengths = part.length * math.sqrt(max(squared, 0.0))
     return along / lengths if lengths else 0.0
 

@@ -1,12 +1,10 @@
 """One board's share of a round: from global weights and local images to a quantized update, step by step.
 
-A difference travels: of the whole model from the mission's initial weights (`learn.graph.initial`), which
-both ends draw from the mission's seed, or of the outcome from this round's global weights
-(`TrainingMethod.sends_whole`). So a group without bases stands for what both ends hold and not for zeros: at
-0.05 bit a weight, where nine groups of ten have none, a network keeps its features.
-
-The method says what each epoch does. In epochs with the straight-through estimator (ALQ section 3.4)
-full-precision latent weights take the gradient of their quantized form.
+A difference travels: of the whole model from the mission's initial weights (`learn.graph.initial`), or of
+the outcome from this round's global weights (`TrainingMethod.sends_whole`). So a group without bases stands
+for what both ends hold and not for zeros: at 0.05 bit a weight, where nine groups of ten have none, a network
+keeps its features. In epochs with the straight-through estimator (ALQ section 3.4) full-precision latent
+weights take the gradient of their quantized form.
 
 A training is a generator of steps: its caller decides when the next one runs, which is where throttle,
 budget, checkpoint and virtual time live. Batch order and augmentation come from (seed, round, node, epoch)
@@ -87,8 +85,7 @@ class LocalTraining:
         return -(-len(self._x) // self.knobs.batch_size)
 
     def steps(self) -> Iterator[Stepped]:
-        """Runs what is left of the training, one batch a step. Raises ValueError if the loss is not
-        finite."""
+        """Runs what is left, one batch a step. Raises ValueError if the loss is not finite."""
         while self.epoch < self.epochs:
             self._enter(self.plan.phases[self.epoch])
             key = (self.plan.seed, self.plan.round, self.plan.node, self.epoch)
@@ -121,8 +118,8 @@ class LocalTraining:
         return trained
 
     def state(self) -> State:
-        """Returns all that a checkpoint needs at the end of an epoch, 12 to 17 bytes a weight. The arrays are
-        the training's own: write them before the next step."""
+        """Returns what a checkpoint needs at an epoch's end, 12 to 17 bytes a weight. The arrays are the
+        training's own: write them before the next step."""
         state: State = {
             "epoch": np.array(self.epoch),
             "loss": np.array(self.loss),

@@ -1,6 +1,6 @@
-"""Prunes a multi-bit network, and brings its bases and coordinates to target weights in turn.
+"""Prunes a multi-bit network, and brings its bases and coordinates to target weights in turn, as ALQ does (Qu
+et al., "Adaptive Loss-aware Quantization for Multi-bit Networks", CVPR 2020).
 
-This is ALQ's procedure (Qu et al., "Adaptive Loss-aware Quantization for Multi-bit Networks", CVPR 2020).
 Weights, `gradient`, `curvature` and `target` of a tensor are its groups, (G, n) float32. Coordinates stay
 unrounded (`codec.quantized.rounded` is for what travels).
 
@@ -45,9 +45,9 @@ def increments(bases: Bases, gradient: Floats, curvature: Floats, rate: float = 
 def smallest(
     increments: Sequence[Floats], models: Sequence[Bases], *, top: Sequence[int], bits: float
 ) -> list[Mask]:
-    """Chooses the coordinates to drop for `bits` bits, counting their bases' too: a mask (G, I) a layer. The
-    `top[l]` smallest increments a bit of each layer are sorted together and dropped in order until enough
-    bits are gone. Raises ValueError for increments that are not finite."""
+    """Chooses coordinates to drop for `bits` bits with their bases': a mask (G, I) a layer. The `top[l]`
+    smallest increments a bit of each layer are sorted together and dropped in order until enough bits are
+    gone. Raises ValueError for increments that are not finite."""
     sizes = [bases.used.size for bases in models]
     cost = np.repeat([bases.signs.shape[2] + COORDINATE_BITS for bases in models], sizes)
     worth = np.concatenate([f.ravel() for f in increments]).astype(np.float64) / cost

@@ -2,7 +2,6 @@
 
 SpaceDML, Algorithm 1 (partial averaging): the server asks K of N nodes, averages the updates of those that
 answered weighted by their samples, quantizes the average by a sketch that needs no data, and sends it back.
-An update of a closed round is discarded, or merged into the open round with a weight that falls with its age.
 All of it is pure, so that a ground daemon, a satellite that acts as server and a simulated fleet run the same
 (`onboard.mission.server`)."""
 
@@ -36,9 +35,9 @@ def choose(nodes: Iterable[int], k: int, seed: int, round_number: int) -> tuple[
 
 
 def staleness_weight(rounds_late: int, exponent: float | None) -> float:
-    """Returns the weight of an update `rounds_late`: (1 + rounds_late)^-exponent, as in FedAsync (Xie, Koyejo
-    and Gupta, "Asynchronous Federated Optimization", 2019, which uses 0.5); 0 for a late one without an
-    exponent. Raises ValueError for an update from the future or a negative exponent."""
+    """Returns (1 + rounds_late)^-exponent, as in FedAsync (Xie, Koyejo and Gupta, "Asynchronous Federated
+    Optimization", 2019, which uses 0.5); 0 for a late update without an exponent. Raises ValueError for one
+    from the future and a negative exponent."""
     if rounds_late < 0 or (exponent is not None and not exponent >= 0):
         raise ValueError(f"{rounds_late} rounds late, exponent {exponent}: neither can be below 0")
     if exponent is None:
@@ -49,16 +48,14 @@ def staleness_weight(rounds_late: int, exponent: float | None) -> float:
 def finished(
     accuracies: Sequence[float], rounds: int, target: float | None
 ) -> Literal["target", "rounds"] | None:
-    """Says why a mission ends after rounds of these test accuracies (0..1): the target is reached or `rounds`
-    are played (SpaceDML, section IV); None if it goes on."""
+    """Says why a mission ends after rounds of these test accuracies, 0..1 (SpaceDML, section IV); None if it
+    goes on."""
     if target is not None and max(accuracies, default=0.0) >= target:
         return "target"
     return "rounds" if len(accuracies) >= rounds else None
 
 
 class RoundState(Enum):
-    """State of a round."""
-
     OPEN = "open"
     QUORUM = "quorum"  # enough nodes answered
     DEADLINE = "deadline"  # time is up, and at least one node answered
@@ -84,11 +81,11 @@ class UpdateFate(Enum):
 class Round:
     """One round: `asked` nodes, of whom `quorum` must answer, until `deadline_s` on the caller's clock.
 
-    A round closes once and stays closed: with the answer that makes the quorum, or when `judge` finds that
-    the deadline has passed with an answer, or that every node which has not answered was lost. Until then it
-    takes what comes, however late. An update of an earlier round is discarded and counted, for it would pull
-    the average back to older weights. A round that `merges` takes it, with its `staleness_weight` and not
-    towards the quorum, once a node, if its own round asked the node and this one did not."""
+    It closes once: with the answer that makes the quorum, or when `judge` finds that the deadline has passed
+    with an answer, or that every node which has not answered was lost. An update of an earlier round is
+    discarded and counted, for it would pull the average back to older weights. A round that `merges` takes
+    it, with its `staleness_weight` and not towards the quorum, once a node, if its own round asked the node
+    and this one did not."""
 
     number: int
     asked: frozenset[int]
@@ -108,8 +105,7 @@ class Round:
     def answer(
         self, node: int, now: float, *, of_round: int | None = None, was_asked: bool = True
     ) -> UpdateFate:
-        """Records a whole and valid update from `node` for `of_round` (default: this one). `was_asked` is
-        whether that earlier round asked the node."""
+        """Records a valid update from `node` for `of_round` (default: this one), which `was_asked` for it."""
         if of_round is not None and of_round != self.number:
             free = node not in self.asked and node not in self.merged
             if self.merges and free and not self.is_over and was_asked:
@@ -169,13 +165,10 @@ class PartialAverage:
     """The mean of updates weighted by samples: O(model) memory, however many answer."""
 
     def __init__(self, layout: Layout) -> None:
-        self._layout = layout
-        # float64: the sum then does not depend on the order of arrival in any bit that float32 keeps (but for
-        # ties).
+        # float64: the sum then does not depend on the order of arrival in any bit that float32 keeps, but for
+        # ties.
         self._sums: dict[str, npt.NDArray[np.float64]] = {t.name: np.zeros(t.shape) for t in layout.tensors}
         self._weight = 0.0
-        self.samples = 0
-        self.updates = 0
 
     def add(self, weights: Weights, samples: int, scale: float = 1.0) -> None:
         """Raises ValueError for samples under 1, a scale not in (0, 1], missing or extra tensors, wrong
@@ -193,11 +186,9 @@ class PartialAverage:
         for name, total in self._sums.items():
             total += weight * weights[name].astype(np.float64)
         self._weight += weight
-        self.samples += samples
-        self.updates += 1
 
     def mean(self) -> dict[str, Floats]:
-        if not self.updates:
+        if not self._weight:
             raise ValueError("no update has been added: there is no average")
         return {name: (total / self._weight).astype(np.float32) for name, total in self._sums.items()}
 

@@ -76,8 +76,7 @@ class GossipAlgorithm(Protocol):
 
     def take(self, peer: int, message: Message) -> int:
         """Takes a neighbour's message, which is durable before it is acknowledged; returns the exchange's
-        number. Raises BadExchange, with nothing changed, for what cannot be used; KeyError for no neighbour,
-        here and below."""
+        number. Raises BadExchange, with nothing changed, and KeyError for no neighbour, here and below."""
 
     def delivered(self, peer: int) -> None:
         """The neighbour has what was sent in the open exchange, durably."""

@@ -18,9 +18,8 @@ from onboard.learn.training import Recipe
 
 
 class Descent:
-    """One node's model, `vector` float32 (P,), on its images x uint8 (N, C, H, W), y int64 (N). Others may
-    change `vector` in place between steps; with N = 0 no step can be run. Raises ValueError for another
-    number of labels."""
+    """One node's model, `vector` float32 (P,), which others may change in place between steps, on its images
+    x uint8 (N, C, H, W), y int64 (N). Raises ValueError for another number of labels."""
 
     def __init__(
         self,
@@ -63,8 +62,7 @@ class Descent:
         return self.batches / self.batches_an_epoch if len(self._x) else 0.0
 
     def step(self) -> float:
-        """Trains one batch; returns its mean loss (nats). Raises ValueError if not finite, or without
-        images."""
+        """Trains one batch; returns its mean loss (nats). Raises ValueError if not finite, or for N = 0."""
         recipe = self.recipe
         if not len(self._x):
             raise ValueError("no images: nothing to train on")
@@ -74,10 +72,8 @@ class Descent:
         chosen = self._order[batch * recipe.batch_size :][: recipe.batch_size]
         draw = self._draw(epoch, batch)
         images = augmented(self._x[chosen], draw, recipe.shift_pixels, recipe.distortion)
-        weights = self.weights
-        rate = recipe.rate(epoch)
+        weights, rate, slope = self.weights, recipe.rate(epoch), self._scratch
         when = f"after {self.batches} batches, at a learning rate of {rate}"
-        slope = self._scratch
         loss, buffers = gradient(self._graph, weights, images, self._y[chosen], slope, when=when)
         if recipe.weight_decay:
             of = views(self._graph.layout, slope)
@@ -93,12 +89,10 @@ class Descent:
         return loss
 
     def restore(self, vector: Floats, velocity: Floats, batches: int) -> None:
-        """Goes on after `batches` with model and velocity, float32 (P,). Raises ValueError for another
-        model's."""
-        if vector.shape != self.vector.shape or velocity.shape != self.vector.shape or batches < 0:
-            raise ValueError(
-                f"a state of {vector.shape} and {velocity.shape}, this model's {self.vector.shape}"
-            )
+        """Goes on after `batches` with model and velocity (P,). Raises ValueError for another model's."""
+        own = self.vector.shape
+        if vector.shape != own or velocity.shape != own or batches < 0:
+            raise ValueError(f"a state of {vector.shape} and {velocity.shape}, this model's {own}")
         self.vector[...], self.velocity[...], self.batches = vector, velocity, batches
 
     def _draw(self, epoch: int, batch: int) -> np.random.Generator:

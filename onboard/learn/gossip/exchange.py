@@ -64,8 +64,7 @@ class GossipSetup:
     rate: float = 1.0
     """Of the mixing, for topk (eta) and choco (gamma)."""
     classes: bytes = b""
-    """What tells whether a label means the same at two nodes (`labels.digest`); empty for the labels
-    themselves."""
+    """What tells whether labels mean the same at two nodes (`labels.digest`); empty for labels themselves."""
 
 
 @dataclass(slots=True)
@@ -100,14 +99,13 @@ class Gossip:
     def __init__(
         self, setup: GossipSetup, numbers: Mapping[int, int] = {}, memory: Mapping[str, Floats] = {}
     ) -> None:
-        weights = setup.weights
+        weights = dict(setup.weights)
         if min(weights.values(), default=1.0) <= 0 or sum(weights.values()) > 1 + 1e-9:
-            raise ValueError(
-                f"weights of node {setup.node}: {dict(weights)}, must be above 0 and sum to 1 at most"
-            )
+            raise ValueError(f"weights of node {setup.node}: {weights}, must be above 0 and sum to 1 at most")
         self.node, self._setup, self._size = setup.node, setup, len(setup.start)
         self.exchanges = 0
         self.clipped: dict[int, float] = {}
+        self.memory: dict[str, Floats] = {}  # numbers and the model are all that this algorithm remembers
         self.clipping = Clipping(weights, setup.share / ALL)
         self._edges = {
             peer: _Edge(weight, _edge_seed(setup.seed, weight, setup.classes), numbers.get(peer, 0))
@@ -135,11 +133,12 @@ class Gossip:
         # restart would change the mean.
         if math.isinf(self.clipping.scale):
             self.clipping.look_at(vector)
-        return {
-            peer: self._open(peer, edge, vector)
-            for peer, edge in self._edges.items()
-            if edge.sent is None and not edge.shut and (peers is None or peer in peers)
-        }
+        opened = {}
+        for peer, edge in self._edges.items():
+            if edge.sent is None and not edge.shut and (peers is None or peer in peers):
+                edge.message, edge.sent = sparse.outgoing(vector, self._mask(peer, edge), self._setup.form)
+                opened[peer] = edge.message
+        return opened
 
     def reopen(self, peer: int, message: Message, vector: Floats) -> None:
         edge = self._edges[peer]
@@ -170,9 +169,8 @@ class Gossip:
         mask = self._mask(peer, edge) if header.round == edge.number else self._drawn(peer, header.round)
         received = sparse.decode(message, mask)
         if self.clipping.is_absurd(received):
-            own = self.clipping.scale
-            said = f"values of {size_of(received):.3g} from node {peer}, the model's are {own:.3g}"
-            raise ImplausibleExchange(said)
+            sizes = f"{size_of(received):.3g} from node {peer}, the model's are {self.clipping.scale:.3g}"
+            raise ImplausibleExchange(f"values of {sizes}")
         edge.shut = False
         if follows:
             edge.there, edge.early = True, message  # it would not go on without ours
@@ -192,10 +190,7 @@ class Gossip:
         # The exchange does not take place, on either side, before this end hears other values. What the
         # neighbour has sent itself stands, as it says that only once.
         edge = self._edges[peer]
-        mask, received = edge.mask, edge.received
-        edge.begin(edge.number)
-        edge.mask, edge.received = mask, received
-        edge.shut = True
+        edge.message, edge.sent, edge.there, edge.shut = b"", None, False, True
 
     def try_again(self, peer: int) -> None:
         edge = self._edges[peer]
@@ -220,10 +215,6 @@ class Gossip:
     def suspects(self) -> list[int]:
         return self.clipping.pullers()
 
-    @property
-    def memory(self) -> dict[str, Floats]:
-        return {}  # numbers and the model are all that this algorithm remembers
-
     def mix(self, vector: Floats) -> tuple[int, ...]:
         peers = self.complete
         self.clipped = {}
@@ -234,13 +225,12 @@ class Gossip:
         self.clipping.turn()
         for peer in peers:
             edge = self._edges[peer]
-            if edge.sent is not None and edge.received is not None:
-                share = self.clipping.share(peer, edge.sent, edge.received)
-                if share < 1:
-                    self.clipped[peer] = share
-                answers.append(
-                    NeighbourValues(self._mask(peer, edge), share * edge.weight, edge.sent, edge.received)
-                )
+            assert edge.sent is not None, "not complete"
+            assert edge.received is not None, "not complete"
+            if (share := self.clipping.share(peer, edge.sent, edge.received)) < 1:
+                self.clipped[peer] = share
+            mask, weight = self._mask(peer, edge), share * edge.weight
+            answers.append(NeighbourValues(mask, weight, edge.sent, edge.received))
         sparse.mix(vector, answers)
         for peer in peers:
             edge = self._edges[peer]
@@ -250,10 +240,6 @@ class Gossip:
                 edge.received, edge.early = sparse.decode(edge.early, self._mask(peer, edge)), b""
         self.exchanges += len(peers)
         return peers
-
-    def _open(self, peer: int, edge: _Edge, vector: Floats) -> Message:
-        edge.message, edge.sent = sparse.outgoing(vector, self._mask(peer, edge), self._setup.form)
-        return edge.message
 
     def _mask(self, peer: int, edge: _Edge) -> Mask:
         if edge.mask is None:

@@ -1,10 +1,10 @@
 """Bounds of what an exchange can do to a model: what it takes is clipped, and the absurd is refused.
 
 An exchange is as large as its values differ: the root mean square of received - sent. Models of one gossip
-differ by little, as they are trained alike and mixed again and again. A difference of many times what this
-node's last exchanges had was made by somebody who wants to move the model, or by one whose own was spoiled.
-It is scaled down to a limit (ClippedGossip: He, Karimireddy, Jaggi, "Byzantine-robust decentralized learning
-via ClippedGossip", 2022), here a multiple of what is usual:
+are trained alike and mixed again and again. A difference of many times what this node's last exchanges had
+was made by somebody who wants to move the model, or by one whose own was spoiled. It is scaled down to a
+limit (ClippedGossip: He, Karimireddy, Jaggi, "Byzantine-robust decentralized learning via ClippedGossip",
+2022), here a multiple of what is usual:
 
 - With a neighbour that was not mixed with lately the limit is FAR times the model's own root mean square, as
   that neighbour may have trained alone for long. It is less where RARE times what the other neighbours in the
@@ -16,22 +16,20 @@ via ClippedGossip", 2022), here a multiple of what is usual:
   gap.
 
 Values may be no larger than others' and still have nothing of the model: zeros, noise, a sign that is turned.
-So a node also looks at how much of its own is in what it received, the coefficient of a regression of
-received on sent: 1 for the same model, 0 for zeros. All models of a gossip begin as one. Less than ALIKE
-comes from a node that was away, for some exchanges until all its coordinates were mixed, and otherwise from
-nobody who follows the rules: from then on nothing is taken.
+So a node also looks at the coefficient of a regression of received on sent: 1 for the same model, 0 for
+zeros. All models of a gossip begin as one. Less than ALIKE comes from a node that was away, for some
+exchanges until all its coordinates were mixed, and otherwise from nobody who follows the rules: from then on
+nothing is taken.
 
-Nodes that follow the rules reach neither limit, so that the mean of their models stays. Where one does not
-follow them, the other takes less than it gives: the sum changes, by no more than the limit.
-
-Whatever comes through, a node's own losses tell whether its model was spoiled (`LossWatch`).
-"""
+Nodes that follow the rules reach neither limit, so that the mean of their models stays. Where one does not,
+the other takes less than it gives, and the sum changes by no more than the limit. Whatever comes through, a
+node's own losses tell whether its model was spoiled (`LossWatch`)."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from statistics import fmean, median, median_low
 
@@ -54,30 +52,25 @@ GUESSES = 2.0  # of the loss of a node that guesses: neighbours whose classes ar
 
 def size_of(values: Floats) -> float:
     """Returns the root mean square of float32 (n,): inf beyond float32, 0 for none."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        total = sum(float(np.dot(part, part)) for part, _ in _parts(values, values))
-    return math.sqrt(total / len(values)) if len(values) else 0.0
+    return math.sqrt(_product(values, values) / len(values)) if len(values) else 0.0
 
 
 def difference(sent: Floats, received: Floats) -> float:
     """Returns the root mean square of received - sent, float32 (n,) each."""
     with np.errstate(over="ignore", invalid="ignore"):
-        moves = (mine - theirs for mine, theirs in _parts(sent, received))
-        total = sum(float(np.dot(move, move)) for move in moves)
-    return math.sqrt(total / len(sent)) if len(sent) else 0.0
+        return size_of(sent - received)
 
 
 def likeness(sent: Floats, received: Floats) -> float:
     """Returns how much of `sent` is in `received`: their product over the square of `sent`."""
+    own = _product(sent, sent)
+    return _product(sent, received) / own if own else 1.0
+
+
+def _product(a: Floats, b: Floats) -> float:
     with np.errstate(over="ignore", invalid="ignore"):
-        both = _parts(sent, received)
-        products = [(float(np.dot(mine, theirs)), float(np.dot(mine, mine))) for mine, theirs in both]
-    own = sum(square for _, square in products)
-    return sum(product for product, _ in products) / own if own else 1.0
-
-
-def _parts(a: Floats, b: Floats) -> Iterator[tuple[Floats, Floats]]:
-    return ((a[at : at + _SPAN], b[at : at + _SPAN]) for at in range(0, len(a), _SPAN))
+        parts = (slice(at, at + _SPAN) for at in range(0, len(a), _SPAN))
+        return sum(float(np.dot(a[part], b[part])) for part in parts)
 
 
 @dataclass(slots=True)
@@ -139,8 +132,8 @@ class Clipping:
             known.pull = 0.0
 
     def pullers(self) -> list[int]:
-        """Names neighbours that pulled far more than the others since the last checkpoint; later the others
-        pull as far, to bring the model back."""
+        """Names neighbours that pulled far more than the others since the last checkpoint; from then on the
+        others pull as far, to bring the model back."""
         most = max(known.pull for known in self._known.values())
         return [peer for peer, known in self._known.items() if known.pull > max(OFTEN, most / 2)]
 
@@ -164,7 +157,7 @@ class LossWatch:
         self._before: deque[float] = deque(maxlen=BEFORE)
 
     def add(self, loss: float) -> None:
-        if len(self._recent) == RECENT:
+        if self.is_sure:
             self._before.append(self._recent[0])
         self._recent.append(loss)
 
