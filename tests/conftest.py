@@ -22,6 +22,8 @@ def pytest_configure(config: pytest.Config) -> None:
     real one the suite waits for that. --basetemp names another place."""
     if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > ROOM_BYTES:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+    # Programs that the tests start keep what they compile, as a user's do: it is a third of a start's CPU.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 @pytest.fixture
