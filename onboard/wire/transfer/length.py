@@ -11,7 +11,8 @@ long ones are evidence enough."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 
 from hw_profiles import Link
@@ -236,19 +237,15 @@ def _likelihoods(fates: Mapping[int, DeliveryStats]) -> list[float]:
     """Return the log-probability of these fates under every guess."""
     totals = [0.0] * len(_GUESSES)
     for wire_bytes, each in fates.items():  # there may be more lengths than `_odds` keeps
-        odds = _odds(wire_bytes)
         totals = [
             total + (each.kept * kept + each.lost * lost)
-            for total, (kept, lost) in zip(totals, odds, strict=True)
+            for total, kept, lost in zip(totals, *_odds(wire_bytes), strict=True)
         ]
     return totals
 
 
-@lru_cache(maxsize=16)  # 0.1 MB each; most links have some six lengths
-def _odds(wire_bytes: int) -> Sequence[tuple[float, float]]:
+@lru_cache(maxsize=128)  # 9 kB each; most links have six lengths, but objects of many sizes end in as many
+def _odds(wire_bytes: int) -> tuple[array[float], array[float]]:
     """Return, for every guess, the log-probabilities that such a frame is kept and that it is lost."""
-    odds = []
-    for guess in _GUESSES:
-        survives = min(max(_survives(wire_bytes, *guess), 1e-9), 1 - 1e-9)
-        odds.append((math.log(survives), math.log1p(-survives)))
-    return odds
+    survive = [min(max(_survives(wire_bytes, *guess), 1e-9), 1 - 1e-9) for guess in _GUESSES]
+    return array("d", map(math.log, survive)), array("d", [math.log1p(-each) for each in survive])
