@@ -22,10 +22,8 @@ from onboard.wire.messages import BadMessage
 
 log = logging.getLogger(__name__)
 
-PRIORITY = 1
-"""Of commands and results on the link: they overtake models and updates."""
-MAX_BYTES = 4096
-"""Of a command's or a result's payload."""
+PRIORITY = 1  # of commands and results on the link: they overtake models and updates
+MAX_BYTES = 4096  # of a command's or a result's payload
 MAX_WHY_CHARACTERS = 200
 
 Name = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]

@@ -13,16 +13,12 @@ from msgspec import Meta
 from onboard.learn.training import BoardTraining
 from onboard.wire.messages import BadMessage, digest
 
-MODEL = 1
-"""Kind of object, ground to board: header Task, then the packed weights to start from."""
-UPDATE = 2
-"""Kind of object, board to ground: header Update, then the packed weights that training gave."""
-GOSSIP = 3
-"""Kind of object, node to node: the values of an exchange (docs/gossip.md), and nothing before them."""
-COMMAND = 4
-"""Kind of object, ground to board: a Command (`onboard/mission/commands.py`), and nothing after it."""
-RESULT = 5
-"""Kind of object, board to ground: the CommandResult of a command, and nothing after it."""
+# Kinds of objects
+MODEL = 1  # ground to board: header Task, then the packed weights to start from
+UPDATE = 2  # board to ground: header Update, then the packed weights that training gave
+GOSSIP = 3  # node to node: the values of an exchange (docs/gossip.md), and nothing before them
+COMMAND = 4  # ground to board: a Command (`onboard/mission/commands.py`), and nothing after it
+RESULT = 5  # board to ground: the CommandResult of a command, and nothing after it
 KINDS = {MODEL: "model", UPDATE: "update", GOSSIP: "gossip", COMMAND: "command", RESULT: "result"}
 
 Id8 = Annotated[bytes, Meta(min_length=8, max_length=8)]

@@ -44,17 +44,12 @@ Moves = dict[str, npt.NDArray[np.float64]]
 class MissionTerms:
     """What a mission asks of every board in every round."""
 
-    id: bytes
-    """8 B that no other mission has."""
-    model: str
-    """Name of the model on the boards."""
-    seed: int
-    """Both ends draw the first weights from it."""
-    deadline_s: float
-    """Time that a board is given for its answer."""
+    id: bytes  # 8 B that no other mission has
+    model: str  # its name on the boards
+    seed: int  # of the first weights, which both ends draw
+    deadline_s: float  # time that a board is given for its answer
     training: Training
-    classes: Sequence[str] = ()
-    """What the labels mean. Empty: that is left unsaid."""
+    classes: Sequence[str] = ()  # what the labels mean; empty where that is left unsaid
 
 
 class BadUpdate(ValueError):  # noqa: N818 - "bad" says error already

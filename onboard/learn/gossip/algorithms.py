@@ -285,10 +285,8 @@ class AlgorithmKind:
 
     make: Callable[[GossipSetup, Mapping[int, int], Mapping[str, Floats]], GossipAlgorithm]
     """From the setup, and the `numbers` and the `memory` of an earlier life."""
-    sends_all: bool = False
-    """Whether the whole model travels, whatever share is asked for."""
-    waits_for_all: bool = False
-    """Whether an exchange is with all neighbours, so that one that stays away stops it."""
+    sends_all: bool = False  # whether the whole model travels, whatever share is asked for
+    waits_for_all: bool = False  # whether an exchange is with all neighbours: one that stays away stops it
 
 
 ALGORITHMS: dict[str, AlgorithmKind] = {

@@ -52,17 +52,13 @@ class GossipSetup:
     """What an algorithm begins with."""
 
     node: int
-    weights: Mapping[int, float]
-    """W_ij by neighbour: positive, and 1 in all at most."""
+    weights: Mapping[int, float]  # W_ij by neighbour: positive, and 1 in all at most
     start: Floats
     """The first model, float32 (P,), the same at all nodes; it may change once the algorithm is made."""
     seed: int = 0
-    share: int = ALL
-    """p, the share of the coordinates that travels, in 65536ths."""
-    form: Form = Form.FP32
-    """How values travel, for rd-psgd and d-psgd."""
-    rate: float = 1.0
-    """Of the mixing, for topk (eta) and choco (gamma)."""
+    share: int = ALL  # p, the share of the coordinates that travels, in 65536ths
+    form: Form = Form.FP32  # how values travel, for rd-psgd and d-psgd
+    rate: float = 1.0  # of the mixing, for topk (eta) and choco (gamma)
     classes: bytes = b""
     """What tells whether labels mean the same at two nodes (`labels.digest`); empty for labels themselves."""
 
