@@ -27,7 +27,7 @@ def main(path: Path) -> None:
     logits = graph.logits(weights, prepare(images.x[:1]))
     print(f"the model takes this for a {logits.argmax()}; it is a {images.y[0]}")
     *_, score = evaluate(graph, weights, images.x, images.y)
-    print(f"{100 * score.accuracy:.1f} % of {score.seen} test images are recognized")
+    print(f"{100 * score.accuracy:.1f} % of {len(images)} test images are recognized")
 
 
 if __name__ == "__main__":

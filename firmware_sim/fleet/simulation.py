@@ -190,7 +190,7 @@ class Fleet:
                 self._wake(node, gone=draw.random() < settings.dropout)
             self._ask(model, asked)
             for happening in count():
-                if this.judge(self._now).closed:
+                if this.judge(self._now) is not RoundState.OPEN:
                     break
                 self._world.advance(this.deadline_s)
                 if happening % TELL_EVERY == 0:

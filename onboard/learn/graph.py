@@ -193,20 +193,8 @@ def gradient(
 class Score:
     """How a model did on the images seen so far."""
 
-    seen: int
-    total: int
-    correct: int
-    loss_sum: float  # nats, over the images seen
-
-    @property
-    def accuracy(self) -> float:
-        """Fraction of the images seen whose largest logit is the label, 0..1."""
-        return self.correct / self.seen
-
-    @property
-    def loss(self) -> float:
-        """Mean cross-entropy, nats."""
-        return self.loss_sum / self.seen
+    accuracy: float  # fraction of them whose largest logit is the label, 0..1
+    loss: float  # mean cross-entropy, nats
 
 
 def evaluate(
@@ -217,7 +205,7 @@ def evaluate(
     longer an image (their maps leave the cache) and 20 MB more."""
     if len(x) == 0 or len(x) != len(y):
         raise GraphError(f"{graph.name}: {len(x)} images, {len(y)} labels; need as many, and one or more")
-    seen, correct, loss_sum = 0, 0, 0.0
+    correct, loss_sum = 0, 0.0
     for start in range(0, len(x), batch):
         labels = y[start : start + batch]
         logits = graph.logits(parameters, prepare(x[start : start + batch])).astype(np.float64)
@@ -225,8 +213,8 @@ def evaluate(
         log_sum = peak + np.log(np.exp(logits - peak[:, None]).sum(axis=1))
         loss_sum += float((log_sum - logits[np.arange(len(labels)), labels]).sum())
         correct += int((logits.argmax(axis=1) == labels).sum())
-        seen += len(labels)
-        yield Score(seen, len(x), correct, loss_sum)
+        seen = start + len(labels)
+        yield Score(correct / seen, loss_sum / seen)
 
 
 def prepare(x: NDArray[np.uint8] | Floats) -> Floats:

@@ -62,10 +62,6 @@ class RoundState(Enum):
     EXHAUSTED = "exhausted"  # nobody is left who could answer, but somebody did
     EMPTY = "empty"  # time is up or nobody is left, and nobody answered: ask again
 
-    @property
-    def closed(self) -> bool:
-        return self is not RoundState.OPEN
-
 
 class UpdateFate(Enum):
     """What became of an update; only a TAKEN or MERGED one goes into the average."""
@@ -83,9 +79,9 @@ class Round:
 
     It closes once: with the answer that makes the quorum, or when `judge` finds that the deadline has passed
     with an answer, or that every node which has not answered was lost. An update of an earlier round is
-    discarded and counted, for it would pull the average back to older weights. A round that `merges` takes
-    it, with its `staleness_weight` and not towards the quorum, once a node, if its own round asked the node
-    and this one did not."""
+    discarded, for it would pull the average back to older weights. A round that `merges` takes it, with its
+    `staleness_weight` and not towards the quorum, once a node, if its own round asked the node and this one
+    did not."""
 
     number: int
     asked: frozenset[int]
@@ -95,7 +91,6 @@ class Round:
     lost: set[int] = field(default_factory=set)
     merges: bool = False
     merged: set[int] = field(default_factory=set)
-    discarded: int = 0
     verdict: RoundState = RoundState.OPEN
 
     def __post_init__(self) -> None:
@@ -111,20 +106,17 @@ class Round:
             if self.merges and free and not self.is_over and was_asked:
                 self.merged.add(node)
                 return UpdateFate.MERGED
-            outcome = UpdateFate.LATE if was_asked else UpdateFate.UNASKED
-        elif node not in self.asked:
-            outcome = UpdateFate.UNASKED
-        elif node in self.answered:
-            outcome = UpdateFate.AGAIN
-        elif self.is_over:
-            outcome = UpdateFate.LATE
-        else:
-            self.answered.add(node)
-            self.lost.discard(node)
-            self.judge(now)
-            return UpdateFate.TAKEN
-        self.discarded += 1
-        return outcome
+            return UpdateFate.LATE if was_asked else UpdateFate.UNASKED
+        if node not in self.asked:
+            return UpdateFate.UNASKED
+        if node in self.answered:
+            return UpdateFate.AGAIN
+        if self.is_over:
+            return UpdateFate.LATE
+        self.answered.add(node)
+        self.lost.discard(node)
+        self.judge(now)
+        return UpdateFate.TAKEN
 
     def lose(self, node: int, now: float) -> RoundState:
         """Records that `node` refused or cannot do the task. It may still answer while the round is open."""
@@ -135,7 +127,7 @@ class Round:
     @property
     def is_over(self) -> bool:
         """Whether it takes no answer any more. A round that nobody answered takes the first that comes."""
-        return self.verdict.closed and self.verdict is not RoundState.EMPTY
+        return self.verdict not in (RoundState.OPEN, RoundState.EMPTY)
 
     def judge(self, now: float) -> RoundState:
         """Returns the state of the round at `now`; closes it when its time has come."""
