@@ -33,19 +33,7 @@ from numpy.typing import NDArray
 from onboard.console.extras import unusable
 from onboard.data import labels
 from onboard.data.arrays import Block, Form, idx_array, npz_array, npz_names, rows_of
-from onboard.data.images import (
-    CHUNK,
-    DataError,
-    Images,
-    Labels,
-    MissingDataError,
-    Part,
-    Pixels,
-    Rows,
-    Shape,
-    fit,
-    split_rows,
-)  # fmt: skip
+from onboard.data.images import CHUNK, DataError, Images, MissingDataError, Part, Rows, Shape, fit, split_rows
 from onboard.data.inspection import JUDGED_FROM, Inspection, Levels
 from onboard.data.pictures import decoded, find
 
@@ -98,7 +86,7 @@ class Survey:
 
     source: str
     shape: Shape
-    y: Labels  # in 0..len(classes)-1
+    y: NDArray[np.int64]  # in 0..len(classes)-1
     classes: labels.Names
     found: OpenedSource
     rows: Rows  # those that are taken, by their places in the part
@@ -195,7 +183,7 @@ load = _loaded(survey)
 """The images of one part of a source, chosen as by `survey`. Raises DataError."""
 
 
-def _range_of(blocks: Iterable[Pixels]) -> tuple[int, int, int, Levels]:
+def _range_of(blocks: Iterable[NDArray[np.uint8]]) -> tuple[int, int, int, Levels]:
     """Returns the least and largest pixel, the number of blank images, and the channels' levels."""
     low, high, blank = 255, 0, 0
     counts: NDArray[np.float64] | None = None  # (C, 256): how often each channel has each value
