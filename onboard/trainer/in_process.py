@@ -106,32 +106,19 @@ def _train(
 
 
 def _fitting(images: Images, task: Task, graph: TrainGraph) -> Images:
-    """Return the images, labelled with the mission's classes. Raises Untrainable, DataError."""
+    """Return the images, labelled with the mission's classes. Raises BadMessage, DataError."""
     if graph.digest != task.graph:
-        raise Untrainable(
-            Failure.MODEL, f"model {task.model!r} is {graph.digest.hex()} here, {task.graph.hex()} there"
-        )
+        raise BadMessage(f"model {task.model!r} is {graph.digest.hex()} here, {task.graph.hex()} there")
     if graph.input_shape != images.shape:
-        why = f"images are {images.shape}, model {task.model!r} takes {graph.input_shape}"
-        raise Untrainable(Failure.DATA, why)
+        raise DataError(f"images are {images.shape}, model {task.model!r} takes {graph.input_shape}")
     images = _in_classes(images, task)
     labels.whole("data", "y", images.y, graph.classes)
     return images
 
 
-class Untrainable(ValueError):  # noqa: N818 - "un" says error already
-    """A task that this board cannot do."""
-
-    def __init__(self, failure: Failure, why: str) -> None:
-        super().__init__(why)
-        self.failure = failure
-
-
 def failed(error: BaseException) -> Failed:
     """Return the report of an exception in a training."""
     why = (str(error) or type(error).__name__).splitlines()[0]
-    if isinstance(error, Untrainable):
-        return Failed(failure=error.failure, why=why)
     if isinstance(error, MemoryError) or NO_MEMORY.search(why):
         return Failed(failure=Failure.MEMORY, why=f"out of memory: {why}")
     failure = next((kind for of, kind in _FAILURES.items() if isinstance(error, of)), Failure.OTHER)
@@ -144,7 +131,7 @@ def _in_classes(images: Images, task: Task) -> Images:
         return images
     if task.names:
         if labels.digest(task.names) != task.classes:
-            raise Untrainable(Failure.MODEL, "the task's classes are not those of its digest")
+            raise BadMessage("the task's classes are not those of its digest")
         own = images.classes if images.named else None
         y = labels.brought("data", "y", images.y, own, task.names)
         return replace(images, y=y, classes=task.names, named=True)
