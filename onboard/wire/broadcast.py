@@ -171,8 +171,12 @@ class Broadcast:
         return raw
 
     def wakeup(self, now: float) -> float:
-        ready = self._ready_at()
+        if self._withdrawals or (self.waiting and (self._offer_in == 0 or self._bulk() is not None)):
+            ready = -math.inf
+        else:
+            ready = min((max(at, self._ask_from) for at, _, _ in self._asks(idle=True)), default=math.inf)
         leaves = math.inf if ready == math.inf else self._gate(max(now, ready))
+
         return max(now, min(leaves, self._deadline if self.waiting else math.inf))
 
     # -- one rule each ---------------------------------------------------------------------------------
@@ -198,11 +202,6 @@ class Broadcast:
             return PendingFrame(type_, self._object.fragment(number), fragment=number)
         transmission = self._sealer.epoch, self._sealer.seq + 1
         return PendingFrame(type_, self._object.repair(number, transmission), fragment=number << 8)
-
-    def _ready_at(self) -> float:
-        if self._withdrawals or (self.waiting and (self._offer_in == 0 or self._bulk() is not None)):
-            return -math.inf
-        return min((max(at, self._ask_from) for at, _, _ in self._asks(idle=True)), default=math.inf)
 
     def _bulk(self) -> tuple[Type, int] | None:
         """Return the next DATA fragment of the first pass, or DATA or REPAIR for the neediest listener."""

@@ -167,7 +167,11 @@ class RekeyHandshake:
             return [Rekeyed(hello.salt)] if hello.salt not in (NO_SALT, self.salt) else []
         fresh = hello.answer == self._challenge
         self.stale += not fresh
-        self.is_live = fresh and self._is_first(hello.challenge, (frame.epoch, frame.seq))
+        transmission, newest = (frame.epoch, frame.seq), self._newest.get(hello.challenge, (0, 0))
+        self.is_live = fresh and transmission > newest  # else it is a copy, or older than one
+        if self.is_live:
+            _put(self._newest, hello.challenge, transmission)
+
         if self._offered != NO_SALT:
             return []
         if fresh:
@@ -192,7 +196,10 @@ class RekeyHandshake:
         self._owe(asker, frame.key_id)
         if in_force:
             return []
-        agreed = self._salt_with(hello.challenge)
+        ours, theirs = self._challenge, hello.challenge
+        nonces = ours + theirs if self._is_lower else theirs + ours
+        agreed = blake2s(nonces, digest_size=SALT_BYTES, person=HELLO).digest()
+
         if fresh and (hello.salt == NO_SALT or not self.is_unsure):
             self._owed.move_to_end(asker, last=False)  # once the salt is in force, this is said first
             return self._agree(agreed, frame.epoch, now)
@@ -248,18 +255,6 @@ class RekeyHandshake:
         if self._agreements.agreed(epoch, now) and self._two_ends.may(now):
             events.append(TwoEnds(take_turns=True))
         return events
-
-    def _is_first(self, challenge: bytes, transmission: tuple[int, int]) -> bool:
-        """Return whether this is no copy, but newer than every fresh HELLO of its challenge."""
-        if transmission <= self._newest.get(challenge, (0, 0)):
-            return False
-        _put(self._newest, challenge, transmission)
-        return True
-
-    def _salt_with(self, challenge: bytes) -> bytes:
-        ours, theirs = self._challenge, challenge
-        nonces = ours + theirs if self._is_lower else theirs + ours
-        return blake2s(nonces, digest_size=SALT_BYTES, person=HELLO).digest()
 
 
 def _put(table: OrderedDict[K, T], key: K, value: T) -> None:

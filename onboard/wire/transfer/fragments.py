@@ -3,10 +3,9 @@
 A set is a Python integer, bit i for fragment i: an operation on all 65,535 takes a few microseconds. So is a
 sum: an exclusive or of 1,400 B takes 0.1 us.
 
-A REPAIR stands in for any fragment of its generation. Its payload is the sum (exclusive or) of a random half
-of the generation's fragments, a shorter last one padded with zeros. Both ends draw the mask from the header,
-so no index travels. A receiver that misses h fragments recovers them from h + 1.6 repairs on average (random
-binary equations: the sum over k of 1 - prod over i > k of (1 - 2^-i))."""
+A REPAIR (docs/wire.md) stands in for any fragment of its generation, as the sum of a random half of them.
+Both ends draw the mask from the header. A receiver that misses h fragments recovers them from h + 1.6 repairs
+on average (random binary equations: the sum over k of 1 - prod over i > k of (1 - 2^-i))."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The receiving side of a session: what it holds of each object, what it answers, and when.
 
-It answers REPORT (when polled, and now and then while DATA comes in), DONE once the application has the
-object, CANCEL for one that it refuses, and REPORT "unknown" so that the peer offers the object again. An
-answer always follows a frame from the peer; about a broadcast, a POLL. A senseless frame only counts."""
+It answers REPORT (when polled, and now and then while DATA comes in), DONE, CANCEL, and REPORT "unknown" so
+that the peer offers the object again. An answer always follows a frame from the peer; about a broadcast, a
+POLL."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """One object that is being received: its bytes, the fragments held, and when a REPORT on it is due.
 
 It takes the size in its OFFER, which the inbox bounds, at most as much again for sums, and a few bits a
-fragment. The bytes of a large object take memory only where fragments came, as OFFERs are cheap and may come
-20 times a second. Sets of fragments are Python integers, bit i for fragment i."""
+fragment. The bytes of a large object take memory only where fragments came, as OFFERs are cheap."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
 """The sending side of a session: which frame leaves next, and when to poll the receiver.
 
-An object is offered, its fragments leave once and in order, those that a REPORT shows as lost leave again,
-and the object ends by DONE, CANCEL or its deadline. No more than a window of it is in flight, so that a
-receiver that dies takes little with it. Questions (POLL, or the POLL flag on DATA) keep the REPORTs coming. A
-peer that does not answer is sent a POLL now and then, and nothing else."""
+An object ends by DONE, CANCEL or its deadline. No more than a window of it is in flight, so that a receiver
+that dies takes little with it. Questions (POLL, or the POLL flag on DATA) keep the REPORTs coming. A peer
+that does not answer is sent a question now and then, and nothing else."""
 
 from __future__ import annotations
 

@@ -2,8 +2,7 @@
 
 The receiver owns the list of holes (`Incoming.held`); the sender learns it from REPORTs. A fragment is resent
 only when its last transmission is at or below the highest seq that the receiver heard and the receiver does
-not hold it; there is no retry limit. At an object's end, where waiting for the REPORT on the last fragments
-would leave the air idle, REPAIRs go out for as many as are likely to be lost."""
+not hold it; there is no retry limit. At an object's end REPAIRs go out for what is likely to be lost."""
 
 from __future__ import annotations
 

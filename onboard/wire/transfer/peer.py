@@ -1,11 +1,8 @@
 """What one end knows of its peer: whether it is there and where, whether it owes an answer, and the losses.
 
-On a port where addresses change, an end that knows the peer's address sends HELLO after a silence: the peer
-may have lost its state, and this end's address with it, or either may have moved. A live peer answers to the
-HELLO's source, which is how it is found again; a POLL then proves to it that this end lives as well.
-Keep-alives are rare: RFC 8085, section 3.5, asks for 15 s at least between those of UDP, and an idle link
-that answers is asked ever more seldom. A peer that owes an answer for too long is silent: it is sent
-questions alone, at intervals that grow to 2 s.
+On a port where addresses change, an end sends HELLO after a silence (docs/wire.md, "On UDP"), and seldom: RFC
+8085, section 3.5, asks for 15 s at least between keep-alives of UDP. A peer that owes an answer for too long
+is silent: it is sent questions alone, at intervals that grow to 2 s.
 
 Losses are modelled as a Gilbert channel (E. N. Gilbert, Capacity of a Burst-Noise Channel, BSTJ 39, 1960): a
 share of frames lost, in bursts of some mean length."""
@@ -28,9 +25,8 @@ _TOUCH_S = 10.0  # after a proof of the peer's; two turns at their longest are l
 _DOUBTFUL = 2  # unanswered in a row, as a frame may be lost
 
 _QUICK_TURNS = 12  # half-duplex: each with a question; later ones follow every 2 s
-# Full duplex: the first questions to a peer that has fallen silent, and how much more slowly the next ones
-# follow, up to RETRY_S. A burst of losses that is counted in frames is over sooner the sooner they are sent:
-# of 9.6 kbit/s with 40 % lost in bursts of 5 it is worth 1.5 %. 22 questions more, 0.5 kB, a silence.
+# Full duplex: the first questions to a silent peer, and how much more slowly the next follow, up to RETRY_S.
+# It is worth 1.5 % of 9.6 kbit/s with 40 % lost in bursts of 5, and costs 22 questions, 0.5 kB, a silence.
 _SILENT_FIRST_S, _SILENT_SLOWER = 0.25, 1.1
 
 MOST_LOSS = 0.7

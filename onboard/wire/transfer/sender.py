@@ -1,9 +1,8 @@
 """The sender of one object: which of its frames may leave next, and when.
 
 The OFFER leaves first, then the fragments, then what REPORTs show as lost, and a question whenever nothing
-else is left to send. The window and the pace of the questions follow from the link's round trip and the
-measured losses. They keep the air busy and no more, so that a receiver that dies takes little with it and an
-absent peer is asked little. The sender knows nothing of other objects, or of whether the peer is there."""
+else is left. The window and the pace of the questions follow from the link's round trip and the measured
+losses. The sender knows nothing of other objects, or of whether the peer is there."""
 
 from __future__ import annotations
 
