@@ -154,9 +154,8 @@ def project(groups: Floats, bits: npt.NDArray[np.uint8]) -> Floats:
 
 
 def gains(groups: Floats, max_bases: int, curvature: Floats | None = None) -> npt.NDArray[np.float64]:
-    """Returns (G, max_bases): the weighted squared error that a group's 1st, 2nd ... basis removes. Its
-    running minimum keeps any ranking in an order that can be built, as no basis can be had before an earlier
-    one. Raises ValueError for values whose squares are not finite."""
+    """Returns (G, max_bases): the weighted squared error that a group's 1st, 2nd ... basis removes, and never
+    more than the basis before it. Raises ValueError for values whose squares are not finite."""
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused below
         _, _, error = _greedy(groups, curvature, [len(groups)] * max_bases, errors=True)
     if not np.isfinite(error).all():

@@ -146,8 +146,8 @@ def drawn(draw: Draw, size: int) -> Mask:
 @lru_cache(maxsize=16)
 def steps_table(share: int) -> tuple[npt.NDArray[np.uint8], Words]:
     """Returns the step for each 16 bits (0 where they do not decide it) and the bounds that do, for share <
-    ALL. bounds[g-1] is floor(2^64 P(distance <= g)) for g = 1 ... 254: a uniform 64-bit number takes the step
-    1 + how many of them it reaches, and at 255 is beyond them all."""
+    ALL. bounds[g-1] is floor(2^64 P(distance <= g)) for g = 1 ... 254: a uniform number's step is 1 + those
+    it reaches."""
     left = ALL - share
     bounds = np.array([(ALL**g - left**g << 64) // ALL**g for g in range(1, FAR)], np.uint64)
     lowest = np.arange(ALL, dtype=np.uint64) << np.uint64(48)

@@ -154,9 +154,8 @@ class Report:
     _EQUATIONS: ClassVar = 0x08
 
     def encode(self, max_bytes: int) -> bytes:
-        """Return at most `max_bytes` (13 or more): bitmap or runs, whichever says more in fewer bytes. Where
-        neither fits, the first fragments are told and the rest left open, so decode gives a smaller
-        `covered`. Raises ValueError for a field out of range."""
+        """Return at most `max_bytes` (13 or more): bitmap or runs, whichever says more in fewer bytes; of
+        what does not fit, the first fragments. Raises ValueError for a field out of range."""
         if len(self.prefix) != PREFIX_BYTES:
             raise ValueError(f"prefix {self.prefix!r} has {len(self.prefix)} B, not {PREFIX_BYTES}")
         room = max_bytes - self._LAYOUT.size

@@ -3,8 +3,8 @@
 It has no I/O: frames and `now` (seconds, monotonic) go in, frames and events come out. The port's owner calls
 `receive` for each frame heard, `tick` and `transmit` when `wakeup` says so, and acts on the events.
 
-Nothing leaves faster than the link carries it, out of turn, or out of contact. The order is HELLO, messages,
-answers, questions, then bulk by priority; a peer that owes an answer is sent questions only."""
+The order is HELLO, messages, answers, questions, then bulk by priority; all of it at the link's pace, in turn
+and in contact."""
 
 from __future__ import annotations
 
@@ -262,7 +262,7 @@ class Session:
 
     @property
     def airtime_s(self) -> float:
-        return self.air.airtime_s
+        return self.air.pacer.airtime_s
 
     @property
     def frames_received(self) -> int:
@@ -321,7 +321,7 @@ class Session:
             answer_at = self._inbox.due_at()
             if answer_at <= now:
                 return answer_at, partial(self._inbox.due, now, self.replay_floor, self.group_replay_floor)
-        at, make = self._outbox.next_frame(now, seq, self._gate.bulk_at, self.air.left_s(now))
+        at, make = self._outbox.next_frame(now, seq, self._gate.bulk_at, self.air.closes_at - now)
         return min(hello_at, answer_at, at), make
 
     def _note_sent(self, send: PendingFrame, end: float) -> None:

@@ -146,9 +146,7 @@ class Timing:
 
 
 class Pacer:
-    """Paces frames to the link: a token bucket two frames deep, counted in airtime.
-
-    A frame never finds more than one other in the port's buffer, so an urgent one waits two frame times at
+    """Paces frames to the link: a token bucket two frames deep, in airtime, so an urgent one waits two at
     most. `end`: when all that was sent has left the antenna; `latest`: the same if a run killed just before
     this one's start had filled that buffer."""
 
@@ -268,14 +266,13 @@ class MediumAccess:
     """The link's airtime as one end has it, on the link's clock. `closes_at`: no frame ends after that.
     `turn`: on full duplex this end is never in one.
 
-    `lead_bytes`: the delimiters before the frame sent last. They lead each burst, as a transmitter that keys
-    late or a receiver that is still settling spoils its first bytes, and a quiet line may have left noise in
-    the other end's buffer. On half-duplex every turn begins with enough of them. On a line that is always on
-    one will do, unless nothing comes back or a question is repeated. A datagram port has none."""
+    `lead_bytes`: the delimiters before the frame sent last. They lead each burst,
+    as a transmitter that keys late or a receiver that is still settling spoils its first bytes, and a quiet
+    line may have left noise in the other end's buffer. docs/wire.md, "COBS", says how many."""
 
     def __init__(self, timing: Timing, now: float) -> None:
         self.timing = timing
-        self._pacer = Pacer(timing, now)
+        self.pacer = Pacer(timing, now)
         self.turn = HalfDuplexTurn(timing, now)
         self._unheard = 0  # bursts since anything was heard
         self._again = False  # the peer repeats its question: it did not hear the answer
@@ -283,32 +280,24 @@ class MediumAccess:
         self.lead_bytes = 0
         self.closes_at = math.inf
 
-    @property
-    def airtime_s(self) -> float:
-        return self._pacer.airtime_s
-
     def opens_at(self, now: float) -> float:
         """Return when this end may transmit, from `now` on."""
-        at = max(now, self._pacer.opens_at)
+        at = max(now, self.pacer.opens_at)
         if self.timing.half_duplex:
             at = self.turn.opens_at(at)
         longest_s = self.timing.keying_s + self.timing.lead_s + self.timing.frame_s
-        end = max(at, self._pacer.latest) + longest_s
+        end = max(at, self.pacer.latest) + longest_s
         return at if end <= self.closes_at else max(at, self.closes_at)
-
-    def left_s(self, now: float) -> float | None:
-        """Return how long the contact still lasts, None if unknown."""
-        return None if math.isinf(self.closes_at) else self.closes_at - now
 
     def contact_begins(self) -> None:
         """Note that the port's buffer is empty."""
-        self._pacer.latest = self._pacer.end
+        self.pacer.latest = self.pacer.end
 
     def sent(self, frame_bytes: int, now: float, *, lossy: bool = False) -> float:
         """Note a frame; returns when its last bit leaves. `lossy`: noise may come between frames."""
         keyed = self.timing.half_duplex and not self.turn.in_turn(now)
-        start = max(now, self._pacer.end)
-        begins = keyed or now > self._pacer.end
+        start = max(now, self.pacer.end)
+        begins = keyed or now > self.pacer.end
         short, long = self.timing.lead_bytes
         self.lead_bytes = min(1, short) if lossy else 0
         if begins:
@@ -316,7 +305,7 @@ class MediumAccess:
             self.lead_bytes = long if is_eager or self._again or self._doubt >= _DOUBTFUL else short
             self._unheard += 1
             self._again = False
-        end = self._pacer.sent(frame_bytes, now, keyed=keyed, lead_bytes=self.lead_bytes)
+        end = self.pacer.sent(frame_bytes, now, keyed=keyed, lead_bytes=self.lead_bytes)
         if self.timing.half_duplex:
             self.turn.sent(start, end)
         return end

@@ -57,8 +57,8 @@ FIRST_S, DAY_S = 600.0, 86_400.0
 
 
 class Seldom:
-    """Limits one kind of log line for which anybody's frames can give a reason. It is told at once, then
-    after 10 minutes at the earliest, doubling to a day. A day without a reason resets it."""
+    """Limits a log line for which anybody's frames can give a reason: at once, then after 10 minutes at the
+    earliest, doubling to a day. A day without a reason resets it."""
 
     def __init__(self) -> None:
         self._told_at = self._wanted_at = -math.inf
@@ -209,9 +209,9 @@ class LinkDiagnostics:
 
 
 class Doubt:
-    """Decides whether the frames that an end refuses mean that it and its peer disagree. First it asks the
-    peer for its salt. If it differs, they agree on a new one. If not, wrong tags were noise or forged, and
-    replays a recording's, unless they go on: then the peer's memory has gone back."""
+    """Decides whether the frames that an end refuses mean that it and its peer disagree, see docs/wire.md. It
+    asks the peer for its salt. If that is the same, and yet replays go on, the peer's memory has gone
+    back."""
 
     def __init__(self) -> None:
         self._refused = self._replays = 0  # since anything was proven, or the peer's salt is known

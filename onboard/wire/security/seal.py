@@ -65,9 +65,8 @@ def directional_key(
     salt: bytes = NO_SALT,
     purpose: bytes = TRAFFIC,
 ) -> bytes:
-    """Return the 32 B subkey that tags, or encrypts, frames from `source` to `destination` under `key_id`.
-    BLAKE2s keyed with the node's key, salted and personalised, is a pseudo-random function of all of these
-    (RFC 7693, section 2.9; BLAKE2, section 2.8): knowing one subkey reveals nothing of another."""
+    """Return the 32 B subkey of one direction, key id, salt and purpose. Keyed BLAKE2s is a pseudo-random
+    function of these (RFC 7693, section 2.9; BLAKE2, section 2.8): one subkey reveals nothing of another."""
     if len(node_key) != KEY_BYTES:
         raise ValueError(f"a node's key has {KEY_BYTES} B, this one {len(node_key)}")
     route = bytes((source, destination, key_id))
@@ -76,8 +75,7 @@ def directional_key(
 
 class ReplayWindow:
     """Takes each (epoch, seq) of one sender once, in any order within WINDOW, and no older epoch. `floor` is
-    to be persisted. A window made from it refuses all up to the floor: frames below it that never arrived are
-    lost, which costs a retransmission and no trust."""
+    to be persisted: what is below it and never arrived is lost, which costs a retransmission and no trust."""
 
     def __init__(self, floor: tuple[int, int] = (0, 0)) -> None:
         self._epoch, self._highest = floor
@@ -166,11 +164,7 @@ class Sealer:
         if self.seq == MAX_SEQ:
             raise SeqExhausted(f"epoch {self.epoch} has used seq {MAX_SEQ}")
         self.seq += 1
-        flags = priority << 5 | self.key_id
-        if poll:
-            flags |= POLL
-        if over:
-            flags |= OVER
+        flags = priority << 5 | poll * POLL | over * OVER | self.key_id
         if self._cipher is None:
             return framing.encode(self._tagging, kind, flags, self.seq, object_id, fragment, payload)
         header = framing.header(
@@ -182,7 +176,7 @@ class Sealer:
 class Opener:
     """Opens the frames of one direction under any of its keys. `purpose`: as for Sealer. `opened` frames
     passed; `counts` tells the others by their Refusal, and `refusal` why the last of these was refused. All
-    keys share one replay window, as a sender counts on from one to the next."""
+    keys share one replay window."""
 
     def __init__(
         self,

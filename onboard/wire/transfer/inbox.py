@@ -311,9 +311,8 @@ class Inbox:
     def _objection(self, offer: Offer, events: list[Event]) -> Reason | None:
         """Return why a new object is refused, or None. Objects that make room for it are added to `events`.
 
-        What a peer offers last is what it wants; else an object that it no longer sends would keep every
-        later one out. First to go are objects that it does not offer any more (a broadcast may be over), then
-        those of which nothing has come; among equals, the one that has rested longest."""
+        What a peer offers last is what it wants. First to go are objects that it does not offer any more (a
+        broadcast may be over), then those of which nothing has come; among equals, what rested longest."""
         if offer.fragment_bytes > self._timing.payload_bytes:
             return Reason.BAD_OFFER
         if offer.size > self._most_bytes:

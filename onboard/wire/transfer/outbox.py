@@ -42,8 +42,7 @@ class RoundRobin:
     """Shares the link by bytes among objects of equal priority.
 
     Deficit round robin (M. Shreedhar, G. Varghese, Efficient Fair Queuing Using Deficit Round Robin, SIGCOMM
-    1995): each in turn gets a quantum, and sends while its credit covers its next frame. `quantum_bytes`: the
-    longest frame's bytes, so that every turn sends one."""
+    1995): each in turn gets a quantum, the longest frame's bytes, and sends while its credit lasts."""
 
     def __init__(self, quantum_bytes: int) -> None:
         self._quantum_bytes = quantum_bytes
@@ -169,13 +168,13 @@ class Outbox:
         return bool(self._senders) and (self._liveness.silent or self._liveness.answer_due)
 
     def next_frame(
-        self, now: float, seq: int, bulk_at: float, left_s: float | None
+        self, now: float, seq: int, bulk_at: float, left_s: float
     ) -> tuple[float, MakeFrame | None]:
         """Return when a frame may leave next, inf for never as things stand, and its maker if that is now.
 
         It will be frame `seq`: an OFFER, POLL or CANCEL that is due, else bulk (DATA or REPAIR) from
         `bulk_at` on. Of the most urgent objects the one with least to go is first if the `left_s` seconds of
-        contact suffice for it; if not, or if nobody knows, they take turns."""
+        contact suffice for it; if not, or without a plan (inf), they take turns."""
         plan = self._plan()
         if self.held_back:
             at = math.inf if self._liveness.spoke else self._liveness.retry_at  # one question a turn
@@ -351,13 +350,13 @@ class Outbox:
             senders += whole
         return [PlannedFrame(*sender.next(), sender) for sender in senders]
 
-    def _bulk(self, plan: list[PlannedFrame], now: float, seq: int, left_s: float | None) -> PendingFrame:
+    def _bulk(self, plan: list[PlannedFrame], now: float, seq: int, left_s: float) -> PendingFrame:
         data = [each.sender for each in plan if each.type is Type.DATA]
         if not data:
             repair = next(each.sender for each in plan if each.type is Type.REPAIR)
             return repair.frame(Type.REPAIR, now, seq)
         equals = [sender for sender in data if sender.object.priority == data[0].object.priority]
-        fits = left_s is not None and self._airtime_s(equals[0].object) <= left_s
+        fits = self._airtime_s(equals[0].object) <= left_s < math.inf
         if fits or len(equals) == 1:
             return equals[0].frame(Type.DATA, now, seq)
         wants = {sender.object.object_id: OVERHEAD_BYTES + sender.data_bytes() for sender in equals}

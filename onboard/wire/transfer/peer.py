@@ -106,8 +106,8 @@ class ReceiveStats:
     @property
     def fates(self) -> dict[int, DeliveryStats]:
         """The fates of the peer's frames, by length; lost frames count at the mean length of those that came.
-        Frames that came while no object did are preferred, as long frames are lost first; until there are
-        enough of them, all frames of the epoch count."""
+        Enough
+        frames that came while no object did are preferred, as long frames are lost first."""
         if self._short_frames >= _SHORT:
             mean_bytes = self._short_bytes // self._short_frames
             return {mean_bytes: DeliveryStats(self._short_lost, self._short_frames)}

@@ -204,7 +204,7 @@ class ObjectSender:
     def _patience_s(self) -> float:
         """Return the pause after the latest question, if nothing else is left to send. On a link that loses
         little, the answer is awaited. On one that loses more, a few questions follow within one round trip,
-        as idle air is worth less than the round trip; later ones follow ever more slowly."""
+        as the air is idle; later ones follow ever more slowly."""
         if self.object.complete:
             return min(RETRY_S * 2.0 ** min(self.asks, 8), _MAX_ACCEPT_S)
         if self._timing.half_duplex:
