@@ -94,21 +94,10 @@ class MissionSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         check_classes(self.classes)
         if self.rule not in RULES:
             raise ValueError(f"rule: must be one of {', '.join(RULES)}")
-        if self.quorum is not None and self.select is not None and self.quorum > self.select:
-            raise ValueError(f"quorum: must be at most select ({self.select}), got {self.quorum}")
 
     @property
     def bounds(self) -> Bounds:
-        return Bounds(
-            clip=self.clip, clip_samples=self.clip_samples, max_samples=self.max_samples,
-            leave_out=self.leave_out,
-        )  # fmt: skip
-
-    def select_of(self, nodes: int) -> int:
-        return min(SELECT, nodes) if self.select is None else self.select
-
-    def quorum_of(self, nodes: int) -> int:
-        return min(QUORUM, self.select_of(nodes)) if self.quorum is None else self.quorum
+        return msgspec.convert(self, Bounds, from_attributes=True)
 
 
 class BoardSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -159,15 +148,21 @@ class MissionFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
                 raise ValueError(
                     f"node[{index}].bytes_per_contact: needs mission.contacts, which says when one begins"
                 )
-        count, rules = len(self.node), self.mission
-        if rules.select is not None and rules.select > count:
+        count = len(self.node)
+        if self.select > count:
             raise ValueError(
-                f"mission.select: must be at most the number of nodes ({count}), got {rules.select}"
+                f"mission.select: must be at most the number of nodes ({count}), got {self.select}"
             )
-        if rules.quorum_of(count) > rules.select_of(count):
-            raise ValueError(
-                f"mission.quorum: must be at most select ({rules.select_of(count)}), got {rules.quorum}"
-            )
+        if self.quorum > self.select:
+            raise ValueError(f"mission.quorum: must be at most select ({self.select}), got {self.quorum}")
+
+    @property
+    def select(self) -> int:
+        return min(SELECT, len(self.node)) if self.mission.select is None else self.mission.select
+
+    @property
+    def quorum(self) -> int:
+        return min(QUORUM, self.select) if self.mission.quorum is None else self.mission.quorum
 
 
 class Node(LinkEnd, frozen=True, kw_only=True):
@@ -186,16 +181,10 @@ class Mission(msgspec.Struct, frozen=True, kw_only=True):
     rules: MissionSection
     train: TrainSection
     nodes: tuple[Node, ...]
+    select: int
+    quorum: int
     data_source: str
     data_folder: Path | None
-
-    @property
-    def select(self) -> int:
-        return self.rules.select_of(len(self.nodes))
-
-    @property
-    def quorum(self) -> int:
-        return self.rules.quorum_of(len(self.nodes))
 
     def find_node(self, name: str) -> Node:
         """Returns the board of that name. Raises ConfigError."""
@@ -219,33 +208,22 @@ def load_mission(folder: Path) -> Mission:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     if not there:
         raise ConfigError(f"{path}: no such file; `groundstation init {folder}` makes one")
-    file = read(path, MissionFile)
+    file, base, nodes = read(path, MissionFile), folder.resolve(), list[Node]()
     rules = file.mission
-    base = folder.resolve()
     for index, node in enumerate(file.node):
         if node.encrypt:
             check_cipher(f"{path}: node[{index}].encrypt = true")
-    nodes = tuple(
-        Node(
-            id=node.id,
-            name=node.name,
+        end = Node(
+            id=node.id, name=node.name, port=node.port, key_path=base / node.key, encrypt=node.encrypt,
             board=profile(path, f"node[{index}].board", node.board, load_board, base),
             link=profile(path, f"node[{index}].link", node.link, load_link, base),
-            port=node.port,
-            key_path=base / node.key,
             contacts_path=base / rules.contacts if rules.contacts else None,
             bytes_per_contact=node.bytes_per_contact or math.inf,
             bytes_per_day=node.bytes_per_day or math.inf,
-            encrypt=node.encrypt,
-        )
-        for index, node in enumerate(file.node)
-    )
+        )  # fmt: skip
+        nodes.append(end)
     return Mission(
-        path=path,
-        folder=base,
-        rules=rules,
-        train=file.train,
-        nodes=nodes,
-        data_source=relative_source(rules.data, base),
+        path=path, folder=base, rules=rules, train=file.train, nodes=tuple(nodes), select=file.select,
+        quorum=file.quorum, data_source=relative_source(rules.data, base),
         data_folder=base / rules.data_folder if rules.data_folder else None,
-    )
+    )  # fmt: skip

@@ -33,7 +33,7 @@ def _look(
 
 
 @dataclass(frozen=True)
-class Founded:
+class DataSummary:
     """What the test data say of a new mission: class names, pixel levels, and a line for a person. Missing
     data say nothing, but the classes of known sets are known."""
 
@@ -42,16 +42,16 @@ class Founded:
     told: str
 
 
-def founded(source: str, graph: TrainGraph, folder: Path | None) -> Founded:
+def summarize(source: str, graph: TrainGraph, folder: Path | None) -> DataSummary:
     """Looks at the test data of a new mission. Raises DataError for data that cannot serve."""
     try:
         found = _look(source, graph, folder)
     except MissingDataError as error:
         known = KNOWN_CLASSES.get(source)
         words = "" if known else "; its classes are not known before"
-        return Founded(known, None, f"not here yet{words}: {error}")
+        return DataSummary(known, None, f"not here yet{words}: {error}")
     seen = found.inspect()
-    return Founded(found.classes, seen.levels, seen.line())
+    return DataSummary(found.classes, seen.levels, seen.line())
 
 
 def load(

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from groundstation.config import MISSION_FILE, MissionFile, load_mission
-from groundstation.mission_data import Founded, founded
+from groundstation.mission_data import DataSummary, summarize
 from hw_profiles import load_board, load_link
 from onboard.config import NodeFile, check_cipher, load_node, relative_source
 from onboard.console.toml import ConfigError, checked
@@ -71,7 +71,7 @@ class NodeSpec:
         fields.setdefault("board", name if _is_board(name) else BOARD)
         return cls(name=name, **fields)
 
-    def node_toml(self, number: int, shape: tuple[int, int, int], test: Founded) -> dict[str, Any]:
+    def node_toml(self, number: int, shape: tuple[int, int, int], test: DataSummary) -> dict[str, Any]:
         """Returns the sections of the board's NODE.toml, with what the test data say. Raises ConfigError."""
         board, link = _reference(self.board, "board"), _reference(self.link, "link")
         data: dict[str, Any] = {"source": self.data, "shape": list(shape)}
@@ -93,12 +93,10 @@ class NodeSpec:
         return sections
 
     def mission_toml(self, number: int) -> dict[str, Any]:
-        board, link = (
-            f"boards/{self.name}/{_reference(profile, kind)}" if _is_file(profile) else profile
-            for profile, kind in ((self.board, "board"), (self.link, "link"))
-        )  # fmt: skip
+        folder = f"boards/{self.name}/"
         return {
-            "id": number, "name": self.name, "board": board, "link": link, "port": self.port,
+            "id": number, "name": self.name, "board": _reference(self.board, "board", folder),
+            "link": _reference(self.link, "link", folder), "port": self.port,
             "key": f"keys/{self.name}.key", "encrypt": self.encrypts,
         }  # fmt: skip
 
@@ -145,7 +143,7 @@ def create_mission(folder: Path, specs: list[NodeSpec], wishes: Mapping[str, Any
     try:
         graph = TrainGraph.load(rules["model"])
         check_source(data)
-        test = founded(rules["data"], graph, data_folder)
+        test = summarize(rules["data"], graph, data_folder)
         for spec in specs:
             load_board(spec.board)
             load_link(spec.link)
@@ -154,13 +152,16 @@ def create_mission(folder: Path, specs: list[NodeSpec], wishes: Mapping[str, Any
     if test.classes is not None:
         rules["classes"] = list(test.classes)
     mission = checked(COMMAND, {"mission": rules, "node": nodes}, MissionFile)
-    files = dict[Path, str]()
+    files = dict[Path, bytes]()
     for number, spec in enumerate(specs, start=1):
         sections = spec.node_toml(number, graph.input_shape, test)
         checked(f"{COMMAND}: --node {spec.name}", sections, NodeFile)
         if spec.encrypts:
             check_cipher(f"{COMMAND}: --node {spec.name}: encrypt=true")
         files[board_folder(folder, spec) / "node.toml"] = _toml("One board", sections)
+        for profile, kind in ((spec.board, "board"), (spec.link, "link")):
+            if _is_file(profile):
+                files[board_folder(folder, spec) / _reference(profile, kind)] = Path(profile).read_bytes()
     # This one is written last: it makes the folder a mission.
     files[folder / MISSION_FILE] = _toml("A mission", msgspec.to_builtins(mission))
     with _alone_in(folder):
@@ -173,8 +174,8 @@ def create_mission(folder: Path, specs: list[NodeSpec], wishes: Mapping[str, Any
     yield f"test data: {test.told}"
 
 
-def _write(folder: Path, specs: list[NodeSpec], files: Mapping[Path, str]) -> None:
-    """Writes keys, profiles and `files`, durably on return. Removes them on failure: no board holds a key."""
+def _write(folder: Path, specs: list[NodeSpec], files: Mapping[Path, bytes]) -> None:
+    """Writes keys and `files`, durably on return. Removes them on failure: no board holds a key."""
     made: list[Path] = []
     try:
         for spec in specs:
@@ -183,15 +184,10 @@ def _write(folder: Path, specs: list[NodeSpec], files: Mapping[Path, str]) -> No
                 path.parent.mkdir(parents=True, exist_ok=True)
                 save_key(path, key)
                 made.append(path)
-            for profile, kind in ((spec.board, "board"), (spec.link, "link")):
-                if _is_file(profile):
-                    copy = board_folder(folder, spec) / _reference(profile, kind)
-                    copy.parent.mkdir(exist_ok=True)
-                    made.append(copy)
-                    write_durably(copy, Path(profile).read_bytes())
-        for path, text in files.items():
+        for path, content in files.items():
+            path.parent.mkdir(exist_ok=True)
             made.append(path)
-            write_durably(path, text.encode())
+            write_durably(path, content)
         for path in {parent for file in made for parent in (file.parent, file.parent.parent)}:
             sync_folder(path)
         for spec in specs:
@@ -251,16 +247,16 @@ def _keys(folder: Path, spec: NodeSpec) -> tuple[Path, Path]:
     return folder / "keys" / f"{spec.name}.key", board_folder(folder, spec) / "node.key"
 
 
-def _reference(profile: str, kind: str) -> str:
-    """Returns a profile's name for NODE.toml: a shipped name, or where a file's copy lies beside it."""
-    return f"{kind}-profile/{Path(profile).name}" if _is_file(profile) else profile
+def _reference(profile: str, kind: str, folder: str = "") -> str:
+    """Returns a profile as a file in that folder names it: a shipped name, or where a file's copy lies."""
+    return f"{folder}{kind}-profile/{Path(profile).name}" if _is_file(profile) else profile
 
 
 def _is_file(profile: str) -> bool:
     return profile.endswith(".toml")
 
 
-def _toml(what: str, sections: dict[str, Any]) -> str:
+def _toml(what: str, sections: dict[str, Any]) -> bytes:
     """Writes TOML of sections and lists of sections, whose values are numbers, text and lists of them."""
     lines = [f"# {what}. Every key: docs/reference/"]
     for name, section in sections.items():
@@ -273,7 +269,7 @@ def _toml(what: str, sections: dict[str, Any]) -> str:
                 for key, value in table.items()
                 if value is not None
             ]
-    return "\n".join(lines) + "\n"
+    return ("\n".join(lines) + "\n").encode()
 
 
 def _is_board(name: str) -> bool:
