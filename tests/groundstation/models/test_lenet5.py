@@ -7,8 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from groundstation.models import lenet5
-from groundstation.models.__main__ import main
-from groundstation.models.export import ExportError, disagreement, write
+from groundstation.models.__main__ import ExportError, disagreement, main, write
 from onboard.learn.graph import SHIPPED, InferGraph, TrainGraph
 from onboard.learn.networks import NETWORKS
 

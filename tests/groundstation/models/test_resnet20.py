@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from groundstation.models import resnet20
-from groundstation.models.export import ExportError, disagreement, write
+from groundstation.models.__main__ import ExportError, disagreement, write
 from onboard.learn.federated.local import LocalTraining
 from onboard.learn.graph import InferGraph, Parameters, TrainGraph, evaluate, initial, prepare
 from onboard.learn.training import BoardTraining, Plan
