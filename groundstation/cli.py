@@ -301,7 +301,7 @@ def links(folder: Path, as_json: bool, once: bool) -> None:
       groundstation links mission
       groundstation links mission --once --json | jq '.links[].objects'
     """
-    from groundstation.views.links import links_picture
+    from groundstation.views.status import links_picture
     from onboard.monitor.render import follow
 
     with _one_line(folder):

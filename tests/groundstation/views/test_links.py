@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from groundstation.views.links import group
+from groundstation.views.status import group
 from tests.onboard.monitor.test_render import LINK
 
 PI = LINK | {"node": "pi[0]", "profile": "uhf-9k6", "updates_late": 0, "updates_refused": 0}
