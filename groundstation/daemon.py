@@ -37,12 +37,9 @@ BUSY_RETRY_S = 0.5  # while another program holds the database
 
 
 def serve(
-    mission: Mission,
-    *,
-    exit_when_finished: bool = False,
-    report_every_s: float | None = None,
+    mission: Mission, *, exit_when_finished: bool = False, report_every_s: float | None = None,
     recorder: Recorder | None = None,
-) -> bool:
+) -> bool:  # fmt: skip
     """Serves a mission until SIGTERM or SIGINT, or to its end if asked to; returns whether it is finished.
 
     Raises ConfigError, BadKey, GraphError, DataError, StoreError before anything is sent, and BlockingIOError
@@ -116,11 +113,9 @@ class GroundProgram:
         *, exits_when_finished: bool = False,
     ) -> None:  # fmt: skip
         self.folder = rounds.mission.folder
-        self.links: Mapping[int, Endpoint] = {
-            node: station.endpoint for node, station in rounds.stations.items()
-        }
-        self._exits = exits_when_finished
         self._rounds, self._stations, self._commands = rounds, rounds.stations, commands
+        self._exits = exits_when_finished
+        self.links: Mapping[int, Endpoint] = {node: each.endpoint for node, each in self._stations.items()}
         self._failures = ReasonLog()
         self._pauses_s: dict[int, float] = {}  # the latest, by link that failed
         self._attended_s = clock()

@@ -55,10 +55,9 @@ class Setbacks:
         """Logs a new error, and postpones the next attempt."""
         why, pause_s = where(error), self._pause_s
         if times := self._failures.count(why, now):
-            say(
-                log, "round-failed", level=logging.ERROR, why=why, again_in_s=pause_s, times=times, **fields
-            )  # fmt: skip
-        self.again_at, self._pause_s = now + self._pause_s, min(2 * self._pause_s, LAST_PAUSE_S)
+            told = {"why": why, "again_in_s": pause_s, "times": times, **fields}
+            say(log, "round-failed", level=logging.ERROR, **told)
+        self.again_at, self._pause_s = now + pause_s, min(2 * pause_s, LAST_PAUSE_S)
         # A lack of memory or disk is no fault of what is stored.
         self._lasts = 0 if isinstance(error, MemoryError | OSError) else self._lasts + 1
 

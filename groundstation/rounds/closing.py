@@ -31,8 +31,7 @@ from onboard.wire.messages import BadMessage
 
 log = logging.getLogger(__name__)
 
-LOST = ("failed", "refused", "lost")
-"""States of an answer that is not waited for until its board is asked again."""
+LOST = ("failed", "refused", "lost")  # states of an answer that is waited for only once it is asked again
 
 
 @dataclass(frozen=True)
@@ -137,15 +136,11 @@ def restored(row: RoundRow, answers: Sequence[Mapping[str, Any]], mission: Missi
     # Never more than a whole round: the deadline may have changed, or a disk the number.
     left_s = rules.deadline_s if row.left_s is None else min(max(row.left_s, 0.0), rules.deadline_s)
     return Round(
-        row.number,
-        asked=asked,
-        quorum=min(mission.quorum, len(asked)),
-        deadline_s=now + left_s,
+        row.number, asked=asked, quorum=min(mission.quorum, len(asked)), deadline_s=now + left_s,
         answered={node for node, state in states.items() if state == "answered"},
         lost={node for node, state in states.items() if state in LOST},
-        merges=rules.staleness is not None,
-        merged=merged,
-    )
+        merges=rules.staleness is not None, merged=merged,
+    )  # fmt: skip
 
 
 def task_of(row: RoundRow | None) -> tuple[Task, bytes] | None:

@@ -39,15 +39,9 @@ class Rounds:
     """The mission between its stations and its store. `wall` is the ground's clock in Unix seconds."""
 
     def __init__(
-        self,
-        mission: Mission,
-        store: Store,
-        stations: Mapping[int, Station],
-        train: TrainGraph,
-        infer: InferGraph,
-        test: Images,
-        wall: Callable[[], float],
-    ) -> None:
+        self, mission: Mission, store: Store, stations: Mapping[int, Station], train: TrainGraph,
+        infer: InferGraph, test: Images, wall: Callable[[], float],
+    ) -> None:  # fmt: skip
         self.mission = mission
         self.number = 0
         self.finished = False
@@ -60,7 +54,6 @@ class Rounds:
         self._server = Server(terms, train, staleness=rules.staleness, bounds=rules.bounds, rule=rules.rule)
         self.store = store
         self.stations = stations
-        self._test = test
         self._askings = Askings(store, stations)
         names = {node.id: node.name for node in mission.nodes}
         self._closing = Closing(self._server, store, names, infer, test)
@@ -170,7 +163,7 @@ class Rounds:
                 say(
                     log, "board-failed", level=logging.WARNING, node=name, round=self.number,
                     failure=failure_name(health.failure), why=health.why,
-                    **({"classes": self._test.classes} if health.failure == Failure.DATA else {}),
+                    **({"classes": self._closing.test.classes} if health.failure == Failure.DATA else {}),
                 )  # fmt: skip
             self._give_up(station, "failed")
 
@@ -300,33 +293,28 @@ class Rounds:
 
     def _wait(self) -> Iterator[bool]:
         """Waits until the quorum has answered, or the deadline passes with an answer. Silence is no error: a
-        round without answers continues with the same nodes."""
+        round without answers gets another deadline with the same nodes. Those that failed are asked again
+        after a pause, which doubles, as the reason may last; silent ones still hold the question."""
         assert self._round is not None
+        rules = self.mission.rules
         while (verdict := self._round.judge(self._now)) in (RoundState.OPEN, RoundState.EMPTY):
             if verdict is RoundState.OPEN:
                 self._ask_the_forgetful(self._now)
                 yield False
-            else:
-                yield from self._go_on_without_answers()
-
-    def _go_on_without_answers(self) -> Iterator[bool]:
-        """Starts another deadline. Boards that failed are asked again after a pause, which doubles, as the
-        reason may last; silent boards still hold the question."""
-        assert self._round is not None
-        rules, lost = self.mission.rules, self._round.lost
-        askings = [answer["asking"] for answer in self.store.answers(self.number) if answer["node"] in lost]
-        wait_s = max((pause_s(asking, rules.deadline_s) for asking in askings), default=0.0)
-        say(
-            log, "nobody-answered", level=logging.WARNING, round=self.number,
-            failed=self._names(frozenset(lost)), asked_again_in_s=round(wait_s, 1),
-        )  # fmt: skip
-        until_s = self._now + wait_s
-        while self._now < until_s:
-            yield False
-            if self._round.judge(self._now) is not RoundState.EMPTY:
-                return
-        self.store.ask_again(self.number, self._wall(), self._wall() + rules.deadline_s)
-        yield from self._open(self.number)
+                continue
+            lost = self._round.lost
+            asked = [answer["asking"] for answer in self.store.answers(self.number) if answer["node"] in lost]
+            wait_s = max((pause_s(asking, rules.deadline_s) for asking in asked), default=0.0)
+            say(
+                log, "nobody-answered", level=logging.WARNING, round=self.number,
+                failed=self._names(frozenset(lost)), asked_again_in_s=round(wait_s, 1),
+            )  # fmt: skip
+            until_s = self._now + wait_s
+            while self._now < until_s and self._round.judge(self._now) is RoundState.EMPTY:
+                yield False
+            if self._round.judge(self._now) is RoundState.EMPTY:
+                self.store.ask_again(self.number, self._wall(), self._wall() + rules.deadline_s)
+                yield from self._open(self.number)
 
     def _close(self) -> Generator[bool, None, float | None]:
         """Averages, quantizes, evaluates what the boards will get, and stores it; returns the accuracy, or

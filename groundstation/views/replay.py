@@ -20,7 +20,7 @@ from onboard.link.ports.port import Way
 from onboard.link.recording import BadRecord, Kind, Reader, Record, Start, start_of
 from onboard.monitor.render import bit_rate
 from onboard.wire.config import Identity, Medium, Security, SessionState
-from onboard.wire.events import Arrived, Event, LinkSnapshot, Rekeyed
+from onboard.wire.events import Arrived, Event, Rekeyed
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import BROADCAST, BadFrame, Frame, Type
 from onboard.wire.security.seal import Keys
@@ -68,9 +68,6 @@ class Stream:
     broken: int = 0  # violations of earlier framings
     arrived: int = 0
     unix_s: list[float] = field(default_factory=list)
-
-    def snapshot(self) -> LinkSnapshot | None:
-        return self.session.snapshot(self.unix_s[-1] if self.unix_s else 0.0) if self.session else None
 
 
 class Replay:
@@ -123,12 +120,10 @@ class Replay:
         if start.encrypted:
             check_cipher(f"{start.url}: its frames are encrypted")
         return Session(
-            Identity(hears, speaks, primary=hears == 0),
-            Medium(start.link),
-            Security(key, encrypted=start.encrypted),
-            SessionState(epoch=1, salt=start.salt),
+            Identity(hears, speaks, primary=hears == 0), Medium(start.link),
+            Security(key, encrypted=start.encrypted), SessionState(epoch=1, salt=start.salt),
             now=start.unix_s,
-        )
+        )  # fmt: skip
 
     def _play(self, stream: Stream, record: Record) -> Iterator[ReplayedFrame]:
         unix_s = self._unix_s[record.node] + record.at_s
@@ -218,6 +213,7 @@ def _totals(stream: Stream) -> dict[str, Any]:
         "node": stream.node, "way": stream.way, "bytes": stream.bytes, "frames": stream.frames,
         "broken": stream.broken + stream.framing.broken, "arrived": stream.arrived,
     }  # fmt: skip
-    if (snapshot := stream.snapshot()) is not None:
+    if stream.session is not None:
+        snapshot = stream.session.snapshot(stream.unix_s[-1] if stream.unix_s else 0.0)
         totals |= {name: getattr(snapshot, name) for name in COUNTERS}
     return totals
