@@ -198,7 +198,6 @@ def roll(folder: Path, name: str, drop_old: bool) -> None:
       groundstation roll mission pi
       groundstation roll mission pi --drop-old
     """
-
     keep_private()
     with _one_line(folder):
         told = roll_key(folder, name, drop_old=drop_old)
@@ -220,7 +219,6 @@ def status(folder: Path, as_json: bool) -> None:
       groundstation status mission
       groundstation status mission --json | jq .rounds
     """
-
     from groundstation.views.status import picture, table
 
     with _one_line(folder):

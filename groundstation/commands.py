@@ -272,10 +272,9 @@ def enqueue(mission: Mission, board: str, command: Command, expires_s: float) ->
     """Queues a command for a board, durably on return, unless its id is queued already. Raises ConfigError,
     ConfigError, StoreError, OSError."""
     node = mission.find_node(board)
-    known = find(mission, command.id)
-    if known is not None and (known.node, known.command) != (node.id, command):
-        raise ConfigError(f"id {command.id.hex()} is that of another command")
-    if known is not None:
+    if (known := find(mission, command.id)) is not None:
+        if (known.node, known.command) != (node.id, command):
+            raise ConfigError(f"id {command.id.hex()} is that of another command")
         return known
     now = time.time()
     request = CommandRequest(

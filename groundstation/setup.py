@@ -68,7 +68,9 @@ class NodeSpec:
             raise ConfigError(f"--node {text!r}: port= is missing, e.g. port=/dev/ttyUSB0")
         if fields.get("encrypt", "true") not in ("true", "false"):
             raise ConfigError(f"--node {text!r}: encrypt={fields['encrypt']}: must be true or false")
-        fields.setdefault("board", name if _is_board(name) else BOARD)
+        with suppress(ValueError):  # no profile has the board's name
+            load_board(name)
+            fields.setdefault("board", name)
         return cls(name=name, **fields)
 
     def node_toml(self, number: int, shape: tuple[int, int, int], test: DataSummary) -> dict[str, Any]:
@@ -160,7 +162,7 @@ def create_mission(folder: Path, specs: list[NodeSpec], wishes: Mapping[str, Any
             check_cipher(f"{COMMAND}: --node {spec.name}: encrypt=true")
         files[board_folder(folder, spec) / "node.toml"] = _toml("One board", sections)
         for profile, kind in ((spec.board, "board"), (spec.link, "link")):
-            if _is_file(profile):
+            if profile.endswith(".toml"):
                 files[board_folder(folder, spec) / _reference(profile, kind)] = Path(profile).read_bytes()
     # This one is written last: it makes the folder a mission.
     files[folder / MISSION_FILE] = _toml("A mission", msgspec.to_builtins(mission))
@@ -249,11 +251,7 @@ def _keys(folder: Path, spec: NodeSpec) -> tuple[Path, Path]:
 
 def _reference(profile: str, kind: str, folder: str = "") -> str:
     """Returns a profile as a file in that folder names it: a shipped name, or where a file's copy lies."""
-    return f"{folder}{kind}-profile/{Path(profile).name}" if _is_file(profile) else profile
-
-
-def _is_file(profile: str) -> bool:
-    return profile.endswith(".toml")
+    return f"{folder}{kind}-profile/{Path(profile).name}" if profile.endswith(".toml") else profile
 
 
 def _toml(what: str, sections: dict[str, Any]) -> bytes:
@@ -270,11 +268,3 @@ def _toml(what: str, sections: dict[str, Any]) -> bytes:
                 if value is not None
             ]
     return ("\n".join(lines) + "\n").encode()
-
-
-def _is_board(name: str) -> bool:
-    try:
-        load_board(name)
-    except ValueError:
-        return False
-    return True

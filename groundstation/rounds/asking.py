@@ -76,10 +76,6 @@ class Askings:
             if kind == MODEL and name != but:
                 session.cancel(name, now)
 
-    def find(self, node: int, name: bytes) -> Question | None:
-        question = self.questions.get(node)
-        return question if question is not None and question.digest == name else None
-
 
 def pause_s(asking: int, deadline_s: float) -> float:
     return min(FIRST_PAUSE_S * 2.0 ** min(asking, 32), deadline_s)

@@ -85,8 +85,8 @@ class Rounds:
 
     def _note_of_question(self, station: Station, event: Delivered | Cancelled | Recut) -> None:
         node = station.node.id
-        question = self._askings.find(node, event.digest)
-        if question is None:
+        question = self._askings.questions.get(node)
+        if question is None or question.digest != event.digest:
             return
         if isinstance(event, Recut):
             self.store.set_fragment_size(node, event.digest, event.fragment_bytes)

@@ -294,11 +294,7 @@ def being_made(path: Path) -> Path:
 
 
 def publish(new: Path, path: Path) -> None:
-    handle = os.open(new, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync_folder(new)  # which serves for a file, too
     new.replace(path)
     sync_folder(path.parent)
 

@@ -165,25 +165,21 @@ def examine(db: sqlite3.Connection) -> Findings:
         found.why = f"rows are not as they were written: {', '.join(found.bad[:5])}"
     if not found.why and (check := db.execute("PRAGMA integrity_check(1)").fetchone()[0]) != "ok":
         found.why = str(check).splitlines()[-1]
-    if "ledger" in tables:
-        found.generation = _generation(db, total % SUMS, found)
+    if "ledger" not in tables:
+        return found
+    ledger, why = db.execute("SELECT generation, sum FROM ledger").fetchone(), ""
+    if ledger is None and not any(found.rows.values()):
+        found.generation = 0  # it is new and empty
+    elif ledger is None:
+        why = "its ledger is empty"
+    elif not is_believable(db):
+        why = "its ledger or its tables are not as they were written"
+    else:
+        found.generation = int(ledger[0])
+        if int.from_bytes(ledger[1], "big") != total % SUMS:
+            why = "rows are gone, or are those of an earlier time"
+    found.why = found.why or why
     return found
-
-
-def _generation(db: sqlite3.Connection, total: int, found: Findings) -> int | None:
-    """Returns the ledger's count of transactions if it can be trusted; notes in `found` what is wrong."""
-    row = db.execute("SELECT generation, sum FROM ledger").fetchone()
-    if row is None and not any(found.rows.values()):
-        return 0  # it is new and empty
-    if row is None:
-        found.why = found.why or "its ledger is empty"
-        return None
-    if not is_believable(db):
-        found.why = found.why or "its ledger or its tables are not as they were written"
-        return None
-    if int.from_bytes(row[1], "big") != total:
-        found.why = found.why or "rows are gone, or are those of an earlier time"
-    return int(row[0])
 
 
 def _all_rows(db: sqlite3.Connection, table: str, found: Findings) -> list[dict[str, Any]]:
