@@ -13,9 +13,8 @@ from typing import Any
 
 from groundstation.config import Mission
 from groundstation.failures import Setbacks
-from groundstation.rounds.asking import Askings, Question, pause_s
 from groundstation.rounds.closing import Closing, accuracies, restored, task_of
-from groundstation.station import Station
+from groundstation.station import Station, pause_s
 from groundstation.store.store import RoundRow, Store, StoreError
 from onboard.console.errors import where
 from onboard.console.log import say
@@ -54,7 +53,6 @@ class Rounds:
         self._server = Server(terms, train, staleness=rules.staleness, bounds=rules.bounds, rule=rules.rule)
         self.store = store
         self.stations = stations
-        self._askings = Askings(store, stations)
         names = {node.id: node.name for node in mission.nodes}
         self._closing = Closing(self._server, store, names, infer, test)
         self._setbacks = Setbacks()
@@ -85,7 +83,7 @@ class Rounds:
 
     def _note_of_question(self, station: Station, event: Delivered | Cancelled | Recut) -> None:
         node = station.node.id
-        question = self._askings.questions.get(node)
+        question = station.question
         if question is None or question.digest != event.digest:
             return
         if isinstance(event, Recut):
@@ -146,12 +144,12 @@ class Rounds:
             say(log, "bad-message", level=logging.WARNING, node=name, why=str(error))
             return
         self.store.report(node, self._wall(), asdict(health), now)
-        question = self._askings.questions.get(node)
+        question = station.question
         if question is None:
             return
         is_of_it, is_forgotten = question.is_meant(health), question.is_forgotten(health)
         if self._final and is_forgotten and not (is_of_it and health.state != State.FAILED):
-            self._ask_if_due(node, question, health.why, now)
+            self._ask_if_due(station, health.why, now)
         if self._round is None or node not in self._round.asked - self._round.answered:
             return
         self._forgetful.pop(node, None)
@@ -171,16 +169,17 @@ class Rounds:
         """Repeats the question to boards that lost it: their next report is a minute away."""
         open_to = self._round.asked - self._round.answered if self._round else frozenset()
         for node, why in list(self._forgetful.items()):
-            if node not in open_to or self._ask_if_due(node, self._askings.questions[node], why, now):
+            if node not in open_to or self._ask_if_due(self.stations[node], why, now):
                 del self._forgetful[node]
 
-    def _ask_if_due(self, node: int, question: Question, why: str, now: float) -> bool:
+    def _ask_if_due(self, station: Station, why: str, now: float) -> bool:
         """Asks a board that lost the question again unless it is too soon: the final model itself, or the
         round's question as a new object that is durable first."""
-        if not question.may_be_repeated(now, self.mission.rules.deadline_s):
+        assert station.question is not None
+        if not station.question.may_be_repeated(now, self.mission.rules.deadline_s):
             return False
-        name = self.stations[node].node.name
-        say(log, "forgotten", level=logging.WARNING, node=name, round=self.number, why=why)
+        node = station.node.id
+        say(log, "forgotten", level=logging.WARNING, node=station.node.name, round=self.number, why=why)
         if self._round is None:
             self._ask(node, self._final, 0)
         else:
@@ -210,13 +209,12 @@ class Rounds:
 
     def _ask(self, node: int, payload: bytes, asking: int) -> None:
         """Sends a question. If the link fails, its board is given up and the others are still asked."""
+        station, number = self.stations[node], self.number if self._round else self.number + 1
         try:
-            number = self.number if self._round else self.number + 1
-            self._askings.ask(node, number, payload, asking, self._now)
+            station.ask(number, payload, asking, self._now)
         except StoreError:
             raise
         except Exception as error:
-            station = self.stations[node]
             say(log, "link-failed", level=logging.ERROR, node=station.node.name, why=where(error))
             self._give_up(station, "failed")
 
@@ -271,7 +269,8 @@ class Rounds:
         rules, self.number, nodes = self.mission.rules, number, [node.id for node in self.mission.nodes]
         choice = sorted(choose(nodes, self.mission.select, rules.seed, number))
         if self.store.round(number) is None:
-            self._askings.questions.clear()
+            for station in self.stations.values():
+                station.question = None
             model, now = self._server.model(number, self._packed(number - 1)), self._wall()
             self.store.open_round(number, model, choice, now, now + rules.deadline_s)
         elif (sent := task_of(self._row())) is None or sent[0].round != number:
@@ -326,7 +325,8 @@ class Rounds:
             self._closing.lose(self.number, unusable, self._wall())
             self.save_time(self._now)
             return None
-        self._askings.withdraw(self._now)
+        for station in self.stations.values():
+            station.withdraw(self._now)
         score = yield from self._closing.judge(packed)
         bits = 8 * len(packed) / self._server.layout.parameters
         now = self._wall()
@@ -345,15 +345,15 @@ class Rounds:
         self.number = max(row.number for row in self.store.rounds())
         self._final = self._server.model(self.number + 1, self._packed(self.number), deploy=True)
         self._final_until_s = self._now + self.mission.rules.deadline_s
-        questions = self._askings.questions
-        questions.clear()
-        for node in self.stations:
-            self._ask(node, self._final, 0)
+        stations = self.stations.values()
+        for station in stations:
+            station.question = None
+            self._ask(station.node.id, self._final, 0)
         if stored is not None and stored["finished_at"] is not None:
             return
         say(log, "deploying", nodes=self._names(frozenset(self.stations)))
-        while self._now < self._final_until_s and (
-            sum(question.delivered for question in questions.values()) < len(self.stations)
+        while self._now < self._final_until_s and not all(
+            station.question and station.question.delivered for station in stations
         ):
             yield False
 

@@ -30,7 +30,7 @@ from benchmarks.harness.lab import KEEP
 from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
 from firmware_sim.runs.processes import ProcessGroup
-from groundstation.rounds.asking import FIRST_PAUSE_S
+from groundstation.station import FIRST_PAUSE_S
 
 FAULTS = 1000
 DEADLINE_S = 15.0
