@@ -152,6 +152,7 @@ class Recorder:
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.path, self.limit_bytes = path, limit_bytes
+        self._full = path.with_name(f"{path.name}.1")
         self.lost = 0
         self._clock = clock
         self._began_s, self._unix_s = clock(), wall()
@@ -184,7 +185,7 @@ class Recorder:
             peer=peer, link=link, encrypted=encrypted,
         )  # fmt: skip
         node = peer or local  # the ground's number, 0, names no link
-        record = Record(Kind.START, node, self._at_s(), msgspec.json.encode(start))
+        record = Record(Kind.START, node, self._clock() - self._began_s, msgspec.json.encode(start))
         self._starts.append(record)
         if self._fd >= 0:  # else it is written when the file is opened
             self._write(encode(record))
@@ -196,14 +197,8 @@ class Recorder:
         self._fd = -1
 
     def _record(self, node: int, way: Way, data: bytes) -> None:
-        self._write(encode(Record(Kind.IN if way == "in" else Kind.OUT, node, self._at_s(), data)))
-
-    @property
-    def _full(self) -> Path:
-        return self.path.with_name(f"{self.path.name}.1")
-
-    def _at_s(self) -> float:
-        return self._clock() - self._began_s
+        kind, at_s = Kind.IN if way == "in" else Kind.OUT, self._clock() - self._began_s
+        self._write(encode(Record(kind, node, at_s, data)))
 
     def _write(self, record: bytes) -> None:
         now_s = self._clock()

@@ -90,9 +90,8 @@ class Program(Protocol):
 class EventQueue:
     """The links' events that wait to be handled, in turns by peer, whatever one of them sends.
 
-    An object costs its peer a pause of `object_pause` times the time that handling it took, so that a peer
-    that sends object after object leaves time to the others; its later events wait in their order. A link of
-    which much waits is not heard until less does. `clock`: seconds."""
+    An object costs its peer a pause of `object_pause` times the time that handling it took: that is left to
+    the others, and its later events wait in their order. A link of which much waits is not heard then."""
 
     def __init__(self, clock: Callable[[], float], object_pause: float = 0.0) -> None:
         self._clock, self._object_pause = clock, object_pause

@@ -3,9 +3,8 @@
 Lines eat some byte values (XON and XOFF, 0x11 and 0x13) and double others (telnet's 0xFF), and a frame that
 holds one would be lost however often it is sent. So on a byte stream each transmission is whitened
 differently: its byte values are swapped in pairs, and the last bytes of its tag, new for each transmission,
-say which. Nothing travels for it, and whitening twice restores the frame. It hides nothing: the tables are
-public. Frames to a TNC are whitened too: its serial side is such a line, and not every TNC scrambles on the
-air.
+say which. Nothing travels for it. It hides nothing, as the tables are public. Frames to a TNC are whitened
+too: its serial side is such a line, and not every TNC scrambles on the air.
 
 In whitened frames all byte values are equally frequent, which tells what is wrong with a line: a value that
 never comes is eaten, one that comes only in pairs is doubled."""
