@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from onboard.board.budget import AGENT_BYTES
 from onboard.config import GossipConfig, LinkEnd, NodeConfig, OwnConfig, ends_of
 from onboard.console.toml import ConfigError
@@ -45,7 +47,8 @@ class Finding:
 
 def examine(config: NodeConfig | GossipConfig) -> list[Finding]:
     """Checks everything. It sends nothing, opens and closes each port once, and makes the state folder."""
-    checks: list[tuple[str, Callable[[], str]]] = [("python", _python)]
+    python = f"Python {sys.version.split()[0]}, numpy {np.__version__}"
+    checks: list[tuple[str, Callable[[], str]]] = [("python", lambda: python)]
     for end in ends_of(config).values():
         name = "" if isinstance(config, NodeConfig) else f" {end.id}"
         checks += [
@@ -73,12 +76,6 @@ def _said(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
     return str(error) or type(error).__name__
-
-
-def _python() -> str:
-    import numpy
-
-    return f"Python {sys.version.split()[0]}, numpy {numpy.__version__}"
 
 
 def _key(end: LinkEnd) -> str:

@@ -20,8 +20,7 @@ from msgspec import Meta
 from onboard.codec import formats
 
 MOST_BASES = 8  # `codec.alq.MAX_BASES`, which is not imported: an agent's process goes without numpy
-LEAST_RATE = 1e-12
-"""No learning rate decays below this: it moves no weight, and what is 0 is no learning rate."""
+LEAST_RATE = 1e-12  # no learning rate decays below: this one moves no weight, and 0 is none
 
 
 class TrainingPhase(Enum):
@@ -43,10 +42,8 @@ class TrainingMethod:
 
     phases: Callable[[BoardTraining, int], Phases]
     """What each epoch does, by the knobs and the round's number. Every phase but PLAIN trains ALQ's bases."""
-    format: int
-    """The codec of what travels, both ways: a row of `onboard.codec.pack.CODECS`."""
-    compress: bool = False
-    """See `Budget.compress`."""
+    format: int  # of what travels, both ways: a row of `onboard.codec.pack.CODECS`
+    compress: bool = False  # see `Budget.compress`
     sends_whole: bool = False
     """Whether an update is the difference from the mission's first weights, all that was ever learned, and
     not from the weights that its round began with. SpaceDML sends the whole (Algorithm 1): pruning works on

@@ -108,16 +108,11 @@ def run_command(command: Command, target: CommandTarget, now: float) -> CommandR
         values = dict(handler.run(target, arguments, now))
         result = CommandResult(command=command.id, outcome="done", values=values)
         encode_body(result)
-    except (CommandRefused, msgspec.ValidationError) as error:
-        result = _refused(command, str(error))
-    except Exception as error:  # a fault of the handler's, or a machine that refuses
-        result = _refused(command, where(error))
+    except Exception as error:  # a refusal, a fault of the handler's, or a machine that refuses
+        why = str(error) if isinstance(error, CommandRefused | msgspec.ValidationError) else where(error)
+        result = CommandResult(command=command.id, outcome="refused", why=why[:MAX_WHY_CHARACTERS])
     say(log, "command", id=command.id.hex(), name=command.name, outcome=result.outcome, why=result.why)
     return result
-
-
-def _refused(command: Command, why: str) -> CommandResult:
-    return CommandResult(command=command.id, outcome="refused", why=why[:MAX_WHY_CHARACTERS])
 
 
 def encode_body(body: Command | CommandResult) -> bytes:

@@ -35,8 +35,7 @@ Largest = tuple[Indices, Floats]  # coordinates (K,), rising, and their values
 class GossipAlgorithm(Protocol):
     """One node's side of its exchanges. A model is float32 (P,); exchanges with a neighbour are numbered."""
 
-    exchanges: int
-    """How many this end has completed in this life."""
+    exchanges: int  # completed by this end in this life
     clipped: dict[int, float]
     """In the last mix: the share that was taken of a neighbour's values, where that is not all of them."""
 

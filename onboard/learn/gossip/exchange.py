@@ -217,8 +217,7 @@ class Gossip:
         if not peers:
             return peers
         answers = []
-        self.clipping.look_at(vector)
-        self.clipping.turn()
+        self.clipping.look_at(vector, mixes=True)
         for peer in peers:
             edge = self._edges[peer]
             assert edge.sent is not None, "not complete"

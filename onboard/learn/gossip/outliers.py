@@ -98,17 +98,14 @@ class Clipping:
         self._known = {peer: _Known() for peer in peers}
         self._turn = 0
 
-    def look_at(self, vector: Floats) -> None:
-        """Measures the model as it is now."""
+    def look_at(self, vector: Floats, *, mixes: bool = False) -> None:
+        """Measures the model as it is now; counts a turn if this node mixes."""
         self.scale = max(size_of(vector), LEAST)
+        self._turn += mixes
 
     def is_absurd(self, received: Floats) -> bool:
         """Whether no model of this gossip can have values of that size."""
         return not size_of(received) <= ABSURD * self.scale
-
-    def turn(self) -> None:
-        """Counts that this node mixes."""
-        self._turn += 1
 
     def share(self, peer: int, sent: Floats, received: Floats) -> float:
         """Returns the share of the difference to take: 1, less if clipped, 0 without this model in it."""
