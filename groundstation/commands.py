@@ -40,14 +40,7 @@ from onboard.mission.commands import (
     encode_body,
 )
 from onboard.mission.objects import COMMAND, RESULT
-from onboard.storage.files import (
-    NotAFile,
-    clear_the_way,
-    free_name,
-    read_file,
-    replace_durably,
-    sync_folder,
-)
+from onboard.storage import files
 from onboard.wire.events import Arrived, Cancelled, Delivered, Event
 from onboard.wire.messages import BadMessage, Reason, digest
 
@@ -213,11 +206,11 @@ class CommandInbox:
 
     def put(self, request: CommandRequest) -> None:
         """Queues a command, durably on return. Raises OSError."""
-        clear_the_way(self._folder, "folder")
+        files.clear_the_way(self._folder, "folder")
         if not self._folder.exists():
             self._folder.mkdir(exist_ok=True)
-            sync_folder(self._folder.parent)
-        replace_durably(self._path(request), msgspec.json.encode(request))
+            files.sync_folder(self._folder.parent)
+        files.replace_durably(self._path(request), msgspec.json.encode(request))
 
     def requests(self) -> list[CommandRequest]:
         """Returns those that wait, oldest first. An invalid file is put aside where possible."""
@@ -228,7 +221,7 @@ class CommandInbox:
             return found
         for path in paths:
             try:
-                request = msgspec.json.decode(read_file(path, _MAX_FILE_BYTES), type=CommandRequest)
+                request = msgspec.json.decode(files.read_file(path, _MAX_FILE_BYTES), type=CommandRequest)
                 if request.id != path.stem:
                     raise ValueError(f"its name is not that of command {request.id}")
                 found.append(request)
@@ -237,8 +230,8 @@ class CommandInbox:
             except (OSError, ValueError) as error:
                 say(log, "unreadable", level=logging.ERROR, path=str(path), why=str(error))
                 with contextlib.suppress(OSError):
-                    if not isinstance(error, NotAFile):
-                        path.rename(free_name(path))
+                    if not isinstance(error, files.NotAFile):
+                        path.rename(files.free_name(path))
         return sorted(found, key=lambda request: (request.queued_at, request.id))
 
     def remove(self, request: CommandRequest) -> None:

@@ -80,8 +80,7 @@ class Station:
             limits=ground_limits(node, model_bytes), label={"node": node.name}, recorder=recorder,
         )  # fmt: skip
         self.question: Question | None = None
-        self.late_updates = 0
-        self.refused_updates = 0
+        self.updates = {"updates_late": 0, "updates_refused": 0}
         self.endpoint = Endpoint(config, store.enter_node(node.id, node.name), store.taken(node.id), now)
         self._earlier = store.counters(node.id)
 
@@ -117,20 +116,14 @@ class Station:
     def count(self, now: float) -> None:
         """Stores the sum of this run's counters and those of earlier runs."""
         snapshot = self.session.snapshot(now)
-        run = {name: getattr(snapshot, name) for name in COUNTED}
-        run |= {"updates_late": self.late_updates, "updates_refused": self.refused_updates}
+        run = {name: getattr(snapshot, name) for name in COUNTED} | self.updates
         self._store.count(
             self.node.id, {name: value + self._earlier.get(name, 0) for name, value in run.items()}
         )
 
     def view(self, now: float) -> dict[str, Any]:
-        return {
-            "node": self.node.name,
-            "profile": self.node.link.name,
-            **link_view(self.endpoint.pump, now),
-            "updates_late": self.late_updates,
-            "updates_refused": self.refused_updates,
-        }
+        names = {"node": self.node.name, "profile": self.node.link.name}
+        return names | link_view(self.endpoint.pump, now) | self.updates
 
     def close(self, now: float) -> None:
         """Saves the counters and partial transfers, then closes the port."""

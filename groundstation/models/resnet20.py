@@ -79,14 +79,13 @@ def units(side: int) -> tuple[Unit, tuple[Block, ...]]:
 def train_graph(name: str) -> onnx.ModelProto:
     stem, blocks = units(NETWORKS[name].input_shape[1])
     nodes = [*_forward(stem, blocks, training=True), *pieces.loss(), *_backward(stem, blocks)]
-    constants = _constants(stem, blocks) + _training_constants(stem, blocks)
-    return pieces.train_model(_plan(name), nodes, constants)
+    return pieces.train_model(_plan(name), nodes, _constants(stem, blocks, training=True))
 
 
 def infer_graph(name: str) -> onnx.ModelProto:
     stem, blocks = units(NETWORKS[name].input_shape[1])
     nodes = [*_forward(stem, blocks, training=False)]
-    return pieces.infer_model(_plan(name), nodes, _constants(stem, blocks))
+    return pieces.infer_model(_plan(name), nodes, _constants(stem, blocks, training=False))
 
 
 def _plan(name: str) -> pieces.GraphPlan:
@@ -253,15 +252,14 @@ def _backward_unit(x: str, unit: Unit, result: str | None) -> Iterator[onnx.Node
     yield node("Transpose", [f"grad.{conv}.kernels"], [f"grad.{conv}.weight"], perm=[3, 2, 1, 0])
 
 
-def _constants(stem: Unit, blocks: tuple[Block, ...]) -> list[onnx.TensorProto]:
+def _constants(stem: Unit, blocks: tuple[Block, ...], *, training: bool) -> list[onnx.TensorProto]:
     whole = {"from_00": [0, 0], "to_end": [stem.side] * 2, "places": [2, 3], "by_2": [2, 2]}
     for unit in (block.first for block in blocks if block.first.stride == 2):
         new = unit.channels - unit.channels_in
         whole[f"{unit.channels}.new_channels"] = [0, 0, 0, 0, 0, new, 0, 0]
-    return pieces.integers(whole)
-
-
-def _training_constants(stem: Unit, blocks: tuple[Block, ...]) -> list[onnx.TensorProto]:
+    made = pieces.integers(whole)
+    if not training:
+        return made
     reals = {
         "epsilon": EPSILON, "one": 1.0, "new_part": MOMENTUM, "old_part": 1 - MOMENTUM,
         "a_place": 1 / blocks[-1].second.side_out**2,
@@ -282,5 +280,5 @@ def _training_constants(stem: Unit, blocks: tuple[Block, ...]) -> list[onnx.Tens
             whole[f"{outs}.old_channels"] = [ins]
             whole[f"{outs}.apart"] = [0, ins, unit.side_out, 1, unit.side_out, 1]
             whole[f"{outs}.together"] = [0, ins, unit.side, unit.side]
-    made = [helper.make_tensor(name, FLOAT, [], [value]) for name, value in reals.items()]
+    made += [helper.make_tensor(name, FLOAT, [], [value]) for name, value in reals.items()]
     return made + pieces.integers(whole)

@@ -108,7 +108,7 @@ class Rounds:
             )
         except BadUpdate as error:
             say(log, "update-refused", level=logging.WARNING, node=name, why=str(error))
-            station.refused_updates += 1
+            station.updates["updates_refused"] += 1
             session.refuse(arrived.digest, Reason.REFUSED, now)
             return
         outcome = UpdateFate.LATE
@@ -122,19 +122,17 @@ class Rounds:
                 outcome = UpdateFate.TAKEN  # the disk was full when it was taken first
         if outcome not in (UpdateFate.TAKEN, UpdateFate.MERGED):
             say(log, "update-discarded", node=name, round=update.round, why=outcome.value, now_at=self.number)
-            station.late_updates += 1
+            station.updates["updates_late"] += 1
             session.accept(arrived.digest, now)
             return
         metrics = {key: getattr(update, key) for key in ("samples", "loss", "train_s", "cpu_s", "energy_j")}
-        self.store.take_update(
-            self.number, update.node, arrived.payload, metrics, self._wall(),
-            merged=outcome is UpdateFate.MERGED,
-        )  # fmt: skip
+        merged, payload = outcome is UpdateFate.MERGED, arrived.payload
+        self.store.take_update(self.number, update.node, payload, metrics, self._wall(), merged=merged)
         session.accept(arrived.digest, now)
-        if outcome is UpdateFate.MERGED:
+        if merged:
             say(log, "merged", node=name, round=update.round, now_at=self.number)
         else:
-            say(log, "answered", node=name, round=self.number, bytes=len(arrived.payload), **metrics)
+            say(log, "answered", node=name, round=self.number, bytes=len(payload), **metrics)
 
     def _take_health(self, station: Station, message: Message, now: float) -> None:
         node, name = station.node.id, station.node.name

@@ -173,23 +173,19 @@ class Database:
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
         self._ledger: Ledger | None = None
-        with errors(self.path):
+        with errors(path):
+            self._db = db = open_to_read(path) if read_only else connect(path)
+            db.row_factory = sqlite3.Row
             if read_only:
-                self._db = open_to_read(path)
-            else:
-                self._open_to_write()
-        self._db.row_factory = sqlite3.Row
-
-    def _open_to_write(self) -> None:
-        self._db = db = connect(self.path)
-        for setting in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
-            db.execute(f"PRAGMA {setting}")
-        if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'mission'").fetchone():
-            schema.make_new(db)
-        migrate(db)
-        self._ledger = Ledger(db)
-        write_witness(self.path, self._ledger.generation)
-        self._files = self._identity()
+                return
+            for setting in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+                db.execute(f"PRAGMA {setting}")
+            if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'mission'").fetchone():
+                schema.make_new(db)
+            migrate(db)
+            self._ledger = Ledger(db)
+            write_witness(path, self._ledger.generation)
+            self._files = self._identity()
 
     def close(self) -> None:
         """Closes the file; SQLite merges the write-ahead log into it."""

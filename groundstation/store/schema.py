@@ -45,12 +45,10 @@ def number_of(db: sqlite3.Connection) -> int:
     number: int = db.execute("PRAGMA user_version").fetchone()[0]
     if number:
         return number
-    number = 1
-    for table, column in _UNNUMBERED:
+    for unnumbered, (table, column) in enumerate(_UNNUMBERED, 1):
         if column not in {row[1] for row in db.execute(f"PRAGMA table_info({table})")}:
-            break
-        number += 1
-    return number
+            return unnumbered
+    return len(_UNNUMBERED) + 1
 
 
 def _statements(script: str) -> Iterator[str]:

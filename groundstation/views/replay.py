@@ -77,13 +77,13 @@ class Replay:
         self.streams: dict[tuple[int, Way], Stream] = {}
         self._readers = [Reader(path) for path in paths]
         self._key_of = key_of
-        self._unstarted = self._unread = 0
+        self._unusable = 0
         self._unix_s: dict[int, float] = {}  # when the current run of each link's recorder began
 
     @property
     def damaged(self) -> int:
         """The number of records that are damaged, of another version, or of a link whose start is missing."""
-        return sum(reader.damaged for reader in self._readers) + self._unstarted + self._unread
+        return sum(reader.damaged for reader in self._readers) + self._unusable
 
     def __iter__(self) -> Iterator[ReplayedFrame]:
         """Yields the frames. Raises OSError, and ConfigError for frames that cannot be decrypted here."""
@@ -92,12 +92,12 @@ class Replay:
                 try:
                     self._begin(record.node, start_of(record))
                 except BadRecord:
-                    self._unread += 1
+                    self._unusable += 1
                 continue
             way: Way = "in" if record.kind is Kind.IN else "out"
             stream = self.streams.get((record.node, way))
             if stream is None:
-                self._unstarted += 1
+                self._unusable += 1
             else:
                 yield from self._play(stream, record)
 

@@ -123,7 +123,7 @@ def test_a_late_update_counts_in_the_round_that_is_open_if_the_mission_says_so(
     ground.answer(late, 1, update(0.03))
     if not staleness:
         assert ground.states(2) == dict.fromkeys(asked, "asked")
-        assert ground.stations[late].late_updates == 1
+        assert ground.stations[late].updates["updates_late"] == 1
         return
     assert ground.states(2)[late] == "merged"
     assert ground.rounds.number == 2
@@ -161,7 +161,7 @@ def test_an_update_of_a_round_that_did_not_ask_its_node_counts_in_none(tmp_path:
     assert ground.rounds.number == 2
     ground.answer(intruder, 1, update(0.04))  # and as a late one, as a node that is asked now or not
     assert "merged" not in ground.states(2).values()
-    assert ground.stations[intruder].late_updates == 2
+    assert ground.stations[intruder].updates["updates_late"] == 2
 
 
 def test_a_model_is_cut_after_a_restart_as_before(tmp_path: Path) -> None:
