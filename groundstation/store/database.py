@@ -125,9 +125,7 @@ class Ledger:
         return generation, total
 
     def _account(self, before: bytes | None, after: bytes | None) -> None:
-        for digest, sign in ((before, -1), (after, 1)):
-            if digest is not None:
-                self._change += sign * int.from_bytes(digest, "big")
+        self._change += int.from_bytes(after or b"", "big") - int.from_bytes(before or b"", "big")
 
 
 def witness_of(path: Path) -> Path:
