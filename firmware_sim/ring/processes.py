@@ -14,7 +14,8 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -64,7 +65,7 @@ class ProcessRun:
         self._held = folder.hold(out / MARK)
         folder.claim(out / MARK, config.as_json())
         self._files = create_nodes(out / NODES, settings, shares, urls)
-        self._told: list[dict[int, dict[str, Any]]] = []  # each node's report of each epoch
+        self._told: dict[tuple[int, int], dict[str, Any]] = {}  # reports by epoch and node
         self._killed = set[str]()
         self._living = {f"node-{node}": node for node in range(1, settings.nodes + 1)}
         self._first = flat(train.layout, initial(train.shapes, settings.seed))
@@ -91,7 +92,7 @@ class ProcessRun:
                 clock_s = time.monotonic() - began_s
                 self._look_after(crew, clock_s)
                 yield RunProgress(len(self.results) + 1, self._share_done(), clock_s)
-                if len(self.results) < len(self._told) and self._share_done() == 1.0:
+                if self._share_done() == 1.0:
                     yield self._result(clock_s)
         finally:
             for _ in crew.stop():
@@ -99,19 +100,13 @@ class ProcessRun:
             self._held.close()
 
     def _handle(self, name: str, event: Mapping[str, Any]) -> None:
-        if name.startswith("cable:"):
-            return
-        if event["event"] == "training-failed":
+        what = event.get("event")  # a cable's totals have none
+        if what == "training-failed":
             raise RunError(f"{name}: {event['why']}")
-        if event["event"] == "doing" and name == STATION:
+        if what == "doing" and name == STATION:
             self._ground = event
-        node = self._living.get(name)
-        if event["event"] != "epoch" or node is None:
-            return
-        while len(self._told) < event["epoch"]:
-            self._told.append({})
-        vector = _model(_checkpoint(self._files[node]))
-        self._told[event["epoch"] - 1][node] = {**event, "vector": vector}
+        elif what == "epoch" and (node := self._living.get(name)) is not None:
+            self._told[event["epoch"], node] = {**event, "vector": _model(self._files[node])}
 
     def _look_after(self, crew: ProcessGroup, clock_s: float) -> None:
         """Kills nodes that are to die. Raises RunError for a process that ended too early."""
@@ -126,24 +121,24 @@ class ProcessRun:
                 raise RunError(f"{member.name} ended: {member.last_words()}")
 
     def _share_done(self) -> float:
-        epoch = len(self.results)
-        told = self._told[epoch] if epoch < len(self._told) else {}
-        return len(told.keys() & set(self._living.values())) / len(self._living)
+        epoch = len(self.results) + 1
+        return sum((epoch, node) in self._told for node in self._living.values()) / len(self._living)
 
     def _result(self, clock_s: float) -> EpochResult:
-        epoch = len(self.results)
-        told = [self._told[epoch][node] for node in self._living.values()]
+        epoch = len(self.results) + 1
+        told = [self._told[epoch, node] for node in self._living.values()]
         links = self._ground.get("links", ())
         sent, received = (sum(link[f"bytes_{way}"] for link in links) for way in ("sent", "received"))
         totals = RingTotals(
-            epochs=epoch + 1, clock_s=clock_s,
+            epochs=epoch, clock_s=clock_s,
             bytes_sent=sent + sum(each["bytes_sent"] for each in told), ground_bytes=sent + received,
             exchange_ends=self._ground.get("exchanges", 0) + sum(each["exchanges"] for each in told),
         )  # fmt: skip
         ground = None
         if GROUND in self._files:
-            checkpoint = _checkpoint(self._files[GROUND])
-            ground = _model(checkpoint) if checkpoint.exists() else self._first
+            ground = self._first  # until its first checkpoint
+            with suppress(FileNotFoundError):
+                ground = _model(self._files[GROUND])
         vectors, losses = [each.pop("vector") for each in told], [each["loss"] for each in told]
         result = self._evaluator.result(totals, vectors, losses, ground)
         self.results.append(result)
@@ -152,12 +147,8 @@ class ProcessRun:
         return result
 
 
-def _checkpoint(node_toml: Path) -> Path:
-    return node_toml.parent / "state" / CHECKPOINT
-
-
-def _model(checkpoint: Path) -> Floats:
-    with np.load(checkpoint, allow_pickle=False) as state:
+def _model(node_toml: Path) -> Floats:
+    with np.load(node_toml.parent / "state" / CHECKPOINT, allow_pickle=False) as state:
         vector: Floats = state["vector"]
     return vector
 
@@ -179,15 +170,12 @@ def meeting(
     cables = {}
     for edge in emulated:
         low, high = (f"udp://{far[way]}?peer={own[way]}" for way in (edge, edge[::-1]))
-        cables[edge] = ("--ground", low, "--board", high, *_air(settings, edge))
+        link = settings.link_of(*edge)
+        air = ["--link", link.name, "--loss", str(link.frame_loss), "--seed", str(1 + settings.seed)]
+        for rise_s, set_s in settings.contacts(edge) if GROUND not in edge else [(0.0, math.inf)]:
+            air += ["--window", f"{rise_s}:{'' if math.isinf(set_s) else set_s}"]
+        cables[edge] = ("--ground", low, "--board", high, *air)
     return urls, cables
-
-
-def _air(settings: RingSettings, edge: topology.Edge) -> Iterator[str]:
-    link = settings.link_of(*edge)
-    yield from ("--link", link.name, "--loss", str(link.frame_loss), "--seed", str(1 + settings.seed))
-    for rise_s, set_s in settings.contacts(edge) if GROUND not in edge else [(0.0, math.inf)]:
-        yield from ("--window", f"{rise_s}:{'' if math.isinf(set_s) else set_s}")
 
 
 def create_nodes(
