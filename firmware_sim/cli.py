@@ -13,8 +13,7 @@ from typing import IO, Any, cast
 import click
 import msgspec
 
-from firmware_sim.bench.cable import IP_UDP_HEADER_BYTES, Cable
-from firmware_sim.bench.cable_ports import UdpEnd, open_ends, parse_end
+from firmware_sim.bench.cable import IP_UDP_HEADER_BYTES, Cable, UdpEnd, open_ends, parse_end
 from firmware_sim.bench.faults import FAULTS, parse_faults
 from firmware_sim.fleet.cli import fleet
 from firmware_sim.ring.cli import ring

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from firmware_sim.bench.cable_ports import CableError, UdpEnd, parse_end
+from firmware_sim.bench.cable import CableError, UdpEnd, parse_end
 from firmware_sim.cli import main
 from hw_profiles import load_link
 
