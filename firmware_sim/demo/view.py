@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from firmware_sim.runs.live import DOWN, UP, number_points, picture
+from firmware_sim.runs.live import DOWN, UP, number_points, picture, print_line
 
 PLAIN_EVERY_S = 15.0
 BAR = 8  # characters
@@ -152,22 +152,19 @@ class DemoView:
             self._tell(scene)
 
     def _tell(self, scene: Scene) -> None:
-        for text in scene.happened[self._happened_told :]:
-            self._line(text)
-        self._happened_told = len(scene.happened)
-        for row in scene.rounds[self._rounds_told :]:
-            self._line(
-                f"{scene.elapsed_s():5.0f} s  round {row['round']}: accuracy {100 * row['accuracy']:.2f} %, "
-                f"{row['bytes']:,} bytes on the wire so far"
-            )
-        self._rounds_told = len(scene.rounds)
+        now = f"{scene.elapsed_s():5.0f} s  "
+        told = scene.happened[self._happened_told :]
+        told += (
+            f"{now}round {row['round']}: accuracy {100 * row['accuracy']:.2f} %, "
+            f"{row['bytes']:,} bytes on the wire so far"
+            for row in scene.rounds[self._rounds_told :]
+        )
+        self._happened_told, self._rounds_told = len(scene.happened), len(scene.rounds)
         if scene.elapsed_s() >= self._plain_due_s:
             self._plain_due_s = scene.elapsed_s() + PLAIN_EVERY_S
-            doing = "; ".join(f"{board}: {_doing(scene, board)}" for board in scene.boards)
-            self._line(f"{scene.elapsed_s():5.0f} s  {doing}")
-
-    def _line(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+            told.append(now + "; ".join(f"{board}: {_doing(scene, board)}" for board in scene.boards))
+        for text in told:
+            print_line(self._console, text)
 
 
 def live_view(scene: Scene) -> Group:

@@ -17,9 +17,9 @@ import msgspec
 
 from firmware_sim.fleet.device import Device, DeviceUsage, Downlink, Place
 from firmware_sim.fleet.result import RoundResult, draw, texts
-from firmware_sim.runs.folder import RecordNames, RunError, RunRecord
+from firmware_sim.runs.folder import RunError
 from firmware_sim.runs.live import RunProgress
-from firmware_sim.runs.run import RunConfig, SimulationRun
+from firmware_sim.runs.run import RunConfig, RunFiles, SimulationRun
 from firmware_sim.world.world import NEVER_S, World, digest_of
 from hw_profiles import Board, Link
 from onboard.codec.pack import unpack
@@ -37,8 +37,9 @@ from onboard.wire.events import Arrived, Cancelled, Event, GroupAnswer, Message
 from onboard.wire.messages import BadMessage, Reason, digest
 from onboard.wire.security.seal import MAX_EPOCH
 
-NAMES = RecordNames(asked="fleet.json", results="rounds.jsonl", state="model-*.bin")
-MAY_DIFFER = ("rounds", "target")  # a run may go on for longer than it was first asked to
+FILES = RunFiles(  # a run may go on for longer than it was first asked to
+    "fleet.json", "rounds.jsonl", "model-*.bin", RoundResult, free=("rounds", "target")
+)
 TELL_EVERY = 200  # events of the world between two reports of progress
 EMPTY_TRIES = 20  # a round that nobody answered as often as this fails
 
@@ -359,8 +360,7 @@ class FleetRun(SimulationRun[RoundResult]):
 
     def __init__(self, config: FleetConfig) -> None:
         settings = config.settings
-        record = RunRecord(config.out, NAMES, RoundResult, config.as_json(), MAY_DIFFER)
-        super().__init__(settings.model, record)
+        super().__init__(settings.model, config.out, FILES, config.as_json())
         self.config = config
         self.texts = texts(settings.rounds, self.train.layout.parameters)
         if finished([result.accuracy for result in self.results], settings.rounds, settings.target):

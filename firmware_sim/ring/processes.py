@@ -26,7 +26,7 @@ import numpy as np
 
 from firmware_sim.ring.result import EpochResult, Evaluator, RingTotals, texts
 from firmware_sim.ring.settings import GroundNode, RingSettings
-from firmware_sim.ring.simulation import NAMES, RingConfig
+from firmware_sim.ring.simulation import FILES, RingConfig
 from firmware_sim.runs import folder
 from firmware_sim.runs.folder import RunError
 from firmware_sim.runs.live import RunProgress
@@ -51,7 +51,7 @@ class ProcessRun:
         settings, out = config.settings, config.out
         if settings.method not in ("rd-psgd", "d-psgd"):
             raise RunError(f"{settings.method}: processes gossip by rd-psgd or d-psgd, in a folder")
-        if (out / NAMES.asked).exists():
+        if (out / FILES.asked).exists():
             raise RunError(f"{out}: holds a run on the virtual clock; choose another with --out")
         folder.check_mark(out / MARK)
         train = TrainGraph.load(settings.model)
@@ -70,7 +70,7 @@ class ProcessRun:
         self._living = {f"node-{node}": node for node in range(1, settings.nodes + 1)}
         self._first = flat(train.layout, initial(train.shapes, settings.seed))
         self._ground: Mapping[str, Any] = {}  # the ground's latest status
-        (out / NAMES.results).write_bytes(b"")
+        (out / FILES.results).write_bytes(b"")
 
     def draw(self) -> None:
         self._config.draw(self.results)
@@ -142,7 +142,7 @@ class ProcessRun:
         vectors, losses = [each.pop("vector") for each in told], [each["loss"] for each in told]
         result = self._evaluator.result(totals, vectors, losses, ground)
         self.results.append(result)
-        with (self._out / NAMES.results).open("a", encoding="utf-8") as file:
+        with (self._out / FILES.results).open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(result)) + "\n")
         return result
 

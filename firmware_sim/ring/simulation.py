@@ -31,9 +31,9 @@ import numpy as np
 
 from firmware_sim.ring.result import EpochResult, Evaluator, RingTotals, draw, texts
 from firmware_sim.ring.settings import RingSettings
-from firmware_sim.runs.folder import RecordNames, RunError, RunRecord
+from firmware_sim.runs.folder import RunError
 from firmware_sim.runs.live import RunProgress
-from firmware_sim.runs.run import RunConfig, SimulationRun
+from firmware_sim.runs.run import RunConfig, RunFiles, SimulationRun
 from firmware_sim.world.channel import Channel, Impairments, Side
 from firmware_sim.world.world import NEVER_S, TICK_S, AirLink, AirPort, World, digest_of
 from onboard.agents.gossip import GossipPhase, GossipTraining
@@ -52,7 +52,7 @@ from onboard.wire.events import Event
 from onboard.wire.medium.contact_gate import Window
 from onboard.wire.security.seal import SeqExhausted
 
-NAMES = RecordNames(asked="ring.json", results="epochs.jsonl", state="state-*")
+FILES = RunFiles("ring.json", "epochs.jsonl", "state-*", EpochResult)
 TELL_EVERY = 2000  # events of the world between two reports of progress
 TOTALS = "totals.json"
 
@@ -337,8 +337,7 @@ class RingRun(SimulationRun[EpochResult]):
 
     def __init__(self, config: RingConfig) -> None:
         settings = config.settings
-        record = RunRecord(config.out, NAMES, EpochResult, config.as_json())
-        super().__init__(settings.model, record, settings.epochs)
+        super().__init__(settings.model, config.out, FILES, config.as_json(), settings.epochs)
         self.config, self.images = config, config.images
         goes_on = "; the same command goes on from there"
         self.texts = texts(settings.epochs, self.train.layout.parameters, settings.link, goes_on)

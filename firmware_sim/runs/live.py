@@ -92,7 +92,7 @@ def show(run: PlayedRun[R], *, as_json: bool) -> bool:
     ):
         console = Console(stderr=True) if as_json else Console(file=cast(IO[str], Outlet(out, sys.stdout)))
         if not as_json:
-            _say(console, texts.heading)
+            print_line(console, texts.heading)
         columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %")
         with Progress(
             *columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal
@@ -105,7 +105,7 @@ def show(run: PlayedRun[R], *, as_json: bool) -> bool:
                 elif as_json:
                     out.put(json.dumps(asdict(seen)) + "\n")  # type: ignore[call-overload]
                 else:
-                    _say(console, texts.line(seen))
+                    print_line(console, texts.line(seen))
                 if out.unread:
                     raise BrokenPipeError(errno.EPIPE, "nobody reads any more")
                 if stop.asked:
@@ -115,7 +115,8 @@ def show(run: PlayedRun[R], *, as_json: bool) -> bool:
     return True
 
 
-def _say(console: Console, text: str) -> None:
+def print_line(console: Console, text: str) -> None:
+    """Prints a line as it is."""
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from contextlib import ExitStack, closing
-from dataclasses import dataclass
+import json
+from collections.abc import Collection, Generator, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
+import msgspec
 import numpy as np
 
-from firmware_sim.runs.folder import RunRecord
+from firmware_sim.runs.folder import claim, hold, remove
 from firmware_sim.runs.live import RunProgress
 from firmware_sim.world.disk import scratch
 from onboard.data import loading
 from onboard.data.images import DataError, Images, Labels, Rows, order
 from onboard.learn.graph import InferGraph, TrainGraph
+from onboard.storage.files import replace_durably
 
 R = TypeVar("R")
 Step = TypeVar("Step", covariant=True)
@@ -55,33 +58,73 @@ class Simulation(Protocol[Step]):
         """Stores the state after the last step durably at a path that does not exist. Raises OSError."""
 
 
+@dataclass(frozen=True)
+class RunFiles(Generic[R]):
+    """The files of a run of steps: a JSON line for each finished step, and the state after the last one."""
+
+    asked: str  # what the run was asked for, as JSON: the folder's mark
+    results: str
+    state: str  # a file or a folder; `*` stands for the step's number
+    result: type[R]  # the dataclass of a step's result
+    free: Collection[str] = ()  # keys of `asked` that may change when the run continues
+
+
 class SimulationRun(Generic[R]):
-    """A simulation with its data, its folder and the results of its finished steps.
+    """A simulation with its folder and the results of its finished steps; a stopped run continues after them.
 
-    whole: a run of so many steps is over for good and keeps no state. A subclass makes the `simulation`
-    unless the run is over."""
+    asked: the run's settings as JSON; whole: a run of so many steps is over for good and keeps no state. A
+    subclass makes the `simulation` unless the run is over. Raises GraphError, OSError, and RunError where the
+    folder is in use or holds anything but an earlier part of the run."""
 
-    def __init__(self, model: str, record: RunRecord[R], whole: int | None = None) -> None:
-        self.train, self.infer = TrainGraph.load(model), InferGraph.load(model)
-        self._record, self._whole = record, whole
-        self.simulation: Simulation[R] | None = None
-        self.results, self.kept = record.load(whole)
-        self._open = ExitStack()
-        self._open.enter_context(closing(record))
+    def __init__(
+        self, model: str, folder: Path, files: RunFiles[R], asked: Mapping[str, Any], whole: int | None = None
+    ) -> None:
+        self._folder, self._files, self._asked, self._whole = folder, files, asked, whole
+        self._open = hold(folder / files.asked, asked, files.free)
         self.disks = self._open.enter_context(scratch())
+        self.train, self.infer = TrainGraph.load(model), InferGraph.load(model)
+        self.simulation: Simulation[R] | None = None
+        self.results: list[R] = []
+        self.kept: Path | None = None  # the state after the results
+        with suppress(FileNotFoundError, msgspec.DecodeError):  # a line cut short by a kill is played again
+            for line in (folder / files.results).read_bytes().splitlines():
+                self.results.append(msgspec.json.decode(line, type=files.result))
+        if len(self.results) != whole:
+            while self.results and not self._state(len(self.results)).exists():
+                self.results.pop()
+            self.kept = self._state(len(self.results)) if self.results else None
 
     def play(self) -> Generator[RunProgress | R, None, None]:
         """Plays the remaining steps, each stored before it is yielded; frees the folder at the end."""
         with self._open:
             if (simulation := self.simulation) is None:
                 return
-            self._record.claim()
+            claim(self._folder / self._files.asked, self._asked)
             for seen in simulation.play():
                 if not isinstance(seen, RunProgress):
                     self.results.append(seen)
-                    is_whole = len(self.results) == self._whole
-                    self._record.keep(self.results, None if is_whole else simulation.save)
+                    self._keep(simulation)
                 yield seen
+
+    def _keep(self, simulation: Simulation[R]) -> None:
+        """Stores the results and the state. Raises OSError."""
+        files, kept = self._files, self._state(len(self.results))
+        is_whole = len(self.results) == self._whole
+        if not is_whole:
+            new = kept.with_name(kept.name + ".new")
+            remove(new)
+            simulation.save(new)
+            remove(kept)
+            new.rename(kept)
+        lines = b"".join(json.dumps(asdict(result)).encode() + b"\n" for result in self.results)  # type: ignore[call-overload]
+        replace_durably(self._folder / files.results, lines)
+        for pattern in (files.state, files.state + ".new"):
+            for path in self._folder.glob(pattern):
+                if is_whole or path != kept:
+                    remove(path)
+
+    def _state(self, step: int) -> Path:
+        return self._folder / self._files.state.replace("*", str(step))
 
 
 def iid(y: Labels, devices: int, images: int, seed: int) -> list[Rows]:

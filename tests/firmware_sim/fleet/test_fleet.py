@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,10 @@ from click.testing import CliRunner
 import onboard.trainer.in_process
 from firmware_sim.cli import main
 from firmware_sim.fleet.result import RoundResult
-from firmware_sim.fleet.simulation import NAMES, Fleet, FleetSettings, without_losses
-from firmware_sim.runs.folder import RunError, RunRecord
+from firmware_sim.fleet.simulation import FILES, Fleet, FleetSettings, without_losses
+from firmware_sim.runs.folder import RunError
 from firmware_sim.runs.live import RunProgress
-from firmware_sim.runs.run import iid
+from firmware_sim.runs.run import SimulationRun, iid
 from hw_profiles import load_board, load_link
 from onboard.codec.dense import Dense
 from onboard.codec.layout import Layout
@@ -258,27 +257,40 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+class OneMoreRound:
+    """A simulation that has one more round."""
+
+    def __init__(self, result: RoundResult, state: bytes) -> None:
+        self._result, self._state = result, state
+
+    def play(self) -> Iterator[RoundResult]:
+        yield self._result
+
+    def save(self, path: Path) -> None:
+        path.write_bytes(self._state)
+
+
 def test_a_line_cut_short_is_played_again(tmp_path: Path) -> None:
     result = play(tmp_path / "journals", rounds=1)[0]
 
-    def record() -> RunRecord[RoundResult]:
-        return RunRecord(tmp_path / "out", NAMES, RoundResult, {"seed": 4})
+    def run_on(state: bytes | None = None) -> tuple[list[RoundResult], Path | None]:
+        """What a run finds in the folder before it goes on by a round, if it has one."""
+        run = SimulationRun("lenet5", tmp_path / "out", FILES, {"seed": 4})
+        found = run.results[:], run.kept
+        run.simulation = None if state is None else OneMoreRound(result, state)
+        assert list(run.play()) == ([] if state is None else [result])
+        return found
 
-    with closing(record()) as first:
-        first.claim()
-        first.keep([result], lambda path: path.write_bytes(b"weights"))
+    assert run_on(b"weights") == ([], None)
     with (tmp_path / "out" / "rounds.jsonl").open("ab") as file:
         file.write(b'{"round": 2, "accur')
     model = tmp_path / "out" / "model-1.bin"
-    with closing(record()) as again:
-        assert again.load() == ([result], model)
-        assert model.read_bytes() == b"weights"
-        again.keep([result, result], lambda path: path.write_bytes(b"others"))
+    assert model.read_bytes() == b"weights"
+    assert run_on(b"others") == ([result], model)
     assert (tmp_path / "out" / "rounds.jsonl").read_bytes().count(b"\n") == 2
     assert not model.exists()
     (tmp_path / "out" / "model-2.bin").unlink()
-    with closing(record()) as last:
-        assert last.load() == ([], None)
+    assert run_on() == ([], None)
 
 
 @pytest.mark.parametrize("shared", [False, True])

@@ -14,7 +14,7 @@ import pytest
 from firmware_sim.ring.processes import ProcessRun, create_nodes, meeting
 from firmware_sim.ring.result import EpochResult
 from firmware_sim.ring.settings import RingSettings
-from firmware_sim.ring.simulation import NAMES, RingConfig
+from firmware_sim.ring.simulation import FILES, RingConfig
 from firmware_sim.runs.folder import RunError
 from firmware_sim.runs.processes import ProcessGroup
 from firmware_sim.runs.run import iid
@@ -80,8 +80,8 @@ def test_a_crew_tells_its_epochs_as_a_ring_does(tmp_path: Path) -> None:
     assert results[-1].loss < results[0].loss
     assert results[-1].exchanges == 3 * 3  # of three edges: 15 batches, an exchange at every fourth
     assert results[-1].bytes_sent > 2 * 9 * 0.09 * 4 * 431_080
-    assert len((tmp_path / NAMES.results).read_text().splitlines()) == 3
-    assert json.loads((tmp_path / NAMES.results).read_text().splitlines()[-1])["distance"] > 0
+    assert len((tmp_path / FILES.results).read_text().splitlines()) == 3
+    assert json.loads((tmp_path / FILES.results).read_text().splitlines()[-1])["distance"] > 0
 
 
 def test_frames_are_lost_and_an_edge_is_cut_between_real_agents(tmp_path: Path) -> None:

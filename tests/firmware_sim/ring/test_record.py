@@ -13,9 +13,9 @@ import pytest
 from click.testing import CliRunner
 
 from firmware_sim.cli import main
-from firmware_sim.ring.simulation import NAMES, TOTALS
+from firmware_sim.ring.simulation import FILES, TOTALS
 
-EPOCHS, STATE, WISHES = NAMES.results, NAMES.state.rstrip("*"), NAMES.asked
+EPOCHS, STATE, WISHES = FILES.results, FILES.state.rstrip("*"), FILES.asked
 SMALL = (
     "ring", "--data", "digits", "--nodes", "4", "--images", "40", "--batch-size", "8", "--epochs", "3",
     "--frame-bytes", "65507",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from io import StringIO
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from benchmarks.harness import fleet
 from benchmarks.harness.progress import ProgressLine
 from firmware_sim.fleet.cli import PRESETS, SKETCH_DOWN
 from firmware_sim.fleet.result import RoundResult
-from firmware_sim.fleet.simulation import FleetConfig, FleetRun, FleetSettings
+from firmware_sim.fleet.simulation import FILES, FleetConfig, FleetRun, FleetSettings
+from firmware_sim.runs.folder import claim
 
 RESULT = RoundResult(
     round=1, accuracy=0.9, loss=0.5, bits_up=0.1, bits_down=0.2, width_up=0.08, width_down=0.15,
@@ -73,18 +75,13 @@ def kept(monkeypatch: pytest.MonkeyPatch, accuracy: Callable[[FleetSettings], fl
 
     class Finished(FleetRun):
         def __init__(self, wishes: FleetConfig) -> None:
-            assert wishes.out is not None
-            names.append(wishes.out.name)
-            record = wishes.record()
-            assert record is not None
-            record.claim()
-            reached = accuracy(wishes.settings)
-            results = [
-                replace(RESULT, round=number, accuracy=reached)
-                for number in range(1, wishes.settings.rounds + 1)
-            ]
-            record.keep(results, lambda path: path.write_bytes(b"weights"))
-            record.close()
+            out, rounds, reached = wishes.out, wishes.settings.rounds, accuracy(wishes.settings)
+            names.append(out.name)
+            out.mkdir(parents=True)
+            claim(out / FILES.asked, wishes.as_json())
+            results = [replace(RESULT, round=number, accuracy=reached) for number in range(1, rounds + 1)]
+            (out / FILES.results).write_text("".join(json.dumps(asdict(each)) + "\n" for each in results))
+            (out / FILES.state.replace("*", str(rounds))).write_bytes(b"weights")
             super().__init__(wishes)
 
     monkeypatch.setattr(fleet, "FleetRun", Finished)
