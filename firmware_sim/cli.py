@@ -1,5 +1,4 @@
-"""The `firmware-sim` command: boards, radios and cables for a laptop. Bad input gets one line, exit code
-2."""
+"""The `firmware-sim` command: boards, radios and cables for a laptop. Bad input: one line, exit code 2."""
 
 from __future__ import annotations
 

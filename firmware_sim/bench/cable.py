@@ -31,7 +31,6 @@ from urllib.parse import parse_qsl, urlsplit
 from firmware_sim.bench.faults import NOISE_EVERY_S, PAUSE_S, Faults
 from firmware_sim.world.channel import SIDES, Channel, Side, other
 from hw_profiles import Link
-from onboard.link.ports.port import BadUrl
 from onboard.link.ports.udp import host_port, resolve
 from onboard.wire.framing import cobs
 from onboard.wire.medium.medium_access import LEAD_BYTES
@@ -44,10 +43,6 @@ _LOOKAHEAD_S = 0.005
 _QUIET_S = 0.05  # a serial line this long without a byte has ended its piece
 
 
-class CableError(ValueError):
-    """A cable that cannot be made; the message is one line."""
-
-
 @dataclass(frozen=True)
 class UdpEnd:
     """Where a UDP end listens and whom it answers: `peer`, or without one whoever spoke last."""
@@ -57,16 +52,16 @@ class UdpEnd:
 
 
 def parse_end(text: str) -> Path | UdpEnd:
-    """Parses `udp://HOST:PORT[?peer=HOST:PORT]`, or else the path of a serial port. Raises CableError."""
+    """Parses `udp://HOST:PORT[?peer=HOST:PORT]`, or else the path of a serial port. Raises ValueError."""
     if "://" not in text:
         return Path(text)
     try:
         url = urlsplit(text)
     except ValueError as error:
-        raise CableError(f"{text}: {error}") from None
+        raise ValueError(f"{text}: {error}") from None
     query = dict(parse_qsl(url.query, keep_blank_values=True))
     if url.scheme != "udp" or url.path or set(query) - {"peer"}:
-        raise CableError(f"{text}: an end is a path or udp://HOST:PORT[?peer=HOST:PORT]")
+        raise ValueError(f"{text}: an end is a path or udp://HOST:PORT[?peer=HOST:PORT]")
     peer = query.get("peer")
     return UdpEnd(_address(url.netloc, text), None if peer is None else _address(peer, text))
 
@@ -75,10 +70,8 @@ def _address(end: str, text: str) -> tuple[str, int]:
     try:
         host, port = host_port(text, end)
         ip, number = resolve(host, port, socket.AF_INET)[0][:2]
-    except BadUrl as error:
-        raise CableError(str(error)) from None
     except OSError as error:
-        raise CableError(f"{text}: {host!r}: {error.strerror}") from None
+        raise ValueError(f"{text}: {host!r}: {error.strerror}") from None
     return ip, number
 
 
@@ -94,7 +87,7 @@ class Losses:
 
 class CableTerminal:
     """One end as a pseudo-terminal in raw mode, under a symbolic link at `path`, which may replace an ended
-    cable's. `piece_bytes`: longest run without a delimiter that is one frame. Raises CableError."""
+    cable's. `piece_bytes`: longest run without a delimiter that is one frame. Raises ValueError."""
 
     def __init__(self, path: Path, piece_bytes: int) -> None:
         self.losses = Losses()
@@ -122,7 +115,7 @@ class CableTerminal:
             if self._name is not None:
                 self._name.close()
             says = "another cable ends here" if error.errno == errno.EADDRINUSE else error.strerror
-            raise CableError(f"{path}: {says}") from None
+            raise ValueError(f"{path}: {says}") from None
 
     @property
     def name(self) -> str:
@@ -223,7 +216,7 @@ def _sole_cable(path: Path) -> socket.socket:
 
 class CableSocket:
     """One end as a UDP socket with datagrams as frames. `buffer_bytes`: its receive buffer, like a modem's
-    queue. Raises CableError if the address cannot be bound."""
+    queue. Raises ValueError if the address cannot be bound."""
 
     drained = False
 
@@ -238,7 +231,7 @@ class CableSocket:
             self._socket.bind(end.listen)
         except OSError as error:
             self._socket.close()
-            raise CableError(f"udp://{end.listen[0]}:{end.listen[1]}: {error.strerror}") from None
+            raise ValueError(f"udp://{end.listen[0]}:{end.listen[1]}: {error.strerror}") from None
 
     @property
     def name(self) -> str:
@@ -285,11 +278,11 @@ Port = CableTerminal | CableSocket
 
 
 def open_ends(ground: Path | UdpEnd, board: Path | UdpEnd, link: Link) -> dict[Side, Port]:
-    """Opens both ports. Raises CableError if one cannot be opened or the two are of different kinds."""
+    """Opens both ports. Raises ValueError if one cannot be opened or the two are of different kinds."""
     if isinstance(ground, Path) != isinstance(board, Path):
-        raise CableError(f"ends {ground} and {board}: both must be serial or both UDP")
+        raise ValueError(f"ends {ground} and {board}: both must be serial or both UDP")
     if ground == board and not (isinstance(ground, UdpEnd) and ground.listen[1] == 0):
-        raise CableError(f"ends {ground} and {board}: must differ")
+        raise ValueError(f"ends {ground} and {board}: must differ")
     ports: dict[Side, Port] = {}
     with contextlib.ExitStack() as opened:
         for side, end in zip(SIDES, (ground, board), strict=True):

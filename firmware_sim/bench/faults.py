@@ -7,9 +7,10 @@ channel counts what the programs sent."""
 from __future__ import annotations
 
 import math
-import random
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass, field
+from random import Random
 
 from firmware_sim.world.channel import Side, other
 
@@ -19,12 +20,13 @@ NOISE_EVERY_S = 0.25  # on a line that carries nothing
 PAUSE_S = 0.02  # after so long without a byte, the next one begins a burst
 
 
+@dataclass
 class Fault:
     """A line without faults. `hits` counts, by sender, the bytes or frames that were spoiled or added."""
 
-    def __init__(self, source: random.Random, strength: float) -> None:
-        self.hits: Counter[Side] = Counter()
-        self.random, self.strength = source, strength
+    random: Random
+    strength: float
+    hits: Counter[Side] = field(default_factory=Counter)
 
     def depart(self, side: Side, piece: bytes, begins_burst: bool) -> bytes:
         """Returns the bytes that leave that side, of the same length."""
@@ -73,12 +75,11 @@ class DropLong(Fault):
         return b"" if too_long else piece
 
 
+@dataclass
 class SpoilBursts(Fault):
     """A modem that keys late: the first 1 to `strength` bytes after a pause are wrong."""
 
-    def __init__(self, source: random.Random, strength: float) -> None:
-        super().__init__(source, strength)
-        self._left: Counter[Side] = Counter()
+    _left: Counter[Side] = field(default_factory=Counter)
 
     def depart(self, side: Side, piece: bytes, begins_burst: bool) -> bytes:
         if begins_burst:
@@ -110,14 +111,12 @@ class Echo(Fault):
         return piece
 
 
+@dataclass
 class Stall(Fault):
     """A device that takes nothing for `strength` seconds, once per side, in the middle of an object."""
 
     AFTER_BYTES = 600  # that a side has sent
-
-    def __init__(self, source: random.Random, strength: float) -> None:
-        super().__init__(source, strength)
-        self._since: dict[Side, float] = {}
+    _since: dict[Side, float] = field(default_factory=dict)
 
     def stops(self, side: Side, now: float, sent_bytes: int) -> bool:
         if side not in self._since and sent_bytes < self.AFTER_BYTES:
@@ -186,7 +185,7 @@ def parse_faults(texts: Iterable[str], seed: int, *, datagrams: bool) -> Faults:
                 raise ValueError(
                     f"--fault {text}: {number!r} is not a strength of at least 1, or it takes none"
                 )
-        found[name] = kind(random.Random(f"{seed}/{name}"), strength)
+        found[name] = kind(Random(f"{seed}/{name}"), strength)
     for name in found:
         if datagrams and name not in DATAGRAMS:
             raise ValueError(f"--fault {name}: befalls a serial line, and these ends are UDP")

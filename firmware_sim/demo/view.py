@@ -137,13 +137,10 @@ class DemoView:
     @contextlib.contextmanager
     def live(self, scene: Scene) -> Iterator[None]:
         """Draws on each `show` inside the block; the last picture stays on the screen."""
-        if self._plain:
+        live = None if self._plain else Live(live_view(scene), console=self._console, refresh_per_second=4)
+        with live or contextlib.nullcontext() as self._live:
             yield
-            self._tell(scene)
-            return
-        with Live(live_view(scene), console=self._console, refresh_per_second=4) as self._live:
-            yield
-            self._live.update(live_view(scene))
+            self.show(scene)
 
     def show(self, scene: Scene) -> None:
         if self._live is not None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import accumulate
 from pathlib import Path
 
-from firmware_sim.runs.live import UP, RunTexts, number_points, picture
+from firmware_sim.runs.live import UP, number_points, picture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +47,6 @@ HEADING = (  # of `line`
     "round  accuracy   bits up  bits down   bytes up  bytes down   air up  air down   energy     clock  "
     "answered"
 )
-
-
-def texts(rounds: int, parameters: int) -> RunTexts[RoundResult]:
-    stopped = "stopped; the same command goes on after round {}"
-    return RunTexts("round", rounds, HEADING, line, partial(summary, parameters=parameters), stopped)
 
 
 def line(result: RoundResult) -> str:

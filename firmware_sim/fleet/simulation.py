@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from random import Random
@@ -16,9 +17,9 @@ from typing import Any
 import msgspec
 
 from firmware_sim.fleet.device import Device, DeviceUsage, Downlink, Place
-from firmware_sim.fleet.result import RoundResult, draw, texts
+from firmware_sim.fleet.result import HEADING, RoundResult, draw, line, summary
 from firmware_sim.runs.folder import RunError
-from firmware_sim.runs.live import RunProgress
+from firmware_sim.runs.live import RunProgress, RunTexts
 from firmware_sim.runs.run import RunConfig, RunFiles, SimulationRun
 from firmware_sim.world.world import NEVER_S, World, digest_of
 from hw_profiles import Board, Link
@@ -87,7 +88,6 @@ class FleetConfig(RunConfig):
     """The settings of a fleet's run with its data and folder."""
 
     settings: FleetSettings
-    images: int = 600
 
     def as_json(self) -> dict[str, Any]:
         """Returns everything that changes a result, as JSON."""
@@ -362,7 +362,9 @@ class FleetRun(SimulationRun[RoundResult]):
         settings = config.settings
         super().__init__(settings.model, config.out, FILES, config.as_json())
         self.config = config
-        self.texts = texts(settings.rounds, self.train.layout.parameters)
+        in_line = partial(summary, parameters=self.train.layout.parameters)
+        stopped = "stopped; the same command goes on after round {}"
+        self.texts = RunTexts("round", settings.rounds, HEADING, line, in_line, stopped)
         if finished([result.accuracy for result in self.results], settings.rounds, settings.target):
             return
         shares, test = config.load(self.train, settings.devices, settings.seed)

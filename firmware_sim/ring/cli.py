@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
@@ -20,9 +20,6 @@ from onboard.learn.training import Recipe
 if TYPE_CHECKING:
     from firmware_sim.ring.settings import GroundNode
     from firmware_sim.ring.simulation import RingConfig
-
-K = TypeVar("K")
-V = TypeVar("V")
 
 SHAPES = ("ring", "planes", "torus", "star", "complete")
 FORMS = ("fp32", "fp16", "int8", "alq")
@@ -182,9 +179,9 @@ def _config(options: dict[str, Any]) -> RingConfig:
     return msgspec.convert(made | {"settings": msgspec.convert(made, RingSettings)}, RingConfig)
 
 
-def _each_once(option: str, pairs: Iterable[tuple[K, V]]) -> dict[K, V]:
+def _each_once(option: str, pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
     """Builds a mapping. Raises ValueError for a key that is named twice."""
-    found: dict[K, V] = {}
+    found: dict[Any, Any] = {}
     for key, value in pairs:
         if key in found:
             raise ValueError(f"{option}: {key} is given twice")

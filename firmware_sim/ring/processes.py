@@ -44,8 +44,7 @@ LISTEN_S = 0.25
 
 
 class ProcessRun:
-    """A run like `RingRun`, but always from the start; nodes that die are killed. Raises DataError,
-    GraphError, RunError, OSError."""
+    """A run like `RingRun`, with its errors, but always from the start; nodes that die are killed."""
 
     def __init__(self, config: RingConfig) -> None:
         settings, out = config.settings, config.out
@@ -191,11 +190,8 @@ def create_nodes(
     keys = {edge: new_key() for edge in settings.edges()}
     files = {}
     for node, neighbours in weights.items():
-        own = folder / str(node)
+        own, is_ground = folder / str(node), node == GROUND
         own.mkdir(parents=True)
-        for peer in neighbours:
-            save_key(own / f"{peer}.key", keys[min(node, peer), max(node, peer)])
-        is_ground = node == GROUND
         data: dict[str, Any] = {"classes": list(shares[0].classes)}
         if not is_ground:
             images = shares[node - 1]
@@ -210,6 +206,7 @@ def create_nodes(
             ("[budget]", {"cpu_share": 1.0, "checkpoint_s": 1e-3}),
         ]
         for peer, weight in neighbours.items():
+            save_key(own / f"{peer}.key", keys[min(node, peer), max(node, peer)])
             way = {"id": peer, "port": urls[node, peer], "key": f"{peer}.key", "weight": weight}
             plan = {"contacts": f"../{PLAN}", "wait": peer != GROUND} if GROUND in (node, peer) else {}
             profile = {"profile": settings.link_of(node, peer).name}

@@ -27,7 +27,7 @@ class EpochResult:
 
     `loss`: mean over their training batches; `accuracy`, `test_loss`: of the mean model on all test images;
     `node_accuracies`: of each node's model on the first `node_images`; `ground_accuracy`: of the ground's
-    model on all; `distance`: `consensus_distance`; `bytes_sent`: on all links so far with framing,
+    model on all; `distance`: as `consensus` says; `bytes_sent`: on all links so far with framing,
     `ground_bytes` of them to and from the ground; `exchanges`: completed by both ends so far."""
 
     epoch: int

@@ -110,7 +110,7 @@ class RingSettings:
         return msgspec.convert(msgspec.structs.asdict(self.recipe) | own, GossipSection)
 
     def edges(self) -> frozenset[topology.Edge]:
-        """Returns who talks to whom; nodes count from 1, the ground is 0. Raises RunError."""
+        """Returns who talks to whom; nodes count from 1, the ground is 0. Raises ValueError."""
         nodes = range(1, self.nodes + 1)
         shapes: dict[Shape, Callable[[], frozenset[topology.Edge]]] = {
             "ring": lambda: topology.ring(nodes),
@@ -119,11 +119,9 @@ class RingSettings:
             "star": lambda: topology.star(nodes),
             "complete": lambda: topology.complete(nodes),
         }
-        try:
-            edges = shapes[self.shape]()
-        except ValueError as error:
-            raise RunError(str(error)) from None
-        return edges | {(GROUND, gateway) for gateway in (self.ground.passes if self.ground else ())}
+        return shapes[self.shape]() | {
+            (GROUND, gateway) for gateway in (self.ground.passes if self.ground else ())
+        }
 
     def link_of(self, a: int, b: int) -> Link:
         return self.ground.link if self.ground is not None and GROUND in (a, b) else self.link

@@ -4,8 +4,7 @@ Every node is the real gossip agent on its real sessions, and every byte crosses
 A batch takes the time that the board profile says.
 
 An epoch ends when all living nodes have trained it and no exchange is pending. The ring is then switched off,
-and every node boots from its disk for the next epoch: the disks alone suffice to continue a stopped ring to
-the bit.
+and every node boots from its disk for the next epoch: the disks alone continue a stopped ring, to the bit.
 
 With a `GroundNode`, some nodes are gateways: during a pass they exchange with the ground station as with any
 neighbour. The station is node 0: it holds a model but trains nothing, and carries what one plane learned to
@@ -21,7 +20,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from hashlib import blake2s
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -99,7 +97,8 @@ class RingNode:
     def act(self, now: float) -> None:
         if now >= self._dies_s:
             self.is_dead = True
-            self.halt(now)
+            for peer, link in self._links.items():
+                link.disconnect(self._side(peer))
             return
         while True:
             for peer in [peer for peer, due_s in self._due.items() if due_s <= now or self._hears(peer)]:
@@ -123,12 +122,8 @@ class RingNode:
         """Switches the node off; the disk of a dead one stays as it is."""
         if not self.is_dead:
             self.agent.close(now)
-        for peer, end in self._ends.items():
-            if not self.is_dead:
+            for end in self._ends.values():
                 end.pump.close(now)
-            self._links[peer].disconnect(self._side(peer))
-        self._due = {}
-        self._agent_at = self._step_at = math.inf
 
     @property
     def _has_trained(self) -> bool:
@@ -176,8 +171,7 @@ class RingNode:
 
 
 class Ring:
-    """All nodes of a ring and their links. Raises RunError, OSError, and DecodeError for a folder that no
-    ring left.
+    """All nodes of a ring and their links. Raises RunError, OSError; DecodeError for no ring's folder.
 
     shares: each node's images; folder: the nodes' disks, continued after the last epoch that they hold;
     node_images: test images that each node's model is evaluated on."""
@@ -209,7 +203,10 @@ class Ring:
         return {node.number: node.agent.descent.vector for node in self._training()}
 
     def save(self, path: Path) -> None:
-        shutil.copytree(self._folder, path, copy_function=_copy_durably)
+        def copy(source: str, target: str) -> None:
+            write_durably(Path(target), Path(source).read_bytes())
+
+        shutil.copytree(self._folder, path, copy_function=copy)
 
     def play(self) -> Iterator[RunProgress | EpochResult]:
         """Runs the remaining epochs. At each result, the folder holds the state after that epoch."""
@@ -280,10 +277,6 @@ class Ring:
         return [node for node in self._nodes.values() if node.number != GROUND and not node.is_dead]
 
 
-def _copy_durably(source: str, target: str) -> None:
-    write_durably(Path(target), Path(source).read_bytes())
-
-
 def _config(settings: RingSettings, number: int, weights: Mapping[int, float], folder: Path) -> GossipConfig:
     """Returns what NODE.toml would say of this node, and writes its key files."""
     gossip = settings.section(trains=number != GROUND)
@@ -295,7 +288,7 @@ def _config(settings: RingSettings, number: int, weights: Mapping[int, float], f
         key_path = folder / f"{peer}.key"
         if not key_path.exists():
             edge = (min(number, peer), max(number, peer))
-            save_key(key_path, blake2s(f"key {settings.seed} {edge}".encode()).digest())
+            save_key(key_path, digest_of("key", settings.seed, edge))
         neighbours.append(
             LinkEnd(
                 id=peer, link=settings.link_of(number, peer), port="/dev/air", key_path=key_path,
@@ -316,7 +309,6 @@ class RingConfig(RunConfig):
     """The settings of a ring's run with its data and folder. `node_images`: as in `Ring`."""
 
     settings: RingSettings
-    images: int = 1000
     node_images: int = 500
 
     def as_json(self) -> dict[str, Any]:

@@ -93,14 +93,12 @@ class ProcessGroup:
         """Ends all or the named children, by SIGTERM and after 5 s SIGKILL; yields their last events."""
         leaving = [self.members[name] for name in (self.members if names is None else names)]
         for member in leaving:
-            if member.process.poll() is None:
-                member.process.terminate()
+            member.process.terminate()
         deadline = time.monotonic() + STOP_WITHIN_S
         while time.monotonic() < deadline and any(member.process.poll() is None for member in leaving):
             yield from self.listen(0.05)
         for member in leaving:
-            if member.process.poll() is None:
-                member.process.kill()
+            member.process.kill()
         yield from self.listen(0.0)
         for member in leaving:
             member.process.wait()

@@ -84,6 +84,8 @@ class AirPort:
     """A serial port whose far side is the air. Like a USB adapter, it cannot tell how much is still unsent:
     the session's pacing must keep that short."""
 
+    paths = None
+
     def __init__(self, side: Side, link: Link, send: Callable[[bytes], None]) -> None:
         self.url = f"air:{side}"
         self.max_frame_bytes = link.mtu_bytes
@@ -92,10 +94,6 @@ class AirPort:
         self._splitter = cobs.Splitter(link.mtu_bytes)
         self._stream: list[bytes] = []
         self.room_bytes = math.inf  # of what nobody has read yet; more is lost
-
-    @property
-    def paths(self) -> None:
-        pass
 
     @property
     def broken(self) -> int:

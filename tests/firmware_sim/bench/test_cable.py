@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from firmware_sim.bench.cable import CableError, UdpEnd, parse_end
+from firmware_sim.bench.cable import UdpEnd, parse_end
 from firmware_sim.cli import main
 from hw_profiles import load_link
 
@@ -327,5 +327,5 @@ def test_docs_name_every_key_of_a_report(tmp_path: Path) -> None:
     ],
 )
 def test_ends_that_are_no_ends_are_refused(text: str) -> None:
-    with pytest.raises(CableError, match="udp://"):
+    with pytest.raises(ValueError, match="udp://"):
         parse_end(text)

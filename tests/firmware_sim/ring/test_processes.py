@@ -100,7 +100,9 @@ def test_frames_are_lost_and_an_edge_is_cut_between_real_agents(tmp_path: Path) 
 
 
 def test_what_processes_cannot_do_is_said_before_they_start(tmp_path: Path) -> None:
-    wishes = RingConfig(settings=RingSettings(**BASE | {"method": "topk"}), data="digits", out=tmp_path)
+    wishes = RingConfig(
+        settings=RingSettings(**BASE | {"method": "topk"}), data="digits", images=1, out=tmp_path
+    )
     with pytest.raises(RunError, match="processes"):
         ProcessRun(wishes)
 

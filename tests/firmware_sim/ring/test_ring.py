@@ -136,7 +136,7 @@ def test_an_edge_that_is_cut_for_a_while_does_not_move_the_mean(digits: Any, dis
 def test_what_cannot_be_is_named() -> None:
     with pytest.raises(RunError, match="1 nodes: must be 2 to 254"):
         RingSettings(**BASE | {"nodes": 1})
-    with pytest.raises(RunError, match="4 nodes do not fill rows of 3"):
+    with pytest.raises(ValueError, match="4 nodes do not fill rows of 3"):
         RingSettings(**BASE | {"shape": "torus", "columns": 3})
     with pytest.raises(RunError, match=r"faults of \[9\]"):
         RingSettings(**BASE | {"dead": {9: 1.0}})
