@@ -19,7 +19,7 @@ import msgspec
 from firmware_sim.fleet.device import Device, DeviceUsage, Downlink, Place
 from firmware_sim.fleet.result import HEADING, RoundResult, draw, line, summary
 from firmware_sim.runs.folder import RunError
-from firmware_sim.runs.live import RunProgress, RunTexts
+from firmware_sim.runs.live import RunDisplay, RunProgress
 from firmware_sim.runs.run import RunConfig, RunFiles, SimulationRun
 from firmware_sim.world.world import NEVER_S, World, digest_of
 from hw_profiles import Board, Link
@@ -361,18 +361,14 @@ class FleetRun(SimulationRun[RoundResult]):
     def __init__(self, config: FleetConfig) -> None:
         settings = config.settings
         super().__init__(settings.model, config.out, FILES, config.as_json())
-        self.config = config
         in_line = partial(summary, parameters=self.train.layout.parameters)
         stopped = "stopped; the same command goes on after round {}"
-        self.texts = RunTexts("round", settings.rounds, HEADING, line, in_line, stopped)
+        title = f"{settings.training.method}, {settings.select} of {settings.devices} devices, {config.data}"
+        picture = partial(draw, title=title, path=config.out / "rounds.png")
+        self.display = RunDisplay("round", settings.rounds, HEADING, line, in_line, stopped, picture)
         if finished([result.accuracy for result in self.results], settings.rounds, settings.target):
             return
         shares, test = config.load(self.train, settings.devices, settings.seed)
         self.simulation = fleet = Fleet(settings, shares, test, self.disks, self.train, self.infer)
         if self.kept is not None:
             fleet.resume(self.results, self.kept.read_bytes())
-
-    def draw(self) -> None:
-        config, settings = self.config, self.config.settings
-        title = f"{settings.training.method}, {settings.select} of {settings.devices} devices, {config.data}"
-        draw(self.results, title, config.out / "rounds.png")

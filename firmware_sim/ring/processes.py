@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from firmware_sim.ring.result import EpochResult, Evaluator, RingTotals, texts
+from firmware_sim.ring.result import EpochResult, Evaluator, RingTotals
 from firmware_sim.ring.settings import GroundNode, RingSettings
 from firmware_sim.ring.simulation import FILES, RingConfig
 from firmware_sim.runs import folder
@@ -57,8 +57,8 @@ class ProcessRun:
         shares, test = config.load(train, settings.nodes, settings.seed)
         self.images = len(shares[0])
         self.results: list[EpochResult] = []
-        self.texts = texts(settings.epochs, train.layout.parameters, settings.link)
-        self._config, self._settings, self._out = config, settings, out
+        self.display = config.display(train.layout.parameters)
+        self._settings, self._out = settings, out
         self._evaluator = Evaluator(InferGraph.load(settings.model), train.layout, test)
         urls, self._cables = meeting(settings)
         self._held = folder.hold(out / MARK)
@@ -70,9 +70,6 @@ class ProcessRun:
         self._first = flat(train.layout, initial(train.shapes, settings.seed))
         self._ground: Mapping[str, Any] = {}  # the ground's latest status
         (out / FILES.results).write_bytes(b"")
-
-    def draw(self) -> None:
-        self._config.draw(self.results)
 
     def play(self) -> Generator[RunProgress | EpochResult, None, None]:
         """Runs all epochs; ends the processes after the last, or when closed."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import msgspec
 
-from firmware_sim.runs.live import RunTexts, picture
+from firmware_sim.runs.live import picture
 from hw_profiles import Link
 from onboard.codec.layout import Floats, Layout, views
 from onboard.data.images import Images
@@ -86,11 +85,6 @@ class Evaluator:
 HEADING = "epoch    loss  mean model   worst node  best node  distance        sent  exchanges     clock"
 
 
-def texts(epochs: int, parameters: int, link: Link, goes_on: str = "") -> RunTexts[EpochResult]:
-    in_line = partial(summary, whole_bytes=framed_bytes(4 * parameters, link))
-    return RunTexts("epoch", epochs, HEADING, line, in_line, f"stopped after {{}} epochs{goes_on}")
-
-
 def line(result: EpochResult) -> str:
     ground = ""
     if result.ground_accuracy is not None:
@@ -125,17 +119,15 @@ def framed_bytes(message_bytes: int, link: Link) -> int:
     return whole * cobs.wire_bytes(link.mtu_bytes) + last
 
 
-def draw(runs: Mapping[str, Sequence[EpochResult]], title: str, path: Path) -> None:
+def draw(results: Sequence[EpochResult], title: str, path: Path) -> None:
+    epochs = [result.epoch for result in results]
+    accuracy = [100 * result.accuracy for result in results]
+    lowest = [100 * min(result.node_accuracies) for result in results]
     with picture(path, 3, (13, 4.2)) as (by_bytes, by_epoch, apart):
-        for name, results in runs.items():
-            sent = [result.bytes_sent / 1e6 for result in results]
-            epochs = [result.epoch for result in results]
-            accuracy = [100 * result.accuracy for result in results]
-            by_bytes.plot(sent, accuracy, marker="o", markersize=3, label=name)
-            (mean,) = by_epoch.plot(epochs, accuracy, marker="o", markersize=3, label=name)
-            lowest = [100 * min(result.node_accuracies) for result in results]
-            by_epoch.plot(epochs, lowest, linestyle=":", color=mean.get_color())
-            apart.plot(epochs, [result.distance for result in results], marker="o", markersize=3, label=name)
+        by_bytes.plot([result.bytes_sent / 1e6 for result in results], accuracy, marker="o", markersize=3)
+        (mean,) = by_epoch.plot(epochs, accuracy, marker="o", markersize=3)
+        by_epoch.plot(epochs, lowest, linestyle=":", color=mean.get_color())
+        apart.plot(epochs, [result.distance for result in results], marker="o", markersize=3)
         by_bytes.set(
             xlabel="MB on all links so far, framing included", ylabel="accuracy of the mean model, %"
         )
@@ -144,6 +136,3 @@ def draw(runs: Mapping[str, Sequence[EpochResult]], title: str, path: Path) -> N
         apart.set(xlabel="epoch", ylabel="distance of a model from the mean one")
         for axes in (by_bytes, by_epoch, apart):
             axes.grid(alpha=0.3)
-        if len(runs) > 1:
-            by_bytes.set_xscale("log")
-            by_bytes.legend()

@@ -27,10 +27,19 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from firmware_sim.ring.result import EpochResult, Evaluator, RingTotals, draw, texts
+from firmware_sim.ring.result import (
+    HEADING,
+    EpochResult,
+    Evaluator,
+    RingTotals,
+    draw,
+    framed_bytes,
+    line,
+    summary,
+)
 from firmware_sim.ring.settings import RingSettings
 from firmware_sim.runs.folder import RunError
-from firmware_sim.runs.live import RunProgress
+from firmware_sim.runs.live import RunDisplay, RunProgress
 from firmware_sim.runs.run import RunConfig, RunFiles, SimulationRun
 from firmware_sim.world.channel import Channel, Impairments, Side
 from firmware_sim.world.world import NEVER_S, TICK_S, AirLink, AirPort, World, digest_of
@@ -318,10 +327,14 @@ class RingConfig(RunConfig):
         own = {"data": self.data, "images": self.images, "alpha": self.alpha, "node_images": self.node_images}
         return own | settings
 
-    def draw(self, results: list[EpochResult]) -> None:
+    def display(self, parameters: int, goes_on: str = "") -> RunDisplay[EpochResult]:
+        """Returns how a run is shown whose model has so many parameters."""
         settings = self.settings
+        in_line = partial(summary, whole_bytes=framed_bytes(4 * parameters, settings.link))
         title = f"{settings.method}, {settings.shape} of {settings.nodes}, {self.data}"
-        draw({settings.method: results}, title, self.out / "ring.png")
+        picture = partial(draw, title=title, path=self.out / "ring.png")
+        stopped = f"stopped after {{}} epochs{goes_on}"
+        return RunDisplay("epoch", settings.epochs, HEADING, line, in_line, stopped, picture)
 
 
 class RingRun(SimulationRun[EpochResult]):
@@ -330,9 +343,9 @@ class RingRun(SimulationRun[EpochResult]):
     def __init__(self, config: RingConfig) -> None:
         settings = config.settings
         super().__init__(settings.model, config.out, FILES, config.as_json(), settings.epochs)
-        self.config, self.images = config, config.images
-        goes_on = "; the same command goes on from there"
-        self.texts = texts(settings.epochs, self.train.layout.parameters, settings.link, goes_on)
+        self.images = config.images
+        parameters = self.train.layout.parameters
+        self.display = config.display(parameters, "; the same command goes on from there")
         if len(self.results) == settings.epochs:
             return
         shares, test = config.load(self.train, settings.nodes, settings.seed)
@@ -348,6 +361,3 @@ class RingRun(SimulationRun[EpochResult]):
             raise RunError(
                 f"{config.out}: not a ring's state: {error}; choose another folder with --out"
             ) from None
-
-    def draw(self) -> None:
-        self.config.draw(self.results)

@@ -39,8 +39,8 @@ class RunProgress:
 
 
 @dataclass(frozen=True, slots=True)
-class RunTexts(Generic[R]):
-    """The texts that describe a run."""
+class RunDisplay(Generic[R]):
+    """How a run is shown."""
 
     step: str  # the name of a step
     steps: int  # at most
@@ -48,19 +48,17 @@ class RunTexts(Generic[R]):
     line: Callable[[R], str]  # of one result
     summary: Callable[[Sequence[R]], str]  # of all results
     stopped: str  # says how a run continues that was stopped after {} steps
+    draw: Callable[[Sequence[R]], None]  # the results of a finished run, into its folder
 
 
 class PlayedRun(Protocol[R]):
     """A run with the results of its finished steps."""
 
     results: list[R]
-    texts: RunTexts[R]
+    display: RunDisplay[R]
 
     def play(self) -> Generator[RunProgress | R, None, None]:
         """Runs the remaining steps."""
-
-    def draw(self) -> None:
-        """Draws the results of a finished run into its folder, if it has one."""
 
 
 def command(make: Callable[[], PlayedRun[R]], out: Path, *, as_json: bool) -> None:
@@ -70,20 +68,20 @@ def command(make: Callable[[], PlayedRun[R]], out: Path, *, as_json: bool) -> No
         run = make()
         is_over = show(run, as_json=as_json)
         if is_over:
-            run.draw()
+            run.display.draw(run.results)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     except OSError as error:
         refused(error, out)
     if not is_over:
-        click.echo(run.texts.stopped.format(len(run.results)), err=True)
+        click.echo(run.display.stopped.format(len(run.results)), err=True)
         sys.exit(130)
 
 
 def show(run: PlayedRun[R], *, as_json: bool) -> bool:
     """Plays a run on standard output, as JSON lines if wanted. Returns False if it was stopped early. Raises
     BrokenPipeError where nobody reads any more, and what `play` raises."""
-    texts = run.texts
+    display = run.display
     with (
         stop_signals() as stop,
         # All lines are written in the end, but a stuck reader delays neither the run nor its stop.
@@ -92,26 +90,26 @@ def show(run: PlayedRun[R], *, as_json: bool) -> bool:
     ):
         console = Console(stderr=True) if as_json else Console(file=cast(IO[str], Outlet(out, sys.stdout)))
         if not as_json:
-            print_line(console, texts.heading)
+            print_line(console, display.heading)
         columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %")
         with Progress(
             *columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal
         ) as bar:
-            task = bar.add_task("", total=texts.steps)
+            task = bar.add_task("", total=display.steps)
             for seen in chain(run.results[:], played):  # first those of an earlier part of this run
                 if isinstance(seen, RunProgress):
-                    what = f"{texts.step} {seen.step} of {texts.steps}, clock {seen.clock_s:,.0f} s"
+                    what = f"{display.step} {seen.step} of {display.steps}, clock {seen.clock_s:,.0f} s"
                     bar.update(task, completed=seen.step - 1 + seen.done, description=what)
                 elif as_json:
                     out.put(json.dumps(asdict(seen)) + "\n")  # type: ignore[call-overload]
                 else:
-                    print_line(console, texts.line(seen))
+                    print_line(console, display.line(seen))
                 if out.unread:
                     raise BrokenPipeError(errno.EPIPE, "nobody reads any more")
                 if stop.asked:
                     return False
         if not as_json:
-            out.put(texts.summary(run.results) + "\n")
+            out.put(display.summary(run.results) + "\n")
     return True
 
 
