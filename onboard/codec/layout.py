@@ -71,11 +71,11 @@ def layout(shapes: Mapping[str, tuple[int, ...]]) -> Layout:
 
 
 def group_length(shape: tuple[int, ...]) -> int:
-    """Returns the group length for a tensor of this shape, 0 for raw.
+    """Returns the group length for a tensor of this shape, 0 for raw: vectors, scalars, very short rows.
 
     A convolution (out, in, k...) has one group a kernel. Where that would be fewer than MIN_GROUP weights,
     and in a dense tensor (out, in), a row of inputs is cut into the fewest equal parts of at most MAX_GROUP;
-    a row without such a divisor stays whole. Vectors, scalars and tensors with very short rows are raw."""
+    a row without such a divisor stays whole."""
     if len(shape) < 2 or prod(shape) == 0:
         return 0
     kernel, row = prod(shape[2:]), prod(shape[1:])

@@ -52,9 +52,9 @@ class _ReceiverState:
 class Broadcast:
     """Sends one object to `listeners`, the node numbers of sessions that hold the group's key. It has no I/O.
 
-    `sealer`: seals with the group's key, from this node to BROADCAST, in this node's epoch; all broadcasts of
-    an epoch share one, since no seq is used twice. Contacts do not hold it back. `deadline_s`: None for
-    never. Raises ValueError for too many fragments, a value out of range or a sealer to one node.
+    `sealer`: of the group's key, from this node to BROADCAST; all broadcasts of an epoch share one. Contacts
+    do not hold it back. `deadline_s`: None for never. Raises ValueError for too many fragments, a value out
+    of range or a sealer to one node.
 
     `waiting`: the state of each listener that has neither refused the object nor stored it durably, by
     number. `orphans`: answers from others, or about another object; `malformed`: senseless ones."""

@@ -122,11 +122,9 @@ class Session:
         self, kind: int, payload: bytes, now: float, *, priority: int = 4,
         deadline_s: float | None = None, fragment_bytes: int | None = None,
     ) -> bytes:  # fmt: skip
-        """Queue an object, once; returns its 16 B digest.
-
-        `priority`: 0 (first) to 7. `deadline_s`: seconds of contact from now until it expires.
-        `fragment_bytes`: as `fragment_bytes` gave it before a restart, so that nothing held is resent. Raises
-        ValueError for a value out of range or an object of too many fragments."""
+        """Queue an object, once; returns its 16 B digest. `priority`: 0 (first) to 7. `deadline_s`: seconds
+        of contact until it expires. `fragment_bytes`: as `fragment_bytes` gave it before a restart, so that
+        nothing held is resent. Raises ValueError for a value out of range or too many fragments."""
         now = self._gate.link_s(now)
         deadline = deadline_of(kind, priority, deadline_s, now)
         return self._outbox.offer(

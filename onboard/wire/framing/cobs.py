@@ -71,8 +71,7 @@ def decode(chunk: bytes) -> bytes:
 
 
 class Splitter:
-    """Splits a stream into chunks at the delimiters, holding no more than the largest frame. `overlong`
-    counts runs without a delimiter longer than any frame: line noise, or a peer at another speed."""
+    """Splits a stream at the delimiters, holding no more than the largest frame. `overlong`: longer runs."""
 
     def __init__(self, max_frame_bytes: int, delimiter: bytes = b"\0") -> None:
         self._delimiter = delimiter

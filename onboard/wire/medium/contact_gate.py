@@ -124,11 +124,9 @@ class ByteQuota:
     `spent`: the last record of an earlier run. `now`: this run's start.
 
     A record counts ahead, and the next is due before that is used up, so an end that starts from its last
-    record counts up to 1/32 of the quota too much, and never too little. It need not know how long it was
-    off: its 24 hours stood still, and a contact that is open at its start counts as the one that it was in.
-
-    Times are the session's, contact or not. `contact_ends`: the end of the open contact, or of the last one.
-    Raises ValueError for a quota of nothing."""
+    record counts up to 1/32 of the quota too much, and never too little. While it was off its 24 hours stood
+    still, and a contact open at its start is the one that it was in. Times are the session's, contact or not.
+    `contact_ends`: the end of the open or the last contact. Raises ValueError for a quota of nothing."""
 
     def __init__(
         self,

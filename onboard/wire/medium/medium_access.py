@@ -47,9 +47,8 @@ class Timing:
 
     `back_bytes_per_s`: the line rate from the peer. `frame_s`, `back_frame_s`: airtime of the longest frame,
     out and back. `lead_bytes`: the delimiters before a burst that is surely heard, and before one that may
-    not be; on half-duplex they are equal, as both ends must compute the same slots. `lead_s`: the longest
-    lead. `slot_s`: on half-duplex, the time until an end that began to speak has been heard;
-    `question_slot_s`: the same for a POLL, so that of two ends that ask one desists."""
+    not be; equal on half-duplex, as both ends compute the same slots. `slot_s`: on half-duplex, the time
+    until an end that began to speak is heard; `question_slot_s`: the same for a POLL, so that one desists."""
 
     def __init__(self, medium: Medium, *, primary: bool, most_lead_bytes: int = 0) -> None:
         link = medium.link
@@ -266,9 +265,9 @@ class MediumAccess:
     """The link's airtime as one end has it, on the link's clock. `closes_at`: no frame ends after that.
     `turn`: on full duplex this end is never in one.
 
-    `lead_bytes`: the delimiters before the frame sent last. They lead each burst,
-    as a transmitter that keys late or a receiver that is still settling spoils its first bytes, and a quiet
-    line may have left noise in the other end's buffer. docs/wire.md, "COBS", says how many."""
+    `lead_bytes`: the delimiters before the frame sent last. They lead each burst, as a transmitter that keys
+    late or a receiver that is still settling spoils its first bytes, and a quiet line may have left noise in
+    the other end's buffer. docs/wire.md, "COBS", says how many."""
 
     def __init__(self, timing: Timing, now: float) -> None:
         self.timing = timing

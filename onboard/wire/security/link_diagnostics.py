@@ -4,10 +4,7 @@ No event follows from one counter alone. Noise makes wrong tags too, but it spar
 headers of others; another key spares none and spoils no header. Noise makes another stranger each time.
 
 Anybody can send frames that lie about the peer. So nothing is said of the peer's key or form while its own
-frames come in between: then the others are reported as foreign.
-
-Two ends may come to disagree about the salt or about epochs (docs/wire.md, "Replay"). Then every frame from
-the peer has a wrong tag or is a replay, and each end would wait for ever."""
+frames come in between: then the others are reported as foreign."""
 
 from __future__ import annotations
 
@@ -209,9 +206,9 @@ class LinkDiagnostics:
 
 
 class Doubt:
-    """Decides whether the frames that an end refuses mean that it and its peer disagree, see docs/wire.md. It
-    asks the peer for its salt. If that is the same, and yet replays go on, the peer's memory has gone
-    back."""
+    """Decides whether the frames that an end refuses mean that it and its peer disagree (docs/wire.md,
+    "Replay"). It asks the peer for its salt. If that is the same, and yet replays go on, the peer's memory
+    has gone back."""
 
     def __init__(self) -> None:
         self._refused = self._replays = 0  # since anything was proven, or the peer's salt is known

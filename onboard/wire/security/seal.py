@@ -174,9 +174,8 @@ class Sealer:
 
 
 class Opener:
-    """Opens the frames of one direction under any of its keys. `purpose`: as for Sealer. `opened` frames
-    passed; `counts` tells the others by their Refusal, and `refusal` why the last of these was refused. All
-    keys share one replay window."""
+    """Opens the frames of one direction under any of its keys, which share one replay window. `opened` frames
+    passed; `counts` tells the others by their Refusal, and `refusal` why the last of these was refused."""
 
     def __init__(
         self,

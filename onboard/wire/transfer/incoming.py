@@ -37,12 +37,11 @@ class Partial:
 
 
 class Incoming:
-    """An object that is being received. It owns `data`, the `size` bytes to resume in.
-
-    `dirty`: the fragments stored since the spool last cleared it. `object_id`: 0 where the peer offers the
-    object under none in its present epoch. `report_at`: when a REPORT may leave, inf for never. `gap_s`: the
-    least pause between the last REPORT and the next that is polled for. `corrupt`: how often the digest was
-    wrong. `came_at`: the time of its first OFFER in this run, or of its last new fragment."""
+    """An object that is being received. It owns `data`, the `size` bytes to resume in. `dirty`: the fragments
+    stored since the spool last cleared it. `object_id`: 0 where the peer offers it under none in this epoch.
+    `report_at`: when a REPORT may leave, inf for never. `gap_s`: the least pause between the last REPORT and
+    the next that is polled for. `corrupt`: how often the digest was wrong. `came_at`: the time of its first
+    OFFER in this run, or of its last new fragment."""
 
     def __init__(
         self, digest: bytes, kind: int, size: int, fragment_bytes: int, data: bytearray | None = None

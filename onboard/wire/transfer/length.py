@@ -109,11 +109,9 @@ class FragmentSizer:
         self._fates[wire_bytes] = both
 
     def _best(self, lengths: list[int], now: float, *, doubt: float = 0.0, now_bytes: int = 0) -> int:
-        """Return the best of `lengths`, which halve: what is held in one is held in a shorter one too.
-
-        `doubt`: how many reports in a row told of losses alone; the profile is trusted less for each.
-        `now_bytes`: the length in force, 0 for none; it is kept unless another promises much more, and a
-        shorter one also needs strong evidence that losses depend on length."""
+        """Return the best of `lengths`, which halve. `doubt`: how many reports in a row told of losses alone;
+        the profile is trusted less for each. `now_bytes`: the length in force, 0 for none; it is kept unless
+        another promises much more, and a shorter one needs strong evidence that losses depend on length."""
         if now >= self._refused_until:  # it may pass now: what is known of frames that long is dropped
             self._fates = {
                 length: each for length, each in self._fates.items() if length < self._refused_bytes

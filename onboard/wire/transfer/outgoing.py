@@ -250,11 +250,9 @@ class Outgoing:
 
 
 def _lacks(missing: int, airborne: int, loss: float, burst: float) -> float:
-    """Return how many more frames must be in flight for `missing` to arrive in 9 of 10 cases.
-
-    A frame arrives with probability 1 - loss, so the number that does is about normal; in bursts its variance
-    is 2 burst - 1 times that of single losses (Gilbert 1960: the chain's correlation time). One more than is
-    missing is wanted, as a repair is redundant once or twice."""
+    """Return how many more frames must be in flight for `missing`, and one for redundancy, to arrive in 9 of
+    10 cases. The number that arrives is about normal; in bursts its variance is 2 burst - 1 times that of
+    single losses (Gilbert 1960: the chain's correlation time)."""
     if missing == airborne and 1 - (1 - loss) ** airborne <= _LITTLE:
         return 0.0
     arrive = airborne * (1 - loss)

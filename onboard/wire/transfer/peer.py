@@ -52,8 +52,8 @@ class ReceiveStats:
     """Counts the peer's authentic frames. Gaps in the seqs of its present epoch count as losses.
 
     `epoch`: the peer's, 0 until it was heard; `at`: when the last frame came; `bytes`: on the wire;
-    `is_busy`: whether the peer was sending fragments of objects when last heard; `fragment_bytes`: of the
-    object that it offered last, 0 for none; `bulk_s`: contact time from the first fragment to the last."""
+    `is_busy`: whether the peer was sending fragments when last heard; `fragment_bytes`: as it offered last, 0
+    for none; `bulk_s`: contact time from the first fragment to the last."""
 
     def __init__(self) -> None:
         self.epoch = self.bytes = self.fragment_bytes = 0
@@ -173,12 +173,10 @@ class LossEstimator:
 
 
 class PeerLiveness:
-    """Tracks this end's questions: whether the peer owes an answer, and when to ask again.
-
-    The first questions about an object follow its sender's pace. On half-duplex, an end that hands over a
-    turn with a question in it waits for the answer, and asks again when none comes. `silent`: the peer has
-    owed an answer for too long; `answer_due`: on half-duplex, this end handed a question over; `retry_at`:
-    when to ask again, if nothing else may leave; `spoke`: on half-duplex, this turn asked something."""
+    """Tracks this end's questions: whether the peer owes an answer, and when to ask again. The first
+    questions about an object follow its sender's pace. `silent`: the peer has owed an answer for too long;
+    `retry_at`: when to ask again, if nothing else may leave. On half-duplex, `spoke`: this turn asked
+    something; `answer_due`: this end handed a question over."""
 
     def __init__(self, timing: Timing) -> None:
         self._timing = timing

@@ -28,12 +28,10 @@ _MAX_ACCEPT_S = 30.0  # the longest pause between questions about a complete obj
 
 
 class ObjectSender:
-    """Sends `object` in this end's `epoch`.
-
-    `ask_at`: when to ask (again), if nothing else can be sent; `asks`: the questions since the receiver last
-    reported. `fruitless`: the REPORTs in a row that told of losses alone; `is_doubtful`: no fragment of this
-    length is known to have passed; `was_recut`: the object was refragmented. `progress_at`: when the receiver
-    last reported more of it; `is_stuck`: the application knows that nothing comes through."""
+    """Sends `object` in this end's `epoch`. `ask_at`: when to ask (again), if nothing else can be sent;
+    `asks`: the questions since the receiver last reported. `fruitless`: the REPORTs in a row that told of
+    losses alone; `is_doubtful`: no fragment of this length is known to have passed; `was_recut`: the object
+    was refragmented. `progress_at`: when the receiver last reported more; `is_stuck`: that was told."""
 
     def __init__(
         self,
@@ -173,10 +171,9 @@ class ObjectSender:
     def _window(self) -> int:
         """The number of fragments that may be in flight.
 
-        It is 1/64 of the object, so that a receiver that is killed takes no more with it. It is at least one
-        bandwidth-delay product for each round trip in which a question may be lost, and one for the last
-        question's answer, so that a lost REPORT does not stall the flow. A half-duplex turn carries 1/16 of
-        the object, or more where answers are lost: each turn costs two changes of direction."""
+        It is 1/64 of the object, so that a receiver that is killed takes no more with it, and at least one
+        bandwidth-delay product for each round trip in which a question may be lost and for the last answer. A
+        half-duplex turn carries 1/16, or more where answers are lost: each costs two changes of direction."""
         outgoing, count = self.object, self.object.count
         round_trip = self._timing.round_trip_fragments(count, outgoing.fragment_bytes)
         if not outgoing.answered:
