@@ -106,12 +106,23 @@ def _train(
 
 
 def _fitting(images: Images, task: Task, graph: TrainGraph) -> Images:
-    """Return the images, labelled with the mission's classes. Raises BadMessage, DataError."""
+    """Return the images, labelled with the mission's classes by name, as far as the task names them. Raises
+    BadMessage, DataError."""
     if graph.digest != task.graph:
         raise BadMessage(f"model {task.model!r} is {graph.digest.hex()} here, {task.graph.hex()} there")
     if graph.input_shape != images.shape:
         raise DataError(f"images are {images.shape}, model {task.model!r} takes {graph.input_shape}")
-    images = _in_classes(images, task)
+    if task.classes and not (images.named and labels.digest(images.classes) == task.classes):
+        if not task.names:
+            raise DataError(
+                f"data: the mission's classes are others than {labels.listed(images.classes)}: "
+                "copy classes from its mission.toml into [data] of NODE.toml"
+            )
+        if labels.digest(task.names) != task.classes:
+            raise BadMessage("the task's classes are not those of its digest")
+        own = images.classes if images.named else None
+        y = labels.brought("data", "y", images.y, own, task.names)
+        images = replace(images, y=y, classes=task.names, named=True)
     labels.whole("data", "y", images.y, graph.classes)
     return images
 
@@ -123,22 +134,6 @@ def failed(error: BaseException) -> Failed:
         return Failed(failure=Failure.MEMORY, why=f"out of memory: {why}")
     failure = next((kind for of, kind in _FAILURES.items() if isinstance(error, of)), Failure.OTHER)
     return Failed(failure=failure, why=why)
-
-
-def _in_classes(images: Images, task: Task) -> Images:
-    """Map the labels to the mission's classes by name, as far as the task names them. Raises DataError."""
-    if not task.classes or (images.named and labels.digest(images.classes) == task.classes):
-        return images
-    if task.names:
-        if labels.digest(task.names) != task.classes:
-            raise BadMessage("the task's classes are not those of its digest")
-        own = images.classes if images.named else None
-        y = labels.brought("data", "y", images.y, own, task.names)
-        return replace(images, y=y, classes=task.names, named=True)
-    raise DataError(
-        f"data: the mission's classes are others than {labels.listed(images.classes)}: "
-        "copy classes from its mission.toml into [data] of NODE.toml"
-    )
 
 
 def _training(task: Task, weights: memoryview, graph: TrainGraph, images: Images, node: int) -> LocalTraining:

@@ -76,8 +76,7 @@ class Outlier:
     def log_fields(self) -> dict[str, float]:
         """Returns fields for the log; `ratio` to the median is infinite if that is 0."""
         if self.what == "cosine":
-            cosines = {"cosine": round(self.value, 3), "median": round(self.median, 3)}
-            return cosines | {"counts": self.keeps}
+            return {"cosine": round(self.value, 3), "median": round(self.median, 3), "counts": self.keeps}
         ratio = self.value / self.median if self.median else math.inf
         return {self.what: self.value, "median": self.median, "ratio": round(ratio, 2)}
 
