@@ -113,11 +113,14 @@ class Liar(Gossip):
 
     lie: Callable[[Floats], Floats]
 
-    def _open(self, peer, edge, vector):  # type: ignore[no-untyped-def]
-        of = self._mask(peer, edge)
-        values = self.lie(sparse.extract(vector, of)).astype(np.float32)
-        edge.message, edge.sent = sparse.encode(values, of, self._setup.form), values
-        return edge.message
+    def open(self, vector, peers=None):  # type: ignore[no-untyped-def]
+        opened = super().open(vector, peers)
+        for peer in opened:
+            edge = self._edges[peer]
+            of = self._mask(peer, edge)
+            edge.sent = self.lie(sparse.extract(vector, of)).astype(np.float32)
+            opened[peer] = edge.message = sparse.encode(edge.sent, of, self._setup.form)
+        return opened
 
 
 class Credulous(Clipping):
