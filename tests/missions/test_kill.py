@@ -74,7 +74,7 @@ def test_a_model_goes_on_after_a_kill(victim: str, tmp_path: Path) -> None:
 
 
 def test_a_board_killed_while_it_trains_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
-    with bench(tmp_path, epochs=30) as on:
+    with bench(tmp_path, epochs=20) as on:
         with on.node_toml.open("a") as toml:
             toml.write("\n[budget]\ncheckpoint_s = 0.2\n")
         on.start()

@@ -45,7 +45,7 @@ def test_a_full_disk_on_the_board_stops_the_write_and_nothing_else(tmp_path: Pat
 
 
 def test_a_full_disk_on_the_ground_keeps_the_round_and_the_update(tmp_path: Path) -> None:
-    with bench(tmp_path, QUICK_BPS, epochs=40) as on, small_disk(on.mission / "disk", "512k"):
+    with bench(tmp_path, QUICK_BPS, epochs=12) as on, small_disk(on.mission / "disk", "512k"):
         # The database's folder cannot be mounted over, so the database moves onto the small disk.
         (on.mission / "mission.sqlite").symlink_to(on.mission / "disk" / "mission.sqlite")
         ballast = on.mission / "disk" / "ballast"
