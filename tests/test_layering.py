@@ -6,7 +6,7 @@ import ast
 import subprocess
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -43,16 +43,23 @@ def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-def imports(path: Path) -> Iterator[str]:
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
+def imports(path: Path) -> list[str]:
     """Dotted names of all that a file imports, wherever in it: `from a import b` counts as a and as a.b."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    names = []
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{name_of(path)}:{node.lineno}: relative import"
             assert node.module is not None
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return names
 
 
 def is_in(name: str, package: str) -> bool:
@@ -95,7 +102,7 @@ def test_a_class_name_stands_for_one_thing() -> None:
     others = [path for folder in ("benchmarks", "tests") for path in (ROOT / folder).rglob("*.py")]
     places: dict[str, list[str]] = defaultdict(list)
     for path in [*FILES, *others]:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.ClassDef):
                 places[node.name].append(name_of(path))
     assert {name: found for name, found in places.items() if len(found) > 1} == {}
@@ -105,7 +112,7 @@ def test_no_function_takes_more_than_seven_parameters() -> None:
     """Apart from self and cls, and from the commands of click, which have one for each option."""
     too_many: dict[str, set[str]] = defaultdict(set)
     for path in FILES:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(tree_of(path)):
             if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 continue
             arguments = node.args
@@ -123,7 +130,7 @@ def test_protocol_codec_and_learning_touch_no_file_socket_or_clock(path: Path) -
     assert found <= allowed
     calls = {
         node.func.id
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in ast.walk(tree_of(path))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
     }
     assert calls & {"open", "input", "print"} == set()
@@ -186,7 +193,7 @@ def test_training_on_the_flight_side_loads_nothing_of_the_ground() -> None:
 def test_a_file_is_short_and_says_what_it_promises(path: Path) -> None:
     source = path.read_text(encoding="utf-8")
     assert len(source.splitlines()) <= MOST_LINES
-    assert not source.strip() or ast.get_docstring(ast.parse(source)), "no docstring"
+    assert not source.strip() or ast.get_docstring(tree_of(path)), "no docstring"
     assert path.name not in ("utils.py", "helpers.py", "common.py")
 
 
