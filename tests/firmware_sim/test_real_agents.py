@@ -43,7 +43,7 @@ def test_a_ring_is_played_by_gossip_agents(
 ) -> None:
     calls = counted(monkeypatch, GossipAgent, "resume", "advance", "charge", "handle", "close")
     options = ("--nodes", "3", "--images", "40", "--batch-size", "8", "--epochs", "2", "--method", method)
-    play("ring", "--data", "digits", *options, "--out", str(tmp_path / "ring"))
+    play("ring", "--data", "digits", "--frame-bytes", "65507", *options, "--out", str(tmp_path / "ring"))
     assert calls["resume"] == calls["close"] == 3 * 2  # each node starts from its disk at each epoch
     assert calls["advance"] == calls["charge"] == 3 * 2 * 5  # 5 batches of 8 images an epoch
     # After every batch each node takes its neighbours' values, and hears that they have its own.

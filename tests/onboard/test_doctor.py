@@ -58,8 +58,9 @@ def test_it_says_whether_frames_are_encrypted(node_toml: Path) -> None:
 
 def test_a_port_that_is_not_there(node_toml: Path, port: str) -> None:
     node_toml.write_text(node_toml.read_text().replace(port, "/dev/no-such-tty"))
-    assert list(failures(node_toml)) == ["port"]
-    assert "/dev/no-such-tty" in failures(node_toml)["port"]
+    found = failures(node_toml)
+    assert list(found) == ["port"]
+    assert "/dev/no-such-tty" in found["port"]
     result = CliRunner().invoke(main, ["doctor", str(node_toml)])
     assert result.exit_code == 1
     assert "FAIL  port" in result.stdout

@@ -105,5 +105,5 @@ def test_a_state_that_is_none_is_named(tmp_path: Path) -> None:
 
 
 def test_fewer_images_than_asked_for_are_told_of(tmp_path: Path) -> None:
-    told = run("--epochs", "1", "--images", "400", "--out", tmp_path)
+    told = run("--epochs", "1", "--images", "400", "--batch-size", "99", "--out", tmp_path)
     assert told.splitlines()[0] == "359 images a node: digits has no more"
