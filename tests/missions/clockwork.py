@@ -54,6 +54,7 @@ class VirtualBoard:
         self.endpoint: Endpoint | None = None
         self.loop: Loop | None = None
         self.breaks: Callable[[], bool] = lambda: False  # whether a training fails
+        self.due_at = 0.0  # when it has something to do, if nothing is heard
 
     def boot(self, now: float) -> None:
         self.agent, self.endpoint = board_agent(load_node(self.toml), LocalTrainer(IMAGES, self._graph), now)
@@ -61,6 +62,7 @@ class VirtualBoard:
         program = FederatedProgram(self.agent, self.endpoint, Pace(1.0, FLOPS), self._clock)
         self.loop = Loop(program, self._clock, self._clock)
         self.agent.resume(now)
+        self.due_at = now
 
     def _clock(self) -> float:
         return self._now
@@ -78,10 +80,11 @@ class VirtualBoard:
         return self.endpoint and self.endpoint.pump
 
     def act(self, now: float) -> None:
-        if self.loop is None:
+        if self.loop is None or now < self.due_at:
             return
         self._now = now
         self.loop.turn(now)
+        self.due_at = self.loop.wakeup(now)
 
 
 class Clockwork:
@@ -130,6 +133,7 @@ class Clockwork:
             port = self._ports.get(other)
             if port is not None and not self.cut:
                 port.hear(wire)
+                self._wake(other)
 
         def port() -> Port:
             made = self._ports[url] = AirPort(side, link, send)
@@ -138,6 +142,14 @@ class Clockwork:
         return port
 
     # lives
+
+    def _wake(self, url: str) -> None:
+        """Whose port that is has something to read."""
+        if not url.endswith("-board"):
+            self._ground_due_at = self.now
+            return
+        number = int(url.removeprefix("/dev/air").removesuffix("-board"))
+        self.boards[number].due_at = self.now
 
     def boot_ground(self) -> None:
         self.store.close()
@@ -149,6 +161,7 @@ class Clockwork:
         commands = CommandDispatcher(self.folder, self.store, self.stations, self.wall)
         self._ground = GroundProgram(self.rounds, commands, self.clock)
         self._ground_loop = Loop(self._ground, self.clock, self.wall)
+        self._ground_due_at = self.now
 
     def kill_ground(self) -> None:
         self.rounds, self.stations = None, {}
@@ -172,6 +185,8 @@ class Clockwork:
     def run(self, until: Callable[[], Any], limit_s: float = 600.0) -> float:
         """Lets time pass until that holds; returns how long it took. Fails after `limit_s`."""
         began = self.now
+        for url in self._ports:  # the test may have changed anything
+            self._wake(url)
         while not until():
             assert self.now - began < limit_s, f"not within {limit_s} s: {self.seen()[-12:]}"
             self.now += TICK_S
@@ -185,11 +200,12 @@ class Clockwork:
         self.run(lambda: self.now >= end, seconds + 1.0)
 
     def act_on_the_ground(self) -> None:
-        if self.rounds is None:
+        if self.rounds is None or self.now < self._ground_due_at:
             return
         self._ground_loop.turn(self.now)
         while self._ground.wakeup(self.now) <= self.now:  # it is in the middle of work
             self._ground_loop.turn(self.now)
+        self._ground_due_at = min(self._ground_loop.wakeup(self.now), self.now + 3 * TICK_S)  # see deadlines
 
     # what is seen
 
