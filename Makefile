@@ -7,6 +7,8 @@ PIP = $(BIN)/pip --disable-pip-version-check --quiet
 ifneq ($(wildcard ../shared/data),)
 export SPACEDML_DATA ?= $(abspath ../shared/data)
 endif
+# Where it is set, each of a thousand starts of a program in the tests would compile it once more.
+unexport PYTHONDONTWRITEBYTECODE
 export OPENBLAS_NUM_THREADS = 1
 export OMP_NUM_THREADS = 1
 
