@@ -263,7 +263,7 @@ def command_of(name: str, words: Sequence[str], command_id: str | None = None) -
 
 def enqueue(mission: Mission, board: str, command: Command, expires_s: float) -> CommandRow:
     """Queues a command for a board, durably on return, unless its id is queued already. Raises ConfigError,
-    ConfigError, StoreError, OSError."""
+    StoreError, OSError."""
     node = mission.find_node(board)
     if (known := find(mission, command.id)) is not None:
         if (known.node, known.command) != (node.id, command):

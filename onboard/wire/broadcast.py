@@ -176,7 +176,6 @@ class Broadcast:
         else:
             ready = min((max(at, self._ask_from) for at, _, _ in self._asks(idle=True)), default=math.inf)
         leaves = math.inf if ready == math.inf else self._gate(max(now, ready))
-
         return max(now, min(leaves, self._deadline if self.waiting else math.inf))
 
     # -- one rule each ---------------------------------------------------------------------------------
