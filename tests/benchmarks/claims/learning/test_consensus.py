@@ -28,7 +28,7 @@ from benchmarks.harness.progress import ProgressLine
 
 def test_every_bound_of_the_issue_is_a_row_and_holds(tmp_path: Path) -> None:
     plot = tmp_path / "rates.png"
-    rows = measure(ProgressLine("consensus", io.StringIO()), plot=plot, runs=4_000)
+    rows = measure(ProgressLine("consensus", io.StringIO()), plot=plot, runs=10_000)
     rates = [row for row in rows if row.what.startswith("  off 1 - p")]
     lemma = [row for row in rows if "400 trials" in row.what]
     assert (len(rates), len(lemma)) == (7, 3 * 7)
