@@ -90,7 +90,7 @@ class Walk:
 
     @contextmanager
     def on(self) -> Iterator[None]:
-        """Runs what this end does. What the collector ends meanwhile, as a generator of another test, is no call."""
+        """Runs what this end does. What the collector ends meanwhile is no call of its."""
         gc.disable()
         sys.setprofile(self._enter)
         try:
