@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,14 @@ class MissionBench:
         for name, event in self.crew.listen(0.05):
             self.seen.setdefault(name, []).append(event)
 
+    def run(self, module: str, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        """Runs one of the programs to its end, and listens to the others meanwhile: with nobody to read them
+        they write 24 kB, two seconds of reports, and then wait."""
+        with ThreadPoolExecutor(1) as pool:
+            done = pool.submit(run, module, *arguments, code=code)
+            self.until(done.done, 70.0)
+            return done.result()
+
     def finish(self, timeout_s: float = 90.0) -> None:
         """Waits for the daemon's own end and its exit code 0."""
         process = self.crew.members["ground"].process
@@ -130,7 +139,7 @@ class MissionBench:
 
     def status(self) -> dict[str, Any]:
         """`groundstation status --json`."""
-        return dict(json.loads(run("groundstation", "status", str(self.mission), "--json").stdout))
+        return dict(json.loads(self.run("groundstation", "status", str(self.mission), "--json").stdout))
 
     def last_words(self) -> dict[str, Any]:
         """For a test that fails: the end of every log, and of every process's errors."""

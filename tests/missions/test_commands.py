@@ -17,7 +17,7 @@ from groundstation.cli import main
 from groundstation.commands import CommandInbox, CommandRequest, CommandRow, CommandState, CommandTable
 from onboard.mission.commands import COMMANDS, CommandHandler, CommandResult, CommandTarget, encode_body
 from onboard.mission.objects import RESULT
-from tests.missions.bench import bench, run
+from tests.missions.bench import bench
 from tests.missions.clockwork import Clockwork
 
 Make = Callable[..., Clockwork]
@@ -401,9 +401,9 @@ def test_a_user_commands_a_board_while_the_daemon_runs_and_both_are_killed(tmp_p
         mission = str(on.mission)
 
         def listed() -> list[dict[str, Any]]:
-            return list(json.loads(run("groundstation", "command", mission, "--json").stdout))
+            return list(json.loads(on.run("groundstation", "command", mission, "--json").stdout))
 
-        run("groundstation", "command", mission, "pi", "ping", "--id", f"{1:016x}")
+        on.run("groundstation", "command", mission, "pi", "ping", "--id", f"{1:016x}")
         assert [row["state"] for row in listed()] == ["queued"]
         on.start_ground()
         on.until(lambda: on.said("ground", "command-queued"))
@@ -418,7 +418,7 @@ def test_a_user_commands_a_board_while_the_daemon_runs_and_both_are_killed(tmp_p
         on.start_ground()
         on.start_board()
         on.until(lambda: on.said("ground", "command-done", id=f"{1:016x}"))
-        told = run("groundstation", "command", mission, "pi", "report", "--wait", "30").stdout
+        told = on.run("groundstation", "command", mission, "pi", "report", "--wait", "30").stdout
         assert re.fullmatch(
             r"[0-9a-f]{16} done: report for pi, \d+ s ago: state [a-z]+, .*uptime_s .*\n", told
         )

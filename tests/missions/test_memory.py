@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.missions.bench import MissionBench, bench, run
+from tests.missions.bench import MissionBench, bench
 from tests.programs import run_out_of_memory_by_signal
 
 
@@ -58,7 +58,9 @@ def test_a_budget_below_the_need_is_heard_of_and_the_agent_stays(memory_mb: int,
         assert on.said("ground", "board-failed")[0]["why"]
         assert on.crew.members["board"].process.poll() is None
         assert training_of(pid) is None
-        on.until(lambda: "failed: " in run("groundstation", "status", str(on.mission)).stdout)  # within 5 s
+        on.until(
+            lambda: "failed: " in on.run("groundstation", "status", str(on.mission)).stdout
+        )  # within 5 s
         assert on.crew.members["board"].errors.read_text() == ""
 
 
@@ -103,7 +105,7 @@ def test_a_training_that_hangs_is_seen_and_stalls_no_radio(tmp_path: Path) -> No
         os.kill(child, signal.SIGSTOP)
         on.until(lambda: on.doing()["step_s"] > 1.0)
         heard = on.doing()["link"]["frames_sent"] + on.doing()["link"]["frames_received"]
-        assert '"phase":"training"' in run("onboard", "link", str(on.node_toml), "--once", "--json").stdout
+        assert '"phase":"training"' in on.run("onboard", "link", str(on.node_toml), "--once", "--json").stdout
         on.kill("ground")
         on.start_ground()  # says HELLO, and is answered in the middle of the step
         on.until(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.disks import fill, small_disk
-from tests.missions.bench import QUICK_BPS, bench, change, run
+from tests.missions.bench import QUICK_BPS, bench, change
 
 
 def test_a_port_that_vanishes_is_reported_and_opened_again(tmp_path: Path) -> None:
@@ -85,9 +85,9 @@ def test_two_processes_cannot_share_a_folder(tmp_path: Path) -> None:
     with bench(tmp_path, QUICK_BPS) as on:
         on.start()
         on.until(lambda: on.said("ground", "serving") and on.said("board", "port-open"))
-        second = run("groundstation", "serve", str(on.mission), code=2)
+        second = on.run("groundstation", "serve", str(on.mission), code=2)
         assert second.stderr == f"{on.mission}: another groundstation is serving this mission\n"
-        second = run("onboard", "run", str(on.node_toml), code=2)
+        second = on.run("onboard", "run", str(on.node_toml), code=2)
         assert "another agent is running on it" in second.stderr
         assert second.stderr.count("\n") == 1
 

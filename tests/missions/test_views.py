@@ -33,7 +33,7 @@ def test_both_ends_show_the_same_transfer_while_it_lasts(tmp_path: Path) -> None
         it.until(lambda: it.link().get("fragments_received", 0) > 20)
 
         it.listen()
-        seen = json.loads(run("onboard", *board, "--once", "--json").stdout)
+        seen = json.loads(it.run("onboard", *board, "--once", "--json").stdout)
         assert (seen["node"], seen["phase"], seen["round"]) == ("pi", "offering", 1)
         assert (seen["link"]["port"]["url"], seen["link"]["port"]["open"]) == (str(it.board_port), True)
         (update,) = seen["link"]["objects"]
@@ -42,12 +42,12 @@ def test_both_ends_show_the_same_transfer_while_it_lasts(tmp_path: Path) -> None
         assert seen["link"]["eta_out_s"] == update["eta_s"] > 0 == seen["link"]["eta_in_s"]
 
         it.listen()
-        seen = json.loads(run("groundstation", *ground, "--once", "--json").stdout)
+        seen = json.loads(it.run("groundstation", *ground, "--once", "--json").stdout)
         assert seen["waiting"] == ["pi"]
         (link,) = seen["links"]
         assert (link["node"], link["port"]["open"]) == ("pi", True)
         assert [one["digest"] for one in link["objects"] if one["incoming"]] == [update["digest"]]
-        assert update["digest"][:8] in run("groundstation", *ground, "--once").stdout
+        assert update["digest"][:8] in it.run("groundstation", *ground, "--once").stdout
 
         watch_until_it_has_ended(it)
 
