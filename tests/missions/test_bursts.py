@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from firmware_sim.runs.processes import ProcessGroup
+from firmware_sim.runs.processes import ProcessGroup, free_ports
 from hw_profiles import load_link
 from onboard.data import loading
 from onboard.data.images import save
@@ -37,9 +37,7 @@ class BurstNeighbour:
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.socket.bind(("127.0.0.1", 0))
         self.socket.settimeout(0.02)
-        with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as free:
-            free.bind(("127.0.0.1", 0))
-            self.to = free.getsockname()
+        self.to = "127.0.0.1", *free_ports(1)
         self.session = Session(
             Identity(node, peer, primary=node < peer),
             Medium(LINK),

@@ -16,6 +16,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
+from firmware_sim.runs.processes import free_ports
 from hw_profiles import load_link
 from onboard.agents.federated_state import FederatedState
 from onboard.codec import alq
@@ -76,9 +77,7 @@ def ground_and_voice(on: MissionBench, *, stranger: bool) -> Iterator[Voice]:
     with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as end:
         end.bind(("127.0.0.1", 0))
         end.settimeout(0.05)
-        with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as free:
-            free.bind(("127.0.0.1", 0))
-            ground = free.getsockname()
+        ground = "127.0.0.1", *free_ports(1)
         end.connect(ground)
         here, there = end.getsockname()[1], ground[1]
         over = f"udp://127.0.0.1:{here}?bind=127.0.0.1:{there}"

@@ -5,22 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 from pathlib import Path
 
+from firmware_sim.runs.processes import free_ports
 from tests.missions.bench import JSON, bench, change
-
-
-def free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_the_real_board_goes_on_after_a_copy_of_it_ran(tmp_path: Path) -> None:
     """Real programs over UDP. The board itself never ends, so that it goes on under the salt that it had."""
     with bench(tmp_path, epochs=1, bits_up=0.4, bits_down=0.4) as on:
-        port = free_port()
+        (port,) = free_ports(1)
         change(on.mission / "mission.toml", port=f'"udp://?bind=127.0.0.1:{port}"', encrypt="true", rounds=1)
         change(on.node_toml, port=f'"udp://127.0.0.1:{port}"', encrypt="true")
         on.start_ground()

@@ -44,14 +44,21 @@ def test_a_backup_that_is_put_back_is_no_dead_link(what: str, encrypt: str, tmp_
         on.kill(what)
         copy = set_aside(on, what)
         getattr(on, f"start_{what}")()
-        on.until(lambda: on.said("board", "heard", round=2))
+        # A board that has acknowledged the question of round 2 is asked it again after its next report, which
+        # is a minute away; so the board is killed while the question is on its way.
+        asked = {
+            "ground": lambda: on.said("board", "heard", round=2),
+            "board": lambda: on.said("ground", "round", number=2),
+        }
+        on.until(asked[what])
         on.kill(what)
         put_back(on, what, copy)
         getattr(on, f"start_{what}")()
         on.finish()
         assert [row["state"] for row in on.status()["rounds"]] == ["closed", "closed"]
         assert all(row["answers"][0]["state"] == "answered" for row in on.status()["rounds"])
-        assert not on.said("ground", "forgotten") + on.said("ground", "nobody-answered")
+        assert not on.said("ground", "nobody-answered")
+        assert not on.said("ground", "forgotten") or what == "board"
         on.hear_out()
         assert bool(on.said("board", "ground-went-back")) == (what == "ground")
         assert not on.said("ground", "cloned-or-restored") + on.said("ground", "wrong-key")

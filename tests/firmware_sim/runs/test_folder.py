@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from firmware_sim.runs.processes import free_ports
 from tests.missions.bench import run
 
 SMALL_RING = ("ring", "--data", "digits", "--images", "60", "--nodes", "3", "--every", "4")
@@ -112,7 +112,8 @@ def test_a_link_to_a_device_is_no_cables(tmp_path: Path) -> None:
 
 def test_two_programs_do_not_record_into_one_file(tmp_path: Path) -> None:
     record, mission = tmp_path / "pass.sdml", tmp_path / "mission"
-    node = f"pi,port=udp://127.0.0.1:{free_port()},board-port=udp://127.0.0.1:{free_port()},data=digits"
+    here, there = free_ports(2)
+    node = f"pi,port=udp://127.0.0.1:{here},board-port=udp://127.0.0.1:{there},data=digits"
     run("groundstation", "init", str(mission), "--node", node)
     with running("groundstation", "serve", mission, "--record", record):
         until(record.exists)
@@ -145,9 +146,3 @@ def test_of_rolls_at_once_none_leaves_two_ends_with_different_keys(tmp_path: Pat
     ground = (tmp_path / "keys" / "pi.key").read_bytes()
     assert ground == (tmp_path / "boards" / "pi" / "node.key").read_bytes()
     assert ground.count(b"\n") == 1 + [process.returncode for process in rolls].count(0)
-
-
-def free_port() -> int:
-    with contextlib.closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -21,14 +21,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from firmware_sim.runs.processes import ProcessGroup
+from firmware_sim.runs.processes import ProcessGroup, free_ports
 from groundstation.cli import main
 from groundstation.config import load_mission
 from groundstation.daemon import _close
 from groundstation.station import Station
 from groundstation.store.store import Store, StoreBusy
 from tests.disks import remount, small_disk
-from tests.firmware_sim.runs.test_folder import free_port
 from tests.missions.bench import run
 
 
@@ -60,7 +59,7 @@ def ends_within(crew: ProcessGroup, name: str, within_s: float) -> int:
 def test_a_shell_that_holds_the_database_stops_no_link_and_no_end(tmp_path: Path) -> None:
     mission = tmp_path / "mission"
     images(tmp_path / "test.npz")
-    here, there = (f"127.0.0.1:{free_port()}" for _ in range(2))
+    here, there = (f"127.0.0.1:{port}" for port in free_ports(2))
     node = f"pi,port=udp://{there}?bind={here},board-port=udp://{here}?bind={there}"
     run("groundstation", "init", str(mission), "--node", node, "--data", f"npz:{tmp_path / 'test.npz'}")
     images(mission / "boards" / "pi" / "data.npz")
@@ -119,7 +118,7 @@ def test_every_link_is_closed_though_the_database_refuses(tmp_path: Path) -> Non
     nodes = [
         word
         for number in range(3)
-        for word in ("--node", f"b{number},port=udp://127.0.0.1:9?bind=127.0.0.1:{free_port()}")
+        for word in ("--node", f"b{number},port=udp://127.0.0.1:9?bind=127.0.0.1:{free_ports(1)[0]}")
     ]
     run("groundstation", "init", str(tmp_path), *nodes)
     mission = load_mission(tmp_path)

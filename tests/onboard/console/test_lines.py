@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from firmware_sim.runs.processes import free_ports
 from onboard.console.lines import Lines
 from onboard.data import loading
 from onboard.data.images import save
 from tests.disks import small_disk
-from tests.firmware_sim.runs.test_folder import free_port
 from tests.missions.bench import run
 
 EVENTS = """
@@ -210,7 +210,7 @@ def test_a_link_lives_on_while_nobody_reads_either_log(kind: str, tmp_path: Path
     images = loading.load("digits", part="train").take(range(40))
     x, y = images.x, images.y
     np.savez(tmp_path / "test.npz", x=x, y=y, x_test=x, y_test=y, classes=np.array(images.classes))
-    here, there = (f"127.0.0.1:{free_port()}" for _ in range(2))
+    here, there = (f"127.0.0.1:{port}" for port in free_ports(2))
     node = f"pi,port=udp://{there}?bind={here},board-port=udp://{here}?bind={there}"
     run("groundstation", "init", str(mission), "--node", node, "--data", f"npz:{tmp_path / 'test.npz'}")
     board = mission / "boards" / "pi"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-import socket
 from pathlib import Path
 
 import pytest
 
+from firmware_sim.runs.processes import free_ports
 from hw_profiles import load_link
 from onboard.link.ports.port import PortEvent, Way
 from onboard.link.ports.schemes import facts_of, opener
@@ -164,16 +164,12 @@ def board_names(host: str = "127.0.0.1") -> tuple[str, str]:
 
 
 def free(host: str = "127.0.0.1") -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    return free_ports(1, host)[0]
 
 
 def free_over_ipv6() -> int:
     """A UDP port that nobody has on ::1; skips the test on a machine without it."""
     try:
-        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
-            probe.bind(("::1", 0))
-            return int(probe.getsockname()[1])
+        return free_ports(1, "::1")[0]
     except OSError:
         pytest.skip("this machine has no ::1")

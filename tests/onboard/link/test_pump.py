@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from firmware_sim.runs.processes import free_ports
 from hw_profiles import Link, load_link
 from onboard.link.ports.port import BadUrl, PortEvent
 from onboard.link.ports.schemes import facts_of, open_port, opener
@@ -463,9 +464,7 @@ def test_what_a_stalled_device_did_not_take_in_a_contact_never_leaves(
 
 
 def test_over_udp_the_ground_learns_where_its_board_is(clock: Clock, tmp_path: Path) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        number = probe.getsockname()[1]
+    (number,) = free_ports(1)
     pumps = {
         "ground": pump(f"udp://?bind=127.0.0.1:{number}", tmp_path / "g", master=True, link=UDP),
         "board": pump(f"udp://127.0.0.1:{number}", tmp_path / "b", master=False, link=UDP),

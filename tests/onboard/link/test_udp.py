@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from firmware_sim.runs.processes import free_ports
 from hw_profiles import load_link
 from onboard.link.ports.port import BadUrl, PortLost
 from onboard.link.ports.schemes import open_port
@@ -19,9 +20,7 @@ LINK = dataclasses.replace(load_link("bench-udp"), mtu_bytes=1200)
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    return free_ports(1, host)[0]
 
 
 def udp(url: str) -> UdpPort:
