@@ -70,9 +70,9 @@ class MissionBench:
         )
         self.until(lambda: self.board_port.exists() and self.ground_port.exists())
 
-    def start_ground(self, *options: str) -> None:
-        """Starts the daemon; it ends with the mission."""
-        serve = ("serve", str(self.mission), "--exit-when-finished")
+    def start_ground(self, *options: str, ends: bool = True) -> None:
+        """Starts the daemon, which `ends` with the mission or goes on."""
+        serve = ("serve", str(self.mission), *(["--exit-when-finished"] if ends else []))
         self._start("ground", "groundstation", *serve, *options, *JSON)
 
     def start_board(self) -> None:

@@ -405,23 +405,22 @@ def test_a_user_commands_a_board_while_the_daemon_runs_and_both_are_killed(tmp_p
 
         on.run("groundstation", "command", mission, "pi", "ping", "--id", f"{1:016x}")
         assert [row["state"] for row in listed()] == ["queued"]
-        on.start_ground()
+        on.start_ground(ends=False)
         on.until(lambda: on.said("ground", "command-queued"))
         on.kill("ground")  # before there is a cable
         assert [row["state"] for row in listed()] == ["queued"]
         on.start_cable()
         on.start_board()
-        on.start_ground()
+        on.start_ground(ends=False)
         on.until(lambda: on.said("ground", "command-sent"))
         on.kill("board")
         on.kill("ground")
-        on.start_ground()
+        on.start_ground(ends=False)
         on.start_board()
         on.until(lambda: on.said("ground", "command-done", id=f"{1:016x}"))
         told = on.run("groundstation", "command", mission, "pi", "report", "--wait", "30").stdout
         assert re.fullmatch(
             r"[0-9a-f]{16} done: report for pi, \d+ s ago: state [a-z]+, .*uptime_s .*\n", told
         )
-        on.finish()
         assert [(row["name"], row["state"]) for row in listed()] == [("ping", "done"), ("report", "done")]
         assert len([said for said in on.said("board", "command") if said["name"] == "ping"]) == 1
