@@ -422,5 +422,6 @@ def test_a_user_commands_a_board_while_the_daemon_runs_and_both_are_killed(tmp_p
         assert re.fullmatch(
             r"[0-9a-f]{16} done: report for pi, \d+ s ago: state [a-z]+, .*uptime_s .*\n", told
         )
+        on.until(lambda: on.said("ground", "finished"))
         assert [(row["name"], row["state"]) for row in listed()] == [("ping", "done"), ("report", "done")]
         assert len([said for said in on.said("board", "command") if said["name"] == "ping"]) == 1

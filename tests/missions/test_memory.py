@@ -58,9 +58,8 @@ def test_a_budget_below_the_need_is_heard_of_and_the_agent_stays(memory_mb: int,
         assert on.said("ground", "board-failed")[0]["why"]
         assert on.crew.members["board"].process.poll() is None
         assert training_of(pid) is None
-        on.until(
-            lambda: "failed: " in on.run("groundstation", "status", str(on.mission)).stdout
-        )  # within 5 s
+        status = ("groundstation", "status", str(on.mission))
+        on.until(lambda: "failed: " in on.run(*status).stdout)  # within 5 s
         assert on.crew.members["board"].errors.read_text() == ""
 
 

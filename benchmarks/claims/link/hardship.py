@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from benchmarks.harness.lab import KEEP, LabError, init_mission, share_digits
 from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
 from firmware_sim.bench.faults import FAULTS
-from firmware_sim.runs.processes import ProcessGroup
+from firmware_sim.runs.processes import ProcessGroup, free_ports
 from firmware_sim.world.channel import SIDES
 
 ROUNDS, BOARDS = 2, ("one", "two")
@@ -270,7 +269,7 @@ def run_all(
 def _ends(folder: Path, board: str, link: str) -> dict[str, str]:
     """The two ports of a line, at which the cable is and the programs call."""
     if link == UDP:
-        return {side: f"udp://127.0.0.1:{_free_port()}" for side in SIDES}
+        return {side: f"udp://127.0.0.1:{port}" for side, port in zip(SIDES, free_ports(2), strict=True)}
     return {side: str(folder / "ports" / f"{board}.{side}") for side in SIDES}
 
 
@@ -278,9 +277,3 @@ def _text(event: dict[str, Any]) -> str:
     """An event for a reader."""
     fields = {key: value for key, value in event.items() if key not in ("at", "level", "from", "event")}
     return f"{event['event']} " + " ".join(f"{key}={json.dumps(value)}" for key, value in fields.items())
-
-
-def _free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -9,7 +9,6 @@ offer until the object is whole and stored; the busy share is a process's CPU ti
 from __future__ import annotations
 
 import json
-import socket
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -25,7 +24,7 @@ from benchmarks.harness.lab import LabError
 from benchmarks.harness.pair import LinkPair
 from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
-from firmware_sim.runs.processes import ProcessGroup
+from firmware_sim.runs.processes import ProcessGroup, free_ports
 from firmware_sim.world.channel import Channel
 from firmware_sim.world.disk import scratch
 from hw_profiles import Link, load_link
@@ -139,8 +138,11 @@ class _Lab:
             if case.link.bits_per_byte == 8:  # the link is not a UART, and a pty has no speed of its own
                 self._urls = {side: f"serial:{path}?baud=115200" for side, path in self._cable.items()}
         else:
-            near = {side: f"127.0.0.1:{_free_port()}" for side in SIDES}  # of the cable
-            far = {side: f"127.0.0.1:{_free_port()}" for side in SIDES}
+            # `near`: of the cable
+            near = {
+                side: f"127.0.0.1:{port}" for side, port in zip(SIDES, free_ports(2), strict=True)
+            }  # of the cable
+            far = {side: f"127.0.0.1:{port}" for side, port in zip(SIDES, free_ports(2), strict=True)}
             self._cable = {side: f"udp://{near[side]}?peer={far[side]}" for side in SIDES}
             self._urls = {side: f"udp://{near[side]}?bind={far[side]}" for side in SIDES}
 
@@ -196,9 +198,3 @@ def _toml(link: Link) -> str:
     lines += [f'{key} = {{ value = {json.dumps(value)}, source = "c: of this benchmark" }}'
               for key, value in values.items()]  # fmt: skip
     return "\n".join(lines) + "\n"
-
-
-def _free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -7,7 +7,6 @@ is undone after a while: killed it starts again, stopped it goes on. Nobody else
 from __future__ import annotations
 
 import signal
-import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from typing import Any
 
 from benchmarks.ends import stepped_clock
 from benchmarks.harness.lab import LabError, init_mission, share_digits
-from firmware_sim.runs.processes import ProcessGroup
+from firmware_sim.runs.processes import ProcessGroup, free_ports
 
 BOARDS = ("one", "two")
 GROUND = "ground"
@@ -94,7 +93,7 @@ class Besieged:
     def _ends(self, board: str, link: str) -> tuple[str, str]:
         """The ground's port and the board's; a serial one is an emulated cable's, which is laid here."""
         if link == UDP:
-            port = _free_port()
+            (port,) = free_ports(1)
             return f"udp://?bind=127.0.0.1:{port}", f"udp://127.0.0.1:{port}"
         ends = [self.folder / "ports" / f"{board}.{side}" for side in ("ground", "board")]
         self._crew.start(
@@ -245,9 +244,3 @@ class Besieged:
 
     def _member(self, program: BesiegedProgram) -> Any:
         return self._crew.members[self._member_name(program)]
-
-
-def _free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -20,7 +19,7 @@ from benchmarks.claims.resilience.harm import damaged
 from benchmarks.claims.resilience.naming import names
 from benchmarks.harness.lab import LabError
 from benchmarks.harness.progress import ProgressLine
-from firmware_sim.runs.processes import ProcessGroup
+from firmware_sim.runs.processes import ProcessGroup, free_ports
 from onboard.data import loading
 from onboard.data.images import Images, save
 from onboard.learn.gossip import topology
@@ -127,7 +126,7 @@ class Raid:
         """A mission of two boards: each program's folder and command."""
         mission, words = self.folder / "mission", ["--rounds", "2", "--deadline", "60"]
         for number in (1, 2):
-            port = f"port=udp://127.0.0.1:{_free_port()},link=bench-udp,cpu-share=1"
+            port = f"port=udp://127.0.0.1:{free_ports(1)[0]},link=bench-udp,cpu-share=1"
             words += ["--node", f"board-{number},{port},encrypt={str(self._encrypted).lower()}"]
         done = subprocess.run(
             [sys.executable, "-m", "groundstation", "init", str(mission), *words],
@@ -147,7 +146,8 @@ def _ring(folder: Path, encrypted: bool) -> dict[str, tuple[Path, list[str]]]:
     """Nodes that gossip: each program's folder and command."""
     edges = topology.ring(NODES)
     weights = topology.metropolis(edges)
-    ports = {(a, b): _free_port() for edge in edges for a, b in (edge, edge[::-1])}  # of a, towards b
+    ways = [way for edge in edges for way in (edge, edge[::-1])]
+    ports = dict(zip(ways, free_ports(len(ways)), strict=True))  # of a, towards b
     programs = {}
     for number, neighbours in weights.items():
         node = folder / f"node-{number}"
@@ -170,12 +170,6 @@ def _ring(folder: Path, encrypted: bool) -> dict[str, tuple[Path, list[str]]]:
 
 def _images(nth: int) -> Images:
     return loading.load("digits", part="train").take(np.arange(nth * IMAGES, (nth + 1) * IMAGES))
-
-
-def _free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def raids(count: int, seed: int, tell: ProgressLine) -> list[Raid]:

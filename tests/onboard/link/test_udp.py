@@ -10,17 +10,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from firmware_sim.runs.processes import free_ports
 from hw_profiles import load_link
 from onboard.link.ports.port import BadUrl, PortLost
 from onboard.link.ports.schemes import open_port
 from onboard.link.ports.udp import UdpPort
+from tests.onboard.link.lan import free
 
 LINK = dataclasses.replace(load_link("bench-udp"), mtu_bytes=1200)
-
-
-def free_port(host: str = "127.0.0.1") -> int:
-    return free_ports(1, host)[0]
 
 
 def udp(url: str) -> UdpPort:
@@ -41,7 +37,7 @@ def collect(port: UdpPort, count: int) -> list[bytes]:
 def ends(request: pytest.FixtureRequest) -> Iterator[tuple[UdpPort, UdpPort]]:
     host: str = request.param
     try:
-        ground, board = free_port(host.strip("[]")), free_port(host.strip("[]"))
+        ground, board = free(host.strip("[]")), free(host.strip("[]"))
     except OSError:
         pytest.skip(f"this machine has no {host}")
     a = udp(f"udp://{host}:{board}?bind={host}:{ground}")
@@ -93,7 +89,7 @@ def test_a_stranger_is_heard_and_never_spoken_to(ends: tuple[UdpPort, UdpPort]) 
 
 
 def test_a_peer_that_is_not_up_yet_is_no_error() -> None:
-    here, there = free_port(), free_port()
+    here, there = free(), free()
     a = udp(f"udp://127.0.0.1:{there}?bind=127.0.0.1:{here}")
     for _ in range(5):
         a.write(b"into the void")  # from the second on the kernel knows that nobody listens
@@ -156,7 +152,7 @@ def test_a_url_that_is_not_understood_is_one_line_that_names_it(url: str) -> Non
 
 
 def test_the_peer_is_at_the_address_of_the_url_until_it_is_heard_elsewhere() -> None:
-    ground = udp(f"udp://127.0.0.1:{free_port()}?bind=127.0.0.1:0")
+    ground = udp(f"udp://127.0.0.1:{free()}?bind=127.0.0.1:0")
     (named,), number = ground.places(), ground.local[1]
     board = udp(f"udp://127.0.0.1:{number}?bind=127.0.0.2:0")
     board.write(b"I have another lease")
@@ -186,7 +182,7 @@ def test_an_answer_goes_to_whoever_asked_and_changes_nothing() -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
 def test_a_peer_is_recalled_as_it_was_told(host: str) -> None:
     try:
-        number = free_port(host.strip("[]"))
+        number = free(host.strip("[]"))
     except OSError:
         pytest.skip(f"this machine has no {host}")
     port = udp(f"udp://?bind={host}:0")
