@@ -138,11 +138,9 @@ class _Lab:
             if case.link.bits_per_byte == 8:  # the link is not a UART, and a pty has no speed of its own
                 self._urls = {side: f"serial:{path}?baud=115200" for side, path in self._cable.items()}
         else:
-            # `near`: of the cable
-            near = {
-                side: f"127.0.0.1:{port}" for side, port in zip(SIDES, free_ports(2), strict=True)
-            }  # of the cable
-            far = {side: f"127.0.0.1:{port}" for side, port in zip(SIDES, free_ports(2), strict=True)}
+            hosts = [f"127.0.0.1:{port}" for port in free_ports(4)]
+            near = dict(zip(SIDES, hosts[:2], strict=True))  # of the cable
+            far = dict(zip(SIDES, hosts[2:], strict=True))
             self._cable = {side: f"udp://{near[side]}?peer={far[side]}" for side in SIDES}
             self._urls = {side: f"udp://{near[side]}?bind={far[side]}" for side in SIDES}
 
