@@ -201,6 +201,8 @@ class Pump:
             if is_bad:
                 port.distrust(frame)
             self._whereabouts.heard(port, origin, now)
+            if any(isinstance(event, Rekeyed) for event in heard):
+                break  # the frames behind it are under the new salt, in force once the application says so
         self._heard_from = self._share.free_at(now)
         self._is_deaf = self._heard_from > now
         self._events += self._share.over(now)

@@ -45,13 +45,14 @@ def pump(
     epoch: int = 1,
     link: Link = SERIAL,
     limit: int = MIB,
+    nonce: Callable[[int], bytes] | None = None,
 ) -> Pump:
-    """One end: node 0 is the ground and master, node 3 the board."""
+    """One end: node 0 is the ground and master, node 3 the board. With a `nonce` the two agree on a salt."""
     spool = Spool(folder, limit)
     session = Session(
         Identity(0 if master else 3, 3 if master else 0, primary=master),
         Medium(link, wire_bytes=facts_of(url).wire_bytes),
-        Security(KEY),
+        Security(KEY, nonce=nonce),
         SessionState(epoch=epoch, done=spool.finished()),
         now=now,
     )
@@ -132,6 +133,32 @@ def test_objects_cross_both_ways_and_are_stored_before_the_application_hears(
         pumps[name].close(clock.now)
         assert not pumps[name].is_open
         assert pumps[name].port_snapshot() == dataclasses.replace(port, open=False)
+
+
+def test_what_came_in_one_read_with_the_agreement_on_a_salt_is_taken(
+    cable: PtyCable, clock: Clock, tmp_path: Path
+) -> None:
+    """A busy ground reads the HELLO that brings the salt and the message behind it at once."""
+    ground = pump(str(cable.a), tmp_path / "ground", master=True, nonce=os.urandom)
+    ground.poll(clock.now)
+    os.read(cable.master_of_a(), 4096)  # its first HELLO is lost: the board does not listen yet
+    board = pump(str(cable.b), tmp_path / "board", master=False, nonce=os.urandom)
+    heard: list[bytes] = []
+    for turn in range(400):
+        clock.now += 0.01
+        for event in board.poll(clock.now):
+            if isinstance(event, Rekeyed):
+                board.session.rekey(event.salt)
+                board.session.send_message(b"health", clock.now)
+        time.sleep(0.001)
+        cable.carry()
+        if turn % 20 == 19:  # it has had other things to do for 0.2 s
+            for event in ground.poll(clock.now):
+                if isinstance(event, Rekeyed):
+                    ground.session.rekey(event.salt)
+                heard += [event.payload] if isinstance(event, Message) else []
+            cable.carry()
+    assert heard == [b"health"]
 
 
 def test_both_ends_killed_in_mid_transfer_send_little_again(
