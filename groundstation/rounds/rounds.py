@@ -183,6 +183,8 @@ class Rounds:
         else:
             asking = self.store.ask_once_more(self.number, node, self._wall())
             self._round.lost.discard(node)
+            # What it answers may equal, byte for byte, what the store has lost and the spool calls finished.
+            station.session.forget(*station.session.done)
             self._ask_round(node, asking)
         return True
 
