@@ -150,7 +150,6 @@ def test_what_came_in_one_read_with_the_agreement_on_a_salt_is_taken(
             if isinstance(event, Rekeyed):
                 board.session.rekey(event.salt)
                 board.session.send_message(b"health", clock.now)
-        time.sleep(0.001)
         cable.carry()
         if turn % 20 == 19:  # it has had other things to do for 0.2 s
             for event in ground.poll(clock.now):
