@@ -12,7 +12,7 @@ import numpy as np
 from onboard.codec.pack import pack
 from onboard.data.loading import load
 from onboard.learn.federated.local import LocalTraining
-from onboard.learn.graph import TrainGraph, initial
+from onboard.learn.graph import TrainGraph
 from onboard.learn.training import BoardTraining, Plan
 
 
@@ -20,7 +20,7 @@ def main() -> None:
     """Prints the loss of every epoch, and how small the update is."""
     graph = TrainGraph.load("lenet5")
     images = load("digits", part="train").take(np.arange(200))
-    weights = initial(graph.shapes, seed=7)  # every node draws the same from the mission's seed
+    weights = graph.initial(seed=7)  # every node draws the same from the mission's seed
     knobs = BoardTraining(epochs=2, pretrain_epochs=2, batch_size=20, bits_up=0.1, distortion=0.0)
     plan = Plan(training=knobs, seed=7, round=1, node=1)
     training = LocalTraining(graph, weights, weights, images.x, images.y, plan)

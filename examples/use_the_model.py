@@ -11,7 +11,7 @@ from pathlib import Path
 from onboard.codec.pack import unpack
 from onboard.data.loading import load
 from onboard.learn.federated.local import apply_delta
-from onboard.learn.graph import InferGraph, evaluate, initial, prepare
+from onboard.learn.graph import InferGraph, evaluate, prepare
 from onboard.mission.objects import decode_task
 
 
@@ -19,7 +19,7 @@ def main(path: Path) -> None:
     """Draws one digit that no board has seen, says what the model takes it for, and how often it is right."""
     task, packed = decode_task(path.read_bytes())
     graph = InferGraph.load(task.model)
-    weights = initial(graph.shapes, task.seed)  # what travels is the difference from these
+    weights = graph.initial(task.seed)  # what travels is the difference from these
     weights = apply_delta(weights, unpack(packed, graph.layout).reconstruct())
     images = load("digits", part="test")
     for row in images.x[0, 0, ::2]:

@@ -29,6 +29,7 @@ from onboard.config import (
 from onboard.console.toml import ConfigError, read
 from onboard.learn.federated.clipping import Bounds
 from onboard.learn.federated.rounds import RULES
+from onboard.learn.networks import resolved
 from onboard.learn.training import Training as TrainSection
 
 MISSION_FILE = "mission.toml"
@@ -87,10 +88,6 @@ class MissionSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """Seed of the first weights (both ends draw them), the choice of boards, and the order of images."""
 
     def __post_init__(self) -> None:
-        if self.model.endswith(".onnx"):
-            raise ValueError(
-                "model: must be the name of a shipped model: a file cannot be sent to boards yet"
-            )
         check_classes(self.classes)
         if self.rule not in RULES:
             raise ValueError(f"rule: must be one of {', '.join(RULES)}")
@@ -183,6 +180,7 @@ class Mission(msgspec.Struct, frozen=True, kw_only=True):
     nodes: tuple[Node, ...]
     select: int
     quorum: int
+    model: str
     data_source: str
     data_folder: Path | None
 
@@ -224,6 +222,6 @@ def load_mission(folder: Path) -> Mission:
         nodes.append(end)
     return Mission(
         path=path, folder=base, rules=rules, train=file.train, nodes=tuple(nodes), select=file.select,
-        quorum=file.quorum, data_source=relative_source(rules.data, base),
+        quorum=file.quorum, model=resolved(rules.model, base), data_source=relative_source(rules.data, base),
         data_folder=base / rules.data_folder if rules.data_folder else None,
     )  # fmt: skip

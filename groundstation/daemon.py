@@ -45,7 +45,7 @@ def serve(
     Raises ConfigError, BadKey, GraphError, DataError, StoreError before anything is sent, and BlockingIOError
     where another daemon serves the same folder."""
     with sole_user(mission.folder):
-        train, infer = TrainGraph.load(mission.rules.model), InferGraph.load(mission.rules.model)
+        train, infer = TrainGraph.load(mission.model), InferGraph.load(mission.model)
         seen, test = mission_data.load(mission.data_source, train, mission.data_folder, mission.rules.classes)
         seen.tell()
         tell_exposures(mission.nodes, mission.database)

@@ -78,7 +78,7 @@ def sample(folder: Path, name: str, source: str | None, data_dir: Path | None, i
         raise DataError(f"{place}: is there already, and is not replaced")
     source, data_dir = source or mission.data_source, data_dir or mission.data_folder
     check_source(source)
-    shape = TrainGraph.load(mission.rules.model).input_shape
+    shape = TrainGraph.load(mission.model).input_shape
     found = loading.survey(source, shape, folder=data_dir, names=mission.rules.classes)
     if len(found) < boards:
         raise DataError(f"{source}: {len(found)} images are too few for {boards} boards")

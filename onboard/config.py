@@ -14,6 +14,7 @@ from hw_profiles import Board, Link, load_board, load_link
 from onboard.console.extras import unusable
 from onboard.console.toml import ConfigError, read
 from onboard.data.inspection import Levels, Shard
+from onboard.learn.networks import resolved
 from onboard.learn.training import Recipe
 from onboard.link.ports.port import BadUrl
 from onboard.link.ports.schemes import facts_of
@@ -83,7 +84,8 @@ class GossipSection(Recipe, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     `model`, `seed` or `sparsity` differ is refused by its neighbours (`exchange-refused`)."""
 
     model: Text = "lenet5"
-    """Name of a shipped model, or the path of an .onnx training graph."""
+    """Name of a shipped network, or the folder of another one (`groundstation export`), seen from this
+    file."""
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
     """Seed of the first weights, of the masks, and of the order of images."""
     sparsity: Annotated[float, Meta(ge=2**-16, le=1)] = 0.1
@@ -281,9 +283,9 @@ def load_own(path: Path, *, port: str | None = None) -> NodeConfig | GossipConfi
         ground = ground if port is None else msgspec.structs.replace(ground, port=port)
         return NodeConfig(**_own(path, file), ground=ground)
     assert file.gossip is not None, "the file's own check"
-    model = file.gossip.model
-    model = str(base / model) if model.endswith(".onnx") else model
-    return GossipConfig(**_own(path, file), gossip=file.gossip, model=model, neighbours=ends)
+    return GossipConfig(
+        **_own(path, file), gossip=file.gossip, model=resolved(file.gossip.model, base), neighbours=ends
+    )
 
 
 def _end(path: Path, table: str, link: LinkSection, key: str) -> LinkEnd:

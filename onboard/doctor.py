@@ -21,7 +21,7 @@ from onboard.board.budget import AGENT_BYTES
 from onboard.config import GossipConfig, LinkEnd, NodeConfig, OwnConfig, ends_of
 from onboard.console.toml import ConfigError
 from onboard.learn.graph import GraphError, TrainGraph
-from onboard.learn.networks import NETWORKS
+from onboard.learn.networks import Network, shipped
 from onboard.learn.training import BoardTraining
 from onboard.link.ports.schemes import facts_of, open_port
 from onboard.mission.health import Failure
@@ -107,7 +107,7 @@ def _contacts(node: int, end: LinkEnd) -> str:
 
 
 def _model(config: NodeConfig | GossipConfig) -> str:
-    names = [config.model] if isinstance(config, GossipConfig) else NETWORKS
+    names = [config.model] if isinstance(config, GossipConfig) else shipped()
     try:
         graphs = [TrainGraph.load(name) for name in names]
     except GraphError as error:
@@ -122,8 +122,9 @@ def _data(config: NodeConfig | GossipConfig) -> str:
         classes = TrainGraph.load(config.model).classes
     else:
         shape = config.shard.shape
-        if not (fitting := [each.classes for each in NETWORKS.values() if each.input_shape == shape]):
-            takes = ", ".join(f"{name} {each.input_shape}" for name, each in NETWORKS.items())
+        networks = [Network.load(name) for name in shipped()]
+        if not (fitting := [each.file.outputs for each in networks if each.input_shape == shape]):
+            takes = ", ".join(f"{each.name} {each.input_shape}" for each in networks)
             raise ValueError(f"no model takes images of {shape}; there are {takes}")
         classes = max(fitting)
     return config.shard.inspect(classes).line()
@@ -142,9 +143,9 @@ def _memory(config: NodeConfig | GossipConfig) -> str:
 
 def _fitting(config: OwnConfig) -> list[TrainGraph]:
     if isinstance(config, GossipConfig):
-        return [TrainGraph.load(config.model)] if not config.model.endswith(".onnx") else []
-    fitting = (name for name, each in NETWORKS.items() if each.input_shape == config.shard.shape)
-    return [TrainGraph.load(name) for name in fitting]
+        return [TrainGraph.load(config.model)]
+    networks = [Network.load(name) for name in shipped()]
+    return [TrainGraph.load(each) for each in networks if each.input_shape == config.shard.shape]
 
 
 def _tried(config: OwnConfig, graph: TrainGraph) -> str:

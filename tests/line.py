@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-import onboard.learn.graph
+import onboard.learn.networks
 from groundstation.models import pieces
+from groundstation.models.folder import write_network
 from groundstation.models.pieces import node
-from onboard.learn.networks import NETWORKS, Network
+from onboard.learn.networks import INFER, TRAIN, NetworkFile
 
-NETWORK = Network((1, 28, 28), 10)
+ABOUT = NetworkFile(name="line", task="classify", input=(1, 28, 28), outputs=10, forward_macs=7840, files={})
 SHAPES = {"weight": (10, 784), "bias": (10,)}
 FORWARD = [
     node("Flatten", ["x"], ["pixels"]),
@@ -23,16 +24,19 @@ BACKWARD = [
 ]
 
 
-def write_graphs(folder: Path) -> None:
-    """line.train.onnx and line.infer.onnx."""
-    plan = pieces.GraphPlan("line", SHAPES, NETWORK, forward_macs=7840)
-    train = pieces.train_model(plan, [*FORWARD, *pieces.loss(), *BACKWARD])
-    for use, built in (("train", train), ("infer", pieces.infer_model(plan, FORWARD))):
-        (folder / f"line.{use}.onnx").write_bytes(built.SerializeToString(deterministic=True))
+def write_line(folder: Path) -> None:
+    """Writes the network's folder."""
+    plan = pieces.GraphPlan("line", SHAPES, ABOUT.input, ABOUT.outputs, ABOUT.forward_macs)
+    built = {
+        TRAIN: pieces.train_model(plan, [*FORWARD, *pieces.loss(), *BACKWARD]),
+        INFER: pieces.infer_model(plan, FORWARD),
+    }
+    write_network(
+        folder, ABOUT, {name: model.SerializeToString(deterministic=True) for name, model in built.items()}
+    )
 
 
 def ship(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For this test `line` is the one network that there is, with its row and its graphs."""
-    write_graphs(folder)
-    monkeypatch.setattr(onboard.learn.graph, "SHIPPED", folder)
-    monkeypatch.setitem(NETWORKS, "line", NETWORK)
+    """For this test `line` is the one network that there is."""
+    write_line(folder / "line")
+    monkeypatch.setattr(onboard.learn.networks, "SHIPPED", folder)

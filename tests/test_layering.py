@@ -25,7 +25,7 @@ IMPURE = {
     "tempfile", "threading", "time", "urllib",
 }  # fmt: skip
 # It loads the graph that it runs, and turns onnxruntime's telemetry off, which is an environment variable.
-READS_A_FILE = {"onboard/learn/graph.py": {"os", "pathlib"}}
+READS_A_FILE = {"onboard/learn/graph.py": {"os", "pathlib"}, "onboard/learn/networks.py": {"pathlib"}}
 GROUND_ONLY = (
     "torch", "onnx", "rich", "starlette", "sklearn", "matplotlib", "PIL", "groundstation", "firmware_sim",
 )  # fmt: skip

@@ -54,7 +54,7 @@ from onboard.data.images import Images, save
 from onboard.learn.federated.local import apply_delta
 from onboard.learn.gossip import topology
 from onboard.learn.gossip.algorithms import AlgorithmKind
-from onboard.learn.graph import InferGraph, TrainGraph, evaluate, initial
+from onboard.learn.graph import InferGraph, TrainGraph, evaluate
 from onboard.mission.objects import decode_task
 from onboard.storage.keys import save_key
 
@@ -222,7 +222,7 @@ def _judged(train: TrainGraph, deployed: bytes) -> float:
     if not deployed:
         return 0.0
     task, weights = decode_task(deployed)
-    start = initial(train.shapes, task.seed)
+    start = train.initial(task.seed)
     return _accuracy(apply_delta(start, unpack(weights, train.layout).reconstruct()))
 
 

@@ -121,7 +121,7 @@ class Fleet:
         self.packed = b""  # the model after the last finished round
         self._train, self._infer, self._test = train, infer, test
         terms = MissionTerms(
-            id=digest_of("mission", settings.seed)[:8], model=settings.model, seed=settings.seed,
+            id=digest_of("mission", settings.seed)[:8], seed=settings.seed,
             deadline_s=settings.deadline_s, training=settings.training,
         )  # fmt: skip
         self._server = Server(terms, train, staleness=settings.staleness)
@@ -338,7 +338,7 @@ class Fleet:
             device.leave()
 
     def _graph(self, name: str) -> TrainGraph:
-        return self._train if name == self.settings.model else TrainGraph.load(name)
+        return self._train if name == self._train.name else TrainGraph.load(name)
 
     def _done(self, this: Round) -> float:
         training = sum(

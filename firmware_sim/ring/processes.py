@@ -36,7 +36,7 @@ from onboard.codec.layout import Floats, flat
 from onboard.config import GROUND
 from onboard.data.images import Images, save
 from onboard.learn.gossip import topology
-from onboard.learn.graph import InferGraph, TrainGraph, initial
+from onboard.learn.graph import InferGraph, TrainGraph
 from onboard.storage.keys import new_key, save_key
 
 MARK, NODES, LOGS, STATION, PLAN = "ring-processes.json", "nodes", "logs", "ground", "contacts.toml"
@@ -67,7 +67,7 @@ class ProcessRun:
         self._told: dict[tuple[int, int], dict[str, Any]] = {}  # reports by epoch and node
         self._killed = set[str]()
         self._living = {f"node-{node}": node for node in range(1, settings.nodes + 1)}
-        self._first = flat(train.layout, initial(train.shapes, settings.seed))
+        self._first = flat(train.layout, train.initial(settings.seed))
         self._ground: Mapping[str, Any] = {}  # the ground's latest status
         (out / FILES.results).write_bytes(b"")
 

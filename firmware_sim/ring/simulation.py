@@ -51,7 +51,7 @@ from onboard.data.images import Images
 from onboard.data.inspection import Shard
 from onboard.learn.gossip import topology
 from onboard.learn.gossip.descent import Descent
-from onboard.learn.graph import InferGraph, TrainGraph, initial
+from onboard.learn.graph import InferGraph, TrainGraph
 from onboard.runtime.gossip import begin_again, linked, setup_of
 from onboard.storage.files import write_durably
 from onboard.storage.keys import save_key
@@ -194,7 +194,7 @@ class Ring:
         if len(shares) != settings.nodes:
             raise RunError(f"{settings.nodes} nodes, {len(shares)} shares of images")
         self._shares, self._graph, self._folder = shares, train, folder
-        self._start = initial(train.shapes, settings.seed)
+        self._start = train.initial(settings.seed)
         self.totals = RingTotals()
         with suppress(FileNotFoundError):
             self.totals = msgspec.json.decode((folder / TOTALS).read_bytes(), type=RingTotals)

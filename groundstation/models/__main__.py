@@ -11,19 +11,20 @@ A ReLU has no gradient at 0. A unit that rounding moves across this kink changes
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
-import onnx
 
 from groundstation.models import lenet5, resnet20
-from onboard.learn.graph import SHIPPED, InferGraph, Parameters, TrainGraph, initial
+from groundstation.models.folder import write_network
+from onboard.learn.graph import InferGraph, Parameters, TrainGraph, initial
+from onboard.learn.networks import INFER, SHIPPED, TRAIN, NetworkFile, PartName
 
 BUILDERS = {"lenet5": lenet5, "lenet5-rgb": lenet5, "resnet20": resnet20, "resnet20-64": resnet20}
-"""The module that builds the graphs of each row of `NETWORKS`."""
+"""The module that builds the graphs of each network that ships."""
 BATCHES = {"resnet20": (1, 2, 3), "resnet20-64": (1, 2)}
 """Batch sizes whose gradients are checked, where not BATCH_SIZES: with more images, a unit is at its kink."""
 TOLERANCE = 1e-5  # of a tensor's largest value; another order of float32 summation gives about 3e-6
@@ -40,7 +41,7 @@ class ExportError(click.ClickException):
 
 
 @click.command(
-    help="Rebuild the graphs of every model. Example: python -m groundstation.models --out onboard/graphs"
+    help="Rebuild every network that ships. Example: python -m groundstation.models --out onboard/models"
 )
 @click.option(
     "--out", type=click.Path(path_type=Path), default=SHIPPED, help="Folder to write into.", show_default=True
@@ -48,35 +49,39 @@ class ExportError(click.ClickException):
 def main(out: Path) -> None:
     """Builds, checks and writes each model; exits with 1 where a gradient is not autograd's."""
     for name, network in BUILDERS.items():
-        train, infer = network.train_graph(name), network.infer_graph(name)
-        error = write(out, name, train, infer, network.reference, BATCHES.get(name, BATCH_SIZES))
+        plan = network.plan(name)
+        about = NetworkFile(
+            name=name, task="classify", input=plan.input_shape, outputs=plan.classes,
+            forward_macs=plan.forward_macs, files={},
+        )  # fmt: skip
+        parts: dict[PartName, bytes] = {
+            TRAIN: network.train_graph(name).SerializeToString(deterministic=True),
+            INFER: network.infer_graph(name).SerializeToString(deterministic=True),
+        }
+        error = write(out / name, about, parts, network.reference, BATCHES.get(name, BATCH_SIZES))
         click.echo(f"{name}: largest gradient error {error:.1e} of the largest gradient")
 
 
 def write(
-    folder: Path, name: str, train: onnx.ModelProto, infer: onnx.ModelProto, reference: Reference,
+    folder: Path, about: NetworkFile, parts: Mapping[PartName, bytes], reference: Reference,
     batch_sizes: Sequence[int] = BATCH_SIZES,
 ) -> float:  # fmt: skip
-    """Checks both graphs, then writes `NAME.train.onnx` and `NAME.infer.onnx` into `folder`. Returns the
-    largest error. Raises ExportError, and leaves the folder as it was, if that is above `TOLERANCE`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        built = {use: Path(scratch) / f"{name}.{use}.onnx" for use in ("train", "infer")}
-        for path, model in zip(built.values(), (train, infer), strict=True):
-            path.write_bytes(model.SerializeToString(deterministic=True))
-        ours, answers = TrainGraph.load(built["train"]), InferGraph.load(built["infer"])
-        if ours.shapes != answers.shapes or ours.input_shape != answers.input_shape:
-            raise ExportError(f"{ours.name}: the train and infer graphs take different parameters or images")
-        worst = 0.0
-        for batch in batch_sizes:
-            for what, error in disagreement(ours, answers, reference, batch, seed=batch).items():
-                if not error <= TOLERANCE:  # so that NaN fails too
-                    raise ExportError(
-                        f"{ours.name}: {what} is off by {error:.1e} at batch {batch}; limit {TOLERANCE}"
-                    )
-                worst = max(worst, error)
-        for path in built.values():
-            path.replace(folder / path.name)
+    """Checks both graphs, then writes the network's folder. Returns the largest error. Raises ExportError,
+    and leaves the folder as it was, if that is above `TOLERANCE`."""
+    with tempfile.TemporaryDirectory() as scratch:
+        write_network(Path(scratch), about, parts)
+        ours, answers = TrainGraph.load(Path(scratch)), InferGraph.load(Path(scratch))
+    if ours.shapes != answers.shapes:
+        raise ExportError(f"{about.name}: the train and infer graphs take different parameters")
+    worst = 0.0
+    for batch in batch_sizes:
+        for what, error in disagreement(ours, answers, reference, batch, seed=batch).items():
+            if not error <= TOLERANCE:  # so that NaN fails too
+                raise ExportError(
+                    f"{about.name}: {what} is off by {error:.1e} at batch {batch}; limit {TOLERANCE}"
+                )
+            worst = max(worst, error)
+    write_network(folder, about, parts)
     return worst
 
 
@@ -105,7 +110,10 @@ def disagreement(
     expected = _autograd(reference, parameters, train.buffers, x, y)
     loss, gradients, buffers = train.step(parameters, x, y)
     ours = {"loss": np.array(loss), "logits": infer.logits(parameters, x), **gradients, **buffers}
-    return {what: _relative(ours[what], value) for what, value in expected.items()}
+    # A bias before a normalization has no gradient but rounding, which is measured against the others'.
+    largest = max(float(np.abs(expected[name]).max()) for name in gradients)
+    floors = dict.fromkeys(gradients, 0.001 * largest)
+    return {what: _relative(ours[what], value, floors.get(what, 0.0)) for what, value in expected.items()}
 
 
 def _autograd(
@@ -148,10 +156,10 @@ def _doubles(parameters: Parameters, x: Any) -> tuple[dict[str, Any], Any]:
     return tensors, torch.from_numpy(x).double()
 
 
-def _relative(ours: Any, expected: Any) -> float:
+def _relative(ours: Any, expected: Any, floor: float) -> float:
     if ours.shape != expected.shape:
         return float("inf")
-    scale = float(np.abs(expected).max())
+    scale = max(float(np.abs(expected).max()), floor)
     return float(np.abs(ours - expected).max()) / max(scale, float(np.finfo(np.float32).tiny))
 
 

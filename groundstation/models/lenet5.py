@@ -22,25 +22,27 @@ import onnx
 
 from groundstation.models import pieces
 from groundstation.models.pieces import backward_dense, backward_relu, dense, node
-from onboard.learn.networks import NETWORKS
+
+CLASSES = 10
+IMAGES = {"lenet5": (1, 28, 28), "lenet5-rgb": (3, 28, 28)}
 
 
-def _plan(name: str) -> pieces.GraphPlan:
-    network = NETWORKS[name]
+def plan(name: str) -> pieces.GraphPlan:
+    """Returns what both graphs of the network of this name share."""
     shapes = {
-        "conv1.weight": (20, network.input_shape[0], 5, 5),
+        "conv1.weight": (20, IMAGES[name][0], 5, 5),
         "conv1.bias": (20,),
         "conv2.weight": (50, 20, 5, 5),
         "conv2.bias": (50,),
         "fc1.weight": (500, 800),  # 800 = 50 channels of 4x4, what is left of 28x28
         "fc1.bias": (500,),
-        "fc2.weight": (network.classes, 500),
-        "fc2.bias": (network.classes,),
+        "fc2.weight": (CLASSES, 500),
+        "fc2.bias": (CLASSES,),
     }
     # Each weight multiplies once per position.
     places = {"conv1.weight": 24 * 24, "conv2.weight": 8 * 8, "fc1.weight": 1, "fc2.weight": 1}
     macs = sum(math.prod(shapes[name]) * times for name, times in places.items())
-    return pieces.GraphPlan(name, shapes, network, macs)
+    return pieces.GraphPlan(name, shapes, IMAGES[name], CLASSES, macs)
 
 
 def train_graph(name: str) -> onnx.ModelProto:
@@ -57,11 +59,11 @@ def train_graph(name: str) -> onnx.ModelProto:
         node("ConvTranspose", ["d.conv2", "conv2.weight"], ["d.act1"]),
         *_backward_block(1, "x"),
     ]
-    return pieces.train_model(_plan(name), nodes)
+    return pieces.train_model(plan(name), nodes)
 
 
 def infer_graph(name: str) -> onnx.ModelProto:
-    return pieces.infer_model(_plan(name), _forward(indices=False))
+    return pieces.infer_model(plan(name), _forward(indices=False))
 
 
 def reference(parameters: Mapping[str, Any], x: Any, *, training: bool) -> Any:

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 import onnx
 from onnx import TensorProto, helper
 
-from onboard.learn.networks import Network
-
 OPSET = 17
 IR_VERSION = 8
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
@@ -35,7 +33,8 @@ class GraphPlan:
 
     name: str
     shapes: Mapping[str, tuple[int, ...]]
-    network: Network
+    input_shape: tuple[int, int, int]
+    classes: int
     forward_macs: int
     buffers: Sequence[str] = ()
 
@@ -49,19 +48,19 @@ def train_model(plan: GraphPlan, nodes: list[onnx.NodeProto], constants: Constan
     ]
     outputs += [VALUE(f"next.{key}", FLOAT, plan.shapes[key]) for key in plan.buffers]
     shared = [
-        helper.make_tensor("classes", INT64, [], [plan.network.classes]),
+        helper.make_tensor("classes", INT64, [], [plan.classes]),
         helper.make_tensor("off_on", FLOAT, [2], [0.0, 1.0]),
         *integers({"over_batch": [0], "over_batch_and_place": [0, 2, 3]}),
     ]
     inputs = [*_inputs(plan), VALUE("y", INT64, ["N"])]
     graph = helper.make_graph(nodes, f"{plan.name}.train", inputs, outputs, [*shared, *constants])
-    return _model(plan, graph)
+    return _model(graph)
 
 
 def infer_model(plan: GraphPlan, nodes: list[onnx.NodeProto], constants: Constants = ()) -> onnx.ModelProto:
     """Returns a checked model: parameters and statistics, x float32 (N, C, H, W) -> logits (N, classes)."""
-    outputs = [VALUE("logits", FLOAT, ["N", plan.network.classes])]
-    return _model(plan, helper.make_graph(nodes, f"{plan.name}.infer", _inputs(plan), outputs, [*constants]))
+    outputs = [VALUE("logits", FLOAT, ["N", plan.classes])]
+    return _model(helper.make_graph(nodes, f"{plan.name}.infer", _inputs(plan), outputs, [*constants]))
 
 
 def integers(constants: Mapping[str, Sequence[int]]) -> list[onnx.TensorProto]:
@@ -104,16 +103,13 @@ def backward_dense(x: str, layer: str, gradient: str, result: str) -> list[onnx.
 
 def _inputs(plan: GraphPlan) -> list[onnx.ValueInfoProto]:
     taken = [VALUE(name, FLOAT, shape) for name, shape in plan.shapes.items()]
-    return [*taken, VALUE("x", FLOAT, ["N", *plan.network.input_shape])]
+    return [*taken, VALUE("x", FLOAT, ["N", *plan.input_shape])]
 
 
-def _model(plan: GraphPlan, graph: onnx.GraphProto) -> onnx.ModelProto:
-    """Adds the metadata that a board cannot read off a graph's inputs and outputs."""
+def _model(graph: onnx.GraphProto) -> onnx.ModelProto:
     opset = helper.make_opsetid("", OPSET)
     built = helper.make_model(
         graph, ir_version=IR_VERSION, opset_imports=[opset], producer_name="spacedml-edge"
     )
-    facts = {"classes": str(plan.network.classes), "forward_macs": str(plan.forward_macs)}
-    helper.set_model_props(built, facts)
     onnx.checker.check_model(built, full_check=True)
     return built

@@ -28,8 +28,9 @@ from onnx import helper
 
 from groundstation.models import pieces
 from groundstation.models.pieces import FLOAT, backward_dense, backward_relu, dense, node
-from onboard.learn.networks import NETWORKS
 
+CLASSES = 10
+IMAGES = {"resnet20": (3, 32, 32), "resnet20-64": (3, 64, 64)}
 CHANNELS = (16, 32, 64)
 BLOCKS = 3  # n per stage, for 6 n + 2 layers
 EPSILON, MOMENTUM = 1e-5, 0.1  # torch's defaults
@@ -77,27 +78,28 @@ def units(side: int) -> tuple[Unit, tuple[Block, ...]]:
 
 
 def train_graph(name: str) -> onnx.ModelProto:
-    stem, blocks = units(NETWORKS[name].input_shape[1])
+    stem, blocks = units(IMAGES[name][1])
     nodes = [*_forward(stem, blocks, training=True), *pieces.loss(), *_backward(stem, blocks)]
-    return pieces.train_model(_plan(name), nodes, _constants(stem, blocks, training=True))
+    return pieces.train_model(plan(name), nodes, _constants(stem, blocks, training=True))
 
 
 def infer_graph(name: str) -> onnx.ModelProto:
-    stem, blocks = units(NETWORKS[name].input_shape[1])
+    stem, blocks = units(IMAGES[name][1])
     nodes = [*_forward(stem, blocks, training=False)]
-    return pieces.infer_model(_plan(name), nodes, _constants(stem, blocks, training=False))
+    return pieces.infer_model(plan(name), nodes, _constants(stem, blocks, training=False))
 
 
-def _plan(name: str) -> pieces.GraphPlan:
-    network, shapes, macs = NETWORKS[name], dict[str, tuple[int, ...]](), 0
-    for unit in _all(network.input_shape[1]):
+def plan(name: str) -> pieces.GraphPlan:
+    """Returns what both graphs of the network of this name share."""
+    shapes, macs = dict[str, tuple[int, ...]](), 0
+    for unit in _all(IMAGES[name][1]):
         shapes[f"{unit.conv}.weight"] = (unit.channels, unit.channels_in, 3, 3)
         macs += 9 * unit.channels_in * unit.channels * unit.side_out**2
         for of_norm in ("weight", "bias", "running_mean", "running_var"):
             shapes[f"{unit.norm}.{of_norm}"] = (unit.channels,)
-    shapes |= {"fc.weight": (network.classes, CHANNELS[-1]), "fc.bias": (network.classes,)}
+    shapes |= {"fc.weight": (CLASSES, CHANNELS[-1]), "fc.bias": (CLASSES,)}
     buffers = [name for name in shapes if name.rpartition(".")[2].startswith("running_")]
-    return pieces.GraphPlan(name, shapes, network, macs + network.classes * CHANNELS[-1], buffers)
+    return pieces.GraphPlan(name, shapes, IMAGES[name], CLASSES, macs + CLASSES * CHANNELS[-1], buffers)
 
 
 def reference(parameters: Mapping[str, Any], x: Any, *, training: bool) -> Any:

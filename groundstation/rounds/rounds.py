@@ -47,7 +47,7 @@ class Rounds:
         rules, begun = mission.rules, store.mission()
         assert begun is not None, "no mission was begun"
         terms = MissionTerms(
-            id=begun["id"], model=rules.model, seed=rules.seed, deadline_s=rules.deadline_s,
+            id=begun["id"], seed=rules.seed, deadline_s=rules.deadline_s,
             training=mission.train, classes=test.classes,
         )  # fmt: skip
         self._server = Server(terms, train, staleness=rules.staleness, bounds=rules.bounds, rule=rules.rule)

@@ -1,13 +1,12 @@
-"""Runs a model's two graphs: a loss with its gradients, or logits, from parameters that stay outside.
+"""Runs a network's two graphs: a loss with its gradients, or logits, from parameters that stay outside.
 
 A graph is a file of a few kB (see `groundstation/models`). Parameters, a `dict` of float32 arrays, go in with
-every call, so one loaded graph serves any number of models. Images are float32 (N, C, H, W) in 0..1, labels
-int64 (N). An agent that loads no graph never pays the 20 MB of onnxruntime."""
+every call, so one loaded graph serves any number of models. Frozen ones are the network's own. Images are
+float32 (N, C, H, W) in 0..1, labels int64 (N). An agent that loads no graph never pays the 20 MB of
+onnxruntime."""
 
 from __future__ import annotations
 
-import difflib
-import hashlib
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,15 +20,13 @@ from numpy.typing import NDArray
 
 from onboard.codec.layout import Floats, Layout, flat, layout
 from onboard.console.extras import unusable
-from onboard.learn.networks import NETWORKS
+from onboard.learn.networks import INFER, PARAMETERS, TRAIN, Network, NetworkError, PartName
 
 Labels = NDArray[np.int64]
 Parameters = Mapping[str, Floats]
 Shape = tuple[int, ...]
 G = TypeVar("G", bound="Graph")
 
-SHIPPED = Path(__file__).resolve().parent.parent / "graphs"
-DIGEST_BYTES = 8  # BLAKE2s-64 of the train graph's file, as a task names it on the link
 CPU = "CPUExecutionProvider"
 
 
@@ -39,58 +36,72 @@ class GraphError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """One loaded file: what it takes, and the session that runs it."""
+    """One loaded graph: what it takes, and the session that runs it."""
 
-    use: ClassVar[str]
+    part: ClassVar[PartName]
 
-    name: str
-    digest: bytes  # DIGEST_BYTES of the file
-    shapes: Mapping[str, Shape]  # parameters in the graph's order
-    input_shape: tuple[int, int, int]  # C, H, W
-    classes: int
-    forward_macs: int  # multiply-adds of one image's forward pass
+    network: Network
+    shapes: Mapping[str, Shape]  # parameters that learn and running statistics, in the graph's order
+    own: Mapping[str, Floats] = field(repr=False)  # the network's first weights, empty if it brings none
+    takes_seed: bool  # whether it draws, as dropout does
     session: Any = field(repr=False)
 
     @classmethod
-    def load(cls: type[G], name_or_path: str | Path, providers: Sequence[str] = (CPU,)) -> G:
-        """Loads the graph shipped under this name, or in this `.onnx` file, with those of onnxruntime's
+    def load(cls: type[G], source: str | Path | Network, providers: Sequence[str] = (CPU,)) -> G:
+        """Loads the graph of a shipped network or of the one in a folder, with those of onnxruntime's
         `providers`, in order of preference, that this machine has. Raises GraphError."""
-        path = graph_path(name_or_path, cls.use)
         try:
-            raw = path.read_bytes()
-        except OSError as error:
-            raise GraphError(f"{path}: {error.strerror}") from None
+            network = source if isinstance(source, Network) else Network.load(source)
+            raw, own = network.part(cls.part), network.parameters()
+        except NetworkError as error:
+            raise GraphError(str(error)) from None
+        path = network.folder / cls.part
         session = _session(path, raw, providers)
         inputs = {each.name: (each.type, tuple(each.shape)) for each in session.get_inputs()}
         image = inputs.pop("x", None)
-        label = inputs.pop("y", None)
-        if image is None or (label is None) == (cls.use == "train"):
-            raise GraphError(f"{path}: is no {cls.use} graph")
-        if len(image[1]) != 4 or not _fixed(image[0], image[1][1:]):
+        label, seed = inputs.pop("y", None), inputs.pop("seed", None)
+        if image is None or (label is None) == (cls.part == TRAIN):
+            raise GraphError(f"{path}: is no {cls.part.removesuffix('.onnx')} graph")
+        if image[0] != "tensor(float)" or image[1][1:] != network.input_shape:
             raise GraphError(
-                f"{path}: x is {image[0]} {image[1]}, needs float (N, C, H, W) with C, H, W fixed"
+                f"{path}: x is {image[0]} {image[1]}, needs float (N, C, H, W) of {network.input_shape}"
             )
         for name, (kind, shape) in inputs.items():
             if not _fixed(kind, shape):
                 raise GraphError(f"{path}: parameter {name} is {kind} {shape}, needs float of a fixed shape")
-        facts = session.get_modelmeta().custom_metadata_map
-        try:
-            classes, forward_macs = int(facts["classes"]), int(facts["forward_macs"])
-        except (KeyError, ValueError):
-            raise GraphError(f"{path}: its facts are {facts}, needs whole classes and forward_macs") from None
+            if own and (name not in own or own[name].shape != shape):
+                raise GraphError(f"{path}: parameter {name} of {shape} is not in {PARAMETERS}")
         graph = cls(
-            name=path.name.removesuffix(".onnx").removesuffix(f".{cls.use}"),
-            digest=hashlib.blake2s(raw, digest_size=DIGEST_BYTES).digest(),
-            shapes={name: shape for name, (_, shape) in inputs.items()},
-            input_shape=image[1][1:],
-            classes=classes,
-            forward_macs=forward_macs,
+            network=network,
+            shapes={name: shape for name, (_, shape) in inputs.items() if name not in network.file.frozen},
+            own={name: own[name] for name in inputs if own},
+            takes_seed=seed is not None,
             session=session,
         )
         wanted, said = graph._wanted()
         if graph.outputs != wanted:
-            raise GraphError(f"{graph.name}: outputs are {graph.outputs}, need {said}")
+            raise GraphError(f"{path}: outputs are {graph.outputs}, need {said}")
         return graph
+
+    @property
+    def name(self) -> str:
+        return self.network.name
+
+    @property
+    def digest(self) -> bytes:
+        return self.network.digest
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        return self.network.input_shape
+
+    @property
+    def classes(self) -> int:
+        return self.network.file.outputs
+
+    @property
+    def forward_macs(self) -> int:
+        return self.network.file.forward_macs
 
     @property
     def outputs(self) -> list[str]:
@@ -99,6 +110,15 @@ class Graph:
     @cached_property
     def layout(self) -> Layout:
         return layout(self.shapes)
+
+    @cached_property
+    def frozen(self) -> dict[str, Floats]:
+        """The parameters that stay as the network brings them, which every run is given."""
+        return {name: value for name, value in self.own.items() if name not in self.shapes}
+
+    def initial(self, seed: int) -> dict[str, Floats]:
+        """Returns the first parameters: the network's own, or those that every node draws from `seed`."""
+        return {name: self.own[name] for name in self.shapes} if self.own else initial(self.shapes, seed)
 
     def _wanted(self) -> tuple[list[str], str]:
         raise NotImplementedError
@@ -117,7 +137,7 @@ class Graph:
             need = ", ".join(map(str, self.input_shape))
             raise GraphError(f"{self.name}: images are {x.dtype} {x.shape}, need float32 (N, {need}), N >= 1")
         try:
-            outputs: list[NDArray[Any]] = self.session.run(None, {**parameters, **inputs})
+            outputs: list[NDArray[Any]] = self.session.run(None, {**self.frozen, **parameters, **inputs})
         except MemoryError:
             raise
         except Exception as error:  # as in _session; 1.23 has one for numbers that are none, 1.31 computes on
@@ -126,9 +146,9 @@ class Graph:
 
 
 class TrainGraph(Graph):
-    """`NAME.train.onnx`: parameters, x and y in; mean loss and gradients out."""
+    """`train.onnx`: parameters, x and y in; mean loss and gradients out."""
 
-    use = "train"
+    part = TRAIN
 
     @cached_property
     def buffers(self) -> tuple[str, ...]:
@@ -147,23 +167,25 @@ class TrainGraph(Graph):
         return self.forward_macs * 2 * 3
 
     def step(
-        self, parameters: Parameters, x: Floats, y: Labels
+        self, parameters: Parameters, x: Floats, y: Labels, seed: int = 0
     ) -> tuple[float, dict[str, Floats], dict[str, Floats]]:
-        """Mean cross-entropy (nats) of a batch, its gradient by each parameter, each buffer's next value."""
+        """Mean cross-entropy (nats) of a batch, its gradient by each parameter, each buffer's next value.
+        `seed`: of what the graph draws."""
         if y.dtype != np.int64 or y.shape != (len(x),):
             raise GraphError(f"{self.name}: labels are {y.dtype} {y.shape}, need int64 ({len(x)},)")
         if y.min(initial=0) < 0 or y.max(initial=0) >= self.classes:
             raise GraphError(f"{self.name}: labels {y.min()}..{y.max()}, need 0..{self.classes - 1}")
-        loss, *found = self.run(parameters, {"x": x, "y": y})
+        drawn = {"seed": np.array(seed, np.int64)} if self.takes_seed else {}
+        loss, *found = self.run(parameters, {"x": x, "y": y, **drawn})
         learned = [name for name in self.shapes if name not in self.buffers]
         gradients = dict(zip(learned, found[: len(learned)], strict=True))
         return float(loss), gradients, dict(zip(self.buffers, found[len(learned) :], strict=True))
 
 
 class InferGraph(Graph):
-    """`NAME.infer.onnx`: parameters and x in; logits out."""
+    """`infer.onnx`: parameters and x in; logits out."""
 
-    use = "infer"
+    part = INFER
 
     def _wanted(self) -> tuple[list[str], str]:
         return ["logits"], "logits alone"
@@ -250,17 +272,6 @@ def _draw(name: str, shape: Shape, seed: int, index: int) -> Floats:
     uniform *= math.sqrt(6.0 / math.prod(shape[1:]))
     weights: Floats = uniform.astype(np.float32).reshape(shape)
     return weights
-
-
-def graph_path(name_or_path: str | Path, use: str) -> Path:
-    """The file of a shipped model's `train` or `infer` graph, or the path itself if it ends in `.onnx`."""
-    path = Path(name_or_path)
-    if path.suffix != ".onnx":
-        path = SHIPPED / f"{name_or_path}.{use}.onnx"
-        if str(name_or_path) not in NETWORKS:
-            near = difflib.get_close_matches(str(name_or_path), NETWORKS, n=3, cutoff=0.4) or NETWORKS
-            raise GraphError(f"no model {str(name_or_path)!r}; nearest: {', '.join(near)}; or an .onnx file")
-    return path
 
 
 def _fixed(kind: str, shape: Sequence[int | str | None]) -> bool:

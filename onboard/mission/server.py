@@ -27,7 +27,7 @@ from onboard.data import labels
 from onboard.learn.federated.clipping import FEW, Bounds, Claim, Outlier, Part, Share, norm, odd_one, shares
 from onboard.learn.federated.local import apply_delta
 from onboard.learn.federated.rounds import DOWNLINK_BASES, RULES, AggregationRule, staleness_weight
-from onboard.learn.graph import TrainGraph, initial
+from onboard.learn.graph import TrainGraph
 from onboard.learn.training import BoardTraining, Training
 from onboard.mission.objects import UPDATE, Task, Update, decode_update, encode_object, names_that_fit
 from onboard.wire.messages import BadMessage
@@ -45,7 +45,6 @@ class MissionTerms:
     """What a mission asks of every board in every round."""
 
     id: bytes  # 8 B that no other mission has
-    model: str  # its name on the boards
     seed: int  # of the first weights, which both ends draw
     deadline_s: float  # time that a board is given for its answer
     training: Training
@@ -70,7 +69,7 @@ class Server:
         rule: str = "mean",
     ) -> None:
         self.layout = graph.layout
-        self.origin = initial(graph.shapes, terms.seed)
+        self.origin = graph.initial(terms.seed)
         self.staleness = staleness
         self.bounds = bounds
         self.rule = RULES[rule]
@@ -89,7 +88,7 @@ class Server:
         return Task(
             mission=terms.id,
             round=number,
-            model=terms.model,
+            model=self._graph.name,
             graph=self._graph.digest,
             seed=terms.seed,
             weights="seed" if number == 1 else "packed",

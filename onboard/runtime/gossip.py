@@ -26,7 +26,7 @@ from onboard.data.images import Images
 from onboard.learn.gossip.algorithms import ALGORITHMS
 from onboard.learn.gossip.descent import Descent
 from onboard.learn.gossip.exchange import GossipSetup
-from onboard.learn.graph import GraphError, TrainGraph, initial
+from onboard.learn.graph import GraphError, TrainGraph
 from onboard.link.recording import Recorder
 from onboard.monitor.status_socket import link_view
 from onboard.runtime.endpoint import Endpoint, EndpointConfig, board_limits, tell_exposures
@@ -57,7 +57,7 @@ def training_of(config: GossipConfig, images: Images | None) -> GossipTraining:
         if graph.input_shape != x.shape[1:]:
             raise GraphError(f"takes images of {graph.input_shape}, here are {x.shape[1:]}")
         labels.whole("data", "y", y, graph.classes)
-        start = initial(graph.shapes, own.seed)
+        start = graph.initial(own.seed)
         descent = Descent(graph, start, x, y, own, seed=own.seed, node=config.id)
     except ValueError as error:
         raise ConfigError(f"{config.path}: gossip.model = {own.model!r}: {error}") from None

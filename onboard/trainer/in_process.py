@@ -16,7 +16,7 @@ from onboard.codec.pack import pack, unpack
 from onboard.data import labels
 from onboard.data.images import DataError, Images
 from onboard.learn.federated.local import LocalTraining, apply_delta
-from onboard.learn.graph import GraphError, TrainGraph, initial
+from onboard.learn.graph import GraphError, TrainGraph
 from onboard.learn.training import Plan
 from onboard.mission.health import Failure
 from onboard.mission.objects import Task, decode_task
@@ -137,7 +137,7 @@ def failed(error: BaseException) -> Failed:
 
 
 def _training(task: Task, weights: memoryview, graph: TrainGraph, images: Images, node: int) -> LocalTraining:
-    origin = start = initial(graph.shapes, task.seed)
+    origin = start = graph.initial(task.seed)
     if task.weights == "packed":
         start = apply_delta(origin, unpack(weights, graph.layout).reconstruct())
     knobs = task.training

@@ -215,7 +215,7 @@ def test_a_folder_without_parts_can_be_tested_on(tmp_path: Path, port: str) -> N
     [
         (["--data", "cifar"], "no data source 'cifar'; there are digits, mnist, eurosat, eurosat-full"),
         (["--data", "npz:"], "no data source 'npz:"),
-        (["--model", "mine.onnx"], "mission.model = 'mine.onnx': must be the name of a shipped model"),
+        (["--model", "mine.onnx"], "no model 'mine.onnx'; nearest: "),
         (["--data", "npz:{one}"], "labels run 1..10, need 0..9: y_test[9] is 10; labels count"),
         (["--data", "npz:{five}"], "no label is 0, and they run to 5: labels count from 0"),
         (["--data", "npz:{id}"], "labels run 0..4294967295, need 0..9: y_test[1] is 4294967295"),

@@ -139,7 +139,7 @@ def test_a_link_that_fails_for_ever_is_begun_again_ever_less_often(clockwork: Ma
 
 def server_of(training: Training) -> Server:
     """The server of a mission with this training."""
-    terms = MissionTerms(id=b"mission.", model="lenet5", seed=1, deadline_s=60.0, training=training)
+    terms = MissionTerms(id=b"mission.", seed=1, deadline_s=60.0, training=training)
     return Server(terms, TRAIN)
 
 

@@ -22,7 +22,7 @@ from onboard.codec.quantized import Quantized
 from onboard.data import loading
 from onboard.data.images import Images
 from onboard.learn.federated.local import LocalTraining
-from onboard.learn.graph import InferGraph, TrainGraph, evaluate, initial
+from onboard.learn.graph import InferGraph, TrainGraph, evaluate
 from onboard.learn.training import BoardTraining, Plan
 
 ACCURACY, BITS = 99.1, 0.40
@@ -48,7 +48,7 @@ def measure(tell: ProgressLine, *, quick: bool) -> list[Row]:
     images = loading.load("mnist", shape, part="train", rows=QUICK_IMAGES if quick else None)
     test = loading.load("mnist", shape, part="test")
     graph = TrainGraph.load("lenet5")
-    start = initial(graph.shapes, PLAN.seed)
+    start = graph.initial(PLAN.seed)
     nothing = {name: np.zeros_like(values) for name, values in start.items()}
     training = LocalTraining(graph, nothing, start, images.x, images.y, PLAN)
     log = list(_epochs(training, tell))

@@ -22,7 +22,7 @@ from onboard.data import loading
 from onboard.data.images import Images
 from onboard.learn.federated.local import LocalTraining
 from onboard.learn.federated.rounds import PartialAverage
-from onboard.learn.graph import TrainGraph, initial
+from onboard.learn.graph import TrainGraph
 from onboard.learn.training import BoardTraining, Plan, TrainingPhase
 
 STEP_RATIO = 2.0
@@ -82,7 +82,7 @@ def trained(
     graph: TrainGraph, images: Images, plan: Plan
 ) -> tuple[dict[TrainingPhase, list[float]], LocalTraining]:
     """CPU seconds of the steps of each phase, and the training at its end."""
-    origin = initial(graph.shapes, plan.seed)
+    origin = graph.initial(plan.seed)
     training = LocalTraining(graph, origin, origin, images.x, images.y, plan)
     spent_s: dict[TrainingPhase, list[float]] = {}
     before_s = time.process_time()

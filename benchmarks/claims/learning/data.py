@@ -75,7 +75,6 @@ def _accuracy(boards: list[Images], test: Images) -> float:
     server = Server(
         MissionTerms(
             id=MISSION,
-            model="lenet5",
             seed=1,
             deadline_s=900.0,
             training=Training(),

@@ -79,7 +79,6 @@ def accuracy(kind: str, seed: int, *, rounds: int = ROUNDS, images: int | None =
     server = Server(
         MissionTerms(
             id=MISSION,
-            model="lenet5",
             seed=seed,
             deadline_s=900.0,
             classes=test.classes,

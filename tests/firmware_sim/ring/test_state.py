@@ -24,7 +24,7 @@ from onboard.data import loading
 from onboard.data.images import Images
 from onboard.learn.graph import InferGraph, TrainGraph
 from onboard.learn.training import Recipe
-from tests.line import write_graphs
+from tests.line import write_line
 
 NODES, EPOCHS = 4, 3
 # A network of one layer, on a board and a link that are slower as it is smaller than LeNet-5.
@@ -37,12 +37,11 @@ Parts = tuple[list[Images], Images, TrainGraph, InferGraph]
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Parts:
     folder = tmp_path_factory.mktemp("line")
-    write_graphs(folder)
+    write_line(folder)
     images = loading.load("digits", part="train", classes=10)
     shares = [images.take(np.arange(30 * n, 30 * (n + 1))) for n in range(NODES)]
     test = loading.load("digits", part="test", rows=20, classes=10)
-    train, infer = (folder / f"line.{use}.onnx" for use in ("train", "infer"))
-    return shares, test, TrainGraph.load(train), InferGraph.load(infer)
+    return shares, test, TrainGraph.load(folder), InferGraph.load(folder)
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from click.testing import CliRunner
 
 from groundstation.models import lenet5
 from groundstation.models.__main__ import ExportError, disagreement, main, write
-from onboard.learn.graph import SHIPPED, InferGraph, TrainGraph
-from onboard.learn.networks import NETWORKS
+from onboard.learn.graph import GraphError, InferGraph, TrainGraph
+from onboard.learn.networks import INFER, SHIPPED, TRAIN, NetworkFile, shipped
 
 VARIANTS = ["lenet5", "lenet5-rgb"]
 
@@ -26,9 +26,9 @@ def test_gradients_are_autograds(name: str, batch: int) -> None:
 def test_rebuilding_gives_the_shipped_bytes(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["--out", str(tmp_path)])
     assert result.exit_code == 0, result.output
-    built = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    assert built == {path.name: path.read_bytes() for path in SHIPPED.iterdir()}
-    assert len(built) == 2 * len(NETWORKS)
+    built = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.glob("*/*")}
+    assert built == {path.relative_to(SHIPPED): path.read_bytes() for path in SHIPPED.glob("*/*")}
+    assert len(built) == 3 * len(shipped())
 
 
 def test_the_papers_network() -> None:
@@ -72,15 +72,23 @@ def test_a_wrong_gradient_is_not_written(tmp_path: Path, result: str, wrong: str
     if wrong == "ReduceMax":  # opset 17 takes its axes as an attribute
         del node.input[1]
         node.attribute.append(onnx.helper.make_attribute("axes", [0]))
-    (tmp_path / "lenet5.train.onnx").write_bytes(b"what was here before")
+    (tmp_path / TRAIN).write_bytes(b"what was here before")
+    parts = {TRAIN: train.SerializeToString(), INFER: lenet5.infer_graph("lenet5").SerializeToString()}
     with pytest.raises(ExportError, match=r"is off by .* at batch"):
-        write(tmp_path, "lenet5", train, lenet5.infer_graph("lenet5"), lenet5.reference)
-    assert [path.name for path in tmp_path.iterdir()] == ["lenet5.train.onnx"]
-    assert (tmp_path / "lenet5.train.onnx").read_bytes() == b"what was here before"
+        write(tmp_path, about(), parts, lenet5.reference)
+    assert [path.name for path in tmp_path.iterdir()] == [TRAIN]
+    assert (tmp_path / TRAIN).read_bytes() == b"what was here before"
+
+
+def about() -> NetworkFile:
+    return NetworkFile(
+        name="lenet5", task="classify", input=(1, 28, 28), outputs=10, forward_macs=1, files={}
+    )
 
 
 def test_graphs_of_two_networks_are_not_written(tmp_path: Path) -> None:
     train, infer = lenet5.train_graph("lenet5"), lenet5.infer_graph("lenet5-rgb")
-    with pytest.raises(ExportError, match="different parameters"):
-        write(tmp_path, "lenet5", train, infer, lenet5.reference)
+    parts = {TRAIN: train.SerializeToString(), INFER: infer.SerializeToString()}
+    with pytest.raises(GraphError, match="x is"):
+        write(tmp_path, about(), parts, lenet5.reference)
     assert list(tmp_path.iterdir()) == []

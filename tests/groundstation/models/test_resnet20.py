@@ -12,6 +12,8 @@ from groundstation.models import resnet20
 from groundstation.models.__main__ import ExportError, disagreement, write
 from onboard.learn.federated.local import LocalTraining
 from onboard.learn.graph import InferGraph, Parameters, TrainGraph, evaluate, initial, prepare
+from onboard.learn.networks import INFER as INFER_PART
+from onboard.learn.networks import TRAIN, NetworkFile
 from onboard.learn.training import BoardTraining, Plan
 
 GRAPH, INFER = TrainGraph.load("resnet20"), InferGraph.load("resnet20")
@@ -67,8 +69,15 @@ def test_a_wrong_gradient_or_statistic_is_not_written(tmp_path: Path, result: st
     else:
         (node,) = [node for node in train.graph.node if result in node.output]
         node.op_type = wrong
+    about = NetworkFile(
+        name="resnet20", task="classify", input=(3, 32, 32), outputs=10, forward_macs=1, files={}
+    )
+    parts = {
+        TRAIN: train.SerializeToString(),
+        INFER_PART: resnet20.infer_graph("resnet20").SerializeToString(),
+    }
     with pytest.raises(ExportError, match=r"is off by .* at batch 2"):
-        write(tmp_path, "resnet20", train, resnet20.infer_graph("resnet20"), resnet20.reference, (2,))
+        write(tmp_path, about, parts, resnet20.reference, (2,))
     assert list(tmp_path.iterdir()) == []
 
 

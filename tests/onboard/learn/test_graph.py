@@ -5,25 +5,31 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from groundstation.models.folder import write_network
 from onboard.data import loading
 from onboard.learn.graph import (
-    SHIPPED,
     GraphError,
     InferGraph,
     Parameters,
     TrainGraph,
     evaluate,
-    graph_path,
     initial,
     prepare,
 )
-from onboard.learn.networks import NETWORKS
+from onboard.learn.networks import (
+    DESCRIPTION,
+    SHIPPED,
+    Network,
+    NetworkError,
+    shipped,
+)
 
 TRAIN, INFER = TrainGraph.load("lenet5"), InferGraph.load("lenet5")
 START = initial(TRAIN.shapes, seed=1)
@@ -35,14 +41,14 @@ def batch(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_what_a_graph_says_of_itself() -> None:
-    raw = (SHIPPED / "lenet5.train.onnx").read_bytes()
+    raw = (SHIPPED / "lenet5" / DESCRIPTION).read_bytes()
     assert TRAIN.digest == hashlib.blake2s(raw, digest_size=8).digest()
     assert (TRAIN.name, TRAIN.input_shape, TRAIN.classes) == ("lenet5", (1, 28, 28), 10)
     assert tuple(TRAIN.shapes) == tuple(t.name for t in TRAIN.layout.tensors)
     assert TRAIN.layout == INFER.layout
     assert TRAIN.flops_per_image == 6 * 2_293_000
-    assert TrainGraph.load(SHIPPED / "lenet5.train.onnx").digest == TRAIN.digest
-    assert tuple(NETWORKS) == ("lenet5", "lenet5-rgb", "resnet20", "resnet20-64")
+    assert TrainGraph.load(SHIPPED / "lenet5").digest == TRAIN.digest
+    assert {"lenet5", "lenet5-rgb", "resnet20", "resnet20-64"} <= {*shipped()}
     assert TrainGraph.load("lenet5-rgb").input_shape == (3, 28, 28)
 
 
@@ -186,25 +192,99 @@ def test_an_unknown_model_names_the_nearest() -> None:
     with pytest.raises(GraphError, match=r"no model 'lenet-5'; nearest: lenet5"):
         TrainGraph.load("lenet-5")
     with pytest.raises(GraphError, match="no model"):
-        graph_path("../graphs/lenet5", "train")
+        TrainGraph.load("../models/lenet-6")
+
+
+def network(folder: Path, train: bytes | None = None, infer: bytes | None = None, **about: object) -> Path:
+    """LeNet-5's folder with other parts, whose digests fit."""
+    whole = Network.load("lenet5")
+    parts = {"train.onnx": train, "infer.onnx": infer}
+    write_network(
+        folder,
+        msgspec.structs.replace(whole.file, **about),
+        {name: whole.part(name) if raw is None else raw for name, raw in parts.items()},
+    )
+    return folder
 
 
 def test_files_that_are_no_graphs_are_refused(tmp_path: Path) -> None:
-    raw = (SHIPPED / "lenet5.train.onnx").read_bytes()
-    broken = tmp_path / "broken.onnx"
+    raw = Network.load("lenet5").part("train.onnx")
     for content in (b"", b"not a graph", raw[: len(raw) // 2], raw[:100] + bytes(100) + raw[200:]):
-        broken.write_bytes(content)
-        with pytest.raises(GraphError, match=r"broken\.onnx") as caught:
-            TrainGraph.load(broken)
+        with pytest.raises(GraphError, match=r"train\.onnx") as caught:
+            TrainGraph.load(network(tmp_path / "broken", content))
         assert "\n" not in str(caught.value)
-    with pytest.raises(GraphError, match="No such file"):
-        TrainGraph.load(tmp_path / "absent.onnx")
+    with pytest.raises(GraphError, match="no model"):
+        TrainGraph.load(tmp_path / "absent")
+    with pytest.raises(GraphError, match=r"holds no model\.toml; `groundstation export`"):
+        TrainGraph.load(tmp_path)
+    infer = Network.load("lenet5").part("infer.onnx")
     with pytest.raises(GraphError, match="is no train graph"):
-        TrainGraph.load(SHIPPED / "lenet5.infer.onnx")
+        TrainGraph.load(network(tmp_path / "a", train=infer))
     with pytest.raises(GraphError, match="is no infer graph"):
-        InferGraph.load(SHIPPED / "lenet5.train.onnx")
+        InferGraph.load(network(tmp_path / "b", infer=raw))
     with pytest.raises(GraphError, match="no provider of NowhereProvider"):
         TrainGraph.load("lenet5", providers=["NowhereProvider"])
+
+
+@pytest.mark.parametrize("part", ["train.onnx", "infer.onnx"])
+def test_a_flipped_bit_is_found_before_use(part: str, tmp_path: Path) -> None:
+    folder = network(tmp_path / "lenet5")
+    raw = bytearray((folder / part).read_bytes())
+    raw[len(raw) // 2] ^= 1
+    (folder / part).write_bytes(raw)
+    kind = TrainGraph if part == "train.onnx" else InferGraph
+    with pytest.raises(GraphError, match=f"{part}: is damaged"):
+        kind.load(folder)
+    (folder / part).unlink()
+    with pytest.raises(GraphError, match=f"{part}: No such file"):
+        kind.load(folder)
+
+
+def test_a_description_that_is_none_is_refused(tmp_path: Path) -> None:
+    folder = network(tmp_path / "lenet5")
+    path = folder / DESCRIPTION
+    text = path.read_text()
+    for old, new, says in (
+        ('task = "classify"', 'task = "guess"', "task = 'guess'"),
+        ("outputs = 10", "outputs = 0", "outputs = 0"),
+        ("outputs = 10", "", "outputs: missing"),
+        ('"train.onnx" = "', '"train.onnx" = "g', "files"),
+        ("version = 1", "version = 2", "version = 2"),
+    ):
+        assert old in text
+        path.write_text(text.replace(old, new))
+        with pytest.raises(NetworkError, match=says):
+            Network.load(folder)
+
+
+def test_a_network_brings_first_weights_and_keeps_some_as_they_are(tmp_path: Path) -> None:
+    from safetensors.numpy import save
+
+    drawn = initial(TRAIN.shapes, 5)
+    graph = onnx.load_from_string(Network.load("lenet5").part("train.onnx"))
+    for output in [each for each in graph.graph.output if each.name.startswith("grad.conv1")]:
+        graph.graph.output.remove(output)
+    frozen = ("conv1.weight", "conv1.bias")
+    parts = {
+        "train.onnx": graph.SerializeToString(), "infer.onnx": Network.load("lenet5").part("infer.onnx"),
+        "params.safetensors": save(drawn),
+    }  # fmt: skip
+    about = msgspec.structs.replace(Network.load("lenet5").file, frozen=frozen)
+    write_network(tmp_path / "tuned", about, parts)
+    train, infer = TrainGraph.load(tmp_path / "tuned"), InferGraph.load(tmp_path / "tuned")
+    assert [*train.shapes] == [*infer.shapes] == [name for name in TRAIN.shapes if name not in frozen]
+    start = train.initial(seed=1)
+    assert all(np.array_equal(start[name], drawn[name]) for name in train.shapes)
+    x, y = batch(4)
+    loss, gradients, _ = train.step(start, prepare(x), y)
+    whole, expected, _ = TRAIN.step(drawn, prepare(x), y)
+    assert loss == whole
+    assert all(np.array_equal(gradients[name], expected[name]) for name in train.shapes)
+    assert np.array_equal(infer.logits(start, prepare(x)), INFER.logits(drawn, prepare(x)))
+    del parts["params.safetensors"]
+    write_network(tmp_path / "tuned", about, parts)
+    with pytest.raises(NetworkError, match=r"params\.safetensors is missing"):
+        Network.load(tmp_path / "tuned")
 
 
 def test_providers_that_are_absent_are_passed_over() -> None:
@@ -212,37 +292,30 @@ def test_providers_that_are_absent_are_passed_over() -> None:
     assert graph.session.get_providers() == ["CPUExecutionProvider"]
 
 
-def _spoil(name: str, path: Path) -> None:
+def _spoiled(name: str) -> bytes:
     """A valid graph that lacks one thing a board needs."""
-    model = onnx.load(SHIPPED / "lenet5.train.onnx")
-    if name == "facts":
-        del model.metadata_props[:]
-    elif name == "classes":
-        model.metadata_props[0].value = "ten"
-    elif name == "gradient":
+    model = onnx.load_from_string(Network.load("lenet5").part("train.onnx"))
+    if name == "gradient":
         model.graph.output.pop()
     elif name == "image":
         (x,) = [each for each in model.graph.input if each.name == "x"]
         x.type.tensor_type.shape.dim[1].dim_param = "C"
     else:
         model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "OUT"
-    path.write_bytes(model.SerializeToString())
+    return bytes(model.SerializeToString())
 
 
 @pytest.mark.parametrize(
     ("lack", "says"),
     [
-        ("facts", "needs whole classes and forward_macs"),
-        ("classes", "'ten'"),
         ("gradient", r"need loss and each grad\.NAME"),
-        ("image", "with C, H, W fixed"),
+        ("image", r"needs float \(N, C, H, W\) of \(1, 28, 28\)"),
         ("parameter", "parameter conv1.weight is .* needs float of a fixed shape"),
     ],
 )
 def test_a_graph_without_what_a_board_needs_is_refused(tmp_path: Path, lack: str, says: str) -> None:
-    _spoil(lack, tmp_path / "lenet5.train.onnx")
     with pytest.raises(GraphError, match=says):
-        TrainGraph.load(tmp_path / "lenet5.train.onnx")
+        TrainGraph.load(network(tmp_path / "lenet5", _spoiled(lack)))
 
 
 def test_an_idle_agent_imports_no_engine() -> None:

@@ -34,7 +34,6 @@ def server(staleness: float | None = None, **training: Any) -> Server:
     return Server(
         MissionTerms(
             id=MISSION,
-            model="lenet5",
             seed=3,
             deadline_s=60.0,
             training=Training(**training),
