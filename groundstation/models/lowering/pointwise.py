@@ -1,0 +1,156 @@
+"""Operators that treat each entry of a tensor for itself."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from groundstation.models.lowering.writer import Call, Lowering
+from groundstation.models.tracing import Result
+
+UNARY = {
+    "relu": "Relu", "exp": "Exp", "log": "Log", "neg": "Neg", "sqrt": "Sqrt", "sigmoid": "Sigmoid", "tanh":
+    "Tanh", "erf": "Erf", "abs": "Abs", "sign": "Sign", "reciprocal": "Reciprocal", "floor": "Floor", "ceil":
+    "Ceil", "round": "Round", "isnan": "IsNaN", "isinf": "IsInf", "sin": "Sin", "cos": "Cos", "tan": "Tan",
+    "asin": "Asin", "acos": "Acos", "atan": "Atan", "sinh": "Sinh", "cosh": "Cosh", "asinh": "Asinh", "acosh":
+    "Acosh", "atanh": "Atanh",
+}  # fmt: skip
+ARITHMETIC = {"add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "maximum": "Max", "minimum": "Min"}
+COMPARISONS = {"eq": "Equal", "gt": "Greater", "lt": "Less", "ge": "GreaterOrEqual", "le": "LessOrEqual"}
+LOGIC = {
+    "logical_and": "And", "logical_or": "Or", "logical_xor": "Xor",
+    "bitwise_and": "And", "bitwise_or": "Or", "bitwise_xor": "Xor",
+}  # fmt: skip
+OF_BOOLS = {"Add": "Or", "Max": "Or", "Mul": "And", "Min": "And"}
+
+
+def unary(operation: str) -> Lowering:
+    return lambda call, x: call.writer.node(operation, call.operand(x, call.tensor(x).dtype))
+
+
+def arithmetic(operation: str) -> Lowering:
+    def lowered(call: Call, a: Any, b: Any, *, alpha: Any = 1, rounding_mode: str | None = None) -> str:
+        dtype, w = call.gives.dtype, call.writer
+        first, second = call.operand(a, dtype), call.operand(b, dtype)
+        if dtype == "bool":
+            return w.node(OF_BOOLS[operation], first, second)
+        if alpha != 1:
+            second = w.node("Mul", second, w.constant(alpha, dtype))
+        found = w.node(operation, first, second)
+        if rounding_mode is None:
+            return found
+        if rounding_mode != "floor" or dtype != "float32":
+            raise call.refuse(f"rounds as {rounding_mode!r} in {dtype}, which has no ONNX form here")
+        return w.node("Floor", found)
+
+    return lowered
+
+
+def comparison(operation: str) -> Lowering:
+    def lowered(call: Call, a: Any, b: Any) -> str:
+        dtype = _compared_as(call, a, b)
+        return call.writer.node(operation, call.operand(a, dtype), call.operand(b, dtype))
+
+    return lowered
+
+
+def _compared_as(call: Call, a: Any, b: Any) -> str:
+    """Returns the dtype that torch compares two operands in."""
+    dtypes = [call.tensor(x).dtype for x in (a, b) if isinstance(x, Result)]
+    if len(dtypes) == 2:
+        return dtypes[0] if dtypes[0] == dtypes[1] else str(np.result_type(*dtypes))
+    number = b if isinstance(a, Result) else a
+    return "float32" if isinstance(number, float) and "float" not in dtypes[0] else dtypes[0]
+
+
+def logic(operation: str) -> Lowering:
+    return lambda call, a, b: call.writer.node(operation, call.operand(a, "bool"), call.operand(b, "bool"))
+
+
+def inverted(call: Call, x: Any) -> str:
+    return call.writer.node("Not", call.operand(x, "bool"))
+
+
+def not_equal(call: Call, a: Any, b: Any) -> str:
+    return call.writer.node("Not", comparison("Equal")(call, a, b))
+
+
+def reciprocal_root(call: Call, x: Any) -> str:
+    return call.writer.node("Reciprocal", call.writer.node("Sqrt", call.name(x)))
+
+
+def log1p(call: Call, x: Any) -> str:
+    return call.writer.node("Log", call.writer.node("Add", call.name(x), call.writer.constant(1.0)))
+
+
+def expm1(call: Call, x: Any) -> str:
+    return call.writer.node("Sub", call.writer.node("Exp", call.name(x)), call.writer.constant(1.0))
+
+
+def power(call: Call, x: Any, exponent: Any) -> str:
+    w, base = call.writer, call.operand(x, call.gives.dtype)
+    return (
+        w.node("Mul", base, base) if exponent == 2 else w.node("Pow", base, call.operand(exponent, "float32"))
+    )
+
+
+def remainder(call: Call, a: Any, b: Any) -> str:
+    """Takes the divisor's sign, as Python's % does."""
+    w, dtype = call.writer, call.gives.dtype
+    x, y = call.operand(a, dtype), call.operand(b, dtype)
+    if dtype == "int64":
+        return w.node("Mod", x, y)
+    return w.node("Sub", x, w.node("Mul", w.node("Floor", w.node("Div", x, y)), y))
+
+
+def where(call: Call, condition: Any, a: Any, b: Any) -> str:
+    dtype = call.gives.dtype
+    return call.writer.node("Where", call.name(condition), call.operand(a, dtype), call.operand(b, dtype))
+
+
+def clamp(call: Call, x: Any, low: Any = None, high: Any = None) -> str:
+    dtype = call.gives.dtype
+    found = call.operand(x, dtype)
+    for bound, operation in ((low, "Max"), (high, "Min")):
+        if bound is not None:
+            found = call.writer.node(operation, found, call.operand(bound, dtype))
+    return found
+
+
+def clamp_above(call: Call, x: Any, high: Any) -> str:
+    return clamp(call, x, None, high)
+
+
+def leaky_relu(call: Call, x: Any, slope: float = 0.01) -> str:
+    return call.writer.node("LeakyRelu", call.name(x), alpha=float(slope))
+
+
+def threshold_backward(call: Call, g: Any, x: Any, threshold: Any) -> str:
+    """Passes the gradient where x > threshold. A ReLU's result is never negative: its sign is 0 or 1."""
+    w, name = call.writer, call.name(x)
+    if threshold == 0 and w.made_by(name) == "Relu":
+        return w.node("Mul", call.name(g), w.node("Sign", name))
+    above = w.node("Greater", name, w.constant(threshold))
+    return w.node("Where", above, call.name(g), w.constant(0.0))
+
+
+def gelu(call: Call, x: Any, *, approximate: str = "none") -> str:
+    """Hendrycks and Gimpel, "Gaussian error linear units" (2016), exact or by tanh."""
+    w, name = call.writer, call.name(x)
+    if approximate == "tanh":
+        cube = w.node("Mul", w.node("Mul", name, name), name)
+        inner = w.node("Add", name, w.node("Mul", cube, w.constant(0.044715)))
+        bent = w.node("Tanh", w.node("Mul", inner, w.constant(math.sqrt(2 / math.pi))))
+    else:
+        bent = w.node("Erf", w.node("Mul", name, w.constant(math.sqrt(0.5))))
+    return w.node("Mul", w.node("Mul", name, w.constant(0.5)), w.node("Add", bent, w.constant(1.0)))
+
+
+def same(call: Call, x: Any, *_: Any, **__: Any) -> str:
+    return call.name(x)
+
+
+def converted(call: Call, x: Any, **_: Any) -> str:
+    return call.operand(x, call.gives.dtype)

@@ -1,0 +1,177 @@
+"""Operators that take many entries together, or look some up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from groundstation.models.lowering.shapes import spread
+from groundstation.models.lowering.writer import Call, Lowering, broadcast, product
+
+
+def total(call: Call, x: Any, axes: Any = None, keep: bool = False, **_: Any) -> str:
+    found = call.operand(x, call.gives.dtype)
+    return call.writer.sum(found, call.axes(x, axes), keep) if call.rank(x) else found
+
+
+def mean(call: Call, x: Any, axes: Any = None, keep: bool = False, **_: Any) -> str:
+    return call.writer.node("ReduceMean", call.name(x), axes=call.axes(x, axes), keepdims=int(keep))
+
+
+def variance(call: Call, x: Any, axes: Any = None, *, correction: Any = 1, keepdim: bool = False) -> str:
+    """Writes the mean square distance from the mean, times n / (n - correction)."""
+    w, name, chosen = call.writer, call.name(x), call.axes(x, axes)
+    away = w.node("Sub", name, w.node("ReduceMean", name, axes=chosen, keepdims=1))
+    found = w.node("ReduceMean", w.node("Mul", away, away), axes=chosen, keepdims=int(keepdim))
+    if not correction:
+        return found
+    count = call.operand(product([call.shape(x)[axis] for axis in chosen]), "float32")
+    return w.node("Mul", found, w.node("Div", count, w.node("Sub", count, w.constant(float(correction)))))
+
+
+def variance_and_mean(
+    call: Call, x: Any, axes: Any = None, *, correction: Any = 1, keepdim: bool = False
+) -> tuple[str, str]:
+    return variance(call, x, axes, correction=correction, keepdim=keepdim), mean(call, x, axes, keepdim)
+
+
+def normalize(call: Call, x: Any, axes: Sequence[int], epsilon: float) -> tuple[str, str]:
+    """Writes (x - mean) / deviation and 1 / deviation."""
+    w, name = call.writer, call.name(x)
+    away = w.node("Sub", name, w.node("ReduceMean", name, axes=list(axes), keepdims=1))
+    square = w.node("ReduceMean", w.node("Mul", away, away), axes=list(axes), keepdims=1)
+    scale = w.node("Reciprocal", w.node("Sqrt", w.node("Add", square, w.constant(epsilon))))
+    return w.node("Mul", away, scale), scale
+
+
+def normalize_backward(call: Call, g: Any, y: Any, scale: Any, axes: Sequence[int]) -> str:
+    """Writes (g - mean(g) - y mean(g y)) / deviation (Ioffe and Szegedy, ICML 2015, section 3)."""
+    w, error, normal = call.writer, call.name(g), call.name(y)
+    mean, slope = (
+        w.node("ReduceMean", part, axes=list(axes), keepdims=1)
+        for part in (error, w.node("Mul", error, normal))
+    )
+    rest = w.node("Sub", w.node("Sub", error, mean), w.node("Mul", normal, slope))
+    return w.node("Mul", rest, call.name(scale))
+
+
+def extreme(operation: str) -> Lowering:
+    def lowered(call: Call, x: Any, axes: Any = None, keep: bool = False) -> str:
+        return call.writer.node(operation, call.name(x), axes=call.axes(x, axes), keepdims=int(keep))
+
+    return lowered
+
+
+def place(which: str) -> Lowering:
+    def lowered(call: Call, x: Any, axis: Any = None, keep: bool = False) -> str:
+        name = call.name(x)
+        if axis is None:
+            raise call.refuse("counts places over the whole batch")
+        return call.writer.node(which, name, axis=call.axis(x, axis), keepdims=int(keep))
+
+    return lowered
+
+
+def extreme_and_place(which: str) -> Lowering:
+    def lowered(call: Call, x: Any, axis: int, keep: bool = False) -> tuple[str, str]:
+        return extreme(f"Reduce{which}")(call, x, axis, keep), place(f"Arg{which}")(call, x, axis, keep)
+
+    return lowered
+
+
+def is_any(call: Call, x: Any, axes: Any = None, keep: bool = False) -> str:
+    w = call.writer
+    ones = w.cast(call.name(x), "float32")
+    return w.cast(w.node("ReduceMax", ones, axes=call.axes(x, axes), keepdims=int(keep)), "bool")
+
+
+def running_sum(call: Call, x: Any, axis: int, **_: Any) -> str:
+    w = call.writer
+    return w.node("CumSum", call.operand(x, call.gives.dtype), w.constant(call.axis(x, axis), "int64"))
+
+
+def along(operation: str) -> Lowering:
+    """Writes a softmax or its logarithm."""
+    return lambda call, x, axis, *_: call.writer.node(operation, call.name(x), axis=call.axis(x, axis))
+
+
+def product_of_matrices(call: Call, a: Any, b: Any) -> str:
+    return _gemm(call, a, b)
+
+
+def product_and_bias(call: Call, bias: Any, a: Any, b: Any, *, beta: Any = 1, alpha: Any = 1) -> str:
+    scales = {"alpha": float(alpha), "beta": float(beta)}
+    return _gemm(call, a, b, call.name(bias), **{key: scale for key, scale in scales.items() if scale != 1})
+
+
+def _gemm(call: Call, a: Any, b: Any, *bias: str, **attributes: Any) -> str:
+    """Writes a product of two matrices, which takes either of them transposed at no cost."""
+    w = call.writer
+    (left, left_turned), (right, right_turned) = w.untransposed(call.name(a)), w.untransposed(call.name(b))
+    turned = {"transA": left_turned, "transB": right_turned}
+    attributes |= {key: 1 for key, is_turned in turned.items() if is_turned}
+    return w.node("Gemm" if bias or attributes else "MatMul", left, right, *bias, **attributes)
+
+
+def products_of_matrices(call: Call, a: Any, b: Any) -> str:
+    return call.writer.node("MatMul", call.name(a), call.name(b))
+
+
+def gather(call: Call, x: Any, axis: int, index: Any, **_: Any) -> str:
+    return call.writer.node("GatherElements", call.name(x), call.name(index), axis=call.axis(x, axis))
+
+
+def scatter(call: Call, x: Any, axis: int, index: Any, source: Any) -> str:
+    values = spread(call, source, call.shape(index), call.gives.dtype)
+    return call.writer.node(
+        "ScatterElements", call.name(x), call.name(index), values, axis=call.axis(x, axis)
+    )
+
+
+def scatter_add(call: Call, x: Any, axis: int, index: Any, source: Any) -> str:
+    names = (call.name(each) for each in (x, index, source))
+    return call.writer.node("ScatterElements", *names, axis=call.axis(x, axis), reduction="add")
+
+
+def embedding(call: Call, weight: Any, index: Any, *_: Any) -> str:
+    return call.writer.node("Gather", call.name(weight), call.name(index), axis=0)
+
+
+def index_select(call: Call, x: Any, axis: int, index: Any) -> str:
+    return call.writer.node("Gather", call.name(x), call.name(index), axis=call.axis(x, axis))
+
+
+def index(call: Call, x: Any, indices: Sequence[Any]) -> str:
+    used = _used(call, indices)
+    if len(used) == 1:
+        return index_select(call, x, used[0], indices[used[0]])
+    return call.writer.node("GatherND", call.name(x), _joined(call, _leading(call, indices)))
+
+
+def index_put(call: Call, x: Any, indices: Sequence[Any], values: Any, accumulate: bool = False) -> str:
+    w, chosen = call.writer, _leading(call, indices)
+    where = _joined(call, chosen)
+    sizes = [*broadcast(*map(call.shape, chosen)), *call.gives.shape[len(chosen) :]]
+    options = {"reduction": "add"} if accumulate else {}
+    return w.node("ScatterND", call.name(x), where, spread(call, values, sizes, call.gives.dtype), **options)
+
+
+def _used(call: Call, indices: Sequence[Any]) -> list[int]:
+    used = [axis for axis, each in enumerate(indices) if each is not None]
+    if any(call.tensor(indices[axis]).dtype == "bool" for axis in used):
+        raise call.refuse("chooses by a mask, and so gives a size that no graph knows")
+    return used
+
+
+def _leading(call: Call, indices: Sequence[Any]) -> list[Any]:
+    used = _used(call, indices)
+    if used != list(range(len(used))):
+        raise call.refuse("chooses by indices that are not of the first axes")
+    return [indices[axis] for axis in used]
+
+
+def _joined(call: Call, indices: Sequence[Any]) -> str:
+    """Returns index tensors, expanded to one shape, as the last axis of one tensor."""
+    sizes = broadcast(*map(call.shape, indices))
+    parts = [call.writer.reshape(spread(call, each, sizes, "int64"), [*sizes, 1]) for each in indices]
+    return parts[0] if len(parts) == 1 else call.writer.node("Concat", *parts, axis=len(sizes))

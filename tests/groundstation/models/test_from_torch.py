@@ -1,0 +1,298 @@
+"""Any torch module becomes two graphs with autograd's loss, gradients and statistics, or is refused by
+name."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+from torch import nn  # noqa: E402
+from torch.nn import functional  # noqa: E402
+
+from groundstation.models.folder import write_network  # noqa: E402
+from groundstation.models.from_torch import (  # noqa: E402
+    Authored,
+    forward_macs,
+    freeze,
+    infer_graph,
+    train_graph,
+)
+from groundstation.models.tracing import UnsupportedError  # noqa: E402
+from onboard.learn.graph import InferGraph, TrainGraph  # noqa: E402
+from onboard.learn.networks import INFER, TRAIN, NetworkFile, PartName  # noqa: E402
+
+CLASSES = 10
+
+
+class Patches(nn.Module):
+    """A small ViT: patches, a class token, positions, attention blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, 16, 4, 4)
+        self.token = nn.Parameter(torch.zeros(1, 1, 16))
+        self.position = nn.Parameter(torch.randn(1, 17, 16) * 0.02)
+        block = nn.TransformerEncoderLayer(
+            16, 2, 32, 0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.blocks = nn.TransformerEncoder(block, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(16, CLASSES)
+
+    def forward(self, x: Any) -> Any:
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.position
+        return self.head(self.blocks(x)[:, 0])
+
+
+class Recurrent(nn.Module):
+    """Reads an image's rows one after another."""
+
+    def __init__(self, kind: type[Any]) -> None:
+        super().__init__()
+        self.rows = kind(24, 8, batch_first=True)
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Any) -> Any:
+        return self.head(self.rows(x.permute(0, 2, 1, 3).flatten(2))[0][:, -1])
+
+
+class LevelTable(nn.Module):
+    """Looks pixels' levels up in a table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(8, 4)
+        self.head = nn.Linear(4, CLASSES)
+
+    def forward(self, x: Any) -> Any:
+        return self.head(self.table((x * 7).long()).mean((1, 2, 3)))
+
+
+class Signs(nn.Module):
+    """Weights of one bit with a straight-through gradient (Bengio et al. 2013)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.head = nn.Linear(3 * 64, 16), nn.Linear(16, CLASSES)
+
+    def forward(self, x: Any) -> Any:
+        weight = self.hidden.weight
+        signs = weight + (torch.sign(weight) - weight).detach()
+        return self.head(torch.tanh(functional.linear(x.flatten(1), signs, self.hidden.bias)))
+
+
+class Skips(nn.Module):
+    """A U-Net of one level with a classifier behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.deep = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 8, 3, padding=1)
+        self.up, self.joined = nn.ConvTranspose2d(8, 6, 2, 2), nn.Conv2d(12, CLASSES, 1)
+
+    def forward(self, x: Any) -> Any:
+        first = torch.tanh(self.down(x))
+        deep = torch.tanh(self.deep(functional.max_pool2d(first, 2)))
+        return self.joined(torch.cat([self.up(deep), first], 1)).mean((2, 3))
+
+
+def head(*layers: Any, features: int) -> Any:
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, CLASSES))
+
+
+NETWORKS: dict[str, tuple[Callable[[], Any], int]] = {
+    "MLP, LayerNorm, GELU": (
+        lambda: head(nn.Flatten(), nn.Linear(192, 32), nn.LayerNorm(32), nn.GELU(), features=32),
+        8,
+    ),
+    "BatchNorm, depthwise, SiLU": (
+        lambda: head(
+            nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.SiLU(), nn.Conv2d(8, 8, 3, 2, 1, groups=8),
+            nn.BatchNorm2d(8), nn.Hardswish(), nn.AdaptiveAvgPool2d(1), features=8,
+        ),
+        8,
+    ),
+    "GroupNorm, ELU": (
+        lambda: head(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.ELU(), features=288),
+        8,
+    ),
+    "grouped, strided, dilated": (
+        lambda: head(
+            nn.Conv2d(3, 8, 3, 2, 2, 2), nn.Tanh(), nn.Conv2d(8, 12, (3, 2), (2, 1), (1, 0), groups=4),
+            nn.Tanh(), nn.AdaptiveAvgPool2d((2, 3)), features=72,
+        ),
+        17,
+    ),
+    "transposed convolutions": (
+        lambda: head(
+            nn.Conv2d(3, 8, 3, 2, 1), nn.Tanh(), nn.ConvTranspose2d(8, 4, 3, 2, 1, output_padding=1),
+            nn.Tanh(), nn.ConvTranspose2d(4, 4, 2, 2, groups=2), nn.AvgPool2d(4), features=64,
+        ),
+        8,
+    ),
+    "pools that overlap": (
+        lambda: head(
+            nn.Conv2d(3, 8, 3, padding=1), nn.MaxPool2d(3, 2, 1), nn.AvgPool2d(3, 2, 1), features=32
+        ),
+        8,
+    ),
+    "resized": (
+        lambda: head(
+            nn.Conv2d(3, 4, 3), nn.Upsample(scale_factor=2), nn.Upsample(scale_factor=1.5, mode="bilinear"),
+            nn.PixelUnshuffle(2), nn.InstanceNorm2d(16, affine=True), nn.PReLU(), nn.Softplus(),
+            features=1296,
+        ),
+        8,
+    ),
+    "borders": (
+        lambda: head(
+            nn.ReflectionPad2d(1), nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"), nn.Tanh(),
+            nn.ReplicationPad2d(1), nn.LeakyReLU(), features=576,
+        ),
+        8,
+    ),
+    "attention": (Patches, 16),
+    "GRU": (lambda: Recurrent(nn.GRU), 8),
+    "LSTM": (lambda: Recurrent(nn.LSTM), 8),
+    "embedding": (LevelTable, 8),
+    "signs": (Signs, 8),
+    "U-Net": (Skips, 8),
+}  # fmt: skip
+
+
+def graphs(module: Any, side: int, folder: Path) -> tuple[TrainGraph, InferGraph, Authored]:
+    authored = Authored(module, (3, side, side), CLASSES)
+    about = NetworkFile(
+        name="net", task="classify", input=authored.image, outputs=CLASSES, forward_macs=0, files={}
+    )
+    parts: dict[PartName, bytes] = {
+        TRAIN: train_graph(authored, "net").SerializeToString(),
+        INFER: infer_graph(authored, "net").SerializeToString(),
+    }
+    write_network(folder, about, parts)
+    return TrainGraph.load(folder), InferGraph.load(folder), authored
+
+
+def error(module: Any, side: int, folder: Path, batch: int) -> float:
+    """Returns the largest relative distance from autograd in float64: of the loss, of the logits, of all
+    gradients together, and of each statistic."""
+    train, infer, _ = graphs(module, side, folder)
+    rng = np.random.default_rng(batch)
+    x = rng.random((batch, 3, side, side), dtype=np.float32)
+    y = rng.integers(0, CLASSES, batch)
+    state = {name: value.numpy() for name, value in module.state_dict().items() if name in train.shapes}
+    loss, gradients, statistics = train.step(state, x, y)
+    exact = copy.deepcopy(module).double()
+    images, labels = torch.from_numpy(x).double(), torch.from_numpy(y)
+    answered = exact.eval()(images).detach()
+    exact.train()
+    expected = functional.cross_entropy(exact(images), labels)
+    expected.backward()
+    told = dict(exact.named_parameters())
+    after = exact.state_dict()
+    pairs = {
+        "loss": (np.array(loss), expected.detach().numpy()),
+        "logits": (infer.logits(state, x), answered.numpy()),
+        "gradient": (
+            np.concatenate([gradients[name].ravel() for name in gradients]),
+            np.concatenate([told[name].grad.numpy().ravel() for name in gradients]),
+        ),
+        **{name: (value, after[name].numpy()) for name, value in statistics.items()},
+    }
+    assert set(gradients) | set(statistics) == set(train.shapes)
+    return max(float(np.linalg.norm(ours - true) / np.linalg.norm(true)) for ours, true in pairs.values())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_gradients_are_autograds(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    build, side = NETWORKS[name]
+    assert max(error(build(), side, tmp_path, batch) for batch in (2, 5)) < 1e-5
+
+
+def random_network(seed: int) -> Any:
+    """Returns convolutions, normalizations, pools and activations in a row, whose sizes fit."""
+    draw = random.Random(seed)
+    torch.manual_seed(seed)
+    layers, channels, side = list[Any](), 3, 12
+    for _ in range(draw.randint(2, 4)):
+        groups = draw.choice([1, 1, channels])
+        wide = groups * draw.randint(1, 3) if groups > 1 else draw.choice([4, 6, 8])
+        kernel, stride = draw.choice([1, 3, 5]), draw.choice([1, 1, 2])
+        if draw.random() < 0.25:
+            layers.append(nn.ConvTranspose2d(channels, wide, kernel, stride, kernel // 2, groups=groups))
+            side = (side - 1) * stride - 2 * (kernel // 2) + kernel
+        else:
+            layers.append(nn.Conv2d(channels, wide, kernel, stride, kernel // 2, groups=groups))
+            side = (side - 1) // stride + 1
+        channels = wide
+        norms = [
+            nn.BatchNorm2d(channels),
+            nn.GroupNorm(1, channels),
+            nn.InstanceNorm2d(channels),
+            nn.Identity(),
+        ]
+        acts = [
+            nn.Tanh(),
+            nn.SiLU(),
+            nn.GELU(),
+            nn.Softplus(),
+            nn.ELU(),
+            nn.Mish(),
+            nn.Sigmoid(),
+            nn.Softsign(),
+        ]
+        layers += [draw.choice(norms) if side > 2 else nn.Identity(), draw.choice(acts)]
+        if side > 4 and draw.random() < 0.5:
+            layers.append(draw.choice([nn.AvgPool2d(2), nn.MaxPool2d(2), nn.MaxPool2d(3, 2, 1)]))
+            side = (side - 1) // 2 + 1 if layers[-1].padding else side // 2
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * side * side, CLASSES))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_gradients_of_a_random_network_are_autograds(seed: int, tmp_path: Path) -> None:
+    assert error(random_network(seed), 12, tmp_path, batch=3) < 1e-5
+
+
+class Halves(nn.Module):
+    """Lets one half of a batch answer for the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(192, CLASSES)
+
+    def forward(self, x: Any) -> Any:
+        x = x.flatten(1)
+        return self.head(x + x[: len(x) // 2].mean(0))
+
+
+class Spectrum(Halves):
+    def forward(self, x: Any) -> Any:
+        return self.head(torch.fft.fft(x.flatten(1)).real)
+
+
+@pytest.mark.parametrize(("network", "why"), [(Halves, "batch"), (Spectrum, "fft")])
+def test_what_cannot_be_a_graph_is_refused_by_name(network: Any, why: str) -> None:
+    with pytest.raises(UnsupportedError, match=why):
+        train_graph(Authored(network(), (3, 8, 8), CLASSES), "net")
+
+
+def test_a_frozen_parameter_goes_in_and_gets_no_gradient(tmp_path: Path) -> None:
+    module = head(nn.Conv2d(3, 4, 3), nn.Tanh(), features=144)
+    freeze(module, ["3.*"])
+    model = train_graph(Authored(module, (3, 8, 8), CLASSES), "net")
+    assert [value.name for value in model.graph.output] == ["loss", "grad.3.weight", "grad.3.bias"]
+    assert "0.weight" in {value.name for value in model.graph.input}
+    with pytest.raises(UnsupportedError, match=r"no parameter matches nose\.\*; the first is 0\.weight"):
+        freeze(module, ["nose.*"])
+
+
+def test_macs_are_counted_once_a_place() -> None:
+    module = head(nn.Conv2d(3, 4, 3), nn.Tanh(), features=144)
+    assert forward_macs(Authored(module, (3, 8, 8), CLASSES)) == 27 * 4 * 36 + 144 * CLASSES
