@@ -11,7 +11,8 @@ from pathlib import Path
 from onboard.codec.pack import unpack
 from onboard.data.loading import load
 from onboard.learn.federated.local import apply_delta
-from onboard.learn.graph import InferGraph, evaluate, prepare
+from onboard.learn.graph import InferGraph, prepare
+from onboard.learn.scoring import evaluate
 from onboard.mission.objects import decode_task
 
 
@@ -27,7 +28,7 @@ def main(path: Path) -> None:
     logits = graph.logits(weights, prepare(images.x[:1]))
     print(f"the model takes this for a {logits.argmax()}; it is a {images.y[0]}")
     *_, score = evaluate(graph, weights, images.x, images.y)
-    print(f"{100 * score.accuracy:.1f} % of {len(images)} test images are recognized")
+    print(f"{100 * score.value:.1f} % of {len(images)} test images are recognized")
 
 
 if __name__ == "__main__":

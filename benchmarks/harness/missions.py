@@ -54,7 +54,8 @@ from onboard.data.images import Images, save
 from onboard.learn.federated.local import apply_delta
 from onboard.learn.gossip import topology
 from onboard.learn.gossip.algorithms import AlgorithmKind
-from onboard.learn.graph import InferGraph, TrainGraph, evaluate
+from onboard.learn.graph import InferGraph, TrainGraph
+from onboard.learn.scoring import evaluate
 from onboard.mission.objects import decode_task
 from onboard.storage.keys import save_key
 
@@ -229,7 +230,7 @@ def _judged(train: TrainGraph, deployed: bytes) -> float:
 def _accuracy(weights: Any) -> float:
     test = images("test")
     *_, score = evaluate(graphs()[1], weights, test.x, test.y)
-    return score.accuracy
+    return score.value
 
 
 def board_node(number: int, link: str) -> str:

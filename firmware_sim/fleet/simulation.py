@@ -28,7 +28,8 @@ from onboard.config import NODE_IDS, LinkEnd, NodeConfig
 from onboard.data.images import Images
 from onboard.data.inspection import Shard
 from onboard.learn.federated.rounds import Round, RoundState, UpdateFate, choose, finished
-from onboard.learn.graph import InferGraph, TrainGraph, evaluate
+from onboard.learn.graph import InferGraph, TrainGraph
+from onboard.learn.scoring import evaluate
 from onboard.learn.training import Training
 from onboard.mission.health import State, decode_health
 from onboard.mission.objects import MODEL, asked_again
@@ -268,7 +269,7 @@ class Fleet:
         spent, self._told = total - self._told, total
         self.results.append(
             RoundResult(
-                round=this.number, accuracy=score.accuracy, loss=score.loss, clock_s=self._now,
+                round=this.number, accuracy=score.value, loss=score.loss, clock_s=self._now,
                 bits_up=_mean(tally.bits_up), bits_down=8 * len(model) / server.layout.parameters,
                 width_up=_mean(tally.width_up), width_down=0.0 if sent is None else sent.mean_width,
                 bytes_up=spent.bytes_up, bytes_down=spent.bytes_down, energy_j=spent.energy_j,

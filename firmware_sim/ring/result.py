@@ -13,7 +13,8 @@ from hw_profiles import Link
 from onboard.codec.layout import Floats, Layout, views
 from onboard.data.images import Images
 from onboard.learn.gossip.descent import consensus
-from onboard.learn.graph import InferGraph, evaluate
+from onboard.learn.graph import InferGraph
+from onboard.learn.scoring import evaluate
 from onboard.wire.framing import cobs
 from onboard.wire.framing.frame import OVERHEAD_BYTES
 
@@ -79,7 +80,7 @@ class Evaluator:
 
     def _score(self, vector: Floats, x: object, y: object) -> tuple[float, float]:
         *_, score = evaluate(self.infer, views(self.layout, vector), x, y)  # type: ignore[arg-type]
-        return score.accuracy, score.loss
+        return score.value, score.loss
 
 
 HEADING = "epoch    loss  mean model   worst node  best node  distance        sent  exchanges     clock"

@@ -23,7 +23,8 @@ from onboard.console.log import say
 from onboard.data.images import Images
 from onboard.learn.federated.clipping import norm
 from onboard.learn.federated.rounds import Round
-from onboard.learn.graph import InferGraph, Score, evaluate
+from onboard.learn.graph import InferGraph
+from onboard.learn.scoring import Score, evaluate
 from onboard.learn.training import BoardTraining
 from onboard.mission.objects import UPDATE, Task, Update, decode_task
 from onboard.mission.server import RoundAverage, Server

@@ -330,13 +330,13 @@ class Rounds:
         score = yield from self._closing.judge(packed)
         bits = 8 * len(packed) / self._server.layout.parameters
         now = self._wall()
-        self.store.close_round(self.number, packed, score.accuracy, score.loss, bits, now)
+        self.store.close_round(self.number, packed, score.value, score.loss, bits, now)
         say(
-            log, "closed", round=self.number, accuracy=score.accuracy, loss=score.loss,
+            log, "closed", round=self.number, accuracy=score.value, loss=score.loss,
             answered=self._names(frozenset(self._round.answered)), bits_down=bits,
         )  # fmt: skip
         self._round = None
-        return score.accuracy
+        return score.value
 
     def _deploy(self) -> Iterator[bool]:
         """Sends the final model to every node, and waits as long as for a round. After a restart it is

@@ -2,14 +2,15 @@
 
 A graph is a file of a few kB (see `groundstation/models`). Parameters, a `dict` of float32 arrays, go in with
 every call, so one loaded graph serves any number of models. Frozen ones are the network's own. Images are
-float32 (N, C, H, W) in 0..1, labels int64 (N). An agent that loads no graph never pays the 20 MB of
-onnxruntime."""
+float32 (N, C, H, W) in 0..1. Labels are what the network's task needs: int64 (N) for `classify`, int64
+(N, H, W) for `segment`, float32 (N, outputs) for `regress`, and none for `reconstruct`, whose target are the
+images. An agent that loads no graph never pays the 20 MB of onnxruntime."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,8 +22,9 @@ from numpy.typing import NDArray
 from onboard.codec.layout import Floats, Layout, flat, layout
 from onboard.console.extras import unusable
 from onboard.learn.networks import INFER, PARAMETERS, TRAIN, Network, NetworkError, PartName
+from onboard.learn.objectives import Objective
 
-Labels = NDArray[np.int64]
+Labels = NDArray[Any]
 Parameters = Mapping[str, Floats]
 Shape = tuple[int, ...]
 G = TypeVar("G", bound="Graph")
@@ -60,7 +62,8 @@ class Graph:
         inputs = {each.name: (each.type, tuple(each.shape)) for each in session.get_inputs()}
         image = inputs.pop("x", None)
         label, seed = inputs.pop("y", None), inputs.pop("seed", None)
-        if image is None or (label is None) == (cls.part == TRAIN):
+        has_labels = cls.part == TRAIN and network.file.task != "reconstruct"
+        if image is None or (label is not None) != has_labels:
             raise GraphError(f"{path}: is no {cls.part.removesuffix('.onnx')} graph")
         if image[0] != "tensor(float)" or image[1][1:] != network.input_shape:
             raise GraphError(
@@ -94,6 +97,10 @@ class Graph:
     @property
     def input_shape(self) -> tuple[int, int, int]:
         return self.network.input_shape
+
+    @property
+    def objective(self) -> Objective:
+        return self.network.objective
 
     @property
     def classes(self) -> int:
@@ -169,21 +176,37 @@ class TrainGraph(Graph):
     def step(
         self, parameters: Parameters, x: Floats, y: Labels, seed: int = 0
     ) -> tuple[float, dict[str, Floats], dict[str, Floats]]:
-        """Mean cross-entropy (nats) of a batch, its gradient by each parameter, each buffer's next value.
-        `seed`: of what the graph draws."""
-        if y.dtype != np.int64 or y.shape != (len(x),):
-            raise GraphError(f"{self.name}: labels are {y.dtype} {y.shape}, need int64 ({len(x)},)")
-        if y.min(initial=0) < 0 or y.max(initial=0) >= self.classes:
-            raise GraphError(f"{self.name}: labels {y.min()}..{y.max()}, need 0..{self.classes - 1}")
+        """Mean loss of a batch, its gradient by each parameter, each buffer's next value. The loss is
+        cross-entropy in nats, and the mean squared error of numbers and images, unless the network's author
+        chose another. `y`: as above, of any shape for `reconstruct`. `seed`: of what the graph draws."""
+        given = {"x": x} if self.objective.kind == "reconstruct" else {"x": x, "y": y}
+        self._check_labels(x, y)
         drawn = {"seed": np.array(seed, np.int64)} if self.takes_seed else {}
-        loss, *found = self.run(parameters, {"x": x, "y": y, **drawn})
+        loss, *found = self.run(parameters, {**given, **drawn})
         learned = [name for name in self.shapes if name not in self.buffers]
         gradients = dict(zip(learned, found[: len(learned)], strict=True))
         return float(loss), gradients, dict(zip(self.buffers, found[len(learned) :], strict=True))
 
+    def _check_labels(self, x: Floats, y: Labels) -> None:
+        """Raises GraphError for labels that the graph is not made for."""
+        kind, ends = self.objective.kind, self.classes - 1
+        if kind == "reconstruct":
+            return
+        shape = {"classify": (), "segment": self.input_shape[1:], "regress": (self.classes,)}[kind]
+        needed = np.dtype(np.float32 if kind == "regress" else np.int64)
+        if y.dtype != needed or y.shape != (len(x), *shape):
+            need = f"{needed} {(len(x), *shape)}"
+            raise GraphError(f"{self.name}: labels are {y.dtype} {y.shape}, need {need}")
+        if kind == "regress":
+            return
+        counted = y if self.objective.ignore is None else y[y != self.objective.ignore]
+        if counted.size and not (counted.min() >= 0 and counted.max() <= ends):
+            raise GraphError(f"{self.name}: labels {counted.min()}..{counted.max()}, need 0..{ends}")
+
 
 class InferGraph(Graph):
-    """`infer.onnx`: parameters and x in; logits out."""
+    """`infer.onnx`: parameters and x in; logits out, float32: (N, classes) for `classify`, (N, classes, H, W)
+    for `segment`, the numbers (N, outputs) for `regress` and the images (N, C, H, W) for `reconstruct`."""
 
     part = INFER
 
@@ -191,7 +214,7 @@ class InferGraph(Graph):
         return ["logits"], "logits alone"
 
     def logits(self, parameters: Parameters, x: Floats) -> Floats:
-        """float32 (N, classes) for images float32 (N, C, H, W)."""
+        """The logits of images float32 (N, C, H, W)."""
         return self.run(parameters, {"x": x})[0]
 
 
@@ -209,34 +232,6 @@ def gradient(
         raise ValueError(f"loss is {loss} {when}")
     flat(graph.layout, gradients | {name: np.zeros_like(each) for name, each in buffers.items()}, out)
     return loss, buffers
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """How a model did on the images seen so far."""
-
-    accuracy: float  # fraction of them whose largest logit is the label, 0..1
-    loss: float  # mean cross-entropy, nats
-
-
-def evaluate(
-    graph: InferGraph, parameters: Parameters, x: NDArray[np.uint8], y: Labels, batch: int = 50
-) -> Iterator[Score]:
-    """Scores a model batch by batch on x uint8 (N, C, H, W), y int64 (N); the last score covers all images.
-    A daemon serves its links in between. 50 LeNet-5 images are one pass of some 2 ms; batches of 250 take
-    longer an image (their maps leave the cache) and 20 MB more."""
-    if len(x) == 0 or len(x) != len(y):
-        raise GraphError(f"{graph.name}: {len(x)} images, {len(y)} labels; need as many, and one or more")
-    correct, loss_sum = 0, 0.0
-    for start in range(0, len(x), batch):
-        labels = y[start : start + batch]
-        logits = graph.logits(parameters, prepare(x[start : start + batch])).astype(np.float64)
-        peak = logits.max(axis=1)
-        log_sum = peak + np.log(np.exp(logits - peak[:, None]).sum(axis=1))
-        loss_sum += float((log_sum - logits[np.arange(len(labels)), labels]).sum())
-        correct += int((logits.argmax(axis=1) == labels).sum())
-        seen = start + len(labels)
-        yield Score(correct / seen, loss_sum / seen)
 
 
 def prepare(x: NDArray[np.uint8] | Floats) -> Floats:

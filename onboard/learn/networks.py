@@ -19,6 +19,7 @@ import msgspec
 from msgspec import Meta
 
 from onboard.console.toml import ConfigError, read
+from onboard.learn.objectives import ClassLabel, Kind, Objective
 
 if TYPE_CHECKING:
     from onboard.codec.layout import Floats
@@ -48,7 +49,7 @@ class NetworkFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """Version of this form."""
     name: NetworkName
     """Name of the network, as tasks say it."""
-    task: Literal["classify", "segment", "regress", "reconstruct"]
+    task: Kind
     """What it is trained for: the class of an image, the class of each pixel, numbers, or the image
     itself."""
     input: tuple[Side, Side, Side]
@@ -57,7 +58,7 @@ class NetworkFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """Classes of `classify` and `segment`, numbers of `regress`, channels of `reconstruct`."""
     classes: tuple[Text, ...] = ()
     """Names of the classes, in the order of the outputs; none where they are the data's alone."""
-    ignore: Annotated[int, Meta(ge=0, le=255)] | None = None
+    ignore: ClassLabel | None = None
     """The label of pixels that count for nothing, with `segment`."""
     mean: tuple[float, ...] = ()
     """What the graphs subtract from each channel, for the reader."""
@@ -110,6 +111,10 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def input_shape(self) -> tuple[int, int, int]:
         return self.file.input
+
+    @property
+    def objective(self) -> Objective:
+        return Objective(kind=self.file.task, outputs=self.file.outputs, ignore=self.file.ignore)
 
     def part(self, name: PartName) -> bytes:
         """Reads a file of the network. Raises NetworkError if it is not the one that the description

@@ -22,7 +22,8 @@ from onboard.codec.quantized import Quantized
 from onboard.data import loading
 from onboard.data.images import Images
 from onboard.learn.federated.local import LocalTraining
-from onboard.learn.graph import InferGraph, TrainGraph, evaluate
+from onboard.learn.graph import InferGraph, TrainGraph
+from onboard.learn.scoring import evaluate
 from onboard.learn.training import BoardTraining, Plan
 
 ACCURACY, BITS = 99.1, 0.40
@@ -80,4 +81,4 @@ def _epochs(training: LocalTraining, tell: ProgressLine) -> Iterator[tuple[int, 
 
 def _accuracy(weights: Weights, test: Images) -> float:
     *_, score = evaluate(InferGraph.load("lenet5"), weights, test.x, test.y)  # the last covers all images
-    return score.accuracy
+    return score.value

@@ -19,7 +19,8 @@ from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
 from onboard.data import loading
 from onboard.data.images import DataError, Images
-from onboard.learn.graph import InferGraph, TrainGraph, evaluate
+from onboard.learn.graph import InferGraph, TrainGraph
+from onboard.learn.scoring import evaluate
 from onboard.learn.training import Training
 from onboard.mission.objects import Update, encode_object
 from onboard.mission.server import MissionTerms, Server, averaged
@@ -87,7 +88,7 @@ def _accuracy(boards: list[Images], test: Images) -> float:
         model = server.model(number, packed)
         updates = {node: _trained(images, model, node, number) for node, images in enumerate(boards, start=1)}
         packed = averaged(server, number, packed, updates)
-    return [*evaluate(infer, server.weights(packed), test.x, test.y)][-1].accuracy
+    return [*evaluate(infer, server.weights(packed), test.x, test.y)][-1].value
 
 
 def _trained(images: Images, model: bytes, node: int, number: int) -> bytes:

@@ -20,7 +20,7 @@ from onboard.codec.layout import Floats, Layout
 from onboard.codec.pack import pack, unpack
 from onboard.data import loading
 from onboard.data.images import Images
-from onboard.learn.graph import evaluate
+from onboard.learn.scoring import evaluate
 from onboard.learn.training import Training
 from onboard.mission.objects import UPDATE, Update, encode_object
 from onboard.mission.server import BadUpdate, MissionTerms, Server, averaged
@@ -105,7 +105,7 @@ def accuracy(kind: str, seed: int, *, rounds: int = ROUNDS, images: int | None =
                 updates[node] = payload
         packed = averaged(server, number, packed, updates)
     *_, score = evaluate(infer, server.weights(packed), test.x, test.y)
-    return score.accuracy
+    return score.value
 
 
 def _packed(evil: Evil, own: bytes, other: bytes, layout: Layout, draw: np.random.Generator) -> bytes:

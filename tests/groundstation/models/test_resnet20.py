@@ -11,9 +11,10 @@ import pytest
 from groundstation.models import resnet20
 from groundstation.models.__main__ import ExportError, disagreement, write
 from onboard.learn.federated.local import LocalTraining
-from onboard.learn.graph import InferGraph, Parameters, TrainGraph, evaluate, initial, prepare
+from onboard.learn.graph import InferGraph, Parameters, TrainGraph, initial, prepare
 from onboard.learn.networks import INFER as INFER_PART
 from onboard.learn.networks import TRAIN, NetworkFile
+from onboard.learn.scoring import evaluate
 from onboard.learn.training import BoardTraining, Plan
 
 GRAPH, INFER = TrainGraph.load("resnet20"), InferGraph.load("resnet20")
@@ -104,11 +105,11 @@ def test_a_board_trains_it_and_its_running_statistics_answer() -> None:
     trained: Parameters = training.result().weights  # type: ignore[union-attr]  # fedavg is dense
     assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:10])
     *_, score = evaluate(INFER, trained, *stripes(100, 1))
-    assert score.accuracy > 0.6
+    assert score.value > 0.6
     *_, without = evaluate(
         INFER, {**trained, **{name: start[name] for name in GRAPH.buffers}}, *stripes(100, 1)
     )
-    assert without.accuracy < score.accuracy
+    assert without.value < score.value
 
 
 def test_a_variance_that_mixing_left_below_zero_still_answers() -> None:

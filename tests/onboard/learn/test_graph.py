@@ -19,7 +19,6 @@ from onboard.learn.graph import (
     InferGraph,
     Parameters,
     TrainGraph,
-    evaluate,
     initial,
     prepare,
 )
@@ -30,6 +29,7 @@ from onboard.learn.networks import (
     NetworkError,
     shipped,
 )
+from onboard.learn.scoring import evaluate
 
 TRAIN, INFER = TrainGraph.load("lenet5"), InferGraph.load("lenet5")
 START = initial(TRAIN.shapes, seed=1)
@@ -95,8 +95,8 @@ def test_it_learns_digits() -> None:
         weights = {name: value - np.float32(0.1) * gradients[name] for name, value in weights.items()}
     *_, before = evaluate(INFER, START, test.x, test.y)
     *_, after = evaluate(INFER, weights, test.x, test.y)
-    assert before.accuracy < 0.3
-    assert after.accuracy > 0.85
+    assert before.value < 0.3
+    assert after.value > 0.85
     assert after.loss < before.loss / 2
 
 
@@ -107,7 +107,7 @@ def test_scores_do_not_depend_on_the_batch(size: int) -> None:
     assert len(scores) == -(-60 // size)
     logits = INFER.logits(START, prepare(x)).astype(np.float64)
     probability = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    assert scores[-1].accuracy == np.mean(logits.argmax(axis=1) == y)
+    assert scores[-1].value == np.mean(logits.argmax(axis=1) == y)
     assert scores[-1].loss == pytest.approx(-np.log(probability[np.arange(60), y]).mean(), rel=1e-6)
     assert scores[-1].loss == pytest.approx(TRAIN.step(START, prepare(x), y)[0], rel=1e-5)
 

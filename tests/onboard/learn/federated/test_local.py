@@ -19,7 +19,8 @@ from onboard.data.images import shards
 from onboard.learn.federated import local
 from onboard.learn.federated.local import LocalTraining
 from onboard.learn.federated.rounds import PartialAverage
-from onboard.learn.graph import InferGraph, TrainGraph, evaluate, initial
+from onboard.learn.graph import InferGraph, TrainGraph, initial
+from onboard.learn.scoring import evaluate
 from onboard.learn.training import Plan
 from tests.onboard.codec.examples import quantize_average
 from tests.onboard.learn.federated.plans import PLAN, changed
@@ -224,6 +225,6 @@ def test_rounds_of_three_boards_teach_a_model_in_three_kilobytes() -> None:
         downlink = pack(quantize_average(LAYOUT, total, 0.06))
         assert len(downlink) < 4_000
         start = local.apply_delta(ORIGIN, unpack(downlink, LAYOUT).reconstruct())
-        accuracy.append(list(evaluate(InferGraph.load("lenet5"), start, test.x, test.y))[-1].accuracy)
+        accuracy.append(list(evaluate(InferGraph.load("lenet5"), start, test.x, test.y))[-1].value)
     assert accuracy[2] > accuracy[0]
     assert accuracy[2] > 0.85
