@@ -167,7 +167,8 @@ def _exported(module: Any, batch: Sequence[Any], kept: Collection[str], backward
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     inputs = [fake.from_tensor(tensor) for tensor in batch]
     joint = {"trace_joint": True, "output_loss_index": 0} if backward else {"trace_joint": False}
-    with sdpa_kernel(SDPBackend.MATH), torch.backends.mkldnn.flags(enabled=False), _replacing():
+    plain = torch.backends.mkldnn.flags(enabled=False, allow_tf32=None)  # a True or False warns on a CPU
+    with sdpa_kernel(SDPBackend.MATH), plain, _replacing():
         graph, signature = aot_export_module(module, inputs, decompositions=_decompositions(kept), **joint)
     graph.graph.eliminate_dead_code()
     return graph, signature

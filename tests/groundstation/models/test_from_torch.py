@@ -56,7 +56,7 @@ class Recurrent(nn.Module):
 
     def __init__(self, kind: type[Any]) -> None:
         super().__init__()
-        self.rows = kind(24, 8, batch_first=True)
+        self.rows = kind(12, 8, batch_first=True)
         self.head = nn.Linear(8, CLASSES)
 
     def forward(self, x: Any) -> Any:
@@ -158,8 +158,8 @@ NETWORKS: dict[str, tuple[Callable[[], Any], int]] = {
         8,
     ),
     "attention": (Patches, 16),
-    "GRU": (lambda: Recurrent(nn.GRU), 8),
-    "LSTM": (lambda: Recurrent(nn.LSTM), 8),
+    "GRU": (lambda: Recurrent(nn.GRU), 4),
+    "LSTM": (lambda: Recurrent(nn.LSTM), 4),
     "embedding": (LevelTable, 8),
     "signs": (Signs, 8),
     "U-Net": (Skips, 8),
@@ -179,41 +179,55 @@ def graphs(module: Any, side: int, folder: Path) -> tuple[TrainGraph, InferGraph
     return TrainGraph.load(folder), InferGraph.load(folder), authored
 
 
-def error(module: Any, side: int, folder: Path, batch: int) -> float:
-    """Returns the largest relative distance from autograd in float64: of the loss, of the logits, of all
-    gradients together, and of each statistic."""
+def batch_of(count: int, side: int) -> tuple[Any, Any]:
+    """Returns random images float32 (N, 3, side, side) and labels."""
+    rng = np.random.default_rng(count)
+    return rng.random((count, 3, side, side), dtype=np.float32), rng.integers(0, CLASSES, count)
+
+
+def by_torch(module: Any, x: Any, y: Any) -> dict[str, Any]:
+    """Returns torch's loss, logits and next statistics, and its gradients as one."""
+    answered = module.eval()(x).detach()
+    loss = functional.cross_entropy(module.train()(x), y)
+    loss.backward()
+    gradient = torch.cat([each.grad.ravel() for each in module.parameters()])
+    statistics = {name: value for name, value in module.named_buffers() if value.is_floating_point()}
+    found = {"loss": loss.detach(), "logits": answered, "gradient": gradient, **statistics}
+    return {what: value.numpy() for what, value in found.items()}
+
+
+def distance(ours: dict[str, Any], true: dict[str, Any]) -> float:
+    """Returns the largest relative distance of all."""
+    assert ours.keys() == true.keys()
+    return max(float(np.linalg.norm(ours[key] - true[key]) / np.linalg.norm(true[key])) for key in true)
+
+
+def error(module: Any, side: int, folder: Path, *batches: int) -> float:
+    """Returns how far both graphs are from autograd in float64."""
     train, infer, _ = graphs(module, side, folder)
-    rng = np.random.default_rng(batch)
-    x = rng.random((batch, 3, side, side), dtype=np.float32)
-    y = rng.integers(0, CLASSES, batch)
     state = {name: value.numpy() for name, value in module.state_dict().items() if name in train.shapes}
-    loss, gradients, statistics = train.step(state, x, y)
-    exact = copy.deepcopy(module).double()
-    images, labels = torch.from_numpy(x).double(), torch.from_numpy(y)
-    answered = exact.eval()(images).detach()
-    exact.train()
-    expected = functional.cross_entropy(exact(images), labels)
-    expected.backward()
-    told = dict(exact.named_parameters())
-    after = exact.state_dict()
-    pairs = {
-        "loss": (np.array(loss), expected.detach().numpy()),
-        "logits": (infer.logits(state, x), answered.numpy()),
-        "gradient": (
-            np.concatenate([gradients[name].ravel() for name in gradients]),
-            np.concatenate([told[name].grad.numpy().ravel() for name in gradients]),
-        ),
-        **{name: (value, after[name].numpy()) for name, value in statistics.items()},
-    }
-    assert set(gradients) | set(statistics) == set(train.shapes)
-    return max(float(np.linalg.norm(ours - true) / np.linalg.norm(true)) for ours, true in pairs.values())
+    found = list[float]()
+    for batch in batches:
+        x, y = batch_of(batch, side)
+        loss, gradients, statistics = train.step(state, x, y)
+        assert set(gradients) | set(statistics) == set(train.shapes)
+        ours = {
+            "loss": np.array(loss),
+            "logits": infer.logits(state, x),
+            "gradient": np.concatenate([gradients[name].ravel() for name, _ in module.named_parameters()]),
+            **statistics,
+        }
+        exact = copy.deepcopy(module).double()
+        true = by_torch(exact, torch.from_numpy(x).double(), torch.from_numpy(y))
+        found.append(distance(ours, true))
+    return max(found)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_gradients_are_autograds(name: str, tmp_path: Path) -> None:
     torch.manual_seed(1)
     build, side = NETWORKS[name]
-    assert max(error(build(), side, tmp_path, batch) for batch in (2, 5)) < 1e-5
+    assert error(build(), side, tmp_path, 2, 5) < 1e-5
 
 
 def random_network(seed: int) -> Any:
@@ -255,9 +269,18 @@ def random_network(seed: int) -> Any:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * side * side, CLASSES))
 
 
+def is_sound(module: Any) -> bool:
+    """Says whether torch's own float32 is near its float64. It is not where a map that is nearly constant is
+    normalized: rounding is then divided by a deviation of almost 0 (one in twenty draws)."""
+    x, y = map(torch.from_numpy, batch_of(3, 12))
+    single, double = copy.deepcopy(module), copy.deepcopy(module).double()
+    return distance(by_torch(single, x, y), by_torch(double, x.double(), y)) < 5e-6
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_gradients_of_a_random_network_are_autograds(seed: int, tmp_path: Path) -> None:
-    assert error(random_network(seed), 12, tmp_path, batch=3) < 1e-5
+    drawn = (random_network(seed + 1000 * again) for again in range(5))
+    assert error(next(filter(is_sound, drawn)), 12, tmp_path, 3) < 1e-5
 
 
 class Halves(nn.Module):
