@@ -20,7 +20,7 @@ NAMES = {
     name: f"benchmarks.claims.{folder}.{name}"
     for folder, names in {
         "learning": ("data", "codec", "alq", "table1", "gossip", "consensus", "convergence", "epoch"),
-        "link": ("transfer", "frame", "ports", "others", "hardship", "schedules", "day"),
+        "link": ("transfer", "frame", "ports", "others", "hardship", "schedules", "day", "files"),
         "resilience": ("footprint", "memory", "kills", "fuzz", "damage", "insider"),
     }.items()
     for name in names

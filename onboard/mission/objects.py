@@ -19,7 +19,12 @@ UPDATE = 2  # board to ground: header Update, then the packed weights that train
 GOSSIP = 3  # node to node: the values of an exchange (docs/gossip.md), and nothing before them
 COMMAND = 4  # ground to board: a Command (`onboard/mission/commands.py`), and nothing after it
 RESULT = 5  # board to ground: the CommandResult of a command, and nothing after it
-KINDS = {MODEL: "model", UPDATE: "update", GOSSIP: "gossip", COMMAND: "command", RESULT: "result"}
+FILE = 6  # ground to board: a part of a file (`onboard/mission/files.py`)
+REQUEST = 7  # board to ground: which files it wants, and what it holds of them
+KINDS = {
+    MODEL: "model", UPDATE: "update", GOSSIP: "gossip", COMMAND: "command", RESULT: "result", FILE: "file",
+    REQUEST: "request",
+}  # fmt: skip
 
 Id8 = Annotated[bytes, Meta(min_length=8, max_length=8)]
 Count = Annotated[int, Meta(ge=0, le=0xFFFFFFFF)]

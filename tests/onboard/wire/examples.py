@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from onboard.learn.training import BoardTraining
 from onboard.mission.commands import Command, CommandResult
+from onboard.mission.files import PART_BYTES, FilePart, FileRequest, WantedFile
 from onboard.mission.health import Failure, Health, State
 from onboard.mission.objects import MODEL, Task, Update
 from onboard.wire.framing import frame as framing
@@ -70,6 +71,14 @@ WEIGHTS = b"weights"
 COMMAND = Command(id=b"command1", name="ping")
 RESULT = CommandResult(
     command=b"command1", outcome="done", values={"time": 1_800_000_000.5, "uptime_s": 86_400}
+)
+PART = FilePart(DIGEST, PART_BYTES + 7, PART_BYTES, b"the end", base=b"an older version")
+REQUEST = FileRequest(
+    asking=7,
+    files=(
+        WantedFile(digest=DIGEST, size=3 * PART_BYTES, held=b"\x05"),
+        WantedFile(digest=b"of the weights..", bases=(b"an older version",)),
+    ),
 )
 
 

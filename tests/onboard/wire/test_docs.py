@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from onboard.mission import health
+from onboard.mission import files, health
 from onboard.mission.commands import Command, CommandResult
 from onboard.mission.health import Failure, State
 from onboard.mission.objects import KINDS, Task, Update
@@ -59,6 +59,7 @@ LAYOUTS = {
     "### CANCEL": Cancel._LAYOUT,
     "### HELLO": Hello._LAYOUT,
     "### Health": health._HEALTH,
+    "### File": files._PART,
     "## Frame": _HEADER,
 }
 
@@ -105,6 +106,8 @@ HEADERS: dict[str, type[msgspec.Struct]] = {
     "### Update": Update,
     "### Command": Command,
     "### Result": CommandResult,
+    "### Request": files.FileRequest,
+    "### Wanted file": files.WantedFile,
 }
 
 
@@ -118,7 +121,7 @@ def test_every_golden_file_is_shown_and_every_example_is_a_golden_file() -> None
     golden = [
         "frame", "frame-encrypted", "cobs", "kiss", "offer", "report-bitmap", "report-runs", "report-sums",
         "report-unknown", "done", "cancel", "hello", "health", "health-failed", "task", "update", "record",
-        "command", "result",
+        "command", "result", "file", "request",
     ]  # fmt: skip
     assert sorted(shown) == sorted(golden)
     for name, text in shown.items():
