@@ -53,19 +53,27 @@ def warped(x: npt.NDArray[np.uint8], draw: np.random.Generator, pixels: float, d
     rows = matrix[0, 0] * y + matrix[0, 1] * x_ + centre[0, :, None, None]
     columns = matrix[1, 0] * y + matrix[1, 1] * x_ + centre[1, :, None, None]
     # A frame of zeros around the image, and all that lies beyond falls onto it.
-    padded = np.pad(x, ((0, 0), (0, 0), (1, 2), (1, 2))).astype(np.float32)
+    framed = np.zeros((count, channels, height + 3, width + 3), np.float32)
+    framed[:, :, 1:-2, 1:-2] = x
     rows = np.clip(rows + 1, 0, height + 1).astype(np.float32)
     columns = np.clip(columns + 1, 0, width + 1).astype(np.float32)
     top, left = rows.astype(np.intp), columns.astype(np.intp)
-    below, beside = ((part % 1)[:, None] for part in (rows, columns))
-    flat = padded.reshape(count, channels, -1)
-    start = (top * (width + 3) + left).reshape(count, 1, -1)
+    below, beside = (rows - np.floor(rows))[:, None], (columns - np.floor(columns))[:, None]
+    planes = np.arange(count * channels).reshape(count, channels, 1, 1) * ((height + 3) * (width + 3))
+    start = planes + (top * (width + 3) + left)[:, None]  # of every pixel in all that is framed
+    # Neighbours by views that begin later: one index serves all four, and "clip" has nothing to clip.
+    pixels_from = framed.ravel()
 
-    def at(offset: int) -> Floats:
-        picked = np.take_along_axis(flat, start + offset, axis=2)
-        return picked.reshape(count, channels, height, width)
+    def between(offset: int) -> Floats:
+        here = pixels_from[offset:].take(start, mode="clip")
+        there: Floats = pixels_from[offset + 1 :].take(start, mode="clip")
+        there -= here
+        there *= beside
+        there += here
+        return there
 
-    upper = at(0) + (at(1) - at(0)) * beside
-    lower = at(width + 3) + (at(width + 4) - at(width + 3)) * beside
-    outcome: Floats = upper + (lower - upper) * below
+    upper, outcome = between(0), between(width + 3)
+    outcome -= upper
+    outcome *= below
+    outcome += upper
     return outcome
