@@ -6,6 +6,9 @@ groups are worked on at once: `groups` is (G, n), `bits` (G,), `alphas` (G, I) a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
@@ -33,20 +36,38 @@ RAW_LEVELS = 7
 DEPENDENT = 1e-5
 
 
-def _solved(gram: Doubles, target: Doubles) -> Doubles:
-    """Solves for (A, j) by Cholesky, all matrices at once: j is at most MAX_BASES, A in the thousands."""
-    width = gram.shape[1]
-    lower = np.zeros((width, width, len(gram)))
-    x = np.zeros((width, len(gram)))
-    for i in range(width):
+class _NormalEquations:
+    """Least squares of A groups at once, which grow by a basis at a time: their Cholesky factor keeps its
+    rows. The group's index comes last. There are at most MAX_BASES bases, and A is in the thousands."""
+
+    def __init__(self, bases: int, groups: int) -> None:
+        # A group that takes no more bases has coordinate 0 / inf for them.
+        self._lower = np.zeros((bases, bases, groups))
+        self._lower[range(bases), range(bases)] = np.inf
+        self._forward = np.zeros((bases, groups))
+
+    def grow(self, products: Doubles, target: Doubles) -> None:
+        """Takes the next basis of the first `live` groups: its products (i + 1, live) with those before it
+        and itself, and with what is fitted, `target` (live,)."""
+        i, live = len(products) - 1, len(target)
+        lower, forward = self._lower[:, :, :live], self._forward[:, :live]
         for k in range(i):
-            lower[i, k] = (gram[:, i, k] - np.einsum("ka,ka->a", lower[i, :k], lower[k, :k])) / lower[k, k]
-        outside = gram[:, i, i] - np.einsum("ka,ka->a", lower[i, :i], lower[i, :i])
-        lower[i, i] = np.sqrt(np.where(outside > DEPENDENT * gram[:, i, i], outside, np.inf))
-        x[i] = (target[:, i] - np.einsum("ka,ka->a", lower[i, :i], x[:i])) / lower[i, i]
-    for i in reversed(range(width)):
-        x[i] = (x[i] - np.einsum("ka,ka->a", lower[i + 1 :, i], x[i + 1 :])) / lower[i, i]
-    return np.asarray(x.T)
+            lower[i, k] = (products[k] - _along(lower[i, :k], lower[k, :k])) / lower[k, k]
+        outside = products[i] - _along(lower[i, :i], lower[i, :i])
+        lower[i, i] = np.sqrt(np.where(outside > DEPENDENT * products[i], outside, np.inf))
+        forward[i] = (target - _along(lower[i, :i], forward[:i])) / lower[i, i]
+
+    def solved(self, bases: int, live: int) -> Doubles:
+        """Returns coordinates (bases, live) of that many bases and groups, the first ones."""
+        x = np.empty((bases, live))
+        for i in reversed(range(bases)):
+            lower = self._lower[i:bases, i, :live]
+            x[i] = (self._forward[i, :live] - _along(lower[1:], x[i + 1 :])) / lower[0]
+        return x
+
+
+def _along(a: Doubles, b: Doubles) -> Doubles | float:
+    return np.einsum("ka,ka->a", a, b) if len(a) else 0.0
 
 
 def refit(target: Floats, bits: npt.NDArray[np.uint8], signs: npt.NDArray[np.int8], h: Floats) -> Doubles:
@@ -54,50 +75,71 @@ def refit(target: Floats, bits: npt.NDArray[np.uint8], signs: npt.NDArray[np.int
     squares weighted by `h` (G, n); they are 0 for all other bases."""
     order, depth = _sorted(bits)
     h = h[order]
-    bases = [signs[order[:live], j].astype(np.float32) for j, live in enumerate(depth)]
+    bases: list[Floats] = []
     weighted = target[order] * h
-    gram = np.zeros((len(order), len(depth), len(depth)))
-    product = np.zeros((len(order), len(depth)))
-    for j, basis in enumerate(bases):
-        live = len(basis)
-        own = basis * h[:live]
-        for i, other in enumerate(bases[: j + 1]):
-            gram[:live, i, j] = gram[:live, j, i] = _dots(own, other[:live])
-        product[:live, j] = _dots(basis, weighted[:live])
+    equations = _NormalEquations(len(depth), len(order))
+    for j, live in enumerate(depth):
+        bases.append(signs[order[:live], j].astype(np.float32))
+        own = bases[j] * h[:live]
+        products = np.array([_dots(own, other[:live]) for other in bases], np.float64)
+        equations.grow(products, _dots(bases[j], weighted[:live]).astype(np.float64))
     alphas = np.zeros(signs.shape[:2])
-    alphas[order, : len(depth)] = _solved(gram, product)
+    alphas[order, : len(depth)] = equations.solved(len(depth), len(order)).T
     return alphas
 
 
-def _greedy(
-    w: Floats, h: Floats | None, depth: list[int], *, errors: bool = False
-) -> tuple[Doubles, list[Floats], Doubles]:
-    """Sketches groups (A, n), widest first, of which the first `depth[j]` get a basis j. Returns alphas (A,
-    I) of any sign, not rounded; each basis j (depth[j], n); and with `errors` the error (A, I + 1), weighted
-    by `h` (A, n), left after 0, 1 ... I bases, which repeats past a group's own width."""
-    count, width = len(w), len(depth)
-    alphas = np.zeros((count, width))
-    bases: list[Floats] = []
-    gram = np.zeros((count, width, width))
-    target = np.zeros((count, width))
-    error = np.zeros((count, width + 1))
-    residual = w + np.float32(0)  # a sign bit has no zero: -0 becomes +0, and takes +1 on every machine
+@dataclass(frozen=True)
+class _Part:
+    """Groups (A, n) of one tensor, widest first, of which the first `depth[j]` get a basis j, weighted by
+    `h` (A, n); and their places (A,) among the groups of all tensors, widest first."""
+
+    groups: Floats
+    depth: list[int]
+    places: npt.NDArray[np.intp]
+    h: Floats | None = None
+
+
+def _greedy(parts: Sequence[_Part], *, errors: bool = False) -> tuple[Doubles, list[list[Floats]], Doubles]:
+    """Sketches groups of several tensors, which share the solving. Returns alphas (I, A) of any sign, not
+    rounded, by the groups' places; of each part each basis j (depth[j], n); and with `errors` the error (A, I
+    + 1), weighted by `h`, left after 0, 1 ... I bases, which repeats past a group's own width."""
+    width = max((len(part.depth) for part in parts), default=0)
+    count = sum(len(part.groups) for part in parts)
+    alphas = np.zeros((width, count))
+    error = np.zeros((count, width + 1 if errors else 0))
+    equations = _NormalEquations(width, count)
+    bases: list[list[Floats]] = [[] for _ in parts]
+    # A sign bit has no zero: -0 becomes +0, and takes +1 on every machine.
+    residuals = [part.groups + np.float32(0) for part in parts]
     if errors:
-        error[:, 0] = _dots(residual, residual, h)
-    for j, live in enumerate(depth):
-        basis = np.copysign(np.float32(1), residual[:live])
-        bases.append(basis)
-        weighted = basis if h is None else basis * h[:live]
-        for i, other in enumerate(bases[:-1]):
-            gram[:live, i, j] = gram[:live, j, i] = _dots(weighted, other[:live])
-        gram[:live, j, j] = w.shape[1] if h is None else _dots(weighted, basis)
-        target[:live, j] = _dots(weighted, w[:live])
-        alphas[:live, : j + 1] = _solved(gram[:live, : j + 1, : j + 1], target[:live, : j + 1])
-        if errors or j + 1 < width:
-            np.subtract(w[:live], _sums(alphas[:live].astype(np.float32), bases), out=residual[:live])
-        if errors:
-            error[:, j + 1] = error[:, j]
-            error[:live, j + 1] = _dots(residual[:live], residual[:live], None if h is None else h[:live])
+        for part, residual in zip(parts, residuals, strict=True):
+            error[part.places, 0] = _dots(residual, residual, part.h)
+    for j in range(width):
+        deep = [at for at, part in enumerate(parts) if len(part.depth) > j]
+        live_in_all = sum(parts[at].depth[j] for at in deep)
+        products, target = np.empty((j + 1, live_in_all)), np.empty(live_in_all)
+        for at in deep:
+            part, own, live = parts[at], bases[at], parts[at].depth[j]
+            basis = np.copysign(np.float32(1), residuals[at][:live])
+            own.append(basis)
+            weighted = basis if part.h is None else basis * part.h[:live]
+            places = part.places[:live]
+            for i, other in enumerate(own[:-1]):
+                products[i, places] = _dots(weighted, other[:live])
+            products[j, places] = basis.shape[1] if part.h is None else _dots(weighted, basis)
+            target[places] = _dots(weighted, part.groups[:live])
+        equations.grow(products, target)
+        alphas[: j + 1, :live_in_all] = equations.solved(j + 1, live_in_all)
+        for at in deep:
+            part = parts[at]
+            live = part.depth[j] if errors else part.depth[j + 1] if len(part.depth) > j + 1 else 0
+            if live:
+                rebuilt = _sums(alphas[: j + 1, part.places[:live]].astype(np.float32), bases[at])
+                residual = np.subtract(part.groups[:live], rebuilt, out=residuals[at][:live])
+            if errors:
+                error[part.places, j + 1] = error[part.places, j]
+                h = None if part.h is None else part.h[:live]
+                error[part.places[:live], j + 1] = _dots(residual, residual, h)
     return alphas, bases, error
 
 
@@ -107,10 +149,12 @@ def _dots(a: Floats, b: Floats, h: Floats | None = None) -> Floats:
 
 
 def _sums(alphas: Floats, bases: list[Floats]) -> Floats:
-    total = alphas[:, :1] * bases[0][: len(alphas)]
+    """Returns sum_j alpha_j * b_j (A, n), with alphas (I, A)."""
+    count = alphas.shape[1]
+    total = alphas[0, :, None] * bases[0][:count]
     for j, basis in enumerate(bases[1:], 1):
-        live = min(len(basis), len(alphas))
-        total[:live] += alphas[:live, j, None] * basis[:live]
+        live = min(len(basis), count)
+        total[:live] += alphas[j, :live, None] * basis[:live]
     return total
 
 
@@ -127,7 +171,9 @@ def sketch(groups: Floats, bits: npt.NDArray[np.uint8], curvature: Floats | None
     if not np.isfinite(groups).all():
         raise ValueError("weights are not finite: nothing to quantize")
     order, depth = _sorted(bits)
-    alphas, bases, _ = _greedy(groups[order], None if curvature is None else curvature[order], depth)
+    h = None if curvature is None else curvature[order]
+    found, (bases,), _ = _greedy([_Part(groups[order], depth, np.arange(len(order)), h)])
+    alphas = found.T
     out = Bases(
         bits=bits.copy(),
         alphas=np.zeros((len(groups), len(depth)), np.float32),
@@ -142,22 +188,40 @@ def sketch(groups: Floats, bits: npt.NDArray[np.uint8], curvature: Floats | None
     return out
 
 
-def project(groups: Floats, bits: npt.NDArray[np.uint8]) -> Floats:
-    """Returns what `sketch(groups, bits)` rebuilds, without its bases: the straight-through forward pass."""
-    order, depth = _sorted(bits)
-    out = np.zeros_like(groups)
-    if depth:
-        alphas, bases, _ = _greedy(groups[order], None, depth)
+class Projection:
+    """What `sketch` rebuilds, without its bases, of a model's groups with the same `widths` again and again:
+    the straight-through forward pass. `order[name]` (A,) are the groups with a basis, widest first."""
+
+    def __init__(self, widths: Widths) -> None:
+        self.order: dict[str, npt.NDArray[np.intp]] = {}
+        self._depth: dict[str, list[int]] = {}
+        self._places: dict[str, npt.NDArray[np.intp]] = {}
+        for name, bits in widths.items():
+            self.order[name], self._depth[name] = _sorted(bits)
+        given = [widths[name][order] for name, order in self.order.items()]
+        ranked, _ = _sorted(np.concatenate([np.empty(0, np.uint8), *given]))
+        places = np.empty_like(ranked)
+        places[ranked] = np.arange(len(ranked))
+        for name, order in self.order.items():
+            self._places[name], places = places[: len(order)], places[len(order) :]
+
+    def __call__(self, groups: Weights) -> dict[str, Floats]:
+        """Returns what becomes of the groups in `order`, by name both (A, n) float32."""
+        parts = [_Part(groups[name], depth, self._places[name]) for name, depth in self._depth.items()]
+        alphas, bases, _ = _greedy(parts)
         values = np.copysign(rounded(alphas), alphas.astype(np.float32))
-        out[order] = _sums(values, bases)
-    return out
+        return {
+            name: _sums(values[: len(own), part.places], own) if own else part.groups
+            for name, part, own in zip(self.order, parts, bases, strict=True)
+        }
 
 
 def gains(groups: Floats, max_bases: int, curvature: Floats | None = None) -> npt.NDArray[np.float64]:
     """Returns (G, max_bases): the weighted squared error that a group's 1st, 2nd ... basis removes, and never
     more than the basis before it. Raises ValueError for values whose squares are not finite."""
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused below
-        _, _, error = _greedy(groups, curvature, [len(groups)] * max_bases, errors=True)
+        whole = _Part(groups, [len(groups)] * max_bases, np.arange(len(groups)), curvature)
+        _, _, error = _greedy([whole], errors=True)
     if not np.isfinite(error).all():
         raise ValueError("weights or curvature are not finite, or too large to square: nothing to rank")
     removed = error[:, :-1] - error[:, 1:]

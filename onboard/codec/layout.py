@@ -55,6 +55,15 @@ class Layout:
         return tuple(t for t in self.tensors if not t.group)
 
     @cached_property
+    def spans(self) -> tuple[tuple[str, tuple[int, ...], int, int], ...]:
+        """Returns each tensor's name and shape, and where it starts and ends in a vector of all."""
+        ends = np.cumsum([t.size for t in self.tensors]).tolist()
+        return tuple(
+            (t.name, t.shape, start, end)
+            for t, start, end in zip(self.tensors, [0, *ends[:-1]], ends, strict=True)
+        )
+
+    @cached_property
     def digest(self) -> bytes:
         """Returns 8 bytes (BLAKE2s) that differ where names, shapes, order or groups do."""
         text = "".join(f"{t.name} {t.shape} {t.group}\n" for t in self.tensors)
@@ -105,9 +114,9 @@ def flat(layout: Layout, weights: Weights, out: Floats | None = None) -> Floats:
 
 def views(layout: Layout, vector: Floats) -> dict[str, Floats]:
     """Returns views of a vector (P,) by tensor name, in their shapes."""
-    ends = np.cumsum([t.size for t in layout.tensors])[:-1]
-    parts = np.split(vector, ends)
-    return {t.name: part.reshape(t.shape) for t, part in zip(layout.tensors, parts, strict=True)}
+    if len(vector) != layout.parameters:
+        raise ValueError(f"a vector of {len(vector)}, the layout has {layout.parameters}")
+    return {name: vector[start:end].reshape(shape) for name, shape, start, end in layout.spans}
 
 
 def check_finite(values: npt.NDArray[np.floating[Any]], what: str = "values") -> None:

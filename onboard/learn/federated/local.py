@@ -69,6 +69,8 @@ class LocalTraining:
         self._adam = Adam(layout.parameters, amsgrad=self.knobs.rule.uses_moments)
         self._widths: dict[str, npt.NDArray[np.uint8]] = {}  # bases a group, once they are allotted
         self._bases: dict[str, Bases] = {}  # while bases and coordinates are being optimized
+        self._projection: alq.Projection | None = None  # once the bit-widths are final
+        self._projected = np.empty(0, np.float32)  # weights of the last straight-through pass
         self._scratch = np.empty_like(self._latent)
         # glibc gives back to the kernel what is larger than the largest block it ever saw freed (mallopt(3),
         # M_MMAP_THRESHOLD), and then each step faults its arrays in anew: LeNet-5 took 5.3 ms to sketch, and
@@ -157,6 +159,7 @@ class LocalTraining:
         self._latent, self._adam.first, self._adam.second = vectors[:3]
         self._adam.steps, self._adam.peak = steps, vectors[3] if len(vectors) > 3 else None
         self._widths, self._bases, self.epoch, self.loss = widths, bases, epoch, loss
+        self._projection = None
 
     def _enter(self, phase: TrainingPhase) -> None:
         layout, knobs = self._layout, self.knobs
@@ -206,10 +209,23 @@ class LocalTraining:
             return weights | self._from_origin(_rebuilt(bases))
         if phase is TrainingPhase.PLAIN:
             return weights
-        groups = in_groups(self._layout, self._difference())
-        return weights | self._from_origin(
-            {name: alq.project(w, self._widths[name]) for name, w in groups.items()}
+        return self._straight_through(weights)
+
+    def _straight_through(self, weights: dict[str, Floats]) -> dict[str, Floats]:
+        """Returns what bases make of `weights`: groups without one stay at the origin and cost nothing."""
+        layout = self._layout
+        if self._projection is None:
+            self._projection = alq.Projection(self._widths)
+            self._projected = self._origin + np.float32(0)  # -0 becomes +0, as in any sum
+        seen = views(layout, self._projected)
+        latent, origin, projected = (
+            in_groups(layout, each) for each in (weights, views(layout, self._origin), seen)
         )
+        first = {name: origin[name][at] for name, at in self._projection.order.items()}
+        moves = {name: latent[name][at] - first[name] for name, at in self._projection.order.items()}
+        for name, move in self._projection(moves).items():
+            projected[name][self._projection.order[name]] = first[name] + move
+        return weights | {t.name: seen[t.name] for t in layout.grouped}
 
     def _sketched(self) -> dict[str, Bases]:
         groups = in_groups(self._layout, self._difference())
