@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -216,6 +216,25 @@ class InferGraph(Graph):
     def logits(self, parameters: Parameters, x: Floats) -> Floats:
         """The logits of images float32 (N, C, H, W)."""
         return self.run(parameters, {"x": x})[0]
+
+
+def answering_session(path: Path) -> tuple[Callable[[Floats], Floats], dict[str, str]]:
+    """Opens an infer graph that holds its weights: what runs it on images float32 (N, C, H, W), and its
+    metadata. Raises GraphError, OSError."""
+    session = _session(path, path.read_bytes(), (CPU,))
+    if [each.name for each in session.get_inputs()] != ["x"]:
+        raise GraphError(f"{path}: takes more than images: its weights are not inside")
+
+    def run(x: Floats) -> Floats:
+        try:
+            logits: Floats = session.run(["logits"], {"x": x})[0]
+        except MemoryError:
+            raise
+        except Exception as error:  # as in _session
+            raise GraphError(f"{path}: {_first_line(error)}") from None
+        return logits
+
+    return run, dict(session.get_modelmeta().custom_metadata_map)
 
 
 def gradient(
