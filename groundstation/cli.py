@@ -241,13 +241,15 @@ def status(folder: Path, as_json: bool) -> None:
                    "name.")  # fmt: skip
 @click.option("--round", "number", type=click.IntRange(min=1), show_default="the latest",
               help="The round that made the model.")  # fmt: skip
-@click.option("--best", is_flag=True, help="Of all rounds, the first with the highest accuracy.")
+@click.option(
+    "--best", is_flag=True, help="The model of the first round with the best value of the mission's metric."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object about what was written.")
 def model(folder: Path, path: Path, number: int | None, best: bool, as_json: bool) -> None:
     """Writes the model that a round of the mission in DIR has made: by default the latest, which the boards
     have.
 
-    The file says what it is: network, task, classes, mission, round, accuracy and digests. It gets its name
+    The file says what it is: network, task, classes, mission, round, metric and digests. It gets its name
     only after it has answered random images as the boards' graph does. `onboard infer --model` takes it, and
     an .onnx file runs wherever ONNX does. It works while the daemon runs and when it does not.
 
@@ -270,8 +272,8 @@ def model(folder: Path, path: Path, number: int | None, best: bool, as_json: boo
         if not mission.database.exists():
             fail(f"{mission.database}: no such file; `groundstation serve {folder}` makes it")
         told = write(round_model(mission, Store(mission.database, read_only=True), number, best=best), path)
-    accuracy = "" if told.get("accuracy") is None else f", accuracy {100 * told['accuracy']:.2f} %"
-    line = f"{path}: {told['network']} of round {told['round']}{accuracy}, {told['bytes']:,} B"
+    value = "" if told.get("value") is None else f", {told['metric']} {told['value']:.4g}"
+    line = f"{path}: {told['network']} of round {told['round']}{value}, {told['bytes']:,} B"
     click.echo(msgspec.json.encode(told) if as_json else line)
 
 

@@ -29,7 +29,7 @@ from onboard.inference.model import (
 )
 from onboard.learn.federated.local import apply_delta
 from onboard.learn.graph import GraphError, InferGraph, Parameters
-from onboard.learn.networks import INFER
+from onboard.learn.networks import INFER, Network
 from onboard.storage.files import replacing
 
 CHECKED_IMAGES, CHECK_SEED = 16, 5
@@ -52,7 +52,9 @@ def round_model(mission: Mission, store: Store, number: int | None, *, best: boo
     entry, kept = store.mission(), store.models()
     if entry is None or not kept:
         raise ModelError(f"{mission.database}: no round is closed yet: there is no model")
-    number = (store.best() if best else number) or kept[-1]
+    if best:
+        number = _best(mission, store)
+    number = number or kept[-1]
     packed, row = store.model(number), store.round(number)
     if packed is None or row is None:
         raise ModelError(f"round {number}: its model is not there; there are those of {_listed(kept)}")
@@ -69,9 +71,17 @@ def round_model(mission: Mission, store: Store, number: int | None, *, best: boo
     classes = msgspec.json.decode(entry["classes"] or "[]", type=tuple[str, ...])
     info = network_info(
         graph.network, mission=entry["id"].hex(), round=number, digest=weights_digest(packed),
-        accuracy=row.accuracy, loss=row.loss, **({"classes": classes} if classes else {}),
+        metric=graph.objective.metric.key, value=row.accuracy, loss=row.loss,
+        **({"classes": classes} if classes else {}),
     )  # fmt: skip
     return RoundModel(info, graph, apply_delta(graph.initial(entry["seed"]), moved))
+
+
+def _best(mission: Mission, store: Store) -> int:
+    """Returns the first round with the best value of the mission's metric."""
+    values = {row.number: row.accuracy for row in store.rounds() if row.accuracy is not None}
+    best = Network.load(mission.model).objective.metric.best(values.values())
+    return next(number for number, value in values.items() if value == best)
 
 
 def write(model: RoundModel, path: Path) -> dict[str, Any]:

@@ -206,7 +206,7 @@ def infer(
         raise click.UsageError("give --json or --csv, not both")
     require("onnxruntime", "PIL")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # of numpy's pool of threads nothing here gains
-    from onboard.inference.command import Wanted
+    from onboard.inference.command import AnswerForm
     from onboard.inference.command import infer as answer
     from onboard.inference.model import ModelError, of_file, of_node
 
@@ -224,7 +224,7 @@ def infer(
         fail(f"--out {out}: the model is to {model.info.task}, and makes no masks")
     form: Literal["text", "json", "csv"] = "json" if as_json else "csv" if as_csv else "text"
     size = batch or (1 if "-" in images else 16)
-    sys.exit(answer(model, images, Wanted(form, top, size, out)))
+    sys.exit(answer(model, images, AnswerForm(form, top, size, out)))
 
 
 def recording_to(path: Path, limit_mb: int) -> Recorder:

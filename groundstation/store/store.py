@@ -51,7 +51,10 @@ _PUT_MODEL = (
     "INSERT INTO model (number, payload) VALUES (?, ?) "
     "ON CONFLICT (number) DO UPDATE SET payload = excluded.payload"
 )
-_BEST = "SELECT number FROM round ORDER BY accuracy DESC, number LIMIT 1"
+_FIRST_OF_ALL = (  # the highest and the lowest: which of them is the best is the metric's to say
+    "SELECT number FROM (SELECT number FROM round ORDER BY accuracy DESC, number LIMIT 1) UNION SELECT "
+    "number FROM (SELECT number FROM round WHERE accuracy IS NOT NULL ORDER BY accuracy, number LIMIT 1)"
+)
 _SET_TIME = "UPDATE round SET left_s = ?, deadline_at = ? WHERE number = ?"
 _METRICS = ("samples", "loss", "train_s", "cpu_s", "energy_j")
 _ANSWER = ("round", "node", "state", "changed_at", *_METRICS, "asking", "why")
@@ -260,9 +263,9 @@ class Store:
             # The last round can be averaged again, should its model be lost.
             self._enter_again("answer", row | {"payload": None}, "round", "node")
         self.db.execute(
-            f"DELETE FROM model WHERE number < ? AND number != ({_BEST}) AND number IN (SELECT number FROM "
-            "(SELECT number, sum(length(payload)) OVER (ORDER BY number DESC) AS held FROM model) "
-            "WHERE held > ?)",
+            f"DELETE FROM model WHERE number < ? AND number NOT IN ({_FIRST_OF_ALL}) AND number IN (SELECT "
+            "number FROM (SELECT number, sum(length(payload)) OVER (ORDER BY number DESC) AS held FROM model)"
+            " WHERE held > ?)",
             (number - 2, KEPT_MODEL_BYTES),
         )
 
@@ -336,11 +339,6 @@ class Store:
     def models(self) -> list[int]:
         """Returns the numbers of the rounds whose models are kept."""
         return [row["number"] for row in self.db.all("model", "ORDER BY number")]
-
-    def best(self) -> int | None:
-        """Returns the first of the rounds with the highest accuracy; None before one is closed."""
-        row = self.db.one("round", f"WHERE accuracy IS NOT NULL AND number = ({_BEST})")
-        return None if row is None else int(row["number"])
 
     def answers(self, number: int) -> list[Mapping[str, Any]]:
         """Returns the nodes that a round asked and the state of each answer, without payloads."""

@@ -28,7 +28,7 @@ _EVERY_S = 0.5
 
 
 @dataclass(frozen=True)
-class Wanted:
+class AnswerForm:
     """How a user wants the answers. `out`: the folder for masks, or None."""
 
     form: Literal["text", "json", "csv"]
@@ -46,7 +46,7 @@ class FittedImage:
     size: tuple[int, int]
 
 
-def infer(model: AnsweringModel, names: Sequence[str], wanted: Wanted) -> int:
+def infer(model: AnsweringModel, names: Sequence[str], wanted: AnswerForm) -> int:
     """Prints the answers; returns the exit code: 1 if an image could not be read, 2 if there was none."""
     show, progress = _printer(model, wanted), _Progress(names)
     masks = None if wanted.out is None else MaskFolder(wanted.out)
@@ -104,7 +104,7 @@ def _batches(found: Iterator[FittedImage], size: int) -> Iterator[list[FittedIma
         yield held
 
 
-def _printer(model: AnsweringModel, wanted: Wanted) -> Callable[[Answer], None]:
+def _printer(model: AnsweringModel, wanted: AnswerForm) -> Callable[[Answer], None]:
     if wanted.form == "json":
         return lambda answer: click.echo(msgspec.json.encode(answer))
     if wanted.form == "csv":

@@ -43,7 +43,7 @@ class ModelError(ValueError):
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a model is. `graph`: the network's digest; `digest`: BLAKE2s-128 of the packed weights, as they
-    travel; `accuracy` and `loss`: on the mission's test data. All digests are hexadecimal."""
+    travel; `value`: of the `metric`, on the mission's test data, as `loss`. Digests are hexadecimal."""
 
     network: str
     graph: str
@@ -54,7 +54,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     mission: str = ""
     round: int = 0
     digest: str = ""
-    accuracy: float | None = None
+    metric: str = ""
+    value: float | None = None
     loss: float | None = None
 
 
