@@ -16,7 +16,7 @@ from groundstation.mission_data import DataSummary, summarize
 from hw_profiles import load_board, load_link
 from onboard.config import NodeFile, check_cipher, load_node, relative_source
 from onboard.console.toml import ConfigError, checked
-from onboard.data.loading import check_source
+from onboard.data.sources import check_source
 from onboard.learn.graph import TrainGraph
 from onboard.link.ports.port import BadUrl
 from onboard.link.ports.schemes import facts_of
@@ -77,6 +77,10 @@ class NodeSpec:
         """Returns the sections of the board's NODE.toml, with what the test data say. Raises ConfigError."""
         board, link = _reference(self.board, "board"), _reference(self.link, "link")
         data: dict[str, Any] = {"source": self.data, "shape": list(shape)}
+        if test.objective.kind != "classify":
+            data["task"] = test.objective.kind
+        if test.objective.ignore is not None:
+            data["ignore"] = test.objective.ignore
         if test.classes is not None:
             data["classes"] = list(test.classes)
         if test.levels is not None:

@@ -15,6 +15,7 @@ from onboard.console.extras import unusable
 from onboard.console.toml import ConfigError, read
 from onboard.data.inspection import Levels, Shard
 from onboard.learn.networks import resolved
+from onboard.learn.objectives import ClassLabel, Kind, Objective
 from onboard.learn.training import Recipe
 from onboard.link.ports.port import BadUrl
 from onboard.link.ports.schemes import facts_of
@@ -125,9 +126,16 @@ class DataSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """The images that this node trains on."""
 
     source: Text = "npz:data.npz"
-    """Where the images are: `npz:PATH` (arrays `x` uint8, `y` whole numbers, and `classes`, the names, if it
-    has any), `folder:PATH` (one subfolder of images a class), `digits`, `mnist`, `eurosat` (the subset of
-    2,500 images where it is in the folder) or `eurosat-full`."""
+    """Where the images are: `npz:PATH` (arrays `x` uint8, `y`, and `classes`, the names, if it has any),
+    `folder:PATH` (one subfolder of images a class, or the folders `images` and `masks`), `digits`, `mnist`,
+    `eurosat` (the subset of 2,500 images where it is in the folder), `eurosat-full`, or `eurosat-water` (its
+    photographs with masks)."""
+    task: Kind = "classify"
+    """What the mission's model does, as `groundstation init` writes it: `classify`, `segment`, `regress` or
+    `reconstruct`. The images are looked at by it before a mission's task comes; then the model's own holds.
+    Of a node that gossips: its model's."""
+    ignore: ClassLabel | None = None
+    """Label of pixels that count for nothing, with `segment`. Left out: all pixels count."""
     folder: Text | None = None
     """Data folder of `mnist` and `eurosat`. Left out: SPACEDML_DATA."""
     shape: Shape = (1, 28, 28)
@@ -316,6 +324,7 @@ def _own(path: Path, file: NodeFile) -> dict[str, Any]:
         folder=str(base / data.folder) if data.folder else None,
         shape=data.shape, rows=data.rows, classes=data.classes, levels=levels,
         tasked=file.gossip is None, budget_bytes=memory_bytes,
+        objective=Objective(kind=data.task, ignore=data.ignore),
     )  # fmt: skip
     return {
         "path": path, "id": file.node.id, "name": file.node.name, "state": base / file.node.state,

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from onboard.board.budget import AGENT_BYTES
@@ -119,15 +120,17 @@ def _data(config: NodeConfig | GossipConfig) -> str:
     if isinstance(config, GossipConfig) and not config.gossip.trains:
         return "none needed: this node trains nothing"
     if isinstance(config, GossipConfig):
-        classes = TrainGraph.load(config.model).classes
+        objective = TrainGraph.load(config.model).objective
     else:
         shape = config.shard.shape
         networks = [Network.load(name) for name in shipped()]
-        if not (fitting := [each.file.outputs for each in networks if each.input_shape == shape]):
+        if not (fitting := [each for each in networks if each.input_shape == shape]):
             takes = ", ".join(f"{each.name} {each.input_shape}" for each in networks)
             raise ValueError(f"no model takes images of {shape}; there are {takes}")
-        classes = max(fitting)
-    return config.shard.inspect(classes).line()
+        kind = config.shard.objective.kind
+        outputs = max((each.file.outputs for each in fitting if each.file.task == kind), default=None)
+        objective = msgspec.structs.replace(config.shard.objective, outputs=outputs)
+    return config.shard.inspect(objective).line()
 
 
 def _memory(config: NodeConfig | GossipConfig) -> str:
@@ -145,7 +148,9 @@ def _fitting(config: OwnConfig) -> list[TrainGraph]:
     if isinstance(config, GossipConfig):
         return [TrainGraph.load(config.model)]
     networks = [Network.load(name) for name in shipped()]
-    return [TrainGraph.load(each) for each in networks if each.input_shape == config.shard.shape]
+    kind = config.shard.objective.kind
+    fitting = [each for each in networks if (each.input_shape, each.file.task) == (config.shard.shape, kind)]
+    return [TrainGraph.load(each) for each in fitting]
 
 
 def _tried(config: OwnConfig, graph: TrainGraph) -> str:

@@ -71,7 +71,7 @@ def run(config: DemoConfig, view: DemoView) -> dict[str, Any]:
     rows = None if config.data == "digits" else range(config.images * len(BOARDS))
     images = loading.load(
         config.data, graph.input_shape, folder=config.data_folder, part="train", rows=rows,
-        classes=graph.classes,
+        objective=graph.objective,
     )  # fmt: skip
     with folder.hold(config.out / MARK):
         folder.empty(config.out / MARK)

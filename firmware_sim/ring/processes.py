@@ -189,11 +189,10 @@ def create_nodes(
     for node, neighbours in weights.items():
         own, is_ground = folder / str(node), node == GROUND
         own.mkdir(parents=True)
-        data: dict[str, Any] = {"classes": list(shares[0].classes)}
+        data: dict[str, Any] = {"classes": list(classes)} if (classes := shares[0].classes) else {}
         if not is_ground:
-            images = shares[node - 1]
-            save(own / "data.npz", images)
-            data = {"shape": list(images.shape), "classes": list(images.classes)}
+            save(own / "data.npz", shares[node - 1])
+            data["shape"] = list(shares[node - 1].shape)
         name = "ground" if is_ground else f"node-{node}"
         tables: list[tuple[str, Mapping[str, Any]]] = [
             ("[node]", {"id": node, "name": name, "board": settings.board.name}),

@@ -12,12 +12,14 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from firmware_sim.runs.folder import claim, hold, remove
 from firmware_sim.runs.live import RunProgress
 from firmware_sim.world.disk import scratch
 from onboard.data import loading
 from onboard.data.images import DataError, Images, Labels, Rows, order
+from onboard.learn.gossip.descent import strata
 from onboard.learn.graph import InferGraph, TrainGraph
 from onboard.storage.files import replace_durably
 
@@ -39,13 +41,18 @@ class RunConfig:
 
     def load(self, graph: TrainGraph, holders: int, seed: int) -> tuple[list[Images], Images]:
         """Returns the training images of each holder, and the test images. Raises DataError, ValueError."""
-        load = partial(loading.load, shape=graph.input_shape, folder=self.data_folder, classes=graph.classes)
+        load = partial(
+            loading.load, shape=graph.input_shape, folder=self.data_folder, objective=graph.objective
+        )
         whole = load(self.data, part="train")
         test = load(self.test_data or self.data, part="test", rows=self.test_images)
         if self.alpha is None:
             rows = iid(whole.y, holders, self.images, seed)
+        elif not whole.classes:
+            raise ValueError(f"alpha is for classes, and model {graph.name!r} is to {graph.objective.kind}")
         else:
-            rows = dirichlet(whole.y, len(whole.classes), holders, self.images, self.alpha, seed)
+            mixed_by = strata(whole.y, whole.ignore)
+            rows = dirichlet(mixed_by, len(whole.classes), holders, self.images, self.alpha, seed)
         return [whole.take(share) for share in rows], test
 
 
@@ -127,8 +134,9 @@ class SimulationRun(Generic[R]):
         return self._folder / self._files.state.replace("*", str(step))
 
 
-def iid(y: Labels, devices: int, images: int, seed: int) -> list[Rows]:
-    """Returns `devices` shares of up to `images` rows of y (N), alike. Raises DataError for too few rows."""
+def iid(y: NDArray[Any], devices: int, images: int, seed: int) -> list[Rows]:
+    """Returns `devices` shares of up to `images` rows of y (N, ...), alike. Raises DataError for too few
+    rows."""
     if len(y) < devices:
         raise DataError(f"{len(y)} images cannot make {devices} shares")
     size = min(images, len(y) // devices)

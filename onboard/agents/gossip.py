@@ -84,7 +84,7 @@ class GossipAgent:
         self._awaited: frozenset[int] = frozenset()
         self._quiet_since_s = self._patient_until_s = self._checkpoint_due_s = 0.0
         self._losses: list[float] = []  # of this epoch
-        self._watch, self._rollbacks = LossWatch(descent.classes), 0  # since the last checkpoint
+        self._watch, self._rollbacks = LossWatch(descent.guess_loss), 0  # since the last checkpoint
         self._again_at_s: dict[int, float] = {}  # when those that refused what was sent are tried again
         self._kept = -1  # exchanges that the model of the last checkpoint has
 

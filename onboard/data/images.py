@@ -1,4 +1,4 @@
-"""Labelled images as one value, and what is done to them before training: fit, split, shard, save.
+"""Images with their labels as one value, and what is done to them before training: fit, split, shard, save.
 
 Every random choice comes from a seed and is the same on every platform and numpy version, so that a shard can
 be named by (source, seed, index) and need not travel."""
@@ -12,10 +12,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from onboard.learn.objectives import Kind
 from onboard.storage.files import replacing
 
 Pixels = NDArray[np.uint8]
 Labels = NDArray[np.int64]
+Masks = NDArray[np.uint8]
 Rows = NDArray[np.int64]
 Shape = tuple[int, int, int]  # channels, height, width
 Part = Literal["train", "test", "own"]
@@ -39,26 +41,42 @@ class MissingDataError(DataError):
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """N labelled images: x uint8 (N, C, H, W) and y int64 (N) in 0..len(classes)-1. `named` is whether the
-    set named its classes; else the labels are their names. Raises DataError if N is 0 or fields disagree."""
+    """N images x uint8 (N, C, H, W), and labels y whose form tells the kind of task that they are for:
+
+    - `classify`: int64 (N) in 0..len(classes)-1
+    - `segment`: masks uint8 (N, H, W) of such labels, or of `ignore`, which counts for nothing
+    - `regress`: numbers float32 (N, K), K >= 1
+    - `reconstruct`: none, float32 (N, 0), as the images themselves are the target
+
+    `named` is whether the set named its classes; else the labels are their names. Raises DataError if N is 0
+    or fields disagree."""
 
     x: Pixels
-    y: Labels
+    y: NDArray[Any]
     classes: tuple[str, ...]
     named: bool = True
+    ignore: int | None = None
 
     def __post_init__(self) -> None:
         if self.x.dtype != np.uint8 or self.x.ndim != 4:
             raise DataError(f"images are {self.x.dtype} {self.x.shape}, need uint8 (N, C, H, W)")
-        if self.y.dtype != np.int64 or self.y.ndim != 1:
-            raise DataError(f"labels are {self.y.dtype} {self.y.shape}, need int64 (N,)")
+        needed = {1: np.int64, 2: np.float32, 3: np.uint8}.get(self.y.ndim)
+        if self.y.dtype != needed or (self.y.ndim == 3 and self.y.shape[1:] != self.x.shape[2:]):
+            need = "int64 (N,), masks uint8 (N, H, W) or numbers float32 (N, K)"
+            raise DataError(f"labels are {self.y.dtype} {self.y.shape}, need {need}")
         if len(self.x) != len(self.y):
             raise DataError(f"{len(self.x)} images have {len(self.y)} labels")
         if len(self.y) == 0:
             raise DataError("there are no images, need at least one")
+        if self.y.ndim == 2:
+            return
         last = len(self.classes) - 1
-        if (wrong := np.flatnonzero((self.y < 0) | (self.y > last))).size:
-            found = f"y[{wrong[0]}] is {self.y[wrong[0]]}"
+        wrong = (self.y < 0) | (self.y > last)
+        if self.ignore is not None:
+            wrong &= self.y != self.ignore
+        if wrong.any():
+            at = tuple(map(int, np.argwhere(wrong)[0]))
+            found = f"y[{', '.join(map(str, at))}] is {self.y[at]}"
             raise DataError(f"labels run {self.y.min()}..{self.y.max()}, need 0..{last}: {found}")
 
     def __len__(self) -> int:
@@ -69,8 +87,23 @@ class Images:
         channels, height, width = self.x.shape[1:]
         return channels, height, width
 
+    @property
+    def kind(self) -> Kind:
+        if self.y.ndim == 2:
+            return "regress" if self.y.shape[1] else "reconstruct"
+        return "classify" if self.y.ndim == 1 else "segment"
+
     def take(self, rows: Rows) -> Images:
         return replace(self, x=self.x[rows], y=self.y[rows])
+
+    def without_labels(self) -> Images:
+        """The same images for `reconstruct`, whatever their labels are."""
+        return replace(self, y=unlabelled(len(self)), classes=(), named=False, ignore=None)
+
+
+def unlabelled(count: int) -> NDArray[np.float32]:
+    """Returns the labels of images that have none."""
+    return np.empty((count, 0), np.float32)
 
 
 def order(count: int, seed: int = SPLIT_SEED) -> Rows:
@@ -121,6 +154,16 @@ def fit(x: Pixels, shape: Shape) -> Pixels:
     return result
 
 
+def fit_masks(masks: Masks, shape: Shape) -> Masks:
+    """Brings masks (N, H, W) to the height and width of this (C, H, W) by their nearest labels, as there is
+    no class between two: uint8 (N, *shape[1:])."""
+    rows, columns = (
+        ((np.arange(needed) + 0.5) * (size / needed)).astype(np.int64)
+        for needed, size in zip(shape[1:], masks.shape[1:], strict=True)
+    )
+    return np.ascontiguousarray(masks[:, rows[:, None], columns])
+
+
 def _narrowed(image: Pixels, channels: int, across: NDArray[np.float64]) -> NDArray[np.float64]:
     """Resamples in strips: a camera's 12 million pixels as float64 are more than a small board has."""
     at_once = max(1, LARGE_PIXELS // image.shape[2])
@@ -137,7 +180,9 @@ def _channels(part: NDArray[np.float64], channels: int) -> NDArray[np.float64]:
 
 def save(path: Path, images: Images) -> None:
     """Writes a shard as an npz that `npz:PATH` reads. Raises OSError, and leaves the old file whole."""
-    arrays: dict[str, Any] = {"x": images.x, "y": images.y}
+    arrays: dict[str, Any] = {"x": images.x}
+    if images.kind != "reconstruct":
+        arrays["y"] = images.y
     if images.named:
         arrays["classes"] = np.array(images.classes, dtype=np.str_)
     with replacing(path) as file:

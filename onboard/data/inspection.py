@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from onboard.console.log import say
+from onboard.learn.objectives import Kind, Objective
 
 if TYPE_CHECKING:
     from onboard.data.images import Images
@@ -88,9 +89,10 @@ def passed_over(passed: Mapping[str, int]) -> str:
 
 
 class Inspection(msgspec.Struct, frozen=True, kw_only=True):
-    """What every label and pixel of a set says. `classes` counts the images of each, `passed` the entries
-    passed over by reason; `blank` images have one value all over; `load_bytes` is their size in memory;
-    `compared` is whether the classes are the mission's, as far as is known."""
+    """What every label and pixel of a set says. `classes` counts the images of each, or the pixels if there
+    are masks, `passed` the entries passed over by reason; `blank` images have one value all over;
+    `load_bytes` is their size in memory; `compared` is whether the classes are the mission's, as far as is
+    known."""
 
     source: str
     shape: tuple[int, int, int]
@@ -105,6 +107,7 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     levels: Levels
     expected: Levels | None = None
     compared: bool = True
+    kind: Kind = "classify"
 
     @property
     def warnings(self) -> list[str]:
@@ -118,12 +121,13 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
         elif self.expected is not None and self.images >= JUDGED_FROM:
             found += doubts(self.levels, self.expected)
         if empty := [name for name, count in self.classes.items() if not count]:
-            found.append(f"no images of {', '.join(empty[:SHOWN])}")
+            counted = "pixels" if self.kind == "segment" else "images"
+            found.append(f"no {counted} of {', '.join(empty[:SHOWN])}")
         if self.passed:
             found.append(passed_over(self.passed))
         if not self.named and [*self.classes] != [str(label) for label in range(len(self.classes))]:
             found.append("its labels have no names and are taken as places in the mission's list")
-        if not self.compared:
+        if self.classes and not self.compared:
             lack = "[data] has no classes, so what labels mean is compared with the first task"
             found.append(f"{lack}: copy classes from mission.toml")
         return found
@@ -131,10 +135,12 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     def line(self) -> str:
         counts = ", ".join(f"{name}: {count}" for name, count in [*self.classes.items()][:SHOWN])
         more = f" and {len(self.classes) - SHOWN} more" if len(self.classes) > SHOWN else ""
+        of = "pixels of " if self.kind == "segment" else ""
+        classes = f"; {of}classes {counts}{more}" if counts else ""
         warnings = "".join(f"; WARNING: {each}" for each in self.warnings)
         return (
             f"{self.images} images of {self.shape} in {self.source}, {self.load_bytes / 2**20:.0f} MB; "
-            f"pixels {self.low}..{self.high}, mean {self.levels.mean:.1f}; classes {counts}{more}{warnings}"
+            f"pixels {self.low}..{self.high}, mean {self.levels.mean:.1f}{classes}{warnings}"
         )
 
     def tell(self) -> None:
@@ -148,8 +154,8 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
 
 class Shard(msgspec.Struct, frozen=True, kw_only=True):
     """Where a node's own images are. `folder` holds named sets; `rows` are the first and the one after the
-    last; `classes` and `levels` are the mission's; `tasked` is whether tasks will say the mission's classes;
-    the images may take `budget_bytes` at most."""
+    last; `classes`, `levels` and `objective` are the mission's; `tasked` is whether tasks will say the
+    mission's classes; the images may take `budget_bytes` at most."""
 
     source: str
     folder: str | None = None
@@ -159,26 +165,27 @@ class Shard(msgspec.Struct, frozen=True, kw_only=True):
     levels: Levels | None = None
     tasked: bool = False
     budget_bytes: int | None = None
+    objective: Objective = Objective()
 
-    def survey(self, classes: int | None = None) -> Survey:
-        """Looks at the labels; `classes` is how many the model tells apart. Raises DataError."""
+    def survey(self, objective: Objective | None = None) -> Survey:
+        """Looks at the labels, for the model's objective where that is known. Raises DataError."""
         from onboard.data.loading import survey
 
         rows = None if self.rows is None else range(*self.rows)
         return survey(
-            self.source, self.shape, folder=self.folder, part="own", rows=rows, classes=classes,
-            names=self.classes,
+            self.source, self.shape, folder=self.folder, part="own", rows=rows,
+            objective=objective or self.objective, names=self.classes,
         )  # fmt: skip
 
-    def load(self) -> Images:
+    def load(self, objective: Objective | None = None) -> Images:
         """Reads the images that are not set apart for a test. Raises DataError."""
-        return self.survey().load()
+        return self.survey(objective).load()
 
-    def inspect(self, classes: int | None = None) -> Inspection:
+    def inspect(self, objective: Objective | None = None) -> Inspection:
         """Checks the budget, then looks at every image and keeps none. Raises DataError."""
         from onboard.data.images import DataError
 
-        seen, budget_bytes = self.survey(classes), self.budget_bytes
+        seen, budget_bytes = self.survey(objective), self.budget_bytes
         if budget_bytes is not None and seen.load_bytes > budget_bytes:
             raise DataError(
                 f"{self.source}: its {len(seen)} images take {seen.load_bytes / 2**20:.0f} MB, the budget is "

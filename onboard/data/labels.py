@@ -9,13 +9,15 @@ from __future__ import annotations
 import difflib
 import unicodedata
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from hashlib import blake2s
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onboard.data.images import DataError, Labels
+from onboard.data.images import DataError, Images, Labels, Masks
+from onboard.learn.objectives import FORMS, Objective
 
 DIGEST_BYTES = 8
 MAX_CLASSES = 4096  # an id in place of a label would otherwise take memory for as many names
@@ -92,6 +94,54 @@ def brought(where: object, name: str, y: NDArray[Any], own: Names | None, missio
                 "labels mean by an array `classes`"
             )
     return y
+
+
+def brought_masks(
+    where: object, masks: NDArray[Any], own: Names | None, mission: Names, ignore: int | None
+) -> Masks:
+    """Converts masks of whole numbers (N, H, W) to places in the mission's list, uint8; `ignore` stays.
+    Raises DataError for a label that is neither, with the classes if they have names."""
+    values = np.unique(masks)
+    counted = values if ignore is None else values[values != ignore]
+    names = mission if own is None else own
+    if (strange := counted[(counted < 0) | (counted >= len(names))]).size:
+        or_ignored = "" if ignore is None else f", or {ignore} for what does not count"
+        known = "" if names == numbered(len(names)) else f" ({listed(names)})"
+        raise DataError(
+            f"{where}: a mask has the label {strange[0]}, needs 0..{len(names) - 1}{known}{or_ignored}"
+        )
+    told = counted.astype(np.int64)
+    places = np.arange(256, dtype=np.uint8)
+    places[told] = brought(where, "mask", told, own, mission)
+    return places[masks.astype(np.uint8)]
+
+
+def for_network(images: Images, network: str, objective: Objective) -> Images:
+    """Returns images with the labels that a network needs. Raises DataError for those that are not such."""
+    kind, outputs = objective.kind, objective.outputs
+    if kind == "reconstruct":
+        return images.without_labels()
+    if images.kind != kind:
+        why = f"{FORMS[images.kind]}, and {network}, which is to {kind}, needs {FORMS[kind]}"
+        raise DataError(f"data: holds {why}")
+    if kind == "regress":
+        if outputs not in (None, images.y.shape[1]):
+            raise DataError(f"data: y has {images.y.shape[1]} numbers, {network} answers with {outputs}")
+    elif kind == "classify":
+        whole("data", "y", images.y, outputs)
+    elif outputs is not None and len(images.classes) > outputs:
+        brought_masks("data", images.y, None, numbered(outputs), objective.ignore)
+    return images
+
+
+def renamed(images: Images, names: Names, ignore: int | None) -> Images:
+    """Returns images whose labels are places in the mission's list of `names`. Raises DataError."""
+    own = images.classes if images.named else None
+    if images.kind == "segment":
+        y: NDArray[Any] = brought_masks("data", images.y, own, names, ignore)
+    else:
+        y = brought("data", "y", images.y, own, names)
+    return replace(images, y=y, classes=names, named=True, ignore=ignore)
 
 
 def listed(names: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Image files: finds those of a folder, one subfolder a class, and decodes each, upright and opaque.
+"""Image files: finds those of a folder, with their classes or masks, and decodes each, upright and opaque.
 
 What systems and tools leave behind (`.git`, `__MACOSX`, `@eaDir`, `._x.png`, `Thumbs.db`) is no class and no
 image. Whatever else is not taken is counted under its reason, so that nothing goes missing in silence.
@@ -6,7 +6,9 @@ image. Whatever else is not taken is counted under its reason, so that nothing g
 Pictures are not cropped. 16 bits become 8 by their depth (65535 becomes 255); float and 32-bit pixels, whose
 range nobody knows, are refused. EXIF's rotation is undone, transparency is laid over white, and palettes,
 CMYK and one bit become grey or RGB. A file of several frames (an animation, a TIFF's pages) is refused,
-except a phone's MPO, whose first picture is the photograph."""
+except a phone's MPO, whose first picture is the photograph.
+
+A mask is a PNG whose values are labels: of a palette, or grey. Its pixels are never scaled or converted."""
 
 from __future__ import annotations
 
@@ -14,8 +16,8 @@ import os
 import stat
 import warnings
 from collections import Counter
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,7 +25,17 @@ import numpy as np
 
 from onboard.console.extras import unusable
 from onboard.data import labels
-from onboard.data.images import DataError, Labels, MissingDataError, Part, Pixels, order, split_rows
+from onboard.data.images import (
+    DataError,
+    Labels,
+    Masks,
+    MissingDataError,
+    Part,
+    Pixels,
+    Rows,
+    order,
+    split_rows,
+)  # fmt: skip
 from onboard.data.inspection import passed_over
 
 # Pillow decodes those that its build can; the others are refused by name.
@@ -43,6 +55,10 @@ JUNK = frozenset(
     }
 )  # fmt: skip
 PARTS = ("train", "test")
+IMAGES, MASKS, MASK_SUFFIX = "images", "masks", ".png"
+NO_PAIRS = "needs images/NAME.* and masks/NAME.png"
+SIDEWAYS = (5, 6, 7, 8)  # EXIF's orientations that swap height and width
+ORIENTATION = 0x0112
 
 
 def is_junk(name: str) -> bool:
@@ -53,10 +69,7 @@ def find(path: Path, asked: Part) -> tuple[list[Path], Labels, labels.Names, Map
     """Finds a part's files with their labels, in random order; the class names of all parts; and the number
     of entries passed over, by reason. Raises DataError."""
     passed: Counter[str] = Counter()
-    tops, part = _parts(path), "test" if asked == "test" else "train"
-    inside = path / part if tops else path
-    if tops and inside not in tops:
-        raise DataError(f"{path}: no {part} part: there is {tops[0].name}, and no folder {part} beside it")
+    tops, inside = _inside(path, asked)
     held = {top: _classes(top, passed if top == inside else Counter()) for top in tops or [path]}
     if tops:
         passed["beside train and test"] = sum(path / each.name not in tops for each in _entries(path, passed))
@@ -75,10 +88,76 @@ def find(path: Path, asked: Part) -> tuple[list[Path], Labels, labels.Names, Map
         raise DataError(f"{inside}: {NO_IMAGES}{hint}{f'; {passed_over(+passed)}' if +passed else ''}")
     chosen = [(file, label) for label, name in enumerate(classes) for file in files[inside].get(name, ())]
     y = np.array([label for _, label in chosen], np.int64)
-    places = order(len(y))
-    if asked != "own" and not tops:
-        places = split_rows(y)[asked == "test"]
+    places = _places(y, asked, is_parted=bool(tops))
     return [chosen[place][0] for place in places], y[places], tuple(classes), +passed
+
+
+def find_pairs(path: Path, asked: Part) -> tuple[list[tuple[Path, Path]], Mapping[str, int]]:
+    """Finds a part's images (`images/NAME.*`) with their masks (`masks/NAME.png`), in random order, and the
+    number of entries passed over, by reason. Raises DataError, also for one without the other."""
+    passed: Counter[str] = Counter()
+    tops, inside = _inside(path, asked)
+    beside = {entry.name for entry in _entries(inside, passed)}
+    if missing := [name for name in (IMAGES, MASKS) if name not in beside]:
+        raise MissingDataError(f"{inside}: no folder {missing[0]}; {NO_PAIRS}")
+    passed["beside images and masks"] = len(beside) - 2
+    images, masks = (_by_name(inside / name, passed) for name in (IMAGES, MASKS))
+    for file in masks.values():
+        if file.suffix.lower() != MASK_SUFFIX:
+            raise DataError(f"{file}: a mask must be a {MASK_SUFFIX} file, whose values nothing has changed")
+    if alone := sorted(images.keys() ^ masks.keys()):
+        name = alone[0]
+        if name in images:
+            raise DataError(f"{images[name]}: has no mask {inside / MASKS / name}{MASK_SUFFIX}")
+        raise DataError(f"{masks[name]}: is the mask of no image {inside / IMAGES / name}.*")
+    if not images:
+        raise DataError(f"{inside}: no images: {NO_PAIRS}")
+    found = [(images[name], masks[name]) for name in sorted(images)]
+    places = _places(np.zeros(len(found), np.int64), asked, is_parted=bool(tops))
+    return [found[place] for place in places], +passed
+
+
+def find_all(path: Path, asked: Part) -> tuple[list[Path], Mapping[str, int]]:
+    """Finds all image files of a part, in whatever folders, in random order, and the number of entries passed
+    over, by reason. Raises DataError."""
+    passed: Counter[str] = Counter()
+    tops, inside = _inside(path, asked)
+    found, folders = list[Path](), [inside]
+    while folders:
+        entries = _entries(folders.pop(0), passed)
+        folders += [Path(entry.path) for entry in entries if _is_folder(entry)]
+        found += _usable([entry for entry in entries if not _is_folder(entry)], passed)
+    if not found:
+        told = f"; {passed_over(+passed)}" if +passed else ""
+        raise DataError(f"{inside}: holds no images, nor do the folders in it{told}")
+    places = _places(np.zeros(len(found), np.int64), asked, is_parted=bool(tops))
+    return [found[place] for place in places], +passed
+
+
+def _inside(path: Path, asked: Part) -> tuple[list[Path], Path]:
+    """Returns the folders of the parts, if there are any, and the folder of this part. Raises DataError."""
+    tops, part = _parts(path), "test" if asked == "test" else "train"
+    inside = path / part if tops else path
+    if tops and inside not in tops:
+        raise DataError(f"{path}: no {part} part: there is {tops[0].name}, and no folder {part} beside it")
+    return tops, inside
+
+
+def _places(y: Labels, asked: Part, *, is_parted: bool) -> Rows:
+    """Returns the order of a part's files, whose labels are y; of a whole, a fifth is the test part."""
+    if asked == "own" or is_parted:
+        return order(len(y))
+    return split_rows(y)[asked == "test"]
+
+
+def _by_name(folder: Path, passed: Counter[str]) -> dict[str, Path]:
+    """Lists the image files of a folder by their names without suffix. Raises DataError for two of a name."""
+    found: dict[str, Path] = {}
+    for file in _images(folder, passed):
+        if file.stem in found:
+            raise DataError(f"{file}: has the name of {found[file.stem].name}, needs its own")
+        found[file.stem] = file
+    return found
 
 
 def _parts(path: Path) -> list[Path]:
@@ -104,12 +183,20 @@ def _classes(top: Path, passed: Counter[str]) -> dict[str, Path]:
 
 def _images(folder: Path, passed: Counter[str]) -> list[Path]:
     """Lists the image files of one class by name; in folders below, nobody knows the class."""
-    found = []
+    files = []
     for entry in _entries(folder, passed):
         if _is_folder(entry):
             inside = sum(1 for _, _, names in os.walk(entry.path) for name in names if not is_junk(name))
             passed[f"in folders inside {folder.name!r}"] += inside
-        elif reason := _no_image(entry.name) or _unusable(entry):
+        else:
+            files.append(entry)
+    return _usable(files, passed)
+
+
+def _usable(files: Iterable[os.DirEntry[str]], passed: Counter[str]) -> list[Path]:
+    found = []
+    for entry in files:
+        if reason := _no_image(entry.name) or _unusable(entry):
             passed[reason] += 1
         else:
             found.append(Path(entry.path))
@@ -154,6 +241,27 @@ def _no_image(name: str) -> str:
 def decoded(called: str, file: Path | IO[bytes], channels: int) -> Pixels:
     """Decodes the image in `file` (a path or readable bytes) to uint8 (channels, H, W), or (1, H, W) if it
     has no colour. Raises DataError that begins with `called`."""
+    with _opened(called, file) as picture:
+        pixels = _pixels(picture, "L" if channels == 1 else "RGB")
+    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def decoded_mask(file: Path, image: Path) -> Masks:
+    """Decodes a mask to labels uint8 (H, W), as high and wide as its image is. Raises DataError."""
+    with _opened(str(image), image) as picture:
+        needed = picture.size[::-1] if picture.getexif().get(ORIENTATION) in SIDEWAYS else picture.size
+    with _opened(str(file), file) as picture:
+        if picture.mode not in ("P", "L", "1"):
+            raise DataError(f"has pixels of mode {picture.mode}, needs labels: a palette, or 8 bits of grey")
+        if picture.size != needed:
+            sizes = [f"{width}x{height}" for width, height in (picture.size, needed)]
+            raise DataError(f"is {sizes[0]} pixels, and {image.name} is {sizes[1]}")
+        return np.asarray(picture).astype(np.uint8)
+
+
+@contextmanager
+def _opened(called: str, file: Path | IO[bytes]) -> Iterator[Any]:
+    """Opens a picture. Raises DataError that begins with `called`, also for whatever the block raises."""
     try:
         from PIL import Image
     except ImportError as error:
@@ -164,14 +272,13 @@ def decoded(called: str, file: Path | IO[bytes], channels: int) -> Pixels:
         readable = file.open("rb") if isinstance(file, Path) else nullcontext(file)
         with readable as opened, warnings.catch_warnings(), Image.open(opened) as picture:
             warnings.simplefilter("ignore")  # of metadata that is odd: what matters is an error
-            pixels = _pixels(picture, "L" if channels == 1 else "RGB")
+            yield picture
     except (DataError, MemoryError) as error:
         raise error if isinstance(error, MemoryError) else DataError(f"{called}: {error}") from None
     except OSError as error:
         raise DataError(f"{called}: not a readable image: {error.strerror or error}") from None
     except Exception as error:  # on damaged files Pillow raises a dozen kinds (struct, zlib, IndexError, ...)
         raise DataError(f"{called}: not a readable image: {error}") from None
-    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 def _pixels(picture: Any, mode: str) -> Pixels:

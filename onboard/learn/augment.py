@@ -5,6 +5,8 @@ weight up and 0.25 down, one seed): 98.5 % with distortion 1, 97.9 % with shifts
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -15,34 +17,65 @@ ROTATION_RAD = np.deg2rad(15.0)  # at distortion 1, each way; uniform, like all 
 SCALE = 0.15  # of each axis, by itself
 SHEAR = 0.1
 
+Pixels = npt.NDArray[np.uint8]
+Places = tuple[npt.NDArray[Any], npt.NDArray[Any]]
 
-def augmented(x: npt.NDArray[np.uint8], draw: np.random.Generator, pixels: int, distortion: float) -> Floats:
+
+def augmented(
+    x: Pixels, y: npt.NDArray[Any], draw: np.random.Generator, pixels: int, distortion: float, fill: int = 0
+) -> tuple[Floats, npt.NDArray[Any]]:
     """Converts images x uint8 (N, C, H, W) to float32 in 0..1, each shifted by up to `pixels` along each
     axis. A `distortion` above 0 also rotates, stretches and shears them by that multiple of the ranges above,
-    sampled bilinearly. Zeros come in."""
-    return prepare(warped(x, draw, pixels, distortion) if distortion else shifted(x, draw, pixels))
+    sampled bilinearly. Zeros come in.
 
-
-def shifted(x: npt.NDArray[np.uint8], draw: np.random.Generator, pixels: int) -> npt.NDArray[np.uint8]:
-    """Shifts each image by up to `pixels` whole pixels along each axis, without blur; zeros come in."""
+    Labels y (N, ...) are returned as they are, but for masks uint8 (N, H, W): each moves as its image does,
+    by the nearest label, and `fill` comes in; they are then int64."""
+    if y.ndim != 3:
+        return prepare(warped(x, draw, pixels, distortion) if distortion else shifted(x, draw, pixels)), y
+    if distortion:
+        places = _affine(x, draw, pixels, distortion)
+        return prepare(_bilinear(x, *places)), _nearest(y, *places, fill)
     if pixels == 0:
-        return x
+        return prepare(x), y.astype(np.int64)
+    places = _shifts(x, draw, pixels)
+    moved = _picked(y[:, None], *places, pixels, fill)[:, 0]
+    return prepare(_picked(x, *places, pixels)), moved.astype(np.int64)
+
+
+def shifted(x: Pixels, draw: np.random.Generator, pixels: int) -> Pixels:
+    """Shifts each image by up to `pixels` whole pixels along each axis, without blur; zeros come in."""
+    return _picked(x, *_shifts(x, draw, pixels), pixels) if pixels else x
+
+
+def warped(x: Pixels, draw: np.random.Generator, pixels: float, distortion: float) -> Floats:
+    """Samples images (N, C, H, W) bilinearly under a random affine map each: float32, 0..255."""
+    return _bilinear(x, *_affine(x, draw, pixels, distortion))
+
+
+def _shifts(x: Pixels, draw: np.random.Generator, pixels: int) -> Places:
+    """Draws the rows (N, H) and columns (N, W) of padded images that become the new ones."""
     count, _, height, width = x.shape
     down, right = draw.integers(0, 2 * pixels + 1, (2, count, 1))
-    padded = np.pad(x, ((0, 0), (0, 0), (pixels, pixels), (pixels, pixels)))
-    rows, columns = down + np.arange(height), right + np.arange(width)
+    return down + np.arange(height), right + np.arange(width)
+
+
+def _picked(
+    x: Pixels, rows: npt.NDArray[Any], columns: npt.NDArray[Any], pixels: int, fill: int = 0
+) -> Pixels:
+    around = ((0, 0), (0, 0), (pixels, pixels), (pixels, pixels))
+    padded = np.pad(x, around, constant_values=fill)
     # Indices on both sides of a slice: numpy puts their axes first, (N, H, W, C).
-    picked = padded[np.arange(count)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+    picked = padded[np.arange(len(x))[:, None, None], :, rows[:, :, None], columns[:, None, :]]
     return np.ascontiguousarray(picked.transpose(0, 3, 1, 2))
 
 
-def warped(x: npt.NDArray[np.uint8], draw: np.random.Generator, pixels: float, distortion: float) -> Floats:
-    """Samples images (N, C, H, W) bilinearly under a random affine map each: float32, 0..255."""
-    count, channels, height, width = x.shape
+def _affine(x: Pixels, draw: np.random.Generator, pixels: float, distortion: float) -> Places:
+    """Draws where each pixel of the new images comes from: its row and column in the old, (N, H, W)."""
+    count, _, height, width = x.shape
     rotation, shear = draw.uniform(-1, 1, (2, count)) * distortion * [[ROTATION_RAD], [SHEAR]]
     tall, wide = 1 + draw.uniform(-1, 1, (2, count)) * distortion * SCALE
     down, right = draw.uniform(-pixels, pixels, (2, count))
-    # Where each pixel of the outcome comes from, about the image's centre.
+    # About the image's centre.
     matrix = np.array(
         [[np.cos(rotation) * tall, shear - np.sin(rotation) * tall],
          [np.sin(rotation) * wide, np.cos(rotation) * wide]], np.float32,
@@ -52,6 +85,23 @@ def warped(x: npt.NDArray[np.uint8], draw: np.random.Generator, pixels: float, d
     centre = np.array([(height - 1) / 2, (width - 1) / 2], np.float32)[:, None] + [down, right]
     rows = matrix[0, 0] * y + matrix[0, 1] * x_ + centre[0, :, None, None]
     columns = matrix[1, 0] * y + matrix[1, 1] * x_ + centre[1, :, None, None]
+    return rows, columns
+
+
+def _nearest(
+    masks: Pixels, rows: npt.NDArray[Any], columns: npt.NDArray[Any], fill: int
+) -> npt.NDArray[np.int64]:
+    """Samples masks (N, H, W) at the nearest pixel, and `fill` beyond their edges."""
+    _, height, width = masks.shape
+    rows, columns = np.rint(rows).astype(np.int64), np.rint(columns).astype(np.int64)
+    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    at = np.arange(len(masks))[:, None, None], rows.clip(0, height - 1), columns.clip(0, width - 1)
+    return np.where(inside, masks[at], fill).astype(np.int64)
+
+
+def _bilinear(x: Pixels, rows: npt.NDArray[Any], columns: npt.NDArray[Any]) -> Floats:
+    """Samples images (N, C, H, W) between their pixels: float32, 0..255."""
+    count, channels, height, width = x.shape
     # A frame of zeros around the image, and all that lies beyond falls onto it.
     framed = np.zeros((count, channels, height + 3, width + 3), np.float32)
     framed[:, :, 1:-2, 1:-2] = x

@@ -68,6 +68,15 @@ METRICS: dict[Kind, Metric] = {
 - `rmse`: the root of the mean squared error, over all numbers, or over all pixels as 0 to 1."""
 
 
+FORMS: dict[Kind, str] = {
+    "classify": "a class for each image",
+    "segment": "masks",
+    "regress": "numbers for each image",
+    "reconstruct": "images alone",
+}
+"""What data hold for each kind of task, in words."""
+
+
 class Objective(msgspec.Struct, frozen=True, kw_only=True):
     """What labels must be for a network: `outputs` is how many classes or numbers it answers with, None where
     that is not known; `ignore` is the label of pixels that count for nothing, with `segment`."""
@@ -79,6 +88,16 @@ class Objective(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def metric(self) -> Metric:
         return METRICS[self.kind]
+
+    @property
+    def form(self) -> Objective:
+        """The same for any number of outputs: how labels look, and not how many there may be."""
+        return msgspec.structs.replace(self, outputs=None)
+
+    @property
+    def outside(self) -> int:
+        """The label of pixels that come into a mask from beyond its edges."""
+        return 0 if self.ignore is None else self.ignore
 
     @property
     def has_classes(self) -> bool:

@@ -53,15 +53,16 @@ def training_of(config: GossipConfig, images: Images | None) -> GossipTraining:
         graph = TrainGraph.load(config.model)
         x, y = np.empty((0, *graph.input_shape), np.uint8), np.empty(0, np.int64)
         if images is not None:
+            if graph.input_shape != images.shape:
+                raise GraphError(f"takes images of {graph.input_shape}, here are {images.shape}")
+            images = labels.for_network(images, "it", graph.objective)
             x, y = images.x, images.y
-        if graph.input_shape != x.shape[1:]:
-            raise GraphError(f"takes images of {graph.input_shape}, here are {x.shape[1:]}")
-        labels.whole("data", "y", y, graph.classes)
         start = graph.initial(own.seed)
         descent = Descent(graph, start, x, y, own, seed=own.seed, node=config.id)
     except ValueError as error:
         raise ConfigError(f"{config.path}: gossip.model = {own.model!r}: {error}") from None
-    setup = setup_of(config, descent.vector, _classes(config, images, graph.classes))
+    classes = _classes(config, images, graph.classes) if graph.objective.has_classes else b""
+    setup = setup_of(config, descent.vector, classes)
     flops_a_step = float(graph.flops_per_image * own.batch_size)
     return GossipTraining(descent, flops_a_step, partial(ALGORITHMS["rd-psgd"].make, setup))
 

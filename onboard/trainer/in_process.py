@@ -6,7 +6,6 @@ import io
 import re
 import time
 from collections.abc import Callable, Generator
-from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -112,7 +111,8 @@ def _fitting(images: Images, task: Task, graph: TrainGraph) -> Images:
         raise BadMessage(f"model {task.model!r} is {graph.digest.hex()} here, {task.graph.hex()} there")
     if graph.input_shape != images.shape:
         raise DataError(f"images are {images.shape}, model {task.model!r} takes {graph.input_shape}")
-    if task.classes and not (images.named and labels.digest(images.classes) == task.classes):
+    is_of_kind = images.kind == graph.objective.kind
+    if is_of_kind and task.classes and not (images.named and labels.digest(images.classes) == task.classes):
         if not task.names:
             raise DataError(
                 f"data: the mission's classes are others than {labels.listed(images.classes)}: "
@@ -120,11 +120,8 @@ def _fitting(images: Images, task: Task, graph: TrainGraph) -> Images:
             )
         if labels.digest(task.names) != task.classes:
             raise BadMessage("the task's classes are not those of its digest")
-        own = images.classes if images.named else None
-        y = labels.brought("data", "y", images.y, own, task.names)
-        images = replace(images, y=y, classes=task.names, named=True)
-    labels.whole("data", "y", images.y, graph.classes)
-    return images
+        images = labels.renamed(images, task.names, graph.objective.ignore)
+    return labels.for_network(images, f"model {task.model!r}", graph.objective)
 
 
 def failed(error: BaseException) -> Failed:

@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
 from onboard.codec.pack import account, pack, unpack
-from onboard.data import loading
+from onboard.data import loading, sources
 from onboard.data.images import Images
 from onboard.learn.federated.local import LocalTraining
 from onboard.learn.federated.rounds import PartialAverage
@@ -37,7 +37,7 @@ PAPERS_BITS, FAST_BITS, SKETCH_BITS = 0.4, 0.1, 1.65  # Table I at best; ours; b
 
 def measure(tell: ProgressLine) -> list[Row]:
     """Trains, then packs and averages; takes about a minute. Raises DataError."""
-    source = "mnist" if os.environ.get(loading.FOLDER_VARIABLE) else "digits"
+    source = "mnist" if os.environ.get(sources.FOLDER_VARIABLE) else "digits"
     images = loading.load(source, (1, 28, 28), rows=range(IMAGES))
     graph = TrainGraph.load("lenet5")
     rows = []

@@ -18,7 +18,7 @@ from benchmarks.harness import process
 from benchmarks.harness.lab import Lab, LabError, Site
 from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
-from onboard.data import loading
+from onboard.data import loading, sources
 
 IDLE_MB, TRAINING_MB = 64, 128
 IDLE_BYTES_A_MINUTE = 1000
@@ -48,7 +48,7 @@ def measure(tell: ProgressLine) -> list[Row]:
 
 def _story(lab: Lab, imports: Path, tell: ProgressLine) -> Iterator[Row]:
     tell("making a mission")
-    source = "mnist" if os.environ.get(loading.FOLDER_VARIABLE) else "digits"
+    source = "mnist" if os.environ.get(sources.FOLDER_VARIABLE) else "digits"
     images = loading.load(source, (1, 28, 28), rows=IMAGES)
     lab.create_mission("mission", source, images, [SERIAL, RADIO])
     lab.create_mission("nobody", source, images, [UNHEARD])

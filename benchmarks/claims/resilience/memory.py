@@ -22,7 +22,7 @@ from benchmarks.harness import process
 from benchmarks.harness.lab import Lab, Site
 from benchmarks.harness.progress import ProgressLine
 from benchmarks.harness.result import Row
-from onboard.data import loading
+from onboard.data import loading, sources
 
 OPTIONS = (
     click.Option(["--first", "first_mb"], default=48, show_default=True, help="The smallest budget, MiB."),
@@ -51,7 +51,7 @@ def measure(
 
 def _story(lab: Lab, budgets_mb: range, rounds: int, tell: ProgressLine) -> Iterator[Row]:
     sites = {budget: Site(f"mb{budget}", "bench-serial-115k2", memory_mb=budget) for budget in budgets_mb}
-    source = "mnist" if os.environ.get(loading.FOLDER_VARIABLE) else "digits"
+    source = "mnist" if os.environ.get(sources.FOLDER_VARIABLE) else "digits"
     lab.create_mission(
         "mission", source, loading.load(source, (1, 28, 28), rows=IMAGES), list(sites.values()), rounds=rounds
     )

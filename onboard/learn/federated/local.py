@@ -44,8 +44,8 @@ EPSILON = 1e-8
 
 
 class LocalTraining:
-    """Local epochs on images x uint8 (N, C, H, W) with labels y int64 (N), from this round's global weights
-    `start`; the result is the difference from `origin`. `result` follows when `steps` has run out."""
+    """Local epochs on images x uint8 (N, C, H, W), with labels y as `Images` has them, from this round's
+    weights `start`; the result is the difference from `origin`. `result` follows when `steps` has run out."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class LocalTraining:
         origin: Weights,
         start: Weights,
         x: npt.NDArray[np.uint8],
-        y: npt.NDArray[np.int64],
+        y: npt.NDArray[Any],
         plan: Plan,
     ) -> None:
         if len(x) == 0 or len(x) != len(y):
@@ -96,8 +96,11 @@ class LocalTraining:
             total = 0.0
             for batch in range(self.batches):
                 chosen = order[batch * self.knobs.batch_size :][: self.knobs.batch_size]
-                images = augmented(self._x[chosen], draw, self.knobs.shift_pixels, self.knobs.distortion)
-                loss = self._learn(images, self._y[chosen], batch)
+                images, labels = augmented(
+                    self._x[chosen], self._y[chosen], draw, self.knobs.shift_pixels, self.knobs.distortion,
+                    self._graph.objective.outside,
+                )  # fmt: skip
+                loss = self._learn(images, labels, batch)
                 total += loss * len(chosen)
                 epoch = self.epoch + 1
                 if batch + 1 == self.batches:
@@ -177,7 +180,7 @@ class LocalTraining:
             self._from_origin(_rebuilt(self._bases), views(layout, self._latent))
             self._bases = {}
 
-    def _learn(self, x: Floats, y: npt.NDArray[np.int64], batch: int) -> float:
+    def _learn(self, x: Floats, y: npt.NDArray[Any], batch: int) -> float:
         """Runs one batch; the latent weights take Adam's step whatever the phase."""
         phase, layout, rate = self.plan.phases[self.epoch], self._layout, self.knobs.learning_rate
         bases = self._sketched() if phase is TrainingPhase.PRUNE else self._bases

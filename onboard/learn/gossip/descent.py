@@ -1,32 +1,36 @@
 """A node's own steps between exchanges: stochastic gradient descent with momentum, batch after batch.
 
 RD-PSGD trains so (its section 3.1): x <- x - lr * v, v = momentum * v + gradient + decay * x, with decay on
-weights of two or more axes alone, as gains and biases do not need it. Batches are stratified by class and
-come from (seed, node, epoch): a descent restored at any batch draws what it would have drawn."""
+weights of two or more axes alone, as gains and biases do not need it. Batches are stratified by class (with
+masks, by the class that most pixels have) and come from (seed, node, epoch): a descent restored at any batch
+draws what it would have drawn."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from onboard.codec.layout import Floats, Weights, flat, views
 from onboard.learn.augment import augmented
-from onboard.learn.graph import TrainGraph, gradient
+from onboard.learn.graph import TrainGraph, gradient, prepare
 from onboard.learn.training import Recipe
+
+SAMPLE = 100  # images that tell the spread of all
 
 
 class Descent:
     """One node's model, `vector` float32 (P,), which others may change in place between steps, on its images
-    x uint8 (N, C, H, W), y int64 (N). Raises ValueError for another number of labels."""
+    x uint8 (N, C, H, W), with labels y as `Images` has them. Raises ValueError for another number."""
 
     def __init__(
         self,
         graph: TrainGraph,
         start: Weights,
         x: npt.NDArray[np.uint8],
-        y: npt.NDArray[np.int64],
+        y: npt.NDArray[Any],
         recipe: Recipe,
         *,
         seed: int,
@@ -39,6 +43,7 @@ class Descent:
         self.velocity = np.zeros_like(self.vector)
         self.batches = 0  # done
         self._graph, self._x, self._y = graph, x, y
+        self._strata = strata(y, graph.objective.ignore)
         self._seed, self._node = seed, node
         self._scratch = np.empty_like(self.vector)
         self._epoch, self._order = -1, np.empty(0, np.int64)
@@ -49,9 +54,16 @@ class Descent:
         return views(self._graph.layout, self.vector)
 
     @property
-    def classes(self) -> int:
-        """Counted by the highest label."""
-        return int(self._y.max(initial=0)) + 1
+    def guess_loss(self) -> float:
+        """The loss of a model that only guesses: all classes alike, or always the mean."""
+        kind = self._graph.objective.kind
+        if kind == "classify":  # as many as there are by the highest label
+            return math.log(max(int(self._y.max(initial=0)) + 1, 2))
+        if kind == "segment":
+            return math.log(self._graph.classes)
+        if not len(self._x):
+            return 1.0
+        return float((self._y.var(axis=0) if kind == "regress" else prepare(self._x[:SAMPLE]).var()).mean())
 
     @property
     def batches_an_epoch(self) -> int:
@@ -68,13 +80,16 @@ class Descent:
             raise ValueError("no images: nothing to train on")
         epoch, batch = divmod(self.batches, self.batches_an_epoch)
         if epoch != self._epoch:
-            self._epoch, self._order = epoch, stratified(self._y, self._draw(epoch, -1))
+            self._epoch, self._order = epoch, stratified(self._strata, self._draw(epoch, -1))
         chosen = self._order[batch * recipe.batch_size :][: recipe.batch_size]
         draw = self._draw(epoch, batch)
-        images = augmented(self._x[chosen], draw, recipe.shift_pixels, recipe.distortion)
+        images, labels = augmented(
+            self._x[chosen], self._y[chosen], draw, recipe.shift_pixels, recipe.distortion,
+            self._graph.objective.outside,
+        )  # fmt: skip
         weights, rate, slope = self.weights, recipe.rate(epoch), self._scratch
         when = f"after {self.batches} batches, at a learning rate of {rate}"
-        loss, buffers = gradient(self._graph, weights, images, self._y[chosen], slope, when=when)
+        loss, buffers = gradient(self._graph, weights, images, labels, slope, when=when)
         if recipe.weight_decay:
             of = views(self._graph.layout, slope)
             for name in self._decayed:
@@ -98,6 +113,22 @@ class Descent:
     def _draw(self, epoch: int, batch: int) -> np.random.Generator:
         key = np.random.SeedSequence((self._seed, self._node, epoch, batch + 1))
         return np.random.Generator(np.random.Philox(key))
+
+
+def strata(y: npt.NDArray[Any], ignore: int | None = None) -> npt.NDArray[np.int64]:
+    """Returns what images of labels y (N, ...) can be mixed evenly by, int64 (N): their class, or the class
+    that most pixels of their mask have; 0 of numbers and of no labels."""
+    if y.ndim == 1:
+        return y.astype(np.int64)
+    if y.ndim == 2:
+        return np.zeros(len(y), np.int64)
+    counts = np.zeros((len(y), 256), np.int64)
+    for mask, count in zip(y, counts, strict=True):
+        count[:] = np.bincount(mask.ravel(), minlength=256)
+    if ignore is not None:
+        counts[:, ignore] = 0
+    most: npt.NDArray[np.int64] = counts.argmax(axis=1)
+    return most
 
 
 def stratified(y: npt.NDArray[np.int64], draw: np.random.Generator) -> npt.NDArray[np.int64]:

@@ -146,10 +146,10 @@ class Clipping:
 
 
 class LossWatch:
-    """The losses of batches, in nats, of a model for so many `classes`."""
+    """The losses of batches of a model, where a model that only guesses has the loss `guess`."""
 
-    def __init__(self, classes: int) -> None:
-        self._guess = math.log(max(classes, 2))
+    def __init__(self, guess: float) -> None:
+        self._guess = guess
         self._recent: deque[float] = deque(maxlen=RECENT)
         self._before: deque[float] = deque(maxlen=BEFORE)
 

@@ -30,7 +30,7 @@ WITHIN_S = 60.0
 
 
 def test_a_killed_agent_goes_on_and_all_agents_end(tmp_path: Path) -> None:
-    images = loading.load("digits", part="train", classes=10)
+    images = loading.load("digits", part="train")
     shares = [images.take(rows) for rows in iid(images.y, 3, 100, 0)]
     settings = RingSettings(**BASE | {"epochs": 8})
     files = create_nodes(tmp_path / "nodes", settings, shares, meeting(settings)[0])
@@ -108,7 +108,7 @@ def test_what_processes_cannot_do_is_said_before_they_start(tmp_path: Path) -> N
 
 
 def test_an_emulated_board_gossips_at_its_own_pace(tmp_path: Path) -> None:
-    images = loading.load("digits", part="train", classes=10).take(np.arange(64))
+    images = loading.load("digits", part="train").take(np.arange(64))
     settings = RingSettings(**BASE | {"nodes": 2, "epochs": 1, "patience_s": 1.0})
     crew = ProcessGroup(tmp_path / "logs")
     heard, until = list[tuple[str, dict[str, Any]]](), time.monotonic() + WITHIN_S

@@ -43,9 +43,9 @@ BASE: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def digits() -> tuple[list[Images], Images, TrainGraph, InferGraph]:
     train, infer = TrainGraph.load("lenet5"), InferGraph.load("lenet5")
-    images = loading.load("digits", part="train", classes=10)
+    images = loading.load("digits", part="train")
     shares = [images.take(rows) for rows in iid(images.y, 4, 200, 0)]
-    return shares, loading.load("digits", part="test", classes=10), train, infer
+    return shares, loading.load("digits", part="test"), train, infer
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ PARAMETERS = 431_080  # of LeNet-5
 
 
 def test_planes_come_nearer_through_the_ground_alone_and_the_mean_stays(tmp_path: Path) -> None:
-    images = loading.load("digits", part="train", classes=10).take(np.arange(64))
+    images = loading.load("digits", part="train").take(np.arange(64))
     settings = RingSettings(**BASE | {"epochs": 5, "recipe": STILL})
     files = create_nodes(tmp_path / "nodes", settings, [images] * 4, meeting(settings)[0])
     drawn = np.random.default_rng(0).standard_normal((5, PARAMETERS), np.float32)

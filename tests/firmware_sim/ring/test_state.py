@@ -38,9 +38,9 @@ Parts = tuple[list[Images], Images, TrainGraph, InferGraph]
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Parts:
     folder = tmp_path_factory.mktemp("line")
     write_line(folder)
-    images = loading.load("digits", part="train", classes=10)
+    images = loading.load("digits", part="train")
     shares = [images.take(np.arange(30 * n, 30 * (n + 1))) for n in range(NODES)]
-    test = loading.load("digits", part="test", rows=20, classes=10)
+    test = loading.load("digits", part="test", rows=20)
     return shares, test, TrainGraph.load(folder), InferGraph.load(folder)
 
 

@@ -27,6 +27,7 @@ from onboard.config import GossipConfig, load_own
 from onboard.learn.gossip import topology
 from onboard.learn.gossip.algorithms import ALGORITHMS
 from onboard.learn.gossip.descent import Descent
+from onboard.learn.objectives import Objective
 from onboard.learn.training import Recipe
 from onboard.runtime.endpoint import Endpoint
 from onboard.runtime.gossip import GossipProgram, linked, setup_of
@@ -47,6 +48,8 @@ def load_gossip(path: Path) -> GossipConfig:
 
 class Softmax:
     """Logistic regression, see `learn.local.Graph`."""
+
+    objective = Objective(outputs=CLASSES)
 
     @cached_property
     def layout(self) -> Layout:

@@ -17,6 +17,7 @@ from PIL import Image
 from onboard.data import loading
 from onboard.data.arrays import idx_array, rows_of
 from onboard.data.images import DataError
+from onboard.learn.objectives import Objective
 
 BESIDE = Path(__file__).resolve().parents[4] / "shared" / "data"
 REAL = Path(os.environ.get("SPACEDML_DATA") or BESIDE)
@@ -201,7 +202,9 @@ def test_npz_with_parts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("source", ["", "cifar", "npz", "npz:", "folder:", "digits:8", "mnist:"])
 def test_an_unknown_source_lists_the_known(source: str) -> None:
-    with pytest.raises(DataError, match=r"digits, mnist, eurosat, eurosat-full, npz:PATH, folder:PATH"):
+    with pytest.raises(
+        DataError, match=r"digits, mnist, eurosat, eurosat-full, eurosat-water, npz:PATH, folder:PATH"
+    ):
         loading.load(source)
 
 
@@ -223,9 +226,9 @@ def test_a_missing_set_says_where_what_and_how(tmp_path: Path, monkeypatch: pyte
 
 
 def test_too_many_classes_for_the_model() -> None:
-    assert len(loading.load("digits", classes=10).classes) == 10
+    assert len(loading.load("digits", objective=Objective(outputs=10)).classes) == 10
     with pytest.raises(DataError, match="digits: has 10 classes, the model tells 8 apart"):
-        loading.load("digits", classes=8)
+        loading.load("digits", objective=Objective(outputs=8))
 
 
 @pytest.mark.parametrize(

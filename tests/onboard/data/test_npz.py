@@ -15,6 +15,7 @@ from onboard.data import loading
 from onboard.data.arrays import npz_array, rows_of
 from onboard.data.images import DataError
 from onboard.data.loading import Survey
+from onboard.learn.objectives import Objective
 
 RNG = np.random.default_rng(3)
 
@@ -82,7 +83,7 @@ def test_labels_are_checked_before_anything_is_taken(tmp_path: Path, y: list[Any
     np.savez(path, x=np.zeros((len(y), 28, 28), np.uint8), y=np.array(y, kind))
     tracemalloc.start()
     for look in (loading.survey, loading.load):
-        for known in ({"classes": 10}, {"names": tuple("0123456789")}):
+        for known in ({"objective": Objective(outputs=10)}, {"names": tuple("0123456789")}):
             with pytest.raises(DataError, match=says) as caught:
                 look(f"npz:{path}", **known)  # type: ignore[arg-type]
             assert str(caught.value).startswith(f"{path}: ")

@@ -11,6 +11,7 @@ from onboard.learn.augment import augmented, shifted, warped
 from onboard.learn.graph import prepare
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 2, 9, 11), dtype=np.uint8)
+LABELS = np.arange(4)
 
 
 def generator(seed: int = 1) -> np.random.Generator:
@@ -18,7 +19,7 @@ def generator(seed: int = 1) -> np.random.Generator:
 
 
 def test_nothing_asked_changes_nothing() -> None:
-    assert np.array_equal(augmented(IMAGES, generator(), 0, 0.0), prepare(IMAGES))
+    assert np.array_equal(augmented(IMAGES, LABELS, generator(), 0, 0.0)[0], prepare(IMAGES))
     assert np.allclose(warped(IMAGES, generator(), 0, 0.0), IMAGES, atol=1e-3)
 
 
@@ -26,12 +27,12 @@ def test_nothing_asked_changes_nothing() -> None:
 def test_values_stay_within_the_image_and_shapes_within_bounds(
     seed: int, pixels: int, distortion: float
 ) -> None:
-    out = augmented(IMAGES, generator(seed), pixels, distortion)
+    out = augmented(IMAGES, LABELS, generator(seed), pixels, distortion)[0]
     assert out.shape == IMAGES.shape
     assert out.dtype == np.float32
     assert out.min() >= -1e-4  # float32 between neighbours
     assert out.max() <= IMAGES.max() / 255 + 1e-4
-    assert np.array_equal(out, augmented(IMAGES, generator(seed), pixels, distortion))
+    assert np.array_equal(out, augmented(IMAGES, LABELS, generator(seed), pixels, distortion)[0])
 
 
 def test_a_shift_by_warp_is_the_shift_of_the_pixels() -> None:
@@ -67,3 +68,31 @@ def test_shifts_move_whole_images_by_at_most_the_pixels_asked() -> None:
     assert {(r - 4, c - 4) for _, r, c in at.tolist()} == {(r, c) for r in range(-2, 3) for c in range(-2, 3)}
     assert np.array_equal(np.argwhere(moved[:, 1]), at + np.array([0, 0, 1]))
     assert shifted(x, generator(), 0) is x
+
+
+@pytest.mark.parametrize(("pixels", "distortion"), [(0, 0.0), (2, 0.0), (3, 1.0), (0, 2.0)])
+def test_images_move_alike_whatever_their_labels_are(pixels: int, distortion: float) -> None:
+    masks = np.zeros((4, 9, 11), np.uint8)
+    numbers, nothing = np.ones((4, 3), np.float32), np.empty((4, 0), np.float32)
+    moved = [
+        augmented(IMAGES, y, generator(), pixels, distortion)[0] for y in (LABELS, masks, numbers, nothing)
+    ]
+    assert all(np.array_equal(each, moved[0]) for each in moved)
+    for y in (LABELS, numbers, nothing):
+        assert augmented(IMAGES, y, generator(), pixels, distortion)[1] is y
+
+
+@pytest.mark.parametrize(("pixels", "distortion"), [(0, 0.0), (3, 0.0), (0, 1.0), (4, 2.0)])
+def test_a_mask_stays_on_its_image(pixels: int, distortion: float) -> None:
+    """A bright square with its mask: wherever the image is bright the mask is 1, whatever the draw."""
+    x, masks = np.zeros((40, 1, 32, 32), np.uint8), np.zeros((40, 32, 32), np.uint8)
+    x[:, 0, 8:20, 12:26], masks[:, 8:20, 12:26] = 255, 1
+    images, moved = augmented(x, masks, generator(), pixels, distortion, fill=9)
+    assert moved.dtype == np.int64
+    assert set(np.unique(moved)) <= {0, 1, 9}
+    bright, dark = images[:, 0] > 0.99, images[:, 0] < 0.01
+    assert (moved[bright] == 1).all()
+    assert (moved[dark] != 1).all()
+    assert (moved == 9).any() == bool(pixels or distortion)  # what comes in from beyond the edges
+    again = augmented(x, masks, generator(), pixels, distortion, fill=9)[1]
+    assert np.array_equal(moved, again)

@@ -25,7 +25,7 @@ def graph() -> TrainGraph:
 
 @pytest.fixture(scope="module")
 def images() -> Images:
-    return loading.load("digits", part="train", rows=70, classes=10)
+    return loading.load("digits", part="train", rows=70)
 
 
 def descent(graph: TrainGraph, images: Images, **recipe: Any) -> Descent:

@@ -12,7 +12,7 @@ GUESS = math.log(10)
 
 
 def watched(*losses: float) -> LossWatch:
-    watch = LossWatch(10)
+    watch = LossWatch(math.log(10))
     for loss in losses:
         watch.add(loss)
     return watch
