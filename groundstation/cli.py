@@ -234,6 +234,49 @@ def status(folder: Path, as_json: bool) -> None:
     click.echo(msgspec.json.encode(view)) if as_json else table(view)
 
 
+@main.command()
+@click.argument("folder", metavar="DIR", type=_FOLDER)
+@click.option("--out", "path", required=True, type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="The file: .onnx is a graph with its weights inside, .safetensors and .npz are weights by "
+                   "name.")  # fmt: skip
+@click.option("--round", "number", type=click.IntRange(min=1), show_default="the latest",
+              help="The round that made the model.")  # fmt: skip
+@click.option(
+    "--best", is_flag=True, help="The model of the first round with the best value of the mission's metric."
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object about what was written.")
+def model(folder: Path, path: Path, number: int | None, best: bool, as_json: bool) -> None:
+    """Writes the model that a round of the mission in DIR has made: by default the latest, which the boards
+    have.
+
+    The file says what it is: network, task, classes, mission, round, metric and digests. It gets its name
+    only after it has answered random images as the boards' graph does. `onboard infer --model` takes it, and
+    an .onnx file runs wherever ONNX does. It works while the daemon runs and when it does not.
+
+    Models are kept as they travel, some kB each: the best, and the newest that 8 MiB hold.
+
+    \b
+    Examples:
+      groundstation model mission --out model.onnx
+      groundstation model mission --best --out best.safetensors
+      groundstation model mission --round 3 --out third.npz --json
+    """
+    require("onnxruntime")
+    from groundstation.written_model import round_model, write
+    from onboard.inference.model import ModelError
+
+    if best and number is not None:
+        raise click.UsageError("give --round or --best, not both")
+    with _one_line(folder, ModelError):
+        mission = load_mission(folder)
+        if not mission.database.exists():
+            fail(f"{mission.database}: no such file; `groundstation serve {folder}` makes it")
+        told = write(round_model(mission, Store(mission.database, read_only=True), number, best=best), path)
+    value = "" if told.get("value") is None else f", {told['metric']} {told['value']:.4g}"
+    line = f"{path}: {told['network']} of round {told['round']}{value}, {told['bytes']:,} B"
+    click.echo(msgspec.json.encode(told) if as_json else line)
+
+
 @main.command(
     epilog="Commands: " + "; ".join(f"{name} {known.summary}" for name, known in COMMANDS.items()) + "."
 )

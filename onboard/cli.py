@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable
 from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
@@ -159,6 +160,71 @@ def link(node_toml: Path, as_json: bool, once: bool) -> None:
     config = load_own(node_toml)
     picture = gossip_picture if isinstance(config, GossipConfig) else board_picture
     follow(config.state, picture, as_json=as_json, once=once)
+
+
+@main.command()
+@click.argument("images", metavar="IMAGE|FOLDER|-...", nargs=-1, required=True)
+@click.option("--node", "node_toml", type=click.Path(path_type=Path), default="node.toml",
+              show_default=True, metavar="NODE.toml",
+              help="Answer with the model that was deployed to this node; before that, with the one that its "
+                   "latest round began with.")  # fmt: skip
+@click.option("--model", "model_file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              show_default="the node's",
+              help="Answer with this file of `groundstation model` instead: .onnx, .npz or "
+                   ".safetensors.")  # fmt: skip
+@click.option("--top", default=3, show_default=True, type=click.IntRange(min=1),
+              help="Classes of an image, the most probable first.")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), show_default="none",
+              help="Folder for masks, of a model that gives each pixel a class: PNG, as large as the "
+                   "image.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="One JSON object an image.")
+@click.option("--csv", "as_csv", is_flag=True, help="A table with a line of headings.")
+@click.option("--batch", type=click.IntRange(1, 4096), show_default="16, or 1 for `-`",
+              help="Images at once: more are faster and take more memory.")  # fmt: skip
+def infer(
+    images: tuple[str, ...], node_toml: Path, model_file: Path | None, top: int, out: Path | None,
+    as_json: bool, as_csv: bool, batch: int | None,
+) -> None:  # fmt: skip
+    """Says what the deployed model sees in images: classes with probabilities, masks, numbers, or the error
+    of a reconstruction, whatever its mission trains.
+
+    Images of any size are fitted to the model as those that it was trained on. A FOLDER stands for all images
+    in it and below. `-` reads standard input: names, one a line, answered as they come, or one image.
+
+    An image that cannot be read is one line on standard error, and the rest go on. The exit code is 1 then,
+    and 2 where there is nothing to answer or to answer with. The command reads the node's state and changes
+    nothing, so it may run beside the agent.
+
+    \b
+    Examples:
+      onboard infer picture.jpg
+      onboard infer --node /etc/spacedml/node.toml --csv camera/ > answers.csv
+      onboard infer --model model.onnx --out masks/ scene.png
+      inotifywait -qm -e close_write --format %w%f camera/ | onboard infer --json -
+    """
+    if as_json and as_csv:
+        raise click.UsageError("give --json or --csv, not both")
+    require("onnxruntime", "PIL")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # of numpy's pool of threads nothing here gains
+    from onboard.inference.command import AnswerForm
+    from onboard.inference.command import infer as answer
+    from onboard.inference.model import ModelError, of_file, of_node
+
+    try:
+        if model_file is None:
+            config = load_own(node_toml)
+            if isinstance(config, GossipConfig):
+                raise ModelError(f"{node_toml}: gossip: such a node is deployed no model: give --model")
+            model = of_node(config.state, config.shard.classes)
+        else:
+            model = of_file(model_file)
+    except ModelError as error:
+        fail(str(error))
+    if out is not None and model.info.task != "segment":
+        fail(f"--out {out}: the model is to {model.info.task}, and makes no masks")
+    form: Literal["text", "json", "csv"] = "json" if as_json else "csv" if as_csv else "text"
+    size = batch or (1 if "-" in images else 16)
+    sys.exit(answer(model, images, AnswerForm(form, top, size, out)))
 
 
 def recording_to(path: Path, limit_mb: int) -> Recorder:

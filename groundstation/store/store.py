@@ -1,7 +1,8 @@
 """The mission's memory: what each round asked, what the boards answered, and the state of each link.
 
 What is never read again is deleted when a round opens, so the file hardly grows. What stays of every round is
-who was asked and with what outcome; of every update, its digest; of the models, the latest and the best."""
+who was asked and with what outcome; of every update, its digest; of the models, the best and the newest up to
+KEPT_MODEL_BYTES."""
 
 from __future__ import annotations
 
@@ -41,12 +42,18 @@ log = logging.getLogger(__name__)
 
 LATEST = 4
 """How many rounds and updates of a node are kept; one that waits for its DONE is of the last two rounds."""
+KEPT_MODEL_BYTES = 8 << 20
+"""Of packed models: some 300 rounds of LeNet-5 at half a bit a weight. Each backup copies them."""
 REPORTS_EVERY_S = 5.0
 BUSY_MS = 50  # once the daemon runs
 _ONE_ANSWER = "WHERE round = ? AND node = ?"
 _PUT_MODEL = (
     "INSERT INTO model (number, payload) VALUES (?, ?) "
     "ON CONFLICT (number) DO UPDATE SET payload = excluded.payload"
+)
+_FIRST_OF_ALL = (  # the highest and the lowest: which of them is the best is the metric's to say
+    "SELECT number FROM (SELECT number FROM round ORDER BY accuracy DESC, number LIMIT 1) UNION SELECT "
+    "number FROM (SELECT number FROM round WHERE accuracy IS NOT NULL ORDER BY accuracy, number LIMIT 1)"
 )
 _SET_TIME = "UPDATE round SET left_s = ?, deadline_at = ? WHERE number = ?"
 _METRICS = ("samples", "loss", "train_s", "cpu_s", "energy_j")
@@ -256,9 +263,10 @@ class Store:
             # The last round can be averaged again, should its model be lost.
             self._enter_again("answer", row | {"payload": None}, "round", "node")
         self.db.execute(
-            "DELETE FROM model WHERE number < ? AND number != "
-            "(SELECT number FROM round ORDER BY accuracy DESC, number LIMIT 1)",
-            (number - 2,),
+            f"DELETE FROM model WHERE number < ? AND number NOT IN ({_FIRST_OF_ALL}) AND number IN (SELECT "
+            "number FROM (SELECT number, sum(length(payload)) OVER (ORDER BY number DESC) AS held FROM model)"
+            " WHERE held > ?)",
+            (number - 2, KEPT_MODEL_BYTES),
         )
 
     def _enter_again(self, table: str, row: dict[str, Any], *key: str) -> None:
@@ -327,6 +335,10 @@ class Store:
     def model(self, number: int) -> bytes | None:
         row = self.db.one("model", "WHERE number = ?", number)
         return None if row is None else bytes(row["payload"])
+
+    def models(self) -> list[int]:
+        """Returns the numbers of the rounds whose models are kept."""
+        return [row["number"] for row in self.db.all("model", "ORDER BY number")]
 
     def answers(self, number: int) -> list[Mapping[str, Any]]:
         """Returns the nodes that a round asked and the state of each answer, without payloads."""

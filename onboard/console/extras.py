@@ -6,9 +6,10 @@ import importlib.util
 
 # As pyproject.toml has them, by the name that is imported.
 BRINGS = {
-    "flight": ("onnxruntime",),
-    "ground": ("onnxruntime", "rich"),
-    "sim": ("onnxruntime", "rich", "sklearn", "PIL", "matplotlib"),
+    "flight": ("onnxruntime", "safetensors"),
+    "ground": ("onnxruntime", "safetensors", "rich"),
+    "pictures": ("PIL",),
+    "sim": ("onnxruntime", "safetensors", "rich", "sklearn", "PIL", "matplotlib"),
     "crypto": ("cryptography",),
     "author": ("torch", "onnx"),
 }

@@ -20,10 +20,11 @@ from tests.test_packaging import EXTRAS
 ROOT = Path(__file__).parent.parent.parent.parent
 INSTALLS = {  # by the extras that were named: what is there of all that any extra brings
     "": set[str](),
-    "flight": {"onnxruntime"},
-    "flight,crypto": {"onnxruntime", "cryptography"},
-    "ground": {"onnxruntime", "rich"},
-    "sim": {"onnxruntime", "rich", "sklearn", "PIL", "matplotlib"},
+    "flight": {"onnxruntime", "safetensors"},
+    "flight,crypto": {"onnxruntime", "safetensors", "cryptography"},
+    "flight,pictures": {"onnxruntime", "safetensors", "PIL"},
+    "ground": {"onnxruntime", "safetensors", "rich"},
+    "sim": {"onnxruntime", "safetensors", "rich", "sklearn", "PIL", "matplotlib"},
 }
 PACKAGES = {package for packages in BRINGS.values() for package in packages}
 BLOCK = """
@@ -106,6 +107,7 @@ def test_every_program_and_command_says_what_it_is_for_on_every_install(install:
 
 @pytest.mark.parametrize(("install", "call", "missing"), [
     ("", "onboard run mission/boards/pi/node.toml", "onnxruntime is not installed: [flight]"),
+    ("flight", "onboard infer a.png", "Pillow is not installed: [pictures]"),
     ("", "groundstation init another --node pi,port=/dev/ttyUSB0", "onnxruntime is not installed: [ground]"),
     ("", "groundstation serve mission", "onnxruntime is not installed: [ground]"),
     ("flight", "groundstation status mission", "rich is not installed: [ground]"),
