@@ -3,40 +3,23 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
 import msgspec
 
+from groundstation import cli_commands
+from groundstation.cli_options import FOLDER, one_line
 from groundstation.config import load_mission
 from groundstation.setup import NodeSpec, create_mission, roll_key
 from groundstation.store.database import backup_of
-from groundstation.store.store import Store, StoreDamaged, StoreError, StoreForeign
+from groundstation.store.store import Store, StoreDamaged
 from onboard.cli import recording_to, run_options
-from onboard.console.errors import OneLineErrors, fail, refused
+from onboard.console.errors import OneLineErrors, fail
 from onboard.console.extras import require
 from onboard.console.log import Format, start
 from onboard.learn.networks import described
-from onboard.mission.commands import COMMANDS
 from onboard.storage.keys import keep_private
-
-_FOLDER = click.Path(path_type=Path)
-
-
-@contextmanager
-def _one_line(folder: Path, *mistakes: type[Exception]) -> Iterator[None]:
-    """Ends a failing command with one line, and exit code 2 for a user's mistake or 1 for the computer's."""
-    known: tuple[type[Exception], ...] = (StoreForeign, *mistakes)
-    try:
-        yield
-    except known as error:
-        fail(str(error))
-    except StoreError as error:
-        fail(str(error), code=1)
-    except OSError as error:
-        refused(error, folder)
 
 
 @click.group("groundstation", cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
@@ -53,7 +36,7 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("folder", metavar="DIR", type=_FOLDER)
+@click.argument("folder", metavar="DIR", type=FOLDER)
 @click.option("--node", "nodes", multiple=True, required=True, metavar="NAME,KEY=VALUE,...",
               help="A board: NAME[,board=PROFILE][,link=PROFILE],port=URL[,board-port=URL][,data=SOURCE]"
                    "[,cpu-share=SHARE][,encrypt=true]. Repeat for more.")  # fmt: skip
@@ -92,7 +75,7 @@ def init(
     """
     require("onnxruntime")  # the model is opened
     keep_private()
-    with _one_line(folder):
+    with one_line(folder):
         specs = [NodeSpec.parse(text) for text in nodes]
         rules = {
             "name": name or folder.resolve().name, "model": model, "data": data,
@@ -106,7 +89,7 @@ def init(
 
 
 @main.command()
-@click.argument("folder", metavar="DIR", type=_FOLDER)
+@click.argument("folder", metavar="DIR", type=FOLDER)
 @click.argument("name", metavar="NODE")
 @click.option("--data", metavar="SOURCE", show_default="the mission's",
               help="Where the images come from, as --data of init.")  # fmt: skip
@@ -130,14 +113,14 @@ def sample(folder: Path, name: str, data: str | None, data_dir: Path | None, ima
     from onboard.data.images import DataError
 
     keep_private()  # a board's images are its own
-    with _one_line(folder, DataError):
+    with one_line(folder, DataError):
         source = None if data is None else relative_source(data, Path.cwd())
         told = make(folder, name, source, data_dir, images)
     click.echo(told)
 
 
 @main.command()
-@click.argument("folder", metavar="DIR", type=_FOLDER)
+@click.argument("folder", metavar="DIR", type=FOLDER)
 @click.option("--exit-when-finished", is_flag=True,
               help="End with the mission, with exit code 0 if it was finished; otherwise the daemon stays, "
                    "so that late boards still get the model.")  # fmt: skip
@@ -163,7 +146,7 @@ def serve(
 
     start(log_format)
     keep_private()
-    with _one_line(folder):
+    with one_line(folder):
         mission = load_mission(folder)
         try:
             finished = run(
@@ -182,7 +165,7 @@ def serve(
 
 
 @main.command()
-@click.argument("folder", metavar="DIR", type=_FOLDER)
+@click.argument("folder", metavar="DIR", type=FOLDER)
 @click.argument("name", metavar="NODE")
 @click.option("--drop-old", is_flag=True, help="Leave only the newest key, once the board uses it.")
 def roll(folder: Path, name: str, drop_old: bool) -> None:
@@ -199,13 +182,13 @@ def roll(folder: Path, name: str, drop_old: bool) -> None:
       groundstation roll mission pi --drop-old
     """
     keep_private()
-    with _one_line(folder):
+    with one_line(folder):
         told = roll_key(folder, name, drop_old=drop_old)
     click.echo(told)
 
 
 @main.command()
-@click.argument("folder", metavar="DIR", type=_FOLDER)
+@click.argument("folder", metavar="DIR", type=FOLDER)
 @click.option("--json", "as_json", is_flag=True,
               help="One JSON object instead of tables; times are Unix seconds.")  # fmt: skip
 def status(folder: Path, as_json: bool) -> None:
@@ -221,7 +204,7 @@ def status(folder: Path, as_json: bool) -> None:
     """
     from groundstation.views.status import picture, table
 
-    with _one_line(folder):
+    with one_line(folder):
         mission = load_mission(folder)
         if not mission.database.exists():
             fail(f"{mission.database}: no such file; `groundstation serve {folder}` makes it")
@@ -235,7 +218,7 @@ def status(folder: Path, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("folder", metavar="DIR", type=_FOLDER)
+@click.argument("folder", metavar="DIR", type=FOLDER)
 @click.option("--out", "path", required=True, type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="The file: .onnx is a graph with its weights inside, .safetensors and .npz are weights by "
                    "name.")  # fmt: skip
@@ -267,7 +250,7 @@ def model(folder: Path, path: Path, number: int | None, best: bool, as_json: boo
 
     if best and number is not None:
         raise click.UsageError("give --round or --best, not both")
-    with _one_line(folder, ModelError):
+    with one_line(folder, ModelError):
         mission = load_mission(folder)
         if not mission.database.exists():
             fail(f"{mission.database}: no such file; `groundstation serve {folder}` makes it")
@@ -277,57 +260,8 @@ def model(folder: Path, path: Path, number: int | None, best: bool, as_json: boo
     click.echo(msgspec.json.encode(told) if as_json else line)
 
 
-@main.command(
-    epilog="Commands: " + "; ".join(f"{name} {known.summary}" for name, known in COMMANDS.items()) + "."
-)
-@click.argument("folder", metavar="DIR", type=_FOLDER)
-@click.argument("board", metavar="[NODE", required=False)
-@click.argument("name", metavar="[COMMAND", required=False)
-@click.argument("words", metavar="[KEY=VALUE]...]]", nargs=-1)
-@click.option("--expires", "expires_s", default=604_800.0, show_default=True, metavar="S",
-              type=click.FloatRange(min=0, min_open=True), help="Give it up after S seconds.")  # fmt: skip
-@click.option("--id", "command_id", metavar="HEX", show_default="drawn",
-              help="Its id, 16 hex digits: queued again under it, it is run once.")  # fmt: skip
-@click.option("--wait", "wait_s", type=click.FloatRange(min=0), metavar="S", show_default="off",
-              help="Wait up to S seconds for the outcome; exit 0 if it is done, else 1.")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="JSON instead of text; times are Unix seconds.")
-def command(
-    folder: Path, board: str | None, name: str | None, words: tuple[str, ...], expires_s: float,
-    command_id: str | None, wait_s: float | None, as_json: bool,
-) -> None:  # fmt: skip
-    """Queues a COMMAND for the board NODE of the mission in DIR, or shows those that were queued.
-
-    It is durable at once, leaves when the daemon runs and the board is in contact, and is run once.
-
-    \b
-    Examples:
-      groundstation command mission pi ping --wait 30
-      groundstation command mission pi report --expires 3600
-      groundstation command mission
-    """
-    from groundstation import commands
-    from groundstation.views.status import command_line, command_values
-
-    keep_private()
-    with _one_line(folder):
-        mission = load_mission(folder)
-        if board is None or name is None:
-            node = mission.find_node(board) if board else None
-            rows = [row for row in commands.all_commands(mission) if node is None or row.node == node.id]
-            lines = "\n".join(command_line(mission, row) for row in rows) or "no commands"
-            as_values = [command_values(mission, row) for row in rows]
-            click.echo(msgspec.json.encode(as_values) if as_json else lines)
-            return
-        asked = commands.command_of(name, words, command_id)
-        row = commands.enqueue(mission, board, asked, expires_s)
-        row = commands.wait_for(mission, row, wait_s or 0.0)
-    told = msgspec.json.encode(command_values(mission, row)) if as_json else command_line(mission, row)
-    click.echo(told)
-    sys.exit(0 if wait_s is None or row.state.value == "done" else 1)
-
-
 @main.command()
-@click.argument("folder", metavar="DIR", type=_FOLDER)
+@click.argument("folder", metavar="DIR", type=FOLDER)
 @click.option("--json", "as_json", is_flag=True,
               help="One JSON object a line instead of tables, with the fields of the event "
                    "links.")  # fmt: skip
@@ -345,15 +279,15 @@ def links(folder: Path, as_json: bool, once: bool) -> None:
     from groundstation.views.status import links_picture
     from onboard.monitor.render import follow
 
-    with _one_line(folder):
+    with one_line(folder):
         follow(load_mission(folder).folder, links_picture, as_json=as_json, once=once)
 
 
 @main.command()
-@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=_FOLDER)
-@click.option("--mission", metavar="DIR", type=_FOLDER, show_default="none",
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=FOLDER)
+@click.option("--mission", metavar="DIR", type=FOLDER, show_default="none",
               help="Check the frames with this mission's keys.")  # fmt: skip
-@click.option("--key", metavar="KEYFILE", type=_FOLDER, show_default="none",
+@click.option("--key", metavar="KEYFILE", type=FOLDER, show_default="none",
               help="Check them with this key, whatever the board.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True,
               help="One JSON object a line instead of text: the frames, then streams (the counters) and "
@@ -391,3 +325,7 @@ def replay(files: tuple[Path, ...], mission: Path | None, key: Path | None, as_j
         if error.filename is None:  # not the recording, but what is printed
             raise
         fail(f"{error.filename}: {error.strerror or error}")
+
+
+for _each in (cli_commands.command, cli_commands.install, cli_commands.roll_back):
+    main.add_command(_each)

@@ -41,7 +41,7 @@ from onboard.mission.commands import (
 )
 from onboard.mission.objects import COMMAND, RESULT
 from onboard.storage import files
-from onboard.wire.events import Arrived, Cancelled, Delivered, Event
+from onboard.wire.events import Arrived, Cancelled, Delivered, Event, Rekeyed
 from onboard.wire.messages import BadMessage, Reason, digest
 
 log = logging.getLogger(__name__)
@@ -246,14 +246,19 @@ class CommandInbox:
 def command_of(name: str, words: Sequence[str], command_id: str | None = None) -> Command:
     """Builds a command from its name and KEY=VALUE words, with the given id of 16 hex digits or a new one.
     Raises ConfigError for words that do not fit."""
+    given = dict(word.partition("=")[::2] for word in words)
+    if len(given) < len(words) or not all("=" in word for word in words):
+        raise ConfigError(f"command {name}: arguments are KEY=VALUE, each key once")
+    return command_with(name, given, command_id)
+
+
+def command_with(name: str, given: Mapping[str, Any], command_id: str | None = None) -> Command:
+    """Builds a command from its name and arguments. Raises ConfigError for what does not fit."""
     if name not in COMMANDS:
         raise ConfigError(f"unknown command {name!r}; boards know {', '.join(COMMANDS)}")
     try:
         name_of_it = bytes.fromhex(command_id) if command_id is not None else secrets.token_bytes(8)
-        given = dict(word.partition("=")[::2] for word in words)
-        if len(given) < len(words) or not all("=" in word for word in words):
-            raise ValueError("arguments are KEY=VALUE, each key once")
-        arguments = msgspec.convert(given, COMMANDS[name].arguments, strict=False)
+        arguments = msgspec.convert(dict(given), COMMANDS[name].arguments, strict=False)
         command = Command(id=name_of_it, name=name, arguments=dict(msgspec.to_builtins(arguments)))
         encode_body(command)
     except ValueError as error:
@@ -359,6 +364,8 @@ class CommandDispatcher:
         if isinstance(event, Arrived) and event.kind == RESULT:
             self._take_result(station, event, now)
             return True
+        if isinstance(event, Rekeyed):
+            self._remind(station, now)
         if not isinstance(event, Delivered | Cancelled) or event.digest not in self._offered:
             return False
         row = self._table.find(self._offered[event.digest])
@@ -373,6 +380,13 @@ class CommandDispatcher:
         del self._offered[event.digest]
         self._due_s = now  # for the next one
         return True
+
+    def _remind(self, station: Station, now: float) -> None:
+        """Offers once more what a board has acknowledged and not answered: after a start it may have lost its
+        disk. A board runs each command once."""
+        for row in self._table.unfinished():
+            if row.node == station.node.id and row.state is CommandState.ACKNOWLEDGED:
+                station.session.offer(COMMAND, encode_body(row.command), now, priority=PRIORITY)
 
     def _refuse(self, row: CommandRow, why: str) -> None:
         self._table.move(row, CommandState.REFUSED, self._wall(), why=why)

@@ -14,6 +14,8 @@ from groundstation import mission_data
 from groundstation.commands import CommandDispatcher
 from groundstation.config import Mission
 from groundstation.failures import FIRST_PAUSE_S, LAST_PAUSE_S, ReasonLog
+from groundstation.file_server import FileServer
+from groundstation.library import NetworkLibrary
 from groundstation.rounds.rounds import Rounds
 from groundstation.station import Station
 from groundstation.store.store import Store, StoreBusy, StoreDamaged, StoreError
@@ -114,6 +116,7 @@ class GroundProgram:
     ) -> None:  # fmt: skip
         self.folder = rounds.mission.folder
         self._rounds, self._stations, self._commands = rounds, rounds.stations, commands
+        self._files = FileServer(NetworkLibrary(self.folder), self._stations)
         self._exits = exits_when_finished
         self.links: Mapping[int, Endpoint] = {node: each.endpoint for node, each in self._stations.items()}
         self._failures = ReasonLog()
@@ -130,6 +133,7 @@ class GroundProgram:
         """Begins a link again in a new epoch, and repeats what was asked on it."""
         station = self._stations[peer]
         station.renew(now)
+        self._files.renewed(station)
         self._rounds.renewed(station, now)
 
     def link_failed(self, peer: int, error: Exception, now: float) -> None:
@@ -150,8 +154,9 @@ class GroundProgram:
 
     def handle(self, peer: int, event: Event, now: float) -> None:
         try:
-            if not self._commands.handle(self._stations[peer], event, now):
-                self._rounds.handle(self._stations[peer], event, now)
+            station = self._stations[peer]
+            if not (self._commands.handle(station, event, now) or self._files.handle(station, event, now)):
+                self._rounds.handle(station, event, now)
         except StoreError:
             raise
         except Exception as error:
@@ -162,7 +167,8 @@ class GroundProgram:
         self._is_busy = False
         self._rounds.store.store_reports(now)
         self._commands.step(now)
-        self._is_busy = self._rounds.step(now)
+        is_sending = self._files.step(now)
+        self._is_busy = self._rounds.step(now) or is_sending
         if now >= self._count_due_s:
             self._count(now)
             self._count_due_s = now + COUNT_EVERY_S

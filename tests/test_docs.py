@@ -164,7 +164,9 @@ def test_every_command_in_an_example_exists(page: Path) -> None:
         r"^```\w*\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
     ):
         for program, name, rest in re.findall(
-            r"^(?:.*/)?(onboard|groundstation|firmware-sim) +([a-z]+)((?:.*\\\n)*.*)$", block, re.MULTILINE
+            r"^(?:.*/)?(onboard|groundstation|firmware-sim) +([a-z][a-z-]*)((?:.*\\\n)*.*)$",
+            block,
+            re.MULTILINE,
         ):
             assert f"{program} {name}" in COMMANDS, f"{page.name}: {program} {name}"
             known = {opt for param in COMMANDS[f"{program} {name}"].params for opt in param.opts}

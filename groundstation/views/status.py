@@ -134,10 +134,14 @@ def command_values(mission: Mission, row: CommandRow) -> dict[str, Any]:
     return vars(row) | told
 
 
+_LONGEST = 24  # letters of a command's argument that is shown
+
+
 def command_line(mission: Mission, row: CommandRow) -> str:
     """Returns a command and its outcome in one line."""
     values = command_values(mission, row)
-    worded = " ".join([row.name, *_pairs(row.arguments, "=")])
+    short = {key: value for key, value in row.arguments.items() if len(str(value)) <= _LONGEST}  # no digests
+    worded = " ".join([row.name, *_pairs(short, "=")])
     outcome = ", ".join(_pairs(row.result, " ")) or row.why
     told = f"{values['id']} {row.state.value}: {worded} for {values['node']}, {ago(row.queued_at)}"
     return one_line(f"{told}: {outcome}" if outcome else told)

@@ -7,6 +7,7 @@ the first byte that depends on it leaves. The agent never waits, and it outlives
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,15 +22,18 @@ from onboard.agents.federated_state import (
     sealed,
     training_name,
 )
+from onboard.agents.installing import NetworkInstaller
 from onboard.board.budget import ResourceUsage, temperature_c
 from onboard.config import NodeConfig
 from onboard.console.log import say
+from onboard.learn.networks import NetworkError
 from onboard.learn.training import Stepped
 from onboard.mission import commands, objects
 from onboard.mission.health import NO_MEMORY, Failure, Health, State, encode_health, failure_name
 from onboard.mission.objects import Task, Update
 from onboard.storage.journal import Journal
-from onboard.trainer.job import Begun, Job, Report, Trainer, TrainingDone
+from onboard.storage.model_slots import model_slots
+from onboard.trainer.job import Begun, Failed, Job, Report, Trainer, TrainingDone
 from onboard.wire import events, messages
 from onboard.wire.messages import BadMessage, Reason
 from onboard.wire.session import Session
@@ -72,6 +76,7 @@ class FederatedAgent:
     ) -> None:
         self.config, self.session, self.journal, self.known = config, session, journal, known
         self.ledger, self.trainer = ledger, trainer
+        self.installer = NetworkInstaller(self, model_slots(config))
         self.work: Work | None = None
         self._health_due_s = 0.0
         self._failure, self._why = int(Failure.OTHER), ""  # of the last round, while the phase is FAILED
@@ -88,6 +93,7 @@ class FederatedAgent:
             if known.phase == State.IDLE:
                 known.model = b""  # of a round that is over: there is nothing to train
                 self._fail(Failure.DISK, f"{DEPLOYED} cannot be read", now)
+        self.installer.resume(now)
         if known.phase == State.OFFERING:
             self.offer_kept(now)
         elif known.phase in (State.TRAINING, State.FAILED) and known.model:
@@ -135,10 +141,13 @@ class FederatedAgent:
             self.known.commands = self.known.commands.deliver()
             self._save()
             self.offer_result(now)
+        elif isinstance(event, events.Cancelled) and self.installer.is_asked_by(event.digest):
+            self.installer.refused()
         elif isinstance(event, events.Rekeyed):
             self.session.rekey(event.salt)
             # A ground that went back may mean it when it asks once more.
-            self.session.forget(*set(self.session.done) - {self.known.model, self.known.deployed})
+            self.session.forget(*set(self.session.done) - {*self.known.taken, *self.installer.taken})
+            self.installer.asks_again(now)
             say(log, "rekeyed", again=event.again)
         elif isinstance(event, events.QuotaUsage):
             self.known.links[self.session.peer].spent = event
@@ -153,7 +162,11 @@ class FederatedAgent:
 
     def _take(self, arrived: events.Arrived, now: float) -> None:
         """Checks a whole object, makes it durable, acknowledges it, then acts on it."""
-        kinds = {objects.MODEL: self._take_model, objects.COMMAND: self._take_command}
+        kinds = {
+            objects.MODEL: self._take_model,
+            objects.COMMAND: self._take_command,
+            objects.FILE: self._take_file,
+        }
         try:
             if arrived.kind not in kinds:
                 raise BadMessage(f"kind {arrived.kind} is not for a board")
@@ -169,6 +182,16 @@ class FederatedAgent:
         self._save()
         self.session.accept(arrived.digest, now)
         self.offer_result(now)
+
+    def _take_file(self, arrived: events.Arrived, now: float) -> None:
+        self.installer.take(arrived, now)
+        self.session.accept(arrived.digest, now)
+
+    def install(self, network: commands.InstallArguments, now: float) -> None:
+        self.installer.install(network, now)
+
+    def roll_back(self, now: float) -> Mapping[str, commands.Value]:
+        return self.installer.roll_back(now)
 
     def offer_result(self, now: float) -> None:
         """Offers the oldest result that the ground does not have; one at a time is on its way."""
@@ -216,13 +239,18 @@ class FederatedAgent:
     # train
 
     def _begin(self, task: Task, model: bytes, now: float) -> None:
+        try:
+            network = self.installer.use(task.graph)
+        except NetworkError as error:
+            self._fail(Failure.MODEL, str(error), now)
+            return
         name = training_name(self.known.question, self.config.id)
         self.work = Work(
             task, name, started_s=now, started_j=self._spent_j(now), cpu_s=self.known.cpu_s,
             checkpoint_due_s=now + self.config.checkpoint_s,
         )  # fmt: skip
         checkpoint = fetch_checkpoint(self.journal, name)
-        self.trainer.begin(Job(model=model, node=self.config.id, checkpoint=checkpoint))
+        self.trainer.begin(Job(model=model, node=self.config.id, checkpoint=checkpoint, network=network))
 
     @property
     def ready(self) -> bool:
@@ -262,8 +290,11 @@ class FederatedAgent:
                     self._checkpoint(work, report.state, now)
                 say(log, "epoch", round=work.task.round, epoch=report.epoch, loss=report.epoch_loss)
         elif isinstance(report, TrainingDone):
+            self.installer.used(work.task.graph, proven=True)
             self._finish(work, report, now)
-        else:
+        elif isinstance(report, Failed):
+            if report.failure != Failure.PROCESS:
+                self.installer.used(work.task.graph, proven=False)
             self._fail(report.failure, report.why, now)
         work.waits = False
 
@@ -316,6 +347,7 @@ class FederatedAgent:
     def _stop_work(self, now: float) -> None:
         if self.work is not None:
             say(log, "superseded", round=self.work.task.round)
+            self.installer.used(self.work.task.graph, proven=False)
             self.trainer.stop()
             self.work = None
         if self.known.phase == State.OFFERING and self.known.update:
@@ -354,6 +386,9 @@ class FederatedAgent:
     def close(self, now: float) -> None:
         """Gives up what was trained since the last checkpoint, as the program is told to stop."""
         self.trainer.stop()
+        if self.work is not None:
+            self.installer.used(self.work.task.graph, proven=False)
+            self._save()
 
     # say how it is
 
@@ -385,6 +420,7 @@ class FederatedAgent:
 
     def status(self) -> dict[str, Any]:
         view: dict[str, Any] = {"phase": self.known.phase.name.lower(), "round": self.known.round}
+        view |= self.installer.status
         if self.work is not None:
             loss = None if self.work.last is None else self.work.last.loss
             view |= {"progress": self.work.progress, "loss": loss}

@@ -9,15 +9,26 @@ import contextlib
 import logging
 import os
 import struct
+from collections.abc import Mapping
 from hashlib import blake2s
 
 import msgspec
 
 from onboard.console.log import say
-from onboard.mission.commands import Command, CommandResult, CommandTarget, encode_body, run_command
+from onboard.mission.commands import (
+    MAX_WHY_CHARACTERS,
+    Command,
+    CommandResult,
+    CommandTarget,
+    Outcome,
+    Value,
+    encode_body,
+    run_command,
+)
 from onboard.mission.health import State
 from onboard.mission.objects import RESULT
 from onboard.storage.journal import Journal, JournalState
+from onboard.storage.model_slots import NetworkRecord
 from onboard.wire.messages import BadMessage, digest
 from onboard.wire.security.seal import NO_SALT
 
@@ -45,6 +56,7 @@ class CommandLog(msgspec.Struct, frozen=True, array_like=True):
     is not run again: its result, which is kept whole until the ground has it, is offered again."""
 
     taken: tuple[TakenCommand, ...] = ()
+    under_way: bytes = b""  # id of the one whose result comes later
 
     @property
     def waiting(self) -> CommandResult | None:
@@ -53,15 +65,29 @@ class CommandLog(msgspec.Struct, frozen=True, array_like=True):
 
     def run(self, command: Command, target: CommandTarget, now: float) -> CommandLog:
         """Returns the log in which the command's result waits; runs a new one. Raises BadMessage."""
+        if command.id == self.under_way:
+            return self
         result = next((each.result for each in self.taken if each.result.command == command.id), None)
         if result is None:
             if sum(not each.delivered for each in self.taken) >= MOST_WAITING:
                 raise BadMessage(f"command {command.name}: too many results wait for the ground")
             result = run_command(command, target, now)
+            if result is None:
+                return CommandLog(self.taken, under_way=command.id)
         if TakenCommand(result) in self.taken:
             return self
-        others = [each for each in self.taken if each.result.command != command.id]
-        return CommandLog((*others, TakenCommand(result))[-REMEMBERED:])
+        return self._with(result)
+
+    def end(self, outcome: Outcome, why: str, values: Mapping[str, Value]) -> CommandLog:
+        """Returns the log in which the result of the command that was under way waits."""
+        result = CommandResult(
+            command=self.under_way, outcome=outcome, why=why[:MAX_WHY_CHARACTERS], values=dict(values)
+        )
+        return CommandLog(self.taken)._with(result)
+
+    def _with(self, result: CommandResult) -> CommandLog:
+        others = [each for each in self.taken if each.result.command != result.command]
+        return CommandLog((*others, TakenCommand(result))[-REMEMBERED:], self.under_way)
 
     def is_about(self, name: bytes) -> bool:
         return self.waiting is not None and digest(RESULT, encode_body(self.waiting)) == name
@@ -72,7 +98,8 @@ class CommandLog(msgspec.Struct, frozen=True, array_like=True):
         assert result is not None, "no result waits"
         why = result.why or "the result was delivered before"
         kept = TakenCommand(CommandResult(command=result.command, outcome=result.outcome, why=why), True)
-        return CommandLog(tuple(kept if each.result is result else each for each in self.taken))
+        taken = tuple(kept if each.result is result else each for each in self.taken)
+        return CommandLog(taken, self.under_way)
 
 
 class FederatedState(JournalState, kw_only=True):
@@ -90,6 +117,9 @@ class FederatedState(JournalState, kw_only=True):
     cpu_s: float = 0.0
     energy_j: float = 0.0
     commands: CommandLog = CommandLog()
+    networks: NetworkRecord = NetworkRecord()
+    installing: dict[str, Value] = msgspec.field(default_factory=dict)
+    """Arguments of the install that is under way."""
 
     @property
     def taken(self) -> tuple[bytes, ...]:

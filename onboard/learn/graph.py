@@ -36,6 +36,10 @@ class GraphError(ValueError):
     """A graph cannot be loaded, or is fed something it is not made for; one line says what and why."""
 
 
+class LostNetwork(GraphError):  # noqa: N818 - "lost" says error already
+    """A network is not here, or its files are not those that its description means."""
+
+
 @dataclass(frozen=True, eq=False)
 class Graph:
     """One loaded graph: what it takes, and the session that runs it."""
@@ -56,7 +60,7 @@ class Graph:
             network = source if isinstance(source, Network) else Network.load(source)
             raw, own = network.part(cls.part), network.parameters()
         except NetworkError as error:
-            raise GraphError(str(error)) from None
+            raise LostNetwork(str(error)) from None
         path = network.folder / cls.part
         session = _session(path, raw, providers)
         inputs = {each.name: (each.type, tuple(each.shape)) for each in session.get_inputs()}

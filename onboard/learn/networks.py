@@ -29,6 +29,7 @@ DESCRIPTION = "model.toml"
 TRAIN: Literal["train.onnx"] = "train.onnx"
 INFER: Literal["infer.onnx"] = "infer.onnx"
 PARAMETERS: Literal["params.safetensors"] = "params.safetensors"
+CHECKED_LOGITS = 48  # of all of them, evenly spread: the vector fits a command
 DIGEST_BYTES = 8  # BLAKE2s-64 of model.toml, as a task names the network on the link
 
 Side = Annotated[int, Meta(ge=1, le=65_535)]
@@ -109,6 +110,10 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
         return self.file.name
 
     @property
+    def is_shipped(self) -> bool:
+        return self.folder == SHIPPED / self.name
+
+    @property
     def input_shape(self) -> tuple[int, int, int]:
         return self.file.input
 
@@ -145,6 +150,15 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
             if value.dtype != np.float32:
                 raise NetworkError(f"{self.folder / PARAMETERS}: {name} is {value.dtype}, needs float32")
         return found
+
+
+class CheckVector(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
+    """What a network answers to a few images drawn from `seed`: the training graph's loss, and up to
+    CHECKED_LOGITS of the answering graph's logits, in their order."""
+
+    seed: Annotated[int, Meta(ge=0, le=2**32 - 1)]
+    loss: float
+    logits: Annotated[tuple[float, ...], Meta(min_length=1, max_length=CHECKED_LOGITS)]
 
 
 def part_digest(raw: bytes) -> str:

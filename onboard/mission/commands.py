@@ -16,6 +16,7 @@ from msgspec import Meta
 
 from onboard.console.errors import where
 from onboard.console.log import say
+from onboard.learn.networks import DESCRIPTION, INFER, PARAMETERS, TRAIN, CheckVector, NetworkName
 from onboard.mission.health import Health, State, failure_name
 from onboard.mission.objects import Id8, decoded
 from onboard.wire.messages import BadMessage
@@ -65,18 +66,64 @@ class CommandTarget(Protocol):
 
     def health(self, now: float) -> Health: ...
 
+    def install(self, network: InstallArguments, now: float) -> None:
+        """Begins to install a network; its result comes when that is over. Raises CommandRefused."""
+
+    def roll_back(self, now: float) -> Mapping[str, Value]:
+        """Goes back to the network before the last installed one. Raises CommandRefused."""
+
 
 class NoArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """For commands that take no arguments."""
 
 
+FileText = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}:[1-9][0-9]{0,9}$")]
+
+
+class InstallArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A network's files, each as `DIGEST:SIZE` (BLAKE2s-128 in hexadecimal), and what it has to answer.
+
+    `network`: its digest, as tasks name it, 16 hexadecimal digits; `check`: a CheckVector as hexadecimal
+    msgpack, or empty. `again`: install it even if it was rolled back."""
+
+    network: Annotated[str, Meta(pattern=r"^[0-9a-f]{16}$")]
+    name: NetworkName
+    description: FileText
+    train: FileText
+    infer: FileText
+    parameters: FileText | Literal[""] = ""
+    check: Annotated[str, Meta(pattern=r"^([0-9a-f]{2})*$", max_length=1024)] = ""
+    again: bool = True
+
+    @property
+    def digest(self) -> bytes:
+        return bytes.fromhex(self.network)
+
+    @property
+    def files(self) -> dict[str, tuple[bytes, int]]:
+        """BLAKE2s-128 and size of each file by its name; the description is the last."""
+        named = {
+            TRAIN: self.train,
+            INFER: self.infer,
+            PARAMETERS: self.parameters,
+            DESCRIPTION: self.description,
+        }
+        parts = {name: text.partition(":") for name, text in named.items() if text}
+        return {name: (bytes.fromhex(digest), int(size)) for name, (digest, _, size) in parts.items()}
+
+    @property
+    def expected(self) -> CheckVector | None:
+        """Raises BadMessage."""
+        return decoded(bytes.fromhex(self.check), CheckVector, "check vector") if self.check else None
+
+
 @dataclass(frozen=True, slots=True)
 class CommandHandler:
     """`arguments` declares what a command takes, with types and ranges, which both ends check; `run` gets
-    them, and returns the values of the result or raises CommandRefused. `summary` follows the name in the
-    ground's help."""
+    them, and returns the values of the result, None where that comes later, or raises CommandRefused.
+    `summary` follows the name in the ground's help."""
 
-    run: Callable[[CommandTarget, Any, float], Mapping[str, Value]]
+    run: Callable[[CommandTarget, Any, float], Mapping[str, Value] | None]
     summary: str
     arguments: type[msgspec.Struct] = NoArguments
 
@@ -93,19 +140,37 @@ def report(target: CommandTarget, arguments: NoArguments, now: float) -> Mapping
     return {name: value for name, value in (asdict(health) | named).items() if value not in (None, "")}
 
 
+def install(target: CommandTarget, arguments: InstallArguments, now: float) -> None:
+    """Installs a network into the slot that is not in use, and uses it from then on."""
+    target.install(arguments, now)
+
+
+def roll_back(target: CommandTarget, arguments: NoArguments, now: float) -> Mapping[str, Value]:
+    """Goes back to the network before; an install that is under way ends."""
+    return target.roll_back(now)
+
+
 COMMANDS: dict[str, CommandHandler] = {
     "ping": CommandHandler(ping, "asks for the board's clock and uptime"),
     "report": CommandHandler(report, "asks for the board's health at once"),
+    "install": CommandHandler(
+        install, "installs a network (groundstation install fills it in)", InstallArguments
+    ),
+    "roll-back": CommandHandler(roll_back, "goes back to the network before the last install"),
 }
 
 
-def run_command(command: Command, target: CommandTarget, now: float) -> CommandResult:
-    """Runs a command. Whatever fails is the result's `why`: whoever asked is told, and the board goes on."""
+def run_command(command: Command, target: CommandTarget, now: float) -> CommandResult | None:
+    """Runs a command; returns None where its result comes later. Whatever fails is the result's `why`:
+    whoever asked is told, and the board goes on."""
     try:
         if (handler := COMMANDS.get(command.name)) is None:
             raise CommandRefused(f"unknown command {command.name}; this board knows {', '.join(COMMANDS)}")
         arguments = msgspec.convert(command.arguments, handler.arguments)
-        values = dict(handler.run(target, arguments, now))
+        values = handler.run(target, arguments, now)
+        if values is None:
+            return None
+        values = dict(values)
         result = CommandResult(command=command.id, outcome="done", values=values)
         encode_body(result)
     except Exception as error:  # a refusal, a fault of the handler's, or a machine that refuses

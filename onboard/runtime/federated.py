@@ -24,7 +24,8 @@ from onboard.runtime.endpoint import Endpoint, EndpointConfig, board_limits, tel
 from onboard.runtime.loop import NodeProgram
 from onboard.storage.journal import Journal, count_restart, count_start
 from onboard.storage.keys import load_keys
-from onboard.trainer.job import Begun, Failed, Report, Trainer, TrainingDone
+from onboard.storage.model_slots import model_slots
+from onboard.trainer.job import Begun, Checked, Failed, Report, Trainer, TrainingDone
 from onboard.wire.events import Event
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ def board_agent(
         label={"peer": "ground"},
         recorder=recorder,
     )
-    endpoint = Endpoint(link, known.links[GROUND], known.taken, now)
+    endpoint = Endpoint(link, known.links[GROUND], (*known.taken, *model_slots(config).taken), now)
     ledger = ResourceUsage(config.board, end.link, now)
     return FederatedAgent(config, endpoint.session, journal, known, ledger, trainer), endpoint
 
@@ -92,6 +93,9 @@ class Drive:
     def _tell(self, clock: Callable[[], float]) -> None:
         """A step is charged when it is reported; what the disk refuses is told again, at no charge."""
         for report in self._agent.trainer.reports():
+            if isinstance(report, Checked):
+                self._agent.installer.checked(report)
+                continue
             if not isinstance(report, Failed):
                 self._book(report)
             self._untold.append((self._agent.work, report))
@@ -135,11 +139,13 @@ class FederatedProgram(NodeProgram):
     def begin_again(self, peer: int, now: float) -> None:
         """Renew the link in another epoch while the training goes on. Raises BadKey, OSError."""
         agent = self.agent
-        self.endpoint.renew(count_restart(agent.journal, agent.known, peer), agent.known.taken, now)
+        taken = (*agent.known.taken, *agent.installer.taken)
+        self.endpoint.renew(count_restart(agent.journal, agent.known, peer), taken, now)
         agent.session = self.endpoint.session
         if agent.known.phase == State.OFFERING:
             agent.offer_kept(now)
         agent.offer_result(now)
+        agent.installer.asks_again(now)
 
     def attend(self, now: float) -> None:
         self.agent.housekeeping(now)
@@ -149,9 +155,10 @@ class FederatedProgram(NodeProgram):
 
     def step(self, now: float) -> None:
         self._drive.turn(now, self._clock)
+        self.agent.installer.step(now)
 
     def wakeup(self, now: float) -> float:
-        return self._drive.wakeup()
+        return min(self._drive.wakeup(), self.agent.installer.wakeup(now))
 
     def status(self, now: float) -> dict[str, Any]:
         config = self.agent.config

@@ -11,7 +11,7 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from hashlib import blake2s
 from pathlib import Path
 from typing import BinaryIO
@@ -108,10 +108,10 @@ class PartialFile:
         files.replace_durably(self._map_path, files.checked(msgspec.msgpack.encode(new)))
         self._map = new
 
-    def finish(self, to: Path, base: Path | None) -> Iterator[bool]:
+    def finish(self, to: Path, base: Path | None) -> Generator[bool, None, bool]:
         """Makes the file `to` of the parts, which are all held, and of the file `base` if they are a delta.
 
-        Yields False between slices of the work, and at last whether the digest is right: then the file is
+        Yields True between slices of the work, and returns whether the digest is right: then the file is
         there, durably. If not, all is dropped, and has to come again."""
         made = to.with_name(f"{to.name}.new")
         if self.base:
@@ -121,7 +121,7 @@ class PartialFile:
                     raise OSError(errno.ENOENT, "the file that the delta is against is gone", str(to))
                 with files.open_to_read(base) as old, self._data.open("rb") as stream, made.open("wb") as new:
                     for _ in delta.applied(old, stream, new):
-                        yield False
+                        yield True
                     new.flush()
                     os.fsync(new.fileno())
         else:
@@ -130,7 +130,7 @@ class PartialFile:
         with contextlib.suppress(FileNotFoundError), files.open_to_read(made) as whole:
             for found in digest_of(whole):
                 right = found == self.digest
-                yield False
+                yield True
         if right:
             files.clear_the_way(to)
             made.replace(to)
@@ -138,7 +138,7 @@ class PartialFile:
         else:
             files.remove_file(made)
         self.drop()
-        yield right
+        return right
 
     def drop(self) -> None:
         """Forgets what is held."""

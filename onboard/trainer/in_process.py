@@ -6,6 +6,7 @@ import io
 import re
 import time
 from collections.abc import Callable, Generator
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -15,17 +16,20 @@ from onboard.codec.pack import pack, unpack
 from onboard.data import labels
 from onboard.data.images import DataError, Images
 from onboard.learn.federated.local import LocalTraining, apply_delta
-from onboard.learn.graph import GraphError, TrainGraph
+from onboard.learn.graph import GraphError, LostNetwork, TrainGraph
+from onboard.learn.networks import Network, NetworkError
+from onboard.learn.self_check import check
 from onboard.learn.training import Plan
 from onboard.mission.health import Failure
 from onboard.mission.objects import Task, decode_task
-from onboard.trainer.job import Begun, Failed, Job, Report, TrainingDone
+from onboard.trainer.job import Begun, Checked, Failed, Job, NetworkCheck, Report, TrainingDone
 from onboard.wire.messages import BadMessage
 
 # How C++ and the kernel say it: onnxruntime wraps std::bad_alloc in a class of its own, and a library that
 # cannot be mapped is an ImportError.
 NO_MEMORY = re.compile(r"bad_alloc|[Cc]annot allocate memory|[Ff]ailed to allocate memory")
 _FAILURES = {
+    LostNetwork: Failure.MODEL,  # before the class that it is one of
     GraphError: Failure.GRAPH,
     BadPack: Failure.MODEL,
     BadMessage: Failure.MODEL,
@@ -52,6 +56,9 @@ class LocalTrainer:
     def begin(self, job: Job) -> None:
         self._steps = train(job, self._images, self._graphs, self._cpu_clock)
         self._reports = [next(self._steps)]
+
+    def check(self, network: NetworkCheck) -> None:
+        self._steps, self._reports = None, [checked(network)]
 
     def step(self, *, save: bool = False) -> None:
         assert self._steps is not None, "a step without a job"
@@ -85,7 +92,7 @@ def _train(
     job: Job, images: Images, graphs: Callable[[str], TrainGraph], cpu_clock: Callable[[], float]
 ) -> Training:
     task, weights = decode_task(job.model)
-    graph = graphs(task.model)
+    graph = graphs(job.network or task.model)
     images = _fitting(images, task, graph)
     training = _training(task, weights, graph, images, job.node)
     dropped = "" if job.checkpoint is None else _restored(training, job.checkpoint)
@@ -102,6 +109,14 @@ def _train(
     packed = pack(training.result())
     cpu_s = cpu_clock() - began_s
     yield TrainingDone(packed=packed, loss=training.loss, samples=len(images), cpu_s=cpu_s)
+
+
+def checked(network: NetworkCheck) -> Checked:
+    """Load and run a network; the report says what is wrong."""
+    try:
+        return Checked(why=check(Network.load(Path(network.folder)), network.expected))
+    except NetworkError as error:
+        return Checked(why=str(error))
 
 
 def _fitting(images: Images, task: Task, graph: TrainGraph) -> Images:

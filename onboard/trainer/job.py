@@ -9,16 +9,19 @@ from typing import Protocol
 
 import msgspec
 
+from onboard.learn.networks import CheckVector
 from onboard.learn.training import Stepped
 from onboard.mission.health import Failure
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """`model` is the whole MODEL object, `checkpoint` an earlier run's last `Stepped.state`."""
+    """`model` is the whole MODEL object, `checkpoint` an earlier run's last `Stepped.state`. `network`: the
+    folder of the network that the task means; empty where it is a shipped one, by its name in the task."""
 
     model: bytes
     node: int
     checkpoint: bytes | None = None
+    network: str = ""
 
 
 class Begun(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -42,6 +45,20 @@ class TrainingDone(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     peak_bytes: int = 0
 
 
+class NetworkCheck(msgspec.Struct, frozen=True, kw_only=True):
+    """A network's folder to be loaded and run before anybody relies on it. `expected`: what it has to answer;
+    None where it only has to run."""
+
+    folder: str
+    expected: CheckVector | None = None
+
+
+class Checked(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """A check is over. `why`: what is wrong, or empty."""
+
+    why: str
+
+
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The training is over without a result; `why` is one line."""
 
@@ -49,15 +66,18 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     why: str
 
 
-Report = Begun | Stepped | TrainingDone | Failed
+Report = Begun | Stepped | TrainingDone | Failed | Checked
 
 
 class Trainer(Protocol):
     """Trains one job at a time and never waits. One report follows `begin` and each `step`; `TrainingDone`
-    and `Failed` end the job. A process may also fail between two steps."""
+    and `Failed` end the job. A process may also fail between two steps. A check is a job too."""
 
     def begin(self, job: Job) -> None:
         """Drop the job in hand, if any, and prepare this one."""
+
+    def check(self, network: NetworkCheck) -> None:
+        """Drop the job in hand, if any, and check this network; `Checked` follows, and nothing else."""
 
     def step(self, *, save: bool = False) -> None:
         """Ask for one more step; with `save`, for its state too if it ends an epoch."""

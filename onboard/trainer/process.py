@@ -18,7 +18,7 @@ from onboard.data.inspection import Inspection, Shard
 from onboard.learn.training import Stepped
 from onboard.mission.health import Failure
 from onboard.trainer.child import WorkerProcess, serve, uncap_memory
-from onboard.trainer.job import Begun, Failed, Job, Report, TrainingDone
+from onboard.trainer.job import Begun, Checked, Failed, Job, NetworkCheck, Report, TrainingDone
 
 log = logging.getLogger(__name__)
 
@@ -26,11 +26,12 @@ STEP, SAVE = b"s", b"S"
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
-    """What the process is for: without a `job` only an inspection of the images. `memory_bytes`: its cap on
-    data. `first`: train on that many images, the first."""
+    """What the process is for: a `job`, the `check` of a network, or without them only an inspection of the
+    images. `memory_bytes`: its cap on data. `first`: train on that many images, the first."""
 
     shard: Shard
     job: Job | None = None
+    check: NetworkCheck | None = None
     memory_bytes: int | None = None
     first: int | None = None
 
@@ -41,7 +42,7 @@ class Looked(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     found: Inspection
 
 
-Answer = Begun | Stepped | TrainingDone | Failed | Looked
+Answer = Begun | Stepped | TrainingDone | Failed | Checked | Looked
 ANSWERS = msgspec.msgpack.Decoder(Answer)
 
 
@@ -56,6 +57,7 @@ class ProcessTrainer:
     def __init__(self, shard: Shard, memory_bytes: int | None = None, first: int | None = None) -> None:
         self._shard, self._memory_bytes, self._first = shard, memory_bytes, first
         self._child: WorkerProcess[Answer] | None = None
+        self._checks = False  # whether it checks a network, and trains nothing
         self._unstarted: list[Report] = []
 
     @property
@@ -68,9 +70,16 @@ class ProcessTrainer:
 
     def begin(self, job: Job, allowed_bytes: int | None = None) -> None:
         """As `Trainer.begin`. `allowed_bytes`: the child's own cap; by default what `memory_bytes` leaves."""
+        self._start(self._order(job, allowed_bytes))
+
+    def check(self, network: NetworkCheck) -> None:
+        self._start(msgspec.structs.replace(self._order(None), check=network))
+        self._checks = True
+
+    def _start(self, order: Order) -> None:
         self.stop()
         try:
-            self._child = self._started(self._order(job, allowed_bytes))
+            self._child = self._started(order)
         except OSError as error:  # no memory for a process, too many of them, or no interpreter any more
             failure = Failure.MEMORY if error.errno in (errno.ENOMEM, errno.EAGAIN) else Failure.PROCESS
             self._unstarted = [Failed(failure=failure, why=f"cannot start a process to train: {error}")]
@@ -83,12 +92,14 @@ class ProcessTrainer:
         reports, self._unstarted = self._unstarted, []
         if self._child is not None:
             reports += [answer for answer in self._child.answered() if not isinstance(answer, Looked)]
-            if reports and isinstance(reports[-1], TrainingDone | Failed):
-                self.stop()
+        if self._checks:  # what ended its process is what is wrong
+            reports = [Checked(why=each.why) if isinstance(each, Failed) else each for each in reports]
+        if reports and isinstance(reports[-1], TrainingDone | Failed | Checked):
+            self.stop()
         return reports
 
     def stop(self) -> None:
-        child, self._child, self._unstarted = self._child, None, []
+        child, self._child, self._unstarted, self._checks = self._child, None, [], False
         if child is not None:
             child.end()
 
@@ -150,12 +161,15 @@ def _work(order: Order, asked: socket.socket) -> Iterator[Answer]:
 
     from onboard.learn.graph import TrainGraph
     from onboard.mission.objects import decode_task
-    from onboard.trainer.in_process import train
+    from onboard.trainer.in_process import checked, train
 
     if order.job is not None:  # before the limit: a library's reserve at its import is not the training's
-        graph = TrainGraph.load(decode_task(order.job.model)[0].model)
+        graph = TrainGraph.load(order.job.network or decode_task(order.job.model)[0].model)
     if order.memory_bytes is not None:
         cap_memory(order.memory_bytes)
+    if order.check is not None:
+        yield checked(order.check)
+        return
     if order.job is None:
         yield Looked(found=order.shard.inspect())
         return

@@ -35,7 +35,7 @@ def set_share(target: CommandTarget, arguments: SetShare, now: float) -> Mapping
 
 
 def test_the_table_of_commands_is_complete() -> None:
-    assert list(COMMANDS) == ["ping", "report"]
+    assert list(COMMANDS) == ["ping", "report", "install", "roll-back"]
 
 
 def test_a_toy_command_needs_nothing_but_its_row(

@@ -166,7 +166,7 @@ def test_a_refusal_is_told_with_its_reason(clockwork: Make) -> None:
     on.boot()
     ask(on, 1, "reboot")  # a newer ground's
     on.run(lambda: is_at(on, 1, CommandState.REFUSED))
-    assert row_of(on, 1).why == "unknown command reboot; this board knows ping, report"
+    assert row_of(on, 1).why == "unknown command reboot; this board knows ping, report, install, roll-back"
     assert on.said("command-refused", id=f"{1:016x}")[0]["why"] == row_of(on, 1).why
 
 
@@ -341,7 +341,10 @@ def test_the_user_s_mistakes_are_one_line_each(clockwork: Make) -> None:
     for words, says in (
         ((folder, "board-9", "ping"), "no node 'board-9'; there are board-1"),
         ((folder, "board-9"), "no node 'board-9'"),
-        ((folder, "board-1", "reboot"), "unknown command 'reboot'; boards know ping, report"),
+        (
+            (folder, "board-1", "reboot"),
+            "unknown command 'reboot'; boards know ping, report, install, roll-back",
+        ),
         ((folder, "board-1", "ping", "loudly=1"), "command ping: Object contains unknown field `loudly`"),
         ((folder, "board-1", "ping", "loudly"), "arguments are KEY=VALUE"),
         ((folder, "board-1", "ping", "--expires", "0"), "--expires"),

@@ -124,7 +124,7 @@ class FilePlace:
             self.target.take(decode_part(event.payload), event.digest, MAX_FILE_BYTES)
             session.accept(event.digest, now)
             if self.target.is_complete:
-                *_, self.arrived = self.target.finish(self.folder / "files" / "whole", None)
+                self.arrived = all(self.target.finish(self.folder / "files" / "whole", None))
         elif self.sender is not None:
             self.sender.handle(event)
 

@@ -112,7 +112,7 @@ def test_every_field_of_health_is_in_a_report() -> None:
 @pytest.mark.parametrize(
     ("command", "why"),
     [
-        (asked("reboot"), "unknown command reboot; this board knows ping, report"),
+        (asked("reboot"), "unknown command reboot; this board knows ping, report, install, roll-back"),
         (asked("ping", loudly=True), "Object contains unknown field `loudly`"),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import random
-from collections.abc import Iterator
+from collections.abc import Generator
 from hashlib import blake2s
 from pathlib import Path
 
@@ -47,9 +47,12 @@ def take(partial: PartialFile, parts: list[FilePart]) -> None:
         partial.take(part, digest(6, bytes(part.data)), MAX_FILE_BYTES)
 
 
-def ended(steps: Iterator[bool]) -> bool:
-    *_, right = steps
-    return right
+def ended(steps: Generator[bool, None, bool]) -> bool:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return bool(end.value)
 
 
 @given(st.binary(min_size=1, max_size=500), st.randoms(use_true_random=False))

@@ -12,19 +12,23 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from onboard.data import loading
 from onboard.data.images import save
 from onboard.data.inspection import Shard
-from onboard.learn.graph import TrainGraph
+from onboard.learn.graph import InferGraph, TrainGraph
+from onboard.learn.networks import Network
+from onboard.learn.self_check import check_vector
 from onboard.learn.training import BoardTraining, Stepped
 from onboard.mission.health import Failure
 from onboard.mission.objects import Task, encode_object
 from onboard.trainer.in_process import LocalTrainer
-from onboard.trainer.job import Begun, Failed, Job, Report, Trainer, TrainingDone
+from onboard.trainer.job import Begun, Checked, Failed, Job, NetworkCheck, Report, Trainer, TrainingDone
 from onboard.trainer.process import BadImages, ProcessTrainer
+from tests.line import write_line
 
 ROOMY = 512 * 2**20
 
@@ -211,7 +215,7 @@ def test_memory_that_is_reserved_and_empty_does_not_count(
     ("changes", "failure"),
     [
         ({"graph": b"otherone"}, Failure.MODEL),
-        ({"model": "no-such-model"}, Failure.GRAPH),
+        ({"model": "no-such-model"}, Failure.MODEL),
         ({"model": "lenet5-rgb", "graph": TrainGraph.load("lenet5-rgb").digest}, Failure.DATA),
         ({"training": None}, Failure.OTHER),
     ],
@@ -318,3 +322,24 @@ def _status(pid: str) -> str:
         return Path(f"/proc/{pid}/status").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return "\nState:\tZ"
+
+
+def test_a_network_is_checked_in_a_process_and_used_from_its_folder(
+    tmp_path: Path, shard: Shard, trainers: list[ProcessTrainer]
+) -> None:
+    write_line(tmp_path / "line")
+    line = Network.load(tmp_path / "line")
+    expected = check_vector(TrainGraph.load(line), InferGraph.load(line), seed=3)
+    trainers.append(trainer := ProcessTrainer(shard, ROOMY))
+    trainer.check(NetworkCheck(folder=str(line.folder), expected=expected))
+    assert report(trainer) == Checked(why="")
+    assert trainer.pid is None  # its memory is given back
+    wrong = msgspec.structs.replace(expected, logits=tuple(1 - each for each in expected.logits))
+    trainer.check(NetworkCheck(folder=str(line.folder), expected=wrong))
+    assert "its logits are off by" in report(trainer).why  # type: ignore[union-attr]
+    fields = {"model": "line", "graph": line.digest}
+    asked = msgspec.structs.replace(job(fields=fields), network=str(line.folder))
+    assert isinstance(trained(trainer, asked)[-1], TrainingDone)
+    (line.folder / "infer.onnx").write_bytes(b"rot")
+    trainer.check(NetworkCheck(folder=str(line.folder)))
+    assert "infer.onnx: is damaged" in report(trainer).why  # type: ignore[union-attr]
