@@ -172,9 +172,10 @@ def network_folder(name_or_folder: str | Path) -> Path:
     if isinstance(name_or_folder, str) and text in shipped():
         return SHIPPED / text
     folder = Path(name_or_folder)
-    if (folder / DESCRIPTION).is_file():
+    is_folder = _is_folder(folder)
+    if is_folder and (folder / DESCRIPTION).is_file():
         return folder
-    if folder.is_dir():
+    if is_folder:
         raise NetworkError(f"{folder}: holds no {DESCRIPTION}; `groundstation export` writes such a folder")
     near = difflib.get_close_matches(text, shipped(), n=3, cutoff=0.4) or shipped()
     raise NetworkError(f"no model {text!r}; nearest: {', '.join(near)}; or the folder of a network")
@@ -183,8 +184,15 @@ def network_folder(name_or_folder: str | Path) -> Path:
 def resolved(name_or_folder: str, base: Path) -> str:
     """Returns what a file in the folder `base` means: a shipped network's name, or a folder seen from
     there."""
-    is_folder = name_or_folder not in shipped() and (base / name_or_folder).is_dir()
+    is_folder = name_or_folder not in shipped() and _is_folder(base / name_or_folder)
     return str(base / name_or_folder) if is_folder or "/" in name_or_folder else name_or_folder
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name that no file can have
+        return False
 
 
 def shipped() -> list[str]:
