@@ -47,7 +47,8 @@ def main() -> None:
 @click.option("--data-dir", type=click.Path(path_type=Path), show_default="SPACEDML_DATA",
               help="Folder of mnist and eurosat, written into mission.toml.")  # fmt: skip
 @click.option("--model", default="lenet5", show_default=True,
-              help=f"Model to train, with the images that it takes: {described()}.")  # fmt: skip
+              help=f"Model to train, with the images that it takes: {described()}; or a network's folder, "
+                   "which is copied into DIR and into each board's folder.")  # fmt: skip
 @click.option("--rounds", default=10, show_default=True, type=click.IntRange(min=1), help="Rounds at most.")
 @click.option("--target", type=click.FloatRange(0, 1, min_open=True), show_default="none",
               help="Stop at this test accuracy.")  # fmt: skip

@@ -172,6 +172,10 @@ class CommandTable:
         """Returns the commands that have not ended, oldest first."""
         return self._rows(f"WHERE state NOT IN ({_FINAL}) ORDER BY queued_at, id")
 
+    def installs(self, node: int) -> list[CommandRow]:
+        """Returns the installs of one board, oldest first."""
+        return self._rows("WHERE node = ? AND name = 'install' ORDER BY queued_at, id", node)
+
     def all(self) -> list[CommandRow]:
         """Returns all kept commands, oldest first; none from a database that has no such table yet."""
         with errors(self._store.path):

@@ -43,7 +43,8 @@ class MissionSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     name: Text
     """Name of the mission, free text."""
     model: Text = "lenet5"
-    """Name of a shipped model."""
+    """Name of a shipped network, or the folder of another one, seen from this file. `groundstation init`
+    copies it to `models/NAME`. A board that lacks it gets it before it is asked."""
     data: Text = "digits"
     """Test data, on which every round's model is judged."""
     data_folder: Text | None = None

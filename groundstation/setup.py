@@ -12,12 +12,15 @@ from typing import Any
 import msgspec
 
 from groundstation.config import MISSION_FILE, MissionFile, load_mission
+from groundstation.library import FOLDER as NETWORKS
+from groundstation.library import copy_network
 from groundstation.mission_data import DataSummary, summarize
 from hw_profiles import load_board, load_link
 from onboard.config import NodeFile, check_cipher, load_node, relative_source
 from onboard.console.toml import ConfigError, checked
 from onboard.data.sources import check_source
 from onboard.learn.graph import TrainGraph
+from onboard.learn.networks import DESCRIPTION, Network
 from onboard.link.ports.port import BadUrl
 from onboard.link.ports.schemes import facts_of
 from onboard.storage.files import sole_user, sync_folder, write_durably
@@ -155,6 +158,9 @@ def create_mission(folder: Path, specs: list[NodeSpec], wishes: Mapping[str, Any
             load_link(spec.link)
     except ValueError as error:
         raise ConfigError(f"{COMMAND}: {error}") from None
+    network = graph.network
+    if not network.is_shipped:
+        rules["model"] = f"{NETWORKS}/{network.name}"
     if test.classes is not None:
         rules["classes"] = list(test.classes)
     mission = checked(COMMAND, {"mission": rules, "node": nodes}, MissionFile)
@@ -172,7 +178,7 @@ def create_mission(folder: Path, specs: list[NodeSpec], wishes: Mapping[str, Any
     files[folder / MISSION_FILE] = _toml("A mission", msgspec.to_builtins(mission))
     with _alone_in(folder):
         _check_new(folder, specs)  # another `init` may just have finished in it
-        _write(folder, specs, files)
+        _write(folder, specs, files, network)
     for spec in specs:
         board = board_folder(folder, spec)
         yield f"{board}: copy this folder to {spec.name} and start `onboard run node.toml` in it"
@@ -180,10 +186,16 @@ def create_mission(folder: Path, specs: list[NodeSpec], wishes: Mapping[str, Any
     yield f"test data: {test.told}"
 
 
-def _write(folder: Path, specs: list[NodeSpec], files: Mapping[Path, bytes]) -> None:
-    """Writes keys and `files`, durably on return. Removes them on failure: no board holds a key."""
+def _write(folder: Path, specs: list[NodeSpec], files: Mapping[Path, bytes], network: Network) -> None:
+    """Writes keys, `files`, and for mission and boards the network that is not shipped, durably on return.
+    Removes them on failure: no board holds a key."""
     made: list[Path] = []
+    homes = [] if network.is_shipped else [folder, *(board_folder(folder, spec) for spec in specs)]
     try:
+        for home in homes:
+            to = home / NETWORKS / network.name
+            made += [to / name for name in (*network.file.files, DESCRIPTION)]
+            copy_network(network, to)
         for spec in specs:
             key = new_key()
             for path in _keys(folder, spec):

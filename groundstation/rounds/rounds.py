@@ -11,9 +11,11 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from groundstation.commands import LOOK_EVERY_S
 from groundstation.config import Mission
 from groundstation.failures import Setbacks
 from groundstation.rounds.closing import Closing, accuracies, restored, task_of
+from groundstation.rounds.supply import NetworkSupply
 from groundstation.station import Station, pause_s
 from groundstation.store.store import RoundRow, Store, StoreError
 from onboard.console.errors import where
@@ -55,6 +57,9 @@ class Rounds:
         self.stations = stations
         names = {node.id: node.name for node in mission.nodes}
         self._closing = Closing(self._server, store, names, infer, test)
+        self._supply = NetworkSupply(train.network, store, mission.folder, stations, wall)
+        self._unsupplied = set[int]()  # nodes that are asked when they have the network
+        self._supply_due_s = -math.inf
         self._setbacks = Setbacks()
         self._wall = wall
         self._now = 0.0
@@ -161,6 +166,8 @@ class Rounds:
                     failure=failure_name(health.failure), why=health.why,
                     **({"classes": self._closing.test.classes} if health.failure == Failure.DATA else {}),
                 )  # fmt: skip
+            if health.failure == Failure.MODEL:
+                self._supply.lacks(node)
             self._give_up(station, "failed")
 
     def _ask_the_forgetful(self, now: float) -> None:
@@ -205,7 +212,21 @@ class Rounds:
             self._ask(node, self._final, 0)
 
     def _ask_round(self, node: int, asking: int) -> None:
-        self._ask(node, asked_again(self._row().model, asking), asking)
+        """Sends the round's question, as soon as the board has the network."""
+        if self._supply.has(node):
+            self._unsupplied.discard(node)
+            self._ask(node, asked_again(self._row().model, asking), asking)
+        else:
+            self._unsupplied.add(node)
+
+    def _ask_the_supplied(self) -> None:
+        if self._now < self._supply_due_s:
+            return
+        self._supply_due_s = self._now + LOOK_EVERY_S
+        for node in sorted(self._unsupplied & self._waiting()):
+            if self._supply.has(node):
+                askings = {answer["node"]: answer["asking"] for answer in self.store.answers(self.number)}
+                self._ask_round(node, askings[node])
 
     def _ask(self, node: int, payload: bytes, asking: int) -> None:
         """Sends a question. If the link fails, its board is given up and the others are still asked."""
@@ -275,6 +296,7 @@ class Rounds:
             self.store.open_round(number, model, choice, now, now + rules.deadline_s)
         elif (sent := task_of(self._row())) is None or sent[0].round != number:
             self.store.put_question(number, self._server.model(number, self._packed(number - 1)))
+        self._unsupplied.clear()
         row, answers = self._row(), self.store.answers(number)
         if not {answer["node"] for answer in answers if answer["state"] != "merged"} & self.stations.keys():
             self.store.ask_too(number, choice, self._wall())
@@ -299,6 +321,7 @@ class Rounds:
         while (verdict := self._round.judge(self._now)) in (RoundState.OPEN, RoundState.EMPTY):
             if verdict is RoundState.OPEN:
                 self._ask_the_forgetful(self._now)
+                self._ask_the_supplied()
                 yield False
                 continue
             lost = self._round.lost

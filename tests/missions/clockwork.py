@@ -96,6 +96,7 @@ class Clockwork:
         monkeypatch: pytest.MonkeyPatch,
         caplog: pytest.LogCaptureFixture,
         boards: int = 1,
+        network: Path | None = None,
         **mission: object,
     ) -> None:
         self.now, self.wall_ahead_s = 1000.0, 1.8e9
@@ -105,6 +106,10 @@ class Clockwork:
         self.cut = False  # whether the air carries nothing
         monkeypatch.setattr(onboard.runtime.endpoint, "opener", self._opener)
         words = ["init", str(self.folder), "--rounds", "2", "--deadline", "120"]
+        self.train, self.infer = TRAIN, INFER
+        if network is not None:
+            words += ["--model", str(network)]
+            self.train, self.infer = TrainGraph.load(network), InferGraph.load(network)
         for number in range(1, boards + 1):
             words += ["--node", f"board-{number},port=/dev/air{number},board-port=/dev/air{number}-board"]
         done = CliRunner().invoke(main, words)
@@ -155,9 +160,9 @@ class Clockwork:
         self.store.close()
         mission = load_mission(self.folder)
         self.store = Store(mission.database)
-        self.store.begin(b"mission.", "test", mission.rules.seed, TRAIN.digest)
+        self.store.begin(b"mission.", "test", mission.rules.seed, self.train.digest)
         self.stations = {node.id: Station(node, self.store, self.folder, self.now) for node in mission.nodes}
-        self.rounds = Rounds(mission, self.store, self.stations, TRAIN, INFER, TEST, self.wall)
+        self.rounds = Rounds(mission, self.store, self.stations, self.train, self.infer, TEST, self.wall)
         commands = CommandDispatcher(self.folder, self.store, self.stations, self.wall)
         self._ground = GroundProgram(self.rounds, commands, self.clock)
         self._ground_loop = Loop(self._ground, self.clock, self.wall)

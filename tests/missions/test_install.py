@@ -251,3 +251,41 @@ def test_brown_outs_leave_one_whole_network_and_no_command_undone(
             assert last(on).state is CommandState.DONE
             assert active(on) in held(on).values()
     assert cuts >= 4
+
+
+def test_boards_get_the_mission_s_network_before_they_are_asked(clockwork: Make, tmp_path: Path) -> None:
+    """The first was set up by hand and has it, the second lacks it, the third had another version."""
+    line, older = version(tmp_path / "line", 1), version(tmp_path / "older", 2)
+    on = clockwork(boards=3, network=line.folder, rounds=1)
+    shutil.rmtree(line.folder)  # the mission has its own
+    homes = {number: on.folder / "boards" / f"board-{number}" / "models" for number in (1, 2, 3)}
+    assert all(Network.load(home / "line").digest == line.digest for home in homes.values())
+    shutil.rmtree(homes[2])
+    shutil.rmtree(homes[3] / "line")
+    shutil.copytree(older.folder, homes[3] / "line")
+    on.boot()
+    on.run(lambda: on.over)
+    assert on.states(1) == {1: "answered", 2: "answered", 3: "answered"}
+    rows = {row.node: row for row in CommandTable(on.store).all()}
+    received = {node: row.result["received_bytes"] for node, row in rows.items()}
+    assert received[1] == 0 < received[3] < received[2]  # the third has the graphs
+    for number in (2, 3):
+        agent = on.boards[number].agent
+        assert agent is not None
+        assert agent.known.networks.is_proven
+
+
+def test_a_network_that_rots_on_a_board_is_sent_again_before_the_next_round(
+    clockwork: Make, tmp_path: Path
+) -> None:
+    on = clockwork(network=version(tmp_path / "line", 1).folder, rounds=2)
+    board = on.boards[1]
+    shutil.rmtree(board.toml.parent / "models")
+    on.boot()
+    on.run(lambda: on.said("answered", round=1))
+    weights = board.state / "models" / "a" / PARAMETERS
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    on.run(lambda: on.over)
+    assert on.said("board-failed", failure="model")
+    received = [row.result["received_bytes"] for row in CommandTable(on.store).all()]
+    assert received[1] == len(weights.read_bytes())  # the damaged file alone
