@@ -43,15 +43,15 @@ def main() -> None:
 @click.option("--name", show_default="the folder's name", help="Name of the mission.")
 @click.option("--data", default="digits", show_default=True,
               help="Test data: digits, mnist, eurosat (the subset of 2,500 images where the folder has it), "
-                   "eurosat-full, npz:PATH or folder:PATH.")  # fmt: skip
+                   "eurosat-full, eurosat-water (with masks), npz:PATH or folder:PATH.")  # fmt: skip
 @click.option("--data-dir", type=click.Path(path_type=Path), show_default="SPACEDML_DATA",
               help="Folder of mnist and eurosat, written into mission.toml.")  # fmt: skip
 @click.option("--model", default="lenet5", show_default=True,
               help=f"Model to train, with the images that it takes: {described()}; or a network's folder, "
                    "which is copied into DIR and into each board's folder.")  # fmt: skip
 @click.option("--rounds", default=10, show_default=True, type=click.IntRange(min=1), help="Rounds at most.")
-@click.option("--target", type=click.FloatRange(0, 1, min_open=True), show_default="none",
-              help="Stop at this test accuracy.")  # fmt: skip
+@click.option("--target", type=click.FloatRange(0, min_open=True), show_default="none",
+              help="Stop at this accuracy or mean IoU, 0 to 1, or RMSE on the test data.")  # fmt: skip
 @click.option("--select", type=click.IntRange(min=1), show_default="all boards",
               help="Number K of boards that are asked in a round.")  # fmt: skip
 @click.option("--quorum", type=click.IntRange(min=1), show_default="K", help="Answers that end a round.")
@@ -81,7 +81,7 @@ def init(
         rules = {
             "name": name or folder.resolve().name, "model": model, "data": data,
             "data_folder": data_dir, "rounds": rounds,
-            "target_accuracy": target, "select": select or len(specs),
+            "target": target, "select": select or len(specs),
             "quorum": quorum or select or len(specs), "deadline_s": deadline_s, "seed": seed,
         }  # fmt: skip
         lines = list(create_mission(folder, specs, rules))

@@ -30,6 +30,7 @@ from onboard.console.toml import ConfigError, read
 from onboard.learn.federated.clipping import Bounds
 from onboard.learn.federated.rounds import RULES
 from onboard.learn.networks import resolved
+from onboard.learn.objectives import Metric
 from onboard.learn.training import Training as TrainSection
 
 MISSION_FILE = "mission.toml"
@@ -54,8 +55,11 @@ class MissionSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     NODE.toml. Left out: the test data's."""
     rounds: Annotated[int, Meta(ge=1, le=0xFFFE)] = 10  # the wire's 16 bits, less one for the last model
     """Rounds at most."""
+    target: Annotated[float, Meta(gt=0)] | None = None
+    """Value on the test data at which the mission stops: the least accuracy or mean IoU, 0 to 1, or the
+    largest RMSE, by what the model's task is judged by. Left out: none."""
     target_accuracy: Share | None = None
-    """Test accuracy at which the mission stops. Left out: none."""
+    """What `target` was called before there were other tasks than `classify`. Left out: none."""
     select: Annotated[int, Meta(ge=1, le=len(NODE_IDS))] | None = None
     """Number K of boards that are asked in a round, at most the number of nodes. Left out: 3, or all where
     there are fewer."""
@@ -92,6 +96,17 @@ class MissionSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         check_classes(self.classes)
         if self.rule not in RULES:
             raise ValueError(f"rule: must be one of {', '.join(RULES)}")
+        if self.target is not None and self.target_accuracy is not None:
+            raise ValueError("target_accuracy: not together with target, which says the same")
+
+    def target_of(self, metric: Metric) -> float | None:
+        """Returns the value of the model's metric at which the mission stops. Raises ValueError for one that
+        cannot be of this metric."""
+        if self.target_accuracy is not None and metric.key != "accuracy":
+            raise ValueError(f"mission.target_accuracy: the model is judged by {metric.title}: use target")
+        if self.target is not None and metric.is_share and self.target > 1:
+            raise ValueError(f"mission.target = {self.target:g}: must be at most 1, as it is {metric.title}")
+        return self.target_accuracy if self.target is None else self.target
 
     @property
     def bounds(self) -> Bounds:

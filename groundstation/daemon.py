@@ -49,6 +49,10 @@ def serve(
     with sole_user(mission.folder):
         train, infer = TrainGraph.load(mission.model), InferGraph.load(mission.model)
         seen, test = mission_data.load(mission.data_source, train, mission.data_folder, mission.rules.classes)
+        try:
+            mission.rules.target_of(train.objective.metric)
+        except ValueError as error:
+            raise ConfigError(f"{mission.path}: {error}") from None
         seen.tell()
         tell_exposures(mission.nodes, mission.database)
         store = Store(mission.database)

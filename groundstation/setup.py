@@ -148,10 +148,11 @@ def create_mission(folder: Path, specs: list[NodeSpec], wishes: Mapping[str, Any
     if data_folder is not None:
         rules["data_folder"] = str(data_folder.resolve())
     nodes = [spec.mission_toml(number) for number, spec in enumerate(specs, start=1)]
-    checked(COMMAND, {"mission": rules, "node": nodes}, MissionFile)
+    first = checked(COMMAND, {"mission": rules, "node": nodes}, MissionFile)
     try:
         graph = TrainGraph.load(rules["model"])
         check_source(data)
+        first.mission.target_of(graph.objective.metric)
         test = summarize(rules["data"], graph, data_folder)
         for spec in specs:
             load_board(spec.board)

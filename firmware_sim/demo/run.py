@@ -82,6 +82,7 @@ def run(config: DemoConfig, view: DemoView) -> dict[str, Any]:
         for board, shard in zip(BOARDS, shards(images, len(BOARDS), config.seed), strict=True):
             save(_board_folder(config, board) / "data.npz", shard)
         scene = Scene([board.name for board in BOARDS], graph.layout.parameters, time.monotonic())
+        scene.metric = graph.objective.metric
         _play(config, ends, scene, view)
         summary = sum_up(config, scene)
         (config.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
@@ -181,14 +182,15 @@ def sum_up(config: DemoConfig, scene: Scene) -> dict[str, Any]:
     for board in scene.boards:
         answered, asked = scene.answers(board)
         answers[board] = {"answered": answered, "asked": asked, "failure": scene.failure.get(board)}
-    total, fp32 = scene.total_bytes(), scene.fp32_bytes()
+    total, fp32, key = scene.total_bytes(), scene.fp32_bytes(), scene.metric.key
     return {
         "data": config.data,
         "model": config.model,
         "seed": config.seed,
         "rounds": len(scene.rounds),
-        "accuracy": [row["accuracy"] for row in scene.rounds],
-        "final_accuracy": scene.rounds[-1]["accuracy"] if scene.rounds else None,
+        "metric": key,
+        key: [row[key] for row in scene.rounds],
+        f"final_{key}": scene.rounds[-1][key] if scene.rounds else None,
         "bytes_after_round": [row["bytes"] for row in scene.rounds],
         "boards": {board: scene.sent(board) for board in scene.boards},
         "answers": answers,

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from firmware_sim.runs.live import DOWN, UP, number_points, picture, print_line
+from onboard.learn.objectives import METRICS, Metric, metric_of
 
 PLAIN_EVERY_S = 15.0
 BAR = 8  # characters
@@ -27,6 +28,7 @@ class Scene:
     boards: Sequence[str]
     parameters: int  # of the model
     started_s: float
+    metric: Metric = METRICS["classify"]  # of the model's task
     board: dict[str, dict[str, Any]] = field(default_factory=dict)  # the agent's last "doing"
     cable: dict[str, dict[str, Any]] = field(default_factory=dict)  # the cable's last totals
     link: dict[str, dict[str, Any]] = field(default_factory=dict)  # the ground's view of each link
@@ -152,7 +154,7 @@ class DemoView:
         now = f"{scene.elapsed_s():5.0f} s  "
         told = scene.happened[self._happened_told :]
         told += (
-            f"{now}round {row['round']}: accuracy {100 * row['accuracy']:.2f} %, "
+            f"{now}round {row['round']}: {scene.metric.title} {scene.metric.told(row[scene.metric.key])}, "
             f"{row['bytes']:,} bytes on the wire so far"
             for row in scene.rounds[self._rounds_told :]
         )
@@ -181,7 +183,7 @@ def live_view(scene: Scene) -> Group:
         )  # fmt: skip
     rounds = Text("rounds  ", style="bold")
     for row in scene.rounds:
-        rounds.append(f"{row['round']}: {100 * row['accuracy']:.1f} %   ", style="green")
+        rounds.append(f"{row['round']}: {scene.metric.told(row[scene.metric.key], 1)}   ", style="green")
     if not scene.finished:
         waiting = f"waiting for {', '.join(scene.waiting)}" if scene.waiting else "averaging"
         rounds.append(f"{scene.open_round}: {waiting}" if scene.open_round else "starting", style="dim")
@@ -190,12 +192,13 @@ def live_view(scene: Scene) -> Group:
 
 
 def summary_table(summary: Mapping[str, Any], console: Console) -> None:
-    rounds = Table("round", "accuracy", "bytes so far", title="Test accuracy of what the boards received",
-                   box=None, title_justify="left")  # fmt: skip
-    for number, (accuracy, so_far) in enumerate(
-        zip(summary["accuracy"], summary["bytes_after_round"], strict=True), start=1
+    metric = metric_of(summary["metric"])
+    title = f"Test {metric.title} of what the boards received"
+    rounds = Table("round", metric.title, "bytes so far", title=title, box=None, title_justify="left")
+    for number, (score, so_far) in enumerate(
+        zip(summary[metric.key], summary["bytes_after_round"], strict=True), start=1
     ):
-        rounds.add_row(str(number), f"{100 * accuracy:.2f} %", f"{so_far:,}")
+        rounds.add_row(str(number), metric.told(score), f"{so_far:,}")
     boards = Table("board", "answered", "up B", "air s", "down B", "air s", "frames", "lost",
                    title="On the wire, counted at the ports, headers and retransmissions included",
                    box=None, title_justify="left")  # fmt: skip
@@ -266,17 +269,18 @@ def _transfer(scene: Scene, board: str) -> str:
 
 
 def draw(summary: Mapping[str, Any], path: Path) -> None:
-    """Writes a PNG: accuracy against bytes on the wire, and each board's share of the bytes."""
-    with picture(path, 2, (10, 4)) as (accuracy, shares):
+    """Writes a PNG: scores against bytes on the wire, and each board's share of the bytes."""
+    metric = metric_of(summary["metric"])
+    with picture(path, 2, (10, 4)) as (scores, shares):
         kilobytes = [count / 1000 for count in summary["bytes_after_round"]]
-        per_cent = [100 * value for value in summary["accuracy"]]
-        accuracy.plot(kilobytes, per_cent, marker="o", color=UP)
-        number_points(accuracy, kilobytes, per_cent)
-        accuracy.set(
-            xlabel="kB on the wire so far, all boards, both directions", ylabel="test accuracy, %",
-            title=f"{summary['model']} on {summary['data']}: accuracy after each round",
+        plotted = [metric.plotted(value) for value in summary[metric.key]]
+        scores.plot(kilobytes, plotted, marker="o", color=UP)
+        number_points(scores, kilobytes, plotted)
+        scores.set(
+            xlabel="kB on the wire so far, all boards, both directions", ylabel=f"test {metric.axis}",
+            title=f"{summary['model']} on {summary['data']}: {metric.title} after each round",
         )  # fmt: skip
-        accuracy.grid(alpha=0.3)
+        scores.grid(alpha=0.3)
         boards = list(summary["boards"])
         up = [summary["boards"][board]["up"]["bytes"] / 1000 for board in boards]
         down = [summary["boards"][board]["down"]["bytes"] / 1000 for board in boards]

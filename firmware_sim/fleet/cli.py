@@ -49,8 +49,8 @@ rate and augmentation open: Adam and these values. A batch is 10 images."""
 @click.option("--select", default=5, help="Number K of devices that are asked in a round.")
 @click.option("--quorum", type=int, show_default="K", help="Answers that end a round.")
 @click.option("--rounds", default=10, type=click.IntRange(1, 0xFFFE), help="Rounds at most.")
-@click.option("--target", type=click.FloatRange(0, 1, min_open=True), show_default="none",
-              help="Stop at this test accuracy.")  # fmt: skip
+@click.option("--target", type=click.FloatRange(0, min_open=True), show_default="none",
+              help="Stop at this accuracy or mean IoU, 0 to 1, or RMSE on the test data.")  # fmt: skip
 @click.option("--deadline", "deadline_s", default=900.0, metavar="S", type=click.FloatRange(0, min_open=True),
               help="Virtual seconds that a round waits for its quorum.")  # fmt: skip
 @click.option("--dropout", default=0.0,

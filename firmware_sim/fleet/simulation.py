@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from firmware_sim.fleet.device import Device, DeviceUsage, Downlink, Place
-from firmware_sim.fleet.result import HEADING, RoundResult, draw, line, summary
+from firmware_sim.fleet.result import RoundResult, draw, heading, line, summary
 from firmware_sim.runs.folder import RunError
 from firmware_sim.runs.live import RunDisplay, RunProgress
 from firmware_sim.runs.run import RunConfig, RunFiles, SimulationRun
@@ -121,6 +121,7 @@ class Fleet:
         self.results: list[RoundResult] = []
         self.packed = b""  # the model after the last finished round
         self._train, self._infer, self._test = train, infer, test
+        self._metric = train.objective.metric
         terms = MissionTerms(
             id=digest_of("mission", settings.seed)[:8], seed=settings.seed,
             deadline_s=settings.deadline_s, training=settings.training,
@@ -166,10 +167,13 @@ class Fleet:
     def save(self, path: Path) -> None:
         write_durably(path, self.packed)
 
+    def _scores(self) -> list[float]:
+        return [result.score for result in self.results]
+
     def play(self) -> Iterator[RunProgress | RoundResult]:
         """Runs the remaining rounds. Raises RunError."""
         settings = self.settings
-        while finished([r.accuracy for r in self.results], settings.rounds, settings.target) is None:
+        while finished(self._scores(), settings.rounds, settings.target, self._metric) is None:
             yield from self._play_round(len(self.results) + 1)
             yield self.results[-1]
 
@@ -269,7 +273,7 @@ class Fleet:
         spent, self._told = total - self._told, total
         self.results.append(
             RoundResult(
-                round=this.number, accuracy=score.value, loss=score.loss, clock_s=self._now,
+                round=this.number, score=score.value, loss=score.loss, clock_s=self._now,
                 bits_up=_mean(tally.bits_up), bits_down=8 * len(model) / server.layout.parameters,
                 width_up=_mean(tally.width_up), width_down=0.0 if sent is None else sent.mean_width,
                 bytes_up=spent.bytes_up, bytes_down=spent.bytes_down, energy_j=spent.energy_j,
@@ -362,12 +366,17 @@ class FleetRun(SimulationRun[RoundResult]):
     def __init__(self, config: FleetConfig) -> None:
         settings = config.settings
         super().__init__(settings.model, config.out, FILES, config.as_json())
-        in_line = partial(summary, parameters=self.train.layout.parameters)
+        metric = self.metric
+        in_line = partial(summary, parameters=self.train.layout.parameters, metric=metric)
         stopped = "stopped; the same command goes on after round {}"
         title = f"{settings.training.method}, {settings.select} of {settings.devices} devices, {config.data}"
-        picture = partial(draw, title=title, path=config.out / "rounds.png")
-        self.display = RunDisplay("round", settings.rounds, HEADING, line, in_line, stopped, picture)
-        if finished([result.accuracy for result in self.results], settings.rounds, settings.target):
+        picture = partial(draw, title=title, path=config.out / "rounds.png", metric=metric)
+        self.display = RunDisplay(
+            metric, "round", settings.rounds, heading(metric), partial(line, metric=metric), in_line, stopped,
+            picture,
+        )  # fmt: skip
+        scores = [result.score for result in self.results]
+        if finished(scores, settings.rounds, settings.target, metric):
             return
         shares, test = config.load(self.train, settings.devices, settings.seed)
         self.simulation = fleet = Fleet(settings, shares, test, self.disks, self.train, self.infer)

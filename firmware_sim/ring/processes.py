@@ -57,7 +57,7 @@ class ProcessRun:
         shares, test = config.load(train, settings.nodes, settings.seed)
         self.images = len(shares[0])
         self.results: list[EpochResult] = []
-        self.display = config.display(train.layout.parameters)
+        self.display = config.display(train)
         self._settings, self._out = settings, out
         self._evaluator = Evaluator(InferGraph.load(settings.model), train.layout, test)
         urls, self._cables = meeting(settings)

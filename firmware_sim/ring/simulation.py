@@ -327,14 +327,16 @@ class RingConfig(RunConfig):
         own = {"data": self.data, "images": self.images, "alpha": self.alpha, "node_images": self.node_images}
         return own | settings
 
-    def display(self, parameters: int, goes_on: str = "") -> RunDisplay[EpochResult]:
-        """Returns how a run is shown whose model has so many parameters."""
-        settings = self.settings
-        in_line = partial(summary, whole_bytes=framed_bytes(4 * parameters, settings.link))
+    def display(self, graph: TrainGraph, goes_on: str = "") -> RunDisplay[EpochResult]:
+        """Returns how a run is shown that trains this model."""
+        settings, metric = self.settings, graph.objective.metric
+        whole_bytes = framed_bytes(4 * graph.layout.parameters, settings.link)
+        in_line = partial(summary, whole_bytes=whole_bytes, metric=metric)
         title = f"{settings.method}, {settings.shape} of {settings.nodes}, {self.data}"
-        picture = partial(draw, title=title, path=self.out / "ring.png")
+        picture = partial(draw, title=title, path=self.out / "ring.png", metric=metric)
         stopped = f"stopped after {{}} epochs{goes_on}"
-        return RunDisplay("epoch", settings.epochs, HEADING, line, in_line, stopped, picture)
+        in_a_line = partial(line, metric=metric)
+        return RunDisplay(metric, "epoch", settings.epochs, HEADING, in_a_line, in_line, stopped, picture)
 
 
 class RingRun(SimulationRun[EpochResult]):
@@ -344,8 +346,7 @@ class RingRun(SimulationRun[EpochResult]):
         settings = config.settings
         super().__init__(settings.model, config.out, FILES, config.as_json(), settings.epochs)
         self.images = config.images
-        parameters = self.train.layout.parameters
-        self.display = config.display(parameters, "; the same command goes on from there")
+        self.display = config.display(self.train, "; the same command goes on from there")
         if len(self.results) == settings.epochs:
             return
         shares, test = config.load(self.train, settings.nodes, settings.seed)

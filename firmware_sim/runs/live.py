@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Generic, Protocol, TypeVar, cast
@@ -17,10 +16,12 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from firmware_sim.runs.results import line_of
 from onboard.console.errors import refused
 from onboard.console.lines import ROOM_BYTES, Outlet, lines_to
 from onboard.console.log import start
 from onboard.console.signals import stop_signals
+from onboard.learn.objectives import Metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,6 +43,7 @@ class RunProgress:
 class RunDisplay(Generic[R]):
     """How a run is shown."""
 
+    metric: Metric  # of the results' scores
     step: str  # the name of a step
     steps: int  # at most
     heading: str  # above the lines
@@ -101,7 +103,7 @@ def show(run: PlayedRun[R], *, as_json: bool) -> bool:
                     what = f"{display.step} {seen.step} of {display.steps}, clock {seen.clock_s:,.0f} s"
                     bar.update(task, completed=seen.step - 1 + seen.done, description=what)
                 elif as_json:
-                    out.put(json.dumps(asdict(seen)) + "\n")  # type: ignore[call-overload]
+                    out.put(line_of(seen, display.metric) + "\n")
                 else:
                     print_line(console, display.line(seen))
                 if out.unread:

@@ -27,7 +27,8 @@ def data_options(data: str, holder: str, images: int, seed: str) -> Callable[[F]
         click.option("--seed", default=0, type=click.IntRange(0, 2**31), help=f"Seed of {seed}."),
         click.option("--data", default=data,
                      help="What is learned: digits, mnist, eurosat (the subset of 2,500 images where the "
-                          "folder has it), eurosat-full, npz:PATH or folder:PATH."),
+                          "folder has it), eurosat-full, eurosat-water (with masks), npz:PATH or "
+                          "folder:PATH."),
         click.option("--data-dir", "data_folder", type=click.Path(path_type=Path), envvar="SPACEDML_DATA",
                      show_envvar=True, help="Folder of mnist and eurosat."),
         click.option("--model", show_default="by the data",

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Generator, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from firmware_sim.runs.folder import claim, hold, remove
 from firmware_sim.runs.live import RunProgress
+from firmware_sim.runs.results import line_of, result_of
 from firmware_sim.world.disk import scratch
 from onboard.data import loading
 from onboard.data.images import DataError, Images, Labels, Rows, order
@@ -90,12 +90,13 @@ class SimulationRun(Generic[R]):
         self._open = hold(folder / files.asked, asked, files.free)
         self.disks = self._open.enter_context(scratch())
         self.train, self.infer = TrainGraph.load(model), InferGraph.load(model)
+        self.metric = self.train.objective.metric
         self.simulation: Simulation[R] | None = None
         self.results: list[R] = []
         self.kept: Path | None = None  # the state after the results
         with suppress(FileNotFoundError, msgspec.DecodeError):  # a line cut short by a kill is played again
             for line in (folder / files.results).read_bytes().splitlines():
-                self.results.append(msgspec.json.decode(line, type=files.result))
+                self.results.append(result_of(line, files.result, self.metric))
         if len(self.results) != whole:
             while self.results and not self._state(len(self.results)).exists():
                 self.results.pop()
@@ -123,7 +124,7 @@ class SimulationRun(Generic[R]):
             simulation.save(new)
             remove(kept)
             new.rename(kept)
-        lines = b"".join(json.dumps(asdict(result)).encode() + b"\n" for result in self.results)  # type: ignore[call-overload]
+        lines = b"".join(line_of(result, self.metric).encode() + b"\n" for result in self.results)
         replace_durably(self._folder / files.results, lines)
         for pattern in (files.state, files.state + ".new"):
             for path in self._folder.glob(pattern):

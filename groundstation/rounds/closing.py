@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +25,7 @@ from onboard.data.images import Images
 from onboard.learn.federated.clipping import norm
 from onboard.learn.federated.rounds import Round
 from onboard.learn.graph import InferGraph
+from onboard.learn.objectives import Metric
 from onboard.learn.scoring import Score, evaluate
 from onboard.learn.training import BoardTraining
 from onboard.mission.objects import UPDATE, Task, Update, decode_task
@@ -44,6 +46,10 @@ class Closing:
     names: Mapping[int, str]
     infer: InferGraph
     test: Images
+
+    @property
+    def metric(self) -> Metric:
+        return self.infer.objective.metric
 
     def average(
         self, number: int, nodes: Iterable[int], base: bytes
@@ -153,8 +159,8 @@ def task_of(row: RoundRow | None) -> tuple[Task, bytes] | None:
     return task, bytes(packed)
 
 
-def accuracies(store: Store, server: Server) -> list[float]:
-    """Returns the accuracies of the closed rounds. Raises StoreError.
+def scores_of(store: Store, server: Server) -> list[float]:
+    """Returns the scores of the closed rounds, NaN for one that is not known. Raises StoreError.
 
     A last round that has lost its model is opened again, unless the round after it still holds the model."""
     closed = [row for row in store.rounds() if row.closed_at is not None]
@@ -170,7 +176,7 @@ def accuracies(store: Store, server: Server) -> list[float]:
         store.reopen(number)
         say(log, "round-reopened", level=logging.WARNING, round=number, why=why)
         closed.pop()
-    return [row.accuracy or 0.0 for row in closed]
+    return [math.nan if row.accuracy is None else row.accuracy for row in closed]
 
 
 def _unusable(server: Server, packed: bytes | None) -> str:

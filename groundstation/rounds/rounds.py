@@ -14,7 +14,7 @@ from typing import Any
 from groundstation.commands import LOOK_EVERY_S
 from groundstation.config import Mission
 from groundstation.failures import Setbacks
-from groundstation.rounds.closing import Closing, accuracies, restored, task_of
+from groundstation.rounds.closing import Closing, restored, scores_of, task_of
 from groundstation.rounds.supply import NetworkSupply
 from groundstation.station import Station, pause_s
 from groundstation.store.store import RoundRow, Store, StoreError
@@ -269,18 +269,20 @@ class Rounds:
         """Plays the mission from its first unfinished round to its end. Yields True in the middle of work,
         False while it waits for the links."""
         rules, self._final = self.mission.rules, b""
-        scores = accuracies(self.store, self._server)
-        while (why := finished(scores, rules.rounds, rules.target_accuracy)) is None:
-            number, accuracy = len(scores) + 1, None
-            while accuracy is None:
+        metric = self._closing.metric
+        target, scores = rules.target_of(metric), scores_of(self.store, self._server)
+        while (why := finished(scores, rules.rounds, target, metric)) is None:
+            number, score = len(scores) + 1, None
+            while score is None:
                 yield from self._open(number)
                 yield from self._wait()
-                accuracy = yield from self._close()
-            scores.append(accuracy)
+                score = yield from self._close()
+            scores.append(score)
             self._setbacks.over()
         yield from self._deploy()
         self.store.finish(why, self._wall())
-        say(log, "finished", why=why, accuracy=scores[-1], rounds=self.number)
+        last: dict[str, Any] = {metric.key: scores[-1]}
+        say(log, "finished", why=why, rounds=self.number, **last)
         self.finished = True
         while True:
             yield False
@@ -339,7 +341,7 @@ class Rounds:
                 yield from self._open(self.number)
 
     def _close(self) -> Generator[bool, None, float | None]:
-        """Averages, quantizes, evaluates what the boards will get, and stores it; returns the accuracy, or
+        """Averages, quantizes, evaluates what the boards will get, and stores it; returns its score, or
         None if an answer was unusable: it is lost, and the round continues."""
         assert self._round is not None
         nodes = sorted(self._round.answered | self._round.merged)
@@ -355,8 +357,9 @@ class Rounds:
         now = self._wall()
         self.store.close_round(self.number, packed, score.value, score.loss, bits, now)
         say(
-            log, "closed", round=self.number, accuracy=score.value, loss=score.loss,
+            log, "closed", round=self.number,
             answered=self._names(frozenset(self._round.answered)), bits_down=bits,
+            **score.log_fields(),
         )  # fmt: skip
         self._round = None
         return score.value

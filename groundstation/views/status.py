@@ -23,20 +23,23 @@ from groundstation.config import Mission
 from groundstation.store.store import Store
 from onboard.console.errors import one_line
 from onboard.console.lines import is_terminal
+from onboard.learn.networks import Network, NetworkError
+from onboard.learn.objectives import METRICS, Metric, metric_of
 from onboard.mission.health import State, failure_name
 from onboard.mission.objects import KINDS
 from onboard.monitor.render import BAR, DROPPED, bit_rate, duration, eta, peer_state, rate_bps
 
 View = Mapping[str, Any]
-_OF_A_ROUND = ("opened_at", "closed_at", "deadline_at", "accuracy", "loss", "bits_down")
+_OF_A_ROUND = ("opened_at", "closed_at", "deadline_at", "loss", "bits_down")
 
 
 def picture(mission: Mission, store: Store) -> dict[str, Any]:
     """Returns mission, rounds and nodes as plain values for JSON; times are Unix seconds."""
-    entry = store.mission() or {}
+    entry, metric = store.mission() or {}, _metric(mission)
     rounds: list[dict[str, Any]] = [
         {"round": row.number, "state": "open" if row.closed_at is None else "closed"}
         | {name: getattr(row, name) for name in _OF_A_ROUND}
+        | {metric.key: row.accuracy}
         | {"answers": store.answers(row.number)}
         for row in store.rounds()
     ]
@@ -54,7 +57,7 @@ def picture(mission: Mission, store: Store) -> dict[str, Any]:
         })  # fmt: skip
     return {
         "mission": mission.rules.name, "id": entry["id"].hex() if entry else None,
-        "model": mission.rules.model, "rounds_wanted": mission.rules.rounds,
+        "model": mission.rules.model, "metric": metric.key, "rounds_wanted": mission.rules.rounds,
         "finished_at": entry.get("finished_at"), "why": entry.get("why"), "rounds": rounds, "nodes": nodes,
     }  # fmt: skip
 
@@ -69,19 +72,30 @@ def _health(stored: str | None) -> dict[str, Any] | None:
     return dict(health)
 
 
+def _metric(mission: Mission) -> Metric:
+    """Returns what the mission's model is judged by; as `classify` is, where the model cannot be read."""
+    try:
+        return Network.load(mission.model).objective.metric
+    except NetworkError:
+        return METRICS["classify"]
+
+
 def table(view: Mapping[str, Any], console: Console | None = None) -> None:
     console = console or Console()
+    metric = metric_of(view["metric"])
     state = f"finished ({view['why']})" if view["finished_at"] else "running or resumable"
     console.print(
         f"[bold]{escape(view['mission'])}[/]  {view['model']}, {view['rounds_wanted']} rounds wanted: {state}"
     )
-    rounds = Table("round", "state", "accuracy", "loss", "bits/weight down", "answered", "seconds", box=None)
+    rounds = Table(
+        "round", "state", metric.title, "loss", "bits/weight down", "answered", "seconds", box=None
+    )
     for row in view["rounds"]:
         asked = [answer for answer in row["answers"] if answer["state"] != "merged"]
         answered = [answer for answer in asked if answer["state"] == "answered"]
         until = row["closed_at"] or time.time()
         rounds.add_row(
-            str(row["round"]), row["state"], _percent(row["accuracy"]), _number(row["loss"], ".3f"),
+            str(row["round"]), row["state"], metric.told(row[metric.key]), _number(row["loss"], ".3f"),
             _number(row["bits_down"], ".3f"), f"{len(answered)} of {len(asked)}",
             f"{max(0.0, until - row['opened_at']):.0f}",  # the clock may have been set meanwhile
         )  # fmt: skip
@@ -109,10 +123,6 @@ def _doing(health: Mapping[str, Any]) -> str:
         return state.name.lower()
     why = health.get("why") or failure_name(health.get("failure", 0))
     return escape(f"failed: {why}")
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f} %"
 
 
 def _number(value: float | None, form: str) -> str:

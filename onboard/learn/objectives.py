@@ -68,6 +68,11 @@ METRICS: dict[Kind, Metric] = {
 - `rmse`: the root of the mean squared error, over all numbers, or over all pixels as 0 to 1."""
 
 
+def metric_of(key: str) -> Metric:
+    """Returns the metric that JSON names so. Raises KeyError."""
+    return {metric.key: metric for metric in METRICS.values()}[key]
+
+
 FORMS: dict[Kind, str] = {
     "classify": "a class for each image",
     "segment": "masks",

@@ -32,6 +32,10 @@ class Score:
     loss: float  # mean cross-entropy in nats, or mean squared error; that of training may be weighted
     details: Mapping[str, float] = field(default_factory=dict)  # other measures, by name
 
+    def log_fields(self) -> dict[str, Any]:
+        """All that is told of it in an event, by name."""
+        return {self.metric.key: self.value, "loss": self.loss, **self.details}
+
 
 class Tally(Protocol):
     """What is known of a model's answers so far."""

@@ -27,7 +27,7 @@ def test_the_two_ends_are_told_the_same(tmp_path: Path) -> None:
     result = init(folder, "--node", PI, "--node", NANO, "--rounds", "4", "--quorum", "1", "--target", "0.9")
     assert result.exit_code == 0, result.output
     mission = load_mission(folder)
-    assert (mission.rules.name, mission.rules.rounds, mission.rules.target_accuracy) == ("mission", 4, 0.9)
+    assert (mission.rules.name, mission.rules.rounds, mission.rules.target) == ("mission", 4, 0.9)
     assert (mission.rules.select, mission.rules.quorum) == (2, 1)
     for node in mission.nodes:
         board = load_node(folder / "boards" / node.name / "node.toml")

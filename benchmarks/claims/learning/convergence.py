@@ -148,12 +148,12 @@ class ConvergenceBench:
             run = RingRun(wishes)
             for seen in run.play():
                 if isinstance(seen, RunProgress):
-                    so_far = f", {100 * run.results[-1].accuracy:.1f} % so far" if run.results else ""
+                    so_far = f", {100 * run.results[-1].score:.1f} % so far" if run.results else ""
                     of = f"{seen.step} of {self.task.epochs}"
                     self.tell(f"{name}, seed {seed}, epoch {of}{so_far}")
         except ValueError as error:
             raise LabError(str(error)) from None
-        points = [Point(result.epoch, result.accuracy, result.bytes_sent) for result in run.results]
+        points = [Point(result.epoch, result.score, result.bytes_sent) for result in run.results]
         kept = {"asked": asked, "points": [asdict(point) for point in points]}
         replace_durably(path, json.dumps(kept).encode() + b"\n")
         shutil.rmtree(state)
@@ -199,7 +199,7 @@ def points_of(rounds: Sequence[RoundResult], training: Training) -> list[Point]:
     """A fleet's rounds, after as many epochs as its devices have done by then."""
     sent = accumulate(result.bytes_both for result in rounds)
     return [
-        Point(training.pretrain_epochs + training.epochs * result.round, result.accuracy, total)
+        Point(training.pretrain_epochs + training.epochs * result.round, result.score, total)
         for result, total in zip(rounds, sent, strict=True)
     ]
 

@@ -209,14 +209,14 @@ def bytes_until(run: Sequence[RoundResult], accuracy: float) -> int | None:
     """
     totals = accumulate(result.bytes_both for result in run)
     for number, (total, result) in enumerate(zip(totals, run, strict=True)):
-        if result.accuracy >= accuracy:
+        if result.score >= accuracy:
             return total + run[min(number + 1, len(run) - 1)].bytes_down
     return None
 
 
 def _accuracy(runs: Sequence[Sequence[RoundResult]]) -> float:
     """Of the last round, percent, mean over the runs."""
-    return 100 * fmean(run[-1].accuracy for run in runs)
+    return 100 * fmean(run[-1].score for run in runs)
 
 
 def _mean(runs: Sequence[Sequence[RoundResult]], field: str, *, after: int = 0) -> float:

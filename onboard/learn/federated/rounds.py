@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onboard.codec.layout import Floats, Layout, Weights
+from onboard.learn.objectives import METRICS, Metric
 
 DOWNLINK_BASES = 4  # at most, in a group of the global model: more bought nothing in SpaceDML's setting
 
@@ -46,13 +47,13 @@ def staleness_weight(rounds_late: int, exponent: float | None) -> float:
 
 
 def finished(
-    accuracies: Sequence[float], rounds: int, target: float | None
+    scores: Sequence[float], rounds: int, target: float | None, metric: Metric = METRICS["classify"]
 ) -> Literal["target", "rounds"] | None:
-    """Says why a mission ends after rounds of these test accuracies, 0..1 (SpaceDML, section IV); None if it
-    goes on."""
-    if target is not None and max(accuracies, default=0.0) >= target:
+    """Says why a mission ends after rounds of these scores of its metric on the test data (SpaceDML, section
+    IV, with accuracies); None if it goes on."""
+    if target is not None and any(metric.reaches(score, target) for score in scores):
         return "target"
-    return "rounds" if len(accuracies) >= rounds else None
+    return "rounds" if len(scores) >= rounds else None
 
 
 class RoundState(Enum):

@@ -96,7 +96,7 @@ def test_a_fleet_resumes_after_its_last_round(tmp_path: Path) -> None:
     list(rest.play())
     assert rest.results[0] == results[0]
     # A link without losses has no luck: the second round is the same to the last bit of accuracy.
-    assert (rest.results[1].accuracy, rest.results[1].loss) == (results[1].accuracy, results[1].loss)
+    assert (rest.results[1].score, rest.results[1].loss) == (results[1].score, results[1].loss)
     assert rest.packed == whole.packed
 
 
@@ -107,7 +107,7 @@ def test_a_shared_downlink_is_counted_once(tmp_path: Path) -> None:
         for one in (False, True)
     )
     # The same models, whoever carried them.
-    assert [r.accuracy for r in shared] == [r.accuracy for r in alone]
+    assert [r.score for r in shared] == [r.score for r in alone]
     assert [r.bits_down for r in shared] == [r.bits_down for r in alone]
     model_bytes = shared[1].bits_down * TRAIN.layout.parameters / 8
     assert model_bytes < shared[1].bytes_down < alone[1].bytes_down / 2

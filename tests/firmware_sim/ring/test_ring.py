@@ -72,9 +72,9 @@ def test_every_method_learns(digits: Any, disks: Path, method: Any, least: float
     ring = made(RingSettings(**BASE | {"method": method, "sparsity": 0.2, "rate": 0.3}), digits, disks)
     results = play(ring)
     assert [result.epoch for result in results] == [1, 2, 3]
-    assert results[-1].accuracy > least
+    assert results[-1].score > least
     assert results[-1].exchanges == 4 * 5  # 7 batches an epoch: five exchanges, over four edges
-    assert len(results[-1].node_accuracies) == 4
+    assert len(results[-1].node_scores) == 4
 
 
 def test_a_seed_repeats_a_run(digits: Any, disks: Path) -> None:
@@ -121,8 +121,8 @@ def test_training_goes_on_through_faults_and_waits_no_longer_than_its_patience(
     ring = made(RingSettings(**BASE_SEED_1 | {"patience_s": 20.0} | faults), digits, disks)
     last = play(ring)[-1]
     assert last.clock_s < calm.clock_s + 25.0
-    assert last.accuracy > 0.75
-    assert len(last.node_accuracies) == (3 if "dead" in faults else 4)
+    assert last.score > 0.75
+    assert len(last.node_scores) == (3 if "dead" in faults else 4)
 
 
 def test_an_edge_that_is_cut_for_a_while_does_not_move_the_mean(digits: Any, disks: Path) -> None:

@@ -83,8 +83,8 @@ def test_a_crew_tells_of_its_ground_as_a_ring_does(tmp_path: Path) -> None:
     results = [seen for seen in ProcessRun(wishes).play() if isinstance(seen, EpochResult)]
     assert [result.epoch for result in results] == [1, 2, 3, 4, 5]
     last = results[-1]
-    assert last.ground_accuracy is not None
-    assert last.ground_accuracy != results[0].ground_accuracy  # it trains nothing itself
+    assert last.ground_score is not None
+    assert last.ground_score != results[0].ground_score  # it trains nothing itself
     assert 0.3 * 4 * PARAMETERS < last.ground_bytes < last.bytes_sent
     assert last.exchanges > (5 * 2 - 1) * 2  # those within the planes, before the last batch
 

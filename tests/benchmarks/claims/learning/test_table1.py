@@ -25,7 +25,7 @@ from firmware_sim.fleet.simulation import FILES, FleetConfig, FleetRun, FleetSet
 from firmware_sim.runs.folder import claim
 
 RESULT = RoundResult(
-    round=1, accuracy=0.9, loss=0.5, bits_up=0.1, bits_down=0.2, width_up=0.08, width_down=0.15,
+    round=1, score=0.9, loss=0.5, bits_up=0.1, bits_down=0.2, width_up=0.08, width_down=0.15,
     bytes_up=1000, bytes_down=100, airtime_up_s=1.0, airtime_down_s=0.1, energy_j=5.0, clock_s=9.0,
     asked=5, answered=5, gone=0, merged=0, late=0, refused=0,
 )  # fmt: skip
@@ -58,7 +58,7 @@ def test_fedavg_has_as_many_epochs() -> None:
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=10), st.floats(0, 1))
 def test_bytes_are_counted_until_the_devices_have_the_model(accuracies: list[float], wanted: float) -> None:
-    run = [replace(RESULT, accuracy=a, bytes_up=1000, bytes_down=10**n) for n, a in enumerate(accuracies)]
+    run = [replace(RESULT, score=a, bytes_up=1000, bytes_down=10**n) for n, a in enumerate(accuracies)]
     found = bytes_until(run, wanted)
     reached = [n for n, accuracy in enumerate(accuracies) if accuracy >= wanted]
     if not reached:
@@ -79,7 +79,7 @@ def kept(monkeypatch: pytest.MonkeyPatch, accuracy: Callable[[FleetSettings], fl
             names.append(out.name)
             out.mkdir(parents=True)
             claim(out / FILES.asked, wishes.as_json())
-            results = [replace(RESULT, round=number, accuracy=reached) for number in range(1, rounds + 1)]
+            results = [replace(RESULT, round=number, score=reached) for number in range(1, rounds + 1)]
             (out / FILES.results).write_text("".join(json.dumps(asdict(each)) + "\n" for each in results))
             (out / FILES.state.replace("*", str(rounds))).write_bytes(b"weights")
             super().__init__(wishes)
