@@ -19,7 +19,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from onboard.codec.layout import Floats, Layout, flat, layout
+from onboard.codec.layout import Floats, Layout, layout
 from onboard.console.extras import unusable
 from onboard.learn.networks import INFER, PARAMETERS, TRAIN, Network, NetworkError, PartName
 from onboard.learn.objectives import Objective
@@ -242,19 +242,17 @@ def answering_session(path: Path) -> tuple[Callable[[Floats], Floats], dict[str,
 
 
 def gradient(
-    graph: TrainGraph, weights: Parameters, x: Floats, y: Labels, out: Floats, *, when: str
-) -> tuple[float, Mapping[str, Floats]]:
-    """The loss of a batch, with its gradient (P,) in `out`, 0 at buffers, and the next values of these.
-    Raises GraphError for numbers that the graph refuses, and ValueError for a loss that is not finite; both
-    say `when` that was."""
+    graph: TrainGraph, weights: Parameters, x: Floats, y: Labels, *, when: str, seed: int = 0
+) -> tuple[float, dict[str, Floats], dict[str, Floats]]:
+    """As `TrainGraph.step`, for a training. Raises GraphError for numbers that the graph refuses, and
+    ValueError for a loss that is not finite; both say `when` that was."""
     try:
-        loss, gradients, buffers = graph.step(weights, x, y)
+        loss, gradients, buffers = graph.step(weights, x, y, seed)
     except GraphError as error:  # some onnxruntimes refuse numbers on which others compute a loss of nan
         raise GraphError(f"{error}; {when}") from None
     if not math.isfinite(loss):
         raise ValueError(f"loss is {loss} {when}")
-    flat(graph.layout, gradients | {name: np.zeros_like(each) for name, each in buffers.items()}, out)
-    return loss, buffers
+    return loss, gradients, buffers
 
 
 def prepare(x: NDArray[np.uint8] | Floats) -> Floats:

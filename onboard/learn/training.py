@@ -26,7 +26,7 @@ LEAST_RATE = 1e-12  # no learning rate decays below: this one moves no weight, a
 class TrainingPhase(Enum):
     """What an epoch does."""
 
-    PLAIN = "plain"  # the weights themselves take Adam's steps
+    PLAIN = "plain"  # the weights themselves take the optimizer's steps
     PRUNE = "prune"  # coordinates take steps, and those that matter least are dropped (ALQ section 3.2)
     BASES = "bases"  # every basis is chosen anew at each step (ALQ section 3.3)
     COORDINATES = "coordinates"  # coordinates take steps (ALQ section 3.3)
@@ -86,12 +86,17 @@ METHODS: dict[str, TrainingMethod] = {
 }
 """Every method by the name that a mission gives it. docs/extending.md says how to add one."""
 
+OPTIMIZER_NAMES = ("adam", "adamw", "sgd")  # rows of `learn.optimizers.OPTIMIZERS`, which needs numpy
+SCHEDULES = ("constant", "cosine")
+
 BatchSize = Annotated[int, Meta(ge=1, le=65_536)]
 ShiftPixels = Annotated[int, Meta(ge=0, le=255)]
 Distortion = Annotated[float, Meta(ge=0, le=4)]  # 4 is 60 degrees: beyond that a 6 is a 9
 SomeEpochs = Annotated[int, Meta(ge=1, le=10_000)]
 AnyEpochs = Annotated[int, Meta(ge=0, le=10_000)]
 BitsPerWeight = Annotated[float, Meta(gt=0, le=32)]
+Momentum = Annotated[float, Meta(ge=0, lt=1)]
+WeightDecay = Annotated[float, Meta(ge=0, le=1)]
 
 
 class BoardTraining(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
@@ -108,7 +113,7 @@ class BoardTraining(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     batch_size: BatchSize = 10
     """Images a step."""
     learning_rate: Annotated[float, Meta(gt=0, lt=1)] = 3e-3
-    """Learning rate of Adam in the first round."""
+    """Learning rate of the optimizer in the first round."""
     bits_up: BitsPerWeight = 0.05
     """Bits a weight that an update may take on its way to the ground; with `spacedml` those of the sketch
     that it prunes."""
@@ -127,14 +132,44 @@ class BoardTraining(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     """Epochs of optimizing bases; `spacedml` alone."""
     coordinate_epochs: AnyEpochs = 1
     """Epochs of optimizing coordinates; `spacedml` alone."""
+    optimizer: Annotated[str, Meta(extra={"rows": OPTIMIZER_NAMES})] = "adam"
+    """What moves the weights: `adam`, `adamw` (weight decay apart from the gradient) or `sgd` (with momentum;
+    `spacedml-fast` then allots bases by plain error, and `spacedml`, which prunes by Adam's moments, cannot
+    use it)."""
+    momentum: Momentum = 0.9
+    """Momentum of `sgd`; it alone."""
+    weight_decay: WeightDecay = 0.0
+    """Weight decay, of parameters with two or more axes."""
+    schedule: Annotated[str, Meta(extra={"rows": SCHEDULES})] = "constant"
+    """Learning rate within a round, after the warm-up: `constant`, or half a `cosine` almost to 0."""
+    warmup: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    """Share of a round's steps in which the learning rate rises evenly from almost 0."""
+    accumulate: Annotated[int, Meta(ge=1, le=65_536)] = 1
+    """Parts in which a batch goes through the network, where it does not fit in memory as a whole; the step
+    takes the mean of their gradients. Batch normalization sees each part by itself."""
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ValueError(f"method: must be one of {', '.join(METHODS)}")
+        tables = {"method": METHODS, "optimizer": OPTIMIZER_NAMES, "schedule": SCHEDULES}
+        for name, rows in tables.items():
+            if getattr(self, name) not in rows:
+                raise ValueError(f"{name}: must be one of {', '.join(rows)}")
+        if self.rule.uses_moments and self.optimizer == "sgd":
+            raise ValueError(f"optimizer: {self.method} prunes by Adam's moments, and sgd has none")
 
     @property
     def rule(self) -> TrainingMethod:
         return METHODS[self.method]
+
+    def rate(self, step: int, steps: int) -> float:
+        """The learning rate of that step, counted from 0, of `steps` in a round. The cosine is Loshchilov and
+        Hutter's ("SGDR", 2017)."""
+        warm = self.warmup * steps
+        if step + 1 < warm:
+            return self.learning_rate * (step + 1) / warm
+        if self.schedule == "constant":
+            return self.learning_rate
+        passed = max(0.0, step - warm) / max(1.0, steps - warm)
+        return self.learning_rate * (1 + math.cos(math.pi * passed)) / 2
 
 
 class Training(BoardTraining, array_like=False, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -179,8 +214,8 @@ class Plan:
 
 class Stepped(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Batch `batch` of `batches` in `epoch` of `epochs`, counted from 1, is done with its mean loss (nats).
-    `epoch_loss`: mean over the last finished epoch. A trainer adds what the step took and, if an epoch's end
-    was to be saved, the checkpoint's `state`."""
+    `epoch_loss`: mean over the last finished epoch. A trainer adds what the step took and, if it was to be
+    saved, the checkpoint's `state`."""
 
     epoch: int
     epochs: int
@@ -193,7 +228,6 @@ class Stepped(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
     @property
     def ends_epoch(self) -> bool:
-        """Whether a checkpoint may be taken now."""
         return self.batch == self.batches
 
     @property
@@ -209,9 +243,9 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     """Images a step. Each batch has the classes as evenly as the node has them."""
     learning_rate: Annotated[float, Meta(gt=0, le=100)] = 0.1
     """Learning rate of stochastic gradient descent."""
-    momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.9
+    momentum: Momentum = 0.9
     """Momentum of stochastic gradient descent."""
-    weight_decay: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    weight_decay: WeightDecay = 0.0
     """Weight decay, of parameters with two or more axes."""
     drops: tuple[Annotated[int, Meta(ge=1)], ...] = ()
     """Epochs, counted from 0, before each of which the learning rate falls to a tenth."""

@@ -75,6 +75,7 @@ class Update(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     train_s: Amount
 
 
+KNOBS_ALWAYS_SENT = 13  # of a task's training: those that there were when a task got its version
 MAX_NAMES_BYTES = 64  # of a task's names: they come with every round, and ten digits take 21
 
 _MAX_HEADER_BYTES = 1024  # a Task with a model's name of 64 letters has 160; also bounds msgpack's nesting
@@ -97,7 +98,7 @@ def names_that_fit(names: Sequence[str]) -> tuple[str, ...]:
 def encode_object(header: Task | Update, weights: bytes) -> bytes:
     """An object's payload: u16 length of the header, the header as a msgpack array, the packed weights.
     Raises ValueError for a header that the other end would refuse."""
-    packed = msgspec.msgpack.encode(header)
+    packed = msgspec.msgpack.encode(_shortened(header))
     try:  # a struct does not check its own fields, and its decoder does
         checked = decoded(packed, type(header))
         if isinstance(checked, Task):
@@ -105,6 +106,19 @@ def encode_object(header: Task | Update, weights: bytes) -> bytes:
     except BadMessage as error:
         raise ValueError(str(error)) from None
     return _LENGTH.pack(len(packed)) + packed + weights
+
+
+def _shortened(header: Task | Update) -> object:
+    """The header without the knobs at the end of its training that have their defaults: one that came later
+    costs no byte, and a board of before understands the rest, until it is used."""
+    if not isinstance(header, Task) or header.training is None:
+        return header
+    fields = msgspec.to_builtins(header, builtin_types=(bytes,))
+    knobs = fields[Task.__struct_fields__.index("training")]
+    defaults = msgspec.to_builtins(BoardTraining())
+    while len(knobs) > KNOBS_ALWAYS_SENT and knobs[-1] == defaults[len(knobs) - 1]:
+        knobs.pop()
+    return fields
 
 
 def decode_task(payload: bytes) -> tuple[Task, memoryview]:

@@ -8,7 +8,8 @@ weights take the gradient of their quantized form.
 
 A training is a generator of steps: its caller decides when the next one runs, which is where throttle,
 budget, checkpoint and virtual time live. Batch order and augmentation come from (seed, round, node, epoch)
-alone, so a training resumed at the end of an epoch goes on as if it had never stopped."""
+alone, and a state says how much of an epoch's draws has been used, so a training resumed after any step goes
+on as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -27,6 +28,7 @@ from onboard.codec.quantized import Bases, budget_bits
 from onboard.learn.augment import augmented
 from onboard.learn.federated import multibit
 from onboard.learn.graph import TrainGraph, gradient
+from onboard.learn.optimizers import OPTIMIZERS, Adam
 from onboard.learn.training import Plan, Stepped, TrainingPhase
 
 State = dict[str, npt.NDArray[Any]]
@@ -38,9 +40,6 @@ TOP_SHARE = 0.005
 # Pruning ends after this share of its epochs, the rest heals: 91.4 % after the first round on MNIST (K = 5),
 # not the 87.8 % of a pruning that goes on to the last step.
 PRUNE_BY = 0.7
-BETA1 = 0.9  # Adam's paper, section 2, as the next two
-BETA2 = 0.999
-EPSILON = 1e-8
 
 
 class LocalTraining:
@@ -61,15 +60,19 @@ class LocalTraining:
         self.plan = plan
         self.knobs = plan.training
         self.epoch = 0  # epochs done
+        self.batch = 0  # batches done of the epoch after them
         self.loss = math.nan  # mean over the last epoch done
+        self._losses = 0.0  # sum over the images of the batches done
+        self._draw = self._draws()
         self._graph, self._layout, self._x, self._y = graph, graph.layout, x, y
         layout = graph.layout
         self._origin = flat(layout, origin)
         self._latent = flat(layout, start)
-        self._adam = Adam(layout.parameters, amsgrad=self.knobs.rule.uses_moments)
+        self._optimizer = OPTIMIZERS[self.knobs.optimizer](layout, self.knobs)
         self._widths: dict[str, npt.NDArray[np.uint8]] = {}  # bases a group, once they are allotted
         self._bases: dict[str, Bases] = {}  # while bases and coordinates are being optimized
         self._projection: alq.Projection | None = None  # once the bit-widths are final
+        self._firsts: dict[str, Floats] = {}  # the origin's groups that have a basis
         self._projected = np.empty(0, np.float32)  # weights of the last straight-through pass
         self._scratch = np.empty_like(self._latent)
         # glibc gives back to the kernel what is larger than the largest block it ever saw freed (mallopt(3),
@@ -90,23 +93,20 @@ class LocalTraining:
         """Runs what is left, one batch a step. Raises ValueError if the loss is not finite."""
         while self.epoch < self.epochs:
             self._enter(self.plan.phases[self.epoch])
-            key = (self.plan.seed, self.plan.round, self.plan.node, self.epoch)
-            draw = np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+            draw = self._draws()
             order = draw.permutation(len(self._x))
-            total = 0.0
-            for batch in range(self.batches):
-                chosen = order[batch * self.knobs.batch_size :][: self.knobs.batch_size]
-                images, labels = augmented(
-                    self._x[chosen], self._y[chosen], draw, self.knobs.shift_pixels, self.knobs.distortion,
-                    self._graph.objective.outside,
-                )  # fmt: skip
-                loss = self._learn(images, labels, batch)
-                total += loss * len(chosen)
-                epoch = self.epoch + 1
-                if batch + 1 == self.batches:
-                    self.epoch, self.loss = epoch, total / len(order)
+            if not self.batch:
+                self._draw, self._losses = draw, 0.0
+            epoch = self.epoch + 1
+            while self.epoch < epoch:
+                chosen = order[self.batch * self.knobs.batch_size :][: self.knobs.batch_size]
+                loss = self._learn(chosen)
+                self._losses += loss * len(chosen)
+                self.batch = batch = self.batch + 1
+                if batch == self.batches:
+                    self.epoch, self.batch, self.loss = epoch, 0, self._losses / len(order)
                 yield Stepped(
-                    epoch=epoch, epochs=self.epochs, batch=batch + 1, batches=self.batches, loss=loss,
+                    epoch=epoch, epochs=self.epochs, batch=batch, batches=self.batches, loss=loss,
                     epoch_loss=self.loss,
                 )  # fmt: skip
 
@@ -123,18 +123,18 @@ class LocalTraining:
         return trained
 
     def state(self) -> State:
-        """Returns what a checkpoint needs at an epoch's end, 12 to 17 bytes a weight. The arrays are the
+        """Returns what a checkpoint needs after any step, 8 to 17 bytes a weight. The arrays are the
         training's own: write them before the next step."""
         state: State = {
             "epoch": np.array(self.epoch),
+            "batch": np.array(self.batch),
             "loss": np.array(self.loss),
+            "losses": np.array(self._losses),
+            "draw": _position(self._draw),
             "latent": self._latent,
-            "first": self._adam.first,
-            "second": self._adam.second,
-            "adam_steps": np.array(self._adam.steps),
+            "optimizer_steps": np.array(self._optimizer.steps),
         }
-        if self._adam.peak is not None:
-            state["peak"] = self._adam.peak
+        state |= self._optimizer.vectors
         if self._widths:
             state["widths"] = np.concatenate(list(self._widths.values()))
         if self._bases:
@@ -143,26 +143,36 @@ class LocalTraining:
 
     def restore(self, state: State) -> None:
         """Goes on from `state`. Raises ValueError for a state of another model or plan."""
-        names = ("latent", "first", "second") + (("peak",) if self._adam.peak is not None else ())
+        own = {"latent": self._latent, **self._optimizer.vectors}
         try:
-            vectors = [np.array(state[name], np.float32) for name in names]
-            epoch, steps, loss = int(state["epoch"]), int(state["adam_steps"]), float(state["loss"])
+            vectors = {name: np.asarray(state[name], np.float32) for name in own}
+            epoch, batch, steps = (int(state[name]) for name in ("epoch", "batch", "optimizer_steps"))
+            loss, losses, draw = float(state["loss"]), float(state["losses"]), self._draws(epoch)
+            _move_to(draw, state["draw"])
         except KeyError as missing:
             raise ValueError(f"the checkpoint lacks {missing}") from None
-        if any(vector.shape != (self._layout.parameters,) for vector in vectors):
-            raise ValueError(f"the checkpoint is of another model: {vectors[0].size} weights")
-        if not 0 <= epoch <= self.epochs:
-            raise ValueError(f"the checkpoint is of another plan: {epoch} epochs done of {self.epochs}")
-        phase = self.plan.phases[epoch - 1] if epoch else TrainingPhase.PLAIN
+        if odd := [vector.size for vector in vectors.values() if vector.shape != self._latent.shape]:
+            raise ValueError(f"the checkpoint is of another model: {odd[0]} weights")
+        if not (0 <= epoch <= self.epochs and 0 <= batch < (self.batches if epoch < self.epochs else 1)):
+            done = f"{epoch} epochs and {batch} batches done of {self.epochs} and {self.batches}"
+            raise ValueError(f"the checkpoint is of another plan: {done}")
+        phase = self.plan.phases[epoch if batch else epoch - 1] if epoch or batch else TrainingPhase.PLAIN
         widths, bases = {}, {}
         if phase is not TrainingPhase.PLAIN:
             widths = multibit.split_widths(self._layout, state.get("widths", ()))
         if phase in OPTIMIZING:
             bases = multibit.from_arrays(self._layout, widths, state)
-        self._latent, self._adam.first, self._adam.second = vectors[:3]
-        self._adam.steps, self._adam.peak = steps, vectors[3] if len(vectors) > 3 else None
-        self._widths, self._bases, self.epoch, self.loss = widths, bases, epoch, loss
-        self._projection = None
+        for name, vector in vectors.items():
+            own[name][...] = vector
+        self._optimizer.steps = steps
+        self._widths, self._bases, self._projection = widths, bases, None
+        self.epoch, self.batch, self.loss, self._losses, self._draw = epoch, batch, loss, losses, draw
+
+    def _draws(self, epoch: int | None = None) -> np.random.Generator:
+        """Returns what an epoch draws from: the order of the images, then what moves them."""
+        epoch = self.epoch if epoch is None else epoch
+        key = (self.plan.seed, self.plan.round, self.plan.node, epoch)
+        return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
 
     def _enter(self, phase: TrainingPhase) -> None:
         layout, knobs = self._layout, self.knobs
@@ -172,7 +182,7 @@ class LocalTraining:
                 self._difference(),
                 bits_per_weight=knobs.bits_up,
                 max_bases=knobs.max_bases,
-                curvature=views(layout, self._adam.curvature()) if knobs.rule.allots_by_curvature else None,
+                curvature=self._curvature() if knobs.rule.allots_by_curvature else None,
             )
         if phase in OPTIMIZING and not self._bases:
             self._bases = self._sketched()
@@ -180,31 +190,63 @@ class LocalTraining:
             self._from_origin(_rebuilt(self._bases), views(layout, self._latent))
             self._bases = {}
 
-    def _learn(self, x: Floats, y: npt.NDArray[Any], batch: int) -> float:
-        """Runs one batch; the latent weights take Adam's step whatever the phase."""
-        phase, layout, rate = self.plan.phases[self.epoch], self._layout, self.knobs.learning_rate
-        bases = self._sketched() if phase is TrainingPhase.PRUNE else self._bases
-        loss, buffers = gradient(
-            self._graph, self._forward(phase, bases), x, y, self._scratch,
-            when=f"in epoch {self.epoch + 1}, at a learning rate of {rate}",
+    def _curvature(self) -> dict[str, Floats] | None:
+        adam = self._optimizer
+        return views(self._layout, adam.curvature()) if isinstance(adam, Adam) else None
+
+    def _learn(self, chosen: npt.NDArray[np.int64]) -> float:
+        """Trains on one batch, the images `chosen`; returns its mean loss. The latent weights take the
+        optimizer's step whatever the phase."""
+        phase, layout, knobs = self.plan.phases[self.epoch], self._layout, self.knobs
+        done = self.epoch * self.batches + self.batch
+        rate = knobs.rate(done, self.epochs * self.batches)
+        x, y = augmented(
+            self._x[chosen], self._y[chosen], self._draw, knobs.shift_pixels, knobs.distortion,
+            self._graph.objective.outside,
         )  # fmt: skip
-        self._adam.step(self._latent, self._scratch, rate)
+        bases = self._sketched() if phase is TrainingPhase.PRUNE else self._bases
+        loss, gradients, buffers = self._gradient(self._forward(phase, bases), x, y, rate)
+        self._optimizer.step(self._latent, gradients, rate)
         for name, values in buffers.items():
             views(layout, self._latent)[name][...] = values
         if not bases:
             return loss
+        adam = self._optimizer
+        assert isinstance(adam, Adam), "bases without Adam's moments"
         mean, h = (
             in_groups(layout, views(layout, moment(out)))
-            for moment, out in zip((self._adam.mean, self._adam.curvature), self._moments, strict=True)
+            for moment, out in zip((adam.mean, adam.curvature), self._moments, strict=True)
         )
         if phase is TrainingPhase.PRUNE:
-            self._prune(bases, mean, h, batch)
+            self._prune(bases, mean, h, rate)
         elif phase is TrainingPhase.BASES:
             target = in_groups(layout, self._difference())
             self._bases = {name: multibit.optimized(target[name], b, h[name]) for name, b in bases.items()}
         else:
             self._bases = {name: multibit.stepped(b, mean[name], h[name], rate) for name, b in bases.items()}
         return loss
+
+    def _gradient(
+        self, weights: Weights, x: Floats, y: npt.NDArray[Any], rate: float
+    ) -> tuple[float, dict[str, Floats], dict[str, Floats]]:
+        """Returns a batch's mean loss and its gradients, and the running statistics after it, computed in the
+        parts that the plan asks for."""
+        when = f"in epoch {self.epoch + 1}, at a learning rate of {rate}"
+        total, gradients, buffers = 0.0, dict[str, Floats](), dict[str, Floats]()
+        parts = np.array_split(np.arange(len(x)), min(self.knobs.accumulate, len(x)))
+        for part in parts:
+            at = slice(part[0], part[-1] + 1)
+            seed = int(self._draw.integers(2**63)) if self._graph.takes_seed else 0
+            loss, found, buffers = gradient(
+                self._graph, {**weights, **buffers}, x[at], y[at], when=when, seed=seed
+            )
+            if len(parts) == 1:
+                return loss, found, buffers
+            total += loss * (len(part) / len(x))
+            for name, values in found.items():
+                values *= len(part) / len(x)
+                gradients[name] = values + gradients[name] if name in gradients else values
+        return total, gradients, buffers
 
     def _forward(self, phase: TrainingPhase, bases: Mapping[str, Bases]) -> dict[str, Floats]:
         weights = views(self._layout, self._latent)
@@ -220,31 +262,36 @@ class LocalTraining:
         if self._projection is None:
             self._projection = alq.Projection(self._widths)
             self._projected = self._origin + np.float32(0)  # -0 becomes +0, as in any sum
+            groups = in_groups(layout, views(layout, self._origin))
+            self._firsts = {name: groups[name][at] for name, at in self._projection.order.items()}
         seen = views(layout, self._projected)
-        latent, origin, projected = (
-            in_groups(layout, each) for each in (weights, views(layout, self._origin), seen)
-        )
-        first = {name: origin[name][at] for name, at in self._projection.order.items()}
-        moves = {name: latent[name][at] - first[name] for name, at in self._projection.order.items()}
+        latent, projected = in_groups(layout, weights), in_groups(layout, seen)
+        moves = {  # `take` is three times as fast as an index, for a convolution's kernels
+            name: np.subtract(
+                rows := latent[name].take(at, axis=0, mode="clip"), self._firsts[name], out=rows
+            )
+            for name, at in self._projection.order.items()
+        }
         for name, move in self._projection(moves).items():
-            projected[name][self._projection.order[name]] = first[name] + move
+            move += self._firsts[name]
+            projected[name][self._projection.order[name]] = move
         return weights | {t.name: seen[t.name] for t in layout.grouped}
 
     def _sketched(self) -> dict[str, Bases]:
         groups = in_groups(self._layout, self._difference())
         return {name: alq.sketch(w, self._widths[name]) for name, w in groups.items()}
 
-    def _prune(self, sketch: Mapping[str, Bases], mean: Weights, h: Weights, batch: int) -> None:
+    def _prune(self, sketch: Mapping[str, Bases], mean: Weights, h: Weights, rate: float) -> None:
         """Drops coordinates in equal steps until PRUNE_BY of the pruning epochs; the rest of these heals."""
         layout, knobs = self._layout, self.knobs
         goal_bits = (1 - knobs.prune_ratio) * knobs.bits_up * layout.parameters
         over_bits = budget_bits(layout, self._widths) - goal_bits
         last = max(1, int(PRUNE_BY * knobs.prune_epochs * self.batches))
-        before = (self.epoch - self.plan.phases.index(TrainingPhase.PRUNE)) * self.batches + batch
+        before = (self.epoch - self.plan.phases.index(TrainingPhase.PRUNE)) * self.batches + self.batch
         if over_bits <= 0:
             return
         masks = multibit.smallest(
-            [multibit.increments(b, mean[name], h[name], knobs.learning_rate) for name, b in sketch.items()],
+            [multibit.increments(b, mean[name], h[name], rate) for name, b in sketch.items()],
             list(sketch.values()),
             top=[math.ceil(max(TOP_SHARE, 1 / last) * knobs.max_bases * t.groups) for t in layout.grouped],
             bits=over_bits / max(1, last - before),
@@ -275,46 +322,19 @@ def apply_delta(origin: Weights, difference: Weights) -> dict[str, Floats]:
     return {name: origin[name] + difference[name] for name in origin}
 
 
-class Adam:
-    """Adam on one vector of weights (Kingma and Ba, ICLR 2015, algorithm 1): first and second moment (P,)
-    float32 after `steps` steps, in place, as at LeNet-5's 431,080 weights a new array would cost as much as a
-    pass. With a `peak`, the largest second moment, it is AMSGrad (Reddi et al., ICLR 2018, algorithm 2), as
-    ALQ has it (section 3.2)."""
+def _position(draw: np.random.Generator) -> npt.NDArray[np.uint64]:
+    """Returns how far a Philox generator has come: its counter, and what it has drawn and not handed out."""
+    state: Any = draw.bit_generator.state
+    spare = state["buffer_pos"], state["has_uint32"], state["uinteger"]
+    return np.array([*state["state"]["counter"], *state["buffer"], *spare], np.uint64)
 
-    def __init__(self, size: int, *, amsgrad: bool = False) -> None:
-        self.first, self.second, peak = np.zeros((3, size), np.float32)
-        self.peak: Floats | None = peak if amsgrad else None
-        self.steps = 0
 
-    def step(self, weights: Floats, gradient: Floats, learning_rate: float) -> None:
-        """Moves `weights` (P,) in place and uses `gradient` (P,) as scratch space."""
-        self.steps += 1
-        self.first *= BETA1
-        self.first += (1 - BETA1) * gradient
-        np.square(gradient, out=gradient)
-        gradient *= 1 - BETA2
-        self.second *= BETA2
-        self.second += gradient
-        if self.peak is not None:
-            np.maximum(self.peak, self.second, out=self.peak)
-        # Both bias corrections folded into the step length: the end of the paper's section 2.
-        correction = float(np.sqrt(1 - BETA2**self.steps))
-        length = learning_rate * correction / (1 - BETA1**self.steps)
-        np.sqrt(self.second if self.peak is None else self.peak, out=gradient)
-        gradient += EPSILON * correction
-        np.divide(self.first, gradient, out=gradient)
-        gradient *= length
-        weights -= gradient
-
-    def mean(self, out: Floats | None = None) -> Floats:
-        """Returns g (P,): the first moment, bias-corrected."""
-        scale = 1 - BETA1**self.steps if self.steps else 1.0
-        mean: Floats = np.multiply(self.first, np.float32(1 / scale), out=out)
-        return mean
-
-    def curvature(self, out: Floats | None = None) -> Floats:
-        """Returns h (P,): ALQ's curvature (section 3.2), the corrected root of the second moment or peak."""
-        scale = 1 - BETA2**self.steps if self.steps else 1.0
-        h: Floats = np.sqrt(self.second if self.peak is None else self.peak, out=out)
-        h *= np.float32(scale**-0.5)
-        return h
+def _move_to(draw: np.random.Generator, position: npt.NDArray[Any]) -> None:
+    """Undoes `_position`, for a generator with the same key. Raises ValueError."""
+    numbers = np.asarray(position)
+    if numbers.shape != (11,) or numbers.dtype != np.uint64:
+        raise ValueError(f"the checkpoint has draws at {numbers.dtype} {numbers.shape}")
+    state: Any = draw.bit_generator.state
+    state["state"]["counter"], state["buffer"] = numbers[:4], numbers[4:8]
+    state["buffer_pos"], state["has_uint32"], state["uinteger"] = (int(each) for each in numbers[8:])
+    draw.bit_generator.state = state

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from onboard.codec.layout import Floats, Weights, flat, views
 from onboard.learn.augment import augmented
 from onboard.learn.graph import TrainGraph, gradient, prepare
+from onboard.learn.optimizers import Sgd
 from onboard.learn.training import Recipe
 
 SAMPLE = 100  # images that tell the spread of all
@@ -40,14 +41,12 @@ class Descent:
             raise ValueError(f"{len(x)} images with {len(y)} labels")
         self.recipe = recipe
         self.vector = flat(graph.layout, start)
-        self.velocity = np.zeros_like(self.vector)
+        self._sgd = Sgd(graph.layout, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
         self.batches = 0  # done
         self._graph, self._x, self._y = graph, x, y
         self._strata = strata(y, graph.objective.ignore)
         self._seed, self._node = seed, node
-        self._scratch = np.empty_like(self.vector)
         self._epoch, self._order = -1, np.empty(0, np.int64)
-        self._decayed = [t.name for t in graph.layout.tensors if len(t.shape) > 1]
 
     @property
     def weights(self) -> dict[str, Floats]:
@@ -64,6 +63,10 @@ class Descent:
         if not len(self._x):
             return 1.0
         return float((self._y.var(axis=0) if kind == "regress" else prepare(self._x[:SAMPLE]).var()).mean())
+
+    @property
+    def velocity(self) -> Floats:
+        return self._sgd.vectors["velocity"]
 
     @property
     def batches_an_epoch(self) -> int:
@@ -87,17 +90,11 @@ class Descent:
             self._x[chosen], self._y[chosen], draw, recipe.shift_pixels, recipe.distortion,
             self._graph.objective.outside,
         )  # fmt: skip
-        weights, rate, slope = self.weights, recipe.rate(epoch), self._scratch
+        weights, rate = self.weights, recipe.rate(epoch)
         when = f"after {self.batches} batches, at a learning rate of {rate}"
-        loss, buffers = gradient(self._graph, weights, images, labels, slope, when=when)
-        if recipe.weight_decay:
-            of = views(self._graph.layout, slope)
-            for name in self._decayed:
-                of[name] += np.float32(recipe.weight_decay) * weights[name]
-        self.velocity *= np.float32(recipe.momentum)
-        self.velocity += slope
-        np.multiply(self.velocity, np.float32(rate), out=slope)
-        self.vector -= slope
+        seed = int(draw.integers(2**63)) if self._graph.takes_seed else 0
+        loss, gradients, buffers = gradient(self._graph, weights, images, labels, when=when, seed=seed)
+        self._sgd.step(self.vector, gradients, rate)
         for name, values in buffers.items():
             weights[name][...] = values
         self.batches += 1

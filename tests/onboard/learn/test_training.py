@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import click
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -20,7 +22,17 @@ from onboard.codec.quantized import MAX_BASES
 from onboard.config import GossipSection
 from onboard.console.toml import ConfigError
 from onboard.learn import training
-from onboard.learn.training import LEAST_RATE, BoardTraining, Plan, Recipe, Training
+from onboard.learn.optimizers import OPTIMIZERS
+from onboard.learn.training import (
+    LEAST_RATE,
+    METHODS,
+    OPTIMIZER_NAMES,
+    SCHEDULES,
+    BoardTraining,
+    Plan,
+    Recipe,
+    Training,
+)
 from onboard.mission.objects import decode_task, encode_object
 from tests.onboard.learn.federated.plans import PLAN, changed
 from tests.onboard.wire.examples import TASK
@@ -33,7 +45,8 @@ def fields_of(kind: type[msgspec.Struct]) -> dict[str, Any]:
 
 FIELDS = fields_of(Training)
 ON_BOARD = BoardTraining.__struct_fields__
-NUMBERS = [name for name in FIELDS if name != "method"]
+NAMES = {"method": tuple(METHODS), "optimizer": OPTIMIZER_NAMES, "schedule": SCHEDULES}
+NUMBERS = [name for name in FIELDS if name not in NAMES]
 
 
 def limits(field: Any) -> tuple[float, bool, float | None, bool]:
@@ -61,8 +74,8 @@ def at_and_beyond(field: Any) -> list[tuple[Any, bool]]:
 
 
 CASES = [(name, value, is_in) for name in NUMBERS for value, is_in in at_and_beyond(FIELDS[name])]
-CASES += [("method", method, True) for method in ("fedavg", "fedavg-zstd", "spacedml", "spacedml-fast")]
-CASES += [("method", "sgd", False)]
+CASES += [(name, row, True) for name, rows in NAMES.items() for row in rows]
+CASES += [(name, "another", False) for name in NAMES]
 
 
 def passes_the_wire(knobs: BoardTraining) -> bool:
@@ -155,12 +168,52 @@ def test_any_value_is_treated_alike(name: str, data: st.DataObject, tmp_path: Pa
 def test_every_knob_has_a_default_in_its_range() -> None:
     for name, field in FIELDS.items():
         assert not field.required, name
-        if name != "method":
+        if name not in NAMES:
             low, _, high, _ = limits(field)
             assert high is not None
             assert low <= field.default <= high, name
     assert passes_the_plan(Training())
     assert training.MOST_BASES == MAX_BASES
+
+
+def test_every_optimizer_has_its_name_where_no_numpy_is() -> None:
+    assert tuple(OPTIMIZERS) == OPTIMIZER_NAMES
+
+
+def test_what_an_optimizer_lacks_is_not_asked_of_it(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="optimizer: spacedml prunes by Adam's moments, and sgd has none"):
+        BoardTraining(method="spacedml", optimizer="sgd")
+    knobs = BoardTraining(method="fedavg", optimizer="sgd")
+    assert passes_the_wire(knobs)
+
+
+def test_a_knob_costs_nothing_on_the_wire_until_it_is_used() -> None:
+    """So a board of before, which does not know it, is asked in words that it knows."""
+    plain, used = (
+        encode_object(msgspec.structs.replace(TASK, training=knobs), b"w")
+        for knobs in (BoardTraining(), BoardTraining(momentum=0.5))
+    )
+    assert len(used) == len(plain) + len(msgspec.msgpack.encode("adam")) + 9
+    assert decode_task(plain)[0].training == BoardTraining()
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@given(warmup=st.floats(0, 1), steps=st.integers(1, 400))
+def test_a_rate_rises_to_the_mission_s_and_falls_as_the_schedule_says(
+    schedule: str, warmup: float, steps: int
+) -> None:
+    knobs = BoardTraining(learning_rate=0.01, warmup=warmup, schedule=schedule)
+    rates = [knobs.rate(step, steps) for step in range(steps)]
+    top = int(np.argmax(rates))
+    assert min(rates) > 0
+    assert max(rates) <= 0.01
+    assert all(later > earlier for earlier, later in itertools.pairwise(rates[: top + 1]))
+    assert abs(top - warmup * steps) <= 1
+    if schedule == "constant":
+        assert set(rates[top:]) == {rates[top]}
+    else:
+        assert all(later < earlier for earlier, later in itertools.pairwise(rates[top:]))
+        assert top > steps // 2 or rates[-1] < 0.01 * (2 / (steps - top)) ** 2 + 1e-9
 
 
 def test_a_task_s_training_is_the_mission_s_but_for_what_is_the_server_s_own() -> None:

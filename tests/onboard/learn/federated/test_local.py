@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import cache
 from itertools import islice
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from onboard.codec.dense import Dense
 from onboard.codec.layout import Weights, flat, views
@@ -76,19 +77,55 @@ def test_the_same_plan_gives_the_same_bytes_and_another_does_not() -> None:
         assert finished(training(changed(PLAN, **change))) != once
 
 
-@pytest.mark.parametrize("epochs_done", [0, 1, 2])
-def test_a_training_resumed_at_an_epochs_end_repeats_exactly(epochs_done: int) -> None:
-    plan = changed(PLAN, epochs=2)
+def test_a_training_resumed_after_any_step_repeats_exactly() -> None:
+    """Distorted images: a generator that was left in the middle of an epoch goes on where it was."""
+    plan = changed(PLAN, epochs=2, distortion=1.0, schedule="cosine", warmup=0.2)
+    resumed_anywhere(plan, 3 * 7)
+
+
+def test_a_training_by_sgd_in_parts_resumed_after_any_step_repeats_exactly() -> None:
+    plan = changed(PLAN, method="fedavg", epochs=2, optimizer="sgd", learning_rate=0.05, accumulate=3)
+    resumed_anywhere(plan, 2 * 7)
+
+
+def resumed_anywhere(plan: Plan, steps: int) -> None:
     whole = finished(training(plan))
-    first = training(plan)
-    steps = first.steps()
-    list(islice(steps, 7 * epochs_done))
-    state = {name: value.copy() for name, value in first.state().items()}
-    list(islice(steps, 3))  # lost with the power
-    second = training(plan)
-    second.restore(state)
-    assert second.epoch == epochs_done
-    assert finished(second) == whole
+
+    @settings(max_examples=6, deadline=None)
+    @given(st.integers(0, steps))
+    def resumed(done: int) -> None:
+        first = training(plan)
+        running = first.steps()
+        list(islice(running, done))
+        state = {name: value.copy() for name, value in first.state().items()}
+        list(islice(running, 2))  # lost with the power
+        second = training(plan)
+        second.restore(state)
+        assert (second.epoch, second.batch) == divmod(done, 7)
+        assert finished(second) == whole
+
+    resumed()
+
+
+@pytest.mark.parametrize("accumulate", [2, 3, 100])
+def test_a_batch_in_parts_has_the_mean_gradient_of_the_whole(accumulate: int) -> None:
+    plan = changed(PLAN, method="fedavg", batch_size=64, optimizer="sgd", momentum=0.0, learning_rate=0.1)
+    whole, parted = training(plan), training(changed(plan, accumulate=accumulate))
+    for run in (whole, parted):
+        list(run.steps())
+    assert parted.loss == pytest.approx(whole.loss, rel=1e-6)
+    moved = whole.state()["latent"] - flat(LAYOUT, ORIGIN)
+    np.testing.assert_allclose(parted.state()["latent"] - flat(LAYOUT, ORIGIN), moved, atol=1e-7)
+    assert abs(moved).max() > 1e-4
+
+
+@pytest.mark.parametrize("knobs", [{"optimizer": "adamw", "weight_decay": 0.1}, {"optimizer": "sgd"}])
+def test_every_optimizer_serves_a_method_that_quantizes(knobs: dict[str, Any]) -> None:
+    rate = 0.05 if knobs["optimizer"] == "sgd" else 2e-3
+    run = training(changed(PLAN, epochs=3, learning_rate=rate, **knobs))
+    losses = [step.epoch_loss for step in run.steps() if step.ends_epoch]
+    assert losses[-1] < losses[0]
+    assert isinstance(run.result(), Quantized)
 
 
 def test_a_foreign_checkpoint_is_refused() -> None:
@@ -99,8 +136,11 @@ def test_a_foreign_checkpoint_is_refused() -> None:
         training().restore({k: v for k, v in state.items() if k != "latent"})
     with pytest.raises(ValueError, match="another model: 3 weights"):
         training().restore(state | {name: np.zeros(3) for name in ("latent", "first", "second")})
-    with pytest.raises(ValueError, match="another plan: 9 epochs"):
-        training().restore(state | {"epoch": np.array(9)})
+    for epoch, batch in ((9, 0), (2, 1), (1, 7), (0, -1)):
+        with pytest.raises(ValueError, match=f"another plan: {epoch} epochs and {batch} batches"):
+            training().restore(state | {"epoch": np.array(epoch), "batch": np.array(batch)})
+    with pytest.raises(ValueError, match=r"draws at float64 \(2,\)"):
+        training().restore(state | {"draw": np.zeros(2)})
     with pytest.raises(ValueError, match="0 bit-widths"):
         training().restore({k: v for k, v in state.items() if k != "widths"})
 
@@ -159,19 +199,8 @@ def test_spacedml_prunes_to_its_ratio_and_learns_on() -> None:
     assert score.loss < 2.0
 
 
-@pytest.mark.parametrize("epochs_done", range(7))
-def test_spacedml_resumed_after_any_epoch_repeats_exactly(epochs_done: int) -> None:
-    whole, first = spacedml_bytes(), training(SPACEDML)
-    list(islice(first.steps(), 7 * epochs_done))
-    second = training(SPACEDML)
-    second.restore({name: value.copy() for name, value in first.state().items()})
-    assert second.epoch == epochs_done
-    assert finished(second) == whole
-
-
-@cache
-def spacedml_bytes() -> bytes:
-    return finished(training(SPACEDML))
+def test_spacedml_resumed_after_any_step_repeats_exactly() -> None:
+    resumed_anywhere(SPACEDML, 6 * 7)
 
 
 @pytest.mark.parametrize("last", ["prune", "bases", "coordinates"])
