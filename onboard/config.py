@@ -174,9 +174,9 @@ class BudgetSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """Memory that the agent and the process that trains for it may fill with data together; beyond it the
     training fails and the agent lives on. Left out: the board profile's."""
     checkpoint_s: Seconds = 30.0
-    """Least time between two checkpoints. They are taken at the end of an epoch, and after an exchange by a
-    node that does not train. A node that gossips also takes one when the log of its exchanges has grown by
-    four times the checkpoint's size."""
+    """Least time between two checkpoints. A board takes them after any step. A node that gossips takes them
+    at the end of an epoch, after an exchange if it does not train, and when the log of its exchanges has
+    grown by four times the checkpoint's size."""
 
 
 class NodeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -280,14 +280,14 @@ class FederatedAgent:
             if report.dropped:  # the training starts from the beginning
                 say(log, "checkpoint-dropped", level=logging.WARNING, why=report.dropped)
                 self.journal.drop(CHECKPOINT)
-            elif report.epoch:
-                say(log, "checkpoint", epoch=report.epoch)
+            elif report.epoch or report.batch:
+                say(log, "checkpoint", epoch=report.epoch, batch=report.batch)
         elif isinstance(report, Stepped):
             work.last = report
+            if report.state is not None:
+                self._checkpoint(work, report.state, now)
             if report.ends_epoch:
                 work.epoch = report.epoch
-                if report.state is not None:
-                    self._checkpoint(work, report.state, now)
                 say(log, "epoch", round=work.task.round, epoch=report.epoch, loss=report.epoch_loss)
         elif isinstance(report, TrainingDone):
             self.installer.used(work.task.graph, proven=True)
@@ -299,7 +299,7 @@ class FederatedAgent:
         work.waits = False
 
     def _checkpoint(self, work: Work, state: bytes, now: float) -> None:
-        """Makes progress durable at an epoch's end. A full disk costs the checkpoint, not the training."""
+        """Makes progress durable. A full disk costs the checkpoint, not the training."""
         try:
             self.journal.keep(CHECKPOINT, sealed(work.name, state))
             spent_j = self._spent_j(now)

@@ -97,11 +97,11 @@ def _train(
     training = _training(task, weights, graph, images, job.node)
     dropped = "" if job.checkpoint is None else _restored(training, job.checkpoint)
     flops = graph.flops_per_image * training.knobs.batch_size
-    save = yield Begun(flops_a_step=flops, epoch=training.epoch, dropped=dropped)
+    save = yield Begun(flops_a_step=flops, epoch=training.epoch, batch=training.batch, dropped=dropped)
     began_s = cpu_clock()
     for done in training.steps():
         state = io.BytesIO()
-        if save and done.ends_epoch:
+        if save:
             np.savez(state, allow_pickle=False, **training.state())
         took_s = cpu_clock() - began_s
         save = yield msgspec.structs.replace(done, cpu_s=took_s, state=state.getvalue() or None)

@@ -25,11 +25,12 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Begun(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """All is ready for the first step. `epoch`: the checkpoint's finished epochs, 0 without one; `dropped`:
-    why the checkpoint could not be used, or empty."""
+    """All is ready for the first step. `epoch`, `batch`: the checkpoint's finished epochs, and batches of the
+    one after them, 0 without one; `dropped`: why the checkpoint could not be used, or empty."""
 
     flops_a_step: float
     epoch: int = 0
+    batch: int = 0
     dropped: str = ""
     cpu_s: float = 0.0  # of the preparation
 
@@ -80,7 +81,7 @@ class Trainer(Protocol):
         """Drop the job in hand, if any, and check this network; `Checked` follows, and nothing else."""
 
     def step(self, *, save: bool = False) -> None:
-        """Ask for one more step; with `save`, for its state too if it ends an epoch."""
+        """Ask for one more step; with `save`, for its state too."""
 
     def reports(self) -> list[Report]:
         """Return what has happened since the last call."""
