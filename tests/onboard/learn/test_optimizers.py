@@ -11,7 +11,7 @@ from onboard.learn import optimizers
 from onboard.learn.optimizers import OPTIMIZERS, Adam
 from onboard.learn.training import BoardTraining
 
-SHAPES = {"weight": (3, 2), "bias": (3,), "running": (2,), "long": (1, optimizers.BLOCK + 5)}
+SHAPES = {"weight": (3, 2), "bias": (3,), "running": (2,), "long": (optimizers.BLOCK + 5,)}
 LAYOUT = layout(SHAPES)
 LEARNED = [name for name in SHAPES if name != "running"]
 
