@@ -30,7 +30,7 @@ from onboard.trainer.job import Begun, Checked, Failed, Job, NetworkCheck, Repor
 from onboard.trainer.process import BadImages, ProcessTrainer
 from tests.line import write_line
 
-ROOMY = 512 * 2**20
+ROOMY = 4 * 2**30  # what the process of the tests itself holds counts too
 
 
 def job(checkpoint: bytes | None = None, *, fields: Mapping[str, Any] | None = None, **knobs: Any) -> Job:
