@@ -324,7 +324,7 @@ def _own(path: Path, file: NodeFile) -> dict[str, Any]:
         folder=str(base / data.folder) if data.folder else None,
         shape=data.shape, rows=data.rows, classes=data.classes, levels=levels,
         tasked=file.gossip is None, budget_bytes=memory_bytes,
-        objective=Objective(kind=data.task, ignore=data.ignore),
+        objective=Objective(kind=data.task, ignore=data.ignore), copies=str(base / file.node.state),
     )  # fmt: skip
     return {
         "path": path, "id": file.node.id, "name": file.node.name, "state": base / file.node.state,

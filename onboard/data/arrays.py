@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import struct
 import zipfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -24,16 +25,20 @@ BLOCK_BYTES = 1 << 18
 MAX_WHOLE_BYTES = 1 << 28  # of an array that is read as one: labels, names, offsets
 MAX_ROW_BYTES = 1 << 30  # a damaged header must not take the memory
 IDX_UINT8 = 8
+_LOCAL_HEADER = struct.Struct("<26xHH")
 
 Block = tuple[Rows, NDArray[Any]]  # places among the rows asked for, and their values
 Form = tuple[tuple[int, ...], np.dtype[Any]]  # shape and dtype
 
 
 class ArrayFile:
-    """One array, read forward. `shape` and `dtype` are as stored; `fortran` means that columns come first."""
+    """One array, read forward. `shape` and `dtype` are as stored; `fortran` means that columns come first;
+    `offset` is where its values begin in their file, None where they are compressed."""
 
-    def __init__(self, file: IO[bytes] | BufferedIOBase, form: Form, *, fortran: bool = False) -> None:
-        self._file, self.fortran = file, fortran
+    def __init__(
+        self, file: IO[bytes] | BufferedIOBase, form: Form, *, fortran: bool = False, offset: int | None
+    ) -> None:
+        self._file, self.fortran, self.offset = file, fortran, offset
         self.shape, self.dtype = form
         self.row_bytes = math.prod(self.shape[1:]) * int(self.dtype.itemsize)
 
@@ -109,10 +114,14 @@ def npz_array(path: Path, name: str) -> Iterator[ArrayFile]:
         shape, fortran, dtype = readers[version](file)
         if dtype.hasobject:
             raise DataError(f"{name} holds Python objects, which are not read")
-        size = archive.getinfo(f"{name}.npy").file_size
+        info = archive.getinfo(f"{name}.npy")
+        size = info.file_size
         if math.prod(shape) * dtype.itemsize > size:  # before anybody makes room for it
             raise DataError(f"{name} is {dtype} {shape} by its header, and has {size} bytes")
-        yield ArrayFile(file, (shape, dtype), fortran=fortran)
+        offset = None
+        if info.compress_type == zipfile.ZIP_STORED and not fortran:
+            offset = _member_offset(path, info) + file.tell()
+        yield ArrayFile(file, (shape, dtype), fortran=fortran, offset=offset)
 
 
 @contextmanager
@@ -126,12 +135,22 @@ def idx_array(path: Path, axes: int) -> Iterator[ArrayFile]:
         shape = tuple(int(length) for length in np.frombuffer(head, ">u4", offset=4))
         if not 0 < math.prod(shape[1:]) <= MAX_ROW_BYTES:
             raise DataError(f"header says {shape}: such rows are not 1 to {MAX_ROW_BYTES} bytes")
-        yield ArrayFile(file, (shape, np.dtype(np.uint8)))
+        offset = None if path.suffix == ".gz" else len(head)
+        yield ArrayFile(file, (shape, np.dtype(np.uint8)), offset=offset)
 
 
 def rows_of(opened: AbstractContextManager[ArrayFile], wanted: Rows) -> Iterator[Block]:
     with opened as array:
         yield from array.rows(wanted)
+
+
+def _member_offset(path: Path, info: zipfile.ZipInfo) -> int:
+    """Where a member's bytes begin: after its own header (PKWARE's APPNOTE.TXT, 4.3.7), whose name and extra
+    field may be of another length than in the archive's directory."""
+    with path.open("rb") as file:
+        file.seek(info.header_offset)
+        name_bytes, extra_bytes = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
+    return info.header_offset + _LOCAL_HEADER.size + int(name_bytes) + int(extra_bytes)
 
 
 def _zip(path: Path) -> zipfile.ZipFile:

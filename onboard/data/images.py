@@ -5,6 +5,8 @@ be named by (source, seed, index) and need not travel."""
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -39,6 +41,53 @@ class MissingDataError(DataError):
     """The files of a set are not here (yet)."""
 
 
+@dataclass(frozen=True)
+class StoredImages:
+    """A file in which images uint8 lie one after the other, in the shape that is asked for, from `offset`."""
+
+    path: Path
+    offset: int = 0
+
+
+class StoredPixels:
+    """Images that stay on the disk: an array uint8 (N, C, H, W) of the `rows` of those in a file, as far as a
+    training needs one. Who takes some reads these alone. They are read and not mapped, so that what was read
+    is nobody's memory, and a file that was cut short is a DataError and no SIGBUS."""
+
+    dtype = np.dtype(np.uint8)
+    ndim = 4
+
+    def __init__(self, stored: StoredImages, shape: tuple[int, ...], rows: Rows) -> None:
+        self._stored, self._rows = stored, rows
+        self.shape: tuple[int, ...] = (len(rows), *shape)
+        try:
+            self._file = stored.path.open("rb", buffering=0)
+        except OSError as error:
+            raise DataError(f"{stored.path}: {error.strerror}") from None
+        with suppress(OSError):  # batches are drawn at random: what lies beside an image is not wanted
+            os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def part(self, rows: Rows) -> StoredPixels:
+        """Returns some of these images, which stay on the disk."""
+        return StoredPixels(self._stored, self.shape[1:], self._rows[rows])
+
+    def __getitem__(self, wanted: slice | Rows) -> Pixels:
+        rows = self._rows[wanted]
+        found = np.empty((len(rows), *self.shape[1:]), np.uint8)
+        size = int(np.prod(self.shape[1:]))
+        for image, row in zip(found, rows.tolist(), strict=True):
+            try:
+                got = os.preadv(self._file.fileno(), [image.data], self._stored.offset + row * size)
+            except OSError as error:
+                raise DataError(f"{self._stored.path}: {error.strerror}") from None
+            if got < size:
+                raise DataError(f"{self._stored.path}: ends {size - got} bytes early, in image {row}")
+        return found
+
+
 @dataclass(frozen=True, eq=False)
 class Images:
     """N images x uint8 (N, C, H, W), and labels y whose form tells the kind of task that they are for:
@@ -51,7 +100,7 @@ class Images:
     `named` is whether the set named its classes; else the labels are their names. Raises DataError if N is 0
     or fields disagree."""
 
-    x: Pixels
+    x: Pixels  # or `StoredPixels`, which has as much of an array as a training needs
     y: NDArray[Any]
     classes: tuple[str, ...]
     named: bool = True
@@ -94,7 +143,8 @@ class Images:
         return "classify" if self.y.ndim == 1 else "segment"
 
     def take(self, rows: Rows) -> Images:
-        return replace(self, x=self.x[rows], y=self.y[rows])
+        x = self.x.part(rows) if isinstance(self.x, StoredPixels) else self.x[rows]
+        return replace(self, x=x, y=self.y[rows])
 
     def without_labels(self) -> Images:
         """The same images for `reconstruct`, whatever their labels are."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -31,6 +32,8 @@ SPREAD = 1.5  # times: the spread of inverted images is that of the others
 FAINT = 8  # times: a brightest pixel so far below what is usual is of another scale
 FLAT = 3  # times: a spread that deserves a warning
 TINTED = 4.0  # of 0..255, between red and blue: with less nobody can tell the order
+STORED_BEYOND = 32 << 20  # bytes of pixels that are read into the memory; more stay on the disk
+BUDGET_PARTS = 8  # and so does more than this part of the budget
 CURE = "delete channel_means and channel_stds from [data] if they are meant so"
 
 
@@ -155,7 +158,8 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
 class Shard(msgspec.Struct, frozen=True, kw_only=True):
     """Where a node's own images are. `folder` holds named sets; `rows` are the first and the one after the
     last; `classes`, `levels` and `objective` are the mission's; `tasked` is whether tasks will say the
-    mission's classes; the images may take `budget_bytes` at most."""
+    mission's classes; the images may take `budget_bytes` at most, and what is larger than a part of that
+    stays on the disk, copied into the folder `copies` if need be."""
 
     source: str
     folder: str | None = None
@@ -166,6 +170,16 @@ class Shard(msgspec.Struct, frozen=True, kw_only=True):
     tasked: bool = False
     budget_bytes: int | None = None
     objective: Objective = Objective()
+    copies: str | None = None
+
+    @property
+    def beyond_bytes(self) -> int:
+        """Bytes of pixels beyond which they stay on the disk."""
+        return (
+            STORED_BEYOND
+            if self.budget_bytes is None
+            else min(STORED_BEYOND, self.budget_bytes // BUDGET_PARTS)
+        )
 
     def survey(self, objective: Objective | None = None) -> Survey:
         """Looks at the labels, for the model's objective where that is known. Raises DataError."""
@@ -179,16 +193,20 @@ class Shard(msgspec.Struct, frozen=True, kw_only=True):
 
     def load(self, objective: Objective | None = None) -> Images:
         """Reads the images that are not set apart for a test. Raises DataError."""
-        return self.survey(objective).load()
+        copies = None if self.copies is None else Path(self.copies)
+        return self.survey(objective).load(beyond_bytes=self.beyond_bytes, copies=copies)
 
     def inspect(self, objective: Objective | None = None) -> Inspection:
         """Checks the budget, then looks at every image and keeps none. Raises DataError."""
         from onboard.data.images import DataError
 
         seen, budget_bytes = self.survey(objective), self.budget_bytes
-        if budget_bytes is not None and seen.load_bytes > budget_bytes:
+        load_bytes = seen.load_bytes
+        if seen.pixel_bytes > self.beyond_bytes and (seen.found.stored or self.copies):
+            load_bytes -= seen.pixel_bytes
+        if budget_bytes is not None and load_bytes > budget_bytes:
             raise DataError(
-                f"{self.source}: its {len(seen)} images take {seen.load_bytes / 2**20:.0f} MB, the budget is "
+                f"{self.source}: its {len(seen)} images take {load_bytes / 2**20:.0f} MB, the budget is "
                 f"{budget_bytes / 2**20:.0f} MB: take fewer by data.rows, or raise budget.memory_mb"
             )
         found = seen.inspect()
@@ -196,4 +214,4 @@ class Shard(msgspec.Struct, frozen=True, kw_only=True):
         if judged is not None and (why := refusal(found.levels, judged, found.high)):
             raise DataError(f"{self.source}: {why}")
         compared = self.classes is not None or not self.tasked
-        return msgspec.structs.replace(found, expected=self.levels, compared=compared)
+        return msgspec.structs.replace(found, expected=self.levels, compared=compared, load_bytes=load_bytes)

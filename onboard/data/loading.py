@@ -17,9 +17,20 @@ from numpy.typing import NDArray
 
 from onboard.data import labels
 from onboard.data.arrays import Block
-from onboard.data.images import CHUNK, DataError, Images, Part, Rows, Shape, fit_masks, unlabelled
+from onboard.data.images import (
+    CHUNK,
+    DataError,
+    Images,
+    Part,
+    Rows,
+    Shape,
+    StoredPixels,
+    fit_masks,
+    unlabelled,
+)
 from onboard.data.inspection import JUDGED_FROM, Inspection, Levels
 from onboard.data.sources import OpenedSource, opened
+from onboard.data.stored import copied, key_of
 from onboard.learn.objectives import FORMS, Objective
 
 P = ParamSpec("P")
@@ -37,6 +48,7 @@ class Survey:
     classes: labels.Names
     found: OpenedSource
     rows: Rows  # those that are taken, by their places in the part
+    part: Part
 
     def __len__(self) -> int:
         return len(self.y)
@@ -49,8 +61,11 @@ class Survey:
     def load_bytes(self) -> int:
         """The memory that `load` takes at its peak."""
         mask_bytes = math.prod(self.shape[1:]) if self.objective.kind == "segment" else 0
-        an_image = math.prod(self.shape) + mask_bytes + 8
-        return len(self) * an_image + 3 * self.found.y.nbytes + WORKING_BYTES
+        return self.pixel_bytes + len(self) * (mask_bytes + 8) + 3 * self.found.y.nbytes + WORKING_BYTES
+
+    @property
+    def pixel_bytes(self) -> int:
+        return len(self) * math.prod(self.shape)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -60,17 +75,38 @@ class Survey:
         counts = np.bincount(self.y, minlength=len(self.classes))
         return dict(zip(self.classes, counts.tolist(), strict=True))
 
-    def load(self) -> Images:
-        """Reads the images: x uint8 (N, *shape), with labels or masks. Raises DataError."""
-        x, y = np.empty((len(self), *self.shape), np.uint8), self.y
-        for places, pixels in self.found.blocks(self.rows):
-            x[places] = pixels
-        self._check_range(int(x.max(initial=0)))
+    def load(self, *, beyond_bytes: int | None = None, copies: Path | None = None) -> Images:
+        """Reads the images: x uint8 (N, *shape), with labels or masks. Pixels of more than `beyond_bytes`
+        stay on the disk: in their file, or in a copy in the folder `copies` if it has room. Masks do not.
+        Raises DataError."""
+        x: Any = None
+        y = self.y
+        if beyond_bytes is not None and self.pixel_bytes > beyond_bytes:
+            x = self._stored(copies)
+        if x is None:
+            x = np.empty((len(self), *self.shape), np.uint8)
+            for places, pixels in self.found.blocks(self.rows):
+                x[places] = pixels
+            self._check_range(int(x.max(initial=0)))
         if self.objective.kind == "segment":
             y = np.empty((len(self), *self.shape[1:]), np.uint8)
             for places, masks in self._masks():
                 y[places] = masks
         return Images(x, y, self.classes, self.named, self.objective.ignore)
+
+    def _stored(self, copies: Path | None) -> StoredPixels | None:
+        if self.found.stored is not None:
+            x = StoredPixels(self.found.stored, self.shape, self.rows)
+        elif copies is None or not self.found.files:
+            return None
+        else:
+            key = key_of(self.found.files, (self.part, *self.shape), self.rows)
+            copy = copied(copies, key, len(self), self.shape, self.found.blocks(self.rows))
+            if copy is None:
+                return None
+            x = StoredPixels(copy, self.shape, np.arange(len(self)))
+        self._check_range(int(x[:JUDGED_FROM].max(initial=0)))
+        return x
 
     def inspect(self, images: Images | None = None) -> Inspection:
         """Looks at the images, decoding those that are not loaded, and keeps none. Raises DataError."""
@@ -140,7 +176,7 @@ def survey(
         raise DataError(f"{found.where}: has {len(y)} rows, was asked for row {chosen.max()}")
     if not len(chosen):
         raise DataError(f"{found.where}: there are no images, need at least one")
-    return Survey(source, shape, objective, y[chosen], told, found, chosen)
+    return Survey(source, shape, objective, y[chosen], told, found, chosen, part)
 
 
 def _labelled(

@@ -33,10 +33,20 @@ from numpy.typing import NDArray
 
 from onboard.console.extras import unusable
 from onboard.data import labels
-from onboard.data.arrays import Block, Form, idx_array, npz_array, npz_names, rows_of
+from onboard.data.arrays import ArrayFile, Block, Form, idx_array, npz_array, npz_names, rows_of
 from onboard.data.cover import CLASSES as COVER
 from onboard.data.cover import land_cover
-from onboard.data.images import DataError, MissingDataError, Part, Rows, Shape, fit, split_rows, unlabelled
+from onboard.data.images import (
+    DataError,
+    MissingDataError,
+    Part,
+    Rows,
+    Shape,
+    StoredImages,
+    fit,
+    split_rows,
+    unlabelled,
+)
 from onboard.data.pictures import decoded, decoded_mask, find, find_all, find_pairs
 from onboard.learn.objectives import Kind
 
@@ -76,7 +86,8 @@ EUROSAT_HOW = "or unpack EuroSAT_RGB.zip (https://zenodo.org/records/7711810) an
 class OpenedSource:
     """One part of a source. `label` names the array `y` in `where`; `blocks` reads rows' images, fitted, some
     at a time with their places, and `masks` their masks as the source has them, if it has any: then `y` is
-    (N, 0). `passed` counts entries passed over by reason."""
+    (N, 0). `passed` counts entries passed over by reason. `files` hold the images, and `stored` says where
+    they lie as the model takes them, if they do."""
 
     where: str | Path
     y: NDArray[Any]
@@ -85,6 +96,8 @@ class OpenedSource:
     blocks: Callable[[Rows], Iterator[Block]]
     passed: Mapping[str, int] = field(default_factory=dict)
     masks: Callable[[Rows], Iterator[Block]] | None = None
+    files: Sequence[Path] = ()
+    stored: StoredImages | None = None
 
     @property
     def kind(self) -> Kind:
@@ -161,12 +174,13 @@ def _mnist(folder: str | Path | None, shape: Shape, part: Part) -> OpenedSource:
             lack = f"has {images.shape[0]} images, and {answers.name} has {given.shape[0]} labels"
             raise DataError(f"{pictures}: {lack}")
         y = given.whole()
+        stored = _stored(pictures, images, shape)
 
     def blocks(rows: Rows) -> Iterator[Block]:
         for places, x in rows_of(idx_array(pictures, axes=3), rows):
             yield places, fit(x[:, None], shape)
 
-    return OpenedSource(answers, y, "label", DIGITS, blocks)
+    return OpenedSource(answers, y, "label", DIGITS, blocks, files=(pictures,), stored=stored)
 
 
 def _eurosat(path: Path, shape: Shape, part: Part) -> OpenedSource:
@@ -184,7 +198,7 @@ def _eurosat(path: Path, shape: Shape, part: Part) -> OpenedSource:
     else:
         need = "neither images (N, H, W, 3) nor jpeg with offsets (N + 1,), N = labels"
         raise DataError(f"{path}: holds {need}")
-    return OpenedSource(path, y[index], "labels", labels.checked(path, titles), blocks)
+    return OpenedSource(path, y[index], "labels", labels.checked(path, titles), blocks, files=(path,))
 
 
 def _covered(found: OpenedSource, photographs: OpenedSource) -> OpenedSource:
@@ -220,7 +234,8 @@ def _jpegs(path: Path, offsets: Rows, shape: Shape, index: Rows, rows: Rows) -> 
 def _npz(path: Path, shape: Shape, part: Part, kind: Kind) -> OpenedSource:
     x_name, y_name = ("x_test", "y_test") if part == "test" else ("x", "y")
     held = _needed(path, x_name, *(() if kind == "reconstruct" else (y_name,)))
-    form, dtype = _form(path, x_name)
+    with npz_array(path, x_name) as images:
+        form, dtype, stored = images.shape, images.dtype, _stored(path, images, shape)
     if dtype != np.uint8 or (form[1:] != shape and (1, *form[1:]) != shape):
         need = f"uint8 (N, {', '.join(map(str, shape))}){_advice(form, dtype, shape)}"
         raise DataError(f"{path}: {x_name} is {dtype} {form}, needs {need}")
@@ -240,7 +255,14 @@ def _npz(path: Path, shape: Shape, part: Part, kind: Kind) -> OpenedSource:
             yield places, x.reshape(len(x), *shape)
 
     unread = {f"array {name!r}": 1 for name in held if name not in NPZ_ARRAYS}
-    return OpenedSource(path, y, y_name, titles, blocks, unread, masks)
+    return OpenedSource(path, y, y_name, titles, blocks, unread, masks, (path,), stored)
+
+
+def _stored(path: Path, images: ArrayFile, shape: Shape) -> StoredImages | None:
+    as_they_are = images.shape[1:] == shape or (1, *images.shape[1:]) == shape
+    if images.offset is None or images.dtype != np.uint8 or not as_they_are:
+        return None
+    return StoredImages(path, images.offset)
 
 
 def _npz_masks(path: Path, name: str, needed: tuple[int, ...]) -> Callable[[Rows], Iterator[Block]]:
@@ -311,7 +333,7 @@ def _image_folder(path: Path, shape: Shape, part: Part, kind: Kind) -> OpenedSou
         for place, row in enumerate(rows):
             yield np.array([place]), fit(decoded(str(files[row]), files[row], shape[0])[None], shape)
 
-    return OpenedSource(path, y, "label", classes, blocks, passed, masks)
+    return OpenedSource(path, y, "label", classes, blocks, passed, masks, files)
 
 
 def _decoded_masks(pairs: Sequence[tuple[Path, Path]], rows: Rows) -> Iterator[Block]:

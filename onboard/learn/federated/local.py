@@ -25,7 +25,7 @@ from onboard.codec.layout import Floats, Weights, flat, in_groups, views
 from onboard.codec.model import Budget, Model
 from onboard.codec.pack import CODECS
 from onboard.codec.quantized import Bases, budget_bits
-from onboard.learn.augment import augmented
+from onboard.learn.augment import PixelRows, augmented
 from onboard.learn.federated import multibit
 from onboard.learn.graph import TrainGraph, gradient
 from onboard.learn.optimizers import OPTIMIZERS, Adam
@@ -51,7 +51,7 @@ class LocalTraining:
         graph: TrainGraph,
         origin: Weights,
         start: Weights,
-        x: npt.NDArray[np.uint8],
+        x: PixelRows,
         y: npt.NDArray[Any],
         plan: Plan,
     ) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onboard.codec.layout import Floats, Weights, flat, views
-from onboard.learn.augment import augmented
+from onboard.learn.augment import PixelRows, augmented
 from onboard.learn.graph import TrainGraph, gradient, prepare
 from onboard.learn.optimizers import Sgd
 from onboard.learn.training import Recipe
@@ -30,7 +30,7 @@ class Descent:
         self,
         graph: TrainGraph,
         start: Weights,
-        x: npt.NDArray[np.uint8],
+        x: PixelRows,
         y: npt.NDArray[Any],
         recipe: Recipe,
         *,

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from onboard.data import loading
-from onboard.data.images import save
+from onboard.data.images import Images, save
 from onboard.data.inspection import Shard
 from onboard.learn.graph import InferGraph, TrainGraph
 from onboard.learn.networks import Network
@@ -343,3 +343,41 @@ def test_a_network_is_checked_in_a_process_and_used_from_its_folder(
     (line.folder / "infer.onnx").write_bytes(b"rot")
     trainer.check(NetworkCheck(folder=str(line.folder)))
     assert "infer.onnx: is damaged" in report(trainer).why  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("save_as", [np.savez, np.savez_compressed])
+def test_more_images_than_memory_train_from_the_disk(
+    save_as: Callable[..., None], tmp_path: Path, trainers: list[ProcessTrainer]
+) -> None:
+    """47 MB of them, with 24 MB for all that a training holds beyond its libraries."""
+    digits = loading.load("digits", part="train", rows=range(100))
+    x, y = np.tile(digits.x, (600, 1, 1, 1)), np.tile(digits.y, 600)
+    save_as(tmp_path / "data.npz", x=x, y=y)
+    shard = Shard(
+        source=f"npz:{tmp_path / 'data.npz'}", shape=(1, 28, 28), budget_bytes=64 << 20, copies=str(tmp_path)
+    )
+    there = first_losses(shard, trainers)
+    images = Images(x, y, digits.classes)
+    here = LocalTrainer(images)
+    here.begin(job(method="fedavg"))
+    assert isinstance(report(here), Begun)
+    for loss in there:
+        here.step()
+        step = report(here)
+        assert isinstance(step, Stepped)
+        assert step.loss == loss
+
+
+def first_losses(shard: Shard, trainers: list[ProcessTrainer]) -> list[float]:
+    """Of the first three steps, in a process that may fill 24 MB beyond its libraries."""
+    trainers.append(trainer := ProcessTrainer(shard))
+    trainer.begin(job(method="fedavg"), allowed_bytes=56 << 20)
+    begun = report(trainer)
+    assert isinstance(begun, Begun), begun
+    losses = []
+    for _ in range(3):
+        trainer.step()
+        step = report(trainer)
+        assert isinstance(step, Stepped), step
+        losses.append(step.loss)
+    return losses
