@@ -30,6 +30,7 @@ Shape = tuple[int, ...]
 G = TypeVar("G", bound="Graph")
 
 CPU = "CPUExecutionProvider"
+DRAWN_AT_ONCE = 1 << 16  # first weights, at 20 bytes each while they are drawn
 
 
 class GraphError(ValueError):
@@ -280,14 +281,16 @@ def _draw(name: str, shape: Shape, seed: int, index: int) -> Floats:
     if len(shape) < 2:
         return np.full(shape, 1.0 if name.endswith((".weight", ".running_var")) else 0.0, dtype=np.float32)
     stream = np.random.Philox(key=np.array([seed, index], dtype=np.uint64))
-    bits = stream.random_raw(math.prod(shape))
-    bits >>= np.uint64(11)  # 53 bits: exact in a float64
-    uniform = bits.astype(np.float64)
-    uniform *= 2.0**-52
-    uniform -= 1.0  # in [-1, 1); exact, as is the step before
-    uniform *= math.sqrt(6.0 / math.prod(shape[1:]))
-    weights: Floats = uniform.astype(np.float32).reshape(shape)
-    return weights
+    weights = np.empty(math.prod(shape), np.float32)
+    for part in np.array_split(weights, -(-len(weights) // DRAWN_AT_ONCE)):
+        bits = stream.random_raw(len(part))
+        bits >>= np.uint64(11)  # 53 bits: exact in a float64
+        uniform = bits.astype(np.float64)
+        uniform *= 2.0**-52
+        uniform -= 1.0  # in [-1, 1); exact, as is the step before
+        uniform *= math.sqrt(6.0 / math.prod(shape[1:]))
+        part[...] = uniform
+    return weights.reshape(shape)
 
 
 def _fixed(kind: str, shape: Sequence[int | str | None]) -> bool:
