@@ -14,6 +14,7 @@ from hw_profiles import Board, Link, load_board, load_link
 from onboard.console.extras import unusable
 from onboard.console.toml import ConfigError, read
 from onboard.data.inspection import Levels, Shard
+from onboard.inference.rules import DownlinkSection, InferConfig, InferSection
 from onboard.learn.networks import resolved
 from onboard.learn.objectives import ClassLabel, Kind, Objective
 from onboard.learn.training import Recipe
@@ -188,6 +189,8 @@ class NodeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     neighbour: tuple[NeighbourSection, ...] = ()
     data: DataSection = msgspec.field(default_factory=DataSection)
     budget: BudgetSection = msgspec.field(default_factory=BudgetSection)
+    infer: InferSection | None = None
+    downlink: DownlinkSection | None = None
 
     def __post_init__(self) -> None:
         ids = [each.id for each in self.neighbour]
@@ -201,6 +204,10 @@ class NodeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             raise ValueError("link: a node gossips or has a link to the ground, not both")
         if self.gossip is not None and not ids:
             raise ValueError("neighbour: missing, and gossip needs one at least")
+        if self.gossip is not None and self.infer is not None:
+            raise ValueError("infer: is for a board with a link to the ground, which deploys its model")
+        if self.downlink is not None and self.infer is None:
+            raise ValueError("downlink: needs [infer], whose answers it sends")
         for index, number in enumerate(ids):
             if number == self.node.id or number in ids[:index]:
                 raise ValueError(f"neighbour[{index}].id: must be another node, each once")
@@ -242,6 +249,7 @@ class NodeConfig(OwnConfig, frozen=True, kw_only=True):
     """NODE.toml of a node with a link to the ground."""
 
     ground: LinkEnd
+    infer: InferConfig | None = None
 
 
 class GossipConfig(OwnConfig, frozen=True, kw_only=True):
@@ -289,7 +297,7 @@ def load_own(path: Path, *, port: str | None = None) -> NodeConfig | GossipConfi
     if file.link is not None:
         ground = _end(path, "link", file.link, file.node.key)
         ground = ground if port is None else msgspec.structs.replace(ground, port=port)
-        return NodeConfig(**_own(path, file), ground=ground)
+        return NodeConfig(**_own(path, file), ground=ground, infer=_infer(file, base))
     assert file.gossip is not None, "the file's own check"
     return GossipConfig(
         **_own(path, file), gossip=file.gossip, model=resolved(file.gossip.model, base), neighbours=ends
@@ -312,10 +320,27 @@ def _end(path: Path, table: str, link: LinkSection, key: str) -> LinkEnd:
     return end
 
 
+def _infer(file: NodeFile, base: Path) -> InferConfig | None:
+    said = file.infer
+    if said is None:
+        return None
+    return InferConfig(
+        watch=base / said.watch, every_s=said.every_s, confidence=said.confidence,
+        memory_bytes=said.memory_mb << 20, keep_bytes=said.keep_mb << 20, downlink=file.downlink,
+    )  # fmt: skip
+
+
 def _own(path: Path, file: NodeFile) -> dict[str, Any]:
     base, budget, data = path.resolve().parent, file.budget, file.data
     board = profile(path, "node.board", file.node.board, load_board, base)
     memory_bytes = board.agent_memory_bytes if budget.memory_mb is None else budget.memory_mb * 2**20
+    if file.infer is not None:
+        if (left_bytes := memory_bytes - (file.infer.memory_mb << 20)) <= 0:
+            raise ConfigError(
+                f"{path}: infer.memory_mb = {file.infer.memory_mb}: leaves nothing of the budget of "
+                f"{memory_bytes >> 20} MB for training"
+            )
+        memory_bytes = left_bytes
     levels = None
     if data.channel_means is not None and data.channel_stds is not None:
         levels = Levels(means=data.channel_means, stds=data.channel_stds)

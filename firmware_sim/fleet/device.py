@@ -13,7 +13,7 @@ from firmware_sim.world.world import TICK_S, AirLink, World
 from hw_profiles import Link
 from onboard.agents.federated import HEALTH_EVERY_S, FederatedAgent
 from onboard.agents.federated_state import FederatedState
-from onboard.board.budget import Pace, ResourceUsage
+from onboard.board.budget import CpuShare, Pace, ResourceUsage
 from onboard.config import GROUND, NodeConfig
 from onboard.data.images import Images
 from onboard.learn.graph import TrainGraph
@@ -89,7 +89,7 @@ class Device:
         ledger = ResourceUsage(board, link, now)
         trainer = LocalTrainer(place.images, graphs)
         self.agent = FederatedAgent(config, self._board, journal, known, ledger, trainer)
-        self._drive = Drive(self.agent, Pace(config.cpu_share, board.train_flops), now)
+        self._drive = Drive(self.agent, CpuShare(Pace(config.cpu_share, board.train_flops), now), now)
         impairments = Impairments(windows=() if gone else None)
         self._air = AirLink(world, Channel(link, impairments, seed=place.fates * 65536 + boot))
         self._ports = {side: self._air.connect(side, self) for side in SIDES}

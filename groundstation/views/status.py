@@ -58,6 +58,7 @@ def picture(mission: Mission, store: Store) -> dict[str, Any]:
     return {
         "mission": mission.rules.name, "id": entry["id"].hex() if entry else None,
         "model": mission.rules.model, "metric": metric.key, "rounds_wanted": mission.rules.rounds,
+        "classes": json.loads(entry.get("classes") or "[]"),
         "finished_at": entry.get("finished_at"), "why": entry.get("why"), "rounds": rounds, "nodes": nodes,
     }  # fmt: skip
 
@@ -110,6 +111,10 @@ def table(view: Mapping[str, Any], console: Console | None = None) -> None:
             f"{counters.get('fragments_resent', 0):,.0f}",
         )  # fmt: skip
     console.print(nodes if view["nodes"] else "no node heard yet")
+    for row in view["nodes"]:
+        if row["health"] and row["health"].get("answers"):
+            told = _answers(row["health"]["answers"], view["classes"])
+            console.print(f"[bold]images answered:[/] {escape(row['node'])}, {escape(told)}", soft_wrap=True)
     closed = any(row["state"] == "closed" for row in view["rounds"])
     for row in view["nodes"]:
         if closed and row["asked"] and not row["answered"]:
@@ -123,6 +128,17 @@ def _doing(health: Mapping[str, Any]) -> str:
         return state.name.lower()
     why = health.get("why") or failure_name(health.get("failure", 0))
     return escape(f"failed: {why}")
+
+
+def _answers(said: Mapping[str, Any], classes: Sequence[str]) -> str:
+    """What a board's model has said of images, in one line."""
+    shares = [
+        f"{classes[label] if label < len(classes) else label} {100 * share:.0f} %"
+        for label, share in said["classes"]
+    ]
+    told = [f"{said['images']:,}", *shares, f"{said['doubtful']:,} to label"]
+    told += [f"{name} {said[name]:.2f}" for name in ("confidence", "drift") if said[name] is not None]
+    return ", ".join(told)
 
 
 def _number(value: float | None, form: str) -> str:

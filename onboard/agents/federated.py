@@ -7,7 +7,7 @@ the first byte that depends on it leaves. The agent never waits, and it outlives
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,15 @@ from onboard.console.log import say
 from onboard.learn.networks import NetworkError
 from onboard.learn.training import Stepped
 from onboard.mission import commands, objects
-from onboard.mission.health import NO_MEMORY, Failure, Health, State, encode_health, failure_name
+from onboard.mission.health import (
+    NO_MEMORY,
+    AnswerHealth,
+    Failure,
+    Health,
+    State,
+    encode_health,
+    failure_name,
+)
 from onboard.mission.objects import Task, Update
 from onboard.storage.journal import Journal
 from onboard.storage.model_slots import model_slots
@@ -79,6 +87,8 @@ class FederatedAgent:
         self.installer = NetworkInstaller(self, model_slots(config))
         self.work: Work | None = None
         self._health_due_s = 0.0
+        self.answers: Callable[[], AnswerHealth | None] = lambda: None
+        """What a health message says of the images that are answered here."""
         self._failure, self._why = int(Failure.OTHER), ""  # of the last round, while the phase is FAILED
 
     # handle
@@ -266,8 +276,12 @@ class FederatedAgent:
         work.waits = True
         self.trainer.step(save=now >= work.checkpoint_due_s)
 
-    def charge(self, cpu_s: float) -> None:
+    def spend(self, cpu_s: float) -> None:
+        """Notes CPU time that was spent beside the training."""
         self.ledger.cpu_s += cpu_s
+
+    def charge(self, cpu_s: float) -> None:
+        self.spend(cpu_s)
         if self.work is not None:
             self.work.cpu_s += cpu_s
 
@@ -416,6 +430,7 @@ class FederatedAgent:
             progress=None if self.work is None else self.work.progress,
             loss=None if last is None else last.loss,
             failure=self._failure if has_failed else Failure.NONE, why=self._why if has_failed else "",
+            answers=self.answers(),
         )  # fmt: skip
 
     def status(self) -> dict[str, Any]:

@@ -38,6 +38,19 @@ class Pace:
 
 
 @dataclass
+class CpuShare:
+    """One share of a CPU for all that works on a board: what one took is paused by the others, too."""
+
+    pace: Pace
+    next_at: float = 0.0
+    """When the next step may begin, of any of them."""
+
+    def book(self, started_s: float, board_cpu_s: float) -> None:
+        """Notes a step that began at `started_s` and took this much of the board's CPU."""
+        self.next_at = self.pace.next_step_at(max(self.next_at, started_s), board_cpu_s)
+
+
+@dataclass
 class ResourceUsage:
     """What the node used since it started. Energy is modelled from the board's profile: idle_w x wall_s +
     (active_w - idle_w) x cpu_s + tx_power_w x airtime_s, in joules."""

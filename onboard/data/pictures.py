@@ -37,32 +37,15 @@ from onboard.data.images import (
     split_rows,
 )  # fmt: skip
 from onboard.data.inspection import passed_over
+from onboard.data.suffixes import IMAGE_SUFFIXES, is_junk
 
-# Pillow decodes those that its build can; the others are refused by name.
-IMAGE_SUFFIXES = frozenset(
-    {
-        ".png", ".apng", ".avif", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".tif", ".tiff", ".webp",
-        ".pgm", ".ppm", ".pnm", ".pbm", ".gif", ".jp2", ".j2k", ".tga",
-    }
-)  # fmt: skip
 SIXTEEN_BIT_FORMATS = ("PNG", "PPM", "JPEG2000")  # the depth of their whole numbers is 16, others' is unknown
 NO_IMAGES = "no images: needs one subfolder a class, with files such as CLASS/1.png in it"
-JUNK = frozenset(
-    {
-        "__macosx", "@eadir", "@recycle", "@recently-snapshot", "@tmp", "#recycle", "#snapshot", "lost+found",
-        "$recycle.bin", "recycler", "system volume information", "__pycache__", "thumbs.db", "ehthumbs.db",
-        "ehthumbs_vista.db", "desktop.ini", "icon\r",
-    }
-)  # fmt: skip
 PARTS = ("train", "test")
 IMAGES, MASKS, MASK_SUFFIX = "images", "masks", ".png"
 NO_PAIRS = "needs images/NAME.* and masks/NAME.png"
 SIDEWAYS = (5, 6, 7, 8)  # EXIF's orientations that swap height and width
 ORIENTATION = 0x0112
-
-
-def is_junk(name: str) -> bool:
-    return name.startswith(".") or name.casefold() in JUNK
 
 
 def find(path: Path, asked: Part) -> tuple[list[Path], Labels, labels.Names, Mapping[str, int]]:

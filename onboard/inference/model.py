@@ -51,6 +51,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     input: tuple[int, int, int]
     outputs: int
     classes: tuple[str, ...] = ()
+    ignore: int | None = None
     mission: str = ""
     round: int = 0
     digest: str = ""
@@ -105,7 +106,7 @@ def network_info(network: Network, **more: Any) -> ModelInfo:
     file = network.file
     about = ModelInfo(
         network=file.name, graph=network.digest.hex(), task=file.task, input=file.input,
-        outputs=file.outputs, classes=file.classes,
+        outputs=file.outputs, classes=file.classes, ignore=file.ignore,
     )  # fmt: skip
     return msgspec.structs.replace(about, **more)
 
@@ -118,6 +119,14 @@ def of_node(state: Path, classes: tuple[str, ...] | None = None) -> AnsweringMod
     """Loads the model that the mission deployed to the node whose state is in this folder; before that, the
     one that its latest round began with. Raises ModelError."""
     return of_object(held_object(state), classes)
+
+
+def deployed(state: Path, named: str, classes: tuple[str, ...] | None = None) -> AnsweringModel:
+    """Loads the deployed object of this digest, in hexadecimal. Raises ModelError."""
+    content, why = _content(state / DEPLOYED)
+    if content is None or digest(objects.MODEL, content).hex() != named:
+        raise ModelError(why or f"{state / DEPLOYED}: damaged, or just being replaced")
+    return of_object(content, classes)
 
 
 def held_object(state: Path) -> bytes:

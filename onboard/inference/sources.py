@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from onboard.data.pictures import IMAGE_SUFFIXES, is_junk
+from onboard.data.suffixes import IMAGE_SUFFIXES, is_junk
 
 STDIN = "-"
 _IMAGES = re.compile(rb"\x89PNG|GIF8|BM|P[1-6]\s")  # whose first line has no byte that no name has

@@ -137,7 +137,10 @@ def report(target: CommandTarget, arguments: NoArguments, now: float) -> Mapping
     """The board's health as it is now; what no sensor knows is left out."""
     health = target.health(now)
     named = {"state": State(health.state).name.lower(), "failure": failure_name(health.failure)}
-    return {name: value for name, value in (asdict(health) | named).items() if value not in (None, "")}
+    values: dict[str, Any] = asdict(health) | named
+    said = values.pop("answers") or {}
+    values |= {f"answers_{name}": value for name, value in said.items() if name != "classes"}
+    return {name: value for name, value in values.items() if value not in (None, "")}
 
 
 def install(target: CommandTarget, arguments: InstallArguments, now: float) -> None:

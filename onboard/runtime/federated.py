@@ -13,9 +13,10 @@ from typing import Any
 
 from onboard.agents.federated import FederatedAgent
 from onboard.agents.federated_state import KEPT, FederatedState
-from onboard.board.budget import Pace, ResourceUsage
+from onboard.board.budget import CpuShare, Pace, ResourceUsage
 from onboard.config import GROUND, NodeConfig
 from onboard.console.log import say
+from onboard.inference.watch import ImageWatch
 from onboard.learn.training import Stepped
 from onboard.link.recording import Recorder
 from onboard.mission.health import State
@@ -58,12 +59,13 @@ def board_agent(
 
 
 class Drive:
-    """Asks an agent's trainer for step after step, as fast as `pace` allows, and passes on its reports."""
+    """Asks an agent's trainer for step after step, as fast as its share of the CPU allows, and passes on
+    its reports."""
 
-    def __init__(self, agent: FederatedAgent, pace: Pace, now: float = 0.0) -> None:
-        self._agent, self._pace = agent, pace
+    def __init__(self, agent: FederatedAgent, cpu: CpuShare, now: float = 0.0) -> None:
+        self._agent, self._cpu = agent, cpu
         self._work: object | None = None
-        self._asked_at = self._next_at = now
+        self._asked_at = now
         self._untold: deque[tuple[object, Report]] = deque()  # the disk refused their effects
         self._stall_told = False
 
@@ -72,7 +74,7 @@ class Drive:
         if self._work is not self._agent.work:  # it was begun or given up since
             self._work, self._asked_at, self._stall_told = self._agent.work, now, False
         self._tell(clock)
-        if self._agent.ready and now >= self._next_at:
+        if self._agent.ready and now >= self._cpu.next_at:
             self._asked_at, self._stall_told = now, False
             self._agent.ask(now)
             self._tell(clock)  # a trainer in this process has done it by now
@@ -82,9 +84,7 @@ class Drive:
 
     def wakeup(self) -> float:
         """Return when `turn` next has something to do, if the trainer reports nothing before."""
-        if self._untold:
-            return self._next_at
-        return self._next_at if self._agent.ready else math.inf
+        return self._cpu.next_at if self._untold or self._agent.ready else math.inf
 
     def running_s(self, now: float) -> float:
         """Return how long the present step (or the start) has taken; 0 where none is under way."""
@@ -107,11 +107,10 @@ class Drive:
 
     def _book(self, report: Begun | Stepped | TrainingDone) -> None:
         if isinstance(report, Begun):  # what an emulated board's start would take, its profile does not say
-            cost_s = report.cpu_s if self._pace.train_flops is None else 0.0
-            self._next_at = max(self._next_at, self._pace.next_step_at(self._asked_at, cost_s))
+            cost_s = report.cpu_s if self._cpu.pace.train_flops is None else 0.0
         else:
-            cost_s = self._pace.step_cpu_s(report.cpu_s, self._agent.flops_a_step)
-            self._next_at = self._pace.next_step_at(self._asked_at, cost_s)
+            cost_s = self._cpu.pace.step_cpu_s(report.cpu_s, self._agent.flops_a_step)
+        self._cpu.book(self._asked_at, cost_s)
         self._agent.charge(cost_s)
 
 
@@ -130,11 +129,17 @@ class FederatedProgram(NodeProgram):
     ) -> None:
         super().__init__(agent, {GROUND: endpoint}, clock, wall)
         self.agent, self.endpoint = agent, endpoint
-        self._drive = Drive(agent, pace, clock())
+        cpu = CpuShare(pace, clock())
+        self._drive = Drive(agent, cpu, clock())
+        self._watch: ImageWatch | None = None
+        if (said := agent.config.infer) is not None:
+            self._watch = ImageWatch(agent.config, said, lambda: agent.known.deployed, cpu, agent.spend, wall)
+            agent.answers = self._watch.health
 
     @property
     def fds(self) -> Iterable[int]:
-        return self.agent.trainer.fds
+        watched = () if self._watch is None else self._watch.fds
+        return [*self.agent.trainer.fds, *watched]
 
     def begin_again(self, peer: int, now: float) -> None:
         """Renew the link in another epoch while the training goes on. Raises BadKey, OSError."""
@@ -156,15 +161,32 @@ class FederatedProgram(NodeProgram):
     def step(self, now: float) -> None:
         self._drive.turn(now, self._clock)
         self.agent.installer.step(now)
+        if self._watch is not None:
+            self._watch.turn(now, self._clock)
 
     def wakeup(self, now: float) -> float:
-        return min(self._drive.wakeup(), self.agent.installer.wakeup(now))
+        watch_at = math.inf if self._watch is None else self._watch.wakeup()
+        return min(self._drive.wakeup(), self.agent.installer.wakeup(now), watch_at)
+
+    def relieve(self, now: float) -> str:
+        if self._watch is not None:
+            self._watch.stop()
+        return super().relieve(now)
+
+    def run(self, report_every_s: float | None) -> None:
+        super().run(report_every_s)
+        if self._watch is not None:
+            self._watch.stop()
 
     def status(self, now: float) -> dict[str, Any]:
         config = self.agent.config
         who = {"node": config.name, "board": config.board.name, "profile": config.ground.link.name}
-        return who | self.agent.status() | {"link": link_view(self.endpoint.pump, now)}
+        return who | self._doing() | {"link": link_view(self.endpoint.pump, now)}
 
     def report(self, now: float) -> None:
         step_s, link = self._drive.running_s(now), link_view(self.endpoint.pump, now)
-        say(log, "doing", **self.agent.status(), step_s=step_s, link=link)
+        say(log, "doing", **self._doing(), step_s=step_s, link=link)
+
+    def _doing(self) -> dict[str, Any]:
+        watched = {} if self._watch is None else {"answers": self._watch.status()}
+        return self.agent.status() | watched

@@ -21,13 +21,15 @@ from onboard.mission.commands import (
     encode_body,
     run_command,
 )
-from onboard.mission.health import Health, State
+from onboard.mission.health import AnswerHealth, Health, State
 from onboard.mission.objects import COMMAND, RESULT
 from onboard.runtime.federated import board_agent
 from onboard.trainer.in_process import LocalTrainer
 from onboard.wire.events import Arrived, Cancelled, Delivered, Message
 from onboard.wire.messages import Reason, digest
 from tests.onboard.agents.test_federated import IMAGES, arrive, model, offered, train
+
+ANSWERS = AnswerHealth(812, 14, 0.75, 0.125, ((8, 0.5),))
 
 
 class FailedBoard:
@@ -37,7 +39,7 @@ class FailedBoard:
         return 3
 
     def health(self, now: float) -> Health:
-        return Health(State.FAILED, 2, 3, 4.0, 5.0, 6.0, 7.0, 0.5, 8.0, 1, 5, "its card")
+        return Health(State.FAILED, 2, 3, 4.0, 5.0, 6.0, 7.0, 0.5, 8.0, 1, 5, "its card", ANSWERS)
 
 
 def asked(name: str = "ping", number: int = 1, **arguments: object) -> Arrived:
@@ -104,7 +106,9 @@ def test_a_report_is_the_health_at_once_while_the_board_trains(config: NodeConfi
 
 def test_every_field_of_health_is_in_a_report() -> None:
     result = run_command(Command(id=bytes(8), name="report"), FailedBoard(), 0.0)
-    assert set(result.values) == {field.name for field in dataclasses.fields(Health)}
+    answers = {f"answers_{name}" for name in ("images", "doubtful", "confidence", "drift")}
+    fields = {field.name for field in dataclasses.fields(Health)} - {"answers"}
+    assert set(result.values) == fields | answers
     assert (result.values["state"], result.values["failure"]) == ("failed", "disk")
     assert decode_body(encode_body(result), CommandResult) == result
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onboard.learn.training import BoardTraining
-from onboard.mission.health import Failure, Health, State, decode_health, encode_health
+from onboard.mission.health import AnswerHealth, Failure, Health, State, decode_health, encode_health
 from onboard.mission.objects import Task, Update, decode_task, decode_update, encode_object
 from onboard.wire.messages import BadMessage
 from tests.onboard.wire.examples import (
@@ -100,6 +100,29 @@ def test_a_health_s_words_are_cut_to_the_frame_between_two_letters(why: str, roo
     payload = encode_health(replace(HEALTH, why=why), room_bytes)
     assert len(payload) <= room_bytes
     assert why.startswith(decode_health(payload).why)
+
+
+@given(st.integers(0, 300), st.lists(st.tuples(u16, st.integers(0, 255)), max_size=12), st.text())
+def test_answers_travel_with_as_many_classes_as_there_is_room_for(
+    room: int, found: list[tuple[int, int]], why: str
+) -> None:
+    classes = tuple((label, share / 255) for label, share in found)
+    health = replace(HEALTH, answers=AnswerHealth(1000, 20, 0.5, None, classes), why=why)
+    payload = encode_health(health, 29 + room)
+    read = decode_health(payload)
+    assert len(payload) <= 29 + max(room, 0)
+    if room < 13:
+        assert read.answers is None
+    else:
+        assert read.answers is not None
+        count = min(len(classes), 8, (room - 13) // 3)
+        assert read.answers == AnswerHealth(1000, 20, 0.5, None, classes[:count])
+
+
+@pytest.mark.parametrize("answers", [b"", b"\x09" + bytes(36), b"\x02" + bytes(15), bytes(9) + b"\x7c\0\0\0"])
+def test_answers_that_nobody_sent_are_no_health(answers: bytes) -> None:
+    with pytest.raises(BadMessage):
+        decode_health(b"\x02" + encode_health(HEALTH)[1:] + answers)
 
 
 @pytest.mark.parametrize("words", [b"\xff", b"\x00", b"\x1b[2J", b"x" * 97])

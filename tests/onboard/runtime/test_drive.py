@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from onboard.board.budget import Pace
+from onboard.board.budget import CpuShare, Pace
 from onboard.learn.training import Stepped
 from onboard.mission.health import Failure
 from onboard.runtime.federated import STALLED_S, Drive
@@ -77,7 +77,7 @@ def board() -> DrivenBoard:
 @pytest.fixture
 def driven(board: DrivenBoard) -> Drive:
     """At half of a CPU, one step asked for at 10 s."""
-    drive = Drive(board, Pace(0.5))
+    drive = Drive(board, CpuShare(Pace(0.5)))
     board.trainer.told = [Begun(flops_a_step=1e9)]
     turn(drive, 10.0)
     assert board.trainer.asked == 1
@@ -96,7 +96,7 @@ def test_the_next_step_begins_when_the_share_allows(board: DrivenBoard, driven: 
 
 
 def test_a_start_that_took_cpu_counts(board: DrivenBoard) -> None:
-    drive = Drive(board, Pace(0.1))
+    drive = Drive(board, CpuShare(Pace(0.1)))
     turn(drive, 5.0)
     board.trainer.told = [Begun(flops_a_step=1e9, cpu_s=1.0)]
     turn(drive, 6.0)
@@ -104,7 +104,7 @@ def test_a_start_that_took_cpu_counts(board: DrivenBoard) -> None:
 
 
 def test_an_emulated_board_is_as_fast_as_its_profile_and_starts_at_no_cost(board: DrivenBoard) -> None:
-    drive = Drive(board, Pace(1.0, train_flops=1e8))
+    drive = Drive(board, CpuShare(Pace(1.0, train_flops=1e8)))
     board.trainer.told = [Begun(flops_a_step=1e9, cpu_s=1.0)]
     turn(drive, 1.0)
     board.trainer.told = [STEPPED]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from onboard.learn.training import BoardTraining
 from onboard.mission.commands import Command, CommandResult
 from onboard.mission.files import PART_BYTES, FilePart, FileRequest, WantedFile
-from onboard.mission.health import Failure, Health, State
+from onboard.mission.health import AnswerHealth, Failure, Health, State
 from onboard.mission.objects import MODEL, Task, Update
 from onboard.wire.framing import frame as framing
 from onboard.wire.framing.frame import ENC, OVER, POLL, Frame, Type
@@ -52,6 +52,10 @@ HEALTH = Health(
 FAILED = Health(
     State.FAILED, round=12, uptime_s=86_400, airtime_s=512.25, energy_j=1_500.5, cpu_s=777.0,
     failure=Failure.MEMORY, why="needs 90 MB of 66",
+)  # fmt: skip
+ANSWERING = Health(
+    State.IDLE, round=12, uptime_s=86_400, airtime_s=512.25, energy_j=1_500.5, cpu_s=777.0,
+    answers=AnswerHealth(812, 14, confidence=0.75, drift=0.125, classes=((8, 153 / 255), (3, 51 / 255))),
 )  # fmt: skip
 TASK = Task(
     mission=b"mission1", round=3, model="lenet5", graph=b"\x01\x02\x03\x04\x05\x06\x07\x08", seed=42,

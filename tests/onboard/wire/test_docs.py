@@ -59,6 +59,7 @@ LAYOUTS = {
     "### CANCEL": Cancel._LAYOUT,
     "### HELLO": Hello._LAYOUT,
     "### Health": health._HEALTH,
+    "### Answers in health": health._ANSWERS,
     "### File": files._PART,
     "## Frame": _HEADER,
 }
@@ -120,7 +121,8 @@ def test_every_golden_file_is_shown_and_every_example_is_a_golden_file() -> None
     shown = dict(re.findall(r"```hex ([a-z-]+)\n([0-9a-f \n]+)```", PAGE))
     golden = [
         "frame", "frame-encrypted", "cobs", "kiss", "offer", "report-bitmap", "report-runs", "report-sums",
-        "report-unknown", "done", "cancel", "hello", "health", "health-failed", "task", "update", "record",
+        "report-unknown", "done", "cancel", "hello", "health", "health-failed",
+        "health-answers", "task", "update", "record",
         "command", "result", "file", "request",
     ]  # fmt: skip
     assert sorted(shown) == sorted(golden)

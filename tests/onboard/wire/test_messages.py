@@ -15,6 +15,7 @@ from onboard.wire import messages
 from onboard.wire.messages import MAX_FRAGMENTS, BadMessage, Cancel, Done, Offer
 from onboard.wire.security.security_context import Hello
 from tests.onboard.wire.examples import (
+    ANSWERING,
     CANCEL,
     COMMAND,
     DIGEST,
@@ -76,6 +77,7 @@ GOLDEN: dict[str, tuple[bytes, Callable[[bytes], object], object]] = {
     "hello": (HELLO.encode(), Hello.decode, HELLO),
     "health": (encode_health(HEALTH), decode_health, HEALTH),
     "health-failed": (encode_health(FAILED), decode_health, FAILED),
+    "health-answers": (encode_health(ANSWERING), decode_health, ANSWERING),
     "task": (encode_object(TASK, WEIGHTS), decode_task, (TASK, WEIGHTS)),
     "update": (encode_object(UPDATE, WEIGHTS), decode_update, (UPDATE, WEIGHTS)),
     "command": (encode_body(COMMAND), decode_command, COMMAND),
