@@ -215,7 +215,7 @@ def infer(
             config = load_own(node_toml)
             if isinstance(config, GossipConfig):
                 raise ModelError(f"{node_toml}: gossip: such a node is deployed no model: give --model")
-            model = of_node(config.state, config.shard.classes)
+            model = of_node(config.node_folder)
         else:
             model = of_file(model_file)
     except ModelError as error:

@@ -14,7 +14,7 @@ from hw_profiles import Board, Link, load_board, load_link
 from onboard.console.extras import unusable
 from onboard.console.toml import ConfigError, read
 from onboard.data.inspection import Levels, Shard
-from onboard.inference.rules import DownlinkSection, InferConfig, InferSection
+from onboard.inference.rules import DownlinkSection, InferConfig, InferSection, NodeFolder
 from onboard.learn.networks import resolved
 from onboard.learn.objectives import ClassLabel, Kind, Objective
 from onboard.learn.training import Recipe
@@ -228,6 +228,11 @@ class OwnConfig(msgspec.Struct, frozen=True, kw_only=True):
     cpu_share: float
     memory_bytes: int
     checkpoint_s: float
+
+    @property
+    def node_folder(self) -> NodeFolder:
+        beside = str(self.path.resolve().parent)
+        return NodeFolder(state=str(self.state), beside=beside, classes=self.shard.classes)
 
 
 class LinkEnd(msgspec.Struct, frozen=True, kw_only=True):

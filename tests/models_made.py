@@ -17,7 +17,8 @@ from onboard.codec.model import Budget
 from onboard.codec.pack import CODECS, pack, unpack
 from onboard.learn.federated.local import apply_delta
 from onboard.learn.graph import InferGraph
-from onboard.mission.objects import MODEL, Task, encode_object
+from onboard.mission.objects import MODEL as MODEL_KIND
+from onboard.mission.objects import Task, encode_object
 from onboard.storage.journal import Journal
 from onboard.wire.messages import digest
 from tests.missions.bench import change
@@ -55,15 +56,17 @@ def mission_of(folder: Path, network: str, values: tuple[float, ...] = (0.5, 0.9
     return folder
 
 
-def deploy(state: Path, number: int, names: tuple[str, ...] = ()) -> InferGraph:
-    """Leaves the state folder as a board's whose mission of LeNet-5 ended after round `number`."""
-    graph = InferGraph.load("lenet5")
+def deploy(state: Path, number: int, *, network: str | Path = "lenet5", name: str = DEPLOYED) -> InferGraph:
+    """Leaves the state folder as a board's after round `number` of a mission, in whose middle `name` is
+    MODEL; round 0 leaves it with the first task."""
+    graph = InferGraph.load(network)
     task = Task(
-        mission=MISSION, round=number + 1, model="lenet5", graph=graph.digest, seed=SEED, weights="packed",
-        training=None, deadline_s=60.0, names=names,
+        mission=MISSION, round=number + 1, model=graph.name, graph=graph.digest, seed=SEED,
+        weights="packed" if number else "seed", training=None, deadline_s=60.0,
     )  # fmt: skip
-    payload = encode_object(task, packed(graph, number))
+    payload = encode_object(task, packed(graph, number) if number else b"")
     journal = Journal(state, FederatedState, KEPT)
-    journal.keep(DEPLOYED, payload)
-    journal.save(FederatedState(links={}, deployed=digest(MODEL, payload)))
+    journal.keep(name, payload)
+    named = digest(MODEL_KIND, payload)
+    journal.save(FederatedState(links={}, **{"deployed" if name == DEPLOYED else "model": named}))
     return graph

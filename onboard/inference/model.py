@@ -22,6 +22,7 @@ from onboard.codec.layout import Floats
 from onboard.codec.model import BadPack
 from onboard.codec.pack import unpack
 from onboard.data import labels
+from onboard.inference.rules import NodeFolder
 from onboard.learn.federated.local import apply_delta
 from onboard.learn.graph import GraphError, InferGraph, Parameters, answering_session, prepare
 from onboard.learn.networks import Network
@@ -29,6 +30,7 @@ from onboard.learn.objectives import Kind
 from onboard.mission import objects
 from onboard.mission.objects import Task
 from onboard.storage.journal import Journal, JournalError, was_started
+from onboard.storage.model_slots import ModelSlots
 from onboard.wire.messages import BadMessage, digest
 
 METADATA = "spacedml"
@@ -81,15 +83,20 @@ def of_weights(graph: InferGraph, weights: Parameters, info: ModelInfo) -> Answe
     return AnsweringModel(info, lambda x: graph.logits(weights, x))
 
 
-def of_object(payload: bytes, classes: tuple[str, ...] | None = None) -> AnsweringModel:
-    """Unpacks a MODEL object. `classes`: the mission's, where its task is too short for them. Raises
-    ModelError."""
+def of_object(
+    payload: bytes, classes: tuple[str, ...] | None = None, network: Network | None = None
+) -> AnsweringModel:
+    """Unpacks a MODEL object. `classes`: the mission's, where its task is too short for them. `network`: the
+    one that the object is of; by default a shipped one, by its name. Raises ModelError."""
     try:
         task, packed = objects.decode_task(payload)
-        graph = InferGraph.load(task.model)
+        graph = InferGraph.load(network or task.model)
         if graph.digest != task.graph:
-            raise ModelError(f"network {task.model!r} is {graph.digest.hex()} here, {task.graph.hex()} there")
+            there = task.graph.hex()
+            raise ModelError(f"network {task.model!r} is {graph.digest.hex()} here, {there} there")
         weights = graph.initial(task.seed)
+        if task.weights == "seed" and not graph.own:
+            raise ModelError(f"{task.model} has learned nothing yet: its first round is not over")
         if task.weights == "packed":
             weights = apply_delta(weights, unpack(packed, graph.layout).reconstruct())
     except (BadMessage, BadPack, GraphError) as error:
@@ -115,22 +122,10 @@ def weights_digest(packed: bytes) -> str:
     return blake2s(packed, digest_size=16).hexdigest()
 
 
-def of_node(state: Path, classes: tuple[str, ...] | None = None) -> AnsweringModel:
-    """Loads the model that the mission deployed to the node whose state is in this folder; before that, the
-    one that its latest round began with. Raises ModelError."""
-    return of_object(held_object(state), classes)
-
-
-def deployed(state: Path, named: str, classes: tuple[str, ...] | None = None) -> AnsweringModel:
-    """Loads the deployed object of this digest, in hexadecimal. Raises ModelError."""
-    content, why = _content(state / DEPLOYED)
-    if content is None or digest(objects.MODEL, content).hex() != named:
-        raise ModelError(why or f"{state / DEPLOYED}: damaged, or just being replaced")
-    return of_object(content, classes)
-
-
-def held_object(state: Path) -> bytes:
-    """Reads the MODEL object that the journal names. Raises ModelError."""
+def of_node(node: NodeFolder, named: str = "") -> AnsweringModel:
+    """Loads the model that the mission deployed; before that, the one that its latest round began with.
+    `named`: the deployed one of this digest, in hexadecimal, and no other. Raises ModelError."""
+    state = Path(node.state)
     if not was_started(state):
         raise ModelError(f"{state}: no agent has run on it: nothing was deployed")
     why = ""
@@ -141,15 +136,24 @@ def held_object(state: Path) -> bytes:
             raise ModelError(f"{state}: {error}") from None
         if known is None:
             raise ModelError(f"{state}: its journal cannot be read")
-        for name, named in ((DEPLOYED, known.deployed), (MODEL, known.model)):
-            if not named:
-                continue
-            content, why = _content(state / name)
-            if content is not None and digest(objects.MODEL, content) == named:
-                return content
-            why = why or f"{state / name}: damaged, or just being replaced"
-        time.sleep(_APART_S if why else 0.0)
-    raise ModelError(why or f"{state}: no model has come from the ground yet")
+        name, held = (DEPLOYED, known.deployed) if known.deployed or named else (MODEL, known.model)
+        if not held:
+            raise ModelError(f"{state}: no model has come from the ground yet")
+        content, why = _content(state / name)
+        if content is not None and digest(objects.MODEL, content) == held and named in ("", held.hex()):
+            return _unpacked(node, content, known)
+        why = why or f"{state / name}: damaged, or just being replaced"
+        time.sleep(_APART_S)
+    raise ModelError(why)
+
+
+def _unpacked(node: NodeFolder, content: bytes, known: FederatedState) -> AnsweringModel:
+    try:
+        task, _ = objects.decode_task(content)
+    except BadMessage as error:
+        raise ModelError(str(error)) from None
+    slots = ModelSlots(Path(node.state) / "models", Path(node.beside) / "models")
+    return of_object(content, node.classes, slots.find(task.graph, known.networks))
 
 
 def _content(path: Path) -> tuple[bytes | None, str]:

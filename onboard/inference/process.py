@@ -1,8 +1,9 @@
 """The child process that answers images for an agent, so that the agent itself needs neither memory nor
 numpy for them.
 
-Its order says whose model to load. It begins with `Ready`; then each message to it, a length and an image's
-path, is answered by one `Answered`. A new model's first `Ready` brings the scores of training images."""
+Its order says whose model to load. It begins with `InferReady`; then each message to it, a length and an
+image's path, is answered by one `ImageAnswered`. A new model's first `InferReady` brings the scores of
+training images."""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ import msgspec
 from onboard.board.budget import BudgetError, cap_memory
 from onboard.data.inspection import Shard
 from onboard.inference.population import ReferenceScores, reference_of
+from onboard.inference.rules import NodeFolder
 from onboard.learn.objectives import Objective
 from onboard.mission.health import Failure
 from onboard.trainer.child import LENGTH, WorkerProcess, serve, uncap_memory
@@ -31,17 +33,16 @@ _BATCH = 16
 
 
 class InferOrder(msgspec.Struct, frozen=True, kw_only=True):
-    """`state` is the node's folder, `model` the digest of the deployed object, in hexadecimal. With a `shard`
-    its images are scored first."""
+    """`model` is the digest of the deployed object, in hexadecimal. With a `shard` its images are scored
+    first."""
 
-    state: str
+    node: NodeFolder
     model: str
-    classes: tuple[str, ...] | None
     memory_bytes: int
     shard: Shard | None
 
 
-class Ready(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class InferReady(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The model is loaded. `why`: there are no scores of training images for this reason."""
 
     cpu_s: float
@@ -49,7 +50,7 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     why: str = ""
 
 
-class Answered(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class ImageAnswered(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """What the model says of one image, with the fields of an `AnswerRecord`; or `why` it cannot be read."""
 
     cpu_s: float
@@ -63,7 +64,7 @@ class Answered(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     why: str = ""
 
 
-InferReport = Ready | Answered | Failed
+InferReport = InferReady | ImageAnswered | Failed
 _REPORTS = msgspec.msgpack.Decoder(InferReport)
 
 
@@ -87,7 +88,7 @@ def main(answers_fd: int, parent: int) -> None:
 
 
 def work(order: InferOrder, asked: socket.socket) -> Iterator[InferReport]:
-    """Yields `Ready` and an answer to each request, or `Failed` where there can be none."""
+    """Yields `InferReady` and an answer to each request, or `Failed` where there can be none."""
     from onboard.inference.model import ModelError
     from onboard.trainer.in_process import failed
 
@@ -106,9 +107,9 @@ def _work(order: InferOrder, asked: socket.socket) -> Iterator[InferReport]:
     from onboard.data.images import DataError, fit
     from onboard.data.pictures import decoded
     from onboard.inference.answers import answers
-    from onboard.inference.model import deployed
+    from onboard.inference.model import of_node
 
-    model = deployed(Path(order.state), order.model, order.classes)
+    model = of_node(order.node, order.model)
     cap_memory(order.memory_bytes)
     reference, why = None, ""
     if order.shard is not None:
@@ -116,16 +117,16 @@ def _work(order: InferOrder, asked: socket.socket) -> Iterator[InferReport]:
             reference = _scores(model, order.shard, order.model)
         except (DataError, ValueError) as error:
             why = str(error)
-    yield Ready(cpu_s=time.process_time(), reference=reference, why=why)
+    yield InferReady(cpu_s=time.process_time(), reference=reference, why=why)
     while (path := _next(asked)) is not None:
         began_s = time.process_time()
         try:
             x = fit(decoded(path.name, path, model.info.input[0])[None], model.info.input)
         except DataError as error:
-            yield Answered(cpu_s=time.process_time() - began_s, why=str(error))
+            yield ImageAnswered(cpu_s=time.process_time() - began_s, why=str(error))
             continue
         ((answer, _),) = answers(model, [path.name], x, 1)
-        said = Answered(
+        said = ImageAnswered(
             cpu_s=time.process_time() - began_s, score=answer.score, confidence=answer.confidence,
             values=answer.values, error=answer.error,
         )  # fmt: skip

@@ -48,6 +48,15 @@ class DownlinkSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
             raise ValueError(f"confidence: must be [least, largest], got {list(self.confidence)}")
 
 
+class NodeFolder(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a node's model is: in its folder `state`, of a network there or in `beside`, the folder of its
+    NODE.toml. `classes` are the mission's, where that has them."""
+
+    state: str
+    beside: str
+    classes: tuple[str, ...] | None = None
+
+
 class InferConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Both tables, checked, with the folder's path resolved."""
 

@@ -22,7 +22,7 @@ from onboard.config import NodeConfig
 from onboard.console.log import say
 from onboard.data.suffixes import IMAGE_SUFFIXES, is_junk
 from onboard.inference.population import Population, ReferenceScores
-from onboard.inference.process import Answered, InferOrder, InferReport, Ready, request, start
+from onboard.inference.process import ImageAnswered, InferOrder, InferReady, InferReport, request, start
 from onboard.inference.ring import AnswerRecord, AnswerRing, key_of
 from onboard.inference.rules import InferConfig
 from onboard.mission.health import AnswerHealth, Failure
@@ -167,8 +167,8 @@ class ImageWatch:
     def _start(self, now: float) -> None:
         shard = self._node.shard if self._wants_reference else None
         order = InferOrder(
-            state=str(self._node.state), model=self._model, classes=self._node.shard.classes,
-            memory_bytes=self._config.memory_bytes, shard=shard,
+            node=self._node.node_folder, model=self._model, memory_bytes=self._config.memory_bytes,
+            shard=shard,
         )  # fmt: skip
         try:
             self._child, self._asked_s = start(order), now
@@ -181,7 +181,7 @@ class ImageWatch:
             return
         self._cpu.book(self._asked_s, report.cpu_s)
         self._charge(report.cpu_s)
-        if isinstance(report, Ready):
+        if isinstance(report, InferReady):
             self._is_ready, self._end_s, self._pause_s = True, now + LINGER_S, PAUSE_S
             if self._wants_reference:
                 self._wants_reference = False
@@ -190,7 +190,7 @@ class ImageWatch:
             image, self._asked = self._asked, None
             self._record(image, report)
 
-    def _record(self, image: WatchedImage, said: Answered) -> None:
+    def _record(self, image: WatchedImage, said: ImageAnswered) -> None:
         config = self._config
         if said.confidence is not None:
             doubtful = said.confidence < config.confidence
@@ -227,7 +227,7 @@ class ImageWatch:
             if self._is_news(failed.why):
                 say(log, "infer-failed", level=logging.ERROR, why=failed.why)
         elif image.key == self._failed_key:
-            self._record(image, Answered(cpu_s=0.0, why=failed.why))
+            self._record(image, ImageAnswered(cpu_s=0.0, why=failed.why))
         else:
             self._failed_key = image.key
             self._queue.appendleft(image)
@@ -246,7 +246,7 @@ class ImageWatch:
             return None
         return reference if reference.model == self._model else None
 
-    def _keep_reference(self, report: Ready) -> None:
+    def _keep_reference(self, report: InferReady) -> None:
         """What the disk refuses is measured again at the next start."""
         self._reference = report.reference
         if report.reference is None:

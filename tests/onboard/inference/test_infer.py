@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from click.testing import CliRunner, Result
 
 import groundstation.cli
 import onboard.cli
-from onboard.agents.federated_state import DEPLOYED
+from onboard.agents.federated_state import DEPLOYED, MODEL
 from onboard.data.images import fit
 from onboard.data.pictures import decoded
 from onboard.inference.answers import softmax
@@ -168,6 +169,26 @@ def test_what_cannot_be_answered_is_one_line_and_exit_code_2(
     deployed = tmp_path / "state" / DEPLOYED
     deployed.write_bytes(deployed.read_bytes()[:-1] + b"?")
     assert "damaged" in infer("--node", node, camera).stderr
+
+
+def test_an_installed_network_answers_too(camera: Path, node: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "state" / "models" / "a"
+    shutil.copytree(tiny("classify"), folder)
+    graph = deploy(tmp_path / "state", ROUND, network=folder)
+    told = json.loads(infer("--node", node, "--json", camera / "b.jpg").stdout)
+    x = fit(decoded("", camera / "b.jpg", 3)[None], graph.input_shape)
+    truth = softmax(graph.logits(weights(graph, ROUND), prepare(x)))[0]
+    assert told["confidence"] == pytest.approx(truth.max(), abs=1e-6)
+
+
+def test_before_the_end_the_latest_model_answers(camera: Path, node: Path, tmp_path: Path) -> None:
+    shutil.rmtree(tmp_path / "state")
+    assert "nothing was deployed" in infer("--node", node, camera).stderr
+    deploy(tmp_path / "state", ROUND, name=MODEL)
+    told = json.loads(infer("--node", node, "--json", camera / "a.png").stdout)
+    assert told["confidence"] == pytest.approx(expected(camera / "a.png").max(), abs=1e-6)
+    deploy(tmp_path / "state", 0, name=MODEL)
+    assert "lenet5 has learned nothing yet" in infer("--node", node, camera).stderr
 
 
 def test_it_changes_nothing_and_starts_at_once(node: Path, camera: Path) -> None:
