@@ -16,6 +16,7 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -52,13 +53,13 @@ class LinkSpec(msgspec.Struct, kw_only=True):
 
 
 class LinkNamespaces:
-    """A channel behind a drop-tail queue at either end. Its time begins with the board's first packet: what
-    the ground said before that reached nobody."""
+    """A channel behind a drop-tail queue at either end. Its time begins at `began_s`, or without that with
+    the board's first packet: what the ground said before that reached nobody."""
 
-    def __init__(self, channel: Channel, queue_bytes: int) -> None:
+    def __init__(self, channel: Channel, queue_bytes: int, began_s: float | None = None) -> None:
         self.dropped: dict[Side, int] = dict.fromkeys(SIDES, 0)  # packets that found the queue full
         self._channel, self._queue_bytes = channel, queue_bytes
-        self._began_s: float | None = None
+        self._began_s = began_s
 
     def send(self, side: Side, packet: bytes, now: float) -> None:
         """A packet leaves that side's host."""
@@ -102,36 +103,52 @@ def main() -> None:
     air = spec.air()
     with stop_signals() as stop:
         print(json.dumps({"event": "Up", "namespaces": namespaces}), flush=True)
-        _carry(air, tuns, stop)
+        carry([(air, tuns)], stop)
     print(json.dumps({"event": "Carried", **air.carried()}), flush=True)
 
 
-def open_tun(address: str, mtu_bytes: int) -> int:
+def open_tun(address: str, mtu_bytes: int, name: str = "air") -> int:
     """A TUN device in this process's namespace, up; the descriptor reads what is sent into it, without
     waiting. Raises OSError, CalledProcessError."""
     tun = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-    fcntl.ioctl(tun, _TUNSETIFF, struct.pack("16sH22x", b"air", _IFF_TUN | _IFF_NO_PI))
-    for words in (f"address add {address}/24 dev air", f"link set air mtu {mtu_bytes} multicast off up"):
+    fcntl.ioctl(tun, _TUNSETIFF, struct.pack("16sH22x", name.encode(), _IFF_TUN | _IFF_NO_PI))
+    for words in (
+        f"address add {address}/24 dev {name}",
+        f"link set {name} mtu {mtu_bytes} multicast off up",
+    ):
         subprocess.run(["ip", *words.split()], check=True)
     return tun
 
 
-def _carry(air: LinkNamespaces, tuns: dict[Side, int], stop: Stop) -> None:
-    sides = {tun: side for side, tun in tuns.items()}
+def carry(
+    links: Sequence[tuple[LinkNamespaces, dict[Side, int]]],
+    stop: Stop,
+    report: Callable[[], object] = lambda: None,
+    report_every_s: float = math.inf,
+) -> None:
+    """Carries packets between the TUN devices of each link's sides until it is told to stop; calls `report`
+    every so often."""
+    ends = {tun: (link, side) for link, tuns in links for side, tun in tuns.items()}
+    next_report_s = time.monotonic() + report_every_s
     while not stop.asked:
-        due_s = air.next_due() - time.monotonic()
+        due_s = min(next_report_s, *(link.next_due() for link, _ in links)) - time.monotonic()
         # select() and not poll(), whose timeouts are whole milliseconds: a packet at 16 Mbit/s takes 0.7
         timeout_s = None if due_s == math.inf else max(0.0, due_s)
-        for tun in select.select([*sides, stop.fd], [], [], timeout_s)[0]:
+        for tun in select.select([*ends, stop.fd], [], [], timeout_s)[0]:
             if tun == stop.fd:
                 continue
+            link, side = ends[tun]
             try:
                 while True:
-                    air.send(sides[tun], os.read(tun, _LONGEST_PACKET), time.monotonic())
+                    link.send(side, os.read(tun, _LONGEST_PACKET), time.monotonic())
             except BlockingIOError:
                 pass
-        for side, packet in air.due(time.monotonic()):
-            os.write(tuns[side], packet)
+        for link, tuns in links:
+            for side, packet in link.due(time.monotonic()):
+                os.write(tuns[side], packet)
+        if time.monotonic() >= next_report_s:
+            report()
+            next_report_s = time.monotonic() + report_every_s
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""What a process costs by the kernel's own count: memory from /proc/PID/status, CPU from /proc/PID/stat."""
+"""What a process costs by the kernel's own count: memory from /proc/PID/status and smaps_rollup, CPU from
+/proc/PID/stat."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,24 @@ def memory(pid: int) -> Memory:
     return Memory(1024 * resident, 1024 * peak, 1024 * anonymous)  # the kernel's "kB" are 1024 B (proc(5))
 
 
+def share_bytes(pid: int) -> int:
+    """Its proportional set size: resident memory, where a page that N processes have counts 1/N for each.
+
+    Raises ProcessLookupError for a process that is gone or a zombie."""
+    fields = dict(line.split(":", 1) for line in _read(pid, "smaps_rollup").splitlines()[1:])
+    return 1024 * int(fields["Pss"].split()[0])
+
+
+def in_namespace(path: str) -> list[int]:
+    """All processes in the network namespace at `path`."""
+    namespace, found = Path(path).stat().st_ino, []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            if (process / "ns/net").stat().st_ino == namespace:
+                found.append(int(process.name))
+    return found
+
+
 def children(pid: int) -> list[int]:
     """The processes that it has started and that are not waited for yet. Raises ProcessLookupError."""
     return [int(child) for child in _read(pid, f"task/{pid}/children").split()]
@@ -44,5 +64,5 @@ def cpu_s(pid: int) -> float:
 def _read(pid: int, what: str) -> str:
     try:
         return Path(f"/proc/{pid}/{what}").read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the latter from a read that had begun
         raise ProcessLookupError(f"process {pid} has ended") from None
