@@ -21,6 +21,7 @@ NAMES = {
     for folder, names in {
         "learning": ("data", "codec", "alq", "table1", "gossip", "consensus", "convergence", "epoch"),
         "link": ("transfer", "frame", "ports", "others", "hardship", "schedules", "day", "files"),
+        "peers": ("flower",),
         "resilience": ("footprint", "memory", "kills", "fuzz", "damage", "insider"),
     }.items()
     for name in names
