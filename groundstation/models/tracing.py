@@ -5,19 +5,19 @@ fake tensors of two prime batch sizes. A number that differs between the two mus
 size N, or a number over it, and becomes a `Batch`; anything else is refused. This needs no symbolic shapes,
 so that code which asks for `len(x)`, or torch code that takes plain integers alone, is traced as it is.
 
-What torch's own decompositions lack is replaced before autograd sees it: BatchNorm is written in plain
-operators (torch.onnx mistranslates its training), a resizing and an average pooling become products with
+What torch's own decompositions lack is replaced before autograd sees it: normalizations are operators of
+their own (`normalizing`), a resizing and an average pooling become products with
 constant matrices, and dropout draws from integers that a seed gives, the same on every machine."""
 
 from __future__ import annotations
 
 import contextlib
-import inspect
 import operator
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
+
+from groundstation.models import normalizing
 
 SIZES = (1009, 1013)  # two primes, larger than any factor of a network's own sizes
 
@@ -211,95 +211,10 @@ def _replacements() -> dict[Any, Callable[..., Any]]:
         functional.avg_pool1d, functional.avg_pool2d,
     )  # fmt: skip
     return {
-        functional.batch_norm: _batch_norm, functional.instance_norm: _instance_norm,
-        functional.group_norm: _group_norm, functional.layer_norm: _layer_norm,
+        functional.batch_norm: normalizing.batch_norm, functional.instance_norm: normalizing.instance_norm,
+        functional.group_norm: normalizing.group_norm, functional.layer_norm: normalizing.layer_norm,
         **dict.fromkeys(averages, _separable), functional.pad: _border,
     }  # fmt: skip
-
-
-def _batch_norm(call: Any, *args: Any, **kwargs: Any) -> Any:
-    given = _given(call, args, kwargs)
-    x, mean, variance = given["input"], given["running_mean"], given["running_var"]
-    axes = [0, *range(2, x.dim())]
-    form = [1, -1] + [1] * (x.dim() - 2)
-    if not given["training"]:
-        scale = (variance + given["eps"]).rsqrt().reshape(form)
-        return _affine((x - mean.reshape(form)) * scale, given["weight"], given["bias"], form)
-    if mean is not None:
-        momentum = given["momentum"]
-        mean.mul_(1 - momentum).add_(x.detach().mean(axes), alpha=momentum)
-        variance.mul_(1 - momentum).add_(x.detach().var(axes), alpha=momentum)
-    return _affine(_normalized(x, axes, given["eps"]), given["weight"], given["bias"], form)
-
-
-def _given(call: Any, args: Any, kwargs: Any) -> dict[str, Any]:
-    """Returns the arguments of a call by their names, with its defaults."""
-    bound = inspect.signature(call).bind(*args, **kwargs)
-    bound.apply_defaults()
-    return bound.arguments
-
-
-def _affine(x: Any, weight: Any, bias: Any, form: Sequence[int]) -> Any:
-    x = x if weight is None else x * weight.reshape(form)
-    return x if bias is None else x + bias.reshape(form)
-
-
-def _layer_norm(
-    _: Any, x: Any, shape: Sequence[int], weight: Any = None, bias: Any = None, eps: float = 1e-5
-) -> Any:
-    axes = list(range(x.dim() - len(shape), x.dim()))
-    return _affine(_normalized(x, axes, eps), weight, bias, [1] * (x.dim() - len(shape)) + list(shape))
-
-
-def _normalized(x: Any, axes: Sequence[int], eps: float) -> Any:
-    return _operators()[0](x, list(axes), eps)[0]
-
-
-@cache
-def _operators() -> Any:
-    """Returns the operator (x - mean) / deviation over some axes, which is traced as one."""
-    import torch
-
-    library = torch.library.Library("spacedml", "FRAGMENT")
-    library.define("normalize(Tensor x, int[] axes, float eps) -> (Tensor, Tensor)")
-    library.define("normalize_backward(Tensor g, Tensor y, Tensor scale, int[] axes) -> Tensor")
-
-    def forward(x: Any, axes: Sequence[int], eps: float) -> tuple[Any, Any]:
-        away = x - x.mean(axes, keepdim=True)
-        scale = ((away * away).mean(axes, keepdim=True) + eps).rsqrt()
-        return away * scale, scale
-
-    def backward(g: Any, y: Any, scale: Any, axes: Sequence[int]) -> Any:
-        mean, slope = (part.mean(axes, keepdim=True) for part in (g, g * y))
-        return (g - mean - y * slope) * scale
-
-    def keep(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.axes = inputs[1]
-        ctx.save_for_backward(*output)
-
-    def differentiate(ctx: Any, g: Any, _: Any) -> tuple[Any, None, None]:
-        return torch.ops.spacedml.normalize_backward(g, *ctx.saved_tensors, ctx.axes), None, None
-
-    library.impl("normalize", forward, "CompositeExplicitAutograd")
-    library.impl("normalize_backward", backward, "CompositeExplicitAutograd")
-    torch.library.register_autograd("spacedml::normalize", differentiate, setup_context=keep, lib=library)
-    return torch.ops.spacedml.normalize.default, library  # the operator lives as long as its library
-
-
-def _instance_norm(call: Any, *args: Any, **kwargs: Any) -> Any:
-    given = _given(call, args, kwargs)
-    if given["running_mean"] is not None:
-        raise UnsupportedError("InstanceNorm with running statistics")
-    x = given["input"]
-    form = [1, -1] + [1] * (x.dim() - 2)
-    parts = _normalized(x, list(range(2, x.dim())), given["eps"])
-    return _affine(parts, given["weight"], given["bias"], form)
-
-
-def _group_norm(_: Any, x: Any, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Any:
-    form = [1, -1] + [1] * (x.dim() - 2)
-    parts = _normalized(x.reshape(x.shape[0], groups, -1), [2], eps)
-    return _affine(parts.reshape(x.shape), weight, bias, form)
 
 
 def _border(call: Any, x: Any, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Any:

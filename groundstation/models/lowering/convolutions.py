@@ -102,31 +102,33 @@ def _by_weight(call: Call, image: Any, error: Any, weight: Any, at: Placement) -
 
 
 def _by_weight_of_shifts(call: Call, image: Any, error: Any, weight: Any, at: Placement) -> str:
-    """Returns the same for stride 1 as one product of matrices, up to 2.3 times as fast in onnxruntime.
+    """Returns the same for stride 1 as products of matrices, up to 2.3 times as fast in onnxruntime.
 
-    The image is shifted to each column of the kernel and the gradient to each row, so that the product of
-    both over all places has the sum of every pair of a row and a column."""
+    The gradient is shifted to each row of the kernel, and the image to each column, so that their product
+    over all places has the sum of every pair of a row and a column. Where the kernels are many and the maps
+    small, the batch's axis goes behind the channels', so that one product sums over it."""
     w = call.writer
     (_, taken, height, width), (_, given, rows, columns) = call.shape(image), call.shape(error)
     (across, down), (tall, wide) = (at.dilation[1], at.dilation[0]), call.shape(weight)[2:]
     (top, left), padded = at.padding, height + 2 * at.padding[0]
-    images = [
-        w.pad(
-            call.name(image), 4, {2: (top, top), 3: (left - j * across, columns + j * across - left - width)}
-        )
-        for j in range(wide)
-    ]
-    errors = [
-        w.pad(call.name(error), 4, {2: (i * down, padded - rows - i * down)})
-        for i in range(tall)
-    ]  # fmt: skip
-    x, g = (w.node("Concat", *each, axis=1) if len(each) > 1 else each[0] for each in (images, errors))
-    x = w.permute(w.reshape(x, [0, wide * taken, -1]), [0, 2, 1])
-    products = w.node(
-        "MatMul", w.reshape(g, [0, tall * given, -1]), x
-    )  # (N, rows and given, columns and taken)
-    found = w.reshape(w.sum(products, [0]), [tall, given, wide, taken])
-    return w.permute(found, [1, 3, 0, 2])
+    x, g = call.name(image), call.name(error)
+    is_one = 3 * tall * wide * taken * given > (taken + given) * height * width  # measured for 8 to 64 pixels
+    if is_one:
+        x, g = w.permute(x, [1, 0, 2, 3]), w.permute(g, [1, 0, 2, 3])
+    first = [] if is_one else [0]
+    errors = [w.pad(g, 4, {2: (i * down, padded - rows - i * down)}) for i in range(tall)]
+    stacked = w.node("Concat", *errors, axis=len(first)) if tall > 1 else errors[0]
+    stacked = w.reshape(stacked, [*first, tall * given, -1])
+    found = list[str]()
+    for j in range(wide):
+        borders = (left - j * across, columns + j * across - left - width)
+        shifted = w.reshape(w.pad(x, 4, {2: (top, top), 3: borders}), [*first, taken, -1])
+        if is_one:
+            product = w.node("Gemm", stacked, shifted, transB=1)
+        else:
+            product = w.sum(w.node("MatMul", stacked, w.permute(shifted, [0, 2, 1])), [0])
+        found.append(w.reshape(product, [tall, given, 1, taken]))
+    return w.permute(w.node("Concat", *found, axis=2) if wide > 1 else found[0], [1, 3, 0, 2])
 
 
 def max_pool(

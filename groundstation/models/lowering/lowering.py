@@ -75,6 +75,8 @@ LOWERINGS: dict[str, Lowering] = {
     "any": reductions.is_any,
     "spacedml.normalize": reductions.normalize,
     "spacedml.normalize_backward": reductions.normalize_backward,
+    "spacedml.batch_norm": reductions.batch_norm,
+    "spacedml.batch_norm_backward": reductions.batch_norm_backward,
     "cumsum": reductions.running_sum,
     "_softmax": reductions.along("Softmax"),
     "_log_softmax": reductions.along("LogSoftmax"),

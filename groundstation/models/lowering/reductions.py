@@ -55,6 +55,46 @@ def normalize_backward(call: Call, g: Any, y: Any, scale: Any, axes: Sequence[in
     return w.node("Mul", rest, call.name(scale))
 
 
+def batch_norm(call: Call, x: Any, weight: Any, bias: Any, epsilon: float) -> tuple[str, ...]:
+    """Writes the result, x - mean, and by channel the mean, the variance and the unbiased one.
+
+    ONNX's BatchNormalization, with the statistics that it is given, is one pass over the map."""
+    w, name, channels = call.writer, call.name(x), call.shape(x)[1]
+    axes = [0, *range(2, call.rank(x))]
+    mean = w.node("ReduceMean", name, axes=axes, keepdims=1)
+    away = w.node("Sub", name, mean)
+    variance = w.node("ReduceMean", w.node("Mul", away, away), axes=axes, keepdims=0)
+    zeros = w.filled(0.0, channels)
+    y = w.node(
+        "BatchNormalization", away, call.name(weight), call.name(bias), zeros, variance, epsilon=epsilon
+    )
+    count = _count_of_channel(call, x)
+    unbiased = w.node("Mul", variance, w.node("Div", count, w.node("Sub", count, w.constant(1.0))))
+    return y, away, w.reshape(mean, [channels]), variance, unbiased
+
+
+def batch_norm_backward(
+    call: Call, g: Any, away: Any, variance: Any, weight: Any, epsilon: float
+) -> tuple[str, str, str]:
+    """Writes weight / deviation times (g - mean(g) - away mean(g away) / variance), again in few passes."""
+    w, error, channels = call.writer, call.name(g), call.shape(g)[1]
+    axes, ones, zeros = [0, *range(2, call.rank(g))], w.filled(1.0, channels), w.filled(0.0, channels)
+    scale = w.node("Reciprocal", w.node("Sqrt", w.node("Add", call.name(variance), w.constant(epsilon))))
+    by_bias = w.sum(error, axes)
+    by_weight = w.node("Mul", w.sum(w.node("Mul", error, call.name(away)), axes), scale)
+    gain, count = w.node("Mul", call.name(weight), scale), _count_of_channel(call, g)
+    mean = w.node("Div", by_bias, count)
+    across = w.node("BatchNormalization", error, gain, zeros, mean, ones, epsilon=0.0)
+    slope = w.node("Mul", w.node("Mul", gain, scale), w.node("Div", by_weight, count))
+    slope = w.reshape(slope, [1, channels, *[1] * (call.rank(g) - 2)])
+    return w.node("Sub", across, w.node("Mul", call.name(away), slope)), by_weight, by_bias
+
+
+def _count_of_channel(call: Call, x: Any) -> str:
+    """Returns how many numbers a channel has, as a float32."""
+    return call.operand(product([size for axis, size in enumerate(call.shape(x)) if axis != 1]), "float32")
+
+
 def extreme(operation: str) -> Lowering:
     def lowered(call: Call, x: Any, axes: Any = None, keep: bool = False) -> str:
         return call.writer.node(operation, call.name(x), axes=call.axes(x, axes), keepdims=int(keep))

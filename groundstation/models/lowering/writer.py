@@ -59,6 +59,11 @@ class Writer:
             self._known[key] = (name,)
         return self._known[key][0]
 
+    def filled(self, value: float, count: int) -> str:
+        """Returns float32 (count,) of one value, in a few bytes."""
+        one = numpy_helper.from_array(np.array([value], np.float32))
+        return self.node("ConstantOfShape", self.integers(count), value=one)
+
     def made_by(self, name: str) -> str:
         """Returns the operation that gave a tensor, "" of an input or a constant."""
         return self._made_by.get(name, "")

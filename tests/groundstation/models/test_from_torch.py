@@ -145,8 +145,8 @@ NETWORKS: dict[str, tuple[Callable[[], Any], int]] = {
     "resized": (
         lambda: head(
             nn.Conv2d(3, 4, 3), nn.Upsample(scale_factor=2), nn.Upsample(scale_factor=1.5, mode="bilinear"),
-            nn.PixelUnshuffle(2), nn.InstanceNorm2d(16, affine=True), nn.PReLU(), nn.Softplus(),
-            features=1296,
+            nn.PixelUnshuffle(2), nn.InstanceNorm2d(16, affine=True, track_running_stats=True),
+            nn.PReLU(), nn.Softplus(), features=1296,
         ),
         8,
     ),
