@@ -144,6 +144,9 @@ class DataSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     rows: tuple[int, int] | None = None
     """First row of the set that this node has, and the one after its last. No others are read into memory.
     Left out: all."""
+    validation: Annotated[float, Meta(ge=0, le=0.5)] = 0.0
+    """Share of the images that is held out of training, always the same ones. What a round's training has
+    made is judged on them, and the ground is told with the update."""
     classes: Classes | None = None
     """Names of the mission's classes in its order, as in mission.toml; the set's own are brought to them by
     name. Of a node that gossips: the same at all nodes. Left out: the set's own."""
@@ -355,6 +358,7 @@ def _own(path: Path, file: NodeFile) -> dict[str, Any]:
         shape=data.shape, rows=data.rows, classes=data.classes, levels=levels,
         tasked=file.gossip is None, budget_bytes=memory_bytes,
         objective=Objective(kind=data.task, ignore=data.ignore), copies=str(base / file.node.state),
+        validation=data.validation,
     )  # fmt: skip
     return {
         "path": path, "id": file.node.id, "name": file.node.name, "state": base / file.node.state,

@@ -17,7 +17,7 @@ from groundstation.failures import Setbacks
 from groundstation.rounds.closing import Closing, restored, scores_of, task_of
 from groundstation.rounds.supply import NetworkSupply
 from groundstation.station import Station, pause_s
-from groundstation.store.store import RoundRow, Store, StoreError
+from groundstation.store.store import METRICS, RoundRow, Store, StoreError
 from onboard.console.errors import where
 from onboard.console.log import say
 from onboard.data.images import Images
@@ -130,7 +130,7 @@ class Rounds:
             station.updates["updates_late"] += 1
             session.accept(arrived.digest, now)
             return
-        metrics = {key: getattr(update, key) for key in ("samples", "loss", "train_s", "cpu_s", "energy_j")}
+        metrics = {key: value for key in METRICS if (value := getattr(update, key)) is not None}
         merged, payload = outcome is UpdateFate.MERGED, arrived.payload
         self.store.take_update(self.number, update.node, payload, metrics, self._wall(), merged=merged)
         session.accept(arrived.digest, now)

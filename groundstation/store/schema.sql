@@ -53,6 +53,7 @@ CREATE TABLE answer (
   payload BLOB,                  -- the update object, whole, for as long as it may be averaged again
   object BLOB,                   -- its digest on the wire: it is not taken again
   why TEXT,                      -- it is lost
+  validation REAL,               -- of the task's metric, on images that the board holds out
   digest BLOB,
   PRIMARY KEY (round, node)
 );

@@ -56,8 +56,8 @@ _FIRST_OF_ALL = (  # the highest and the lowest: which of them is the best is th
     "number FROM (SELECT number FROM round WHERE accuracy IS NOT NULL ORDER BY accuracy, number LIMIT 1)"
 )
 _SET_TIME = "UPDATE round SET left_s = ?, deadline_at = ? WHERE number = ?"
-_METRICS = ("samples", "loss", "train_s", "cpu_s", "energy_j")
-_ANSWER = ("round", "node", "state", "changed_at", *_METRICS, "asking", "why")
+METRICS = ("samples", "loss", "train_s", "cpu_s", "energy_j", "validation")  # of an update
+_ANSWER = ("round", "node", "state", "changed_at", *METRICS, "asking", "why")
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,8 @@ def picture(mission: Mission, store: Store) -> dict[str, Any]:
         | {"answers": store.answers(row.number)}
         for row in store.rounds()
     ]
+    for each in rounds:
+        each["validation"] = _mean_validation(each["answers"])
     known = {node.id: node for node in mission.nodes}
     nodes = list[dict[str, Any]]()
     for row in store.nodes():
@@ -61,6 +63,13 @@ def picture(mission: Mission, store: Store) -> dict[str, Any]:
         "classes": json.loads(entry.get("classes") or "[]"),
         "finished_at": entry.get("finished_at"), "why": entry.get("why"), "rounds": rounds, "nodes": nodes,
     }  # fmt: skip
+
+
+def _mean_validation(answers: Sequence[View]) -> float | None:
+    """Returns the mean of what boards say of their images held out, weighted by their samples."""
+    told = [(each["validation"], each["samples"]) for each in answers if each["validation"] is not None]
+    whole = sum(samples for _, samples in told)
+    return sum(value * samples for value, samples in told) / whole if whole else None
 
 
 def _health(stored: str | None) -> dict[str, Any] | None:
@@ -88,15 +97,17 @@ def table(view: Mapping[str, Any], console: Console | None = None) -> None:
     console.print(
         f"[bold]{escape(view['mission'])}[/]  {view['model']}, {view['rounds_wanted']} rounds wanted: {state}"
     )
-    rounds = Table(
-        "round", "state", metric.title, "loss", "bits/weight down", "answered", "seconds", box=None
-    )
+    has_validation = any(row["validation"] is not None for row in view["rounds"])
+    held_out = ("on boards",) if has_validation else ()
+    headings = "round", "state", metric.title, *held_out, "loss", "bits/weight down", "answered", "seconds"
+    rounds = Table(*headings, box=None)
     for row in view["rounds"]:
         asked = [answer for answer in row["answers"] if answer["state"] != "merged"]
         answered = [answer for answer in asked if answer["state"] == "answered"]
         until = row["closed_at"] or time.time()
         rounds.add_row(
-            str(row["round"]), row["state"], metric.told(row[metric.key]), _number(row["loss"], ".3f"),
+            str(row["round"]), row["state"], metric.told(row[metric.key]),
+            *(metric.told(row["validation"]) for _ in held_out), _number(row["loss"], ".3f"),
             _number(row["bits_down"], ".3f"), f"{len(answered)} of {len(asked)}",
             f"{max(0.0, until - row['opened_at']):.0f}",  # the clock may have been set meanwhile
         )  # fmt: skip

@@ -343,10 +343,14 @@ class FederatedAgent:
         self.known.fragment_bytes = self.session.fragment_bytes(digest)
         self._save()
         self.work = None
-        peak_mb = {"peak_mb": round(done.peak_bytes / 2**20)} if done.peak_bytes else {}
+        if done.unjudged:
+            say(log, "validation-failed", level=logging.WARNING, round=work.task.round, why=done.unjudged)
+        told: dict[str, Any] = {"peak_mb": round(done.peak_bytes / 2**20)} if done.peak_bytes else {}
+        if done.validation is not None:
+            told["validation"] = done.validation
         say(
             log, "trained", round=work.task.round, loss=done.loss, seconds=seconds, bytes=len(work.update),
-            **peak_mb,
+            **told,
         )  # fmt: skip
 
     def _update(self, work: Work, done: TrainingDone, now: float) -> bytes:
@@ -354,7 +358,7 @@ class FederatedAgent:
         update = Update(
             mission=work.task.mission, round=work.task.round, node=self.config.id, samples=done.samples,
             loss=done.loss, train_s=self.known.train_s + now - work.started_s, cpu_s=work.cpu_s,
-            energy_j=self.known.energy_j + self._spent_j(now) - work.started_j,
+            energy_j=self.known.energy_j + self._spent_j(now) - work.started_j, validation=done.validation,
         )  # fmt: skip
         return objects.encode_object(update, done.packed)
 

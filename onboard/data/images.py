@@ -27,6 +27,7 @@ Part = Literal["train", "test", "own"]
 
 SPLIT_SEED = 42  # of the digits' and folders' splits; any constant does, and it must stay
 TEST_SHARE = 0.2  # of both
+VALIDATION_SEED = 43  # of what is held out; it must stay: a model would be judged by what taught it
 # Luma of ITU-R BT.601-7, section 2.5.1, as Pillow's "L" mode takes it.
 LUMA = np.array([0.299, 0.587, 0.114])
 CHUNK = 256  # images resampled at a time: a 64x64 RGB chunk is 25 MB of float64
@@ -181,6 +182,19 @@ def shards(images: Images, n: int, seed: int) -> list[Images]:
     if not 1 <= n <= len(images):
         raise DataError(f"{len(images)} images cannot make {n} shards")
     return [images.take(rows) for rows in np.array_split(order(len(images), seed), n)]
+
+
+def held_out(rows: Rows, share: float) -> NDArray[np.bool_]:
+    """Says which rows of a part are held out of training, bool (N): each by its own draw, so that rows that
+    come to the set change nothing for those that are there, and a larger share holds the same and more. Of
+    two rows or more one at least is held out, and one is not. Raises DataError for a single row."""
+    if len(rows) < 2:
+        raise DataError(f"validation: {share:g} of {len(rows)} images cannot be held out, needs two or more")
+    key = np.array([VALIDATION_SEED, 0], dtype=np.uint64)
+    drawn = np.random.Philox(key=key).random_raw(int(rows.max()) + 1)[rows]
+    held: NDArray[np.bool_] = drawn < np.uint64(share * 2.0**64)
+    held[np.argmin(drawn)], held[np.argmax(drawn)] = True, False
+    return held
 
 
 def fit(x: Pixels, shape: Shape) -> Pixels:

@@ -95,7 +95,7 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     """What every label and pixel of a set says. `classes` counts the images of each, or the pixels if there
     are masks, `passed` the entries passed over by reason; `blank` images have one value all over;
     `load_bytes` is their size in memory; `compared` is whether the classes are the mission's, as far as is
-    known."""
+    known; `held` images are held out of training."""
 
     source: str
     shape: tuple[int, int, int]
@@ -111,6 +111,7 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     expected: Levels | None = None
     compared: bool = True
     kind: Kind = "classify"
+    held: int = 0
 
     @property
     def warnings(self) -> list[str]:
@@ -141,8 +142,9 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
         of = "pixels of " if self.kind == "segment" else ""
         classes = f"; {of}classes {counts}{more}" if counts else ""
         warnings = "".join(f"; WARNING: {each}" for each in self.warnings)
+        held = f", {self.held} of them held out of training" if self.held else ""
         return (
-            f"{self.images} images of {self.shape} in {self.source}, {self.load_bytes / 2**20:.0f} MB; "
+            f"{self.images} images of {self.shape} in {self.source}{held}, {self.load_bytes / 2**20:.0f} MB; "
             f"pixels {self.low}..{self.high}, mean {self.levels.mean:.1f}{classes}{warnings}"
         )
 
@@ -150,6 +152,7 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
         warnings, load_mb = self.warnings, round(self.load_bytes / 2**20, 1)
         say(
             log, "data", level=logging.WARNING if warnings else logging.INFO, images=self.images,
+            held=self.held,
             classes=self.classes, low=self.low, high=self.high, mean=round(self.levels.mean, 1),
             load_mb=load_mb, warnings=warnings,
         )  # fmt: skip
@@ -159,7 +162,8 @@ class Shard(msgspec.Struct, frozen=True, kw_only=True):
     """Where a node's own images are. `folder` holds named sets; `rows` are the first and the one after the
     last; `classes`, `levels` and `objective` are the mission's; `tasked` is whether tasks will say the
     mission's classes; the images may take `budget_bytes` at most, and what is larger than a part of that
-    stays on the disk, copied into the folder `copies` if need be."""
+    stays on the disk, copied into the folder `copies` if need be; the share `validation` of them is held out
+    of training."""
 
     source: str
     folder: str | None = None
@@ -171,6 +175,7 @@ class Shard(msgspec.Struct, frozen=True, kw_only=True):
     budget_bytes: int | None = None
     objective: Objective = Objective()
     copies: str | None = None
+    validation: float = 0.0
 
     @property
     def beyond_bytes(self) -> int:
@@ -192,13 +197,25 @@ class Shard(msgspec.Struct, frozen=True, kw_only=True):
         )  # fmt: skip
 
     def load(self, objective: Objective | None = None) -> Images:
-        """Reads the images that are not set apart for a test. Raises DataError."""
-        copies = None if self.copies is None else Path(self.copies)
-        return self.survey(objective).load(beyond_bytes=self.beyond_bytes, copies=copies)
+        """Reads the images to train on. Raises DataError."""
+        return self.load_parts(objective)[0]
+
+    def load_parts(self, objective: Objective | None = None) -> tuple[Images, Images | None]:
+        """Reads the images to train on, and those that are held out, if any are. Raises DataError."""
+        from onboard.data.images import held_out
+
+        seen, copies = self.survey(objective), None if self.copies is None else Path(self.copies)
+        if not self.validation:
+            return seen.load(beyond_bytes=self.beyond_bytes, copies=copies), None
+        held = held_out(seen.rows, self.validation)
+        if seen.pixel_bytes <= self.beyond_bytes:
+            return seen.of(~held).load(), seen.of(held).load()
+        whole = seen.load(beyond_bytes=self.beyond_bytes, copies=copies)  # one file has both
+        return whole.take((~held).nonzero()[0]), whole.take(held.nonzero()[0])
 
     def inspect(self, objective: Objective | None = None) -> Inspection:
         """Checks the budget, then looks at every image and keeps none. Raises DataError."""
-        from onboard.data.images import DataError
+        from onboard.data.images import DataError, held_out
 
         seen, budget_bytes = self.survey(objective), self.budget_bytes
         load_bytes = seen.load_bytes
@@ -214,4 +231,7 @@ class Shard(msgspec.Struct, frozen=True, kw_only=True):
         if judged is not None and (why := refusal(found.levels, judged, found.high)):
             raise DataError(f"{self.source}: {why}")
         compared = self.classes is not None or not self.tasked
-        return msgspec.structs.replace(found, expected=self.levels, compared=compared, load_bytes=load_bytes)
+        return msgspec.structs.replace(
+            found, expected=self.levels, compared=compared, load_bytes=load_bytes,
+            held=int(held_out(seen.rows, self.validation).sum()) if self.validation else 0,
+        )  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -74,6 +74,10 @@ class Survey:
             return {}
         counts = np.bincount(self.y, minlength=len(self.classes))
         return dict(zip(self.classes, counts.tolist(), strict=True))
+
+    def of(self, chosen: NDArray[np.bool_]) -> Survey:
+        """The same of some of the images, bool (N)."""
+        return replace(self, y=self.y[chosen], rows=self.rows[chosen])
 
     def load(self, *, beyond_bytes: int | None = None, copies: Path | None = None) -> Images:
         """Reads the images: x uint8 (N, *shape), with labels or masks. Pixels of more than `beyond_bytes`

@@ -91,7 +91,7 @@ class InstallArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     description: FileText
     train: FileText
     infer: FileText
-    parameters: FileText | Literal[""] = ""
+    parameters: Annotated[str, Meta(pattern=r"^([0-9a-f]{32}:[1-9][0-9]{0,9})?$")] = ""
     check: Annotated[str, Meta(pattern=r"^([0-9a-f]{2})*$", max_length=1024)] = ""
     again: bool = True
 

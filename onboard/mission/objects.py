@@ -63,7 +63,9 @@ class Task(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
 
 class Update(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     """Header of an UPDATE. `samples` weighs it in the average; `loss` is the last epoch's mean; `cpu_s` and
-    `train_s` are seconds of CPU and of the clock, `energy_j` joules of this round."""
+    `train_s` are seconds of CPU and of the clock, `energy_j` joules of this round; `validation` is what the
+    task's metric says of the trained model on images that the board holds out, if it holds any out: without
+    it the field is not sent, and who does not know it passes over it."""
 
     mission: Id8
     round: Annotated[int, Meta(ge=0, le=0xFFFF)]
@@ -73,6 +75,7 @@ class Update(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     cpu_s: Amount
     energy_j: Amount
     train_s: Amount
+    validation: Annotated[float, Meta(ge=-1e12, le=1e12)] | None = None
 
 
 KNOBS_ALWAYS_SENT = 13  # of a task's training: those that there were when a task got its version
@@ -109,9 +112,11 @@ def encode_object(header: Task | Update, weights: bytes) -> bytes:
 
 
 def _shortened(header: Task | Update) -> object:
-    """The header without the knobs at the end of its training that have their defaults: one that came later
-    costs no byte, and a board of before understands the rest, until it is used."""
-    if not isinstance(header, Task) or header.training is None:
+    """The header without what came later and is not used, at its end or at that of its training: it costs no
+    byte, and a program of before understands the rest."""
+    if isinstance(header, Update):
+        return header if header.validation is not None else msgspec.structs.astuple(header)[:-1]
+    if header.training is None:
         return header
     fields = msgspec.to_builtins(header, builtin_types=(bytes,))
     knobs = fields[Task.__struct_fields__.index("training")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import time
 from collections.abc import Callable, Generator
@@ -11,13 +12,15 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from onboard.codec.layout import Weights
 from onboard.codec.model import BadPack
 from onboard.codec.pack import pack, unpack
 from onboard.data import labels
 from onboard.data.images import DataError, Images
 from onboard.learn.federated.local import LocalTraining, apply_delta
-from onboard.learn.graph import GraphError, LostNetwork, TrainGraph
+from onboard.learn.graph import GraphError, InferGraph, LostNetwork, TrainGraph
 from onboard.learn.networks import Network, NetworkError
+from onboard.learn.scoring import evaluate
 from onboard.learn.self_check import check
 from onboard.learn.training import Plan
 from onboard.mission.health import Failure
@@ -48,13 +51,14 @@ class LocalTrainer:
         images: Images,
         graphs: Callable[[str], TrainGraph] = TrainGraph.load,
         cpu_clock: Callable[[], float] = time.process_time,
+        held: Images | None = None,
     ) -> None:
-        self._images, self._graphs, self._cpu_clock = images, graphs, cpu_clock
+        self._images, self._held, self._graphs, self._cpu_clock = images, held, graphs, cpu_clock
         self._steps: Training | None = None
         self._reports: list[Report] = []
 
     def begin(self, job: Job) -> None:
-        self._steps = train(job, self._images, self._graphs, self._cpu_clock)
+        self._steps = train(job, self._images, self._graphs, self._cpu_clock, self._held)
         self._reports = [next(self._steps)]
 
     def check(self, network: NetworkCheck) -> None:
@@ -77,11 +81,12 @@ def train(
     images: Images,
     graphs: Callable[[str], TrainGraph],
     cpu_clock: Callable[[], float] = time.process_time,
+    held: Images | None = None,
 ) -> Training:
     """Yield `Begun`, then one report for each value sent, which says whether the step is to save, at last
-    `TrainingDone` or `Failed`."""
+    `TrainingDone` or `Failed`. The outcome is judged on the images `held` out."""
     try:
-        yield from _train(job, images, graphs, cpu_clock)
+        yield from _train(job, images, graphs, cpu_clock, held)
         return
     except Exception as error:  # a graph or a memory limit may raise anything
         failure = failed(error)
@@ -89,12 +94,18 @@ def train(
 
 
 def _train(
-    job: Job, images: Images, graphs: Callable[[str], TrainGraph], cpu_clock: Callable[[], float]
+    job: Job,
+    images: Images,
+    graphs: Callable[[str], TrainGraph],
+    cpu_clock: Callable[[], float],
+    held: Images | None,
 ) -> Training:
     task, weights = decode_task(job.model)
     graph = graphs(job.network or task.model)
     images = _fitting(images, task, graph)
-    training = _training(task, weights, graph, images, job.node)
+    held = None if held is None else _fitting(held, task, graph)
+    origin, start = _weights(task, weights, graph)
+    training = _training(task, graph, origin, start, images, job.node)
     dropped = "" if job.checkpoint is None else _restored(training, job.checkpoint)
     flops = graph.flops_per_image * training.knobs.batch_size
     save = yield Begun(flops_a_step=flops, epoch=training.epoch, batch=training.batch, dropped=dropped)
@@ -106,9 +117,15 @@ def _train(
         took_s = cpu_clock() - began_s
         save = yield msgspec.structs.replace(done, cpu_s=took_s, state=state.getvalue() or None)
         began_s = cpu_clock()
-    packed = pack(training.result())
-    cpu_s = cpu_clock() - began_s
-    yield TrainingDone(packed=packed, loss=training.loss, samples=len(images), cpu_s=cpu_s)
+    result = training.result()
+    validation, unjudged = None, ""
+    if held is not None:
+        validation, unjudged = _judged(graph, apply_delta(origin, result.reconstruct()), held)
+    packed = pack(result)
+    yield TrainingDone(
+        packed=packed, loss=training.loss, samples=len(images), cpu_s=cpu_clock() - began_s,
+        validation=validation, unjudged=unjudged,
+    )  # fmt: skip
 
 
 def checked(network: NetworkCheck) -> Checked:
@@ -148,15 +165,33 @@ def failed(error: BaseException) -> Failed:
     return Failed(failure=failure, why=why)
 
 
-def _training(task: Task, weights: memoryview, graph: TrainGraph, images: Images, node: int) -> LocalTraining:
+def _weights(task: Task, weights: memoryview, graph: TrainGraph) -> tuple[Weights, Weights]:
+    """Return the weights that the update will be the difference from, and those to start with."""
     origin = start = graph.initial(task.seed)
     if task.weights == "packed":
         start = apply_delta(origin, unpack(weights, graph.layout).reconstruct())
+    sends_whole = task.training is not None and task.training.rule.sends_whole
+    return (origin if sends_whole else start), start
+
+
+def _training(
+    task: Task, graph: TrainGraph, origin: Weights, start: Weights, images: Images, node: int
+) -> LocalTraining:
     knobs = task.training
     if knobs is None:
         raise ValueError("the task asks for no training")
     plan = Plan(training=knobs, seed=task.seed, round=task.round, node=node)
-    return LocalTraining(graph, origin if knobs.rule.sends_whole else start, start, images.x, images.y, plan)
+    return LocalTraining(graph, origin, start, images.x, images.y, plan)
+
+
+def _judged(graph: TrainGraph, weights: Weights, held: Images) -> tuple[float | None, str]:
+    """Return what the metric says of the model on the images held out, or why it says nothing: for that no
+    training is given up."""
+    try:
+        *_, score = evaluate(InferGraph.load(graph.network), weights, held.x, held.y)
+    except GraphError as error:
+        return None, str(error)
+    return (score.value, "") if math.isfinite(score.value) else (None, f"it is {score.value}")
 
 
 def _restored(training: LocalTraining, checkpoint: bytes) -> str:

@@ -37,13 +37,17 @@ class Begun(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 class TrainingDone(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The training is over. `packed`: the update's payload after its header; `loss`: the last epoch's mean;
-    `peak_bytes`: the most memory that a training process held, 0 in the agent's."""
+    `peak_bytes`: the most memory that a training process held, 0 in the agent's; `validation`: what the
+    update's model scores on the images held out, by its task's metric; `unjudged`: why there is none, or
+    empty."""
 
     packed: bytes
     loss: float
     samples: int
     cpu_s: float
     peak_bytes: int = 0
+    validation: float | None = None
+    unjudged: str = ""
 
 
 class NetworkCheck(msgspec.Struct, frozen=True, kw_only=True):

@@ -173,10 +173,11 @@ def _work(order: Order, asked: socket.socket) -> Iterator[Answer]:
     if order.job is None:
         yield Looked(found=order.shard.inspect())
         return
-    images = order.shard.load(graph.objective.form)  # how many classes there are, the task says by names
+    # How many classes there are, the task says by their names.
+    images, held = order.shard.load_parts(graph.objective.form)
     if order.first is not None:
         images = images.take(np.arange(min(order.first, len(images))))
-    steps = train(order.job, images, lambda _: graph)
+    steps = train(order.job, images, lambda _: graph, held=held)
     report = next(steps)
     while True:
         if isinstance(report, Failed):

@@ -30,6 +30,7 @@ from onboard.agents.federated import FederatedAgent
 from onboard.board.budget import Pace
 from onboard.config import load_node
 from onboard.data import loading
+from onboard.data.images import Images
 from onboard.learn.graph import InferGraph, TrainGraph
 from onboard.link.ports.port import Port
 from onboard.link.pump import Pump
@@ -54,15 +55,20 @@ class VirtualBoard:
         self.endpoint: Endpoint | None = None
         self.loop: Loop | None = None
         self.breaks: Callable[[], bool] = lambda: False  # whether a training fails
+        self.parts: tuple[Images, Images | None] = IMAGES, None  # what it trains on, and what it holds out
         self.due_at = 0.0  # when it has something to do, if nothing is heard
 
     def boot(self, now: float) -> None:
-        self.agent, self.endpoint = board_agent(load_node(self.toml), LocalTrainer(IMAGES, self._graph), now)
+        self.agent, self.endpoint = board_agent(load_node(self.toml), self._trainer(), now)
         self._now = now
         program = FederatedProgram(self.agent, self.endpoint, Pace(1.0, FLOPS), self._clock)
         self.loop = Loop(program, self._clock, self._clock)
         self.agent.resume(now)
         self.due_at = now
+
+    def _trainer(self) -> LocalTrainer:
+        images, held = self.parts
+        return LocalTrainer(images, self._graph, held=held)
 
     def _clock(self) -> float:
         return self._now
@@ -97,6 +103,7 @@ class Clockwork:
         caplog: pytest.LogCaptureFixture,
         boards: int = 1,
         network: Path | None = None,
+        data: str | None = None,
         **mission: object,
     ) -> None:
         self.now, self.wall_ahead_s = 1000.0, 1.8e9
@@ -110,6 +117,12 @@ class Clockwork:
         if network is not None:
             words += ["--model", str(network)]
             self.train, self.infer = TrainGraph.load(network), InferGraph.load(network)
+        self.test = TEST
+        if data is not None:
+            words += ["--data", data]
+            self.test = loading.load(
+                data, self.train.input_shape, part="test", objective=self.train.objective
+            )
         for number in range(1, boards + 1):
             words += ["--node", f"board-{number},port=/dev/air{number},board-port=/dev/air{number}-board"]
         done = CliRunner().invoke(main, words)
@@ -162,7 +175,7 @@ class Clockwork:
         self.store = Store(mission.database)
         self.store.begin(b"mission.", "test", mission.rules.seed, self.train.digest)
         self.stations = {node.id: Station(node, self.store, self.folder, self.now) for node in mission.nodes}
-        self.rounds = Rounds(mission, self.store, self.stations, self.train, self.infer, TEST, self.wall)
+        self.rounds = Rounds(mission, self.store, self.stations, self.train, self.infer, self.test, self.wall)
         commands = CommandDispatcher(self.folder, self.store, self.stations, self.wall)
         self._ground = GroundProgram(self.rounds, commands, self.clock)
         self._ground_loop = Loop(self._ground, self.clock, self.wall)

@@ -14,6 +14,22 @@ _LEDGER = """CREATE TABLE ledger (
   digest BLOB NOT NULL
 );
 """
+_COMMAND = """CREATE TABLE command (
+  id BLOB NOT NULL PRIMARY KEY,
+  node INTEGER NOT NULL,
+  name TEXT NOT NULL,
+  arguments TEXT NOT NULL,
+  state TEXT NOT NULL,
+  queued_at REAL NOT NULL,
+  expires_at REAL NOT NULL,
+  sent_at REAL,
+  acknowledged_at REAL,
+  ended_at REAL,
+  why TEXT,
+  result TEXT,
+  digest BLOB
+);
+"""
 _CHANGES: dict[int, tuple[tuple[str, str], ...]] = {
     2: (("floor_epoch INTEGER NOT NULL,", "salt BLOB NOT NULL,\n  floor_epoch INTEGER NOT NULL,"),),
     3: (("floor_seq INTEGER NOT NULL,", "floor_seq INTEGER NOT NULL,\n  spent TEXT,"),),
@@ -33,6 +49,7 @@ _CHANGES: dict[int, tuple[tuple[str, str], ...]] = {
         ("payload BLOB NOT NULL\n);\n", f"payload BLOB NOT NULL,\n  digest BLOB\n);\n{_LEDGER}"),
     ),
     9: (("salt BLOB NOT NULL,\n  floor_epoch INTEGER NOT NULL,\n  floor_seq INTEGER NOT NULL,\n  ", ""),),
+    10: (("CREATE TABLE ledger", f"{_COMMAND}CREATE TABLE ledger"),),
 }
 """What each form changed in the text of the one before it; `first.sql` is the first."""
 

@@ -156,3 +156,16 @@ def test_a_database_of_another_version_is_named(change: str, mission: Mission) -
     with pytest.raises(StoreError, match=r"mission\.sqlite: holds what this version does not read: "):
         _ = store.enter_node(1, "pi"), store.begin(b"\x01" * 8, "Dawn", 0, b"\x02" * 8, ("a",))
     store.close()
+
+
+def test_what_boards_hold_out_stands_beside_the_test_data(mission: Mission) -> None:
+    store = fill(mission)
+    assert "on boards" not in printed(mission, store)
+    store.take_update(2, 1, b"x", METRICS | {"validation": 0.5}, 1060.0)
+    store.take_update(2, 2, b"x", METRICS | {"samples": 1800, "validation": 0.9}, 1061.0)
+    first, second = status.picture(mission, store)["rounds"]
+    assert (first["validation"], second["validation"]) == (None, pytest.approx(0.8))
+    assert [answer["validation"] for answer in second["answers"]] == [0.5, 0.9]
+    table = printed(mission, store)
+    assert "on boards" in table
+    assert "80.00 %" in table

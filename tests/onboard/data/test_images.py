@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onboard.data import loading
-from onboard.data.images import DataError, Images, fit, order, save, shards, split_rows
+from onboard.data.images import DataError, Images, fit, held_out, order, save, shards, split_rows
 
 
 def some(n: int, classes: int = 3, seed: int = 0, shape: tuple[int, int, int] = (1, 4, 4)) -> Images:
@@ -153,3 +153,21 @@ def test_a_disk_that_takes_no_more_damages_nothing(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_bytes() == before
     assert [each.name for each in tmp_path.iterdir()] == ["shard.npz"]
+
+
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.5])
+def test_what_is_held_out_stays_held_out(share: float) -> None:
+    few, many = held_out(np.arange(300), share), held_out(np.arange(1000), share)
+    assert (few != many[:300]).sum() <= 2
+    assert abs(many.mean() - share) < 0.05
+    less = held_out(np.arange(1000), share / 2)
+    assert not (less & ~many).any()
+    some = held_out(np.arange(100, 200), share)
+    assert (some != many[100:200]).sum() <= 2  # one of any rows is held out, and one is not
+
+
+def test_one_of_two_images_is_held_out_and_none_of_one() -> None:
+    assert held_out(np.arange(2), 0.01).sum() == 1
+    assert held_out(np.array([7, 3]), 0.5).sum() == 1
+    with pytest.raises(DataError, match=r"validation: 0\.1 of 1 images cannot be held out"):
+        held_out(np.arange(1), 0.1)

@@ -218,3 +218,18 @@ def test_a_task_of_another_version_is_refused_by_name() -> None:
     for version, header_of_it in ((1, fields[1:]), (3, (3, "others", "than", "these")), (0, (0,))):
         with pytest.raises(BadMessage, match=f"task of version {version}, this program speaks 2"):
             decode_task(header(msgspec.msgpack.encode(header_of_it)) + WEIGHTS)
+
+
+@pytest.mark.parametrize("score", [0.0, 0.8125, -3.5])
+def test_an_update_may_say_what_it_scores_on_images_held_out(score: float) -> None:
+    plain = encode_object(UPDATE, b"weights")
+    told = encode_object(msgspec.structs.replace(UPDATE, validation=score), b"weights")
+    assert decode_update(told)[0].validation == score
+    assert len(told) == len(plain) + 9  # a float64, and nothing where nothing is held out
+    assert decode_update(plain)[0].validation is None
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf, 1e13])
+def test_a_score_that_cannot_be_shown_is_refused(score: float) -> None:
+    with pytest.raises(ValueError, match="header"):
+        encode_object(msgspec.structs.replace(UPDATE, validation=score), b"")
