@@ -8,7 +8,8 @@ import pytest
 from click.testing import CliRunner
 
 from groundstation.cli import main
-from groundstation.config import TrainSection, load_mission
+from groundstation.config import MissionSection, TrainSection, load_mission
+from onboard.learn.objectives import METRICS
 
 NODE = """
 [[node]]
@@ -136,3 +137,17 @@ def test_what_serve_needs_beside_the_file_is_checked_too(tmp_path: Path) -> None
     result = CliRunner().invoke(main, ["serve", str(tmp_path)])
     assert result.exit_code == 2
     assert result.stderr.startswith(f"{tmp_path / 'mission.toml'}: mission.model: no model 'lenet'; nearest")
+
+
+def test_a_target_is_a_value_of_the_metric_and_its_old_name_still_holds() -> None:
+    accuracy, iou, rmse = (METRICS[kind] for kind in ("classify", "segment", "regress"))
+    assert MissionSection(name="m", target_accuracy=0.9).target_of(accuracy) == 0.9
+    assert MissionSection(name="m", target=0.9).target_of(accuracy) == 0.9
+    assert MissionSection(name="m", target=12.5).target_of(rmse) == 12.5
+    assert MissionSection(name="m").target_of(iou) is None
+    with pytest.raises(ValueError, match=r"mission.target = 12.5: must be at most 1, as it is mean IoU"):
+        MissionSection(name="m", target=12.5).target_of(iou)
+    with pytest.raises(ValueError, match=r"target_accuracy: the model is judged by RMSE: use target"):
+        MissionSection(name="m", target_accuracy=0.9).target_of(rmse)
+    with pytest.raises(ValueError, match="not together with target"):
+        MissionSection(name="m", target=0.9, target_accuracy=0.9)
