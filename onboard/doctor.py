@@ -22,13 +22,14 @@ from onboard.board.budget import AGENT_BYTES
 from onboard.config import GossipConfig, LinkEnd, NodeConfig, OwnConfig, ends_of
 from onboard.console.toml import ConfigError
 from onboard.learn.graph import GraphError, TrainGraph
-from onboard.learn.networks import Network, shipped
+from onboard.learn.networks import Network
 from onboard.learn.training import BoardTraining
 from onboard.link.ports.schemes import facts_of, open_port
 from onboard.mission.health import Failure
 from onboard.mission.objects import Task, encode_object
 from onboard.runtime.contact_plan import ContactPlan
 from onboard.storage.keys import BadKey, exposure, load_keys
+from onboard.storage.model_slots import model_slots
 from onboard.trainer.job import Failed, Job, Report, TrainingDone
 from onboard.trainer.process import ProcessTrainer
 from onboard.wire.medium.contact_gate import Contacts
@@ -108,9 +109,11 @@ def _contacts(node: int, end: LinkEnd) -> str:
 
 
 def _model(config: NodeConfig | GossipConfig) -> str:
-    names = [config.model] if isinstance(config, GossipConfig) else shipped()
     try:
-        graphs = [TrainGraph.load(name) for name in names]
+        if isinstance(config, GossipConfig):
+            graphs = [TrainGraph.load(config.model)]
+        else:
+            graphs = [TrainGraph.load(network) for network in _networks(config)]
     except GraphError as error:
         raise GraphError(f"{error}; the board cannot train") from None
     return f"can train {', '.join(graph.name for graph in graphs)}"
@@ -123,7 +126,7 @@ def _data(config: NodeConfig | GossipConfig) -> str:
         objective = TrainGraph.load(config.model).objective
     else:
         shape = config.shard.shape
-        networks = [Network.load(name) for name in shipped()]
+        networks = _networks(config)
         if not (fitting := [each for each in networks if each.input_shape == shape]):
             takes = ", ".join(f"{each.name} {each.input_shape}" for each in networks)
             raise ValueError(f"no model takes images of {shape}; there are {takes}")
@@ -147,10 +150,15 @@ def _memory(config: NodeConfig | GossipConfig) -> str:
 def _fitting(config: OwnConfig) -> list[TrainGraph]:
     if isinstance(config, GossipConfig):
         return [TrainGraph.load(config.model)]
-    networks = [Network.load(name) for name in shipped()]
+    networks = _networks(config)
     kind = config.shard.objective.kind
     fitting = [each for each in networks if (each.input_shape, each.file.task) == (config.shard.shape, kind)]
     return [TrainGraph.load(each) for each in fitting]
+
+
+def _networks(config: OwnConfig) -> list[Network]:
+    """Returns the networks that the node has: installed, beside its file, and shipped."""
+    return list({network.digest: network for network in model_slots(config).networks()}.values())
 
 
 def _tried(config: OwnConfig, graph: TrainGraph) -> str:
@@ -160,8 +168,11 @@ def _tried(config: OwnConfig, graph: TrainGraph) -> str:
         mission=bytes(8), round=1, model=graph.name, graph=graph.digest, seed=0, weights="seed",
         training=BoardTraining(epochs=1, pretrain_epochs=1, batch_size=batch), deadline_s=1.0,
     )  # fmt: skip
+    source = "" if graph.network.is_shipped else str(graph.network.folder)
     trainer = ProcessTrainer(config.shard, first=BATCHES * batch)
-    report = _run(trainer, Job(model=encode_object(task, b""), node=config.id), config.memory_bytes)
+    report = _run(
+        trainer, Job(model=encode_object(task, b""), node=config.id, network=source), config.memory_bytes
+    )
     if isinstance(report, TrainingDone):
         took = AGENT_BYTES + report.peak_bytes + MARGIN_BYTES
         return f"{graph.name} takes {_mb(took)} with batches of {batch}"

@@ -101,8 +101,7 @@ class NetworkInstaller:
             raise NetworkError(f"network {digest.hex()} was rolled back here")
         network = self.slots.find(digest, self._record)
         if network is None and digest == self._record.active:
-            why = "the network in use is gone or damaged: it has to be installed again"
-            say(log, "unreadable", level=logging.ERROR, path=str(self.slots.state), why=why)
+            self._tell_lost()
         if digest == self._record.active and not self._record.is_proven:
             self._keep(self._record.tried())
         return "" if network is None or network.is_shipped else str(network.folder)
@@ -196,6 +195,7 @@ class NetworkInstaller:
 
     def _whole(self, digest: bytes) -> Generator[bool, None, Network | None]:
         """Returns the network if it is here, with every file as its description means it."""
+        is_told = False
         for network in self.slots.networks(self._record):
             if network.digest != digest:
                 continue
@@ -207,6 +207,9 @@ class NetworkInstaller:
                 return network
             path = str(network.folder / wrong[0])
             say(log, "unreadable", level=logging.ERROR, path=path, why="not what was written: it comes again")
+            is_told = True
+        if digest in (self._record.active, self._record.before) and not is_told:
+            self._tell_lost()
         return None
 
     def _filled(self, wanted: InstallArguments) -> Generator[bool, None, Network]:
@@ -331,6 +334,10 @@ class NetworkInstaller:
             self._agent.journal.save(self._agent.known)
         back = self._record.active.hex() or "the shipped ones"
         say(log, "rolled-back", level=logging.WARNING, network=was.hex(), to=back, why=why)
+
+    def _tell_lost(self) -> None:
+        why = "a network that was installed is gone, or its description is not what was written"
+        say(log, "unreadable", level=logging.ERROR, path=str(self.slots.state), why=why)
 
     def _is_file(self, path: Path, digest: bytes) -> Generator[bool, None, bool]:
         """Returns whether the file is there and right; a damaged one is logged."""

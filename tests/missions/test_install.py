@@ -18,6 +18,8 @@ from groundstation.commands import CommandInbox, CommandRow, CommandState, Comma
 from groundstation.config import load_mission
 from groundstation.models.folder import write_network
 from onboard.agents import installing
+from onboard.config import load_node
+from onboard.inference.model import of_node
 from onboard.learn import self_check
 from onboard.learn.networks import INFER, PARAMETERS, TRAIN, Network, NetworkError
 from onboard.storage import model_slots
@@ -170,6 +172,7 @@ def test_a_flipped_bit_in_a_slot_is_found_told_and_mended(
     assert last(on).state is CommandState.DONE
     assert active(on) == networks[slot].digest
     assert held(on)[slot if name != "model.toml" else next(s for s in held(on) if held(on)[s] == active(on))]
+    assert on.said("unreadable")
     assert last(on).result["received_bytes"] <= len(rotten)  # no more than what is damaged
 
 
@@ -273,6 +276,9 @@ def test_boards_get_the_mission_s_network_before_they_are_asked(clockwork: Make,
         agent = on.boards[number].agent
         assert agent is not None
         assert agent.known.networks.is_proven
+        node = load_node(on.boards[number].toml)
+        on.run(lambda agent=agent: agent.known.deployed)
+        assert of_node(node.node_folder).info.network == "line"  # and `onboard infer` finds it, too
 
 
 def test_a_network_that_rots_on_a_board_is_sent_again_before_the_next_round(
