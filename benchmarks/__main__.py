@@ -22,7 +22,7 @@ NAMES = {
         "learning": ("data", "codec", "alq", "table1", "gossip", "consensus", "convergence", "epoch"),
         "link": ("transfer", "frame", "ports", "others", "hardship", "schedules", "day", "files"),
         "peers": ("flower",),
-        "resilience": ("footprint", "memory", "kills", "fuzz", "damage", "insider"),
+        "resilience": ("footprint", "memory", "kills", "fuzz", "damage", "installs", "insider"),
     }.items()
     for name in names
 }
