@@ -16,6 +16,7 @@ from groundstation.config import Mission
 from groundstation.failures import FIRST_PAUSE_S, LAST_PAUSE_S, ReasonLog
 from groundstation.file_server import FileServer
 from groundstation.library import NetworkLibrary
+from groundstation.received_answers import AnswersDesk
 from groundstation.rounds.rounds import Rounds
 from groundstation.station import Station
 from groundstation.store.store import Store, StoreBusy, StoreDamaged, StoreError
@@ -121,6 +122,7 @@ class GroundProgram:
         self.folder = rounds.mission.folder
         self._rounds, self._stations, self._commands = rounds, rounds.stations, commands
         self._files = FileServer(NetworkLibrary(self.folder), self._stations)
+        self._answers = AnswersDesk(self.folder)
         self._exits = exits_when_finished
         self.links: Mapping[int, Endpoint] = {node: each.endpoint for node, each in self._stations.items()}
         self._failures = ReasonLog()
@@ -138,6 +140,7 @@ class GroundProgram:
         station = self._stations[peer]
         station.renew(now)
         self._files.renewed(station)
+        self._answers.renewed(station)
         self._rounds.renewed(station, now)
 
     def link_failed(self, peer: int, error: Exception, now: float) -> None:
@@ -159,7 +162,8 @@ class GroundProgram:
     def handle(self, peer: int, event: Event, now: float) -> None:
         try:
             station = self._stations[peer]
-            if not (self._commands.handle(station, event, now) or self._files.handle(station, event, now)):
+            desks = (self._commands, self._files, self._answers)
+            if not any(desk.handle(station, event, now) for desk in desks):
                 self._rounds.handle(station, event, now)
         except StoreError:
             raise
@@ -172,6 +176,7 @@ class GroundProgram:
         self._rounds.store.store_reports(now)
         self._commands.step(now)
         is_sending = self._files.step(now)
+        self._answers.step(now)
         self._is_busy = self._rounds.step(now) or is_sending
         if now >= self._count_due_s:
             self._count(now)

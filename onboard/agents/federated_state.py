@@ -15,6 +15,7 @@ from hashlib import blake2s
 import msgspec
 
 from onboard.console.log import say
+from onboard.inference.rules import DownlinkState
 from onboard.mission.commands import (
     MAX_WHY_CHARACTERS,
     Command,
@@ -118,6 +119,7 @@ class FederatedState(JournalState, kw_only=True):
     energy_j: float = 0.0
     commands: CommandLog = CommandLog()
     networks: NetworkRecord = NetworkRecord()
+    downlink: DownlinkState = DownlinkState()
     installing: dict[str, Value] = msgspec.field(default_factory=dict)
     """Arguments of the install that is under way."""
 

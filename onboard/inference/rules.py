@@ -34,7 +34,7 @@ class InferSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 class DownlinkSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Which answered images travel to the ground, after all other traffic. Needs `[infer]`."""
 
-    bytes_per_day: Annotated[int, Meta(ge=1, le=2**50)]
+    bytes_per_day: Annotated[int, Meta(ge=4096, le=2**50)]
     """Quota of bytes of answers and images in any 24 hours of running, without framing."""
     classes: Annotated[tuple[Text, ...], Meta(min_length=1)] | None = None
     """Names of the classes that are wanted. Left out: all."""
@@ -46,6 +46,14 @@ class DownlinkSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     def __post_init__(self) -> None:
         if self.confidence[0] > self.confidence[1]:
             raise ValueError(f"confidence: must be [least, largest], got {list(self.confidence)}")
+
+
+class DownlinkState(msgspec.Struct, array_like=True, frozen=True):
+    """What a node keeps of its downlink. `done`: the number of the last answer that was delivered or passed
+    over; `left_bytes`: of the quota, then, negative before the first."""
+
+    done: int = 0
+    left_bytes: float = -1.0
 
 
 class NodeFolder(msgspec.Struct, frozen=True, kw_only=True):

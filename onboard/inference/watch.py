@@ -21,6 +21,7 @@ from onboard.board.budget import CpuShare
 from onboard.config import NodeConfig
 from onboard.console.log import say
 from onboard.data.suffixes import IMAGE_SUFFIXES, is_junk
+from onboard.inference.downlink import wants
 from onboard.inference.population import Population, ReferenceScores
 from onboard.inference.process import ImageAnswered, InferOrder, InferReady, InferReport, request, start
 from onboard.inference.ring import AnswerRecord, AnswerRing, key_of
@@ -202,6 +203,8 @@ class ImageWatch:
             label=said.label, name=said.name, share=said.share, confidence=said.confidence,
             values=said.values, error=said.error, score=said.score, doubtful=doubtful, why=said.why,
         )  # fmt: skip
+        if config.downlink is not None and wants(config.downlink, self._untold):
+            self._untold = msgspec.structs.replace(self._untold, chosen=True)
         if said.why:
             say(log, "image-unread", level=logging.WARNING, image=image.name, why=said.why)
         self._store()

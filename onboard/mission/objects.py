@@ -21,9 +21,10 @@ COMMAND = 4  # ground to board: a Command (`onboard/mission/commands.py`), and n
 RESULT = 5  # board to ground: the CommandResult of a command, and nothing after it
 FILE = 6  # ground to board: a part of a file (`onboard/mission/files.py`)
 REQUEST = 7  # board to ground: which files it wants, and what it holds of them
+ANSWERS = 8  # board to ground: what it answered, and an image (`onboard/inference/downlink.py`)
 KINDS = {
     MODEL: "model", UPDATE: "update", GOSSIP: "gossip", COMMAND: "command", RESULT: "result", FILE: "file",
-    REQUEST: "request",
+    REQUEST: "request", ANSWERS: "answers",
 }  # fmt: skip
 
 Id8 = Annotated[bytes, Meta(min_length=8, max_length=8)]

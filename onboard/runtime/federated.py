@@ -16,6 +16,8 @@ from onboard.agents.federated_state import KEPT, FederatedState
 from onboard.board.budget import CpuShare, Pace, ResourceUsage
 from onboard.config import GROUND, NodeConfig
 from onboard.console.log import say
+from onboard.inference.downlink import AnswerDownlink
+from onboard.inference.rules import DownlinkState
 from onboard.inference.watch import ImageWatch
 from onboard.learn.training import Stepped
 from onboard.link.recording import Recorder
@@ -135,11 +137,19 @@ class FederatedProgram(NodeProgram):
         if (said := agent.config.infer) is not None:
             self._watch = ImageWatch(agent.config, said, lambda: agent.known.deployed, cpu, agent.spend, wall)
             agent.answers = self._watch.health
+        self._downlink: AnswerDownlink | None = None
+        if self._watch is not None and said is not None and said.downlink is not None:
+            kept, ring = agent.known.downlink, self._watch.ring
+            self._downlink = AnswerDownlink(said.downlink, said.watch, ring, kept, self._keep_downlink)
 
     @property
     def fds(self) -> Iterable[int]:
         watched = () if self._watch is None else self._watch.fds
         return [*self.agent.trainer.fds, *watched]
+
+    def _keep_downlink(self, state: DownlinkState) -> None:
+        self.agent.known.downlink = state
+        self.agent.journal.save(self.agent.known)
 
     def begin_again(self, peer: int, now: float) -> None:
         """Renew the link in another epoch while the training goes on. Raises BadKey, OSError."""
@@ -147,6 +157,8 @@ class FederatedProgram(NodeProgram):
         taken = (*agent.known.taken, *agent.installer.taken)
         self.endpoint.renew(count_restart(agent.journal, agent.known, peer), taken, now)
         agent.session = self.endpoint.session
+        if self._downlink is not None:
+            self._downlink.offer_again()
         if agent.known.phase == State.OFFERING:
             agent.offer_kept(now)
         agent.offer_result(now)
@@ -156,17 +168,21 @@ class FederatedProgram(NodeProgram):
         self.agent.housekeeping(now)
 
     def handle(self, peer: int, event: Event, now: float) -> None:
-        self.agent.handle(event, now)
+        if self._downlink is None or not self._downlink.handle(event):
+            self.agent.handle(event, now)
 
     def step(self, now: float) -> None:
         self._drive.turn(now, self._clock)
         self.agent.installer.step(now)
         if self._watch is not None:
             self._watch.turn(now, self._clock)
+        if self._downlink is not None:
+            self._downlink.turn(self.agent.session, now)
 
     def wakeup(self, now: float) -> float:
         watch_at = math.inf if self._watch is None else self._watch.wakeup()
-        return min(self._drive.wakeup(), self.agent.installer.wakeup(now), watch_at)
+        sends_at = math.inf if self._downlink is None else self._downlink.wakeup()
+        return min(self._drive.wakeup(), self.agent.installer.wakeup(now), watch_at, sends_at)
 
     def relieve(self, now: float) -> str:
         if self._watch is not None:

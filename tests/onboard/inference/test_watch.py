@@ -232,8 +232,8 @@ def test_what_cannot_be_meant_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "node.toml"
     for text, says in {
         NODE + "memory_mb = 4096\n": "infer.memory_mb = 4096: leaves nothing of the budget of 256 MB",
-        NODE.partition("[infer]")[0] + "[downlink]\nbytes_per_day = 10\n": "downlink: needs [infer]",
-        NODE + "[downlink]\nbytes_per_day = 10\nconfidence = [0.9, 0.1]\n": "must be [least, largest]",
+        NODE.partition("[infer]")[0] + "[downlink]\nbytes_per_day = 9999\n": "downlink: needs [infer]",
+        NODE + "[downlink]\nbytes_per_day = 9999\nconfidence = [0.9, 0.1]\n": "must be [least, largest]",
     }.items():
         path.write_text(text)
         with pytest.raises(ConfigError) as error:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
+from onboard.inference.ring import AnswerRecord
 from onboard.learn.training import BoardTraining
 from onboard.mission.commands import Command, CommandResult
 from onboard.mission.files import PART_BYTES, FilePart, FileRequest, WantedFile
@@ -72,6 +73,10 @@ UPDATE = Update(
     mission=b"mission1", round=3, node=2, samples=600, loss=0.25, cpu_s=12.5, energy_j=30.0, train_s=25.0
 )
 WEIGHTS = b"weights"
+ANSWER = AnswerRecord(
+    n=7, image="a.png", key="0123456789abcdef", at=1.8e9, model="00ff", label=1, name="sea", share=0.75,
+    confidence=0.75, score=0.75, chosen=True,
+)  # fmt: skip
 COMMAND = Command(id=b"command1", name="ping")
 RESULT = CommandResult(
     command=b"command1", outcome="done", values={"time": 1_800_000_000.5, "uptime_s": 86_400}

@@ -123,7 +123,7 @@ def test_every_golden_file_is_shown_and_every_example_is_a_golden_file() -> None
         "frame", "frame-encrypted", "cobs", "kiss", "offer", "report-bitmap", "report-runs", "report-sums",
         "report-unknown", "done", "cancel", "hello", "health", "health-failed",
         "health-answers", "task", "update", "record",
-        "command", "result", "file", "request",
+        "command", "result", "file", "request", "answers",
     ]  # fmt: skip
     assert sorted(shown) == sorted(golden)
     for name, text in shown.items():

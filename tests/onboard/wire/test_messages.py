@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from onboard.inference.downlink import decode_answers, encode_answers
 from onboard.mission.commands import Command, CommandResult, decode_body, encode_body
 from onboard.mission.health import decode_health, encode_health
 from onboard.mission.objects import decode_task, decode_update, encode_object
@@ -15,6 +16,7 @@ from onboard.wire import messages
 from onboard.wire.messages import MAX_FRAGMENTS, BadMessage, Cancel, Done, Offer
 from onboard.wire.security.security_context import Hello
 from tests.onboard.wire.examples import (
+    ANSWER,
     ANSWERING,
     CANCEL,
     COMMAND,
@@ -80,6 +82,7 @@ GOLDEN: dict[str, tuple[bytes, Callable[[bytes], object], object]] = {
     "health-answers": (encode_health(ANSWERING), decode_health, ANSWERING),
     "task": (encode_object(TASK, WEIGHTS), decode_task, (TASK, WEIGHTS)),
     "update": (encode_object(UPDATE, WEIGHTS), decode_update, (UPDATE, WEIGHTS)),
+    "answers": (encode_answers((ANSWER,), b"file"), decode_answers, ((ANSWER,), b"file")),
     "command": (encode_body(COMMAND), decode_command, COMMAND),
     "result": (encode_body(RESULT), decode_result, RESULT),
 }
