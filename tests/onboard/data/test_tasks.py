@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
 
 from onboard.data import labels, loading
 from onboard.data.cover import land_cover
-from onboard.data.images import DataError, Images, fit_masks, save
+from onboard.data.images import DataError, Images, StoredPixels, fit_masks, save
 from onboard.data.inspection import Shard
 from onboard.learn.objectives import Objective
 from tests.onboard.data.test_loading import REAL, needs_eurosat
@@ -273,6 +274,23 @@ def test_a_look_counts_pixels(tmp_path: Path) -> None:
     assert "; pixels of classes land: 192, sea: 48, ice: 0; WARNING: no pixels of ice" in found.line()
     np.savez(tmp_path / "a.npz", x=X, y=y)
     assert shard.inspect(SEGMENT.form).classes == {"0": 192, "1": 48}
+
+
+def test_the_same_images_are_held_out_in_memory_and_on_the_disk(tmp_path: Path) -> None:
+    x, y = RNG.integers(0, 256, (40, *SHAPE), dtype=np.uint8), masks(40)
+    np.savez(tmp_path / "a.npz", x=x, y=y, classes=["land", "sea", "ice"])
+    shard = Shard(source=f"npz:{tmp_path / 'a.npz'}", shape=SHAPE, objective=SEGMENT, validation=0.25)
+    taught, held = shard.load_parts()
+    assert held is not None
+    found = sorted([*(image.tobytes() for image in taught.x), *(image.tobytes() for image in held.x)])
+    assert found == sorted(image.tobytes() for image in x)
+    on_disk = msgspec.structs.replace(shard, budget_bytes=64).load_parts()
+    for part, stored in zip((taught, held), on_disk, strict=True):
+        assert stored is not None
+        assert isinstance(stored.x, StoredPixels)
+        assert np.array_equal(stored.x[:], part.x)
+        assert np.array_equal(stored.y, part.y)
+    assert f", {len(held)} of them held out of training, " in shard.inspect().line()
 
 
 @pytest.mark.parametrize("wrong", ["dtype", "shape", "label"])
