@@ -16,10 +16,8 @@ def batch_norm(call: Any, *args: Any, **kwargs: Any) -> Any:
     given = _given(call, args, kwargs)
     x, mean, variance = given["input"], given["running_mean"], given["running_var"]
     weight, bias, eps = given["weight"], given["bias"], given["eps"]
-    form = [1, -1] + [1] * (x.dim() - 2)
     if not given["training"]:
-        scale = (variance + eps).rsqrt().reshape(form)
-        return _affine((x - mean.reshape(form)) * scale, weight, bias, form)
+        return _by_statistics(given)
     weight = x.new_ones(x.shape[1]) if weight is None else weight
     bias = x.new_zeros(x.shape[1]) if bias is None else bias
     y, _, batch_mean, _, unbiased = _operators()["batch_norm"](x, weight, bias, eps)
@@ -44,13 +42,12 @@ def instance_norm(call: Any, *args: Any, **kwargs: Any) -> Any:
     x, mean, variance = given["input"], given["running_mean"], given["running_var"]
     form, places = [1, -1] + [1] * (x.dim() - 2), list(range(2, x.dim()))
     if not given["use_input_stats"]:
-        parts = (x - mean.reshape(form)) * (variance + given["eps"]).rsqrt().reshape(form)
-    else:
-        parts = _normalized(x, places, given["eps"])
-        if mean is not None:
-            momentum = given["momentum"]
-            mean.mul_(1 - momentum).add_(x.detach().mean([0, *places]), alpha=momentum)
-            variance.mul_(1 - momentum).add_(x.detach().var(places).mean(0), alpha=momentum)
+        return _by_statistics(given)
+    parts = _normalized(x, places, given["eps"])
+    if mean is not None:
+        momentum = given["momentum"]
+        mean.mul_(1 - momentum).add_(x.detach().mean([0, *places]), alpha=momentum)
+        variance.mul_(1 - momentum).add_(x.detach().var(places).mean(0), alpha=momentum)
     return _affine(parts, given["weight"], given["bias"], form)
 
 
@@ -59,6 +56,17 @@ def group_norm(_: Any, x: Any, groups: int, weight: Any = None, bias: Any = None
     form = [1, -1] + [1] * (x.dim() - 2)
     parts = _normalized(x.reshape(x.shape[0], groups, -1), [2], eps)
     return _affine(parts.reshape(x.shape), weight, bias, form)
+
+
+def _by_statistics(given: dict[str, Any]) -> Any:
+    """Normalizes by running statistics. A variance that was averaged from quantized or late values can be
+    below 0."""
+    import torch
+
+    x, variance = given["input"], given["running_var"].clamp_min(0)
+    return torch.nn.functional.batch_norm(
+        x, given["running_mean"], variance, given["weight"], given["bias"], False, 0.0, given["eps"]
+    )
 
 
 def _given(call: Any, args: Any, kwargs: Any) -> dict[str, Any]:

@@ -77,6 +77,7 @@ LOWERINGS: dict[str, Lowering] = {
     "spacedml.normalize_backward": reductions.normalize_backward,
     "spacedml.batch_norm": reductions.batch_norm,
     "spacedml.batch_norm_backward": reductions.batch_norm_backward,
+    "_native_batch_norm_legit_no_training": reductions.batch_norm_of_statistics,
     "cumsum": reductions.running_sum,
     "_softmax": reductions.along("Softmax"),
     "_log_softmax": reductions.along("LogSoftmax"),

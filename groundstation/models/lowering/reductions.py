@@ -90,6 +90,19 @@ def batch_norm_backward(
     return w.node("Sub", across, w.node("Mul", call.name(away), slope)), by_weight, by_bias
 
 
+def batch_norm_of_statistics(
+    call: Call, x: Any, weight: Any, bias: Any, mean: Any, variance: Any, *numbers: float
+) -> tuple[str, str, str]:
+    """Writes the result, and nothing of a batch. `numbers`: a momentum of no use, and epsilon."""
+    w, channels = call.writer, call.shape(x)[1]
+    gain, shift = (
+        w.filled(value, channels) if each is None else call.name(each)
+        for each, value in ((weight, 1.0), (bias, 0.0))
+    )
+    given = (gain, shift, call.name(mean), call.name(variance))
+    return w.node("BatchNormalization", call.name(x), *given, epsilon=numbers[1]), "", ""
+
+
 def _count_of_channel(call: Call, x: Any) -> str:
     """Returns how many numbers a channel has, as a float32."""
     return call.operand(product([size for axis, size in enumerate(call.shape(x)) if axis != 1]), "float32")
