@@ -11,6 +11,7 @@ import msgspec
 from groundstation import cli_commands
 from groundstation.cli_options import FOLDER, one_line
 from groundstation.config import load_mission
+from groundstation.models.command import export
 from groundstation.setup import NodeSpec, create_mission, roll_key
 from groundstation.store.database import backup_of
 from groundstation.store.store import Store, StoreDamaged
@@ -328,5 +329,5 @@ def replay(files: tuple[Path, ...], mission: Path | None, key: Path | None, as_j
         fail(f"{error.filename}: {error.strerror or error}")
 
 
-for _each in (cli_commands.command, cli_commands.install, cli_commands.roll_back):
+for _each in (cli_commands.command, cli_commands.install, cli_commands.roll_back, export):
     main.add_command(_each)

@@ -16,7 +16,13 @@ from onboard.wire.config import Identity, Medium, Security, SessionState
 from onboard.wire.session import Session
 
 ROOT = Path(__file__).parents[1]
-EXAMPLES = {"two_sessions.py": 60, "one_node.py": 40, "decode_recording.py": 45, "use_the_model.py": 40}
+EXAMPLES = {
+    "two_sessions.py": 60,
+    "one_node.py": 40,
+    "decode_recording.py": 45,
+    "use_the_model.py": 40,
+    "own_network.py": 20,
+}
 """How many lines each may have."""
 
 

@@ -2,34 +2,58 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
-from onboard.learn.networks import DESCRIPTION, NetworkFile, PartName, part_digest
+from onboard.learn.networks import DESCRIPTION, INFER, PARAMETERS, TRAIN, NetworkFile, PartName, part_digest
 from onboard.storage.files import write_durably
 
+FILES = (DESCRIPTION, TRAIN, INFER, PARAMETERS)
 HEAD = "# A network for boards: docs/models.md. Its digest names it, so a change here makes another network."
 
 
 def write_network(folder: Path, about: NetworkFile, parts: Mapping[PartName, bytes]) -> None:
-    """Writes the parts, and then the description with their digests. Raises OSError.
+    """Writes a network beside `folder`, and then puts it in its place. Raises OSError, also where something
+    other than a network is there, which then stays as it was.
 
-    A network that was there is replaced; until all is written the folder holds none."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / DESCRIPTION).unlink(missing_ok=True)
-    for name, raw in parts.items():
-        write_durably(folder / name, raw)
+    A kill between the two renames leaves the network that was there under its name with `.old`."""
+    folder = folder.resolve()
+    if folder.exists() and (odd := [each for each in folder.iterdir() if each.name not in FILES]):
+        raise FileExistsError(errno.EEXIST, f"is no network's folder, as it holds {odd[0].name}", str(folder))
     digests = {name: part_digest(raw) for name, raw in parts.items()}
-    write_durably(folder / DESCRIPTION, described(msgspec.structs.replace(about, files=digests)))
+    files: list[tuple[str, bytes]] = [
+        *parts.items(),
+        (DESCRIPTION, described(msgspec.structs.replace(about, files=digests))),
+    ]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new, old = (folder.with_name(f".{folder.name}.{what}") for what in ("new", "old"))
+    for leftover in (new, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    new.mkdir()
+    try:
+        for name, raw in files:
+            write_durably(new / name, raw)
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+    except OSError:
+        if old.exists():
+            old.rename(folder)
+        raise
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def described(about: NetworkFile) -> bytes:
     """Returns model.toml, without what is empty."""
     fields = {
-        name: value for name, value in msgspec.to_builtins(about).items() if value not in (None, [], {})
+        name: value for name, value in msgspec.to_builtins(about).items() if value not in (None, (), {})
     }
     lines = [
         HEAD,

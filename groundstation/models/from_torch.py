@@ -1,39 +1,126 @@
 """Makes the two graphs of a torch module: one trains it, with autograd's gradients, and one infers.
 
 The graphs' parameters and running statistics stand in the order of `module.state_dict()`. A parameter that
-requires no gradient goes into both graphs and gets none (`freeze`)."""
+requires no gradient goes into both graphs and gets none (`freeze`); a buffer that training leaves alone is a
+constant of the graphs."""
 
 from __future__ import annotations
 
+import copy
 import fnmatch
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import onnx
 from onnx import helper
 
+from groundstation.models.losses import CROSS_ENTROPY, Loss
 from groundstation.models.lowering.lowering import LOWERINGS, lower
-from groundstation.models.tracing import UnsupportedError, traced
+from groundstation.models.lowering.writer import SEED
+from groundstation.models.tracing import Trace, UnsupportedError, traced
 
 OPSET, IR_VERSION = 17, 8  # onnxruntime 1.12 reads them already, and nothing here needs newer ones
 
 
 @dataclass(frozen=True)
 class Authored:
-    """A torch module with what a graph must say of it. `image`: channels, height and width."""
+    """A torch module with what its graphs must say of it.
+
+    `image`: channels, height and width; `outputs`: classes, numbers or channels; `mean` and `std`: what each
+    channel is normalized by before the module sees it, in both graphs."""
 
     module: Any
     image: tuple[int, int, int]
-    classes: int
+    outputs: int
+    loss: Loss = CROSS_ENTROPY
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    @cached_property
+    def learned(self) -> list[str]:
+        """Names of the parameters that learn, in the order of the state."""
+        parameters = {key for key, each in self.module.named_parameters() if each.requires_grad}
+        return [key for key in self.module.state_dict() if key in parameters]
+
+    @cached_property
+    def frozen(self) -> list[str]:
+        """Names of the parameters that stay."""
+        return [key for key, each in self.module.named_parameters() if not each.requires_grad]
+
+    @cached_property
+    def statistics(self) -> list[str]:
+        """Names of the buffers that a step of training changes, found by one of two random images. Raises
+        UnsupportedError if the network cannot be run, answers otherwise than its task asks, or has a
+        parameter that nothing depends on."""
+        import torch
+
+        draw = torch.Generator().manual_seed(0)
+        before = {key: value.clone() for key, value in self.module.named_buffers()}
+        images = torch.rand(2, *self.image, generator=draw)
+        _, *labels = _batch(self, labelled=True)(2)
+        self.set_mode(training=True)
+        try:
+            answers = self.answered(images)
+        except Exception as error:  # whatever a network raises that is fed another image than it is made for
+            image = "x".join(map(str, self.image))
+            raise UnsupportedError(f"the network fails on images of {image}: {first_line(error)}") from None
+        wanted = (2, *self.loss.answers(self.image, self.outputs))
+        if not isinstance(answers, torch.Tensor):
+            raise UnsupportedError(f"the network gives a {type(answers).__name__}, a graph gives one tensor")
+        if tuple(answers.shape) != wanted:
+            raise UnsupportedError(
+                f"the network gives {_shape(answers.shape)}, {self.loss.kind} needs {_shape(wanted)}"
+            )
+        parameters = dict(self.module.named_parameters())
+        leaves = [parameters[key] for key in self.learned]
+        loss = self.loss.of(answers, images, *labels)
+        slopes = torch.autograd.grad(loss, leaves, allow_unused=True) if loss.requires_grad else [None]
+        for key, slope in zip(self.learned, slopes, strict=False):
+            if slope is None:
+                raise UnsupportedError(f"{key} has no part in the loss")
+        changed = []
+        for key, value in self.module.named_buffers():
+            if not torch.equal(value, before[key]):
+                changed.append(key)
+                value.copy_(before[key])
+        return [key for key in self.module.state_dict() if key in changed and before[key].is_floating_point()]
+
+    def set_mode(self, *, training: bool) -> None:
+        """Sets the module to training or to inference. In training, what is frozen computes as in inference:
+        its normalization keeps the statistics that it has."""
+        self.module.train(training)
+        for each in self.module.modules():
+            own = list(each.parameters(recurse=False))
+            if own and not any(parameter.requires_grad for parameter in own):
+                each.training = False
+
+    def answered(self, x: Any) -> Any:
+        """Runs the module on images float (N, C, H, W) in 0..1 -> logits."""
+        return self.module(self._normalized(x))
 
     def reference(self, parameters: Mapping[str, Any], x: Any, *, training: bool) -> Any:
-        """Runs the module itself: tensors by name and images -> logits (N, classes). Statistics change in
-        place."""
+        """Runs the module with other tensors, by name, in place of its own, in the floats that `x` has.
+        Statistics change in place."""
         from torch.func import functional_call
 
-        self.module.train(training)
-        return functional_call(self.module, dict(parameters), (x,))
+        of = self if x.dtype.itemsize == 4 else self._exact
+        of.set_mode(training=training)
+        return functional_call(of.module, dict(parameters), (self._normalized(x),))
+
+    @cached_property
+    def _exact(self) -> Authored:
+        """The same in float64."""
+        return replace(self, module=copy.deepcopy(self.module).double())
+
+    def _normalized(self, x: Any) -> Any:
+        import torch
+
+        for numbers, how in ((self.mean, torch.sub), (self.std, torch.div)):
+            if numbers:
+                x = how(x, torch.tensor(numbers, dtype=x.dtype).reshape(1, -1, 1, 1))
+        return x
 
 
 def freeze(module: Any, patterns: Sequence[str]) -> None:
@@ -47,27 +134,25 @@ def freeze(module: Any, patterns: Sequence[str]) -> None:
 
 
 def train_graph(authored: Authored, name: str) -> onnx.ModelProto:
-    """Returns a checked model: parameters and statistics, x float32 (N, C, H, W), y int64 (N) -> mean
-    cross-entropy, `grad.NAME` of every parameter that learns, `next.NAME` of every statistic."""
-    trace = traced(_with_loss(authored.module), _batch(authored, labels=True), LOWERINGS, backward=True)
-    state = _state(authored.module)
-    learned = {key for key, parameter in authored.module.named_parameters() if parameter.requires_grad}
-    if unused := sorted(learned - {key.removeprefix("grad.network.") for key in trace.returned}):
-        raise UnsupportedError(f"{unused[0]} has no part in the loss")
-    changed = [key for key in state if key not in learned and f"next.network.{key}" in trace.returned]
+    """Returns a checked model: parameters and statistics, x float32 (N, C, H, W), labels y if the task has
+    any -> mean loss, `grad.NAME` of every parameter that learns, `next.NAME` of every statistic. Raises
+    UnsupportedError."""
+    statistics = authored.statistics
+    trace = _traced(_with_loss(authored), _batch(authored, labelled=True), backward=True)
     outputs = {"0": "loss"}
-    outputs |= {f"grad.network.{key}": f"grad.{key}" for key in state if key in learned}
-    outputs |= {f"next.network.{key}": f"next.{key}" for key in changed}
-    inputs = {"0": "x", "1": "y", **{f"network.{key}": key for key in authored.module.state_dict()}}
-    return _model(authored, f"{name}.train", lower(trace, inputs, outputs, batch="x"))
+    outputs |= {f"grad.network.{key}": f"grad.{key}" for key in authored.learned}
+    outputs |= {f"next.network.{key}": f"next.{key}" for key in statistics}
+    return _model(authored, f"{name}.train", trace, outputs)
 
 
 def infer_graph(authored: Authored, name: str) -> onnx.ModelProto:
-    """Returns a checked model: parameters and statistics, x float32 (N, C, H, W) -> logits (N, classes)."""
-    authored.module.eval()
-    trace = traced(_answering(authored.module), _batch(authored, labels=False), LOWERINGS, backward=False)
-    inputs = {"0": "x", **{f"network.{key}": key for key in authored.module.state_dict()}}
-    return _model(authored, f"{name}.infer", lower(trace, inputs, {"0": "logits"}, batch="x"))
+    """Returns a checked model: parameters and statistics, x float32 (N, C, H, W) -> logits. Raises
+    UnsupportedError."""
+    trace = _traced(_answering(authored), _batch(authored, labelled=False), backward=False)
+    model = _model(authored, f"{name}.infer", trace, {"0": "logits"})
+    if any(value.name == SEED for value in model.graph.input):
+        raise UnsupportedError("the network draws random numbers in inference too")
+    return model
 
 
 def forward_macs(authored: Authored) -> int:
@@ -75,57 +160,78 @@ def forward_macs(authored: Authored) -> int:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    authored.module.eval()
+    authored.set_mode(training=False)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         authored.module(torch.zeros(1, *authored.image))
     return int(counter.get_total_flops()) // 2
 
 
-def _state(module: Any) -> list[str]:
-    return [key for key, value in module.state_dict().items() if value.is_floating_point()]
+def _traced(module: Any, batch: Any, *, backward: bool) -> Trace:
+    try:
+        return traced(module, batch, LOWERINGS, backward=backward)
+    except UnsupportedError:
+        raise
+    except Exception as error:  # whatever torch raises on what it cannot trace
+        why = f"{type(error).__name__}: {first_line(error)}"
+        raise UnsupportedError(f"torch cannot trace the network: {why}") from error
 
 
-def _batch(authored: Authored, *, labels: bool) -> Any:
+def _batch(authored: Authored, *, labelled: bool) -> Any:
     import torch
+
+    rule = authored.loss
+    label = rule.labels(authored.image, authored.outputs)
+    kind = torch.int64 if rule.has_classes else torch.float32
 
     def batch(size: int) -> list[Any]:
         images = torch.zeros(size, *authored.image)
-        return [images, torch.zeros(size, dtype=torch.int64)] if labels else [images]
+        labels = [torch.zeros(size, *label, dtype=kind)] if labelled and rule.is_labelled else []
+        return [images, *labels]
 
     return batch
 
 
-def _with_loss(module: Any) -> Any:
+def _with_loss(authored: Authored) -> Any:
     import torch
 
     class Trained(torch.nn.Module):  # type: ignore[misc]  # torch is not there for mypy
         def __init__(self) -> None:
             super().__init__()
-            self.network = module.train()
+            authored.set_mode(training=True)
+            self.network = authored.module
 
-        def forward(self, x: Any, y: Any) -> tuple[Any]:
-            return (torch.nn.functional.cross_entropy(self.network(x), y),)
+        def forward(self, x: Any, y: Any = None) -> tuple[Any]:
+            return (authored.loss.of(authored.answered(x), x, y),)
 
     return Trained()
 
 
-def _answering(module: Any) -> Any:
+def _answering(authored: Authored) -> Any:
     import torch
 
     class Inference(torch.nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
-            self.network = module
+            authored.set_mode(training=False)
+            self.network = authored.module
 
         def forward(self, x: Any) -> tuple[Any]:
-            return (self.network(x),)
+            return (authored.answered(x),)
 
     return Inference()
 
 
-def _model(authored: Authored, name: str, graph: onnx.GraphProto) -> onnx.ModelProto:
-    """Orders the inputs and adds the metadata that a board cannot read off them."""
-    order = {key: at for at, key in enumerate([*_state(authored.module), "x", "y"])}
+def _model(authored: Authored, name: str, trace: Trace, outputs: Mapping[str, str]) -> onnx.ModelProto:
+    """Writes a trace, and puts the inputs into the order of the network's state."""
+    state = authored.module.state_dict()
+    inputs = {"0": "x", "1": "y", **{f"network.{key}": key for key in state}}
+    constants = {
+        f"network.{key}": value.detach().numpy()
+        for key, value in authored.module.named_buffers()
+        if key not in authored.statistics
+    }
+    graph = lower(trace, inputs, outputs, "x", constants)
+    order = {key: at for at, key in enumerate([*state, "x", "y", SEED])}
     taken = sorted(graph.input, key=lambda value: order[value.name])
     del graph.input[:]
     graph.input.extend(taken)
@@ -138,3 +244,12 @@ def _model(authored: Authored, name: str, graph: onnx.GraphProto) -> onnx.ModelP
     )
     onnx.checker.check_model(built, full_check=True)
     return built
+
+
+def first_line(error: Exception) -> str:
+    """Returns the first line of what an error says, or its kind."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _shape(sizes: Sequence[int]) -> str:
+    return "(" + ", ".join(["N", *map(str, sizes[1:])]) + ")"

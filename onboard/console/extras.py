@@ -11,7 +11,7 @@ BRINGS = {
     "pictures": ("PIL",),
     "sim": ("onnxruntime", "safetensors", "rich", "sklearn", "PIL", "matplotlib"),
     "crypto": ("cryptography",),
-    "author": ("torch", "onnx"),
+    "author": ("torch", "onnx", "onnxruntime", "safetensors"),
 }
 OWN = {"onboard": "flight", "groundstation": "ground", "firmware-sim": "sim"}  # what a program is for
 CALLED = {"sklearn": "scikit-learn", "PIL": "Pillow"}  # where a package is imported by another name

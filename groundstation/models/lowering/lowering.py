@@ -12,8 +12,8 @@ from typing import Any
 import onnx
 from onnx import helper
 
-from groundstation.models.lowering import convolutions, pointwise, reductions, shapes
-from groundstation.models.lowering.writer import ELEMENT_TYPES, Call, Lowering, Writer, is_known
+from groundstation.models.lowering import convolutions, draws, pointwise, reductions, shapes
+from groundstation.models.lowering.writer import ELEMENT_TYPES, SEED, Call, Lowering, Writer, is_known
 from groundstation.models.tracing import TensorType, Trace, UnsupportedError
 
 LOWERINGS: dict[str, Lowering] = {
@@ -95,6 +95,9 @@ LOWERINGS: dict[str, Lowering] = {
     "_unsafe_index_put": reductions.index_put,
     "convolution": convolutions.convolution,
     "convolution_backward": convolutions.convolution_backward,
+    "bernoulli": draws.bernoulli,
+    "native_dropout": draws.native_dropout,
+    **dict.fromkeys(("rand", "rand_like"), draws.uniform),
     "max_pool2d_with_indices": convolutions.max_pool,
     "max_pool2d_with_indices_backward": convolutions.max_pool_backward,
 }
@@ -102,12 +105,16 @@ LOWERINGS: dict[str, Lowering] = {
 decompositions bring others down to these."""
 
 
-def lower(trace: Trace, inputs: Mapping[str, str], outputs: Mapping[str, str], batch: str) -> onnx.GraphProto:
+def lower(
+    trace: Trace, inputs: Mapping[str, str], outputs: Mapping[str, str], batch: str,
+    constants: Mapping[str, Any] | None = None,
+) -> onnx.GraphProto:  # fmt: skip
     """Returns the ONNX graph of a trace.
 
     `outputs`: which results are wanted, in their order, each with its name in the graph; `inputs`: which
-    inputs have another name in the graph; `batch`: the input (by that name) whose first axis is N. An input
-    that no output depends on is left out. Raises UnsupportedError."""
+    inputs have another name in the graph; `batch`: the input (by that name) whose first axis is N;
+    `constants`: inputs that the graph does not take, but holds. An input that no output depends on is left
+    out. Raises UnsupportedError."""
     writer = Writer(batch)
     names, taken, given = list[Any](), dict[str, TensorType](), iter(trace.inputs)
     call = None
@@ -115,6 +122,9 @@ def lower(trace: Trace, inputs: Mapping[str, str], outputs: Mapping[str, str], b
         call = Call(writer, trace, operator, names)
         if operator.name == "input":
             named = next(given)
+            if constants and named in constants:
+                names.append(writer.constant(constants[named], call.gives.dtype))
+                continue
             names.append(inputs.get(named, named))
             taken[names[-1]] = call.gives
         elif operator.name == "constant":
@@ -122,6 +132,8 @@ def lower(trace: Trace, inputs: Mapping[str, str], outputs: Mapping[str, str], b
         else:
             names.append(_lowered(call))
     assert call is not None, "a network computes something"
+    if writer.takes_seed:
+        taken[SEED] = TensorType((), "int64")
     wanted = [trace.returned[name] for name in outputs]
     results = [call.name(result) for result in wanted]
     values = [
@@ -129,10 +141,10 @@ def lower(trace: Trace, inputs: Mapping[str, str], outputs: Mapping[str, str], b
     ]
     nodes = _named(_needed(writer.nodes, results), results, list(outputs.values()))
     used = {name for node in nodes for name in node.input}
-    constants = [tensor for name, tensor in writer.constants.items() if name in used]
+    held = [tensor for name, tensor in writer.constants.items() if name in used]
     return helper.make_graph(
         nodes, "graph", [_value(name, tensor) for name, tensor in taken.items() if name in used], values,
-        constants
+        held,
     )  # fmt: skip
 
 

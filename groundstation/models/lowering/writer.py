@@ -18,6 +18,8 @@ ELEMENT_TYPES = {
     TensorProto.INT32, "float64": TensorProto.DOUBLE, "uint8": TensorProto.UINT8,
 }  # fmt: skip
 
+SEED = "seed"
+
 Sizes = Sequence[Any]  # whole numbers, and a Batch where the batch has its part
 
 
@@ -34,6 +36,8 @@ class Writer:
         self._permuted: dict[str, tuple[str, list[int]]] = {}
         self._made_by: dict[str, str] = {}
         self._names = itertools.count()
+        self._drawn = itertools.count()
+        self.takes_seed = False
 
     def node(self, operation: str, *inputs: str, **attributes: Any) -> str:
         """Adds a node with one output and returns its name."""
@@ -77,6 +81,15 @@ class Writer:
     def batch_size(self) -> str:
         """Returns N as int64 (1,)."""
         return self.node("Shape", self._batch, start=0, end=1)
+
+    def seed(self) -> str:
+        """Returns the int64 scalar that all draws of a step come from, which becomes an input."""
+        self.takes_seed = True
+        return SEED
+
+    def count_drawn(self) -> int:
+        """Returns how many tensors were drawn before, from 0, and counts this one."""
+        return next(self._drawn)
 
     def sizes(self, sizes: Sizes) -> str:
         """Returns a shape as int64 (rank,)."""
