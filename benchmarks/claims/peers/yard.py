@@ -22,7 +22,7 @@ from firmware_sim.runs.processes import ProcessGroup
 from firmware_sim.world.channel import SIDES, Side
 
 LISTEN_S = 0.02
-UP_WITHIN_S = 60.0
+UP_WITHIN_S = 120.0
 IDLE_SHARE, IDLE_S = 0.05, 3.0  # a board that uses less than this share of a core for so long has started
 
 T = TypeVar("T")
