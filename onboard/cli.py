@@ -112,7 +112,7 @@ def run(
 def doctor(node_toml: Path) -> None:
     """Checks everything a run of NODE_TOML needs and says what is wrong and what to do.
 
-    It checks Python, key, port, contact plan, model, data, memory and disk, and prints one line each. It
+    It checks Python, key, port, contact plan, model, data, memory, disk and a watched folder, a line each. It
     opens the port once and sends nothing. It decodes every image, and says how many there are, what memory
     they take, the least, largest and mean pixel, the images of each class, and after WARNING what may be
     wrong: classes without images, files that were passed over and why, images of one value all over. Images
@@ -248,6 +248,8 @@ def run_agent(
     recorder: Recorder | None = None,
 ) -> None:
     """Runs a node's agent to its end; what keeps it from starting ends the program. Raises ConfigError."""
+    if isinstance(config, NodeConfig) and config.infer is not None:
+        require("PIL")
     require("onnxruntime")  # every node steps a model's graph, and would say so when the round has begun
     from onboard.storage.keys import BadKey
 

@@ -20,7 +20,10 @@ import numpy as np
 
 from onboard.board.budget import AGENT_BYTES
 from onboard.config import GossipConfig, LinkEnd, NodeConfig, OwnConfig, ends_of
+from onboard.console.extras import require, unusable
 from onboard.console.toml import ConfigError
+from onboard.data.suffixes import is_junk
+from onboard.inference.rules import InferConfig
 from onboard.learn.graph import GraphError, TrainGraph
 from onboard.learn.networks import Network
 from onboard.learn.training import BoardTraining
@@ -64,10 +67,14 @@ def examine(config: NodeConfig | GossipConfig) -> list[Finding]:
         ("memory", partial(_memory, config)),
         ("disk", partial(_disk, config)),
     ]
+    if isinstance(config, NodeConfig) and config.infer is not None:
+        checks.append(("images", partial(_watched, config.infer)))
     findings = []
     for what, look in checks:
         try:
             findings.append(Finding(what, True, look()))
+        except ImportError as error:
+            findings.append(Finding(what, False, unusable(error.name or "", error)))
         except (OSError, ValueError, MemoryError) as error:
             findings.append(Finding(what, False, _said(error)))
     return findings
@@ -145,6 +152,13 @@ def _memory(config: NodeConfig | GossipConfig) -> str:
     needs = [_tried(config, graph) for graph in _fitting(config)] if trains else []
     needs = needs or ["no model was tried" if trains else "this node trains nothing"]
     return f"{'; '.join(needs)}; {_mb(config.memory_bytes)} are allowed, {_mb(available)} are free"
+
+
+def _watched(config: InferConfig) -> str:
+    require("PIL")
+    with os.scandir(config.watch) as entries:
+        count = sum(not is_junk(entry.name) for entry in entries)
+    return f"{config.watch}: {count} entries; answers may take {_mb(config.memory_bytes)} beside training"
 
 
 def _fitting(config: OwnConfig) -> list[TrainGraph]:

@@ -27,7 +27,7 @@ from onboard.learn.networks import Network, NetworkError
 from onboard.learn.objectives import METRICS, Metric, metric_of
 from onboard.mission.health import State, failure_name
 from onboard.mission.objects import KINDS
-from onboard.monitor.render import BAR, DROPPED, bit_rate, duration, eta, peer_state, rate_bps
+from onboard.monitor.render import BAR, DROPPED, answers, bit_rate, duration, eta, peer_state, rate_bps
 
 View = Mapping[str, Any]
 _OF_A_ROUND = ("opened_at", "closed_at", "deadline_at", "loss", "bits_down")
@@ -124,7 +124,7 @@ def table(view: Mapping[str, Any], console: Console | None = None) -> None:
     console.print(nodes if view["nodes"] else "no node heard yet")
     for row in view["nodes"]:
         if row["health"] and row["health"].get("answers"):
-            told = _answers(row["health"]["answers"], view["classes"])
+            told = answers(row["health"]["answers"], view["classes"])
             console.print(f"[bold]images answered:[/] {escape(row['node'])}, {escape(told)}", soft_wrap=True)
     closed = any(row["state"] == "closed" for row in view["rounds"])
     for row in view["nodes"]:
@@ -139,17 +139,6 @@ def _doing(health: Mapping[str, Any]) -> str:
         return state.name.lower()
     why = health.get("why") or failure_name(health.get("failure", 0))
     return escape(f"failed: {why}")
-
-
-def _answers(said: Mapping[str, Any], classes: Sequence[str]) -> str:
-    """What a board's model has said of images, in one line."""
-    shares = [
-        f"{classes[label] if label < len(classes) else label} {100 * share:.0f} %"
-        for label, share in said["classes"]
-    ]
-    told = [f"{said['images']:,}", *shares, f"{said['doubtful']:,} to label"]
-    told += [f"{name} {said[name]:.2f}" for name in ("confidence", "drift") if said[name] is not None]
-    return ", ".join(told)
 
 
 def _number(value: float | None, form: str) -> str:

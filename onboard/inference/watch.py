@@ -132,7 +132,8 @@ class ImageWatch:
 
     def status(self) -> dict[str, Any]:
         said, waiting = self.health(), len(self._queue) + (self._asked is not None)
-        return {"waiting": waiting} | ({} if said is None else msgspec.to_builtins(said))
+        names = [*(self._node.shard.classes or ())]
+        return {"waiting": waiting, "names": names} | ({} if said is None else msgspec.to_builtins(said))
 
     # look, ask, take
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,9 @@ def board_picture(view: View, before: View | None, gap_s: float) -> str:
     """Renders the view of `onboard link`, 76 columns wide; `before` is that of `gap_s` seconds ago."""
     link = view["link"]
     title = f"{click.style(view['node'], bold=True)}  {view['board']}, {view['profile']}: {doing(view)}"
-    lines = [title, "", f"port    {port_state(link['port'])}", f"ground  {peer_state(link)}", ""]
+    said = view.get("answers", {})
+    lines = [title, *([f"images answered: {answers(said, said['names'])}"] if "images" in said else []), ""]
+    lines += [f"port    {port_state(link['port'])}", f"ground  {peer_state(link)}", ""]
     lines += _traffic(link, before["link"] if before else None, gap_s)
     lines += ["", dropped(link), ""]
     lines += list(objects(link))
@@ -105,6 +107,17 @@ def doing(view: View) -> str:
     if view.get("progress") is not None:
         text += f", {100 * view['progress']:.0f} % trained"
     return text + (f", loss {view['loss']:.3f}" if view.get("loss") is not None else "")
+
+
+def answers(said: View, classes: Sequence[str]) -> str:
+    """What a board's model has said of images, in one line."""
+    shares = [
+        f"{classes[label] if label < len(classes) else label} {100 * share:.0f} %"
+        for label, share in said["classes"]
+    ]
+    told = [f"{said['images']:,}", *shares, f"{said['doubtful']:,} to label"]
+    told += [f"{name} {said[name]:.2f}" for name in ("confidence", "drift") if said[name] is not None]
+    return ", ".join(told)
 
 
 def port_state(port: View) -> str:

@@ -48,6 +48,12 @@ def test_a_board_that_is_right(node_toml: Path, port: str) -> None:
     assert "4 images of (1, 28, 28)" in lines[CHECKS.index("data")]
 
 
+def test_it_looks_at_the_folder_whose_images_are_answered(node_toml: Path) -> None:
+    node_toml.write_text(f'{node_toml.read_text()}[infer]\nwatch = "camera"\nmemory_mb = 16\n')
+    (found,) = (finding for finding in doctor.examine(load_node(node_toml)) if finding.what == "images")
+    assert (found.ok, found.says) == (False, f"{node_toml.parent / 'camera'}: No such file or directory")
+
+
 def test_it_says_whether_frames_are_encrypted(node_toml: Path) -> None:
     (key,) = (finding for finding in doctor.examine(load_node(node_toml)) if finding.what == "key")
     assert key.says == str(node_toml.parent / "node.key")

@@ -43,6 +43,15 @@ def plain(text: str) -> list[str]:
     return click.unstyle(text).splitlines()
 
 
+def test_the_picture_of_a_board_that_answers_images() -> None:
+    said = {"waiting": 2, "names": ["land", "sea"], "images": 1200, "doubtful": 14, "confidence": 0.912,
+            "drift": None, "classes": [[1, 0.75], [7, 0.25]]}  # fmt: skip
+    line = plain(board_picture(BOARD | {"answers": said}, None, 0.0))[1]
+    assert line == "images answered: 1,200, sea 75 %, 7 25 %, 14 to label, confidence 0.91"
+    waiting = {"answers": {"waiting": 2, "names": []}}
+    assert plain(board_picture(BOARD | waiting, None, 0.0)) == plain(board_picture(BOARD, None, 0.0))
+
+
 def test_the_picture_of_a_board() -> None:
     before = BOARD | {"link": LINK | {"bytes_sent": 267_112, "bytes_received": 12_044}}
     assert plain(board_picture(BOARD, before, 2.0)) == [
