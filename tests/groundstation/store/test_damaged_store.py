@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+import groundstation.store.store as stores
 from groundstation.cli import main
 from groundstation.commands import CommandRequest, CommandState, CommandTable
 from groundstation.store.database import TABLES
@@ -339,7 +340,8 @@ def test_no_more_than_three_are_kept_aside(killed: tuple[Path, Path], tmp_path: 
 # -- growth ------------------------------------------------------------------------------------------------
 
 
-def test_a_database_does_not_grow_with_its_rounds(tmp_path: Path) -> None:
+def test_a_database_does_not_grow_with_its_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stores, "KEPT_MODEL_BYTES", 20_000)  # three of these models
     store, sizes = Store(tmp_path / NAME), list[int]()
     store.begin(MISSION, "m", 0, GRAPH)
     for node in range(1, 51):
