@@ -11,6 +11,7 @@ import msgspec
 from groundstation.cli_options import FOLDER, one_line
 from groundstation.config import Mission, load_mission
 from onboard.console.extras import require
+from onboard.console.lines import is_terminal
 from onboard.mission.commands import COMMANDS, Command
 from onboard.storage.keys import keep_private
 
@@ -145,7 +146,13 @@ def _queue(
     from groundstation.views.status import command_line, command_values
 
     row = commands.enqueue(mission, board, asked, expires_s)
-    row = commands.wait_for(mission, row, wait_s or 0.0)
+    shown = is_terminal(sys.stderr)
+    row = commands.wait_for(
+        mission,
+        row,
+        wait_s or 0.0,
+        lambda row: click.echo(command_line(mission, row), err=True) if shown else None,
+    )
     told = msgspec.json.encode(command_values(mission, row)) if as_json else command_line(mission, row)
     click.echo(told)
     sys.exit(0 if wait_s is None or row.state.value == "done" else 1)

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 EXPIRES_S = 604_800.0
 AGAIN_S = 600.0  # after an install that a board refused: a disk may have room again
+FRESH_S = 60.0  # an install that is no older has done what it can
 
 
 class NetworkSupply:
@@ -53,11 +54,11 @@ class NetworkSupply:
         return False
 
     def lacks(self, node: int) -> None:
-        """Notes that a board cannot find the network, and installs it, unless the last install found that it
-        is there: then something else is wrong. Raises StoreError."""
+        """Notes that a board cannot use the network, and installs it, unless an install has just been done:
+        then something else is wrong. Raises StoreError."""
         latest = self._latest(node)
-        is_there = latest is not None and latest.result.get("received_bytes") == 0
-        if node in self._has and not is_there:
+        is_fresh = latest is not None and self._wall() < (latest.ended_at or 0.0) + FRESH_S
+        if node in self._has and not is_fresh:
             self._has.discard(node)
             self._install(node)
 

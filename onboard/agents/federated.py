@@ -397,6 +397,7 @@ class FederatedAgent:
     def relieve(self, now: float) -> str:
         """Ends the training to give back its memory; returns who lacks memory, for the log."""
         self.trainer.stop()
+        self.installer.check_was_ended()
         if self.work is not None:
             self._fail(Failure.MEMORY, NO_MEMORY, now)
         return NO_MEMORY

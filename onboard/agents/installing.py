@@ -46,6 +46,7 @@ class NetworkInstaller:
         self._is_busy = False
         self._now, self._asked, self._request = 0.0, 0, b""
         self._report: Checked | None = None
+        self._checks = False  # whether the trainer has been asked to, and may yet report
         self.received_bytes = 0
 
     # the agent's side
@@ -141,6 +142,10 @@ class NetworkInstaller:
 
     def checked(self, report: Checked) -> None:
         self._report, self._is_busy = report, True
+
+    def check_was_ended(self) -> None:
+        """Notes that the trainer was stopped: a check that was under way is asked for once more."""
+        self._checks = False
 
     def step(self, now: float) -> None:
         """Does a slice of what is to be done. Raises OSError (disk full): call it again later."""
@@ -277,13 +282,13 @@ class NetworkInstaller:
 
     def _check(self, network: Network, wanted: InstallArguments) -> Generator[bool, None, str]:
         """Has the network loaded and run where a training would be; returns what is wrong."""
-        agent, is_asked = self._agent, False
+        agent, self._checks = self._agent, False
         while self._report is None:
             if agent.work is not None:  # a training is under way, and took the check's place if there was one
-                is_asked = False
-            elif not is_asked:
+                self._checks = False
+            elif not self._checks:
                 agent.trainer.check(NetworkCheck(folder=str(network.folder), expected=wanted.expected))
-                is_asked = True
+                self._checks = True
             yield False
         return self._report.why
 

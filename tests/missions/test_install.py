@@ -24,6 +24,7 @@ from onboard.learn import self_check
 from onboard.learn.networks import INFER, PARAMETERS, TRAIN, Network, NetworkError
 from onboard.storage import model_slots
 from tests.line import ABOUT, SHAPES, write_line
+from tests.missions.bench import bench
 from tests.missions.clockwork import Clockwork
 
 Make = Callable[..., Clockwork]
@@ -291,7 +292,25 @@ def test_a_network_that_rots_on_a_board_is_sent_again_before_the_next_round(
     on.run(lambda: on.said("answered", round=1))
     weights = board.state / "models" / "a" / PARAMETERS
     weights.write_bytes(weights.read_bytes()[:-1] + b"!")
-    on.run(lambda: on.over)
+    on.run(lambda: on.over, 2000.0)
     assert on.said("board-failed", failure="model")
     received = [row.result["received_bytes"] for row in CommandTable(on.store).all()]
     assert received[1] == len(weights.read_bytes())  # the damaged file alone
+
+
+def test_a_user_installs_a_network_while_the_programs_run_and_the_board_is_killed(tmp_path: Path) -> None:
+    """The real programs on a serial cable: kill -9 comes while the weights are on their way."""
+    line = version(tmp_path / "line", 1)
+    with bench(tmp_path, epochs=1, rounds=50) as on:
+        mission = str(on.mission)
+        on.start()
+        on.run("groundstation", "install", mission, "pi", str(line.folder))
+        on.until(lambda: on.said("ground", "file"))
+        on.kill("board")
+        on.start_board()
+        on.until(lambda: on.said("ground", "command-done"))
+        assert on.said("board", "installed", network=line.digest.hex())
+        slot = on.node_toml.parent / "state" / "models" / "a"
+        assert Network.load(slot).digest == line.digest
+        told = on.run("groundstation", "roll-back", mission, "pi", "--wait", "30").stdout
+        assert "done: roll-back for pi" in told
