@@ -20,3 +20,8 @@ JUNK = frozenset(
 
 def is_junk(name: str) -> bool:
     return name.startswith(".") or name.casefold() in JUNK
+
+
+def as_text(name: str) -> str:
+    """A file's name as it can be written and sent: bytes that are no UTF-8 are spelled out."""
+    return name.encode("utf-8", "backslashreplace").decode()

@@ -18,6 +18,7 @@ import msgspec
 
 from onboard.board.budget import BudgetError, cap_memory
 from onboard.data.inspection import Shard
+from onboard.data.suffixes import as_text
 from onboard.inference.population import ReferenceScores, reference_of
 from onboard.inference.rules import NodeFolder
 from onboard.learn.objectives import Objective
@@ -121,7 +122,7 @@ def _work(order: InferOrder, asked: socket.socket) -> Iterator[InferReport]:
     while (path := _next(asked)) is not None:
         began_s = time.process_time()
         try:
-            x = fit(decoded(path.name, path, model.info.input[0])[None], model.info.input)
+            x = fit(decoded(as_text(path.name), path, model.info.input[0])[None], model.info.input)
         except DataError as error:
             yield ImageAnswered(cpu_s=time.process_time() - began_s, why=str(error))
             continue

@@ -68,6 +68,7 @@ class AnswerRing:
             new.replace(self._path(NEWER))  # the rotation was cut between its two names
         self._keys: dict[str, set[str]] = {}
         self._last_n = self.damaged = 0
+        self._is_list_stale = False
         for name in (OLDER, NEWER):
             self._open(name)
         self._write_to_label()
@@ -90,6 +91,8 @@ class AnswerRing:
     def append(self, record: AnswerRecord, present: Collection[str]) -> bool:
         """Adds an answer, durably; returns whether older ones went for it. `present`: the keys of all images
         in the folder."""
+        if self._is_list_stale:
+            self._write_to_label()
         rotates = self._size(NEWER) >= self._limit_bytes // 2
         if rotates:
             self._rotate(present)
@@ -97,8 +100,11 @@ class AnswerRing:
         self._keys[NEWER].add(record.key)
         self._last_n = record.n
         if record.doubtful:
-            with self._path(TO_LABEL).open("a", encoding="utf-8") as listed:
-                listed.write(f"{record.image}\n")
+            try:
+                with self._path(TO_LABEL).open("a", encoding="utf-8", errors="surrogateescape") as listed:
+                    listed.write(f"{record.image}\n")
+            except OSError:  # the answer is durable: the list is made anew before the next one
+                self._is_list_stale = True
         return rotates
 
     def _rotate(self, present: Collection[str]) -> None:
@@ -164,6 +170,7 @@ class AnswerRing:
         path = self._path(TO_LABEL)
         if names or path.exists():
             files.replace_durably(path, names.encode("utf-8", "surrogateescape"))
+        self._is_list_stale = False
 
     def _path(self, name: str) -> Path:
         return self.folder / name

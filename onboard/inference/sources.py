@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from onboard.data.suffixes import IMAGE_SUFFIXES, is_junk
+from onboard.data.suffixes import IMAGE_SUFFIXES, as_text, is_junk
 
 STDIN = "-"
 _IMAGES = re.compile(rb"\x89PNG|GIF8|BM|P[1-6]\s")  # whose first line has no byte that no name has
@@ -52,14 +52,16 @@ def known_count(names: Sequence[str]) -> int | None:
 def _named(name: str) -> Iterator[NamedImage]:
     path = Path(name)
     if not path.is_dir():
-        yield NamedImage(name, path, Path(path.name))
+        yield NamedImage(as_text(name), path, Path(path.name))
         return
     for inside, folders, files in os.walk(path):
         folders[:] = sorted(folder for folder in folders if not is_junk(folder))
         for file in sorted(files):
             if Path(file).suffix.lower() in IMAGE_SUFFIXES and not is_junk(file):
                 inner = Path(inside) / file
-                yield NamedImage(str(inner), inner, inner.relative_to(path))
+                if inner.exists() and not inner.is_file():  # nobody may ever write into a pipe
+                    continue
+                yield NamedImage(as_text(str(inner)), inner, inner.relative_to(path))
 
 
 def _is_image(first: bytes) -> bool:

@@ -20,7 +20,7 @@ import msgspec
 from onboard.board.budget import CpuShare
 from onboard.config import NodeConfig
 from onboard.console.log import say
-from onboard.data.suffixes import IMAGE_SUFFIXES, is_junk
+from onboard.data.suffixes import IMAGE_SUFFIXES, as_text, is_junk
 from onboard.inference.downlink import wants
 from onboard.inference.population import Population, ReferenceScores
 from onboard.inference.process import ImageAnswered, InferOrder, InferReady, InferReport, request, start
@@ -200,14 +200,15 @@ class ImageWatch:
             high = None if said.error is None or self._reference is None else self._reference.high
             doubtful = high is not None and said.error is not None and said.error > high
         self._untold = AnswerRecord(
-            n=self.ring.next_n, image=image.name, key=image.key, at=round(self._wall(), 3), model=self._model,
+            n=self.ring.next_n, image=as_text(image.name), key=image.key, at=round(self._wall(), 3),
+            model=self._model,
             label=said.label, name=said.name, share=said.share, confidence=said.confidence,
             values=said.values, error=said.error, score=said.score, doubtful=doubtful, why=said.why,
         )  # fmt: skip
         if config.downlink is not None and wants(config.downlink, self._untold):
             self._untold = msgspec.structs.replace(self._untold, chosen=True)
         if said.why:
-            say(log, "image-unread", level=logging.WARNING, image=image.name, why=said.why)
+            say(log, "image-unread", level=logging.WARNING, image=as_text(image.name), why=said.why)
         self._store()
 
     def _store(self) -> None:

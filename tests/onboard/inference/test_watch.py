@@ -125,6 +125,23 @@ def test_new_images_are_answered_once_and_the_child_ends(board: Watched) -> None
     board.watch.stop()
 
 
+def test_names_that_are_no_text_and_links_are_no_trouble(board: Watched) -> None:
+    odd = os.fsencode(str(board.camera)) + b"/\xff line\n.png"
+    board.shoot("a.png")
+    os.link(board.camera / "a.png", odd)
+    (board.camera / "loop").symlink_to(board.camera)
+    (board.camera / "gone.png").symlink_to(board.camera / "nowhere")
+    os.mkfifo(board.camera / "pipe.png")
+    board.run(lambda: len(board.names()) == 2)
+    board.watch.stop()
+    assert sorted(board.names()) == ["\\udcff line\n.png", "a.png"]
+    told = CliRunner().invoke(
+        onboard.cli.main, ["infer", "--node", str(board.folder / "node.toml"), "--json", str(board.camera)]
+    )
+    assert len(told.stdout.splitlines()) == 2
+    assert told.exit_code == 1  # of the link that leads nowhere; a pipe is never waited for
+
+
 def test_nothing_is_answered_twice_after_a_restart(board: Watched) -> None:
     board.shoot(*(f"{at}.png" for at in range(6)))
     board.run(lambda: len(board.names()) == 3)
@@ -215,6 +232,30 @@ def test_a_flipped_bit_costs_its_line(tmp_path: Path) -> None:
     (tmp_path / NEWER).write_bytes(raw)
     again = AnswerRing(tmp_path, 1 << 20)
     assert ([record.n for record in again.records()], again.damaged) == ([1, 3], 1)
+
+
+def test_an_answer_whose_list_cannot_be_written_is_stored_once(tmp_path: Path) -> None:
+    ring = AnswerRing(tmp_path, 1 << 20)
+    (tmp_path / TO_LABEL).mkdir()
+    for n in (1, 2):
+        record = AnswerRecord(n=n, image=f"{n}.png", key=f"{n:016x}", at=1.0, model="m", doubtful=True)
+        ring.append(record, ())
+    assert [record.n for record in ring.records()] == [1, 2]
+    assert (tmp_path / TO_LABEL).read_text() == "1.png\n2.png\n"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_cut_at_any_byte_leaves_whole_lines(seed: int, tmp_path: Path) -> None:
+    ring = AnswerRing(tmp_path, 2000)
+    for n in range(1, 30):
+        ring.append(AnswerRecord(n=n, image="a", key=f"{n:016x}", at=1.0, model="m"), [f"{1:016x}"])
+    numbers = [record.n for record in ring.records()]
+    raw = (tmp_path / NEWER).read_bytes()
+    for cut in np.random.default_rng(seed).integers(0, len(raw), 20):
+        (tmp_path / NEWER).write_bytes(raw[:cut])
+        again = AnswerRing(tmp_path, 2000)
+        assert again.damaged == 0
+        assert [record.n for record in again.records()] == numbers[: again.next_n - numbers[0]]
 
 
 def test_the_index_is_the_one_of_the_formula() -> None:
