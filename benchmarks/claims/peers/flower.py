@@ -10,12 +10,13 @@ virtual environment with flwr and torch (`--flower-python`).
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 import click
@@ -53,6 +54,7 @@ IDLE_S, QUICK_IDLE_S = 180.0, 60.0  # an agent reports every minute
 LULL_S, SHORT_LULL_S = 110.0, 25.0  # before that: an end on UDP asks 15, 30 and 60 s after the last word
 
 BYTES, SECONDS, MEMORY, IDLE, START = 200, 8, 5, 100, 5  # how many times better ours is at least
+PREFIX = "spacedml-flower-"  # of folders
 FLOWER, FAST, FEDAVG = "Flower", "spacedml-fast", "fedavg"
 CUT_AFTER_BYTES = {FLOWER: 900_000, FEDAVG: 900_000, FAST: 2300}
 """A board's byte in the middle of its first update, what it said before included."""
@@ -77,7 +79,8 @@ def measure(tell: ProgressLine, *, flower_python: str | None, quick: bool) -> li
         version = version_of(flower_python)
     except LabError as error:
         return [Row(f"skipped: {error}", 0, "runs")]
-    with TemporaryDirectory(prefix="spacedml-flower-") as name, environment_of_a_user():
+    remove_left(Path(gettempdir()))
+    with TemporaryDirectory(prefix=f"{PREFIX}{os.getpid()}-") as name, environment_of_a_user():
         folder = Path(name)
         tasks = [
             SharedTask.create(folder / f"task-{seed}", BOARDS, IMAGES, TARGET, seed)
@@ -87,6 +90,14 @@ def measure(tell: ProgressLine, *, flower_python: str | None, quick: bool) -> li
             meeting = Meeting(contest, tasks, Path(str(flower_python)), tell)
             seen = meeting.quick() if quick else meeting.whole()
     return [*rows(f"Flower {version}", seen, timed=not quick)]
+
+
+def remove_left(folder: Path) -> None:
+    """Removes what killed runs have left in `folder`; their processes and namespaces ended with them."""
+    for left in folder.glob(f"{PREFIX}*"):
+        pid = left.name.removeprefix(PREFIX).partition("-")[0]
+        if not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def version_of(flower_python: str | None) -> str:

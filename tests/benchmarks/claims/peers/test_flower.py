@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -113,6 +114,16 @@ def test_what_cannot_be_measured_is_skipped_with_its_reason(
     assert done.exit_code == 0
     (line,) = done.output.splitlines()
     assert line.startswith(f"skipped: {why}")
+
+
+def test_a_run_removes_what_killed_ones_have_left_and_no_other(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for name in (f"spacedml-flower-{dead.pid}-x/a", f"spacedml-flower-{os.getpid()}-x", "spacedml-race-1-x"):
+        (tmp_path / name).mkdir(parents=True)
+    flower.remove_left(tmp_path)
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == [f"spacedml-flower-{os.getpid()}-x", "spacedml-race-1-x"]
 
 
 def test_rounds_are_read_from_the_log_of_our_ground_and_from_the_file_of_flowers(tmp_path: Path) -> None:
