@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 import onboard.learn.networks
-from groundstation.models import pieces
 from groundstation.models.folder import write_network
-from groundstation.models.pieces import node
 from onboard.learn.networks import INFER, TRAIN, NetworkFile
+from tests import pieces
+from tests.pieces import node
 
 ABOUT = NetworkFile(name="line", task="classify", input=(1, 28, 28), outputs=10, forward_macs=7840, files={})
 SHAPES = {"weight": (10, 784), "bias": (10,)}

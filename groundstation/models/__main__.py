@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from types import ModuleType
 
 import click
 import msgspec
 
-from groundstation.models import lenet5, resnet20
 from groundstation.models.checks import DisagreementError, Original
 from groundstation.models.export import Made, made, state, write
 from groundstation.models.from_torch import Authored
 from groundstation.models.losses import Loss
-from onboard.learn.graph import initial
-from onboard.learn.networks import INFER, SHIPPED, TRAIN, NetworkFile, PartName
+from onboard.learn.networks import SHIPPED
 
-EUROSAT, LAND_COVER = 10, 3  # classes
+DIGITS, EUROSAT, LAND_COVER = 10, 10, 3  # classes
 
 
 @click.command(
@@ -41,25 +37,16 @@ def main(names: tuple[str, ...], out: Path) -> None:
         click.echo(f"{name}: largest error {worst.graph:.1e} of a tensor's norm")
 
 
-def written(module: ModuleType, name: str) -> tuple[Made, Original]:
-    """Returns a network whose graphs are written by hand, and its torch reference."""
-    plan = module.plan(name)
-    about = NetworkFile(
-        name=name, task="classify", input=plan.input_shape, outputs=plan.classes,
-        forward_macs=plan.forward_macs, files={},
-    )  # fmt: skip
-    parts: dict[PartName, bytes] = {
-        TRAIN: module.train_graph(name).SerializeToString(deterministic=True),
-        INFER: module.infer_graph(name).SerializeToString(deterministic=True),
-    }
-    return Made(about, parts), Original(module.reference, initial(plan.shapes, 0))
-
-
 def authored(name: str) -> Authored:
     """Returns a shipped network's module."""
-    from groundstation.models.networks import autoencoder, mobilenet, unet, vit
+    from groundstation.models.networks import autoencoder, lenet5, mobilenet, resnet20, unet, vit
 
     image = (3, 64, 64)
+    if name in ("lenet5", "lenet5-rgb"):
+        channels = 1 if name == "lenet5" else 3
+        return Authored(lenet5.LeNet5(channels, DIGITS), (channels, 28, 28), DIGITS)
+    if name in ("resnet20", "resnet20-64"):
+        return Authored(resnet20.ResNet20(EUROSAT), (3, 32, 32) if name == "resnet20" else image, EUROSAT)
     if name == "mobilenetv3-small-64":
         return Authored(mobilenet.mobilenetv3_small(EUROSAT), image, EUROSAT)
     if name == "vit-tiny-64":
@@ -80,12 +67,9 @@ def traced(name: str) -> tuple[Made, Original]:
     return Made(about, found.parts), Original(network.reference, state(network), network.loss)
 
 
-BUILDERS: dict[str, Callable[[str], tuple[Made, Original]]] = {
-    "lenet5": partial(written, lenet5),
-    "lenet5-rgb": partial(written, lenet5),
-    "resnet20": partial(written, resnet20),
-    "resnet20-64": partial(written, resnet20),
-}
+BUILDERS: dict[str, Callable[[str], tuple[Made, Original]]] = dict.fromkeys(
+    ("lenet5", "lenet5-rgb", "resnet20", "resnet20-64"), traced
+)
 """What makes each network that ships of its name."""
 
 
