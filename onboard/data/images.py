@@ -121,13 +121,16 @@ class Images:
         if self.y.ndim == 2:
             return
         last = len(self.classes) - 1
-        wrong = (self.y < 0) | (self.y > last)
-        if self.ignore is not None:
-            wrong &= self.y != self.ignore
-        if wrong.any():
-            at = tuple(map(int, np.argwhere(wrong)[0]))
-            found = f"y[{', '.join(map(str, at))}] is {self.y[at]}"
-            raise DataError(f"labels run {self.y.min()}..{self.y.max()}, need 0..{last}: {found}")
+        for start in range(0, len(self.y), CHUNK):
+            part = self.y[start : start + CHUNK]
+            wrong = (part < 0) | (part > last)
+            if self.ignore is not None:
+                wrong &= part != self.ignore
+            if wrong.any():
+                at = np.argwhere(wrong)[0]
+                place = ", ".join(map(str, [start + at[0], *at[1:]]))
+                found = f"y[{place}] is {part[tuple(at)]}"
+                raise DataError(f"labels run {self.y.min()}..{self.y.max()}, need 0..{last}: {found}")
 
     def __len__(self) -> int:
         return len(self.y)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onboard.data.images import DataError, Images, Labels, Masks
+from onboard.data.images import CHUNK, DataError, Images, Labels, Masks
 from onboard.learn.objectives import FORMS, Objective
 
 DIGEST_BYTES = 8
@@ -101,6 +101,18 @@ def brought_masks(
 ) -> Masks:
     """Converts masks of whole numbers (N, H, W) to places in the mission's list, uint8; `ignore` stays.
     Raises DataError for a label that is neither, with the classes if they have names."""
+    told = np.empty(masks.shape, np.uint8)
+    for start in range(0, len(masks), CHUNK):
+        part = masks[start : start + CHUNK]
+        told[start : start + CHUNK] = _places(where, part, own, mission, ignore)[part.astype(np.uint8)]
+    return told
+
+
+def _places(
+    where: object, masks: NDArray[Any], own: Names | None, mission: Names, ignore: int | None
+) -> Masks:
+    """Returns the place in the mission's list of each label that there is in masks, uint8 (256). Raises
+    DataError."""
     values = np.unique(masks)
     counted = values if ignore is None else values[values != ignore]
     names = mission if own is None else own
@@ -113,7 +125,7 @@ def brought_masks(
     told = counted.astype(np.int64)
     places = np.arange(256, dtype=np.uint8)
     places[told] = brought(where, "mask", told, own, mission)
-    return places[masks.astype(np.uint8)]
+    return places
 
 
 def for_network(images: Images, network: str, objective: Objective) -> Images:
@@ -130,7 +142,8 @@ def for_network(images: Images, network: str, objective: Objective) -> Images:
     elif kind == "classify":
         whole("data", "y", images.y, outputs)
     elif outputs is not None and len(images.classes) > outputs:
-        brought_masks("data", images.y, None, numbered(outputs), objective.ignore)
+        for start in range(0, len(images), CHUNK):
+            _places("data", images.y[start : start + CHUNK], None, numbered(outputs), objective.ignore)
     return images
 
 

@@ -61,7 +61,8 @@ class Survey:
     def load_bytes(self) -> int:
         """The memory that `load` takes at its peak."""
         mask_bytes = math.prod(self.shape[1:]) if self.objective.kind == "segment" else 0
-        return self.pixel_bytes + len(self) * (mask_bytes + 8) + 3 * self.found.y.nbytes + WORKING_BYTES
+        labels_bytes = 2 * mask_bytes + 8  # with those that a task's names are brought to
+        return self.pixel_bytes + len(self) * labels_bytes + 3 * self.found.y.nbytes + WORKING_BYTES
 
     @property
     def pixel_bytes(self) -> int:
