@@ -19,7 +19,7 @@ from onboard.agents.federated_state import (
     FederatedState,
     fetch_checkpoint,
     kept_object,
-    sealed,
+    seal,
     training_name,
 )
 from onboard.agents.installing import NetworkInstaller
@@ -312,10 +312,10 @@ class FederatedAgent:
             self._fail(report.failure, report.why, now)
         work.waits = False
 
-    def _checkpoint(self, work: Work, state: bytes, now: float) -> None:
+    def _checkpoint(self, work: Work, state: bytes | memoryview, now: float) -> None:
         """Makes progress durable. A full disk costs the checkpoint, not the training."""
         try:
-            self.journal.keep(CHECKPOINT, sealed(work.name, state))
+            self.journal.keep(CHECKPOINT, state, seal(work.name, state))
             spent_j = self._spent_j(now)
             self.known.train_s += now - work.started_s
             self.known.energy_j += spent_j - work.started_j

@@ -148,20 +148,24 @@ def training_name(question: bytes, node: int) -> bytes:
     return blake2s(question, digest_size=16, salt=node.to_bytes(4, "big")).digest()
 
 
-def sealed(name: bytes, state: bytes) -> bytes:
-    """Seals a checkpoint with the training's name and a checksum, as no other training may go on from it, nor
-    with a flipped bit. Readers of the state's own format accept it."""
-    return state + _SEAL.pack(name, blake2s(state + name, digest_size=16).digest(), _MAGIC)
+def seal(name: bytes, state: bytes | memoryview) -> bytes:
+    """Returns what follows a checkpoint's state: the training's name and a checksum, as no other training may
+    go on from it, nor with a flipped bit. Readers of the state's own format accept it."""
+    checksum = blake2s(state, digest_size=16)
+    checksum.update(name)
+    return _SEAL.pack(name, checksum.digest(), _MAGIC)
 
 
 def opened(name: bytes, content: bytes) -> bytes:
     """Returns the state in a checkpoint of the training called `name`. Raises ValueError."""
-    state, of = content[: -_SEAL.size], content[-_SEAL.size :][: len(name)]
-    if content != sealed(of, state):
+    whole = memoryview(content)
+    state, end = whole[: -_SEAL.size], whole[-_SEAL.size :]
+    of = bytes(end[: len(name)])
+    if len(end) < _SEAL.size or end != seal(of, state):
         raise ValueError(f"damaged, or of another version: {len(content)} B that are not what was written")
     if of != name:
         raise ValueError("of another round or node")
-    return state
+    return bytes(state)
 
 
 def fetch_checkpoint(journal: Journal[FederatedState], name: bytes) -> bytes | None:

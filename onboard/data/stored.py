@@ -6,10 +6,9 @@ is in the board's state folder, is made once, and is made anew when its source c
 from __future__ import annotations
 
 import os
-import resource
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from hashlib import blake2s
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import numpy as np
 
 from onboard.data.arrays import Block
 from onboard.data.images import DataError, Rows, Shape, StoredImages
-from onboard.storage.files import remove_file, replacing
+from onboard.storage.files import of_any_size, remove_file, replacing
 
 LEFT_BYTES = 64 << 20  # of the disk at least, when a copy is made: for checkpoints and what arrives
 
@@ -37,7 +36,7 @@ def copied(
             remove_file(other)
         if shutil.disk_usage(folder).free < count * size + LEFT_BYTES:
             return None
-        with _files_of_any_size(), replacing(path) as file:
+        with of_any_size(), replacing(path) as file:
             for places, pixels in blocks:
                 for place, image in zip(places.tolist(), pixels, strict=True):
                     os.pwrite(file.fileno(), np.ascontiguousarray(image).data, place * size)
@@ -58,14 +57,3 @@ def key_of(files: Sequence[Path], form: object, rows: Rows) -> bytes:
             raise DataError(f"{path}: {error.strerror}") from None
         key.update(f"{path.resolve()} {state.st_size} {state.st_mtime_ns}\n".encode())
     return key.digest()
-
-
-@contextmanager
-def _files_of_any_size() -> Iterator[None]:
-    """Lifts the limit of a child whose libraries may write to standard error without an end."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -215,7 +215,7 @@ class Plan:
 class Stepped(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Batch `batch` of `batches` in `epoch` of `epochs`, counted from 1, is done with its mean loss (nats).
     `epoch_loss`: mean over the last finished epoch. A trainer adds what the step took and, if it was to be
-    saved, the checkpoint's `state`."""
+    saved, the checkpoint's `state`; from another process, its `state_bytes` in the file that both have."""
 
     epoch: int
     epochs: int
@@ -224,7 +224,8 @@ class Stepped(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     loss: float
     epoch_loss: float
     cpu_s: float = 0.0
-    state: bytes | None = None
+    state: memoryview | None = None
+    state_bytes: int = 0
 
     @property
     def ends_epoch(self) -> bool:

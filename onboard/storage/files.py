@@ -12,6 +12,7 @@ import fcntl
 import itertools
 import logging
 import os
+import resource
 import stat
 from collections.abc import Iterator
 from hashlib import blake2s
@@ -84,10 +85,23 @@ def write_durably(path: Path, content: bytes | memoryview) -> None:
         os.fsync(file.fileno())
 
 
-def replace_durably(path: Path, content: bytes | memoryview) -> None:
-    """Replaces the file at `path`: after a power cut it is the old one or the new one, never a mixture."""
+def replace_durably(path: Path, *content: bytes | memoryview) -> None:
+    """Replaces the file at `path` by these pieces: after a power cut it is the old one or the new one, never
+    a mixture."""
     with replacing(path) as file:
-        file.write(content)
+        for piece in content:
+            file.write(piece)
+
+
+@contextlib.contextmanager
+def of_any_size() -> Iterator[None]:
+    """Lifts the limit of a child's files, which is there for what libraries write to standard error."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @contextlib.contextmanager

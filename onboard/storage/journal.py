@@ -122,9 +122,9 @@ class Journal(Generic[S]):
             files.sync_folder(self.folder)
         self._generation = generation
 
-    def keep(self, name: str, content: bytes) -> None:
-        """Stores `content` as the file `name`, durably, and completely or not at all."""
-        files.replace_durably(self.folder / name, content)
+    def keep(self, name: str, *content: bytes | memoryview) -> None:
+        """Stores `content`, piece after piece, as the file `name`, durably, and completely or not at all."""
+        files.replace_durably(self.folder / name, *content)
 
     def fetch(self, name: str) -> bytes | None:
         """Returns the content stored as `name`, or None. Raises OSError, also for what is no regular file."""

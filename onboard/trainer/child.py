@@ -3,12 +3,14 @@
 The child's end frees its memory. Whatever ends it (no memory, a signal, a crash in a library, the kernel's
 OOM killer) is a `Failed` with the reason, and never the agent's end. The child reads one order from standard
 input, and answers over a socket in frames of a length and a msgpack message; each byte sent to it asks for
-more. It ends with its work, its parent (prctl(2), PR_SET_PDEATHSIG) or the socket."""
+more. What is too large for a message it leaves in the order's file. It ends with its work, its parent
+(prctl(2), PR_SET_PDEATHSIG) or the socket."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import mmap
 import os
 import re
 import resource
@@ -19,7 +21,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import BinaryIO, Generic, TypeVar
 
 import msgspec
 
@@ -55,22 +57,28 @@ class WorkerProcess(Generic[A]):
         self._work, self._decoder = work, decoder
         self.answers, theirs = socket.socketpair()
         self._words = os.memfd_create(f"{work}-words", os.MFD_CLOEXEC)
+        self._shared = os.fdopen(os.memfd_create(f"{work}-order", os.MFD_CLOEXEC), "w+b")
         self._held = bytearray()
         self._over = False
         start = _START.format(path=sys.path, module=module, fd=theirs.fileno(), parent=os.getpid())
         try:
-            with theirs, os.fdopen(os.memfd_create(f"{work}-order", os.MFD_CLOEXEC), "w+b") as told:
-                told.write(msgspec.msgpack.encode(order))
-                told.seek(0)
+            with theirs:
+                self._shared.write(msgspec.msgpack.encode(order))
+                self._shared.seek(0)
                 self.process = subprocess.Popen(
                     [sys.executable, "-c", start, work],
-                    stdin=told, stdout=subprocess.DEVNULL, stderr=self._words,
+                    stdin=self._shared, stdout=subprocess.DEVNULL, stderr=self._words,
                     pass_fds=[theirs.fileno()], env={**os.environ, **_ONE_THREAD}, start_new_session=True,
                 )  # fmt: skip
         except OSError:
             self._close()
             raise
         self.answers.setblocking(False)
+
+    def left(self, size: int) -> memoryview:
+        """Return what the child left: so many bytes, until it is asked for more. Raises OSError, ValueError
+        for less."""
+        return memoryview(mmap.mmap(self._shared.fileno(), size, prot=mmap.PROT_READ))
 
     def ask(self, wish: bytes) -> None:
         with contextlib.suppress(OSError):  # it has died: `answered` says of what
@@ -133,6 +141,7 @@ class WorkerProcess(Generic[A]):
 
     def _close(self) -> None:
         self.answers.close()
+        self._shared.close()
         os.close(self._words)
 
 
@@ -151,12 +160,18 @@ def serve(
     if most == resource.RLIM_INFINITY or most > STDERR_BYTES:
         resource.setrlimit(resource.RLIMIT_FSIZE, (STDERR_BYTES, most))
     with socket.socket(fileno=answers_fd) as answers:
-        order = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=kind)
-        sys.stdin.close()
+        with os.fdopen(0, "rb", closefd=False) as told:
+            order = msgspec.msgpack.decode(told.read(), type=kind)
         with contextlib.suppress(ConnectionError):  # the agent wants no more
             for answer in work(order, answers):
                 payload = msgspec.msgpack.encode(answer)
-                answers.sendall(LENGTH.pack(len(payload)) + payload)
+                answers.sendall(LENGTH.pack(len(payload)))
+                answers.sendall(payload)
+
+
+def shared_file() -> BinaryIO:
+    """Opens the order's file in the child, for what it leaves there."""
+    return os.fdopen(0, "r+b", closefd=False)
 
 
 def uncap_memory() -> None:

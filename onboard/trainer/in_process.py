@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 import numpy as np
@@ -25,6 +26,7 @@ from onboard.learn.self_check import check
 from onboard.learn.training import Plan
 from onboard.mission.health import Failure
 from onboard.mission.objects import Task, decode_task
+from onboard.storage.files import of_any_size
 from onboard.trainer.job import Begun, Checked, Failed, Job, NetworkCheck, Report, TrainingDone
 from onboard.wire.messages import BadMessage
 
@@ -82,11 +84,13 @@ def train(
     graphs: Callable[[str], TrainGraph],
     cpu_clock: Callable[[], float] = time.process_time,
     held: Images | None = None,
+    state_file: BinaryIO | None = None,
 ) -> Training:
     """Yield `Begun`, then one report for each value sent, which says whether the step is to save, at last
-    `TrainingDone` or `Failed`. The outcome is judged on the images `held` out."""
+    `TrainingDone` or `Failed`. The outcome is judged on the images `held` out. A `state_file` takes the
+    states, each in place of the one before."""
     try:
-        yield from _train(job, images, graphs, cpu_clock, held)
+        yield from _train(job, images, graphs, cpu_clock, held, state_file)
         return
     except Exception as error:  # a graph or a memory limit may raise anything
         failure = failed(error)
@@ -99,6 +103,7 @@ def _train(
     graphs: Callable[[str], TrainGraph],
     cpu_clock: Callable[[], float],
     held: Images | None,
+    state_file: BinaryIO | None,
 ) -> Training:
     task, weights = decode_task(job.model)
     graph = graphs(job.network or task.model)
@@ -111,11 +116,19 @@ def _train(
     save = yield Begun(flops_a_step=flops, epoch=training.epoch, batch=training.batch, dropped=dropped)
     began_s = cpu_clock()
     for done in training.steps():
-        state = io.BytesIO()
-        if save:
-            np.savez(state, allow_pickle=False, **training.state())
+        state, state_bytes = None, 0
+        if save and state_file is None:
+            archive = io.BytesIO()
+            np.savez(archive, allow_pickle=False, **training.state())
+            state = memoryview(archive.getvalue())
+        elif save and state_file is not None:
+            state_file.seek(0)  # it never shrinks: who has it mapped reads no byte that is not there
+            with of_any_size():
+                np.savez(state_file, allow_pickle=False, **training.state())
+                state_file.flush()
+            state_bytes = state_file.tell()
         took_s = cpu_clock() - began_s
-        save = yield msgspec.structs.replace(done, cpu_s=took_s, state=state.getvalue() or None)
+        save = yield msgspec.structs.replace(done, cpu_s=took_s, state=state, state_bytes=state_bytes)
         began_s = cpu_clock()
     result = training.result()
     validation, unjudged = None, ""

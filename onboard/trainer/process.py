@@ -17,7 +17,7 @@ from onboard.console.log import say
 from onboard.data.inspection import Inspection, Shard
 from onboard.learn.training import Stepped
 from onboard.mission.health import Failure
-from onboard.trainer.child import WorkerProcess, serve, uncap_memory
+from onboard.trainer.child import WorkerProcess, serve, shared_file, uncap_memory
 from onboard.trainer.job import Begun, Checked, Failed, Job, NetworkCheck, Report, TrainingDone
 
 log = logging.getLogger(__name__)
@@ -91,12 +91,21 @@ class ProcessTrainer:
     def reports(self) -> list[Report]:
         reports, self._unstarted = self._unstarted, []
         if self._child is not None:
-            reports += [answer for answer in self._child.answered() if not isinstance(answer, Looked)]
+            reports += [self._whole(each) for each in self._child.answered() if not isinstance(each, Looked)]
         if self._checks:  # what ended its process is what is wrong
             reports = [Checked(why=each.why) if isinstance(each, Failed) else each for each in reports]
         if reports and isinstance(reports[-1], TrainingDone | Failed | Checked):
             self.stop()
         return reports
+
+    def _whole(self, report: Report) -> Report:
+        if not isinstance(report, Stepped) or not report.state_bytes:
+            return report
+        assert self._child is not None, "a report without a child"
+        try:
+            return msgspec.structs.replace(report, state=self._child.left(report.state_bytes))
+        except (OSError, ValueError) as error:
+            return Failed(failure=Failure.PROCESS, why=f"the checkpoint cannot be read: {error}")
 
     def stop(self) -> None:
         child, self._child, self._unstarted, self._checks = self._child, None, [], False
@@ -177,15 +186,16 @@ def _work(order: Order, asked: socket.socket) -> Iterator[Answer]:
     images, held = order.shard.load_parts(graph.objective.form)
     if order.first is not None:
         images = images.take(np.arange(min(order.first, len(images))))
-    steps = train(order.job, images, lambda _: graph, held=held)
-    report = next(steps)
-    while True:
-        if isinstance(report, Failed):
-            uncap_memory()
-        yield _counted(report)
-        if isinstance(report, TrainingDone | Failed) or not (wish := asked.recv(1)):
-            return
-        report = steps.send(wish == SAVE)
+    with shared_file() as state_file:
+        steps = train(order.job, images, lambda _: graph, held=held, state_file=state_file)
+        report = next(steps)
+        while True:
+            if isinstance(report, Failed):
+                uncap_memory()
+            yield _counted(report)
+            if isinstance(report, TrainingDone | Failed) or not (wish := asked.recv(1)):
+                return
+            report = steps.send(wish == SAVE)
 
 
 def _counted(report: Report) -> Report:

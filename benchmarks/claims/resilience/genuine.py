@@ -148,7 +148,7 @@ class WatchedTrainer(LocalTrainer):
             if isinstance(report, Begun) and self._checkpoint and not report.dropped:
                 self._genuine.used("checkpoint", self._checkpoint)
             elif isinstance(report, Stepped) and report.state is not None:
-                self._genuine.made("checkpoint", report.state)
+                self._genuine.made("checkpoint", bytes(report.state))
             elif isinstance(report, TrainingDone):
                 self._genuine.made("update", report.packed)
         return reports

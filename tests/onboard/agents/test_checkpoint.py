@@ -8,7 +8,7 @@ import random
 import numpy as np
 import pytest
 
-from onboard.agents.federated_state import opened, sealed, training_name
+from onboard.agents.federated_state import opened, seal, training_name
 
 QUESTION = bytes(range(16))
 NAME = training_name(QUESTION, 1)
@@ -18,6 +18,10 @@ def state_of(value: float) -> bytes:
     packed = io.BytesIO()
     np.savez(packed, latent=np.full(300, value, np.float32))
     return packed.getvalue()
+
+
+def sealed(name: bytes, state: bytes) -> bytes:
+    return state + seal(name, state)
 
 
 def test_every_bit_every_cut_and_every_zeroed_run_is_noticed() -> None:

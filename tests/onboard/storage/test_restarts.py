@@ -12,7 +12,7 @@ from onboard.agents.federated_state import (
     KEPT,
     FederatedState,
     fetch_checkpoint,
-    sealed,
+    seal,
     training_name,
 )
 from onboard.storage.journal import Journal, count_restart, count_start
@@ -28,7 +28,7 @@ def journal(tmp_path: Path) -> Journal[FederatedState]:
 
 def test_a_checkpoint_comes_back_to_its_own_training(journal: Journal[FederatedState]) -> None:
     assert fetch_checkpoint(journal, NAME) is None  # there is none, which is nothing to log
-    journal.keep(CHECKPOINT, sealed(NAME, b"the state"))
+    journal.keep(CHECKPOINT, b"the state", seal(NAME, b"the state"))
     assert fetch_checkpoint(journal, NAME) == b"the state"
 
 
@@ -36,7 +36,7 @@ def test_a_checkpoint_comes_back_to_its_own_training(journal: Journal[FederatedS
 def test_a_checkpoint_that_does_not_fit_is_dropped_and_logged_once(
     name: bytes, journal: Journal[FederatedState], caplog: pytest.LogCaptureFixture
 ) -> None:
-    journal.keep(CHECKPOINT, sealed(NAME, b"the state"))
+    journal.keep(CHECKPOINT, b"the state", seal(NAME, b"the state"))
     if name == NAME:
         path = journal.folder / CHECKPOINT
         path.write_bytes(path.read_bytes()[:-1] + b"?")
