@@ -194,15 +194,14 @@ class Projection:
     the straight-through forward pass. `order[name]` (A,) are the groups with a basis, widest first."""
 
     def __init__(self, widths: Widths) -> None:
-        self.order: dict[str, npt.NDArray[np.intp]] = {}
-        self._depth: dict[str, list[int]] = {}
-        self._places: dict[str, npt.NDArray[np.intp]] = {}
-        for name, bits in widths.items():
-            self.order[name], self._depth[name] = _sorted(bits)
+        found = {name: _sorted(bits) for name, bits in widths.items() if bits.any()}
+        self.order = {name: order for name, (order, _) in found.items()}
+        self._depth = {name: depth for name, (_, depth) in found.items()}
         given = [widths[name][order] for name, order in self.order.items()]
         ranked, _ = _sorted(np.concatenate([np.empty(0, np.uint8), *given]))
         places = np.empty_like(ranked)
         places[ranked] = np.arange(len(ranked))
+        self._places: dict[str, npt.NDArray[np.intp]] = {}
         for name, order in self.order.items():
             self._places[name], places = places[: len(order)], places[len(order) :]
 
@@ -212,7 +211,7 @@ class Projection:
         alphas, bases, _ = _greedy(parts)
         values = np.copysign(rounded(alphas), alphas.astype(np.float32))
         return {
-            name: _sums(values[: len(own), part.places], own) if own else part.groups
+            name: _sums(values[: len(own), part.places], own)
             for name, part, own in zip(self.order, parts, bases, strict=True)
         }
 
