@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from itertools import islice
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pytest
@@ -105,6 +105,35 @@ def resumed_anywhere(plan: Plan, steps: int) -> None:
         assert finished(second) == whole
 
     resumed()
+
+
+class SeedTold(TrainGraph):
+    """LeNet-5, which tells the seeds of what it would draw."""
+
+    seeds: ClassVar[list[int]] = []
+
+    def step(self, parameters: Weights, x: Any, y: Any, seed: int = 0) -> Any:
+        self.seeds.append(seed)
+        return GRAPH.step(parameters, x, y)
+
+
+def test_what_a_network_draws_differs_from_part_to_part_and_repeats_after_a_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(SeedTold, "seeds", [])
+    fields = {field.name: getattr(GRAPH, field.name) for field in dataclasses.fields(GRAPH)}
+    graph = SeedTold(**fields | {"takes_seed": True})
+    plan = changed(PLAN, method="fedavg", epochs=2, accumulate=2)
+    runs = [LocalTraining(graph, ORIGIN, ORIGIN, DIGITS.x, DIGITS.y, plan) for _ in range(2)]
+    list(islice(runs[0].steps(), 9))
+    state = {name: value.copy() for name, value in runs[0].state().items()}
+    assert len(set(graph.seeds)) == 18
+    list(runs[0].steps())
+    whole, graph.seeds[:] = graph.seeds[18:], []
+    runs[1].restore(state)
+    list(runs[1].steps())
+    assert graph.seeds == whole
+    assert len(whole) == 10
 
 
 @pytest.mark.parametrize("accumulate", [2, 3, 100])
