@@ -298,13 +298,13 @@ class FederatedAgent:
                 say(log, "checkpoint", epoch=report.epoch, batch=report.batch)
         elif isinstance(report, Stepped):
             work.last = report
+            self.installer.used(work.task.graph, proven=True)  # it was loaded, and a step came of it
             if report.state is not None:
                 self._checkpoint(work, report.state, now)
             if report.ends_epoch:
                 work.epoch = report.epoch
                 say(log, "epoch", round=work.task.round, epoch=report.epoch, loss=report.epoch_loss)
         elif isinstance(report, TrainingDone):
-            self.installer.used(work.task.graph, proven=True)
             self._finish(work, report, now)
         elif isinstance(report, Failed):
             if report.failure != Failure.PROCESS:

@@ -7,6 +7,7 @@ half a file only the parts that lack. `_life` is that course, read from top to b
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 from collections.abc import Generator, Iterator, Mapping
@@ -108,15 +109,21 @@ class NetworkInstaller:
         return "" if network is None or network.is_shipped else str(network.folder)
 
     def used(self, digest: bytes, *, proven: bool) -> None:
-        """Notes the end of a use, which the next save keeps: with a result, or at least without a death."""
+        """Notes durably that a use had a result, or for the next save that it ended without a death."""
         record = self._record
-        if digest == record.active and not record.is_proven:
-            self._agent.known.networks = record.proven() if proven else record.survived()
+        if digest != record.active or record.is_proven:
+            return
+        if proven:
+            self._keep(record.proven())
+        else:
+            self._agent.known.networks = record.survived()
 
     def take(self, arrived: Arrived, now: float) -> None:
         """Makes a part of a file durable. Raises BadMessage for one that nobody asked for; OSError."""
         part = decode_part(arrived.payload)
         partial = self._partials.get(part.digest)
+        if partial is None and self._is_expected(part.digest):
+            partial = PartialFile(self.slots.incoming, part.digest)
         if partial is None:
             raise BadMessage(f"a part of file {part.digest.hex()}, which is not asked for")
         try:
@@ -155,7 +162,9 @@ class NetworkInstaller:
         try:
             self._is_busy = next(self._course, False)
         except OSError:
-            self._begin()
+            self._course = None
+            if self._agent.known.commands.under_way:
+                self._begin()
             raise
 
     def wakeup(self, now: float) -> float:
@@ -179,7 +188,7 @@ class NetworkInstaller:
 
     def _begin(self) -> None:
         self._partials.clear()
-        self._report, self._is_busy = None, True
+        self._report, self._is_busy, self._request = None, True, b""
         self._course = self._life()
 
     def _life(self) -> Iterator[bool]:
@@ -295,6 +304,7 @@ class NetworkInstaller:
     def _end(self, outcome: Outcome, *, why: str = "", network: Network | None = None) -> None:
         """Keeps the result with its effect in one save, and removes what is not needed any more."""
         known, name = self._agent.known, self._agent.known.installing.get("name")
+        before = known.networks, known.commands, known.installing
         values: dict[str, Value] = {}
         if network is not None:
             known.networks = known.networks.installed(network.digest)
@@ -303,11 +313,16 @@ class NetworkInstaller:
         else:
             say(log, "install-failed", level=logging.WARNING, name=name, why=why)
         known.commands, known.installing = known.commands.end(outcome, why, values), {}
-        self._agent.journal.save(known)
+        try:
+            self._agent.journal.save(known)
+        except OSError:  # it is still under way
+            known.networks, known.commands, known.installing = before
+            raise
         if self._request:
             self._agent.session.cancel(self._request, self._now)
-        for partial in self._partials.values():
-            partial.drop()
+        with contextlib.suppress(OSError):  # what is left takes room, and is known for what it is
+            for partial in self._partials.values():
+                partial.drop()
         self._partials.clear()
         self._course, self._is_busy, self._request, self.received_bytes = None, False, b"", 0
         self._agent.offer_result(self._now)
@@ -339,6 +354,12 @@ class NetworkInstaller:
             self._agent.journal.save(self._agent.known)
         back = self._record.active.hex() or "the shipped ones"
         say(log, "rolled-back", level=logging.WARNING, network=was.hex(), to=back, why=why)
+
+    def _is_expected(self, digest: bytes) -> bool:
+        """Returns whether a part comes early: after a restart, the other end may still be sending it."""
+        if self._request or not self._agent.known.installing or not self.slots.incoming.is_dir():
+            return False
+        return any(digest == of for of, _ in self._wanted.files.values())
 
     def _tell_lost(self) -> None:
         why = "a network that was installed is gone, or its description is not what was written"

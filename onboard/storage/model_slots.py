@@ -27,7 +27,7 @@ class NetworkRecord(msgspec.Struct, array_like=True, frozen=True):
     """Which networks were installed, by their digests; part of the journal's state.
 
     `active`: what was installed last, empty before; `before`: what a roll-back goes to. `is_proven`: a
-    training with it came to its end; `attempts`: those that did not, as the agent died. `withdrawn`: what was
+    training with it took a step; `attempts`: those that did not, as the agent died. `withdrawn`: what was
     rolled back and may not be used until it is installed by hand."""
 
     active: bytes = b""
