@@ -5,12 +5,12 @@ from itertools import pairwise
 
 from torch import nn
 
-WIDTHS = (3, 16, 32, 64, 64)
+WIDTHS = (16, 32, 64, 64)
 
 
-def network(classes: int = 10) -> nn.Module:
+def network(channels: int = 3, classes: int = 10) -> nn.Module:
     layers: list[nn.Module] = []
-    for given, wide in pairwise(WIDTHS):
+    for given, wide in pairwise((channels, *WIDTHS)):
         layers += [nn.Conv2d(given, wide, 3, stride=2, padding=1), nn.BatchNorm2d(wide), nn.ReLU()]
     return nn.Sequential(
         *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2), nn.Linear(64, classes)

@@ -68,8 +68,12 @@ def traced(name: str) -> tuple[Made, Original]:
 
 
 BUILDERS: dict[str, Callable[[str], tuple[Made, Original]]] = dict.fromkeys(
-    ("lenet5", "lenet5-rgb", "resnet20", "resnet20-64"), traced
-)
+    (
+        "lenet5", "lenet5-rgb", "resnet20", "resnet20-64", "mobilenetv3-small-64", "unet-64", "vit-tiny-64",
+        "autoencoder-64",
+    ),
+    traced,
+)  # fmt: skip
 """What makes each network that ships of its name."""
 
 
