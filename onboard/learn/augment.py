@@ -115,8 +115,10 @@ def _bilinear(x: Pixels, rows: npt.NDArray[Any], columns: npt.NDArray[Any]) -> F
     # A frame of zeros around the image, and all that lies beyond falls onto it.
     framed = np.zeros((count, channels, height + 3, width + 3), np.float32)
     framed[:, :, 1:-2, 1:-2] = x
-    rows = np.clip(rows + 1, 0, height + 1).astype(np.float32)
-    columns = np.clip(columns + 1, 0, width + 1).astype(np.float32)
+    rows, columns = (  # np.clip takes five times as long to be called
+        np.minimum(np.maximum(places + 1, 0), most).astype(np.float32)
+        for places, most in ((rows, height + 1), (columns, width + 1))
+    )
     top, left = rows.astype(np.intp), columns.astype(np.intp)
     below, beside = (rows - np.floor(rows))[:, None], (columns - np.floor(columns))[:, None]
     planes = np.arange(count * channels).reshape(count, channels, 1, 1) * ((height + 3) * (width + 3))

@@ -177,7 +177,8 @@ class Training(BoardTraining, array_like=False, frozen=True, forbid_unknown_fiel
 
     The defaults were measured with three boards and LeNet-5, in the fleet over three seeds: 98.05 % on digits
     after 6 rounds (0.08 bit down: 96.66 %), 96.7 % on MNIST (600 images a board) after 10, for 2.9 kB up and
-    7 kB down a round.
+    7 kB down a round. Label smoothing and class weights are parts of a network's loss: `groundstation export`
+    writes them into its graph.
     """
 
     learning_rate_decay: Annotated[float, Meta(gt=0, le=1)] = 0.9
