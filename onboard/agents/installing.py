@@ -222,7 +222,8 @@ class NetworkInstaller:
             path = str(network.folder / wrong[0])
             say(log, "unreadable", level=logging.ERROR, path=path, why="not what was written: it comes again")
             is_told = True
-        if digest in (self._record.active, self._record.before) and not is_told:
+        record = self._record
+        if digest in (record.active, record.before, *record.withdrawn) and not is_told:
             self._tell_lost()
         return None
 
