@@ -19,7 +19,17 @@ from onboard.data.images import DataError
 NAMES = {
     name: f"benchmarks.claims.{folder}.{name}"
     for folder, names in {
-        "learning": ("data", "codec", "alq", "table1", "gossip", "consensus", "convergence", "epoch"),
+        "learning": (
+            "data",
+            "codec",
+            "alq",
+            "table1",
+            "gossip",
+            "consensus",
+            "convergence",
+            "epoch",
+            "train",
+        ),
         "link": ("transfer", "frame", "ports", "others", "hardship", "schedules", "day", "files"),
         "peers": ("flower",),
         "resilience": ("footprint", "memory", "kills", "fuzz", "damage", "installs", "insider"),
