@@ -20,10 +20,7 @@ from onboard.wire.security.security_context import RekeyHandshake
 QUIET_S = 15.0
 _FIRST_S = 2.0  # after the start, when whatever there is to say has not been answered
 _AGAIN_S = 2.0  # without an answer, and twice as long each time
-_AT_LAST_S = 60.0  # the longest
-# Where all were answered, each 3 frames, 200 B on UDP. A NAT forgets after 2 minutes at the earliest
-# (RFC 4787, REQ-5).
-_SELDOM_S = 110.0
+_AT_LAST_S = 60.0  # the longest: 3 frames, 200 B on UDP, a minute
 _TOUCH_S = 10.0  # after a proof of the peer's; two turns at their longest are less
 _DOUBTFUL = 2  # unanswered in a row, as a frame may be lost
 
@@ -321,7 +318,7 @@ class Presence:
         if not is_sign and frame.type is not Type.MSG:  # a board sends its health once a minute
             self._interval_s = self._quiet_s
         elif self._asked:
-            self._interval_s = min(2 * self._interval_s, _SELDOM_S)
+            self._interval_s = min(2 * self._interval_s, _AT_LAST_S)
         self._owes_proof |= is_hello and self._asked > 0
         self._asked = 0
         self._ask_at = link_now + self._interval_s

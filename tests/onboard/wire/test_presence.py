@@ -55,7 +55,7 @@ def test_signs_of_life_are_heard_and_are_no_activity() -> None:
     talk(ends, 10.0, 11.0)
     assert talk(ends, 11.0, 200.0)
     for end in ends:
-        assert end.snapshot(200.0).last_heard > 80.0
+        assert end.snapshot(200.0).last_heard > 130.0
         assert not end.presence.in_doubt
     assert 10.0 <= ends[1].presence.active_at <= 11.0
 
