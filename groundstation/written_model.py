@@ -33,8 +33,10 @@ from onboard.learn.networks import INFER, Network
 from onboard.storage.files import replacing
 
 CHECKED_IMAGES, CHECK_SEED = 16, 5
-TOLERANCE = 1e-6
-"""Of the difference between a logit of the file and the boards', by the largest logit."""
+TOLERANCE = 1e-5
+"""Of the difference between a logit of the file, run as it is written, and the boards', by the largest logit.
+Weights that a runtime folds together are rounded once more, and a deep network whose statistics are young
+multiplies that: the logits of a MobileNetV3 move by 4e-4 then, and by 4e-5 if its images move by 1e-7."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +107,7 @@ def write(model: RoundModel, path: Path) -> dict[str, Any]:
                 file.write(save(dict(model.weights), {METADATA: told}))
         off = _largest_difference(model, new)
         if not off <= TOLERANCE:
-            raise ModelError(f"{path}: its answers differ from the boards' by {off:.2g}; it is not written")
+            raise ModelError(f"its answers are {off:.2g} of a logit off the boards'; it is not written")
         new.replace(path)
     except ValueError as error:
         raise ModelError(f"{path}: {error}") from None
@@ -120,7 +122,7 @@ def _largest_difference(model: RoundModel, path: Path) -> float:
     drawn = np.random.Philox(CHECK_SEED).random_raw(CHECKED_IMAGES * int(np.prod(model.info.input)))
     x = (drawn >> np.uint64(56)).astype(np.uint8).reshape(CHECKED_IMAGES, *model.info.input)
     ours = of_weights(model.graph, model.weights, model.info).logits(x)
-    theirs = of_file(path, model.graph.network).logits(x)
+    theirs = of_file(path, model.graph.network, as_written=True).logits(x)
     return float(np.abs(ours - theirs).max() / max(1.0, float(np.abs(ours).max())))
 
 

@@ -173,14 +173,15 @@ def _names(task: Task, classes: tuple[str, ...] | None, network: Network) -> tup
     return next((names for names in known if labels.digest(names) == task.classes), ())
 
 
-def of_file(path: Path, network: Network | None = None) -> AnsweringModel:
+def of_file(path: Path, network: Network | None = None, *, as_written: bool = False) -> AnsweringModel:
     """Loads a model that `groundstation model` wrote. The weights of an npz and a safetensors file need their
-    network: this one, or by its name a shipped one. Raises ModelError."""
+    network: this one, or by its name a shipped one. `as_written`: see `answering_session`. Raises
+    ModelError."""
     if path.suffix not in WRITTEN:
         raise ModelError(f"{path}: needs a file that ends in {', '.join(WRITTEN)}")
     try:
         if path.suffix == ".onnx":
-            run, told = answering_session(path)
+            run, told = answering_session(path, as_written=as_written)
             return AnsweringModel(_told(path, told.get(METADATA)), run)
         told_text, arrays = (_safetensors if path.suffix == ".safetensors" else _npz)(path)
         info = _told(path, told_text)

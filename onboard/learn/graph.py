@@ -223,10 +223,13 @@ class InferGraph(Graph):
         return self.run(parameters, {"x": x})[0]
 
 
-def answering_session(path: Path) -> tuple[Callable[[Floats], Floats], dict[str, str]]:
+def answering_session(
+    path: Path, *, as_written: bool = False
+) -> tuple[Callable[[Floats], Floats], dict[str, str]]:
     """Opens an infer graph that holds its weights: what runs it on images float32 (N, C, H, W), and its
-    metadata. Raises GraphError, OSError."""
-    session = _session(path, path.read_bytes(), (CPU,))
+    metadata. With `as_written` no weights are folded together, which is slower and rounds as a board does.
+    Raises GraphError, OSError."""
+    session = _session(path, path.read_bytes(), (CPU,), as_written=as_written)
     if [each.name for each in session.get_inputs()] != ["x"]:
         raise GraphError(f"{path}: takes more than images: its weights are not inside")
 
@@ -297,7 +300,7 @@ def _fixed(kind: str, shape: Sequence[int | str | None]) -> bool:
     return kind == "tensor(float)" and all(isinstance(side, int) and side > 0 for side in shape)
 
 
-def _session(path: Path, raw: bytes, providers: Sequence[str]) -> Any:
+def _session(path: Path, raw: bytes, providers: Sequence[str], *, as_written: bool = False) -> Any:
     """An onnxruntime session that stays on one thread, gives memory back and tells nobody. It takes the bytes
     and not the path: what runs is what the digest was taken of."""
     # Official wheels send usage events over the network (1.31: a thread, 2.3 MB, a device id in ~/.cache and
@@ -323,6 +326,8 @@ def _session(path: Path, raw: bytes, providers: Sequence[str]) -> Any:
     # anew: a U-Net's step takes 17 % longer and 100 MB more (LeNet-5: as fast, 4 MB more). Planning by memory
     # patterns is no faster and takes half as much again.
     options.enable_cpu_mem_arena, options.enable_mem_pattern = True, False
+    if as_written:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4  # fatal only: an error is raised, and needs no second telling on stderr
     try:
         return onnxruntime.InferenceSession(raw, options, providers=chosen)

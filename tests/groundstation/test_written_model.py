@@ -61,6 +61,13 @@ def test_a_network_of_any_task_is_written_with_its_weights_inside(kind: Kind, tm
     assert of_file(tmp_path / "x.onnx").info.task == kind
 
 
+def test_a_deep_network_whose_statistics_are_young_is_written_too(tmp_path: Path) -> None:
+    """Rounding alone moves its logits by more than the file may be off."""
+    folder, path = mission_of(tmp_path / "m", "mobilenetv3-small-64"), tmp_path / "x.onnx"
+    assert json.loads(model(folder, "--out", path, "--json"))["difference"] <= 1e-5
+    assert np.isfinite(of_file(path).logits(images(InferGraph.load("mobilenetv3-small-64")))).all()
+
+
 def test_the_onnx_file_is_one_for_others_too(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     model(mission_of(tmp_path / "m", "resnet20"), "--out", tmp_path / "x.onnx")
