@@ -123,9 +123,11 @@ def export(
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", called):
         raise click.UsageError(f"--name {called!r} is not made of a-z, 0-9, '.', '_' and '-', at most 64")
 
+    _tell(f"importing torch and {module.partition(':')[0]}")
     from groundstation.models.checks import DisagreementError, Original
     from groundstation.models.export import made, state, write
     from groundstation.models.factory import FactoryError, network
+    from groundstation.models.folder import check_place
     from groundstation.models.from_torch import Authored, freeze
     from groundstation.models.losses import Loss
     from groundstation.models.tracing import UnsupportedError
@@ -136,6 +138,7 @@ def export(
     try:
         import torch
 
+        check_place(out)
         torch.manual_seed(seed)
         found = network(module)
         if patterns:

@@ -52,7 +52,7 @@ def _call(text: str, called: str) -> tuple[str, list[Any], dict[str, Any]]:
             return node.func.id, [ast.literal_eval(each) for each in node.args], named
     except (SyntaxError, ValueError):
         pass
-    raise FactoryError(f"{text}: {called!r} is no name, and no call with plain arguments")
+    raise FactoryError(f"{text}: {called!r} is no name, and no call with plain arguments; text needs quotes")
 
 
 def _imported(place: str) -> ModuleType:

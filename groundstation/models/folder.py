@@ -23,8 +23,7 @@ def write_network(folder: Path, about: NetworkFile, parts: Mapping[PartName, byt
 
     A kill between the two renames leaves the network that was there under its name with `.old`."""
     folder = folder.resolve()
-    if folder.exists() and (odd := [each for each in folder.iterdir() if each.name not in FILES]):
-        raise FileExistsError(errno.EEXIST, f"is no network's folder, as it holds {odd[0].name}", str(folder))
+    check_place(folder)
     digests = {name: part_digest(raw) for name, raw in parts.items()}
     files: list[tuple[str, bytes]] = [
         *parts.items(),
@@ -48,6 +47,12 @@ def write_network(folder: Path, about: NetworkFile, parts: Mapping[PartName, byt
     finally:
         shutil.rmtree(new, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def check_place(folder: Path) -> None:
+    """Raises OSError where something other than a network is in the folder's place."""
+    if folder.exists() and (odd := [each for each in folder.iterdir() if each.name not in FILES]):
+        raise FileExistsError(errno.EEXIST, f"is no network's folder, as it holds {odd[0].name}", str(folder))
 
 
 def described(about: NetworkFile) -> bytes:

@@ -127,6 +127,7 @@ def test_every_task_has_its_loss(task: str, network: str, options: tuple[str, ..
         ("number", "is a int, needs a torch.nn.Module"),
         ("failing", "nets.py:failing: OSError: weights.pt is not there"),
         ("tiny(height=3)", "unexpected keyword argument 'height'"),
+        ("tiny(three)", "text needs quotes"),
         ("tiny(3", "is no name, and no call with plain arguments"),
         ("masks", "out: the network gives (N, 3, 8, 8), classify needs (N, 3)"),
         ("Idle", "out: idle.weight has no part in the loss"),
@@ -175,4 +176,5 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     result = run(tmp_path, "masks", "--input", "3x8x8", "--task", "reconstruct")
     assert result.exit_code == 1
     assert "is no network's folder, as it holds thesis.tex" in result.stderr
+    assert "tracing" not in result.stderr  # said before a minute of work
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
