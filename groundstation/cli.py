@@ -40,7 +40,7 @@ def main() -> None:
 @click.argument("folder", metavar="DIR", type=FOLDER)
 @click.option("--node", "nodes", multiple=True, required=True, metavar="NAME,KEY=VALUE,...",
               help="A board: NAME[,board=PROFILE][,link=PROFILE],port=URL[,board-port=URL][,data=SOURCE]"
-                   "[,cpu-share=SHARE][,encrypt=true]. Repeat for more.")  # fmt: skip
+                   "[,cpu-share=SHARE][,memory-mb=MIB][,encrypt=true]. Repeat for more.")  # fmt: skip
 @click.option("--name", show_default="the folder's name", help="Name of the mission.")
 @click.option("--data", default="digits", show_default=True,
               help="Test data: digits, mnist, eurosat (the subset of 2,500 images where the folder has it), "

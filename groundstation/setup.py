@@ -26,7 +26,7 @@ from onboard.link.ports.schemes import facts_of
 from onboard.storage.files import sole_user, sync_folder, write_durably
 from onboard.storage.keys import load_keys, new_key, newest, replace_keys, roll, save_key
 
-NODE_KEYS = ("board", "link", "port", "board_port", "data", "cpu_share", "encrypt")
+NODE_KEYS = ("board", "link", "port", "board_port", "data", "cpu_share", "memory_mb", "encrypt")
 BOARD, LINK = "raspberry-pi-4", "bench-serial-115k2"
 COMMAND = "groundstation init"
 
@@ -50,6 +50,8 @@ class NodeSpec:
     """The board's images, seen from its folder."""
     cpu_share: str = ""
     """Share of one CPU for training. Left out: the board profile's."""
+    memory_mb: str = ""
+    """MiB that the agent and its training may fill. Left out: the board profile's."""
     encrypt: str = "false"
     """With `true` the link is encrypted, which is written into the files of both ends."""
 
@@ -94,12 +96,20 @@ class NodeSpec:
             "link": {"port": self._port_on_board(), "profile": link, "encrypt": self.encrypts},
             "data": data,
         }
-        if self.cpu_share:
-            try:
-                sections["budget"] = {"cpu_share": float(self.cpu_share)}
-            except ValueError:
-                raise ConfigError(f"--node {self.name}: cpu-share={self.cpu_share}: not a number") from None
+        if self.cpu_share or self.memory_mb:
+            sections["budget"] = self._budget()
         return sections
+
+    def _budget(self) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for key, text, kind in (("cpu_share", self.cpu_share, float), ("memory_mb", self.memory_mb, int)):
+            try:
+                found |= {key: kind(text)} if text else {}
+            except ValueError:
+                name = key.replace("_", "-")
+                what = "whole number" if kind is int else "number"
+                raise ConfigError(f"--node {self.name}: {name}={text}: not a {what}") from None
+        return found
 
     def mission_toml(self, number: int) -> dict[str, Any]:
         folder = f"boards/{self.name}/"

@@ -18,6 +18,7 @@ from firmware_sim.demo.view import DemoView, Scene, draw
 from firmware_sim.runs import folder
 from firmware_sim.runs.folder import RunError
 from firmware_sim.runs.processes import ProcessGroup, free_ports
+from hw_profiles import load_board
 from onboard.console.signals import stop_signals
 from onboard.data import loading
 from onboard.data.images import save, shards
@@ -61,6 +62,23 @@ class DemoConfig:
     real: dict[str, str] = field(default_factory=dict)  # board -> the port that leads to it
 
 
+OWN_BYTES, PARAMETER_BYTES = 64 << 20, 96
+"""What an agent and its training fill beside images, and for each parameter, where an update is compressed:
+measured with ResNet-18, EfficientNet-B0 and MobileNetV3, and rounded up."""
+BATCH = 10  # images, the mission's default
+
+
+def needed_mb(graph: TrainGraph) -> int:
+    """Returns how many MiB a board needs to train a network, by its size: enough, and not the least."""
+    images = 2 * BATCH * graph.network.file.image_bytes
+    return -(-(OWN_BYTES + PARAMETER_BYTES * graph.layout.parameters + images) >> 20)
+
+
+def memory_of(board: DemoBoard, graph: TrainGraph) -> int:
+    """Returns the MiB that a board of the demo gets: its profile's, or more for a network that needs it."""
+    return max(load_board(board.name).agent_memory_bytes >> 20, needed_mb(graph))
+
+
 Ends = tuple[str, str]  # URLs of the ground's and the board's end of a link
 
 
@@ -78,7 +96,7 @@ def run(config: DemoConfig, view: DemoView) -> dict[str, Any]:
         folder.claim(config.out / MARK, {"made_by": "firmware-sim demo"})
         (config.out / "ports").mkdir()
         ends = {board.name: _ends_of(board, config) for board in BOARDS}
-        _create_mission(config, ends)
+        _create_mission(config, ends, {board.name: memory_of(board, graph) for board in BOARDS})
         for board, shard in zip(BOARDS, shards(images, len(BOARDS), config.seed), strict=True):
             save(_board_folder(config, board) / "data.npz", shard)
         scene = Scene([board.name for board in BOARDS], graph.layout.parameters, time.monotonic())
@@ -104,7 +122,7 @@ def _board_folder(config: DemoConfig, board: DemoBoard) -> Path:
     return config.out / "mission" / "boards" / board.name
 
 
-def _create_mission(config: DemoConfig, ends: Mapping[str, Ends]) -> None:
+def _create_mission(config: DemoConfig, ends: Mapping[str, Ends], memory_mb: Mapping[str, int]) -> None:
     """Calls the ground station as a process: the two packages meet only on a cable."""
     scheme, colon, place = config.data.partition(":")
     data = f"{scheme}:{Path(place).resolve()}" if colon else config.data  # as seen from the mission's folder
@@ -113,7 +131,7 @@ def _create_mission(config: DemoConfig, ends: Mapping[str, Ends]) -> None:
     for board in BOARDS:
         here, there = ends[board.name]
         where = f"board={board.name},link={board.link},port={here},board-port={there}"
-        words += ["--node", f"{board.name},{where},cpu-share=1.0"]
+        words += ["--node", f"{board.name},{where},cpu-share=1.0,memory-mb={memory_mb[board.name]}"]
     command = [sys.executable, "-m", "groundstation", "init", str(config.out / "mission"), *words]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:

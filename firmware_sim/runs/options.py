@@ -32,7 +32,8 @@ def data_options(data: str, holder: str, images: int, seed: str) -> Callable[[F]
         click.option("--data-dir", "data_folder", type=click.Path(path_type=Path), envvar="SPACEDML_DATA",
                      show_envvar=True, help="Folder of mnist and eurosat."),
         click.option("--model", show_default="by the data",
-                     help=f"Model to train, with the images that it takes: {described()}."),
+                     help="Model to train, with the images that it takes: "
+                          f"{described()}; or a network's folder."),
         click.option("--images", default=images, type=click.IntRange(min=1),
                      help=f"Images a {holder}, at most."),
     )  # fmt: skip

@@ -98,9 +98,16 @@ def test_the_boards_end_of_the_link(tmp_path: Path, given: str, on_the_board: st
 
 
 def test_a_node_named_like_a_board_is_that_board(tmp_path: Path) -> None:
-    init(tmp_path, "--node", "jetson-nano,port=/dev/a,cpu-share=0.5,data=digits", "--name", "Dawn [bold]")
+    init(
+        tmp_path,
+        "--node",
+        "jetson-nano,port=/dev/a,cpu-share=0.5,memory-mb=77,data=digits",
+        "--name",
+        "Dawn [bold]",
+    )
     board = load_node(tmp_path / "boards" / "jetson-nano" / "node.toml")
     assert (board.board.name, board.cpu_share, board.shard.source) == ("jetson-nano", 0.5, "digits")
+    assert board.memory_bytes == 77 << 20
     assert load_mission(tmp_path).rules.name == "Dawn [bold]"
 
 
@@ -149,6 +156,7 @@ BAD_NODES = [
         "groundstation init: --node pi: link.port = 'udp://?bind=nowhere': ",
     ),
     ("pi,port=/dev/a,cpu-share=x", "--node pi: cpu-share=x: not a number"),
+    ("pi,port=/dev/a,memory-mb=1.5", "--node pi: memory-mb=1.5: not a whole number"),
     ("pi,port=/dev/a,cpu-share=2", "groundstation init: --node pi: budget.cpu_share = 2.0: expected"),
 ]
 BAD = [

@@ -12,8 +12,10 @@ from rich.console import Console
 
 import firmware_sim.demo.run
 from firmware_sim.cli import main
-from firmware_sim.demo.run import DemoConfig, sum_up
+from firmware_sim.demo.run import BOARDS as PLACES
+from firmware_sim.demo.run import DemoConfig, memory_of, sum_up
 from firmware_sim.demo.view import DemoView, Scene, summary_table
+from onboard.learn.graph import TrainGraph
 
 BOARDS = ["pi", "nano", "q8s", "q7s"]
 
@@ -75,3 +77,11 @@ def test_the_exit_code_says_it_too(
 
     monkeypatch.setattr(firmware_sim.demo.run, "run", run)
     assert CliRunner().invoke(main, ["demo", "--out", str(tmp_path / "out")]).exit_code == code
+
+
+def test_a_large_network_gets_the_memory_that_it_needs_and_a_small_one_the_profiles() -> None:
+    small, large = TrainGraph.load("lenet5"), TrainGraph.load("vit-tiny-64")
+    assert [memory_of(place, small) for place in PLACES] == [256, 1024, 256]
+    pi, nano, q8s = (memory_of(place, large) for place in PLACES)
+    assert (nano, pi) == (1024, q8s)
+    assert pi > 256
