@@ -53,17 +53,19 @@ def convolution_backward(
     """Writes the gradients by input, weight and bias that the last argument asks for."""
     stride, padding, dilation, is_transposed, _padding, groups, wanted = placed
     at = Placement(stride, padding, dilation, groups)
-    w, by_x, by_weight = call.writer, None, None
+    w, by_x, by_weight, error = call.writer, None, None, call.name(g)
+    by_bias = w.sum(error, [0, *range(2, call.rank(g))]) if wanted[2] else None
+    if wanted[1]:
+        names = w.again(call.name(x), error), error
+        images, errors = (g, x) if is_transposed else (x, g)
+        by_weight = _by_weight(call, images, errors, names[::-1] if is_transposed else names, weight, at)
+        error = w.after(error, by_weight)
     if wanted[0] and is_transposed:
-        by_x = w.node("Conv", call.name(g), call.name(weight), **at.attributes())
+        by_x = w.node("Conv", error, call.name(weight), **at.attributes())
     elif wanted[0]:
         rest = _unreached(at, *(call.shape(each)[2:] for each in (x, g, weight)))
         more = {"output_padding": rest} if any(rest) else {}
-        by_x = w.node("ConvTranspose", call.name(g), call.name(weight), **at.attributes(), **more)
-    if wanted[1]:
-        image, error = (g, x) if is_transposed else (x, g)
-        by_weight = _by_weight(call, image, error, weight, at)
-    by_bias = w.sum(call.name(g), [0, *range(2, call.rank(g))]) if wanted[2] else None
+        by_x = w.node("ConvTranspose", error, call.name(weight), **at.attributes(), **more)
     return by_x, by_weight, by_bias
 
 
@@ -76,15 +78,16 @@ def _unreached(at: Placement, sides: Sequence[Any], given: Sequence[Any], kernel
     ]
 
 
-def _by_weight(call: Call, image: Any, error: Any, weight: Any, at: Placement) -> str:
+def _by_weight(call: Call, image: Any, error: Any, names: tuple[str, str], weight: Any, at: Placement) -> str:
+    """Writes the gradient by a weight. `names`: of the image and of the error."""
     small = call.rank(image) == 4 and max(call.shape(weight)[2:]) <= 3
     if small and at.groups == 1 and all(step == 1 for step in at.stride):
-        return _by_weight_of_shifts(call, image, error, weight, at)
+        return _by_weight_of_shifts(call, image, error, names, weight, at)
     w = call.writer
     places = list(range(2, call.rank(image)))
     (_, taken, *sides), (_, _, *counts) = call.shape(image), call.shape(error)
     kernel = call.shape(weight)[2:]
-    left, right = call.name(image), call.name(error)
+    left, right = names
     if at.groups == 1:
         left, right = (w.permute(name, [1, 0, *places]) for name in (left, right))
     else:  # (N, groups, channels of a group) -> those channels, one group's batch after another's
@@ -101,7 +104,9 @@ def _by_weight(call: Call, image: Any, error: Any, weight: Any, at: Placement) -
     return w.permute(found, [1, 0, *places])
 
 
-def _by_weight_of_shifts(call: Call, image: Any, error: Any, weight: Any, at: Placement) -> str:
+def _by_weight_of_shifts(
+    call: Call, image: Any, error: Any, names: tuple[str, str], weight: Any, at: Placement
+) -> str:
     """Returns the same for stride 1 as products of matrices, up to 2.3 times as fast in onnxruntime.
 
     The gradient is shifted to each row of the kernel, and the image to each column, so that their product
@@ -111,13 +116,21 @@ def _by_weight_of_shifts(call: Call, image: Any, error: Any, weight: Any, at: Pl
     (_, taken, height, width), (_, given, rows, columns) = call.shape(image), call.shape(error)
     (across, down), (tall, wide) = (at.dilation[1], at.dilation[0]), call.shape(weight)[2:]
     (top, left), padded = at.padding, height + 2 * at.padding[0]
-    x, g = call.name(image), call.name(error)
+    x, g = names
     is_one = 3 * tall * wide * taken * given > (taken + given) * height * width  # measured for 8 to 64 pixels
     if is_one:
         x, g = w.permute(x, [1, 0, 2, 3]), w.permute(g, [1, 0, 2, 3])
     first = [] if is_one else [0]
-    errors = [w.pad(g, 4, {2: (i * down, padded - rows - i * down)}) for i in range(tall)]
-    stacked = w.node("Concat", *errors, axis=len(first)) if tall > 1 else errors[0]
+    if tall == 1:
+        stacked = g
+    elif is_one:
+        errors = [w.pad(g, 4, {2: (i * down, padded - rows - i * down)}) for i in range(tall)]
+        stacked = w.node("Concat", *errors, axis=0)
+    else:  # with the rows of zeros behind one shifted gradient and before the next
+        count = (padded - rows + down) * columns
+        zeros = w.node("Expand", w.constant(0.0), w.sizes([call.shape(error)[0], given, count]))
+        flat = w.reshape(g, [0, given, rows * columns])
+        stacked = w.node("Concat", *[flat, zeros] * (tall - 1), flat, axis=2)
     stacked = w.reshape(stacked, [*first, tall * given, -1])
     found = list[str]()
     for j in range(wide):
@@ -127,8 +140,9 @@ def _by_weight_of_shifts(call: Call, image: Any, error: Any, weight: Any, at: Pl
             product = w.node("Gemm", stacked, shifted, transB=1)
         else:
             product = w.sum(w.node("MatMul", stacked, w.permute(shifted, [0, 2, 1])), [0])
-        found.append(w.reshape(product, [tall, given, 1, taken]))
-    return w.permute(w.node("Concat", *found, axis=2) if wide > 1 else found[0], [1, 3, 0, 2])
+        found.append(w.reshape(product, [tall, given, 1, taken] if is_one else [given, tall, 1, taken]))
+    kernels = w.node("Concat", *found, axis=2) if wide > 1 else found[0]
+    return w.permute(kernels, [1, 3, 0, 2] if is_one else [0, 3, 1, 2])
 
 
 def max_pool(
