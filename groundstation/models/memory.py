@@ -21,6 +21,12 @@ def _peak(model: onnx.ModelProto, batch: int) -> int:
         for side in value.type.tensor_type.shape.dim:
             if side.dim_param:
                 side.dim_value = batch
+    chosen = {name for node in sized.graph.node if node.op_type == "Where" for name in node.output}
+    same = dict[str, str]()  # what only waits: see `Writer.after`
+    for node in sized.graph.node:
+        node.input[:] = [same.get(name, name) for name in node.input]
+        if node.op_type == "Reshape" and node.input[1] in chosen:
+            same[node.output[0]] = node.input[0]
     graph = onnx.shape_inference.infer_shapes(sized, data_prop=True).graph
     sizes = {value.name: _bytes(value) for value in (*graph.input, *graph.value_info, *graph.output)}
     last = {name: at for at, node in enumerate(graph.node) for name in node.input}
