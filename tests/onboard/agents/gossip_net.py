@@ -50,13 +50,14 @@ class Softmax:
     """Logistic regression, see `learn.local.Graph`."""
 
     objective = Objective(outputs=CLASSES)
+    takes_seed = False
 
     @cached_property
     def layout(self) -> Layout:
         return layout({"w": (CLASSES, PIXELS), "b": (CLASSES,)})
 
     def step(
-        self, parameters: Mapping[str, Floats], x: Floats, y: npt.NDArray[np.int64]
+        self, parameters: Mapping[str, Floats], x: Floats, y: npt.NDArray[np.int64], seed: int = 0
     ) -> tuple[float, Mapping[str, Floats], Mapping[str, Floats]]:
         flat = x.reshape(len(x), -1)
         scores = flat @ parameters["w"].T + parameters["b"]
