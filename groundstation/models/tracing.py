@@ -12,6 +12,7 @@ constant matrices, and dropout draws from integers that a seed gives, the same o
 from __future__ import annotations
 
 import contextlib
+import inspect
 import operator
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -167,7 +168,9 @@ def _exported(module: Any, batch: Sequence[Any], kept: Collection[str], backward
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     inputs = [fake.from_tensor(tensor) for tensor in batch]
     joint = {"trace_joint": True, "output_loss_index": 0} if backward else {"trace_joint": False}
-    plain = torch.backends.mkldnn.flags(enabled=False, allow_tf32=None)  # a True or False warns on a CPU
+    flags = torch.backends.mkldnn.flags
+    unsaid = {"allow_tf32": None} if "allow_tf32" in inspect.signature(flags).parameters else {}
+    plain = flags(enabled=False, **unsaid)  # where torch has it, a True or False warns on a CPU
     with sdpa_kernel(SDPBackend.MATH), plain, _replacing():
         graph, signature = aot_export_module(module, inputs, decompositions=_decompositions(kept), **joint)
     graph.graph.eliminate_dead_code()
