@@ -229,7 +229,7 @@ class Session:
             self._note_sent(send, end)
             over = self._timing.half_duplex and self._ends_turn(end, now)
         if over:
-            poll = self._outbox.asked is not None
+            poll = poll or self._outbox.asked is not None
             turn.hand_over(self._outbox.asked)
             self._outbox.handed_over(end)
             self._answer = None
@@ -309,7 +309,7 @@ class Session:
         """Return when a frame may leave next, inf for never as things stand, and its maker if that is now."""
         hello_at = self.presence.frame_at()
         if hello_at <= now:
-            return hello_at, self.presence.frame
+            return hello_at, partial(self.presence.frame, now)
         if self.presence.alone:
             return hello_at, None
         answer_at, seq = math.inf, self._security.next_seq

@@ -1,8 +1,8 @@
 """What one end knows of its peer: whether it is there and where, whether it owes an answer, and the losses.
 
-On a port where addresses change, an end sends HELLO after a silence (docs/wire.md, "On UDP"), and seldom: RFC
-8085, section 3.5, asks for 15 s at least between keep-alives of UDP. A peer that owes an answer for too long
-is silent: it is sent questions alone, at intervals that grow to 2 s.
+On a port where addresses change, an end asks after a silence (docs/wire.md, "On UDP"), and seldom: RFC 8085,
+section 3.5, asks for 15 s at least between keep-alives of UDP. A peer that owes an answer for too long is
+silent: it is sent questions alone, at intervals that grow to 2 s.
 
 Losses are modelled as a Gilbert channel (E. N. Gilbert, Capacity of a Burst-Noise Channel, BSTJ 39, 1960): a
 share of frames lost, in bursts of some mean length."""
@@ -20,7 +20,7 @@ from onboard.wire.security.security_context import RekeyHandshake
 QUIET_S = 15.0
 _FIRST_S = 2.0  # after the start, when whatever there is to say has not been answered
 _AGAIN_S = 2.0  # without an answer, and twice as long each time
-_AT_LAST_S = 60.0  # the longest: 3 frames, 200 B on UDP, a minute
+_AT_LAST_S = 60.0  # the longest: 2 frames, 100 B on UDP, a minute
 _TOUCH_S = 10.0  # after a proof of the peer's; two turns at their longest are less
 _DOUBTFUL = 2  # unanswered in a row, as a frame may be lost
 
@@ -236,9 +236,11 @@ class Presence:
         self.liveness = PeerLiveness(timing)
         self._greeting, self._half_duplex = greeting, timing.half_duplex
         self._quiet_s = self._interval_s = quiet_s
-        self._asked = 0  # without an answer
-        self._owes_proof = False  # the peer answered a HELLO, which may have been a replay for all it knows
+        self._asked = 0  # HELLOs without an answer
+        self._owes_sign = False  # the peer asked, or answered a HELLO, a replay for all it knows
         self._ask_at = now + _FIRST_S if quiet_s < math.inf else math.inf
+        # When a POLL asks first, in half of HELLO's bytes with its answer; inf where it has, or need not.
+        self._poll_at, self._polled = math.inf, False
         self.is_reachable = True
         self.proof_of_life = self.is_asked = False
         self.destination: Origin = None
@@ -263,17 +265,21 @@ class Presence:
         due_at = self._greeting.due_at()
         if self._greeting.is_unsure or due_at == -math.inf:
             return due_at
-        if self._owes_proof:
+        if self._owes_sign:
             return -math.inf
-        return math.inf if self._greeting.is_settling else self._ask_at
+        return math.inf if self._greeting.is_settling else min(self._poll_at, self._ask_at)
 
-    def frame(self) -> PendingFrame:
-        is_hello = self._greeting.owes or self.alone or not self._owes_proof
-        return self._greeting.say() if is_hello else PendingFrame(Type.POLL)
+    def frame(self, now: float) -> PendingFrame:
+        is_due = now >= self._ask_at and not self._owes_sign
+        if is_due or self.alone or self._greeting.due_at() == -math.inf:
+            return self._greeting.say()
+        return PendingFrame(Type.POLL, poll=not self._owes_sign)
 
     def sent(self, send: PendingFrame, end: float) -> None:
         if send.type is not Type.HELLO:
-            self._owes_proof = False
+            if send.type is Type.POLL and send.poll and not send.object_id:
+                self._poll_at, self._polled = math.inf, True
+            self._owes_sign = False
             return
         if not self._greeting.owes and not self._greeting.is_unsure and self._quiet_s < math.inf:
             self._ask_at = end + min(_AGAIN_S * 2.0**self._asked, _AT_LAST_S)
@@ -312,14 +318,18 @@ class Presence:
         self.liveness.heard()
         if proves:
             self._touch_s = link_now
-        is_sign = is_hello or (frame.type is Type.POLL and not frame.object_id)
+        is_about_none = frame.type is Type.POLL and not frame.object_id
+        is_question, is_sign = is_about_none and frame.poll, is_hello or is_about_none
         if not is_sign:
             self.active_at = now
         if not is_sign and frame.type is not Type.MSG:  # a board sends its health once a minute
             self._interval_s = self._quiet_s
-        elif self._asked:
+        elif self._asked or self._polled:
             self._interval_s = min(2 * self._interval_s, _AT_LAST_S)
-        self._owes_proof |= is_hello and self._asked > 0
-        self._asked = 0
+        self._owes_sign |= is_question or (is_hello and self._asked > 0)
+        self._asked, self._polled = 0, False
         self._ask_at = link_now + self._interval_s
+        # The peer that asked will ask again before this end's HELLO is due: one of the two is enough.
+        is_idle = self._interval_s > self._quiet_s and not is_question
+        self._poll_at = self._ask_at - _AGAIN_S if is_idle else math.inf
         return was_silent

@@ -312,7 +312,7 @@ def test_an_idle_link_asks_seldom(net: PortLan) -> None:
     before = sum(end.pump.port_snapshot().tx_bytes for end in net.ends.values())
     net.run(300.0, step_s=0.25)
     after = sum(end.pump.port_snapshot().tx_bytes for end in net.ends.values())
-    assert 0 < (after - before) / 5 <= 500  # bytes a minute, of both ends
+    assert 0 < (after - before) / 5 <= 125  # bytes a minute, of both ends
 
 
 def test_a_peer_that_is_off_is_asked_seldom(net: PortLan) -> None:

@@ -10,6 +10,9 @@ import pytest
 from hw_profiles import Link
 from onboard.wire.config import Identity, Limits, Medium, Security, SessionState
 from onboard.wire.events import Message, Rekeyed
+from onboard.wire.framing import frame as framing
+from onboard.wire.framing.frame import Type
+from onboard.wire.security.seal import NO_SALT
 from onboard.wire.session import Session
 from onboard.wire.transfer.peer import QUIET_S
 from tests.onboard.wire.pair import FULL, HALF, KEY
@@ -58,6 +61,55 @@ def test_signs_of_life_are_heard_and_are_no_activity() -> None:
         assert end.snapshot(200.0).last_heard > 130.0
         assert not end.presence.in_doubt
     assert 10.0 <= ends[1].presence.active_at <= 11.0
+
+
+def test_an_idle_link_carries_one_question_and_its_answer_a_minute() -> None:
+    """Both are the shortest frames that there are. A board's health, each minute, makes it no more."""
+    for has_news in (False, True):
+        ends = two(FULL, QUIET_S)
+        talk(ends, 0.0, 120.0)
+        frames = list[bytes]()
+        for minute in range(2, 12):
+            if has_news:
+                ends[1].send_message(b"in good health", 60.0 * minute)
+            frames += talk(ends, 60.0 * minute, 60.0 * (minute + 1))
+        signs = [framing.unproven(raw) for raw in frames if not framing.unproven(raw).payload]
+        assert len(signs) == len(frames) - 10 * has_news
+        assert {each.type for each in signs} == {Type.POLL}
+        assert [each.poll for each in signs] == [True, False] * (len(signs) // 2)
+        assert 600.0 / 60.0 <= len(signs) / 2 <= 600.0 / 57.0
+
+
+def test_a_question_without_an_answer_delays_no_hello() -> None:
+    ends = two(FULL, QUIET_S)
+    talk(ends, 0.0, 300.0)
+    now = heard_at = ends[0].snapshot(300.0).last_heard
+    kinds = list[tuple[Type, float]]()
+    while now < heard_at + 65.0:  # nobody is there
+        while (raw := ends[0].transmit(now)) is not None:
+            kinds.append((framing.unproven(raw).type, round(now - heard_at)))
+        now += 0.05
+    assert kinds[-2:] == [(Type.HELLO, 60), (Type.HELLO, 62)]
+    assert [kind for kind, _ in kinds[:-2]] in ([], [Type.POLL])  # of the end that asks
+
+
+def test_a_peer_that_lost_its_salt_and_the_way_here_is_found_within_a_minute() -> None:
+    """It cannot read a question, and has nobody to send anything to."""
+    ends = two(FULL, QUIET_S)
+    talk(ends, 0.0, 300.0)
+    lost = two(FULL, QUIET_S)[1]
+    lost.presence.is_reachable = False
+    talk((ends[0], lost), 300.0, 361.0)
+    assert ends[0].salt == lost.salt != NO_SALT
+
+
+def test_on_half_duplex_a_sign_of_life_is_asked_for_and_given_in_turn() -> None:
+    ends = two(HALF, QUIET_S)
+    talk(ends, 0.0, 150.0)
+    signs = [framing.unproven(raw) for raw in talk(ends, 150.0, 400.0)]
+    assert {each.type for each in signs} == {Type.POLL}
+    assert [each.poll for each in signs] == [True, False] * (len(signs) // 2)
+    assert all(each.over for each in signs)
 
 
 def test_on_a_cable_nobody_asks() -> None:
