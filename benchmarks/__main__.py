@@ -29,6 +29,7 @@ NAMES = {
             "convergence",
             "epoch",
             "train",
+            "quality",
         ),
         "link": ("transfer", "frame", "ports", "others", "hardship", "schedules", "day", "files"),
         "peers": ("flower",),

@@ -40,7 +40,7 @@ SHIPPED = Path(__file__).parents[1] / "hw_profiles"
 
 
 def required(command: click.Command) -> list[str]:
-    """What a command cannot do without, so that another complaint does not come first."""
+    """What a command cannot do without, so that its lack is not complained of first."""
     return [word for param in command.params if param.required
             for word in ([param.opts[0], "x"] if param.param_type_name == "option" else ["x"])]  # fmt: skip
 
@@ -49,7 +49,7 @@ def required(command: click.Command) -> list[str]:
 @pytest.mark.parametrize(("program", "command", "option"), FLOATS, ids=[" ".join(each) for each in FLOATS])
 def test_no_option_takes_a_number_that_is_none(program: str, command: str, option: str, value: str) -> None:
     group = PROGRAMS[program]
-    arguments = [command, *required(group.commands[command]), f"{option}={value}"]
+    arguments = [command, f"{option}={value}", *required(group.commands[command])]  # judged in this order
     result = CliRunner().invoke(group, arguments)
     assert result.exit_code == 2
     assert result.stderr.count("\n") == 1
