@@ -10,6 +10,7 @@ import msgspec
 
 from firmware_sim.runs.options import data_options, options_of, run_options
 from hw_profiles import load_board, load_link
+from onboard.config import DataSection
 from onboard.console.extras import require
 from onboard.learn.networks import network_for
 from onboard.learn.training import Training
@@ -71,6 +72,7 @@ rate and augmentation open: Adam and these values. A batch is 10 images."""
               help="Share of frames lost, in place of the profile's losses and bit errors.")  # fmt: skip
 @click.option("--shared-downlink", is_flag=True,
               help="Send a model once, heard by all that are asked; needs a single --link.")  # fmt: skip
+@options_of(DataSection, {"validation": 0.0}, only=["validation"])
 @options_of(Training, {"method": "spacedml-fast"}, left_out="the method's")
 @run_options("fleet", "round")
 def fleet(as_json: bool, **options: Any) -> None:

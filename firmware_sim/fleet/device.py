@@ -37,6 +37,7 @@ class Place:
 
     config: NodeConfig  # what NODE.toml would say
     images: Images
+    held: Images | None  # out of training
     key: bytes
     group_key: bytes | None  # of the shared downlink
     fates: int  # with a boot's number, the seed of its channel
@@ -87,7 +88,7 @@ class Device:
             SessionState(epoch=known.links[GROUND].epoch), now=now,
         )  # fmt: skip
         ledger = ResourceUsage(board, link, now)
-        trainer = LocalTrainer(place.images, graphs)
+        trainer = LocalTrainer(place.images, graphs, held=place.held)
         self.agent = FederatedAgent(config, self._board, journal, known, ledger, trainer)
         self._drive = Drive(self.agent, CpuShare(Pace(config.cpu_share, board.train_flops), now), now)
         impairments = Impairments(windows=() if gone else None)

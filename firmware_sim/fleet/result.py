@@ -38,6 +38,8 @@ class RoundResult:
     merged: int
     late: int
     refused: int
+    validation: float | None = None
+    """What the updates taken scored on images that their devices hold out, mean weighted by samples."""
 
     @property
     def bytes_both(self) -> int:
@@ -58,6 +60,8 @@ def line(result: RoundResult, metric: Metric) -> str:
         for what in ("gone", "merged", "late", "refused")
         if (count := getattr(result, what))
     ]
+    if result.validation is not None:
+        notes.append(f"{metric.told(result.validation)} on devices")
     return (
         f"{result.round:5}  {metric.told(result.score):>8}  {result.bits_up:8.4f}  {result.bits_down:9.4f} "
         f"{result.bytes_up:10,} {result.bytes_down:11,}  {result.airtime_up_s:5.0f} s  "

@@ -25,14 +25,14 @@ from firmware_sim.world.world import NEVER_S, World, digest_of
 from hw_profiles import Board, Link
 from onboard.codec.pack import unpack
 from onboard.config import NODE_IDS, LinkEnd, NodeConfig
-from onboard.data.images import Images
+from onboard.data.images import Images, hold_out
 from onboard.data.inspection import Shard
 from onboard.learn.federated.rounds import Round, RoundState, UpdateFate, choose, finished
 from onboard.learn.graph import InferGraph, TrainGraph
 from onboard.learn.scoring import evaluate
 from onboard.learn.training import Training
 from onboard.mission.health import State, decode_health
-from onboard.mission.objects import MODEL, asked_again
+from onboard.mission.objects import MODEL, asked_again, mean_validation
 from onboard.mission.server import BadUpdate, MissionTerms, Server, averaged
 from onboard.storage.files import write_durably
 from onboard.wire.events import Arrived, Cancelled, Event, GroupAnswer, Message
@@ -51,7 +51,8 @@ class FleetSettings:
     """The settings of a fleet. Raises RunError for values out of range or in conflict.
 
     Devices take `boards` and `links` in turn. `dropout`: probability that a chosen device is out of contact
-    for the round; `staleness`: as in `onboard.mission.server.Server`; `shared_downlink`: as in `Downlink`."""
+    for the round; `staleness`: as in `onboard.mission.server.Server`; `shared_downlink`: as in `Downlink`;
+    `validation`: as in NODE.toml."""
 
     model: str = "lenet5"
     training: Training
@@ -67,6 +68,7 @@ class FleetSettings:
     boards: tuple[Board, ...]
     links: tuple[Link, ...]
     shared_downlink: bool = False
+    validation: float = 0.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.devices <= len(NODE_IDS):
@@ -96,6 +98,8 @@ class FleetConfig(RunConfig):
         settings["training"] = msgspec.to_builtins(self.settings.training)
         for key in ("boards", "links"):
             settings[key] = [profile["name"] for profile in settings[key]]
+        if not self.settings.validation:
+            del settings["validation"]  # a run from before there was any goes on
         split = {"split": "iid"} if self.alpha is None else {"split": "dirichlet", "alpha": self.alpha}
         return {"data": self.data, "images": self.images} | split | settings
 
@@ -105,13 +109,15 @@ class _Tally:
     payloads: dict[int, bytes] = field(default_factory=dict)  # updates, by node
     bits_up: list[float] = field(default_factory=list)
     width_up: list[float] = field(default_factory=list)
+    judged: list[tuple[float | None, int]] = field(default_factory=list)  # on devices, with their samples
     gone: set[int] = field(default_factory=set)
     late: int = 0
     refused: int = 0
 
 
 class Fleet:
-    """A server, its devices and their links. shares: images by device from node 1; folder: for journals."""
+    """A server, its devices and their links. shares: images by device from node 1; folder: for journals.
+    Raises DataError where a device has too few images to hold some out."""
 
     def __init__(
         self, settings: FleetSettings, shares: Sequence[Images], test: Images, folder: Path,
@@ -129,7 +135,8 @@ class Fleet:
         self._server = Server(terms, train, staleness=settings.staleness)
         group_key = digest_of("group", settings.seed) if settings.shared_downlink else None
         self._places = {}
-        for node, images in enumerate(shares, start=1):
+        for node, share in enumerate(shares, start=1):
+            images, held = hold_out(share, settings.validation)
             board, own = settings.boards[(node - 1) % len(settings.boards)], folder / str(node)
             link = settings.links[(node - 1) % len(settings.links)]
             config = NodeConfig(
@@ -139,7 +146,7 @@ class Fleet:
                 memory_bytes=board.agent_memory_bytes, checkpoint_s=NEVER_S,
             )  # fmt: skip
             key, fates = digest_of("key", settings.seed, node), settings.seed * 256 + node
-            self._places[node] = Place(config, images, key, group_key, fates)
+            self._places[node] = Place(config, images, held, key, group_key, fates)
         if len(self._places) != settings.devices:
             raise RunError(f"{settings.devices} devices, {len(self._places)} shares of images")
         self._awake: dict[int, Device] = {}
@@ -280,6 +287,7 @@ class Fleet:
                 airtime_up_s=spent.airtime_up_s, airtime_down_s=spent.airtime_down_s,
                 asked=len(this.asked), answered=len(this.answered), gone=len(tally.gone),
                 merged=len(this.merged), late=tally.late, refused=tally.refused,
+                validation=mean_validation(tally.judged),
             )
         )  # fmt: skip
         self._round = None
@@ -332,6 +340,7 @@ class Fleet:
         self._tally.payloads[node] = arrived.payload
         self._tally.bits_up.append(8 * len(arrived.payload) / self._server.layout.parameters)
         self._tally.width_up.append(model.mean_width)
+        self._tally.judged.append((update.validation, update.samples))
 
     def _lose(self, node: int) -> None:
         if self._round is not None:

@@ -7,7 +7,7 @@ import ast
 import functools
 import inspect
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -54,15 +54,19 @@ def options_of(
     defaults: Mapping[str, object],
     *,
     left_out: str = "",
+    only: Collection[str] = (),
     flags: Mapping[str, tuple[str, str]] | None = None,
 ) -> Callable[[F], F]:
-    """Adds an option for each field of `kind`. defaults: by field; the others are None unless given, and
-    `left_out` says what then holds; flags: by field, an option and a metavar in place of the usual ones."""
+    """Adds an option for each field of `kind`, or for these `only`. defaults: by field; the others are None
+    unless given, and `left_out` says what then holds; flags: by field, an option and a metavar in place of
+    the usual ones."""
     described, said = msgspec.inspect.type_info(kind), sentences(kind)
     assert isinstance(described, StructType), kind
     options = []
     for field in described.fields:
         name = field.name
+        if only and name not in only:
+            continue
         flag, metavar = (flags or {}).get(name, (f"--{name.replace('_', '-')}", None))
         options.append(
             click.option(flag, name, type=_range_of(field.type), metavar=metavar, default=defaults.get(name),

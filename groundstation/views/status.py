@@ -26,7 +26,7 @@ from onboard.console.lines import is_terminal
 from onboard.learn.networks import Network, NetworkError
 from onboard.learn.objectives import METRICS, Metric, metric_of
 from onboard.mission.health import State, failure_name
-from onboard.mission.objects import KINDS
+from onboard.mission.objects import KINDS, mean_validation
 from onboard.monitor.render import BAR, DROPPED, answers, bit_rate, duration, eta, peer_state, rate_bps
 
 View = Mapping[str, Any]
@@ -44,7 +44,9 @@ def picture(mission: Mission, store: Store) -> dict[str, Any]:
         for row in store.rounds()
     ]
     for each in rounds:
-        each["validation"] = _mean_validation(each["answers"])
+        each["validation"] = mean_validation(
+            (answer["validation"], answer["samples"]) for answer in each["answers"]
+        )
     known = {node.id: node for node in mission.nodes}
     nodes = list[dict[str, Any]]()
     for row in store.nodes():
@@ -63,13 +65,6 @@ def picture(mission: Mission, store: Store) -> dict[str, Any]:
         "classes": json.loads(entry.get("classes") or "[]"),
         "finished_at": entry.get("finished_at"), "why": entry.get("why"), "rounds": rounds, "nodes": nodes,
     }  # fmt: skip
-
-
-def _mean_validation(answers: Sequence[View]) -> float | None:
-    """Returns the mean of what boards say of their images held out, weighted by their samples."""
-    told = [(each["validation"], each["samples"]) for each in answers if each["validation"] is not None]
-    whole = sum(samples for _, samples in told)
-    return sum(value * samples for value, samples in told) / whole if whole else None
 
 
 def _health(stored: str | None) -> dict[str, Any] | None:

@@ -200,6 +200,14 @@ def held_out(rows: Rows, share: float) -> NDArray[np.bool_]:
     return held
 
 
+def hold_out(images: Images, share: float) -> tuple[Images, Images | None]:
+    """Splits a set into the images to train on and, with a share, those held out. Raises DataError."""
+    if not share:
+        return images, None
+    held = held_out(np.arange(len(images)), share)
+    return images.take((~held).nonzero()[0]), images.take(held.nonzero()[0])
+
+
 def fit(x: Pixels, shape: Shape) -> Pixels:
     """Brings images (N, C, H, W) of any size to this (C, H, W): uint8 (N, *shape). An axis shrinks by
     averaging areas and grows by linear interpolation; RGB becomes grey by its luma, grey RGB by repetition.

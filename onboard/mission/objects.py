@@ -4,7 +4,7 @@ Bytes that make no sense raise BadMessage and nothing else."""
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal, TypeVar
 
 import msgspec
@@ -77,6 +77,13 @@ class Update(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     energy_j: Amount
     train_s: Amount
     validation: Annotated[float, Meta(ge=-1e12, le=1e12)] | None = None
+
+
+def mean_validation(told: Iterable[tuple[float | None, int]]) -> float | None:
+    """Returns the mean of updates' `validation`, weighted by their samples; None where none has any."""
+    scores = [(score, samples) for score, samples in told if score is not None]
+    whole = sum(samples for _, samples in scores)
+    return sum(score * samples for score, samples in scores) / whole if whole else None
 
 
 KNOBS_ALWAYS_SENT = 13  # of a task's training: those that there were when a task got its version

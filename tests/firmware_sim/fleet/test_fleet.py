@@ -220,6 +220,18 @@ def test_settings_that_cannot_be(changes: dict[str, Any], says: str) -> None:
         replace(SETTINGS, **changes)
 
 
+def test_devices_hold_images_out_and_tell_how_their_models_do_on_them(tmp_path: Path) -> None:
+    """The table has it, and a run that holds out as many goes on."""
+    options = "--validation", "0.25", "--out", tmp_path / "out", "--quorum", "2"
+    (line,) = [line for line in run("--rounds", "1", *options).splitlines() if "on devices" in line]
+    first, second = (json.loads(line) for line in run("--rounds", "2", *options, "--json").splitlines())
+    assert 0.0 < first["validation"] <= 1.0
+    assert 0.0 < second["validation"] <= 1.0
+    assert f"2 of 2, {100 * first['validation']:.2f} % on devices" in line
+    assert "validation 0.25, not None" in run("--out", tmp_path / "out", code=2)
+    assert "0.6 is not in the range 0<=x<=0.5" in run("--validation", "0.6", code=2)
+
+
 def test_a_share_for_each_device(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="6 devices, 5 shares"):
         Fleet(SETTINGS, SHARES[:5], TEST, tmp_path, TRAIN, INFER)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onboard.data import loading
-from onboard.data.images import DataError, Images, fit, held_out, order, save, shards, split_rows
+from onboard.data.images import DataError, Images, fit, held_out, hold_out, order, save, shards, split_rows
 
 
 def some(n: int, classes: int = 3, seed: int = 0, shape: tuple[int, int, int] = (1, 4, 4)) -> Images:
@@ -164,6 +164,16 @@ def test_what_is_held_out_stays_held_out(share: float) -> None:
     assert not (less & ~many).any()
     some = held_out(np.arange(100, 200), share)
     assert (some != many[100:200]).sum() <= 2  # one of any rows is held out, and one is not
+
+
+def test_what_is_held_out_of_a_set_is_in_no_training() -> None:
+    whole = some(50)
+    images, held = hold_out(whole, 0.2)
+    assert held is not None
+    parts = [{image.tobytes() for image in each.x} for each in (images, held)]
+    assert parts[0] | parts[1] == {image.tobytes() for image in whole.x}
+    assert not parts[0] & parts[1]
+    assert hold_out(whole, 0.0) == (whole, None)
 
 
 def test_one_of_two_images_is_held_out_and_none_of_one() -> None:
